@@ -1,0 +1,219 @@
+"""Built-in data: real handwritten digits that come with scikit-learn.
+
+The scans are the 1,797 of `sklearn.datasets.load_digits`: 8 x 8 pixels with 17
+levels of grey, the test part of the UCI "Optical Recognition of Handwritten
+Digits" set. Nothing is downloaded.
+
+- `builtin:digits/{train,test}`: single scans, labels 0 to 9.
+- `builtin:two_digits/{train,test,unseen}`: two scans side by side, whose
+  caption names the number they form, so that word order matters. 20 of the 100
+  numbers occur neither in `train` nor in `test`, only in `unseen`.
+"""
+
+import functools
+import hashlib
+import io
+
+import numpy as np
+from PIL import Image
+
+from clip_jax import errors
+from clip_jax.data import record as record_lib
+
+WORDS = (
+  "zero",
+  "one",
+  "two",
+  "three",
+  "four",
+  "five",
+  "six",
+  "seven",
+  "eight",
+  "nine",
+)
+IMAGE_SIZE = 32
+# Numbers 10 * a + b that are kept out of `train` and `test`: two of every row
+# and two of every column of the 10 x 10 table, so that each digit is still
+# seen in both positions, 8 times each.
+UNSEEN_NUMBERS = tuple(
+  sorted(
+    10 * a + (3 * a + shift) % 10 for a in range(len(WORDS)) for shift in (1, 5)
+  )
+)
+
+_TRAIN_TEMPLATES = {
+  "digits": (
+    "a photo of the digit {}.",
+    "a scan of the handwritten digit {}.",
+    "the digit {}, written by hand.",
+    "a small grey picture of {}.",
+    "somebody wrote the figure {}.",
+  ),
+  # The number stands early, late and alone, so that the order of its words is
+  # learnt and not their places.
+  "two_digits": (
+    "a photo of the number {}",
+    "a photo of a {}.",
+    "{}",
+    "a scan of the handwritten number {}.",
+    "the number {}, written by hand.",
+    "somebody wrote the figures {}.",
+    "{} in white on black.",
+    "the digits {} side by side.",
+  ),
+}
+# For evaluation; none of them is a training caption.
+_EVAL_TEMPLATES = {
+  "digits": (
+    "an image of the number {}.",
+    "this is {} in someone's handwriting.",
+    "a blurry drawing of the numeral {}.",
+  ),
+  "two_digits": (
+    "an image of the number {}.",
+    "this is {} in someone's handwriting.",
+    "a blurry drawing of the numerals {}.",
+  ),
+}
+_TWO_DIGITS_LENGTH = {"train": 20_000, "test": 2_000, "unseen": 1_000}
+SPLITS = {
+  "digits": ("train", "test"),
+  "two_digits": tuple(_TWO_DIGITS_LENGTH),
+}
+
+
+@functools.cache
+def _scans() -> tuple[np.ndarray, np.ndarray]:
+  """Returns the scans, uint8 (1797, 8, 8), and their digits."""
+  from sklearn import datasets
+
+  digits = datasets.load_digits()
+  # 0..16 to 0..255, rounded down: an exact integer rule.
+  images = (digits.images.astype(np.uint16) * 255 // 16).astype(np.uint8)
+  return images, digits.target.astype(np.int64)
+
+
+@functools.cache
+def scan_ids(split: str) -> tuple[np.ndarray, ...]:
+  """Returns the scan numbers of every digit: 4 of 5 for train, 1 for test."""
+  _, digits = _scans()
+  permutation = np.random.Generator(np.random.Philox(key=[1797, 8])).permutation
+  ids = []
+  for digit in range(len(WORDS)):
+    of_digit = permutation(np.flatnonzero(digits == digit))
+    cut = len(of_digit) * 4 // 5
+    ids.append(of_digit[:cut] if split == "train" else of_digit[cut:])
+  return tuple(ids)
+
+
+def _enlarge(scan: np.ndarray, size: int) -> np.ndarray:
+  image = Image.fromarray(scan)
+  return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _png(pixels: np.ndarray) -> bytes:
+  image = Image.fromarray(pixels)
+  buffer = io.BytesIO()
+  image.save(buffer, "PNG", compress_level=1)
+  return buffer.getvalue()
+
+
+class _Builtin:
+  """What both sets share: templates, captions and a cache of made records."""
+
+  def __init__(self, name: str, split: str):
+    self.split = split
+    self.templates = _EVAL_TEMPLATES[name]
+    shown = _EVAL_TEMPLATES if split != "train" else _TRAIN_TEMPLATES
+    self._captions = shown[name]
+    self._records: dict[int, record_lib.Record] = {}
+    images, digits = _scans()
+    digest = hashlib.sha256(f"{name}/{split} 1".encode())
+    digest.update(images.tobytes() + digits.tobytes())
+    self.fingerprint = digest.hexdigest()
+
+  def __getstate__(self) -> dict:
+    return self.__dict__ | {"_records": {}}
+
+  def __getitem__(self, index: int) -> record_lib.Record:
+    # A record is a pure function of its index: if two threads make the same
+    # one at once, either will do.
+    record = self._records.get(index)
+    if record is None:
+      record = self._records[index] = self._make(index)
+    return record
+
+  def _texts(self, name: str) -> tuple[str, ...]:
+    return tuple(template.format(name) for template in self._captions)
+
+
+class Digits(_Builtin):
+  """Single scans, enlarged to 32 x 32 pixels."""
+
+  class_names = WORDS
+
+  def __init__(self, split: str):
+    super().__init__("digits", split)
+    self._ids = np.sort(np.concatenate(scan_ids(split)))
+
+  def __len__(self) -> int:
+    return len(self._ids)
+
+  def _make(self, index: int) -> record_lib.Record:
+    images, digits = _scans()
+    scan = int(self._ids[index])
+    label = int(digits[scan])
+    return record_lib.Record(
+      image=_png(_enlarge(images[scan], IMAGE_SIZE)),
+      texts=self._texts(WORDS[label]),
+      key=f"scan{scan:04d}",
+      label=label,
+    )
+
+
+class TwoDigits(_Builtin):
+  """Two scans side by side; record `i` is drawn from its index alone."""
+
+  class_names = tuple(f"{a} {b}" for a in WORDS for b in WORDS)
+
+  def __init__(self, split: str):
+    super().__init__("two_digits", split)
+    unseen = np.isin(np.arange(100), UNSEEN_NUMBERS)
+    self._numbers = np.flatnonzero(unseen == (split == "unseen"))
+    self._split_id = tuple(_TWO_DIGITS_LENGTH).index(split)
+
+  def __len__(self) -> int:
+    return _TWO_DIGITS_LENGTH[self.split]
+
+  def _make(self, index: int) -> record_lib.Record:
+    images, _ = _scans()
+    rng = np.random.Generator(np.random.Philox(key=[self._split_id, index]))
+    # Every number occurs equally often.
+    label = int(self._numbers[index % len(self._numbers)])
+    canvas = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    ids = scan_ids("train" if self.split == "train" else "test")
+    half, scans = IMAGE_SIZE // 2, []
+    for position, digit in enumerate(divmod(label, 10)):
+      scans.append(int(rng.choice(ids[digit])))
+      top, left = rng.integers(half // 4, half * 3 // 4 + 1), position * half
+      scan = _enlarge(images[scans[-1]], half)
+      canvas[top : top + half, left : left + half] = scan
+    return record_lib.Record(
+      image=_png(canvas),
+      texts=self._texts(self.class_names[label]),
+      key=f"{index:05d}_scan{scans[0]:04d}_scan{scans[1]:04d}",
+      label=label,
+    )
+
+
+def open_builtin(path: str, options: dict[str, str]) -> record_lib.Source:
+  """Opens `NAME/SPLIT`."""
+  assert not options
+  name, _, split = path.partition("/")
+  if name not in SPLITS:
+    raise errors.unknown("built-in data set", name, SPLITS)
+  if split not in SPLITS[name]:
+    known = [f"builtin:{name}/{known}" for known in SPLITS[name]]
+    raise errors.unknown("built-in split", f"builtin:{path}", known)
+  return Digits(split) if name == "digits" else TwoDigits(split)

@@ -1,0 +1,364 @@
+"""Batches as a pure function of the seed and the global example index.
+
+Example `g = step * batch_size + row` of a run is the same whatever the number
+of worker processes, threads, hosts or devices: the order of an epoch is a
+permutation computed from the seed, and crops and the choice among captions are
+drawn from a generator keyed by `(seed, g)`. To resume is to start at a step.
+"""
+
+import dataclasses
+import functools
+import math
+import traceback
+import weakref
+from collections.abc import Callable, Iterator
+
+import grain
+import numpy as np
+from absl import flags
+
+from clip_jax import errors
+from clip_jax import preprocess as preprocess_lib
+from clip_jax.data import record as record_lib
+from clip_jax.data import transforms
+from clip_jax.data.ledger import Problem
+from clip_jax.data.placement import local_rows, place
+
+__all__ = [
+  "CHUNK_ROWS",
+  "Batches",
+  "Problem",
+  "eval_batches",
+  "local_rows",
+  "place",
+  "record_index",
+  "train_batches",
+]
+
+# Rows that one thread makes at a time: what is in flight is bounded by
+# threads x workers x this, not by the batch.
+CHUNK_ROWS = 256
+MAX_SUBSTITUTES = 100
+_SHUFFLE_ROUNDS = 4  # As grain's own shuffle.
+_ENDLESS_STEPS = 2**40
+
+
+@functools.lru_cache(maxsize=1024)
+def _shuffle_seed(seed: int, epoch: int, attempt: int) -> int:
+  sequence = np.random.SeedSequence([seed, epoch, attempt])
+  return int(sequence.generate_state(1, np.uint32)[0])
+
+
+def record_index(g: int, *, seed: int, records: int, attempt: int = 0) -> int:
+  """Returns which of `records` example `g` reads.
+
+  Every epoch is a permutation of the records. `attempt` counts the bad records
+  met so far: each attempt follows a permutation of its own, because neighbours
+  of a bad record are often bad too.
+  """
+  epoch, position = divmod(g, records)
+  return grain.experimental.index_shuffle(
+    position,
+    max_index=records - 1,
+    seed=_shuffle_seed(seed, epoch, attempt),
+    rounds=_SHUFFLE_ROUNDS,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+  """An exception as an element: grain would lose records around a raise."""
+
+  message: str
+  is_user_error: bool
+
+  @classmethod
+  def current(cls, error: Exception) -> "_Failure":
+    if isinstance(error, errors.UserError | OSError):
+      return cls(str(error), True)
+    return cls("".join(traceback.format_exception(error)), False)
+
+  def reraise(self) -> None:
+    if self.is_user_error:
+      raise errors.UserError(self.message)
+    raise RuntimeError(f"The data loader failed:\n{self.message}")
+
+
+class _Guarded(grain.transforms.Map):
+  """A map whose exceptions are elements."""
+
+  def __init__(self, function: Callable[[int], dict]):
+    self._function = function
+
+  def map(self, element: int) -> dict | _Failure:
+    """Returns what the function makes of `element`, or why it failed."""
+    try:
+      return self._function(element)
+    except Exception as error:
+      return _Failure.current(error)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainChunk:
+  """Makes one chunk of the rows of a batch: element k -> dict of arrays."""
+
+  source: record_lib.Source
+  seed: int
+  batch_size: int
+  chunks: tuple[np.ndarray, ...]
+  preprocess: preprocess_lib.Preprocess
+  tokenizer: Callable[[list[str]], np.ndarray]
+  resize_ratio: float
+  caption: str
+  decode: transforms.Decoder = dataclasses.field(
+    default_factory=transforms.Decoder
+  )
+
+  def __call__(self, element: int) -> dict:
+    step, chunk = divmod(element, len(self.chunks))
+    rows = self.chunks[chunk]
+    size = self.preprocess.image_size
+    images = np.empty((len(rows), size, size, 3), np.uint8)
+    slots = np.empty(len(rows), np.int64)
+    bad = np.zeros(len(rows), np.int32)
+    captions: list[str] = []
+    problems: list[Problem] = []
+    index = step * self.batch_size + rows.astype(np.int64)
+    for i, g in enumerate(index.tolist()):
+      slots[i], images[i], caption, met = self._example(g)
+      captions.append(caption)
+      bad[i] = len(met)
+      problems += [
+        Problem(g, error.key, error.reason, int(slots[i])) for error in met
+      ]
+    return {
+      "image": images,
+      "tokens": self.tokenizer(captions),
+      "index": index,
+      "record": slots,
+      "bad": bad,
+      "problems": problems,
+    }
+
+  def _example(
+    self, g: int
+  ) -> tuple[int, np.ndarray, str, list[record_lib.BadRecord]]:
+    met: list[record_lib.BadRecord] = []
+    while len(met) <= MAX_SUBSTITUTES:
+      slot = record_index(
+        g, seed=self.seed, records=len(self.source), attempt=len(met)
+      )
+      rng = np.random.Generator(np.random.Philox(key=[self.seed, g]))
+      try:
+        pixels, caption = transforms.train_element(
+          self.source[slot],
+          decode=self.decode,
+          preprocess=self.preprocess,
+          rng=rng,
+          resize_ratio=self.resize_ratio,
+          caption=self.caption,
+        )
+      except record_lib.BadRecord as error:
+        met.append(error)
+        continue
+      return slot, pixels, caption, met
+    raise errors.UserError(
+      f"Example {g} met {len(met)} bad records in a row; the last one is"
+      f" {met[-1].key!r}: {met[-1].reason}. This data cannot be trained on;"
+      " `clip-jax data inspect` lists what is wrong."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalBatch:
+  """Makes one batch of an evaluation: element k -> dict."""
+
+  source: record_lib.Source
+  batch_size: int
+  preprocess: preprocess_lib.Preprocess
+
+  def __call__(self, element: int) -> dict:
+    start = element * self.batch_size
+    slots = range(start, min(start + self.batch_size, len(self.source)))
+    good: list[tuple[int, record_lib.Record, np.ndarray]] = []
+    problems: list[Problem] = []
+    for slot in slots:
+      try:
+        record = self.source[slot]
+        pixels = transforms.eval_element(record, preprocess=self.preprocess)
+      except record_lib.BadRecord as error:
+        problems.append(Problem(slot, error.key, error.reason, substitute=-1))
+        continue
+      good.append((slot, record, pixels))
+    size = self.preprocess.image_size
+    images = np.empty((len(good), size, size, 3), np.uint8)
+    for i, (_, _, pixels) in enumerate(good):
+      images[i] = pixels
+    labels = [-1 if r.label is None else r.label for _, r, _ in good]
+    return {
+      "image": images,
+      "label": np.array(labels, np.int64),
+      "record": np.array([slot for slot, _, _ in good], np.int64),
+      "texts": [record.texts for _, record, _ in good],
+      "key": [record.key for _, record, _ in good],
+      "problems": problems,
+    }
+
+
+class Batches(Iterator[dict]):
+  """Iterates over batches; a context manager that stops threads and workers."""
+
+  def __init__(self, elements: Iterator, *, chunks: int, endless: bool):
+    self._elements = [elements]
+    self._chunks = chunks
+    self._endless = endless
+    # Also at exit: grain's own clean-up comes too late there.
+    self._finalizer = weakref.finalize(self, _close, self._elements)
+
+  def __next__(self) -> dict:
+    parts = [self._next_element() for _ in range(self._chunks)]
+    return {name: _join([part[name] for part in parts]) for name in parts[0]}
+
+  def _next_element(self) -> dict:
+    if not self._elements:
+      raise RuntimeError("The data loader is closed.")
+    try:
+      element = next(self._elements[0])
+    except StopIteration:
+      if not self._endless:
+        raise
+      raise RuntimeError("The data loader ended before the run did.") from None
+    except RuntimeError as error:
+      if "terminated unexpectedly" not in str(error):
+        raise
+      self.close()
+      raise errors.UserError(
+        "A data worker process died (out of memory, or killed): "
+        f"{error} Try fewer data.workers; 0 loads in threads only."
+      ) from error
+    if isinstance(element, _Failure):
+      self.close()
+      element.reraise()
+    return element
+
+  def close(self) -> None:
+    """Stops what loads ahead; the iterator cannot be used after it."""
+    self._finalizer()
+
+  def __enter__(self) -> "Batches":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+
+def _close(elements: list[Iterator]) -> None:
+  # Let go of at once: its destructor fails where the interpreter ends.
+  elements.pop().close()
+
+
+def _join(parts: list) -> np.ndarray | list:
+  if not isinstance(parts[0], np.ndarray):
+    return [item for part in parts for item in part]
+  if len(parts) == 1 and type(parts[0]) is np.ndarray:
+    return parts[0]
+  # What a worker sends lives in shared memory that goes with its array: copied,
+  # so that views of it may live on.
+  return np.concatenate([np.asarray(part) for part in parts])
+
+
+def train_batches(
+  source: record_lib.Source,
+  *,
+  seed: int,
+  batch_size: int,
+  rows: np.ndarray,
+  start_step: int,
+  preprocess: preprocess_lib.Preprocess,
+  tokenizer: Callable[[list[str]], np.ndarray],
+  workers: int = 0,
+  threads: int = 4,
+  prefetch: int = 4,
+  resize_ratio: float = 1.0,
+  caption: str = "random",
+) -> Batches:
+  """Returns an endless iterator over this host's rows of the global batches.
+
+  A batch is a dict with `image` uint8 (rows, size, size, 3), `tokens` int32
+  (rows, context), `index` int64 (rows,): the global example index, `record`
+  int64 (rows,): the slot that was read, `bad` int32 (rows,): the number of bad
+  records met on the way to it, and `problems`: a list of `Problem`.
+
+  Args:
+    source: where the records come from.
+    seed: decides order, crops and captions.
+    batch_size: rows of the global batch.
+    rows: which of them to make, ascending (see `local_rows`).
+    start_step: number of batches already used; 0 at the start of a run.
+    preprocess: how an image becomes an array.
+    tokenizer: called with a list of captions.
+    workers: processes; with 0 the threads of this process do the work.
+    threads: threads of each process.
+    prefetch: chunks of `CHUNK_ROWS` rows that each process makes ahead.
+    resize_ratio: shortest side before the crop, over the image size.
+    caption: "random" or "first" of the captions of a record.
+
+  Raises:
+    UserError: from the iterator, where no usable record is found.
+  """
+  if not len(source):
+    raise errors.UserError("The training data holds no records.")
+  rows = np.asarray(rows)
+  chunks = math.ceil(len(rows) / CHUNK_ROWS)
+  make_chunk = _TrainChunk(
+    source=source,
+    seed=seed,
+    batch_size=batch_size,
+    chunks=tuple(np.array_split(rows, chunks)),
+    preprocess=preprocess,
+    tokenizer=tokenizer,
+    resize_ratio=resize_ratio,
+    caption=caption,
+  )
+  dataset = (
+    grain.MapDataset.range(start_step * chunks, _ENDLESS_STEPS * chunks)
+    .map(_Guarded(make_chunk))
+    .to_iter_dataset(_read_options(threads, prefetch))
+  )
+  if workers:
+    if not flags.FLAGS.is_parsed():
+      # Grain reads its flags in the parent of its workers.
+      flags.FLAGS.mark_as_parsed()
+    dataset = dataset.mp_prefetch(
+      grain.MultiprocessingOptions(num_workers=workers)
+    )
+  return Batches(iter(dataset), chunks=chunks, endless=True)
+
+
+def eval_batches(
+  source: record_lib.Source,
+  *,
+  batch_size: int,
+  preprocess: preprocess_lib.Preprocess,
+  threads: int = 4,
+) -> Batches:
+  """Returns an iterator over all of `source` in order.
+
+  A batch is a dict of the usable records among `batch_size` slots: `image`
+  uint8 (n, size, size, 3), `label` int64 (n,), -1 where there is none, `record`
+  int64 (n,), `texts` and `key` lists of length n, and `problems`: a list of
+  `Problem` with the slots that had to be left out.
+  """
+  make_batch = _EvalBatch(source, batch_size, preprocess)
+  dataset = (
+    grain.MapDataset.range(math.ceil(len(source) / batch_size))
+    .map(_Guarded(make_batch))
+    .to_iter_dataset(_read_options(threads, threads))
+  )
+  return Batches(iter(dataset), chunks=1, endless=False)
+
+
+def _read_options(threads: int, prefetch: int) -> grain.ReadOptions:
+  return grain.ReadOptions(
+    num_threads=threads, prefetch_buffer_size=max(threads, prefetch)
+  )

@@ -1,0 +1,258 @@
+"""Copies any source into ArrayRecord files, and says what is in a source."""
+
+import collections
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from clip_jax import errors, preprocess
+from clip_jax.data import record as record_lib
+from clip_jax.data.sources import array_record
+
+SHARD_BYTES = 512 * 2**20
+_LOCK = ".lock"
+
+Item = record_lib.Record | record_lib.BadRecord
+
+
+def prepare(
+  source: record_lib.Source,
+  out: str | os.PathLike,
+  *,
+  address: str = "",
+  drop_bad: bool = False,
+  shard_bytes: int = SHARD_BYTES,
+  on_record: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+  """Writes `source` to the directory `out`, for `arrayrecord:OUT`.
+
+  Bad slots are kept as bad slots, so that training reads the copy in the order
+  of the original, record by record. The directory appears complete or not at
+  all. Where it is there already and was made from the same source in the same
+  way, nothing is done.
+
+  Args:
+    source: what to copy.
+    out: a new directory.
+    address: where `source` came from, for the record.
+    drop_bad: decode every image and leave bad slots out; the copy then has an
+      order of its own.
+    shard_bytes: a new file is begun after this many.
+    on_record: called with the number of records done.
+
+  Returns:
+    The content of `dataset.json`, and `written`: whether anything was.
+
+  Raises:
+    UserError: `out` holds something else, or is being written right now.
+  """
+  out = pathlib.Path(out).expanduser()
+  origin = {"fingerprint": source.fingerprint, "drop_bad": drop_bad}
+  if out.exists() and not _is_empty_directory(out):
+    return _existing(out, origin) | {"written": False}
+  with _partial_directory(out) as partial:
+    summary = {
+      "format": array_record.FORMAT,
+      "version": array_record.VERSION,
+      "class_names": source.class_names,
+      "templates": source.templates,
+      "source": {"address": address, **origin},
+    } | _write_shards(source, partial, drop_bad, shard_bytes, on_record)
+    if not summary["records"]:
+      raise errors.UserError("The source has no usable record to write.")
+    sidecar = partial / array_record.SIDECAR
+    sidecar.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    for path in partial.iterdir():
+      _sync(path)
+    (partial / _LOCK).unlink()
+    os.rename(partial, out)
+    _sync(out.parent)
+  return summary | {"written": True}
+
+
+def _is_empty_directory(path: pathlib.Path) -> bool:
+  return path.is_dir() and not any(path.iterdir())
+
+
+def _existing(out: pathlib.Path, origin: dict[str, Any]) -> dict[str, Any]:
+  sidecar = out / array_record.SIDECAR
+  summary = {}
+  with contextlib.suppress(OSError, ValueError):
+    summary = json.loads(sidecar.read_text("utf-8"))
+  made_from = summary.get("source", {})
+  if origin.items() <= made_from.items():
+    return summary
+  what = f"made from {made_from.get('address')!r}" if made_from else "in use"
+  raise errors.UserError(
+    f"{str(out)!r} exists and is {what}; nothing is overwritten. Choose another"
+    " directory or remove it."
+  )
+
+
+@contextlib.contextmanager
+def _partial_directory(out: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Makes the directory to write to; left-overs of a killed run are removed."""
+  partial = out.with_name(f".{out.name}.partial")
+  partial.mkdir(parents=True, exist_ok=True)
+  with open(partial / _LOCK, "w") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      raise errors.UserError(
+        f"Another process is preparing {str(out)!r} right now."
+      ) from None
+    for left_over in partial.iterdir():
+      if left_over.name != _LOCK:
+        left_over.unlink()
+    try:
+      yield partial
+    except BaseException:
+      shutil.rmtree(partial, ignore_errors=True)
+      raise
+
+
+def _write_shards(
+  source: record_lib.Source,
+  directory: pathlib.Path,
+  drop_bad: bool,
+  shard_bytes: int,
+  on_record: Callable[[int], None] | None,
+) -> dict[str, Any]:
+  from array_record.python import array_record_module
+
+  bad: collections.Counter[str] = collections.Counter()
+  counts: list[int] = []
+  writer, written = None, 0
+  try:
+    for slot in range(len(source)):
+      item = _read(source, slot)
+      if drop_bad:
+        item, _ = _decoded(item)
+      if isinstance(item, record_lib.BadRecord):
+        bad[item.reason] += 1
+        if drop_bad:
+          continue
+      if writer is None or written >= shard_bytes:
+        if writer is not None:
+          writer.close()
+        path = directory / _shard_name(len(counts))
+        writer = array_record_module.ArrayRecordWriter(
+          str(path), "group_size:1"
+        )
+        counts.append(0)
+        written = 0
+      data = array_record.encode(item)
+      writer.write(data)
+      written += len(data)
+      counts[-1] += 1
+      if on_record is not None:
+        on_record(slot + 1)
+  finally:
+    if writer is not None:
+      writer.close()
+  names = [_shard_name(number) for number in range(len(counts))]
+  return {
+    "records": sum(counts),
+    "bad": dict(bad),
+    "files": [
+      {"name": name, "records": n, "bytes": (directory / name).stat().st_size}
+      for name, n in zip(names, counts, strict=True)
+    ],
+  }
+
+
+def _shard_name(number: int) -> str:
+  return f"{number:05d}{array_record.SUFFIX}"
+
+
+def _read(source: record_lib.Source, slot: int) -> Item:
+  try:
+    return source[slot]
+  except record_lib.BadRecord as error:
+    return error
+
+
+def _decoded(item: Item) -> tuple[Item, tuple[int, int]]:
+  """Returns `item`, bad where its image is, and the image's (width, height)."""
+  if isinstance(item, record_lib.BadRecord):
+    return item, (0, 0)
+  try:
+    return item, preprocess.decode(item.image).size
+  except preprocess.ImageError as error:
+    return record_lib.BadRecord(error.reason, item.key), (0, 0)
+
+
+def _sync(path: pathlib.Path) -> None:
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def inspect(
+  source: record_lib.Source,
+  *,
+  first: int = 5,
+  on_record: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+  """Reads all of `source`, decodes every image and says what is in it.
+
+  Returns:
+    `records`: number of slots; `good`; `bad`: number of slots by reason;
+    `bad_keys`: the first of them as (key, reason); `damages`: (file, offset,
+    reason) in the containers; `texts`: number of captions; `class_names`;
+    `templates`; `labels`: number of records by label; `image_bytes`: their sum;
+    `first`: the first records.
+  """
+  bad: collections.Counter[str] = collections.Counter()
+  labels: collections.Counter[int] = collections.Counter()
+  bad_keys: list[tuple[str, str]] = []
+  shown: list[dict[str, Any]] = []
+  texts = image_bytes = 0
+  for slot in range(len(source)):
+    item, size = _decoded(_read(source, slot))
+    if isinstance(item, record_lib.BadRecord):
+      bad[item.reason] += 1
+      if len(bad_keys) < first:
+        bad_keys.append((item.key, item.reason))
+    else:
+      texts += len(item.texts)
+      image_bytes += len(item.image)
+      if item.label is not None:
+        labels[item.label] += 1
+      if len(shown) < first:
+        shown.append(_describe(item, size))
+    if on_record is not None:
+      on_record(slot + 1)
+  return {
+    "records": len(source),
+    "good": len(source) - bad.total(),
+    "bad": dict(bad),
+    "bad_keys": bad_keys,
+    "damages": getattr(source, "damages", []),
+    "texts": texts,
+    "class_names": source.class_names,
+    "templates": source.templates,
+    "labels": dict(sorted(labels.items())),
+    "image_bytes": image_bytes,
+    "first": shown,
+  }
+
+
+def _describe(
+  record: record_lib.Record, size: tuple[int, int]
+) -> dict[str, Any]:
+  return {
+    "key": record.key,
+    "texts": record.texts,
+    "label": record.label,
+    "width": size[0],
+    "height": size[1],
+    "bytes": len(record.image),
+  }

@@ -1,0 +1,59 @@
+"""One pair as every source gives it: an encoded image and its texts."""
+
+import dataclasses
+from typing import Protocol
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+  """An encoded image and the texts that go with it.
+
+  Attributes:
+    image: the encoded image (JPEG, PNG, WebP, GIF or BMP).
+    texts: at least one caption.
+    key: names the record within its source; never a path to write to.
+    label: index into the source's `class_names`.
+  """
+
+  image: bytes
+  texts: tuple[str, ...]
+  key: str
+  label: int | None = None
+
+
+class BadRecord(Exception):
+  """A slot of a source that holds no usable record.
+
+  Attributes:
+    reason: one machine-readable word, such as "missing_caption".
+    key: the key of the slot, as far as it is known.
+  """
+
+  def __init__(self, reason: str, key: str):
+    super().__init__(reason, key)
+    self.reason = reason
+    self.key = key
+
+  def __str__(self) -> str:
+    return f"{self.key}: {self.reason}"
+
+
+class Source(Protocol):
+  """Random access to records; picklable and safe to read from threads.
+
+  A slot whose record is damaged or incomplete stays in the index and raises
+  `BadRecord` when it is read: the length does not depend on it.
+
+  Attributes:
+    class_names: names of the labels, where the records have labels.
+    templates: prompts for these names, with `{}` where the name goes.
+    fingerprint: a digest of what the records are read from.
+  """
+
+  class_names: tuple[str, ...] | None
+  templates: tuple[str, ...] | None
+  fingerprint: str
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Record: ...

@@ -1,0 +1,181 @@
+"""ArrayRecord files of records, as `clip-jax data prepare` writes them.
+
+A record is the 8 bytes `CLIPJAX1`, the length of a JSON header as 4 bytes
+(unsigned, little-endian), the header in UTF-8, then the encoded image. The
+header has `key`, `texts` (a list) and, where there is one, `label`; or `key`
+and `bad`, the reason why the slot holds no record. `dataset.json` in the same
+directory has what belongs to all records: `format`, `version`, `records`,
+`files` (a list of `name`, `records`, `bytes`), `class_names`, `templates`, and
+where they came from.
+
+ArrayRecord hashes its chunks: with one record a chunk, a damaged byte costs one
+record and never goes unseen.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from clip_jax import errors
+from clip_jax.data import record as record_lib
+from clip_jax.data.sources import files, paths
+
+FORMAT = "clip_jax records"
+VERSION = 1
+SIDECAR = "dataset.json"
+SUFFIX = ".array_record"
+_MAGIC = b"CLIPJAX1"
+_LENGTH = struct.Struct("<I")
+_HEADER_START = len(_MAGIC) + _LENGTH.size
+_OPEN_THREADS = 16  # Hides the latency of network storage.
+
+
+def encode(record: record_lib.Record | record_lib.BadRecord) -> bytes:
+  """Returns the bytes of a record or of a bad slot, the same each time."""
+  fields: dict[str, Any] = {"key": record.key}
+  image = b""
+  if isinstance(record, record_lib.BadRecord):
+    fields["bad"] = record.reason
+  else:
+    image = record.image
+    fields["texts"] = record.texts
+    if record.label is not None:
+      fields["label"] = record.label
+  header = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+  return _MAGIC + _LENGTH.pack(len(header)) + header + image
+
+
+def decode(data: bytes) -> record_lib.Record:
+  """Returns the record that `encode` wrote; raises `BadRecord` for a bad slot.
+
+  Raises:
+    ValueError: the bytes are something else.
+  """
+  if data[: len(_MAGIC)] != _MAGIC:
+    raise ValueError(f"not a record of clip_jax: it starts with {data[:8]!r}")
+  (length,) = _LENGTH.unpack_from(data, len(_MAGIC))
+  end = _HEADER_START + length
+  try:
+    fields = json.loads(data[_HEADER_START:end])
+    if "bad" in fields:
+      raise record_lib.BadRecord(fields["bad"], fields["key"])
+    return record_lib.Record(
+      image=data[end:],
+      texts=tuple(fields["texts"]),
+      key=fields["key"],
+      label=fields.get("label"),
+    )
+  except (KeyError, TypeError) as error:
+    raise ValueError(f"a record of clip_jax without {error}") from error
+
+
+class ArrayRecords:
+  """The records of ArrayRecord files, one file after the other."""
+
+  def __init__(self, names: Sequence[str], *, sidecar: dict[str, Any]):
+    self._files = files.Pool(names, opener=_open_reader)
+    counts = [entry["records"] for entry in sidecar.get("files", ())]
+    if not counts:
+      with concurrent.futures.ThreadPoolExecutor(_OPEN_THREADS) as pool:
+        counts = list(pool.map(_count_records, names))
+    self._ends = np.cumsum(counts)
+    if not len(self):
+      raise errors.UserError(f"{names[0]!r} holds no records.")
+    self.class_names = _as_tuple(sidecar.get("class_names"))
+    self.templates = _as_tuple(sidecar.get("templates"))
+    digest = hashlib.sha256(repr((self.class_names, self.templates)).encode())
+    for name, count in zip(names, counts, strict=True):
+      line = f"{os.path.basename(name)} {count} {os.path.getsize(name)}\n"
+      digest.update(line.encode("utf-8", "surrogateescape"))
+    self.fingerprint = digest.hexdigest()
+    self._check_format()
+
+  def __len__(self) -> int:
+    return int(self._ends[-1])
+
+  def __getitem__(self, index: int) -> record_lib.Record:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    number = int(np.searchsorted(self._ends, index, side="right"))
+    position = index - (int(self._ends[number - 1]) if number else 0)
+    name = f"{os.path.basename(self._files.paths[number])}[{position}]"
+    try:
+      (data,) = self._files.get(number).read([position])
+      return decode(data)
+    except (RuntimeError, ValueError, struct.error, errors.UserError):
+      raise record_lib.BadRecord("damaged_record", name) from None
+
+  def _check_format(self) -> None:
+    try:
+      (data,) = self._files.get(0).read([0])
+    except RuntimeError:
+      return  # Damaged: `__getitem__` says so.
+    if not data.startswith(_MAGIC):
+      raise errors.UserError(
+        f"{self._files.paths[0]!r} holds other records than clip_jax's. Read"
+        " the files of TFDS with tfds:NAME/SPLIT?data_dir=DIR, and make ours"
+        " with `clip-jax data prepare`."
+      )
+
+
+def open_array_record(path: str, options: dict[str, str]) -> ArrayRecords:
+  """Opens a prepared directory, a file, a glob or braces."""
+  assert not options
+  sidecar_path = os.path.join(os.path.expanduser(path), SIDECAR)
+  if not os.path.isfile(sidecar_path):
+    names = paths.find_files(path, suffix=SUFFIX)
+    return ArrayRecords(names, sidecar={})
+  with open(sidecar_path, encoding="utf-8") as file:
+    try:
+      sidecar = json.load(file)
+    except ValueError as error:
+      raise errors.UserError(f"{sidecar_path}: no JSON: {error}.") from error
+  if sidecar.get("format") != FORMAT or sidecar.get("version") != VERSION:
+    raise errors.UserError(
+      f"{sidecar_path} has format {sidecar.get('format')!r}, version"
+      f" {sidecar.get('version')!r}; this clip_jax reads {FORMAT!r}, version"
+      f" {VERSION}."
+    )
+  names = []
+  for entry in sidecar["files"]:
+    name = os.path.join(os.path.dirname(sidecar_path), entry["name"])
+    size = os.path.getsize(name) if os.path.isfile(name) else None
+    if size != entry["bytes"]:
+      found = "is missing" if size is None else f"has {size} bytes"
+      raise errors.UserError(
+        f"{name!r} {found}; {SIDECAR} says {entry['bytes']} bytes. Copy it"
+        " again, or prepare the data again."
+      )
+    names.append(name)
+  return ArrayRecords(names, sidecar=sidecar)
+
+
+def _open_reader(path: str):
+  from array_record.python import array_record_module
+
+  # Random access: what lies around a record is not read with it.
+  reader = array_record_module.ArrayRecordReader(
+    path, options="readahead_buffer_size:0", file_reader_buffer_size=32_768
+  )
+  if not reader.ok():
+    try:
+      reader.read([0])
+    except RuntimeError as error:
+      raise errors.UserError(
+        f"{path!r} is not a whole ArrayRecord file: {error}."
+      ) from error
+  return reader
+
+
+def _count_records(path: str) -> int:
+  return _open_reader(path).num_records()
+
+
+def _as_tuple(names: list[str] | None) -> tuple[str, ...] | None:
+  return None if names is None else tuple(names)

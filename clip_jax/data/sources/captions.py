@@ -1,0 +1,80 @@
+"""Captions and labels from the bytes of text, JSON and label files.
+
+These are the files beside an image that img2dataset writes, in a tar or in a
+folder: `KEY.txt` is one caption (or one a line, where asked for), `KEY.json`
+has `caption` or `captions`, a text or a list of texts, and `KEY.cls` a label.
+Where there are both, the `.txt` counts.
+"""
+
+import json
+from collections.abc import Iterable
+
+from clip_jax import errors
+from clip_jax.data import record as record_lib
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+# "text": a `.txt` is one caption; "lines": each of its lines is one.
+CAPTIONS = ("text", "lines")
+# Larger files are no captions.
+MAX_TEXT_BYTES = 2**20
+
+
+def check_choice(captions: str) -> str:
+  """Returns `captions`; raises `UserError` where it is none of `CAPTIONS`."""
+  if captions not in CAPTIONS:
+    raise errors.unknown("value of captions=", captions, CAPTIONS)
+  return captions
+
+
+def from_text(data: bytes, *, key: str, captions: str) -> tuple[str, ...]:
+  """Returns the captions in the bytes of a `.txt` file."""
+  text = _decode(data, key)
+  pieces = text.splitlines() if captions == "lines" else [text]
+  return checked(pieces, key=key)
+
+
+def from_json(data: bytes, *, key: str) -> tuple[str, ...]:
+  """Returns the captions in the bytes of a `.json` file."""
+  try:
+    fields = json.loads(_decode(data, key))
+  except (json.JSONDecodeError, RecursionError):
+    raise record_lib.BadRecord("bad_json", key) from None
+  if not isinstance(fields, dict):
+    raise record_lib.BadRecord("bad_json", key)
+  found = fields.get("caption", fields.get("captions"))
+  if found is None:
+    raise record_lib.BadRecord("missing_caption", key)
+  pieces = found if isinstance(found, list) else [found]
+  if not all(isinstance(piece, str) for piece in pieces):
+    raise record_lib.BadRecord("bad_json", key)
+  return checked(pieces, key=key)
+
+
+def label_from(data: bytes, *, key: str, classes: int | None) -> int:
+  """Returns the label in the bytes of a `.cls` file."""
+  digits = data.strip()
+  if not digits.isdigit() or len(digits) > 9:
+    raise record_lib.BadRecord("bad_label", key)
+  label = int(digits)
+  if classes is not None and label >= classes:
+    raise record_lib.BadRecord("bad_label", key)
+  return label
+
+
+def _decode(data: bytes, key: str) -> str:
+  try:
+    return data.decode("utf-8-sig")
+  except UnicodeDecodeError:
+    raise record_lib.BadRecord("not_utf8", key) from None
+
+
+def checked(pieces: Iterable[str], *, key: str) -> tuple[str, ...]:
+  """Strips captions and leaves out the empty ones; at least one must stay."""
+  texts = tuple(stripped for piece in pieces if (stripped := piece.strip()))
+  if not texts:
+    raise record_lib.BadRecord("empty_caption", key)
+  try:
+    "".join(texts).encode("utf-8")
+  except UnicodeEncodeError:  # Surrogates: bytes that were no UTF-8.
+    raise record_lib.BadRecord("not_utf8", key) from None
+  return texts

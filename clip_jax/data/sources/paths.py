@@ -1,0 +1,89 @@
+"""Which files an address names: braces, globs and directories."""
+
+import glob
+import itertools
+import os
+import re
+
+from clip_jax import errors
+
+_BRACES = re.compile(r"\{([^{}]+)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MAX_FILES = 1_000_000
+
+
+def find_files(pattern: str, *, suffix: str) -> list[str]:
+  """Returns the files that `pattern` names, in a fixed order.
+
+  Args:
+    pattern: a file; a directory, for all files in it that end in `suffix`; a
+      glob (`*`, `?`, `[...]`); with `{0000..0012}` or `{a,b}` for several.
+    suffix: such as ".tar".
+
+  Raises:
+    UserError: a file is missing, by name, or a glob or directory has none.
+  """
+  pattern = os.path.expanduser(pattern)
+  if os.path.exists(pattern):
+    return _list_directory(pattern, suffix)
+  files: list[str] = []
+  missing: list[str] = []
+  for name in expand_braces(pattern):
+    if os.path.exists(name):
+      files += _list_directory(name, suffix)
+    elif glob.has_magic(name):
+      found = sorted(glob.glob(name, recursive=True))
+      if not found:
+        raise errors.UserError(f"No file matches {name!r}.")
+      files += found
+    else:
+      missing.append(name)
+  if missing:
+    more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    raise errors.UserError(
+      f"File {missing[0]!r}{more} does not exist. Check the path, and the"
+      " range where it has one; they are taken from the working directory."
+    )
+  return files
+
+
+def _list_directory(path: str, suffix: str) -> list[str]:
+  if not os.path.isdir(path):
+    return [path]
+  names = sorted(name for name in os.listdir(path) if name.endswith(suffix))
+  if not names:
+    raise errors.UserError(f"Directory {path!r} holds no {suffix} files.")
+  return [os.path.join(path, name) for name in names]
+
+
+def expand_braces(pattern: str) -> list[str]:
+  """Expands `{0000..0012}` (numbers keep their width) and `{a,b}`."""
+  pieces = _BRACES.split(pattern)  # Text and groups in turn.
+  choices = [
+    _alternatives(piece) if i % 2 else [piece] for i, piece in enumerate(pieces)
+  ]
+  count = 1
+  for choice in choices:
+    count *= len(choice)
+  if count > _MAX_FILES:
+    raise errors.UserError(
+      f"{pattern!r} names {count} files; at most {_MAX_FILES} are allowed."
+    )
+  return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+def _alternatives(group: str) -> list[str] | range:
+  match = _RANGE.fullmatch(group)
+  if not match:
+    return group.split(",") if "," in group else ["{" + group + "}"]
+  first, last = int(match[1]), int(match[2])
+  if last < first:
+    raise errors.UserError(
+      f"The range {{{group}}} is empty; the first number comes first."
+    )
+  if last - first >= _MAX_FILES:
+    raise errors.UserError(
+      f"The range {{{group}}} names {last - first + 1} files; at most"
+      f" {_MAX_FILES} are allowed."
+    )
+  return [str(i).zfill(len(match[1])) for i in range(first, last + 1)]

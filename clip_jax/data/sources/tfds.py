@@ -1,0 +1,214 @@
+"""Data sets of TensorFlow Datasets, read without TensorFlow.
+
+`tfds:NAME[/CONFIG][:VERSION]/SPLIT` reads what `tfds build NAME
+--file_format=array_record` has prepared; nothing is downloaded. SPLIT may be a
+part, such as `train[:80%]`.
+
+Options:
+  data_dir: where it lies; by default the variable TFDS_DATA_DIR or
+    ~/tensorflow_datasets.
+  image, caption, label: names of the features, with "/" for nested ones; by
+    default those that go by these names, or the only one of its kind.
+"""
+
+import hashlib
+import os
+from typing import Any
+
+from clip_jax import errors
+from clip_jax.data import record as record_lib
+from clip_jax.data.sources import captions as captions_lib
+
+_IMAGES = ("image",)
+_CAPTIONS = ("caption", "captions", "captions/text", "text", "texts", "title")
+_LABELS = ("label",)
+
+
+class TfdsSource:
+  """The records of one split."""
+
+  templates = None
+
+  def __init__(
+    self,
+    data: Any,
+    *,
+    name: str,
+    image: str,
+    caption: str | None,
+    label: str | None,
+    class_names: tuple[str, ...] | None,
+  ):
+    self._data = data
+    self._name = name
+    self._image = image
+    self._caption = caption
+    self._label = label
+    self.class_names = class_names
+    settings = (name, len(data), image, caption, label, class_names)
+    self.fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()
+
+  def __len__(self) -> int:
+    return len(self._data)
+
+  def __getitem__(self, index: int) -> record_lib.Record:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    key = f"{self._name}[{index}]"
+    try:
+      example = self._data[index]
+    except (RuntimeError, ValueError):
+      raise record_lib.BadRecord("damaged_record", key) from None
+    image = _look_up(example, self._image)
+    if not image:
+      raise record_lib.BadRecord("empty_image", key)
+    label = None
+    if self._label is not None:
+      # Test splits without labels have -1.
+      value = int(_look_up(example, self._label))
+      label = value if value >= 0 else None
+    texts = self._texts(example, key, label)
+    return record_lib.Record(image=image, texts=texts, key=key, label=label)
+
+  def _texts(
+    self, example: Any, key: str, label: int | None
+  ) -> tuple[str, ...]:
+    if self._caption is not None:
+      found = _look_up(example, self._caption)
+      pieces = [found] if isinstance(found, bytes | str) else list(found)
+      decoded = [
+        piece.decode("utf-8", "surrogateescape")
+        if isinstance(piece, bytes)
+        else str(piece)
+        for piece in pieces
+      ]
+      return captions_lib.checked(decoded, key=key)
+    if label is None or self.class_names is None:
+      raise record_lib.BadRecord("missing_caption", key)
+    return (self.class_names[label],)
+
+
+def open_tfds(path: str, options: dict[str, str]) -> TfdsSource:
+  """Opens `NAME[/CONFIG][:VERSION]/SPLIT`; the module names the options."""
+  name, _, split = path.rpartition("/")
+  if not name:
+    raise errors.UserError(
+      f"tfds:{path} has no split; write tfds:NAME/SPLIT, such as"
+      f" tfds:{path}/train."
+    )
+  builder = _open_builder(name, options.get("data_dir"))
+  features = builder.info.features
+  image = _find(features, options.get("image"), _IMAGES, _is_image, "image")
+  if image is None:
+    raise errors.UserError(f"tfds:{name} has no image among its features.")
+  caption = _find(
+    features, options.get("caption"), _CAPTIONS, _is_text, "caption"
+  )
+  label = _find(features, options.get("label"), _LABELS, _is_label, "label")
+  if caption is None and label is None:
+    raise errors.UserError(
+      f"tfds:{name} has neither captions nor labels; its features are"
+      f" {', '.join(features)}. Name one with ?caption=NAME."
+    )
+  names = None if label is None else _feature(features, label).names
+  return TfdsSource(
+    _open_split(builder, split, image),
+    name=f"{builder.info.full_name}/{split}",
+    image=image,
+    caption=caption,
+    label=label,
+    class_names=names and tuple(name.replace("_", " ") for name in names),
+  )
+
+
+def _open_builder(name: str, data_dir: str | None) -> Any:
+  import tensorflow_datasets as tfds
+
+  data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")
+  data_dir = data_dir and os.path.expanduser(data_dir)
+  try:
+    builder = tfds.builder(name, data_dir=data_dir)
+  except Exception as error:  # Builders raise nearly any of them.
+    # The first line says it; the others list every data set there is.
+    reason = str(error).strip().split("\n", 1)[0]
+    raise errors.UserError(
+      f"TFDS cannot open {name!r}: {reason} Looked in"
+      f" {data_dir or '~/tensorflow_datasets'} (set by ?data_dir=DIR or the"
+      " variable TFDS_DATA_DIR) and among the names it knows."
+    ) from error
+  if not builder.info.splits:
+    raise errors.UserError(
+      f"tfds:{name} is not prepared in {builder.data_dir}. Prepare it once"
+      f" with `tfds build {name} --file_format=array_record` (needs"
+      " TensorFlow), or name its place with ?data_dir=DIR."
+    )
+  return builder
+
+
+def _open_split(builder: Any, split: str, image: str) -> Any:
+  import tensorflow_datasets as tfds
+
+  decoders: Any = tfds.decode.SkipDecoding()  # Leaves images encoded.
+  for part in reversed(image.split("/")):
+    decoders = {part: decoders}
+  try:
+    return builder.as_data_source(split, decoders=decoders)
+  except NotImplementedError as error:
+    raise errors.UserError(
+      f"tfds:{builder.info.full_name} is stored in a format without random"
+      " access. Convert it with `tfds build --file_format=array_record`."
+    ) from error
+  except ValueError as error:
+    raise errors.unknown(
+      f"split of tfds:{builder.info.full_name}", split, builder.info.splits
+    ) from error
+
+
+def _is_image(feature: Any) -> bool:
+  return type(feature).__name__ == "Image"
+
+
+def _is_text(feature: Any) -> bool:
+  inner = getattr(feature, "feature", feature)  # Of a sequence.
+  return type(inner).__name__ == "Text"
+
+
+def _is_label(feature: Any) -> bool:
+  return type(feature).__name__ == "ClassLabel"
+
+
+def _find(
+  features: Any, wanted: str | None, usual: tuple[str, ...], is_kind, what: str
+) -> str | None:
+  """Returns the path of the wanted, the usual or the only feature of a kind."""
+  if wanted is not None:
+    if _feature(features, wanted) is None:
+      raise errors.unknown(f"feature for {what}=", wanted, features)
+    return wanted
+  for path in usual:
+    feature = _feature(features, path)
+    if feature is not None and is_kind(feature):
+      return path
+  of_kind = [name for name, feature in features.items() if is_kind(feature)]
+  if len(of_kind) > 1 and what == "image":
+    raise errors.UserError(
+      f"Several features are images: {', '.join(of_kind)}. Choose with"
+      " ?image=NAME."
+    )
+  return of_kind[0] if len(of_kind) == 1 else None
+
+
+def _feature(features: Any, path: str) -> Any:
+  for part in path.split("/"):
+    features = getattr(features, "feature", features)  # Of a sequence.
+    try:
+      features = features[part]
+    except (KeyError, TypeError, AttributeError):
+      return None
+  return features
+
+
+def _look_up(example: Any, path: str) -> Any:
+  for part in path.split("/"):
+    example = example[part]
+  return example

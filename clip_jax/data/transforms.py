@@ -1,0 +1,84 @@
+"""One record to one element of a batch."""
+
+import numpy as np
+from PIL import Image
+
+from clip_jax import preprocess as preprocess_lib
+from clip_jax.data import record as record_lib
+
+# What `Decoder` keeps: thumbnails, whose decoding is mostly overhead.
+_KEPT_ENCODED_BYTES = 4096
+_KEPT_PIXELS = 64 * 64
+_KEPT_TOTAL_PIXELS = 32 * 2**20
+
+
+class Decoder:
+  """Decodes the images of records; keeps small ones, up to a limit.
+
+  With 32-pixel images, half of a loader's time would go into decoding the same
+  few thousand of them in each epoch. A copy in another process starts empty.
+  """
+
+  def __init__(self):
+    self._kept: dict[bytes, Image.Image] = {}
+    self._room = _KEPT_TOTAL_PIXELS
+
+  def __reduce__(self):
+    return Decoder, ()
+
+  def __call__(self, data: bytes) -> Image.Image:
+    """Returns the image; nobody may change it.
+
+    Raises:
+      ImageError: it cannot be decoded.
+    """
+    if len(data) > _KEPT_ENCODED_BYTES:
+      return preprocess_lib.decode(data)
+    image = self._kept.get(data)
+    if image is None:
+      image = preprocess_lib.decode(data)
+      pixels = image.width * image.height
+      if pixels <= min(_KEPT_PIXELS, self._room):
+        self._kept[data] = image
+        self._room -= pixels
+    return image
+
+
+def train_element(
+  record: record_lib.Record,
+  *,
+  decode: Decoder,
+  preprocess: preprocess_lib.Preprocess,
+  rng: np.random.Generator,
+  resize_ratio: float,
+  caption: str,
+) -> tuple[np.ndarray, str]:
+  """Returns a random crop, uint8 (size, size, 3), and one caption.
+
+  Raises:
+    BadRecord: the image cannot be used; the reason is the decoder's.
+  """
+  # Drawn first, so that the choice does not depend on the picture's size.
+  chosen = rng.integers(len(record.texts)) if caption == "random" else 0
+  try:
+    pixels = preprocess_lib.train_image(
+      decode(record.image), preprocess, rng=rng, resize_ratio=resize_ratio
+    )
+  except preprocess_lib.ImageError as error:
+    raise record_lib.BadRecord(error.reason, record.key) from error
+  return pixels, record.texts[chosen]
+
+
+def eval_element(
+  record: record_lib.Record, *, preprocess: preprocess_lib.Preprocess
+) -> np.ndarray:
+  """Returns the image as evaluation sees it, uint8 (size, size, 3).
+
+  Raises:
+    BadRecord: the image cannot be used; the reason is the decoder's.
+  """
+  try:
+    image = preprocess_lib.decode(record.image)
+    return preprocess_lib.eval_image(image, preprocess)
+  except preprocess_lib.ImageError as error:
+    raise record_lib.BadRecord(error.reason, record.key) from error

@@ -1,0 +1,19 @@
+"""Errors that a user can cause, and how their messages are made."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+  """Something a user can mend: says what, what was got and what to do.
+
+  The command line prints the message without a traceback and exits with 1.
+  """
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
+  """Returns the error for a `name` that is none of the `known` ones."""
+  names = sorted(map(str, known))
+  close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+  hint = f" Did you mean {close[0]!r}?" if close else ""
+  return UserError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(names)}.")

@@ -1,0 +1,1 @@
+"""Evaluations: pure metrics, and evaluators made of two embed functions."""

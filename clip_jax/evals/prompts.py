@@ -1,0 +1,200 @@
+"""Labels and templates: what a user types, and the prompts that come of it."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import string
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from clip_jax import errors
+
+DEFAULT_TEMPLATE = "a photo of a {}."  # Paper, section 3.1.4.
+_PROMPTS_PER_CALL = 1024
+
+EmbedTexts = Callable[[list[str]], np.ndarray]
+# A list of names, in which a list stands for synonyms, or full prompts by name.
+Labels = Sequence[str | Sequence[str]] | Mapping[str, str | Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompts:
+  """The classes of a zero-shot classifier and every prompt of each class."""
+
+  names: tuple[str, ...]
+  texts: tuple[tuple[str, ...], ...]
+
+
+def read_labels(text: str) -> Labels:
+  """Returns the labels of a text: a file, or names parted by commas.
+
+  A text file holds a label a line; a JSON file a list of labels (an inner list
+  holds synonyms) or a dictionary from a label to its full prompts.
+  """
+  path = _as_file(text, what="labels")
+  if path is None:
+    return [part.strip() for part in text.split(",")]
+  return _read(path, what="labels")
+
+
+def read_templates(text: str) -> tuple[str, ...]:
+  """Returns the templates of a text: a file, or itself one template.
+
+  A text file holds a template a line, a JSON file a list of templates.
+  """
+  path = _as_file(text, what="templates")
+  if path is None:
+    return (text,)
+  templates = _read(path, what="templates")
+  if not isinstance(templates, list):
+    raise errors.UserError(f"{path}: templates are a list, not a dictionary.")
+  return tuple(templates)
+
+
+def _as_file(text: str, *, what: str) -> pathlib.Path | None:
+  """Returns the file that `text` names, None where it names none."""
+  if "{" in text or "\n" in text or len(text) > 1024:
+    return None
+  path = pathlib.Path(text).expanduser()
+  if os.path.isfile(path):  # Unlike Path.is_file, False for too long a name.
+    return path
+  if path.suffix in (".txt", ".json"):
+    raise errors.UserError(f"The file of {what} {text!r} does not exist.")
+  return None
+
+
+def _read(path: pathlib.Path, *, what: str) -> list | dict:
+  try:
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix != ".json":
+      return [line.strip() for line in text.splitlines() if line.strip()]
+    content = json.loads(text)
+  except ValueError as error:  # Not UTF-8 or not JSON.
+    raise errors.UserError(
+      f"{path}: cannot read {what} ({error}); write UTF-8 text with one a "
+      "line, or JSON with a list."
+    ) from None
+  if not isinstance(content, list | dict):
+    raise errors.UserError(
+      f"{path}: {what} must be a JSON list or dictionary, got "
+      f"{type(content).__name__}."
+    )
+  return content
+
+
+def resolve(labels: Labels, templates: Sequence[str] | None = None) -> Prompts:
+  """Returns the prompts of `labels`, each name put into each template.
+
+  Labels of a dictionary bring their full prompts, which no template changes.
+
+  Raises:
+    UserError: no label, an empty one or one given twice; a template without
+      exactly one placeholder.
+  """
+  if isinstance(labels, str):
+    raise errors.UserError(
+      f"Labels must be a list of texts, got the text {labels!r}; write "
+      f"[{labels!r}]."
+    )
+  if isinstance(labels, Mapping):
+    names = tuple(labels)
+    texts = tuple(_synonyms(value) for value in labels.values())
+  else:
+    synonyms = [_synonyms(label) for label in labels]
+    names = tuple(several[0] for several in synonyms)
+    fills = [parse_template(t) for t in templates or (DEFAULT_TEMPLATE,)]
+    texts = tuple(
+      tuple(
+        before + name + after for name in several for before, after in fills
+      )
+      for several in synonyms
+    )
+  _check_names(names)
+  return Prompts(names, texts)
+
+
+def _synonyms(label: str | Sequence[str]) -> tuple[str, ...]:
+  several = tuple(label) if isinstance(label, list | tuple) else (label,)
+  if not several or not all(isinstance(s, str) and s.strip() for s in several):
+    raise errors.UserError(
+      f"A label must be a text or a list of texts, none of them empty; got "
+      f"{label!r}."
+    )
+  return several
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+  if not names:
+    raise errors.UserError("There are no labels; name at least one.")
+  if len(set(names)) < len(names):
+    twice = sorted({name for name in names if names.count(name) > 1})
+    raise errors.UserError(
+      f"Labels must differ, but given more than once: {', '.join(twice[:5])}."
+    )
+
+
+def parse_template(template: str) -> tuple[str, str]:
+  """Returns what stands before and after the one placeholder of `template`.
+
+  Raises:
+    UserError: the placeholder, `{}` or `{word}`, is missing or not alone.
+  """
+  try:
+    pieces = list(string.Formatter().parse(template))
+  except (ValueError, TypeError) as error:
+    raise _template_error(template, str(error)) from None
+  holes = [i for i, piece in enumerate(pieces) if piece[1] is not None]
+  if len(holes) != 1:
+    raise _template_error(template, f"it has {len(holes)}")
+  _, field, layout, conversion = pieces[holes[0]]
+  if layout or conversion or not (field == "" or field.isidentifier()):
+    raise _template_error(template, "it is not a plain {}")
+  texts = [piece[0] for piece in pieces]
+  return "".join(texts[: holes[0] + 1]), "".join(texts[holes[0] + 1 :])
+
+
+def _template_error(template: str, why: str) -> errors.UserError:
+  return errors.UserError(
+    f"Template {template!r} must have exactly one placeholder {{}} for the "
+    f"label ({why}); for example {DEFAULT_TEMPLATE!r}."
+  )
+
+
+def class_embeddings(prompts: Prompts, embed_texts: EmbedTexts) -> np.ndarray:
+  """Returns one unit vector a class: the mean direction of its prompts.
+
+  The ensemble is made in the embedding space (paper, section 3.1.4): each
+  prompt's embedding is scaled to unit length, their mean again.
+  """
+  owners = np.repeat(
+    np.arange(len(prompts.names)), [len(several) for several in prompts.texts]
+  )
+  flat = [text for several in prompts.texts for text in several]
+  sums = None
+  for start in range(0, len(flat), _PROMPTS_PER_CALL):
+    part = slice(start, start + _PROMPTS_PER_CALL)
+    embeds = normalize(embed_texts(flat[part]), what="text")
+    if sums is None:
+      sums = np.zeros((len(prompts.names), embeds.shape[1]))
+    np.add.at(sums, owners[part], embeds)
+  return normalize(sums, what="class").astype(np.float32)  # (classes, embed)
+
+
+def normalize(embeds: np.ndarray, *, what: str) -> np.ndarray:
+  """Returns `embeds` (n, embed) at unit length.
+
+  Raises:
+    UserError: a value is not finite, or a vector has no direction.
+  """
+  embeds = np.asarray(embeds)
+  norms = np.linalg.norm(embeds, axis=1, keepdims=True)
+  if not np.all(np.isfinite(norms)) or not np.all(norms > 0):
+    broken = int(np.sum(~(np.isfinite(norms) & (norms > 0))))
+    raise errors.UserError(
+      f"The model gives {broken} of {len(embeds)} {what} embeddings that are "
+      "zero or not finite; its parameters are damaged or its training "
+      "diverged. Use an earlier checkpoint."
+    )
+  return embeds / norms

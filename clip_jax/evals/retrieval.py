@@ -1,0 +1,170 @@
+"""Retrieval: recall of a text's image and of an image's texts."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from clip_jax import errors
+from clip_jax.evals import prompts as prompts_lib
+
+CUTOFFS = (1, 5, 10)  # Paper, Table 13.
+_SCORES_PER_BLOCK = 1 << 24  # 64 MiB of float32.
+_TEXTS_PER_CALL = 1024
+
+
+def text_to_image_ranks(
+  text_embeds: np.ndarray, image_embeds: np.ndarray, image_of_text: np.ndarray
+) -> np.ndarray:
+  """Returns how many images come before each text's own; ties go by index.
+
+  Args:
+    text_embeds: (texts, embed).
+    image_embeds: (images, embed).
+    image_of_text: the image of each text, (texts,).
+  """
+  image_of_text = np.asarray(image_of_text)
+  ranks = np.empty(len(text_embeds), np.int64)
+  images = np.arange(len(image_embeds))
+  for rows, scores in _blocks(text_embeds, image_embeds):
+    own = image_of_text[rows][:, None]  # (rows, 1)
+    best = np.take_along_axis(scores, own, axis=1)
+    before = (scores > best) | ((scores == best) & (images < own))
+    ranks[rows] = before.sum(axis=1)
+  return ranks
+
+
+def image_to_text_ranks(
+  image_embeds: np.ndarray, text_embeds: np.ndarray, image_of_text: np.ndarray
+) -> np.ndarray:
+  """Returns how many texts come before the first of each image's own.
+
+  An image may have any number of texts from one up; ties go by index.
+  """
+  image_of_text = np.asarray(image_of_text)
+  ranks = np.empty(len(image_embeds), np.int64)
+  texts = np.arange(len(text_embeds))
+  for rows, scores in _blocks(image_embeds, text_embeds):
+    images = np.arange(rows.start, rows.stop)[:, None]  # (rows, 1)
+    own = np.where(image_of_text == images, scores, -np.inf)
+    # argmax takes the first of equal scores, which stands first in the order.
+    first = own.argmax(axis=1)[:, None]
+    best = np.take_along_axis(own, first, axis=1)
+    before = (scores > best) | ((scores == best) & (texts < first))
+    ranks[rows] = before.sum(axis=1)
+  return ranks
+
+
+def _blocks(
+  queries: np.ndarray, candidates: np.ndarray
+) -> Iterable[tuple[slice, np.ndarray]]:
+  """Yields the scores (rows, candidates) of a few queries at a time."""
+  queries = np.asarray(queries, np.float32)
+  candidates = np.asarray(candidates, np.float32)
+  step = max(1, _SCORES_PER_BLOCK // max(1, len(candidates)))
+  for start in range(0, len(queries), step):
+    rows = slice(start, min(start + step, len(queries)))
+    yield rows, queries[rows] @ candidates.T
+
+
+def summarise(ranks: np.ndarray) -> dict[str, float]:
+  """Returns recall at 1, 5 and 10 (fractions) and the median rank from 1."""
+  recalls = {f"r@{k}": float(np.mean(ranks < k)) for k in CUTOFFS}
+  return recalls | {"median_rank": float(np.median(ranks)) + 1}
+
+
+def recall(
+  image_embeds: np.ndarray, text_embeds: np.ndarray, image_of_text: np.ndarray
+) -> dict[str, Any]:
+  """Returns recall both ways; an image counts as found with any of its texts.
+
+  Raises:
+    UserError: there is no image, or an image has no text.
+  """
+  images, texts = len(image_embeds), len(text_embeds)
+  counts = np.bincount(image_of_text, minlength=images)
+  if not images or len(counts) > images or not counts.all():
+    raise errors.UserError(
+      f"Retrieval needs images that each have a text; got {images} images, "
+      f"{int(np.sum(counts == 0))} of them without."
+    )
+  image_embeds = prompts_lib.normalize(image_embeds, what="image")
+  text_embeds = prompts_lib.normalize(text_embeds, what="text")
+  return {
+    "text_to_image": summarise(
+      text_to_image_ranks(text_embeds, image_embeds, image_of_text)
+    ),
+    "image_to_text": summarise(
+      image_to_text_ranks(image_embeds, text_embeds, image_of_text)
+    ),
+    "images": images,
+    "texts": texts,
+  }
+
+
+def evaluate(
+  source: Any,
+  *,
+  embed_images: Callable[[np.ndarray], np.ndarray],
+  embed_texts: prompts_lib.EmbedTexts,
+  batches: Iterable[dict[str, Any]],
+  labels: prompts_lib.Labels | None = None,
+  templates: Sequence[str] | None = None,
+) -> dict[str, Any]:
+  """Returns recall at 1, 5 and 10 and the median rank of `source`, both ways.
+
+  Args:
+    source: the data; has no use here.
+    embed_images: uint8 (n, size, size, 3) to unit (n, embed).
+    embed_texts: n texts to unit (n, embed).
+    batches: the data's images and texts.
+    labels: has no use here and must be None.
+    templates: at most one, put around every caption; the paper's retrieval
+      (Table 13) writes "a photo of {}".
+
+  Raises:
+    UserError: labels or several templates are given, or there is no image.
+  """
+  before, after = around_captions(source, labels=labels, templates=templates)
+  image_embeds, texts, image_of_text = [], [], []
+  images = 0
+  for batch in batches:
+    image_embeds.append(embed_images(batch["image"]))
+    for own in batch["texts"]:
+      texts.extend(before + text + after for text in own)
+      image_of_text.extend([images] * len(own))
+      images += 1
+  if not images:
+    raise errors.UserError("There is no image to retrieve.")
+  text_embeds = [
+    embed_texts(texts[start : start + _TEXTS_PER_CALL])
+    for start in range(0, len(texts), _TEXTS_PER_CALL)
+  ]
+  return recall(
+    np.concatenate(image_embeds),
+    np.concatenate(text_embeds),
+    np.asarray(image_of_text),
+  )
+
+
+def around_captions(
+  source: Any,
+  *,
+  labels: prompts_lib.Labels | None = None,
+  templates: Sequence[str] | None = None,
+) -> tuple[str, str]:
+  """Returns what the template puts before and after every caption.
+
+  Raises:
+    UserError: labels or several templates are given.
+  """
+  del source
+  if labels is not None:
+    raise errors.UserError("Retrieval takes no labels, only captions.")
+  if templates is not None and len(templates) != 1:
+    raise errors.UserError(
+      f"Retrieval takes one template around each caption, got {len(templates)}."
+    )
+  if templates is None:
+    return "", ""
+  return prompts_lib.parse_template(templates[0])

@@ -1,0 +1,1 @@
+"""Image towers, text towers and the two-tower model, as linen modules."""

@@ -1,0 +1,301 @@
+"""The parts that towers are made of: attention, MLP, encoder stack, pooling."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clip_jax import errors
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+  """OpenAI's models use this approximation of GELU by a sigmoid."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "quick_gelu": quick_gelu,
+  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+
+# What the backward pass finds saved; all the rest it computes again.
+REMAT_POLICIES = {
+  "none": jax.checkpoint_policies.everything_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_saveable,
+  "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def lookup(what: str, name: str, known: dict):
+  """Returns `known[name]`, or raises an error that lists the known names."""
+  if name not in known:
+    raise errors.unknown(what, name, known)
+  return known[name]
+
+
+def layer_norm(epsilon: float, *, name: str | None, dtype, param_dtype):
+  """A layer norm with the exact, two-pass variance in at least float32."""
+  return nn.LayerNorm(
+    epsilon=epsilon,
+    use_fast_variance=False,
+    dtype=dtype,
+    param_dtype=param_dtype,
+    name=name,
+  )
+
+
+def attend(
+  query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool = False
+) -> jax.Array:
+  """Scaled dot-product attention; the softmax runs in at least float32.
+
+  Args:
+    query: (batch, queries, heads, head_dim).
+    key: (batch, length, heads, head_dim).
+    value: (batch, length, heads, head_dim).
+    causal: whether position i sees the positions up to i only.
+
+  Returns:
+    (batch, queries, heads, head_dim).
+  """
+  wide = jnp.promote_types(query.dtype, jnp.float32)
+  query = query * query.shape[-1] ** -0.5
+  # Batch axes first, as matrix products run fastest: (batch, heads, length, d).
+  query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+  scores = jnp.einsum(
+    "bhqd,bhkd->bhqk", query, key, preferred_element_type=wide
+  )  # (batch, heads, queries, length)
+  if causal:
+    visible = jnp.tri(scores.shape[-2], scores.shape[-1], dtype=bool)
+    scores = jnp.where(visible, scores, jnp.finfo(wide).min)
+  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+  return jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2)
+
+
+class MultiHeadAttention(nn.Module):
+  """Multi-head attention with kernels of (width, heads, head_dim).
+
+  Kernels start as OpenAI's do: normal, `in_std` for query, key and value and
+  `out_std` for the output; biases start at zero.
+  """
+
+  heads: int
+  in_std: float
+  out_std: float
+  out_dim: int | None = None
+  causal: bool = False
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, query: jax.Array, memory: jax.Array) -> jax.Array:
+    """Lets `query` (batch, queries, width) attend to `memory`."""
+    width = query.shape[-1]
+    if width % self.heads:
+      raise errors.UserError(
+        f"width={width} must divide by heads={self.heads}; "
+        f"CLIP has one head for 64 of the width."
+      )
+
+    def project(name, x):
+      return nn.DenseGeneral(
+        (self.heads, width // self.heads),
+        kernel_init=nn.initializers.normal(self.in_std),
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        name=name,
+      )(x)  # (batch, length, heads, head_dim)
+
+    x = attend(
+      project("query", query),
+      project("key", memory),
+      project("value", memory),
+      causal=self.causal,
+    )
+    return nn.DenseGeneral(
+      self.out_dim or width,
+      axis=(-2, -1),
+      kernel_init=nn.initializers.normal(self.out_std),
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name="out",
+    )(x)
+
+
+class Mlp(nn.Module):
+  """Two dense layers with an activation between them."""
+
+  mlp_dim: int
+  activation: str
+  in_std: float
+  out_std: float
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps (..., width) to the same shape."""
+
+    def dense(name, features, std):
+      return nn.Dense(
+        features,
+        kernel_init=nn.initializers.normal(std),
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        name=name,
+      )
+
+    width = x.shape[-1]
+    x = dense("fc_in", self.mlp_dim, self.in_std)(x)
+    x = lookup("activation", self.activation, ACTIVATIONS)(x)
+    return dense("fc_out", width, self.out_std)(x)
+
+
+class EncoderBlock(nn.Module):
+  """A pre-norm Transformer layer."""
+
+  depth: int
+  heads: int
+  mlp_dim: int
+  activation: str
+  causal: bool
+  norm_epsilon: float
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps (batch, length, width) to the same shape."""
+    width = x.shape[-1]
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    # As `CLIP.initialize_parameters` of OpenAI's release does for text; both
+    # outputs that add to the residual stream shrink with the depth.
+    out_std = width**-0.5 * (2 * self.depth) ** -0.5
+    y = layer_norm(self.norm_epsilon, name="ln_1", **dtypes)(x)
+    x = x + MultiHeadAttention(
+      heads=self.heads,
+      in_std=width**-0.5,
+      out_std=out_std,
+      causal=self.causal,
+      name="attention",
+      **dtypes,
+    )(y, y)
+    y = layer_norm(self.norm_epsilon, name="ln_2", **dtypes)(x)
+    return x + Mlp(
+      mlp_dim=self.mlp_dim,
+      activation=self.activation,
+      in_std=(2 * width) ** -0.5,
+      out_std=out_std,
+      name="mlp",
+      **dtypes,
+    )(y)
+
+
+class Encoder(nn.Module):
+  """A stack of `depth` blocks whose parameters lie on a leading axis.
+
+  `scan` runs one compiled block in a loop; without it the same parameters feed
+  `depth` copies of the block, which compiles slower. `remat` names what the
+  backward pass keeps: see `REMAT_POLICIES`.
+  """
+
+  depth: int
+  heads: int
+  mlp_dim: int | None = None
+  activation: str = "quick_gelu"
+  causal: bool = False
+  norm_epsilon: float = 1e-5
+  scan: bool = True
+  remat: str = "dots_no_batch"
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps (batch, length, width) to the same shape."""
+    policy = lookup("remat policy", self.remat, REMAT_POLICIES)
+    make_block = EncoderBlock
+    if self.remat != "none":
+      # The loop already keeps the two computations apart.
+      make_block = nn.remat(
+        EncoderBlock, policy=policy, prevent_cse=not self.scan
+      )
+    block = make_block(
+      depth=self.depth,
+      heads=self.heads,
+      mlp_dim=self.mlp_dim or 4 * x.shape[-1],
+      activation=self.activation,
+      causal=self.causal,
+      norm_epsilon=self.norm_epsilon,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name="blocks",
+    )
+    layers = nn.scan(
+      lambda block, x, _: (block(x), None),
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      length=self.depth,
+      unroll=1 if self.scan else self.depth,
+    )
+    x, _ = layers(block, x, None)
+    return x
+
+
+class MapHead(nn.Module):
+  """Pools by a learned query that attends to all tokens, then an MLP.
+
+  Multi-head attention pooling of Zhai et al., "Scaling vision transformers".
+  """
+
+  heads: int
+  mlp_dim: int | None = None
+  activation: str = "quick_gelu"
+  norm_epsilon: float = 1e-5
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps (batch, length, width) to (batch, width)."""
+    b, _, width = x.shape
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    std = width**-0.5
+    probe = self.param(
+      "probe", nn.initializers.normal(std), (1, 1, width), self.param_dtype
+    )
+    probe = jnp.broadcast_to(probe.astype(self.dtype), (b, 1, width))
+    x = MultiHeadAttention(
+      heads=self.heads, in_std=std, out_std=std, name="attention", **dtypes
+    )(probe, x)  # (batch, 1, width)
+    y = layer_norm(self.norm_epsilon, name="ln", **dtypes)(x)
+    x = x + Mlp(
+      mlp_dim=self.mlp_dim or 4 * width,
+      activation=self.activation,
+      in_std=(2 * width) ** -0.5,
+      out_std=std,
+      name="mlp",
+      **dtypes,
+    )(y)
+    return x[:, 0]
+
+
+def drop_patches(key: jax.Array, x: jax.Array, *, rate: float) -> jax.Array:
+  """Keeps a random subset of each example's patches (FLIP, Li et al. 2023).
+
+  Args:
+    key: a random key.
+    x: (batch, patches, width).
+    rate: the fraction to drop; the number that stays is static and at least 1.
+
+  Returns:
+    (batch, kept, width), each example's patches in their order.
+  """
+  b, patches, _ = x.shape
+  kept = max(1, round(patches * (1.0 - rate)))
+  order = jnp.argsort(jax.random.uniform(key, (b, patches)), axis=-1)
+  chosen = jnp.sort(order[:, :kept], axis=-1)  # (batch, kept)
+  return jnp.take_along_axis(x, chosen[:, :, None], axis=1)

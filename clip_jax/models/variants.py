@@ -1,0 +1,284 @@
+"""Named models as plain data, and how data becomes a model."""
+
+import copy
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clip_jax import errors
+from clip_jax.models import clip, resnet, text, vit
+
+IMAGE_TOWERS: dict[str, type[nn.Module]] = {
+  "resnet": resnet.ModifiedResNet,
+  "vit": vit.VisionTransformer,
+}
+TEXT_TOWERS: dict[str, type[nn.Module]] = {
+  "cbow": text.BagOfWords,
+  "transformer": text.TextTransformer,
+}
+TOWERS = {"image": IMAGE_TOWERS, "text": TEXT_TOWERS}
+
+# What a model's entry may leave out: OpenAI's preprocessing and tokenizer.
+DEFAULTS = {
+  "image_mean": (0.48145466, 0.4578275, 0.40821073),
+  "image_std": (0.26862954, 0.26130258, 0.27577711),
+  "interpolation": "bicubic",
+  "resize": "shortest",
+  "tokenizer": {"kind": "clip_bpe"},
+  "init_logit_scale": clip.INIT_LOGIT_SCALE,
+}
+
+# Filled in from elsewhere: the whole model's, or no part of the architecture.
+_NOT_IN_SPEC = {"parent", "name", "embed_dim", "dtype", "param_dtype"}
+
+
+def _resnet(image_size, width, depths):
+  return {
+    "kind": "resnet",
+    "image_size": image_size,
+    "width": width,
+    "depths": depths,
+  }
+
+
+def _vit(image_size, patch_size, width, depth, heads):
+  return {
+    "kind": "vit",
+    "image_size": image_size,
+    "patch_size": patch_size,
+    "width": width,
+    "depth": depth,
+    "heads": heads,
+  }
+
+
+def _transformer(width, heads, depth=12, context_length=77):
+  return {
+    "kind": "transformer",
+    "context_length": context_length,
+    "vocab_size": 49408,
+    "width": width,
+    "depth": depth,
+    "heads": heads,
+  }
+
+
+def _cbow(width, context_length):
+  return {
+    "kind": "cbow",
+    "context_length": context_length,
+    "vocab_size": 49408,
+    "width": width,
+  }
+
+
+VARIANTS: dict[str, dict] = {
+  # Paper, tables 19 and 20.
+  "RN50": {
+    "embed_dim": 1024,
+    "image": _resnet(224, 64, (3, 4, 6, 3)),
+    "text": _transformer(512, 8),
+  },
+  "RN101": {
+    "embed_dim": 512,
+    "image": _resnet(224, 64, (3, 4, 23, 3)),
+    "text": _transformer(512, 8),
+  },
+  "RN50x4": {
+    "embed_dim": 640,
+    "image": _resnet(288, 80, (4, 6, 10, 6)),
+    "text": _transformer(640, 10),
+  },
+  "RN50x16": {
+    "embed_dim": 768,
+    "image": _resnet(384, 96, (6, 8, 18, 8)),
+    "text": _transformer(768, 12),
+  },
+  "RN50x64": {
+    "embed_dim": 1024,
+    "image": _resnet(448, 128, (3, 15, 36, 10)),
+    "text": _transformer(1024, 16),
+  },
+  "ViT-B-32": {
+    "embed_dim": 512,
+    "image": _vit(224, 32, 768, 12, 12),
+    "text": _transformer(512, 8),
+  },
+  "ViT-B-16": {
+    "embed_dim": 512,
+    "image": _vit(224, 16, 768, 12, 12),
+    "text": _transformer(512, 8),
+  },
+  "ViT-L-14": {
+    "embed_dim": 768,
+    "image": _vit(224, 14, 1024, 24, 16),
+    "text": _transformer(768, 12),
+  },
+  "ViT-L-14-336": {
+    "embed_dim": 768,
+    "image": _vit(336, 14, 1024, 24, 16),
+    "text": _transformer(768, 12),
+  },
+  # Small enough to train on a CPU in minutes, with CLIP's own vocabulary.
+  "tiny-rn": {
+    "embed_dim": 64,
+    "image": _resnet(32, 32, (1, 1)),
+    "text": _transformer(64, 2, depth=2, context_length=16),
+  },
+  "tiny-vit": {
+    "embed_dim": 64,
+    "image": _vit(32, 8, 128, 3, 4),
+    "text": _transformer(64, 2, depth=2, context_length=16),
+  },
+  "tiny-cbow": {
+    "embed_dim": 64,
+    "image": _resnet(32, 32, (1, 1)),
+    "text": _cbow(64, 16),
+  },
+}
+
+
+def spec(name: str, overrides: dict | None = None) -> dict:
+  """Returns the full description of a model, every field of it explicit.
+
+  Args:
+    name: one of `VARIANTS`.
+    overrides: nested like a variant, only with what differs. A tower of another
+      "kind" keeps the fields that both kinds have.
+
+  Returns:
+    A new dict with "embed_dim", the towers "image" and "text", the tokenizer
+    and the preprocessing.
+
+  Raises:
+    UserError: the name, or a field of the overrides, is unknown.
+  """
+  if name not in VARIANTS:
+    raise errors.unknown("model", name, VARIANTS)
+  return resolve(VARIANTS[name], overrides)
+
+
+def resolve(base: dict, overrides: dict | None = None) -> dict:
+  """Completes the description `base` with defaults, after the overrides."""
+  overrides = dict(overrides or {})
+  merged = {**DEFAULTS, **base}
+  for field in [*base, *overrides]:
+    if field not in (*DEFAULTS, "embed_dim", "image", "text"):
+      raise errors.unknown("model field", field, {**merged})
+  for part in ("image", "text", "tokenizer"):
+    change = overrides.pop(part, {})
+    if not hasattr(change, "keys"):
+      raise errors.UserError(
+        f"Model field {part!r} takes a dict of fields; got {change!r}."
+      )
+    if part in TOWERS:
+      merged[part] = _resolve_tower(part, merged[part], dict(change))
+    else:
+      # A tokenizer's fields are the tokenizer module's to check.
+      merged[part] = {**merged[part], **change}
+  return copy.deepcopy({**merged, **overrides})
+
+
+def _resolve_tower(part, base, change):
+  kind = change.get("kind", base.get("kind"))
+  if kind not in TOWERS[part]:
+    raise errors.unknown(f"{part} tower", kind, TOWERS[part])
+  fields = {
+    field.name: field.default
+    for field in dataclasses.fields(TOWERS[part][kind])
+    if field.name not in _NOT_IN_SPEC
+  }
+  if kind != base.get("kind"):
+    base = {key: value for key, value in base.items() if key in fields}
+  merged = {**base, **change, "kind": kind}
+  for field in merged:
+    if field != "kind" and field not in fields:
+      raise errors.unknown(
+        "model field",
+        f"{part}.{field}",
+        [f"{part}.{known}" for known in ("kind", *fields)],
+      )
+  for field, default in fields.items():
+    if merged.setdefault(field, default) is dataclasses.MISSING:
+      raise errors.UserError(
+        f"The {part} tower {kind!r} needs a value for {part}.{field}; "
+        f"give one in the model's overrides."
+      )
+  return merged
+
+
+def _make_tower(part, description, **common):
+  arguments = {
+    key: tuple(value) if isinstance(value, list) else value
+    for key, value in description.items()
+    if key != "kind"
+  }
+  return TOWERS[part][description["kind"]](**arguments, **common)
+
+
+def create_model(
+  name: str | dict,
+  *,
+  overrides: dict | None = None,
+  dtype: jnp.dtype = jnp.float32,
+  param_dtype: jnp.dtype = jnp.float32,
+) -> clip.CLIP:
+  """Makes the model that `name`, a variant or a description, stands for.
+
+  Args:
+    name: one of `VARIANTS`, or a description as `spec` returns it.
+    overrides: see `spec`.
+    dtype: the type that the towers compute in.
+    param_dtype: the type that the parameters are stored in.
+
+  Raises:
+    UserError: the name or a field is unknown.
+  """
+  if isinstance(name, str):
+    description = spec(name, overrides)
+  else:
+    description = resolve(name, overrides)
+  dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+  own_projection = description["image"]["kind"] == "resnet"
+  embed_dim = description["embed_dim"]
+  return clip.CLIP(
+    image=_make_tower(
+      "image",
+      description["image"],
+      **({"embed_dim": embed_dim} if own_projection else {}),
+      **dtypes,
+    ),
+    text=_make_tower("text", description["text"], **dtypes),
+    embed_dim=embed_dim,
+    image_mean=tuple(description["image_mean"]),
+    image_std=tuple(description["image_std"]),
+    project_image=not own_projection,
+    init_logit_scale=description["init_logit_scale"],
+    **dtypes,
+  )
+
+
+def abstract_inputs(
+  model: clip.CLIP, batch_size: int = 1
+) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+  """Returns the shapes of a batch of uint8 images and tokens for `model`."""
+  size = model.image.image_size
+  return (
+    jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8),
+    jax.ShapeDtypeStruct((batch_size, model.text.context_length), jnp.int32),
+  )
+
+
+def abstract_variables(model: clip.CLIP) -> dict:
+  """Returns the shapes of the model's variables, computing nothing."""
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return jax.eval_shape(model.init, key, *abstract_inputs(model))
+
+
+def parameter_count(model: clip.CLIP) -> int:
+  """Counts the trained numbers; running statistics are not among them."""
+  params = abstract_variables(model)["params"]
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

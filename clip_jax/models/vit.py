@@ -1,0 +1,167 @@
+"""The Vision Transformer image tower."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clip_jax import errors
+from clip_jax.models import layers
+
+
+def patchify(images: jax.Array, patch_size: int) -> jax.Array:
+  """Cuts (batch, h, w, channels) into (batch, patches, patch_values).
+
+  Patches run row by row; a patch's values run by row, column and channel.
+  """
+  b, h, w, c = images.shape
+  rows, cols = h // patch_size, w // patch_size
+  x = images.reshape(b, rows, patch_size, cols, patch_size, c)
+  x = x.transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, rows * cols, patch_size * patch_size * c)
+
+
+def _class_token(x: jax.Array, first_patch: int) -> jax.Array:
+  del first_patch
+  return x[:, 0]
+
+
+def _patch_mean(x: jax.Array, first_patch: int) -> jax.Array:
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  return x[:, first_patch:].mean(axis=1, dtype=wide).astype(x.dtype)
+
+
+class VisionTransformer(nn.Module):
+  """Vision Transformer with the extra norm before the encoder (paper, 2.4).
+
+  Tokens run: class token, registers, patches. Registers have no position.
+  `pooling` takes the class token ("class"), the mean patch ("gap"), or a
+  learned query over the patches ("map"), after the last norm.
+  """
+
+  image_size: int
+  patch_size: int
+  width: int
+  depth: int
+  heads: int
+  mlp_dim: int | None = None
+  activation: str = "quick_gelu"
+  norm_epsilon: float = 1e-5
+  pooling: str = "class"
+  class_token: bool = True
+  registers: int = 0
+  pre_norm: bool = True
+  patch_bias: bool = False
+  patch_dropout: float = 0.0
+  scan: bool = True
+  remat: str = "dots_no_batch"
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    """Maps normalised images (batch, h, w, 3) to features (batch, width).
+
+    Args:
+      images: of `image_size` by `image_size`.
+      train: drops patches, drawing from the stream "dropout".
+
+    Raises:
+      UserError: sizes do not fit, or `pooling` is unknown.
+    """
+    self._check(images.shape)
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    x = self._embed(images, train=train)
+    first_patch = int(self.class_token) + self.registers
+    if self.pre_norm:
+      x = layers.layer_norm(self.norm_epsilon, name="ln_pre", **dtypes)(x)
+    x = layers.Encoder(
+      depth=self.depth,
+      heads=self.heads,
+      mlp_dim=self.mlp_dim,
+      activation=self.activation,
+      norm_epsilon=self.norm_epsilon,
+      scan=self.scan,
+      remat=self.remat,
+      name="encoder",
+      **dtypes,
+    )(x)
+    if self.pooling == "class":
+      x = x[:, :1]  # The norm works token by token: skip the unused ones.
+    x = layers.layer_norm(self.norm_epsilon, name="ln_post", **dtypes)(x)
+    poolings = {
+      "class": _class_token,
+      "gap": _patch_mean,
+      "map": self._attention_pool,
+    }
+    return layers.lookup("pooling", self.pooling, poolings)(x, first_patch)
+
+  def _check(self, shape):
+    size = self.image_size
+    if size % self.patch_size:
+      raise errors.UserError(
+        f"image_size={size} must divide by patch_size={self.patch_size}; "
+        f"try {max(1, size // self.patch_size) * self.patch_size}."
+      )
+    if shape[1:] != (size, size, 3):
+      raise errors.UserError(
+        f"Images must be (batch, {size}, {size}, 3); got {shape}."
+      )
+    if self.pooling == "class" and not self.class_token:
+      raise errors.UserError(
+        "pooling='class' needs class_token=True; try pooling='gap'."
+      )
+
+  def _embed(self, images, *, train):
+    """Returns the class token, the registers and the patches, positioned."""
+    p, width = self.patch_size, self.width
+    normal = nn.initializers.normal(width**-0.5)
+    # A matrix product instead of a strided convolution: the same sums, and a
+    # gradient that every backend computes as a matrix product too.
+    kernel = self.param(
+      "patch_kernel",
+      nn.initializers.variance_scaling(
+        1 / 3, "fan_in", "uniform", in_axis=(0, 1, 2)
+      ),
+      (p, p, 3, width),
+      self.param_dtype,
+    )
+    x = patchify(images.astype(self.dtype), p)
+    x = x @ kernel.reshape(p * p * 3, width).astype(self.dtype)
+    b, patches, _ = x.shape  # (batch, patches, width)
+    if self.patch_bias:
+      x = x + self.param(
+        "patch_bias", nn.initializers.zeros, (width,), self.param_dtype
+      ).astype(self.dtype)
+    positions = self.param(
+      "position_embedding",
+      normal,
+      (int(self.class_token) + patches, width),
+      self.param_dtype,
+    ).astype(self.dtype)
+    x = x + positions[int(self.class_token) :]
+    if train and self.patch_dropout > 0:
+      x = layers.drop_patches(
+        self.make_rng("dropout"), x, rate=self.patch_dropout
+      )
+    prefix = []
+    if self.class_token:
+      token = self.param("class_embedding", normal, (width,), self.param_dtype)
+      prefix.append((token.astype(self.dtype) + positions[0])[None])
+    if self.registers:
+      registers = self.param(
+        "registers", normal, (self.registers, width), self.param_dtype
+      )
+      prefix.append(registers.astype(self.dtype))
+    prefix = [jnp.broadcast_to(t, (b, *t.shape)) for t in prefix]
+    return jnp.concatenate([*prefix, x], axis=1)
+
+  def _attention_pool(self, x, first_patch):
+    return layers.MapHead(
+      heads=self.heads,
+      mlp_dim=self.mlp_dim,
+      activation=self.activation,
+      norm_epsilon=self.norm_epsilon,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name="map_head",
+    )(x[:, first_patch:])

@@ -1,0 +1,236 @@
+"""Writing an index: row by row, seen by readers only when it is whole."""
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from clip_jax import errors
+from clip_jax.search import layout
+
+
+class Builder:
+  """Writes an index row by row: a context manager that commits at its end.
+
+  Leaving it by an exception leaves the directory as it was.
+  """
+
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    *,
+    model: str,
+    fingerprint: str,
+    dtype: str = "float32",
+  ):
+    """Prepares to write; nothing is touched before the context is entered.
+
+    Args:
+      directory: new, empty, or an index, which will be replaced.
+      model: where the model lies that makes the embeddings.
+      fingerprint: of that model.
+      dtype: float32, or float16 for half the size.
+    """
+    if dtype not in layout.DTYPES:
+      raise errors.unknown("dtype of an index", dtype, layout.DTYPES)
+    self.directory = pathlib.Path(directory)
+    self.dtype = np.dtype(dtype)
+    self.rows = 0
+    self._embed_dim = 0
+    self.facts: dict[str, Any] = {"model": model, "fingerprint": fingerprint}
+    self._stack = contextlib.ExitStack()
+
+  def __enter__(self) -> "Builder":
+    check_replaceable(self.directory)
+    self.directory.mkdir(parents=True, exist_ok=True)
+    with self._stack as stack:
+      self._embeds = stack.enter_context(_partial_file(self.directory))
+      self._records = stack.enter_context(_partial_file(self.directory))
+      self._stack = stack.pop_all()
+    return self
+
+  def __exit__(self, kind, error, traceback) -> None:
+    try:
+      with self._stack:
+        if kind is None:
+          self._commit()
+    finally:
+      _clean(self.directory)
+      with contextlib.suppress(OSError):
+        self.directory.rmdir()  # Only where nothing was written.
+
+  def add(
+    self, embeds: np.ndarray, records: list[tuple[str, tuple[str, ...]]]
+  ) -> None:
+    """Appends unit embeddings (n, embed) and n pairs of key and captions.
+
+    Raises:
+      UserError: an embedding is not finite.
+    """
+    embeds = np.asarray(embeds)
+    assert embeds.ndim == 2 and len(embeds) == len(records), embeds.shape
+    if not np.all(np.isfinite(embeds)):
+      row = int(np.flatnonzero(~np.isfinite(embeds).all(axis=1))[0])
+      raise errors.UserError(
+        f"The embedding of {records[row][0]!r} is not finite; the model is "
+        "damaged or its training diverged. Use an earlier checkpoint."
+      )
+    if not self.rows:
+      self._embed_dim = embeds.shape[1]
+      self._write_header()
+    assert embeds.shape[1] == self._embed_dim, embeds.shape
+    self._embeds.write(np.ascontiguousarray(embeds, self.dtype).data)
+    for key, captions in records:
+      line = json.dumps({"key": key, "captions": list(captions)}) + "\n"
+      self._records.write(line.encode())
+    self.rows += len(records)
+
+  def _write_header(self) -> None:
+    """Writes the header of the .npy file, whose size is always the same."""
+    self._embeds.seek(0)
+    np.lib.format.write_array_header_1_0(
+      self._embeds,
+      {
+        "descr": np.lib.format.dtype_to_descr(self.dtype),
+        "fortran_order": False,
+        "shape": (self.rows, self._embed_dim),
+      },
+    )
+
+  def _commit(self) -> None:
+    if not self.rows:
+      raise errors.UserError("There is no record to make an index of.")
+    end = self._embeds.tell()
+    self._write_header()
+    size = self.rows * self._embed_dim * self.dtype.itemsize
+    assert self._embeds.tell() + size == end, (self._embeds.tell(), size, end)
+    files = {
+      "embeddings": self._keep(self._embeds, "embeddings-{}.npy"),
+      "records": self._keep(self._records, "records-{}.jsonl"),
+    }
+    meta = {
+      "format": layout.FORMAT,
+      "version": layout.VERSION,
+      "count": self.rows,
+      "embed_dim": self._embed_dim,
+      "dtype": self.dtype.name,
+      "files": files,
+      **self.facts,
+    }
+    _sync_directory(self.directory)
+    with _partial_file(self.directory) as file:
+      file.write((json.dumps(meta, indent=2) + "\n").encode())
+      _sync(file)
+      os.replace(file.name, self.directory / layout.META)
+    _sync_directory(self.directory)
+
+  def _keep(self, file: BinaryIO, pattern: str) -> dict[str, Any]:
+    """Gives a finished file its name and returns how to check it."""
+    _sync(file)
+    digest = layout.sha256(pathlib.Path(file.name))
+    name = pattern.format(digest[:16])
+    os.replace(file.name, self.directory / name)
+    size = (self.directory / name).stat().st_size
+    return {"name": name, "bytes": size, "sha256": digest}
+
+
+def check_replaceable(directory: str | os.PathLike) -> None:
+  """Raises UserError if `directory` holds anything but an index."""
+  directory = pathlib.Path(directory)
+  if directory.exists() and not directory.is_dir():
+    raise errors.UserError(f"{directory} is a file; name a new directory.")
+  if not directory.is_dir():
+    return
+  others = sorted(
+    entry.name
+    for entry in directory.iterdir()
+    if not layout.OWN_FILE.fullmatch(entry.name)
+  )
+  if others:
+    raise errors.UserError(
+      f"{directory} is no index (it holds {', '.join(others[:3])}) and is left "
+      "alone; name a new directory, or an index to replace."
+    )
+  meta = directory / layout.META
+  # A damaged index may be replaced; anybody else's meta.json may not.
+  if meta.exists() and layout.FORMAT.encode() not in meta.read_bytes():
+    raise errors.UserError(
+      f"{meta} is not of an index and is left alone; name a new directory."
+    )
+
+
+@contextlib.contextmanager
+def _partial_file(directory: pathlib.Path) -> Iterator[BinaryIO]:
+  """Opens a new file that is removed in the end, unless it was renamed."""
+  path = directory / f".partial-{os.getpid()}-{secrets.token_hex(4)}"
+  try:
+    with path.open("x+b") as file:
+      yield file
+  finally:
+    path.unlink(missing_ok=True)
+
+
+def _sync(file: BinaryIO) -> None:
+  file.flush()
+  os.fsync(file.fileno())
+
+
+def _sync_directory(directory: pathlib.Path) -> None:
+  descriptor = os.open(directory, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def _clean(directory: pathlib.Path) -> None:
+  """Removes what `meta.json` does not name: other builds' leavings."""
+  try:
+    files = layout.read_meta(directory)["files"]
+  except errors.UserError:
+    files = {}
+  keep = {layout.META, *(entry["name"] for entry in files.values())}
+  for entry in directory.iterdir():
+    if entry.name not in keep and layout.OWN_FILE.fullmatch(entry.name):
+      entry.unlink(missing_ok=True)
+
+
+def build(
+  directory: str | os.PathLike,
+  *,
+  batches: Iterable[dict[str, Any]],
+  embed_images: Callable[[np.ndarray], np.ndarray],
+  model: str,
+  fingerprint: str,
+  dtype: str = "float32",
+  facts: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+  """Embeds all images of some data into an index and returns its meta.
+
+  Args:
+    directory: new, empty, or an index to replace.
+    batches: the data's images, with their keys and texts.
+    embed_images: uint8 (n, size, size, 3) to unit (n, embed).
+    model: where the model lies.
+    fingerprint: of the model.
+    dtype: float32, or float16 for half the size.
+    facts: more to keep in the meta; read when all batches are done.
+
+  Raises:
+    UserError: the directory holds something else, there is no image, or an
+      embedding is not finite.
+  """
+  builder = Builder(
+    directory, model=model, fingerprint=fingerprint, dtype=dtype
+  )
+  with builder:
+    for batch in batches:
+      embeds = embed_images(batch["image"])
+      builder.add(embeds, list(zip(batch["key"], batch["texts"], strict=True)))
+    builder.facts |= facts or {}
+  return layout.read_meta(builder.directory)

@@ -1,0 +1,139 @@
+"""What people see in a terminal: safe text, aligned tables and progress."""
+
+import re
+import sys
+import time
+import unicodedata
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+# A whole escape sequence: an operating system command up to its terminator, a
+# control sequence, or any other two-character escape (ECMA-48, section 5).
+_ESCAPE = re.compile(
+  r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"
+  r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
+  r"|\x1b[ -/]*[0-~]?"
+)
+# Controls, unassigned and private code points, surrogates, format characters
+# (right-to-left overrides among them), line and paragraph separators.
+_UNPRINTABLE = frozenset(("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"))
+
+
+def printable(text: str, *, limit: int = 1000) -> str:
+  """Returns `text` on one line, without what could steer a terminal.
+
+  Args:
+    text: anything, such as a caption from a stranger's data.
+    limit: longest result, in characters; a longer text ends in an ellipsis.
+  """
+  text = _ESCAPE.sub("", text[: 4 * limit])
+  text = " ".join(re.split(r"\s+", text))
+  text = "".join(
+    character
+    for character in text
+    if unicodedata.category(character) not in _UNPRINTABLE
+  ).strip()
+  return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """Returns an aligned table: numbers to the right, everything else left."""
+  cells = [[printable(str(cell), limit=60) for cell in row] for row in rows]
+  widths = [
+    max(map(len, column)) for column in zip(header, *cells, strict=True)
+  ]
+  numeric = [
+    bool(cells) and all(_is_number(row[i]) for row in cells)
+    for i in range(len(header))
+  ]
+  lines = [list(header), ["─" * width for width in widths], *cells]
+  return "\n".join(
+    "  ".join(
+      cell.rjust(width) if right else cell.ljust(width)
+      for cell, width, right in zip(line, widths, numeric, strict=True)
+    ).rstrip()
+    for line in lines
+  )
+
+
+def _is_number(cell: str) -> bool:
+  return bool(re.fullmatch(r"[-+]?[\d.,]+(?:e[-+]?\d+)?\s?[%\w]{0,2}|-", cell))
+
+
+def quantity(number: float) -> str:
+  """Returns a count in three digits and a unit: 1234567 is "1.23 M"."""
+  for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    if abs(number) >= 0.9995 * scale:
+      scaled = float(f"{number / scale:.2e}")
+      decimals = max(0, 3 - len(str(int(abs(scaled)))))
+      return f"{scaled:.{decimals}f} {unit}"
+  return f"{number:g}"
+
+
+class Progress:
+  """Progress of a long job: a bar on a terminal, otherwise a line at times.
+
+  Used as a context manager and called with what is done, then the total:
+  `with Progress("embed") as progress: progress(3, 10)`. A job shorter than
+  the interval leaves no line.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    *,
+    unit: str = "examples",
+    stream: TextIO | None = None,
+    interval_seconds: float = 5.0,
+  ):
+    self.name = name
+    self.unit = unit
+    self.stream = sys.stderr if stream is None else stream
+    self.is_terminal = self.stream.isatty()
+    self.interval_seconds = 0.1 if self.is_terminal else interval_seconds
+    self._start = self._last = time.monotonic()
+
+  def __enter__(self) -> "Progress":
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    if self.is_terminal:
+      self.stream.write("\r\x1b[K")
+      self.stream.flush()
+
+  def __call__(self, done: int, total: int) -> None:
+    """Shows that `done` of `total` units are done."""
+    now = time.monotonic()
+    if now - self._last < self.interval_seconds:
+      return
+    self._last = now
+    line = self.line(done, total, seconds=now - self._start)
+    if self.is_terminal:
+      filled = round(24 * done / max(total, 1))
+      bar = "█" * filled + "░" * (24 - filled)
+      self.stream.write(f"\r\x1b[K{bar} {line}")
+    else:
+      self.stream.write(line + "\n")
+    self.stream.flush()
+
+  def line(self, done: int, total: int, *, seconds: float) -> str:
+    """Returns the progress after `seconds` in words."""
+    rate = done / max(seconds, 1e-9)
+    left = (total - done) / rate if rate else float("inf")
+    return (
+      f"{self.name}: {done}/{total} {self.unit} "
+      f"({100 * done / max(total, 1):.0f} %), {rate:.4g}/s, "
+      f"{duration(left)} left"
+    )
+
+
+def duration(seconds: float) -> str:
+  """Returns a time in words: 75 is "1 min 15 s"."""
+  if seconds == float("inf"):
+    return "unknown time"
+  total = round(seconds)
+  if total < 60:
+    return f"{total} s"
+  if total < 3600:
+    return f"{total // 60} min {total % 60} s"
+  return f"{total // 3600} h {total % 3600 // 60} min"

@@ -1,0 +1,433 @@
+"""Checkpoints with Orbax: asynchronous, verified, with a way back.
+
+A step holds three items: `variables` (parameters and batch statistics, all
+that inference needs), `progress` (optimizer and counters) and `meta` (JSON: a
+digest of every array, the config, versions). Orbax does not notice a flipped
+bit in its files; the digests do, and the newest good step is used instead.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+from jax import lax
+from jax.experimental import multihost_utils
+
+import clip_jax
+from clip_jax import config as config_lib
+from clip_jax import errors, sharding
+from clip_jax.train import complaints
+from clip_jax.train import step as step_lib
+
+VARIABLES, PROGRESS, META = "variables", "progress", "meta"
+DIRECTORY, QUARANTINE, CONFIG = "checkpoints", "quarantine", "config.json"
+
+_WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
+
+
+@jax.jit
+def _digest_tree(tree: Any) -> Any:
+  """Returns two checksums (2,) uint32 for each array, however it is split.
+
+  The sum of all words and the sum with odd weights by position, modulo 2**32:
+  integer sums are exact in any order, so devices may add their parts.
+  """
+
+  def digest(x):
+    kind = _WORDS[x.dtype.itemsize]
+    if x.dtype == jnp.bool_:
+      x = x.astype(jnp.uint8)
+    words = lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
+    position = lax.iota(jnp.uint32, max(words.size, 1))[: words.size]
+    weights = position.reshape(words.shape) * jnp.uint32(2654435761) | 1
+    plain = words.sum(dtype=jnp.uint32)
+    return jnp.stack([plain, (words * weights).sum(dtype=jnp.uint32)])
+
+  return jax.tree.map(digest, tree)
+
+
+def digests(tree: Any) -> dict[str, list[int]]:
+  """Returns {path: two checksums} of the arrays in `tree`."""
+  leaves = jax.tree_util.tree_leaves_with_path(_digest_tree(tree))
+  return {
+    sharding.path_name(path): np.asarray(leaf).tolist() for path, leaf in leaves
+  }
+
+
+def shapes(tree: Any) -> dict[str, str]:
+  """Returns {path: such as "float32(3, 5)"} of the arrays in `tree`."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {
+    sharding.path_name(path): f"{leaf.dtype}{tuple(leaf.shape)}"
+    for path, leaf in leaves
+  }
+
+
+def _items(state: step_lib.TrainState) -> dict[str, Any]:
+  """Returns the state as the two array items of a checkpoint."""
+  return {
+    VARIABLES: state.variables,
+    PROGRESS: {
+      "step": state.step,
+      "skipped": state.skipped,
+      "opt_state": state.opt_state,
+    },
+  }
+
+
+def _state(items: dict[str, Any]) -> step_lib.TrainState:
+  return step_lib.TrainState(**items[VARIABLES], **items[PROGRESS])
+
+
+def _sha256(meta: dict[str, Any]) -> str:
+  text = json.dumps(meta, sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_digests(items: dict[str, Any], meta: dict[str, Any]) -> None:
+  """Raises ValueError naming the arrays that are not what was saved."""
+  for name, tree in items.items():
+    wanted = meta["digests"][name]
+    got = digests(tree)
+    damaged = sorted(path for path in got if got[path] != wanted.get(path))
+    if damaged:
+      raise ValueError(f"{len(damaged)} damaged arrays, first {damaged[0]}")
+
+
+def _everywhere(fine: bool) -> bool:
+  """Returns whether it is fine on every process; each must call this."""
+  if jax.process_count() == 1:
+    return fine
+  return bool(multihost_utils.process_allgather(np.array(fine)).all())
+
+
+class Checkpoints:
+  """The checkpoints of one working directory."""
+
+  def __init__(self, workdir: str | os.PathLike, *, keep: int = 3):
+    """Opens (and makes) the directory and clears unfinished saves.
+
+    Args:
+      workdir: of the run.
+      keep: newest checkpoints kept.
+    """
+    complaints.silence_echoes()
+    self._directory = pathlib.Path(workdir).absolute() / DIRECTORY
+    self._quarantine = pathlib.Path(workdir).absolute() / QUARANTINE
+    self._directory.mkdir(parents=True, exist_ok=True)
+    self._keep = keep
+    self._saving: int | None = None  # The step that may not be on disk yet.
+    self._failed = False
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=self._keep,
+      # When to save is the loop's decision, after its evaluations.
+      save_decision_policy=ocp.checkpoint_managers.AnySavePolicy([]),
+      cleanup_tmp_directories=True,
+      enable_async_checkpointing=True,
+    )
+    return ocp.CheckpointManager(
+      self._directory,
+      options=options,
+      item_names=(VARIABLES, PROGRESS, META),
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, *error):
+    told = self._failed
+    try:
+      self.close()
+    except errors.UserError as failure:
+      if kind is None:
+        raise
+      if not told:  # What stopped the run comes first, but not alone.
+        logging.warning("%s", failure)
+
+  def latest_step(self) -> int | None:
+    """Returns the newest step that was saved whole, good or damaged."""
+    return self._manager.latest_step()
+
+  def save(
+    self,
+    state: step_lib.TrainState,
+    *,
+    step: int,
+    config: ml_collections.ConfigDict,
+    counters: dict[str, Any],
+  ) -> None:
+    """Starts to save `state`; the arrays may be donated once this returns.
+
+    Args:
+      state: after `step` updates.
+      step: the checkpoint's number; nothing happens if it is there already.
+      config: of the run.
+      counters: anything JSON that a resumed run needs back.
+    """
+    if self._manager.latest_step() == step:
+      return
+    items = _items(state)
+    meta = {
+      "step": step,
+      "counters": counters,
+      "digests": {name: digests(tree) for name, tree in items.items()},
+      "shapes": {name: shapes(tree) for name, tree in items.items()},
+      "config": json.loads(config_lib.to_json(config)),
+      "versions": {"clip_jax": clip_jax.__version__, "jax": jax.__version__},
+    }
+    arguments = {name: ocp.args.StandardSave(x) for name, x in items.items()}
+    # A copy: it is written in the background, while the counters go on.
+    meta = json.loads(json.dumps(meta))
+    meta["sha256"] = _sha256(meta)
+    arguments[META] = ocp.args.JsonSave(meta)
+    self.wait()
+    self._saving = step
+    with self._explained():
+      self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
+
+  def check(self) -> None:
+    """Raises UserError if a save in the background has failed; never waits."""
+    # Orbax tells of a failure only to those who wait.
+    if self._saving is not None and not self._manager.is_saving_in_progress():
+      self.wait()
+
+  def wait(self) -> None:
+    """Returns once every save is on disk.
+
+    Raises:
+      UserError: one failed: the disk is full, or whatever it is.
+    """
+    with self._explained():
+      self._manager.wait_until_finished()
+    self._saving = None
+
+  def close(self) -> None:
+    """Waits for the save in flight and frees the manager's threads."""
+    with self._explained():
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _explained(self) -> Iterator[None]:
+    """Turns whatever a save raises into a UserError."""
+    try:
+      yield
+    except Exception as error:  # Orbax and TensorStore raise nearly any.
+      self._failed = True
+      raise errors.UserError(self._explain(error)) from error
+
+  def _explain(self, error: Exception) -> str:
+    message = (
+      f"Checkpoint {self._saving} could not be saved in {self._directory}: "
+      f"{complaints.reason(error)}. "
+    )
+    earlier = [s for s in self._manager.all_steps() if s != self._saving]
+    if not earlier:
+      return message + "There is none before it; mend that and start again."
+    return message + (
+      f"The one of step {max(earlier)} is untouched. Mend that (if space is "
+      "short: make some, or lower checkpoint.keep) and give the same command "
+      "again; the run goes on from there."
+    )
+
+  def reached_preemption(self, step: int) -> bool:
+    """Returns whether any process of several was told to stop."""
+    return self._manager.reached_preemption(step)
+
+  def restore_latest(
+    self, abstract: step_lib.TrainState
+  ) -> tuple[step_lib.TrainState, dict[str, Any]] | None:
+    """Returns the newest good state and its meta; None where none was saved.
+
+    A damaged step is reported and, once an earlier one is found good, moved to
+    `quarantine/`, so that the run can save a step of that number again.
+
+    Args:
+      abstract: shapes, types and shardings; arrays are read straight into
+        them, on any mesh.
+
+    Raises:
+      UserError: checkpoints are there, but not one of them is good.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for number, step in enumerate(steps):
+      restored = self._try_restore(step, abstract)
+      if restored is not None:
+        self._set_aside(steps[:number])
+        return restored
+    if steps:
+      raise errors.UserError(
+        f"None of the {len(steps)} checkpoints in {self._directory} is good. "
+        "Bring a copy back, or start again in a new workdir."
+      )
+    return None
+
+  def _try_restore(self, step, abstract):
+    restored = None
+    try:
+      with complaints.quiet():
+        items, meta = _restore(self._manager, step, _items(abstract))
+      restored = _state(items), meta
+    except errors.UserError:
+      raise
+    except Exception as error:  # Damaged files fail in many libraries' ways.
+      if complaints.is_passing(error):
+        raise
+      _warn_damaged(self._directory, step, error)
+    return restored if _everywhere(restored is not None) else None
+
+  def _set_aside(self, steps: list[int]) -> None:
+    """Moves damaged steps away and forgets them."""
+    if not steps:
+      return
+    self._manager.close()
+    if jax.process_index() == 0:
+      self._quarantine.mkdir(parents=True, exist_ok=True)
+      for step in steps:
+        taken = len(list(self._quarantine.iterdir()))
+        source = self._directory / str(step)
+        source.rename(self._quarantine / f"{step}-{taken}")
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("quarantined")
+    self._manager = self._open()
+
+
+def _warn_damaged(directory: pathlib.Path, step: int, error: Exception) -> None:
+  logging.warning(
+    "Checkpoint %d in %s is damaged and not used: %s: %s",
+    step,
+    directory,
+    type(error).__name__,
+    complaints.first_line(error),
+  )
+
+
+def _restore(
+  manager: ocp.CheckpointManager, step: int, abstract: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns the items named in `abstract` and the meta, verified.
+
+  Raises:
+    UserError: the checkpoint holds another model.
+    Exception: of any kind, where the files are damaged.
+  """
+  meta = manager.restore(
+    step, args=ocp.args.Composite(**{META: ocp.args.JsonRestore()})
+  )[META]
+  if meta.pop("sha256", None) != _sha256(meta):
+    raise ValueError("its meta item is damaged")
+  for name, tree in abstract.items():
+    _check_structure(tree, meta["shapes"][name], step)
+  arguments = {
+    name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()
+  }
+  restored = manager.restore(step, args=ocp.args.Composite(**arguments))
+  items = {name: restored[name] for name in abstract}
+  _check_digests(items, meta)
+  return items, meta
+
+
+def _check_structure(tree: Any, saved: dict[str, str], step: int) -> None:
+  """Raises UserError where the checkpoint's arrays are not those of `tree`."""
+  wanted = shapes(tree)
+  if wanted == saved:
+    return
+  missing = sorted(wanted.keys() - saved.keys())[:3]
+  unexpected = sorted(saved.keys() - wanted.keys())[:3]
+  other = [
+    f"{path} {saved[path]} instead of {wanted[path]}"
+    for path in sorted(wanted.keys() & saved.keys())
+    if wanted[path] != saved[path]
+  ][:3]
+  raise errors.UserError(
+    f"Checkpoint {step} holds another model: missing {missing}, unexpected "
+    f"{unexpected}, of another shape {other}. Use a new workdir for another "
+    "model."
+  )
+
+
+def load_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+  """Returns the config that a run left in its working directory.
+
+  Raises:
+    UserError: there is none, or it is damaged.
+  """
+  path = pathlib.Path(workdir) / CONFIG
+  if not path.is_file():
+    raise errors.UserError(
+      f"{workdir} is no workdir: it has no {CONFIG}. `clip-jax train "
+      "--workdir` makes one."
+    )
+  try:
+    return config_lib.from_json(path.read_text())
+  except errors.UserError as error:
+    raise errors.UserError(f"{path}: {error}") from None
+
+
+def load_variables(
+  workdir: str | os.PathLike, *, step: int | None = None
+) -> tuple[ml_collections.ConfigDict, dict[str, Any], int]:
+  """Returns config, variables and step of a workdir; changes nothing there.
+
+  The arrays lie on one device.
+
+  Args:
+    workdir: of a run.
+    step: the checkpoint to take; None takes the newest good one.
+
+  Raises:
+    UserError: it is no workdir, holds no such checkpoint, or none is good.
+  """
+  config = load_config(workdir)
+  directory = pathlib.Path(workdir).absolute() / DIRECTORY
+  model = step_lib.make_model(config)
+  shapes = jax.eval_shape(lambda: step_lib.init_variables(model, 0))
+  place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    {"batch_stats": {}} | shapes,
+  )
+  if not directory.is_dir():
+    raise errors.UserError(
+      f"{workdir} holds no checkpoint yet; train it first."
+    )
+  with complaints.quiet():  # Orbax warns that what is read only is read only.
+    manager = ocp.CheckpointManager(
+      directory,
+      options=ocp.CheckpointManagerOptions(read_only=True),
+      item_names=(VARIABLES, PROGRESS, META),
+    )
+  with manager:
+    steps = sorted(manager.all_steps(), reverse=True)
+    if step is not None and step not in steps:
+      raise errors.UserError(
+        f"{directory} holds no checkpoint of step {step}; it holds {steps}."
+      )
+    for candidate in steps if step is None else [step]:
+      try:
+        with complaints.quiet():
+          items, _ = _restore(manager, candidate, {VARIABLES: abstract})
+      except errors.UserError:
+        raise
+      except Exception as error:  # As in `Checkpoints._try_restore`.
+        if complaints.is_passing(error):
+          raise
+        _warn_damaged(directory, candidate, error)
+      else:
+        return config, items[VARIABLES], candidate
+  raise errors.UserError(
+    f"{directory} holds {len(steps)} checkpoints, none of them good; train "
+    "first, or resume the training to save a new one."
+  )

@@ -1,0 +1,215 @@
+"""What a run notes of each update, and the account that it keeps of its data.
+
+The devices run ahead of the host: an update's scalars are read when a later
+one has been started, so that reading never stalls them.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import time
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from clip_jax.data import ledger as ledger_lib
+from clip_jax.data import pipeline
+from clip_jax.train import metrics
+from clip_jax.train import step as step_lib
+
+LEDGER = "ledger.jsonl"
+
+# Updates that may be under way before one is read. Simulated devices share
+# the threads of one CPU and can starve each other's collectives: one at a time.
+_IN_FLIGHT = {"cpu": 0}
+_IN_FLIGHT_ELSEWHERE = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+  """One update whose scalars have not been read yet."""
+
+  step: int
+  measured: step_lib.Measured
+  records: np.ndarray
+  problems: list[ledger_lib.Problem]
+
+
+class Journal:
+  """Metrics, log lines and the ledger of bad records of one run."""
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    *,
+    first_step: int,
+    counters: dict[str, Any],
+    ledger: ledger_lib.Ledger,
+    throughput: metrics.Throughput,
+    schedule: Any,
+    batch_size: int,
+    total_steps: int,
+    log_every_steps: int,
+  ):
+    """Opens the files where a run at `first_step` goes on.
+
+    Args:
+      workdir: of the run.
+      first_step: updates done before; later lines are removed.
+      counters: as `self.counters` was at that step; empty at the start.
+      ledger: of bad records.
+      throughput: of this run.
+      schedule: learning rate by number of updates done.
+      batch_size: pairs of an update.
+      total_steps: updates of the whole run.
+      log_every_steps: updates between lines.
+    """
+    self._ledger = ledger
+    self._ledger.truncate_after(first_step)
+    self._writer = metrics.Writer(workdir, after_step=first_step)
+    self._throughput = throughput
+    self._schedule = schedule
+    self._batch_size = batch_size
+    self._total_steps = total_steps
+    self._log_every_steps = log_every_steps
+    self._pending: collections.deque[_Pending] = collections.deque()
+    self._skipped = counters.get("skipped", 0)
+    platform = jax.devices()[0].platform
+    self._in_flight = _IN_FLIGHT.get(platform, _IN_FLIGHT_ELSEWHERE)
+    # What a resumed run needs back: the account of the data.
+    self.counters = {"bad_records": 0, "skipped": 0} | counters
+    self._started = False
+
+  def __enter__(self) -> "Journal":
+    return self
+
+  def __exit__(self, kind: Any, *error: Any) -> None:
+    # On a full disk this fails too; what stopped the run says more.
+    hides = contextlib.suppress(OSError) if kind else contextlib.nullcontext()
+    with hides:
+      self._writer.close()
+
+  def next_batch(self, batches: pipeline.Batches) -> dict[str, Any]:
+    """Returns the next batch of `batches` and notes how long it took."""
+    start = time.perf_counter()
+    batch = next(batches)
+    waited = time.perf_counter() - start
+    self._throughput.add(pairs=self._batch_size, waited_seconds=waited)
+    return batch
+
+  def note(
+    self, step: int, batch: dict[str, Any], measured: step_lib.Measured
+  ) -> None:
+    """Takes down update `step`; reads those that must be done by now.
+
+    Raises:
+      UserError: too many records are bad.
+    """
+    self._pending.append(
+      _Pending(step, measured, batch["record"], batch["problems"])
+    )
+    while len(self._pending) > self._in_flight:
+      self._read(self._pending.popleft())
+
+  def flush(self) -> None:
+    """Reads every update that was started."""
+    while self._pending:
+      self._read(self._pending.popleft())
+
+  def write_evaluations(self, step: int, evaluated: dict[str, Any]) -> None:
+    """Writes the numbers of evaluations after `step`."""
+    if evaluated:
+      self._writer.write(step, flatten(evaluated, "eval/"))
+    self._throughput.restart()
+
+  def _read(self, pending: _Pending) -> None:
+    step = pending.step
+    measured = jax.tree.map(np.asarray, pending.measured)
+    self._ledger.add(step, pending.problems)
+    self.counters["bad_records"] += int(measured.bad_records)
+    self.counters["skipped"] = int(measured.skipped)
+    if int(measured.skipped) > self._skipped:
+      self._skipped = int(measured.skipped)
+      logging.warning(
+        "Step %d: loss or gradient not finite; nothing was changed (%d so far)",
+        step,
+        self._skipped,
+      )
+    if not self._started:
+      # The first update compiles; what it took is no rate.
+      self._started = True
+      self._throughput.restart()
+      rates: dict[str, float] = {}
+    elif step % self._log_every_steps == 0 or step == self._total_steps:
+      rates = self._throughput.read()
+    else:
+      rates = {}
+    if step % self._log_every_steps == 0 or step == self._total_steps:
+      self._write(pending, measured, rates)
+    self._ledger.check(self.counters["bad_records"], step * self._batch_size)
+
+  def _write(
+    self,
+    pending: _Pending,
+    measured: step_lib.Measured,
+    rates: dict[str, float],
+  ) -> None:
+    step = pending.step
+    done = step - 1 - self._skipped
+    values = {
+      "loss": measured.loss,
+      "logit_scale": measured.logit_scale,
+      "gradient_norm": measured.gradient_norm,
+      "learning_rate": float(self._schedule(max(done, 0))),
+      "skipped": measured.skipped,
+      "bad_records": self.counters["bad_records"],
+      # Of the records that this process read: equal runs read the same.
+      "records_crc32": zlib.crc32(pending.records.astype("<i8").tobytes()),
+    }
+    self._writer.write(step, {**values, **rates})
+    if jax.process_index() == 0:
+      speed = ""
+      if rates:
+        speed = (
+          f", {rates['images_per_second']:.0f} images/s, "
+          f"MFU {100 * rates['mfu']:.1f} %, "
+          f"data wait {100 * rates['data_wait']:.1f} %"
+        )
+      logging.info(
+        "Step %d/%d: loss %.4f, logit scale %.2f, learning rate %.3g%s",
+        step,
+        self._total_steps,
+        values["loss"],
+        values["logit_scale"],
+        values["learning_rate"],
+        speed,
+      )
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns the numbers of nested dicts under "/"-joined names."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f"{prefix}{key}/")
+    elif isinstance(value, int | float):
+      flat[f"{prefix}{key}"] = value
+  return flat
+
+
+def ledger_path(workdir: pathlib.Path) -> pathlib.Path:
+  """Returns where this process writes: each knows only its own rows."""
+  process = jax.process_index()
+  return workdir / (LEDGER if process == 0 else f"ledger-{process}.jsonl")
+
+
+def truncate_abandoned(workdir: pathlib.Path, last_step: int) -> None:
+  """Cuts the ledgers of processes that an earlier part of the run had."""
+  for path in workdir.glob("ledger-*.jsonl"):
+    number = path.stem.removeprefix("ledger-")
+    if number.isdecimal() and int(number) >= jax.process_count():
+      metrics.truncate_lines(path, last_step)

@@ -1,0 +1,205 @@
+"""What a run writes down: lines, TensorBoard, and how fast it goes."""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2
+
+# Dense bfloat16 FLOP/s of one JAX device, by a part of its kind; from the
+# makers' data sheets. Longer names first: "v5" alone is a v5p. Up to v3 a
+# device is half a chip.
+PEAK_FLOPS = {
+  "tpu7x": 1154e12,
+  "v6 lite": 918e12,
+  "v6e": 918e12,
+  "v5 lite": 197e12,
+  "v5e": 197e12,
+  "v5": 459e12,
+  "v4": 275e12,
+  "v3": 61.5e12,
+  "v2": 22.5e12,
+  "b200": 2250e12,
+  "h200": 989e12,
+  "h100": 989e12,
+  "a100": 312e12,
+  "l40s": 362e12,
+  "l40": 181e12,
+  "v100": 125e12,
+  "t4": 65e12,
+}
+
+
+_FLUSH_SECONDS = 60.0  # Between flushes of the events, which wait for the disk.
+
+
+def peak_flops() -> float:
+  """Returns FLOP/s of one device: from the data sheet, or measured on a CPU.
+
+  A CPU has no honest data sheet figure; its own matrix product stands in.
+  Unknown accelerators give NaN.
+  """
+  device = jax.devices()[0]
+  if device.platform == "cpu":
+    # Simulated devices share the one CPU.
+    return _matmul_flops() / jax.local_device_count()
+  kind = device.device_kind.lower()
+  return next((f for name, f in PEAK_FLOPS.items() if name in kind), math.nan)
+
+
+@functools.cache
+def _matmul_flops(size: int = 1536, repeats: int = 3) -> float:
+  """Returns the best FLOP/s of a few float32 matrix products."""
+  matmul = jax.jit(jnp.dot)
+  x = jnp.ones((size, size), jnp.float32)
+  matmul(x, x).block_until_ready()
+  best = math.inf
+  for _ in range(repeats):
+    start = time.perf_counter()
+    matmul(x, x).block_until_ready()
+    best = min(best, time.perf_counter() - start)
+  return 2 * size**3 / best
+
+
+class Throughput:
+  """Measures images per second, utilisation and waiting between two reads."""
+
+  def __init__(self, *, flops_per_pair: float, devices: int):
+    """Starts the clock.
+
+    Args:
+      flops_per_pair: model FLOPs of one pair's forward and backward pass.
+      devices: that share the work.
+    """
+    self._flops_per_pair = flops_per_pair
+    self._peak = peak_flops() * devices
+    self.restart()
+
+  def restart(self) -> None:
+    """Forgets what was measured, after a pause that is no training."""
+    self._start = time.perf_counter()
+    self._pairs, self._waited = 0, 0.0
+
+  def add(self, *, pairs: int, waited_seconds: float) -> None:
+    """Notes one update."""
+    self._pairs += pairs
+    self._waited += waited_seconds
+
+  def read(self) -> dict[str, float]:
+    """Returns the rates since the last read (or restart)."""
+    seconds = max(time.perf_counter() - self._start, 1e-9)
+    rate = self._pairs / seconds
+    rates = {
+      "images_per_second": rate,
+      "data_wait": self._waited / seconds,
+      "mfu": rate * self._flops_per_pair / self._peak,
+    }
+    self.restart()
+    return rates
+
+
+class Writer:
+  """Appends metrics to `metrics.jsonl` and TensorBoard; only process 0."""
+
+  def __init__(self, workdir: str | os.PathLike, *, after_step: int = 0):
+    """Opens the files; lines of steps after `after_step` are removed.
+
+    Args:
+      workdir: of the run.
+      after_step: where the run goes on; a killed run may have written more.
+    """
+    self._active = jax.process_index() == 0
+    if not self._active:
+      return
+    self._path = pathlib.Path(workdir) / "metrics.jsonl"
+    truncate_lines(self._path, after_step)
+    # Not a SummaryWriter: its thread dies where the disk is full, and the run
+    # would wait for it for ever.
+    self._events_path = os.path.join(os.fspath(workdir), "events")
+    self._events = event_file_writer.EventsWriter(self._events_path)
+    self._flushed = time.monotonic()
+    if after_step:  # Hides what a killed run wrote of later steps.
+      started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._add_event(step=after_step + 1, session_log=started)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self.close()
+
+  def write(self, step: int, values: dict[str, Any]) -> None:
+    """Writes one line {"step": step, **values} and its curves."""
+    if not self._active:
+      return
+    values = {key: _plain(value) for key, value in values.items()}
+    append_line(self._path, {"step": step, **values})
+    for key, value in values.items():
+      if isinstance(value, int | float):
+        self._add_event(step=step, summary=summary.scalar(key, value))
+    if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+      with _named(self._events_path):
+        self._events.flush()
+      self._flushed = time.monotonic()
+
+  def _add_event(self, **fields: Any) -> None:
+    event = event_pb2.Event(wall_time=time.time(), **fields)
+    with _named(self._events_path):
+      self._events.write_event(event)
+
+  def close(self) -> None:
+    """Flushes and closes the files."""
+    if self._active:
+      with _named(self._events_path):
+        self._events.close()
+
+
+def _plain(value: Any) -> Any:
+  """Returns a Python number for an array's only element."""
+  return np.asarray(value).item() if hasattr(value, "dtype") else value
+
+
+def append_line(path: pathlib.Path, entry: dict[str, Any]) -> None:
+  """Appends one line of JSON; non-finite numbers become null."""
+  finite = {
+    key: None if isinstance(x, float) and not math.isfinite(x) else x
+    for key, x in entry.items()
+  }
+  with _named(path), path.open("a") as file:
+    file.write(json.dumps(finite) + "\n")
+
+
+@contextlib.contextmanager
+def _named(path: str | os.PathLike) -> Iterator[None]:
+  """Puts the file into an error of a write, which does not name it."""
+  try:
+    yield
+  except OSError as error:
+    raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def truncate_lines(path: pathlib.Path, last_step: int) -> None:
+  """Keeps the whole lines of steps up to `last_step`."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text().splitlines():
+    try:
+      entry = json.loads(line)
+    except json.JSONDecodeError:  # A kill in the middle of a line.
+      continue
+    if entry["step"] <= last_step:
+      kept.append(line + "\n")
+  partial = path.with_name(path.name + ".partial")
+  partial.write_text("".join(kept))
+  partial.replace(path)

@@ -1,0 +1,141 @@
+"""The built-in digits: what they promise to be."""
+
+import io
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_jax.data import builtin, sources
+
+
+def _pixels(record):
+  with Image.open(io.BytesIO(record.image)) as image:
+    return np.asarray(image)
+
+
+def _scans(record):
+  return {int(part[4:]) for part in record.key.split("_") if part[0] == "s"}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_digits_are_the_scans_with_their_labels(split):
+  from sklearn import datasets
+
+  digits = datasets.load_digits()
+  source = sources.open_source(f"builtin:digits/{split}")
+  assert source.class_names == builtin.WORDS
+  for index in range(0, len(source), 37):
+    record = source[index]
+    (scan,) = _scans(record)
+    assert record.label == digits.target[scan]
+    assert all(builtin.WORDS[record.label] in text for text in record.texts)
+    pixels = _pixels(record)
+    assert pixels.shape == (32, 32)
+    # Enlarging smooths: made small again, it is still closest to its scan.
+    small = pixels.reshape(8, 4, 8, 4).mean((1, 3))
+    distances = np.abs(small - digits.images * 255 / 16).mean((1, 2))
+    assert np.argmin(distances) == scan
+
+
+def test_digits_splits_are_disjoint_and_stratified():
+  train, test = (builtin.scan_ids(split) for split in ("train", "test"))
+  everything = np.concatenate([*train, *test])
+  assert sorted(everything) == list(range(1797))
+  for own, others in zip(train, test, strict=True):
+    assert abs(len(own) - 4 * len(others)) <= 4
+  assert len(sources.open_source("builtin:digits/train")) == 1433
+  assert len(sources.open_source("builtin:digits/test")) == 364
+
+
+@pytest.mark.parametrize("name", ["digits", "two_digits"])
+def test_evaluation_prompts_are_not_training_captions(name):
+  train = sources.open_source(f"builtin:{name}/train")
+  seen = {text for index in range(100) for text in train[index].texts}
+  prompts = {
+    template.format(label)
+    for template in train.templates
+    for label in train.class_names
+  }
+  assert len(train[0].texts) > 1
+  assert not seen & prompts
+
+
+def test_twenty_numbers_are_unseen_and_every_digit_is_seen_in_both_places():
+  unseen = set(builtin.UNSEEN_NUMBERS)
+  assert len(unseen) == 20
+  seen = set(range(100)) - unseen
+  for digit in range(10):
+    assert sum(number // 10 == digit for number in seen) == 8
+    assert sum(number % 10 == digit for number in seen) == 8
+
+
+@pytest.mark.parametrize(
+  ("split", "length", "numbers"),
+  [("train", 20_000, 80), ("test", 2_000, 80), ("unseen", 1_000, 20)],
+)
+def test_two_digits_show_their_numbers_only(split, length, numbers):
+  source = sources.open_source(f"builtin:two_digits/{split}")
+  assert len(source) == length
+  assert source.class_names[37] == "three seven"
+  own_scans = builtin.scan_ids("train" if split == "train" else "test")
+  labels = set()
+  # All numbers turn up in the first hundred; scans everywhere.
+  for index in [*range(100), *range(100, length, 61)]:
+    record = source[index]
+    labels.add(record.label)
+    assert all(source.class_names[record.label] in t for t in record.texts)
+    parts = record.key.split("_")
+    assert parts[0] == f"{index:05d}"
+    for part, digit in zip(parts[1:], divmod(record.label, 10), strict=True):
+      assert int(part[4:]) in own_scans[digit]
+  assert len(labels) == numbers
+  assert labels.isdisjoint(builtin.UNSEEN_NUMBERS) == (split != "unseen")
+
+
+def test_two_digits_lie_side_by_side_in_their_order():
+  source = sources.open_source("builtin:two_digits/train")
+  record = source[123]
+  left, right = (
+    builtin._enlarge(builtin._scans()[0][int(part[4:])], 16)
+    for part in record.key.split("_")[1:]
+  )
+  pixels = _pixels(record)
+  assert pixels.shape == (32, 32)
+
+  def is_in(half, scan):
+    return any(np.array_equal(half[y : y + 16], scan) for y in range(17))
+
+  assert is_in(pixels[:, :16], left)
+  assert is_in(pixels[:, 16:], right)
+  assert not is_in(pixels[:, :16], right)
+
+
+def test_records_do_not_depend_on_what_was_read_before():
+  first = sources.open_source("builtin:two_digits/unseen")
+  second = pickle.loads(pickle.dumps(first))
+  records = [first[i] for i in range(9)]
+  assert [second[i] for i in reversed(range(9))] == records[::-1]
+  assert first.fingerprint == second.fingerprint
+  assert len({record.image for record in records}) == 9
+
+
+def test_fingerprints_tell_the_sets_apart():
+  fingerprints = {
+    sources.open_source(f"builtin:{name}/{split}").fingerprint
+    for name, splits in builtin.SPLITS.items()
+    for split in splits
+  }
+  assert len(fingerprints) == 5
+
+
+def test_heavy_packages_are_imported_only_when_needed():
+  code = (
+    "import sys; from clip_jax.data import pipeline, prepare, sources;"
+    "assert not {'sklearn', 'tensorflow_datasets', 'tensorflow', 'flax'}"
+    " & set(sys.modules)"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,134 @@
+"""TFDS data is read without TensorFlow, by encoded images."""
+
+import io
+import pickle
+import sys
+from typing import ClassVar
+
+import pytest
+
+from clip_jax import errors
+from clip_jax.data import sources
+
+N = 5
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory, png):
+  """Prepares two tiny data sets as ArrayRecord files."""
+  import tensorflow_datasets as tfds
+
+  features = tfds.features
+
+  class TinyPairs(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    url_infos: ClassVar[dict] = {}  # Nothing to download, nothing to look up.
+    own_features = features.FeaturesDict(
+      {
+        "image": features.Image(shape=(None, None, 3)),
+        "captions": features.Sequence({"text": features.Text()}),
+        "note": features.Text(),
+        "label": features.ClassLabel(names=["sea_lion", "ant"]),
+      }
+    )
+
+    def _info(self):
+      return tfds.core.DatasetInfo(builder=self, features=self.own_features)
+
+    def _split_generators(self, manager):
+      return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+      for i in range(N):
+        example = {
+          "image": io.BytesIO(png(i)),
+          "captions": [{"text": f"é {i}"}, {"text": f"second {i}"}],
+          "note": f"note {i}" if i else " ",
+          "label": i % 2,
+        }
+        yield i, {name: example[name] for name in self.own_features}
+
+  class TinyLabels(TinyPairs):
+    own_features = features.FeaturesDict(
+      {
+        "image": features.Image(shape=(None, None, 3)),
+        "label": features.ClassLabel(names=["sea_lion", "ant"]),
+      }
+    )
+
+  directory = tmp_path_factory.mktemp("tfds")
+  for builder in (TinyPairs, TinyLabels):
+    builder(
+      data_dir=directory, file_format="array_record"
+    ).download_and_prepare()
+  return directory
+
+
+def _by_image(source, png):
+  """TFDS shuffles: finds out which record is which by its image."""
+  records = {}
+  for index in range(len(source)):
+    record = source[index]
+    (i,) = (i for i in range(N) if png(i) == record.image)
+    records[i] = record
+  return records
+
+
+def test_captions_labels_and_names_are_read(data_dir, png):
+  source = sources.open_source(f"tfds:tiny_pairs/train?data_dir={data_dir}")
+  assert source.class_names == ("sea lion", "ant")
+  records = _by_image(source, png)
+  assert sorted(records) == list(range(N))
+  for i, record in records.items():
+    assert record.texts == (f"é {i}", f"second {i}")
+    assert record.label == i % 2
+  assert len({record.key for record in records.values()}) == N
+  assert "tensorflow" not in sys.modules
+
+
+def test_labels_alone_give_their_names_as_texts(data_dir, png, monkeypatch):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+  records = _by_image(sources.open_source("tfds:tiny_labels/train"), png)
+  assert records[2].texts == ("sea lion",)
+  assert records[3].texts == ("ant",)
+
+
+def test_features_are_chosen_by_name(data_dir, png, read_all):
+  address = f"tfds:tiny_pairs/train?data_dir={data_dir}&caption=note"
+  items = read_all(sources.open_source(address))
+  assert sorted(i if isinstance(i, str) else i.texts[0] for i in items) == [
+    "empty_caption",
+    *(f"note {i}" for i in range(1, N)),
+  ]
+  with pytest.raises(errors.UserError, match="Did you mean 'note'"):
+    sources.open_source(address + "s")
+
+
+def test_parts_of_splits_and_copies_in_other_processes_work(data_dir):
+  part = f"tfds:tiny_pairs:1.0.0/train[1:4]?data_dir={data_dir}"
+  source = sources.open_source(part)
+  assert len(source) == 3
+  copy = pickle.loads(pickle.dumps(source))
+  assert copy[1] == source[1]
+  whole = sources.open_source(f"tfds:tiny_pairs/train?data_dir={data_dir}")
+  assert whole.fingerprint != source.fingerprint
+  assert whole[2].image == source[1].image
+
+
+@pytest.mark.parametrize(
+  ("address", "message"),
+  [
+    ("tfds:tiny_pears/train", "cannot open 'tiny_pears'"),
+    ("tfds:tiny_pairs", "has no split"),
+    ("tfds:tiny_pairs/test", r"Known: train\."),
+    ("tfds:tiny_pairs:2.0.0/train", "cannot open"),
+    ("tfds:mnist/train", r"not prepared.*tfds build mnist"),
+  ],
+)
+def test_what_is_not_there_is_a_short_error(
+  data_dir, monkeypatch, address, message
+):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+  with pytest.raises(errors.UserError, match=message) as error:
+    sources.open_source(address)
+  assert len(str(error.value)) < 500

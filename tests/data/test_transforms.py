@@ -1,0 +1,48 @@
+"""Decoding keeps small images, and nothing that could fill the memory."""
+
+import pickle
+
+import pytest
+
+from clip_jax import preprocess
+from clip_jax.data import transforms
+
+
+def test_small_images_are_decoded_once_and_are_the_same(png):
+  decode = transforms.Decoder()
+  data = png(0)
+  image = decode(data)
+  assert image.tobytes() == preprocess.decode(data).tobytes()
+  assert decode(bytes(bytearray(data))) is image
+  assert decode(png(1)) is not image
+  copy = pickle.loads(pickle.dumps(decode))
+  assert copy(data) is not image
+
+
+def test_what_is_kept_is_limited(png, monkeypatch):
+  decode = transforms.Decoder()
+  many_pixels, many_bytes = _blank(65, 64), png(0, 60, 60)
+  assert len(many_pixels) < 4096 < len(many_bytes)
+  for data in (many_pixels, many_bytes):
+    assert decode(data) is not decode(data)
+  monkeypatch.setattr(transforms, "_KEPT_TOTAL_PIXELS", 2 * 9 * 11)
+  decode = transforms.Decoder()
+  kept = [decode(png(i)) is decode(png(i)) for i in range(4)]
+  assert kept == [True, True, False, False]
+
+
+def test_a_broken_image_is_broken_each_time(png):
+  decode = transforms.Decoder()
+  for _ in range(2):
+    with pytest.raises(preprocess.ImageError):
+      decode(png(0)[:-30])
+
+
+def _blank(width, height):
+  import io
+
+  from PIL import Image
+
+  buffer = io.BytesIO()
+  Image.new("RGB", (width, height)).save(buffer, "PNG")
+  return buffer.getvalue()

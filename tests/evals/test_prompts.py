@@ -1,0 +1,143 @@
+import json
+
+import numpy as np
+import pytest
+
+from clip_jax import errors
+from clip_jax.evals import prompts
+
+
+def embed(texts):
+  """Gives each text a fixed direction that depends on all of its letters."""
+  rows = []
+  for text in texts:
+    seed = sum(i * ord(c) for i, c in enumerate(text, start=1))
+    rows.append(np.random.default_rng(seed).normal(size=5) * len(text))
+  return np.array(rows)
+
+
+def slow_class_embedding(texts):
+  total = np.zeros(5)
+  for row in embed(list(texts)):
+    total += row / np.sqrt(np.sum(row**2))
+  mean = total / len(texts)
+  return mean / np.sqrt(np.sum(mean**2))
+
+
+def test_class_embeddings_are_means_of_directions_over_names_and_templates():
+  resolved = prompts.resolve(
+    ["cat", ["dog", "hound", "pup"]], ["a {}.", "the {word}!"]
+  )
+  assert resolved.names == ("cat", "dog")
+  assert resolved.texts[1] == (
+    "a dog.",
+    "the dog!",
+    "a hound.",
+    "the hound!",
+    "a pup.",
+    "the pup!",
+  )
+  got = prompts.class_embeddings(resolved, embed)
+  want = [slow_class_embedding(texts) for texts in resolved.texts]
+  # The result is stored as float32.
+  np.testing.assert_allclose(got, want, atol=1e-7)
+  # Had the prompts not been normalised one by one, it would show.
+  plain = embed(list(resolved.texts[1])).mean(axis=0)
+  assert not np.allclose(got[1], plain / np.linalg.norm(plain), atol=1e-3)
+
+
+def test_many_prompts_are_embedded_in_parts_with_the_same_result(monkeypatch):
+  resolved = prompts.resolve(["cat", "dog", "owl"], ["a {}", "b {}", "c {}"])
+  whole = prompts.class_embeddings(resolved, embed)
+  monkeypatch.setattr(prompts, "_PROMPTS_PER_CALL", 2)
+  np.testing.assert_allclose(
+    prompts.class_embeddings(resolved, embed), whole, atol=1e-7
+  )
+
+
+def test_a_dictionary_gives_full_prompts_which_no_template_changes():
+  resolved = prompts.resolve(
+    {"cat": ["a furry pet", "{whiskers}"], "dog": "it barks"}, ["not {}"]
+  )
+  assert resolved.names == ("cat", "dog")
+  assert resolved.texts == (("a furry pet", "{whiskers}"), ("it barks",))
+
+
+@pytest.mark.parametrize(
+  "template, expected",
+  [
+    ("a {}.", "a cat."),
+    ("{}", "cat"),
+    ("a {label}, small", "a cat, small"),
+    ('{{the}} "{}" {{end}}', '{the} "cat" {end}'),
+  ],
+)
+def test_a_template_takes_any_one_plain_placeholder(template, expected):
+  before, after = prompts.parse_template(template)
+  assert before + "cat" + after == expected
+
+
+@pytest.mark.parametrize(
+  "template", ["no place", "{} and {}", "{:>10}", "{!r}", "{0.__class__}", "{"]
+)
+def test_a_template_without_exactly_one_plain_placeholder_is_refused(template):
+  with pytest.raises(errors.UserError, match="exactly one placeholder"):
+    prompts.resolve(["cat"], [template])
+
+
+@pytest.mark.parametrize(
+  "labels, message",
+  [
+    ([], "no labels"),
+    (["cat", " "], "none of them empty"),
+    (["cat", []], "none of them empty"),
+    (["cat", 3], "none of them empty"),
+    (["cat", "dog", "cat"], "more than once: cat"),
+    ("cat", "must be a list"),
+  ],
+)
+def test_labels_that_name_nothing_or_something_twice_are_refused(
+  labels, message
+):
+  with pytest.raises(errors.UserError, match=message):
+    prompts.resolve(labels)
+
+
+def test_labels_are_read_from_the_command_line_and_from_files(tmp_path):
+  text = tmp_path / "labels.txt"
+  text.write_text("tench\n\n great white shark \n", encoding="utf-8-sig")
+  listed = tmp_path / "labels.json"
+  listed.write_text(json.dumps(["cat", ["dog", "hound"]]))
+  by_name = tmp_path / "prompts.json"
+  by_name.write_text(json.dumps({"cat": ["a cat"]}))
+  assert prompts.read_labels("cat, dog ,owl") == ["cat", "dog", "owl"]
+  assert prompts.read_labels(str(text)) == ["tench", "great white shark"]
+  assert prompts.read_labels(str(listed)) == ["cat", ["dog", "hound"]]
+  assert prompts.read_labels(str(by_name)) == {"cat": ["a cat"]}
+
+
+def test_templates_are_read_from_the_command_line_and_from_files(tmp_path):
+  text = tmp_path / "templates.txt"
+  text.write_text("a {}, small\nthe {}\n")
+  assert prompts.read_templates("a {}, small") == ("a {}, small",)
+  assert prompts.read_templates(str(text)) == ("a {}, small", "the {}")
+
+
+@pytest.mark.parametrize(
+  "name, content, message",
+  [
+    ("missing.txt", None, "does not exist"),
+    ("broken.json", b"[1,", "cannot read labels"),
+    ("latin.txt", b"caf\xe9", "cannot read labels"),
+    ("number.json", b"3", "list or dictionary"),
+  ],
+)
+def test_a_file_of_labels_that_cannot_be_read_is_named(
+  tmp_path, name, content, message
+):
+  path = tmp_path / name
+  if content is not None:
+    path.write_bytes(content)
+  with pytest.raises(errors.UserError, match=message) as caught:
+    prompts.read_labels(str(path))
+  assert name in str(caught.value)

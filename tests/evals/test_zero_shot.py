@@ -1,0 +1,191 @@
+import types
+
+import numpy as np
+import pytest
+
+from clip_jax import errors
+from clip_jax.evals import zero_shot
+
+
+def slow_accuracy(embeds, labels, classes):
+  """Sorts every row by (score, index): the definition, one image at a time."""
+  top1, top5, per_class = [], [], {}
+  for embed, label in zip(embeds, labels, strict=True):
+    scores = [float(np.dot(embed, c)) for c in classes]
+    order = sorted(range(len(classes)), key=lambda i: (-scores[i], i))
+    top1.append(order[0] == label)
+    top5.append(label in order[:5])
+    per_class.setdefault(label, []).append(top1[-1])
+  means = [np.mean(hits) for hits in per_class.values()]
+  return np.mean(top1), np.mean(top5), np.mean(means)
+
+
+def units(rng, *shape):
+  x = rng.normal(size=shape)
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def batches(embeds, labels, size):
+  for start in range(0, len(embeds), size):
+    yield embeds[start : start + size], labels[start : start + size]
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_accuracy_matches_a_sort_of_every_row(size):
+  rng = np.random.default_rng(0)
+  classes = units(rng, 11, 3)
+  labels = rng.choice([0, 1, 2, 3, 7, 10], size=53)
+  embeds = classes[labels] + rng.normal(size=(53, 3)) * 0.4
+  embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)
+  got = zero_shot.accuracy(batches(embeds, labels, size), classes)
+  top1, top5, per_class = slow_accuracy(embeds, labels, classes)
+  assert 0.2 < top1 < 0.9  # The data can tell right from wrong.
+  # Counts of hits are exact; only their division rounds.
+  np.testing.assert_allclose(got["top1"], top1, rtol=1e-12)
+  np.testing.assert_allclose(got["top5"], top5, rtol=1e-12)
+  np.testing.assert_allclose(got["mean_per_class"], per_class, rtol=1e-12)
+  assert got["mean_per_class"] != got["top1"]
+  assert (got["examples"], got["classes"]) == (53, 11)
+
+
+def test_equal_scores_rank_by_class_number():
+  scores = np.array([[1, 1, 0, 1.0]] * 4)
+  ranks = zero_shot.ranks(scores, np.array([0, 1, 2, 3]))
+  np.testing.assert_array_equal(ranks, [0, 1, 3, 2])
+
+
+def test_a_model_that_gives_all_images_the_same_is_right_by_chance_only():
+  embeds = np.ones((6, 2))
+  classes = np.ones((3, 2))
+  labels = np.array([0, 1, 2, 0, 1, 2])
+  assert zero_shot.accuracy([(embeds, labels)], classes)["top1"] == 1 / 3
+
+
+@pytest.mark.parametrize(
+  "label, message", [(-1, "without a label"), (3, "only 3 labels")]
+)
+def test_labels_that_are_no_class_are_refused(label, message):
+  embeds, labels = np.ones((2, 4)), np.array([0, label])
+  with pytest.raises(errors.UserError, match=message):
+    zero_shot.accuracy([(embeds, labels)], np.ones((3, 4)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0])
+def test_broken_embeddings_are_refused_and_never_scored(value):
+  embeds = np.full((1, 4), value)
+  with pytest.raises(errors.UserError, match="1 of 1 image embeddings"):
+    zero_shot.accuracy([(embeds, np.array([0]))], np.ones((3, 4)))
+
+
+def test_no_example_is_an_error():
+  with pytest.raises(errors.UserError, match="no example"):
+    zero_shot.accuracy([], np.ones((3, 4)))
+
+
+def test_the_interval_is_clopper_pearsons():
+  # By definition: at the bounds the observed count or a more extreme one has
+  # probability (1 - confidence) / 2.
+  from scipy import stats
+
+  low, high = zero_shot.interval(37, 50, confidence=0.9)
+  np.testing.assert_allclose(stats.binom.sf(36, 50, low), 0.05, rtol=1e-9)
+  np.testing.assert_allclose(stats.binom.cdf(37, 50, high), 0.05, rtol=1e-9)
+
+
+@pytest.mark.parametrize("right, bounds", [(0, (0.0, None)), (9, (None, 1.0))])
+def test_the_interval_reaches_the_end_where_nothing_or_all_is_right(
+  right, bounds
+):
+  got = zero_shot.interval(right, 9)
+  for value, bound in zip(got, bounds, strict=True):
+    assert value == bound if bound is not None else 0 < value < 1
+
+
+def fake_source(class_names, templates):
+  return types.SimpleNamespace(class_names=class_names, templates=templates)
+
+
+class Embedder:
+  """Texts and images with known directions; remembers what it was asked."""
+
+  axes = types.MappingProxyType({"cat": 0, "dog": 1, "owl": 2})
+
+  def __init__(self):
+    self.texts = []
+
+  def embed_texts(self, texts):
+    self.texts += texts
+    rows = [
+      np.eye(3)[next(i for name, i in self.axes.items() if name in text)]
+      for text in texts
+    ]
+    return np.array(rows)
+
+  def embed_images(self, images):
+    return np.eye(3)[images[:, 0, 0, 0]]
+
+
+def image_batches(classes):
+  image = np.zeros((len(classes), 2, 2, 3), np.uint8)
+  image[:, 0, 0, 0] = classes
+  return [{"image": image, "label": np.array([0, 1, 2, 2])}]
+
+
+@pytest.mark.parametrize(
+  "labels, templates, source, texts",
+  [
+    (
+      None,
+      None,
+      fake_source(("cat", "dog", "owl"), None),
+      ["a photo of a cat.", "a photo of a dog.", "a photo of a owl."],
+    ),
+    (
+      None,
+      None,
+      fake_source(("cat", "dog", "owl"), ("one {}",)),
+      ["one cat", "one dog", "one owl"],
+    ),
+    (
+      ["cat", "dog", "owl"],
+      ["my {}"],
+      fake_source(None, ("one {}",)),
+      ["my cat", "my dog", "my owl"],
+    ),
+  ],
+)
+def test_labels_and_templates_default_to_those_of_the_data(
+  labels, templates, source, texts
+):
+  embedder = Embedder()
+  got = zero_shot.evaluate(
+    source,
+    embed_images=embedder.embed_images,
+    embed_texts=embedder.embed_texts,
+    batches=image_batches([0, 1, 2, 0]),
+    labels=labels,
+    templates=templates,
+  )
+  assert embedder.texts == texts
+  assert got["top1"] == 0.75
+
+
+@pytest.mark.parametrize(
+  "labels, class_names, message",
+  [
+    (None, None, "names no classes"),
+    (["cat", "dog"], ("cat", "dog", "owl"), "2 labels.*has 3 classes"),
+  ],
+)
+def test_labels_that_do_not_fit_the_data_are_refused(
+  labels, class_names, message
+):
+  embedder = Embedder()
+  with pytest.raises(errors.UserError, match=message):
+    zero_shot.evaluate(
+      fake_source(class_names, None),
+      embed_images=embedder.embed_images,
+      embed_texts=embedder.embed_texts,
+      batches=image_batches([0, 1, 2, 0]),
+      labels=labels,
+    )

@@ -1,0 +1,139 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_jax import errors
+from clip_jax.models import layers
+
+
+def slow_attention(query, key, value, *, causal):
+  b, queries, heads, head_dim = query.shape
+  out = np.zeros_like(query)
+  for i in range(b):
+    for q in range(queries):
+      for h in range(heads):
+        seen = q + 1 if causal else key.shape[1]
+        scores = key[i, :seen, h] @ query[i, q, h] / np.sqrt(head_dim)
+        weights = np.exp(scores - scores.max())
+        out[i, q, h] = weights @ value[i, :seen, h] / weights.sum()
+  return out
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_matches_its_definition(causal):
+  rng = np.random.default_rng(0)
+  query, key, value = rng.standard_normal((3, 2, 5, 3, 4))
+  got = layers.attend(*map(jnp.float32, (query, key, value)), causal=causal)
+  want = slow_attention(query, key, value, causal=causal)
+  # float32 sums of five terms against float64.
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("name", "want"),
+  [
+    # x * sigmoid(1.702 x), x * Phi(x) and its tanh form, at -1 and 2.
+    ("quick_gelu", [-0.15420423, 1.9356586]),
+    ("gelu", [-0.15865525, 1.9544997]),
+    ("gelu_tanh", [-0.15880801, 1.9545977]),
+  ],
+)
+def test_activations_have_their_values(name, want):
+  got = layers.ACTIVATIONS[name](jnp.float32([-1.0, 2.0]))
+  # They differ by 8e-5 at least: rounding hides no mix-up.
+  np.testing.assert_allclose(got, want, rtol=2e-6)
+
+
+def make_encoder(**fields):
+  return layers.Encoder(depth=3, heads=2, mlp_dim=10, **fields)
+
+
+def value_and_grads(encoder, variables, x):
+  def total(variables):
+    y = encoder.apply(variables, x)
+    return (y * jnp.sin(jnp.arange(y.size)).reshape(y.shape)).sum(), y
+
+  return jax.jit(jax.grad(total, has_aux=True))(variables)
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [{"scan": False}]
+  + [{"remat": name} for name in sorted(layers.REMAT_POLICIES)]
+  + [{"remat": "full", "scan": False}],
+)
+def test_how_layers_run_changes_neither_values_nor_gradients(
+  fields, make_variables
+):
+  x = jnp.float32(np.random.default_rng(1).standard_normal((2, 5, 8)))
+  plain, other = make_encoder(), make_encoder(**fields)
+  variables = make_variables(plain, x)
+  # The parameters are one tree, whichever way the layers run.
+  shapes = jax.tree.map(jnp.shape, make_variables(other, x))
+  assert shapes == jax.tree.map(jnp.shape, variables)
+  want = value_and_grads(plain, variables, x)
+  got = value_and_grads(other, variables, x)
+  # The compiler may order sums anew; values are of order one to ten.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+    got,
+    want,
+  )
+
+
+def test_every_layer_starts_with_its_own_weights():
+  x = jnp.zeros((1, 5, 8))
+  blocks = jax.jit(make_encoder().init)(jax.random.key(0), x)["params"][
+    "blocks"
+  ]
+  kernel = blocks["mlp"]["fc_in"]["kernel"]
+  assert kernel.shape == (3, 8, 10)
+  assert np.abs(kernel[0] - kernel[1]).max() > 0.1
+
+
+def test_causal_layers_do_not_see_later_tokens(make_variables, apply):
+  x = np.random.default_rng(2).standard_normal((2, 6, 8)).astype(np.float32)
+  encoder = make_encoder(causal=True)
+  variables = make_variables(encoder, x)
+  changed = x.copy()
+  changed[:, 4, 0] += 1.0  # A norm would undo a shift of all.
+  before, after = (apply(encoder, variables, y) for y in (x, changed))
+  np.testing.assert_array_equal(before[:, :4], after[:, :4])
+  assert (np.abs(before - after).max(axis=(0, 2))[4:] > 1e-3).all()
+
+
+def test_layer_norm_survives_a_mean_far_above_the_deviation():
+  rng = np.random.default_rng(3)
+  x = (rng.standard_normal((4, 64)) + 300.0).astype(np.float32)
+  norm = layers.layer_norm(
+    1e-5, name=None, dtype=jnp.float32, param_dtype=jnp.float32
+  )
+  got = norm.apply(norm.init(jax.random.key(0), x), x)
+  wide = x.astype(np.float64)
+  centred = wide - wide.mean(axis=-1, keepdims=True)
+  want = centred / np.sqrt(wide.var(axis=-1, keepdims=True) + 1e-5)
+  # The inputs' own spacing is 3e-5; the one-pass variance errs by 1e-2.
+  np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_dropped_patches_leave_a_random_ordered_subset():
+  patches = jnp.arange(12.0)[None, :, None] + jnp.zeros((40, 12, 2))
+  kept = layers.drop_patches(jax.random.key(0), patches, rate=0.75)
+  assert kept.shape == (40, 3, 2)
+  ids = np.asarray(kept[..., 0])
+  assert (np.diff(ids, axis=1) > 0).all()
+  assert len(np.unique(ids, axis=0)) > 20
+  assert set(np.unique(ids)) == set(range(12))
+
+
+def test_unknown_names_list_the_known_ones():
+  x = jnp.zeros((1, 5, 8))
+  for fields, hint in (
+    ({"activation": "quickgelu"}, "quick_gelu"),
+    ({"remat": "ful"}, "full"),
+  ):
+    with pytest.raises(errors.UserError, match=f"Did you mean '{hint}'"):
+      make_encoder(**fields).init(jax.random.key(0), x)
+  with pytest.raises(errors.UserError, match=r"width=8 .* heads=3"):
+    layers.Encoder(depth=1, heads=3).init(jax.random.key(0), x)

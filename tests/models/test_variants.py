@@ -1,0 +1,145 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_jax import errors
+from clip_jax.models import resnet, variants
+
+# Learned numbers of OpenAI's releases, without running statistics.
+PUBLISHED = {
+  "RN50": 102_007_137,
+  "RN101": 119_688_033,
+  "RN50x4": 178_300_601,
+  "RN50x16": 290_979_217,
+  "RN50x64": 623_258_305,
+  "ViT-B-32": 151_277_313,
+  "ViT-B-16": 149_620_737,
+  "ViT-L-14": 427_616_513,
+  "ViT-L-14-336": 427_944_193,
+}
+
+
+@pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
+def test_the_papers_models_have_the_published_parameter_counts(name, count):
+  assert variants.parameter_count(variants.create_model(name)) == count
+
+
+@pytest.mark.parametrize("name", ["tiny-rn", "tiny-vit", "tiny-cbow"])
+def test_tiny_models_train_on_bytes_end_to_end(name, make_variables):
+  model = variants.create_model(name)
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (3, 32, 32, 3), np.uint8)
+  tokens = np.zeros((3, 16), np.int32)
+  tokens[:, :3] = 49406, 320, 49407
+  variables = make_variables(model, images, tokens)
+
+  def total(params):
+    output, _ = model.apply(
+      {**variables, "params": params},
+      images,
+      tokens,
+      train=True,
+      mutable=["batch_stats"],
+    )
+    return (output.image_embeds[0] * output.text_embeds[0]).sum()
+
+  grads = jax.jit(jax.grad(total))(variables["params"])
+  assert jax.tree.all(jax.tree.map(lambda g: jnp.isfinite(g).all(), grads))
+  assert np.abs(grads["text_projection"]["kernel"]).max() > 0
+
+
+def test_initial_weights_have_openais_deviations():
+  model = variants.create_model("tiny-vit")
+  inputs = [
+    jnp.zeros(x.shape, x.dtype) for x in variants.abstract_inputs(model)
+  ]
+  params = jax.jit(model.init)(jax.random.key(0), *inputs)["params"]
+  image, text = params["image"], params["text"]
+  blocks = image["encoder"]["blocks"]
+  for value, want in (
+    (blocks["attention"]["key"]["kernel"], 128**-0.5),
+    (blocks["attention"]["out"]["kernel"], (128 * 2 * 3) ** -0.5),
+    (blocks["mlp"]["fc_in"]["kernel"], 256**-0.5),
+    (blocks["mlp"]["fc_out"]["kernel"], (128 * 2 * 3) ** -0.5),
+    (image["position_embedding"], 128**-0.5),
+    (image["patch_kernel"], (3 * 8 * 8 * 3) ** -0.5),
+    (text["token_embedding"]["embedding"], 0.02),
+    (text["position_embedding"], 0.01),
+    (params["image_projection"]["kernel"], 128**-0.5),
+    (params["text_projection"]["kernel"], 64**-0.5),
+  ):
+    # The smallest has 1,024 numbers: its deviation errs by 2 %.
+    np.testing.assert_allclose(np.std(value), want, rtol=0.1)
+  np.testing.assert_allclose(jnp.exp(params["log_scale"]), 1 / 0.07, rtol=1e-6)
+
+
+def test_a_residual_block_starts_without_its_branch():
+  block = resnet.Bottleneck(features=16)
+  params = block.init(jax.random.key(0), jnp.ones((1, 2, 2, 64)), train=False)
+  scale = params["params"]["conv_3"]["norm"]["scale"]
+  np.testing.assert_array_equal(scale, np.zeros(64))
+
+
+def test_the_attention_pool_starts_as_openais():
+  pool = resnet.AttentionPool(heads=2, out_dim=5)
+  params = pool.init(jax.random.key(0), jnp.ones((1, 2, 2, 128)))["params"]
+  for value in (
+    params["attention"]["query"]["kernel"],
+    params["attention"]["out"]["kernel"],
+    params["position_embedding"],
+  ):
+    # The smallest has 640 numbers: its deviation errs by 3 %.
+    np.testing.assert_allclose(np.std(value), 128**-0.5, rtol=0.15)
+
+
+def test_overrides_reach_the_model_and_leave_the_table_alone():
+  before = variants.spec("tiny-vit")
+  model = variants.create_model(
+    "tiny-vit",
+    overrides={
+      "embed_dim": 48,
+      "image": {"depth": 1, "patch_dropout": 0.5},
+      "image_mean": [0.5, 0.5, 0.5],
+    },
+  )
+  assert (model.embed_dim, model.image.depth) == (48, 1)
+  assert model.image.patch_dropout == 0.5
+  assert model.image.width == before["image"]["width"]
+  assert model.image_mean == (0.5, 0.5, 0.5)
+  assert variants.spec("tiny-vit") == before
+
+
+def test_another_kind_of_tower_keeps_the_fields_that_both_have():
+  changed = variants.spec("tiny-rn", {"text": {"kind": "cbow"}})
+  assert changed["text"] == variants.spec("tiny-cbow")["text"]
+  with pytest.raises(errors.UserError, match=r"image\.patch_size"):
+    variants.spec("tiny-rn", {"image": {"kind": "vit"}})
+
+
+def test_a_resolved_description_makes_the_same_model():
+  description = variants.spec("RN50", {"text": {"depth": 3}})
+  assert description["text"]["norm_epsilon"] == 1e-5
+  assert description["interpolation"] == "bicubic"
+  assert variants.create_model(description) == variants.create_model(
+    "RN50", overrides={"text": {"depth": 3}}
+  )
+  assert variants.resolve(description) == description
+
+
+@pytest.mark.parametrize(
+  ("name", "overrides", "message"),
+  [
+    ("ViT-B32", {}, "Unknown model 'ViT-B32'. Did you mean 'ViT-B-32'"),
+    ("tiny-vit", {"image": {"widht": 3}}, r"image\.widht.*image\.width"),
+    ("tiny-vit", {"txt": {}}, "Unknown model field 'txt'"),
+    ("tiny-vit", {"text": {"kind": "bow"}}, "text tower 'bow'"),
+    ("tiny-rn", {"image": {"heads": 3}}, r"'image\.heads'"),
+    ("tiny-rn", {"image": 3}, "'image' takes a dict"),
+  ],
+)
+def test_unknown_names_are_refused_with_the_known_ones(
+  name, overrides, message
+):
+  with pytest.raises(errors.UserError, match=message):
+    variants.create_model(name, overrides=overrides)

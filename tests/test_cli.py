@@ -1,0 +1,577 @@
+import contextlib
+import io
+import json
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_jax import cli, errors, inference
+from clip_jax.cli import parser, verbs
+from clip_jax.models import variants
+
+CONFIG = """
+from clip_jax import config as config_lib
+
+def get_config():
+  config = config_lib.default_config()
+  config.model = "tiny-cbow"
+  config.model_overrides.image = {
+    "kind": "vit", "patch_size": 16, "width": 8, "depth": 1, "heads": 2}
+  config.model_overrides.text = {"width": 8}
+  config.model_overrides.embed_dim = 12
+  config.batch_size = 16
+  config.steps = 100
+  config.precision = "float32"
+  config.data.train = "builtin:digits/train"
+  config.optim.warmup_steps = 0
+  config.evals.digits = {"data": "builtin:digits/test"}
+  config.evals.pairs = {"task": "retrieval", "data": "builtin:digits/test"}
+  config.report = "builtin:digits/test"
+  return config
+"""
+DIGITS = "zero,one,two,three,four,five,six,seven,eight,nine"
+
+
+def call(*arguments):
+  """Runs a command that must succeed and returns its JSON."""
+  stdout = io.StringIO()
+  with contextlib.redirect_stdout(stdout):
+    cli.main([str(argument) for argument in [*arguments, "--json"]])
+  return json.loads(stdout.getvalue())
+
+
+def fails(capsys, *arguments, code=1):
+  """Runs a command that must fail and returns what stderr says."""
+  with pytest.raises(SystemExit) as caught:
+    cli.main([str(argument) for argument in arguments])
+  assert caught.value.code == code
+  captured = capsys.readouterr()
+  assert captured.out == ""
+  assert "Traceback" not in captured.err
+  return captured.err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A workdir and the summary of its training, by the command line."""
+  directory = tmp_path_factory.mktemp("cli")
+  (directory / "tiny.py").write_text(CONFIG)
+  workdir = directory / "run"
+  summary = call(
+    "train",
+    "--config",
+    directory / "tiny.py",
+    "--workdir",
+    workdir,
+    "--config.steps=2",
+    "--config.seed",
+    "3",
+  )
+  return workdir, summary
+
+
+@pytest.fixture(scope="module")
+def workdir(trained):
+  return trained[0]
+
+
+@pytest.fixture
+def image(tmp_path):
+  path = tmp_path / "image.png"
+  pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3))
+  Image.fromarray(pixels.astype(np.uint8)).save(path)
+  return path
+
+
+def test_train_leaves_a_model_and_sums_up(trained):
+  workdir, summary = trained
+  assert summary["steps"] == 2
+  assert set(summary["evals"]) == {"digits", "pairs"}
+  assert pathlib.Path(summary["report"]) == workdir / "report.png"
+  with Image.open(workdir / "report.png") as report:
+    assert report.format == "PNG"
+  assert json.loads((workdir / "config.json").read_text())["seed"] == 3
+
+
+def test_train_prints_its_evaluations_in_a_table(trained, capsys):
+  workdir, _ = trained
+  config = workdir.parent / "tiny.py"
+  arguments = ["train", "--config", config, "--workdir", workdir]
+  overrides = ["--config.steps=2", "--config.seed=3"]
+  cli.main([str(a) for a in arguments + overrides])  # Nothing is left to do.
+  out = capsys.readouterr().out
+  assert "Trained 2 steps" in out
+  assert "digits      top-1 " in out
+  assert "pairs       text to image, R@1 " in out
+  assert str(workdir / "report.png") in out
+
+
+def test_eval_zero_shot_measures_what_training_measured(trained):
+  workdir, summary = trained
+  result = call(
+    "eval", workdir, "--task", "zero_shot", "--data", "builtin:digits/test"
+  )
+  assert result["task"] == "zero_shot"
+  assert result["data"] == "builtin:digits/test"
+  for key in ("top1", "top5", "mean_per_class"):
+    assert 0 <= result[key] <= 1
+    # Training's mesh may round otherwise, and one of 364 images may flip.
+    assert result[key] == pytest.approx(
+      summary["evals"]["digits"][key], abs=0.01
+    )
+  assert (result["examples"], result["classes"]) == (364, 10)
+
+
+def test_eval_retrieval_has_the_keys_of_the_contract(workdir):
+  result = call(
+    "eval", workdir, "--task", "retrieval", "--data", "builtin:digits/test"
+  )
+  for way in ("text_to_image", "image_to_text"):
+    assert set(result[way]) == {"r@1", "r@5", "r@10", "median_rank"}
+  assert (result["images"], result["texts"]) == (364, 1092)
+
+
+def test_eval_prints_a_table(workdir, capsys):
+  arguments = ["--data", "builtin:digits/test", "--labels", DIGITS]
+  arguments += ["--template", "the digit {}"]
+  cli.main(["eval", str(workdir), "--task", "zero_shot", *arguments])
+  out = capsys.readouterr().out
+  assert "zero_shot on builtin:digits/test, step 2" in out
+  assert "top-1, 99.5 % interval" in out
+  assert "364" in out
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (["--task", "zero_sot"], "Did you mean 'zero_shot'"),
+    (["--task", "zero_shot", "--labels", "a,b"], "2 labels are given"),
+    (["--task", "zero_shot", "--labels", "x.txt"], "does not exist"),
+    (["--task", "zero_shot", "--template", "none"], "one placeholder"),
+    (["--task", "retrieval", "--labels", "a,b"], "takes no labels"),
+    (["--task", "retrieval", "--data", "builtin:digts"], "digits"),
+    (["--task", "retrieval", "--data", "folder:/nowhere"], "/nowhere"),
+  ],
+)
+def test_eval_says_what_does_not_fit(workdir, capsys, arguments, message):
+  data = [] if "--data" in arguments else ["--data", "builtin:digits/test"]
+  assert message in fails(capsys, "eval", workdir, *arguments, *data)
+
+
+def test_classify_gives_each_image_the_probability_of_each_label(
+  workdir, image, tmp_path
+):
+  labels = tmp_path / "labels.json"
+  labels.write_text(json.dumps(["cat", ["dog", "hound"]]))
+  result = call(
+    "classify", workdir, image, image, "--labels", labels, "--template", "a {}"
+  )
+  want = inference.load(workdir).classify(
+    str(image), ["cat", ["dog", "hound"]], templates="a {}"
+  )
+  assert len(result) == 2
+  for entry in result:
+    assert entry["image"] == str(image)
+    got = [entry["probabilities"][name] for name in ("cat", "dog")]
+    np.testing.assert_allclose(got, want[0], rtol=1e-5)
+    assert sum(got) == pytest.approx(1)
+
+
+def test_classify_prints_the_most_probable_label_first(workdir, image, capsys):
+  cli.main(["classify", str(workdir), str(image), "--labels", DIGITS])
+  lines = capsys.readouterr().out.splitlines()[2:]
+  shares = [float(line.split()[-2]) for line in lines]
+  assert len(shares) == 5
+  assert shares == sorted(shares, reverse=True)
+
+
+def test_classify_names_the_image_that_cannot_be_read(
+  workdir, image, tmp_path, capsys
+):
+  (tmp_path / "broken.png").write_bytes(image.read_bytes()[:200])
+  error = fails(
+    capsys, "classify", workdir, image, tmp_path / "broken.png", "--labels", "a"
+  )
+  assert "broken.png" in error
+
+
+@pytest.fixture(scope="module")
+def index(workdir):
+  """An index of the test digits."""
+  path = workdir.parent / "index"
+  meta = call("embed", workdir, "--data", "builtin:digits/test", "--out", path)
+  assert (meta["count"], meta["bad_records"]) == (364, {})
+  return path
+
+
+def test_search_finds_by_text_what_is_nearest(index, workdir):
+  found = call("search", index, "the number three", "-k", "4")["results"]
+  clip = inference.load(workdir)
+  query = clip.encode_text("the number three")[0]
+  from clip_jax import search
+
+  hits = search.Index(index).search(query, k=4)
+  assert [hit["key"] for hit in found] == [hit.key for hit in hits]
+  for got, want in zip(found, hits, strict=True):
+    assert got["score"] == pytest.approx(want.score)
+    assert got["caption"] == want.captions[0]
+
+
+def test_search_finds_by_image_the_image_itself(index, tmp_path):
+  from clip_jax.data import sources
+
+  record = sources.open_source("builtin:digits/test")[17]
+  (tmp_path / "digit.png").write_bytes(record.image)
+  found = call("search", index, "--image", tmp_path / "digit.png", "-k", 1)
+  assert found["results"][0]["key"] == record.key
+  assert found["results"][0]["score"] == pytest.approx(1, abs=1e-5)
+
+
+def test_search_takes_a_moved_model_but_no_other(
+  index, workdir, tmp_path, capsys, monkeypatch
+):
+  from clip_jax.search import layout
+
+  meta = json.loads((index / "meta.json").read_text())
+  moved = tmp_path / "index"
+  moved.mkdir()
+  for entry in index.iterdir():
+    (moved / entry.name).write_bytes(entry.read_bytes())
+  gone = meta | {"model": "/gone"}
+  (moved / layout.META).write_text(json.dumps(gone))
+  assert "--model" in fails(capsys, "search", moved, "three")
+  assert call("search", moved, "three", "--model", workdir)["results"]
+  other = gone | {"fingerprint": "0" * 64}
+  (moved / layout.META).write_text(json.dumps(other))
+  error = fails(capsys, "search", moved, "three", "--model", workdir)
+  assert "not the one that made index" in error
+  later = gone | {"step": 7}
+  (moved / layout.META).write_text(json.dumps(later))
+  error = fails(capsys, "search", moved, "three", "--model", workdir)
+  assert "no checkpoint of step 7" in error
+
+
+def test_embed_leaves_another_directory_alone(workdir, capsys):
+  data = ["--data", "builtin:digits/test"]
+  error = fails(capsys, "embed", workdir, *data, "--out", workdir)
+  assert "left alone" in error
+
+
+def test_hostile_captions_do_not_reach_the_terminal(
+  workdir, image, tmp_path, capsys
+):
+  table = tmp_path / "pairs.csv"
+  table.write_text(
+    f"image,caption\n{image.name},\x1b[31mred\x1b]0;x\x07 \u202e\n"
+  )
+  call("embed", workdir, "--data", f"csv:{table}", "--out", tmp_path / "index")
+  capsys.readouterr()
+  cli.main(["search", str(tmp_path / "index"), "red"])
+  cli.main(["data", "inspect", f"csv:{table}"])
+  captured = capsys.readouterr()
+  assert "red" in captured.out
+  assert "\x1b" not in captured.out and "\u202e" not in captured.out
+
+
+def test_models_are_listed_without_allocating_them(monkeypatch, capsys):
+  few = {name: variants.VARIANTS[name] for name in ("RN50", "tiny-cbow")}
+  monkeypatch.setattr(variants, "VARIANTS", few)
+  listed = call("models")
+  assert [sorted(entry) for entry in listed] == [
+    ["flops_image", "flops_text", "image_size", "name", "parameters"]
+  ] * 2
+  # The published size of OpenAI's RN50.
+  assert listed[0]["parameters"] == 102_007_137
+  assert (listed[0]["name"], listed[0]["image_size"]) == ("RN50", 224)
+  assert sum(x.nbytes for x in jax.live_arrays()) < 100e6
+  capsys.readouterr()
+  cli.main(["models"])
+  row = capsys.readouterr().out.splitlines()[2]
+  assert row.split()[:4] == ["RN50", "102", "M", "224"]
+
+
+def test_data_is_inspected_and_prepared(tmp_path, capsys):
+  found = call("data", "inspect", "builtin:digits/test")
+  assert (found["records"], found["good"], found["bad"]) == (364, 364, {})
+  out = tmp_path / "copy"
+  made = call("data", "prepare", "builtin:digits/test", out)
+  assert (made["records"], made["written"]) == (364, True)
+  capsys.readouterr()
+  cli.main(["data", "prepare", "builtin:digits/test", str(out)])
+  assert "Already there: 364 records" in capsys.readouterr().out
+  cli.main(["data", "inspect", f"arrayrecord:{out}"])
+  assert "364 records, 364 good" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    ([], "required: VERB"),
+    (["trian"], "Did you mean train?"),
+    (["models", "--jsn"], "Did you mean --json?"),
+    (["models", "extra"], "unrecognized arguments: extra"),
+    (["eval", "m", "--task", "zero_shot"], "required: --data"),
+    (["classify", "m", "--labels", "a"], "required: IMAGE"),
+    (["search", "index"], "give a text"),
+    (["search", "index", "text", "--image", "file"], "give a text"),
+    (["search", "index", "text", "-k", "0"], "not at least 1"),
+    (["data", "inspect", "builtin:digits", "--drop"], "--drop-bad"),
+    (["train", "--config", "c"], "required: --workdir"),
+    (["train", "--confg=c"], "Did you mean --config?"),
+    (["train", "--config.steps"], "--config.steps=VALUE"),
+    (
+      ["train", "--config=c", "--workdir=d", "--processes", "2"],
+      "go together",
+    ),
+    (
+      [
+        *("train", "--config=c", "--workdir=d", "--coordinator=host:1"),
+        *("--processes=2", "--process-id=2"),
+      ],
+      "from 0 to 1",
+    ),
+  ],
+)
+def test_wrong_usage_exits_with_2(capsys, arguments, message):
+  error = fails(capsys, *arguments, code=2)
+  assert message in error
+  assert error.startswith("usage: clip-jax")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+def test_help_is_no_error(capsys, arguments):
+  with pytest.raises(SystemExit) as caught:
+    cli.main(arguments)
+  assert caught.value.code == 0
+  assert capsys.readouterr().out.startswith("usage: clip-jax")
+
+
+def test_overrides_come_in_both_forms_and_in_order():
+  arguments = parser.parse(
+    [
+      *("train", "--config.a.b=1=2", "--config", "file", "--workdir=dir"),
+      *("--config.mesh.data", "-1", "--config.a.b=", "--json"),
+    ]
+  )
+  assert arguments.overrides == ["a.b=1=2", "mesh.data=-1", "a.b="]
+  assert (arguments.config, arguments.workdir) == ("file", "dir")
+  assert arguments.json
+
+
+@pytest.mark.parametrize(
+  "override, message",
+  [
+    ("--config.optim.peak_rl=1", "Did you mean 'optim.peak_lr'?"),
+    ("--config.steps=many", "takes int"),
+    ("--config.batch_size=13", "try 8"),
+    ("--config.evals.digits.task=x", "zero_shot"),
+  ],
+)
+def test_what_is_wrong_in_a_config_is_an_error_not_a_usage(
+  capsys, tmp_path, override, message
+):
+  (tmp_path / "tiny.py").write_text(CONFIG)
+  error = fails(
+    capsys,
+    *("train", "--config", tmp_path / "tiny.py"),
+    *("--workdir", tmp_path / "run", override),
+  )
+  assert message in error
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  "flags, expected",
+  [
+    ([], []),
+    (["--distributed"], [(None, None, None)]),
+    (
+      ["--coordinator=host:12", "--processes=3", "--process-id=2"],
+      [("host:12", 3, 2)],
+    ),
+  ],
+)
+def test_processes_are_joined_before_anything_else(
+  monkeypatch, tmp_path, capsys, flags, expected
+):
+  joined = []
+
+  def initialize(coordinator_address, num_processes, process_id):
+    joined.append((coordinator_address, num_processes, process_id))
+
+  monkeypatch.setattr(jax.distributed, "initialize", initialize)
+  # The missing file shows that joining came first.
+  path = tmp_path / "none.py"
+  fails(capsys, "train", "--config", path, "--workdir", tmp_path, *flags)
+  assert joined == expected
+
+
+def stub(monkeypatch, action):
+  def models(arguments):
+    del arguments
+    return action()
+
+  monkeypatch.setitem(verbs.RUN, "models", models)
+
+
+def raiser(error):
+  def action():
+    raise error
+
+  return action
+
+
+@pytest.mark.parametrize(
+  "error, code, message",
+  [
+    (errors.UserError("what to do"), 1, "Error: what to do\n"),
+    (errors.UserError("bad \x1b[31mname"), 1, "Error: bad name\n"),
+    (OSError(28, "No space left", "file"), 1, "Error: No space left: file\n"),
+    (OSError(28, "No space left"), 1, "Error: No space left\n"),
+    (TimeoutError(), 1, "Error: TimeoutError\n"),
+    (KeyboardInterrupt(), 130, "Interrupted.\n"),
+    (SystemExit(143), 143, ""),
+    (RuntimeError("RESOURCE_EXHAUSTED: 9 GB"), 1, "smaller batch"),
+  ],
+)
+def test_each_kind_of_failure_has_its_exit_code(
+  monkeypatch, capsys, error, code, message
+):
+  stub(monkeypatch, raiser(error))
+  said = fails(capsys, "models", "--json", code=code)
+  assert message in said
+  assert len(said.splitlines()) == bool(message)
+
+
+def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch):
+  stub(monkeypatch, raiser(RuntimeError("ours")))
+  with pytest.raises(RuntimeError, match="ours"):
+    cli.main(["models"])
+
+
+def test_json_is_alone_on_stdout_and_strict(monkeypatch, capsys):
+  def noisy():
+    print("a library's chatter")
+    payload = {
+      "array": [np.float32(0.5), np.int64(3), float("nan"), np.inf],
+      "path": pathlib.Path("p"),
+      "text": "\x1b\u202e é",
+      "none": None,
+    }
+    return verbs.Answer(payload, "text")
+
+  stub(monkeypatch, noisy)
+  cli.main(["models", "--json"])
+  captured = capsys.readouterr()
+  assert json.loads(captured.out) == {
+    "array": [0.5, 3, None, None],
+    "path": "p",
+    "text": "\x1b\u202e é",
+    "none": None,
+  }
+  assert captured.out.isascii() and "\x1b" not in captured.out
+  assert captured.err == "a library's chatter\n"
+
+
+def test_logs_go_to_stderr_and_libraries_are_kept_quiet(monkeypatch, capsys):
+  def log():
+    logging.info("step 1")
+    logging.getLogger("clip_jax.data").info("data")
+    logging.getLogger("absl").warning("absl noise")
+    logging.getLogger("absl").error("absl error")
+    logging.getLogger("jax._src").info("jax noise")
+    logging.getLogger("jax._src").warning("jax warning")
+    warnings.warn("noise", DeprecationWarning, stacklevel=1)
+    return verbs.Answer(None, "done")
+
+  stub(monkeypatch, log)
+  root = logging.getLogger()
+  before = root.level, list(root.handlers)
+  cli.main(["models"])
+  captured = capsys.readouterr()
+  assert captured.out == "done\n"
+  assert captured.err.splitlines() == [
+    "step 1",
+    "data",
+    "absl error",
+    "jax warning",
+  ]
+  assert (root.level, root.handlers) == before
+
+
+def shell(command, **options):
+  environment = os.environ | {
+    "PYTHONPATH": str(pathlib.Path(cli.__file__).parents[2]),
+    "CLIP_JAX": f"{sys.executable} -m clip_jax",
+  }
+  return subprocess.run(
+    ["bash", "-c", command],
+    capture_output=True,
+    text=True,
+    env=environment,
+    check=False,
+    **options,
+  )
+
+
+def test_the_module_is_the_command_and_passes_its_exit_code_on():
+  done = shell("$CLIP_JAX eval nowhere --task zero_shot --data x:y --json")
+  assert done.returncode == 1
+  assert done.stdout == ""
+  assert done.stderr.startswith("Error: Model 'nowhere' does not exist")
+  assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_full_disk_behind_stdout_is_a_clear_error():
+  done = shell("$CLIP_JAX data inspect builtin:digits/test > /dev/full")
+  assert (done.returncode, done.stderr) == (
+    1,
+    "Error: No space left on device\n",
+  )
+
+
+def test_a_reader_that_goes_away_is_no_fuss():
+  done = shell(
+    "$CLIP_JAX data inspect builtin:digits/test | true; echo ${PIPESTATUS[0]}"
+  )
+  assert (done.stdout, done.stderr) == ("141\n", "")
+
+
+def test_what_native_code_prints_does_not_mix_with_json():
+  code = (
+    "import os; from clip_jax import cli; from clip_jax.cli import verbs\n"
+    "def models(arguments):\n"
+    "  os.write(1, b'native chatter')\n"
+    "  return verbs.Answer([1], '')\n"
+    "verbs.RUN['models'] = models\n"
+    "cli.main(['models', '--json'])\n"
+    "print('after')"
+  )
+  done = shell(f'{sys.executable} -c "{code}"')
+  assert (done.stdout, done.stderr) == ("[\n  1\n]\nafter\n", "native chatter")
+
+
+def test_help_and_usage_errors_import_nothing_heavy():
+  heavy = ("jax", "flax", "numpy", "grain", "PIL", "transformers")
+  code = (
+    "import sys; from clip_jax import cli\n"
+    "try: cli.main(['models', '--jsn'])\n"
+    "except SystemExit: pass\n"
+    f"assert not set({heavy!r}) & set(sys.modules)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=pathlib.Path(cli.__file__).parents[2],
+  )
+  assert done.returncode == 0, done.stderr

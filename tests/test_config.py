@@ -1,0 +1,162 @@
+"""The schema checks every field, and JSON keeps every field."""
+
+import ast
+import pathlib
+import textwrap
+
+import pytest
+
+from clip_jax import config as config_lib
+from clip_jax import errors
+
+PACKAGE = pathlib.Path(config_lib.__file__).parent
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def _valid():
+  config = config_lib.default_config()
+  config.data.train = "builtin:digits/train"
+  config.steps = 7
+  config.evals.seen = {"data": "builtin:digits/test"}
+  config.model_overrides.image = {"depth": 3}
+  return config
+
+
+def _write(tmp_path, body):
+  path = tmp_path / "a config.py"
+  path.write_text(textwrap.dedent(body))
+  return path
+
+
+HEAD = """
+from clip_jax import config as config_lib
+def get_config():
+  config = config_lib.default_config()
+  config.data.train = "builtin:digits/train"
+  config.steps = 7
+"""
+
+
+def test_the_length_that_is_typed_last_decides():
+  config = _valid()
+  config_lib.apply_override(config, "epochs=2")
+  assert config_lib.check(config).epochs == 2 and config.steps is None
+  config_lib.apply_override(config, "steps=3")
+  assert config_lib.check(config).steps == 3 and config.epochs is None
+
+
+def test_json_keeps_every_field():
+  config = _valid()
+  config.optim.beta2 = 0.75
+  text = config_lib.to_json(config)
+  again = config_lib.from_json(text)
+  assert config_lib.to_json(again) == text
+  assert not config_lib.differences(config, again)
+
+
+def test_differences_name_the_field_and_both_values():
+  other = _valid()
+  other.optim.peak_lr = 0.25
+  assert config_lib.differences(_valid(), other) == {
+    "optim.peak_lr": (5e-4, 0.25)
+  }
+
+
+@pytest.mark.parametrize(
+  ("override", "path", "value"),
+  [
+    ("optim.peak_lr=1e-3", ("optim", "peak_lr"), 1e-3),
+    ("batch_size=1e3", ("batch_size",), 1000),
+    ("evals.seen.task=retrieval", ("evals", "seen", "task"), "retrieval"),
+    ("evals.new.data=folder:a=b", ("evals", "new", "data"), "folder:a=b"),
+    ("model_overrides.text.depth=5", ("model_overrides", "text", "depth"), 5),
+    ("steps=9", ("steps",), 9),
+  ],
+)
+def test_an_override_sets_the_field_with_its_type(override, path, value):
+  config = _valid()
+  config_lib.apply_override(config, override)
+  for name in path:
+    config = config[name]
+  assert config == value and type(config) is type(value)
+
+
+@pytest.mark.parametrize(
+  ("override", "message"),
+  [
+    ("optim.peek_lr=1", "Did you mean 'optim.peak_lr'"),
+    ("batch_size=1.5", "batch_size takes int, got '1.5'"),
+    ("batch_size=many", "batch_size takes int, got 'many'"),
+    ("batch_size=0", "batch_size=0 is not allowed"),
+    ("steps", "has no value"),
+    ("steps=1e400", "steps takes int, got '1e400'"),
+    ("precision=fp16", "one of bfloat16, float32, float64"),
+    ("loss.kind=sofmax", "must be one of softmax"),
+    ("mesh.data=0", "mesh.data=0 is not allowed"),
+    ("optim.beta1=1.5", "between 0 and 1"),
+    ("evals.seen.tsk=zero_shot", "Did you mean 'task'"),
+    ("evals.seen.task=zeroshot", "one of zero_shot, retrieval"),
+    ("evals.new.task=retrieval", "evals.new.data=''"),
+    ("data.train=", "data.train=''"),
+  ],
+)
+def test_a_wrong_override_is_named(override, message):
+  config = _valid()
+  with pytest.raises(errors.UserError, match=message):
+    config_lib.apply_override(config, override)
+    config_lib.check(config)
+
+
+@pytest.mark.parametrize(
+  ("body", "message"),
+  [
+    (HEAD + "  config.stepz = 3\n  return config", "line 7.*'steps'"),
+    (HEAD + "  config.optim.peak_lr = 'a'\n  return config", "TypeError"),
+    (HEAD + "  return config.to_dict()", "returned dict"),
+    (HEAD + "  return confg", "line 7: NameError"),
+    ("x = = 1", "line 1: SyntaxError"),
+    ("x = 1", "defines no get_config"),
+    (HEAD + "  config.evals.seen = 3\n  return config", "evals.seen must be"),
+    (HEAD + "  config.steps = True\n  return config", "steps takes int|bool"),
+  ],
+)
+def test_a_wrong_file_says_where_and_what(tmp_path, body, message):
+  path = _write(tmp_path, body)
+  with pytest.raises(errors.UserError, match=message) as caught:
+    config_lib.load(path)
+  assert "a config.py" in str(caught.value) or "config." in str(caught.value)
+
+
+def test_a_missing_file_is_named():
+  with pytest.raises(errors.UserError, match=r"'no/such.py' does not exist"):
+    config_lib.load("no/such.py")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"stepz": 3}', '{"steps": "x"}'])
+def test_damaged_json_is_refused(text):
+  with pytest.raises(errors.UserError):
+    config_lib.from_json(text)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_file_is_valid(path):
+  config = config_lib.load(path)
+  if not config.data.train.startswith("builtin:"):
+    assert "DATA" in path.read_text()  # Says how to give one's own.
+
+
+def test_every_field_is_read_somewhere():
+  read = set()
+  for path in PACKAGE.rglob("*.py"):
+    if path.name != "config.py":
+      tree = ast.parse(path.read_text())
+      read |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+      # optim.beta2 and epsilon are read by name, as optim[name].
+      read |= {
+        n.value
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Constant) and isinstance(n.value, str)
+      }
+  unread = [p for p in config_lib.SCHEMA if p.split(".")[-1] not in read]
+  unread += [name for name in config_lib.EVAL_SCHEMA if name not in read]
+  assert not unread

@@ -1,0 +1,321 @@
+import dataclasses
+import io
+import json
+import pathlib
+import threading
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import clip_jax
+from clip_jax import config as config_lib
+from clip_jax import errors, inference, sharding
+from clip_jax.models import variants
+from clip_jax.train import checkpoint
+from clip_jax.train import step as step_lib
+
+OVERRIDES = {
+  "embed_dim": 12,
+  "image": {"image_size": 16, "patch_size": 8, "width": 24, "depth": 1},
+  "text": {"context_length": 9, "width": 20, "depth": 1},
+}
+SPEC = variants.spec("tiny-vit", OVERRIDES)
+
+
+@pytest.fixture(scope="module")
+def model():
+  """A module with random numbers: its own initialisers take long to compile."""
+  module = variants.create_model(SPEC)
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(
+    lambda x: rng.normal(size=x.shape, scale=0.2).astype(x.dtype),
+    variants.abstract_variables(module),
+  )
+  variables["params"]["log_scale"] = np.float32(np.log(1 / 0.07))
+  return module, variables
+
+
+@pytest.fixture
+def clip(model):
+  return inference.assemble(*model, spec=SPEC)
+
+
+def random_images(count, size=16, seed=0):
+  shape = (count, size, size, 3)
+  return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def plain_embeds(model):
+  """The module's own embeddings of 21 images."""
+  module, variables = model
+  embed = jax.jit(lambda x: module.apply(variables, x, method="encode_image"))
+  return np.asarray(embed(random_images(21)))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("count", [0, 1, 8, 9, 21])
+def test_any_number_of_images_is_embedded_as_the_module_does(
+  model, plain_embeds, count, devices
+):
+  mesh = sharding.make_mesh() if devices == 8 else None
+  module, variables = model
+  if mesh is not None:
+    variables = jax.device_put(variables, sharding.replicated(mesh))
+  encoder = inference.Encoder(module, mesh=mesh, batch_sizes=(1, 8))
+  images = random_images(21)[:count]
+  embeds = encoder.embed_images(variables, images)
+  assert embeds.shape == (count, 12)
+  assert embeds.dtype == np.float32
+  # Another batch size sums in another order: a few float32 roundings.
+  np.testing.assert_allclose(embeds, plain_embeds[:count], atol=2e-6)
+
+
+def test_batches_are_padded_to_few_sizes_that_divide_over_the_mesh(model):
+  encoder = inference.Encoder(
+    model[0], mesh=sharding.make_mesh(), batch_sizes=(1, 2, 20)
+  )
+  assert encoder.batch_sizes == [8, 24]
+
+
+def test_nothing_is_compiled_twice(model):
+  module, variables = model
+  encoder = inference.Encoder(module, batch_sizes=(2, 5))
+  encoder.embed_images(variables, random_images(7))
+  before = inference._embed._cache_size()
+  for count in (1, 2, 3, 4, 5, 6, 12):
+    encoder.embed_images(variables, random_images(count))
+  again = inference.Encoder(variants.create_model(SPEC), batch_sizes=(2, 5))
+  again.embed_images(variables, random_images(3))
+  assert inference._embed._cache_size() == before
+
+
+def encoded(array):
+  buffer = io.BytesIO()
+  Image.fromarray(array).save(buffer, format="PNG")
+  return buffer.getvalue()
+
+
+def test_every_kind_of_image_input_gives_the_same_embedding(clip, tmp_path):
+  array = random_images(1, size=16)[0]
+  path = tmp_path / "image.png"
+  path.write_bytes(encoded(array))
+  want = clip.embed_images(array[None])
+  inputs = [
+    array,
+    array[None],
+    Image.fromarray(array),
+    encoded(array),
+    path,
+    str(path),
+    [str(path)],
+    (array,),
+  ]
+  for images in inputs:
+    got = clip.encode_image(images)
+    np.testing.assert_array_equal(got, want)
+  mixed = clip.encode_image([array, path, encoded(array)])
+  # Three rows are another batch size than one.
+  np.testing.assert_allclose(mixed, np.repeat(want, 3, axis=0), atol=2e-6)
+  np.testing.assert_allclose(np.linalg.norm(mixed, axis=1), 1, atol=1e-6)
+
+
+def test_more_images_than_are_decoded_at_once_keep_their_order(
+  clip, monkeypatch
+):
+  images = random_images(7)
+  monkeypatch.setattr(inference, "_DECODED_AT_ONCE", 3)
+  np.testing.assert_allclose(
+    clip.encode_image(list(images)), clip.embed_images(images), atol=2e-6
+  )
+
+
+def test_embedding_nothing_gives_no_rows(clip):
+  assert clip.encode_image([]).shape == (0, 12)
+  assert clip.encode_text([]).shape == (0, 12)
+
+
+def test_one_text_is_a_list_of_one(clip):
+  both = clip.encode_text(["a cat", "a dog"])
+  assert both.shape == (2, 12)
+  np.testing.assert_allclose(clip.encode_text("a dog"), both[1:], atol=2e-6)
+  assert not np.allclose(both[0], both[1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+  "array", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8)]
+)
+def test_an_array_that_is_no_image_is_refused(clip, array):
+  with pytest.raises(errors.UserError, match="must be uint8"):
+    clip.encode_image(array)
+
+
+def test_the_file_that_is_no_image_is_named(clip, tmp_path):
+  (tmp_path / "notes.png").write_text("not an image")
+  with pytest.raises(errors.UserError, match=r"notes\.png"):
+    clip.encode_image([random_images(1)[0], tmp_path / "notes.png"])
+
+
+def test_probabilities_are_the_softmax_of_scaled_cosines(clip):
+  images, labels = random_images(3), ["cat", "dog", "small owl"]
+  got = clip.classify(images, labels, templates="one {}")
+  texts = clip.encode_text([f"one {label}" for label in labels])
+  for row, image in zip(got, clip.embed_images(images), strict=True):
+    weights = [np.exp(np.dot(image, text) / 0.07) for text in texts]
+    # float32 cosines, times 14.
+    np.testing.assert_allclose(row, weights / np.sum(weights), rtol=1e-4)
+  assert got.shape == (3, 3)
+  assert got.dtype == np.float32
+
+
+def test_the_logit_scale_never_exceeds_100(model):
+  module, variables = model
+  params = variables["params"] | {"log_scale": np.float32(7)}
+  clip = inference.assemble(module, variables | {"params": params}, spec=SPEC)
+  assert clip.logit_scale == pytest.approx(100)
+
+
+def test_a_label_set_is_embedded_once_and_only_the_latest_are_kept(
+  clip, monkeypatch
+):
+  monkeypatch.setattr(inference, "_LABEL_SETS_KEPT", 2)
+  asked = []
+
+  def tokenizer(texts):
+    asked.append(list(texts))
+    return clip.tokenizer(texts)
+
+  counted = dataclasses.replace(clip, tokenizer=tokenizer)
+  image = random_images(1)
+  first = counted.classify(image, ["cat", "dog"])
+  np.testing.assert_array_equal(counted.classify(image, ["cat", "dog"]), first)
+  assert len(asked) == 1
+  counted.classify(image, ["cat", "dog"], templates=["{}"])
+  counted.classify(image, ["cat", "dog"])
+  assert len(asked) == 2  # Other templates are another set.
+  counted.classify(image, ["cat", "owl"])
+  counted.classify(image, ["cat", "dog"])
+  assert len(asked) == 3  # The second set was the oldest, and is gone.
+  counted.classify(image, ["cat", "dog"], templates=["{}"])
+  assert len(asked) == 4
+
+
+def test_threads_may_classify_at_the_same_time(clip):
+  images, results = random_images(2), {}
+
+  def classify(number):
+    labels = ["cat", f"label {number % 3}"]
+    results[number] = labels[1], clip.classify(images, labels)
+
+  threads = [threading.Thread(target=classify, args=(i,)) for i in range(9)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert len(results) == 9
+  for label, got in results.values():
+    want = clip.classify(images, ["cat", label])
+    np.testing.assert_array_equal(got, want)
+
+
+def change_leaf(variables, path):
+  changed = jax.tree.map(np.array, variables)
+  leaf = changed["params"]
+  *parents, last = path
+  for name in parents:
+    leaf = leaf[name]
+  leaf[last].flat[0] += 1e-3
+  return changed
+
+
+def test_the_fingerprint_tells_models_apart(model, clip):
+  _, variables = model
+  same = inference.assemble(
+    variants.create_model(SPEC), jax.tree.map(np.array, variables), spec=SPEC
+  )
+  assert same.fingerprint == clip.fingerprint
+  others = [
+    dataclasses.replace(
+      clip, variables=change_leaf(variables, ("text_projection", "kernel"))
+    ),
+    dataclasses.replace(
+      clip,
+      preprocess=dataclasses.replace(clip.preprocess, interpolation="bilinear"),
+    ),
+    dataclasses.replace(
+      clip, tokenizer=dataclasses.replace(clip.tokenizer, context_length=8)
+    ),
+  ]
+  assert len({other.fingerprint for other in [clip, *others]}) == 4
+
+
+@pytest.fixture(scope="module")
+def workdir(model, tmp_path_factory):
+  """A run that saved its parameters at steps 1 and 3, times the step."""
+  path = tmp_path_factory.mktemp("run")
+  config = config_lib.default_config()
+  config.model, config.precision = "tiny-vit", "float32"
+  config.model_overrides.update(OVERRIDES)
+  config.data.train, config.steps = "builtin:digits/train", 4
+  (path / "config.json").write_text(config_lib.to_json(config))
+  with checkpoint.Checkpoints(path) as checkpoints:
+    for step in (1, 3):
+      state = step_lib.TrainState(
+        step=np.int32(step),
+        params=jax.tree.map(lambda x, step=step: x * step, model[1]["params"]),
+        batch_stats={},
+        opt_state={},
+        skipped=np.int32(0),
+      )
+      checkpoints.save(state, step=step, config=config, counters={})
+    checkpoints.wait()
+  return path
+
+
+@pytest.mark.parametrize("step", [None, 1])
+def test_load_gives_the_newest_model_of_a_run_or_the_asked_one(
+  workdir, model, step
+):
+  clip = clip_jax.load(str(workdir), step=step)
+  assert (clip.path, clip.step) == (str(workdir.resolve()), step or 3)
+  scaled = jax.tree.map(lambda x: x * clip.step, model[1]["params"])
+  images = random_images(8)
+  want = inference.assemble(model[0], {"params": scaled}, spec=SPEC)
+  np.testing.assert_allclose(
+    clip.encode_image(images), want.encode_image(images), atol=2e-6
+  )
+  assert clip.logit_scale == want.logit_scale
+
+
+def test_load_says_which_steps_there_are(workdir):
+  with pytest.raises(errors.UserError, match="no checkpoint of step 2"):
+    inference.load(workdir, step=2)
+
+
+@pytest.mark.parametrize(
+  "make, message",
+  [
+    (lambda path: None, "does not exist"),
+    (lambda path: path.write_text(""), "is a file"),
+    (lambda path: path.mkdir(), "no config.json and no checkpoints"),
+    (lambda path: path.mkdir(), "found: nothing"),
+    (
+      lambda path: (path / "checkpoints").mkdir(parents=True),
+      r"no config.json \(found: checkpoints\)",
+    ),
+  ],
+)
+def test_what_is_no_model_is_described(tmp_path, make, message):
+  make(tmp_path / "model")
+  with pytest.raises(errors.UserError, match=message) as caught:
+    inference.load(tmp_path / "model")
+  assert "a workdir of `clip-jax train`" in str(caught.value)
+
+
+def test_a_workdir_whose_config_is_damaged_is_refused(tmp_path):
+  (tmp_path / "checkpoints").mkdir()
+  (tmp_path / "config.json").write_text(json.dumps({"modell": "x"}))
+  with pytest.raises(errors.UserError, match="modell"):
+    inference.load(pathlib.Path(tmp_path))

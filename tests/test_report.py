@@ -1,0 +1,223 @@
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_jax import errors, preprocess, report
+from clip_jax.data import builtin, sources
+
+
+def picture(shade, size=(8, 8)):
+  return Image.new("RGB", size, (shade, 0, 0))
+
+
+def make_rows(count=2, text="a photo of a cat"):
+  found = [report.Found(picture(40 * i), 0.9 - i / 10, i < 3) for i in range(5)]
+  guesses = [report.Guess(text, 0.5**i, i == 1) for i in range(5)]
+  return report.Rows([(text, found)] * count, [(picture(200), guesses)] * count)
+
+
+@pytest.mark.parametrize("figures", [(), [("top-1", "97 %")] * 20])
+@pytest.mark.parametrize(
+  "text", ["a cat", "word " * 500, "x" * 5000, "\x1b[31m\u202e", "日本語", ""]
+)
+def test_any_text_fits_on_the_page(text, figures):
+  image = report.make_report(
+    make_rows(text=text), title=text or "title", figures=figures
+  )
+  assert image.width == 1120
+  pixels = np.asarray(image)
+  # The margins stay white: nothing runs over the edge.
+  assert pixels[:, :40].min() == 255
+  assert pixels[:, -40:].min() == 255
+  assert pixels[-30:].min() == 255
+  assert pixels.min() == 0
+
+
+def test_the_page_shows_every_image_with_its_colours():
+  pixels = np.asarray(report.make_report(make_rows(count=1), title="t"))
+  for shade in (40, 80, 120, 160, 200):
+    same = np.all(pixels == (shade, 0, 0), axis=-1).sum()
+    assert same == 128 * 128
+  right = np.all(pixels == (0x16, 0x97, 0x5A), axis=-1)
+  wrong = np.all(pixels == (0xCF, 0x47, 0x47), axis=-1)
+  assert right.sum() > 1000 and wrong.sum() > 1000
+
+
+@pytest.mark.parametrize("rows", [report.Rows([], []), make_rows(count=1)])
+def test_a_report_may_have_few_rows_or_none(rows):
+  assert report.make_report(rows, title="t").height > 90
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 4), (300, 100), (1, 500)])
+def test_images_of_any_shape_keep_their_proportions_in_the_tile(size):
+  tile = report.enlarge(picture(90, size), 64)
+  assert tile.size == (64, 64)
+  ours = np.all(np.asarray(tile) == (90, 0, 0), axis=-1)
+  height, width = ours.any(axis=1).sum(), ours.any(axis=0).sum()
+  scale = 64 / max(size)
+  assert (width, height) == tuple(max(1, round(s * scale)) for s in size)
+
+
+def test_small_images_are_enlarged_without_a_blur():
+  checkers = np.indices((4, 4)).sum(axis=0) % 2 * 255
+  image = Image.fromarray(checkers.astype(np.uint8))
+  tile = np.asarray(report.enlarge(image, 64))
+  np.testing.assert_array_equal(
+    tile[..., 0], checkers.repeat(16, axis=0).repeat(16, axis=1)
+  )
+
+
+def test_rows_hold_the_best_matches_in_order_with_probabilities():
+  scores = np.array(
+    [[0.9, 0.1], [0.2, 0.8], [0.9, 0.3], [0.5, 0.5]], np.float32
+  )
+  owns = np.array([[1, 0], [0, 1], [0, 1], [1, 0]], bool)
+  rows = report._rank(
+    scores, owns, ["cat", "dog"], picture, logit_scale=10, count=4
+  )
+  assert [text for text, _ in rows.by_text] == ["cat", "dog"]
+  found = rows.by_text[0][1]
+  assert [hit.image.getpixel((0, 0))[0] for hit in found] == [0, 2, 3, 1]
+  assert [hit.correct for hit in found] == [True, False, True, False]
+  _, guesses = rows.by_image[2]
+  assert [guess.text for guess in guesses] == ["cat", "dog"]
+  assert [guess.correct for guess in guesses] == [False, True]
+  # Softmax of two is the logistic function of their difference.
+  assert guesses[0].probability == pytest.approx(1 / (1 + np.exp(-6)), rel=1e-6)
+
+
+def test_only_texts_that_have_an_image_are_looked_for():
+  owns = np.zeros((4, 6), bool)
+  owns[:, [2, 5]] = True
+  rows = report._rank(
+    np.zeros((4, 6)), owns, list("abcdef"), picture, logit_scale=1, count=3
+  )
+  assert [text for text, _ in rows.by_text] == ["c", "f"]
+
+
+SPEC = preprocess.Preprocess(image_size=8, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def knows_labels(source):
+  """Embeds images and prompts of labelled data by what their label is."""
+  names = source.class_names
+  by_pixels = {}
+  for i in range(len(source)):
+    record = source[i]
+    image = preprocess.eval_image(preprocess.decode(record.image), SPEC)
+    by_pixels[image.tobytes()] = record.label
+
+  def embed_images(images):
+    return np.eye(10)[[by_pixels[image.tobytes()] for image in images]]
+
+  def embed_texts(texts):
+    labels = [next(i for i in range(10) if names[i] in t) for t in texts]
+    return np.eye(10)[labels]
+
+  return embed_images, embed_texts
+
+
+def test_a_perfect_model_has_only_correct_rows_on_labelled_data():
+  source = sources.open_source("builtin:digits/test")
+  embed_images, embed_texts = knows_labels(source)
+  rows = report.find_rows(
+    source,
+    embed_images=embed_images,
+    embed_texts=embed_texts,
+    preprocess=SPEC,
+    logit_scale=100,
+    count=3,
+    most_records=100,
+  )
+  assert len(rows.by_text) == len(rows.by_image) == 3
+  for text, found in rows.by_text:
+    assert any(name in text for name in source.class_names)
+    assert [hit.correct for hit in found] == [True] * 5
+    assert found[0].image.size[0] >= 8
+  for _, guesses in rows.by_image:
+    assert guesses[0].correct and guesses[0].probability > 0.99
+
+
+class Captions:
+  """Unlabelled records, the second of them bad."""
+
+  class_names = templates = None
+  fingerprint = "x"
+
+  def __init__(self, count=5):
+    self.real = builtin.open_builtin("digits/test", {})
+    self.count = count
+
+  def __len__(self):
+    return self.count
+
+  def __getitem__(self, index):
+    if index == 1:
+      raise sources.BadRecord("empty", "k1")
+    texts = (f"caption {index}", "shared")
+    return sources.Record(self.real[index].image, texts, f"k{index}")
+
+
+def test_captions_take_the_place_of_classes_where_there_are_none():
+  rows = report.find_rows(
+    Captions(),
+    embed_images=lambda images: np.eye(4)[: len(images)],
+    embed_texts=lambda texts: np.random.default_rng(0).normal(
+      size=(len(texts), 4)
+    ),
+    preprocess=SPEC,
+    logit_scale=1,
+    count=9,
+  )
+  texts = [text for text, _ in rows.by_text]
+  # Each caption once, none of the bad record, in the order of the data.
+  assert texts == [
+    "caption 0",
+    "shared",
+    "caption 2",
+    "caption 3",
+    "caption 4",
+  ]
+  assert all(hit.correct for hit in dict(rows.by_text)["shared"])
+  assert len(rows.by_image) == 4
+
+
+def test_a_report_on_nothing_is_an_error():
+  with pytest.raises(errors.UserError, match="no usable record"):
+    report.find_rows(
+      Captions(0),
+      embed_images=None,
+      embed_texts=None,
+      preprocess=SPEC,
+      logit_scale=1,
+    )
+
+
+@pytest.mark.parametrize("total, most", [(10, 4), (4, 4), (3, 4), (1001, 7)])
+def test_a_spread_covers_all_of_a_source(total, most):
+  spread = report.Spread(range(total), most)
+  picked = [spread[i] for i in range(len(spread))]
+  assert len(picked) == len(set(picked)) == min(total, most)
+  gaps = np.diff([*picked, total])
+  assert gaps.max() <= -(-total // len(picked))
+
+
+def test_the_file_is_a_png_and_appears_at_once(tmp_path):
+  image = report.make_report(make_rows(), title="t")
+  report.save(image, tmp_path / "report.png")
+  with Image.open(tmp_path / "report.png") as saved:
+    assert (saved.format, saved.size) == ("PNG", image.size)
+  assert [path.name for path in tmp_path.iterdir()] == ["report.png"]
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(
+  tmp_path, monkeypatch
+):
+  path = tmp_path / "report.png"
+  path.write_bytes(b"old")
+  broken = types.SimpleNamespace(save=lambda *_, **__: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    report.save(broken, path)
+  assert path.read_bytes() == b"old"

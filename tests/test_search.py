@@ -1,0 +1,309 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from clip_jax import errors, search
+from clip_jax.search import builder, layout
+
+
+def units(seed, rows, dim=5):
+  x = np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
+  return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def make_index(directory, embeds, *, parts=3, dtype="float32", **facts):
+  """Writes an index whose record i has the key "k{i}" and two captions."""
+  rows = np.array_split(np.arange(len(embeds)), parts)
+  batches = [
+    {
+      "image": embeds[part],
+      "key": [f"k{i}" for i in part],
+      "texts": [(f"caption {i}", "zweite\n\u2028Zeile é") for i in part],
+    }
+    for part in rows
+  ]
+  return search.build(
+    directory,
+    batches=batches,
+    embed_images=lambda images: images,
+    model="/models/m",
+    fingerprint="f00d",
+    dtype=dtype,
+    facts=facts,
+  )
+
+
+def slow_search(embeds, query, k):
+  scores = [float(np.dot(row, query)) for row in embeds]
+  return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
+
+
+@pytest.mark.parametrize("rows_per_chunk", [1, 7, 1000])
+@pytest.mark.parametrize("k", [1, 4, 29, 100])
+@pytest.mark.parametrize("ties", [False, True])
+def test_search_matches_a_sort_of_all_scores(rows_per_chunk, k, ties):
+  embeds, query = units(0, 29), units(1, 1)[0]
+  if ties:  # Small integers: exact products, many of them equal.
+    embeds, query = np.round(2 * embeds), np.round(2 * query)
+    assert len(set((embeds @ query).tolist())) < 15
+  got = search.nearest(embeds, query, k=k, rows_per_chunk=rows_per_chunk)
+  assert [row for row, _ in got] == slow_search(embeds, query, k)
+  np.testing.assert_allclose(
+    [score for _, score in got],
+    [np.dot(embeds[row], query) for row, _ in got],
+    rtol=1e-6,  # Rounding of float32 sums of five products.
+    atol=1e-6,
+  )
+
+
+@pytest.mark.parametrize("dtype, atol", [("float32", 0), ("float16", 5e-4)])
+def test_an_index_gives_back_what_was_put_in(tmp_path, dtype, atol):
+  embeds = units(2, 11)
+  meta = make_index(tmp_path / "index", embeds, dtype=dtype, data="builtin:x")
+  index = search.Index(tmp_path / "index")
+  # float16 has 11 bits: half a unit in the last place of a value below 1.
+  np.testing.assert_allclose(index.embeds, embeds, rtol=0, atol=atol)
+  assert index.meta == meta
+  assert (meta["model"], meta["data"]) == ("/models/m", "builtin:x")
+  hits = index.search(embeds[7], k=3)
+  assert hits[0].key == "k7"
+  assert hits[0].captions == ("caption 7", "zweite\n\u2028Zeile é")
+  assert [hit.index for hit in hits] == slow_search(embeds, embeds[7], 3)
+
+
+def test_the_embeddings_are_an_ordinary_npy_file(tmp_path):
+  embeds = units(3, 6)
+  meta = make_index(tmp_path, embeds)
+  name = meta["files"]["embeddings"]["name"]
+  np.testing.assert_array_equal(np.load(tmp_path / name), embeds)
+
+
+def test_a_new_build_replaces_the_index_and_leaves_nothing_of_the_old(tmp_path):
+  make_index(tmp_path, units(4, 6))
+  (tmp_path / ".partial-123-dead").write_bytes(b"left by a killed build")
+  make_index(tmp_path, units(5, 4))
+  assert len(search.Index(tmp_path)) == 4
+  assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_reader_keeps_the_index_that_it_opened(tmp_path):
+  old = units(4, 6)
+  make_index(tmp_path, old)
+  index = search.Index(tmp_path)
+  make_index(tmp_path, units(5, 4))
+  np.testing.assert_array_equal(index.embeds, old)
+
+
+def test_the_same_index_built_again_is_the_same(tmp_path):
+  embeds = units(4, 6)
+  first = make_index(tmp_path, embeds)
+  assert make_index(tmp_path, embeds) == first
+  assert len(search.Index(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("had_index", [False, True])
+def test_a_failed_build_leaves_the_directory_as_it_was(tmp_path, had_index):
+  directory = tmp_path / "index"
+  if had_index:
+    make_index(directory, units(6, 5))
+  broken = units(7, 9)
+  broken[8, 1] = np.nan
+  before = sorted(directory.iterdir()) if had_index else None
+  with pytest.raises(errors.UserError, match="'k8' is not finite"):
+    make_index(directory, broken)
+  if had_index:
+    assert sorted(directory.iterdir()) == before
+    assert len(search.Index(directory)) == 5
+  else:
+    assert not directory.exists()
+
+
+def test_a_build_that_fails_at_its_end_keeps_the_old_index(
+  tmp_path, monkeypatch
+):
+  make_index(tmp_path, units(6, 5))
+  real = os.replace
+
+  def fail_on_meta(source, target):
+    if str(target).endswith(layout.META):
+      raise OSError(28, "No space left on device")
+    real(source, target)
+
+  monkeypatch.setattr(builder.os, "replace", fail_on_meta)
+  # Once with other content, and once with what the old index holds.
+  for seed in (7, 6):
+    with pytest.raises(OSError, match="No space"):
+      make_index(tmp_path, units(seed, 5))
+    assert len(search.Index(tmp_path)) == 5
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_build_killed_at_any_write_leaves_the_old_index_or_the_new(tmp_path):
+  make_index(tmp_path / "index", units(8, 5), version_of="old")
+  script = textwrap.dedent(
+    """
+    import os, signal, sys
+    import numpy as np
+    from clip_jax import search
+    from clip_jax.search import builder
+    left = int(sys.argv[2])
+    def counted(function):
+      def call(*arguments):
+        global left
+        left -= 1
+        if left < 0:
+          os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments)
+      return call
+    builder.os.replace = counted(os.replace)
+    builder.os.fsync = counted(os.fsync)
+    search.build(
+      sys.argv[1],
+      batches=[{"image": np.ones((3, 5)), "key": list("abc"),
+                "texts": [("t",)] * 3}],
+      embed_images=lambda images: images, model="", fingerprint="",
+      facts={"version_of": "new"})
+    """
+  )
+  seen = []
+  for calls in range(12):
+    make_index(tmp_path / "index", units(8, 5), version_of="old")
+    command = [sys.executable, "-c", script, tmp_path / "index", str(calls)]
+    done = subprocess.run(command, check=False)
+    index = search.Index(tmp_path / "index")
+    seen.append(index.meta["version_of"])
+    assert len(index) == (5 if seen[-1] == "old" else 3)
+    if done.returncode == 0:
+      break
+    assert done.returncode == -signal.SIGKILL
+  assert seen[0] == "old" and seen[-1] == "new"
+  assert len(list((tmp_path / "index").iterdir())) == 3
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "meta.json"])
+def test_a_directory_of_something_else_is_left_alone(tmp_path, name):
+  (tmp_path / name).write_text("{}")
+  with pytest.raises(errors.UserError, match="left alone"):
+    make_index(tmp_path, units(9, 3))
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_file_is_no_place_for_an_index(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(errors.UserError, match="is a file"):
+    make_index(tmp_path / "file", units(9, 3))
+
+
+def test_an_index_of_nothing_is_refused(tmp_path):
+  with pytest.raises(errors.UserError, match="no record"):
+    make_index(tmp_path / "index", units(9, 0), parts=1)
+
+
+def flip_bit(path):
+  content = bytearray(path.read_bytes())
+  content[-2] ^= 1
+  path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("part", ["embeddings", "records"])
+@pytest.mark.parametrize(
+  "damage, message",
+  [
+    (flip_bit, "not as it was written"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-3]), "not as it was"),
+    (lambda path: path.unlink(), "is missing"),
+  ],
+)
+def test_a_damaged_file_is_named_and_can_be_built_again(
+  tmp_path, part, damage, message
+):
+  meta = make_index(tmp_path, units(10, 4))
+  damage(tmp_path / meta["files"][part]["name"])
+  with pytest.raises(errors.UserError, match=message) as caught:
+    search.Index(tmp_path)
+  assert meta["files"][part]["name"] in str(caught.value)
+  make_index(tmp_path, units(10, 4))
+  assert len(search.Index(tmp_path)) == 4
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"count": 5}, "damaged"),
+    ({"count": "4"}, "count must be a int"),
+    ({"version": 2}, "format version 2"),
+    ({"format": "faiss"}, "no index"),
+    ({"files": {}}, "files.embeddings"),
+    (
+      {"files": {"embeddings": {"name": "../x.npy"}, "records": {}}},
+      "files.embeddings",
+    ),
+  ],
+)
+def test_a_meta_file_that_does_not_fit_is_refused(tmp_path, change, message):
+  meta = make_index(tmp_path, units(11, 4))
+  (tmp_path / "meta.json").write_text(json.dumps(meta | change))
+  with pytest.raises(errors.UserError, match=message):
+    search.Index(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff"])
+def test_a_meta_file_that_is_no_json_object_is_refused(tmp_path, content):
+  (tmp_path / "meta.json").write_bytes(content)
+  with pytest.raises(errors.UserError, match=r"meta\.json"):
+    search.Index(tmp_path)
+
+
+def test_pickled_embeddings_are_never_loaded(tmp_path):
+  meta = make_index(tmp_path, units(12, 4))
+  entry = meta["files"]["embeddings"]
+  path = tmp_path / entry["name"]
+  np.save(path, np.array([{"a": 1}] * 4, object), allow_pickle=True)
+  entry |= {"bytes": path.stat().st_size, "sha256": layout.sha256(path)}
+  (tmp_path / "meta.json").write_text(json.dumps(meta))
+  with pytest.raises(errors.UserError, match="damaged"):
+    search.Index(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["missing", "empty", "file"])
+def test_what_is_no_index_is_said_to_be_none(tmp_path, place):
+  path = tmp_path / place
+  if place == "empty":
+    path.mkdir()
+  if place == "file":
+    path.write_text("")
+  with pytest.raises(errors.UserError, match="no index"):
+    search.Index(path)
+
+
+@pytest.mark.parametrize(
+  "query, k, message",
+  [
+    (np.ones(5), 0, "at least 1"),
+    (np.ones(6), 1, "the model that made the index"),
+    (np.array([1, 2, np.nan, 4, 5]), 1, "not finite"),
+  ],
+)
+def test_a_query_that_cannot_be_answered_is_refused(
+  tmp_path, query, k, message
+):
+  make_index(tmp_path, units(13, 4))
+  with pytest.raises(errors.UserError, match=message):
+    search.Index(tmp_path).search(query, k=k)
+
+
+def test_the_index_remembers_its_model_and_knows_it_again(tmp_path):
+  make_index(tmp_path, units(14, 4), step=600)
+  index = search.Index(tmp_path)
+  with pytest.raises(errors.UserError, match="no longer at '/models/m'"):
+    index.model_path()
+  assert index.model_path("/elsewhere") == "/elsewhere"
+  index.check_model("/elsewhere", "f00d")
+  with pytest.raises(errors.UserError, match=r"not the one.*step 600"):
+    index.check_model("/elsewhere", "beef")

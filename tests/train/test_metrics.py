@@ -1,0 +1,95 @@
+"""What a run writes down, and how it measures its speed."""
+
+import json
+import math
+
+import pytest
+
+from clip_jax.train import journal, metrics
+
+
+def _read(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_lines_of_steps_that_are_run_again_are_removed(tmp_path):
+  with metrics.Writer(tmp_path) as writer:
+    for step in (1, 2, 3):
+      writer.write(step, {"loss": 0.5 * step})
+  path = tmp_path / "metrics.jsonl"
+  with path.open("a") as file:
+    file.write('{"step": 4, "lo')  # Killed in the middle of a line.
+  with metrics.Writer(tmp_path, after_step=2) as writer:
+    writer.write(3, {"loss": 7.0})
+  assert _read(path) == [
+    {"step": 1, "loss": 0.5},
+    {"step": 2, "loss": 1.0},
+    {"step": 3, "loss": 7.0},
+  ]
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+  path = tmp_path / "lines"
+  metrics.append_line(path, {"step": 1, "loss": math.nan, "scale": math.inf})
+  assert _read(path) == [{"step": 1, "loss": None, "scale": None}]
+
+
+def test_throughput_counts_pairs_waiting_and_flops(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+  monkeypatch.setattr(metrics, "peak_flops", lambda: 1000.0)
+  throughput = metrics.Throughput(flops_per_pair=50.0, devices=2)
+  for _ in range(4):
+    throughput.add(pairs=10, waited_seconds=0.5)
+  now[0] += 8
+  rates = throughput.read()
+  assert rates == {"images_per_second": 5.0, "data_wait": 0.25, "mfu": 0.125}
+  now[0] += 1
+  throughput.add(pairs=3, waited_seconds=0.0)
+  assert throughput.read()["images_per_second"] == 3.0
+
+
+def test_a_pause_is_no_training(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+  monkeypatch.setattr(metrics, "peak_flops", lambda: 1.0)
+  throughput = metrics.Throughput(flops_per_pair=1.0, devices=1)
+  throughput.add(pairs=10, waited_seconds=1.0)
+  now[0] += 100
+  throughput.restart()
+  now[0] += 2
+  throughput.add(pairs=4, waited_seconds=0.0)
+  assert throughput.read()["images_per_second"] == 2.0
+
+
+@pytest.mark.parametrize(
+  ("kind", "peak"),
+  [("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("NVIDIA H200", 989e12)],
+)
+def test_the_peak_is_the_data_sheets(monkeypatch, kind, peak):
+  class Device:
+    platform = "other"
+    device_kind = kind
+
+  monkeypatch.setattr(metrics.jax, "devices", lambda: [Device()])
+  assert metrics.peak_flops() == peak
+
+
+def test_an_unknown_accelerator_has_no_peak(monkeypatch):
+  class Device:
+    platform = "other"
+    device_kind = "abacus"
+
+  monkeypatch.setattr(metrics.jax, "devices", lambda: [Device()])
+  assert math.isnan(metrics.peak_flops())
+
+
+def test_a_cpu_is_measured():
+  assert 1e8 < metrics.peak_flops() < 1e14
+
+
+def test_nested_results_become_curves():
+  flat = journal.flatten(
+    {"a": {"top1": 0.5, "data": "x", "way": {"r@1": 1}}}, "eval/"
+  )
+  assert flat == {"eval/a/top1": 0.5, "eval/a/way/r@1": 1}

@@ -1,0 +1,84 @@
+"""The optimizer follows the paper's recipe, checked against plain numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_jax import config as config_lib
+from clip_jax import errors
+from clip_jax.models import variants
+from clip_jax.train import optim
+
+
+def _config(**overrides):
+  config = config_lib.default_config()
+  config.optim.update(overrides)
+  return config
+
+
+def test_the_schedule_warms_up_and_falls_to_zero():
+  schedule = optim.make_schedule(_config(peak_lr=0.5, warmup_steps=4), 12)
+  rates = [float(schedule(step)) for step in range(13)]
+  np.testing.assert_allclose(rates[:4], [0.125, 0.25, 0.375, 0.5], rtol=1e-6)
+  np.testing.assert_allclose(rates[8], 0.25, rtol=1e-6)  # Half of the cosine.
+  np.testing.assert_allclose(rates[12], 0, atol=1e-8)
+  assert rates[3:] == sorted(rates[3:], reverse=True)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused():
+  with pytest.raises(errors.UserError, match=r"warmup_steps=2000.*600 steps"):
+    optim.make_schedule(_config(), 600)
+
+
+@pytest.mark.parametrize("name", ["tiny-rn", "tiny-vit", "tiny-cbow"])
+def test_weight_decay_acts_on_matrices_only(name):
+  model = variants.create_model(name)
+  images = jnp.zeros((1, 32, 32, 3), jnp.uint8)
+  tokens = jnp.zeros((1, 16), jnp.int32)
+  params = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), images, tokens)["params"]
+  )
+  leaves = jax.tree_util.tree_leaves_with_path(optim.decays(params))
+  free = {str(path[-1].key) for path, decays in leaves if not decays}
+  decayed = {str(path[-1].key) for path, decays in leaves if decays}
+  assert {"bias", "scale", "log_scale"} <= free
+  assert "kernel" in decayed and "embedding" in decayed
+  assert not free & decayed
+  for path, shape in jax.tree_util.tree_leaves_with_path(params):
+    if len(shape.shape) < 2:
+      assert str(path[-1].key) in free, path
+
+
+def test_an_update_equals_adamw_by_hand():
+  config = _config(
+    peak_lr=0.1, warmup_steps=0, weight_decay=0.3, beta1=0.8, clip_norm=1.0
+  )
+  tx = optim.make_optimizer(config, total_steps=5, image_kind="vit")
+  params = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0])}
+  gradients = {"kernel": jnp.array([[3.0, 4.0]]), "bias": jnp.array([12.0])}
+  updates, _ = tx.update(gradients, tx.init(params), params)
+  clipped = {k: np.asarray(g) / 13 for k, g in gradients.items()}  # 5-12-13.
+  # After one step the bias corrections undo the betas: m = g, v = g * g.
+  adam = {k: g / (np.abs(g) + 1e-6) for k, g in clipped.items()}
+  kernel = -0.1 * (adam["kernel"] + 0.3 * np.array([[1.0, -2.0]]))
+  np.testing.assert_allclose(updates["kernel"], kernel, rtol=1e-5)
+  np.testing.assert_allclose(updates["bias"], -0.1 * adam["bias"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "beta2"), [("vit", 0.98), ("resnet", 0.999)])
+def test_beta2_follows_the_image_tower_unless_set(kind, beta2):
+  params = {"kernel": jnp.ones((1, 1))}
+
+  def second_moment(config):
+    tx = optim.make_optimizer(config, total_steps=5, image_kind=kind)
+    _, state = tx.update(params, tx.init(params), params)
+    return float(state[1].nu["kernel"][0, 0])
+
+  loose = {"warmup_steps": 0, "clip_norm": 0.0}
+  np.testing.assert_allclose(
+    second_moment(_config(**loose)), 1 - beta2, rtol=1e-4
+  )
+  np.testing.assert_allclose(
+    second_moment(_config(beta2=0.5, **loose)), 0.5, rtol=1e-6
+  )

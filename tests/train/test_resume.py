@@ -1,0 +1,342 @@
+"""A run that was stopped, in whatever way, ends as if it never had been."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from clip_jax import config as config_lib
+from clip_jax.train import checkpoint, loop
+
+CONFIG = """
+from clip_jax import config as config_lib
+
+def get_config():
+  config = config_lib.default_config()
+  config.model = "tiny-rn"
+  config.model_overrides = {
+    "embed_dim": 12,
+    "image": {"width": 8, "image_size": 16},
+    "text": {"width": 16, "depth": 1, "heads": 2},
+  }
+  config.data.train = "builtin:two_digits/train"
+  config.batch_size = 16
+  config.steps = 40
+  config.precision = "float32"
+  config.optim.warmup_steps = 5
+  config.optim.peak_lr = 2e-3
+  config.checkpoint.every_steps = 3
+  config.log_every_steps = 1
+  return config
+"""
+TIMED = ("images_per_second", "data_wait", "mfu")
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+  path = tmp_path_factory.mktemp("configs") / "tiny.py"
+  path.write_text(textwrap.dedent(CONFIG))
+  return path
+
+
+def _command(config_file, workdir, *options):
+  return [
+    *(sys.executable, "-m", "clip_jax", "train"),
+    *("--config", str(config_file), "--workdir", str(workdir)),
+    *(f"--config.{option}" for option in options),
+  ]
+
+
+def _environment(devices=1):
+  flag = f"--xla_force_host_platform_device_count={devices}"
+  return os.environ | {"XLA_FLAGS": flag}
+
+
+def _start(config_file, workdir, *options, flags=(), devices=1, log="log"):
+  """Starts a run; what it says goes to a file beside its workdir."""
+  workdir = pathlib.Path(workdir)
+  with open(workdir.with_name(f"{workdir.name}.{log}"), "w") as stderr:
+    return subprocess.Popen(
+      [*_command(config_file, workdir, *options), *flags],
+      env=_environment(devices),
+      stdout=subprocess.DEVNULL,
+      stderr=stderr,
+      start_new_session=True,
+    )
+
+
+def _said(workdir, log="log"):
+  workdir = pathlib.Path(workdir)
+  return workdir.with_name(f"{workdir.name}.{log}").read_text()
+
+
+def _expect(process, code, workdir, log="log"):
+  """Waits for the end of a run, which must be the expected one."""
+  assert process.wait(timeout=900) == code, _said(workdir, log)
+
+
+def _finish(config_file, workdir, *options, devices=1):
+  process = _start(config_file, workdir, *options, devices=devices)
+  _expect(process, 0, workdir)
+
+
+def _lines(workdir):
+  """The log of a run without what a clock measured."""
+  text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
+  lines = [json.loads(line) for line in text.splitlines()]
+  return [{k: v for k, v in x.items() if k not in TIMED} for x in lines]
+
+
+def _losses(workdir):
+  return np.array([line["loss"] for line in _lines(workdir) if "loss" in line])
+
+
+def _assert_same_run(workdir, wanted):
+  assert _lines(workdir) == _lines(wanted)
+  got, want = (checkpoint.load_variables(path)[1] for path in (workdir, wanted))
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+  assert not list(pathlib.Path(workdir).rglob("*.orbax-checkpoint-tmp"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, config_file):
+  workdir = tmp_path_factory.mktemp("uninterrupted")
+  _finish(config_file, workdir)
+  return workdir
+
+
+def _saves(workdir):
+  """The saves under way."""
+  return list(pathlib.Path(workdir).glob("checkpoints/*.orbax-checkpoint-tmp"))
+
+
+def _wait_for(condition, process, seconds=600):
+  """Waits until `condition`; returns False where the process ended first."""
+  end = time.monotonic() + seconds
+  while time.monotonic() < end:
+    if condition():
+      return True
+    if process.poll() is not None:
+      return False
+    time.sleep(0.001)
+  raise TimeoutError
+
+
+def _count_lines(workdir):
+  path = pathlib.Path(workdir) / "metrics.jsonl"
+  return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def _kill_at_random(process, workdir, rng, in_save):
+  """Kills within a save, or somewhere in the next steps; True if it hit."""
+  before = _count_lines(workdir)
+  if in_save:
+    _wait_for(lambda: _saves(workdir), process)
+  else:
+    _wait_for(lambda: _count_lines(workdir) != before, process)
+    time.sleep(rng.uniform(0, 0.15))
+  if process.poll() is not None:
+    return False
+  os.killpg(process.pid, signal.SIGKILL)
+  return process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_twenty_kills_leave_no_trace(tmp_path, config_file):
+  """SIGKILL at random moments, every second one within a save."""
+  steps = "steps=400"
+  _finish(config_file, tmp_path / "whole", steps)
+  workdir = tmp_path / "a killed run"
+  rng = random.Random(0)
+  kills = in_save = 0
+  while kills < 20:
+    process = _start(config_file, workdir, steps)
+    if not _kill_at_random(process, workdir, rng, in_save=kills % 2 == 1):
+      break
+    kills += 1
+    in_save += bool(_saves(workdir))
+  assert kills == 20 and in_save >= 5, (kills, in_save)
+  _finish(config_file, workdir, steps)
+  _assert_same_run(workdir, tmp_path / "whole")
+
+
+def test_sigterm_saves_the_step_and_the_run_ends_the_same(
+  tmp_path, config_file, uninterrupted
+):
+  workdir = tmp_path / "run"
+  options = ("checkpoint.every_steps=1000",)
+  process = _start(config_file, workdir, *options)
+  assert _wait_for(lambda: _count_lines(workdir) >= 8, process)
+  process.send_signal(signal.SIGTERM)
+  _expect(process, 143, workdir)
+  stderr = _said(workdir)
+  saved = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
+  assert saved == [_count_lines(workdir)] and "saved step" in stderr
+  assert "Traceback" not in stderr
+  _finish(config_file, workdir, *options)
+  _assert_same_run(workdir, uninterrupted)
+
+
+def test_sigterm_while_compiling_saves_the_first_step(tmp_path, config_file):
+  workdir = tmp_path / "run"
+  process = _start(config_file, workdir)
+  assert _wait_for(lambda: (workdir / "checkpoints").exists(), process)
+  time.sleep(0.3)
+  process.send_signal(signal.SIGTERM)
+  _expect(process, 143, workdir)
+  # The first step, or one soon after where compiling was quicker.
+  (saved,) = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
+  assert saved == _count_lines(workdir) < 40
+
+
+@pytest.mark.slow
+def test_loader_workers_do_not_change_a_bit(
+  tmp_path, config_file, uninterrupted
+):
+  for workers in (1, 2):
+    workdir = tmp_path / str(workers)
+    _finish(config_file, workdir, f"data.workers={workers}")
+    _assert_same_run(workdir, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_workers_and_threads(
+  tmp_path, config_file, uninterrupted
+):
+  workdir = tmp_path / "run"
+  for step, options in enumerate(
+    [("data.workers=2",), ("data.workers=0", "data.threads=1"), ()]
+  ):
+    process = _start(config_file, workdir, *options)
+    if step < 2:
+      done = 12 * (step + 1)
+      assert _wait_for(lambda done=done: _count_lines(workdir) >= done, process)
+      process.send_signal(signal.SIGTERM)
+    _expect(process, 143 if step < 2 else 0, workdir)
+  _assert_same_run(workdir, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_another_number_of_devices(
+  tmp_path, config_file, uninterrupted
+):
+  workdir = tmp_path / "run"
+  process = _start(config_file, workdir, "mesh.fsdp=2", devices=8)
+  assert _wait_for(lambda: _count_lines(workdir) >= 15, process)
+  process.send_signal(signal.SIGTERM)
+  _expect(process, 143, workdir)
+  resumed_at = _count_lines(workdir)
+  assert resumed_at < 40
+  _finish(config_file, workdir, "mesh.fsdp=1", devices=2)
+  # Against eight devices to the end: only the order of sums differs.
+  whole = tmp_path / "whole"
+  _finish(config_file, whole, "mesh.fsdp=2", devices=8)
+  assert np.array_equal(
+    _losses(workdir)[:resumed_at], _losses(whole)[:resumed_at]
+  )
+  np.testing.assert_allclose(_losses(workdir), _losses(whole), rtol=1e-6)
+  crcs = [
+    [line["records_crc32"] for line in _lines(path)]
+    for path in (workdir, whole, uninterrupted)
+  ]
+  assert crcs[0] == crcs[1] == crcs[2]
+
+
+def _free_port():
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    return listener.getsockname()[1]
+
+
+def _start_pair(config_file, workdir, *options):
+  """Two processes with two devices each."""
+  address = f"127.0.0.1:{_free_port()}"
+  pair = []
+  for i in range(2):
+    distributed = ("--coordinator", address, "--processes", "2")
+    pair.append(
+      _start(
+        config_file,
+        workdir,
+        *options,
+        flags=(*distributed, "--process-id", str(i)),
+        devices=2,
+        log=f"log{i}",
+      )
+    )
+  return pair
+
+
+def _finish_pair(pair, workdir, code=0):
+  for i, process in enumerate(pair):
+    _expect(process, code, workdir, f"log{i}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("model", "precision", "tolerance"),
+  [
+    ("tiny-rn", "float64", 1e-9),
+    ("tiny-vit", "float64", 1e-9),
+    ("tiny-rn", "float32", 1e-4),
+  ],
+)
+def test_two_processes_follow_the_same_trajectory(
+  tmp_path, config_file, monkeypatch, model, precision, tolerance
+):
+  monkeypatch.setenv("JAX_ENABLE_X64", str(precision == "float64"))
+  text = config_file.read_text().replace("tiny-rn", model)
+  if model == "tiny-vit":
+    text = text.replace('"width": 8,', '"width": 24, "depth": 2, "heads": 3,')
+  config_file = tmp_path / "tiny.py"
+  config_file.write_text(text)
+  options = (
+    "steps=50",
+    f"precision={precision}",
+    "checkpoint.every_steps=50",
+  )
+  one, two = tmp_path / "one", tmp_path / "two"
+  _finish(config_file, one, *options)
+  pair = _start_pair(config_file, two, *options, "mesh.fsdp=2")
+  _finish_pair(pair, two)
+  np.testing.assert_allclose(_losses(two), _losses(one), rtol=tolerance)
+  with jax.enable_x64(precision == "float64"):
+    statistics = [
+      checkpoint.load_variables(path)[1]["batch_stats"] for path in (one, two)
+    ]
+  for a, b in zip(*map(jax.tree.leaves, statistics), strict=True):
+    np.testing.assert_allclose(a, b, rtol=20 * tolerance, atol=tolerance)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(
+  tmp_path, config_file, uninterrupted
+):
+  workdir = tmp_path / "run"
+  pair = _start_pair(config_file, workdir)
+  assert _wait_for(lambda: _count_lines(workdir) >= 6, pair[0])
+  pair[1].send_signal(signal.SIGTERM)
+  _finish_pair(pair, workdir, code=143)
+  _finish(config_file, workdir)
+  np.testing.assert_allclose(
+    _losses(workdir), _losses(uninterrupted), rtol=1e-5
+  )
+
+
+def test_a_finished_run_started_again_only_evaluates(
+  tmp_path, config_file, uninterrupted
+):
+  before = _lines(uninterrupted)
+  config = config_lib.load(config_file)
+  summary = loop.train(config, uninterrupted)
+  assert summary["steps"] == 40 and _lines(uninterrupted) == before

@@ -1,0 +1,213 @@
+"""One update: the same on every mesh, harmless where it is not finite."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_jax import config as config_lib
+from clip_jax import sharding
+from clip_jax.data import pipeline
+from clip_jax.train import optim
+from clip_jax.train import step as step_lib
+
+BATCH, LENGTH = 16, 9
+MESHES = [(2, 1), (2, 2), (1, 8)]
+MODELS = ["tiny-rn", "tiny-vit"]
+SMALLER = {
+  "tiny-rn": {"image": {"width": 8}},
+  "tiny-vit": {"image": {"width": 24, "depth": 2, "heads": 3}},
+}
+
+
+def _config(model, precision):
+  config = config_lib.default_config()
+  config.model = model
+  config.model_overrides = {
+    "embed_dim": 12,
+    # Large enough a vocabulary that `fsdp` splits its table.
+    "text": {
+      "width": 16,
+      "depth": 2,
+      "heads": 2,
+      "vocab_size": 2048,
+      "context_length": LENGTH,
+    },
+    **SMALLER[model],
+  }
+  config.precision = precision
+  config.batch_size = BATCH
+  config.optim.warmup_steps = 5
+  config.optim.peak_lr = 1e-3
+  return config
+
+
+def _batches(steps):
+  """Images whose brightness tells the caption, so that there is a signal."""
+  rng = np.random.default_rng(0)
+  for _ in range(steps):
+    words = rng.integers(1, 250, size=(BATCH, 1))
+    noise = rng.integers(0, 6, size=(BATCH, 32, 32, 3))
+    image = np.minimum(words[..., None, None] + noise, 255).astype(np.uint8)
+    tokens = np.zeros((BATCH, LENGTH), np.int32)
+    tokens[:, :1], tokens[:, 1:2], tokens[:, 2] = 2046, words, 2047
+    yield {"image": image, "tokens": tokens, "bad": np.zeros(BATCH, np.int32)}
+
+
+class _Trainer:
+  """State, step and mesh of one run of a config."""
+
+  def __init__(self, config, mesh_shape, steps=50):
+    devices = jax.devices()[: mesh_shape[0] * mesh_shape[1]]
+    mesh = sharding.make_mesh(
+      data=mesh_shape[0], fsdp=mesh_shape[1], devices=devices
+    )
+    model = step_lib.make_model(config)
+    tx = optim.make_optimizer(config, total_steps=steps, image_kind="vit")
+    self.place = functools.partial(
+      pipeline.place, sharding=sharding.batch_sharding(mesh)
+    )
+    self.state = step_lib.init_state(model, tx, mesh, seed=3)
+    self.step = step_lib.make_train_step(config, model, tx, mesh)
+
+  def run(self, batches):
+    losses = []
+    for batch in batches:
+      self.state, measured = self.step(self.state, self.place(batch))
+      # Simulated devices deadlock where steps are dispatched ahead.
+      losses.append(float(measured.loss.block_until_ready()))
+    return np.array(losses)
+
+
+def _relative(a, b):
+  return np.max(np.abs(a - b)) / np.max(np.abs(b))
+
+
+@functools.cache
+def _reference(model, precision):
+  trainer = _Trainer(_config(model, precision), (1, 1))
+  losses = trainer.run(_batches(50))
+  return losses, jax.tree.map(np.asarray, trainer.state.batch_stats)
+
+
+def _compare(model, mesh_shape, precision, tolerance):
+  wanted, statistics = _reference(model, precision)
+  trainer = _Trainer(_config(model, precision), mesh_shape)
+  losses = trainer.run(_batches(50))
+  assert losses[-1] < losses[0] - 0.2, "The model learns nothing."
+  np.testing.assert_allclose(losses, wanted, rtol=tolerance)
+  for got, want in zip(
+    jax.tree.leaves(trainer.state.batch_stats),
+    jax.tree.leaves(statistics),
+    strict=True,
+  ):
+    assert _relative(np.asarray(got), want) < 10 * tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh_shape", MESHES, ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_fifty_steps_are_the_same_on_every_mesh_in_float64(model, mesh_shape):
+  with jax.enable_x64(True):
+    _compare(model, mesh_shape, "float64", 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh_shape", MESHES, ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_fifty_steps_are_the_same_on_every_mesh_in_float32(model, mesh_shape):
+  _compare(model, mesh_shape, "float32", 1e-4)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_three_steps_are_the_same_on_one_and_eight_devices(model):
+  config = _config(model, "float32")
+  one, eight = (_Trainer(config, shape) for shape in [(1, 1), (2, 4)])
+  np.testing.assert_allclose(
+    one.run(_batches(3)), eight.run(_batches(3)), rtol=2e-6
+  )
+
+
+def test_parameters_are_born_sharded():
+  trainer = _Trainer(_config("tiny-vit", "float32"), (2, 4))
+  params = trainer.state.params
+  table = params["text"]["token_embedding"]["embedding"]
+  assert not table.sharding.is_fully_replicated
+  assert table.addressable_shards[0].data.size == table.size // 4
+  moments = trainer.state.opt_state[1].mu
+  assert moments["text"]["token_embedding"]["embedding"].sharding == (
+    table.sharding
+  )
+  trainer.run(_batches(1))
+  after = trainer.state.params["text"]["token_embedding"]["embedding"]
+  assert after.sharding.is_equivalent_to(table.sharding, 2)
+
+
+def test_fsdp_gathers_parameters_and_no_activations():
+  trainer = _Trainer(_config("tiny-vit", "float32"), (2, 4))
+  batch = trainer.place(next(_batches(1)))
+  text = trainer.step.lower(trainer.state, batch).compile().as_text()
+  assert "all-to-all" not in text
+  shapes = {tuple(leaf.shape) for leaf in jax.tree.leaves(trainer.state.params)}
+  shapes |= {(BATCH, 12)}  # The loss gathers the texts' embeddings.
+  # The gradient of a split table: whoever holds a row wants its cotangents.
+  shapes |= {(BATCH // 2, LENGTH, 16)}
+  gathered = [
+    tuple(map(int, found.split(",")))
+    for found in re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)
+  ]
+  assert gathered, "The parameters are split, so somebody must gather them."
+  assert set(gathered) <= shapes
+
+
+def test_a_step_is_compiled_once():
+  trainer = _Trainer(_config("tiny-vit", "float32"), (2, 4))
+  trainer.run(_batches(4))
+  assert trainer.step._cache_size() == 1
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(model):
+  trainer = _Trainer(_config(model, "float32"), (2, 4))
+  trainer.run(_batches(2))
+  # An infinite embedding of one used token makes loss and gradient NaN.
+  table = trainer.state.params["text"]["token_embedding"]["embedding"]
+  good = np.asarray(table)
+  broken = jax.device_put(
+    jnp.asarray(good).at[2046].set(jnp.inf), table.sharding
+  )
+  trainer.state.params["text"]["token_embedding"]["embedding"] = broken
+  before = jax.tree.map(np.asarray, trainer.state)
+  assert np.isnan(trainer.run(_batches(1))[0])
+  after = jax.tree.map(np.asarray, trainer.state)
+  assert (after.step, after.skipped) == (before.step + 1, 1)
+  same = before.replace(step=after.step, skipped=after.skipped)
+  jax.tree.map(np.testing.assert_array_equal, after, same)
+  # Mended, the run goes on.
+  trainer.state.params["text"]["token_embedding"]["embedding"] = jax.device_put(
+    good, table.sharding
+  )
+  assert np.isfinite(trainer.run(_batches(1))[0])
+  assert int(trainer.state.skipped) == 1
+
+
+def test_the_temperature_stays_at_a_hundred_and_can_come_back():
+  trainer = _Trainer(_config("tiny-vit", "float32"), (1, 1))
+  trainer.state.params["log_scale"] = jnp.float32(np.log(150))
+  trainer.run(_batches(1))
+  np.testing.assert_allclose(
+    trainer.state.params["log_scale"], np.log(100), rtol=1e-6
+  )
+  trainer.run(_batches(20))
+  assert float(trainer.state.params["log_scale"]) < np.log(100)
+
+
+def test_bfloat16_keeps_parameters_and_moments_in_float32():
+  trainer = _Trainer(_config("tiny-rn", "bfloat16"), (1, 1))
+  losses = trainer.run(_batches(12))
+  assert losses[-1] < losses[0]
+  for leaf in jax.tree.leaves((trainer.state.params, trainer.state.opt_state)):
+    assert leaf.dtype in (jnp.float32, jnp.int32)
