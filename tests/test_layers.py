@@ -24,6 +24,7 @@ RANKS = {
   "clip_jax.sharding": 1,
   "clip_jax.data": 2,
   "clip_jax.evals": 3.0,
+  "clip_jax.convert": 3.0,
   "clip_jax.search": 3.0,
   "clip_jax.report": 3.0,
   "clip_jax.train": 3.1,

@@ -1,0 +1,35 @@
+"""An array of a checkpoint that is read when it is asked for."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Self
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A named array's header, and a way to its data.
+
+  A conversion handles tens of gigabytes as these: only the few arrays that
+  are being worked on are in memory.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype  # `ml_dtypes.bfloat16` is one.
+  # Returns an array of this shape and dtype, fresh or read-only.
+  read: Callable[[], np.ndarray]
+
+  @classmethod
+  def from_array(cls, array: np.ndarray) -> Self:
+    """Wraps an array that is in memory already."""
+    array = np.asarray(array)
+    return cls(array.shape, array.dtype, lambda: array)
+
+  @property
+  def nbytes(self) -> int:
+    """Size of the data in bytes."""
+    size = self.dtype.itemsize
+    for length in self.shape:
+      size *= length
+    return size
