@@ -7,7 +7,6 @@ bit in its files; the digests do, and the newest good step is used instead.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -16,61 +15,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
-from jax import lax
 from jax.experimental import multihost_utils
 
 import clip_jax
 from clip_jax import config as config_lib
-from clip_jax import errors, sharding
-from clip_jax.train import complaints
+from clip_jax import errors
+from clip_jax.train import complaints, integrity
 from clip_jax.train import step as step_lib
 
 VARIABLES, PROGRESS, META = "variables", "progress", "meta"
 DIRECTORY, QUARANTINE, CONFIG = "checkpoints", "quarantine", "config.json"
-
-_WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
-
-
-@jax.jit
-def _digest_tree(tree: Any) -> Any:
-  """Returns two checksums (2,) uint32 for each array, however it is split.
-
-  The sum of all words and the sum with odd weights by position, modulo 2**32:
-  integer sums are exact in any order, so devices may add their parts.
-  """
-
-  def digest(x):
-    kind = _WORDS[x.dtype.itemsize]
-    if x.dtype == jnp.bool_:
-      x = x.astype(jnp.uint8)
-    words = lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
-    position = lax.iota(jnp.uint32, max(words.size, 1))[: words.size]
-    weights = position.reshape(words.shape) * jnp.uint32(2654435761) | 1
-    plain = words.sum(dtype=jnp.uint32)
-    return jnp.stack([plain, (words * weights).sum(dtype=jnp.uint32)])
-
-  return jax.tree.map(digest, tree)
-
-
-def digests(tree: Any) -> dict[str, list[int]]:
-  """Returns {path: two checksums} of the arrays in `tree`."""
-  leaves = jax.tree_util.tree_leaves_with_path(_digest_tree(tree))
-  return {
-    sharding.path_name(path): np.asarray(leaf).tolist() for path, leaf in leaves
-  }
-
-
-def shapes(tree: Any) -> dict[str, str]:
-  """Returns {path: such as "float32(3, 5)"} of the arrays in `tree`."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {
-    sharding.path_name(path): f"{leaf.dtype}{tuple(leaf.shape)}"
-    for path, leaf in leaves
-  }
 
 
 def _items(state: step_lib.TrainState) -> dict[str, Any]:
@@ -87,21 +44,6 @@ def _items(state: step_lib.TrainState) -> dict[str, Any]:
 
 def _state(items: dict[str, Any]) -> step_lib.TrainState:
   return step_lib.TrainState(**items[VARIABLES], **items[PROGRESS])
-
-
-def _sha256(meta: dict[str, Any]) -> str:
-  text = json.dumps(meta, sort_keys=True, separators=(",", ":"))
-  return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _check_digests(items: dict[str, Any], meta: dict[str, Any]) -> None:
-  """Raises ValueError naming the arrays that are not what was saved."""
-  for name, tree in items.items():
-    wanted = meta["digests"][name]
-    got = digests(tree)
-    damaged = sorted(path for path in got if got[path] != wanted.get(path))
-    if damaged:
-      raise ValueError(f"{len(damaged)} damaged arrays, first {damaged[0]}")
 
 
 def _everywhere(fine: bool) -> bool:
@@ -183,15 +125,16 @@ class Checkpoints:
     meta = {
       "step": step,
       "counters": counters,
-      "digests": {name: digests(tree) for name, tree in items.items()},
-      "shapes": {name: shapes(tree) for name, tree in items.items()},
+      "digests": {
+        name: integrity.digests(tree) for name, tree in items.items()
+      },
+      "shapes": {name: integrity.shapes(tree) for name, tree in items.items()},
       "config": json.loads(config_lib.to_json(config)),
       "versions": {"clip_jax": clip_jax.__version__, "jax": jax.__version__},
     }
     arguments = {name: ocp.args.StandardSave(x) for name, x in items.items()}
     # A copy: it is written in the background, while the counters go on.
-    meta = json.loads(json.dumps(meta))
-    meta["sha256"] = _sha256(meta)
+    meta = integrity.seal(json.loads(json.dumps(meta)))
     arguments[META] = ocp.args.JsonSave(meta)
     self.wait()
     self._saving = step
@@ -323,39 +266,18 @@ def _restore(
     UserError: the checkpoint holds another model.
     Exception: of any kind, where the files are damaged.
   """
-  meta = manager.restore(
-    step, args=ocp.args.Composite(**{META: ocp.args.JsonRestore()})
-  )[META]
-  if meta.pop("sha256", None) != _sha256(meta):
-    raise ValueError("its meta item is damaged")
+  read = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
+  meta = integrity.unseal(manager.restore(step, args=read)[META])
   for name, tree in abstract.items():
-    _check_structure(tree, meta["shapes"][name], step)
+    integrity.check_shapes(tree, meta["shapes"][name], step=step)
   arguments = {
     name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()
   }
   restored = manager.restore(step, args=ocp.args.Composite(**arguments))
   items = {name: restored[name] for name in abstract}
-  _check_digests(items, meta)
+  for name, tree in items.items():
+    integrity.check_digests(tree, meta["digests"][name])
   return items, meta
-
-
-def _check_structure(tree: Any, saved: dict[str, str], step: int) -> None:
-  """Raises UserError where the checkpoint's arrays are not those of `tree`."""
-  wanted = shapes(tree)
-  if wanted == saved:
-    return
-  missing = sorted(wanted.keys() - saved.keys())[:3]
-  unexpected = sorted(saved.keys() - wanted.keys())[:3]
-  other = [
-    f"{path} {saved[path]} instead of {wanted[path]}"
-    for path in sorted(wanted.keys() & saved.keys())
-    if wanted[path] != saved[path]
-  ][:3]
-  raise errors.UserError(
-    f"Checkpoint {step} holds another model: missing {missing}, unexpected "
-    f"{unexpected}, of another shape {other}. Use a new workdir for another "
-    "model."
-  )
 
 
 def load_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:

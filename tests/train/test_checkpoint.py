@@ -12,7 +12,7 @@ import pytest
 
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding
-from clip_jax.train import checkpoint, optim
+from clip_jax.train import checkpoint, integrity, optim
 from clip_jax.train import step as step_lib
 
 # Where files are damaged, TensorStore's threads complain after the fact, in
@@ -265,16 +265,16 @@ def test_a_step_can_be_chosen(tmp_path, step, message):
 def test_a_digest_sees_any_bit_and_any_swap(dtype):
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.integers(0, 99, size=(5, 7)), dtype)
-  plain = checkpoint.digests({"x": x})
-  assert plain == checkpoint.digests({"x": x + 0})
-  assert plain != checkpoint.digests({"x": x.at[3, 2].add(1)})
+  plain = integrity.digests({"x": x})
+  assert plain == integrity.digests({"x": x + 0})
+  assert plain != integrity.digests({"x": x.at[3, 2].add(1)})
   swapped = x.at[0, 0].set(x[4, 6]).at[4, 6].set(x[0, 0])
-  assert (x[0, 0] != x[4, 6]) and plain != checkpoint.digests({"x": swapped})
+  assert (x[0, 0] != x[4, 6]) and plain != integrity.digests({"x": swapped})
 
 
 def test_a_digest_is_the_same_on_every_mesh():
   one, eight = (_state(shape, seed=5) for shape in [(1, 1), (2, 4)])
-  assert checkpoint.digests(one) == checkpoint.digests(eight)
+  assert integrity.digests(one) == integrity.digests(eight)
 
 
 def test_counters_may_go_on_while_they_are_saved(tmp_path, monkeypatch):

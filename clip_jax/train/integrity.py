@@ -1,0 +1,103 @@
+"""Whether what was read is what was saved: digests, shapes and a seal."""
+
+import hashlib
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from clip_jax import errors, sharding
+
+SEAL = "sha256"
+
+_WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
+
+
+@jax.jit
+def _digest_tree(tree: Any) -> Any:
+  """Returns two checksums (2,) uint32 for each array, however it is split.
+
+  The sum of all words and the sum with odd weights by position, modulo 2**32:
+  integer sums are exact in any order, so devices may add their parts.
+  """
+
+  def digest(x):
+    kind = _WORDS[x.dtype.itemsize]
+    if x.dtype == jnp.bool_:
+      x = x.astype(jnp.uint8)
+    words = lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
+    position = lax.iota(jnp.uint32, max(words.size, 1))[: words.size]
+    weights = position.reshape(words.shape) * jnp.uint32(2654435761) | 1
+    plain = words.sum(dtype=jnp.uint32)
+    return jnp.stack([plain, (words * weights).sum(dtype=jnp.uint32)])
+
+  return jax.tree.map(digest, tree)
+
+
+def digests(tree: Any) -> dict[str, list[int]]:
+  """Returns {path: two checksums} of the arrays in `tree`."""
+  leaves = jax.tree_util.tree_leaves_with_path(_digest_tree(tree))
+  return {
+    sharding.path_name(path): np.asarray(leaf).tolist() for path, leaf in leaves
+  }
+
+
+def check_digests(tree: Any, saved: dict[str, list[int]]) -> None:
+  """Raises ValueError naming the arrays that are not what was saved."""
+  got = digests(tree)
+  damaged = sorted(path for path in got if got[path] != saved.get(path))
+  if damaged:
+    raise ValueError(f"{len(damaged)} damaged arrays, first {damaged[0]}")
+
+
+def shapes(tree: Any) -> dict[str, str]:
+  """Returns {path: such as "float32(3, 5)"} of the arrays in `tree`."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {
+    sharding.path_name(path): f"{leaf.dtype}{tuple(leaf.shape)}"
+    for path, leaf in leaves
+  }
+
+
+def check_shapes(tree: Any, saved: dict[str, str], *, step: int) -> None:
+  """Raises UserError where checkpoint `step` holds other arrays than `tree`."""
+  wanted = shapes(tree)
+  if wanted == saved:
+    return
+  missing = sorted(wanted.keys() - saved.keys())[:3]
+  unexpected = sorted(saved.keys() - wanted.keys())[:3]
+  other = [
+    f"{path} {saved[path]} instead of {wanted[path]}"
+    for path in sorted(wanted.keys() & saved.keys())
+    if wanted[path] != saved[path]
+  ][:3]
+  raise errors.UserError(
+    f"Checkpoint {step} holds another model: missing {missing}, unexpected "
+    f"{unexpected}, of another shape {other}. Use a new workdir for another "
+    "model."
+  )
+
+
+def seal(meta: dict[str, Any]) -> dict[str, Any]:
+  """Returns a copy of `meta`, with a checksum of it."""
+  return {**meta, SEAL: _sha256(meta)}
+
+
+def unseal(meta: dict[str, Any]) -> dict[str, Any]:
+  """Returns what `seal` was given.
+
+  Raises:
+    ValueError: it is not that any more.
+  """
+  opened = {key: value for key, value in meta.items() if key != SEAL}
+  if meta.get(SEAL) != _sha256(opened):
+    raise ValueError("its meta item is damaged")
+  return opened
+
+
+def _sha256(meta: dict[str, Any]) -> str:
+  text = json.dumps(meta, sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()
