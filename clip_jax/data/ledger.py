@@ -4,7 +4,7 @@ import collections
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from clip_jax import errors
@@ -32,11 +32,14 @@ class Problem(NamedTuple):
 
 
 class Ledger:
-  """Counts problems by reason and writes them as JSON lines."""
+  """Counts problems by reason and writes them as JSON lines.
+
+  The lines are on disk alone: what it takes of memory does not grow with them.
+  """
 
   def __init__(
     self,
-    path: str | os.PathLike | None,
+    path: str | os.PathLike,
     *,
     records: int,
     max_bad_fraction: float,
@@ -44,46 +47,47 @@ class Ledger:
     """Opens the ledger at `path`, with what an earlier run left there.
 
     Args:
-      path: the JSON lines file; None keeps the account in memory only.
+      path: the JSON lines file; made once there is something to write.
       records: length of the source.
       max_bad_fraction: share of bad records among those seen that `check`
         lets pass.
     """
-    self._path = None if path is None else pathlib.Path(path)
+    self._path = pathlib.Path(path)
     self._records = records
     self._max_bad_fraction = max_bad_fraction
-    self._lines: list[dict] = self._read()
-    self._recount()
+    self._forget()
+    for line in self._read():
+      self._count(line)
 
   @property
   def bad(self) -> int:
     """Number of bad records met so far; one met twice counts twice."""
-    return len(self._lines)
+    return self.counts.total()
 
   def add(self, step: int, problems: Sequence[Problem]) -> None:
     """Enters the `problems` of the batch of `step`."""
     if not problems:
       return
     lines = [{"step": step} | problem._asdict() for problem in problems]
-    self._lines += lines
-    self._recount(lines)
-    if self._path is not None:
-      try:
-        with open(self._path, "a", encoding="utf-8") as file:
-          file.write("".join(map(_to_line, lines)))
-      except OSError as error:  # A write does not name its file, an open does.
-        raise OSError(error.errno, error.strerror, str(self._path)) from error
+    for line in lines:
+      self._count(line)
+    try:
+      with open(self._path, "a", encoding="utf-8") as file:
+        file.write("".join(map(_to_line, lines)))
+    except OSError as error:  # A write does not name its file, an open does.
+      raise OSError(error.errno, error.strerror, str(self._path)) from error
 
   def truncate_after(self, step: int) -> None:
     """Forgets what was entered after `step`, so that it can be run again."""
-    kept = [line for line in self._lines if line["step"] <= step]
-    self._lines = kept
-    self._recount()
-    if self._path is None or not self._path.exists():
+    self._forget()
+    if not self._path.exists():
       return
     partial = self._path.with_name(self._path.name + ".partial")
     with open(partial, "w", encoding="utf-8") as file:
-      file.write("".join(map(_to_line, kept)))
+      for line in self._read():
+        if line["step"] <= step:
+          self._count(line)
+          file.write(_to_line(line))
       file.flush()
       os.fsync(file.fileno())
     os.replace(partial, self._path)
@@ -101,32 +105,30 @@ class Ledger:
       f"{bad} bad records among {seen} examples; data.max_bad_fraction="
       f"{self._max_bad_fraction:g} allows {limit:g}. Reasons: "
       f"{reasons or 'not known to this process'}. First keys: "
-      f"{', '.join(self.keys[:_SHOWN_KEYS]) or 'none here'}. Mend the data"
+      f"{', '.join(self.first_keys) or 'none here'}. Mend the data"
       " (`clip-jax data inspect` lists what is wrong) or raise the limit."
     )
 
-  def _recount(self, lines: list[dict] | None = None) -> None:
-    if lines is None:
-      self.counts: collections.Counter[str] = collections.Counter()
-      self.keys: list[str] = []
-      self._known_keys: set[str] = set()
-      lines = self._lines
-    for line in lines:
-      self.counts[line["reason"]] += 1
-      if line["key"] not in self._known_keys:
-        self._known_keys.add(line["key"])
-        self.keys.append(line["key"])
+  def _forget(self) -> None:
+    self.counts: collections.Counter[str] = collections.Counter()
+    self.first_keys: list[str] = []
 
-  def _read(self) -> list[dict]:
-    if self._path is None or not self._path.exists():
-      return []
-    lines = []
-    for line in self._path.read_text("utf-8").splitlines():
-      try:
-        lines.append(json.loads(line))
-      except json.JSONDecodeError:
-        break  # A kill in the middle of a write tears the last line.
-    return lines
+  def _count(self, line: dict) -> None:
+    self.counts[line["reason"]] += 1
+    key = line["key"]
+    if len(self.first_keys) < _SHOWN_KEYS and key not in self.first_keys:
+      self.first_keys.append(key)
+
+  def _read(self) -> Iterator[dict]:
+    """Yields the whole lines of the file, one at a time."""
+    if not self._path.exists():
+      return
+    with open(self._path, encoding="utf-8") as file:
+      for line in file:
+        try:
+          yield json.loads(line)
+        except json.JSONDecodeError:
+          return  # A kill in the middle of a write tears the last line.
 
 
 def _to_line(line: dict) -> str:

@@ -1,6 +1,7 @@
 """The account of bad records: exact, and kept through kills and resumes."""
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -9,7 +10,7 @@ from clip_jax.data import ledger
 from clip_jax.data.ledger import Problem
 
 
-def _open(path=None, records=1000, fraction=0.01):
+def _open(path, records=1000, fraction=0.01):
   return ledger.Ledger(path, records=records, max_bad_fraction=fraction)
 
 
@@ -28,7 +29,7 @@ def test_problems_are_counted_and_written_as_lines(tmp_path):
   book.add(3, PROBLEMS[2:])
   assert book.bad == 3
   assert book.counts == {"truncated": 2, "empty": 1}
-  assert book.keys == ["a", "b\u2028"]
+  assert book.first_keys == ["a", "b\u2028"]
   lines = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
   assert lines[0] == {
     "step": 1,
@@ -58,7 +59,7 @@ def test_a_resumed_run_forgets_what_it_does_again(tmp_path):
   assert path.read_bytes() == whole
   again.truncate_after(0)
   assert path.read_bytes() == b""
-  assert again.keys == []
+  assert again.first_keys == []
 
 
 @pytest.mark.parametrize(
@@ -74,8 +75,10 @@ def test_a_resumed_run_forgets_what_it_does_again(tmp_path):
     (99, 1, 1, True),
   ],
 )
-def test_more_than_the_allowed_fraction_stops(records, bad, seen, stops):
-  book = _open(records=records)
+def test_more_than_the_allowed_fraction_stops(
+  tmp_path, records, bad, seen, stops
+):
+  book = _open(tmp_path / "ledger.jsonl", records=records)
   if not stops:
     book.check(bad, seen)
     return
@@ -83,8 +86,8 @@ def test_more_than_the_allowed_fraction_stops(records, bad, seen, stops):
     book.check(bad, seen)
 
 
-def test_the_message_names_reasons_and_first_keys():
-  book = _open(records=100)
+def test_the_message_names_reasons_and_first_keys(tmp_path):
+  book = _open(tmp_path / "ledger.jsonl", records=100)
   book.add(1, PROBLEMS)
   with pytest.raises(errors.UserError) as error:
     book.check(book.bad, 8)
@@ -92,7 +95,29 @@ def test_the_message_names_reasons_and_first_keys():
     assert part in str(error.value)
 
 
-def test_no_bad_record_is_allowed_where_the_fraction_is_zero():
-  _open(fraction=0.0).check(0, 10**9)
+def test_no_bad_record_is_allowed_where_the_fraction_is_zero(tmp_path):
+  book = _open(tmp_path / "ledger.jsonl", fraction=0.0)
+  book.check(0, 10**9)
   with pytest.raises(errors.UserError):
-    _open(fraction=0.0).check(1, 10**9)
+    book.check(1, 10**9)
+
+
+def test_many_bad_records_take_no_memory(tmp_path):
+  path = tmp_path / "ledger.jsonl"
+  book = _open(path)
+  tracemalloc.start()
+  try:
+    for step in range(1, 501):
+      book.add(
+        step,
+        [Problem(g, f"{step}/{g}", "truncated", g + 1) for g in range(40)],
+      )
+    again = _open(path)
+    again.truncate_after(400)
+    held, _ = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert (book.bad, again.bad) == (20_000, 16_000)
+  # Every record in memory was 375 bytes, 13 MB for both.
+  assert held < 200_000
+  assert again.first_keys == ["1/0", "1/1", "1/2", "1/3", "1/4"]
