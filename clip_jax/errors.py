@@ -11,6 +11,13 @@ class UserError(ValueError):
   """
 
 
+class AmbiguousError(UserError):
+  """Input that has several meanings; the message names the flag that settles it.
+
+  The command line exits with 2.
+  """
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
   """Returns the error for a `name` that is none of the `known` ones."""
   names = sorted(map(str, known))

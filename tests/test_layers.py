@@ -28,6 +28,7 @@ RANKS = {
   "clip_jax.search": 3.0,
   "clip_jax.report": 3.0,
   "clip_jax.train": 3.1,
+  "clip_jax.convert": 3.15,
   "clip_jax.inference": 3.2,
   "clip_jax.train.loop": 3.3,
   "clip_jax.cli": 4,

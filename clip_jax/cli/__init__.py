@@ -1,7 +1,7 @@
 """The command line: `clip-jax VERB …`.
 
-Exit codes: 0 done; 1 a clear error on stderr; 2 wrong usage; 130 interrupted;
-143 told to stop, and saved.
+Exit codes: 0 done; 1 a clear error on stderr; 2 wrong usage, or input with
+several meanings; 130 interrupted; 143 told to stop, and saved.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from clip_jax import errors, terminal
 from clip_jax.cli import parser, verbs
 
 FAILED = 1
+AMBIGUOUS = 2
 INTERRUPTED = 130  # 128 + SIGINT.
 BROKEN_PIPE = 141  # 128 + SIGPIPE.
 
@@ -48,6 +49,8 @@ def run(argv: Sequence[str]) -> int:
   except BrokenPipeError:
     _discard(stdout)
     return BROKEN_PIPE
+  except errors.AmbiguousError as error:
+    return _fail(f"Error: {error}", AMBIGUOUS)
   except errors.UserError as error:
     return _fail(f"Error: {error}", FAILED)
   except OSError as error:

@@ -19,12 +19,18 @@ class Tensor:
   dtype: np.dtype  # `ml_dtypes.bfloat16` is one.
   # Returns an array of this shape and dtype, fresh or read-only.
   read: Callable[[], np.ndarray]
+  # Returns one element of the first axis, where that is cheaper.
+  row: Callable[[int], np.ndarray] | None = None
 
   @classmethod
   def from_array(cls, array: np.ndarray) -> Self:
     """Wraps an array that is in memory already."""
     array = np.asarray(array)
     return cls(array.shape, array.dtype, lambda: array)
+
+  def read_row(self, index: int) -> np.ndarray:
+    """Returns element `index` of the first axis."""
+    return self.row(index) if self.row else self.read()[index]
 
   @property
   def nbytes(self) -> int:

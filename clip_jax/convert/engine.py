@@ -1,0 +1,238 @@
+"""The engine that accounts for every tensor.
+
+A format lists `Entry`s: which tensor of theirs goes to which places of ours,
+and through which transform. From that one list the engine reads and writes,
+checks that both sides are covered exactly once, and compares shapes before a
+byte of data is read. Data move lazily, a tensor at a time.
+"""
+
+import collections
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from clip_jax import sharding
+from clip_jax.convert import report as report_lib
+from clip_jax.convert import transforms
+from clip_jax.convert.tensor import Tensor
+from clip_jax.models import variants
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+  """A place in our tree: a whole array, or one layer of a stacked one."""
+
+  path: str  # "params/text/encoder/blocks/ln_1/scale"
+  layer: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One tensor of theirs and the places of ours that it fills."""
+
+  name: str
+  slots: tuple[Slot, ...]
+  transform: transforms.Transform = transforms.IDENTITY
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+  """One array of our tree, read when asked for, whole or layer by layer.
+
+  Attributes:
+    shape: of the whole.
+    dtype: that holds every layer exactly.
+    part: returns one layer in its own dtype; the whole for None.
+    layer_dtypes: of each layer, where they differ.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  part: Callable[[int | None], np.ndarray]
+  layer_dtypes: tuple[np.dtype, ...] | None = None
+
+  @classmethod
+  def from_tensor(
+    cls,
+    tensor: Tensor,
+    *,
+    layer_dtypes: tuple[np.dtype, ...] | None = None,
+  ) -> "Leaf":
+    """Wraps a whole array."""
+
+    def part(layer):
+      if layer is None:
+        return tensor.read()
+      array = tensor.read_row(layer)
+      return array.astype(layer_dtypes[layer]) if layer_dtypes else array
+
+    return cls(tensor.shape, tensor.dtype, part, layer_dtypes)
+
+  def read(self) -> np.ndarray:
+    """Returns the whole array."""
+    return self.part(None)
+
+  def dtype_of(self, layer: int | None) -> np.dtype:
+    """Returns the dtype of one layer, or of the whole for None."""
+    if layer is None or self.layer_dtypes is None:
+      return self.dtype
+    return self.layer_dtypes[layer]
+
+
+def block_slot(tower: str, path: str, layer: int) -> Slot:
+  """Returns the place of layer `layer`'s `path` in the encoder of `tower`."""
+  return Slot(f"params/{tower}/encoder/blocks/{path}", layer)
+
+
+def leaf_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of every array of the model that `spec` describes."""
+  model = variants.create_model(spec)
+  tree = variants.abstract_variables(model)
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {sharding.path_name(path): leaf.shape for path, leaf in leaves}
+
+
+def _slot_shape(slot: Slot, shapes: Mapping[str, tuple[int, ...]]):
+  shape = shapes[slot.path]
+  return shape if slot.layer is None else shape[1:]
+
+
+def _check_cover(entries, shapes) -> None:
+  """Asserts that the entries fill every place exactly once: our own duty."""
+  places = collections.Counter(s for entry in entries for s in entry.slots)
+  wanted = set()
+  stacked = {slot.path for slot in places if slot.layer is not None}
+  for path, shape in shapes.items():
+    layers = range(shape[0]) if path in stacked else (None,)
+    wanted |= {Slot(path, layer) for layer in layers}
+  twice = [slot for slot, count in places.items() if count > 1]
+  assert not twice, f"filled twice: {twice}"
+  assert set(places) == wanted, (
+    f"not filled: {sorted(map(str, wanted - set(places)))}; "
+    f"no such place: {sorted(map(str, set(places) - wanted))}"
+  )
+  names = collections.Counter(entry.name for entry in entries)
+  assert max(names.values()) == 1, "a tensor has two entries"
+
+
+def their_shape(
+  entry: Entry, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[int, ...]:
+  """Returns the shape of an entry's tensor, allocating next to nothing."""
+  # One zero, repeated by strides: transposes and reshapes stay views.
+  zero = np.zeros((), np.bool_)
+  parts = [np.broadcast_to(zero, _slot_shape(s, shapes)) for s in entry.slots]
+  return entry.transform.theirs(parts).shape
+
+
+def to_ours(
+  entries: Sequence[Entry],
+  tensors: Mapping[str, Tensor],
+  spec: dict[str, Any],
+  *,
+  report: report_lib.Report,
+  name: str,
+  ignored: Iterable[str] = (),
+  hint: str = "",
+) -> tuple[dict[str, Leaf], dict[str, Tensor]]:
+  """Fills our tree with the tensors of a checkpoint, lazily.
+
+  Args:
+    entries: of the format, for the model that `spec` describes.
+    tensors: of the checkpoint, by their names.
+    spec: the model's description.
+    report: takes the account.
+    name: what messages call the checkpoint.
+    ignored: regular expressions, searched in the names that no entry takes, of
+      tensors that hold no parameter.
+    hint: what a user can do about a difference.
+
+  Returns:
+    Our leaves by path, and the ignored tensors by name.
+
+  Raises:
+    MismatchError: a tensor is missing, unexpected or of another shape.
+  """
+  shapes = leaf_shapes(spec)
+  _check_cover(entries, shapes)
+  known = {entry.name: entry for entry in entries}
+  patterns = [re.compile(pattern) for pattern in ignored]
+  extras = {}
+  for key, tensor in tensors.items():
+    if key in known:
+      want = their_shape(known[key], shapes)
+      if tensor.shape != want:
+        report.shape_mismatch.append(
+          {"key": key, "got": list(tensor.shape), "want": list(want)}
+        )
+    elif any(pattern.search(key) for pattern in patterns):
+      extras[key] = tensor
+    else:
+      report.unexpected.append(key)
+  report.tensors = len(tensors)
+  report.mapped = sum(key in tensors for key in known)
+  report.ignored = sorted(extras)
+  report.missing = sorted(key for key in known if key not in tensors)
+  report.unexpected.sort()
+  if not report.exact:
+    raise report_lib.MismatchError(report, name=name, hint=hint)
+  return _leaves(entries, tensors, shapes), extras
+
+
+def _leaves(entries, tensors, shapes) -> dict[str, Leaf]:
+  sources = collections.defaultdict(dict)  # path -> layer -> (entry, index)
+  for entry in entries:
+    for index, slot in enumerate(entry.slots):
+      sources[slot.path][slot.layer] = (entry, index)
+  return {
+    path: _leaf(shape, sources[path], tensors) for path, shape in shapes.items()
+  }
+
+
+def _leaf(shape, sources, tensors) -> Leaf:
+  """Returns the leaf whose layers lie in the tensors that `sources` names."""
+  dtypes = {i: tensors[entry.name].dtype for i, (entry, _) in sources.items()}
+  dtype = functools.reduce(np.promote_types, dtypes.values())
+  layers = None
+  if len(set(dtypes.values())) > 1:
+    layers = tuple(dtypes[i] for i in range(shape[0]))
+
+  def part(layer):
+    if layer in sources:
+      entry, index = sources[layer]
+      return entry.transform.ours(tensors[entry.name].read())[index]
+    if layer is not None:  # Stacked there too.
+      entry, _ = sources[None]
+      if entry.transform is transforms.IDENTITY:
+        return tensors[entry.name].read_row(layer)
+      return part(None)[layer]
+    whole = np.empty(shape, dtype)
+    for i in range(shape[0]):
+      whole[i] = part(i)
+    return whole
+
+  return Leaf(shape, dtype, part, layers)
+
+
+def to_theirs(
+  entries: Sequence[Entry], leaves: Mapping[str, Leaf]
+) -> dict[str, Tensor]:
+  """Returns the tensors of a format for our leaves, lazily, in its order."""
+  shapes = {path: leaf.shape for path, leaf in leaves.items()}
+  _check_cover(entries, shapes)
+  return {entry.name: _their_tensor(entry, leaves, shapes) for entry in entries}
+
+
+def _their_tensor(entry, leaves, shapes) -> Tensor:
+  def read():
+    parts = [leaves[slot.path].part(slot.layer) for slot in entry.slots]
+    return np.ascontiguousarray(entry.transform.theirs(parts))
+
+  kinds = [leaves[slot.path].dtype_of(slot.layer) for slot in entry.slots]
+  dtype = functools.reduce(np.promote_types, kinds)
+  return Tensor(their_shape(entry, shapes), dtype, read)

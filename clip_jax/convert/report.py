@@ -1,0 +1,123 @@
+"""What a conversion did, and why it did not: the account of every tensor."""
+
+import dataclasses
+from typing import Any
+
+from clip_jax import errors
+
+# Where a field of the description comes from.
+SOURCES = ("config", "shape", "format", "flag", "archive")
+_SHOWN = 10
+
+
+@dataclasses.dataclass
+class Report:
+  """The account of one reading, or of one conversion.
+
+  Attributes:
+    source_format: name of the format read.
+    target_format: name of the format written, "" if none.
+    tensors: number of tensors in the source.
+    mapped: number of source tensors that became parameters.
+    ignored: tensors that hold no parameter, by name.
+    missing: tensors that the model needs and the source lacks.
+    unexpected: tensors of the source that no part of the model takes.
+    shape_mismatch: dicts of "key", "got" and "want".
+    inferred: field -> {"value", "source"}; what was not in the weights.
+    warnings: what a user should know.
+    facts: sizes, digests, dtypes, counts.
+  """
+
+  source_format: str
+  target_format: str = ""
+  tensors: int = 0
+  mapped: int = 0
+  ignored: list[str] = dataclasses.field(default_factory=list)
+  missing: list[str] = dataclasses.field(default_factory=list)
+  unexpected: list[str] = dataclasses.field(default_factory=list)
+  shape_mismatch: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  inferred: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+  warnings: list[str] = dataclasses.field(default_factory=list)
+  facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def exact(self) -> bool:
+    """Whether every tensor was accounted for."""
+    return not (self.missing or self.unexpected or self.shape_mismatch)
+
+  def infer(self, field: str, value: Any, source: str) -> Any:
+    """Notes where the value of `field` comes from, and returns it."""
+    assert source in SOURCES, source
+    self.inferred[field] = {"value": value, "source": source}
+    return value
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns the report as plain data."""
+    return dataclasses.asdict(self)
+
+  def to_text(self) -> str:
+    """Returns the report for people."""
+    from clip_jax import terminal
+
+    arrow = f" -> {self.target_format}" if self.target_format else ""
+    lines = [
+      f"{self.source_format}{arrow}: {self.mapped} of {self.tensors} tensors "
+      f"mapped, {len(self.ignored)} ignored"
+    ]
+    lines += _some("ignored", self.ignored)
+    lines += self._differences()
+    rows = [
+      (field, _words(entry["value"]), entry["source"])
+      for field, entry in self.inferred.items()
+    ]
+    if rows:
+      lines += [
+        "",
+        terminal.table(("not in the weights", "value", "from"), rows),
+      ]
+    lines += [f"Warning: {warning}" for warning in self.warnings]
+    return "\n".join(lines)
+
+  def _differences(self) -> list[str]:
+    shapes = [
+      f"{x['key']}: got {list(x['got'])}, want {list(x['want'])}"
+      for x in self.shape_mismatch
+    ]
+    return [
+      *_some("missing", self.missing),
+      *_some("unexpected", self.unexpected),
+      *_some("of another shape", shapes),
+    ]
+
+
+class MismatchError(errors.UserError):
+  """Tensors of a checkpoint and of the model that it should be differ."""
+
+  def __init__(self, report: Report, *, name: str, hint: str = ""):
+    super().__init__(
+      "\n".join(
+        [
+          f"{name} is not the {report.source_format} model that it looks like: "
+          "every tensor must have exactly one place.",
+          *report._differences(),
+          hint or "Check that the weights and the config belong together.",
+        ]
+      )
+    )
+    self.report = report
+
+
+def _some(what: str, names: list[str]) -> list[str]:
+  if not names:
+    return []
+  shown = ", ".join(names[:_SHOWN])
+  more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
+  return [f"  {what}: {shown}{more}"]
+
+
+def _words(value: Any) -> str:
+  if isinstance(value, float):
+    return f"{value:g}"
+  if isinstance(value, list | tuple):
+    return ", ".join(map(_words, value))
+  return str(value)
