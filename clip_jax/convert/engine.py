@@ -89,12 +89,64 @@ def block_slot(tower: str, path: str, layer: int) -> Slot:
   return Slot(f"params/{tower}/encoder/blocks/{path}", layer)
 
 
+# What a description says about how images are prepared.
+IMAGE_FIELDS = (
+  "image_mean",
+  "image_std",
+  "interpolation",
+  "antialias",
+  "resize",
+  "fill",
+  "crop_rounding",
+  "crop_fraction",
+  "convert_rgb",
+)
+
+# The other tower of a single one, so that it can be made; none of it is kept.
+_STAND_INS = {
+  "image": {
+    "kind": "vit",
+    "image_size": 1,
+    "patch_size": 1,
+    "width": 1,
+    "depth": 1,
+    "heads": 1,
+  },
+  "text": {"kind": "cbow", "context_length": 3, "vocab_size": 1, "width": 1},
+}
+
+
+def towers(spec: dict[str, Any]) -> tuple[str, ...]:
+  """Returns the towers that a description has: both, "image" or "text"."""
+  return tuple(part for part in _STAND_INS if part in spec)
+
+
+def resolve(spec: dict[str, Any]) -> dict[str, Any]:
+  """Completes a description of one tower or of both (`variants.resolve`)."""
+  parts = towers(spec)
+  if len(parts) == 2:
+    return variants.resolve(spec)
+  whole = variants.resolve({"embed_dim": 1, **_STAND_INS, **spec})
+  about = {"image": IMAGE_FIELDS, "text": ("tokenizer",)}[parts[0]]
+  return {field: whole[field] for field in (parts[0], *about)}
+
+
 def leaf_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-  """Returns the shape of every array of the model that `spec` describes."""
+  """Returns the shape of every array of what `spec` describes, by its path.
+
+  A description with one tower only has that tower's arrays, and neither
+  projection nor temperature.
+  """
+  parts = towers(spec)
+  if len(parts) == 1:
+    spec = {"embed_dim": 1, **_STAND_INS, **spec}
   model = variants.create_model(spec)
   tree = variants.abstract_variables(model)
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  return {sharding.path_name(path): leaf.shape for path, leaf in leaves}
+  shapes = {sharding.path_name(path): leaf.shape for path, leaf in leaves}
+  if len(parts) == 1:
+    shapes = {k: v for k, v in shapes.items() if k.split("/")[1] == parts[0]}
+  return shapes
 
 
 def _slot_shape(slot: Slot, shapes: Mapping[str, tuple[int, ...]]):
@@ -197,7 +249,7 @@ def _leaves(entries, tensors, shapes) -> dict[str, Leaf]:
 def _leaf(shape, sources, tensors) -> Leaf:
   """Returns the leaf whose layers lie in the tensors that `sources` names."""
   dtypes = {i: tensors[entry.name].dtype for i, (entry, _) in sources.items()}
-  dtype = functools.reduce(np.promote_types, dtypes.values())
+  dtype = _common(dtypes.values())
   layers = None
   if len(set(dtypes.values())) > 1:
     layers = tuple(dtypes[i] for i in range(shape[0]))
@@ -219,6 +271,18 @@ def _leaf(shape, sources, tensors) -> Leaf:
   return Leaf(shape, dtype, part, layers)
 
 
+def _common(dtypes: Iterable[np.dtype]) -> np.dtype:
+  """Returns the dtype that holds the numbers of all `dtypes` exactly."""
+  kinds = set(dtypes)
+  if len(kinds) == 1:
+    return kinds.pop()
+  # Neither of the two half precisions holds the other.
+  wide = (
+    np.dtype(np.float32) if kind.itemsize == 2 else kind for kind in kinds
+  )
+  return functools.reduce(np.promote_types, wide)
+
+
 def to_theirs(
   entries: Sequence[Entry], leaves: Mapping[str, Leaf]
 ) -> dict[str, Tensor]:
@@ -234,5 +298,5 @@ def _their_tensor(entry, leaves, shapes) -> Tensor:
     return np.ascontiguousarray(entry.transform.theirs(parts))
 
   kinds = [leaves[slot.path].dtype_of(slot.layer) for slot in entry.slots]
-  dtype = functools.reduce(np.promote_types, kinds)
+  dtype = _common(kinds)
   return Tensor(their_shape(entry, shapes), dtype, read)

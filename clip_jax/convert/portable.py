@@ -1,0 +1,107 @@
+"""A model between formats: its description, its arrays and what came along."""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from clip_jax import errors
+from clip_jax.convert.engine import Leaf
+from clip_jax.convert.report import Report
+from clip_jax.convert.tensor import Tensor
+
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What a user may say about a source or a target.
+
+  Attributes:
+    activation: of the towers, where the source does not say it.
+    image_size: to which position embeddings are resized; None keeps it.
+    resize_method: one of `positions.METHODS`; needed with `image_size`.
+    old_grid: rows and cols of the source's patches, where it is not square.
+    drop_logit_bias: drop the bias for a target that has none.
+    headers_only: do not read or check the data.
+  """
+
+  activation: str | None = None
+  image_size: int | None = None
+  resize_method: str | None = None
+  old_grid: tuple[int, int] | None = None
+  drop_logit_bias: bool = False
+  headers_only: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Portable:
+  """A model that every format can be read into and written from.
+
+  Attributes:
+    spec: the resolved description (`models.variants.spec`), every field of it.
+    leaves: our arrays by path, read lazily.
+    report: the account of the reading.
+    extras: tensors of the source that hold no parameter, by their names there;
+      an export to the same format gives them back.
+    files: of the tokenizer, by name.
+    source: where it came from: "format", "dialect" (what a writer of the same
+      format needs to give the same names and shapes), "files" (name ->
+      sha256) and what else the format notes.
+  """
+
+  spec: dict[str, Any]
+  leaves: dict[str, Leaf]
+  report: Report
+  extras: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+  files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+  source: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def dialect(self, format_name: str) -> dict[str, Any]:
+    """Returns the dialect, if the model came from the format of that name."""
+    same = self.source.get("format") == format_name
+    return self.source.get("dialect", {}) if same else {}
+
+  def variables(self, dtype: Any = np.float32) -> dict[str, Any]:
+    """Returns the arrays as a tree for the linen module, in `dtype`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in self.leaves.items():
+      *parents, name = path.split("/")
+      node = tree
+      for parent in parents:
+        node = node.setdefault(parent, {})
+      node[name] = leaf.read().astype(dtype)
+    return tree
+
+
+def digests(files: Iterable[pathlib.Path]) -> dict[str, str]:
+  """Returns the sha256 (hex) of each file by its name."""
+  found = {}
+  for path in files:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+      while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    found[path.name] = digest.hexdigest()
+  return found
+
+
+def refuse(target: str, problems: Iterable[str]) -> None:
+  """Raises UserError that names what `target` cannot hold, if anything."""
+  problems = list(problems)
+  if problems:
+    raise errors.UserError(
+      f"The format {target!r} cannot hold this model: "
+      f"{'; '.join(problems)}. Choose another --to, or clip-jax, which holds "
+      "every model."
+    )
+
+
+def find_nonfinite(array: np.ndarray) -> bool:
+  """Whether an array holds NaN or infinity."""
+  if not np.issubdtype(array.dtype, np.inexact) and array.dtype.kind != "V":
+    return False
+  return not bool(np.isfinite(array).all())
