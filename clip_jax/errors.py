@@ -2,13 +2,19 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
   """Something a user can mend: says what, what was got and what to do.
 
   The command line prints the message without a traceback and exits with 1.
+
+  Attributes:
+    payload: what `--json` prints beside the message; None for nothing.
   """
+
+  payload: Any = None
 
 
 class AmbiguousError(UserError):

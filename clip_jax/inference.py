@@ -221,7 +221,8 @@ class Clip:
   def logit_scale(self) -> float:
     """The factor between cosine similarity and logit."""
     log_scale = np.asarray(self.variables["params"]["log_scale"])
-    return float(np.exp(np.minimum(log_scale, clip_lib.MAX_LOG_SCALE)))
+    bound = self.module.max_logit_scale
+    return float(np.exp(clip_lib.cap_log_scale(log_scale, bound)))
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -266,29 +267,66 @@ def _from_array(array: np.ndarray) -> Image.Image:
   return Image.fromarray(array)
 
 
-def load(model: str | os.PathLike, *, step: int | None = None) -> Clip:
+def load(
+  model: str | os.PathLike,
+  *,
+  step: int | None = None,
+  source_format: str | None = None,
+  activation: str | None = None,
+) -> Clip:
   """Returns the model that `model` names, on all devices of this machine.
 
   Args:
-    model: a workdir of `clip-jax train`.
-    step: the checkpoint to take; None takes the newest good one.
+    model: a workdir of `clip-jax train`; a file or directory in any format
+      that `convert` reads; or "hf-hub:ORG/NAME[@REVISION]".
+    step: of a workdir, the checkpoint to take; None takes the newest good one.
+    source_format: a name in `convert.FORMATS`; None finds it out.
+    activation: of the towers, for checkpoints that do not say it.
 
   Raises:
     UserError: there is no such model or no such checkpoint, or none is good.
+    AmbiguousError: the checkpoint has several meanings.
   """
+  from clip_jax import convert
+  from clip_jax.convert import workdir
+
+  path = pathlib.Path(model).expanduser()
+  if source_format in (None, workdir.NAME) and workdir.recognise(path):
+    return _load_workdir(path, step)
+  if step is not None:
+    raise errors.UserError(
+      f"{model} is no workdir of `clip-jax train`: it has no steps to choose "
+      f"from; leave step={step} out."
+    )
+  found = convert.open_model(
+    model,
+    source_format=source_format,
+    options=convert.Options(activation=activation),
+  )
+  return assemble(
+    variants.create_model(found.spec),
+    found.variables(),
+    spec=found.spec,
+    mesh=_mesh(),
+    path=str(path.resolve()) if path.exists() else str(model),
+    directory=found.directory,
+  )
+
+
+def _mesh() -> jax.sharding.Mesh | None:
+  return sharding.make_mesh() if jax.device_count() > 1 else None
+
+
+def _load_workdir(path: pathlib.Path, step: int | None) -> Clip:
   from clip_jax.train import checkpoint
   from clip_jax.train import step as step_lib
 
-  path = pathlib.Path(model).expanduser()
-  _check_workdir(path, str(model))
   config, variables, step = checkpoint.load_variables(path, step=step)
-  mesh = sharding.make_mesh() if jax.device_count() > 1 else None
-  placement = jax.devices()[0] if mesh is None else sharding.replicated(mesh)
   return assemble(
     step_lib.make_model(config),
-    jax.device_put(variables, placement),
+    variables,
     spec=variants.spec(config.model, config.model_overrides.to_dict()),
-    mesh=mesh,
+    mesh=_mesh(),
     path=str(path.resolve()),
     step=step,
   )
@@ -302,49 +340,31 @@ def assemble(
   mesh: jax.sharding.Mesh | None = None,
   path: str = "",
   step: int = 0,
+  directory: pathlib.Path | None = None,
 ) -> Clip:
   """Returns the `Clip` of a module, its variables and its description.
 
   Args:
     module: of `variants.create_model`.
-    variables: as `module.init` makes them, sharded in any way over `mesh`.
+    variables: as `module.init` makes them; repeated on every device of `mesh`,
+      or laid on the first one.
     spec: of `variants.spec`; says how to tokenize and preprocess.
     mesh: devices that share each batch; None is the one of the variables.
     path: where the model came from.
     step: number of updates it was trained for.
+    directory: where the tokenizer's files lie, if it has any.
   """
+  placement = jax.devices()[0] if mesh is None else sharding.replicated(mesh)
   return Clip(
     module=module,
-    variables=variables,
+    variables=jax.device_put(variables, placement),
     tokenizer=tokenizer_lib.make_tokenizer(
-      **spec["tokenizer"], context_length=spec["text"]["context_length"]
+      **spec["tokenizer"],
+      context_length=spec["text"]["context_length"],
+      **({} if directory is None else {"directory": directory}),
     ),
     preprocess=preprocess_lib.Preprocess.from_spec(spec),
     encoder=Encoder(module, mesh=mesh),
     path=path,
     step=step,
   )
-
-
-def _check_workdir(path: pathlib.Path, name: str) -> None:
-  """Raises UserError unless `path` is the workdir of a run."""
-  accepted = (
-    "a workdir of `clip-jax train`, a directory with config.json and "
-    "checkpoints/"
-  )
-  if not path.exists():
-    raise errors.UserError(f"Model {name!r} does not exist; give {accepted}.")
-  if not path.is_dir():
-    raise errors.UserError(f"Model {name!r} is a file; give {accepted}.")
-  missing = [
-    part
-    for part in ("config.json", "checkpoints")
-    if not (path / part).exists()
-  ]
-  if missing:
-    found = sorted(entry.name for entry in path.iterdir())
-    shown = ", ".join(found[:5]) + (", …" if len(found) > 5 else "")
-    raise errors.UserError(
-      f"Model {name!r} has no {' and no '.join(missing)} (found: "
-      f"{shown or 'nothing'}); give {accepted}."
-    )

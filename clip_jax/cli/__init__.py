@@ -52,6 +52,8 @@ def run(argv: Sequence[str]) -> int:
   except errors.AmbiguousError as error:
     return _fail(f"Error: {error}", AMBIGUOUS)
   except errors.UserError as error:
+    if arguments.json and error.payload is not None:
+      print(to_json(error.payload), file=stdout, flush=True)
     return _fail(f"Error: {error}", FAILED)
   except OSError as error:
     _discard(stdout)

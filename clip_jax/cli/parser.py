@@ -9,7 +9,10 @@ import clip_jax
 
 _OVERRIDE = "--config."
 
-_MODEL = "a model: a workdir of `clip-jax train`"
+_MODEL = (
+  "a model: a workdir of `clip-jax train`, a checkpoint in any format that "
+  "`clip-jax convert` reads, or hf-hub:ORG/NAME"
+)
 _DATA = (
   "a DATA address, such as builtin:digits/test, folder:PATH, csv:PATH, "
   "wds:PATH/{0000..0012}.tar, arrayrecord:PATH, tfds:NAME/SPLIT"
@@ -249,6 +252,79 @@ def _check_search(arguments: argparse.Namespace) -> str | None:
   return None
 
 
+def _convert(parser: Parser) -> None:
+  parser.add_argument(
+    "source", metavar="SOURCE", help="a file, a directory or hf-hub:ORG/NAME"
+  )
+  parser.add_argument("destination", metavar="DEST", help="a new path")
+  parser.add_argument(
+    "--to",
+    required=True,
+    metavar="FORMAT",
+    help="clip-jax, openai, huggingface, open-clip or big-vision",
+  )
+  _add_reading(parser)
+  parser.add_argument(
+    "--image-size",
+    type=_count,
+    metavar="N",
+    help="resize the position embeddings to images of N pixels a side",
+  )
+  parser.add_argument(
+    "--resize-method",
+    metavar="NAME",
+    help="how: bicubic_antialias (as open_clip does), bicubic (HuggingFace), "
+    "bilinear_antialias, bilinear or align_corners (big_vision)",
+  )
+  parser.add_argument(
+    "--old-grid",
+    type=_grid,
+    metavar="HxW",
+    help="rows and columns of the source's patches, where not a square",
+  )
+  parser.add_argument(
+    "--drop-logit-bias",
+    action="store_true",
+    help="leave out a logit bias that the target has no place for",
+  )
+  parser.add_argument(
+    "--dry-run",
+    action="store_true",
+    help="read headers only, say what would be done, and write nothing",
+  )
+  parser.add_argument(
+    "--overwrite", action="store_true", help="replace what is at DEST"
+  )
+  _add_json(parser)
+
+
+def _add_reading(parser: Parser) -> None:
+  parser.add_argument(
+    "--from",
+    dest="source_format",
+    metavar="FORMAT",
+    help="the source's format, where it is not found out right",
+  )
+  parser.add_argument(
+    "--activation",
+    choices=("quick_gelu", "gelu", "gelu_tanh"),
+    help="of both towers, where the source does not say it",
+  )
+
+
+def _grid(text: str) -> tuple[int, int]:
+  rows, cross, cols = text.partition("x")
+  if not cross:
+    raise argparse.ArgumentTypeError(f"{text!r} is not like 14x20")
+  return _count(rows), _count(cols)
+
+
+def _check_convert(arguments: argparse.Namespace) -> str | None:
+  if (arguments.image_size is None) != (arguments.resize_method is None):
+    return "--image-size and --resize-method go together"
+  return None
+
+
 def _models(parser: Parser) -> None:
   _add_json(parser)
 
@@ -282,7 +358,12 @@ _VERBS = {
   "classify": ("say which label fits an image", _classify),
   "embed": ("make an index of images to search in", _embed),
   "search": ("find images of an index by a text or an image", _search),
+  "convert": ("turn a checkpoint into another format, exactly", _convert),
   "models": ("list the named models", _models),
   "data": ("look at data, or prepare it", _data),
 }
-_CHECKS = {"search": _check_search, "train": _check_train}
+_CHECKS = {
+  "convert": _check_convert,
+  "search": _check_search,
+  "train": _check_train,
+}

@@ -232,6 +232,39 @@ def search(arguments: argparse.Namespace) -> Answer:
   )
 
 
+def convert(arguments: argparse.Namespace) -> Answer:
+  """Turns a checkpoint into another format."""
+  from clip_jax import convert as convert_lib
+
+  options = convert_lib.Options(
+    activation=arguments.activation,
+    image_size=arguments.image_size,
+    resize_method=arguments.resize_method,
+    old_grid=arguments.old_grid,
+    drop_logit_bias=arguments.drop_logit_bias,
+    headers_only=arguments.dry_run,
+  )
+  with terminal.Progress("convert", unit="arrays") as progress:
+    report = convert_lib.convert(
+      arguments.source,
+      arguments.destination,
+      to=arguments.to,
+      source_format=arguments.source_format,
+      options=options,
+      overwrite=arguments.overwrite,
+      progress=progress,
+    )
+  did = "Nothing was written (--dry-run)."
+  if not arguments.dry_run:
+    did = (
+      f"Wrote {arguments.destination}; every number was read back and compared."
+    )
+  return Answer(
+    {**report.to_dict(), "destination": arguments.destination},
+    f"{report.to_text()}\n\n{did}",
+  )
+
+
 def models(arguments: argparse.Namespace) -> Answer:
   """Lists the named models; nothing is computed."""
   del arguments
@@ -334,5 +367,6 @@ RUN = {
   "classify": classify,
   "embed": embed,
   "search": search,
+  "convert": convert,
   "models": models,
 }

@@ -17,7 +17,7 @@ from types import ModuleType
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import engine, portable
+from clip_jax.convert import engine, hub, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.portable import Options, Portable
 
@@ -25,9 +25,15 @@ from clip_jax.convert.portable import Options, Portable
 # like several, and the first says more about the model.
 FORMATS = {
   "clip-jax": "clip_jax.convert.model_dir",
+  "workdir": "clip_jax.convert.workdir",
   "openai": "clip_jax.convert.openai",
 }
 _SHOWN = 5
+_ACCEPTED = (
+  "a workdir of `clip-jax train` (a directory with config.json and "
+  "checkpoints/), or a checkpoint in one of the formats "
+  + ", ".join(name for name in FORMATS if name != "workdir")
+)
 
 # Called with the number of arrays done and of all.
 Progress = Callable[[int, int], None]
@@ -56,20 +62,22 @@ def recognise(path: pathlib.Path) -> str:
     UserError: there is nothing, or nothing that any format knows.
   """
   if not path.exists():
-    raise errors.UserError(f"Model {str(path)!r} does not exist.")
+    raise errors.UserError(
+      f"Model {str(path)!r} does not exist; give {_ACCEPTED}."
+    )
   for name in FORMATS:
     if format_module(name).recognise(path):
       return name
-  known = f"The formats are {', '.join(FORMATS)}"
   if path.is_dir():
     found = sorted(entry.name for entry in path.iterdir())
     shown = ", ".join(found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
     raise errors.UserError(
-      f"{path} holds no model in a known format (found: "
-      f"{shown or 'nothing'}). {known}."
+      f"Model {str(path)!r} is in no known format (found: "
+      f"{shown or 'nothing'}); give {_ACCEPTED}."
     )
   raise errors.UserError(
-    f"{path} is no model in a known format, judged by its name. {known}."
+    f"Model {str(path)!r} is a file in no known format, judged by its name; "
+    f"give {_ACCEPTED}."
   )
 
 
@@ -91,9 +99,20 @@ def open_model(
     AmbiguousError: it has several meanings, and no option says which.
   """
   options = options or Options()
-  path = pathlib.Path(source).expanduser()
+  address = os.fspath(source)
+  if hub.is_address(address):
+    path = hub.download(address)
+  else:
+    path = pathlib.Path(address).expanduser()
   name = source_format or recognise(path)
-  return format_module(name).read(path, options)
+  model = format_module(name).read(path, options)
+  if path.is_dir():
+    model = dataclasses.replace(model, directory=path)
+  if options.image_size is not None:
+    from clip_jax.convert import positions
+
+    model = positions.resize(model, options.image_size, options.resize_method)
+  return model
 
 
 def convert(
@@ -135,9 +154,11 @@ def convert(
   model = open_model(source, source_format=source_format, options=options)
   if to != "clip-jax" and len(parts := engine.towers(model.spec)) == 1:
     raise errors.UserError(
-      f"{source} holds the {parts[0]} tower alone; it converts to clip-jax only, and "
-      "serves as one half of a model in a config (init.image, init.text)."
+      f"{source} holds the {parts[0]} tower alone: it converts to clip-jax "
+      "only, and serves as one half of a model in a config (init.image, "
+      "init.text)."
     )
+  model = _without_useless_bias(model, target, options)
   portable.refuse(to, target.refusals(model.spec))
   report = dataclasses.replace(model.report, target_format=to)
   if options.headers_only:
@@ -152,6 +173,30 @@ def convert(
   report.facts["sha256_source"] = model.source.get("files", {})
   report.facts["sha256_target"] = digests
   return report
+
+
+def _without_useless_bias(model, target, options) -> Portable:
+  """Drops a logit bias that the target has no place for, where that is right.
+
+  A bias of 0 adds nothing; any other only goes when a user says so, for
+  probabilities of single pairs change (similarities do not).
+  """
+  if model.spec.get("init_logit_bias") is None:
+    return model
+  bare = {**model.spec, "init_logit_bias": None}
+  if not target.refusals(model.spec) or target.refusals(bare):
+    return model
+  path = "params/logit_bias"
+  bias = float(model.leaves[path].read())
+  if bias != 0 and not options.drop_logit_bias:
+    raise errors.UserError(
+      f"The format {target.NAME!r} has no place for the logit bias, {bias:g}. "
+      "Give --drop-logit-bias to leave it out: rankings and softmax "
+      "probabilities stay, the sigmoid probability of a pair does not."
+    )
+  model.report.warnings.append(f"The logit bias, {bias:g}, is left out.")
+  leaves = {k: v for k, v in model.leaves.items() if k != path}
+  return dataclasses.replace(model, spec=bare, leaves=leaves)
 
 
 def _check_free(destination: pathlib.Path, overwrite: bool) -> None:

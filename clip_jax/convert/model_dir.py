@@ -19,7 +19,6 @@ from clip_jax.convert import containers, engine, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import safetensors_file
 from clip_jax.convert.tensor import Tensor
-from clip_jax.models import variants
 
 NAME = "clip-jax"
 DESCRIPTION = "clip_jax.json"

@@ -105,6 +105,7 @@ class MismatchError(errors.UserError):
       )
     )
     self.report = report
+    self.payload = report.to_dict()
 
 
 def _some(what: str, names: list[str]) -> list[str]:

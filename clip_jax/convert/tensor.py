@@ -39,3 +39,10 @@ class Tensor:
     for length in self.shape:
       size *= length
     return size
+
+  def checked_read(self) -> np.ndarray:
+    """Returns the array, whose shape and dtype are as announced."""
+    array = self.read()
+    assert array.shape == self.shape, f"{array.shape} is not {self.shape}"
+    assert array.dtype == self.dtype, f"{array.dtype} is not {self.dtype}"
+    return array
