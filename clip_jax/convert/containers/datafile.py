@@ -1,0 +1,200 @@
+"""A file of numbers: bounded reads from it, and writing one as a whole."""
+
+import contextlib
+import math
+import os
+import pathlib
+import secrets
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from clip_jax import errors
+from clip_jax.convert import containers
+
+CHUNK_BYTES = 1 << 20
+
+# numpy's own limit is 64 axes, torch's and safetensors' have none.
+MAX_AXES = 32
+
+# What the parsers below a container raise about bytes that make no sense.
+_PARSER_ERRORS = (
+  EOFError,
+  MemoryError,
+  NotImplementedError,
+  OverflowError,
+  RecursionError,
+  ValueError,  # UnicodeError and json.JSONDecodeError are some.
+  struct.error,
+  zipfile.BadZipFile,
+  zlib.error,
+)
+
+
+@contextlib.contextmanager
+def checked(path: pathlib.Path, kind: str) -> Iterator[None]:
+  """Turns whatever reading `path` as a `kind` raises into a clear error."""
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except FileNotFoundError:
+    raise errors.UserError(f"{path} does not exist.") from None
+  except OSError as error:
+    raise errors.UserError(
+      f"{path} cannot be read: {error.strerror or error}."
+    ) from None
+  except _PARSER_ERRORS as error:
+    what = str(error)[:200] or type(error).__name__
+    raise damaged(path, f"it cannot be read as {kind}: {what}") from None
+
+
+def damaged(path: pathlib.Path, what: str) -> containers.DamagedError:
+  """Returns the error for a file whose content contradicts itself."""
+  return containers.DamagedError(
+    f"{path} is damaged or not what its name says: {what}. Fetch or make it "
+    "again."
+  )
+
+
+class DataFile:
+  """A regular file that is read by position.
+
+  Nothing stays open and nothing is mapped: a model of a thousand tensors
+  costs no resident memory and no file handle before they are read.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    """Notes the file's identity: a later read of another file is an error."""
+    self.path = pathlib.Path(path)
+    with checked(self.path, "a file"):
+      status = self.path.stat()
+    if not stat.S_ISREG(status.st_mode):
+      raise errors.UserError(f"{self.path} is not a regular file.")
+    self.size = status.st_size
+    self._identity = _identity(status)
+
+  @contextlib.contextmanager
+  def opened(self) -> Iterator[BinaryIO]:
+    """Opens the file, provided that it is still the same one."""
+    with self.path.open("rb", buffering=0) as file:
+      if _identity(os.fstat(file.fileno())) != self._identity:
+        raise errors.UserError(
+          f"{self.path} was changed while it was being read; start again."
+        )
+      yield file
+
+  def read(self, offset: int, size: int) -> bytes:
+    """Returns `size` bytes from `offset`; fewer are an error."""
+    return self.read_array(offset, size).tobytes()
+
+  def read_array(self, offset: int, size: int) -> np.ndarray:
+    """Returns `size` bytes from `offset` as a fresh uint8 array."""
+    self._check_range(offset, size)
+    buffer = np.empty(size, np.uint8)
+    with self.opened() as file:
+      file.seek(offset)
+      read_into(file, memoryview(buffer), self.path)
+    return buffer
+
+  def chunks(self, offset: int, size: int) -> Iterator[bytes]:
+    """Yields `size` bytes from `offset` in pieces of at most 1 MiB."""
+    self._check_range(offset, size)
+    with self.opened() as file:
+      file.seek(offset)
+      while size:
+        piece = bytearray(min(size, CHUNK_BYTES))
+        read_into(file, memoryview(piece), self.path)
+        size -= len(piece)
+        yield bytes(piece)
+
+  def _check_range(self, offset: int, size: int) -> None:
+    if offset < 0 or size < 0 or offset + size > self.size:
+      raise damaged(
+        self.path,
+        f"it has {self.size} bytes, bytes {offset} to {offset + size} are "
+        "asked for",
+      )
+
+
+def read_into(file: BinaryIO, view: memoryview, path: pathlib.Path) -> None:
+  """Fills `view` from `file`."""
+  while view:
+    count = file.readinto(view)
+    if not count:
+      raise damaged(path, "it ends early")
+    view = view[count:]
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+  return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def byte_count(shape: tuple[int, ...], dtype: np.dtype) -> int:
+  """Returns the size of an array's data.
+
+  Raises:
+    ValueError: numpy can hold no such array.
+  """
+  if len(shape) > MAX_AXES:
+    raise ValueError(f"a tensor has {len(shape)} axes, at most {MAX_AXES} do")
+  for length in shape:
+    if type(length) is not int or length < 0:
+      raise ValueError(f"a tensor's shape has the axis {length!r:.50}")
+  # An array without elements still must have addressable strides.
+  if math.prod(max(length, 1) for length in shape) * dtype.itemsize >= 2**62:
+    raise ValueError("a tensor's shape is beyond all memory")
+  return math.prod(shape) * dtype.itemsize
+
+
+def as_array(
+  raw: np.ndarray, shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
+  """Views little-endian bytes as an array, in C order.
+
+  Raises:
+    ValueError: a truth value is neither 0 nor 1, which numpy cannot hold.
+  """
+  if dtype == np.bool_ and raw.size and raw.max() > 1:
+    raise ValueError(f"a truth value is stored as {raw.max()}")
+  return raw.view(dtype).reshape(shape)
+
+
+def little_endian_bytes(array: np.ndarray) -> memoryview:
+  """Returns the data of an array in C order, little-endian."""
+  if array.dtype.kind != "V" and array.dtype.byteorder == ">":
+    array = array.astype(array.dtype.newbyteorder("<"))
+  array = np.ascontiguousarray(array).reshape(-1)
+  return memoryview(array.view(np.uint8)) if array.size else memoryview(b"")
+
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+  """Opens a file that takes the place of `path` when it is whole.
+
+  Leaving by an exception leaves `path` as it was.
+  """
+  path = pathlib.Path(path)
+  partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+  try:
+    with partial.open("xb") as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    partial.replace(path)
+  except FileNotFoundError as error:
+    raise errors.UserError(
+      f"{path} cannot be written: {error.strerror}."
+    ) from None
+  except BaseException:
+    partial.unlink(missing_ok=True)
+    raise

@@ -1,0 +1,179 @@
+"""Flax's msgpack files (`flax_model.msgpack`), without what flax would restore.
+
+The msgpack package parses; only maps, plain values and flax's two extension
+types for numpy arrays are taken from it.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+import ml_dtypes
+import msgpack
+import numpy as np
+
+from clip_jax.convert import tensor as tensor_lib
+from clip_jax.convert.containers import datafile, nested
+
+_KIND = "a flax msgpack file"
+_NDARRAY, _NUMPY_SCALAR = 1, 3  # Extension types of flax.serialization.
+_CHUNKED = "__msgpack_chunked_array__"
+# Arrays hold shapes and short lists. msgpack allocates by their announced
+# length, before it has seen their items, on each of 1,000 levels.
+MAX_LIST_ITEMS = 4096
+
+_DTYPES = {
+  "bfloat16": np.dtype(ml_dtypes.bfloat16),
+  "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+  "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+  "bool": np.dtype(np.bool_),
+} | {
+  name: np.dtype(name)
+  for name in (
+    *("float16", "float32", "float64"),
+    *("int8", "int16", "int32", "int64"),
+    *("uint8", "uint16", "uint32", "uint64"),
+  )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MsgpackFile:
+  """What a flax msgpack file holds, by names joined with "/"."""
+
+  tensors: dict[str, tensor_lib.Tensor]
+  others: dict[str, Any]  # Numbers, texts, truth values and None.
+
+
+def read(path: str | os.PathLike) -> MsgpackFile:
+  """Reads a whole flax msgpack file: its arrays stay in memory.
+
+  Raises:
+    DamagedError: it is no map of arrays and plain values.
+  """
+  file = datafile.DataFile(path)
+  with datafile.checked(file.path, _KIND):
+    tree = _unpack(file)
+    if not isinstance(tree, dict):
+      raise ValueError(f"it holds a {type(tree).__name__}, no map of arrays")
+    tensors, others = {}, {}
+    for name, leaf in nested.flatten(tree, "/").items():
+      if isinstance(leaf, _Array):
+        tensors[name] = tensor_lib.Tensor.from_array(leaf.array)
+      elif leaf is None or isinstance(leaf, bool | int | float | str):
+        others[name] = leaf
+      else:
+        raise ValueError(f"{name!r} is a {type(leaf).__name__}, no array")
+  return MsgpackFile(tensors, others)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Array:
+  """Marks an array, which `nested` must not take apart."""
+
+  array: np.ndarray
+
+
+def _unpack(file: datafile.DataFile) -> Any:
+  """Returns the file's one object, with arrays as `_Array`.
+
+  The file is fed in pieces: what is parsed leaves the buffer.
+  """
+  unpacker = msgpack.Unpacker(
+    ext_hook=_extension,
+    object_pairs_hook=_map,
+    raw=False,
+    strict_map_key=True,
+    max_buffer_size=max(file.size, 1),
+    max_str_len=nested.MAX_NAME_CHARS * 100,
+    max_bin_len=0,
+    max_array_len=MAX_LIST_ITEMS,
+    max_map_len=nested.MAX_LEAVES,
+    max_ext_len=min(file.size, 2**32 - 1),
+  )
+  made, count = None, 0
+  for piece in file.chunks(0, file.size):
+    unpacker.feed(piece)
+    for value in unpacker:
+      if count:
+        raise ValueError("it holds more than one object")
+      made, count = value, 1
+  if not count or unpacker.tell() != file.size:
+    raise ValueError("it ends early")
+  return made
+
+
+def _map(pairs: list[tuple[Any, Any]]) -> Any:
+  made: dict[str, Any] = {}
+  for key, value in pairs:
+    if type(key) is not str:
+      raise ValueError(f"it has a {type(key).__name__} as a name")
+    if key in made:
+      raise ValueError(f"it has the name {key!r:.100} twice")
+    made[key] = value
+  return _unchunk(made) if _CHUNKED in made else made
+
+
+def _extension(code: int, data: bytes) -> _Array:
+  if code not in (_NDARRAY, _NUMPY_SCALAR):
+    raise ValueError(f"it has a value of the extension type {code}")
+  # At most a shape, a dtype's name and the data.
+  parts = msgpack.unpackb(
+    data,
+    raw=False,
+    ext_hook=_no_extension,
+    max_array_len=datafile.MAX_AXES,
+    max_map_len=0,
+    max_str_len=32,
+    max_ext_len=0,
+  )
+  if type(parts) is not list or len(parts) != 3:
+    raise ValueError("an array is not a shape, a dtype and data")
+  shape, name, raw = parts
+  if type(name) is not str or name not in _DTYPES:
+    raise ValueError(
+      f"an array's dtype is {name!r:.50}; known: {', '.join(_DTYPES)}"
+    )
+  if type(shape) is not list or type(raw) is not bytes:
+    raise ValueError("an array's shape or data are malformed")
+  dtype = _DTYPES[name]
+  size = datafile.byte_count(tuple(shape), dtype)
+  if size != len(raw):
+    raise ValueError(f"an array of {size} bytes has {len(raw)}")
+  if code == _NUMPY_SCALAR and shape:
+    raise ValueError("a scalar has a shape")
+  flat = np.frombuffer(raw, np.uint8)
+  return _Array(datafile.as_array(flat, tuple(shape), dtype))
+
+
+def _no_extension(code: int, data: bytes):
+  raise ValueError(f"an array holds a value of the extension type {code}")
+
+
+def _unchunk(made: dict[str, Any]) -> _Array:
+  """Joins the chunks that flax makes of arrays beyond a gigabyte."""
+  if set(made) != {_CHUNKED, "shape", "chunks"} or made[_CHUNKED] is not True:
+    raise ValueError("an array in chunks is malformed")
+  shape = _counted(made["shape"])
+  chunks = _counted(made["chunks"])
+  if not chunks or not all(
+    isinstance(chunk, _Array) and chunk.array.ndim == 1 for chunk in chunks
+  ):
+    raise ValueError("an array's chunks are no flat arrays")
+  dtype = chunks[0].array.dtype
+  if any(chunk.array.dtype != dtype for chunk in chunks):
+    raise ValueError("an array's chunks have several dtypes")
+  total = sum(chunk.array.nbytes for chunk in chunks)
+  if datafile.byte_count(tuple(shape), dtype) != total:
+    raise ValueError(f"an array's chunks have {total} bytes, not its shape's")
+  flat = np.concatenate([chunk.array for chunk in chunks])
+  return _Array(flat.reshape(shape))
+
+
+def _counted(items: Any) -> list[Any]:
+  """Returns the values of a map from "0", "1", … in that order."""
+  if not isinstance(items, dict) or set(items) != set(
+    map(str, range(len(items)))
+  ):
+    raise ValueError("an array in chunks is not numbered from 0")
+  return [items[str(i)] for i in range(len(items))]

@@ -1,0 +1,211 @@
+"""Numpy's archives of arrays, as big_vision stores its checkpoints.
+
+Headers are matched with a pattern and never evaluated. Arrays of bfloat16 are
+there as two-byte voids, in both directions.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from clip_jax import errors
+from clip_jax.convert import tensor as tensor_lib
+from clip_jax.convert.containers import datafile, zip_directory
+
+_KIND = "a numpy archive"
+_SUFFIX = ".npy"
+_MAGIC = b"\x93NUMPY"
+MAX_HEADER_BYTES = 10_000  # numpy's own limit.
+
+# What the arrays of an archive may inflate to. Weights hardly compress; a
+# thousand times, as zeros do, makes a small file fill a machine.
+MAX_INFLATED_BYTES = 1 << 28
+MAX_INFLATED_RATIO = 64
+
+_HEADER = re.compile(
+  r"""\{\s*
+  (?:'descr':\s*(?P<descr>'[^'\\]*'|\[.*\]|.{0,40}?),\s*)
+  'fortran_order':\s*(?P<fortran>True|False),\s*
+  'shape':\s*\((?P<shape>[0-9L,\s]*)\),?\s*
+  \}\s*""",
+  re.VERBOSE | re.DOTALL,
+)
+_DESCR = re.compile(r"'([<>|=])?([biufV])(\d{1,2})'")
+_NUMBERS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"} | {
+  "f2",
+  "f4",
+  "f8",
+}
+
+
+def read(path: str | os.PathLike) -> dict[str, tensor_lib.Tensor]:
+  """Reads the headers of the arrays in an `.npz` file, by name.
+
+  Raises:
+    DamagedError: it is no archive of plain arrays of numbers.
+  """
+  file = datafile.DataFile(path)
+  with datafile.checked(file.path, _KIND):
+    entries = zip_directory.read(file)
+    inflated = sum(e.size for e in entries.values() if e.compressed)
+    if inflated > max(MAX_INFLATED_BYTES, MAX_INFLATED_RATIO * file.size):
+      raise ValueError(
+        f"{file.size} bytes would inflate to {inflated}; if this is meant, "
+        "store it by np.savez instead of np.savez_compressed"
+      )
+    tensors = {}
+    for name, entry in entries.items():
+      if not name.endswith(_SUFFIX):
+        raise ValueError(f"its entry {name!r:.100} is no array")
+      try:
+        tensors[name.removesuffix(_SUFFIX)] = _tensor(file, entry)
+      except ValueError as error:
+        if isinstance(error, errors.UserError):
+          raise
+        raise ValueError(f"array {name!r:.100}: {error}") from None
+  return tensors
+
+
+def _tensor(
+  file: datafile.DataFile, entry: zip_directory.Entry
+) -> tensor_lib.Tensor:
+  head = bytearray()
+  for piece in _first_pieces(file, entry):
+    head += piece
+    if len(head) >= MAX_HEADER_BYTES + 12:
+      break
+  text, start = _header_text(bytes(head))
+  shape, dtype, fortran = _parse(text)
+  size = datafile.byte_count(shape, dtype)
+  if start + size != entry.size:
+    raise ValueError(
+      f"it has {entry.size - start} bytes, its shape and dtype take {size}"
+    )
+
+  def read_data() -> np.ndarray:
+    with datafile.checked(file.path, _KIND):
+      raw = _content(file, entry)[start:]
+      return _as_array(raw, shape, dtype, fortran)
+
+  return tensor_lib.Tensor(shape, _native(dtype), read_data)
+
+
+def _first_pieces(file, entry) -> Iterator[bytes]:
+  """Yields an entry's first bytes, without checking the rest."""
+  if entry.compressed:
+    yield from zip_directory.inflate(file, entry)
+  else:
+    yield file.read(entry.offset, min(entry.stored, MAX_HEADER_BYTES + 12))
+
+
+def _content(file, entry) -> np.ndarray:
+  if not entry.compressed:
+    return zip_directory.read_stored(file, entry)
+  raw = np.empty(entry.size, np.uint8)
+  at = 0
+  for piece in zip_directory.inflate(file, entry):
+    raw[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+    at += len(piece)
+  return raw
+
+
+def _header_text(head: bytes) -> tuple[str, int]:
+  """Returns an array's header, and where its data begin."""
+  if head[:6] != _MAGIC:
+    raise ValueError("it does not begin as a numpy array does")
+  version = tuple(head[6:8])
+  if version not in ((1, 0), (2, 0), (3, 0)):
+    raise ValueError(f"its format version is {version}; known: 1.0, 2.0, 3.0")
+  start = 10 if version == (1, 0) else 12
+  size = int.from_bytes(head[8:start], "little")
+  if size > MAX_HEADER_BYTES or start + size > len(head):
+    raise ValueError(f"its header should have {size} bytes")
+  encoding = "utf-8" if version == (3, 0) else "latin-1"
+  return head[start : start + size].decode(encoding), start + size
+
+
+def _parse(text: str) -> tuple[tuple[int, ...], np.dtype, bool]:
+  """Returns shape, stored dtype and order of an array's header."""
+  match = _HEADER.fullmatch(text)
+  if not match:
+    raise ValueError(f"its header is not numpy's: {text[:80]!r}")
+  descr = _DESCR.fullmatch(match["descr"])
+  kind = descr[2] + descr[3] if descr else ""
+  if kind == "V2" and descr[1] != ">":
+    dtype = datafile.BFLOAT16
+  elif kind in _NUMBERS:
+    dtype = np.dtype(descr[1].replace("|", "=") + kind if descr[1] else kind)
+  else:
+    raise ValueError(
+      f"its dtype is {match['descr'][:40]}; only numbers, truth values and "
+      "bfloat16 (as two-byte voids) are read, never objects"
+    )
+  lengths = match["shape"].replace("L", "").split(",")
+  if lengths[-1].strip():  # "(3)" is no tuple.
+    if len(lengths) == 1:
+      raise ValueError(f"its shape is ({match['shape'][:40]})")
+  else:
+    lengths.pop()
+  if any(not length.strip().isdigit() for length in lengths):
+    raise ValueError(f"its shape is ({match['shape'][:40]})")
+  shape = tuple(int(length) for length in lengths)
+  return shape, dtype, match["fortran"] == "True"
+
+
+def _native(dtype: np.dtype) -> np.dtype:
+  return dtype if dtype == datafile.BFLOAT16 else dtype.newbyteorder("=")
+
+
+def _as_array(raw, shape, dtype, fortran: bool) -> np.ndarray:
+  if dtype.byteorder == ">":
+    raw = raw.view(dtype).astype(_native(dtype)).view(np.uint8)
+  # The data may begin at any byte: numpy needs no alignment, jax does.
+  raw = raw if raw.ctypes.data % 16 == 0 else raw.copy()
+  array = datafile.as_array(
+    raw, shape[::-1] if fortran else shape, _native(dtype)
+  )
+  return np.ascontiguousarray(array.T).reshape(shape) if fortran else array
+
+
+def write(
+  path: str | os.PathLike, tensors: Mapping[str, tensor_lib.Tensor]
+) -> None:
+  """Writes an archive that `np.load` reads, one array at a time in memory.
+
+  bfloat16 is stored as two-byte voids, which np.load gives back as such. The
+  same tensors give the same bytes.
+  """
+  with (
+    datafile.replacing(path) as file,
+    zip_directory.Writer(file) as archive,
+  ):
+    for name, tensor in tensors.items():
+      header = _header(name, tensor)
+      archive.add(
+        name + _SUFFIX, _pieces(header, tensor), len(header) + tensor.nbytes
+      )
+
+
+def _header(name: str, tensor: tensor_lib.Tensor) -> bytes:
+  if tensor.dtype == datafile.BFLOAT16:
+    descr = "|V2"
+  elif tensor.dtype.str[1:] in _NUMBERS:
+    descr = tensor.dtype.newbyteorder("<").str
+  else:
+    raise errors.UserError(
+      f"A numpy archive cannot hold {name!r} of dtype {tensor.dtype}: it is "
+      "neither a number of numpy's nor bfloat16."
+    )
+  text = (
+    f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {tensor.shape}, }}"
+  ).encode()
+  # numpy aligns the data to 64 bytes; 11 are the magic, size and line end.
+  text += b" " * (-(len(text) + 11) % 64) + b"\n"
+  return _MAGIC + b"\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def _pieces(header: bytes, tensor: tensor_lib.Tensor) -> Iterator:
+  yield header
+  yield datafile.little_endian_bytes(tensor.checked_read())

@@ -1,0 +1,267 @@
+"""Safetensors files, whole and in shards.
+
+An own reader of 8 bytes, a JSON header and raw data: the safetensors library
+maps the file, which counts as resident memory of its whole size after a
+conversion, and its writer wants every array in memory at once. This one reads
+a tensor by position when it is asked for, and writes them one by one. The
+tests compare it with the library both ways.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from clip_jax import errors
+from clip_jax.convert import tensor as tensor_lib
+from clip_jax.convert.containers import datafile
+
+_KIND = "a safetensors file"
+MAX_HEADER_BYTES = 100_000_000  # The library's own limit.
+_LENGTH_BYTES = 8
+_METADATA = "__metadata__"
+
+DTYPES = {
+  "BOOL": np.dtype(np.bool_),
+  "U8": np.dtype(np.uint8),
+  "I8": np.dtype(np.int8),
+  "U16": np.dtype(np.uint16),
+  "I16": np.dtype(np.int16),
+  "U32": np.dtype(np.uint32),
+  "I32": np.dtype(np.int32),
+  "U64": np.dtype(np.uint64),
+  "I64": np.dtype(np.int64),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "F32": np.dtype(np.float32),
+  "F64": np.dtype(np.float64),
+  "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+  "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class SafetensorsFile:
+  """What one file, or all shards of a model, hold."""
+
+  tensors: dict[str, tensor_lib.Tensor]
+  metadata: dict[str, str]
+
+
+def read(path: str | os.PathLike) -> SafetensorsFile:
+  """Reads the header of a safetensors file.
+
+  Raises:
+    DamagedError: the header is too long, no JSON, has a key twice, or its
+      offsets do not cover the file once, in order and by the shapes' sizes.
+  """
+  file = datafile.DataFile(path)
+  with datafile.checked(file.path, _KIND):
+    header, start = _header(file)
+    metadata = header.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(
+      isinstance(value, str) for value in metadata.values()
+    ):
+      raise ValueError("its metadata are not texts by name")
+    tensors = {}
+    end = 0
+    places = {name: _place(name, entry) for name, entry in header.items()}
+    for name in sorted(places, key=lambda name: places[name][2:]):
+      shape, dtype, first, last = places[name]
+      if first != end:
+        raise ValueError(
+          f"tensor {name!r:.100} begins at byte {first} of the data, the one "
+          f"before ends at {end}"
+        )
+      end = last
+      tensors[name] = _tensor(file, start + first, shape, dtype)
+    if start + end != file.size:
+      raise ValueError(
+        f"its tensors have {end} bytes, the file has {file.size - start}"
+      )
+  # In the header's order, which is the writer's.
+  return SafetensorsFile({name: tensors[name] for name in places}, metadata)
+
+
+def _header(file: datafile.DataFile) -> tuple[dict[str, Any], int]:
+  """Returns the parsed header, and where the data begin."""
+  size = int.from_bytes(file.read(0, _LENGTH_BYTES), "little")
+  if size > min(MAX_HEADER_BYTES, file.size - _LENGTH_BYTES):
+    raise ValueError(
+      f"its header should have {size} bytes, the file has {file.size}"
+    )
+  text = file.read(_LENGTH_BYTES, size)
+  if not text.startswith(b"{"):
+    raise ValueError("its header does not begin with a brace")
+  header = parse_json(text)
+  return header, _LENGTH_BYTES + size
+
+
+def parse_json(text: bytes) -> dict[str, Any]:
+  """Returns a JSON object in which no key stands twice.
+
+  Raises:
+    ValueError: it is none.
+  """
+  parsed = json.loads(
+    text.decode("utf-8"),
+    object_pairs_hook=_unique,
+    parse_constant=_refuse_constant,
+  )
+  if not isinstance(parsed, dict):
+    raise ValueError("its JSON is no object")
+  return parsed
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  made = dict(pairs)
+  if len(made) != len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(n for n in names if names.count(n) > 1)
+    raise ValueError(f"the key {twice!r:.100} stands twice")
+  return made
+
+
+def _refuse_constant(name: str):
+  raise ValueError(f"{name} is no JSON number")
+
+
+def _place(name: str, entry: Any) -> tuple[tuple[int, ...], np.dtype, int, int]:
+  """Returns shape, dtype, and the first and last byte of a header's entry."""
+  if not isinstance(entry, dict) or set(entry) != {
+    "dtype",
+    "shape",
+    "data_offsets",
+  }:
+    raise ValueError(f"the entry of tensor {name!r:.100} is malformed")
+  if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
+    raise ValueError(
+      f"tensor {name!r:.100} has the dtype {entry['dtype']!r:.50}; known: "
+      f"{', '.join(DTYPES)}"
+    )
+  dtype = DTYPES[entry["dtype"]]
+  shape, offsets = entry["shape"], entry["data_offsets"]
+  if not isinstance(shape, list) or not isinstance(offsets, list):
+    raise ValueError(f"tensor {name!r:.100} has no list as shape or offsets")
+  size = datafile.byte_count(tuple(shape), dtype)
+  if len(offsets) != 2 or any(type(n) is not int or n < 0 for n in offsets):
+    raise ValueError(f"tensor {name!r:.100} has offsets that are none")
+  first, last = offsets
+  if last - first != size:
+    raise ValueError(
+      f"tensor {name!r:.100} has {last - first} bytes, its shape {size}"
+    )
+  return tuple(shape), dtype, first, last
+
+
+def _tensor(
+  file: datafile.DataFile, offset: int, shape: tuple[int, ...], dtype: np.dtype
+) -> tensor_lib.Tensor:
+  def read_data() -> np.ndarray:
+    with datafile.checked(file.path, _KIND):
+      raw = file.read_array(offset, datafile.byte_count(shape, dtype))
+      return datafile.as_array(raw, shape, dtype)
+
+  return tensor_lib.Tensor(shape, dtype, read_data)
+
+
+def read_sharded(index_path: str | os.PathLike) -> SafetensorsFile:
+  """Reads the shards that a `model.safetensors.index.json` names.
+
+  Raises:
+    UserError: the index names files outside of its directory, or a tensor is
+      not exactly where the index says.
+  """
+  return shards(index_path, read)
+
+
+def shards(
+  index_path: str | os.PathLike, read_shard: Callable[[pathlib.Path], Any]
+) -> SafetensorsFile:
+  """Reads the shards of an index by `read_shard`, whatever their format."""
+  file = datafile.DataFile(index_path)
+  with datafile.checked(file.path, "an index of shards"):
+    if file.size > MAX_HEADER_BYTES:
+      raise ValueError(f"it has {file.size} bytes")
+    weight_map = parse_json(file.read(0, file.size)).get("weight_map")
+    if not isinstance(weight_map, dict):
+      raise ValueError("it has no weight_map")
+    expected: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+      if not isinstance(shard, str) or not _is_plain(shard):
+        raise ValueError(
+          f"tensor {name!r:.100} should be in {shard!r:.100}, which is no "
+          "plain file name: shards lie beside their index"
+        )
+      expected.setdefault(shard, set()).add(name)
+  tensors: dict[str, tensor_lib.Tensor] = {}
+  metadata: dict[str, str] = {}
+  for shard, names in expected.items():
+    found = read_shard(file.path.parent / shard)
+    odd = sorted(names.symmetric_difference(found.tensors))
+    if odd:
+      raise datafile.damaged(
+        file.path,
+        f"{shard} and the index disagree on {len(odd)} tensors, "
+        f"{', '.join(odd[:10])[:500]}",
+      )
+    tensors |= found.tensors
+    metadata |= getattr(found, "metadata", {})
+  return SafetensorsFile({name: tensors[name] for name in weight_map}, metadata)
+
+
+def _is_plain(name: str) -> bool:
+  return (
+    name not in ("", ".", "..")
+    and not any(sign in name for sign in "/\\\0:")
+    and len(name) <= 255
+  )
+
+
+def write(
+  path: str | os.PathLike,
+  tensors: Mapping[str, tensor_lib.Tensor],
+  metadata: Mapping[str, str] | None = None,
+) -> None:
+  """Writes tensors, one at a time in memory.
+
+  Args:
+    path: replaced when the new file is whole.
+    tensors: by name.
+    metadata: texts; `{"format": "pt"}` if not given, which loaders of PyTorch
+      models insist on.
+  """
+  header: dict[str, Any] = {
+    _METADATA: dict({"format": "pt"} if metadata is None else metadata)
+  }
+  # Wide dtypes first, so that each tensor is aligned to its own size.
+  order = sorted(
+    tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)
+  )
+  end = 0
+  for name in order:
+    tensor = tensors[name]
+    if tensor.dtype.newbyteorder("<") not in _NAMES or name == _METADATA:
+      raise errors.UserError(
+        f"Safetensors cannot hold {name!r} of dtype {tensor.dtype}; known: "
+        f"{', '.join(map(str, _NAMES))}."
+      )
+    header[name] = {
+      "dtype": _NAMES[tensor.dtype.newbyteorder("<")],
+      "shape": list(tensor.shape),
+      "data_offsets": [end, end + tensor.nbytes],
+    }
+    end += tensor.nbytes
+  text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+  text += b" " * (-len(text) % 8)
+  with datafile.replacing(path) as file:
+    file.write(len(text).to_bytes(_LENGTH_BYTES, "little"))
+    file.write(text)
+    for name in order:
+      file.write(datafile.little_endian_bytes(tensors[name].checked_read()))

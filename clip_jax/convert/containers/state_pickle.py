@@ -1,0 +1,355 @@
+"""The pickle inside of a torch file, read by a machine that calls nothing.
+
+Not `pickle.Unpickler` with a `find_class` of our own: before any hook is
+asked, that one sizes its memo by the file's word, and hashes whatever the
+file makes a key (a tuple nested a million deep ends the process). This one
+knows the opcodes and the six names that a state dict needs, builds only
+dicts, lists, tuples, numbers and descriptions of tensors, and refuses the
+rest by name.
+"""
+
+import dataclasses
+import pickletools
+from collections.abc import Callable
+from typing import Any
+
+# A tensor takes about 40. A large training state has 10,000 tensors.
+MAX_OPCODES = 1_000_000
+MAX_INT_BYTES = 16
+
+_REBUILD = "torch._utils._rebuild_tensor_v2"
+# With an explicit dtype, for the dtypes that came after typed storages.
+_REBUILD_TYPED = "torch._utils._rebuild_tensor_v3"
+_PARAMETER = "torch._utils._rebuild_parameter"
+_ORDERED_DICT = "collections.OrderedDict"
+UNTYPED_STORAGE = "torch.storage.UntypedStorage"
+
+# The name of a storage class, and of its dtype in torch and here.
+STORAGES = {
+  "torch.FloatStorage": "float32",
+  "torch.DoubleStorage": "float64",
+  "torch.HalfStorage": "float16",
+  "torch.BFloat16Storage": "bfloat16",
+  "torch.LongStorage": "int64",
+  "torch.IntStorage": "int32",
+  "torch.ShortStorage": "int16",
+  "torch.CharStorage": "int8",
+  "torch.ByteStorage": "uint8",
+  "torch.BoolStorage": "bool",
+}
+# torch has no class of storages for these; `_rebuild_tensor_v3` names them.
+TYPED = {
+  f"torch.{name}": name
+  for name in (
+    "uint16",
+    "uint32",
+    "uint64",
+    "float8_e4m3fn",
+    "float8_e4m3fnuz",
+    "float8_e5m2",
+    "float8_e5m2fnuz",
+    "float8_e8m0fnu",
+  )
+}
+_NAMES = {
+  _REBUILD,
+  _REBUILD_TYPED,
+  _PARAMETER,
+  _ORDERED_DICT,
+  UNTYPED_STORAGE,
+  *STORAGES,
+  *TYPED,
+}
+
+
+class RefusedError(ValueError):
+  """A pickle that needs more than tensors; its argument says what."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Global:
+  """A name that the pickle mentions; nothing is imported."""
+
+  name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+  """A flat array in an entry of the archive."""
+
+  key: str
+  dtype: str | None  # None: bytes without a type.
+  count: int  # In elements.
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """A tensor: a strided view of a storage, in elements."""
+
+  storage: Storage
+  dtype: str
+  offset: int
+  shape: tuple[int, ...]
+  stride: tuple[int, ...]
+
+
+class Module:
+  """An inert object of a TorchScript archive, with its attributes."""
+
+  def __init__(self):
+    self.state: dict[str, Any] = {}
+
+
+def load(data: bytes, *, torchscript: bool = False) -> Any:
+  """Returns what a pickle describes, in dicts, lists, tuples and `View`s.
+
+  Args:
+    data: the whole pickle.
+    torchscript: whether objects of the classes `__torch__.*` are allowed.
+
+  Raises:
+    RefusedError: it needs an opcode or a name that no state dict needs.
+    ValueError: it is no well-formed pickle.
+  """
+  machine = _Machine(torchscript)
+  steps = _STEPS
+  for count, (opcode, argument, position) in enumerate(
+    pickletools.genops(data)
+  ):
+    if count > MAX_OPCODES:
+      raise ValueError(f"the pickle has more than {MAX_OPCODES} steps")
+    step = steps.get(opcode.name)
+    if step is None:
+      raise RefusedError(f"the pickle opcode {opcode.name}")
+    try:
+      step(machine, argument)
+    except IndexError:
+      raise ValueError(
+        f"the pickle takes what is not there, at byte {position}"
+      ) from None
+  if position + 1 != len(data):
+    raise ValueError("the pickle has bytes after its end")
+  if len(machine.stack) != 1 or machine.marks:
+    raise ValueError("the pickle does not end with one value")
+  return machine.stack[0]
+
+
+class _Machine:
+  """A stack, a memo, and one method per kind of opcode."""
+
+  def __init__(self, torchscript: bool):
+    self.torchscript = torchscript
+    self.stack: list[Any] = []
+    self.marks: list[list[Any]] = []
+    self.memo: dict[int, Any] = {}
+
+  def push(self, value: Any) -> None:
+    self.stack.append(value)
+
+  def push_int(self, value: int) -> None:
+    if value.bit_length() > 8 * MAX_INT_BYTES:
+      raise ValueError(f"the pickle has a number of {value.bit_length()} bits")
+    self.push(value)
+
+  def mark(self, _) -> None:
+    self.marks.append(self.stack)
+    self.stack = []
+
+  def pop_mark(self) -> list[Any]:
+    items = self.stack
+    self.stack = self.marks.pop()
+    return items
+
+  def pop(self, count: int) -> list[Any]:
+    if len(self.stack) < count:
+      raise IndexError
+    items = self.stack[-count:]
+    del self.stack[-count:]
+    return items
+
+  def put(self, index: int) -> None:
+    self.memo[index] = self.stack[-1]
+
+  def get(self, index: int) -> None:
+    if index not in self.memo:
+      raise IndexError
+    self.push(self.memo[index])
+
+  def append(self, items: list[Any]) -> None:
+    target = self.stack[-1]
+    if type(target) is not list:
+      raise ValueError("the pickle appends to what is no list")
+    target.extend(items)
+
+  def set_items(self, items: list[Any]) -> None:
+    target = self.stack[-1]
+    if type(target) is not dict or len(items) % 2:
+      raise ValueError("the pickle sets items of what is no dict")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+      # No other type is hashed: see the top of this file.
+      if type(key) not in (str, int):
+        raise ValueError(f"the pickle has a {type(key).__name__} as a key")
+      if key in target:
+        raise ValueError(f"the pickle has the key {key!r:.100} twice")
+      target[key] = value
+
+  def name(self, module: Any, attribute: Any) -> None:
+    if type(module) is not str or type(attribute) is not str:
+      raise ValueError("the pickle names an object by what is no text")
+    name = f"{module}.{attribute}"
+    allowed = name in _NAMES or (
+      self.torchscript and name.startswith("__torch__.")
+    )
+    if not allowed:
+      raise RefusedError(f"the Python object {name[:200]!r}")
+    self.push(Global(name))
+
+  def new(self, _) -> None:
+    made, arguments = self.pop(2)
+    if not _is_class(made) or arguments != ():
+      raise ValueError("the pickle makes an object of what is no class")
+    self.push(Module())
+
+  def build(self, _) -> None:
+    (state,) = self.pop(1)
+    target = self.stack[-1]
+    if type(state) is not dict:
+      raise ValueError("the pickle gives an object a state that is no dict")
+    if type(target) is Module:
+      target.state = state
+    elif type(target) is not dict:
+      # A dict is an OrderedDict with `_metadata`, which says nothing of use.
+      raise ValueError("the pickle gives a state to what is no object")
+
+  def reduce(self, _) -> None:
+    made, arguments = self.pop(2)
+    if type(made) is not Global or type(arguments) is not tuple:
+      raise ValueError("the pickle calls what is no name")
+    call = _CALLS.get(made.name)
+    if call is None:
+      raise ValueError(f"the pickle calls {made.name[:100]!r}")
+    self.push(call(arguments))
+
+  def persistent(self, _) -> None:
+    (found,) = self.pop(1)
+    if type(found) is not tuple or len(found) != 5 or found[0] != "storage":
+      raise ValueError("the pickle refers to what is no storage")
+    _, kind, key, _, count = found
+    if (
+      type(kind) is not Global
+      or type(key) is not str
+      or type(count) is not int
+      or count < 0
+    ):
+      raise ValueError("the pickle describes a storage wrongly")
+    if kind.name != UNTYPED_STORAGE and kind.name not in STORAGES:
+      raise ValueError(f"{kind.name[:100]!r} is no storage")
+    self.push(Storage(key, STORAGES.get(kind.name), count))
+
+
+def _is_class(value: Any) -> bool:
+  return type(value) is Global and value.name.startswith("__torch__.")
+
+
+def _ordered_dict(arguments: tuple) -> dict:
+  if arguments:
+    raise ValueError("the pickle makes an OrderedDict of something")
+  return {}
+
+
+def _rebuild(arguments: tuple) -> View:
+  # Storage, offset, shape, stride, requires_grad, hooks[, metadata].
+  if len(arguments) not in (6, 7) or type(arguments[0]) is not Storage:
+    raise ValueError("the pickle describes a tensor wrongly")
+  storage, offset, shape, stride = arguments[:4]
+  if storage.dtype is None:
+    raise ValueError("a tensor's storage has no type")
+  return _view(storage, storage.dtype, offset, shape, stride)
+
+
+def _rebuild_typed(arguments: tuple) -> View:
+  # Storage, offset, shape, stride, requires_grad, hooks, dtype[, metadata].
+  if len(arguments) not in (7, 8) or type(arguments[0]) is not Storage:
+    raise ValueError("the pickle describes a tensor wrongly")
+  storage, offset, shape, stride, _, _, dtype = arguments[:7]
+  if type(dtype) is not Global or dtype.name not in TYPED:
+    raise ValueError("a tensor's dtype is none")
+  if storage.dtype is not None:
+    raise ValueError("a tensor's storage has a type of its own")
+  return _view(storage, TYPED[dtype.name], offset, shape, stride)
+
+
+def _view(storage, dtype, offset, shape, stride) -> View:
+  for numbers in (shape, stride, (offset,)):
+    if type(numbers) is not tuple or any(type(n) is not int for n in numbers):
+      raise ValueError("a tensor's shape or place is not made of numbers")
+  if len(shape) != len(stride):
+    raise ValueError(f"a tensor has {len(shape)} axes, {len(stride)} strides")
+  return View(storage, dtype, offset, shape, stride)
+
+
+def _parameter(arguments: tuple) -> View:
+  if len(arguments) != 3 or type(arguments[0]) is not View:
+    raise ValueError("the pickle describes a parameter wrongly")
+  return arguments[0]
+
+
+_CALLS: dict[str, Callable[[tuple], Any]] = {
+  _ORDERED_DICT: _ordered_dict,
+  _REBUILD: _rebuild,
+  _REBUILD_TYPED: _rebuild_typed,
+  _PARAMETER: _parameter,
+}
+
+
+def _nothing(machine: _Machine, _) -> None:
+  """An opcode of the format itself: PROTO, FRAME and STOP."""
+
+
+_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
+  "PROTO": _nothing,
+  "FRAME": _nothing,
+  "STOP": _nothing,
+  "NONE": _Machine.push,  # Its argument is None.
+  "NEWTRUE": lambda machine, _: machine.push(True),
+  "NEWFALSE": lambda machine, _: machine.push(False),
+  "BININT": _Machine.push,
+  "BININT1": _Machine.push,
+  "BININT2": _Machine.push,
+  "LONG1": _Machine.push_int,
+  "LONG4": _Machine.push_int,
+  "BINFLOAT": _Machine.push,
+  "BINUNICODE": _Machine.push,
+  "SHORT_BINUNICODE": _Machine.push,
+  "BINUNICODE8": _Machine.push,
+  "EMPTY_DICT": lambda machine, _: machine.push({}),
+  "EMPTY_LIST": lambda machine, _: machine.push([]),
+  "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+  "MARK": _Machine.mark,
+  "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_mark())),
+  "TUPLE1": lambda machine, _: machine.push(tuple(machine.pop(1))),
+  "TUPLE2": lambda machine, _: machine.push(tuple(machine.pop(2))),
+  "TUPLE3": lambda machine, _: machine.push(tuple(machine.pop(3))),
+  "LIST": lambda machine, _: machine.push(machine.pop_mark()),
+  "APPEND": lambda machine, _: machine.append(machine.pop(1)),
+  "APPENDS": lambda machine, _: machine.append(machine.pop_mark()),
+  "SETITEM": lambda machine, _: machine.set_items(machine.pop(2)),
+  "SETITEMS": lambda machine, _: machine.set_items(machine.pop_mark()),
+  "BINPUT": _Machine.put,
+  "LONG_BINPUT": _Machine.put,
+  "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
+  "BINGET": _Machine.get,
+  "LONG_BINGET": _Machine.get,
+  "GLOBAL": lambda machine, name: machine.name(*_split(name)),
+  "STACK_GLOBAL": lambda machine, _: machine.name(*machine.pop(2)),
+  "REDUCE": _Machine.reduce,
+  "NEWOBJ": _Machine.new,
+  "BUILD": _Machine.build,
+  "BINPERSID": _Machine.persistent,
+}
+
+
+def _split(name: str) -> list[str]:
+  """Splits "module attribute", as pickletools gives the names of GLOBAL."""
+  module, _, attribute = name.rpartition(" ")
+  return [module, attribute]

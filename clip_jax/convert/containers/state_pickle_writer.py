@@ -1,0 +1,93 @@
+"""The pickle of a state dict, as torch.save would write it."""
+
+import struct
+from collections.abc import Mapping
+
+from clip_jax import errors
+from clip_jax.convert.containers import state_pickle
+
+# Opcodes of pickle protocol 2.
+_START = b"\x80\x02"
+_MARK, _TUPLE, _REDUCE, _SETITEMS, _STOP = b"(", b"t", b"R", b"u", b"."
+_EMPTY_TUPLE, _FALSE, _PERSISTENT = b")", b"\x89", b"Q"
+
+_STORAGE_OF = {name: kind for kind, name in state_pickle.STORAGES.items()}
+_TYPE_OF = {name: kind for kind, name in state_pickle.TYPED.items()}
+_ITEM_BYTES = {"uint16": 2, "uint32": 4, "uint64": 8}  # The others: 1.
+
+
+def dump(state: Mapping[str, tuple[str, str, tuple[int, ...]]]) -> bytes:
+  """Returns the pickle of an OrderedDict of tensors.
+
+  Args:
+    state: by name, a tensor's storage key, dtype and shape.
+  """
+  parts = [_START, _ordered_dict(), _MARK]
+  for name, (key, dtype, shape) in state.items():
+    parts += [_text(name), _tensor(key, dtype, shape)]
+  return b"".join([*parts, _SETITEMS, _STOP])
+
+
+def _tensor(key: str, dtype: str, shape: tuple[int, ...]) -> bytes:
+  count = 1
+  for length in shape:
+    count *= length
+  stride = []
+  step = 1
+  for length in reversed(shape):
+    stride.insert(0, step)
+    step *= max(length, 1)
+  if dtype in _STORAGE_OF:
+    function, last = "_rebuild_tensor_v2", b""
+    storage = _storage(_STORAGE_OF[dtype], key, count)
+  elif dtype in _TYPE_OF:
+    function, last = "_rebuild_tensor_v3", _name(_TYPE_OF[dtype])
+    size = count * _ITEM_BYTES.get(dtype, 1)
+    storage = _storage(state_pickle.UNTYPED_STORAGE, key, size)
+  else:
+    raise errors.unknown("dtype for PyTorch", dtype, _STORAGE_OF | _TYPE_OF)
+  return b"".join(
+    [
+      _name(f"torch._utils.{function}"),
+      _MARK,
+      storage,
+      _int(0),
+      _ints(shape),
+      _ints(stride),
+      _FALSE,  # requires_grad
+      _ordered_dict(),  # Hooks.
+      last,
+      _TUPLE,
+      _REDUCE,
+    ]
+  )
+
+
+def _storage(kind: str, key: str, count: int) -> bytes:
+  parts = [_text("storage"), _name(kind), _text(key), _text("cpu"), _int(count)]
+  return b"".join([_MARK, *parts, _TUPLE, _PERSISTENT])
+
+
+def _ordered_dict() -> bytes:
+  return _name("collections.OrderedDict") + _EMPTY_TUPLE + _REDUCE
+
+
+def _ints(numbers) -> bytes:
+  return b"".join([_MARK, *map(_int, numbers), _TUPLE])
+
+
+def _name(name: str) -> bytes:
+  module, _, attribute = name.rpartition(".")
+  return f"c{module}\n{attribute}\n".encode()
+
+
+def _text(text: str) -> bytes:
+  data = text.encode()
+  return b"X" + struct.pack("<I", len(data)) + data
+
+
+def _int(number: int) -> bytes:
+  if -(2**31) <= number < 2**31:
+    return b"J" + struct.pack("<i", number)
+  data = number.to_bytes(number.bit_length() // 8 + 1, "little", signed=True)
+  return b"\x8a" + bytes([len(data)]) + data

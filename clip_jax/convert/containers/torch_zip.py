@@ -1,0 +1,341 @@
+"""PyTorch's files (`.pt`, `.pth`, `.bin`), without PyTorch.
+
+A zip archive since PyTorch 1.6: one folder with `data.pkl`, which describes
+the tensors, and `data/<key>` with their bytes; a TorchScript archive has code
+and constants besides. The pickle is read by `state_pickle`, which runs
+nothing; the bytes are read when a tensor is, and compared with the archive's
+checksum then.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from clip_jax import errors
+from clip_jax.convert import tensor as tensor_lib
+from clip_jax.convert.containers import (
+  datafile,
+  nested,
+  state_pickle,
+  state_pickle_writer,
+  zip_directory,
+)
+
+_KIND = "a PyTorch archive"
+_LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f920")
+_TAR_MAGIC = (257, b"ustar")
+_RE_SAVE = (
+  "re-save it where PyTorch runs: torch.save(torch.load(path, "
+  "weights_only=True), new_path)"
+)
+MAX_PICKLE_BYTES = 1 << 26
+
+# What the views of one file may add up to: tied tensors are few, and a small
+# file must not describe an endless conversion.
+MAX_VIEW_BYTES = 1 << 30
+MAX_VIEW_RATIO = 16
+
+_ML_DTYPES = frozenset({"bfloat16"}) | {
+  name for name in state_pickle.TYPED.values() if name.startswith("float8")
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+  """What a PyTorch file holds."""
+
+  tensors: dict[str, tensor_lib.Tensor]
+  # Values of the state dict that are no tensors: flags, None, numbers, texts.
+  others: dict[str, Any]
+  torchscript: bool
+  # Tensors that traced code mentions: "c0" is `CONSTANTS.c0` there.
+  constants: dict[str, tensor_lib.Tensor]
+  # Names of what lies beside the state dict: an optimizer, an epoch.
+  left_out: tuple[str, ...]
+  byteorder: str
+
+
+def read(path: str | os.PathLike) -> Archive:
+  """Reads the names, shapes and dtypes of a PyTorch file.
+
+  A state dict under "state_dict" or "model" is unwrapped, and the prefix
+  "module." of data-parallel training is dropped if every tensor has it.
+
+  Raises:
+    UserError: the file is of another kind, and how to re-save it.
+    DamagedError: it contradicts itself.
+  """
+  file = datafile.DataFile(path)
+  with datafile.checked(file.path, _KIND):
+    _refuse_other_kinds(file)
+    source = _Source(file)
+    state, beside = _unwrap(source.unpickle("data.pkl"))
+    tensors, others = source.bind(nested.flatten(state, "."), "data")
+    constants = {}
+    if source.torchscript and source.has("constants.pkl"):
+      flat = nested.flatten(source.unpickle("constants.pkl"), ".")
+      constants, _ = source.bind(
+        {f"c{name}": leaf for name, leaf in flat.items()}, "constants"
+      )
+    left_out = tuple(nested.flatten(beside, "."))
+  if tensors and all(name.startswith("module.") for name in tensors):
+    tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
+    others = {k.removeprefix("module."): v for k, v in others.items()}
+  return Archive(
+    tensors, others, source.torchscript, constants, left_out, source.byteorder
+  )
+
+
+def _refuse_other_kinds(file: datafile.DataFile) -> None:
+  head = file.read(0, min(file.size, 512))
+  at, tar = _TAR_MAGIC
+  if head.startswith(zip_directory.MAGIC):
+    return
+  if head.startswith(_LEGACY_MAGIC):
+    what = "in the format of PyTorch before 1.6"
+  elif head[at : at + len(tar)] == tar:
+    what = "a tar archive, the format of the first PyTorch versions"
+  elif head[:1] == b"\x80":
+    what = "a bare pickle, not an archive of tensors"
+  else:
+    raise datafile.damaged(file.path, "it is no zip archive, as PyTorch makes")
+  raise errors.UserError(
+    f"{file.path} is {what}, which is not read here; {_RE_SAVE}."
+  )
+
+
+def _unwrap(state: Any) -> tuple[dict, dict]:
+  """Returns the state dict, and what lies beside it."""
+  beside: dict[str, Any] = {}
+  while True:
+    if type(state) is state_pickle.Module:
+      state = state.state
+      break
+    if type(state) is not dict:
+      raise ValueError(f"it holds a {type(state).__name__}, no state dict")
+    inner = next(
+      (
+        key
+        for key in ("state_dict", "model")
+        if type(state.get(key)) in (dict, state_pickle.Module)
+      ),
+      None,
+    )
+    if inner is None or state[inner] is state or len(beside) > 100:
+      break
+    beside.update((k, v) for k, v in state.items() if k != inner)
+    state = state[inner]
+  return _without_modules(state), _without_modules(beside)
+
+
+def _without_modules(state: dict) -> dict:
+  """Returns nested modules of a TorchScript archive as nested dicts.
+
+  Each module is replaced once: one that contains itself ends as a dict that
+  does, which `nested.flatten` refuses.
+  """
+  made: dict[int, dict] = {}
+  waiting = [state]
+  while waiting:
+    current = waiting.pop()
+    if id(current) in made:
+      continue
+    made[id(current)] = current
+    for key, value in current.items():
+      if type(value) is state_pickle.Module:
+        current[key] = value = value.state
+      if type(value) is dict:
+        waiting.append(value)
+  return state
+
+
+class _Source:
+  """The archive's entries, and the tensors in them."""
+
+  def __init__(self, file: datafile.DataFile):
+    self.file = file
+    self.entries = zip_directory.read(file)
+    tops = [n for n in self.entries if n.endswith("/data.pkl")]
+    tops = [n.partition("/")[0] for n in tops if n.count("/") == 1]
+    if len(tops) != 1:
+      raise ValueError(
+        f"the archive has {len(tops)} entries FOLDER/data.pkl instead of one"
+      )
+    self.top = tops[0]
+    self.torchscript = any(
+      name.startswith(f"{self.top}/code/") for name in self.entries
+    )
+    self.byteorder = self._byteorder()
+    self._checked: set[str] = set()
+    self._bound: dict[tuple, tensor_lib.Tensor] = {}
+    self._budget = max(MAX_VIEW_BYTES, MAX_VIEW_RATIO * file.size)
+
+  def has(self, name: str) -> bool:
+    return f"{self.top}/{name}" in self.entries
+
+  def entry(self, name: str) -> zip_directory.Entry:
+    entry = self.entries.get(f"{self.top}/{name}")
+    if entry is None:
+      raise ValueError(f"the archive has no entry {name!r:.100}")
+    if entry.compressed:
+      raise errors.UserError(
+        f"{self.file.path} was packed again: its entry {entry.name!r} is "
+        f"compressed, PyTorch stores it as it is; {_RE_SAVE}."
+      )
+    return entry
+
+  def _byteorder(self) -> str:
+    if not self.has("byteorder"):
+      return "little"  # Archives from before PyTorch 2.1.
+    entry = self.entry("byteorder")
+    if entry.size > 16:
+      raise ValueError("the byte order is unknown")
+    order = zip_directory.read_stored(self.file, entry).tobytes()
+    if order not in (b"little", b"big"):
+      raise ValueError(f"the byte order is {order!r}")
+    return order.decode()
+
+  def unpickle(self, name: str) -> Any:
+    entry = self.entry(name)
+    if entry.size > MAX_PICKLE_BYTES:
+      raise ValueError(f"{name} has {entry.size} bytes")
+    data = zip_directory.read_stored(self.file, entry).tobytes()
+    try:
+      return state_pickle.load(data, torchscript=self.torchscript)
+    except state_pickle.RefusedError as error:
+      raise errors.UserError(
+        f"{self.file.path} is refused: it needs {error}, a checkpoint of "
+        "tensors does not. Nothing of it was run. If it is a whole pickled "
+        "model or a training state, re-save its weights in the program that "
+        "made it: torch.save(model.state_dict(), path)."
+      ) from None
+
+  def bind(
+    self, leaves: dict[str, Any], folder: str
+  ) -> tuple[dict[str, tensor_lib.Tensor], dict[str, Any]]:
+    """Splits leaves into tensors and others."""
+    tensors, others = {}, {}
+    for name, leaf in leaves.items():
+      if type(leaf) is state_pickle.View:
+        try:
+          tensors[name] = self._tensor(leaf, folder)
+        except ValueError as error:
+          if isinstance(error, errors.UserError):
+            raise
+          raise ValueError(f"tensor {name!r}: {error}") from None
+      elif leaf is None or type(leaf) in (bool, int, float, str):
+        others[name] = leaf
+      else:
+        # Objects without attributes, and storages that are no tensors.
+        others[name] = None
+    return tensors, others
+
+  def _tensor(self, view: state_pickle.View, folder: str) -> tensor_lib.Tensor:
+    """Returns the tensor of a view; tied views share one."""
+    dtype = _dtype(view.dtype)
+    size = datafile.byte_count(view.shape, dtype)
+    entry = self.entry(f"{folder}/{view.storage.key}")
+    stored = view.storage.count
+    if view.storage.dtype is not None:
+      stored *= _dtype(view.storage.dtype).itemsize
+    if stored != entry.size:
+      raise ValueError(
+        f"its storage has {stored} bytes, the archive {entry.size}"
+      )
+    span = _span(view) * dtype.itemsize
+    start = view.offset * dtype.itemsize
+    if start < 0 or start + span > entry.size:
+      raise ValueError(
+        f"it takes bytes {start} to {start + span} of {entry.size}"
+      )
+    self._budget -= span
+    if self._budget < 0:
+      raise ValueError("the file's tensors overlap too much")
+    key = (entry.name, view.dtype, view.offset, view.shape, view.stride)
+    if key not in self._bound:
+      whole = size == span == entry.size
+      self._bound[key] = tensor_lib.Tensor(
+        view.shape, dtype, lambda: self._read(view, entry, dtype, whole)
+      )
+    return self._bound[key]
+
+  def _read(self, view, entry, dtype, whole: bool) -> np.ndarray:
+    with datafile.checked(self.file.path, _KIND):
+      if whole:
+        raw = zip_directory.read_stored(self.file, entry)
+      else:
+        if entry.name not in self._checked:
+          zip_directory.check_crc(self.file, entry)
+          self._checked.add(entry.name)
+        raw = self.file.read_array(
+          entry.offset + view.offset * dtype.itemsize,
+          _span(view) * dtype.itemsize,
+        )
+      if self.byteorder == "big" and dtype.itemsize > 1:
+        raw = raw.view(f"u{dtype.itemsize}").byteswap().view(np.uint8)
+      flat = datafile.as_array(raw, (raw.size // dtype.itemsize,), dtype)
+      strides = tuple(step * dtype.itemsize for step in view.stride)
+      # Safe: `_span` has shown that every element lies inside of `flat`.
+      array = np.lib.stride_tricks.as_strided(flat, view.shape, strides)
+      return array if array.flags.c_contiguous else array.copy("C")
+
+
+def _dtype(name: str) -> np.dtype:
+  return np.dtype(getattr(ml_dtypes, name) if name in _ML_DTYPES else name)
+
+
+def _span(view: state_pickle.View) -> int:
+  """Returns how many elements lie between a view's first and last one.
+
+  Raises:
+    ValueError: elements share a place, or a stride is negative.
+  """
+  if view.offset < 0 or any(step < 0 for step in view.stride):
+    raise ValueError("a tensor has a negative stride or offset")
+  if 0 in view.shape:
+    return 0
+  last = 0
+  axes = zip(view.stride, view.shape, strict=True)
+  for step, length in sorted(axis for axis in axes if axis[1] > 1):
+    # Each axis steps over everything that the finer ones reach.
+    if step <= last:
+      raise ValueError("a tensor's elements overlap (an expanded view)")
+    last += step * (length - 1)
+  return last + 1
+
+
+def write(
+  path: str | os.PathLike, tensors: Mapping[str, tensor_lib.Tensor]
+) -> None:
+  """Writes a state dict that `torch.load(path, weights_only=True)` reads.
+
+  One tensor is in memory at a time, and the same tensors give the same bytes.
+  Names that share one `Tensor` share a storage, as tied parameters do.
+  """
+  # The first name of each tensor gets a storage.
+  keys = {id(tensor): "" for tensor in tensors.values()}
+  keys = {identity: str(key) for key, identity in enumerate(keys)}
+  storages = {keys[id(tensor)]: tensor for tensor in tensors.values()}
+  header = state_pickle_writer.dump(
+    {
+      name: (keys[id(tensor)], tensor.dtype.name, tensor.shape)
+      for name, tensor in tensors.items()
+    }
+  )
+  with (
+    datafile.replacing(path) as file,
+    zip_directory.Writer(file) as archive,
+  ):
+    archive.add("archive/data.pkl", [header], len(header))
+    archive.add("archive/byteorder", [b"little"], len(b"little"))
+    for key, tensor in storages.items():
+      archive.add(f"archive/data/{key}", _bytes(tensor), tensor.nbytes)
+    archive.add("archive/version", [b"3\n"], len(b"3\n"))
+
+
+def _bytes(tensor: tensor_lib.Tensor) -> Iterator[memoryview]:
+  yield datafile.little_endian_bytes(tensor.checked_read())

@@ -1,0 +1,213 @@
+"""The entries of a zip archive, and where their bytes lie.
+
+Python's `zipfile` parses the directory; what it says is checked against the
+file, and the bytes are read by position, so that an entry is never inflated
+or trusted because its header says so.
+"""
+
+import dataclasses
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from clip_jax.convert.containers import datafile
+
+MAX_ENTRIES = 1 << 16
+LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+MAGIC = b"PK\x03\x04"
+_ENCRYPTED = 1 | 1 << 6 | 1 << 13
+_SIZES_FOLLOW = 1 << 3  # The checksum and sizes come after the data.
+
+_BAD_NAME = re.compile(r"^/|^[A-Za-z]:|\\|\x00|(^|/)\.{1,2}(/|$)|//")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One member of an archive: `stored` bytes at `offset`, `size` unpacked."""
+
+  name: str
+  offset: int
+  stored: int
+  size: int
+  crc: int
+  compressed: bool
+
+
+def read(file: datafile.DataFile) -> dict[str, Entry]:
+  """Returns the entries of a zip archive by name.
+
+  Raises:
+    DamagedError: entries overlap, leave the file, are encrypted, links or
+      doubled, or have a name that leads out of a directory.
+  """
+  with file.opened() as raw, zipfile.ZipFile(raw) as archive:
+    infos = archive.infolist()
+    if len(infos) > MAX_ENTRIES:
+      raise ValueError(f"the archive has {len(infos)} entries")
+    entries = {}
+    end = 0
+    for info in sorted(infos, key=lambda info: info.header_offset):
+      entry = _entry(raw, info)
+      if info.header_offset < end:
+        raise ValueError(f"entry {entry.name!r:.100} overlaps another")
+      end = entry.offset + entry.stored
+      if end > archive.start_dir:
+        raise ValueError(f"entry {entry.name!r:.100} leaves the archive")
+      if entry.name in entries:
+        raise ValueError(f"entry {entry.name!r:.100} is there twice")
+      entries[entry.name] = entry
+  return entries
+
+
+def _entry(raw, info: zipfile.ZipInfo) -> Entry:
+  """Checks an entry of the directory against its own header."""
+  name = info.orig_filename
+  shown = f"{name!r:.100}"
+  if not name or _BAD_NAME.search(name):
+    raise ValueError(f"entry {shown} has a name that is not allowed")
+  if stat.S_IFMT(info.external_attr >> 16) not in (
+    0,
+    stat.S_IFREG,
+    stat.S_IFDIR,
+  ):
+    raise ValueError(f"entry {shown} is a link or a device")
+  if info.flag_bits & _ENCRYPTED:
+    raise ValueError(f"entry {shown} is encrypted")
+  if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    raise ValueError(f"entry {shown} is compressed in an unusual way")
+  compressed = info.compress_type == zipfile.ZIP_DEFLATED
+  if not compressed and info.compress_size != info.file_size:
+    raise ValueError(f"entry {shown} has two sizes")
+  if info.header_offset < 0:
+    raise ValueError(f"entry {shown} begins before the file")
+  raw.seek(info.header_offset)
+  header = raw.read(LOCAL_HEADER.size)
+  if len(header) < LOCAL_HEADER.size:
+    raise ValueError(f"entry {shown} has no header")
+  magic, _, flags, method, _, _, crc, _, _, name_size, extra_size = (
+    LOCAL_HEADER.unpack(header)
+  )
+  encoding = "utf-8" if flags & 1 << 11 else "cp437"
+  if (
+    magic != MAGIC
+    or method != info.compress_type
+    or flags & _ENCRYPTED
+    or raw.read(name_size).decode(encoding) != name
+    or (crc != info.CRC and not flags & _SIZES_FOLLOW)
+  ):
+    raise ValueError(f"entry {shown} differs from the archive's directory")
+  offset = info.header_offset + LOCAL_HEADER.size + name_size + extra_size
+  return Entry(
+    name, offset, info.compress_size, info.file_size, info.CRC, compressed
+  )
+
+
+def check_crc(file: datafile.DataFile, entry: Entry) -> None:
+  """Reads a stored entry once, to compare its checksum."""
+  crc = 0
+  for piece in file.chunks(entry.offset, entry.stored):
+    crc = zlib.crc32(piece, crc)
+  _compare_crc(entry, crc)
+
+
+def read_stored(file: datafile.DataFile, entry: Entry) -> np.ndarray:
+  """Returns the bytes of a stored entry as a uint8 array, checked."""
+  data = file.read_array(entry.offset, entry.stored)
+  _compare_crc(entry, zlib.crc32(data))
+  return data
+
+
+def inflate(file: datafile.DataFile, entry: Entry) -> Iterator[bytes]:
+  """Yields the content of an entry in small pieces, checked at the end.
+
+  It never yields more than `entry.size` bytes.
+  """
+  crc = 0
+  left = entry.size
+  for piece in _inflated(file, entry):
+    crc = zlib.crc32(piece, crc)
+    left -= len(piece)
+    if left < 0:
+      raise ValueError(f"entry {entry.name!r:.100} is longer than it says")
+    yield piece
+  if left:
+    raise ValueError(f"entry {entry.name!r:.100} is shorter than it says")
+  _compare_crc(entry, crc)
+
+
+def _inflated(file: datafile.DataFile, entry: Entry) -> Iterator[bytes]:
+  chunks = file.chunks(entry.offset, entry.stored)
+  if not entry.compressed:
+    yield from chunks
+    return
+  inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+  for chunk in chunks:
+    while chunk:
+      if inflater.eof:
+        raise ValueError(f"entry {entry.name!r:.100} has bytes after its end")
+      piece = inflater.decompress(chunk, datafile.CHUNK_BYTES)
+      if piece:
+        yield piece
+      chunk = inflater.unconsumed_tail or inflater.unused_data
+  while piece := inflater.decompress(b"", datafile.CHUNK_BYTES):
+    yield piece
+  if not inflater.eof:
+    raise ValueError(f"entry {entry.name!r:.100} ends early")
+
+
+def _compare_crc(entry: Entry, crc: int) -> None:
+  if crc != entry.crc:
+    raise ValueError(
+      f"the checksum of entry {entry.name!r:.100} is {crc:08x}, the archive "
+      f"says {entry.crc:08x}"
+    )
+
+
+class Writer:
+  """Writes stored entries, the same bytes for the same content.
+
+  A context manager over `zipfile.ZipFile`: fixed times and modes, and data
+  that begins at a multiple of 64 bytes, as torch and mmap like it.
+  """
+
+  ALIGNMENT = 64
+
+  def __init__(self, file):
+    self._file = file
+    self._archive = zipfile.ZipFile(file, "w", zipfile.ZIP_STORED)
+
+  def __enter__(self) -> "Writer":
+    return self
+
+  def __exit__(self, kind, error, traceback) -> None:
+    if kind is None:
+      self._archive.close()
+    else:
+      # Not `close`, which would write a directory of half an entry.
+      self._archive.fp = None
+
+  def add(self, name: str, pieces, size: int) -> None:
+    """Writes an entry of `size` bytes from an iterable of buffers."""
+    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    info.create_system = 3  # Unix, on every system.
+    info.external_attr = 0o644 << 16
+    info.file_size = size
+    # From here on zipfile adds a field of 20 bytes for the long sizes.
+    long = size * 1.05 > zipfile.ZIP64_LIMIT
+    start = (
+      self._file.tell()
+      + LOCAL_HEADER.size
+      + len(name.encode())
+      + 20 * long
+      + 4  # The header of the padding.
+    )
+    padding = -start % self.ALIGNMENT
+    info.extra = struct.pack("<2sH", b"FB", padding) + b"\0" * padding
+    with self._archive.open(info, "w") as entry:
+      for piece in pieces:
+        entry.write(piece)
