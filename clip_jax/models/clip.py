@@ -1,14 +1,20 @@
-"""The two-tower model: projections, normalisation and temperature."""
+"""The two-tower model: projections, normalisation, temperature and bias."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-MAX_LOG_SCALE = math.log(100.0)  # Paper, section 2.5.
+from clip_jax import errors
+from clip_jax.models import layers
+
+MAX_LOGIT_SCALE = 100.0  # Paper, section 2.5.
 INIT_LOGIT_SCALE = 1 / 0.07  # Paper, section 2.5.
+
+PROJECTIONS = ("linear", "linear_bias", "mlp", "none")
 
 
 @flax.struct.dataclass
@@ -19,26 +25,90 @@ class ClipOutput:
     image_embeds: (batch, embed), unit length.
     text_embeds: (batch, embed), unit length.
     logit_scale: (), the factor of the cosine similarities.
+    logit_bias: (), what is added to the scaled similarities; None where the
+      model has no such parameter.
   """
 
   image_embeds: jax.Array
   text_embeds: jax.Array
   logit_scale: jax.Array
+  logit_bias: jax.Array | None = None
 
 
-def unit_length(x: jax.Array) -> jax.Array:
-  """Divides by the Euclidean norm of the last axis, in at least float32."""
-  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+def _length(x: jax.Array) -> jax.Array:
+  return jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _rsqrt(x: jax.Array) -> jax.Array:
+  return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + 1e-6)
+
+
+# As the codebases that weights come from do it: OpenAI, open_clip and
+# transformers; big_vision; borisdayma/clip-jax.
+EMBED_NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "l2": lambda x: x / _length(x),
+  "l2_plus_1e-8": lambda x: x / (_length(x) + 1e-8),
+  "l2_rsqrt_1e-6": _rsqrt,
+}
+
+
+def unit_length(x: jax.Array, how: str = "l2") -> jax.Array:
+  """Divides by the Euclidean norm of the last axis, in at least float32.
+
+  Args:
+    x: (..., embed).
+    how: a name in `EMBED_NORMS`.
+
+  Raises:
+    UserError: the name is unknown.
+  """
+  normalize = layers.lookup("embed_norm", how, EMBED_NORMS)
+  return normalize(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+
+
+def cap_log_scale(
+  log_scale: jax.Array, max_logit_scale: float | None
+) -> jax.Array:
+  """Returns the log scale, at most that of `max_logit_scale`, if there is."""
+  if max_logit_scale is None:
+    return log_scale
+  return jnp.minimum(log_scale, math.log(max_logit_scale))
+
+
+class MlpProjection(nn.Module):
+  """Two bias-free layers around an exact GELU, halving the step in width."""
+
+  embed_dim: int
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps (batch, width) to (batch, embed)."""
+    hidden = (x.shape[-1] + self.embed_dim) // 2
+    for name, features in (("fc_in", hidden), ("fc_out", self.embed_dim)):
+      x = nn.Dense(
+        features,
+        use_bias=False,
+        kernel_init=nn.initializers.normal(x.shape[-1] ** -0.5),
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        name=name,
+      )(x)
+      if name == "fc_in":
+        x = layers.ACTIVATIONS["gelu"](x)
+    return x
 
 
 class CLIP(nn.Module):
   """An image tower and a text tower that meet in one embedding space.
 
   Images are uint8, which are normalised here by `image_mean` and `image_std`,
-  or floating, which are taken as normalised. Tokens are integers, padded by
-  zeros. `project_image` is False for towers that end in the shared space by
-  themselves: CLIP's ResNets.
+  or floating, which are taken as normalised. Tokens are integers, padded as
+  the text tower expects. Projections are named in `PROJECTIONS`: "none" is for
+  towers that end in the shared space by themselves, such as CLIP's ResNets.
+  With `init_logit_bias` the model has a logit bias, as SigLIP's do. The logit
+  scale stays below `max_logit_scale`, unless that is None.
   """
 
   image: nn.Module
@@ -46,42 +116,58 @@ class CLIP(nn.Module):
   embed_dim: int
   image_mean: tuple[float, float, float]
   image_std: tuple[float, float, float]
-  project_image: bool = True
+  image_projection_kind: str = "linear"
+  text_projection_kind: str = "linear"
+  embed_norm: str = "l2"
   init_logit_scale: float = INIT_LOGIT_SCALE
+  init_logit_bias: float | None = None
+  max_logit_scale: float | None = MAX_LOGIT_SCALE
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
   def setup(self):
-    """Makes the projections and the temperature."""
-    if self.project_image:
-      self.image_projection = self._projection(self.image.width)
-    self.text_projection = self._projection(self.text.width)
-    self.log_scale = self.param(
-      "log_scale",
-      nn.initializers.constant(math.log(self.init_logit_scale)),
-      (),
-      jnp.promote_types(self.param_dtype, jnp.float32),
-    )
+    """Makes the projections, the temperature and the bias."""
+    self.image_projection = self._projection("image")
+    self.text_projection = self._projection("text")
+    wide = jnp.promote_types(self.param_dtype, jnp.float32)
 
-  def _projection(self, width):
+    def scalar(name, value):
+      return self.param(name, nn.initializers.constant(value), (), wide)
+
+    self.log_scale = scalar("log_scale", math.log(self.init_logit_scale))
+    if self.init_logit_bias is not None:
+      self.logit_bias = scalar("logit_bias", self.init_logit_bias)
+
+  def _projection(self, part):
+    """Returns the layer after the tower `part`; None where there is none."""
+    kind = getattr(self, f"{part}_projection_kind")
+    layers.lookup(f"{part}_projection", kind, dict.fromkeys(PROJECTIONS))
+    if kind == "none":
+      return None
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    if kind == "mlp":
+      return MlpProjection(self.embed_dim, **dtypes)
+    width = getattr(self, part).width
     return nn.Dense(
       self.embed_dim,
-      use_bias=False,
+      use_bias=kind == "linear_bias",
       kernel_init=nn.initializers.normal(width**-0.5),
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
+      **dtypes,
     )
 
   def __call__(
     self, images: jax.Array, tokens: jax.Array, *, train: bool = False
   ) -> ClipOutput:
     """Embeds pairs: images (batch, h, w, 3) and tokens (batch, length)."""
+    # The gradient vanishes above the bound: an optimizer that may overshoot it
+    # has to clip the parameter too.
+    log_scale = cap_log_scale(self.log_scale, self.max_logit_scale)
+    has_bias = self.init_logit_bias is not None
     return ClipOutput(
       image_embeds=self.encode_image(images, train=train),
       text_embeds=self.encode_text(tokens, train=train),
-      # The gradient vanishes above the bound: an optimizer that may overshoot
-      # it has to clip the parameter too.
-      logit_scale=jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE)),
+      logit_scale=jnp.exp(log_scale),
+      logit_bias=self.logit_bias if has_bias else None,
     )
 
   def encode_image(
@@ -89,13 +175,23 @@ class CLIP(nn.Module):
   ) -> jax.Array:
     """Embeds images (batch, h, w, 3) as (batch, embed) of unit length."""
     x = self.image(self._normalize(images), train=train)
-    if self.project_image:
-      x = self.image_projection(x)
-    return unit_length(x)
+    return self._embed("image", self.image_projection, x)
 
   def encode_text(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
     """Embeds tokens (batch, length) as (batch, embed) of unit length."""
-    return unit_length(self.text_projection(self.text(tokens, train=train)))
+    x = self.text(tokens, train=train)
+    return self._embed("text", self.text_projection, x)
+
+  def _embed(self, part, projection, x):
+    if projection is not None:
+      x = projection(x)
+    elif x.shape[-1] != self.embed_dim:
+      raise errors.UserError(
+        f"{part}_projection='none' needs an {part} tower that ends in "
+        f"embed_dim={self.embed_dim}; its features are {x.shape[-1]} wide. Try "
+        f"{part}_projection='linear'."
+      )
+    return unit_length(x, self.embed_norm)
 
   def _normalize(self, images):
     if jnp.issubdtype(images.dtype, jnp.floating):

@@ -48,7 +48,12 @@ def layer_norm(epsilon: float, *, name: str | None, dtype, param_dtype):
 
 
 def attend(
-  query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool = False
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  causal: bool = False,
+  mask: jax.Array | None = None,
 ) -> jax.Array:
   """Scaled dot-product attention; the softmax runs in at least float32.
 
@@ -57,6 +62,7 @@ def attend(
     key: (batch, length, heads, head_dim).
     value: (batch, length, heads, head_dim).
     causal: whether position i sees the positions up to i only.
+    mask: bools (batch, length), the positions that may be seen; None for all.
 
   Returns:
     (batch, queries, heads, head_dim).
@@ -70,6 +76,9 @@ def attend(
   )  # (batch, heads, queries, length)
   if causal:
     visible = jnp.tri(scores.shape[-2], scores.shape[-1], dtype=bool)
+    scores = jnp.where(visible, scores, jnp.finfo(wide).min)
+  if mask is not None:
+    visible = mask[:, None, None, :]
     scores = jnp.where(visible, scores, jnp.finfo(wide).min)
   weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
   return jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2)
@@ -91,8 +100,16 @@ class MultiHeadAttention(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, query: jax.Array, memory: jax.Array) -> jax.Array:
-    """Lets `query` (batch, queries, width) attend to `memory`."""
+  def __call__(
+    self, query: jax.Array, memory: jax.Array, mask: jax.Array | None = None
+  ) -> jax.Array:
+    """Lets `query` (batch, queries, width) attend to `memory`.
+
+    Args:
+      query: (batch, queries, width).
+      memory: (batch, length, width).
+      mask: bools (batch, length), the memory that may be seen; None for all.
+    """
     width = query.shape[-1]
     if width % self.heads:
       raise errors.UserError(
@@ -114,6 +131,7 @@ class MultiHeadAttention(nn.Module):
       project("key", memory),
       project("value", memory),
       causal=self.causal,
+      mask=mask,
     )
     return nn.DenseGeneral(
       self.out_dim or width,
@@ -155,7 +173,7 @@ class Mlp(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-  """A pre-norm Transformer layer."""
+  """A Transformer layer: norms before its two parts, or after their sums."""
 
   depth: int
   heads: int
@@ -163,35 +181,42 @@ class EncoderBlock(nn.Module):
   activation: str
   causal: bool
   norm_epsilon: float
+  post_norm: bool
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Maps (batch, length, width) to the same shape."""
     width = x.shape[-1]
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     # As `CLIP.initialize_parameters` of OpenAI's release does for text; both
     # outputs that add to the residual stream shrink with the depth.
     out_std = width**-0.5 * (2 * self.depth) ** -0.5
-    y = layer_norm(self.norm_epsilon, name="ln_1", **dtypes)(x)
-    x = x + MultiHeadAttention(
+    ln_1 = layer_norm(self.norm_epsilon, name="ln_1", **dtypes)
+    ln_2 = layer_norm(self.norm_epsilon, name="ln_2", **dtypes)
+    attention = MultiHeadAttention(
       heads=self.heads,
       in_std=width**-0.5,
       out_std=out_std,
       causal=self.causal,
       name="attention",
       **dtypes,
-    )(y, y)
-    y = layer_norm(self.norm_epsilon, name="ln_2", **dtypes)(x)
-    return x + Mlp(
+    )
+    mlp = Mlp(
       mlp_dim=self.mlp_dim,
       activation=self.activation,
       in_std=(2 * width) ** -0.5,
       out_std=out_std,
       name="mlp",
       **dtypes,
-    )(y)
+    )
+    if self.post_norm:
+      x = ln_1(x + attention(x, x, mask))
+      return ln_2(x + mlp(x))
+    y = ln_1(x)
+    x = x + attention(y, y, mask)
+    return x + mlp(ln_2(x))
 
 
 class Encoder(nn.Module):
@@ -208,14 +233,20 @@ class Encoder(nn.Module):
   activation: str = "quick_gelu"
   causal: bool = False
   norm_epsilon: float = 1e-5
+  post_norm: bool = False
   scan: bool = True
   remat: str = "dots_no_batch"
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps (batch, length, width) to the same shape."""
+  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Maps (batch, length, width) to the same shape.
+
+    Args:
+      x: (batch, length, width).
+      mask: bools (batch, length), the positions that may be seen; None for all.
+    """
     policy = lookup("remat policy", self.remat, REMAT_POLICIES)
     make_block = EncoderBlock
     if self.remat != "none":
@@ -230,18 +261,20 @@ class Encoder(nn.Module):
       activation=self.activation,
       causal=self.causal,
       norm_epsilon=self.norm_epsilon,
+      post_norm=self.post_norm,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name="blocks",
     )
     layers = nn.scan(
-      lambda block, x, _: (block(x), None),
+      lambda block, x, mask: (block(x, mask), None),
       variable_axes={"params": 0},
       split_rngs={"params": True},
+      in_axes=nn.broadcast,
       length=self.depth,
       unroll=1 if self.scan else self.depth,
     )
-    x, _ = layers(block, x, None)
+    x, _ = layers(block, x, mask)
     return x
 
 

@@ -1,4 +1,4 @@
-"""Text towers: the causal Transformer and the bag of words."""
+"""Text towers: the Transformer and the bag of words."""
 
 import flax.linen as nn
 import jax
@@ -6,6 +6,8 @@ import jax.numpy as jnp
 
 from clip_jax import errors
 from clip_jax.models import layers
+
+TEXT_POOLINGS = ("argmax", "eos", "last", "map")
 
 
 def end_positions(tokens: jax.Array) -> jax.Array:
@@ -17,7 +19,16 @@ def end_positions(tokens: jax.Array) -> jax.Array:
   return tokens.argmax(axis=-1)
 
 
-def _check_length(tokens, context_length):
+def first_positions(tokens: jax.Array, token: int) -> jax.Array:
+  """First positions (batch,) of `token` in tokens (batch, length).
+
+  Position 0 where a row has none, as in transformers' CLIPTextModel.
+  """
+  return (tokens == token).argmax(axis=-1)
+
+
+def check_length(tokens: jax.Array, context_length: int) -> None:
+  """Raises UserError unless tokens are (batch, length) within the context."""
   if tokens.ndim != 2 or tokens.shape[1] > context_length:
     raise errors.UserError(
       f"Tokens must be (batch, length) with a length of at most "
@@ -26,7 +37,14 @@ def _check_length(tokens, context_length):
 
 
 class TextTransformer(nn.Module):
-  """GPT-2's Transformer, read at the end-of-text token (paper, section 2.4)."""
+  """A pre-norm Transformer over tokens, pooled to one vector.
+
+  As it stands, CLIP's: causal, read at the end-of-text token (paper, section
+  2.4). `pooling` takes the first largest id ("argmax"), the first `eos_id`
+  ("eos"), the last position ("last"), or a learned query over all positions
+  ("map"). There is no padding mask: a tower that is not causal, or pools the
+  last position or all, sees padding, and takes rows of `context_length` only.
+  """
 
   context_length: int
   vocab_size: int
@@ -36,6 +54,9 @@ class TextTransformer(nn.Module):
   mlp_dim: int | None = None
   activation: str = "quick_gelu"
   norm_epsilon: float = 1e-5
+  causal: bool = True
+  pooling: str = "argmax"
+  eos_id: int | None = None
   scan: bool = True
   remat: str = "dots_no_batch"
   dtype: jnp.dtype = jnp.float32
@@ -45,11 +66,15 @@ class TextTransformer(nn.Module):
   def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
     """Maps tokens (batch, length) to features (batch, width).
 
-    A length below `context_length` gives the same features, faster, as long as
-    it holds the end-of-text tokens: no token sees a later one.
+    Where a causal tower is read at the end of text, a length below
+    `context_length` gives the same features, faster, as long as it holds the
+    end-of-text tokens: no token sees a later one.
+
+    Raises:
+      UserError: tokens of a wrong shape, or fields that contradict each other.
     """
     del train
-    _check_length(tokens, self.context_length)
+    self._check(tokens)
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     x = nn.Embed(
       self.vocab_size,
@@ -70,17 +95,50 @@ class TextTransformer(nn.Module):
       heads=self.heads,
       mlp_dim=self.mlp_dim,
       activation=self.activation,
-      causal=True,
+      causal=self.causal,
       norm_epsilon=self.norm_epsilon,
       scan=self.scan,
       remat=self.remat,
       name="encoder",
       **dtypes,
     )(x)
+    norm = layers.layer_norm(self.norm_epsilon, name="ln_final", **dtypes)
+    if self.pooling == "map":
+      return layers.MapHead(
+        heads=self.heads,
+        mlp_dim=self.mlp_dim,
+        activation=self.activation,
+        norm_epsilon=self.norm_epsilon,
+        name="map_head",
+        **dtypes,
+      )(norm(x))
     # The norm works token by token: pool first and skip the unused ones.
-    x = jnp.take_along_axis(x, end_positions(tokens)[:, None, None], axis=1)
-    x = layers.layer_norm(self.norm_epsilon, name="ln_final", **dtypes)(x)
-    return x[:, 0]
+    at = self._read_position(tokens)[:, None, None]
+    return norm(jnp.take_along_axis(x, at, axis=1))[:, 0]
+
+  def _read_position(self, tokens):
+    """Returns the positions (batch,) whose features stand for the rows."""
+    if self.pooling == "argmax":
+      return end_positions(tokens)
+    if self.pooling == "eos":
+      return first_positions(tokens, self.eos_id)
+    return jnp.full(tokens.shape[:1], tokens.shape[1] - 1)
+
+  def _check(self, tokens):
+    check_length(tokens, self.context_length)
+    layers.lookup("pooling", self.pooling, dict.fromkeys(TEXT_POOLINGS))
+    if (self.pooling == "eos") != (self.eos_id is not None):
+      raise errors.UserError(
+        f"pooling='eos' and eos_id belong together; got pooling="
+        f"{self.pooling!r} with eos_id={self.eos_id}."
+      )
+    sees_padding = not self.causal or self.pooling in ("last", "map")
+    if sees_padding and tokens.shape[1] != self.context_length:
+      raise errors.UserError(
+        f"This text tower sees padding (causal={self.causal}, pooling="
+        f"{self.pooling!r}): tokens must be (batch, {self.context_length}), "
+        f"padded to the whole context; got {tokens.shape}."
+      )
 
 
 class BagOfWords(nn.Module):
@@ -102,7 +160,7 @@ class BagOfWords(nn.Module):
   def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
     """Maps tokens (batch, length) to features (batch, width)."""
     del train
-    _check_length(tokens, self.context_length)
+    check_length(tokens, self.context_length)
     x = nn.Embed(
       self.vocab_size,
       self.width,

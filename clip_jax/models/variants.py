@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import clip, resnet, text, vit
+from clip_jax.models import bert, clip, resnet, text, vit
 
 IMAGE_TOWERS: dict[str, type[nn.Module]] = {
   "resnet": resnet.ModifiedResNet,
   "vit": vit.VisionTransformer,
 }
 TEXT_TOWERS: dict[str, type[nn.Module]] = {
+  "bert": bert.Bert,
   "cbow": text.BagOfWords,
   "transformer": text.TextTransformer,
 }
@@ -26,9 +27,30 @@ DEFAULTS = {
   "image_mean": (0.48145466, 0.4578275, 0.40821073),
   "image_std": (0.26862954, 0.26130258, 0.27577711),
   "interpolation": "bicubic",
+  "antialias": True,
   "resize": "shortest",
+  "fill": 0,
+  "crop_rounding": "round",
+  "crop_fraction": 1.0,
+  "convert_rgb": "after",
   "tokenizer": {"kind": "clip_bpe"},
-  "init_logit_scale": clip.INIT_LOGIT_SCALE,
+  "text_projection": "linear",
+  "embed_norm": "l2",
+  "init_logit_bias": None,
+}
+
+# What else it may leave out, worked out from the rest: a model with a logit
+# bias starts as SigLIP's (Zhai et al. 2023, section 3.2), without a bound.
+DERIVED = {
+  "image_projection": lambda merged: (
+    "none" if merged["image"]["kind"] == "resnet" else "linear"
+  ),
+  "init_logit_scale": lambda merged: (
+    clip.INIT_LOGIT_SCALE if merged["init_logit_bias"] is None else 10.0
+  ),
+  "max_logit_scale": lambda merged: (
+    clip.MAX_LOGIT_SCALE if merged["init_logit_bias"] is None else None
+  ),
 }
 
 # Filled in from elsewhere: the whole model's, or no part of the architecture.
@@ -166,8 +188,9 @@ def resolve(base: dict, overrides: dict | None = None) -> dict:
   overrides = dict(overrides or {})
   merged = {**DEFAULTS, **base}
   for field in [*base, *overrides]:
-    if field not in (*DEFAULTS, "embed_dim", "image", "text"):
-      raise errors.unknown("model field", field, {**merged})
+    known = (*DEFAULTS, *DERIVED, "embed_dim", "image", "text")
+    if field not in known:
+      raise errors.unknown("model field", field, known)
   for part in ("image", "text", "tokenizer"):
     change = overrides.pop(part, {})
     if not hasattr(change, "keys"):
@@ -179,7 +202,11 @@ def resolve(base: dict, overrides: dict | None = None) -> dict:
     else:
       # A tokenizer's fields are the tokenizer module's to check.
       merged[part] = {**merged[part], **change}
-  return copy.deepcopy({**merged, **overrides})
+  merged |= overrides
+  for field, derive in DERIVED.items():
+    if field not in merged:
+      merged[field] = derive(merged)
+  return copy.deepcopy(merged)
 
 
 def _resolve_tower(part, base, change):
@@ -242,21 +269,31 @@ def create_model(
   else:
     description = resolve(name, overrides)
   dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-  own_projection = description["image"]["kind"] == "resnet"
+  # A ResNet's pool projects.
+  pools_to_embed = description["image"]["kind"] == "resnet"
   embed_dim = description["embed_dim"]
   return clip.CLIP(
     image=_make_tower(
       "image",
       description["image"],
-      **({"embed_dim": embed_dim} if own_projection else {}),
+      **({"embed_dim": embed_dim} if pools_to_embed else {}),
       **dtypes,
     ),
     text=_make_tower("text", description["text"], **dtypes),
     embed_dim=embed_dim,
     image_mean=tuple(description["image_mean"]),
     image_std=tuple(description["image_std"]),
-    project_image=not own_projection,
-    init_logit_scale=description["init_logit_scale"],
+    image_projection_kind=description["image_projection"],
+    text_projection_kind=description["text_projection"],
+    **{
+      field: description[field]
+      for field in (
+        "embed_norm",
+        "init_logit_scale",
+        "init_logit_bias",
+        "max_logit_scale",
+      )
+    },
     **dtypes,
   )
 

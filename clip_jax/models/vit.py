@@ -12,9 +12,11 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
   """Cuts (batch, h, w, channels) into (batch, patches, patch_values).
 
   Patches run row by row; a patch's values run by row, column and channel.
+  Pixels beyond the last whole patch, right and below, are ignored.
   """
   b, h, w, c = images.shape
   rows, cols = h // patch_size, w // patch_size
+  images = images[:, : rows * patch_size, : cols * patch_size]
   x = images.reshape(b, rows, patch_size, cols, patch_size, c)
   x = x.transpose(0, 1, 3, 2, 4, 5)
   return x.reshape(b, rows * cols, patch_size * patch_size * c)
@@ -33,9 +35,12 @@ def _patch_mean(x: jax.Array, first_patch: int) -> jax.Array:
 class VisionTransformer(nn.Module):
   """Vision Transformer with the extra norm before the encoder (paper, 2.4).
 
-  Tokens run: class token, registers, patches. Registers have no position.
-  `pooling` takes the class token ("class"), the mean patch ("gap"), or a
-  learned query over the patches ("map"), after the last norm.
+  Tokens run: class token, registers, patches. Registers have no position, and
+  without `class_position` neither has the class token. `pooling` takes the
+  class token ("class"), the mean patch ("gap"), or a learned query over the
+  patches ("map"), after the last norm; the mean may be taken before it
+  (`norm_after_pool`). `drop_edge` allows an `image_size` that patches do not
+  fill: the rest, right and below, is ignored.
   """
 
   image_size: int
@@ -47,11 +52,14 @@ class VisionTransformer(nn.Module):
   activation: str = "quick_gelu"
   norm_epsilon: float = 1e-5
   pooling: str = "class"
+  norm_after_pool: bool = False
   class_token: bool = True
+  class_position: bool = True
   registers: int = 0
   pre_norm: bool = True
   patch_bias: bool = False
   patch_dropout: float = 0.0
+  drop_edge: bool = False
   scan: bool = True
   remat: str = "dots_no_batch"
   dtype: jnp.dtype = jnp.float32
@@ -87,20 +95,26 @@ class VisionTransformer(nn.Module):
     )(x)
     if self.pooling == "class":
       x = x[:, :1]  # The norm works token by token: skip the unused ones.
-    x = layers.layer_norm(self.norm_epsilon, name="ln_post", **dtypes)(x)
+    norm = layers.layer_norm(self.norm_epsilon, name="ln_post", **dtypes)
     poolings = {
       "class": _class_token,
       "gap": _patch_mean,
       "map": self._attention_pool,
     }
-    return layers.lookup("pooling", self.pooling, poolings)(x, first_patch)
+    pool = layers.lookup("pooling", self.pooling, poolings)
+    if self.norm_after_pool:
+      return norm(pool(x, first_patch))
+    return pool(norm(x), first_patch)
 
   def _check(self, shape):
     size = self.image_size
-    if size % self.patch_size:
+    if size < self.patch_size or (
+      size % self.patch_size and not self.drop_edge
+    ):
       raise errors.UserError(
         f"image_size={size} must divide by patch_size={self.patch_size}; "
-        f"try {max(1, size // self.patch_size) * self.patch_size}."
+        f"try {max(1, size // self.patch_size) * self.patch_size}, or "
+        "drop_edge=True to ignore the pixels beyond the last whole patch."
       )
     if shape[1:] != (size, size, 3):
       raise errors.UserError(
@@ -109,6 +123,11 @@ class VisionTransformer(nn.Module):
     if self.pooling == "class" and not self.class_token:
       raise errors.UserError(
         "pooling='class' needs class_token=True; try pooling='gap'."
+      )
+    if self.norm_after_pool and self.pooling != "gap":
+      raise errors.UserError(
+        f"norm_after_pool=True needs pooling='gap', got {self.pooling!r}: only "
+        "a mean differs before and after the norm."
       )
 
   def _embed(self, images, *, train):
@@ -132,13 +151,14 @@ class VisionTransformer(nn.Module):
       x = x + self.param(
         "patch_bias", nn.initializers.zeros, (width,), self.param_dtype
       ).astype(self.dtype)
+    positioned_class = int(self.class_token and self.class_position)
     positions = self.param(
       "position_embedding",
       normal,
-      (int(self.class_token) + patches, width),
+      (positioned_class + patches, width),
       self.param_dtype,
     ).astype(self.dtype)
-    x = x + positions[int(self.class_token) :]
+    x = x + positions[positioned_class:]
     if train and self.patch_dropout > 0:
       x = layers.drop_patches(
         self.make_rng("dropout"), x, rate=self.patch_dropout
@@ -146,7 +166,8 @@ class VisionTransformer(nn.Module):
     prefix = []
     if self.class_token:
       token = self.param("class_embedding", normal, (width,), self.param_dtype)
-      prefix.append((token.astype(self.dtype) + positions[0])[None])
+      token = token.astype(self.dtype)[None]
+      prefix.append(token + positions[:1] if positioned_class else token)
     if self.registers:
       registers = self.param(
         "registers", normal, (self.registers, width), self.param_dtype

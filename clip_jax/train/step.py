@@ -180,7 +180,9 @@ def make_train_step(
     norm = optax.tree.norm(gradients)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     candidate = state.replace(
-      params=_cap_temperature(optax.apply_updates(state.params, updates)),
+      params=_cap_temperature(
+        optax.apply_updates(state.params, updates), model.max_logit_scale
+      ),
       batch_stats=batch_stats,
       opt_state=opt_state,
     )
@@ -206,13 +208,13 @@ def make_train_step(
   )
 
 
-def _cap_temperature(params: Any) -> Any:
-  """Keeps the logit scale at 100 or less (paper, section 2.5).
+def _cap_temperature(params: Any, max_logit_scale: float | None) -> Any:
+  """Keeps the logit scale at its bound or less (paper, section 2.5).
 
   The parameter itself, not only its use: above the bound its gradient is zero
   and it would never come back.
   """
-  log_scale = jnp.minimum(params["log_scale"], clip.MAX_LOG_SCALE)
+  log_scale = clip.cap_log_scale(params["log_scale"], max_logit_scale)
   return {**params, "log_scale": log_scale}
 
 

@@ -1,0 +1,124 @@
+"""The BERT encoder as a text tower (Devlin et al. 2019)."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clip_jax import errors
+from clip_jax.models import layers, text
+
+# The fewest tokens that a mean divides by, as in sentence-transformers.
+MIN_COUNT = 1e-9
+
+
+def _mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  counted = mask.astype(wide)
+  total = jnp.einsum("bld,bl->bd", x.astype(wide), counted)
+  count = jnp.maximum(counted.sum(axis=1, keepdims=True), MIN_COUNT)
+  return (total / count).astype(x.dtype)
+
+
+def _first(x: jax.Array, mask: jax.Array) -> jax.Array:
+  del mask
+  return x[:, 0]
+
+
+# (batch, length, width) and the mask (batch, length) to (batch, width).
+POOLINGS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+  "mean": _mean,
+  "cls": _first,
+  "pooler": _first,
+}
+
+
+class Bert(nn.Module):
+  """BERT's bidirectional, post-norm encoder, pooled to one vector.
+
+  Tokens of `pad_id` are not attended to, wherever they stand, and take no part
+  in the mean. All tokens are of type 0. `pooling` takes the mean of the tokens
+  ("mean"), the first one ("cls"), or the first one through a dense layer with
+  tanh ("pooler").
+  """
+
+  context_length: int
+  vocab_size: int
+  width: int
+  depth: int
+  heads: int
+  mlp_dim: int | None = None
+  activation: str = "gelu"
+  norm_epsilon: float = 1e-12
+  positions: int = 512
+  token_types: int = 2
+  pad_id: int = 0
+  pooling: str = "mean"
+  scan: bool = True
+  remat: str = "dots_no_batch"
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
+    """Maps tokens (batch, length) to features (batch, width).
+
+    Any length up to `context_length` that holds a row's tokens gives the same
+    features.
+
+    Raises:
+      UserError: tokens of a wrong shape, or fields that contradict each other.
+    """
+    del train
+    self._check(tokens)
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    mask = tokens != self.pad_id  # (batch, length)
+    x = layers.Encoder(
+      depth=self.depth,
+      heads=self.heads,
+      mlp_dim=self.mlp_dim,
+      activation=self.activation,
+      norm_epsilon=self.norm_epsilon,
+      post_norm=True,
+      scan=self.scan,
+      remat=self.remat,
+      name="encoder",
+      **dtypes,
+    )(self._embed(tokens), mask)
+    x = POOLINGS[self.pooling](x, mask)
+    if self.pooling == "pooler":
+      x = jnp.tanh(nn.Dense(self.width, name="pooler", **dtypes)(x))
+    return x
+
+  def _embed(self, tokens):
+    """Returns the normed sum of three embeddings (batch, length, width)."""
+    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    normal = nn.initializers.normal(0.02)  # BERT's `initializer_range`.
+    x = nn.Embed(
+      self.vocab_size,
+      self.width,
+      embedding_init=normal,
+      name="token_embedding",
+      **dtypes,
+    )(tokens)
+    positions, types = (
+      self.param(name, normal, (rows, self.width), self.param_dtype)
+      for name, rows in (
+        ("position_embedding", self.positions),
+        ("token_type_embedding", self.token_types),
+      )
+    )
+    x = x + types[0].astype(x.dtype)
+    x = x + positions[: tokens.shape[1]].astype(x.dtype)
+    return layers.layer_norm(self.norm_epsilon, name="ln_embed", **dtypes)(x)
+
+  def _check(self, tokens):
+    text.check_length(tokens, self.context_length)
+    layers.lookup("pooling", self.pooling, POOLINGS)
+    if self.context_length > self.positions:
+      raise errors.UserError(
+        f"context_length={self.context_length} is more than the "
+        f"{self.positions} positions that this BERT has; try "
+        f"context_length={self.positions}."
+      )
