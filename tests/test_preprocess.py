@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import json
 import math
 import pickle
 import random
@@ -13,6 +14,7 @@ from PIL import Image
 
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
+from clip_jax.preprocess import crop
 
 MEAN, STD = (0.5, 0.25, 0.125), (0.5, 0.25, 0.2)
 MODES = ["L", "RGB", "P", "CMYK", "1", "YCbCr", "LA", "RGBA"]
@@ -278,10 +280,13 @@ def test_a_resize_ratio_below_one_is_refused():
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("size", [(7, 400), (400, 7)])
-def test_a_strip_is_resampled_only_where_it_is_cropped(mode, size):
+def test_a_long_strip_is_resampled_only_where_it_is_cropped(
+  mode, size, monkeypatch
+):
   # Levels from 64 to 191, so that no pass overshoots and is clipped: Pillow
   # orders the two passes by the sizes, and clips between them.
   image = make_image(mode, *size).point(lambda level: 64 + level // 2)
+  monkeypatch.setattr(crop, "_MAX_RESIZED_PIXELS", 24 * 24 * 32)
   actual = preprocess_lib.eval_image(image, make_spec()).astype(int)
   expected = openai_path(image, 24).astype(int)
   # The first pass rounds by half a level, and the second one's weights, of
@@ -451,23 +456,52 @@ def test_normalize_takes_off_the_mean_and_divides_by_the_deviation():
   np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
+OWN_FIELDS = {
+  "interpolation": "bilinear",
+  "antialias": False,
+  "resize": "longest",
+  "fill": 7,
+  "crop_rounding": "floor",
+  "crop_fraction": 0.9,
+  "convert_rgb": "before",
+}
+
+
 def test_preprocessing_comes_from_a_models_spec_and_goes_through_data():
   model = {"image": {"image_size": 17}, "image_mean": list(MEAN)}
-  model |= {"image_std": list(STD), "interpolation": "bilinear"}
+  model |= {"image_std": list(STD), **OWN_FIELDS}
   spec = preprocess_lib.Preprocess.from_spec(model)
-  assert spec == make_spec(17, interpolation="bilinear")
-  assert preprocess_lib.Preprocess.from_dict(spec.to_dict()) == spec
+  assert spec == make_spec(17, **OWN_FIELDS)
+  data = json.loads(json.dumps(spec.to_dict()))
+  assert preprocess_lib.Preprocess.from_dict(data) == spec
+
+
+def test_a_model_directory_must_name_every_field():
+  fields = make_spec().to_dict()
+  for name in fields:
+    some = {key: value for key, value in fields.items() if key != name}
+    with pytest.raises(errors.UserError, match=f"lacks {name};"):
+      preprocess_lib.Preprocess.from_dict(some)
 
 
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
     ({"interpolation": "bicubik"}, "Did you mean 'bicubic'"),
-    ({"resize": "longest"}, "Known: shortest"),
+    ({"resize": "longst"}, "Did you mean 'longest'"),
+    ({"crop_rounding": "ceil"}, "Known: floor, round"),
+    ({"convert_rgb": "never"}, "Known: after, before"),
+    ({"antialias": 1}, "true or false"),
+    ({"antialias": False}, "bilinear"),
+    ({"fill": 256}, "0 to 255"),
+    ({"fill": 0.5}, "0 to 255"),
+    ({"crop_fraction": 0}, "0.1 to 1"),
+    ({"crop_fraction": math.nan}, "0.1 to 1"),
     ({"alpha": "black"}, "Known: drop, white"),
     ({"image_size": 0}, "at least 1"),
     ({"std": (1, 1, 0)}, "above 0"),
     ({"mean": (1, 1)}, "three numbers"),
+    ({"mean": (1, 1, math.nan)}, "three numbers"),
     ({"meen": MEAN}, "Did you mean 'mean'"),
   ],
 )

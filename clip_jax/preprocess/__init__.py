@@ -1,0 +1,44 @@
+"""One image to one array: decode safely, resize, crop.
+
+`eval_image` equals the paths of the families of checkpoints level by level;
+which of them is `Preprocess`'s to say. The default one is OpenAI's: bicubic
+resize of the shortest side in the file's own mode, centre crop, conversion to
+RGB last. It departs from them where they give no sensible picture, and says so:
+16-bit grey is scaled where they clip it to white, transparency is laid on white
+(`Preprocess.alpha`; HuggingFace does too), EXIF orientation is applied
+(`decode`), and no image is too narrow to be resized.
+"""
+
+from clip_jax.preprocess.colour import to_rgb
+from clip_jax.preprocess.crop import eval_image, normalize, train_image
+from clip_jax.preprocess.decoding import (
+  DEFAULT_LIMITS,
+  ImageError,
+  Limits,
+  decode,
+)
+from clip_jax.preprocess.spec import (
+  ALPHAS,
+  CONVERSIONS,
+  CROP_ROUNDINGS,
+  INTERPOLATIONS,
+  RESIZES,
+  Preprocess,
+)
+
+__all__ = [
+  "ALPHAS",
+  "CONVERSIONS",
+  "CROP_ROUNDINGS",
+  "DEFAULT_LIMITS",
+  "INTERPOLATIONS",
+  "RESIZES",
+  "ImageError",
+  "Limits",
+  "Preprocess",
+  "decode",
+  "eval_image",
+  "normalize",
+  "to_rgb",
+  "train_image",
+]

@@ -1,0 +1,158 @@
+"""What a family of checkpoints does with an image, as plain data."""
+
+import dataclasses
+import math
+from typing import Any
+
+from PIL import Image
+
+from clip_jax import errors
+
+INTERPOLATIONS = {
+  "bicubic": Image.Resampling.BICUBIC,
+  "bilinear": Image.Resampling.BILINEAR,
+}
+RESIZES = ("shortest", "squash", "longest")
+# What lies behind transparent pixels: white as on a page, or nothing, which
+# shows the black that OpenAI's path leaves there.
+ALPHAS = ("white", "drop")
+CROP_ROUNDINGS = ("round", "floor")
+CONVERSIONS = ("after", "before")
+
+# What a model's description calls as `Preprocess` does.
+_SAME_IN_SPEC = (
+  "interpolation",
+  "antialias",
+  "resize",
+  "fill",
+  "crop_rounding",
+  "crop_fraction",
+  "convert_rgb",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+  """How an image becomes the array that a model was trained on.
+
+  The defaults are OpenAI's path; `from_dict`, which reads them back from a
+  model's directory, takes none of them.
+
+  Attributes:
+    image_size: the side of the square result in pixels.
+    mean: of each channel, on the scale 0 to 1, taken off by `normalize`.
+    std: of each channel, on the scale 0 to 1, divided by in `normalize`.
+    interpolation: one of `INTERPOLATIONS`.
+    antialias: True resamples as Pillow does, which widens the filter where it
+      shrinks; False weighs two pixels along each axis, as `tf.image.resize`.
+    resize: "shortest" scales the shortest side to the crop, "longest" the
+      longest and pads the other, "squash" both.
+    fill: the level from 0 to 255 that "longest" pads with.
+    crop_rounding: where the centre crop of a margin of 3 starts: at 2 by
+      "round", as OpenAI, OpenCLIP and timm do; at 1 by "floor", as HuggingFace.
+    crop_fraction: the crop's share of the resized side, timm's `crop_pct`.
+    convert_rgb: "after" the resize, as OpenAI, or "before" it, as HuggingFace:
+      palettes and 1-bit images differ.
+    alpha: one of `ALPHAS`; opaque images are the same under each.
+  """
+
+  image_size: int
+  mean: tuple[float, float, float]
+  std: tuple[float, float, float]
+  interpolation: str = "bicubic"
+  antialias: bool = True
+  resize: str = "shortest"
+  fill: int = 0
+  crop_rounding: str = "round"
+  crop_fraction: float = 1.0
+  convert_rgb: str = "after"
+  alpha: str = "white"
+
+  def __post_init__(self):
+    for name, known in (
+      ("interpolation", INTERPOLATIONS),
+      ("resize", RESIZES),
+      ("crop_rounding", CROP_ROUNDINGS),
+      ("convert_rgb", CONVERSIONS),
+      ("alpha", ALPHAS),
+    ):
+      if getattr(self, name) not in known:
+        raise errors.unknown(name, getattr(self, name), known)
+    self._check_numbers()
+    for name in ("mean", "std"):
+      channels = tuple(float(value) for value in getattr(self, name))
+      if (
+        len(channels) != 3
+        or not all(map(math.isfinite, channels))
+        or (name == "std" and min(channels) <= 0)
+      ):
+        raise errors.UserError(
+          f"{name}={channels} must be three numbers, red, green and blue"
+          f"{', all above 0' if name == 'std' else ''}."
+        )
+      object.__setattr__(self, name, channels)  # A tuple, also from JSON.
+    if not self.antialias and (
+      self.interpolation != "bilinear" or self.convert_rgb != "before"
+    ):
+      raise errors.UserError(
+        "antialias=False is defined for interpolation='bilinear' and "
+        f"convert_rgb='before' only, got {self.interpolation!r} and "
+        f"{self.convert_rgb!r}."
+      )
+
+  def _check_numbers(self):
+    if self.image_size < 1:
+      raise errors.UserError(
+        f"image_size={self.image_size} must be at least 1 pixel."
+      )
+    if not isinstance(self.antialias, bool):
+      raise errors.UserError(
+        f"antialias={self.antialias!r} must be true or false."
+      )
+    if not (isinstance(self.fill, int) and 0 <= self.fill <= 255):
+      raise errors.UserError(
+        f"fill={self.fill!r} must be a whole level from 0 to 255."
+      )
+    if not 0.1 <= self.crop_fraction <= 1:
+      raise errors.UserError(
+        f"crop_fraction={self.crop_fraction} must be from 0.1 to 1."
+      )
+
+  @property
+  def resized_side(self) -> int:
+    """The side, in pixels, that evaluation resizes to before it crops."""
+    return math.floor(self.image_size / self.crop_fraction)
+
+  @classmethod
+  def from_spec(cls, spec: dict[str, Any]) -> "Preprocess":
+    """Returns the preprocessing of a resolved model spec."""
+    return cls(
+      image_size=spec["image"]["image_size"],
+      mean=spec["image_mean"],
+      std=spec["image_std"],
+      **{name: spec[name] for name in _SAME_IN_SPEC},
+    )
+
+  @classmethod
+  def from_dict(cls, fields: dict[str, Any]) -> "Preprocess":
+    """Returns what `to_dict` described.
+
+    Raises:
+      UserError: a field is unknown, missing or not valid. None has a default
+        here: what a checkpoint was trained with is not guessed.
+    """
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in fields:
+      if name not in known:
+        raise errors.unknown("preprocessing field", name, known)
+    missing = [name for name in known if name not in fields]
+    if missing:
+      raise errors.UserError(
+        f"The preprocessing lacks {', '.join(missing)}; it must name all of "
+        f"{', '.join(known)}."
+      )
+    return cls(**fields)
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns the fields as plain data."""
+    return dataclasses.asdict(self)
