@@ -239,10 +239,10 @@ def _describe_resnet(axis: Axes, activation: str) -> dict[str, Any]:
 
 def entries(spec: dict[str, Any]) -> list[Entry]:
   """Returns where each tensor under OpenAI's names goes."""
-  image = {"vit": _vit, "resnet": _resnet}[spec["image"]["kind"]]
+  image = {"vit": vit_entries, "resnet": resnet_entries}
   return [
     Entry("logit_scale", (Slot("params/log_scale"),)),
-    *image(spec["image"]),
+    *image[spec["image"]["kind"]](spec["image"]),
     *text_entries(spec["text"]),
     Entry("text_projection", (Slot("params/text_projection/kernel"),)),
   ]
@@ -254,7 +254,8 @@ def norm(name: str, *slots: Slot) -> list[Entry]:
   return [Entry(f"{name}.weight", (scale,)), Entry(f"{name}.bias", (bias,))]
 
 
-def _whole_norm(name: str, path: str) -> list[Entry]:
+def whole_norm(name: str, path: str) -> list[Entry]:
+  """Returns the two tensors of the norm at `path`."""
   return norm(name, Slot(f"{path}/scale"), Slot(f"{path}/bias"))
 
 
@@ -311,11 +312,12 @@ def text_entries(description: dict, prefix: str = "") -> list[Entry]:
       f"{prefix}positional_embedding", (Slot(f"{text}/position_embedding"),)
     ),
     *block_entries(f"{prefix}transformer.resblocks.", "text", description),
-    *_whole_norm(f"{prefix}ln_final", f"{text}/ln_final"),
+    *whole_norm(f"{prefix}ln_final", f"{text}/ln_final"),
   ]
 
 
-def _vit(description: dict) -> list[Entry]:
+def vit_entries(description: dict) -> list[Entry]:
+  """Returns the entries of the Vision Transformer and its projection."""
   image = "params/image"
   found = []
   if description["class_token"]:
@@ -332,11 +334,11 @@ def _vit(description: dict) -> list[Entry]:
     ),
   ]
   if description["pre_norm"]:
-    found += _whole_norm("visual.ln_pre", f"{image}/ln_pre")
+    found += whole_norm("visual.ln_pre", f"{image}/ln_pre")
   return [
     *found,
     *block_entries("visual.transformer.resblocks.", "image", description),
-    *_whole_norm("visual.ln_post", f"{image}/ln_post"),
+    *whole_norm("visual.ln_post", f"{image}/ln_post"),
   ]
 
 
@@ -345,13 +347,14 @@ def _conv_norm(conv: str, norm_name: str, path: str) -> list[Entry]:
   params = f"params/image/{path}"
   return [
     Entry(f"{conv}.weight", (Slot(f"{params}/conv/kernel"),), transforms.CONV),
-    *_whole_norm(norm_name, f"{params}/norm"),
+    *whole_norm(norm_name, f"{params}/norm"),
     Entry(f"{norm_name}.running_mean", (Slot(f"{stats}/mean"),)),
     Entry(f"{norm_name}.running_var", (Slot(f"{stats}/var"),)),
   ]
 
 
-def _resnet(description: dict) -> list[Entry]:
+def resnet_entries(description: dict) -> list[Entry]:
+  """Returns the entries of the ResNet with its attention pooling."""
   found = []
   for i in (1, 2, 3):
     found += _conv_norm(f"visual.conv{i}", f"visual.bn{i}", f"stem_{i}")
