@@ -1,0 +1,232 @@
+"""Position embeddings of another image size, by a method that is named.
+
+Codebases resize a grid of positions in different ways, which differ by as much
+as the embeddings themselves. Each method here is the matrix that one of them
+applies along an axis, in float64.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from clip_jax import errors
+from clip_jax.convert import engine, portable
+from clip_jax.convert.tensor import Tensor
+
+_LEAVES = {
+  "vit": "params/image/position_embedding",
+  "resnet": "params/image/attention_pool/position_embedding",
+}
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+  return np.maximum(0, 1 - np.abs(x))
+
+
+def _keys(x: np.ndarray, a: float) -> np.ndarray:
+  """The cubic convolution of Keys (1981), with the slope `a` at 1."""
+  x = np.abs(x)
+  near = ((a + 2) * x - (a + 3)) * x * x + 1
+  far = a * (((x - 5) * x + 8) * x - 4)
+  return np.where(x <= 1, near, np.where(x < 2, far, 0))
+
+
+def _centres(old: int, new: int) -> np.ndarray:
+  """Where the `new` cells' centres lie among the `old` cells."""
+  return (np.arange(new) + 0.5) * old / new - 0.5
+
+
+def _convolve(
+  old: int,
+  new: int,
+  *,
+  kernel: Callable[[np.ndarray], np.ndarray],
+  antialias: bool,
+) -> np.ndarray:
+  """Weighs cells by `kernel`, wider by the scale where that is above 1."""
+  scale = max(old / new, 1.0) if antialias else 1.0
+  away = np.arange(old) - _centres(old, new)[:, None]
+  weights = kernel(away / scale)
+  return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _clamped_cubic(old: int, new: int) -> np.ndarray:
+  """Takes four cells, those beyond the edge being the edge's: torch's."""
+  centre = _centres(old, new)
+  first = np.floor(centre).astype(int) - 1
+  weights = np.zeros((new, old))
+  for tap in range(4):
+    cell = first + tap
+    np.add.at(
+      weights,
+      (np.arange(new), np.clip(cell, 0, old - 1)),
+      _keys(centre - cell, a=-0.75),
+    )
+  return weights
+
+
+def _align_corners(old: int, new: int) -> np.ndarray:
+  """Lays the outermost cells upon each other, as `scipy.ndimage.zoom` does."""
+  at = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
+  return _triangle(np.arange(old) - at[:, None])
+
+
+# From a number of cells to another: the matrix (new, old) of an axis.
+METHODS: dict[str, Callable[[int, int], np.ndarray]] = {
+  # open_clip, on loading; Pillow's cubic.
+  "bicubic_antialias": functools.partial(
+    _convolve, kernel=functools.partial(_keys, a=-0.5), antialias=True
+  ),
+  # HuggingFace's interpolate_pos_encoding, torch's default.
+  "bicubic": _clamped_cubic,
+  # SigLIP 2 NaFlex.
+  "bilinear_antialias": functools.partial(
+    _convolve, kernel=_triangle, antialias=True
+  ),
+  # timm on loading an npz; borisdayma/clip-jax.
+  "bilinear": functools.partial(_convolve, kernel=_triangle, antialias=False),
+  # big_vision.
+  "align_corners": _align_corners,
+}
+
+
+def resize_grid(
+  grid: np.ndarray, new: tuple[int, int], method: str
+) -> np.ndarray:
+  """Resizes (rows, cols, width) to `new` rows and cols, in float64.
+
+  Raises:
+    UserError: `method` is none of `METHODS`.
+  """
+  if method not in METHODS:
+    raise errors.unknown("resize method", method, METHODS)
+  rows, cols = (
+    METHODS[method](was, becomes)
+    for was, becomes in zip(grid.shape, new, strict=False)
+  )
+  return np.einsum("rR,cC,RCd->rcd", rows, cols, grid.astype(np.float64))
+
+
+def resized(
+  tensor: Tensor,
+  *,
+  class_rows: int,
+  old_grid: tuple[int, int],
+  new_grid: tuple[int, int],
+  method: str,
+) -> Tensor:
+  """Returns (class_rows + patches, width) for another grid, in its dtype.
+
+  The rows of class tokens come first, and stay as they are.
+  """
+  if method not in METHODS:
+    raise errors.unknown("resize method", method, METHODS)
+  width = tensor.shape[-1]
+
+  def read():
+    array = tensor.read()
+    grid = array[class_rows:].reshape(*old_grid, width)
+    new = resize_grid(grid, new_grid, method).reshape(-1, width)
+    return np.concatenate([array[:class_rows], new.astype(tensor.dtype)])
+
+  shape = (class_rows + math.prod(new_grid), width)
+  return Tensor(shape, tensor.dtype, read)
+
+
+def old_grid(
+  cells: int, given: tuple[int, int] | None = None
+) -> tuple[int, int]:
+  """Returns the rows and cols of `cells` positions.
+
+  Raises:
+    UserError: they make no square and none is `given`, or another one.
+  """
+  side = math.isqrt(cells)
+  if given is None and side * side != cells:
+    raise errors.UserError(
+      f"The source has {cells} positions, which make no square. Give "
+      "--old-grid ROWSxCOLS."
+    )
+  rows, cols = given or (side, side)
+  if rows * cols != cells:
+    raise errors.UserError(
+      f"--old-grid {rows}x{cols} has {rows * cols} patches; the source has "
+      f"{cells} positions."
+    )
+  return rows, cols
+
+
+def resize(
+  model: portable.Portable, image_size: int, method: str
+) -> portable.Portable:
+  """Returns the model for images of another size.
+
+  Only the image tower's position embedding changes, when it is read.
+
+  Args:
+    model: with an image tower.
+    image_size: of the new model, in pixels.
+    method: one of `METHODS`.
+
+  Raises:
+    UserError: the patches do not fill `image_size`, or `method` is unknown.
+  """
+  if method not in METHODS:
+    raise errors.unknown("resize method", method, METHODS)
+  if "image" not in model.spec:
+    raise errors.UserError(
+      "--image-size resizes the positions of an image tower; this model has "
+      "a text tower only."
+    )
+  image = model.spec["image"]
+  was = _side(image, image["image_size"])
+  becomes = _side(image, image_size)
+  spec = {**model.spec, "image": {**image, "image_size": image_size}}
+  leaves = dict(model.leaves)
+  path = _LEAVES[image["kind"]]
+  leaf = leaves[path]
+  if becomes != was:
+    leaves[path] = engine.Leaf.from_tensor(
+      resized(
+        Tensor(leaf.shape, leaf.dtype, leaf.read),
+        class_rows=leaf.shape[0] - was * was,
+        old_grid=(was, was),
+        new_grid=(becomes, becomes),
+        method=method,
+      )
+    )
+  return _noted(
+    dataclasses.replace(model, spec=spec, leaves=leaves),
+    {
+      "method": method,
+      "old_image_size": image["image_size"],
+      "new_image_size": image_size,
+      "old_grid": [was, was],
+      "new_grid": [becomes, becomes],
+    },
+  )
+
+
+def _noted(model, what) -> portable.Portable:
+  model.report.infer("image.image_size", what["new_image_size"], "flag")
+  model.report.facts["resized"] = what
+  return dataclasses.replace(model, source={**model.source, "resized": what})
+
+
+def _side(image: dict, image_size: int) -> int:
+  """Returns the rows of an image's grid of features."""
+  if image["kind"] == "resnet":
+    # The stem halves twice, each stage but the first once.
+    cell = 2 ** (len(image["depths"]) + 1)
+  else:
+    cell = image["patch_size"]
+  if image_size < cell or (image_size % cell and not image.get("drop_edge")):
+    raise errors.UserError(
+      f"--image-size {image_size} must be a multiple of {cell}, the side of "
+      "a patch: the size of patches cannot change. Try "
+      f"{max(1, round(image_size / cell)) * cell}."
+    )
+  return image_size // cell
