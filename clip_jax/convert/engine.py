@@ -295,7 +295,7 @@ def to_theirs(
 def _their_tensor(entry, leaves, shapes) -> Tensor:
   def read():
     parts = [leaves[slot.path].part(slot.layer) for slot in entry.slots]
-    return np.ascontiguousarray(entry.transform.theirs(parts))
+    return np.asarray(entry.transform.theirs(parts), order="C")
 
   kinds = [leaves[slot.path].dtype_of(slot.layer) for slot in entry.slots]
   dtype = _common(kinds)

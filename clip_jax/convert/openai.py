@@ -83,9 +83,9 @@ def _activation(path, archive, options, report) -> str:
   if options.activation:
     return report.infer("activation", options.activation, "flag")
   if archive.torchscript and any(
-    np.size(value) == 1
-    and math.isclose(float(value), _QUICK_GELU, rel_tol=1e-3)
-    for value in archive.constants
+    math.prod(value.shape) == 1
+    and math.isclose(float(value.read()), _QUICK_GELU, rel_tol=1e-3)
+    for value in archive.constants.values()
   ):
     return report.infer("activation", "quick_gelu", "archive")
   raise errors.AmbiguousError(

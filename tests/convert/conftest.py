@@ -1,0 +1,98 @@
+"""Reference implementations, and small models that hide no mistake."""
+
+import importlib.util
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+
+def _load_by_path(name, path):
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.fixture(scope="session")
+def openai_model():
+  """OpenAI's model.py, whose package itself needs torchvision."""
+  package = importlib.util.find_spec("clip")
+  if package is None:
+    pytest.skip("needs pip install --no-deps -r tests/oracles.txt")
+  path = pathlib.Path(package.submodule_search_locations[0]) / "model.py"
+  return _load_by_path("openai_clip_model", path)
+
+
+@pytest.fixture(scope="session")
+def perturb():
+  """Makes a torch model's tensors such that every mistake shows.
+
+  Norms and biases leave their ones and zeros, matrices grow until activations
+  leave their linear range, running variances span three decades.
+  """
+  import torch
+
+  def apply(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(tensor, std):
+      noise = torch.randn(tensor.shape, generator=generator)
+      return (std * noise).to(tensor.dtype)
+
+    with torch.no_grad():
+      for name, tensor in model.state_dict().items():
+        if name.endswith("running_var"):
+          uniform = torch.rand(tensor.shape, generator=generator)
+          tensor.copy_(1e-3 + 2 * uniform)
+        elif name.endswith("running_mean"):
+          tensor.copy_(normal(tensor, 0.1))
+        elif not tensor.is_floating_point() or "logit_" in name:
+          continue
+        elif tensor.ndim == 1:
+          tensor.add_(normal(tensor, 0.1))
+        elif "embedding" in name:
+          tensor.copy_(normal(tensor, 0.3))
+        else:
+          fan_in = tensor[0].numel()
+          tensor.copy_(normal(tensor, 1.5 * fan_in**-0.5))
+    return model
+
+  return apply
+
+
+@pytest.fixture(scope="session")
+def difference():
+  """The largest difference of two arrays over the largest number."""
+
+  def compute(got, want):
+    got, want = (np.asarray(x, np.float64) for x in (got, want))
+    assert got.shape == want.shape
+    return np.abs(got - want).max() / np.abs(want).max()
+
+  return compute
+
+
+@pytest.fixture(scope="session")
+def outputs():
+  """Both towers' unit embeddings and the logits of a `Portable` in float64."""
+  from clip_jax.models import variants
+
+  def compute(model, images, tokens):
+    with jax.enable_x64(True):
+      module = variants.create_model(
+        model.spec, dtype=np.float64, param_dtype=np.float64
+      )
+      variables = model.variables(np.float64)
+      out = jax.jit(module.apply)(variables, images, tokens)
+      logits = out.logit_scale * out.image_embeds @ out.text_embeds.T
+      if getattr(out, "logit_bias", None) is not None:
+        logits = logits + out.logit_bias
+      return tuple(
+        np.asarray(x) for x in (out.image_embeds, out.text_embeds, logits)
+      )
+
+  return compute

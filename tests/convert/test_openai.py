@@ -1,0 +1,328 @@
+import dataclasses
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from clip_jax import convert, errors
+from clip_jax.cli import run
+from clip_jax.convert import engine, openai
+from clip_jax.convert.containers import torch_zip
+from clip_jax.convert.portable import Options
+from clip_jax.convert.tensor import Tensor
+from clip_jax.models import variants
+
+BAR = 1e-12  # Float64 against float64: a wrong epsilon gives 1e-5.
+QUICK = Options(activation="quick_gelu")
+# Sizes that differ from each other wherever the architecture lets them.
+SHARED = {
+  "embed_dim": 24,
+  "context_length": 11,
+  "vocab_size": 50,
+  "transformer_width": 192,
+  "transformer_heads": 3,
+  "transformer_layers": 2,
+}
+TOWERS = {
+  "vit": {
+    "image_resolution": 20,
+    "vision_layers": 3,
+    "vision_width": 128,
+    "vision_patch_size": 5,
+  },
+  "resnet": {
+    "image_resolution": 64,
+    "vision_layers": (1, 2, 1, 1),
+    "vision_width": 16,
+    "vision_patch_size": None,
+  },
+}
+
+
+@pytest.fixture(scope="module")
+def make(openai_model, perturb):
+  def build(kind, dtype=torch.float64):
+    model = perturb(openai_model.CLIP(**SHARED, **TOWERS[kind]))
+    # OpenAI's own computes in float32 whatever comes.
+    openai_model.LayerNorm.forward = torch.nn.LayerNorm.forward
+    return model.to(dtype).eval()
+
+  return build
+
+
+def _inputs(kind, seed=0):
+  rng = np.random.default_rng(seed)
+  size = TOWERS[kind]["image_resolution"]
+  images = rng.normal(size=(3, size, size, 3))
+  tokens = rng.integers(1, 40, size=(3, SHARED["context_length"]))
+  # The end token, the largest id, early, in the middle and last.
+  for row, end in enumerate((1, 5, SHARED["context_length"] - 1)):
+    tokens[row, end] = 49
+    tokens[row, end + 1 :] = 0
+  return images, tokens
+
+
+def _run_theirs(model, images, tokens):
+  with torch.no_grad():
+    images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    embeds = (
+      model.encode_image(images),
+      model.encode_text(torch.from_numpy(tokens)),
+    )
+    unit = [x / x.norm(dim=-1, keepdim=True) for x in embeds]
+    logits = model.logit_scale.exp() * unit[0] @ unit[1].T
+  return (*(x.numpy() for x in unit), logits.numpy())
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_a_state_dict_computes_what_openais_model_computes(
+  make, outputs, difference, tmp_path, kind
+):
+  theirs = make(kind)
+  torch.save(theirs.state_dict(), tmp_path / "model.pt")
+  ours = convert.open_model(tmp_path / "model.pt", options=QUICK)
+  inputs = _inputs(kind)
+  for got, want in zip(
+    outputs(ours, *inputs), _run_theirs(theirs, *inputs), strict=True
+  ):
+    assert difference(got, want) < BAR
+
+
+def _swap(path_a, path_b):
+  def mutate(model):
+    leaves = dict(model.leaves)
+    leaves[path_a], leaves[path_b] = leaves[path_b], leaves[path_a]
+    return leaves, model.spec
+
+  return mutate
+
+
+def _describe(tower, **fields):
+  def mutate(model):
+    spec = {**model.spec, tower: {**model.spec[tower], **fields}}
+    return model.leaves, spec
+
+  return mutate
+
+
+BLOCKS = "params/image/encoder/blocks"
+MUTATIONS = {
+  "query and key swapped": _swap(
+    f"{BLOCKS}/attention/query/kernel", f"{BLOCKS}/attention/key/kernel"
+  ),
+  "norms swapped": _swap(f"{BLOCKS}/ln_1/scale", f"{BLOCKS}/ln_2/scale"),
+  "image epsilon": _describe("image", norm_epsilon=1e-6),
+  "text epsilon": _describe("text", norm_epsilon=1e-6),
+  "image activation": _describe("image", activation="gelu"),
+  "text activation": _describe("text", activation="gelu_tanh"),
+  "text pooling": _describe("text", pooling="last"),
+  "text mask": _describe("text", causal=False),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_is_far_above_the_bar(
+  make, outputs, difference, tmp_path, name
+):
+  theirs = make("vit")
+  torch.save(theirs.state_dict(), tmp_path / "model.pt")
+  ours = convert.open_model(tmp_path / "model.pt", options=QUICK)
+  leaves, spec = MUTATIONS[name](ours)
+  ours = dataclasses.replace(ours, leaves=leaves, spec=spec)
+  inputs = _inputs("vit")
+  worst = max(
+    difference(got, want)
+    for got, want in zip(
+      outputs(ours, *inputs), _run_theirs(theirs, *inputs), strict=True
+    )
+  )
+  assert worst > 1e4 * BAR, worst
+
+
+def _assert_same_file(path, wanted):
+  got, want = (torch.load(p, weights_only=True) for p in (path, wanted))
+  assert got.keys() == want.keys()
+  for key, tensor in want.items():
+    assert got[key].dtype == tensor.dtype and got[key].shape == tensor.shape
+    assert torch.equal(got[key], tensor), key
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+@pytest.mark.parametrize(
+  "dtype", [torch.float32, torch.float16, torch.bfloat16, "released"]
+)
+def test_a_round_trip_gives_back_every_bit(
+  make, openai_model, tmp_path, kind, dtype
+):
+  model = make(kind, torch.float32)
+  if dtype == "released":  # Half precision but for norms and embeddings.
+    openai_model.convert_weights(model)
+  else:
+    model = model.to(dtype)
+  source, ours, back = (tmp_path / name for name in ("a.pt", "ours", "b.pt"))
+  torch.save(model.state_dict(), source)
+  convert.convert(source, ours, to="clip-jax", options=QUICK)
+  convert.convert(ours, back, to="openai")
+  _assert_same_file(back, source)
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_openais_own_loader_takes_what_is_written(
+  make, openai_model, tmp_path, kind
+):
+  model = make(kind, torch.float32)
+  torch.save(model.state_dict(), tmp_path / "a.pt")
+  convert.convert(
+    tmp_path / "a.pt", tmp_path / "b.pt", to="openai", options=QUICK
+  )
+  state = torch.load(tmp_path / "b.pt", weights_only=True)
+  loaded = openai_model.build_model(state)
+  assert loaded.visual.input_resolution == TOWERS[kind]["image_resolution"]
+
+
+def _archive(model, path, kind):
+  """Traces as OpenAI's releases were, with their scalars as buffers."""
+  images, tokens = _inputs(kind)
+  images = torch.from_numpy(images.transpose(0, 3, 1, 2)).float()
+  inputs = (images, torch.from_numpy(tokens))
+  for name, value in (
+    ("input_resolution", TOWERS[kind]["image_resolution"]),
+    ("context_length", SHARED["context_length"]),
+    ("vocab_size", SHARED["vocab_size"]),
+  ):
+    if hasattr(model, name):
+      delattr(model, name)
+    model.register_buffer(name, torch.tensor(value))
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.jit.save(torch.jit.trace(model, inputs, check_trace=False), path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_archive_says_its_activation_and_its_sizes(make, tmp_path):
+  model = make("vit", torch.float32)
+  _archive(model, tmp_path / "model.pt", "vit")
+  read = convert.open_model(tmp_path / "model.pt")
+  assert read.spec["image"]["activation"] == "quick_gelu"
+  assert read.report.inferred["activation"]["source"] == "archive"
+  assert read.report.ignored == [
+    "context_length",
+    "input_resolution",
+    "vocab_size",
+  ]
+  state = model.state_dict()
+  for name, leaf in openai.state_dict(read).items():
+    assert np.array_equal(leaf.read(), state[name].numpy())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_archive_that_contradicts_itself_is_refused(make, tmp_path):
+  model = make("vit", torch.float32)
+  _archive(model, tmp_path / "a.pt", "vit")
+  traced = torch.jit.load(tmp_path / "a.pt")
+  traced.input_resolution.fill_(224)
+  torch.jit.save(traced, tmp_path / "b.pt")
+  with pytest.raises(errors.UserError, match="input_resolution"):
+    convert.open_model(tmp_path / "b.pt")
+
+
+def test_names_alone_are_ambiguous(make, tmp_path, capsys):
+  torch.save(make("vit", torch.float32).state_dict(), tmp_path / "model.pt")
+  with pytest.raises(errors.AmbiguousError, match="--activation"):
+    convert.open_model(tmp_path / "model.pt")
+  code = run(
+    ["convert", str(tmp_path / "model.pt"), str(tmp_path / "x"), "--to=openai"]
+  )
+  assert code == 2 and "--activation" in capsys.readouterr().err
+  assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.fixture
+def state(make):
+  return dict(make("vit", torch.float32).state_dict())
+
+
+def test_a_difference_is_reported_with_three_lists(state, tmp_path, capsys):
+  path = tmp_path / "model.pt"
+  del state["ln_final.bias"]
+  state["visual.extra"] = torch.zeros(3)
+  state["visual.proj"] = state["visual.proj"][:-1]
+  torch.save(state, path)
+  arguments = ["--to=clip-jax", "--activation=quick_gelu", "--json"]
+  assert run(["convert", str(path), str(tmp_path / "x"), *arguments]) == 1
+  captured = capsys.readouterr()
+  found = json.loads(captured.out)
+  assert found["missing"] == ["ln_final.bias"]
+  assert found["unexpected"] == ["visual.extra"]
+  assert found["shape_mismatch"] == [
+    {"key": "visual.proj", "got": [127, 24], "want": [128, 24]}
+  ]
+  assert "ln_final.bias" in captured.err and "Traceback" not in captured.err
+  assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_number_that_is_none_stops_the_conversion(state, tmp_path, value):
+  state["visual.proj"][3, 4] = value
+  torch.save(state, tmp_path / "a.pt")
+  with pytest.raises(errors.UserError, match="NaN or infinity"):
+    convert.convert(
+      tmp_path / "a.pt", tmp_path / "b", to="clip-jax", options=QUICK
+    )
+  assert not (tmp_path / "b").exists()
+
+
+NINE = (
+  *("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"),
+  *("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336"),
+)
+
+
+@pytest.mark.parametrize("name", NINE)
+def test_full_sizes_have_a_place_for_every_tensor(name):
+  spec = engine.resolve(variants.VARIANTS[name])
+  assert not openai.refusals(spec)
+  shapes = engine.leaf_shapes(spec)
+  found = openai.entries(spec)
+  engine._check_cover(found, shapes)
+  tensors = {
+    entry.name: Tensor(
+      engine.their_shape(entry, shapes), np.dtype(np.float16), None
+    )
+    for entry in found
+  }
+  report = convert.Report("openai")
+  again = openai.describe(
+    tensors, activation="quick_gelu", report=report, name=name
+  )
+  assert again["image"] == engine.resolve(again)["image"]
+  assert engine.leaf_shapes(again) == shapes
+
+
+def test_a_dry_run_reads_no_data(state, tmp_path, capsys):
+  path = tmp_path / "model.pt"
+  torch.save(state, path)
+  out = tmp_path / "out"
+  arguments = ["--to=clip-jax", "--activation=gelu", "--dry-run", "--json"]
+  assert run(["convert", str(path), str(out), *arguments]) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert found["mapped"] == len(state) and not out.exists()
+  assert found["inferred"]["activation"] == {"value": "gelu", "source": "flag"}
+
+
+def test_what_stands_there_is_replaced_only_when_told_to(state, tmp_path):
+  torch.save(state, tmp_path / "a.pt")
+  out = tmp_path / "out"
+  out.mkdir()
+  (out / "mine.txt").write_text("precious")
+  with pytest.raises(errors.UserError, match="--overwrite"):
+    convert.convert(tmp_path / "a.pt", out, to="clip-jax", options=QUICK)
+  assert (out / "mine.txt").read_text() == "precious"
+  convert.convert(
+    tmp_path / "a.pt", out, to="clip-jax", options=QUICK, overwrite=True
+  )
+  assert not (out / "mine.txt").exists()
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "out"]
+  assert torch_zip.read(tmp_path / "a.pt").tensors
