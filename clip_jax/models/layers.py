@@ -268,7 +268,7 @@ class Encoder(nn.Module):
     )
     layers = nn.scan(
       lambda block, x, mask: (block(x, mask), None),
-      variable_axes={"params": 0},
+      variable_axes={"params": 0, "intermediates": 0},
       split_rngs={"params": True},
       in_axes=nn.broadcast,
       length=self.depth,

@@ -1,4 +1,4 @@
-"""Named models as plain data, and how data becomes a model."""
+"""How a model's description, plain data, is completed and becomes a model."""
 
 import copy
 import dataclasses
@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import bert, clip, resnet, text, vit
+from clip_jax.models import bert, clip, resnet, text, variant_table, vit
+
+VARIANTS = variant_table.VARIANTS
 
 IMAGE_TOWERS: dict[str, type[nn.Module]] = {
   "resnet": resnet.ModifiedResNet,
@@ -55,112 +57,6 @@ DERIVED = {
 
 # Filled in from elsewhere: the whole model's, or no part of the architecture.
 _NOT_IN_SPEC = {"parent", "name", "embed_dim", "dtype", "param_dtype"}
-
-
-def _resnet(image_size, width, depths):
-  return {
-    "kind": "resnet",
-    "image_size": image_size,
-    "width": width,
-    "depths": depths,
-  }
-
-
-def _vit(image_size, patch_size, width, depth, heads):
-  return {
-    "kind": "vit",
-    "image_size": image_size,
-    "patch_size": patch_size,
-    "width": width,
-    "depth": depth,
-    "heads": heads,
-  }
-
-
-def _transformer(width, heads, depth=12, context_length=77):
-  return {
-    "kind": "transformer",
-    "context_length": context_length,
-    "vocab_size": 49408,
-    "width": width,
-    "depth": depth,
-    "heads": heads,
-  }
-
-
-def _cbow(width, context_length):
-  return {
-    "kind": "cbow",
-    "context_length": context_length,
-    "vocab_size": 49408,
-    "width": width,
-  }
-
-
-VARIANTS: dict[str, dict] = {
-  # Paper, tables 19 and 20.
-  "RN50": {
-    "embed_dim": 1024,
-    "image": _resnet(224, 64, (3, 4, 6, 3)),
-    "text": _transformer(512, 8),
-  },
-  "RN101": {
-    "embed_dim": 512,
-    "image": _resnet(224, 64, (3, 4, 23, 3)),
-    "text": _transformer(512, 8),
-  },
-  "RN50x4": {
-    "embed_dim": 640,
-    "image": _resnet(288, 80, (4, 6, 10, 6)),
-    "text": _transformer(640, 10),
-  },
-  "RN50x16": {
-    "embed_dim": 768,
-    "image": _resnet(384, 96, (6, 8, 18, 8)),
-    "text": _transformer(768, 12),
-  },
-  "RN50x64": {
-    "embed_dim": 1024,
-    "image": _resnet(448, 128, (3, 15, 36, 10)),
-    "text": _transformer(1024, 16),
-  },
-  "ViT-B-32": {
-    "embed_dim": 512,
-    "image": _vit(224, 32, 768, 12, 12),
-    "text": _transformer(512, 8),
-  },
-  "ViT-B-16": {
-    "embed_dim": 512,
-    "image": _vit(224, 16, 768, 12, 12),
-    "text": _transformer(512, 8),
-  },
-  "ViT-L-14": {
-    "embed_dim": 768,
-    "image": _vit(224, 14, 1024, 24, 16),
-    "text": _transformer(768, 12),
-  },
-  "ViT-L-14-336": {
-    "embed_dim": 768,
-    "image": _vit(336, 14, 1024, 24, 16),
-    "text": _transformer(768, 12),
-  },
-  # Small enough to train on a CPU in minutes, with CLIP's own vocabulary.
-  "tiny-rn": {
-    "embed_dim": 64,
-    "image": _resnet(32, 32, (1, 1)),
-    "text": _transformer(64, 2, depth=2, context_length=16),
-  },
-  "tiny-vit": {
-    "embed_dim": 64,
-    "image": _vit(32, 8, 128, 3, 4),
-    "text": _transformer(64, 2, depth=2, context_length=16),
-  },
-  "tiny-cbow": {
-    "embed_dim": 64,
-    "image": _resnet(32, 32, (1, 1)),
-    "text": _cbow(64, 16),
-  },
-}
 
 
 def spec(name: str, overrides: dict | None = None) -> dict:

@@ -7,7 +7,7 @@ from clip_jax import errors
 from clip_jax.models import resnet, variants
 
 # Learned numbers of OpenAI's releases, without running statistics.
-PUBLISHED = {
+OPENAI = {
   "RN50": 102_007_137,
   "RN101": 119_688_033,
   "RN50x4": 178_300_601,
@@ -19,10 +19,131 @@ PUBLISHED = {
   "ViT-L-14-336": 427_944_193,
 }
 
+# Parameters of the torch modules that open_clip 3.3.0 builds, on torch's "meta"
+# device, from its own configurations of these names (those that end in "-gelu"
+# have no ending there).
+OPEN_CLIP = {
+  "ViT-B-32-gelu": 151_277_313,
+  "ViT-B-32-256": 151_288_833,
+  "ViT-B-16-gelu": 149_620_737,
+  "ViT-B-16-plus-240": 208_377_345,
+  "ViT-L-14-gelu": 427_616_513,
+  "ViT-H-14": 986_109_441,
+  "ViT-H-14-378-quickgelu": 986_714_881,
+  "ViT-g-14": 1_366_678_273,
+  "ViT-bigG-14": 2_539_567_105,
+  "ViT-L-14-CLIPA": 414_210_561,
+  "ViT-L-14-CLIPA-336": 414_538_241,
+  "ViT-H-14-CLIPA": 968_235_009,
+  "ViT-H-14-CLIPA-336": 968_644_609,
+  "ViT-bigG-14-CLIPA": 2_517_223_937,
+  "ViT-bigG-14-CLIPA-336": 2_517_756_417,
+  "ViT-B-16-SigLIP": 203_155_970,
+  "ViT-B-16-SigLIP-256": 203_202_050,
+  "ViT-B-16-SigLIP-i18n-256": 370_626_050,
+  "ViT-B-16-SigLIP-384": 203_447_810,
+  "ViT-B-16-SigLIP-512": 203_791_874,
+  "ViT-L-16-SigLIP-256": 652_150_786,
+  "ViT-L-16-SigLIP-384": 652_478_466,
+  "ViT-SO400M-14-SigLIP": 877_360_306,
+  "ViT-SO400M-14-SigLIP-378": 877_960_498,
+  "ViT-SO400M-14-SigLIP-384": 877_960_498,
+  "ViT-SO400M-16-SigLIP-i18n-256": 1_127_430_706,
+  "ViT-B-32-SigLIP2-256": 376_856_066,
+  "ViT-B-16-SigLIP2": 375_187_970,
+  "ViT-B-16-SigLIP2-256": 375_234_050,
+  "ViT-B-16-SigLIP2-384": 375_479_810,
+  "ViT-B-16-SigLIP2-512": 375_823_874,
+  "ViT-L-16-SigLIP2-256": 881_526_786,
+  "ViT-L-16-SigLIP2-384": 881_854_466,
+  "ViT-L-16-SigLIP2-512": 882_313_218,
+  "ViT-SO400M-14-SigLIP2": 1_135_463_602,
+  "ViT-SO400M-14-SigLIP2-378": 1_136_008_498,
+  "ViT-SO400M-16-SigLIP2-256": 1_135_670_962,
+  "ViT-SO400M-16-SigLIP2-384": 1_136_039_602,
+  "ViT-SO400M-16-SigLIP2-512": 1_136_555_698,
+  "ViT-gopt-16-SigLIP2-256": 1_871_393_906,
+  "ViT-gopt-16-SigLIP2-384": 1_871_885_426,
+}
 
-@pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
-def test_the_papers_models_have_the_published_parameter_counts(name, count):
+# Another name, another activation.
+TWINS = {
+  "ViT-B-32-quickgelu": "ViT-B-32",
+  "ViT-B-16-quickgelu": "ViT-B-16",
+  "ViT-L-14-quickgelu": "ViT-L-14",
+  "ViT-H-14-quickgelu": "ViT-H-14",
+  "ViT-bigG-14-quickgelu": "ViT-bigG-14",
+}
+
+
+@pytest.mark.parametrize(("name", "count"), (OPENAI | OPEN_CLIP).items())
+def test_models_have_their_published_parameter_counts(name, count):
   assert variants.parameter_count(variants.create_model(name)) == count
+
+
+def test_every_named_model_is_counted():
+  tiny = {name for name in variants.VARIANTS if name.startswith("tiny-")}
+  counted = OPENAI.keys() | OPEN_CLIP.keys() | TWINS.keys()
+  assert counted == variants.VARIANTS.keys() - tiny
+
+
+@pytest.mark.parametrize(("name", "twin"), TWINS.items())
+def test_a_twin_differs_in_nothing_but_the_activation(name, twin):
+  quick, other = variants.spec(name), variants.spec(twin)
+  for part in ("image", "text"):
+    assert quick[part].pop("activation") == "quick_gelu"
+    other[part].pop("activation")
+  assert quick == other
+
+
+@pytest.mark.parametrize(
+  ("name", "image", "text"),
+  [
+    ("ViT-B-32", "quick_gelu", "quick_gelu"),
+    ("ViT-B-32-gelu", "gelu", "gelu"),
+    ("ViT-H-14", "gelu", "gelu"),
+    ("ViT-H-14-378-quickgelu", "quick_gelu", "quick_gelu"),
+    ("ViT-L-14-CLIPA", "gelu", "gelu"),
+    ("ViT-B-16-SigLIP", "gelu_tanh", "gelu_tanh"),
+  ],
+)
+def test_models_have_the_activation_that_they_were_trained_with(
+  name, image, text
+):
+  description = variants.spec(name)
+  assert description["image"]["activation"] == image
+  assert description["text"]["activation"] == text
+
+
+def test_a_logit_bias_brings_siglips_scale_without_a_bound():
+  plain = variants.spec("tiny-vit")
+  assert (plain["init_logit_bias"], plain["max_logit_scale"]) == (None, 100)
+  biased = variants.spec("tiny-vit", {"init_logit_bias": -10})
+  assert (biased["init_logit_scale"], biased["max_logit_scale"]) == (10, None)
+  assert variants.resolve(biased) == biased
+  bounded = variants.spec(
+    "tiny-vit", {"init_logit_bias": -10, "max_logit_scale": 50}
+  )
+  assert bounded["max_logit_scale"] == 50
+
+
+@pytest.mark.parametrize(
+  ("overrides", "message"),
+  [
+    ({"image_projection": "dense"}, "Known: linear, linear_bias, mlp, none"),
+    ({"image_projection": "none"}, "ends in embed_dim=64; .* 128 wide"),
+    ({"embed_norm": "l3"}, "Known: l2"),
+    ({"text": {"pooling": "end"}}, "Known: argmax, eos, last, map"),
+    ({"text": {"pooling": "eos"}}, "eos_id=None"),
+    ({"text": {"eos_id": 3}}, "pooling='argmax' with eos_id=3"),
+    ({"image": {"norm_after_pool": True}}, "needs pooling='gap'"),
+    ({"image": {"heads": 5}}, "width=128 must divide by heads=5"),
+  ],
+)
+def test_values_that_contradict_each_other_are_refused(overrides, message):
+  model = variants.create_model("tiny-vit", overrides=overrides)
+  with pytest.raises(errors.UserError, match=message):
+    variants.abstract_variables(model)
 
 
 @pytest.mark.parametrize("name", ["tiny-rn", "tiny-vit", "tiny-cbow"])
