@@ -2,6 +2,7 @@ import concurrent.futures
 import hashlib
 import html
 import importlib.resources
+import importlib.util
 import itertools
 import json
 import pathlib
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from clip_jax import errors
 from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.tokenizer import clip_bpe
 
 GOLDEN = json.loads(
   (pathlib.Path(__file__).parent / "golden" / "clip_bpe.json").read_text()
@@ -117,6 +119,33 @@ def test_ids_equal_those_of_openais_tokenizer(row):
   actual = tokenizer_lib.make_tokenizer()(row["text"])
   assert actual.dtype == np.int32
   assert actual.tolist() == [expected]
+
+
+def _load_script():
+  path = pathlib.Path(__file__).parents[1] / "tools" / "golden" / "clip_bpe.py"
+  spec = importlib.util.spec_from_file_location("golden_clip_bpe", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize(
+  "count", [4000, pytest.param(20_000, marks=pytest.mark.slow)]
+)
+def test_ids_of_odd_captions_equal_openais(count):
+  script = _load_script()
+  golden = json.loads(script.GOLDEN.read_text())
+  captions = script.captions()
+  assert script.text_digest(captions) == golden["captions"]
+  rows = tokenizer_lib.make_tokenizer()(captions[:count]).tolist()
+  actual, expected = script.digests(rows), golden["rows"].split()
+  differing = [
+    i * script.CHUNK
+    for i, (a, b) in enumerate(zip(actual, expected, strict=False))
+    if a != b
+  ]
+  assert len(actual) == count // script.CHUNK
+  assert differing == [], "captions from these on"
 
 
 def test_the_merges_are_openais():
@@ -291,7 +320,7 @@ def test_the_fingerprint_tells_settings_apart():
 def test_threads_share_one_encoder():
   tokenizer = tokenizer_lib.make_tokenizer()
   texts = [row["text"] for row in GOLDEN["rows"]]
-  tokenizer_lib._engine.cache_clear()  # So that they race to build it.
+  clip_bpe._engine.cache_clear()  # So that they race to build it.
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     results = list(pool.map(lambda _: tokenizer(texts), range(4)))
   for result in results:
@@ -318,8 +347,18 @@ def test_a_forked_process_encodes_without_a_warning():
 def test_mistakes_are_named():
   with pytest.raises(errors.UserError, match="clip_bpe"):
     tokenizer_lib.make_tokenizer("clip_bqe")
-  with pytest.raises(errors.UserError, match="Known: clip"):
-    tokenizer_lib.Tokenizer(cleaning="none")
+  with pytest.raises(errors.UserError, match="Did you mean 'hf_clip'"):
+    tokenizer_lib.make_tokenizer(cleaning="hf_klip")
+  with pytest.raises(errors.UserError, match="Known: .*pad_id"):
+    tokenizer_lib.make_tokenizer(padding="left")
+  with pytest.raises(errors.UserError, match="0 or more"):
+    tokenizer_lib.make_tokenizer(pad_id=-1)
+  with pytest.raises(errors.UserError, match="not clip_bpe's 49407"):
+    tokenizer_lib.make_tokenizer(end_id=2)
+  with pytest.raises(errors.UserError, match="has no file"):
+    tokenizer_lib.make_tokenizer(file="vocab.json")
+  with pytest.raises(errors.UserError, match="left out for the others"):
+    tokenizer_lib.make_tokenizer(lowercase=True)
   with pytest.raises(errors.UserError, match="at least 3"):
     tokenizer_lib.make_tokenizer(context_length=2)
   with pytest.raises(errors.UserError, match="got bytes"):

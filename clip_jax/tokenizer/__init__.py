@@ -1,0 +1,38 @@
+"""Text to ids: CLIP's byte-pair encoding, SentencePiece, WordPiece.
+
+What a family does to a text before it is cut (`cleaning`), its control ids, its
+padding and its length are explicit fields of a `Tokenizer`. Captions come from
+the open web: every step is linear in the text, none raises on any `str`, and a
+typed control token is text.
+"""
+
+from clip_jax.tokenizer.cleaning import CLEANINGS, clean_clip
+from clip_jax.tokenizer.clip_bpe import (
+  END_ID,
+  MERGES_FILE,
+  START_ID,
+  VOCAB_SIZE,
+  merges_text,
+  vocabulary,
+)
+from clip_jax.tokenizer.rows import (
+  KINDS,
+  Tokenizer,
+  file_controls,
+  make_tokenizer,
+)
+
+__all__ = [
+  "CLEANINGS",
+  "END_ID",
+  "KINDS",
+  "MERGES_FILE",
+  "START_ID",
+  "VOCAB_SIZE",
+  "Tokenizer",
+  "clean_clip",
+  "file_controls",
+  "make_tokenizer",
+  "merges_text",
+  "vocabulary",
+]

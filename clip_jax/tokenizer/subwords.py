@@ -1,0 +1,116 @@
+"""Tokenizers that come with a model, read from their files."""
+
+import json
+from collections.abc import Iterator, Sequence
+
+import tokenizers
+
+_UNKNOWN = "[UNK]"  # BERT's, which a vocab.txt must have.
+
+
+class Subwords:
+  """Encodes with the `tokenizers` library.
+
+  A caption cannot forge control tokens: typed ones are text, as far as the
+  model can spell them, and are left out where they are a piece of it.
+  """
+
+  def __init__(self, engine: tokenizers.Tokenizer, *, unknown: str | None):
+    engine.no_padding()
+    engine.no_truncation()
+    engine.encode_special_tokens = True
+    self._engine = engine
+    self._control = {
+      i
+      for i, token in engine.get_added_tokens_decoder().items()
+      if token.special and token.content != unknown
+    }
+
+  @property
+  def vocab_size(self) -> int:
+    """The number of ids."""
+    return self._engine.get_vocab_size()
+
+  def encode(self, lines: Iterator[str], *, room: int) -> list[int]:
+    """Returns at most `room` ids of the text."""
+    text = " ".join(lines)
+    ids = self._engine.encode(text, add_special_tokens=False).ids
+    return [i for i in ids if i not in self._control][:room]
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Returns the text of `ids`."""
+    return self._engine.decode(list(ids))
+
+  def controls(self) -> tuple[list[int], list[int]]:
+    """Returns the ids that the file wants before and after a text."""
+    probe = "a"
+    bare = self._engine.encode(probe, add_special_tokens=False).ids
+    full = self._engine.encode(probe, add_special_tokens=True).ids
+    for start in range(len(full) - len(bare) + 1):
+      if full[start : start + len(bare)] == bare:
+        return full[:start], full[start + len(bare) :]
+    return [], []
+
+
+class SentencePiece:
+  """Encodes with the `sentencepiece` library, the format's own."""
+
+  def __init__(self, data: bytes):
+    import sentencepiece
+
+    self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
+
+  @property
+  def vocab_size(self) -> int:
+    """The number of ids."""
+    return self._model.get_piece_size()
+
+  def encode(self, lines: Iterator[str], *, room: int) -> list[int]:
+    """Returns at most `room` ids of the text."""
+    return self._model.encode(" ".join(lines))[:room]
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Returns the text of `ids`."""
+    return self._model.decode([int(i) for i in ids])
+
+
+def read_sentencepiece(data: bytes, **_) -> SentencePiece:
+  """Returns the tokenizer of a SentencePiece `.model`."""
+  return SentencePiece(data)
+
+
+def read_json(data: bytes, **_) -> Subwords:
+  """Returns the tokenizer of a HuggingFace `tokenizer.json`."""
+  engine = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+  if isinstance(engine.model, tokenizers.models.Unigram):
+    # The library does not tell this model's.
+    unknown_id = json.loads(data)["model"].get("unk_id")
+    unknown = None if unknown_id is None else engine.id_to_token(unknown_id)
+  else:
+    unknown = engine.model.unk_token
+  return Subwords(engine, unknown=unknown)
+
+
+def read_wordpiece(data: bytes, *, lowercase: bool) -> Subwords:
+  """Returns BERT's tokenizer of a `vocab.txt`, a token a line.
+
+  `lowercase` also takes accents off, as in the original BERT.
+  """
+  # Python's readers end a line at these; splitlines() would at others, too.
+  text = data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+  tokens = text.removesuffix("\n").split("\n")
+  vocabulary = {token: i for i, token in enumerate(tokens)}
+  if _UNKNOWN not in vocabulary:
+    raise ValueError(f"there is no token {_UNKNOWN} in it")
+  engine = tokenizers.Tokenizer(
+    tokenizers.models.WordPiece(vocabulary, unk_token=_UNKNOWN)
+  )
+  engine.normalizer = tokenizers.normalizers.BertNormalizer(
+    clean_text=True,
+    handle_chinese_chars=True,
+    strip_accents=None,  # If it lowers the case.
+    lowercase=lowercase,
+  )
+  engine.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+  engine.decoder = tokenizers.decoders.WordPiece(prefix="##")
+  return Subwords(engine, unknown=_UNKNOWN)
