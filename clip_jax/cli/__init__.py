@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
       answer = verbs.RUN[arguments.verb](arguments)
     text = to_json(answer.payload) if arguments.json else answer.text
     print(text, file=stdout, flush=True)
-    return 0
+    return answer.code
   except KeyboardInterrupt:
     return _fail("Interrupted.", INTERRUPTED)
   except BrokenPipeError:

@@ -312,6 +312,28 @@ def _add_reading(parser: Parser) -> None:
   )
 
 
+def _verify(parser: Parser) -> None:
+  parser.add_argument(
+    "source", metavar="SOURCE", help="a checkpoint that another library reads"
+  )
+  parser.add_argument(
+    "model", metavar="MODEL", help="the same model in any format"
+  )
+  _add_reading(parser)
+  parser.add_argument(
+    "--float64",
+    action="store_true",
+    help="compute in float64, with a bar of 1e-12",
+  )
+  parser.add_argument(
+    "--examples", type=_count, default=4, metavar="N", help="default: 4"
+  )
+  parser.add_argument(
+    "--seed", type=int, default=0, metavar="N", help="of the random inputs"
+  )
+  _add_json(parser)
+
+
 def _grid(text: str) -> tuple[int, int]:
   rows, cross, cols = text.partition("x")
   if not cross:
@@ -359,6 +381,7 @@ _VERBS = {
   "embed": ("make an index of images to search in", _embed),
   "search": ("find images of an index by a text or an image", _search),
   "convert": ("turn a checkpoint into another format, exactly", _convert),
+  "verify": ("compare a conversion with its source's own library", _verify),
   "models": ("list the named models", _models),
   "data": ("look at data, or prepare it", _data),
 }

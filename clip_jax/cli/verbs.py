@@ -18,6 +18,7 @@ class Answer:
 
   payload: Any
   text: str
+  code: int = 0
 
 
 def train(arguments: argparse.Namespace) -> Answer:
@@ -265,6 +266,40 @@ def convert(arguments: argparse.Namespace) -> Answer:
   )
 
 
+def verify(arguments: argparse.Namespace) -> Answer:
+  """Compares a conversion with its source, stage by stage."""
+  from clip_jax import convert as convert_lib
+  from clip_jax.convert import verification
+
+  found = verification.verify(
+    arguments.source,
+    arguments.model,
+    source_format=arguments.source_format,
+    options=convert_lib.Options(activation=arguments.activation),
+    double=arguments.float64,
+    examples=arguments.examples,
+    seed=arguments.seed,
+  )
+  rows = [
+    (
+      row.stage,
+      f"{row.difference:.1e}",
+      f"{row.bar:.0e}",
+      "PASS" if row.passed else "FAIL",
+    )
+    for row in found.rows
+  ]
+  header = ("stage", "difference", "allowed", "")
+  verdict = "PASS" if found.passed else "FAIL"
+  return Answer(
+    found.to_dict(),
+    f"{terminal.table(header, rows)}\n\n{verdict} against {found.library} in "
+    f"{found.precision}; differences are relative to each stage's largest "
+    "number.",
+    code=0 if found.passed else 1,
+  )
+
+
 def models(arguments: argparse.Namespace) -> Answer:
   """Lists the named models; nothing is computed."""
   del arguments
@@ -368,5 +403,6 @@ RUN = {
   "embed": embed,
   "search": search,
   "convert": convert,
+  "verify": verify,
   "models": models,
 }

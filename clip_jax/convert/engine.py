@@ -131,6 +131,23 @@ def resolve(spec: dict[str, Any]) -> dict[str, Any]:
   return {field: whole[field] for field in (parts[0], *about)}
 
 
+def completed(spec: dict[str, Any]) -> dict[str, Any]:
+  """Returns a description that `variants.create_model` takes.
+
+  A single tower gets a stand-in beside it and ends as the tower does.
+  """
+  parts = towers(spec)
+  if len(parts) == 2:
+    return spec
+  return {
+    **_STAND_INS,
+    **spec,
+    "embed_dim": spec[parts[0]]["width"],
+    "image_projection": "none",
+    "text_projection": "none",
+  }
+
+
 def leaf_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, ...]]:
   """Returns the shape of every array of what `spec` describes, by its path.
 

@@ -1,0 +1,115 @@
+"""HuggingFace transformers as an oracle: CLIP, SigLIP, SigLIP 2 and BERT."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from clip_jax import errors
+from clip_jax.convert.oracles import Oracle, Stages, watching
+
+_CLASSES = {
+  "clip": "CLIPModel",
+  "siglip": "SiglipModel",
+  "siglip2": "Siglip2Model",
+  "bert": "BertModel",
+}
+
+
+def load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
+  """Loads a directory by `from_pretrained`."""
+  import torch
+  import transformers
+
+  kind = json.loads((path / "config.json").read_text())["model_type"]
+  if kind not in _CLASSES:
+    raise errors.unknown("model_type", kind, _CLASSES)
+  model = getattr(transformers, _CLASSES[kind]).from_pretrained(
+    path,
+    dtype=torch.float64 if double else torch.float32,
+    attn_implementation="sdpa",  # Eager attention casts to float32.
+    local_files_only=True,
+  )
+  model = model.eval()
+  library = f"transformers {transformers.__version__}"
+  if kind == "bert":
+    return Oracle(library, None, _bert_stages(model, spec["text"]), None)
+
+  def image_stages(images: np.ndarray) -> Stages:
+    tower = model.vision_model
+    pixels = watching.channels_first(images, double)
+    inputs = {"pixel_values": pixels}
+    if kind == "siglip2":
+      inputs = _patches(pixels, model.config.vision_config.patch_size)
+    embeds = {}
+
+    def run():
+      features = model.get_image_features(**inputs)
+      embeds["features"] = _pooled(features)
+
+    found = watching.watch(watching.blocks(tower.encoder.layers), run)
+    return found | {"embedding": watching.unit(embeds["features"].numpy())}
+
+  def text_stages(tokens: np.ndarray) -> Stages:
+    tower = model.text_model
+    ids = torch.from_numpy(np.asarray(tokens, np.int64))
+    embeds = {}
+
+    def run():
+      embeds["features"] = _pooled(model.get_text_features(input_ids=ids))
+
+    found = watching.watch(watching.blocks(tower.encoder.layers), run)
+    return found | {"embedding": watching.unit(embeds["features"].numpy())}
+
+  def logits(image_embeds: np.ndarray, text_embeds: np.ndarray) -> np.ndarray:
+    scale = model.logit_scale.detach().exp().numpy()
+    bias = getattr(model, "logit_bias", None)
+    shift = 0 if bias is None else bias.detach().numpy()
+    return scale * image_embeds @ text_embeds.T + shift
+
+  return Oracle(library, image_stages, text_stages, logits)
+
+
+def _pooled(features):
+  """Returns the embedding, which newer versions wrap in an output object."""
+  return getattr(features, "pooler_output", features)
+
+
+def _patches(pixels, patch_size: int) -> dict[str, Any]:
+  """Cuts images into the flat patches that a NaFlex model takes."""
+  import torch
+
+  b, channels, h, w = pixels.shape
+  rows, cols = h // patch_size, w // patch_size
+  x = pixels[:, :, : rows * patch_size, : cols * patch_size]
+  x = x.reshape(b, channels, rows, patch_size, cols, patch_size)
+  x = x.permute(0, 2, 4, 3, 5, 1).reshape(b, rows * cols, -1)
+  return {
+    "pixel_values": x,
+    "pixel_attention_mask": torch.ones(b, rows * cols, dtype=torch.int64),
+    "spatial_shapes": torch.tensor([[rows, cols]] * b),
+  }
+
+
+def _bert_stages(model, description: dict[str, Any]):
+  import torch
+
+  def stages(tokens: np.ndarray) -> Stages:
+    ids = torch.from_numpy(np.asarray(tokens, np.int64))
+    mask = (ids != description["pad_id"]).to(torch.int64)
+    out = {}
+
+    def run():
+      out["hidden"] = model(input_ids=ids, attention_mask=mask)
+
+    found = watching.watch(watching.blocks(model.encoder.layer), run)
+    hidden = out["hidden"].last_hidden_state.numpy()
+    if description["pooling"] == "mean":
+      weights = mask.numpy()[:, :, None]
+      pooled = (hidden * weights).sum(1) / weights.sum(1).clip(1e-9)
+    else:
+      pooled = hidden[:, 0]
+    return found | {"pooled": pooled}
+
+  return stages

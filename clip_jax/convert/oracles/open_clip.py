@@ -1,0 +1,66 @@
+"""open_clip as an oracle."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from clip_jax.convert.oracles import Oracle, Stages, watching
+
+
+def load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
+  """Loads a directory strictly, as open_clip's users do."""
+  del spec
+  import open_clip
+  import torch
+
+  model = open_clip.create_model(f"local-dir:{path}", precision="fp32")
+  model = (model.double() if double else model).eval()
+
+  def image_stages(images: np.ndarray) -> Stages:
+    pixels = watching.channels_first(images, double)
+    embeds = {}
+
+    def run():
+      features = model.encode_image(pixels, normalize=True)
+      embeds["features"] = features.numpy()
+
+    found = watching.watch(_image_parts(model.visual), run)
+    return found | {"embedding": embeds["features"]}
+
+  def text_stages(tokens: np.ndarray) -> Stages:
+    ids = torch.from_numpy(np.asarray(tokens, np.int64))
+    embeds = {}
+
+    def run():
+      embeds["features"] = model.encode_text(ids, normalize=True).numpy()
+
+    found = watching.watch(_text_parts(model), run)
+    return found | {"embedding": embeds["features"]}
+
+  def logits(image_embeds: np.ndarray, text_embeds: np.ndarray) -> np.ndarray:
+    scale = model.logit_scale.detach().exp().numpy()
+    bias = getattr(model, "logit_bias", None)
+    shift = 0 if bias is None else bias.detach().numpy()
+    return scale * image_embeds @ text_embeds.T + shift
+
+  library = f"open_clip {open_clip.__version__}"
+  return Oracle(library, image_stages, text_stages, logits)
+
+
+def _image_parts(tower) -> list[tuple[str, Any]]:
+  if hasattr(tower, "trunk"):  # timm's.
+    return watching.blocks(getattr(tower.trunk, "blocks", ()))
+  if hasattr(tower, "transformer"):
+    return watching.blocks(tower.transformer.resblocks)
+  stages = (getattr(tower, f"layer{i}") for i in range(1, 5))
+  return [(f"stage {i}", stage) for i, stage in enumerate(stages, start=1)]
+
+
+def _text_parts(model) -> list[tuple[str, Any]]:
+  transformer = getattr(model, "transformer", None)
+  if transformer is None:
+    transformer = model.text.transformer
+  if hasattr(transformer, "resblocks"):
+    return watching.blocks(transformer.resblocks)
+  return watching.blocks(transformer.encoder.layer)  # HuggingFace's BERT.

@@ -1,0 +1,43 @@
+"""timm as an oracle for an image tower."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.oracles import Oracle, Stages, watching
+
+
+def load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
+  """Makes the architecture that the directory names and fills it."""
+  import timm
+  import torch
+
+  config = json.loads((path / "config.json").read_text())
+  tensors = safetensors_file.read(path / "model.safetensors").tensors
+  model = timm.create_model(
+    config["architecture"],
+    num_classes=config.get("num_classes", 0),
+    **config.get("model_args", {}),
+  )
+  state = {
+    name: torch.from_numpy(np.array(tensor.read().astype(np.float32)))
+    for name, tensor in tensors.items()
+  }
+  model.load_state_dict(state)
+  model = (model.double() if double else model).eval()
+  del spec
+
+  def image_stages(images: np.ndarray) -> Stages:
+    pixels = watching.channels_first(images, double)
+    out = {}
+
+    def run():
+      features = model.forward_features(pixels)
+      out["pooled"] = model.forward_head(features, pre_logits=True).numpy()
+
+    return watching.watch(watching.blocks(model.blocks), run) | out
+
+  return Oracle(f"timm {timm.__version__}", image_stages, None, None)

@@ -1,0 +1,225 @@
+"""Proof by another implementation: a source there, its conversion here.
+
+Both get the same random images and texts, and what the towers hold is compared
+stage by stage, so that the first stage above its bar shows where a difference
+comes from.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from clip_jax import errors
+from clip_jax.convert import conversion, engine, hub, oracles
+from clip_jax.convert.portable import Options, Portable
+from clip_jax.models import variants
+
+# Largest difference over largest number, for a stage of a shallow or a deep
+# tower; float32 leaves ten times what was measured between implementations.
+DOUBLE_BAR = 1e-12
+SHALLOW_BAR = 5e-6
+DEEP_BAR = 2e-5
+SHALLOW_DEPTH = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One stage: its difference from the oracle's, and what is allowed."""
+
+  stage: str
+  difference: float
+  bar: float
+
+  @property
+  def passed(self) -> bool:
+    """Whether the stage is within its bar; NaN is not."""
+    return self.difference <= self.bar
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+  """All stages of a comparison."""
+
+  library: str
+  precision: str
+  rows: tuple[Row, ...]
+
+  @property
+  def passed(self) -> bool:
+    """Whether every stage is within its bar."""
+    return all(row.passed for row in self.rows)
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns the comparison as plain data."""
+    return {
+      "oracle": self.library,
+      "precision": self.precision,
+      "passed": self.passed,
+      "stages": [
+        {**dataclasses.asdict(row), "passed": row.passed} for row in self.rows
+      ],
+    }
+
+
+def verify(
+  source: str,
+  model: str,
+  *,
+  source_format: str | None = None,
+  options: Options | None = None,
+  double: bool = False,
+  examples: int = 4,
+  seed: int = 0,
+) -> Verification:
+  """Compares `model`, loaded here, with `source`, loaded by its own library.
+
+  Args:
+    source: a checkpoint that another library reads.
+    model: the same model in any format.
+    source_format: of the source; None finds it out.
+    options: what the source does not say by itself.
+    double: compute in float64, with a bar of 1e-12.
+    examples: number of random images and of random texts.
+    seed: of the random inputs.
+
+  Raises:
+    UserError: no installed library reads the source, or the two are models of
+      different sizes.
+  """
+  path = pathlib.Path(source).expanduser()
+  if hub.is_address(str(source)):
+    path = hub.download(str(source))
+  known = source_format or conversion.recognise(path)
+  options = options or Options()
+  theirs = conversion.open_model(path, source_format=known, options=options)
+  ours = conversion.open_model(model, options=options)
+  if engine.leaf_shapes(ours.spec) != engine.leaf_shapes(theirs.spec):
+    raise errors.UserError(
+      f"{model} is not {source} converted: their arrays differ in size."
+    )
+  oracle = oracles.load(known, path, double=double, spec=theirs.spec)
+  rng = np.random.default_rng(seed)
+  with (
+    jax.enable_x64(double),
+    jax.default_matmul_precision("highest"),
+  ):
+    rows = list(_compare(ours, oracle, rng, examples, double))
+  precision = "float64" if double else "float32"
+  return Verification(oracle.library, precision, tuple(rows))
+
+
+def _compare(ours: Portable, oracle: oracles.Oracle, rng, examples, double):
+  spec, embeds = ours.spec, {}
+  dtype = np.float64 if double else np.float32
+  makers = {
+    "image": (oracle.image_stages, random_images),
+    "text": (oracle.text_stages, random_tokens),
+  }
+  for part in engine.towers(spec):
+    run_theirs, make = makers[part]
+    inputs = make(spec[part], rng, examples)
+    want = run_theirs(inputs)
+    got = our_stages(ours, part, inputs, dtype)
+    if not want.keys() <= got.keys():
+      raise errors.UserError(
+        f"The {part} towers differ in their stages: {sorted(want)} there, "
+        f"{sorted(got)} here."
+      )
+    bar = _bar(spec[part], double)
+    for stage, array in want.items():
+      yield Row(f"{part} {stage}", difference(got[stage], array), bar)
+    embeds[part] = (got.get("embedding"), want.get("embedding"))
+  if oracle.logits is not None and len(embeds) == 2:
+    (ours_i, theirs_i), (ours_t, theirs_t) = embeds["image"], embeds["text"]
+    leaves = ours.leaves
+    scale = np.exp(leaves["params/log_scale"].read().astype(np.float64))
+    bias = 0.0
+    if "params/logit_bias" in leaves:
+      bias = leaves["params/logit_bias"].read().astype(np.float64)
+    got = scale * ours_i @ ours_t.T + bias
+    want = oracle.logits(theirs_i, theirs_t)
+    bar = max(_bar(spec[part], double) for part in embeds)
+    yield Row("logits", difference(got, want), bar)
+
+
+def _bar(tower: dict[str, Any], double: bool) -> float:
+  if double:
+    return DOUBLE_BAR
+  depth = tower.get("depth") or sum(tower.get("depths", (1,)))
+  return SHALLOW_BAR if depth <= SHALLOW_DEPTH else DEEP_BAR
+
+
+def difference(got: np.ndarray, want: np.ndarray) -> float:
+  """Returns the largest difference over the largest number."""
+  if got.shape != want.shape:
+    return float("inf")
+  got, want = got.astype(np.float64), want.astype(np.float64)
+  return float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-300))
+
+
+def random_images(tower: dict[str, Any], rng, examples: int) -> np.ndarray:
+  """Returns normalised images (examples, size, size, 3), float64."""
+  size = tower["image_size"]
+  return rng.normal(size=(examples, size, size, 3))
+
+
+def random_tokens(tower: dict[str, Any], rng, examples: int) -> np.ndarray:
+  """Returns ids (examples, length) of texts that end at various positions."""
+  length, vocab = tower["context_length"], tower["vocab_size"]
+  tokens = rng.integers(1, vocab - 1, size=(examples, length))
+  end = tower.get("eos_id") or vocab - 1
+  tokens[tokens == end] = 1
+  pad = tower.get("pad_id", 0)
+  for row, at in enumerate(np.linspace(length - 1, 1, examples).astype(int)):
+    tokens[row, at] = end
+    tokens[row, at + 1 :] = pad
+  return tokens.astype(np.int32)
+
+
+def our_stages(
+  model: Portable, part: str, inputs: np.ndarray, dtype: Any
+) -> oracles.Stages:
+  """Returns what our tower `part` holds on the way, by stage."""
+  module = variants.create_model(
+    engine.completed(model.spec), dtype=dtype, param_dtype=dtype
+  )
+  variables = model.variables(dtype)
+  variables["params"].setdefault("log_scale", np.zeros((), dtype))
+  if part == "image":
+    inputs = inputs.astype(dtype)
+
+  def watched(submodule, method_name):
+    name = submodule.name or ""
+    wanted = name in ("blocks", part) or name.startswith("stage_")
+    return wanted and method_name == "__call__"
+
+  embeds, found = jax.jit(
+    lambda variables, inputs: module.apply(
+      variables,
+      inputs,
+      method=f"encode_{part}",
+      capture_intermediates=watched,
+      mutable=["intermediates"],
+    )
+  )(variables, inputs)
+  tower = found["intermediates"][part]
+  return {
+    **_blocks(tower),
+    "pooled": np.asarray(tower["__call__"][0]),
+    "embedding": np.asarray(embeds),
+  }
+
+
+def _blocks(tower: dict[str, Any]) -> oracles.Stages:
+  if "encoder" in tower:
+    (stacked,) = tower["encoder"]["blocks"]["__call__"]
+    return {f"block {i}": np.asarray(x) for i, x in enumerate(stacked, start=1)}
+  # A stage's last block has its name in the end.
+  blocks = sorted(name for name in tower if name.startswith("stage_"))
+  return {
+    f"stage {name.split('_')[1]}": np.asarray(tower[name]["__call__"][0])
+    for name in sorted(blocks, key=lambda name: int(name.split("_")[3]))
+  }
