@@ -19,7 +19,7 @@ from ml_collections import config_dict
 from clip_jax import errors
 
 PRECISIONS = ("bfloat16", "float32", "float64")
-LOSS_KINDS = ("softmax",)
+LOSS_KINDS = ("sigmoid", "softmax")
 LOSS_METHODS = ("auto", "dense", "gathered")
 CAPTION_CHOICES = ("random", "first")
 EVAL_TASKS = ("zero_shot", "retrieval")

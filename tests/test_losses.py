@@ -145,3 +145,119 @@ def test_gathered_without_a_mesh_says_so():
   images, texts = _pairs(0.5)
   with pytest.raises(errors.UserError, match="needs a mesh"):
     losses.softmax_loss(images, texts, jnp.float32(1), method="gathered")
+
+
+def _sigmoid_oracle(images, texts, scale, bias):
+  """Equation 1 of Zhai et al. 2023, pair by pair, in float64."""
+  total = 0.0
+  for i in range(len(images)):
+    for j in range(len(texts)):
+      sign = 1 if i == j else -1
+      z = sign * (scale * images[i] @ texts[j] + bias)
+      total += max(-z, 0) + np.log1p(np.exp(-abs(z)))  # -log sigmoid(z)
+  return total / len(images)
+
+
+def _sigmoid_oracle_gradients(images, texts, scale, bias):
+  """Gradients by hand: the probability minus the label, over the images."""
+  cosines = images @ texts.T
+  logits = scale * cosines + bias
+  g = (1 / (1 + np.exp(-logits)) - np.eye(PAIRS)) / PAIRS
+  return scale * g @ texts, scale * g.T @ images, (g * cosines).sum(), g.sum()
+
+
+def _sigmoid_and_gradients(method, mesh_shape, arrays):
+  options = {"method": method}
+  if mesh_shape is not None:
+    data, fsdp = mesh_shape
+    mesh = sharding.make_mesh(
+      data=data, fsdp=fsdp, devices=jax.devices()[: data * fsdp]
+    )
+    options |= {"mesh": mesh, "axes": sharding.BATCH_AXES}
+    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    places = (rows, rows, whole, whole)
+    arrays = [
+      jax.device_put(*pair) for pair in zip(arrays, places, strict=True)
+    ]
+
+  def loss(*arrays):
+    return losses.sigmoid_loss(*arrays, **options)
+
+  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(*arrays)
+
+
+SIGMOID_CASES = [
+  ("dense", None),
+  *(
+    ("gathered", shape)
+    for shape in [(1, 1), (2, 1), (1, 2), (4, 1), (2, 2), *MESHES]
+  ),
+]
+
+
+# SigLIP's start, and about where its training ends.
+@pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (117.3, -12.9)])
+@pytest.mark.parametrize(("method", "mesh_shape"), SIGMOID_CASES)
+def test_the_sigmoid_loss_and_its_gradients_match_the_oracle(
+  method, mesh_shape, scale, bias
+):
+  images, texts = _pairs(0.4)
+  with jax.enable_x64(True):
+    arrays = [jnp.asarray(x, jnp.float64) for x in (images, texts, scale, bias)]
+    loss, gradients = _sigmoid_and_gradients(method, mesh_shape, arrays)
+    assert loss.dtype == jnp.float64
+    # Only the order of sums differs.
+    assert _relative(loss, _sigmoid_oracle(images, texts, scale, bias)) < 1e-12
+    wanted = _sigmoid_oracle_gradients(images, texts, scale, bias)
+    for got, want in zip(gradients, wanted, strict=True):
+      assert _relative(got, want) < 1e-12
+
+
+@pytest.mark.parametrize("mesh_shape", [None, (4, 2)])
+def test_the_sigmoid_loss_matches_the_oracle_in_float32(mesh_shape):
+  images, texts = (x.astype(np.float32) for x in _pairs(0.4))
+  arrays = [jnp.asarray(x, jnp.float32) for x in (images, texts, 117.3, -12.9)]
+  loss, gradients = _sigmoid_and_gradients("auto", mesh_shape, arrays)
+  wide = [np.asarray(x, np.float64) for x in arrays]
+  # 1e-7 times a scale of 117 in each logit, and 24 of them a row.
+  assert _relative(loss, _sigmoid_oracle(*wide)) < 1e-5
+  wanted = _sigmoid_oracle_gradients(*wide)
+  for got, want in zip(gradients[:2], wanted[:2], strict=True):
+    assert _relative(got, want) < 5e-5
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda x, y, t, b: (x, y[::-1], t, b),  # Another text is the own one.
+    lambda x, y, t, b: (x, y, t, -b),
+    lambda x, y, t, b: (-x, y, t, b),  # The paper prints -t; its code +t.
+    lambda x, y, t, b: (x, y, t, 0 * b),
+  ],
+)
+def test_the_tolerance_sees_a_wrong_sigmoid_loss(change):
+  arrays = (*_pairs(0.4), 10.0, -10.0)
+  right, wrong = _sigmoid_oracle(*arrays), _sigmoid_oracle(*change(*arrays))
+  assert abs(wrong - right) > 1e-3 * right
+
+
+def test_a_certain_sigmoid_stays_finite_with_finite_gradients():
+  images, texts = (jnp.float32(x) for x in _pairs(1.0))
+  loss, gradients = _sigmoid_and_gradients(
+    "dense", None, [images, texts, jnp.float32(1e4), jnp.float32(-50)]
+  )
+  assert np.isfinite(loss)
+  assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_a_softmax_does_not_see_the_bias():
+  images, texts = _pairs(0.5)
+  want = losses.softmax_loss(images, texts, jnp.float32(10))
+  got = losses.softmax_loss(images, texts, jnp.float32(10), jnp.float32(-10))
+  assert got == want
+
+
+def test_a_sigmoid_without_a_bias_says_which_field_gives_one():
+  images, texts = _pairs(0.5)
+  with pytest.raises(errors.UserError, match="init_logit_bias=-10"):
+    losses.sigmoid_loss(images, texts, jnp.float32(1), None)

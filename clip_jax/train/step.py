@@ -65,18 +65,26 @@ def make_model(config: ml_collections.ConfigDict) -> clip.CLIP:
   """Returns the model of a run in its precision.
 
   Raises:
-    UserError: unknown model or field; float64 without JAX's 64-bit mode.
+    UserError: unknown model or field; float64 without JAX's 64-bit mode; a
+      sigmoid loss for a model without logit bias.
   """
   if config.precision == "float64" and not jax.config.jax_enable_x64:
     raise errors.UserError(
       "precision='float64' needs 64-bit mode; set JAX_ENABLE_X64=1."
     )
   dtype = jnp.dtype(config.precision)
-  return variants.create_model(
+  model = variants.create_model(
     variants.spec(config.model, config.model_overrides.to_dict()),
     dtype=dtype,
     param_dtype=jnp.promote_types(dtype, jnp.float32),
   )
+  if config.loss.kind in losses.BIASED_KINDS and model.init_logit_bias is None:
+    raise errors.UserError(
+      f"loss.kind={config.loss.kind!r} needs a model with a logit bias, which "
+      f"{config.model!r} has not; add --config.model_overrides."
+      "init_logit_bias=-10 (its logit scale then starts at 10)."
+    )
+  return model
 
 
 def init_variables(model: clip.CLIP, seed: int | jax.Array) -> dict[str, Any]:
@@ -161,6 +169,7 @@ def make_train_step(
       output.image_embeds,
       output.text_embeds,
       output.logit_scale,
+      output.logit_bias,
       method=config.loss.method,
       mesh=mesh,
       axes=sharding.BATCH_AXES,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clip_jax import config as config_lib
-from clip_jax import sharding
+from clip_jax import errors, sharding
 from clip_jax.data import pipeline
 from clip_jax.train import optim
 from clip_jax.train import step as step_lib
@@ -211,3 +211,49 @@ def test_bfloat16_keeps_parameters_and_moments_in_float32():
   assert losses[-1] < losses[0]
   for leaf in jax.tree.leaves((trainer.state.params, trainer.state.opt_state)):
     assert leaf.dtype in (jnp.float32, jnp.int32)
+
+
+def _sigmoid_config(**overrides):
+  config = _config("tiny-vit", "float32")
+  config.loss.kind = "sigmoid"
+  config.model_overrides.update({"init_logit_bias": -10.0, **overrides})
+  return config
+
+
+def test_the_sigmoid_loss_trains_alike_on_one_and_eight_devices():
+  one, eight = (
+    _Trainer(_sigmoid_config(), shape) for shape in [(1, 1), (2, 4)]
+  )
+  start = one.state.params
+  np.testing.assert_allclose(start["log_scale"], np.log(10), rtol=1e-6)
+  losses = one.run(_batches(12))
+  assert losses[-1] < losses[0] - 0.2
+  np.testing.assert_allclose(losses[:3], eight.run(_batches(3)), rtol=2e-6)
+  assert one.state.params["logit_bias"] != -10
+  # Twelve steps of Adam lie under 12 times the peak rate; nothing decays it.
+  assert abs(one.state.params["logit_bias"] + 10) < 0.012
+
+
+def test_a_scale_without_a_bound_grows_beyond_a_hundred():
+  trainer = _Trainer(_sigmoid_config(), (1, 1))
+  trainer.state.params["log_scale"] = jnp.float32(np.log(150))
+  _, measured = trainer.step(trainer.state, trainer.place(next(_batches(1))))
+  np.testing.assert_allclose(measured.logit_scale, 150, rtol=1e-5)
+
+
+def test_a_bias_that_is_not_finite_skips_the_update():
+  trainer = _Trainer(_sigmoid_config(), (1, 1))
+  trainer.state.params["logit_bias"] = jnp.float32(np.nan)
+  before = jax.tree.map(np.asarray, trainer.state.params)
+  trainer.run(_batches(1))
+  assert int(trainer.state.skipped) == 1
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    jax.tree.map(np.asarray, trainer.state.params),
+    before,
+  )
+
+
+def test_a_sigmoid_loss_without_a_bias_is_refused_before_it_starts():
+  with pytest.raises(errors.UserError, match="init_logit_bias=-10"):
+    step_lib.make_model(_sigmoid_config(init_logit_bias=None))
