@@ -1,5 +1,6 @@
 """A picture of what a model knows: texts with images, images with texts."""
 
+import collections
 import dataclasses
 import io
 import os
@@ -14,6 +15,7 @@ from clip_jax import errors, terminal
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import pipeline
 from clip_jax.evals import prompts as prompts_lib
+from clip_jax.evals import tasks
 
 _WIDTH = 1120
 _MARGIN = 48
@@ -267,6 +269,7 @@ def find_rows(
   logit_scale: float,
   count: int = 4,
   most_records: int = 1000,
+  progress: Callable[[int, int], None] | None = None,
 ) -> Rows:
   """Returns what a model finds among the records of `source`.
 
@@ -280,6 +283,7 @@ def find_rows(
     logit_scale: factor between cosine similarity and logit.
     count: texts and images shown.
     most_records: records looked at, spread evenly over the data.
+    progress: called with the records done and their total.
 
   Raises:
     UserError: there is no usable record.
@@ -289,7 +293,8 @@ def find_rows(
   with pipeline.eval_batches(
     shown, batch_size=256, preprocess=preprocess
   ) as batches:
-    for batch in batches:
+    bad = collections.Counter()
+    for batch in tasks.watch(batches, bad, total=len(shown), progress=progress):
       embeds.append(embed_images(batch["image"]))
       labels.extend(batch["label"].tolist())
       texts.extend(batch["texts"])

@@ -24,7 +24,8 @@ from PIL import Image
 
 from clip_jax import cli, errors
 from clip_jax.data import sources
-from clip_jax.train import checkpoint, loop, metrics
+from clip_jax.train import checkpoint, metrics
+from clip_jax.train import run as run_lib
 from clip_jax.train import step as step_lib
 
 # Where checkpoints are damaged, TensorStore's threads complain after the fact,
@@ -36,27 +37,9 @@ pytestmark = [
   ),
 ]
 
-CONFIG = """
-from clip_jax import config as config_lib
-
-def get_config():
-  config = config_lib.default_config()
-  config.model = "tiny-cbow"
-  config.model_overrides = {
-    "embed_dim": 12,
-    "image": {"kind": "vit", "patch_size": 16, "width": 8, "depth": 1,
-              "heads": 2},
-    "text": {"width": 8},
-  }
-  config.data.train = "builtin:two_digits/test"
-  config.batch_size = 16
-  config.steps = 3
-  config.precision = "float32"
-  config.optim.warmup_steps = 2
-  config.checkpoint.every_steps = 1
-  config.log_every_steps = 1
-  return config
-"""
+CONFIG = (
+  pathlib.Path(__file__).with_name("configs") / "tiny_bow.py"
+).read_text()
 # Of "return", in whose place `_config_with` puts its line.
 LAST_LINE = CONFIG.count("\n")
 
@@ -368,7 +351,7 @@ CASES = {
   ),
   "model that is no workdir": Case(
     "classify $here/photos $image --labels a,b",
-    ("photos", "has no config.json and no checkpoints", "found: nothing"),
+    ("photos", "in no known format", "config.json and checkpoints/"),
     prepare=_empty_directory("photos"),
   ),
   "model that is a file": Case(
@@ -525,7 +508,7 @@ def shared(tmp_path_factory):
 def _poison(workdir, poisoned):
   """Copies a run and adds a checkpoint whose parameters are all NaN."""
   shutil.copytree(workdir, poisoned)
-  run = loop.make_run(checkpoint.load_config(workdir))
+  run = run_lib.make_run(checkpoint.load_config(workdir))
   abstract = step_lib.abstract_state(run.model, run.tx, run.mesh)
   with checkpoint.Checkpoints(poisoned, keep=9) as checkpoints:
     state, meta = checkpoints.restore_latest(abstract)
@@ -630,7 +613,7 @@ def test_a_save_that_fails_in_the_background_is_noticed_without_waiting(
   workdir = tmp_path / "run"
   shutil.copytree(shared / "run", workdir)
   before = _content(workdir)
-  run = loop.make_run(checkpoint.load_config(workdir))
+  run = run_lib.make_run(checkpoint.load_config(workdir))
   abstract = step_lib.abstract_state(run.model, run.tx, run.mesh)
   checkpoints = checkpoint.Checkpoints(workdir)
   state, meta = checkpoints.restore_latest(abstract)
@@ -653,7 +636,7 @@ def test_what_stopped_a_run_comes_before_a_failed_save(
   shared, tmp_path, caplog
 ):
   workdir = tmp_path / "run"
-  run = loop.make_run(checkpoint.load_config(shared / "run"))
+  run = run_lib.make_run(checkpoint.load_config(shared / "run"))
   state = step_lib.init_state(run.model, run.tx, run.mesh, seed=0)
   checkpoints = checkpoint.Checkpoints(workdir)
   with (

@@ -30,6 +30,8 @@ RANKS = {
   "clip_jax.train": 3.1,
   "clip_jax.convert": 3.15,
   "clip_jax.inference": 3.2,
+  "clip_jax.train.run": 3.3,
+  "clip_jax.train.evaluation": 3.3,
   "clip_jax.train.loop": 3.3,
   "clip_jax.cli": 4,
   "clip_jax.__main__": 5,

@@ -1,7 +1,8 @@
 """Evaluations by name: what `clip-jax eval` and the training loop call."""
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from clip_jax import errors
@@ -27,19 +28,84 @@ def check_task(task: str) -> None:
     raise errors.unknown("task", task, TASKS)
 
 
-def check(
-  task: str, data: str, *, labels: str = "", templates: str = ""
-) -> None:
-  """Raises UserError where `evaluate` would, as far as no record tells."""
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """One task on opened data, with the words of its labels and templates.
+
+  Attributes:
+    task: one of `TASKS`.
+    data: the DATA address.
+    source: what it opened to.
+    labels: None takes the data's own.
+    templates: None takes the data's own.
+  """
+
+  task: str
+  data: str
+  source: sources.Source
+  labels: prompts.Labels | None
+  templates: Sequence[str] | None
+
+  def measure(
+    self,
+    *,
+    embed_images: Callable,
+    embed_texts: prompts.EmbedTexts,
+    preprocess: preprocess_lib.Preprocess,
+    batch_size: int = 256,
+    threads: int = 4,
+    progress: Callable[[int, int], None] | None = None,
+  ) -> dict[str, Any]:
+    """Returns the measures of a model, as the function `evaluate` does."""
+    bad: collections.Counter[str] = collections.Counter()
+    total = len(self.source)
+    with pipeline.eval_batches(
+      self.source, batch_size=batch_size, preprocess=preprocess, threads=threads
+    ) as batches:
+      measured = TASKS[self.task](
+        self.source,
+        embed_images=embed_images,
+        embed_texts=embed_texts,
+        batches=watch(batches, bad, total=total, progress=progress),
+        labels=self.labels,
+        templates=self.templates,
+      )
+    about = {"task": self.task, "data": self.data}
+    return {**about, **measured, "bad_records": dict(bad)}
+
+
+def open_evaluation(
+  task: str,
+  data: str,
+  *,
+  labels: str = "",
+  templates: str = "",
+  open_source: Callable[[str], sources.Source] = sources.open_source,
+) -> Evaluation:
+  """Returns the evaluation of `task` on `data`; reads no record.
+
+  Args:
+    task: one of `TASKS`.
+    data: a DATA address.
+    labels: comma-separated, or a file; empty takes the data's own.
+    templates: one template, or a file; empty takes the data's own.
+    open_source: from an address to its source.
+
+  Raises:
+    UserError: task or data are unknown, or do not go together.
+  """
   check_task(task)
-  _CHECKS[task](sources.open_source(data), **_read_words(labels, templates))
-
-
-def _read_words(labels: str, templates: str) -> dict[str, Any]:
-  return {
-    "labels": prompts.read_labels(labels) if labels else None,
-    "templates": prompts.read_templates(templates) if templates else None,
-  }
+  evaluation = Evaluation(
+    task=task,
+    data=data,
+    source=open_source(data),
+    labels=prompts.read_labels(labels) if labels else None,
+    templates=prompts.read_templates(templates) if templates else None,
+  )
+  _CHECKS[task](
+    evaluation.source, labels=evaluation.labels, templates=evaluation.templates
+  )
+  return evaluation
 
 
 def evaluate(
@@ -72,20 +138,15 @@ def evaluate(
   Raises:
     UserError: task or data are unknown, or do not go together.
   """
-  check_task(task)
-  source = sources.open_source(data)
-  bad: collections.Counter[str] = collections.Counter()
-  with pipeline.eval_batches(
-    source, batch_size=batch_size, preprocess=preprocess, threads=threads
-  ) as batches:
-    measured = TASKS[task](
-      source,
-      embed_images=embed_images,
-      embed_texts=embed_texts,
-      batches=watch(batches, bad, total=len(source), progress=progress),
-      **_read_words(labels, templates),
-    )
-  return {"task": task, "data": data, **measured, "bad_records": dict(bad)}
+  evaluation = open_evaluation(task, data, labels=labels, templates=templates)
+  return evaluation.measure(
+    embed_images=embed_images,
+    embed_texts=embed_texts,
+    preprocess=preprocess,
+    batch_size=batch_size,
+    threads=threads,
+    progress=progress,
+  )
 
 
 def watch(

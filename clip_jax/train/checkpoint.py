@@ -53,6 +53,15 @@ def _everywhere(fine: bool) -> bool:
   return bool(multihost_utils.process_allgather(np.array(fine)).all())
 
 
+class _Manager(ocp.CheckpointManager):
+  """Orbax's manager, which leaves the matter of preemption to the loop."""
+
+  def reached_preemption(self, step: int) -> bool:
+    """Returns False; asking JAX about `step` would disturb `Preemption`."""
+    del step
+    return False
+
+
 class Checkpoints:
   """The checkpoints of one working directory."""
 
@@ -80,7 +89,7 @@ class Checkpoints:
       cleanup_tmp_directories=True,
       enable_async_checkpointing=True,
     )
-    return ocp.CheckpointManager(
+    return _Manager(
       self._directory,
       options=options,
       item_names=(VARIABLES, PROGRESS, META),
@@ -184,10 +193,6 @@ class Checkpoints:
       "short: make some, or lower checkpoint.keep) and give the same command "
       "again; the run goes on from there."
     )
-
-  def reached_preemption(self, step: int) -> bool:
-    """Returns whether any process of several was told to stop."""
-    return self._manager.reached_preemption(step)
 
   def restore_latest(
     self, abstract: step_lib.TrainState

@@ -22,6 +22,7 @@ from clip_jax.train import metrics
 from clip_jax.train import step as step_lib
 
 LEDGER = "ledger.jsonl"
+_EVALUATION_DUE = "evaluation_due"
 
 # Updates that may be under way before one is read. Simulated devices share
 # the threads of one CPU and can starve each other's collectives: one at a time.
@@ -40,7 +41,13 @@ class _Pending:
 
 
 class Journal:
-  """Metrics, log lines and the ledger of bad records of one run."""
+  """Metrics, log lines and the ledger of bad records of one run.
+
+  Attributes:
+    counters: what a resumed run needs back.
+    evaluation_due: whether the run was stopped at `first_step` before that
+      step's evaluations.
+  """
 
   def __init__(
     self,
@@ -70,7 +77,11 @@ class Journal:
     """
     self._ledger = ledger
     self._ledger.truncate_after(first_step)
-    self._writer = metrics.Writer(workdir, after_step=first_step)
+    self.counters = {"bad_records": 0, "skipped": 0} | counters
+    self.evaluation_due = self.counters.pop(_EVALUATION_DUE, False)
+    self._writer = metrics.Writer(
+      workdir, after_step=first_step, evaluation_due=self.evaluation_due
+    )
     self._throughput = throughput
     self._schedule = schedule
     self._batch_size = batch_size
@@ -80,8 +91,6 @@ class Journal:
     self._skipped = counters.get("skipped", 0)
     platform = jax.devices()[0].platform
     self._in_flight = _IN_FLIGHT.get(platform, _IN_FLIGHT_ELSEWHERE)
-    # What a resumed run needs back: the account of the data.
-    self.counters = {"bad_records": 0, "skipped": 0} | counters
     self._started = False
 
   def __enter__(self) -> "Journal":
@@ -120,10 +129,14 @@ class Journal:
     while self._pending:
       self._read(self._pending.popleft())
 
-  def write_evaluations(self, step: int, evaluated: dict[str, Any]) -> None:
-    """Writes the numbers of evaluations after `step`."""
-    if evaluated:
-      self._writer.write(step, flatten(evaluated, "eval/"))
+  def write_evaluations(
+    self, step: int, evaluated: dict[str, Any] | None
+  ) -> None:
+    """Writes the numbers of evaluations after `step`; None: they are due."""
+    if evaluated is None:
+      self.counters[_EVALUATION_DUE] = True
+    elif evaluated:
+      self._writer.write_evaluations(step, flatten(evaluated))
     self._throughput.restart()
 
   def _read(self, pending: _Pending) -> None:

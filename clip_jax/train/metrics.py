@@ -40,6 +40,7 @@ PEAK_FLOPS = {
 }
 
 
+_EVALUATION = "eval/"  # How the names of an evaluation's numbers begin.
 _FLUSH_SECONDS = 60.0  # Between flushes of the events, which wait for the disk.
 
 
@@ -111,18 +112,28 @@ class Throughput:
 class Writer:
   """Appends metrics to `metrics.jsonl` and TensorBoard; only process 0."""
 
-  def __init__(self, workdir: str | os.PathLike, *, after_step: int = 0):
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    *,
+    after_step: int = 0,
+    evaluation_due: bool = False,
+  ):
     """Opens the files; lines of steps after `after_step` are removed.
 
     Args:
       workdir: of the run.
       after_step: where the run goes on; a killed run may have written more.
+      evaluation_due: whether that step is still to be evaluated; what was
+        written of its evaluation is removed too.
     """
     self._active = jax.process_index() == 0
     if not self._active:
       return
     self._path = pathlib.Path(workdir) / "metrics.jsonl"
-    truncate_lines(self._path, after_step)
+    truncate_lines(
+      self._path, after_step, but=_EVALUATION if evaluation_due else None
+    )
     # Not a SummaryWriter: its thread dies where the disk is full, and the run
     # would wait for it for ever.
     self._events_path = os.path.join(os.fspath(workdir), "events")
@@ -151,6 +162,10 @@ class Writer:
       with _named(self._events_path):
         self._events.flush()
       self._flushed = time.monotonic()
+
+  def write_evaluations(self, step: int, values: dict[str, Any]) -> None:
+    """Writes the numbers of the evaluations after `step`."""
+    self.write(step, {_EVALUATION + key: x for key, x in values.items()})
 
   def _add_event(self, **fields: Any) -> None:
     event = event_pb2.Event(wall_time=time.time(), **fields)
@@ -188,18 +203,26 @@ def _named(path: str | os.PathLike) -> Iterator[None]:
     raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def truncate_lines(path: pathlib.Path, last_step: int) -> None:
-  """Keeps the whole lines of steps up to `last_step`."""
+def truncate_lines(
+  path: pathlib.Path, last_step: int, *, but: str | None = None
+) -> None:
+  """Keeps the whole lines of steps up to `last_step`.
+
+  Args:
+    path: of JSON lines with a step each.
+    last_step: the last one kept.
+    but: lines of `last_step` go too, if one of their names begins so.
+  """
   if not path.exists():
     return
-  kept = []
-  for line in path.read_text().splitlines():
-    try:
-      entry = json.loads(line)
-    except json.JSONDecodeError:  # A kill in the middle of a line.
-      continue
-    if entry["step"] <= last_step:
-      kept.append(line + "\n")
   partial = path.with_name(path.name + ".partial")
-  partial.write_text("".join(kept))
+  with path.open() as file, partial.open("w") as kept:
+    for line in file:
+      try:
+        entry = json.loads(line)
+      except json.JSONDecodeError:  # A kill in the middle of a line.
+        continue
+      goes_too = but and any(name.startswith(but) for name in entry)
+      if entry["step"] <= (last_step - 1 if goes_too else last_step):
+        kept.write(line.rstrip("\n") + "\n")
   partial.replace(path)

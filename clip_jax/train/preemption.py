@@ -4,22 +4,26 @@ import signal
 import threading
 
 import jax
-
-from clip_jax.train import checkpoint
+import orbax.checkpoint as ocp
 
 EXIT_CODE = 143  # 128 + SIGTERM: preempted, and saved.
 
 
 class Preemption:
-  """Whether this run was told to stop, by SIGTERM to any of its processes."""
+  """Whether this run was told to stop, by SIGTERM to any of its processes.
 
-  def __init__(self, checkpoints: checkpoint.Checkpoints):
+  Several processes leave at the same point: once one of them is told, JAX's
+  service lets them agree, in the background, on a point that none has passed
+  yet. Asking costs no collective, but all must ask at the same points.
+  """
+
+  def __init__(self):
     """Takes over SIGTERM, but only where a single process runs.
 
-    Several processes have JAX's own handler, which makes all of them agree on
-    the step to stop at; a handler of ours would silence it.
+    Several processes have JAX's own handler; one of ours would silence it.
     """
-    self._checkpoints = checkpoints
+    self.told = False
+    self._points = 0
     self._signalled = threading.Event()
     self._previous = None
     self._alone = jax.process_count() == 1
@@ -35,8 +39,15 @@ class Preemption:
     if self._previous is not None:
       signal.signal(signal.SIGTERM, self._previous)
 
-  def requested(self, step: int) -> bool:
-    """Returns whether to save and stop now; ask at every step, everywhere."""
+  def requested(self) -> bool:
+    """Returns whether to save and stop now; once it is, it remains so.
+
+    Ask after every update and before every batch of an evaluation.
+    """
+    self._points += 1
     if self._alone:
-      return self._signalled.is_set()
-    return self._checkpoints.reached_preemption(step)
+      self.told = self._signalled.is_set()
+    elif not self.told:
+      # Points, not steps: a step with an evaluation has many of them.
+      self.told = ocp.multihost.reached_preemption(self._points)
+    return self.told

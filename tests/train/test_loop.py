@@ -2,6 +2,10 @@
 
 import json
 import logging
+import pathlib
+import shutil
+import signal
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,49 +13,72 @@ import pytest
 from PIL import Image
 
 from clip_jax import config as config_lib
-from clip_jax import errors, inference
-from clip_jax.train import checkpoint, loop
+from clip_jax import errors, inference, terminal
+from clip_jax.data import sources
+from clip_jax.train import checkpoint, journal, loop
+from clip_jax.train import run as run_lib
 from clip_jax.train import step as step_lib
+
+CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "tiny_rn.py"
+CHANGES = (
+  "data.train=builtin:digits/train",
+  "evals.test.data=builtin:digits/test",
+  "steps=6",
+  "optim.warmup_steps=2",
+  "log_every_steps=2",
+)
 
 
 def _config(**changes):
-  config = config_lib.default_config()
-  config.model = "tiny-rn"
-  config.model_overrides = {
-    "embed_dim": 12,
-    "image": {"width": 8, "image_size": 16},
-    "text": {"width": 16, "depth": 1, "heads": 2},
-  }
-  config.data.train = "builtin:digits/train"
-  config.batch_size = 16
-  config.steps = 6
-  config.precision = "float32"
-  config.optim.warmup_steps = 2
-  config.log_every_steps = 2
-  config.evals.test = {"data": "builtin:digits/test"}
+  config = config_lib.load(CONFIG, CHANGES)
   for name, value in changes.items():
     config[name] = value
   return config_lib.check(config)
 
 
 def _lines(workdir):
+  """The log of a run without what a clock measured."""
   text = (workdir / "metrics.jsonl").read_text()
-  return [json.loads(line) for line in text.splitlines()]
+  lines = [json.loads(line) for line in text.splitlines()]
+  timed = ("images_per_second", "data_wait", "mfu")
+  return [{k: v for k, v in x.items() if k not in timed} for x in lines]
 
 
-def test_a_run_leaves_what_its_docstring_says(tmp_path, caplog):
-  config = _config(eval_every_steps=4, report="builtin:digits/test")
-  workdir = tmp_path / "a run"
-  with caplog.at_level(logging.INFO):
-    summary = loop.train(config, workdir)
-  assert "1433 records, 6 steps of 16 pairs on 8 x cpu" in caplog.text
+def _whole_config():
+  return _config(eval_every_steps=4, report="builtin:digits/test")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A finished run: its workdir, summary, opened data and progress."""
+  workdir = tmp_path_factory.mktemp("whole") / "a run"
+  opened, shown = [], []
+  open_source = sources.open_source
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      sources, "open_source", lambda x: opened.append(x) or open_source(x)
+    )
+    patch.setattr(
+      terminal.Progress, "__call__", lambda *args: shown.append(args)
+    )
+    summary = loop.train(_whole_config(), workdir)
+  progress = [(bar.name, done, total) for bar, done, total in shown]
+  return types.SimpleNamespace(
+    workdir=workdir, summary=summary, opened=opened, progress=progress
+  )
+
+
+def test_a_run_leaves_what_its_docstring_says(whole):
+  workdir, summary = whole.workdir, whole.summary
   assert summary["steps"] == 6 and summary["skipped"] == 0
   assert summary["bad_records"] == 0
   assert summary["evals"]["test"]["examples"] == 364
   with Image.open(summary["report"]) as picture:
     assert picture.format == "PNG"
-  assert not config_lib.differences(checkpoint.load_config(workdir), config)
-  lines = _lines(workdir)
+  saved = checkpoint.load_config(workdir)
+  assert not config_lib.differences(saved, _whole_config())
+  text = (workdir / "metrics.jsonl").read_text()
+  lines = [json.loads(line) for line in text.splitlines()]
   assert [x["step"] for x in lines if "loss" in x] == [2, 4, 6]
   evaluations = [x for x in lines if "eval/test/top1" in x]
   assert [x["step"] for x in evaluations] == [4, 6]
@@ -61,16 +88,107 @@ def test_a_run_leaves_what_its_docstring_says(tmp_path, caplog):
     assert lines[-2][name] > 0
   assert 0 <= lines[-2]["data_wait"] < 1
   assert list(workdir.glob("events.out.tfevents.*"))
-  # The same model, loaded as a user loads it, says the same.
-  clip = inference.load(workdir)
+
+
+def test_a_finished_run_is_a_model(whole):
+  clip = inference.load(whole.workdir)
   assert clip.step == 6
   scores = clip.classify(np.zeros((16, 16, 3), np.uint8), ["one", "two"])
   assert scores.shape == (1, 2) and abs(scores.sum() - 1) < 1e-6
 
 
-def test_epochs_become_steps(tmp_path):
-  config = _config(steps=None, epochs=0.05)
-  assert loop.make_run(config).total_steps == 5  # 0.05 * 1433 / 16, up.
+def test_data_are_opened_once(whole):
+  assert sorted(whole.opened) == ["builtin:digits/test", "builtin:digits/train"]
+
+
+def test_evaluations_and_report_show_their_progress(whole):
+  halves = [(256, 364), (364, 364)]
+  assert whole.progress == [
+    (name, *half) for name in ("test", "test", "report") for half in halves
+  ]
+
+
+def test_a_run_says_what_it_is_and_epochs_become_steps(caplog):
+  with caplog.at_level(logging.INFO):
+    run = run_lib.make_run(_config(steps=None, epochs=0.05))
+    run.announce()
+  assert run.total_steps == 5  # 0.05 * 1433 / 16, up.
+  assert "1433 records, 5 steps of 16 pairs on 8 x cpu" in caplog.text
+
+
+def _train_until(config, workdir, name, done):
+  """Sends SIGTERM once `done` examples of the evaluation `name` are done."""
+
+  def signal_there(self, so_far, total):
+    if (self.name, so_far) == (name, done):
+      signal.raise_signal(signal.SIGTERM)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(terminal.Progress, "__call__", signal_there)
+    with pytest.raises(SystemExit) as caught:
+      loop.train(config, workdir)
+  assert caught.value.code == 143
+
+
+def test_an_evaluation_that_was_stopped_is_done_again(
+  tmp_path, whole, monkeypatch
+):
+  config = _whole_config()
+  wanted = _lines(whole.workdir)
+  saved = tmp_path / "checkpoints"
+  # After the first of two batches; and when that is made up for.
+  for _ in range(2):
+    _train_until(config, tmp_path, "test", 256)
+    assert _lines(tmp_path) == wanted[:2]
+    assert {path.name for path in saved.iterdir()} == {"3", "4"}
+  # Made up for, and written, but the run dies before it saves again.
+  with monkeypatch.context() as patch:
+    patch.setattr(journal.Journal, "next_batch", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      loop.train(config, tmp_path)
+  assert _lines(tmp_path) == wanted[:3]
+  # After the last batch: the next update is the next chance to leave.
+  _train_until(config, tmp_path, "test", 364)
+  assert _lines(tmp_path) == wanted[:3]
+  assert {path.name for path in saved.iterdir()} == {"3", "4", "5"}
+  # Within the report.
+  _train_until(config, tmp_path, "report", 256)
+  assert _lines(tmp_path) == wanted
+  assert not (tmp_path / "report.png").exists()
+  summary = loop.train(config, tmp_path)
+  assert summary["evals"] == whole.summary["evals"]
+  assert _lines(tmp_path) == wanted and (tmp_path / "report.png").exists()
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_anew(
+  tmp_path, monkeypatch
+):
+  config = _config(steps=2, log_every_steps=1)
+  config.evals = {}
+  note = journal.Journal.note
+
+  def die_at_two(self, step, *measured):
+    note(self, step, *measured)
+    assert step < 2, "died"
+
+  with monkeypatch.context() as patch:
+    patch.setattr(journal.Journal, "note", die_at_two)
+    with pytest.raises(AssertionError, match="died"):
+      loop.train(config, tmp_path)
+  died = _lines(tmp_path)
+  assert [line["step"] for line in died] == [1, 2]
+  changed = _config(steps=2, log_every_steps=1, seed=5)
+  changed.evals = {}
+  with pytest.raises(
+    errors.UserError,
+    match=r"seed: 0 -> 5.*saved no checkpoint.*--allow-changes to start anew",
+  ):
+    loop.train(changed, tmp_path)
+  loop.train(config, tmp_path)
+  assert _lines(tmp_path) == died
+  shutil.rmtree(tmp_path / "checkpoints")
+  loop.train(changed, tmp_path, allow_changes=True)
+  assert _lines(tmp_path)[0]["loss"] != died[0]["loss"]
 
 
 def test_another_config_is_refused_unless_allowed(tmp_path):

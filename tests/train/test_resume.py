@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 
 import jax
@@ -18,41 +17,14 @@ import pytest
 from clip_jax import config as config_lib
 from clip_jax.train import checkpoint, loop
 
-CONFIG = """
-from clip_jax import config as config_lib
-
-def get_config():
-  config = config_lib.default_config()
-  config.model = "tiny-rn"
-  config.model_overrides = {
-    "embed_dim": 12,
-    "image": {"width": 8, "image_size": 16},
-    "text": {"width": 16, "depth": 1, "heads": 2},
-  }
-  config.data.train = "builtin:two_digits/train"
-  config.batch_size = 16
-  config.steps = 40
-  config.precision = "float32"
-  config.optim.warmup_steps = 5
-  config.optim.peak_lr = 2e-3
-  config.checkpoint.every_steps = 3
-  config.log_every_steps = 1
-  return config
-"""
+CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "tiny_rn.py"
 TIMED = ("images_per_second", "data_wait", "mfu")
 
 
-@pytest.fixture(scope="module")
-def config_file(tmp_path_factory):
-  path = tmp_path_factory.mktemp("configs") / "tiny.py"
-  path.write_text(textwrap.dedent(CONFIG))
-  return path
-
-
-def _command(config_file, workdir, *options):
+def _command(workdir, *options):
   return [
     *(sys.executable, "-m", "clip_jax", "train"),
-    *("--config", str(config_file), "--workdir", str(workdir)),
+    *("--config", str(CONFIG), "--workdir", str(workdir)),
     *(f"--config.{option}" for option in options),
   ]
 
@@ -62,12 +34,12 @@ def _environment(devices=1):
   return os.environ | {"XLA_FLAGS": flag}
 
 
-def _start(config_file, workdir, *options, flags=(), devices=1, log="log"):
+def _start(workdir, *options, flags=(), devices=1, log="log"):
   """Starts a run; what it says goes to a file beside its workdir."""
   workdir = pathlib.Path(workdir)
   with open(workdir.with_name(f"{workdir.name}.{log}"), "w") as stderr:
     return subprocess.Popen(
-      [*_command(config_file, workdir, *options), *flags],
+      [*_command(workdir, *options), *flags],
       env=_environment(devices),
       stdout=subprocess.DEVNULL,
       stderr=stderr,
@@ -85,8 +57,8 @@ def _expect(process, code, workdir, log="log"):
   assert process.wait(timeout=900) == code, _said(workdir, log)
 
 
-def _finish(config_file, workdir, *options, devices=1):
-  process = _start(config_file, workdir, *options, devices=devices)
+def _finish(workdir, *options, devices=1):
+  process = _start(workdir, *options, devices=devices)
   _expect(process, 0, workdir)
 
 
@@ -109,9 +81,9 @@ def _assert_same_run(workdir, wanted):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, config_file):
+def uninterrupted(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("uninterrupted")
-  _finish(config_file, workdir)
+  _finish(workdir)
   return workdir
 
 
@@ -152,30 +124,30 @@ def _kill_at_random(process, workdir, rng, in_save):
 
 
 @pytest.mark.slow
-def test_twenty_kills_leave_no_trace(tmp_path, config_file):
+def test_twenty_kills_leave_no_trace(tmp_path):
   """SIGKILL at random moments, every second one within a save."""
   steps = "steps=400"
-  _finish(config_file, tmp_path / "whole", steps)
+  _finish(tmp_path / "whole", steps)
   workdir = tmp_path / "a killed run"
   rng = random.Random(0)
   kills = in_save = 0
   while kills < 20:
-    process = _start(config_file, workdir, steps)
+    process = _start(workdir, steps)
     if not _kill_at_random(process, workdir, rng, in_save=kills % 2 == 1):
       break
     kills += 1
     in_save += bool(_saves(workdir))
   assert kills == 20 and in_save >= 5, (kills, in_save)
-  _finish(config_file, workdir, steps)
+  _finish(workdir, steps)
   _assert_same_run(workdir, tmp_path / "whole")
 
 
 def test_sigterm_saves_the_step_and_the_run_ends_the_same(
-  tmp_path, config_file, uninterrupted
+  tmp_path, uninterrupted
 ):
   workdir = tmp_path / "run"
   options = ("checkpoint.every_steps=1000",)
-  process = _start(config_file, workdir, *options)
+  process = _start(workdir, *options)
   assert _wait_for(lambda: _count_lines(workdir) >= 8, process)
   process.send_signal(signal.SIGTERM)
   _expect(process, 143, workdir)
@@ -183,13 +155,13 @@ def test_sigterm_saves_the_step_and_the_run_ends_the_same(
   saved = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
   assert saved == [_count_lines(workdir)] and "saved step" in stderr
   assert "Traceback" not in stderr
-  _finish(config_file, workdir, *options)
+  _finish(workdir, *options)
   _assert_same_run(workdir, uninterrupted)
 
 
-def test_sigterm_while_compiling_saves_the_first_step(tmp_path, config_file):
+def test_sigterm_while_compiling_saves_the_first_step(tmp_path):
   workdir = tmp_path / "run"
-  process = _start(config_file, workdir)
+  process = _start(workdir)
   assert _wait_for(lambda: (workdir / "checkpoints").exists(), process)
   time.sleep(0.3)
   process.send_signal(signal.SIGTERM)
@@ -200,24 +172,20 @@ def test_sigterm_while_compiling_saves_the_first_step(tmp_path, config_file):
 
 
 @pytest.mark.slow
-def test_loader_workers_do_not_change_a_bit(
-  tmp_path, config_file, uninterrupted
-):
+def test_loader_workers_do_not_change_a_bit(tmp_path, uninterrupted):
   for workers in (1, 2):
     workdir = tmp_path / str(workers)
-    _finish(config_file, workdir, f"data.workers={workers}")
+    _finish(workdir, f"data.workers={workers}")
     _assert_same_run(workdir, uninterrupted)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_other_workers_and_threads(
-  tmp_path, config_file, uninterrupted
-):
+def test_a_run_goes_on_with_other_workers_and_threads(tmp_path, uninterrupted):
   workdir = tmp_path / "run"
   for step, options in enumerate(
     [("data.workers=2",), ("data.workers=0", "data.threads=1"), ()]
   ):
-    process = _start(config_file, workdir, *options)
+    process = _start(workdir, *options)
     if step < 2:
       done = 12 * (step + 1)
       assert _wait_for(lambda done=done: _count_lines(workdir) >= done, process)
@@ -228,23 +196,23 @@ def test_a_run_goes_on_with_other_workers_and_threads(
 
 @pytest.mark.slow
 def test_a_run_goes_on_on_another_number_of_devices(
-  tmp_path, config_file, uninterrupted, monkeypatch
+  tmp_path, uninterrupted, monkeypatch
 ):
   # In float64: a float32 training is chaotic, and sums in another order part
   # the losses of two runs by 1e-4 within twenty steps.
   monkeypatch.setenv("JAX_ENABLE_X64", "True")
   precise = "precision=float64"
   workdir = tmp_path / "run"
-  process = _start(config_file, workdir, precise, "mesh.fsdp=2", devices=8)
+  process = _start(workdir, precise, "mesh.fsdp=2", devices=8)
   assert _wait_for(lambda: _count_lines(workdir) >= 15, process)
   process.send_signal(signal.SIGTERM)
   _expect(process, 143, workdir)
   resumed_at = _count_lines(workdir)
   assert resumed_at < 40
-  _finish(config_file, workdir, precise, "mesh.fsdp=1", devices=2)
+  _finish(workdir, precise, "mesh.fsdp=1", devices=2)
   # Against eight devices to the end: only the order of sums differs.
   whole = tmp_path / "whole"
-  _finish(config_file, whole, precise, "mesh.fsdp=2", devices=8)
+  _finish(whole, precise, "mesh.fsdp=2", devices=8)
   got, want = _losses(workdir), _losses(whole)
   assert np.array_equal(got[:resumed_at], want[:resumed_at])
   np.testing.assert_allclose(got, want, rtol=1e-9)
@@ -261,7 +229,7 @@ def _free_port():
     return listener.getsockname()[1]
 
 
-def _start_pair(config_file, workdir, *options):
+def _start_pair(workdir, *options):
   """Two processes with two devices each."""
   address = f"127.0.0.1:{_free_port()}"
   pair = []
@@ -269,7 +237,6 @@ def _start_pair(config_file, workdir, *options):
     distributed = ("--coordinator", address, "--processes", "2")
     pair.append(
       _start(
-        config_file,
         workdir,
         *options,
         flags=(*distributed, "--process-id", str(i)),
@@ -295,22 +262,17 @@ def _finish_pair(pair, workdir, code=0):
   ],
 )
 def test_two_processes_follow_the_same_trajectory(
-  tmp_path, config_file, monkeypatch, model, precision, tolerance
+  tmp_path, monkeypatch, model, precision, tolerance
 ):
   monkeypatch.setenv("JAX_ENABLE_X64", str(precision == "float64"))
-  text = config_file.read_text().replace("tiny-rn", model)
+  options = [f"model={model}", f"precision={precision}", "steps=50"]
+  options += ["checkpoint.every_steps=50"]
   if model == "tiny-vit":
-    text = text.replace('"width": 8,', '"width": 24, "depth": 2, "heads": 3,')
-  config_file = tmp_path / "tiny.py"
-  config_file.write_text(text)
-  options = (
-    "steps=50",
-    f"precision={precision}",
-    "checkpoint.every_steps=50",
-  )
+    image = {"width": 24, "depth": 2, "heads": 3}
+    options += [f"model_overrides.image.{k}={v}" for k, v in image.items()]
   one, two = tmp_path / "one", tmp_path / "two"
-  _finish(config_file, one, *options)
-  pair = _start_pair(config_file, two, *options, "mesh.fsdp=2")
+  _finish(one, *options)
+  pair = _start_pair(two, *options, "mesh.fsdp=2")
   _finish_pair(pair, two)
   np.testing.assert_allclose(_losses(two), _losses(one), rtol=tolerance)
   with jax.enable_x64(precision == "float64"):
@@ -323,25 +285,23 @@ def test_two_processes_follow_the_same_trajectory(
 
 @pytest.mark.slow
 def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(
-  tmp_path, config_file, monkeypatch
+  tmp_path, monkeypatch
 ):
   monkeypatch.setenv("JAX_ENABLE_X64", "True")
   precise = "precision=float64"
-  _finish(config_file, tmp_path / "uninterrupted", precise)
+  _finish(tmp_path / "uninterrupted", precise)
   workdir = tmp_path / "run"
-  pair = _start_pair(config_file, workdir, precise)
+  pair = _start_pair(workdir, precise)
   assert _wait_for(lambda: _count_lines(workdir) >= 6, pair[0])
   pair[1].send_signal(signal.SIGTERM)
   _finish_pair(pair, workdir, code=143)
-  _finish(config_file, workdir, precise)
+  _finish(workdir, precise)
   whole = _losses(tmp_path / "uninterrupted")
   np.testing.assert_allclose(_losses(workdir), whole, rtol=1e-9)
 
 
-def test_a_finished_run_started_again_only_evaluates(
-  tmp_path, config_file, uninterrupted
-):
+def test_a_finished_run_started_again_only_evaluates(tmp_path, uninterrupted):
   before = _lines(uninterrupted)
-  config = config_lib.load(config_file)
+  config = config_lib.load(CONFIG)
   summary = loop.train(config, uninterrupted)
   assert summary["steps"] == 40 and _lines(uninterrupted) == before

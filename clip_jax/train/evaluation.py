@@ -1,0 +1,127 @@
+"""The evaluations and the report of a run, on the model as it is now."""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from clip_jax import report as report_lib
+from clip_jax import terminal
+from clip_jax.train import preemption
+from clip_jax.train import run as run_lib
+from clip_jax.train import step as step_lib
+
+
+class _Stopped(Exception):
+  """The run was told to stop."""
+
+
+class Evaluator:
+  """Evaluates the model of a run, unless the run is told to stop.
+
+  Whether to stop is asked before every batch. Every process reads all of the
+  data and asks equally often, so that all leave at the same one.
+  """
+
+  def __init__(self, run: run_lib.Run, stop: preemption.Preemption):
+    self._run = run
+    self._stop = stop
+
+  def measure(self, state: step_lib.TrainState) -> dict[str, Any] | None:
+    """Returns {name: measures} of `config.evals`; None where told to stop."""
+    results = {}
+    try:
+      for name, evaluation in self._run.evaluations.items():
+        with _progress(name) as progress:
+          results[name] = evaluation.measure(
+            **self._model(state),
+            threads=self._run.config.data.threads,
+            progress=progress,
+          )
+    except _Stopped:
+      return None
+    return results
+
+  def finish(
+    self,
+    state: step_lib.TrainState,
+    evaluated: dict[str, Any] | None,
+    path: pathlib.Path,
+  ) -> dict[str, Any]:
+    """Returns the run's last measures and writes its report.
+
+    Args:
+      state: at the end.
+      evaluated: its measures; None where it has not been evaluated.
+      path: of the picture.
+
+    Returns:
+      {"evals": the measures, "report": path of the picture, if any}.
+    """
+    if evaluated is None:  # Resumed at the end.
+      evaluated = self.measure(state) or {}
+    return {
+      "evals": evaluated,
+      "report": self._write_report(state, evaluated, path),
+    }
+
+  def _write_report(
+    self,
+    state: step_lib.TrainState,
+    evaluated: dict[str, Any],
+    path: pathlib.Path,
+  ) -> str | None:
+    run = self._run
+    if run.report is None:
+      return None
+    try:
+      with _progress("report") as progress:
+        rows = report_lib.find_rows(
+          run.report,
+          **self._model(state),
+          logit_scale=run.as_clip(state).logit_scale,
+          progress=progress,
+        )
+    except _Stopped:
+      return None
+    figures = [
+      (name, f"{100 * result['top1']:.1f} %")
+      for name, result in evaluated.items()
+      if "top1" in result
+    ]
+    if jax.process_index() == 0:
+      title = f"{run.config.model} on {run.config.report}"
+      picture = report_lib.make_report(rows, title=title, figures=figures)
+      report_lib.save(picture, path)
+    return str(path)
+
+  def _model(self, state: step_lib.TrainState) -> dict[str, Any]:
+    ready = self._run.as_clip(state)
+    return {
+      "embed_images": self._interruptible(ready.embed_images),
+      "embed_texts": self._interruptible(ready.encode_text),
+      "preprocess": ready.preprocess,
+    }
+
+  def _interruptible(
+    self, embed: Callable[[Any], np.ndarray]
+  ) -> Callable[[Any], np.ndarray]:
+    def embed_unless_told(inputs: Any) -> np.ndarray:
+      if self._stop.requested():
+        raise _Stopped
+      return embed(inputs)
+
+    return embed_unless_told
+
+
+@contextlib.contextmanager
+def _progress(name: str) -> Iterator[Callable[[int, int], None] | None]:
+  """Shows how far `name` is, on the first process."""
+  if jax.process_index():
+    yield None
+    return
+  with terminal.Progress(name) as progress:
+    yield progress

@@ -1,0 +1,170 @@
+"""What a config stands for: data, devices, model and optimizer, made once."""
+
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+from clip_jax import config as config_lib
+from clip_jax import errors, inference, sharding
+from clip_jax import preprocess as preprocess_lib
+from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.data import pipeline, sources
+from clip_jax.evals import tasks
+from clip_jax.models import clip, variants
+from clip_jax.train import optim
+from clip_jax.train import step as step_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a config stands for, built once.
+
+  Attributes:
+    config: checked.
+    mesh: of all devices.
+    source: of the training pairs.
+    evaluations: of `config.evals`, by name.
+    report: the source of `config.report`; None where there is none.
+    spec: of the model, as plain data.
+    model: the module.
+    tx: the optimizer.
+    total_steps: updates of the whole run.
+    preprocess: how an image becomes an array.
+    tokenizer: how texts become ids.
+    encoder: the compiled embedding functions.
+  """
+
+  config: ml_collections.ConfigDict
+  mesh: jax.sharding.Mesh
+  source: sources.Source
+  evaluations: dict[str, tasks.Evaluation]
+  report: sources.Source | None
+  spec: dict[str, Any]
+  model: clip.CLIP
+  tx: optax.GradientTransformation
+  total_steps: int
+  preprocess: preprocess_lib.Preprocess
+  tokenizer: tokenizer_lib.Tokenizer
+  encoder: inference.Encoder
+
+  def announce(self) -> None:
+    """Says what is about to run, before the first compilation's silence."""
+    devices = self.mesh.devices.flatten()
+    logging.info(
+      "%s: %s parameters, %d records, %d steps of %d pairs on %d x %s",
+      self.config.model,
+      f"{variants.parameter_count(self.model):,}",
+      len(self.source),
+      self.total_steps,
+      self.config.batch_size,
+      len(devices),
+      devices[0].device_kind,
+    )
+
+  def batches(self, start_step: int) -> pipeline.Batches:
+    """Returns the batches from `start_step` on: the rows of this process."""
+    config = self.config
+    rows = pipeline.local_rows(
+      sharding.batch_sharding(self.mesh), config.batch_size
+    )
+    return pipeline.train_batches(
+      self.source,
+      seed=config.seed,
+      batch_size=config.batch_size,
+      rows=rows,
+      start_step=start_step,
+      preprocess=self.preprocess,
+      tokenizer=self.tokenizer,
+      workers=config.data.workers,
+      threads=config.data.threads,
+      resize_ratio=config.data.resize_ratio,
+      caption=config.data.caption,
+    )
+
+  def place(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
+    """Returns what the devices need of a batch, split over them."""
+    needed = {name: batch[name] for name in ("image", "tokens", "bad")}
+    return pipeline.place(needed, sharding.batch_sharding(self.mesh))
+
+  def as_clip(self, state: step_lib.TrainState) -> inference.Clip:
+    """Returns the model in training as the object that users have."""
+    return inference.Clip(
+      module=self.model,
+      variables=state.variables,
+      tokenizer=self.tokenizer,
+      preprocess=self.preprocess,
+      encoder=self.encoder,
+      step=int(state.step),
+    )
+
+
+def make_run(config: ml_collections.ConfigDict) -> Run:
+  """Returns what `config` stands for; opens the data, starts the devices.
+
+  Raises:
+    UserError: something in the config does not exist or does not fit.
+  """
+  mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+  sharding.check_batch_size(config.batch_size, mesh)
+  spec = variants.spec(config.model, config.model_overrides.to_dict())
+  model = step_lib.make_model(config)
+  # Evaluations and report may look at the same data.
+  open_source = functools.cache(sources.open_source)
+  source = open_source(config.data.train)
+  evaluations = _open_evaluations(config, open_source)
+  report = _open_report(config, open_source)
+  total_steps = config.steps or math.ceil(
+    config.epochs * len(source) / config.batch_size
+  )
+  return Run(
+    config=config,
+    mesh=mesh,
+    source=source,
+    evaluations=evaluations,
+    report=report,
+    spec=spec,
+    model=model,
+    tx=optim.make_optimizer(
+      config, total_steps=total_steps, image_kind=spec["image"]["kind"]
+    ),
+    total_steps=total_steps,
+    preprocess=preprocess_lib.Preprocess.from_spec(spec),
+    tokenizer=tokenizer_lib.make_tokenizer(
+      **spec["tokenizer"], context_length=spec["text"]["context_length"]
+    ),
+    encoder=inference.Encoder(model, mesh=mesh),
+  )
+
+
+def _open_evaluations(
+  config: ml_collections.ConfigDict,
+  open_source: Callable[[str], sources.Source],
+) -> dict[str, tasks.Evaluation]:
+  """Raises at the start what would else stop the run at an evaluation."""
+  opened = {}
+  for name in config.evals:
+    entry = config_lib.evaluation(config, name)
+    try:
+      opened[name] = tasks.open_evaluation(**entry, open_source=open_source)
+    except errors.UserError as error:
+      raise errors.UserError(f"evals.{name}: {error}") from None
+  return opened
+
+
+def _open_report(
+  config: ml_collections.ConfigDict,
+  open_source: Callable[[str], sources.Source],
+) -> sources.Source | None:
+  if not config.report:
+    return None
+  try:
+    return open_source(config.report)
+  except errors.UserError as error:
+    raise errors.UserError(f"report: {error}") from None
