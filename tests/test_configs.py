@@ -1,0 +1,51 @@
+"""Every recipe's model, optimizer and update fit together; no FLOPs."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from clip_jax import config as config_lib
+from clip_jax import sharding
+from clip_jax.models import variants
+from clip_jax.train import optim
+from clip_jax.train import step as step_lib
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+# Parameters of the paper's models: of OpenAI's published checkpoints.
+PUBLISHED = {"vit_b32": 151_277_313, "rn50": 102_007_137}
+
+
+def _described(tree):
+  return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_an_update_of_every_config_can_be_traced(path):
+  config = config_lib.load(path)
+  mesh = sharding.make_mesh(data=4, fsdp=2)
+  spec = variants.spec(config.model, config.model_overrides.to_dict())
+  model = step_lib.make_model(config)
+  tx = optim.make_optimizer(
+    config, total_steps=config.steps or 5000, image_kind=spec["image"]["kind"]
+  )
+  state = step_lib.abstract_state(model, tx, mesh)
+  batch, size = 8, spec["image"]["image_size"]
+  inputs = {
+    "image": ((batch, size, size, 3), jnp.uint8),
+    "tokens": ((batch, spec["text"]["context_length"]), jnp.int32),
+    "bad": ((batch,), jnp.int32),
+  }
+  after, measured = jax.eval_shape(
+    step_lib.make_train_step(config, model, tx, mesh),
+    state,
+    {name: jax.ShapeDtypeStruct(*like) for name, like in inputs.items()},
+  )
+  assert _described(after) == _described(state)
+  assert (measured.loss.shape, measured.loss.dtype) == ((), jnp.float32)
+  assert {x.dtype for x in jax.tree.leaves(state.params)} == {
+    jnp.dtype("float32")
+  }
+  count = sum(x.size for x in jax.tree.leaves(state.params))
+  assert count == PUBLISHED.get(path.stem, count)
