@@ -27,6 +27,8 @@ FORMATS = {
   "clip-jax": "clip_jax.convert.model_dir",
   "workdir": "clip_jax.convert.workdir",
   "openai": "clip_jax.convert.openai",
+  "flax-clip": "clip_jax.convert.flax_clip",
+  "huggingface": "clip_jax.convert.huggingface",
 }
 _SHOWN = 5
 _ACCEPTED = (

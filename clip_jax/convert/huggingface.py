@@ -1,0 +1,176 @@
+"""HuggingFace directories: CLIPModel, SiglipModel, Siglip2Model, their towers.
+
+config.json says which of them it is; `huggingface_clip` and
+`huggingface_siglip` know their fields and names. Weights come as safetensors
+or PyTorch files, whole or in shards; they go out as safetensors.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from clip_jax import errors
+from clip_jax.convert import engine, portable
+from clip_jax.convert import huggingface_clip as clip
+from clip_jax.convert import huggingface_config as config_lib
+from clip_jax.convert import huggingface_images as images
+from clip_jax.convert import huggingface_siglip as siglip
+from clip_jax.convert import huggingface_tokenizer as tokenizer
+from clip_jax.convert import huggingface_weights as weights
+from clip_jax.convert import report as report_lib
+
+NAME = "huggingface"
+IGNORED = (r"(^|\.)position_ids$",)
+# What follows a tower alone: a projection, which the tower's features precede.
+_AFTER_TOWER = (
+  r"^(visual|text)_projection\.weight$",
+  r"^(text_model\.)?head\.(weight|bias)$",
+)
+_KINDS = {
+  "clip": clip,
+  "metaclip_2": clip,
+  "siglip": siglip,
+  "siglip2": siglip,
+}
+_PREFIXES = {"text": "text_model.", "image": "vision_model."}
+
+
+def recognise(path: pathlib.Path) -> bool:
+  """Whether `path` is a directory of such a model, or of a relative of one."""
+  kind = config_lib.model_type(path)
+  return kind is not None and (
+    kind in config_lib.MODEL_TYPES or "clip" in kind.lower()
+  )
+
+
+def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
+  """Reads a directory.
+
+  Raises:
+    UserError: it is damaged, or holds a model that is not known.
+  """
+  report = report_lib.Report(NAME)
+  config = config_lib.read(path, report)
+  kind = _KINDS[config.family]
+  file, tensors = weights.read(path)
+  spec = describe(path, config, report, options)
+  for part in engine.towers(spec):
+    # Before anything is as large as the config says.
+    if spec[part]["depth"] > len(tensors):
+      raise errors.UserError(
+        f"{path}: num_hidden_layers={spec[part]['depth']} of the {part} tower "
+        f"is more than the {len(tensors)} tensors of {file.name}."
+      )
+  dialect = _dialect(config, tensors)
+  ignored = IGNORED + (_AFTER_TOWER if config.tower else ())
+  leaves, extras = engine.to_ours(
+    kind.entries(spec, dialect),
+    tensors,
+    spec,
+    report=report,
+    name=str(path),
+    ignored=ignored,
+  )
+  projections = [name for name in extras if "position_ids" not in name]
+  if projections:
+    report.warnings.append(
+      f"{', '.join(projections)} come after the {config.tower} tower and are "
+      "no part of it; they are kept aside."
+    )
+  digested = [path / config_lib.FILE]
+  if not options.headers_only:
+    digested += weights.files(file, tensors)
+  return portable.Portable(
+    spec=spec,
+    leaves=leaves,
+    report=report,
+    extras=extras,
+    files=tokenizer.read_files(path) if "text" in spec else {},
+    source={
+      "format": NAME,
+      "dialect": {**dialect, "weights": file.name},
+      "files": portable.digests(digested),
+    },
+  )
+
+
+def describe(
+  path: pathlib.Path,
+  config: config_lib.Config,
+  report: report_lib.Report,
+  options: portable.Options,
+) -> dict[str, Any]:
+  """Returns the whole description of a directory's model."""
+  spec = _KINDS[config.family].describe(config, report, options)
+  if "image" in spec:
+    spec |= images.describe(path, config.family, spec["image"], report)
+  if "text" in spec:
+    spec["tokenizer"] = tokenizer.describe(
+      tokenizer.read_files(path), config.family, spec["text"], report
+    )
+  return engine.resolve(spec)
+
+
+def _dialect(config, tensors) -> dict[str, Any]:
+  found = {}
+  if config.family == "siglip2" and config.tower != "text":
+    found["naflex"] = True
+  if config.tower:
+    # transformers 5 saves a tower without the prefix that 4 gave it.
+    prefix = _PREFIXES[config.tower]
+    has_prefix = any(name.startswith(prefix) for name in tensors)
+    found["prefix"] = prefix if has_prefix else ""
+  return found
+
+
+def refusals(spec: dict[str, Any]) -> list[str]:
+  """Returns what of a description neither CLIPModel nor SiglipModel holds."""
+  return min((kind.refusals(spec) for kind in (clip, siglip)), key=len) + (
+    images.refusals(spec)
+  )
+
+
+def write(
+  model: portable.Portable, destination: pathlib.Path, options: portable.Options
+) -> None:
+  """Writes a directory for `from_pretrained`."""
+  del options
+  spec = model.spec
+  portable.refuse(NAME, refusals(spec))
+  kind = siglip if clip.refusals(spec) else clip
+  dialect = model.dialect(NAME)
+  tensors = engine.to_theirs(kind.entries(spec, dialect), model.leaves)
+  if model.source.get("format") == NAME:
+    tensors |= model.extras
+  config = {
+    **kind.config(spec, dialect),
+    "dtype": _dtype(tensors).name,
+  }
+  warnings = model.report.warnings
+  if (source := dialect.get("weights", "")).startswith(weights.TORCH):
+    warnings.append(f"{source} becomes {weights.WEIGHTS}: the same tensors.")
+  warnings += images.deviations(spec)
+  destination.mkdir(parents=True, exist_ok=True)
+  weights.write(destination, tensors)
+  _write_json(destination / config_lib.FILE, config)
+  family = config["model_type"]
+  _write_json(destination / images.FILE, images.settings(spec, family))
+  files = tokenizer.files_for(spec, model.files, model.report)
+  for name, data in files.items():
+    (destination / name).write_bytes(data)
+
+
+def _dtype(tensors) -> np.dtype:
+  """Returns the dtype to load in: the one that holds every parameter."""
+  kinds = {
+    tensor.dtype
+    for name, tensor in tensors.items()
+    if not name.endswith("position_ids")
+  }
+  return kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+
+
+def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
+  path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")

@@ -1,0 +1,84 @@
+"""Weight files of a HuggingFace directory: one, or shards and their index."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+
+from clip_jax import errors
+from clip_jax.convert.containers import safetensors_file, torch_zip
+from clip_jax.convert.tensor import Tensor
+
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+TORCH = "pytorch_model.bin"
+MAX_SHARD_BYTES = 5_000_000_000  # Of `save_pretrained` for years.
+
+# In the order in which transformers looks for them.
+_READERS = {
+  WEIGHTS: safetensors_file.read,
+  INDEX: safetensors_file.read_sharded,
+  TORCH: torch_zip.read,
+  f"{TORCH}.index.json": lambda path: safetensors_file.shards(
+    path, torch_zip.read
+  ),
+}
+
+
+def find(directory: pathlib.Path) -> pathlib.Path | None:
+  """Returns the file that leads to the weights, None if there is none."""
+  for name in _READERS:
+    if (directory / name).is_file():
+      return directory / name
+  return None
+
+
+def read(directory: pathlib.Path) -> tuple[pathlib.Path, dict[str, Tensor]]:
+  """Returns the file that leads to the weights, and the tensors by name.
+
+  Raises:
+    UserError: there is none, or it is damaged.
+  """
+  path = find(directory)
+  if path is None:
+    found = sorted(entry.name for entry in directory.iterdir())
+    raise errors.UserError(
+      f"{directory} has a config.json but no weights: none of "
+      f"{', '.join(_READERS)} (found: {', '.join(found[:10])})."
+    )
+  return path, dict(_READERS[path.name](path).tensors)
+
+
+def files(
+  path: pathlib.Path, names: Mapping[str, Tensor]
+) -> list[pathlib.Path]:
+  """Returns the files that hold the weights to which `path` leads."""
+  del names
+  if path.suffix != ".json":
+    return [path]
+  index = json.loads(path.read_text("utf-8"))
+  return [path] + [
+    path.parent / name for name in sorted(set(index["weight_map"].values()))
+  ]
+
+
+def write(directory: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:
+  """Writes one safetensors file, or shards of at most `MAX_SHARD_BYTES`."""
+  shards: list[dict[str, Tensor]] = [{}]
+  room = MAX_SHARD_BYTES
+  for name, tensor in tensors.items():
+    if tensor.nbytes > room and shards[-1]:
+      shards.append({})
+      room = MAX_SHARD_BYTES
+    shards[-1][name] = tensor
+    room -= tensor.nbytes
+  if len(shards) == 1:
+    safetensors_file.write(directory / WEIGHTS, shards[0])
+    return
+  weight_map = {}
+  for i, shard in enumerate(shards, start=1):
+    file_name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+    safetensors_file.write(directory / file_name, shard)
+    weight_map |= dict.fromkeys(shard, file_name)
+  total = sum(tensor.nbytes for tensor in tensors.values())
+  index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+  (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
