@@ -27,6 +27,7 @@ FORMATS = {
   "clip-jax": "clip_jax.convert.model_dir",
   "workdir": "clip_jax.convert.workdir",
   "openai": "clip_jax.convert.openai",
+  "big-vision": "clip_jax.convert.big_vision",
   "flax-clip": "clip_jax.convert.flax_clip",
   "huggingface": "clip_jax.convert.huggingface",
 }

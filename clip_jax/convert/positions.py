@@ -148,7 +148,8 @@ def old_grid(
   if given is None and side * side != cells:
     raise errors.UserError(
       f"The source has {cells} positions, which make no square. Give "
-      "--old-grid ROWSxCOLS."
+      "--old-grid ROWSxCOLS, and --image-size for the square images that they "
+      "become."
     )
   rows, cols = given or (side, side)
   if rows * cols != cells:
@@ -181,9 +182,11 @@ def resize(
       "--image-size resizes the positions of an image tower; this model has "
       "a text tower only."
     )
+  if model.source.get("resized", {}).get("new_image_size") == image_size:
+    return model  # By its reader, as where its old grid was no square.
   image = model.spec["image"]
-  was = _side(image, image["image_size"])
-  becomes = _side(image, image_size)
+  was = grid_side(image, image["image_size"])
+  becomes = grid_side(image, image_size)
   spec = {**model.spec, "image": {**image, "image_size": image_size}}
   leaves = dict(model.leaves)
   path = _LEAVES[image["kind"]]
@@ -216,8 +219,16 @@ def _noted(model, what) -> portable.Portable:
   return dataclasses.replace(model, source={**model.source, "resized": what})
 
 
-def _side(image: dict, image_size: int) -> int:
-  """Returns the rows of an image's grid of features."""
+def grid_side(image: dict, image_size: int) -> int:
+  """Returns the rows, and cols, of the features of square images.
+
+  Args:
+    image: the description of an image tower.
+    image_size: in pixels.
+
+  Raises:
+    UserError: the features do not fill the image.
+  """
   if image["kind"] == "resnet":
     # The stem halves twice, each stage but the first once.
     cell = 2 ** (len(image["depths"]) + 1)

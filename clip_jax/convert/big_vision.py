@@ -1,0 +1,292 @@
+"""big_vision's `.npz`, in and out: SigLIP, SigLIP 2, LiT and single ViTs.
+
+Shapes say all of the architecture. What they do not say (activation, epsilons,
+pooling of a text tower, preprocessing, tokenizer) is what big_vision's models
+have, and is in the report.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from clip_jax import errors
+from clip_jax.convert import big_vision_description as description
+from clip_jax.convert import big_vision_layout as layouts
+from clip_jax.convert import engine, portable, positions, transforms
+from clip_jax.convert import report as report_lib
+from clip_jax.convert.containers import npz
+from clip_jax.convert.tensor import Tensor
+
+NAME = "big-vision"
+SUFFIX = ".npz"
+_FIXED = {
+  "vit": {
+    "activation": "gelu_tanh",
+    "norm_epsilon": 1e-6,
+    "norm_after_pool": False,
+    "pre_norm": False,
+    "patch_bias": True,
+    "registers": 0,
+  },
+  "transformer": {
+    "activation": "gelu_tanh",
+    "norm_epsilon": 1e-6,
+    "causal": False,
+  },
+  "bert": {
+    "activation": "gelu_tanh",
+    "norm_epsilon": 1e-12,
+    "pooling": "cls",
+    "pad_id": 0,
+  },
+}
+_POOLINGS = {"transformer": ("last", "map"), "bert": ("cls",)}
+
+
+def recognise(path: pathlib.Path) -> bool:
+  """Whether `path` looks like one of numpy's archives."""
+  return path.is_file() and path.suffix == SUFFIX
+
+
+def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
+  """Reads a checkpoint of two towers, or of one.
+
+  Raises:
+    UserError: the file is damaged, or holds another model.
+  """
+  model = read_tensors(npz.read(path), options, name=str(path))
+  files = {} if options.headers_only else portable.digests([path])
+  return dataclasses.replace(model, source={**model.source, "files": files})
+
+
+def read_tensors(
+  tensors: Mapping[str, Tensor], options: portable.Options, *, name: str
+) -> portable.Portable:
+  """Reads the arrays of a checkpoint, by their names.
+
+  Raises:
+    UserError: they are no model of big_vision's.
+  """
+  report = report_lib.Report(NAME)
+  layout = layouts.find({k: x.shape for k, x in tensors.items()}, name)
+  tensors = _merge_positions(tensors, layout, report)
+  tensors, source = _square(tensors, layout, options, report)
+  spec = description.describe(
+    tensors, layout, options, report=report, name=name
+  )
+  leaves, extras = engine.to_ours(
+    layouts.entries(spec, layout),
+    tensors,
+    spec,
+    report=report,
+    name=name,
+    ignored=_ignored(layout, spec),
+    hint="Only models as big_vision's vit.py, text_transformer.py and "
+    "two_towers.py make them, and LiT's, can be read.",
+  )
+  # An optimizer's state is no part of the model.
+  extras = {k: x for k, x in extras.items() if k.startswith(layout.root)}
+  source |= {"format": NAME, "dialect": layout.to_dict()}
+  return portable.Portable(
+    spec=spec, leaves=leaves, report=report, extras=extras, source=source
+  )
+
+
+def _ignored(layout, spec) -> list[str]:
+  """Returns patterns of the names that hold nothing of the towers."""
+  patterns = []
+  if layout.root:  # Whatever else a training checkpoint holds.
+    patterns.append(f"^(?!{layout.root})")
+  if engine.towers(spec) == ("image",):  # A classifier.
+    prefix = layouts.tower_prefix(layout, "image")
+    patterns.append(f"^{prefix}(head|pre_logits)/")
+  return patterns
+
+
+def _merge_positions(tensors, layout, report) -> dict[str, Tensor]:
+  """Adds up the positions of text towers that were trained with two."""
+  tensors = dict(tensors)
+  if layout.text is None:
+    return tensors
+  prefix = layouts.tower_prefix(layout, "text")
+  first, second = f"{prefix}pos_embedding", f"{prefix}Encoder_0/pos_embedding"
+  if not (first in tensors and second in tensors):
+    return tensors
+  a, b = tensors[first], tensors.pop(second)
+  if (a.shape, a.dtype) != (b.shape, b.dtype):
+    raise errors.UserError(
+      f"{first} {list(a.shape)} and {second} {list(b.shape)} are to be added, "
+      "and differ in shape or dtype."
+    )
+  tensors[first] = Tensor(a.shape, a.dtype, lambda: a.read() + b.read())
+  report.warnings.append(
+    f"{second} is added to {first}, as big_vision does on loading; an export "
+    "holds the sum."
+  )
+  return tensors
+
+
+def _square(tensors, layout, options, report):
+  """Resizes positions whose grid is no square to the new, square one.
+
+  Returns the arrays, and what to note about the source.
+  """
+  if layout.image is None or options.old_grid is None:
+    return tensors, {}
+  prefix = layouts.tower_prefix(layout, "image")
+  key, kernel = prefix + layout.image.positions, f"{prefix}embedding/kernel"
+  old = tensors.get(key)
+  rows, cols = options.old_grid
+  if old is None or rows == cols or options.image_size is None:
+    return tensors, {}
+  if len(old.shape) != 3 or layout.image.flat_patches:
+    raise errors.UserError(
+      f"--old-grid is for {key} of the shape [1, positions, width]; it has "
+      f"{list(old.shape)}."
+    )
+  patch, width = tensors[kernel].shape[0], old.shape[2]
+  class_rows = int(old.shape[1] == rows * cols + 1)
+  side = positions.grid_side(
+    {"kind": "vit", "patch_size": patch}, options.image_size
+  )
+  flat = transforms.reshape((old.shape[1], width), old.shape)
+  new = positions.resized(
+    Tensor((old.shape[1], width), old.dtype, lambda: flat.ours(old.read())[0]),
+    class_rows=class_rows,
+    old_grid=positions.old_grid(old.shape[1] - class_rows, (rows, cols)),
+    new_grid=(side, side),
+    method=options.resize_method,
+  )
+  what = {
+    "method": options.resize_method,
+    "old_image_size": [rows * patch, cols * patch],
+    "new_image_size": options.image_size,
+    "old_grid": [rows, cols],
+    "new_grid": [side, side],
+  }
+  report.facts["resized"] = what
+  new = Tensor((1, *new.shape), new.dtype, lambda read=new.read: read()[None])
+  return {**tensors, key: new}, {"resized": what}
+
+
+def refusals(spec: dict[str, Any]) -> list[str]:
+  """Returns what of a description big_vision's models cannot be."""
+  problems = []
+  for tower in engine.towers(spec):
+    fields = spec[tower]
+    kind = fields["kind"]
+    if kind not in _FIXED:
+      problems.append(f"{tower}.kind={kind!r}")
+      continue
+    problems += [
+      f"{tower}.{field}={fields[field]!r} (it has {want!r})"
+      for field, want in _FIXED[kind].items()
+      if fields[field] != want
+    ]
+    if kind == "vit":
+      problems += _vit_refusals(fields)
+    elif fields["pooling"] not in _POOLINGS[kind]:
+      problems.append(f"text.pooling={fields['pooling']!r}")
+    if kind == "bert":
+      problems += _bert_refusals(fields)
+  if len(engine.towers(spec)) == 2:
+    known = {
+      "image_projection": ("linear_bias", "none"),
+      "text_projection": ("linear_bias", "none"),
+      # The two are the same to float32.
+      "embed_norm": ("l2", "l2_plus_1e-8"),
+    }
+    problems += [
+      f"{field}={spec[field]!r} (it has {' or '.join(map(repr, values))})"
+      for field, values in known.items()
+      if spec[field] not in values
+    ]
+  return problems
+
+
+def _vit_refusals(image: dict[str, Any]) -> list[str]:
+  problems = []
+  if image["class_token"] != (image["pooling"] == "class"):
+    problems.append(
+      f"image.class_token={image['class_token']} with "
+      f"image.pooling={image['pooling']!r}"
+    )
+  patch = image["patch_size"]
+  side = image["image_size"] // patch
+  want = description.IMAGE_SIZES.get((patch, side), patch * side)
+  if image["image_size"] != want:
+    problems.append(
+      f"image.image_size={image['image_size']} with patches of {patch} (it "
+      f"has {want})"
+    )
+  return problems
+
+
+def _bert_refusals(text: dict[str, Any]) -> list[str]:
+  problems = []
+  if text["positions"] != text["context_length"]:
+    problems.append(
+      f"text.positions={text['positions']} (it has as many as "
+      f"text.context_length, {text['context_length']})"
+    )
+  return problems
+
+
+def write(
+  model: portable.Portable, destination: pathlib.Path, options: portable.Options
+) -> None:
+  """Writes the names and shapes of the source's layout, or today's.
+
+  Raises:
+    UserError: big_vision has no such model.
+  """
+  del options
+  portable.refuse(NAME, refusals(model.spec))
+  npz.write(destination, to_tensors(model))
+
+
+def to_tensors(model: portable.Portable) -> dict[str, Tensor]:
+  """Returns the arrays under big_vision's names."""
+  spec = model.spec
+  kept = model.extras if model.source.get("format") == NAME else {}
+  if dialect := model.dialect(NAME):
+    layout = layouts.Layout.from_dict(dialect)
+  else:
+    layout = layouts.MODERN
+    flat = spec.get("text", {}).get("kind") == "bert" and (
+      spec["text"]["width"] == spec["text"]["heads"] * description.BERT_HEAD_DIM
+    )
+    text = dataclasses.replace(layout.text, flat_heads=flat)
+    layout = dataclasses.replace(layout, text=text)
+    model.report.warnings += _unsaid(spec)
+  return {
+    **engine.to_theirs(layouts.entries(spec, layout), model.leaves),
+    **kept,
+  }
+
+
+def _unsaid(spec: dict[str, Any]) -> list[str]:
+  """Returns what to tell whoever uses a file that holds arrays alone."""
+  differs = {
+    field: spec[field]
+    for field, want in description.PREPROCESSING.items()
+    if field in spec and list(_many(spec[field])) != list(_many(want))
+  }
+  warnings = []
+  if differs:
+    shown = ", ".join(f"{field}={value}" for field, value in differs.items())
+    warnings.append(
+      "The file says nothing about preprocessing, and the model's is not "
+      f"big_vision's usual: {shown}."
+    )
+  if spec.get("embed_norm") == "l2":
+    warnings.append(
+      "big_vision adds 1e-8 to the length of an embedding before it divides: "
+      "less than float32 resolves."
+    )
+  return warnings
+
+
+def _many(value):
+  return value if isinstance(value, list | tuple) else [value]

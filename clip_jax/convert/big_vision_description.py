@@ -1,0 +1,265 @@
+"""What the arrays of a big_vision checkpoint say about its model.
+
+Shapes say all of the architecture but a text tower's pooling; the rest is what
+big_vision's models have, and goes into the report as "format".
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from clip_jax import errors
+from clip_jax.convert import big_vision_layout as layouts
+from clip_jax.convert import engine, portable, positions
+from clip_jax.convert import report as report_lib
+from clip_jax.convert.openai import Axes
+from clip_jax.convert.tensor import Tensor
+
+BERT_HEAD_DIM = 64  # Of BERT's every size; its kernels do not show it.
+
+# Trained on images that patches do not fill: (patch, grid) -> pixels.
+IMAGE_SIZES = {(14, 27): 384}  # So400m/14 at 384: 6 pixels are left over.
+
+# `value_range(-1, 1)` after `tf.image.resize`, which does not antialias.
+PREPROCESSING = {
+  "image_mean": (0.5, 0.5, 0.5),
+  "image_std": (0.5, 0.5, 0.5),
+  "interpolation": "bilinear",
+  "antialias": False,
+  "resize": "squash",
+  "fill": 0,
+  "crop_rounding": "round",
+  "crop_fraction": 1.0,
+  "convert_rgb": "before",
+}
+
+_SENTENCEPIECE = {
+  "kind": "sentencepiece",
+  "cleaning": "lower",
+  "file": "tokenizer.model",
+}
+# Vocabulary size -> big_vision's name of the tokenizer, and its description.
+TOKENIZERS = {
+  32_000: ("c4_en", {**_SENTENCEPIECE, "pad_id": 1}),
+  250_000: ("mc4", {**_SENTENCEPIECE, "pad_id": 1}),
+  256_000: ("gemma", {**_SENTENCEPIECE, "pad_id": 0}),
+}
+_WORDPIECE = {
+  "kind": "wordpiece",
+  "cleaning": "none",
+  "file": "vocab.txt",
+  "pad_id": 0,
+}
+
+_INIT_LOGIT_SCALE = 10.0  # SigLIP's and LiT's `temperature_init`.
+_INIT_LOGIT_BIAS = -10.0  # SigLIP's `bias_init`.
+
+
+def describe(
+  tensors: Mapping[str, Tensor],
+  layout: layouts.Layout,
+  options: portable.Options,
+  *,
+  report: report_lib.Report,
+  name: str,
+) -> dict[str, Any]:
+  """Returns the description that the arrays' shapes imply.
+
+  Args:
+    tensors: of a checkpoint, by their names.
+    layout: that was found in them.
+    options: with the activation, where it is not the usual one.
+    report: takes what the shapes do not say.
+    name: what messages call the checkpoint.
+
+  Raises:
+    UserError: the model is not supported, or an array misses an axis.
+  """
+  axis = Axes({key: x.shape for key, x in tensors.items()}, name)
+  activation = report.infer(
+    "activation",
+    options.activation or "gelu_tanh",
+    "flag" if options.activation else "format",
+  )
+  spec: dict[str, Any] = {}
+  if layout.image is not None:
+    image = _describe_vit(axis, tensors, layout, report)
+    spec["image"] = {**image, "activation": activation}
+    spec |= PREPROCESSING
+    report.infer(
+      "preprocessing",
+      "squash, bilinear without antialiasing, mean and std 0.5",
+      "format",
+    )
+  if layout.text is not None:
+    prefix = layouts.tower_prefix(layout, "text")
+    is_bert = any(key.startswith(prefix + layouts.BERT) for key in tensors)
+    describe_text = _describe_bert if is_bert else _describe_transformer
+    text = describe_text(axis, tensors, layout, report)
+    spec["text"] = {**text, "activation": activation}
+    spec["tokenizer"] = _tokenizer(spec["text"], report)
+  if len(engine.towers(spec)) == 2:
+    spec |= _describe_head(axis, tensors, layout, spec, report)
+  return engine.resolve(spec)
+
+
+def _describe_blocks(axis, layout, tower) -> dict[str, Any]:
+  """Returns the sizes of a pre-norm encoder."""
+  this = getattr(layout, tower)
+  block = layouts.block_prefix(layout, tower)
+  query = f"{block}{this.attention}/query/kernel"
+  if this.scan:
+    depth = axis(query, 0, rank=4)
+  else:
+    depth = axis.count(rf"^{block.removesuffix('_0/')}_(\d{{1,4}})/")
+  rank = 3 + this.scan
+  hidden = f"{block}{this.mlp}/Dense_0/kernel"
+  return {
+    "width": axis(query, rank - 3, rank=rank),
+    "depth": depth,
+    "heads": axis(query, rank - 2, rank=rank),
+    "mlp_dim": axis(hidden, rank - 2, rank=rank - 1),
+  }
+
+
+def _describe_vit(axis, tensors, layout, report) -> dict[str, Any]:
+  prefix = layouts.tower_prefix(layout, "image")
+  kernel = f"{prefix}embedding/kernel"
+  key = prefix + layout.image.positions
+  if key not in tensors:
+    raise errors.UserError(
+      f"The image tower has no {key}: computed positions (sincos2d) are not "
+      "supported."
+    )
+  has_class = f"{prefix}cls" in tensors
+  if layout.image.flat_patches:
+    cells = axis(key, 0, rank=3) * axis(key, 1, rank=3)
+    patch = axis.square(axis(kernel, 0, rank=2) // 3, kernel)
+  else:
+    patch = axis(kernel, 0, rank=4)
+    cells = axis(key, 1, rank=3)
+  # Older models have a position for the class token, before the patches'.
+  side = round(cells**0.5)
+  class_position = has_class and side * side != cells
+  side = positions.old_grid(cells - class_position)[0]
+  size = report.infer(
+    "image.image_size",
+    IMAGE_SIZES.get((patch, side), patch * side),
+    "format" if (patch, side) in IMAGE_SIZES else "shape",
+  )
+  if size % patch:
+    report.warnings.append(
+      f"Images are {size} pixels a side, of which patches of {patch} leave "
+      f"out the last {size % patch}, as in training."
+    )
+  report.infer("image.norm_epsilon", 1e-6, "format")
+  pooling = "gap"
+  if f"{prefix}{layout.image.map_head}probe" in tensors:
+    pooling = "map"
+  elif has_class:
+    pooling = "class"
+  return {
+    "kind": "vit",
+    "image_size": size,
+    "patch_size": patch,
+    **_describe_blocks(axis, layout, "image"),
+    "norm_epsilon": 1e-6,
+    "pooling": pooling,
+    "norm_after_pool": False,
+    "class_token": has_class,
+    "class_position": class_position,
+    "registers": 0,
+    "pre_norm": False,
+    "patch_bias": True,
+    "drop_edge": size % patch != 0,
+  }
+
+
+def _describe_transformer(axis, tensors, layout, report) -> dict[str, Any]:
+  prefix = layouts.tower_prefix(layout, "text")
+  pooling, source = "last", "format"
+  if f"{prefix}{layout.text.map_head}probe" in tensors:
+    pooling, source = "map", "shape"
+  return {
+    "kind": "transformer",
+    "context_length": axis(f"{prefix}{layout.text.positions}", 1, rank=3),
+    "vocab_size": axis(f"{prefix}Embed_0/embedding", 0, rank=2),
+    **_describe_blocks(axis, layout, "text"),
+    "norm_epsilon": report.infer("text.norm_epsilon", 1e-6, "format"),
+    "causal": report.infer("text.causal", False, "format"),
+    "pooling": report.infer("text.pooling", pooling, source),
+  }
+
+
+def _describe_bert(axis, tensors, layout, report) -> dict[str, Any]:
+  bert = layouts.tower_prefix(layout, "text") + layouts.BERT
+  embedding = f"{bert}embedder/embedders_{{}}_ids/embedding".format
+  layers = f"{bert}encoder_block/layer_sequence/layers_"
+  query = f"{layers}0/attention_block/attention_layer/query/kernel"
+  width = axis(embedding("token"), 1, rank=2)
+  if layout.text.flat_heads:
+    heads, source = max(1, width // BERT_HEAD_DIM), "format"
+  else:
+    heads, source = axis(query, 1, rank=3), "shape"
+  length = axis(embedding("position"), 0, rank=2)
+  hidden = f"{layers}0/mlp_block/mlp/dense_layer/kernel"
+  del tensors
+  return {
+    "kind": "bert",
+    "context_length": length,
+    "vocab_size": axis(embedding("token"), 0, rank=2),
+    "width": width,
+    "depth": axis.count(rf"^{layers}(\d{{1,4}})/"),
+    "heads": report.infer("text.heads", heads, source),
+    "mlp_dim": axis(hidden, 1, rank=2),
+    "norm_epsilon": report.infer("text.norm_epsilon", 1e-12, "format"),
+    "positions": length,
+    "token_types": axis(embedding("segment"), 0, rank=2),
+    "pad_id": report.infer("text.pad_id", 0, "format"),
+    "pooling": report.infer("text.pooling", "cls", "format"),
+  }
+
+
+def _tokenizer(text, report) -> dict[str, Any]:
+  if text["kind"] == "bert":
+    name, tokenizer = "BERT's", _WORDPIECE
+  elif text["vocab_size"] in TOKENIZERS:
+    name, tokenizer = TOKENIZERS[text["vocab_size"]]
+  else:
+    name, tokenizer = TOKENIZERS[32_000]
+    report.warnings.append(
+      f"No tokenizer of big_vision's has {text['vocab_size']} ids; its "
+      f"{name!r} is assumed."
+    )
+  report.infer("tokenizer", name, "format")
+  return dict(tokenizer)
+
+
+def _describe_head(axis, tensors, layout, spec, report) -> dict[str, Any]:
+  """Returns what the two towers share."""
+  found, dims = {}, {}
+  for tower in ("image", "text"):
+    prefix = layouts.tower_prefix(layout, tower)
+    if f"{prefix}pre_logits/kernel" in tensors:
+      raise errors.UserError(
+        f"The {tower} tower has {prefix}pre_logits (rep_size), a layer with "
+        "tanh before its projection, which is not supported."
+      )
+    has_head = f"{prefix}head/kernel" in tensors
+    found[f"{tower}_projection"] = "linear_bias" if has_head else "none"
+    dims[tower] = spec[tower]["width"]
+    if has_head:
+      dims[tower] = axis(f"{prefix}head/kernel", 1, rank=2)
+  if dims["image"] != dims["text"]:
+    raise errors.UserError(
+      f"The towers end in {dims['image']} (image) and {dims['text']} (text) "
+      "numbers: they share no space."
+    )
+  has_bias = f"{layout.root}b" in tensors
+  return {
+    **found,
+    "embed_dim": dims["image"],
+    "embed_norm": report.infer("embed_norm", "l2_plus_1e-8", "format"),
+    "init_logit_scale": _INIT_LOGIT_SCALE,
+    "init_logit_bias": _INIT_LOGIT_BIAS if has_bias else None,
+    "max_logit_scale": report.infer("max_logit_scale", None, "format"),
+  }
