@@ -91,15 +91,17 @@ def _unpack(file: datafile.DataFile) -> Any:
     max_map_len=nested.MAX_LEAVES,
     max_ext_len=min(file.size, 2**32 - 1),
   )
-  made, count = None, 0
+  made, end = None, -1
   for piece in file.chunks(0, file.size):
     unpacker.feed(piece)
     for value in unpacker:
-      if count:
+      if end >= 0:
         raise ValueError("it holds more than one object")
-      made, count = value, 1
-  if not count or unpacker.tell() != file.size:
+      made, end = value, unpacker.tell()
+  if end < 0:
     raise ValueError("it ends early")
+  if end < file.size:
+    raise ValueError(f"it has {file.size - end} bytes after its end")
   return made
 
 

@@ -24,13 +24,15 @@ MAX_HEADER_BYTES = 10_000  # numpy's own limit.
 MAX_INFLATED_BYTES = 1 << 28
 MAX_INFLATED_RATIO = 64
 
+# Python 2 wrote its long integers with an L.
+_LENGTH = r"(?:0|[1-9][0-9]*)L?"
 _HEADER = re.compile(
-  r"""\{\s*
-  (?:'descr':\s*(?P<descr>'[^'\\]*'|\[.*\]|.{0,40}?),\s*)
-  'fortran_order':\s*(?P<fortran>True|False),\s*
-  'shape':\s*\((?P<shape>[0-9L,\s]*)\),?\s*
-  \}\s*""",
-  re.VERBOSE | re.DOTALL,
+  r"\{S'descr':S(?P<descr>'[^'\\]*'|\[.*\]|[^'\[]{0,40}?)S,"
+  r"S'fortran_order':S(?P<fortran>True|False)S,"
+  r"S'shape':S\(S(?P<shape>NS,S(?:NS,S)*(?:NS)?|)\)S,?S\}S".replace(
+    "S", "[ \\n]*"
+  ).replace("N", _LENGTH),
+  re.DOTALL,
 )
 _DESCR = re.compile(r"'([<>|=])?([biufV])(\d{1,2})'")
 _NUMBERS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"} | {
@@ -143,14 +145,7 @@ def _parse(text: str) -> tuple[tuple[int, ...], np.dtype, bool]:
       "bfloat16 (as two-byte voids) are read, never objects"
     )
   lengths = match["shape"].replace("L", "").split(",")
-  if lengths[-1].strip():  # "(3)" is no tuple.
-    if len(lengths) == 1:
-      raise ValueError(f"its shape is ({match['shape'][:40]})")
-  else:
-    lengths.pop()
-  if any(not length.strip().isdigit() for length in lengths):
-    raise ValueError(f"its shape is ({match['shape'][:40]})")
-  shape = tuple(int(length) for length in lengths)
+  shape = tuple(int(length) for length in lengths if length.strip())
   return shape, dtype, match["fortran"] == "True"
 
 

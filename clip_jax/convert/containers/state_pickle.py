@@ -9,57 +9,16 @@ rest by name.
 """
 
 import dataclasses
+import io
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from clip_jax.convert.containers import torch_names
+
 # A tensor takes about 40. A large training state has 10,000 tensors.
-MAX_OPCODES = 1_000_000
+MAX_OPCODES = 500_000
 MAX_INT_BYTES = 16
-
-_REBUILD = "torch._utils._rebuild_tensor_v2"
-# With an explicit dtype, for the dtypes that came after typed storages.
-_REBUILD_TYPED = "torch._utils._rebuild_tensor_v3"
-_PARAMETER = "torch._utils._rebuild_parameter"
-_ORDERED_DICT = "collections.OrderedDict"
-UNTYPED_STORAGE = "torch.storage.UntypedStorage"
-
-# The name of a storage class, and of its dtype in torch and here.
-STORAGES = {
-  "torch.FloatStorage": "float32",
-  "torch.DoubleStorage": "float64",
-  "torch.HalfStorage": "float16",
-  "torch.BFloat16Storage": "bfloat16",
-  "torch.LongStorage": "int64",
-  "torch.IntStorage": "int32",
-  "torch.ShortStorage": "int16",
-  "torch.CharStorage": "int8",
-  "torch.ByteStorage": "uint8",
-  "torch.BoolStorage": "bool",
-}
-# torch has no class of storages for these; `_rebuild_tensor_v3` names them.
-TYPED = {
-  f"torch.{name}": name
-  for name in (
-    "uint16",
-    "uint32",
-    "uint64",
-    "float8_e4m3fn",
-    "float8_e4m3fnuz",
-    "float8_e5m2",
-    "float8_e5m2fnuz",
-    "float8_e8m0fnu",
-  )
-}
-_NAMES = {
-  _REBUILD,
-  _REBUILD_TYPED,
-  _PARAMETER,
-  _ORDERED_DICT,
-  UNTYPED_STORAGE,
-  *STORAGES,
-  *TYPED,
-}
 
 
 class RefusedError(ValueError):
@@ -112,17 +71,9 @@ def load(data: bytes, *, torchscript: bool = False) -> Any:
     ValueError: it is no well-formed pickle.
   """
   machine = _Machine(torchscript)
-  steps = _STEPS
-  for count, (opcode, argument, position) in enumerate(
-    pickletools.genops(data)
-  ):
-    if count > MAX_OPCODES:
-      raise ValueError(f"the pickle has more than {MAX_OPCODES} steps")
-    step = steps.get(opcode.name)
-    if step is None:
-      raise RefusedError(f"the pickle opcode {opcode.name}")
+  for opcode, argument, position in _opcodes(data):
     try:
-      step(machine, argument)
+      _STEPS[opcode](machine, argument)
     except IndexError:
       raise ValueError(
         f"the pickle takes what is not there, at byte {position}"
@@ -132,6 +83,31 @@ def load(data: bytes, *, torchscript: bool = False) -> Any:
   if len(machine.stack) != 1 or machine.marks:
     raise ValueError("the pickle does not end with one value")
   return machine.stack[0]
+
+
+def _opcodes(data: bytes) -> Iterator[tuple[str, Any, int]]:
+  """Yields names, arguments and places of opcodes, until the one to stop.
+
+  As `pickletools.genops` does, which decodes the argument of an opcode before
+  it can be refused.
+  """
+  stream = io.BytesIO(data)
+  for _ in range(MAX_OPCODES):
+    position = stream.tell()
+    opcode = pickletools.code2op.get(stream.read(1).decode("latin-1"))
+    if opcode is None:
+      raise ValueError(f"the pickle has no opcode at byte {position}")
+    if opcode.name not in _STEPS:
+      raise RefusedError(f"the pickle opcode {opcode.name}")
+    if opcode.name == "GLOBAL":
+      # pickletools would decode escapes, which no unpickler does.
+      argument = [stream.readline(), stream.readline()]
+    else:
+      argument = opcode.arg.reader(stream) if opcode.arg else None
+    yield opcode.name, argument, position
+    if opcode.name == "STOP":
+      return
+  raise ValueError(f"the pickle has more than {MAX_OPCODES} steps")
 
 
 class _Machine:
@@ -168,6 +144,8 @@ class _Machine:
     return items
 
   def put(self, index: int) -> None:
+    if not 0 <= index <= MAX_OPCODES:
+      raise ValueError(f"the pickle has the memo entry {index}")
     self.memo[index] = self.stack[-1]
 
   def get(self, index: int) -> None:
@@ -197,7 +175,7 @@ class _Machine:
     if type(module) is not str or type(attribute) is not str:
       raise ValueError("the pickle names an object by what is no text")
     name = f"{module}.{attribute}"
-    allowed = name in _NAMES or (
+    allowed = name in torch_names.NAMES or (
       self.torchscript and name.startswith("__torch__.")
     )
     if not allowed:
@@ -242,9 +220,12 @@ class _Machine:
       or count < 0
     ):
       raise ValueError("the pickle describes a storage wrongly")
-    if kind.name != UNTYPED_STORAGE and kind.name not in STORAGES:
+    if (
+      kind.name != torch_names.UNTYPED_STORAGE
+      and kind.name not in torch_names.STORAGES
+    ):
       raise ValueError(f"{kind.name[:100]!r} is no storage")
-    self.push(Storage(key, STORAGES.get(kind.name), count))
+    self.push(Storage(key, torch_names.STORAGES.get(kind.name), count))
 
 
 def _is_class(value: Any) -> bool:
@@ -272,11 +253,11 @@ def _rebuild_typed(arguments: tuple) -> View:
   if len(arguments) not in (7, 8) or type(arguments[0]) is not Storage:
     raise ValueError("the pickle describes a tensor wrongly")
   storage, offset, shape, stride, _, _, dtype = arguments[:7]
-  if type(dtype) is not Global or dtype.name not in TYPED:
+  if type(dtype) is not Global or dtype.name not in torch_names.TYPED:
     raise ValueError("a tensor's dtype is none")
   if storage.dtype is not None:
     raise ValueError("a tensor's storage has a type of its own")
-  return _view(storage, TYPED[dtype.name], offset, shape, stride)
+  return _view(storage, torch_names.TYPED[dtype.name], offset, shape, stride)
 
 
 def _view(storage, dtype, offset, shape, stride) -> View:
@@ -295,19 +276,24 @@ def _parameter(arguments: tuple) -> View:
 
 
 _CALLS: dict[str, Callable[[tuple], Any]] = {
-  _ORDERED_DICT: _ordered_dict,
-  _REBUILD: _rebuild,
-  _REBUILD_TYPED: _rebuild_typed,
-  _PARAMETER: _parameter,
+  torch_names.ORDERED_DICT: _ordered_dict,
+  torch_names.REBUILD: _rebuild,
+  torch_names.REBUILD_TYPED: _rebuild_typed,
+  torch_names.PARAMETER: _parameter,
 }
 
 
 def _nothing(machine: _Machine, _) -> None:
-  """An opcode of the format itself: PROTO, FRAME and STOP."""
+  """An opcode of the format itself: FRAME and STOP."""
+
+
+def _protocol(machine: _Machine, version: int) -> None:
+  if not 2 <= version <= 5:
+    raise ValueError(f"the pickle has protocol {version}")
 
 
 _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
-  "PROTO": _nothing,
+  "PROTO": _protocol,
   "FRAME": _nothing,
   "STOP": _nothing,
   "NONE": _Machine.push,  # Its argument is None.
@@ -340,7 +326,7 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
   "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
   "BINGET": _Machine.get,
   "LONG_BINGET": _Machine.get,
-  "GLOBAL": lambda machine, name: machine.name(*_split(name)),
+  "GLOBAL": lambda machine, lines: machine.name(*map(_line, lines)),
   "STACK_GLOBAL": lambda machine, _: machine.name(*machine.pop(2)),
   "REDUCE": _Machine.reduce,
   "NEWOBJ": _Machine.new,
@@ -349,7 +335,7 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
 }
 
 
-def _split(name: str) -> list[str]:
-  """Splits "module attribute", as pickletools gives the names of GLOBAL."""
-  module, _, attribute = name.rpartition(" ")
-  return [module, attribute]
+def _line(line: bytes) -> str:
+  if not line.endswith(b"\n"):
+    raise ValueError("the pickle ends in a name")
+  return line[:-1].decode("utf-8")

@@ -4,15 +4,15 @@ import struct
 from collections.abc import Mapping
 
 from clip_jax import errors
-from clip_jax.convert.containers import state_pickle
+from clip_jax.convert.containers import torch_names
 
 # Opcodes of pickle protocol 2.
 _START = b"\x80\x02"
 _MARK, _TUPLE, _REDUCE, _SETITEMS, _STOP = b"(", b"t", b"R", b"u", b"."
 _EMPTY_TUPLE, _FALSE, _PERSISTENT = b")", b"\x89", b"Q"
 
-_STORAGE_OF = {name: kind for kind, name in state_pickle.STORAGES.items()}
-_TYPE_OF = {name: kind for kind, name in state_pickle.TYPED.items()}
+_STORAGE_OF = {name: kind for kind, name in torch_names.STORAGES.items()}
+_TYPE_OF = {name: kind for kind, name in torch_names.TYPED.items()}
 _ITEM_BYTES = {"uint16": 2, "uint32": 4, "uint64": 8}  # The others: 1.
 
 
@@ -43,7 +43,7 @@ def _tensor(key: str, dtype: str, shape: tuple[int, ...]) -> bytes:
   elif dtype in _TYPE_OF:
     function, last = "_rebuild_tensor_v3", _name(_TYPE_OF[dtype])
     size = count * _ITEM_BYTES.get(dtype, 1)
-    storage = _storage(state_pickle.UNTYPED_STORAGE, key, size)
+    storage = _storage(torch_names.UNTYPED_STORAGE, key, size)
   else:
     raise errors.unknown("dtype for PyTorch", dtype, _STORAGE_OF | _TYPE_OF)
   return b"".join(

@@ -22,6 +22,7 @@ from clip_jax.convert.containers import (
   nested,
   state_pickle,
   state_pickle_writer,
+  torch_names,
   zip_directory,
 )
 
@@ -33,6 +34,7 @@ _RE_SAVE = (
   "weights_only=True), new_path)"
 )
 MAX_PICKLE_BYTES = 1 << 26
+MAX_WRAPPERS = 4  # {"model": {"state_dict": …}}
 
 # What the views of one file may add up to: tied tensors are few, and a small
 # file must not describe an endless conversion.
@@ -40,7 +42,7 @@ MAX_VIEW_BYTES = 1 << 30
 MAX_VIEW_RATIO = 16
 
 _ML_DTYPES = frozenset({"bfloat16"}) | {
-  name for name in state_pickle.TYPED.values() if name.startswith("float8")
+  name for name in torch_names.TYPED.values() if name.startswith("float8")
 }
 
 
@@ -111,25 +113,26 @@ def _refuse_other_kinds(file: datafile.DataFile) -> None:
 def _unwrap(state: Any) -> tuple[dict, dict]:
   """Returns the state dict, and what lies beside it."""
   beside: dict[str, Any] = {}
-  while True:
+  for _ in range(MAX_WRAPPERS):
     if type(state) is state_pickle.Module:
       state = state.state
       break
     if type(state) is not dict:
       raise ValueError(f"it holds a {type(state).__name__}, no state dict")
-    inner = next(
-      (
-        key
-        for key in ("state_dict", "model")
-        if type(state.get(key)) in (dict, state_pickle.Module)
-      ),
-      None,
-    )
-    if inner is None or state[inner] is state or len(beside) > 100:
+    inner = _wrapped(state)
+    if inner is None:
       break
-    beside.update((k, v) for k, v in state.items() if k != inner)
+    beside.update((key, v) for key, v in state.items() if key != inner)
     state = state[inner]
   return _without_modules(state), _without_modules(beside)
+
+
+def _wrapped(state: dict) -> str | None:
+  """Returns the key under which a training program keeps the state dict."""
+  for key in ("state_dict", "model"):
+    if type(state.get(key)) in (dict, state_pickle.Module):
+      return key
+  return None
 
 
 def _without_modules(state: dict) -> dict:

@@ -1,0 +1,45 @@
+"""The names in a torch file, and the dtypes that they stand for."""
+
+REBUILD = "torch._utils._rebuild_tensor_v2"
+# With an explicit dtype, for the dtypes that came after typed storages.
+REBUILD_TYPED = "torch._utils._rebuild_tensor_v3"
+PARAMETER = "torch._utils._rebuild_parameter"
+ORDERED_DICT = "collections.OrderedDict"
+UNTYPED_STORAGE = "torch.storage.UntypedStorage"
+
+# The name of a storage class, and of its dtype in torch and here.
+STORAGES = {
+  "torch.FloatStorage": "float32",
+  "torch.DoubleStorage": "float64",
+  "torch.HalfStorage": "float16",
+  "torch.BFloat16Storage": "bfloat16",
+  "torch.LongStorage": "int64",
+  "torch.IntStorage": "int32",
+  "torch.ShortStorage": "int16",
+  "torch.CharStorage": "int8",
+  "torch.ByteStorage": "uint8",
+  "torch.BoolStorage": "bool",
+}
+# torch has no class of storages for these; `_rebuild_tensor_v3` names them.
+TYPED = {
+  f"torch.{name}": name
+  for name in (
+    "uint16",
+    "uint32",
+    "uint64",
+    "float8_e4m3fn",
+    "float8_e4m3fnuz",
+    "float8_e5m2",
+    "float8_e5m2fnuz",
+    "float8_e8m0fnu",
+  )
+}
+NAMES = {
+  REBUILD,
+  REBUILD_TYPED,
+  PARAMETER,
+  ORDERED_DICT,
+  UNTYPED_STORAGE,
+  *STORAGES,
+  *TYPED,
+}
