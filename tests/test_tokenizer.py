@@ -349,7 +349,7 @@ def test_mistakes_are_named():
     tokenizer_lib.make_tokenizer("clip_bqe")
   with pytest.raises(errors.UserError, match="Did you mean 'hf_clip'"):
     tokenizer_lib.make_tokenizer(cleaning="hf_klip")
-  with pytest.raises(errors.UserError, match="Known: .*pad_id"):
+  with pytest.raises(errors.UserError, match=r"Known: .*pad_id"):
     tokenizer_lib.make_tokenizer(padding="left")
   with pytest.raises(errors.UserError, match="0 or more"):
     tokenizer_lib.make_tokenizer(pad_id=-1)

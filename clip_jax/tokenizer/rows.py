@@ -1,11 +1,12 @@
 """Captions to rows of ids of one length."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -134,8 +135,9 @@ class Tokenizer:
           f"A caption must be a string, got {type(text).__name__}."
         )
       lines = cleaning_lib.clean(text, name=self.cleaning)
-      encoded = [*start, *self._engine.encode(lines, room=room), *end]
-      row[: len(encoded)] = encoded
+      with _blaming(self.kind, self.source):
+        encoded = self._engine.encode(lines, room=room)
+      row[: len(start) + len(encoded) + len(end)] = [*start, *encoded, *end]
     return ids
 
   @property
@@ -188,7 +190,8 @@ class Tokenizer:
         )
       if i != self.start_id:
         text.append(i)
-    return self._engine.decode(text)
+    with _blaming(self.kind, self.source):
+      return self._engine.decode(text)
 
   @property
   def _engine(self) -> Engine:
@@ -284,13 +287,23 @@ def _read_engine(
   """Reads an engine, once a process and on first use."""
   options = {} if lowercase is None else {"lowercase": lowercase}
   data = file.read()
-  try:
+  with _blaming(kind, file):
     return _READERS[kind](data, **options)
-  except ImportError:
+
+
+@contextlib.contextmanager
+def _blaming(kind: str, file: files_lib.File | None) -> Iterator[None]:
+  """Makes a library's failure the fault of the file, as all others are ours.
+
+  The libraries raise bare exceptions, and a panic in Rust is no `Exception`.
+  """
+  try:
+    yield
+  except (errors.UserError, ImportError, MemoryError):
     raise
-  # The libraries raise bare exceptions, and a panic in Rust is no Exception.
   except BaseException as error:
-    if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+    panic = type(error).__name__ == "PanicException"
+    if file is None or not (panic or isinstance(error, Exception)):
       raise
     raise errors.UserError(
       f"{file.path or file.name} is no valid file of the tokenizer {kind}: "

@@ -58,7 +58,10 @@ class SentencePiece:
   def __init__(self, data: bytes):
     import sentencepiece
 
-    self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
+    self._model = sentencepiece.SentencePieceProcessor()
+    self._model.LoadFromSerializedProto(data)
+    if not self._model.get_piece_size():
+      raise ValueError("it has no pieces")
 
   @property
   def vocab_size(self) -> int:
