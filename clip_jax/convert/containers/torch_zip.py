@@ -280,10 +280,12 @@ class _Source:
         )
       if self.byteorder == "big" and dtype.itemsize > 1:
         raw = raw.view(f"u{dtype.itemsize}").byteswap().view(np.uint8)
+      if not raw.size:
+        return np.zeros(view.shape, dtype)
       flat = datafile.as_array(raw, (raw.size // dtype.itemsize,), dtype)
       strides = tuple(step * dtype.itemsize for step in view.stride)
-      # Safe: `_span` has shown that every element lies inside of `flat`.
-      array = np.lib.stride_tricks.as_strided(flat, view.shape, strides)
+      # numpy checks again that every element lies inside of the buffer.
+      array = np.ndarray(view.shape, dtype, flat, strides=strides)
       return array if array.flags.c_contiguous else array.copy("C")
 
 
