@@ -17,6 +17,7 @@ from clip_jax.convert import engine, portable, positions, transforms
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import npz
 from clip_jax.convert.tensor import Tensor
+from clip_jax.tokenizer import files as tokenizer_files
 
 NAME = "big-vision"
 SUFFIX = ".npz"
@@ -56,8 +57,20 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     UserError: the file is damaged, or holds another model.
   """
   model = read_tensors(npz.read(path), options, name=str(path))
-  files = {} if options.headers_only else portable.digests([path])
-  return dataclasses.replace(model, source={**model.source, "files": files})
+  files = {}
+  if tokenizer := model.spec.get("tokenizer"):
+    name = tokenizer["file"]
+    if file := tokenizer_files.find(name, directory=path.parent):
+      files[name] = file.read()
+    else:
+      model.report.warnings.append(
+        f"An .npz holds no tokenizer: put its {name} beside the file to "
+        "encode texts."
+      )
+  digests = {} if options.headers_only else portable.digests([path])
+  return dataclasses.replace(
+    model, files=files, source={**model.source, "files": digests}
+  )
 
 
 def read_tensors(

@@ -34,7 +34,9 @@ PREPROCESSING = {
 
 _SENTENCEPIECE = {
   "kind": "sentencepiece",
-  "cleaning": "lower",
+  "cleaning": "lower_ascii",  # `tf.strings.lower`, as in training.
+  "start_id": None,
+  "end_id": 1,
   "file": "tokenizer.model",
 }
 # Vocabulary size -> big_vision's name of the tokenizer, and its description.
@@ -43,11 +45,15 @@ TOKENIZERS = {
   250_000: ("mc4", {**_SENTENCEPIECE, "pad_id": 1}),
   256_000: ("gemma", {**_SENTENCEPIECE, "pad_id": 0}),
 }
+# Rows begin with [CLS] of BERT's uncased vocabulary and end without [SEP].
 _WORDPIECE = {
   "kind": "wordpiece",
   "cleaning": "none",
-  "file": "vocab.txt",
+  "lowercase": True,
   "pad_id": 0,
+  "start_id": 101,
+  "end_id": None,
+  "file": "vocab.txt",
 }
 
 _INIT_LOGIT_SCALE = 10.0  # SigLIP's and LiT's `temperature_init`.
@@ -197,7 +203,12 @@ def _describe_bert(axis, tensors, layout, report) -> dict[str, Any]:
   query = f"{layers}0/attention_block/attention_layer/query/kernel"
   width = axis(embedding("token"), 1, rank=2)
   if layout.text.flat_heads:
-    heads, source = max(1, width // BERT_HEAD_DIM), "format"
+    if width % BERT_HEAD_DIM:
+      raise errors.UserError(
+        f"The text tower is {width} wide, and {query} is a matrix: BERT has "
+        f"one head for {BERT_HEAD_DIM} of the width, which does not divide it."
+      )
+    heads, source = width // BERT_HEAD_DIM, "format"
   else:
     heads, source = axis(query, 1, rank=3), "shape"
   length = axis(embedding("position"), 0, rank=2)

@@ -513,6 +513,24 @@ def test_a_checkpoint_computes_what_huggingfaces_siglip_does(
   )
 
 
+def test_huggingfaces_directory_and_an_npz_turn_into_each_other(tmp_path):
+  arrays = _draw(_shapes())
+  source = _save(tmp_path / "a.npz", arrays)
+  convert.convert(source, tmp_path / "hf", to="huggingface")
+  theirs = transformers.SiglipModel.from_pretrained(tmp_path / "hf")
+  state = theirs.state_dict()
+  want = _to_huggingface(arrays)
+  assert state.keys() == want.keys()
+  for name, x in want.items():
+    np.testing.assert_array_equal(state[name].numpy(), x)
+  assert theirs.config.vision_config.hidden_act == "gelu_pytorch_tanh"
+  report = convert.convert(tmp_path / "hf", tmp_path / "b.npz", to="big-vision")
+  _same_files(source, tmp_path / "b.npz")
+  # Neither has a place in the file.
+  assert any("preprocessing" in warning for warning in report.warnings)
+  assert any("1e-8" in warning for warning in report.warnings)
+
+
 # --- The way back.
 
 
@@ -799,3 +817,14 @@ def test_what_is_written_loads_without_pickle_in_numpy(tmp_path):
     got = file["params/img/embedding/kernel"].view(ml_dtypes.bfloat16)
   np.testing.assert_array_equal(got, arrays["img/embedding/kernel"])
   assert npz.read(tmp_path / "b.npz").keys() == {f"params/{k}" for k in arrays}
+
+
+def test_the_tokenizers_file_is_taken_from_beside_the_checkpoint(tmp_path):
+  source = _save(tmp_path / "a.npz", _draw(_shapes()))
+  bare = _read(source)
+  assert bare.files == {}
+  assert any("tokenizer.model beside" in x for x in bare.report.warnings)
+  (tmp_path / "tokenizer.model").write_bytes(b"pieces")
+  model = _read(source)
+  assert model.files == {"tokenizer.model": b"pieces"}
+  assert model.spec["tokenizer"]["file"] == "tokenizer.model"
