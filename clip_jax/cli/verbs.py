@@ -308,13 +308,14 @@ def models(arguments: argparse.Namespace) -> Answer:
   payload = []
   for name in variants.VARIANTS:
     model = variants.create_model(name)
+    sizes = flops.tower_sizes(model)
     payload.append(
       {
         "name": name,
-        "parameters": variants.parameter_count(model),
+        "parameters": flops.parameter_count(model, sizes),
         "image_size": model.image.image_size,
-        "flops_image": flops.image_flops(model),
-        "flops_text": flops.text_flops(model),
+        "flops_image": sizes["image"].flops,
+        "flops_text": sizes["text"].flops,
       }
     )
   rows = [
