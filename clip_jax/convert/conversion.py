@@ -27,9 +27,13 @@ FORMATS = {
   "clip-jax": "clip_jax.convert.model_dir",
   "workdir": "clip_jax.convert.workdir",
   "openai": "clip_jax.convert.openai",
+  "open-clip": "clip_jax.convert.open_clip",
   "big-vision": "clip_jax.convert.big_vision",
   "flax-clip": "clip_jax.convert.flax_clip",
+  "sentence-transformers": "clip_jax.convert.sentence_transformers",
   "huggingface": "clip_jax.convert.huggingface",
+  "bert": "clip_jax.convert.bert",
+  "timm": "clip_jax.convert.timm",
 }
 _SHOWN = 5
 _ACCEPTED = (

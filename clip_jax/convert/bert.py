@@ -1,0 +1,256 @@
+"""HuggingFace's BERT, in, as a text tower."""
+
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+from clip_jax import errors
+from clip_jax.convert import (
+  config_file,
+  engine,
+  portable,
+  timm,
+  timm_vit,
+  tokenizer_files,
+  transforms,
+)
+from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine import Entry, Slot
+
+NAME = "bert"
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+ACTIVATIONS = {
+  "gelu": "gelu",
+  "gelu_python": "gelu",
+  "gelu_new": "gelu_tanh",
+  "gelu_pytorch_tanh": "gelu_tanh",
+}
+# `BertConfig` of transformers, where a config is silent.
+_DEFAULTS = {
+  "vocab_size": 30522,
+  "hidden_size": 768,
+  "num_hidden_layers": 12,
+  "num_attention_heads": 12,
+  "intermediate_size": 3072,
+  "max_position_embeddings": 512,
+  "type_vocab_size": 2,
+}
+# The pooler and the heads of pretraining and of fine-tuning.
+IGNORED = (
+  r"(^|\.)position_ids$",
+  r"^cls\.",
+  r"^classifier\.",
+  r"^(bert\.|.*transformer\.)?pooler\.dense\.",
+)
+
+
+def recognise(path: pathlib.Path) -> bool:
+  """Whether `path` is a directory with a BERT."""
+  config = config_file.peek(path / CONFIG)
+  return config.get("model_type") == "bert"
+
+
+def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
+  """Reads a BERT; its own pooler is kept aside.
+
+  A BERT by itself gives a vector for each token. As a tower it is pooled by
+  the mean over its tokens, which the report says.
+
+  Raises:
+    UserError: it is another kind of BERT, or damaged.
+  """
+  del options
+  report = report_lib.Report(NAME)
+  report.infer("text.pooling", "mean", "format")
+  return read_tower(path, report, pooling="mean")
+
+
+def read_tower(
+  path: pathlib.Path,
+  report: report_lib.Report,
+  *,
+  pooling: str,
+  context_length: int | None = None,
+  cleaning: str = "none",
+  tokenizer_directory: pathlib.Path | None = None,
+) -> portable.Portable:
+  """Reads a BERT with what a directory around it says.
+
+  Args:
+    path: the directory with the config and the weights.
+    report: takes the account.
+    pooling: of `models.bert.POOLINGS`.
+    context_length: the most tokens; None for all positions.
+    cleaning: of `tokenizer.CLEANINGS`.
+    tokenizer_directory: where its files are, if not in `path`.
+  """
+  config = config_file.read(path / CONFIG)
+  text = describe(config, report, str(path / CONFIG))
+  text |= {"pooling": pooling}
+  text["context_length"] = context_length or text["positions"]
+  report.infer(
+    "text.context_length",
+    text["context_length"],
+    "config",
+  )
+  directory = tokenizer_directory or path
+  files = tokenizer_files.carry(directory)
+  tokenizer = tokenizer_files.describe(
+    files, cleaning=cleaning, where=str(directory)
+  )
+  check_pad(text, tokenizer, str(path))
+  for field, value in tokenizer.items():
+    report.infer(f"tokenizer.{field}", value, "config")
+  weights = timm.containers_file(path, WEIGHTS)
+  tensors = config_file.read_tensors(weights)
+  dialect = naming(tensors)
+  spec = engine.resolve({"text": text, "tokenizer": tokenizer})
+  leaves, extras = engine.to_ours(
+    entries(text, **dialect),
+    tensors,
+    spec,
+    report=report,
+    name=str(weights),
+    ignored=IGNORED,
+    hint=f"Check that {CONFIG} belongs to the weights.",
+  )
+  return portable.Portable(
+    spec=spec,
+    leaves=leaves,
+    report=report,
+    extras=extras,
+    files=files,
+    source={
+      "format": report.source_format,
+      "dialect": {"config": config, **dialect},
+      "files": portable.digests([weights, path / CONFIG]),
+    },
+  )
+
+
+def check_pad(text: dict[str, Any], tokenizer: dict, where: str) -> None:
+  """Raises UserError where the tokenizer's padding would not be masked."""
+  if tokenizer["pad_id"] != text["pad_id"]:
+    raise errors.UserError(
+      f"{where}: the tokenizer pads with {tokenizer['pad_id']}, the model "
+      f"masks {text['pad_id']} (pad_token_id of its config)."
+    )
+
+
+def describe(
+  config: dict[str, Any], report: report_lib.Report, where: str
+) -> dict[str, Any]:
+  """Returns the text tower of a BERT's config, without its pooling.
+
+  Raises:
+    UserError: it names what no tower here has.
+  """
+  fields = config_file.Fields(where, {**_DEFAULTS, **config})
+  fields.neutral("model_type", "bert")
+  fields.neutral("position_embedding_type", "absolute", None)
+  fields.neutral("is_decoder", False)
+  fields.neutral("add_cross_attention", False)
+  fields.neutral("pruned_heads", {}, None)
+  text = {
+    "kind": "bert",
+    "vocab_size": fields.positive("vocab_size"),
+    "width": fields.positive("hidden_size"),
+    "depth": fields.positive("num_hidden_layers"),
+    "heads": fields.positive("num_attention_heads"),
+    "mlp_dim": fields.positive("intermediate_size"),
+    "positions": fields.positive("max_position_embeddings"),
+    "token_types": fields.positive("type_vocab_size"),
+    "activation": fields.choose("hidden_act", "gelu", ACTIVATIONS),
+    "norm_epsilon": fields.take("layer_norm_eps", 1e-12, kind=float),
+    "pad_id": fields.take("pad_token_id", 0),
+  }
+  check_heads(text, where)
+  source = "config" if config else "format"
+  for field in ("heads", "activation", "norm_epsilon", "pad_id"):
+    report.infer(f"text.{field}", text[field], source)
+  return text
+
+
+def check_heads(tower: dict[str, Any], where: str) -> None:
+  """Raises UserError unless the heads divide the width."""
+  if tower["width"] % tower["heads"]:
+    raise errors.UserError(
+      f"{where}: the width {tower['width']} does not divide by the number of "
+      f"heads, {tower['heads']}."
+    )
+
+
+def naming(names: Iterable[str], prefix: str | None = None) -> dict[str, Any]:
+  """Returns how a checkpoint names BERT's tensors: prefix and norms."""
+  names = list(names)
+  if prefix is None:
+    prefix = "bert." if any(n.startswith("bert.") for n in names) else ""
+  legacy = any(n.endswith("LayerNorm.gamma") for n in names)
+  return {"prefix": prefix, "legacy_norms": legacy}
+
+
+def entries(
+  text: dict[str, Any], *, prefix: str = "", legacy_norms: bool = False
+) -> list[Entry]:
+  """Returns where the tensors of HuggingFace's BertModel go.
+
+  Args:
+    text: the tower's description.
+    prefix: of all names.
+    legacy_norms: whether norms have a gamma and a beta, as TensorFlow's.
+  """
+  tower = "params/text"
+  ends = ("gamma", "beta") if legacy_norms else ("weight", "bias")
+
+  def norm(name, path, layer=None):
+    return [
+      Entry(f"{prefix}{name}.{end}", (Slot(f"{path}/{part}", layer),))
+      for end, part in zip(ends, ("scale", "bias"), strict=True)
+    ]
+
+  embeddings = "embeddings."
+  found = [
+    Entry(
+      f"{prefix}{embeddings}{name}_embeddings.weight",
+      (Slot(f"{tower}/{ours}"),),
+    )
+    for name, ours in (
+      ("word", "token_embedding/embedding"),
+      ("position", "position_embedding"),
+      ("token_type", "token_type_embedding"),
+    )
+  ]
+  found += norm(f"{embeddings}LayerNorm", f"{tower}/ln_embed")
+  heads = text["heads"]
+  kernel = (
+    transforms.linear_to_heads(heads),
+    transforms.bias_to_heads(heads),
+  )
+  out = (transforms.heads_to_linear(heads), transforms.IDENTITY)
+  blocks = f"{tower}/encoder/blocks"
+  for i in range(text["depth"]):
+    name = f"{prefix}encoder.layer.{i}."
+    for part in ("query", "key", "value"):
+      found += timm_vit.linear(
+        f"{name}attention.self.{part}",
+        f"{blocks}/attention/{part}",
+        transform=kernel,
+        layer=i,
+      )
+    for theirs, ours, how in (
+      ("attention.output.dense", "attention/out", out),
+      ("intermediate.dense", "mlp/fc_in", timm_vit.DENSE),
+      ("output.dense", "mlp/fc_out", timm_vit.DENSE),
+    ):
+      found += timm_vit.linear(
+        f"{name}{theirs}", f"{blocks}/{ours}", transform=how, layer=i
+      )
+    layer = f"encoder.layer.{i}."
+    found += norm(f"{layer}attention.output.LayerNorm", f"{blocks}/ln_1", i)
+    found += norm(f"{layer}output.LayerNorm", f"{blocks}/ln_2", i)
+  if text["pooling"] == "pooler":
+    found += timm_vit.linear(
+      f"{prefix}pooler.dense", f"{tower}/pooler", transform=timm_vit.DENSE
+    )
+  return found

@@ -1,0 +1,179 @@
+"""JSON configs of other libraries, read field by field."""
+
+import json
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from clip_jax import errors
+from clip_jax.convert import containers
+from clip_jax.convert.containers import safetensors_file, torch_zip
+from clip_jax.convert.tensor import Tensor
+
+MAX_BYTES = 1 << 22
+_REQUIRED = object()
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the object in a JSON file.
+
+  Raises:
+    DamagedError: there is none.
+  """
+  try:
+    if path.stat().st_size > MAX_BYTES:
+      raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    data = json.loads(path.read_text("utf-8"))
+  except FileNotFoundError:
+    raise errors.UserError(f"{path} does not exist.") from None
+  except (OSError, ValueError, RecursionError) as error:
+    raise containers.DamagedError(
+      f"{path} is no valid JSON ({error}); download it again."
+    ) from None
+  if not isinstance(data, dict):
+    raise containers.DamagedError(f"{path} must hold a JSON object.")
+  return data
+
+
+def peek(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the object in a JSON file, an empty one where there is none."""
+  try:
+    return read(path) if path.is_file() else {}
+  except errors.UserError:
+    return {}
+
+
+def read_tensors(path: pathlib.Path) -> dict[str, Tensor]:
+  """Returns the tensors of a safetensors or a torch file."""
+  if path.suffix == ".safetensors":
+    return safetensors_file.read(path).tensors
+  return torch_zip.read(path).tensors
+
+
+class Fields:
+  """A config's fields, each taken once; what is left over is an error."""
+
+  def __init__(self, where: str, data: Any):
+    if not isinstance(data, dict):
+      raise containers.DamagedError(f"{where} must be a JSON object.")
+    self._where = where
+    self._data = dict(data)
+
+  def has(self, field: str) -> bool:
+    """Whether the field is there and not taken yet."""
+    return field in self._data
+
+  def take(
+    self,
+    field: str,
+    default: Any = _REQUIRED,
+    *,
+    kind: type | tuple[type, ...] = int,
+  ) -> Any:
+    """Returns a field of the type `kind`; null passes where it is the default.
+
+    Raises:
+      UserError: it is missing without a default, or of another type.
+    """
+    value = self._data.pop(field, default)
+    if value is _REQUIRED:
+      raise errors.UserError(f"{self._where} lacks {field}.")
+    if value is None and default is None:
+      return None
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    fits = isinstance(value, kinds) and (
+      bool in kinds or not isinstance(value, bool)
+    )
+    if float in kinds and isinstance(value, int) and type(value) is not bool:
+      value, fits = float(value), True
+    if isinstance(value, float) and not math.isfinite(value):
+      fits = False
+    if not fits:
+      names = " or ".join(one.__name__ for one in kinds)
+      raise errors.UserError(
+        f"{self._where}.{field}={value!r:.100} must be of type {names}."
+      )
+    return value
+
+  def positive(self, field: str, default: Any = _REQUIRED) -> int:
+    """Returns a whole number above 0."""
+    value = self.take(field, default)
+    if value < 1:
+      raise errors.UserError(
+        f"{self._where}.{field}={value} must be at least 1."
+      )
+    return value
+
+  def choose(self, field: str, default: Any, known: dict[Any, Any]) -> Any:
+    """Returns what `known` has for a field's value."""
+    value = self._data.pop(field, default)
+    if isinstance(value, list | dict) or value not in known:
+      shown = ", ".join(map(repr, known))
+      raise errors.UserError(
+        f"{self._where}.{field}={value!r:.100} is not held; known: {shown}."
+      )
+    return known[value]
+
+  def neutral(self, field: str, *values: Any) -> None:
+    """Takes a field that is held at these values only, the first by default.
+
+    Raises:
+      UserError: it has another value; the field is named.
+    """
+    value = self._data.pop(field, values[0])
+    if not any(value == one and type(value) is type(one) for one in values):
+      raise errors.UserError(
+        f"{self._where}.{field}={value!r:.100} is not held here (only "
+        f"{' or '.join(map(repr, values))} is)."
+      )
+
+  def skip(self, fields: dict[str, Any], note: Callable[[str], None]) -> None:
+    """Takes fields without effect; `note` hears of those not at default."""
+    for field, default in fields.items():
+      value = self._data.pop(field, default)
+      if value != default:
+        note(f"{self._where}.{field}={value!r:.100} has no effect there.")
+
+  def done(self) -> None:
+    """Raises UserError if a field was not taken."""
+    if self._data:
+      raise errors.UserError(
+        f"{self._where} has fields that are not known: "
+        f"{', '.join(sorted(map(str, self._data)))}. A newer version of its "
+        "library may have written it; they cannot be ignored."
+      )
+
+
+def square(size: Any, where: str) -> int:
+  """Returns the side of a square size, from a number or two equal ones."""
+  sides = size if isinstance(size, list | tuple) else [size]
+  if (
+    len(set(map(str, sides))) != 1
+    or len(sides) > 2
+    or type(sides[0]) is not int
+    or sides[0] < 1
+  ):
+    raise errors.UserError(
+      f"{where}={size!r:.100} is no square size in whole pixels, which towers "
+      "here have."
+    )
+  return sides[0]
+
+
+def channels(values: Any, where: str) -> list[float]:
+  """Returns three numbers, for red, green and blue."""
+  if (
+    not isinstance(values, list | tuple)
+    or len(values) != 3
+    or not all(
+      isinstance(value, int | float)
+      and not isinstance(value, bool)
+      and math.isfinite(value)
+      for value in values
+    )
+  ):
+    raise errors.UserError(
+      f"{where}={values!r:.100} must be three numbers, red, green and blue."
+    )
+  return [float(value) for value in values]

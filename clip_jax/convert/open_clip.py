@@ -1,0 +1,354 @@
+"""OpenCLIP's directories, in and out.
+
+A directory has `open_clip_config.json` and weights. Their names come in three
+dialects, tower by tower: OpenAI's names; a text tower under `text.`; towers of
+timm (`visual.trunk.`) and of HuggingFace (`text.transformer.`).
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from clip_jax import errors, tokenizer
+from clip_jax.convert import (
+  bert,
+  config_file,
+  engine,
+  open_clip_config,
+  open_clip_export,
+  openai,
+  portable,
+  timm_vit,
+  tokenizer_files,
+  transforms,
+)
+from clip_jax.convert import report as report_lib
+from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.engine import Entry, Slot
+from clip_jax.convert.tensor import Tensor
+from clip_jax.models import clip
+
+NAME = "open-clip"
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+# In the order in which open_clip prefers them (`_find_checkpoint_in_dir`).
+PREFERRED = (
+  WEIGHTS,
+  "open_clip_pytorch_model.safetensors",
+  "open_clip_pytorch_model.bin",
+  "open_clip_pytorch_model.pth",
+  "model.safetensors",
+  "pytorch_model.bin",
+  "pytorch_model.pth",
+  "model.pth",
+)
+IGNORED = (
+  r"^text\.transformer\.embeddings\.position_ids$",
+  r"^text\.transformer\.pooler\.dense\.",
+  r"^(text\.)?attn_mask$",
+  r"^visual\..*\.num_batches_tracked$",
+)
+SCALARS = {"logit_scale": "log_scale", "logit_bias": "logit_bias"}
+# A stored scale this far above the bound is rounding.
+_TOLERANCE = 1e-4
+
+refusals = open_clip_export.refusals
+
+
+def recognise(path: pathlib.Path) -> bool:
+  """Whether `path` is a directory with OpenCLIP's config."""
+  return (path / CONFIG).is_file()
+
+
+def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
+  """Reads a directory.
+
+  Raises:
+    UserError: the config names what is not held, or the weights do not fit it.
+  """
+  report = report_lib.Report(NAME)
+  config = config_file.read(path / CONFIG)
+  described = open_clip_config.describe(
+    config,
+    bert_config=lambda name: _bert_config(path, name),
+    report=report,
+    name=str(path / CONFIG),
+  )
+  weights = find_weights(path, report)
+  tensors = config_file.read_tensors(weights)
+  files, cuts = _tokenizer(described, path)
+  if described.spec["text"]["kind"] == "bert":
+    bert.check_pad(described.spec["text"], cuts, str(path))
+  limit = _max_logit_scale(described.spec, tensors, options)
+  spec = {**described.spec, "tokenizer": cuts, "max_logit_scale": limit}
+  spec = _override(engine.resolve(spec), options, report)
+  _note(spec, report)
+  layout = _layout(described, tensors)
+  timm_vit.refuse_other_blocks(tensors, str(path))
+  leaves, extras = engine.to_ours(
+    entries(spec, layout),
+    tensors,
+    spec,
+    report=report,
+    name=str(weights),
+    ignored=IGNORED,
+    hint=f"Check that {CONFIG} belongs to the weights.",
+  )
+  return portable.Portable(
+    spec=spec,
+    leaves=leaves,
+    report=report,
+    extras=extras,
+    files=files,
+    source={
+      "format": NAME,
+      "dialect": {"config": config, "layout": layout},
+      "files": portable.digests([path / CONFIG, weights]),
+    },
+  )
+
+
+def find_weights(path: pathlib.Path, report: report_lib.Report) -> pathlib.Path:
+  """Returns the file that open_clip would take.
+
+  Raises:
+    UserError: there is none.
+  """
+  found = [path / name for name in PREFERRED if (path / name).is_file()]
+  if not found:
+    present = ", ".join(sorted(entry.name for entry in path.iterdir()))
+    raise errors.UserError(
+      f"{path} has no weights: open_clip takes {', '.join(PREFERRED)}; found "
+      f"{present}."
+    )
+  if others := [other.name for other in found[1:]]:
+    report.warnings.append(
+      f"{found[0].name} was read, as open_clip does; {', '.join(others)} "
+      "stood beside it."
+    )
+  return found[0]
+
+
+def _bert_config(path: pathlib.Path, name: str) -> dict[str, Any]:
+  """Returns the config of a BERT, from the directory or as published."""
+  beside = config_file.peek(path / bert.CONFIG)
+  if beside.get("model_type") == "bert":
+    return beside
+  if name in open_clip_export.BERTS:
+    return open_clip_export.BERTS[name]
+  raise errors.UserError(
+    f"{path / CONFIG}: hf_model_name={name!r:.100} is not known here. If it is "
+    "a BERT, put its config.json into the directory; other kinds are not held. "
+    f"Known by name: {', '.join(open_clip_export.BERTS)}."
+  )
+
+
+def _tokenizer(
+  described: open_clip_config.Described, path: pathlib.Path
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+  """Returns the tokenizer's files, and its description."""
+  if described.tokenizer_name is None:
+    return {}, {
+      "kind": "clip_bpe",
+      "cleaning": described.cleaning,
+      "pad_id": 0,
+      "start_id": tokenizer.START_ID,
+      "end_id": tokenizer.END_ID,
+    }
+  files = tokenizer_files.carry(path)
+  return files, tokenizer_files.describe(
+    files,
+    cleaning=described.cleaning,
+    where=str(path),
+    strip_end=described.strip_end,
+  )
+
+
+def _max_logit_scale(spec, tensors, options) -> float | None:
+  """Returns the bound that the model was trained under, if it shows.
+
+  open_clip bounds the scale while it trains, and not in the model: one that
+  is beyond must stay what it is.
+  """
+  if spec["init_logit_bias"] is not None:
+    return None
+  scale = tensors.get("logit_scale")
+  if options.headers_only or scale is None or math.prod(scale.shape) != 1:
+    return clip.MAX_LOGIT_SCALE
+  bound = math.log(clip.MAX_LOGIT_SCALE) + _TOLERANCE
+  within = float(scale.read().reshape(())) <= bound
+  return clip.MAX_LOGIT_SCALE if within else None
+
+
+def _override(spec, options, report) -> dict[str, Any]:
+  """Returns the description under a user's word on the activation."""
+  if options.activation is None:
+    return spec
+  towers = {}
+  for part in ("image", "text"):
+    towers[part] = dict(spec[part])
+    if spec[part].get("activation", options.activation) != options.activation:
+      report.warnings.append(
+        f"{part}.activation={spec[part]['activation']!r} by the config is "
+        f"overridden by {options.activation!r}."
+      )
+      towers[part]["activation"] = options.activation
+  return {**spec, **towers}
+
+
+def _note(spec, report) -> None:
+  """Notes what the weights do not say."""
+  for part in ("image", "text"):
+    for field, value in spec[part].items():
+      if field not in ("width", "depth", "mlp_dim", "scan", "remat"):
+        report.infer(f"{part}.{field}", value, "config")
+  for field, value in spec["tokenizer"].items():
+    report.infer(f"tokenizer.{field}", value, "config")
+  for field in ("embed_norm", "max_logit_scale"):
+    report.infer(field, spec[field], "format")
+
+
+def _layout(
+  described: open_clip_config.Described, tensors: Mapping[str, Tensor]
+) -> dict[str, Any]:
+  """Returns how a checkpoint spells what its config stands for."""
+  # Older checkpoints of custom models have OpenAI's names all the same.
+  prefix = "" if "positional_embedding" in tensors else described.prefix
+  scalars = {
+    name: list(tensors[name].shape) for name in SCALARS if name in tensors
+  }
+  return {
+    "image_head": described.image_head,
+    "prefix": prefix,
+    "scalars": {k: v for k, v in scalars.items() if v in ([], [1])},
+    "legacy_norms": bert.naming(tensors)["legacy_norms"],
+  }
+
+
+def entries(spec: dict[str, Any], layout: dict[str, Any]) -> list[Entry]:
+  """Returns where each tensor of a checkpoint goes.
+
+  Args:
+    spec: the description.
+    layout: "image_head", where a timm tower keeps its projection ("" for none,
+      None for a tower of OpenCLIP's own); "prefix" of the text tower's names;
+      "scalars", the shapes of the scale and the bias; "legacy_norms" of BERT.
+  """
+  found = []
+  for name, ours in SCALARS.items():
+    if name == "logit_scale" or spec["init_logit_bias"] is not None:
+      shape = tuple(layout["scalars"].get(name, ()))
+      how = transforms.reshape((), shape)
+      found.append(Entry(name, (Slot(f"params/{ours}"),), how))
+  return [*found, *_image(spec, layout), *_text(spec, layout)]
+
+
+def _projection(part, kind, name, parameter=None) -> list[Entry]:
+  """Returns the entries of a projection kept as linear layers."""
+  path = f"params/{part}_projection"
+  if kind == "none":
+    return []
+  if kind == "mlp":
+    return [
+      Entry(
+        f"{name}.{i}.weight", (Slot(f"{path}/{fc}/kernel"),), transforms.LINEAR
+      )
+      for i, fc in ((0, "fc_in"), (2, "fc_out"))
+    ]
+  if kind == "linear" and parameter:
+    return [Entry(parameter, (Slot(f"{path}/kernel"),))]
+  weight = Entry(f"{name}.weight", (Slot(f"{path}/kernel"),), transforms.LINEAR)
+  bias = Entry(f"{name}.bias", (Slot(f"{path}/bias"),))
+  return [weight, bias] if kind == "linear_bias" else [weight]
+
+
+def _image(spec, layout) -> list[Entry]:
+  image, head = spec["image"], layout["image_head"]
+  if head is None:
+    native = {"vit": openai.vit_entries, "resnet": openai.resnet_entries}
+    return native[image["kind"]](image)
+  return [
+    *timm_vit.entries(image, "visual.trunk."),
+    *_projection("image", spec["image_projection"], f"visual.{head}"),
+  ]
+
+
+def _text(spec, layout) -> list[Entry]:
+  text, prefix = spec["text"], layout["prefix"]
+  kind = spec["text_projection"]
+  if text["kind"] == "bert":
+    names = bert.entries(
+      text,
+      prefix=f"{prefix}transformer.",
+      legacy_norms=layout["legacy_norms"],
+    )
+    return [*names, *_projection("text", kind, f"{prefix}proj")]
+  name = f"{prefix}text_projection"
+  return [
+    *openai.text_entries(text, prefix),
+    *_projection("text", kind, name, parameter=name),
+  ]
+
+
+def write(
+  model: portable.Portable, destination: pathlib.Path, options: portable.Options
+) -> None:
+  """Writes a directory that open_clip loads by `local-dir:`.
+
+  Raises:
+    UserError: OpenCLIP has no such model.
+  """
+  del options
+  portable.refuse(NAME, refusals(model.spec))
+  config, layout, extras = _as_it_came(model) or _anew(model)
+  tensors = engine.to_theirs(entries(model.spec, layout), model.leaves)
+  destination.mkdir(parents=True, exist_ok=True)
+  tensors = {**tensors, **_running_counts(tensors), **extras}
+  safetensors_file.write(destination / WEIGHTS, tensors)
+  for name, data in model.files.items():
+    (destination / name).write_bytes(data)
+  text = json.dumps(config, indent=2, allow_nan=False)
+  (destination / CONFIG).write_text(text + "\n", "utf-8")
+
+
+def _running_counts(names) -> dict[str, Tensor]:
+  """Returns a count for each norm of a ResNet: torch's strict loading asks."""
+  zero = Tensor.from_array(np.zeros((), np.int64))
+  return {
+    name.replace("running_var", "num_batches_tracked"): zero
+    for name in names
+    if name.endswith("running_var")
+  }
+
+
+def _as_it_came(model):
+  """Returns the config and the names of the source, if they still hold."""
+  dialect = model.dialect(NAME)
+  if not dialect:
+    return None
+  described = open_clip_config.describe(
+    dialect["config"],
+    bert_config=lambda name: open_clip_export.bert_config(model.spec["text"]),
+    report=report_lib.Report(NAME),
+    name=CONFIG,
+  )
+  if not open_clip_export.same(described.spec, model.spec):
+    return None  # It was changed on the way, such as by another image size.
+  return dialect["config"], dialect["layout"], model.extras
+
+
+def _anew(model):
+  """Returns a config and names for a model from elsewhere."""
+  config = open_clip_export.configure(model)
+  described = open_clip_config.describe(
+    config,
+    bert_config=lambda name: open_clip_export.BERTS[name],
+    report=report_lib.Report(NAME),
+    name=CONFIG,
+  )
+  assert open_clip_export.same(described.spec, model.spec), config
+  return config, _layout(described, {}), {}

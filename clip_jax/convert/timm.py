@@ -1,0 +1,248 @@
+"""timm's Vision Transformers, in, as image towers.
+
+A directory as timm saves it (`config.json` and weights) says what the model
+is. A bare `.safetensors` file has shapes alone: the activation must be told.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from clip_jax import errors
+from clip_jax.convert import (
+  config_file,
+  containers,
+  engine,
+  openai,
+  portable,
+  timm_vit,
+)
+from clip_jax.convert import report as report_lib
+from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.tensor import Tensor
+
+NAME = "timm"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# The classifier, and what trains it.
+IGNORED = (r"^head\.", r"^head_dist\.")
+HALF = (0.5, 0.5, 0.5)
+# Of `vit_base_patch16_224.augreg2_in21k_ft_in1k` and all its family.
+_AUGREG = {
+  "image_mean": HALF,
+  "image_std": HALF,
+  "interpolation": "bicubic",
+  "crop_fraction": 0.9,
+  "resize": "shortest",
+}
+# What timm assumes where a config is silent (`PretrainedCfg`).
+_DEFAULTS = {
+  "mean": [0.485, 0.456, 0.406],
+  "std": [0.229, 0.224, 0.225],
+  "interpolation": "bicubic",
+  "crop_pct": 0.875,
+  "crop_mode": "center",
+}
+_RESIZES = {"center": "shortest", "squash": "squash"}
+_FIXED = {
+  "antialias": True,
+  "fill": 0,
+  "crop_rounding": "round",
+  "convert_rgb": "before",
+}
+
+
+def recognise(path: pathlib.Path) -> bool:
+  """Whether `path` is a directory with timm's config."""
+  config = config_file.peek(path / "config.json")
+  return "architecture" in config and any(
+    (path / name).is_file() for name in WEIGHTS
+  )
+
+
+def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
+  """Reads an image tower; the classifier is kept aside.
+
+  Raises:
+    UserError: it is no plain Vision Transformer, or damaged.
+    AmbiguousError: a bare file, and nothing says its activation.
+  """
+  report = report_lib.Report(NAME)
+  if path.is_dir():
+    config = config_file.read(path / "config.json")
+    weights = containers_file(path, WEIGHTS)
+    tensors = config_file.read_tensors(weights)
+    tower, about = _describe(config, report, path / "config.json")
+    files = [weights, path / "config.json"]
+  else:
+    config = {}
+    tensors = safetensors_file.read(path).tensors
+    tower, about = _infer(tensors, options, report, str(path))
+    files = [path]
+  timm_vit.refuse_other_blocks(tensors, str(path))
+  spec = engine.resolve({"image": tower, **_FIXED, **about})
+  for field, value in (*tower.items(), *_FIXED.items()):
+    if field not in ("kind", "width", "depth", "mlp_dim"):
+      name = f"image.{field}" if field in tower else field
+      if name not in report.inferred:
+        report.infer(name, value, "config" if config else "format")
+  leaves, extras = engine.to_ours(
+    timm_vit.entries(tower),
+    tensors,
+    spec,
+    report=report,
+    name=str(path),
+    ignored=IGNORED,
+    hint="Check that config.json names the architecture of the weights.",
+  )
+  return portable.Portable(
+    spec=spec,
+    leaves=leaves,
+    report=report,
+    extras=extras,
+    source={
+      "format": NAME,
+      "dialect": {"config": config},
+      "files": portable.digests(files),
+    },
+  )
+
+
+def containers_file(path: pathlib.Path, names: tuple[str, ...]) -> pathlib.Path:
+  """Returns the first of `names` that is in the directory.
+
+  Raises:
+    UserError: there is none.
+  """
+  for name in names:
+    if (path / name).is_file():
+      return path / name
+  raise errors.UserError(
+    f"{path} has no weights; it must hold one of {', '.join(names)}."
+  )
+
+
+def _describe(config, report, path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns the tower and the preprocessing that a config stands for."""
+  fields = config_file.Fields(str(path), config)
+  name = fields.take("architecture", kind=str)
+  tower = timm_vit.describe(name)
+  # Before timm 0.9.8, the fields of `pretrained_cfg` stood at the top.
+  data = {**_DEFAULTS, **(config.get("pretrained_cfg") or config)}
+  arguments = config.get("model_args") or {}
+  if not isinstance(data, dict) or not isinstance(arguments, dict):
+    raise containers.DamagedError(
+      f"{path}: pretrained_cfg and model_args must be objects."
+    )
+  arguments = config_file.Fields(f"{path}: model_args", arguments)
+  size = data.get("input_size")
+  if not isinstance(size, list) or len(size) != 3:
+    size = [3, tower["image_size"], tower["image_size"]]
+  size = arguments.take("img_size", size[1:], kind=(int, list))
+  image_size = config_file.square(size, f"{path}: img_size")
+  arguments.take("num_classes", 0)
+  arguments.take("in_chans", 3)
+  pool = arguments.take("global_pool", None, kind=str)
+  arguments.done()
+  if pool:
+    tower = timm_vit.pooled(tower, pool, made_so=True, name=name)
+  tower |= {
+    "image_size": image_size,
+    "drop_edge": image_size % tower["patch_size"] != 0,
+  }
+  report.infer("image.kind", name, "config")
+  return tower, _preprocessing(data, report, path)
+
+
+def _preprocessing(data, report, path) -> dict[str, Any]:
+  where = f"{path}: pretrained_cfg"
+  mode = data["crop_mode"] or "center"
+  if mode not in _RESIZES:
+    raise errors.UserError(
+      f"{where}.crop_mode={mode!r} is not held; known: {', '.join(_RESIZES)}."
+    )
+  about = {
+    "image_mean": config_file.channels(data["mean"], f"{where}.mean"),
+    "image_std": config_file.channels(data["std"], f"{where}.std"),
+    "interpolation": data["interpolation"],
+    "crop_fraction": data["crop_pct"],
+    "resize": _RESIZES[mode],
+  }
+  if about["interpolation"] not in ("bicubic", "bilinear"):
+    raise errors.UserError(
+      f"{where}.interpolation={about['interpolation']!r} is not held; known: "
+      "bicubic, bilinear."
+    )
+  for field, value in about.items():
+    report.infer(field, value, "config")
+  return about
+
+
+def _infer(
+  tensors: Mapping[str, Tensor],
+  options: portable.Options,
+  report: report_lib.Report,
+  name: str,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns what shapes say about a tower, and what the user must."""
+  if "patch_embed.proj.weight" not in tensors:
+    raise errors.UserError(
+      f"{name} holds no Vision Transformer under timm's names: it lacks "
+      "patch_embed.proj.weight."
+    )
+  axis = openai.Axes({key: t.shape for key, t in tensors.items()}, name)
+  width = axis("patch_embed.proj.weight", 0, rank=4)
+  patch_size = axis("patch_embed.proj.weight", 3, rank=4)
+  depth = axis.count(r"^blocks\.(\d+)\.")
+  mlp_dim = axis("blocks.0.mlp.fc1.weight", 0, rank=2)
+  sizes = {(w, d, m): heads for w, d, heads, m in timm_vit.SIZES.values()}
+  if (width, depth, mlp_dim) not in sizes:
+    raise errors.UserError(
+      f"{name}: width {width}, depth {depth} and MLP {mlp_dim} are of no model "
+      "whose number of heads is known. Give timm's directory, with config.json."
+    )
+  if options.activation is None:
+    raise errors.AmbiguousError(
+      f"{name} does not say its activation: most of timm's towers have gelu, "
+      "its OpenAI ones quick_gelu, some SigLIP ones gelu_tanh. Give "
+      "--activation, or timm's directory, with config.json."
+    )
+  class_token = "cls_token" in tensors
+  positions = axis("pos_embed", 1, rank=3)
+  tower = {
+    "kind": "vit",
+    "patch_size": patch_size,
+    "width": width,
+    "depth": depth,
+    "heads": sizes[width, depth, mlp_dim],
+    "mlp_dim": mlp_dim,
+    "activation": options.activation,
+    "norm_epsilon": 1e-5 if "norm_pre.weight" in tensors else 1e-6,
+    "pooling": _pooling(tensors, class_token),
+    "norm_after_pool": "fc_norm.weight" in tensors,
+    "class_token": class_token,
+    "registers": axis("reg_token", 1, rank=3) if "reg_token" in tensors else 0,
+    "pre_norm": "norm_pre.weight" in tensors,
+    "patch_bias": "patch_embed.proj.bias" in tensors,
+    "drop_edge": False,
+  }
+  # The class token may have a position or none: a square tells.
+  cells = positions - int(class_token)
+  position = class_token and round(cells**0.5) ** 2 == cells
+  side = axis.square(positions - int(position), "pos_embed")
+  tower |= {"class_position": position, "image_size": patch_size * side}
+  report.infer("image.activation", options.activation, "flag")
+  for field in ("image_size", "heads", "pooling", "class_position"):
+    report.infer(f"image.{field}", tower[field], "shape")
+  for field, value in _AUGREG.items():
+    report.infer(field, value, "format")
+  report.warnings.append(
+    "The file does not say how images are prepared; taken as timm's augreg "
+    "models: mean and std 0.5, bicubic, crop 0.9."
+  )
+  return tower, dict(_AUGREG)
+
+
+def _pooling(tensors, class_token) -> str:
+  if "attn_pool.latent" in tensors:
+    return "map"
+  return "class" if class_token and "fc_norm.weight" not in tensors else "gap"

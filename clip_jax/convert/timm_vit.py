@@ -1,0 +1,360 @@
+"""timm's plain Vision Transformers: what their names mean, and their tensors.
+
+A timm checkpoint says its architecture by name; activation, epsilon, pooling
+and heads follow from it and from nothing else. The table was compared with
+timm 1.0.31, name by name.
+"""
+
+from typing import Any
+
+from clip_jax import errors
+from clip_jax.convert import openai, transforms
+from clip_jax.convert.engine import Entry, Slot
+
+# Width, depth, heads, MLP; "plus" is `vit_base_patch16_plus_clip_240`'s.
+SIZES = {
+  "tiny": (192, 12, 3, 768),
+  "xsmall": (256, 10, 4, 1024),
+  "small": (384, 12, 6, 1536),
+  "medium": (512, 12, 8, 2048),
+  "betwixt": (640, 12, 10, 2560),
+  "base": (768, 12, 12, 3072),
+  "plus": (896, 12, 14, 3584),
+  "large": (1024, 24, 16, 4096),
+  "so400m": (1152, 27, 16, 4304),
+  "huge": (1280, 32, 16, 5120),
+  "giant": (1408, 40, 16, 6144),
+  "giantopt": (1536, 40, 16, 6144),
+  "gigantic": (1664, 48, 16, 8192),
+}
+
+_PLAIN = {
+  "norm_epsilon": 1e-6,
+  "activation": "gelu",
+  "pooling": "class",
+  "norm_after_pool": False,
+  "class_token": True,
+  "class_position": True,
+  "registers": 0,
+  "pre_norm": False,
+  "patch_bias": True,
+}
+_CLIP = {"norm_epsilon": 1e-5, "pre_norm": True, "patch_bias": False}
+_NO_CLASS = {"class_token": False, "class_position": False}
+# What the words after the patch size stand for.
+FAMILIES = {
+  "": {},
+  "clip": _CLIP,
+  "clip_quickgelu": _CLIP | {"activation": "quick_gelu"},
+  "siglip": _NO_CLASS | {"pooling": "map"},
+  "siglip_gap": _NO_CLASS | {"pooling": "gap"},
+  "reg4_gap": _NO_CLASS
+  | {"pooling": "gap", "norm_after_pool": True, "registers": 4},
+}
+# SigLIP was trained with the tanh GELU throughout; timm has it in these only.
+_SIGLIP_TANH = {
+  ("base", 32, 256),
+  ("large", 16, 512),
+  ("so400m", 16, 256),
+  ("so400m", 16, 384),
+  ("so400m", 16, 512),
+  ("giantopt", 16, 256),
+  ("giantopt", 16, 384),
+}
+# Family, size, patch size and image sizes.
+_MODELS = (
+  ("", "tiny", 16, (224, 384)),
+  ("", "small", 32, (224, 384)),
+  ("", "small", 16, (224, 384)),
+  ("", "small", 8, (224,)),
+  ("", "base", 32, (224, 384)),
+  ("", "base", 16, (224, 384)),
+  ("", "base", 8, (224,)),
+  ("", "large", 32, (224, 384)),
+  ("", "large", 16, (224, 384)),
+  ("", "large", 14, (224,)),
+  ("", "huge", 14, (224,)),
+  ("", "giant", 14, (224,)),
+  ("", "gigantic", 14, (224,)),
+  ("clip", "xsmall", 16, (224,)),
+  ("clip", "medium", 32, (224,)),
+  ("clip", "medium", 16, (224,)),
+  ("clip", "betwixt", 32, (224,)),
+  ("clip", "base", 32, (224, 256, 384, 448)),
+  ("clip", "base", 16, (224, 384)),
+  ("clip", "large", 14, (224, 336)),
+  ("clip", "huge", 14, (224, 336, 378)),
+  ("clip", "giant", 14, (224,)),
+  ("clip", "gigantic", 14, (224, 378)),
+  ("clip_quickgelu", "base", 32, (224,)),
+  ("clip_quickgelu", "base", 16, (224,)),
+  ("clip_quickgelu", "large", 14, (224, 336)),
+  ("clip_quickgelu", "huge", 14, (224, 378)),
+  ("clip_quickgelu", "gigantic", 14, (224,)),
+  *(
+    (family, size, patch_size, image_sizes + more)
+    for family, extra in (("siglip", ()), ("siglip_gap", (448, 896)))
+    for size, patch_size, image_sizes, more in (
+      ("base", 32, (256,), ()),
+      ("base", 16, (224, 256, 384, 512), ()),
+      ("large", 16, (256, 384, 512), ()),
+      ("so400m", 14, (224, 378, 384), extra),
+      ("so400m", 16, (256, 384, 512), ()),
+      ("giantopt", 16, (256, 384), ()),
+    )
+  ),
+  ("reg4_gap", "base", 16, (256,)),
+)
+
+
+def _tower(size, patch_size, image_size, **facts) -> dict[str, Any]:
+  width, depth, heads, mlp_dim = SIZES[size]
+  return {
+    "kind": "vit",
+    "image_size": image_size,
+    "patch_size": patch_size,
+    "width": width,
+    "depth": depth,
+    "heads": heads,
+    "mlp_dim": mlp_dim,
+    "drop_edge": image_size % patch_size != 0,
+    **_PLAIN,
+    **facts,
+  }
+
+
+def _models() -> dict[str, dict[str, Any]]:
+  found = {}
+  for family, size, patch_size, image_sizes in _MODELS:
+    for image_size in image_sizes:
+      words = ("vit", size, f"patch{patch_size}", family, str(image_size))
+      name = "_".join(word for word in words if word)
+      facts = dict(FAMILIES[family])
+      known = (size, patch_size, image_size)
+      if family.startswith("siglip") and known in _SIGLIP_TANH:
+        facts["activation"] = "gelu_tanh"
+      found[name] = _tower(*known, **facts)
+  found["vit_base_patch16_plus_clip_240"] = _tower("plus", 16, 240, **_CLIP)
+  for size in ("small", "base", "large"):
+    found[f"flexivit_{size}"] = _tower(size, 16, 240, class_position=False)
+  return found
+
+
+# The image tower's description by timm's name.
+MODELS = _models()
+
+
+def describe(name: str) -> dict[str, Any]:
+  """Returns the image tower that timm makes by default under `name`.
+
+  Raises:
+    UserError: it is none of `MODELS`.
+  """
+  if name not in MODELS:
+    raise errors.UserError(
+      f"timm's architecture {name!r} is not among the plain Vision "
+      "Transformers that are held exactly: models with LayerScale, relative "
+      "positions, convolutional stems or other blocks are not. Known: "
+      f"{', '.join(MODELS)}."
+    )
+  return dict(MODELS[name])
+
+
+def pooled(
+  tower: dict[str, Any], pool: str, *, made_so: bool, name: str
+) -> dict[str, Any]:
+  """Returns `tower` with another of timm's poolings.
+
+  Args:
+    tower: as `describe` returns it.
+    pool: timm's `global_pool`.
+    made_so: whether timm makes the model with it, which moves the last norm
+      behind a mean, and can add attention; or sets it afterwards.
+    name: timm's, for messages.
+
+  Raises:
+    UserError: timm cannot do that, or it gives no single vector.
+  """
+  kinds = {"token": "class", "avg": "gap", "map": "map"}
+  if pool not in kinds:
+    raise errors.UserError(
+      f"timm's pooling {pool!r} of {name} is not held; known: "
+      f"{', '.join(kinds)}."
+    )
+  kind = kinds[pool]
+  if kind == "class" and not tower["class_token"]:
+    raise errors.UserError(f"{name} has no class token to pool (got 'token').")
+  if kind == "map" and tower["pooling"] != "map" and not made_so:
+    raise errors.UserError(f"{name} has no attention pooling (got 'map').")
+  after = tower["norm_after_pool"]
+  if made_so:
+    # Where the name itself fixes the norm's place, timm leaves it.
+    fixed = tower["pooling"] == "gap"
+    after = kind == "gap" and (after or not fixed)
+  if kind != "gap" and after:
+    raise errors.UserError(
+      f"{name} has its norm behind the mean; the pooling {pool!r} is not held."
+    )
+  return {**tower, "pooling": kind, "norm_after_pool": after}
+
+
+# Fields of a description that no name of timm's decides.
+_FREE = ("patch_dropout", "scan", "remat")
+_POOLS = ("map", "token", "avg")
+
+
+def find(tower: dict[str, Any], *, made_so: bool) -> tuple[str, str] | None:
+  """Returns timm's name and pooling for a tower, None if it has none.
+
+  Args:
+    tower: an image tower's description.
+    made_so: as in `pooled`.
+  """
+  wanted = {k: v for k, v in tower.items() if k not in _FREE}
+  wanted["mlp_dim"] = tower["mlp_dim"] or 4 * tower["width"]
+  wanted["class_position"] &= tower["class_token"]
+  same = [name for name, facts in MODELS.items() if facts == wanted]
+  for name in (*same, *MODELS):
+    for pool in _POOLS:
+      try:
+        found = pooled(MODELS[name], pool, made_so=made_so, name=name)
+      except errors.UserError:
+        continue
+      if found == wanted:
+        return name, pool
+  return None
+
+
+def entries(tower: dict[str, Any], prefix: str = "") -> list[Entry]:
+  """Returns where the tensors of timm's VisionTransformer go."""
+  image, width = "params/image", tower["width"]
+  found = []
+
+  def token(name, path, rows):
+    ours = (width,) if rows is None else (rows, width)
+    theirs = (1, 1 if rows is None else rows, width)
+    found.append(
+      Entry(
+        f"{prefix}{name}",
+        (Slot(f"{image}/{path}"),),
+        transforms.reshape(ours, theirs),
+      )
+    )
+
+  if tower["class_token"]:
+    token("cls_token", "class_embedding", None)
+  if tower["registers"]:
+    token("reg_token", "registers", tower["registers"])
+  patches = (tower["image_size"] // tower["patch_size"]) ** 2
+  positioned = tower["class_token"] and tower["class_position"]
+  token("pos_embed", "position_embedding", patches + int(positioned))
+  found.append(
+    Entry(
+      f"{prefix}patch_embed.proj.weight",
+      (Slot(f"{image}/patch_kernel"),),
+      transforms.CONV,
+    )
+  )
+  if tower["patch_bias"]:
+    found.append(
+      Entry(f"{prefix}patch_embed.proj.bias", (Slot(f"{image}/patch_bias"),))
+    )
+  if tower["pre_norm"]:
+    found += openai.whole_norm(f"{prefix}norm_pre", f"{image}/ln_pre")
+  for layer in range(tower["depth"]):
+    found += _block(f"{prefix}blocks.{layer}.", tower["heads"], layer)
+  last = "fc_norm" if tower["norm_after_pool"] else "norm"
+  found += openai.whole_norm(f"{prefix}{last}", f"{image}/ln_post")
+  if tower["pooling"] == "map":
+    found += _attention_pool(f"{prefix}attn_pool.", tower["heads"])
+  return found
+
+
+def linear(name: str, path: str, *, transform, layer=None) -> list[Entry]:
+  """Returns the entries of one torch Linear with a bias."""
+  slots = [Slot(f"{path}/{part}", layer) for part in ("kernel", "bias")]
+  weight, bias = transform
+  return [
+    Entry(f"{name}.weight", (slots[0],), weight),
+    Entry(f"{name}.bias", (slots[1],), bias),
+  ]
+
+
+DENSE = (transforms.LINEAR, transforms.IDENTITY)
+
+
+def _fused(name, path, parts, heads, layer=None) -> list[Entry]:
+  slots = {
+    part: tuple(Slot(f"{path}/{p}/{part}", layer) for p in parts)
+    for part in ("kernel", "bias")
+  }
+  count = len(parts)
+  return [
+    Entry(
+      f"{name}.weight",
+      slots["kernel"],
+      transforms.fused_linear_to_heads(heads, count),
+    ),
+    Entry(
+      f"{name}.bias",
+      slots["bias"],
+      transforms.fused_bias_to_heads(heads, count),
+    ),
+  ]
+
+
+def _block(name: str, heads: int, layer: int) -> list[Entry]:
+  blocks = "params/image/encoder/blocks"
+
+  def norm(theirs, ours):
+    slots = [Slot(f"{blocks}/{ours}/{p}", layer) for p in ("scale", "bias")]
+    return openai.norm(f"{name}{theirs}", *slots)
+
+  out = (transforms.heads_to_linear(heads), transforms.IDENTITY)
+  attention = f"{blocks}/attention"
+  return [
+    *norm("norm1", "ln_1"),
+    *_fused(
+      f"{name}attn.qkv", attention, ("query", "key", "value"), heads, layer
+    ),
+    *linear(f"{name}attn.proj", f"{attention}/out", transform=out, layer=layer),
+    *norm("norm2", "ln_2"),
+    *linear(
+      f"{name}mlp.fc1", f"{blocks}/mlp/fc_in", transform=DENSE, layer=layer
+    ),
+    *linear(
+      f"{name}mlp.fc2", f"{blocks}/mlp/fc_out", transform=DENSE, layer=layer
+    ),
+  ]
+
+
+def _attention_pool(name: str, heads: int) -> list[Entry]:
+  head = "params/image/map_head"
+  attention = f"{head}/attention"
+  query = (transforms.linear_to_heads(heads), transforms.bias_to_heads(heads))
+  out = (transforms.heads_to_linear(heads), transforms.IDENTITY)
+  return [
+    Entry(f"{name}latent", (Slot(f"{head}/probe"),)),
+    *linear(f"{name}q", f"{attention}/query", transform=query),
+    *_fused(f"{name}kv", attention, ("key", "value"), heads),
+    *linear(f"{name}proj", f"{attention}/out", transform=out),
+    *openai.whole_norm(f"{name}norm", f"{head}/ln"),
+    *linear(f"{name}mlp.fc1", f"{head}/mlp/fc_in", transform=DENSE),
+    *linear(f"{name}mlp.fc2", f"{head}/mlp/fc_out", transform=DENSE),
+  ]
+
+
+def refuse_other_blocks(names, source: str) -> None:
+  """Raises UserError where tensors belong to parts that are not held."""
+  others = {
+    ".ls1.": "LayerScale",
+    ".ls2.": "LayerScale",
+    ".q_norm.": "norms of queries",
+    ".k_norm.": "norms of keys",
+  }
+  for name in names:
+    for part, what in others.items():
+      if part in name:
+        raise errors.UserError(
+          f"{source} has {what} ({name}), which no tower here has."
+        )

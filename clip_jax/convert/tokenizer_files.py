@@ -1,0 +1,147 @@
+"""The tokenizer in a HuggingFace directory: its files, and what they say."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import tokenizers
+
+from clip_jax import errors, tokenizer
+from clip_jax.convert import containers
+from clip_jax.tokenizer import files as files_lib
+
+# All that `AutoTokenizer` looks for.
+NAMES = (
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "vocab.txt",
+  "vocab.json",
+  "merges.txt",
+  "spiece.model",
+  "tokenizer.model",
+  "sentencepiece.bpe.model",
+)
+# BERT's own, by the vocabulary.
+_WORDPIECE = {"start_id": "[CLS]", "end_id": "[SEP]", "pad_id": "[PAD]"}
+
+
+def carry(directory: pathlib.Path) -> dict[str, bytes]:
+  """Returns the tokenizer's files in a directory, by name."""
+  return {
+    name: file.read()
+    for name in NAMES
+    if (file := files_lib.find(name, directory=directory)) is not None
+  }
+
+
+def describe(
+  files: Mapping[str, bytes],
+  *,
+  cleaning: str,
+  where: str,
+  strip_end: bool = False,
+) -> dict[str, Any]:
+  """Returns the description of the tokenizer that `files` make.
+
+  Args:
+    files: as `carry` returns them.
+    cleaning: of `tokenizer.CLEANINGS`.
+    where: what messages call the directory.
+    strip_end: whether zeros stand for the end token, as CLIPA has it.
+
+  Raises:
+    UserError: they make none, or one that rows here cannot hold.
+  """
+  settings = _object(files, "tokenizer_config.json", where)
+  if settings.get("padding_side", "right") != "right":
+    raise errors.UserError(
+      f"{where}: the tokenizer pads on the "
+      f"{settings['padding_side']!r:.20} side; towers here want padding on the "
+      "right. Correct padding_side in tokenizer_config.json if it is wrong."
+    )
+  if "tokenizer.json" in files:
+    found = _from_json(files, settings, where)
+  elif "vocab.txt" in files:
+    found = _from_vocabulary(files, settings, where)
+  else:
+    raise errors.UserError(
+      f"{where} has no tokenizer that can be read: it needs tokenizer.json (or "
+      f"vocab.txt); it has {', '.join(files) or 'none of its files'}. Put the "
+      "tokenizer's files there, as they were published with the model."
+    )
+  if strip_end and found["end_id"] is not None:
+    found["end_id"] = 0
+  return {**found, "cleaning": cleaning}
+
+
+def _object(files, name, where) -> dict[str, Any]:
+  if name not in files:
+    return {}
+  try:
+    data = json.loads(files[name])
+  except (ValueError, RecursionError) as error:
+    raise containers.DamagedError(
+      f"{where}: {name} is no valid JSON ({error}); download it again."
+    ) from None
+  if not isinstance(data, dict):
+    raise containers.DamagedError(f"{where}: {name} must hold a JSON object.")
+  return data
+
+
+def _from_json(files, settings, where) -> dict[str, Any]:
+  before, after = tokenizer.file_controls("hf_json", files["tokenizer.json"])
+  if len(before) > 1 or len(after) > 1:
+    raise errors.UserError(
+      f"{where}: the tokenizer puts {len(before)} ids before a text and "
+      f"{len(after)} after it; rows here have one of each at most."
+    )
+  data = _object(files, "tokenizer.json", where)
+  names = {**_object(files, "special_tokens_map.json", where), **settings}
+  token = names.get("pad_token")
+  if isinstance(token, dict):
+    token = token.get("content")
+  if token is None:
+    pad = (data.get("padding") or {}).get("pad_id")
+  else:
+    engine = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+    pad = engine.token_to_id(str(token))
+  if not isinstance(pad, int):
+    raise errors.UserError(
+      f"{where}: nothing says which id pads (pad_token={token!r:.50} in "
+      "tokenizer_config.json)."
+    )
+  return {
+    "kind": "hf_json",
+    "file": "tokenizer.json",
+    "pad_id": pad,
+    "start_id": before[0] if before else None,
+    "end_id": after[0] if after else None,
+  }
+
+
+def _from_vocabulary(files, settings, where) -> dict[str, Any]:
+  try:
+    lines = files["vocab.txt"].decode("utf-8").splitlines()
+  except UnicodeDecodeError as error:
+    raise containers.DamagedError(
+      f"{where}: vocab.txt is no text ({error})."
+    ) from None
+  missing = [token for token in _WORDPIECE.values() if token not in lines]
+  if missing:
+    raise errors.UserError(
+      f"{where}: vocab.txt lacks {', '.join(missing)}, so it is not BERT's."
+    )
+  lowercase = settings.get("do_lower_case", True)
+  if not isinstance(lowercase, bool):
+    raise errors.UserError(
+      f"{where}: do_lower_case={lowercase!r:.20} must be true or false."
+    )
+  return {
+    "kind": "wordpiece",
+    "file": "vocab.txt",
+    "lowercase": lowercase,
+    **{field: lines.index(token) for field, token in _WORDPIECE.items()},
+  }
