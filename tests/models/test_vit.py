@@ -77,6 +77,55 @@ def test_mean_pooling_leaves_out_class_token_and_registers(
   )
 
 
+def test_the_norm_may_follow_the_mean(make_variables, apply):
+  images = make_images()
+  tower = make_tower(pooling="gap", norm_after_pool=True, depth=1)
+  variables = make_variables(tower, images)
+  got, state = apply(
+    tower,
+    variables,
+    images,
+    capture_intermediates=True,
+    mutable=["intermediates"],
+  )
+  encoded = state["intermediates"]["encoder"]["__call__"][0]
+  mean = np.asarray(encoded[:, 1:], np.float64).mean(axis=1)
+  centred = mean - mean.mean(axis=-1, keepdims=True)
+  norm = variables["params"]["ln_post"]
+  want = centred / np.sqrt(mean.var(axis=-1, keepdims=True) + 1e-5)
+  want = want * norm["scale"] + norm["bias"]
+  # float32 against float64 on features of order one.
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  before = apply(make_tower(pooling="gap", depth=1), variables, images)
+  assert np.abs(got - before).max() > 1e-2
+
+
+def test_a_class_token_without_a_position_is_one_at_position_zero(
+  make_variables, apply
+):
+  images = make_images()
+  plain, bare = make_tower(), make_tower(class_position=False)
+  variables = make_variables(bare, images)
+  positions = variables["params"]["position_embedding"]
+  assert positions.shape == (16, 24)
+  padded = np.concatenate([np.zeros((1, 24), np.float32), positions])
+  with_row = {"params": variables["params"] | {"position_embedding": padded}}
+  np.testing.assert_array_equal(
+    apply(bare, variables, images), apply(plain, with_row, images)
+  )
+
+
+def test_pixels_beyond_the_last_whole_patch_are_ignored(make_variables, apply):
+  images = make_images()
+  larger = np.pad(images, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=9)
+  tower = make_tower()
+  variables = make_variables(tower, images)
+  np.testing.assert_array_equal(
+    apply(tower.clone(image_size=9, drop_edge=True), variables, larger),
+    apply(tower, variables, images),
+  )
+
+
 def test_patch_dropout_keeps_the_class_token_and_acts_in_training_only(
   make_variables, apply
 ):
@@ -118,7 +167,9 @@ def test_patch_dropout_keeps_the_class_token_and_acts_in_training_only(
   [
     ({"pooling": "mean"}, "Known: class, gap, map"),
     ({"class_token": False}, "try pooling='gap'"),
-    ({"image_size": 9}, "try 8"),
+    ({"image_size": 9}, "try 8, or drop_edge=True"),
+    ({"image_size": 1, "drop_edge": True}, "try 2"),
+    ({"norm_after_pool": True}, "needs pooling='gap', got 'class'"),
     ({"image_size": 16}, r"\(batch, 16, 16, 3\)"),
   ],
 )
