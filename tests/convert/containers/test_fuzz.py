@@ -11,6 +11,7 @@ import json
 import pathlib
 import resource
 import time
+import warnings
 import zipfile
 
 import flax.serialization
@@ -139,7 +140,11 @@ class TorchPickle(TorchFile):
     return _repacked(data, rng, lambda name: name.endswith("data.pkl"))
 
   def reference(self, data):
-    state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # About a mutated protocol number.
+      state = torch.load(
+        io.BytesIO(data), weights_only=True, map_location="cpu"
+      )
     found = {}
     waiting = [((), state)]
     while waiting:
