@@ -60,6 +60,7 @@ def test_a_directory_computes_what_transformers_computes(
   assert worst < BAR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip gelu, first end id", "siglip"])
 def test_float32_is_within_rounding_of_float64(saved, name):
   theirs, directory = saved(name)
@@ -144,7 +145,23 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
+# These compile what the other tests have compiled, or stand for a kind.
+QUICK = (
+  "query and key swapped",
+  "value transposed",
+  "norms swapped",
+  "text epsilon",
+  "probe's query and key swapped",
+)
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+    for name in MUTATIONS
+  ],
+)
 def test_a_mutation_is_far_above_the_bar(saved, outputs, difference, name):
   model_name, mutate = MUTATIONS[name]
   theirs, directory = saved(model_name)
@@ -191,15 +208,18 @@ def _prefixed(directory, prefix):
   safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("style", [4, 5])
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize(
+  ("name", "style"),
+  [(name, 5) for name in TOWERS]
+  + [(name, 4) for name in TOWERS if name.endswith("-")],
+)
 def test_a_tower_alone_computes_what_transformers_computes(
   perturb, difference, tmp_path, name, style
 ):
   model = perturb(_tower(name)).eval()
   model.save_pretrained(tmp_path)
   text = "Text" in name
-  if style == 4 and name.endswith("-"):
+  if style == 4:
     _prefixed(tmp_path, "text_model." if text else "vision_model.")
   ours = convert.open_model(tmp_path)
   part = "text" if text else "image"
