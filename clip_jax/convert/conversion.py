@@ -29,6 +29,7 @@ FORMATS = {
   "openai": "clip_jax.convert.openai",
   "open-clip": "clip_jax.convert.open_clip",
   "big-vision": "clip_jax.convert.big_vision",
+  "borisdayma": "clip_jax.convert.borisdayma",
   "flax-clip": "clip_jax.convert.flax_clip",
   "sentence-transformers": "clip_jax.convert.sentence_transformers",
   "huggingface": "clip_jax.convert.huggingface",
