@@ -431,11 +431,24 @@ _FIXED = {
 }
 
 
+def _read_at_largest(description: dict[str, Any]) -> dict[str, Any]:
+  """Returns a tower with pooling="argmax" where its end token's id says so.
+
+  If the end token has the last id of the vocabulary, then its first position
+  is that of the first largest id, in every row that has one.
+  """
+  if description.get("pooling") != "eos":
+    return description
+  if description["eos_id"] != description["vocab_size"] - 1:
+    return description
+  return {**description, "pooling": "argmax", "eos_id": None}
+
+
 def refusals(spec: dict[str, Any]) -> list[str]:
   """Returns what of a description OpenAI's `build_model` cannot be told."""
   problems = []
   for tower, kinds in _FIXED.items():
-    description = spec[tower]
+    description = _read_at_largest(spec[tower])
     if description["kind"] not in kinds:
       problems.append(f"{tower}.kind={description['kind']!r}")
       continue

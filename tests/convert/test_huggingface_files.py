@@ -89,6 +89,31 @@ def test_a_round_trip_gives_back_every_bit(save, tmp_path, name, dtype):
         assert legacy or was[part][field] == value, field
 
 
+def test_openais_format_and_back_loses_nothing(perturb, tmp_path):
+  # One head for 64 of the width, and MLPs of four times it: OpenAI's rule.
+  text = {
+    "hidden_size": 192,
+    "intermediate_size": 768,
+    "num_attention_heads": 3,
+  }
+  vision = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_attention_heads": 2,
+  }
+  perturb(models.clip(text, vision)).save_pretrained(tmp_path / "source")
+  convert.convert(tmp_path / "source", tmp_path / "a.pt", to="openai")
+  quick = convert.Options(activation="quick_gelu")
+  convert.convert(
+    tmp_path / "a.pt", tmp_path / "back", to="huggingface", options=quick
+  )
+  _assert_same(_tensors(tmp_path / "back"), _tensors(tmp_path / "source"))
+  # An end id that is not the largest is none that OpenAI's model finds.
+  models.edit(tmp_path / "source", text_config={"eos_token_id": 40})
+  with pytest.raises(errors.UserError, match=r"text\.pooling='eos'"):
+    convert.convert(tmp_path / "source", tmp_path / "b.pt", to="openai")
+
+
 def test_mixed_dtypes_and_position_ids_come_back(save, tmp_path):
   _, source = save(CLIP)
   path = source / "model.safetensors"
@@ -396,6 +421,7 @@ def _train_sentencepiece(directory):
     eos_id=1,
     pad_id=0,
     bos_id=-1,
+    hard_vocab_limit=False,
     minloglevel=9,
   )
   corpus.unlink()
