@@ -5,7 +5,6 @@ pre-norm blocks with LayerNorm and biases, learnt positions, plain MLPs, a
 causal text tower read at the end of text. Others are refused by their fields.
 """
 
-import json
 import pathlib
 from typing import Any
 
@@ -33,18 +32,9 @@ _ITEM = "default"  # Of a step's directory.
 
 def recognise(path: pathlib.Path) -> bool:
   """Whether `path` has such a config and steps of an Orbax manager."""
-  if not (path / CONFIG).is_file():
-    return False
-  towers = [_peek(path / CONFIG).get(f"{x}_config") for x in ("text", "vision")]
+  config = config_file.peek(path / CONFIG)
+  towers = [config.get(f"{x}_config") for x in ("text", "vision")]
   return all(isinstance(x, dict) and "num_layers" in x for x in towers)
-
-
-def _peek(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    found = json.loads(path.read_text("utf-8"))
-  except (OSError, ValueError, RecursionError):
-    return {}
-  return found if isinstance(found, dict) else {}
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:

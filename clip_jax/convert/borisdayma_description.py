@@ -111,7 +111,7 @@ def _refuse(config: Mapping[str, Any], where: str) -> None:
     problems.append("vision_config.keep_registers=true (not false)")
   grid = vision.get("position_embedding_shape")
   side = _size(vision, "image_size") // _size(vision, "patch_size")
-  if grid is not None and list(grid) != [side, side]:
+  if grid is not None and grid != [side, side]:
     problems.append(
       f"vision_config.position_embedding_shape={grid} (not {[side, side]})"
     )
@@ -119,6 +119,18 @@ def _refuse(config: Mapping[str, Any], where: str) -> None:
     raise errors.UserError(
       f"{where} describes a model that is not held here: {'; '.join(problems)}."
     )
+
+
+def _whole(config: Mapping[str, Any], field: str, default: Any) -> Any:
+  """Returns a whole number from 0, or the default where there is none."""
+  value = config.get(field)
+  if value is None:
+    return default
+  if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    raise errors.UserError(
+      f"config.json: {field}={value!r:.50} must be a whole number from 0."
+    )
+  return value
 
 
 def _size(config: Mapping[str, Any], field: str) -> int:
@@ -168,7 +180,7 @@ def describe(
   patch, size = _size(vision, "patch_size"), _size(vision, "image_size")
   projects = "vision_projection/kernel" in tensors
   kind = "linear" if projects else "none"
-  embed_dim = text["hidden_size"]
+  embed_dim = _size(text, "hidden_size")
   if projects:
     embed_dim = _size(config, "projection_dim")
   report.infer("activation", "gelu_tanh", "config")
@@ -191,7 +203,7 @@ def describe(
       "norm_after_pool": False,
       "class_token": pooling == "class",
       "class_position": False,
-      "registers": vision.get("registers") or 0,
+      "registers": _whole(vision, "registers", 0),
       "pre_norm": False,
       "patch_bias": True,
       "drop_edge": size % patch != 0,
@@ -237,8 +249,8 @@ def _tokenizer(text, files, report, where) -> dict[str, Any]:
   return {
     "kind": "hf_json",
     "cleaning": "none",
-    "pad_id": text.get("pad_token_id") or 0,
-    "start_id": text.get("bos_token_id"),
+    "pad_id": _whole(text, "pad_token_id", 0),
+    "start_id": _whole(text, "bos_token_id", None),
     "end_id": text["eos_token_id"],
     "file": "tokenizer.json",
   }

@@ -1,6 +1,9 @@
 """borisdayma/clip-jax, written by Orbax as its trainer writes it."""
 
+import contextlib
+import copy
 import json
+import random
 
 import flax.linen as nn
 import jax
@@ -10,10 +13,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from clip_jax import convert, errors
-from clip_jax.convert.portable import Options
+from clip_jax.convert import borisdayma_description
+from clip_jax.convert import report as report_lib
 
 BAR = 1e-12  # Float64 against float64.
-NO_OPTIONS = Options()
 SHARED = {
   "activations": ["gelu"],
   "ln_type": "preln",
@@ -373,3 +376,25 @@ def test_an_array_whose_data_are_gone_is_a_clear_error(tmp_path):
     data.unlink()
   with pytest.raises(errors.UserError, match="cannot be read"):
     model.leaves["params/image/patch_kernel"].read()
+
+
+def test_no_config_is_more_than_a_clear_error():
+  rng = random.Random(0)
+  tensors = dict.fromkeys(("vision_projection/kernel",))
+  values = [None, True, -1, 0, 3.5, 1e400, "x", [], [4, 4], {}, ["gelu"]]
+  read = 0
+  for _ in range(1000):
+    config = copy.deepcopy(CONFIG)
+    for _ in range(rng.randint(1, 2)):
+      part = rng.choice([config, *config.values()])
+      if isinstance(part, dict) and part:
+        field = rng.choice(list(part))
+        part[field] = rng.choice(values)
+        if rng.random() < 0.2:
+          del part[field]
+    with contextlib.suppress(errors.UserError):
+      borisdayma_description.describe(
+        config, tensors, {}, report=report_lib.Report("x"), where="x"
+      )
+      read += 1
+  assert 0 < read < 1000
