@@ -135,6 +135,11 @@ class Fields:
       if value != default:
         note(f"{self._where}.{field}={value!r:.100} has no effect there.")
 
+  def ignore(self, *fields: str) -> None:
+    """Takes fields that say nothing about what is computed."""
+    for field in fields:
+      self._data.pop(field, None)
+
   def done(self) -> None:
     """Raises UserError if a field was not taken."""
     if self._data:

@@ -1,8 +1,7 @@
 """OpenCLIP's `open_clip_config.json`, read.
 
 Every field of `model_cfg` is either held or refused by its name: one that is
-passed over would be a model that computes something else. The defaults are
-those of `CLIPVisionCfg` and `CLIPTextCfg` (open_clip 3.3.0).
+passed over would be a model that computes something else.
 """
 
 import dataclasses
@@ -11,94 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import bert, config_file, openai, timm_vit
+from clip_jax.convert import config_file, open_clip_towers
 from clip_jax.convert import report as report_lib
-from clip_jax.models import clip
+from clip_jax.models import clip, variants
 
 # Their default, log(1 / 0.07).
 INIT_LOG_SCALE = math.log(clip.INIT_LOGIT_SCALE)
-NORM_EPSILON = 1e-5  # torch.nn.LayerNorm's.
-
-# Parts of their own attention blocks and heads: held where they are off.
-_OFF = {
-  "ls_init_value": (None,),
-  "block_type": (None, "default"),
-  "qk_norm": (False,),
-  "scaled_cosine_attn": (False,),
-  "scale_heads": (False,),
-  "scale_attn_inner": (False,),
-  "scale_attn": (False,),
-  "scale_fc": (False,),
-  "output_tokens": (False,),
-}
-# Fields that one kind of tower reads and the others pass over, with defaults.
-_NATIVE_VISION = {
-  "layers": 12,
-  "width": 768,
-  "head_width": 64,
-  "mlp_ratio": 4.0,
-  "patch_size": 16,
-  "no_ln_pre": False,
-  "pos_embed_type": "learnable",
-  "final_ln_after_pool": False,
-  "pool_type": "tok",
-  "act_kwargs": None,
-  "norm_kwargs": None,
-  "attentional_pool": False,
-}
-_POOLER = {"attn_pooler_queries": 256, "attn_pooler_heads": 8}
-_TIMM = {
-  "timm_model_name": None,
-  "timm_model_pretrained": False,
-  "timm_pool": "avg",
-  "timm_proj": "linear",
-  "timm_proj_bias": False,
-  "timm_drop": 0.0,
-  "timm_drop_path": None,
-}
-_NATIVE_TEXT = {
-  "width": 512,
-  "heads": 8,
-  "layers": 12,
-  "mlp_ratio": 4.0,
-  "vocab_size": 49408,
-  "eos_id": 2,
-  "no_causal_mask": False,
-  "pool_type": "argmax",
-  "proj_bias": False,
-  "proj_type": "linear",
-  "act_kwargs": None,
-  "norm_kwargs": None,
-  "embed_cls": False,
-}
-_HUGGINGFACE = {
-  "hf_model_name": None,
-  "hf_model_pretrained": True,
-  "hf_proj_type": "mlp",
-  "hf_pooler_type": "mean_pooler",
-  "hf_model_config": None,
-}
-_TOKENIZER = ("hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode")
-TEXT_POOLINGS = {"argmax": "argmax", "last": "last", "eos": "eos"}
-_BERT_POOLINGS = {
-  "mean_pooler": "mean",
-  "cls_pooler": "pooler",
-  "cls_last_hidden_state_pooler": "cls",
-}
-_BERT_PROJECTIONS = {"linear": "linear", "mlp": "mlp", None: "none"}
-# Their `clean` to ours.
-CLEANINGS = {
-  "lower": "clip",
-  "canonicalize": "canonicalize_ftfy",
-  "whitespace": "whitespace_ftfy",
-}
-_PREPROCESS = {
-  "mean": None,
-  "std": None,
-  "interpolation": "bicubic",
-  "resize_mode": "shortest",
-  "fill_color": 0,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,38 +69,41 @@ def describe(
   quick_gelu = model.take("quick_gelu", False, kind=bool)
   vision = model.take("vision_cfg", kind=dict)
   text = model.take("text_cfg", kind=dict)
-  note = report.warnings.append
   # Named, be it by null, a HuggingFace tower makes the model a custom one.
   custom = model.take("custom_text", False, kind=bool)
   custom = custom or "hf_model_name" in text
   log_scale = model.take("init_logit_scale", INIT_LOG_SCALE, kind=float)
   bias = model.take("init_logit_bias", None, kind=float)
-  model.skip({"nonscalar_logit_scale": False, "output_dict": None}, _silent)
+  # The first shows in the weights' shapes, the second is about Python.
+  model.ignore("nonscalar_logit_scale", "output_dict")
   model.done()
-  image, image_projection, head = _image(
-    vision, f"{name}: vision_cfg", embed_dim, quick_gelu, note
+  image, image_projection, head = open_clip_towers.image(
+    vision,
+    f"{name}: vision_cfg",
+    quick_gelu=quick_gelu,
+    note=report.warnings.append,
   )
-  towers, text_projection, tokens = _text(
+  tower, text_projection, tokens = open_clip_towers.text(
     text,
     f"{name}: text_cfg",
-    quick_gelu,
+    quick_gelu=quick_gelu,
     bert_config=bert_config,
     report=report,
   )
-  for tower, projection, what in (
+  for part, projection, what in (
     (image, image_projection, "image"),
-    (towers, text_projection, "text"),
+    (tower, text_projection, "text"),
   ):
-    ends = projection != "none" or tower["kind"] == "resnet"
-    if not ends and tower["width"] != embed_dim:
+    ends = projection != "none" or part["kind"] == "resnet"
+    if not ends and part["width"] != embed_dim:
       raise errors.UserError(
         f"{name}: the {what} tower has no projection and ends in "
-        f"{tower['width']}, not in embed_dim={embed_dim}."
+        f"{part['width']}, not in embed_dim={embed_dim}."
       )
   spec = {
     "embed_dim": embed_dim,
     "image": image,
-    "text": towers,
+    "text": tower,
     "image_projection": image_projection,
     "text_projection": text_projection,
     "embed_norm": "l2",
@@ -194,250 +114,7 @@ def describe(
   return Described(spec, head, "text." if custom else "", **tokens)
 
 
-def _silent(message: str) -> None:
-  del message
-
-
-def _image(vision, where, embed_dim, quick_gelu, note):
-  """Returns the image tower, its projection and where timm keeps that."""
-  fields = config_file.Fields(where, vision)
-  size = config_file.square(
-    fields.take("image_size", 224, kind=(int, list)), f"{where}.image_size"
-  )
-  dropout = fields.take("patch_dropout", 0.0, kind=float)
-  fields.skip(_POOLER, _silent)
-  if vision.get("timm_model_name"):
-    tower, projection, head = _timm(fields, size, where)
-    fields.skip({**_NATIVE_VISION, **_first(_OFF)}, note)
-  else:
-    fields.skip(_TIMM, _silent)
-    head = None
-    for field, values in _OFF.items():
-      fields.neutral(field, *values)
-    fields.neutral("attentional_pool", False)
-    make = _resnet if isinstance(vision.get("layers"), list) else _vit
-    tower, projection = make(fields, size, quick_gelu, where, note)
-  fields.done()
-  if tower["kind"] == "vit":
-    tower["patch_dropout"] = dropout
-    bert.check_heads(tower, where)
-  return tower, projection, head
-
-
-def _first(choices):
-  return {field: values[0] for field, values in choices.items()}
-
-
-def _timm(fields, size, where):
-  name = fields.take("timm_model_name", kind=str)
-  tower = timm_vit.describe(name)
-  projections = {"linear": True, "none": False, "": None, None: None}
-  linear = fields.choose("timm_proj", "linear", projections)
-  bias = fields.take("timm_proj_bias", False, kind=bool)
-  pool = fields.take("timm_pool", "avg", kind=str)
-  fields.skip(
-    {"timm_model_pretrained": 0, "timm_drop": 0.0, "timm_drop_path": None},
-    _silent,
-  )
-  if pool or not linear:
-    tower = timm_vit.pooled(tower, pool, made_so=not linear, name=name)
-  if size != tower["image_size"]:
-    raise errors.UserError(
-      f"{where}: image_size={size}, but {name} is made for "
-      f"{tower['image_size']}; give the timm_model_name of that size."
-    )
-  if linear:
-    return tower, "linear_bias" if bias else "linear", "head.proj"
-  if linear is None:  # The classifier's place serves as the projection.
-    return tower, "linear_bias", "trunk.head"
-  return tower, "none", ""
-
-
-def _resnet(fields, size, quick_gelu, where, note):
-  del quick_gelu  # ReLU.
-  depths = fields.take("layers", kind=list)
-  if len(depths) != 4 or any(type(n) is not int or n < 1 for n in depths):
-    raise errors.UserError(
-      f"{where}.layers={depths!r:.100} must be four numbers of blocks."
-    )
-  width = fields.positive("width", 768)
-  fields.neutral("head_width", openai.HEAD_DIM)
-  if size % 32 or (width * 32) % openai.HEAD_DIM:
-    raise errors.UserError(
-      f"{where}: image_size={size} must divide by 32, and 32 times "
-      f"width={width} by 64."
-    )
-  unread = {k: v for k, v in _NATIVE_VISION.items() if k != "patch_size"}
-  fields.skip({"patch_size": None}, _silent)
-  fields.skip(unread, note)
-  tower = {
-    "kind": "resnet",
-    "image_size": size,
-    "width": width,
-    "depths": depths,
-  }
-  return tower, "none"
-
-
-def _vit(fields, size, quick_gelu, where, note):
-  del note
-  width = fields.positive("width", 768)
-  head_width = fields.positive("head_width", 64)
-  patch_size = config_file.square(
-    fields.take("patch_size", 16, kind=(int, list)), f"{where}.patch_size"
-  )
-  pooling = fields.choose("pool_type", "tok", {"tok": "class", "avg": "gap"})
-  after = fields.take("final_ln_after_pool", False, kind=bool)
-  # Fixed sines and cosines are stored as any positions are.
-  fields.choose(
-    "pos_embed_type", "learnable", {"learnable": 0, "sin_cos_2d": 0}
-  )
-  if size < patch_size or width < head_width:
-    raise errors.UserError(
-      f"{where}: image_size={size} must be at least patch_size={patch_size}, "
-      f"and width={width} at least head_width={head_width}."
-    )
-  tower = {
-    "kind": "vit",
-    "image_size": size,
-    "patch_size": patch_size,
-    "width": width,
-    "depth": fields.positive("layers", 12),
-    "heads": width // head_width,
-    "mlp_dim": _mlp_dim(fields, width, where),
-    "activation": _activation(fields, quick_gelu, where),
-    "norm_epsilon": _epsilon(fields, where),
-    "pooling": pooling,
-    # A norm of one token is the same before and after it is taken.
-    "norm_after_pool": after and pooling == "gap",
-    "class_token": True,
-    "class_position": True,
-    "registers": 0,
-    "pre_norm": not fields.take("no_ln_pre", False, kind=bool),
-    "patch_bias": False,
-    "drop_edge": size % patch_size != 0,
-  }
-  return tower, "linear"
-
-
-def _mlp_dim(fields, width, where) -> int:
-  ratio = fields.take("mlp_ratio", 4.0, kind=float)
-  if not 0 < ratio <= 1024 or int(width * ratio) < 1:
-    raise errors.UserError(f"{where}.mlp_ratio={ratio} makes no MLP.")
-  return int(width * ratio)
-
-
-def _activation(fields, quick_gelu, where) -> str:
-  arguments = fields.take("act_kwargs", None, kind=dict)
-  inner = config_file.Fields(f"{where}.act_kwargs", arguments or {})
-  if quick_gelu:  # It takes no arguments.
-    inner.done()
-    return "quick_gelu"
-  known = {"none": "gelu", "tanh": "gelu_tanh"}
-  activation = inner.choose("approximate", "none", known)
-  inner.done()
-  return activation
-
-
-def _epsilon(fields, where) -> float:
-  arguments = fields.take("norm_kwargs", None, kind=dict)
-  inner = config_file.Fields(f"{where}.norm_kwargs", arguments or {})
-  epsilon = inner.take("eps", NORM_EPSILON, kind=float)
-  inner.done()
-  return epsilon
-
-
-def _text(text, where, quick_gelu, *, bert_config, report):
-  """Returns the text tower, its projection and what cuts its texts."""
-  fields = config_file.Fields(where, text)
-  length = fields.positive("context_length", 77)
-  tokens = _tokens(fields, where)
-  # Only a mask of padding reads it, which no config turns on.
-  fields.skip({"pad_id": 0}, _silent)
-  fields.skip({"final_ln_after_pool": False}, _silent)
-  if text.get("hf_model_name"):
-    if tokens["tokenizer_name"] is None:
-      raise errors.UserError(
-        f"{where} lacks hf_tokenizer_name: CLIP's tokenizer does not fit "
-        f"hf_model_name={text['hf_model_name']!r:.100}."
-      )
-    tower, projection = _bert(fields, where, bert_config, report)
-    fields.skip({**_NATIVE_TEXT, **_first(_OFF)}, report.warnings.append)
-  else:
-    fields.skip(_HUGGINGFACE, _silent)
-    for field, values in _OFF.items():
-      fields.neutral(field, *values)
-    fields.neutral("embed_cls", False)
-    tower, projection = _transformer(fields, quick_gelu, where)
-  fields.done()
-  if tower["kind"] == "bert" and length > tower["positions"]:
-    raise errors.UserError(
-      f"{where}: context_length={length} is more than the "
-      f"{tower['positions']} positions of {text['hf_model_name']}."
-    )
-  tower["context_length"] = length
-  return tower, projection, tokens
-
-
-def _transformer(fields, quick_gelu, where):
-  width = fields.positive("width", 512)
-  pooling = fields.choose("pool_type", "argmax", TEXT_POOLINGS)
-  eos_id = fields.take("eos_id", 2)
-  bias = fields.take("proj_bias", False, kind=bool)
-  projection = fields.choose(
-    "proj_type",
-    "linear",
-    {"linear": "linear_bias" if bias else "linear", "none": "none"},
-  )
-  tower = {
-    "kind": "transformer",
-    "vocab_size": fields.positive("vocab_size", 49408),
-    "width": width,
-    "depth": fields.positive("layers", 12),
-    "heads": fields.positive("heads", 8),
-    "mlp_dim": _mlp_dim(fields, width, where),
-    "activation": _activation(fields, quick_gelu, where),
-    "norm_epsilon": _epsilon(fields, where),
-    "causal": not fields.take("no_causal_mask", False, kind=bool),
-    "pooling": pooling,
-    "eos_id": eos_id if pooling == "eos" else None,
-  }
-  bert.check_heads(tower, where)
-  return tower, projection
-
-
-def _bert(fields, where, bert_config, report):
-  name = fields.take("hf_model_name", kind=str)
-  given = fields.take("hf_model_config", None, kind=dict)
-  fields.skip({"hf_model_pretrained": 0}, _silent)
-  pooling = fields.choose("hf_pooler_type", "mean_pooler", _BERT_POOLINGS)
-  projection = fields.choose("hf_proj_type", "mlp", _BERT_PROJECTIONS)
-  config = given if given is not None else bert_config(name)
-  tower = bert.describe(config, report, f"{where}: the config of {name}")
-  return {**tower, "pooling": pooling}, projection
-
-
-def _tokens(fields, where) -> dict[str, Any]:
-  name = fields.take("hf_tokenizer_name", None, kind=str) or None
-  fields.neutral("tokenizer_mode", None, "")
-  arguments = fields.take("tokenizer_kwargs", None, kind=dict)
-  inner = config_file.Fields(f"{where}.tokenizer_kwargs", arguments or {})
-  default = "whitespace" if name else "lower"
-  cleaning = inner.choose("clean", default, CLEANINGS)
-  strip = False
-  if name:
-    strip = inner.take("strip_sep_token", False, kind=bool)
-    inner.neutral("language", None)
-  else:
-    inner.neutral("reduction_mask", "", None)
-    inner.neutral("additional_special_tokens", None)
-  inner.done()
-  return {"tokenizer_name": name, "cleaning": cleaning, "strip_end": strip}
-
-
 def _preprocessing(data, where, report) -> dict[str, Any]:
-  from clip_jax.models import variants
-
   # A field that is null counts as absent there.
   given = {k: v for k, v in (data or {}).items() if v is not None}
   fields = config_file.Fields(where, given)
@@ -452,7 +129,7 @@ def _preprocessing(data, where, report) -> dict[str, Any]:
   about["resize"] = fields.choose("resize_mode", "shortest", resizes)
   about["fill"] = fields.take("fill_color", 0)
   fields.neutral("mode", "RGB")
-  fields.skip({"size": 0}, _silent)  # The image tower's size counts.
+  fields.ignore("size")  # The image tower's size counts.
   fields.done()
   sources = {
     "image_mean": "mean",

@@ -11,6 +11,7 @@ from clip_jax import errors
 from clip_jax.convert import (
   bert,
   open_clip_config,
+  open_clip_towers,
   portable,
   timm_vit,
 )
@@ -45,7 +46,7 @@ _BERT_POOLERS = {
   "cls": "cls_last_hidden_state_pooler",
 }
 # What each of our cleanings is there; None where it is not the same.
-_CLEANINGS = {v: k for k, v in open_clip_config.CLEANINGS.items()}
+_CLEANINGS = {v: k for k, v in open_clip_towers.CLEANINGS.items()}
 _NEAREST = {
   "hf_clip": "lower",
   "hf_lower": "lower",
@@ -66,8 +67,7 @@ def refusals(spec: dict[str, Any]) -> list[str]:
   native = _image_problems(spec)
   timm = _find_timm(spec)
   if native and timm is None:
-    problems += native
-    problems.append("timm has no image tower of that description either")
+    problems += native + _timm_problems(spec)
   problems += _text_problems(spec)
   acts = [] if native else [image.get("activation")]
   acts += [text.get("activation")] if text["kind"] == "transformer" else []
@@ -116,6 +116,20 @@ def _image_problems(spec) -> list[str]:
   return problems
 
 
+def _timm_problems(spec) -> list[str]:
+  """Returns what keeps an image tower from being one of timm's."""
+  if spec["image"]["kind"] != "vit":
+    return []
+  near = timm_vit.nearest(spec["image"])
+  if near is None:
+    return ["timm has no image tower of these sizes either"]
+  name, other = near
+  return [
+    f"image.{field}={spec['image'][field]!r} (timm's {name} has {value!r})"
+    for field, value in other.items()
+  ]
+
+
 def _find_timm(spec) -> tuple[str, str] | None:
   projection = spec["image_projection"]
   if spec["image"]["kind"] != "vit" or projection not in _TIMM_PROJECTIONS:
@@ -127,7 +141,7 @@ def _text_problems(spec) -> list[str]:
   text, projection = spec["text"], spec["text_projection"]
   if text["kind"] == "transformer":
     problems = []
-    if text["pooling"] not in open_clip_config.TEXT_POOLINGS.values():
+    if text["pooling"] not in open_clip_towers.TEXT_POOLINGS.values():
       problems.append(f"text.pooling={text['pooling']!r}")
     allowed = ("linear", "linear_bias", "none")
   elif text["kind"] == "bert":
@@ -244,7 +258,7 @@ def _shared(tower: dict[str, Any]) -> dict[str, Any]:
     found["mlp_ratio"] = mlp_ratio(tower["width"], mlp_dim)
   if tower["activation"] == "gelu_tanh":
     found["act_kwargs"] = {"approximate": "tanh"}
-  if tower["norm_epsilon"] != open_clip_config.NORM_EPSILON:
+  if tower["norm_epsilon"] != open_clip_towers.NORM_EPSILON:
     found["norm_kwargs"] = {"eps": tower["norm_epsilon"]}
   return found
 

@@ -126,13 +126,14 @@ def _describe(config, report, path) -> tuple[dict[str, Any], dict[str, Any]]:
   fields = config_file.Fields(str(path), config)
   name = fields.take("architecture", kind=str)
   tower = timm_vit.describe(name)
-  # Before timm 0.9.8, the fields of `pretrained_cfg` stood at the top.
-  data = {**_DEFAULTS, **(config.get("pretrained_cfg") or config)}
+  # In older files, the fields of `pretrained_cfg` stood at the top.
+  given = config.get("pretrained_cfg") or config
   arguments = config.get("model_args") or {}
-  if not isinstance(data, dict) or not isinstance(arguments, dict):
+  if not isinstance(given, dict) or not isinstance(arguments, dict):
     raise containers.DamagedError(
       f"{path}: pretrained_cfg and model_args must be objects."
     )
+  data = {**_DEFAULTS, **given}
   arguments = config_file.Fields(f"{path}: model_args", arguments)
   size = data.get("input_size")
   if not isinstance(size, list) or len(size) != 3:
@@ -142,6 +143,7 @@ def _describe(config, report, path) -> tuple[dict[str, Any], dict[str, Any]]:
   arguments.take("num_classes", 0)
   arguments.take("in_chans", 3)
   pool = arguments.take("global_pool", None, kind=str)
+  tower |= _resized(tower, arguments)
   arguments.done()
   if pool:
     tower = timm_vit.pooled(tower, pool, made_so=True, name=name)
@@ -151,6 +153,20 @@ def _describe(config, report, path) -> tuple[dict[str, Any], dict[str, Any]]:
   }
   report.infer("image.kind", name, "config")
   return tower, _preprocessing(data, report, path)
+
+
+def _resized(tower: dict[str, Any], arguments) -> dict[str, Any]:
+  """Returns the sizes of an architecture after its arguments."""
+  ratio = tower["mlp_dim"] / tower["width"]
+  width = arguments.take("embed_dim", tower["width"])
+  ratio = arguments.take("mlp_ratio", ratio, kind=(int, float))
+  return {
+    "width": width,
+    "mlp_dim": int(width * ratio),
+    "depth": arguments.take("depth", tower["depth"]),
+    "heads": arguments.take("num_heads", tower["heads"]),
+    "patch_size": arguments.take("patch_size", tower["patch_size"]),
+  }
 
 
 def _preprocessing(data, report, path) -> dict[str, Any]:

@@ -203,6 +203,33 @@ _FREE = ("patch_dropout", "scan", "remat")
 _POOLS = ("map", "token", "avg")
 
 
+def _named(tower: dict[str, Any]) -> dict[str, Any]:
+  """Returns the fields that a name of timm's decides."""
+  fields = {k: v for k, v in tower.items() if k not in _FREE}
+  fields["mlp_dim"] = tower["mlp_dim"] or 4 * tower["width"]
+  fields["class_position"] = tower["class_token"] and tower["class_position"]
+  return fields
+
+
+def nearest(tower: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+  """Returns the name of a tower of the same sizes, and what it has otherwise.
+
+  Returns:
+    The name, and field -> its value there; None if no sizes are the same.
+  """
+  wanted = _named(tower)
+  sizes = ("image_size", "patch_size", "width", "depth", "heads", "mlp_dim")
+  found = []
+  for name, facts in MODELS.items():
+    if all(facts[field] == wanted[field] for field in sizes):
+      other = {k: v for k, v in facts.items() if v != wanted[k]}
+      found.append((len(other), name, other))
+  if not found:
+    return None
+  _, name, other = min(found, key=lambda one: one[:2])
+  return name, other
+
+
 def find(tower: dict[str, Any], *, made_so: bool) -> tuple[str, str] | None:
   """Returns timm's name and pooling for a tower, None if it has none.
 
@@ -210,9 +237,7 @@ def find(tower: dict[str, Any], *, made_so: bool) -> tuple[str, str] | None:
     tower: an image tower's description.
     made_so: as in `pooled`.
   """
-  wanted = {k: v for k, v in tower.items() if k not in _FREE}
-  wanted["mlp_dim"] = tower["mlp_dim"] or 4 * tower["width"]
-  wanted["class_position"] &= tower["class_token"]
+  wanted = _named(tower)
   same = [name for name, facts in MODELS.items() if facts == wanted]
   for name in (*same, *MODELS):
     for pool in _POOLS:
