@@ -18,6 +18,7 @@ from clip_jax import config as config_lib
 from clip_jax.train import checkpoint, loop
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "tiny_rn.py"
+PRECISE = "precision=float64"
 TIMED = ("images_per_second", "data_wait", "mfu")
 
 
@@ -29,9 +30,10 @@ def _command(workdir, *options):
   ]
 
 
-def _environment(devices=1):
+def _environment(options, devices):
   flag = f"--xla_force_host_platform_device_count={devices}"
-  return os.environ | {"XLA_FLAGS": flag}
+  x64 = str(PRECISE in options)
+  return os.environ | {"XLA_FLAGS": flag, "JAX_ENABLE_X64": x64}
 
 
 def _start(workdir, *options, flags=(), devices=1, log="log"):
@@ -40,7 +42,7 @@ def _start(workdir, *options, flags=(), devices=1, log="log"):
   with open(workdir.with_name(f"{workdir.name}.{log}"), "w") as stderr:
     return subprocess.Popen(
       [*_command(workdir, *options), *flags],
-      env=_environment(devices),
+      env=_environment(options, devices),
       stdout=subprocess.DEVNULL,
       stderr=stderr,
       start_new_session=True,
@@ -84,6 +86,18 @@ def _assert_same_run(workdir, wanted):
 def uninterrupted(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("uninterrupted")
   _finish(workdir)
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def precise(tmp_path_factory):
+  """The uninterrupted run in float64.
+
+  A float32 training is chaotic: sums in another order part the losses of two
+  runs by 1e-4 within twenty steps.
+  """
+  workdir = tmp_path_factory.mktemp("precise")
+  _finish(workdir, PRECISE)
   return workdir
 
 
@@ -196,29 +210,20 @@ def test_a_run_goes_on_with_other_workers_and_threads(tmp_path, uninterrupted):
 
 @pytest.mark.slow
 def test_a_run_goes_on_on_another_number_of_devices(
-  tmp_path, uninterrupted, monkeypatch
+  tmp_path, precise, uninterrupted
 ):
-  # In float64: a float32 training is chaotic, and sums in another order part
-  # the losses of two runs by 1e-4 within twenty steps.
-  monkeypatch.setenv("JAX_ENABLE_X64", "True")
-  precise = "precision=float64"
   workdir = tmp_path / "run"
-  process = _start(workdir, precise, "mesh.fsdp=2", devices=8)
+  process = _start(workdir, PRECISE, "mesh.fsdp=2", devices=8)
   assert _wait_for(lambda: _count_lines(workdir) >= 15, process)
   process.send_signal(signal.SIGTERM)
   _expect(process, 143, workdir)
-  resumed_at = _count_lines(workdir)
-  assert resumed_at < 40
-  _finish(workdir, precise, "mesh.fsdp=1", devices=2)
-  # Against eight devices to the end: only the order of sums differs.
-  whole = tmp_path / "whole"
-  _finish(whole, precise, "mesh.fsdp=2", devices=8)
-  got, want = _losses(workdir), _losses(whole)
-  assert np.array_equal(got[:resumed_at], want[:resumed_at])
-  np.testing.assert_allclose(got, want, rtol=1e-9)
+  assert _count_lines(workdir) < 40
+  _finish(workdir, PRECISE, "mesh.fsdp=1", devices=2)
+  # Against one device to the end: only the order of sums differs.
+  np.testing.assert_allclose(_losses(workdir), _losses(precise), rtol=1e-9)
   crcs = [
     [line["records_crc32"] for line in _lines(path)]
-    for path in (workdir, whole, uninterrupted)
+    for path in (workdir, precise, uninterrupted)
   ]
   assert crcs[0] == crcs[1] == crcs[2]
 
@@ -252,52 +257,71 @@ def _finish_pair(pair, workdir, code=0):
     _expect(process, code, workdir, f"log{i}")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  ("model", "precision", "tolerance"),
-  [
-    ("tiny-rn", "float64", 1e-9),
-    ("tiny-vit", "float64", 1e-9),
-    ("tiny-rn", "float32", 1e-4),
-  ],
-)
-def test_two_processes_follow_the_same_trajectory(
-  tmp_path, monkeypatch, model, precision, tolerance
-):
-  monkeypatch.setenv("JAX_ENABLE_X64", str(precision == "float64"))
-  options = [f"model={model}", f"precision={precision}", "steps=50"]
-  options += ["checkpoint.every_steps=50"]
-  if model == "tiny-vit":
-    image = {"width": 24, "depth": 2, "heads": 3}
-    options += [f"model_overrides.image.{k}={v}" for k, v in image.items()]
-  one, two = tmp_path / "one", tmp_path / "two"
-  _finish(one, *options)
-  pair = _start_pair(two, *options, "mesh.fsdp=2")
-  _finish_pair(pair, two)
-  np.testing.assert_allclose(_losses(two), _losses(one), rtol=tolerance)
-  with jax.enable_x64(precision == "float64"):
+def _assert_same_trajectory(got, wanted, tolerance, *, x64):
+  np.testing.assert_allclose(_losses(got), _losses(wanted), rtol=tolerance)
+  with jax.enable_x64(x64):
     statistics = [
-      checkpoint.load_variables(path)[1]["batch_stats"] for path in (one, two)
+      checkpoint.load_variables(path)[1]["batch_stats"]
+      for path in (got, wanted)
     ]
   for a, b in zip(*map(jax.tree.leaves, statistics), strict=True):
     np.testing.assert_allclose(a, b, rtol=20 * tolerance, atol=tolerance)
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(
-  tmp_path, monkeypatch
+@pytest.mark.parametrize(
+  ("precision", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)]
+)
+def test_two_processes_follow_the_same_trajectory(
+  tmp_path, precise, uninterrupted, precision, tolerance
 ):
-  monkeypatch.setenv("JAX_ENABLE_X64", "True")
-  precise = "precision=float64"
-  _finish(tmp_path / "uninterrupted", precise)
+  x64 = precision == "float64"
+  options = (f"precision={precision}", "mesh.fsdp=2")
+  _finish_pair(_start_pair(tmp_path / "two", *options), tmp_path / "two")
+  one = precise if x64 else uninterrupted
+  _assert_same_trajectory(tmp_path / "two", one, tolerance, x64=x64)
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_vit_follow_the_same_trajectory(tmp_path):
+  image = {"width": 24, "depth": 2, "heads": 3}
+  options = (
+    PRECISE,
+    "model=tiny-vit",
+    *(f"model_overrides.image.{name}={x}" for name, x in image.items()),
+    "checkpoint.every_steps=40",
+  )
+  one, two = tmp_path / "one", tmp_path / "two"
+  _finish(one, *options)
+  _finish_pair(_start_pair(two, *options, "mesh.fsdp=2"), two)
+  _assert_same_trajectory(two, one, 1e-9, x64=True)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(
+  tmp_path, precise
+):
   workdir = tmp_path / "run"
-  pair = _start_pair(workdir, precise)
+  pair = _start_pair(workdir, PRECISE)
   assert _wait_for(lambda: _count_lines(workdir) >= 6, pair[0])
   pair[1].send_signal(signal.SIGTERM)
   _finish_pair(pair, workdir, code=143)
-  _finish(workdir, precise)
-  whole = _losses(tmp_path / "uninterrupted")
-  np.testing.assert_allclose(_losses(workdir), whole, rtol=1e-9)
+  _finish(workdir, PRECISE)
+  np.testing.assert_allclose(_losses(workdir), _losses(precise), rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_processes_stops_both_in_an_evaluation(tmp_path):
+  workdir = tmp_path / "run"
+  # Long enough for the processes to agree: JAX looks for a signal each second.
+  many = [f"evals.e{i}.data=builtin:two_digits/train" for i in range(40)]
+  pair = _start_pair(workdir, *many, "eval_every_steps=4")
+  assert _wait_for(lambda: _count_lines(workdir) == 4, pair[0])
+  pair[1].send_signal(signal.SIGTERM)
+  _finish_pair(pair, workdir, code=143)
+  saved = {path.name for path in (workdir / "checkpoints").iterdir()}
+  assert saved == {"3", "4"}
+  assert [list(line)[1] for line in _lines(workdir)] == ["loss"] * 4
 
 
 def test_a_finished_run_started_again_only_evaluates(tmp_path, uninterrupted):
