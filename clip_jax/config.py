@@ -88,6 +88,15 @@ SCHEMA: dict[str, Field] = {
     _one_of(PRECISIONS),
     "compute type; parameters, logits and loss stay float32 (or float64)",
   ),
+  "init.model": Field(
+    str, "", _anything, "a model to begin with, in any format; empty: none"
+  ),
+  "init.image": Field(
+    str, "", _anything, "a checkpoint whose image tower to begin with"
+  ),
+  "init.text": Field(
+    str, "", _anything, "a checkpoint whose text tower to begin with"
+  ),
   "data.train": Field(str, "", _not_empty, "DATA address of the pairs"),
   "data.workers": Field(
     int, 0, _at_least(0), "loader processes; 0 loads in threads only"
@@ -126,6 +135,12 @@ SCHEMA: dict[str, Field] = {
   ),
   "optim.clip_norm": Field(
     float, 1.0, _at_least(0), "largest global gradient norm; 0: no clipping"
+  ),
+  "optim.frozen": Field(
+    str,
+    "",
+    _anything,
+    "regular expression: parameters that stay as they are; empty: none",
   ),
   "loss.kind": Field(
     str, "softmax", _one_of(LOSS_KINDS), "contrastive objective"

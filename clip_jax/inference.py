@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -309,7 +309,7 @@ def load(
     spec=found.spec,
     mesh=_mesh(),
     path=str(path.resolve()) if path.exists() else str(model),
-    directory=found.directory,
+    files=found.files,
   )
 
 
@@ -318,7 +318,7 @@ def _mesh() -> jax.sharding.Mesh | None:
 
 
 def _load_workdir(path: pathlib.Path, step: int | None) -> Clip:
-  from clip_jax.train import checkpoint
+  from clip_jax.train import checkpoint, initial
   from clip_jax.train import step as step_lib
 
   config, variables, step = checkpoint.load_variables(path, step=step)
@@ -329,6 +329,7 @@ def _load_workdir(path: pathlib.Path, step: int | None) -> Clip:
     mesh=_mesh(),
     path=str(path.resolve()),
     step=step,
+    files=initial.tokenizer_files(path),
   )
 
 
@@ -340,7 +341,7 @@ def assemble(
   mesh: jax.sharding.Mesh | None = None,
   path: str = "",
   step: int = 0,
-  directory: pathlib.Path | None = None,
+  files: Mapping[str, bytes] | None = None,
 ) -> Clip:
   """Returns the `Clip` of a module, its variables and its description.
 
@@ -352,7 +353,7 @@ def assemble(
     mesh: devices that share each batch; None is the one of the variables.
     path: where the model came from.
     step: number of updates it was trained for.
-    directory: where the tokenizer's files lie, if it has any.
+    files: of the tokenizer by their names, if it has any.
   """
   placement = jax.devices()[0] if mesh is None else sharding.replicated(mesh)
   return Clip(
@@ -361,7 +362,7 @@ def assemble(
     tokenizer=tokenizer_lib.make_tokenizer(
       **spec["tokenizer"],
       context_length=spec["text"]["context_length"],
-      **({} if directory is None else {"directory": directory}),
+      contents=files,
     ),
     preprocess=preprocess_lib.Preprocess.from_spec(spec),
     encoder=Encoder(module, mesh=mesh),

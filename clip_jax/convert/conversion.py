@@ -114,8 +114,6 @@ def open_model(
     path = pathlib.Path(address).expanduser()
   name = source_format or recognise(path)
   model = format_module(name).read(path, options)
-  if path.is_dir():
-    model = dataclasses.replace(model, directory=path)
   if options.image_size is not None:
     from clip_jax.convert import positions
 

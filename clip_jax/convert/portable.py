@@ -51,7 +51,6 @@ class Portable:
     source: where it came from: "format", "dialect" (what a writer of the same
       format needs to give the same names and shapes), "files" (name ->
       sha256) and what else the format notes.
-    directory: that holds the tokenizer's files; None for a file.
   """
 
   spec: dict[str, Any]
@@ -60,7 +59,6 @@ class Portable:
   extras: dict[str, Tensor] = dataclasses.field(default_factory=dict)
   files: dict[str, bytes] = dataclasses.field(default_factory=dict)
   source: dict[str, Any] = dataclasses.field(default_factory=dict)
-  directory: pathlib.Path | None = None
 
   def dialect(self, format_name: str) -> dict[str, Any]:
     """Returns the dialect, if the model came from the format of that name."""

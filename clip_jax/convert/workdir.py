@@ -38,11 +38,14 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     )
     for key, array in flat
   }
+  # `train.initial` keeps it there, which imports this package.
+  tokenizer = path / "tokenizer"
   report = report_lib.Report(NAME, tensors=len(leaves), mapped=len(leaves))
   report.facts["step"] = step
   return portable.Portable(
     spec=model_dir.plain(spec),
     leaves=leaves,
+    files={file.name: file.read_bytes() for file in tokenizer.glob("*")},
     report=report,
     source={"format": NAME, "path": os.fspath(path), "step": step},
   )

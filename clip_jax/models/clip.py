@@ -156,16 +156,32 @@ class CLIP(nn.Module):
     )
 
   def __call__(
-    self, images: jax.Array, tokens: jax.Array, *, train: bool = False
+    self,
+    images: jax.Array,
+    tokens: jax.Array,
+    *,
+    train: bool = False,
+    locked: tuple[str, ...] = (),
   ) -> ClipOutput:
-    """Embeds pairs: images (batch, h, w, 3) and tokens (batch, length)."""
+    """Embeds pairs.
+
+    Args:
+      images: (batch, h, w, 3).
+      tokens: (batch, length).
+      train: batch statistics move, and patches drop out.
+      locked: "image" or "text", the towers that compute as in use even then.
+    """
     # The gradient vanishes above the bound: an optimizer that may overshoot it
     # has to clip the parameter too.
     log_scale = cap_log_scale(self.log_scale, self.max_logit_scale)
     has_bias = self.init_logit_bias is not None
     return ClipOutput(
-      image_embeds=self.encode_image(images, train=train),
-      text_embeds=self.encode_text(tokens, train=train),
+      image_embeds=self.encode_image(
+        images, train=train and "image" not in locked
+      ),
+      text_embeds=self.encode_text(
+        tokens, train=train and "text" not in locked
+      ),
       logit_scale=jnp.exp(log_scale),
       logit_bias=self.logit_bias if has_bias else None,
     )

@@ -59,6 +59,13 @@ DERIVED = {
 _NOT_IN_SPEC = {"parent", "name", "embed_dim", "dtype", "param_dtype"}
 
 
+# The name of a model whose description is all in its overrides: a run sets
+# them from the checkpoints that it begins with.
+FROM_INIT = "from_init"
+# Of two towers that were never trained together.
+DEFAULT_EMBED_DIM = 512
+
+
 def spec(name: str, overrides: dict | None = None) -> dict:
   """Returns the full description of a model, every field of it explicit.
 
@@ -74,6 +81,12 @@ def spec(name: str, overrides: dict | None = None) -> dict:
   Raises:
     UserError: the name, or a field of the overrides, is unknown.
   """
+  if name == FROM_INIT:
+    if not {"image", "text"} <= (overrides or {}).keys():
+      raise errors.UserError(
+        f"The model {FROM_INIT!r} has no description before its run has begun."
+      )
+    return resolve(overrides)
   if name not in VARIANTS:
     raise errors.unknown("model", name, VARIANTS)
   return resolve(VARIANTS[name], overrides)

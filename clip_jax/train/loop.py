@@ -16,6 +16,7 @@ from clip_jax.models import flops
 from clip_jax.train import (
   checkpoint,
   evaluation,
+  initial,
   journal,
   metrics,
   optim,
@@ -51,16 +52,19 @@ def train(
   """
   started = time.perf_counter()
   workdir = workdir_lib.find(workdir)
-  run = run_lib.make_run(config)
+  config, origins = initial.begin(config, workdir)
+  tokenizer = initial.tokenizer_files(workdir, origins)
+  run = run_lib.make_run(config, tokenizer_files=tokenizer)
   run.announce()  # Also the first to look into the model.
   workdir_lib.claim(workdir, config, allow_changes=allow_changes)
+  initial.keep_tokenizer(workdir, tokenizer)
   with contextlib.ExitStack() as stack:
     enter = stack.enter_context
     enter(workdir_lib.keep_compilations(workdir))
     keep = config.checkpoint.keep
     checkpoints = enter(checkpoint.Checkpoints(workdir, keep=keep))
     stop = enter(preemption.Preemption())
-    state, counters = _restore_or_init(run, checkpoints, allow_changes)
+    state, counters = _restore_or_init(run, checkpoints, origins, allow_changes)
     first_step = int(state.step)
     notes = enter(_open_journal(run, workdir, first_step, counters))
     batches = enter(run.batches(first_step))
@@ -130,13 +134,15 @@ def _check_data(run: run_lib.Run, counters: dict[str, Any]) -> None:
 def _restore_or_init(
   run: run_lib.Run,
   checkpoints: checkpoint.Checkpoints,
+  origins: initial.Origins,
   allow_changes: bool,
 ) -> tuple[step_lib.TrainState, dict[str, Any]]:
   abstract = step_lib.abstract_state(run.model, run.tx, run.mesh)
   restored = checkpoints.restore_latest(abstract)
   if restored is None:
     seed = run.config.seed
-    return step_lib.init_state(run.model, run.tx, run.mesh, seed=seed), {}
+    state = step_lib.init_state(run.model, run.tx, run.mesh, seed=seed)
+    return initial.load(state, origins), {}
   state, meta = restored
   if not allow_changes:
     _check_data(run, meta["counters"])

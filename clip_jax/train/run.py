@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.data import pipeline, sources
 from clip_jax.evals import tasks
 from clip_jax.models import clip, variants
-from clip_jax.train import optim
+from clip_jax.train import freezing, optim
 from clip_jax.train import step as step_lib
 
 
@@ -57,10 +57,14 @@ class Run:
   def announce(self) -> None:
     """Says what is about to run, before the first compilation's silence."""
     devices = self.mesh.devices.flatten()
+    count = f"{variants.parameter_count(self.model):,} parameters"
+    if frozen := self.config.optim.frozen:
+      params = variants.abstract_variables(self.model)["params"]
+      count += f" ({freezing.trained_count(params, frozen):,} of them trained)"
     logging.info(
-      "%s: %s parameters, %d records, %d steps of %d pairs on %d x %s",
+      "%s: %s, %d records, %d steps of %d pairs on %d x %s",
       self.config.model,
-      f"{variants.parameter_count(self.model):,}",
+      count,
       len(self.source),
       self.total_steps,
       self.config.batch_size,
@@ -105,8 +109,16 @@ class Run:
     )
 
 
-def make_run(config: ml_collections.ConfigDict) -> Run:
+def make_run(
+  config: ml_collections.ConfigDict,
+  *,
+  tokenizer_files: Mapping[str, bytes] | None = None,
+) -> Run:
   """Returns what `config` stands for; opens the data, starts the devices.
+
+  Args:
+    config: checked; its model described, not "from_init" alone.
+    tokenizer_files: by name, if the tokenizer needs any.
 
   Raises:
     UserError: something in the config does not exist or does not fit.
@@ -123,6 +135,9 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
   total_steps = config.steps or math.ceil(
     config.epochs * len(source) / config.batch_size
   )
+  tx = optim.make_optimizer(
+    config, total_steps=total_steps, image_kind=spec["image"]["kind"]
+  )
   return Run(
     config=config,
     mesh=mesh,
@@ -131,13 +146,13 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
     report=report,
     spec=spec,
     model=model,
-    tx=optim.make_optimizer(
-      config, total_steps=total_steps, image_kind=spec["image"]["kind"]
-    ),
+    tx=freezing.optimizer(tx, config.optim.frozen),
     total_steps=total_steps,
     preprocess=preprocess_lib.Preprocess.from_spec(spec),
     tokenizer=tokenizer_lib.make_tokenizer(
-      **spec["tokenizer"], context_length=spec["text"]["context_length"]
+      **spec["tokenizer"],
+      context_length=spec["text"]["context_length"],
+      contents=tokenizer_files,
     ),
     encoder=inference.Encoder(model, mesh=mesh),
   )

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from clip_jax import errors, losses, sharding
 from clip_jax.models import clip, variants
+from clip_jax.train import freezing
 
 
 @flax.struct.dataclass
@@ -152,16 +153,24 @@ def make_train_step(
   gradient is not finite leaves everything as it was but counts itself.
   """
   contrastive_loss = losses.KINDS[config.loss.kind]
-  shardings = jax.tree.map(
-    lambda x: x.sharding, abstract_state(model, tx, mesh)
+  frozen = config.optim.frozen
+  abstract = abstract_state(model, tx, mesh)
+  locked = freezing.locked_towers(abstract.params, frozen)
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  trained_shardings = sharding.tree_shardings(
+    jax.eval_shape(lambda x: freezing.select(x, frozen), abstract.params), mesh
   )
 
-  def loss_function(params, state, batch):
+  def loss_function(trained, params, state, batch):
     output, updated = model.apply(
-      {"params": params, "batch_stats": state.batch_stats},
+      {
+        "params": freezing.merge(params, trained, frozen),
+        "batch_stats": state.batch_stats,
+      },
       batch["image"],
       batch["tokens"],
       train=True,
+      locked=locked,
       mutable=["batch_stats"],
       rngs={"dropout": jax.random.fold_in(seed_key(config.seed), state.step)},
     )
@@ -184,14 +193,16 @@ def make_train_step(
     )
     (loss, (logit_scale, batch_stats)), gradients = jax.value_and_grad(
       loss_function, has_aux=True
-    )(whole, state, batch)
-    gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
+    )(freezing.select(whole, frozen), whole, state, batch)
+    gradients = jax.lax.with_sharding_constraint(gradients, trained_shardings)
     norm = optax.tree.norm(gradients)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+    trained = optax.apply_updates(
+      freezing.select(state.params, frozen), updates
+    )
+    params = freezing.merge(state.params, trained, frozen)
     candidate = state.replace(
-      params=_cap_temperature(
-        optax.apply_updates(state.params, updates), model.max_logit_scale
-      ),
+      params=_cap_temperature(params, model.max_logit_scale),
       batch_stats=batch_stats,
       opt_state=opt_state,
     )

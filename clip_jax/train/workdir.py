@@ -93,16 +93,21 @@ def _check_config(
   ]
   if not changed:
     return
-  saved = workdir / checkpoint.DIRECTORY
-  # A save under way has a name, not a number.
-  is_empty = not any(
-    entry.name.isdecimal() for entry in saved.glob("*") if entry.is_dir()
-  )
+  is_empty = not holds_checkpoint(workdir)
   way_on = "start anew" if is_empty else "go on"
   raise errors.UserError(
     f"{workdir} holds a run of another config ({', '.join(changed)})"
     f"{', which saved no checkpoint' if is_empty else ''}. Take a new workdir, "
     f"or pass --allow-changes to {way_on} with the new values."
+  )
+
+
+def holds_checkpoint(workdir: pathlib.Path) -> bool:
+  """Whether a step was saved in `workdir`."""
+  saved = workdir / checkpoint.DIRECTORY
+  # A save under way has a name, not a number.
+  return any(
+    entry.name.isdecimal() for entry in saved.glob("*") if entry.is_dir()
   )
 
 

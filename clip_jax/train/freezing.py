@@ -1,0 +1,164 @@
+"""Parameters that stay as they are: locked and partly locked towers.
+
+A regular expression names them, as in LiT (Zhai et al. 2022): "^image/" locks
+the image tower. The layers of an encoder are stacked in one array each, yet
+have names of their own here, "image/encoder/blocks/11/ln_1/scale", so that a
+pattern can free the last layers alone. What is frozen has no gradient and no
+place in the optimizer's state.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from clip_jax import errors
+
+_STACK = "encoder/blocks/"
+_NAMES_SHOWN = 4
+
+# For each array that is partly or wholly trained: the layers, or None for all.
+Choice = dict[str, np.ndarray | None]
+
+
+def names(path: str, shape: tuple[int, ...]) -> list[str]:
+  """Returns the name of an array, or those of its layers where it is a stack.
+
+  Args:
+    path: "/"-joined, below "params".
+    shape: of the whole array.
+  """
+  before, stack, after = path.partition(_STACK)
+  if not stack:
+    return [path]
+  return [f"{before}{stack}{i}/{after}" for i in range(shape[0])]
+
+
+def choose(params: Any, pattern: str) -> Choice:
+  """Returns what of `params` (arrays or shapes) is trained, by path.
+
+  Args:
+    params: the model's.
+    pattern: a regular expression, searched in the names of parameters.
+
+  Raises:
+    UserError: it is no regular expression, or freezes nothing or everything.
+  """
+  try:
+    search = re.compile(pattern).search
+  except re.error as error:
+    raise errors.UserError(
+      f"optim.frozen={pattern!r} is no regular expression: {error}."
+    ) from None
+  chosen: Choice = {}
+  found = 0
+  flat = _flatten(params)
+  for path, leaf in flat.items():
+    free = [not search(name) for name in names(path, leaf.shape)]
+    found += len(free) - sum(free)
+    if all(free):
+      chosen[path] = None
+    elif any(free):
+      chosen[path] = np.flatnonzero(free)
+  if not found or not chosen:
+    some = [names(path, leaf.shape)[-1] for path, leaf in flat.items()]
+    what = "every parameter" if found else "no parameter"
+    raise errors.UserError(
+      f"optim.frozen={pattern!r} freezes {what}; parameters have names such as "
+      f"{', '.join(some[:_NAMES_SHOWN])}, …. '^image/' locks the image tower."
+    )
+  return chosen
+
+
+def select(params: Any, pattern: str) -> Any:
+  """Returns the trained part of `params`: arrays, and layers of arrays."""
+  if not pattern:
+    return params
+  chosen, flat = choose(params, pattern), _flatten(params)
+  return _unflatten(
+    {
+      path: flat[path] if layers is None else flat[path][_index(layers)]
+      for path, layers in chosen.items()
+    }
+  )
+
+
+def merge(params: Any, trained: Any, pattern: str) -> Any:
+  """Returns `params` with the trained part replaced by `trained`."""
+  if not pattern:
+    return trained
+  chosen, flat, new = choose(params, pattern), _flatten(params), {}
+  trained = _flatten(trained)
+  for path, leaf in flat.items():
+    if path not in chosen:
+      new[path] = leaf
+    elif chosen[path] is None:
+      new[path] = trained[path]
+    else:
+      new[path] = leaf.at[_index(chosen[path])].set(trained[path])
+  return _unflatten(new)
+
+
+def optimizer(
+  tx: optax.GradientTransformation, pattern: str
+) -> optax.GradientTransformation:
+  """Returns `tx` for the trained part alone.
+
+  Its `init` and `update` take all parameters; gradients and updates are of the
+  part that `select` returns, and so is the state.
+  """
+  if not pattern:
+    return tx
+
+  def update(updates, state, params=None):
+    return tx.update(updates, state, select(params, pattern))
+
+  return optax.GradientTransformation(
+    lambda params: tx.init(select(params, pattern)), update
+  )
+
+
+def locked_towers(params: Any, pattern: str) -> tuple[str, ...]:
+  """Returns the towers, "image" and "text", of which nothing is trained."""
+  if not pattern:
+    return ()
+  trained = {path.partition("/")[0] for path in choose(params, pattern)}
+  return tuple(part for part in ("image", "text") if part not in trained)
+
+
+def _index(layers: np.ndarray) -> Any:
+  """Returns an index of the first axis; a slice costs no gather."""
+  first, last = int(layers[0]), int(layers[-1])
+  if len(layers) == last - first + 1:
+    return slice(first, last + 1)
+  return layers
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for name, node in tree.items():
+    if isinstance(node, Mapping):
+      flat |= _flatten(node, f"{prefix}{name}/")
+    else:
+      flat[prefix + name] = node
+  return flat
+
+
+def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+  tree: dict[str, Any] = {}
+  for path, leaf in flat.items():
+    *parents, name = path.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = leaf
+  return tree
+
+
+def trained_count(params: Any, pattern: str) -> int:
+  """Counts the trained numbers of `params`, arrays or shapes."""
+  shapes = jax.eval_shape(lambda tree: select(tree, pattern), params)
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
