@@ -311,6 +311,11 @@ def write(
   safetensors_file.write(destination / WEIGHTS, tensors)
   for name, data in model.files.items():
     (destination / name).write_bytes(data)
+  if model.spec["text"]["kind"] == "bert":
+    # What its name stands for, so that nothing has to be fetched.
+    about = open_clip_export.bert_config(model.spec["text"])
+    text = json.dumps({"model_type": "bert", **about}, indent=2)
+    (destination / bert.CONFIG).write_text(text + "\n", "utf-8")
   text = json.dumps(config, indent=2, allow_nan=False)
   (destination / CONFIG).write_text(text + "\n", "utf-8")
 
