@@ -155,8 +155,8 @@ def describe(
   text = {
     "kind": "bert",
     "vocab_size": fields.positive("vocab_size"),
-    "width": fields.positive("hidden_size"),
-    "depth": fields.positive("num_hidden_layers"),
+    "width": fields.positive("hidden_size", most=config_file.MAX_WIDTH),
+    "depth": fields.positive("num_hidden_layers", most=config_file.MAX_DEPTH),
     "heads": fields.positive("num_attention_heads"),
     "mlp_dim": fields.positive("intermediate_size"),
     "positions": fields.positive("max_position_embeddings"),

@@ -12,6 +12,11 @@ from clip_jax.convert.containers import safetensors_file, torch_zip
 from clip_jax.convert.tensor import Tensor
 
 MAX_BYTES = 1 << 22
+# Beyond every model: a hostile number must not become a loop or an overflow.
+MAX_INTEGER = 1 << 24
+MAX_WIDTH = 1 << 14
+MAX_DEPTH = 1 << 10
+_MAX_PIXELS = 1 << 14
 _REQUIRED = object()
 
 
@@ -85,7 +90,7 @@ class Fields:
     fits = isinstance(value, kinds) and (
       bool in kinds or not isinstance(value, bool)
     )
-    if float in kinds and isinstance(value, int) and type(value) is not bool:
+    if float in kinds and type(value) is int and abs(value) < 1 << 53:
       value, fits = float(value), True
     if isinstance(value, float) and not math.isfinite(value):
       fits = False
@@ -96,12 +101,14 @@ class Fields:
       )
     return value
 
-  def positive(self, field: str, default: Any = _REQUIRED) -> int:
-    """Returns a whole number above 0."""
+  def positive(
+    self, field: str, default: Any = _REQUIRED, *, most: int = MAX_INTEGER
+  ) -> int:
+    """Returns a whole number from 1 to `most`."""
     value = self.take(field, default)
-    if value < 1:
+    if not 1 <= value <= most:
       raise errors.UserError(
-        f"{self._where}.{field}={value} must be at least 1."
+        f"{self._where}.{field}={value!r:.20} must be from 1 to {most}."
       )
     return value
 
@@ -157,7 +164,7 @@ def square(size: Any, where: str) -> int:
     len(set(map(str, sides))) != 1
     or len(sides) > 2
     or type(sides[0]) is not int
-    or sides[0] < 1
+    or not 1 <= sides[0] <= _MAX_PIXELS
   ):
     raise errors.UserError(
       f"{where}={size!r:.100} is no square size in whole pixels, which towers "

@@ -16,6 +16,7 @@ from clip_jax.models import clip, variants
 
 # Their default, log(1 / 0.07).
 INIT_LOG_SCALE = math.log(clip.INIT_LOGIT_SCALE)
+_MAX_LOG_SCALE = 80.0  # Just within float32.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ def describe(
   preprocess = whole.take("preprocess_cfg", None, kind=dict)
   whole.done()
   model.neutral("multimodal_cfg", None)
-  embed_dim = model.positive("embed_dim")
+  embed_dim = model.positive("embed_dim", most=config_file.MAX_WIDTH)
   quick_gelu = model.take("quick_gelu", False, kind=bool)
   vision = model.take("vision_cfg", kind=dict)
   text = model.take("text_cfg", kind=dict)
@@ -73,6 +74,10 @@ def describe(
   custom = model.take("custom_text", False, kind=bool)
   custom = custom or "hf_model_name" in text
   log_scale = model.take("init_logit_scale", INIT_LOG_SCALE, kind=float)
+  if abs(log_scale) > _MAX_LOG_SCALE:
+    raise errors.UserError(
+      f"{name}: init_logit_scale={log_scale} is no logarithm of a scale."
+    )
   bias = model.take("init_logit_bias", None, kind=float)
   # The first shows in the weights' shapes, the second is about Python.
   model.ignore("nonscalar_logit_scale", "output_dict")

@@ -146,11 +146,13 @@ def _timm(fields, size, where):
 def _resnet(fields, size, quick_gelu, where, note):
   del quick_gelu  # ReLU.
   depths = fields.take("layers", kind=list)
-  if len(depths) != 4 or any(type(n) is not int or n < 1 for n in depths):
+  if len(depths) != 4 or any(
+    type(n) is not int or not 1 <= n <= config_file.MAX_DEPTH for n in depths
+  ):
     raise errors.UserError(
       f"{where}.layers={depths!r:.100} must be four numbers of blocks."
     )
-  width = fields.positive("width", 768)
+  width = fields.positive("width", 768, most=config_file.MAX_WIDTH)
   fields.neutral("head_width", openai.HEAD_DIM)
   if size % 32 or (width * 32) % openai.HEAD_DIM:
     raise errors.UserError(
@@ -171,7 +173,7 @@ def _resnet(fields, size, quick_gelu, where, note):
 
 def _vit(fields, size, quick_gelu, where, note):
   del note
-  width = fields.positive("width", 768)
+  width = fields.positive("width", 768, most=config_file.MAX_WIDTH)
   head_width = fields.positive("head_width", 64)
   patch_size = config_file.square(
     fields.take("patch_size", 16, kind=(int, list)), f"{where}.patch_size"
@@ -192,7 +194,7 @@ def _vit(fields, size, quick_gelu, where, note):
     "image_size": size,
     "patch_size": patch_size,
     "width": width,
-    "depth": fields.positive("layers", 12),
+    "depth": fields.positive("layers", 12, most=config_file.MAX_DEPTH),
     "heads": width // head_width,
     "mlp_dim": _mlp_dim(fields, width, where),
     "activation": _activation(fields, quick_gelu, where),
@@ -212,7 +214,7 @@ def _vit(fields, size, quick_gelu, where, note):
 
 def _mlp_dim(fields, width, where) -> int:
   ratio = fields.take("mlp_ratio", 4.0, kind=float)
-  if not 0 < ratio <= 1024 or int(width * ratio) < 1:
+  if not 0 < ratio <= 64 or int(width * ratio) < 1:
     raise errors.UserError(f"{where}.mlp_ratio={ratio} makes no MLP.")
   return int(width * ratio)
 
@@ -276,7 +278,7 @@ def text(
 
 
 def _transformer(fields, quick_gelu, where):
-  width = fields.positive("width", 512)
+  width = fields.positive("width", 512, most=config_file.MAX_WIDTH)
   pooling = fields.choose("pool_type", "argmax", TEXT_POOLINGS)
   eos_id = fields.take("eos_id", 2)
   bias = fields.take("proj_bias", False, kind=bool)
@@ -289,7 +291,7 @@ def _transformer(fields, quick_gelu, where):
     "kind": "transformer",
     "vocab_size": fields.positive("vocab_size", 49408),
     "width": width,
-    "depth": fields.positive("layers", 12),
+    "depth": fields.positive("layers", 12, most=config_file.MAX_DEPTH),
     "heads": fields.positive("heads", 8),
     "mlp_dim": _mlp_dim(fields, width, where),
     "activation": _activation(fields, quick_gelu, where),

@@ -104,11 +104,12 @@ def _from_json(files, settings, where) -> dict[str, Any]:
   if isinstance(token, dict):
     token = token.get("content")
   if token is None:
-    pad = (data.get("padding") or {}).get("pad_id")
+    padding = data.get("padding")
+    pad = padding.get("pad_id") if isinstance(padding, dict) else None
   else:
     engine = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
     pad = engine.token_to_id(str(token))
-  if not isinstance(pad, int):
+  if type(pad) is not int:
     raise errors.UserError(
       f"{where}: nothing says which id pads (pad_token={token!r:.50} in "
       "tokenizer_config.json)."

@@ -480,3 +480,40 @@ def test_a_tokenizer_json_gives_open_clips_ids(library, tmp_path, pad_id):
   }
   GOLDEN.write_config(model_cfg, tmp_path)
   _check_ids(library, tmp_path, model_cfg)
+
+
+@pytest.mark.parametrize("case", ["vit_quick_gelu", "siglip"])
+def test_what_goes_by_huggingface_comes_back_with_every_bit(
+  make, tmp_path, case
+):
+  source = make(case)
+  for step, to in (("a", "huggingface"), ("b", "clip-jax"), ("c", "open-clip")):
+    convert.convert(source, tmp_path / step, to=to)
+    source = tmp_path / step
+  _same_tensors(
+    source / open_clip.WEIGHTS, tmp_path / "source" / open_clip.WEIGHTS
+  )
+
+
+def test_another_image_size_makes_another_config(make, tmp_path):
+  options = Options(image_size=30, resize_method="bicubic_antialias")
+  source = make("vit_tanh")
+  convert.convert(source, tmp_path / "out", to="open-clip", options=options)
+  config = json.loads((tmp_path / "out" / open_clip.CONFIG).read_text())
+  assert config["model_cfg"]["vision_cfg"]["image_size"] == 30
+  tensors = safetensors_file.read(tmp_path / "out" / open_clip.WEIGHTS).tensors
+  assert tensors["visual.positional_embedding"].shape == (37, 48)
+
+
+def test_headers_say_all_that_a_dry_run_needs(make):
+  source = make("siglip")
+  path = source / open_clip.WEIGHTS
+  size = path.stat().st_size
+  header = int.from_bytes(path.read_bytes()[:8], "little") + 8
+  # The data are gone, their room is there.
+  with open(path, "r+b") as file:
+    file.truncate(header)
+    file.truncate(size)
+  options = Options(headers_only=True)
+  report = convert.convert(source, "unused", to="clip-jax", options=options)
+  assert report.mapped == report.tensors

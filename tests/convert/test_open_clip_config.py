@@ -361,7 +361,21 @@ def test_a_damaged_config_is_a_clear_error(tmp_path):
 
 def test_no_single_change_of_a_config_crashes(tmp_path):
   """Every field, replaced by every kind of JSON value: held or refused."""
-  values = (None, True, -1, 0, 3, 1e300, "", "x", [], [1, 2], {}, {"a": 1})
+  values = (
+    None,
+    True,
+    -1,
+    0,
+    3,
+    10**30,
+    1e300,
+    "",
+    "x",
+    [],
+    [1, 2],
+    {},
+    {"a": 1},
+  )
   fields = [*open_clip_towers._OFF, *open_clip_towers._TIMM]
   fields += [*open_clip_towers._NATIVE_VISION, *open_clip_towers._NATIVE_TEXT]
   fields += [
@@ -378,7 +392,13 @@ def test_no_single_change_of_a_config_crashes(tmp_path):
           _describe({f"{part}.{field}": value})
         except errors.UserError:
           continue
-  for field in ("embed_dim", "quick_gelu", "custom_text", *MODEL):
+  for field in (
+    "quick_gelu",
+    "custom_text",
+    "init_logit_scale",
+    "init_logit_bias",
+    *MODEL,
+  ):
     for value in values:
       try:
         _describe({field: value})
