@@ -18,7 +18,7 @@ class UserError(ValueError):
 
 
 class AmbiguousError(UserError):
-  """Input that has several meanings; the message names the flag that settles it.
+  """Input with several meanings; the message names the flag that settles it.
 
   The command line exits with 2.
   """

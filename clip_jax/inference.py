@@ -22,8 +22,7 @@ from clip_jax import errors, sharding
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.evals import prompts as prompts_lib
-from clip_jax.models import clip as clip_lib
-from clip_jax.models import variants
+from clip_jax.models import padding, variants
 
 ImageInput = Image.Image | np.ndarray | bytes | str | os.PathLike
 
@@ -72,7 +71,11 @@ class Encoder:
     return self._run(variables, images, "encode_image")
 
   def embed_tokens(self, variables: Any, tokens: np.ndarray) -> np.ndarray:
-    """Returns float32 (n, embed) of int32 `tokens` (n, length)."""
+    """Returns float32 (n, embed) of int32 `tokens` (n, length).
+
+    Columns that hold padding alone are not computed where the tower allows it.
+    """
+    tokens = padding.shortened(self.module.text, np.asarray(tokens))
     return self._run(variables, tokens, "encode_text")
 
   def _run(self, variables, inputs, method):
@@ -220,9 +223,7 @@ class Clip:
   @functools.cached_property
   def logit_scale(self) -> float:
     """The factor between cosine similarity and logit."""
-    log_scale = np.asarray(self.variables["params"]["log_scale"])
-    bound = self.module.max_logit_scale
-    return float(np.exp(clip_lib.cap_log_scale(log_scale, bound)))
+    return float(np.exp(np.asarray(self.variables["params"]["log_scale"])))
 
   @functools.cached_property
   def fingerprint(self) -> str:

@@ -66,8 +66,8 @@ def describe(
     "embed_norm": report.infer("embed_norm", "l2", "format"),
     "init_logit_scale": math.exp(initial),
     "init_logit_bias": None,
-    # transformers takes the exponential as it is; a bound would change logits.
-    "max_logit_scale": report.infer("max_logit_scale", None, "format"),
+    # What training keeps to; the model itself has no bound.
+    "max_logit_scale": report.infer("max_logit_scale", 100.0, "format"),
   }
 
 

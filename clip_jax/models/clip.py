@@ -66,15 +66,6 @@ def unit_length(x: jax.Array, how: str = "l2") -> jax.Array:
   return normalize(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
 
 
-def cap_log_scale(
-  log_scale: jax.Array, max_logit_scale: float | None
-) -> jax.Array:
-  """Returns the log scale, at most that of `max_logit_scale`, if there is."""
-  if max_logit_scale is None:
-    return log_scale
-  return jnp.minimum(log_scale, math.log(max_logit_scale))
-
-
 class MlpProjection(nn.Module):
   """Two bias-free layers around an exact GELU, halving the step in width."""
 
@@ -107,8 +98,8 @@ class CLIP(nn.Module):
   or floating, which are taken as normalised. Tokens are integers, padded as
   the text tower expects. Projections are named in `PROJECTIONS`: "none" is for
   towers that end in the shared space by themselves, such as CLIP's ResNets.
-  With `init_logit_bias` the model has a logit bias, as SigLIP's do. The logit
-  scale stays below `max_logit_scale`, unless that is None.
+  With `init_logit_bias` the model has a logit bias, as SigLIP's do. Training
+  keeps the logit scale at `max_logit_scale` or less, unless that is None.
   """
 
   image: nn.Module
@@ -171,9 +162,6 @@ class CLIP(nn.Module):
       train: batch statistics move, and patches drop out.
       locked: "image" or "text", the towers that compute as in use even then.
     """
-    # The gradient vanishes above the bound: an optimizer that may overshoot it
-    # has to clip the parameter too.
-    log_scale = cap_log_scale(self.log_scale, self.max_logit_scale)
     has_bias = self.init_logit_bias is not None
     return ClipOutput(
       image_embeds=self.encode_image(
@@ -182,7 +170,7 @@ class CLIP(nn.Module):
       text_embeds=self.encode_text(
         tokens, train=train and "text" not in locked
       ),
-      logit_scale=jnp.exp(log_scale),
+      logit_scale=jnp.exp(self.log_scale),
       logit_bias=self.logit_bias if has_bias else None,
     )
 

@@ -3,6 +3,7 @@
 The loop jits the step, a planner lowers it, the tests call it.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -231,10 +232,12 @@ def make_train_step(
 def _cap_temperature(params: Any, max_logit_scale: float | None) -> Any:
   """Keeps the logit scale at its bound or less (paper, section 2.5).
 
-  The parameter itself, not only its use: above the bound its gradient is zero
-  and it would never come back.
+  The parameter itself, not its use in the model: above the bound its gradient
+  would be zero, and it would never come back.
   """
-  log_scale = clip.cap_log_scale(params["log_scale"], max_logit_scale)
+  if max_logit_scale is None:
+    return params
+  log_scale = jnp.minimum(params["log_scale"], math.log(max_logit_scale))
   return {**params, "log_scale": log_scale}
 
 

@@ -237,7 +237,6 @@ BLOCKS = ("encoder", "blocks", "attention")
     lambda p: (p, {"image": {"pooling": "gap"}}),
     lambda p: (p, {"text": {"pooling": "argmax"}}),
     lambda p: (p, {"text": {"causal": True}}),
-    lambda p: (p, {"max_logit_scale": 100.0}),
     lambda p: (p, {"embed_norm": "l2_rsqrt_1e-6"}),
     lambda p: ({**p, "logit_bias": -p["logit_bias"]}, {}),
   ],
