@@ -27,7 +27,7 @@ from clip_jax.models import padding, variants
 ImageInput = Image.Image | np.ndarray | bytes | str | os.PathLike
 
 # Batches are padded to one of these, so that few programs are compiled.
-BATCH_SIZES = (1, 8, 64, 256)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _LABEL_SETS_KEPT = 16
 _DECODED_AT_ONCE = 256
 

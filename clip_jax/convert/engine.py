@@ -148,6 +148,12 @@ def completed(spec: dict[str, Any]) -> dict[str, Any]:
   }
 
 
+def flatten(tree: Any) -> dict[str, Any]:
+  """Returns the leaves of a tree of variables by their paths."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {sharding.path_name(path): leaf for path, leaf in leaves}
+
+
 def leaf_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, ...]]:
   """Returns the shape of every array of what `spec` describes, by its path.
 
@@ -159,8 +165,7 @@ def leaf_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     spec = {"embed_dim": 1, **_STAND_INS, **spec}
   model = variants.create_model(spec)
   tree = variants.abstract_variables(model)
-  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-  shapes = {sharding.path_name(path): leaf.shape for path, leaf in leaves}
+  shapes = {path: leaf.shape for path, leaf in flatten(tree).items()}
   if len(parts) == 1:
     shapes = {k: v for k, v in shapes.items() if k.split("/")[1] == parts[0]}
   return shapes

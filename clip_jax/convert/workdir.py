@@ -3,10 +3,8 @@
 import os
 import pathlib
 
-import jax
 import numpy as np
 
-from clip_jax import sharding
 from clip_jax.convert import engine, model_dir, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.tensor import Tensor
@@ -31,12 +29,9 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   del options
   config, variables, step = checkpoint.load_variables(path)
   spec = variants.spec(config.model, config.model_overrides.to_dict())
-  flat = jax.tree_util.tree_flatten_with_path(variables)[0]
   leaves = {
-    sharding.path_name(key): engine.Leaf.from_tensor(
-      Tensor.from_array(np.asarray(array))
-    )
-    for key, array in flat
+    key: engine.Leaf.from_tensor(Tensor.from_array(np.asarray(array)))
+    for key, array in engine.flatten(variables).items()
   }
   # `train.initial` keeps it there, which imports this package.
   tokenizer = path / "tokenizer"

@@ -131,7 +131,8 @@ def main() -> None:
       print(f"| {row['model']} | {row['target']} | refused | | | | |")
       continue
     print(
-      f"| {row['model']} | {row['target']} | {row['source_bytes'] / 1e6:.0f} MB "
+      f"| {row['model']} | {row['target']} "
+      f"| {row['source_bytes'] / 1e6:.0f} MB "
       f"| {row['seconds']:.1f} | {row['peak_bytes'] / 1e6:.0f} MB "
       f"| {row['peak_over_source']:.2f} "
       f"| {'yes' if row['exact_way_back'] else 'NO'} |"

@@ -1,0 +1,220 @@
+"""Times using a ViT-B/32 against transformers and open_clip on the CPU.
+
+    python tools/bench/inference.py [--json FILE]
+
+One checkpoint with random weights is written in HuggingFace's and OpenCLIP's
+format. Every library gets it from there and the same inputs, preprocessed
+images and tokens; rounds alternate between the libraries, and a figure is the
+median of the ratios within a round, theirs over ours: above 1 we are faster.
+"Short texts" are captions of 10 to 14 tokens in rows of 77, as a tokenizer
+gives them. Loading runs in processes of their own, from the interpreter's start
+to the first embedding; the second of ours finds its programs compiled.
+
+open_clip is compared where it can be imported; it needs torchvision.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+import torch
+import transformers
+
+import clip_jax
+from clip_jax import convert
+from clip_jax.convert import engine, openai
+from clip_jax.convert import report as report_lib
+from clip_jax.convert.containers import torch_zip
+from clip_jax.convert.tensor import Tensor
+from clip_jax.models import variants
+
+NAME = "ViT-B-32"
+BATCH = 16
+OURS = """
+import sys, numpy as np, clip_jax
+clip = clip_jax.load(sys.argv[1])
+clip.encode_image([np.zeros((224, 224, 3), np.uint8)])
+"""
+THEIRS = """
+import sys, torch, transformers
+model = transformers.CLIPModel.from_pretrained(sys.argv[1]).eval()
+with torch.inference_mode():
+  model.get_image_features(pixel_values=torch.zeros(1, 3, 224, 224))
+"""
+
+
+def write_checkpoints(directory: pathlib.Path) -> None:
+  """Writes one random model as `huggingface`, `open-clip` and `clip-jax`."""
+  spec = engine.resolve(variants.VARIANTS[NAME])
+  model = variants.create_model(spec)
+  inputs = variants.abstract_inputs(model)
+  zeros = [np.zeros(x.shape, x.dtype) for x in inputs]
+  variables = jax.jit(model.init)(jax.random.key(0), *zeros)
+  leaves = {
+    path: engine.Leaf.from_tensor(Tensor.from_array(np.asarray(array)))
+    for path, array in engine.flatten(variables).items()
+  }
+  portable = convert.Portable(spec, leaves, report_lib.Report("random"))
+  torch_zip.write(directory / "model.pt", openai.state_dict(portable))
+  for target in ("huggingface", "open-clip", "clip-jax"):
+    convert.convert(
+      directory / "model.pt",
+      directory / target,
+      to=target,
+      options=convert.Options(activation="quick_gelu"),
+    )
+
+
+def make_inputs(short: bool):
+  """Returns normalised images and tokens that end late or early."""
+  rng = np.random.default_rng(0)
+  images = rng.standard_normal((BATCH, 224, 224, 3), np.float32)
+  tokens = rng.integers(1, 49405, (BATCH, 77), dtype=np.int32)
+  ends = rng.integers(10, 15, BATCH) if short else np.full(BATCH, 76)
+  for row, end in zip(tokens, ends, strict=True):
+    row[0], row[end], row[end + 1 :] = 49406, 49407, 0
+  return images, tokens
+
+
+def our_tasks(directory, images, tokens, short_tokens):
+  """Returns functions that embed one batch with this project."""
+  clip = clip_jax.load(directory / "clip-jax")
+  encoder, variables = clip.encoder, clip.variables
+  return {
+    "images": lambda: encoder.embed_images(variables, images),
+    "texts": lambda: encoder.embed_tokens(variables, tokens),
+    "short texts": lambda: encoder.embed_tokens(variables, short_tokens),
+  }
+
+
+def transformers_tasks(directory, images, tokens, short_tokens):
+  """Returns the same with transformers' CLIPModel."""
+  model = transformers.CLIPModel.from_pretrained(
+    directory / "huggingface", attn_implementation="sdpa"
+  ).eval()
+  return _torch_tasks(
+    lambda x: model.get_image_features(pixel_values=x),
+    lambda x: model.get_text_features(input_ids=x),
+    (images, tokens, short_tokens),
+  )
+
+
+def open_clip_tasks(directory, images, tokens, short_tokens):
+  """Returns the same with open_clip; None where it cannot be imported."""
+  try:
+    import open_clip
+  except (ImportError, RuntimeError):
+    return None
+  model = open_clip.create_model(f"local-dir:{directory / 'open-clip'}").eval()
+  return _torch_tasks(
+    model.encode_image, model.encode_text, (images, tokens, short_tokens)
+  )
+
+
+def _torch_tasks(encode_image, encode_text, inputs):
+  images, tokens, short_tokens = inputs
+  pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+  ids, short_ids = (torch.from_numpy(x).long() for x in (tokens, short_tokens))
+  task = torch.inference_mode()
+  return {
+    "images": task(lambda: encode_image(pixels)),
+    "texts": task(lambda: encode_text(ids)),
+    "short texts": task(lambda: encode_text(short_ids)),
+  }
+
+
+def seconds(function) -> float:
+  """Returns the wall time of one call."""
+  start = time.perf_counter()
+  function()
+  return time.perf_counter() - start
+
+
+def measure(libraries, task, rounds) -> dict[str, list[float]]:
+  """Times a task in all libraries in turns."""
+  for tasks in libraries.values():
+    tasks[task]()
+    tasks[task]()
+  times = {name: [] for name in libraries}
+  for i in range(rounds):
+    order = list(libraries)
+    for name in order if i % 2 else reversed(order):
+      times[name].append(seconds(libraries[name][task]))
+  return times
+
+
+def start_up(directory: pathlib.Path, rounds: int) -> dict[str, list[float]]:
+  """Times processes from their start to the first embedding."""
+  cache = {"JAX_COMPILATION_CACHE_DIR": str(directory / "compiled")}
+  cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  runs = {
+    "transformers": (THEIRS, directory / "huggingface", {}),
+    "clip_jax, first": (OURS, directory / "clip-jax", {}),
+    "clip_jax, compiled before": (OURS, directory / "clip-jax", cache),
+  }
+  times = {name: [] for name in runs}
+  for i in range(rounds + 1):
+    for name, (code, path, environment) in runs.items():
+      command = [sys.executable, "-c", code, str(path)]
+      taken = seconds(
+        lambda command=command, environment=environment: subprocess.run(
+          command, check=True, env=os.environ | environment
+        )
+      )
+      if i:  # The first round fills caches.
+        times[name].append(taken)
+  return times
+
+
+def main() -> None:
+  """Prints the tables, and writes the figures as JSON where told to."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--rounds", type=int, default=9)
+  parser.add_argument("--json", help="file to write")
+  arguments = parser.parse_args()
+  with tempfile.TemporaryDirectory() as room:
+    directory = pathlib.Path(room)
+    write_checkpoints(directory)
+    images, tokens = make_inputs(short=False)
+    inputs = (images, tokens, make_inputs(short=True)[1])
+    libraries = {
+      "clip_jax": our_tasks(directory, *inputs),
+      "transformers": transformers_tasks(directory, *inputs),
+      "open_clip": open_clip_tasks(directory, *inputs),
+    }
+    libraries = {k: v for k, v in libraries.items() if v is not None}
+    found = {
+      task: measure(libraries, task, arguments.rounds)
+      for task in ("images", "texts", "short texts")
+    }
+    loading = start_up(directory, rounds=3)
+  print(f"{NAME}, batch {BATCH}, float32, {torch.get_num_threads()} threads\n")
+  print("| task | library | per second | theirs / ours | quartiles |")
+  print("|---|---|---|---|---|")
+  for task, times in found.items():
+    for name, taken in times.items():
+      rate = BATCH / statistics.median(taken)
+      ratios = [a / b for a, b in zip(taken, times["clip_jax"], strict=True)]
+      low, middle, high = statistics.quantiles(ratios, n=4)
+      print(
+        f"| {task} | {name} | {rate:.1f} | {middle:.2f} "
+        f"| {low:.2f} to {high:.2f} |"
+      )
+  print("\n| from start to first embedding | seconds |\n|---|---|")
+  for name, taken in loading.items():
+    print(f"| {name} | {statistics.median(taken):.1f} |")
+  if arguments.json:
+    text = json.dumps({"tasks": found, "loading": loading}, indent=2)
+    pathlib.Path(arguments.json).write_text(text + "\n")
+
+
+if __name__ == "__main__":
+  main()
