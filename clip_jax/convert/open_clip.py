@@ -6,7 +6,6 @@ timm (`visual.trunk.`) and of HuggingFace (`text.transformer.`).
 """
 
 import json
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +19,7 @@ from clip_jax.convert import (
   engine,
   open_clip_config,
   open_clip_export,
-  openai,
+  openai_entries,
   portable,
   timm_vit,
   tokenizer_files,
@@ -53,8 +52,6 @@ IGNORED = (
   r"^visual\..*\.num_batches_tracked$",
 )
 SCALARS = {"logit_scale": "log_scale", "logit_bias": "logit_bias"}
-# A stored scale this far above the bound is rounding.
-_TOLERANCE = 1e-4
 
 refusals = open_clip_export.refusals
 
@@ -83,7 +80,10 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   files, cuts = _tokenizer(described, path)
   if described.spec["text"]["kind"] == "bert":
     bert.check_pad(described.spec["text"], cuts, str(path))
-  limit = _max_logit_scale(described.spec, tensors, options)
+  # What training keeps to; open_clip bounds the scale there, not in the model.
+  limit = None
+  if described.spec["init_logit_bias"] is None:
+    limit = clip.MAX_LOGIT_SCALE
   spec = {**described.spec, "tokenizer": cuts, "max_logit_scale": limit}
   spec = _override(engine.resolve(spec), options, report)
   _note(spec, report)
@@ -166,22 +166,6 @@ def _tokenizer(
     where=str(path),
     strip_end=described.strip_end,
   )
-
-
-def _max_logit_scale(spec, tensors, options) -> float | None:
-  """Returns the bound that the model was trained under, if it shows.
-
-  open_clip bounds the scale while it trains, and not in the model: one that
-  is beyond must stay what it is.
-  """
-  if spec["init_logit_bias"] is not None:
-    return None
-  scale = tensors.get("logit_scale")
-  if options.headers_only or scale is None or math.prod(scale.shape) != 1:
-    return clip.MAX_LOGIT_SCALE
-  bound = math.log(clip.MAX_LOGIT_SCALE) + _TOLERANCE
-  within = float(scale.read().reshape(())) <= bound
-  return clip.MAX_LOGIT_SCALE if within else None
 
 
 def _override(spec, options, report) -> dict[str, Any]:
@@ -269,7 +253,10 @@ def _projection(part, kind, name, parameter=None) -> list[Entry]:
 def _image(spec, layout) -> list[Entry]:
   image, head = spec["image"], layout["image_head"]
   if head is None:
-    native = {"vit": openai.vit_entries, "resnet": openai.resnet_entries}
+    native = {
+      "vit": openai_entries.vit_entries,
+      "resnet": openai_entries.resnet_entries,
+    }
     return native[image["kind"]](image)
   return [
     *timm_vit.entries(image, "visual.trunk."),
@@ -289,7 +276,7 @@ def _text(spec, layout) -> list[Entry]:
     return [*names, *_projection("text", kind, f"{prefix}proj")]
   name = f"{prefix}text_projection"
   return [
-    *openai.text_entries(text, prefix),
+    *openai_entries.text_entries(text, prefix),
     *_projection("text", kind, name, parameter=name),
   ]
 

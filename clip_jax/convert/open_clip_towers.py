@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import bert, config_file, openai, timm_vit
+from clip_jax.convert import axes, bert, config_file, timm_vit
 from clip_jax.convert import report as report_lib
 
 NORM_EPSILON = 1e-5  # torch.nn.LayerNorm's.
@@ -153,8 +153,8 @@ def _resnet(fields, size, quick_gelu, where, note):
       f"{where}.layers={depths!r:.100} must be four numbers of blocks."
     )
   width = fields.positive("width", 768, most=config_file.MAX_WIDTH)
-  fields.neutral("head_width", openai.HEAD_DIM)
-  if size % 32 or (width * 32) % openai.HEAD_DIM:
+  fields.neutral("head_width", axes.HEAD_DIM)
+  if size % 32 or (width * 32) % axes.HEAD_DIM:
     raise errors.UserError(
       f"{where}: image_size={size} must divide by 32, and 32 times "
       f"width={width} by 64."

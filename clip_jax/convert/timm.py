@@ -10,10 +10,10 @@ from typing import Any
 
 from clip_jax import errors
 from clip_jax.convert import (
+  axes,
   config_file,
   containers,
   engine,
-  openai,
   portable,
   timm_vit,
 )
@@ -205,7 +205,8 @@ def _infer(
       f"{name} holds no Vision Transformer under timm's names: it lacks "
       "patch_embed.proj.weight."
     )
-  axis = openai.Axes({key: t.shape for key, t in tensors.items()}, name)
+  shapes = {key: tensor.shape for key, tensor in tensors.items()}
+  axis = axes.Axes(shapes, name)
   width = axis("patch_embed.proj.weight", 0, rank=4)
   patch_size = axis("patch_embed.proj.weight", 3, rank=4)
   depth = axis.count(r"^blocks\.(\d+)\.")

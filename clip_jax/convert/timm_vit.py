@@ -8,7 +8,7 @@ timm 1.0.31, name by name.
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import openai, transforms
+from clip_jax.convert import openai_entries, transforms
 from clip_jax.convert.engine import Entry, Slot
 
 # Width, depth, heads, MLP; "plus" is `vit_base_patch16_plus_clip_240`'s.
@@ -285,11 +285,11 @@ def entries(tower: dict[str, Any], prefix: str = "") -> list[Entry]:
       Entry(f"{prefix}patch_embed.proj.bias", (Slot(f"{image}/patch_bias"),))
     )
   if tower["pre_norm"]:
-    found += openai.whole_norm(f"{prefix}norm_pre", f"{image}/ln_pre")
+    found += openai_entries.whole_norm(f"{prefix}norm_pre", f"{image}/ln_pre")
   for layer in range(tower["depth"]):
     found += _block(f"{prefix}blocks.{layer}.", tower["heads"], layer)
   last = "fc_norm" if tower["norm_after_pool"] else "norm"
-  found += openai.whole_norm(f"{prefix}{last}", f"{image}/ln_post")
+  found += openai_entries.whole_norm(f"{prefix}{last}", f"{image}/ln_post")
   if tower["pooling"] == "map":
     found += _attention_pool(f"{prefix}attn_pool.", tower["heads"])
   return found
@@ -333,7 +333,7 @@ def _block(name: str, heads: int, layer: int) -> list[Entry]:
 
   def norm(theirs, ours):
     slots = [Slot(f"{blocks}/{ours}/{p}", layer) for p in ("scale", "bias")]
-    return openai.norm(f"{name}{theirs}", *slots)
+    return openai_entries.norm(f"{name}{theirs}", *slots)
 
   out = (transforms.heads_to_linear(heads), transforms.IDENTITY)
   attention = f"{blocks}/attention"
@@ -363,7 +363,7 @@ def _attention_pool(name: str, heads: int) -> list[Entry]:
     *linear(f"{name}q", f"{attention}/query", transform=query),
     *_fused(f"{name}kv", attention, ("key", "value"), heads),
     *linear(f"{name}proj", f"{attention}/out", transform=out),
-    *openai.whole_norm(f"{name}norm", f"{head}/ln"),
+    *openai_entries.whole_norm(f"{name}norm", f"{head}/ln"),
     *linear(f"{name}mlp.fc1", f"{head}/mlp/fc_in", transform=DENSE),
     *linear(f"{name}mlp.fc2", f"{head}/mlp/fc_out", transform=DENSE),
   ]

@@ -8,7 +8,7 @@ import torch
 
 from clip_jax import convert, errors
 from clip_jax.cli import run
-from clip_jax.convert import engine, openai
+from clip_jax.convert import engine, openai, openai_entries
 from clip_jax.convert.containers import torch_zip
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor
@@ -285,7 +285,7 @@ def test_full_sizes_have_a_place_for_every_tensor(name):
   spec = engine.resolve(variants.VARIANTS[name])
   assert not openai.refusals(spec)
   shapes = engine.leaf_shapes(spec)
-  found = openai.entries(spec)
+  found = openai_entries.entries(spec)
   engine._check_cover(found, shapes)
   tensors = {
     entry.name: Tensor(
