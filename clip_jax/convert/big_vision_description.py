@@ -11,7 +11,7 @@ from clip_jax import errors
 from clip_jax.convert import big_vision_layout as layouts
 from clip_jax.convert import engine, portable, positions
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.openai import Axes
+from clip_jax.convert.axes import Axes
 from clip_jax.convert.tensor import Tensor
 
 BERT_HEAD_DIM = 64  # Of BERT's every size; its kernels do not show it.
