@@ -21,6 +21,7 @@ from clip_jax.convert import (
   open_clip_config,
   open_clip_export,
   timm_vit,
+  verification,
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import safetensors_file
@@ -250,6 +251,17 @@ def test_open_clip_loads_what_is_written_strictly(
   model = GOLDEN.load(library, tmp_path / "out")
   got = GOLDEN.outputs(model, *GOLDEN.inputs(GOLDEN.CASES[case]))
   assert _worst(golden, difference, got, case) < BAR
+
+
+@pytest.mark.parametrize("case", ["vit_quick_gelu", "siglip"])
+def test_verification_passes_against_open_clip(library, make, case, tmp_path):
+  del library  # Its import is what the oracle finds.
+  source = make(case)
+  convert.convert(source, tmp_path / "ours", to="clip-jax")
+  found = verification.verify(source, tmp_path / "ours", double=True)
+  assert found.passed and found.library.startswith("open_clip")
+  stages = [row.stage for row in found.rows]
+  assert "image block 1" in stages and stages[-1] == "logits"
 
 
 def test_the_golden_shapes_are_open_clips(library, golden):

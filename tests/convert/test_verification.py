@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from clip_jax import convert, errors
 from clip_jax.cli import run
@@ -84,6 +85,48 @@ def test_the_command_says_pass_or_fail(pairs, tmp_path, capsys):
   assert not found["passed"]
   failed = [s["stage"] for s in found["stages"] if not s["passed"]]
   assert failed[0] == "text block 1"
+
+
+def _huggingface(name):
+  text = {"hidden_size": 48, "intermediate_size": 100, "num_hidden_layers": 2}
+  text |= {"num_attention_heads": 3, "vocab_size": 60}
+  image = {"hidden_size": 64, "intermediate_size": 120, "num_hidden_layers": 3}
+  image |= {"num_attention_heads": 4, "patch_size": 5}
+  length = {"max_position_embeddings": 11}
+  if name == "clip":
+    ends = {"eos_token_id": 59, "bos_token_id": 58}
+    config = transformers.CLIPConfig(
+      text_config=text | length | ends,
+      vision_config=image | {"image_size": 20},
+      projection_dim=24,
+    )
+    return transformers.CLIPModel(config)
+  if name == "siglip":
+    text["hidden_size"] = text["projection_size"] = 64
+    text["num_attention_heads"] = 4
+    config = transformers.SiglipConfig(
+      text_config=text | length, vision_config=image | {"image_size": 20}
+    )
+    return transformers.SiglipModel(config)
+  assert name == "bert"
+  return transformers.BertModel(transformers.BertConfig(**text, **length))
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "bert"])
+def test_huggingfaces_models_pass_in_both_precisions(name, perturb, tmp_path):
+  perturb(_huggingface(name)).save_pretrained(tmp_path / "source")
+  if name == "bert":
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words += [f"w{i}" for i in range(55)]
+    (tmp_path / "source" / "vocab.txt").write_text("\n".join(words) + "\n")
+  convert.convert(tmp_path / "source", tmp_path / "ours", to="clip-jax")
+  for double in (False, True):
+    found = verification.verify(
+      tmp_path / "source", tmp_path / "ours", double=double
+    )
+    assert found.passed, [row for row in found.rows if not row.passed]
+    assert "text block 2" in [row.stage for row in found.rows]
+    assert found.library.startswith("transformers")
 
 
 def test_models_of_other_sizes_are_not_compared(pairs):
