@@ -179,6 +179,11 @@ class Clip:
     if not texts:
       return np.zeros((0, self.module.embed_dim), np.float32)
     tokens = self.tokenizer(texts)
+    if tokens.max() >= (size := self.module.text.vocab_size):
+      raise errors.UserError(
+        f"The tokenizer gives the id {tokens.max()}, but the text tower knows "
+        f"{size} only: they do not belong together."
+      )
     return self.encoder.embed_tokens(self.variables, tokens)
 
   def classify(

@@ -114,6 +114,11 @@ def open_model(
     path = pathlib.Path(address).expanduser()
   name = source_format or recognise(path)
   model = format_module(name).read(path, options)
+  if hub.is_address(address):
+    pinned = hub.pinned(address, path)
+    model = dataclasses.replace(
+      model, source={**model.source, "address": pinned}
+    )
   if options.image_size is not None:
     from clip_jax.convert import positions
 

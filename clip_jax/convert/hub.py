@@ -28,6 +28,12 @@ def is_address(source: str) -> bool:
   return source.startswith(PREFIX)
 
 
+def pinned(source: str, path: pathlib.Path) -> str:
+  """Returns the address with the commit that `download` gave as `path`."""
+  match = _ADDRESS.fullmatch(source.removeprefix(PREFIX))
+  return f"{PREFIX}{match['name']}@{path.name}"
+
+
 def download(source: str) -> pathlib.Path:
   """Returns the local copy of a model; it is downloaded once.
 

@@ -8,6 +8,7 @@ mutated file holds.
 
 import io
 import json
+import os
 import pathlib
 import resource
 import time
@@ -31,7 +32,8 @@ from clip_jax.convert.containers import (
   zip_directory,
 )
 
-QUICK, SLOW = 500, 20_000
+# Files a case, and a container. CLIP_JAX_FUZZ_FILES=20000 takes ten minutes.
+QUICK, SLOW = 500, int(os.environ.get("CLIP_JAX_FUZZ_FILES", "4000"))
 # Of this process: other ones may keep the machine busy.
 MAX_SECONDS, MAX_BYTES = 5.0, 2 << 30
 
@@ -252,6 +254,10 @@ CASES = [
 ]
 
 
+def _peak_bytes() -> int:
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def _fuzz(case, path: pathlib.Path, count: int) -> dict:
   """Mutates a file `count` times; returns how it went."""
   case.make(path)
@@ -259,6 +265,7 @@ def _fuzz(case, path: pathlib.Path, count: int) -> dict:
   assert case.read(path)
   slowest = 0.0
   refused = loaded = 0
+  before = _peak_bytes()  # Of all tests that this process has run.
   for seed in range(count):
     data = case.change(np.random.default_rng([seed, 5]), good)
     path.write_bytes(data)
@@ -272,7 +279,8 @@ def _fuzz(case, path: pathlib.Path, count: int) -> dict:
       loaded += 1
       assert _same(got, case.reference(data)), f"seed {seed}"
     slowest = max(slowest, time.process_time() - start)
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  peak = _peak_bytes()
+  assert peak < max(before + 1, MAX_BYTES)
   assert refused > count / 3
   assert slowest < MAX_SECONDS
   return {
@@ -292,11 +300,10 @@ def test_a_mutated_file_is_refused_or_read_exactly(case, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_20000_mutated_files_are_refused_or_read_exactly(case, tmp_path):
+def test_many_mutated_files_are_refused_or_read_exactly(case, tmp_path):
   # The cases of one container share its number.
   count = -(-SLOW // sum(case.suffix == other.suffix for other in CASES))
   start = time.perf_counter()
   measured = _fuzz(case(), tmp_path / f"file{case.suffix}", count)
-  assert measured["process_peak_mib"] << 20 < MAX_BYTES
   measured["seconds"] = round(time.perf_counter() - start, 1)
   print(json.dumps(measured))
