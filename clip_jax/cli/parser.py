@@ -310,6 +310,12 @@ def _add_reading(parser: Parser) -> None:
     choices=("quick_gelu", "gelu", "gelu_tanh"),
     help="of both towers, where the source does not say it",
   )
+  parser.add_argument(
+    "--heads",
+    type=_heads,
+    metavar="IMAGE,TEXT",
+    help="attention heads of the towers, where the source does not say them",
+  )
 
 
 def _verify(parser: Parser) -> None:
@@ -339,6 +345,13 @@ def _grid(text: str) -> tuple[int, int]:
   if not cross:
     raise argparse.ArgumentTypeError(f"{text!r} is not like 14x20")
   return _count(rows), _count(cols)
+
+
+def _heads(text: str) -> tuple[int, int]:
+  image, comma, words = text.partition(",")
+  if not comma:
+    raise argparse.ArgumentTypeError(f"{text!r} is not like 16,16")
+  return _count(image), _count(words)
 
 
 def _check_convert(arguments: argparse.Namespace) -> str | None:

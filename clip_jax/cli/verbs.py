@@ -239,6 +239,7 @@ def convert(arguments: argparse.Namespace) -> Answer:
 
   options = convert_lib.Options(
     activation=arguments.activation,
+    heads=arguments.heads,
     image_size=arguments.image_size,
     resize_method=arguments.resize_method,
     old_grid=arguments.old_grid,
@@ -275,7 +276,9 @@ def verify(arguments: argparse.Namespace) -> Answer:
     arguments.source,
     arguments.model,
     source_format=arguments.source_format,
-    options=convert_lib.Options(activation=arguments.activation),
+    options=convert_lib.Options(
+      activation=arguments.activation, heads=arguments.heads
+    ),
     double=arguments.float64,
     examples=arguments.examples,
     seed=arguments.seed,

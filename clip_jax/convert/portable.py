@@ -22,6 +22,7 @@ class Options:
 
   Attributes:
     activation: of the towers, where the source does not say it.
+    heads: of the image and of the text tower, where the source does not say.
     image_size: to which position embeddings are resized; None keeps it.
     resize_method: one of `positions.METHODS`; needed with `image_size`.
     old_grid: rows and cols of the source's patches, where it is not square.
@@ -30,6 +31,7 @@ class Options:
   """
 
   activation: str | None = None
+  heads: tuple[int, int] | None = None
   image_size: int | None = None
   resize_method: str | None = None
   old_grid: tuple[int, int] | None = None
