@@ -35,15 +35,6 @@ class Axes:
       )
     return len(found)
 
-  def heads(self, width: int, tower: str) -> int:
-    """Returns OpenAI's number of heads, one for 64 of the width."""
-    if width % HEAD_DIM:
-      raise errors.UserError(
-        f"{self._name}: the {tower} tower is {width} wide; OpenAI's have one "
-        f"head for {HEAD_DIM} of the width, which does not divide it."
-      )
-    return width // HEAD_DIM
-
   def square(self, cells: int, key: str) -> int:
     """Returns the side of a square grid of `cells`."""
     side = math.isqrt(cells)

@@ -1,8 +1,9 @@
 """OpenAI's `.pt`: a TorchScript archive or a state dict in, a state dict out.
 
 The description comes from the tensors' shapes by the rules of OpenAI's own
-`build_model`. A state dict does not say which activation it was trained with;
-an archive does, by the constant of its QuickGELU.
+`build_model`. A state dict does not say which activation it was trained with,
+nor how many heads it has unless its towers are of OpenAI's sizes; an archive
+does, by the constant of its QuickGELU and by being OpenAI's.
 """
 
 import math
@@ -13,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import axes, containers, engine, openai_entries, portable
+from clip_jax.convert import (
+  axes,
+  containers,
+  engine,
+  openai_entries,
+  openai_export,
+  openai_heads,
+  portable,
+)
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import torch_zip
 from clip_jax.convert.tensor import Tensor
@@ -22,12 +31,13 @@ from clip_jax.models import variants
 NAME = "openai"
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _QUICK_GELU = 1.702
-_SCALARS = ("input_resolution", "context_length", "vocab_size")
 IGNORED = (
   r"^(input_resolution|context_length|vocab_size)$",
   r"(^|\.)num_batches_tracked$",
   r"(^|\.)attn_mask$",
 )
+
+refusals = openai_export.refusals
 
 
 def recognise(path: pathlib.Path) -> bool:
@@ -40,7 +50,8 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
 
   Raises:
     UserError: the file is damaged, or holds another model.
-    AmbiguousError: nothing says which activation the towers have.
+    AmbiguousError: nothing says which activation the towers have, or how many
+      heads.
   """
   archive = torch_zip.read(path)
   report = report_lib.Report(NAME)
@@ -53,7 +64,14 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
       "checkpoint came in, with its config."
     )
   activation = _activation(path, archive, options, report)
-  spec = describe(names, activation=activation, report=report, name=str(path))
+  spec = describe(
+    names,
+    activation=activation,
+    heads=options.heads,
+    torchscript=archive.torchscript,
+    report=report,
+    name=str(path),
+  )
   _cross_check(archive, spec, path)
   leaves, extras = engine.to_ours(
     openai_entries.entries(spec),
@@ -63,6 +81,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     name=str(path),
     ignored=IGNORED,
   )
+  digests = {} if options.headers_only else portable.digests([path])
   return portable.Portable(
     spec=spec,
     leaves=leaves,
@@ -71,19 +90,25 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     source={
       "format": NAME,
       "dialect": {"torchscript": archive.torchscript},
-      "files": portable.digests([path]),
+      "files": digests,
     },
   )
 
 
 def _activation(path, archive, options, report) -> str:
-  if options.activation:
-    return report.infer("activation", options.activation, "flag")
-  if archive.torchscript and any(
+  quick = archive.torchscript and any(
     math.prod(value.shape) == 1
     and math.isclose(float(value.read()), _QUICK_GELU, rel_tol=1e-3)
     for value in archive.constants.values()
-  ):
+  )
+  if options.activation:
+    if quick and options.activation != "quick_gelu":
+      report.warnings.append(
+        f"--activation {options.activation} is not what {path} says: it has "
+        "the constant of quick_gelu."
+      )
+    return report.infer("activation", options.activation, "flag")
+  if quick:
     return report.infer("activation", "quick_gelu", "archive")
   raise errors.AmbiguousError(
     f"{path} does not say which activation its towers have: the names are "
@@ -95,12 +120,7 @@ def _activation(path, archive, options, report) -> str:
 
 def _cross_check(archive, spec, path) -> None:
   """Compares the scalars that an archive carries with what shapes say."""
-  wanted = (
-    spec["image"]["image_size"],
-    spec["text"]["context_length"],
-    spec["text"]["vocab_size"],
-  )
-  for name, want in zip(_SCALARS, wanted, strict=True):
+  for name, want in _scalars(spec).items():
     if name in archive.tensors:
       got = np.ravel(archive.tensors[name].read())
       if got.size != 1 or int(got[0]) != want:
@@ -110,14 +130,38 @@ def _cross_check(archive, spec, path) -> None:
         )
 
 
+def _scalars(spec) -> dict[str, int]:
+  """Returns the sizes that OpenAI's archives hold as tensors, by name."""
+  return {
+    "input_resolution": spec["image"]["image_size"],
+    "context_length": spec["text"]["context_length"],
+    "vocab_size": spec["text"]["vocab_size"],
+  }
+
+
 def describe(
   tensors: Mapping[str, Tensor],
   *,
   activation: str,
+  heads: tuple[int, int] | None = None,
+  torchscript: bool = False,
   report: report_lib.Report,
   name: str,
 ) -> dict[str, Any]:
-  """Returns the description that the tensors' shapes imply (`build_model`)."""
+  """Returns the description that the tensors' shapes imply (`build_model`).
+
+  Args:
+    tensors: by name.
+    activation: of both towers.
+    heads: of the image and of the text tower, if they were told.
+    torchscript: whether the tensors come from one of OpenAI's archives.
+    report: takes what the tensors do not say.
+    name: what messages call the checkpoint.
+
+  Raises:
+    UserError: a tensor is missing, or misses an axis.
+    AmbiguousError: the sizes are not OpenAI's, and no heads were told.
+  """
   axis = axes.Axes({key: tensor.shape for key, tensor in tensors.items()}, name)
   width = axis("ln_final.weight", 0, rank=1)
   text = {
@@ -126,7 +170,6 @@ def describe(
     "vocab_size": axis("token_embedding.weight", 0, rank=2),
     "width": width,
     "depth": axis.count(r"^transformer\.resblocks\.(\d+)\."),
-    "heads": axis.heads(width, "text"),
     "mlp_dim": axis("transformer.resblocks.0.mlp.c_fc.weight", 0, rank=2),
     "activation": activation,
     "norm_epsilon": 1e-5,
@@ -137,9 +180,14 @@ def describe(
   if "visual.proj" not in tensors:
     describe_image = _describe_resnet
   image = describe_image(axis, activation)
+  found = openai_heads.find(
+    image, text, told=heads, archive=torchscript, report=report, name=name
+  )
+  if image["kind"] == "vit":
+    image["heads"] = found[0]
+  text["heads"] = found[1]
   report.infer("image.kind", image["kind"], "shape")
   report.infer("image.image_size", image["image_size"], "shape")
-  report.infer("text.heads", text["heads"], "format")
   report.infer("text.pooling", "argmax", "format")
   report.infer("norm_epsilon", 1e-5, "format")
   report.infer("preprocessing and tokenizer", "OpenAI's", "format")
@@ -160,7 +208,6 @@ def _describe_vit(axis: axes.Axes, activation: str) -> dict[str, Any]:
     "patch_size": patch_size,
     "width": width,
     "depth": axis.count(r"^visual\.transformer\.resblocks\.(\d+)\."),
-    "heads": axis.heads(width, "image"),
     "mlp_dim": axis(
       "visual.transformer.resblocks.0.mlp.c_fc.weight", 0, rank=2
     ),
@@ -189,104 +236,24 @@ def _describe_resnet(axis: axes.Axes, activation: str) -> dict[str, Any]:
   }
 
 
-# What OpenAI's `build_model` takes for granted, by field.
-_FIXED = {
-  "image": {
-    "vit": {
-      "activation": "quick_gelu",
-      "norm_epsilon": 1e-5,
-      "pooling": "class",
-      "class_token": True,
-      "class_position": True,
-      "pre_norm": True,
-      "patch_bias": False,
-      "registers": 0,
-      "drop_edge": False,
-    },
-    "resnet": {},
-  },
-  "text": {
-    "transformer": {
-      "activation": "quick_gelu",
-      "norm_epsilon": 1e-5,
-      "causal": True,
-      "pooling": "argmax",
-    },
-  },
-}
-
-
-def _read_at_largest(description: dict[str, Any]) -> dict[str, Any]:
-  """Returns a tower with pooling="argmax" where its end token's id says so.
-
-  If the end token has the last id of the vocabulary, then its first position
-  is that of the first largest id, in every row that has one.
-  """
-  if description.get("pooling") != "eos":
-    return description
-  if description["eos_id"] != description["vocab_size"] - 1:
-    return description
-  return {**description, "pooling": "argmax", "eos_id": None}
-
-
-def refusals(spec: dict[str, Any]) -> list[str]:
-  """Returns what of a description OpenAI's `build_model` cannot be told."""
-  problems = []
-  for tower, kinds in _FIXED.items():
-    description = _read_at_largest(spec[tower])
-    if description["kind"] not in kinds:
-      problems.append(f"{tower}.kind={description['kind']!r}")
-      continue
-    problems += [
-      f"{tower}.{field}={description[field]!r} (it has {want!r})"
-      for field, want in kinds[description["kind"]].items()
-      if description[field] != want
-    ]
-    heads, width = description.get("heads"), description["width"]
-    if heads is not None and width != heads * axes.HEAD_DIM:
-      problems.append(
-        f"{tower}.heads={heads} (it has one for {axes.HEAD_DIM} of the width, "
-        f"{width})"
-      )
-    mlp_dim = description.get("mlp_dim")
-    if mlp_dim not in (None, 4 * width):
-      problems.append(f"{tower}.mlp_dim={mlp_dim} (it has {4 * width})")
-  image = spec["image"]
-  if image["kind"] == "resnet" and len(image["depths"]) != 4:
-    problems.append(f"image.depths={image['depths']} (it has four stages)")
-  return problems + shared_refusals(spec)
-
-
-def shared_refusals(spec: dict[str, Any]) -> list[str]:
-  """Returns what no format with OpenAI's two-tower head can hold."""
-  linear = {
-    "text_projection": "linear",
-    "image_projection": (
-      "none" if spec["image"]["kind"] == "resnet" else "linear"
-    ),
-    "embed_norm": "l2",
-    "init_logit_bias": None,
-  }
-  return [
-    f"{field}={spec[field]!r} (it has {want!r})"
-    for field, want in linear.items()
-    if spec[field] != want
-  ]
-
-
 def write(
   model: portable.Portable, destination: pathlib.Path, options: portable.Options
 ) -> None:
   """Writes a state dict that `clip.model.build_model` takes."""
   del options
   portable.refuse(NAME, refusals(model.spec))
+  model.report.warnings += openai_export.deviations(model.spec)
   torch_zip.write(destination, state_dict(model))
 
 
 def state_dict(model: portable.Portable) -> dict[str, Tensor]:
   """Returns the tensors under OpenAI's names, running counts included."""
   tensors = engine.to_theirs(openai_entries.entries(model.spec), model.leaves)
-  kept = model.extras if model.source.get("format") == NAME else {}
+  kept = dict(model.extras) if model.source.get("format") == NAME else {}
+  for key, value in _scalars(model.spec).items():
+    if key in kept:  # The model may have been resized since.
+      array = np.full(kept[key].shape, value, kept[key].dtype)
+      kept[key] = Tensor.from_array(array)
   for key in list(tensors):
     if key.endswith("running_var"):  # Torch's strict loading wants a count.
       count = key.replace("running_var", "num_batches_tracked")

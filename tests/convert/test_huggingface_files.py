@@ -102,8 +102,10 @@ def test_openais_format_and_back_loses_nothing(perturb, tmp_path):
     "num_attention_heads": 2,
   }
   perturb(models.clip(text, vision)).save_pretrained(tmp_path / "source")
-  convert.convert(tmp_path / "source", tmp_path / "a.pt", to="openai")
-  quick = convert.Options(activation="quick_gelu")
+  quick = convert.Options(activation="quick_gelu", heads=(2, 3))
+  convert.convert(
+    tmp_path / "source", tmp_path / "a.pt", to="openai", options=quick
+  )
   convert.convert(
     tmp_path / "a.pt", tmp_path / "back", to="huggingface", options=quick
   )

@@ -8,14 +8,25 @@ import torch
 
 from clip_jax import convert, errors
 from clip_jax.cli import run
-from clip_jax.convert import engine, openai, openai_entries
+from clip_jax.convert import (
+  engine,
+  openai,
+  openai_entries,
+  openai_export,
+  portable,
+)
 from clip_jax.convert.containers import torch_zip
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
 BAR = 1e-12  # Float64 against float64: a wrong epsilon gives 1e-5.
-QUICK = Options(activation="quick_gelu")
+QUICK = {
+  "vit": Options(activation="quick_gelu", heads=(2, 3)),
+  "resnet": Options(activation="quick_gelu", heads=(8, 3)),
+}
+VIT = QUICK["vit"]
+TOLD = ["--activation=quick_gelu", "--heads=2,3"]
 # Sizes that differ from each other wherever the architecture lets them.
 SHARED = {
   "embed_dim": 24,
@@ -82,7 +93,7 @@ def test_a_state_dict_computes_what_openais_model_computes(
 ):
   theirs = make(kind)
   torch.save(theirs.state_dict(), tmp_path / "model.pt")
-  ours = convert.open_model(tmp_path / "model.pt", options=QUICK)
+  ours = convert.open_model(tmp_path / "model.pt", options=QUICK[kind])
   inputs = _inputs(kind)
   for got, want in zip(
     outputs(ours, *inputs), _run_theirs(theirs, *inputs), strict=True
@@ -128,7 +139,7 @@ def test_a_mutation_is_far_above_the_bar(
 ):
   theirs = make("vit")
   torch.save(theirs.state_dict(), tmp_path / "model.pt")
-  ours = convert.open_model(tmp_path / "model.pt", options=QUICK)
+  ours = convert.open_model(tmp_path / "model.pt", options=VIT)
   leaves, spec = MUTATIONS[name](ours)
   ours = dataclasses.replace(ours, leaves=leaves, spec=spec)
   inputs = _inputs("vit")
@@ -163,8 +174,8 @@ def test_a_round_trip_gives_back_every_bit(
     model = model.to(dtype)
   source, ours, back = (tmp_path / name for name in ("a.pt", "ours", "b.pt"))
   torch.save(model.state_dict(), source)
-  convert.convert(source, ours, to="clip-jax", options=QUICK)
-  convert.convert(ours, back, to="openai")
+  convert.convert(source, ours, to="clip-jax", options=QUICK[kind])
+  convert.convert(ours, back, to="openai", options=QUICK[kind])
   _assert_same_file(back, source)
 
 
@@ -175,7 +186,7 @@ def test_openais_own_loader_takes_what_is_written(
   model = make(kind, torch.float32)
   torch.save(model.state_dict(), tmp_path / "a.pt")
   convert.convert(
-    tmp_path / "a.pt", tmp_path / "b.pt", to="openai", options=QUICK
+    tmp_path / "a.pt", tmp_path / "b.pt", to="openai", options=QUICK[kind]
   )
   state = torch.load(tmp_path / "b.pt", weights_only=True)
   loaded = openai_model.build_model(state)
@@ -212,9 +223,25 @@ def test_an_archive_says_its_activation_and_its_sizes(make, tmp_path):
     "input_resolution",
     "vocab_size",
   ]
+  assert read.report.inferred["image.heads"] == {"value": 2, "source": "format"}
   state = model.state_dict()
   for name, leaf in openai.state_dict(read).items():
     assert np.array_equal(leaf.read(), state[name].numpy())
+  told = convert.open_model(
+    tmp_path / "model.pt", options=Options(activation="gelu")
+  )
+  assert any("quick_gelu" in warning for warning in told.report.warnings)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_resized_archive_says_its_new_size(make, tmp_path):
+  _archive(make("vit", torch.float32), tmp_path / "a.pt", "vit")
+  options = dataclasses.replace(VIT, image_size=30, resize_method="bicubic")
+  convert.convert(
+    tmp_path / "a.pt", tmp_path / "b.pt", to="openai", options=options
+  )
+  back = torch.load(tmp_path / "b.pt", weights_only=True)
+  assert back["input_resolution"].item() == 30
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -239,6 +266,105 @@ def test_names_alone_are_ambiguous(make, tmp_path, capsys):
   assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
 
 
+def test_heads_that_nothing_says_are_ambiguous(make, tmp_path, capsys):
+  path = tmp_path / "model.pt"
+  torch.save(make("vit", torch.float32).state_dict(), path)
+  with pytest.raises(errors.AmbiguousError, match="--heads"):
+    convert.open_model(path, options=Options(activation="quick_gelu"))
+  arguments = ["--to=clip-jax", "--activation=quick_gelu", "--dry-run"]
+  assert run(["convert", str(path), str(tmp_path / "x"), *arguments]) == 2
+  assert "--heads" in capsys.readouterr().err
+
+
+def _shapes_alone(spec):
+  shapes = engine.leaf_shapes(spec)
+  return {
+    entry.name: Tensor(
+      engine.their_shape(entry, shapes), np.dtype(np.float16), None
+    )
+    for entry in openai_entries.entries(spec)
+  }
+
+
+@pytest.mark.parametrize("name", ["ViT-H-14", "ViT-g-14", "ViT-bigG-14"])
+def test_heads_of_models_with_openais_names_only_are_told(name):
+  spec = engine.resolve(variants.VARIANTS[name])
+  tensors = _shapes_alone(spec)
+  report = convert.Report("openai")
+  told = (spec["image"]["heads"], spec["text"]["heads"])
+  with pytest.raises(errors.AmbiguousError, match=f"{told[0]},{told[1]}"):
+    openai.describe(tensors, activation="gelu", report=report, name=name)
+  again = openai.describe(
+    tensors, activation="gelu", heads=told, report=report, name=name
+  )
+  assert (again["image"]["heads"], again["text"]["heads"]) == told
+  assert report.inferred["image.heads"] == {"value": 16, "source": "flag"}
+  with pytest.raises(errors.UserError, match="heads of the image tower"):
+    openai.describe(
+      tensors, activation="gelu", heads=(7, 16), report=report, name=name
+    )
+  # One of OpenAI's own archives would follow its rule.
+  by_rule = openai.describe(
+    tensors, activation="gelu", torchscript=True, report=report, name=name
+  )
+  assert by_rule["image"]["heads"] == spec["image"]["width"] // 64
+
+
+USES = {
+  "image_mean": [0.5, 0.5, 0.5],
+  "image_std": [0.5, 0.5, 0.5],
+  "interpolation": "bilinear",
+  "resize": "squash",
+  "crop_fraction": 0.9,
+}
+
+
+@pytest.mark.parametrize("field", USES)
+def test_preprocessing_that_openai_lacks_is_refused_by_name(field):
+  spec = engine.resolve(variants.VARIANTS["ViT-B-32"])
+  assert not openai.refusals(spec)
+  (problem,) = openai.refusals({**spec, field: USES[field]})
+  assert problem.startswith(f"{field}=")
+
+
+@pytest.mark.parametrize(
+  ("tokenizer", "text", "problems"),
+  [
+    ({"kind": "hf_json"}, {}, ["tokenizer.kind='hf_json'"]),
+    ({"end_id": 7}, {}, ["tokenizer.end_id=7"]),
+    ({"pad_id": 49407}, {}, []),
+    (
+      {"pad_id": 5},
+      {"pooling": "last"},
+      ["text.pooling='last'", "tokenizer.pad_id=5"],
+    ),
+  ],
+)
+def test_a_tokenizer_that_openai_lacks_is_refused(tokenizer, text, problems):
+  spec = engine.resolve(variants.VARIANTS["ViT-B-32"])
+  spec["tokenizer"] = {**spec["tokenizer"], **tokenizer}
+  spec["text"] = {**spec["text"], **text}
+  found = [problem.split(" ")[0] for problem in openai.refusals(spec)]
+  assert found == problems
+
+
+def test_what_openai_does_nearly_the_same_is_a_warning():
+  spec = engine.resolve(variants.VARIANTS["ViT-B-32"])
+  assert not openai_export.deviations(spec)
+  spec |= {"crop_rounding": "floor", "convert_rgb": "before"}
+  spec["tokenizer"] = {
+    "kind": "clip_bpe",
+    "cleaning": "hf_clip",
+    "pad_id": 49407,
+  }
+  assert not openai.refusals(spec)
+  found = [warning.split("=")[0] for warning in openai_export.deviations(spec)]
+  assert found == [
+    *("crop_rounding", "convert_rgb"),
+    *("tokenizer.cleaning", "tokenizer.pad_id"),
+  ]
+
+
 @pytest.fixture
 def state(make):
   return dict(make("vit", torch.float32).state_dict())
@@ -250,7 +376,7 @@ def test_a_difference_is_reported_with_three_lists(state, tmp_path, capsys):
   state["visual.extra"] = torch.zeros(3)
   state["visual.proj"] = state["visual.proj"][:-1]
   torch.save(state, path)
-  arguments = ["--to=clip-jax", "--activation=quick_gelu", "--json"]
+  arguments = ["--to=clip-jax", *TOLD, "--json"]
   assert run(["convert", str(path), str(tmp_path / "x"), *arguments]) == 1
   captured = capsys.readouterr()
   found = json.loads(captured.out)
@@ -269,7 +395,7 @@ def test_a_number_that_is_none_stops_the_conversion(state, tmp_path, value):
   torch.save(state, tmp_path / "a.pt")
   with pytest.raises(errors.UserError, match="NaN or infinity"):
     convert.convert(
-      tmp_path / "a.pt", tmp_path / "b", to="clip-jax", options=QUICK
+      tmp_path / "a.pt", tmp_path / "b", to="clip-jax", options=VIT
     )
   assert not (tmp_path / "b").exists()
 
@@ -285,14 +411,8 @@ def test_full_sizes_have_a_place_for_every_tensor(name):
   spec = engine.resolve(variants.VARIANTS[name])
   assert not openai.refusals(spec)
   shapes = engine.leaf_shapes(spec)
-  found = openai_entries.entries(spec)
-  engine._check_cover(found, shapes)
-  tensors = {
-    entry.name: Tensor(
-      engine.their_shape(entry, shapes), np.dtype(np.float16), None
-    )
-    for entry in found
-  }
+  engine._check_cover(openai_entries.entries(spec), shapes)
+  tensors = _shapes_alone(spec)
   report = convert.Report("openai")
   again = openai.describe(
     tensors, activation="quick_gelu", report=report, name=name
@@ -305,11 +425,21 @@ def test_a_dry_run_reads_no_data(state, tmp_path, capsys):
   path = tmp_path / "model.pt"
   torch.save(state, path)
   out = tmp_path / "out"
-  arguments = ["--to=clip-jax", "--activation=gelu", "--dry-run", "--json"]
+  arguments = ["--to=clip-jax", "--activation=gelu", "--heads=2,3"]
+  arguments += ["--dry-run", "--json"]
   assert run(["convert", str(path), str(out), *arguments]) == 0
   found = json.loads(capsys.readouterr().out)
   assert found["mapped"] == len(state) and not out.exists()
   assert found["inferred"]["activation"] == {"value": "gelu", "source": "flag"}
+  assert found["inferred"]["image.heads"] == {"value": 2, "source": "flag"}
+
+
+def test_a_dry_run_digests_no_weights(state, tmp_path, monkeypatch):
+  torch.save(state, tmp_path / "model.pt")
+  monkeypatch.setattr(portable, "digests", None)
+  options = dataclasses.replace(VIT, headers_only=True)
+  read = convert.open_model(tmp_path / "model.pt", options=options)
+  assert read.source["files"] == {}
 
 
 def test_what_stands_there_is_replaced_only_when_told_to(state, tmp_path):
@@ -318,10 +448,10 @@ def test_what_stands_there_is_replaced_only_when_told_to(state, tmp_path):
   out.mkdir()
   (out / "mine.txt").write_text("precious")
   with pytest.raises(errors.UserError, match="--overwrite"):
-    convert.convert(tmp_path / "a.pt", out, to="clip-jax", options=QUICK)
+    convert.convert(tmp_path / "a.pt", out, to="clip-jax", options=VIT)
   assert (out / "mine.txt").read_text() == "precious"
   convert.convert(
-    tmp_path / "a.pt", out, to="clip-jax", options=QUICK, overwrite=True
+    tmp_path / "a.pt", out, to="clip-jax", options=VIT, overwrite=True
   )
   assert not (out / "mine.txt").exists()
   assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "out"]

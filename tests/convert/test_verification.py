@@ -17,7 +17,10 @@ SIZES = {
   "vit": (24, 20, 3, 128, 5, 11, 50, 192, 3, 2),
   "resnet": (24, 64, (1, 2, 1, 1), 16, None, 11, 50, 192, 3, 2),
 }
-QUICK = Options(activation="quick_gelu")
+QUICK = {
+  kind: Options(activation="quick_gelu", heads=heads)
+  for kind, heads in {"vit": (2, 3), "resnet": (8, 3)}.items()
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def pairs(openai_model, perturb, tmp_path_factory):
     directory = tmp_path_factory.mktemp(kind)
     source, ours = directory / "source.pt", directory / "ours"
     torch.save(perturb(openai_model.CLIP(*sizes)).state_dict(), source)
-    convert.convert(source, ours, to="clip-jax", options=QUICK)
+    convert.convert(source, ours, to="clip-jax", options=QUICK[kind])
     found[kind] = (source, ours)
   return found
 
@@ -36,7 +39,7 @@ def pairs(openai_model, perturb, tmp_path_factory):
 @pytest.mark.parametrize("kind", SIZES)
 def test_a_conversion_passes_at_every_stage(pairs, kind):
   source, ours = pairs[kind]
-  found = verification.verify(source, ours, options=QUICK, double=True)
+  found = verification.verify(source, ours, options=QUICK[kind], double=True)
   assert found.passed
   stages = [row.stage for row in found.rows]
   blocks = {
@@ -60,10 +63,10 @@ def test_the_first_bad_stage_is_the_mistaken_one(pairs, tmp_path):
   array[1] *= 1 + 1e-4  # In the second block only.
   leaves = {**model.leaves, path: Leaf.from_tensor(Tensor.from_array(array))}
   wrong = dataclasses.replace(model, leaves=leaves)
-  model_dir.write(wrong, tmp_path / "wrong", QUICK)
+  model_dir.write(wrong, tmp_path / "wrong", QUICK["vit"])
   for double in (False, True):
     found = verification.verify(
-      source, tmp_path / "wrong", options=QUICK, double=double
+      source, tmp_path / "wrong", options=QUICK["vit"], double=double
     )
     bad = [row.stage for row in found.rows if not row.passed]
     assert bad[0] == "image block 2" and "logits" in bad
@@ -72,13 +75,13 @@ def test_the_first_bad_stage_is_the_mistaken_one(pairs, tmp_path):
 
 def test_the_command_says_pass_or_fail(pairs, tmp_path, capsys):
   source, ours = map(str, pairs["vit"])
-  arguments = ["--activation=quick_gelu"]
+  arguments = ["--activation=quick_gelu", "--heads=2,3"]
   assert run(["verify", source, ours, *arguments]) == 0
   assert "PASS against OpenAI's model.py" in capsys.readouterr().out
   model = convert.open_model(ours)
   spec = {**model.spec, "text": {**model.spec["text"], "activation": "gelu"}}
   wrong = dataclasses.replace(model, spec=spec)
-  model_dir.write(wrong, tmp_path / "wrong", QUICK)
+  model_dir.write(wrong, tmp_path / "wrong", QUICK["vit"])
   command = ["verify", source, str(tmp_path / "wrong"), *arguments, "--json"]
   assert run(command) == 1
   found = json.loads(capsys.readouterr().out)
@@ -131,7 +134,9 @@ def test_huggingfaces_models_pass_in_both_precisions(name, perturb, tmp_path):
 
 def test_models_of_other_sizes_are_not_compared(pairs):
   with pytest.raises(errors.UserError, match="differ in size"):
-    verification.verify(pairs["vit"][0], pairs["resnet"][1], options=QUICK)
+    verification.verify(
+      pairs["vit"][0], pairs["resnet"][1], options=QUICK["vit"]
+    )
 
 
 def test_a_source_that_no_library_reads_is_refused(pairs):

@@ -1,0 +1,110 @@
+"""How many heads a model under OpenAI's names has: no tensor shows it.
+
+OpenAI's own have one head for 64 of the width. Others that share their names
+have not: ViT-H-14, ViT-g-14 and ViT-bigG-14 have 16 heads, at widths which 64
+divides as well.
+"""
+
+from typing import Any
+
+from clip_jax import errors
+from clip_jax.convert import report as report_lib
+from clip_jax.convert.axes import HEAD_DIM
+from clip_jax.models import resnet, variants
+
+# The releases: their towers' widths and depths, which no model with other
+# numbers of heads has.
+_RELEASED = (
+  *("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"),
+  *("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336"),
+)
+
+
+def find(
+  image: dict[str, Any],
+  text: dict[str, Any],
+  *,
+  told: tuple[int, int] | None,
+  archive: bool,
+  report: report_lib.Report,
+  name: str,
+) -> tuple[int, int]:
+  """Returns the heads of both towers, those of a ResNet at its end.
+
+  Args:
+    image: the image tower's sizes.
+    text: the text tower's.
+    told: what a user says, which counts.
+    archive: whether OpenAI made the file.
+    report: takes the numbers and where they come from.
+    name: what messages call the checkpoint.
+
+  Raises:
+    AmbiguousError: the sizes are not OpenAI's, and nothing was told.
+    UserError: the heads do not divide the width.
+  """
+  towers = {"image": image, "text": text}
+  found = []
+  for number, (tower, sizes) in enumerate(towers.items()):
+    is_resnet = sizes["kind"] == "resnet"
+    width = sizes["width"]
+    if is_resnet:  # Its last stage's, each being twice as wide.
+      width *= resnet.EXPANSION * 2 ** (len(sizes["depths"]) - 1)
+    by_rule = width // HEAD_DIM
+    # A ResNet has its heads at its end only, by the rule in every codebase.
+    ruled = is_resnet or archive or _sizes(sizes) in _released(tower)
+    if told:
+      heads, source = told[number], "flag"
+      _check(tower, heads, width, name, fixed=by_rule if is_resnet else None)
+      if ruled and heads != by_rule:
+        report.warnings.append(
+          f"--heads says {heads} of the {tower} tower; OpenAI's models of its "
+          f"size have {by_rule}."
+        )
+    elif ruled:
+      heads, source = by_rule, "format"
+      _check(tower, heads, width, name, fixed=None)
+    else:
+      raise _ambiguous(towers, name)
+    found.append(report.infer(f"{tower}.heads", heads, source))
+  return tuple(found)
+
+
+def _check(tower, heads, width, name, *, fixed) -> None:
+  if heads < 1 or width % heads or fixed not in (None, heads):
+    raise errors.UserError(
+      f"{name}: {heads} heads of the {tower} tower do not fit its width, "
+      f"{width}: "
+      + (f"a ResNet has {fixed}." if fixed else "they must divide it.")
+    )
+
+
+def _sizes(tower: dict[str, Any]) -> tuple:
+  """Returns what OpenAI's releases are known by."""
+  if tower["kind"] == "resnet":
+    return (tower["width"], *tower["depths"])
+  return (tower["width"], tower["depth"])
+
+
+def _released(part: str) -> set[tuple]:
+  return {_sizes(variants.VARIANTS[name][part]) for name in _RELEASED}
+
+
+def _ambiguous(towers, name) -> errors.AmbiguousError:
+  """Returns the error, with the numbers of published models if there are."""
+  sizes = ", ".join(
+    f"{part} tower {tower['width']} wide"
+    + (f" with {tower['depth']} layers" if "depth" in tower else "")
+    for part, tower in towers.items()
+  )
+  same = [
+    f"{known} has {model['image']['heads']},{model['text']['heads']}"
+    for known, model in variants.VARIANTS.items()
+    if all("heads" in model[part] for part in towers)
+    and all(_sizes(model[part]) == _sizes(towers[part]) for part in towers)
+  ]
+  hint = f" (of these sizes, {same[0]})" if same else ""
+  return errors.AmbiguousError(
+    f"{name} does not say how many heads its towers have, and their sizes are "
+    f"none of OpenAI's ({sizes}). Give --heads IMAGE,TEXT{hint}."
+  )
