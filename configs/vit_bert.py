@@ -2,10 +2,11 @@
 
 The image tower is timm's `vit_base_patch16_224.augreg2_in21k_ft_in1k`, the text
 tower sentence-transformers' `bert-base-nli-mean-tokens`; a linear projection
-goes on top of each. Both are downloaded unless a directory is given instead:
+goes on top of each. Both are downloaded unless a directory is given instead.
+DATA is csv:flickr8k/captions.txt, with Images/ beside it, or any other address:
 
     clip-jax train --config configs/vit_bert.py --workdir runs/vit_bert \\
-      --config.data.train=csv:flickr8k/captions.txt \\
+      --config.data.train=DATA \\
       --config.init.image=DIR --config.init.text=DIR
 
 `optim.frozen` is a regular expression on parameter names. Locked towers cost

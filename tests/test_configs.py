@@ -4,17 +4,37 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import pytest
 
 from clip_jax import config as config_lib
 from clip_jax import sharding
+from clip_jax.convert import timm_vit
 from clip_jax.models import variants
-from clip_jax.train import optim
+from clip_jax.train import freezing, optim
 from clip_jax.train import step as step_lib
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 # Parameters of the paper's models: of OpenAI's published checkpoints.
 PUBLISHED = {"vit_b32": 151_277_313, "rn50": 102_007_137}
+# timm's tower without its classifier, BERT without its pooler, two projections
+# and the temperature.
+PUBLISHED["vit_bert"] = 85_798_656 + 108_891_648 + 2 * 768 * 512 + 1
+
+
+# As the towers of configs/vit_bert.py say it themselves.
+BERT_BASE = {
+  "embed_dim": variants.DEFAULT_EMBED_DIM,
+  "text": {
+    "kind": "bert",
+    "context_length": 128,
+    "vocab_size": 30_522,
+    "width": 768,
+    "depth": 12,
+    "heads": 12,
+    "mlp_dim": 3072,
+  },
+}
 
 
 def _described(tree):
@@ -24,12 +44,17 @@ def _described(tree):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_an_update_of_every_config_can_be_traced(path):
   config = config_lib.load(path)
+  if config.model == variants.FROM_INIT:
+    config.model_overrides = ml_collections.ConfigDict(BERT_BASE)
+    image = timm_vit.describe("vit_base_patch16_224")
+    config.model_overrides.image = ml_collections.ConfigDict(image)
   mesh = sharding.make_mesh(data=4, fsdp=2)
   spec = variants.spec(config.model, config.model_overrides.to_dict())
   model = step_lib.make_model(config)
   tx = optim.make_optimizer(
     config, total_steps=config.steps or 5000, image_kind=spec["image"]["kind"]
   )
+  tx = freezing.optimizer(tx, config.optim.frozen)
   state = step_lib.abstract_state(model, tx, mesh)
   batch, size = 8, spec["image"]["image_size"]
   inputs = {

@@ -357,6 +357,8 @@ def _heads(text: str) -> tuple[int, int]:
 def _check_convert(arguments: argparse.Namespace) -> str | None:
   if (arguments.image_size is None) != (arguments.resize_method is None):
     return "--image-size and --resize-method go together"
+  if arguments.old_grid is not None and arguments.image_size is None:
+    return "--old-grid goes with --image-size"
   return None
 
 

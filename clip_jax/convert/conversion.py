@@ -6,13 +6,16 @@ it takes its name: a conversion either is exact or leaves nothing behind.
 
 import contextlib
 import dataclasses
+import errno
 import importlib
+import json
 import os
 import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -159,9 +162,9 @@ def convert(
   target = format_module(to)
   if not hasattr(target, "write"):
     raise errors.unknown("target format", to, targets())
-  destination = pathlib.Path(destination).expanduser()
-  if not options.headers_only:
-    _check_free(destination, overwrite)
+  # "." and ".." have no name that a directory could take.
+  destination = pathlib.Path(destination).expanduser().resolve()
+  _check_free(os.fspath(source), destination, overwrite)
   model = open_model(source, source_format=source_format, options=options)
   if to != "clip-jax" and len(parts := engine.towers(model.spec)) == 1:
     raise errors.UserError(
@@ -210,40 +213,104 @@ def _without_useless_bias(model, target, options) -> Portable:
   return dataclasses.replace(model, spec=bare, leaves=leaves)
 
 
-def _check_free(destination: pathlib.Path, overwrite: bool) -> None:
-  if overwrite or not destination.exists():
+def _check_free(
+  source: str, destination: pathlib.Path, overwrite: bool
+) -> None:
+  """Raises UserError unless the conversion may write to `destination`."""
+  if not hub.is_address(source):
+    path = pathlib.Path(source).expanduser().resolve()
+    if path == destination or destination in path.parents:
+      raise errors.UserError(
+        f"{destination} is or holds the source, {source}; give another "
+        "destination."
+      )
+  if not destination.exists():
     return
   if destination.is_dir() and not any(destination.iterdir()):
     return
-  raise errors.UserError(
-    f"{destination} exists; give another destination, or --overwrite to "
-    "replace it."
-  )
+  if not overwrite:
+    raise errors.UserError(
+      f"{destination} exists; give another destination, or --overwrite to "
+      "replace it."
+    )
+  try:
+    recognise(destination)
+  except errors.UserError:
+    raise errors.UserError(
+      f"{destination} is no model, so --overwrite does not replace it; remove "
+      "it yourself, or give another destination."
+    ) from None
 
 
 @contextlib.contextmanager
 def _new(destination: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
-  """Gives a path beside `destination` that becomes it, or goes away."""
+  """Gives a path beside `destination` that becomes it, or goes away.
+
+  Whatever happens, either what was there stays or what is new is complete.
+  """
   destination.parent.mkdir(parents=True, exist_ok=True)
   room = pathlib.Path(
     tempfile.mkdtemp(prefix=".clip-jax-", dir=destination.parent)
   )
-  partial = room / destination.name
+  partial, old = room / destination.name, room / "replaced"
   try:
     yield partial
-    if destination.is_dir() or (overwrite and destination.exists()):
-      os.rename(destination, room / "replaced")
-    os.rename(partial, destination)
+    if overwrite and destination.exists():
+      os.rename(destination, old)
+    try:
+      _take_place(partial, destination)
+    except BaseException:
+      if old.exists():
+        os.rename(old, destination)
+      raise
   finally:
     shutil.rmtree(room, ignore_errors=True)
 
 
+def _take_place(partial: pathlib.Path, destination: pathlib.Path) -> None:
+  """Names what is complete; never replaces what another put there meanwhile."""
+  try:
+    if partial.is_dir():
+      if destination.is_dir():
+        destination.rmdir()  # Only if it is empty.
+      os.rename(partial, destination)
+    else:
+      os.link(partial, destination)  # Unlike a rename, it replaces nothing.
+  except FileExistsError:
+    taken = True
+  except OSError as error:
+    taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+    if not taken and not partial.is_dir():
+      os.rename(partial, destination)  # A file system without links.
+    elif not taken:
+      raise
+  else:
+    taken = False
+  if taken:
+    raise errors.UserError(
+      f"{destination} came into being while the conversion ran; nothing was "
+      "written there. Give another destination."
+    )
+
+
+# Formats that do not say the activation or the heads: they are told again.
+_UNSAID = ("openai", "big-vision")
+
+
+def _said(spec: dict[str, Any]) -> Options:
+  towers = [spec.get(part, {}) for part in ("image", "text")]
+  heads = tuple(tower.get("heads", 1) for tower in towers)
+  return Options(activation=towers[1].get("activation"), heads=heads)
+
+
 def _check_written(model, partial, target, options, report, progress) -> None:
   """Reads the new checkpoint and compares every number with the source's."""
-  # A format that does not say the activation is told what was written.
-  activation = model.spec.get("text", model.spec.get("image")).get("activation")
-  told = dataclasses.replace(options, activation=activation, image_size=None)
-  written = target.read(partial, told).leaves
+  told = Options()
+  if target.NAME in _UNSAID:
+    told = _said(model.spec)
+  again = target.read(partial, told)
+  _check_described(model.spec, again.spec, target.NAME)
+  written = again.leaves
   assert written.keys() == model.leaves.keys()
   for done, (path, leaf) in enumerate(model.leaves.items()):
     if progress:
@@ -270,6 +337,44 @@ def _check_written(model, partial, target, options, report, progress) -> None:
       report.warnings.append(f"{path} is all zeros.")
   if progress:
     progress(len(model.leaves), len(model.leaves))
+
+
+# What a format may say less exactly than we do, or not at all; each writer
+# refuses or warns of what it loses.
+_ELSEWHERE = frozenset(
+  (
+    "scan",
+    "remat",
+    "patch_dropout",
+    "init_logit_scale",
+    "max_logit_scale",
+    "pooling",
+    "eos_id",
+    "class_position",
+  )
+)
+
+
+def _check_described(wanted, found, target: str) -> None:
+  """Raises UserError where a tower, read back, means something else."""
+  for part in engine.towers(wanted):
+    got = _plain_fields(found[part])
+    for field, value in _plain_fields(wanted[part]).items():
+      if field in _ELSEWHERE or got.get(field) == value:
+        continue
+      raise errors.UserError(
+        f"{part}.{field} is {value!r} in the source and came back from the "
+        f"format {target!r} as {got.get(field)!r}: the format cannot hold this "
+        "model. Nothing was written."
+      )
+
+
+def _plain_fields(tower: dict[str, Any]) -> dict[str, Any]:
+  """Returns a tower's fields as JSON gives them back, sizes worked out."""
+  fields = json.loads(json.dumps(tower))
+  if "mlp_dim" in fields and fields["mlp_dim"] is None:
+    fields["mlp_dim"] = 4 * fields["width"]
+  return fields
 
 
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from clip_jax import sharding
+from clip_jax import errors, sharding
 from clip_jax.convert import report as report_lib
 from clip_jax.convert import transforms
 from clip_jax.convert.tensor import Tensor
@@ -238,6 +238,11 @@ def to_ours(
   patterns = [re.compile(pattern) for pattern in ignored]
   extras = {}
   for key, tensor in tensors.items():
+    if key in known and not _is_number(tensor.dtype):
+      raise errors.UserError(
+        f"{name}: {key} holds {tensor.dtype}, not floating numbers; quantised "
+        "checkpoints are not read. Take the one before quantisation."
+      )
     if key in known:
       want = their_shape(known[key], shapes)
       if tensor.shape != want:
@@ -291,6 +296,11 @@ def _leaf(shape, sources, tensors) -> Leaf:
     return whole
 
   return Leaf(shape, dtype, part, layers)
+
+
+def _is_number(dtype: np.dtype) -> bool:
+  """Whether `dtype` is a floating one of 16 bits or more."""
+  return dtype.name in ("float16", "bfloat16", "float32", "float64")
 
 
 def _common(dtypes: Iterable[np.dtype]) -> np.dtype:

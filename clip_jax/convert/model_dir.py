@@ -25,7 +25,22 @@ DESCRIPTION = "clip_jax.json"
 WEIGHTS = "weights.safetensors"
 EXTRAS = "extras.safetensors"
 VERSION = 1
-_FIELDS = ("version", "spec", "source", "weights", "layer_dtypes", "files")
+_FIELDS = {
+  "version": int,
+  "spec": dict,
+  "source": dict,
+  "layer_dtypes": dict,
+  "files": dict,
+}
+_WEIGHTS = (WEIGHTS, EXTRAS)
+# What a description that makes no sense can raise on its way to a model.
+_SENSELESS = (
+  ArithmeticError,
+  AttributeError,
+  KeyError,
+  TypeError,
+  ValueError,
+)
 
 
 def recognise(path: pathlib.Path) -> bool:
@@ -46,11 +61,14 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     UserError: a part is missing, damaged or of a newer version.
   """
   described = _read_description(path / DESCRIPTION)
-  weights = path / WEIGHTS
-  extras = path / EXTRAS
+  weights, extras = path / WEIGHTS, path / EXTRAS
+  digests = described["files"]
+  names = sorted(digests.keys() - set(_WEIGHTS))
+  files = {name: _read_file(path, name) for name in names}
+  if WEIGHTS not in digests or not weights.is_file():
+    raise containers.DamagedError(f"{path} has no {WEIGHTS}; convert it again.")
   if not options.headers_only:
-    present = [weights, extras] if extras.exists() else [weights]
-    _check_digests(path, portable.digests(present), described["weights"])
+    _check_digests(path, digests)
   spec = _check_complete(described["spec"], path / DESCRIPTION)
   tensors = safetensors_file.read(weights).tensors
   report = report_lib.Report(NAME)
@@ -59,8 +77,8 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     spec=spec,
     leaves=leaves,
     report=report,
-    extras=safetensors_file.read(extras).tensors if extras.exists() else {},
-    files={name: _read_file(path, name) for name in described["files"]},
+    extras=safetensors_file.read(extras).tensors if EXTRAS in digests else {},
+    files=files,
     source=described["source"],
   )
 
@@ -79,20 +97,23 @@ def _read_description(path: pathlib.Path) -> dict[str, Any]:
       f"{path} is of version {version}; this clip_jax reads {VERSION}. "
       "Install the clip_jax that wrote it, or convert the model again."
     )
-  missing = [field for field in _FIELDS if field not in described]
-  if missing:
-    raise containers.DamagedError(
-      f"{path} lacks {', '.join(missing)}; convert the model again."
-    )
+  for field, kind in _FIELDS.items():
+    if not isinstance(described.get(field), kind):
+      raise containers.DamagedError(
+        f"{path}: {field} must be of the type {kind.__name__}, got "
+        f"{described.get(field)!r:.60}; convert the model again."
+      )
   return described
 
 
-def _check_digests(path, found, wanted) -> None:
-  for name in sorted({*found, *wanted}):
-    if found.get(name) != wanted.get(name):
+def _check_digests(path: pathlib.Path, digests: dict[str, Any]) -> None:
+  for name, digest in digests.items():
+    if not (path / name).is_file():
+      raise containers.DamagedError(f"{path} lacks {name}; convert it again.")
+    if portable.digests([path / name])[name] != digest:
       raise containers.DamagedError(
         f"{path / name} is not the file that was written: its sha256 differs "
-        "from the one in clip_jax.json. Convert the model again."
+        f"from the one in {DESCRIPTION}. Convert the model again."
       )
 
 
@@ -101,7 +122,15 @@ def _check_complete(spec: Any, path: pathlib.Path) -> dict[str, Any]:
   parts = engine.towers(spec) if isinstance(spec, dict) else ()
   if not parts:
     raise containers.DamagedError(f"{path} describes no tower.")
-  resolved = plain(engine.resolve(spec))
+  try:
+    resolved = plain(engine.resolve(spec))
+    engine.leaf_shapes(resolved)
+  except errors.UserError:
+    raise
+  except _SENSELESS as error:
+    raise containers.DamagedError(
+      f"{path}: the description makes no model ({error!r:.200})."
+    ) from None
   for part in (None, *parts):
     got, want = (x if part is None else x[part] for x in (spec, resolved))
     if missing := sorted(want.keys() - got.keys()):
@@ -118,6 +147,12 @@ def plain(value: Any) -> Any:
 
 
 def _leaves(tensors, spec, layer_dtypes, report, path):
+  try:
+    layers = {k: tuple(map(np.dtype, v)) for k, v in layer_dtypes.items()}
+  except TypeError as error:
+    raise containers.DamagedError(
+      f"{path / DESCRIPTION}: layer_dtypes makes no sense ({error})."
+    ) from None
   shapes = engine.leaf_shapes(spec)
   report.tensors = len(tensors)
   report.mapped = len(shapes.keys() & tensors.keys())
@@ -133,21 +168,24 @@ def _leaves(tensors, spec, layer_dtypes, report, path):
   return {
     key: engine.Leaf.from_tensor(
       tensors[key],
-      layer_dtypes=tuple(map(np.dtype, layer_dtypes[key]))
-      if key in layer_dtypes
-      else None,
+      layer_dtypes=layers.get(key),
     )
     for key in shapes
   }
 
 
 def _read_file(path: pathlib.Path, name: str) -> bytes:
-  if not isinstance(name, str) or pathlib.PurePath(name).name != name:
+  if name in ("", ".", "..") or pathlib.PurePath(name).name != name:
     raise containers.DamagedError(
       f"{path / DESCRIPTION} names the file {name!r}, which is not in its "
       "directory."
     )
-  return (path / name).read_bytes()
+  try:
+    return (path / name).read_bytes()
+  except OSError as error:
+    raise containers.DamagedError(
+      f"{path / name} cannot be read ({error.strerror}); convert it again."
+    ) from None
 
 
 def write(
@@ -158,7 +196,10 @@ def write(
   destination.mkdir(parents=True, exist_ok=True)
   taken = {DESCRIPTION, WEIGHTS, EXTRAS} & model.files.keys()
   assert not taken, taken
-  written = [destination / WEIGHTS]
+  written = [
+    destination / WEIGHTS,
+    *(destination / name for name in model.files),
+  ]
   safetensors_file.write(
     destination / WEIGHTS,
     {
@@ -175,13 +216,12 @@ def write(
     "version": VERSION,
     "spec": model.spec,
     "source": model.source,
-    "weights": portable.digests(written),
     "layer_dtypes": {
       path: [dtype.name for dtype in leaf.layer_dtypes]
       for path, leaf in model.leaves.items()
       if leaf.layer_dtypes
     },
-    "files": sorted(model.files),
+    "files": portable.digests(written),
   }
   text = json.dumps(described, indent=2, allow_nan=False)
   (destination / DESCRIPTION).write_text(text + "\n", "utf-8")

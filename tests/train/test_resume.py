@@ -31,7 +31,8 @@ def _command(workdir, *options):
 
 
 def _environment(options, devices):
-  flag = f"--xla_force_host_platform_device_count={devices}"
+  flag = f"--xla_force_host_platform_device_count={devices} "
+  flag += os.environ["CLIP_JAX_TEST_XLA_FLAGS"]
   x64 = str(PRECISE in options)
   return os.environ | {"XLA_FLAGS": flag, "JAX_ENABLE_X64": x64}
 

@@ -1,0 +1,230 @@
+"""What a conversion does to the places that it reads from and writes to."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+
+from clip_jax import convert, errors
+from clip_jax.convert import conversion, engine, model_dir
+from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.portable import Options, Portable
+from clip_jax.convert.tensor import Tensor
+from clip_jax.models import variants
+
+TINY = {
+  "embed_dim": 12,
+  "image": {"width": 16, "image_size": 8, "depth": 1, "heads": 2},
+  "text": {"width": 24, "depth": 1, "heads": 3, "vocab_size": 30},
+}
+
+
+@pytest.fixture
+def model(tmp_path):
+  """A model directory with random weights, and its path."""
+  spec = engine.resolve(variants.spec("tiny-vit", TINY))
+  rng = np.random.default_rng(0)
+  leaves = {
+    path: engine.Leaf.from_tensor(
+      Tensor.from_array(rng.normal(size=shape).astype(np.float32))
+    )
+    for path, shape in engine.leaf_shapes(spec).items()
+  }
+  path = tmp_path / "models" / "ours"
+  portable = Portable(
+    model_dir.plain(spec),
+    leaves,
+    convert.Report("test"),
+    extras={"kept": Tensor.from_array(np.arange(3))},
+    files={"vocab.txt": b"a\nb\n"},
+  )
+  model_dir.write(portable, path, Options())
+  return path
+
+
+def _names(path):
+  return sorted(entry.name for entry in path.iterdir())
+
+
+@pytest.mark.parametrize("destination", ["ours", "."])
+def test_a_destination_that_is_or_holds_the_source_is_refused(
+  model, destination
+):
+  before = _names(model.parent)
+  with pytest.raises(errors.UserError, match="is or holds the source"):
+    convert.convert(
+      model, model.parent / destination, to="clip-jax", overwrite=True
+    )
+  assert _names(model.parent) == before and len(_names(model)) == 4
+
+
+def test_only_a_model_is_overwritten(model, tmp_path):
+  mine = tmp_path / "mine"
+  mine.mkdir()
+  (mine / "notes.txt").write_text("precious")
+  with pytest.raises(errors.UserError, match="is no model"):
+    convert.convert(model, mine, to="clip-jax", overwrite=True)
+  assert (mine / "notes.txt").read_text() == "precious"
+
+
+def test_what_came_meanwhile_stays(model, tmp_path, monkeypatch):
+  check = conversion._check_written
+  out = tmp_path / "out"
+
+  def meanwhile(*arguments):
+    check(*arguments)
+    out.mkdir()
+    (out / "theirs.txt").write_text("precious")
+
+  monkeypatch.setattr(conversion, "_check_written", meanwhile)
+  with pytest.raises(errors.UserError, match="came into being"):
+    convert.convert(model, out, to="clip-jax")
+  assert _names(out) == ["theirs.txt"]
+  assert _names(tmp_path) == ["models", "out"]
+
+
+def test_the_old_model_stays_when_the_new_cannot_take_its_name(
+  model, tmp_path, monkeypatch
+):
+  out = tmp_path / "out"
+  convert.convert(model, out, to="clip-jax")
+  before = (out / model_dir.DESCRIPTION).read_bytes()
+  rename = os.rename
+
+  def failing(source, destination):
+    if destination == out and os.path.basename(source) == "out":
+      raise OSError(errno.ENOSPC, "No space left on device")
+    rename(source, destination)
+
+  monkeypatch.setattr(os, "rename", failing)
+  with pytest.raises(OSError, match="No space"):
+    convert.convert(model, out, to="clip-jax", overwrite=True)
+  assert (out / model_dir.DESCRIPTION).read_bytes() == before
+  assert _names(tmp_path) == ["models", "out"]
+
+
+def test_a_destination_without_a_name_is_understood(
+  model, tmp_path, monkeypatch
+):
+  (tmp_path / "empty").mkdir()
+  monkeypatch.chdir(tmp_path / "empty")
+  convert.convert(model, ".", to="clip-jax")
+  assert model_dir.DESCRIPTION in _names(tmp_path / "empty")
+
+
+def test_a_dry_run_looks_at_the_destination_too(model, tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(errors.UserError, match="exists"):
+    convert.convert(
+      model,
+      tmp_path / "file",
+      to="clip-jax",
+      options=Options(headers_only=True),
+    )
+
+
+def test_whole_numbers_are_no_parameters(model):
+  weights = model / model_dir.WEIGHTS
+  tensors = safetensors_file.read(weights).tensors
+  entries = [engine.Entry(path, (engine.Slot(path),)) for path in tensors]
+  spec = convert.open_model(model).spec
+  small = {
+    path: Tensor.from_array(tensor.read().astype(np.int8))
+    for path, tensor in tensors.items()
+  }
+  with pytest.raises(errors.UserError, match="holds int8"):
+    engine.to_ours(
+      entries, small, spec, report=convert.Report("x"), name="small"
+    )
+
+
+def test_a_writer_that_changes_the_meaning_is_caught(
+  model, tmp_path, monkeypatch
+):
+  write = model_dir.write
+
+  def wrong(portable, destination, options):
+    write(portable, destination, options)
+    path = destination / model_dir.DESCRIPTION
+    path.write_text(path.read_text().replace('"quick_gelu"', '"gelu"'))
+
+  monkeypatch.setattr(model_dir, "write", wrong)
+  with pytest.raises(errors.UserError, match="activation is 'quick_gelu'"):
+    convert.convert(model, tmp_path / "out", to="clip-jax")
+  assert _names(tmp_path) == ["models"]
+
+
+def test_a_model_directory_comes_back_whole(model):
+  again = convert.open_model(model)
+  assert again.files == {"vocab.txt": b"a\nb\n"}
+  np.testing.assert_array_equal(again.extras["kept"].read(), np.arange(3))
+
+
+@pytest.mark.parametrize(
+  "name", [model_dir.WEIGHTS, model_dir.EXTRAS, "vocab.txt"]
+)
+def test_a_changed_file_is_noticed(model, name):
+  data = bytearray((model / name).read_bytes())
+  data[-1] ^= 1
+  (model / name).write_bytes(data)
+  with pytest.raises(errors.UserError, match=f"{name} is not the file"):
+    convert.open_model(model)
+  (model / name).unlink()
+  with pytest.raises(errors.UserError, match=name):
+    convert.open_model(model)
+
+
+BROKEN = [
+  ("files", []),
+  ("files", {"..": "x"}),
+  ("files", {"a/b": "x"}),
+  ("files", {}),
+  ("layer_dtypes", None),
+  ("layer_dtypes", {"params/log_scale": 3}),
+  ("layer_dtypes", {"params/log_scale": ["nonsense"]}),
+  ("source", 1),
+  ("spec", []),
+  ("spec", {"image": "x", "text": {}}),
+  ("spec.image", "x"),
+  ("spec.image", None),
+  ("spec.image.patch_size", 0),
+  ("spec.image.patch_size", "8"),
+  ("spec.image.width", None),
+  ("spec.image.depth", -1),
+  ("spec.image.kind", "vat"),
+  ("spec.image.surprise", 1),
+  ("spec.text.heads", 0),
+  ("spec.text.vocab_size", 10**30),
+  ("spec.image_mean", None),
+  ("spec.embed_dim", "x"),
+  ("spec.tokenizer", 5),
+  ("version", 99),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), BROKEN)
+def test_a_description_without_sense_is_a_clear_error(model, field, value):
+  path = model / model_dir.DESCRIPTION
+  described = json.loads(path.read_text())
+  node = described
+  *parents, last = field.split(".")
+  for parent in parents:
+    node = node[parent]
+  node[last] = value
+  path.write_text(json.dumps(described))
+  with pytest.raises(errors.UserError):
+    convert.open_model(model)
+
+
+@pytest.mark.parametrize(
+  "field", ["activation", "norm_epsilon", "pooling", "causal"]
+)
+def test_nothing_about_a_model_is_a_default(model, field):
+  path = model / model_dir.DESCRIPTION
+  described = json.loads(path.read_text())
+  del described["spec"]["text"][field]
+  path.write_text(json.dumps(described))
+  with pytest.raises(errors.UserError, match=f"text's {field} must be given"):
+    convert.open_model(model)
