@@ -153,6 +153,7 @@ class CLIP(nn.Module):
     *,
     train: bool = False,
     locked: tuple[str, ...] = (),
+    locked_norms: tuple[str, ...] = (),
   ) -> ClipOutput:
     """Embeds pairs.
 
@@ -161,11 +162,14 @@ class CLIP(nn.Module):
       tokens: (batch, length).
       train: batch statistics move, and patches drop out.
       locked: "image" or "text", the towers that compute as in use even then.
+      locked_norms: the batch norms that do, such as "image/stem_1/norm".
     """
     has_bias = self.init_logit_bias is not None
     return ClipOutput(
       image_embeds=self.encode_image(
-        images, train=train and "image" not in locked
+        images,
+        train=train and "image" not in locked,
+        locked_norms=locked_norms,
       ),
       text_embeds=self.encode_text(
         tokens, train=train and "text" not in locked
@@ -175,10 +179,16 @@ class CLIP(nn.Module):
     )
 
   def encode_image(
-    self, images: jax.Array, *, train: bool = False
+    self,
+    images: jax.Array,
+    *,
+    train: bool = False,
+    locked_norms: tuple[str, ...] = (),
   ) -> jax.Array:
     """Embeds images (batch, h, w, 3) as (batch, embed) of unit length."""
-    x = self.image(self._normalize(images), train=train)
+    # Only a tower with batch norms has any to lock.
+    norms = {"locked_norms": locked_norms} if locked_norms else {}
+    x = self.image(self._normalize(images), train=train, **norms)
     return self._embed("image", self.image_projection, x)
 
   def encode_text(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:

@@ -29,8 +29,16 @@ class BatchNorm(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    """Normalises (batch, h, w, channels) over all axes but the last."""
+  def __call__(
+    self, x: jax.Array, *, train: bool, locked_norms: tuple[str, ...] = ()
+  ) -> jax.Array:
+    """Normalises (batch, h, w, channels) over all axes but the last.
+
+    Args:
+      x: of any floating type.
+      train: by the batch's statistics, and the running ones move.
+      locked_norms: those, by their paths in the model, that do not so.
+    """
     channels = x.shape[-1]
     wide = jnp.promote_types(x.dtype, jnp.float32)
     running_type = jnp.promote_types(self.param_dtype, jnp.float32)
@@ -45,7 +53,7 @@ class BatchNorm(nn.Module):
       "bias", nn.initializers.zeros, (channels,), self.param_dtype
     )
     x = x.astype(wide)
-    if train:
+    if train and "/".join(self.path) not in locked_norms:
       mean = x.mean(axis=(0, 1, 2))
       var = jnp.square(x - mean).mean(axis=(0, 1, 2))
       if not self.is_initializing():
@@ -97,7 +105,9 @@ class ConvNorm(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, *, train: bool, locked_norms: tuple[str, ...] = ()
+  ) -> jax.Array:
     """Maps (batch, h, w, channels) to (batch, h', w', features)."""
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     if self.kernel_size == 1 and self.stride == 1:
@@ -114,7 +124,7 @@ class ConvNorm(nn.Module):
         **dtypes,
       )
     norm = BatchNorm(scale_init=self.scale_init, name="norm", **dtypes)
-    return norm(conv(x), train=train)
+    return norm(conv(x), train=train, locked_norms=locked_norms)
 
 
 class Bottleneck(nn.Module):
@@ -126,24 +136,27 @@ class Bottleneck(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, *, train: bool, locked_norms: tuple[str, ...] = ()
+  ) -> jax.Array:
     """Maps (batch, h, w, c) to (batch, h/stride, w/stride, 4 * features)."""
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    mode = {"train": train, "locked_norms": locked_norms}
     out = EXPANSION * self.features
-    y = ConvNorm(self.features, 1, name="conv_1", **dtypes)(x, train=train)
+    y = ConvNorm(self.features, 1, name="conv_1", **dtypes)(x, **mode)
     y = nn.relu(y)
-    y = ConvNorm(self.features, 3, name="conv_2", **dtypes)(y, train=train)
+    y = ConvNorm(self.features, 3, name="conv_2", **dtypes)(y, **mode)
     y = nn.relu(y)
     if self.stride > 1:
       y = average_pool(y, self.stride)
     # Each block starts as the identity.
     y = ConvNorm(
       out, 1, scale_init=nn.initializers.zeros, name="conv_3", **dtypes
-    )(y, train=train)
+    )(y, **mode)
     if self.stride > 1 or x.shape[-1] != out:
       if self.stride > 1:
         x = average_pool(x, self.stride)
-      x = ConvNorm(out, 1, name="downsample", **dtypes)(x, train=train)
+      x = ConvNorm(out, 1, name="downsample", **dtypes)(x, **mode)
     return nn.relu(x + y)
 
 
@@ -198,23 +211,32 @@ class ModifiedResNet(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+  def __call__(
+    self,
+    images: jax.Array,
+    *,
+    train: bool = False,
+    locked_norms: tuple[str, ...] = (),
+  ) -> jax.Array:
     """Maps normalised images (batch, h, w, 3) to (batch, embed_dim).
 
     Args:
       images: of `image_size` by `image_size`.
       train: normalises by the batch and updates the collection "batch_stats".
+      locked_norms: batch norms, by their paths in the model, that compute as
+        in use even then.
 
     Raises:
       UserError: sizes do not fit.
     """
     self._check(images.shape)
+    mode = {"train": train, "locked_norms": locked_norms}
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     x = images.astype(self.dtype)
     stem = ((self.width // 2, 2), (self.width // 2, 1), (self.width, 1))
     for i, (features, stride) in enumerate(stem, start=1):
       layer = ConvNorm(features, 3, stride, name=f"stem_{i}", **dtypes)
-      x = nn.relu(layer(x, train=train))
+      x = nn.relu(layer(x, **mode))
     x = average_pool(x, 2)  # (batch, h / 4, w / 4, width)
     for i, depth in enumerate(self.depths):
       for j in range(depth):
@@ -223,7 +245,7 @@ class ModifiedResNet(nn.Module):
           stride=2 if i > 0 and j == 0 else 1,
           name=f"stage_{i + 1}_block_{j + 1}",
           **dtypes,
-        )(x, train=train)
+        )(x, **mode)
     return AttentionPool(
       heads=x.shape[-1] // HEAD_DIM,
       out_dim=self.embed_dim,

@@ -129,6 +129,29 @@ def locked_towers(params: Any, pattern: str) -> tuple[str, ...]:
   return tuple(part for part in ("image", "text") if part not in trained)
 
 
+def is_trained(params: Any, path: str, pattern: str) -> bool:
+  """Whether the array at `path` is trained, be it in part."""
+  return not pattern or path in choose(params, pattern)
+
+
+def locked_norms(
+  params: Any, batch_stats: Any, pattern: str
+) -> tuple[str, ...]:
+  """Returns the batch norms, by path, whose scale and bias are frozen.
+
+  They belong to frozen features, which running statistics are part of.
+  """
+  if not pattern:
+    return ()
+  trained = choose(params, pattern)
+  norms = {path.rpartition("/")[0] for path in _flatten(batch_stats)}
+  return tuple(
+    norm
+    for norm in sorted(norms)
+    if not {f"{norm}/scale", f"{norm}/bias"} & trained.keys()
+  )
+
+
 def _index(layers: np.ndarray) -> Any:
   """Returns an index of the first axis; a slice costs no gather."""
   first, last = int(layers[0]), int(layers[-1])

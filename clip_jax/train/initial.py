@@ -6,6 +6,7 @@ comes from there too; otherwise it must agree with the config's model.
 """
 
 import logging
+import math
 import pathlib
 from typing import Any
 
@@ -14,15 +15,23 @@ import ml_collections
 import numpy as np
 
 from clip_jax import errors, sharding
+from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.convert import conversion, engine, model_dir, portable
 from clip_jax.models import variants
-from clip_jax.train import checkpoint
+from clip_jax.train import checkpoint, freezing
 from clip_jax.train import step as step_lib
 from clip_jax.train import workdir as workdir_lib
 
 FROM_INIT = variants.FROM_INIT
 TOKENIZER = "tokenizer"  # Where a workdir keeps its tokenizer's files.
 PARTS = ("model", "image", "text")
+
+# What the arrays outside the towers depend on, and what becomes of them.
+_HEAD = ("embed_dim", "image_projection", "text_projection", "embed_norm")
+# Of a tower, what changes neither its arrays nor what they compute in use.
+_FREE = ("scan", "remat", "patch_dropout")
+# A bound that was kept in half precision may lie this factor higher.
+_ROUNDED_UP = 1.01
 
 # What a run begins with, by part.
 Origins = dict[str, portable.Portable]
@@ -49,6 +58,26 @@ def begin(
     return settle(config, stored, {}), {}
   opened = open_sources(config)
   return settle(config, None, opened), opened
+
+
+def check_goes_on(
+  workdir: pathlib.Path, config: ml_collections.ConfigDict
+) -> None:
+  """Raises UserError where the run in `workdir` trains other parameters.
+
+  The optimizer's state is of those alone: allowing changes does not help.
+  """
+  saved = workdir_lib.holds_checkpoint(workdir)
+  if not saved or not (workdir / checkpoint.CONFIG).exists():
+    return
+  before = checkpoint.load_config(workdir).optim.frozen
+  if before != config.optim.frozen:
+    raise errors.UserError(
+      f"The run in {workdir} began with optim.frozen={before!r}, and its "
+      "optimizer's state is of the parameters left free then; "
+      f"{config.optim.frozen!r} frees others. Take a new workdir; "
+      f"init.model={str(workdir)!r} alone begins with that run's parameters."
+    )
 
 
 def _nothing_to_begin_with() -> errors.UserError:
@@ -97,8 +126,9 @@ def describe(
   if "model" in opened:
     return dict(opened["model"].spec)
   image, text = (opened[part].spec for part in ("image", "text"))
+  pools = image["image"]["kind"] == "resnet"  # Ends in the shared space.
   return {
-    "embed_dim": variants.DEFAULT_EMBED_DIM,
+    "embed_dim": image["embed_dim"] if pools else variants.DEFAULT_EMBED_DIM,
     "image": image["image"],
     "text": text["text"],
     "tokenizer": text["tokenizer"],
@@ -120,7 +150,8 @@ def settle(
     opened: the sources, if it begins now.
 
   Raises:
-    UserError: a source's tower is not the config's.
+    UserError: a source's tower, or what its numbers mean nothing without, is
+      not the config's.
   """
   if config.model == FROM_INIT:
     overrides = config.model_overrides.to_dict()
@@ -132,30 +163,77 @@ def settle(
     config.model_overrides = ml_collections.ConfigDict(whole)
   spec = variants.spec(config.model, config.model_overrides.to_dict())
   for part, source in opened.items():
-    for tower in ("image", "text") if part == "model" else (part,):
-      _check_same(tower, spec[tower], source.spec[tower], config.init[part])
+    _check_same(part, spec, source.spec, config)
   return config
 
 
-def _check_same(tower, wanted, found, address) -> None:
-  wanted, found = model_dir.plain(wanted), model_dir.plain(found)
+def _check_same(part, wanted, found, config) -> None:
+  """Raises UserError unless `found` is `wanted` in all that `part` rests on."""
+  wanted, found = (_comparable(part, spec, config) for spec in (wanted, found))
   differing = [
-    f"{tower}.{field}={found.get(field)!r} (not {wanted.get(field)!r})"
+    f"{field}={found.get(field)!r} (not {wanted.get(field)!r})"
     for field in sorted(wanted.keys() | found.keys())
     if wanted.get(field) != found.get(field)
-    and field not in ("scan", "remat", "patch_dropout")
   ]
-  if differing:
-    raise errors.UserError(
-      f"{address} does not fit the config's model: {'; '.join(differing)}. Set "
-      f"these in model_overrides, or take model={FROM_INIT!r}."
-    )
+  if not differing:
+    return
+  if config.model == FROM_INIT:
+    way_on = "Take these out of model_overrides"
+  else:
+    way_on = f"Set these in model_overrides, or take model={FROM_INIT!r}"
+  raise errors.UserError(
+    f"{config.init[part]} does not fit the config's model: "
+    f"{'; '.join(differing)}. {way_on}."
+  )
 
 
-def load(state: step_lib.TrainState, opened: Origins) -> step_lib.TrainState:
+def _comparable(part, spec, config) -> dict[str, Any]:
+  """Returns what a source for `part` and the model must agree in, by name.
+
+  A model `from_init` is prepared for as its source was, unless an override
+  says otherwise, knowingly.
+  """
+  named = config.model != FROM_INIT
+  fields: dict[str, Any] = {}
+  if part in ("model", "image"):
+    fields |= _nested("image", spec["image"])
+    if spec["image"]["kind"] == "resnet":
+      fields["embed_dim"] = spec["embed_dim"]
+    if named:
+      fields |= {field: spec[field] for field in engine.IMAGE_FIELDS}
+  if part in ("model", "text"):
+    fields |= _nested("text", spec["text"])
+    if named:
+      tokenizer = tokenizer_lib.make_tokenizer(
+        **spec["tokenizer"],
+        context_length=spec["text"]["context_length"],
+        contents={},
+      )
+      fields |= _nested("tokenizer", tokenizer.to_dict())
+  if part == "model":
+    fields |= {field: spec[field] for field in _HEAD}
+    # Its presence; the number is a parameter.
+    fields["init_logit_bias"] = spec["init_logit_bias"]
+  return model_dir.plain(fields)
+
+
+def _nested(name, fields) -> dict[str, Any]:
+  return {f"{name}.{k}": v for k, v in fields.items() if k not in _FREE}
+
+
+def load(
+  state: step_lib.TrainState,
+  opened: Origins,
+  config: ml_collections.ConfigDict,
+) -> step_lib.TrainState:
   """Returns a new run's `state` with what the origins hold in its place.
 
   Arrays keep their dtype and their sharding: every device is given its part.
+
+  Args:
+    state: of a new run.
+    opened: as `begin` returns it.
+    config: likewise.
   """
   if not opened:
     return state
@@ -173,6 +251,8 @@ def load(state: step_lib.TrainState, opened: Origins) -> step_lib.TrainState:
     len(arrays),
     " and ".join(source.report.source_format for source in opened.values()),
   )
+  if "params/log_scale" in leaves:
+    _warn_of_temperature(leaves["params/log_scale"], state.params, config)
   variables = jax.tree_util.tree_unflatten(
     structure,
     [
@@ -181,6 +261,21 @@ def load(state: step_lib.TrainState, opened: Origins) -> step_lib.TrainState:
     ],
   )
   return state.replace(**variables)
+
+
+def _warn_of_temperature(leaf, params, config) -> None:
+  spec = variants.spec(config.model, config.model_overrides.to_dict())
+  bound, scale = spec["max_logit_scale"], math.exp(float(leaf.read()))
+  if bound is None or scale <= bound * _ROUNDED_UP:
+    return
+  if freezing.is_trained(params, "log_scale", config.optim.frozen):
+    logging.warning(
+      "The checkpoint's logit scale, %.4g, is above max_logit_scale=%.4g: the "
+      "first step clips it. --config.model_overrides.max_logit_scale=None "
+      "keeps it as it is.",
+      scale,
+      bound,
+    )
 
 
 def _place(leaf: engine.Leaf, like: jax.Array) -> jax.Array:

@@ -44,7 +44,8 @@ def train(
     allow_changes: resume although fields differ that change the result.
 
   Returns:
-    {"steps", "seconds", "skipped", "bad_records", "evals", "report"}.
+    {"steps", "steps_now", "seconds", "skipped", "bad_records", "evals",
+    "report"}; steps_now are those that this call has run.
 
   Raises:
     UserError: the config does not fit the data, the devices or the workdir.
@@ -56,10 +57,18 @@ def train(
   tokenizer = initial.tokenizer_files(workdir, origins)
   run = run_lib.make_run(config, tokenizer_files=tokenizer)
   run.announce()  # Also the first to look into the model.
-  workdir_lib.claim(workdir, config, allow_changes=allow_changes)
-  initial.keep_tokenizer(workdir, tokenizer)
+  initial.check_goes_on(workdir, config)
   with contextlib.ExitStack() as stack:
     enter = stack.enter_context
+    enter(workdir_lib.hold(workdir))
+    workdir_lib.claim(
+      workdir,
+      config,
+      total_steps=run.total_steps,
+      allow_changes=allow_changes,
+    )
+    initial.keep_tokenizer(workdir, tokenizer)
+    enter(workdir_lib.explain_interrupt(workdir))
     enter(workdir_lib.keep_compilations(workdir))
     keep = config.checkpoint.keep
     checkpoints = enter(checkpoint.Checkpoints(workdir, keep=keep))
@@ -74,6 +83,8 @@ def train(
     if notes.evaluation_due:
       notes.write_evaluations(first_step, evaluated)
       _leave_if_told(stop, checkpoints)
+    if first_step < run.total_steps and jax.process_index() == 0:
+      logging.info("Compiling the first step ...")
     # `step` counts finished updates: state, data position and log lines agree.
     for step in range(first_step + 1, run.total_steps + 1):
       batch = notes.next_batch(batches)
@@ -98,6 +109,7 @@ def train(
     _leave_if_told(stop, checkpoints)
     return {
       "steps": run.total_steps,
+      "steps_now": run.total_steps - first_step,
       "seconds": time.perf_counter() - started,
       "skipped": int(state.skipped),
       "bad_records": notes.counters["bad_records"],
@@ -142,7 +154,7 @@ def _restore_or_init(
   if restored is None:
     seed = run.config.seed
     state = step_lib.init_state(run.model, run.tx, run.mesh, seed=seed)
-    return initial.load(state, origins), {}
+    return initial.load(state, origins, run.config), {}
   state, meta = restored
   if not allow_changes:
     _check_data(run, meta["counters"])

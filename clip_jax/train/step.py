@@ -157,6 +157,12 @@ def make_train_step(
   frozen = config.optim.frozen
   abstract = abstract_state(model, tx, mesh)
   locked = freezing.locked_towers(abstract.params, frozen)
+  locked_norms = freezing.locked_norms(
+    abstract.params, abstract.batch_stats, frozen
+  )
+  bound = model.max_logit_scale
+  if not freezing.is_trained(abstract.params, "log_scale", frozen):
+    bound = None
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   trained_shardings = sharding.tree_shardings(
     jax.eval_shape(lambda x: freezing.select(x, frozen), abstract.params), mesh
@@ -172,6 +178,7 @@ def make_train_step(
       batch["tokens"],
       train=True,
       locked=locked,
+      locked_norms=locked_norms,
       mutable=["batch_stats"],
       rngs={"dropout": jax.random.fold_in(seed_key(config.seed), state.step)},
     )
@@ -203,7 +210,7 @@ def make_train_step(
     )
     params = freezing.merge(state.params, trained, frozen)
     candidate = state.replace(
-      params=_cap_temperature(params, model.max_logit_scale),
+      params=_cap_temperature(params, bound),
       batch_stats=batch_stats,
       opt_state=opt_state,
     )

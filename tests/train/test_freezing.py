@@ -84,3 +84,23 @@ def test_without_a_pattern_nothing_changes():
   tx = optax.sgd(0.1)
   assert freezing.optimizer(tx, "") is tx
   assert freezing.locked_towers(PARAMS, "") == ()
+
+
+@pytest.mark.parametrize(
+  ("pattern", "locked"),
+  [
+    ("", ()),
+    ("^image/", ("image/stem_1/norm", "image/stem_2/norm")),
+    ("^image/stem_2/", ("image/stem_2/norm",)),
+    ("^image/stem_1/norm/scale", ()),
+    ("conv", ()),
+  ],
+)
+def test_a_norm_is_locked_with_its_scale_and_bias(pattern, locked):
+  norm = {"scale": jnp.ones(3), "bias": jnp.zeros(3)}
+  stem = {"conv": {"kernel": jnp.ones((1, 1, 3, 3))}, "norm": norm}
+  params = {"image": {"stem_1": stem, "stem_2": stem}, "text": {"w": norm}}
+  mean = {"norm": {"mean": jnp.zeros(3), "var": jnp.ones(3)}}
+  stats = {"image": {"stem_1": mean, "stem_2": mean}}
+  assert freezing.locked_norms(params, stats, pattern) == locked
+  assert freezing.is_trained(params, "text/w/bias", pattern)

@@ -1,8 +1,10 @@
 """A dual encoder from two towers that were trained apart."""
 
 import json
+import logging
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,14 @@ from safetensors import numpy as safetensors_numpy
 
 from clip_jax import config as config_lib
 from clip_jax import convert, errors, inference
+from clip_jax.convert.engine import Leaf
+from clip_jax.convert.portable import Portable
+from clip_jax.convert.report import Report
+from clip_jax.convert.tensor import Tensor
 from clip_jax.data import sources
-from clip_jax.train import checkpoint, loop
+from clip_jax.models import variants
+from clip_jax.train import checkpoint, initial, loop
+from clip_jax.train import step as step_lib
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "vit_bert.py"
 WORDS = (
@@ -239,3 +247,127 @@ def test_a_whole_model_begins_where_another_run_ended(room, locked, tmp_path):
     np.testing.assert_allclose(
       got[part]["kernel"], want[part]["kernel"], atol=1e-9
     )
+
+
+def _small_config(**fields):
+  """A config with a small model, of which nothing is made here."""
+  config = config_lib.default_config()
+  config.model = "tiny-rn"
+  config.model_overrides = {"embed_dim": 12, "text": {"width": 16}}
+  config.update_from_flattened_dict(fields)
+  return config
+
+
+def _origins(config, *parts, leaves=None):
+  """What `open_sources` gives for the config's own model, without arrays."""
+  spec = variants.spec(config.model, config.model_overrides.to_dict())
+  report = Report("a test")
+  return {part: Portable(spec, leaves or {}, report) for part in parts}
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"embed_dim": 24}, r"embed_dim=12 \(not 24\)"),
+    ({"init_logit_bias": -10.0}, r"init_logit_bias=None \(not -10.0\)"),
+    ({"text_projection": "linear_bias"}, "text_projection='linear'"),
+    ({"embed_norm": "l2_plus_1e-8"}, "embed_norm='l2'"),
+    ({"image_mean": (0.5, 0.5, 0.5)}, r"image_mean=\[0.48"),
+    ({"crop_rounding": "floor"}, "crop_rounding='round'"),
+    (
+      {"tokenizer": {"cleaning": "canonicalize"}},
+      r"tokenizer.cleaning='clip' \(not 'canonicalize'\)",
+    ),
+  ],
+)
+def test_what_a_whole_model_rests_on_must_agree(fields, message):
+  """Nothing crashes later, and nothing is prepared otherwise in silence."""
+  config = _small_config()
+  origins = _origins(config, "model")
+  initial.settle(config, None, origins)
+  config.model_overrides.update(fields)
+  with pytest.raises(errors.UserError, match=message) as raised:
+    initial.settle(config, None, origins)
+  assert "Set these in model_overrides" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  ("part", "field", "foreign"),
+  [("image", "image_mean", "tokenizer"), ("text", "tokenizer", "image_mean")],
+)
+def test_a_tower_demands_what_feeds_it_and_no_more(part, field, foreign):
+  config = _small_config()
+  origins = _origins(config, part)
+  config.model_overrides.update(
+    {"image_mean": (0.5, 0.5, 0.5), "tokenizer": {"cleaning": "canonicalize"}}
+  )
+  with pytest.raises(errors.UserError, match=field) as raised:
+    initial.settle(config, None, origins)
+  assert foreign not in str(raised.value)
+
+
+def test_tokenizers_are_compared_with_their_defaults_filled_in():
+  config = _small_config()
+  origins = _origins(config, "model")
+  config.model_overrides.tokenizer = {"kind": "clip_bpe", "pad_id": 0}
+  initial.settle(config, None, origins)
+
+
+def test_from_init_may_be_prepared_for_otherwise_but_not_shaped():
+  origins = _origins(_small_config(), "model")
+  config = _small_config(model="from_init")
+  config.model_overrides = {"image_mean": (0.5, 0.5, 0.5)}
+  settled = initial.settle(config, None, origins)
+  assert list(settled.model_overrides.image_mean) == [0.5] * 3
+  config.model_overrides = {"embed_dim": 24}
+  with pytest.raises(errors.UserError, match="Take these out of model_over"):
+    initial.settle(config, None, origins)
+
+
+def test_a_resnet_from_init_ends_in_its_own_space():
+  origins = _origins(_small_config(), "image", "text")
+  config = _small_config(model="from_init")
+  config.model_overrides = {}
+  settled = initial.settle(config, None, origins)
+  assert settled.model_overrides.embed_dim == 12
+
+
+@pytest.mark.parametrize(
+  ("scale", "frozen", "warned"),
+  [
+    (150.0, "", True),
+    (150.0, "^log_scale$", False),
+    (100.0, "", False),
+  ],
+)
+def test_a_temperature_that_will_be_clipped_is_announced(
+  caplog, scale, frozen, warned
+):
+  config = _small_config(**{"optim.frozen": frozen})
+  array = np.float16(np.log(scale))  # Half precision rounds log(100) up.
+  leaf = Leaf.from_tensor(Tensor.from_array(np.asarray(array)))
+  origins = _origins(config, "model", leaves={"params/log_scale": leaf})
+  state = step_lib.TrainState(
+    step=0,
+    params={"log_scale": jnp.zeros(()), "text": jnp.ones(3)},
+    batch_stats={},
+    opt_state=(),
+    skipped=0,
+  )
+  with caplog.at_level(logging.WARNING):
+    state = initial.load(state, origins, config)
+  assert ("first step clips it" in caplog.text) == warned
+  assert float(state.params["log_scale"]) == float(array)
+
+
+def test_a_run_cannot_go_on_with_other_parameters_frozen(tmp_path):
+  initial.check_goes_on(tmp_path, _small_config())  # Nothing is there.
+  (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+  fields = {"optim.frozen": "^image/", "data.train": "builtin:two_digits/train"}
+  fields["steps"] = 2
+  before = _small_config(**fields)
+  (tmp_path / "config.json").write_text(config_lib.to_json(before))
+  initial.check_goes_on(tmp_path, before)
+  message = r"optim.frozen='\^image/', and its.*new workdir; init.model="
+  with pytest.raises(errors.UserError, match=message):
+    initial.check_goes_on(tmp_path, _small_config())

@@ -11,7 +11,7 @@ import pytest
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.data import pipeline
-from clip_jax.train import optim
+from clip_jax.train import freezing, optim
 from clip_jax.train import step as step_lib
 
 BATCH, LENGTH = 16, 9
@@ -67,6 +67,7 @@ class _Trainer:
     )
     model = step_lib.make_model(config)
     tx = optim.make_optimizer(config, total_steps=steps, image_kind="vit")
+    tx = freezing.optimizer(tx, config.optim.frozen)
     self.place = functools.partial(
       pipeline.place, sharding=sharding.batch_sharding(mesh)
     )
@@ -203,6 +204,89 @@ def test_the_temperature_stays_at_a_hundred_and_can_come_back():
   )
   trainer.run(_batches(20))
   assert float(trainer.state.params["log_scale"]) < np.log(100)
+
+
+def test_a_frozen_temperature_stays_even_above_its_bound():
+  config = _config("tiny-vit", "float32")
+  config.optim.frozen = "^log_scale$"
+  trainer = _Trainer(config, (1, 1))
+  before = np.log(np.float32(150))
+  trainer.state.params["log_scale"] = jnp.asarray(before)
+  trainer.run(_batches(2))
+  assert trainer.state.params["log_scale"] == before
+
+
+def test_frozen_stages_of_a_resnet_keep_their_features():
+  """Their running statistics are part of what they compute."""
+  config = _config("tiny-rn", "float32")
+  config.optim.frozen = "^image/(stem|stage_1)"
+  trainer = _Trainer(config, (1, 1))
+  before = jax.tree.map(np.asarray, trainer.state.batch_stats["image"])
+  losses = trainer.run(_batches(12))
+  after = jax.tree.map(np.asarray, trainer.state.batch_stats["image"])
+  frozen = [k for k in before if k.startswith(("stem", "stage_1"))]
+  assert 0 < len(frozen) < len(before)
+  for name in before:
+    same = jax.tree.map(np.array_equal, before[name], after[name])
+    assert all(jax.tree.leaves(same)) == (name in frozen), name
+  assert losses[-1] < losses[0]
+
+
+def test_frozen_norms_compute_with_their_running_statistics():
+  """Training sees the features that the frozen part has in use."""
+  model = step_lib.make_model(_config("tiny-rn", "float32"))
+  variables = step_lib.init_variables(model, 0)
+  norms = freezing.locked_norms(
+    variables["params"], variables["batch_stats"], "^image/"
+  )
+  images = next(_batches(1))["image"][:3]
+  in_use = model.apply(variables, images, method="encode_image")
+  found, updated = model.apply(
+    variables,
+    images,
+    train=True,
+    locked_norms=norms,
+    method="encode_image",
+    mutable=["batch_stats"],
+  )
+  np.testing.assert_array_equal(found, in_use)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    updated["batch_stats"],
+    variables["batch_stats"],
+  )
+
+
+def test_a_partly_frozen_stack_trains_alike_however_it_is_split(monkeypatch):
+  # So that the small stacks are split, and what is trained of them.
+  monkeypatch.setattr(
+    sharding.parameter_spec, "__kwdefaults__", {"min_elements": 64}
+  )
+  with jax.enable_x64(True):
+    config = _config("tiny-vit", "float64")
+    config.model_overrides.image.depth = 3
+    config.optim.frozen = r"^image/(?!encoder/blocks/[02]/)"
+    one, two = (_Trainer(config, shape) for shape in [(1, 1), (1, 2)])
+    stack = ("image", "encoder", "blocks", "mlp", "fc_in", "kernel")
+
+    def kernel(trainer):
+      return functools.reduce(dict.__getitem__, stack, trainer.state.params)
+
+    assert not kernel(two).sharding.is_fully_replicated
+    began = np.asarray(kernel(one))
+    wanted = one.run(_batches(4))
+    # Summed in another order.
+    np.testing.assert_allclose(two.run(_batches(4)), wanted, rtol=1e-12)
+    jax.tree.map(
+      lambda got, want: np.testing.assert_allclose(
+        np.asarray(got), np.asarray(want), rtol=1e-7, atol=1e-12
+      ),
+      two.state.params,
+      one.state.params,
+    )
+    ended = np.asarray(kernel(two))
+    np.testing.assert_array_equal(ended[1], began[1])
+    assert (ended[0] != began[0]).any() and (ended[2] != began[2]).any()
 
 
 def test_bfloat16_keeps_parameters_and_moments_in_float32():
