@@ -1,8 +1,8 @@
 """Proof by another implementation: a source there, its conversion here.
 
-Both get the same random images and texts, and what the towers hold is compared
-stage by stage, so that the first stage above its bar shows where a difference
-comes from.
+Both prepare the same images and texts, and both towers get the same random
+inputs. What they hold is compared stage by stage, so that the first stage above
+its bar shows where a difference comes from.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from clip_jax import errors
-from clip_jax.convert import conversion, engine, hub, oracles
+from clip_jax import errors, terminal
+from clip_jax.convert import conversion, engine, hub, oracles, probes
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.models import variants
 
@@ -23,6 +23,8 @@ DOUBLE_BAR = 1e-12
 SHALLOW_BAR = 5e-6
 DEEP_BAR = 2e-5
 SHALLOW_DEPTH = 6
+PIXEL_BAR = 1e-6  # No level: what float32 leaves of the normalisation.
+TOKEN_BAR = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +42,26 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
+class NotCompared:
+  """A stage that neither passes nor fails."""
+
+  stage: str
+  why: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Verification:
-  """All stages of a comparison."""
+  """All stages of a comparison, and those that could not be compared."""
 
   library: str
   precision: str
   rows: tuple[Row, ...]
+  not_compared: tuple[NotCompared, ...] = ()
 
   @property
   def passed(self) -> bool:
-    """Whether every stage is within its bar."""
-    return all(row.passed for row in self.rows)
+    """Whether there are stages, and every one is within its bar."""
+    return bool(self.rows) and all(row.passed for row in self.rows)
 
   def to_dict(self) -> dict[str, Any]:
     """Returns the comparison as plain data."""
@@ -61,7 +72,34 @@ class Verification:
       "stages": [
         {**dataclasses.asdict(row), "passed": row.passed} for row in self.rows
       ],
+      "not_compared": [dataclasses.asdict(row) for row in self.not_compared],
     }
+
+  def to_text(self) -> str:
+    """Returns the comparison for people: a table and a verdict."""
+    rows = [
+      (
+        row.stage,
+        f"{row.difference:.1e}",
+        f"{row.bar:.0e}",
+        "PASS" if row.passed else "FAIL",
+      )
+      for row in self.rows
+    ]
+    rows += [
+      (f"{row.stage}: not compared ({row.why})", "", "", "")
+      for row in self.not_compared
+    ]
+    header = ("stage", "difference", "allowed", "")
+    verdict = "PASS" if self.passed else "FAIL"
+    left_out = " and ".join(row.stage for row in self.not_compared)
+    return (
+      f"{terminal.table(header, rows)}\n\n{verdict} against {self.library} in "
+      f"{self.precision}{f'; {left_out} not compared' if left_out else ''}; "
+      "differences are relative to each stage's largest number"
+      + (", of tokens the share of texts" if not left_out else "")
+      + "."
+    )
 
 
 def verify(
@@ -80,7 +118,8 @@ def verify(
     source: a checkpoint that another library reads.
     model: the same model in any format.
     source_format: of the source; None finds it out.
-    options: what the source does not say by itself.
+    options: what the source does not say by itself. They are no part of
+      `model`, which is read as it stands.
     double: compute in float64, with a bar of 1e-12.
     examples: number of random images and of random texts.
     seed: of the random inputs.
@@ -88,6 +127,7 @@ def verify(
   Raises:
     UserError: no installed library reads the source, or the two are models of
       different sizes.
+    AmbiguousError: one of them has several meanings.
   """
   path = pathlib.Path(source).expanduser()
   if hub.is_address(str(source)):
@@ -95,7 +135,7 @@ def verify(
   known = source_format or conversion.recognise(path)
   options = options or Options()
   theirs = conversion.open_model(path, source_format=known, options=options)
-  ours = conversion.open_model(model, options=options)
+  ours = _open_as_it_stands(model)
   if engine.leaf_shapes(ours.spec) != engine.leaf_shapes(theirs.spec):
     raise errors.UserError(
       f"{model} is not {source} converted: their arrays differ in size."
@@ -106,9 +146,73 @@ def verify(
     jax.enable_x64(double),
     jax.default_matmul_precision("highest"),
   ):
-    rows = list(_compare(ours, oracle, rng, examples, double))
-  precision = "float64" if double else "float32"
-  return Verification(oracle.library, precision, tuple(rows))
+    found = [
+      *_compare_inputs(ours, theirs, oracle),
+      *_compare(ours, oracle, rng, examples, double),
+    ]
+  return Verification(
+    oracle.library,
+    "float64" if double else "float32",
+    tuple(row for row in found if isinstance(row, Row)),
+    tuple(row for row in found if isinstance(row, NotCompared)),
+  )
+
+
+def _open_as_it_stands(model: str) -> Portable:
+  # With the source's options, a mistaken description would be put right here
+  # and nowhere else.
+  try:
+    return conversion.open_model(model)
+  except errors.AmbiguousError as error:
+    raise errors.AmbiguousError(
+      f"{error} Options are for the source alone, and {model} is compared as "
+      "it stands: convert it with them first (`clip-jax convert`), and verify "
+      "what comes out."
+    ) from None
+
+
+def _compare_inputs(ours: Portable, theirs: Portable, oracle: oracles.Oracle):
+  """Yields how images and texts are prepared on both sides."""
+  seed = np.random.default_rng(0)  # The probes are chosen, not drawn.
+  lower = theirs.spec.get("tokenizer", {}).get("cleaning") == "hf_lower"
+  for stage, part, run_theirs, inputs, run_ours, bar in (
+    (
+      "pixels",
+      "image",
+      oracle.pixels,
+      probes.pictures(seed),
+      probes.prepare,
+      PIXEL_BAR,
+    ),
+    (
+      "tokens",
+      "text",
+      oracle.tokens,
+      probes.texts(lower=lower),
+      probes.tokenize,
+      TOKEN_BAR,
+    ),
+  ):
+    if part not in ours.spec:
+      continue
+    if run_theirs is None:
+      why = oracle.missing.get(stage, f"{oracle.library} has none here")
+      yield NotCompared(stage, why)
+      continue
+    try:
+      got = run_ours(ours, inputs)
+    except errors.UserError as error:
+      yield NotCompared(stage, f"none here: {error}")
+      continue
+    try:
+      want = run_theirs(inputs)
+    except Exception as error:  # Another library's, of any kind.
+      yield NotCompared(stage, f"failed there: {oracles.complaint(error)}")
+      continue
+    if stage == "pixels":
+      yield Row(stage, difference(got, want), bar)
+    else:
+      yield Row(stage, unequal_rows(got, want), bar)
 
 
 def _compare(ours: Portable, oracle: oracles.Oracle, rng, examples, double):
@@ -158,6 +262,13 @@ def difference(got: np.ndarray, want: np.ndarray) -> float:
     return float("inf")
   got, want = got.astype(np.float64), want.astype(np.float64)
   return float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-300))
+
+
+def unequal_rows(got: np.ndarray, want: np.ndarray) -> float:
+  """Returns the share of rows that are not equal."""
+  if got.shape != want.shape:
+    return float("inf")
+  return float((got != want).any(axis=1).mean())
 
 
 def random_images(tower: dict[str, Any], rng, examples: int) -> np.ndarray:

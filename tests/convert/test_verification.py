@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -150,3 +151,98 @@ def test_no_difference_hides_behind_nan():
   assert not row.passed
   zeros = np.zeros((2, 3))
   assert verification.difference(zeros, np.zeros((3, 2))) == float("inf")
+
+
+def test_nothing_compared_is_no_proof():
+  assert not verification.Verification("library", "float32", ()).passed
+
+
+@pytest.fixture(scope="module")
+def prepared(perturb, tmp_path_factory):
+  """A HuggingFace directory with all of its files, and its conversion."""
+  directory = tmp_path_factory.mktemp("prepared")
+  bare, source, ours = (directory / x for x in ("bare", "source", "ours"))
+  ends = {"eos_token_id": 49407, "bos_token_id": 49406}
+  text = {"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 1}
+  text |= {"num_attention_heads": 2, "vocab_size": 49408}
+  image = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1}
+  image |= {"num_attention_heads": 2, "patch_size": 5, "image_size": 25}
+  config = transformers.CLIPConfig(
+    text_config=text | {"max_position_embeddings": 16} | ends,
+    vision_config=image,
+    projection_dim=10,
+  )
+  perturb(transformers.CLIPModel(config)).save_pretrained(bare)
+  # CLIP's own tokenizer and image processor come with an export.
+  convert.convert(bare, source, to="huggingface")
+  convert.convert(source, ours, to="clip-jax")
+  return source, ours
+
+
+def test_pixels_and_tokens_are_compared_with_the_librarys_own(prepared):
+  found = verification.verify(*prepared)
+  assert found.passed, [row for row in found.rows if not row.passed]
+  assert [row.stage for row in found.rows][:2] == ["pixels", "tokens"]
+  assert found.rows[1].difference == 0 and not found.not_compared
+  assert "not compared" not in found.to_text()
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "failed"),
+  [
+    ("crop_rounding", "round", "pixels"),
+    ("interpolation", "bilinear", "pixels"),
+    ("image_std", [0.26862954, 0.26130258, 0.276], "pixels"),
+    ("tokenizer", {"cleaning": "clip"}, "tokens"),
+  ],
+)
+def test_a_mistake_in_the_preparation_shows_in_its_row(
+  prepared, tmp_path, field, value, failed
+):
+  source, ours = prepared
+  model = convert.open_model(ours)
+  if isinstance(value, dict):
+    value = {**model.spec[field], **value}
+  wrong = dataclasses.replace(model, spec={**model.spec, field: value})
+  model_dir.write(wrong, tmp_path / "wrong", Options())
+  found = verification.verify(source, tmp_path / "wrong")
+  assert [row.stage for row in found.rows if not row.passed] == [failed]
+
+
+def test_what_cannot_be_compared_neither_passes_nor_fails(prepared, tmp_path):
+  source, ours = prepared
+  bare = tmp_path / "bare"
+  bare.mkdir()
+  for name in ("config.json", "model.safetensors"):
+    (bare / name).write_bytes((source / name).read_bytes())
+  found = verification.verify(bare, ours)
+  assert found.passed
+  assert [row.stage for row in found.not_compared] == ["pixels", "tokens"]
+  text = found.to_text()
+  assert "pixels: not compared (the source has no preprocessor_conf" in text
+  assert "pixels and tokens not compared" in text.splitlines()[-1]
+  assert [row["stage"] for row in found.to_dict()["not_compared"]] == [
+    "pixels",
+    "tokens",
+  ]
+
+
+def test_options_do_not_mend_the_model_that_is_verified(prepared, tmp_path):
+  """A mistaken activation in its config is what the comparison is for."""
+  source, _ = prepared
+  wrong = tmp_path / "wrong"
+  shutil.copytree(source, wrong)
+  config = json.loads((wrong / "config.json").read_text())
+  config["vision_config"]["hidden_act"] = "gelu"
+  (wrong / "config.json").write_text(json.dumps(config))
+  found = verification.verify(
+    source, wrong, options=Options(activation="quick_gelu")
+  )
+  failed = [row.stage for row in found.rows if not row.passed]
+  assert failed[0] == "image block 1" and "text block 1" not in failed
+
+
+def test_an_ambiguous_model_is_to_be_converted_first(pairs):
+  source, _ = pairs["vit"]
+  with pytest.raises(errors.AmbiguousError, match="as it stands: convert it"):
+    verification.verify(source, source, options=QUICK["vit"])

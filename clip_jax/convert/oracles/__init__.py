@@ -31,6 +31,7 @@ class Oracle:
     pixels: normalised float images (n, h, w, 3) of Pillow images by the
       library's own preprocessing; None where it has none here.
     tokens: ids (n, length) of texts by the library's own tokenizer; likewise.
+    missing: why "pixels" or "tokens" is None.
   """
 
   library: str
@@ -39,6 +40,13 @@ class Oracle:
   logits: Callable[[np.ndarray, np.ndarray], np.ndarray] | None
   pixels: Callable[[list], np.ndarray] | None = None
   tokens: Callable[[list[str]], np.ndarray] | None = None
+  missing: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def complaint(error: Exception) -> str:
+  """Returns the first line of an error that another library raised."""
+  lines = str(error).strip().splitlines()
+  return lines[0] if lines else type(error).__name__
 
 
 # Format -> (module here, the library that it needs, what installs it).

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert.oracles import Oracle, Stages, watching
+from clip_jax.convert.oracles import Oracle, Stages, complaint, watching
 
 _CLASSES = {
   "clip": "CLIPModel",
@@ -15,6 +15,13 @@ _CLASSES = {
   "siglip2": "Siglip2Model",
   "bert": "BertModel",
 }
+_TOKENIZER_FILES = (
+  "tokenizer.json",
+  "vocab.json",
+  "vocab.txt",
+  "spiece.model",
+  "tokenizer.model",
+)
 
 
 def load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
@@ -33,8 +40,10 @@ def load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
   )
   model = model.eval()
   library = f"transformers {transformers.__version__}"
+  inputs = _inputs(path, kind, spec)
   if kind == "bert":
-    return Oracle(library, None, _bert_stages(model, spec["text"]), None)
+    stages = _bert_stages(model, spec["text"])
+    return Oracle(library, None, stages, None, **inputs)
 
   def image_stages(images: np.ndarray) -> Stages:
     tower = model.vision_model
@@ -68,7 +77,79 @@ def load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
     shift = 0 if bias is None else bias.detach().numpy()
     return scale * image_embeds @ text_embeds.T + shift
 
-  return Oracle(library, image_stages, text_stages, logits)
+  return Oracle(library, image_stages, text_stages, logits, **inputs)
+
+
+def _inputs(path, kind, spec) -> dict[str, Any]:
+  """Returns the fields of an oracle that prepare images and texts."""
+  found: dict[str, Any] = {"missing": {}}
+  for field, part, load_ in (
+    ("pixels", "image", _pixels),
+    ("tokens", "text", _tokens),
+  ):
+    if part not in spec:
+      continue
+    try:
+      found[field] = load_(path, kind, spec)
+    except _MissingError as error:
+      found["missing"][field] = str(error)
+    # transformers raises nearly any, for files and for packages.
+    except Exception as error:
+      reason = complaint(error)
+      found["missing"][field] = f"transformers cannot make it: {reason}"
+  return found
+
+
+class _MissingError(Exception):
+  """Why there is nothing to compare with."""
+
+
+def _need_one_of(path, names) -> None:
+  if not any((path / name).is_file() for name in names):
+    raise _MissingError(f"the source has no {' or '.join(names)}")
+
+
+def _pixels(path, kind, spec):
+  """Returns the image processor that resizes with Pillow."""
+  import transformers
+
+  del spec
+  _need_one_of(path, ("preprocessor_config.json", "processor_config.json"))
+  if kind == "siglip2":
+    raise _MissingError("a NaFlex processor keeps each image's shape")
+  # The other backend resizes tensors, which needs torchvision and is not exact.
+  process = transformers.AutoImageProcessor.from_pretrained(
+    path, backend="pil", local_files_only=True
+  )
+
+  def pixels(images: list) -> np.ndarray:
+    arrays = [
+      process(image, return_tensors="np")["pixel_values"][0] for image in images
+    ]
+    return np.stack(arrays).transpose(0, 2, 3, 1)
+
+  return pixels
+
+
+def _tokens(path, kind, spec):
+  import transformers
+
+  del kind
+  _need_one_of(path, _TOKENIZER_FILES)
+  tokenize = transformers.AutoTokenizer.from_pretrained(
+    path, local_files_only=True
+  )
+
+  def tokens(texts: list[str]) -> np.ndarray:
+    return tokenize(
+      texts,
+      padding="max_length",
+      truncation=True,
+      max_length=spec["text"]["context_length"],
+      return_tensors="np",
+    )["input_ids"]
+
+  return tokens
 
 
 def _pooled(features):

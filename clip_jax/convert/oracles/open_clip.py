@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.convert.oracles import Oracle, Stages, watching
+from clip_jax.convert.oracles import Oracle, Stages, complaint, watching
 
 
 def load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
@@ -45,7 +45,51 @@ def load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
     return scale * image_embeds @ text_embeds.T + shift
 
   library = f"open_clip {open_clip.__version__}"
-  return Oracle(library, image_stages, text_stages, logits)
+  inputs = _inputs(path, model)
+  return Oracle(library, image_stages, text_stages, logits, **inputs)
+
+
+def _inputs(path, model) -> dict[str, Any]:
+  """Returns the fields of an oracle that prepare images and texts."""
+  found: dict[str, Any] = {"missing": {}}
+  for field, make in (("pixels", _pixels), ("tokens", _tokens)):
+    try:
+      found[field] = make(path, model)
+    # Packages that are not there, files that are not, and what they raise.
+    except Exception as error:
+      reason = complaint(error)
+      found["missing"][field] = f"open_clip cannot make it: {reason}"
+  return found
+
+
+def _pixels(path, model):
+  del path
+  import open_clip
+  from torchvision import transforms  # As open_clip's transform does.
+
+  assert transforms.Compose
+  config = open_clip.transform.PreprocessCfg(
+    **open_clip.get_model_preprocess_cfg(model)
+  )
+  process = open_clip.image_transform_v2(config, is_train=False)
+
+  def pixels(images: list) -> np.ndarray:
+    arrays = [process(image).numpy() for image in images]
+    return np.stack(arrays).transpose(0, 2, 3, 1)
+
+  return pixels
+
+
+def _tokens(path, model):
+  del model
+  import open_clip
+
+  tokenize = open_clip.get_tokenizer(f"local-dir:{path}")
+
+  def tokens(texts: list[str]) -> np.ndarray:
+    return tokenize(texts).numpy()
+
+  return tokens
 
 
 def _image_parts(tower) -> list[tuple[str, Any]]:

@@ -1,0 +1,90 @@
+"""Images and texts on which two ways of preparing them would differ.
+
+They keep to what this package prepares as the libraries do: no transparency,
+no orientation in EXIF, no 16-bit grey, no strips, no control tokens in a text.
+"""
+
+import itertools
+
+import numpy as np
+from PIL import Image
+
+from clip_jax import preprocess as preprocess_lib
+from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.convert.portable import Portable
+
+# Odd margins to crop, sizes on either side of usual ones, both orientations.
+_SIZES = ((31, 47), (48, 33), (224, 225), (97, 300), (301, 299), (20, 23))
+_SIZES += ((64, 64), (225, 500), (640, 427), (59, 40))
+_MODES = ("RGB", "P", "RGB", "L")
+PICTURES = 20
+
+_LINES = (
+  "A photo of a cat.",
+  "a diagram",
+  "two dogs, running -- fast!",
+  "naïve CAFÉ façade",
+  "an e\u0301clair and a man\u0303ana",
+  "Tom &amp; Jerry",
+  "1 &lt; 2 &gt; 0",
+  "&quot;quoted&quot; &#39;twice&#39;",
+  "caf&eacute;",
+  "don't, can't, we'll, I'm, they've, he'd",
+  "12345 67.89 1,000",
+  "snake_case and kebab-case",
+  "  spaces   between \t tabs  ",
+  "two\nlines",
+  "UPPER lower MiXeD",
+  "größe straße",
+  "Привет, мир",
+  "日本語の写真",
+  "emoji 🐈 here",
+  "https://example.org/a?b=c&d=e",
+  "e.g. U.S.A. 3.14",
+  "(brackets) [more] {most}",
+  "#tag @name 50% $5",
+  "antidisestablishmentarianism",
+  "x",
+)
+
+
+def pictures(rng: np.random.Generator) -> list[Image.Image]:
+  """Returns `PICTURES` smooth images of odd sizes in several modes."""
+  found = []
+  for (w, h), mode in itertools.islice(
+    zip(itertools.cycle(_SIZES), itertools.cycle(_MODES), strict=False),
+    PICTURES,
+  ):
+    coarse = rng.integers(0, 256, (h // 9 + 2, w // 9 + 2, 3), np.uint8)
+    picture = Image.fromarray(coarse).resize((w, h))
+    colours = {"colors": 16} if mode == "P" else {}
+    found.append(picture.convert(mode, **colours))
+  return found
+
+
+def texts(*, lower: bool = False) -> list[str]:
+  """Returns 50 texts, short ones and those that no context holds.
+
+  Args:
+    lower: of lower case alone, for SigLIP 2: this package lowers it, as in
+      training, whatever a tokenizer's file says.
+  """
+  found = [*_LINES, *(" ".join([line] * 40) for line in _LINES)]
+  return [text.lower() for text in found] if lower else found
+
+
+def prepare(model: Portable, images: list[Image.Image]) -> np.ndarray:
+  """Returns normalised images (n, size, size, 3) as `model` gets them."""
+  how = preprocess_lib.Preprocess.from_spec(model.spec)
+  arrays = [preprocess_lib.eval_image(image, how) for image in images]
+  return preprocess_lib.normalize(np.stack(arrays), how)
+
+
+def tokenize(model: Portable, lines: list[str]) -> np.ndarray:
+  """Returns ids (n, length) as `model` gets them."""
+  tokenizer = tokenizer_lib.make_tokenizer(
+    **model.spec["tokenizer"],
+    context_length=model.spec["text"]["context_length"],
+    contents=model.files,
+  )
+  return tokenizer(lines)
