@@ -23,6 +23,7 @@ from clip_jax import errors
 from clip_jax.convert import engine, hub, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.portable import Options, Portable
+from clip_jax.models import resnet
 
 # Formats by name in the order in which a path is tried; a directory can look
 # like several, and the first says more about the model.
@@ -298,9 +299,14 @@ _UNSAID = ("openai", "big-vision")
 
 
 def _said(spec: dict[str, Any]) -> Options:
-  towers = [spec.get(part, {}) for part in ("image", "text")]
-  heads = tuple(tower.get("heads", 1) for tower in towers)
-  return Options(activation=towers[1].get("activation"), heads=heads)
+  image, text = (spec.get(part, {}) for part in ("image", "text"))
+  image_heads = image.get("heads")
+  if image.get("kind") == "resnet":
+    image_heads = resnet.pool_heads(image["width"], len(image["depths"]))
+  heads = (image_heads, text.get("heads"))
+  return Options(
+    activation=text.get("activation"), heads=heads if all(heads) else None
+  )
 
 
 def _check_written(model, partial, target, options, report, progress) -> None:
