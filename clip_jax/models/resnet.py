@@ -196,6 +196,11 @@ class AttentionPool(nn.Module):
     return x[:, 0]
 
 
+def pool_heads(width: int, stages: int) -> int:
+  """Returns the heads of the attention pool after `stages` stages."""
+  return width * EXPANSION * 2 ** (stages - 1) // HEAD_DIM
+
+
 class ModifiedResNet(nn.Module):
   """ResNet-D with a three-convolution stem and attention pooling.
 
