@@ -86,19 +86,19 @@ class Verification:
       )
       for row in self.rows
     ]
-    rows += [
-      (f"{row.stage}: not compared ({row.why})", "", "", "")
-      for row in self.not_compared
-    ]
+    rows += [(row.stage, "", "", "not compared") for row in self.not_compared]
     header = ("stage", "difference", "allowed", "")
     verdict = "PASS" if self.passed else "FAIL"
     left_out = " and ".join(row.stage for row in self.not_compared)
+    # A table would cut the reasons short.
+    reasons = "".join(
+      f"\n{row.stage}: not compared ({row.why})" for row in self.not_compared
+    )
     return (
-      f"{terminal.table(header, rows)}\n\n{verdict} against {self.library} in "
-      f"{self.precision}{f'; {left_out} not compared' if left_out else ''}; "
-      "differences are relative to each stage's largest number"
-      + (", of tokens the share of texts" if not left_out else "")
-      + "."
+      f"{terminal.table(header, rows)}\n{reasons}\n{verdict} against "
+      f"{self.library} in {self.precision}"
+      f"{f'; {left_out} not compared' if left_out else ''}; differences are "
+      "relative to each stage's largest number (of tokens: the share of texts)."
     )
 
 
