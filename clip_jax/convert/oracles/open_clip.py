@@ -71,7 +71,7 @@ def _pixels(path, model):
   config = open_clip.transform.PreprocessCfg(
     **open_clip.get_model_preprocess_cfg(model)
   )
-  process = open_clip.image_transform_v2(config, is_train=False)
+  process = open_clip.transform.image_transform_v2(config, is_train=False)
 
   def pixels(images: list) -> np.ndarray:
     arrays = [process(image).numpy() for image in images]
