@@ -298,9 +298,15 @@ def load_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
       "--workdir` makes one."
     )
   try:
-    return config_lib.from_json(path.read_text())
+    return config_lib.from_json(path.read_text("utf-8"))
+  except UnicodeDecodeError as error:
+    damage = f"It is no UTF-8 ({error.reason} at byte {error.start})."
   except errors.UserError as error:
-    raise errors.UserError(f"{path}: {error}") from None
+    damage = str(error)
+  raise errors.UserError(
+    f"{path}: {damage} If the file is damaged, bring a copy back; in a workdir "
+    "without checkpoints, delete it."
+  )
 
 
 def load_variables(
@@ -353,6 +359,8 @@ def load_variables(
           raise
         _warn_damaged(directory, candidate, error)
       else:
+        if candidate != (step or steps[0]):
+          logging.warning("Using step %d instead.", candidate)
         return config, items[VARIABLES], candidate
   raise errors.UserError(
     f"{directory} holds {len(steps)} checkpoints, none of them good; train "

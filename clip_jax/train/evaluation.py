@@ -1,6 +1,7 @@
 """The evaluations and the report of a run, on the model as it is now."""
 
 import contextlib
+import logging
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -123,5 +124,6 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None] | None]:
   if jax.process_index():
     yield None
     return
+  logging.info("Evaluating %s ...", name)
   with terminal.Progress(name) as progress:
     yield progress

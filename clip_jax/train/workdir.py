@@ -1,12 +1,16 @@
 """The directory of a run: whose it is, and what it keeps between starts."""
 
 import contextlib
+import fcntl
+import logging
 import os
 import pathlib
+import socket
 from collections.abc import Iterator
 
 import jax
 import ml_collections
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -15,6 +19,11 @@ from clip_jax import errors
 from clip_jax.train import checkpoint
 
 COMPILED = "compiled"
+LOCK = ".lock"  # Names the process that trains here.
+
+# What may lie in a directory before its first run: a shell's log of this very
+# command, and what every file system has. Hidden files are let be too.
+_NOT_OURS = ("*.log", "lost+found", ".*")
 
 # A resumed run may differ in these; anything else would change its result.
 MAY_CHANGE = (
@@ -34,8 +43,10 @@ def find(workdir: str | os.PathLike) -> pathlib.Path:
   """Returns the absolute path of `workdir`, which need not exist.
 
   Raises:
-    UserError: it is an address, or a file.
+    UserError: it is empty, an address, or a file.
   """
+  if not str(workdir):
+    raise errors.UserError("The workdir is empty; name a directory.")
   if "://" in str(workdir):
     raise errors.UserError(
       f"The workdir {str(workdir)!r} is remote; mount the bucket (gcsfuse, "
@@ -47,35 +58,103 @@ def find(workdir: str | os.PathLike) -> pathlib.Path:
   return path
 
 
+@contextlib.contextmanager
+def hold(workdir: pathlib.Path) -> Iterator[None]:
+  """Makes `workdir` and keeps other trainings out; every process calls this.
+
+  The system lets go of the lock when the process dies, in whatever way.
+
+  Raises:
+    UserError: another process trains there, or it holds something else.
+  """
+  _check_is_ours(workdir)
+  with contextlib.ExitStack() as stack:
+    mine = jax.process_index() != 0 or _lock(workdir, stack)
+    if not _on_all(mine):
+      raise errors.UserError(
+        f"Another training is under way in {workdir} "
+        f"({(workdir / LOCK).read_text() or 'its process is not known'}). Wait "
+        "for its end or stop it, or take a new workdir."
+      )
+    yield
+
+
+def _check_is_ours(workdir: pathlib.Path) -> None:
+  """Raises UserError where `workdir` holds files that are not of a run."""
+  if not workdir.is_dir() or (workdir / checkpoint.CONFIG).exists():
+    return
+  if (workdir / checkpoint.DIRECTORY).exists():
+    raise errors.UserError(
+      f"{workdir} holds checkpoints but no {checkpoint.CONFIG}; take a new "
+      "workdir."
+    )
+  strange = sorted(
+    entry.name
+    for entry in workdir.iterdir()
+    if not any(entry.match(pattern) for pattern in _NOT_OURS)
+  )
+  if strange:
+    more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+    raise errors.UserError(
+      f"{workdir} is no workdir: it holds {', '.join(strange[:3])}{more}. Name "
+      "a new or an empty directory."
+    )
+
+
+def _lock(workdir: pathlib.Path, stack: contextlib.ExitStack) -> bool:
+  """Returns whether this process has the lock, up to the end of `stack`."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  file = (workdir / LOCK).open("a", encoding="utf-8")
+  stack.callback(file.close)
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except OSError as error:  # Some mounted buckets have no locks.
+    logging.warning("%s cannot be locked: %s", workdir, error.strerror)
+    return True
+  file.truncate(0)
+  file.write(f"process {os.getpid()} on {socket.gethostname()}")
+  file.flush()
+  return True
+
+
+def _on_all(fine: bool) -> bool:
+  if jax.process_count() == 1:
+    return fine
+  return bool(multihost_utils.process_allgather(np.array(fine)).all())
+
+
 def claim(
   workdir: pathlib.Path,
   config: ml_collections.ConfigDict,
   *,
+  total_steps: int,
   allow_changes: bool,
 ) -> None:
   """Makes `workdir` the one of this run; every process must call this.
 
   Args:
-    workdir: of `find`.
+    workdir: of `hold`.
     config: of this run; left in config.json.
+    total_steps: updates of this run.
     allow_changes: whether the run there may have had another config.
 
   Raises:
-    UserError: it belongs to another run.
+    UserError: it belongs to another run, or is further than this one goes.
   """
   path = workdir / checkpoint.CONFIG
-  saved = workdir / checkpoint.DIRECTORY
   if path.exists() and not allow_changes:
     _check_config(workdir, config)
-  elif not path.exists() and saved.exists():
+  done = max(saved_steps(workdir), default=0)
+  if done > total_steps:
     raise errors.UserError(
-      f"{workdir} holds checkpoints but no {checkpoint.CONFIG}; take a new "
-      "workdir."
+      f"{workdir} is at step {done} already and cannot go back to a run of "
+      f"{total_steps} steps. Give at least {done}, or take a new workdir."
     )
   # Nobody writes before everybody has looked, nobody goes on before it stands.
   _wait_for_all("looked")
   if jax.process_index() == 0:
-    workdir.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(config_lib.to_json(config))
     partial.replace(path)
@@ -104,11 +183,32 @@ def _check_config(
 
 def holds_checkpoint(workdir: pathlib.Path) -> bool:
   """Whether a step was saved in `workdir`."""
+  return bool(saved_steps(workdir))
+
+
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+  """Returns the steps saved in `workdir`, good or damaged."""
   saved = workdir / checkpoint.DIRECTORY
   # A save under way has a name, not a number.
-  return any(
-    entry.name.isdecimal() for entry in saved.glob("*") if entry.is_dir()
-  )
+  return [
+    int(entry.name)
+    for entry in saved.glob("*")
+    if entry.name.isdecimal() and entry.is_dir()
+  ]
+
+
+@contextlib.contextmanager
+def explain_interrupt(workdir: pathlib.Path) -> Iterator[None]:
+  """Says, where Ctrl-C ends a run, what is saved and how to go on."""
+  try:
+    yield
+  except KeyboardInterrupt:
+    steps = saved_steps(workdir)
+    logging.warning(
+      "%s; the same command goes on from there.",
+      f"Step {max(steps)} is saved" if steps else "No step is saved yet",
+    )
+    raise
 
 
 def _wait_for_all(what: str) -> None:

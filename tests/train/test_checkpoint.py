@@ -184,7 +184,7 @@ def test_no_damaged_bit_anywhere_changes_what_is_restored(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "empty", "delete", "zero"])
-def test_a_damaged_file_is_never_used(tmp_path, damage):
+def test_a_damaged_file_is_never_used(tmp_path, caplog, damage):
   workdir = tmp_path / "run"
   states = _save(workdir, [1, 2])
   path = _data_files(workdir, 2)[0]
@@ -200,7 +200,7 @@ def test_a_damaged_file_is_never_used(tmp_path, damage):
       }[damage]
     )
   _, variables, step = checkpoint.load_variables(workdir)
-  assert step == 1
+  assert step == 1 and "Using step 1 instead." in caplog.text
   with checkpoint.Checkpoints(workdir) as checkpoints:
     state, meta = checkpoints.restore_latest(_abstract())
   assert meta["step"] == 1
@@ -332,3 +332,12 @@ def test_a_fault_of_the_machine_quarantines_nothing(
   ):
     checkpoints.restore_latest(_abstract())
   assert not (workdir / "quarantine").exists()
+
+
+@pytest.mark.parametrize(
+  "content, message", [(b"", "no valid JSON"), (b'{"a": "\xff"}', "no UTF-8")]
+)
+def test_a_damaged_config_is_a_clear_error(tmp_path, content, message):
+  (tmp_path / "config.json").write_bytes(content)
+  with pytest.raises(errors.UserError, match=f"{message}.*bring a copy back"):
+    checkpoint.load_config(tmp_path)

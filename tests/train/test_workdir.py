@@ -1,10 +1,18 @@
 """What a run keeps in its directory, and what it gives back at its end."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from clip_jax import config as config_lib
+from clip_jax import errors
 from clip_jax.train import workdir as workdir_lib
 
 
@@ -49,3 +57,70 @@ def test_a_cache_that_is_set_is_left_alone(tmp_path, no_cache):
     _compile(11)
   assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
   assert not (tmp_path / "run").exists()
+
+
+def test_two_trainings_of_one_workdir_are_refused(tmp_path):
+  workdir = tmp_path / "run"
+  with workdir_lib.hold(workdir):
+    names_it = f"process {os.getpid()} on {socket.gethostname()}"
+    with (
+      pytest.raises(errors.UserError, match=names_it),
+      workdir_lib.hold(workdir),
+    ):
+      pass
+  with workdir_lib.hold(workdir):  # Let go of.
+    pass
+
+
+def test_a_killed_training_leaves_no_stale_lock(tmp_path):
+  code = (
+    "import os, pathlib, signal\n"
+    "from clip_jax.train import workdir\n"
+    f"with workdir.hold(pathlib.Path({str(tmp_path)!r})):\n"
+    "  os.kill(os.getpid(), signal.SIGKILL)"
+  )
+  killed = subprocess.run([sys.executable, "-c", code], check=False)
+  assert killed.returncode == -signal.SIGKILL
+  assert (tmp_path / workdir_lib.LOCK).read_text().startswith("process ")
+  with workdir_lib.hold(tmp_path):
+    pass
+
+
+def test_a_directory_of_other_things_is_no_workdir(tmp_path):
+  (tmp_path / "train.log").touch()  # The shell's, of this very command.
+  with workdir_lib.hold(tmp_path):
+    pass
+  (tmp_path / "thesis.tex").touch()
+  with (
+    pytest.raises(errors.UserError, match=r"holds thesis\.tex\. Name a new"),
+    workdir_lib.hold(tmp_path),
+  ):
+    pass
+
+
+def test_an_empty_name_is_no_workdir():
+  with pytest.raises(errors.UserError, match="name a directory"):
+    workdir_lib.find("")
+
+
+def test_a_run_does_not_go_back(tmp_path):
+  (tmp_path / "checkpoints" / "120").mkdir(parents=True)
+  config = config_lib.default_config()
+  (tmp_path / "config.json").write_text("as it was")
+  with pytest.raises(errors.UserError, match="at step 120 already"):
+    workdir_lib.claim(tmp_path, config, total_steps=100, allow_changes=True)
+  assert (tmp_path / "config.json").read_text() == "as it was"
+
+
+@pytest.mark.parametrize(
+  "steps, said", [([], "No step is saved"), ([9, 10], "Step 10 is saved")]
+)
+def test_an_interrupted_run_says_what_is_saved(tmp_path, caplog, steps, said):
+  for step in steps:
+    (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+  with (
+    pytest.raises(KeyboardInterrupt),
+    workdir_lib.explain_interrupt(tmp_path),
+  ):
+    raise KeyboardInterrupt
+  assert said in caplog.text and "same command" in caplog.text
