@@ -60,19 +60,24 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   Raises:
     UserError: it is another kind of BERT, or damaged.
   """
-  del options
   report = report_lib.Report(NAME)
   report.infer("text.pooling", "mean", "format")
-  return read_tower(path, report, pooling="mean")
+  report.warnings.append(
+    f"{path} does not say how its tokens become one vector: their mean is "
+    "taken. If it was trained with another pooling, give the directory that "
+    "sentence-transformers made of it, which says so."
+  )
+  return read_tower(path, report, options, pooling="mean")
 
 
 def read_tower(
   path: pathlib.Path,
   report: report_lib.Report,
+  options: portable.Options,
   *,
   pooling: str,
   context_length: int | None = None,
-  cleaning: str = "none",
+  cleaning: str | None = None,
   tokenizer_directory: pathlib.Path | None = None,
 ) -> portable.Portable:
   """Reads a BERT with what a directory around it says.
@@ -80,28 +85,36 @@ def read_tower(
   Args:
     path: the directory with the config and the weights.
     report: takes the account.
+    options: what a user says.
     pooling: of `models.bert.POOLINGS`.
     context_length: the most tokens; None for all positions.
-    cleaning: of `tokenizer.CLEANINGS`.
+    cleaning: of `tokenizer.CLEANINGS`; None where nothing says one.
     tokenizer_directory: where its files are, if not in `path`.
   """
   config = config_file.read(path / CONFIG)
   text = describe(config, report, str(path / CONFIG))
-  text |= {"pooling": pooling}
+  text |= {
+    "pooling": pooling,
+    "activation": _activation(text["activation"], options, report, path),
+  }
   text["context_length"] = context_length or text["positions"]
+  said = context_length or "max_position_embeddings" in config
   report.infer(
     "text.context_length",
     text["context_length"],
-    "config",
+    "config" if said else "format",
   )
   directory = tokenizer_directory or path
   files = tokenizer_files.carry(directory)
   tokenizer = tokenizer_files.describe(
-    files, cleaning=cleaning, where=str(directory)
+    files, cleaning=cleaning or "none", where=str(directory), report=report
+  )
+  report.infer(
+    "tokenizer.cleaning",
+    tokenizer["cleaning"],
+    "config" if cleaning else "format",
   )
   check_pad(text, tokenizer, str(path))
-  for field, value in tokenizer.items():
-    report.infer(f"tokenizer.{field}", value, "config")
   weights = timm.containers_file(path, WEIGHTS)
   tensors = config_file.read_tensors(weights)
   dialect = naming(tensors)
@@ -115,6 +128,9 @@ def read_tower(
     ignored=IGNORED,
     hint=f"Check that {CONFIG} belongs to the weights.",
   )
+  digested = [path / CONFIG]
+  if not options.headers_only:
+    digested.append(weights)
   return portable.Portable(
     spec=spec,
     leaves=leaves,
@@ -124,18 +140,32 @@ def read_tower(
     source={
       "format": report.source_format,
       "dialect": {"config": config, **dialect},
-      "files": portable.digests([weights, path / CONFIG]),
+      "files": portable.digests(digested),
     },
   )
 
 
+def _activation(said, options, report, path) -> str:
+  if options.activation in (None, said):
+    return said
+  report.warnings.append(
+    f"--activation {options.activation} is not what {path / CONFIG} says: "
+    f"{said}."
+  )
+  return report.infer("text.activation", options.activation, "flag")
+
+
 def check_pad(text: dict[str, Any], tokenizer: dict, where: str) -> None:
-  """Raises UserError where the tokenizer's padding would not be masked."""
+  """Raises UserError where the tokenizer's ids are not the model's.
+
+  Padding with another id would not be masked.
+  """
   if tokenizer["pad_id"] != text["pad_id"]:
     raise errors.UserError(
       f"{where}: the tokenizer pads with {tokenizer['pad_id']}, the model "
       f"masks {text['pad_id']} (pad_token_id of its config)."
     )
+  tokenizer_files.check_ids(tokenizer, text["vocab_size"], where)
 
 
 def describe(
@@ -162,12 +192,18 @@ def describe(
     "positions": fields.positive("max_position_embeddings"),
     "token_types": fields.positive("type_vocab_size"),
     "activation": fields.choose("hidden_act", "gelu", ACTIVATIONS),
-    "norm_epsilon": fields.take("layer_norm_eps", 1e-12, kind=float),
-    "pad_id": fields.take("pad_token_id", 0),
+    "norm_epsilon": config_file.epsilon(fields, "layer_norm_eps", 1e-12),
+    "pad_id": config_file.identity(fields, "pad_token_id", 0),
   }
   check_heads(text, where)
-  source = "config" if config else "format"
-  for field in ("heads", "activation", "norm_epsilon", "pad_id"):
+  theirs = {
+    "heads": "num_attention_heads",
+    "activation": "hidden_act",
+    "norm_epsilon": "layer_norm_eps",
+    "pad_id": "pad_token_id",
+  }
+  for field, name in theirs.items():
+    source = "config" if name in config else "format"
     report.infer(f"text.{field}", text[field], source)
   return text
 

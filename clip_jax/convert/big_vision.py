@@ -293,12 +293,27 @@ def _unsaid(spec: dict[str, Any]) -> list[str]:
       "The file says nothing about preprocessing, and the model's is not "
       f"big_vision's usual: {shown}."
     )
+  if "tokenizer" in spec and (other := _other_tokenizer(spec)):
+    warnings.append(
+      "The file says nothing about the tokenizer, and the model's is not the "
+      f"one that big_vision takes for its vocabulary: {', '.join(other)}."
+    )
   if spec.get("embed_norm") == "l2":
     warnings.append(
       "big_vision adds 1e-8 to the length of an embedding before it divides: "
       "less than float32 resolves."
     )
   return warnings
+
+
+def _other_tokenizer(spec: dict[str, Any]) -> list[str]:
+  """Returns the fields of a tokenizer that a reading would not give back."""
+  usual = description.usual_tokenizer(spec["text"])
+  return [
+    f"tokenizer.{field}={spec['tokenizer'].get(field)!r} ({want!r} there)"
+    for field, want in usual.items()
+    if field != "file" and spec["tokenizer"].get(field) != want
+  ]
 
 
 def _many(value):

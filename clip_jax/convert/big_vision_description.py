@@ -230,19 +230,25 @@ def _describe_bert(axis, tensors, layout, report) -> dict[str, Any]:
   }
 
 
-def _tokenizer(text, report) -> dict[str, Any]:
+def usual_tokenizer(text: dict[str, Any]) -> dict[str, Any]:
+  """Returns the tokenizer of big_vision's models with such a text tower."""
   if text["kind"] == "bert":
-    name, tokenizer = "BERT's", _WORDPIECE
-  elif text["vocab_size"] in TOKENIZERS:
-    name, tokenizer = TOKENIZERS[text["vocab_size"]]
-  else:
-    name, tokenizer = TOKENIZERS[32_000]
+    return dict(_WORDPIECE)
+  _, tokenizer = TOKENIZERS.get(text["vocab_size"], TOKENIZERS[32_000])
+  return dict(tokenizer)
+
+
+def _tokenizer(text, report) -> dict[str, Any]:
+  name, _ = TOKENIZERS.get(text["vocab_size"], TOKENIZERS[32_000])
+  if text["kind"] == "bert":
+    name = "BERT's"
+  elif text["vocab_size"] not in TOKENIZERS:
     report.warnings.append(
       f"No tokenizer of big_vision's has {text['vocab_size']} ids; its "
       f"{name!r} is assumed."
     )
   report.infer("tokenizer", name, "format")
-  return dict(tokenizer)
+  return usual_tokenizer(text)
 
 
 def _describe_head(axis, tensors, layout, spec, report) -> dict[str, Any]:

@@ -17,6 +17,9 @@ MAX_INTEGER = 1 << 24
 MAX_WIDTH = 1 << 14
 MAX_DEPTH = 1 << 10
 _MAX_PIXELS = 1 << 14
+# Means and deviations of channels, of images from 0 to 1.
+MAX_CHANNEL = 1e6
+LEAST_DEVIATION = 1e-6
 _REQUIRED = object()
 
 
@@ -157,6 +160,22 @@ class Fields:
       )
 
 
+def epsilon(fields: Fields, field: str, default: float) -> float:
+  """Returns what a norm adds to a variance."""
+  value = fields.take(field, default, kind=float)
+  if not 0 <= value < 1:
+    raise errors.UserError(f"{field}={value} must be from 0 to 1.")
+  return value
+
+
+def identity(fields: Fields, field: str, default: int) -> int:
+  """Returns the id of a token."""
+  value = fields.take(field, default)
+  if not 0 <= value <= MAX_INTEGER:
+    raise errors.UserError(f"{field}={value!r:.20} must be the id of a token.")
+  return value
+
+
 def square(size: Any, where: str) -> int:
   """Returns the side of a square size, from a number or two equal ones."""
   sides = size if isinstance(size, list | tuple) else [size]
@@ -181,7 +200,7 @@ def channels(values: Any, where: str) -> list[float]:
     or not all(
       isinstance(value, int | float)
       and not isinstance(value, bool)
-      and math.isfinite(value)
+      and abs(value) <= MAX_CHANNEL
       for value in values
     )
   ):

@@ -54,6 +54,9 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   leaves, extras = engine.to_ours(
     entries(spec), tensors, spec, report=report, name=str(path)
   )
+  digested = [path / config_lib.FILE]
+  if not options.headers_only:
+    digested.append(path / FILE)
   return portable.Portable(
     spec=spec,
     leaves=leaves,
@@ -63,7 +66,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     source={
       "format": NAME,
       "dialect": {},
-      "files": portable.digests([path / config_lib.FILE, path / FILE]),
+      "files": portable.digests(digested),
     },
   )
 

@@ -143,7 +143,7 @@ def write(
   dialect = model.dialect(NAME)
   tensors = engine.to_theirs(kind.entries(spec, dialect), model.leaves)
   if model.source.get("format") == NAME:
-    tensors |= model.extras
+    tensors |= _fitting(model.extras, spec)
   config = {
     **kind.config(spec, dialect),
     "dtype": _dtype(tensors).name,
@@ -160,6 +160,23 @@ def write(
   files = tokenizer.files_for(spec, model.files, model.report)
   for name, data in files.items():
     (destination / name).write_bytes(data)
+
+
+def _fitting(extras, spec) -> dict[str, Any]:
+  """Returns the ignored tensors of the source that fit the model as it is.
+
+  Positions' ids do not after a resize; transformers makes its own.
+  """
+  positions = {"text": spec["text"]["context_length"]}
+  image = spec["image"]
+  grid = image["image_size"] // image["patch_size"]
+  positions["vision"] = grid * grid + int(image["class_token"])
+  return {
+    name: tensor
+    for name, tensor in extras.items()
+    if "position_ids" not in name
+    or tensor.shape[-1:] == (positions.get(name.split("_")[0]),)
+  }
 
 
 def _dtype(tensors) -> np.dtype:

@@ -90,7 +90,7 @@ def _describe_image(section, report, options) -> dict[str, Any]:
 def _describe_text(config, report, options) -> dict[str, Any]:
   section = config.text
   end_id = section.get("eos_token_id")
-  if type(end_id) is not int or end_id < 0:
+  if type(end_id) is not int or not 0 <= end_id <= config_lib.MAX_INTEGER:
     raise section.wrong("eos_token_id", end_id, "the id of one token")
   legacy = config.family == "clip" and end_id == LEGACY_END_ID
   section.get("eos_token_id", "text.pooling")

@@ -18,7 +18,7 @@ from clip_jax.convert.containers import datafile, safetensors_file
 FILE = "config.json"
 MAX_BYTES = 100_000_000
 # Beyond every model; a hostile number must not become a loop or an overflow.
-_MAX_INTEGER = 1 << 24
+MAX_INTEGER = 1 << 24
 _MAX_PIXELS = 1 << 14
 
 _BASE = {
@@ -129,7 +129,7 @@ class Section:
   def integer(self, field: str, ours: str | None = None) -> int:
     """Returns a whole number from 1 on."""
     value = self.get(field, ours)
-    if type(value) is not int or not 1 <= value <= _MAX_INTEGER:
+    if type(value) is not int or not 1 <= value <= MAX_INTEGER:
       raise self.wrong(field, value, "a whole number from 1 on")
     return value
 

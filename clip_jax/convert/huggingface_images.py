@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import engine, huggingface_config
+from clip_jax.convert import config_file, engine, huggingface_config
 from clip_jax.convert import report as report_lib
 
 FILE = "preprocessor_config.json"
@@ -104,13 +104,14 @@ def describe(
   )
   if not settings["do_normalize"]:
     mean, std = [0.0] * 3, [1.0] * 3
-  if settings["resample"] not in _RESAMPLE:
+  resample = settings["resample"]
+  if type(resample) is not int or resample not in _RESAMPLE:
     raise _wrong(path, settings, "resample", "2 (bilinear) or 3 (bicubic)")
   sizes = _naflex_sizes if name == SIGLIP2 else _sizes
   found = {
     "image_mean": mean,
     "image_std": std,
-    "interpolation": _RESAMPLE[settings["resample"]],
+    "interpolation": _RESAMPLE[resample],
     "antialias": True,
     **sizes(settings, image, path),
     "fill": 0,
@@ -186,9 +187,12 @@ def _channels(settings, field, path) -> list[float]:
   value = settings[field]
   numbers = value if isinstance(value, list) else [value] * 3
   good = len(numbers) == 3 and all(
-    type(x) in (int, float) and math.isfinite(x) for x in numbers
+    type(x) in (int, float) and abs(x) <= config_file.MAX_CHANNEL
+    for x in numbers
   )
-  if not good or (field == "image_std" and min(numbers) <= 0):
+  if not good or (
+    field == "image_std" and min(numbers) < config_file.LEAST_DEVIATION
+  ):
     raise _wrong(path, settings, field, "three numbers, red, green and blue")
   return [float(x) for x in numbers]
 

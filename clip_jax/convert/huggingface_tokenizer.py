@@ -1,21 +1,17 @@
 """Tokenizer files of a HuggingFace directory, both ways."""
 
-import json
 import pathlib
 from typing import Any
 
-import tokenizers
-
 from clip_jax import errors
 from clip_jax import tokenizer as tokenizer_lib
-from clip_jax.convert import huggingface_config
+from clip_jax.convert import huggingface_clip_bpe as clip_bpe
+from clip_jax.convert import huggingface_config, tokenizer_files
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import datafile
 
-CONFIG = "tokenizer_config.json"
-SPECIAL = "special_tokens_map.json"
-FAST = "tokenizer.json"
-VOCAB, MERGES = "vocab.json", "merges.txt"
+CONFIG, SPECIAL = clip_bpe.CONFIG, clip_bpe.SPECIAL
+FAST, VOCAB, MERGES = clip_bpe.FAST, clip_bpe.VOCAB, clip_bpe.MERGES
 SENTENCEPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 FILES = (
   FAST,
@@ -26,15 +22,9 @@ FILES = (
   MERGES,
   *SENTENCEPIECE,
 )
-_START, _END = "<|startoftext|>", "<|endoftext|>"
 _SIGLIP_END_ID = 1
+_MAX_DIGITS = 9  # Of an id.
 _GEMMA_VOCAB = 256_000  # SigLIP 2's, which pads with 0; SigLIP's pads with 1.
-
-# CLIPTokenizer's pieces: letters, single digits, signs, English contractions.
-_PIECES = (
-  r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
-  r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-)
 
 
 def read_files(directory: pathlib.Path) -> dict[str, bytes]:
@@ -64,7 +54,7 @@ def describe(
     text: the description of the text tower.
     report: takes the fields and where they come from.
   """
-  config = _object(files, CONFIG)
+  config = clip_bpe.read_object(files, CONFIG)
   if config.get("padding_side") == "left":
     report.warnings.append(
       f"{CONFIG} says padding_side='left'; rows are padded on the right here, "
@@ -74,15 +64,18 @@ def describe(
   found = (_describe_siglip if siglip else _describe_clip)(
     files, family, text, report
   )
-  source = "config" if files else "format"
+  report.infer("tokenizer.cleaning", found["cleaning"], "format")
+  source = "config" if found.get("file", VOCAB) in files else "format"
   for field, value in found.items():
-    report.infer(f"tokenizer.{field}", value, source)
+    if f"tokenizer.{field}" not in report.inferred:
+      report.infer(f"tokenizer.{field}", value, source)
+  tokenizer_files.check_ids(found, text["vocab_size"], "The tokenizer")
   return found
 
 
 def _describe_clip(files, family, text, report) -> dict[str, Any]:
-  ids, ours = _vocabulary(files), tokenizer_lib.vocabulary()
-  other = ids != ours if ids is not None else family != "clip"
+  known = clip_bpe.is_clips(files)
+  other = family != "clip" if known is None else not known
   if other and FAST in files:
     start, end = _controls(files)
     return {
@@ -93,19 +86,19 @@ def _describe_clip(files, family, text, report) -> dict[str, Any]:
       "end_id": end,
       "file": FAST,
     }
-  if ids is not None and other:
+  if known is False:
     raise errors.UserError(
-      f"{VOCAB} is not CLIP's vocabulary, and there is no {FAST}. Load the "
+      f"{VOCAB} and {MERGES} are not CLIP's, and there is no {FAST}. Load the "
       "tokenizer with transformers and save it again: that writes one."
     )
-  if ids is None:
-    small = text["vocab_size"] < len(ours)
+  if known is None:
+    small = text["vocab_size"] < tokenizer_lib.VOCAB_SIZE
     report.warnings.append(
       "There are no tokenizer files: texts are tokenized as CLIPTokenizer "
-      f"does with CLIP's own vocabulary of {len(ours)}"
+      f"does with CLIP's own vocabulary of {tokenizer_lib.VOCAB_SIZE}"
       + (f", but this model has {text['vocab_size']}." if small else ".")
     )
-  return {
+  found = {
     "kind": "clip_bpe",
     "cleaning": "hf_clip",
     # What follows the end token changes nothing in a causal tower.
@@ -113,6 +106,10 @@ def _describe_clip(files, family, text, report) -> dict[str, Any]:
     "start_id": tokenizer_lib.START_ID,
     "end_id": tokenizer_lib.END_ID,
   }
+  source = "format" if known is None else "config"
+  for field in ("kind", "start_id", "end_id"):
+    report.infer(f"tokenizer.{field}", found[field], source)
+  return found
 
 
 def _describe_siglip(files, family, text, report) -> dict[str, Any]:
@@ -127,9 +124,13 @@ def _describe_siglip(files, family, text, report) -> dict[str, Any]:
       "There are no tokenizer files: SigLIP's are part of its checkpoint. Put "
       f"{name} beside the weights to encode texts."
     )
-  start, end = None, _SIGLIP_END_ID
+  start, end = None, None
   if name == FAST and name in files:
     start, end = _controls(files)
+  if start is None:
+    report.infer("tokenizer.start_id", start, "format")
+  if end is None:
+    end = report.infer("tokenizer.end_id", _SIGLIP_END_ID, "format")
   return {
     "kind": "hf_json" if name == FAST else "sentencepiece",
     # SigLIP 2 was trained on lower case, whatever older files say
@@ -137,7 +138,7 @@ def _describe_siglip(files, family, text, report) -> dict[str, Any]:
     "cleaning": "hf_lower" if second else "hf_siglip",
     "pad_id": _pad_id(files, default=0 if second else 1, report=report),
     "start_id": start,
-    "end_id": _SIGLIP_END_ID if end is None else end,
+    "end_id": end,
     "file": name,
   }
 
@@ -153,43 +154,24 @@ def _controls(files) -> tuple[int | None, int | None]:
   return before[0] if before else None, after[0] if after else None
 
 
-def _object(files, name) -> dict[str, Any]:
-  if name not in files:
-    return {}
-  try:
-    found = json.loads(files[name])
-  except (ValueError, RecursionError) as error:
-    raise errors.UserError(f"{name} is no valid JSON ({error}).") from None
-  if not isinstance(found, dict):
-    raise errors.UserError(f"{name} must hold a JSON object.")
-  return found
-
-
-def _vocabulary(files) -> dict[str, int] | None:
-  """Returns the ids of the byte-pair encoding's tokens, if a file has them."""
-  if VOCAB in files:
-    return _object(files, VOCAB)
-  model = _object(files, FAST).get("model")
-  found = model.get("vocab") if isinstance(model, dict) else None
-  return found if isinstance(found, dict) else None
-
-
 def _pad_id(files, *, default: int, report: report_lib.Report) -> int:
-  """Returns the id of the padding token."""
-  config = _object(files, CONFIG)
-  token = config.get("pad_token", _object(files, SPECIAL).get("pad_token"))
+  """Returns the id of the padding token, and notes where it comes from."""
+  config = clip_bpe.read_object(files, CONFIG)
+  token = config.get(
+    "pad_token", clip_bpe.read_object(files, SPECIAL).get("pad_token")
+  )
   if isinstance(token, dict):
     token = token.get("content")
   if isinstance(token, str):
     for known in _token_ids(files, config):
       if type(known.get(token)) is int:
-        return known[token]
+        return report.infer("tokenizer.pad_id", known[token], "config")
     if files.keys() & {FAST, VOCAB}:
       report.warnings.append(
         f"The padding token {token!r:.50} has no id in the tokenizer's files; "
         f"rows are padded with {default}."
       )
-  return default
+  return report.infer("tokenizer.pad_id", default, "format")
 
 
 def _token_ids(files, config):
@@ -197,18 +179,25 @@ def _token_ids(files, config):
   added = config.get("added_tokens_decoder")
   if isinstance(added, dict):
     yield {
-      entry.get("content"): int(i)
+      content: int(i)
       for i, entry in added.items()
-      if isinstance(entry, dict) and i.isdecimal()
+      if (content := _content(entry)) is not None
+      and i.isdecimal()
+      and len(i) <= _MAX_DIGITS
     }
-  listed = _object(files, FAST).get("added_tokens")
+  listed = clip_bpe.read_object(files, FAST).get("added_tokens")
   if isinstance(listed, list):
     yield {
-      entry.get("content"): entry.get("id")
+      content: entry.get("id")
       for entry in listed
-      if isinstance(entry, dict)
+      if (content := _content(entry)) is not None
     }
-  yield _vocabulary(files) or {}
+  yield clip_bpe.vocabulary(files) or {}
+
+
+def _content(entry) -> str | None:
+  content = entry.get("content") if isinstance(entry, dict) else None
+  return content if isinstance(content, str) else None
 
 
 def files_for(
@@ -229,12 +218,12 @@ def files_for(
         "CLIPTokenizer: HTML entities and mis-decoded letters give other ids "
         "there."
       )
-    return clip_files(length)
+    return clip_bpe.files(length)
   source = described.get("file")
   if not kept.keys() & {FAST, *SENTENCEPIECE} and source in files:
     kept[SENTENCEPIECE[0]] = files[source]
   if CONFIG not in kept and kept:
-    kept[CONFIG] = _json(_config(described["kind"], length))
+    kept[CONFIG] = clip_bpe.to_json(_config(described["kind"], length))
   if not kept:
     report.warnings.append(
       "The tokenizer's files are not part of the source: the directory has "
@@ -255,76 +244,3 @@ def _config(kind: str, length: int) -> dict[str, Any]:
       **found,
     }
   return {"tokenizer_class": "PreTrainedTokenizerFast", **found}
-
-
-def clip_files(context_length: int) -> dict[str, bytes]:
-  """Returns a CLIPTokenizer's files, made from the byte-pair table."""
-  vocabulary = tokenizer_lib.vocabulary()
-  merges = tokenizer_lib.merges_text().splitlines()
-  special = {
-    "bos_token": _START,
-    "eos_token": _END,
-    "pad_token": _END,
-    "unk_token": _END,
-  }
-  config = {
-    "tokenizer_class": "CLIPTokenizer",
-    "model_max_length": context_length,
-    "do_lower_case": True,
-    "errors": "replace",
-    **special,
-  }
-  engine = _clip_engine(vocabulary, merges[1:])
-  return {
-    VOCAB: _json(vocabulary),
-    # transformers skips the first line, the table's version.
-    MERGES: "\n".join(["#version: 0.2", *merges[1:], ""]).encode(),
-    FAST: engine.to_str().encode(),
-    CONFIG: _json(config),
-    SPECIAL: _json(special),
-  }
-
-
-def _clip_engine(vocabulary, merges) -> tokenizers.Tokenizer:
-  engine = tokenizers.Tokenizer(
-    tokenizers.models.BPE(
-      vocab=vocabulary,
-      merges=[tuple(line.split(" ")) for line in merges],
-      continuing_subword_prefix="",
-      end_of_word_suffix="</w>",
-      unk_token=_END,
-    )
-  )
-  engine.normalizer = tokenizers.normalizers.Sequence(
-    [
-      tokenizers.normalizers.NFC(),
-      tokenizers.normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
-      tokenizers.normalizers.Lowercase(),
-    ]
-  )
-  engine.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-    [
-      tokenizers.pre_tokenizers.Split(
-        tokenizers.Regex(_PIECES), behavior="removed", invert=True
-      ),
-      tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ]
-  )
-  engine.decoder = tokenizers.decoders.ByteLevel()
-  engine.post_processor = tokenizers.processors.RobertaProcessing(
-    (_END, vocabulary[_END]),
-    (_START, vocabulary[_START]),
-    trim_offsets=False,
-    add_prefix_space=False,
-  )
-  engine.add_special_tokens(
-    [
-      tokenizers.AddedToken(token, normalized=False, special=True)
-      for token in (_START, _END)
-    ]
-  )
-  return engine
-
-
-def _json(value: Any) -> bytes:
-  return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()

@@ -19,6 +19,7 @@ from clip_jax.convert import (
   engine,
   open_clip_config,
   open_clip_export,
+  open_clip_sources,
   openai_entries,
   portable,
   timm_vit,
@@ -77,7 +78,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   )
   weights = find_weights(path, report)
   tensors = config_file.read_tensors(weights)
-  files, cuts = _tokenizer(described, path)
+  files, cuts = _tokenizer(described, path, report)
   if described.spec["text"]["kind"] == "bert":
     bert.check_pad(described.spec["text"], cuts, str(path))
   # What training keeps to; open_clip bounds the scale there, not in the model.
@@ -85,8 +86,9 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   if described.spec["init_logit_bias"] is None:
     limit = clip.MAX_LOGIT_SCALE
   spec = {**described.spec, "tokenizer": cuts, "max_logit_scale": limit}
-  spec = _override(engine.resolve(spec), options, report)
-  _note(spec, report)
+  spec = engine.resolve(spec)
+  open_clip_sources.note(spec, config, report)
+  spec = _override(spec, options, report)
   layout = _layout(described, tensors)
   timm_vit.refuse_other_blocks(tensors, str(path))
   leaves, extras = engine.to_ours(
@@ -98,6 +100,9 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     ignored=IGNORED,
     hint=f"Check that {CONFIG} belongs to the weights.",
   )
+  digested = [path / CONFIG]
+  if not options.headers_only:
+    digested.append(weights)
   return portable.Portable(
     spec=spec,
     leaves=leaves,
@@ -107,7 +112,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     source={
       "format": NAME,
       "dialect": {"config": config, "layout": layout},
-      "files": portable.digests([path / CONFIG, weights]),
+      "files": portable.digests(digested),
     },
   )
 
@@ -148,7 +153,9 @@ def _bert_config(path: pathlib.Path, name: str) -> dict[str, Any]:
 
 
 def _tokenizer(
-  described: open_clip_config.Described, path: pathlib.Path
+  described: open_clip_config.Described,
+  path: pathlib.Path,
+  report: report_lib.Report,
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
   """Returns the tokenizer's files, and its description."""
   if described.tokenizer_name is None:
@@ -160,12 +167,16 @@ def _tokenizer(
       "end_id": tokenizer.END_ID,
     }
   files = tokenizer_files.carry(path)
-  return files, tokenizer_files.describe(
+  found = tokenizer_files.describe(
     files,
     cleaning=described.cleaning,
     where=str(path),
     strip_end=described.strip_end,
+    report=report,
   )
+  vocab_size = described.spec["text"]["vocab_size"]
+  tokenizer_files.check_ids(found, vocab_size, str(path))
+  return files, found
 
 
 def _override(spec, options, report) -> dict[str, Any]:
@@ -180,20 +191,10 @@ def _override(spec, options, report) -> dict[str, Any]:
         f"{part}.activation={spec[part]['activation']!r} by the config is "
         f"overridden by {options.activation!r}."
       )
-      towers[part]["activation"] = options.activation
+      towers[part]["activation"] = report.infer(
+        f"{part}.activation", options.activation, "flag"
+      )
   return {**spec, **towers}
-
-
-def _note(spec, report) -> None:
-  """Notes what the weights do not say."""
-  for part in ("image", "text"):
-    for field, value in spec[part].items():
-      if field not in ("width", "depth", "mlp_dim", "scan", "remat"):
-        report.infer(f"{part}.{field}", value, "config")
-  for field, value in spec["tokenizer"].items():
-    report.infer(f"tokenizer.{field}", value, "config")
-  for field in ("embed_norm", "max_logit_scale"):
-    report.infer(field, spec[field], "format")
 
 
 def _layout(

@@ -7,7 +7,6 @@ name for exactly that image tower.
 import math
 from typing import Any
 
-from clip_jax import errors
 from clip_jax.convert import (
   bert,
   open_clip_config,
@@ -77,6 +76,7 @@ def refusals(spec: dict[str, Any]) -> list[str]:
       f"image.activation={image['activation']!r} with text.activation="
       f"{text['activation']!r} (quick_gelu is of both towers or of none)"
     )
+  problems += _tokenizer_problems(spec)
   if spec["embed_norm"] not in _NORMS:
     problems.append(f"embed_norm={spec['embed_norm']!r} (it has 'l2')")
   if spec["crop_fraction"] != 1:
@@ -145,7 +145,7 @@ def _text_problems(spec) -> list[str]:
       problems.append(f"text.pooling={text['pooling']!r}")
     allowed = ("linear", "linear_bias", "none")
   elif text["kind"] == "bert":
-    problems, allowed = [], ("linear", "mlp", "none")
+    problems, allowed = _bert_problems(text), ("linear", "mlp", "none")
   else:
     return [f"text.kind={text['kind']!r}"]
   if projection not in allowed:
@@ -154,6 +154,37 @@ def _text_problems(spec) -> list[str]:
       f"{', '.join(allowed)})"
     )
   return problems
+
+
+def _bert_problems(text) -> list[str]:
+  """Returns why a BERT is none that open_clip can fetch by its name."""
+  if _bert_name(text):
+    return []
+  wanted = []
+  for name in BERTS:
+    other = {
+      field: value
+      for field, value in _published(name).items()
+      if text[field] != value
+    }
+    wanted.append((len(other), name, other))
+  _, name, other = min(wanted, key=lambda one: one[:2])
+  return [
+    f"text.{field}={text[field]!r} (a BERT is one of "
+    f"{', '.join(BERTS)} there; the nearest, {name}, has {value!r})"
+    for field, value in other.items()
+  ]
+
+
+def _tokenizer_problems(spec) -> list[str]:
+  cuts, text = spec["tokenizer"], spec["text"]
+  if cuts["kind"] != "clip_bpe":
+    return []
+  pad_id = cuts.get("pad_id", 0)
+  unseen = text["kind"] == "transformer" and text["causal"]
+  if pad_id and not (unseen and text["pooling"] in ("argmax", "eos")):
+    return [f"tokenizer.pad_id={pad_id} (it has 0)"]
+  return []
 
 
 # What a description may say otherwise than a config: read elsewhere, or
@@ -193,9 +224,6 @@ def configure(model: portable.Portable) -> dict[str, Any]:
 
   What of the preprocessing and of the text's cleaning OpenCLIP does otherwise
   becomes a warning in the model's report.
-
-  Raises:
-    UserError: the BERT is none that open_clip could fetch.
   """
   spec = model.spec
   config: dict[str, Any] = {"embed_dim": spec["embed_dim"]}
@@ -335,11 +363,6 @@ def _tokenizer(spec, model) -> dict[str, Any]:
     )
   arguments: dict[str, Any] = {} if clean == default else {"clean": clean}
   if kind == "clip_bpe":
-    pad_id = cuts.get("pad_id", 0)
-    text = spec["text"]
-    unseen = text["kind"] == "transformer" and text["causal"]
-    if pad_id and not (unseen and text["pooling"] in ("argmax", "eos")):
-      portable.refuse("open-clip", [f"tokenizer.pad_id={pad_id} (it has 0)"])
     return {"tokenizer_kwargs": arguments} if arguments else {}
   if "tokenizer_config.json" not in model.files:
     model.report.warnings.append(
@@ -352,18 +375,16 @@ def _tokenizer(spec, model) -> dict[str, Any]:
   return {"hf_tokenizer_name": ".", "tokenizer_kwargs": arguments}
 
 
-def _bert_name(text: dict[str, Any]) -> str:
-  """Returns the name of the BERT that a tower has the sizes of."""
-  for name, config in BERTS.items():
-    facts = bert.describe(config, report_lib.Report(""), name)
-    if all(text[field] == value for field, value in facts.items()):
+def _bert_name(text: dict[str, Any]) -> str | None:
+  """Returns the name of the BERT that a tower has the sizes of, if any."""
+  for name in BERTS:
+    if all(text[field] == want for field, want in _published(name).items()):
       return name
-  raise errors.UserError(
-    "The format 'open-clip' names its BERT by a published model, and none of "
-    f"{', '.join(BERTS)} has these sizes (text.width={text['width']}, "
-    f"text.depth={text['depth']}, text.vocab_size={text['vocab_size']}). "
-    "Choose --to clip-jax, which holds every model."
-  )
+  return None
+
+
+def _published(name: str) -> dict[str, Any]:
+  return bert.describe(BERTS[name], report_lib.Report(""), name)
 
 
 def bert_config(text: dict[str, Any]) -> dict[str, Any]:

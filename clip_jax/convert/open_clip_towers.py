@@ -234,7 +234,7 @@ def _activation(fields, quick_gelu, where) -> str:
 def _epsilon(fields, where) -> float:
   arguments = fields.take("norm_kwargs", None, kind=dict)
   inner = config_file.Fields(f"{where}.norm_kwargs", arguments or {})
-  epsilon = inner.take("eps", NORM_EPSILON, kind=float)
+  epsilon = config_file.epsilon(inner, "eps", NORM_EPSILON)
   inner.done()
   return epsilon
 
@@ -280,7 +280,7 @@ def text(
 def _transformer(fields, quick_gelu, where):
   width = fields.positive("width", 512, most=config_file.MAX_WIDTH)
   pooling = fields.choose("pool_type", "argmax", TEXT_POOLINGS)
-  eos_id = fields.take("eos_id", 2)
+  eos_id = config_file.identity(fields, "eos_id", 2)
   bias = fields.take("proj_bias", False, kind=bool)
   projection = fields.choose(
     "proj_type",

@@ -31,7 +31,6 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   Raises:
     UserError: it has other modules or another pooling.
   """
-  del options
   report = report_lib.Report(NAME)
   transformer, pooling_directory = _modules(path)
   pooling = _pooling(pooling_directory / "config.json")
@@ -50,9 +49,10 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   return bert.read_tower(
     transformer,
     report,
+    options,
     pooling=pooling,
     context_length=length,
-    cleaning="lower" if lower else "none",
+    cleaning="lower" if lower else None,
   )
 
 

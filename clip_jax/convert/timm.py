@@ -42,6 +42,15 @@ _DEFAULTS = {
   "crop_pct": 0.875,
   "crop_mode": "center",
 }
+_THEIR_NAMES = {
+  "image_mean": "mean",
+  "image_std": "std",
+  "interpolation": "interpolation",
+  "crop_fraction": "crop_pct",
+  "resize": "crop_mode",
+}
+_LEAST_CROP = 0.1  # `preprocess` takes no less.
+_MAX_MLP_RATIO = 64
 _RESIZES = {"center": "shortest", "squash": "squash"}
 _FIXED = {
   "antialias": True,
@@ -72,6 +81,14 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     weights = containers_file(path, WEIGHTS)
     tensors = config_file.read_tensors(weights)
     tower, about = _describe(config, report, path / "config.json")
+    if options.activation not in (None, tower["activation"]):
+      report.warnings.append(
+        f"--activation {options.activation} is not what {path} says: "
+        f"{tower['activation']}."
+      )
+      tower["activation"] = report.infer(
+        "image.activation", options.activation, "flag"
+      )
     files = [weights, path / "config.json"]
   else:
     config = {}
@@ -84,7 +101,8 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     if field not in ("kind", "width", "depth", "mlp_dim"):
       name = f"image.{field}" if field in tower else field
       if name not in report.inferred:
-        report.infer(name, value, "config" if config else "format")
+        said = config and field not in _FIXED
+        report.infer(name, value, "config" if said else "format")
   leaves, extras = engine.to_ours(
     timm_vit.entries(tower),
     tensors,
@@ -102,7 +120,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     source={
       "format": NAME,
       "dialect": {"config": config},
-      "files": portable.digests(files),
+      "files": {} if options.headers_only else portable.digests(files),
     },
   )
 
@@ -133,63 +151,86 @@ def _describe(config, report, path) -> tuple[dict[str, Any], dict[str, Any]]:
     raise containers.DamagedError(
       f"{path}: pretrained_cfg and model_args must be objects."
     )
-  data = {**_DEFAULTS, **given}
   arguments = config_file.Fields(f"{path}: model_args", arguments)
-  size = data.get("input_size")
+  arguments.ignore("num_classes")
+  arguments.neutral("in_chans", 3)
+  size = given.get("input_size")
   if not isinstance(size, list) or len(size) != 3:
     size = [3, tower["image_size"], tower["image_size"]]
   size = arguments.take("img_size", size[1:], kind=(int, list))
   image_size = config_file.square(size, f"{path}: img_size")
-  arguments.take("num_classes", 0)
-  arguments.take("in_chans", 3)
   pool = arguments.take("global_pool", None, kind=str)
-  tower |= _resized(tower, arguments)
+  tower |= _resized(tower, arguments, f"{path}: model_args")
   arguments.done()
   if pool:
     tower = timm_vit.pooled(tower, pool, made_so=True, name=name)
+  if image_size < tower["patch_size"]:
+    raise errors.UserError(
+      f"{path}: img_size={image_size} is below "
+      f"patch_size={tower['patch_size']}."
+    )
   tower |= {
     "image_size": image_size,
     "drop_edge": image_size % tower["patch_size"] != 0,
   }
   report.infer("image.kind", name, "config")
-  return tower, _preprocessing(data, report, path)
+  return tower, _preprocessing(given, report, path)
 
 
-def _resized(tower: dict[str, Any], arguments) -> dict[str, Any]:
+def _resized(
+  tower: dict[str, Any], arguments: config_file.Fields, where: str
+) -> dict[str, Any]:
   """Returns the sizes of an architecture after its arguments."""
   ratio = tower["mlp_dim"] / tower["width"]
-  width = arguments.take("embed_dim", tower["width"])
-  ratio = arguments.take("mlp_ratio", ratio, kind=(int, float))
-  return {
+  most = config_file.MAX_WIDTH
+  width = arguments.positive("embed_dim", tower["width"], most=most)
+  ratio = arguments.take("mlp_ratio", ratio, kind=float)
+  if not 0 < ratio <= _MAX_MLP_RATIO or int(width * ratio) < 1:
+    raise errors.UserError(f"{where}.mlp_ratio={ratio} makes no MLP.")
+  patch_size = arguments.take(
+    "patch_size", tower["patch_size"], kind=(int, list)
+  )
+  found = {
     "width": width,
     "mlp_dim": int(width * ratio),
-    "depth": arguments.take("depth", tower["depth"]),
-    "heads": arguments.take("num_heads", tower["heads"]),
-    "patch_size": arguments.take("patch_size", tower["patch_size"]),
+    "depth": arguments.positive(
+      "depth", tower["depth"], most=config_file.MAX_DEPTH
+    ),
+    "heads": arguments.positive("num_heads", tower["heads"]),
+    "patch_size": config_file.square(patch_size, f"{where}.patch_size"),
   }
-
-
-def _preprocessing(data, report, path) -> dict[str, Any]:
-  where = f"{path}: pretrained_cfg"
-  mode = data["crop_mode"] or "center"
-  if mode not in _RESIZES:
+  if width % found["heads"]:
     raise errors.UserError(
-      f"{where}.crop_mode={mode!r} is not held; known: {', '.join(_RESIZES)}."
+      f"{where}: embed_dim={width} must divide by num_heads={found['heads']}."
     )
+  return found
+
+
+def _preprocessing(given, report, path) -> dict[str, Any]:
+  # A field that is null is as good as none.
+  given = {k: v for k, v in given.items() if v is not None}
+  data = {**_DEFAULTS, **given}
+  where = f"{path}: pretrained_cfg"
+  fields = config_file.Fields(where, data)
+  std = config_file.channels(data["std"], f"{where}.std")
+  if min(std) < config_file.LEAST_DEVIATION:
+    raise errors.UserError(f"{where}.std={std} must be above 0.")
+  crop = fields.take("crop_pct", kind=float)
+  if not _LEAST_CROP <= crop <= 1:
+    raise errors.UserError(
+      f"{where}.crop_pct={crop} must be from {_LEAST_CROP} to 1."
+    )
+  filters = {name: name for name in ("bicubic", "bilinear")}
   about = {
     "image_mean": config_file.channels(data["mean"], f"{where}.mean"),
-    "image_std": config_file.channels(data["std"], f"{where}.std"),
-    "interpolation": data["interpolation"],
-    "crop_fraction": data["crop_pct"],
-    "resize": _RESIZES[mode],
+    "image_std": std,
+    "interpolation": fields.choose("interpolation", "bicubic", filters),
+    "crop_fraction": crop,
+    "resize": fields.choose("crop_mode", "center", _RESIZES),
   }
-  if about["interpolation"] not in ("bicubic", "bilinear"):
-    raise errors.UserError(
-      f"{where}.interpolation={about['interpolation']!r} is not held; known: "
-      "bicubic, bilinear."
-    )
-  for field, value in about.items():
-    report.infer(field, value, "config")
+  for field, theirs in _THEIR_NAMES.items():
+    source = "config" if theirs in given else "format"
+    report.infer(field, about[field], source)
   return about
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import tokenizers
 
-from clip_jax import errors, tokenizer
+from clip_jax import errors
+from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.convert import containers
+from clip_jax.convert import report as report_lib
 from clip_jax.tokenizer import files as files_lib
 
 # All that `AutoTokenizer` looks for.
@@ -43,6 +45,7 @@ def describe(
   cleaning: str,
   where: str,
   strip_end: bool = False,
+  report: report_lib.Report | None = None,
 ) -> dict[str, Any]:
   """Returns the description of the tokenizer that `files` make.
 
@@ -51,6 +54,7 @@ def describe(
     cleaning: of `tokenizer.CLEANINGS`.
     where: what messages call the directory.
     strip_end: whether zeros stand for the end token, as CLIPA has it.
+    report: takes all but the cleaning, and where it comes from.
 
   Raises:
     UserError: they make none, or one that rows here cannot hold.
@@ -74,7 +78,30 @@ def describe(
     )
   if strip_end and found["end_id"] is not None:
     found["end_id"] = 0
+  for field, value in found.items() if report else ():
+    silent = field == "lowercase" and "do_lower_case" not in settings
+    report.infer(f"tokenizer.{field}", value, "format" if silent else "config")
   return {**found, "cleaning": cleaning}
+
+
+def check_ids(tokenizer: dict[str, Any], vocab_size: int, where: str) -> None:
+  """Raises UserError where an id in every row is none of the model's.
+
+  CLIP's own start and end are not looked at: with a model of other sizes they
+  are found out when a text is encoded.
+  """
+  fields = ["pad_id"]
+  if tokenizer["kind"] != "clip_bpe":
+    fields += ["start_id", "end_id"]
+  elif tokenizer["pad_id"] in (0, tokenizer_lib.END_ID):
+    fields = []
+  for field in fields:
+    if tokenizer[field] is not None and tokenizer[field] >= vocab_size:
+      raise errors.UserError(
+        f"{where}: {field}={tokenizer[field]} is none of the model's "
+        f"{vocab_size} ids (vocab_size); the tokenizer belongs to another "
+        "model."
+      )
 
 
 def _object(files, name, where) -> dict[str, Any]:
@@ -92,7 +119,9 @@ def _object(files, name, where) -> dict[str, Any]:
 
 
 def _from_json(files, settings, where) -> dict[str, Any]:
-  before, after = tokenizer.file_controls("hf_json", files["tokenizer.json"])
+  before, after = tokenizer_lib.file_controls(
+    "hf_json", files["tokenizer.json"]
+  )
   if len(before) > 1 or len(after) > 1:
     raise errors.UserError(
       f"{where}: the tokenizer puts {len(before)} ids before a text and "
