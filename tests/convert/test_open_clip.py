@@ -442,7 +442,9 @@ def test_clips_tokenizer_gives_open_clips_ids(library, tmp_path, arguments):
 def _check_ids(library, directory, model_cfg):
   theirs = library.get_tokenizer(f"local-dir:{directory}")
   described = _describe(model_cfg)
-  files, fields = open_clip._tokenizer(described, directory)
+  files, fields = open_clip._tokenizer(
+    described, directory, report_lib.Report("open-clip")
+  )
   length = model_cfg["text_cfg"]["context_length"]
   ours = tokenizer.make_tokenizer(
     **fields, context_length=length, contents=files

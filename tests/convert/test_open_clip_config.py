@@ -404,3 +404,41 @@ def test_no_single_change_of_a_config_crashes(tmp_path):
         _describe({field: value})
       except errors.UserError:
         continue
+
+
+def test_a_default_is_not_said_to_come_from_the_config():
+  from clip_jax.convert import open_clip_sources
+  from clip_jax.convert import report as report_lib
+  from clip_jax.models import variants
+
+  spec = variants.resolve(variants.VARIANTS["ViT-B-32"])
+  report = report_lib.Report("open-clip")
+  config = {
+    "model_cfg": {
+      "quick_gelu": True,
+      "vision_cfg": {"image_size": 224},
+      "text_cfg": {"heads": 8},
+    }
+  }
+  open_clip_sources.note(spec, config, report)
+  said = {k for k, v in report.inferred.items() if v["source"] == "config"}
+  assert said == {
+    *("image.image_size", "image.activation"),
+    *("text.heads", "text.activation"),
+  }
+
+
+def test_a_bert_that_open_clip_cannot_name_is_refused_in_a_dry_run():
+  from clip_jax.convert import bert, open_clip_export
+  from clip_jax.convert import report as report_lib
+  from clip_jax.models import variants
+
+  base = variants.VARIANTS["ViT-B-32"]
+  text = bert.describe({}, report_lib.Report("bert"), "")
+  text |= {"pooling": "mean", "context_length": 77}
+  tokenizer = {"kind": "wordpiece", "file": "vocab.txt"}
+  spec = variants.resolve({**base, "text": text, "tokenizer": tokenizer})
+  assert not open_clip_export.refusals(spec)
+  spec["text"]["depth"] = 3
+  (problem,) = open_clip_export.refusals(spec)
+  assert problem.startswith("text.depth=3")
