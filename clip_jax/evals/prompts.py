@@ -35,6 +35,11 @@ def read_labels(text: str) -> Labels:
   """
   path = _as_file(text, what="labels")
   if path is None:
+    if os.path.isdir(text) or (os.sep in text and "," not in text):
+      raise errors.UserError(
+        f"The labels {text!r} look like a path, and no file is there. Write "
+        "names parted by commas, or the path of a file."
+      )
     return [part.strip() for part in text.split(",")]
   return _read(path, what="labels")
 
@@ -50,6 +55,10 @@ def read_templates(text: str) -> tuple[str, ...]:
   templates = _read(path, what="templates")
   if not isinstance(templates, list):
     raise errors.UserError(f"{path}: templates are a list, not a dictionary.")
+  if not templates:
+    raise errors.UserError(
+      f"{path}: there are no templates; name at least one."
+    )
   return tuple(templates)
 
 
@@ -113,6 +122,27 @@ def resolve(labels: Labels, templates: Sequence[str] | None = None) -> Prompts:
     )
   _check_names(names)
   return Prompts(names, texts)
+
+
+def label_names(labels: Labels) -> list[str]:
+  """Returns the name of each label: of synonyms the first."""
+  if isinstance(labels, Mapping):
+    return list(labels)
+  return [_synonyms(label)[0] for label in labels]
+
+
+def in_order(labels: Labels, names: Sequence[str]) -> Labels:
+  """Returns `labels` in the order of `names`, if they are named the same.
+
+  Labels with any other names stay as they are: they go by position.
+  """
+  own = label_names(labels)
+  if len(own) != len(names) or set(own) != set(names):
+    return labels
+  if isinstance(labels, Mapping):
+    return {name: labels[name] for name in names}
+  by_name = dict(zip(own, labels, strict=True))
+  return [by_name[name] for name in names]
 
 
 def _synonyms(label: str | Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
 # What a task says of data, labels and templates before it reads a record.
 _CHECKS: dict[str, Callable[..., Any]] = {
   "retrieval": retrieval.around_captions,
-  "zero_shot": zero_shot.make_prompts,
+  "zero_shot": zero_shot.check,
 }
 
 

@@ -1,5 +1,6 @@
 """Zero-shot classification: an image goes to the class of the nearest text."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -116,7 +117,7 @@ def evaluate(
     embed_images: uint8 (n, size, size, 3) to unit (n, embed).
     embed_texts: n texts to unit (n, embed).
     batches: the data's images and labels.
-    labels: the classes in the order of the data's label numbers.
+    labels: as in `make_prompts`.
     templates: None takes the data's own, else "a photo of a {}.".
 
   Raises:
@@ -140,7 +141,8 @@ def make_prompts(
 
   Args:
     source: the data; `class_names` and `templates` are its defaults.
-    labels: the classes in the order of the data's label numbers.
+    labels: the names of the data's classes, in any order, or other names in
+      the order of the data's label numbers.
     templates: None takes the data's own, else "a photo of a {}.".
 
   Raises:
@@ -159,4 +161,27 @@ def make_prompts(
       f"{len(labels)} labels are given, but the data has {len(named)} classes "
       f"({', '.join(named[:5])}, …); name one for each, in this order."
     )
+  if named is not None:
+    labels = prompts_lib.in_order(labels, named)
   return prompts_lib.resolve(labels, templates or source.templates)
+
+
+def check(
+  source: Any,
+  *,
+  labels: prompts_lib.Labels | None = None,
+  templates: Sequence[str] | None = None,
+) -> None:
+  """Raises what `make_prompts` raises; warns of labels that go by position."""
+  names = make_prompts(source, labels=labels, templates=templates).names
+  if source.class_names is None:
+    return
+  for name, own in zip(names, source.class_names, strict=True):
+    if name != own:
+      logging.warning(
+        "The labels are not named as the classes of the data and are taken in "
+        "the order of its label numbers: %r stands for class %r.",
+        name,
+        own,
+      )
+      return

@@ -141,3 +141,20 @@ def test_a_file_of_labels_that_cannot_be_read_is_named(
   with pytest.raises(errors.UserError, match=message) as caught:
     prompts.read_labels(str(path))
   assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("directory", [False, True])
+def test_labels_that_look_like_a_path_are_no_label(tmp_path, directory):
+  path = tmp_path / "labels"
+  if directory:
+    path.mkdir()
+  with pytest.raises(errors.UserError, match="look like a path"):
+    prompts.read_labels(str(path))
+  assert prompts.read_labels("and/or,not") == ["and/or", "not"]
+
+
+@pytest.mark.parametrize("name, content", [("t.txt", "\n"), ("t.json", "[]")])
+def test_no_templates_are_an_error(tmp_path, name, content):
+  (tmp_path / name).write_text(content)
+  with pytest.raises(errors.UserError, match="no templates"):
+    prompts.read_templates(str(tmp_path / name))

@@ -53,10 +53,22 @@ def test_bad_records_are_left_out_and_counted(data):
   assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
-def test_labels_and_templates_are_read_as_the_command_line_gives_them(data):
-  # The folders' order is alphabetical; these labels call green "red".
-  result = evaluate(data, labels="blue, red, green", templates="all {}")
+def test_the_datas_own_labels_go_by_name(data, tmp_path, caplog):
+  # The folders' order is alphabetical.
+  for labels in ("blue, red, green", "red,green,blue"):
+    result = evaluate(data, labels=labels, templates="all {}")
+    assert result["top1"] == result["mean_per_class"] == 1
+  path = tmp_path / "labels.json"
+  path.write_text('{"red": "red", "blue": ["blue"], "green": "green"}')
+  assert evaluate(data, labels=str(path))["top1"] == 1
+  assert not caplog.text
+
+
+def test_other_labels_go_by_position_and_a_line_says_so(data, caplog):
+  # These call green "red".
+  result = evaluate(data, labels="blue one,red one,green one", templates="{}")
   assert result["top1"] == 0.25
+  assert "'blue one' stands for class 'blue'" in caplog.text
 
 
 def test_every_task_runs_on_the_same_data(data):
