@@ -108,7 +108,7 @@ def test_train_prints_its_evaluations_in_a_table(trained, capsys):
   overrides = ["--config.steps=2", "--config.seed=3"]
   cli.main([str(a) for a in arguments + overrides])  # Nothing is left to do.
   out = capsys.readouterr().out
-  assert "Trained 2 steps" in out
+  assert "Trained 2 steps (0 of them now) in" in out
   assert "digits      top-1 " in out
   assert "pairs       text to image, R@1 " in out
   assert str(workdir / "report.png") in out
@@ -201,6 +201,20 @@ def test_classify_names_the_image_that_cannot_be_read(
     capsys, "classify", workdir, image, tmp_path / "broken.png", "--labels", "a"
   )
   assert "broken.png" in error
+
+
+def test_images_are_looked_for_before_the_model(image, capsys):
+  error = fails(
+    capsys, "classify", "nowhere", image, "gone.png", "--labels", "a,b"
+  )
+  assert "'gone.png' does not exist" in error
+  error = fails(capsys, "search", "nowhere", "--image", "gone.png")
+  assert "'gone.png' does not exist" in error
+
+
+def test_a_single_label_is_worth_a_warning(workdir, image, capsys):
+  cli.main(["classify", str(workdir), str(image), "--labels", "cat"])
+  assert "There is one label, 'cat'" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -311,6 +325,16 @@ def test_data_is_inspected_and_prepared(tmp_path, capsys):
   assert "364 records, 364 good" in capsys.readouterr().out
 
 
+def test_what_is_dropped_is_counted_apart(tmp_path, image, capsys):
+  data = tmp_path / "data" / "class"
+  data.mkdir(parents=True)
+  (data / "good.png").write_bytes(image.read_bytes())
+  (data / "bad.png").write_bytes(image.read_bytes()[:99])
+  prepare = ["data", "prepare", f"folder:{data.parent}"]
+  cli.main([*prepare, str(tmp_path / "dropped"), "--drop-bad"])
+  assert "Wrote 1 records, 1 bad ones left out;" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
   "arguments, message",
   [
@@ -322,7 +346,14 @@ def test_data_is_inspected_and_prepared(tmp_path, capsys):
     (["classify", "m", "--labels", "a"], "required: IMAGE"),
     (["search", "index"], "give a text"),
     (["search", "index", "text", "--image", "file"], "give a text"),
-    (["search", "index", "text", "-k", "0"], "not at least 1"),
+    (
+      ["search", "index", "text", "-k", "0"],
+      "-k: must be a whole number, at least 1; got '0'",
+    ),
+    (["search", "index", "text", "-k", "x"], "whole number, at least 1"),
+    (["train", "--steps=5"], "Did you mean --config.steps=5?"),
+    (["train", "--batch-size", "5"], "--config.batch_size=VALUE?"),
+    (["train", "--config.steps=7", "--config.epochs=1"], "not both"),
     (["data", "inspect", "builtin:digits", "--drop"], "--drop-bad"),
     (["train", "--config", "c"], "required: --workdir"),
     (["train", "--confg=c"], "Did you mean --config?"),
@@ -352,6 +383,43 @@ def test_help_is_no_error(capsys, arguments):
     cli.main(arguments)
   assert caught.value.code == 0
   assert capsys.readouterr().out.startswith("usage: clip-jax")
+
+
+@pytest.mark.parametrize(
+  "address", ["foo", "127.0.0.1:abc", ":1", "host:99999"]
+)
+def test_a_coordinator_has_host_and_port(capsys, address):
+  run = ["train", "--config=c", "--workdir=d", "--processes=2"]
+  run += ["--process-id=0", "--coordinator", address]
+  assert "must be HOST:PORT" in fails(capsys, *run, code=2)
+
+
+@pytest.mark.parametrize(
+  "words",
+  [
+    "search index -k 5 --json text",
+    "search -k 5 index text --json",
+    "search --json index text -k 5",
+    "search index -k 5 --json -- text",
+  ],
+)
+def test_options_stand_anywhere(words):
+  arguments = parser.parse(words.split())
+  assert (arguments.index, arguments.query) == ("index", "text")
+  assert arguments.k == 5 and arguments.json
+
+
+def test_images_stand_anywhere():
+  arguments = parser.parse(
+    ["classify", "--labels", "a,b", "m", "1.png", "--json", "2.png"]
+  )
+  assert arguments.model == "m" and arguments.images == ["1.png", "2.png"]
+
+
+def test_wrong_usage_shows_the_usage_of_the_verb(capsys):
+  error = fails(capsys, "search", "index", "two", "seven", code=2)
+  assert error.startswith("usage: clip-jax search")
+  assert "unrecognized arguments: seven" in error
 
 
 def test_overrides_come_in_both_forms_and_in_order():
@@ -404,14 +472,19 @@ def test_processes_are_joined_before_anything_else(
 ):
   joined = []
 
-  def initialize(coordinator_address, num_processes, process_id):
+  def initialize(
+    coordinator_address, num_processes, process_id, initialization_timeout
+  ):
+    assert initialization_timeout == 300
     joined.append((coordinator_address, num_processes, process_id))
 
   monkeypatch.setattr(jax.distributed, "initialize", initialize)
   # The missing file shows that joining came first.
   path = tmp_path / "none.py"
-  fails(capsys, "train", "--config", path, "--workdir", tmp_path, *flags)
+  said = fails(capsys, "train", "--config", path, "--workdir", tmp_path, *flags)
   assert joined == expected
+  waits = "Waiting for process 0 at host:12 (up to 300 s)" in said
+  assert waits == ("--coordinator=host:12" in flags)
 
 
 def stub(monkeypatch, action):

@@ -1,6 +1,7 @@
 """What may stand on the command line."""
 
 import argparse
+import contextlib
 import difflib
 from collections.abc import Sequence
 from typing import NoReturn
@@ -41,22 +42,28 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     SystemExit: 2 with the usage on stderr, or 0 after --help and --version.
   """
   parser, verbs = make_parser()
-  argv = list(argv)
+  if not argv or argv[0].startswith("-"):
+    return parser.parse_args(argv)  # Exits: no verb is named.
+  verb, *words = argv
+  if verb not in verbs:
+    _refuse(parser, "verb", verb, verbs)
+  chosen = verbs[verb]
   overrides: list[str] = []
-  if argv and not argv[0].startswith("-"):
-    if argv[0] not in verbs:
-      _refuse(parser, "verb", argv[0], verbs)
-    chosen = verbs[argv[0]]
-    if argv[0] == "train":
-      overrides, argv = _take_overrides(chosen, argv)
-    for word in argv[1:]:
-      if word == "--":
-        break
-      name = word.partition("=")[0]
-      if name.startswith("--") and name not in chosen.flags:
-        _refuse(chosen, "flag", name, chosen.flags)
-  arguments = parser.parse_args(argv)
-  arguments.overrides = overrides
+  if verb == "train":
+    overrides, words = _take_overrides(chosen, words)
+  for word in words:
+    if word == "--":
+      break
+    name = word.partition("=")[0]
+    if name.startswith("--") and name not in chosen.flags:
+      if verb == "train":
+        _hint_at_override(chosen, word)
+      _refuse(chosen, "flag", name, chosen.flags)
+  if verb == "data":  # Has parsers of its own.
+    arguments = chosen.parse_args(words)
+  else:  # Options may stand before, between and after the others.
+    arguments = chosen.parse_intermixed_args(words)
+  arguments.verb, arguments.overrides = verb, overrides
   if wrong := _CHECKS.get(arguments.verb, lambda _: None)(arguments):
     verbs[arguments.verb].error(wrong)
   return arguments
@@ -68,6 +75,19 @@ def _refuse(
   close = difflib.get_close_matches(got, list(known), n=1, cutoff=0.5)
   hint = f" Did you mean {close[0]}?" if close else ""
   parser.error(f"unknown {what} {got!r}.{hint} Known: {', '.join(known)}")
+
+
+def _hint_at_override(parser: argparse.ArgumentParser, word: str) -> None:
+  """Refuses a flag that is the name of a config's field."""
+  from clip_jax import config
+
+  field = word.partition("=")[0].removeprefix("--")
+  for name in (field, field.replace("-", "_")):
+    if name in config.SCHEMA:
+      value = word.partition("=")[2] or "VALUE"
+      parser.error(
+        f"unknown flag '--{field}'. Did you mean {_OVERRIDE}{name}={value}?"
+      )
 
 
 def _take_overrides(
@@ -86,6 +106,9 @@ def _take_overrides(
       if value is None or value.startswith("--"):
         parser.error(f"{word} needs a value: {word}=VALUE")
     overrides.append(f"{field}={value}")
+  fields = {override.partition("=")[0] for override in overrides}
+  if {"steps", "epochs"} <= fields:
+    parser.error("give --config.steps or --config.epochs, not both")
   return overrides, others
 
 
@@ -118,10 +141,21 @@ def _add_json(parser: Parser) -> None:
 
 
 def _count(text: str) -> int:
-  number = int(text)
-  if number < 1:
-    raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-  return number
+  with contextlib.suppress(ValueError):
+    if (number := int(text)) >= 1:
+      return number
+  raise argparse.ArgumentTypeError(
+    f"must be a whole number, at least 1; got {text!r}"
+  )
+
+
+def _host_and_port(text: str) -> str:
+  host, _, port = text.rpartition(":")
+  if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
+    raise argparse.ArgumentTypeError(
+      f"must be HOST:PORT, such as 10.0.0.1:1234; got {text!r}"
+    )
+  return text
 
 
 def _train(parser: Parser) -> None:
@@ -146,6 +180,7 @@ def _train(parser: Parser) -> None:
   )
   parser.add_argument(
     "--coordinator",
+    type=_host_and_port,
     metavar="HOST:PORT",
     help="address of process 0, where the environment does not say it",
   )

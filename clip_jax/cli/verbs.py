@@ -7,9 +7,15 @@ and usage errors come at once.
 import argparse
 import collections
 import dataclasses
+import logging
+import os
+from collections.abc import Sequence
 from typing import Any
 
 from clip_jax import errors, terminal
+
+# As long as JAX waits by itself.
+_JOIN_SECONDS = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +43,9 @@ def train(arguments: argparse.Namespace) -> Answer:
     for name, result in summary["evals"].items()
     for measure, value in measures(result)
   ]
+  steps, now = summary["steps"], summary["steps_now"]
   lines = [
-    f"Trained {summary['steps']} steps in "
+    f"Trained {steps} steps{f' ({now} of them now)' if now < steps else ''} in "
     f"{terminal.duration(summary['seconds'])}: {arguments.workdir}"
   ]
   if rows:
@@ -54,12 +61,21 @@ def join_processes(arguments: argparse.Namespace) -> None:
     return
   import jax
 
+  if arguments.coordinator:
+    others = "process 0" if arguments.process_id else "the other processes"
+    logging.info(
+      "Waiting for %s at %s (up to %d s)",
+      others,
+      arguments.coordinator,
+      _JOIN_SECONDS,
+    )
   try:
     # What is None is found in the cluster's environment.
     jax.distributed.initialize(
       coordinator_address=arguments.coordinator,
       num_processes=arguments.processes,
       process_id=arguments.process_id,
+      initialization_timeout=_JOIN_SECONDS,
     )
   except (RuntimeError, ValueError) as error:
     raise errors.UserError(
@@ -142,6 +158,13 @@ def classify(arguments: argparse.Namespace) -> Answer:
   if arguments.templates:
     templates = prompts.read_templates(arguments.templates)
   names = prompts.resolve(labels, templates).names
+  if len(names) == 1:
+    logging.warning(
+      "There is one label, %r, so it has all of the probability. Several are "
+      "parted by commas.",
+      names[0],
+    )
+  check_files(arguments.images)
   clip = inference.load(arguments.model)
   probabilities = clip.classify(arguments.images, labels, templates=templates)
   payload = [
@@ -160,6 +183,13 @@ def classify(arguments: argparse.Namespace) -> Answer:
   return Answer(
     payload, terminal.table(("image", "label", "probability"), rows)
   )
+
+
+def check_files(paths: Sequence[str]) -> None:
+  """Raises UserError, before anything long, where an image is no file."""
+  for path in paths:
+    if not os.path.isfile(path):
+      raise errors.UserError(f"Image file {path!r} does not exist.")
 
 
 def embed(arguments: argparse.Namespace) -> Answer:
@@ -202,6 +232,8 @@ def search(arguments: argparse.Namespace) -> Answer:
   from clip_jax import inference
   from clip_jax import search as search_lib
 
+  if arguments.image is not None:
+    check_files([arguments.image])
   index = search_lib.Index(arguments.index)
   path = index.model_path(arguments.model)
   try:
@@ -283,24 +315,7 @@ def verify(arguments: argparse.Namespace) -> Answer:
     examples=arguments.examples,
     seed=arguments.seed,
   )
-  rows = [
-    (
-      row.stage,
-      f"{row.difference:.1e}",
-      f"{row.bar:.0e}",
-      "PASS" if row.passed else "FAIL",
-    )
-    for row in found.rows
-  ]
-  header = ("stage", "difference", "allowed", "")
-  verdict = "PASS" if found.passed else "FAIL"
-  return Answer(
-    found.to_dict(),
-    f"{terminal.table(header, rows)}\n\n{verdict} against {found.library} in "
-    f"{found.precision}; differences are relative to each stage's largest "
-    "number.",
-    code=0 if found.passed else 1,
-  )
+  return Answer(found.to_dict(), found.to_text(), code=0 if found.passed else 1)
 
 
 def models(arguments: argparse.Namespace) -> Answer:
@@ -390,9 +405,11 @@ def _prepare(arguments, source, on_record) -> Answer:
     on_record=on_record,
   )
   did = "Wrote" if summary["written"] else "Already there:"
+  bad = sum(summary["bad"].values())
+  what = "bad ones left out" if arguments.drop_bad else "of them bad"
   text = (
-    f"{did} {summary['records']} records, {sum(summary['bad'].values())} of "
-    f"them bad; train on arrayrecord:{arguments.out}"
+    f"{did} {summary['records']} records, {bad} {what}; train on "
+    f"arrayrecord:{arguments.out}"
   )
   return Answer({"out": arguments.out, **summary}, text)
 
