@@ -187,7 +187,10 @@ def resize(
   image = model.spec["image"]
   was = grid_side(image, image["image_size"])
   becomes = grid_side(image, image_size)
-  spec = {**model.spec, "image": {**image, "image_size": image_size}}
+  resized_image = {**image, "image_size": image_size}
+  if image["kind"] == "vit":
+    resized_image["drop_edge"] = image_size % image["patch_size"] != 0
+  spec = {**model.spec, "image": resized_image}
   leaves = dict(model.leaves)
   path = _LEAVES[image["kind"]]
   leaf = leaves[path]
