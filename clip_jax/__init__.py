@@ -1,7 +1,7 @@
 """CLIP for JAX: contrastive image-text models, trained, used and converted.
 
-Importing the package starts no device and imports nothing heavy; `load` and
-`create_model` are resolved on first use.
+Importing the package starts no device and imports nothing heavy; what
+it offers is resolved on first use.
 """
 
 import importlib
@@ -9,11 +9,12 @@ import importlib
 __version__ = "0.1.0"
 
 _LAZY = {
+  "UserError": ("clip_jax.errors", "UserError"),
   "create_model": ("clip_jax.models.variants", "create_model"),
   "load": ("clip_jax.inference", "load"),
 }
 
-__all__ = ["__version__", "create_model", "load"]
+__all__ = ["UserError", "__version__", "create_model", "load"]
 
 
 def __getattr__(name: str):

@@ -58,6 +58,10 @@ def _not_empty(value: str) -> str | None:
   return None if value else "a name or an address, not an empty text"
 
 
+def _address(value: str) -> str | None:
+  return None if value else "set: --config.data.train=ADDRESS"
+
+
 @dataclasses.dataclass(frozen=True)
 class Field:
   """One knob: its type, its default (None: worked out), check and meaning."""
@@ -97,7 +101,7 @@ SCHEMA: dict[str, Field] = {
   "init.text": Field(
     str, "", _anything, "a checkpoint whose text tower to begin with"
   ),
-  "data.train": Field(str, "", _not_empty, "DATA address of the pairs"),
+  "data.train": Field(str, "", _address, "DATA address of the pairs"),
   "data.workers": Field(
     int, 0, _at_least(0), "loader processes; 0 loads in threads only"
   ),
@@ -179,6 +183,8 @@ _LENGTHS = {"steps": "epochs", "epochs": "steps"}
 
 # Open dictionaries: names are the user's own, so no lock guards them.
 _OPEN = ("model_overrides", "evals")
+# How fields in them are named where all are listed.
+_OPEN_FIELDS = ("evals.NAME.*", "model_overrides.*")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -263,7 +269,10 @@ def _line_in(error: BaseException, path: str) -> int | str:
 
 
 def apply_override(config: ml_collections.ConfigDict, override: str) -> None:
-  """Sets one field in place from a text such as "optim.peak_lr=1e-3"."""
+  """Sets one field in place from a text such as "optim.peak_lr=1e-3".
+
+  "evals=" removes all evaluations, "evals.NAME=" one of them.
+  """
   path, equals, text = override.partition("=")
   if not equals:
     raise errors.UserError(
@@ -271,6 +280,14 @@ def apply_override(config: ml_collections.ConfigDict, override: str) -> None:
     )
   *parents, leaf = path.split(".")
   node = config
+  if not text and path in _OPEN:
+    config[path] = ml_collections.ConfigDict()
+    return
+  if not text and parents == ["evals"]:
+    if leaf not in config.evals:
+      raise errors.unknown("evaluation", leaf, config.evals)
+    del config.evals[leaf]
+    return
   if parents[:1] == ["evals"] or parents[:1] == ["model_overrides"]:
     for parent in parents:
       if parent not in node:
@@ -285,7 +302,7 @@ def apply_override(config: ml_collections.ConfigDict, override: str) -> None:
       ) from None
     return
   if path not in SCHEMA:
-    raise errors.unknown("config field", path, SCHEMA)
+    raise errors.unknown("config field", path, [*SCHEMA, *_OPEN_FIELDS])
   for parent in parents:
     node = node[parent]
   node[leaf] = _parse(path, text, SCHEMA[path].type)

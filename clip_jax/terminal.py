@@ -17,6 +17,8 @@ _ESCAPE = re.compile(
 # Controls, unassigned and private code points, surrogates, format characters
 # (right-to-left overrides among them), line and paragraph separators.
 _UNPRINTABLE = frozenset(("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"))
+# For terminals without Unicode.
+_IN_ASCII = str.maketrans({"─": "-", "█": "#", "░": ".", "…": "~"})
 
 
 def printable(text: str, *, limit: int = 1000) -> str:
@@ -34,6 +36,22 @@ def printable(text: str, *, limit: int = 1000) -> str:
     if unicodedata.category(character) not in _UNPRINTABLE
   ).strip()
   return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def encodable(text: str, encoding: str | None) -> str:
+  """Returns `text` for a stream that may have less than Unicode.
+
+  What we draw ourselves becomes ASCII, anything else that is not there "?". A
+  stream without an encoding takes any text.
+  """
+  if encoding is None:
+    return text
+  try:
+    text.encode(encoding)
+  except UnicodeEncodeError:
+    text = text.translate(_IN_ASCII)
+    return text.encode(encoding, "replace").decode(encoding)
+  return text
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -111,6 +129,7 @@ class Progress:
     if self.is_terminal:
       filled = round(24 * done / max(total, 1))
       bar = "█" * filled + "░" * (24 - filled)
+      bar = encodable(bar, self.stream.encoding)
       self.stream.write(f"\r\x1b[K{bar} {line}")
     else:
       self.stream.write(line + "\n")

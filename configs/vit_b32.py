@@ -18,7 +18,6 @@ def get_config():
   config.batch_size = 32_768
   config.epochs = 32
   config.precision = "bfloat16"
-  config.data.train = "arrayrecord:DATA"
   config.data.workers = 16
   config.data.threads = 8
   config.optim.peak_lr = 5e-4  # Table 20.

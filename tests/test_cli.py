@@ -618,6 +618,15 @@ def test_a_reader_that_goes_away_is_no_fuss():
   assert (done.stdout, done.stderr) == ("141\n", "")
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_unicode_gets_a_table_all_the_same(encoding):
+  done = shell(
+    f"PYTHONIOENCODING={encoding} $CLIP_JAX data inspect builtin:digits/test"
+  )
+  assert (done.returncode, done.stderr) == (0, "")
+  assert "\n---" in done.stdout and "?" not in done.stdout
+
+
 def test_what_native_code_prints_does_not_mix_with_json():
   code = (
     "import os; from clip_jax import cli; from clip_jax.cli import verbs\n"

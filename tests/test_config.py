@@ -140,9 +140,16 @@ def test_damaged_json_is_refused(text):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_file_is_valid(path):
-  config = config_lib.load(path)
-  if not config.data.train.startswith("builtin:"):
-    assert "DATA" in path.read_text()  # Says how to give one's own.
+  config = config_lib.load(path, ["data.train=mine:here"])
+  assert config.data.train == "mine:here"
+
+
+@pytest.mark.parametrize("name", ["rn50", "vit_b32"])
+def test_a_recipe_for_ones_own_data_asks_for_them(name):
+  path = next(path for path in CONFIGS if path.stem == name)
+  assert "--config.data.train=" in path.read_text()
+  with pytest.raises(errors.UserError, match=r"--config\.data\.train=ADDRESS"):
+    config_lib.load(path)
 
 
 def test_every_field_is_read_somewhere():
@@ -160,3 +167,21 @@ def test_every_field_is_read_somewhere():
   unread = [p for p in config_lib.SCHEMA if p.split(".")[-1] not in read]
   unread += [name for name in config_lib.EVAL_SCHEMA if name not in read]
   assert not unread
+
+
+def test_evaluations_are_removed_all_or_one():
+  config = _valid()
+  config.evals.other = {"data": "builtin:digits/train"}
+  config_lib.apply_override(config, "evals.seen=")
+  assert list(config_lib.check(config).evals) == ["other"]
+  with pytest.raises(errors.UserError, match="Unknown evaluation 'seen'"):
+    config_lib.apply_override(config, "evals.seen=")
+  config_lib.apply_override(config, "evals=")
+  assert not config_lib.check(config).evals
+  config_lib.apply_override(config, "evals.new.data=builtin:digits/test")
+  assert list(config_lib.check(config).evals) == ["new"]
+
+
+def test_an_unknown_field_lists_the_open_ones_too():
+  with pytest.raises(errors.UserError, match=r"evals\.NAME\.\*.*model_overr"):
+    config_lib.apply_override(_valid(), "nonsense=1")

@@ -318,3 +318,10 @@ def test_a_workdir_whose_config_is_damaged_is_refused(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps({"modell": "x"}))
   with pytest.raises(errors.UserError, match="modell"):
     inference.load(pathlib.Path(tmp_path))
+
+
+def test_the_package_offers_its_error():
+  from clip_jax import errors
+
+  assert clip_jax.UserError is errors.UserError
+  assert "UserError" in dir(clip_jax)

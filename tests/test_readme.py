@@ -41,10 +41,7 @@ def test_there_are_commands():
 def test_a_command_parses(command):
   arguments = parser.parse(command)
   if arguments.verb == "train":
-    config = config_lib.load(ROOT / arguments.config)
-    for override in arguments.overrides:
-      config_lib.apply_override(config, override)
-    config_lib.check(config)
+    config_lib.load(ROOT / arguments.config, arguments.overrides)
 
 
 @pytest.mark.parametrize("code", _blocks("python"))

@@ -130,3 +130,16 @@ def test_progress_on_a_terminal_is_a_bar_that_goes_away(clock):
     progress(1, 2)
     assert "█" * 12 + "░" * 12 + " eval: 1/2" in stream.getvalue()
   assert stream.getvalue().endswith("\r\x1b[K")
+
+
+@pytest.mark.parametrize(
+  "encoding, want",
+  [
+    ("utf-8", "── é … 三"),
+    (None, "── é … 三"),
+    ("latin-1", "-- é ~ ?"),
+    ("ascii", "-- ? ~ ?"),
+  ],
+)
+def test_what_a_stream_lacks_is_drawn_in_ascii(encoding, want):
+  assert terminal.encodable("── é … 三", encoding) == want

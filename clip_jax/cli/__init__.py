@@ -36,12 +36,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str]) -> int:
   """Runs one command and returns its exit code; wrong usage exits with 2."""
+  _survive_any_encoding()
   arguments = parser.parse(argv)
   stdout = sys.stdout
   try:
     with _stdout_kept_clean(), _quiet():
       answer = verbs.RUN[arguments.verb](arguments)
     text = to_json(answer.payload) if arguments.json else answer.text
+    text = terminal.encodable(text, getattr(stdout, "encoding", None))
     print(text, file=stdout, flush=True)
     return answer.code
   except KeyboardInterrupt:
@@ -74,6 +76,14 @@ def run(argv: Sequence[str]) -> int:
       "more devices.",
       FAILED,
     )
+
+
+def _survive_any_encoding() -> None:
+  """Lets a terminal that lacks a character show "?" in its place."""
+  for stream in (sys.stdout, sys.stderr):
+    # Not every stream can: a test's or a notebook's may not.
+    with contextlib.suppress(AttributeError, ValueError):
+      stream.reconfigure(errors="replace")
 
 
 @contextlib.contextmanager

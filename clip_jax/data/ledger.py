@@ -101,9 +101,12 @@ class Ledger:
     reasons = ", ".join(
       f"{count} {reason}" for reason, count in self.counts.most_common()
     )
+    least = ", the fewest that it is taken of" if settled > seen else ""
     raise errors.UserError(
       f"{bad} bad records among {seen} examples; data.max_bad_fraction="
-      f"{self._max_bad_fraction:g} allows {limit:g}. Reasons: "
+      f"{self._max_bad_fraction:g} allows {limit:g} ("
+      f"{100 * self._max_bad_fraction:g} % of {settled} examples{least}). "
+      "Reasons: "
       f"{reasons or 'not known to this process'}. First keys: "
       f"{', '.join(self.first_keys) or 'none here'}. Mend the data"
       " (`clip-jax data inspect` lists what is wrong) or raise the limit."

@@ -258,3 +258,19 @@ def test_reading_is_safe_in_threads(tmp_path, pairs, write_tar, members):
     with futures.ThreadPoolExecutor(8) as pool:
       found = list(pool.map(source.__getitem__, order))
     assert found == [records[i] for i in order]
+
+
+def test_the_root_of_a_table_is_seen_from_the_table_first(
+  tmp_path, monkeypatch
+):
+  (tmp_path / "table" / "Images").mkdir(parents=True)
+  (tmp_path / "here" / "Images").mkdir(parents=True)
+  (tmp_path / "here" / "others").mkdir()
+  monkeypatch.chdir(tmp_path / "here")
+  table = tmp_path / "table" / "pairs.csv"
+  table.write_text("image,caption\na.png,a\n")
+  image = (tmp_path / "table" / "Images" / "a.png", b"beside the table")
+  other = (tmp_path / "here" / "others" / "a.png", b"from here")
+  for root, (path, content) in {"Images": image, "others": other}.items():
+    path.write_bytes(content)
+    assert sources.open_source(f"csv:{table}?root={root}")[0].image == content

@@ -6,7 +6,8 @@ the same image become one record with several texts, at the place of the first.
 
 Options:
   image, caption: names of the columns.
-  root: directory of the images; the table's by default.
+  root: directory of the images, seen from the table's or else from the working
+    directory; the table's by default.
   sep: comma, tab, pipe or semicolon; by default a tab where the header has one.
   quote: none, where a double quote is a letter like others.
 """
@@ -84,9 +85,13 @@ def open_table(path: str, options: dict[str, str]) -> Table:
   directory = os.path.dirname(path)
   if "root" in options:
     root = os.path.expanduser(options["root"])
-    if not os.path.isdir(root):
-      raise errors.UserError(f"csv: root={root} is not a directory.")
-    roots = (root,)
+    places = (os.path.join(directory, root), root)
+    roots = tuple(filter(os.path.isdir, places))[:1]
+    if not roots:
+      raise errors.UserError(
+        f"csv: root={root} is not a directory, neither beside {path} nor in "
+        "the working directory."
+      )
   else:
     beside = (os.path.join(directory, name) for name in _IMAGE_FOLDERS)
     roots = (directory, *filter(os.path.isdir, beside))
