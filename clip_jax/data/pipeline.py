@@ -11,6 +11,7 @@ import functools
 import math
 import traceback
 import weakref
+import zlib
 from collections.abc import Callable, Iterator
 
 import grain
@@ -28,6 +29,7 @@ __all__ = [
   "CHUNK_ROWS",
   "Batches",
   "Problem",
+  "batch_digest",
   "eval_batches",
   "local_rows",
   "place",
@@ -63,6 +65,19 @@ def record_index(g: int, *, seed: int, records: int, attempt: int = 0) -> int:
     seed=_shuffle_seed(seed, epoch, attempt),
     rounds=_SHUFFLE_ROUNDS,
   )
+
+
+def batch_digest(step: int, *, seed: int, records: int, batch_size: int) -> int:
+  """Returns a checksum of the records of the whole batch of update `step`.
+
+  Of what is to be read: bad records count as themselves.
+  """
+  first = (step - 1) * batch_size  # Updates count from 1.
+  indices = [
+    record_index(g, seed=seed, records=records)
+    for g in range(first, first + batch_size)
+  ]
+  return zlib.crc32(np.array(indices, "<i8").tobytes())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The training loop: `train` is the function to read first."""
 
 import contextlib
+import functools
 import logging
 import os
 import pathlib
@@ -12,6 +13,7 @@ import ml_collections
 
 from clip_jax import errors
 from clip_jax.data import ledger as ledger_lib
+from clip_jax.data import pipeline
 from clip_jax.models import flops
 from clip_jax.train import (
   checkpoint,
@@ -186,6 +188,12 @@ def _open_journal(
       devices=jax.device_count(),
     ),
     schedule=optim.make_schedule(config, run.total_steps),
+    digest=functools.partial(
+      pipeline.batch_digest,
+      seed=config.seed,
+      records=len(run.source),
+      batch_size=config.batch_size,
+    ),
     batch_size=config.batch_size,
     total_steps=run.total_steps,
     log_every_steps=config.log_every_steps,

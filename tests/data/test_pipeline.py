@@ -3,6 +3,7 @@
 import collections
 import os
 import signal
+import zlib
 
 import numpy as np
 import pytest
@@ -297,3 +298,14 @@ def test_a_killed_worker_is_a_clear_error(spec, tokens):
     with pytest.raises(errors.UserError, match="worker process died"):
       for _ in range(1000):
         next(batches)
+
+
+def test_the_digest_of_a_batch_is_that_of_its_records():
+  def digest(step, **changes):
+    how = {"seed": 3, "records": 11, "batch_size": 4} | changes
+    return pipeline.batch_digest(step, **how)
+
+  slots = [pipeline.record_index(g, seed=3, records=11) for g in range(4, 8)]
+  assert digest(2) == zlib.crc32(np.array(slots, "<i8").tobytes())
+  others = [digest(1), digest(2, seed=4), digest(2, records=50)]
+  assert digest(2) not in others
