@@ -174,7 +174,8 @@ def convert(
       "init.text)."
     )
   model = _without_useless_bias(model, target, options)
-  portable.refuse(to, target.refusals(model.spec))
+  if not hasattr(target, "gives_back") or not target.gives_back(model):
+    portable.refuse(to, target.refusals(model.spec))
   report = dataclasses.replace(model.report, target_format=to)
   if options.headers_only:
     return report

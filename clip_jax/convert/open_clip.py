@@ -282,6 +282,11 @@ def _text(spec, layout) -> list[Entry]:
   ]
 
 
+def gives_back(model: portable.Portable) -> bool:
+  """Whether a model came from this format and goes back as it came."""
+  return _as_it_came(model) is not None
+
+
 def write(
   model: portable.Portable, destination: pathlib.Path, options: portable.Options
 ) -> None:
@@ -291,8 +296,10 @@ def write(
     UserError: OpenCLIP has no such model.
   """
   del options
-  portable.refuse(NAME, refusals(model.spec))
-  config, layout, extras = _as_it_came(model) or _anew(model)
+  came = _as_it_came(model)
+  if came is None:
+    portable.refuse(NAME, refusals(model.spec))
+  config, layout, extras = came or _anew(model)
   tensors = engine.to_theirs(entries(model.spec, layout), model.leaves)
   destination.mkdir(parents=True, exist_ok=True)
   tensors = {**tensors, **_running_counts(tensors), **extras}

@@ -169,10 +169,13 @@ def _bert_problems(text) -> list[str]:
     }
     wanted.append((len(other), name, other))
   _, name, other = min(wanted, key=lambda one: one[:2])
-  return [
-    f"text.{field}={text[field]!r} (a BERT is one of "
-    f"{', '.join(BERTS)} there; the nearest, {name}, has {value!r})"
+  sizes = ", ".join(
+    f"text.{field}={text[field]!r} (not {value!r})"
     for field, value in other.items()
+  )
+  return [
+    f"{sizes}: a BERT there is one of {', '.join(BERTS)}, of which {name} is "
+    "the nearest"
   ]
 
 

@@ -21,6 +21,7 @@ from clip_jax.convert import (
   open_clip_config,
   open_clip_export,
   timm_vit,
+  tokenizer_files,
   verification,
 )
 from clip_jax.convert import report as report_lib
@@ -498,8 +499,10 @@ def test_a_tokenizer_json_gives_open_clips_ids(library, tmp_path, pad_id):
 
 @pytest.mark.parametrize("case", ["vit_quick_gelu", "siglip"])
 def test_what_goes_by_huggingface_comes_back_with_every_bit(
-  make, tmp_path, case
+  make, tmp_path, case, monkeypatch
 ):
+  # These towers know fewer words than CLIP's tokenizer has.
+  monkeypatch.setattr(tokenizer_files, "check_ids", lambda *arguments: None)
   source = make(case)
   for step, to in (("a", "huggingface"), ("b", "clip-jax"), ("c", "open-clip")):
     convert.convert(source, tmp_path / step, to=to)
