@@ -207,9 +207,9 @@ def test_images_are_looked_for_before_the_model(image, capsys):
   error = fails(
     capsys, "classify", "nowhere", image, "gone.png", "--labels", "a,b"
   )
-  assert "'gone.png' does not exist" in error
+  assert "No such file or directory: gone.png" in error
   error = fails(capsys, "search", "nowhere", "--image", "gone.png")
-  assert "'gone.png' does not exist" in error
+  assert "No such file or directory: gone.png" in error
 
 
 def test_a_single_label_is_worth_a_warning(workdir, image, capsys):

@@ -186,10 +186,9 @@ def classify(arguments: argparse.Namespace) -> Answer:
 
 
 def check_files(paths: Sequence[str]) -> None:
-  """Raises UserError, before anything long, where an image is no file."""
+  """Raises OSError, before anything long, where an image is not there."""
   for path in paths:
-    if not os.path.isfile(path):
-      raise errors.UserError(f"Image file {path!r} does not exist.")
+    os.stat(path)
 
 
 def embed(arguments: argparse.Namespace) -> Answer:
