@@ -168,7 +168,9 @@ CASES = {
     TRAIN + "--process-id 1", ("--coordinator", "go together"), 2
   ),
   "batch size 0": Case(
-    EVAL + "zero_shot --batch-size 0", ("--batch-size", "whole number, at least 1"), 2
+    EVAL + "zero_shot --batch-size 0",
+    ("--batch-size", "whole number, at least 1"),
+    2,
   ),
   "no query": Case("search $index", ("give a text",), 2),
   # The config.
