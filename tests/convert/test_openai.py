@@ -444,10 +444,10 @@ def test_a_dry_run_digests_no_weights(state, tmp_path, monkeypatch):
 def test_a_model_is_replaced_only_when_told_to(state, tmp_path):
   source, out = tmp_path / "a.pt", tmp_path / "out"
   torch.save(state, source)
-  convert.convert(source, out, to="clip-jax", options=QUICK)
+  convert.convert(source, out, to="clip-jax", options=VIT)
   with pytest.raises(errors.UserError, match="--overwrite"):
-    convert.convert(source, out, to="clip-jax", options=QUICK)
+    convert.convert(source, out, to="clip-jax", options=VIT)
   (out / "old.txt").write_text("")
-  convert.convert(source, out, to="clip-jax", options=QUICK, overwrite=True)
+  convert.convert(source, out, to="clip-jax", options=VIT, overwrite=True)
   assert not (out / "old.txt").exists()
   assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "out"]
