@@ -270,17 +270,20 @@ def _assert_same_trajectory(got, wanted, tolerance, *, x64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  ("precision", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)]
-)
-def test_two_processes_follow_the_same_trajectory(
-  tmp_path, precise, uninterrupted, precision, tolerance
-):
-  x64 = precision == "float64"
-  options = (f"precision={precision}", "mesh.fsdp=2")
-  _finish_pair(_start_pair(tmp_path / "two", *options), tmp_path / "two")
-  one = precise if x64 else uninterrupted
-  _assert_same_trajectory(tmp_path / "two", one, tolerance, x64=x64)
+def test_two_processes_follow_the_same_trajectory(tmp_path, precise):
+  workdir = tmp_path / "two"
+  _finish_pair(_start_pair(workdir, PRECISE, "mesh.fsdp=2"), workdir)
+  _assert_same_trajectory(workdir, precise, 1e-9, x64=True)
+
+
+@pytest.mark.slow
+def test_two_processes_stay_together_in_float32(tmp_path):
+  # At the fixture's rate rounding grows beyond the bar within 40 steps.
+  calm = "optim.peak_lr=2e-4"
+  one, two = tmp_path / "one", tmp_path / "two"
+  _finish(one, calm)
+  _finish_pair(_start_pair(two, calm, "mesh.fsdp=2"), two)
+  _assert_same_trajectory(two, one, 1e-4, x64=False)
 
 
 @pytest.mark.slow
