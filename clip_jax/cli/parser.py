@@ -351,6 +351,11 @@ def _add_reading(parser: Parser) -> None:
     metavar="IMAGE,TEXT",
     help="attention heads of the towers, where the source does not say them",
   )
+  parser.add_argument(
+    "--pooling",
+    choices=("mean", "cls"),
+    help="of a plain BERT, which does not say it",
+  )
 
 
 def _verify(parser: Parser) -> None:

@@ -271,6 +271,7 @@ def convert(arguments: argparse.Namespace) -> Answer:
   options = convert_lib.Options(
     activation=arguments.activation,
     heads=arguments.heads,
+    pooling=arguments.pooling,
     image_size=arguments.image_size,
     resize_method=arguments.resize_method,
     old_grid=arguments.old_grid,
@@ -308,7 +309,9 @@ def verify(arguments: argparse.Namespace) -> Answer:
     arguments.model,
     source_format=arguments.source_format,
     options=convert_lib.Options(
-      activation=arguments.activation, heads=arguments.heads
+      activation=arguments.activation,
+      heads=arguments.heads,
+      pooling=arguments.pooling,
     ),
     double=arguments.float64,
     examples=arguments.examples,

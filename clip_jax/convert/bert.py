@@ -54,20 +54,22 @@ def recognise(path: pathlib.Path) -> bool:
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   """Reads a BERT; its own pooler is kept aside.
 
-  A BERT by itself gives a vector for each token. As a tower it is pooled by
-  the mean over its tokens, which the report says.
+  A BERT by itself gives a vector for each token, and does not say how these
+  become one.
 
   Raises:
     UserError: it is another kind of BERT, or damaged.
+    AmbiguousError: the pooling was not told.
   """
+  if options.pooling is None:
+    raise errors.AmbiguousError(
+      f"{path} does not say how its tokens become one vector. Give --pooling "
+      "mean or --pooling cls to clip-jax convert, and take what it writes; or "
+      "give the directory that sentence-transformers made of it, which says so."
+    )
   report = report_lib.Report(NAME)
-  report.infer("text.pooling", "mean", "format")
-  report.warnings.append(
-    f"{path} does not say how its tokens become one vector: their mean is "
-    "taken. If it was trained with another pooling, give the directory that "
-    "sentence-transformers made of it, which says so."
-  )
-  return read_tower(path, report, options, pooling="mean")
+  report.infer("text.pooling", options.pooling, "flag")
+  return read_tower(path, report, options, pooling=options.pooling)
 
 
 def read_tower(

@@ -23,6 +23,7 @@ class Options:
   Attributes:
     activation: of the towers, where the source does not say it.
     heads: of the image and of the text tower, where the source does not say.
+    pooling: of a BERT that nothing around it says; "mean" or "cls".
     image_size: to which position embeddings are resized; None keeps it.
     resize_method: one of `positions.METHODS`; needed with `image_size`.
     old_grid: rows and cols of the source's patches, where it is not square.
@@ -32,6 +33,7 @@ class Options:
 
   activation: str | None = None
   heads: tuple[int, int] | None = None
+  pooling: str | None = None
   image_size: int | None = None
   resize_method: str | None = None
   old_grid: tuple[int, int] | None = None

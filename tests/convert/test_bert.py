@@ -12,9 +12,11 @@ import transformers
 from clip_jax import convert, errors, tokenizer
 from clip_jax.convert import bert, engine
 from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
+MEAN = Options(pooling="mean")
 BAR = 1e-12  # Float64 against float64; BERT's wrong epsilons give 1e-6.
 SIZES = {
   "vocab_size": 31,
@@ -111,7 +113,7 @@ PUBLISHED = {
 def test_a_bert_computes_what_transformers_computes(
   make, theirs, difference, rename, more
 ):
-  model = convert.open_model(make(rename=rename, more=more))
+  model = convert.open_model(make(rename=rename, more=more), options=MEAN)
   assert model.source["format"] == "bert"
   assert any("pooler.dense" in name for name in model.report.ignored)
   assert model.report.inferred["text.pooling"]["value"] == "mean"
@@ -163,14 +165,14 @@ def test_a_sentence_transformer_computes_what_its_parts_do(
   ],
 )
 def test_a_mutation_is_far_above_the_bar(make, theirs, difference, change):
-  model = convert.open_model(make())
+  model = convert.open_model(make(), options=MEAN)
   model.spec["text"].update(change)
   got = _features(model)
   assert difference(got, _their_features(theirs, "mean")) > 1e4 * BAR
 
 
 def test_float32_is_as_near_as_float32_can_be(make, theirs, difference):
-  model = convert.open_model(make(np.float32))
+  model = convert.open_model(make(np.float32), options=MEAN)
   tower = variants._make_tower("text", model.spec["text"])
   params = {"params": model.variables()["params"]["text"]}
   got = jax.jit(tower.apply)(params, _tokens().astype(np.int32))
@@ -183,7 +185,7 @@ def test_float32_is_as_near_as_float32_can_be(make, theirs, difference):
 )
 def test_a_model_directory_keeps_every_bit(make, tmp_path, dtype, rename, more):
   source = make(dtype, rename, more)
-  convert.convert(source, tmp_path / "ours", to="clip-jax")
+  convert.convert(source, tmp_path / "ours", to="clip-jax", options=MEAN)
   model = convert.open_model(tmp_path / "ours")
   dialect = dict(model.source["dialect"])
   dialect.pop("config")
@@ -233,7 +235,7 @@ def test_sentence_transformers_lower_case_is_its_own(make):
 def test_what_is_not_held_is_refused_by_name(make, config, word):
   directory = make(**config)
   with pytest.raises(errors.UserError, match=word):
-    convert.open_model(directory)
+    convert.open_model(directory, options=MEAN)
 
 
 def test_other_modules_and_poolings_are_refused(make):
@@ -266,10 +268,20 @@ def test_a_directory_without_a_tokenizer_says_what_is_missing(make):
   directory = make()
   (directory / "vocab.txt").write_text("a\nb\n")
   with pytest.raises(errors.UserError, match=r"\[CLS\]"):
-    convert.open_model(directory)
+    convert.open_model(directory, options=MEAN)
   (directory / "vocab.txt").unlink()
   with pytest.raises(errors.UserError, match=r"tokenizer\.json"):
+    convert.open_model(directory, options=MEAN)
+
+
+def test_a_plain_berts_pooling_must_be_told(make):
+  directory = make()
+  with pytest.raises(errors.AmbiguousError, match="--pooling"):
     convert.open_model(directory)
+  told = convert.open_model(directory, options=Options(pooling="cls"))
+  assert told.spec["text"]["pooling"] == "cls"
+  noted = {"value": "cls", "source": "flag"}
+  assert told.report.inferred["text.pooling"] == noted
 
 
 @pytest.mark.parametrize("name", ["bert-base-uncased", "bert-large-uncased"])

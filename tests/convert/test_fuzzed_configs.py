@@ -57,7 +57,8 @@ def _fuzz(directory, names, seed=0):
   Only `UserError` may come out.
   """
   rng = random.Random(seed)
-  options = convert.Options(headers_only=True)
+  # A plain BERT is refused at once where nothing says its pooling.
+  options = convert.Options(headers_only=True, pooling="mean")
   texts = {name: (directory / name).read_text() for name in names}
   found = [
     (name, path, value)
@@ -218,12 +219,11 @@ def test_a_changed_sentence_transformer_is_an_error_or_a_model(plain_bert):
   _fuzz(directory, tuple(files))
 
 
-def test_a_plain_bert_says_that_its_pooling_is_a_guess(plain_bert):
-  read = convert.open_model(plain_bert)
-  (warning,) = read.report.warnings
-  assert "mean" in warning and "sentence-transformers" in warning
+def test_a_plain_bert_says_where_each_field_comes_from(plain_bert):
+  read = convert.open_model(plain_bert, options=convert.Options(pooling="mean"))
+  assert not read.report.warnings
   found = read.report.inferred
-  assert found["text.pooling"] == {"value": "mean", "source": "format"}
+  assert found["text.pooling"] == {"value": "mean", "source": "flag"}
   assert found["text.activation"]["source"] == "config"
   assert found["tokenizer.lowercase"]["source"] == "config"
   assert found["tokenizer.cleaning"]["source"] == "format"
@@ -231,7 +231,7 @@ def test_a_plain_bert_says_that_its_pooling_is_a_guess(plain_bert):
 
 def test_an_activation_that_is_told_holds_for_bert(plain_bert):
   read = convert.open_model(
-    plain_bert, options=convert.Options(activation="gelu_tanh")
+    plain_bert, options=convert.Options(activation="gelu_tanh", pooling="cls")
   )
   assert read.spec["text"]["activation"] == "gelu_tanh"
   assert read.report.inferred["text.activation"]["source"] == "flag"
@@ -242,7 +242,7 @@ def test_a_bert_with_more_words_than_vectors_is_refused(plain_bert):
   words = [*WORDS[:2], *"abcdefgh", *"ijkl", *WORDS[2:4]]
   (plain_bert / "vocab.txt").write_text("\n".join(words) + "\n")
   with pytest.raises(errors.UserError, match="start_id=14"):
-    convert.open_model(plain_bert)
+    convert.open_model(plain_bert, options=convert.Options(pooling="mean"))
 
 
 TIMM = {
@@ -313,7 +313,8 @@ def test_a_dry_run_digests_no_weights(kind, request, monkeypatch):
   directory = request.getfixturevalue(kind)
   seen = []
   monkeypatch.setattr(portable, "digests", lambda files: seen.extend(files))
-  convert.open_model(directory, options=convert.Options(headers_only=True))
+  options = convert.Options(headers_only=True, pooling="mean")
+  convert.open_model(directory, options=options)
   assert {path.suffix for path in seen} <= {".json"}
 
 
