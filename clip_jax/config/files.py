@@ -1,0 +1,120 @@
+"""Configs from Python files, and as JSON both ways."""
+
+import json
+import pathlib
+import re
+import runpy
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from clip_jax import errors
+from clip_jax.config import checks, overrides, schema
+
+
+def load(
+  path: str | pathlib.Path, changes: Sequence[str] = ()
+) -> ml_collections.ConfigDict:
+  """Returns the checked config of the file `path` with `changes` on top.
+
+  Args:
+    path: a Python file that defines `get_config()`.
+    changes: texts such as "optim.peak_lr=1e-3".
+
+  Raises:
+    UserError: the file cannot be read, or a field is unknown or not allowed.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise errors.UserError(
+      f"Config file {str(path)!r} does not exist; check the path, or take one "
+      "of configs/."
+    )
+  try:
+    config = runpy.run_path(str(path))["get_config"]()
+  except KeyError as error:
+    if error.args == ("get_config",):
+      raise errors.UserError(
+        f"{path} defines no get_config(); see configs/demo.py."
+      ) from None
+    raise errors.UserError(f"{path}: {error.args[0]}") from None
+  except Exception as error:  # Whatever a user's file raises is theirs to mend.
+    raise _file_error(path, error) from None
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise errors.UserError(
+      f"{path}: get_config() returned {type(config).__name__}; start from "
+      "clip_jax.config.default_config()."
+    )
+  for change in changes:
+    overrides.apply_override(config, change)
+  return checks.check(config)
+
+
+def _file_error(path: pathlib.Path, error: Exception) -> errors.UserError:
+  """Returns what went wrong in a config file, in one line."""
+  line = getattr(error, "lineno", None) or _line_in(error, str(path))
+  locked = re.match(r"""'?Key "(\w+)" does not exist and cannot""", str(error))
+  if locked:
+    names = {name for field in schema.SCHEMA for name in field.split(".")}
+    message = str(errors.unknown("config field", locked[1], names))
+  else:
+    first = (str(error).splitlines() or [""])[0]
+    message = f"{type(error).__name__}: {first}"
+  return errors.UserError(f"{path}, line {line}: {message}")
+
+
+def _line_in(error: BaseException, path: str) -> int | str:
+  """Returns the last line of the file `path` in the error's traceback."""
+  line, traceback = "?", error.__traceback__
+  while traceback is not None:
+    if traceback.tb_frame.f_code.co_filename == path:
+      line = traceback.tb_lineno
+    traceback = traceback.tb_next
+  return line
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+  """Returns `config` as JSON that `from_json` reads back."""
+  return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+  """Returns the checked config that `to_json` wrote.
+
+  Raises:
+    UserError: not JSON, or a field is unknown or not allowed.
+  """
+  try:
+    tree = json.loads(text)
+  except json.JSONDecodeError as error:
+    raise errors.UserError(f"The config is no valid JSON: {error}.") from None
+  if not isinstance(tree, dict):
+    raise errors.UserError("The config is no JSON object.")
+  config = schema.default_config()
+  for name in schema.OPEN:
+    config[name] = ml_collections.ConfigDict(tree.pop(name, {}))
+  for path, value in checks.flatten(tree).items():
+    if path not in schema.SCHEMA:
+      raise errors.unknown("config field", path, schema.SCHEMA)
+    *parents, leaf = path.split(".")
+    node = config
+    for parent in parents:
+      node = node[parent]
+    if value is not None:
+      checks.check_field(path, value, schema.SCHEMA[path])
+      node[leaf] = value
+  return checks.check(config)
+
+
+def differences(
+  old: ml_collections.ConfigDict, new: ml_collections.ConfigDict
+) -> dict[str, tuple[Any, Any]]:
+  """Returns {field: (old value, new value)} of the fields that differ."""
+  before, after = checks.flatten(old.to_dict()), checks.flatten(new.to_dict())
+  paths = sorted(before.keys() | after.keys())
+  return {
+    path: (before.get(path), after.get(path))
+    for path in paths
+    if before.get(path) != after.get(path)
+  }

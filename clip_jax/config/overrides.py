@@ -1,0 +1,80 @@
+"""Fields that are set on the command line."""
+
+import json
+from typing import Any
+
+import ml_collections
+
+from clip_jax import errors
+from clip_jax.config import schema
+
+# Two ways to say how long a run is, of which one is given.
+_LENGTHS = {"steps": "epochs", "epochs": "steps"}
+
+# How fields in open dictionaries are named where all are listed.
+_OPEN_FIELDS = ("evals.NAME.*", "model_overrides.*")
+
+
+def apply_override(config: ml_collections.ConfigDict, override: str) -> None:
+  """Sets one field in place from a text such as "optim.peak_lr=1e-3".
+
+  "evals=" removes all evaluations, "evals.NAME=" one of them.
+  """
+  path, equals, text = override.partition("=")
+  if not equals:
+    raise errors.UserError(
+      f"Override {override!r} has no value; write --config.{path}=VALUE."
+    )
+  *parents, leaf = path.split(".")
+  node = config
+  if not text and path in schema.OPEN:
+    config[path] = ml_collections.ConfigDict()
+    return
+  if not text and parents == ["evals"]:
+    if leaf not in config.evals:
+      raise errors.unknown("evaluation", leaf, config.evals)
+    del config.evals[leaf]
+    return
+  if parents[:1] == ["evals"] or parents[:1] == ["model_overrides"]:
+    for parent in parents:
+      if parent not in node:
+        node[parent] = ml_collections.ConfigDict()
+      node = node[parent]
+    is_eval = parents[0] == "evals"
+    try:
+      node[leaf] = text if is_eval else _parse_json(text)
+    except TypeError:  # Set before, by the config file, to another type.
+      raise errors.UserError(
+        f"config.{path} takes {type(node[leaf]).__name__}, got {text!r}."
+      ) from None
+    return
+  if path not in schema.SCHEMA:
+    raise errors.unknown("config field", path, [*schema.SCHEMA, *_OPEN_FIELDS])
+  for parent in parents:
+    node = node[parent]
+  node[leaf] = _parse(path, text, schema.SCHEMA[path].type)
+  # What is typed last decides, also over the file.
+  if path in _LENGTHS:
+    config[_LENGTHS[path]] = None
+
+
+def _parse(path: str, text: str, kind: type) -> Any:
+  try:
+    if kind is int:
+      number = float(text) if "e" in text.lower() else int(text)
+      if number != int(number):
+        raise ValueError
+      return int(number)
+    return kind(text)
+  except (ValueError, OverflowError):  # Overflow: an infinite integer.
+    raise errors.UserError(
+      f"config.{path} takes {kind.__name__}, got {text!r}."
+    ) from None
+
+
+def _parse_json(text: str) -> Any:
+  """Returns numbers, booleans and lists as such, anything else as a text."""
+  try:
+    return json.loads(text)
+  except json.JSONDecodeError:
+    return text

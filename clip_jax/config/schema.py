@@ -1,0 +1,191 @@
+"""The schema of a run: every knob with its default, its unit and its check."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+PRECISIONS = ("bfloat16", "float32", "float64")
+LOSS_KINDS = ("sigmoid", "softmax")
+LOSS_METHODS = ("auto", "dense", "gathered")
+CAPTION_CHOICES = ("random", "first")
+EVAL_TASKS = ("zero_shot", "retrieval")
+
+# A check returns what is wanted where the value is not allowed, else None.
+Check = Callable[[Any], str | None]
+
+
+def _at_least(low: float) -> Check:
+  return lambda value: None if value >= low else f"at least {low}"
+
+
+def _between(low: float, high: float) -> Check:
+  wanted = f"between {low} and {high}"
+  return lambda value: None if low <= value <= high else wanted
+
+
+def _one_of(names: Sequence[str]) -> Check:
+  wanted = "one of " + ", ".join(names)
+  return lambda value: None if value in names else wanted
+
+
+def _axis_size(value: int) -> str | None:
+  return None if value == -1 or value >= 1 else "-1 (all the rest) or >= 1"
+
+
+def _positive(value: float) -> str | None:
+  return None if value > 0 else "more than 0"
+
+
+def _anything(value: Any) -> None:
+  del value
+
+
+def _not_empty(value: str) -> str | None:
+  return None if value else "a name or an address, not an empty text"
+
+
+def _address(value: str) -> str | None:
+  return None if value else "set: --config.data.train=ADDRESS"
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One knob: its type, its default (None: worked out), check and meaning."""
+
+  type: type
+  default: Any
+  check: Check
+  help: str
+
+
+SCHEMA: dict[str, Field] = {
+  "model": Field(
+    str, "ViT-B-32", _not_empty, "name of the model; `clip-jax models` lists"
+  ),
+  "batch_size": Field(
+    int, 32_768, _at_least(1), "pairs in the global batch (paper, Table 18)"
+  ),
+  "steps": Field(int, None, _at_least(1), "length in updates; or give epochs"),
+  "epochs": Field(
+    float, None, _positive, "length in passes over data.train; or give steps"
+  ),
+  "seed": Field(
+    int, 0, _between(0, 2**31 - 1), "seed of parameters, order and crops"
+  ),
+  "precision": Field(
+    str,
+    "bfloat16",
+    _one_of(PRECISIONS),
+    "compute type; parameters, logits and loss stay float32 (or float64)",
+  ),
+  "init.model": Field(
+    str, "", _anything, "a model to begin with, in any format; empty: none"
+  ),
+  "init.image": Field(
+    str, "", _anything, "a checkpoint whose image tower to begin with"
+  ),
+  "init.text": Field(
+    str, "", _anything, "a checkpoint whose text tower to begin with"
+  ),
+  "data.train": Field(str, "", _address, "DATA address of the pairs"),
+  "data.workers": Field(
+    int, 0, _at_least(0), "loader processes; 0 loads in threads only"
+  ),
+  "data.threads": Field(int, 4, _at_least(1), "loader threads a process"),
+  "data.max_bad_fraction": Field(
+    float, 0.01, _between(0, 1), "share of bad records that stops the run"
+  ),
+  "data.resize_ratio": Field(
+    float,
+    1.0,
+    _between(1, 4),
+    "shortest side before the random crop, over the image size",
+  ),
+  "data.caption": Field(
+    str, "random", _one_of(CAPTION_CHOICES), "which caption of an image"
+  ),
+  "eval_every_steps": Field(
+    int, 0, _at_least(0), "updates between evaluations; 0: only at the end"
+  ),
+  "optim.peak_lr": Field(
+    float, 5e-4, _positive, "learning rate after warm-up (paper, Table 20)"
+  ),
+  "optim.warmup_steps": Field(
+    int, 2000, _at_least(0), "updates of linear warm-up (paper, Table 18)"
+  ),
+  "optim.weight_decay": Field(
+    float, 0.2, _at_least(0), "decoupled, on matrices (paper, Table 18)"
+  ),
+  "optim.beta1": Field(float, 0.9, _between(0, 1), "Adam's beta1"),
+  "optim.beta2": Field(
+    float, None, _between(0, 1), "Adam's beta2; paper: ViT 0.98, ResNet 0.999"
+  ),
+  "optim.epsilon": Field(
+    float, None, _positive, "Adam's epsilon; paper: ViT 1e-6, ResNet 1e-8"
+  ),
+  "optim.clip_norm": Field(
+    float, 1.0, _at_least(0), "largest global gradient norm; 0: no clipping"
+  ),
+  "optim.frozen": Field(
+    str,
+    "",
+    _anything,
+    "regular expression: parameters that stay as they are; empty: none",
+  ),
+  "loss.kind": Field(
+    str, "softmax", _one_of(LOSS_KINDS), "contrastive objective"
+  ),
+  "loss.method": Field(
+    str, "auto", _one_of(LOSS_METHODS), "how the global logits are made"
+  ),
+  "mesh.data": Field(int, -1, _axis_size, "devices that split the batch"),
+  "mesh.fsdp": Field(
+    int, 1, _axis_size, "devices that split batch, parameters and optimizer"
+  ),
+  "checkpoint.every_steps": Field(
+    int, 1000, _at_least(1), "updates between checkpoints"
+  ),
+  "checkpoint.keep": Field(int, 3, _at_least(1), "newest checkpoints kept"),
+  "log_every_steps": Field(int, 50, _at_least(1), "updates between log lines"),
+  "report": Field(
+    str, "", _anything, "DATA address that report.png shows; empty: no report"
+  ),
+}
+
+# The fields of one entry of `config.evals`.
+EVAL_SCHEMA: dict[str, Field] = {
+  "task": Field(str, "zero_shot", _one_of(EVAL_TASKS), "what is measured"),
+  "data": Field(str, "", _not_empty, "DATA address"),
+  "labels": Field(
+    str, "", _anything, "comma-separated or a file; empty: the data's own"
+  ),
+  "templates": Field(
+    str, "", _anything, "a template or a file; empty: the data's own"
+  ),
+}
+
+# Open dictionaries: names are the user's own, so no lock guards them.
+OPEN = ("model_overrides", "evals")
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Returns the defaults: the paper's recipe, without data."""
+  tree: dict[str, Any] = {name: {} for name in OPEN}
+  for path, field in SCHEMA.items():
+    *parents, leaf = path.split(".")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[leaf] = (
+      config_dict.placeholder(field.type)
+      if field.default is None
+      else field.default
+    )
+  config = ml_collections.ConfigDict(tree)
+  config.lock()
+  for name in OPEN:
+    config[name].unlock()
+  return config
