@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import json
 import logging
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from clip_jax import cli, errors, inference
-from clip_jax.cli import parser, verbs
+from clip_jax.cli import parser, verb, verbs
 from clip_jax.models import variants
 
 CONFIG = """
@@ -492,7 +493,8 @@ def stub(monkeypatch, action):
     del arguments
     return action()
 
-  monkeypatch.setitem(verbs.RUN, "models", models)
+  stubbed = dataclasses.replace(verbs.VERBS["models"], run=models)
+  monkeypatch.setitem(verbs.VERBS, "models", stubbed)
 
 
 def raiser(error):
@@ -539,7 +541,7 @@ def test_json_is_alone_on_stdout_and_strict(monkeypatch, capsys):
       "text": "\x1b\u202e é",
       "none": None,
     }
-    return verbs.Answer(payload, "text")
+    return verb.Answer(payload, "text")
 
   stub(monkeypatch, noisy)
   cli.main(["models", "--json"])
@@ -563,7 +565,7 @@ def test_logs_go_to_stderr_and_libraries_are_kept_quiet(monkeypatch, capsys):
     logging.getLogger("jax._src").info("jax noise")
     logging.getLogger("jax._src").warning("jax warning")
     warnings.warn("noise", DeprecationWarning, stacklevel=1)
-    return verbs.Answer(None, "done")
+    return verb.Answer(None, "done")
 
   stub(monkeypatch, log)
   root = logging.getLogger()
@@ -629,11 +631,12 @@ def test_a_terminal_without_unicode_gets_a_table_all_the_same(encoding):
 
 def test_what_native_code_prints_does_not_mix_with_json():
   code = (
-    "import os; from clip_jax import cli; from clip_jax.cli import verbs\n"
+    "import os; from clip_jax import cli\n"
+    "from clip_jax.cli import flags, verb, verbs\n"
     "def models(arguments):\n"
     "  os.write(1, b'native chatter')\n"
-    "  return verbs.Answer([1], '')\n"
-    "verbs.RUN['models'] = models\n"
+    "  return verb.Answer([1], '')\n"
+    "verbs.VERBS['models'] = verb.Verb('a', flags.add_json, models)\n"
     "cli.main(['models', '--json'])\n"
     "print('after')"
   )

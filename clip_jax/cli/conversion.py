@@ -1,0 +1,192 @@
+"""The verbs about checkpoints: convert and verify."""
+
+import argparse
+
+from clip_jax import terminal
+from clip_jax.cli import flags, verb
+
+
+def _add_convert(parser: flags.Parser) -> None:
+  parser.add_argument(
+    "source", metavar="SOURCE", help="a file, a directory or hf-hub:ORG/NAME"
+  )
+  parser.add_argument("destination", metavar="DEST", help="a new path")
+  parser.add_argument(
+    "--to",
+    required=True,
+    metavar="FORMAT",
+    help="clip-jax, openai, huggingface, open-clip or big-vision",
+  )
+  _add_reading(parser)
+  parser.add_argument(
+    "--image-size",
+    type=flags.count,
+    metavar="N",
+    help="resize the position embeddings to images of N pixels a side",
+  )
+  parser.add_argument(
+    "--resize-method",
+    metavar="NAME",
+    help="how: bicubic_antialias (as open_clip does), bicubic (HuggingFace), "
+    "bilinear_antialias, bilinear or align_corners (big_vision)",
+  )
+  parser.add_argument(
+    "--old-grid",
+    type=_grid,
+    metavar="HxW",
+    help="rows and columns of the source's patches, where not a square",
+  )
+  parser.add_argument(
+    "--drop-logit-bias",
+    action="store_true",
+    help="leave out a logit bias that the target has no place for",
+  )
+  parser.add_argument(
+    "--dry-run",
+    action="store_true",
+    help="read headers only, say what would be done, and write nothing",
+  )
+  parser.add_argument(
+    "--overwrite", action="store_true", help="replace what is at DEST"
+  )
+  flags.add_json(parser)
+
+
+def _add_verify(parser: flags.Parser) -> None:
+  parser.add_argument(
+    "source", metavar="SOURCE", help="a checkpoint that another library reads"
+  )
+  parser.add_argument(
+    "model", metavar="MODEL", help="the same model in any format"
+  )
+  _add_reading(parser)
+  parser.add_argument(
+    "--float64",
+    action="store_true",
+    help="compute in float64, with a bar of 1e-12",
+  )
+  parser.add_argument(
+    "--examples", type=flags.count, default=4, metavar="N", help="default: 4"
+  )
+  parser.add_argument(
+    "--seed", type=int, default=0, metavar="N", help="of the random inputs"
+  )
+  flags.add_json(parser)
+
+
+def _add_reading(parser: flags.Parser) -> None:
+  parser.add_argument(
+    "--from",
+    dest="source_format",
+    metavar="FORMAT",
+    help="the source's format, where it is not found out right",
+  )
+  parser.add_argument(
+    "--activation",
+    choices=("quick_gelu", "gelu", "gelu_tanh"),
+    help="of both towers, where the source does not say it",
+  )
+  parser.add_argument(
+    "--heads",
+    type=_heads,
+    metavar="IMAGE,TEXT",
+    help="attention heads of the towers, where the source does not say them",
+  )
+  parser.add_argument(
+    "--pooling",
+    choices=("mean", "cls"),
+    help="of a plain BERT, which does not say it",
+  )
+
+
+def _grid(text: str) -> tuple[int, int]:
+  rows, cross, cols = text.partition("x")
+  if not cross:
+    raise argparse.ArgumentTypeError(f"{text!r} is not like 14x20")
+  return flags.count(rows), flags.count(cols)
+
+
+def _heads(text: str) -> tuple[int, int]:
+  image, comma, words = text.partition(",")
+  if not comma:
+    raise argparse.ArgumentTypeError(f"{text!r} is not like 16,16")
+  return flags.count(image), flags.count(words)
+
+
+def _check_convert(arguments: argparse.Namespace) -> str | None:
+  if (arguments.image_size is None) != (arguments.resize_method is None):
+    return "--image-size and --resize-method go together"
+  if arguments.old_grid is not None and arguments.image_size is None:
+    return "--old-grid goes with --image-size"
+  return None
+
+
+def convert(arguments: argparse.Namespace) -> verb.Answer:
+  """Turns a checkpoint into another format."""
+  from clip_jax import convert as convert_lib
+
+  options = convert_lib.Options(
+    activation=arguments.activation,
+    heads=arguments.heads,
+    pooling=arguments.pooling,
+    image_size=arguments.image_size,
+    resize_method=arguments.resize_method,
+    old_grid=arguments.old_grid,
+    drop_logit_bias=arguments.drop_logit_bias,
+    headers_only=arguments.dry_run,
+  )
+  with terminal.Progress("convert", unit="arrays") as progress:
+    report = convert_lib.convert(
+      arguments.source,
+      arguments.destination,
+      to=arguments.to,
+      source_format=arguments.source_format,
+      options=options,
+      overwrite=arguments.overwrite,
+      progress=progress,
+    )
+  did = "Nothing was written (--dry-run)."
+  if not arguments.dry_run:
+    did = (
+      f"Wrote {arguments.destination}; every number was read back and compared."
+    )
+  return verb.Answer(
+    {**report.to_dict(), "destination": arguments.destination},
+    f"{report.to_text()}\n\n{did}",
+  )
+
+
+def verify(arguments: argparse.Namespace) -> verb.Answer:
+  """Compares a conversion with its source, stage by stage."""
+  from clip_jax import convert as convert_lib
+  from clip_jax.convert import verification
+
+  found = verification.verify(
+    arguments.source,
+    arguments.model,
+    source_format=arguments.source_format,
+    options=convert_lib.Options(
+      activation=arguments.activation,
+      heads=arguments.heads,
+      pooling=arguments.pooling,
+    ),
+    double=arguments.float64,
+    examples=arguments.examples,
+    seed=arguments.seed,
+  )
+  return verb.Answer(
+    found.to_dict(), found.to_text(), code=0 if found.passed else 1
+  )
+
+
+VERBS = {
+  "convert": verb.Verb(
+    "turn a checkpoint into another format, exactly",
+    _add_convert,
+    convert,
+    check=_check_convert,
+  ),
+  "verify": verb.Verb(
+    "compare a conversion with its source's own library", _add_verify, verify
+  ),
+}

@@ -1,0 +1,103 @@
+"""The verb about data: inspect and prepare."""
+
+import argparse
+
+from clip_jax import terminal
+from clip_jax.cli import flags, verb
+
+
+def _add_data(parser: flags.Parser) -> None:
+  actions = parser.add_subparsers(
+    dest="action", metavar="ACTION", required=True, parser_class=flags.Parser
+  )
+  inspect = actions.add_parser(
+    "inspect", help="say what is in DATA and what is wrong with it"
+  )
+  inspect.add_argument("data", metavar="DATA", help=flags.DATA)
+  prepare = actions.add_parser(
+    "prepare", help="copy DATA into ArrayRecord files, for fast random access"
+  )
+  prepare.add_argument("data", metavar="DATA", help=flags.DATA)
+  prepare.add_argument("out", metavar="OUT", help="a new directory")
+  prepare.add_argument(
+    "--drop-bad",
+    action="store_true",
+    help="decode every image and leave the bad ones out",
+  )
+  for action in (inspect, prepare):
+    flags.add_json(action)
+    parser.flags += action.flags
+
+
+def data(arguments: argparse.Namespace) -> verb.Answer:
+  """Inspects data, or prepares it for training."""
+  from clip_jax.data import sources
+
+  source = sources.open_source(arguments.data)
+  with terminal.Progress(arguments.action, unit="records") as progress:
+    return _ACTIONS[arguments.action](
+      arguments, source, lambda done: progress(done, len(source))
+    )
+
+
+def _inspect(arguments, source, on_record) -> verb.Answer:
+  from clip_jax.data import prepare
+
+  found = prepare.inspect(source, on_record=on_record)
+  bad = ", ".join(f"{n} {reason}" for reason, n in found["bad"].items())
+  lines = [
+    f"{arguments.data}: {found['records']} records, {found['good']} good, "
+    f"{found['texts']} texts, {terminal.quantity(found['image_bytes'])}B",
+    f"bad: {bad or 'none'}",
+  ]
+  lines += [f"  {terminal.printable(k)}: {why}" for k, why in found["bad_keys"]]
+  for path, offset, why in found["damages"]:
+    lines.append(f"  {path} at byte {offset}: {why}")
+  names = found["class_names"]
+  if names:
+    shown = [terminal.printable(name, limit=40) for name in names[:10]]
+    more = ", …" if len(names) > len(shown) else ""
+    lines.append(f"classes: {len(names)} ({', '.join(shown)}{more})")
+  rows = [
+    (
+      entry["key"],
+      f"{entry['width']}x{entry['height']}",
+      "-" if entry["label"] is None else entry["label"],
+      " | ".join(entry["texts"]),
+    )
+    for entry in found["first"]
+  ]
+  table = terminal.table(("key", "size", "label", "texts"), rows)
+  return verb.Answer(
+    {"data": arguments.data, **found}, "\n".join([*lines, "", table])
+  )
+
+
+def _prepare(arguments, source, on_record) -> verb.Answer:
+  from clip_jax.data import prepare
+
+  summary = prepare.prepare(
+    source,
+    arguments.out,
+    address=arguments.data,
+    drop_bad=arguments.drop_bad,
+    on_record=on_record,
+  )
+  did = "Wrote" if summary["written"] else "Already there:"
+  bad = sum(summary["bad"].values())
+  what = "bad ones left out" if arguments.drop_bad else "of them bad"
+  text = (
+    f"{did} {summary['records']} records, {bad} {what}; train on "
+    f"arrayrecord:{arguments.out}"
+  )
+  return verb.Answer({"out": arguments.out, **summary}, text)
+
+
+_ACTIONS = {"inspect": _inspect, "prepare": _prepare}
+
+
+VERBS = {
+  "data": verb.Verb(
+    "look at data, or prepare it", _add_data, data, has_actions=True
+  ),
+}

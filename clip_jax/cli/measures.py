@@ -1,0 +1,37 @@
+"""The measures of an evaluation in words."""
+
+from typing import Any
+
+_FRACTIONS = {
+  "top1": "top-1",
+  "top5": "top-5",
+  "mean_per_class": "mean per class",
+}
+
+
+def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+  """Returns the measures of an evaluation as pairs of words."""
+  rows = []
+  for name, value in result.items():
+    if name.startswith("top1_interval"):
+      low, high = value
+      level = name.removeprefix("top1_interval_")
+      rows.append(
+        (f"top-1, {level} % interval", f"{100 * low:.1f} to {100 * high:.1f} %")
+      )
+    elif name in _FRACTIONS:
+      rows.append((_FRACTIONS[name], f"{100 * value:.2f} %"))
+    elif name in ("text_to_image", "image_to_text"):
+      way = name.replace("_", " ")
+      rows += [
+        (f"{way}, {key.upper()}", f"{100 * part:.2f} %")
+        for key, part in value.items()
+        if key.startswith("r@")
+      ]
+      rows.append((f"{way}, median rank", f"{value['median_rank']:g}"))
+    elif name in ("examples", "classes", "images", "texts"):
+      rows.append((name, str(value)))
+    elif name == "bad_records" and value:
+      reasons = ", ".join(f"{n} {reason}" for reason, n in value.items())
+      rows.append(("left out as bad", reasons))
+  return rows

@@ -1,0 +1,105 @@
+"""What a command prints: stdout holds the answer, stderr all else."""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+# Below these levels a library's own messages say nothing to a user.
+_LIBRARY_LEVELS = {"jax": logging.WARNING, "jaxlib": logging.WARNING}
+_OWN_LOGGERS = ("root", "clip_jax")
+
+
+def survive_any_encoding() -> None:
+  """Lets a terminal that lacks a character show "?" in its place."""
+  for stream in (sys.stdout, sys.stderr):
+    # Not every stream can: a test's or a notebook's may not.
+    with contextlib.suppress(AttributeError, ValueError):
+      stream.reconfigure(errors="replace")
+
+
+@contextlib.contextmanager
+def stdout_kept_clean() -> Iterator[None]:
+  """Sends what libraries print to stderr: stdout holds the answer only.
+
+  Native code, such as the collectives of several CPU processes, writes to the
+  file descriptor itself.
+  """
+  with contextlib.ExitStack() as stack:
+    # Not every stdout has a descriptor: a test's or a notebook's may have none.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      descriptor = sys.stdout.fileno()
+      sys.stdout.flush()
+      saved = os.dup(descriptor)
+      stack.callback(os.close, saved)
+      os.dup2(sys.stderr.fileno(), descriptor)
+      stack.callback(os.dup2, saved, descriptor)
+    stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+    yield
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Sends our log lines to stderr, and of the libraries' only what matters."""
+  for name, value in {
+    "GRPC_VERBOSITY": "ERROR",
+    "TF_CPP_MIN_LOG_LEVEL": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+  }.items():
+    os.environ.setdefault(name, value)
+  handler = logging.StreamHandler(sys.stderr)
+  handler.setFormatter(logging.Formatter("%(message)s"))
+  handler.addFilter(_matters)
+  root = logging.getLogger()
+  level = root.level
+  root.addHandler(handler)
+  root.setLevel(logging.INFO)
+  try:
+    with warnings.catch_warnings():
+      if not sys.warnoptions:  # `python -W` still shows them.
+        warnings.simplefilter("ignore")
+      yield
+  finally:
+    root.setLevel(level)
+    root.removeHandler(handler)
+
+
+def _matters(record: logging.LogRecord) -> bool:
+  package = record.name.partition(".")[0]
+  if package in _OWN_LOGGERS:
+    return record.levelno >= logging.INFO
+  return record.levelno >= _LIBRARY_LEVELS.get(package, logging.ERROR)
+
+
+def discard(stream: Any) -> None:
+  """Lets Python flush a stream at its exit that cannot be written to."""
+  with contextlib.suppress(OSError, ValueError, AttributeError):
+    stream.flush()
+    return
+  with contextlib.suppress(OSError, ValueError, AttributeError):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def to_json(payload: Any) -> str:
+  """Returns strict JSON; a number that is not finite becomes null."""
+  return json.dumps(_plain(payload), indent=2, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {str(key): _plain(entry) for key, entry in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(entry) for entry in value]
+  if hasattr(value, "item"):  # A number of numpy or JAX.
+    value = value.item()
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  if value is None or isinstance(value, bool | int | float | str):
+    return value
+  return str(value)  # A path.

@@ -1,0 +1,142 @@
+"""The verb that trains."""
+
+import argparse
+import logging
+
+from clip_jax import errors, terminal
+from clip_jax.cli import flags, measures, verb
+
+# As long as JAX waits by itself.
+_JOIN_SECONDS = 300
+
+
+def _add_train(parser: flags.Parser) -> None:
+  parser.add_argument(
+    "--config", required=True, metavar="FILE", help="a file of configs/"
+  )
+  parser.add_argument(
+    "--workdir",
+    required=True,
+    metavar="DIR",
+    help="where everything goes; a run that was stopped goes on from there",
+  )
+  parser.add_argument(
+    "--allow-changes",
+    action="store_true",
+    help="go on with a workdir although the config has changed",
+  )
+  parser.add_argument(
+    "--distributed",
+    action="store_true",
+    help="join the other processes, found by the cluster's environment",
+  )
+  parser.add_argument(
+    "--coordinator",
+    type=_host_and_port,
+    metavar="HOST:PORT",
+    help="address of process 0, where the environment does not say it",
+  )
+  parser.add_argument(
+    "--processes", type=flags.count, metavar="N", help="number of processes"
+  )
+  parser.add_argument(
+    "--process-id", type=int, metavar="I", help="number of this one, from 0"
+  )
+  flags.add_json(parser)
+  parser.usage = (
+    "%(prog)s --config FILE --workdir DIR [--config.FIELD=VALUE ...] "
+    "[--allow-changes] [--json]\n       [--distributed | --coordinator "
+    "HOST:PORT --processes N --process-id I]"
+  )
+
+
+def _host_and_port(text: str) -> str:
+  host, _, port = text.rpartition(":")
+  if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
+    raise argparse.ArgumentTypeError(
+      f"must be HOST:PORT, such as 10.0.0.1:1234; got {text!r}"
+    )
+  return text
+
+
+def _check_train(arguments: argparse.Namespace) -> str | None:
+  """Returns what is wrong with how the processes are named."""
+  number, processes = arguments.process_id, arguments.processes
+  given = [x is not None for x in (arguments.coordinator, processes, number)]
+  if any(given) and not all(given):
+    return (
+      "--coordinator, --processes and --process-id go together; or give "
+      "--distributed alone where the cluster's environment knows them"
+    )
+  if all(given) and not 0 <= number < processes:
+    return f"--process-id {number} must be from 0 to {processes - 1}"
+  return None
+
+
+def train(arguments: argparse.Namespace) -> verb.Answer:
+  """Trains a model as a config says."""
+  join_processes(arguments)
+  from clip_jax import config
+  from clip_jax.train import loop
+
+  summary = loop.train(
+    config.load(arguments.config, arguments.overrides),
+    arguments.workdir,
+    allow_changes=arguments.allow_changes,
+  )
+  rows = [
+    (name, measure, value)
+    for name, result in summary["evals"].items()
+    for measure, value in measures.to_rows(result)
+  ]
+  steps, now = summary["steps"], summary["steps_now"]
+  lines = [
+    f"Trained {steps} steps{f' ({now} of them now)' if now < steps else ''} in "
+    f"{terminal.duration(summary['seconds'])}: {arguments.workdir}"
+  ]
+  if rows:
+    lines += ["", terminal.table(("evaluation", "measure", "value"), rows)]
+  if summary.get("report"):
+    lines += ["", f"Report: {summary['report']}"]
+  return verb.Answer(summary, "\n".join(lines))
+
+
+def join_processes(arguments: argparse.Namespace) -> None:
+  """Joins the processes of a run; no device may have been used before."""
+  if arguments.coordinator is None and not arguments.distributed:
+    return
+  import jax
+
+  if arguments.coordinator:
+    others = "process 0" if arguments.process_id else "the other processes"
+    logging.info(
+      "Waiting for %s at %s (up to %d s)",
+      others,
+      arguments.coordinator,
+      _JOIN_SECONDS,
+    )
+  try:
+    # What is None is found in the cluster's environment.
+    jax.distributed.initialize(
+      coordinator_address=arguments.coordinator,
+      num_processes=arguments.processes,
+      process_id=arguments.process_id,
+      initialization_timeout=_JOIN_SECONDS,
+    )
+  except (RuntimeError, ValueError) as error:
+    raise errors.UserError(
+      f"Cannot join the other processes: {error} Where no cluster's "
+      "environment names them, give --coordinator, --processes and "
+      "--process-id."
+    ) from error
+
+
+VERBS = {
+  "train": verb.Verb(
+    "train a model",
+    _add_train,
+    train,
+    check=_check_train,
+    takes_overrides=True,
+  ),
+}

@@ -1,0 +1,243 @@
+"""The verbs that use a model: eval, classify, embed and search."""
+
+import argparse
+import collections
+import logging
+import os
+from collections.abc import Sequence
+
+from clip_jax import errors, terminal
+from clip_jax.cli import flags, measures, verb
+
+
+def _add_eval(parser: flags.Parser) -> None:
+  parser.add_argument("model", metavar="MODEL", help=flags.MODEL)
+  parser.add_argument(
+    "--task", required=True, metavar="TASK", help="zero_shot or retrieval"
+  )
+  parser.add_argument("--data", required=True, metavar="DATA", help=flags.DATA)
+  parser.add_argument("--labels", default="", help=f"classes; {flags.LABELS}")
+  parser.add_argument(
+    "--template",
+    "--templates",
+    default="",
+    dest="templates",
+    help=flags.TEMPLATE,
+  )
+  flags.add_batches(parser)
+  flags.add_json(parser)
+
+
+def evaluate(arguments: argparse.Namespace) -> verb.Answer:
+  """Measures a model on one task."""
+  from clip_jax import inference
+  from clip_jax.evals import tasks
+
+  tasks.check_task(arguments.task)
+  clip = inference.load(arguments.model)
+  with terminal.Progress("eval") as progress:
+    result = tasks.evaluate(
+      arguments.task,
+      arguments.data,
+      embed_images=clip.embed_images,
+      embed_texts=clip.encode_text,
+      preprocess=clip.preprocess,
+      labels=arguments.labels,
+      templates=arguments.templates,
+      batch_size=arguments.batch_size,
+      threads=arguments.threads,
+      progress=progress,
+    )
+  result = {**result, "model": clip.path, "step": clip.step}
+  title = f"{arguments.task} on {arguments.data}, step {clip.step}"
+  rows = measures.to_rows(result)
+  return verb.Answer(
+    result, f"{title}\n\n{terminal.table(('measure', 'value'), rows)}"
+  )
+
+
+def _add_classify(parser: flags.Parser) -> None:
+  parser.add_argument("model", metavar="MODEL", help=flags.MODEL)
+  parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+  parser.add_argument("--labels", required=True, help=flags.LABELS)
+  parser.add_argument(
+    "--template",
+    "--templates",
+    default="",
+    dest="templates",
+    help=flags.TEMPLATE,
+  )
+  flags.add_json(parser)
+
+
+def classify(arguments: argparse.Namespace) -> verb.Answer:
+  """Gives each image the probability of each label."""
+  from clip_jax import inference
+  from clip_jax.evals import prompts
+
+  labels = prompts.read_labels(arguments.labels)
+  templates = None
+  if arguments.templates:
+    templates = prompts.read_templates(arguments.templates)
+  names = prompts.resolve(labels, templates).names
+  if len(names) == 1:
+    logging.warning(
+      "There is one label, %r, so it has all of the probability. Several are "
+      "parted by commas.",
+      names[0],
+    )
+  check_files(arguments.images)
+  clip = inference.load(arguments.model)
+  probabilities = clip.classify(arguments.images, labels, templates=templates)
+  payload = [
+    {
+      "image": image,
+      "probabilities": dict(zip(names, row.tolist(), strict=True)),
+    }
+    for image, row in zip(arguments.images, probabilities, strict=True)
+  ]
+  rows = []
+  for entry in payload:
+    ranked = sorted(entry["probabilities"].items(), key=lambda pair: -pair[1])
+    for i, (name, probability) in enumerate(ranked[:5]):
+      image = entry["image"] if i == 0 else ""
+      rows.append((image, name, f"{100 * probability:.1f} %"))
+  return verb.Answer(
+    payload, terminal.table(("image", "label", "probability"), rows)
+  )
+
+
+def check_files(paths: Sequence[str]) -> None:
+  """Raises OSError, before anything long, where an image is not there."""
+  for path in paths:
+    os.stat(path)
+
+
+def _add_embed(parser: flags.Parser) -> None:
+  parser.add_argument("model", metavar="MODEL", help=flags.MODEL)
+  parser.add_argument("--data", required=True, metavar="DATA", help=flags.DATA)
+  parser.add_argument(
+    "--out",
+    required=True,
+    metavar="DIR",
+    help="the index; an index that is there is replaced",
+  )
+  parser.add_argument(
+    "--dtype",
+    default="float32",
+    choices=("float32", "float16"),
+    help="how the index stores numbers (default: float32)",
+  )
+  flags.add_batches(parser)
+  flags.add_json(parser)
+
+
+def embed(arguments: argparse.Namespace) -> verb.Answer:
+  """Makes an index of the images of some data."""
+  from clip_jax import inference, search
+  from clip_jax.data import pipeline, sources
+  from clip_jax.evals import tasks
+
+  search.check_replaceable(arguments.out)
+  clip = inference.load(arguments.model)
+  source = sources.open_source(arguments.data)
+  bad = collections.Counter()
+  with (
+    terminal.Progress("embed") as progress,
+    pipeline.eval_batches(
+      source,
+      batch_size=arguments.batch_size,
+      preprocess=clip.preprocess,
+      threads=arguments.threads,
+    ) as batches,
+  ):
+    meta = search.build(
+      arguments.out,
+      batches=tasks.watch(batches, bad, total=len(source), progress=progress),
+      embed_images=clip.embed_images,
+      model=clip.path,
+      fingerprint=clip.fingerprint,
+      dtype=arguments.dtype,
+      facts={"step": clip.step, "data": arguments.data, "bad_records": bad},
+    )
+  left_out = f", {bad.total()} bad records left out" if bad else ""
+  return verb.Answer(
+    {"out": arguments.out, **meta},
+    f"Embedded {meta['count']} images into {arguments.out}{left_out}.",
+  )
+
+
+def _add_search(parser: flags.Parser) -> None:
+  parser.add_argument("index", metavar="INDEX", help="made by `clip-jax embed`")
+  parser.add_argument("query", metavar="TEXT", nargs="?", help="what to find")
+  parser.add_argument("--image", metavar="FILE", help="an image to find like")
+  parser.add_argument(
+    "-k",
+    type=flags.count,
+    default=10,
+    metavar="N",
+    help="results (default: 10)",
+  )
+  parser.add_argument(
+    "--model", metavar="MODEL", help="where the index's model lies now"
+  )
+  flags.add_json(parser)
+
+
+def _check_search(arguments: argparse.Namespace) -> str | None:
+  if (arguments.query is None) == (arguments.image is None):
+    return "give a text to search for, or --image FILE"
+  return None
+
+
+def search(arguments: argparse.Namespace) -> verb.Answer:
+  """Finds the records of an index that are nearest to a text or an image."""
+  from clip_jax import inference
+  from clip_jax import search as search_lib
+
+  if arguments.image is not None:
+    check_files([arguments.image])
+  index = search_lib.Index(arguments.index)
+  path = index.model_path(arguments.model)
+  try:
+    clip = inference.load(path, step=index.meta.get("step"))
+  except errors.UserError as error:
+    raise errors.UserError(
+      f"Cannot load the model of index {arguments.index}: {error} Give the "
+      "model with --model, or make the index again with `clip-jax embed`."
+    ) from None
+  index.check_model(clip.path, clip.fingerprint)
+  if arguments.image is None:
+    query = clip.encode_text(arguments.query)[0]
+  else:
+    query = clip.encode_image(arguments.image)[0]
+  hits = index.search(query, k=arguments.k)
+  results = [
+    {
+      "key": hit.key,
+      "score": hit.score,
+      "caption": hit.captions[0],
+      "captions": list(hit.captions),
+    }
+    for hit in hits
+  ]
+  rows = [(f"{hit.score:.4f}", hit.key, hit.captions[0]) for hit in hits]
+  return verb.Answer(
+    {"results": results, "index": arguments.index},
+    terminal.table(("score", "key", "caption"), rows),
+  )
+
+
+VERBS = {
+  "eval": verb.Verb("measure a model on data", _add_eval, evaluate),
+  "classify": verb.Verb(
+    "say which label fits an image", _add_classify, classify
+  ),
+  "embed": verb.Verb("make an index of images to search in", _add_embed, embed),
+  "search": verb.Verb(
+    "find images of an index by a text or an image",
+    _add_search,
+    search,
+    check=_check_search,
+  ),
+}
