@@ -359,6 +359,9 @@ def test_what_is_dropped_is_counted_apart(tmp_path, image, capsys):
     (["train", "--config", "c"], "required: --workdir"),
     (["train", "--confg=c"], "Did you mean --config?"),
     (["train", "--config.steps"], "--config.steps=VALUE"),
+    (["convert", "a", "b", "--preprocess", "0.9"], "like inception:0.9"),
+    (["convert", "a", "b", "--preprocess", "half:1"], "like inception:0.9"),
+    (["convert", "a", "b", "--preprocess", "openai:x"], "like inception:0.9"),
     (
       ["train", "--config=c", "--workdir=d", "--processes", "2"],
       "go together",

@@ -1,9 +1,13 @@
 """The verbs about checkpoints: convert and verify."""
 
 import argparse
+import contextlib
+from typing import Any
 
 from clip_jax import terminal
 from clip_jax.cli import flags, verb
+
+_NORMS = ("inception", "imagenet", "openai")
 
 
 def _add_convert(parser: flags.Parser) -> None:
@@ -94,8 +98,22 @@ def _add_reading(parser: flags.Parser) -> None:
   )
   parser.add_argument(
     "--pooling",
-    choices=("mean", "cls"),
-    help="of a plain BERT, which does not say it",
+    choices=("mean", "cls", "last"),
+    help="of a plain BERT (mean or cls), or of an .npz whose text tower is not "
+    "SigLIP's (last)",
+  )
+  parser.add_argument(
+    "--tokenizer",
+    choices=("c4_en", "mc4", "gemma"),
+    help="of an .npz whose vocabulary is none of theirs: cleaned, ended and "
+    "padded as with this one",
+  )
+  parser.add_argument(
+    "--preprocess",
+    type=_preprocess,
+    metavar="NORM:CROP",
+    help="of a bare timm file: inception, imagenet or openai for mean and "
+    "std, and the part kept by a centre crop, or squash; such as inception:0.9",
   )
 
 
@@ -113,6 +131,14 @@ def _heads(text: str) -> tuple[int, int]:
   return flags.count(image), flags.count(words)
 
 
+def _preprocess(text: str) -> tuple[str, float | None]:
+  norm, colon, crop = text.partition(":")
+  with contextlib.suppress(ValueError):
+    if colon and norm in _NORMS:
+      return norm, None if crop == "squash" else float(crop)
+  raise argparse.ArgumentTypeError(f"{text!r} is not like inception:0.9")
+
+
 def _check_convert(arguments: argparse.Namespace) -> str | None:
   if (arguments.image_size is None) != (arguments.resize_method is None):
     return "--image-size and --resize-method go together"
@@ -121,14 +147,18 @@ def _check_convert(arguments: argparse.Namespace) -> str | None:
   return None
 
 
+def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+  """Returns what the user says about a source that does not say it itself."""
+  fields = ("activation", "heads", "pooling", "tokenizer", "preprocess")
+  return {field: getattr(arguments, field) for field in fields}
+
+
 def convert(arguments: argparse.Namespace) -> verb.Answer:
   """Turns a checkpoint into another format."""
   from clip_jax import convert as convert_lib
 
   options = convert_lib.Options(
-    activation=arguments.activation,
-    heads=arguments.heads,
-    pooling=arguments.pooling,
+    **_reading(arguments),
     image_size=arguments.image_size,
     resize_method=arguments.resize_method,
     old_grid=arguments.old_grid,
@@ -165,11 +195,7 @@ def verify(arguments: argparse.Namespace) -> verb.Answer:
     arguments.source,
     arguments.model,
     source_format=arguments.source_format,
-    options=convert_lib.Options(
-      activation=arguments.activation,
-      heads=arguments.heads,
-      pooling=arguments.pooling,
-    ),
+    options=convert_lib.Options(**_reading(arguments)),
     double=arguments.float64,
     examples=arguments.examples,
     seed=arguments.seed,

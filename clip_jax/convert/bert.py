@@ -18,6 +18,7 @@ from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import Entry, Slot
 
 NAME = "bert"
+_POOLINGS = ("mean", "cls")  # What a user may say that a plain one is for.
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ACTIVATIONS = {
@@ -58,7 +59,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   become one.
 
   Raises:
-    UserError: it is another kind of BERT, or damaged.
+    UserError: it is another kind of BERT, or damaged, or has no such pooling.
     AmbiguousError: the pooling was not told.
   """
   if options.pooling is None:
@@ -67,6 +68,8 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
       "mean or --pooling cls to clip-jax convert, and take what it writes; or "
       "give the directory that sentence-transformers made of it, which says so."
     )
+  if options.pooling not in _POOLINGS:
+    raise errors.unknown("pooling of a BERT", options.pooling, _POOLINGS)
   report = report_lib.Report(NAME)
   report.infer("text.pooling", options.pooling, "flag")
   return read_tower(path, report, options, pooling=options.pooling)

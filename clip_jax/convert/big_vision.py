@@ -1,8 +1,8 @@
 """big_vision's `.npz`, in and out: SigLIP, SigLIP 2, LiT and single ViTs.
 
 Shapes say all of the architecture. What they do not say (activation, epsilons,
-pooling of a text tower, preprocessing, tokenizer) is what big_vision's models
-have, and is in the report.
+preprocessing) is what big_vision's models have, and is in the report. Pooling
+and tokenizer of a text tower that is not SigLIP's must be told.
 """
 
 import dataclasses
@@ -55,6 +55,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
 
   Raises:
     UserError: the file is damaged, or holds another model.
+    AmbiguousError: its text tower has several meanings.
   """
   model = read_tensors(npz.read(path), options, name=str(path))
   files = {}
@@ -80,6 +81,7 @@ def read_tensors(
 
   Raises:
     UserError: they are no model of big_vision's.
+    AmbiguousError: their text tower has several meanings.
   """
   report = report_lib.Report(NAME)
   layout = layouts.find({k: x.shape for k, x in tensors.items()}, name)
@@ -259,6 +261,24 @@ def write(
   npz.write(destination, to_tensors(model))
 
 
+def told(spec: dict[str, Any]) -> portable.Options:
+  """Returns what a reader must be told of a model that was written."""
+  text = spec.get("text", {})
+  if text.get("kind") != "transformer":
+    return portable.Options()
+  others = [
+    name
+    for name, tokenizer in description.TOKENIZERS.items()
+    if not _differences(spec["tokenizer"], tokenizer)
+  ]
+  # Where none is alike, the writer has said so: any will do to read it back.
+  tokenizer = (others or list(description.TOKENIZERS))[0]
+  return portable.Options(
+    pooling="last",
+    tokenizer=description.VOCABULARIES.get(text["vocab_size"], tokenizer),
+  )
+
+
 def to_tensors(model: portable.Portable) -> dict[str, Tensor]:
   """Returns the arrays under big_vision's names."""
   spec = model.spec
@@ -293,10 +313,25 @@ def _unsaid(spec: dict[str, Any]) -> list[str]:
       "The file says nothing about preprocessing, and the model's is not "
       f"big_vision's usual: {shown}."
     )
-  if "tokenizer" in spec and (other := _other_tokenizer(spec)):
+  if "tokenizer" in spec:
+    usual = description.usual_tokenizer(spec["text"])
+    if not usual:
+      warnings.append(
+        "The file says nothing about the tokenizer, and big_vision has none "
+        f"of {spec['text']['vocab_size']} ids: who reads it must be told."
+      )
+    elif other := _differences(spec["tokenizer"], usual):
+      warnings.append(
+        "The file says nothing about the tokenizer, and the model's is not the "
+        f"one that big_vision takes for its vocabulary: {', '.join(other)}."
+      )
+  text = spec.get("text", {})
+  if text.get("pooling") == "last" and not description.is_siglip(
+    text["vocab_size"], has_bias=spec.get("init_logit_bias") is not None
+  ):
     warnings.append(
-      "The file says nothing about the tokenizer, and the model's is not the "
-      f"one that big_vision takes for its vocabulary: {', '.join(other)}."
+      "The file does not say how the text tower pools: who reads it must be "
+      "told (here, --pooling last)."
     )
   if spec.get("embed_norm") == "l2":
     warnings.append(
@@ -306,13 +341,12 @@ def _unsaid(spec: dict[str, Any]) -> list[str]:
   return warnings
 
 
-def _other_tokenizer(spec: dict[str, Any]) -> list[str]:
+def _differences(tokenizer: dict[str, Any], usual: dict[str, Any]) -> list[str]:
   """Returns the fields of a tokenizer that a reading would not give back."""
-  usual = description.usual_tokenizer(spec["text"])
   return [
-    f"tokenizer.{field}={spec['tokenizer'].get(field)!r} ({want!r} there)"
+    f"tokenizer.{field}={tokenizer.get(field)!r} ({want!r} there)"
     for field, want in usual.items()
-    if field != "file" and spec["tokenizer"].get(field) != want
+    if field != "file" and tokenizer.get(field) != want
   ]
 
 

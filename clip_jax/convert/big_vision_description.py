@@ -1,7 +1,9 @@
 """What the arrays of a big_vision checkpoint say about its model.
 
 Shapes say all of the architecture but a text tower's pooling; the rest is what
-big_vision's models have, and goes into the report as "format".
+big_vision's models have, and goes into the report as "format". Of text towers
+that is known where they are SigLIP's: two towers with a bias for the sigmoid
+loss, and a vocabulary of big_vision's. Others must be told.
 """
 
 from collections.abc import Mapping
@@ -39,12 +41,13 @@ _SENTENCEPIECE = {
   "end_id": 1,
   "file": "tokenizer.model",
 }
-# Vocabulary size -> big_vision's name of the tokenizer, and its description.
+# By big_vision's names.
 TOKENIZERS = {
-  32_000: ("c4_en", {**_SENTENCEPIECE, "pad_id": 1}),
-  250_000: ("mc4", {**_SENTENCEPIECE, "pad_id": 1}),
-  256_000: ("gemma", {**_SENTENCEPIECE, "pad_id": 0}),
+  "c4_en": {**_SENTENCEPIECE, "pad_id": 1},
+  "mc4": {**_SENTENCEPIECE, "pad_id": 1},
+  "gemma": {**_SENTENCEPIECE, "pad_id": 0},
 }
+VOCABULARIES = {32_000: "c4_en", 250_000: "mc4", 256_000: "gemma"}
 # Rows begin with [CLS] of BERT's uncased vocabulary and end without [SEP].
 _WORDPIECE = {
   "kind": "wordpiece",
@@ -73,12 +76,15 @@ def describe(
   Args:
     tensors: of a checkpoint, by their names.
     layout: that was found in them.
-    options: with the activation, where it is not the usual one.
+    options: with the activation, where it is not the usual one, and with the
+      pooling and the tokenizer of a text tower that is not SigLIP's.
     report: takes what the shapes do not say.
     name: what messages call the checkpoint.
 
   Raises:
     UserError: the model is not supported, or an array misses an axis.
+    AmbiguousError: the text tower is not SigLIP's, and its pooling or its
+      tokenizer was not told.
   """
   axis = Axes({key: x.shape for key, x in tensors.items()}, name)
   activation = report.infer(
@@ -99,10 +105,18 @@ def describe(
   if layout.text is not None:
     prefix = layouts.tower_prefix(layout, "text")
     is_bert = any(key.startswith(prefix + layouts.BERT) for key in tensors)
-    describe_text = _describe_bert if is_bert else _describe_transformer
-    text = describe_text(axis, tensors, layout, report)
+    if is_bert:
+      text = _describe_bert(axis, layout, report)
+      spec["tokenizer"] = dict(_WORDPIECE)
+      report.infer("tokenizer", "BERT's", "format")
+    else:
+      text = _describe_transformer(axis, layout, report)
+      told = _told_of_text(tensors, layout, text["vocab_size"], options, name)
+      for field, (value, source) in told.items():
+        report.infer(field, value, source)
+      text["pooling"] = told["text.pooling"][0]
+      spec["tokenizer"] = dict(TOKENIZERS[told["tokenizer"][0]])
     spec["text"] = {**text, "activation": activation}
-    spec["tokenizer"] = _tokenizer(spec["text"], report)
   if len(engine.towers(spec)) == 2:
     spec |= _describe_head(axis, tensors, layout, spec, report)
   return engine.resolve(spec)
@@ -180,11 +194,9 @@ def _describe_vit(axis, tensors, layout, report) -> dict[str, Any]:
   }
 
 
-def _describe_transformer(axis, tensors, layout, report) -> dict[str, Any]:
+def _describe_transformer(axis, layout, report) -> dict[str, Any]:
+  """Returns the text tower without its pooling."""
   prefix = layouts.tower_prefix(layout, "text")
-  pooling, source = "last", "format"
-  if f"{prefix}{layout.text.map_head}probe" in tensors:
-    pooling, source = "map", "shape"
   return {
     "kind": "transformer",
     "context_length": axis(f"{prefix}{layout.text.positions}", 1, rank=3),
@@ -192,11 +204,55 @@ def _describe_transformer(axis, tensors, layout, report) -> dict[str, Any]:
     **_describe_blocks(axis, layout, "text"),
     "norm_epsilon": report.infer("text.norm_epsilon", 1e-6, "format"),
     "causal": report.infer("text.causal", False, "format"),
-    "pooling": report.infer("text.pooling", pooling, source),
   }
 
 
-def _describe_bert(axis, tensors, layout, report) -> dict[str, Any]:
+def _told_of_text(
+  tensors: Mapping[str, Tensor],
+  layout: layouts.Layout,
+  vocab_size: int,
+  options: portable.Options,
+  name: str,
+) -> dict[str, tuple[str, str]]:
+  """Returns the pooling and the tokenizer, each with where it comes from."""
+  prefix = layouts.tower_prefix(layout, "text")
+  known = VOCABULARIES.get(vocab_size)
+  found = {}
+  if f"{prefix}{layout.text.map_head}probe" in tensors:
+    found["text.pooling"] = ("map", "shape")
+  elif options.pooling is not None:
+    if options.pooling != "last":
+      raise errors.UserError(
+        f"{name}: text.pooling={options.pooling!r} of a Transformer over texts "
+        "is not supported; it must be the last token's, or a MAP head."
+      )
+    found["text.pooling"] = ("last", "flag")
+  elif is_siglip(vocab_size, has_bias=f"{layout.root}b" in tensors):
+    found["text.pooling"] = ("last", "format")
+  if options.tokenizer is not None:
+    if options.tokenizer not in TOKENIZERS:
+      raise errors.unknown("tokenizer", options.tokenizer, TOKENIZERS)
+    found["tokenizer"] = (options.tokenizer, "flag")
+  elif known is not None:
+    found["tokenizer"] = (known, "format")
+  silent = [what for field, what in _SILENT.items() if field not in found]
+  if silent:
+    raise errors.AmbiguousError(
+      f"{name} does not say {' nor '.join(silent)}, and its text tower "
+      f"(vocabulary {vocab_size}) is not known to be SigLIP's. Give that to "
+      "clip-jax convert, and take what it writes."
+    )
+  return found
+
+
+# What messages call what must be told.
+_SILENT = {
+  "text.pooling": "how its tokens become one vector (--pooling last)",
+  "tokenizer": "its tokenizer (--tokenizer c4_en, mc4 or gemma)",
+}
+
+
+def _describe_bert(axis, layout, report) -> dict[str, Any]:
   bert = layouts.tower_prefix(layout, "text") + layouts.BERT
   embedding = f"{bert}embedder/embedders_{{}}_ids/embedding".format
   layers = f"{bert}encoder_block/layer_sequence/layers_"
@@ -213,7 +269,6 @@ def _describe_bert(axis, tensors, layout, report) -> dict[str, Any]:
     heads, source = axis(query, 1, rank=3), "shape"
   length = axis(embedding("position"), 0, rank=2)
   hidden = f"{layers}0/mlp_block/mlp/dense_layer/kernel"
-  del tensors
   return {
     "kind": "bert",
     "context_length": length,
@@ -230,25 +285,19 @@ def _describe_bert(axis, tensors, layout, report) -> dict[str, Any]:
   }
 
 
+def is_siglip(vocab_size: int, *, has_bias: bool) -> bool:
+  """Whether a Transformer over texts is taken for SigLIP's, as published."""
+  return has_bias and vocab_size in VOCABULARIES
+
+
 def usual_tokenizer(text: dict[str, Any]) -> dict[str, Any]:
-  """Returns the tokenizer of big_vision's models with such a text tower."""
+  """Returns the tokenizer of big_vision's models with such a text tower.
+
+  It is empty where the vocabulary is none of theirs: a reader must be told.
+  """
   if text["kind"] == "bert":
     return dict(_WORDPIECE)
-  _, tokenizer = TOKENIZERS.get(text["vocab_size"], TOKENIZERS[32_000])
-  return dict(tokenizer)
-
-
-def _tokenizer(text, report) -> dict[str, Any]:
-  name, _ = TOKENIZERS.get(text["vocab_size"], TOKENIZERS[32_000])
-  if text["kind"] == "bert":
-    name = "BERT's"
-  elif text["vocab_size"] not in TOKENIZERS:
-    report.warnings.append(
-      f"No tokenizer of big_vision's has {text['vocab_size']} ids; its "
-      f"{name!r} is assumed."
-    )
-  report.infer("tokenizer", name, "format")
-  return usual_tokenizer(text)
+  return dict(TOKENIZERS.get(VOCABULARIES.get(text["vocab_size"]), {}))
 
 
 def _describe_head(axis, tensors, layout, spec, report) -> dict[str, Any]:

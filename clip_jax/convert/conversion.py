@@ -23,7 +23,6 @@ from clip_jax import errors
 from clip_jax.convert import engine, hub, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.portable import Options, Portable
-from clip_jax.models import resnet
 
 # Formats by name in the order in which a path is tried; a directory can look
 # like several, and the first says more about the model.
@@ -295,26 +294,10 @@ def _take_place(partial: pathlib.Path, destination: pathlib.Path) -> None:
     )
 
 
-# Formats that do not say the activation or the heads: they are told again.
-_UNSAID = ("openai", "big-vision")
-
-
-def _said(spec: dict[str, Any]) -> Options:
-  image, text = (spec.get(part, {}) for part in ("image", "text"))
-  image_heads = image.get("heads")
-  if image.get("kind") == "resnet":
-    image_heads = resnet.pool_heads(image["width"], len(image["depths"]))
-  heads = (image_heads, text.get("heads"))
-  return Options(
-    activation=text.get("activation"), heads=heads if all(heads) else None
-  )
-
-
 def _check_written(model, partial, target, options, report, progress) -> None:
   """Reads the new checkpoint and compares every number with the source's."""
-  told = Options()
-  if target.NAME in _UNSAID:
-    told = _said(model.spec)
+  # A format that does not say all of a model is told the rest again.
+  told = getattr(target, "told", lambda _: Options())(model.spec)
   again = target.read(partial, told)
   _check_described(model.spec, again.spec, target.NAME)
   written = again.leaves

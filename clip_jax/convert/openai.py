@@ -38,6 +38,7 @@ IGNORED = (
 )
 
 refusals = openai_export.refusals
+told = openai_export.told
 
 
 def recognise(path: pathlib.Path) -> bool:

@@ -7,8 +7,8 @@ OpenAI's code does it, whatever the model was trained with.
 from typing import Any
 
 from clip_jax import tokenizer
-from clip_jax.convert import axes
-from clip_jax.models import variants
+from clip_jax.convert import axes, portable
+from clip_jax.models import resnet, variants
 
 # What OpenAI's `build_model` takes for granted, by field.
 _FIXED = {
@@ -129,6 +129,17 @@ def _use_refusals(spec: dict[str, Any]) -> list[str]:
 def _unseen_padding(text: dict[str, Any]) -> bool:
   """Whether nothing after the end token reaches the embedding."""
   return text.get("causal", False) and text["pooling"] in ("argmax", "eos")
+
+
+def told(spec: dict[str, Any]) -> portable.Options:
+  """Returns what a reader must be told of a state dict that was written."""
+  image, text = spec["image"], spec["text"]
+  image_heads = image.get("heads")
+  if image["kind"] == "resnet":
+    image_heads = resnet.pool_heads(image["width"], len(image["depths"]))
+  return portable.Options(
+    activation=text["activation"], heads=(image_heads, text["heads"])
+  )
 
 
 def _plain(value: Any) -> Any:

@@ -23,7 +23,13 @@ class Options:
   Attributes:
     activation: of the towers, where the source does not say it.
     heads: of the image and of the text tower, where the source does not say.
-    pooling: of a BERT that nothing around it says; "mean" or "cls".
+    pooling: of a text tower that nothing around it says: "mean" or "cls" of
+      a BERT, "last" of big_vision's Transformers.
+    tokenizer: of big_vision's text towers, where the vocabulary is none of
+      its own: "c4_en", "mc4" or "gemma", which clean, end and pad alike.
+    preprocess: of a bare timm file: "inception", "imagenet" or "openai" for
+      mean and std, and the part of the image that a centre crop keeps, or
+      None where the image is squashed.
     image_size: to which position embeddings are resized; None keeps it.
     resize_method: one of `positions.METHODS`; needed with `image_size`.
     old_grid: rows and cols of the source's patches, where it is not square.
@@ -34,6 +40,8 @@ class Options:
   activation: str | None = None
   heads: tuple[int, int] | None = None
   pooling: str | None = None
+  tokenizer: str | None = None
+  preprocess: tuple[str, float | None] | None = None
   image_size: int | None = None
   resize_method: str | None = None
   old_grid: tuple[int, int] | None = None

@@ -1,7 +1,8 @@
 """timm's Vision Transformers, in, as image towers.
 
 A directory as timm saves it (`config.json` and weights) says what the model
-is. A bare `.safetensors` file has shapes alone: the activation must be told.
+is. A bare `.safetensors` file has shapes alone: the activation and the
+preprocessing must be told.
 """
 
 import pathlib
@@ -20,24 +21,24 @@ from clip_jax.convert import (
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import safetensors_file
 from clip_jax.convert.tensor import Tensor
+from clip_jax.models import variants
 
 NAME = "timm"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # The classifier, and what trains it.
 IGNORED = (r"^head\.", r"^head_dist\.")
-HALF = (0.5, 0.5, 0.5)
-# Of `vit_base_patch16_224.augreg2_in21k_ft_in1k` and all its family.
-_AUGREG = {
-  "image_mean": HALF,
-  "image_std": HALF,
-  "interpolation": "bicubic",
-  "crop_fraction": 0.9,
-  "resize": "shortest",
+# Mean and deviation by what timm calls their constants.
+NORMALISATIONS = {
+  "inception": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+  "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+  "openai": tuple(
+    list(variants.DEFAULTS[field]) for field in ("image_mean", "image_std")
+  ),
 }
 # What timm assumes where a config is silent (`PretrainedCfg`).
 _DEFAULTS = {
-  "mean": [0.485, 0.456, 0.406],
-  "std": [0.229, 0.224, 0.225],
+  "mean": NORMALISATIONS["imagenet"][0],
+  "std": NORMALISATIONS["imagenet"][1],
   "interpolation": "bicubic",
   "crop_pct": 0.875,
   "crop_mode": "center",
@@ -73,7 +74,8 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
 
   Raises:
     UserError: it is no plain Vision Transformer, or damaged.
-    AmbiguousError: a bare file, and nothing says its activation.
+    AmbiguousError: a bare file, and its activation or preprocessing was not
+      told.
   """
   report = report_lib.Report(NAME)
   if path.is_dir():
@@ -258,12 +260,7 @@ def _infer(
       f"{name}: width {width}, depth {depth} and MLP {mlp_dim} are of no model "
       "whose number of heads is known. Give timm's directory, with config.json."
     )
-  if options.activation is None:
-    raise errors.AmbiguousError(
-      f"{name} does not say its activation: most of timm's towers have gelu, "
-      "its OpenAI ones quick_gelu, some SigLIP ones gelu_tanh. Give "
-      "--activation, or timm's directory, with config.json."
-    )
+  _check_told(options, name)
   class_token = "cls_token" in tensors
   positions = axis("pos_embed", 1, rank=3)
   tower = {
@@ -291,13 +288,53 @@ def _infer(
   report.infer("image.activation", options.activation, "flag")
   for field in ("image_size", "heads", "pooling", "class_position"):
     report.infer(f"image.{field}", tower[field], "shape")
-  for field, value in _AUGREG.items():
-    report.infer(field, value, "format")
-  report.warnings.append(
-    "The file does not say how images are prepared; taken as timm's augreg "
-    "models: mean and std 0.5, bicubic, crop 0.9."
-  )
-  return tower, dict(_AUGREG)
+  return tower, _told_preprocessing(options, report)
+
+
+def _check_told(options: portable.Options, name: str) -> None:
+  """Raises AmbiguousError where a bare file's user has not said enough."""
+  silent = []
+  if options.activation is None:
+    silent.append(
+      "its activation (--activation: gelu in most of timm's towers, quick_gelu "
+      "in those from OpenAI, gelu_tanh in some of SigLIP)"
+    )
+  if options.preprocess is None:
+    silent.append(
+      "how images are prepared (--preprocess, such as inception:0.9 for augreg "
+      "at 224 pixels, inception:1 at 384)"
+    )
+  if silent:
+    raise errors.AmbiguousError(
+      f"{name} does not say {' nor '.join(silent)}. Give that to clip-jax "
+      "convert, and take what it writes; or give timm's directory, where "
+      "config.json says it."
+    )
+
+
+def _told_preprocessing(options, report) -> dict[str, Any]:
+  """Returns what --preprocess stands for; all of timm's ViTs are bicubic."""
+  normalisation, crop = options.preprocess
+  if normalisation not in NORMALISATIONS:
+    raise errors.unknown("normalisation", normalisation, NORMALISATIONS)
+  if crop is not None and not _LEAST_CROP <= crop <= 1:
+    raise errors.UserError(
+      f"--preprocess keeps {crop} of the image; it must be from {_LEAST_CROP} "
+      "to 1."
+    )
+  mean, std = NORMALISATIONS[normalisation]
+  about = {
+    "image_mean": mean,
+    "image_std": std,
+    "crop_fraction": 1.0 if crop is None else crop,
+    "resize": "squash" if crop is None else "shortest",
+  }
+  for field, value in about.items():
+    report.infer(field, value, "flag")
+  return {
+    **about,
+    "interpolation": report.infer("interpolation", "bicubic", "format"),
+  }
 
 
 def _pooling(tensors, class_token) -> str:

@@ -1,6 +1,7 @@
 """SigLIP and SigLIP 2 as big_vision stores them, against numpy and torch."""
 
 import dataclasses
+import re
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +17,8 @@ from clip_jax.convert.tensor import Tensor
 
 BAR = 1e-12  # Float64 against float64: a wrong epsilon gives 1e-6.
 NO_OPTIONS = Options()
+# The vocabulary below is of no SigLIP.
+TOLD = Options(pooling="last", tokenizer="c4_en")
 
 # No two sizes that could be swapped are the same.
 IMAGE = {"width": 24, "depth": 3, "heads": 3, "mlp": 40, "patch": 5, "grid": 4}
@@ -167,7 +170,7 @@ def _save(path, arrays, root="params/"):
   return path
 
 
-def _read(path, options=NO_OPTIONS):
+def _read(path, options=TOLD):
   return convert.open_model(path, source_format="big-vision", options=options)
 
 
@@ -516,7 +519,7 @@ def test_a_checkpoint_computes_what_huggingfaces_siglip_does(
 def test_huggingfaces_directory_and_an_npz_turn_into_each_other(tmp_path):
   arrays = _draw(_shapes())
   source = _save(tmp_path / "a.npz", arrays)
-  convert.convert(source, tmp_path / "hf", to="huggingface")
+  convert.convert(source, tmp_path / "hf", to="huggingface", options=TOLD)
   theirs = transformers.SiglipModel.from_pretrained(tmp_path / "hf")
   state = theirs.state_dict()
   want = _to_huggingface(arrays)
@@ -526,7 +529,9 @@ def test_huggingfaces_directory_and_an_npz_turn_into_each_other(tmp_path):
   assert theirs.config.vision_config.hidden_act == "gelu_pytorch_tanh"
   report = convert.convert(tmp_path / "hf", tmp_path / "b.npz", to="big-vision")
   _same_files(source, tmp_path / "b.npz")
-  # Neither has a place in the file.
+  # None has a place in the file.
+  assert any("--pooling last" in warning for warning in report.warnings)
+  assert any("37 ids" in warning for warning in report.warnings)
   assert any("preprocessing" in warning for warning in report.warnings)
   assert any("1e-8" in warning for warning in report.warnings)
 
@@ -558,7 +563,7 @@ def test_a_checkpoint_comes_back_bit_by_bit(tmp_path, variant):
 def test_roots_and_dtypes_survive_our_own_directory(tmp_path, root, dtype):
   arrays = _draw(_shapes(scan=(False, True)), dtype)
   source = _save(tmp_path / "a.npz", arrays, root)
-  convert.convert(source, tmp_path / "ours", to="clip-jax")
+  convert.convert(source, tmp_path / "ours", to="clip-jax", options=TOLD)
   convert.convert(tmp_path / "ours", tmp_path / "b.npz", to="big-vision")
   _same_files(source, tmp_path / "b.npz")
 
@@ -569,7 +574,7 @@ def test_dtypes_may_differ_within_a_file(tmp_path):
     if "encoderblock_1" in name or "Embed" in name:
       arrays[name] = arrays[name].astype(ml_dtypes.bfloat16)
   source = _save(tmp_path / "a.npz", arrays)
-  convert.convert(source, tmp_path / "ours", to="clip-jax")
+  convert.convert(source, tmp_path / "ours", to="clip-jax", options=TOLD)
   convert.convert(tmp_path / "ours", tmp_path / "b.npz", to="big-vision")
   _same_files(source, tmp_path / "b.npz")
 
@@ -608,12 +613,56 @@ def test_everything_that_weights_do_not_say_is_in_the_report(tmp_path):
   assert model.spec["resize"] == "squash"
   assert model.spec["antialias"] is False
   assert model.spec["init_logit_bias"] is not None
-  assert any("37 ids" in warning for warning in model.report.warnings)
+  sources = {k: v["source"] for k, v in model.report.inferred.items()}
+  assert sources["text.pooling"] == sources["tokenizer"] == "flag"
+
+
+SIGLIP = _shapes(text={**TEXT, "vocab": 32_000})
+NO_BIAS = {name: shape for name, shape in SIGLIP.items() if name != "b"}
+
+
+def _headers(shapes, options):
+  tensors = {
+    f"params/{key}": Tensor(shape, np.dtype(np.float32), lambda: None)
+    for key, shape in shapes.items()
+  }
+  return big_vision.read_tensors(tensors, options, name="x")
+
+
+@pytest.mark.parametrize(
+  ("shapes", "options", "flags"),
+  [
+    (SIGLIP, {}, set()),
+    (NO_BIAS, {}, {"--pooling"}),
+    (NO_BIAS, {"pooling": "last"}, set()),
+    (_shapes(), {}, {"--pooling", "--tokenizer"}),
+    (_shapes(), {"pooling": "last"}, {"--tokenizer"}),
+    (_shapes(), {"tokenizer": "mc4"}, {"--pooling"}),
+    (_shapes(text_pool="map"), {}, {"--tokenizer"}),
+  ],
+  ids=str,
+)
+def test_a_text_tower_that_is_not_siglips_must_be_told(shapes, options, flags):
+  if not flags:
+    assert (
+      _headers(shapes, Options(**options)).spec["text"]["pooling"] == "last"
+    )
+    return
+  with pytest.raises(errors.AmbiguousError) as caught:
+    _headers(shapes, Options(**options))
+  said = set(re.findall(r"--\w+", str(caught.value)))
+  assert said == flags
+
+
+def test_a_pooling_that_ours_has_not_is_refused_by_its_field():
+  with pytest.raises(errors.UserError, match=r"text\.pooling='mean'") as caught:
+    _headers(NO_BIAS, Options(pooling="mean"))
+  assert not isinstance(caught.value, errors.AmbiguousError)
 
 
 def test_the_activation_may_be_another(tmp_path):
   source = _save(tmp_path / "a.npz", _draw(_shapes()))
-  model = _read(source, Options(activation="gelu"))
+  model = _read(source, dataclasses.replace(TOLD, activation="gelu"))
   assert {model.spec[x]["activation"] for x in ("image", "text")} == {"gelu"}
   assert model.report.inferred["activation"]["source"] == "flag"
   assert "image.activation='gelu'" in " ".join(big_vision.refusals(model.spec))
@@ -727,7 +776,9 @@ def test_a_grid_that_is_no_square_is_resized_where_its_sides_are_given(
   arrays = _draw(_shapes())
   grid = np.random.default_rng(0).standard_normal((1, 15, 24), np.float32)
   arrays["img/pos_embedding"] = grid
-  options = Options(old_grid=(3, 5), image_size=20, resize_method="bilinear")
+  options = dataclasses.replace(
+    TOLD, old_grid=(3, 5), image_size=20, resize_method="bilinear"
+  )
   model = _read(_save(tmp_path / "a.npz", arrays), options)
   want = positions.resize_grid(grid.reshape(3, 5, 24), (4, 4), "bilinear")
   np.testing.assert_array_equal(

@@ -3,6 +3,7 @@
 tools/golden/timm_models.py made the golden files.
 """
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from clip_jax import convert, errors
+from clip_jax import cli, convert, errors
 from clip_jax.convert import engine, timm, timm_vit
 from clip_jax.convert.containers import safetensors_file
 from clip_jax.convert.portable import Options
@@ -207,16 +208,63 @@ def _bare(path, **more):
   return path
 
 
-def test_a_bare_file_must_be_told_its_activation(tmp_path):
+TOLD = Options(activation="gelu", preprocess=("inception", 0.9))
+
+
+@pytest.mark.parametrize("field", ["activation", "preprocess"])
+def test_a_bare_file_must_be_told_what_it_does_not_say(tmp_path, field):
   path = _bare(tmp_path / "tower.safetensors")
-  with pytest.raises(errors.AmbiguousError, match="--activation"):
-    convert.open_model(path, source_format="timm")
-  model = convert.open_model(
-    path, source_format="timm", options=Options(activation="gelu")
-  )
-  image = model.spec["image"]
-  assert (image["heads"], image["image_size"]) == (3, 32)
-  assert model.report.warnings
+  options = dataclasses.replace(TOLD, **{field: None})
+  with pytest.raises(errors.AmbiguousError, match=f"--{field}") as caught:
+    convert.open_model(path, source_format="timm", options=options)
+  (other,) = {"activation", "preprocess"} - {field}
+  assert f"--{other}" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("preprocess", "want"),
+  [
+    (("inception", 0.9), (0.5, 0.5, 0.9, "shortest")),
+    (("imagenet", 0.875), (0.485, 0.229, 0.875, "shortest")),
+    (("openai", None), (0.48145466, 0.26862954, 1.0, "squash")),
+  ],
+)
+def test_a_bare_file_is_prepared_as_its_user_says(tmp_path, preprocess, want):
+  path = _bare(tmp_path / "tower.safetensors")
+  options = dataclasses.replace(TOLD, preprocess=preprocess)
+  model = convert.open_model(path, source_format="timm", options=options)
+  spec = model.spec
+  got = (spec["image_mean"][0], spec["image_std"][0], spec["crop_fraction"])
+  assert (*got, spec["resize"]) == want
+  assert model.report.inferred["crop_fraction"]["source"] == "flag"
+  assert (spec["image"]["heads"], spec["image"]["image_size"]) == (3, 32)
+  assert model.report.warnings == []
+
+
+@pytest.mark.parametrize(
+  ("preprocess", "word"),
+  [(("incepton", 0.9), "inception"), (("inception", 1.5), r"1\.5")],
+)
+def test_preparation_that_is_none_is_refused(tmp_path, preprocess, word):
+  path = _bare(tmp_path / "tower.safetensors")
+  options = dataclasses.replace(TOLD, preprocess=preprocess)
+  with pytest.raises(errors.UserError, match=word):
+    convert.open_model(path, source_format="timm", options=options)
+
+
+def test_the_commands_flags_settle_a_bare_file(tmp_path, capsys):
+  path, out = _bare(tmp_path / "tower.safetensors"), tmp_path / "out"
+  command = ["convert", str(path), str(out), "--to=clip-jax", "--from=timm"]
+  assert cli.run(command) == 2
+  assert "--activation" in (said := capsys.readouterr().err)
+  assert "--preprocess" in said and not out.exists()
+  flags = ["--activation=gelu", "--preprocess=inception:squash"]
+  assert cli.run([*command, *flags]) == 0
+  spec = convert.open_model(out).spec
+  assert (spec["resize"], spec["crop_fraction"]) == ("squash", 1.0)
+
+
+def test_a_bare_file_of_another_tower_is_refused(tmp_path):
   wide = {"blocks.0.mlp.fc1.weight": np.zeros((700, 192), np.float32)}
   with pytest.raises(errors.UserError, match="heads"):
     convert.open_model(
@@ -227,7 +275,7 @@ def test_a_bare_file_must_be_told_its_activation(tmp_path):
     convert.open_model(
       _bare(tmp_path / "scaled.safetensors", **scaled),
       source_format="timm",
-      options=Options(activation="gelu"),
+      options=TOLD,
     )
 
 
