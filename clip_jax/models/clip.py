@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import layers
+from clip_jax.models import layers, packing
 
 MAX_LOGIT_SCALE = 100.0  # Paper, section 2.5.
 INIT_LOGIT_SCALE = 1 / 0.07  # Paper, section 2.5.
@@ -149,7 +149,7 @@ class CLIP(nn.Module):
   def __call__(
     self,
     images: jax.Array,
-    tokens: jax.Array,
+    tokens: jax.Array | packing.PackedText,
     *,
     train: bool = False,
     locked: tuple[str, ...] = (),
@@ -159,7 +159,7 @@ class CLIP(nn.Module):
 
     Args:
       images: (batch, h, w, 3).
-      tokens: (batch, length).
+      tokens: (batch, length), or packed captions.
       train: batch statistics move, and patches drop out.
       locked: "image" or "text", the towers that compute as in use even then.
       locked_norms: the batch norms that do, such as "image/stem_1/norm".
@@ -191,8 +191,13 @@ class CLIP(nn.Module):
     x = self.image(self._normalize(images), train=train, **norms)
     return self._embed("image", self.image_projection, x)
 
-  def encode_text(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
-    """Embeds tokens (batch, length) as (batch, embed) of unit length."""
+  def encode_text(
+    self, tokens: jax.Array | packing.PackedText, *, train: bool = False
+  ) -> jax.Array:
+    """Embeds tokens (batch, length) as (batch, embed) of unit length.
+
+    Packed captions, for towers that can read them, give (captions, embed).
+    """
     x = self.text(tokens, train=train)
     return self._embed("text", self.text_projection, x)
 

@@ -62,7 +62,8 @@ def attend(
     key: (batch, length, heads, head_dim).
     value: (batch, length, heads, head_dim).
     causal: whether position i sees the positions up to i only.
-    mask: bools (batch, length), the positions that may be seen; None for all.
+    mask: bools, the positions that may be seen: (batch, length), by all
+      queries alike, or (batch, queries, length); None for all.
 
   Returns:
     (batch, queries, heads, head_dim).
@@ -74,17 +75,24 @@ def attend(
   scores = jnp.einsum(
     "bhqd,bhkd->bhqk", query, key, preferred_element_type=wide
   )  # (batch, heads, queries, length)
-  if causal:
-    visible = jnp.tri(scores.shape[-2], scores.shape[-1], dtype=bool)
-    scores = jnp.where(visible, scores, jnp.finfo(wide).min)
-  if mask is not None:
-    visible = mask[:, None, None, :]
+  visible = _visible(mask, causal=causal, shape=scores.shape[-2:])
+  if visible is not None:
     scores = jnp.where(visible, scores, jnp.finfo(wide).min)
   weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
   return jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2)
 
 
 class MultiHeadAttention(nn.Module):
+def _visible(mask, *, causal, shape):
+  """Returns what queries see, to broadcast over (batch, heads, *shape)."""
+  if mask is not None:
+    mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
+  if not causal:
+    return mask
+  earlier = jnp.tri(*shape, dtype=bool)
+  return earlier if mask is None else earlier & mask
+
+
   """Multi-head attention with kernels of (width, heads, head_dim).
 
   Kernels start as OpenAI's do: normal, `in_std` for query, key and value and
@@ -108,7 +116,8 @@ class MultiHeadAttention(nn.Module):
     Args:
       query: (batch, queries, width).
       memory: (batch, length, width).
-      mask: bools (batch, length), the memory that may be seen; None for all.
+      mask: bools (batch, length) or (batch, queries, length), the memory that
+        may be seen; None for all.
     """
     width = query.shape[-1]
     if width % self.heads:
@@ -245,7 +254,8 @@ class Encoder(nn.Module):
 
     Args:
       x: (batch, length, width).
-      mask: bools (batch, length), the positions that may be seen; None for all.
+      mask: bools (batch, length) or (batch, length, length), the positions that
+        may be seen; None for all.
     """
     policy = lookup("remat policy", self.remat, REMAT_POLICIES)
     make_block = EncoderBlock

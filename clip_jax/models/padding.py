@@ -14,33 +14,51 @@ from clip_jax.models import bert, text
 LENGTHS = (16, 32, 64, 128, 256)
 
 
-def needed_length(tower: nn.Module, tokens: np.ndarray) -> int:
-  """Returns the shortest length that gives every row the same features.
+def can_be_cut(tower: nn.Module) -> bool:
+  """Returns whether shorter rows give the same features."""
+  return not getattr(tower, "sees_padding", False)
+
+
+def can_be_packed(tower: nn.Module) -> bool:
+  """Returns whether captions may share rows: see `packing`."""
+  return isinstance(tower, text.TextTransformer) and not tower.sees_padding
+
+
+def needed_lengths(tower: nn.Module, tokens: np.ndarray) -> np.ndarray:
+  """Returns how many leading tokens of each row (n,) the tower needs.
+
+  With these alone a row has the same features.
 
   Args:
     tower: a text tower.
     tokens: ids (n, length).
   """
   length = tokens.shape[1]
+  if not can_be_cut(tower):
+    return np.full(len(tokens), length)
   if isinstance(tower, bert.Bert):
     used = tokens != tower.pad_id
     # The last used position of each row; one that is all padding needs one.
     last = np.where(used.any(1), length - 1 - used[:, ::-1].argmax(1), 0)
-  elif isinstance(tower, text.BagOfWords):
+  elif isinstance(tower, text.BagOfWords) or tower.pooling == "argmax":
     last = text.end_positions(tokens)
   else:
-    if not tower.causal or tower.pooling not in ("argmax", "eos"):
-      return length
-    last = (
-      text.end_positions(tokens)
-      if tower.pooling == "argmax"
-      else text.first_positions(tokens, tower.eos_id)
-    )
-  return int(last.max(initial=0)) + 1
+    last = text.first_positions(tokens, tower.eos_id)
+  return last + 1
+
+
+def needed_length(tower: nn.Module, tokens: np.ndarray) -> int:
+  """Returns the shortest length that gives every row the same features."""
+  return int(needed_lengths(tower, tokens).max(initial=1))
 
 
 def shortened(tower: nn.Module, tokens: np.ndarray) -> np.ndarray:
   """Returns `tokens` (n, length) without columns that no row needs."""
   needed = needed_length(tower, tokens)
-  wide_enough = (length for length in LENGTHS if length >= needed)
-  return tokens[:, : next(wide_enough, tokens.shape[1])]
+  return tokens[:, : bucket(needed, tokens.shape[1])]
+
+
+def bucket(needed: int, longest: int) -> int:
+  """Returns the first of `LENGTHS` that is enough, or else `longest`."""
+  wide_enough = (n for n in LENGTHS if needed <= n < longest)
+  return next(wide_enough, longest)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import layers
+from clip_jax.models import layers, packing
 
 TEXT_POOLINGS = ("argmax", "eos", "last", "map")
 
@@ -27,17 +27,28 @@ def first_positions(tokens: jax.Array, token: int) -> jax.Array:
   return (tokens == token).argmax(axis=-1)
 
 
-def check_length(tokens: jax.Array, context_length: int) -> None:
+def check_length(
+  tokens: jax.Array | packing.PackedText, context_length: int
+) -> None:
   """Raises UserError unless tokens are (batch, length) within the context."""
   if tokens.ndim != 2 or tokens.shape[1] > context_length:
     raise errors.UserError(
       f"Tokens must be (batch, length) with a length of at most "
+  packing.refuse(tokens)
       f"{context_length}, the model's context_length; got {tokens.shape}."
     )
 
 
 class TextTransformer(nn.Module):
   """A pre-norm Transformer over tokens, pooled to one vector.
+
+def _arrangement(tokens):
+  """Returns ids, which positions they have, and what may be seen."""
+  if isinstance(tokens, packing.PackedText):
+    mask = packing.visible(tokens.segments)
+    return tokens.tokens, tokens.positions, mask
+  return tokens, slice(tokens.shape[1]), None
+
 
   As it stands, CLIP's: causal, read at the end-of-text token (paper, section
   2.4). `pooling` takes the first largest id ("argmax"), the first `eos_id`
@@ -63,15 +74,19 @@ class TextTransformer(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
+  def __call__(
+    self, tokens: jax.Array | packing.PackedText, *, train: bool = False
+  ) -> jax.Array:
     """Maps tokens (batch, length) to features (batch, width).
 
     Where a causal tower is read at the end of text, a length below
     `context_length` gives the same features, faster, as long as it holds the
-    end-of-text tokens: no token sees a later one.
+    end-of-text tokens: no token sees a later one. Packed captions also give
+    the same, (captions, width); their rows may be longer than the context.
 
     Raises:
-      UserError: tokens of a wrong shape, or fields that contradict each other.
+      UserError: tokens of a wrong shape, fields that contradict each other, or
+        packed text for a tower that sees padding.
     """
     del train
     self._check(tokens)
@@ -79,17 +94,18 @@ class TextTransformer(nn.Module):
     x = nn.Embed(
       self.vocab_size,
       self.width,
+    ids, at, mask = _arrangement(tokens)
       embedding_init=nn.initializers.normal(0.02),
       name="token_embedding",
       **dtypes,
-    )(tokens)  # (batch, length, width)
+    )(ids)  # (batch, length, width)
     positions = self.param(
       "position_embedding",
       nn.initializers.normal(0.01),
       (self.context_length, self.width),
       self.param_dtype,
     )
-    x = x + positions[: tokens.shape[1]].astype(x.dtype)
+    x = x + positions[at].astype(x.dtype)
     x = layers.Encoder(
       depth=self.depth,
       heads=self.heads,
@@ -101,7 +117,7 @@ class TextTransformer(nn.Module):
       remat=self.remat,
       name="encoder",
       **dtypes,
-    )(x)
+    )(x, mask)
     norm = layers.layer_norm(self.norm_epsilon, name="ln_final", **dtypes)
     if self.pooling == "map":
       return layers.MapHead(
@@ -114,10 +130,16 @@ class TextTransformer(nn.Module):
       )(norm(x))
     # The norm works token by token: pool first and skip the unused ones.
     at = self._read_position(tokens)[:, None, None]
-    return norm(jnp.take_along_axis(x, at, axis=1))[:, 0]
+    return jnp.take_along_axis(x, at, axis=1)[:, 0]
 
   def _read_position(self, tokens):
     """Returns the positions (batch,) whose features stand for the rows."""
+    return norm(self._read(x, tokens))
+
+  def _read(self, x, tokens):
+    """Returns the features (captions, width) that stand for captions."""
+    if isinstance(tokens, packing.PackedText):
+      return packing.read(x, tokens.ends)
     if self.pooling == "argmax":
       return end_positions(tokens)
     if self.pooling == "eos":
@@ -125,15 +147,22 @@ class TextTransformer(nn.Module):
     return jnp.full(tokens.shape[:1], tokens.shape[1] - 1)
 
   def _check(self, tokens):
-    check_length(tokens, self.context_length)
     layers.lookup("pooling", self.pooling, dict.fromkeys(TEXT_POOLINGS))
     if (self.pooling == "eos") != (self.eos_id is not None):
       raise errors.UserError(
+  @property
+  def sees_padding(self) -> bool:
+    """Whether what follows the end of a text changes its features."""
+    return not self.causal or self.pooling in ("last", "map")
+
         f"pooling='eos' and eos_id belong together; got pooling="
         f"{self.pooling!r} with eos_id={self.eos_id}."
       )
-    sees_padding = not self.causal or self.pooling in ("last", "map")
-    if sees_padding and tokens.shape[1] != self.context_length:
+    if isinstance(tokens, packing.PackedText) and not self.sees_padding:
+      packing.check(tokens)
+      return
+    check_length(tokens, self.context_length)
+    if self.sees_padding and tokens.shape[1] != self.context_length:
       raise errors.UserError(
         f"This text tower sees padding (causal={self.causal}, pooling="
         f"{self.pooling!r}): tokens must be (batch, {self.context_length}), "
