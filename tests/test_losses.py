@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from clip_jax import errors, losses, sharding
+from clip_jax.config import schema
 
 PAIRS, EMBED = 24, 7  # 24 divides by 1, 2, 4 and 8 devices.
 
@@ -141,12 +142,6 @@ def test_an_unknown_method_names_the_close_one():
     losses.softmax_loss(images, texts, jnp.float32(1), method="gatherd")
 
 
-def test_gathered_without_a_mesh_says_so():
-  images, texts = _pairs(0.5)
-  with pytest.raises(errors.UserError, match="needs a mesh"):
-    losses.softmax_loss(images, texts, jnp.float32(1), method="gathered")
-
-
 def _sigmoid_oracle(images, texts, scale, bias):
   """Equation 1 of Zhai et al. 2023, pair by pair, in float64."""
   total = 0.0
@@ -261,3 +256,7 @@ def test_a_sigmoid_without_a_bias_says_which_field_gives_one():
   images, texts = _pairs(0.5)
   with pytest.raises(errors.UserError, match="init_logit_bias=-10"):
     losses.sigmoid_loss(images, texts, jnp.float32(1), None)
+
+
+def test_the_config_knows_every_method():
+  assert schema.LOSS_METHODS == losses.METHODS

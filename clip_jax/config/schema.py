@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 PRECISIONS = ("bfloat16", "float32", "float64")
 LOSS_KINDS = ("sigmoid", "softmax")
-LOSS_METHODS = ("auto", "dense", "gathered")
+LOSS_METHODS = ("auto", "dense", "gathered", "ring", "two_level")
 CAPTION_CHOICES = ("random", "first")
 EVAL_TASKS = ("zero_shot", "retrieval")
 

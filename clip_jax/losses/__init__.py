@@ -1,0 +1,276 @@
+"""Contrastive losses over the global batch; the only home of collectives.
+
+First come functions for one device inside `jax.shard_map` (`local_loss`); those
+for whole arrays (`softmax_loss`, `sigmoid_loss`) wrap them. Every method gives
+the same value and the same gradients; they differ in what a device holds:
+
+    dense      all logits
+    gathered   the logits of its images with all texts, gathered at once
+    ring       a tile of logits; texts travel from device to device
+    two_level  a tile of logits; texts are gathered over the last mesh axis
+               that is larger than 1 and travel over the others
+    auto       chosen by size and mesh, see `clip_jax.losses.layout`
+
+The walk is in `sweep`, the mathematics in `softmax` and `sigmoid`.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from clip_jax import errors
+from clip_jax.losses import layout as layout_lib
+from clip_jax.losses import pairs, sigmoid, softmax, sweep
+from clip_jax.losses.layout import METHODS, Tile
+from clip_jax.losses.targets import DUPLICATES, text_ids
+
+__all__ = [
+  "BIASED_KINDS",
+  "DUPLICATES",
+  "KINDS",
+  "METHODS",
+  "Tile",
+  "local_loss",
+  "sigmoid_loss",
+  "softmax_loss",
+  "text_ids",
+]
+
+
+def _softmax(options, images, texts, scale, bias, ids):
+  del bias  # A softmax does not see what all logits share.
+  return softmax.loss(options, images, texts, scale, ids)
+
+
+def _sigmoid(options, images, texts, scale, bias, ids):
+  if bias is None:
+    raise errors.UserError(
+      "The sigmoid loss needs a logit bias, which this model has not; give it "
+      "one with --config.model_overrides.init_logit_bias=-10."
+    )
+  return sigmoid.loss(options, images, texts, scale, bias, ids)
+
+
+LOCAL_KINDS = {"sigmoid": _sigmoid, "softmax": _softmax}
+
+# Those that need the model's logit bias.
+BIASED_KINDS = ("sigmoid",)
+
+
+def local_loss(kind: str) -> Callable[..., jax.Array]:
+  """Returns the loss of that kind for one device inside `jax.shard_map`.
+
+  It takes (image_embeds, text_embeds, logit_scale, logit_bias=None, *, axes=(),
+  method="auto", duplicates="ignore", image_ids=None, text_ids=None,
+  tile=Tile()) and returns the scalar loss of the whole batch, in nats and at
+  least float32, the same on every device.
+
+  - image_embeds, text_embeds: (pairs of this device, embed), unit length; row
+    i of one belongs to row i of the other. Their gradients, of the whole
+    batch's loss, come in their type; everything before is summed in at least
+    float32.
+  - logit_scale multiplies the cosines, logit_bias is added to them; scalars,
+    the same on every device. Where they vary over the mesh as the embeddings
+    do, so do their gradients, each device's being its own share of the sum;
+    where they do not, their gradients are the sums.
+  - axes: mesh axes that split the batch, in the order that numbers its rows;
+    () on one device, without collectives.
+  - method: a name in `METHODS`.
+  - duplicates: what pairs (i, j), i != j, are whose image ids or text ids are
+    equal: "ignore" takes them as negatives, "mask" leaves them out, "positive"
+    takes them as positives: the softmax's target is spread evenly over the
+    positives of a row and of a column, the sigmoid's label is 1.
+  - image_ids, text_ids: int32 (pairs of this device,); None where unknown.
+    For texts see `text_ids`.
+  - tile: the largest part of the logits that "ring" and "two_level" hold.
+
+  Only reverse-mode derivatives are defined.
+
+  Raises:
+    UserError: unknown kind, method or `duplicates`; no bias for a sigmoid.
+  """
+  if kind not in LOCAL_KINDS:
+    raise errors.unknown("loss kind", kind, LOCAL_KINDS)
+  return functools.partial(_local, LOCAL_KINDS[kind])
+
+
+def _local(
+  function: Callable[..., jax.Array],
+  image_embeds: jax.Array,
+  text_embeds: jax.Array,
+  logit_scale: jax.Array,
+  logit_bias: jax.Array | None = None,
+  *,
+  axes: tuple[str, ...] = (),
+  method: str = "auto",
+  duplicates: str = "ignore",
+  image_ids: jax.Array | None = None,
+  text_ids: jax.Array | None = None,
+  tile: Tile = Tile(),  # noqa: B008 - frozen.
+) -> jax.Array:
+  if duplicates not in DUPLICATES:
+    raise errors.unknown("loss.duplicates", duplicates, DUPLICATES)
+  dtype = jnp.promote_types(image_embeds.dtype, text_embeds.dtype)
+  if dtype != jnp.bfloat16:  # The products of float16 overflow.
+    dtype = jnp.promote_types(dtype, jnp.float32)
+  images, texts = (x.astype(dtype) for x in (image_embeds, text_embeds))
+  kind = pairs.at_least_float32(images)
+  # Scalars that vary over the mesh as the embeddings do; the transpose of this
+  # addition sums their gradients over the mesh where they did not before.
+  zero = lax.full_like(images, 0, kind, shape=())
+  scale, bias = (
+    None if x is None else jnp.asarray(x).astype(kind) + zero
+    for x in (logit_scale, logit_bias)
+  )
+  ids = {"image_ids": image_ids, "text_ids": text_ids}
+  ids = {name: x for name, x in ids.items() if x is not None}
+  if duplicates == "ignore":
+    ids = {}
+  gather_all = method == "dense" and axes
+  if gather_all:
+    # In float32, so that the sum of the gradients is made in it too.
+    images, texts = (
+      sweep.gather(x.astype(kind), axes, axis=0).astype(dtype)
+      for x in (images, texts)
+    )
+    ids = {name: sweep.gather(x, axes, axis=0) for name, x in ids.items()}
+  layout = layout_lib.choose(
+    method, images, axes=() if gather_all else axes, tile=tile
+  )
+  options = pairs.Options(layout=layout, duplicates=duplicates)
+  loss = function(options, images, texts, scale, bias, ids)
+  # All devices have the same; the mean tells JAX so.
+  return lax.pmean(loss, axes) if gather_all else loss
+
+
+def _global(
+  kind: str,
+  embeds: tuple[jax.Array, jax.Array],
+  scalars: tuple[jax.Array | None, jax.Array | None],
+  ids: tuple[jax.Array | None, jax.Array | None],
+  *,
+  mesh: Mesh | None,
+  axes: tuple[str, ...],
+  **options: str,
+) -> jax.Array:
+  """Runs `local_loss` on whole arrays, split over `axes` of `mesh`."""
+
+  def run(embeds, scalars, ids):
+    return local_loss(kind)(
+      *embeds,
+      *scalars,
+      image_ids=ids[0],
+      text_ids=ids[1],
+      axes=() if mesh is None else axes,
+      **options,
+    )
+
+  embeds, scalars, ids = jax.tree.map(jnp.asarray, (embeds, scalars, ids))
+  if mesh is not None:
+    run = jax.shard_map(
+      run, mesh=mesh, in_specs=(P(axes), P(), P(axes)), out_specs=P()
+    )
+  return run(embeds, scalars, ids)
+
+
+def softmax_loss(
+  image_embeds: jax.Array,
+  text_embeds: jax.Array,
+  logit_scale: jax.Array,
+  logit_bias: jax.Array | None = None,
+  *,
+  method: str = "auto",
+  mesh: Mesh | None = None,
+  axes: tuple[str, ...] = (),
+  duplicates: str = "ignore",
+  image_ids: jax.Array | None = None,
+  text_ids: jax.Array | None = None,
+) -> jax.Array:
+  """Returns the symmetric cross-entropy over all pairs (paper, figure 3).
+
+  Args:
+    image_embeds: (pairs, embed), unit length, the global batch.
+    text_embeds: (pairs, embed), row i belongs to row i of the images.
+    logit_scale: scalar that multiplies the cosines.
+    logit_bias: changes nothing: a softmax does not see what all logits share.
+    method: a name in `METHODS`.
+    mesh: the devices that hold the batch; None for one device.
+    axes: names of the mesh axes that split the batch.
+    duplicates: what equal ids mean, see `local_loss`.
+    image_ids: int32 (pairs,); None where unknown.
+    text_ids: int32 (pairs,); None where unknown.
+
+  Returns:
+    The scalar mean of image-to-text and text-to-image cross-entropy, in nats,
+    in at least float32.
+
+  Raises:
+    UserError: unknown method or `duplicates`.
+  """
+  return _global(
+    "softmax",
+    (image_embeds, text_embeds),
+    (logit_scale, logit_bias),
+    (image_ids, text_ids),
+    method=method,
+    mesh=mesh,
+    axes=axes,
+    duplicates=duplicates,
+  )
+
+
+def sigmoid_loss(
+  image_embeds: jax.Array,
+  text_embeds: jax.Array,
+  logit_scale: jax.Array,
+  logit_bias: jax.Array | None,
+  *,
+  method: str = "auto",
+  mesh: Mesh | None = None,
+  axes: tuple[str, ...] = (),
+  duplicates: str = "ignore",
+  image_ids: jax.Array | None = None,
+  text_ids: jax.Array | None = None,
+) -> jax.Array:
+  """Returns the pairwise sigmoid loss (Zhai et al. 2023, equation 1).
+
+  Args:
+    image_embeds: (pairs, embed), unit length, the global batch.
+    text_embeds: (pairs, embed), row i belongs to row i of the images.
+    logit_scale: scalar that multiplies the cosines.
+    logit_bias: scalar that is added to the scaled cosines.
+    method: a name in `METHODS`.
+    mesh: the devices that hold the batch; None for one device.
+    axes: names of the mesh axes that split the batch.
+    duplicates: what equal ids mean, see `local_loss`.
+    image_ids: int32 (pairs,); None where unknown.
+    text_ids: int32 (pairs,); None where unknown.
+
+  Returns:
+    The scalar mean over images of the sum over all texts of the binary
+    cross-entropy, in nats, in at least float32.
+
+  Raises:
+    UserError: no bias, unknown method or `duplicates`.
+  """
+  return _global(
+    "sigmoid",
+    (image_embeds, text_embeds),
+    (logit_scale, logit_bias),
+    (image_ids, text_ids),
+    method=method,
+    mesh=mesh,
+    axes=axes,
+    duplicates=duplicates,
+  )
+
+
+KINDS: dict[str, Callable[..., jax.Array]] = {
+  "sigmoid": sigmoid_loss,
+  "softmax": softmax_loss,
+}

@@ -1,0 +1,145 @@
+"""How one device walks over the logits: which axes gather, which form a ring.
+
+A method's name becomes a `Layout` from sizes alone, before anything runs.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+from jax import lax
+
+from clip_jax import errors
+
+# What the loss may hold on a device before `auto` leaves the simplest method:
+# 0.2 % of the memory of the smallest chip in reach, a TPU v5e with 16 GB
+# (cloud.google.com/tpu/docs/v5e).
+GATHERED_BYTES = 32 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+  """The largest part of the logits that a device holds at once.
+
+  Attributes:
+    rows: images.
+    columns: texts, those of all gathered devices together.
+  """
+
+  rows: int = 1024
+  columns: int = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A walk over all logits.
+
+  Attributes:
+    axes: mesh axes that split the batch.
+    ring_axes: those on which blocks of texts travel from device to device.
+    gather_axes: those whose devices' texts are seen together.
+    row_tiles: equal parts that this device's images are cut into.
+    chunks: equal parts that a device's texts are cut into; one part of each
+      device on `gather_axes` is gathered at a time.
+  """
+
+  axes: tuple[str, ...]
+  ring_axes: tuple[str, ...]
+  gather_axes: tuple[str, ...]
+  row_tiles: int
+  chunks: int
+
+
+def _sizes(axes: Sequence[str]) -> dict[str, int]:
+  return {axis: lax.axis_size(axis) for axis in axes}
+
+
+def _tiled(axes, gather_axes, pairs, tile):
+  sizes = _sizes(axes)
+  gathered = math.prod(sizes[axis] for axis in gather_axes)
+  return Layout(
+    axes=axes,
+    ring_axes=tuple(
+      axis for axis in axes if sizes[axis] > 1 and axis not in gather_axes
+    ),
+    gather_axes=gather_axes,
+    row_tiles=math.ceil(pairs / tile.rows),
+    chunks=math.ceil(pairs / max(tile.columns // gathered, 1)),
+  )
+
+
+def _wide_axes(axes):
+  return tuple(axis for axis, size in _sizes(axes).items() if size > 1)
+
+
+def _gathered(axes, pairs, tile):
+  del tile
+  whole = Tile(rows=pairs, columns=pairs * math.prod(_sizes(axes).values()))
+  return _tiled(axes, _wide_axes(axes), pairs, whole)
+
+
+def _ring(axes, pairs, tile):
+  return _tiled(axes, (), pairs, tile)
+
+
+def _two_level(axes, pairs, tile):
+  return _tiled(axes, _wide_axes(axes)[-1:], pairs, tile)
+
+
+# `dense` is `gathered` on one device; see `clip_jax.losses` for several.
+LAYOUTS: dict[str, Callable[[tuple[str, ...], int, Tile], Layout]] = {
+  "dense": _gathered,
+  "gathered": _gathered,
+  "ring": _ring,
+  "two_level": _two_level,
+}
+METHODS = ("auto", *LAYOUTS)
+
+
+def gathered_bytes(pairs: int, devices: int, embed: int, itemsize: int) -> int:
+  """Returns about what `gathered` holds on a device at its peak, in bytes.
+
+  Args:
+    pairs: of the global batch.
+    devices: that split it.
+    embed: dimensions of an embedding.
+    itemsize: bytes of a number in an embedding.
+  """
+  logits = pairs * (pairs // devices) * 4
+  texts = pairs * embed * (itemsize + 4)  # Themselves and their gradients.
+  return logits + texts
+
+
+def choose(
+  method: str, image_embeds: jax.Array, *, axes: tuple[str, ...], tile: Tile
+) -> Layout:
+  """Returns the walk of a method; "auto" chooses by size and mesh.
+
+  While one device's rows of logits and all texts are small
+  (`GATHERED_BYTES`), everything is gathered at once. Else memory decides: both
+  other methods need memory in proportion to a device's pairs, and `two_level`
+  takes a square root of the ring's steps, so it is taken where two axes split
+  the batch.
+
+  Args:
+    method: a name in `METHODS`.
+    image_embeds: (pairs of this device, embed).
+    axes: mesh axes that split the batch.
+    tile: the largest part of the logits to hold.
+
+  Raises:
+    UserError: unknown method.
+  """
+  if method not in METHODS:
+    raise errors.unknown("loss method", method, METHODS)
+  pairs, embed = image_embeds.shape
+  if method == "auto":
+    devices = math.prod(_sizes(axes).values())
+    itemsize = image_embeds.dtype.itemsize
+    small = gathered_bytes(pairs * devices, devices, embed, itemsize)
+    if small <= GATHERED_BYTES:
+      method = "gathered"
+    else:
+      method = "two_level" if len(_wide_axes(axes)) > 1 else "ring"
+  return LAYOUTS[method](axes, pairs, tile)

@@ -1,0 +1,170 @@
+"""The walk over all logits of a batch, a tile at a time: all collectives.
+
+Every device keeps its images and sees the texts of all devices. Texts travel
+around a ring of devices in blocks, one hop a step; a block is cut into chunks,
+and a chunk is gathered over the axes that are not the ring's, so that a step
+sees the chunks of all of their devices at once. A chunk meets the images in
+row tiles. What a row accumulates stays here; what a column accumulates travels
+with its text, so one walk serves both directions, and after as many hops as
+there are devices on the ring it is at home. This is the ring of Inf-CL (Cheng
+et al. 2024, arXiv 2410.17243), which walks once for each direction and keeps
+the columns' share of the images' walk to itself.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from clip_jax.losses import layout as layout_lib
+
+
+def ring_order(sizes: Sequence[int]) -> list[int]:
+  """Returns an order of all devices in which neighbours are one hop apart.
+
+  The reflected Gray code of mixed radix: one coordinate changes by one in each
+  step. It closes over the torus' wrapping link where a size is even; that axis
+  leads. Only hops between neighbours can run beside the computation on a TPU.
+
+  Args:
+    sizes: of the mesh axes, in the order that numbers the devices row by row.
+  """
+  lead = next((i for i, size in enumerate(sizes) if size % 2 == 0), 0)
+  axes = [lead, *(i for i in range(len(sizes)) if i != lead)]
+  paths: list[tuple[int, ...]] = [()]
+  for axis in reversed(axes):
+    paths = [
+      (position, *path)
+      for position in range(sizes[axis])
+      for path in (reversed(paths) if position % 2 else paths)
+    ]
+  strides = [1, *itertools.accumulate(reversed(sizes), lambda a, b: a * b)]
+  strides = strides[-2::-1]
+  return [
+    sum(p * strides[axis] for p, axis in zip(path, axes, strict=True))
+    for path in paths
+  ]
+
+
+def _hop(tree: Any, axes: tuple[str, ...]) -> Any:
+  """Sends `tree` to the next device of the ring."""
+  order = ring_order([lax.axis_size(axis) for axis in axes])
+  pairs = list(zip(order, [*order[1:], order[0]], strict=True))
+  return jax.tree.map(lambda x: lax.ppermute(x, axes, pairs), tree)
+
+
+def gather(x: jax.Array, axes: tuple[str, ...], *, axis: int) -> jax.Array:
+  """Concatenates `x` of all devices on mesh `axes` along its `axis`."""
+  for name in reversed(axes):
+    x = lax.all_gather(x, name, axis=axis, tiled=True)
+  return x
+
+
+def scatter_sum(x: jax.Array, axes: tuple[str, ...], *, axis: int) -> jax.Array:
+  """Sums over the devices on mesh `axes`, leaving each its part of `axis`.
+
+  One mesh axis at a time: over several at once XLA makes an all-reduce of the
+  whole and cuts it, for twice the bytes.
+  """
+  for name in axes:
+    x = lax.psum_scatter(x, name, scatter_dimension=axis, tiled=True)
+  return x
+
+
+def own_part(x: jax.Array, axes: tuple[str, ...], *, axis: int) -> jax.Array:
+  """Returns this device's part of what `gather` made."""
+  if not axes:
+    return x
+  size = x.shape[axis] // lax.axis_size(axes)
+  start = lax.axis_index(axes) * size
+  return lax.dynamic_slice_in_dim(x, start, size, axis=axis)
+
+
+def split(tree: Any, parts: int, fills: Any = 0) -> Any:
+  """Cuts the first axis into equal parts, padded with `fills` at the end."""
+
+  def cut(x, fill):
+    size = -(-len(x) // parts)
+    padding = [(0, size * parts - len(x))] + [(0, 0)] * (x.ndim - 1)
+    x = jnp.pad(x, padding, constant_values=fill)
+    return x.reshape(parts, size, *x.shape[1:])
+
+  if not isinstance(fills, dict):
+    return jax.tree.map(lambda x: cut(x, fills), tree)
+  return {name: cut(x, fills.get(name, 0)) for name, x in tree.items()}
+
+
+def join(tree: Any, count: int) -> Any:
+  """Undoes `split` for arrays whose first axis had `count` elements."""
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], tree)
+
+
+def sweep(
+  tile: Callable[[Any, Any, Any, Any], tuple[Any, Any]],
+  *,
+  layout: layout_lib.Layout,
+  rows: Any,
+  row_state: Any,
+  texts: jax.Array,
+  marks: Any,
+  start: Any,
+  settle: Callable[[Any], Any],
+  merge: Callable[[Any, Any], Any],
+  empty: Any,
+) -> tuple[Any, Any]:
+  """Shows every column to every row.
+
+  Args:
+    tile: takes (rows, (texts, marks), row_state, column_state), one tile of
+      each, and returns both states with this tile's logits added.
+    layout: the walk.
+    rows: arrays (row_tiles, rows, …) that `tile` reads.
+    row_state: arrays (row_tiles, rows, …) that it accumulates.
+    texts: (chunks, texts, embed), this device's.
+    marks: small arrays (chunks, columns) of all devices on the gather axes.
+    start: the column state (columns, …) of a chunk before its first row tile.
+    settle: turns the column state of a chunk after its last row tile into the
+      form that travels, which has all chunks as its first axis.
+    merge: adds two of these.
+    empty: the one of no rows.
+
+  Returns:
+    The row state of this device's images over all texts, and the travelling
+    column state of this device's texts over the images of the whole ring.
+  """
+
+  def see_chunk(row_state, columns):
+    chunk, chunk_marks = columns
+    columns = gather(chunk, layout.gather_axes, axis=0), chunk_marks
+
+    def see_tile(column_state, inputs):
+      rows, row_state = inputs
+      row_state, column_state = tile(rows, columns, row_state, column_state)
+      return column_state, row_state
+
+    column_state, row_state = lax.scan(see_tile, start, (rows, row_state))
+    return row_state, settle(column_state)
+
+  def see_block(row_state, block):
+    return lax.scan(see_chunk, row_state, block)
+
+  if not layout.ring_axes:
+    row_state, column_state = see_block(row_state, (texts, marks))
+    return row_state, merge(empty, column_state)
+
+  def step(carry, _):
+    row_state, block, column_state = carry
+    # Neither hop needs this step's result, so both run beside its work: the
+    # column state follows its block one step behind.
+    upcoming = _hop(block, layout.ring_axes)
+    arrived = _hop(column_state, layout.ring_axes)
+    row_state, column_state = see_block(row_state, block)
+    return (row_state, upcoming, merge(arrived, column_state)), None
+
+  carry = row_state, (texts, marks), empty
+  steps = lax.axis_size(layout.ring_axes)
+  (row_state, _, column_state), _ = lax.scan(step, carry, length=steps)
+  return row_state, _hop(column_state, layout.ring_axes)

@@ -1,0 +1,100 @@
+"""Which pairs (image, text) are positives, negatives or neither.
+
+A web-scale batch holds the same image or the same caption more than once.
+Taken as negatives, these copies push apart what belongs together.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# "ignore": a copy is a negative like any other. "mask": it is left out.
+# "positive": it is a positive; the own text and all copies share the target.
+DUPLICATES = ("ignore", "mask", "positive")
+
+
+class Relations(NamedTuple):
+  """What the logits of a tile are, apart from those of the own pairs.
+
+  Attributes:
+    excluded: bool (rows, columns), not a logit of the sum: an own pair, a
+      masked copy, or padding.
+    copies: bool (rows, columns), another positive; None where none can be.
+  """
+
+  excluded: jax.Array
+  copies: jax.Array | None
+
+
+def relations(
+  rows: dict[str, jax.Array],
+  columns: dict[str, jax.Array],
+  *,
+  duplicates: str,
+  padded: bool,
+) -> Relations:
+  """Compares a tile's rows with its columns.
+
+  Args:
+    rows: "index" int32 (rows,), the position in the global batch, -1 for
+      padding; "image_ids" and "text_ids" int32 (rows,), where they are known.
+    columns: the same of the columns.
+    duplicates: a name in `DUPLICATES`.
+    padded: whether there can be padding.
+  """
+
+  def equal(name):
+    return rows[name][:, None] == columns[name]
+
+  excluded = equal("index")
+  copies = None
+  names = [name for name in ("image_ids", "text_ids") if name in rows]
+  if duplicates != "ignore" and names:
+    same = equal(names[0])
+    for name in names[1:]:
+      same |= equal(name)
+    if duplicates == "mask":
+      excluded |= same
+    else:
+      copies = same & ~excluded
+  if padded:
+    outside = (rows["index"] < 0)[:, None] | (columns["index"] < 0)
+    excluded |= outside
+    copies = None if copies is None else copies & ~outside
+  return Relations(excluded, copies)
+
+
+def text_ids(tokens: jax.Array) -> jax.Array:
+  """Returns a number for each text, equal for equal texts.
+
+  A polynomial hash over the token ids, modulo 2**32, whose every step is
+  followed by the finalizer of MurmurHash3 (a bijection with full avalanche).
+  Two different texts share an id with a probability of about 2**-32: among
+  32,768 different texts an accidental pair is met in one batch of eight
+  (32768**2 / 2**33 = 1/8), among a million texts there are about 128 such
+  pairs, of 5e11. Each costs two negatives of its rows.
+
+  Args:
+    tokens: int (texts, length), padded alike.
+
+  Returns:
+    int32 (texts,).
+  """
+
+  def add(position, state):
+    token = jax.lax.dynamic_index_in_dim(words, position, 1, keepdims=False)
+    return _mix(state * jnp.uint32(0x9E3779B1) + token)
+
+  words = tokens.astype(jnp.uint32)
+  # Like the tokens, so that inside a `shard_map` it varies with them.
+  state = jax.lax.full_like(words, 0x811C9DC5, shape=(len(words),))
+  state = jax.lax.fori_loop(0, words.shape[1], add, state)
+  return jax.lax.bitcast_convert_type(state, jnp.int32)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+  """Finalizer of MurmurHash3 (Appleby, public domain), on uint32."""
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
