@@ -82,7 +82,6 @@ def attend(
   return jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2)
 
 
-class MultiHeadAttention(nn.Module):
 def _visible(mask, *, causal, shape):
   """Returns what queries see, to broadcast over (batch, heads, *shape)."""
   if mask is not None:
@@ -93,6 +92,7 @@ def _visible(mask, *, causal, shape):
   return earlier if mask is None else earlier & mask
 
 
+class MultiHeadAttention(nn.Module):
   """Multi-head attention with kernels of (width, heads, head_dim).
 
   Kernels start as OpenAI's do: normal, `in_std` for query, key and value and

@@ -31,16 +31,13 @@ def check_length(
   tokens: jax.Array | packing.PackedText, context_length: int
 ) -> None:
   """Raises UserError unless tokens are (batch, length) within the context."""
+  packing.refuse(tokens)
   if tokens.ndim != 2 or tokens.shape[1] > context_length:
     raise errors.UserError(
       f"Tokens must be (batch, length) with a length of at most "
-  packing.refuse(tokens)
       f"{context_length}, the model's context_length; got {tokens.shape}."
     )
 
-
-class TextTransformer(nn.Module):
-  """A pre-norm Transformer over tokens, pooled to one vector.
 
 def _arrangement(tokens):
   """Returns ids, which positions they have, and what may be seen."""
@@ -49,6 +46,9 @@ def _arrangement(tokens):
     return tokens.tokens, tokens.positions, mask
   return tokens, slice(tokens.shape[1]), None
 
+
+class TextTransformer(nn.Module):
+  """A pre-norm Transformer over tokens, pooled to one vector.
 
   As it stands, CLIP's: causal, read at the end-of-text token (paper, section
   2.4). `pooling` takes the first largest id ("argmax"), the first `eos_id`
@@ -90,11 +90,11 @@ def _arrangement(tokens):
     """
     del train
     self._check(tokens)
+    ids, at, mask = _arrangement(tokens)
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     x = nn.Embed(
       self.vocab_size,
       self.width,
-    ids, at, mask = _arrangement(tokens)
       embedding_init=nn.initializers.normal(0.02),
       name="token_embedding",
       **dtypes,
@@ -129,32 +129,32 @@ def _arrangement(tokens):
         **dtypes,
       )(norm(x))
     # The norm works token by token: pool first and skip the unused ones.
-    at = self._read_position(tokens)[:, None, None]
-    return jnp.take_along_axis(x, at, axis=1)[:, 0]
-
-  def _read_position(self, tokens):
-    """Returns the positions (batch,) whose features stand for the rows."""
     return norm(self._read(x, tokens))
 
   def _read(self, x, tokens):
     """Returns the features (captions, width) that stand for captions."""
     if isinstance(tokens, packing.PackedText):
       return packing.read(x, tokens.ends)
+    at = self._read_position(tokens)[:, None, None]
+    return jnp.take_along_axis(x, at, axis=1)[:, 0]
+
+  def _read_position(self, tokens):
+    """Returns the positions (batch,) whose features stand for the rows."""
     if self.pooling == "argmax":
       return end_positions(tokens)
     if self.pooling == "eos":
       return first_positions(tokens, self.eos_id)
     return jnp.full(tokens.shape[:1], tokens.shape[1] - 1)
 
-  def _check(self, tokens):
-    layers.lookup("pooling", self.pooling, dict.fromkeys(TEXT_POOLINGS))
-    if (self.pooling == "eos") != (self.eos_id is not None):
-      raise errors.UserError(
   @property
   def sees_padding(self) -> bool:
     """Whether what follows the end of a text changes its features."""
     return not self.causal or self.pooling in ("last", "map")
 
+  def _check(self, tokens):
+    layers.lookup("pooling", self.pooling, dict.fromkeys(TEXT_POOLINGS))
+    if (self.pooling == "eos") != (self.eos_id is not None):
+      raise errors.UserError(
         f"pooling='eos' and eos_id belong together; got pooling="
         f"{self.pooling!r} with eos_id={self.eos_id}."
       )
