@@ -30,6 +30,7 @@ RANKS = {
   "clip_jax.convert": 3.15,
   "clip_jax.train.initial": 3.16,
   "clip_jax.inference": 3.2,
+  "clip_jax.plan": 3.3,
   "clip_jax.train.run": 3.3,
   "clip_jax.train.evaluation": 3.3,
   "clip_jax.train.loop": 3.3,

@@ -1,0 +1,106 @@
+"""What is published of the chips that a run can be planned for."""
+
+import dataclasses
+
+GIB = 2**30
+GB = 10**9
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One accelerator chip, which is one device of JAX here.
+
+  Attributes:
+    name: as in a topology, such as "v5e".
+    peak_flops: dense bfloat16 operations a second.
+    memory_bytes: main memory that programs can have.
+    memory_bandwidth: of it, bytes a second.
+    torus_axes: dimensions of the network between chips.
+    link_bandwidth: of one link in one direction, bytes a second.
+    clock_hertz: that turns the compiler's cycles into seconds.
+    options: for the compiler's description of a topology.
+  """
+
+  name: str
+  peak_flops: float
+  memory_bytes: int
+  memory_bandwidth: float
+  torus_axes: int
+  link_bandwidth: float
+  clock_hertz: float
+  options: tuple[tuple[str, str], ...] = ()
+
+
+# Peak, memory's bandwidth and the network: docs.cloud.google.com/tpu/docs/v4,
+# v5e, v5p and v6e. The network's figure there is of a chip, both directions and
+# all links together: 400, 1200 and 800 GB/s over 4, 6 and 4 links. For v4:
+# Jouppi et al. 2023, "TPU v4", Table 4: six links of 50 GB/s.
+# Memory: what libtpu 0.0.52 says is available when a program is too large; the
+# chips have 32, 16, 95 and 32 GB.
+# Clock: peak / (matrix units x 128 x 128 x 2), with 8, 4 and 8 units (same
+# pages); 1.05 GHz for v4 is in the paper too. For v6e nothing is published that
+# fits; 1.75 GHz lets the cycles of a plain copy come to 0.86 of its bandwidth,
+# between the other chips' 0.72 and 0.81.
+CHIPS = {
+  chip.name: chip
+  for chip in (
+    Chip(
+      name="v4",
+      peak_flops=275e12,
+      memory_bytes=int(30.75 * GIB),
+      memory_bandwidth=1200 * GB,
+      torus_axes=3,
+      link_bandwidth=50 * GB,
+      clock_hertz=1.05e9,
+      # Both cores of a chip as one device.
+      options=(("chip_config_name", "megacore"),),
+    ),
+    Chip(
+      name="v5e",
+      peak_flops=197e12,
+      memory_bytes=int(15.75 * GIB),
+      memory_bandwidth=819 * GB,
+      torus_axes=2,
+      link_bandwidth=50 * GB,
+      clock_hertz=1.5e9,
+    ),
+    Chip(
+      name="v5p",
+      peak_flops=459e12,
+      memory_bytes=int(95.73 * GIB),
+      memory_bandwidth=2765 * GB,
+      torus_axes=3,
+      link_bandwidth=100 * GB,
+      clock_hertz=1.75e9,
+    ),
+    Chip(
+      name="v6e",
+      peak_flops=918e12,
+      memory_bytes=int(31.24 * GIB),
+      memory_bandwidth=1638 * GB,
+      torus_axes=2,
+      link_bandwidth=100 * GB,
+      clock_hertz=1.75e9,
+    ),
+  )
+}
+
+# How JAX names them, longest first: "TPU v5" alone is a v5p.
+_KINDS = {
+  "v5 lite": "v5e",
+  "v5e": "v5e",
+  "v6 lite": "v6e",
+  "v6e": "v6e",
+  "v5": "v5p",
+  "v4": "v4",
+}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+  """Returns the chip that `device.device_kind` names; None for others."""
+  kind = device_kind.lower()
+  if "tpu" not in kind:
+    return None
+  return next(
+    (CHIPS[name] for part, name in _KINDS.items() if part in kind), None
+  )

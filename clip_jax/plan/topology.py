@@ -1,0 +1,166 @@
+"""The devices that a run is planned for: here, or only described."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Iterator
+
+import jax
+
+from clip_jax import errors
+from clip_jax.plan import hardware
+
+LOCAL = "local"
+
+_NAME = re.compile(r"(?P<chip>[\w-]+):(?P<shape>\d+(?:x\d+)+)")
+# Google's names of machine types, for those who type them.
+_ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v5": "v5p", "v6": "v6e"}
+# A side of the network that closes to a ring: 16 chips in a v5e's or v6e's pod
+# of 16x16; any multiple of 4 in a v4's or v5p's cubes (docs.cloud.google.com/
+# tpu/docs/v5e, v5p).
+_RING_2D = 16
+_RING_3D = 4
+# Chips of one host, as the compiler wants to know: at most 2 x 2.
+_HOST_SIDE = 2
+_MOST_CHIPS = 2**14
+
+# For a libtpu on a machine without a TPU: no query for one, no lock against a
+# second process, and no complaints that there is none.
+_ENVIRONMENT = {
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_WORKER_ID": "0",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """Devices and how they are connected.
+
+  Attributes:
+    name: as given.
+    devices: of JAX; only programs' compilation may use them, unless local.
+    chip: what is known of one; None for hardware without an entry.
+    shape: of the network, chips along each axis; () where it is not known.
+    wrap: whether an axis closes to a ring.
+  """
+
+  name: str
+  devices: tuple[jax.Device, ...]
+  chip: hardware.Chip | None
+  shape: tuple[int, ...] = ()
+  wrap: tuple[bool, ...] = ()
+
+  @property
+  def is_local(self) -> bool:
+    """Whether programs could run."""
+    return self.name == LOCAL
+
+
+def make_topology(name: str) -> Topology:
+  """Returns the devices that `name` stands for.
+
+  Args:
+    name: "local", or a chip and the shape of a slice, such as "v5e:16x16".
+
+  Raises:
+    UserError: the name is no topology, there is no such slice, or libtpu,
+      which compiles for TPUs, is missing.
+  """
+  if name == LOCAL:
+    devices = tuple(jax.devices())
+    return Topology(name, devices, hardware.chip_of(devices[0].device_kind))
+  chip, shape = parse(name)
+  wrap = rings(chip, shape)
+  return Topology(name, _described(name, chip, shape, wrap), chip, shape, wrap)
+
+
+def parse(name: str) -> tuple[hardware.Chip, tuple[int, ...]]:
+  """Returns the chip and the shape of a topology's name.
+
+  Raises:
+    UserError: it is no such name.
+  """
+  found = _NAME.fullmatch(name.strip().lower())
+  if not found:
+    raise errors.UserError(
+      f"Unknown topology {name!r}; give 'local', or a chip and the shape of a "
+      f"slice, such as v5e:16x16 or v4:4x4x8. Chips: "
+      f"{', '.join(hardware.CHIPS)}."
+    )
+  kind = _ALIASES.get(found["chip"], found["chip"])
+  if kind not in hardware.CHIPS:
+    raise errors.unknown("chip", found["chip"], hardware.CHIPS)
+  chip = hardware.CHIPS[kind]
+  shape = tuple(int(side) for side in found["shape"].split("x"))
+  if len(shape) != chip.torus_axes:
+    example = "16x16" if chip.torus_axes == 2 else "4x4x4"
+    raise errors.UserError(
+      f"Topology {name!r}: slices of {chip.name} have {chip.torus_axes} sides, "
+      f"such as {chip.name}:{example}."
+    )
+  if 0 in shape or math.prod(shape) > _MOST_CHIPS:
+    raise errors.UserError(
+      f"Topology {name!r} has {math.prod(shape)} chips; a slice has 1 to "
+      f"{_MOST_CHIPS}."
+    )
+  return chip, shape
+
+
+def rings(chip: hardware.Chip, shape: tuple[int, ...]) -> tuple[bool, ...]:
+  """Returns which sides of a slice close to a ring."""
+  if chip.torus_axes == 2:
+    return tuple(side == _RING_2D for side in shape)
+  closed = all(side % _RING_3D == 0 for side in shape)
+  return (closed,) * len(shape)
+
+
+def _described(name, chip, shape, wrap) -> tuple[jax.Device, ...]:
+  if not _has_libtpu():
+    raise errors.UserError(
+      f"Planning for {name} needs libtpu, which compiles for TPUs and needs "
+      "none: pip install 'clip_jax[plan]'. --topology local plans for the "
+      "devices here."
+    )
+  from jax.experimental import topologies
+
+  sides = (*shape, 1)[:3]
+  try:
+    with _environment():
+      described = topologies.get_topology_desc(
+        platform="tpu",
+        topology_name=f"{chip.name}:{'x'.join(map(str, shape))}",
+        wrap=[*wrap, False][:3],
+        chips_per_host_bounds=[
+          min(side, _HOST_SIDE) if place < 2 else 1
+          for place, side in enumerate(sides)
+        ],
+        **dict(chip.options),
+      )
+  except jax.errors.JaxRuntimeError as error:
+    raise errors.UserError(
+      f"There is no slice {name}: {str(error).splitlines()[0]}"
+    ) from None
+  return tuple(described.devices)
+
+
+def _has_libtpu() -> bool:
+  given = os.environ.get("TPU_LIBRARY_PATH", "")
+  return os.path.isfile(given) or importlib.util.find_spec("libtpu") is not None
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+  """Sets what libtpu reads as it is loaded, where it is not set."""
+  added = {k: v for k, v in _ENVIRONMENT.items() if k not in os.environ}
+  os.environ.update(added)
+  try:
+    yield
+  finally:
+    for name in added:
+      del os.environ[name]
