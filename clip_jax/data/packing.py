@@ -21,6 +21,12 @@ OVERFLOW_PROBABILITY = 1e-3
 # From rung to rung: every one that is used is a compilation.
 _RUNG_RATIO = 1.5
 _SIMULATED_GROUPS = 16
+# Rows of whole sublanes, of which a TPU has eight: by its compiler, 80 tokens
+# take 0.93 of the time of 77. Longer rows cost attention and fill worse in small
+# groups: ViT-B/32's text tower with 32 captions takes 131, 153, 155, 193 GFLOP
+# a step in rows of 80, 128, 160, 256. With 512 captions they are within 12 %,
+# and 128 leads by 7 % in the time that v5e's compiler gives.
+_ROW_MULTIPLE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +85,11 @@ class Placement:
       "positions": spread(position),
       "ends": (at + lengths - 1).astype(np.int32),
     }
+
+
+def row_length(context_length: int) -> int:
+  """Returns how long packed rows are, for captions of `context_length`."""
+  return -(-context_length // _ROW_MULTIPLE) * _ROW_MULTIPLE
 
 
 def place(lengths: np.ndarray, *, groups: int, length: int) -> Placement:

@@ -6,6 +6,7 @@ permutation computed from the seed, and crops and the choice among captions are
 drawn from a generator keyed by `(seed, g)`. To resume is to start at a step.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import math
@@ -31,6 +32,7 @@ __all__ = [
   "Problem",
   "batch_digest",
   "eval_batches",
+  "first_captions",
   "local_rows",
   "place",
   "record_index",
@@ -78,6 +80,45 @@ def batch_digest(step: int, *, seed: int, records: int, batch_size: int) -> int:
     for g in range(first, first + batch_size)
   ]
   return zlib.crc32(np.array(indices, "<i8").tobytes())
+
+
+def _generator(seed: int, g: int) -> np.random.Generator:
+  """Returns what example `g` draws from."""
+  return np.random.Generator(np.random.Philox(key=[seed, g]))
+
+
+def first_captions(
+  source: record_lib.Source,
+  *,
+  seed: int,
+  number: int,
+  caption: str = "random",
+  threads: int = 4,
+) -> list[str]:
+  """Returns the captions of a run's first examples, at most one epoch.
+
+  Those of bad records are left out; images are not looked at.
+
+  Args:
+    source: where the records come from.
+    seed: decides order and captions.
+    number: of examples.
+    caption: "random" or "first" of the captions of a record.
+    threads: that read.
+  """
+
+  def read(g: int) -> str | None:
+    try:
+      record = source[record_index(g, seed=seed, records=len(source))]
+    except record_lib.BadRecord:
+      return None
+    return transforms.choose_text(
+      record, rng=_generator(seed, g), caption=caption
+    )
+
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    found = list(pool.map(read, range(min(number, len(source)))))
+  return [text for text in found if text is not None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +204,7 @@ class _TrainChunk:
       slot = record_index(
         g, seed=self.seed, records=len(self.source), attempt=len(met)
       )
-      rng = np.random.Generator(np.random.Philox(key=[self.seed, g]))
+      rng = _generator(self.seed, g)
       try:
         pixels, caption = transforms.train_element(
           self.source[slot],

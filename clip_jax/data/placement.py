@@ -15,14 +15,20 @@ def place(batch: dict, sharding) -> dict:
 
   Args:
     batch: this process's rows, those of `local_rows`, ascending. Entries that
-      are no arrays (`problems`) stay behind.
+      are neither arrays nor trees of arrays (`problems`) stay behind.
     sharding: how the first axis is split over the devices.
   """
+  import jax
+
   return {
-    name: _place_array(np.asarray(value), sharding)
+    name: jax.tree.map(lambda x: _place_array(np.asarray(x), sharding), value)
     for name, value in batch.items()
-    if isinstance(value, np.ndarray)
+    if _is_arrays(jax.tree.leaves(value))
   }
+
+
+def _is_arrays(leaves: list) -> bool:
+  return bool(leaves) and all(isinstance(x, np.ndarray) for x in leaves)
 
 
 def _place_array(local: np.ndarray, sharding):

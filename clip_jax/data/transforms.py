@@ -59,14 +59,23 @@ def train_element(
     BadRecord: the image cannot be used; the reason is the decoder's.
   """
   # Drawn first, so that the choice does not depend on the picture's size.
-  chosen = rng.integers(len(record.texts)) if caption == "random" else 0
+  text = choose_text(record, rng=rng, caption=caption)
   try:
     pixels = preprocess_lib.train_image(
       decode(record.image), preprocess, rng=rng, resize_ratio=resize_ratio
     )
   except preprocess_lib.ImageError as error:
     raise record_lib.BadRecord(error.reason, record.key) from error
-  return pixels, record.texts[chosen]
+  return pixels, text
+
+
+def choose_text(
+  record: record_lib.Record, *, rng: np.random.Generator, caption: str
+) -> str:
+  """Returns the caption that a training example has: "random" or "first"."""
+  return record.texts[
+    rng.integers(len(record.texts)) if caption == "random" else 0
+  ]
 
 
 def eval_element(

@@ -55,10 +55,10 @@ def needed_length(tower: nn.Module, tokens: np.ndarray) -> int:
 def shortened(tower: nn.Module, tokens: np.ndarray) -> np.ndarray:
   """Returns `tokens` (n, length) without columns that no row needs."""
   needed = needed_length(tower, tokens)
-  return tokens[:, : bucket(needed, tokens.shape[1])]
+  length = next(n for n in buckets(tokens.shape[1]) if n >= needed)
+  return tokens[:, :length]
 
 
-def bucket(needed: int, longest: int) -> int:
-  """Returns the first of `LENGTHS` that is enough, or else `longest`."""
-  wide_enough = (n for n in LENGTHS if needed <= n < longest)
-  return next(wide_enough, longest)
+def buckets(longest: int) -> tuple[int, ...]:
+  """Returns the lengths that rows of `longest` tokens may be cut to."""
+  return (*(n for n in LENGTHS if n < longest), longest)

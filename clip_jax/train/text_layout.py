@@ -1,0 +1,262 @@
+"""How a run's captions lie in memory: packed, in short rows, or as they are.
+
+Where what follows the end of a text changes nothing, it need not be computed.
+Shapes are static: a batch takes the first rung of a short ladder that holds
+it, the same on every process, so each rung is compiled once. Which rung that
+is depends on the batch alone, so a resumed run takes the same ones.
+"""
+
+import collections
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clip_jax import errors, sharding
+from clip_jax.data import packing as packer
+from clip_jax.data import pipeline, sources
+from clip_jax.models import packing, padding
+
+# Captions that stand for a source's. The mean of so many with CC3M's spread is
+# known to 2 %; the ladder allows for that.
+SAMPLED_CAPTIONS = 512
+
+
+class Layout(Protocol):
+  """What becomes of a batch's tokens.
+
+  Attributes:
+    rungs: the sizes that it may take, ascending; the last one always suffices.
+  """
+
+  rungs: tuple[int, ...]
+
+  def arrange(self, tokens: np.ndarray) -> "Arranged":
+    """Begins with this process's rows of a batch (captions, context)."""
+
+  def describe(self, rung: int) -> str:
+    """Returns a rung in words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arranged:
+  """Tokens that wait for the rung.
+
+  Attributes:
+    need: the least size that holds them.
+    make: of a rung, the tokens as the model takes them.
+  """
+
+  need: int
+  make: Callable[[int], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """One caption a row, cut to one of a few lengths.
+
+  Attributes:
+    tower: the text tower.
+    rungs: lengths, in tokens.
+  """
+
+  tower: nn.Module
+  rungs: tuple[int, ...]
+
+  def arrange(self, tokens: np.ndarray) -> Arranged:
+    """Begins with this process's rows of a batch (captions, context)."""
+    need = padding.needed_length(self.tower, tokens)
+    return Arranged(need, lambda rung: tokens[:, :rung])
+
+  def describe(self, rung: int) -> str:
+    """Returns a rung in words."""
+    return f"a row of {rung} tokens for each caption"
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+  """Captions that share rows, within each group of them.
+
+  Attributes:
+    tower: the text tower.
+    captions: in a group, that is, of one device at a time.
+    length: of a row, in tokens.
+    rungs: rows of a group.
+  """
+
+  tower: nn.Module
+  captions: int
+  length: int
+  rungs: tuple[int, ...]
+
+  def arrange(self, tokens: np.ndarray) -> Arranged:
+    """Begins with this process's rows of a batch (captions, context)."""
+    placed = packer.place(
+      padding.needed_lengths(self.tower, tokens),
+      groups=len(tokens) // self.captions,
+      length=self.length,
+    )
+    return Arranged(
+      placed.rows,
+      lambda rung: packing.PackedText(**placed.pack(tokens, rows=rung)),
+    )
+
+  def describe(self, rung: int) -> str:
+    """Returns a rung in words."""
+    return f"{rung} rows of {self.length} tokens for {self.captions} captions"
+
+
+def make_layout(
+  name: str,
+  *,
+  tower: nn.Module,
+  captions: int,
+  groups: int,
+  sample: Callable[[], np.ndarray],
+) -> Layout:
+  """Returns the layout that `config.data.text_layout` names.
+
+  "auto" packs where that is exact and takes fewer tokens, else takes short
+  rows where they are exact, else rows as they are.
+
+  Args:
+    name: auto, packed, buckets or full.
+    tower: the text tower.
+    captions: of one device at a time.
+    groups: as many of them make the global batch.
+    sample: makes the lengths of some captions; called only to pack.
+
+  Raises:
+    UserError: the layout would change what this tower computes.
+  """
+  context = tower.context_length
+  if name in ("auto", "packed") and padding.can_be_packed(tower):
+    length = packer.row_length(context)
+    rungs = packer.ladder(
+      sample(), captions=captions, groups=groups, length=length
+    )
+    if name == "packed" or rungs[0] * length < captions * context:
+      return Packed(tower, captions, length, rungs)
+  if name in ("auto", "buckets") and padding.can_be_cut(tower):
+    return Rows(tower, padding.buckets(context))
+  if name in ("auto", "full"):
+    return Rows(tower, (context,))
+  exact = "buckets" if padding.can_be_cut(tower) else "full"
+  raise errors.UserError(
+    f"data.text_layout={name!r} is not exact for this model: its text tower "
+    f"{_why_not(tower)}. Take {exact!r}, or 'auto', which finds what is."
+  )
+
+
+def _why_not(tower: nn.Module) -> str:
+  """Returns what keeps a tower from packed, or from shorter, rows."""
+  if getattr(tower, "sees_padding", False):
+    return (
+      f"(causal={tower.causal}, pooling={tower.pooling!r}) sees what follows "
+      "the end of a text"
+    )
+  return f"({type(tower).__name__}) takes every caption in a row of its own"
+
+
+def sample_lengths(
+  source: sources.Source,
+  *,
+  tower: nn.Module,
+  tokenizer: Callable[[list[str]], np.ndarray],
+  **options: Any,
+) -> np.ndarray:
+  """Returns the tokens that the first captions of a run need (captions,).
+
+  Those of the run's first examples, whatever step it resumes at.
+
+  Args:
+    source: of the pairs.
+    tower: the text tower.
+    tokenizer: called with a list of captions.
+    **options: of `pipeline.first_captions`.
+  """
+  found = pipeline.first_captions(source, number=SAMPLED_CAPTIONS, **options)
+  if not found:  # Whoever reads the batches says what is wrong.
+    return np.full(1, tower.context_length)
+  return padding.needed_lengths(tower, tokenizer(found))
+
+
+@functools.cache
+def _maximum(mesh: jax.sharding.Mesh) -> Callable[[jax.Array], jax.Array]:
+  return jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
+
+
+def largest(need: int, mesh: jax.sharding.Mesh) -> int | jax.Array:
+  """Returns the largest `need` of all processes; each must call.
+
+  With several it is computed on the devices, in the order of what they have
+  been given to do, and the host does not wait for it here.
+  """
+  if jax.process_count() == 1:
+    return need
+  needs = jax.make_array_from_callback(
+    (mesh.size,),
+    sharding.batch_sharding(mesh),
+    lambda _: np.full(1, need, np.int32),
+  )
+  return _maximum(mesh)(needs)
+
+
+class Batches(Iterator[dict]):
+  """Batches whose tokens are arranged; a context manager, as its source is.
+
+  With several processes the next batch is loaded one early: their agreement on
+  its rung is then under way while the devices compute, and waits for nothing.
+  Take batches and run updates from one thread, for both are collectives.
+  """
+
+  def __init__(
+    self,
+    batches: pipeline.Batches,
+    layout: Layout,
+    mesh: jax.sharding.Mesh,
+  ):
+    self._batches = batches
+    self._layout = layout
+    self._mesh = mesh
+    self._ahead = int(jax.process_count() > 1)
+    self._ready: collections.deque[tuple] = collections.deque()
+    self._used: set[int] = set()
+
+  def __next__(self) -> dict:
+    while len(self._ready) <= self._ahead:
+      batch = next(self._batches)
+      arranged = self._layout.arrange(batch["tokens"])
+      need = arranged.need
+      if len(self._layout.rungs) > 1:
+        need = largest(need, self._mesh)
+      self._ready.append((batch, arranged, need))
+    batch, arranged, need = self._ready.popleft()
+    rung = next(rung for rung in self._layout.rungs if rung >= int(need))
+    self._note(rung)
+    return {**batch, "tokens": arranged.make(rung)}
+
+  def _note(self, rung: int) -> None:
+    """Says why the step is compiled again."""
+    if self._used and rung not in self._used and jax.process_index() == 0:
+      logging.info(
+        "This batch's captions need %s; the step is compiled once for that.",
+        self._layout.describe(rung),
+      )
+    self._used.add(rung)
+
+  def close(self) -> None:
+    """Stops what loads ahead; the iterator cannot be used after it."""
+    self._batches.close()
+
+  def __enter__(self) -> "Batches":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self.close()
