@@ -124,29 +124,19 @@ def read_tower(
   tensors = config_file.read_tensors(weights)
   dialect = naming(tensors)
   spec = engine.resolve({"text": text, "tokenizer": tokenizer})
-  leaves, extras = engine.to_ours(
+  return portable.assemble(
     entries(text, **dialect),
     tensors,
     spec,
     report=report,
     name=str(weights),
+    options=options,
+    configs=[path / CONFIG],
+    weights=[weights],
     ignored=IGNORED,
     hint=f"Check that {CONFIG} belongs to the weights.",
-  )
-  digested = [path / CONFIG]
-  if not options.headers_only:
-    digested.append(weights)
-  return portable.Portable(
-    spec=spec,
-    leaves=leaves,
-    report=report,
-    extras=extras,
     files=files,
-    source={
-      "format": report.source_format,
-      "dialect": {"config": config, **dialect},
-      "files": portable.digests(digested),
-    },
+    dialect={"config": config, **dialect},
   )
 
 

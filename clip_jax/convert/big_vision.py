@@ -7,7 +7,7 @@ and tokenizer of a text tower that is not SigLIP's must be told.
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from clip_jax import errors
@@ -57,7 +57,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     UserError: the file is damaged, or holds another model.
     AmbiguousError: its text tower has several meanings.
   """
-  model = read_tensors(npz.read(path), options, name=str(path))
+  model = read_tensors(npz.read(path), options, name=str(path), weights=[path])
   files = {}
   if tokenizer := model.spec.get("tokenizer"):
     name = tokenizer["file"]
@@ -68,16 +68,23 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
         f"An .npz holds no tokenizer: put its {name} beside the file to "
         "encode texts."
       )
-  digests = {} if options.headers_only else portable.digests([path])
-  return dataclasses.replace(
-    model, files=files, source={**model.source, "files": digests}
-  )
+  return dataclasses.replace(model, files=files)
 
 
 def read_tensors(
-  tensors: Mapping[str, Tensor], options: portable.Options, *, name: str
+  tensors: Mapping[str, Tensor],
+  options: portable.Options,
+  *,
+  name: str,
+  weights: Iterable[pathlib.Path] = (),
 ) -> portable.Portable:
   """Reads the arrays of a checkpoint, by their names.
+
+  Args:
+    tensors: by their names.
+    options: what the user says.
+    name: what messages call the checkpoint.
+    weights: the files that hold them, for their digests.
 
   Raises:
     UserError: they are no model of big_vision's.
@@ -86,26 +93,27 @@ def read_tensors(
   report = report_lib.Report(NAME)
   layout = layouts.find({k: x.shape for k, x in tensors.items()}, name)
   tensors = _merge_positions(tensors, layout, report)
-  tensors, source = _square(tensors, layout, options, report)
+  tensors, noted = _square(tensors, layout, options, report)
   spec = description.describe(
     tensors, layout, options, report=report, name=name
   )
-  leaves, extras = engine.to_ours(
+  model = portable.assemble(
     layouts.entries(spec, layout),
     tensors,
     spec,
     report=report,
     name=name,
+    options=options,
+    weights=weights,
     ignored=_ignored(layout, spec),
     hint="Only models as big_vision's vit.py, text_transformer.py and "
     "two_towers.py make them, and LiT's, can be read.",
+    dialect=layout.to_dict(),
+    noted=noted,
   )
   # An optimizer's state is no part of the model.
-  extras = {k: x for k, x in extras.items() if k.startswith(layout.root)}
-  source |= {"format": NAME, "dialect": layout.to_dict()}
-  return portable.Portable(
-    spec=spec, leaves=leaves, report=report, extras=extras, source=source
-  )
+  extras = {k: x for k, x in model.extras.items() if k.startswith(layout.root)}
+  return dataclasses.replace(model, extras=extras)
 
 
 def _ignored(layout, spec) -> list[str]:

@@ -16,7 +16,6 @@ from clip_jax.convert import borisdayma_description as description
 from clip_jax.convert import (
   config_file,
   containers,
-  engine,
   portable,
   tokenizer_files,
   transforms,
@@ -56,19 +55,16 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   spec = description.describe(
     config, tensors, files, report=report, where=str(path / CONFIG)
   )
-  leaves, extras = engine.to_ours(
-    entries(spec), tensors, spec, report=report, name=str(step)
-  )
-  digests = {}
-  if not options.headers_only:
-    digests = portable.digests([path / CONFIG])
-  return portable.Portable(
-    spec=spec,
-    leaves=leaves,
+  return portable.assemble(
+    entries(spec),
+    tensors,
+    spec,
     report=report,
-    extras=extras,
+    name=str(step),
+    options=options,
+    configs=[path / CONFIG],
     files=files,
-    source={"format": NAME, "step": int(step.name), "files": digests},
+    noted={"step": int(step.name)},
   )
 
 

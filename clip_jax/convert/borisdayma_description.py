@@ -167,25 +167,8 @@ def describe(
       raise errors.UserError(f"{where} has no {part}.")
   _refuse(config, where)
   text, vision = config["text_config"], config["vision_config"]
-
-  def shared(part):
-    names = ("width", "depth", "heads", "mlp_dim")
-    sizes = {
-      ours: _size(part, theirs)
-      for ours, theirs in zip(names, _SIZES, strict=True)
-    }
-    return {**sizes, **_NUMERICS}
-
-  pooling = _POOLINGS[vision["pool_type"]]
-  patch, size = _size(vision, "patch_size"), _size(vision, "image_size")
-  projects = "vision_projection/kernel" in tensors
-  kind = "linear" if projects else "none"
-  embed_dim = _size(text, "hidden_size")
-  if projects:
-    embed_dim = _size(config, "projection_dim")
   report.infer("activation", "gelu_tanh", "config")
   report.infer("norm_epsilon", 1e-6, "format")
-  report.infer("projections", kind, "shape")
   report.infer("text.pooling", "eos", "config")
   report.infer("preprocessing", "mean and std 0.5, cropped square", "format")
   report.warnings.append(
@@ -193,40 +176,72 @@ def describe(
     "shortest side and cropped."
   )
   spec = {
-    "embed_dim": embed_dim,
-    "image": {
-      "kind": "vit",
-      "image_size": size,
-      "patch_size": patch,
-      **shared(vision),
-      "pooling": pooling,
-      "norm_after_pool": False,
-      "class_token": pooling == "class",
-      "class_position": False,
-      "registers": _whole(vision, "registers", 0),
-      "pre_norm": False,
-      "patch_bias": True,
-      "drop_edge": size % patch != 0,
-    },
-    "text": {
-      "kind": "transformer",
-      "context_length": _size(text, "max_length"),
-      "vocab_size": _size(text, "vocab_size"),
-      **shared(text),
-      "causal": True,
-      "pooling": "eos",
-      "eos_id": _size(text, "eos_token_id"),
-    },
+    "image": _describe_image(vision),
+    "text": _describe_text(text),
     **_PREPROCESSING,
+    **_describe_head(config, tensors, report),
+    "tokenizer": _tokenizer(text, files, report, where),
+  }
+  return engine.resolve(spec)
+
+
+def _shared(tower: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the fields that both towers have."""
+  names = ("width", "depth", "heads", "mlp_dim")
+  sizes = {
+    ours: _size(tower, theirs)
+    for ours, theirs in zip(names, _SIZES, strict=True)
+  }
+  return {**sizes, **_NUMERICS}
+
+
+def _describe_image(vision: Mapping[str, Any]) -> dict[str, Any]:
+  pooling = _POOLINGS[vision["pool_type"]]
+  patch, size = _size(vision, "patch_size"), _size(vision, "image_size")
+  return {
+    "kind": "vit",
+    "image_size": size,
+    "patch_size": patch,
+    **_shared(vision),
+    "pooling": pooling,
+    "norm_after_pool": False,
+    "class_token": pooling == "class",
+    "class_position": False,
+    "registers": _whole(vision, "registers", 0),
+    "pre_norm": False,
+    "patch_bias": True,
+    "drop_edge": size % patch != 0,
+  }
+
+
+def _describe_text(text: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    "kind": "transformer",
+    "context_length": _size(text, "max_length"),
+    "vocab_size": _size(text, "vocab_size"),
+    **_shared(text),
+    "causal": True,
+    "pooling": "eos",
+    "eos_id": _size(text, "eos_token_id"),
+  }
+
+
+def _describe_head(config, tensors, report) -> dict[str, Any]:
+  """Returns what the two towers share."""
+  projects = "vision_projection/kernel" in tensors
+  kind = report.infer("projections", "linear" if projects else "none", "shape")
+  embed_dim = _size(config["text_config"], "hidden_size")
+  if projects:
+    embed_dim = _size(config, "projection_dim")
+  return {
+    "embed_dim": embed_dim,
     "image_projection": kind,
     "text_projection": kind,
     "embed_norm": report.infer("embed_norm", "l2_rsqrt_1e-6", "format"),
     "init_logit_scale": math.exp(_start(config, "logit_scale", 2.6592)),
     "init_logit_bias": _start(config, "logit_bias", 0.0),
     "max_logit_scale": report.infer("max_logit_scale", None, "format"),
-    "tokenizer": _tokenizer(text, files, report, where),
   }
-  return engine.resolve(spec)
 
 
 def _start(config: Mapping[str, Any], what: str, default: float) -> float:

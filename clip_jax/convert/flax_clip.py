@@ -51,23 +51,16 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
         f"{path}: num_hidden_layers={spec[part]['depth']} of the {part} tower "
         f"is more than the {len(tensors)} tensors of {FILE}."
       )
-  leaves, extras = engine.to_ours(
-    entries(spec), tensors, spec, report=report, name=str(path)
-  )
-  digested = [path / config_lib.FILE]
-  if not options.headers_only:
-    digested.append(path / FILE)
-  return portable.Portable(
-    spec=spec,
-    leaves=leaves,
+  return portable.assemble(
+    entries(spec),
+    tensors,
+    spec,
     report=report,
-    extras=extras,
+    name=str(path),
+    options=options,
+    configs=[path / config_lib.FILE],
+    weights=[path / FILE],
     files=tokenizer.read_files(path),
-    source={
-      "format": NAME,
-      "dialect": {},
-      "files": portable.digests(digested),
-    },
   )
 
 

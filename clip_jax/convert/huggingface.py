@@ -65,35 +65,26 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
       )
   dialect = _dialect(config, tensors)
   ignored = IGNORED + (_AFTER_TOWER if config.tower else ())
-  leaves, extras = engine.to_ours(
+  model = portable.assemble(
     kind.entries(spec, dialect),
     tensors,
     spec,
     report=report,
     name=str(path),
+    options=options,
+    configs=[path / config_lib.FILE],
+    weights=weights.files(file),
     ignored=ignored,
+    files=tokenizer.read_files(path) if "text" in spec else {},
+    dialect={**dialect, "weights": file.name},
   )
-  projections = [name for name in extras if "position_ids" not in name]
+  projections = [name for name in model.extras if "position_ids" not in name]
   if projections:
     report.warnings.append(
       f"{', '.join(projections)} come after the {config.tower} tower and are "
       "no part of it; they are kept aside."
     )
-  digested = [path / config_lib.FILE]
-  if not options.headers_only:
-    digested += weights.files(file, tensors)
-  return portable.Portable(
-    spec=spec,
-    leaves=leaves,
-    report=report,
-    extras=extras,
-    files=tokenizer.read_files(path) if "text" in spec else {},
-    source={
-      "format": NAME,
-      "dialect": {**dialect, "weights": file.name},
-      "files": portable.digests(digested),
-    },
-  )
+  return model
 
 
 def describe(

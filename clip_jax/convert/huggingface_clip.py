@@ -49,7 +49,14 @@ def describe(
   """Returns the description without preprocessing and tokenizer."""
   found: dict[str, Any] = {}
   if config.tower != "text":
-    found["image"] = _describe_image(config.vision, report, options)
+    found["image"] = towers.describe_image(
+      config.vision,
+      towers.describe_grid(config.vision, report),
+      pooling="class",
+      clip=True,
+      activation=options.activation,
+      report=report,
+    )
   if config.tower != "image":
     found["text"] = _describe_text(config, report, options)
   if config.tower:
@@ -68,22 +75,6 @@ def describe(
     "init_logit_bias": None,
     # What training keeps to; the model itself has no bound.
     "max_logit_scale": report.infer("max_logit_scale", 100.0, "format"),
-  }
-
-
-def _describe_image(section, report, options) -> dict[str, Any]:
-  return {
-    **towers.describe_grid(section, report),
-    **towers.describe(
-      section, "image", activation=options.activation, report=report
-    ),
-    "pooling": report.infer("image.pooling", "class", "format"),
-    "norm_after_pool": False,
-    "class_token": True,
-    "class_position": True,
-    "registers": 0,
-    "pre_norm": True,
-    "patch_bias": False,
   }
 
 

@@ -87,19 +87,14 @@ def _describe_image(config, report, options) -> dict[str, Any]:
     )
   naflex = config.family == "siglip2"
   grid = _naflex_grid if naflex else towers.describe_grid
-  return {
-    **grid(section, report),
-    **towers.describe(
-      section, "image", activation=options.activation, report=report
-    ),
-    "pooling": report.infer("image.pooling", "map", "format"),
-    "norm_after_pool": False,
-    "class_token": False,
-    "class_position": False,
-    "registers": 0,
-    "pre_norm": False,
-    "patch_bias": True,
-  }
+  return towers.describe_image(
+    section,
+    grid(section, report),
+    pooling="map",
+    clip=False,
+    activation=options.activation,
+    report=report,
+  )
 
 
 def _naflex_grid(section, report) -> dict[str, Any]:

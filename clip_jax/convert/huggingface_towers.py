@@ -93,6 +93,39 @@ def describe_grid(
   }
 
 
+def describe_image(
+  section: huggingface_config.Section,
+  grid: dict[str, Any],
+  *,
+  pooling: str,
+  clip: bool,
+  activation: str | None,
+  report: Any,
+) -> dict[str, Any]:
+  """Returns an image tower: CLIP's with a class token, or SigLIP's without.
+
+  Args:
+    section: of the config.
+    grid: its patches, as `describe_grid` returns them.
+    pooling: of `models.layers`.
+    clip: whether there are a class token and a norm before the blocks; else
+      there is a bias of the patches.
+    activation: that a flag demands instead of the config's, or None.
+    report: takes what the weights do not hold.
+  """
+  return {
+    **grid,
+    **describe(section, "image", activation=activation, report=report),
+    "pooling": report.infer("image.pooling", pooling, "format"),
+    "norm_after_pool": False,
+    "class_token": clip,
+    "class_position": clip,
+    "registers": 0,
+    "pre_norm": clip,
+    "patch_bias": not clip,
+  }
+
+
 def config(description: dict[str, Any]) -> dict[str, Any]:
   """Returns the fields of a tower's config that both kinds have."""
   return {

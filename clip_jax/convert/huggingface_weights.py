@@ -48,11 +48,8 @@ def read(directory: pathlib.Path) -> tuple[pathlib.Path, dict[str, Tensor]]:
   return path, dict(_READERS[path.name](path).tensors)
 
 
-def files(
-  path: pathlib.Path, names: Mapping[str, Tensor]
-) -> list[pathlib.Path]:
+def files(path: pathlib.Path) -> list[pathlib.Path]:
   """Returns the files that hold the weights to which `path` leads."""
-  del names
   if path.suffix != ".json":
     return [path]
   index = json.loads(path.read_text("utf-8"))

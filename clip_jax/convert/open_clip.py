@@ -17,8 +17,10 @@ from clip_jax.convert import (
   bert,
   config_file,
   engine,
+  open_clip_berts,
   open_clip_config,
   open_clip_export,
+  open_clip_refusals,
   open_clip_sources,
   openai_entries,
   portable,
@@ -54,7 +56,7 @@ IGNORED = (
 )
 SCALARS = {"logit_scale": "log_scale", "logit_bias": "logit_bias"}
 
-refusals = open_clip_export.refusals
+refusals = open_clip_refusals.refusals
 
 
 def recognise(path: pathlib.Path) -> bool:
@@ -91,29 +93,19 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   spec = _override(spec, options, report)
   layout = _layout(described, tensors)
   timm_vit.refuse_other_blocks(tensors, str(path))
-  leaves, extras = engine.to_ours(
+  return portable.assemble(
     entries(spec, layout),
     tensors,
     spec,
     report=report,
     name=str(weights),
+    options=options,
+    configs=[path / CONFIG],
+    weights=[weights],
     ignored=IGNORED,
     hint=f"Check that {CONFIG} belongs to the weights.",
-  )
-  digested = [path / CONFIG]
-  if not options.headers_only:
-    digested.append(weights)
-  return portable.Portable(
-    spec=spec,
-    leaves=leaves,
-    report=report,
-    extras=extras,
     files=files,
-    source={
-      "format": NAME,
-      "dialect": {"config": config, "layout": layout},
-      "files": portable.digests(digested),
-    },
+    dialect={"config": config, "layout": layout},
   )
 
 
@@ -143,12 +135,12 @@ def _bert_config(path: pathlib.Path, name: str) -> dict[str, Any]:
   beside = config_file.peek(path / bert.CONFIG)
   if beside.get("model_type") == "bert":
     return beside
-  if name in open_clip_export.BERTS:
-    return open_clip_export.BERTS[name]
+  if name in open_clip_berts.BERTS:
+    return open_clip_berts.BERTS[name]
   raise errors.UserError(
     f"{path / CONFIG}: hf_model_name={name!r:.100} is not known here. If it is "
     "a BERT, put its config.json into the directory; other kinds are not held. "
-    f"Known by name: {', '.join(open_clip_export.BERTS)}."
+    f"Known by name: {', '.join(open_clip_berts.BERTS)}."
   )
 
 
@@ -308,7 +300,7 @@ def write(
     (destination / name).write_bytes(data)
   if model.spec["text"]["kind"] == "bert":
     # What its name stands for, so that nothing has to be fetched.
-    about = open_clip_export.bert_config(model.spec["text"])
+    about = open_clip_berts.config(model.spec["text"])
     text = json.dumps({"model_type": "bert", **about}, indent=2)
     (destination / bert.CONFIG).write_text(text + "\n", "utf-8")
   text = json.dumps(config, indent=2, allow_nan=False)
@@ -332,7 +324,7 @@ def _as_it_came(model):
     return None
   described = open_clip_config.describe(
     dialect["config"],
-    bert_config=lambda name: open_clip_export.bert_config(model.spec["text"]),
+    bert_config=lambda name: open_clip_berts.config(model.spec["text"]),
     report=report_lib.Report(NAME),
     name=CONFIG,
   )
@@ -346,7 +338,7 @@ def _anew(model):
   config = open_clip_export.configure(model)
   described = open_clip_config.describe(
     config,
-    bert_config=lambda name: open_clip_export.BERTS[name],
+    bert_config=lambda name: open_clip_berts.BERTS[name],
     report=report_lib.Report(NAME),
     name=CONFIG,
   )

@@ -8,37 +8,14 @@ import math
 from typing import Any
 
 from clip_jax.convert import (
-  bert,
+  open_clip_berts,
   open_clip_config,
+  open_clip_refusals,
   open_clip_towers,
   portable,
-  timm_vit,
 )
-from clip_jax.convert import report as report_lib
 from clip_jax.models import variants
 
-# Configs of published BERTs, which open_clip fetches by their names.
-_LARGE = {
-  "hidden_size": 1024,
-  "num_hidden_layers": 24,
-  "num_attention_heads": 16,
-  "intermediate_size": 4096,
-}
-BERTS: dict[str, dict[str, Any]] = {
-  "bert-base-uncased": {},
-  "bert-base-cased": {"vocab_size": 28996},
-  "bert-large-uncased": dict(_LARGE),
-  "bert-large-cased": {**_LARGE, "vocab_size": 28996},
-  "bert-base-multilingual-cased": {"vocab_size": 119547},
-  "bert-base-multilingual-uncased": {"vocab_size": 105879},
-}
-BERTS |= {f"google-bert/{name}": config for name, config in BERTS.items()}
-
-_TIMM_PROJECTIONS = {
-  "linear": {"timm_proj": "linear"},
-  "linear_bias": {"timm_proj": "linear", "timm_proj_bias": True},
-  "none": {"timm_proj": "none"},
-}
 _BERT_POOLERS = {
   "mean": "mean_pooler",
   "pooler": "cls_pooler",
@@ -55,139 +32,6 @@ _NEAREST = {
   "hf_siglip": "canonicalize",
   "none": "whitespace",
 }
-# Differences below what float32 can show.
-_NORMS = ("l2", "l2_plus_1e-8")
-
-
-def refusals(spec: dict[str, Any]) -> list[str]:
-  """Returns what of a description OpenCLIP cannot be told."""
-  image, text = spec["image"], spec["text"]
-  problems = []
-  native = _image_problems(spec)
-  timm = _find_timm(spec)
-  if native and timm is None:
-    problems += native + _timm_problems(spec)
-  problems += _text_problems(spec)
-  acts = [] if native else [image.get("activation")]
-  acts += [text.get("activation")] if text["kind"] == "transformer" else []
-  acts = [act for act in acts if act is not None]
-  if "quick_gelu" in acts and set(acts) != {"quick_gelu"}:
-    problems.append(
-      f"image.activation={image['activation']!r} with text.activation="
-      f"{text['activation']!r} (quick_gelu is of both towers or of none)"
-    )
-  problems += _tokenizer_problems(spec)
-  if spec["embed_norm"] not in _NORMS:
-    problems.append(f"embed_norm={spec['embed_norm']!r} (it has 'l2')")
-  if spec["crop_fraction"] != 1:
-    problems.append(f"crop_fraction={spec['crop_fraction']} (it has 1)")
-  return problems
-
-
-def _image_problems(spec) -> list[str]:
-  """Returns what OpenCLIP's own image towers lack."""
-  image = spec["image"]
-  if image["kind"] == "resnet":
-    wanted = {}
-    problems = []
-    if len(image["depths"]) != 4:
-      problems.append(
-        f"image.depths={list(image['depths'])} (it has four stages)"
-      )
-    if image["image_size"] % 32:
-      problems.append(f"image.image_size={image['image_size']} (of 32 times)")
-    projection = "none"
-  else:
-    wanted = {
-      "class_token": True,
-      "class_position": True,
-      "registers": 0,
-      "patch_bias": False,
-    }
-    problems = [] if image["pooling"] != "map" else ["image.pooling='map'"]
-    projection = "linear"
-  problems += [
-    f"image.{field}={image[field]!r} (it has {want!r})"
-    for field, want in wanted.items()
-    if image[field] != want
-  ]
-  if spec["image_projection"] != projection:
-    problems.append(f"image_projection={spec['image_projection']!r}")
-  return problems
-
-
-def _timm_problems(spec) -> list[str]:
-  """Returns what keeps an image tower from being one of timm's."""
-  if spec["image"]["kind"] != "vit":
-    return []
-  near = timm_vit.nearest(spec["image"])
-  if near is None:
-    return ["timm has no image tower of these sizes either"]
-  name, other = near
-  return [
-    f"image.{field}={spec['image'][field]!r} (timm's {name} has {value!r})"
-    for field, value in other.items()
-  ]
-
-
-def _find_timm(spec) -> tuple[str, str] | None:
-  projection = spec["image_projection"]
-  if spec["image"]["kind"] != "vit" or projection not in _TIMM_PROJECTIONS:
-    return None
-  return timm_vit.find(spec["image"], made_so=projection == "none")
-
-
-def _text_problems(spec) -> list[str]:
-  text, projection = spec["text"], spec["text_projection"]
-  if text["kind"] == "transformer":
-    problems = []
-    if text["pooling"] not in open_clip_towers.TEXT_POOLINGS.values():
-      problems.append(f"text.pooling={text['pooling']!r}")
-    allowed = ("linear", "linear_bias", "none")
-  elif text["kind"] == "bert":
-    problems, allowed = _bert_problems(text), ("linear", "mlp", "none")
-  else:
-    return [f"text.kind={text['kind']!r}"]
-  if projection not in allowed:
-    problems.append(
-      f"text_projection={projection!r} (a {text['kind']} has one of "
-      f"{', '.join(allowed)})"
-    )
-  return problems
-
-
-def _bert_problems(text) -> list[str]:
-  """Returns why a BERT is none that open_clip can fetch by its name."""
-  if _bert_name(text):
-    return []
-  wanted = []
-  for name in BERTS:
-    other = {
-      field: value
-      for field, value in _published(name).items()
-      if text[field] != value
-    }
-    wanted.append((len(other), name, other))
-  _, name, other = min(wanted, key=lambda one: one[:2])
-  sizes = ", ".join(
-    f"text.{field}={text[field]!r} (not {value!r})"
-    for field, value in other.items()
-  )
-  return [
-    f"{sizes}: a BERT there is one of {', '.join(BERTS)}, of which {name} is "
-    "the nearest"
-  ]
-
-
-def _tokenizer_problems(spec) -> list[str]:
-  cuts, text = spec["tokenizer"], spec["text"]
-  if cuts["kind"] != "clip_bpe":
-    return []
-  pad_id = cuts.get("pad_id", 0)
-  unseen = text["kind"] == "transformer" and text["causal"]
-  if pad_id and not (unseen and text["pooling"] in ("argmax", "eos")):
-    return [f"tokenizer.pad_id={pad_id} (it has 0)"]
-  return []
 
 
 # What a description may say otherwise than a config: read elsewhere, or
@@ -236,7 +80,7 @@ def configure(model: portable.Portable) -> dict[str, Any]:
   if not math.isclose(log_scale, open_clip_config.INIT_LOG_SCALE):
     config["init_logit_scale"] = log_scale
   image, text = spec["image"], spec["text"]
-  native = not _image_problems(spec)
+  native = not open_clip_refusals.image_problems(spec)
   towers = ([image] if native else []) + [text]
   quick = any(tower.get("activation") == "quick_gelu" for tower in towers)
   if quick:
@@ -303,12 +147,12 @@ def _vision(spec, native) -> dict[str, Any]:
   if image["patch_dropout"]:
     found["patch_dropout"] = image["patch_dropout"]
   if not native:
-    name, pool = _find_timm(spec)
+    name, pool = open_clip_refusals.find_timm(spec)
     return found | {
       "timm_model_name": name,
       "timm_model_pretrained": False,
       "timm_pool": pool,
-      **_TIMM_PROJECTIONS[spec["image_projection"]],
+      **open_clip_refusals.TIMM_PROJECTIONS[spec["image_projection"]],
     }
   found |= {**_shared(image), "patch_size": image["patch_size"]}
   head_width = image["width"] // image["heads"]
@@ -330,7 +174,7 @@ def _text(spec, model) -> dict[str, Any]:
   found |= _tokenizer(spec, model)
   if text["kind"] == "bert":
     return found | {
-      "hf_model_name": _bert_name(text),
+      "hf_model_name": open_clip_berts.find(text),
       "hf_pooler_type": _BERT_POOLERS[text["pooling"]],
       "hf_proj_type": None if projection == "none" else projection,
     }
@@ -376,32 +220,3 @@ def _tokenizer(spec, model) -> dict[str, Any]:
     arguments["strip_sep_token"] = True
   # With `local-dir:` open_clip takes the directory, whatever the name is.
   return {"hf_tokenizer_name": ".", "tokenizer_kwargs": arguments}
-
-
-def _bert_name(text: dict[str, Any]) -> str | None:
-  """Returns the name of the BERT that a tower has the sizes of, if any."""
-  for name in BERTS:
-    if all(text[field] == want for field, want in _published(name).items()):
-      return name
-  return None
-
-
-def _published(name: str) -> dict[str, Any]:
-  return bert.describe(BERTS[name], report_lib.Report(""), name)
-
-
-def bert_config(text: dict[str, Any]) -> dict[str, Any]:
-  """Returns the HuggingFace config of a BERT tower."""
-  names = {v: k for k, v in reversed(bert.ACTIVATIONS.items())}
-  return {
-    "vocab_size": text["vocab_size"],
-    "hidden_size": text["width"],
-    "num_hidden_layers": text["depth"],
-    "num_attention_heads": text["heads"],
-    "intermediate_size": text["mlp_dim"] or 4 * text["width"],
-    "max_position_embeddings": text["positions"],
-    "type_vocab_size": text["token_types"],
-    "hidden_act": names[text["activation"]],
-    "layer_norm_eps": text["norm_epsilon"],
-    "pad_token_id": text["pad_id"],
-  }

@@ -74,25 +74,16 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     name=str(path),
   )
   _cross_check(archive, spec, path)
-  leaves, extras = engine.to_ours(
+  return portable.assemble(
     openai_entries.entries(spec),
     names,
     spec,
     report=report,
     name=str(path),
+    options=options,
+    weights=[path],
     ignored=IGNORED,
-  )
-  digests = {} if options.headers_only else portable.digests([path])
-  return portable.Portable(
-    spec=spec,
-    leaves=leaves,
-    report=report,
-    extras=extras,
-    source={
-      "format": NAME,
-      "dialect": {"torchscript": archive.torchscript},
-      "files": digests,
-    },
+    dialect={"torchscript": archive.torchscript},
   )
 
 

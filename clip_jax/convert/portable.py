@@ -3,13 +3,13 @@
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert.engine import Leaf
+from clip_jax.convert import engine
 from clip_jax.convert.report import Report
 from clip_jax.convert.tensor import Tensor
 
@@ -66,7 +66,7 @@ class Portable:
   """
 
   spec: dict[str, Any]
-  leaves: dict[str, Leaf]
+  leaves: dict[str, engine.Leaf]
   report: Report
   extras: dict[str, Tensor] = dataclasses.field(default_factory=dict)
   files: dict[str, bytes] = dataclasses.field(default_factory=dict)
@@ -87,6 +87,67 @@ class Portable:
         node = node.setdefault(parent, {})
       node[name] = leaf.read().astype(dtype)
     return tree
+
+
+def assemble(
+  entries: Sequence[engine.Entry],
+  tensors: Mapping[str, Tensor],
+  spec: dict[str, Any],
+  *,
+  report: Report,
+  name: str,
+  options: Options,
+  configs: Iterable[pathlib.Path] = (),
+  weights: Iterable[pathlib.Path] = (),
+  ignored: Iterable[str] = (),
+  hint: str = "",
+  files: Mapping[str, bytes] | None = None,
+  dialect: dict[str, Any] | None = None,
+  noted: dict[str, Any] | None = None,
+) -> Portable:
+  """Returns the model that a checkpoint's tensors and their description make.
+
+  Args:
+    entries: of the format, for the model that `spec` describes.
+    tensors: of the checkpoint, by their names.
+    spec: the resolved description.
+    report: of the reading; takes the account of the tensors.
+    name: what messages call the checkpoint.
+    options: what the user says.
+    configs: small files that were read; their digests are noted.
+    weights: files whose digests are noted unless only headers are read.
+    ignored: regular expressions of names that hold no parameter.
+    hint: what a user can do about a difference.
+    files: of the tokenizer, by name.
+    dialect: what a writer of the same format needs.
+    noted: what else to keep about the source.
+
+  Raises:
+    MismatchError: a tensor is missing, unexpected or of another shape.
+  """
+  leaves, extras = engine.to_ours(
+    entries,
+    tensors,
+    spec,
+    report=report,
+    name=name,
+    ignored=ignored,
+    hint=hint,
+  )
+  read = [*configs, *(() if options.headers_only else weights)]
+  return Portable(
+    spec=spec,
+    leaves=leaves,
+    report=report,
+    extras=extras,
+    files=dict(files or {}),
+    source={
+      "format": report.source_format,
+      "dialect": dialect or {},
+      "files": digests(read),
+      **(noted or {}),
+    },
+  )
 
 
 def digests(files: Iterable[pathlib.Path]) -> dict[str, str]:

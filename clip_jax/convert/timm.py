@@ -105,25 +105,17 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
       if name not in report.inferred:
         said = config and field not in _FIXED
         report.infer(name, value, "config" if said else "format")
-  leaves, extras = engine.to_ours(
+  return portable.assemble(
     timm_vit.entries(tower),
     tensors,
     spec,
     report=report,
     name=str(path),
+    options=options,
+    weights=files,
     ignored=IGNORED,
     hint="Check that config.json names the architecture of the weights.",
-  )
-  return portable.Portable(
-    spec=spec,
-    leaves=leaves,
-    report=report,
-    extras=extras,
-    source={
-      "format": NAME,
-      "dialect": {"config": config},
-      "files": {} if options.headers_only else portable.digests(files),
-    },
+    dialect={"config": config},
   )
 
 

@@ -18,8 +18,10 @@ from clip_jax import convert, errors, tokenizer
 from clip_jax.convert import (
   engine,
   open_clip,
+  open_clip_berts,
   open_clip_config,
   open_clip_export,
+  open_clip_refusals,
   timm_vit,
   tokenizer_files,
   verification,
@@ -293,7 +295,7 @@ def _shipped():
 def _describe(model_cfg):
   return open_clip_config.describe(
     {"model_cfg": model_cfg},
-    bert_config=lambda name: open_clip_export.BERTS.get(name) or {}[name],
+    bert_config=lambda name: open_clip_berts.BERTS.get(name) or {}[name],
     report=report_lib.Report("open-clip"),
     name="x",
   )
@@ -311,7 +313,7 @@ def _check_shipped(name):
   for key in open_clip._running_counts(theirs):
     theirs[key] = []
   assert GOLDEN.digest(theirs) == entry["digest"]
-  assert not open_clip_export.refusals(spec)
+  assert not open_clip_refusals.refusals(spec)
 
 
 BIG = (

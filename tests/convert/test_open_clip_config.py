@@ -11,6 +11,7 @@ from clip_jax.convert import (
   open_clip,
   open_clip_config,
   open_clip_export,
+  open_clip_refusals,
   open_clip_towers,
   timm_vit,
 )
@@ -222,15 +223,15 @@ def test_what_open_clip_cannot_hold_is_refused_by_name(field, value):
   *part, name = field.split(".")
   change = {part[0]: {name: value}} if part else {name: value}
   spec = variants.resolve(NATIVE, change)
-  problems = "; ".join(open_clip_export.refusals(spec))
+  problems = "; ".join(open_clip_refusals.refusals(spec))
   assert field in problems
 
 
 def test_towers_trained_here_with_two_stages_or_bags_of_words_are_refused():
-  problems = open_clip_export.refusals(variants.spec("tiny-cbow"))
+  problems = open_clip_refusals.refusals(variants.spec("tiny-cbow"))
   assert any("image.depths=[1, 1]" in problem for problem in problems)
   assert any("text.kind='cbow'" in problem for problem in problems)
-  assert not open_clip_export.refusals(variants.spec("tiny-vit"))
+  assert not open_clip_refusals.refusals(variants.spec("tiny-vit"))
 
 
 def test_a_siglip_with_tanh_throughout_is_refused_by_its_activation():
@@ -238,9 +239,9 @@ def test_a_siglip_with_tanh_throughout_is_refused_by_its_activation():
   text = {**NATIVE["text"], "activation": "gelu_tanh"}
   base = {"embed_dim": 768, "image": siglip, "text": text}
   base["image_projection"] = "none"
-  assert not open_clip_export.refusals(variants.resolve(base))
+  assert not open_clip_refusals.refusals(variants.resolve(base))
   change = {"image": {"activation": "gelu_tanh"}}
-  problems = open_clip_export.refusals(variants.resolve(base, change))
+  problems = open_clip_refusals.refusals(variants.resolve(base, change))
   wanted = (
     "image.activation='gelu_tanh' (timm's vit_base_patch16_siglip_224 has "
     "'gelu')"
@@ -429,7 +430,7 @@ def test_a_default_is_not_said_to_come_from_the_config():
 
 
 def test_a_bert_that_open_clip_cannot_name_is_refused_in_a_dry_run():
-  from clip_jax.convert import bert, open_clip_export
+  from clip_jax.convert import bert, open_clip_refusals
   from clip_jax.convert import report as report_lib
   from clip_jax.models import variants
 
@@ -438,7 +439,7 @@ def test_a_bert_that_open_clip_cannot_name_is_refused_in_a_dry_run():
   text |= {"pooling": "mean", "context_length": 77}
   tokenizer = {"kind": "wordpiece", "file": "vocab.txt"}
   spec = variants.resolve({**base, "text": text, "tokenizer": tokenizer})
-  assert not open_clip_export.refusals(spec)
+  assert not open_clip_refusals.refusals(spec)
   spec["text"]["depth"] = 3
-  (problem,) = open_clip_export.refusals(spec)
+  (problem,) = open_clip_refusals.refusals(spec)
   assert problem.startswith("text.depth=3")
