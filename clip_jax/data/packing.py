@@ -22,10 +22,10 @@ OVERFLOW_PROBABILITY = 1e-3
 _RUNG_RATIO = 1.5
 _SIMULATED_GROUPS = 16
 # Rows of whole sublanes, of which a TPU has eight: by its compiler, 80 tokens
-# take 0.93 of the time of 77. Longer rows cost attention and fill worse in small
-# groups: ViT-B/32's text tower with 32 captions takes 131, 153, 155, 193 GFLOP
-# a step in rows of 80, 128, 160, 256. With 512 captions they are within 12 %,
-# and 128 leads by 7 % in the time that v5e's compiler gives.
+# take 0.93 of the time of 77. Longer rows cost attention, and small groups fill
+# them worse: ViT-B/32's text tower with 32 captions takes 131, 153, 155, 193
+# GFLOP a step in rows of 80, 128, 160, 256. With 512 captions they are within
+# 12 %, and 128 leads by 7 % in the time that v5e's compiler gives.
 _ROW_MULTIPLE = 8
 
 
