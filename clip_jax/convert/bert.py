@@ -234,16 +234,9 @@ def entries(
   tower = "params/text"
   ends = ("gamma", "beta") if legacy_norms else ("weight", "bias")
 
-  def norm(name, path, layer=None):
-    return [
-      Entry(f"{prefix}{name}.{end}", (Slot(f"{path}/{part}", layer),))
-      for end, part in zip(ends, ("scale", "bias"), strict=True)
-    ]
-
-  embeddings = "embeddings."
   found = [
     Entry(
-      f"{prefix}{embeddings}{name}_embeddings.weight",
+      f"{prefix}embeddings.{name}_embeddings.weight",
       (Slot(f"{tower}/{ours}"),),
     )
     for name, ours in (
@@ -252,36 +245,45 @@ def entries(
       ("token_type", "token_type_embedding"),
     )
   ]
-  found += norm(f"{embeddings}LayerNorm", f"{tower}/ln_embed")
-  heads = text["heads"]
+  found += _norm(f"{prefix}embeddings.LayerNorm", f"{tower}/ln_embed", ends)
+  for i in range(text["depth"]):
+    found += _block(f"{prefix}encoder.layer.{i}", text["heads"], ends, layer=i)
+  if text["pooling"] == "pooler":
+    found += timm_vit.linear(
+      f"{prefix}pooler.dense", f"{tower}/pooler", transform=timm_vit.DENSE
+    )
+  return found
+
+
+def _norm(name, path, ends, layer=None) -> list[Entry]:
+  return [
+    Entry(f"{name}.{end}", (Slot(f"{path}/{part}", layer),))
+    for end, part in zip(ends, ("scale", "bias"), strict=True)
+  ]
+
+
+def _block(name, heads, ends, *, layer) -> list[Entry]:
+  """Returns where the tensors of one layer go."""
+  blocks = "params/text/encoder/blocks"
   kernel = (
     transforms.linear_to_heads(heads),
     transforms.bias_to_heads(heads),
   )
   out = (transforms.heads_to_linear(heads), transforms.IDENTITY)
-  blocks = f"{tower}/encoder/blocks"
-  for i in range(text["depth"]):
-    name = f"{prefix}encoder.layer.{i}."
-    for part in ("query", "key", "value"):
-      found += timm_vit.linear(
-        f"{name}attention.self.{part}",
-        f"{blocks}/attention/{part}",
-        transform=kernel,
-        layer=i,
-      )
-    for theirs, ours, how in (
-      ("attention.output.dense", "attention/out", out),
-      ("intermediate.dense", "mlp/fc_in", timm_vit.DENSE),
-      ("output.dense", "mlp/fc_out", timm_vit.DENSE),
-    ):
-      found += timm_vit.linear(
-        f"{name}{theirs}", f"{blocks}/{ours}", transform=how, layer=i
-      )
-    layer = f"encoder.layer.{i}."
-    found += norm(f"{layer}attention.output.LayerNorm", f"{blocks}/ln_1", i)
-    found += norm(f"{layer}output.LayerNorm", f"{blocks}/ln_2", i)
-  if text["pooling"] == "pooler":
+  found = []
+  for theirs, ours, how in (
+    ("attention.self.query", "attention/query", kernel),
+    ("attention.self.key", "attention/key", kernel),
+    ("attention.self.value", "attention/value", kernel),
+    ("attention.output.dense", "attention/out", out),
+    ("intermediate.dense", "mlp/fc_in", timm_vit.DENSE),
+    ("output.dense", "mlp/fc_out", timm_vit.DENSE),
+  ):
     found += timm_vit.linear(
-      f"{prefix}pooler.dense", f"{tower}/pooler", transform=timm_vit.DENSE
+      f"{name}.{theirs}", f"{blocks}/{ours}", transform=how, layer=layer
+    )
+  for theirs, ours in (("attention.output", "ln_1"), ("output", "ln_2")):
+    found += _norm(
+      f"{name}.{theirs}.LayerNorm", f"{blocks}/{ours}", ends, layer
     )
   return found

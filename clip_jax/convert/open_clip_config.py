@@ -95,16 +95,6 @@ def describe(
     bert_config=bert_config,
     report=report,
   )
-  for part, projection, what in (
-    (image, image_projection, "image"),
-    (tower, text_projection, "text"),
-  ):
-    ends = projection != "none" or part["kind"] == "resnet"
-    if not ends and part["width"] != embed_dim:
-      raise errors.UserError(
-        f"{name}: the {what} tower has no projection and ends in "
-        f"{part['width']}, not in embed_dim={embed_dim}."
-      )
   spec = {
     "embed_dim": embed_dim,
     "image": image,
@@ -116,7 +106,20 @@ def describe(
     "init_logit_bias": bias,
     **_preprocessing(preprocess, f"{name}: preprocess_cfg", report),
   }
+  _check_ends(spec, name)
   return Described(spec, head, "text." if custom else "", **tokens)
+
+
+def _check_ends(spec: dict[str, Any], name: str) -> None:
+  """Raises UserError where a tower does not end in the shared space."""
+  for what in ("image", "text"):
+    tower, projection = spec[what], spec[f"{what}_projection"]
+    ends = projection != "none" or tower["kind"] == "resnet"
+    if not ends and tower["width"] != spec["embed_dim"]:
+      raise errors.UserError(
+        f"{name}: the {what} tower has no projection and ends in "
+        f"{tower['width']}, not in embed_dim={spec['embed_dim']}."
+      )
 
 
 def _preprocessing(data, where, report) -> dict[str, Any]:

@@ -17,6 +17,41 @@ def _load_by_path(name, path):
   return module
 
 
+# What timm calls towers as small as the tests', in our table's words: sizes,
+# then each one's family and what else it differs in.
+_NANO = {
+  "kind": "vit",
+  "image_size": 20,
+  "patch_size": 5,
+  "width": 48,
+  "depth": 2,
+  "heads": 4,
+  "mlp_dim": 120,
+  "drop_edge": False,
+}
+_NANO_FAMILIES = {
+  "vit_nano_patch5_siglip_20": ("siglip", {}),
+  "vit_nano_patch5_siglip_tanh_22": (
+    "siglip",
+    {"activation": "gelu_tanh", "image_size": 22, "drop_edge": True},
+  ),
+  "vit_nano_patch5_20": ("", {}),
+  "vit_nano_patch5_clip_20": ("clip", {}),
+  "vit_nano_patch5_reg4_gap_20": ("reg4_gap", {}),
+  "flexivit_nano": ("", {"class_position": False}),
+}
+
+
+@pytest.fixture
+def nano_towers(monkeypatch):
+  """Adds the towers of tools/golden/open_clip_models.py to timm's table."""
+  from clip_jax.convert import timm_vit
+
+  for name, (family, more) in _NANO_FAMILIES.items():
+    facts = {**timm_vit._PLAIN, **timm_vit.FAMILIES[family]}
+    monkeypatch.setitem(timm_vit.MODELS, name, {**_NANO, **facts, **more})
+
+
 @pytest.fixture(scope="session")
 def openai_model():
   """OpenAI's model.py, whose package itself needs torchvision."""

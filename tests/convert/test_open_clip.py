@@ -22,7 +22,6 @@ from clip_jax.convert import (
   open_clip_config,
   open_clip_export,
   open_clip_refusals,
-  timm_vit,
   tokenizer_files,
   verification,
 )
@@ -45,41 +44,7 @@ def _load_golden():
 
 
 GOLDEN = _load_golden()
-# What timm calls towers as small as the tests', in our table's words.
-_NANO = {
-  "kind": "vit",
-  "image_size": 20,
-  "patch_size": 5,
-  "width": 48,
-  "depth": 2,
-  "heads": 4,
-  "mlp_dim": 120,
-  "drop_edge": False,
-}
-FAMILIES = {
-  "vit_nano_patch5_siglip_20": "siglip",
-  "vit_nano_patch5_siglip_tanh_22": "siglip",
-  "vit_nano_patch5_20": "",
-  "vit_nano_patch5_clip_20": "clip",
-  "vit_nano_patch5_reg4_gap_20": "reg4_gap",
-  "flexivit_nano": "",
-}
-MORE = {
-  "vit_nano_patch5_siglip_tanh_22": {
-    "activation": "gelu_tanh",
-    "image_size": 22,
-    "drop_edge": True,
-  },
-  "flexivit_nano": {"class_position": False},
-}
-
-
-@pytest.fixture(autouse=True)
-def _nano_towers(monkeypatch):
-  for name, family in FAMILIES.items():
-    facts = {**timm_vit._PLAIN, **timm_vit.FAMILIES[family]}
-    tower = {**_NANO, **facts, **MORE.get(name, {})}
-    monkeypatch.setitem(timm_vit.MODELS, name, tower)
+pytestmark = pytest.mark.usefixtures("nano_towers")
 
 
 @pytest.fixture(scope="module")

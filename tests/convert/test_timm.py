@@ -33,34 +33,7 @@ def _load(name):
 
 GOLDEN = _load("timm_models")
 SHARED = GOLDEN.open_clip_models()
-_NANO = {
-  "kind": "vit",
-  "image_size": 20,
-  "patch_size": 5,
-  "width": 48,
-  "depth": 2,
-  "heads": 4,
-  "mlp_dim": 120,
-  "drop_edge": False,
-}
-_FAMILIES = {
-  "vit_nano_patch5_siglip_20": ("siglip", {}),
-  "vit_nano_patch5_siglip_tanh_22": (
-    "siglip",
-    {"activation": "gelu_tanh", "image_size": 22, "drop_edge": True},
-  ),
-  "vit_nano_patch5_20": ("", {}),
-  "vit_nano_patch5_clip_20": ("clip", {}),
-  "vit_nano_patch5_reg4_gap_20": ("reg4_gap", {}),
-  "flexivit_nano": ("", {"class_position": False}),
-}
-
-
-@pytest.fixture(autouse=True)
-def _nano_towers(monkeypatch):
-  for name, (family, more) in _FAMILIES.items():
-    facts = {**timm_vit._PLAIN, **timm_vit.FAMILIES[family]}
-    monkeypatch.setitem(timm_vit.MODELS, name, {**_NANO, **facts, **more})
+pytestmark = pytest.mark.usefixtures("nano_towers")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +73,7 @@ def _features(model):
     return np.asarray(jax.jit(tower.apply)(params, images))
 
 
-@pytest.mark.parametrize("name", _FAMILIES)
+@pytest.mark.parametrize("name", SHARED.TIMM)
 def test_a_tower_computes_what_timm_computes(make, golden, difference, name):
   model = convert.open_model(make(name))
   assert model.source["format"] == "timm"
@@ -129,7 +102,7 @@ def test_a_mutation_is_far_above_the_bar(
 def test_our_table_is_timms_name_by_name():
   known = json.loads(GOLDEN.NAMES.read_text())
   for name, tower in timm_vit.MODELS.items():
-    if name not in _FAMILIES:
+    if name not in SHARED.TIMM:
       assert known[name] == tower, name
   # The rest is held by nobody's name here; it is refused by it.
   for name in known.keys() - timm_vit.MODELS.keys():
