@@ -1,15 +1,19 @@
 """The device mesh, its axis names and the one table of parameter rules.
 
 The batch is split over both axes; parameters and optimizer state are split
-over `fsdp` and repeated over `data`.
+over `fsdp` and repeated over `data`. The collectives that this takes in a
+training step are here: parameters are gathered where they are used, gradients
+are summed in their own, wide type.
 """
 
+import functools
 import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -64,13 +68,24 @@ def make_mesh(
   )
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-  """Raises UserError unless `batch_size` splits evenly over the mesh."""
-  if batch_size % mesh.size:
-    nearest = max(batch_size // mesh.size, 1) * mesh.size
+def check_batch_size(
+  batch_size: int, mesh: Mesh, *, micro_batches: int = 1
+) -> None:
+  """Raises UserError unless the batch splits evenly.
+
+  Args:
+    batch_size: pairs in the global batch.
+    mesh: whose devices split it.
+    micro_batches: parts of what each device has.
+  """
+  parts = mesh.size * micro_batches
+  if batch_size % parts:
+    nearest = max(batch_size // parts, 1) * parts
+    times = f" times micro_batches={micro_batches}" if micro_batches > 1 else ""
     raise errors.UserError(
       f"batch_size={batch_size} must divide by the {mesh.size} devices on the "
-      f"mesh (data={mesh.shape[DATA]}, fsdp={mesh.shape[FSDP]}); try {nearest}."
+      f"mesh (data={mesh.shape[DATA]}, fsdp={mesh.shape[FSDP]}){times}; "
+      f"try {nearest}."
     )
 
 
@@ -125,6 +140,102 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     return NamedSharding(mesh, spec)
 
   return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def tree_specs(tree: Any, mesh: Mesh) -> Any:
+  """Returns the PartitionSpec of each array (or shape) in `tree`."""
+  return jax.tree.map(lambda x: x.spec, tree_shardings(tree, mesh))
+
+
+def split_axis(spec: P) -> int | None:
+  """Returns the axis of an array that `fsdp` splits; None where none is."""
+  axes = tuple(spec)
+  return axes.index(FSDP) if FSDP in axes else None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gather(x: jax.Array, axis: int, dtype: jnp.dtype) -> jax.Array:
+  """Returns the whole of an array that `fsdp` splits; inside `shard_map`.
+
+  The whole travels in the type that it is used in. Its gradient is summed over
+  the devices in the type of `x`: sums over many devices in bfloat16 would lose
+  what single ones contribute.
+
+  Args:
+    x: this device's part.
+    axis: that is split.
+    dtype: of the result.
+  """
+  return jax.lax.all_gather(x.astype(dtype), FSDP, axis=axis, tiled=True)
+
+
+def _gather_forward(x, axis, dtype):
+  # Of `x` the backward pass needs the type alone.
+  return gather(x, axis, dtype), jnp.zeros((), x.dtype)
+
+
+def _gather_backward(axis, dtype, kind, gradient):
+  del dtype
+  summed = jax.lax.psum_scatter(
+    gradient.astype(kind.dtype), FSDP, scatter_dimension=axis, tiled=True
+  )
+  return (summed,)
+
+
+gather.defvjp(_gather_forward, _gather_backward)
+
+
+def gather_tree(tree: Any, specs: Any, *, dtype: jnp.dtype, layer=False) -> Any:
+  """Returns `tree` with the arrays that `fsdp` splits made whole.
+
+  Args:
+    tree: this device's parts; inside `shard_map`.
+    specs: the PartitionSpec of each array.
+    dtype: the type that they are used in.
+    layer: `tree` is one layer of the stacks that `specs` are of.
+  """
+
+  def whole(x, spec):
+    axis = split_axis(spec)
+    return x if axis is None else gather(x, axis - int(layer), dtype)
+
+  return jax.tree.map(whole, tree, specs)
+
+
+def vary(tree: Any, specs: Any) -> Any:
+  """Returns `tree` as arrays that may differ on every device of the mesh.
+
+  Of such arrays a gradient is this device's share, in their own type, until
+  `sum_gradients` adds the shares. Left to the compiler, shares would be added
+  wherever arrays that are the same everywhere meet others, in any type.
+
+  Args:
+    tree: this device's parts; inside `shard_map`.
+    specs: the PartitionSpec of each array.
+  """
+
+  def cast(x, spec):
+    same = BATCH_AXES if split_axis(spec) is None else (DATA,)
+    return jax.lax.pcast(x, same, to="varying")
+
+  return jax.tree.map(cast, tree, specs)
+
+
+def sum_gradients(gradients: Any, specs: Any) -> Any:
+  """Returns gradients summed over the mesh, one axis after the other.
+
+  Args:
+    gradients: of this device's pairs; where `fsdp` splits a parameter, of this
+      device's part, summed over `fsdp` by `gather` already.
+    specs: the PartitionSpec of each parameter.
+  """
+
+  def total(x, spec):
+    if split_axis(spec) is None:
+      x = jax.lax.psum(x, FSDP)
+    return jax.lax.psum(x, DATA)
+
+  return jax.tree.map(total, gradients, specs)
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -54,7 +54,6 @@ def test_an_update_of_every_config_can_be_traced(path):
   tx = optim.make_optimizer(
     config, total_steps=config.steps or 5000, image_kind=spec["image"]["kind"]
   )
-  tx = freezing.optimizer(tx, config.optim.frozen)
   state = step_lib.abstract_state(model, tx, mesh)
   batch, size = 8, spec["image"]["image_size"]
   inputs = {

@@ -8,9 +8,11 @@ import ml_collections
 from ml_collections import config_dict
 
 PRECISIONS = ("bfloat16", "float32", "float64")
+OPTIMIZERS = ("adafactor", "adamw", "lion", "muon")
 LOSS_KINDS = ("sigmoid", "softmax")
 LOSS_METHODS = ("auto", "dense", "gathered", "ring", "two_level")
 CAPTION_CHOICES = ("random", "first")
+TEXT_LAYOUTS = ("auto", "packed", "buckets", "full")
 EVAL_TASKS = ("zero_shot", "retrieval")
 
 # A check returns what is wanted where the value is not allowed, else None.
@@ -68,6 +70,12 @@ SCHEMA: dict[str, Field] = {
   "batch_size": Field(
     int, 32_768, _at_least(1), "pairs in the global batch (paper, Table 18)"
   ),
+  "micro_batches": Field(
+    int,
+    1,
+    _at_least(1),
+    "parts of a device's pairs that the towers take at a time; the same result",
+  ),
   "steps": Field(int, None, _at_least(1), "length in updates; or give epochs"),
   "epochs": Field(
     float, None, _positive, "length in passes over data.train; or give steps"
@@ -107,9 +115,17 @@ SCHEMA: dict[str, Field] = {
   "data.caption": Field(
     str, "random", _one_of(CAPTION_CHOICES), "which caption of an image"
   ),
+  "data.text_layout": Field(
+    str,
+    "auto",
+    _one_of(TEXT_LAYOUTS),
+    "captions packed into shared rows, in short rows, or padded; auto: the"
+    " least work that gives the same result",
+  ),
   "eval_every_steps": Field(
     int, 0, _at_least(0), "updates between evaluations; 0: only at the end"
   ),
+  "optim.name": Field(str, "adamw", _one_of(OPTIMIZERS), "how weights move"),
   "optim.peak_lr": Field(
     float, 5e-4, _positive, "learning rate after warm-up (paper, Table 20)"
   ),
@@ -119,7 +135,7 @@ SCHEMA: dict[str, Field] = {
   "optim.weight_decay": Field(
     float, 0.2, _at_least(0), "decoupled, on matrices (paper, Table 18)"
   ),
-  "optim.beta1": Field(float, 0.9, _between(0, 1), "Adam's beta1"),
+  "optim.beta1": Field(float, 0.9, _between(0, 1), "momentum: Adam's beta1"),
   "optim.beta2": Field(
     float, None, _between(0, 1), "Adam's beta2; paper: ViT 0.98, ResNet 0.999"
   ),
@@ -128,6 +144,22 @@ SCHEMA: dict[str, Field] = {
   ),
   "optim.clip_norm": Field(
     float, 1.0, _at_least(0), "largest global gradient norm; 0: no clipping"
+  ),
+  "optim.image_lr_factor": Field(
+    float, 1.0, _at_least(0), "learning rate of the image tower over the full"
+  ),
+  "optim.text_lr_factor": Field(
+    float, 1.0, _at_least(0), "learning rate of the text tower over the full"
+  ),
+  "optim.layer_decay": Field(
+    float, 1.0, _between(0, 1), "learning rate of a layer over the one above's"
+  ),
+  "optim.ema_decay": Field(
+    float,
+    0.0,
+    _between(0, 1),
+    "weights in use are an average of the trained ones, which moves by 1 - this"
+    " an update; 0: no average",
   ),
   "optim.frozen": Field(
     str,

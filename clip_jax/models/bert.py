@@ -1,6 +1,7 @@
 """The BERT encoder as a text tower (Devlin et al. 2019)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -57,6 +58,7 @@ class Bert(nn.Module):
   pooling: str = "mean"
   scan: bool = True
   remat: str = "dots_no_batch"
+  whole: Callable[[Any], Any] | None = None
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -83,6 +85,7 @@ class Bert(nn.Module):
       post_norm=True,
       scan=self.scan,
       remat=self.remat,
+      whole=self.whole,
       name="encoder",
       **dtypes,
     )(self._embed(tokens), mask)

@@ -154,6 +154,8 @@ class CLIP(nn.Module):
     train: bool = False,
     locked: tuple[str, ...] = (),
     locked_norms: tuple[str, ...] = (),
+    examples: jax.Array | None = None,
+    axes: tuple[str, ...] = (),
   ) -> ClipOutput:
     """Embeds pairs.
 
@@ -163,32 +165,46 @@ class CLIP(nn.Module):
       train: batch statistics move, and patches drop out.
       locked: "image" or "text", the towers that compute as in use even then.
       locked_norms: the batch norms that do, such as "image/stem_1/norm".
+      examples: (batch,), the pairs' numbers in the global batch where these
+        are a part of it; what is random depends on them.
+      axes: of the mesh, that split the batch where each device runs a part.
     """
-    has_bias = self.init_logit_bias is not None
+    scale, bias = self.temperature()
     return ClipOutput(
       image_embeds=self.encode_image(
         images,
         train=train and "image" not in locked,
         locked_norms=locked_norms,
+        examples=examples,
+        axes=axes,
       ),
       text_embeds=self.encode_text(
         tokens, train=train and "text" not in locked
       ),
-      logit_scale=jnp.exp(self.log_scale),
-      logit_bias=self.logit_bias if has_bias else None,
+      logit_scale=scale,
+      logit_bias=bias,
     )
+
+  def temperature(self) -> tuple[jax.Array, jax.Array | None]:
+    """Returns the logit scale and the logit bias, None without one."""
+    has_bias = self.init_logit_bias is not None
+    return jnp.exp(self.log_scale), self.logit_bias if has_bias else None
 
   def encode_image(
     self,
     images: jax.Array,
     *,
     train: bool = False,
-    locked_norms: tuple[str, ...] = (),
+    **training,
   ) -> jax.Array:
-    """Embeds images (batch, h, w, 3) as (batch, embed) of unit length."""
-    # Only a tower with batch norms has any to lock.
-    norms = {"locked_norms": locked_norms} if locked_norms else {}
-    x = self.image(self._normalize(images), train=train, **norms)
+    """Embeds images (batch, h, w, 3) as (batch, embed) of unit length.
+
+    Args:
+      images: (batch, h, w, 3).
+      train: batch statistics move, and patches drop out.
+      **training: `examples`, `locked_norms` and `axes`, as in `__call__`.
+    """
+    x = self.image(self._normalize(images), train=train, **training)
     return self._embed("image", self.image_projection, x)
 
   def encode_text(

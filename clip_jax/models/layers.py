@@ -1,6 +1,7 @@
 """The parts that towers are made of: attention, MLP, encoder stack, pooling."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -233,7 +234,9 @@ class Encoder(nn.Module):
 
   `scan` runs one compiled block in a loop; without it the same parameters feed
   `depth` copies of the block, which compiles slower. `remat` names what the
-  backward pass keeps: see `REMAT_POLICIES`.
+  backward pass keeps: see `REMAT_POLICIES`. `whole` takes the parts of a
+  block's parameters that a device holds and returns the parameters, block by
+  block; None where it holds them all.
   """
 
   depth: int
@@ -245,6 +248,7 @@ class Encoder(nn.Module):
   post_norm: bool = False
   scan: bool = True
   remat: str = "dots_no_batch"
+  whole: Callable[[Any], Any] | None = None
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -259,10 +263,14 @@ class Encoder(nn.Module):
     """
     policy = lookup("remat policy", self.remat, REMAT_POLICIES)
     make_block = EncoderBlock
+    if self.whole is not None:
+      make_block = nn.map_variables(
+        make_block, "params", trans_in_fn=self.whole
+      )
     if self.remat != "none":
       # The loop already keeps the two computations apart.
       make_block = nn.remat(
-        EncoderBlock, policy=policy, prevent_cse=not self.scan
+        make_block, policy=policy, prevent_cse=not self.scan
       )
     block = make_block(
       depth=self.depth,
@@ -326,19 +334,25 @@ class MapHead(nn.Module):
     return x[:, 0]
 
 
-def drop_patches(key: jax.Array, x: jax.Array, *, rate: float) -> jax.Array:
+def drop_patches(
+  key: jax.Array, x: jax.Array, *, rate: float, examples: jax.Array
+) -> jax.Array:
   """Keeps a random subset of each example's patches (FLIP, Li et al. 2023).
 
   Args:
-    key: a random key.
+    key: a random key, the same for the whole batch.
     x: (batch, patches, width).
     rate: the fraction to drop; the number that stays is static and at least 1.
+    examples: (batch,), each row's number in the global batch. What it keeps
+      depends on this alone, not on the rows beside it.
 
   Returns:
     (batch, kept, width), each example's patches in their order.
   """
-  b, patches, _ = x.shape
+  patches = x.shape[1]
   kept = max(1, round(patches * (1.0 - rate)))
-  order = jnp.argsort(jax.random.uniform(key, (b, patches)), axis=-1)
+  keys = jax.vmap(lambda example: jax.random.fold_in(key, example))(examples)
+  noise = jax.vmap(lambda key: jax.random.uniform(key, (patches,)))(keys)
+  order = jnp.argsort(noise, axis=-1)
   chosen = jnp.sort(order[:, :kept], axis=-1)  # (batch, kept)
   return jnp.take_along_axis(x, chosen[:, :, None], axis=1)

@@ -15,7 +15,7 @@ _conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class BatchNorm(nn.Module):
-  """Batch norm as torch computes it, over the whole batch that jit sees.
+  """Batch norm as torch computes it, over the whole global batch.
 
   Flax's own keeps a running average of the biased variance; torch's, which the
   published weights carry, averages the unbiased one. The variance takes two
@@ -30,7 +30,12 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, *, train: bool, locked_norms: tuple[str, ...] = ()
+    self,
+    x: jax.Array,
+    *,
+    train: bool,
+    locked_norms: tuple[str, ...] = (),
+    axes: tuple[str, ...] = (),
   ) -> jax.Array:
     """Normalises (batch, h, w, channels) over all axes but the last.
 
@@ -38,6 +43,7 @@ class BatchNorm(nn.Module):
       x: of any floating type.
       train: by the batch's statistics, and the running ones move.
       locked_norms: those, by their paths in the model, that do not so.
+      axes: of the mesh, that split the batch where each device runs a part.
     """
     channels = x.shape[-1]
     wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -54,10 +60,10 @@ class BatchNorm(nn.Module):
     )
     x = x.astype(wide)
     if train and "/".join(self.path) not in locked_norms:
-      mean = x.mean(axis=(0, 1, 2))
-      var = jnp.square(x - mean).mean(axis=(0, 1, 2))
+      mean = _mean(x, axes)
+      var = _mean(jnp.square(x - mean), axes)
       if not self.is_initializing():
-        count = x.size // channels
+        count = x.size // channels * jax.lax.psum(1, axes)
         self._average(running_mean, mean)
         self._average(running_var, var * (count / max(count - 1, 1)))
     else:
@@ -68,6 +74,12 @@ class BatchNorm(nn.Module):
   def _average(self, running, value):
     kept = self.momentum * running.value
     running.value = kept + (1 - self.momentum) * value.astype(kept.dtype)
+
+
+def _mean(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+  """Means over all but the last axis, and over equal parts on other devices."""
+  mean = x.mean(axis=(0, 1, 2))
+  return jax.lax.pmean(mean, axes) if axes else mean
 
 
 def average_pool(x: jax.Array, size: int) -> jax.Array:
@@ -106,7 +118,12 @@ class ConvNorm(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, *, train: bool, locked_norms: tuple[str, ...] = ()
+    self,
+    x: jax.Array,
+    *,
+    train: bool,
+    locked_norms: tuple[str, ...] = (),
+    axes: tuple[str, ...] = (),
   ) -> jax.Array:
     """Maps (batch, h, w, channels) to (batch, h', w', features)."""
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -124,7 +141,7 @@ class ConvNorm(nn.Module):
         **dtypes,
       )
     norm = BatchNorm(scale_init=self.scale_init, name="norm", **dtypes)
-    return norm(conv(x), train=train, locked_norms=locked_norms)
+    return norm(conv(x), train=train, locked_norms=locked_norms, axes=axes)
 
 
 class Bottleneck(nn.Module):
@@ -137,11 +154,16 @@ class Bottleneck(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, *, train: bool, locked_norms: tuple[str, ...] = ()
+    self,
+    x: jax.Array,
+    *,
+    train: bool,
+    locked_norms: tuple[str, ...] = (),
+    axes: tuple[str, ...] = (),
   ) -> jax.Array:
     """Maps (batch, h, w, c) to (batch, h/stride, w/stride, 4 * features)."""
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    mode = {"train": train, "locked_norms": locked_norms}
+    mode = {"train": train, "locked_norms": locked_norms, "axes": axes}
     out = EXPANSION * self.features
     y = ConvNorm(self.features, 1, name="conv_1", **dtypes)(x, **mode)
     y = nn.relu(y)
@@ -221,21 +243,26 @@ class ModifiedResNet(nn.Module):
     images: jax.Array,
     *,
     train: bool = False,
+    examples: jax.Array | None = None,
     locked_norms: tuple[str, ...] = (),
+    axes: tuple[str, ...] = (),
   ) -> jax.Array:
     """Maps normalised images (batch, h, w, 3) to (batch, embed_dim).
 
     Args:
       images: of `image_size` by `image_size`.
       train: normalises by the batch and updates the collection "batch_stats".
+      examples: changes nothing: nothing is random.
       locked_norms: batch norms, by their paths in the model, that compute as
         in use even then.
+      axes: of the mesh, that split the batch where each device runs a part.
 
     Raises:
       UserError: sizes do not fit.
     """
+    del examples
     self._check(images.shape)
-    mode = {"train": train, "locked_norms": locked_norms}
+    mode = {"train": train, "locked_norms": locked_norms, "axes": axes}
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     x = images.astype(self.dtype)
     stem = ((self.width // 2, 2), (self.width // 2, 1), (self.width, 1))

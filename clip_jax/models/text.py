@@ -1,5 +1,8 @@
 """Text towers: the Transformer and the bag of words."""
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -70,6 +73,7 @@ class TextTransformer(nn.Module):
   eos_id: int | None = None
   scan: bool = True
   remat: str = "dots_no_batch"
+  whole: Callable[[Any], Any] | None = None
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -115,6 +119,7 @@ class TextTransformer(nn.Module):
       norm_epsilon=self.norm_epsilon,
       scan=self.scan,
       remat=self.remat,
+      whole=self.whole,
       name="encoder",
       **dtypes,
     )(x, mask)

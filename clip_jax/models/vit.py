@@ -1,5 +1,8 @@
 """The Vision Transformer image tower."""
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -62,23 +65,39 @@ class VisionTransformer(nn.Module):
   drop_edge: bool = False
   scan: bool = True
   remat: str = "dots_no_batch"
+  whole: Callable[[Any], Any] | None = None
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+  def __call__(
+    self,
+    images: jax.Array,
+    *,
+    train: bool = False,
+    examples: jax.Array | None = None,
+    locked_norms: tuple[str, ...] = (),
+    axes: tuple[str, ...] = (),
+  ) -> jax.Array:
     """Maps normalised images (batch, h, w, 3) to features (batch, width).
 
     Args:
       images: of `image_size` by `image_size`.
       train: drops patches, drawing from the stream "dropout".
+      examples: (batch,), the images' numbers in the global batch, by which
+        patches drop; None where these images are all of it.
+      locked_norms: changes nothing: there are no batch norms.
+      axes: changes nothing: no image sees another.
 
     Raises:
       UserError: sizes do not fit, or `pooling` is unknown.
     """
+    del locked_norms, axes
     self._check(images.shape)
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    x = self._embed(images, train=train)
+    if examples is None:
+      examples = jnp.arange(len(images))
+    x = self._embed(images, examples, train=train)
     first_patch = int(self.class_token) + self.registers
     if self.pre_norm:
       x = layers.layer_norm(self.norm_epsilon, name="ln_pre", **dtypes)(x)
@@ -90,6 +109,7 @@ class VisionTransformer(nn.Module):
       norm_epsilon=self.norm_epsilon,
       scan=self.scan,
       remat=self.remat,
+      whole=self.whole,
       name="encoder",
       **dtypes,
     )(x)
@@ -130,7 +150,7 @@ class VisionTransformer(nn.Module):
         "a mean differs before and after the norm."
       )
 
-  def _embed(self, images, *, train):
+  def _embed(self, images, examples, *, train):
     """Returns the class token, the registers and the patches, positioned."""
     p, width = self.patch_size, self.width
     normal = nn.initializers.normal(width**-0.5)
@@ -161,7 +181,10 @@ class VisionTransformer(nn.Module):
     x = x + positions[positioned_class:]
     if train and self.patch_dropout > 0:
       x = layers.drop_patches(
-        self.make_rng("dropout"), x, rate=self.patch_dropout
+        self.make_rng("dropout"),
+        x,
+        rate=self.patch_dropout,
+        examples=examples,
       )
     prefix = []
     if self.class_token:

@@ -1,8 +1,9 @@
 """Checkpoints with Orbax: asynchronous, verified, with a way back.
 
 A step holds three items: `variables` (parameters and batch statistics, all
-that inference needs), `progress` (optimizer and counters) and `meta` (JSON: a
-digest of every array, the config, versions). Orbax does not notice a flipped
+that inference needs), `progress` (optimizer and counters; where the parameters
+to use are an average, also those that it is of) and `meta` (JSON: a digest of
+every array, the config, versions). Orbax does not notice a flipped
 bit in its files; the digests do, and the newest good step is used instead.
 """
 
@@ -32,18 +33,21 @@ DIRECTORY, QUARANTINE, CONFIG = "checkpoints", "quarantine", "config.json"
 
 def _items(state: step_lib.TrainState) -> dict[str, Any]:
   """Returns the state as the two array items of a checkpoint."""
-  return {
-    VARIABLES: state.variables,
-    PROGRESS: {
-      "step": state.step,
-      "skipped": state.skipped,
-      "opt_state": state.opt_state,
-    },
+  progress = {
+    "step": state.step,
+    "skipped": state.skipped,
+    "opt_state": state.opt_state,
   }
+  if state.ema:
+    progress["params"] = state.params
+  return {VARIABLES: state.variables, PROGRESS: progress}
 
 
 def _state(items: dict[str, Any]) -> step_lib.TrainState:
-  return step_lib.TrainState(**items[VARIABLES], **items[PROGRESS])
+  variables, progress = items[VARIABLES], items[PROGRESS]
+  if "params" in progress:
+    variables = {**variables, "ema": variables["params"]}
+  return step_lib.TrainState(**{**variables, **progress})
 
 
 def _everywhere(fine: bool) -> bool:

@@ -7,6 +7,7 @@ pattern can free the last layers alone. What is frozen has no gradient and no
 place in the optimizer's state.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -144,12 +145,64 @@ def locked_norms(
   if not pattern:
     return ()
   trained = choose(params, pattern)
-  norms = {path.rpartition("/")[0] for path in _flatten(batch_stats)}
   return tuple(
     norm
-    for norm in sorted(norms)
+    for norm in norm_paths(batch_stats)
     if not {f"{norm}/scale", f"{norm}/bias"} & trained.keys()
   )
+
+
+def norm_paths(batch_stats: Any) -> list[str]:
+  """Returns the paths of all batch norms, such as "image/stem_1/norm"."""
+  return sorted({path.rpartition("/")[0] for path in _flatten(batch_stats)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+  """What a pattern freezes of one model.
+
+  Attributes:
+    pattern: the regular expression; empty where nothing is frozen.
+    towers: "image" and "text", those of which nothing is trained.
+    norms: the batch norms, by path, that compute as in use.
+    temperature: whether the logit scale stays as it is.
+  """
+
+  pattern: str
+  towers: tuple[str, ...]
+  norms: tuple[str, ...]
+  temperature: bool
+
+  @classmethod
+  def of(cls, params: Any, batch_stats: Any, pattern: str) -> "Frozen":
+    """Returns what `pattern` freezes of these arrays, or shapes."""
+    return cls(
+      pattern=pattern,
+      towers=locked_towers(params, pattern),
+      norms=locked_norms(params, batch_stats, pattern),
+      temperature=not is_trained(params, "log_scale", pattern),
+    )
+
+  def select(self, params: Any) -> Any:
+    """Returns the trained part of `params`."""
+    return select(params, self.pattern)
+
+  def merge(self, params: Any, trained: Any) -> Any:
+    """Returns `params` with the trained part replaced by `trained`."""
+    return merge(params, trained, self.pattern)
+
+  def select_specs(self, params: Any, specs: Any) -> Any:
+    """Returns the entries of `specs` that belong to the trained part.
+
+    Layers are never split over devices, so some of them are split as all are.
+
+    Args:
+      params: arrays or shapes.
+      specs: a tree like `params`, of PartitionSpecs.
+    """
+    flat = _flatten(specs)
+    chosen = choose(params, self.pattern) if self.pattern else flat
+    return _unflatten({path: flat[path] for path in chosen})
 
 
 def _index(layers: np.ndarray) -> Any:

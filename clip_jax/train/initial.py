@@ -11,6 +11,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -260,6 +261,8 @@ def load(
       for path, array in arrays.items()
     ],
   )
+  if state.ema:
+    variables["ema"] = jax.tree.map(jnp.copy, variables["params"])
   return state.replace(**variables)
 
 

@@ -151,11 +151,12 @@ def _restore_or_init(
   origins: initial.Origins,
   allow_changes: bool,
 ) -> tuple[step_lib.TrainState, dict[str, Any]]:
-  abstract = step_lib.abstract_state(run.model, run.tx, run.mesh)
+  ema = step_lib.keeps_average(run.config)
+  abstract = step_lib.abstract_state(run.model, run.tx, run.mesh, ema=ema)
   restored = checkpoints.restore_latest(abstract)
   if restored is None:
     seed = run.config.seed
-    state = step_lib.init_state(run.model, run.tx, run.mesh, seed=seed)
+    state = step_lib.init_state(run.model, run.tx, run.mesh, seed=seed, ema=ema)
     return initial.load(state, origins, run.config), {}
   state, meta = restored
   if not allow_changes:

@@ -1,14 +1,22 @@
-"""The optimizer of the paper: AdamW, warm-up, cosine decay, clipping."""
+"""Optimizers: the paper's AdamW, and others in its frame.
 
+All share clipping, decoupled weight decay, warm-up and cosine decay; they
+differ in how a gradient becomes a direction.
+"""
+
+import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from clip_jax import errors, sharding
+from clip_jax.train import freezing, learning_rates
 
 # Adam's numbers by the kind of image tower (paper, Table 18).
 ADAM = {
@@ -22,6 +30,17 @@ ADAM = {
 NO_DECAY = re.compile(
   r"(^|/)(\w*bias|scale|log_scale|class_embedding|registers|probe)$"
 )
+
+# Muon turns the matrices inside of encoders; all else is Adam's. Dimensions
+# that a matrix reads and writes, after the axis of the layers.
+_MUON = (
+  (re.compile(r"/encoder/blocks/.*(query|key|value)/kernel$"), 1, (2, 3)),
+  (re.compile(r"/encoder/blocks/.*attention/out/kernel$"), (1, 2), 3),
+  (re.compile(r"/encoder/blocks/.*mlp/\w+/kernel$"), 1, 2),
+)
+# Root mean square of an update, about that of Adam's, so that one learning
+# rate serves both (Liu et al. 2025, arXiv 2502.16982, section 2.2).
+_MUON_RMS = 0.2
 
 
 def schedule(
@@ -66,26 +85,121 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int):
   )
 
 
+def _adamw(optim, image_kind):
+  beta2, epsilon = (
+    ADAM[image_kind][name] if optim[name] is None else optim[name]
+    for name in ("beta2", "epsilon")
+  )
+  return optax.scale_by_adam(b1=optim.beta1, b2=beta2, eps=epsilon)
+
+
+def _lion(optim, image_kind):
+  del image_kind
+  # Chen et al. 2023, arXiv 2302.06675: 0.99 where nothing else is said.
+  beta2 = 0.99 if optim.beta2 is None else optim.beta2
+  return optax.scale_by_lion(b1=optim.beta1, b2=beta2)
+
+
+def _adafactor(optim, image_kind):
+  """Factored second moments, updates clipped to a root mean square of 1.
+
+  Shazeer and Stern 2018, arXiv 1804.04235, sections 4 to 7; the momentum is in
+  bfloat16, as in "Scaling vision transformers" (Zhai et al. 2022).
+  """
+  del image_kind
+  return optax.chain(
+    optax.scale_by_factored_rms(),
+    optax.clip_by_block_rms(1.0),
+    optax.ema(optim.beta1, debias=False, accumulator_dtype=jnp.bfloat16),
+  )
+
+
+def _muon(optim, image_kind):
+  """Matrices by Newton-Schulz (Jordan et al. 2024), all else by Adam."""
+
+  def labels(params):
+    return jax.tree.map(
+      lambda numbers: "adam" if numbers is None else "muon",
+      muon_dimensions(params),
+      is_leaf=_is_dimensions,
+    )
+
+  turned = optax.chain(
+    optax.contrib.scale_by_muon(
+      beta=optim.beta1, weight_dimension_numbers=muon_dimensions
+    ),
+    optax.stateless(_to_adams_size),
+  )
+  return optax.partition(
+    {"muon": turned, "adam": _adamw(optim, image_kind)}, labels
+  )
+
+
+def _is_dimensions(x: Any) -> bool:
+  return x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
+
+
+def muon_dimensions(params: Any) -> Any:
+  """Returns what each array's matrices read and write; None: no matrices."""
+
+  def dimensions(path, leaf):
+    del leaf
+    name = "/" + sharding.path_name(path)
+    for pattern, reads, writes in _MUON:
+      if pattern.search(name):
+        return optax.contrib.MuonDimensionNumbers(reads, writes)
+    return None
+
+  return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+def _to_adams_size(updates: Any, params: Any) -> Any:
+  """Scales matrices whose singular values are 1 to Adam's usual size."""
+  del params
+
+  def scale(x, numbers):
+    sides = [
+      math.prod(x.shape[axis] for axis in np.atleast_1d(axes))
+      for axes in (numbers.reduction_axis, numbers.output_axis)
+    ]
+    return x * (_MUON_RMS * math.sqrt(max(sides)))
+
+  return jax.tree.map(scale, updates, muon_dimensions(updates))
+
+
+DIRECTIONS: dict[str, Callable[..., optax.GradientTransformation]] = {
+  "adafactor": _adafactor,
+  "adamw": _adamw,
+  "lion": _lion,
+  "muon": _muon,
+}
+
+
 def make_optimizer(
   config: ml_collections.ConfigDict, *, total_steps: int, image_kind: str
 ) -> optax.GradientTransformation:
-  """Returns AdamW as in the paper.
+  """Returns the optimizer of a run: by default AdamW as in the paper.
+
+  Its `init` and `update` take all parameters of the model; gradients, updates
+  and state are of the trained part alone.
 
   Args:
     config: a whole run's; reads `optim`.
     total_steps: updates of the whole run.
     image_kind: "vit" or "resnet"; sets beta2 and epsilon where the config
       leaves them open.
+
+  Raises:
+    UserError: the name is unknown, or the warm-up is longer than the run.
   """
   optim = config.optim
-  beta2, epsilon = (
-    ADAM[image_kind][name] if optim[name] is None else optim[name]
-    for name in ("beta2", "epsilon")
-  )
+  if optim.name not in DIRECTIONS:
+    raise errors.unknown("optimizer", optim.name, DIRECTIONS)
   clip = optax.clip_by_global_norm(optim.clip_norm)
-  return optax.chain(
+  tx = optax.chain(
     clip if optim.clip_norm else optax.identity(),
-    optax.scale_by_adam(b1=optim.beta1, b2=beta2, eps=epsilon),
+    DIRECTIONS[optim.name](optim, image_kind),
     optax.add_decayed_weights(optim.weight_decay, mask=decays),
     optax.scale_by_learning_rate(make_schedule(config, total_steps)),
   )
+  return learning_rates.scale(freezing.optimizer(tx, optim.frozen), optim)

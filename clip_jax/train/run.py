@@ -18,7 +18,7 @@ from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.data import pipeline, sources
 from clip_jax.evals import tasks
 from clip_jax.models import clip, variants
-from clip_jax.train import freezing, optim
+from clip_jax.train import freezing, optim, text_layout
 from clip_jax.train import step as step_lib
 
 
@@ -38,6 +38,7 @@ class Run:
     total_steps: updates of the whole run.
     preprocess: how an image becomes an array.
     tokenizer: how texts become ids.
+    layout: how a batch's captions lie in memory.
     encoder: the compiled embedding functions.
   """
 
@@ -52,6 +53,7 @@ class Run:
   total_steps: int
   preprocess: preprocess_lib.Preprocess
   tokenizer: tokenizer_lib.Tokenizer
+  layout: text_layout.Layout
   encoder: inference.Encoder
 
   def announce(self) -> None:
@@ -71,14 +73,15 @@ class Run:
       len(devices),
       devices[0].device_kind,
     )
+    logging.info("Texts: %s.", self.layout.describe(self.layout.rungs[0]))
 
-  def batches(self, start_step: int) -> pipeline.Batches:
+  def batches(self, start_step: int) -> text_layout.Batches:
     """Returns the batches from `start_step` on: the rows of this process."""
     config = self.config
     rows = pipeline.local_rows(
       sharding.batch_sharding(self.mesh), config.batch_size
     )
-    return pipeline.train_batches(
+    batches = pipeline.train_batches(
       self.source,
       seed=config.seed,
       batch_size=config.batch_size,
@@ -91,8 +94,9 @@ class Run:
       resize_ratio=config.data.resize_ratio,
       caption=config.data.caption,
     )
+    return text_layout.Batches(batches, self.layout, self.mesh)
 
-  def place(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
+  def place(self, batch: dict[str, Any]) -> dict[str, Any]:
     """Returns what the devices need of a batch, split over them."""
     needed = {name: batch[name] for name in ("image", "tokens", "bad")}
     return pipeline.place(needed, sharding.batch_sharding(self.mesh))
@@ -124,7 +128,9 @@ def make_run(
     UserError: something in the config does not exist or does not fit.
   """
   mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-  sharding.check_batch_size(config.batch_size, mesh)
+  sharding.check_batch_size(
+    config.batch_size, mesh, micro_batches=config.micro_batches
+  )
   spec = variants.spec(config.model, config.model_overrides.to_dict())
   model = step_lib.make_model(config)
   # Evaluations and report may look at the same data.
@@ -134,6 +140,11 @@ def make_run(
   report = _open_report(config, open_source)
   total_steps = config.steps or math.ceil(
     config.epochs * len(source) / config.batch_size
+  )
+  tokenizer = tokenizer_lib.make_tokenizer(
+    **spec["tokenizer"],
+    context_length=spec["text"]["context_length"],
+    contents=tokenizer_files,
   )
   tx = optim.make_optimizer(
     config, total_steps=total_steps, image_kind=spec["image"]["kind"]
@@ -146,15 +157,36 @@ def make_run(
     report=report,
     spec=spec,
     model=model,
-    tx=freezing.optimizer(tx, config.optim.frozen),
+    tx=tx,
     total_steps=total_steps,
     preprocess=preprocess_lib.Preprocess.from_spec(spec),
-    tokenizer=tokenizer_lib.make_tokenizer(
-      **spec["tokenizer"],
-      context_length=spec["text"]["context_length"],
-      contents=tokenizer_files,
-    ),
+    tokenizer=tokenizer,
+    layout=_make_layout(config, model, mesh, source, tokenizer),
     encoder=inference.Encoder(model, mesh=mesh),
+  )
+
+
+def _make_layout(
+  config: ml_collections.ConfigDict,
+  model: clip.CLIP,
+  mesh: jax.sharding.Mesh,
+  source: sources.Source,
+  tokenizer: tokenizer_lib.Tokenizer,
+) -> text_layout.Layout:
+  groups = mesh.size * config.micro_batches
+  return text_layout.make_layout(
+    config.data.text_layout,
+    tower=model.text,
+    captions=config.batch_size // groups,
+    groups=groups,
+    sample=lambda: text_layout.sample_lengths(
+      source,
+      tower=model.text,
+      tokenizer=tokenizer,
+      seed=config.seed,
+      caption=config.data.caption,
+      threads=config.data.threads,
+    ),
   )
 
 

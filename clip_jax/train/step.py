@@ -3,6 +3,7 @@
 The loop jits the step, a planner lowers it, the tests call it.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +14,12 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from clip_jax import errors, losses, sharding
-from clip_jax.models import clip, variants
+from clip_jax.models import clip, resnet, variants
 from clip_jax.train import freezing
+from clip_jax.train import gradients as gradients_lib
 
 
 @flax.struct.dataclass
@@ -30,6 +33,7 @@ class TrainState:
     batch_stats: running statistics of batch norms; empty without any.
     opt_state: of the optimizer.
     skipped: updates whose loss or gradient was not finite.
+    ema: a moving average of the parameters; empty where none is kept.
   """
 
   step: jax.Array
@@ -37,11 +41,15 @@ class TrainState:
   batch_stats: Any
   opt_state: Any
   skipped: jax.Array
+  ema: Any = flax.struct.field(default_factory=dict)
 
   @property
   def variables(self) -> dict[str, Any]:
-    """The model's collections, as `model.apply` takes them."""
-    return {"params": self.params, "batch_stats": self.batch_stats}
+    """The collections of the model to use, as `model.apply` takes them.
+
+    Its parameters are the average where one is kept.
+    """
+    return {"params": self.ema or self.params, "batch_stats": self.batch_stats}
 
 
 @flax.struct.dataclass
@@ -68,7 +76,8 @@ def make_model(config: ml_collections.ConfigDict) -> clip.CLIP:
 
   Raises:
     UserError: unknown model or field; float64 without JAX's 64-bit mode; a
-      sigmoid loss for a model without logit bias.
+      sigmoid loss for a model without logit bias; micro-batches for one with
+      batch norms in training.
   """
   if config.precision == "float64" and not jax.config.jax_enable_x64:
     raise errors.UserError(
@@ -86,7 +95,29 @@ def make_model(config: ml_collections.ConfigDict) -> clip.CLIP:
       f"{config.model!r} has not; add --config.model_overrides."
       "init_logit_bias=-10 (its logit scale then starts at 10)."
     )
+  _check_micro_batches(config, model)
   return model
+
+
+def _check_micro_batches(config, model):
+  """Raises UserError where batch norms would see some pairs at a time."""
+  if config.micro_batches == 1 or not isinstance(
+    model.image, resnet.ModifiedResNet
+  ):
+    return
+  shapes = variants.abstract_variables(model)
+  frozen = freezing.Frozen.of(
+    shapes["params"], shapes["batch_stats"], config.optim.frozen
+  )
+  norms = freezing.norm_paths(shapes["batch_stats"])
+  if free := [norm for norm in norms if norm not in frozen.norms]:
+    raise errors.UserError(
+      f"micro_batches={config.micro_batches} does not go with batch norms in "
+      f"training, {len(free)} of them in {config.model!r}: their statistics "
+      "are of the whole batch, which no micro-batch sees. Set micro_batches=1, "
+      "take a Vision Transformer, or lock them with "
+      "--config.optim.frozen='^image/'."
+    )
 
 
 def init_variables(model: clip.CLIP, seed: int | jax.Array) -> dict[str, Any]:
@@ -98,7 +129,10 @@ def init_variables(model: clip.CLIP, seed: int | jax.Array) -> dict[str, Any]:
 
 
 def _initialise(
-  model: clip.CLIP, tx: optax.GradientTransformation, seed: jax.Array
+  model: clip.CLIP,
+  tx: optax.GradientTransformation,
+  seed: jax.Array,
+  ema: bool,
 ) -> TrainState:
   variables = init_variables(model, seed)
   params = variables["params"]
@@ -108,14 +142,26 @@ def _initialise(
     batch_stats=variables.get("batch_stats", {}),
     opt_state=tx.init(params),
     skipped=jnp.zeros((), jnp.int32),
+    ema=params if ema else {},
   )
 
 
 def abstract_state(
-  model: clip.CLIP, tx: optax.GradientTransformation, mesh: Mesh
+  model: clip.CLIP,
+  tx: optax.GradientTransformation,
+  mesh: Mesh,
+  *,
+  ema: bool = False,
 ) -> TrainState:
-  """Returns shapes, types and shardings of a state, without any array."""
-  shapes = jax.eval_shape(lambda: _initialise(model, tx, 0))
+  """Returns shapes, types and shardings of a state, without any array.
+
+  Args:
+    model: to be trained.
+    tx: the optimizer.
+    mesh: whose devices hold the state.
+    ema: whether a moving average of the parameters is kept.
+  """
+  shapes = jax.eval_shape(lambda: _initialise(model, tx, 0, ema))
   shardings = sharding.tree_shardings(shapes, mesh)
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -130,13 +176,14 @@ def init_state(
   mesh: Mesh,
   *,
   seed: int,
+  ema: bool = False,
 ) -> TrainState:
   """Returns a new state, born sharded: no device ever holds it whole."""
-  abstract = abstract_state(model, tx, mesh)
+  abstract = abstract_state(model, tx, mesh, ema=ema)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   # The seed is an argument, so that every seed shares one compilation.
   initialise = jax.jit(
-    lambda seed: _initialise(model, tx, seed), out_shardings=shardings
+    lambda seed: _initialise(model, tx, seed, ema), out_shardings=shardings
   )
   return initialise(jnp.uint32(seed))
 
@@ -146,76 +193,37 @@ def make_train_step(
   model: clip.CLIP,
   tx: optax.GradientTransformation,
   mesh: Mesh,
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Measured]]:
+) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, Measured]]:
   """Returns the jitted update; it takes over (donates) the state.
 
   The batch holds, all split over the mesh: image uint8 (batch, height, width,
-  3), tokens int32 (batch, length), bad int32 (batch,). An update whose loss or
-  gradient is not finite leaves everything as it was but counts itself.
+  3), tokens int32 (batch, length) or `PackedText`, bad int32 (batch,). An
+  update whose loss or gradient is not finite leaves everything as it was but
+  counts itself.
   """
-  contrastive_loss = losses.KINDS[config.loss.kind]
-  frozen = config.optim.frozen
-  abstract = abstract_state(model, tx, mesh)
-  locked = freezing.locked_towers(abstract.params, frozen)
-  locked_norms = freezing.locked_norms(
-    abstract.params, abstract.batch_stats, frozen
-  )
-  bound = model.max_logit_scale
-  if not freezing.is_trained(abstract.params, "log_scale", frozen):
-    bound = None
+  abstract = abstract_state(model, tx, mesh, ema=keeps_average(config))
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  trained_shardings = sharding.tree_shardings(
-    jax.eval_shape(lambda x: freezing.select(x, frozen), abstract.params), mesh
+  frozen = freezing.Frozen.of(
+    abstract.params, abstract.batch_stats, config.optim.frozen
   )
-
-  def loss_function(trained, params, state, batch):
-    output, updated = model.apply(
-      {
-        "params": freezing.merge(params, trained, frozen),
-        "batch_stats": state.batch_stats,
-      },
-      batch["image"],
-      batch["tokens"],
-      train=True,
-      locked=locked,
-      locked_norms=locked_norms,
-      mutable=["batch_stats"],
-      rngs={"dropout": jax.random.fold_in(seed_key(config.seed), state.step)},
-    )
-    loss = contrastive_loss(
-      output.image_embeds,
-      output.text_embeds,
-      output.logit_scale,
-      output.logit_bias,
-      method=config.loss.method,
-      mesh=mesh,
-      axes=sharding.BATCH_AXES,
-    )
-    return loss, (output.logit_scale, updated.get("batch_stats", {}))
+  bound = None if frozen.temperature else model.max_logit_scale
+  loss_and_gradients = _make_gradients(config, model, abstract, frozen, mesh)
 
   def train_step(state, batch):
-    # Devices of `fsdp` keep a part each; they compute with the whole, on rows
-    # of their own. Left alone, the compiler gathers activations instead.
-    whole = jax.lax.with_sharding_constraint(
-      state.params, sharding.replicated(mesh)
-    )
-    (loss, (logit_scale, batch_stats)), gradients = jax.value_and_grad(
-      loss_function, has_aux=True
-    )(freezing.select(whole, frozen), whole, state, batch)
-    gradients = jax.lax.with_sharding_constraint(gradients, trained_shardings)
+    loss, gradients, batch_stats = loss_and_gradients(state, batch)
     norm = optax.tree.norm(gradients)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-    trained = optax.apply_updates(
-      freezing.select(state.params, frozen), updates
-    )
-    params = freezing.merge(state.params, trained, frozen)
+    trained = optax.apply_updates(frozen.select(state.params), updates)
+    params = _cap_temperature(frozen.merge(state.params, trained), bound)
     candidate = state.replace(
-      params=_cap_temperature(params, bound),
+      params=params,
       batch_stats=batch_stats,
       opt_state=opt_state,
+      ema=_average(state, params, config.optim.ema_decay),
     )
     # One decision for the whole mesh: both numbers are global.
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    logit_scale = jnp.exp(state.params["log_scale"])
     state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old), candidate, state
     )
@@ -233,6 +241,69 @@ def make_train_step(
     donate_argnums=0,
     in_shardings=(shardings, sharding.batch_sharding(mesh)),
     out_shardings=(shardings, sharding.replicated(mesh)),
+  )
+
+
+def _make_gradients(config, model, abstract, frozen, mesh):
+  """Returns a function of (state, batch): loss, gradients, batch statistics.
+
+  Every device runs it on its own pairs; what they tell each other is written
+  out. Left to the compiler, gradients would be summed in the towers' type, and
+  activations gathered where parameters should be.
+  """
+  axes = sharding.BATCH_AXES
+  specs = sharding.tree_specs(abstract.params, mesh)
+  trained_specs = frozen.select_specs(abstract.params, specs)
+  towers = gradients_lib.place_towers(model, specs, frozen)
+  local_loss = functools.partial(
+    losses.local_loss(config.loss.kind), axes=axes, method=config.loss.method
+  )
+  method = gradients_lib.direct
+  if config.micro_batches > 1:
+    method = functools.partial(
+      gradients_lib.cached, micro_batches=config.micro_batches
+    )
+
+  def on_device(params, batch_stats, step, image, tokens):
+    # Varying from here on: gradients are not summed before `sum_gradients`.
+    params = sharding.vary(params, specs)
+    first = jax.lax.axis_index(axes) * len(image)
+    part = gradients_lib.Part(image, tokens, first + jnp.arange(len(image)))
+    key = jax.random.fold_in(seed_key(config.seed), step)
+    loss, gradients, batch_stats = method(
+      towers, local_loss, params, batch_stats, part, key
+    )
+    return loss, sharding.sum_gradients(gradients, trained_specs), batch_stats
+
+  whole = jax.shard_map(
+    on_device,
+    mesh=mesh,
+    in_specs=(specs, P(), P(), P(axes), P(axes)),
+    out_specs=(P(), trained_specs, P()),
+  )
+  return lambda state, batch: whole(
+    state.params, state.batch_stats, state.step, batch["image"], batch["tokens"]
+  )
+
+
+def keeps_average(config: ml_collections.ConfigDict) -> bool:
+  """Whether a run keeps a moving average of its parameters."""
+  return config.optim.ema_decay > 0
+
+
+def _average(state: TrainState, params: Any, decay: float) -> Any:
+  """Returns the moving average after an update; {} where none is kept.
+
+  It follows fast at first, so that the initial parameters soon weigh nothing.
+  """
+  done = (state.step - state.skipped).astype(jnp.float32)
+  decay = jnp.minimum(decay, (1 + done) / (10 + done))
+  if not state.ema:
+    return state.ema
+  return jax.tree.map(
+    lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old),
+    state.ema,
+    params,
   )
 
 

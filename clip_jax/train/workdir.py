@@ -29,6 +29,7 @@ _NOT_OURS = ("*.log", "lost+found", ".*")
 MAY_CHANGE = (
   "checkpoint.",
   "data.max_bad_fraction",
+  "data.text_layout",
   "data.threads",
   "data.workers",
   "eval_every_steps",

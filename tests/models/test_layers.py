@@ -119,12 +119,18 @@ def test_layer_norm_survives_a_mean_far_above_the_deviation():
 
 def test_dropped_patches_leave_a_random_ordered_subset():
   patches = jnp.arange(12.0)[None, :, None] + jnp.zeros((40, 12, 2))
-  kept = layers.drop_patches(jax.random.key(0), patches, rate=0.75)
+  key, examples = jax.random.key(0), jnp.arange(40)
+  kept = layers.drop_patches(key, patches, rate=0.75, examples=examples)
   assert kept.shape == (40, 3, 2)
   ids = np.asarray(kept[..., 0])
   assert (np.diff(ids, axis=1) > 0).all()
   assert len(np.unique(ids, axis=0)) > 20
   assert set(np.unique(ids)) == set(range(12))
+  # An example keeps the same whatever stands beside it.
+  some = layers.drop_patches(
+    key, patches[7:9], rate=0.75, examples=examples[7:9]
+  )
+  np.testing.assert_array_equal(some, kept[7:9])
 
 
 def test_unknown_names_list_the_known_ones():

@@ -82,3 +82,83 @@ def test_beta2_follows_the_image_tower_unless_set(kind, beta2):
   np.testing.assert_allclose(
     second_moment(_config(beta2=0.5, **loose)), 0.5, rtol=1e-6
   )
+
+
+PARAMS = {
+  "image": {
+    "encoder": {
+      "blocks": {
+        "attention": {
+          "query": {"kernel": jnp.zeros((2, 6, 3, 4))},
+          "out": {"kernel": jnp.zeros((2, 3, 4, 6))},
+        },
+        "ln_1": {"scale": jnp.ones((2, 6))},
+      }
+    }
+  },
+  "log_scale": jnp.zeros(()),
+}
+
+
+def _gradients(seed=0):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), PARAMS
+  )
+
+
+def _first_update(name, **changes):
+  config = _config(
+    name=name, peak_lr=0.1, warmup_steps=0, weight_decay=0.0, **changes
+  )
+  tx = optim.make_optimizer(config, total_steps=10**6, image_kind="vit")
+  gradients = _gradients()
+  updates, state = tx.update(gradients, tx.init(PARAMS), PARAMS)
+  return gradients, updates, state
+
+
+def test_lion_moves_by_signs():
+  gradients, updates, _ = _first_update("lion", clip_norm=0.0)
+  for g, u in zip(
+    jax.tree.leaves(gradients), jax.tree.leaves(updates), strict=True
+  ):
+    np.testing.assert_allclose(u, -0.1 * np.sign(g), rtol=1e-6)
+
+
+def test_muon_makes_the_matrices_of_each_layer_orthogonal():
+  gradients, updates, _ = _first_update("muon", clip_norm=0.0)
+  block = updates["image"]["encoder"]["blocks"]
+  for x, shape in (
+    (block["attention"]["query"]["kernel"], (6, 12)),
+    (block["attention"]["out"]["kernel"], (12, 6)),
+  ):
+    assert np.abs(x[0] - x[1]).max() > 1e-3  # Layers by themselves.
+    for layer in x:
+      values = np.linalg.svd(np.reshape(layer, shape), compute_uv=False)
+      # Newton-Schulz in five steps brings them near 1, not onto it.
+      scaled = values / (0.1 * 0.2 * 12**0.5)
+      assert scaled.min() > 0.6 and scaled.max() < 1.3
+  # All else is Adam's: the first update is the sign.
+  scale = block["ln_1"]["scale"]
+  sign = np.sign(gradients["image"]["encoder"]["blocks"]["ln_1"]["scale"])
+  np.testing.assert_allclose(scale, -0.1 * sign, rtol=1e-4)
+
+
+def test_adafactor_keeps_rows_and_columns_only():
+  params = {"kernel": jnp.zeros((256, 384))}
+  config = _config(name="adafactor", warmup_steps=0)
+  tx = optim.make_optimizer(config, total_steps=9, image_kind="vit")
+  state = tx.init(params)
+  wide = [x for x in jax.tree.leaves(state) if x.size > 1000]
+  # The momentum alone is as large as the weights, in half the bytes.
+  assert [(x.shape, x.dtype) for x in wide] == [((256, 384), jnp.bfloat16)]
+  gradients = {"kernel": jnp.ones((256, 384))}
+  updates, _ = tx.update(gradients, state, params)
+  assert (updates["kernel"] < 0).all()
+
+
+def test_an_unknown_optimizer_lists_the_known_ones():
+  with pytest.raises(errors.UserError, match="Did you mean 'muon'"):
+    optim.make_optimizer(
+      _config(name="muo"), total_steps=5000, image_kind="vit"
+    )

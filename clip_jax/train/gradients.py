@@ -1,0 +1,205 @@
+"""The loss of the whole batch and its gradients, as one device computes them.
+
+The towers see this device's pairs alone; the loss sees those of all devices.
+With micro-batches the towers see some pairs at a time: gradient caching (Gao
+et al. 2021, arXiv 2101.06983). All pairs are embedded without keeping
+activations, the loss of all embeddings gives their gradients, and each part is
+embedded once more to carry these into the parameters. The result is that of
+the whole batch, for one more forward pass and the memory of one part.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from clip_jax import sharding
+from clip_jax.models import clip
+from clip_jax.train import freezing
+
+Embeds = tuple[jax.Array, jax.Array]
+
+
+@flax.struct.dataclass
+class Part:
+  """Some pairs of the batch.
+
+  Attributes:
+    image: uint8 (pairs, height, width, 3).
+    tokens: int32 (pairs, length), or `PackedText`.
+    examples: int32 (pairs,), their numbers in the global batch.
+  """
+
+  image: jax.Array
+  tokens: Any
+  examples: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Towers:
+  """A model whose parameters lie on the mesh in parts.
+
+  Attributes:
+    model: its encoders gather their layers by themselves.
+    specs: the PartitionSpec of each parameter.
+    frozen: what is not trained.
+  """
+
+  model: clip.CLIP
+  specs: Any
+  frozen: freezing.Frozen
+
+  def whole(self, params: Any) -> Any:
+    """Returns `params` with all but the encoders' layers gathered."""
+
+    def gather(path, x, spec):
+      if is_stack(sharding.path_name(path)):
+        return x
+      return sharding.gather_tree(x, spec, dtype=self.model.dtype)
+
+    return jax.tree_util.tree_map_with_path(gather, params, self.specs)
+
+  def embed(
+    self, params: Any, batch_stats: Any, part: Part, key: jax.Array
+  ) -> tuple[clip.ClipOutput, Any]:
+    """Returns what the model makes of `part`, and the new statistics."""
+    output, updated = self.model.apply(
+      {"params": self.whole(params), "batch_stats": batch_stats},
+      part.image,
+      part.tokens,
+      train=True,
+      locked=self.frozen.towers,
+      locked_norms=self.frozen.norms,
+      examples=part.examples,
+      axes=sharding.BATCH_AXES,
+      mutable=["batch_stats"],
+      rngs={"dropout": key},
+    )
+    return output, updated.get("batch_stats", {})
+
+  def temperature(self, params: Any) -> tuple[jax.Array, jax.Array | None]:
+    """Returns the logit scale and the logit bias."""
+    return self.model.apply({"params": params}, method=clip.CLIP.temperature)
+
+
+def is_stack(path: str) -> bool:
+  """Whether the parameter at `path` holds all layers of an encoder."""
+  return "/encoder/blocks/" in f"/{path}"
+
+
+def place_towers(
+  model: clip.CLIP, specs: Any, frozen: freezing.Frozen
+) -> Towers:
+  """Returns `model` for devices that hold its parameters as `specs` say."""
+  towers = {}
+  for name in ("image", "text"):
+    stack = specs[name].get("encoder", {}).get("blocks")
+    if any(map(sharding.split_axis, jax.tree.leaves(stack))):
+      towers[name] = getattr(model, name).clone(
+        whole=_layer_gatherer(stack, model.dtype)
+      )
+  return Towers(model.clone(**towers), specs, frozen)
+
+
+def _layer_gatherer(stack: Any, dtype: jnp.dtype) -> Callable[[Any], Any]:
+  """Returns what makes the parameters of one layer whole."""
+
+  def whole(variables):
+    params = sharding.gather_tree(
+      variables["params"], stack, dtype=dtype, layer=True
+    )
+    return {**variables, "params": params}
+
+  return whole
+
+
+def direct(
+  towers: Towers,
+  loss: Callable[..., jax.Array],
+  params: Any,
+  batch_stats: Any,
+  part: Part,
+  key: jax.Array,
+) -> tuple[jax.Array, Any, Any]:
+  """Returns loss, gradients and statistics, all pairs at a time.
+
+  Args:
+    towers: the model.
+    loss: of (image_embeds, text_embeds, logit_scale, logit_bias).
+    params: this device's parts of the parameters.
+    batch_stats: the same on every device.
+    part: this device's pairs.
+    key: of what is random in this update.
+
+  Returns:
+    The loss of the whole batch; the gradient of the trained parameters, the
+    share of this device's pairs; the new batch statistics.
+  """
+
+  def objective(trained):
+    merged = towers.frozen.merge(params, trained)
+    output, stats = towers.embed(merged, batch_stats, part, key)
+    value = loss(
+      output.image_embeds,
+      output.text_embeds,
+      output.logit_scale,
+      output.logit_bias,
+    )
+    return value, stats
+
+  (value, stats), gradients = jax.value_and_grad(objective, has_aux=True)(
+    towers.frozen.select(params)
+  )
+  return value, gradients, stats
+
+
+def cached(
+  towers: Towers,
+  loss: Callable[..., jax.Array],
+  params: Any,
+  batch_stats: Any,
+  part: Part,
+  key: jax.Array,
+  *,
+  micro_batches: int,
+) -> tuple[jax.Array, Any, Any]:
+  """Returns the same as `direct`, embedding in `micro_batches` parts.
+
+  Batch norms must be locked: others need the statistics of all pairs at once.
+  """
+  trained = towers.frozen.select(params)
+  parts = jax.tree.map(
+    lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), part
+  )
+
+  def embed(trained, part):
+    merged = towers.frozen.merge(params, trained)
+    output, _ = towers.embed(merged, batch_stats, part, key)
+    return output.image_embeds, output.text_embeds
+
+  def temperature(trained):
+    return towers.temperature(towers.frozen.merge(params, trained))
+
+  embeds = lax.map(lambda part: embed(trained, part), parts)
+  (scale, bias), scale_vjp = jax.vjp(temperature, trained)
+  flat = [x.reshape(-1, x.shape[-1]) for x in embeds]
+  value, (image, text, *of_temperature) = jax.value_and_grad(
+    loss, argnums=(0, 1, 2) if bias is None else (0, 1, 2, 3)
+  )(*flat, scale, bias)
+  of_bias = of_temperature[1] if bias is not None else None
+  (gradients,) = scale_vjp((of_temperature[0], of_bias))
+
+  def replay(total, part_and_gradients):
+    part, of_embeds = part_and_gradients
+    _, vjp = jax.vjp(lambda trained: embed(trained, part), trained)
+    return jax.tree.map(jnp.add, total, *vjp(of_embeds)), None
+
+  of_embeds = tuple(
+    x.reshape(like.shape) for x, like in zip((image, text), embeds, strict=True)
+  )
+  gradients, _ = lax.scan(replay, gradients, (parts, of_embeds))
+  return value, gradients, batch_stats

@@ -1,0 +1,85 @@
+"""How fast each part of a model learns: factors on the learning rate."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from clip_jax import sharding
+from clip_jax.train import freezing
+
+TOWERS = ("image", "text")
+_STACK = re.compile(r"^(image|text)/encoder/blocks/")
+# What a tower has before its first layer.
+_INPUT = re.compile(
+  r"^(image|text)/(\w*embedding|patch_\w+|registers|ln_pre|ln_embed)(/|$)"
+)
+
+
+def factors(optim: ml_collections.ConfigDict, params: Any) -> Any:
+  """Returns a factor for each parameter: a number, or one for each layer.
+
+  A tower's factor is `image_lr_factor` or `text_lr_factor`; below its top, each
+  layer learns `layer_decay` times as fast as the one above it (Clark et al.
+  2020; Bao et al. 2022), its embeddings slowest. Other parameters learn at the
+  full rate.
+
+  Args:
+    optim: `config.optim`.
+    params: arrays or shapes, all of the model's.
+
+  Returns:
+    A tree like `params` of numpy arrays that broadcast against them.
+  """
+  depths = _depths(params)
+
+  def factor(path, leaf):
+    name = sharding.path_name(path)
+    tower = name.partition("/")[0]
+    if tower not in TOWERS:
+      return np.ones(())
+    base = optim[f"{tower}_lr_factor"]
+    if _STACK.match(name):
+      below_top = depths[tower] - np.arange(leaf.shape[0])
+      rates = base * optim.layer_decay**below_top
+      return rates.reshape(-1, *(1,) * (len(leaf.shape) - 1))
+    if _INPUT.match(name):
+      return np.asarray(base * optim.layer_decay ** (depths[tower] + 1.0))
+    return np.asarray(base)
+
+  return jax.tree_util.tree_map_with_path(factor, params)
+
+
+def _depths(params: Mapping[str, Any]) -> dict[str, int]:
+  """Returns the layers of each tower; 0 where it has no such stack."""
+  depths = dict.fromkeys(TOWERS, 0)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if found := _STACK.match(sharding.path_name(path)):
+      depths[found[1]] = leaf.shape[0]
+  return depths
+
+
+def scale(
+  tx: optax.GradientTransformation, optim: ml_collections.ConfigDict
+) -> optax.GradientTransformation:
+  """Returns `tx` with its updates multiplied by `factors`.
+
+  Its `init` and `update` take all parameters; gradients and updates are of the
+  trained part alone.
+  """
+  names = ("image_lr_factor", "text_lr_factor", "layer_decay")
+  if all(optim[name] == 1 for name in names):
+    return tx
+
+  def update(updates, state, params=None):
+    updates, state = tx.update(updates, state, params)
+    chosen = freezing.select(factors(optim, params), optim.frozen)
+    return jax.tree.map(
+      lambda x, factor: x * factor.astype(x.dtype), updates, chosen
+    ), state
+
+  return optax.GradientTransformation(tx.init, update)

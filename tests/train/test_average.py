@@ -1,0 +1,113 @@
+"""The moving average of the parameters is what evaluations and exports see."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clip_jax import config as config_lib
+from clip_jax import sharding
+from clip_jax.data import pipeline
+from clip_jax.train import checkpoint, optim
+from clip_jax.train import step as step_lib
+
+DECAY = 0.3
+# Of updates 0, 1, …: the average follows fast at first.
+DECAYS = [1 / 10, 2 / 11, 3 / 12, DECAY, DECAY]
+
+
+def _config():
+  config = config_lib.default_config()
+  config.model = "tiny-vit"
+  config.model_overrides = {
+    "embed_dim": 12,
+    "image": {"width": 24, "depth": 1, "heads": 3},
+    "text": {
+      "width": 32,
+      "depth": 1,
+      "heads": 2,
+      "vocab_size": 1024,
+      "context_length": 5,
+    },
+  }
+  config.precision = "float32"
+  config.steps = 50
+  config.data.train = "builtin:digits/train"
+  config.optim.update({"warmup_steps": 0, "peak_lr": 0.01, "ema_decay": DECAY})
+  return config
+
+
+def _parts():
+  config = _config()
+  mesh = sharding.make_mesh(data=1, fsdp=2, devices=jax.devices()[:2])
+  model = step_lib.make_model(config)
+  return (
+    model,
+    optim.make_optimizer(config, total_steps=50, image_kind="vit"),
+    mesh,
+  )
+
+
+def _batch(mesh, *, good=True):
+  rng = np.random.default_rng(0)
+  batch = {
+    "image": rng.integers(0, 256, (4, 32, 32, 3)).astype(np.uint8),
+    "tokens": rng.integers(1, 1000, (4, 5), dtype=np.int32),
+    "bad": np.zeros(4, np.int32),
+  }
+  if not good:
+    batch["image"] = np.full((4, 32, 32, 3), np.nan, np.float32)
+  return pipeline.place(batch, sharding.batch_sharding(mesh))
+
+
+def test_the_average_is_that_of_the_parameters_on_fsdp_and_is_kept(tmp_path):
+  model, tx, mesh = _parts()
+  state = step_lib.init_state(model, tx, mesh, seed=0, ema=True)
+  step = step_lib.make_train_step(_config(), model, tx, mesh)
+  want = jax.tree.map(np.asarray, state.params)
+  for decay in DECAYS:
+    state, measured = step(state, _batch(mesh))
+    measured.loss.block_until_ready()
+    params = jax.tree.map(np.asarray, state.params)
+    want = jax.tree.map(lambda a, b, d=decay: d * a + (1 - d) * b, want, params)
+  got = state.variables["params"]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+    got,
+    want,
+  )
+  table = got["text"]["token_embedding"]["embedding"]
+  assert not table.sharding.is_fully_replicated
+  assert np.abs(table - params["text"]["token_embedding"]["embedding"]).max()
+
+  # Where an update is skipped, the average stays too.
+  before = jax.tree.map(np.asarray, state.ema)
+  state, measured = step(state, _batch(mesh, good=False))
+  assert int(measured.skipped) == 1
+  jax.tree.map(np.testing.assert_array_equal, state.ema, before)
+
+  # A checkpoint holds both; who uses the model finds the average.
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  (workdir / checkpoint.CONFIG).write_text(config_lib.to_json(_config()))
+  with checkpoint.Checkpoints(workdir, keep=1) as checkpoints:
+    checkpoints.save(state, step=6, config=_config(), counters={})
+    checkpoints.wait()
+  saved = jax.tree.map(np.asarray, state)
+  abstract = step_lib.abstract_state(model, tx, mesh, ema=True)
+  with checkpoint.Checkpoints(workdir, keep=1) as checkpoints:
+    restored, _ = checkpoints.restore_latest(abstract)
+  jax.tree.map(np.testing.assert_array_equal, restored, saved)
+  _, variables, _ = checkpoint.load_variables(workdir)
+  jax.tree.map(np.testing.assert_array_equal, variables["params"], saved.ema)
+
+
+def test_no_average_is_kept_unless_asked_for():
+  model, tx, mesh = _parts()
+  state = step_lib.abstract_state(model, tx, mesh)
+  assert state.ema == {}
+  assert state.variables["params"] is state.params
+  with_average = step_lib.abstract_state(model, tx, mesh, ema=True)
+  assert jax.tree.structure(with_average.ema) == jax.tree.structure(
+    with_average.params
+  )
+  assert jnp.dtype(with_average.ema["log_scale"].dtype) == jnp.float32

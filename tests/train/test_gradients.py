@@ -1,0 +1,148 @@
+"""Micro-batches give the update of the whole batch, in less memory."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from clip_jax import config as config_lib
+from clip_jax import errors, sharding
+from clip_jax.data import pipeline
+from clip_jax.train import freezing, optim
+from clip_jax.train import step as step_lib
+
+BATCH, LENGTH, PARTS = 32, 7, 8
+
+
+def _config(precision, kind, parts, **changes):
+  config = config_lib.default_config()
+  config.model = "tiny-vit"
+  config.model_overrides = {
+    "embed_dim": 12,
+    "init_logit_bias": -2.0,
+    "image": {"width": 24, "depth": 2, "heads": 3, "patch_dropout": 0.5},
+    # Large enough arrays that `fsdp` splits tables and layers.
+    "text": {
+      "width": 64,
+      "depth": 2,
+      "heads": 2,
+      "vocab_size": 300,
+      "context_length": LENGTH,
+    },
+  }
+  config.precision = precision
+  config.batch_size = BATCH
+  config.micro_batches = parts
+  config.loss.kind = kind
+  config.optim.update(changes)
+  return config
+
+
+def _batch():
+  rng = np.random.default_rng(1)
+  return {
+    "image": rng.integers(0, 256, (BATCH, 32, 32, 3)).astype(np.uint8),
+    "tokens": rng.integers(1, 300, (BATCH, LENGTH), dtype=np.int32),
+    "bad": np.zeros(BATCH, np.int32),
+  }
+
+
+@functools.cache
+def _updated(mesh_shape, precision, kind, parts, frozen=""):
+  """Returns loss, gradient norm and the change of every parameter."""
+  config = _config(precision, kind, parts, frozen=frozen, clip_norm=0.0)
+  devices = jax.devices()[: mesh_shape[0] * mesh_shape[1]]
+  mesh = sharding.make_mesh(
+    data=mesh_shape[0], fsdp=mesh_shape[1], devices=devices
+  )
+  model = step_lib.make_model(config)
+  # Plain descent: what changes is the gradient, and no sign of it.
+  tx = freezing.optimizer(optim.optax.sgd(1.0), frozen)
+  state = step_lib.init_state(model, tx, mesh, seed=3)
+  before = jax.tree.map(np.asarray, state.params)
+  step = step_lib.make_train_step(config, model, tx, mesh)
+  batch = pipeline.place(_batch(), sharding.batch_sharding(mesh))
+  state, measured = step(state, batch)
+  change = jax.tree.map(
+    lambda new, old: np.asarray(new) - old, state.params, before
+  )
+  return float(measured.loss), change
+
+
+def _distance(got, wanted):
+  """Returns the largest difference over the largest value, array by array."""
+  pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True))
+  # Keys' biases have no gradient, only rounding: softmax does not see them.
+  floor = 1e-3 * max(np.abs(b).max() for _, b in pairs)
+  return max(
+    np.abs(a - b).max() / max(np.abs(b).max(), floor) for a, b in pairs
+  )
+
+
+@pytest.mark.parametrize(
+  ("mesh_shape", "kind"),
+  [((1, 1), "softmax"), ((2, 2), "softmax"), ((2, 2), "sigmoid")],
+  ids=str,
+)
+def test_micro_batches_equal_one_big_batch_in_float64(mesh_shape, kind):
+  with jax.enable_x64(True):
+    loss, change = _updated((1, 1), "float64", kind, 1)
+    got_loss, got_change = _updated(mesh_shape, "float64", kind, PARTS)
+  assert abs(got_loss - loss) < 1e-12 * abs(loss)
+  assert _distance(got_change, change) < 1e-12
+
+
+def test_micro_batches_equal_one_big_batch_in_float32():
+  loss, change = _updated((1, 2), "float32", "softmax", 1)
+  got_loss, got_change = _updated((1, 2), "float32", "softmax", PARTS)
+  assert abs(got_loss - loss) < 1e-5 * abs(loss)
+  assert _distance(got_change, change) < 1e-5
+
+
+def test_a_locked_tower_stays_as_it_is_in_micro_batches():
+  with jax.enable_x64(True):
+    _, change = _updated((1, 1), "float64", "softmax", 1, "^image/")
+    _, got = _updated((1, 1), "float64", "softmax", PARTS, "^image/")
+  assert not any(np.any(x) for x in jax.tree.leaves(got["image"]))
+  assert _distance(got["text"], change["text"]) < 1e-12
+
+
+def _activation_bytes(parts):
+  config = _config("float32", "softmax", parts)
+  config.batch_size = 256
+  config.model_overrides.image.remat = "none"
+  config.model_overrides.text.remat = "none"
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  model = step_lib.make_model(config)
+  tx = optim.make_optimizer(config, total_steps=2500, image_kind="vit")
+  step = step_lib.make_train_step(config, model, tx, mesh)
+  batch = {
+    name: jax.ShapeDtypeStruct((256, *x.shape[1:]), x.dtype)
+    for name, x in _batch().items()
+  }
+  state = step_lib.abstract_state(model, tx, mesh)
+  return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_micro_batches_take_less_memory():
+  whole, eighths = map(_activation_bytes, (1, 8))
+  # What does not shrink: gradients, and the loss's own.
+  assert eighths < 0.35 * whole
+
+
+def test_batch_norms_refuse_micro_batches_unless_locked():
+  config = _config("float32", "softmax", 2)
+  config.model = "tiny-rn"
+  config.model_overrides = {}
+  config.loss.kind = "softmax"
+  with pytest.raises(errors.UserError, match="statistics are of the whole"):
+    step_lib.make_model(config)
+  config.optim.frozen = "^image/"
+  assert step_lib.make_model(config)
+
+
+def test_a_batch_that_does_not_split_into_micro_batches_is_refused():
+  mesh = sharding.make_mesh(devices=jax.devices()[:2])
+  with pytest.raises(errors.UserError, match=r"micro_batches=3; try 30\."):
+    sharding.check_batch_size(32, mesh, micro_batches=3)
