@@ -12,10 +12,13 @@ from jax import lax
 
 from clip_jax import errors
 
-# What the loss may hold on a device before `auto` leaves the simplest method:
-# 0.2 % of the memory of the smallest chip in reach, a TPU v5e with 16 GB
-# (cloud.google.com/tpu/docs/v5e).
-GATHERED_BYTES = 32 * 2**20
+# The memory of the smallest chip in reach, a TPU v5e: 16 GB
+# (cloud.google.com/tpu/docs/v5e). The devices of a planned run cannot be asked.
+DEVICE_BYTES = 16 * 10**9
+# What part of it the loss may hold before `auto` leaves the simplest method.
+# Where two axes split the batch, `two_level` is about as fast at any size; on
+# one axis the ring takes as many steps as there are devices, however small.
+GATHERED_PART = {"two axes": 0.002, "one axis": 0.02}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +119,8 @@ def choose(
 ) -> Layout:
   """Returns the walk of a method; "auto" chooses by size and mesh.
 
-  While one device's rows of logits and all texts are small
-  (`GATHERED_BYTES`), everything is gathered at once. Else memory decides: both
+  While one device's rows of logits and all texts are small against its memory
+  (`GATHERED_PART`), everything is gathered at once. Else memory decides: both
   other methods need memory in proportion to a device's pairs, and `two_level`
   takes a square root of the ring's steps, so it is taken where two axes split
   the batch.
@@ -133,13 +136,19 @@ def choose(
   """
   if method not in METHODS:
     raise errors.unknown("loss method", method, METHODS)
-  pairs, embed = image_embeds.shape
   if method == "auto":
-    devices = math.prod(_sizes(axes).values())
-    itemsize = image_embeds.dtype.itemsize
-    small = gathered_bytes(pairs * devices, devices, embed, itemsize)
-    if small <= GATHERED_BYTES:
-      method = "gathered"
-    else:
-      method = "two_level" if len(_wide_axes(axes)) > 1 else "ring"
-  return LAYOUTS[method](axes, pairs, tile)
+    method = _automatic(image_embeds, axes)
+  return LAYOUTS[method](axes, len(image_embeds), tile)
+
+
+def _automatic(image_embeds, axes):
+  pairs, embed = image_embeds.shape
+  devices = math.prod(_sizes(axes).values())
+  needed = gathered_bytes(
+    pairs * devices, devices, embed, image_embeds.dtype.itemsize
+  )
+  torus = len(_wide_axes(axes)) > 1
+  part = GATHERED_PART["two axes" if torus else "one axis"]
+  if needed <= part * DEVICE_BYTES:
+    return "gathered"
+  return "two_level" if torus else "ring"

@@ -81,14 +81,25 @@ def is_padded(count: int, layout: layout_lib.Layout) -> bool:
 
 def column_parts(
   texts: jax.Array, marks: dict[str, jax.Array], layout: layout_lib.Layout
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Cuts texts into chunks, and gathers the marks of each chunk's columns."""
-  marks = sweep.split(marks, layout.chunks, FILLS)
+) -> dict[str, Any]:
+  """Returns the columns as `sweep.sweep` takes them, "texts" and both marks.
+
+  Texts are cut into chunks, and the marks of each chunk's columns gathered.
+  """
   marks = {
     name: sweep.gather(x, layout.gather_axes, axis=1)
-    for name, x in marks.items()
+    for name, x in sweep.split(marks, layout.chunks, FILLS).items()
   }
-  return sweep.split(texts, layout.chunks), marks
+  home = {}
+  if not is_padded(len(texts), layout):
+    home["index"] = marks.pop("index")
+  chunks = sweep.split(texts, layout.chunks)
+  return {"texts": chunks, "marks": marks, "home_marks": home}
+
+
+def gathered_devices(layout: layout_lib.Layout) -> int:
+  """Returns the number of devices whose texts are seen together."""
+  return math.prod(lax.axis_size(axis) for axis in layout.gather_axes)
 
 
 def zeros(like: jax.Array, kind: Any, *shape: int) -> jax.Array:

@@ -15,7 +15,7 @@ from clip_jax.losses import pairs, sweep, targets
 
 
 def _prepare(options, images, texts, ids):
-  """Returns the rows, blocks of texts and their marks that a walk takes."""
+  """Returns the rows and the columns that a walk takes, and their relations."""
   layout = options.layout
   marks = {"index": pairs.index(images, layout.axes), **ids}
   rows = sweep.split({"embeds": images, **marks}, layout.row_tiles, pairs.FILLS)
@@ -24,12 +24,12 @@ def _prepare(options, images, texts, ids):
     duplicates=options.duplicates,
     padded=pairs.is_padded(len(images), layout),
   )
-  return rows, *pairs.column_parts(texts, marks, layout), relate
+  return rows, pairs.column_parts(texts, marks, layout), relate
 
 
 def _forward(options, images, texts, scale, bias, ids):
   layout = options.layout
-  rows, blocks, marks, relate = _prepare(options, images, texts, ids)
+  rows, columns, relate = _prepare(options, images, texts, ids)
 
   def tile(rows, columns, row_losses, column_state):
     texts, columns = columns
@@ -38,7 +38,7 @@ def _forward(options, images, texts, scale, bias, ids):
     logits = scale * cosines + bias
     if relations.copies is not None:
       logits = jnp.where(relations.copies, -logits, logits)
-    losses = jnp.where(relations.excluded, 0, jax.nn.softplus(logits))
+    losses = targets.without(relations, jax.nn.softplus(logits))
     return row_losses + losses.sum(axis=1), column_state
 
   kind = pairs.at_least_float32(images)
@@ -47,12 +47,10 @@ def _forward(options, images, texts, scale, bias, ids):
     layout=layout,
     rows=rows,
     row_state=pairs.zeros(images, kind, *rows["index"].shape),
-    texts=blocks,
-    marks=marks,
+    **columns,
     start=(),
     settle=lambda nothing: nothing,
     merge=lambda nothing, _: nothing,
-    empty=(),
   )
   row_losses = sweep.join(row_losses, len(images))
   own_logits = scale * pairs.own_cosines(images, texts) + bias
@@ -68,7 +66,7 @@ def _backward(options, images, texts, scale, bias, ids):
   temperature and bias for each image.
   """
   layout = options.layout
-  rows, blocks, marks, relate = _prepare(options, images, texts, ids)
+  rows, columns, relate = _prepare(options, images, texts, ids)
   dtype, kind = images.dtype, pairs.at_least_float32(images)
 
   def tile(rows, columns, row_state, text_gradient):
@@ -80,7 +78,7 @@ def _backward(options, images, texts, scale, bias, ids):
     weights = jax.nn.sigmoid(logits)
     if relations.copies is not None:
       weights = jnp.where(relations.copies, -jax.nn.sigmoid(-logits), weights)
-    weights = jnp.where(relations.excluded, 0, weights)
+    weights = targets.without(relations, weights)
     temperature += (weights * cosines).sum(axis=1)
     offset += weights.sum(axis=1)
     # As exact as the embeddings: their rounding of the weights is no larger
@@ -90,18 +88,17 @@ def _backward(options, images, texts, scale, bias, ids):
     return (image_gradient, temperature, offset), text_gradient
 
   zeros = functools.partial(pairs.zeros, images, kind)
+  wide = columns["texts"].shape[1] * pairs.gathered_devices(layout)
   by_row = zeros(*rows["index"].shape)
   row_state, text_gradient = sweep.sweep(
     tile,
     layout=layout,
     rows=rows,
     row_state=(zeros(*rows["embeds"].shape), by_row, by_row),
-    texts=blocks,
-    marks=marks,
-    start=zeros(marks["index"].shape[1], images.shape[1]),
+    **columns,
+    start=zeros(wide, images.shape[1]),
     settle=lambda x: sweep.scatter_sum(x, layout.gather_axes, axis=0),
     merge=jnp.add,
-    empty=zeros(*blocks.shape),
   )
   return sweep.join((*row_state, text_gradient), len(images))
 

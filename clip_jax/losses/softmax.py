@@ -77,7 +77,7 @@ def _merge(one: Totals, other: Totals) -> Totals:
 def _tile_totals(
   differences: jax.Array, relations: targets.Relations, axis: int
 ) -> Totals:
-  counted = jnp.where(relations.excluded, -jnp.inf, differences)
+  counted = targets.without(relations, differences, -jnp.inf)
   largest = jnp.maximum(counted.max(axis), 0)
   others = jnp.exp(counted - jnp.expand_dims(largest, axis)).sum(axis)
   if relations.copies is None:
@@ -129,7 +129,8 @@ def _forward(options, images, texts, scale, ids):
 
   marks = _marks(images, texts, ids, layout)
   rows = sweep.split({"embeds": images, **marks}, layout.row_tiles, pairs.FILLS)
-  blocks, column_marks = pairs.column_parts(texts, marks, layout)
+  columns = pairs.column_parts(texts, marks, layout)
+  wide = columns["texts"].shape[1] * pairs.gathered_devices(layout)
   copies = options.duplicates == "positive" and bool(ids)
   zeros = functools.partial(pairs.zeros, images, kind)
   row_totals, column_totals = sweep.sweep(
@@ -137,12 +138,10 @@ def _forward(options, images, texts, scale, ids):
     layout=layout,
     rows=rows,
     row_state=_no_totals(zeros(*rows["own"].shape), copies=copies),
-    texts=blocks,
-    marks=column_marks,
-    start=_no_totals(zeros(column_marks["own"].shape[1]), copies=copies),
+    **columns,
+    start=_no_totals(zeros(wide), copies=copies),
     settle=lambda totals: totals,
     merge=_merge,
-    empty=_no_totals(zeros(*column_marks["own"].shape), copies=copies),
   )
   row_totals = sweep.join(row_totals, count)
   column_totals = _scatter(column_totals, layout.gather_axes)
@@ -170,7 +169,7 @@ def _backward(options, images, texts, scale, ids, totals):
     weights = jnp.exp(scale * differences - excess)
     if relations.copies is not None:
       weights -= jnp.where(relations.copies, share, 0)
-    return jnp.where(relations.excluded, 0, weights)
+    return targets.without(relations, weights)
 
   def tile(rows, columns, row_state, text_gradient):
     texts, columns = columns
@@ -203,19 +202,18 @@ def _backward(options, images, texts, scale, ids, totals):
   rows = sweep.split(
     {"embeds": images, **marks[0]}, layout.row_tiles, pairs.FILLS
   )
-  blocks, column_marks = pairs.column_parts(texts, marks[1], layout)
+  columns = pairs.column_parts(texts, marks[1], layout)
+  wide = columns["texts"].shape[1] * pairs.gathered_devices(layout)
   zeros = functools.partial(pairs.zeros, images, kind)
   (image_gradient, temperature), text_gradient = sweep.sweep(
     tile,
     layout=layout,
     rows=rows,
     row_state=(zeros(*rows["embeds"].shape), zeros(*rows["own"].shape)),
-    texts=blocks,
-    marks=column_marks,
-    start=zeros(column_marks["own"].shape[1], images.shape[1]),
+    **columns,
+    start=zeros(wide, images.shape[1]),
     settle=lambda x: sweep.scatter_sum(x, layout.gather_axes, axis=0),
     merge=jnp.add,
-    empty=zeros(*blocks.shape),
   )
   return sweep.join((image_gradient, text_gradient, temperature), count)
 

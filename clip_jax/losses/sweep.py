@@ -102,6 +102,23 @@ def join(tree: Any, count: int) -> Any:
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], tree)
 
 
+def _pack(marks: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Stacks arrays (chunks, columns) of one type, so that one hop moves them."""
+  kinds = sorted({x.dtype.name for x in marks.values()})
+  return {
+    kind: jnp.stack([x for x in marks.values() if x.dtype == kind], axis=1)
+    for kind in kinds
+  }
+
+
+def _unpack(
+  packed: dict[str, jax.Array], marks: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+  """Undoes `_pack` for one chunk of arrays named as in `marks`."""
+  rows = {kind: iter(stacked) for kind, stacked in packed.items()}
+  return {name: next(rows[x.dtype.name]) for name, x in marks.items()}
+
+
 def sweep(
   tile: Callable[[Any, Any, Any, Any], tuple[Any, Any]],
   *,
@@ -109,11 +126,11 @@ def sweep(
   rows: Any,
   row_state: Any,
   texts: jax.Array,
-  marks: Any,
+  marks: dict[str, jax.Array],
+  home_marks: dict[str, jax.Array],
   start: Any,
   settle: Callable[[Any], Any],
   merge: Callable[[Any, Any], Any],
-  empty: Any,
 ) -> tuple[Any, Any]:
   """Shows every column to every row.
 
@@ -124,12 +141,14 @@ def sweep(
     rows: arrays (row_tiles, rows, …) that `tile` reads.
     row_state: arrays (row_tiles, rows, …) that it accumulates.
     texts: (chunks, texts, embed), this device's.
-    marks: small arrays (chunks, columns) of all devices on the gather axes.
+    marks: small arrays (chunks, columns) of all devices on the gather axes,
+      which travel with the texts.
+    home_marks: those that `tile` gets only with the columns of these devices,
+      among which are the rows' own.
     start: the column state (columns, …) of a chunk before its first row tile.
     settle: turns the column state of a chunk after its last row tile into the
       form that travels, which has all chunks as its first axis.
     merge: adds two of these.
-    empty: the one of no rows.
 
   Returns:
     The row state of this device's images over all texts, and the travelling
@@ -137,8 +156,9 @@ def sweep(
   """
 
   def see_chunk(row_state, columns):
-    chunk, chunk_marks = columns
-    columns = gather(chunk, layout.gather_axes, axis=0), chunk_marks
+    chunk, packed, extra = columns
+    texts = gather(chunk, layout.gather_axes, axis=0)
+    columns = texts, _unpack(packed, marks) | extra
 
     def see_tile(column_state, inputs):
       rows, row_state = inputs
@@ -148,12 +168,8 @@ def sweep(
     column_state, row_state = lax.scan(see_tile, start, (rows, row_state))
     return row_state, settle(column_state)
 
-  def see_block(row_state, block):
-    return lax.scan(see_chunk, row_state, block)
-
-  if not layout.ring_axes:
-    row_state, column_state = see_block(row_state, (texts, marks))
-    return row_state, merge(empty, column_state)
+  def see_block(row_state, block, extra):
+    return lax.scan(see_chunk, row_state, (*block, extra))
 
   def step(carry, _):
     row_state, block, column_state = carry
@@ -161,10 +177,15 @@ def sweep(
     # column state follows its block one step behind.
     upcoming = _hop(block, layout.ring_axes)
     arrived = _hop(column_state, layout.ring_axes)
-    row_state, column_state = see_block(row_state, block)
+    row_state, column_state = see_block(row_state, block, {})
     return (row_state, upcoming, merge(arrived, column_state)), None
 
-  carry = row_state, (texts, marks), empty
-  steps = lax.axis_size(layout.ring_axes)
+  block = texts, _pack(marks)
+  row_state, column_state = see_block(row_state, block, home_marks)
+  if not layout.ring_axes:
+    return row_state, column_state
+  # The first step stands by itself: only it meets own pairs.
+  carry = row_state, _hop(block, layout.ring_axes), column_state
+  steps = lax.axis_size(layout.ring_axes) - 1
   (row_state, _, column_state), _ = lax.scan(step, carry, length=steps)
   return row_state, _hop(column_state, layout.ring_axes)

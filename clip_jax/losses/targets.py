@@ -19,11 +19,11 @@ class Relations(NamedTuple):
 
   Attributes:
     excluded: bool (rows, columns), not a logit of the sum: an own pair, a
-      masked copy, or padding.
+      masked copy, or padding; None where none can be.
     copies: bool (rows, columns), another positive; None where none can be.
   """
 
-  excluded: jax.Array
+  excluded: jax.Array | None
   copies: jax.Array | None
 
 
@@ -39,7 +39,8 @@ def relations(
   Args:
     rows: "index" int32 (rows,), the position in the global batch, -1 for
       padding; "image_ids" and "text_ids" int32 (rows,), where they are known.
-    columns: the same of the columns.
+    columns: the same of the columns; without "index" there is no padding and
+      none of them is a row's own.
     duplicates: a name in `DUPLICATES`.
     padded: whether there can be padding.
   """
@@ -47,22 +48,25 @@ def relations(
   def equal(name):
     return rows[name][:, None] == columns[name]
 
-  excluded = equal("index")
-  copies = None
-  names = [name for name in ("image_ids", "text_ids") if name in rows]
-  if duplicates != "ignore" and names:
-    same = equal(names[0])
-    for name in names[1:]:
-      same |= equal(name)
-    if duplicates == "mask":
-      excluded |= same
-    else:
-      copies = same & ~excluded
+  excluded = equal("index") if "index" in columns else None
   if padded:
-    outside = (rows["index"] < 0)[:, None] | (columns["index"] < 0)
-    excluded |= outside
-    copies = None if copies is None else copies & ~outside
-  return Relations(excluded, copies)
+    excluded |= (rows["index"] < 0)[:, None] | (columns["index"] < 0)
+  names = [name for name in ("image_ids", "text_ids") if name in rows]
+  if duplicates == "ignore" or not names:
+    return Relations(excluded, None)
+  same = equal(names[0])
+  for name in names[1:]:
+    same |= equal(name)
+  if duplicates == "mask":
+    return Relations(same if excluded is None else same | excluded, None)
+  return Relations(excluded, same if excluded is None else same & ~excluded)
+
+
+def without(relations: Relations, x: jax.Array, fill: float = 0) -> jax.Array:
+  """Returns `x` (rows, columns) with `fill` where it is excluded."""
+  if relations.excluded is None:
+    return x
+  return jnp.where(relations.excluded, fill, x)
 
 
 def text_ids(tokens: jax.Array) -> jax.Array:
