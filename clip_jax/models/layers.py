@@ -48,6 +48,55 @@ def layer_norm(epsilon: float, *, name: str | None, dtype, param_dtype):
   )
 
 
+# Of cuDNN's fused attention: 16-bit types, heads of at most 128 in eights.
+_FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
+_FUSED_MAX_HEAD_DIM = 128
+
+
+def is_fused(query: jax.Array, *, backend: str) -> bool:
+  """Whether `attend` takes cuDNN's fused attention for such a query.
+
+  JAX takes it only where it is asked for by name. On TPUs its attention
+  compiles to the very program of `attend`.
+
+  Args:
+    query: (batch, queries, heads, head_dim).
+    backend: "cpu", "gpu" or "tpu".
+  """
+  head_dim = query.shape[-1]
+  fits = head_dim % 8 == 0 and head_dim <= _FUSED_MAX_HEAD_DIM
+  return backend == "gpu" and query.dtype in _FUSED_DTYPES and fits
+
+
+def fused_attend(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  causal: bool,
+  mask: jax.Array | None,
+  implementation: str,
+) -> jax.Array:
+  """Attends as `attend` does, by an implementation of JAX's.
+
+  Args:
+    query: (batch, queries, heads, head_dim).
+    key: (batch, length, heads, head_dim).
+    value: (batch, length, heads, head_dim).
+    causal: as in `attend`.
+    mask: as in `attend`.
+    implementation: "cudnn" or "xla", of `jax.nn.dot_product_attention`.
+  """
+  return jax.nn.dot_product_attention(
+    query,
+    key,
+    value,
+    mask=_visible(mask, causal=False, shape=()),
+    is_causal=causal,
+    implementation=implementation,
+  )
+
+
 def attend(
   query: jax.Array,
   key: jax.Array,
@@ -69,6 +118,10 @@ def attend(
   Returns:
     (batch, queries, heads, head_dim).
   """
+  if is_fused(query, backend=jax.default_backend()):
+    return fused_attend(
+      query, key, value, causal=causal, mask=mask, implementation="cudnn"
+    )
   wide = jnp.promote_types(query.dtype, jnp.float32)
   query = query * query.shape[-1] ** -0.5
   # Batch axes first, as matrix products run fastest: (batch, heads, length, d).

@@ -255,9 +255,7 @@ def _make_gradients(config, model, abstract, frozen, mesh):
   specs = sharding.tree_specs(abstract.params, mesh)
   trained_specs = frozen.select_specs(abstract.params, specs)
   towers = gradients_lib.place_towers(model, specs, frozen)
-  local_loss = functools.partial(
-    losses.local_loss(config.loss.kind), axes=axes, method=config.loss.method
-  )
+  local_loss = _make_loss(config, model.dtype)
   method = gradients_lib.direct
   if config.micro_batches > 1:
     method = functools.partial(
@@ -284,6 +282,26 @@ def _make_gradients(config, model, abstract, frozen, mesh):
   return lambda state, batch: whole(
     state.params, state.batch_stats, state.step, batch["image"], batch["tokens"]
   )
+
+
+def _make_loss(config, dtype):
+  """Returns the loss on one device, of embeddings in the towers' type.
+
+  Products of bfloat16 are exact in the float32 that they are summed in.
+  """
+  loss = losses.local_loss(config.loss.kind)
+
+  def of_embeds(image_embeds, text_embeds, logit_scale, logit_bias):
+    return loss(
+      image_embeds.astype(dtype),
+      text_embeds.astype(dtype),
+      logit_scale,
+      logit_bias,
+      axes=sharding.BATCH_AXES,
+      method=config.loss.method,
+    )
+
+  return of_embeds
 
 
 def keeps_average(config: ml_collections.ConfigDict) -> bool:

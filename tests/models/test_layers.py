@@ -117,6 +117,44 @@ def test_layer_norm_survives_a_mean_far_above_the_deviation():
   np.testing.assert_allclose(got, want, atol=1e-4)
 
 
+@pytest.mark.parametrize("masking", ["none", "causal", "memory", "both"])
+def test_fused_attention_gets_the_same_question(masking):
+  """What cuDNN is asked for on a GPU, answered by XLA."""
+  rng = np.random.default_rng(0)
+  q, k, v = rng.normal(size=(3, 2, 5, 3, 8)).astype(np.float32)
+  mask = None
+  if masking == "memory":
+    mask = rng.random((2, 5)) < 0.5
+    mask[:, 0] = True
+  elif masking == "both":
+    mask = (rng.random((2, 5, 5)) < 0.5) | np.eye(5, dtype=bool)
+  causal = masking in ("causal", "both")
+  want = layers.attend(q, k, v, causal=causal, mask=mask)
+  got = layers.fused_attend(
+    q, k, v, causal=causal, mask=mask, implementation="xla"
+  )
+  np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("backend", "dtype", "head_dim", "fused"),
+  [
+    ("gpu", jnp.bfloat16, 64, True),
+    ("gpu", jnp.float16, 88, True),
+    ("gpu", jnp.float32, 64, False),
+    ("gpu", jnp.bfloat16, 60, False),
+    ("gpu", jnp.bfloat16, 256, False),
+    ("tpu", jnp.bfloat16, 64, False),
+    ("cpu", jnp.bfloat16, 64, False),
+  ],
+)
+def test_fused_attention_is_for_half_precision_on_gpus(
+  backend, dtype, head_dim, fused
+):
+  query = jax.ShapeDtypeStruct((2, 5, 3, head_dim), dtype)
+  assert layers.is_fused(query, backend=backend) == fused
+
+
 def test_dropped_patches_leave_a_random_ordered_subset():
   patches = jnp.arange(12.0)[None, :, None] + jnp.zeros((40, 12, 2))
   key, examples = jax.random.key(0), jnp.arange(40)
