@@ -79,7 +79,10 @@ class Throughput:
     """Starts the clock.
 
     Args:
-      flops_per_pair: model FLOPs of one pair's forward and backward pass.
+      flops_per_pair: model FLOPs of one pair's forward and backward pass, the
+        text at the full context length. Packed and short rows of text compute
+        less of it: they raise the utilisation as they raise the speed, so that
+        both compare with other runs' and with published ones.
       devices: that share the work.
     """
     self._flops_per_pair = flops_per_pair
