@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from clip_jax.models import packing
+
 # "ignore": a copy is a negative like any other. "mask": it is left out.
 # "positive": it is a positive; the own text and all copies share the target.
 DUPLICATES = ("ignore", "mask", "positive")
@@ -69,32 +71,38 @@ def without(relations: Relations, x: jax.Array, fill: float = 0) -> jax.Array:
   return jnp.where(relations.excluded, fill, x)
 
 
-def text_ids(tokens: jax.Array) -> jax.Array:
+def text_ids(tokens: jax.Array | packing.PackedText) -> jax.Array:
   """Returns a number for each text, equal for equal texts.
 
-  A polynomial hash over the token ids, modulo 2**32, whose every step is
-  followed by the finalizer of MurmurHash3 (a bijection with full avalanche).
-  Two different texts share an id with a probability of about 2**-32: among
-  32,768 different texts an accidental pair is met in one batch of eight
-  (32768**2 / 2**33 = 1/8), among a million texts there are about 128 such
-  pairs, of 5e11. Each costs two negatives of its rows.
+  The sum of a hash of each (token, position), modulo 2**32. Two different
+  texts share an id with a probability of about 2**-32: among 32,768 different
+  texts an accidental pair is met in one batch of eight (32768**2 / 2**33 =
+  1/8), among a million there are about 128 such pairs, of 5e11. Each such pair
+  costs two negatives, or makes two false positives.
 
   Args:
-    tokens: int (texts, length), padded alike.
+    tokens: int (texts, length), padded alike; or packed captions of one group
+      (a device's micro-batch).
 
   Returns:
     int32 (texts,).
   """
+  if isinstance(tokens, packing.PackedText):
+    parts = _mix_pairs(tokens.tokens, tokens.positions).reshape(-1)
+    sums = jnp.cumsum(parts, dtype=jnp.uint32)  # Differences wrap around too.
+    first = tokens.ends - tokens.positions.reshape(-1)[tokens.ends]
+    sums = sums[tokens.ends] - sums[first] + parts[first]
+  else:
+    parts = _mix_pairs(tokens, jnp.arange(tokens.shape[1]))
+    sums = parts.sum(axis=1, dtype=jnp.uint32)
+  return jax.lax.bitcast_convert_type(_mix(sums), jnp.int32)
 
-  def add(position, state):
-    token = jax.lax.dynamic_index_in_dim(words, position, 1, keepdims=False)
-    return _mix(state * jnp.uint32(0x9E3779B1) + token)
 
-  words = tokens.astype(jnp.uint32)
-  # Like the tokens, so that inside a `shard_map` it varies with them.
-  state = jax.lax.full_like(words, 0x811C9DC5, shape=(len(words),))
-  state = jax.lax.fori_loop(0, words.shape[1], add, state)
-  return jax.lax.bitcast_convert_type(state, jnp.int32)
+def _mix_pairs(tokens: jax.Array, positions: jax.Array) -> jax.Array:
+  """Returns a number for each token and position, as if drawn at random."""
+  # 2**32 over the golden ratio: an odd number without a pattern.
+  tokens = _mix(tokens.astype(jnp.uint32) + jnp.uint32(0x9E3779B9))
+  return _mix(tokens ^ (positions.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)))
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clip_jax import losses
+from clip_jax.models import packing
 
 LENGTH = 16
 
@@ -46,3 +47,19 @@ def test_ids_are_made_on_the_device_inside_a_jitted_function():
   tokens = jnp.arange(12).reshape(3, 4)
   want = losses.text_ids(tokens)
   assert (jax.jit(losses.text_ids)(tokens) == want).all()
+
+
+def test_packed_captions_have_ids_of_their_own():
+  """Two rows: captions of 2, 3 and 2 tokens, then of 3 and 1."""
+  tokens = [[5, 6, 7, 8, 9, 5, 6, 0], [7, 8, 9, 5, 0, 0, 0, 0]]
+  positions = [[0, 1, 0, 1, 2, 0, 1, 0], [0, 1, 2, 0, 0, 0, 0, 0]]
+  segments = [[1, 1, 2, 2, 2, 3, 3, 0], [1, 1, 1, 2, 0, 0, 0, 0]]
+  packed = packing.PackedText(
+    *(jnp.array(x, jnp.int32) for x in (tokens, segments, positions)),
+    ends=jnp.array([1, 4, 6, 10, 11], jnp.int32),
+  )
+  ids = np.asarray(jax.jit(losses.text_ids)(packed)).tolist()
+  assert ids[0] == ids[2] and ids[1] == ids[3]
+  assert len(set(ids)) == 3
+  # And those of captions that stand alone, without padding.
+  assert ids[0] == losses.text_ids(jnp.array([[5, 6]]))[0]
