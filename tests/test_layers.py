@@ -34,6 +34,7 @@ RANKS = {
   "clip_jax.train.run": 3.3,
   "clip_jax.train.evaluation": 3.3,
   "clip_jax.train.loop": 3.3,
+  "clip_jax.doctor": 3.4,
   "clip_jax.cli": 4,
   "clip_jax.__main__": 5,
 }

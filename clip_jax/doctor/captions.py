@@ -1,0 +1,126 @@
+"""Captions and images that come more than once, or say nothing."""
+
+import collections
+import hashlib
+
+import numpy as np
+
+from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.data import record as record_lib
+from clip_jax.data import sources
+from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
+
+SAMPLED_RECORDS = 2000
+# A batch's pairs of equal captions are called negatives. Below this share the
+# loss hardly notices; most of a web crawl's captions come once.
+_MANY_DUPLICATES = 0.05
+_MANY_CUT = 0.05
+_SHOWN = 3
+
+
+def check(
+  source: sources.Source, tokenizer: tokenizer_lib.Tokenizer
+) -> list[Finding]:
+  """Looks at a sample of the records, spread evenly over the data.
+
+  Args:
+    source: of training pairs.
+    tokenizer: the model's.
+  """
+  count = min(SAMPLED_RECORDS, len(source))
+  slots = np.linspace(0, len(source) - 1, count).round().astype(int)
+  texts, images, bad = [], [], 0
+  for slot in slots.tolist():
+    try:
+      record = source[slot]
+    except record_lib.BadRecord:
+      bad += 1
+      continue
+    texts.append(" ".join(record.texts[0].lower().split()))
+    images.append(hashlib.blake2b(record.image, digest_size=8).digest())
+  if not texts:
+    return [
+      Finding(
+        "records",
+        PROBLEM,
+        f"None of {count} sampled records can be read; `clip-jax data inspect` "
+        "says why.",
+        {"sampled": count, "bad": bad},
+      )
+    ]
+  return [
+    _duplicates("captions", texts, show=True),
+    _duplicates("images", images, show=False),
+    _lengths(texts, tokenizer),
+  ]
+
+
+def _duplicates(what: str, values: list, *, show: bool) -> Finding:
+  counts = collections.Counter(values)
+  repeated = sum(n for n in counts.values() if n > 1)
+  share = repeated / len(values)
+  facts = {
+    "sampled": len(values),
+    "distinct": len(counts),
+    "repeated_fraction": share,
+  }
+  if show:
+    facts["most_common"] = [
+      {"text": text, "times": times}
+      for text, times in counts.most_common(_SHOWN)
+      if times > 1
+    ]
+  name = f"duplicate {what}"
+  if len(counts) == 1 and len(values) > 1:
+    return Finding(
+      name,
+      PROBLEM,
+      f"All {len(values)} sampled {what} are the same: nothing can be learned. "
+      "See that the address names the right column or files.",
+      facts,
+    )
+  if share > _MANY_DUPLICATES:
+    return Finding(
+      name,
+      WARNING,
+      f"{share:.0%} of {len(values)} sampled {what} come more than once; in a "
+      "batch each is a negative of its like. Add --config.loss.duplicates=mask "
+      "(or positive), or deduplicate.",
+      facts,
+    )
+  return Finding(
+    name, OK, f"{share:.1%} of {len(values)} {what} come more than once.", facts
+  )
+
+
+def _lengths(texts: list[str], tokenizer: tokenizer_lib.Tokenizer) -> Finding:
+  tokens = np.asarray(tokenizer(texts))
+  full = tokens[:, -1] == tokenizer.end_id
+  if tokenizer.end_id == tokenizer.pad_id:
+    full &= tokens[:, -2] != tokenizer.pad_id
+  empty = sum(not text for text in texts)
+  share = float(full.mean())
+  facts = {
+    "empty": empty,
+    "cut_fraction": share,
+    "mean_characters": float(np.mean([len(text) for text in texts])),
+  }
+  if empty:
+    return Finding(
+      "caption lengths",
+      WARNING,
+      f"{empty} of {len(texts)} sampled captions are empty: their images learn "
+      "to look like nothing. Leave these records out.",
+      facts,
+    )
+  if share > _MANY_CUT:
+    return Finding(
+      "caption lengths",
+      WARNING,
+      f"{share:.0%} of the captions fill all {tokens.shape[1]} tokens and are "
+      "probably cut.",
+      facts,
+    )
+  return Finding(
+    "caption lengths", OK, f"{share:.1%} fill the whole context.", facts
+  )

@@ -1,0 +1,124 @@
+"""Devices, versions, and how fast devices talk to each other."""
+
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from clip_jax import sharding
+from clip_jax.doctor.finding import OK, WARNING, Finding
+from clip_jax.train import metrics
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+_BYTES_PER_DEVICE = 2**24
+_ROUNDS = 5
+
+
+def devices() -> Finding:
+  """Names the devices; warns where an accelerator seems to lie idle."""
+  found = jax.devices()
+  kind = found[0].device_kind
+  facts = {
+    "platform": found[0].platform,
+    "kind": kind,
+    "devices": len(found),
+    "processes": jax.process_count(),
+    "peak_flops": metrics.peak_flops(),
+    "cpu_cores": os.cpu_count(),
+  }
+  stats = found[0].memory_stats() or {}
+  if "bytes_limit" in stats:
+    facts["memory_bytes"] = stats["bytes_limit"]
+  what = f"{len(found)} x {kind} in {jax.process_count()} process(es)"
+  if found[0].platform == "cpu" and _accelerator_files():
+    return Finding(
+      "devices",
+      WARNING,
+      f"{what}, although this machine seems to have "
+      f"{_accelerator_files()}: pip install 'clip_jax[tpu]' or "
+      "'clip_jax[cuda]', and see that JAX_PLATFORMS is not cpu.",
+      facts,
+    )
+  return Finding("devices", OK, f"{what}.", facts)
+
+
+def _accelerator_files() -> str | None:
+  """Returns what the system shows of accelerators; None where nothing."""
+  for name, path in (
+    ("an NVIDIA GPU", "/dev/nvidia0"),
+    ("a TPU", "/dev/accel0"),
+    ("a TPU", "/dev/vfio/0"),
+  ):
+    if os.path.exists(path):
+      return name
+  return None
+
+
+def versions() -> Finding:
+  """Names what is installed."""
+  facts = {"python": platform.python_version()}
+  facts |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+  words = ", ".join(f"{name} {version}" for name, version in facts.items())
+  return Finding("versions", OK, f"{words}.", facts)
+
+
+def collectives(mesh: Mesh) -> Finding:
+  """Measures what a training step does most between devices.
+
+  Bandwidths are bytes that reach or leave a device over the seconds that it
+  takes, as an all-gather and a sum over the whole mesh see them.
+  """
+  if mesh.size == 1:
+    return Finding(
+      "collectives", OK, "One device: there is nobody to talk to.", {}
+    )
+  axes = sharding.BATCH_AXES
+  count = _BYTES_PER_DEVICE // 4
+  others = (mesh.size - 1) * _BYTES_PER_DEVICE
+  programs = {
+    # Every device gets what the others have.
+    "all_gather": (
+      lambda x: lax.all_gather(x, axes, tiled=True)[:1] + 0 * x[:1],
+      others,
+    ),
+    # A sum is a reduce-scatter and an all-gather of a part each.
+    "psum": (lambda x: lax.psum(x, axes), 2 * others // mesh.size),
+  }
+  facts = {}
+  for name, (program, moved) in programs.items():
+    out = P() if name == "psum" else P(axes)
+    run = jax.jit(
+      jax.shard_map(program, mesh=mesh, in_specs=P(axes), out_specs=out)
+    )
+    x = jax.device_put(
+      jnp.ones(count * mesh.size, jnp.float32), sharding.batch_sharding(mesh)
+    )
+    seconds = _best_seconds(lambda run=run, x=x: run(x))
+    facts[f"{name}_seconds"] = seconds
+    facts[f"{name}_bytes_per_second"] = moved / seconds
+  gather, total = (facts[f"{name}_bytes_per_second"] / 1e9 for name in programs)
+  simulated = " (simulated devices share one memory)"
+  on_cpu = simulated if mesh.devices.flat[0].platform == "cpu" else ""
+  return Finding(
+    "collectives",
+    OK,
+    f"All-gather {gather:.3g} GB/s and sum {total:.3g} GB/s a device{on_cpu}.",
+    facts,
+  )
+
+
+def _best_seconds(run: Callable[[], jax.Array]) -> float:
+  run().block_until_ready()
+  times = []
+  for _ in range(_ROUNDS):
+    start = time.perf_counter()
+    run().block_until_ready()
+    times.append(time.perf_counter() - start)
+  return min(times)
