@@ -1,12 +1,14 @@
 """Captions side by side in rows of tokens, so that little of them is padding.
 
-Captions are short and rows are not: at the lengths of CC3M's captions (12.5
+Captions are short and rows are not: at the lengths of CC3M's captions (12.3
 tokens in the mean, of 77) one caption a row is 84 % padding. The captions of a
 group (what one device computes at once) are placed by first-fit decreasing:
-longest first, each into the first row with room for it. Rows of 80 tokens are
-then 99.6 % full with 512 captions, but for the last row; more search could win
-no more than that. What is lost beside it is the price of static shapes: see
-`ladder`.
+longest first, each into the first row with room for it. With 16, 128 and 512
+captions rows of 80 tokens are then 82, 97 and 98 % full, less than a row from
+the fewest rows that could hold them; better searches have nothing to win. What
+is lost beside it is the price of static shapes (see `ladder`): the rows that a
+batch is given are 62, 79 and 90 % full. 4,096 captions take 3 ms in one group
+and 20 ms in 32.
 """
 
 import dataclasses
