@@ -6,10 +6,12 @@ Everything heavy is imported inside the function that needs it, so that
 `--help` and usage errors come at once.
 """
 
-from clip_jax.cli import conversion, data, models, training, use
+from clip_jax.cli import conversion, data, doctor, models, plan, training, use
 
 VERBS = {
   **training.VERBS,
+  **plan.VERBS,
+  **doctor.VERBS,
   **use.VERBS,
   **conversion.VERBS,
   **models.VERBS,

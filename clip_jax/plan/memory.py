@@ -1,0 +1,150 @@
+"""What lies in a chip's memory during a training step."""
+
+import math
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from clip_jax import losses, sharding
+from clip_jax.models import clip
+from clip_jax.plan import hardware, topology
+
+# The compiler's words where a program is too large for the chip.
+_TOO_LARGE = re.compile(
+  r"\(([\d.]+)([KMGT]?)i?B?\) exceeds available HBM \(([\d.]+)([KMGT]?)"
+)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class TooLargeError(Exception):
+  """A program does not fit; holds the compiler's words and its figures.
+
+  Attributes:
+    message: of the compiler, first line.
+    needed_bytes: of one chip; None where it does not say.
+    available_bytes: likewise.
+  """
+
+  def __init__(self, message: str):
+    super().__init__(message)
+    self.message = message
+    found = _TOO_LARGE.search(message)
+    self.needed_bytes = found and _bytes(found[1], found[2])
+    self.available_bytes = found and _bytes(found[3], found[4])
+
+
+def _bytes(number: str, unit: str) -> int:
+  return int(float(number) * _UNITS[unit])
+
+
+def compile_program(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+  """Returns the compiled program.
+
+  Raises:
+    TooLargeError: it needs more memory than a chip has.
+  """
+  try:
+    return lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    lines = [line for line in str(error).splitlines() if "emory" in line]
+    raise TooLargeError((lines or [str(error)])[0]) from None
+
+
+def peak_bytes(compiled: jax.stages.Compiled, *, platform: str) -> int:
+  """Returns the most memory that a program holds at once, on one device.
+
+  Arguments and results are included; what is donated counts once. The
+  compiler's own peak is right for TPUs, whose temporary buffers it does not
+  report whole; elsewhere it leaves the temporary buffers out.
+  """
+  found = compiled.memory_analysis()
+  if platform == "tpu":
+    return found.peak_memory_in_bytes
+  return (
+    found.argument_size_in_bytes
+    + found.output_size_in_bytes
+    - found.alias_size_in_bytes
+    + found.temp_size_in_bytes
+  )
+
+
+def available_bytes(where: topology.Topology) -> int | None:
+  """Returns what programs can have of one device's memory; None if unknown.
+
+  Simulated devices of a CPU share its memory evenly.
+  """
+  if not where.is_local:
+    return where.chip.memory_bytes
+  device = where.devices[0]
+  if device.platform == "cpu":
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return pages // jax.local_device_count()
+  limit = (device.memory_stats() or {}).get("bytes_limit")
+  return limit or (where.chip and where.chip.memory_bytes)
+
+
+def shard_bytes(tree: Any) -> int:
+  """Returns what one device holds of arrays, given as shapes with shardings."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def loss_bytes(
+  config: ml_collections.ConfigDict,
+  model: clip.CLIP,
+  mesh: jax.sharding.Mesh,
+  *,
+  platform: str,
+) -> int:
+  """Returns the peak of the loss and its gradients, compiled by themselves.
+
+  Its arguments, the embeddings, are included.
+
+  Raises:
+    TooLargeError: even that does not fit.
+  """
+  dtype = jnp.dtype(config.precision)
+  split = sharding.batch_sharding(mesh)
+  whole = sharding.replicated(mesh)
+  shape = (config.batch_size, model.embed_dim)
+  embeds = jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+  wide = jnp.promote_types(dtype, jnp.float32)
+  scalar = jax.ShapeDtypeStruct((), wide, sharding=whole)
+  arguments = (embeds, embeds, scalar, scalar)
+  compute = _loss_and_gradients(config, mesh)
+  compiled = compile_program(jax.jit(compute).lower(*arguments))
+  return peak_bytes(compiled, platform=platform)
+
+
+def _loss_and_gradients(config, mesh) -> Callable:
+  kind = losses.KINDS[config.loss.kind]
+
+  def loss(images, texts, scale, bias):
+    return kind(
+      images,
+      texts,
+      scale,
+      bias if config.loss.kind in losses.BIASED_KINDS else None,
+      method=config.loss.method,
+      mesh=mesh,
+      axes=sharding.BATCH_AXES,
+    )
+
+  return jax.value_and_grad(loss, argnums=(0, 1, 2))
+
+
+def in_words(size: float) -> str:
+  """Returns a size as people say it: 16911433728 is "15.75 GiB"."""
+  for unit, name in ((hardware.GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+    if abs(size) >= unit:
+      return f"{size / unit:.2f} {name}"
+  return f"{size:.0f} bytes"

@@ -1,0 +1,242 @@
+"""Compiles the step that a config would train with, and says what it takes."""
+
+import dataclasses
+import time
+
+import jax
+
+from clip_jax import errors
+from clip_jax.models import flops, variants
+from clip_jax.plan import (
+  collectives,
+  estimate,
+  interconnect,
+  jobs,
+  memory,
+  topology,
+  walk,
+)
+from clip_jax.train import freezing
+from clip_jax.train import step as step_lib
+
+# Passes over a tower: forward, and twice as much back if it is trained.
+_TRAINED_PASSES = 3
+# Products of all images with all texts: logits, and two sides of gradients.
+_LOSS_PRODUCTS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What is known of a step before it runs; see `to_dict`.
+
+  What cannot be told is None, and `reasons` says why, by name.
+
+  Attributes:
+    job: the step.
+    fits: whether it compiles for, or fits in, the devices' memory.
+    peak_bytes: the most that one chip holds.
+    available_bytes: what it has.
+    compiler_message: the compiler's words where it does not fit.
+    memory: parts of the peak, in bytes of one chip.
+    flops_analytic: of the towers and the loss, of all chips.
+    flops_compiled: counted in the compiled program, of all chips.
+    flops_traced: counted in what JAX traces, of all chips.
+    collectives: {kind: {"count", "bytes"}} of one step on one chip.
+    estimate: of the time.
+    compile_seconds: that this took here.
+    reasons: why something is None.
+  """
+
+  job: jobs.Job
+  fits: bool | None
+  peak_bytes: int | None
+  available_bytes: int | None
+  compiler_message: str | None
+  memory: dict[str, int | None]
+  flops_analytic: int
+  flops_compiled: int | None
+  flops_traced: int | None
+  collectives: dict[str, dict[str, int]] | None
+  estimate: estimate.Estimate | None
+  compile_seconds: float
+  reasons: dict[str, str]
+
+
+def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
+  """Compiles the step and counts what it takes.
+
+  Args:
+    job: the step.
+    with_loss: compile the loss by itself too, to tell its part of the memory.
+
+  Raises:
+    UserError: the step cannot be compiled, for another reason than its size.
+  """
+  start = time.perf_counter()
+  step = step_lib.make_train_step(job.config, job.model, job.tx, job.mesh)
+  lowered = step.lower(job.state, job.batch)
+  reasons: dict[str, str] = {}
+  try:
+    compiled = memory.compile_program(lowered)
+    message = None
+  except memory.TooLargeError as error:
+    compiled, message = None, error
+  except jax.errors.JaxRuntimeError as error:
+    raise errors.UserError(
+      f"The compiler refuses this step: {str(error).splitlines()[0]}"
+    ) from None
+  seconds = time.perf_counter() - start
+  available = memory.available_bytes(job.where)
+  if message is not None and message.available_bytes:
+    available = message.available_bytes
+  peak = _peak(job, compiled, message, reasons)
+  counted = _count(job, compiled, reasons)
+  return Plan(
+    job=job,
+    fits=_fits(compiled, peak, available, reasons),
+    peak_bytes=peak,
+    available_bytes=available,
+    compiler_message=message and message.message,
+    memory=_memory(job, peak, with_loss, reasons),
+    flops_analytic=analytic_flops(job),
+    flops_compiled=counted and _flops(job, counted, reasons),
+    flops_traced=_traced_flops(job, step, reasons),
+    collectives=counted and collectives.summary(counted.collectives),
+    estimate=counted and _estimate(job, counted, reasons),
+    compile_seconds=seconds,
+    reasons=reasons,
+  )
+
+
+def _peak(job, compiled, message, reasons) -> int | None:
+  if compiled is not None:
+    return memory.peak_bytes(compiled, platform=_platform(job))
+  if message.needed_bytes is None:
+    reasons["peak_bytes"] = "the compiler does not say how much it needs"
+  return message.needed_bytes
+
+
+def _platform(job: jobs.Job) -> str:
+  return job.where.devices[0].platform
+
+
+def _fits(compiled, peak, available, reasons) -> bool | None:
+  if compiled is None:
+    return False
+  if available is None:
+    reasons["fits"] = "the memory of these devices is not known"
+    return None
+  return peak <= available
+
+
+def _memory(job, peak, with_loss, reasons) -> dict[str, int | None]:
+  """Returns the parts of the peak: exact ones, and what is left of it."""
+  parts: dict[str, int | None] = {
+    "parameters": memory.shard_bytes(job.state.params),
+    "batch_statistics": memory.shard_bytes(job.state.batch_stats),
+    "optimizer": memory.shard_bytes(job.state.opt_state),
+    "average": memory.shard_bytes(job.state.ema),
+    "batch": memory.shard_bytes(job.batch),
+  }
+  rest = None if peak is None else peak - sum(parts.values())
+  if rest is None:
+    reasons["memory.rest"] = reasons["peak_bytes"]
+  parts["rest"] = rest
+  parts["loss_alone"] = None
+  if not with_loss:
+    reasons["memory.loss_alone"] = "not asked for"
+    return parts
+  try:
+    parts["loss_alone"] = memory.loss_bytes(
+      job.config, job.model, job.mesh, platform=_platform(job)
+    )
+  except memory.TooLargeError as error:
+    reasons["memory.loss_alone"] = f"too large by itself: {error.message}"
+  return parts
+
+
+def analytic_flops(job: jobs.Job) -> int:
+  """Returns the operations of one step by the sizes of its parts.
+
+  Three passes of each trained tower and one of a locked one, with texts at the
+  full context length, and three products of all images with all texts. What is
+  computed again to save memory is not in.
+  """
+  config, model = job.config, job.model
+  locked = freezing.locked_towers(job.state.params, config.optim.frozen)
+  passes = {
+    part: 1 if part in locked else _TRAINED_PASSES for part in variants.TOWERS
+  }
+  towers = passes["image"] * flops.image_flops(model)
+  towers += passes["text"] * flops.text_flops(model)
+  product = 2 * config.batch_size**2 * model.embed_dim
+  return config.batch_size * towers + _LOSS_PRODUCTS * product
+
+
+def _traced_flops(job, step, reasons) -> int | None:
+  try:
+    return flops.count(step, job.state, job.batch)
+  except ValueError as error:
+    reasons["flops_traced"] = str(error)
+    return None
+
+
+def _count(job, compiled, reasons) -> walk.Totals | None:
+  if compiled is None:
+    for name in ("flops_compiled", "collectives", "step_seconds"):
+      reasons[name] = "the step does not compile for this memory"
+    return None
+  return walk.walk(compiled.as_text(), devices=job.mesh.size)
+
+
+def _flops(job, counted, reasons) -> int | None:
+  if counted.hidden:
+    names = ", ".join(sorted(counted.hidden))
+    reasons["flops_compiled"] = f"operations of {names} cannot be counted"
+    return None
+  if counted.unknown_loops:
+    reasons["flops_compiled"] = (
+      f"the length of {len(counted.unknown_loops)} loops is not known"
+    )
+    return None
+  return counted.flops * job.mesh.size
+
+
+def _estimate(job, counted, reasons) -> estimate.Estimate | None:
+  where = job.where
+  if where.chip is None:
+    kind = where.devices[0].device_kind
+    reasons["step_seconds"] = f"no figures are at hand for a {kind!r}"
+    return None
+  if counted.unknown_loops:
+    reasons["step_seconds"] = reasons["flops_compiled"]
+    return None
+  network = make_network(where, job.mesh)
+  found = estimate.estimate(
+    counted,
+    chip=where.chip,
+    network=network,
+    least_flops=analytic_flops(job) / job.mesh.size,
+  )
+  if found is None:
+    reasons["step_seconds"] = "the compiler gives no cycles"
+  elif counted.uncosted:
+    names = ", ".join(sorted(counted.uncosted))
+    reasons["step_seconds.high"] = f"without {names}, which have no estimate"
+  return found
+
+
+def make_network(
+  where: topology.Topology, mesh: jax.sharding.Mesh
+) -> interconnect.Network:
+  """Returns where the devices of a mesh sit in the network."""
+  coordinates = tuple(tuple(device.coords) for device in mesh.devices.flatten())
+  shape = tuple(where.shape)
+  if not shape:  # TPUs of this machine: as far as they reach, without rings.
+    shape = tuple(max(axis) + 1 for axis in zip(*coordinates, strict=True))
+  return interconnect.Network(
+    coordinates=coordinates,
+    shape=shape,
+    wrap=where.wrap or (False,) * len(shape),
+    link_bandwidth=where.chip.link_bandwidth,
+  )

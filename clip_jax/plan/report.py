@@ -1,0 +1,259 @@
+"""A plan in words, and as data."""
+
+import contextlib
+import importlib.metadata
+from typing import Any
+
+import jax
+
+from clip_jax import sharding, terminal
+from clip_jax.plan import memory
+from clip_jax.plan import planner as planner_lib
+
+_NOTE = (
+  "Times, rates and costs are estimates from the compiled program and "
+  "published figures; nothing has run on these chips."
+)
+_PART_NAMES = {
+  "parameters": "parameters",
+  "batch_statistics": "batch statistics",
+  "optimizer": "optimizer",
+  "average": "moving average",
+  "batch": "batch",
+  "rest": "activations, gradients, temporaries",
+}
+
+
+def to_dict(
+  plan: planner_lib.Plan, *, price_per_chip_hour: float | None = None
+) -> dict[str, Any]:
+  """Returns a plan as JSON takes it; what cannot be told is None.
+
+  Args:
+    plan: of a step.
+    price_per_chip_hour: in any currency; None leaves the cost out.
+  """
+  job, reasons = plan.job, dict(plan.reasons)
+  config, chips = job.config, job.mesh.size
+  times = plan.estimate and list(plan.estimate.step_seconds)
+  ratio = plan.flops_compiled and plan.flops_compiled / plan.flops_analytic
+  return {
+    "topology": job.where.name,
+    "device": job.where.devices[0].device_kind,
+    "chips": chips,
+    "model": config.model,
+    "batch_size": config.batch_size,
+    "micro_batches": config.micro_batches,
+    "mesh": dict(job.mesh.shape),
+    "texts": job.texts,
+    "loss": {"kind": config.loss.kind, "method": config.loss.method},
+    "fits": plan.fits,
+    "peak_bytes": plan.peak_bytes,
+    "available_bytes": plan.available_bytes,
+    "memory": plan.memory,
+    "compiler_message": plan.compiler_message,
+    "flops_analytic": plan.flops_analytic,
+    "flops_compiled": plan.flops_compiled,
+    "flops_traced": plan.flops_traced,
+    "flops_ratio": ratio,
+    "collectives": _collectives(plan),
+    "step_seconds": times,
+    "step_parts_seconds": _parts(plan),
+    "images_per_second": times and [config.batch_size / t for t in times[::-1]],
+    "utilisation": utilisation(plan),
+    **_run(plan, price_per_chip_hour, reasons),
+    "compile_seconds": plan.compile_seconds,
+    "advice": advice(plan),
+    "reasons": reasons,
+    "versions": versions(),
+    "note": _NOTE,
+  }
+
+
+def utilisation(plan: planner_lib.Plan) -> list[float] | None:
+  """Returns the analytic FLOPs over what the chips could do, low and high."""
+  if plan.estimate is None:
+    return None
+  peak = plan.job.mesh.size * plan.job.where.chip.peak_flops
+  low, high = plan.estimate.step_seconds
+  return [plan.flops_analytic / (peak * t) for t in (high, low)]
+
+
+def versions() -> dict[str, str]:
+  """Returns those of what compiles."""
+  found = {"jax": jax.__version__}
+  with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+    found["libtpu"] = importlib.metadata.version("libtpu")
+  return found
+
+
+def _collectives(plan) -> dict[str, dict[str, Any]] | None:
+  if plan.collectives is None:
+    return None
+  seconds = plan.estimate.exchange_seconds if plan.estimate else {}
+  return {
+    kind: {**found, "seconds": seconds.get(kind)}
+    for kind, found in plan.collectives.items()
+  }
+
+
+def _parts(plan) -> dict[str, float | None] | None:
+  found = plan.estimate
+  return found and {
+    "compute": found.compute_seconds,
+    "memory": found.memory_seconds,
+    "compiler": found.compiler_seconds,
+    "exchanges": sum(found.exchange_seconds.values()),
+  }
+
+
+def _run(plan, price, reasons) -> dict[str, Any]:
+  """Returns how long the whole run takes, and its cost."""
+  job = plan.job
+  steps = job.total_steps
+  names = ("hours", "chip_hours", "cost")
+  run: dict[str, Any] = {"steps": steps, **dict.fromkeys(names)}
+  run["price_per_chip_hour"] = price
+  if steps is None:
+    reasons["hours"] = "epochs of how many examples? Give --examples, or steps"
+  elif plan.estimate is None:
+    reasons["hours"] = reasons.get("step_seconds", "no time is estimated")
+  else:
+    hours = [steps * t / 3600 for t in plan.estimate.step_seconds]
+    run["hours"] = hours
+    run["chip_hours"] = [job.mesh.size * h for h in hours]
+    if price is None:
+      reasons["cost"] = "no price was given: --price-per-chip-hour"
+    else:
+      run["cost"] = [price * h for h in run["chip_hours"]]
+  return run
+
+
+def advice(plan: planner_lib.Plan) -> list[str]:
+  """Returns what to change in a config that does not fit."""
+  if plan.fits is not False:
+    return []
+  job, said = plan.job, []
+  config, parts = job.config, plan.memory
+  state = parts["parameters"] + parts["optimizer"]
+  fsdp, devices = job.mesh.shape[sharding.FSDP], job.mesh.size
+  # Gradients are as large as the parameters, and there at the same time.
+  if state + parts["parameters"] > plan.available_bytes // 4 and fsdp < devices:
+    said.append(
+      f"parameters and optimizer take {memory.in_words(state)} a chip: split "
+      f"them with --config.mesh.data=-1 --config.mesh.fsdp={devices}"
+    )
+  remat = {
+    part: getattr(getattr(job.model, part), "remat", None)
+    for part in ("image", "text")
+  }
+  if any(policy not in (None, "full") for policy in remat.values()):
+    fields = " ".join(
+      f"--config.model_overrides.{part}.remat=full"
+      for part, policy in remat.items()
+      if policy is not None
+    )
+    said.append(f"keep fewer activations: {fields}")
+  rows = config.batch_size // (devices * config.micro_batches)
+  if rows > 1:
+    said.append(
+      "let the towers take fewer pairs at a time: --config.micro_batches="
+      f"{2 * config.micro_batches}"
+    )
+  said.append("take a smaller batch, or more chips")
+  said.append("let --suggest search")
+  return said
+
+
+def to_text(
+  plan: planner_lib.Plan, *, price_per_chip_hour: float | None = None
+) -> str:
+  """Returns a plan for people."""
+  found = to_dict(plan, price_per_chip_hour=price_per_chip_hour)
+  mesh = found["mesh"]
+  lines = [
+    f"{found['model']}, batch {found['batch_size']:,}, on {found['chips']} x "
+    f"{found['device']} ({found['topology']}), mesh data={mesh['data']} "
+    f"fsdp={mesh['fsdp']}",
+    f"Texts: {found['texts']}",
+    "",
+    _verdict(found),
+    "",
+    _memory_table(found),
+  ]
+  if found["advice"]:
+    lines += ["", "What would help:"]
+    lines += [f"  - {entry}" for entry in found["advice"]]
+  lines += ["", _work_table(found)]
+  if found["collectives"]:
+    lines += ["", _exchange_table(found["collectives"])]
+  if found["reasons"]:
+    lines += ["", "Not known:"]
+    lines += [f"  {name}: {why}" for name, why in found["reasons"].items()]
+  return "\n".join([*lines, "", found["note"]])
+
+
+def _verdict(found) -> str:
+  peak, available = found["peak_bytes"], found["available_bytes"]
+  words = "Not known whether it fits"
+  if found["fits"] is not None:
+    words = "Fits" if found["fits"] else "Does not fit"
+  if peak is not None and available is not None:
+    words += (
+      f": {memory.in_words(peak)} of {memory.in_words(available)} a chip "
+      f"({100 * peak / available:.0f} %)"
+    )
+  if found["compiler_message"]:
+    words += f".\nThe compiler: {found['compiler_message']}"
+  return words
+
+
+def _memory_table(found) -> str:
+  rows = [
+    (name, memory.in_words(found["memory"][part]))
+    for part, name in _PART_NAMES.items()
+    if found["memory"][part]
+  ]
+  if found["memory"]["loss_alone"] is not None:
+    alone = memory.in_words(found["memory"]["loss_alone"])
+    rows.append(("(the loss, compiled by itself)", alone))
+  return terminal.table(("memory of a chip, at the peak", "size"), rows)
+
+
+def _work_table(found) -> str:
+  rows = [("FLOPs, analytic", terminal.quantity(found["flops_analytic"]))]
+  if found["flops_compiled"] is not None:
+    rows.append(
+      (
+        "FLOPs, compiled",
+        f"{terminal.quantity(found['flops_compiled'])} "
+        f"({found['flops_ratio']:.3f} of the analytic)",
+      )
+    )
+  between = {
+    "step_seconds": ("step, s", "{:.4g}"),
+    "images_per_second": ("images/s", "{:,.0f}"),
+    "utilisation": ("utilisation of the peak", "{:.1%}"),
+    "hours": ("hours", "{:,.3g}"),
+    "chip_hours": ("chip-hours", "{:,.4g}"),
+    "cost": ("cost", "{:,.4g}"),
+  }
+  for name, (words, form) in between.items():
+    if found[name] is not None:
+      low, high = (form.format(number) for number in found[name])
+      rows.append((words, f"{low} to {high}"))
+  return terminal.table(("of one step, all chips (estimates)", ""), rows)
+
+
+def _exchange_table(found) -> str:
+  rows = [
+    (
+      kind,
+      entry["count"],
+      memory.in_words(entry["bytes"]),
+      "-" if entry["seconds"] is None else f"{1e3 * entry['seconds']:.3g}",
+    )
+    for kind, entry in found.items()
+  ]
+  header = ("exchanges of a chip", "times", "bytes", "ms, estimated")
+  return terminal.table(header, rows)

@@ -1,0 +1,399 @@
+"""Plans for the devices of the tests: eight simulated ones."""
+
+import contextlib
+import dataclasses
+import io
+import json
+
+import jax
+import pytest
+
+from clip_jax import cli, errors
+from clip_jax import config as config_lib
+from clip_jax.plan import (
+  estimate,
+  jobs,
+  memory,
+  planner,
+  report,
+  suggest,
+  topology,
+  walk,
+)
+
+CONTRACT = {
+  "fits",
+  "peak_bytes",
+  "flops_analytic",
+  "flops_compiled",
+  "collectives",
+  "step_seconds",
+  "images_per_second",
+}
+CONFIG = """
+from clip_jax import config as config_lib
+
+def get_config():
+  config = config_lib.default_config()
+  config.model = "tiny-vit"
+  config.model_overrides.image = {"width": 24, "depth": 2, "heads": 3}
+  config.model_overrides.text = {
+    "width": 16, "depth": 1, "heads": 2, "vocab_size": 49408}
+  config.model_overrides.embed_dim = 20
+  config.batch_size = 32
+  config.epochs = 3
+  config.precision = "float32"
+  config.optim.warmup_steps = 2
+  return config
+"""
+SPLIT = ["mesh.data=4", "mesh.fsdp=2"]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+  path = tmp_path_factory.mktemp("plan") / "config.py"
+  path.write_text(CONFIG)
+  return path
+
+
+@pytest.fixture(scope="module")
+def config(file):
+  return config_lib.load(file, ["data.train=nowhere"])
+
+
+@pytest.fixture(scope="module")
+def local():
+  return topology.make_topology("local")
+
+
+@pytest.fixture(scope="module")
+def plan(file, local):
+  config = config_lib.load(file, ["data.train=nowhere", *SPLIT])
+  return planner.make_plan(jobs.make_job(config, local, examples=1000))
+
+
+def command(*arguments):
+  """Runs `clip-jax plan` and returns its exit code and what it prints."""
+  stdout = io.StringIO()
+  with contextlib.redirect_stdout(stdout):
+    code = cli.run(["plan", *map(str, arguments)])
+  return code, stdout.getvalue()
+
+
+def test_compiled_flops_are_the_analytic_ones(plan):
+  # The towers are so small that the first layer, which needs no gradient of
+  # its input, and rematerialisation show.
+  assert 0.9 < plan.flops_compiled / plan.flops_analytic < 1.1
+  # What JAX traces is what the compiler compiles.
+  assert plan.flops_compiled == pytest.approx(plan.flops_traced, rel=0.03)
+
+
+def test_parts_of_the_memory_add_up(plan):
+  parts = dict(plan.memory)
+  loss = parts.pop("loss_alone")
+  assert sum(parts.values()) == plan.peak_bytes
+  assert 0 < loss < plan.peak_bytes
+  assert parts["rest"] > 0
+  params = sum(x.size for x in jax.tree.leaves(plan.job.state.params))
+  # Half of the large arrays, and all of the small ones.
+  assert 0.5 * 4 * params <= parts["parameters"] <= 0.55 * 4 * params
+  # Two moments, and counters.
+  assert parts["optimizer"] == pytest.approx(2 * parts["parameters"], rel=0.01)
+  images = 32 // 8 * 32 * 32 * 3
+  assert parts["batch"] == images + 4 * (32 // 8) * (16 + 1)
+
+
+@pytest.mark.parametrize(
+  ("tokens", "words", "shape"),
+  [
+    # Each of 8 devices packs its 4 captions into rows of 16 tokens.
+    (None, "a row of 16 tokens for each caption", (32, 16)),
+    (5, "2 rows of 16 tokens for 4 captions", (16, 16)),
+  ],
+)
+def test_texts_lie_in_memory_as_in_a_run(config, local, tokens, words, shape):
+  job = jobs.make_job(config, local, caption_tokens=tokens)
+  assert job.texts == words
+  arrays = jax.tree.leaves(job.batch["tokens"])
+  assert {x.shape for x in arrays if x.ndim == 2} == {shape}
+  assert all(x.sharding.num_devices == 8 for x in arrays)
+
+
+def test_parameters_are_gathered_and_gradients_scattered(plan):
+  assert plan.collectives["all-gather"]["count"] > 0
+  assert plan.collectives["reduce-scatter"]["count"] > 0
+
+
+def test_what_a_cpu_does_not_tell_is_null_with_a_reason(plan):
+  found = report.to_dict(plan)
+  assert found.keys() >= CONTRACT
+  for name in ("step_seconds", "images_per_second", "utilisation", "hours"):
+    assert found[name] is None
+  assert "no figures" in found["reasons"]["step_seconds"]
+  assert found["fits"] is True
+  assert found["steps"] == 94  # 3 epochs of 1000 pairs in batches of 32.
+  json.dumps(found, allow_nan=False)
+
+
+def test_times_become_hours_and_costs(plan):
+  timed = dataclasses.replace(
+    plan,
+    job=dataclasses.replace(
+      plan.job,
+      where=dataclasses.replace(
+        plan.job.where, chip=topology.parse("v5e:2x4")[0]
+      ),
+    ),
+    estimate=estimate.Estimate(0.1, 0.2, 0.4, {"all-gather": 0.1}, (0.2, 0.5)),
+  )
+  found = report.to_dict(timed, price_per_chip_hour=2.0)
+  assert found["step_seconds"] == [0.2, 0.5]
+  assert found["images_per_second"] == [64, 160]
+  hours = [94 * 0.2 / 3600, 94 * 0.5 / 3600]
+  assert found["hours"] == pytest.approx(hours)
+  assert found["chip_hours"] == pytest.approx([8 * h for h in hours])
+  assert found["cost"] == pytest.approx([16 * h for h in hours])
+  low, high = found["utilisation"]
+  assert low == pytest.approx(plan.flops_analytic / (8 * 197e12 * 0.5))
+  assert high == pytest.approx(2.5 * low)
+  text = report.to_text(timed, price_per_chip_hour=2.0)
+  assert "estimates" in text
+  assert "64 to 160" in text
+
+
+def test_the_ends_of_an_estimate_are_roofline_and_cycles(local):
+  chip, _ = topology.parse("v5e:16x16")
+  totals = walk.Totals(
+    flops=int(197e12), moved_bytes=int(2 * 819e9), cycles=int(4.5e9)
+  )
+  found = estimate.estimate(totals, chip=chip, network=None)
+  assert found.step_seconds == pytest.approx((2.0, 3.0))
+  # Kernels hide operations, not fewer than the model has.
+  found = estimate.estimate(
+    totals, chip=chip, network=None, least_flops=5 * 197e12
+  )
+  assert found.step_seconds == pytest.approx((3.0, 5.0))
+  without = dataclasses.replace(totals, cycles=0)
+  assert estimate.estimate(without, chip=chip, network=None) is None
+
+
+def test_the_command_prints_the_contract(file, plan, monkeypatch):
+  monkeypatch.setattr(
+    planner, "make_plan", lambda job: dataclasses.replace(plan, job=job)
+  )
+  changes = [f"--config.{change}" for change in SPLIT]
+  code, text = command(
+    "--config", file, "--topology", "local", "--json", *changes
+  )
+  found = json.loads(text)
+  assert code == 0
+  assert found.keys() >= CONTRACT
+  assert found["mesh"] == {"data": 4, "fsdp": 2}
+  assert found["steps"] is None
+  assert "--examples" in found["reasons"]["hours"]
+
+
+def test_what_does_not_fit_says_what_would_help(plan, monkeypatch):
+  small = dataclasses.replace(
+    plan, fits=False, available_bytes=plan.peak_bytes // 2
+  )
+  text = report.to_text(small)
+  assert "Does not fit" in text
+  assert "--config.micro_batches=2" in text
+  assert "--config.model_overrides.image.remat=full" in text
+  assert "--config.mesh.fsdp=8" in text
+
+
+MESSAGE = (
+  "E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+  "required for HLO temporaries (22.03G) exceeds available HBM (15.75G). HLO "
+  "module: jit_train_step."
+)
+
+
+def test_the_compilers_words_are_read():
+  error = memory.TooLargeError(MESSAGE)
+  assert error.needed_bytes == int(22.03 * 2**30)
+  assert error.available_bytes == int(15.75 * 2**30)
+  other = memory.TooLargeError("RESOURCE_EXHAUSTED: no memory")
+  assert other.needed_bytes is None
+
+
+def test_a_step_too_large_to_compile_is_a_plan(config, local, monkeypatch):
+  def refuse(lowered):
+    raise memory.TooLargeError(MESSAGE)
+
+  monkeypatch.setattr(memory, "compile_program", refuse)
+  found = report.to_dict(planner.make_plan(jobs.make_job(config, local)))
+  assert found["fits"] is False
+  assert found["peak_bytes"] == int(22.03 * 2**30)
+  assert found["available_bytes"] == int(15.75 * 2**30)
+  assert found["compiler_message"] == MESSAGE
+  assert found["flops_compiled"] is None
+  assert found["flops_analytic"] > 0
+  assert {"flops_compiled", "collectives", "step_seconds"} <= found[
+    "reasons"
+  ].keys()
+  assert found["advice"]
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ("batch_size=33", "must divide by the 8 devices"),
+    ("mesh.fsdp=3", "their product must be 8"),
+    ("model=no-model", "Unknown model 'no-model'"),
+    ("model_overrides.image.remat=some", "Unknown remat policy 'some'"),
+  ],
+)
+def test_configs_that_cannot_train_are_refused(file, change, message, capsys):
+  code, text = command(
+    "--config", file, "--topology", "local", f"--config.{change}"
+  )
+  assert code == 1
+  assert text == ""
+  assert message in capsys.readouterr().err
+
+
+def test_unknown_topologies_exit_with_1(file, capsys):
+  assert command("--config", file, "--topology", "v5e")[0] == 1
+  assert "give 'local', or a chip" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("price", ["-1", "nan", "inf", "much"])
+def test_prices_are_numbers(file, price, capsys):
+  with pytest.raises(SystemExit) as caught:
+    command(
+      "--config",
+      file,
+      "--topology",
+      "local",
+      f"--price-per-chip-hour={price}",
+    )
+  assert caught.value.code == 2
+  assert "must be at least 0" in capsys.readouterr().err
+
+
+def choice(**changes):
+  fields = {"fsdp": 1, "remat": "none", "micro_batches": 1, "method": "auto"}
+  return suggest.Choice(**{**fields, **changes})
+
+
+def test_choices_are_ordered_by_what_they_compute_again():
+  choices = [
+    choice(),
+    choice(fsdp=8),
+    choice(fsdp=64),
+    choice(remat="dots_no_batch"),
+    choice(remat="full"),
+    choice(remat="none", micro_batches=2),
+    choice(remat="full", micro_batches=4),
+  ]
+  assert sorted(choices, key=lambda entry: entry.order)[:4] == choices[:4]
+  assert max(choices, key=lambda entry: entry.order) == choices[-1]
+
+
+class _Fake:
+  """Plans by a formula, in place of compilations."""
+
+  def __init__(self, available):
+    self.available = available
+    self.compiled = []
+
+  def make_plan(self, job, with_loss):
+    config = job.config
+    self.compiled.append(config)
+    kept = {"none": 64, "dots_no_batch": 16, "full": 4}
+    rest = kept[config.model_overrides.image.remat] * 2**20
+    rest //= config.micro_batches
+    state = memory.shard_bytes((job.state, job.batch))
+    peak = state + rest
+    return planner.Plan(
+      job=job,
+      fits=peak <= self.available,
+      peak_bytes=peak,
+      available_bytes=self.available,
+      compiler_message=None,
+      memory={
+        "parameters": memory.shard_bytes(job.state.params),
+        "optimizer": memory.shard_bytes(job.state.opt_state),
+        "batch_statistics": 0,
+        "average": 0,
+        "batch": 0,
+        "rest": rest,
+        "loss_alone": None,
+      },
+      flops_analytic=1,
+      flops_compiled=None,
+      flops_traced=None,
+      collectives=None,
+      estimate=None,
+      compile_seconds=0.0,
+      reasons={},
+    )
+
+
+def search(monkeypatch, config, local, available):
+  fake = _Fake(available)
+  monkeypatch.setattr(memory, "available_bytes", lambda where: available)
+  monkeypatch.setattr(planner, "make_plan", fake.make_plan)
+  return suggest.suggest(config, local), fake
+
+
+def state_bytes(config, local):
+  job = jobs.make_job(config, local)
+  return memory.shard_bytes((job.state, job.batch)) + memory.shard_bytes(
+    job.state.params
+  )
+
+
+def test_the_search_begins_with_what_costs_nothing(monkeypatch, config, local):
+  found, fake = search(monkeypatch, config, local, 2**30)
+  assert found.fits
+  assert len(fake.compiled) == 1
+  assert found.overrides == [
+    "mesh.data=8",
+    "mesh.fsdp=1",
+    "model_overrides.image.remat=none",
+    "model_overrides.text.remat=none",
+    "micro_batches=1",
+    "loss.method=auto",
+  ]
+
+
+def test_the_search_trades_work_for_memory(monkeypatch, config, local):
+  available = state_bytes(config, local) + 18 * 2**20
+  found, fake = search(monkeypatch, config, local, available)
+  assert found.fits
+  assert found.choice.remat == "dots_no_batch"
+  assert len(fake.compiled) < 12
+
+
+def test_what_cannot_hold_its_parameters_is_split(monkeypatch, config, local):
+  # Of the parameters whole there is no room; split by eight they are small.
+  available = state_bytes(config, local) // 4 + 2**20
+  found, _ = search(monkeypatch, config, local, available)
+  assert found.choice.fsdp == 8
+
+
+def test_where_nothing_fits_the_closest_is_shown(monkeypatch, config, local):
+  found, _ = search(monkeypatch, config, local, 2**18)
+  assert not found.fits
+  assert found.choice.fsdp == 8
+
+
+def test_a_search_prints_overrides(monkeypatch, file):
+  fake = _Fake(2**30)
+  monkeypatch.setattr(planner, "make_plan", fake.make_plan)
+  arguments = ["--config", file, "--topology", "local", "--suggest", "--json"]
+  code, text = command(*arguments)
+  assert code == 0
+  found = json.loads(text)
+  assert "mesh.fsdp=1" in found["overrides"]
+  assert found["tried"][0]["fits"] is True
+
+
+def test_unknown_memory_cannot_be_searched(monkeypatch, config, local):
+  monkeypatch.setattr(memory, "available_bytes", lambda where: None)
+  with pytest.raises(errors.UserError, match="is not known"):
+    suggest.suggest(config, local)
