@@ -11,6 +11,7 @@ PRECISIONS = ("bfloat16", "float32", "float64")
 OPTIMIZERS = ("adafactor", "adamw", "lion", "muon")
 LOSS_KINDS = ("sigmoid", "softmax")
 LOSS_METHODS = ("auto", "dense", "gathered", "ring", "two_level")
+DUPLICATES = ("ignore", "mask", "positive")
 CAPTION_CHOICES = ("random", "first")
 TEXT_LAYOUTS = ("auto", "packed", "buckets", "full")
 EVAL_TASKS = ("zero_shot", "retrieval")
@@ -172,6 +173,13 @@ SCHEMA: dict[str, Field] = {
   ),
   "loss.method": Field(
     str, "auto", _one_of(LOSS_METHODS), "how the global logits are made"
+  ),
+  "loss.duplicates": Field(
+    str,
+    "ignore",
+    _one_of(DUPLICATES),
+    "pairs of a batch with the same image or caption: negatives, left out, or"
+    " positives",
   ),
   "mesh.data": Field(int, -1, _axis_size, "devices that split the batch"),
   "mesh.fsdp": Field(

@@ -14,6 +14,7 @@ import traceback
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -154,6 +155,16 @@ class _Guarded(grain.transforms.Map):
       return _Failure.current(error)
 
 
+class _Example(NamedTuple):
+  """One row of a batch; `image_id` is 0 unless it is asked for."""
+
+  slot: int
+  pixels: np.ndarray
+  image_id: int
+  caption: str
+  met: list[record_lib.BadRecord]
+
+
 @dataclasses.dataclass(frozen=True)
 class _TrainChunk:
   """Makes one chunk of the rows of a batch: element k -> dict of arrays."""
@@ -166,6 +177,7 @@ class _TrainChunk:
   tokenizer: Callable[[list[str]], np.ndarray]
   resize_ratio: float
   caption: str
+  image_ids: bool
   decode: transforms.Decoder = dataclasses.field(
     default_factory=transforms.Decoder
   )
@@ -177,16 +189,20 @@ class _TrainChunk:
     images = np.empty((len(rows), size, size, 3), np.uint8)
     slots = np.empty(len(rows), np.int64)
     bad = np.zeros(len(rows), np.int32)
+    image_ids = np.zeros(len(rows), np.uint32)
     captions: list[str] = []
     problems: list[Problem] = []
     index = step * self.batch_size + rows.astype(np.int64)
     for i, g in enumerate(index.tolist()):
-      slots[i], images[i], caption, met = self._example(g)
-      captions.append(caption)
-      bad[i] = len(met)
+      example = self._example(g)
+      slots[i], images[i] = example.slot, example.pixels
+      image_ids[i], bad[i] = example.image_id, len(example.met)
+      captions.append(example.caption)
       problems += [
-        Problem(g, error.key, error.reason, int(slots[i])) for error in met
+        Problem(g, error.key, error.reason, example.slot)
+        for error in example.met
       ]
+    ids = {"image_ids": image_ids.view(np.int32)} if self.image_ids else {}
     return {
       "image": images,
       "tokens": self.tokenizer(captions),
@@ -194,11 +210,10 @@ class _TrainChunk:
       "record": slots,
       "bad": bad,
       "problems": problems,
+      **ids,
     }
 
-  def _example(
-    self, g: int
-  ) -> tuple[int, np.ndarray, str, list[record_lib.BadRecord]]:
+  def _example(self, g: int) -> _Example:
     met: list[record_lib.BadRecord] = []
     while len(met) <= MAX_SUBSTITUTES:
       slot = record_index(
@@ -206,8 +221,9 @@ class _TrainChunk:
       )
       rng = _generator(self.seed, g)
       try:
+        record = self.source[slot]
         pixels, caption = transforms.train_element(
-          self.source[slot],
+          record,
           decode=self.decode,
           preprocess=self.preprocess,
           rng=rng,
@@ -217,7 +233,8 @@ class _TrainChunk:
       except record_lib.BadRecord as error:
         met.append(error)
         continue
-      return slot, pixels, caption, met
+      image_id = zlib.crc32(record.image) if self.image_ids else 0
+      return _Example(slot, pixels, image_id, caption, met)
     raise errors.UserError(
       f"Example {g} met {len(met)} bad records in a row; the last one is"
       f" {met[-1].key!r}: {met[-1].reason}. This data cannot be trained on;"
@@ -337,13 +354,15 @@ def train_batches(
   prefetch: int = 4,
   resize_ratio: float = 1.0,
   caption: str = "random",
+  image_ids: bool = False,
 ) -> Batches:
   """Returns an endless iterator over this host's rows of the global batches.
 
   A batch is a dict with `image` uint8 (rows, size, size, 3), `tokens` int32
   (rows, context), `index` int64 (rows,): the global example index, `record`
   int64 (rows,): the slot that was read, `bad` int32 (rows,): the number of bad
-  records met on the way to it, and `problems`: a list of `Problem`.
+  records met on the way to it, and `problems`: a list of `Problem`; if asked
+  for, `image_ids` int32 (rows,): a checksum of the encoded image.
 
   Args:
     source: where the records come from.
@@ -358,6 +377,7 @@ def train_batches(
     prefetch: chunks of `CHUNK_ROWS` rows that each process makes ahead.
     resize_ratio: shortest side before the crop, over the image size.
     caption: "random" or "first" of the captions of a record.
+    image_ids: whether to add the checksums of the images.
 
   Raises:
     UserError: from the iterator, where no usable record is found.
@@ -375,6 +395,7 @@ def train_batches(
     tokenizer=tokenizer,
     resize_ratio=resize_ratio,
     caption=caption,
+    image_ids=image_ids,
   )
   dataset = (
     grain.MapDataset.range(start_step * chunks, _ENDLESS_STEPS * chunks)

@@ -21,6 +21,9 @@ from clip_jax.models import clip, variants
 from clip_jax.train import freezing, optim, text_layout
 from clip_jax.train import step as step_lib
 
+# What a step takes of a batch.
+_PLACED = ("image", "tokens", "bad", "image_ids")
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -93,12 +96,13 @@ class Run:
       threads=config.data.threads,
       resize_ratio=config.data.resize_ratio,
       caption=config.data.caption,
+      image_ids=config.loss.duplicates != "ignore",
     )
     return text_layout.Batches(batches, self.layout, self.mesh)
 
   def place(self, batch: dict[str, Any]) -> dict[str, Any]:
     """Returns what the devices need of a batch, split over them."""
-    needed = {name: batch[name] for name in ("image", "tokens", "bad")}
+    needed = {name: batch[name] for name in _PLACED if name in batch}
     return pipeline.place(needed, sharding.batch_sharding(self.mesh))
 
   def as_clip(self, state: step_lib.TrainState) -> inference.Clip:

@@ -197,9 +197,10 @@ def make_train_step(
   """Returns the jitted update; it takes over (donates) the state.
 
   The batch holds, all split over the mesh: image uint8 (batch, height, width,
-  3), tokens int32 (batch, length) or `PackedText`, bad int32 (batch,). An
-  update whose loss or gradient is not finite leaves everything as it was but
-  counts itself.
+  3), tokens int32 (batch, length) or `PackedText`, bad int32 (batch,); with
+  `loss.duplicates`, image_ids int32 (batch,), equal for equal images. An update
+  whose loss or gradient is not finite leaves everything as it was but counts
+  itself.
   """
   abstract = abstract_state(model, tx, mesh, ema=keeps_average(config))
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -255,41 +256,52 @@ def _make_gradients(config, model, abstract, frozen, mesh):
   specs = sharding.tree_specs(abstract.params, mesh)
   trained_specs = frozen.select_specs(abstract.params, specs)
   towers = gradients_lib.place_towers(model, specs, frozen)
-  local_loss = _make_loss(config, model.dtype)
   method = gradients_lib.direct
   if config.micro_batches > 1:
     method = functools.partial(
       gradients_lib.cached, micro_batches=config.micro_batches
     )
 
-  def on_device(params, batch_stats, step, image, tokens):
+  def on_device(params, batch_stats, step, batch):
     # Varying from here on: gradients are not summed before `sum_gradients`.
     params = sharding.vary(params, specs)
-    first = jax.lax.axis_index(axes) * len(image)
-    part = gradients_lib.Part(image, tokens, first + jnp.arange(len(image)))
+    image, count = batch["image"], len(batch["image"])
+    examples = jax.lax.axis_index(axes) * count + jnp.arange(count)
+    part = gradients_lib.Part(image, batch["tokens"], examples)
     key = jax.random.fold_in(seed_key(config.seed), step)
     loss, gradients, batch_stats = method(
-      towers, local_loss, params, batch_stats, part, key
+      towers,
+      _make_loss(config, model.dtype, batch),
+      params,
+      batch_stats,
+      part,
+      key,
     )
     return loss, sharding.sum_gradients(gradients, trained_specs), batch_stats
 
   whole = jax.shard_map(
     on_device,
     mesh=mesh,
-    in_specs=(specs, P(), P(), P(axes), P(axes)),
+    in_specs=(specs, P(), P(), P(axes)),
     out_specs=(P(), trained_specs, P()),
   )
   return lambda state, batch: whole(
-    state.params, state.batch_stats, state.step, batch["image"], batch["tokens"]
+    state.params, state.batch_stats, state.step, batch
   )
 
 
-def _make_loss(config, dtype):
+def _make_loss(config, dtype, batch):
   """Returns the loss on one device, of embeddings in the towers' type.
 
   Products of bfloat16 are exact in the float32 that they are summed in.
   """
   loss = losses.local_loss(config.loss.kind)
+  ids = {}
+  if config.loss.duplicates != "ignore":
+    ids = {
+      "image_ids": batch["image_ids"],
+      "text_ids": _text_ids(batch["tokens"], config.micro_batches),
+    }
 
   def of_embeds(image_embeds, text_embeds, logit_scale, logit_bias):
     return loss(
@@ -299,9 +311,20 @@ def _make_loss(config, dtype):
       logit_bias,
       axes=sharding.BATCH_AXES,
       method=config.loss.method,
+      duplicates=config.loss.duplicates,
+      **ids,
     )
 
   return of_embeds
+
+
+def _text_ids(tokens, micro_batches):
+  """Returns int32 (pairs,), equal for equal captions of any device's."""
+  # What packs captions packs those of a micro-batch by themselves.
+  parts = jax.tree.map(
+    lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), tokens
+  )
+  return jax.vmap(losses.text_ids)(parts).reshape(-1)
 
 
 def keeps_average(config: ml_collections.ConfigDict) -> bool:

@@ -309,3 +309,15 @@ def test_the_digest_of_a_batch_is_that_of_its_records():
   assert digest(2) == zlib.crc32(np.array(slots, "<i8").tobytes())
   others = [digest(1), digest(2, seed=4), digest(2, records=50)]
   assert digest(2) not in others
+
+
+def test_image_ids_are_equal_for_equal_images_alone(take, list_source, pairs):
+  source = list_source(_several_texts(pairs, 5))
+  assert "image_ids" not in take(source, 1)[0]
+  batches = take(source, 3, image_ids=True)
+  ids = np.concatenate([batch["image_ids"] for batch in batches])
+  records = np.concatenate([batch["record"] for batch in batches])
+  assert ids.dtype == np.int32
+  for record in range(5):
+    want = zlib.crc32(source[record].image)
+    assert set(ids[records == record].view(np.uint32).tolist()) == {want}

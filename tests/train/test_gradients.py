@@ -108,6 +108,38 @@ def test_a_locked_tower_stays_as_it_is_in_micro_batches():
   assert _distance(got["text"], change["text"]) < 1e-12
 
 
+@pytest.mark.parametrize("parts", [1, 4])
+def test_copies_in_a_batch_are_no_negatives_where_they_are_masked(parts):
+  """A batch of pairs that come twice loses what the halves' copies cost."""
+  config = _config("float32", "softmax", parts)
+  config.loss.duplicates = "mask"
+  mesh = sharding.make_mesh(data=2, devices=jax.devices()[:2])
+  model = step_lib.make_model(config)
+  tx = optim.make_optimizer(config, total_steps=2500, image_kind="vit")
+  step = step_lib.make_train_step(config, model, tx, mesh)
+
+  def loss(batch, ids):
+    state = step_lib.init_state(model, tx, mesh, seed=3)
+    batch = {**batch, "image_ids": np.asarray(ids, np.int32)}
+    placed = pipeline.place(batch, sharding.batch_sharding(mesh))
+    return float(step(state, placed)[1].loss)
+
+  distinct = _batch()
+  half = BATCH // 2
+  twice = dict(distinct)
+  twice["tokens"] = np.tile(distinct["tokens"][:half], (2, 1))
+  numbers = np.arange(BATCH)
+  plain = loss(distinct, numbers)
+  # The images differ, but each caption comes twice: it is told by its tokens.
+  by_text = loss(twice, numbers)
+  by_both = loss(twice, numbers % half)
+  assert by_text == pytest.approx(by_both, rel=1e-6)
+  # Without its copy a row has one negative less: about log(31 / 30).
+  assert by_text < plain - 0.01
+  by_image = loss(distinct, numbers % half)
+  assert by_image < plain - 0.01
+
+
 def _activation_bytes(parts):
   config = _config("float32", "softmax", parts)
   config.batch_size = 256
