@@ -1,4 +1,4 @@
-"""The parts that towers are made of: attention, MLP, encoder stack, pooling."""
+"""The parts that towers are made of: MLP, encoder stack, pooling."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
+from clip_jax.models import attention as attention_lib
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -46,164 +47,6 @@ def layer_norm(epsilon: float, *, name: str | None, dtype, param_dtype):
     param_dtype=param_dtype,
     name=name,
   )
-
-
-# Of cuDNN's fused attention: 16-bit types, heads of at most 128 in eights.
-_FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
-_FUSED_MAX_HEAD_DIM = 128
-
-
-def is_fused(query: jax.Array, *, backend: str) -> bool:
-  """Whether `attend` takes cuDNN's fused attention for such a query.
-
-  JAX takes it only where it is asked for by name. On TPUs its attention
-  compiles to the very program of `attend`.
-
-  Args:
-    query: (batch, queries, heads, head_dim).
-    backend: "cpu", "gpu" or "tpu".
-  """
-  head_dim = query.shape[-1]
-  fits = head_dim % 8 == 0 and head_dim <= _FUSED_MAX_HEAD_DIM
-  return backend == "gpu" and query.dtype in _FUSED_DTYPES and fits
-
-
-def fused_attend(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  *,
-  causal: bool,
-  mask: jax.Array | None,
-  implementation: str,
-) -> jax.Array:
-  """Attends as `attend` does, by an implementation of JAX's.
-
-  Args:
-    query: (batch, queries, heads, head_dim).
-    key: (batch, length, heads, head_dim).
-    value: (batch, length, heads, head_dim).
-    causal: as in `attend`.
-    mask: as in `attend`.
-    implementation: "cudnn" or "xla", of `jax.nn.dot_product_attention`.
-  """
-  return jax.nn.dot_product_attention(
-    query,
-    key,
-    value,
-    mask=_visible(mask, causal=False, shape=()),
-    is_causal=causal,
-    implementation=implementation,
-  )
-
-
-def attend(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  *,
-  causal: bool = False,
-  mask: jax.Array | None = None,
-) -> jax.Array:
-  """Scaled dot-product attention; the softmax runs in at least float32.
-
-  Args:
-    query: (batch, queries, heads, head_dim).
-    key: (batch, length, heads, head_dim).
-    value: (batch, length, heads, head_dim).
-    causal: whether position i sees the positions up to i only.
-    mask: bools, the positions that may be seen: (batch, length), by all
-      queries alike, or (batch, queries, length); None for all.
-
-  Returns:
-    (batch, queries, heads, head_dim).
-  """
-  if is_fused(query, backend=jax.default_backend()):
-    return fused_attend(
-      query, key, value, causal=causal, mask=mask, implementation="cudnn"
-    )
-  wide = jnp.promote_types(query.dtype, jnp.float32)
-  query = query * query.shape[-1] ** -0.5
-  # Batch axes first, as matrix products run fastest: (batch, heads, length, d).
-  query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
-  scores = jnp.einsum(
-    "bhqd,bhkd->bhqk", query, key, preferred_element_type=wide
-  )  # (batch, heads, queries, length)
-  visible = _visible(mask, causal=causal, shape=scores.shape[-2:])
-  if visible is not None:
-    scores = jnp.where(visible, scores, jnp.finfo(wide).min)
-  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-  return jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2)
-
-
-def _visible(mask, *, causal, shape):
-  """Returns what queries see, to broadcast over (batch, heads, *shape)."""
-  if mask is not None:
-    mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
-  if not causal:
-    return mask
-  earlier = jnp.tri(*shape, dtype=bool)
-  return earlier if mask is None else earlier & mask
-
-
-class MultiHeadAttention(nn.Module):
-  """Multi-head attention with kernels of (width, heads, head_dim).
-
-  Kernels start as OpenAI's do: normal, `in_std` for query, key and value and
-  `out_std` for the output; biases start at zero.
-  """
-
-  heads: int
-  in_std: float
-  out_std: float
-  out_dim: int | None = None
-  causal: bool = False
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self, query: jax.Array, memory: jax.Array, mask: jax.Array | None = None
-  ) -> jax.Array:
-    """Lets `query` (batch, queries, width) attend to `memory`.
-
-    Args:
-      query: (batch, queries, width).
-      memory: (batch, length, width).
-      mask: bools (batch, length) or (batch, queries, length), the memory that
-        may be seen; None for all.
-    """
-    width = query.shape[-1]
-    if width % self.heads:
-      raise errors.UserError(
-        f"width={width} must divide by heads={self.heads}; "
-        f"CLIP has one head for 64 of the width."
-      )
-
-    def project(name, x):
-      return nn.DenseGeneral(
-        (self.heads, width // self.heads),
-        kernel_init=nn.initializers.normal(self.in_std),
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        name=name,
-      )(x)  # (batch, length, heads, head_dim)
-
-    x = attend(
-      project("query", query),
-      project("key", memory),
-      project("value", memory),
-      causal=self.causal,
-      mask=mask,
-    )
-    return nn.DenseGeneral(
-      self.out_dim or width,
-      axis=(-2, -1),
-      kernel_init=nn.initializers.normal(self.out_std),
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      name="out",
-    )(x)
 
 
 class Mlp(nn.Module):
@@ -258,7 +101,7 @@ class EncoderBlock(nn.Module):
     out_std = width**-0.5 * (2 * self.depth) ** -0.5
     ln_1 = layer_norm(self.norm_epsilon, name="ln_1", **dtypes)
     ln_2 = layer_norm(self.norm_epsilon, name="ln_2", **dtypes)
-    attention = MultiHeadAttention(
+    attention = attention_lib.MultiHeadAttention(
       heads=self.heads,
       in_std=width**-0.5,
       out_std=out_std,
@@ -372,7 +215,7 @@ class MapHead(nn.Module):
       "probe", nn.initializers.normal(std), (1, 1, width), self.param_dtype
     )
     probe = jnp.broadcast_to(probe.astype(self.dtype), (b, 1, width))
-    x = MultiHeadAttention(
+    x = attention_lib.MultiHeadAttention(
       heads=self.heads, in_std=std, out_std=std, name="attention", **dtypes
     )(probe, x)  # (batch, 1, width)
     y = layer_norm(self.norm_epsilon, name="ln", **dtypes)(x)

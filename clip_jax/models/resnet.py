@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import layers
+from clip_jax.models import attention
 
 HEAD_DIM = 64  # One head of the attention pool for 64 of its features.
 EXPANSION = 4  # A bottleneck's output channels over its inner ones.
@@ -206,7 +206,7 @@ class AttentionPool(nn.Module):
       self.param_dtype,
     )
     x = x + positions.astype(x.dtype)
-    x = layers.MultiHeadAttention(
+    x = attention.MultiHeadAttention(
       heads=self.heads,
       in_std=std,
       out_std=std,
