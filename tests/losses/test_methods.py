@@ -16,6 +16,7 @@ MESHES = [
   for fsdp in (1, 2, 4, 8)
   if data * fsdp <= 8
 ]
+EIGHT = [mesh for mesh in MESHES if mesh[0] * mesh[1] == 8]
 # One device; each axis alone; both. The others are as slow tests.
 FEW = {
   "dense": [None, (2, 2)],
@@ -89,9 +90,9 @@ def test_every_method_matches_the_dense_loss_on_every_mesh(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_matches_in_float32_on_every_mesh(
+@pytest.mark.parametrize("mesh", EIGHT)
+@pytest.mark.parametrize("method", ["ring", "two_level"])
+def test_every_method_matches_in_float32_on_eight_devices(
   tools, kind, method, mesh
 ):
   check(tools, kind, method, mesh, dtype=np.float32, tolerance=1e-5)
@@ -126,9 +127,9 @@ def test_duplicates_are_masked_or_positive(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("duplicates", ["mask", "positive"])
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("method", METHODS)
-def test_duplicates_are_masked_or_positive_on_every_mesh(
+@pytest.mark.parametrize("mesh", [(8, 1), (2, 4)])
+@pytest.mark.parametrize("method", ["ring", "two_level"])
+def test_duplicates_are_masked_or_positive_in_float32(
   tools, kind, duplicates, method, mesh
 ):
   options = {"duplicates": duplicates, "ids": tools.make_ids()}
