@@ -11,7 +11,7 @@ from clip_jax import config as config_lib
 from clip_jax import sharding
 from clip_jax.convert import timm_vit
 from clip_jax.models import variants
-from clip_jax.train import freezing, optim
+from clip_jax.train import optim
 from clip_jax.train import step as step_lib
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))

@@ -6,9 +6,7 @@ permutation computed from the seed, and crops and the choice among captions are
 drawn from a generator keyed by `(seed, g)`. To resume is to start at a step.
 """
 
-import concurrent.futures
 import dataclasses
-import functools
 import math
 import traceback
 import weakref
@@ -22,8 +20,8 @@ from absl import flags
 
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
+from clip_jax.data import order, transforms
 from clip_jax.data import record as record_lib
-from clip_jax.data import transforms
 from clip_jax.data.ledger import Problem
 from clip_jax.data.placement import local_rows, place
 
@@ -31,12 +29,9 @@ __all__ = [
   "CHUNK_ROWS",
   "Batches",
   "Problem",
-  "batch_digest",
   "eval_batches",
-  "first_captions",
   "local_rows",
   "place",
-  "record_index",
   "train_batches",
 ]
 
@@ -44,82 +39,7 @@ __all__ = [
 # threads x workers x this, not by the batch.
 CHUNK_ROWS = 256
 MAX_SUBSTITUTES = 100
-_SHUFFLE_ROUNDS = 4  # As grain's own shuffle.
 _ENDLESS_STEPS = 2**40
-
-
-@functools.lru_cache(maxsize=1024)
-def _shuffle_seed(seed: int, epoch: int, attempt: int) -> int:
-  sequence = np.random.SeedSequence([seed, epoch, attempt])
-  return int(sequence.generate_state(1, np.uint32)[0])
-
-
-def record_index(g: int, *, seed: int, records: int, attempt: int = 0) -> int:
-  """Returns which of `records` example `g` reads.
-
-  Every epoch is a permutation of the records. `attempt` counts the bad records
-  met so far: each attempt follows a permutation of its own, because neighbours
-  of a bad record are often bad too.
-  """
-  epoch, position = divmod(g, records)
-  return grain.experimental.index_shuffle(
-    position,
-    max_index=records - 1,
-    seed=_shuffle_seed(seed, epoch, attempt),
-    rounds=_SHUFFLE_ROUNDS,
-  )
-
-
-def batch_digest(step: int, *, seed: int, records: int, batch_size: int) -> int:
-  """Returns a checksum of the records of the whole batch of update `step`.
-
-  Of what is to be read: bad records count as themselves.
-  """
-  first = (step - 1) * batch_size  # Updates count from 1.
-  indices = [
-    record_index(g, seed=seed, records=records)
-    for g in range(first, first + batch_size)
-  ]
-  return zlib.crc32(np.array(indices, "<i8").tobytes())
-
-
-def _generator(seed: int, g: int) -> np.random.Generator:
-  """Returns what example `g` draws from."""
-  return np.random.Generator(np.random.Philox(key=[seed, g]))
-
-
-def first_captions(
-  source: record_lib.Source,
-  *,
-  seed: int,
-  number: int,
-  caption: str = "random",
-  threads: int = 4,
-) -> list[str]:
-  """Returns the captions of a run's first examples, at most one epoch.
-
-  Those of bad records are left out; images are not looked at.
-
-  Args:
-    source: where the records come from.
-    seed: decides order and captions.
-    number: of examples.
-    caption: "random" or "first" of the captions of a record.
-    threads: that read.
-  """
-
-  def read(g: int) -> str | None:
-    try:
-      record = source[record_index(g, seed=seed, records=len(source))]
-    except record_lib.BadRecord:
-      return None
-    return transforms.choose_text(
-      record, rng=_generator(seed, g), caption=caption
-    )
-
-  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    found = list(pool.map(read, range(min(number, len(source)))))
-  return [text for text in found if text is not None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,10 +136,10 @@ class _TrainChunk:
   def _example(self, g: int) -> _Example:
     met: list[record_lib.BadRecord] = []
     while len(met) <= MAX_SUBSTITUTES:
-      slot = record_index(
+      slot = order.record_index(
         g, seed=self.seed, records=len(self.source), attempt=len(met)
       )
-      rng = _generator(self.seed, g)
+      rng = order.generator(self.seed, g)
       try:
         record = self.source[slot]
         pixels, caption = transforms.train_element(

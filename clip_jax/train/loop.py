@@ -13,7 +13,7 @@ import ml_collections
 
 from clip_jax import errors
 from clip_jax.data import ledger as ledger_lib
-from clip_jax.data import pipeline
+from clip_jax.data import order
 from clip_jax.models import flops
 from clip_jax.train import (
   checkpoint,
@@ -190,7 +190,7 @@ def _open_journal(
     ),
     schedule=optim.make_schedule(config, run.total_steps),
     digest=functools.partial(
-      pipeline.batch_digest,
+      order.batch_digest,
       seed=config.seed,
       records=len(run.source),
       batch_size=config.batch_size,

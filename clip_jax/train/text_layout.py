@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from clip_jax import errors, sharding
+from clip_jax.data import order, pipeline, sources
 from clip_jax.data import packing as packer
-from clip_jax.data import pipeline, sources
 from clip_jax.models import packing, padding
 
 # Captions that stand for a source's. The mean of so many with CC3M's spread is
@@ -179,9 +179,9 @@ def sample_lengths(
     source: of the pairs.
     tower: the text tower.
     tokenizer: called with a list of captions.
-    **options: of `pipeline.first_captions`.
+    **options: of `order.first_captions`.
   """
-  found = pipeline.first_captions(source, number=SAMPLED_CAPTIONS, **options)
+  found = order.first_captions(source, number=SAMPLED_CAPTIONS, **options)
   if not found:  # Whoever reads the batches says what is wrong.
     return np.full(1, tower.context_length)
   return padding.needed_lengths(tower, tokenizer(found))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip_jax import errors, preprocess
-from clip_jax.data import pipeline, prepare, sources
+from clip_jax.data import order, pipeline, prepare, sources
 
 BATCH = 6
 ARRAYS = ("image", "tokens", "index", "record", "bad")
@@ -59,7 +59,7 @@ def _by_hand(source, *, seed, g, spec, resize_ratio):
   """One example, written down a second time."""
   epoch, _ = divmod(g, len(source))
   assert epoch == 0  # The order is checked by the test of permutations.
-  record = source[pipeline.record_index(g, seed=seed, records=len(source))]
+  record = source[order.record_index(g, seed=seed, records=len(source))]
   rng = np.random.Generator(np.random.Philox(key=[seed, g]))
   text = record.texts[rng.integers(len(record.texts))]
   image = preprocess.train_image(
@@ -94,23 +94,23 @@ def test_a_batch_holds_what_its_examples_are_by_hand(
   attempt=st.integers(0, 3),
 )
 def test_every_epoch_reads_every_record_once(records, seed, epoch, attempt):
-  order = [
-    pipeline.record_index(
+  permutation = [
+    order.record_index(
       epoch * records + i, seed=seed, records=records, attempt=attempt
     )
     for i in range(records)
   ]
-  assert sorted(order) == list(range(records))
+  assert sorted(permutation) == list(range(records))
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-  def order(seed, epoch):
+  def permutation(seed, epoch):
     return tuple(
-      pipeline.record_index(epoch * 50 + i, seed=seed, records=50)
+      order.record_index(epoch * 50 + i, seed=seed, records=50)
       for i in range(50)
     )
 
-  orders = {order(seed, epoch) for seed in range(3) for epoch in range(3)}
+  orders = {permutation(seed, epoch) for seed in range(3) for epoch in range(3)}
   assert len(orders) == 9
   assert tuple(range(50)) not in orders
 
@@ -182,7 +182,7 @@ def test_bad_records_are_replaced_and_reported_exactly(
   assert {p.reason for p in problems if p.key == "broken"} == {"truncated"}
   # Each epoch meets each of them once, besides what substitutes meet.
   first_choice = collections.Counter(
-    pipeline.record_index(g, seed=3, records=22) for g in range(66)
+    order.record_index(g, seed=3, records=22) for g in range(66)
   )
   assert set(first_choice.values()) == {3}
   assert len(problems) == sum(int(batch["bad"].sum()) for batch in batches)
@@ -303,9 +303,9 @@ def test_a_killed_worker_is_a_clear_error(spec, tokens):
 def test_the_digest_of_a_batch_is_that_of_its_records():
   def digest(step, **changes):
     how = {"seed": 3, "records": 11, "batch_size": 4} | changes
-    return pipeline.batch_digest(step, **how)
+    return order.batch_digest(step, **how)
 
-  slots = [pipeline.record_index(g, seed=3, records=11) for g in range(4, 8)]
+  slots = [order.record_index(g, seed=3, records=11) for g in range(4, 8)]
   assert digest(2) == zlib.crc32(np.array(slots, "<i8").tobytes())
   others = [digest(1), digest(2, seed=4), digest(2, records=50)]
   assert digest(2) not in others

@@ -11,7 +11,7 @@ import pytest
 
 from clip_jax import config as config_lib
 from clip_jax import errors
-from clip_jax.data import pipeline, prepare, sources
+from clip_jax.data import order, prepare, sources
 from clip_jax.train import checkpoint, loop
 
 RECORDS, BATCH, STEPS, SEED = 250, 32, 8, 3
@@ -150,12 +150,10 @@ def _expected_ledger(name, steps):
   lines = []
   for g in range(steps * BATCH):
     met = []
-    slot = pipeline.record_index(g, seed=SEED, records=RECORDS)
+    slot = order.record_index(g, seed=SEED, records=RECORDS)
     while slot in reasons:
       met.append(slot)
-      slot = pipeline.record_index(
-        g, seed=SEED, records=RECORDS, attempt=len(met)
-      )
+      slot = order.record_index(g, seed=SEED, records=RECORDS, attempt=len(met))
     lines += [
       {
         "step": g // BATCH + 1,

@@ -14,7 +14,7 @@ import pytest
 
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding
-from clip_jax.data import pipeline, sources
+from clip_jax.data import order, pipeline, sources
 from clip_jax.models import bert, packing, text
 from clip_jax.train import step as step_lib
 from clip_jax.train import text_layout
@@ -157,10 +157,10 @@ def test_sampled_captions_are_those_of_the_first_examples():
       return super().__getitem__(index)
 
   options = {"seed": 5, "caption": "random"}
-  found = pipeline.first_captions(Source(records), number=100, **options)
+  found = order.first_captions(Source(records), number=100, **options)
   wanted = []
   for g in range(7):
-    slot = pipeline.record_index(g, seed=5, records=7)
+    slot = order.record_index(g, seed=5, records=7)
     rng = np.random.Generator(np.random.Philox(key=[5, g]))
     if slot != 2:
       wanted.append(records[slot].texts[rng.integers(3)])
