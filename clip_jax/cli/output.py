@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from clip_jax.plan import environment
+
 # Below these levels a library's own messages say nothing to a user.
 _LIBRARY_LEVELS = {"jax": logging.WARNING, "jaxlib": logging.WARNING}
 _OWN_LOGGERS = ("root", "clip_jax")
@@ -53,6 +55,7 @@ def quiet() -> Iterator[None]:
     "TRANSFORMERS_VERBOSITY": "error",
   }.items():
     os.environ.setdefault(name, value)
+  environment.quiet_libtpu()
   handler = logging.StreamHandler(sys.stderr)
   handler.setFormatter(logging.Formatter("%(message)s"))
   handler.addFilter(_matters)

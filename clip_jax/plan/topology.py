@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import jax
 
 from clip_jax import errors
-from clip_jax.plan import hardware
+from clip_jax.plan import environment, hardware
 
 LOCAL = "local"
 
@@ -26,16 +26,6 @@ _RING_3D = 4
 # Chips of one host, as the compiler wants to know: at most 2 x 2.
 _HOST_SIDE = 2
 _MOST_CHIPS = 2**14
-
-# For a libtpu on a machine without a TPU: no query for one, no lock against a
-# second process, and no complaints that there is none.
-_ENVIRONMENT = {
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-  "TPU_SKIP_MDS_QUERY": "1",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-  "TPU_WORKER_ID": "0",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +147,8 @@ def _has_libtpu() -> bool:
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
   """Sets what libtpu reads as it is loaded, where it is not set."""
-  added = {k: v for k, v in _ENVIRONMENT.items() if k not in os.environ}
+  wanted = environment.WITHOUT_TPU
+  added = {k: v for k, v in wanted.items() if k not in os.environ}
   os.environ.update(added)
   try:
     yield

@@ -5,7 +5,7 @@ import jax
 import pytest
 
 from clip_jax import errors
-from clip_jax.plan import hardware, topology
+from clip_jax.plan import environment, hardware, topology
 
 
 @pytest.mark.parametrize(
@@ -100,3 +100,18 @@ def test_clocks_give_the_peaks():
     chip = hardware.CHIPS[name]
     peak = units * 128 * 128 * 2 * chip.clock_hertz
     assert peak == pytest.approx(chip.peak_flops, rel=0.01)
+
+
+def test_an_unused_libtpu_is_silent_and_a_used_one_untouched(monkeypatch):
+  for name in environment.WITHOUT_TPU:
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr(environment, "has_tpu", lambda: True)
+  environment.quiet_libtpu()
+  assert not environment.WITHOUT_TPU.keys() & os.environ.keys()
+  monkeypatch.setattr(environment, "has_tpu", lambda: False)
+  monkeypatch.setenv("TPU_WORKER_ID", "3")
+  environment.quiet_libtpu()
+  assert os.environ["TPU_WORKER_HOSTNAMES"] == "localhost"
+  assert os.environ["TPU_WORKER_ID"] == "3"
+  for name in environment.WITHOUT_TPU:  # Set by no monkeypatch.
+    os.environ.pop(name, None)
