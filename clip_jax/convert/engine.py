@@ -9,6 +9,7 @@ byte of data is read. Data move lazily, a tensor at a time.
 import collections
 import dataclasses
 import functools
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -160,6 +161,14 @@ def leaf_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, ...]]:
   A description with one tower only has that tower's arrays, and neither
   projection nor temperature.
   """
+  # Tracing a model takes most of a small conversion, which reads, writes and
+  # reads back the same description.
+  return dict(_leaf_shapes(json.dumps(spec, sort_keys=True, default=list)))
+
+
+@functools.lru_cache(maxsize=32)
+def _leaf_shapes(description: str) -> dict[str, tuple[int, ...]]:
+  spec = json.loads(description)
   parts = towers(spec)
   if len(parts) == 1:
     spec = {"embed_dim": 1, **_STAND_INS, **spec}

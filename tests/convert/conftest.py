@@ -1,6 +1,8 @@
 """Reference implementations, and small models that hide no mistake."""
 
+import functools
 import importlib.util
+import json
 import pathlib
 import sys
 
@@ -116,18 +118,28 @@ def outputs():
   """Both towers' unit embeddings and the logits of a `Portable` in float64."""
   from clip_jax.models import variants
 
-  def compute(model, images, tokens):
-    with jax.enable_x64(True):
+  made = {}  # Many cases share a tower, and differ in its numbers.
+
+  def embed(model, part, variables, inputs):
+    other = "text" if part == "image" else "image"
+    shown = {k: v for k, v in model.spec.items() if k != other}
+    key = part, json.dumps(shown, sort_keys=True, default=list)
+    if key not in made:
       module = variants.create_model(
         model.spec, dtype=np.float64, param_dtype=np.float64
       )
-      variables = model.variables(np.float64)
-      out = jax.jit(module.apply)(variables, images, tokens)
-      logits = out.logit_scale * out.image_embeds @ out.text_embeds.T
-      if getattr(out, "logit_bias", None) is not None:
-        logits = logits + out.logit_bias
-      return tuple(
-        np.asarray(x) for x in (out.image_embeds, out.text_embeds, logits)
+      made[key] = jax.jit(
+        functools.partial(module.apply, method=f"encode_{part}")
       )
+    return np.asarray(made[key](variables, inputs))
+
+  def compute(model, images, tokens):
+    with jax.enable_x64(True):
+      variables = model.variables(np.float64)
+      image = embed(model, "image", variables, images)
+      text = embed(model, "text", variables, tokens)
+    params = variables["params"]
+    logits = np.exp(params["log_scale"]) * image @ text.T
+    return image, text, logits + params.get("logit_bias", 0.0)
 
   return compute
