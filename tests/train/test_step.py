@@ -151,7 +151,8 @@ def test_fsdp_gathers_layer_by_layer_and_no_activations():
   config.model_overrides.text.width = 64  # Wide enough to be split.
   trainer = _Trainer(config, (2, 4))
   batch = trainer.place(next(_batches(1)))
-  text = trainer.step.lower(trainer.state, batch).compile().as_text()
+  compiled = trainer.step.lower(trainer.state, batch).compile()
+  text = compiled.as_text()
   assert "all-to-all" not in text
   shapes = {tuple(leaf.shape) for leaf in jax.tree.leaves(trainer.state.params)}
   stack = (2, 64, 256)  # (depth, width, mlp_dim)
@@ -167,6 +168,31 @@ def test_fsdp_gathers_layer_by_layer_and_no_activations():
   assert large <= shapes | {x[1:] for x in shapes}
   scattered = re.findall(r"= \(?f32\S* reduce-scatter\(", text)
   assert scattered, "Gradients of split parameters stay split."
+  # The new state lies where the old one did.
+  held = sum(
+    x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(trainer.state)
+  )
+  assert compiled.memory_analysis().alias_size_in_bytes >= 0.99 * held
+
+
+def test_no_gradient_is_summed_in_half_precision():
+  """In the program as written: CPUs sum all in float32 anyway."""
+  config = _config("tiny-vit", "bfloat16")
+  config.model_overrides.text.width = 64  # Wide enough to be split.
+  trainer = _Trainer(config, (2, 4))
+  batch = trainer.place(next(_batches(1)))
+  text = trainer.step.lower(trainer.state, batch).as_text()
+  assert re.search(r"dot_general.*xbf16>", text)
+  kinds = re.findall(
+    r"stablehlo\.(all_reduce|reduce_scatter).*?\) : .*?-> tensor<[\dx]*(\w+)>",
+    text,
+    re.DOTALL,
+  )
+  assert {kind for kind, _ in kinds} == {"all_reduce", "reduce_scatter"}
+  assert {dtype for _, dtype in kinds} <= {"f32", "i32"}
+  # Parameters travel in the type that they are used in.
+  gathered = re.findall(r"all_gather.*-> tensor<([\dx]+)x(\w+)>", text)
+  assert ("64x256", "bf16") in gathered
 
 
 def test_a_step_is_compiled_once():
