@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import errors
+from clip_jax.losses import kernel as kernel_lib
 from clip_jax.losses import layout as layout_lib
 from clip_jax.losses import pairs, sigmoid, softmax, sweep
 from clip_jax.losses.layout import METHODS, Tile
@@ -67,8 +68,8 @@ def local_loss(kind: str) -> Callable[..., jax.Array]:
 
   It takes (image_embeds, text_embeds, logit_scale, logit_bias=None, *, axes=(),
   method="auto", duplicates="ignore", image_ids=None, text_ids=None,
-  tile=Tile()) and returns the scalar loss of the whole batch, in nats and at
-  least float32, the same on every device.
+  tile=Tile(), kernel="off") and returns the scalar loss of the whole batch, in
+  nats and at least float32, the same on every device.
 
   - image_embeds, text_embeds: (pairs of this device, embed), unit length; row
     i of one belongs to row i of the other. Their gradients, of the whole
@@ -88,11 +89,14 @@ def local_loss(kind: str) -> Callable[..., jax.Array]:
   - image_ids, text_ids: int32 (pairs of this device,); None where unknown.
     For texts see `text_ids`.
   - tile: the largest part of the logits that "ring" and "two_level" hold.
+  - kernel: whether the softmax's tiles are made by a Pallas kernel, "off", "on"
+    or "interpret"; see `clip_jax.losses.kernel` before turning it on.
 
   Only reverse-mode derivatives are defined.
 
   Raises:
-    UserError: unknown kind, method or `duplicates`; no bias for a sigmoid.
+    UserError: unknown kind, method, `duplicates` or `kernel`; no bias for a
+      sigmoid.
   """
   if kind not in LOCAL_KINDS:
     raise errors.unknown("loss kind", kind, LOCAL_KINDS)
@@ -112,9 +116,12 @@ def _local(
   image_ids: jax.Array | None = None,
   text_ids: jax.Array | None = None,
   tile: Tile = Tile(),  # noqa: B008 - frozen.
+  kernel: str = "off",
 ) -> jax.Array:
   if duplicates not in DUPLICATES:
     raise errors.unknown("loss.duplicates", duplicates, DUPLICATES)
+  if kernel not in kernel_lib.MODES:
+    raise errors.unknown("kernel mode", kernel, kernel_lib.MODES)
   dtype = jnp.promote_types(image_embeds.dtype, text_embeds.dtype)
   if dtype != jnp.bfloat16:  # The products of float16 overflow.
     dtype = jnp.promote_types(dtype, jnp.float32)
@@ -142,7 +149,7 @@ def _local(
   layout = layout_lib.choose(
     method, images, axes=() if gather_all else axes, tile=tile
   )
-  options = pairs.Options(layout=layout, duplicates=duplicates)
+  options = pairs.Options(layout, duplicates, kernel)
   loss = function(options, images, texts, scale, bias, ids)
   # All devices have the same; the mean tells JAX so.
   return lax.pmean(loss, axes) if gather_all else loss

@@ -22,10 +22,12 @@ class Options:
   Attributes:
     layout: the walk over the logits.
     duplicates: what equal ids mean, a name in `targets.DUPLICATES`.
+    kernel: a name in `kernel.MODES`.
   """
 
   layout: layout_lib.Layout
   duplicates: str = "ignore"
+  kernel: str = "off"
 
 
 def at_least_float32(x: jax.Array) -> jnp.dtype:

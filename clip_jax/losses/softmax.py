@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from clip_jax.losses import pairs, sweep, targets
+from clip_jax.losses import kernel, pairs, sweep, targets
 
 
 class Totals(NamedTuple):
@@ -101,6 +101,21 @@ def _scatter(totals: Totals, axes: tuple[str, ...]) -> Totals:
   )
 
 
+def _by_kernel(mode, rows, texts, columns, scale, row_totals, column_totals):
+  of_rows, of_columns = kernel.tile_statistics(
+    rows["embeds"],
+    texts,
+    rows["own"],
+    columns["own"],
+    scale,
+    interpret=mode == "interpret",
+  )
+  return (
+    _merge(row_totals, Totals(*of_rows, None, None)),
+    _merge(column_totals, Totals(*of_columns, None, None)),
+  )
+
+
 def _marks(images, texts, ids, layout):
   own = pairs.own_cosines(images, texts)
   return {"index": pairs.index(images, layout.axes), "own": own, **ids}
@@ -118,8 +133,12 @@ def _forward(options, images, texts, scale, ids):
 
   def tile(rows, columns, row_totals, column_totals):
     texts, columns = columns
-    cosines = pairs.product("id,jd->ij", rows["embeds"], texts, images.dtype)
     relations = relate(rows, columns)
+    if options.kernel != "off" and relations == (None, None):
+      return _by_kernel(
+        options.kernel, rows, texts, columns, scale, row_totals, column_totals
+      )
+    cosines = pairs.product("id,jd->ij", rows["embeds"], texts, images.dtype)
     above_row = scale * (cosines - rows["own"][:, None])
     above_column = scale * (cosines - columns["own"])
     return (

@@ -1,11 +1,13 @@
 """The dense losses in extended precision, and one way to run ours."""
 
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import losses, sharding
@@ -170,3 +172,17 @@ class Toolbox:
 @pytest.fixture(scope="session")
 def tools():
   return Toolbox
+
+
+@pytest.fixture(scope="module")
+def tpu_compiler():
+  """Skips without libtpu, which compiles for TPUs and needs none."""
+  if importlib.util.find_spec("libtpu") is None:
+    pytest.skip("libtpu, which compiles for TPUs, is not installed.")
+  # Programs for devices that are not here cannot be read back from a cache.
+  folder = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", None)
+  compilation_cache.reset_cache()
+  yield
+  jax.config.update("jax_compilation_cache_dir", folder)
+  compilation_cache.reset_cache()

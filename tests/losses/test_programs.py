@@ -1,7 +1,6 @@
 """What the losses' programs hold and exchange, before anything runs."""
 
 import functools
-import importlib.util
 import itertools
 import math
 import re
@@ -9,7 +8,6 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -155,18 +153,10 @@ def test_a_gather_left_to_autodiff_would_be_seen():
 
 
 @pytest.fixture(scope="module")
-def pod():
+def pod(tpu_compiler):
   """A TPU v5e pod's mesh, to compile for."""
-  if importlib.util.find_spec("libtpu") is None:
-    pytest.skip("libtpu, which compiles for TPUs, is not installed.")
   found = topology.make_topology("v5e:16x16")
-  # Programs for devices that are not here cannot be read back from a cache.
-  folder = jax.config.jax_compilation_cache_dir
-  jax.config.update("jax_compilation_cache_dir", None)
-  compilation_cache.reset_cache()
-  yield sharding.make_mesh(data=16, fsdp=16, devices=found.devices)
-  jax.config.update("jax_compilation_cache_dir", folder)
-  compilation_cache.reset_cache()
+  return sharding.make_mesh(data=16, fsdp=16, devices=found.devices)
 
 
 # Megabytes a chip; pairs of 768 dimensions.
