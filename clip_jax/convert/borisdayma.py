@@ -5,6 +5,7 @@ pre-norm blocks with LayerNorm and biases, learnt positions, plain MLPs, a
 causal text tower read at the end of text. Others are refused by their fields.
 """
 
+import functools
 import pathlib
 from typing import Any
 
@@ -94,42 +95,48 @@ def _read_orbax(path: pathlib.Path) -> dict[str, Tensor]:
       f"{path} is no Orbax checkpoint with params "
       f"({type(error).__name__}: {str(error)[:200]})."
     ) from None
-  found = {}
+
+  # Layers are asked for one by one, and an array holds all of them.
+  @functools.lru_cache(maxsize=1)
+  def read(names):
+    array = _restore(path, names, *about[names])
+    array.flags.writeable = False
+    return array
+
+  found, about = {}, {}
   for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-    names = [str(key.key) for key in keys]
+    names = tuple(str(key.key) for key in keys)
     # Parameters were saved in flax's boxes, whose one field is "value".
     name = "/".join(names[:-1] if names[-1] == "value" else names)
-    shape, dtype = tuple(leaf.shape), np.dtype(leaf.dtype)
-    found[name] = Tensor(shape, dtype, _reader(path, names, shape, dtype))
+    about[names] = tuple(leaf.shape), np.dtype(leaf.dtype)
+    found[name] = Tensor(*about[names], functools.partial(read, names))
   return found
 
 
-def _reader(path, names, shape, dtype):
-  def read():
-    import orbax.checkpoint as ocp
+def _restore(path, names, shape, dtype) -> np.ndarray:
+  """Reads one array of a step, and nothing else of it."""
+  import orbax.checkpoint as ocp
 
-    item: Any = jax.ShapeDtypeStruct(shape, dtype)
-    for name in reversed(["params", *names]):
-      item = {name: item}
-    arguments = jax.tree.map(
-      lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype), item
-    )
-    try:
-      with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(
-          path.absolute(),
-          args=ocp.args.PyTreeRestore(
-            item=item, restore_args=arguments, partial_restore=True
-          ),
-        )
-    except (ValueError, OSError, KeyError) as error:
-      raise containers.DamagedError(
-        f"{path}: {'/'.join(names)} cannot be read "
-        f"({type(error).__name__}: {str(error)[:200]})."
-      ) from None
-    return np.asarray(jax.tree.leaves(restored)[0])
-
-  return read
+  item: Any = jax.ShapeDtypeStruct(shape, dtype)
+  for name in reversed(["params", *names]):
+    item = {name: item}
+  arguments = jax.tree.map(
+    lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype), item
+  )
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      restored = checkpointer.restore(
+        path.absolute(),
+        args=ocp.args.PyTreeRestore(
+          item=item, restore_args=arguments, partial_restore=True
+        ),
+      )
+  except (ValueError, OSError, KeyError) as error:
+    raise containers.DamagedError(
+      f"{path}: {'/'.join(names)} cannot be read "
+      f"({type(error).__name__}: {str(error)[:200]})."
+    ) from None
+  return np.array(jax.tree.leaves(restored)[0])
 
 
 def entries(spec: dict[str, Any]) -> list[Entry]:

@@ -197,8 +197,10 @@ def test_pixels_and_tokens_are_compared_with_the_librarys_own(prepared):
   ],
 )
 def test_a_mistake_in_the_preparation_shows_in_its_row(
-  prepared, tmp_path, field, value, failed
+  prepared, tmp_path, monkeypatch, field, value, failed
 ):
+  # The towers, which the other tests compare, are the same.
+  monkeypatch.setattr(verification, "_compare", lambda *_: [])
   source, ours = prepared
   model = convert.open_model(ours)
   if isinstance(value, dict):
