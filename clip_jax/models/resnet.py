@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import attention
+from clip_jax.models import attention, layers
 
 HEAD_DIM = 64  # One head of the attention pool for 64 of its features.
 EXPANSION = 4  # A bottleneck's output channels over its inner ones.
@@ -227,13 +227,15 @@ class ModifiedResNet(nn.Module):
   """ResNet-D with a three-convolution stem and attention pooling.
 
   `depths` counts the blocks of each stage. The pool projects to `embed_dim`
-  by itself, so the model adds no projection.
+  by itself, so the model adds no projection. `remat` names what the backward
+  pass keeps of the stem and of each block: see `layers.REMAT_POLICIES`.
   """
 
   image_size: int
   depths: tuple[int, ...]
   width: int
   embed_dim: int
+  remat: str = "none"
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -263,21 +265,30 @@ class ModifiedResNet(nn.Module):
     del examples
     self._check(images.shape)
     mode = {"train": train, "locked_norms": locked_norms, "axes": axes}
+    policy = layers.lookup("remat policy", self.remat, layers.REMAT_POLICIES)
+
+    def run(block, x):
+      if self.remat == "none":
+        return block(x, **mode)
+      again = nn.remat(lambda block, x: block(x, **mode), policy=policy)
+      return again(block, x)
+
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     x = images.astype(self.dtype)
     stem = ((self.width // 2, 2), (self.width // 2, 1), (self.width, 1))
     for i, (features, stride) in enumerate(stem, start=1):
       layer = ConvNorm(features, 3, stride, name=f"stem_{i}", **dtypes)
-      x = nn.relu(layer(x, **mode))
+      x = nn.relu(run(layer, x))
     x = average_pool(x, 2)  # (batch, h / 4, w / 4, width)
     for i, depth in enumerate(self.depths):
       for j in range(depth):
-        x = Bottleneck(
+        block = Bottleneck(
           self.width * 2**i,
           stride=2 if i > 0 and j == 0 else 1,
           name=f"stage_{i + 1}_block_{j + 1}",
           **dtypes,
-        )(x, **mode)
+        )
+        x = run(block, x)
     return AttentionPool(
       heads=x.shape[-1] // HEAD_DIM,
       out_dim=self.embed_dim,

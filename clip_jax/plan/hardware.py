@@ -38,9 +38,9 @@ class Chip:
 # Memory: what libtpu 0.0.52 says is available when a program is too large; the
 # chips have 32, 16, 95 and 32 GB.
 # Clock: peak / (matrix units x 128 x 128 x 2), with 8, 4 and 8 units (same
-# pages); 1.05 GHz for v4 is in the paper too. For v6e nothing is published that
-# fits; 1.75 GHz lets the cycles of a plain copy come to 0.86 of its bandwidth,
-# between the other chips' 0.72 and 0.81.
+# pages); 1.05 GHz for v4 is in the paper too. For v6e none is published: with
+# 1.75 GHz a sum of large arrays comes to 0.86 of its memory's bandwidth by the
+# compiler's cycles, next to 0.72 to 0.81 on the other chips.
 CHIPS = {
   chip.name: chip
   for chip in (

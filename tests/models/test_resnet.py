@@ -122,9 +122,11 @@ def assert_close(got, want):
   assert np.abs(np.asarray(got) - want).max() < TOLERANCE * largest
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(
+  ("train", "remat"), [(False, "none"), (True, "none"), (True, "full")]
+)
 def test_float64_features_statistics_and_gradients_match_torch(
-  train, make_variables
+  train, remat, make_variables
 ):
   images, variables = make_case(make_variables)
   weights = np.random.default_rng(1).standard_normal((BATCH, EMBED))
@@ -133,7 +135,7 @@ def test_float64_features_statistics_and_gradients_match_torch(
   (want * torch.from_numpy(weights)).sum().backward()
 
   with jax.enable_x64(True):
-    tower = make_tower()
+    tower = make_tower(remat=remat)
 
     def weighted(params):
       features, state = tower.apply(
@@ -165,6 +167,25 @@ def test_float64_features_statistics_and_gradients_match_torch(
     grads,
     oracle.params,
   )
+
+
+def test_remat_keeps_less_for_the_backward_pass(make_variables):
+  images, variables = make_case(make_variables)
+  images, variables = jax.tree.map(np.float32, (images, variables))
+
+  def kept(remat):
+    tower = make_tower(dtype=jnp.float32, param_dtype=jnp.float32, remat=remat)
+
+    def features(variables):
+      return tower.apply(
+        variables, images, train=True, mutable=["batch_stats"]
+      )[0]
+
+    # What the transposed function closes over.
+    backward = jax.eval_shape(lambda x: jax.vjp(features, x)[1], variables)
+    return sum(leaf.size for leaf in jax.tree.leaves(backward))
+
+  assert kept("full") < 0.5 * kept("none")
 
 
 def test_the_tolerance_sees_a_biased_running_variance(make_variables):

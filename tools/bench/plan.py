@@ -1,0 +1,171 @@
+"""Plans whole training steps for TPUs: memory and estimated utilisation.
+
+    python tools/bench/plan.py --json plan.json --markdown plan.md
+
+Every row compiles the step that would train, ahead of time, for a slice that
+need not be here (the extra `plan` brings libtpu). Rows that --json already
+holds are not compiled again; --only takes those whose name contains a text.
+With --search each row's mesh, remat, micro-batches and loss are searched anew,
+cheapest first, instead of the choice that stands here.
+
+Memory and FLOPs are the compiler's. Utilisation is an estimate: the analytic
+FLOPs over the chips' peak, at the two ends of the estimated time of a step.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import pathlib
+
+from clip_jax import config as config_lib
+from clip_jax.plan import jobs, planner, report, suggest, topology
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One row: a model on a slice, and a choice that fits."""
+
+  model: str
+  slice: str
+  batch: int = 32_768
+  fsdp: int = 1
+  remat: str = "full"
+  micro_batches: int = 1
+
+  @property
+  def name(self):
+    return f"{self.model} {self.batch} {self.slice}"
+
+  def make_config(self):
+    config = config_lib.default_config()
+    config.model = self.model
+    config.batch_size = self.batch
+    config.epochs = 32
+    for change in self.overrides():
+      config_lib.apply_override(config, change)
+    return config
+
+  def overrides(self):
+    changes = ["mesh.data=-1", f"mesh.fsdp={self.fsdp}"]
+    changes += [
+      f"model_overrides.{part}.remat={self.remat}" for part in ("image", "text")
+    ]
+    return [*changes, f"micro_batches={self.micro_batches}"]
+
+
+SOME = "dots_no_batch"
+
+CASES = (
+  Case("ViT-B-32", "v5e:16x16", remat=SOME),
+  Case("ViT-B-16", "v5e:16x16", remat=SOME),
+  Case("ViT-L-14", "v5e:16x16"),
+  Case("ViT-H-14", "v5e:16x16", fsdp=16),
+  Case("ViT-bigG-14", "v5e:16x16", fsdp=16),
+  Case("ViT-B-32", "v4:4x4x8", remat=SOME),
+  Case("ViT-B-16", "v4:4x4x8", remat=SOME),
+  Case("ViT-L-14", "v4:4x4x8"),
+  Case("ViT-H-14", "v4:4x4x8", fsdp=8),
+  Case("ViT-bigG-14", "v4:4x4x8", fsdp=8),
+  Case("ViT-B-32", "v5p:4x4x4", remat=SOME),
+  Case("ViT-B-16", "v5p:4x4x4", remat=SOME),
+  Case("ViT-L-14", "v5p:4x4x4", remat=SOME),
+  Case("ViT-H-14", "v5p:4x4x4", fsdp=4),
+  Case("ViT-bigG-14", "v5p:4x4x4", fsdp=4),
+  Case("ViT-B-32", "v6e:16x16", remat=SOME),
+  Case("ViT-B-16", "v6e:16x16", remat=SOME),
+  Case("ViT-L-14", "v6e:16x16", remat=SOME),
+  Case("ViT-H-14", "v6e:16x16", fsdp=16),
+  Case("ViT-bigG-14", "v6e:16x16", fsdp=16),
+  # The largest batch of the range, on the smallest chip.
+  Case("ViT-L-14", "v5e:16x16", batch=163_840, micro_batches=5),
+  # The paper's other models (tables 19 and 20).
+  Case("ViT-L-14-336", "v5e:16x16", fsdp=16),
+  Case("RN50", "v5e:16x16"),
+  Case("RN101", "v5e:16x16"),
+  Case("RN50x4", "v5e:16x16"),
+  Case("RN50x16", "v5e:16x16"),
+  Case("RN50x64", "v5e:16x16"),
+)
+
+
+def measure(case, search):
+  """Returns the plan of a row as data."""
+  where = topology.make_topology(case.slice)
+  config = case.make_config()
+  if search:
+    found = suggest.suggest(config, where)
+    return {**report.to_dict(found.plan), "overrides": found.overrides}
+  plan = planner.make_plan(jobs.make_job(config, where), with_loss=False)
+  return {**report.to_dict(plan), "overrides": case.overrides()}
+
+
+def percent(numbers):
+  if numbers is None:
+    return "-"
+  return " to ".join(f"{100 * number:.0f} %" for number in numbers)
+
+
+def choice(overrides):
+  """Returns what of a row's choice is worth a word."""
+  fields = dict(change.split("=") for change in overrides)
+  remats = {v for k, v in fields.items() if k.endswith(".remat")}
+  words = [f"fsdp {fields['mesh.fsdp']}"]
+  words += [f"remat {remat}" for remat in sorted(remats)]
+  if fields.get("micro_batches", "1") != "1":
+    words.append(f"micro-batches {fields['micro_batches']}")
+  return ", ".join(words)
+
+
+def markdown(rows):
+  """Returns the rows as a table."""
+  lines = [
+    "| model | batch | slice | a chip | config | fits | peak, GiB | of chip "
+    "| FLOPs / analytic | step, s | utilisation |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
+  ]
+  for row in rows:
+    peak, available = row["peak_bytes"], row["available_bytes"]
+    ratio = row["flops_ratio"]
+    times = row["step_seconds"]
+    lines.append(
+      f"| {row['model']} | {row['batch_size']:,} | {row['topology']} "
+      f"| {row['batch_size'] // row['chips']} | {choice(row['overrides'])} "
+      f"| {'yes' if row['fits'] else 'no'} | {peak / GIB:.2f} "
+      f"| {100 * peak / available:.0f} % "
+      f"| {'-' if ratio is None else f'{ratio:.3f}'} "
+      f"| {'-' if times is None else '{:.3g} to {:.3g}'.format(*times)} "
+      f"| {percent(row['utilisation'])} |"
+    )
+  return "\n".join(lines) + "\n"
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--only", default="", help="names that contain this")
+  parser.add_argument("--search", action="store_true")
+  parser.add_argument("--json", type=pathlib.Path, required=True)
+  parser.add_argument("--markdown", type=pathlib.Path)
+  args = parser.parse_args()
+
+  logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+  known = json.loads(args.json.read_text()) if args.json.exists() else {}
+  for case in CASES:
+    if args.only not in case.name:
+      continue
+    if known.get(case.name, {}).get("choice") != dataclasses.asdict(case):
+      logging.info("Compiling %s", case.name)
+      found = measure(case, args.search)
+      known[case.name] = {**found, "choice": dataclasses.asdict(case)}
+      args.json.write_text(json.dumps(known, indent=1) + "\n")
+    logging.info("%s", markdown([known[case.name]]).splitlines()[-1])
+  rows = [known[case.name] for case in CASES if case.name in known]
+  if args.markdown:
+    args.markdown.write_text(markdown(rows))
+  print(markdown(rows), end="")
+
+
+if __name__ == "__main__":
+  main()
