@@ -56,7 +56,7 @@ DERIVED = {
 }
 
 # Filled in from elsewhere: the whole model's, or no part of the architecture.
-_NOT_IN_SPEC = {"parent", "name", "embed_dim", "dtype", "param_dtype"}
+_NOT_IN_SPEC = {"parent", "name", "embed_dim", "dtype", "param_dtype", "whole"}
 
 
 # The name of a model whose description is all in its overrides: a run sets
