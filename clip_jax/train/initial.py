@@ -110,6 +110,8 @@ def open_sources(
       continue
     try:
       opened[part] = conversion.open_model(address)
+    except errors.AmbiguousError as error:
+      raise errors.AmbiguousError(f"init.{part}: {error}") from None
     except errors.UserError as error:
       raise errors.UserError(f"init.{part}: {error}") from None
     have = engine.towers(opened[part].spec)

@@ -3,6 +3,7 @@
 import json
 import logging
 import pathlib
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -229,6 +230,15 @@ def test_what_cannot_begin_says_why_and_claims_nothing(
   with pytest.raises(errors.UserError, match=message):
     loop.train(_config(room, **fields), tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+def test_a_tower_that_does_not_say_what_it_is_stays_ambiguous(room, tmp_path):
+  plain = tmp_path / "plain"
+  shutil.copytree(room / "text", plain)
+  (plain / "modules.json").unlink()  # A BERT, and no sentence-transformer.
+  config = _config(room, **{"init.text": str(plain)})
+  with pytest.raises(errors.AmbiguousError, match=r"init\.text: .*--pooling"):
+    loop.train(config, tmp_path / "run")
 
 
 def test_a_tower_in_the_wrong_place_is_named(room, tmp_path):
