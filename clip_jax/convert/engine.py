@@ -103,8 +103,6 @@ IMAGE_FIELDS = (
   "convert_rgb",
 )
 
-_WITHOUT_SHAPE = (*IMAGE_FIELDS, "tokenizer", "embed_norm", "max_logit_scale")
-
 # The other tower of a single one, so that it can be made; none of it is kept.
 _STAND_INS = {
   "image": {
@@ -165,8 +163,7 @@ def leaf_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, ...]]:
   """
   # Tracing a model takes most of a small conversion, which reads, writes and
   # reads back the same description.
-  shown = {k: v for k, v in spec.items() if k not in _WITHOUT_SHAPE}
-  return dict(_leaf_shapes(json.dumps(shown, sort_keys=True, default=list)))
+  return dict(_leaf_shapes(json.dumps(spec, sort_keys=True, default=list)))
 
 
 @functools.lru_cache(maxsize=32)
