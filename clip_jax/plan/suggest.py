@@ -7,6 +7,7 @@ they are.
 """
 
 import dataclasses
+import functools
 import itertools
 import logging
 import math
@@ -64,17 +65,21 @@ class Choice:
 
   def overrides(self, job: jobs.Job) -> list[str]:
     """Returns the changes of the config, as on the command line."""
-    changes = [f"mesh.data={job.mesh.size // self.fsdp}"]
-    changes.append(f"mesh.fsdp={self.fsdp}")
-    if self.remat is not None:
-      changes += [
-        f"model_overrides.{part}.remat={self.remat}"
-        for part in _TOWERS
-        if hasattr(getattr(job.model, part), "remat")
-      ]
-    changes.append(f"micro_batches={self.micro_batches}")
-    changes.append(f"loss.method={self.method}")
-    return changes
+    return [
+      f"mesh.data={job.mesh.size // self.fsdp}",
+      f"mesh.fsdp={self.fsdp}",
+      *self.remat_overrides(job),
+      f"micro_batches={self.micro_batches}",
+      f"loss.method={self.method}",
+    ]
+
+  def remat_overrides(self, job: jobs.Job) -> list[str]:
+    """Returns the changes that set what the towers keep."""
+    return [
+      f"model_overrides.{part}.remat={self.remat}"
+      for part in _TOWERS
+      if self.remat is not None and hasattr(getattr(job.model, part), "remat")
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +113,8 @@ def suggest(
 ) -> Suggestion:
   """Searches mesh, remat, micro-batches and loss method, cheapest first.
 
-  A choice that by the figures of an earlier one needs far too much is not
-  compiled.
+  A choice is not compiled that needs too much by what its towers keep for the
+  backward pass, or far too much by the figures of an earlier one.
 
   Args:
     config: checked; what it says of these four does not matter.
@@ -132,7 +137,7 @@ def suggest(
       f"The memory of a {where.devices[0].device_kind!r} is not known, so "
       "nothing can be told to fit."
     )
-  states = {fsdp: _state_bytes(base, fsdp) for fsdp in _splits(where)}
+  bounds = _Bounds(base)
   choices = sorted(_choices(base), key=lambda choice: choice.order)
   tried: list[tuple[Choice, planner.Plan]] = []
 
@@ -147,7 +152,7 @@ def suggest(
   for choice in choices:
     if len(tried) == most_compilations:
       break
-    if _may_fit(choice, states[choice.fsdp], tried, available):
+    if _may_fit(choice, bounds, tried, available):
       plan = compile_choice(choice)
       if plan.fits:
         return _suggestion(base, choice, plan, tried)
@@ -197,18 +202,6 @@ def _splits(where: topology.Topology) -> list[int]:
   return sorted(sizes)
 
 
-def _state_bytes(base: jobs.Job, fsdp: int) -> int:
-  """Returns what a device holds at least, its gradients included."""
-  mesh = sharding.make_mesh(data=-1, fsdp=fsdp, devices=base.where.devices)
-  shapes = (base.state, base.state.params, base.batch)
-  placed = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes[:2],
-    sharding.tree_shardings(shapes[:2], mesh),
-  )
-  return memory.shard_bytes((placed, base.batch))
-
-
 def _parts(rows: int) -> list[int]:
   return [
     2**power
@@ -226,9 +219,10 @@ def _takes_parts(base: jobs.Job) -> bool:
   return True
 
 
-def _may_fit(choice, state, tried, available) -> bool:
-  """Whether a choice could fit, by its state and by what others needed."""
-  if state > available:
+def _may_fit(choice, bounds, tried, available) -> bool:
+  """Whether a choice could fit, by what it and others need."""
+  state = bounds.state(choice.fsdp)
+  if state > available or bounds.least(choice) > available:
     return False
   for other, plan in tried:
     if plan.peak_bytes is None or not _is_thriftier(other, choice):
@@ -244,3 +238,74 @@ def _is_thriftier(other: Choice, choice: Choice) -> bool:
   keeps = list(_REMAT)
   same = other.remat == choice.remat
   return same or keeps.index(other.remat) > keeps.index(choice.remat)
+
+
+class _Bounds:
+  """What choices need at least, told without the compiler."""
+
+  def __init__(self, base: jobs.Job):
+    self._base = base
+    self.state = functools.cache(self._state)
+    self.kept = functools.cache(self._kept)
+
+  def _state(self, fsdp: int) -> int:
+    """Returns a device's part of the state, the gradients and the batch."""
+    base = self._base
+    mesh = sharding.make_mesh(data=-1, fsdp=fsdp, devices=base.where.devices)
+    shapes = (base.state, base.state.params)
+    placed = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      shapes,
+      sharding.tree_shardings(shapes, mesh),
+    )
+    return memory.shard_bytes((placed, base.batch))
+
+  def _kept(self, changes: tuple[str, ...], parts: int) -> int:
+    """Returns what the towers keep for the backward pass, on one device.
+
+    It is what their transposed function holds, but for its arguments. The
+    compiler may compute some of it again rather than keep it; then it would
+    take a policy's place, and much longer to compile.
+    """
+    base = self._base
+    model = step.make_model(_with(base.config, changes))
+
+    def local(x):
+      rows, *others = x.sharding.shard_shape(x.shape)
+      return jax.ShapeDtypeStruct((rows // parts, *others), x.dtype)
+
+    def backward(params, batch_stats, image, tokens):
+      def embeds(params):
+        output, _ = model.apply(
+          {"params": params, "batch_stats": batch_stats},
+          image,
+          tokens,
+          train=True,
+          mutable=["batch_stats"],
+          rngs={"dropout": jax.random.key(0)},
+        )
+        return output.image_embeds, output.text_embeds
+
+      return jax.vjp(embeds, params)[1]
+
+    arguments = (
+      *jax.tree.map(_plain, (base.state.params, base.state.batch_stats)),
+      *jax.tree.map(local, (base.batch["image"], base.batch["tokens"])),
+    )
+    program = jax.make_jaxpr(backward)(*arguments).jaxpr
+    given = set(map(id, program.invars))
+    return sum(
+      math.prod(held.aval.shape) * held.aval.dtype.itemsize
+      for held in program.outvars
+      if id(held) not in given
+    )
+
+  def least(self, choice: Choice) -> int:
+    """Returns what a device needs at least, in bytes."""
+    changes = tuple(choice.remat_overrides(self._base))
+    kept = self.kept(changes, choice.micro_batches)
+    return self.state(choice.fsdp) + kept
+
+
+def _plain(x) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype)

@@ -369,6 +369,30 @@ def test_the_search_trades_work_for_memory(monkeypatch, config, local):
   assert len(fake.compiled) < 12
 
 
+def test_what_towers_keep_is_told_without_the_compiler(file, local):
+  config = config_lib.load(
+    file,
+    [
+      "data.train=nowhere",
+      "model_overrides.image.depth=24",
+      "batch_size=1024",
+      "precision=bfloat16",
+    ],
+  )
+  bounds = suggest._Bounds(jobs.make_job(config, local))
+  none, full = (
+    bounds.least(choice(remat=remat)) - bounds.state(1)
+    for remat in ("none", "full")
+  )
+  # What goes from layer to layer, in bfloat16: 128 pairs a device.
+  rows, length, width = 128, (32 // 8) ** 2 + 1, 24
+  carried = 24 * rows * length * width * 2
+  assert carried < full < 3 * carried
+  assert none > 10 * full
+  halves = bounds.least(choice(remat="full", micro_batches=2))
+  assert halves - bounds.state(1) == pytest.approx(full / 2, rel=0.1)
+
+
 def test_what_cannot_hold_its_parameters_is_split(monkeypatch, config, local):
   # Of the parameters whole there is no room; split by eight they are small.
   available = state_bytes(config, local) // 4 + 2**20
