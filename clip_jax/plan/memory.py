@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,49 +11,7 @@ import ml_collections
 
 from clip_jax import losses, sharding
 from clip_jax.models import clip
-from clip_jax.plan import hardware, topology
-
-# The compiler's words where a program is too large for the chip.
-_TOO_LARGE = re.compile(
-  r"\(([\d.]+)([KMGT]?)i?B?\) exceeds available HBM \(([\d.]+)([KMGT]?)"
-)
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-class TooLargeError(Exception):
-  """A program does not fit; holds the compiler's words and its figures.
-
-  Attributes:
-    message: of the compiler, first line.
-    needed_bytes: of one chip; None where it does not say.
-    available_bytes: likewise.
-  """
-
-  def __init__(self, message: str):
-    super().__init__(message)
-    self.message = message
-    found = _TOO_LARGE.search(message)
-    self.needed_bytes = found and _bytes(found[1], found[2])
-    self.available_bytes = found and _bytes(found[3], found[4])
-
-
-def _bytes(number: str, unit: str) -> int:
-  return int(float(number) * _UNITS[unit])
-
-
-def compile_program(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-  """Returns the compiled program.
-
-  Raises:
-    TooLargeError: it needs more memory than a chip has.
-  """
-  try:
-    return lowered.compile()
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    lines = [line for line in str(error).splitlines() if "emory" in line]
-    raise TooLargeError((lines or [str(error)])[0]) from None
+from clip_jax.plan import compiling, hardware, topology
 
 
 def peak_bytes(compiled: jax.stages.Compiled, *, platform: str) -> int:
@@ -110,7 +67,7 @@ def loss_bytes(
   Its arguments, the embeddings, are included.
 
   Raises:
-    TooLargeError: even that does not fit.
+    compiling.TooLargeError: even that does not fit.
   """
   dtype = jnp.dtype(config.precision)
   split = sharding.batch_sharding(mesh)
@@ -121,7 +78,7 @@ def loss_bytes(
   scalar = jax.ShapeDtypeStruct((), wide, sharding=whole)
   arguments = (embeds, embeds, scalar, scalar)
   compute = _loss_and_gradients(config, mesh)
-  compiled = compile_program(jax.jit(compute).lower(*arguments))
+  compiled = compiling.compile_program(jax.jit(compute).lower(*arguments))
   return peak_bytes(compiled, platform=platform)
 
 

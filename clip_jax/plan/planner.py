@@ -1,6 +1,7 @@
 """Compiles the step that a config would train with, and says what it takes."""
 
 import dataclasses
+import tempfile
 import time
 
 import jax
@@ -9,6 +10,7 @@ from clip_jax import errors
 from clip_jax.models import flops, variants
 from clip_jax.plan import (
   collectives,
+  compiling,
   estimate,
   interconnect,
   jobs,
@@ -76,11 +78,15 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
   step = step_lib.make_train_step(job.config, job.model, job.tx, job.mesh)
   lowered = step.lower(job.state, job.batch)
   reasons: dict[str, str] = {}
+  compiled = text = message = None
   try:
-    compiled = memory.compile_program(lowered)
-    message = None
-  except memory.TooLargeError as error:
-    compiled, message = None, error
+    with tempfile.TemporaryDirectory(prefix="clip_jax_plan_") as directory:
+      # A program that is to run stays as it is in the cache.
+      dump = None if job.where.is_local else directory
+      compiled = compiling.compile_program(lowered, dump=dump)
+      text = compiling.read_text(compiled, dump)
+  except compiling.TooLargeError as error:
+    message = error
   except jax.errors.JaxRuntimeError as error:
     raise errors.UserError(
       f"The compiler refuses this step: {str(error).splitlines()[0]}"
@@ -90,7 +96,7 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
   if message is not None and message.available_bytes:
     available = message.available_bytes
   peak = _peak(job, compiled, message, reasons)
-  counted = _count(job, compiled, reasons)
+  counted = _count(job, compiled, text, reasons)
   return Plan(
     job=job,
     fits=_fits(compiled, peak, available, reasons),
@@ -150,7 +156,7 @@ def _memory(job, peak, with_loss, reasons) -> dict[str, int | None]:
     parts["loss_alone"] = memory.loss_bytes(
       job.config, job.model, job.mesh, platform=_platform(job)
     )
-  except memory.TooLargeError as error:
+  except compiling.TooLargeError as error:
     reasons["memory.loss_alone"] = f"too large by itself: {error.message}"
   return parts
 
@@ -181,12 +187,15 @@ def _traced_flops(job, step, reasons) -> int | None:
     return None
 
 
-def _count(job, compiled, reasons) -> walk.Totals | None:
-  if compiled is None:
-    for name in ("flops_compiled", "collectives", "step_seconds"):
-      reasons[name] = "the step does not compile for this memory"
-    return None
-  return walk.walk(compiled.as_text(), devices=job.mesh.size)
+def _count(job, compiled, text, reasons) -> walk.Totals | None:
+  if text is not None:
+    return walk.walk(text, devices=job.mesh.size)
+  why = "the step does not compile for this memory"
+  if compiled is not None:
+    why = "this libtpu's programs cannot be read; take the one for this jax"
+  for name in ("flops_compiled", "collectives", "step_seconds"):
+    reasons[name] = why
+  return None
 
 
 def _flops(job, counted, reasons) -> int | None:

@@ -6,6 +6,7 @@ from clip_jax.plan import hlo
 _FREE = {
   "add-dependency",
   "after-all",
+  "async-update",
   "bitcast",
   "call",
   "conditional",

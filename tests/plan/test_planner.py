@@ -11,6 +11,7 @@ import pytest
 from clip_jax import cli, errors
 from clip_jax import config as config_lib
 from clip_jax.plan import (
+  compiling,
   estimate,
   jobs,
   memory,
@@ -212,18 +213,51 @@ MESSAGE = (
 
 
 def test_the_compilers_words_are_read():
-  error = memory.TooLargeError(MESSAGE)
+  error = compiling.TooLargeError(MESSAGE)
   assert error.needed_bytes == int(22.03 * 2**30)
   assert error.available_bytes == int(15.75 * 2**30)
-  other = memory.TooLargeError("RESOURCE_EXHAUSTED: no memory")
+  other = compiling.TooLargeError("RESOURCE_EXHAUSTED: no memory")
   assert other.needed_bytes is None
 
 
-def test_a_step_too_large_to_compile_is_a_plan(config, local, monkeypatch):
-  def refuse(lowered):
-    raise memory.TooLargeError(MESSAGE)
+class _Unreadable:
+  """A compiled program that JAX cannot read."""
 
-  monkeypatch.setattr(memory, "compile_program", refuse)
+  def as_text(self):
+    raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+
+def test_a_program_that_jax_cannot_read_is_read_from_the_compilers_text(
+  tmp_path,
+):
+  assert compiling.read_text(_Unreadable(), None) is None
+  assert compiling.read_text(_Unreadable(), str(tmp_path)) is None
+  (tmp_path / "module_1.jit_step.after_optimizations.txt").write_text("no")
+  (tmp_path / "module_1.jit_step.after_codegen.txt").write_text("yes")
+  assert compiling.read_text(_Unreadable(), str(tmp_path)) == "yes"
+
+
+def test_a_program_that_nobody_can_read_still_has_a_size(
+  config, local, plan, monkeypatch
+):
+  monkeypatch.setattr(compiling, "read_text", lambda compiled, dump: None)
+  monkeypatch.setattr(
+    compiling, "compile_program", lambda lowered, dump: object()
+  )
+  monkeypatch.setattr(memory, "peak_bytes", lambda compiled, platform: 10**9)
+  found = report.to_dict(
+    planner.make_plan(jobs.make_job(config, local), with_loss=False)
+  )
+  assert found["peak_bytes"] == 10**9
+  assert found["flops_compiled"] is None
+  assert "cannot be read" in found["reasons"]["flops_compiled"]
+
+
+def test_a_step_too_large_to_compile_is_a_plan(config, local, monkeypatch):
+  def refuse(lowered, dump=None):
+    raise compiling.TooLargeError(MESSAGE)
+
+  monkeypatch.setattr(compiling, "compile_program", refuse)
   found = report.to_dict(planner.make_plan(jobs.make_job(config, local)))
   assert found["fits"] is False
   assert found["peak_bytes"] == int(22.03 * 2**30)

@@ -1,0 +1,77 @@
+"""Calls the compiler, and words what it refuses."""
+
+import pathlib
+import re
+
+import jax
+
+# The compiler's words where a program is too large for the chip.
+_TOO_LARGE = re.compile(
+  r"\(([\d.]+)([KMGT]?)i?B?\) exceeds available HBM \(([\d.]+)([KMGT]?)"
+)
+# How it names the text of the program that will run: with its estimates.
+_FINAL = "*.after_codegen.txt"
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class TooLargeError(Exception):
+  """A program does not fit; holds the compiler's words and its figures.
+
+  Attributes:
+    message: of the compiler, first line.
+    needed_bytes: of one chip; None where it does not say.
+    available_bytes: likewise.
+  """
+
+  def __init__(self, message: str):
+    super().__init__(message)
+    self.message = message
+    found = _TOO_LARGE.search(message)
+    self.needed_bytes = found and _bytes(found[1], found[2])
+    self.available_bytes = found and _bytes(found[3], found[4])
+
+
+def _bytes(number: str, unit: str) -> int:
+  return int(float(number) * _UNITS[unit])
+
+
+def compile_program(
+  lowered: jax.stages.Lowered, *, dump: str | None = None
+) -> jax.stages.Compiled:
+  """Returns the compiled program.
+
+  Args:
+    lowered: the program.
+    dump: a directory for what `read_text` may need; see there.
+
+  Raises:
+    TooLargeError: it needs more memory than a chip has.
+  """
+  options = {"xla_dump_to": dump, "xla_dump_hlo_as_text": True} if dump else {}
+  try:
+    return lowered.compile(compiler_options=options)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    lines = [line for line in str(error).splitlines() if "emory" in line]
+    raise TooLargeError((lines or [str(error)])[0]) from None
+
+
+def read_text(compiled: jax.stages.Compiled, dump: str | None) -> str | None:
+  """Returns the text of a compiled program; None where it cannot be had.
+
+  The compiler's own text comes first. JAX makes one from the compiler's binary
+  form, which a libtpu that is newer or older may write in ways unknown to it.
+
+  Args:
+    compiled: the program.
+    dump: the directory that it was compiled with.
+  """
+  found = list(pathlib.Path(dump).glob(_FINAL)) if dump else []
+  if found:
+    largest = max(found, key=lambda path: path.stat().st_size)
+    return largest.read_text(errors="replace")
+  try:
+    return compiled.as_text()
+  except jax.errors.JaxRuntimeError:
+    return None
