@@ -222,7 +222,7 @@ def vary(tree: Any, specs: Any) -> Any:
 
 
 def sum_gradients(gradients: Any, specs: Any) -> Any:
-  """Returns gradients summed over the mesh, one axis after the other.
+  """Returns gradients summed over the mesh.
 
   Args:
     gradients: of this device's pairs; where `fsdp` splits a parameter, of this
@@ -231,9 +231,7 @@ def sum_gradients(gradients: Any, specs: Any) -> Any:
   """
 
   def total(x, spec):
-    if split_axis(spec) is None:
-      x = jax.lax.psum(x, FSDP)
-    return jax.lax.psum(x, DATA)
+    return jax.lax.psum(x, BATCH_AXES if split_axis(spec) is None else DATA)
 
   return jax.tree.map(total, gradients, specs)
 
