@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from clip_jax import config as config_lib
@@ -49,6 +50,21 @@ def _batch():
 
 
 @functools.cache
+def _initial(model, tx, x64):
+  """Returns a state on one device, compiled once for all meshes."""
+  del x64  # Part of the key: it decides the types.
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  return jax.tree.map(np.asarray, step_lib.init_state(model, tx, mesh, seed=3))
+
+
+# Plain descent: what changes is the gradient, and no sign of it.
+_DESCENT = {
+  frozen: freezing.optimizer(optax.sgd(1.0), frozen)
+  for frozen in ("", "^image/")
+}
+
+
+@functools.cache
 def _updated(mesh_shape, precision, kind, parts, frozen=""):
   """Returns loss, gradient norm and the change of every parameter."""
   config = _config(precision, kind, parts, frozen=frozen, clip_norm=0.0)
@@ -57,10 +73,14 @@ def _updated(mesh_shape, precision, kind, parts, frozen=""):
     data=mesh_shape[0], fsdp=mesh_shape[1], devices=devices
   )
   model = step_lib.make_model(config)
-  # Plain descent: what changes is the gradient, and no sign of it.
-  tx = freezing.optimizer(optim.optax.sgd(1.0), frozen)
-  state = step_lib.init_state(model, tx, mesh, seed=3)
-  before = jax.tree.map(np.asarray, state.params)
+  tx = _DESCENT[frozen]
+  initial = _initial(model, tx, jax.config.jax_enable_x64)
+  before = initial.params
+  state = jax.tree.map(
+    lambda x, like: jax.device_put(x.copy(), like.sharding),
+    initial,
+    step_lib.abstract_state(model, tx, mesh),
+  )
   step = step_lib.make_train_step(config, model, tx, mesh)
   batch = pipeline.place(_batch(), sharding.batch_sharding(mesh))
   state, measured = step(state, batch)
@@ -118,8 +138,15 @@ def test_copies_in_a_batch_are_no_negatives_where_they_are_masked(parts):
   tx = optim.make_optimizer(config, total_steps=2500, image_kind="vit")
   step = step_lib.make_train_step(config, model, tx, mesh)
 
+  initial = jax.tree.map(
+    np.asarray, step_lib.init_state(model, tx, mesh, seed=3)
+  )
+  shardings = jax.tree.map(
+    lambda x: x.sharding, step_lib.abstract_state(model, tx, mesh)
+  )
+
   def loss(batch, ids):
-    state = step_lib.init_state(model, tx, mesh, seed=3)
+    state = jax.device_put(jax.tree.map(np.copy, initial), shardings)
     batch = {**batch, "image_ids": np.asarray(ids, np.int32)}
     placed = pipeline.place(batch, sharding.batch_sharding(mesh))
     return float(step(state, placed)[1].loss)

@@ -57,6 +57,31 @@ def _batches(steps):
     yield {"image": image, "tokens": tokens, "bad": np.zeros(BATCH, np.int32)}
 
 
+@functools.cache
+def _initial_variables(model, x64):
+  del x64  # Part of the key: it decides the types.
+  return jax.tree.map(
+    np.asarray, jax.jit(lambda: step_lib.init_variables(model, 3))()
+  )
+
+
+def _initial_state(model, tx, mesh):
+  """Returns what `init_state` does, compiled once for all meshes."""
+  variables = _initial_variables(model, jax.config.jax_enable_x64)
+  abstract = step_lib.abstract_state(model, tx, mesh)
+  zero = np.zeros((), np.int32)
+  state = step_lib.TrainState(
+    step=zero,
+    params=variables["params"],
+    batch_stats=variables.get("batch_stats", {}),
+    opt_state=jax.tree.map(np.asarray, tx.init(variables["params"])),
+    skipped=zero,
+  )
+  return jax.tree.map(
+    lambda x, like: jax.device_put(x.copy(), like.sharding), state, abstract
+  )
+
+
 class _Trainer:
   """State, step and mesh of one run of a config."""
 
@@ -70,7 +95,7 @@ class _Trainer:
     self.place = functools.partial(
       pipeline.place, sharding=sharding.batch_sharding(mesh)
     )
-    self.state = step_lib.init_state(model, tx, mesh, seed=3)
+    self.state = _initial_state(model, tx, mesh)
     self.step = step_lib.make_train_step(config, model, tx, mesh)
 
   def run(self, batches):
@@ -116,10 +141,9 @@ def test_fifty_steps_are_the_same_on_every_mesh_in_float64(model, mesh_shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh_shape", MESHES, ids=str)
 @pytest.mark.parametrize("model", MODELS)
-def test_fifty_steps_are_the_same_on_every_mesh_in_float32(model, mesh_shape):
-  _compare(model, mesh_shape, "float32", 1e-4)
+def test_fifty_steps_are_the_same_on_one_and_four_devices_in_float32(model):
+  _compare(model, (2, 2), "float32", 1e-4)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -132,7 +156,20 @@ def test_three_steps_are_the_same_on_one_and_eight_devices(model):
 
 
 def test_parameters_are_born_sharded():
-  trainer = _Trainer(_config("tiny-vit", "float32"), (2, 4))
+  config = _config("tiny-vit", "float32")
+  trainer = _Trainer(config, (2, 4))
+  mesh = sharding.make_mesh(data=2, fsdp=4)
+  tx = optim.make_optimizer(config, total_steps=50, image_kind="vit")
+  model = step_lib.make_model(config)
+  wanted, trainer.state = (
+    trainer.state,
+    step_lib.init_state(model, tx, mesh, seed=3),
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
+    trainer.state,
+    wanted,
+  )
   params = trainer.state.params
   table = params["text"]["token_embedding"]["embedding"]
   assert not table.sharding.is_fully_replicated
