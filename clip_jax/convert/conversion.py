@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import engine, hub, portable
+from clip_jax.convert import config_file, engine, hub, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.portable import Options, Portable
 
@@ -66,6 +66,10 @@ def targets() -> list[str]:
   return [name for name in FORMATS if hasattr(format_module(name), "write")]
 
 
+# A directory's own description: where it is damaged, that is the news.
+_DESCRIPTIONS = ("config.json",)
+
+
 def recognise(path: pathlib.Path) -> str:
   """Returns the name of the format that `path` is in.
 
@@ -82,13 +86,16 @@ def recognise(path: pathlib.Path) -> str:
   if path.is_dir():
     found = sorted(entry.name for entry in path.iterdir())
     shown = ", ".join(found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
+    for name in _DESCRIPTIONS:
+      if (path / name).exists():
+        config_file.read(path / name)  # Raises where it cannot be read.
     raise errors.UserError(
       f"Model {str(path)!r} is in no known format (found: "
       f"{shown or 'nothing'}); give {_ACCEPTED}."
     )
   raise errors.UserError(
     f"Model {str(path)!r} is a file in no known format, judged by its name; "
-    f"give {_ACCEPTED}."
+    f"give {_ACCEPTED}, or name the format with --from."
   )
 
 
@@ -126,7 +133,39 @@ def open_model(
     from clip_jax.convert import positions
 
     model = positions.resize(model, options.image_size, options.resize_method)
+  _warn_of_unused(options, model)
   return model
+
+
+# What a flag settles, by the ends of the fields' names.
+_SETTLES = {
+  "heads": (".heads",),
+  "pooling": ("text.pooling",),
+  "tokenizer": ("tokenizer",),
+  "preprocess": ("image_mean", "image_std", "preprocess", "resize", "crop"),
+}
+
+
+def _warn_of_unused(options: Options, model: Portable) -> None:
+  """Says which flags changed nothing: the source speaks for itself."""
+  told = [
+    field
+    for field, entry in model.report.inferred.items()
+    if entry["source"] == "flag"
+  ]
+  unused = [
+    f"--{name}"
+    for name, ends in _SETTLES.items()
+    if getattr(options, name) is not None
+    and not any(end in field for field in told for end in ends)
+  ]
+  resized = model.report.facts.get("resized", {})
+  if options.old_grid and list(options.old_grid) != resized.get("old_grid"):
+    unused.append("--old-grid")
+  if unused:
+    model.report.warnings.append(
+      f"{' and '.join(unused)} changed nothing: the source says it by itself."
+    )
 
 
 def convert(
@@ -235,12 +274,17 @@ def _check_free(
       "replace it."
     )
   try:
-    recognise(destination)
+    found = recognise(destination)
   except errors.UserError:
     raise errors.UserError(
       f"{destination} is no model, so --overwrite does not replace it; remove "
       "it yourself, or give another destination."
     ) from None
+  if found == "workdir":
+    raise errors.UserError(
+      f"{destination} is the workdir of a training, which --overwrite does not "
+      "replace: its checkpoints would be lost. Give another destination."
+    )
 
 
 @contextlib.contextmanager

@@ -16,6 +16,9 @@ from clip_jax import errors
 from clip_jax.convert import engine, portable
 from clip_jax.convert.tensor import Tensor
 
+# Of one side, in pixels; a tower for more has no use for a grid of positions.
+MAX_IMAGE_SIZE = 4096
+
 _LEAVES = {
   "vit": "params/image/position_embedding",
   "resnet": "params/image/attention_pool/position_embedding",
@@ -184,6 +187,11 @@ def resize(
     )
   if model.source.get("resized", {}).get("new_image_size") == image_size:
     return model  # By its reader, as where its old grid was no square.
+  if image_size > MAX_IMAGE_SIZE:
+    raise errors.UserError(
+      f"--image-size {image_size} is more than {MAX_IMAGE_SIZE} pixels, the "
+      "largest that positions are resized to."
+    )
   image = model.spec["image"]
   was = grid_side(image, image["image_size"])
   becomes = grid_side(image, image_size)

@@ -247,10 +247,18 @@ def _infer(
   depth = axis.count(r"^blocks\.(\d+)\.")
   mlp_dim = axis("blocks.0.mlp.fc1.weight", 0, rank=2)
   sizes = {(w, d, m): heads for w, d, heads, m in timm_vit.SIZES.values()}
-  if (width, depth, mlp_dim) not in sizes:
-    raise errors.UserError(
+  heads = sizes.get((width, depth, mlp_dim))
+  if options.heads:
+    heads = report.infer("image.heads", options.heads[0], "flag")
+    if heads < 1 or width % heads:
+      raise errors.UserError(
+        f"{name}: {heads} heads do not divide the width, {width}."
+      )
+  if heads is None:
+    raise errors.AmbiguousError(
       f"{name}: width {width}, depth {depth} and MLP {mlp_dim} are of no model "
-      "whose number of heads is known. Give timm's directory, with config.json."
+      "whose number of heads is known. Give --heads N,N, or timm's directory, "
+      "with config.json."
     )
   _check_told(options, name)
   class_token = "cls_token" in tensors
@@ -260,7 +268,7 @@ def _infer(
     "patch_size": patch_size,
     "width": width,
     "depth": depth,
-    "heads": sizes[width, depth, mlp_dim],
+    "heads": heads,
     "mlp_dim": mlp_dim,
     "activation": options.activation,
     "norm_epsilon": 1e-5 if "norm_pre.weight" in tensors else 1e-6,

@@ -25,6 +25,7 @@ DEEP_BAR = 2e-5
 SHALLOW_DEPTH = 6
 PIXEL_BAR = 1e-6  # No level: what float32 leaves of the normalisation.
 TOKEN_BAR = 0.0
+WEIGHTS_BAR = 1e-6  # Equal, but for scalars that are kept as logarithms.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +148,7 @@ def verify(
     jax.default_matmul_precision("highest"),
   ):
     found = [
+      _compare_weights(ours, theirs),
       *_compare_inputs(ours, theirs, oracle),
       *_compare(ours, oracle, rng, examples, double),
     ]
@@ -169,6 +171,15 @@ def _open_as_it_stands(model: str) -> Portable:
       "it stands: convert it with them first (`clip-jax convert`), and verify "
       "what comes out."
     ) from None
+
+
+def _compare_weights(ours: Portable, theirs: Portable) -> Row:
+  """Compares every number of every array, also those no random text meets."""
+  worst = max(
+    difference(leaf.read(), theirs.leaves[path].read())
+    for path, leaf in ours.leaves.items()
+  )
+  return Row("weights", worst, WEIGHTS_BAR)
 
 
 def _compare_inputs(ours: Portable, theirs: Portable, oracle: oracles.Oracle):

@@ -228,3 +228,35 @@ def test_nothing_about_a_model_is_a_default(model, field):
   path.write_text(json.dumps(described))
   with pytest.raises(errors.UserError, match=f"text's {field} must be given"):
     convert.open_model(model)
+
+
+def test_a_training_is_never_overwritten(model, tmp_path):
+  workdir = tmp_path / "run"
+  (workdir / "checkpoints").mkdir(parents=True)
+  (workdir / "config.json").write_text("{}")
+  with pytest.raises(errors.UserError, match="workdir of a training"):
+    convert.convert(model, workdir, to="clip-jax", overwrite=True)
+  assert _names(workdir) == ["checkpoints", "config.json"]
+
+
+def test_flags_that_change_nothing_are_told(model):
+  options = Options(heads=(2, 3), pooling="mean", tokenizer="mc4")
+  read = conversion.open_model(model, options=options)
+  assert any(
+    "--heads and --pooling and --tokenizer changed nothing" in warning
+    for warning in read.report.warnings
+  )
+  assert not conversion.open_model(model).report.warnings
+
+
+def test_an_image_size_beyond_all_memory_is_refused(model):
+  options = Options(image_size=10**7, resize_method="bicubic")
+  with pytest.raises(errors.UserError, match="more than 4096 pixels"):
+    conversion.open_model(model, options=options)
+
+
+def test_a_damaged_description_is_the_news(tmp_path):
+  (tmp_path / "config.json").write_text('{"model_type": "clip", ')
+  (tmp_path / "model.safetensors").write_bytes(b"")
+  with pytest.raises(errors.UserError, match=r"config\.json.*JSON"):
+    conversion.open_model(tmp_path)

@@ -48,6 +48,7 @@ def test_a_conversion_passes_at_every_stage(pairs, kind):
     "resnet": [f"image stage {i}" for i in range(1, 5)],
   }
   assert stages == [
+    "weights",
     *blocks[kind],
     "image embedding",
     *("text block 1", "text block 2", "text embedding"),
@@ -70,8 +71,25 @@ def test_the_first_bad_stage_is_the_mistaken_one(pairs, tmp_path):
       source, tmp_path / "wrong", options=QUICK["vit"], double=double
     )
     bad = [row.stage for row in found.rows if not row.passed]
-    assert bad[0] == "image block 2" and "logits" in bad
+    assert bad[:2] == ["weights", "image block 2"] and "logits" in bad
     assert not any(stage.startswith("text") for stage in bad)
+
+
+def test_a_number_that_no_random_text_meets_is_compared_too(pairs, tmp_path):
+  source, ours = pairs["vit"]
+  model = convert.open_model(ours)
+  path = "params/text/token_embedding/embedding"
+  array = model.leaves[path].read().copy()
+  rng = np.random.default_rng(0)
+  verification.random_images(model.spec["image"], rng, 4)
+  met = verification.random_tokens(model.spec["text"], rng, 4)
+  unmet = np.setdiff1d(np.arange(len(array)), met)
+  array[unmet[0]] += 1e-3
+  leaves = {**model.leaves, path: Leaf.from_tensor(Tensor.from_array(array))}
+  wrong = dataclasses.replace(model, leaves=leaves)
+  model_dir.write(wrong, tmp_path / "wrong", QUICK["vit"])
+  found = verification.verify(source, tmp_path / "wrong", options=QUICK["vit"])
+  assert [row.stage for row in found.rows if not row.passed] == ["weights"]
 
 
 def test_the_command_says_pass_or_fail(pairs, tmp_path, capsys):
@@ -182,8 +200,9 @@ def prepared(perturb, tmp_path_factory):
 def test_pixels_and_tokens_are_compared_with_the_librarys_own(prepared):
   found = verification.verify(*prepared)
   assert found.passed, [row for row in found.rows if not row.passed]
-  assert [row.stage for row in found.rows][:2] == ["pixels", "tokens"]
-  assert found.rows[1].difference == 0 and not found.not_compared
+  stages = [row.stage for row in found.rows][:3]
+  assert stages == ["weights", "pixels", "tokens"]
+  assert found.rows[2].difference == 0 and not found.not_compared
   assert "not compared" not in found.to_text()
 
 
