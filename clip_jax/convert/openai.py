@@ -1,9 +1,9 @@
 """OpenAI's `.pt`: a TorchScript archive or a state dict in, a state dict out.
 
 The description comes from the tensors' shapes by the rules of OpenAI's own
-`build_model`. A state dict does not say which activation it was trained with,
-nor how many heads it has unless its towers are of OpenAI's sizes; an archive
-does, by the constant of its QuickGELU and by being OpenAI's.
+`build_model`. No tensor says how many heads there are: they follow from the
+sizes of OpenAI's models alone. A state dict does not say which activation it
+was trained with either; an archive does, by the constant of its QuickGELU.
 """
 
 import math
@@ -69,7 +69,6 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     names,
     activation=activation,
     heads=options.heads,
-    torchscript=archive.torchscript,
     report=report,
     name=str(path),
   )
@@ -136,7 +135,6 @@ def describe(
   *,
   activation: str,
   heads: tuple[int, int] | None = None,
-  torchscript: bool = False,
   report: report_lib.Report,
   name: str,
 ) -> dict[str, Any]:
@@ -146,7 +144,6 @@ def describe(
     tensors: by name.
     activation: of both towers.
     heads: of the image and of the text tower, if they were told.
-    torchscript: whether the tensors come from one of OpenAI's archives.
     report: takes what the tensors do not say.
     name: what messages call the checkpoint.
 
@@ -172,9 +169,7 @@ def describe(
   if "visual.proj" not in tensors:
     describe_image = _describe_resnet
   image = describe_image(axis, activation)
-  found = openai_heads.find(
-    image, text, told=heads, archive=torchscript, report=report, name=name
-  )
+  found = openai_heads.find(image, text, told=heads, report=report, name=name)
   if image["kind"] == "vit":
     image["heads"] = found[0]
   text["heads"] = found[1]

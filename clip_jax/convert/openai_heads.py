@@ -25,7 +25,6 @@ def find(
   text: dict[str, Any],
   *,
   told: tuple[int, int] | None,
-  archive: bool,
   report: report_lib.Report,
   name: str,
 ) -> tuple[int, int]:
@@ -35,7 +34,6 @@ def find(
     image: the image tower's sizes.
     text: the text tower's.
     told: what a user says, which counts.
-    archive: whether OpenAI made the file.
     report: takes the numbers and where they come from.
     name: what messages call the checkpoint.
 
@@ -52,7 +50,7 @@ def find(
       width *= resnet.EXPANSION * 2 ** (len(sizes["depths"]) - 1)
     by_rule = width // HEAD_DIM
     # A ResNet has its heads at its end only, by the rule in every codebase.
-    ruled = is_resnet or archive or _sizes(sizes) in _released(tower)
+    ruled = is_resnet or _sizes(sizes) in _released(tower)
     if told:
       heads, source = told[number], "flag"
       _check(tower, heads, width, name, fixed=by_rule if is_resnet else None)
