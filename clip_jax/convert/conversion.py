@@ -4,23 +4,19 @@ What is written is read back and compared bit by bit with what was read before
 it takes its name: a conversion either is exact or leaves nothing behind.
 """
 
-import contextlib
 import dataclasses
-import errno
 import importlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import config_file, engine, hub, portable
+from clip_jax.convert import config_file, destinations, engine, hub, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.portable import Options, Portable
 
@@ -217,7 +213,7 @@ def convert(
   report = dataclasses.replace(model.report, target_format=to)
   if options.headers_only:
     return report
-  with _new(destination, overwrite) as partial:
+  with destinations.new(destination, overwrite) as partial:
     target.write(model, partial, options)
     _check_written(model, partial, target, options, report, progress)
     files = sorted(partial.rglob("*")) if partial.is_dir() else [partial]
@@ -284,57 +280,6 @@ def _check_free(
     raise errors.UserError(
       f"{destination} is the workdir of a training, which --overwrite does not "
       "replace: its checkpoints would be lost. Give another destination."
-    )
-
-
-@contextlib.contextmanager
-def _new(destination: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
-  """Gives a path beside `destination` that becomes it, or goes away.
-
-  Whatever happens, either what was there stays or what is new is complete.
-  """
-  destination.parent.mkdir(parents=True, exist_ok=True)
-  room = pathlib.Path(
-    tempfile.mkdtemp(prefix=".clip-jax-", dir=destination.parent)
-  )
-  partial, old = room / destination.name, room / "replaced"
-  try:
-    yield partial
-    if overwrite and destination.exists():
-      os.rename(destination, old)
-    try:
-      _take_place(partial, destination)
-    except BaseException:
-      if old.exists():
-        os.rename(old, destination)
-      raise
-  finally:
-    shutil.rmtree(room, ignore_errors=True)
-
-
-def _take_place(partial: pathlib.Path, destination: pathlib.Path) -> None:
-  """Names what is complete; never replaces what another put there meanwhile."""
-  try:
-    if partial.is_dir():
-      if destination.is_dir():
-        destination.rmdir()  # Only if it is empty.
-      os.rename(partial, destination)
-    else:
-      os.link(partial, destination)  # Unlike a rename, it replaces nothing.
-  except FileExistsError:
-    taken = True
-  except OSError as error:
-    taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
-    if not taken and not partial.is_dir():
-      os.rename(partial, destination)  # A file system without links.
-    elif not taken:
-      raise
-  else:
-    taken = False
-  if taken:
-    raise errors.UserError(
-      f"{destination} came into being while the conversion ran; nothing was "
-      "written there. Give another destination."
     )
 
 

@@ -62,16 +62,14 @@ def train(
   initial.check_goes_on(workdir, config)
   with contextlib.ExitStack() as stack:
     enter = stack.enter_context
-    enter(workdir_lib.hold(workdir))
-    workdir_lib.claim(
+    begun = workdir_lib.begin(
       workdir,
       config,
       total_steps=run.total_steps,
       allow_changes=allow_changes,
     )
+    enter(begun)
     initial.keep_tokenizer(workdir, tokenizer)
-    enter(workdir_lib.explain_interrupt(workdir))
-    enter(workdir_lib.keep_compilations(workdir))
     keep = config.checkpoint.keep
     checkpoints = enter(checkpoint.Checkpoints(workdir, keep=keep))
     stop = enter(preemption.Preemption())

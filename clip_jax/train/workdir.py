@@ -212,6 +212,21 @@ def explain_interrupt(workdir: pathlib.Path) -> Iterator[None]:
     raise
 
 
+@contextlib.contextmanager
+def begin(
+  workdir: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  *,
+  total_steps: int,
+  allow_changes: bool,
+) -> Iterator[None]:
+  """Makes `workdir` the one of this run until its end; see `claim`."""
+  with hold(workdir):
+    claim(workdir, config, total_steps=total_steps, allow_changes=allow_changes)
+    with explain_interrupt(workdir), keep_compilations(workdir):
+      yield
+
+
 def _wait_for_all(what: str) -> None:
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)

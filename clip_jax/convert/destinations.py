@@ -1,0 +1,62 @@
+"""Where a conversion writes: all of it or nothing is there in the end."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from clip_jax import errors
+
+
+@contextlib.contextmanager
+def new(destination: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
+  """Gives a path beside `destination` that becomes it, or goes away.
+
+  Whatever happens, either what was there stays or what is new is complete.
+  """
+  destination.parent.mkdir(parents=True, exist_ok=True)
+  room = pathlib.Path(
+    tempfile.mkdtemp(prefix=".clip-jax-", dir=destination.parent)
+  )
+  partial, old = room / destination.name, room / "replaced"
+  try:
+    yield partial
+    if overwrite and destination.exists():
+      os.rename(destination, old)
+    try:
+      _take_place(partial, destination)
+    except BaseException:
+      if old.exists():
+        os.rename(old, destination)
+      raise
+  finally:
+    shutil.rmtree(room, ignore_errors=True)
+
+
+def _take_place(partial: pathlib.Path, destination: pathlib.Path) -> None:
+  """Names what is complete; never replaces what another put there meanwhile."""
+  try:
+    if partial.is_dir():
+      if destination.is_dir():
+        destination.rmdir()  # Only if it is empty.
+      os.rename(partial, destination)
+    else:
+      os.link(partial, destination)  # Unlike a rename, it replaces nothing.
+  except FileExistsError:
+    taken = True
+  except OSError as error:
+    taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+    if not taken and not partial.is_dir():
+      os.rename(partial, destination)  # A file system without links.
+    elif not taken:
+      raise
+  else:
+    taken = False
+  if taken:
+    raise errors.UserError(
+      f"{destination} came into being while the conversion ran; nothing was "
+      "written there. Give another destination."
+    )
