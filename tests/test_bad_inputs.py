@@ -26,7 +26,6 @@ from clip_jax import cli, errors
 from clip_jax.data import sources
 from clip_jax.train import checkpoint, metrics
 from clip_jax.train import run as run_lib
-from clip_jax.train import step as step_lib
 
 # Where checkpoints are damaged, TensorStore's threads complain after the fact,
 # in whichever test runs then.
@@ -512,7 +511,7 @@ def _poison(workdir, poisoned):
   """Copies a run and adds a checkpoint whose parameters are all NaN."""
   shutil.copytree(workdir, poisoned)
   run = run_lib.make_run(checkpoint.load_config(workdir))
-  abstract = step_lib.abstract_state(run.model, run.tx, run.mesh)
+  abstract = run.abstract_state()
   with checkpoint.Checkpoints(poisoned, keep=9) as checkpoints:
     state, meta = checkpoints.restore_latest(abstract)
     params = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params)
@@ -617,7 +616,7 @@ def test_a_save_that_fails_in_the_background_is_noticed_without_waiting(
   shutil.copytree(shared / "run", workdir)
   before = _content(workdir)
   run = run_lib.make_run(checkpoint.load_config(workdir))
-  abstract = step_lib.abstract_state(run.model, run.tx, run.mesh)
+  abstract = run.abstract_state()
   checkpoints = checkpoint.Checkpoints(workdir)
   state, meta = checkpoints.restore_latest(abstract)
   with _full_disk(), pytest.raises(errors.UserError) as caught, checkpoints:
@@ -640,7 +639,7 @@ def test_what_stopped_a_run_comes_before_a_failed_save(
 ):
   workdir = tmp_path / "run"
   run = run_lib.make_run(checkpoint.load_config(shared / "run"))
-  state = step_lib.init_state(run.model, run.tx, run.mesh, seed=0)
+  state = run.init_state()
   checkpoints = checkpoint.Checkpoints(workdir)
   with (
     _full_disk(),

@@ -17,7 +17,6 @@ import numpy as np
 from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
 from clip_jax.train import initial
 from clip_jax.train import run as run_lib
-from clip_jax.train import step as step_lib
 
 DEFAULT_STEPS = 60
 _PAIRS_PER_DEVICE = 16
@@ -97,14 +96,7 @@ def make_run(config: ml_collections.ConfigDict) -> tuple[run_lib.Run, Any]:
   for origin in (origins.get("text"), origins.get("model")):
     files = origin.files if origin is not None else files
   run = run_lib.make_run(small, tokenizer_files=files or None)
-  state = step_lib.init_state(
-    run.model,
-    run.tx,
-    run.mesh,
-    seed=small.seed,
-    ema=step_lib.keeps_average(small),
-  )
-  return run, initial.load(state, origins, small)
+  return run, initial.load(run.init_state(), origins, small)
 
 
 def overfit(run: run_lib.Run, state: Any, *, steps: int) -> Trial:
@@ -115,7 +107,7 @@ def overfit(run: run_lib.Run, state: Any, *, steps: int) -> Trial:
     for _ in range(_TIMED_BATCHES):
       next(batches)
     loader_seconds = (time.perf_counter() - start) / _TIMED_BATCHES
-  step = step_lib.make_train_step(run.config, run.model, run.tx, run.mesh)
+  step = run.make_step()
   before = jax.tree.map(np.asarray, state.params)
   placed = run.place(batch)
   losses, seconds = [], []

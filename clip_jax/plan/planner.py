@@ -19,7 +19,6 @@ from clip_jax.plan import (
   walk,
 )
 from clip_jax.train import freezing
-from clip_jax.train import step as step_lib
 
 # Passes over a tower: forward, and twice as much back if it is trained.
 _TRAINED_PASSES = 3
@@ -75,7 +74,7 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
     UserError: the step cannot be compiled, for another reason than its size.
   """
   start = time.perf_counter()
-  step = step_lib.make_train_step(job.config, job.model, job.tx, job.mesh)
+  step = job.make_step()
   lowered = step.lower(job.state, job.batch)
   reasons: dict[str, str] = {}
   compiled = text = message = None

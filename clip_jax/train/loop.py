@@ -77,7 +77,7 @@ def train(
     first_step = int(state.step)
     notes = enter(_open_journal(run, workdir, first_step, counters))
     batches = enter(run.batches(first_step))
-    train_step = step_lib.make_train_step(config, run.model, run.tx, run.mesh)
+    train_step = run.make_step()
     evaluator = evaluation.Evaluator(run, stop)
     evaluated = evaluator.measure(state) if notes.evaluation_due else None
     if notes.evaluation_due:
@@ -149,13 +149,9 @@ def _restore_or_init(
   origins: initial.Origins,
   allow_changes: bool,
 ) -> tuple[step_lib.TrainState, dict[str, Any]]:
-  ema = step_lib.keeps_average(run.config)
-  abstract = step_lib.abstract_state(run.model, run.tx, run.mesh, ema=ema)
-  restored = checkpoints.restore_latest(abstract)
+  restored = checkpoints.restore_latest(run.abstract_state())
   if restored is None:
-    seed = run.config.seed
-    state = step_lib.init_state(run.model, run.tx, run.mesh, seed=seed, ema=ema)
-    return initial.load(state, origins, run.config), {}
+    return initial.load(run.init_state(), origins, run.config), {}
   state, meta = restored
   if not allow_changes:
     _check_data(run, meta["counters"])

@@ -3,13 +3,10 @@
 import dataclasses
 import functools
 import logging
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import ml_collections
-import optax
 
 from clip_jax import config as config_lib
 from clip_jax import errors, inference, sharding
@@ -17,8 +14,8 @@ from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.data import pipeline, sources
 from clip_jax.evals import tasks
-from clip_jax.models import clip, variants
-from clip_jax.train import freezing, optim, text_layout
+from clip_jax.models import variants
+from clip_jax.train import freezing, program, text_layout
 from clip_jax.train import step as step_lib
 
 # What a step takes of a batch.
@@ -26,34 +23,22 @@ _PLACED = ("image", "tokens", "bad", "image_ids")
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(program.Program):
   """What a config stands for, built once.
 
-  Attributes:
-    config: checked.
-    mesh: of all devices.
+  Attributes, besides those of the program on all devices:
     source: of the training pairs.
     evaluations: of `config.evals`, by name.
     report: the source of `config.report`; None where there is none.
-    spec: of the model, as plain data.
-    model: the module.
-    tx: the optimizer.
-    total_steps: updates of the whole run.
     preprocess: how an image becomes an array.
     tokenizer: how texts become ids.
     layout: how a batch's captions lie in memory.
     encoder: the compiled embedding functions.
   """
 
-  config: ml_collections.ConfigDict
-  mesh: jax.sharding.Mesh
   source: sources.Source
   evaluations: dict[str, tasks.Evaluation]
   report: sources.Source | None
-  spec: dict[str, Any]
-  model: clip.CLIP
-  tx: optax.GradientTransformation
-  total_steps: int
   preprocess: preprocess_lib.Preprocess
   tokenizer: tokenizer_lib.Tokenizer
   layout: text_layout.Layout
@@ -131,66 +116,35 @@ def make_run(
   Raises:
     UserError: something in the config does not exist or does not fit.
   """
-  mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-  sharding.check_batch_size(
-    config.batch_size, mesh, micro_batches=config.micro_batches
-  )
-  spec = variants.spec(config.model, config.model_overrides.to_dict())
-  model = step_lib.make_model(config)
   # Evaluations and report may look at the same data.
   open_source = functools.cache(sources.open_source)
   source = open_source(config.data.train)
   evaluations = _open_evaluations(config, open_source)
   report = _open_report(config, open_source)
-  total_steps = config.steps or math.ceil(
-    config.epochs * len(source) / config.batch_size
-  )
+  step = program.make_program(config, examples=len(source))
   tokenizer = tokenizer_lib.make_tokenizer(
-    **spec["tokenizer"],
-    context_length=spec["text"]["context_length"],
+    **step.spec["tokenizer"],
+    context_length=step.spec["text"]["context_length"],
     contents=tokenizer_files,
   )
-  tx = optim.make_optimizer(
-    config, total_steps=total_steps, image_kind=spec["image"]["kind"]
+  sample_lengths = functools.partial(
+    text_layout.sample_lengths,
+    source,
+    tower=step.model.text,
+    tokenizer=tokenizer,
+    seed=config.seed,
+    caption=config.data.caption,
+    threads=config.data.threads,
   )
   return Run(
-    config=config,
-    mesh=mesh,
+    **vars(step),
     source=source,
     evaluations=evaluations,
     report=report,
-    spec=spec,
-    model=model,
-    tx=tx,
-    total_steps=total_steps,
-    preprocess=preprocess_lib.Preprocess.from_spec(spec),
+    preprocess=preprocess_lib.Preprocess.from_spec(step.spec),
     tokenizer=tokenizer,
-    layout=_make_layout(config, model, mesh, source, tokenizer),
-    encoder=inference.Encoder(model, mesh=mesh),
-  )
-
-
-def _make_layout(
-  config: ml_collections.ConfigDict,
-  model: clip.CLIP,
-  mesh: jax.sharding.Mesh,
-  source: sources.Source,
-  tokenizer: tokenizer_lib.Tokenizer,
-) -> text_layout.Layout:
-  groups = mesh.size * config.micro_batches
-  return text_layout.make_layout(
-    config.data.text_layout,
-    tower=model.text,
-    captions=config.batch_size // groups,
-    groups=groups,
-    sample=lambda: text_layout.sample_lengths(
-      source,
-      tower=model.text,
-      tokenizer=tokenizer,
-      seed=config.seed,
-      caption=config.data.caption,
-      threads=config.data.threads,
-    ),
+    layout=step.make_layout(sample_lengths),
+    encoder=inference.Encoder(step.model, mesh=step.mesh),
   )
 
 

@@ -15,7 +15,6 @@ import json, pathlib, re
 import jax, numpy as np
 from clip_jax import config as config_lib
 from clip_jax.plan import jobs, planner, topology
-from clip_jax.train import step as step_lib
 
 def make_job(**fields):
   config = config_lib.default_config()
@@ -37,12 +36,9 @@ def forget_peak():
 
 job = make_job()
 plan = planner.make_plan(job, with_loss=False)
-make_step = lambda job: step_lib.make_train_step(
-  job.config, job.model, job.tx, job.mesh
-)
-run = make_step(job).lower(job.state, job.batch).compile()
+run = job.make_step().lower(job.state, job.batch).compile()
 before = resident("VmRSS")
-state = step_lib.init_state(job.model, job.tx, job.mesh, seed=0)
+state = job.init_state()
 batch = jax.tree.map(
   lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), job.batch
 )
@@ -53,7 +49,7 @@ for _ in range(2):
   jax.block_until_ready((state, measured))
 peak = resident("VmHWM") - before
 unrolled = make_job(scan=False)
-counted = make_step(unrolled).lower(unrolled.state, unrolled.batch)
+counted = unrolled.make_step().lower(unrolled.state, unrolled.batch)
 print(json.dumps({
   "planned_bytes": plan.peak_bytes,
   "measured_bytes": peak,

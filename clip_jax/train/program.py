@@ -1,0 +1,114 @@
+"""A config's step on some devices, before any array and without any data."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from clip_jax import sharding
+from clip_jax.models import clip, variants
+from clip_jax.train import optim, text_layout
+from clip_jax.train import step as step_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What a training and its plan have in common.
+
+  Attributes:
+    config: checked.
+    mesh: of the devices.
+    spec: of the model, as plain data.
+    model: the module.
+    tx: the optimizer.
+    total_steps: updates of the whole run; None where they are not known.
+  """
+
+  config: ml_collections.ConfigDict
+  mesh: jax.sharding.Mesh
+  spec: dict[str, Any]
+  model: clip.CLIP
+  tx: optax.GradientTransformation
+  total_steps: int | None
+
+  def abstract_state(self) -> step_lib.TrainState:
+    """Returns shapes, types and shardings of the state."""
+    return step_lib.abstract_state(
+      self.model, self.tx, self.mesh, ema=step_lib.keeps_average(self.config)
+    )
+
+  def init_state(self) -> step_lib.TrainState:
+    """Returns the state that the config's seed begins with."""
+    return step_lib.init_state(
+      self.model,
+      self.tx,
+      self.mesh,
+      seed=self.config.seed,
+      ema=step_lib.keeps_average(self.config),
+    )
+
+  def make_step(self) -> Callable[..., tuple[Any, step_lib.Measured]]:
+    """Returns the jitted update: see `step.make_train_step`."""
+    return step_lib.make_train_step(self.config, self.model, self.tx, self.mesh)
+
+  def make_layout(self, sample: Callable[[], np.ndarray]) -> text_layout.Layout:
+    """Returns how a batch's captions lie in memory.
+
+    Args:
+      sample: makes the lengths of some captions; called only to pack.
+    """
+    groups = self.mesh.size * self.config.micro_batches
+    return text_layout.make_layout(
+      self.config.data.text_layout,
+      tower=self.model.text,
+      captions=self.config.batch_size // groups,
+      groups=groups,
+      sample=sample,
+    )
+
+
+def make_program(
+  config: ml_collections.ConfigDict,
+  *,
+  examples: int | None = None,
+  devices: Sequence[jax.Device] | None = None,
+) -> Program:
+  """Returns the step of `config`.
+
+  Args:
+    config: checked; its model described, not "from_init" alone.
+    examples: in the data, for a config that counts epochs; None where they are
+      not known.
+    devices: those that train; None for all, of every process.
+
+  Raises:
+    UserError: the config does not fit the devices, or itself.
+  """
+  mesh = sharding.make_mesh(
+    data=config.mesh.data, fsdp=config.mesh.fsdp, devices=devices
+  )
+  sharding.check_batch_size(
+    config.batch_size, mesh, micro_batches=config.micro_batches
+  )
+  spec = variants.spec(config.model, config.model_overrides.to_dict())
+  total_steps = config.steps
+  if total_steps is None and examples is not None:
+    total_steps = math.ceil(config.epochs * examples / config.batch_size)
+  return Program(
+    config=config,
+    mesh=mesh,
+    spec=spec,
+    model=step_lib.make_model(config),
+    tx=optim.make_optimizer(
+      config,
+      # The length is a number in the schedule: the program stays the same.
+      total_steps=total_steps or config.optim.warmup_steps + 1,
+      image_kind=spec["image"]["kind"],
+    ),
+    total_steps=total_steps,
+  )
