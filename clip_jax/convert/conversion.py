@@ -323,6 +323,7 @@ def _check_written(model, partial, target, options, report, progress) -> None:
 _ELSEWHERE = frozenset(
   (
     "scan",
+    "unroll",
     "remat",
     "patch_dropout",
     "init_logit_scale",

@@ -199,7 +199,7 @@ def pooled(
 
 
 # Fields of a description that no name of timm's decides.
-_FREE = ("patch_dropout", "scan", "remat")
+_FREE = ("patch_dropout", "scan", "unroll", "remat")
 _POOLS = ("map", "token", "avg")
 
 

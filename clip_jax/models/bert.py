@@ -57,6 +57,7 @@ class Bert(nn.Module):
   pad_id: int = 0
   pooling: str = "mean"
   scan: bool = True
+  unroll: int = 1
   remat: str = "dots_no_batch"
   whole: Callable[[Any], Any] | None = None
   dtype: jnp.dtype = jnp.float32
@@ -84,6 +85,7 @@ class Bert(nn.Module):
       norm_epsilon=self.norm_epsilon,
       post_norm=True,
       scan=self.scan,
+      unroll=self.unroll,
       remat=self.remat,
       whole=self.whole,
       name="encoder",

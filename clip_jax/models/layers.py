@@ -128,8 +128,9 @@ class EncoderBlock(nn.Module):
 class Encoder(nn.Module):
   """A stack of `depth` blocks whose parameters lie on a leading axis.
 
-  `scan` runs one compiled block in a loop; without it the same parameters feed
-  `depth` copies of the block, which compiles slower. `remat` names what the
+  `scan` runs one compiled block in a loop, or `unroll` of them a turn; without
+  it the same parameters feed `depth` copies of the block, which compiles slower.
+  `remat` names what the
   backward pass keeps: see `REMAT_POLICIES`. `whole` takes the parts of a
   block's parameters that a device holds and returns the parameters, block by
   block; None where it holds them all.
@@ -143,6 +144,7 @@ class Encoder(nn.Module):
   norm_epsilon: float = 1e-5
   post_norm: bool = False
   scan: bool = True
+  unroll: int = 1
   remat: str = "dots_no_batch"
   whole: Callable[[Any], Any] | None = None
   dtype: jnp.dtype = jnp.float32
@@ -158,6 +160,11 @@ class Encoder(nn.Module):
         may be seen; None for all.
     """
     policy = lookup("remat policy", self.remat, REMAT_POLICIES)
+    unroll = self.unroll if self.scan else self.depth
+    if not 1 <= unroll <= self.depth:
+      raise errors.UserError(
+        f"unroll must be between 1 and the depth {self.depth}, got {unroll}."
+      )
     make_block = EncoderBlock
     if self.whole is not None:
       make_block = nn.map_variables(
@@ -166,7 +173,7 @@ class Encoder(nn.Module):
     if self.remat != "none":
       # The loop already keeps the two computations apart.
       make_block = nn.remat(
-        make_block, policy=policy, prevent_cse=not self.scan
+        make_block, policy=policy, prevent_cse=unroll == self.depth
       )
     block = make_block(
       depth=self.depth,
@@ -186,7 +193,7 @@ class Encoder(nn.Module):
       split_rngs={"params": True},
       in_axes=nn.broadcast,
       length=self.depth,
-      unroll=1 if self.scan else self.depth,
+      unroll=unroll,
     )
     x, _ = layers(block, x, mask)
     return x

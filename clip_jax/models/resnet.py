@@ -1,5 +1,10 @@
 """The ModifiedResNet image tower (paper, section 2.4)."""
 
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,6 +14,14 @@ from clip_jax.models import attention, layers
 
 HEAD_DIM = 64  # One head of the attention pool for 64 of its features.
 EXPANSION = 4  # A bottleneck's output channels over its inner ones.
+
+# Blocks are many and their inputs large: "nested" keeps nothing but the inputs
+# of groups of blocks, for a third forward pass.
+NESTED = "nested"
+REMAT_POLICIES = {
+  **layers.REMAT_POLICIES,
+  NESTED: jax.checkpoint_policies.nothing_saveable,
+}
 
 # PyTorch's default for convolutions, which OpenAI left in place.
 _conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -107,11 +120,12 @@ class PointwiseConv(nn.Module):
 
 
 class ConvNorm(nn.Module):
-  """A bias-free convolution with its batch norm."""
+  """A bias-free convolution with its batch norm, and a ReLU if wanted."""
 
   features: int
   kernel_size: int
   stride: int = 1
+  relu: bool = False
   scale_init: nn.initializers.Initializer = nn.initializers.ones
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
@@ -141,7 +155,8 @@ class ConvNorm(nn.Module):
         **dtypes,
       )
     norm = BatchNorm(scale_init=self.scale_init, name="norm", **dtypes)
-    return norm(conv(x), train=train, locked_norms=locked_norms, axes=axes)
+    x = norm(conv(x), train=train, locked_norms=locked_norms, axes=axes)
+    return nn.relu(x) if self.relu else x
 
 
 class Bottleneck(nn.Module):
@@ -164,11 +179,9 @@ class Bottleneck(nn.Module):
     """Maps (batch, h, w, c) to (batch, h/stride, w/stride, 4 * features)."""
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     mode = {"train": train, "locked_norms": locked_norms, "axes": axes}
-    out = EXPANSION * self.features
-    y = ConvNorm(self.features, 1, name="conv_1", **dtypes)(x, **mode)
-    y = nn.relu(y)
-    y = ConvNorm(self.features, 3, name="conv_2", **dtypes)(y, **mode)
-    y = nn.relu(y)
+    features, out = self.features, EXPANSION * self.features
+    y = ConvNorm(features, 1, relu=True, name="conv_1", **dtypes)(x, **mode)
+    y = ConvNorm(features, 3, relu=True, name="conv_2", **dtypes)(y, **mode)
     if self.stride > 1:
       y = average_pool(y, self.stride)
     # Each block starts as the identity.
@@ -180,6 +193,44 @@ class Bottleneck(nn.Module):
         x = average_pool(x, self.stride)
       x = ConvNorm(out, 1, name="downsample", **dtypes)(x, **mode)
     return nn.relu(x + y)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rematerialised:
+  """Runs blocks so that the backward pass keeps what `remat` says.
+
+  Attributes:
+    remat: a name in `REMAT_POLICIES`.
+    mode: what blocks take besides their input.
+  """
+
+  remat: str
+  mode: dict[str, Any]
+
+  def chain(self, blocks: Sequence[nn.Module], x: jax.Array) -> jax.Array:
+    """Runs `blocks` one after the other."""
+    policy = layers.lookup("remat policy", self.remat, REMAT_POLICIES)
+    size = len(blocks)
+    if self.remat == NESTED:
+      # As many groups as blocks in each keeps the fewest of both.
+      size = math.isqrt(size - 1) + 1
+    for start in range(0, len(blocks), size):
+      x = self._group(policy)(*blocks[start : start + size], x=x)
+    return x
+
+  def _group(self, policy):
+    def block(block, x):
+      return block(x, **self.mode)
+
+    if self.remat != "none":
+      block = nn.remat(block, policy=policy)
+
+    def group(*blocks, x):
+      for one in blocks:
+        x = block(one, x)
+      return x
+
+    return nn.remat(group, policy=policy) if self.remat == NESTED else group
 
 
 class AttentionPool(nn.Module):
@@ -228,7 +279,7 @@ class ModifiedResNet(nn.Module):
 
   `depths` counts the blocks of each stage. The pool projects to `embed_dim`
   by itself, so the model adds no projection. `remat` names what the backward
-  pass keeps of the stem and of each block: see `layers.REMAT_POLICIES`.
+  pass keeps of the stem and of each block: see `REMAT_POLICIES`.
   """
 
   image_size: int
@@ -265,30 +316,29 @@ class ModifiedResNet(nn.Module):
     del examples
     self._check(images.shape)
     mode = {"train": train, "locked_norms": locked_norms, "axes": axes}
-    policy = layers.lookup("remat policy", self.remat, layers.REMAT_POLICIES)
-
-    def run(block, x):
-      if self.remat == "none":
-        return block(x, **mode)
-      again = nn.remat(lambda block, x: block(x, **mode), policy=policy)
-      return again(block, x)
-
+    run = _Rematerialised(self.remat, mode)
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     x = images.astype(self.dtype)
     stem = ((self.width // 2, 2), (self.width // 2, 1), (self.width, 1))
-    for i, (features, stride) in enumerate(stem, start=1):
-      layer = ConvNorm(features, 3, stride, name=f"stem_{i}", **dtypes)
-      x = nn.relu(run(layer, x))
+    x = run.chain(
+      [
+        ConvNorm(features, 3, stride, relu=True, name=f"stem_{i}", **dtypes)
+        for i, (features, stride) in enumerate(stem, start=1)
+      ],
+      x,
+    )
     x = average_pool(x, 2)  # (batch, h / 4, w / 4, width)
     for i, depth in enumerate(self.depths):
-      for j in range(depth):
-        block = Bottleneck(
+      blocks = [
+        Bottleneck(
           self.width * 2**i,
           stride=2 if i > 0 and j == 0 else 1,
           name=f"stage_{i + 1}_block_{j + 1}",
           **dtypes,
         )
-        x = run(block, x)
+        for j in range(depth)
+      ]
+      x = run.chain(blocks, x)
     return AttentionPool(
       heads=x.shape[-1] // HEAD_DIM,
       out_dim=self.embed_dim,

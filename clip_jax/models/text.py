@@ -72,6 +72,7 @@ class TextTransformer(nn.Module):
   pooling: str = "argmax"
   eos_id: int | None = None
   scan: bool = True
+  unroll: int = 1
   remat: str = "dots_no_batch"
   whole: Callable[[Any], Any] | None = None
   dtype: jnp.dtype = jnp.float32
@@ -118,6 +119,7 @@ class TextTransformer(nn.Module):
       causal=self.causal,
       norm_epsilon=self.norm_epsilon,
       scan=self.scan,
+      unroll=self.unroll,
       remat=self.remat,
       whole=self.whole,
       name="encoder",

@@ -64,6 +64,7 @@ class VisionTransformer(nn.Module):
   patch_dropout: float = 0.0
   drop_edge: bool = False
   scan: bool = True
+  unroll: int = 1
   remat: str = "dots_no_batch"
   whole: Callable[[Any], Any] | None = None
   dtype: jnp.dtype = jnp.float32
@@ -108,6 +109,7 @@ class VisionTransformer(nn.Module):
       activation=self.activation,
       norm_epsilon=self.norm_epsilon,
       scan=self.scan,
+      unroll=self.unroll,
       remat=self.remat,
       whole=self.whole,
       name="encoder",

@@ -12,20 +12,23 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import ml_collections
 
 from clip_jax import errors, sharding
 from clip_jax.config import overrides
+from clip_jax.models import resnet
 from clip_jax.plan import jobs, memory, planner, topology
 from clip_jax.train import step
 
 # What the backward pass computes again, as a part of the forward pass: of a
 # Vision Transformer the products of attention and what is elementwise, or all
 # of it. ("dots" keeps the logits of attention too, the largest arrays of all,
-# so it saves next to nothing.)
-_REMAT = {"none": 0.0, "dots_no_batch": 0.1, "full": 1.0}
+# so it saves next to nothing.) Only ResNets have blocks to nest; a text tower
+# beside one then keeps as little as it can.
+_REMAT = {"none": 0.0, "dots_no_batch": 0.1, "full": 1.0, resnet.NESTED: 2.0}
 _MOST_MICRO_BATCHES = 32
 # Estimates of what an untried choice needs may be this far off before the
 # compiler is asked.
@@ -75,11 +78,15 @@ class Choice:
 
   def remat_overrides(self, job: jobs.Job) -> list[str]:
     """Returns the changes that set what the towers keep."""
-    return [
-      f"model_overrides.{part}.remat={self.remat}"
-      for part in _TOWERS
-      if self.remat is not None and hasattr(getattr(job.model, part), "remat")
-    ]
+    changes = []
+    for part in _TOWERS:
+      tower = getattr(job.model, part)
+      if self.remat is not None and hasattr(tower, "remat"):
+        remat = self.remat
+        if remat == resnet.NESTED and not _can_nest(tower):
+          remat = "full"
+        changes.append(f"model_overrides.{part}.remat={remat}")
+    return changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,18 +184,27 @@ def _choices(base: jobs.Job) -> Iterator[Choice]:
   """Yields what can be chosen for these devices and this model."""
   devices = base.mesh.size
   rows = base.config.batch_size // devices
-  can_remat = any(
-    hasattr(getattr(base.model, part), "remat") for part in _TOWERS
-  )
+  towers = [getattr(base.model, part) for part in _TOWERS]
+  remats: list[str | None] = [None]
+  if any(hasattr(tower, "remat") for tower in towers):
+    remats = [
+      name
+      for name in _REMAT
+      if name != resnet.NESTED or any(map(_can_nest, towers))
+    ]
   for fsdp, remat, parts, method in itertools.product(
     _splits(base.where),
-    _REMAT if can_remat else (None,),
+    remats,
     _parts(rows) if _takes_parts(base) else (1,),
     ("auto", "two_level", "ring") if devices > 1 else ("auto",),
   ):
     if method == "two_level" and fsdp in (1, devices):
       continue  # One axis alone: the same as a gather or a ring.
     yield Choice(fsdp, remat, parts, method)
+
+
+def _can_nest(tower: Any) -> bool:
+  return isinstance(tower, resnet.ModifiedResNet)
 
 
 def _splits(where: topology.Topology) -> list[int]:

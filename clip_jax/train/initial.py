@@ -30,7 +30,7 @@ PARTS = ("model", "image", "text")
 # What the arrays outside the towers depend on, and what becomes of them.
 _HEAD = ("embed_dim", "image_projection", "text_projection", "embed_norm")
 # Of a tower, what changes neither its arrays nor what they compute in use.
-_FREE = ("scan", "remat", "patch_dropout")
+_FREE = ("scan", "unroll", "remat", "patch_dropout")
 # A bound that was kept in half precision may lie this factor higher.
 _ROUNDED_UP = 1.01
 

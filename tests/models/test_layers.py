@@ -36,7 +36,7 @@ def value_and_grads(encoder, variables, x):
 
 @pytest.mark.parametrize(
   "fields",
-  [{"scan": False}]
+  [{"scan": False}, {"unroll": 2}, {"unroll": 3}]
   + [{"remat": name} for name in sorted(layers.REMAT_POLICIES)]
   + [{"remat": "full", "scan": False}],
 )
@@ -118,5 +118,7 @@ def test_unknown_names_list_the_known_ones():
   ):
     with pytest.raises(errors.UserError, match=f"Did you mean '{hint}'"):
       make_encoder(**fields).init(jax.random.key(0), x)
+  with pytest.raises(errors.UserError, match="depth 3, got 4"):
+    make_encoder(unroll=4).init(jax.random.key(0), x)
   with pytest.raises(errors.UserError, match=r"width=8 .* heads=3"):
     layers.Encoder(depth=1, heads=3).init(jax.random.key(0), x)
