@@ -16,13 +16,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from PIL import Image
 
 from clip_jax import errors, sharding
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.evals import prompts as prompts_lib
-from clip_jax.models import padding, variants
+from clip_jax.models import padding, sharded, variants
 
 ImageInput = Image.Image | np.ndarray | bytes | str | os.PathLike
 
@@ -32,24 +33,37 @@ _LABEL_SETS_KEPT = 16
 _DECODED_AT_ONCE = 256
 
 
-@functools.partial(jax.jit, static_argnames=("module", "method", "placement"))
-def _embed(variables, inputs, *, module, method, placement):
-  if placement is not None:
-    # Split parameters are gathered; otherwise activations would be.
-    variables = jax.lax.with_sharding_constraint(variables, placement)
-  embeds = module.apply(variables, inputs, method=method)
-  embeds = embeds.astype(jnp.float32)
-  if placement is None:
-    return embeds
-  return jax.lax.with_sharding_constraint(embeds, placement)
+@functools.partial(jax.jit, static_argnames=("module", "method", "mesh"))
+def _embed(variables, inputs, *, module, method, mesh):
+  def embed(module, variables, inputs):
+    embeds = module.apply(variables, inputs, method=method)
+    return embeds.astype(jnp.float32)
+
+  if mesh is None:
+    return embed(module, variables, inputs)
+  specs = sharding.tree_specs(variables, mesh)
+  placed = sharded.place(module, specs["params"])
+
+  def on_device(variables, inputs):
+    params = sharded.whole(
+      variables["params"], specs["params"], dtype=module.dtype
+    )
+    return embed(placed, {**variables, "params": params}, inputs)
+
+  split = P(sharding.BATCH_AXES)
+  embeds = jax.shard_map(
+    on_device, mesh=mesh, in_specs=(specs, split), out_specs=split
+  )(variables, inputs)
+  return jax.lax.with_sharding_constraint(embeds, sharding.replicated(mesh))
 
 
 class Encoder:
   """The embedding functions of one module, compiled once per batch size.
 
   Any number of inputs is cut and padded into batches of `BATCH_SIZES`. On a
-  mesh each batch is split over all devices and the result is whole on every
-  process; all processes then call with the same inputs.
+  mesh each batch is split over all devices, which gather split parameters layer
+  by layer, and the result is whole on every process; all processes then call
+  with the same inputs.
   """
 
   def __init__(
@@ -82,7 +96,6 @@ class Encoder:
     inputs = np.asarray(inputs)
     if not len(inputs):
       return np.zeros((0, self.module.embed_dim), np.float32)
-    placement = None if self.mesh is None else sharding.replicated(self.mesh)
     largest, parts = self.batch_sizes[-1], []
     for start in range(0, len(inputs), largest):
       part = inputs[start : start + largest]
@@ -91,7 +104,7 @@ class Encoder:
         self._place(part),
         module=self.module,
         method=method,
-        placement=placement,
+        mesh=self.mesh,
       )
       parts.append(np.asarray(embeds)[: len(part)])
     return np.concatenate(parts)

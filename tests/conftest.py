@@ -1,6 +1,9 @@
 """Settings that must stand before JAX starts: eight simulated devices."""
 
 import os
+import socket
+import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -32,3 +35,41 @@ def pytest_collection_modifyitems(items):
   for item in items:
     if ORACLES & set(item.fixturenames):
       item.add_marker("oracle")
+
+
+def _free_address():
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def _on_two_processes(program, *arguments, devices):
+  """Runs Python source on two processes; returns what each printed.
+
+  Args:
+    program: `sys.argv` holds the coordinator's address, the process's number
+      and `arguments`.
+    *arguments: texts.
+    devices: simulated ones of each process.
+  """
+  address = _free_address()
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  pair = [
+    subprocess.Popen(
+      [sys.executable, "-c", program, address, str(i), *arguments],
+      stdout=subprocess.PIPE,
+      env={
+        **os.environ,
+        "XLA_FLAGS": f"{flags} {os.environ['CLIP_JAX_TEST_XLA_FLAGS']}",
+      },
+    )
+    for i in range(2)
+  ]
+  output = [process.communicate(timeout=300)[0] for process in pair]
+  assert [process.returncode for process in pair] == [0, 0]
+  return output
+
+
+@pytest.fixture(scope="session")
+def on_two_processes():
+  return _on_two_processes

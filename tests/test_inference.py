@@ -73,6 +73,52 @@ def test_any_number_of_images_is_embedded_as_the_module_does(
   np.testing.assert_allclose(embeds, plain_embeds[:count], atol=2e-6)
 
 
+def test_split_layers_embed_the_same_and_are_never_all_whole():
+  sizes = {"width": 128, "depth": 12}
+  module = variants.create_model(
+    variants.spec(
+      "tiny-vit",
+      {"image": {**sizes, "image_size": 16, "patch_size": 8}, "text": sizes},
+    )
+  )
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(
+    lambda x: rng.normal(size=x.shape, scale=0.1).astype(x.dtype),
+    variants.abstract_variables(module),
+  )
+  tokens = np.zeros((8, module.text.context_length), np.int32)
+  tokens[:, 0], tokens[:, 3] = np.arange(8), module.text.vocab_size - 1
+  images = random_images(8)
+  whole = jax.jit(lambda *given: module.apply(variables, *given))(
+    images, tokens
+  )
+  memory = {}
+  for fsdp in (1, 8):
+    mesh = sharding.make_mesh(fsdp=fsdp)
+    placed = jax.device_put(variables, sharding.tree_shardings(variables, mesh))
+    encoder = inference.Encoder(module, mesh=mesh, batch_sizes=(8,))
+    for got, want in (
+      (encoder.embed_images(placed, images), whole.image_embeds),
+      (encoder.embed_tokens(placed, tokens), whole.text_embeds),
+    ):
+      np.testing.assert_allclose(got, want, atol=1e-5)
+    program = inference._embed.lower(
+      placed,
+      images,
+      module=module,
+      method="encode_image",
+      mesh=mesh,
+    ).compile()
+    memory[fsdp] = program.memory_analysis()
+  layers = variables["params"]["image"]["encoder"]["blocks"]
+  size = sum(x.nbytes for x in jax.tree.leaves(layers))
+  assert memory[1].argument_size_in_bytes > size
+  # Two layers at a time, at most, of twelve.
+  extra = memory[8].temp_size_in_bytes - memory[1].temp_size_in_bytes
+  assert extra < size / 4
+  assert memory[8].argument_size_in_bytes < memory[1].argument_size_in_bytes / 4
+
+
 def test_batches_are_padded_to_few_sizes_that_divide_over_the_mesh(model):
   encoder = inference.Encoder(
     model[0], mesh=sharding.make_mesh(), batch_sizes=(1, 2, 20)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from clip_jax import sharding
-from clip_jax.models import clip
+from clip_jax.models import clip, sharded
 from clip_jax.train import freezing
 
 Embeds = tuple[jax.Array, jax.Array]
@@ -44,7 +44,7 @@ class Towers:
   """A model whose parameters lie on the mesh in parts.
 
   Attributes:
-    model: its encoders gather their layers by themselves.
+    model: of `sharded.place`.
     specs: the PartitionSpec of each parameter.
     frozen: what is not trained.
   """
@@ -53,22 +53,13 @@ class Towers:
   specs: Any
   frozen: freezing.Frozen
 
-  def whole(self, params: Any) -> Any:
-    """Returns `params` with all but the encoders' layers gathered."""
-
-    def gather(path, x, spec):
-      if is_stack(sharding.path_name(path)):
-        return x
-      return sharding.gather_tree(x, spec, dtype=self.model.dtype)
-
-    return jax.tree_util.tree_map_with_path(gather, params, self.specs)
-
   def embed(
     self, params: Any, batch_stats: Any, part: Part, key: jax.Array
   ) -> tuple[clip.ClipOutput, Any]:
     """Returns what the model makes of `part`, and the new statistics."""
+    params = sharded.whole(params, self.specs, dtype=self.model.dtype)
     output, updated = self.model.apply(
-      {"params": self.whole(params), "batch_stats": batch_stats},
+      {"params": params, "batch_stats": batch_stats},
       part.image,
       part.tokens,
       train=True,
@@ -84,37 +75,6 @@ class Towers:
   def temperature(self, params: Any) -> tuple[jax.Array, jax.Array | None]:
     """Returns the logit scale and the logit bias."""
     return self.model.apply({"params": params}, method=clip.CLIP.temperature)
-
-
-def is_stack(path: str) -> bool:
-  """Whether the parameter at `path` holds all layers of an encoder."""
-  return "/encoder/blocks/" in f"/{path}"
-
-
-def place_towers(
-  model: clip.CLIP, specs: Any, frozen: freezing.Frozen
-) -> Towers:
-  """Returns `model` for devices that hold its parameters as `specs` say."""
-  towers = {}
-  for name in ("image", "text"):
-    stack = specs[name].get("encoder", {}).get("blocks")
-    if any(map(sharding.split_axis, jax.tree.leaves(stack))):
-      towers[name] = getattr(model, name).clone(
-        whole=_layer_gatherer(stack, model.dtype)
-      )
-  return Towers(model.clone(**towers), specs, frozen)
-
-
-def _layer_gatherer(stack: Any, dtype: jnp.dtype) -> Callable[[Any], Any]:
-  """Returns what makes the parameters of one layer whole."""
-
-  def whole(variables):
-    params = sharding.gather_tree(
-      variables["params"], stack, dtype=dtype, layer=True
-    )
-    return {**variables, "params": params}
-
-  return whole
 
 
 def direct(

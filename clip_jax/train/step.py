@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import errors, losses, sharding
-from clip_jax.models import clip, resnet, variants
+from clip_jax.models import clip, resnet, sharded, variants
 from clip_jax.train import freezing
 from clip_jax.train import gradients as gradients_lib
 
@@ -255,7 +255,7 @@ def _make_gradients(config, model, abstract, frozen, mesh):
   axes = sharding.BATCH_AXES
   specs = sharding.tree_specs(abstract.params, mesh)
   trained_specs = frozen.select_specs(abstract.params, specs)
-  towers = gradients_lib.place_towers(model, specs, frozen)
+  towers = gradients_lib.Towers(sharded.place(model, specs), specs, frozen)
   method = gradients_lib.direct
   if config.micro_batches > 1:
     method = functools.partial(

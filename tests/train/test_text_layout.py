@@ -2,10 +2,6 @@
 
 import json
 import logging
-import os
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -316,24 +312,8 @@ print(json.dumps(seen))
 
 
 @pytest.mark.slow
-def test_two_processes_agree_on_each_rung():
-  with socket.socket() as listener:
-    listener.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{listener.getsockname()[1]}"
-  environment = {
-    **os.environ,
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-  }
-  pair = [
-    subprocess.Popen(
-      [sys.executable, "-c", _PROCESS, address, str(i)],
-      stdout=subprocess.PIPE,
-      env=environment,
-    )
-    for i in range(2)
-  ]
-  output = [process.communicate(timeout=300)[0] for process in pair]
-  assert [process.returncode for process in pair] == [0, 0]
+def test_two_processes_agree_on_each_rung(on_two_processes):
+  output = on_two_processes(_PROCESS, devices=2)
   first, second = (json.loads(x.splitlines()[-1]) for x in output)
   needs = [(a, b) for (a, _), (b, _) in zip(first, second, strict=True)]
   assert [rows for _, rows in first] == [max(both) for both in needs]
