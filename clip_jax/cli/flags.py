@@ -28,6 +28,13 @@ class Parser(argparse.ArgumentParser):
     return super().add_argument(*names, **settings)
 
 
+def add_config(parser: Parser) -> None:
+  """Adds --config, without which the verb has nothing to do."""
+  parser.add_argument(
+    "--config", required=True, metavar="FILE", help="a file of configs/"
+  )
+
+
 def add_json(parser: Parser) -> None:
   """Adds --json."""
   parser.add_argument(

@@ -11,9 +11,7 @@ _NO_DATA = "data.train=not-read"
 
 
 def _add_plan(parser: flags.Parser) -> None:
-  parser.add_argument(
-    "--config", required=True, metavar="FILE", help="a file of configs/"
-  )
+  flags.add_config(parser)
   parser.add_argument(
     "--topology",
     required=True,

@@ -11,9 +11,7 @@ _JOIN_SECONDS = 300
 
 
 def _add_train(parser: flags.Parser) -> None:
-  parser.add_argument(
-    "--config", required=True, metavar="FILE", help="a file of configs/"
-  )
+  flags.add_config(parser)
   parser.add_argument(
     "--workdir",
     required=True,
