@@ -47,11 +47,6 @@ class Collective:
   bytes: int
   groups: tuple[tuple[int, ...], ...]
 
-  @property
-  def group_size(self) -> int | None:
-    """Returns the devices of one group; None for all."""
-    return len(self.groups[0]) if self.groups else None
-
 
 def read(
   computation: hlo.Computation, instruction: hlo.Instruction, devices: int
@@ -74,9 +69,12 @@ def read(
   given = sum(x.bytes for x in computation.operand_shapes(instruction))
   if kind == "all-gather":
     given *= size
-  elif "all-reduce-scatter" in computation.name:
-    # One fused operation: a device keeps but its part of the sum.
-    kind = "reduce-scatter"
+  elif kind == "all-reduce":
+    # A sum of narrow numbers may be made in wide ones.
+    given = max(given, sum(x.bytes for x in instruction.shapes))
+    if "all-reduce-scatter" in computation.name:
+      # One fused operation: a device keeps but its part of the sum.
+      kind = "reduce-scatter"
   if size < 2:
     return None
   return Collective(kind, given, groups)

@@ -90,8 +90,5 @@ def _abstract_batch(
     rows = array(pairs // layout.captions * rung, layout.length)
     tokens = packing.PackedText(rows, rows, rows, ends=array(pairs))
   images, _ = variants.abstract_inputs(step.model, pairs)
-  return {
-    "image": array(*images.shape, dtype=images.dtype),
-    "tokens": tokens,
-    "bad": array(pairs),
-  }
+  arrays = {"image": array(*images.shape, dtype=images.dtype), "tokens": tokens}
+  return {name: arrays.get(name, array(pairs)) for name in step.batch_fields}

@@ -76,7 +76,10 @@ def loss_bytes(
   embeds = jax.ShapeDtypeStruct(shape, dtype, sharding=split)
   wide = jnp.promote_types(dtype, jnp.float32)
   scalar = jax.ShapeDtypeStruct((), wide, sharding=whole)
-  arguments = (embeds, embeds, scalar, scalar)
+  ids = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=split)
+  named = {} if config.loss.duplicates == "ignore" else {"image_ids": ids}
+  named |= {"text_ids": ids} if named else {}
+  arguments = (embeds, embeds, scalar, scalar, named)
   compute = _loss_and_gradients(config, mesh)
   compiled = compiling.compile_program(jax.jit(compute).lower(*arguments))
   return peak_bytes(compiled, platform=platform)
@@ -85,7 +88,7 @@ def loss_bytes(
 def _loss_and_gradients(config, mesh) -> Callable:
   kind = losses.KINDS[config.loss.kind]
 
-  def loss(images, texts, scale, bias):
+  def loss(images, texts, scale, bias, ids):
     return kind(
       images,
       texts,
@@ -94,6 +97,8 @@ def _loss_and_gradients(config, mesh) -> Callable:
       method=config.loss.method,
       mesh=mesh,
       axes=sharding.BATCH_AXES,
+      duplicates=config.loss.duplicates,
+      **ids,
     )
 
   return jax.value_and_grad(loss, argnums=(0, 1, 2))

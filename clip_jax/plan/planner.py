@@ -7,7 +7,7 @@ import time
 import jax
 
 from clip_jax import errors
-from clip_jax.models import flops, variants
+from clip_jax.models import flops
 from clip_jax.plan import (
   collectives,
   compiling,
@@ -15,15 +15,10 @@ from clip_jax.plan import (
   interconnect,
   jobs,
   memory,
+  model_flops,
   topology,
   walk,
 )
-from clip_jax.train import freezing
-
-# Passes over a tower: forward, and twice as much back if it is trained.
-_TRAINED_PASSES = 3
-# Products of all images with all texts: logits, and two sides of gradients.
-_LOSS_PRODUCTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +34,7 @@ class Plan:
     available_bytes: what it has.
     compiler_message: the compiler's words where it does not fit.
     memory: parts of the peak, in bytes of one chip.
-    flops_analytic: of the towers and the loss, of all chips.
+    flops_analytic: of the towers and the loss, each done once, of all chips.
     flops_compiled: counted in the compiled program, of all chips.
     flops_traced: counted in what JAX traces, of all chips.
     collectives: {kind: {"count", "bytes"}} of one step on one chip.
@@ -96,6 +91,7 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
     available = message.available_bytes
   peak = _peak(job, compiled, message, reasons)
   counted = _count(job, compiled, text, reasons)
+  analytic = model_flops.analytic_flops(job)
   return Plan(
     job=job,
     fits=_fits(compiled, peak, available, reasons),
@@ -103,11 +99,11 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
     available_bytes=available,
     compiler_message=message and message.message,
     memory=_memory(job, peak, with_loss, reasons),
-    flops_analytic=analytic_flops(job),
+    flops_analytic=analytic,
     flops_compiled=counted and _flops(job, counted, reasons),
     flops_traced=_traced_flops(job, step, reasons),
     collectives=counted and collectives.summary(counted.collectives),
-    estimate=counted and _estimate(job, counted, reasons),
+    estimate=counted and _estimate(job, counted, analytic, reasons),
     compile_seconds=seconds,
     reasons=reasons,
   )
@@ -160,24 +156,6 @@ def _memory(job, peak, with_loss, reasons) -> dict[str, int | None]:
   return parts
 
 
-def analytic_flops(job: jobs.Job) -> int:
-  """Returns the operations of one step by the sizes of its parts.
-
-  Three passes of each trained tower and one of a locked one, with texts at the
-  full context length, and three products of all images with all texts. What is
-  computed again to save memory is not in.
-  """
-  config, model = job.config, job.model
-  locked = freezing.locked_towers(job.state.params, config.optim.frozen)
-  passes = {
-    part: 1 if part in locked else _TRAINED_PASSES for part in variants.TOWERS
-  }
-  towers = passes["image"] * flops.image_flops(model)
-  towers += passes["text"] * flops.text_flops(model)
-  product = 2 * config.batch_size**2 * model.embed_dim
-  return config.batch_size * towers + _LOSS_PRODUCTS * product
-
-
 def _traced_flops(job, step, reasons) -> int | None:
   try:
     return flops.count(step, job.state, job.batch)
@@ -210,7 +188,7 @@ def _flops(job, counted, reasons) -> int | None:
   return counted.flops * job.mesh.size
 
 
-def _estimate(job, counted, reasons) -> estimate.Estimate | None:
+def _estimate(job, counted, analytic, reasons) -> estimate.Estimate | None:
   where = job.where
   if where.chip is None:
     kind = where.devices[0].device_kind
@@ -224,7 +202,7 @@ def _estimate(job, counted, reasons) -> estimate.Estimate | None:
     counted,
     chip=where.chip,
     network=network,
-    least_flops=analytic_flops(job) / job.mesh.size,
+    least_flops=analytic / job.mesh.size if counted.hidden else 0,
   )
   if found is None:
     reasons["step_seconds"] = "the compiler gives no cycles"

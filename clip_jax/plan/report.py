@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import math
 from typing import Any
 
 import jax
@@ -71,12 +72,16 @@ def to_dict(
 
 
 def utilisation(plan: planner_lib.Plan) -> list[float] | None:
-  """Returns the analytic FLOPs over what the chips could do, low and high."""
+  """Returns useful FLOPs over what the chips could do, low and high.
+
+  Useful are the analytic ones, or the compiled ones where these are fewer.
+  """
   if plan.estimate is None:
     return None
+  useful = min(plan.flops_analytic, plan.flops_compiled or math.inf)
   peak = plan.job.mesh.size * plan.job.where.chip.peak_flops
   low, high = plan.estimate.step_seconds
-  return [plan.flops_analytic / (peak * t) for t in (high, low)]
+  return [useful / (peak * t) for t in (high, low)]
 
 
 def versions() -> dict[str, str]:

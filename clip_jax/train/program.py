@@ -52,6 +52,12 @@ class Program:
       ema=step_lib.keeps_average(self.config),
     )
 
+  @property
+  def batch_fields(self) -> tuple[str, ...]:
+    """Names what a step takes of a batch."""
+    ids = () if self.config.loss.duplicates == "ignore" else ("image_ids",)
+    return ("image", "tokens", "bad", *ids)
+
   def make_step(self) -> Callable[..., tuple[Any, step_lib.Measured]]:
     """Returns the jitted update: see `step.make_train_step`."""
     return step_lib.make_train_step(self.config, self.model, self.tx, self.mesh)

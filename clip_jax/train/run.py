@@ -18,9 +18,6 @@ from clip_jax.models import variants
 from clip_jax.train import freezing, program, text_layout
 from clip_jax.train import step as step_lib
 
-# What a step takes of a batch.
-_PLACED = ("image", "tokens", "bad", "image_ids")
-
 
 @dataclasses.dataclass(frozen=True)
 class Run(program.Program):
@@ -81,13 +78,13 @@ class Run(program.Program):
       threads=config.data.threads,
       resize_ratio=config.data.resize_ratio,
       caption=config.data.caption,
-      image_ids=config.loss.duplicates != "ignore",
+      image_ids="image_ids" in self.batch_fields,
     )
     return text_layout.Batches(batches, self.layout, self.mesh)
 
   def place(self, batch: dict[str, Any]) -> dict[str, Any]:
     """Returns what the devices need of a batch, split over them."""
-    needed = {name: batch[name] for name in _PLACED if name in batch}
+    needed = {name: batch[name] for name in self.batch_fields}
     return pipeline.place(needed, sharding.batch_sharding(self.mesh))
 
   def as_clip(self, state: step_lib.TrainState) -> inference.Clip:

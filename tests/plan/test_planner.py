@@ -6,15 +6,18 @@ import io
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from clip_jax import cli, errors
 from clip_jax import config as config_lib
+from clip_jax.models import flops
 from clip_jax.plan import (
   compiling,
   estimate,
   jobs,
   memory,
+  model_flops,
   planner,
   report,
   suggest,
@@ -87,6 +90,57 @@ def test_compiled_flops_are_the_analytic_ones(plan):
   assert 0.9 < plan.flops_compiled / plan.flops_analytic < 1.1
   # What JAX traces is what the compiler compiles.
   assert plan.flops_compiled == pytest.approx(plan.flops_traced, rel=0.03)
+
+
+@pytest.mark.parametrize(
+  ("changes", "tokens"),
+  [
+    (["model_overrides.image.patch_dropout=0.75"], None),
+    ([], 5),
+    (["optim.frozen=^image/"], None),
+    (["optim.frozen=^image/(?!projection)"], None),
+  ],
+)
+def test_analytic_flops_are_of_what_is_computed(file, local, changes, tokens):
+  # What JAX traces, without anything computed twice.
+  plain = [f"model_overrides.{part}.remat=none" for part in ("image", "text")]
+  config = config_lib.load(file, ["data.train=nowhere", *plain, *changes])
+  job = jobs.make_job(config, local, caption_tokens=tokens)
+  traced = flops.count(job.make_step(), job.state, job.batch)
+  assert model_flops.analytic_flops(job) == pytest.approx(traced, rel=0.03)
+
+
+def test_a_roofline_stands_on_analytic_flops_only_where_some_are_hidden(plan):
+  chip = topology.parse("v5e:2x4")[0]
+  where = dataclasses.replace(plan.job.where, chip=chip)
+  job = dataclasses.replace(plan.job, where=where)
+  totals = walk.Totals(flops=8, cycles=1)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(planner, "make_network", lambda where, mesh: None)
+    known = planner._estimate(job, totals, 10**9, {})
+    hidden = dataclasses.replace(totals, hidden=frozenset({"kernel"}))
+    least = planner._estimate(job, hidden, 10**9, {})
+  assert known.compute_seconds == 8 / chip.peak_flops
+  assert least.compute_seconds == 10**9 / 8 / chip.peak_flops
+
+
+@pytest.mark.parametrize("duplicates", ["mask", "positive"])
+def test_runs_that_look_for_duplicates_can_be_planned(
+  file, local, duplicates, monkeypatch
+):
+  config = config_lib.load(
+    file, ["data.train=nowhere", f"loss.duplicates={duplicates}"]
+  )
+  job = jobs.make_job(config, local)
+  ids = job.batch["image_ids"]
+  assert (ids.shape, ids.dtype) == ((32,), jnp.int32)
+  job.make_step().lower(job.state, job.batch)
+  lowered = []
+  monkeypatch.setattr(compiling, "compile_program", lowered.append)
+  monkeypatch.setattr(memory, "peak_bytes", lambda *_, platform: 0)
+  memory.loss_bytes(config, job.model, job.mesh, platform="cpu")
+  (arguments, _) = lowered[0].in_avals
+  assert sum(x.dtype == jnp.int32 for x in jax.tree.leaves(arguments)) == 2
 
 
 def test_parts_of_the_memory_add_up(plan):

@@ -258,6 +258,20 @@ def test_a_sum_that_scatters_is_no_all_reduce(tpu):
   assert exchange.bytes == 64 * 128 * 4
 
 
+def test_a_sum_of_narrow_numbers_in_wide_ones_counts_the_wide_ones():
+  text = """HloModule step, is_scheduled=true
+
+ENTRY %main (x: bf16[64,128]) -> f32[64,128] {
+  %x = bf16[64,128]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %sum = f32[64,128]{1,0:T(8,128)} all-reduce(%x), channel_id=1, \
+replica_groups=[1,16]<=[16], to_apply=%add
+}
+"""
+  totals = walk.walk(text, devices=16)
+  found = collectives.summary(totals.collectives)
+  assert found["all-reduce"]["bytes"] == 4 * 64 * 128
+
+
 def test_kernels_without_figures_are_named(tpu):
   assert tpu.hidden == tpu.uncosted == {"tpu_custom_call"}
 
