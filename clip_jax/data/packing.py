@@ -22,7 +22,7 @@ import numpy as np
 OVERFLOW_PROBABILITY = 1e-3
 # From rung to rung: every one that is used is a compilation.
 _RUNG_RATIO = 1.5
-_SIMULATED_GROUPS = 16
+_SIMULATED_GROUPS = 64
 # Rows of whole sublanes, of which a TPU has eight: by its compiler, 80 tokens
 # take 0.93 of the time of 77. Longer rows cost attention, and small groups fill
 # them worse: ViT-B/32's text tower with 32 captions takes 131, 153, 155, 193
@@ -201,14 +201,17 @@ def ladder(
     length: of a row.
   """
   rng = np.random.default_rng(0)  # Every process finds the same rows.
+  # Drawn anew for each, the sample shows how uncertain it is itself.
   needs = [
-    rows_needed(rng.choice(sample, captions), length)
+    rows_needed(rng.choice(rng.choice(sample, len(sample)), captions), length)
     for _ in range(_SIMULATED_GROUPS)
   ]
-  # The sample's mean is uncertain too: hence the second term.
+  # Rows may need more than tokens do: of captions of half a row, the longer
+  # ones find no partner.
   variance = sample.var() * captions * (1 + captions / len(sample))
+  deviation = max(np.std(needs), math.sqrt(variance) / length)
   tail = statistics.NormalDist().inv_cdf(1 - OVERFLOW_PROBABILITY / groups)
-  first = np.mean(needs) + tail * math.sqrt(variance) / length
+  first = np.mean(needs) + tail * deviation
   rungs = [min(math.ceil(first), captions)]
   while rungs[-1] < captions:
     rungs.append(min(math.ceil(rungs[-1] * _RUNG_RATIO), captions))

@@ -1,4 +1,4 @@
-"""Contrastive losses over the global batch; the only home of collectives.
+"""Contrastive losses over the global batch, with their collectives.
 
 First come functions for one device inside `jax.shard_map` (`local_loss`); those
 for whole arrays (`softmax_loss`, `sigmoid_loss`) wrap them. Every method gives
@@ -15,6 +15,7 @@ The walk is in `sweep`, the mathematics in `softmax` and `sigmoid`.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -96,7 +97,7 @@ def local_loss(kind: str) -> Callable[..., jax.Array]:
 
   Raises:
     UserError: unknown kind, method, `duplicates` or `kernel`; no bias for a
-      sigmoid.
+      sigmoid; shapes that do not belong together.
   """
   if kind not in LOCAL_KINDS:
     raise errors.unknown("loss kind", kind, LOCAL_KINDS)
@@ -122,6 +123,7 @@ def _local(
     raise errors.unknown("loss.duplicates", duplicates, DUPLICATES)
   if kernel not in kernel_lib.MODES:
     raise errors.unknown("kernel mode", kernel, kernel_lib.MODES)
+  _check_shapes(image_embeds, text_embeds, image_ids, text_ids)
   dtype = jnp.promote_types(image_embeds.dtype, text_embeds.dtype)
   if dtype != jnp.bfloat16:  # The products of float16 overflow.
     dtype = jnp.promote_types(dtype, jnp.float32)
@@ -155,6 +157,21 @@ def _local(
   return lax.pmean(loss, axes) if gather_all else loss
 
 
+def _check_shapes(images, texts, image_ids, text_ids):
+  """Raises UserError unless row i of each is of pair i."""
+  if images.ndim != 2 or images.shape != texts.shape or not images.size:
+    raise errors.UserError(
+      "The embeddings of images and texts must both be (pairs, embed), of at "
+      f"least one pair; got {images.shape} and {texts.shape}."
+    )
+  for name, ids in (("image_ids", image_ids), ("text_ids", text_ids)):
+    if ids is not None and ids.shape != images.shape[:1]:
+      raise errors.UserError(
+        f"{name} must hold one number a pair, {images.shape[:1]}; got "
+        f"{ids.shape}."
+      )
+
+
 def _global(
   kind: str,
   embeds: tuple[jax.Array, jax.Array],
@@ -178,7 +195,14 @@ def _global(
     )
 
   embeds, scalars, ids = jax.tree.map(jnp.asarray, (embeds, scalars, ids))
+  _check_shapes(*embeds, *ids)
   if mesh is not None:
+    devices = math.prod(mesh.shape[axis] for axis in axes)
+    if len(embeds[0]) % devices:
+      raise errors.UserError(
+        f"{len(embeds[0])} pairs do not split evenly over the {devices} "
+        f"devices of the mesh axes {axes}."
+      )
     run = jax.shard_map(
       run, mesh=mesh, in_specs=(P(axes), P(), P(axes)), out_specs=P()
     )
@@ -217,7 +241,8 @@ def softmax_loss(
     in at least float32.
 
   Raises:
-    UserError: unknown method or `duplicates`.
+    UserError: unknown method or `duplicates`; shapes that do not belong
+      together, or do not split over the mesh.
   """
   return _global(
     "softmax",
@@ -263,7 +288,8 @@ def sigmoid_loss(
     cross-entropy, in nats, in at least float32.
 
   Raises:
-    UserError: no bias, unknown method or `duplicates`.
+    UserError: no bias, unknown method or `duplicates`; shapes that do not
+      belong together, or do not split over the mesh.
   """
   return _global(
     "sigmoid",

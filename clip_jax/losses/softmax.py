@@ -7,6 +7,12 @@ gradient is p_ij = exp(a_ij - loss_i) at j != i and expm1(-loss_i) at the own
 text, and the temperature's is sum_j p_ij (cos_ij - cos_ii): no difference of
 large sums. The columns' part is the same with b_ij = z_ij - z_jj.
 
+Of k positives, the own text among them, each has a target of 1/k, and near
+convergence all a_ij of theirs are near 0. So 1/k is taken out: the loss is
+rest_i + log k less the positives' mean a_ij, where rest_i is log(1 + (sum of
+exp a_ij over negatives + sum of expm1 a_ij over the other positives) / k), and
+the gradient of a positive is expm1(a_ij - rest_i) / k.
+
 Forward, each row and column keeps (m, s): the largest difference so far, at
 least 0, and the sum of exp(difference - m). Two such merge exactly into one
 (Milakov and Gimelshein 2018, arXiv 1805.02867), in any order, so that rows keep
@@ -30,7 +36,8 @@ class Totals(NamedTuple):
 
   Attributes:
     largest: the largest difference, at least that of the own logit, 0.
-    others: sum of exp(difference - largest) over all but the own pair.
+    others: sum of exp(difference - largest) over all but the own pair; of other
+      positives, of that less exp(-largest).
     copies: number of other positives; None where none can be.
     lead: sum of their differences; None where none can be.
   """
@@ -41,22 +48,23 @@ class Totals(NamedTuple):
   lead: jax.Array | None
 
   @property
-  def excess(self) -> jax.Array:
-    """Log-sum-exp of all differences, the own one's 0 included."""
-    # log(others + exp(-largest)), exact also where `others` is tiny.
-    return self.largest + jnp.log1p(self.others + jnp.expm1(-self.largest))
+  def rest(self) -> jax.Array:
+    """Log-sum-exp of all differences, less the log of the positives."""
+    # log(others / k + exp(-largest)), exact also where `others` is tiny.
+    others = self.others * self.share
+    return self.largest + jnp.log1p(others + jnp.expm1(-self.largest))
 
   @property
-  def share(self) -> jax.Array | None:
+  def share(self) -> jax.Array | float:
     """The target of each positive."""
-    return None if self.copies is None else 1 / (1 + self.copies)
+    return 1.0 if self.copies is None else 1 / (1 + self.copies)
 
   @property
   def loss(self) -> jax.Array:
     """Cross-entropy with the target spread evenly over the positives."""
     if self.copies is None:
-      return self.excess
-    return self.excess - self.share * self.lead
+      return self.rest
+    return self.rest + jnp.log1p(self.copies) - self.share * self.lead
 
 
 def _no_totals(zeros: jax.Array, *, copies: bool) -> Totals:
@@ -79,9 +87,14 @@ def _tile_totals(
 ) -> Totals:
   counted = targets.without(relations, differences, -jnp.inf)
   largest = jnp.maximum(counted.max(axis), 0)
-  others = jnp.exp(counted - jnp.expand_dims(largest, axis)).sum(axis)
+  above = jnp.expand_dims(largest, axis)
+  others = jnp.exp(counted - above)
   if relations.copies is None:
-    return Totals(largest, others, None, None)
+    return Totals(largest, others.sum(axis), None, None)
+  # Of larger differences the plain one is as exact, and overflows nowhere.
+  near = jnp.expm1(jnp.minimum(differences, 1)) * jnp.exp(-above)
+  near = jnp.where(differences < 1, near, others - jnp.exp(-above))
+  others = jnp.where(relations.copies, near, others).sum(axis)
   lead = jnp.where(relations.copies, differences, 0).sum(axis)
   copies = relations.copies.sum(axis, dtype=differences.dtype)
   return Totals(largest, others, copies, lead)
@@ -184,10 +197,12 @@ def _backward(options, images, texts, scale, ids, totals):
     padded=pairs.is_padded(count, layout),
   )
 
-  def probabilities(differences, excess, share, relations):
-    weights = jnp.exp(scale * differences - excess)
+  def probabilities(differences, rest, share, relations):
+    logits = scale * differences - rest
+    weights = jnp.exp(logits)
     if relations.copies is not None:
-      weights -= jnp.where(relations.copies, share, 0)
+      copies = jnp.expm1(logits)
+      weights = share * jnp.where(relations.copies, copies, weights)
     return targets.without(relations, weights)
 
   def tile(rows, columns, row_state, text_gradient):
@@ -199,10 +214,10 @@ def _backward(options, images, texts, scale, ids, totals):
     above_row = cosines - rows_of["own"]
     above_column = cosines - columns["own"]
     by_row = probabilities(
-      above_row, rows_of["excess"], rows_of.get("share"), relations
+      above_row, rows_of["rest"], rows_of.get("share"), relations
     )
     by_column = probabilities(
-      above_column, columns["excess"], columns.get("share"), relations
+      above_column, columns["rest"], columns.get("share"), relations
     )
     temperature += (by_row * above_row + by_column * above_column).sum(axis=1)
     # As exact as the embeddings: their rounding of the weights is no larger
@@ -214,8 +229,8 @@ def _backward(options, images, texts, scale, ids, totals):
 
   marks = [
     _marks(images, texts, ids, layout)
-    | {"excess": part.excess}
-    | ({} if part.share is None else {"share": part.share})
+    | {"rest": part.rest}
+    | ({} if part.copies is None else {"share": part.share})
     for part in totals
   ]
   rows = sweep.split(
@@ -270,9 +285,7 @@ def _loss_backward(options, residuals, cotangent):
   )
   own: Any = 0  # The gradient of each pair's own logit.
   for part in totals:
-    own += jnp.expm1(-part.excess)
-    if part.copies is not None:
-      own += part.copies * part.share  # 1 less the own text's target.
+    own += part.share * jnp.expm1(-part.rest)
   own = own[:, None]
   image_gradient += own * texts.astype(kind)
   text_gradient += own * images.astype(kind)

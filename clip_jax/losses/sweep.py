@@ -1,4 +1,4 @@
-"""The walk over all logits of a batch, a tile at a time: all collectives.
+"""The walk over all logits of a batch, a tile at a time.
 
 Every device keeps its images and sees the texts of all devices. Texts travel
 around a ring of devices in blocks, one hop a step; a block is cut into chunks,

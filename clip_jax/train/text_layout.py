@@ -137,11 +137,14 @@ def make_layout(
   """
   context = tower.context_length
   if name in ("auto", "packed") and padding.can_be_packed(tower):
-    length = packer.row_length(context)
+    length, lengths = packer.row_length(context), sample()
     rungs = packer.ladder(
-      sample(), captions=captions, groups=groups, length=length
+      lengths, captions=captions, groups=groups, length=length
     )
-    if name == "packed" or rungs[0] * length < captions * context:
+    alone = context  # The row of a caption that shares none.
+    if padding.can_be_cut(tower):
+      alone = next(x for x in padding.buckets(context) if x >= max(lengths))
+    if name == "packed" or rungs[0] * length < captions * alone:
       return Packed(tower, captions, length, rungs)
   if name in ("auto", "buckets") and padding.can_be_cut(tower):
     return Rows(tower, padding.buckets(context))

@@ -124,6 +124,27 @@ def test_the_first_rung_suffices_but_for_rare_batches(captions, groups):
   assert rungs[0] <= math.ceil(0.27 * captions)
 
 
+@pytest.mark.parametrize(
+  "draw",
+  [
+    lambda rng, captions: rng.integers(38, 45, captions),
+    lambda rng, captions: rng.choice([41, 12], captions),
+    lambda rng, captions: rng.integers(3, 78, captions),
+  ],
+  ids=["half a row", "half a row or short", "any"],
+)
+@pytest.mark.parametrize(("captions", "groups"), [(32, 8), (512, 8)])
+def test_it_suffices_for_lengths_that_pack_badly(draw, captions, groups):
+  rng = np.random.default_rng(6)
+  sample = draw(rng, 512)
+  rungs = packing.ladder(sample, captions=captions, groups=groups, length=80)
+  needs = [
+    packing.rows_needed(draw(rng, captions), 80) for _ in range(50 * groups)
+  ]
+  fullest = np.reshape(needs, (50, groups)).max(axis=1)
+  assert (fullest > rungs[0]).sum() <= 1
+
+
 def test_long_captions_have_a_row_each():
   rungs = packing.ladder(np.full(9, 77), captions=6, groups=2, length=80)
   assert rungs == (6,)

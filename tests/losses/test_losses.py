@@ -77,6 +77,30 @@ def test_an_unknown_choice_names_the_close_one(tools, options, message):
     losses.softmax_loss(images, texts, jnp.float32(1), **options)
 
 
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda i, t, ids: (i, t[:1], ids), r"got \(24, 7\) and \(1, 7\)"),
+    (lambda i, t, ids: (i, t[:, :3], ids), r"got \(24, 7\) and \(24, 3\)"),
+    (lambda i, t, ids: (i[:0], t[:0], ids[:0]), "at least one pair"),
+    (lambda i, t, ids: (i, t, ids[:1]), r"image_ids .* got \(1,\)"),
+    (lambda i, t, ids: (i[:4], t[:4], ids[:4]), "4 pairs .* the 8 devices"),
+  ],
+)
+def test_shapes_that_do_not_belong_together_are_refused(tools, change, message):
+  images, texts, ids = change(*tools.make_pairs(0.5), tools.make_ids()[0])
+  with pytest.raises(errors.UserError, match=message):
+    losses.softmax_loss(
+      images,
+      texts,
+      jnp.float32(1),
+      mesh=sharding.make_mesh(),
+      axes=sharding.BATCH_AXES,
+      duplicates="mask",
+      image_ids=ids,
+    )
+
+
 def test_an_unknown_kind_names_the_close_one():
   with pytest.raises(errors.UserError, match="Did you mean 'softmax'"):
     losses.local_loss("sofmax")

@@ -136,6 +136,30 @@ def test_duplicates_are_masked_or_positive_in_float32(
   check(tools, kind, method, mesh, dtype=np.float32, tolerance=1e-5, **options)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("duplicates", ["mask", "positive"])
+@pytest.mark.parametrize(
+  ("method", "mesh"), [("gathered", (2, 2)), ("two_level", (2, 4))]
+)
+def test_pairs_that_come_twice_keep_their_digits_near_convergence(
+  tools, kind, duplicates, method, mesh
+):
+  half = tools.pairs // 2
+  ids = np.tile(np.arange(half, dtype=np.int32), 2)
+  options = {"duplicates": duplicates, "ids": (ids, ids)}
+  with jax.enable_x64(True):
+    for scale in SCALES[kind]:
+      images, texts = (
+        np.concatenate([x[:half]] * 2) for x in tools.make_pairs(0.9)
+      )
+      arrays = images, texts, np.float64(scale), np.float64(BIAS)
+      loss, gradients = tools.evaluate(kind, method, mesh, arrays, **options)
+      want, wanted = tools.dense(kind, arrays, **options)
+      for a, b in zip((loss, *gradients), (want, *wanted), strict=True):
+        # A positive's probability less its target has lost all but 1e-9.
+        assert tools.relative(a, b) < 3e-11
+
+
 def changes(tools):
   """What is wrong, and arrays, targets and ids with it."""
   images, texts = tools.make_pairs(0.5)

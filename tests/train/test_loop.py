@@ -7,6 +7,7 @@ import shutil
 import signal
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 from clip_jax import config as config_lib
 from clip_jax import errors, inference, terminal
 from clip_jax.data import sources
+from clip_jax.models import packing
 from clip_jax.train import checkpoint, journal, loop
 from clip_jax.train import run as run_lib
 from clip_jax.train import step as step_lib
@@ -241,3 +243,55 @@ def test_skipped_steps_are_counted_and_logged(tmp_path, monkeypatch, caplog):
   assert "not finite; nothing was changed (2 so far)" in caplog.text
   # A skipped update does not use up the warm-up.
   assert lines[0]["learning_rate"] == lines[1]["learning_rate"]
+
+
+def _write_ragged_pairs(folder, count):
+  """Writes a table of pictures and captions of one to twelve words."""
+  rng = np.random.default_rng(0)
+  rows = ["image,caption"]
+  for i in range(count):
+    pixels = rng.integers(0, 256, (20, 20, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / f"{i}.png")
+    words = rng.choice(["a", "red", "cat", "sits"], rng.integers(1, 13))
+    rows.append(f"{i}.png,{' '.join(words)}")
+  (folder / "pairs.csv").write_text("\n".join(rows) + "\n")
+  return f"csv:{folder / 'pairs.csv'}"
+
+
+@pytest.mark.slow
+def test_a_warm_run_compiles_nothing(tmp_path, monkeypatch, caplog):
+  pairs = _write_ragged_pairs(tmp_path, 44)
+  config = config_lib.load(
+    CONFIG.parents[2] / "configs" / "demo_vit.py",
+    [
+      f"data.train={pairs}",
+      "batch_size=64",
+      "data.text_layout=packed",
+      "steps=110",
+      "optim.warmup_steps=1",
+      "eval_every_steps=20",
+      "log_every_steps=10",
+      "checkpoint.every_steps=20",
+      "report=",
+    ],
+  )
+  # The last batch of either is short.
+  config.evals = {
+    "found": {"task": "retrieval", "data": pairs},
+    "named": {"data": "builtin:digits/test"},
+  }
+  compiled, used = {}, set()
+  note = journal.Journal.note
+
+  def count(self, step, batch, measured):
+    compiled[step] = len([x for x in caplog.messages if "ompil" in x])
+    assert isinstance(batch["tokens"], packing.PackedText)
+    used.add(int((batch["tokens"].tokens > 0).sum()))
+    return note(self, step, batch, measured)
+
+  monkeypatch.setattr(journal.Journal, "note", count)
+  with jax.log_compiles(), caplog.at_level(logging.WARNING):
+    loop.train(config_lib.check(config), tmp_path / "run")
+  assert len(used) > 20, "Not ragged."
+  # The first evaluation and the first checkpoint are the last to compile.
+  assert compiled[1] > 0 and compiled[21] == compiled[110]
