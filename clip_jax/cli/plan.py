@@ -34,8 +34,9 @@ def _add_plan(parser: flags.Parser) -> None:
     "--caption-tokens",
     type=flags.count,
     metavar="N",
-    help="tokens of a caption, start and end included, for texts that are "
-    "packed or cut (default: as many as the tower takes)",
+    help="tokens of a caption in the mean, start and end included, for texts "
+    "that are packed or cut; their spread is taken from CC3M's captions "
+    "(default: each as many as the tower takes)",
   )
   parser.add_argument(
     "--price-per-chip-hour",

@@ -1,9 +1,22 @@
 """What is published of the chips that a run can be planned for."""
 
 import dataclasses
+import math
+
+from clip_jax.train import metrics
 
 GIB = 2**30
 GB = 10**9
+# The side of what slices of v4 and v5p are made of.
+CUBE = 4
+# docs.cloud.google.com/tpu/docs/v5e and v6e; v4 and v5p, and kubernetes-engine/
+# docs/concepts/plan-tpus. The largest job on a v5p is 16x16x24; a v4's pod has
+# 4096 chips (Jouppi et al. 2023, "TPU v4").
+_FLAT = (
+  *((1, 1), (2, 2), (2, 4), (4, 4)),
+  *((4, 8), (8, 8), (8, 16), (16, 16)),
+)
+_BELOW_CUBES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +31,9 @@ class Chip:
     torus_axes: dimensions of the network between chips.
     link_bandwidth: of one link in one direction, bytes a second.
     clock_hertz: that turns the compiler's cycles into seconds.
+    slices: the shapes that there are; those of cubes are not among them.
+    cube_chips: the most chips of a slice of whole cubes of 4 x 4 x 4, its
+      sides ascending; 0 where slices are flat.
     options: for the compiler's description of a topology.
   """
 
@@ -28,10 +44,30 @@ class Chip:
   torus_axes: int
   link_bandwidth: float
   clock_hertz: float
+  slices: tuple[tuple[int, ...], ...]
+  cube_chips: int = 0
   options: tuple[tuple[str, str], ...] = ()
 
+  def has_slice(self, shape: tuple[int, ...]) -> bool:
+    """Whether slices of that shape can be had."""
+    if shape in self.slices:
+      return True
+    cubes = len(shape) == self.torus_axes and not any(n % CUBE for n in shape)
+    ascending = tuple(sorted(shape)) == shape
+    return cubes and ascending and 0 < math.prod(shape) <= self.cube_chips
 
-# Peak, memory's bandwidth and the network: docs.cloud.google.com/tpu/docs/v4,
+  def slices_in_words(self) -> str:
+    """Returns the shapes that there are."""
+    words = ", ".join("x".join(map(str, shape)) for shape in self.slices)
+    if self.cube_chips:
+      words += (
+        f", and ascending multiples of {CUBE} such as 4x4x8, up to "
+        f"{self.cube_chips:,} chips"
+      )
+    return words
+
+
+# Memory's bandwidth and the network: docs.cloud.google.com/tpu/docs/v4,
 # v5e, v5p and v6e. The network's figure there is of a chip, both directions and
 # all links together: 400, 1200 and 800 GB/s over 4, 6 and 4 links. For v4:
 # Jouppi et al. 2023, "TPU v4", Table 4: six links of 50 GB/s.
@@ -46,41 +82,47 @@ CHIPS = {
   for chip in (
     Chip(
       name="v4",
-      peak_flops=275e12,
+      peak_flops=metrics.PEAK_FLOPS["v4"],
       memory_bytes=int(30.75 * GIB),
       memory_bandwidth=1200 * GB,
       torus_axes=3,
       link_bandwidth=50 * GB,
       clock_hertz=1.05e9,
+      slices=_BELOW_CUBES,
+      cube_chips=4096,
       # Both cores of a chip as one device.
       options=(("chip_config_name", "megacore"),),
     ),
     Chip(
       name="v5e",
-      peak_flops=197e12,
+      peak_flops=metrics.PEAK_FLOPS["v5e"],
       memory_bytes=int(15.75 * GIB),
       memory_bandwidth=819 * GB,
       torus_axes=2,
       link_bandwidth=50 * GB,
       clock_hertz=1.5e9,
+      slices=_FLAT,
     ),
     Chip(
       name="v5p",
-      peak_flops=459e12,
+      peak_flops=metrics.PEAK_FLOPS["v5"],
       memory_bytes=int(95.73 * GIB),
       memory_bandwidth=2765 * GB,
       torus_axes=3,
       link_bandwidth=100 * GB,
       clock_hertz=1.75e9,
+      slices=_BELOW_CUBES,
+      cube_chips=6144,
     ),
     Chip(
       name="v6e",
-      peak_flops=918e12,
+      peak_flops=metrics.PEAK_FLOPS["v6e"],
       memory_bytes=int(31.24 * GIB),
       memory_bandwidth=1638 * GB,
       torus_axes=2,
       link_bandwidth=100 * GB,
       clock_hertz=1.75e9,
+      slices=_FLAT,
     ),
   )
 }

@@ -6,11 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from clip_jax import sharding
 from clip_jax.models import packing, variants
-from clip_jax.plan import topology
+from clip_jax.plan import captions, topology
 from clip_jax.train import initial, program, text_layout
 from clip_jax.train import step as step_lib
 
@@ -45,8 +44,9 @@ def make_job(
     config: checked.
     where: the devices.
     examples: in the data, for a config that counts epochs.
-    caption_tokens: of each caption, its start and end included; None for as
-      many as the tower takes, the most that a batch can need.
+    caption_tokens: of a caption in the mean, its start and end included; see
+      `captions`. None for as many as the tower takes in each, the most that a
+      batch can need.
 
   Raises:
     UserError: the config does not fit the devices, or itself.
@@ -60,20 +60,34 @@ def make_job(
     where=where,
     state=step.abstract_state(),
     batch=_abstract_batch(step, layout, rung),
-    texts=layout.describe(rung),
+    texts=_describe(layout, rung, caption_tokens),
   )
 
 
 def _make_layout(
   step: program.Program, caption_tokens: int | None
 ) -> tuple[text_layout.Layout, int]:
-  """Returns how captions of so many tokens lie in memory, and its size."""
+  """Returns how such captions lie in memory, and its size."""
   context = step.model.text.context_length
-  need = min(caption_tokens or context, context)
-  layout = step.make_layout(lambda: np.full(text_layout.SAMPLED_CAPTIONS, need))
+
+  def sample(number=text_layout.SAMPLED_CAPTIONS):
+    return captions.sample_lengths(
+      caption_tokens or context, number=number, context=context
+    )
+
+  layout = step.make_layout(sample)
   if isinstance(layout, text_layout.Packed):
     return layout, layout.rungs[0]
+  # The longest of a batch decides.
+  need = sample(step.config.batch_size).max()
   return layout, next(rung for rung in layout.rungs if rung >= need)
+
+
+def _describe(layout, rung, caption_tokens) -> str:
+  words = layout.describe(rung)
+  if caption_tokens is not None:
+    words += f" ({caption_tokens} tokens in the mean, spread as CC3M's)"
+  return words
 
 
 def _abstract_batch(

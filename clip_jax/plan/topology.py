@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import importlib.util
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -15,17 +14,17 @@ from clip_jax.plan import environment, hardware
 
 LOCAL = "local"
 
-_NAME = re.compile(r"(?P<chip>[\w-]+):(?P<shape>\d+(?:x\d+)+)")
+_NAME = re.compile(r"(?P<chip>[\w-]+):(?P<shape>\d{1,9}(?:x\d{1,9}){1,9})")
 # Google's names of machine types, for those who type them.
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v5": "v5p", "v6": "v6e"}
 # A side of the network that closes to a ring: 16 chips in a v5e's or v6e's pod
 # of 16x16; any multiple of 4 in a v4's or v5p's cubes (docs.cloud.google.com/
 # tpu/docs/v5e, v5p).
 _RING_2D = 16
-_RING_3D = 4
 # Chips of one host, as the compiler wants to know: at most 2 x 2.
 _HOST_SIDE = 2
-_MOST_CHIPS = 2**14
+# A name is shown so far.
+_SHOWN = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +78,8 @@ def parse(name: str) -> tuple[hardware.Chip, tuple[int, ...]]:
   found = _NAME.fullmatch(name.strip().lower())
   if not found:
     raise errors.UserError(
-      f"Unknown topology {name!r}; give 'local', or a chip and the shape of a "
-      f"slice, such as v5e:16x16 or v4:4x4x8. Chips: "
+      f"Unknown topology {name[:_SHOWN]!r}; give 'local', or a chip and "
+      f"the shape of a slice, such as v5e:16x16 or v4:4x4x8. Chips: "
       f"{', '.join(hardware.CHIPS)}."
     )
   kind = _ALIASES.get(found["chip"], found["chip"])
@@ -94,10 +93,10 @@ def parse(name: str) -> tuple[hardware.Chip, tuple[int, ...]]:
       f"Topology {name!r}: slices of {chip.name} have {chip.torus_axes} sides, "
       f"such as {chip.name}:{example}."
     )
-  if 0 in shape or math.prod(shape) > _MOST_CHIPS:
+  if not chip.has_slice(shape):
     raise errors.UserError(
-      f"Topology {name!r} has {math.prod(shape)} chips; a slice has 1 to "
-      f"{_MOST_CHIPS}."
+      f"There is no slice {name}; of {chip.name} there are "
+      f"{chip.slices_in_words()}."
     )
   return chip, shape
 
@@ -106,7 +105,7 @@ def rings(chip: hardware.Chip, shape: tuple[int, ...]) -> tuple[bool, ...]:
   """Returns which sides of a slice close to a ring."""
   if chip.torus_axes == 2:
     return tuple(side == _RING_2D for side in shape)
-  closed = all(side % _RING_3D == 0 for side in shape)
+  closed = all(side % hardware.CUBE == 0 for side in shape)
   return (closed,) * len(shape)
 
 

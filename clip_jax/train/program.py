@@ -10,10 +10,13 @@ import ml_collections
 import numpy as np
 import optax
 
-from clip_jax import sharding
+from clip_jax import errors, sharding
 from clip_jax.models import clip, variants
 from clip_jax.train import optim, text_layout
 from clip_jax.train import step as step_lib
+
+# Updates are counted in 32 bits.
+_MOST_STEPS = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +105,7 @@ def make_program(
     config.batch_size, mesh, micro_batches=config.micro_batches
   )
   spec = variants.spec(config.model, config.model_overrides.to_dict())
-  total_steps = config.steps
-  if total_steps is None and examples is not None:
-    total_steps = math.ceil(config.epochs * examples / config.batch_size)
+  total_steps = _total_steps(config, examples)
   return Program(
     config=config,
     mesh=mesh,
@@ -118,3 +119,18 @@ def make_program(
     ),
     total_steps=total_steps,
   )
+
+
+def _total_steps(config, examples: int | None) -> int | None:
+  if config.steps is not None or examples is None:
+    return config.steps
+  try:
+    steps = math.ceil(config.epochs * examples / config.batch_size)
+  except OverflowError:
+    steps = math.inf
+  if steps > _MOST_STEPS:
+    raise errors.UserError(
+      f"epochs={config.epochs:g} of these data are more than the "
+      f"{_MOST_STEPS:,} steps that can be counted; take fewer."
+    )
+  return steps

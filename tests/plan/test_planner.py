@@ -96,7 +96,7 @@ def test_compiled_flops_are_the_analytic_ones(plan):
   ("changes", "tokens"),
   [
     (["model_overrides.image.patch_dropout=0.75"], None),
-    ([], 5),
+    (["batch_size=128"], 5),
     (["optim.frozen=^image/"], None),
     (["optim.frozen=^image/(?!projection)"], None),
   ],
@@ -158,15 +158,21 @@ def test_parts_of_the_memory_add_up(plan):
   assert parts["batch"] == images + 4 * (32 // 8) * (16 + 1)
 
 
+FIVE_TOKENS = (
+  "8 rows of 16 tokens for 16 captions (5 tokens in the mean, spread as CC3M's)"
+)
+
+
 @pytest.mark.parametrize(
   ("tokens", "words", "shape"),
   [
-    # Each of 8 devices packs its 4 captions into rows of 16 tokens.
-    (None, "a row of 16 tokens for each caption", (32, 16)),
-    (5, "2 rows of 16 tokens for 4 captions", (16, 16)),
+    # Each of 8 devices packs its 16 captions into rows of 16 tokens.
+    (None, "a row of 16 tokens for each caption", (128, 16)),
+    (5, FIVE_TOKENS, (64, 16)),
   ],
 )
-def test_texts_lie_in_memory_as_in_a_run(config, local, tokens, words, shape):
+def test_texts_lie_in_memory_as_in_a_run(file, local, tokens, words, shape):
+  config = config_lib.load(file, ["data.train=nowhere", "batch_size=128"])
   job = jobs.make_job(config, local, caption_tokens=tokens)
   assert job.texts == words
   arrays = jax.tree.leaves(job.batch["tokens"])
@@ -331,12 +337,14 @@ def test_a_step_too_large_to_compile_is_a_plan(config, local, monkeypatch):
     ("batch_size=33", "must divide by the 8 devices"),
     ("mesh.fsdp=3", "their product must be 8"),
     ("model=no-model", "Unknown model 'no-model'"),
+    ("epochs=1e308", "more than the 2,147,483,647 steps"),
     ("model_overrides.image.remat=some", "Unknown remat policy 'some'"),
   ],
 )
 def test_configs_that_cannot_train_are_refused(file, change, message, capsys):
   code, text = command(
-    "--config", file, "--topology", "local", f"--config.{change}"
+    *("--config", file, "--topology", "local", "--examples", 10**6),
+    f"--config.{change}",
   )
   assert code == 1
   assert text == ""

@@ -16,6 +16,8 @@ from clip_jax.plan import environment, hardware, topology
     ("v4:4x4x8", "v4", (4, 4, 8)),
     ("v5p:4x4x4", "v5p", (4, 4, 4)),
     ("v6e:8x16", "v6e", (8, 16)),
+    ("v4:2x2x1", "v4", (2, 2, 1)),
+    ("v5p:16x16x24", "v5p", (16, 16, 24)),
   ],
 )
 def test_names_are_a_chip_and_a_shape(name, chip, shape):
@@ -31,8 +33,13 @@ def test_names_are_a_chip_and_a_shape(name, chip, shape):
     ("v9:4x4", "Unknown chip 'v9'.*Known: v4, v5e, v5p, v6e"),
     ("v4:4x4", "slices of v4 have 3 sides, such as v4:4x4x4"),
     ("v5e:4x4x4", "slices of v5e have 2 sides, such as v5e:16x16"),
-    ("v5e:0x4", "has 0 chips"),
-    ("v5p:64x64x64", "has 262144 chips"),
+    ("v5e:" + "9" * 5000 + "x4", "Unknown topology 'v5e:9{36}'"),
+    ("v5e:0x4", "no slice v5e:0x4; of v5e there are 1x1, 2x2, 2x4, .* 16x16"),
+    ("v5e:16x32", "no slice v5e:16x32"),
+    ("v6e:2x8", "no slice v6e:2x8"),
+    ("v4:4x4x6", "such as 4x4x8, up to 4,096 chips"),
+    ("v4:8x4x4", "ascending multiples of 4"),
+    ("v5p:16x16x28", "no slice v5p:16x16x28"),
   ],
 )
 def test_other_names_are_refused(name, message):
