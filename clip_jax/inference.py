@@ -192,11 +192,7 @@ class Clip:
     if not texts:
       return np.zeros((0, self.module.embed_dim), np.float32)
     tokens = self.tokenizer(texts)
-    if tokens.max() >= (size := self.module.text.vocab_size):
-      raise errors.UserError(
-        f"The tokenizer gives the id {tokens.max()}, but the text tower knows "
-        f"{size} only: they do not belong together."
-      )
+    check_tokens(tokens, self.module.text)
     return self.encoder.embed_tokens(self.variables, tokens)
 
   def classify(
@@ -258,6 +254,15 @@ class Clip:
       digest.update(name.encode())
       digest.update(array.view(np.uint8).data)
     return digest.hexdigest()
+
+
+def check_tokens(tokens: np.ndarray, tower: nn.Module) -> None:
+  """Raises UserError where a text tower does not know some of `tokens`."""
+  if tokens.max() >= tower.vocab_size:
+    raise errors.UserError(
+      f"The tokenizer gives the id {tokens.max()}, but the text tower knows "
+      f"{tower.vocab_size} only: they do not belong together."
+    )
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

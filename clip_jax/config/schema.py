@@ -29,6 +29,10 @@ def _between(low: float, high: float) -> Check:
   return lambda value: None if low <= value <= high else wanted
 
 
+def _below_one(value: float) -> str | None:
+  return None if 0 <= value < 1 else "at least 0 and less than 1"
+
+
 def _one_of(names: Sequence[str]) -> Check:
   wanted = "one of " + ", ".join(names)
   return lambda value: None if value in names else wanted
@@ -136,9 +140,9 @@ SCHEMA: dict[str, Field] = {
   "optim.weight_decay": Field(
     float, 0.2, _at_least(0), "decoupled, on matrices (paper, Table 18)"
   ),
-  "optim.beta1": Field(float, 0.9, _between(0, 1), "momentum: Adam's beta1"),
+  "optim.beta1": Field(float, 0.9, _below_one, "momentum: Adam's beta1"),
   "optim.beta2": Field(
-    float, None, _between(0, 1), "Adam's beta2; paper: ViT 0.98, ResNet 0.999"
+    float, None, _below_one, "Adam's beta2; paper: ViT 0.98, ResNet 0.999"
   ),
   "optim.epsilon": Field(
     float, None, _positive, "Adam's epsilon; paper: ViT 1e-6, ResNet 1e-8"
@@ -158,7 +162,7 @@ SCHEMA: dict[str, Field] = {
   "optim.ema_decay": Field(
     float,
     0.0,
-    _between(0, 1),
+    _below_one,
     "weights in use are an average of the trained ones, which moves by 1 - this"
     " an update; 0: no average",
   ),

@@ -24,7 +24,8 @@ def place(model: clip.CLIP, specs: Any) -> clip.CLIP:
   towers = {}
   for name in ("image", "text"):
     stack = specs[name].get("encoder", {}).get("blocks")
-    if any(map(sharding.split_axis, jax.tree.leaves(stack))):
+    axes = map(sharding.split_axis, jax.tree.leaves(stack))
+    if any(axis is not None for axis in axes):
       towers[name] = getattr(model, name).clone(
         whole=_layer_gatherer(stack, model.dtype)
       )

@@ -57,7 +57,20 @@ DERIVED = {
 
 # Filled in from elsewhere: the whole model's, or no part of the architecture.
 _NOT_IN_SPEC = {"parent", "name", "embed_dim", "dtype", "param_dtype", "whole"}
-
+# Fields of towers that are sizes, or several of them.
+_SIZES = {
+  "context_length",
+  "depth",
+  "depths",
+  "heads",
+  "image_size",
+  "mlp_dim",
+  "patch_size",
+  "positions",
+  "unroll",
+  "vocab_size",
+  "width",
+}
 
 # The name of a model whose description is all in its overrides: a run sets
 # them from the checkpoints that it begins with.
@@ -115,7 +128,32 @@ def resolve(base: dict, overrides: dict | None = None) -> dict:
   for field, derive in DERIVED.items():
     if field not in merged:
       merged[field] = derive(merged)
+  _check_sizes(merged)
   return copy.deepcopy(merged)
+
+
+def _check_sizes(description):
+  """Raises UserError for numbers that no model can have."""
+  named = {"embed_dim": description["embed_dim"]}
+  for part in TOWERS:
+    named |= {
+      f"{part}.{field}": value
+      for field, value in description[part].items()
+      if field in _SIZES and value is not None
+    }
+  for field, value in named.items():
+    numbers = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(x, int) and x >= 1 for x in numbers):
+      raise errors.UserError(
+        f"Model field {field!r} must be a whole number of at least 1; got "
+        f"{value!r}."
+      )
+  dropped = description["image"].get("patch_dropout", 0)
+  if not 0 <= dropped < 1:
+    raise errors.UserError(
+      "Model field 'image.patch_dropout' is the share of patches to leave out, "
+      f"at least 0 and less than 1; got {dropped!r}."
+    )
 
 
 def _resolve_tower(part, base, change):

@@ -38,15 +38,16 @@ def _items(state: step_lib.TrainState) -> dict[str, Any]:
     "skipped": state.skipped,
     "opt_state": state.opt_state,
   }
-  if state.ema:
+  if state.ema:  # Then the variables are the averages.
     progress["params"] = state.params
+    progress["batch_stats"] = state.batch_stats
   return {VARIABLES: state.variables, PROGRESS: progress}
 
 
 def _state(items: dict[str, Any]) -> step_lib.TrainState:
   variables, progress = items[VARIABLES], items[PROGRESS]
   if "params" in progress:
-    variables = {**variables, "ema": variables["params"]}
+    variables = {"ema": variables}
   return step_lib.TrainState(**{**variables, **progress})
 
 
@@ -278,7 +279,9 @@ def _restore(
   read = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
   meta = integrity.unseal(manager.restore(step, args=read)[META])
   for name, tree in abstract.items():
-    integrity.check_shapes(tree, meta["shapes"][name], step=step)
+    integrity.check_shapes(
+      tree, meta["shapes"][name], step=step, has_model=name == VARIABLES
+    )
   arguments = {
     name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()
   }

@@ -264,7 +264,9 @@ def load(
     ],
   )
   if state.ema:
-    variables["ema"] = jax.tree.map(jnp.copy, variables["params"])
+    variables["ema"] = jax.tree.map(
+      jnp.copy, {name: variables[name] for name in state.ema}
+    )
   return state.replace(**variables)
 
 

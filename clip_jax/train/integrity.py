@@ -62,8 +62,17 @@ def shapes(tree: Any) -> dict[str, str]:
   }
 
 
-def check_shapes(tree: Any, saved: dict[str, str], *, step: int) -> None:
-  """Raises UserError where checkpoint `step` holds other arrays than `tree`."""
+def check_shapes(
+  tree: Any, saved: dict[str, str], *, step: int, has_model: bool
+) -> None:
+  """Raises UserError where checkpoint `step` holds other arrays than `tree`.
+
+  Args:
+    tree: arrays or shapes.
+    saved: what `shapes` gave of those that were saved.
+    step: of the checkpoint.
+    has_model: `tree` is the model in use; else what else a run keeps.
+  """
   wanted = shapes(tree)
   if wanted == saved:
     return
@@ -74,10 +83,16 @@ def check_shapes(tree: Any, saved: dict[str, str], *, step: int) -> None:
     for path in sorted(wanted.keys() & saved.keys())
     if wanted[path] != saved[path]
   ][:3]
+  what, then = "another model", "Use a new workdir for another model."
+  if not has_model:
+    what = "the state of another optimizer"
+    then = "Take optim.name and optim.ema_decay as they were"
+    if not all(x.startswith("opt_state") for x in missing + unexpected + other):
+      what = "a run with other averages"
+    then += ", or begin a new workdir with --config.init.model=this one."
   raise errors.UserError(
-    f"Checkpoint {step} holds another model: missing {missing}, unexpected "
-    f"{unexpected}, of another shape {other}. Use a new workdir for another "
-    "model."
+    f"Checkpoint {step} holds {what}: missing {missing}, unexpected "
+    f"{unexpected}, of another shape {other}. {then}"
   )
 
 

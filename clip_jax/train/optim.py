@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from clip_jax import errors, sharding
+from clip_jax.models import sharded
 from clip_jax.train import freezing, learning_rates
 
 # Adam's numbers by the kind of image tower (paper, Table 18).
@@ -38,6 +39,9 @@ _MUON = (
   (re.compile(r"/encoder/blocks/.*attention/out/kernel$"), (1, 2), 3),
   (re.compile(r"/encoder/blocks/.*mlp/\w+/kernel$"), 1, 2),
 )
+# The smaller side of what Adafactor factors: a head's width is 64 or more, and
+# no stack has as many layers.
+_FACTORED_FROM = 64
 # Root mean square of an update, about that of Adam's, so that one learning
 # rate serves both (Liu et al. 2025, arXiv 2502.16982, section 2.2).
 _MUON_RMS = 0.2
@@ -104,14 +108,29 @@ def _adafactor(optim, image_kind):
   """Factored second moments, updates clipped to a root mean square of 1.
 
   Shazeer and Stern 2018, arXiv 1804.04235, sections 4 to 7; the momentum is in
-  bfloat16, as in "Scaling vision transformers" (Zhai et al. 2022).
+  bfloat16, as in "Scaling vision transformers" (Zhai et al. 2022). Of an
+  attention's kernel, (layers, width, heads, head width), the moments are those
+  of the widths, for each layer and head.
   """
   del image_kind
   return optax.chain(
-    optax.scale_by_factored_rms(),
-    optax.clip_by_block_rms(1.0),
+    optax.scale_by_factored_rms(min_dim_size_to_factor=_FACTORED_FROM),
+    optax.stateless(_clip_layers),
     optax.ema(optim.beta1, debias=False, accumulator_dtype=jnp.bfloat16),
   )
+
+
+def _clip_layers(updates: Any, params: Any) -> Any:
+  """Scales arrays, layer by layer, to a root mean square of at most 1."""
+  del params
+
+  def clip(path, x):
+    stacked = sharded.is_stack(sharding.path_name(path))
+    axes = tuple(range(int(stacked), x.ndim))
+    mean = jnp.square(x).mean(axis=axes, keepdims=True)
+    return x / jnp.maximum(1, jnp.sqrt(mean))
+
+  return jax.tree_util.tree_map_with_path(clip, updates)
 
 
 def _muon(optim, image_kind):
@@ -190,9 +209,16 @@ def make_optimizer(
       leaves them open.
 
   Raises:
-    UserError: the name is unknown, or the warm-up is longer than the run.
+    UserError: the name is unknown, the warm-up is longer than the run, or
+      layers are to learn at rates of their own and the tower has none.
   """
   optim = config.optim
+  if optim.layer_decay != 1 and image_kind == "resnet":
+    raise errors.UserError(
+      f"optim.layer_decay={optim.layer_decay} is for the layers of "
+      "Transformers; the image tower is a ResNet. Leave it at 1, or set "
+      "optim.image_lr_factor for the whole tower."
+    )
   if optim.name not in DIRECTIONS:
     raise errors.unknown("optimizer", optim.name, DIRECTIONS)
   clip = optax.clip_by_global_norm(optim.clip_norm)

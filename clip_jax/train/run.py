@@ -124,6 +124,8 @@ def make_run(
     context_length=step.spec["text"]["context_length"],
     contents=tokenizer_files,
   )
+  # What begins and ends a text has the largest ids, where there is any.
+  inference.check_tokens(tokenizer(["a"]), step.model.text)
   sample_lengths = functools.partial(
     text_layout.sample_lengths,
     source,

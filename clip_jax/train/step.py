@@ -32,8 +32,9 @@ class TrainState:
     params: of the model, in their storage type.
     batch_stats: running statistics of batch norms; empty without any.
     opt_state: of the optimizer.
-    skipped: updates whose loss or gradient was not finite.
-    ema: a moving average of the parameters; empty where none is kept.
+    skipped: updates that were not made, for something was not finite.
+    ema: moving averages of params and batch_stats, under these names; empty
+      where none are kept.
   """
 
   step: jax.Array
@@ -47,9 +48,9 @@ class TrainState:
   def variables(self) -> dict[str, Any]:
     """The collections of the model to use, as `model.apply` takes them.
 
-    Its parameters are the average where one is kept.
+    They are the averages where these are kept.
     """
-    return {"params": self.ema or self.params, "batch_stats": self.batch_stats}
+    return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 @flax.struct.dataclass
@@ -135,14 +136,14 @@ def _initialise(
   ema: bool,
 ) -> TrainState:
   variables = init_variables(model, seed)
-  params = variables["params"]
+  params, batch_stats = variables["params"], variables.get("batch_stats", {})
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    batch_stats=variables.get("batch_stats", {}),
+    batch_stats=batch_stats,
     opt_state=tx.init(params),
     skipped=jnp.zeros((), jnp.int32),
-    ema=params if ema else {},
+    ema={"params": params, "batch_stats": batch_stats} if ema else {},
   )
 
 
@@ -159,7 +160,7 @@ def abstract_state(
     model: to be trained.
     tx: the optimizer.
     mesh: whose devices hold the state.
-    ema: whether a moving average of the parameters is kept.
+    ema: whether moving averages are kept.
   """
   shapes = jax.eval_shape(lambda: _initialise(model, tx, 0, ema))
   shardings = sharding.tree_shardings(shapes, mesh)
@@ -198,9 +199,9 @@ def make_train_step(
 
   The batch holds, all split over the mesh: image uint8 (batch, height, width,
   3), tokens int32 (batch, length) or `PackedText`, bad int32 (batch,); with
-  `loss.duplicates`, image_ids int32 (batch,), equal for equal images. An update
-  whose loss or gradient is not finite leaves everything as it was but counts
-  itself.
+  `loss.duplicates`, image_ids int32 (batch,), equal for equal images. Where
+  loss, gradient or update are not finite everything stays as it was, but the
+  update counts itself.
   """
   abstract = abstract_state(model, tx, mesh, ema=keeps_average(config))
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -217,13 +218,12 @@ def make_train_step(
     trained = optax.apply_updates(frozen.select(state.params), updates)
     params = _cap_temperature(frozen.merge(state.params, trained), bound)
     candidate = state.replace(
-      params=params,
-      batch_stats=batch_stats,
-      opt_state=opt_state,
-      ema=_average(state, params, config.optim.ema_decay),
+      params=params, batch_stats=batch_stats, opt_state=opt_state
     )
-    # One decision for the whole mesh: both numbers are global.
+    candidate = _average(candidate, state, config.optim.ema_decay)
+    # One decision for the whole mesh: all three numbers are global.
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    finite &= jnp.isfinite(optax.tree.norm(updates))
     logit_scale = jnp.exp(state.params["log_scale"])
     state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old), candidate, state
@@ -328,24 +328,27 @@ def _text_ids(tokens, micro_batches):
 
 
 def keeps_average(config: ml_collections.ConfigDict) -> bool:
-  """Whether a run keeps a moving average of its parameters."""
+  """Whether a run keeps moving averages of what it trains."""
   return config.optim.ema_decay > 0
 
 
-def _average(state: TrainState, params: Any, decay: float) -> Any:
-  """Returns the moving average after an update; {} where none is kept.
+def _average(
+  updated: TrainState, state: TrainState, decay: float
+) -> TrainState:
+  """Returns `updated`, with the averages of `state` moved if it keeps any.
 
-  It follows fast at first, so that the initial parameters soon weigh nothing.
+  They follow fast at first, so that the initial numbers soon weigh nothing.
   """
+  if not state.ema:
+    return updated
   done = (state.step - state.skipped).astype(jnp.float32)
   decay = jnp.minimum(decay, (1 + done) / (10 + done))
-  if not state.ema:
-    return state.ema
-  return jax.tree.map(
+  averages = jax.tree.map(
     lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old),
     state.ema,
-    params,
+    {"params": updated.params, "batch_stats": updated.batch_stats},
   )
+  return updated.replace(ema=averages)
 
 
 def _cap_temperature(params: Any, max_logit_scale: float | None) -> Any:

@@ -35,7 +35,14 @@ MAY_CHANGE = (
   "eval_every_steps",
   "evals.",
   "log_every_steps",
+  "loss.method",
   "mesh.",
+  "micro_batches",
+  *(
+    f"model_overrides.{tower}.{field}"
+    for tower in ("image", "text")
+    for field in ("remat", "scan", "unroll")
+  ),
   "report",
 )
 

@@ -138,12 +138,20 @@ def test_a_logit_bias_brings_siglips_scale_without_a_bound():
     ({"text": {"eos_id": 3}}, "pooling='argmax' with eos_id=3"),
     ({"image": {"norm_after_pool": True}}, "needs pooling='gap'"),
     ({"image": {"heads": 5}}, "width=128 must divide by heads=5"),
+    ({"image": {"heads": 0}}, "'image.heads' must be a whole .* got 0"),
+    ({"image": {"depth": -1}}, "'image.depth' must be a whole .* got -1"),
+    ({"image": {"patch_size": 0}}, "'image.patch_size' must be a whole"),
+    ({"text": {"context_length": 0}}, "'text.context_length' must be a whole"),
+    ({"embed_dim": 0}, "'embed_dim' must be a whole .* got 0"),
+    ({"image": {"patch_dropout": 1.0}}, "less than 1; got 1.0"),
+    ({"image": {"patch_dropout": -0.1}}, "less than 1; got -0.1"),
   ],
 )
 def test_values_that_contradict_each_other_are_refused(overrides, message):
-  model = variants.create_model("tiny-vit", overrides=overrides)
   with pytest.raises(errors.UserError, match=message):
-    variants.abstract_variables(model)
+    variants.abstract_variables(
+      variants.create_model("tiny-vit", overrides=overrides)
+    )
 
 
 @pytest.mark.parametrize("name", ["tiny-rn", "tiny-vit", "tiny-cbow"])

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
 from clip_jax import config as config_lib
 from clip_jax import sharding
@@ -98,7 +100,50 @@ def test_the_average_is_that_of_the_parameters_on_fsdp_and_is_kept(tmp_path):
     restored, _ = checkpoints.restore_latest(abstract)
   jax.tree.map(np.testing.assert_array_equal, restored, saved)
   _, variables, _ = checkpoint.load_variables(workdir)
-  jax.tree.map(np.testing.assert_array_equal, variables["params"], saved.ema)
+  jax.tree.map(np.testing.assert_array_equal, variables, saved.ema)
+
+
+def test_an_update_that_is_not_finite_changes_nothing():
+  model, tx, mesh = _parts()
+  bad = optax.stateless(
+    lambda updates, _: jax.tree.map(lambda x: x * jnp.nan, updates)
+  )
+  tx = optax.chain(tx, bad)
+  state = step_lib.init_state(model, tx, mesh, seed=0, ema=True)
+  before = jax.tree.map(np.asarray, state)
+  step = step_lib.make_train_step(_config(), model, tx, mesh)
+  state, measured = step(state, _batch(mesh))
+  assert np.isfinite(measured.loss) and np.isfinite(measured.gradient_norm)
+  assert int(measured.skipped) == 1
+  jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
+  jax.tree.map(np.testing.assert_array_equal, state.opt_state, before.opt_state)
+
+
+def test_statistics_of_batch_norms_are_averaged_too():
+  def state(params, stats, ema):
+    one = {"x": jnp.float32(params)}, {"mean": jnp.float32(stats)}
+    return step_lib.TrainState(
+      step=jnp.int32(1),
+      params=one[0],
+      batch_stats=one[1],
+      opt_state=(),
+      skipped=jnp.int32(0),
+      ema=ema,
+    )
+
+  ema = {
+    "params": {"x": jnp.ones(())},
+    "batch_stats": {"mean": 10 * jnp.ones(())},
+  }
+  old = state(0, 0, ema)
+  averaged = step_lib._average(state(12, 21, old.ema), old, 0.999)
+  kept = 2 / 11  # Of update 1.
+  assert averaged.variables["params"]["x"] == pytest.approx(
+    kept + 12 * (1 - kept)
+  )
+  assert averaged.variables["batch_stats"]["mean"] == pytest.approx(
+    10 * kept + 21 * (1 - kept)
+  )
 
 
 def test_no_average_is_kept_unless_asked_for():
@@ -107,7 +152,8 @@ def test_no_average_is_kept_unless_asked_for():
   assert state.ema == {}
   assert state.variables["params"] is state.params
   with_average = step_lib.abstract_state(model, tx, mesh, ema=True)
-  assert jax.tree.structure(with_average.ema) == jax.tree.structure(
+  assert jax.tree.structure(with_average.ema["params"]) == jax.tree.structure(
     with_average.params
   )
-  assert jnp.dtype(with_average.ema["log_scale"].dtype) == jnp.float32
+  log_scale = with_average.ema["params"]["log_scale"]
+  assert jnp.dtype(log_scale.dtype) == jnp.float32

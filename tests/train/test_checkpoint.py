@@ -247,6 +247,24 @@ def test_another_model_is_refused_and_its_checkpoint_kept(tmp_path):
   assert (workdir / "checkpoints" / "1").is_dir()
 
 
+def test_another_optimizer_is_no_other_model(tmp_path):
+  workdir = tmp_path / "run"
+  _save(workdir, [1])
+  model, tx, mesh = _parts()
+  config = _config()
+  config.optim.update({"warmup_steps": 0, "name": "lion"})
+  lion = optim.make_optimizer(config, total_steps=9, image_kind="resnet")
+  for wanted, message in (
+    (step_lib.abstract_state(model, lion, mesh), "state of another optimizer"),
+    (step_lib.abstract_state(model, tx, mesh, ema=True), "other averages"),
+  ):
+    with (
+      checkpoint.Checkpoints(workdir) as checkpoints,
+      pytest.raises(errors.UserError, match=message),
+    ):
+      checkpoints.restore_latest(wanted)
+
+
 @pytest.mark.parametrize(
   ("step", "message"), [(7, r"no checkpoint of step 7.*\[2, 1\]"), (1, None)]
 )

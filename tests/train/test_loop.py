@@ -258,6 +258,13 @@ def _write_ragged_pairs(folder, count):
   return f"csv:{folder / 'pairs.csv'}"
 
 
+def test_a_tokenizer_of_another_vocabulary_is_refused():
+  config = _config()
+  config.model_overrides.text = {"vocab_size": 1000}
+  with pytest.raises(errors.UserError, match="knows 1000 only"):
+    run_lib.make_run(config)
+
+
 @pytest.mark.slow
 def test_a_warm_run_compiles_nothing(tmp_path, monkeypatch, caplog):
   pairs = _write_ragged_pairs(tmp_path, 44)

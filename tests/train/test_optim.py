@@ -157,6 +157,37 @@ def test_adafactor_keeps_rows_and_columns_only():
   assert (updates["kernel"] < 0).all()
 
 
+def test_adafactor_factors_the_kernels_of_a_real_model():
+  model = variants.create_model("ViT-B-32")
+  params = variants.abstract_variables(model)["params"]
+  config = _config(name="adafactor")
+  tx = optim.make_optimizer(config, total_steps=9000, image_kind="vit")
+  state = jax.tree.leaves(jax.eval_shape(tx.init, params))
+  moments = sum(x.size for x in state if x.dtype == jnp.float32)
+  # The patches' kernel, of 32 pixels a side, and the biases stay whole.
+  assert moments < 0.03 * sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_adafactor_clips_each_layer_by_itself():
+  updates = {
+    "image": {"encoder": {"blocks": {"x": jnp.array([[3.0, 4], [0.3, 0.4]])}}},
+    "text": {"x": jnp.array([[3.0, 4], [0.3, 0.4]])},
+  }
+  clipped = optim._clip_layers(updates, None)
+  layers = clipped["image"]["encoder"]["blocks"]["x"]
+  np.testing.assert_allclose(layers[0], [1.2 / 2**0.5, 1.6 / 2**0.5], rtol=1e-6)
+  np.testing.assert_array_equal(layers[1], jnp.array([0.3, 0.4]))
+  text = np.square(clipped["text"]["x"])
+  np.testing.assert_allclose(text.mean(), 1, rtol=1e-6)
+
+
+def test_layers_of_a_resnet_have_no_rates_of_their_own():
+  with pytest.raises(errors.UserError, match="is a ResNet"):
+    optim.make_optimizer(
+      _config(layer_decay=0.5), total_steps=5000, image_kind="resnet"
+    )
+
+
 def test_an_unknown_optimizer_lists_the_known_ones():
   with pytest.raises(errors.UserError, match="Did you mean 'muon'"):
     optim.make_optimizer(
