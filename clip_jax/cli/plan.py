@@ -95,10 +95,11 @@ def _suggest(arguments, config, where, price) -> verb.Answer:
   from clip_jax.plan import report, suggest
 
   found = suggest.suggest(config, where, **_options(arguments))
+  options = {**price, "searched": True}
   flags_of = " ".join(f"--config.{change}" for change in found.overrides)
   said = "The cheapest that fits" if found.fits else "Nothing fits; closest is"
   payload = {
-    **report.to_dict(found.plan, **price),
+    **report.to_dict(found.plan, **options),
     "overrides": found.overrides,
     "tried": [
       {
@@ -109,7 +110,7 @@ def _suggest(arguments, config, where, price) -> verb.Answer:
       for choice, tried in found.tried
     ],
   }
-  text = f"{said}:\n\n  {flags_of}\n\n{report.to_text(found.plan, **price)}"
+  text = f"{said}:\n\n  {flags_of}\n\n{report.to_text(found.plan, **options)}"
   return verb.Answer(payload, text, code=0 if found.fits else DOES_NOT_FIT)
 
 

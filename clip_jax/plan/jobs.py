@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from clip_jax import sharding
+from clip_jax import errors, sharding
 from clip_jax.models import packing, variants
 from clip_jax.plan import captions, topology
 from clip_jax.train import initial, program, text_layout
@@ -62,6 +62,17 @@ def make_job(
     batch=_abstract_batch(step, layout, rung),
     texts=_describe(layout, rung, caption_tokens),
   )
+
+
+def takes_micro_batches(config: ml_collections.ConfigDict) -> bool:
+  """Whether the model can see some pairs at a time: batch norms cannot."""
+  config = config.copy_and_resolve_references()
+  config.micro_batches = 2
+  try:
+    step_lib.make_model(config)
+  except errors.UserError:
+    return False
+  return True
 
 
 def _make_layout(

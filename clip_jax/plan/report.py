@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from clip_jax import sharding, terminal
-from clip_jax.plan import memory
+from clip_jax.models import resnet
+from clip_jax.plan import jobs, memory
 from clip_jax.plan import planner as planner_lib
 
 _NOTE = (
@@ -21,18 +22,22 @@ _PART_NAMES = {
   "optimizer": "optimizer",
   "average": "moving average",
   "batch": "batch",
-  "rest": "activations, gradients, temporaries",
+  "rest": "activations, with gradients and temporaries",
 }
 
 
 def to_dict(
-  plan: planner_lib.Plan, *, price_per_chip_hour: float | None = None
+  plan: planner_lib.Plan,
+  *,
+  price_per_chip_hour: float | None = None,
+  searched: bool = False,
 ) -> dict[str, Any]:
   """Returns a plan as JSON takes it; what cannot be told is None.
 
   Args:
     plan: of a step.
     price_per_chip_hour: in any currency; None leaves the cost out.
+    searched: whether it is the best that a search has found.
   """
   job, reasons = plan.job, dict(plan.reasons)
   config, chips = job.config, job.mesh.size
@@ -64,7 +69,8 @@ def to_dict(
     "utilisation": utilisation(plan),
     **_run(plan, price_per_chip_hour, reasons),
     "compile_seconds": plan.compile_seconds,
-    "advice": advice(plan),
+    "chips_needed": chips_needed(plan),
+    "advice": advice(plan, searched=searched),
     "reasons": reasons,
     "versions": versions(),
     "note": _NOTE,
@@ -134,47 +140,88 @@ def _run(plan, price, reasons) -> dict[str, Any]:
   return run
 
 
-def advice(plan: planner_lib.Plan) -> list[str]:
-  """Returns what to change in a config that does not fit."""
+def chips_needed(plan: planner_lib.Plan) -> int | None:
+  """Estimates from below how many chips would hold a step that does not fit.
+
+  That is the peak of all chips, split evenly over more of them. None for what
+  fits or has no known peak, and where there are fewer pairs than chips.
+  """
+  if plan.fits is not False or not (plan.peak_bytes and plan.available_bytes):
+    return None
+  devices = plan.job.mesh.size
+  chips = math.ceil(devices * plan.peak_bytes / plan.available_bytes)
+  chips = max(chips, devices + 1)
+  return chips if chips <= plan.job.config.batch_size else None
+
+
+def advice(plan: planner_lib.Plan, *, searched: bool = False) -> list[str]:
+  """Returns what to change in a config that does not fit.
+
+  Args:
+    plan: of a step.
+    searched: whether it is the best that a search has found.
+  """
   if plan.fits is not False:
     return []
-  job, said = plan.job, []
-  config, parts = job.config, plan.memory
-  state = parts["parameters"] + parts["optimizer"]
-  fsdp, devices = job.mesh.shape[sharding.FSDP], job.mesh.size
-  # Gradients are as large as the parameters, and there at the same time.
-  if state + parts["parameters"] > plan.available_bytes // 4 and fsdp < devices:
-    said.append(
-      f"parameters and optimizer take {memory.in_words(state)} a chip: split "
-      f"them with --config.mesh.data=-1 --config.mesh.fsdp={devices}"
+  more = "more chips"
+  if chips := chips_needed(plan):
+    more += (
+      f" (an estimate: at least {chips:,}, if all of this peak splits evenly)"
     )
+  smaller = "a smaller batch, or "
+  if plan.job.config.batch_size == plan.job.mesh.size:
+    smaller = ""  # A pair a chip.
+  last = f"take {smaller}{more}"
+  if searched:
+    return [last]
+  found = (_split_advice(plan), _remat_advice(plan), _parts_advice(plan))
+  return [*filter(None, found), last, "let --suggest search"]
+
+
+def _split_advice(plan) -> str | None:
+  parts = plan.memory
+  state = parts["parameters"] + parts["optimizer"]
+  fsdp, devices = plan.job.mesh.shape[sharding.FSDP], plan.job.mesh.size
+  # Gradients are as large as the parameters, and there at the same time.
+  small = state + parts["parameters"] <= plan.available_bytes // 4
+  if small or fsdp == devices:
+    return None
+  return (
+    f"parameters and optimizer take {memory.in_words(state)} a chip: split "
+    f"them with --config.mesh.data=-1 --config.mesh.fsdp={devices}"
+  )
+
+
+def _remat_advice(plan) -> str | None:
   remat = {
-    part: getattr(getattr(job.model, part), "remat", None)
+    part: getattr(getattr(plan.job.model, part), "remat", None)
     for part in ("image", "text")
   }
-  if any(policy not in (None, "full") for policy in remat.values()):
-    fields = " ".join(
-      f"--config.model_overrides.{part}.remat=full"
-      for part, policy in remat.items()
-      if policy is not None
-    )
-    said.append(f"keep fewer activations: {fields}")
-  rows = config.batch_size // (devices * config.micro_batches)
-  if rows > 1:
-    said.append(
-      "let the towers take fewer pairs at a time: --config.micro_batches="
-      f"{2 * config.micro_batches}"
-    )
-  said.append("take a smaller batch, or more chips")
-  said.append("let --suggest search")
-  return said
+  if all(policy in (None, "full", resnet.NESTED) for policy in remat.values()):
+    return None
+  fields = " ".join(
+    f"--config.model_overrides.{part}.remat=full"
+    for part, policy in remat.items()
+    if policy not in (None, resnet.NESTED)
+  )
+  return f"keep fewer activations: {fields}"
 
 
-def to_text(
-  plan: planner_lib.Plan, *, price_per_chip_hour: float | None = None
-) -> str:
-  """Returns a plan for people."""
-  found = to_dict(plan, price_per_chip_hour=price_per_chip_hour)
+def _parts_advice(plan) -> str | None:
+  config = plan.job.config
+  pairs = config.batch_size // plan.job.mesh.size
+  more = range(config.micro_batches + 1, pairs + 1)
+  parts = next((number for number in more if pairs % number == 0), None)
+  if parts is None or not jobs.takes_micro_batches(config):
+    return None
+  return (
+    f"let the towers take fewer pairs at a time: --config.micro_batches={parts}"
+  )
+
+
+def to_text(plan: planner_lib.Plan, **options: Any) -> str:
+  """Returns a plan for people; the options are those of `to_dict`."""
+  found = to_dict(plan, **options)
   mesh = found["mesh"]
   lines = [
     f"{found['model']}, batch {found['batch_size']:,}, on {found['chips']} x "
@@ -190,6 +237,8 @@ def to_text(
     lines += ["", "What would help:"]
     lines += [f"  - {entry}" for entry in found["advice"]]
   lines += ["", _work_table(found)]
+  if found["hours"] is not None:
+    lines += ["", _run_table(found)]
   if found["collectives"]:
     lines += ["", _exchange_table(found["collectives"])]
   if found["reasons"]:
@@ -221,7 +270,7 @@ def _memory_table(found) -> str:
   ]
   if found["memory"]["loss_alone"] is not None:
     alone = memory.in_words(found["memory"]["loss_alone"])
-    rows.append(("(the loss, compiled by itself)", alone))
+    rows.append(("(loss: a compilation by itself, not added)", alone))
   return terminal.table(("memory of a chip, at the peak", "size"), rows)
 
 
@@ -239,15 +288,30 @@ def _work_table(found) -> str:
     "step_seconds": ("step, s", "{:.4g}"),
     "images_per_second": ("images/s", "{:,.0f}"),
     "utilisation": ("utilisation of the peak", "{:.1%}"),
+  }
+  rows += _between(found, between)
+  return terminal.table(("of one step, all chips (estimates)", ""), rows)
+
+
+def _run_table(found) -> str:
+  between = {
     "hours": ("hours", "{:,.3g}"),
     "chip_hours": ("chip-hours", "{:,.4g}"),
     "cost": ("cost", "{:,.4g}"),
   }
-  for name, (words, form) in between.items():
+  rows = _between(found, between)
+  header = f"of the whole run, {found['steps']:,} steps (estimates)"
+  return terminal.table((header, ""), rows)
+
+
+def _between(found, names) -> list[tuple[str, str]]:
+  """Returns rows of two ends: {name: (words, format)} of what is known."""
+  rows = []
+  for name, (words, form) in names.items():
     if found[name] is not None:
       low, high = (form.format(number) for number in found[name])
       rows.append((words, f"{low} to {high}"))
-  return terminal.table(("of one step, all chips (estimates)", ""), rows)
+  return rows
 
 
 def _exchange_table(found) -> str:

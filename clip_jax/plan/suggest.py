@@ -133,44 +133,72 @@ def suggest(
     UserError: the batch does not split over the devices, or the memory of the
       devices is not known.
   """
-  base = jobs.make_job(
-    _with(config, ["mesh.data=-1", "mesh.fsdp=1", "micro_batches=1"]),
-    where,
-    **options,
+  search = _Search(config, where, options)
+  choices = sorted(_choices(search.base), key=lambda choice: choice.order)
+  for choice in choices:
+    if len(search.tried) == most_compilations:
+      break
+    if search.may_fit(choice):
+      plan = search.compile(choice)
+      if plan.fits:
+        return search.suggestion(choice, plan)
+  if not search.tried:  # Not even the parameters go in: show the most frugal.
+    search.compile(max(choices, key=lambda choice: (choice.fsdp, choice.order)))
+  return search.suggestion(
+    *min(search.tried, key=lambda entry: entry[1].peak_bytes or math.inf)
   )
-  available = memory.available_bytes(where)
-  if available is None:
-    raise errors.UserError(
-      f"The memory of a {where.devices[0].device_kind!r} is not known, so "
-      "nothing can be told to fit."
-    )
-  bounds = _Bounds(base)
-  choices = sorted(_choices(base), key=lambda choice: choice.order)
-  tried: list[tuple[Choice, planner.Plan]] = []
 
-  def compile_choice(choice: Choice) -> planner.Plan:
-    changes = choice.overrides(base)
+
+class _Search:
+  """What has been tried of a config, and what need not be.
+
+  Attributes:
+    base: the job whose choices are searched.
+    tried: every choice that was compiled, with its plan.
+  """
+
+  def __init__(self, config, where, options):
+    self._config, self._where, self._options = config, where, options
+    self.base = self._make_job(
+      ["mesh.data=-1", "mesh.fsdp=1", "micro_batches=1"]
+    )
+    self.tried: list[tuple[Choice, planner.Plan]] = []
+    self._bounds = _Bounds(self.base)
+    self._available = memory.available_bytes(where)
+    if self._available is None:
+      raise errors.UserError(
+        f"The memory of a {where.devices[0].device_kind!r} is not known, so "
+        "nothing can be told to fit."
+      )
+
+  def _make_job(self, changes) -> jobs.Job:
+    config = _with(self._config, changes)
+    return jobs.make_job(config, self._where, **self._options)
+
+  def compile(self, choice: Choice) -> planner.Plan:
+    """Returns the plan of a choice, and remembers it."""
+    changes = choice.overrides(self.base)
     logging.info("Trying %s", " ".join(changes))
-    job = jobs.make_job(_with(config, changes), where, **options)
-    plan = planner.make_plan(job, with_loss=False)
-    tried.append((choice, plan))
+    plan = planner.make_plan(self._make_job(changes), with_loss=False)
+    self.tried.append((choice, plan))
     return plan
 
-  for choice in choices:
-    if len(tried) == most_compilations:
-      break
-    if _may_fit(choice, bounds, tried, available):
-      plan = compile_choice(choice)
-      if plan.fits:
-        return _suggestion(base, choice, plan, tried)
-  if not tried:  # Not even the parameters go in: show the most frugal.
-    compile_choice(max(choices, key=lambda choice: (choice.fsdp, choice.order)))
-  choice, plan = min(tried, key=lambda entry: entry[1].peak_bytes or math.inf)
-  return _suggestion(base, choice, plan, tried)
+  def may_fit(self, choice: Choice) -> bool:
+    """Whether a choice could fit, by what it and others need."""
+    state, available = self._bounds.state(choice.fsdp), self._available
+    if state > available or self._bounds.least(choice) > available:
+      return False
+    for other, plan in self.tried:
+      if plan.peak_bytes is None or not _is_thriftier(other, choice):
+        continue
+      rest = plan.memory["rest"] * other.micro_batches / choice.micro_batches
+      if state + rest / _MARGIN > available:
+        return False
+    return True
 
-
-def _suggestion(base, choice, plan, tried) -> Suggestion:
-  return Suggestion(choice, plan, choice.overrides(base), tried)
+  def suggestion(self, choice: Choice, plan: planner.Plan) -> Suggestion:
+    """Returns a choice as what the search has found."""
+    return Suggestion(choice, plan, choice.overrides(self.base), self.tried)
 
 
 def _with(config, changes) -> ml_collections.ConfigDict:
@@ -195,7 +223,7 @@ def _choices(base: jobs.Job) -> Iterator[Choice]:
   for fsdp, remat, parts, method in itertools.product(
     _splits(base.where),
     remats,
-    _parts(rows) if _takes_parts(base) else (1,),
+    _parts(rows) if jobs.takes_micro_batches(base.config) else (1,),
     ("auto", "two_level", "ring") if devices > 1 else ("auto",),
   ):
     if method == "two_level" and fsdp in (1, devices):
@@ -224,29 +252,6 @@ def _parts(rows: int) -> list[int]:
     for power in range(int(math.log2(_MOST_MICRO_BATCHES)) + 1)
     if rows % 2**power == 0
   ]
-
-
-def _takes_parts(base: jobs.Job) -> bool:
-  """Whether the model can see some pairs at a time: batch norms cannot."""
-  try:
-    step.make_model(_with(base.config, ["micro_batches=2"]))
-  except errors.UserError:
-    return False
-  return True
-
-
-def _may_fit(choice, bounds, tried, available) -> bool:
-  """Whether a choice could fit, by what it and others need."""
-  state = bounds.state(choice.fsdp)
-  if state > available or bounds.least(choice) > available:
-    return False
-  for other, plan in tried:
-    if plan.peak_bytes is None or not _is_thriftier(other, choice):
-      continue
-    rest = plan.memory["rest"] * other.micro_batches / choice.micro_batches
-    if state + rest / _MARGIN > available:
-      return False
-  return True
 
 
 def _is_thriftier(other: Choice, choice: Choice) -> bool:

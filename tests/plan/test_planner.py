@@ -220,6 +220,10 @@ def test_times_become_hours_and_costs(plan):
   text = report.to_text(timed, price_per_chip_hour=2.0)
   assert "estimates" in text
   assert "64 to 160" in text
+  step, run = text.split("of the whole run, 94 steps")
+  assert "(loss: a compilation by itself, not added)" in step
+  assert "images/s" in step and "images/s" not in run
+  assert "chip-hours" in run and "chip-hours" not in step
 
 
 def test_the_ends_of_an_estimate_are_roofline_and_cycles(local):
@@ -263,6 +267,46 @@ def test_what_does_not_fit_says_what_would_help(plan, monkeypatch):
   assert "--config.micro_batches=2" in text
   assert "--config.model_overrides.image.remat=full" in text
   assert "--config.mesh.fsdp=8" in text
+
+
+def advice(file, local, *changes, searched=False):
+  """Returns what is said of a config that needs 2.5 times what there is."""
+  config = config_lib.load(file, ["data.train=nowhere", *changes])
+  where = dataclasses.replace(local, devices=local.devices[:1])
+  names = ("parameters", "optimizer", "rest")
+  plan = planner.Plan(
+    job=jobs.make_job(config, where),
+    memory=dict.fromkeys(names, 2**20),
+    **{"fits": False, "peak_bytes": 5 * 2**30, "available_bytes": 2**31},
+    **dict.fromkeys(("compiler_message", "flops_compiled", "flops_traced")),
+    **{"flops_analytic": 1, "collectives": None, "estimate": None},
+    **{"compile_seconds": 0.0, "reasons": {}},
+  )
+  return report.advice(plan, searched=searched)
+
+
+@pytest.mark.parametrize(
+  ("changes", "parts"),
+  [(["batch_size=3"], 3), (["batch_size=8", "micro_batches=4"], 8)],
+)
+def test_advised_micro_batches_divide_the_batch(file, local, changes, parts):
+  said = " ".join(advice(file, local, *changes))
+  assert f"micro_batches={parts}" in said
+
+
+@pytest.mark.parametrize(
+  "changes", [["model=RN50", "model_overrides="], ["batch_size=1"]]
+)
+def test_micro_batches_that_would_be_refused_are_not_advised(
+  file, local, changes
+):
+  assert "micro_batches" not in " ".join(advice(file, local, *changes))
+
+
+def test_a_search_that_finds_nothing_says_how_many_chips_might_do(file, local):
+  (said,) = advice(file, local, searched=True)
+  assert "an estimate: at least 3" in said
+  assert "--suggest" not in said
 
 
 MESSAGE = (

@@ -1,12 +1,14 @@
 """Counts in programs written by hand and in compiled ones."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.models import flops
-from clip_jax.plan import collectives, walk
+from clip_jax.plan import collectives, topology, walk
 
 
 def compiled_totals(function, *arguments, devices=1):
@@ -270,6 +272,23 @@ replica_groups=[1,16]<=[16], to_apply=%add
   totals = walk.walk(text, devices=16)
   found = collectives.summary(totals.collectives)
   assert found["all-reduce"]["bytes"] == 4 * 64 * 128
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None,
+  reason="libtpu is missing: pip install 'clip_jax[plan]'",
+)
+def test_a_program_compiled_for_a_slice_is_read():
+  where = topology.make_topology("v5e:2x2")
+  mesh = jax.sharding.Mesh(where.devices, ("d",))
+  split = jax.NamedSharding(mesh, P("d"))
+  x = jax.ShapeDtypeStruct((512, 256), jnp.bfloat16, sharding=split)
+  compiled = jax.jit(lambda x: (x @ x.T).sum()).lower(x).compile()
+  totals = walk.walk(compiled.as_text(), devices=4)
+  assert totals.flops == 2 * 512 * 512 * 256 // 4
+  assert totals.cycles > 0
+  found = collectives.summary(totals.collectives)
+  assert found["all-gather"] == {"count": 1, "bytes": 2 * 512 * 256}
 
 
 def test_kernels_without_figures_are_named(tpu):
