@@ -7,9 +7,10 @@ The first table compiles value and gradients for chips that need not be here
 the compiler's estimate of its cycles with every loop counted as often as it
 runs. The estimate leaves out what chips wait for each other, and is none of a
 kernel's time. The second table runs on eight simulated devices on this CPU, all
-methods in turns, so that other jobs slow all of them alike; its figures are
-the medians of the ratios of neighbours, a method's time over the plain loss's.
-They say what a method's extra work costs, not what it costs on a real network.
+methods in turns, back and forth, so that other jobs slow all of them alike; its
+figures are the medians of the ratios within a turn, a method's time over the
+plain loss's. They say what a method's extra work costs, not what it costs on a
+real network.
 """
 
 import argparse
@@ -38,7 +39,6 @@ from clip_jax.plan import topology, walk
 AXES = sharding.BATCH_AXES
 METHODS = ("plain", "auto", "gathered", "ring", "two_level")
 WARM_UPS = 2
-CYCLES_PER_SECOND = {"v5e": 1.5e9}  # What the compiler counts with.
 
 
 def plain_softmax(images, texts, scale, bias):
@@ -105,10 +105,9 @@ def plan_figures(step, where, mesh):
     needed = re.search(r"\(([\d.]+)G\) exceeds", str(error))
     return {"refused": f"needs {needed[1]} GiB" if needed else "no memory"}
   done = walk.walk(program.as_text(), devices=mesh.size)
-  rate = CYCLES_PER_SECOND.get(where.chip.name)
   return {
     "peak_bytes": program.memory_analysis().peak_memory_in_bytes,
-    "seconds_estimated": done.cycles / rate if rate else None,
+    "seconds_estimated": done.cycles / where.chip.clock_hertz,
     "flops": done.flops,
     "compile_seconds": time.perf_counter() - start,
   }
@@ -147,7 +146,9 @@ def time_table(args):
     steps = {method: make_step(kind, method, mesh) for method in METHODS}
     seconds = {method: [] for method in METHODS}
     for turn in range(WARM_UPS + args.rounds):
-      for method, step in steps.items():
+      # Back and forth, so that no method always follows the same one.
+      for method in METHODS if turn % 2 else reversed(METHODS):
+        step = steps[method]
         start = time.perf_counter()
         jax.block_until_ready(step(*arrays))
         if turn >= WARM_UPS:

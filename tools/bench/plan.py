@@ -4,9 +4,10 @@
 
 Every row compiles the step that would train, ahead of time, for a slice that
 need not be here (the extra `plan` brings libtpu). Rows that --json already
-holds are not compiled again; --only takes those whose name contains a text.
-With --search each row's mesh, remat, micro-batches and loss are searched anew,
-cheapest first, instead of the choice that stands here.
+holds are not compiled again, unless another jax or libtpu made them; those are
+in no table either. --only takes rows whose name contains a text. With --search
+each row's mesh, remat, micro-batches and loss are searched anew, cheapest
+first, instead of the choice that stands here.
 
 Memory and FLOPs are the compiler's. Utilisation is an estimate: the analytic
 FLOPs over the chips' peak, at the two ends of the estimated time of a step.
@@ -94,13 +95,28 @@ CASES = (
 )
 
 
+def key(case, search):
+  """Returns what a row depends on, as data."""
+  return {
+    "choice": dataclasses.asdict(case),
+    "searched": search,
+    "versions": report.versions(),
+  }
+
+
+def is_current(row, case, search):
+  """Whether a row is what would be measured."""
+  return all(row.get(name) == x for name, x in key(case, search).items())
+
+
 def measure(case, search):
   """Returns the plan of a row as data."""
   where = topology.make_topology(case.slice)
   config = case.make_config()
   if search:
     found = suggest.suggest(config, where)
-    return {**report.to_dict(found.plan), "overrides": found.overrides}
+    row = report.to_dict(found.plan, searched=True)
+    return {**row, "overrides": found.overrides}
   plan = planner.make_plan(jobs.make_job(config, where), with_loss=False)
   return {**report.to_dict(plan), "overrides": case.overrides()}
 
@@ -133,11 +149,13 @@ def markdown(rows):
     peak, available = row["peak_bytes"], row["available_bytes"]
     ratio = row["flops_ratio"]
     times = row["step_seconds"]
+    size = "- | -"
+    if peak is not None:
+      size = f"{peak / GIB:.2f} | {100 * peak / available:.0f} %"
     lines.append(
       f"| {row['model']} | {row['batch_size']:,} | {row['topology']} "
       f"| {row['batch_size'] // row['chips']} | {choice(row['overrides'])} "
-      f"| {'yes' if row['fits'] else 'no'} | {peak / GIB:.2f} "
-      f"| {100 * peak / available:.0f} % "
+      f"| {'yes' if row['fits'] else 'no'} | {size} "
       f"| {'-' if ratio is None else f'{ratio:.3f}'} "
       f"| {'-' if times is None else '{:.3g} to {:.3g}'.format(*times)} "
       f"| {percent(row['utilisation'])} |"
@@ -158,13 +176,17 @@ def main():
   for case in CASES:
     if args.only not in case.name:
       continue
-    if known.get(case.name, {}).get("choice") != dataclasses.asdict(case):
+    if not is_current(known.get(case.name, {}), case, args.search):
       logging.info("Compiling %s", case.name)
       found = measure(case, args.search)
-      known[case.name] = {**found, "choice": dataclasses.asdict(case)}
+      known[case.name] = {**found, **key(case, args.search)}
       args.json.write_text(json.dumps(known, indent=1) + "\n")
     logging.info("%s", markdown([known[case.name]]).splitlines()[-1])
-  rows = [known[case.name] for case in CASES if case.name in known]
+  rows = [
+    known[case.name]
+    for case in CASES
+    if is_current(known.get(case.name, {}), case, args.search)
+  ]
   if args.markdown:
     args.markdown.write_text(markdown(rows))
   print(markdown(rows), end="")
