@@ -9,7 +9,6 @@ format, which must give the same tensors.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import subprocess
@@ -18,6 +17,7 @@ import tempfile
 import time
 
 import numpy as np
+import tables  # Beside this script.
 
 from clip_jax.convert import engine, openai_entries
 from clip_jax.convert.containers import torch_zip
@@ -113,9 +113,10 @@ def measure(name: str, directory: pathlib.Path) -> list[dict]:
 
 
 def main() -> None:
-  """Prints a table in Markdown and the rows as JSON."""
+  """Converts and measures; prints and writes the table."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--models", nargs="+", default=["ViT-B-32", "RN50"])
+  tables.add_outputs(parser)
   parser.add_argument("--directory", help="where the files go; kept if given")
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory() as room:
@@ -124,20 +125,27 @@ def main() -> None:
     rows = [
       row for name in arguments.models for row in measure(name, directory)
     ]
-  print("| model | target | source | seconds | peak | peak / source | exact |")
-  print("|---|---|---|---|---|---|---|")
+  tables.write(arguments, rows, markdown(rows))
+
+
+def markdown(rows: list[dict]) -> str:
+  """Returns the rows as a table."""
+  lines = [
+    "| model | target | source | seconds | peak | peak / source | exact |",
+    "|---|---|---|---|---|---|---|",
+  ]
   for row in rows:
     if row["exit_code"]:
-      print(f"| {row['model']} | {row['target']} | refused | | | | |")
+      lines.append(f"| {row['model']} | {row['target']} | refused | | | | |")
       continue
-    print(
+    lines.append(
       f"| {row['model']} | {row['target']} "
       f"| {row['source_bytes'] / 1e6:.0f} MB "
       f"| {row['seconds']:.1f} | {row['peak_bytes'] / 1e6:.0f} MB "
       f"| {row['peak_over_source']:.2f} "
       f"| {'yes' if row['exact_way_back'] else 'NO'} |"
     )
-  print(json.dumps(rows, indent=2))
+  return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

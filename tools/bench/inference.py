@@ -1,6 +1,6 @@
 """Times using a ViT-B/32 against transformers and open_clip on the CPU.
 
-    python tools/bench/inference.py [--json FILE]
+    python tools/bench/inference.py [--json FILE] [--markdown FILE]
 
 One checkpoint with random weights is written in HuggingFace's and OpenCLIP's
 format. Every library gets it from there and the same inputs, preprocessed
@@ -16,7 +16,6 @@ place where that is not, for none of its functions is timed.
 
 import argparse
 import importlib.util
-import json
 import os
 import pathlib
 import statistics
@@ -27,6 +26,7 @@ import time
 
 import jax
 import numpy as np
+import tables  # Beside this script.
 import torch
 import transformers
 
@@ -188,10 +188,10 @@ def start_up(directory: pathlib.Path, rounds: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-  """Prints the tables, and writes the figures as JSON where told to."""
+  """Measures in turns; prints and writes the tables."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--rounds", type=int, default=9)
-  parser.add_argument("--json", help="file to write")
+  tables.add_outputs(parser)
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory() as room:
     directory = pathlib.Path(room)
@@ -209,24 +209,33 @@ def main() -> None:
       for task in ("images", "texts", "short texts")
     }
     loading = start_up(directory, rounds=3)
-  print(f"{NAME}, batch {BATCH}, float32, {torch.get_num_threads()} threads\n")
-  print("| task | library | per second | theirs / ours | quartiles |")
-  print("|---|---|---|---|---|")
+  text = markdown(found, loading)
+  tables.write(arguments, {"tasks": found, "loading": loading}, text)
+
+
+def markdown(found, loading) -> str:
+  """Returns rates and times as two tables."""
+  lines = [
+    f"{NAME}, batch {BATCH}, float32, {torch.get_num_threads()} threads",
+    "",
+    "| task | library | per second | theirs / ours | quartiles |",
+    "|---|---|---|---|---|",
+  ]
   for task, times in found.items():
     for name, taken in times.items():
       rate = BATCH / statistics.median(taken)
       ratios = [a / b for a, b in zip(taken, times["clip_jax"], strict=True)]
       low, middle, high = statistics.quantiles(ratios, n=4)
-      print(
+      lines.append(
         f"| {task} | {name} | {rate:.1f} | {middle:.2f} "
         f"| {low:.2f} to {high:.2f} |"
       )
-  print("\n| from start to first embedding | seconds |\n|---|---|")
-  for name, taken in loading.items():
-    print(f"| {name} | {statistics.median(taken):.1f} |")
-  if arguments.json:
-    text = json.dumps({"tasks": found, "loading": loading}, indent=2)
-    pathlib.Path(arguments.json).write_text(text + "\n")
+  lines += ["", "| from start to first embedding | seconds |", "|---|---|"]
+  lines += [
+    f"| {name} | {statistics.median(taken):.1f} |"
+    for name, taken in loading.items()
+  ]
+  return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

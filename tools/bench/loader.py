@@ -1,6 +1,6 @@
 """Times the loader against bare PIL on the same files and one core.
 
-    python tools/bench/loader.py [--json FILE]
+    python tools/bench/loader.py [--json FILE] [--markdown FILE]
 
 PIL decodes a JPEG of 500 x 375 pixels, resizes it to a shortest side of 224
 with the bicubic filter and crops: the least that any loader must do. Ours does
@@ -12,7 +12,6 @@ ours over PIL's images a second: at 1 the loader costs nothing.
 
 import argparse
 import io
-import json
 import os
 import pathlib
 import platform
@@ -21,6 +20,7 @@ import tempfile
 import time
 
 import numpy as np
+import tables  # Beside this script.
 from PIL import Image
 
 from clip_jax import config as config_lib
@@ -93,10 +93,10 @@ def open_batches(directory: pathlib.Path) -> pipeline.Batches:
 
 
 def main() -> None:
-  """Prints the table, and writes the figures as JSON where told to."""
+  """Measures in turns; prints and writes the table."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--rounds", type=int, default=9)
-  parser.add_argument("--json", help="file to write")
+  tables.add_outputs(parser)
   arguments = parser.parse_args()
   # Both on one core: what the loader does ahead would count for nothing.
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -111,17 +111,14 @@ def main() -> None:
         found["loader"].append(ours)
   ratios = [a / b for a, b in zip(found["loader"], found["pil"], strict=True)]
   low, middle, high = statistics.quantiles(ratios, n=4)
-  print(
-    f"{FILES} JPEGs of {WIDTH} x {HEIGHT}, one core, {platform.machine()}\n"
-  )
-  print("| PIL alone, images/s | loader, images/s | ratio | quartiles |")
-  print("|---|---|---|---|")
   pil, ours = (statistics.median(found[name]) for name in ("pil", "loader"))
-  print(f"| {pil:.0f} | {ours:.0f} | {middle:.3f} | {low:.3f} to {high:.3f} |")
-  if arguments.json:
-    pathlib.Path(arguments.json).write_text(
-      json.dumps({**found, "ratio": [low, middle, high]}, indent=2) + "\n"
-    )
+  text = (
+    f"{FILES} JPEGs of {WIDTH} x {HEIGHT}, one core, {platform.machine()}\n\n"
+    "| PIL alone, images/s | loader, images/s | ratio | quartiles |\n"
+    "|---|---|---|---|\n"
+    f"| {pil:.0f} | {ours:.0f} | {middle:.3f} | {low:.3f} to {high:.3f} |\n"
+  )
+  tables.write(arguments, {**found, "ratio": [low, middle, high]}, text)
 
 
 if __name__ == "__main__":

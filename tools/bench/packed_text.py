@@ -19,15 +19,14 @@ often as they run), and in the program that JAX traces, as a second opinion.
 """
 
 import argparse
-import json
 import math
-import pathlib
 import platform
 import statistics
 import time
 
 import jax
 import numpy as np
+import tables  # Beside this script.
 
 from clip_jax import config as config_lib
 from clip_jax import sharding
@@ -202,8 +201,7 @@ def main():
   parser.add_argument("--model", default="ViT-B-32", help="a ViT variant")
   parser.add_argument("--batch-size", type=int, default=16)
   parser.add_argument("--rounds", type=int, default=6)
-  parser.add_argument("--json", type=pathlib.Path)
-  parser.add_argument("--markdown", type=pathlib.Path)
+  tables.add_outputs(parser)
   args = parser.parse_args()
 
   training = Training(make_config(args.model, args.batch_size))
@@ -223,12 +221,7 @@ def main():
       "packed": measured["fill"],
     },
   }
-  text = markdown(report)
-  print(text, end="")
-  if args.json:
-    args.json.write_text(json.dumps(report, indent=2) + "\n")
-  if args.markdown:
-    args.markdown.write_text(text)
+  tables.write(args, report, markdown(report))
 
 
 if __name__ == "__main__":

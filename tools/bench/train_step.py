@@ -35,7 +35,6 @@ import importlib.metadata
 import json
 import math
 import os
-import pathlib
 import platform
 import statistics
 import time
@@ -46,6 +45,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tables  # Beside this script.
 import torch
 
 from clip_jax import losses
@@ -324,8 +324,7 @@ def main():
   parser.add_argument("--encode-pairs", type=int, default=12)
   parser.add_argument("--train-pairs", type=int, default=6)
   parser.add_argument("--overrides", type=json.loads, default={})
-  parser.add_argument("--json", type=pathlib.Path)
-  parser.add_argument("--markdown", type=pathlib.Path)
+  tables.add_outputs(parser)
   args = parser.parse_args()
   setting = SETTINGS[args.device]
   if args.device != jax.default_backend():
@@ -376,12 +375,7 @@ def main():
     },
     "tasks": tasks,
   }
-  text = markdown(report)
-  print(text, end="")
-  if args.json:
-    args.json.write_text(json.dumps(report, indent=2) + "\n")
-  if args.markdown:
-    args.markdown.write_text(text)
+  tables.write(args, report, markdown(report))
 
 
 if __name__ == "__main__":
