@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -18,6 +18,8 @@ from clip_jax.train import metrics
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 _BYTES_PER_DEVICE = 2**24
+# An all-gather leaves the whole on each device: no more than this.
+_GATHERED_BYTES = 2**26
 _ROUNDS = 5
 
 
@@ -80,8 +82,9 @@ def collectives(mesh: Mesh) -> Finding:
       "collectives", OK, "One device: there is nobody to talk to.", {}
     )
   axes = sharding.BATCH_AXES
-  count = _BYTES_PER_DEVICE // 4
-  others = (mesh.size - 1) * _BYTES_PER_DEVICE
+  x = _split_ones(mesh)
+  part = x.nbytes // mesh.size
+  others = (mesh.size - 1) * part
   programs = {
     # Every device gets what the others have.
     "all_gather": (
@@ -91,16 +94,13 @@ def collectives(mesh: Mesh) -> Finding:
     # A sum is a reduce-scatter and an all-gather of a part each.
     "psum": (lambda x: lax.psum(x, axes), 2 * others // mesh.size),
   }
-  facts = {}
+  facts = {"bytes_per_device": part}
   for name, (program, moved) in programs.items():
     out = P() if name == "psum" else P(axes)
     run = jax.jit(
       jax.shard_map(program, mesh=mesh, in_specs=P(axes), out_specs=out)
     )
-    x = jax.device_put(
-      jnp.ones(count * mesh.size, jnp.float32), sharding.batch_sharding(mesh)
-    )
-    seconds = _best_seconds(lambda run=run, x=x: run(x))
+    seconds = _best_seconds(lambda run=run: run(x))
     facts[f"{name}_seconds"] = seconds
     facts[f"{name}_bytes_per_second"] = moved / seconds
   gather, total = (facts[f"{name}_bytes_per_second"] / 1e9 for name in programs)
@@ -111,6 +111,16 @@ def collectives(mesh: Mesh) -> Finding:
     OK,
     f"All-gather {gather:.3g} GB/s and sum {total:.3g} GB/s a device{on_cpu}.",
     facts,
+  )
+
+
+def _split_ones(mesh: Mesh) -> jax.Array:
+  """Returns ones split over the mesh; no device ever holds the others'."""
+  size = min(_BYTES_PER_DEVICE, _GATHERED_BYTES // mesh.size)
+  count = max(size // 4, 1)
+  part = np.ones(count, np.float32)
+  return jax.make_array_from_callback(
+    (count * mesh.size,), sharding.batch_sharding(mesh), lambda _: part
   )
 
 
