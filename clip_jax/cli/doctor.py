@@ -1,7 +1,6 @@
 """The verb that says what is wrong before it costs a week."""
 
 import argparse
-import logging
 import textwrap
 
 from clip_jax.cli import flags, verb
@@ -37,25 +36,13 @@ def _check_doctor(arguments: argparse.Namespace) -> str | None:
 def doctor(arguments: argparse.Namespace) -> verb.Answer:
   """Looks at the machine, and with a config at its data and its learning."""
   from clip_jax import config as config_lib
-  from clip_jax import sharding
-  from clip_jax.doctor import captions, finding, learning, machine
+  from clip_jax.doctor import examination, finding
 
-  config = None
-  if arguments.config is not None:
-    config = config_lib.load(arguments.config, arguments.overrides)
-  findings = [machine.versions(), machine.devices()]
-  if config is None:
-    findings.append(machine.collectives(sharding.make_mesh()))
+  if arguments.config is None:
+    findings = examination.of_machine()
   else:
-    steps = arguments.steps or learning.DEFAULT_STEPS
-    run, state = learning.make_run(config)
-    findings.append(machine.collectives(run.mesh))
-    logging.info("Looking at the captions of %s ...", config.data.train)
-    findings += captions.check(run.source, run.tokenizer)
-    logging.info("Learning one batch by heart, %d updates ...", steps)
-    trial = learning.overfit(run, state, steps=steps)
-    findings.append(learning.balance(trial))
-    findings.append(learning.diagnose(trial, kind=config.loss.kind))
+    config = config_lib.load(arguments.config, arguments.overrides)
+    findings = examination.of_config(config, steps=arguments.steps)
   verdict = finding.worst(findings)
   payload = {
     "verdict": verdict,

@@ -1,16 +1,13 @@
 """Captions and images that come more than once, or say nothing."""
 
 import collections
-import hashlib
 
 import numpy as np
 
 from clip_jax import tokenizer as tokenizer_lib
-from clip_jax.data import record as record_lib
-from clip_jax.data import sources
+from clip_jax.doctor import records
 from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
 
-SAMPLED_RECORDS = 2000
 # A batch's pairs of equal captions are called negatives. Below this share the
 # loss hardly notices; most of a web crawl's captions come once.
 _MANY_DUPLICATES = 0.05
@@ -19,39 +16,20 @@ _SHOWN = 3
 
 
 def check(
-  source: sources.Source, tokenizer: tokenizer_lib.Tokenizer
+  sample: records.Sample, tokenizer: tokenizer_lib.Tokenizer
 ) -> list[Finding]:
-  """Looks at a sample of the records, spread evenly over the data.
+  """Looks at what the readable records of a sample say.
 
   Args:
-    source: of training pairs.
+    sample: of the training pairs.
     tokenizer: the model's.
   """
-  count = min(SAMPLED_RECORDS, len(source))
-  slots = np.linspace(0, len(source) - 1, count).round().astype(int)
-  texts, images, bad = [], [], 0
-  for slot in slots.tolist():
-    try:
-      record = source[slot]
-    except record_lib.BadRecord:
-      bad += 1
-      continue
-    texts.append(" ".join(record.texts[0].lower().split()))
-    images.append(hashlib.blake2b(record.image, digest_size=8).digest())
-  if not texts:
-    return [
-      Finding(
-        "records",
-        PROBLEM,
-        f"None of {count} sampled records can be read; `clip-jax data inspect` "
-        "says why.",
-        {"sampled": count, "bad": bad},
-      )
-    ]
+  if not sample.texts:
+    return []
   return [
-    _duplicates("captions", texts, show=True),
-    _duplicates("images", images, show=False),
-    _lengths(texts, tokenizer),
+    _duplicates("captions", sample.texts, show=True),
+    _duplicates("images", sample.images, show=False),
+    _lengths(sample.texts, tokenizer),
   ]
 
 
@@ -71,12 +49,12 @@ def _duplicates(what: str, values: list, *, show: bool) -> Finding:
       if times > 1
     ]
   name = f"duplicate {what}"
-  if len(counts) == 1 and len(values) > 1:
+  if len(counts) == 1:
     return Finding(
       name,
       PROBLEM,
-      f"All {len(values)} sampled {what} are the same: nothing can be learned. "
-      "See that the address names the right column or files.",
+      f"Only one is distinct of {len(values)} sampled {what}: nothing can be "
+      "learned. See that the address names the right column or files.",
       facts,
     )
   if share > _MANY_DUPLICATES:

@@ -1,11 +1,11 @@
-"""Whether a config can learn one batch by heart, and why it does not.
+"""Trains a config on one batch until it should know it by heart.
 
-A model that cannot fit a few pairs will not fit millions. A loss that stays at
-log(pairs), the loss of a model that takes every text for as likely, has a short
-list of causes; each is looked for and the one found is named.
+A model that cannot fit a few pairs will not fit millions. What happened is read
+in `diagnosis`.
 """
 
 import dataclasses
+import logging
 import math
 import time
 from typing import Any
@@ -14,21 +14,36 @@ import jax
 import ml_collections
 import numpy as np
 
-from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
+from clip_jax import errors, sharding, terminal
+from clip_jax.doctor.least_loss import least_loss
 from clip_jax.train import initial
 from clip_jax.train import run as run_lib
 
 DEFAULT_STEPS = 60
 _PAIRS_PER_DEVICE = 16
 _ENDLESS_STEPS = 10**6  # The learning rate stays at its peak.
-_TIMED_BATCHES = 3
 
-# Of what separates the first loss from its floor, the part that must be gone.
-_LEARNED = 0.5
-# Weights that moved by less, over their size, did not move.
-_STILL = 1e-6
-# Cosine between different inputs above which all look the same to a tower.
-_COLLAPSED = 0.99
+# A loader is timed for so long, unless one so slow has been timed enough.
+_TIMED_SECONDS = 2.0
+_PATIENCE_SECONDS = 20.0
+_PREFETCH = 4  # Parts of batches that `pipeline.train_batches` makes ahead.
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """A config made small.
+
+  Attributes:
+    run: of the small config.
+    state: that it begins with.
+    mesh_refusal: why the config's mesh was replaced; None if it was not.
+    workers: loader processes of the whole config; the small one has none.
+  """
+
+  run: run_lib.Run
+  state: Any
+  mesh_refusal: str | None
+  workers: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +53,8 @@ class Trial:
   Attributes:
     losses: one for each update, in nats.
     floor: the least loss that equal images and equal captions allow.
+    chance: the least loss of a model to which all pairs look the same.
+    accuracy: share of images and texts that find their own, at the end.
     pairs: in the batch.
     skipped: updates that were not finite.
     moved: change of the trained weights over their size.
@@ -49,12 +66,15 @@ class Trial:
     distinct_captions: in the batch.
     step_seconds: the fastest update.
     compile_seconds: of the first update.
-    loader_seconds: of one batch of the same size, once the loader runs.
-    workers_note: how the loader was set.
+    loader_seconds: of one batch of the same size, made by one process.
+    workers: loader processes that a whole run would have.
+    threads: of each of them.
   """
 
   losses: list[float]
   floor: float
+  chance: float
+  accuracy: float
   pairs: int
   skipped: int
   moved: float
@@ -67,28 +87,53 @@ class Trial:
   step_seconds: float
   compile_seconds: float
   loader_seconds: float
-  workers_note: str
+  workers: int
+  threads: int
 
 
 def small_config(
   config: ml_collections.ConfigDict, devices: int
 ) -> ml_collections.ConfigDict:
-  """Returns `config` for one small batch at the full learning rate."""
+  """Returns `config` for one small batch at the full learning rate.
+
+  Args:
+    config: whose batch is no smaller than the number of devices.
+    devices: that split it.
+  """
   small = config.copy_and_resolve_references()
-  small.batch_size = min(config.batch_size, _PAIRS_PER_DEVICE * devices)
-  small.batch_size -= small.batch_size % devices
+  each = min(config.batch_size // devices, _PAIRS_PER_DEVICE)
+  small.batch_size = each * devices
   small.micro_batches = 1
   small.steps, small.epochs = _ENDLESS_STEPS, None
   small.optim.warmup_steps = 0
+  small.optim.ema_decay = 0.0  # The weights in use are those that learn.
   small.data.text_layout = "full"
+  small.data.workers = 0  # They take longer to start than to be timed.
   small.evals = ml_collections.ConfigDict()
   small.report = ""
   return small
 
 
-def make_run(config: ml_collections.ConfigDict) -> tuple[run_lib.Run, Any]:
-  """Returns the run of a small config, and its initial state."""
-  small = small_config(config, jax.device_count())
+def prepare(config: ml_collections.ConfigDict) -> Setup:
+  """Returns the run of a small config, and its initial state.
+
+  A config for devices that are elsewhere is tried on those that are here.
+
+  Raises:
+    UserError: as training would.
+  """
+  config = config.copy_and_resolve_references()
+  refusal = mesh_refusal(config)
+  if refusal is not None:
+    config.mesh.data, config.mesh.fsdp = -1, 1
+  mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+  if refusal is None:
+    sharding.check_batch_size(
+      config.batch_size, mesh, micro_batches=config.micro_batches
+    )
+  elif config.batch_size < mesh.size:  # Of another mesh, it need only suffice.
+    sharding.check_batch_size(config.batch_size, mesh)
+  small = small_config(config, mesh.size)
   origins = initial.open_sources(small)
   if origins:
     small = initial.settle(small, None, origins)
@@ -96,66 +141,133 @@ def make_run(config: ml_collections.ConfigDict) -> tuple[run_lib.Run, Any]:
   for origin in (origins.get("text"), origins.get("model")):
     files = origin.files if origin is not None else files
   run = run_lib.make_run(small, tokenizer_files=files or None)
-  return run, initial.load(run.init_state(), origins, small)
+  state = initial.load(run.init_state(), origins, small)
+  return Setup(run, state, refusal, config.data.workers)
 
 
-def overfit(run: run_lib.Run, state: Any, *, steps: int) -> Trial:
-  """Trains on one batch `steps` times, and times loader and updates."""
+def mesh_refusal(config: ml_collections.ConfigDict) -> str | None:
+  """Returns why training on the devices here would refuse the mesh, or None."""
+  if config.mesh.data == config.mesh.fsdp == -1:
+    return None  # Fits nowhere: an error like any other.
+  try:
+    sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+  except errors.UserError as error:
+    return str(error)
+  return None
+
+
+def overfit(setup: Setup, *, steps: int) -> Trial:
+  """Trains on one batch `steps` times, and times loader and updates.
+
+  Args:
+    setup: whose state is used up.
+    steps: updates.
+  """
+  run, state = setup.run, setup.state
+  config = run.config
   with run.batches(0) as batches:
     batch = next(batches)
-    start = time.perf_counter()
-    for _ in range(_TIMED_BATCHES):
-      next(batches)
-    loader_seconds = (time.perf_counter() - start) / _TIMED_BATCHES
-  step = run.make_step()
+    logging.info("Timing the loader ...")
+    loader_seconds = _batch_seconds(batches, threads=config.data.threads)
   before = jax.tree.map(np.asarray, state.params)
-  placed = run.place(batch)
-  losses, seconds = [], []
-  for _ in range(steps):
-    start = time.perf_counter()
-    state, measured = step(state, placed)
-    losses.append(float(measured.loss))
-    seconds.append(time.perf_counter() - start)
-  data = run.config.data
+  state, history = _train(run, state, batch, steps=steps)
+  losses = [float(measured.loss) for measured, _ in history]
+  seconds = [passed for _, passed in history]
+  images = run.encoder.embed_images(state.variables, batch["image"])
+  texts = run.encoder.embed_tokens(state.variables, batch["tokens"])
+  image_kinds, text_kinds = _kinds(batch["image"]), _kinds(batch["tokens"])
   return Trial(
     losses=losses,
-    floor=_floor(batch),
-    pairs=len(batch["image"]),
+    **_bounds(batch, image_kinds, text_kinds, config.loss),
+    accuracy=_accuracy(images @ texts.T, image_kinds, text_kinds),
+    pairs=len(images),
     skipped=int(state.skipped),
     moved=_change(before, state.params),
-    logit_scale=float(measured.logit_scale),
+    logit_scale=float(history[-1][0].logit_scale),
     max_logit_scale=run.model.max_logit_scale,
-    image_cosine=_cosine(
-      run.encoder.embed_images(state.variables, batch["image"])
-    ),
-    text_cosine=_cosine(
-      run.encoder.embed_tokens(state.variables, batch["tokens"])
-    ),
-    distinct_images=len(np.unique(_rows(batch["image"]), axis=0)),
-    distinct_captions=len(np.unique(batch["tokens"], axis=0)),
+    image_cosine=_cosine(images),
+    text_cosine=_cosine(texts),
+    distinct_images=len(np.unique(image_kinds)),
+    distinct_captions=len(np.unique(text_kinds)),
     step_seconds=min(seconds[1:] or seconds),
     compile_seconds=seconds[0],
     loader_seconds=loader_seconds,
-    workers_note=f"data.workers={data.workers}, data.threads={data.threads}",
+    workers=setup.workers,
+    threads=config.data.threads,
   )
 
 
-def _rows(images: np.ndarray) -> np.ndarray:
-  return images.reshape(len(images), -1)
+def _train(run, state, batch, *, steps: int):
+  """Returns the state after `steps`, and (measured, seconds) of each."""
+  step, placed = run.make_step(), run.place(batch)
+  history = []
+
+  def update(state):
+    start = time.perf_counter()
+    state, measured = step(state, placed)
+    measured = jax.device_get(measured)
+    history.append((measured, time.perf_counter() - start))
+    return state
+
+  logging.info("Compiling the update: a large model takes minutes ...")
+  state = update(state)
+  with terminal.Progress("overfit", unit="updates") as progress:
+    for done in range(1, steps):
+      state = update(state)
+      progress(done, steps - 1)
+  return state, history
 
 
-def _floor(batch: dict[str, np.ndarray]) -> float:
-  """Returns the least softmax loss where rows of a batch are the same.
+def _batch_seconds(batches: Any, *, threads: int) -> float:
+  """Returns the seconds that a batch takes, once none is left made ahead.
 
-  Among m equal captions, no model knows better than one in m.
+  Threads finish theirs at about the same time: what they made while the first
+  was waited for comes at once, and says nothing of the next. As many batches
+  are timed at least, so that a burst brings its wait along.
   """
-  logs = []
-  for rows in (_rows(batch["image"]), batch["tokens"]):
-    _, inverse, counts = np.unique(
-      rows, axis=0, return_inverse=True, return_counts=True
-    )
-    logs.append(np.log(counts[inverse.ravel()]).mean())
-  return float(np.mean(logs))
+  ahead = _PREFETCH + threads
+  _take(batches, count=ahead, seconds=0.0)
+  start = time.perf_counter()
+  taken = _take(batches, count=ahead, seconds=_TIMED_SECONDS)
+  return (time.perf_counter() - start) / taken
+
+
+def _take(batches: Any, *, count: int, seconds: float) -> int:
+  """Takes at least so many batches, for at least so long; returns how many."""
+  start, taken, passed = time.perf_counter(), 0, 0.0
+  while (taken < count or passed < seconds) and passed < _PATIENCE_SECONDS:
+    next(batches)
+    taken += 1
+    passed = time.perf_counter() - start
+  return taken
+
+
+def _kinds(rows: np.ndarray) -> np.ndarray:
+  """Returns a number for each row, equal for equal rows."""
+  flat = rows.reshape(len(rows), -1)
+  return np.unique(flat, axis=0, return_inverse=True)[1].ravel()
+
+
+def _bounds(batch, images, texts, config) -> dict[str, float]:
+  """Returns `floor` and `chance` of a trial."""
+  ids = {"image_ids": batch.get("image_ids"), "text_ids": texts}
+  settings = {"duplicates": config.duplicates, **ids}
+  one = np.zeros_like(images)
+  return {
+    "floor": least_loss(config.kind, images=images, texts=texts, **settings),
+    "chance": least_loss(config.kind, images=one, texts=one, **settings),
+  }
+
+
+def _accuracy(
+  cosines: np.ndarray, images: np.ndarray, texts: np.ndarray
+) -> float:
+  """Returns how often the nearest is a pair's own, or a copy of it."""
+  right = (images[:, None] == images) | (texts[:, None] == texts)
+  own = np.arange(len(images))
+  by_image = right[own, cosines.argmax(axis=1)]
+  by_text = right[cosines.argmax(axis=0), own]
+  return float(np.mean([by_image, by_text]))
 
 
 def _change(before: Any, after: Any) -> float:
@@ -172,118 +284,3 @@ def _cosine(embeds: np.ndarray) -> float:
   n = len(embeds)
   total = float(np.square(embeds.sum(axis=0)).sum())
   return (total - n) / max(n * (n - 1), 1)
-
-
-def diagnose(trial: Trial, *, kind: str) -> Finding:
-  """Says whether the batch was learned, and if not, what holds it.
-
-  Args:
-    trial: what happened.
-    kind: of the loss.
-  """
-  first, last = trial.losses[0], trial.losses[-1]
-  chance = math.log(trial.pairs)
-  facts = {
-    name: value
-    for name, value in dataclasses.asdict(trial).items()
-    if name != "losses"
-  }
-  facts |= {"first_loss": first, "last_loss": last, "log_pairs": chance}
-  floor = trial.floor if kind == "softmax" else 0.0
-  # A pretrained model may begin near the floor.
-  goal = floor + (1 - _LEARNED) * max(first - floor, 0.0)
-  near_floor = kind == "softmax" and last < floor + 0.1 * chance
-  if not trial.skipped and (last <= goal or near_floor):
-    return Finding(
-      "overfit one batch",
-      OK,
-      f"{trial.pairs} pairs learned by heart: loss {first:.3f} to {last:.3f} "
-      f"in {len(trial.losses)} updates.",
-      facts,
-    )
-  why = next((cause for holds, cause in _causes(trial) if holds), None)
-  stuck = kind == "softmax" and abs(last - chance) < 0.05 * chance
-  where = f", that is log({trial.pairs})" if stuck else ""
-  message = (
-    f"After {len(trial.losses)} updates on the same {trial.pairs} pairs the "
-    f"loss is {last:.3f}{where} (at first {first:.3f}). "
-  )
-  return Finding(
-    "overfit one batch",
-    PROBLEM if why or stuck else WARNING,
-    message
-    + (
-      why
-      or "No known cause was found; try ten times the optim.peak_lr and a "
-      "tenth of it, and more --steps."
-    ),
-    facts,
-  )
-
-
-def _causes(trial: Trial) -> list[tuple[bool, str]]:
-  """Returns the known causes in the order in which they hide each other."""
-  bound = trial.max_logit_scale
-  return [
-    (
-      trial.skipped > 0,
-      f"{trial.skipped} updates were not finite and changed nothing: lower "
-      "optim.peak_lr, or take precision=float32.",
-    ),
-    (
-      trial.distinct_images == 1 and trial.pairs > 1,
-      "All images of the batch are the same: look at the data's image column.",
-    ),
-    (
-      trial.distinct_captions == 1 and trial.pairs > 1,
-      "All captions of the batch are the same tokens: look at the data's "
-      "caption column, and at the tokenizer.",
-    ),
-    (
-      trial.moved < _STILL,
-      f"The weights moved by {trial.moved:.1g} of their size: raise "
-      "optim.peak_lr, and see that optim.frozen does not freeze what should "
-      "learn.",
-    ),
-    (
-      min(trial.image_cosine, trial.text_cosine) > _COLLAPSED,
-      "Both towers give the same embedding for everything: the learning rate "
-      "is too high; lower optim.peak_lr and warm up longer.",
-    ),
-    (
-      trial.image_cosine > _COLLAPSED,
-      "All images have the same embedding: lower optim.peak_lr; see that the "
-      "images differ after preprocessing.",
-    ),
-    (
-      trial.text_cosine > _COLLAPSED,
-      "All captions have the same embedding: lower optim.peak_lr; see that "
-      "captions differ and fit the context.",
-    ),
-    (
-      bound is not None and trial.logit_scale >= 0.999 * bound,
-      f"The logit scale is at its bound of {bound:g}: lower optim.peak_lr.",
-    ),
-  ]
-
-
-def balance(trial: Trial) -> Finding:
-  """Says whether the loader keeps up with the devices."""
-  loader = trial.pairs / trial.loader_seconds
-  step = trial.pairs / trial.step_seconds
-  facts = {
-    "loader_images_per_second": loader,
-    "step_images_per_second": step,
-    "pairs": trial.pairs,
-  }
-  words = f"The loader gives {loader:.0f} images/s, the step takes {step:.0f}"
-  if loader < step:
-    return Finding(
-      "loader against step",
-      WARNING,
-      f"{words} ({trial.workers_note}): training will wait for data. Raise "
-      "data.workers, store smaller images (`clip-jax data prepare`), or check "
-      "the disk.",
-      facts,
-    )
-  return Finding("loader against step", OK, f"{words}.", facts)

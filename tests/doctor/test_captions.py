@@ -1,11 +1,22 @@
 """Data that teach nothing are told before they cost anything."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.data import record as record_lib
-from clip_jax.doctor import captions, finding
+from clip_jax.doctor import captions, finding, records
+from clip_jax.models import variants
+
+
+def _png(shade):
+  file = io.BytesIO()
+  Image.new("L", (4, 3), shade).save(file, "png")
+  return file.getvalue()
 
 
 class _Source:
@@ -13,7 +24,7 @@ class _Source:
 
   def __init__(self, texts, images=None):
     self._texts = texts
-    self._images = images or [b"%d" % i for i in range(len(texts))]
+    self._images = images or [_png(i % 250) for i in range(len(texts))]
 
   def __len__(self):
     return len(self._texts)
@@ -31,56 +42,85 @@ def tokenizer():
   return tokenizer_lib.make_tokenizer(context_length=8)
 
 
-def _check(tokenizer, *args):
-  found = captions.check(_Source(*args), tokenizer)
-  return {one.check: one for one in found}
+@pytest.fixture(scope="module")
+def preprocess():
+  return preprocess_lib.Preprocess.from_spec(variants.spec("tiny-vit", {}))
 
 
-def test_distinct_captions_are_fine(tokenizer):
-  found = _check(tokenizer, [f"photo {i}" for i in range(30)])
+@pytest.fixture
+def check(tokenizer, preprocess):
+  def run(*args):
+    sample = records.read(_Source(*args), preprocess)
+    found = captions.check(sample, tokenizer)
+    return {one.check: one for one in found}
+
+  return run
+
+
+def test_distinct_captions_are_fine(check):
+  found = check([f"photo {i}" for i in range(30)])
   assert finding.worst(found.values()) == finding.OK
   assert found["duplicate captions"].facts["distinct"] == 30
 
 
-def test_repeated_captions_are_told_with_the_commonest(tokenizer):
+def test_repeated_captions_are_told_with_the_commonest(check):
   texts = ["A  dog", "a dog", *(f"photo {i}" for i in range(8))]
-  found = _check(tokenizer, texts)["duplicate captions"]
+  found = check(texts)["duplicate captions"]
   assert found.verdict == finding.WARNING
   assert found.facts["repeated_fraction"] == pytest.approx(0.2)
   assert found.facts["most_common"] == [{"text": "a dog", "times": 2}]
   assert "loss.duplicates" in found.message
 
 
-def test_one_caption_for_all_is_a_problem(tokenizer):
-  found = _check(tokenizer, ["image"] * 9)["duplicate captions"]
+@pytest.mark.parametrize("count", [1, 9])
+def test_one_caption_for_all_is_a_problem(check, count):
+  found = check(["image"] * count)["duplicate captions"]
   assert found.verdict == finding.PROBLEM
 
 
-def test_repeated_images_are_told(tokenizer):
+def test_repeated_images_are_told(check):
   texts = [f"photo {i}" for i in range(4)]
-  found = _check(tokenizer, texts, [b"a", b"a", b"b", b"c"])
+  found = check(texts, [_png(shade) for shade in (0, 0, 1, 2)])
   assert found["duplicate images"].verdict == finding.WARNING
   assert found["duplicate captions"].verdict == finding.OK
 
 
-def test_long_and_empty_captions_are_told(tokenizer):
+def test_long_and_empty_captions_are_told(check):
   long = [" ".join(f"word{i}" for i in range(9))]
-  found = _check(tokenizer, [*long, "one", "two"])["caption lengths"]
+  found = check([*long, "one", "two"])["caption lengths"]
   assert found.verdict == finding.WARNING and "cut" in found.message
   assert found.facts["cut_fraction"] == pytest.approx(1 / 3)
-  found = _check(tokenizer, ["", "one"])["caption lengths"]
+  found = check(["", "one"])["caption lengths"]
   assert found.verdict == finding.WARNING and "empty" in found.message
 
 
-def test_records_that_cannot_be_read_are_a_problem(tokenizer):
-  (found,) = captions.check(_Source([None, None]), tokenizer)
+def test_bad_records_are_held_against_what_a_run_lets_pass(preprocess):
+  texts = [f"photo {i}" for i in range(10)]
+  images = [_png(i) for i in range(10)]
+  fine = records.read(_Source(texts, images), preprocess)
+  assert records.check(fine, max_bad_fraction=0.0).verdict == finding.OK
+  texts[3], images[7] = None, images[7][:40]
+  sample = records.read(_Source(texts, images), preprocess)
+  # A tenth is missing; of nine images, one is broken.
+  assert sample.bad_fraction == pytest.approx(0.2)
+  found = records.check(sample, max_bad_fraction=0.3)
+  assert found.verdict == finding.WARNING and found.facts["bad"] == 2
+  assert "1 missing_caption" in found.message and "first 3, 7" in found.message
+  found = records.check(sample, max_bad_fraction=0.1)
+  assert found.verdict == finding.PROBLEM and "10.00%" in found.message
+
+
+def test_nothing_is_said_of_captions_that_cannot_be_read(check, preprocess):
+  assert check([None, None]) == {}
+  sample = records.read(_Source([None, None]), preprocess)
+  found = records.check(sample, max_bad_fraction=0.5)
   assert found.verdict == finding.PROBLEM
-  found = _check(tokenizer, [None, "one", "two"])
-  assert found["duplicate captions"].facts["sampled"] == 2
 
 
-def test_a_large_source_is_sampled_evenly(tokenizer):
-  texts = [f"photo {i}" for i in range(captions.SAMPLED_RECORDS * 3)]
-  found = _check(tokenizer, texts)["duplicate captions"]
-  assert found.facts["sampled"] == captions.SAMPLED_RECORDS
-  assert np.isclose(found.facts["distinct"], captions.SAMPLED_RECORDS)
+def test_a_large_source_is_sampled_evenly(check, preprocess):
+  texts = [f"photo {i}" for i in range(records.READ * 3)]
+  found = check(texts)["duplicate captions"]
+  assert found.facts["sampled"] == records.READ
+  assert np.isclose(found.facts["distinct"], records.READ)
+  sample = records.read(_Source(texts), preprocess)
+  assert sample.decoded == records.DECODED

@@ -1,0 +1,171 @@
+"""What a trial on one batch says of the config.
+
+A loss that stays where it was has a short list of causes; each is looked for,
+and the one found is named. That a loss has fallen proves nothing: one that
+began above chance falls as far as that when all embeddings become the same.
+"""
+
+import dataclasses
+import math
+import os
+
+from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
+from clip_jax.doctor.learning import Trial
+
+# Of what separates the first loss (or chance) from the floor, what must go.
+_LEARNED = 0.5
+# Of what separates chance from the floor, what is as good as nothing.
+_NEAR = 0.1
+# Share of images and texts that must find their own.
+_MATCHED = 0.9
+# Weights that moved by less, over their size, did not move.
+_STILL = 1e-6
+# Cosine between different inputs above which all look the same to a tower.
+_COLLAPSED = 0.99
+
+# Whether it holds, and what it is.
+Cause = tuple[bool, str]
+
+
+def diagnose(trial: Trial) -> Finding:
+  """Says whether the batch was learned, and if not, what holds it."""
+  facts = dataclasses.asdict(trial)
+  del facts["losses"]
+  facts["first_loss"], facts["last_loss"] = trial.losses[0], trial.losses[-1]
+  facts["log_pairs"] = math.log(trial.pairs)
+  learned = _is_learned(trial)
+  causes = [*_broken(trial), *([] if learned else _unlearned(trial))]
+  why = next((cause for holds, cause in causes if holds), None)
+  verdict, message = OK, _by_heart(trial)
+  if why or not learned:
+    stuck = _is_stuck(trial)
+    verdict = PROBLEM if why or stuck else WARNING
+    message = f"{_where(trial, stuck=stuck)} {why or _NO_CAUSE}"
+  return Finding("overfit one batch", verdict, message, facts)
+
+
+_NO_CAUSE = (
+  "No known cause was found; try more --steps, ten times the optim.peak_lr and "
+  "a tenth of it."
+)
+
+
+def _is_learned(trial: Trial) -> bool:
+  floor, chance, last = trial.floor, trial.chance, trial.losses[-1]
+  near = floor + _NEAR * (chance - floor)
+  # A pretrained model may begin near the floor, a bad temperature above chance.
+  first = min(trial.losses[0], chance)
+  goal = floor + (1 - _LEARNED) * (first - floor)
+  return last <= near or (last <= goal and trial.accuracy >= _MATCHED)
+
+
+def _is_stuck(trial: Trial) -> bool:
+  return abs(trial.losses[-1] - trial.chance) <= 0.05 * trial.chance
+
+
+def _by_heart(trial: Trial) -> str:
+  return (
+    f"{trial.pairs} pairs learned by heart: loss {trial.losses[0]:.3f} to "
+    f"{trial.losses[-1]:.3f} in {len(trial.losses)} updates, "
+    f"{trial.accuracy:.0%} find their own."
+  )
+
+
+def _where(trial: Trial, *, stuck: bool) -> str:
+  where = ""
+  if stuck:
+    equal = math.isclose(trial.chance, math.log(trial.pairs), rel_tol=1e-3)
+    name = f"log({trial.pairs})" if equal else f"{trial.chance:.3f}"
+    where = f", that is {name}, as if all pairs were the same"
+  return (
+    f"After {len(trial.losses)} updates on the same {trial.pairs} pairs the "
+    f"loss is {trial.losses[-1]:.3f}{where} (at first {trial.losses[0]:.3f}, "
+    f"at best {trial.floor:.3f}), and {trial.accuracy:.0%} find their own."
+  )
+
+
+def _broken(trial: Trial) -> list[Cause]:
+  """Returns what is a problem whatever the loss."""
+  return [
+    (
+      trial.skipped > 0,
+      f"{trial.skipped} updates were not finite and changed nothing: lower "
+      "optim.peak_lr, or take precision=float32.",
+    ),
+    (
+      trial.distinct_images == 1,
+      "All images of the batch are the same: look at the data's image column.",
+    ),
+    (
+      trial.distinct_captions == 1,
+      "All captions of the batch are the same tokens: look at the data's "
+      "caption column, and at the tokenizer.",
+    ),
+    (
+      trial.moved < _STILL,
+      f"The weights moved by {trial.moved:.1g} of their size: raise "
+      "optim.peak_lr, and see that optim.frozen does not freeze what should "
+      "learn.",
+    ),
+    (
+      min(trial.image_cosine, trial.text_cosine) > _COLLAPSED,
+      "Both towers give the same embedding for everything: the learning rate "
+      "is too high; lower optim.peak_lr and warm up longer.",
+    ),
+    (
+      trial.image_cosine > _COLLAPSED,
+      "All images have the same embedding: lower optim.peak_lr; see that the "
+      "images differ after preprocessing.",
+    ),
+    (
+      trial.text_cosine > _COLLAPSED,
+      "All captions have the same embedding: lower optim.peak_lr; see that "
+      "captions differ and fit the context.",
+    ),
+  ]
+
+
+def _unlearned(trial: Trial) -> list[Cause]:
+  """Returns what may be as it is where the batch was learned."""
+  bound = trial.max_logit_scale
+  return [
+    (
+      bound is not None and trial.logit_scale >= 0.999 * bound,
+      f"The logit scale is at its bound of {bound or 0:g}: lower "
+      "optim.peak_lr.",
+    ),
+  ]
+
+
+def balance(trial: Trial) -> Finding:
+  """Says whether the loader keeps up with the devices.
+
+  One process was timed; so many of them make at most so many times as much, and
+  no more run at once than there are cores.
+  """
+  one = trial.pairs / trial.loader_seconds
+  all_of_them = one * max(1, min(trial.workers, os.cpu_count() or 1))
+  step = trial.pairs / trial.step_seconds
+  facts = {
+    "loader_images_per_second": one,
+    "loader_bound_images_per_second": all_of_them,
+    "step_images_per_second": step,
+    "pairs": trial.pairs,
+  }
+  words = f"The loader gives {one:.0f} images/s"
+  if trial.workers:
+    words += (
+      f" from one process, at most {all_of_them:.0f} from "
+      f"data.workers={trial.workers} on these cores"
+    )
+  words += f"; the step takes {step:.0f}"
+  if all_of_them < step:
+    return Finding(
+      "loader against step",
+      WARNING,
+      f"{words}: training will wait for data (data.threads={trial.threads}, "
+      f"data.workers={trial.workers}). Raise data.workers, store smaller "
+      "images (`clip-jax data prepare`), or check the disk.",
+      facts,
+    )
+  return Finding("loader against step", OK, f"{words}.", facts)

@@ -1,0 +1,92 @@
+"""Everything that the doctor looks at, in order."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import ml_collections
+
+from clip_jax import errors, sharding, terminal
+from clip_jax.doctor import captions, diagnosis, learning, machine, records
+from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
+
+
+def of_machine() -> list[Finding]:
+  """Looks at the machine alone."""
+  return [
+    machine.versions(),
+    machine.devices(),
+    machine.collectives(sharding.make_mesh()),
+  ]
+
+
+def of_config(
+  config: ml_collections.ConfigDict, *, steps: int | None = None
+) -> list[Finding]:
+  """Looks at the machine, at a config's data, and at what it learns.
+
+  What cannot be looked at is a finding too: what was found before stays.
+
+  Args:
+    config: checked.
+    steps: updates on the one batch; None for as many as usual.
+  """
+  findings = [machine.versions(), machine.devices()]
+  setup = None
+  with _errors_found("config", findings):
+    logging.info("Opening the data and making the model ...")
+    setup = learning.prepare(config)
+    findings.append(_fit(config, setup))
+  if setup is None:
+    return findings
+  findings.append(machine.collectives(setup.run.mesh))
+  with _errors_found("records", findings):
+    findings += _of_data(config, setup)
+  with _errors_found("overfit one batch", findings):
+    findings += _of_learning(setup, steps=steps or learning.DEFAULT_STEPS)
+  return findings
+
+
+def _fit(config: ml_collections.ConfigDict, setup: learning.Setup) -> Finding:
+  pairs = setup.run.config.batch_size
+  facts = {"pairs": pairs, "batch_size": config.batch_size}
+  facts["mesh"] = dict(setup.run.mesh.shape)
+  words = f"One batch of {pairs} pairs stands for {config.batch_size}."
+  if setup.mesh_refusal is None:
+    return Finding("config", OK, words, facts)
+  return Finding(
+    "config",
+    WARNING,
+    f"{words} {setup.mesh_refusal} Training here would stop at that; the "
+    "batch was tried with mesh.data=-1 and mesh.fsdp=1.",
+    facts,
+  )
+
+
+def _of_data(
+  config: ml_collections.ConfigDict, setup: learning.Setup
+) -> list[Finding]:
+  run = setup.run
+  logging.info("Looking at the records of %s ...", config.data.train)
+  with terminal.Progress("read", unit="records") as progress:
+    sample = records.read(run.source, run.preprocess, progress=progress)
+  limit = config.data.max_bad_fraction
+  return [
+    records.check(sample, max_bad_fraction=limit),
+    *captions.check(sample, run.tokenizer),
+  ]
+
+
+def _of_learning(setup: learning.Setup, *, steps: int) -> list[Finding]:
+  logging.info("Learning one batch by heart, %d updates ...", steps)
+  trial = learning.overfit(setup, steps=steps)
+  return [diagnosis.balance(trial), diagnosis.diagnose(trial)]
+
+
+@contextlib.contextmanager
+def _errors_found(check: str, findings: list[Finding]) -> Iterator[None]:
+  """Adds an error that a user can mend to the findings."""
+  try:
+    yield
+  except (errors.UserError, OSError) as error:
+    findings.append(Finding(check, PROBLEM, str(error)))

@@ -1,0 +1,124 @@
+"""Records that cannot be read, and images that cannot be decoded."""
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+
+from clip_jax import preprocess as preprocess_lib
+from clip_jax import terminal
+from clip_jax.data import record as record_lib
+from clip_jax.data import sources, transforms
+from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
+
+READ = 2000
+# To decode takes a hundred times as long as to read.
+DECODED = 400
+_SHOWN_KEYS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """What a sample of the records holds.
+
+  Attributes:
+    read: records that were looked at.
+    decoded: images among them that were decoded, or should have been.
+    texts: of the readable records, in lower case with single spaces.
+    images: digests of their encoded images.
+    unreadable: records by reason.
+    undecodable: images by reason.
+    bad_keys: the first of either.
+  """
+
+  read: int
+  decoded: int
+  texts: list[str]
+  images: list[bytes]
+  unreadable: collections.Counter[str]
+  undecodable: collections.Counter[str]
+  bad_keys: list[str]
+
+  @property
+  def bad_fraction(self) -> float:
+    """Share of the records that training would count as bad."""
+    readable = 1 - self.unreadable.total() / max(self.read, 1)
+    return 1 - readable * (1 - self.undecodable.total() / max(self.decoded, 1))
+
+
+def read(
+  source: sources.Source,
+  preprocess: preprocess_lib.Preprocess,
+  *,
+  progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Sample:
+  """Reads a sample that is spread evenly over the data, and decodes a part.
+
+  Args:
+    source: of training pairs.
+    preprocess: of the model.
+    progress: told of records done, and their total.
+  """
+  count = min(READ, len(source))
+  slots = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
+  stride = -(-count // DECODED)
+  texts, images, keys, decoded = [], [], [], 0
+  unreadable, undecodable = collections.Counter(), collections.Counter()
+  for done, slot in enumerate(slots):
+    progress(done, count)
+    reasons = unreadable
+    try:
+      record = source[slot]
+      texts.append(" ".join(record.texts[0].lower().split()))
+      images.append(hashlib.blake2b(record.image, digest_size=8).digest())
+      if done % stride:
+        continue
+      decoded, reasons = decoded + 1, undecodable
+      transforms.eval_element(record, preprocess=preprocess)
+    except record_lib.BadRecord as error:
+      reasons[error.reason] += 1
+      keys.append(error.key)
+  return Sample(
+    count, decoded, texts, images, unreadable, undecodable, keys[:_SHOWN_KEYS]
+  )
+
+
+def check(sample: Sample, *, max_bad_fraction: float) -> Finding:
+  """Compares the share of bad records with what a run lets pass.
+
+  Args:
+    sample: of the records.
+    max_bad_fraction: `data.max_bad_fraction` of the config.
+  """
+  bad = sample.unreadable.total() + sample.undecodable.total()
+  reasons = sample.unreadable + sample.undecodable
+  facts = {
+    "sampled": sample.read,
+    "decoded": sample.decoded,
+    "bad": bad,
+    "bad_fraction": sample.bad_fraction,
+    "max_bad_fraction": max_bad_fraction,
+    "reasons": dict(reasons),
+    "bad_keys": sample.bad_keys,
+  }
+  of = f"{sample.read} sampled records, {sample.decoded} of them decoded"
+  if not bad:
+    return Finding("records", OK, f"None is bad of {of}.", facts)
+  words = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+  first = ", ".join(terminal.printable(k, limit=60) for k in sample.bad_keys)
+  message = (
+    f"{bad} bad of {of} ({words}), first {first}: about "
+    f"{sample.bad_fraction:.2%}, and data.max_bad_fraction lets "
+    f"{max_bad_fraction:.2%} pass"
+  )
+  if sample.bad_fraction <= max_bad_fraction:
+    return Finding("records", WARNING, f"{message}.", facts)
+  return Finding(
+    "records",
+    PROBLEM,
+    f"{message}: training would stop. `clip-jax data inspect` says which they "
+    "are.",
+    facts,
+  )

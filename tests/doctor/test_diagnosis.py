@@ -1,0 +1,110 @@
+"""What a trial says: learned, or why not."""
+
+import dataclasses
+import math
+import os
+
+import pytest
+
+from clip_jax.doctor import diagnosis, finding, learning
+
+GOOD = learning.Trial(
+  losses=[2.9, 2.0, 0.1],
+  floor=0.0,
+  chance=math.log(16),
+  accuracy=1.0,
+  pairs=16,
+  skipped=0,
+  moved=0.1,
+  logit_scale=14.0,
+  max_logit_scale=100.0,
+  image_cosine=0.2,
+  text_cosine=0.1,
+  distinct_images=16,
+  distinct_captions=16,
+  step_seconds=0.1,
+  compile_seconds=3.0,
+  loader_seconds=0.05,
+  workers=0,
+  threads=4,
+)
+STUCK = dataclasses.replace(GOOD, losses=[math.log(16)] * 3, accuracy=1 / 16)
+
+
+def test_a_batch_that_is_learned_is_fine():
+  found = diagnosis.diagnose(GOOD)
+  assert found.verdict == finding.OK
+  assert found.facts["last_loss"] == 0.1
+  assert found.facts["log_pairs"] == math.log(16)
+
+
+def test_equal_captions_excuse_a_loss_at_their_floor():
+  trial = dataclasses.replace(
+    GOOD, losses=[2.8, 1.4, 1.1], floor=1.0, distinct_captions=5, accuracy=0.5
+  )
+  assert diagnosis.diagnose(trial).verdict == finding.OK
+  worse = dataclasses.replace(trial, losses=[2.8, 2.7, 2.4])
+  assert diagnosis.diagnose(worse).verdict == finding.WARNING
+
+
+def test_half_the_way_takes_pairs_that_find_their_own():
+  half = dataclasses.replace(GOOD, losses=[2.9, 1.0])
+  assert diagnosis.diagnose(half).verdict == finding.OK
+  lost = dataclasses.replace(half, accuracy=0.5)
+  assert diagnosis.diagnose(lost).verdict == finding.WARNING
+
+
+def test_a_bad_start_that_falls_to_chance_is_not_learning():
+  fallen = dataclasses.replace(STUCK, losses=[7.306, 2.773])
+  found = diagnosis.diagnose(fallen)
+  assert found.verdict == finding.PROBLEM and "log(16)" in found.message
+  # Nor where it matches by accident.
+  matched = dataclasses.replace(fallen, accuracy=1.0)
+  assert diagnosis.diagnose(matched).verdict == finding.PROBLEM
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"skipped": 3}, "not finite"),
+    ({"distinct_images": 1}, "All images of the batch are the same"),
+    ({"distinct_captions": 1}, "All captions of the batch are the same"),
+    ({"moved": 1e-9}, "raise optim.peak_lr"),
+    ({"image_cosine": 0.999, "text_cosine": 0.999}, "Both towers"),
+    ({"image_cosine": 0.999}, "All images have the same embedding"),
+    ({"text_cosine": 0.999}, "All captions have the same embedding"),
+    ({"logit_scale": 100.0}, "at its bound of 100"),
+  ],
+)
+def test_a_loss_at_log_of_the_batch_has_a_named_cause(changes, words):
+  found = diagnosis.diagnose(dataclasses.replace(STUCK, **changes))
+  assert found.verdict == finding.PROBLEM
+  assert "log(16)" in found.message and words in found.message
+
+
+def test_what_is_broken_is_told_however_low_the_loss():
+  one = dataclasses.replace(GOOD, floor=2.77, losses=[2.77], distinct_images=1)
+  assert diagnosis.diagnose(one).verdict == finding.PROBLEM
+  # A pretrained model's temperature may be at its bound.
+  bound = dataclasses.replace(GOOD, logit_scale=100.0)
+  assert diagnosis.diagnose(bound).verdict == finding.OK
+
+
+def test_a_loss_that_is_stuck_without_a_known_cause_is_a_problem_too():
+  found = diagnosis.diagnose(STUCK)
+  assert found.verdict == finding.PROBLEM
+  assert "No known cause" in found.message
+
+
+def test_workers_on_many_cores_may_make_up_for_one_process(monkeypatch):
+  monkeypatch.setattr(os, "cpu_count", lambda: 8)
+  assert diagnosis.balance(GOOD).verdict == finding.OK
+  slow = dataclasses.replace(GOOD, loader_seconds=0.5)
+  found = diagnosis.balance(slow)
+  assert found.verdict == finding.WARNING
+  assert "32 images/s" in found.message and "data.workers" in found.message
+  many = dataclasses.replace(slow, workers=16)
+  found = diagnosis.balance(many)
+  assert found.verdict == finding.OK and "at most 256" in found.message
+  monkeypatch.setattr(os, "cpu_count", lambda: 2)
+  assert diagnosis.balance(many).verdict == finding.WARNING
