@@ -18,7 +18,6 @@ import functools
 import itertools
 import json
 import os
-import pathlib
 import platform
 import re
 import statistics
@@ -30,6 +29,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import jax
 import jax.numpy as jnp
+import tables  # Beside this script.
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -233,8 +233,7 @@ def parse_arguments():
   parser.add_argument("--cpu-pairs", type=int, default=4096)
   parser.add_argument("--cpu-embed", type=int, default=256)
   parser.add_argument("--rounds", type=int, default=12)
-  parser.add_argument("--json", type=pathlib.Path)
-  parser.add_argument("--markdown", type=pathlib.Path)
+  tables.add_outputs(parser)
   return parser.parse_args()
 
 
@@ -251,12 +250,7 @@ def main():
     "machine": platform.machine(),
     "jax": jax.__version__,
   }
-  text = markdown(result)
-  print(text)
-  if args.json:
-    args.json.write_text(json.dumps(result, indent=2) + "\n")
-  if args.markdown:
-    args.markdown.write_text(text)
+  tables.write(args, result, markdown(result))
 
 
 if __name__ == "__main__":
