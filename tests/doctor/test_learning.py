@@ -62,6 +62,7 @@ def test_a_learning_rate_that_does_nothing_is_named(doctor):
   assert found["records"]["verdict"] == finding.OK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "overrides",
   [
@@ -84,6 +85,7 @@ def test_a_collapse_from_a_bad_start_is_a_problem(doctor, overrides):
   assert "the same embedding" in found["message"]
 
 
+@pytest.mark.slow
 def test_one_record_is_a_problem(doctor, pairs):
   found = doctor(pairs(1, damaged=0))
   assert found["duplicate images"]["verdict"] == finding.PROBLEM

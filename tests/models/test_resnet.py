@@ -175,7 +175,7 @@ def test_remat_keeps_less_for_the_backward_pass():
 
   def kept(remat):
     tower = make_tower(
-      dtype=jnp.float32, param_dtype=jnp.float32, depths=(9, 9), remat=remat
+      dtype=jnp.float32, param_dtype=jnp.float32, depths=(9,), remat=remat
     )
     variables = jax.eval_shape(tower.init, jax.random.key(0), images)
 

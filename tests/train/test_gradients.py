@@ -184,6 +184,7 @@ def _activation_bytes(parts):
   return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_micro_batches_take_less_memory():
   whole, eighths = map(_activation_bytes, (1, 8))
   # What does not shrink: gradients, and the loss's own.

@@ -132,6 +132,7 @@ def _train_until(config, workdir, name, done):
   assert caught.value.code == 143
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_stopped_is_done_again(
   tmp_path, whole, monkeypatch
 ):
