@@ -80,7 +80,8 @@ def _where(trial: Trial, *, stuck: bool) -> str:
   return (
     f"After {len(trial.losses)} updates on the same {trial.pairs} pairs the "
     f"loss is {trial.losses[-1]:.3f}{where} (at first {trial.losses[0]:.3f}, "
-    f"at best {trial.floor:.3f}), and {trial.accuracy:.0%} find their own."
+    f"least possible {trial.floor:.3f}), and {trial.accuracy:.0%} find their "
+    "own."
   )
 
 
@@ -90,7 +91,7 @@ def _broken(trial: Trial) -> list[Cause]:
     (
       trial.skipped > 0,
       f"{trial.skipped} updates were not finite and changed nothing: lower "
-      "optim.peak_lr, or take precision=float32.",
+      "optim.peak_lr, or take precision=float32 if it is bfloat16.",
     ),
     (
       trial.distinct_images == 1,

@@ -60,7 +60,7 @@ def make_job(
     where=where,
     state=step.abstract_state(),
     batch=_abstract_batch(step, layout, rung),
-    texts=_describe(layout, rung, caption_tokens),
+    texts=_describe(step, layout, rung, caption_tokens),
   )
 
 
@@ -94,9 +94,11 @@ def _make_layout(
   return layout, next(rung for rung in layout.rungs if rung >= need)
 
 
-def _describe(layout, rung, caption_tokens) -> str:
+def _describe(step, layout, rung, caption_tokens) -> str:
   words = layout.describe(rung)
-  if caption_tokens is not None:
+  if (caption_tokens or 0) >= step.model.text.context_length:
+    words += " (none has room for more)"
+  elif caption_tokens is not None:
     words += f" ({caption_tokens} tokens in the mean, spread as CC3M's)"
   return words
 

@@ -1,6 +1,7 @@
 """Compiles the step that a config would train with, and says what it takes."""
 
 import dataclasses
+import logging
 import tempfile
 import time
 
@@ -69,6 +70,10 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
     UserError: the step cannot be compiled, for another reason than its size.
   """
   start = time.perf_counter()
+  logging.info(
+    "Compiling for %s: a minute or more for a large model or batch ...",
+    job.where.name,
+  )
   step = job.make_step()
   lowered = step.lower(job.state, job.batch)
   reasons: dict[str, str] = {}
