@@ -19,6 +19,8 @@ from clip_jax.train import checkpoint, loop
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "tiny_rn.py"
 PRECISE = "precision=float64"
+# CLIP_JAX_KILLS=20 takes three minutes.
+KILLS = int(os.environ.get("CLIP_JAX_KILLS", "8"))
 TIMED = ("images_per_second", "data_wait", "mfu")
 
 
@@ -139,20 +141,20 @@ def _kill_at_random(process, workdir, rng, in_save):
 
 
 @pytest.mark.slow
-def test_twenty_kills_leave_no_trace(tmp_path):
+def test_many_kills_leave_no_trace(tmp_path):
   """SIGKILL at random moments, every second one within a save."""
-  steps = "steps=400"
+  steps = f"steps={20 * KILLS}"
   _finish(tmp_path / "whole", steps)
   workdir = tmp_path / "a killed run"
   rng = random.Random(0)
   kills = in_save = 0
-  while kills < 20:
+  while kills < KILLS:
     process = _start(workdir, steps)
     if not _kill_at_random(process, workdir, rng, in_save=kills % 2 == 1):
       break
     kills += 1
     in_save += bool(_saves(workdir))
-  assert kills == 20 and in_save >= 5, (kills, in_save)
+  assert kills == KILLS and in_save >= KILLS // 4, (kills, in_save)
   _finish(workdir, steps)
   _assert_same_run(workdir, tmp_path / "whole")
 
