@@ -10,6 +10,8 @@ import json
 import math
 import re
 
+import numpy as np
+
 from clip_jax.plan import hlo
 
 _WINDOW = re.compile(r"\bwindow=\{([^}]*)\}")
@@ -112,12 +114,24 @@ def _taps(
   input_dilation: int,
   window_dilation: int,
 ) -> int:
-  """Counts the pairs of an output and a tap that meet an input."""
+  """Counts the pairs of an output and a tap that meet an input.
+
+  A pair meets the place output * stride + tap * window_dilation - pad, which is
+  an input where `input_dilation` divides it. Windows may be as long as a batch
+  has tokens: the shorter of the two is counted through, the other computed.
+  """
   last = (inputs - 1) * input_dilation
-  return sum(
-    1
-    for output in range(outputs)
-    for tap in range(size)
-    if 0 <= (at := output * stride + tap * window_dilation - pad) <= last
-    and at % input_dilation == 0
-  )
+  each, other = (size, window_dilation), (outputs, stride)
+  if outputs < size:
+    each, other = other, each
+  offsets = np.arange(each[0], dtype=np.int64) * each[1] - pad
+  number, step = other
+  lowest = np.maximum(-(offsets // step), 0)  # Rounded up.
+  highest = np.minimum((last - offsets) // step, number - 1)
+  found = 0
+  for rest in range(input_dilation):
+    first = -((rest - lowest) // input_dilation)
+    past = (highest - rest) // input_dilation + 1
+    meets = (rest * step + offsets) % input_dilation == 0
+    found += int((np.maximum(past - first, 0) * meets).sum())
+  return found

@@ -4,11 +4,12 @@ import importlib.util
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.models import flops
-from clip_jax.plan import collectives, topology, walk
+from clip_jax.plan import arithmetic, collectives, topology, walk
 
 
 def compiled_totals(function, *arguments, devices=1):
@@ -304,3 +305,43 @@ def test_slices_of_a_stack_move_one_layer(tpu):
   # takes a tile of 512 bytes, which is added to, sliced by and compared.
   layer = 128 * 256 * 2
   assert 12 * layer <= moved <= 12 * (layer + 12 * 512)
+
+
+def test_taps_are_counted_as_one_by_one():
+  rng = np.random.default_rng(0)
+  for _ in range(300):
+    inputs, outputs, size = (int(n) for n in rng.integers(1, 12, 3))
+    stride, dilation, window = (int(n) for n in rng.integers(1, 5, 3))
+    pad = int(rng.integers(-3, 12))
+    places = (
+      output * stride + tap * window - pad
+      for output in range(outputs)
+      for tap in range(size)
+    )
+    want = sum(
+      0 <= at <= (inputs - 1) * dilation and at % dilation == 0 for at in places
+    )
+    got = arithmetic._taps(
+      inputs=inputs,
+      outputs=outputs,
+      size=size,
+      stride=stride,
+      pad=pad,
+      input_dilation=dilation,
+      window_dilation=window,
+    )
+    assert got == want
+
+
+def test_windows_as_long_as_a_batch_take_no_time():
+  many = 2**19
+  taps = arithmetic._taps(
+    inputs=many,
+    outputs=many,
+    size=many,
+    stride=1,
+    pad=many - 1,
+    input_dilation=1,
+    window_dilation=1,
+  )
+  assert taps == many * (many + 1) // 2
