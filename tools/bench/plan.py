@@ -90,7 +90,8 @@ CASES = (
   Case("RN101", "v5e:16x16"),
   Case("RN50x4", "v5e:16x16", fsdp=16),
   # The inputs of their blocks alone would be 17 and 39 GiB a chip.
-  Case("RN50x16", "v5e:16x16", fsdp=16, image_remat="nested"),
+  Case("RN50x16", "v5e:16x16", image_remat="nested"),
+  # libtpu 0.0.52 refuses this one after a quarter of an hour.
   Case("RN50x64", "v5e:16x16", fsdp=16, image_remat="nested"),
 )
 
