@@ -89,7 +89,7 @@ def check_shapes(
     then = "Take optim.name and optim.ema_decay as they were"
     if not all(x.startswith("opt_state") for x in missing + unexpected + other):
       what = "a run with other averages"
-    then += ", or begin a new workdir with --config.init.model=this one."
+    then += ", or begin a new workdir with --config.init.model=OLD_WORKDIR."
   raise errors.UserError(
     f"Checkpoint {step} holds {what}: missing {missing}, unexpected "
     f"{unexpected}, of another shape {other}. {then}"
