@@ -131,8 +131,8 @@ class Encoder(nn.Module):
   `scan` runs one compiled block in a loop, or `unroll` of them a turn; without
   it the same parameters feed `depth` copies of the block, which compiles
   slower. `remat` names what the backward pass keeps: see `REMAT_POLICIES`.
-  `whole` takes the parts of a block's parameters that a device holds and returns
-  the parameters, block by block; None where it holds them all.
+  `whole` takes the parts of a block's parameters that a device holds and
+  returns the parameters, block by block; None where it holds them all.
   """
 
   depth: int
