@@ -63,17 +63,19 @@ _TRAIN_TEMPLATES = {
     "the digits {} side by side.",
   ),
 }
-# For evaluation; none of them is a training caption.
+# For evaluation. None of them is a training caption, but all their words are:
+# others would have embeddings that no update ever moved, and move classes by
+# chance.
 _EVAL_TEMPLATES = {
   "digits": (
-    "an image of the number {}.",
-    "this is {} in someone's handwriting.",
-    "a blurry drawing of the numeral {}.",
+    "a picture of the figure {}.",
+    "the handwritten digit {}.",
+    "a small scan of {}.",
   ),
   "two_digits": (
-    "an image of the number {}.",
-    "this is {} in someone's handwriting.",
-    "a blurry drawing of the numerals {}.",
+    "a photo of the figures {}.",
+    "a scan of the digits {}.",
+    "the handwritten number {} in white.",
   ),
 }
 _TWO_DIGITS_LENGTH = {"train": 20_000, "test": 2_000, "unseen": 1_000}
