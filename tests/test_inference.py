@@ -119,6 +119,34 @@ def test_split_layers_embed_the_same_and_are_never_all_whole():
   assert memory[8].argument_size_in_bytes < memory[1].argument_size_in_bytes / 4
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_resnet_in_parts_gathers_its_blocks(scan):
+  module = variants.create_model(
+    variants.spec(
+      "tiny-rn", {"image": {"width": 32, "depths": (1, 3), "scan": scan}}
+    )
+  )
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(
+    lambda x: np.abs(rng.normal(size=x.shape, scale=0.1)).astype(x.dtype),
+    variants.abstract_variables(module),
+  )
+  images = np.random.default_rng(1).integers(
+    0, 256, size=(8, 32, 32, 3), dtype=np.uint8
+  )
+  want = jax.jit(module.apply, static_argnames="method")(
+    variables, images, method="encode_image"
+  )
+  mesh = sharding.make_mesh(fsdp=8)
+  placed = jax.device_put(variables, sharding.tree_shardings(variables, mesh))
+  kernel = placed["params"]["image"]["stage_2_block_3"]["conv_2"]["conv"]
+  assert not kernel["kernel"].sharding.is_fully_replicated
+  encoder = inference.Encoder(module, mesh=mesh, batch_sizes=(8,))
+  np.testing.assert_allclose(
+    encoder.embed_images(placed, images), want, atol=1e-5
+  )
+
+
 def test_batches_are_padded_to_few_sizes_that_divide_over_the_mesh(model):
   encoder = inference.Encoder(
     model[0], mesh=sharding.make_mesh(), batch_sizes=(1, 2, 20)

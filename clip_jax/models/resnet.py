@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -22,6 +23,8 @@ REMAT_POLICIES = {
   **layers.REMAT_POLICIES,
   NESTED: jax.checkpoint_policies.nothing_saveable,
 }
+
+_BLOCK = re.compile(r"stage_\d+_block_\d+")
 
 # PyTorch's default for convolutions, which OpenAI left in place.
 _conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -207,16 +210,22 @@ class _Rematerialised:
   remat: str
   mode: dict[str, Any]
 
+  @property
+  def policy(self) -> Callable[..., bool]:
+    """What of a block, or a group of them, is kept."""
+    return layers.lookup("remat policy", self.remat, REMAT_POLICIES)
+
   def chain(self, blocks: Sequence[nn.Module], x: jax.Array) -> jax.Array:
     """Runs `blocks` one after the other."""
-    policy = layers.lookup("remat policy", self.remat, REMAT_POLICIES)
-    size = len(blocks)
-    if self.remat == NESTED:
-      # As many groups as blocks in each keeps the fewest of both.
-      size = math.isqrt(size - 1) + 1
+    policy = self.policy
+    size = self._group_size(len(blocks))
     for start in range(0, len(blocks), size):
       x = self._group(policy)(*blocks[start : start + size], x=x)
     return x
+
+  def _group_size(self, count):
+    # As many groups as blocks in each keeps the fewest of both.
+    return math.isqrt(count - 1) + 1 if self.remat == NESTED else count
 
   def _group(self, policy):
     def block(block, x):
@@ -231,6 +240,77 @@ class _Rematerialised:
       return x
 
     return nn.remat(group, policy=policy) if self.remat == NESTED else group
+
+  def loop(
+    self,
+    block: nn.Module,
+    variables: Sequence[Any],
+    x: jax.Array,
+    *,
+    whole: Callable[[Any], Any] | None = None,
+  ) -> tuple[jax.Array, list[Any]]:
+    """Runs a block with each of `variables`, one after the other, in a loop.
+
+    Args:
+      block: that has no parent.
+      variables: of equal shapes, at least one.
+      x: what the first takes; every block returns an array of this shape.
+      whole: makes a device's parts of a block's variables whole.
+
+    Returns:
+      What the last returns, and the new batch statistics of each.
+    """
+
+    def turn(x, variables):
+      if whole is not None:
+        variables = whole(variables)
+      x, updated = block.apply(
+        variables, x, **self.mode, mutable=["batch_stats"]
+      )
+      return x, updated["batch_stats"]
+
+    if self.remat != "none":
+      # A loop already keeps the two computations apart.
+      turn = jax.checkpoint(turn, policy=self.policy, prevent_cse=False)
+
+    def stacked(*leaves):
+      # Whole kernels are copied in the type that they are used in.
+      kind = leaves[0].dtype
+      if whole is None and leaves[0].ndim > 1:
+        kind = block.dtype
+      return jnp.stack([leaf.astype(kind) for leaf in leaves])
+
+    def group(x, stack):
+      return jax.lax.scan(turn, x, stack)
+
+    count = len(variables)
+    size = self._group_size(count)
+    grouped = count - count % size
+    stack = jax.tree.map(stacked, *variables)
+    if self.remat != NESTED:
+      x, stats = group(x, stack)
+      return x, _unstack(stats, count)
+    group = jax.checkpoint(group, policy=self.policy)
+    x, stats = jax.lax.scan(
+      group,
+      x,
+      jax.tree.map(
+        lambda leaf: leaf[:grouped].reshape(-1, size, *leaf.shape[1:]), stack
+      ),
+    )
+    stats = jax.tree.map(
+      lambda leaf: leaf.reshape(grouped, *leaf.shape[2:]), stats
+    )
+    done = _unstack(stats, grouped)
+    if grouped < count:
+      x, stats = group(x, jax.tree.map(lambda leaf: leaf[grouped:], stack))
+      done += _unstack(stats, count - grouped)
+    return x, done
+
+
+def _unstack(stack: Any, count: int) -> list[Any]:
+  leaves, tree = jax.tree.flatten(stack)
+  return [tree.unflatten([leaf[i] for leaf in leaves]) for i in range(count)]
 
 
 class AttentionPool(nn.Module):
@@ -269,6 +349,11 @@ class AttentionPool(nn.Module):
     return x[:, 0]
 
 
+def is_block(name: str) -> bool:
+  """Whether parameters of this name are those of a block."""
+  return _BLOCK.fullmatch(name) is not None
+
+
 def pool_heads(width: int, stages: int) -> int:
   """Returns the heads of the attention pool after `stages` stages."""
   return width * EXPANSION * 2 ** (stages - 1) // HEAD_DIM
@@ -279,14 +364,20 @@ class ModifiedResNet(nn.Module):
 
   `depths` counts the blocks of each stage. The pool projects to `embed_dim`
   by itself, so the model adds no projection. `remat` names what the backward
-  pass keeps of the stem and of each block: see `REMAT_POLICIES`.
+  pass keeps of the stem and of each block: see `REMAT_POLICIES`. `scan` runs
+  the blocks of a stage but the first, which are equal, as turns of a loop: a
+  deep tower compiles in a fraction of the time, and computes the same from the
+  same parameters. `whole` takes the name of a block and returns what makes a
+  device's parts of its parameters whole; None where it holds them all.
   """
 
   image_size: int
   depths: tuple[int, ...]
   width: int
   embed_dim: int
+  scan: bool = False
   remat: str = "none"
+  whole: Callable[[str], Callable[[Any], Any]] | None = None
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -329,22 +420,67 @@ class ModifiedResNet(nn.Module):
     )
     x = average_pool(x, 2)  # (batch, h / 4, w / 4, width)
     for i, depth in enumerate(self.depths):
+      features = self.width * 2**i
+      names = [f"stage_{i + 1}_block_{j + 1}" for j in range(depth)]
+      looped = self._looped(names[1:], locked_norms)
       blocks = [
-        Bottleneck(
-          self.width * 2**i,
-          stride=2 if i > 0 and j == 0 else 1,
-          name=f"stage_{i + 1}_block_{j + 1}",
-          **dtypes,
+        self._make_block(name)(
+          features, stride=2 if i > 0 and j == 0 else 1, name=name, **dtypes
         )
-        for j in range(depth)
+        for j, name in enumerate(names)
+        if name not in looped
       ]
       x = run.chain(blocks, x)
+      if looped:
+        block = Bottleneck(features, parent=None, **dtypes)
+        x = self._loop(run, block, looped, x)
     return AttentionPool(
       heads=x.shape[-1] // HEAD_DIM,
       out_dim=self.embed_dim,
       name="attention_pool",
       **dtypes,
     )(x)
+
+  def _make_block(self, name):
+    """Returns what constructs the block of this name."""
+    if self.whole is None:
+      return Bottleneck
+    return nn.map_variables(Bottleneck, "params", trans_in_fn=self.whole(name))
+
+  def _looped(self, names, locked_norms):
+    """Returns the blocks to run in a loop: all of `names`, which are equal."""
+    if not self.scan or self.is_initializing():
+      return []
+    # One compiled block cannot lock norms in some turns alone.
+    locked = {self._locked(name, locked_norms) for name in names}
+    return names if len(locked) == 1 else []
+
+  def _locked(self, name, locked_norms):
+    """Returns the locked norms of one block, by their paths in it."""
+    prefix = "/".join((*self.path, name, ""))
+    return tuple(
+      sorted(
+        path.removeprefix(prefix)
+        for path in locked_norms
+        if path.startswith(prefix)
+      )
+    )
+
+  def _loop(self, run, block, names, x):
+    """Runs `block` with the variables of the blocks of these names."""
+    locked = self._locked(names[0], run.mode["locked_norms"])
+    run = dataclasses.replace(run, mode={**run.mode, "locked_norms": locked})
+    variables = [
+      {kind: self.variables[kind][name] for kind in ("params", "batch_stats")}
+      for name in names
+    ]
+    # They are equal: so are the ways in which they are split.
+    whole = self.whole and self.whole(names[0])
+    x, stats = run.loop(block, variables, x, whole=whole)
+    if self.is_mutable_collection("batch_stats"):
+      for name, updated in zip(names, stats, strict=True):
+        self.put_variable("batch_stats", name, updated)
+    return x
 
   def _check(self, shape):
     size, stride = self.image_size, 2 ** (1 + len(self.depths))

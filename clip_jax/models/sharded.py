@@ -1,21 +1,20 @@
 """A model on devices that hold its parameters in parts.
 
-The layers of an encoder are made whole one by one, where they are used; all
-else is made whole at once. For use inside `shard_map`.
+The layers of an encoder and the blocks of a ResNet are made whole one by one,
+where they are used; all else is made whole at once. For use inside `shard_map`.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from clip_jax import sharding
-from clip_jax.models import clip
+from clip_jax.models import clip, resnet
 
 
 def place(model: clip.CLIP, specs: Any) -> clip.CLIP:
-  """Returns `model` with encoders that gather their layers by themselves.
+  """Returns `model` with towers that gather their layers by themselves.
 
   Args:
     model: to run with what `whole` returns.
@@ -24,16 +23,24 @@ def place(model: clip.CLIP, specs: Any) -> clip.CLIP:
   towers = {}
   for name in ("image", "text"):
     stack = specs[name].get("encoder", {}).get("blocks")
-    axes = map(sharding.split_axis, jax.tree.leaves(stack))
-    if any(axis is not None for axis in axes):
-      towers[name] = getattr(model, name).clone(
-        whole=_layer_gatherer(stack, model.dtype)
-      )
+    blocks = {k: v for k, v in specs[name].items() if resnet.is_block(k)}
+    if _is_split(stack):
+      whole = _gatherer(stack, model.dtype, layer=True)
+    elif _is_split(blocks):
+      whole = _block_gatherer(blocks, model.dtype)
+    else:
+      continue
+    towers[name] = getattr(model, name).clone(whole=whole)
   return model.clone(**towers)
 
 
+def _is_split(specs):
+  axes = map(sharding.split_axis, jax.tree.leaves(specs))
+  return any(axis is not None for axis in axes)
+
+
 def whole(params: Any, specs: Any, *, dtype: jnp.dtype) -> Any:
-  """Returns `params` with all but the encoders' layers gathered.
+  """Returns `params` with all but the towers' layers gathered.
 
   Args:
     params: this device's parts.
@@ -42,7 +49,8 @@ def whole(params: Any, specs: Any, *, dtype: jnp.dtype) -> Any:
   """
 
   def gather(path, x, spec):
-    if is_stack(sharding.path_name(path)):
+    name = sharding.path_name(path)
+    if is_stack(name) or any(map(resnet.is_block, name.split("/"))):
       return x
     return sharding.gather_tree(x, spec, dtype=dtype)
 
@@ -54,13 +62,18 @@ def is_stack(path: str) -> bool:
   return "/encoder/blocks/" in f"/{path}"
 
 
-def _layer_gatherer(stack: Any, dtype: jnp.dtype) -> Callable[[Any], Any]:
-  """Returns what makes the parameters of one layer whole."""
+def _gatherer(specs, dtype, *, layer=False):
+  """Returns what makes the variables of one layer or block whole."""
 
   def whole(variables):
     params = sharding.gather_tree(
-      variables["params"], stack, dtype=dtype, layer=True
+      variables["params"], specs, dtype=dtype, layer=layer
     )
     return {**variables, "params": params}
 
   return whole
+
+
+def _block_gatherer(blocks, dtype):
+  """Returns what makes the variables of a block whole, by its name."""
+  return lambda name: _gatherer(blocks[name], dtype)

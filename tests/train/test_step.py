@@ -22,6 +22,9 @@ SMALLER = {
   "tiny-vit": {"image": {"width": 24, "depth": 2, "heads": 3}},
 }
 
+# Its second stage's blocks are wide enough to be split, and are several.
+_WIDE_RESNET = {"width": 32, "depths": (1, 3)}
+
 
 def _config(model, precision):
   config = config_lib.default_config()
@@ -155,6 +158,28 @@ def test_three_steps_are_the_same_on_one_and_eight_devices(model):
   )
 
 
+@pytest.mark.parametrize("fields", [{}, {"scan": True, "remat": "nested"}])
+def test_blocks_that_gather_themselves_train_the_same(fields):
+  with jax.enable_x64(True):
+    config = _config("tiny-rn", "float64")
+    config.model_overrides.image = _WIDE_RESNET
+    one = _Trainer(config, (1, 1))
+    config.model_overrides.image = {**_WIDE_RESNET, **fields}
+    eight = _Trainer(config, (2, 4))
+    kernel = eight.state.params["image"]["stage_2_block_3"]["conv_2"]["conv"][
+      "kernel"
+    ]
+    assert not kernel.sharding.is_fully_replicated
+    np.testing.assert_allclose(
+      one.run(_batches(3)), eight.run(_batches(3)), rtol=1e-10
+    )
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12),
+      one.state.batch_stats,
+      eight.state.batch_stats,
+    )
+
+
 def test_parameters_are_born_sharded():
   config = _config("tiny-vit", "float32")
   trainer = _Trainer(config, (2, 4))
@@ -212,14 +237,23 @@ def test_fsdp_gathers_layer_by_layer_and_no_activations():
   assert compiled.memory_analysis().alias_size_in_bytes >= 0.99 * held
 
 
-def test_no_gradient_is_summed_in_half_precision():
+@pytest.mark.parametrize(
+  ("model", "image", "gathered"),
+  [
+    ("tiny-vit", {}, "64x256"),
+    ("tiny-rn", _WIDE_RESNET, "3x3x64x64"),
+    ("tiny-rn", {**_WIDE_RESNET, "scan": True}, "3x3x64x64"),
+  ],
+)
+def test_no_gradient_is_summed_in_half_precision(model, image, gathered):
   """In the program as written: CPUs sum all in float32 anyway."""
-  config = _config("tiny-vit", "bfloat16")
+  config = _config(model, "bfloat16")
+  config.model_overrides.image.update(image)
   config.model_overrides.text.width = 64  # Wide enough to be split.
   trainer = _Trainer(config, (2, 4))
   batch = trainer.place(next(_batches(1)))
   text = trainer.step.lower(trainer.state, batch).as_text()
-  assert re.search(r"dot_general.*xbf16>", text)
+  assert re.search(r"(dot_general|convolution).*xbf16>", text)
   kinds = re.findall(
     r"stablehlo\.(all_reduce|reduce_scatter).*?\) : .*?-> tensor<[\dx]*(\w+)>",
     text,
@@ -228,8 +262,9 @@ def test_no_gradient_is_summed_in_half_precision():
   assert {kind for kind, _ in kinds} == {"all_reduce", "reduce_scatter"}
   assert {dtype for _, dtype in kinds} <= {"f32", "i32"}
   # Parameters travel in the type that they are used in.
-  gathered = re.findall(r"all_gather.*-> tensor<([\dx]+)x(\w+)>", text)
-  assert ("64x256", "bf16") in gathered
+  found = re.findall(r"all_gather.*-> tensor<([\dx]+)x(\w+)>", text)
+  assert (gathered, "bf16") in found
+  assert {dtype for shape, dtype in found if shape == gathered} == {"bf16"}
 
 
 def test_a_step_is_compiled_once():
