@@ -176,10 +176,14 @@ def _gather_forward(x, axis, dtype):
 
 def _gather_backward(axis, dtype, kind, gradient):
   del dtype
-  summed = jax.lax.psum_scatter(
-    gradient.astype(kind.dtype), FSDP, scatter_dimension=axis, tiled=True
+  # An axis of its own for the devices: TPUs scatter along one that is not
+  # among an array's last two without padding it.
+  devices = jax.lax.axis_size(FSDP)
+  shape = gradient.shape
+  parts = gradient.astype(kind.dtype).reshape(
+    *shape[:axis], devices, shape[axis] // devices, *shape[axis + 1 :]
   )
-  return (summed,)
+  return (jax.lax.psum_scatter(parts, FSDP, scatter_dimension=axis),)
 
 
 gather.defvjp(_gather_forward, _gather_backward)

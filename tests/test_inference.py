@@ -123,7 +123,7 @@ def test_split_layers_embed_the_same_and_are_never_all_whole():
 def test_a_resnet_in_parts_gathers_its_blocks(scan):
   module = variants.create_model(
     variants.spec(
-      "tiny-rn", {"image": {"width": 32, "depths": (1, 3), "scan": scan}}
+      "tiny-rn", {"image": {"width": 32, "depths": (1, 5), "scan": scan}}
     )
   )
   rng = np.random.default_rng(0)

@@ -100,12 +100,8 @@ class Bert(nn.Module):
     """Returns the normed sum of three embeddings (batch, length, width)."""
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     normal = nn.initializers.normal(0.02)  # BERT's `initializer_range`.
-    x = nn.Embed(
-      self.vocab_size,
-      self.width,
-      embedding_init=normal,
-      name="token_embedding",
-      **dtypes,
+    x = layers.Embed(
+      self.vocab_size, self.width, name="token_embedding", **dtypes
     )(tokens)
     positions, types = (
       self.param(name, normal, (rows, self.width), self.param_dtype)

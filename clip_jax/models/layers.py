@@ -49,6 +49,61 @@ def layer_norm(epsilon: float, *, name: str | None, dtype, param_dtype):
   )
 
 
+@jax.custom_vjp
+def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
+  """Returns `table[ids]`, whose gradient is summed in at least float32.
+
+  Every id adds to the gradient of its row. In bfloat16 a sum of some hundred
+  such terms no longer grows by the next one, and some rows, as that of the
+  start of text, are in every caption.
+
+  Args:
+    table: (rows, width).
+    ids: int32 (...).
+
+  Returns:
+    (..., width), of the table's type, as is the gradient; NaN for rows that are
+    not there.
+  """
+  return jnp.take(table, ids, axis=0)
+
+
+def _take_rows_forward(table, ids):
+  # Of the table the backward pass needs type and length alone.
+  return take_rows(table, ids), (jnp.zeros((table.shape[0], 0), table.dtype), ids)
+
+
+def _take_rows_backward(kept, gradient):
+  like, ids = kept
+  wide = jnp.promote_types(like.dtype, jnp.float32)
+  total = jnp.zeros((like.shape[0], gradient.shape[-1]), wide)
+  return total.at[ids].add(gradient.astype(wide)).astype(like.dtype), None
+
+
+take_rows.defvjp(_take_rows_forward, _take_rows_backward)
+
+
+class Embed(nn.Module):
+  """A table of embeddings, one a token of the vocabulary."""
+
+  rows: int
+  features: int
+  std: float = 0.02
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, ids: jax.Array) -> jax.Array:
+    """Maps ids (...) to (..., features)."""
+    table = self.param(
+      "embedding",
+      nn.initializers.normal(self.std),
+      (self.rows, self.features),
+      self.param_dtype,
+    )
+    return take_rows(table, ids).astype(self.dtype)
+
+
 class Mlp(nn.Module):
   """Two dense layers with an activation between them."""
 

@@ -1,7 +1,6 @@
 """The ModifiedResNet image tower (paper, section 2.4)."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +22,9 @@ REMAT_POLICIES = {
   **layers.REMAT_POLICIES,
   NESTED: jax.checkpoint_policies.nothing_saveable,
 }
+
+# Fewer equal blocks are as well compiled one by one.
+_SHORTEST_LOOP = 4
 
 _BLOCK = re.compile(r"stage_\d+_block_\d+")
 
@@ -220,14 +222,23 @@ class _Rematerialised:
     policy = self.policy
     size = self._group_size(len(blocks))
     for start in range(0, len(blocks), size):
-      x = self._group(policy)(*blocks[start : start + size], x=x)
+      part = blocks[start : start + size]
+      x = self._group(policy, len(part))(*part, x=x)
     return x
 
   def _group_size(self, count):
-    # As many groups as blocks in each keeps the fewest of both.
-    return math.isqrt(count - 1) + 1 if self.remat == NESTED else count
+    if self.remat != NESTED:
+      return count
 
-  def _group(self, policy):
+    def kept(size):
+      # Inputs of groups, and of the blocks of one. Those of groups are kept
+      # while the backward pass is in later stages, too: rather fewer.
+      groups = -(-count // size)
+      return groups + size, groups
+
+    return min(range(1, count + 1), key=kept)
+
+  def _group(self, policy, size):
     def block(block, x):
       return block(x, **self.mode)
 
@@ -239,7 +250,9 @@ class _Rematerialised:
         x = block(one, x)
       return x
 
-    return nn.remat(group, policy=policy) if self.remat == NESTED else group
+    if self.remat != NESTED or size == 1:
+      return group
+    return nn.remat(group, policy=policy)
 
   def loop(
     self,
@@ -365,10 +378,11 @@ class ModifiedResNet(nn.Module):
   `depths` counts the blocks of each stage. The pool projects to `embed_dim`
   by itself, so the model adds no projection. `remat` names what the backward
   pass keeps of the stem and of each block: see `REMAT_POLICIES`. `scan` runs
-  the blocks of a stage but the first, which are equal, as turns of a loop: a
-  deep tower compiles in a fraction of the time, and computes the same from the
-  same parameters. `whole` takes the name of a block and returns what makes a
-  device's parts of its parameters whole; None where it holds them all.
+  the blocks of a stage but the first, which are equal, as turns of a loop where
+  they are several: a deep tower compiles in a fraction of the time, and
+  computes the same from the same parameters. `whole` takes the name of a block
+  and returns what makes a device's parts of its parameters whole; None where it
+  holds them all.
   """
 
   image_size: int
@@ -450,6 +464,8 @@ class ModifiedResNet(nn.Module):
   def _looped(self, names, locked_norms):
     """Returns the blocks to run in a loop: all of `names`, which are equal."""
     if not self.scan or self.is_initializing():
+      return []
+    if len(names) < _SHORTEST_LOOP:
       return []
     # One compiled block cannot lock norms in some turns alone.
     locked = {self._locked(name, locked_norms) for name in names}

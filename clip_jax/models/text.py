@@ -47,7 +47,7 @@ def _arrangement(tokens):
   if isinstance(tokens, packing.PackedText):
     mask = packing.visible(tokens.segments)
     return tokens.tokens, tokens.positions, mask
-  return tokens, slice(tokens.shape[1]), None
+  return tokens, jnp.arange(tokens.shape[1]), None
 
 
 class TextTransformer(nn.Module):
@@ -97,12 +97,8 @@ class TextTransformer(nn.Module):
     self._check(tokens)
     ids, at, mask = _arrangement(tokens)
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    x = nn.Embed(
-      self.vocab_size,
-      self.width,
-      embedding_init=nn.initializers.normal(0.02),
-      name="token_embedding",
-      **dtypes,
+    x = layers.Embed(
+      self.vocab_size, self.width, name="token_embedding", **dtypes
     )(ids)  # (batch, length, width)
     positions = self.param(
       "position_embedding",
@@ -110,7 +106,7 @@ class TextTransformer(nn.Module):
       (self.context_length, self.width),
       self.param_dtype,
     )
-    x = x + positions[at].astype(x.dtype)
+    x = x + layers.take_rows(positions, at).astype(x.dtype)
     x = layers.Encoder(
       depth=self.depth,
       heads=self.heads,
@@ -197,10 +193,9 @@ class BagOfWords(nn.Module):
     """Maps tokens (batch, length) to features (batch, width)."""
     del train
     check_length(tokens, self.context_length)
-    x = nn.Embed(
+    x = layers.Embed(
       self.vocab_size,
       self.width,
-      embedding_init=nn.initializers.normal(0.02),
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name="token_embedding",

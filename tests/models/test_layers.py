@@ -122,3 +122,45 @@ def test_unknown_names_list_the_known_ones():
     make_encoder(unroll=4).init(jax.random.key(0), x)
   with pytest.raises(errors.UserError, match=r"width=8 .* heads=3"):
     layers.Encoder(depth=1, heads=3).init(jax.random.key(0), x)
+
+
+def test_rows_that_many_ids_name_get_the_whole_sum():
+  rng = np.random.default_rng(0)
+  table = jnp.asarray(rng.standard_normal((5, 3)), jnp.bfloat16)
+  ids = rng.integers(0, 2, size=(64, 100)).astype(np.int32)
+  weights = jnp.asarray(rng.uniform(1, 2, size=(64, 100, 3)), jnp.bfloat16)
+
+  @jax.jit
+  def gradient(table):
+    def total(table):
+      rows = layers.take_rows(table, ids)
+      assert rows.dtype == jnp.bfloat16
+      return (rows.astype(jnp.float32) * weights).sum()
+
+    return jax.grad(total)(table)
+
+  want = np.zeros((5, 3))
+  np.add.at(want, ids, np.asarray(weights, np.float64))
+  got = gradient(table)
+  assert got.dtype == jnp.bfloat16
+  # Rounded once. Summed in bfloat16 the rows would get about 512 of 4,800.
+  np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=2**-8)
+
+
+def test_an_embedding_has_rows_and_gradients_as_the_table_says():
+  rng = np.random.default_rng(0)
+  embed = layers.Embed(7, 3, dtype=jnp.float32)
+  ids = np.array([[6, 1], [1, 0]], np.int32)
+  variables = embed.init(jax.random.key(0), ids)
+  table = np.asarray(variables["params"]["embedding"])
+  assert table.shape == (7, 3)
+  np.testing.assert_array_equal(embed.apply(variables, ids), table[ids])
+  weights = rng.standard_normal((2, 2, 3)).astype(np.float32)
+  gradient = jax.grad(
+    lambda variables: (embed.apply(variables, ids) * weights).sum()
+  )(variables)["params"]["embedding"]
+  want = np.zeros((7, 3), np.float32)
+  np.add.at(want, ids, weights)
+  np.testing.assert_allclose(gradient, want, rtol=1e-6)
+  # A token that the vocabulary lacks is no other token.
+  assert np.isnan(embed.apply(variables, np.array([7]))).all()

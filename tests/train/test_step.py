@@ -23,7 +23,7 @@ SMALLER = {
 }
 
 # Its second stage's blocks are wide enough to be split, and are several.
-_WIDE_RESNET = {"width": 32, "depths": (1, 3)}
+_WIDE_RESNET = {"width": 32, "depths": (1, 5)}
 
 
 def _config(model, precision):
