@@ -180,6 +180,19 @@ def test_blocks_that_gather_themselves_train_the_same(fields):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lion", "adafactor", "muon"])
+def test_every_optimizer_moves_split_parameters_as_whole_ones(name):
+  with jax.enable_x64(True):
+    config = _config("tiny-vit", "float64")
+    config.model_overrides.text.width = 64  # Wide enough to be split.
+    config.optim.name = name
+    one, eight = (_Trainer(config, shape) for shape in [(1, 1), (2, 4)])
+    losses = one.run(_batches(6))
+    assert losses[-1] != losses[0]
+    np.testing.assert_allclose(losses, eight.run(_batches(6)), rtol=1e-9)
+
+
 def test_parameters_are_born_sharded():
   config = _config("tiny-vit", "float32")
   trainer = _Trainer(config, (2, 4))
