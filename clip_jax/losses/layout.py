@@ -5,7 +5,7 @@ A method's name becomes a `Layout` from sizes alone, before anything runs.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 from jax import lax
@@ -137,17 +137,27 @@ def choose(
   if method not in METHODS:
     raise errors.unknown("loss method", method, METHODS)
   if method == "auto":
-    method = _automatic(image_embeds, axes)
+    pairs, embed = image_embeds.shape
+    method = automatic(
+      pairs, embed, image_embeds.dtype.itemsize, _sizes(axes).values()
+    )
   return LAYOUTS[method](axes, len(image_embeds), tile)
 
 
-def _automatic(image_embeds, axes):
-  pairs, embed = image_embeds.shape
-  devices = math.prod(_sizes(axes).values())
-  needed = gathered_bytes(
-    pairs * devices, devices, embed, image_embeds.dtype.itemsize
-  )
-  torus = len(_wide_axes(axes)) > 1
+def automatic(
+  pairs: int, embed: int, itemsize: int, sizes: Collection[int]
+) -> str:
+  """Returns the method that "auto" stands for.
+
+  Args:
+    pairs: of one device.
+    embed: dimensions of an embedding.
+    itemsize: bytes of a number in an embedding.
+    sizes: of the mesh axes that split the batch.
+  """
+  devices = math.prod(sizes)
+  needed = gathered_bytes(pairs * devices, devices, embed, itemsize)
+  torus = sum(size > 1 for size in sizes) > 1
   part = GATHERED_PART["two axes" if torus else "one axis"]
   if needed <= part * DEVICE_BYTES:
     return "gathered"

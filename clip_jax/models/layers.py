@@ -70,7 +70,10 @@ def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
 
 def _take_rows_forward(table, ids):
   # Of the table the backward pass needs type and length alone.
-  return take_rows(table, ids), (jnp.zeros((table.shape[0], 0), table.dtype), ids)
+  return take_rows(table, ids), (
+    jnp.zeros((table.shape[0], 0), table.dtype),
+    ids,
+  )
 
 
 def _take_rows_backward(kept, gradient):

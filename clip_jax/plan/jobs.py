@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from clip_jax import errors, sharding
+from clip_jax.losses import layout as loss_layout
 from clip_jax.models import packing, variants
 from clip_jax.plan import captions, topology
 from clip_jax.train import initial, program, text_layout
@@ -29,6 +30,19 @@ class Job(program.Program):
   state: step_lib.TrainState
   batch: dict[str, Any]
   texts: str
+
+  @property
+  def loss_method(self) -> str:
+    """The method of the loss; what "auto" stands for, for this batch."""
+    config = self.config
+    if config.loss.method != "auto":
+      return config.loss.method
+    return loss_layout.automatic(
+      config.batch_size // self.mesh.size,
+      self.model.embed_dim,
+      jnp.dtype(config.precision).itemsize,
+      self.mesh.shape.values(),
+    )
 
 
 def make_job(

@@ -52,7 +52,11 @@ def to_dict(
     "micro_batches": config.micro_batches,
     "mesh": dict(job.mesh.shape),
     "texts": job.texts,
-    "loss": {"kind": config.loss.kind, "method": config.loss.method},
+    "loss": {
+      "kind": config.loss.kind,
+      "method": config.loss.method,
+      "takes": job.loss_method,
+    },
     "fits": plan.fits,
     "peak_bytes": plan.peak_bytes,
     "available_bytes": plan.available_bytes,
@@ -228,6 +232,7 @@ def to_text(plan: planner_lib.Plan, **options: Any) -> str:
     f"{found['device']} ({found['topology']}), mesh data={mesh['data']} "
     f"fsdp={mesh['fsdp']}",
     f"Texts: {found['texts']}",
+    f"Loss: {_loss(found['loss'])}",
     "",
     _verdict(found),
     "",
@@ -245,6 +250,11 @@ def to_text(plan: planner_lib.Plan, **options: Any) -> str:
     lines += ["", "Not known:"]
     lines += [f"  {name}: {why}" for name, why in found["reasons"].items()]
   return "\n".join([*lines, "", found["note"]])
+
+
+def _loss(loss) -> str:
+  chosen = f", taken by {loss['method']}" if loss["method"] == "auto" else ""
+  return f"{loss['kind']}, {loss['takes']}{chosen}"
 
 
 def _verdict(found) -> str:

@@ -196,6 +196,22 @@ def test_what_a_cpu_does_not_tell_is_null_with_a_reason(plan):
   json.dumps(found, allow_nan=False)
 
 
+def test_a_plan_says_which_loss_auto_takes(plan):
+  found = report.to_dict(plan)
+  assert found["loss"] == {
+    "kind": "softmax",
+    "method": "auto",
+    "takes": "gathered",
+  }
+  assert "\nLoss: softmax, gathered, taken by auto\n" in report.to_text(plan)
+  config = plan.job.config.copy_and_resolve_references()
+  config.batch_size = 2**20
+  many = dataclasses.replace(plan.job, config=config)
+  assert many.loss_method == "two_level"
+  config.loss.method = "ring"
+  assert many.loss_method == "ring"
+
+
 def test_times_become_hours_and_costs(plan):
   timed = dataclasses.replace(
     plan,
