@@ -30,3 +30,19 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
   close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
   hint = f" Did you mean {close[0]!r}?" if close else ""
   return UserError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(names)}.")
+
+
+def of_device(error: RuntimeError) -> str | None:
+  """Returns what to do about an error of JAX's devices; None for others."""
+  first = str(error).partition("\n")[0]
+  if "Unable to initialize backend" in str(error):
+    return (
+      f"{first}. Install the extra for this hardware, pip install "
+      "'clip_jax[tpu]' or 'clip_jax[cuda]', or set JAX_PLATFORMS=cpu."
+    )
+  if "RESOURCE_EXHAUSTED" in str(error):
+    return (
+      f"The device is out of memory ({first}). Take a smaller batch, or more "
+      "devices."
+    )
+  return None

@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     output.discard(stdout)
     return _fail(f"Error: {_os_error(error)}", FAILED)
   except RuntimeError as error:
-    if (known := _device_error(error)) is None:
+    if (known := errors.of_device(error)) is None:
       raise
     return _fail(f"Error: {known}", FAILED)
 
@@ -71,19 +71,3 @@ def _os_error(error: OSError) -> str:
     if error.filename
     else (error.strerror)
   )
-
-
-def _device_error(error: RuntimeError) -> str | None:
-  """Returns what to do about an error of JAX's devices; None for others."""
-  first = str(error).partition("\n")[0]
-  if "Unable to initialize backend" in str(error):
-    return (
-      f"{first}. Install the extra for this hardware, pip install "
-      "'clip_jax[tpu]' or 'clip_jax[cuda]', or set JAX_PLATFORMS=cpu."
-    )
-  if "RESOURCE_EXHAUSTED" in str(error):
-    return (
-      f"the device is out of memory ({first}). Take a smaller batch, or more "
-      "devices."
-    )
-  return None

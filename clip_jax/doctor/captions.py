@@ -16,24 +16,30 @@ _SHOWN = 3
 
 
 def check(
-  sample: records.Sample, tokenizer: tokenizer_lib.Tokenizer
+  sample: records.Sample,
+  tokenizer: tokenizer_lib.Tokenizer,
+  *,
+  duplicates: str = "ignore",
 ) -> list[Finding]:
   """Looks at what the readable records of a sample say.
 
   Args:
     sample: of the training pairs.
     tokenizer: the model's.
+    duplicates: what equal ones mean to the loss, see `losses.local_loss`.
   """
   if not sample.texts:
     return []
   return [
-    _duplicates("captions", sample.texts, show=True),
-    _duplicates("images", sample.images, show=False),
+    _duplicates("captions", sample.texts, duplicates, show=True),
+    _duplicates("images", sample.images, duplicates, show=False),
     _lengths(sample.texts, tokenizer),
   ]
 
 
-def _duplicates(what: str, values: list, *, show: bool) -> Finding:
+def _duplicates(
+  what: str, values: list, duplicates: str, *, show: bool
+) -> Finding:
   counts = collections.Counter(values)
   repeated = sum(n for n in counts.values() if n > 1)
   share = repeated / len(values)
@@ -55,6 +61,14 @@ def _duplicates(what: str, values: list, *, show: bool) -> Finding:
       PROBLEM,
       f"Only one is distinct of {len(values)} sampled {what}: nothing can be "
       "learned. See that the address names the right column or files.",
+      facts,
+    )
+  if duplicates != "ignore":
+    return Finding(
+      name,
+      OK,
+      f"{share:.1%} of {len(values)} {what} come more than once; with "
+      f"loss.duplicates={duplicates} they are no negatives of their like.",
       facts,
     )
   if share > _MANY_DUPLICATES:

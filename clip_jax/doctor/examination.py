@@ -73,7 +73,7 @@ def _of_data(
   limit = config.data.max_bad_fraction
   return [
     records.check(sample, max_bad_fraction=limit),
-    *captions.check(sample, run.tokenizer),
+    *captions.check(sample, run.tokenizer, duplicates=config.loss.duplicates),
   ]
 
 
@@ -90,3 +90,7 @@ def _errors_found(check: str, findings: list[Finding]) -> Iterator[None]:
     yield
   except (errors.UserError, OSError) as error:
     findings.append(Finding(check, PROBLEM, str(error)))
+  except RuntimeError as error:
+    if (known := errors.of_device(error)) is None:
+      raise
+    findings.append(Finding(check, PROBLEM, known))

@@ -49,9 +49,9 @@ def preprocess():
 
 @pytest.fixture
 def check(tokenizer, preprocess):
-  def run(*args):
+  def run(*args, **options):
     sample = records.read(_Source(*args), preprocess)
-    found = captions.check(sample, tokenizer)
+    found = captions.check(sample, tokenizer, **options)
     return {one.check: one for one in found}
 
   return run
@@ -70,6 +70,15 @@ def test_repeated_captions_are_told_with_the_commonest(check):
   assert found.facts["repeated_fraction"] == pytest.approx(0.2)
   assert found.facts["most_common"] == [{"text": "a dog", "times": 2}]
   assert "loss.duplicates" in found.message
+
+
+@pytest.mark.parametrize("duplicates", ["mask", "positive"])
+def test_repeated_captions_that_the_loss_knows_of_are_fine(check, duplicates):
+  texts = ["a dog", "a dog", *(f"photo {i}" for i in range(8))]
+  found = check(texts, duplicates=duplicates)["duplicate captions"]
+  assert found.verdict == finding.OK
+  assert "20.0%" in found.message
+  assert f"loss.duplicates={duplicates}" in found.message
 
 
 @pytest.mark.parametrize("count", [1, 9])

@@ -100,6 +100,20 @@ def test_a_batch_that_training_refuses_is_refused_alike(doctor, size):
   assert found["devices"]["facts"]["devices"] == 8
 
 
+def test_what_was_found_before_memory_ran_out_stays(doctor, monkeypatch):
+  def run_out(*args, **kwargs):
+    raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+  monkeypatch.setattr(learning, "overfit", run_out)
+  found = doctor()
+  assert found["overfit one batch"]["verdict"] == finding.PROBLEM
+  assert "Take a smaller batch" in found["overfit one batch"]["message"]
+  assert found["records"]["verdict"] == finding.OK
+  monkeypatch.setattr(learning, "overfit", lambda *args, **kwargs: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    doctor()
+
+
 @pytest.mark.parametrize("damaged", [8, 16])
 def test_broken_images_are_told_beside_the_rest(doctor, pairs, damaged):
   found = doctor(pairs(16, damaged=damaged))
