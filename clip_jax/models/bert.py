@@ -99,7 +99,7 @@ class Bert(nn.Module):
   def _embed(self, tokens):
     """Returns the normed sum of three embeddings (batch, length, width)."""
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    normal = nn.initializers.normal(0.02)  # BERT's `initializer_range`.
+    normal = nn.initializers.normal(layers.EMBEDDING_STD)
     x = layers.Embed(
       self.vocab_size, self.width, name="token_embedding", **dtypes
     )(tokens)

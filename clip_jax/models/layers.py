@@ -59,11 +59,11 @@ def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
 
   Args:
     table: (rows, width).
-    ids: int32 (...).
+    ids: int32 (...), at least 0.
 
   Returns:
-    (..., width), of the table's type, as is the gradient; NaN for rows that are
-    not there.
+    (..., width), of the table's type, as is the gradient; NaN for rows after
+    the last.
   """
   return jnp.take(table, ids, axis=0)
 
@@ -86,12 +86,15 @@ def _take_rows_backward(kept, gradient):
 take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 
+# Of the tables' entries at first: CLIP's own, and BERT's `initializer_range`.
+EMBEDDING_STD = 0.02
+
+
 class Embed(nn.Module):
   """A table of embeddings, one a token of the vocabulary."""
 
   rows: int
   features: int
-  std: float = 0.02
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -100,7 +103,7 @@ class Embed(nn.Module):
     """Maps ids (...) to (..., features)."""
     table = self.param(
       "embedding",
-      nn.initializers.normal(self.std),
+      nn.initializers.normal(EMBEDDING_STD),
       (self.rows, self.features),
       self.param_dtype,
     )

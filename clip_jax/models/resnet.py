@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,18 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import attention, layers
+from clip_jax.models import attention, batch_norm, block_chain
 
 HEAD_DIM = 64  # One head of the attention pool for 64 of its features.
 EXPANSION = 4  # A bottleneck's output channels over its inner ones.
-
-# Blocks are many and their inputs large: "nested" keeps nothing but the inputs
-# of groups of blocks, for a third forward pass.
-NESTED = "nested"
-REMAT_POLICIES = {
-  **layers.REMAT_POLICIES,
-  NESTED: jax.checkpoint_policies.nothing_saveable,
-}
 
 # Fewer equal blocks are as well compiled one by one.
 _SHORTEST_LOOP = 4
@@ -30,74 +22,6 @@ _BLOCK = re.compile(r"stage_\d+_block_\d+")
 
 # PyTorch's default for convolutions, which OpenAI left in place.
 _conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-class BatchNorm(nn.Module):
-  """Batch norm as torch computes it, over the whole global batch.
-
-  Flax's own keeps a running average of the biased variance; torch's, which the
-  published weights carry, averages the unbiased one. The variance takes two
-  passes, in at least float32. A running average moves by 1 - `momentum`.
-  """
-
-  momentum: float = 0.9
-  epsilon: float = 1e-5
-  scale_init: nn.initializers.Initializer = nn.initializers.ones
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self,
-    x: jax.Array,
-    *,
-    train: bool,
-    locked_norms: tuple[str, ...] = (),
-    axes: tuple[str, ...] = (),
-  ) -> jax.Array:
-    """Normalises (batch, h, w, channels) over all axes but the last.
-
-    Args:
-      x: of any floating type.
-      train: by the batch's statistics, and the running ones move.
-      locked_norms: those, by their paths in the model, that do not so.
-      axes: of the mesh, that split the batch where each device runs a part.
-    """
-    channels = x.shape[-1]
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    running_type = jnp.promote_types(self.param_dtype, jnp.float32)
-    running_mean = self.variable(
-      "batch_stats", "mean", jnp.zeros, (channels,), running_type
-    )
-    running_var = self.variable(
-      "batch_stats", "var", jnp.ones, (channels,), running_type
-    )
-    scale = self.param("scale", self.scale_init, (channels,), self.param_dtype)
-    bias = self.param(
-      "bias", nn.initializers.zeros, (channels,), self.param_dtype
-    )
-    x = x.astype(wide)
-    if train and "/".join(self.path) not in locked_norms:
-      mean = _mean(x, axes)
-      var = _mean(jnp.square(x - mean), axes)
-      if not self.is_initializing():
-        count = x.size // channels * jax.lax.psum(1, axes)
-        self._average(running_mean, mean)
-        self._average(running_var, var * (count / max(count - 1, 1)))
-    else:
-      mean, var = running_mean.value, running_var.value
-    factor = jax.lax.rsqrt(var.astype(wide) + self.epsilon) * scale
-    return ((x - mean) * factor + bias).astype(self.dtype)
-
-  def _average(self, running, value):
-    kept = self.momentum * running.value
-    running.value = kept + (1 - self.momentum) * value.astype(kept.dtype)
-
-
-def _mean(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-  """Means over all but the last axis, and over equal parts on other devices."""
-  mean = x.mean(axis=(0, 1, 2))
-  return jax.lax.pmean(mean, axes) if axes else mean
 
 
 def average_pool(x: jax.Array, size: int) -> jax.Array:
@@ -159,7 +83,9 @@ class ConvNorm(nn.Module):
         name="conv",
         **dtypes,
       )
-    norm = BatchNorm(scale_init=self.scale_init, name="norm", **dtypes)
+    norm = batch_norm.BatchNorm(
+      scale_init=self.scale_init, name="norm", **dtypes
+    )
     x = norm(conv(x), train=train, locked_norms=locked_norms, axes=axes)
     return nn.relu(x) if self.relu else x
 
@@ -198,132 +124,6 @@ class Bottleneck(nn.Module):
         x = average_pool(x, self.stride)
       x = ConvNorm(out, 1, name="downsample", **dtypes)(x, **mode)
     return nn.relu(x + y)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rematerialised:
-  """Runs blocks so that the backward pass keeps what `remat` says.
-
-  Attributes:
-    remat: a name in `REMAT_POLICIES`.
-    mode: what blocks take besides their input.
-  """
-
-  remat: str
-  mode: dict[str, Any]
-
-  @property
-  def policy(self) -> Callable[..., bool]:
-    """What of a block, or a group of them, is kept."""
-    return layers.lookup("remat policy", self.remat, REMAT_POLICIES)
-
-  def chain(self, blocks: Sequence[nn.Module], x: jax.Array) -> jax.Array:
-    """Runs `blocks` one after the other."""
-    policy = self.policy
-    size = self._group_size(len(blocks))
-    for start in range(0, len(blocks), size):
-      part = blocks[start : start + size]
-      x = self._group(policy, len(part))(*part, x=x)
-    return x
-
-  def _group_size(self, count):
-    if self.remat != NESTED:
-      return count
-
-    def kept(size):
-      # Inputs of groups, and of the blocks of one. Those of groups are kept
-      # while the backward pass is in later stages, too: rather fewer.
-      groups = -(-count // size)
-      return groups + size, groups
-
-    return min(range(1, count + 1), key=kept)
-
-  def _group(self, policy, size):
-    def block(block, x):
-      return block(x, **self.mode)
-
-    if self.remat != "none":
-      block = nn.remat(block, policy=policy)
-
-    def group(*blocks, x):
-      for one in blocks:
-        x = block(one, x)
-      return x
-
-    if self.remat != NESTED or size == 1:
-      return group
-    return nn.remat(group, policy=policy)
-
-  def loop(
-    self,
-    block: nn.Module,
-    variables: Sequence[Any],
-    x: jax.Array,
-    *,
-    whole: Callable[[Any], Any] | None = None,
-  ) -> tuple[jax.Array, list[Any]]:
-    """Runs a block with each of `variables`, one after the other, in a loop.
-
-    Args:
-      block: that has no parent.
-      variables: of equal shapes, at least one.
-      x: what the first takes; every block returns an array of this shape.
-      whole: makes a device's parts of a block's variables whole.
-
-    Returns:
-      What the last returns, and the new batch statistics of each.
-    """
-
-    def turn(x, variables):
-      if whole is not None:
-        variables = whole(variables)
-      x, updated = block.apply(
-        variables, x, **self.mode, mutable=["batch_stats"]
-      )
-      return x, updated["batch_stats"]
-
-    if self.remat != "none":
-      # A loop already keeps the two computations apart.
-      turn = jax.checkpoint(turn, policy=self.policy, prevent_cse=False)
-
-    def stacked(*leaves):
-      # Whole kernels are copied in the type that they are used in.
-      kind = leaves[0].dtype
-      if whole is None and leaves[0].ndim > 1:
-        kind = block.dtype
-      return jnp.stack([leaf.astype(kind) for leaf in leaves])
-
-    def group(x, stack):
-      return jax.lax.scan(turn, x, stack)
-
-    count = len(variables)
-    size = self._group_size(count)
-    grouped = count - count % size
-    stack = jax.tree.map(stacked, *variables)
-    if self.remat != NESTED:
-      x, stats = group(x, stack)
-      return x, _unstack(stats, count)
-    group = jax.checkpoint(group, policy=self.policy)
-    x, stats = jax.lax.scan(
-      group,
-      x,
-      jax.tree.map(
-        lambda leaf: leaf[:grouped].reshape(-1, size, *leaf.shape[1:]), stack
-      ),
-    )
-    stats = jax.tree.map(
-      lambda leaf: leaf.reshape(grouped, *leaf.shape[2:]), stats
-    )
-    done = _unstack(stats, grouped)
-    if grouped < count:
-      x, stats = group(x, jax.tree.map(lambda leaf: leaf[grouped:], stack))
-      done += _unstack(stats, count - grouped)
-    return x, done
-
-
-def _unstack(stack: Any, count: int) -> list[Any]:
-  leaves, tree = jax.tree.flatten(stack)
-  return [tree.unflatten([leaf[i] for leaf in leaves]) for i in range(count)]
 
 
 class AttentionPool(nn.Module):
@@ -377,7 +177,7 @@ class ModifiedResNet(nn.Module):
 
   `depths` counts the blocks of each stage. The pool projects to `embed_dim`
   by itself, so the model adds no projection. `remat` names what the backward
-  pass keeps of the stem and of each block: see `REMAT_POLICIES`. `scan` runs
+  pass keeps of the stem and of each block: see `block_chain`. `scan` runs
   the blocks of a stage but the first, which are equal, as turns of a loop where
   they are several: a deep tower compiles in a fraction of the time, and
   computes the same from the same parameters. `whole` takes the name of a block
@@ -421,11 +221,11 @@ class ModifiedResNet(nn.Module):
     del examples
     self._check(images.shape)
     mode = {"train": train, "locked_norms": locked_norms, "axes": axes}
-    run = _Rematerialised(self.remat, mode)
+    chain = block_chain.Chain(self.remat, mode)
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     x = images.astype(self.dtype)
     stem = ((self.width // 2, 2), (self.width // 2, 1), (self.width, 1))
-    x = run.chain(
+    x = chain.run(
       [
         ConvNorm(features, 3, stride, relu=True, name=f"stem_{i}", **dtypes)
         for i, (features, stride) in enumerate(stem, start=1)
@@ -444,10 +244,10 @@ class ModifiedResNet(nn.Module):
         for j, name in enumerate(names)
         if name not in looped
       ]
-      x = run.chain(blocks, x)
+      x = chain.run(blocks, x)
       if looped:
         block = Bottleneck(features, parent=None, **dtypes)
-        x = self._loop(run, block, looped, x)
+        x = self._loop(chain, block, looped, x)
     return AttentionPool(
       heads=x.shape[-1] // HEAD_DIM,
       out_dim=self.embed_dim,
@@ -482,17 +282,18 @@ class ModifiedResNet(nn.Module):
       )
     )
 
-  def _loop(self, run, block, names, x):
+  def _loop(self, chain, block, names, x):
     """Runs `block` with the variables of the blocks of these names."""
-    locked = self._locked(names[0], run.mode["locked_norms"])
-    run = dataclasses.replace(run, mode={**run.mode, "locked_norms": locked})
+    locked = self._locked(names[0], chain.mode["locked_norms"])
+    mode = {**chain.mode, "locked_norms": locked}
     variables = [
       {kind: self.variables[kind][name] for kind in ("params", "batch_stats")}
       for name in names
     ]
     # They are equal: so are the ways in which they are split.
     whole = self.whole and self.whole(names[0])
-    x, stats = run.loop(block, variables, x, whole=whole)
+    chain = dataclasses.replace(chain, mode=mode)
+    x, stats = chain.loop(block, variables, x, whole=whole)
     if self.is_mutable_collection("batch_stats"):
       for name, updated in zip(names, stats, strict=True):
         self.put_variable("batch_stats", name, updated)

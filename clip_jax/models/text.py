@@ -43,11 +43,11 @@ def check_length(
 
 
 def _arrangement(tokens):
-  """Returns ids, which positions they have, and what may be seen."""
+  """Returns ids, their positions (None: their order), what may be seen."""
   if isinstance(tokens, packing.PackedText):
     mask = packing.visible(tokens.segments)
     return tokens.tokens, tokens.positions, mask
-  return tokens, jnp.arange(tokens.shape[1]), None
+  return tokens, None, None
 
 
 class TextTransformer(nn.Module):
@@ -106,7 +106,10 @@ class TextTransformer(nn.Module):
       (self.context_length, self.width),
       self.param_dtype,
     )
-    x = x + layers.take_rows(positions, at).astype(x.dtype)
+    rows = positions[: ids.shape[1]]
+    if at is not None:
+      rows = layers.take_rows(positions, at)
+    x = x + rows.astype(x.dtype)
     x = layers.Encoder(
       depth=self.depth,
       heads=self.heads,

@@ -148,6 +148,12 @@ def _check_sizes(description):
         f"Model field {field!r} must be a whole number of at least 1; got "
         f"{value!r}."
       )
+  for part in TOWERS:
+    loops = description[part].get("scan", True)
+    if not isinstance(loops, bool):
+      raise errors.UserError(
+        f"Model field '{part}.scan' is true or false; got {loops!r}."
+      )
   dropped = description["image"].get("patch_dropout", 0)
   if not 0 <= dropped < 1:
     raise errors.UserError(
@@ -243,6 +249,16 @@ def create_model(
     },
     **dtypes,
   )
+
+
+def without_loops(model: clip.CLIP) -> clip.CLIP:
+  """Returns a model that runs the blocks of a ResNet one by one.
+
+  It computes the same from the same variables.
+  """
+  if not isinstance(model.image, resnet.ModifiedResNet):
+    return model
+  return model.clone(image=model.image.clone(scan=False))
 
 
 def abstract_inputs(

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from clip_jax import sharding, terminal
-from clip_jax.models import resnet
+from clip_jax.models import block_chain
 from clip_jax.plan import jobs, memory
 from clip_jax.plan import planner as planner_lib
 
@@ -201,12 +201,14 @@ def _remat_advice(plan) -> str | None:
     part: getattr(getattr(plan.job.model, part), "remat", None)
     for part in ("image", "text")
   }
-  if all(policy in (None, "full", resnet.NESTED) for policy in remat.values()):
+  if all(
+    policy in (None, "full", block_chain.NESTED) for policy in remat.values()
+  ):
     return None
   fields = " ".join(
     f"--config.model_overrides.{part}.remat=full"
     for part, policy in remat.items()
-    if policy not in (None, resnet.NESTED)
+    if policy not in (None, block_chain.NESTED)
   )
   return f"keep fewer activations: {fields}"
 

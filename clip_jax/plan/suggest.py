@@ -19,7 +19,7 @@ import ml_collections
 
 from clip_jax import errors, sharding
 from clip_jax.config import overrides
-from clip_jax.models import resnet
+from clip_jax.models import block_chain, resnet, variants
 from clip_jax.plan import jobs, memory, planner, topology
 from clip_jax.train import step
 
@@ -28,7 +28,12 @@ from clip_jax.train import step
 # of it. ("dots" keeps the logits of attention too, the largest arrays of all,
 # so it saves next to nothing.) Only ResNets have blocks to nest; a text tower
 # beside one then keeps as little as it can.
-_REMAT = {"none": 0.0, "dots_no_batch": 0.1, "full": 1.0, resnet.NESTED: 2.0}
+_REMAT = {
+  "none": 0.0,
+  "dots_no_batch": 0.1,
+  "full": 1.0,
+  block_chain.NESTED: 2.0,
+}
 _MOST_MICRO_BATCHES = 32
 # Estimates of what an untried choice needs may be this far off before the
 # compiler is asked.
@@ -83,7 +88,7 @@ class Choice:
       tower = getattr(job.model, part)
       if self.remat is not None and hasattr(tower, "remat"):
         remat = self.remat
-        if remat == resnet.NESTED and not _can_nest(tower):
+        if remat == block_chain.NESTED and not _can_nest(tower):
           remat = "full"
         changes.append(f"model_overrides.{part}.remat={remat}")
     return changes
@@ -218,7 +223,7 @@ def _choices(base: jobs.Job) -> Iterator[Choice]:
     remats = [
       name
       for name in _REMAT
-      if name != resnet.NESTED or any(map(_can_nest, towers))
+      if name != block_chain.NESTED or any(map(_can_nest, towers))
     ]
   for fsdp, remat, parts, method in itertools.product(
     _splits(base.where),
@@ -289,7 +294,8 @@ class _Bounds:
     take a policy's place, and much longer to compile.
     """
     base = self._base
-    model = step.make_model(_with(base.config, changes))
+    # A loop's copies of its kernels are no part of what must be kept.
+    model = variants.without_loops(step.make_model(_with(base.config, changes)))
 
     def local(x):
       rows, *others = x.sharding.shard_shape(x.shape)

@@ -16,7 +16,7 @@ from clip_jax.convert.tensor import Tensor
 
 SIZES = {
   "vit": (24, 20, 3, 128, 5, 11, 50, 192, 3, 2),
-  "resnet": (24, 64, (1, 2, 1, 1), 16, None, 11, 50, 192, 3, 2),
+  "resnet": (24, 64, (1, 5, 1, 1), 16, None, 11, 50, 192, 3, 2),
 }
 QUICK = {
   kind: Options(activation="quick_gelu", heads=heads)
@@ -55,6 +55,21 @@ def test_a_conversion_passes_at_every_stage(pairs, kind):
     "logits",
   ]
   assert all(row.difference < 1e-12 for row in found.rows)
+
+
+def test_a_resnet_that_loops_over_its_blocks_passes(pairs, tmp_path):
+  source, ours = pairs["resnet"]
+  looped = shutil.copytree(ours, tmp_path / "looped")
+  file = looped / model_dir.DESCRIPTION
+  description = json.loads(file.read_text())
+  text = json.dumps(description)
+  assert text.count('"scan": false') == 1
+  file.write_text(text.replace('"scan": false', '"scan": true'))
+  found = verification.verify(
+    source, looped, options=QUICK["resnet"], double=True
+  )
+  assert found.passed
+  assert "image stage 2" in [row.stage for row in found.rows]
 
 
 def test_the_first_bad_stage_is_the_mistaken_one(pairs, tmp_path):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from clip_jax import errors
-from clip_jax.models import resnet
+from clip_jax.models import batch_norm, resnet
 
 DEPTHS = (2, 1)
 WIDTH, EMBED, SIZE, BATCH = 16, 13, 24, 3
@@ -221,6 +221,19 @@ def test_blocks_in_a_loop_compute_the_same(
     )
 
 
+def test_a_loop_copies_kernels_in_the_type_that_they_are_used_in():
+  images = jax.ShapeDtypeStruct((BATCH, SIZE, SIZE, 3), jnp.bfloat16)
+  tower = make_tower(
+    dtype=jnp.bfloat16, param_dtype=jnp.float32, depths=(6,), scan=True
+  )
+  variables = jax.eval_shape(tower.init, jax.random.key(0), images)
+  program = str(jax.make_jaxpr(tower.apply)(variables, images))
+  kernels = f"[5,3,3,{WIDTH},{WIDTH}]"
+  assert f"bf16{kernels}" in program
+  assert f"f32{kernels}" not in program
+  assert f"f32[5,{WIDTH}]" in program  # Gains and statistics stay wide.
+
+
 def test_a_loop_is_as_long_to_compile_for_more_blocks():
   images = jax.ShapeDtypeStruct((BATCH, SIZE, SIZE, 3), jnp.float32)
 
@@ -304,7 +317,7 @@ def test_training_normalises_by_the_batch_and_evaluation_does_not(
 def test_batch_norm_is_stable_far_from_zero(apply):
   x = np.random.default_rng(2).standard_normal((4, 3, 5, 6)) + 300.0
   x = x.astype(np.float32)
-  norm = resnet.BatchNorm()
+  norm = batch_norm.BatchNorm()
   variables = norm.init(jax.random.key(0), x, train=False)
   got, state = apply(norm, variables, x, train=True, mutable=["batch_stats"])
   wide = x.astype(np.float64).reshape(-1, 6)

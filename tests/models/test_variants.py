@@ -143,6 +143,8 @@ def test_a_logit_bias_brings_siglips_scale_without_a_bound():
     ({"image": {"patch_size": 0}}, "'image.patch_size' must be a whole"),
     ({"text": {"context_length": 0}}, "'text.context_length' must be a whole"),
     ({"embed_dim": 0}, "'embed_dim' must be a whole .* got 0"),
+    ({"image": {"scan": "False"}}, "'image.scan' is true or false; got 'Fa"),
+    ({"text": {"scan": 1}}, "'text.scan' is true or false; got 1"),
     ({"image": {"patch_dropout": 1.0}}, "less than 1; got 1.0"),
     ({"image": {"patch_dropout": -0.1}}, "less than 1; got -0.1"),
   ],

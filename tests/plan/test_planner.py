@@ -549,6 +549,17 @@ def test_what_towers_keep_is_told_without_the_compiler(file, local):
   assert halves - bounds.state(1) == pytest.approx(full / 2, rel=0.1)
 
 
+def test_what_a_resnet_keeps_is_the_same_with_blocks_in_a_loop(local):
+  config = config_lib.load("tests/configs/tiny_rn.py", ["data.train=nowhere"])
+  least = []
+  for scan in (False, True):
+    sizes = {"width": 32, "depths": (1, 5), "scan": scan}
+    config.model_overrides.image = sizes
+    bounds = suggest._Bounds(jobs.make_job(config, local))
+    least.append(bounds.least(choice(remat="full")))
+  assert least[0] == least[1]
+
+
 def test_what_cannot_hold_its_parameters_is_split(monkeypatch, config, local):
   # Of the parameters whole there is no room; split by eight they are small.
   available = state_bytes(config, local) // 4 + 2**20

@@ -280,6 +280,26 @@ def test_no_gradient_is_summed_in_half_precision(model, image, gathered):
   assert {dtype for shape, dtype in found if shape == gathered} == {"bf16"}
 
 
+@pytest.mark.parametrize(
+  ("fields", "times"),
+  [
+    # For the forward pass, and again for the backward pass of each block.
+    ({"remat": "full"}, 2 * 5),
+    # The first block, and the one that stands for the others.
+    ({"remat": "full", "scan": True}, 2 * 2),
+    ({"remat": "none", "scan": True}, 2),
+  ],
+)
+def test_fsdp_gathers_a_resnet_block_by_block(fields, times):
+  config = _config("tiny-rn", "bfloat16")
+  config.model_overrides.image = {**_WIDE_RESNET, **fields}
+  trainer = _Trainer(config, (2, 4))
+  batch = trainer.place(next(_batches(1)))
+  text = trainer.step.lower(trainer.state, batch).as_text()
+  gathered = re.findall(r"all_gather.*-> tensor<3x3x64x64xbf16>", text)
+  assert len(gathered) == times
+
+
 def test_a_step_is_compiled_once():
   trainer = _Trainer(_config("tiny-vit", "float32"), (2, 4))
   trainer.run(_batches(4))

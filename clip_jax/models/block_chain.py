@@ -1,0 +1,145 @@
+"""Blocks one after the other: what is kept of them, and loops over them."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clip_jax.models import layers
+
+# Blocks are many and their inputs large: "nested" keeps nothing but the inputs
+# of groups of blocks, for a third forward pass.
+NESTED = "nested"
+REMAT_POLICIES = {
+  **layers.REMAT_POLICIES,
+  NESTED: jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+  """Runs blocks so that the backward pass keeps what `remat` says.
+
+  Attributes:
+    remat: a name in `REMAT_POLICIES`.
+    mode: what blocks take besides their input.
+  """
+
+  remat: str
+  mode: dict[str, Any]
+
+  @property
+  def policy(self) -> Callable[..., bool]:
+    """What of a block, or a group of them, is kept."""
+    return layers.lookup("remat policy", self.remat, REMAT_POLICIES)
+
+  def run(self, blocks: Sequence[nn.Module], x: jax.Array) -> jax.Array:
+    """Runs `blocks` one after the other."""
+    policy = self.policy
+    size = self._group_size(len(blocks))
+    for start in range(0, len(blocks), size):
+      part = blocks[start : start + size]
+      x = self._group(policy, len(part))(*part, x=x)
+    return x
+
+  def _group_size(self, count):
+    if self.remat != NESTED:
+      return count
+
+    def kept(size):
+      # Inputs of groups, and of the blocks of one. Those of groups are kept
+      # while the backward pass is in later stages, too: rather fewer.
+      groups = -(-count // size)
+      return groups + size, groups
+
+    return min(range(1, count + 1), key=kept)
+
+  def _group(self, policy, size):
+    def block(block, x):
+      return block(x, **self.mode)
+
+    if self.remat != "none":
+      block = nn.remat(block, policy=policy)
+
+    def group(*blocks, x):
+      for one in blocks:
+        x = block(one, x)
+      return x
+
+    if self.remat != NESTED or size == 1:
+      return group
+    return nn.remat(group, policy=policy)
+
+  def loop(
+    self,
+    block: nn.Module,
+    variables: Sequence[Any],
+    x: jax.Array,
+    *,
+    whole: Callable[[Any], Any] | None = None,
+  ) -> tuple[jax.Array, list[Any]]:
+    """Runs a block with each of `variables`, one after the other, in a loop.
+
+    Args:
+      block: that has no parent.
+      variables: of equal shapes, at least one.
+      x: what the first takes; every block returns an array of this shape.
+      whole: makes a device's parts of a block's variables whole.
+
+    Returns:
+      What the last returns, and the new batch statistics of each.
+    """
+
+    def turn(x, variables):
+      if whole is not None:
+        variables = whole(variables)
+      x, updated = block.apply(
+        variables, x, **self.mode, mutable=["batch_stats"]
+      )
+      return x, updated["batch_stats"]
+
+    if self.remat != "none":
+      # A loop already keeps the two computations apart.
+      turn = jax.checkpoint(turn, policy=self.policy, prevent_cse=False)
+
+    def stacked(*leaves):
+      # Whole kernels are copied in the type that they are used in.
+      kind = leaves[0].dtype
+      if whole is None and leaves[0].ndim > 1:
+        kind = block.dtype
+      return jnp.stack([leaf.astype(kind) for leaf in leaves])
+
+    def group(x, stack):
+      return jax.lax.scan(turn, x, stack)
+
+    count = len(variables)
+    size = self._group_size(count)
+    grouped = count - count % size
+    stack = jax.tree.map(stacked, *variables)
+    if self.remat != NESTED:
+      x, stats = group(x, stack)
+      return x, _unstack(stats, count)
+    group = jax.checkpoint(group, policy=self.policy)
+    x, stats = jax.lax.scan(
+      group,
+      x,
+      jax.tree.map(
+        lambda leaf: leaf[:grouped].reshape(-1, size, *leaf.shape[1:]), stack
+      ),
+    )
+    stats = jax.tree.map(
+      lambda leaf: leaf.reshape(grouped, *leaf.shape[2:]), stats
+    )
+    done = _unstack(stats, grouped)
+    if grouped < count:
+      x, stats = group(x, jax.tree.map(lambda leaf: leaf[grouped:], stack))
+      done += _unstack(stats, count - grouped)
+    return x, done
+
+
+def _unstack(stack: Any, count: int) -> list[Any]:
+  leaves, tree = jax.tree.flatten(stack)
+  return [tree.unflatten([leaf[i] for leaf in leaves]) for i in range(count)]
