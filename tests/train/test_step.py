@@ -158,6 +158,7 @@ def test_three_steps_are_the_same_on_one_and_eight_devices(model):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"scan": True, "remat": "nested"}])
 def test_blocks_that_gather_themselves_train_the_same(fields):
   with jax.enable_x64(True):
