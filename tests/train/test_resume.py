@@ -20,7 +20,7 @@ from clip_jax.train import checkpoint, loop
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "tiny_rn.py"
 PRECISE = "precision=float64"
 # CLIP_JAX_KILLS=20 takes three minutes.
-KILLS = int(os.environ.get("CLIP_JAX_KILLS", "8"))
+KILLS = int(os.environ.get("CLIP_JAX_KILLS", "4"))
 TIMED = ("images_per_second", "data_wait", "mfu")
 
 

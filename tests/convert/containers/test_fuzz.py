@@ -33,7 +33,7 @@ from clip_jax.convert.containers import (
 )
 
 # Files a case, and a container. CLIP_JAX_FUZZ_FILES=20000 takes ten minutes.
-QUICK, SLOW = 500, int(os.environ.get("CLIP_JAX_FUZZ_FILES", "2000"))
+QUICK, SLOW = 500, int(os.environ.get("CLIP_JAX_FUZZ_FILES", "1000"))
 # Of this process: other ones may keep the machine busy.
 MAX_SECONDS, MAX_BYTES = 5.0, 2 << 30
 
