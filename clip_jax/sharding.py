@@ -176,8 +176,8 @@ def _gather_forward(x, axis, dtype):
 
 def _gather_backward(axis, dtype, kind, gradient):
   del dtype
-  # An axis of its own for the devices: TPUs scatter along one that is not
-  # among an array's last two without padding it.
+  # An axis of its own for the devices. Along the rows of a table libtpu 0.0.52
+  # pads what it scatters, and cannot compile some steps that do so.
   devices = jax.lax.axis_size(FSDP)
   shape = gradient.shape
   parts = gradient.astype(kind.dtype).reshape(
