@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -274,6 +275,14 @@ def abstract_inputs(
 
 def abstract_variables(model: clip.CLIP) -> dict:
   """Returns the shapes of the model's variables, computing nothing."""
+  shapes = _abstract_variables(model, jax.config.jax_enable_x64)
+  return jax.tree.map(lambda leaf: leaf, shapes)  # The caller's own.
+
+
+# Tracing a deep tower takes seconds, and many ask.
+@functools.lru_cache(maxsize=16)
+def _abstract_variables(model, x64):
+  del x64  # Part of the key: it decides the types.
   key = jax.eval_shape(lambda: jax.random.key(0))
   return jax.eval_shape(model.init, key, *abstract_inputs(model))
 

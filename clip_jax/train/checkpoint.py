@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 import clip_jax
 from clip_jax import config as config_lib
 from clip_jax import errors
+from clip_jax.models import variants
 from clip_jax.train import complaints, integrity
 from clip_jax.train import step as step_lib
 
@@ -333,7 +334,7 @@ def load_variables(
   config = load_config(workdir)
   directory = pathlib.Path(workdir).absolute() / DIRECTORY
   model = step_lib.make_model(config)
-  shapes = jax.eval_shape(lambda: step_lib.init_variables(model, 0))
+  shapes = variants.abstract_variables(model)
   place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),

@@ -129,13 +129,10 @@ def init_variables(model: clip.CLIP, seed: int | jax.Array) -> dict[str, Any]:
   return model.init(jax.random.key(seed), images, tokens)
 
 
-def _initialise(
-  model: clip.CLIP,
-  tx: optax.GradientTransformation,
-  seed: jax.Array,
-  ema: bool,
+def _state_of(
+  variables: dict[str, Any], tx: optax.GradientTransformation, ema: bool
 ) -> TrainState:
-  variables = init_variables(model, seed)
+  """Returns the state that training begins with from these variables."""
   params, batch_stats = variables["params"], variables.get("batch_stats", {})
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -162,7 +159,10 @@ def abstract_state(
     mesh: whose devices hold the state.
     ema: whether moving averages are kept.
   """
-  shapes = jax.eval_shape(lambda: _initialise(model, tx, 0, ema))
+  shapes = jax.eval_shape(
+    lambda variables: _state_of(variables, tx, ema),
+    variants.abstract_variables(model),
+  )
   shardings = sharding.tree_shardings(shapes, mesh)
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -184,7 +184,8 @@ def init_state(
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   # The seed is an argument, so that every seed shares one compilation.
   initialise = jax.jit(
-    lambda seed: _initialise(model, tx, seed, ema), out_shardings=shardings
+    lambda seed: _state_of(init_variables(model, seed), tx, ema),
+    out_shardings=shardings,
   )
   return initialise(jnp.uint32(seed))
 

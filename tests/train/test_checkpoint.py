@@ -171,7 +171,7 @@ def test_no_damaged_bit_anywhere_changes_what_is_restored(tmp_path):
   refused = 0
   for path in sorted(path for path in root.rglob("*") if path.is_file()):
     content = path.read_bytes()
-    for bit in rng.integers(8 * len(content), size=4 if content else 0):
+    for bit in rng.integers(8 * len(content), size=2 if content else 0):
       _flip_bit(path, int(bit))
       with checkpoint.Checkpoints(workdir) as checkpoints:
         restored = checkpoints._try_restore(6, _abstract())
