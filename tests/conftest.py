@@ -1,6 +1,7 @@
 """Settings that must stand before JAX starts: eight simulated devices."""
 
 import importlib.metadata
+import importlib.util
 import os
 import socket
 import subprocess
@@ -11,9 +12,13 @@ import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The tests compile much and compute little: the compiler does the minimum, and
-# without MLIR, which takes twice as long. Flags it does not know are fatal.
+# without MLIR, which takes twice as long. Flags it does not know are fatal, and
+# libtpu, which reads them too, does not know this one.
 _FLAGS = ["--xla_backend_optimization_level=0"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):
+if (
+  importlib.metadata.version("jaxlib").startswith("0.10.")
+  and importlib.util.find_spec("libtpu") is None
+):
   _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["CLIP_JAX_TEST_XLA_FLAGS"] = " ".join(_FLAGS)
 os.environ["XLA_FLAGS"] = (
