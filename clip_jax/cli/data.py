@@ -5,6 +5,8 @@ import argparse
 from clip_jax import terminal
 from clip_jax.cli import flags, verb
 
+_MOST_BAD_SHOWN = 20  # Lines; all the others are in --json.
+
 
 def _add_data(parser: flags.Parser) -> None:
   actions = parser.add_subparsers(
@@ -50,7 +52,10 @@ def _inspect(arguments, source, on_record) -> verb.Answer:
     f"{found['texts']} texts, {terminal.quantity(found['image_bytes'])}B",
     f"bad: {bad or 'none'}",
   ]
-  lines += [f"  {terminal.printable(k)}: {why}" for k, why in found["bad_keys"]]
+  bad_keys = found["bad_keys"][:_MOST_BAD_SHOWN]
+  lines += [f"  {terminal.printable(k)}: {why}" for k, why in bad_keys]
+  if more := sum(found["bad"].values()) - len(bad_keys):
+    lines.append(f"  and {more} more; --json lists {len(found['bad_keys'])}")
   for path, offset, why in found["damages"]:
     lines.append(f"  {path} at byte {offset}: {why}")
   names = found["class_names"]

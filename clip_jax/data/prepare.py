@@ -199,16 +199,17 @@ def inspect(
   source: record_lib.Source,
   *,
   first: int = 5,
+  most_bad: int = 1000,
   on_record: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
   """Reads all of `source`, decodes every image and says what is in it.
 
   Returns:
     `records`: number of slots; `good`; `bad`: number of slots by reason;
-    `bad_keys`: the first of them as (key, reason); `damages`: (file, offset,
+    `bad_keys`: the first `most_bad` as (key, reason); `damages`: (file, offset,
     reason) in the containers; `texts`: number of captions; `class_names`;
     `templates`; `labels`: number of records by label; `image_bytes`: their sum;
-    `first`: the first records.
+    `first`: the first `first` records.
   """
   bad: collections.Counter[str] = collections.Counter()
   labels: collections.Counter[int] = collections.Counter()
@@ -219,7 +220,7 @@ def inspect(
     item, size = _decoded(_read(source, slot))
     if isinstance(item, record_lib.BadRecord):
       bad[item.reason] += 1
-      if len(bad_keys) < first:
+      if len(bad_keys) < most_bad:
         bad_keys.append((item.key, item.reason))
     else:
       texts += len(item.texts)

@@ -58,6 +58,14 @@ class Run(program.Program):
       len(devices),
       devices[0].device_kind,
     )
+    if len(self.source) < self.config.batch_size:
+      logging.warning(
+        "Batches of %d pairs hold some of the %d records more than once, as "
+        "negatives of themselves unless loss.duplicates says otherwise; add "
+        "data, or lower batch_size.",
+        self.config.batch_size,
+        len(self.source),
+      )
     logging.info("Texts: %s.", self.layout.describe(self.layout.rungs[0]))
 
   def batches(self, start_step: int) -> text_layout.Batches:

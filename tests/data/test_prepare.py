@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from clip_jax import errors
+from clip_jax import cli, errors
 from clip_jax.data import prepare, sources
 from clip_jax.data.sources import array_record
 
@@ -221,6 +221,7 @@ def test_inspecting_says_what_is_in_the_data(mixed, tmp_path, write_tar):
     "labels": {1: 4},
     "image_bytes": sum(len(mixed[i].image) for i in (0, 1, 3, 4)),
   }
+  assert prepare.inspect(mixed, most_bad=1)["bad_keys"] == found["bad_keys"][:1]
   assert [item["key"] for item in first] == ["key000", "key001"]
   assert (first[0]["width"], first[0]["height"]) == (9, 11)
   json.dumps(found | {"first": first})
@@ -228,3 +229,16 @@ def test_inspecting_says_what_is_in_the_data(mixed, tmp_path, write_tar):
   path.write_bytes(path.read_bytes()[:1024])
   damaged = prepare.inspect(sources.open_source(f"wds:{path}"))
   assert damaged["damages"] == [(str(path), 1024, "no_end_marker")]
+
+
+def test_the_command_shows_some_bad_records_and_counts_the_rest(
+  tmp_path, capsys
+):
+  for i in range(23):
+    (tmp_path / f"{i:02}.png").write_bytes(b"no image")
+    (tmp_path / f"{i:02}.txt").write_text("a cat")
+  assert cli.run(["data", "inspect", f"folder:{tmp_path}"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert "bad: 23 not_an_image" in lines
+  assert len([line for line in lines if "not_an_image" in line]) == 1 + 20
+  assert "  and 3 more; --json lists 23" in lines

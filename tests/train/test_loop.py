@@ -116,6 +116,10 @@ def test_a_run_says_what_it_is_and_epochs_become_steps(caplog):
     run.announce()
   assert run.total_steps == 5  # 0.05 * 1433 / 16, up.
   assert "1433 records, 5 steps of 16 pairs on 8 x cpu" in caplog.text
+  assert "more than once" not in caplog.text
+  caplog.clear()
+  run_lib.make_run(_config(batch_size=1440)).announce()
+  assert "hold some of the 1433 records more than once" in caplog.text
 
 
 def _train_until(config, workdir, name, done):
