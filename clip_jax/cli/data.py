@@ -5,7 +5,7 @@ import argparse
 from clip_jax import terminal
 from clip_jax.cli import flags, verb
 
-_MOST_BAD_SHOWN = 20  # Lines; all the others are in --json.
+_MOST_BAD_SHOWN = 20  # Lines; --json holds more.
 
 
 def _add_data(parser: flags.Parser) -> None:

@@ -279,7 +279,7 @@ def abstract_variables(model: clip.CLIP) -> dict:
   return jax.tree.map(lambda leaf: leaf, shapes)  # The caller's own.
 
 
-# Tracing a deep tower takes seconds, and many ask.
+# Many ask, and deep towers are long to trace.
 @functools.lru_cache(maxsize=16)
 def _abstract_variables(model, x64):
   del x64  # Part of the key: it decides the types.

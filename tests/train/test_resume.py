@@ -19,7 +19,7 @@ from clip_jax.train import checkpoint, loop
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "tiny_rn.py"
 PRECISE = "precision=float64"
-# CLIP_JAX_KILLS=20 takes three minutes.
+# CLIP_JAX_KILLS=20 takes some minutes.
 KILLS = int(os.environ.get("CLIP_JAX_KILLS", "4"))
 STEPS = 24
 COMMON = (
