@@ -20,6 +20,7 @@ __all__ = ["UserError", "__version__", "create_model", "load"]
 def __getattr__(name: str):
   if name not in _LAZY:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  importlib.import_module("clip_jax.versions").check()
   module, attribute = _LAZY[name]
   return getattr(importlib.import_module(module), attribute)
 

@@ -37,8 +37,8 @@ def of_device(error: RuntimeError) -> str | None:
   first = str(error).partition("\n")[0]
   if "Unable to initialize backend" in str(error):
     return (
-      f"{first}. Install the extra for this hardware, pip install "
-      "'clip_jax[tpu]' or 'clip_jax[cuda]', or set JAX_PLATFORMS=cpu."
+      f"{first}. Install the extra for this hardware, 'jax[tpu]', "
+      "'jax[cuda12]' or 'jax[cuda13]', or set JAX_PLATFORMS=cpu."
     )
   if "RESOURCE_EXHAUSTED" in str(error):
     return (

@@ -14,14 +14,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from clip_jax import errors
+from clip_jax import errors, versions
 
 DATA = "data"
 FSDP = "fsdp"
 BATCH_AXES = (DATA, FSDP)
+
+versions.check()
 
 # Arrays below this size are repeated: gathering them costs more than it saves.
 MIN_SHARDED_ELEMENTS = 2**14
@@ -64,7 +66,10 @@ def make_mesh(
       f"here; their product must be {count} (-1 takes the rest)."
     )
   return jax.make_mesh(
-    sizes, BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
+    sizes,
+    BATCH_AXES,
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
+    devices=devices,
   )
 
 

@@ -7,7 +7,7 @@ several meanings; 130 interrupted; 143 told to stop, and saved.
 import sys
 from collections.abc import Sequence
 
-from clip_jax import errors, terminal
+from clip_jax import errors, terminal, versions
 from clip_jax.cli import output, parser, verbs
 
 FAILED = 1
@@ -29,6 +29,7 @@ def run(argv: Sequence[str]) -> int:
   arguments = parser.parse(argv)
   stdout = sys.stdout
   try:
+    versions.check()
     with output.stdout_kept_clean(), output.quiet():
       answer = verbs.VERBS[arguments.verb].run(arguments)
     text = output.to_json(answer.payload) if arguments.json else answer.text

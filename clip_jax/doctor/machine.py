@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import sharding
+from clip_jax import versions as versions_lib
 from clip_jax.doctor.finding import OK, WARNING, Finding
 from clip_jax.train import metrics
 
@@ -44,8 +45,8 @@ def devices() -> Finding:
       "devices",
       WARNING,
       f"{what}, although this machine seems to have "
-      f"{_accelerator_files()}: pip install 'clip_jax[tpu]' or "
-      "'clip_jax[cuda]', and see that JAX_PLATFORMS is not cpu.",
+      f"{_accelerator_files()}: {versions_lib.install('tpu')}, or its extra "
+      "cuda12 or cuda13, and see that JAX_PLATFORMS is not cpu.",
       facts,
     )
   return Finding("devices", OK, f"{what}.", facts)

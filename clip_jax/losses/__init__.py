@@ -24,7 +24,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from clip_jax import errors
+from clip_jax import errors, versions
 from clip_jax.losses import kernel as kernel_lib
 from clip_jax.losses import layout as layout_lib
 from clip_jax.losses import pairs, sigmoid, softmax, sweep
@@ -42,6 +42,8 @@ __all__ = [
   "softmax_loss",
   "text_ids",
 ]
+
+versions.check()
 
 
 def _softmax(options, images, texts, scale, bias, ids):

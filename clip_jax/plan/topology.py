@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import jax
 
-from clip_jax import errors
+from clip_jax import errors, versions
 from clip_jax.plan import environment, hardware
 
 LOCAL = "local"
@@ -113,7 +113,7 @@ def _described(name, chip, shape, wrap) -> tuple[jax.Device, ...]:
   if not _has_libtpu():
     raise errors.UserError(
       f"Planning for {name} needs libtpu, which compiles for TPUs and needs "
-      "none: pip install 'clip_jax[plan]'. --topology local plans for the "
+      f"none: {versions.install('plan')}. --topology local plans for the "
       "devices here."
     )
   from jax.experimental import topologies

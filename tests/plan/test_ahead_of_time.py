@@ -11,7 +11,7 @@ pytestmark = [
   pytest.mark.slow,
   pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is missing: pip install 'clip_jax[plan]'",
+    reason="libtpu is missing: pip install 'jax-clip[plan]'",
   ),
 ]
 

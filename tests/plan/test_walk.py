@@ -277,7 +277,7 @@ replica_groups=[1,16]<=[16], to_apply=%add
 
 @pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None,
-  reason="libtpu is missing: pip install 'clip_jax[plan]'",
+  reason="libtpu is missing: pip install 'jax-clip[plan]'",
 )
 def test_a_program_compiled_for_a_slice_is_read():
   where = topology.make_topology("v5e:2x2")

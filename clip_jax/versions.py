@@ -1,0 +1,88 @@
+"""Checks that the other libraries are new enough, with a clear sentence.
+
+Notebook runtimes come with older libraries, and with ones already imported;
+without this check, such a mixture fails deep inside with a missing attribute.
+"""
+
+import functools
+import importlib.metadata
+import os
+import sys
+
+from clip_jax import errors
+
+# The name on the package index; `clip-jax` there is another project.
+DISTRIBUTION = "jax-clip"
+# The oldest versions that work, as in setup.cfg.
+REQUIRED = {"jax": (0, 10), "flax": (0, 12)}
+# A module that the other project has in its package `clip_jax`, and this one
+# has not.
+_OTHERS_MODULE = "partitions.py"
+
+
+class VersionError(errors.UserError, ImportError):
+  """The libraries that are installed do not belong together."""
+
+
+def install(extra: str) -> str:
+  """Returns the command that installs an extra of this package."""
+  return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+@functools.cache
+def check() -> None:
+  """Raises VersionError where other libraries are too old or mixed up."""
+  if os.path.exists(os.path.join(os.path.dirname(__file__), _OTHERS_MODULE)):
+    raise VersionError(
+      "Two packages are installed as 'clip_jax': this one "
+      f"({DISTRIBUTION}) and another project, PyPI's clip-jax, which "
+      "overwrite each other's files; run: pip uninstall clip-jax "
+      f"{DISTRIBUTION}, and install this one again."
+    )
+  for name, least in REQUIRED.items():
+    if (found := _found(name)) is not None and _numbers(found) < least:
+      raise VersionError(_too_old(name, found))
+
+
+def _too_old(name: str, found: str) -> str:
+  required = " and ".join(
+    f"{name} {_text(least)}" for name, least in REQUIRED.items()
+  )
+  message = f"clip_jax needs {required} or later, but {name} is {found}"
+  try:
+    installed = importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:
+    installed = found
+  if _numbers(installed) >= REQUIRED[name]:
+    return (
+      f"{message} in this Python process, although {installed} is installed: "
+      "restart the runtime."
+    )
+  packages = " ".join(
+    f"'{name}>={_text(least)}'" for name, least in REQUIRED.items()
+  )
+  return (
+    f"{message}; install them together, pip install -U {packages} (on a TPU "
+    "'jax[tpu]', on a GPU 'jax[cuda12]' or 'jax[cuda13]' with it), and restart "
+    "the runtime if this is a notebook."
+  )
+
+
+def _found(name: str) -> str | None:
+  """Returns the version that is imported, or else would be; None for none."""
+  if version := getattr(sys.modules.get(name), "__version__", None):
+    return version
+  try:
+    return importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:
+    return None  # A path without metadata, or missing: the import will tell.
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+  """Returns the first two numbers of a version, such as (0, 10)."""
+  parts = version.split(".")[:2]
+  return tuple(int(part) if part.isdigit() else 0 for part in parts)
+
+
+def _text(numbers: tuple[int, ...]) -> str:
+  return ".".join(map(str, numbers))
