@@ -11,7 +11,7 @@ from PIL import Image
 
 import clip_jax
 from clip_jax import config as config_lib
-from clip_jax import embedder, errors, inference, sharding
+from clip_jax import embedder, errors, inference, loading, sharding
 from clip_jax.models import variants
 from clip_jax.train import checkpoint
 from clip_jax.train import step as step_lib
@@ -39,7 +39,7 @@ def model():
 
 @pytest.fixture
 def clip(model):
-  return inference.assemble(*model, spec=SPEC)
+  return loading.assemble(*model, spec=SPEC)
 
 
 def random_images(count, size=16, seed=0):
@@ -200,7 +200,7 @@ def test_more_images_than_are_decoded_at_once_keep_their_order(
   clip, monkeypatch
 ):
   images = random_images(7)
-  monkeypatch.setattr(inference, "_DECODED_AT_ONCE", 3)
+  monkeypatch.setattr(inference, "_AT_ONCE", 3)
   np.testing.assert_allclose(
     clip.encode_image(list(images)), clip.embed_images(images), atol=2e-6
   )
@@ -247,7 +247,7 @@ def test_probabilities_are_the_softmax_of_scaled_cosines(clip):
 def test_the_logit_scale_is_what_the_checkpoint_says(model):
   module, variables = model
   params = variables["params"] | {"log_scale": np.float32(7)}
-  clip = inference.assemble(module, variables | {"params": params}, spec=SPEC)
+  clip = loading.assemble(module, variables | {"params": params}, spec=SPEC)
   assert clip.logit_scale == pytest.approx(np.exp(7))
 
 
@@ -257,10 +257,12 @@ def test_a_label_set_is_embedded_once_and_only_the_latest_are_kept(
   monkeypatch.setattr(inference, "_LABEL_SETS_KEPT", 2)
   asked = []
 
-  def tokenizer(texts):
-    asked.append(list(texts))
-    return clip.tokenizer(texts)
+  class Counted(type(clip.tokenizer)):
+    def rows(self, texts):
+      asked.append(list(texts))
+      return super().rows(texts)
 
+  tokenizer = Counted(**vars(clip.tokenizer))
   counted = dataclasses.replace(clip, tokenizer=tokenizer)
   image = random_images(1)
   first = counted.classify(image, ["cat", "dog"])
@@ -306,7 +308,7 @@ def change_leaf(variables, path):
 
 def test_the_fingerprint_tells_models_apart(model, clip):
   _, variables = model
-  same = inference.assemble(
+  same = loading.assemble(
     variants.create_model(SPEC), jax.tree.map(np.array, variables), spec=SPEC
   )
   assert same.fingerprint == clip.fingerprint
@@ -356,7 +358,7 @@ def test_load_gives_the_newest_model_of_a_run_or_the_asked_one(
   assert (clip.path, clip.step) == (str(workdir.resolve()), step or 3)
   scaled = jax.tree.map(lambda x: x * clip.step, model[1]["params"])
   images = random_images(8)
-  want = inference.assemble(model[0], {"params": scaled}, spec=SPEC)
+  want = loading.assemble(model[0], {"params": scaled}, spec=SPEC)
   np.testing.assert_allclose(
     clip.encode_image(images), want.encode_image(images), atol=2e-6
   )
@@ -365,7 +367,7 @@ def test_load_gives_the_newest_model_of_a_run_or_the_asked_one(
 
 def test_load_says_which_steps_there_are(workdir):
   with pytest.raises(errors.UserError, match="no checkpoint of step 2"):
-    inference.load(workdir, step=2)
+    loading.load(workdir, step=2)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +385,7 @@ def test_load_says_which_steps_there_are(workdir):
 def test_what_is_no_model_is_described(tmp_path, make, message):
   make(tmp_path / "model")
   with pytest.raises(errors.UserError, match=message) as caught:
-    inference.load(tmp_path / "model")
+    loading.load(tmp_path / "model")
   assert "a workdir of `clip-jax train`" in str(caught.value)
 
 
@@ -391,7 +393,7 @@ def test_a_workdir_whose_config_is_damaged_is_refused(tmp_path):
   (tmp_path / "checkpoints").mkdir()
   (tmp_path / "config.json").write_text(json.dumps({"modell": "x"}))
   with pytest.raises(errors.UserError, match="modell"):
-    inference.load(pathlib.Path(tmp_path))
+    loading.load(pathlib.Path(tmp_path))
 
 
 def test_the_package_offers_its_error():

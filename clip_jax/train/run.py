@@ -104,6 +104,7 @@ class Run(program.Program):
       preprocess=self.preprocess,
       encoder=self.encoder,
       step=int(state.step),
+      spec=self.spec,
     )
 
 
