@@ -121,7 +121,7 @@ def siglip_directory(
     {
       "embed_dim": 32,
       "image": {"image_size": 16, "patch_size": 8, **_SMALL},
-      "text": {"context_length": 12, "vocab_size": vocab_size, **_SMALL},
+      "text": {"context_length": 24, "vocab_size": vocab_size, **_SMALL},
       "tokenizer": {"cleaning": cleaning},
     },
   )

@@ -5,23 +5,26 @@ import importlib.util
 import io
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from clip_jax import cli
+from clip_jax.cli import use
 
 
-def _load(name):
-  path = pathlib.Path(__file__).with_name(f"{name}.py")
-  spec = importlib.util.spec_from_file_location(name, path)
+def _load(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
 
 
-KINDS = _load("model_kinds")
+HERE = pathlib.Path(__file__).parent
+KINDS = _load(HERE / "model_kinds.py")
+GOLDEN = _load(HERE.parent / "tools/golden/open_clip_models.py")
 
 # Kinds with one tower, or that must be told something, by the flag.
 TOWERS = {
@@ -39,6 +42,7 @@ TOLD = {
     "--preprocess=inception:0.9",
   ],
   "bert": ["--pooling=mean"],
+  "openai": ["--activation=quick_gelu"],
 }
 SIGMOID = {
   "workdir, sigmoid",
@@ -107,8 +111,8 @@ def _load_model(model, data, here):
 
   try:
     clip = load(model)
-  except errors.AmbiguousError as error:
-    return 2, None, f"Error: {error}"
+  except errors.UserError as error:
+    return 1 + isinstance(error, errors.AmbiguousError), None, str(error)
   towers = {
     name
     for name, there in (("image", clip.preprocess), ("text", clip.tokenizer))
@@ -196,7 +200,7 @@ def test_every_verb_takes_every_kind_of_model(
   lacking = VERBS[verb] - TOWERS.get(kind, {"image", "text"})
   if kind in TOLD:
     assert code == (1 if kind == "timm, bare file" else 2), error
-    assert "clip-jax convert" in error or "no known format" in error
+    assert "--" in error  # The flag that settles it.
   elif lacking:
     assert code == 1, error
     assert "tower alone" in error
@@ -250,6 +254,8 @@ def test_what_another_library_reads_is_verified(models, tmp_path, kind):
   pytest.importorskip("torch")
   if importlib.util.find_spec(VERIFIED[kind]) is None:
     pytest.skip("needs pip install --no-deps -r tests/oracles.txt")
+  if VERIFIED[kind] in ("open_clip", "timm"):
+    GOLDEN.import_libraries()  # Without torchvision.
   flags = TOLD.get(kind, ())
   ours = tmp_path / "ours"
   code, _, error = run("convert", models(kind), ours, "--to=clip-jax", *flags)
@@ -263,3 +269,78 @@ def test_what_no_library_reads_is_not_verified(models, kind):
   code, _, error = run("verify", models(kind), models(kind))
   assert code == 1
   assert "No other library here reads the format" in error
+
+
+def test_classify_says_which_probabilities_it_gives(models, data, capsys):
+  model, image = models("huggingface, SigLIP"), data / "pets/cat/0.png"
+  words = ["classify", str(model), str(image), "--labels", "cat,dog"]
+  cli.main(words)
+  assert "sigmoid: each label by itself" in capsys.readouterr().out
+  cli.main([*words, "--probabilities", "softmax"])
+  assert "softmax: the probabilities of all" in capsys.readouterr().out
+  _, (entry,), _ = run(*words, "--probabilities", "softmax")
+  assert sum(entry["probabilities"].values()) == pytest.approx(1)
+  code, (entry,), error = run(*words[:-1], "cat")
+  assert (code, error) == (0, "")  # Of one label a sigmoid says something.
+  assert entry["probabilities"]["cat"] < 0.9
+
+
+def test_a_model_without_a_bias_refuses_a_sigmoid(models, data):
+  image = data / "pets/cat/0.png"
+  words = ["--labels", "cat,dog", "--probabilities", "sigmoid"]
+  code, _, error = run("classify", models("clip-jax"), image, *words)
+  assert code == 1
+  assert "need a logit bias" in error
+
+
+@pytest.mark.parametrize(
+  "fraction, shown",
+  [
+    (0.802, "80.2 %"),
+    (0.1, "10.0 %"),
+    (0.0026, "0.26 %"),
+    (0.0999, "10 %"),
+    (3e-5, "0.003 %"),
+    (4e-9, "<0.0001 %"),
+    (0, "0 %"),
+    (1, "100.0 %"),
+  ],
+)
+def test_small_probabilities_keep_two_digits(fraction, shown):
+  assert use.percent(fraction) == shown
+
+
+def test_cut_captions_are_told_once_with_their_number(models, data, tmp_path):
+  lines = (data / "pairs.csv").read_text().splitlines()
+  lines[1:3] = [f"{line} and so on and so on and so on" for line in lines[1:3]]
+  table = data / "long.csv"
+  table.write_text("\n".join(lines))
+  where = f"csv:{table}"
+  code, answer, error = run(
+    "eval", models("clip-jax"), "--task=retrieval", "--data", where
+  )
+  assert (code, answer["texts_cut"]) == (0, 2)
+  assert error.count("cut off") == 1
+  assert "2 of 4 texts are longer than the 12 tokens" in error
+  image = data / "pets/cat/0.png"
+  long = "cat," + "a very small " * 9
+  _, _, error = run("classify", models("clip-jax"), image, "--labels", long)
+  assert error.count("1 of 2 texts is longer") == 1
+
+
+def test_an_index_is_searched_by_a_model_that_moved(models, data, tmp_path):
+  """And is not by another one, nor where none is left."""
+  moved = tmp_path / "a" / "model"
+  shutil.copytree(models("clip-jax"), moved)
+  index = tmp_path / "index"
+  pairs = f"csv:{data}/pairs.csv"
+  assert run("embed", moved, "--data", pairs, "--out", index)[0] == 0
+  moved.parent.rename(tmp_path / "b")
+  code, _, error = run("search", index, "cat")
+  assert code == 1
+  assert "--model" in error and "does not exist" in error
+  there = tmp_path / "b" / "model"
+  assert run("search", index, "cat", "--model", there)[0] == 0
+  other = models("huggingface, SigLIP")
+  code, _, error = run("search", index, "cat", "--model", other)
+  assert code == 1 and "is not the one that made index" in error

@@ -58,8 +58,14 @@ def each(images: Any) -> Iterable[ImageInput]:
   return images if isinstance(images, Iterator) else list(images)
 
 
-def read(image: ImageInput) -> Image.Image:
+def read(
+  image: ImageInput, *, limits: decoding.Limits = decoding.DEFAULT_LIMITS
+) -> Image.Image:
   """Returns one image, decoded and upright.
+
+  Args:
+    image: of any kind.
+    limits: what is refused before it is decoded.
 
   Raises:
     UserError: an array is not as `ImageInput` says; the message has the line
@@ -71,10 +77,10 @@ def read(image: ImageInput) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
       array = array[:, :, 0]
     if array.size:
-      return decoding.decode(Image.fromarray(array))
+      return decoding.decode(Image.fromarray(array), limits=limits)
     image = b""
   elif hasattr(image, "read"):
-    image = _content(image)
+    image = _content(image, limits)
   elif not isinstance(
     image, Image.Image | bytes | bytearray | memoryview | str | os.PathLike
   ):
@@ -82,14 +88,14 @@ def read(image: ImageInput) -> Image.Image:
       f"An image is {_ACCEPTED}; got {type(image).__name__}.",
       reason="unreadable",
     )
-  return decoding.decode(image)
+  return decoding.decode(image, limits=limits)
 
 
-def _content(file: Any) -> bytes:
+def _content(file: Any, limits: decoding.Limits) -> bytes:
   """Returns what an open file holds, from its beginning where it can seek."""
   if getattr(file, "seekable", lambda: False)():
     file.seek(0)
-  data = file.read(decoding.DEFAULT_LIMITS.max_encoded_bytes + 1)
+  data = file.read(limits.max_encoded_bytes + 1)
   if not isinstance(data, bytes | bytearray | memoryview):
     raise decoding.ImageError(
       f"{getattr(file, 'name', 'The file')}: is open as text; open it with "

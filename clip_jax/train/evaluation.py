@@ -82,12 +82,15 @@ class Evaluator:
     run = self._run
     if run.report is None:
       return None
+    clip = run.as_clip(state)
     try:
       with _progress("report") as progress:
         rows = report_lib.find_rows(
           run.report,
           **self._model(state),
-          logit_scale=run.as_clip(state).logit_scale,
+          logit_scale=clip.logit_scale,
+          logit_bias=clip.logit_bias,
+          probabilities=clip.probabilities,
           progress=progress,
         )
     except _Stopped:
