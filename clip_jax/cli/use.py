@@ -78,8 +78,9 @@ def _add_classify(parser: flags.Parser) -> None:
   parser.add_argument(
     "--probabilities",
     choices=("softmax", "sigmoid"),
-    help="of all labels together, or of each by itself (default: what the "
-    "model was trained with)",
+    help="softmax: those of all labels add up to 100 %%; sigmoid: of each by "
+    "itself, so that none or several may fit (default: what the model was "
+    "trained with)",
   )
   flags.add_json(parser)
 
@@ -120,14 +121,8 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
     for i, (name, probability) in enumerate(ranked[:5]):
       image = entry["image"] if i == 0 else ""
       rows.append((image, name, percent(probability)))
-  table = terminal.table(("image", "label", "probability"), rows)
-  return verb.Answer(payload, f"{table}\n\n{_KINDS[kind]}")
-
-
-_KINDS = {
-  "softmax": "softmax: the probabilities of all labels add up to 100 %.",
-  "sigmoid": "sigmoid: each label by itself, so that none or several may fit.",
-}
+  header = ("image", "label", f"probability ({kind})")
+  return verb.Answer(payload, terminal.table(header, rows))
 
 
 def percent(fraction: float) -> str:
