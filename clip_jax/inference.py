@@ -359,6 +359,8 @@ class Clip:
     """
     from clip_jax.convert import destinations, model_dir, portable
 
+    if not self.spec:
+      raise errors.UserError("A model without a description cannot be saved.")
     destination = pathlib.Path(path).expanduser().resolve()
     if destination.exists() and not (
       destination.is_dir() and not any(destination.iterdir())

@@ -15,7 +15,7 @@ from PIL import Image
 
 import clip_jax
 from clip_jax import loading, sharding
-from clip_jax.convert import model_dir
+from clip_jax.convert import hub, model_dir
 from clip_jax.evals import probabilities
 from clip_jax.models import clip as clip_lib
 from clip_jax.models import variants
@@ -216,6 +216,7 @@ def test_what_an_error_says_to_write_makes_an_image(clip, name):
     (io.StringIO("text"), "mode 'rb'"),
     (b"", "is empty"),
     (np.zeros((0, 4, 3), np.uint8), "is empty"),
+    ([pixels(2)], "One image was expected"),
     ([pixels(1)[0], b"junk"], r"images\[1\]: The image"),
   ],
 )
@@ -474,3 +475,14 @@ def test_the_exports_are_there_and_typed():
     assert getattr(clip_jax, name) is not None
   assert typing.get_type_hints(clip_jax.load)["return"] is clip_jax.Clip
   assert pathlib.Path(clip_jax.__file__).with_name("py.typed").exists()
+
+
+def test_a_model_of_the_hub_is_remembered_with_its_commit(
+  tmp_path, monkeypatch
+):
+  snapshot = tmp_path / "snapshots" / "0a1b2c3d"
+  make(SPEC).save(snapshot)
+  monkeypatch.setattr(hub, "download", lambda address: snapshot)
+  clip = clip_jax.load("hf-hub:org/name")
+  assert clip.path == "hf-hub:org/name@0a1b2c3d"
+  assert clip_jax.load(clip.path).fingerprint == clip.fingerprint

@@ -74,6 +74,11 @@ def read(
   """
   if _is_array(image):
     array = _checked(image)
+    if array.ndim > 3:
+      raise errors.UserError(
+        f"One image was expected, got an array of shape {array.shape}; take "
+        "its images one by one, or give it by itself instead of in a list."
+      )
     if array.ndim == 3 and array.shape[2] == 1:
       array = array[:, :, 0]
     if array.size:

@@ -14,10 +14,12 @@ class Cuts:
   """Counts texts that were cut, and tells of them once.
 
   Attributes:
+    what: the texts are called.
     texts: number of texts that were looked at.
     cut: number of those that were cut.
   """
 
+  what: str = "texts"
   texts: int = 0
   cut: int = 0
   _first: str = ""
@@ -36,10 +38,11 @@ class Cuts:
       return
     self._told = True
     logging.warning(
-      "%d of %d texts %s longer than the %d tokens that the model reads, and "
+      "%d of %d %s %s longer than the %d tokens that the model reads, and "
       "the rest was cut off; the first of them begins %r.",
       self.cut,
       self.texts,
+      self.what,
       "is" if self.cut == 1 else "are",
       context_length,
       self._first[:_SHOWN],

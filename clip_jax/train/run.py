@@ -135,15 +135,24 @@ def make_run(
   )
   # What begins and ends a text has the largest ids, where there is any.
   inference.check_tokens(tokenizer(["a"]), step.model.text)
+  cuts = tokenizer_lib.Cuts("sampled captions")
+
+  def tokenize(texts):
+    rows = tokenizer.rows(texts)
+    cuts.add(texts, rows.cut)
+    return rows.ids
+
   sample_lengths = functools.partial(
     text_layout.sample_lengths,
     source,
     tower=step.model.text,
-    tokenizer=tokenizer,
+    tokenizer=tokenize,
     seed=config.seed,
     caption=config.data.caption,
     threads=config.data.threads,
   )
+  layout = step.make_layout(sample_lengths)
+  cuts.tell(tokenizer.context_length)
   return Run(
     **vars(step),
     source=source,
@@ -151,7 +160,7 @@ def make_run(
     report=report,
     preprocess=preprocess_lib.Preprocess.from_spec(step.spec),
     tokenizer=tokenizer,
-    layout=step.make_layout(sample_lengths),
+    layout=layout,
     encoder=embedder.Encoder(step.model, mesh=step.mesh),
   )
 
