@@ -5,24 +5,52 @@ it offers is resolved on first use.
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # What checkers and editors see; `_LAZY` is what Python does.
+  from clip_jax.errors import AmbiguousError, UserError
+  from clip_jax.inference import Clip
+  from clip_jax.loading import load
+  from clip_jax.models.clip import CLIP, ClipOutput
+  from clip_jax.models.variants import create_model
+  from clip_jax.preprocess import ImageInput, Preprocess
+  from clip_jax.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
 _LAZY = {
-  "UserError": ("clip_jax.errors", "UserError"),
-  "create_model": ("clip_jax.models.variants", "create_model"),
-  "load": ("clip_jax.inference", "load"),
+  "AmbiguousError": "clip_jax.errors",
+  "CLIP": "clip_jax.models.clip",
+  "Clip": "clip_jax.inference",
+  "ClipOutput": "clip_jax.models.clip",
+  "ImageInput": "clip_jax.preprocess",
+  "Preprocess": "clip_jax.preprocess",
+  "Tokenizer": "clip_jax.tokenizer",
+  "UserError": "clip_jax.errors",
+  "create_model": "clip_jax.models.variants",
+  "load": "clip_jax.loading",
 }
 
-__all__ = ["UserError", "__version__", "create_model", "load"]
+__all__ = [
+  "CLIP",
+  "AmbiguousError",
+  "Clip",
+  "ClipOutput",
+  "ImageInput",
+  "Preprocess",
+  "Tokenizer",
+  "UserError",
+  "__version__",
+  "create_model",
+  "load",
+]
 
 
 def __getattr__(name: str):
   if name not in _LAZY:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   importlib.import_module("clip_jax.versions").check()
-  module, attribute = _LAZY[name]
-  return getattr(importlib.import_module(module), attribute)
+  return getattr(importlib.import_module(_LAZY[name]), name)
 
 
 def __dir__():

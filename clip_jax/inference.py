@@ -1,224 +1,310 @@
-"""Embeddings from a trained model: jitted functions, and the `Clip` object."""
+"""A model ready for use: the `Clip` object."""
 
 import collections
 import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
-from PIL import Image
 
-from clip_jax import errors, sharding
+from clip_jax import embedder, errors, sharding, terminal
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.evals import probabilities as probabilities_lib
 from clip_jax.evals import prompts as prompts_lib
-from clip_jax.models import padding, sharded, variants
+from clip_jax.models import padding
 
-ImageInput = Image.Image | np.ndarray | bytes | str | os.PathLike
+ImageInput = preprocess_lib.ImageInput
+Images = ImageInput | Iterable[ImageInput]
+Texts = str | Iterable[str]
+# Called with how many inputs are done, and of how many; None of a generator's.
+Progress = Callable[[int, int | None], None]
 
-# Batches are padded to one of these, so that few programs are compiled.
-BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _LABEL_SETS_KEPT = 16
-_DECODED_AT_ONCE = 256
-
-
-@functools.partial(jax.jit, static_argnames=("module", "method", "mesh"))
-def _embed(variables, inputs, *, module, method, mesh):
-  def embed(module, variables, inputs):
-    embeds = module.apply(variables, inputs, method=method)
-    return embeds.astype(jnp.float32)
-
-  if mesh is None:
-    return embed(module, variables, inputs)
-  specs = sharding.tree_specs(variables, mesh)
-  placed = sharded.place(module, specs["params"])
-
-  def on_device(variables, inputs):
-    params = sharded.whole(
-      variables["params"], specs["params"], dtype=module.dtype
-    )
-    return embed(placed, {**variables, "params": params}, inputs)
-
-  split = P(sharding.BATCH_AXES)
-  embeds = jax.shard_map(
-    on_device, mesh=mesh, in_specs=(specs, split), out_specs=split
-  )(variables, inputs)
-  return jax.lax.with_sharding_constraint(embeds, sharding.replicated(mesh))
-
-
-class Encoder:
-  """The embedding functions of one module, compiled once per batch size.
-
-  Any number of inputs is cut and padded into batches of `BATCH_SIZES`. On a
-  mesh each batch is split over all devices, which gather split parameters layer
-  by layer, and the result is whole on every process; all processes then call
-  with the same inputs.
-  """
-
-  def __init__(
-    self,
-    module: nn.Module,
-    *,
-    mesh: jax.sharding.Mesh | None = None,
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-  ):
-    self.module = module
-    self.mesh = mesh
-    devices = 1 if mesh is None else mesh.size
-    self.batch_sizes = sorted(
-      {-(-size // devices) * devices for size in batch_sizes}
-    )
-
-  def embed_images(self, variables: Any, images: np.ndarray) -> np.ndarray:
-    """Returns float32 (n, embed) of uint8 `images` (n, size, size, 3)."""
-    return self._run(variables, images, "encode_image")
-
-  def embed_tokens(self, variables: Any, tokens: np.ndarray) -> np.ndarray:
-    """Returns float32 (n, embed) of int32 `tokens` (n, length).
-
-    Columns that hold padding alone are not computed where the tower allows it.
-    """
-    tokens = padding.shortened(self.module.text, np.asarray(tokens))
-    return self._run(variables, tokens, "encode_text")
-
-  def _run(self, variables, inputs, method):
-    inputs = np.asarray(inputs)
-    if not len(inputs):
-      return np.zeros((0, self.module.embed_dim), np.float32)
-    largest, parts = self.batch_sizes[-1], []
-    for start in range(0, len(inputs), largest):
-      part = inputs[start : start + largest]
-      embeds = _embed(
-        variables,
-        self._place(part),
-        module=self.module,
-        method=method,
-        mesh=self.mesh,
-      )
-      parts.append(np.asarray(embeds)[: len(part)])
-    return np.concatenate(parts)
-
-  def _place(self, part):
-    """Pads `part` to a batch size with copies of its first row."""
-    size = next(size for size in self.batch_sizes if size >= len(part))
-    # A real row keeps the padding's embeddings finite.
-    padding = np.repeat(part[:1], size - len(part), axis=0)
-    batch = np.concatenate([part, padding])
-    if self.mesh is None:
-      return batch
-    return jax.make_array_from_callback(
-      batch.shape, sharding.batch_sharding(self.mesh), lambda at: batch[at]
-    )
+_AT_ONCE = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clip:
   """A model ready for use: module, variables, tokenizer and preprocessing.
 
+  Below it lie pure functions of variables and inputs, for jit, grad and vmap:
+  `clip.module.apply(clip.variables, images, method="encode_image")`, and
+  "encode_text" likewise. Its own functions may be traced, too, with the
+  variables as constants: an input that is traced is prepared already, uint8
+  images as `preprocess` gives them, floating ones that are normalised beside,
+  and tokens as `tokenize` gives them.
+
   Attributes:
     module: the two-tower linen module.
     variables: its parameters and batch statistics.
-    tokenizer: texts to tokens (n, length).
-    preprocess: how an image becomes a uint8 array.
+    tokenizer: texts to tokens (n, length); None without a text tower.
+    preprocess: called with an image of any kind, gives it as the model sees it,
+      uint8 (size, size, 3); None without an image tower.
     encoder: the compiled embedding functions.
     path: where the model was loaded from, "" if from nowhere.
-    step: number of updates it was trained for.
+    step: number of updates it was trained for; None where nothing says it.
+    spec: the description of the model.
+    files: of the tokenizer, by name.
   """
 
   module: nn.Module
   variables: Any
-  tokenizer: Callable[[Sequence[str]], np.ndarray]
-  preprocess: preprocess_lib.Preprocess
-  encoder: Encoder
+  tokenizer: tokenizer_lib.Tokenizer | None
+  preprocess: preprocess_lib.Preprocess | None
+  encoder: embedder.Encoder
   path: str = ""
-  step: int = 0
+  step: int | None = None
+  spec: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+  files: Mapping[str, bytes] = dataclasses.field(
+    default_factory=dict, repr=False
+  )
   _label_sets: collections.OrderedDict = dataclasses.field(
     default_factory=collections.OrderedDict, init=False, repr=False
+  )
+  _cuts: tokenizer_lib.Cuts = dataclasses.field(
+    default_factory=tokenizer_lib.Cuts, init=False, repr=False
   )
   _lock: Any = dataclasses.field(
     default_factory=threading.Lock, init=False, repr=False
   )
 
   def encode_image(
-    self, images: ImageInput | Sequence[ImageInput]
-  ) -> np.ndarray:
+    self,
+    images: Images,
+    *,
+    batch_size: int | None = None,
+    progress: bool | Progress = False,
+    as_numpy: bool = True,
+  ) -> np.ndarray | jax.Array:
     """Returns unit embeddings, float32 (n, embed).
 
     Args:
-      images: one image or a list: PIL images, paths, encoded bytes or uint8
-        arrays (h, w, 3); or one uint8 array (n, h, w, 3).
+      images: one image, several in a list or from a generator, or an array
+        (n, h, w, 3). An image is a path, encoded bytes, an open file, a Pillow
+        image or a uint8 array (h, w, 3) of numpy, JAX or PyTorch.
+      batch_size: the most images that are in memory at once; None for 256.
+      progress: True for a bar on stderr; or a function that is called with how
+        many images are done and their total, None for a generator's.
+      as_numpy: False for an array of JAX.
 
     Raises:
-      UserError: an image cannot be read; the message names it.
+      UserError: the model has no image tower, or an image cannot be read; the
+        message names it.
     """
-    images = _as_list(images)
+    self.check_towers("image")
+    if isinstance(images, jax.core.Tracer):
+      return self._traced("image", images)
+    images = preprocess_lib.each(images)
+    total = len(images) if isinstance(images, list) else None
+    rest, done = iter(images), 0
+    size = _batch_size(batch_size, _AT_ONCE)
     parts = [np.zeros((0, self.module.embed_dim), np.float32)]
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-      for start in range(0, len(images), _DECODED_AT_ONCE):
-        some = images[start : start + _DECODED_AT_ONCE]
-        pixels = np.stack(list(pool.map(self._pixels, some)))
+    with (
+      concurrent.futures.ThreadPoolExecutor(4) as pool,
+      terminal.told(progress, "encode_image", unit="images") as tell,
+    ):
+      while some := list(itertools.islice(rest, size)):
+        numbers = itertools.count(done)
+        names = (f"images[{i}]" if total != 1 else "" for i in numbers)
+        pixels = np.stack(list(pool.map(self._pixels, some, names)))
         parts.append(self.embed_images(pixels))
-    return np.concatenate(parts)
+        done += len(some)
+        tell(done, total)
+    return _whole(parts, as_numpy)
 
-  def _pixels(self, image: ImageInput) -> np.ndarray:
-    if isinstance(image, np.ndarray):
-      image = _from_array(image)
+  def _pixels(self, image: ImageInput, name: str) -> np.ndarray:
     try:
-      decoded = preprocess_lib.decode(image)
+      return self.preprocess(image)
     except preprocess_lib.ImageError as error:
-      if isinstance(image, str | os.PathLike) and str(image) not in str(error):
-        raise errors.UserError(f"{image}: {error}") from None
-      raise
-    return preprocess_lib.eval_image(decoded, self.preprocess)
+      if isinstance(image, str | os.PathLike):
+        name = "" if str(image) in str(error) else str(image)
+      if not name:
+        raise
+      raise preprocess_lib.ImageError(
+        f"{name}: {error}", reason=error.reason
+      ) from None
 
   def embed_images(self, images: np.ndarray) -> np.ndarray:
     """Returns unit embeddings of preprocessed uint8 (n, size, size, 3)."""
-    return self.encoder.embed_images(self.variables, images)
+    if isinstance(images, jax.core.Tracer):
+      return self._traced("image", images)
+    return _now(self.encoder.embed_images, self.variables, images)
 
-  def encode_text(self, texts: str | Sequence[str]) -> np.ndarray:
-    """Returns unit embeddings of texts, float32 (n, embed)."""
+  def encode_text(
+    self,
+    texts: Texts | np.ndarray | jax.Array,
+    *,
+    batch_size: int | None = None,
+    progress: bool | Progress = False,
+    as_numpy: bool = True,
+    cuts: tokenizer_lib.Cuts | None = None,
+  ) -> np.ndarray | jax.Array:
+    """Returns unit embeddings of texts, float32 (n, embed).
+
+    The first call with texts that are cut at the context length logs it.
+
+    Args:
+      texts: one text, several in a list or from a generator, or tokens (n,
+        length) as `tokenize` gives them.
+      batch_size: the most texts that the model is given at once.
+      progress: as in `encode_image`.
+      as_numpy: False for an array of JAX.
+      cuts: counts the texts that are cut, where the caller tells of them.
+
+    Raises:
+      UserError: the model has no text tower, or something is no text.
+    """
+    self.check_towers("text")
+    if isinstance(texts, jax.core.Tracer):
+      return self._traced("text", texts)
+    tokens = self._tokens(texts, cuts)
+    size = _batch_size(batch_size, _AT_ONCE if progress else len(tokens))
+    parts = [np.zeros((0, self.module.embed_dim), np.float32)]
+    with terminal.told(progress, "encode_text", unit="texts") as tell:
+      for start in range(0, len(tokens), size):
+        some = tokens[start : start + size]
+        parts.append(_now(self.encoder.embed_tokens, self.variables, some))
+        tell(start + len(some), len(tokens))
+    return _whole(parts, as_numpy)
+
+  def tokenize(
+    self, texts: Texts, *, cuts: tokenizer_lib.Cuts | None = None
+  ) -> np.ndarray:
+    """Returns the tokens of texts as the model sees them, int32 (n, length).
+
+    Args:
+      texts: one text, or several.
+      cuts: as in `encode_text`.
+
+    Raises:
+      UserError: the model has no text tower, or something is no text.
+    """
+    self.check_towers("text")
     texts = [texts] if isinstance(texts, str) else list(texts)
-    if not texts:
-      return np.zeros((0, self.module.embed_dim), np.float32)
-    tokens = self.tokenizer(texts)
-    check_tokens(tokens, self.module.text)
-    return self.encoder.embed_tokens(self.variables, tokens)
+    rows = self.tokenizer.rows(texts)
+    counted = self._cuts if cuts is None else cuts
+    counted.add(texts, rows.cut)
+    if cuts is None:
+      counted.tell(self.tokenizer.context_length)
+    return rows.ids
+
+  def _tokens(self, texts, cuts) -> np.ndarray:
+    """Returns the tokens (n, length) of texts, or those that were given."""
+    tower = self.module.text
+    if _are_ids(texts):
+      tokens = np.atleast_2d(np.asarray(texts))
+      check_length(tokens, tower)
+    else:
+      tokens = self.tokenize(texts, cuts=cuts)
+    if tokens.size:
+      check_tokens(tokens, tower)
+    return tokens
+
+  def _traced(self, part: str, inputs: jax.Array) -> jax.Array:
+    """Returns unit embeddings (n, embed) of prepared inputs under a trace."""
+    if part == "text":
+      inputs = jnp.atleast_2d(inputs)
+      check_length(inputs, self.module.text)
+    else:
+      size = self.preprocess.image_size
+      if inputs.ndim not in (3, 4) or inputs.shape[-3:] != (size, size, 3):
+        raise errors.UserError(
+          f"Images that are traced must be prepared, (n, {size}, {size}, 3), "
+          f"as clip.preprocess does it for each; got {inputs.shape}."
+        )
+      inputs = inputs.reshape(-1, size, size, 3)
+    embeds = self.module.apply(self.variables, inputs, method=f"encode_{part}")
+    return embeds.astype(jnp.float32)
+
+  def similarity(
+    self,
+    images: Images,
+    texts: Texts,
+    *,
+    batch_size: int | None = None,
+    progress: bool | Progress = False,
+    as_numpy: bool = True,
+  ) -> np.ndarray | jax.Array:
+    """Returns the cosine of each image with each text, float32 (n, texts).
+
+    Args:
+      images: as in `encode_image`.
+      texts: as in `encode_text`.
+      batch_size: as in `encode_image`.
+      progress: as in `encode_image`, of the images.
+      as_numpy: False for an array of JAX.
+
+    Raises:
+      UserError: the model has one tower only, or an input cannot be read.
+    """
+    self.check_towers("image", "text")
+    text_embeds = self.encode_text(texts, as_numpy=as_numpy)
+    image_embeds = self.encode_image(
+      images, batch_size=batch_size, progress=progress, as_numpy=as_numpy
+    )
+    return image_embeds @ text_embeds.T
 
   def classify(
     self,
-    images: ImageInput | Sequence[ImageInput],
-    labels: prompts_lib.Labels,
+    images: Images,
+    labels: prompts_lib.Labels | str,
     *,
     templates: str | Sequence[str] | None = None,
-  ) -> np.ndarray:
+    probabilities: str | None = None,
+    batch_size: int | None = None,
+    progress: bool | Progress = False,
+    as_numpy: bool = True,
+  ) -> np.ndarray | jax.Array:
     """Returns the probability of each label, float32 (n, labels).
 
     Args:
       images: as in `encode_image`.
-      labels: names; a list among them holds synonyms; a dictionary maps names
-        to full prompts.
-      templates: one or several texts with a placeholder {}; None is
-        "a photo of a {}.".
+      labels: names, in a list or parted by commas; a list among them holds
+        synonyms; a dictionary maps names to full prompts; a file of these.
+      templates: one or several texts with a placeholder {}, or a file of them;
+        None is "a photo of a {}.".
+      probabilities: "softmax", where those of all labels add up to one, or
+        "sigmoid", where each label fits or not by itself; None is what the
+        model was trained with.
+      batch_size: as in `encode_image`.
+      progress: as in `encode_image`.
+      as_numpy: False for an array of JAX.
 
     Raises:
-      UserError: an image cannot be read, or labels or templates are not valid.
+      UserError: an image cannot be read, labels or templates are not valid, or
+        the model has one tower only, or no bias for a sigmoid.
     """
-    templates = (templates,) if isinstance(templates, str) else templates
-    prompts = prompts_lib.resolve(labels, templates)
-    classes = self.class_embeddings(prompts)
-    embeds = prompts_lib.normalize(self.encode_image(images), what="image")
-    return softmax(self.logit_scale * (embeds @ classes.T))
+    self.check_towers("image", "text")
+    if isinstance(labels, str):
+      labels = prompts_lib.read_labels(labels)
+    if isinstance(templates, str):
+      templates = prompts_lib.read_templates(templates)
+    of_logits = functools.partial(
+      probabilities_lib.of,
+      kind=probabilities_lib.check(
+        probabilities or self.probabilities, logit_bias=self.logit_bias
+      ),
+      logit_scale=self.logit_scale,
+      logit_bias=self.logit_bias,
+    )
+    classes = self.class_embeddings(prompts_lib.resolve(labels, templates))
+    embeds = self.encode_image(images, batch_size=batch_size, progress=progress)
+    if isinstance(embeds, np.ndarray):
+      embeds = prompts_lib.normalize(embeds, what="image")
+    found = of_logits(embeds @ classes.T)
+    return found if as_numpy else jnp.asarray(found)
 
   def class_embeddings(self, prompts: prompts_lib.Prompts) -> np.ndarray:
     """Returns one unit vector a class; the latest label sets are kept."""
@@ -226,7 +312,10 @@ class Clip:
       if prompts in self._label_sets:
         self._label_sets.move_to_end(prompts)
         return self._label_sets[prompts]
-    embeds = prompts_lib.class_embeddings(prompts, self.encode_text)
+    embeds = prompts_lib.class_embeddings(
+      prompts, functools.partial(self.encode_text, cuts=self._cuts)
+    )
+    self._cuts.tell(self.tokenizer.context_length)
     embeds.flags.writeable = False
     with self._lock:
       self._label_sets[prompts] = embeds
@@ -240,13 +329,63 @@ class Clip:
     return float(np.exp(np.asarray(self.variables["params"]["log_scale"])))
 
   @functools.cached_property
+  def logit_bias(self) -> float | None:
+    """What is added to a scaled similarity; None for models that have none."""
+    bias = self.variables["params"].get("logit_bias")
+    return None if bias is None else float(np.asarray(bias))
+
+  @property
+  def probabilities(self) -> str:
+    """What the model was trained with, "softmax" or "sigmoid"."""
+    return self.spec.get("probabilities", "softmax")
+
+  def check_towers(self, *needed: str) -> None:
+    """Raises UserError unless the model has the towers "image" and "text"."""
+    towers = {"image": self.preprocess, "text": self.tokenizer}
+    for part in needed:
+      if towers[part] is None:
+        (there,) = towers.keys() - {part}
+        raise errors.UserError(
+          f"{self.path or 'The model'} has the {there} tower alone, and this "
+          f"needs the {part} tower. Give a model with both, or train one that "
+          f"begins with this tower (init.{there} in a config)."
+        )
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes a model directory, from which `load` gives the same model.
+
+    Raises:
+      UserError: something is at `path`.
+    """
+    from clip_jax.convert import destinations, model_dir, portable
+
+    if not self.spec:
+      raise errors.UserError("A model without a description cannot be saved.")
+    destination = pathlib.Path(path).expanduser().resolve()
+    if destination.exists() and not (
+      destination.is_dir() and not any(destination.iterdir())
+    ):
+      raise errors.UserError(f"{destination} exists; give a new path.")
+    files = self.tokenizer.files() if self.tokenizer else {}
+    model = portable.from_variables(
+      self.variables,
+      model_dir.plain(self.spec),
+      files={**files, **self.files},
+      source={"format": "clip", "path": self.path, "step": self.step},
+    )
+    with destinations.new(destination, overwrite=False) as partial:
+      model_dir.write(model, partial, portable.Options())
+
+  @functools.cached_property
   def fingerprint(self) -> str:
     """SHA-256 of all that the embeddings depend on."""
     digest = hashlib.sha256()
     digest.update(repr(self.module).encode())
-    digest.update(self.tokenizer.fingerprint.encode())
-    preprocessing = self.preprocess.to_dict()
-    digest.update(json.dumps(preprocessing, sort_keys=True).encode())
+    if self.tokenizer is not None:
+      digest.update(self.tokenizer.fingerprint.encode())
+    if self.preprocess is not None:
+      preprocessing = self.preprocess.to_dict()
+      digest.update(json.dumps(preprocessing, sort_keys=True).encode())
     leaves = jax.tree_util.tree_flatten_with_path(self.variables)[0]
     for path, leaf in sorted(leaves, key=lambda pair: str(pair[0])):
       array = np.ascontiguousarray(leaf)
@@ -265,131 +404,43 @@ def check_tokens(tokens: np.ndarray, tower: nn.Module) -> None:
     )
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-  """Returns probabilities over the last axis, float32."""
-  logits = np.asarray(logits, np.float64)
-  weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-  return (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
-
-
-def _as_list(images) -> list:
-  if isinstance(images, np.ndarray):
-    return list(images) if images.ndim == 4 else [images]
-  if isinstance(images, Image.Image | bytes | str | os.PathLike):
-    return [images]
-  return list(images)
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-  if array.dtype != np.uint8 or not (
-    array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
-  ):
+def check_length(tokens: np.ndarray | jax.Array, tower: nn.Module) -> None:
+  """Raises UserError unless tokens are (n, length) of a length that fits."""
+  wanted = tower.context_length
+  fits = len(tokens.shape) == 2 and (
+    tokens.shape[1] == wanted
+    or (tokens.shape[1] < wanted and padding.can_be_cut(tower))
+  )
+  if not fits:
     raise errors.UserError(
-      "An image array must be uint8 of shape (height, width, 3), got "
-      f"{array.dtype} of shape {array.shape}."
+      f"Tokens must be of shape (n, {wanted}), as clip.tokenize gives them; "
+      f"got {tuple(tokens.shape)}."
     )
-  return Image.fromarray(array)
 
 
-def load(
-  model: str | os.PathLike,
-  *,
-  step: int | None = None,
-  source_format: str | None = None,
-  activation: str | None = None,
-) -> Clip:
-  """Returns the model that `model` names, on all devices of this machine.
+def _are_ids(texts: Any) -> bool:
+  """Whether these are integers in an array, of numpy, JAX or PyTorch."""
+  kind = str(getattr(texts, "dtype", "")).rpartition(".")[2]
+  return kind.startswith(("int", "uint"))
 
-  Args:
-    model: a workdir of `clip-jax train`; a file or directory in any format
-      that `convert` reads; or "hf-hub:ORG/NAME[@REVISION]".
-    step: of a workdir, the checkpoint to take; None takes the newest good one.
-    source_format: a name in `convert.FORMATS`; None finds it out.
-    activation: of the towers, for checkpoints that do not say it.
 
-  Raises:
-    UserError: there is no such model or no such checkpoint, or none is good.
-    AmbiguousError: the checkpoint has several meanings.
+def _batch_size(given: int | None, default: int) -> int:
+  if given is not None and given < 1:
+    raise errors.UserError(f"batch_size={given} must be at least 1.")
+  return given or max(default, 1)
+
+
+def _now(embed: Callable[..., np.ndarray], *inputs: Any) -> np.ndarray:
+  """Returns `embed(*inputs)`, computed even while JAX traces a caller.
+
+  A thread of its own has no part in the trace.
   """
-  from clip_jax import convert
-  from clip_jax.convert import workdir
-
-  path = pathlib.Path(model).expanduser()
-  if source_format in (None, workdir.NAME) and workdir.recognise(path):
-    return _load_workdir(path, step)
-  if step is not None:
-    raise errors.UserError(
-      f"{model} is no workdir of `clip-jax train`: it has no steps to choose "
-      f"from; leave step={step} out."
-    )
-  found = convert.open_model(
-    model,
-    source_format=source_format,
-    options=convert.Options(activation=activation),
-  )
-  return assemble(
-    variants.create_model(found.spec),
-    found.variables(),
-    spec=found.spec,
-    mesh=_mesh(),
-    path=str(path.resolve()) if path.exists() else str(model),
-    files=found.files,
-  )
+  if not isinstance(jnp.zeros(()), jax.core.Tracer):
+    return embed(*inputs)
+  with concurrent.futures.ThreadPoolExecutor(1) as thread:
+    return thread.submit(embed, *inputs).result()
 
 
-def _mesh() -> jax.sharding.Mesh | None:
-  return sharding.make_mesh() if jax.device_count() > 1 else None
-
-
-def _load_workdir(path: pathlib.Path, step: int | None) -> Clip:
-  from clip_jax.train import checkpoint, initial
-  from clip_jax.train import step as step_lib
-
-  config, variables, step = checkpoint.load_variables(path, step=step)
-  return assemble(
-    step_lib.make_model(config),
-    variables,
-    spec=variants.spec(config.model, config.model_overrides.to_dict()),
-    mesh=_mesh(),
-    path=str(path.resolve()),
-    step=step,
-    files=initial.tokenizer_files(path),
-  )
-
-
-def assemble(
-  module: nn.Module,
-  variables: Any,
-  *,
-  spec: dict[str, Any],
-  mesh: jax.sharding.Mesh | None = None,
-  path: str = "",
-  step: int = 0,
-  files: Mapping[str, bytes] | None = None,
-) -> Clip:
-  """Returns the `Clip` of a module, its variables and its description.
-
-  Args:
-    module: of `variants.create_model`.
-    variables: as `module.init` makes them; repeated on every device of `mesh`,
-      or laid on the first one.
-    spec: of `variants.spec`; says how to tokenize and preprocess.
-    mesh: devices that share each batch; None is the one of the variables.
-    path: where the model came from.
-    step: number of updates it was trained for.
-    files: of the tokenizer by their names, if it has any.
-  """
-  placement = jax.devices()[0] if mesh is None else sharding.replicated(mesh)
-  return Clip(
-    module=module,
-    variables=jax.device_put(variables, placement),
-    tokenizer=tokenizer_lib.make_tokenizer(
-      **spec["tokenizer"],
-      context_length=spec["text"]["context_length"],
-      contents=files,
-    ),
-    preprocess=preprocess_lib.Preprocess.from_spec(spec),
-    encoder=Encoder(module, mesh=mesh),
-    path=path,
-    step=step,
-  )
+def _whole(parts: list[np.ndarray], as_numpy: bool) -> np.ndarray | jax.Array:
+  embeds = np.concatenate(parts)
+  return embeds if as_numpy else jnp.asarray(embeds)

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from clip_jax import errors, terminal
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import pipeline
+from clip_jax.evals import probabilities as probabilities_lib
 from clip_jax.evals import prompts as prompts_lib
 from clip_jax.evals import tasks
 
@@ -267,6 +268,8 @@ def find_rows(
   embed_texts: prompts_lib.EmbedTexts,
   preprocess: preprocess_lib.Preprocess,
   logit_scale: float,
+  logit_bias: float | None = None,
+  probabilities: str = "softmax",
   count: int = 4,
   most_records: int = 1000,
   progress: Callable[[int, int], None] | None = None,
@@ -281,6 +284,8 @@ def find_rows(
     embed_texts: n texts to unit (n, embed).
     preprocess: how an image becomes an array.
     logit_scale: factor between cosine similarity and logit.
+    logit_bias: what is added to it; None for models that have none.
+    probabilities: what becomes of logits, "softmax" or "sigmoid".
     count: texts and images shown.
     most_records: records looked at, spread evenly over the data.
     progress: called with the records done and their total.
@@ -316,7 +321,12 @@ def find_rows(
     owns,
     names,
     lambda i: preprocess_lib.decode(shown[records[i]].image),
-    logit_scale=logit_scale,
+    probabilities=lambda scores: probabilities_lib.of(
+      scores,
+      kind=probabilities,
+      logit_scale=logit_scale,
+      logit_bias=logit_bias,
+    ),
     count=count,
   )
 
@@ -327,7 +337,7 @@ def _rank(
   names: Sequence[str],
   image: Callable[[int], Image.Image],
   *,
-  logit_scale: float,
+  probabilities: Callable[[np.ndarray], np.ndarray],
   count: int,
 ) -> Rows:
   """Returns rows of evenly spread texts and images.
@@ -337,12 +347,10 @@ def _rank(
     owns: whether a text belongs to an image, (images, texts).
     names: the texts.
     image: opens an image by its number.
-    logit_scale: factor between score and logit.
+    probabilities: from scores to the texts' probabilities.
     count: texts and images shown.
   """
-  logits = logit_scale * scores.astype(np.float64)
-  weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-  probabilities = weights / weights.sum(axis=1, keepdims=True)
+  shares = probabilities(scores.astype(np.float64))
   by_text, by_image = [], []
   present = np.flatnonzero(owns.any(axis=0))  # A class may have no image here.
   for text in present[_spread(len(present), count)]:
@@ -355,8 +363,7 @@ def _rank(
   for i in _spread(len(scores), count):
     order = np.argsort(-scores[i], kind="stable")[:5]
     guesses = [
-      Guess(names[t], float(probabilities[i, t]), bool(owns[i, t]))
-      for t in order
+      Guess(names[t], float(shares[i, t]), bool(owns[i, t])) for t in order
     ]
     by_image.append((image(i), guesses))
   return Rows(by_text, by_image)

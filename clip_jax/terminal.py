@@ -1,10 +1,11 @@
 """What people see in a terminal: safe text, aligned tables and progress."""
 
+import contextlib
 import re
 import sys
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 # A whole escape sequence: an operating system command up to its terminator, a
@@ -119,14 +120,16 @@ class Progress:
       self.stream.write("\r\x1b[K")
       self.stream.flush()
 
-  def __call__(self, done: int, total: int) -> None:
-    """Shows that `done` of `total` units are done."""
+  def __call__(self, done: int, total: int | None) -> None:
+    """Shows that `done` of `total` units are done; None is not known."""
     now = time.monotonic()
     if now - self._last < self.interval_seconds:
       return
     self._last = now
     line = self.line(done, total, seconds=now - self._start)
-    if self.is_terminal:
+    if self.is_terminal and total is None:
+      self.stream.write(f"\r\x1b[K{line}")
+    elif self.is_terminal:
       filled = round(24 * done / max(total, 1))
       bar = "█" * filled + "░" * (24 - filled)
       bar = encodable(bar, self.stream.encoding)
@@ -135,15 +138,31 @@ class Progress:
       self.stream.write(line + "\n")
     self.stream.flush()
 
-  def line(self, done: int, total: int, *, seconds: float) -> str:
+  def line(self, done: int, total: int | None, *, seconds: float) -> str:
     """Returns the progress after `seconds` in words."""
     rate = done / max(seconds, 1e-9)
+    if total is None:
+      return f"{self.name}: {done} {self.unit}, {rate:.4g}/s"
     left = (total - done) / rate if rate else float("inf")
     return (
       f"{self.name}: {done}/{total} {self.unit} "
       f"({100 * done / max(total, 1):.0f} %), {rate:.4g}/s, "
       f"{duration(left)} left"
     )
+
+
+@contextlib.contextmanager
+def told(
+  progress: bool | Callable[[int, int | None], None], name: str, *, unit: str
+) -> Iterator[Callable[[int, int | None], None]]:
+  """Gives what is told of progress: a function, a bar for True, or nothing."""
+  if callable(progress):
+    yield progress
+  elif progress:
+    with Progress(name, unit=unit) as shown:
+      yield shown
+  else:
+    yield lambda done, total: None
 
 
 def duration(seconds: float) -> str:

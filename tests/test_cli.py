@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import cli, errors, inference
+from clip_jax import cli, errors, loading
 from clip_jax.cli import parser, verb, verbs
 from clip_jax.models import variants
 
@@ -175,7 +175,7 @@ def test_classify_gives_each_image_the_probability_of_each_label(
   result = call(
     "classify", workdir, image, image, "--labels", labels, "--template", "a {}"
   )
-  want = inference.load(workdir).classify(
+  want = loading.load(workdir).classify(
     str(image), ["cat", ["dog", "hound"]], templates="a {}"
   )
   assert len(result) == 2
@@ -229,7 +229,7 @@ def index(workdir):
 
 def test_search_finds_by_text_what_is_nearest(index, workdir):
   found = call("search", index, "the number three", "-k", "4")["results"]
-  clip = inference.load(workdir)
+  clip = loading.load(workdir)
   query = clip.encode_text("the number three")[0]
   from clip_jax import search
 

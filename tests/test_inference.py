@@ -11,7 +11,7 @@ from PIL import Image
 
 import clip_jax
 from clip_jax import config as config_lib
-from clip_jax import errors, inference, sharding
+from clip_jax import embedder, errors, inference, loading, sharding
 from clip_jax.models import variants
 from clip_jax.train import checkpoint
 from clip_jax.train import step as step_lib
@@ -39,7 +39,7 @@ def model():
 
 @pytest.fixture
 def clip(model):
-  return inference.assemble(*model, spec=SPEC)
+  return loading.assemble(*model, spec=SPEC)
 
 
 def random_images(count, size=16, seed=0):
@@ -64,7 +64,7 @@ def test_any_number_of_images_is_embedded_as_the_module_does(
   module, variables = model
   if mesh is not None:
     variables = jax.device_put(variables, sharding.replicated(mesh))
-  encoder = inference.Encoder(module, mesh=mesh, batch_sizes=(1, 8))
+  encoder = embedder.Encoder(module, mesh=mesh, batch_sizes=(1, 8))
   images = random_images(21)[:count]
   embeds = encoder.embed_images(variables, images)
   assert embeds.shape == (count, 12)
@@ -96,13 +96,13 @@ def test_split_layers_embed_the_same_and_are_never_all_whole():
   for fsdp in (1, 8):
     mesh = sharding.make_mesh(fsdp=fsdp)
     placed = jax.device_put(variables, sharding.tree_shardings(variables, mesh))
-    encoder = inference.Encoder(module, mesh=mesh, batch_sizes=(8,))
+    encoder = embedder.Encoder(module, mesh=mesh, batch_sizes=(8,))
     for got, want in (
       (encoder.embed_images(placed, images), whole.image_embeds),
       (encoder.embed_tokens(placed, tokens), whole.text_embeds),
     ):
       np.testing.assert_allclose(got, want, atol=1e-5)
-    program = inference._embed.lower(
+    program = embedder._embed.lower(
       placed,
       images,
       module=module,
@@ -141,14 +141,14 @@ def test_a_resnet_in_parts_gathers_its_blocks(scan):
   placed = jax.device_put(variables, sharding.tree_shardings(variables, mesh))
   kernel = placed["params"]["image"]["stage_2_block_3"]["conv_2"]["conv"]
   assert not kernel["kernel"].sharding.is_fully_replicated
-  encoder = inference.Encoder(module, mesh=mesh, batch_sizes=(8,))
+  encoder = embedder.Encoder(module, mesh=mesh, batch_sizes=(8,))
   np.testing.assert_allclose(
     encoder.embed_images(placed, images), want, atol=1e-5
   )
 
 
 def test_batches_are_padded_to_few_sizes_that_divide_over_the_mesh(model):
-  encoder = inference.Encoder(
+  encoder = embedder.Encoder(
     model[0], mesh=sharding.make_mesh(), batch_sizes=(1, 2, 20)
   )
   assert encoder.batch_sizes == [8, 24]
@@ -156,14 +156,14 @@ def test_batches_are_padded_to_few_sizes_that_divide_over_the_mesh(model):
 
 def test_nothing_is_compiled_twice(model):
   module, variables = model
-  encoder = inference.Encoder(module, batch_sizes=(2, 5))
+  encoder = embedder.Encoder(module, batch_sizes=(2, 5))
   encoder.embed_images(variables, random_images(7))
-  before = inference._embed._cache_size()
+  before = embedder._embed._cache_size()
   for count in (1, 2, 3, 4, 5, 6, 12):
     encoder.embed_images(variables, random_images(count))
-  again = inference.Encoder(variants.create_model(SPEC), batch_sizes=(2, 5))
+  again = embedder.Encoder(variants.create_model(SPEC), batch_sizes=(2, 5))
   again.embed_images(variables, random_images(3))
-  assert inference._embed._cache_size() == before
+  assert embedder._embed._cache_size() == before
 
 
 def encoded(array):
@@ -200,7 +200,7 @@ def test_more_images_than_are_decoded_at_once_keep_their_order(
   clip, monkeypatch
 ):
   images = random_images(7)
-  monkeypatch.setattr(inference, "_DECODED_AT_ONCE", 3)
+  monkeypatch.setattr(inference, "_AT_ONCE", 3)
   np.testing.assert_allclose(
     clip.encode_image(list(images)), clip.embed_images(images), atol=2e-6
   )
@@ -247,7 +247,7 @@ def test_probabilities_are_the_softmax_of_scaled_cosines(clip):
 def test_the_logit_scale_is_what_the_checkpoint_says(model):
   module, variables = model
   params = variables["params"] | {"log_scale": np.float32(7)}
-  clip = inference.assemble(module, variables | {"params": params}, spec=SPEC)
+  clip = loading.assemble(module, variables | {"params": params}, spec=SPEC)
   assert clip.logit_scale == pytest.approx(np.exp(7))
 
 
@@ -257,10 +257,12 @@ def test_a_label_set_is_embedded_once_and_only_the_latest_are_kept(
   monkeypatch.setattr(inference, "_LABEL_SETS_KEPT", 2)
   asked = []
 
-  def tokenizer(texts):
-    asked.append(list(texts))
-    return clip.tokenizer(texts)
+  class Counted(type(clip.tokenizer)):
+    def rows(self, texts):
+      asked.append(list(texts))
+      return super().rows(texts)
 
+  tokenizer = Counted(**vars(clip.tokenizer))
   counted = dataclasses.replace(clip, tokenizer=tokenizer)
   image = random_images(1)
   first = counted.classify(image, ["cat", "dog"])
@@ -306,7 +308,7 @@ def change_leaf(variables, path):
 
 def test_the_fingerprint_tells_models_apart(model, clip):
   _, variables = model
-  same = inference.assemble(
+  same = loading.assemble(
     variants.create_model(SPEC), jax.tree.map(np.array, variables), spec=SPEC
   )
   assert same.fingerprint == clip.fingerprint
@@ -356,7 +358,7 @@ def test_load_gives_the_newest_model_of_a_run_or_the_asked_one(
   assert (clip.path, clip.step) == (str(workdir.resolve()), step or 3)
   scaled = jax.tree.map(lambda x: x * clip.step, model[1]["params"])
   images = random_images(8)
-  want = inference.assemble(model[0], {"params": scaled}, spec=SPEC)
+  want = loading.assemble(model[0], {"params": scaled}, spec=SPEC)
   np.testing.assert_allclose(
     clip.encode_image(images), want.encode_image(images), atol=2e-6
   )
@@ -365,7 +367,7 @@ def test_load_gives_the_newest_model_of_a_run_or_the_asked_one(
 
 def test_load_says_which_steps_there_are(workdir):
   with pytest.raises(errors.UserError, match="no checkpoint of step 2"):
-    inference.load(workdir, step=2)
+    loading.load(workdir, step=2)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +385,7 @@ def test_load_says_which_steps_there_are(workdir):
 def test_what_is_no_model_is_described(tmp_path, make, message):
   make(tmp_path / "model")
   with pytest.raises(errors.UserError, match=message) as caught:
-    inference.load(tmp_path / "model")
+    loading.load(tmp_path / "model")
   assert "a workdir of `clip-jax train`" in str(caught.value)
 
 
@@ -391,7 +393,7 @@ def test_a_workdir_whose_config_is_damaged_is_refused(tmp_path):
   (tmp_path / "checkpoints").mkdir()
   (tmp_path / "config.json").write_text(json.dumps({"modell": "x"}))
   with pytest.raises(errors.UserError, match="modell"):
-    inference.load(pathlib.Path(tmp_path))
+    loading.load(pathlib.Path(tmp_path))
 
 
 def test_the_package_offers_its_error():

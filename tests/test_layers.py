@@ -23,6 +23,7 @@ RANKS = {
   "clip_jax.models": 1,
   "clip_jax.losses": 1,
   "clip_jax.sharding": 1,
+  "clip_jax.embedder": 1.5,
   "clip_jax.data": 2,
   "clip_jax.evals": 3.0,
   "clip_jax.search": 3.0,
@@ -31,6 +32,7 @@ RANKS = {
   "clip_jax.convert": 3.15,
   "clip_jax.train.initial": 3.16,
   "clip_jax.inference": 3.2,
+  "clip_jax.loading": 3.25,
   "clip_jax.plan": 3.3,
   "clip_jax.train.run": 3.3,
   "clip_jax.train.evaluation": 3.3,
@@ -63,8 +65,17 @@ def _rank(module):
   return RANKS[longest]
 
 
+def _nodes(tree):
+  """Yields all nodes but those that only type checkers see."""
+  for node in ast.iter_child_nodes(tree):
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+      continue
+    yield node
+    yield from _nodes(node)
+
+
 def _imports(path):
-  for node in ast.walk(ast.parse(path.read_text())):
+  for node in _nodes(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
       yield from (name.name for name in node.names)
     elif isinstance(node, ast.ImportFrom):

@@ -6,6 +6,7 @@ from PIL import Image
 
 from clip_jax import errors, preprocess, report
 from clip_jax.data import builtin, sources
+from clip_jax.evals import probabilities
 
 
 def picture(shade, size=(8, 8)):
@@ -69,13 +70,17 @@ def test_small_images_are_enlarged_without_a_blur():
   )
 
 
+def softmax(scale):
+  return lambda scores: probabilities.softmax(scale * scores)
+
+
 def test_rows_hold_the_best_matches_in_order_with_probabilities():
   scores = np.array(
     [[0.9, 0.1], [0.2, 0.8], [0.9, 0.3], [0.5, 0.5]], np.float32
   )
   owns = np.array([[1, 0], [0, 1], [0, 1], [1, 0]], bool)
   rows = report._rank(
-    scores, owns, ["cat", "dog"], picture, logit_scale=10, count=4
+    scores, owns, ["cat", "dog"], picture, probabilities=softmax(10), count=4
   )
   assert [text for text, _ in rows.by_text] == ["cat", "dog"]
   found = rows.by_text[0][1]
@@ -92,7 +97,12 @@ def test_only_texts_that_have_an_image_are_looked_for():
   owns = np.zeros((4, 6), bool)
   owns[:, [2, 5]] = True
   rows = report._rank(
-    np.zeros((4, 6)), owns, list("abcdef"), picture, logit_scale=1, count=3
+    np.zeros((4, 6)),
+    owns,
+    list("abcdef"),
+    picture,
+    probabilities=softmax(1),
+    count=3,
   )
   assert [text for text, _ in rows.by_text] == ["c", "f"]
 
@@ -138,6 +148,26 @@ def test_a_perfect_model_has_only_correct_rows_on_labelled_data():
     assert found[0].image.size[0] >= 8
   for _, guesses in rows.by_image:
     assert guesses[0].correct and guesses[0].probability > 0.99
+
+
+def test_a_sigmoid_models_guesses_are_each_by_itself():
+  source = sources.open_source("builtin:digits/test")
+  embed_images, embed_texts = knows_labels(source)
+  rows = report.find_rows(
+    source,
+    embed_images=embed_images,
+    embed_texts=embed_texts,
+    preprocess=SPEC,
+    logit_scale=8,
+    logit_bias=-8,
+    probabilities="sigmoid",
+    count=1,
+    most_records=10,
+  )
+  ((_, guesses),) = rows.by_image
+  # Logits of 0 for what fits and of -8 for all else.
+  assert guesses[0].probability == pytest.approx(0.5)
+  assert guesses[1].probability == pytest.approx(1 / (1 + np.exp(8)))
 
 
 class Captions:

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import functools
 import logging
 import os
 from collections.abc import Sequence
@@ -30,17 +31,20 @@ def _add_eval(parser: flags.Parser) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   """Measures a model on one task."""
-  from clip_jax import inference
+  from clip_jax import loading
+  from clip_jax import tokenizer as tokenizer_lib
   from clip_jax.evals import tasks
 
   tasks.check_task(arguments.task)
-  clip = inference.load(arguments.model)
+  clip = loading.load(arguments.model)
+  clip.check_towers("image", "text")
+  cuts = tokenizer_lib.Cuts()
   with terminal.Progress("eval") as progress:
     result = tasks.evaluate(
       arguments.task,
       arguments.data,
       embed_images=clip.embed_images,
-      embed_texts=clip.encode_text,
+      embed_texts=functools.partial(clip.encode_text, cuts=cuts),
       preprocess=clip.preprocess,
       labels=arguments.labels,
       templates=arguments.templates,
@@ -48,8 +52,12 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
       threads=arguments.threads,
       progress=progress,
     )
-  result = {**result, "model": clip.path, "step": clip.step}
-  title = f"{arguments.task} on {arguments.data}, step {clip.step}"
+  cuts.tell(clip.tokenizer.context_length)
+  about = {"texts_cut": cuts.cut, "model": clip.path, "step": clip.step}
+  result = {**result, **about}
+  title = f"{arguments.task} on {arguments.data}"
+  if clip.step is not None:
+    title += f", step {clip.step}"
   rows = measures.to_rows(result)
   return verb.Answer(
     result, f"{title}\n\n{terminal.table(('measure', 'value'), rows)}"
@@ -67,12 +75,19 @@ def _add_classify(parser: flags.Parser) -> None:
     dest="templates",
     help=flags.TEMPLATE,
   )
+  parser.add_argument(
+    "--probabilities",
+    choices=("softmax", "sigmoid"),
+    help="softmax: those of all labels add up to 100 %%; sigmoid: of each by "
+    "itself, so that none or several may fit (default: what the model was "
+    "trained with)",
+  )
   flags.add_json(parser)
 
 
 def classify(arguments: argparse.Namespace) -> verb.Answer:
   """Gives each image the probability of each label."""
-  from clip_jax import inference
+  from clip_jax import loading
   from clip_jax.evals import prompts
 
   labels = prompts.read_labels(arguments.labels)
@@ -80,19 +95,23 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
   if arguments.templates:
     templates = prompts.read_templates(arguments.templates)
   names = prompts.resolve(labels, templates).names
-  if len(names) == 1:
+  check_files(arguments.images)
+  clip = loading.load(arguments.model)
+  kind = arguments.probabilities or clip.probabilities
+  if len(names) == 1 and kind == "softmax":
     logging.warning(
       "There is one label, %r, so it has all of the probability. Several are "
       "parted by commas.",
       names[0],
     )
-  check_files(arguments.images)
-  clip = inference.load(arguments.model)
-  probabilities = clip.classify(arguments.images, labels, templates=templates)
+  probabilities = clip.classify(
+    arguments.images, labels, templates=templates, probabilities=kind
+  )
   payload = [
     {
       "image": image,
       "probabilities": dict(zip(names, row.tolist(), strict=True)),
+      "kind": kind,
     }
     for image, row in zip(arguments.images, probabilities, strict=True)
   ]
@@ -101,10 +120,18 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
     ranked = sorted(entry["probabilities"].items(), key=lambda pair: -pair[1])
     for i, (name, probability) in enumerate(ranked[:5]):
       image = entry["image"] if i == 0 else ""
-      rows.append((image, name, f"{100 * probability:.1f} %"))
-  return verb.Answer(
-    payload, terminal.table(("image", "label", "probability"), rows)
-  )
+      rows.append((image, name, percent(probability)))
+  header = ("image", "label", f"probability ({kind})")
+  return verb.Answer(payload, terminal.table(header, rows))
+
+
+def percent(fraction: float) -> str:
+  """Returns a share in percent, with two digits where it is small."""
+  if fraction >= 0.1:
+    return f"{100 * fraction:.1f} %"
+  if fraction >= 1e-6:
+    return f"{float(f'{100 * fraction:.1e}'):.6g} %"
+  return "0 %" if fraction == 0 else "<0.0001 %"
 
 
 def check_files(paths: Sequence[str]) -> None:
@@ -134,12 +161,13 @@ def _add_embed(parser: flags.Parser) -> None:
 
 def embed(arguments: argparse.Namespace) -> verb.Answer:
   """Makes an index of the images of some data."""
-  from clip_jax import inference, search
+  from clip_jax import loading, search
   from clip_jax.data import pipeline, sources
   from clip_jax.evals import tasks
 
   search.check_replaceable(arguments.out)
-  clip = inference.load(arguments.model)
+  clip = loading.load(arguments.model)
+  clip.check_towers("image")
   source = sources.open_source(arguments.data)
   bad = collections.Counter()
   with (
@@ -192,7 +220,7 @@ def _check_search(arguments: argparse.Namespace) -> str | None:
 
 def search(arguments: argparse.Namespace) -> verb.Answer:
   """Finds the records of an index that are nearest to a text or an image."""
-  from clip_jax import inference
+  from clip_jax import loading
   from clip_jax import search as search_lib
 
   if arguments.image is not None:
@@ -200,7 +228,8 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
   index = search_lib.Index(arguments.index)
   path = index.model_path(arguments.model)
   try:
-    clip = inference.load(path, step=index.meta.get("step"))
+    # Only a workdir has a step.
+    clip = loading.load(path, step=index.meta.get("step") or None)
   except errors.UserError as error:
     raise errors.UserError(
       f"Cannot load the model of index {arguments.index}: {error} Give the "

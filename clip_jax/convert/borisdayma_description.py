@@ -230,6 +230,7 @@ def _describe_head(config, tensors, report) -> dict[str, Any]:
   """Returns what the two towers share."""
   projects = "vision_projection/kernel" in tensors
   kind = report.infer("projections", "linear" if projects else "none", "shape")
+  bias = _start(config, "logit_bias", 0.0)
   embed_dim = _size(config["text_config"], "hidden_size")
   if projects:
     embed_dim = _size(config, "projection_dim")
@@ -239,7 +240,11 @@ def _describe_head(config, tensors, report) -> dict[str, Any]:
     "text_projection": kind,
     "embed_norm": report.infer("embed_norm", "l2_rsqrt_1e-6", "format"),
     "init_logit_scale": math.exp(_start(config, "logit_scale", 2.6592)),
-    "init_logit_bias": _start(config, "logit_bias", 0.0),
+    "init_logit_bias": bias,
+    # A softmax never moves a bias, so that it was none for those who took one.
+    "probabilities": report.infer(
+      "probabilities", "sigmoid" if bias else "softmax", "config"
+    ),
     "max_logit_scale": report.infer("max_logit_scale", None, "format"),
   }
 

@@ -233,7 +233,11 @@ def _without_useless_bias(model, target, options) -> Portable:
   """
   if model.spec.get("init_logit_bias") is None:
     return model
-  bare = {**model.spec, "init_logit_bias": None}
+  bare = {
+    **model.spec,
+    "init_logit_bias": None,
+    "probabilities": "softmax",
+  }
   if not target.refusals(model.spec) or target.refusals(bare):
     return model
   path = "params/logit_bias"
@@ -289,6 +293,12 @@ def _check_written(model, partial, target, options, report, progress) -> None:
   told = getattr(target, "told", lambda _: Options())(model.spec)
   again = target.read(partial, told)
   _check_described(model.spec, again.spec, target.NAME)
+  kinds = [spec.get("probabilities") for spec in (model.spec, again.spec)]
+  if kinds[0] != kinds[1]:
+    report.warnings.append(
+      f"Its probabilities are those of a {kinds[0]}; who reads the format "
+      f"{target.NAME!r} takes them for those of a {kinds[1]}."
+    )
   written = again.leaves
   assert written.keys() == model.leaves.keys()
   for done, (path, leaf) in enumerate(model.leaves.items()):

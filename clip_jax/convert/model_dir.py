@@ -33,6 +33,8 @@ _FIELDS = {
   "files": dict,
 }
 _WEIGHTS = (WEIGHTS, EXTRAS)
+# Fields that follow from others in descriptions that were written before.
+_LATER = {"probabilities"}
 # What a description that makes no sense can raise on its way to a model.
 _SENSELESS = (
   ArithmeticError,
@@ -133,7 +135,7 @@ def _check_complete(spec: Any, path: pathlib.Path) -> dict[str, Any]:
     ) from None
   for part in (None, *parts):
     got, want = (x if part is None else x[part] for x in (spec, resolved))
-    if missing := sorted(want.keys() - got.keys()):
+    if missing := sorted(want.keys() - got.keys() - _LATER):
       raise errors.UserError(
         f"{path}: the {part or 'model'}'s {', '.join(missing)} must be given; "
         "nothing about a converted model is a default."

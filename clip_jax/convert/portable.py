@@ -78,7 +78,11 @@ class Portable:
     return self.source.get("dialect", {}) if same else {}
 
   def variables(self, dtype: Any = np.float32) -> dict[str, Any]:
-    """Returns the arrays as a tree for the linen module, in `dtype`."""
+    """Returns the arrays as a tree for the linen module, in `dtype`.
+
+    A single tower gets the temperature 1, without which the module of
+    `engine.completed` cannot run.
+    """
     tree: dict[str, Any] = {}
     for path, leaf in self.leaves.items():
       *parents, name = path.split("/")
@@ -86,7 +90,39 @@ class Portable:
       for parent in parents:
         node = node.setdefault(parent, {})
       node[name] = leaf.read().astype(dtype)
+    if len(engine.towers(self.spec)) == 1:
+      tree["params"]["log_scale"] = np.zeros((), dtype)
     return tree
+
+
+def from_variables(
+  variables: Any,
+  spec: dict[str, Any],
+  *,
+  files: Mapping[str, bytes],
+  source: dict[str, Any],
+  report: Report | None = None,
+) -> Portable:
+  """Returns the model of a linen module's variables.
+
+  Args:
+    variables: of the module of `spec`; arrays that it does not describe, such
+      as a single tower's temperature, are left out.
+    spec: the resolved description.
+    files: of the tokenizer, by name.
+    source: where the model came from.
+    report: takes the account.
+  """
+  arrays = engine.flatten(variables)
+  leaves = {
+    path: engine.Leaf.from_tensor(Tensor.from_array(np.asarray(arrays[path])))
+    for path in engine.leaf_shapes(spec)
+  }
+  report = report or Report(source["format"])
+  report.tensors = report.mapped = len(leaves)
+  return Portable(
+    spec=spec, leaves=leaves, files=dict(files), report=report, source=source
+  )
 
 
 def assemble(

@@ -311,7 +311,6 @@ def our_stages(
   # Turns of a loop have no names to watch.
   module = variants.without_loops(module)
   variables = model.variables(dtype)
-  variables["params"].setdefault("log_scale", np.zeros((), dtype))
   if part == "image":
     inputs = inputs.astype(dtype)
 

@@ -3,13 +3,10 @@
 import os
 import pathlib
 
-import numpy as np
-
-from clip_jax.convert import engine, model_dir, portable
+from clip_jax.convert import model_dir, portable
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.tensor import Tensor
-from clip_jax.models import variants
 from clip_jax.train import checkpoint
+from clip_jax.train import step as step_lib
 
 NAME = "workdir"
 
@@ -28,18 +25,14 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   """
   del options
   config, variables, step = checkpoint.load_variables(path)
-  spec = variants.spec(config.model, config.model_overrides.to_dict())
-  leaves = {
-    key: engine.Leaf.from_tensor(Tensor.from_array(np.asarray(array)))
-    for key, array in engine.flatten(variables).items()
-  }
+  spec = step_lib.describe_model(config)
   # `train.initial` keeps it there, which imports this package.
   tokenizer = path / "tokenizer"
-  report = report_lib.Report(NAME, tensors=len(leaves), mapped=len(leaves))
+  report = report_lib.Report(NAME)
   report.facts["step"] = step
-  return portable.Portable(
-    spec=model_dir.plain(spec),
-    leaves=leaves,
+  return portable.from_variables(
+    variables,
+    model_dir.plain(spec),
     files={file.name: file.read_bytes() for file in tokenizer.glob("*")},
     report=report,
     source={"format": NAME, "path": os.fspath(path), "step": step},

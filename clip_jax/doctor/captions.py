@@ -86,12 +86,8 @@ def _duplicates(
 
 
 def _lengths(texts: list[str], tokenizer: tokenizer_lib.Tokenizer) -> Finding:
-  tokens = np.asarray(tokenizer(texts))
-  full = tokens[:, -1] == tokenizer.end_id
-  if tokenizer.end_id == tokenizer.pad_id:
-    full &= tokens[:, -2] != tokenizer.pad_id
   empty = sum(not text for text in texts)
-  share = float(full.mean())
+  share = float(tokenizer.rows(texts).cut.mean())
   facts = {
     "empty": empty,
     "cut_fraction": share,
@@ -109,10 +105,10 @@ def _lengths(texts: list[str], tokenizer: tokenizer_lib.Tokenizer) -> Finding:
     return Finding(
       "caption lengths",
       WARNING,
-      f"{share:.0%} of the captions fill all {tokens.shape[1]} tokens and are "
-      "probably cut.",
+      f"{share:.0%} of the captions are longer than the "
+      f"{tokenizer.context_length} tokens that the model reads, and are cut.",
       facts,
     )
   return Finding(
-    "caption lengths", OK, f"{share:.1%} fill the whole context.", facts
+    "caption lengths", OK, f"{share:.1%} are cut at the context length.", facts
   )

@@ -14,6 +14,8 @@ from clip_jax.models import layers, packing
 MAX_LOGIT_SCALE = 100.0  # Paper, section 2.5.
 INIT_LOGIT_SCALE = 1 / 0.07  # Paper, section 2.5.
 
+# How logits become probabilities: of one label among several, or of each alone.
+PROBABILITIES = ("softmax", "sigmoid")
 PROJECTIONS = ("linear", "linear_bias", "mlp", "none")
 
 

@@ -22,8 +22,9 @@ def place(model: clip.CLIP, specs: Any) -> clip.CLIP:
   """
   towers = {}
   for name in ("image", "text"):
-    stack = specs[name].get("encoder", {}).get("blocks")
-    blocks = {k: v for k, v in specs[name].items() if resnet.is_block(k)}
+    tower = specs.get(name, {})  # A model may have one tower only.
+    stack = tower.get("encoder", {}).get("blocks")
+    blocks = {k: v for k, v in tower.items() if resnet.is_block(k)}
     if _is_split(stack):
       whole = _gatherer(stack, model.dtype, layer=True)
     elif _is_split(blocks):

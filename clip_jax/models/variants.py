@@ -54,6 +54,9 @@ DERIVED = {
   "max_logit_scale": lambda merged: (
     clip.MAX_LOGIT_SCALE if merged["init_logit_bias"] is None else None
   ),
+  "probabilities": lambda merged: (
+    "softmax" if merged["init_logit_bias"] is None else "sigmoid"
+  ),
 }
 
 # Filled in from elsewhere: the whole model's, or no part of the architecture.
@@ -129,6 +132,10 @@ def resolve(base: dict, overrides: dict | None = None) -> dict:
   for field, derive in DERIVED.items():
     if field not in merged:
       merged[field] = derive(merged)
+  if merged["probabilities"] not in clip.PROBABILITIES:
+    raise errors.unknown(
+      "kind of probabilities", merged["probabilities"], clip.PROBABILITIES
+    )
   _check_sizes(merged)
   return copy.deepcopy(merged)
 

@@ -17,6 +17,7 @@ from clip_jax.preprocess.decoding import (
   Limits,
   decode,
 )
+from clip_jax.preprocess.inputs import ImageInput, each
 from clip_jax.preprocess.spec import (
   ALPHAS,
   CONVERSIONS,
@@ -34,9 +35,11 @@ __all__ = [
   "INTERPOLATIONS",
   "RESIZES",
   "ImageError",
+  "ImageInput",
   "Limits",
   "Preprocess",
   "decode",
+  "each",
   "eval_image",
   "normalize",
   "to_rgb",

@@ -4,9 +4,11 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from clip_jax import errors
+from clip_jax.preprocess import crop, inputs
 
 INTERPOLATIONS = {
   "bicubic": Image.Resampling.BICUBIC,
@@ -117,6 +119,19 @@ class Preprocess:
       raise errors.UserError(
         f"crop_fraction={self.crop_fraction} must be from 0.1 to 1."
       )
+
+  def __call__(self, image: inputs.ImageInput) -> np.ndarray:
+    """Returns one image as evaluation sees it, uint8 (size, size, 3).
+
+    Raises:
+      UserError: the image cannot be read.
+    """
+    return crop.eval_image(inputs.read(image), self)
+
+  @property
+  def resample(self) -> Image.Resampling:
+    """Pillow's name of the interpolation."""
+    return INTERPOLATIONS[self.interpolation]
 
   @property
   def resized_side(self) -> int:

@@ -100,15 +100,13 @@ class Index:
     """Returns where the index's model lies: `override`, or as it remembers.
 
     Raises:
-      UserError: the remembered place is no longer there.
+      UserError: it remembers none.
     """
-    if override is not None:
-      return override
-    path = self.meta["model"]
-    if not path or not pathlib.Path(path).exists():
+    path = override or self.meta["model"]
+    if not path:
       raise errors.UserError(
-        f"The model that made index {self.directory} is no longer at {path!r}; "
-        "say where it is with --model."
+        f"Index {self.directory} does not say which model made it; say where "
+        "that lies with --model."
       )
     return path
 
@@ -116,10 +114,11 @@ class Index:
     """Raises UserError unless the model at `path` made this index."""
     if fingerprint != self.meta["fingerprint"]:
       step = self.meta.get("step")
+      trained = f" (at step {step})" if step else ""
       raise errors.UserError(
         f"The model at {path!r} is not the one that made index "
-        f"{self.directory} (at step {step}): another model, or it was trained "
-        "further. Give the right one with --model, or make the index again "
+        f"{self.directory}{trained}: another model, or it was trained further. "
+        "Give the right one with --model, or make the index again "
         "with `clip-jax embed`."
       )
 

@@ -15,6 +15,7 @@ from clip_jax.tokenizer.clip_bpe import (
   merges_text,
   vocabulary,
 )
+from clip_jax.tokenizer.cuts import Cuts
 from clip_jax.tokenizer.rows import (
   KINDS,
   Tokenizer,
@@ -29,6 +30,7 @@ __all__ = [
   "MERGES_FILE",
   "START_ID",
   "VOCAB_SIZE",
+  "Cuts",
   "Tokenizer",
   "clean_clip",
   "file_controls",

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,6 +44,14 @@ _CLIP = {
   "start_id": clip_bpe.START_ID,
   "end_id": clip_bpe.END_ID,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """Texts as ids (n, length), and whether each was cut to fit, (n,)."""
+
+  ids: np.ndarray
+  cut: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,27 +126,38 @@ class Tokenizer:
         "or false for wordpiece, and left out for the others."
       )
 
-  def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
+  def __call__(self, texts: str | Iterable[str]) -> np.ndarray:
     """Returns int32 ids (len(texts), context_length); one string is one row.
+
+    Raises:
+      UserError: a text is no string, or the tokenizer's file is missing.
+    """
+    return self.rows(texts).ids
+
+  def rows(self, texts: str | Iterable[str]) -> Rows:
+    """Returns the ids, and which texts were cut at the context length.
 
     Raises:
       UserError: a text is no string, or the tokenizer's file is missing.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
     ids = np.full((len(texts), self.context_length), self.pad_id, np.int32)
+    cut = np.zeros(len(texts), bool)
     start = [] if self.start_id is None else [self.start_id]
     end = [] if self.end_id is None else [self.end_id]
     room = self.context_length - len(start) - len(end)
-    for row, text in zip(ids, texts, strict=True):
+    for i, text in enumerate(texts):
       if not isinstance(text, str):
         raise errors.UserError(
           f"A caption must be a string, got {type(text).__name__}."
         )
       lines = cleaning_lib.clean(text, name=self.cleaning)
       with _blaming(self.kind, self.source):
-        encoded = self._engine.encode(lines, room=room)
-      row[: len(start) + len(encoded) + len(end)] = [*start, *encoded, *end]
-    return ids
+        encoded = self._engine.encode(lines, room=room + 1)
+      cut[i] = len(encoded) > room
+      row = [*start, *encoded[:room], *end]
+      ids[i, : len(row)] = row
+    return Rows(ids, cut)
 
   @property
   def vocab_size(self) -> int:

@@ -1,6 +1,7 @@
 """The evaluations and the report of a run, on the model as it is now."""
 
 import contextlib
+import functools
 import logging
 import pathlib
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import numpy as np
 
 from clip_jax import report as report_lib
 from clip_jax import terminal
+from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.train import preemption
 from clip_jax.train import run as run_lib
 from clip_jax.train import step as step_lib
@@ -30,6 +32,7 @@ class Evaluator:
   def __init__(self, run: run_lib.Run, stop: preemption.Preemption):
     self._run = run
     self._stop = stop
+    self._cuts = tokenizer_lib.Cuts()
 
   def measure(self, state: step_lib.TrainState) -> dict[str, Any] | None:
     """Returns {name: measures} of `config.evals`; None where told to stop."""
@@ -44,6 +47,7 @@ class Evaluator:
           )
     except _Stopped:
       return None
+    self._cuts.tell(self._run.tokenizer.context_length)
     return results
 
   def finish(
@@ -78,12 +82,15 @@ class Evaluator:
     run = self._run
     if run.report is None:
       return None
+    clip = run.as_clip(state)
     try:
       with _progress("report") as progress:
         rows = report_lib.find_rows(
           run.report,
           **self._model(state),
-          logit_scale=run.as_clip(state).logit_scale,
+          logit_scale=clip.logit_scale,
+          logit_bias=clip.logit_bias,
+          probabilities=clip.probabilities,
           progress=progress,
         )
     except _Stopped:
@@ -103,7 +110,9 @@ class Evaluator:
     ready = self._run.as_clip(state)
     return {
       "embed_images": self._interruptible(ready.embed_images),
-      "embed_texts": self._interruptible(ready.encode_text),
+      "embed_texts": self._interruptible(
+        functools.partial(ready.encode_text, cuts=self._cuts)
+      ),
       "preprocess": ready.preprocess,
     }
 

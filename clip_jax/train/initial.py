@@ -162,6 +162,8 @@ def settle(
       describe(config, opened) if opened else stored.model_overrides.to_dict()
     )
     whole = model_dir.plain(variants.resolve(base, overrides))
+    if "probabilities" not in overrides:  # They are of the run's own loss.
+      del whole["probabilities"]
     config = config.copy_and_resolve_references()
     config.model_overrides = ml_collections.ConfigDict(whole)
   spec = variants.spec(config.model, config.model_overrides.to_dict())

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from clip_jax import errors, sharding
-from clip_jax.models import clip, variants
+from clip_jax.models import clip
 from clip_jax.train import optim, text_layout
 from clip_jax.train import step as step_lib
 
@@ -104,7 +104,7 @@ def make_program(
   sharding.check_batch_size(
     config.batch_size, mesh, micro_batches=config.micro_batches
   )
-  spec = variants.spec(config.model, config.model_overrides.to_dict())
+  spec = step_lib.describe_model(config)
   total_steps = _total_steps(config, examples)
   return Program(
     config=config,

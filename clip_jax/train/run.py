@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from clip_jax import config as config_lib
-from clip_jax import errors, inference, sharding
+from clip_jax import embedder, errors, inference, sharding
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.data import pipeline, sources
@@ -39,7 +39,7 @@ class Run(program.Program):
   preprocess: preprocess_lib.Preprocess
   tokenizer: tokenizer_lib.Tokenizer
   layout: text_layout.Layout
-  encoder: inference.Encoder
+  encoder: embedder.Encoder
 
   def announce(self) -> None:
     """Says what is about to run, before the first compilation's silence."""
@@ -104,6 +104,7 @@ class Run(program.Program):
       preprocess=self.preprocess,
       encoder=self.encoder,
       step=int(state.step),
+      spec=self.spec,
     )
 
 
@@ -134,15 +135,24 @@ def make_run(
   )
   # What begins and ends a text has the largest ids, where there is any.
   inference.check_tokens(tokenizer(["a"]), step.model.text)
+  cuts = tokenizer_lib.Cuts("sampled captions")
+
+  def tokenize(texts):
+    rows = tokenizer.rows(texts)
+    cuts.add(texts, rows.cut)
+    return rows.ids
+
   sample_lengths = functools.partial(
     text_layout.sample_lengths,
     source,
     tower=step.model.text,
-    tokenizer=tokenizer,
+    tokenizer=tokenize,
     seed=config.seed,
     caption=config.data.caption,
     threads=config.data.threads,
   )
+  layout = step.make_layout(sample_lengths)
+  cuts.tell(tokenizer.context_length)
   return Run(
     **vars(step),
     source=source,
@@ -150,8 +160,8 @@ def make_run(
     report=report,
     preprocess=preprocess_lib.Preprocess.from_spec(step.spec),
     tokenizer=tokenizer,
-    layout=step.make_layout(sample_lengths),
-    encoder=inference.Encoder(step.model, mesh=step.mesh),
+    layout=layout,
+    encoder=embedder.Encoder(step.model, mesh=step.mesh),
   )
 
 

@@ -72,6 +72,20 @@ class Measured:
   bad_records: jax.Array
 
 
+def describe_model(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns the description of a run's model (`variants.spec`).
+
+  What the run's loss makes of logits is what its model's probabilities are.
+
+  Raises:
+    UserError: the model or a field of its overrides is unknown.
+  """
+  overrides = config.model_overrides.to_dict()
+  return variants.spec(
+    config.model, {"probabilities": config.loss.kind, **overrides}
+  )
+
+
 def make_model(config: ml_collections.ConfigDict) -> clip.CLIP:
   """Returns the model of a run in its precision.
 
@@ -86,7 +100,7 @@ def make_model(config: ml_collections.ConfigDict) -> clip.CLIP:
     )
   dtype = jnp.dtype(config.precision)
   model = variants.create_model(
-    variants.spec(config.model, config.model_overrides.to_dict()),
+    describe_model(config),
     dtype=dtype,
     param_dtype=jnp.promote_types(dtype, jnp.float32),
   )

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import numpy as safetensors_numpy
 
 from clip_jax import config as config_lib
-from clip_jax import convert, errors, inference
+from clip_jax import convert, errors, loading
 from clip_jax.convert.engine import Leaf
 from clip_jax.convert.portable import Portable
 from clip_jax.convert.report import Report
@@ -191,18 +191,18 @@ def test_free_towers_begin_at_their_checkpoints(room, tmp_path):
 
 def test_the_workdir_needs_no_origin_any_more(room, locked, tmp_path):
   """It loads, resumes and converts with the towers' directories gone."""
-  clip = inference.load(locked)
+  clip = loading.load(locked)
   want = clip.encode_text(["a photo of the number two"])
   for part in ("image", "text"):
     (room / part).rename(tmp_path / part)
   try:
-    again = inference.load(locked)
+    again = loading.load(locked)
     got = again.encode_text(["a photo of the number two"])
     np.testing.assert_array_equal(got, want)
     summary = loop.train(_config(room), locked)
     assert summary["steps"] == 4
     convert.convert(locked, tmp_path / "model", to="clip-jax")
-    exported = inference.load(tmp_path / "model")
+    exported = loading.load(tmp_path / "model")
     got = exported.encode_text(["a photo of the number two"])
     np.testing.assert_allclose(got, want, atol=1e-6)
     image = Image.open(room / "flickr" / "Images" / "0.png")

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from clip_jax import config as config_lib
-from clip_jax import errors, inference, sharding, terminal
+from clip_jax import errors, loading, sharding, terminal
 from clip_jax.data import sources
 from clip_jax.models import packing
 from clip_jax.train import checkpoint, journal, loop
@@ -93,7 +93,7 @@ def test_a_run_leaves_what_its_docstring_says(whole):
 
 
 def test_a_finished_run_is_a_model(whole):
-  clip = inference.load(whole.workdir)
+  clip = loading.load(whole.workdir)
   assert clip.step == 6
   scores = clip.classify(np.zeros((16, 16, 3), np.uint8), ["one", "two"])
   assert scores.shape == (1, 2) and abs(scores.sum() - 1) < 1e-6

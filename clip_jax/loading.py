@@ -1,0 +1,127 @@
+"""The one way from MODEL, whatever holds one, to a `Clip`."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from clip_jax import embedder, errors, inference, sharding
+from clip_jax import preprocess as preprocess_lib
+from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.models import variants
+
+
+def load(
+  model: str | os.PathLike,
+  *,
+  step: int | None = None,
+  source_format: str | None = None,
+  activation: str | None = None,
+) -> inference.Clip:
+  """Returns the model that `model` names, on all devices of this machine.
+
+  Args:
+    model: a workdir of `clip-jax train`; a file or directory in any format
+      that `convert` reads, of one tower too; or "hf-hub:ORG/NAME[@REVISION]".
+    step: of a workdir, the checkpoint to take; None takes the newest good one.
+    source_format: a name in `convert.FORMATS`; None finds it out.
+    activation: of the towers, for checkpoints that do not say it.
+
+  Raises:
+    UserError: there is no such model or no such checkpoint, or none is good.
+    AmbiguousError: the checkpoint has several meanings.
+  """
+  from clip_jax import convert
+  from clip_jax.convert import engine, workdir
+
+  path = pathlib.Path(model).expanduser()
+  if source_format in (None, workdir.NAME) and workdir.recognise(path):
+    return _load_workdir(path, step)
+  if step is not None:
+    raise errors.UserError(
+      f"{model} is no workdir of `clip-jax train`: it has no steps to choose "
+      f"from; leave step={step} out."
+    )
+  found = convert.open_model(
+    model,
+    source_format=source_format,
+    options=convert.Options(activation=activation),
+  )
+  return assemble(
+    variants.create_model(engine.completed(found.spec)),
+    found.variables(),
+    spec=found.spec,
+    mesh=_mesh(),
+    # Of the Hub, with the commit.
+    path=found.source.get("address") or str(path.resolve()),
+    files=found.files,
+  )
+
+
+def _mesh() -> jax.sharding.Mesh | None:
+  return sharding.make_mesh() if jax.device_count() > 1 else None
+
+
+def _load_workdir(path: pathlib.Path, step: int | None) -> inference.Clip:
+  from clip_jax.train import checkpoint, initial
+  from clip_jax.train import step as step_lib
+
+  config, variables, step = checkpoint.load_variables(path, step=step)
+  return assemble(
+    step_lib.make_model(config),
+    variables,
+    spec=step_lib.describe_model(config),
+    mesh=_mesh(),
+    path=str(path.resolve()),
+    step=step,
+    files=initial.tokenizer_files(path),
+  )
+
+
+def assemble(
+  module: nn.Module,
+  variables: Any,
+  *,
+  spec: dict[str, Any],
+  mesh: jax.sharding.Mesh | None = None,
+  path: str = "",
+  step: int | None = None,
+  files: Mapping[str, bytes] | None = None,
+) -> inference.Clip:
+  """Returns the `Clip` of a module, its variables and its description.
+
+  Args:
+    module: of `variants.create_model`.
+    variables: as `module.init` makes them; repeated on every device of `mesh`,
+      or laid on the first one.
+    spec: of `variants.spec`, or of one tower; says how to tokenize and
+      preprocess.
+    mesh: devices that share each batch; None is the one of the variables.
+    path: where the model came from.
+    step: number of updates it was trained for, if anything says it.
+    files: of the tokenizer by their names, if it has any.
+  """
+  placement = jax.devices()[0] if mesh is None else sharding.replicated(mesh)
+  tokenizer = preprocess = None
+  if "text" in spec:
+    tokenizer = tokenizer_lib.make_tokenizer(
+      **spec["tokenizer"],
+      context_length=spec["text"]["context_length"],
+      contents=files,
+    )
+  if "image" in spec:
+    preprocess = preprocess_lib.Preprocess.from_spec(spec)
+  return inference.Clip(
+    module=module,
+    variables=jax.device_put(variables, placement),
+    tokenizer=tokenizer,
+    preprocess=preprocess,
+    encoder=embedder.Encoder(module, mesh=mesh),
+    path=path,
+    step=step,
+    spec=spec,
+    files=files or {},
+  )

@@ -1,0 +1,171 @@
+"""What people hold as an image, to what `decode` takes.
+
+Arrays of numpy, JAX and PyTorch are told by what they have, a shape and a
+dtype, so that none of these libraries is imported for another's sake.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from clip_jax import errors
+from clip_jax.preprocess import decoding
+
+# An array is uint8 of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4).
+ImageInput = (
+  Image.Image
+  | np.ndarray
+  | bytes
+  | bytearray
+  | memoryview
+  | str
+  | os.PathLike
+  | IO[bytes]
+)
+
+_CHANNELS = (1, 3, 4)  # Grey, RGB, RGBA.
+_ACCEPTED = (
+  "a path, encoded bytes, an open file, a Pillow image or a uint8 array"
+)
+
+
+def each(images: Any) -> Iterable[ImageInput]:
+  """Returns the images one by one, a list where their number is known.
+
+  Args:
+    images: one image, an iterable of them, or an array (n, h, w, channels).
+
+  Raises:
+    UserError: it is none of these.
+  """
+  if _is_array(images):
+    if len(images.shape) == 4:
+      return list(_checked(images))
+    if len(images.shape) == 1:  # Of paths.
+      return list(images)
+    return [images]
+  single = Image.Image | bytes | bytearray | memoryview | str | os.PathLike
+  if isinstance(images, single) or hasattr(images, "read"):
+    return [images]
+  if isinstance(images, Mapping) or not isinstance(images, Iterable):
+    raise errors.UserError(
+      f"Images are given as {_ACCEPTED}, or several of these; got "
+      f"{type(images).__name__}."
+    )
+  return images if isinstance(images, Iterator) else list(images)
+
+
+def read(
+  image: ImageInput, *, limits: decoding.Limits = decoding.DEFAULT_LIMITS
+) -> Image.Image:
+  """Returns one image, decoded and upright.
+
+  Args:
+    image: of any kind.
+    limits: what is refused before it is decoded.
+
+  Raises:
+    UserError: an array is not as `ImageInput` says; the message has the line
+      that makes it so.
+    ImageError: whatever else is wrong with it.
+  """
+  if _is_array(image):
+    array = _checked(image)
+    if array.ndim > 3:
+      raise errors.UserError(
+        f"One image was expected, got an array of shape {array.shape}; take "
+        "its images one by one, or give it by itself instead of in a list."
+      )
+    if array.ndim == 3 and array.shape[2] == 1:
+      array = array[:, :, 0]
+    if array.size:
+      return decoding.decode(Image.fromarray(array), limits=limits)
+    image = b""
+  elif hasattr(image, "read"):
+    image = _content(image, limits)
+  elif not isinstance(
+    image, Image.Image | bytes | bytearray | memoryview | str | os.PathLike
+  ):
+    raise decoding.ImageError(
+      f"An image is {_ACCEPTED}; got {type(image).__name__}.",
+      reason="unreadable",
+    )
+  return decoding.decode(image, limits=limits)
+
+
+def _content(file: Any, limits: decoding.Limits) -> bytes:
+  """Returns what an open file holds, from its beginning where it can seek."""
+  if getattr(file, "seekable", lambda: False)():
+    file.seek(0)
+  data = file.read(limits.max_encoded_bytes + 1)
+  if not isinstance(data, bytes | bytearray | memoryview):
+    raise decoding.ImageError(
+      f"{getattr(file, 'name', 'The file')}: is open as text; open it with "
+      "mode 'rb'.",
+      reason="unreadable",
+    )
+  return data
+
+
+def _is_array(value: Any) -> bool:
+  if isinstance(value, str | bytes):  # numpy's have a shape, too.
+    return False
+  return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def _checked(array: Any) -> np.ndarray:
+  """Returns uint8 (…, h, w) or (…, h, w, channels) as numpy.
+
+  Raises:
+    UserError: it is of another type or shape; says what to write.
+  """
+  shape = tuple(array.shape)
+  kind = str(getattr(array.dtype, "name", array.dtype)).rpartition(".")[2]
+  first = len(shape) >= 3 and shape[-1] not in _CHANNELS
+  first = first and shape[-3] in _CHANNELS
+  fits = len(shape) == 2 or (len(shape) in (3, 4) and shape[-1] in _CHANNELS)
+  if kind == "uint8" and fits:
+    for method in ("detach", "cpu"):  # Of PyTorch, whose tensor may be remote.
+      array = getattr(array, method, lambda array=array: array)()
+    return np.asarray(array)
+  got = f"{kind} of shape {shape}"
+  if first:
+    got += ", channels first"
+  if not fits and not first:
+    way_on = "Give (height, width, 3), or a list of such arrays."
+  else:
+    way_on = _remedy(array, kind, moved=first)
+  raise errors.UserError(
+    "An image array must be uint8 from 0 to 255 of shape (height, width, 3); "
+    f"got {got}. {way_on}"
+  )
+
+
+def _remedy(array: Any, kind: str, *, moved: bool) -> str:
+  """Returns what to do about an array of the wrong type or order of axes."""
+  library = type(array).__module__.partition(".")[0]
+  is_torch = library == "torch"
+  x = "x"
+  if moved and is_torch:
+    x = "x.movedim(-3, -1)"
+  elif moved:
+    x = f"{'np' if library == 'numpy' else 'jnp'}.moveaxis(x, -3, -1)"
+  if kind == "uint8":
+    return f"Write {x}."
+  as_bytes = ".byte()" if is_torch else ".astype('uint8')"
+  low, high = 0.0, 0.0
+  if 0 not in array.shape:
+    low, high = float(array.min()), float(array.max())
+  is_float = kind.startswith(("float", "bfloat"))
+  if not (low >= 0 and high <= 255):
+    way_on = "scale them to 0 to 255"
+    if is_float:
+      way_on = "give the image as it was before it was normalised"
+    return f"Its numbers go from {low:.3g} to {high:.3g}: {way_on}."
+  if is_float:
+    scaled = f"(255 * {x})" if high <= 1 else x
+    return f"Write {scaled}.round(){as_bytes}."
+  return f"Write {f'(255 * {x})' if kind == 'bool' else x}{as_bytes}."
