@@ -11,7 +11,7 @@ from PIL import Image
 
 import clip_jax
 from clip_jax import config as config_lib
-from clip_jax import errors, inference, sharding
+from clip_jax import embedder, errors, inference, sharding
 from clip_jax.models import variants
 from clip_jax.train import checkpoint
 from clip_jax.train import step as step_lib
@@ -64,7 +64,7 @@ def test_any_number_of_images_is_embedded_as_the_module_does(
   module, variables = model
   if mesh is not None:
     variables = jax.device_put(variables, sharding.replicated(mesh))
-  encoder = inference.Encoder(module, mesh=mesh, batch_sizes=(1, 8))
+  encoder = embedder.Encoder(module, mesh=mesh, batch_sizes=(1, 8))
   images = random_images(21)[:count]
   embeds = encoder.embed_images(variables, images)
   assert embeds.shape == (count, 12)
@@ -96,13 +96,13 @@ def test_split_layers_embed_the_same_and_are_never_all_whole():
   for fsdp in (1, 8):
     mesh = sharding.make_mesh(fsdp=fsdp)
     placed = jax.device_put(variables, sharding.tree_shardings(variables, mesh))
-    encoder = inference.Encoder(module, mesh=mesh, batch_sizes=(8,))
+    encoder = embedder.Encoder(module, mesh=mesh, batch_sizes=(8,))
     for got, want in (
       (encoder.embed_images(placed, images), whole.image_embeds),
       (encoder.embed_tokens(placed, tokens), whole.text_embeds),
     ):
       np.testing.assert_allclose(got, want, atol=1e-5)
-    program = inference._embed.lower(
+    program = embedder._embed.lower(
       placed,
       images,
       module=module,
@@ -141,14 +141,14 @@ def test_a_resnet_in_parts_gathers_its_blocks(scan):
   placed = jax.device_put(variables, sharding.tree_shardings(variables, mesh))
   kernel = placed["params"]["image"]["stage_2_block_3"]["conv_2"]["conv"]
   assert not kernel["kernel"].sharding.is_fully_replicated
-  encoder = inference.Encoder(module, mesh=mesh, batch_sizes=(8,))
+  encoder = embedder.Encoder(module, mesh=mesh, batch_sizes=(8,))
   np.testing.assert_allclose(
     encoder.embed_images(placed, images), want, atol=1e-5
   )
 
 
 def test_batches_are_padded_to_few_sizes_that_divide_over_the_mesh(model):
-  encoder = inference.Encoder(
+  encoder = embedder.Encoder(
     model[0], mesh=sharding.make_mesh(), batch_sizes=(1, 2, 20)
   )
   assert encoder.batch_sizes == [8, 24]
@@ -156,14 +156,14 @@ def test_batches_are_padded_to_few_sizes_that_divide_over_the_mesh(model):
 
 def test_nothing_is_compiled_twice(model):
   module, variables = model
-  encoder = inference.Encoder(module, batch_sizes=(2, 5))
+  encoder = embedder.Encoder(module, batch_sizes=(2, 5))
   encoder.embed_images(variables, random_images(7))
-  before = inference._embed._cache_size()
+  before = embedder._embed._cache_size()
   for count in (1, 2, 3, 4, 5, 6, 12):
     encoder.embed_images(variables, random_images(count))
-  again = inference.Encoder(variants.create_model(SPEC), batch_sizes=(2, 5))
+  again = embedder.Encoder(variants.create_model(SPEC), batch_sizes=(2, 5))
   again.embed_images(variables, random_images(3))
-  assert inference._embed._cache_size() == before
+  assert embedder._embed._cache_size() == before
 
 
 def encoded(array):

@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from clip_jax import config as config_lib
-from clip_jax import errors, inference, sharding
+from clip_jax import embedder, errors, inference, sharding
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.data import pipeline, sources
@@ -39,7 +39,7 @@ class Run(program.Program):
   preprocess: preprocess_lib.Preprocess
   tokenizer: tokenizer_lib.Tokenizer
   layout: text_layout.Layout
-  encoder: inference.Encoder
+  encoder: embedder.Encoder
 
   def announce(self) -> None:
     """Says what is about to run, before the first compilation's silence."""
@@ -151,7 +151,7 @@ def make_run(
     preprocess=preprocess_lib.Preprocess.from_spec(step.spec),
     tokenizer=tokenizer,
     layout=step.make_layout(sample_lengths),
-    encoder=inference.Encoder(step.model, mesh=step.mesh),
+    encoder=embedder.Encoder(step.model, mesh=step.mesh),
   )
 
 
