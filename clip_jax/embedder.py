@@ -51,28 +51,31 @@ def text_shapes(tower: nn.Module, longest: int) -> tuple[Shape, ...]:
 
 
 def batches(
-  needed: np.ndarray, shapes: Sequence[Shape], *, call_cost: int
+  needed: np.ndarray, shapes: Sequence[Shape]
 ) -> Iterator[tuple[np.ndarray, Shape]]:
   """Yields which rows to compute together and in which shape.
 
-  Every time the shape is taken that costs the least for each row it holds.
+  A larger shape is taken where what it computes for nothing is at most half of
+  what there is to do: another shape would have to be compiled as well.
 
   Args:
     needed: tokens that each row needs (n,).
     shapes: to choose from; one of them is long enough for every row.
-    call_cost: what any batch costs beyond its tokens, in tokens.
   """
   shorter = 0
   for length in sorted({shape.length for shape in shapes}):
     rows = np.flatnonzero((shorter < needed) & (needed <= length))
+    shorter, count = length, len(rows)
     fitting = [shape for shape in shapes if shape.length >= length]
-    shorter = length
-    while count := len(rows):
-      costs = [
-        (shape.rows * shape.length + call_cost) / min(shape.rows, count)
-        for shape in fitting
-      ]
-      shape = fitting[int(np.argmin(costs))]
+    small = min(fitting, key=lambda shape: shape.rows * shape.length)
+    larger = [
+      shape
+      for shape in sorted(fitting, reverse=True)
+      if shape.rows > small.rows and shape.length <= small.length
+    ]
+    while left := len(rows):
+      fit = (shape for shape in larger if shape.rows - left <= count / 2)
+      shape = next(fit, small)
       yield rows[: shape.rows], shape
       rows = rows[shape.rows :]
 
@@ -133,7 +136,7 @@ class Encoder:
     return self._run(
       variables,
       images,
-      batches(np.ones(len(images)), self.image_shapes, call_cost=1),
+      batches(np.ones(len(images)), self.image_shapes),
       method="encode_image",
     )
 
@@ -148,7 +151,7 @@ class Encoder:
     return self._run(
       variables,
       tokens,
-      batches(needed, shapes, call_cost=64),
+      batches(needed, shapes),
       method="encode_text",
     )
 

@@ -174,7 +174,7 @@ def test_texts_of_all_numbers_and_lengths_take_three_shapes(
     if sees_padding:
       needed[:] = longest
     seen = []
-    for rows, shape in embedder.batches(needed, shapes, call_cost=64):
+    for rows, shape in embedder.batches(needed, shapes):
       assert shape in shapes and 0 < len(rows) <= shape.rows
       assert needed[rows].max() <= shape.length
       seen.extend(rows.tolist())
@@ -183,11 +183,18 @@ def test_texts_of_all_numbers_and_lengths_take_three_shapes(
 
 @pytest.mark.parametrize(
   "count, rows",
-  [(1, [1]), (3, [1, 1, 1]), (9, [16]), (23, [16, 1, 1, 1, 1, 1, 1, 1])],
+  [
+    (1, [1]),
+    (3, [1, 1, 1]),
+    (11, [16]),
+    (17, [16, 1]),
+    (23, [16, 16]),
+    (2000, [256] * 8),
+  ],
 )
 def test_little_is_computed_for_nothing(count, rows):
   shapes = [embedder.Shape(size) for size in embedder.BATCH_SIZES]
-  taken = embedder.batches(np.ones(count), shapes, call_cost=1)
+  taken = embedder.batches(np.ones(count), shapes)
   assert [shape.rows for _, shape in taken] == rows
 
 
