@@ -1,8 +1,15 @@
-"""The embedding functions of a module, jitted and batched."""
+"""The embedding functions of a module, compiled for few shapes.
 
+Compiling costs seconds, so any number of images or texts is computed in
+batches of at most three shapes a tower. Which rows share a batch depends on
+their number and their lengths alone.
+"""
+
+import collections
 import functools
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,11 +17,67 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from clip_jax import sharding
+from clip_jax import programs, sharding
 from clip_jax.models import padding, sharded
 
-# Batches are padded to one of these, so that few programs are compiled.
-BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+BATCH_SIZES = (1, 16, 256)  # Of images.
+_PROGRAMS_KEPT = 64  # In memory, over all modules.
+_IN_FLIGHT = 2  # Batches that the devices were given and have not answered.
+
+_PROGRAMS: collections.OrderedDict = collections.OrderedDict()
+_COMPILING = threading.Lock()
+
+
+class Shape(NamedTuple):
+  """Rows that are computed together, and the tokens of each (an image: 1)."""
+
+  rows: int
+  length: int = 1
+
+
+def text_shapes(tower: nn.Module, longest: int) -> tuple[Shape, ...]:
+  """Returns shapes for few texts, for many short ones, and for long ones.
+
+  Args:
+    tower: a text tower; one that sees padding computes whole rows only.
+    longest: tokens of a whole row.
+  """
+  if not padding.can_be_cut(tower):
+    return tuple(Shape(rows, longest) for rows in BATCH_SIZES)
+  shapes = [Shape(4, min(32, longest)), Shape(256, min(16, longest))]
+  if longest > 32:
+    shapes.append(Shape(max(1, 512 // longest), longest))
+  return tuple(shapes)
+
+
+def batches(
+  needed: np.ndarray, shapes: Sequence[Shape]
+) -> Iterator[tuple[np.ndarray, Shape]]:
+  """Yields which rows to compute together and in which shape.
+
+  A larger shape is taken where what it computes for nothing is at most half of
+  what there is to do: another shape would have to be compiled as well.
+
+  Args:
+    needed: tokens that each row needs (n,).
+    shapes: to choose from; one of them is long enough for every row.
+  """
+  shorter = 0
+  for length in sorted({shape.length for shape in shapes}):
+    rows = np.flatnonzero((shorter < needed) & (needed <= length))
+    shorter, count = length, len(rows)
+    fitting = [shape for shape in shapes if shape.length >= length]
+    small = min(fitting, key=lambda shape: shape.rows * shape.length)
+    larger = [
+      shape
+      for shape in sorted(fitting, reverse=True)
+      if shape.rows > small.rows and shape.length <= small.length
+    ]
+    while left := len(rows):
+      fit = (shape for shape in larger if shape.rows - left <= count / 2)
+      shape = next(fit, small)
+      yield rows[: shape.rows], shape
+      rows = rows[shape.rows :]
 
 
 @functools.partial(jax.jit, static_argnames=("module", "method", "mesh"))
@@ -42,12 +105,11 @@ def _embed(variables, inputs, *, module, method, mesh):
 
 
 class Encoder:
-  """The embedding functions of one module, compiled once per batch size.
+  """The embedding functions of one module.
 
-  Any number of inputs is cut and padded into batches of `BATCH_SIZES`. On a
-  mesh each batch is split over all devices, which gather split parameters layer
-  by layer, and the result is whole on every process; all processes then call
-  with the same inputs.
+  On a mesh each batch is split over all devices, which gather split parameters
+  layer by layer, and the result is whole on every process; all processes then
+  call with the same inputs.
   """
 
   def __init__(
@@ -57,50 +119,123 @@ class Encoder:
     mesh: jax.sharding.Mesh | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
   ):
+    """Compiles nothing yet.
+
+    Args:
+      module: the two-tower module.
+      mesh: of the devices; None is the one of the variables.
+      batch_sizes: of images; rounded up to what the devices can share.
+    """
     self.module = module
     self.mesh = mesh
-    devices = 1 if mesh is None else mesh.size
-    self.batch_sizes = sorted(
-      {-(-size // devices) * devices for size in batch_sizes}
-    )
+    self.image_shapes = self._shared(Shape(size) for size in batch_sizes)
 
   def embed_images(self, variables: Any, images: np.ndarray) -> np.ndarray:
     """Returns float32 (n, embed) of uint8 `images` (n, size, size, 3)."""
-    return self._run(variables, images, "encode_image")
+    images = np.asarray(images)
+    return self._run(
+      variables,
+      images,
+      batches(np.ones(len(images)), self.image_shapes),
+      method="encode_image",
+    )
 
   def embed_tokens(self, variables: Any, tokens: np.ndarray) -> np.ndarray:
     """Returns float32 (n, embed) of int32 `tokens` (n, length).
 
     Columns that hold padding alone are not computed where the tower allows it.
     """
-    tokens = padding.shortened(self.module.text, np.asarray(tokens))
-    return self._run(variables, tokens, "encode_text")
+    tokens, tower = np.asarray(tokens), self.module.text
+    needed = np.maximum(padding.needed_lengths(tower, tokens), 1)
+    shapes = self._shared(text_shapes(tower, tokens.shape[1]))
+    return self._run(
+      variables,
+      tokens,
+      batches(needed, shapes),
+      method="encode_text",
+    )
 
-  def _run(self, variables, inputs, method):
-    inputs = np.asarray(inputs)
-    if not len(inputs):
-      return np.zeros((0, self.module.embed_dim), np.float32)
-    largest, parts = self.batch_sizes[-1], []
-    for start in range(0, len(inputs), largest):
-      part = inputs[start : start + largest]
-      embeds = _embed(
-        variables,
-        self._place(part),
-        module=self.module,
-        method=method,
-        mesh=self.mesh,
-      )
-      parts.append(np.asarray(embeds)[: len(part)])
-    return np.concatenate(parts)
+  def _shared(self, shapes) -> list[Shape]:
+    """Returns `shapes` with rows that divide over the devices."""
+    devices = 1 if self.mesh is None else self.mesh.size
+    rounded = (
+      shape._replace(rows=-(-shape.rows // devices) * devices)
+      for shape in shapes
+    )
+    return sorted(set(rounded))
 
-  def _place(self, part):
-    """Pads `part` to a batch size with copies of its first row."""
-    size = next(size for size in self.batch_sizes if size >= len(part))
+  def _run(self, variables, inputs, plan, *, method):
+    embeds = np.zeros((len(inputs), self.module.embed_dim), np.float32)
+    signature = _signature(variables)
+    pending: collections.deque = collections.deque()
+
+    def collect():
+      rows, answer = pending.popleft()
+      embeds[rows] = np.asarray(answer)[: len(rows)]
+
+    for rows, shape in plan:
+      part = inputs[rows]
+      if method == "encode_text":
+        part = part[:, : shape.length]
+      batch = self._place(part, shape.rows)
+      program = self._program(signature, variables, batch, method)
+      pending.append((rows, program(variables, batch)))
+      if len(pending) == _IN_FLIGHT:
+        collect()
+    while pending:
+      collect()
+    return embeds
+
+  def _program(self, signature, variables, batch, method):
+    """Returns the function of (variables, batch), compiled once for all."""
+    about = (self.module, method, self.mesh, batch.shape, str(batch.dtype))
+    key = (*about, signature, programs.options())
+    if (program := _PROGRAMS.get(key)) is not None:
+      return program
+    with _COMPILING:
+      if key not in _PROGRAMS:
+        lowered = _embed.lower(
+          variables, batch, module=self.module, method=method, mesh=self.mesh
+        )
+        _PROGRAMS[key] = programs.compile(
+          lowered,
+          devices=self._devices(variables),
+          what=_in_words(method, batch.shape),
+        )
+        while len(_PROGRAMS) > _PROGRAMS_KEPT:
+          _PROGRAMS.popitem(last=False)
+      return _PROGRAMS[key]
+
+  def _devices(self, variables) -> list[jax.Device]:
+    """Returns the devices in the program's order; none where that is open."""
+    if self.mesh is not None:
+      return self.mesh.devices.flatten().tolist()
+    arrays = [x for x in jax.tree.leaves(variables) if isinstance(x, jax.Array)]
+    placed = {d for array in arrays if array.committed for d in array.devices()}
+    placed = placed or {jax.devices()[0]}
+    return list(placed) if len(placed) == 1 else []
+
+  def _place(self, part, size):
+    """Pads `part` to `size` rows with copies of its first row."""
     # A real row keeps the padding's embeddings finite.
-    padding = np.repeat(part[:1], size - len(part), axis=0)
-    batch = np.concatenate([part, padding])
+    filling = np.repeat(part[:1], size - len(part), axis=0)
+    batch = np.concatenate([part, filling])
     if self.mesh is None:
       return batch
     return jax.make_array_from_callback(
       batch.shape, sharding.batch_sharding(self.mesh), lambda at: batch[at]
     )
+
+
+def _signature(variables) -> tuple:
+  """Returns what of `variables` a program is compiled for."""
+  leaves, structure = jax.tree.flatten(variables)
+  return structure, tuple(
+    (x.shape, str(x.dtype), getattr(x, "sharding", None)) for x in leaves
+  )
+
+
+def _in_words(method: str, shape: tuple[int, ...]) -> str:
+  if method == "encode_image":
+    return f"the image tower for {shape[0]} images at once"
+  return f"the text tower for {shape[0]} texts of {shape[1]} tokens at once"

@@ -32,6 +32,15 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
   return UserError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(names)}.")
 
 
+def check_local(what: str, path: object) -> None:
+  """Raises UserError where `path` is an address on the network, as gs://…"""
+  if "://" in str(path):
+    raise UserError(
+      f"{what} {str(path)!r} is remote; mount the bucket (gcsfuse, "
+      "mountpoint-s3) and give the path where it is mounted."
+    )
+
+
 def of_device(error: RuntimeError) -> str | None:
   """Returns what to do about an error of JAX's devices; None for others."""
   first = str(error).partition("\n")[0]

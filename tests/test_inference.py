@@ -11,7 +11,7 @@ from PIL import Image
 
 import clip_jax
 from clip_jax import config as config_lib
-from clip_jax import embedder, errors, inference, loading, sharding
+from clip_jax import errors, inference, loading
 from clip_jax.models import variants
 from clip_jax.train import checkpoint
 from clip_jax.train import step as step_lib
@@ -45,125 +45,6 @@ def clip(model):
 def random_images(count, size=16, seed=0):
   shape = (count, size, size, 3)
   return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
-
-
-@pytest.fixture(scope="module")
-def plain_embeds(model):
-  """The module's own embeddings of 21 images."""
-  module, variables = model
-  embed = jax.jit(lambda x: module.apply(variables, x, method="encode_image"))
-  return np.asarray(embed(random_images(21)))
-
-
-@pytest.mark.parametrize("devices", [1, 8])
-@pytest.mark.parametrize("count", [0, 1, 8, 9, 21])
-def test_any_number_of_images_is_embedded_as_the_module_does(
-  model, plain_embeds, count, devices
-):
-  mesh = sharding.make_mesh() if devices == 8 else None
-  module, variables = model
-  if mesh is not None:
-    variables = jax.device_put(variables, sharding.replicated(mesh))
-  encoder = embedder.Encoder(module, mesh=mesh, batch_sizes=(1, 8))
-  images = random_images(21)[:count]
-  embeds = encoder.embed_images(variables, images)
-  assert embeds.shape == (count, 12)
-  assert embeds.dtype == np.float32
-  # Another batch size sums in another order: a few float32 roundings.
-  np.testing.assert_allclose(embeds, plain_embeds[:count], atol=2e-6)
-
-
-def test_split_layers_embed_the_same_and_are_never_all_whole():
-  sizes = {"width": 128, "depth": 12}
-  module = variants.create_model(
-    variants.spec(
-      "tiny-vit",
-      {"image": {**sizes, "image_size": 16, "patch_size": 8}, "text": sizes},
-    )
-  )
-  rng = np.random.default_rng(0)
-  variables = jax.tree.map(
-    lambda x: rng.normal(size=x.shape, scale=0.1).astype(x.dtype),
-    variants.abstract_variables(module),
-  )
-  tokens = np.zeros((8, module.text.context_length), np.int32)
-  tokens[:, 0], tokens[:, 3] = np.arange(8), module.text.vocab_size - 1
-  images = random_images(8)
-  whole = jax.jit(lambda *given: module.apply(variables, *given))(
-    images, tokens
-  )
-  memory = {}
-  for fsdp in (1, 8):
-    mesh = sharding.make_mesh(fsdp=fsdp)
-    placed = jax.device_put(variables, sharding.tree_shardings(variables, mesh))
-    encoder = embedder.Encoder(module, mesh=mesh, batch_sizes=(8,))
-    for got, want in (
-      (encoder.embed_images(placed, images), whole.image_embeds),
-      (encoder.embed_tokens(placed, tokens), whole.text_embeds),
-    ):
-      np.testing.assert_allclose(got, want, atol=1e-5)
-    program = embedder._embed.lower(
-      placed,
-      images,
-      module=module,
-      method="encode_image",
-      mesh=mesh,
-    ).compile()
-    memory[fsdp] = program.memory_analysis()
-  layers = variables["params"]["image"]["encoder"]["blocks"]
-  size = sum(x.nbytes for x in jax.tree.leaves(layers))
-  assert memory[1].argument_size_in_bytes > size
-  # Two layers at a time, at most, of twelve.
-  extra = memory[8].temp_size_in_bytes - memory[1].temp_size_in_bytes
-  assert extra < size / 4
-  assert memory[8].argument_size_in_bytes < memory[1].argument_size_in_bytes / 4
-
-
-@pytest.mark.parametrize("scan", [False, True])
-def test_a_resnet_in_parts_gathers_its_blocks(scan):
-  module = variants.create_model(
-    variants.spec(
-      "tiny-rn", {"image": {"width": 32, "depths": (1, 5), "scan": scan}}
-    )
-  )
-  rng = np.random.default_rng(0)
-  variables = jax.tree.map(
-    lambda x: np.abs(rng.normal(size=x.shape, scale=0.1)).astype(x.dtype),
-    variants.abstract_variables(module),
-  )
-  images = np.random.default_rng(1).integers(
-    0, 256, size=(8, 32, 32, 3), dtype=np.uint8
-  )
-  want = jax.jit(module.apply, static_argnames="method")(
-    variables, images, method="encode_image"
-  )
-  mesh = sharding.make_mesh(fsdp=8)
-  placed = jax.device_put(variables, sharding.tree_shardings(variables, mesh))
-  kernel = placed["params"]["image"]["stage_2_block_3"]["conv_2"]["conv"]
-  assert not kernel["kernel"].sharding.is_fully_replicated
-  encoder = embedder.Encoder(module, mesh=mesh, batch_sizes=(8,))
-  np.testing.assert_allclose(
-    encoder.embed_images(placed, images), want, atol=1e-5
-  )
-
-
-def test_batches_are_padded_to_few_sizes_that_divide_over_the_mesh(model):
-  encoder = embedder.Encoder(
-    model[0], mesh=sharding.make_mesh(), batch_sizes=(1, 2, 20)
-  )
-  assert encoder.batch_sizes == [8, 24]
-
-
-def test_nothing_is_compiled_twice(model):
-  module, variables = model
-  encoder = embedder.Encoder(module, batch_sizes=(2, 5))
-  encoder.embed_images(variables, random_images(7))
-  before = embedder._embed._cache_size()
-  for count in (1, 2, 3, 4, 5, 6, 12):
-    encoder.embed_images(variables, random_images(count))
-  again = embedder.Encoder(variants.create_model(SPEC), batch_sizes=(2, 5))
-  again.embed_images(variables, random_images(3))
-  assert embedder._embed._cache_size() == before
 
 
 def encoded(array):

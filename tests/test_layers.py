@@ -23,6 +23,7 @@ RANKS = {
   "clip_jax.models": 1,
   "clip_jax.losses": 1,
   "clip_jax.sharding": 1,
+  "clip_jax.programs": 1,
   "clip_jax.embedder": 1.5,
   "clip_jax.data": 2,
   "clip_jax.evals": 3.0,

@@ -1,3 +1,4 @@
+import dataclasses
 import types
 
 import numpy as np
@@ -7,6 +8,8 @@ from PIL import Image
 from clip_jax import errors, preprocess, report
 from clip_jax.data import builtin, sources
 from clip_jax.evals import probabilities
+from clip_jax.report import page as page_lib
+from clip_jax.report import rows as rows_lib
 
 
 def picture(shade, size=(8, 8)):
@@ -19,7 +22,9 @@ def make_rows(count=2, text="a photo of a cat"):
   return report.Rows([(text, found)] * count, [(picture(200), guesses)] * count)
 
 
-@pytest.mark.parametrize("figures", [(), [("top-1", "97 %")] * 20])
+@pytest.mark.parametrize(
+  "figures", [(), [report.Figure("top-1", "97 %", "95 %: 96 to 98")] * 20]
+)
 @pytest.mark.parametrize(
   "text", ["a cat", "word " * 500, "x" * 5000, "\x1b[31m\u202e", "日本語", ""]
 )
@@ -53,7 +58,7 @@ def test_a_report_may_have_few_rows_or_none(rows):
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 4), (300, 100), (1, 500)])
 def test_images_of_any_shape_keep_their_proportions_in_the_tile(size):
-  tile = report.enlarge(picture(90, size), 64)
+  tile = page_lib.enlarge(picture(90, size), 64)
   assert tile.size == (64, 64)
   ours = np.all(np.asarray(tile) == (90, 0, 0), axis=-1)
   height, width = ours.any(axis=1).sum(), ours.any(axis=0).sum()
@@ -64,7 +69,7 @@ def test_images_of_any_shape_keep_their_proportions_in_the_tile(size):
 def test_small_images_are_enlarged_without_a_blur():
   checkers = np.indices((4, 4)).sum(axis=0) % 2 * 255
   image = Image.fromarray(checkers.astype(np.uint8))
-  tile = np.asarray(report.enlarge(image, 64))
+  tile = np.asarray(page_lib.enlarge(image, 64))
   np.testing.assert_array_equal(
     tile[..., 0], checkers.repeat(16, axis=0).repeat(16, axis=1)
   )
@@ -79,7 +84,7 @@ def test_rows_hold_the_best_matches_in_order_with_probabilities():
     [[0.9, 0.1], [0.2, 0.8], [0.9, 0.3], [0.5, 0.5]], np.float32
   )
   owns = np.array([[1, 0], [0, 1], [0, 1], [1, 0]], bool)
-  rows = report._rank(
+  rows = rows_lib._rank(
     scores, owns, ["cat", "dog"], picture, probabilities=softmax(10), count=4
   )
   assert [text for text, _ in rows.by_text] == ["cat", "dog"]
@@ -93,10 +98,93 @@ def test_rows_hold_the_best_matches_in_order_with_probabilities():
   assert guesses[0].probability == pytest.approx(1 / (1 + np.exp(-6)), rel=1e-6)
 
 
+def test_misses_are_shown_and_counted_the_surest_first():
+  scores = np.array([[0.9, 0.1], [0.9, 0.2], [0.7, 0.1], [0.1, 0.9]])
+  owns = np.array([[1, 0], [0, 1], [0, 1], [0, 1]], bool)
+  rows = rows_lib._rank(
+    scores, owns, ["cat", "dog"], picture, logit_scale=10, count=4
+  )
+  assert (rows.missed, rows.images) == (2, 4)
+  seen = [image.getpixel((0, 0))[0] for image, _ in rows.misses]
+  assert seen == [1, 2]
+  assert all(not guesses[0].correct for _, guesses in rows.misses)
+  assert rows.misses[0][1][0].probability > rows.misses[1][1][0].probability
+  few = report.make_report(make_rows(), title="t")
+  more = report.make_report(
+    dataclasses.replace(make_rows(), misses=rows.misses, missed=2, images=4),
+    title="t",
+  )
+  assert more.height > few.height + 2 * 128
+
+
+def test_a_miss_shows_the_right_text_however_far_down_it_is():
+  scores = np.arange(9)[None] / 10.0
+  owns = np.zeros((1, 9), bool)
+  owns[0, [1, 2]] = True
+  rows = rows_lib._rank(
+    scores, owns, list("abcdefghi"), picture, logit_scale=1, count=1
+  )
+  ((_, guesses),) = rows.misses
+  assert "".join(guess.text for guess in guesses) == "ihgfc"
+  assert [guess.correct for guess in guesses] == [False] * 4 + [True]
+
+
+def test_a_row_and_the_rows_show_different_pictures():
+  # Twelve images of three texts; images 0 to 5 are one and the same picture.
+  owns = np.eye(3, dtype=bool).repeat(4, axis=0)
+  scores = owns - 0.01 * np.arange(12)[:, None]
+
+  def image(i):
+    return picture(max(int(i), 5))
+
+  rows = rows_lib._rank(
+    scores, owns, list("abc"), image, logit_scale=9, count=3
+  )
+  for _, found in rows.by_text:
+    shades = [hit.image.getpixel((0, 0)) for hit in found]
+    assert len(set(shades)) == len(shades) == 5
+  firsts = [guesses[0].text for _, guesses in rows.by_image]
+  assert firsts == ["a", "b", "c"]
+
+
+def test_images_of_the_rows_above_are_not_shown_again():
+  owns = np.eye(20, dtype=bool)[np.arange(40) % 20]
+  taken = rows_lib._of_different_texts(owns, set(range(20)), 4)
+  assert len(taken) == 4 and min(taken) >= 20
+  assert len({i % 20 for i in taken}) == 4
+  assert rows_lib._of_different_texts(owns[:2], {0, 1}, 4) == [0, 1]
+
+
+def test_losses_are_read_from_metrics_whatever_else_is_in_them(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  assert report.read_losses(path) == []
+  lines = [
+    *('{"step": 2, "loss": 1.5}', '{"step": 1, "loss": 2}', '{"step": 3'),
+    *('{"step": 4, "loss": null}', "[]", "5", "", '{"step": 5, "loss": NaN}'),
+    *('{"step": 6, "eval/x": 1}', "\udc80", '{"step": 2, "loss": 1.25}'),
+    "[" * 100_000,
+  ]
+  path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+  assert report.read_losses(path) == [(1, 2.0), (2, 1.25)]
+
+
+@pytest.mark.parametrize(
+  "losses", [[(1, 3.0), (9, 1.0)], [(1, -2.0), (2, -2.0)], [(0, 0.0), (1, 0.0)]]
+)
+def test_the_loss_is_drawn_from_two_steps_on(losses):
+  plain = report.make_report(make_rows(), title="t")
+  page = report.make_report(make_rows(), title="t", losses=losses)
+  assert page.height > plain.height
+  line = np.all(np.asarray(page) == (0x3F, 0x6F, 0xD1), axis=-1)
+  assert line.any(axis=0).sum() > 900  # As wide as the page.
+  one = report.make_report(make_rows(), title="t", losses=losses[:1])
+  assert one.height == plain.height
+
+
 def test_only_texts_that_have_an_image_are_looked_for():
   owns = np.zeros((4, 6), bool)
   owns[:, [2, 5]] = True
-  rows = report._rank(
+  rows = rows_lib._rank(
     np.zeros((4, 6)),
     owns,
     list("abcdef"),
@@ -227,7 +315,7 @@ def test_a_report_on_nothing_is_an_error():
 
 @pytest.mark.parametrize("total, most", [(10, 4), (4, 4), (3, 4), (1001, 7)])
 def test_a_spread_covers_all_of_a_source(total, most):
-  spread = report.Spread(range(total), most)
+  spread = rows_lib.Spread(range(total), most)
   picked = [spread[i] for i in range(len(spread))]
   assert len(picked) == len(set(picked)) == min(total, most)
   gaps = np.diff([*picked, total])

@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a clear error on stderr; 2 wrong usage, or input with
 several meanings; 130 interrupted; 143 told to stop, and saved.
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -31,6 +32,8 @@ def run(argv: Sequence[str]) -> int:
   try:
     versions.check()
     with output.stdout_kept_clean(), output.quiet():
+      for remark in arguments.remarks:
+        logging.warning("%s", remark)
       answer = verbs.VERBS[arguments.verb].run(arguments)
     text = output.to_json(answer.payload) if arguments.json else answer.text
     text = terminal.encodable(text, getattr(stdout, "encoding", None))

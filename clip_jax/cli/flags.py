@@ -16,16 +16,34 @@ TEMPLATE = "a text with {} for the label, or a file with one a line"
 
 
 class Parser(argparse.ArgumentParser):
-  """An argument parser that knows its flags, to suggest the meant one."""
+  """An argument parser that knows its flags, to suggest the meant one.
+
+  Attributes:
+    flags: all that begin with "--".
+    arguments: what was added, in its order.
+    actions: the parsers of a verb's actions, or of the verbs, by their names.
+    takes_overrides: --config.FIELD=VALUE is parted from the words beforehand.
+  """
 
   def __init__(self, **settings):
     self.flags: list[str] = []
+    self.arguments: list[argparse.Action] = []
+    self.actions: dict[str, Parser] = {}
+    self.takes_overrides = False
+    settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
     super().__init__(allow_abbrev=False, **settings)
 
   def add_argument(self, *names: str, **settings):
     """Adds an argument as argparse does."""
     self.flags += [name for name in names if name.startswith("--")]
-    return super().add_argument(*names, **settings)
+    self.arguments.append(super().add_argument(*names, **settings))
+    return self.arguments[-1]
+
+  def add_subparsers(self, **settings):
+    """Adds parsers of actions as argparse does."""
+    added = super().add_subparsers(**settings)
+    self.actions = added.choices
+    return added
 
 
 def add_config(parser: Parser) -> None:
@@ -53,6 +71,16 @@ def add_batches(parser: Parser) -> None:
     default=4,
     metavar="N",
     help="threads that read and decode (default: 4)",
+  )
+
+
+def add_duplicates(parser: Parser) -> None:
+  """Adds --duplicates, of retrieval."""
+  parser.add_argument(
+    "--duplicates",
+    choices=("hits", "misses"),
+    help="of retrieval: what an equal caption of another image counts as "
+    "(default: hits; published figures count it as a miss)",
   )
 
 

@@ -31,6 +31,9 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
       rows.append((f"{way}, median rank", f"{value['median_rank']:g}"))
     elif name in ("examples", "classes", "images", "texts"):
       rows.append((name, str(value)))
+    elif name == "repeated_texts" and value:
+      way = result.get("duplicates", "hits")
+      rows.append(("texts that repeat", f"{value}, counted as {way}"))
     elif name == "bad_records" and value:
       reasons = ", ".join(f"{n} {reason}" for reason, n in value.items())
       rows.append(("left out as bad", reasons))

@@ -1,18 +1,22 @@
 """Reads the command line."""
 
 import argparse
+import collections
 import difflib
 from collections.abc import Sequence
 from typing import NoReturn
 
 import clip_jax
-from clip_jax.cli import flags, verbs
+from clip_jax.cli import examples, flags, verbs
 
 _OVERRIDE = "--config."
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-  """Returns the arguments; `overrides` holds what --config.FIELD=VALUE sets.
+  """Returns the arguments, and three things more.
+
+  `overrides` holds what --config.FIELD=VALUE sets, `remarks` what is to be told
+  about the command line, and `parser` is the one of all verbs.
 
   Raises:
     SystemExit: 2 with the usage on stderr, or 0 after --help and --version.
@@ -40,9 +44,43 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   else:  # Options may stand before, between and after the others.
     arguments = chosen.parse_intermixed_args(words)
   arguments.verb, arguments.overrides = name, overrides
+  arguments.remarks = _repeated(chosen, words, overrides)
+  arguments.parser = parser
   if wrong := verb.check(arguments):
     chosen.error(wrong)
   return arguments
+
+
+def _repeated(
+  parser: flags.Parser, words: Sequence[str], overrides: Sequence[str]
+) -> list[str]:
+  """Says which flags are given more than once: all but the last are lost."""
+  options = {
+    name: action
+    for each in (parser, *parser.actions.values())
+    for action in each.arguments
+    for name in action.option_strings
+  }
+  given = collections.defaultdict(list)
+  for i, word in enumerate(words):
+    if word == "--":
+      break
+    name, equals, value = word.partition("=")
+    action = options.get(name if name.startswith("--") else word[:2])
+    if action is None or not word.startswith("-") or action.nargs == 0:
+      continue  # What takes no value loses nothing.
+    if not name.startswith("--"):
+      name, equals, value = word[:2], word[2:], word[2:]
+    given[action.dest].append((name, value if equals else words[i + 1]))
+  for override in overrides:
+    field, _, value = override.partition("=")
+    given[f"{_OVERRIDE}{field}"].append((f"{_OVERRIDE}{field}", value))
+  return [
+    f"{name} is given {len(pairs)} times; the last one counts: {value}"
+    for pairs in given.values()
+    for name, value in pairs[-1:]
+    if len(pairs) > 1
+  ]
 
 
 def _refuse(
@@ -105,7 +143,11 @@ def make_parser() -> tuple[flags.Parser, dict[str, flags.Parser]]:
   for name, verb in verbs.VERBS.items():
     summary = verb.summary
     parsers[name] = subparsers.add_parser(
-      name, help=summary, description=summary[0].upper() + summary[1:] + "."
+      name,
+      help=summary,
+      description=summary[0].upper() + summary[1:] + ".",
+      epilog=examples.in_words(name),
     )
+    parsers[name].takes_overrides = verb.takes_overrides
     verb.add_arguments(parsers[name])
   return parser, parsers

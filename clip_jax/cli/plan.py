@@ -14,10 +14,10 @@ def _add_plan(parser: flags.Parser) -> None:
   flags.add_config(parser)
   parser.add_argument(
     "--topology",
-    required=True,
+    default="local",
     metavar="NAME",
     help="chips and the shape of a slice, such as v5e:16x16, v4:4x4x8, "
-    "v5p:4x4x4, v6e:16x16; or local, the devices here",
+    "v5p:4x4x4, v6e:16x16; or local, the devices here (default: local)",
   )
   parser.add_argument(
     "--suggest",
@@ -46,7 +46,7 @@ def _add_plan(parser: flags.Parser) -> None:
   )
   flags.add_json(parser)
   parser.usage = (
-    "%(prog)s --config FILE --topology NAME [--config.FIELD=VALUE ...] "
+    "%(prog)s --config FILE [--topology NAME] [--config.FIELD=VALUE ...] "
     "[--suggest]\n       [--examples N] [--caption-tokens N] "
     "[--price-per-chip-hour X] [--json]"
   )

@@ -25,6 +25,7 @@ def _add_eval(parser: flags.Parser) -> None:
     dest="templates",
     help=flags.TEMPLATE,
   )
+  flags.add_duplicates(parser)
   flags.add_batches(parser)
   flags.add_json(parser)
 
@@ -48,6 +49,7 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
       preprocess=clip.preprocess,
       labels=arguments.labels,
       templates=arguments.templates,
+      duplicates=arguments.duplicates,
       batch_size=arguments.batch_size,
       threads=arguments.threads,
       progress=progress,

@@ -6,7 +6,16 @@ Everything heavy is imported inside the function that needs it, so that
 `--help` and usage errors come at once.
 """
 
-from clip_jax.cli import conversion, data, doctor, models, plan, training, use
+from clip_jax.cli import (
+  completion,
+  conversion,
+  data,
+  doctor,
+  models,
+  plan,
+  training,
+  use,
+)
 
 VERBS = {
   **training.VERBS,
@@ -16,4 +25,5 @@ VERBS = {
   **conversion.VERBS,
   **models.VERBS,
   **data.VERBS,
+  **completion.VERBS,
 }

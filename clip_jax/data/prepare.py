@@ -51,6 +51,7 @@ def prepare(
   Raises:
     UserError: `out` holds something else, or is being written right now.
   """
+  errors.check_local("OUT", out)
   out = pathlib.Path(out).expanduser()
   origin = {"fingerprint": source.fingerprint, "drop_bad": drop_bad}
   if out.exists() and not _is_empty_directory(out):

@@ -1,5 +1,6 @@
 """Retrieval: recall of a text's image and of an image's texts."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -8,49 +9,79 @@ import numpy as np
 from clip_jax import errors
 from clip_jax.evals import prompts as prompts_lib
 
+DUPLICATES = ("hits", "misses")  # What an equal caption counts as.
 CUTOFFS = (1, 5, 10)  # Paper, Table 13.
 _SCORES_PER_BLOCK = 1 << 24  # 64 MiB of float32.
 _TEXTS_PER_CALL = 1024
 
 
 def text_to_image_ranks(
-  text_embeds: np.ndarray, image_embeds: np.ndarray, image_of_text: np.ndarray
+  text_embeds: np.ndarray,
+  image_embeds: np.ndarray,
+  image_of_text: np.ndarray,
+  *,
+  text_ids: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Returns how many images come before each text's own; ties go by index.
+  """Returns how many images come before the first of each text's own.
 
   Args:
     text_embeds: (texts, embed).
     image_embeds: (images, embed).
     image_of_text: the image of each text, (texts,).
+    text_ids: equal numbers for equal texts, (texts,); a text's own images are
+      then those of all its equals. None takes every text as different.
   """
   image_of_text = np.asarray(image_of_text)
-  ranks = np.empty(len(text_embeds), np.int64)
-  images = np.arange(len(image_embeds))
-  for rows, scores in _blocks(text_embeds, image_embeds):
-    own = image_of_text[rows][:, None]  # (rows, 1)
-    best = np.take_along_axis(scores, own, axis=1)
-    before = (scores > best) | ((scores == best) & (images < own))
-    ranks[rows] = before.sum(axis=1)
-  return ranks
+  if text_ids is None:
+    text_ids = np.arange(len(image_of_text))
+  images = [image_of_text[texts] for texts in _grouped(text_ids)]
+  own = [images[number] for number in text_ids]
+  return _ranks(text_embeds, image_embeds, own)
 
 
 def image_to_text_ranks(
-  image_embeds: np.ndarray, text_embeds: np.ndarray, image_of_text: np.ndarray
+  image_embeds: np.ndarray,
+  text_embeds: np.ndarray,
+  image_of_text: np.ndarray,
+  *,
+  text_ids: np.ndarray | None = None,
 ) -> np.ndarray:
   """Returns how many texts come before the first of each image's own.
 
-  An image may have any number of texts from one up; ties go by index.
+  An image may have any number of texts from one up. With `text_ids` the equals
+  of its texts are its own too.
   """
-  image_of_text = np.asarray(image_of_text)
-  ranks = np.empty(len(image_embeds), np.int64)
-  texts = np.arange(len(text_embeds))
-  for rows, scores in _blocks(image_embeds, text_embeds):
-    images = np.arange(rows.start, rows.stop)[:, None]  # (rows, 1)
-    own = np.where(image_of_text == images, scores, -np.inf)
+  own = _grouped(image_of_text)
+  if text_ids is not None:
+    equals, numbers = _grouped(text_ids), np.asarray(text_ids)
+    own = [
+      np.concatenate([equals[number] for number in np.unique(numbers[texts])])
+      for texts in own
+    ]
+  return _ranks(image_embeds, text_embeds, own)
+
+
+def _grouped(numbers: np.ndarray) -> list[np.ndarray]:
+  """Returns the places of each number from 0 up, in their order."""
+  order = np.argsort(numbers, kind="stable")
+  return np.split(order, np.cumsum(np.bincount(numbers))[:-1])
+
+
+def _ranks(
+  queries: np.ndarray, candidates: np.ndarray, own: Sequence[np.ndarray]
+) -> np.ndarray:
+  """Returns how many candidates come before the best own one; ties by index."""
+  ranks = np.empty(len(queries), np.int64)
+  places = np.arange(len(candidates))
+  for rows, scores in _blocks(queries, candidates):
+    mask = np.zeros(scores.shape, bool)
+    for i, candidates_of_row in enumerate(own[rows]):
+      mask[i, candidates_of_row] = True
+    owned = np.where(mask, scores, -np.inf)
     # argmax takes the first of equal scores, which stands first in the order.
-    first = own.argmax(axis=1)[:, None]
-    best = np.take_along_axis(own, first, axis=1)
-    before = (scores > best) | ((scores == best) & (texts < first))
+    first = owned.argmax(axis=1)[:, None]
+    best = np.take_along_axis(owned, first, axis=1)
+    before = (scores > best) | ((scores == best) & (places < first))
     ranks[rows] = before.sum(axis=1)
   return ranks
 
@@ -74,9 +105,19 @@ def summarise(ranks: np.ndarray) -> dict[str, float]:
 
 
 def recall(
-  image_embeds: np.ndarray, text_embeds: np.ndarray, image_of_text: np.ndarray
+  image_embeds: np.ndarray,
+  text_embeds: np.ndarray,
+  image_of_text: np.ndarray,
+  *,
+  text_ids: np.ndarray | None = None,
 ) -> dict[str, Any]:
   """Returns recall both ways; an image counts as found with any of its texts.
+
+  Args:
+    image_embeds: (images, embed).
+    text_embeds: (texts, embed).
+    image_of_text: the image of each text, (texts,).
+    text_ids: as in `text_to_image_ranks`.
 
   Raises:
     UserError: there is no image, or an image has no text.
@@ -90,16 +131,30 @@ def recall(
     )
   image_embeds = prompts_lib.normalize(image_embeds, what="image")
   text_embeds = prompts_lib.normalize(text_embeds, what="text")
+  given = (image_of_text,)
   return {
     "text_to_image": summarise(
-      text_to_image_ranks(text_embeds, image_embeds, image_of_text)
+      text_to_image_ranks(text_embeds, image_embeds, *given, text_ids=text_ids)
     ),
     "image_to_text": summarise(
-      image_to_text_ranks(image_embeds, text_embeds, image_of_text)
+      image_to_text_ranks(image_embeds, text_embeds, *given, text_ids=text_ids)
     ),
     "images": images,
     "texts": texts,
   }
+
+
+def numbered(texts: Sequence[str]) -> np.ndarray:
+  """Returns equal numbers for equal texts, from 0 in order of appearance."""
+  numbers: dict[str, int] = {}
+  return np.array([numbers.setdefault(t, len(numbers)) for t in texts], int)
+
+
+def count_repeated(text_ids: np.ndarray, image_of_text: np.ndarray) -> int:
+  """Returns how many texts have an equal one that is another image's."""
+  pairs = np.unique(np.stack([text_ids, image_of_text]), axis=1)
+  images = np.bincount(pairs[0])
+  return int((images[text_ids] > 1).sum())
 
 
 def evaluate(
@@ -110,8 +165,12 @@ def evaluate(
   batches: Iterable[dict[str, Any]],
   labels: prompts_lib.Labels | None = None,
   templates: Sequence[str] | None = None,
+  duplicates: str = "hits",
 ) -> dict[str, Any]:
   """Returns recall at 1, 5 and 10 and the median rank of `source`, both ways.
+
+  `repeated_texts` counts the texts that another image has too. No model can
+  tell which of these images is meant.
 
   Args:
     source: the data; has no use here.
@@ -121,6 +180,8 @@ def evaluate(
     labels: has no use here and must be None.
     templates: at most one, put around every caption; the paper's retrieval
       (Table 13) writes "a photo of {}".
+    duplicates: one of `DUPLICATES`: whether an equal text of another image is
+      as good as a text's own.
 
   Raises:
     UserError: labels or several templates are given, or there is no image.
@@ -140,11 +201,23 @@ def evaluate(
     embed_texts(texts[start : start + _TEXTS_PER_CALL])
     for start in range(0, len(texts), _TEXTS_PER_CALL)
   ]
-  return recall(
+  text_ids, owners = numbered(texts), np.asarray(image_of_text)
+  found = recall(
     np.concatenate(image_embeds),
     np.concatenate(text_embeds),
-    np.asarray(image_of_text),
+    owners,
+    text_ids=text_ids if duplicates == "hits" else None,
   )
+  repeated = count_repeated(text_ids, owners)
+  if repeated:
+    logging.warning(
+      "%d of %d captions are also another image's; equal captions count as %s "
+      "(--duplicates).",
+      repeated,
+      len(texts),
+      duplicates,
+    )
+  return found | {"repeated_texts": repeated, "duplicates": duplicates}
 
 
 def around_captions(

@@ -38,6 +38,7 @@ class Evaluation:
     source: what it opened to.
     labels: None takes the data's own.
     templates: None takes the data's own.
+    options: what else the task takes by name.
   """
 
   task: str
@@ -45,6 +46,7 @@ class Evaluation:
   source: sources.Source
   labels: prompts.Labels | None
   templates: Sequence[str] | None
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def measure(
     self,
@@ -69,6 +71,7 @@ class Evaluation:
         batches=watch(batches, bad, total=total, progress=progress),
         labels=self.labels,
         templates=self.templates,
+        **self.options,
       )
     about = {"task": self.task, "data": self.data}
     return {**about, **measured, "bad_records": dict(bad)}
@@ -80,6 +83,7 @@ def open_evaluation(
   *,
   labels: str = "",
   templates: str = "",
+  duplicates: str | None = None,
   open_source: Callable[[str], sources.Source] = sources.open_source,
 ) -> Evaluation:
   """Returns the evaluation of `task` on `data`; reads no record.
@@ -89,18 +93,26 @@ def open_evaluation(
     data: a DATA address.
     labels: comma-separated, or a file; empty takes the data's own.
     templates: one template, or a file; empty takes the data's own.
+    duplicates: of retrieval: one of `retrieval.DUPLICATES`.
     open_source: from an address to its source.
 
   Raises:
     UserError: task or data are unknown, or do not go together.
   """
   check_task(task)
+  options = {} if duplicates is None else {"duplicates": duplicates}
+  if options and task != "retrieval":
+    raise errors.UserError(
+      f"duplicates={duplicates!r} is about captions of retrieval; {task} has "
+      "none."
+    )
   evaluation = Evaluation(
     task=task,
     data=data,
     source=open_source(data),
     labels=prompts.read_labels(labels) if labels else None,
     templates=prompts.read_templates(templates) if templates else None,
+    options=options,
   )
   _CHECKS[task](
     evaluation.source, labels=evaluation.labels, templates=evaluation.templates
@@ -117,6 +129,7 @@ def evaluate(
   preprocess: preprocess_lib.Preprocess,
   labels: str = "",
   templates: str = "",
+  duplicates: str | None = None,
   batch_size: int = 256,
   threads: int = 4,
   progress: Callable[[int, int], None] | None = None,
@@ -131,6 +144,7 @@ def evaluate(
     preprocess: how an image becomes an array.
     labels: comma-separated, or a file; empty takes the data's own.
     templates: one template, or a file; empty takes the data's own.
+    duplicates: of retrieval: one of `retrieval.DUPLICATES`.
     batch_size: images embedded at once.
     threads: threads that read and decode.
     progress: called with the examples done and their total.
@@ -138,7 +152,9 @@ def evaluate(
   Raises:
     UserError: task or data are unknown, or do not go together.
   """
-  evaluation = open_evaluation(task, data, labels=labels, templates=templates)
+  evaluation = open_evaluation(
+    task, data, labels=labels, templates=templates, duplicates=duplicates
+  )
   return evaluation.measure(
     embed_images=embed_images,
     embed_texts=embed_texts,

@@ -141,6 +141,7 @@ class Builder:
 
 def check_replaceable(directory: str | os.PathLike) -> None:
   """Raises UserError if `directory` holds anything but an index."""
+  errors.check_local("The index", directory)
   directory = pathlib.Path(directory)
   if directory.exists() and not directory.is_dir():
     raise errors.UserError(f"{directory} is a file; name a new directory.")

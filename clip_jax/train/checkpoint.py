@@ -232,7 +232,8 @@ class Checkpoints:
     restored = None
     try:
       with complaints.quiet():
-        items, meta = _restore(self._manager, step, _items(abstract))
+        meta = _read_meta(self._manager, step)
+        items = _restore(self._manager, step, _items(abstract), meta)
       restored = _state(items), meta
     except errors.UserError:
       raise
@@ -268,17 +269,24 @@ def _warn_damaged(directory: pathlib.Path, step: int, error: Exception) -> None:
   )
 
 
+def _read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+  """Returns a checkpoint's meta; raises anything where it is damaged."""
+  read = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
+  return integrity.unseal(manager.restore(step, args=read)[META])
+
+
 def _restore(
-  manager: ocp.CheckpointManager, step: int, abstract: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns the items named in `abstract` and the meta, verified.
+  manager: ocp.CheckpointManager,
+  step: int,
+  abstract: dict[str, Any],
+  meta: dict[str, Any],
+) -> dict[str, Any]:
+  """Returns the items named in `abstract`, verified against `meta`.
 
   Raises:
     UserError: the checkpoint holds another model.
     Exception: of any kind, where the files are damaged.
   """
-  read = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
-  meta = integrity.unseal(manager.restore(step, args=read)[META])
   for name, tree in abstract.items():
     integrity.check_shapes(
       tree, meta["shapes"][name], step=step, has_model=name == VARIABLES
@@ -290,7 +298,7 @@ def _restore(
   items = {name: restored[name] for name in abstract}
   for name, tree in items.items():
     integrity.check_digests(tree, meta["digests"][name])
-  return items, meta
+  return items
 
 
 def load_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
@@ -322,7 +330,7 @@ def load_variables(
 ) -> tuple[ml_collections.ConfigDict, dict[str, Any], int]:
   """Returns config, variables and step of a workdir; changes nothing there.
 
-  The arrays lie on one device.
+  The arrays are numpy's.
 
   Args:
     workdir: of a run.
@@ -333,13 +341,7 @@ def load_variables(
   """
   config = load_config(workdir)
   directory = pathlib.Path(workdir).absolute() / DIRECTORY
-  model = step_lib.make_model(config)
-  shapes = variants.abstract_variables(model)
-  place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-    {"batch_stats": {}} | shapes,
-  )
+  step_lib.make_model(config)  # Raises where the config is not good.
   if not directory.is_dir():
     raise errors.UserError(
       f"{workdir} holds no checkpoint yet; train it first."
@@ -359,7 +361,9 @@ def load_variables(
     for candidate in steps if step is None else [step]:
       try:
         with complaints.quiet():
-          items, _ = _restore(manager, candidate, {VARIABLES: abstract})
+          meta = _read_meta(manager, candidate)
+          abstract = {VARIABLES: _host_arrays(config, meta)}
+          items = _restore(manager, candidate, abstract, meta)
       except errors.UserError:
         raise
       except Exception as error:  # As in `Checkpoints._try_restore`.
@@ -373,4 +377,23 @@ def load_variables(
   raise errors.UserError(
     f"{directory} holds {len(steps)} checkpoints, none of them good; train "
     "first, or resume the training to save a new one."
+  )
+
+
+def _host_arrays(config, meta: dict[str, Any]) -> dict[str, Any]:
+  """Returns arrays on the host, to be filled with the variables of a model.
+
+  Tracing a deep model for its shapes takes seconds. They are the stored ones
+  where this version has written them for a model of the same description.
+  """
+  fields = ("model", "model_overrides", "precision")
+  now, then = json.loads(config_lib.to_json(config)), meta["config"]
+  if meta["versions"]["clip_jax"] == clip_jax.__version__ and all(
+    now[field] == then[field] for field in fields
+  ):
+    shapes = integrity.abstract(meta["shapes"][VARIABLES])
+  else:
+    shapes = variants.abstract_variables(step_lib.make_model(config))
+  return jax.tree.map(
+    lambda x: np.empty(x.shape, x.dtype), {"batch_stats": {}} | shapes
   )

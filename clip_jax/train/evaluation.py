@@ -13,7 +13,8 @@ import numpy as np
 from clip_jax import report as report_lib
 from clip_jax import terminal
 from clip_jax import tokenizer as tokenizer_lib
-from clip_jax.train import preemption
+from clip_jax.evals import zero_shot
+from clip_jax.train import metrics, preemption
 from clip_jax.train import run as run_lib
 from clip_jax.train import step as step_lib
 
@@ -96,13 +97,18 @@ class Evaluator:
     except _Stopped:
       return None
     figures = [
-      (name, f"{100 * result['top1']:.1f} %")
+      _figure(name, result)
       for name, result in evaluated.items()
       if "top1" in result
     ]
     if jax.process_index() == 0:
       title = f"{run.config.model} on {run.config.report}"
-      picture = report_lib.make_report(rows, title=title, figures=figures)
+      picture = report_lib.make_report(
+        rows,
+        title=title,
+        figures=figures,
+        losses=report_lib.read_losses(path.with_name(metrics.METRICS)),
+      )
       report_lib.save(picture, path)
     return str(path)
 
@@ -125,6 +131,16 @@ class Evaluator:
       return embed(inputs)
 
     return embed_unless_told
+
+
+def _figure(name: str, result: dict[str, Any]) -> report_lib.Figure:
+  right = round(result["top1"] * result["examples"])
+  low, high = zero_shot.interval(right, result["examples"], confidence=0.95)
+  return report_lib.Figure(
+    f"{name}, top-1",
+    f"{100 * result['top1']:.1f} %",
+    f"95 %: {100 * low:.1f} to {100 * high:.1f}",
+  )
 
 
 @contextlib.contextmanager

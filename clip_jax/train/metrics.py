@@ -16,6 +16,8 @@ import numpy as np
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
+METRICS = "metrics.jsonl"  # In the workdir.
+
 # Dense bfloat16 FLOP/s of one JAX device, by a part of its kind; from the
 # makers' data sheets. Longer names first: "v5" alone is a v5p. Up to v3 a
 # device is half a chip.
@@ -133,7 +135,7 @@ class Writer:
     self._active = jax.process_index() == 0
     if not self._active:
       return
-    self._path = pathlib.Path(workdir) / "metrics.jsonl"
+    self._path = pathlib.Path(workdir) / METRICS
     truncate_lines(
       self._path, after_step, but=_EVALUATION if evaluation_due else None
     )

@@ -55,11 +55,7 @@ def find(workdir: str | os.PathLike) -> pathlib.Path:
   """
   if not str(workdir):
     raise errors.UserError("The workdir is empty; name a directory.")
-  if "://" in str(workdir):
-    raise errors.UserError(
-      f"The workdir {str(workdir)!r} is remote; mount the bucket (gcsfuse, "
-      "mountpoint-s3) and give the path where it is mounted."
-    )
+  errors.check_local("The workdir", workdir)
   path = pathlib.Path(workdir).absolute()
   if path.exists() and not path.is_dir():
     raise errors.UserError(f"The workdir {path} is a file; name a directory.")

@@ -72,6 +72,61 @@ def test_recall_and_median_rank_match_their_definitions():
   assert 0 < got["text_to_image"]["r@1"] < got["text_to_image"]["r@10"] < 1
 
 
+def test_equal_captions_are_hits_where_they_are_told(monkeypatch):
+  monkeypatch.setattr(retrieval, "_SCORES_PER_BLOCK", 200)
+  image, text, image_of_text = make_data(5)
+  ids = np.random.default_rng(0).integers(0, 30, len(text))
+  ids[0] = 30
+  texts_of = [np.flatnonzero(ids == number) for number in ids]
+  np.testing.assert_array_equal(
+    retrieval.text_to_image_ranks(text, image, image_of_text, text_ids=ids),
+    slow_ranks(text, image, [image_of_text[equal] for equal in texts_of]),
+  )
+  owned = [
+    np.flatnonzero(np.isin(ids, ids[image_of_text == i]))
+    for i in range(len(image))
+  ]
+  np.testing.assert_array_equal(
+    retrieval.image_to_text_ranks(image, text, image_of_text, text_ids=ids),
+    slow_ranks(image, text, owned),
+  )
+
+
+@pytest.mark.parametrize(
+  "texts, images, repeated",
+  [
+    (["a", "b", "c"], [0, 1, 2], 0),
+    (["a", "a", "c"], [0, 0, 1], 0),  # Within an image it does no harm.
+    (["a", "b", "a", "a"], [0, 0, 1, 1], 3),
+  ],
+)
+def test_captions_of_several_images_are_counted(
+  texts, images, repeated, caplog
+):
+  embeds = {text: np.eye(4)[i] for i, text in enumerate("abc")}
+  own = [
+    tuple(t for t, i in zip(texts, images, strict=True) if i == image)
+    for image in range(max(images) + 1)
+  ]
+  for duplicates, first in (("hits", 1.0), ("misses", None)):
+    found = retrieval.evaluate(
+      None,
+      embed_images=lambda x: x,
+      embed_texts=lambda texts: np.stack([embeds[text] for text in texts]),
+      batches=[{"image": np.stack([embeds[t[0]] for t in own]), "texts": own}],
+      duplicates=duplicates,
+    )
+    assert found["repeated_texts"] == repeated
+    assert found["duplicates"] == duplicates
+    if first and repeated != 3:
+      assert found["image_to_text"]["r@1"] == first
+  if repeated == 3:  # The second "a" is after the first: a miss.
+    assert found["image_to_text"]["r@1"] == 0.5
+  assert (f"{repeated} of {len(texts)} captions" in caplog.text) == bool(
+    repeated
+  )
+
+
 def test_any_of_an_images_captions_counts_once():
   image = np.eye(2)
   text = np.array([[0, 1.0], [1, 0], [0, 1]])  # The first caption is wrong.

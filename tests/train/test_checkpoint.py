@@ -295,6 +295,53 @@ def test_a_digest_is_the_same_on_every_mesh():
   assert integrity.digests(one) == integrity.digests(eight)
 
 
+@pytest.mark.parametrize(
+  "dtype", ["float32", "bfloat16", "int32", "uint8", "bool", "int16"]
+)
+@pytest.mark.parametrize("shape", [(), (0, 3), (5, 7)])
+def test_a_digest_on_the_host_is_that_of_the_devices(dtype, shape, monkeypatch):
+  monkeypatch.setattr(integrity, "_WORDS_AT_ONCE", 16)
+  x = np.random.default_rng(0).integers(0, 99, size=shape)
+  x = np.asarray(jnp.asarray(x, dtype))
+  want = np.asarray(integrity._digest_tree({"x": x})["x"]).tolist()
+  assert integrity.digests({"x": x}) == {"x": want}
+
+
+def test_shapes_are_read_back_from_their_words():
+  tree = {"a": {"b": np.zeros((3, 5), np.int8), "c": np.float32(0)}}
+  tree["d"] = np.zeros(4, jnp.bfloat16)
+  back = integrity.abstract(integrity.shapes(tree))
+  assert integrity.shapes(back) == integrity.shapes(tree)
+  assert back["a"].keys() == {"b", "c"}
+
+
+@pytest.mark.parametrize("field", [None, "version", "model"])
+def test_shapes_are_traced_only_where_the_stored_ones_may_not_hold(
+  tmp_path, monkeypatch, field
+):
+  workdir = tmp_path / "run"
+  _save(workdir, [1])
+  if field == "version":
+    monkeypatch.setattr(checkpoint.clip_jax, "__version__", "9.9")
+  traced = []
+  real = checkpoint.variants.abstract_variables
+  monkeypatch.setattr(
+    checkpoint.variants,
+    "abstract_variables",
+    lambda model: traced.append(model) or real(model),
+  )
+  if field == "model":
+    config = _config()
+    config.model = "tiny-vit"
+    path = workdir / checkpoint.CONFIG
+    path.write_text(config_lib.to_json(config))
+    with pytest.raises(errors.UserError, match="holds another model"):
+      checkpoint.load_variables(workdir)
+  else:
+    checkpoint.load_variables(workdir)
+  assert bool(traced) == (field is not None)
+
+
 def test_counters_may_go_on_while_they_are_saved(tmp_path, monkeypatch):
   json_dumps = checkpoint.json.dumps
   workdir = tmp_path / "run"

@@ -39,6 +39,7 @@ def parse_address(address: str) -> tuple[str, str, dict[str, str]]:
 
   A "%26" in a value stands for "&" (percent-encoding as in URLs).
   """
+  errors.check_local("DATA", address)
   scheme, colon, path = address.partition(":")
   if not colon:
     raise errors.UserError(

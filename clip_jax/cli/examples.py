@@ -1,0 +1,59 @@
+"""What `clip-jax VERB --help` shows at its end."""
+
+_TRAIN = "train --config configs/demo.py --workdir runs/demo"
+
+EXAMPLES = {
+  "train": (
+    _TRAIN,
+    "train --config configs/vit_b32.py --workdir runs/mine "
+    "--config.data.train=csv:pairs.csv --config.batch_size=512",
+  ),
+  "plan": (
+    "plan --config configs/demo.py",
+    "plan --config configs/vit_b32.py --topology v5e:4x4 --suggest",
+  ),
+  "doctor": (
+    "doctor",
+    "doctor --config configs/vit_b32.py --config.data.train=csv:pairs.csv",
+  ),
+  "eval": (
+    "eval runs/demo --task zero_shot --data builtin:two_digits/unseen",
+    "eval runs/mine --task retrieval --data csv:pairs.csv --json",
+  ),
+  "classify": (
+    'classify runs/demo photo.png --labels "three two,two three"',
+    "classify hf-hub:openai/clip-vit-base-patch32 *.jpg --labels labels.txt "
+    '--template "a photo of a {}."',
+  ),
+  "embed": (
+    "embed runs/demo --data builtin:two_digits/unseen --out index",
+    "embed runs/mine --data folder:pictures --out index --dtype float16",
+  ),
+  "search": (
+    'search index "a photo of the number three four" -k 5',
+    "search index --image photo.png --json",
+  ),
+  "convert": (
+    "convert ViT-B-32.pt models/b32 --to clip-jax",
+    "convert runs/mine models/hf --to huggingface --dry-run",
+  ),
+  "verify": (
+    "verify ViT-B-32.pt models/b32",
+    "verify ViT-B-32.pt models/b32 --float64 --examples 8",
+  ),
+  "models": ("models", "models --json"),
+  "data": (
+    "data inspect 'wds:shards/{00000..00331}.tar'",
+    "data prepare csv:pairs.csv prepared --drop-bad",
+  ),
+  "completion": (
+    "completion bash > ~/.local/share/bash-completion/completions/clip-jax",
+    "completion fish > ~/.config/fish/completions/clip-jax.fish",
+  ),
+}
+
+
+def in_words(verb: str) -> str:
+  """Returns the end of a verb's help."""
+  lines = [f"  clip-jax {example}" for example in EXAMPLES[verb]]
+  return "\n".join(["examples:", *lines])

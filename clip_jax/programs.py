@@ -1,0 +1,197 @@
+"""Compiled programs, kept in the user's cache folder for the next process.
+
+A program is found by a hash of all that it is compiled from: its text, the
+versions, the options and the machine, down to the features of the CPU. A file
+that is not what was written is compiled anew and replaced; whatever else goes
+wrong with the folder costs time, never a result.
+"""
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import platform
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+
+import jax
+import jaxlib
+from jax.experimental import serialize_executable
+from jax.extend import backend as backend_lib
+
+MOST_BYTES = 2**28  # Of all files together; the longest unused ones go first.
+_SUFFIX = ".program"
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_PATIENCE_SECONDS = 1.0
+_SHELL_OPTIONS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # Of the compiler.
+
+
+def compile(
+  lowered: jax.stages.Lowered, *, devices: Sequence[jax.Device], what: str
+) -> jax.stages.Compiled:
+  """Returns the program of a lowered function, from the folder if it is there.
+
+  Compiling that takes longer than a second is told in the log.
+
+  Args:
+    lowered: of `jax.jit(f).lower`.
+    devices: those that it was lowered for, in their order; a program whose
+      devices are not known is not kept.
+    what: in words, such as "the image tower".
+  """
+  path = _path_of(lowered, devices)
+  if path is not None:
+    kept = _read(path, lowered, devices)
+    if kept is not None:
+      return kept
+  with _told(what):
+    compiled = lowered.compile()
+  if path is not None:
+    _write(path, compiled)
+  return compiled
+
+
+def folder() -> pathlib.Path:
+  """Returns where programs are kept: in XDG_CACHE_HOME, or in ~/.cache."""
+  cache = os.environ.get("XDG_CACHE_HOME", "")
+  # The specification says that a relative path is to be ignored.
+  base = pathlib.Path(cache) if os.path.isabs(cache) else _home() / ".cache"
+  return base / "clip_jax" / "programs"
+
+
+def _home() -> pathlib.Path:
+  return pathlib.Path(os.path.expanduser("~"))
+
+
+def _path_of(lowered, devices) -> pathlib.Path | None:
+  """Returns the file of a program; None where none is to be kept.
+
+  A cache that the user or a training run has set up for JAX takes this one's
+  place, and JAX's switch for its own switches this one off.
+  """
+  if (
+    not devices
+    or not jax.config.jax_enable_compilation_cache
+    or jax.config.jax_compilation_cache_dir is not None
+    or jax.process_count() > 1
+  ):
+    return None
+  digest = hashlib.sha256(lowered.as_text().encode())
+  digest.update(_surroundings(devices).encode())
+  return folder() / (digest.hexdigest() + _SUFFIX)
+
+
+def options() -> str:
+  """Returns JAX's settings, which decide what a function is compiled to."""
+  return repr(sorted(jax.config.values.items()))
+
+
+def _surroundings(devices) -> str:
+  """Returns what a program depends on besides its text."""
+  backend = backend_lib.get_backend()
+  return repr(
+    [
+      jax.__version__,
+      jaxlib.__version__,
+      backend.platform,
+      backend.platform_version,
+      [(device.id, device.device_kind) for device in devices],
+      _cpu(),
+      [os.environ.get(name) for name in _SHELL_OPTIONS],
+      options(),
+    ]
+  )
+
+
+@functools.cache
+def _cpu() -> str:
+  """Returns what instructions the CPU has; where unknown, whose it is."""
+  with contextlib.suppress(OSError):
+    lines = pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    told = [
+      line
+      for line in lines.splitlines()
+      if line.startswith(("flags", "Features", "model name", "CPU part"))
+    ]
+    if told:
+      return "\n".join(told)
+  return " ".join(platform.uname())
+
+
+def _read(path, lowered, devices) -> jax.stages.Compiled | None:
+  try:
+    if not _is_private(path.parent):
+      return None
+    content = path.read_bytes()
+    digest, program = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    if hashlib.sha256(program).digest() != digest:
+      raise ValueError("it is damaged")
+    loaded = serialize_executable.deserialize_and_load(
+      program,
+      lowered.in_tree,
+      lowered.out_tree,
+      execution_devices=devices,
+    )
+    os.utime(path)
+  except FileNotFoundError:
+    return None
+  except Exception as error:  # Whatever it is: compiling mends it.
+    logging.debug("%s is not used: %s", path, error)
+    return None
+  return loaded
+
+
+def _write(path, compiled) -> None:
+  """Keeps a program, whole or not at all, and makes room for it."""
+  partial = None
+  try:
+    program, _, _ = serialize_executable.serialize(compiled)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_private(path.parent) or len(program) > MOST_BYTES:
+      return
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+      partial = file.name
+      file.write(hashlib.sha256(program).digest() + program)
+    os.replace(partial, path)
+    _make_room(path.parent)
+  except Exception as error:  # A full disk, a backend that cannot: no matter.
+    logging.debug("%s is not kept: %s", path, error)
+    if partial is not None:
+      with contextlib.suppress(OSError):
+        os.unlink(partial)
+
+
+def _is_private(directory: pathlib.Path) -> bool:
+  """Returns whether nobody else can write there: a program is run as code."""
+  if not hasattr(os, "getuid"):  # Windows.
+    return True
+  status = directory.stat()
+  return status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+def _make_room(directory: pathlib.Path) -> None:
+  entries = [(file.stat(), file) for file in directory.iterdir()]
+  entries.sort(key=lambda entry: -entry[0].st_mtime)
+  total = 0
+  for status, file in entries:
+    total += status.st_size
+    if total > MOST_BYTES:
+      file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+  timer = threading.Timer(
+    _PATIENCE_SECONDS,
+    logging.getLogger("clip_jax").warning,
+    (f"Compiling {what} …",),
+  )
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()

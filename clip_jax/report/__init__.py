@@ -1,0 +1,88 @@
+"""A picture of what a model knows: texts with images, images with texts."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+
+from PIL import Image
+
+from clip_jax.report.page import Figure, Page
+from clip_jax.report.rows import Found, Guess, Rows, find_rows
+
+__all__ = [
+  "Figure",
+  "Found",
+  "Guess",
+  "Rows",
+  "find_rows",
+  "make_report",
+  "read_losses",
+  "save",
+]
+
+
+def make_report(
+  rows: Rows,
+  *,
+  title: str,
+  figures: Sequence[Figure] = (),
+  losses: Sequence[tuple[int, float]] = (),
+) -> Image.Image:
+  """Draws `rows` under a title.
+
+  Args:
+    rows: of `find_rows`.
+    title: the first line, such as the model and its data.
+    figures: numbers for the top of the page.
+    losses: steps and the loss there, in order; drawn from two on.
+  """
+  page = Page()
+  page.header(title, figures)
+  if len(losses) > 1:
+    page.section("Loss", "on the training pairs, by step")
+    page.curve(losses)
+  if rows.by_text:
+    page.section("Text to image", "the five nearest, with cosine similarity")
+    for text, found in rows.by_text:
+      page.text_row(text, found)
+  if rows.by_image:
+    page.section("Image to text", "the five most probable")
+    for image, guesses in rows.by_image:
+      page.image_row(image, guesses)
+  if rows.images:
+    note = f"{rows.missed} of {rows.images} images"
+    page.section(
+      "Misses",
+      note + (", the surest first, with the right text" if rows.misses else ""),
+    )
+    for image, guesses in rows.misses:
+      page.image_row(image, guesses)
+  return page.finished()
+
+
+def read_losses(path: str | os.PathLike) -> list[tuple[int, float]]:
+  """Returns steps and losses of a run's metrics; leaves damage out."""
+  found = {}
+  with contextlib.suppress(OSError):
+    for line in pathlib.Path(path).read_bytes().splitlines():
+      with contextlib.suppress(ValueError, RecursionError):
+        entry = json.loads(line)
+        if isinstance(entry, dict) and {"step", "loss"} <= entry.keys():
+          step, loss = entry["step"], entry["loss"]
+          if isinstance(step, int) and isinstance(loss, int | float):
+            found[step] = float(loss)
+  return sorted(x for x in found.items() if math.isfinite(x[1]))
+
+
+def save(image: Image.Image, path: str | os.PathLike) -> None:
+  """Writes a PNG whole or not at all."""
+  path = pathlib.Path(path)
+  buffer = io.BytesIO()
+  image.save(buffer, format="PNG", optimize=True)
+  partial = path.with_name(path.name + ".partial")
+  partial.write_bytes(buffer.getvalue())
+  partial.replace(path)

@@ -1,0 +1,95 @@
+"""What is read off the command line, and what its help shows."""
+
+import dataclasses
+import json
+import shlex
+
+import pytest
+
+from clip_jax import cli
+from clip_jax.cli import parser, verbs
+from clip_jax.cli import verb as verb_lib
+
+
+def fails(capsys, *arguments, code=1):
+  """Runs a command that must fail and returns what stderr says."""
+  with pytest.raises(SystemExit) as caught:
+    cli.main([str(argument) for argument in arguments])
+  assert caught.value.code == code
+  captured = capsys.readouterr()
+  assert captured.out == ""
+  assert "Traceback" not in captured.err
+  return captured.err
+
+
+@pytest.mark.parametrize("verb", verbs.VERBS)
+def test_the_help_of_a_verb_ends_with_examples_that_parse(verb, capsys):
+  with pytest.raises(SystemExit):
+    cli.main([verb, "--help"])
+  shown = capsys.readouterr().out.partition("examples:\n")[2].splitlines()
+  assert len(shown) >= 2
+  for line in shown:
+    program, *words = shlex.split(line.partition(" > ")[0])
+    assert program == "clip-jax"
+    assert parser.parse(words).verb == verb
+
+
+@pytest.mark.parametrize(
+  "words, remark",
+  [
+    ("search index text -k 5", None),
+    ("search index text --json --json", None),
+    ("classify m 1.png 2.png --labels a,b", None),
+    (
+      "search index text -k 5 -k6",
+      "-k is given 2 times; the last one counts: 6",
+    ),
+    (
+      "classify m 1.png --labels a,b --labels=c",
+      "--labels is given 2 times; the last one counts: c",
+    ),
+    (
+      "eval m --task t --data d --template x --templates y",
+      "--templates is given 2 times; the last one counts: y",
+    ),
+    (
+      "train --config c --workdir d --config.seed=1 --config.seed 2",
+      "--config.seed is given 2 times; the last one counts: 2",
+    ),
+    (
+      "data prepare a b --drop-bad --drop-bad",
+      None,
+    ),
+    ("search index -k 5 -- -k", None),
+  ],
+)
+def test_a_flag_given_twice_is_told(words, remark):
+  assert parser.parse(words.split()).remarks == [remark] * bool(remark)
+
+
+def test_a_remark_goes_to_stderr_and_the_answer_to_stdout(capsys, monkeypatch):
+  monkeypatch.setitem(
+    verbs.VERBS,
+    "search",
+    dataclasses.replace(
+      verbs.VERBS["search"], run=lambda _: verb_lib.Answer({"a": 1}, "a")
+    ),
+  )
+  cli.main(["search", "index", "text", "-k", "1", "-k", "2", "--json"])
+  captured = capsys.readouterr()
+  assert json.loads(captured.out) == {"a": 1}
+  assert "-k is given 2 times; the last one counts: 2" in captured.err
+
+
+@pytest.mark.parametrize(
+  "words",
+  [
+    "data inspect gs://bucket/a.tar",
+    "data inspect wds:gs://bucket/{0000..0003}.tar",
+    "data inspect csv:s3://bucket/pairs.csv",
+    "data inspect csv:pairs.csv?root=gs://bucket",
+    "data prepare builtin:digits/test gs://bucket/out",
+  ],
+)
+def test_what_is_remote_is_to_be_mounted(words, capsys):
+  assert "is remote; mount the bucket" in fails(capsys, *words.split())
