@@ -17,6 +17,7 @@ from PIL import Image
 
 from clip_jax import cli, errors, loading
 from clip_jax.cli import parser, verb, verbs
+from clip_jax.train import peers
 
 CONFIG = """
 from clip_jax import config as config_lib
@@ -461,35 +462,90 @@ def test_what_is_wrong_in_a_config_is_an_error_not_a_usage(
   assert not (tmp_path / "run").exists()
 
 
+class Watch:
+  """Stands for the connections to the other processes."""
+
+  coordinator = "127.0.0.1:9"
+
+  def __init__(self):
+    self.failures = []
+
+  def fail(self, error):
+    self.failures.append(str(error))
+
+
 @pytest.mark.parametrize(
   "flags, expected",
   [
     ([], []),
-    (["--distributed"], [(None, None, None)]),
+    (["--distributed"], [{"heartbeat_timeout_seconds": 30}]),
+    (["--distributed", "--heartbeat=7"], [{"heartbeat_timeout_seconds": 7}]),
     (
       ["--coordinator=host:12", "--processes=3", "--process-id=2"],
-      [("host:12", 3, 2)],
+      [
+        {
+          "coordinator_address": Watch.coordinator,
+          "coordinator_bind_address": Watch.coordinator,
+          "num_processes": 3,
+          "process_id": 2,
+          "heartbeat_timeout_seconds": 90,
+        }
+      ],
     ),
   ],
 )
 def test_processes_are_joined_before_anything_else(
   monkeypatch, tmp_path, capsys, flags, expected
 ):
-  joined = []
+  watch, connected, joined = Watch(), [], []
 
-  def initialize(
-    coordinator_address, num_processes, process_id, initialization_timeout
-  ):
+  def connect(address, *, process, processes, join_seconds, heartbeat_seconds):
+    assert (join_seconds, heartbeat_seconds) == (300, 30)
+    connected.append((address, process, processes))
+    return watch
+
+  def initialize(*, initialization_timeout, **options):
     assert initialization_timeout == 300
-    joined.append((coordinator_address, num_processes, process_id))
+    joined.append(options)
 
+  monkeypatch.setattr(peers, "connect", connect)
   monkeypatch.setattr(jax.distributed, "initialize", initialize)
   # The missing file shows that joining came first.
   path = tmp_path / "none.py"
   said = fails(capsys, "train", "--config", path, "--workdir", tmp_path, *flags)
   assert joined == expected
-  waits = "Waiting for process 0 at host:12 (up to 300 s)" in said
-  assert waits == ("--coordinator=host:12" in flags)
+  watched = "--coordinator=host:12" in flags
+  assert connected == [("host:12", 2, 3)] * watched
+  assert ("Waiting for process 0 at host:12 (up to 300 s)" in said) == watched
+  # The others are told.
+  assert ["none.py" in failure for failure in watch.failures] == [
+    True
+  ] * watched
+
+
+@pytest.mark.parametrize(
+  "error, code",
+  [
+    (errors.UserError("No."), 1),
+    (KeyError("x"), 1),
+    (KeyboardInterrupt(), 130),
+  ],
+)
+def test_one_of_several_processes_does_not_wait_for_the_others_when_it_fails(
+  monkeypatch, error, code
+):
+  stub(monkeypatch, raiser(error))
+  left = []
+
+  def leave(code):
+    left.append(code)
+    raise SystemExit
+
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+  monkeypatch.setattr(os, "_exit", leave)
+  with pytest.raises(SystemExit):
+    cli.main(["models"])
+  assert left == [code]
 
 
 def stub(monkeypatch, action):

@@ -102,7 +102,7 @@ def test_misses_are_shown_and_counted_the_surest_first():
   scores = np.array([[0.9, 0.1], [0.9, 0.2], [0.7, 0.1], [0.1, 0.9]])
   owns = np.array([[1, 0], [0, 1], [0, 1], [0, 1]], bool)
   rows = rows_lib._rank(
-    scores, owns, ["cat", "dog"], picture, logit_scale=10, count=4
+    scores, owns, ["cat", "dog"], picture, probabilities=softmax(10), count=4
   )
   assert (rows.missed, rows.images) == (2, 4)
   seen = [image.getpixel((0, 0))[0] for image, _ in rows.misses]
@@ -122,7 +122,7 @@ def test_a_miss_shows_the_right_text_however_far_down_it_is():
   owns = np.zeros((1, 9), bool)
   owns[0, [1, 2]] = True
   rows = rows_lib._rank(
-    scores, owns, list("abcdefghi"), picture, logit_scale=1, count=1
+    scores, owns, list("abcdefghi"), picture, probabilities=softmax(1), count=1
   )
   ((_, guesses),) = rows.misses
   assert "".join(guess.text for guess in guesses) == "ihgfc"
@@ -138,7 +138,7 @@ def test_a_row_and_the_rows_show_different_pictures():
     return picture(max(int(i), 5))
 
   rows = rows_lib._rank(
-    scores, owns, list("abc"), image, logit_scale=9, count=3
+    scores, owns, list("abc"), image, probabilities=softmax(9), count=3
   )
   for _, found in rows.by_text:
     shades = [hit.image.getpixel((0, 0)) for hit in found]

@@ -96,8 +96,13 @@ def test_a_reader_keeps_the_index_that_it_opened(tmp_path):
   old = units(4, 6)
   make_index(tmp_path, old)
   index = search.Index(tmp_path)
+  wanted = index.search(old[3], k=4)
   make_index(tmp_path, units(5, 4))
   np.testing.assert_array_equal(index.embeds, old)
+  assert index.search(old[3], k=4) == wanted
+  assert [hit.key for hit in search.Index(tmp_path).search(old[3], k=9)] != [
+    hit.key for hit in wanted
+  ]
 
 
 def test_the_same_index_built_again_is_the_same(tmp_path):
@@ -265,10 +270,83 @@ def test_pickled_embeddings_are_never_loaded(tmp_path):
   entry = meta["files"]["embeddings"]
   path = tmp_path / entry["name"]
   np.save(path, np.array([{"a": 1}] * 4, object), allow_pickle=True)
-  entry |= {"bytes": path.stat().st_size, "sha256": layout.sha256(path)}
+  with path.open("rb") as file:
+    entry |= {"bytes": path.stat().st_size, "sha256": layout.sha256(file)}
   (tmp_path / "meta.json").write_text(json.dumps(meta))
   with pytest.raises(errors.UserError, match="damaged"):
     search.Index(tmp_path)
+
+
+def replace_file(path, lines):
+  """Makes a part of an index anew, its checksum with it."""
+  meta = json.loads((path / "meta.json").read_text())
+  entry = meta["files"]["records"]
+  (path / entry["name"]).write_bytes(lines)
+  with (path / entry["name"]).open("rb") as file:
+    entry |= {"bytes": len(lines), "sha256": layout.sha256(file)}
+  (path / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    b"5",
+    b"{}",
+    b'{"key": 5, "captions": []}',
+    b'{"key": "a", "captions": [null]}',
+    b'{"key": "a", "captions": 5}',
+    b"[" * 100_000,
+    b"9" * 5_000,
+    b"\xff",
+  ],
+)
+def test_a_record_that_is_none_is_an_error_when_it_is_found(tmp_path, line):
+  make_index(tmp_path, units(12, 4))
+  replace_file(tmp_path, b"\n".join([line] * 4) + b"\n")
+  with pytest.raises(errors.UserError, match="damaged: record"):
+    search.Index(tmp_path).search(units(1, 1)[0], k=2)
+
+
+@pytest.mark.parametrize("part", ["embeddings", "records"])
+@pytest.mark.parametrize(
+  "name", ["/etc/passwd", "../outside.npy", ".partial-1/../../outside.npy"]
+)
+def test_names_in_an_index_never_lead_out_of_it(tmp_path, part, name):
+  meta = make_index(tmp_path / "index", units(12, 4))
+  (tmp_path / "index" / ".partial-1").mkdir()
+  (tmp_path / "outside.npy").write_bytes(b"secret")
+  meta["files"][part]["name"] = name
+  (tmp_path / "index" / "meta.json").write_text(json.dumps(meta))
+  with pytest.raises(errors.UserError, match=f"files.{part}"):
+    search.Index(tmp_path / "index")
+
+
+@pytest.mark.parametrize("name", ["meta.json", "embeddings", "records"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_only_files_of_the_index_itself_are_opened(tmp_path, name, kind):
+  meta = make_index(tmp_path / "index", units(12, 4))
+  name = meta["files"].get(name, {"name": name})["name"]
+  path = tmp_path / "index" / name
+  path.rename(tmp_path / "outside")
+  if kind == "link":
+    path.symlink_to(tmp_path / "outside")
+  else:
+    os.mkfifo(path)
+  with pytest.raises(errors.UserError, match=f"{name} is (a link|no file)"):
+    search.Index(tmp_path / "index")
+
+
+def test_two_builds_of_one_index_do_not_mix(tmp_path):
+  make_index(tmp_path, units(4, 6))
+  with search.Builder(tmp_path, model="", fingerprint="") as first:
+    first.add(units(5, 3), [("k", ("t",))] * 3)
+    with pytest.raises(errors.UserError, match="is writing"):
+      make_index(tmp_path, units(6, 7))
+    assert len(search.Index(tmp_path)) == 6
+  assert len(search.Index(tmp_path)) == 3
+  make_index(tmp_path, units(6, 7))
+  assert len(search.Index(tmp_path)) == 7
+  assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize("place", ["missing", "empty", "file"])

@@ -1,11 +1,14 @@
 """The command line: `clip-jax VERB …`.
 
 Exit codes: 0 done; 1 a clear error on stderr; 2 wrong usage, or input with
-several meanings; 130 interrupted; 143 told to stop, and saved.
+several meanings; 75 another process of the run is gone, start all again; 130
+interrupted; 143 told to stop, and saved.
 """
 
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from clip_jax import errors, terminal, versions
@@ -19,9 +22,25 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE.
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs one command; raises SystemExit with its code unless that is 0."""
-  code = run(sys.argv[1:] if argv is None else argv)
+  try:
+    code = run(sys.argv[1:] if argv is None else argv)
+  except Exception:
+    if not _has_joined_others():
+      raise
+    traceback.print_exc()
+    code = FAILED
+  if code and _has_joined_others():
+    # At its exit JAX would wait for processes that will not come.
+    sys.stderr.flush()
+    os._exit(code)
   if code:
     sys.exit(code)
+
+
+def _has_joined_others() -> bool:
+  """Whether this is one of several processes of a run."""
+  jax = sys.modules.get("jax")
+  return jax is not None and jax.distributed.is_initialized()
 
 
 def run(argv: Sequence[str]) -> int:

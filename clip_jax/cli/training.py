@@ -1,13 +1,17 @@
 """The verb that trains."""
 
 import argparse
+import contextlib
 import logging
+from collections.abc import Iterator
+from typing import Any
 
 from clip_jax import errors, terminal
 from clip_jax.cli import flags, measures, verb
 
 # As long as JAX waits by itself.
 _JOIN_SECONDS = 300
+_HEARTBEAT_SECONDS = 30
 
 
 def _add_train(parser: flags.Parser) -> None:
@@ -40,11 +44,19 @@ def _add_train(parser: flags.Parser) -> None:
   parser.add_argument(
     "--process-id", type=int, metavar="I", help="number of this one, from 0"
   )
+  parser.add_argument(
+    "--heartbeat",
+    type=flags.count,
+    metavar="SECONDS",
+    default=_HEARTBEAT_SECONDS,
+    help="a process that is silent for longer counts as gone, and all others"
+    f" end (default: {_HEARTBEAT_SECONDS})",
+  )
   flags.add_json(parser)
   parser.usage = (
     "%(prog)s --config FILE --workdir DIR [--config.FIELD=VALUE ...] "
     "[--allow-changes] [--json]\n       [--distributed | --coordinator "
-    "HOST:PORT --processes N --process-id I]"
+    "HOST:PORT --processes N --process-id I] [--heartbeat SECONDS]"
   )
 
 
@@ -73,7 +85,11 @@ def _check_train(arguments: argparse.Namespace) -> str | None:
 
 def train(arguments: argparse.Namespace) -> verb.Answer:
   """Trains a model as a config says."""
-  join_processes(arguments)
+  with joined_processes(arguments):
+    return _train(arguments)
+
+
+def _train(arguments: argparse.Namespace) -> verb.Answer:
   from clip_jax import config
   from clip_jax.train import loop
 
@@ -99,27 +115,62 @@ def train(arguments: argparse.Namespace) -> verb.Answer:
   return verb.Answer(summary, "\n".join(lines))
 
 
-def join_processes(arguments: argparse.Namespace) -> None:
+@contextlib.contextmanager
+def joined_processes(arguments: argparse.Namespace) -> Iterator[None]:
   """Joins the processes of a run; no device may have been used before."""
-  if arguments.coordinator is None and not arguments.distributed:
+  if arguments.coordinator is None:
+    if arguments.distributed:
+      _initialize(heartbeat_seconds=arguments.heartbeat)
+    yield
     return
   import jax
 
-  if arguments.coordinator:
-    others = "process 0" if arguments.process_id else "the other processes"
-    logging.info(
-      "Waiting for %s at %s (up to %d s)",
-      others,
-      arguments.coordinator,
-      _JOIN_SECONDS,
-    )
+  from clip_jax.train import peers
+
+  others = "process 0" if arguments.process_id else "the other processes"
+  logging.info(
+    "Waiting for %s at %s (up to %d s)",
+    others,
+    arguments.coordinator,
+    _JOIN_SECONDS,
+  )
+  watch = peers.connect(
+    arguments.coordinator,
+    process=arguments.process_id,
+    processes=arguments.processes,
+    join_seconds=_JOIN_SECONDS,
+    heartbeat_seconds=arguments.heartbeat,
+  )
   try:
-    # What is None is found in the cluster's environment.
-    jax.distributed.initialize(
-      coordinator_address=arguments.coordinator,
+    _initialize(
+      coordinator_address=watch.coordinator,
+      coordinator_bind_address=watch.coordinator,
       num_processes=arguments.processes,
       process_id=arguments.process_id,
+      # The watch knows sooner; what JAX does about it says little.
+      heartbeat_seconds=3 * arguments.heartbeat,
+    )
+    yield
+    jax.distributed.shutdown()
+  except SystemExit:  # All of them were told to stop, and have saved.
+    jax.distributed.shutdown()
+    watch.close()
+    raise
+  except BaseException as error:
+    watch.fail(error)
+    raise
+  watch.close()
+
+
+def _initialize(*, heartbeat_seconds: int, **options: Any) -> None:
+  import jax
+
+  try:
+    # What is not given is found in the cluster's environment.
+    jax.distributed.initialize(
       initialization_timeout=_JOIN_SECONDS,
+      heartbeat_timeout_seconds=heartbeat_seconds,
+      **options,
     )
   except (RuntimeError, ValueError) as error:
     raise errors.UserError(

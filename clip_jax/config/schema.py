@@ -9,6 +9,7 @@ from ml_collections import config_dict
 
 PRECISIONS = ("bfloat16", "float32", "float64")
 OPTIMIZERS = ("adafactor", "adamw", "lion", "muon")
+INIT_SCHEMES = ("scaled", "openai")
 LOSS_KINDS = ("sigmoid", "softmax")
 LOSS_METHODS = ("auto", "dense", "gathered", "ring", "two_level")
 DUPLICATES = ("ignore", "mask", "positive")
@@ -102,6 +103,13 @@ SCHEMA: dict[str, Field] = {
   ),
   "init.text": Field(
     str, "", _anything, "a checkpoint whose text tower to begin with"
+  ),
+  "init.scheme": Field(
+    str,
+    "scaled",
+    _one_of(INIT_SCHEMES),
+    "how new parameters are drawn: both towers as OpenAI's code draws the text"
+    " tower, or all as in that code",
   ),
   "data.train": Field(str, "", _address, "DATA address of the pairs"),
   "data.workers": Field(

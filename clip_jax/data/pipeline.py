@@ -7,6 +7,7 @@ drawn from a generator keyed by `(seed, g)`. To resume is to start at a step.
 """
 
 import dataclasses
+import functools
 import math
 import traceback
 import weakref
@@ -22,6 +23,7 @@ from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import order, transforms
 from clip_jax.data import record as record_lib
+from clip_jax.data import workers as worker_processes
 from clip_jax.data.ledger import Problem
 from clip_jax.data.placement import local_rows, place
 
@@ -201,12 +203,19 @@ class _EvalBatch:
 class Batches(Iterator[dict]):
   """Iterates over batches; a context manager that stops threads and workers."""
 
-  def __init__(self, elements: Iterator, *, chunks: int, endless: bool):
+  def __init__(
+    self,
+    elements: Iterator,
+    *,
+    chunks: int,
+    endless: bool,
+    owner: str | None = None,
+  ):
     self._elements = [elements]
     self._chunks = chunks
     self._endless = endless
     # Also at exit: grain's own clean-up comes too late there.
-    self._finalizer = weakref.finalize(self, _close, self._elements)
+    self._finalizer = weakref.finalize(self, _close, self._elements, owner)
 
   def __next__(self) -> dict:
     parts = [self._next_element() for _ in range(self._chunks)]
@@ -245,9 +254,10 @@ class Batches(Iterator[dict]):
     self.close()
 
 
-def _close(elements: list[Iterator]) -> None:
+def _close(elements: list[Iterator], owner: str | None) -> None:
   # Let go of at once: its destructor fails where the interpreter ends.
   elements.pop().close()
+  worker_processes.end(owner)
 
 
 def _join(parts: list) -> np.ndarray | list:
@@ -322,14 +332,20 @@ def train_batches(
     .map(_Guarded(make_chunk))
     .to_iter_dataset(_read_options(threads, prefetch))
   )
+  worker_processes.remove_leftovers()
+  owner = None
   if workers:
     if not flags.FLAGS.is_parsed():
       # Grain reads its flags in the parent of its workers.
       flags.FLAGS.mark_as_parsed()
+    owner = worker_processes.new_owner()
+    if owner is not None:
+      dataset = dataset.map(worker_processes.Share(owner))
     dataset = dataset.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers=workers)
+      grain.MultiprocessingOptions(num_workers=workers),
+      worker_init_fn=functools.partial(worker_processes.begin, owner),
     )
-  return Batches(iter(dataset), chunks=chunks, endless=True)
+  return Batches(iter(dataset), chunks=chunks, endless=True, owner=owner)
 
 
 def eval_batches(

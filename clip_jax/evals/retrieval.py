@@ -99,7 +99,12 @@ def _blocks(
 
 
 def summarise(ranks: np.ndarray) -> dict[str, float]:
-  """Returns recall at 1, 5 and 10 (fractions) and the median rank from 1."""
+  """Returns recall at 1, 5 and 10 (fractions) and the median rank.
+
+  Ranks count from 1. Of an even number of queries the median is the mean of
+  the two in the middle, so that it may end in .5; much other code rounds that
+  down to a whole rank.
+  """
   recalls = {f"r@{k}": float(np.mean(ranks < k)) for k in CUTOFFS}
   return recalls | {"median_rank": float(np.median(ranks)) + 1}
 

@@ -1,7 +1,9 @@
 """Writing an index: row by row, seen by readers only when it is whole."""
 
 import contextlib
+import fcntl
 import json
+import logging
 import os
 import pathlib
 import secrets
@@ -42,27 +44,23 @@ class Builder:
     self.dtype = np.dtype(dtype)
     self.rows = 0
     self._embed_dim = 0
+    self.meta: dict[str, Any] = {}  # Once it is written.
     self.facts: dict[str, Any] = {"model": model, "fingerprint": fingerprint}
     self._stack = contextlib.ExitStack()
 
   def __enter__(self) -> "Builder":
     check_replaceable(self.directory)
-    self.directory.mkdir(parents=True, exist_ok=True)
     with self._stack as stack:
+      stack.enter_context(_hold(self.directory))
       self._embeds = stack.enter_context(_partial_file(self.directory))
       self._records = stack.enter_context(_partial_file(self.directory))
       self._stack = stack.pop_all()
     return self
 
   def __exit__(self, kind, error, traceback) -> None:
-    try:
-      with self._stack:
-        if kind is None:
-          self._commit()
-    finally:
-      _clean(self.directory)
-      with contextlib.suppress(OSError):
-        self.directory.rmdir()  # Only where nothing was written.
+    with self._stack:
+      if kind is None:
+        self._commit()
 
   def add(
     self, embeds: np.ndarray, records: list[tuple[str, tuple[str, ...]]]
@@ -113,7 +111,7 @@ class Builder:
       "embeddings": self._keep(self._embeds, "embeddings-{}.npy"),
       "records": self._keep(self._records, "records-{}.jsonl"),
     }
-    meta = {
+    self.meta = {
       "format": layout.FORMAT,
       "version": layout.VERSION,
       "count": self.rows,
@@ -124,7 +122,7 @@ class Builder:
     }
     _sync_directory(self.directory)
     with _partial_file(self.directory) as file:
-      file.write((json.dumps(meta, indent=2) + "\n").encode())
+      file.write((json.dumps(self.meta, indent=2) + "\n").encode())
       _sync(file)
       os.replace(file.name, self.directory / layout.META)
     _sync_directory(self.directory)
@@ -132,7 +130,7 @@ class Builder:
   def _keep(self, file: BinaryIO, pattern: str) -> dict[str, Any]:
     """Gives a finished file its name and returns how to check it."""
     _sync(file)
-    digest = layout.sha256(pathlib.Path(file.name))
+    digest = layout.sha256(file)
     name = pattern.format(digest[:16])
     os.replace(file.name, self.directory / name)
     size = (self.directory / name).stat().st_size
@@ -148,9 +146,7 @@ def check_replaceable(directory: str | os.PathLike) -> None:
   if not directory.is_dir():
     return
   others = sorted(
-    entry.name
-    for entry in directory.iterdir()
-    if not layout.OWN_FILE.fullmatch(entry.name)
+    entry.name for entry in directory.iterdir() if not layout.is_own(entry.name)
   )
   if others:
     raise errors.UserError(
@@ -163,6 +159,44 @@ def check_replaceable(directory: str | os.PathLike) -> None:
     raise errors.UserError(
       f"{meta} is not of an index and is left alone; name a new directory."
     )
+
+
+@contextlib.contextmanager
+def _hold(directory: pathlib.Path) -> Iterator[None]:
+  """Makes the directory, keeps other builds out and cleans up in the end.
+
+  The lock is on the directory itself: it leaves no file, and the system lets
+  go of it when the process dies, in whatever way.
+  """
+  while True:
+    directory.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # Another has just removed it.
+      descriptor = os.open(directory, os.O_RDONLY)
+      if _lock(descriptor, directory):
+        break
+      os.close(descriptor)
+  try:
+    yield
+  finally:
+    _clean(directory)
+    with contextlib.suppress(OSError):
+      directory.rmdir()  # Only where nothing was written.
+    os.close(descriptor)
+
+
+def _lock(descriptor: int, directory: pathlib.Path) -> bool:
+  """Returns whether the lock is had; not where the directory was removed."""
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    os.close(descriptor)
+    raise errors.UserError(
+      f"Another `clip-jax embed` is writing {directory}. Wait for its end or "
+      "stop it, or name another directory."
+    ) from None
+  except OSError as error:  # Some mounted buckets have no locks.
+    logging.warning("%s cannot be locked: %s", directory, error.strerror)
+  return os.path.samestat(os.fstat(descriptor), os.stat(directory))
 
 
 @contextlib.contextmanager
@@ -195,9 +229,12 @@ def _clean(directory: pathlib.Path) -> None:
     files = layout.read_meta(directory)["files"]
   except errors.UserError:
     files = {}
-  keep = {layout.META, *(entry["name"] for entry in files.values())}
+  keep = {
+    layout.META,
+    *(files[part]["name"] for part in files if part in layout.PARTS),
+  }
   for entry in directory.iterdir():
-    if entry.name not in keep and layout.OWN_FILE.fullmatch(entry.name):
+    if entry.name not in keep and layout.is_own(entry.name):
       entry.unlink(missing_ok=True)
 
 
@@ -234,4 +271,4 @@ def build(
       embeds = embed_images(batch["image"])
       builder.add(embeds, list(zip(batch["key"], batch["texts"], strict=True)))
     builder.facts |= facts or {}
-  return layout.read_meta(builder.directory)
+  return builder.meta

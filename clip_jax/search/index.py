@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from typing import BinaryIO
 
 import numpy as np
 
@@ -34,6 +35,9 @@ class Hit:
 class Index:
   """An index opened for reading; embeddings stay on disk, mapped.
 
+  What was opened stays what it was, also while `clip-jax embed` replaces the
+  index: its files are mapped, and the system keeps them for that long.
+
   Attributes:
     meta: what `meta.json` says: model, fingerprint, data, count and more.
     embeds: (count, embed).
@@ -58,34 +62,44 @@ class Index:
           raise self._damaged(f"{name} is missing") from None
 
   def _open(self) -> None:
-    embeds = self._verified("embeddings")
-    self._records = self._verified("records")
-    try:
-      self.embeds = np.load(embeds, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-      raise self._damaged(str(error)) from None
-    shape = (self.meta["count"], self.meta["embed_dim"])
-    if (
-      self.embeds.shape != shape or self.embeds.dtype.name not in layout.DTYPES
-    ):
+    with self._verified("embeddings") as file:
+      self.embeds = self._mapped(file)
+    with self._verified("records") as file:
+      self._records = np.memmap(file, np.uint8, "r")
+    self._ends = _line_ends(self._records)
+    if len(self._ends) != len(self.embeds):
       raise self._damaged(
-        f"embeddings are {self.embeds.dtype} {self.embeds.shape}, not {shape}"
-      )
-    self._offsets = _line_offsets(self._records)
-    if len(self._offsets) != len(self.embeds):
-      raise self._damaged(
-        f"{len(self._offsets)} records for {len(self.embeds)} embeddings"
+        f"{len(self._ends)} records for {len(self.embeds)} embeddings"
       )
 
-  def _verified(self, part: str) -> pathlib.Path:
+  def _mapped(self, file: BinaryIO) -> np.ndarray:
+    file.seek(0)
+    try:
+      version = np.lib.format.read_magic(file)
+      if version != (1, 0):
+        raise ValueError(f"version {version} of the .npy format")
+      found = np.lib.format.read_array_header_1_0(file)
+    except (ValueError, EOFError) as error:
+      raise self._damaged(str(error)) from None
+    shape, transposed, dtype = found
+    wanted = self.meta["count"], self.meta["embed_dim"]
+    if shape != wanted or transposed or dtype.name not in layout.DTYPES:
+      raise self._damaged(f"embeddings are {dtype} {shape}, not {wanted}")
+    try:
+      return np.memmap(file, dtype, "r", file.tell(), shape)
+    except ValueError as error:  # The file is shorter than it says.
+      raise self._damaged(str(error)) from None
+
+  def _verified(self, part: str) -> BinaryIO:
     entry = self.meta["files"][part]
-    path = self.directory / entry["name"]
+    file = layout.open_file(self.directory, entry["name"])
     if (
-      path.stat().st_size != entry["bytes"]
-      or layout.sha256(path) != entry["sha256"]
+      os.fstat(file.fileno()).st_size != entry["bytes"]
+      or layout.sha256(file) != entry["sha256"]
     ):
-      raise self._damaged(f"{path.name} is not as it was written")
-    return path
+      file.close()
+      raise self._damaged(f"{entry['name']} is not as it was written")
+    return file
 
   def _damaged(self, why: str) -> errors.UserError:
     return errors.UserError(
@@ -147,10 +161,15 @@ class Index:
     return hits
 
   def _record(self, index: int) -> tuple[str, tuple[str, ...]]:
-    with self._records.open("rb") as file:
-      file.seek(self._offsets[index])
-      record = json.loads(file.readline())
-    return record["key"], tuple(record["captions"])
+    start = int(self._ends[index - 1]) if index else 0
+    try:
+      record = json.loads(self._records[start : self._ends[index]].tobytes())
+      key, captions = record["key"], tuple(record["captions"])
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+      raise self._damaged(f"record {index}: {error!r}") from None
+    if not all(isinstance(text, str) for text in (key, *captions)):
+      raise self._damaged(f"record {index} has a key or a caption that is none")
+    return key, captions
 
 
 def nearest(
@@ -181,12 +200,10 @@ def nearest(
   return list(zip(rows.tolist(), scores.tolist(), strict=True))
 
 
-def _line_offsets(path: pathlib.Path) -> np.ndarray:
-  """Returns where each line of a file starts."""
-  ends, position = [np.zeros(1, np.int64)], 0
-  with path.open("rb") as file:
-    while block := file.read(_BYTES_PER_READ):
-      newlines = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
-      ends.append(position + newlines + 1)
-      position += len(block)
-  return np.concatenate(ends)[:-1]
+def _line_ends(content: np.ndarray) -> np.ndarray:
+  """Returns where each line of a file, given as uint8, ends."""
+  ends = [np.zeros(0, np.int64)]
+  for start in range(0, len(content), _BYTES_PER_READ):
+    block = content[start : start + _BYTES_PER_READ]
+    ends.append(start + np.flatnonzero(block == ord("\n")) + 1)
+  return np.concatenate(ends)

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import pathlib
 import re
-from typing import Any
+import stat
+from typing import Any, BinaryIO
 
 from clip_jax import errors
 
@@ -13,11 +15,13 @@ VERSION = 1
 META = "meta.json"
 DTYPES = ("float32", "float16")
 
-# Every file of an index, finished or not.
-OWN_FILE = re.compile(
-  r"meta\.json|(embeddings-[0-9a-f]{16}\.npy|records-[0-9a-f]{16}\.jsonl)"
-  r"|\.partial-.*"
-)
+# The files that hold the data, each named after its content.
+PARTS = {
+  "embeddings": re.compile(r"embeddings-[0-9a-f]{16}\.npy"),
+  "records": re.compile(r"records-[0-9a-f]{16}\.jsonl"),
+}
+_PARTIAL = re.compile(r"\.partial-.*")
+_MOST_META_BYTES = 1 << 20
 
 
 # What must be in meta.json, and its type.
@@ -32,6 +36,38 @@ _META_FIELDS = {
 }
 
 
+def is_own(name: str) -> bool:
+  """Whether a file of an index may be called so, finished or not."""
+  patterns = (*PARTS.values(), _PARTIAL)
+  return name == META or any(pattern.fullmatch(name) for pattern in patterns)
+
+
+def open_file(directory: pathlib.Path, name: str) -> BinaryIO:
+  """Opens a file of an index: what lies in the directory itself.
+
+  Raises:
+    FileNotFoundError: it is not there.
+    UserError: it is a link, which could lead anywhere, or no file.
+  """
+  path = directory / name
+  try:
+    # Nothing to wait for, should it be a pipe.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags)
+  except OSError as error:
+    if not path.is_symlink():
+      raise
+    raise errors.UserError(
+      f"{path} is a link; the files of an index lie in its directory. Copy the "
+      "index with its files, or make it again with `clip-jax embed`."
+    ) from error
+  file = os.fdopen(descriptor, "rb")
+  if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    file.close()
+    raise errors.UserError(f"{path} is no file; this is no index of clip_jax.")
+  return file
+
+
 def read_meta(directory: pathlib.Path) -> dict[str, Any]:
   """Returns the checked content of `meta.json`.
 
@@ -39,7 +75,8 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
     UserError: it is missing, or not what a `Builder` writes.
   """
   try:
-    meta = json.loads((directory / META).read_bytes())
+    with open_file(directory, META) as file:
+      meta = json.loads(file.read(_MOST_META_BYTES))
   except FileNotFoundError:
     raise errors.UserError(
       f"{directory} is no index: it has no {META}. `clip-jax embed MODEL "
@@ -47,7 +84,9 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
     ) from None
   except NotADirectoryError:
     raise errors.UserError(f"{directory} is a file, no index.") from None
-  except ValueError as error:
+  except errors.UserError:
+    raise
+  except (ValueError, RecursionError) as error:
     raise errors.UserError(f"{directory / META} is damaged: {error}.") from None
   if not isinstance(meta, dict) or meta.get("format") != FORMAT:
     raise errors.UserError(f"{directory / META} is no index of clip_jax.")
@@ -62,18 +101,24 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
         f"{directory / META} is damaged: {field} must be a {kind.__name__}, "
         f"got {meta.get(field)!r}."
       )
-  for part in ("embeddings", "records"):
+  for part, pattern in PARTS.items():
     entry = meta["files"].get(part)
-    name = entry.get("name") if isinstance(entry, dict) else None
     # A plain name of our own pattern: never a path out of the directory.
-    if not isinstance(name, str) or not OWN_FILE.fullmatch(name):
+    if not (
+      isinstance(entry, dict)
+      and isinstance(entry.get("name"), str)
+      and pattern.fullmatch(entry["name"])
+      and isinstance(entry.get("bytes"), int)
+      and entry["bytes"] > 0
+      and isinstance(entry.get("sha256"), str)
+    ):
       raise errors.UserError(
         f"{directory / META} is damaged: files.{part} is {entry!r}."
       )
   return meta
 
 
-def sha256(path: pathlib.Path) -> str:
-  """Returns the checksum of a file in hexadecimal."""
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(file: BinaryIO) -> str:
+  """Returns the checksum of an open file in hexadecimal."""
+  file.seek(0)
+  return hashlib.file_digest(file, "sha256").hexdigest()

@@ -104,7 +104,9 @@ class Checkpoints:
   def __enter__(self):
     return self
 
-  def __exit__(self, kind, *error):
+  def __exit__(self, kind, error, traceback):
+    if isinstance(error, Exception) and jax.process_count() > 1:
+      return  # A save waits for all processes, and the others may be gone.
     told = self._failed
     try:
       self.close()

@@ -48,14 +48,19 @@ _MUON_RMS = 0.2
 
 
 def schedule(
-  step: jax.Array, *, peak_lr: float, warmup_steps: int, total_steps: int
+  step: jax.Array,
+  *,
+  peak_lr: float,
+  warmup_steps: int,
+  total_steps: int,
+  dtype: jnp.dtype = jnp.float32,
 ) -> jax.Array:
   """Returns the learning rate of update number `step`, counted from 0.
 
   Linear warm-up to `peak_lr` in `warmup_steps`, then half a cosine towards 0
-  at `total_steps` (paper, section 2.5).
+  at `total_steps` (paper, section 2.5); computed in `dtype`.
   """
-  step = jnp.asarray(step).astype(jnp.float32)
+  step = jnp.asarray(step).astype(dtype)
   warmup = (step + 1) / max(warmup_steps, 1)
   progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
   cosine = (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1))) / 2
@@ -86,6 +91,7 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int):
     peak_lr=config.optim.peak_lr,
     warmup_steps=warmup_steps,
     total_steps=total_steps,
+    dtype=jnp.promote_types(config.precision, jnp.float32),
   )
 
 

@@ -52,6 +52,7 @@ class Program:
       self.tx,
       self.mesh,
       seed=self.config.seed,
+      scheme=self.config.init.scheme,
       ema=step_lib.keeps_average(self.config),
     )
 

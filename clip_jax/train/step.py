@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import errors, losses, sharding
-from clip_jax.models import clip, resnet, sharded, variants
+from clip_jax.models import clip, initialisation, resnet, sharded, variants
 from clip_jax.train import freezing
 from clip_jax.train import gradients as gradients_lib
 
@@ -135,12 +135,16 @@ def _check_micro_batches(config, model):
     )
 
 
-def init_variables(model: clip.CLIP, seed: int | jax.Array) -> dict[str, Any]:
-  """Returns the new collections of `model`."""
+def init_variables(
+  model: clip.CLIP, seed: int | jax.Array, *, scheme: str = "scaled"
+) -> dict[str, Any]:
+  """Returns the new collections of `model`; see `initialisation`."""
   size = model.image.image_size
   images = jnp.zeros((1, size, size, 3), jnp.uint8)
   tokens = jnp.zeros((1, model.text.context_length), jnp.int32)
-  return model.init(jax.random.key(seed), images, tokens)
+  key = jax.random.key(seed)
+  variables = model.init(key, images, tokens)
+  return initialisation.redraw(variables, model, key, scheme=scheme)
 
 
 def _state_of(
@@ -192,13 +196,14 @@ def init_state(
   *,
   seed: int,
   ema: bool = False,
+  scheme: str = "scaled",
 ) -> TrainState:
   """Returns a new state, born sharded: no device ever holds it whole."""
   abstract = abstract_state(model, tx, mesh, ema=ema)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   # The seed is an argument, so that every seed shares one compilation.
   initialise = jax.jit(
-    lambda seed: _state_of(init_variables(model, seed), tx, ema),
+    lambda seed: _state_of(init_variables(model, seed, scheme=scheme), tx, ema),
     out_shardings=shardings,
   )
   return initialise(jnp.uint32(seed))

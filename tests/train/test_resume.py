@@ -239,12 +239,13 @@ def _free_port():
     return listener.getsockname()[1]
 
 
-def _start_pair(workdir, *options):
+def _start_pair(workdir, *options, heartbeat=30):
   """Two processes with two devices each."""
   address = f"127.0.0.1:{_free_port()}"
   pair = []
   for i in range(2):
     distributed = ("--coordinator", address, "--processes", "2")
+    distributed += ("--heartbeat", str(heartbeat))
     pair.append(
       _start(
         workdir,
@@ -299,6 +300,38 @@ def test_two_processes_with_a_vit_follow_the_same_trajectory(tmp_path):
   _finish(one, *options)
   _finish_pair(_start_pair(two, *options, "mesh.fsdp=2"), two)
   _assert_same_trajectory(two, one, 1e-9, x64=True)
+
+
+@pytest.mark.slow
+def test_when_one_of_two_processes_is_killed_both_end_and_go_on(tmp_path):
+  heartbeat = 10
+  whole, workdir = tmp_path / "whole", tmp_path / "killed"
+  _finish_pair(_start_pair(whole, OFTEN), whole)
+  for killed in (1, 0):
+    before = _count_lines(workdir)
+    pair = _start_pair(workdir, OFTEN, heartbeat=heartbeat)
+    done = before + 4
+    assert _wait_for(lambda done=done: _count_lines(workdir) >= done, pair[0])
+    pair[killed].kill()
+    started = time.monotonic()
+    _expect(pair[1 - killed], 75, workdir, f"log{1 - killed}")
+    assert time.monotonic() - started < heartbeat + 2
+    said = _said(workdir, f"log{1 - killed}").splitlines()
+    # One line, after those of the run itself and of gloo's connections.
+    *others, last = said
+    assert last.startswith(f"Error: The connection to process {killed} of 2")
+    own = (
+      "Waiting",
+      "tiny-rn",
+      "Texts:",
+      "[Gloo]",
+      "Compil",
+      "Step",
+      "Resumed",
+    )
+    assert [line for line in others if not line.startswith(own)] == []
+  _finish_pair(_start_pair(workdir, OFTEN), workdir)
+  _assert_same_run(workdir, whole)
 
 
 @pytest.mark.slow

@@ -1,0 +1,86 @@
+"""How new parameters are drawn: the modules' own way, or OpenAI's code's.
+
+The modules draw both towers as OpenAI's published code draws the text tower.
+That code leaves more to PyTorch's defaults than its `initialize_parameters`
+shows: the attention and the MLP of the image tower, and the biases of every MLP
+and of the attention pool. They are all uniform, and biases are not zero.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from clip_jax import sharding
+from clip_jax.models import clip, text, vit
+
+# What differs, by the kind of tower, and the bound of the uniform numbers as
+# one over the root of the inputs: of `width` features, of the `mlp_dim` inner
+# ones, or Xavier's for three matrices in one, of (3 + 1) * width / 6.
+_XAVIER = "xavier"
+_MLP_BIASES = (
+  (re.compile(r"encoder/blocks/mlp/fc_in/bias$"), "width"),
+  (re.compile(r"encoder/blocks/mlp/fc_out/bias$"), "mlp_dim"),
+)
+_ROWS = {
+  vit.VisionTransformer: (
+    (
+      re.compile(r"encoder/blocks/attention/(query|key|value)/kernel$"),
+      _XAVIER,
+    ),
+    (re.compile(r"encoder/blocks/attention/out/kernel$"), "width"),
+    (re.compile(r"encoder/blocks/mlp/fc_in/kernel$"), "width"),
+    (re.compile(r"encoder/blocks/mlp/fc_out/kernel$"), "mlp_dim"),
+    *_MLP_BIASES,
+  ),
+  text.TextTransformer: _MLP_BIASES,
+}
+_POOL_BIAS = re.compile(r"^image/attention_pool/attention/\w+/bias$")
+
+
+def redraw(
+  variables: Mapping[str, Any], model: clip.CLIP, key: jax.Array, *, scheme: str
+) -> dict[str, Any]:
+  """Returns new variables as `scheme` draws them.
+
+  Args:
+    variables: of `model.init`, which is "scaled".
+    model: the module.
+    key: that they were drawn with.
+    scheme: "scaled" or "openai".
+  """
+  if scheme == "scaled":
+    return dict(variables)
+  params = variables["params"]
+  leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+  drawn = []
+  for number, (path, leaf) in enumerate(leaves):
+    bound = _bound(sharding.path_name(path), model, params)
+    if bound is not None:
+      # Flax folds names in, never such numbers: the streams are apart.
+      new = jax.random.fold_in(key, number)
+      leaf = jax.random.uniform(
+        new, leaf.shape, leaf.dtype, minval=-bound, maxval=bound
+      )
+    drawn.append(leaf)
+  return {**variables, "params": jax.tree_util.tree_unflatten(tree, drawn)}
+
+
+def _bound(
+  name: str, model: clip.CLIP, params: Mapping[str, Any]
+) -> float | None:
+  """Returns the bound of what differs; None for what does not."""
+  if _POOL_BIAS.match(name):
+    kernel = params["image"]["attention_pool"]["attention"]["query"]["kernel"]
+    return kernel.shape[0] ** -0.5
+  part, _, rest = name.partition("/")
+  tower = getattr(model, part, None) if part in ("image", "text") else None
+  for pattern, inputs in _ROWS.get(type(tower), ()):
+    if pattern.match(rest):
+      if inputs == _XAVIER:
+        return (6 / (4 * tower.width)) ** 0.5
+      if inputs == "mlp_dim":
+        return (tower.mlp_dim or 4 * tower.width) ** -0.5
+      return tower.width**-0.5
+  return None

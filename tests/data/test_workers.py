@@ -1,0 +1,193 @@
+"""Workers and their shared memory end with the run, whatever ends it."""
+
+import contextlib
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from clip_jax.data import workers
+
+# CLIP_JAX_KILLS=20 takes some minutes.
+KILLS = int(os.environ.get("CLIP_JAX_KILLS", "4")) // 2
+MEMORY = pathlib.Path("/dev/shm")
+LINUX = pytest.mark.skipif(not MEMORY.is_dir(), reason="needs /dev/shm")
+
+_RUN = """
+import numpy as np, sys, time
+from clip_jax import preprocess, tokenizer
+from clip_jax.data import pipeline, sources
+from clip_jax.models import variants
+
+spec = variants.spec("tiny-rn")
+with pipeline.train_batches(
+  sources.open_source("builtin:digits/train"),
+  seed=0, batch_size=64, rows=np.arange(64), start_step=0, workers=2,
+  preprocess=preprocess.Preprocess.from_spec(spec),
+  tokenizer=tokenizer.make_tokenizer(
+    **spec["tokenizer"], context_length=16, contents=None
+  ),
+) as batches:
+  try:
+    for step in range(100_000):
+      next(batches)
+      print(step, flush=True)
+  except KeyboardInterrupt:
+    raise SystemExit(130)
+"""
+
+
+@contextlib.contextmanager
+def running():
+  """A process that loads batches with two workers, in a group of its own."""
+  process = subprocess.Popen(
+    [sys.executable, "-c", _RUN],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  try:
+    yield process
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def wait_until(condition, seconds):
+  end = time.monotonic() + seconds
+  while not condition() and time.monotonic() < end:
+    time.sleep(0.05)
+  return condition()
+
+
+def group(pid):
+  """The processes of a group that are not dead."""
+  found = []
+  for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+    with contextlib.suppress(OSError):
+      state, _, number = path.read_text().rpartition(")")[2].split()[:3]
+      if int(number) == pid and state != "Z":
+        found.append(path.parent.name)
+  return found
+
+
+def segments(pid):
+  """What a run has in shared memory, semaphores too."""
+  names = {path.name for path in MEMORY.glob(f"clip_jax-*-{pid}-*")}
+  for path in MEMORY.glob(f"clip_jax-*-{pid}-*-semaphores"):
+    with contextlib.suppress(FileNotFoundError):
+      names |= set(path.read_text().split())
+  return {name for name in names if (MEMORY / name).exists()}
+
+
+@LINUX
+@pytest.mark.slow
+def test_a_killed_run_leaves_no_process_and_no_segment():
+  rng = random.Random(0)
+  for _ in range(KILLS):
+    with running() as process:
+      process.stdout.readline()
+      time.sleep(rng.uniform(0, 0.2))
+      held = segments(process.pid)
+      assert len(held) > 20 and len(group(process.pid)) >= 3
+      process.kill()
+      assert wait_until(lambda p=process.pid: not group(p), 10)
+      left = [name for name in held if (MEMORY / name).exists()]
+      assert not left and not segments(process.pid)
+
+
+@LINUX
+@pytest.mark.slow
+def test_what_is_killed_together_is_cleaned_up_at_the_next_start():
+  for _ in range(KILLS):
+    with running() as process, running() as other:
+      for each in (process, other):
+        each.stdout.readline()
+      held = segments(process.pid)
+      os.killpg(process.pid, signal.SIGKILL)
+      process.wait()
+      assert wait_until(lambda p=process.pid: not group(p), 10)
+      assert segments(process.pid)
+      workers.remove_leftovers()
+      left = [name for name in held if (MEMORY / name).exists()]
+      assert not left and not segments(process.pid)
+      # The other run is alive, and what it has is needed.
+      assert len(segments(other.pid)) > 20
+      for _ in range(20):
+        assert other.stdout.readline()
+
+
+@LINUX
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]
+)
+def test_a_signal_to_all_processes_ends_them_in_order(number, code):
+  with running() as process:
+    process.stdout.readline()
+    os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in said
+    assert wait_until(lambda: not group(process.pid), 10)
+    assert not segments(process.pid)
+
+
+def test_only_own_leftovers_of_dead_runs_are_removed(tmp_path, monkeypatch):
+  namespace = workers._namespace()
+  if namespace is None:
+    pytest.skip("needs /proc")
+  dead = subprocess.Popen(["true"])
+  dead.wait()
+  start = workers._start_time(os.getpid())
+  begin = f"clip_jax-{namespace}"
+  gone = {
+    f"{begin}-{dead.pid}-1-0-7-1": b"1234",
+    f"{begin}-{os.getpid()}-{int(start) - 1}-0-7-1": b"",  # Number used again.
+    f"{begin}-{dead.pid}-1-0-7-semaphores": b"sem.ours\nsem.none\n/etc/x\n..",
+    "sem.ours": b"",
+  }
+  kept = {
+    f"{begin}-{os.getpid()}-{start}-0-7-1": b"",
+    f"clip_jax-{int(namespace) + 1}-{dead.pid}-1-0-7-1": b"",
+    f"{begin}-{dead.pid}-1": b"",
+    "psm_01234567": b"",
+    "sem.theirs": b"",
+  }
+  for name, content in {**gone, **kept}.items():
+    (tmp_path / name).write_bytes(content)
+  monkeypatch.setattr(workers, "_MEMORY", tmp_path)
+  with monkeypatch.context() as another:
+    another.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    workers.remove_leftovers()
+    assert len(list(tmp_path.iterdir())) == len(gone) + len(kept)
+  workers.remove_leftovers()
+  assert {path.name for path in tmp_path.iterdir()} == kept.keys()
+
+
+@LINUX
+def test_shared_arrays_are_named_after_their_owner_and_equal():
+  owner = workers.new_owner()
+  given = {
+    "image": np.arange(24, dtype=np.uint8).reshape(2, 3, 4),
+    "none": np.zeros((0, 3), np.int32),
+    "problems": ["x"],
+  }
+  shared = workers.Share(owner).map(given)
+  name = shared["image"].metadata.name
+  assert name.startswith(owner) and (MEMORY / name).exists()
+  np.testing.assert_array_equal(shared["image"], given["image"])
+  assert shared["image"].dtype == np.uint8
+  assert shared["none"] is given["none"]
+  assert shared["problems"] is given["problems"]
+  del shared
+  workers.end(owner)
+  assert not list(MEMORY.glob(f"{owner}*"))

@@ -1,0 +1,205 @@
+"""Processes of one run notice that another is gone, and end together."""
+
+import contextlib
+import queue
+import socket
+import threading
+import time
+
+import pytest
+
+from clip_jax import errors
+from clip_jax.train import peers
+
+HEARTBEAT = 1.0
+
+
+def free_address():
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def connect(process, *, address, processes, ends, join_seconds=20):
+  return peers.connect(
+    address,
+    process=process,
+    processes=processes,
+    join_seconds=join_seconds,
+    heartbeat_seconds=HEARTBEAT,
+    leave=lambda code, message: ends.put((process, code, message)),
+  )
+
+
+def connect_all(processes):
+  """Connects threads of this process as if they were processes."""
+  address, ends = free_address(), queue.Queue()
+  found = {}
+
+  def run(process):
+    found[process] = connect(
+      process, address=address, processes=processes, ends=ends
+    )
+
+  threads = [
+    threading.Thread(target=run, args=(process,))
+    for process in reversed(range(processes))
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  return [found[process] for process in range(processes)], ends
+
+
+def vanish(peer):
+  """Closes the connections of a peer as the system does for a dead process."""
+  peer._drop()
+
+
+def fall_silent(peer):
+  peer._over = True
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(monkeypatch):
+  made = []
+  begin = peers.Peers.__init__
+
+  def note(self, **options):
+    made.append(self)
+    begin(self, **options)
+
+  monkeypatch.setattr(peers.Peers, "__init__", note)
+  yield
+  for peer in made:
+    if hasattr(peer, "_server"):
+      vanish(peer)
+
+
+def wait_for(ends, count):
+  return {
+    process: (code, message)
+    for process, code, message in (ends.get(timeout=20) for _ in range(count))
+  }
+
+
+@pytest.mark.parametrize("gone", [0, 1, 2])
+def test_all_end_at_once_when_one_is_gone(gone):
+  all_of_them, ends = connect_all(3)
+  started = time.monotonic()
+  vanish(all_of_them[gone])
+  ended = wait_for(ends, 2)
+  assert time.monotonic() - started < HEARTBEAT
+  assert ended.keys() == {0, 1, 2} - {gone}
+  for code, message in ended.values():
+    assert code == peers.EXIT_CODE
+    assert f"process {gone} of 3 is closed" in message
+    assert "\n" not in message and "from its last checkpoint" in message
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_all_end_when_one_is_silent_for_longer_than_its_heartbeat(silent):
+  both, ends = connect_all(2)
+  started = time.monotonic()
+  time.sleep(1.5 * HEARTBEAT)  # Who has nothing to say is heard all the same.
+  assert ends.empty()
+  fall_silent(both[silent])
+  ((_, (code, message)),) = wait_for(ends, 1).items()
+  assert time.monotonic() - started < 2.5 * HEARTBEAT + 2
+  assert code == peers.EXIT_CODE
+  assert message.startswith(f"Nothing came from process {silent} of 2 for 1 s.")
+
+
+def test_an_error_of_one_is_told_to_all():
+  all_of_them, ends = connect_all(3)
+  all_of_them[1].fail(errors.UserError("No data.\nMore."))
+  ended = wait_for(ends, 2)
+  assert {code for code, _ in ended.values()} == {peers.FAILED}
+  for _, message in ended.values():
+    assert message == "Process 1 of 3 ended, and this one with it: No data."
+
+
+def test_those_that_are_done_part_in_peace():
+  all_of_them, ends = connect_all(3)
+  threads = [threading.Thread(target=peer.close) for peer in all_of_them]
+  for thread in threads:
+    thread.start()
+    time.sleep(0.1)
+  for thread in threads:
+    thread.join()
+  assert ends.empty()
+
+
+def test_what_jax_says_passes_through_unchanged():
+  both, _ = connect_all(2)
+  host, guest = (peer.coordinator.rpartition(":") for peer in both)
+  said = bytes(range(256)) * 4000
+  with (
+    socket.create_server((host[0], int(host[2]))) as service,
+    socket.create_connection((guest[0], int(guest[2]))) as client,
+  ):
+    answering, _ = service.accept()
+    with answering:
+      for one, other in ((client, answering), (answering, client)):
+        sender = threading.Thread(target=one.sendall, args=(said,))
+        sender.start()
+        got = b""
+        while len(got) < len(said):
+          got += other.recv(1 << 16)
+        sender.join()
+        assert got == said
+
+
+@pytest.mark.parametrize(
+  "process, processes, message",
+  [
+    (1, 3, "was started with --processes 2"),
+    (2, 2, "another process with --process-id 2"),
+    (0, 2, "cannot listen"),
+  ],
+)
+def test_a_process_that_does_not_belong_is_refused(process, processes, message):
+  address, ends = free_address(), queue.Queue()
+  waiting = []
+
+  def wait():
+    with pytest.raises(
+      errors.UserError, match=r"these did not come .* 1\. Start"
+    ):
+      connect(0, address=address, processes=2, ends=ends, join_seconds=2)
+    waiting.append("missed")
+
+  thread = threading.Thread(target=wait)
+  thread.start()
+  time.sleep(0.2)
+  with pytest.raises(errors.UserError, match=message):
+    connect(
+      process, address=address, processes=processes, ends=ends, join_seconds=2
+    )
+  thread.join()
+  assert waiting == ["missed"]
+
+
+def test_a_host_that_cannot_be_reached_is_named():
+  address = free_address()
+  with pytest.raises(errors.UserError, match=f"cannot be reached at {address}"):
+    connect(1, address=address, processes=2, ends=None, join_seconds=0.3)
+
+
+def test_strangers_do_no_harm():
+  both, ends = connect_all(2)
+  address = both[1]._address
+  for line in (
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"\xff\n",
+    b"[" * 100_000,
+    b'["x"]\n',
+  ):
+    with socket.create_connection(address) as stranger:
+      stranger.sendall(line)
+      stranger.settimeout(5)
+      with contextlib.suppress(ConnectionResetError):
+        assert stranger.recv(100) == b""
+  time.sleep(1.2 * HEARTBEAT)
+  assert ends.empty()
