@@ -135,12 +135,13 @@ def _add_embed(parser: flags.Parser) -> None:
 def embed(arguments: argparse.Namespace) -> verb.Answer:
   """Makes an index of the images of some data."""
   from clip_jax import inference, search
-  from clip_jax.data import pipeline, sources
+  from clip_jax.data import account, pipeline, sources
   from clip_jax.evals import tasks
 
   search.check_replaceable(arguments.out)
   clip = inference.load(arguments.model)
   source = sources.open_source(arguments.data)
+  warnings = account.tell(source, arguments.data)
   bad = collections.Counter()
   with (
     terminal.Progress("embed") as progress,
@@ -162,7 +163,7 @@ def embed(arguments: argparse.Namespace) -> verb.Answer:
     )
   left_out = f", {bad.total()} bad records left out" if bad else ""
   return verb.Answer(
-    {"out": arguments.out, **meta},
+    {"out": arguments.out, **meta, "warnings": warnings},
     f"Embedded {meta['count']} images into {arguments.out}{left_out}.",
   )
 
@@ -221,7 +222,10 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
     }
     for hit in hits
   ]
-  rows = [(f"{hit.score:.4f}", hit.key, hit.captions[0]) for hit in hits]
+  rows = [
+    (f"{hit.score:.4f}", terminal.escaped(hit.key), hit.captions[0])
+    for hit in hits
+  ]
   return verb.Answer(
     {"results": results, "index": arguments.index},
     terminal.table(("score", "key", "caption"), rows),

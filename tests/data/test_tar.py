@@ -71,7 +71,7 @@ def test_any_names_and_contents_come_back(
       info.size = len(data)
       archive.addfile(info, io.BytesIO(data))
   found, damages = _split(path)
-  assert damages == []
+  assert [d.reason for d in damages] == ["empty"] * (not members)
   assert _contents(path, found) == members
 
 
@@ -149,7 +149,7 @@ def test_a_hostile_long_name_does_not_fill_the_memory(tmp_path, write_tar):
   path.write_bytes(data)
   found, damages = _split(path)
   assert [m.name for m in found] == ["n" * 100, "b.txt"]
-  assert damages == [(0, "damaged_header")]
+  assert [d[:2] for d in damages] == [(0, "damaged_header")]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_damaged_header_costs_one_member(tmp_path, write_tar, member):
   path.write_bytes(data)
   found, damages = _split(path)
   assert _contents(path, found) == members[:member] + members[member + 1 :]
-  assert damages == [(position, "damaged_header")]
+  assert [d[:2] for d in damages] == [(position, "damaged_header")]
 
 
 @pytest.mark.parametrize("length", range(1, 6 * 512, 100))
@@ -199,7 +199,7 @@ def test_random_bytes_are_no_archive(tmp_path):
   path.write_bytes(np.random.default_rng(0).bytes(20_000))
   found, damages = _split(path)
   assert found == []
-  assert damages[0] == (0, "damaged_header")
+  assert damages[0][:2] == (0, "damaged_header")
 
 
 def _stream_count(path):
