@@ -106,7 +106,16 @@ class Account:
     }
 
   def sentences(self, *, most_files: int = _SHOWN_FILES) -> list[str]:
-    """Returns what there is to say, a sentence for each thing."""
+    """Returns all that there is to say, a sentence for each thing."""
+    return [*self.warnings(most_files=most_files), *self.remarks()]
+
+  def remarks(self) -> list[str]:
+    """Returns what is as it should be, as far as anybody knows."""
+    others = self.left_out.describe(images=False)
+    return [f"Not read: {others}."] if others else []
+
+  def warnings(self, *, most_files: int = _SHOWN_FILES) -> list[str]:
+    """Returns what may be a loss or a mistake."""
     files = list(dict.fromkeys(path for path, _, _ in self.damages))
     files += [path for path in self.lost if path not in set(files)]
     said = [self._of_file(path) for path in files[:most_files]]
@@ -117,8 +126,6 @@ class Account:
       )
     if images := self.left_out.describe(images=True):
       said.append(f"Images that are not read, by their names: {images}.")
-    if others := self.left_out.describe(images=False):
-      said.append(f"Not read: {others}.")
     return [*said, *self.notes]
 
   def _of_file(self, path: str) -> str:
@@ -175,10 +182,12 @@ def of(source: record_lib.Source) -> Account:
 
 def tell(source: record_lib.Source, address: str) -> list[str]:
   """Logs what there is to say of the data at `address`, and returns it."""
-  said = of(source).sentences()
-  for sentence in said:
-    logging.warning("%s: %s", terminal.escaped(address), sentence)
-  return said
+  found, address = of(source), terminal.escaped(address)
+  for sentence in found.warnings():
+    logging.warning("%s: %s", address, sentence)
+  for sentence in found.remarks():
+    logging.info("%s: %s", address, sentence)
+  return found.sentences()
 
 
 def check(

@@ -149,16 +149,16 @@ def open_folder(
   kinds = {name: _kind(name) for name in sorted(_walk(root, account.left_out))}
   images = [name for name, kind in kinds.items() if kind in _IMAGES]
   texts = [name for name, kind in kinds.items() if kind in _TEXTS]
+  for name, kind in kinds.items():
+    if kind in (None, naming.LABEL):
+      account.left_out.add(name)
   if not images:
     seen = [*texts, *account.left_out.first_names()][:3]
     raise errors.UserError(
       f"folder:{path} holds no images (files that end in"
-      f" {', '.join(naming.IMAGE_SUFFIXES)})"
+      f" {', '.join(naming.IMAGE_SUFFIXES[:9])} and the like)"
       + (f", but for example {_listed(seen)}." if seen else "; it is empty.")
     )
-  for name, kind in kinds.items():
-    if kind in (None, naming.LABEL):
-      account.left_out.add(name)
   if layout is None:
     layout = _decide(root, images, texts, account.notes)
   account.notes.extend(_note_splits(path, images, layout))

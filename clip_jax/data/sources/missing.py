@@ -17,6 +17,7 @@ from clip_jax.data.sources import tar
 
 _NUMBER = re.compile(r"(.*?)(\d+)", re.DOTALL)
 _LEAST_STEPS = 3  # Of keys, before they are taken for consecutive.
+_NEARLY = 0.9
 
 
 def lost_records(shards: Sequence[shard_lib.Shard]) -> list[int | None]:
@@ -40,7 +41,7 @@ def lost_records(shards: Sequence[shard_lib.Shard]) -> list[int | None]:
     if any(damage.at_end for _, damage in shard.sites):
       behind = _behind(shard) if mean is None else mean - slots
       estimate = None if behind is None else max(estimate, behind)
-    elif shard.sites and same and number < len(shards) - 1:
+    elif shard.sites and same and not _may_be_rest(number, shards, whole[0]):
       estimate = max(0, whole[0] - slots)
     lost.append(estimate)
   return lost
@@ -59,6 +60,14 @@ def _only_lacks_its_end(shard: shard_lib.Shard) -> bool:
   reasons = [damage.reason for _, damage in shard.sites]
   bad_end = len(shard.keys) - 1 in shard.problems
   return reasons == ["no_end_marker"] and not bad_end
+
+
+def _may_be_rest(
+  number: int, shards: Sequence[shard_lib.Shard], count: int
+) -> bool:
+  """Tells whether a shard is the last, and holds much less than `count`."""
+  last = number == len(shards) - 1
+  return last and len(shards[number].keys) < _NEARLY * count
 
 
 def _behind(shard: shard_lib.Shard) -> int | None:

@@ -158,6 +158,8 @@ class WebDataset:
       ) from error
     if len(data) < size:
       raise record_lib.BadRecord("truncated", key)
+    if data and not data.lstrip(b"\0"):  # A hole in the file.
+      raise record_lib.BadRecord("damaged_member", key)
     return data
 
   def _texts(
