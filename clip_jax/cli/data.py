@@ -56,9 +56,10 @@ def _inspect(arguments, source, on_record) -> verb.Answer:
   lines += [f"  {terminal.escaped(k)}: {why}" for k, why in bad_keys]
   if more := sum(found["bad"].values()) - len(bad_keys):
     lines.append(f"  and {more} more; --json lists {len(found['bad_keys'])}")
-  if lost := found["lost"]:
-    lines.append(f"lost: about {lost} records, which are in no list")
-  lines += account.of(source).sentences(most_files=_MOST_BAD_SHOWN)
+  kept = account.of(source)
+  if kept.lost_records:
+    lines.append(f"lost: {kept.lost_in_words}, which are not counted above")
+  lines += kept.sentences(most_files=_MOST_BAD_SHOWN)
   names = found["class_names"]
   if names:
     shown = [terminal.printable(name, limit=40) for name in names[:10]]
@@ -96,7 +97,7 @@ def _prepare(arguments, source, on_record) -> verb.Answer:
   what = "bad ones left out" if arguments.drop_bad else "of them bad"
   text = (
     f"{did} {summary['records']} records, {bad} {what}"
-    f"{f', about {kept.lost_records} lost' if kept.lost_records else ''}; "
+    f"{f', {kept.lost_in_words} lost' if kept.lost_records else ''}; "
     f"train on arrayrecord:{arguments.out}"
   )
   payload = {"out": arguments.out, **summary, **kept.to_dict()}

@@ -93,6 +93,12 @@ class Account:
     """Number of records without a slot, in all files."""
     return sum(1 if count is None else count for count in self.lost.values())
 
+  @property
+  def lost_in_words(self) -> str:
+    """Their number, as far as it is known: "about 3", "at least 1"."""
+    known = None not in self.lost.values()
+    return f"{'about' if known else 'at least'} {self.lost_records}"
+
   def to_dict(self) -> dict[str, Any]:
     """Returns the account as `--json` holds it."""
     names = self.left_out.names.items()
@@ -116,13 +122,13 @@ class Account:
 
   def warnings(self, *, most_files: int = _SHOWN_FILES) -> list[str]:
     """Returns what may be a loss or a mistake."""
-    files = list(dict.fromkeys(path for path, _, _ in self.damages))
-    files += [path for path in self.lost if path not in set(files)]
+    damaged = (path for path, _, _ in self.damages)
+    files = list(dict.fromkeys([*damaged, *self.lost]))
     said = [self._of_file(path) for path in files[:most_files]]
     if (more := len(files) - most_files) > 0:
       said.append(
         f"{more} more files are damaged; `clip-jax data inspect --json` lists "
-        f"all. About {self.lost_records} records are lost in them together."
+        f"them. All together have lost {self.lost_in_words} records."
       )
     if images := self.left_out.describe(images=True):
       said.append(f"Images that are not read, by their names: {images}.")
@@ -156,10 +162,10 @@ def of_copy(sidecar: Mapping[str, Any]) -> Account:
   Raises:
     UserError: the account in it is damaged.
   """
-  if sidecar.get("source", {}).get("drop_bad"):
-    return Account()
-  fields = sidecar.get("account", {})
   try:
+    if sidecar.get("source", {}).get("drop_bad"):
+      return Account()
+    fields = sidecar.get("account", {})
     damages = [(str(f), int(at), str(why)) for f, at, why in fields["damages"]]
     lost = {
       str(f): None if n is None else int(n)
@@ -194,12 +200,13 @@ def check(
   source: record_lib.Source, address: str, *, max_bad_fraction: float
 ) -> None:
   """Raises UserError where more records are lost than a run lets pass."""
-  lost = of(source).lost_records
+  found = of(source)
+  lost = found.lost_records
   total = lost + len(source)
   if lost <= max_bad_fraction * total:
     return
   raise errors.UserError(
-    f"{address}: about {lost} of {total} records are lost to damaged files "
+    f"{address}: {found.lost_in_words} of {total} records are lost to damage "
     f"({100 * lost / total:.2g} %); data.max_bad_fraction="
     f"{max_bad_fraction:g} allows {max_bad_fraction * total:g}. Bring the "
     "files again (`clip-jax data inspect` lists them), or raise the limit to "

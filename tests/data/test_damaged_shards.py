@@ -247,7 +247,7 @@ def test_inspecting_tells_damages_and_what_they_cost(tmp_path, shards, capsys):
   ((path, _, reason),) = found["damages"]
   assert (path, reason) == (str(tmp_path / "0000.tar"), "no_end_marker")
   assert cli.run(["data", "inspect", address]) == 0
-  assert "lost: about 5 records" in capsys.readouterr().out
+  assert "lost: about 5, which" in capsys.readouterr().out
 
 
 def test_the_estimate_of_no_shards_is_nothing():

@@ -88,6 +88,13 @@ def test_splits_inside_of_a_folder_are_told(folder, tmp_path, names, told):
     assert "folder:" in note and "read as classes" in note
 
 
+def test_classes_are_texts_whatever_their_folders_are_called(folder):
+  source = folder({"caf\udce9_au_lait/0.png": None, "d/e\udcff.png": None})
+  assert source.class_names == ("caf\ufffd au lait", "d")
+  assert source[0].texts == ("caf\ufffd au lait",)
+  assert source[1].key == "d/e\udcff.png"
+
+
 def test_files_that_are_not_read_are_counted(folder):
   source = folder(
     {

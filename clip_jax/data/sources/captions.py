@@ -105,6 +105,7 @@ def propose_lines(
   return [
     f"{several} of {looked} captions looked at have several lines, and each is "
     "read as one text. Where a line is a caption of its own, as in "
-    "CLIP_benchmark's retrieval data, add ?captions=lines to the address: "
-    "recall is wrong without it. ?captions=text says that they are one text."
+    "CLIP_benchmark's retrieval data, add ?captions=lines to the address: the "
+    "recall of retrieval is wrong without it. ?captions=text says that they "
+    "are one text."
   ]

@@ -42,7 +42,7 @@ class ClassFolder:
     self, root: str, names: list[str], *, account: account_lib.Account
   ):
     directories = sorted({name.split(os.sep)[0] for name in names})
-    self.class_names = tuple(name.replace("_", " ") for name in directories)
+    self.class_names = tuple(map(_class_name, directories))
     self.account = account
     self._root = root
     self._labels = {name: label for label, name in enumerate(directories)}
@@ -244,6 +244,12 @@ def _note_splits(path: str, images: list[str], layout: str) -> Iterator[str]:
       f"The folders {_listed(sorted(splits))} are named like splits, and are "
       f"read {read}; folder:{os.path.join(path, first)} reads one of them."
     )
+
+
+def _class_name(directory: str) -> str:
+  """Returns the text that a directory's name is; no UTF-8 becomes "�"."""
+  name = directory.encode("utf-8", "surrogateescape")
+  return name.decode("utf-8", "replace").replace("_", " ")
 
 
 def _listed(names: Iterable[str]) -> str:

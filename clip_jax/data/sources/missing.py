@@ -73,7 +73,7 @@ def _may_be_rest(
 def _behind(shard: shard_lib.Shard) -> int | None:
   """Returns what is missing at the end by its size; None without any."""
   _, damage = next(site for site in shard.sites if site[1].at_end)
-  if damage.reason == "zeros":
+  if damage.reason == "zeros" and damage.offset:
     return round(damage.size * len(shard.keys) / damage.offset)
   return None
 

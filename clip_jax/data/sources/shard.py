@@ -112,8 +112,6 @@ class _Grouper:
       self._touched[slot] = "damaged_header" if lost_header else "truncated"
 
   def add(self, part: naming.Part, member: tar.Member) -> None:
-    if record_lib.is_unsafe(part.key):
-      member = member._replace(problem="unsafe_name")
     sample = self._sample_for(part)
     sample.add(part, member)
     self._run = sample
@@ -124,7 +122,7 @@ class _Grouper:
       return self._new(part.key)
     if part.field in known.fields:
       again = self._new(part.key)  # From here on, it collects parts.
-      again.problem = "duplicate_key"
+      again.problem = again.problem or "duplicate_key"
       return again
     if known is not run:
       known.problem = known.problem or "parts_not_adjacent"
@@ -132,6 +130,8 @@ class _Grouper:
 
   def _new(self, key: str) -> _Sample:
     sample = _Sample(key)
+    if record_lib.is_unsafe(key):
+      sample.problem = "unsafe_name"
     self._samples.append(sample)
     self._by_key[key] = sample
     return sample

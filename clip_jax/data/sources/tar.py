@@ -118,34 +118,39 @@ class _Scan:
     position = 0
     while position < self._end:
       block = self._read(position, BLOCK)
-      if not block.strip(b"\0"):
+      if not block[0] and not block.strip(b"\0"):
         position = yield from self._zeros(position)
       elif (header := _parse(block)) is None:
         position = yield from self._resume(position)
       else:
-        yield from self._release()
-        position = yield from self._entry(position, header)
+        if self._last is not None:
+          yield self._last
+          self._last = None
+        position, damage = self._entry(position, header)
+        if damage is not None:
+          yield damage
     yield from self._release()
     if not self._end or (self._ended and not self._data):
-      yield Damage(0, "empty", self._end, at_end=True)
+      reason = "zeros" if self._end > _MAX_END_BYTES else "empty"
+      yield Damage(0, reason, self._end, at_end=True)
     elif not self._ended:
       yield Damage(self._end, "no_end_marker", at_end=True)
 
-  def _entry(self, position: int, header: _Header) -> Iterator[Damage]:
+  def _entry(self, position: int, header: _Header) -> tuple[int, Damage | None]:
     """Takes in a header; returns where the next one should be."""
-    self._ended = False
+    self._ended, damage = False, None
     self._data = data = position + BLOCK
     if header.kind in _EXTENSIONS:
       size = header.size
       if not self._extension(header, data):
-        yield Damage(position, "damaged_header", BLOCK, headers=1)
+        damage = Damage(position, "damaged_header", BLOCK, headers=1)
     else:
       size = self._member(header, data)
       self._next = {}
     if size > self._end - data:  # Not to be believed, or cut.
       found = self._find(data)
-      return self._end if found is None else found
-    return data + -(-size // BLOCK) * BLOCK
+      return self._end if found is None else found, damage
+    return data + -(-size // BLOCK) * BLOCK, damage
 
   def _zeros(self, position: int) -> Iterator[Member | Damage]:
     """Passes over zeros; returns where the next header should be.
