@@ -77,6 +77,7 @@ class Account:
 
   Attributes:
     left_out: files or members that are not read.
+    unread: images in other formats than those read; their records are bad.
     damages: places where containers are damaged: (file, offset, reason).
     lost: records that have no slot, by file: known or estimated numbers; None
       where nobody can know, which counts as one.
@@ -84,6 +85,7 @@ class Account:
   """
 
   left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
+  unread: LeftOut = dataclasses.field(default_factory=LeftOut)
   damages: Sequence[tuple[str, int, str]] = ()
   lost: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
   notes: Sequence[str] = ()
@@ -132,6 +134,11 @@ class Account:
       )
     if images := self.left_out.describe(images=True):
       said.append(f"Images that are not read, by their names: {images}.")
+    if unread := self.unread.describe(images=True):
+      said.append(
+        f"Bad records, as images of such suffixes are not read: {unread}; "
+        "convert them."
+      )
     return [*said, *self.notes]
 
   def _of_file(self, path: str) -> str:

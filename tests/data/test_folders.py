@@ -108,6 +108,7 @@ def test_files_that_are_not_read_are_counted(folder):
     }
   )
   assert source.account.left_out.counts == {"cls": 1, "md": 1, "png": 1, "": 2}
+  assert "1 .heic ('cat/1.heic'); convert" in source.account.sentences()[1]
   with pytest.raises(sources.BadRecord, match="unsupported_image"):
     source[1]
 

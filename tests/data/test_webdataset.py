@@ -271,6 +271,12 @@ def test_where_no_member_fits_three_names_are_shown(tmp_path, write_tar):
     sources.open_source(f"wds:{tmp_path}/b")
 
 
+def test_images_in_other_formats_are_told(tmp_path, write_tar, png):
+  path = write_tar(tmp_path / "a.tar", [("a.png", png(0)), ("b.HEIC", b"x")])
+  (said,) = sources.open_source(f"wds:{path}").account.sentences()
+  assert "are not read: 1 .heic ('b.HEIC'); convert them" in said
+
+
 def test_members_that_are_not_read_are_counted(tmp_path, write_tar, png):
   members = [("a.png", png(0)), ("a.txt", b"a"), ("a.mask.png", png(1))]
   members += [(f"{i}.img", b"x") for i in range(3)] + [("README", b"x")]

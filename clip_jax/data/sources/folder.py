@@ -152,6 +152,8 @@ def open_folder(
   for name, kind in kinds.items():
     if kind in (None, naming.LABEL):
       account.left_out.add(name)
+    elif kind == naming.UNREAD_IMAGE:
+      account.unread.add(name)
   if not images:
     seen = [*texts, *account.left_out.first_names()][:3]
     raise errors.UserError(

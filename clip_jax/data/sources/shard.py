@@ -57,6 +57,7 @@ class Shard:
   problems: dict[int, str]
   sites: tuple[tuple[int, tar.Damage], ...]  # Slots before, and a damage.
   left_out: account_lib.LeftOut
+  unread: account_lib.LeftOut  # Images that make a slot bad.
   members: int
   size: int
   stated: int | None  # Slots that it should have.
@@ -98,6 +99,7 @@ class _Grouper:
 
   def __init__(self):
     self.left_out = account_lib.LeftOut()
+    self._unread = account_lib.LeftOut()
     self._samples: list[_Sample] = []
     self._by_key: dict[str, _Sample] = {}
     self._run: _Sample | None = None
@@ -147,15 +149,16 @@ class _Grouper:
         problem = self._touched[slot]
       if problem:
         problems[slot] = problem
-      elif IMAGE in sample.parts:
-        for name in sample.unread:  # There is another one.
-          self.left_out.add(name)
+      counts = self.left_out if IMAGE in sample.parts else self._unread
+      for name in sample.unread:
+        counts.add(name)
     return Shard(
       strings.Strings(sample.key for sample in self._samples),
       bounds,
       problems,
       tuple(self._sites),
       self.left_out,
+      self._unread,
       members=sum(len(sample.fields) for sample in self._samples),
       size=size,
       stated=stated,

@@ -105,14 +105,16 @@ class WebDataset:
     return f"{says}: it {account_lib.WORDS[reason]} ({shard.size} bytes)."
 
   def _make_account(self) -> account_lib.Account:
-    left_out = account_lib.LeftOut()
+    left_out, unread = account_lib.LeftOut(), account_lib.LeftOut()
     lost = dict(
       zip(self._files.paths, missing.lost_records(self._shards), strict=True)
     )
     for shard in self._shards:
       left_out.merge(shard.left_out)
+      unread.merge(shard.unread)
     return account_lib.Account(
       left_out,
+      unread,
       damages=[
         (path, damage.offset, damage.reason)
         for path, shard in zip(self._files.paths, self._shards, strict=True)
