@@ -101,7 +101,8 @@ class Ledger:
     # In a pass over the source, the lost records would have been met, too.
     lost = self._lost * settled / self._records if self._lost else 0
     limit = max(0, self._max_bad_fraction * (settled + lost) - lost)
-    if bad <= limit:
+    # One record can stand in for several bad ones: 1 lets any number pass.
+    if bad <= limit or self._max_bad_fraction == 1:
       return
     reasons = ", ".join(
       f"{count} {reason}" for reason, count in self.counts.most_common()
