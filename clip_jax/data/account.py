@@ -22,6 +22,7 @@ WORDS = {
   "empty": "is empty",
   "no_end_marker": "ends without an end marker, as if it had been cut",
   "shifted": "has lost bytes or got more",
+  "trailing_bytes": "has more bytes behind its end",
   "truncated": "ends within a header",
   "zeros": "holds zeros in place of data",
 }
@@ -150,7 +151,7 @@ class Account:
     elif lost:
       counted = f"about {lost} record{'s' if lost > 1 else ''} lost"
     else:
-      counted = "no record lost that is not among the bad ones"
+      counted = "no sign of lost records besides the bad ones"
     if not places:
       return f"{name}: {counted}."
     (at, why), more = places[0], len(places) - 1

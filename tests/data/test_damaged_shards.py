@@ -177,6 +177,18 @@ def test_a_writer_that_leaves_out_the_end_loses_nothing(tmp_path, shards):
   found = account.of(sources.open_source(f"wds:{tmp_path}"))
   assert [reason for _, _, reason in found.damages] == ["no_end_marker"] * 3
   assert found.lost_records == 0
+  # Shards that hold this and that may have been cut, all of them.
+  _change(tmp_path / "0001.tar", _cut_at_record(12))
+  found = account.of(sources.open_source(f"wds:{tmp_path}"))
+  assert list(found.lost.values()) == [None] * 3
+
+
+def test_bytes_behind_the_end_cost_nothing(tmp_path, shards):
+  shards([9])
+  _change(tmp_path / "0000.tar", lambda data: data + b"\n")
+  found = account.of(sources.open_source(f"wds:{tmp_path}"))
+  assert [reason for _, _, reason in found.damages] == ["trailing_bytes"]
+  assert found.lost_records == 0
 
 
 def test_keys_that_are_no_numbers_are_counted_by_headers(tmp_path, shards):

@@ -25,8 +25,8 @@ def lost_records(shards: Sequence[shard_lib.Shard]) -> list[int | None]:
 
   None: nobody can know, but at least one.
   """
-  if len(shards) > 1 and all(map(_only_lacks_its_end, shards)):
-    return [0] * len(shards)  # So their writer leaves them.
+  if _are_written_without_end(shards):
+    return [0] * len(shards)
   whole, same = _whole_counts(shards)
   lost: list[int | None] = []
   for number, shard in enumerate(shards):
@@ -54,6 +54,15 @@ def _whole_counts(shards: Sequence[shard_lib.Shard]) -> tuple[list[int], bool]:
   if len(counts) > 1 and not shards[-1].sites and counts[-1] < min(counts[:-1]):
     counts.pop()
   return counts, len(counts) > 1 and len(set(counts)) == 1
+
+
+def _are_written_without_end(shards: Sequence[shard_lib.Shard]) -> bool:
+  """Tells whether all shards lack their ends and are alike otherwise."""
+  return (
+    len(shards) > 2
+    and all(map(_only_lacks_its_end, shards))
+    and len({len(shard.keys) for shard in shards[:-1]}) == 1
+  )
 
 
 def _only_lacks_its_end(shard: shard_lib.Shard) -> bool:

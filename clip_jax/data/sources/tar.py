@@ -57,7 +57,8 @@ class Damage(NamedTuple):
   Attributes:
     offset: where it begins.
     reason: damaged_header, shifted (bytes are missing or too many), zeros,
-      truncated (inside a header), no_end_marker, empty or compressed.
+      truncated (inside a header), no_end_marker, trailing_bytes, empty or
+      compressed.
     size: bytes passed over.
     headers: headers of members among them.
     at_end: whether nobody knows how much is missing behind it.
@@ -177,6 +178,11 @@ class _Scan:
     if ends and _parse(self._read(after, BLOCK)) is not None:
       self._ended = True
       return after
+    if ends and self._find(after) is None and self._trailing_zeros() < BLOCK:
+      self._ended = True
+      yield from self._close(position, position)
+      yield Damage(after, "trailing_bytes")
+      return self._end
     return (yield from self._resume(position, zeros=True))
 
   def _skip_zeros(self, position: int) -> int:
