@@ -39,6 +39,25 @@ def printable(text: str, *, limit: int = 1000) -> str:
   return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def escaped(name: str, *, limit: int = 1000) -> str:
+  """Returns a name with what cannot be seen in it as an escape sequence.
+
+  A byte that was no UTF-8 is shown as `\\xNN`. Longer names than `limit`
+  characters end in an ellipsis.
+  """
+  text = "".join(map(_escape, name[:limit]))
+  cut = len(name) > limit or len(text) > limit
+  return text[: limit - 1] + "…" if cut else text
+
+
+def _escape(character: str) -> str:
+  if character.isprintable() and character != "\\":
+    return character
+  if "\udc80" <= character <= "\udcff":
+    return f"\\x{ord(character) - 0xDC00:02x}"
+  return character.encode("unicode_escape").decode("ascii")
+
+
 def encodable(text: str, encoding: str | None) -> str:
   """Returns `text` for a stream that may have less than Unicode.
 

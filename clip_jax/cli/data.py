@@ -43,7 +43,7 @@ def data(arguments: argparse.Namespace) -> verb.Answer:
 
 
 def _inspect(arguments, source, on_record) -> verb.Answer:
-  from clip_jax.data import prepare
+  from clip_jax.data import account, prepare
 
   found = prepare.inspect(source, on_record=on_record)
   bad = ", ".join(f"{n} {reason}" for reason, n in found["bad"].items())
@@ -53,11 +53,13 @@ def _inspect(arguments, source, on_record) -> verb.Answer:
     f"bad: {bad or 'none'}",
   ]
   bad_keys = found["bad_keys"][:_MOST_BAD_SHOWN]
-  lines += [f"  {terminal.printable(k)}: {why}" for k, why in bad_keys]
+  lines += [f"  {terminal.escaped(k)}: {why}" for k, why in bad_keys]
   if more := sum(found["bad"].values()) - len(bad_keys):
     lines.append(f"  and {more} more; --json lists {len(found['bad_keys'])}")
-  for path, offset, why in found["damages"]:
-    lines.append(f"  {path} at byte {offset}: {why}")
+  kept = account.of(source)
+  if kept.lost_records:
+    lines.append(f"lost: {kept.lost_in_words}, which are not counted above")
+  lines += kept.sentences(most_files=_MOST_BAD_SHOWN)
   names = found["class_names"]
   if names:
     shown = [terminal.printable(name, limit=40) for name in names[:10]]
@@ -65,7 +67,7 @@ def _inspect(arguments, source, on_record) -> verb.Answer:
     lines.append(f"classes: {len(names)} ({', '.join(shown)}{more})")
   rows = [
     (
-      entry["key"],
+      terminal.escaped(entry["key"]),
       f"{entry['width']}x{entry['height']}",
       "-" if entry["label"] is None else entry["label"],
       " | ".join(entry["texts"]),
@@ -79,8 +81,10 @@ def _inspect(arguments, source, on_record) -> verb.Answer:
 
 
 def _prepare(arguments, source, on_record) -> verb.Answer:
-  from clip_jax.data import prepare
+  from clip_jax.data import account, prepare
 
+  kept = account.of(source)
+  account.tell(source, arguments.data)
   summary = prepare.prepare(
     source,
     arguments.out,
@@ -92,10 +96,12 @@ def _prepare(arguments, source, on_record) -> verb.Answer:
   bad = sum(summary["bad"].values())
   what = "bad ones left out" if arguments.drop_bad else "of them bad"
   text = (
-    f"{did} {summary['records']} records, {bad} {what}; train on "
-    f"arrayrecord:{arguments.out}"
+    f"{did} {summary['records']} records, {bad} {what}"
+    f"{f', {kept.lost_in_words} lost' if kept.lost_records else ''}; "
+    f"train on arrayrecord:{arguments.out}"
   )
-  return verb.Answer({"out": arguments.out, **summary}, text)
+  payload = {"out": arguments.out, **summary, **kept.to_dict()}
+  return verb.Answer(payload, text)
 
 
 _ACTIONS = {"inspect": _inspect, "prepare": _prepare}

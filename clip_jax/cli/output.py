@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from clip_jax import terminal
 from clip_jax.plan import environment
 
 # Below these levels a library's own messages say nothing to a user.
@@ -94,6 +95,14 @@ def to_json(payload: Any) -> str:
   return json.dumps(_plain(payload), indent=2, allow_nan=False)
 
 
+def _is_unicode(text: str) -> bool:
+  try:
+    text.encode("utf-8")
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
 def _plain(value: Any) -> Any:
   if isinstance(value, dict):
     return {str(key): _plain(entry) for key, entry in value.items()}
@@ -103,6 +112,9 @@ def _plain(value: Any) -> Any:
     value = value.item()
   if isinstance(value, float) and not math.isfinite(value):
     return None
-  if value is None or isinstance(value, bool | int | float | str):
+  if isinstance(value, str):
+    # Bytes of a name that were no UTF-8 have no place in JSON.
+    return value if _is_unicode(value) else terminal.escaped(value)
+  if value is None or isinstance(value, bool | int | float):
     return value
   return str(value)  # A path.

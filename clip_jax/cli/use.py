@@ -164,13 +164,14 @@ def _add_embed(parser: flags.Parser) -> None:
 def embed(arguments: argparse.Namespace) -> verb.Answer:
   """Makes an index of the images of some data."""
   from clip_jax import loading, search
-  from clip_jax.data import pipeline, sources
+  from clip_jax.data import account, pipeline, sources
   from clip_jax.evals import tasks
 
   search.check_replaceable(arguments.out)
   clip = loading.load(arguments.model)
   clip.check_towers("image")
   source = sources.open_source(arguments.data)
+  warnings = account.tell(source, arguments.data)
   bad = collections.Counter()
   with (
     terminal.Progress("embed") as progress,
@@ -192,7 +193,7 @@ def embed(arguments: argparse.Namespace) -> verb.Answer:
     )
   left_out = f", {bad.total()} bad records left out" if bad else ""
   return verb.Answer(
-    {"out": arguments.out, **meta},
+    {"out": arguments.out, **meta, "warnings": warnings},
     f"Embedded {meta['count']} images into {arguments.out}{left_out}.",
   )
 
@@ -252,7 +253,10 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
     }
     for hit in hits
   ]
-  rows = [(f"{hit.score:.4f}", hit.key, hit.captions[0]) for hit in hits]
+  rows = [
+    (f"{hit.score:.4f}", terminal.escaped(hit.key), hit.captions[0])
+    for hit in hits
+  ]
   return verb.Answer(
     {"results": results, "index": arguments.index},
     terminal.table(("score", "key", "caption"), rows),

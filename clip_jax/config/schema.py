@@ -117,7 +117,10 @@ SCHEMA: dict[str, Field] = {
   ),
   "data.threads": Field(int, 4, _at_least(1), "loader threads a process"),
   "data.max_bad_fraction": Field(
-    float, 0.01, _between(0, 1), "share of bad records that stops the run"
+    float,
+    0.01,
+    _between(0, 1),
+    "share of bad and lost records that stops the run",
   ),
   "data.resize_ratio": Field(
     float,

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from clip_jax import errors
+from clip_jax import errors, terminal
 
 # A fraction of fewer examples than this says little: until then the limit is
 # the fraction of this many (or of the whole source, if that is shorter).
@@ -43,6 +43,7 @@ class Ledger:
     *,
     records: int,
     max_bad_fraction: float,
+    lost: int = 0,
   ):
     """Opens the ledger at `path`, with what an earlier run left there.
 
@@ -51,9 +52,11 @@ class Ledger:
       records: length of the source.
       max_bad_fraction: share of bad records among those seen that `check`
         lets pass.
+      lost: records that the source had besides, which count as bad.
     """
     self._path = pathlib.Path(path)
     self._records = records
+    self._lost = lost
     self._max_bad_fraction = max_bad_fraction
     self._forget()
     for line in self._read():
@@ -95,20 +98,26 @@ class Ledger:
   def check(self, bad: int, seen: int) -> None:
     """Raises `UserError` where `bad` of `seen` examples is too many."""
     settled = max(seen, min(self._records, SETTLED_EXAMPLES))
-    limit = self._max_bad_fraction * settled
-    if bad <= limit:
+    # In a pass over the source, the lost records would have been met, too.
+    lost = self._lost * settled / self._records if self._lost else 0
+    limit = max(0, self._max_bad_fraction * (settled + lost) - lost)
+    # One record can stand in for several bad ones: 1 lets any number pass.
+    if bad <= limit or self._max_bad_fraction == 1:
       return
     reasons = ", ".join(
       f"{count} {reason}" for reason, count in self.counts.most_common()
     )
     least = ", the fewest that it is taken of" if settled > seen else ""
+    share = f", and {self._lost} records lost" if self._lost else ""
     raise errors.UserError(
-      f"{bad} bad records among {seen} examples; data.max_bad_fraction="
+      f"{bad} bad records among {seen} examples{share}; data.max_bad_fraction="
       f"{self._max_bad_fraction:g} allows {limit:g} ("
-      f"{100 * self._max_bad_fraction:g} % of {settled} examples{least}). "
+      f"{100 * self._max_bad_fraction:g} % of {settled} examples{least}"
+      f"{', less the lost ones' if self._lost else ''}). "
       "Reasons: "
       f"{reasons or 'not known to this process'}. First keys: "
-      f"{', '.join(self.first_keys) or 'none here'}. Mend the data"
+      f"{', '.join(map(terminal.escaped, self.first_keys)) or 'none here'}. "
+      "Mend the data"
       " (`clip-jax data inspect` lists what is wrong) or raise the limit."
     )
 

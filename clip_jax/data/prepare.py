@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from clip_jax import errors, preprocess
+from clip_jax.data import account
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import array_record
 
@@ -63,6 +64,7 @@ def prepare(
       "class_names": source.class_names,
       "templates": source.templates,
       "source": {"address": address, **origin},
+      "account": account.of(source).to_dict(),
     } | _write_shards(source, partial, drop_bad, shard_bytes, on_record)
     if not summary["records"]:
       raise errors.UserError("The source has no usable record to write.")
@@ -207,10 +209,10 @@ def inspect(
 
   Returns:
     `records`: number of slots; `good`; `bad`: number of slots by reason;
-    `bad_keys`: the first `most_bad` as (key, reason); `damages`: (file, offset,
-    reason) in the containers; `texts`: number of captions; `class_names`;
-    `templates`; `labels`: number of records by label; `image_bytes`: their sum;
-    `first`: the first `first` records.
+    `bad_keys`: the first `most_bad` as (key, reason); `texts`: number of
+    captions; `class_names`; `templates`; `labels`: number of records by label;
+    `image_bytes`: their sum; `first`: the first `first` records; and what the
+    account of the source holds (account.py), `left_out` and `damages` among it.
   """
   bad: collections.Counter[str] = collections.Counter()
   labels: collections.Counter[int] = collections.Counter()
@@ -237,7 +239,7 @@ def inspect(
     "good": len(source) - bad.total(),
     "bad": dict(bad),
     "bad_keys": bad_keys,
-    "damages": getattr(source, "damages", []),
+    **account.of(source).to_dict(),
     "texts": texts,
     "class_names": source.class_names,
     "templates": source.templates,

@@ -1,7 +1,10 @@
 """One pair as every source gives it: an encoded image and its texts."""
 
 import dataclasses
+import re
 from typing import Protocol
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,6 +41,16 @@ class BadRecord(Exception):
     return f"{self.key}: {self.reason}"
 
 
+def has_control(name: str) -> bool:
+  """Tells whether a name holds a NUL or another control character."""
+  return bool(_CONTROL.search(name))
+
+
+def is_unsafe(key: str) -> bool:
+  """Tells whether a relative name is refused: it leads out, or has controls."""
+  return key.startswith("/") or ".." in key.split("/") or has_control(key)
+
+
 class Source(Protocol):
   """Random access to records; picklable and safe to read from threads.
 
@@ -48,6 +61,8 @@ class Source(Protocol):
     class_names: names of the labels, where the records have labels.
     templates: prompts for these names, with `{}` where the name goes.
     fingerprint: a digest of what the records are read from.
+
+  A source that passes over anything has an `account` of it, too (account.py).
   """
 
   class_names: tuple[str, ...] | None

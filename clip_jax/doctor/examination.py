@@ -72,6 +72,7 @@ def _of_data(
     sample = records.read(run.source, run.preprocess, progress=progress)
   limit = config.data.max_bad_fraction
   return [
+    records.account(run.source, max_bad_fraction=limit),
     records.check(sample, max_bad_fraction=limit),
     *captions.check(sample, run.tokenizer, duplicates=config.loss.duplicates),
   ]

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from clip_jax import errors, terminal
 from clip_jax import preprocess as preprocess_lib
-from clip_jax import terminal
+from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data import sources, transforms
 from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
@@ -85,6 +86,25 @@ def read(
   )
 
 
+def account(source: sources.Source, *, max_bad_fraction: float) -> Finding:
+  """Says what the data lost to damage, and what of it is not read.
+
+  Args:
+    source: of training pairs.
+    max_bad_fraction: `data.max_bad_fraction` of the config.
+  """
+  found = account_lib.of(source)
+  facts = found.to_dict() | {"max_bad_fraction": max_bad_fraction}
+  message = " ".join(found.sentences())
+  if not message:
+    return Finding("files", OK, "None is damaged, and all are read.", facts)
+  try:
+    account_lib.check(source, "Lost", max_bad_fraction=max_bad_fraction)
+  except errors.UserError as error:
+    return Finding("files", PROBLEM, f"{message} {error}", facts)
+  return Finding("files", WARNING, message, facts)
+
+
 def check(sample: Sample, *, max_bad_fraction: float) -> Finding:
   """Compares the share of bad records with what a run lets pass.
 
@@ -107,7 +127,7 @@ def check(sample: Sample, *, max_bad_fraction: float) -> Finding:
   if not bad:
     return Finding("records", OK, f"None is bad of {of}.", facts)
   words = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
-  first = ", ".join(terminal.printable(k, limit=60) for k in sample.bad_keys)
+  first = ", ".join(terminal.escaped(k, limit=60) for k in sample.bad_keys)
   message = (
     f"{bad} bad of {of} ({words}), first {first}: about "
     f"{sample.bad_fraction:.2%}, and data.max_bad_fraction lets "

@@ -1,5 +1,6 @@
 """Labels and templates: what a user types, and the prompts that come of it."""
 
+import collections
 import dataclasses
 import json
 import os
@@ -93,10 +94,20 @@ def _read(path: pathlib.Path, *, what: str) -> list | dict:
   return content
 
 
-def resolve(labels: Labels, templates: Sequence[str] | None = None) -> Prompts:
+def resolve(
+  labels: Labels,
+  templates: Sequence[str] | None = None,
+  *,
+  may_repeat: bool = False,
+) -> Prompts:
   """Returns the prompts of `labels`, each name put into each template.
 
   Labels of a dictionary bring their full prompts, which no template changes.
+
+  Args:
+    labels: of the classes.
+    templates: None takes "a photo of a {}.".
+    may_repeat: whether classes may have the same name, as those of data may.
 
   Raises:
     UserError: no label, an empty one or one given twice; a template without
@@ -120,7 +131,12 @@ def resolve(labels: Labels, templates: Sequence[str] | None = None) -> Prompts:
       )
       for several in synonyms
     )
-  _check_names(names)
+  if not names:
+    raise errors.UserError("There are no labels; name at least one.")
+  if not may_repeat and (twice := repeated(names)):
+    raise errors.UserError(
+      f"Labels must differ, but given more than once: {', '.join(twice[:5])}."
+    )
   return Prompts(names, texts)
 
 
@@ -155,14 +171,10 @@ def _synonyms(label: str | Sequence[str]) -> tuple[str, ...]:
   return several
 
 
-def _check_names(names: tuple[str, ...]) -> None:
-  if not names:
-    raise errors.UserError("There are no labels; name at least one.")
-  if len(set(names)) < len(names):
-    twice = sorted({name for name in names if names.count(name) > 1})
-    raise errors.UserError(
-      f"Labels must differ, but given more than once: {', '.join(twice[:5])}."
-    )
+def repeated(names: Sequence[str]) -> list[str]:
+  """Returns the names that stand for more than one class, sorted."""
+  counts = collections.Counter(names)
+  return sorted(name for name, count in counts.items() if count > 1)
 
 
 def parse_template(template: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
-from clip_jax.data import pipeline, sources
+from clip_jax.data import account, pipeline, sources
 from clip_jax.evals import prompts, retrieval, zero_shot
 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -136,6 +136,8 @@ def evaluate(
 ) -> dict[str, Any]:
   """Returns the measures of one task on one data set.
 
+  `warnings` among them holds what is to be said of the data (account.py).
+
   Args:
     task: one of `TASKS`.
     data: a DATA address.
@@ -155,7 +157,8 @@ def evaluate(
   evaluation = open_evaluation(
     task, data, labels=labels, templates=templates, duplicates=duplicates
   )
-  return evaluation.measure(
+  warnings = account.tell(evaluation.source, data)
+  measured = evaluation.measure(
     embed_images=embed_images,
     embed_texts=embed_texts,
     preprocess=preprocess,
@@ -163,6 +166,7 @@ def evaluate(
     threads=threads,
     progress=progress,
   )
+  return measured | {"warnings": warnings}
 
 
 def watch(

@@ -161,9 +161,13 @@ def make_prompts(
       f"{len(labels)} labels are given, but the data has {len(named)} classes "
       f"({', '.join(named[:5])}, …); name one for each, in this order."
     )
+  own = False
   if named is not None:
     labels = prompts_lib.in_order(labels, named)
-  return prompts_lib.resolve(labels, templates or source.templates)
+    own = prompts_lib.label_names(labels) == list(named)
+  return prompts_lib.resolve(
+    labels, templates or source.templates, may_repeat=own
+  )
 
 
 def check(
@@ -172,10 +176,20 @@ def check(
   labels: prompts_lib.Labels | None = None,
   templates: Sequence[str] | None = None,
 ) -> None:
-  """Raises what `make_prompts` raises; warns of labels that go by position."""
+  """Raises what `make_prompts` raises; warns of what may be a mistake.
+
+  Those are labels that go by position, and names of several classes.
+  """
   names = make_prompts(source, labels=labels, templates=templates).names
   if source.class_names is None:
     return
+  if twice := prompts_lib.repeated(names):
+    logging.warning(
+      "The data give more than one class the name %s: their images count as "
+      "right for the first of them only. Give all classes names that differ "
+      "with --labels.",
+      " and ".join(map(repr, twice[:5])),
+    )
   for name, own in zip(names, source.class_names, strict=True):
     if name != own:
       logging.warning(

@@ -110,7 +110,9 @@ def find_rows(
     raise errors.UserError("There is no usable record to report on.")
   image_embeds = np.concatenate(embeds)
   if source.class_names is not None and min(labels) >= 0:
-    resolved = prompts_lib.resolve(source.class_names, source.templates)
+    resolved = prompts_lib.resolve(
+      source.class_names, source.templates, may_repeat=True
+    )
     names = [prompts[0] for prompts in resolved.texts]
     text_embeds = prompts_lib.class_embeddings(resolved, embed_texts)
     owns = np.asarray(labels)[:, None] == np.arange(len(names))

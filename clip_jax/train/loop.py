@@ -12,8 +12,8 @@ import jax
 import ml_collections
 
 from clip_jax import errors
+from clip_jax.data import account, order
 from clip_jax.data import ledger as ledger_lib
-from clip_jax.data import order
 from clip_jax.models import flops
 from clip_jax.train import (
   checkpoint,
@@ -59,6 +59,7 @@ def train(
   tokenizer = initial.tokenizer_files(workdir, origins)
   run = run_lib.make_run(config, tokenizer_files=tokenizer)
   run.announce()  # Also the first to look into the model.
+  run.check_data()
   initial.check_goes_on(workdir, config)
   with contextlib.ExitStack() as stack:
     enter = stack.enter_context
@@ -177,6 +178,7 @@ def _open_journal(
       journal.ledger_path(workdir),
       records=len(run.source),
       max_bad_fraction=config.data.max_bad_fraction,
+      lost=account.of(run.source).lost_records,
     ),
     throughput=metrics.Throughput(
       flops_per_pair=_TRAIN_OVER_FORWARD_FLOPS * forward,

@@ -12,7 +12,7 @@ from clip_jax import config as config_lib
 from clip_jax import embedder, errors, inference, sharding
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
-from clip_jax.data import pipeline, sources
+from clip_jax.data import account, pipeline, sources
 from clip_jax.evals import tasks
 from clip_jax.models import variants
 from clip_jax.train import freezing, program, text_layout
@@ -67,6 +67,23 @@ class Run(program.Program):
         len(self.source),
       )
     logging.info("Texts: %s.", self.layout.describe(self.layout.rungs[0]))
+
+  def check_data(self) -> None:
+    """Says what was passed over in all the data of the run.
+
+    Raises:
+      UserError: more training pairs are lost than the config lets pass.
+    """
+    data = self.config.data
+    opened = {data.train: self.source}
+    opened |= {e.data: e.source for e in self.evaluations.values()}
+    if self.report is not None:
+      opened[self.config.report] = self.report
+    for address, source in opened.items():
+      account.tell(source, address)
+    account.check(
+      self.source, data.train, max_bad_fraction=data.max_bad_fraction
+    )
 
   def batches(self, start_step: int) -> text_layout.Batches:
     """Returns the batches from `start_step` on: the rows of this process."""

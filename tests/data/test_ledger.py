@@ -95,6 +95,11 @@ def test_the_message_names_reasons_and_first_keys(tmp_path):
     assert part in str(error.value)
 
 
+def test_a_fraction_of_one_lets_any_number_pass(tmp_path):
+  book = _open(tmp_path / "ledger.jsonl", records=10, fraction=1.0)
+  book.check(17, 16)
+
+
 def test_no_bad_record_is_allowed_where_the_fraction_is_zero(tmp_path):
   book = _open(tmp_path / "ledger.jsonl", fraction=0.0)
   book.check(0, 10**9)

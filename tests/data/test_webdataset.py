@@ -1,11 +1,12 @@
 """What a sample of a WebDataset shard is, and what is wrong with others."""
 
+import csv
 import json
 import pickle
 
 import pytest
 
-from clip_jax import errors
+from clip_jax import cli, errors
 from clip_jax.data import sources
 
 
@@ -89,10 +90,11 @@ OTHER = ("o.txt", b"other")  # A sample of its own, without an image.
     ([IMAGE, IMAGE, TEXT], ["missing_caption", "duplicate_key"]),
     ([("../a.png", b"x"), ("../a.txt", b"t")], ["unsafe_name"]),
     ([("/etc/a.png", b"x"), ("/etc/a.txt", b"t")], ["unsafe_name"]),
-    ([("b\\a.png", b"x"), ("b\\a.txt", b"t")], ["unsafe_name"]),
     ([("a\n.png", b"x"), ("a\n.txt", b"t")], ["unsafe_name"]),
-    ([("a\udcff.png", b"x"), ("a\udcff.txt", b"t")], ["unsafe_name"]),
-    ([("n" * 256 + ".png", b"x")], ["unsafe_name"]),
+    ([("a\x85.png", b"x"), ("a\x85.txt", b"t")], ["unsafe_name"]),
+    ([("a.heic", b"x"), TEXT], ["unsupported_image"]),
+    ([("a.HEIC", b"x")], ["unsupported_image"]),
+    ([IMAGE, ("a.heic", b"x"), TEXT], [None]),
   ],
 )
 def test_each_kind_of_bad_sample_keeps_its_slot(read, members, reasons):
@@ -100,12 +102,68 @@ def test_each_kind_of_bad_sample_keeps_its_slot(read, members, reasons):
   assert found == reasons
 
 
-def test_a_bad_sample_has_a_key_that_leads_nowhere(tmp_path, write_tar):
-  path = write_tar(tmp_path / "a.tar", [("../../evil.png", b"x")])
-  source = sources.open_source(f"wds:{path}")
-  with pytest.raises(sources.BadRecord, match="unsafe_name") as error:
-    source[0]
-  assert "/" not in error.value.key
+LEGAL_KEYS = (
+  "犬\u3000写真",
+  "Screenshot\u202fPM",
+  "a\u00a0b",
+  "soft\u00adhyphen",
+  "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+  "not utf-8 \udcff\udce9",
+  "back\\slash",
+  "dots...",
+)
+
+
+@pytest.mark.parametrize("kind", ["wds", "folder", "csv"])
+def test_keys_may_hold_anything_but_controls(tmp_path, write_tar, png, kind):
+  long = "/".join(["directory" * 5] * 8)  # More than 255 bytes.
+  keys = [*LEGAL_KEYS, f"{long}/image"]
+  refused = ["new\nline", "escape\x1b[2J"]
+  folder = tmp_path / "folder"
+  if kind == "wds":
+    write_tar(
+      tmp_path / "a.tar",
+      [(f"{k}.{s}", png(0)) for k in keys + refused for s in ("png", "cls")],
+    )
+    address = f"wds:{tmp_path}/a.tar"
+  else:
+    for key in keys + refused:
+      path = folder / f"{key}.png"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(png(0))
+      path.with_suffix(".txt").write_text("a text")
+    address = f"folder:{folder}"
+  if kind == "csv":
+    with open(tmp_path / "a.csv", "w", errors="surrogateescape") as file:
+      rows = csv.writer(file)
+      rows.writerow(["image", "caption"])
+      rows.writerows([f"{key}.png", "a text"] for key in keys + refused)
+    address = f"csv:{tmp_path}/a.csv?root=folder"
+  source = sources.open_source(address)
+  found, bad = [], {}
+  for index in range(len(source)):
+    try:
+      found.append(source[index].key.removesuffix(".png"))
+    except sources.BadRecord as error:
+      bad[error.key.removesuffix(".png")] = error.reason
+  if kind == "wds":  # Its labels are no labels; the names are what matters.
+    found = [key for key, reason in bad.items() if reason == "bad_label"]
+    bad = {key: bad[key] for key in bad if key not in found}
+  assert sorted(found) == sorted(keys)
+  assert bad == dict.fromkeys(refused, "unsafe_name")
+
+
+def test_a_listing_shows_names_escaped(tmp_path, write_tar, capsys):
+  names = ["a\u3000b.png", "c\udcff.png", "../d.png", "e\x1b[2J.png", "f\\.png"]
+  path = write_tar(tmp_path / "a.tar", [(name, b"x") for name in names])
+  assert cli.run(["data", "inspect", f"wds:{path}", "--json"]) in (0, 1)
+  out = capsys.readouterr().out
+  out.encode("utf-8")
+  assert "c\\xff" in [key for key, _ in json.loads(out)["bad_keys"]]
+  assert cli.run(["data", "inspect", f"wds:{path}"]) in (0, 1)
+  out = capsys.readouterr().out
+  for shown in ("a\\u3000b: ", "c\\xff: ", "../d: ", "e\\x1b[2J: ", "f\\\\: "):
+    assert f"  {shown}" in out
 
 
 def test_a_lost_header_or_end_is_named_as_the_reason(tmp_path, write_tar, png):
@@ -122,7 +180,7 @@ def test_a_lost_header_or_end_is_named_as_the_reason(tmp_path, write_tar, png):
     assert source[0].texts == ("text",)
     with pytest.raises(sources.BadRecord, match=reason):
       source[1]
-    assert source.damages == [
+    assert source.account.damages == [
       (str(path), at, "no_end_marker" if cut else reason)
     ]
 
@@ -184,11 +242,88 @@ def test_shards_are_named_by_braces_globs_and_directories(
     sources.open_source(f"wds:{folder}/{{0..99999999999}}.tar")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x1f\x8b gzip or whatever " * 50])
-def test_a_file_without_samples_is_an_error(tmp_path, content):
+@pytest.mark.parametrize(
+  ("content", "says"),
+  [
+    (b"", "is empty"),
+    (bytes(10240), "is empty"),
+    (b"\x1f\x8b gzip or whatever " * 50, "is compressed"),
+    (b"<html>not found</html>" * 50, "damaged header"),
+  ],
+)
+def test_a_file_without_samples_is_an_error(tmp_path, content, says):
   (tmp_path / "empty.tar").write_bytes(content)
-  with pytest.raises(errors.UserError, match=r"empty\.tar' holds no samples"):
+  with pytest.raises(errors.UserError) as caught:
     sources.open_source(f"wds:{tmp_path}/empty.tar")
+  assert "empty.tar' holds no samples" in str(caught.value)
+  assert says in str(caught.value)
+  assert ("compressed" in str(caught.value)) == (says == "is compressed")
+
+
+def test_where_no_member_fits_three_names_are_shown(tmp_path, write_tar):
+  names = [f"{i}.mp4" for i in range(5)]
+  path = write_tar(tmp_path / "a.tar", [(name, b"x") for name in names])
+  with pytest.raises(errors.UserError, match=r"'0\.mp4', '1\.mp4', '2\.mp4'\."):
+    sources.open_source(f"wds:{path}")
+  with pytest.raises(errors.UserError, match=r"no \.tar files.*'b\.tgz'"):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "b.tgz").write_bytes(b"x")
+    sources.open_source(f"wds:{tmp_path}/b")
+
+
+def test_images_in_other_formats_are_told(tmp_path, write_tar, png):
+  path = write_tar(tmp_path / "a.tar", [("a.png", png(0)), ("b.HEIC", b"x")])
+  (said,) = sources.open_source(f"wds:{path}").account.sentences()
+  assert "are not read: 1 .heic ('b.HEIC'); convert them" in said
+
+
+def test_members_that_are_not_read_are_counted(tmp_path, write_tar, png):
+  members = [("a.png", png(0)), ("a.txt", b"a"), ("a.mask.png", png(1))]
+  members += [(f"{i}.img", b"x") for i in range(3)] + [("README", b"x")]
+  members += [("._a.png", b"x"), ("a.heic", b"x")]
+  write_tar(tmp_path / "a.tar", members)
+  (tmp_path / "b.tar.gz").write_bytes(b"x")
+  source = sources.open_source(f"wds:{tmp_path}")
+  assert len(source) == 1
+  told = source.account.to_dict()
+  assert told["left_out"] == {"png": 2, "img": 3, "": 1, "heic": 1, "gz": 1}
+  assert told["left_out_names"]["img"] == ["0.img", "1.img"]
+  images, others = source.account.sentences()
+  assert images.startswith("Images that are not read")
+  assert "2 .png ('a.mask.png', '._a.png')" in images
+  assert "1 .heic ('a.heic')" in images and ".img" not in images
+  assert "3 .img ('0.img', '1.img')" in others
+  assert "1 without a suffix ('README')" in others
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_captions_one_a_line_are_proposed(tmp_path, write_tar, png, folder):
+  lines = [b"one\ntwo\n", b"one\r\ntwo\r\nthree", b"one", b"one\ntwo\n\n"]
+  members = [
+    member
+    for i, text in enumerate(lines)
+    for member in [(f"{i}.png", png(i)), (f"{i}.txt", text)]
+  ]
+  if folder:
+    for name, data in members:
+      (tmp_path / name).write_bytes(data)
+    address = f"folder:{tmp_path}"
+  else:
+    address = f"wds:{write_tar(tmp_path / 'a.tar', members)}"
+  source = sources.open_source(address)
+  (note,) = source.account.notes
+  assert "3 of 4 captions" in note and "?captions=lines" in note
+  assert sources.open_source(f"{address}?captions=text").account.notes == []
+  lines = sources.open_source(f"{address}?captions=lines")
+  assert lines.account.notes == []
+  assert [len(lines[i].texts) for i in range(4)] == [2, 3, 1, 2]
+
+
+def test_classes_that_are_no_text_are_an_error(tmp_path, write_tar, png):
+  path = write_tar(tmp_path / "a.tar", [("a.png", png(0)), ("a.cls", b"1")])
+  (tmp_path / "classnames.txt").write_bytes(b"caf\xe9\n")
+  with pytest.raises(errors.UserError, match=r"classnames\.txt is not UTF-8"):
+    sources.open_source(f"wds:{path}")
 
 
 def test_a_pickled_source_reads_the_same(tmp_path, write_tar, pairs, members):

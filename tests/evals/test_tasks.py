@@ -53,6 +53,21 @@ def test_bad_records_are_left_out_and_counted(data):
   assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
+def test_retrieval_tells_captions_that_stand_one_a_line(tmp_path, caplog):
+  for name in COLOURS:
+    pixels = np.zeros((5, 6, 3), np.uint8)
+    pixels[..., COLOURS[name]] = 255
+    Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    (tmp_path / f"{name}.txt").write_text(f"{name}\nvery {name}\n")
+  result = evaluate(f"folder:{tmp_path}", task="retrieval")
+  assert (result["images"], result["texts"]) == (3, 3)
+  (warning,) = result["warnings"]
+  assert "?captions=lines" in warning and warning in caplog.text
+  result = evaluate(f"folder:{tmp_path}?captions=lines", task="retrieval")
+  assert (result["images"], result["texts"]) == (3, 6)
+  assert result["warnings"] == []
+
+
 def test_the_datas_own_labels_go_by_name(data, tmp_path, caplog):
   # The folders' order is alphabetical.
   for labels in ("blue, red, green", "red,green,blue"):

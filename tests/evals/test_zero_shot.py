@@ -170,6 +170,24 @@ def test_labels_and_templates_default_to_those_of_the_data(
   assert got["top1"] == 0.75
 
 
+@pytest.mark.parametrize("labels", [None, ["dog", "cat", "cat"]])
+def test_data_may_name_two_classes_alike(labels, caplog):
+  embedder = Embedder()
+  source = fake_source(("cat", "dog", "cat"), None)
+  zero_shot.check(source, labels=labels)
+  assert "more than one class the name 'cat'" in caplog.text
+  got = zero_shot.evaluate(
+    source,
+    embed_images=embedder.embed_images,
+    embed_texts=embedder.embed_texts,
+    batches=image_batches([0, 1, 0, 0]),
+    labels=labels,
+  )
+  assert (got["classes"], got["top1"], got["top5"]) == (3, 0.5, 1.0)
+  with pytest.raises(errors.UserError, match="more than once: cat"):
+    zero_shot.check(source, labels=["cat", "cat", "owl"])
+
+
 @pytest.mark.parametrize(
   "labels, class_names, message",
   [

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors
+from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import files, paths
 
@@ -87,6 +88,7 @@ class ArrayRecords:
     self._ends = np.cumsum(counts)
     if not len(self):
       raise errors.UserError(f"{names[0]!r} holds no records.")
+    self.account = account_lib.of_copy(sidecar)
     self.class_names = _as_tuple(sidecar.get("class_names"))
     self.templates = _as_tuple(sidecar.get("templates"))
     digest = hashlib.sha256(repr((self.class_names, self.templates)).encode())

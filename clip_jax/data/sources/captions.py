@@ -7,16 +7,18 @@ Where there are both, the `.txt` counts.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+import numpy as np
 
 from clip_jax import errors
 from clip_jax.data import record as record_lib
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 # "text": a `.txt` is one caption; "lines": each of its lines is one.
 CAPTIONS = ("text", "lines")
 # Larger files are no captions.
 MAX_TEXT_BYTES = 2**20
+_LOOKED_AT = 64  # Texts, before it is said that they have several lines.
 
 
 def check_choice(captions: str) -> str:
@@ -78,3 +80,32 @@ def checked(pieces: Iterable[str], *, key: str) -> tuple[str, ...]:
   except UnicodeEncodeError:  # Surrogates: bytes that were no UTF-8.
     raise record_lib.BadRecord("not_utf8", key) from None
   return texts
+
+
+def propose_lines(
+  text_of: Callable[[int], bytes | None], *, slots: int
+) -> list[str]:
+  """Returns a sentence where most texts have several lines, else nothing.
+
+  Args:
+    text_of: the bytes of the `.txt` file of a slot, where it has one.
+    slots: number of slots.
+  """
+  looked = several = 0
+  for slot in np.linspace(0, slots - 1, min(slots, _LOOKED_AT)).astype(int):
+    try:
+      text = text_of(int(slot))
+    except record_lib.BadRecord:
+      continue
+    if text is not None:
+      looked += 1
+      several += sum(bool(line.strip()) for line in text.splitlines()) > 1
+  if not several or 2 * several < looked:
+    return []
+  return [
+    f"{several} of {looked} captions looked at have several lines, and each is "
+    "read as one text. Where a line is a caption of its own, as in "
+    "CLIP_benchmark's retrieval data, add ?captions=lines to the address: the "
+    "recall of retrieval is wrong without it. ?captions=text says that they "
+    "are one text."
+  ]

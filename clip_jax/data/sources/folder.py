@@ -5,23 +5,32 @@
 - captions: `PATH/**/KEY.jpg` with `KEY.txt` or `KEY.json` beside it, as
   img2dataset writes "files".
 
-A folder where a `.txt` or `.json` file is named like an image beside it has
-captions, unless `?layout=classes` says otherwise.
+A folder where at least half of the images have a `.txt` or `.json` file of
+their name beside them has captions, one where fewer have any has classes;
+`?layout=` says it instead.
 """
 
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from clip_jax import errors
+from clip_jax import errors, terminal
+from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import strings
+from clip_jax.data.sources import naming, strings
 
 LAYOUTS = ("classes", "captions")
 _MAX_IMAGE_BYTES = 64 * 2**20
-_TEXT_SUFFIXES = ("txt", "json")
+_IMAGES = (naming.IMAGE, naming.UNREAD_IMAGE)
+_TEXTS = (naming.TEXT, naming.JSON)
+# JSON files that are looked into before they are taken for captions.
+_LOOKED_AT = 16
+# Names of splits, which no folder of classes has beside each other.
+_SPLITS = frozenset(
+  ("train", "training", "val", "valid", "validation", "test", "testing", "dev")
+)
 
 
 class ClassFolder:
@@ -29,9 +38,12 @@ class ClassFolder:
 
   templates = None
 
-  def __init__(self, root: str, names: list[str]):
+  def __init__(
+    self, root: str, names: list[str], *, account: account_lib.Account
+  ):
     directories = sorted({name.split(os.sep)[0] for name in names})
-    self.class_names = tuple(name.replace("_", " ") for name in directories)
+    self.class_names = tuple(map(_class_name, directories))
+    self.account = account
     self._root = root
     self._labels = {name: label for label, name in enumerate(directories)}
     self._names = strings.Strings(names)
@@ -46,7 +58,7 @@ class ClassFolder:
     name = self._names[index]
     label = self._labels[name.split(os.sep)[0]]
     return record_lib.Record(
-      image=read_image(os.path.join(self._root, name), key=name),
+      image=_read_listed(self._root, name, key=name),
       texts=(self.class_names[label],),
       key=name,
       label=label,
@@ -58,16 +70,28 @@ class CaptionFolder:
 
   class_names = templates = None
 
-  def __init__(self, root: str, names: list[str], *, captions: str):
+  def __init__(
+    self,
+    root: str,
+    names: list[str],
+    *,
+    captions: str | None,
+    account: account_lib.Account,
+  ):
     grouped: dict[str, list[str]] = {}
     for name in names:
       stem, suffix = os.path.splitext(name)
       grouped.setdefault(stem, []).append(suffix.removeprefix("."))
+    self.account = account
     self._root = root
-    self._captions = captions_lib.check_choice(captions)
+    self._captions = captions_lib.check_choice(captions or "text")
     self._keys = strings.Strings(grouped)
     self._suffixes = strings.Strings(map(" ".join, grouped.values()))
-    self.fingerprint = _digest(captions, self._keys, self._suffixes)
+    self.fingerprint = _digest(self._captions, self._keys, self._suffixes)
+    if captions is None:
+      account.notes.extend(
+        captions_lib.propose_lines(self._text, slots=len(self))
+      )
 
   def __len__(self) -> int:
     return len(self._keys)
@@ -76,25 +100,36 @@ class CaptionFolder:
     if not 0 <= index < len(self):
       raise IndexError(index)
     key = self._keys[index]
-    suffixes = self._suffixes[index].split(" ")
-    images = [s for s in suffixes if s.lower() in captions_lib.IMAGE_SUFFIXES]
+    images = self._named(index, _IMAGES)
     if len(images) != 1:
       reason = "several_images" if images else "missing_image"
       raise record_lib.BadRecord(reason, key)
-    path = os.path.join(self._root, key)
-    texts = self._texts(path, key, suffixes)
-    image = read_image(f"{path}.{images[0]}", key=key)
+    texts = self._texts(index, key)
+    image = _read_listed(self._root, images[0], key=key)
     return record_lib.Record(image=image, texts=texts, key=key)
 
-  def _texts(self, path: str, key: str, suffixes: list[str]) -> tuple[str, ...]:
-    limit = captions_lib.MAX_TEXT_BYTES
-    if "txt" in suffixes:
-      data = read_file(f"{path}.txt", key=key, limit=limit)
-      return captions_lib.from_text(data, key=key, captions=self._captions)
-    if "json" in suffixes:
-      data = read_file(f"{path}.json", key=key, limit=limit)
-      return captions_lib.from_json(data, key=key)
+  def _named(self, index: int, kinds: tuple[int, ...]) -> list[str]:
+    """Returns the files of a slot that are of one of `kinds`."""
+    key = self._keys[index]
+    names = [f"{key}.{s}" for s in self._suffixes[index].split(" ")]
+    return [name for name in names if _kind(name) in kinds]
+
+  def _texts(self, index: int, key: str) -> tuple[str, ...]:
+    if (text := self._text(index)) is not None:
+      return captions_lib.from_text(text, key=key, captions=self._captions)
+    for name in self._named(index, (naming.JSON,)):
+      return captions_lib.from_json(self._read(name, key), key=key)
     raise record_lib.BadRecord("missing_caption", key)
+
+  def _text(self, index: int) -> bytes | None:
+    """Returns the bytes of a slot's `.txt`, where it has one."""
+    for name in self._named(index, (naming.TEXT,)):
+      return self._read(name, self._keys[index])
+    return None
+
+  def _read(self, name: str, key: str) -> bytes:
+    path = os.path.join(self._root, name)
+    return read_file(path, key=key, limit=captions_lib.MAX_TEXT_BYTES)
 
 
 def open_folder(
@@ -110,30 +145,132 @@ def open_folder(
   layout = options.get("layout")
   if layout is not None and layout not in LAYOUTS:
     raise errors.unknown("value of layout=", layout, LAYOUTS)
-  found = {
-    suffixes: sorted(_walk(root, suffixes))
-    for suffixes in (captions_lib.IMAGE_SUFFIXES, _TEXT_SUFFIXES)
-  }
-  images = found[captions_lib.IMAGE_SUFFIXES]
-  texts = found[_TEXT_SUFFIXES]
+  account = account_lib.Account(notes=[])
+  kinds = {name: _kind(name) for name in sorted(_walk(root, account.left_out))}
+  images = [name for name, kind in kinds.items() if kind in _IMAGES]
+  texts = [name for name, kind in kinds.items() if kind in _TEXTS]
+  for name, kind in kinds.items():
+    if kind in (None, naming.LABEL):
+      account.left_out.add(name)
+    elif kind == naming.UNREAD_IMAGE:
+      account.unread.add(name)
   if not images:
+    seen = [*texts, *account.left_out.first_names()][:3]
     raise errors.UserError(
       f"folder:{path} holds no images (files that end in"
-      f" {', '.join(captions_lib.IMAGE_SUFFIXES)})."
+      f" {', '.join(naming.IMAGE_SUFFIXES[:9])} and the like)"
+      + (f", but for example {_listed(seen)}." if seen else "; it is empty.")
     )
-  stems = {os.path.splitext(name)[0] for name in images}
-  captioned = any(os.path.splitext(name)[0] in stems for name in texts)
-  if layout == "captions" or (layout is None and captioned):
-    names = sorted(images + texts)
-    return CaptionFolder(root, names, captions=options.get("captions", "text"))
-  outside = [name for name in images if os.sep not in name]
-  if outside:
+  if layout is None:
+    layout = _decide(root, images, texts, account.notes)
+  account.notes.extend(_note_splits(path, images, layout))
+  if layout == "captions":
+    return CaptionFolder(
+      root,
+      sorted(images + texts),
+      captions=options.get("captions"),
+      account=account,
+    )
+  for name in texts:
+    account.left_out.add(name)
+  if outside := [name for name in images if os.sep not in name]:
     raise errors.UserError(
       f"folder:{path} holds images outside of a class folder, such as"
-      f" {outside[0]!r}. Put each class into a folder of its own, or a .txt"
-      " file with the caption beside each image."
+      f" {_listed(outside[:1])}. Put each class into a folder of its own, or a"
+      " .txt file with the caption beside each image."
     )
-  return ClassFolder(root, images)
+  return ClassFolder(root, images, account=account)
+
+
+def _decide(
+  root: str, images: list[str], texts: list[str], notes: list[str]
+) -> str:
+  """Returns the layout; adds to `notes` why, where it could be the other."""
+  beside = {os.path.splitext(name)[0]: name for name in texts}
+  stems = [os.path.splitext(name)[0] for name in images]
+  named = [beside[stem] for stem in stems if stem in beside]
+  if not named:
+    return "classes"
+  count = f"{len(named)} of {len(images)} images have a .txt or .json file"
+  in_folders = all(os.sep in name for name in images)
+  if in_folders and 2 * len(named) < len(images):
+    notes.append(
+      f"{count} beside them, so folders are read as classes; add "
+      "?layout=captions to the address to read captions."
+    )
+    return "classes"
+  if in_folders and not _hold_captions(root, named):
+    notes.append(
+      f"{count} beside them, but those looked into hold no captions, so folders"
+      " are read as classes; add ?layout=captions to the address to read "
+      "captions."
+    )
+    return "classes"
+  if len(named) < len(images):
+    other = (
+      "; add ?layout=classes to the address to read folders as classes"
+      if in_folders
+      else ""
+    )
+    notes.append(
+      f"{count} beside them, so captions are read, and the others are bad "
+      f"records{other}."
+    )
+  return "captions"
+
+
+def _hold_captions(root: str, names: list[str]) -> bool:
+  """Tells whether there is a caption in the first of the files `names`."""
+  for name in names[:_LOOKED_AT]:
+    if _kind(name) == naming.TEXT:
+      return True
+    try:
+      limit = captions_lib.MAX_TEXT_BYTES
+      data = read_file(os.path.join(root, name), key=name, limit=limit)
+      captions_lib.from_json(data, key=name)
+      return True
+    except record_lib.BadRecord:
+      continue
+  return False
+
+
+def _note_splits(path: str, images: list[str], layout: str) -> Iterator[str]:
+  """Yields a sentence where folders are named like the splits of a data set."""
+  parts = [name.split(os.sep) for name in images]
+  splits = {p[0] for p in parts if len(p) > 1 and p[0].lower() in _SPLITS}
+  nested = {p[0] for p in parts if len(p) > 2}
+  if len(splits) > 1 or splits & nested:
+    first = sorted(splits)[0]
+    read = "as classes" if layout == "classes" else "together"
+    yield (
+      f"The folders {_listed(sorted(splits))} are named like splits, and are "
+      f"read {read}; folder:{os.path.join(path, first)} reads one of them."
+    )
+
+
+def _class_name(directory: str) -> str:
+  """Returns the text that a directory's name is; no UTF-8 becomes "�"."""
+  name = directory.encode("utf-8", "surrogateescape")
+  return name.decode("utf-8", "replace").replace("_", " ")
+
+
+def _listed(names: Iterable[str]) -> str:
+  return ", ".join(f"'{terminal.escaped(name, limit=80)}'" for name in names)
+
+
+def _kind(name: str) -> int | None:
+  """Returns what a file is by its name (naming.py); None if it is not read."""
+  part = naming.split(name)
+  return None if part is None else part.kind
+
+
+def _read_listed(root: str, name: str, *, key: str) -> bytes:
+  """Reads an image below `root`; raises `BadRecord` where it cannot."""
+  if record_lib.is_unsafe(name):
+    raise record_lib.BadRecord("unsafe_name", key)
+  if _kind(name) == naming.UNREAD_IMAGE:
+    raise record_lib.BadRecord("unsupported_image", key)
+  return read_image(os.path.join(root, name), key=key)
 
 
 def read_image(path: str, *, key: str) -> bytes:
@@ -164,9 +301,11 @@ def read_file(path: str, *, key: str, limit: int) -> bytes:
   return data
 
 
-def _walk(root: str, suffixes: tuple[str, ...]) -> Iterator[str]:
-  """Yields files below `root` by relative name; follows links, once each."""
-  endings = tuple(f".{suffix}" for suffix in suffixes)
+def _walk(root: str, left_out: account_lib.LeftOut) -> Iterator[str]:
+  """Yields files below `root` by relative name; follows links, once each.
+
+  Hidden files and folders are added to `left_out` instead.
+  """
   seen = set()
   for directory, subdirectories, names in os.walk(root, followlinks=True):
     real = os.path.realpath(directory)
@@ -174,10 +313,22 @@ def _walk(root: str, suffixes: tuple[str, ...]) -> Iterator[str]:
       subdirectories.clear()
       continue
     seen.add(real)
-    subdirectories[:] = [s for s in subdirectories if not s.startswith(".")]
+    for name in filter(_is_hidden, subdirectories):
+      left_out.add(_below(root, directory, name) + os.sep)
+    subdirectories[:] = [s for s in subdirectories if not _is_hidden(s)]
     for name in names:
-      if name.lower().endswith(endings) and not name.startswith("."):
-        yield os.path.relpath(os.path.join(directory, name), root)
+      if _is_hidden(name):
+        left_out.add(_below(root, directory, name))
+      else:
+        yield _below(root, directory, name)
+
+
+def _is_hidden(name: str) -> bool:
+  return name.startswith(".")
+
+
+def _below(root: str, directory: str, name: str) -> str:
+  return os.path.relpath(os.path.join(directory, name), root)
 
 
 def _digest(kind: str, *lists: strings.Strings) -> str:

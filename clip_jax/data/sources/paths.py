@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 
-from clip_jax import errors
+from clip_jax import errors, terminal
 
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -35,7 +35,8 @@ def find_files(pattern: str, *, suffix: str) -> list[str]:
       found = sorted(glob.glob(name, recursive=True))
       if not found:
         raise errors.UserError(f"No file matches {name!r}.")
-      files += found
+      for each in found:
+        files += _list_directory(each, suffix)
     else:
       missing.append(name)
   if missing:
@@ -48,11 +49,20 @@ def find_files(pattern: str, *, suffix: str) -> list[str]:
 
 
 def _list_directory(path: str, suffix: str) -> list[str]:
-  if not os.path.isdir(path):
+  if os.path.isfile(path):
     return [path]
-  names = sorted(name for name in os.listdir(path) if name.endswith(suffix))
+  if not os.path.isdir(path):
+    raise errors.UserError(f"{path!r} is neither a file nor a directory.")
+  there = sorted(os.listdir(path))
+  names = [name for name in there if name.lower().endswith(suffix)]
   if not names:
-    raise errors.UserError(f"Directory {path!r} holds no {suffix} files.")
+    seen = ", ".join(
+      f"'{terminal.escaped(name, limit=80)}'" for name in there[:3]
+    )
+    raise errors.UserError(
+      f"Directory {path!r} holds no {suffix} files"
+      + (f", but for example {seen}." if seen else "; it is empty.")
+    )
   return [os.path.join(path, name) for name in names]
 
 

@@ -66,6 +66,8 @@ class Table:
     key = self._images[index]
     if not key:
       raise record_lib.BadRecord("missing_image", key=f"record {index}")
+    if record_lib.has_control(key):
+      raise record_lib.BadRecord("unsafe_name", key)
     first, end = self._bounds[index : index + 2].tolist()
     pieces = (self._texts[i] for i in range(first, end))
     texts = captions_lib.checked(pieces, key=key)

@@ -1,9 +1,9 @@
 """Where the members of a tar file lie, found even where it is damaged.
 
-The archive is scanned header by header (POSIX ustar with pax, GNU). Where a
-header is damaged, the scan goes on at the next block that is a valid header,
-so that only that member is lost; the stream readers in common use end there
-without a word.
+The archive is scanned header by header (POSIX ustar with pax, GNU). Where the
+next header is not in its place, the scan goes on at the next valid one, at any
+byte: after bytes that were changed, removed or inserted, only the members that
+were hit are lost. The stream readers in common use end there without a word.
 """
 
 import os
@@ -13,15 +13,30 @@ from typing import NamedTuple
 BLOCK = 512
 MAX_MEMBER_BYTES = 64 * 2**20
 MAX_EXTENSION_BYTES = 2**20  # Long names and pax headers.
-_ZEROS = bytes(BLOCK)
-_ZERO_RUN = 2**20
+# Archives are padded to a multiple of this, by GNU tar, BSD tar and Python.
+_RECORD = 20 * BLOCK
+# Longer runs of zeros are no end marker: two blocks and the padding.
+_MAX_END_BYTES = 2 * BLOCK + _RECORD
+_PIECE = 2**20  # Read at a time, in search of something.
+# Bytes behind a member's data that are zeros, unless data were pushed there.
+_TELLING = 16
 _MAGIC = b"ustar"
+_MAGIC_AT = 257
 # Type flags of POSIX, and GNU's for long names.
 _REGULAR = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
 _DIRECTORY = b"5"
 _LONG_NAME, _LONG_LINK, _PAX, _GLOBAL_PAX = b"L", b"K", b"x", b"g"
 _EXTENSIONS = (_LONG_NAME, _LONG_LINK, _PAX, _GLOBAL_PAX)
+# How files begin that must be unpacked first.
+_COMPRESSED = (
+  b"\x1f\x8b",  # gzip
+  b"BZh",
+  b"\xfd7zXZ\0",
+  b"\x28\xb5\x2f\xfd",  # Zstandard
+  b"PK\x03\x04",  # zip
+  b"7z\xbc\xaf\x27\x1c",
+)
 
 
 class Member(NamedTuple):
@@ -37,10 +52,23 @@ class Member(NamedTuple):
 
 
 class Damage(NamedTuple):
-  """A place where the archive is not what it should be."""
+  """A place where the archive is not what it should be.
+
+  Attributes:
+    offset: where it begins.
+    reason: damaged_header, shifted (bytes are missing or too many), zeros,
+      truncated (inside a header), no_end_marker, trailing_bytes, empty or
+      compressed.
+    size: bytes passed over.
+    headers: headers of members among them.
+    at_end: whether nobody knows how much is missing behind it.
+  """
 
   offset: int
   reason: str
+  size: int = 0
+  headers: int = 0
+  at_end: bool = False
 
 
 class _Header(NamedTuple):
@@ -70,56 +98,190 @@ class _Scan:
     self._end = os.fstat(descriptor).st_size
     # What a long name or a pax header says about the header after it.
     self._next: dict[str, bytes] = {}
+    # The last member, held back until the header behind it is found: whether
+    # its data are whole is known only then. Where its data begin, too.
+    self._last: Member | None = None
+    self._data = 0
+    self._ended = False
 
   def _read(self, offset: int, size: int) -> bytes:
     return os.pread(self._descriptor, size, offset)
 
+  def _release(self) -> Iterator[Member]:
+    if self._last is not None:
+      yield self._last
+    self._last = None
+
   def run(self) -> Iterator[Member | Damage]:
-    position, lost, ended = 0, False, False
+    if self._read(0, 8).startswith(_COMPRESSED):
+      yield Damage(0, "compressed", self._end, at_end=True)
+      return
+    position = 0
     while position < self._end:
       block = self._read(position, BLOCK)
-      if block == _ZEROS:
-        # The end, unless archives were put one after the other.
-        position, ended, lost = self._skip_zeros(position), True, False
-        continue
-      # In search of a header, only one with the magic word will do.
-      candidate = not lost or block[257:262] == _MAGIC
-      header = _parse(block) if candidate else None
-      if header is None:
-        if not lost:
-          whole = len(block) == BLOCK
-          reason = "damaged_header" if whole else "truncated"
-          yield Damage(position, reason)
-        self._next, lost = {}, True
-        position += BLOCK
-        continue
-      lost, ended = False, False
-      data = position + BLOCK
-      if header.kind in _EXTENSIONS:
-        size = header.size
-        if not self._extension(header, data):
-          yield Damage(position, "damaged_header")
-          if size > self._end - data:
-            size = 0  # Not to be believed: look for headers from here on.
-            lost = True
+      if not block[0] and not block.strip(b"\0"):
+        position = yield from self._zeros(position)
+      elif (header := _parse(block)) is None:
+        position = yield from self._resume(position)
       else:
-        yield from self._member(header, data)
-        size = self._size(header)
-        if size > self._end - data:
-          size, lost = 0, True
-        self._next = {}
-      position = data + -(-size // BLOCK) * BLOCK
-    if not ended:
-      yield Damage(self._end, "no_end_marker")
+        if self._last is not None:
+          yield self._last
+          self._last = None
+        position, damage = self._entry(position, header)
+        if damage is not None:
+          yield damage
+    yield from self._release()
+    if not self._end or (self._ended and not self._data):
+      reason = "zeros" if self._end > _MAX_END_BYTES else "empty"
+      yield Damage(0, reason, self._end, at_end=True)
+    elif not self._ended:
+      yield Damage(self._end, "no_end_marker", at_end=True)
+
+  def _entry(self, position: int, header: _Header) -> tuple[int, Damage | None]:
+    """Takes in a header; returns where the next one should be."""
+    self._ended, damage = False, None
+    self._data = data = position + BLOCK
+    if header.kind in _EXTENSIONS:
+      size = header.size
+      if not self._extension(header, data):
+        damage = Damage(position, "damaged_header", BLOCK, headers=1)
+    else:
+      size = self._member(header, data)
+      self._next = {}
+    if size > self._end - data:  # Not to be believed, or cut.
+      found = self._find(data)
+      return self._end if found is None else found, damage
+    return data + -(-size // BLOCK) * BLOCK, damage
+
+  def _zeros(self, position: int) -> Iterator[Member | Damage]:
+    """Passes over zeros; returns where the next header should be.
+
+    They are the end, unless archives were put one after the other, or a part
+    of the file was never written.
+    """
+    after = self._skip_zeros(position)
+    size = after - position
+    if after == self._end:
+      if not self._data:
+        pass  # Empty: `run` says so.
+      elif size > _MAX_END_BYTES:
+        yield from self._close(position, position)
+        yield Damage(position, "zeros", size, at_end=True)
+      elif size % BLOCK and not self._is_whole(position, position):
+        yield from self._close(position, position)
+        yield Damage(position, "shifted")
+      self._ended = True
+      return after
+    ends = size in (BLOCK, 2 * BLOCK) or (
+      size <= _MAX_END_BYTES and after % _RECORD == 0
+    )
+    if ends and _parse(self._read(after, BLOCK)) is not None:
+      self._ended = True
+      return after
+    if ends and self._find(after) is None and self._trailing_zeros() < BLOCK:
+      self._ended = True
+      yield from self._close(position, position)
+      yield Damage(after, "trailing_bytes")
+      return self._end
+    return (yield from self._resume(position, zeros=True))
 
   def _skip_zeros(self, position: int) -> int:
+    """Returns where the first block begins that holds something else."""
+    start = position
     while position < self._end:
-      run = self._read(position, _ZERO_RUN)
-      rest = run.lstrip(b"\0")
+      piece = self._read(position, _PIECE)
+      rest = piece.lstrip(b"\0")
+      position += len(piece) - len(rest)
       if rest:
-        return position + (len(run) - len(rest)) // BLOCK * BLOCK
-      position += len(run)
-    return position
+        return start + (position - start) // BLOCK * BLOCK
+    return self._end
+
+  def _resume(
+    self, expected: int, *, zeros: bool = False
+  ) -> Iterator[Member | Damage]:
+    """Says what is wrong at `expected`; returns where the next header is.
+
+    Bytes may be missing before it: it is looked for in the last member's data,
+    too.
+    """
+    found = self._find(self._data)
+    where = self._end if found is None else found
+    yield from self._close(expected, where)
+    self._next = {}
+    offset = min(expected, where)
+    size = where - offset
+    headers = self._count_headers(offset, where)
+    if self._end - expected < BLOCK:
+      reason = "truncated"
+    elif zeros:
+      reason = "zeros"
+    elif found is not None and not headers and (where - expected) % BLOCK:
+      reason = "shifted"
+    else:
+      reason = "damaged_header"
+    yield Damage(offset, reason, size, headers)
+    if found is None:
+      zeros = self._trailing_zeros()
+      self._ended = zeros >= 2 * BLOCK
+      if zeros > _MAX_END_BYTES:
+        yield Damage(self._end - zeros, "zeros", zeros, at_end=True)
+    return where
+
+  def _trailing_zeros(self) -> int:
+    """Returns how many bytes at the end of the file are zeros."""
+    zeros = 0
+    while zeros < self._end:
+      start = max(0, self._end - zeros - _PIECE)
+      piece = self._read(start, self._end - zeros - start)
+      run = len(piece) - len(piece.rstrip(b"\0"))
+      zeros += run
+      if run < len(piece):
+        break
+    return zeros
+
+  def _close(self, expected: int, where: int) -> Iterator[Member]:
+    """Yields the last member, with a problem unless it is surely whole."""
+    if not self._is_whole(expected, where) and not self._last.problem:
+      self._last = self._last._replace(problem="damaged_member")
+    yield from self._release()
+
+  def _is_whole(self, expected: int, where: int) -> bool:
+    """Tells whether the last member's data are as they were written.
+
+    Args:
+      expected: where the next header should be.
+      where: where it is.
+    """
+    if self._last is None or not self._last.size:
+      return True
+    end = self._last.offset + self._last.size
+    if where < end:
+      return False
+    padding = self._read(end, min(where, expected) - end)
+    if padding[:_TELLING].strip(b"\0"):
+      return False  # Too many bytes: the last ones of the data are here.
+    if self._read(expected + _MAGIC_AT, len(_MAGIC)) == _MAGIC:
+      return True  # The header is in its place, and itself damaged.
+    # With bytes missing, the data would end in the zeros of the padding.
+    return expected > end and self._read(end - 1, 1) != b"\0"
+
+  def _find(self, start: int) -> int | None:
+    """Returns where the first valid header from `start` on begins, if any."""
+    for position in range(start, self._end, _PIECE):
+      piece = self._read(position, _PIECE + BLOCK)
+      hit = piece.find(_MAGIC, _MAGIC_AT)
+      while hit >= 0:
+        block = piece[hit - _MAGIC_AT :][:BLOCK]
+        if _parse(block) is not None:
+          return position + hit - _MAGIC_AT
+        hit = piece.find(_MAGIC, hit + 1)
+    return None
+
+  def _count_headers(self, start: int, end: int) -> int:
+    return sum(
+      self._read(p, min(_PIECE, end - p)).count(_MAGIC)
+      for p in range(start, end, _PIECE)
+    )
 
   def _extension(self, header: _Header, data: int) -> bool:
     """Takes in a long name or a pax header; False where it is damaged."""
@@ -143,11 +305,12 @@ class _Scan:
     except ValueError:
       return header.size
 
-  def _member(self, header: _Header, data: int) -> Iterator[Member]:
+  def _member(self, header: _Header, data: int) -> int:
+    """Holds the member of `header` back; returns the size of its data."""
     name = self._next.get("path", header.name)
-    if header.kind == _DIRECTORY or name.endswith(b"/"):
-      return
     size = self._size(header)
+    if header.kind == _DIRECTORY or name.endswith(b"/"):
+      return size
     problem = ""
     if header.kind not in _REGULAR or any(
       key.startswith("GNU.sparse") for key in self._next
@@ -157,7 +320,10 @@ class _Scan:
       problem = "truncated"
     elif size > MAX_MEMBER_BYTES:
       problem = "too_large"
-    yield Member(name.decode("utf-8", "surrogateescape"), data, size, problem)
+    self._last = Member(
+      name.decode("utf-8", "surrogateescape"), data, size, problem
+    )
+    return size
 
 
 def _parse(block: bytes) -> _Header | None:
@@ -173,7 +339,8 @@ def _parse(block: bytes) -> _Header | None:
   size = _number(block[124:136])
   if size is None or size < 0:
     return None
-  name = block[:100].split(b"\0", 1)[0]
+  # Zeros come before it where as many are missing behind it.
+  name = block[:100].lstrip(b"\0").split(b"\0", 1)[0]
   if block[257:263] == b"ustar\0":
     prefix = block[345:500].split(b"\0", 1)[0]
     name = prefix + b"/" + name if prefix else name

@@ -1,0 +1,222 @@
+"""What a source passed over, besides its bad records, and what it decided."""
+
+import collections
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clip_jax import errors, terminal
+from clip_jax.data import record as record_lib
+from clip_jax.data.sources import naming
+
+_SHOWN_NAMES = 2
+_KEPT_NAMES = 3
+_SHOWN_FILES = 10
+_SHOWN_SUFFIXES = 10
+# What is wrong with a container, by the reason of its damage.
+WORDS = {
+  "compressed": "is compressed; unpack it to a plain tar",
+  "damaged_header": "has a damaged header",
+  "empty": "is empty",
+  "no_end_marker": "ends without an end marker, as if it had been cut",
+  "shifted": "has lost bytes or got more",
+  "trailing_bytes": "has more bytes behind its end",
+  "truncated": "ends within a header",
+  "zeros": "holds zeros in place of data",
+}
+
+
+class LeftOut:
+  """Files that are not read: how many of each suffix, and the first names."""
+
+  def __init__(self):
+    self.counts: collections.Counter[str] = collections.Counter()
+    self.names: dict[str, list[str]] = {}
+
+  def add(self, name: str) -> None:
+    """Counts the file `name` under what follows its last dot."""
+    suffix = os.path.splitext(name)[1].removeprefix(".").lower()
+    self._add(suffix, 1, [name])
+
+  def merge(self, other: "LeftOut") -> None:
+    """Adds what `other` has counted."""
+    for suffix, count in other.counts.items():
+      self._add(suffix, count, other.names[suffix])
+
+  def _add(self, suffix: str, count: int, names: Sequence[str]) -> None:
+    self.counts[suffix] += count
+    kept = self.names.setdefault(suffix, [])
+    kept += names[: _KEPT_NAMES - len(kept)]
+
+  def first_names(self) -> list[str]:
+    """Returns three of the names, or all where there are fewer."""
+    return [name for names in self.names.values() for name in names][:3]
+
+  def describe(self, *, images: bool) -> str:
+    """Returns the counts in words: of images' suffixes, or of all others."""
+    parts = [
+      f"{count} {f'.{suffix}' if suffix else 'without a suffix'} ("
+      f"{', '.join(_shown(self.names[suffix]))})"
+      for suffix, count in self.counts.most_common()
+      if naming.is_image_suffix(suffix) == images
+    ]
+    more = len(parts) - _SHOWN_SUFFIXES
+    return ", ".join(parts[:_SHOWN_SUFFIXES]) + (
+      f" and {more} more suffixes" if more > 0 else ""
+    )
+
+
+def _shown(names: Sequence[str]) -> list[str]:
+  return [f"'{terminal.escaped(n, limit=60)}'" for n in names[:_SHOWN_NAMES]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+  """What is not among the slots of a source, and what there is to say of it.
+
+  Attributes:
+    left_out: files or members that are not read.
+    unread: images in other formats than those read; their records are bad.
+    damages: places where containers are damaged: (file, offset, reason).
+    lost: records that have no slot, by file: known or estimated numbers; None
+      where nobody can know, which counts as one.
+    notes: sentences: what was decided, and which option changes it.
+  """
+
+  left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
+  unread: LeftOut = dataclasses.field(default_factory=LeftOut)
+  damages: Sequence[tuple[str, int, str]] = ()
+  lost: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+  notes: Sequence[str] = ()
+
+  @property
+  def lost_records(self) -> int:
+    """Number of records without a slot, in all files."""
+    return sum(1 if count is None else count for count in self.lost.values())
+
+  @property
+  def lost_in_words(self) -> str:
+    """Their number, as far as it is known: "about 3", "at least 1"."""
+    known = None not in self.lost.values()
+    return f"{'about' if known else 'at least'} {self.lost_records}"
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns the account as `--json` holds it."""
+    names = self.left_out.names.items()
+    return {
+      "left_out": dict(self.left_out.counts),
+      "left_out_names": {k: list(v[:_SHOWN_NAMES]) for k, v in names},
+      "damages": [tuple(damage) for damage in self.damages],
+      "lost": self.lost_records,
+      "lost_by_file": dict(self.lost),
+      "notes": list(self.notes),
+    }
+
+  def sentences(self, *, most_files: int = _SHOWN_FILES) -> list[str]:
+    """Returns all that there is to say, a sentence for each thing."""
+    return [*self.warnings(most_files=most_files), *self.remarks()]
+
+  def remarks(self) -> list[str]:
+    """Returns what is as it should be, as far as anybody knows."""
+    others = self.left_out.describe(images=False)
+    return [f"Not read: {others}."] if others else []
+
+  def warnings(self, *, most_files: int = _SHOWN_FILES) -> list[str]:
+    """Returns what may be a loss or a mistake."""
+    damaged = (path for path, _, _ in self.damages)
+    files = list(dict.fromkeys([*damaged, *self.lost]))
+    said = [self._of_file(path) for path in files[:most_files]]
+    if (more := len(files) - most_files) > 0:
+      said.append(
+        f"{more} more files are damaged; `clip-jax data inspect --json` lists "
+        f"them. All together have lost {self.lost_in_words} records."
+      )
+    if images := self.left_out.describe(images=True):
+      said.append(f"Images that are not read, by their names: {images}.")
+    if unread := self.unread.describe(images=True):
+      said.append(
+        f"Bad records, as images of such suffixes are not read: {unread}; "
+        "convert them."
+      )
+    return [*said, *self.notes]
+
+  def _of_file(self, path: str) -> str:
+    places = [(at, why) for name, at, why in self.damages if name == path]
+    name = terminal.escaped(path)
+    lost = self.lost.get(path, 0)
+    if lost is None:
+      counted = "how many records it has lost is not known, at least 1"
+    elif lost:
+      counted = f"about {lost} record{'s' if lost > 1 else ''} lost"
+    else:
+      counted = "no sign of lost records besides the bad ones"
+    if not places:
+      return f"{name}: {counted}."
+    (at, why), more = places[0], len(places) - 1
+    where = "" if why in ("empty", "compressed") else f" (byte {at})"
+    again = f" and {more} more damaged places" if more else ""
+    return f"{name} {WORDS.get(why, why)}{where}{again}: {counted}."
+
+
+def of_copy(sidecar: Mapping[str, Any]) -> Account:
+  """Returns what records a copy lacks as its source did.
+
+  Args:
+    sidecar: `dataset.json` of `clip-jax data prepare`; a copy without the bad
+      records lacks nothing that it should have.
+
+  Raises:
+    UserError: the account in it is damaged.
+  """
+  try:
+    if sidecar.get("source", {}).get("drop_bad"):
+      return Account()
+    fields = sidecar.get("account", {})
+    damages = [(str(f), int(at), str(why)) for f, at, why in fields["damages"]]
+    lost = {
+      str(f): None if n is None else int(n)
+      for f, n in fields["lost_by_file"].items()
+    }
+  except KeyError:  # Of an earlier version.
+    return Account()
+  except (AttributeError, TypeError, ValueError):
+    raise errors.UserError(
+      "dataset.json: the account of what was lost is damaged; prepare the data "
+      "again."
+    ) from None
+  return Account(damages=damages, lost=lost)
+
+
+def of(source: record_lib.Source) -> Account:
+  """Returns the account of `source`; an empty one where it keeps none."""
+  return getattr(source, "account", None) or Account()
+
+
+def tell(source: record_lib.Source, address: str) -> list[str]:
+  """Logs what there is to say of the data at `address`, and returns it."""
+  found, address = of(source), terminal.escaped(address)
+  for sentence in found.warnings():
+    logging.warning("%s: %s", address, sentence)
+  for sentence in found.remarks():
+    logging.info("%s: %s", address, sentence)
+  return found.sentences()
+
+
+def check(
+  source: record_lib.Source, address: str, *, max_bad_fraction: float
+) -> None:
+  """Raises UserError where more records are lost than a run lets pass."""
+  found = of(source)
+  lost = found.lost_records
+  total = lost + len(source)
+  if lost <= max_bad_fraction * total:
+    return
+  raise errors.UserError(
+    f"{address}: {found.lost_in_words} of {total} records are lost to damage "
+    f"({100 * lost / total:.2g} %); data.max_bad_fraction="
+    f"{max_bad_fraction:g} allows {max_bad_fraction * total:g}. Bring the "
+    "files again (`clip-jax data inspect` lists them), or raise the limit to "
+    "train on the rest."
+  )

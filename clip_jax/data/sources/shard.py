@@ -1,0 +1,165 @@
+"""The index of a WebDataset tar shard: its members, put together to samples."""
+
+import contextlib
+import dataclasses
+import json
+import os
+
+import numpy as np
+
+from clip_jax.data import account as account_lib
+from clip_jax.data import record as record_lib
+from clip_jax.data.sources import naming, strings, tar
+from clip_jax.data.sources.naming import IMAGE, JSON, LABEL, TEXT, UNREAD_IMAGE
+
+_PARTS = (IMAGE, TEXT, JSON, LABEL)
+MISSING = -1
+_SIZES = "sizes.json"
+
+
+@dataclasses.dataclass
+class _Sample:
+  """One slot in the making."""
+
+  key: str
+  parts: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
+  fields: set[str] = dataclasses.field(default_factory=set)
+  unread: list[str] = dataclasses.field(default_factory=list)  # Images.
+  problem: str = ""
+
+  def add(self, part: naming.Part, member: tar.Member) -> None:
+    self.fields.add(part.field)
+    if part.kind == UNREAD_IMAGE:
+      self.unread.append(member.name)
+      return
+    if part.kind in self.parts:
+      self.problem = self.problem or "several_images"
+    self.parts[part.kind] = (member.offset, member.size)
+    self.problem = self.problem or member.problem
+
+  def close(self) -> str:
+    """Returns what is wrong with the sample, or ""."""
+    if self.problem:
+      return self.problem
+    if IMAGE not in self.parts:
+      return "unsupported_image" if self.unread else "missing_image"
+    if not self.parts.keys() & {TEXT, JSON, LABEL}:
+      return "missing_caption"
+    return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """The index of one shard: slot -> where its parts are."""
+
+  keys: strings.Strings
+  bounds: np.ndarray  # (slots, 4 parts, offset and size)
+  problems: dict[int, str]
+  sites: tuple[tuple[int, tar.Damage], ...]  # Slots before, and a damage.
+  left_out: account_lib.LeftOut
+  unread: account_lib.LeftOut  # Images that make a slot bad.
+  members: int
+  size: int
+  stated: int | None  # Slots that it should have.
+
+
+def index_shard(path: str) -> Shard:
+  """Scans the tar file at `path` and groups its members into slots."""
+  items = list(tar.scan(path))
+  members = [item for item in items if isinstance(item, tar.Member)]
+  parts = iter(naming.split_all([m.name.removeprefix("./") for m in members]))
+  grouper = _Grouper()
+  for item in items:
+    if isinstance(item, tar.Damage):
+      grouper.add_damage(item)
+    elif (part := next(parts)) is None:
+      grouper.left_out.add(item.name)
+    else:
+      grouper.add(part, item)
+  stated = stated_count(path)
+  return grouper.finish(size=os.path.getsize(path), stated=stated)
+
+
+def stated_count(path: str) -> int | None:
+  """Returns how many records the shard at `path` should hold, if it is said."""
+  directory, name = os.path.split(path)
+  stem = os.path.splitext(name)[0]
+  for beside, field in ((f"{stem}_stats.json", "successes"), (_SIZES, name)):
+    # Whatever else such a file holds, it says nothing of this shard.
+    with contextlib.suppress(OSError, ValueError, RecursionError, LookupError):
+      with open(os.path.join(directory, beside), encoding="utf-8") as file:
+        fields = json.load(file)
+      if isinstance(fields, dict) and type(fields[field]) is int:
+        return fields[field]
+  return None
+
+
+class _Grouper:
+  """Puts the members of one shard together to samples."""
+
+  def __init__(self):
+    self.left_out = account_lib.LeftOut()
+    self._unread = account_lib.LeftOut()
+    self._samples: list[_Sample] = []
+    self._by_key: dict[str, _Sample] = {}
+    self._run: _Sample | None = None
+    # Samples next to a damage: what they lack may have been there.
+    self._touched: dict[int, str] = {}
+    self._sites: list[tuple[int, tar.Damage]] = []
+
+  def add_damage(self, damage: tar.Damage) -> None:
+    self._sites.append((len(self._samples), damage))
+    lost_header = damage.reason not in ("truncated", "no_end_marker")
+    for slot in (len(self._samples) - 1, len(self._samples)):
+      self._touched[slot] = "damaged_header" if lost_header else "truncated"
+
+  def add(self, part: naming.Part, member: tar.Member) -> None:
+    sample = self._sample_for(part)
+    sample.add(part, member)
+    self._run = sample
+
+  def _sample_for(self, part: naming.Part) -> _Sample:
+    run, known = self._run, self._by_key.get(part.key)
+    if known is None:
+      return self._new(part.key)
+    if part.field in known.fields:
+      again = self._new(part.key)  # From here on, it collects parts.
+      again.problem = again.problem or "duplicate_key"
+      return again
+    if known is not run:
+      known.problem = known.problem or "parts_not_adjacent"
+    return known
+
+  def _new(self, key: str) -> _Sample:
+    sample = _Sample(key)
+    if record_lib.is_unsafe(key):
+      sample.problem = "unsafe_name"
+    self._samples.append(sample)
+    self._by_key[key] = sample
+    return sample
+
+  def finish(self, *, size: int, stated: int | None) -> Shard:
+    bounds = np.full((len(self._samples), len(_PARTS), 2), MISSING, np.int64)
+    problems = {}
+    for slot, sample in enumerate(self._samples):
+      for part, bound in sample.parts.items():
+        bounds[slot, part] = bound
+      problem = sample.close()
+      if problem.startswith("missing") and slot in self._touched:
+        problem = self._touched[slot]
+      if problem:
+        problems[slot] = problem
+      counts = self.left_out if IMAGE in sample.parts else self._unread
+      for name in sample.unread:
+        counts.add(name)
+    return Shard(
+      strings.Strings(sample.key for sample in self._samples),
+      bounds,
+      problems,
+      tuple(self._sites),
+      self.left_out,
+      self._unread,
+      members=sum(len(sample.fields) for sample in self._samples),
+      size=size,
+      stated=stated,
+    )

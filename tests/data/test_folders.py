@@ -1,0 +1,120 @@
+"""A folder says what it reads as what, and what it leaves out."""
+
+import json
+
+import pytest
+
+from clip_jax import errors
+from clip_jax.data import sources
+
+
+@pytest.fixture
+def folder(tmp_path, png):
+  """Writes files; an image where no content is given. Opens the folder."""
+
+  def write(files, options=""):
+    for name, content in files.items():
+      path = tmp_path / name
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(png(0) if content is None else content)
+    return sources.open_source(f"folder:{tmp_path}{options}")
+
+  return write
+
+
+CLASSES = {f"{name}/{i}.png": None for name in ("cat", "dog") for i in range(5)}
+
+
+@pytest.mark.parametrize(
+  "stray",
+  [
+    {"cat/0.json": b'{"shapes": []}'},
+    {"cat/0.txt": b"a note", "dog/4.json": b"{}"},
+    # Labelme's, beside every image.
+    {name.replace("png", "json"): b'{"shapes": []}' for name in CLASSES},
+  ],
+)
+def test_stray_text_files_do_not_make_a_class_folder_one_of_captions(
+  folder, stray
+):
+  source = folder(CLASSES | stray)
+  assert source.class_names == ("cat", "dog")
+  (note,) = source.account.notes
+  assert f"{len(stray)} of 10 images have" in note
+  assert "?layout=captions" in note
+  assert sum(source.account.left_out.counts.values()) == len(stray)
+  captions = folder({}, "?layout=captions")
+  assert captions.class_names is None and captions.account.notes == []
+
+
+def test_captions_of_most_images_are_read_and_the_decision_told(folder):
+  texts = {f"cat/{i}.txt": b"a cat" for i in range(5)}
+  source = folder(CLASSES | texts)
+  assert source.class_names is None
+  (note,) = source.account.notes
+  assert "5 of 10 images" in note and "?layout=classes" in note
+  assert folder({}, "?layout=classes").class_names == ("cat", "dog")
+
+
+def test_json_files_with_captions_are_captions(folder):
+  texts = {
+    name.replace("png", "JSON"): json.dumps({"caption": "a cat"}).encode()
+    for name in CLASSES
+  }
+  source = folder(CLASSES | texts)
+  assert source.account.notes == []
+  assert source[9].texts == ("a cat",)
+
+
+def test_suffixes_in_capitals_are_read(folder):
+  source = folder({"IMG_0.PNG": None, "IMG_0.TXT": b"a cat"})
+  assert source[0].texts == ("a cat",)
+
+
+@pytest.mark.parametrize(
+  ("names", "told"),
+  [
+    (["train/cat/0.png", "val/cat/0.png"], True),
+    (["train/cat/0.png", "train/dog/0.png"], True),
+    (["train/0.png", "test/0.png"], True),
+    (["train/0.png", "car/0.png"], False),  # One that runs on rails.
+  ],
+)
+def test_splits_inside_of_a_folder_are_told(folder, tmp_path, names, told):
+  source = folder(dict.fromkeys(names))
+  assert len(source.account.notes) == told
+  for note in source.account.notes:
+    assert "'train'" in note and "named like splits" in note
+    assert "folder:" in note and "read as classes" in note
+
+
+def test_classes_are_texts_whatever_their_folders_are_called(folder):
+  source = folder({"caf\udce9_au_lait/0.png": None, "d/e\udcff.png": None})
+  assert source.class_names == ("caf\ufffd au lait", "d")
+  assert source[0].texts == ("caf\ufffd au lait",)
+  assert source[1].key == "d/e\udcff.png"
+
+
+def test_files_that_are_not_read_are_counted(folder):
+  source = folder(
+    {
+      "cat/0.png": None,
+      "cat/1.heic": b"x",
+      "cat/2.cls": b"1",
+      "cat/notes.md": b"x",
+      "cat/._0.png": b"x",
+      ".git/config": b"x",
+      "Makefile": b"x",
+    }
+  )
+  assert source.account.left_out.counts == {"cls": 1, "md": 1, "png": 1, "": 2}
+  assert "1 .heic ('cat/1.heic'); convert" in source.account.sentences()[1]
+  with pytest.raises(sources.BadRecord, match="unsupported_image"):
+    source[1]
+
+
+def test_a_folder_without_images_shows_what_it_holds(folder):
+  with pytest.raises(errors.UserError, match=r"holds no images.*it is empty"):
+    folder({})
+  with pytest.raises(errors.UserError, match=r"'a\.mp4', 'b\.mp4', 'c\.mp4'\."):
+    folder({f"{name}.mp4": b"x" for name in "abcd"})
