@@ -1,7 +1,7 @@
 """HuggingFace's BERT, in, as a text tower."""
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from clip_jax import errors
@@ -13,6 +13,7 @@ from clip_jax.convert import (
   timm_vit,
   tokenizer_files,
   transforms,
+  weights_file,
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import Entry, Slot
@@ -52,6 +53,12 @@ def recognise(path: pathlib.Path) -> bool:
   return config.get("model_type") == "bert"
 
 
+def knows(names: Collection[str]) -> bool:
+  """Whether these are names of a BERT."""
+  word = "embeddings.word_embeddings.weight"
+  return word in names or f"bert.{word}" in names
+
+
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   """Reads a BERT; its own pooler is kept aside.
 
@@ -62,11 +69,16 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     UserError: it is another kind of BERT, or damaged, or has no such pooling.
     AmbiguousError: the pooling was not told.
   """
+  if path.is_file():
+    raise errors.UserError(
+      f"{path} holds a BERT without its config and its tokenizer; give the "
+      f"directory that has them all, {CONFIG} and {WEIGHTS[0]}."
+    )
   if options.pooling is None:
     raise errors.AmbiguousError(
-      f"{path} does not say how its tokens become one vector. Give --pooling "
-      "mean or --pooling cls to clip-jax convert, and take what it writes; or "
-      "give the directory that sentence-transformers made of it, which says so."
+      f"{path} does not say how its tokens become one vector; a directory of "
+      "sentence-transformers would.",
+      flags="--pooling mean or --pooling cls",
     )
   if options.pooling not in _POOLINGS:
     raise errors.unknown("pooling of a BERT", options.pooling, _POOLINGS)
@@ -121,7 +133,7 @@ def read_tower(
   )
   check_pad(text, tokenizer, str(path))
   weights = timm.containers_file(path, WEIGHTS)
-  tensors = config_file.read_tensors(weights)
+  tensors = weights_file.read(weights, options, report).tensors
   dialect = naming(tensors)
   spec = engine.resolve({"text": text, "tokenizer": tokenizer})
   return portable.assemble(

@@ -16,8 +16,17 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import config_file, destinations, engine, hub, portable
+from clip_jax.convert import (
+  config_file,
+  destinations,
+  engine,
+  hub,
+  portable,
+  unknown,
+  weights_file,
+)
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.containers import wrappers
 from clip_jax.convert.portable import Options, Portable
 
 # Formats by name in the order in which a path is tried; a directory can look
@@ -64,34 +73,70 @@ def targets() -> list[str]:
 
 # A directory's own description: where it is damaged, that is the news.
 _DESCRIPTIONS = ("config.json",)
+_ADAPTER = "adapter_config.json"
 
 
-def recognise(path: pathlib.Path) -> str:
+def recognise(path: pathlib.Path, options: Options | None = None) -> str:
   """Returns the name of the format that `path` is in.
+
+  Args:
+    path: a directory, or a file in a container that is read here.
+    options: what is said about a bare file.
 
   Raises:
     UserError: there is nothing, or nothing that any format knows.
+    AmbiguousError: a file holds several models.
   """
   if not path.exists():
+    raise errors.UserError(unknown.missing(path, _ACCEPTED))
+  if path.is_dir():
+    return _recognise_directory(path)
+  if not weights_file.is_one(path):
     raise errors.UserError(
-      f"Model {str(path)!r} does not exist; give {_ACCEPTED}."
+      f"Model {str(path)!r} is a file in no known format, judged by its name; "
+      f"give {_ACCEPTED}. Files of weights end in "
+      f"{', '.join(weights_file.SUFFIXES)}."
+    )
+  return _recognise_file(path, options or Options())
+
+
+def _recognise_directory(path: pathlib.Path) -> str:
+  if (path / _ADAPTER).is_file():
+    base = config_file.peek(path / _ADAPTER).get("base_model_name_or_path")
+    of = f" of {base!r:.100}" if isinstance(base, str) else ""
+    raise errors.UserError(
+      f"Model {str(path)!r} holds LoRA adapters{of} ({_ADAPTER}), not a whole "
+      f"model. {wrappers.MERGE}"
     )
   for name in FORMATS:
-    if format_module(name).recognise(path):
+    known = getattr(format_module(name), "recognise", None)
+    if known and known(path):
       return name
-  if path.is_dir():
-    found = sorted(entry.name for entry in path.iterdir())
-    shown = ", ".join(found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
-    for name in _DESCRIPTIONS:
-      if (path / name).exists():
-        config_file.read(path / name)  # Raises where it cannot be read.
-    raise errors.UserError(
-      f"Model {str(path)!r} is in no known format (found: "
-      f"{shown or 'nothing'}); give {_ACCEPTED}."
-    )
+  found = sorted(entry.name for entry in path.iterdir())
+  shown = ", ".join(found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
+  for name in _DESCRIPTIONS:
+    if (path / name).exists():
+      config_file.read(path / name)  # Raises where it cannot be read.
+  files = [name for name in found if weights_file.is_one(path / name)]
+  hint = f" To read {files[0]}, give its own path." if files else ""
   raise errors.UserError(
-    f"Model {str(path)!r} is a file in no known format, judged by its name; "
-    f"give {_ACCEPTED}, or name the format with --from."
+    f"Model {str(path)!r} is in no known format (found: "
+    f"{shown or 'nothing'}); give {_ACCEPTED}.{hint}"
+  )
+
+
+def _recognise_file(path: pathlib.Path, options: Options) -> str:
+  """Returns the format whose names the tensors of a file have."""
+  tensors = weights_file.read(path, options, report_lib.Report("")).tensors
+  for name in FORMATS:
+    knows = getattr(format_module(name), "knows", None)
+    if knows and knows(tensors):
+      # OpenAI's names say less than a config, which open_clip's models have.
+      return "open-clip" if name == "openai" and options.config else name
+  shown = ", ".join(list(tensors)[:_SHOWN]) or "nothing"
+  raise errors.UserError(
+    f"{path} holds no model under names that are known (OpenAI's, OpenCLIP's, "
+    f"HuggingFace's, timm's, BERT's or big_vision's); it has {shown}, … ."
   )
 
 
@@ -118,7 +163,7 @@ def open_model(
     path = hub.download(address)
   else:
     path = pathlib.Path(address).expanduser()
-  name = source_format or recognise(path)
+  name = source_format or recognise(path, options)
   model = format_module(name).read(path, options)
   if hub.is_address(address):
     pinned = hub.pinned(address, path)
@@ -135,6 +180,7 @@ def open_model(
 
 # What a flag settles, by the ends of the fields' names.
 _SETTLES = {
+  "config": ("config",),
   "heads": (".heads",),
   "pooling": ("text.pooling",),
   "tokenizer": ("tokenizer",),

@@ -133,8 +133,8 @@ def verify(
   path = pathlib.Path(source).expanduser()
   if hub.is_address(str(source)):
     path = hub.download(str(source))
-  known = source_format or conversion.recognise(path)
   options = options or Options()
+  known = source_format or conversion.recognise(path, options)
   theirs = conversion.open_model(path, source_format=known, options=options)
   ours = _open_as_it_stands(model)
   if engine.leaf_shapes(ours.spec) != engine.leaf_shapes(theirs.spec):
@@ -167,9 +167,9 @@ def _open_as_it_stands(model: str) -> Portable:
     return conversion.open_model(model)
   except errors.AmbiguousError as error:
     raise errors.AmbiguousError(
-      f"{error} Options are for the source alone, and {model} is compared as "
-      "it stands: convert it with them first (`clip-jax convert`), and verify "
-      "what comes out."
+      f"{error.problem} Options are for the source alone, and {model} is "
+      "compared as it stands: convert it first, and verify what comes out.",
+      flags=error.flags,
     ) from None
 
 

@@ -111,7 +111,9 @@ def open_sources(
     try:
       opened[part] = conversion.open_model(address)
     except errors.AmbiguousError as error:
-      raise errors.AmbiguousError(f"init.{part}: {error}") from None
+      raise errors.AmbiguousError(
+        f"init.{part}: {error.problem}", flags=error.flags
+      ) from None
     except errors.UserError as error:
       raise errors.UserError(f"init.{part}: {error}") from None
     have = engine.towers(opened[part].spec)

@@ -21,6 +21,7 @@ from clip_jax.convert import (
   open_clip_berts,
   open_clip_config,
   open_clip_export,
+  open_clip_files,
   open_clip_refusals,
   tokenizer_files,
   verification,
@@ -410,8 +411,9 @@ def test_clips_tokenizer_gives_open_clips_ids(library, tmp_path, arguments):
 def _check_ids(library, directory, model_cfg):
   theirs = library.get_tokenizer(f"local-dir:{directory}")
   described = _describe(model_cfg)
+  source = open_clip_files.Source({}, "", directory, (), (directory,))
   files, fields = open_clip._tokenizer(
-    described, directory, report_lib.Report("open-clip")
+    described, source, report_lib.Report("open-clip")
   )
   length = model_cfg["text_cfg"]["context_length"]
   ours = tokenizer.make_tokenizer(
