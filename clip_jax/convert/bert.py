@@ -93,9 +93,9 @@ def read_tower(
   options: portable.Options,
   *,
   pooling: str,
+  normalize: bool = False,
   context_length: int | None = None,
   cleaning: str | None = None,
-  tokenizer_directory: pathlib.Path | None = None,
 ) -> portable.Portable:
   """Reads a BERT with what a directory around it says.
 
@@ -104,14 +104,15 @@ def read_tower(
     report: takes the account.
     options: what a user says.
     pooling: of `models.bert.POOLINGS`.
+    normalize: whether the pooled vector gets unit length.
     context_length: the most tokens; None for all positions.
     cleaning: of `tokenizer.CLEANINGS`; None where nothing says one.
-    tokenizer_directory: where its files are, if not in `path`.
   """
   config = config_file.read(path / CONFIG)
   text = describe(config, report, str(path / CONFIG))
   text |= {
     "pooling": pooling,
+    "normalize": normalize,
     "activation": _activation(text["activation"], options, report, path),
   }
   text["context_length"] = context_length or text["positions"]
@@ -121,10 +122,9 @@ def read_tower(
     text["context_length"],
     "config" if said else "format",
   )
-  directory = tokenizer_directory or path
-  files = tokenizer_files.carry(directory)
+  files = tokenizer_files.carry(path)
   tokenizer = tokenizer_files.describe(
-    files, cleaning=cleaning or "none", where=str(directory), report=report
+    files, cleaning=cleaning or "none", where=str(path), report=report
   )
   report.infer(
     "tokenizer.cleaning",

@@ -46,6 +46,7 @@ _FIXED = {
     "activation": "gelu_tanh",
     "norm_epsilon": 1e-12,
     "pooling": "cls",
+    "normalize": False,
     "pad_id": 0,
   },
 }

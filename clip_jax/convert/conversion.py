@@ -6,22 +6,20 @@ it takes its name: a conversion either is exact or leaves nothing behind.
 
 import dataclasses
 import importlib
-import json
 import os
 import pathlib
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
-
-import numpy as np
 
 from clip_jax import errors
 from clip_jax.convert import (
   config_file,
+  context,
   destinations,
   engine,
   hub,
   portable,
+  sameness,
   unknown,
   weights_file,
 )
@@ -134,9 +132,12 @@ def _recognise_file(path: pathlib.Path, options: Options) -> str:
       # OpenAI's names say less than a config, which open_clip's models have.
       return "open-clip" if name == "openai" and options.config else name
   shown = ", ".join(list(tensors)[:_SHOWN]) or "nothing"
+  hint = ""
+  if any((path.parent / name).exists() for name in _DESCRIPTIONS):
+    hint = f" {path.parent} has a config: give that directory."
   raise errors.UserError(
     f"{path} holds no model under names that are known (OpenAI's, OpenCLIP's, "
-    f"HuggingFace's, timm's, BERT's or big_vision's); it has {shown}, … ."
+    f"HuggingFace's, timm's, BERT's or big_vision's); it has {shown}, … .{hint}"
   )
 
 
@@ -174,6 +175,8 @@ def open_model(
     from clip_jax.convert import positions
 
     model = positions.resize(model, options.image_size, options.resize_method)
+  if options.context_length is not None:
+    model = context.resize(model, options.context_length)
   _warn_of_unused(options, model)
   return model
 
@@ -334,7 +337,7 @@ def _check_written(model, partial, target, options, report, progress) -> None:
   # A format that does not say all of a model is told the rest again.
   told = getattr(target, "told", lambda _: Options())(model.spec)
   again = target.read(partial, told)
-  _check_described(model.spec, again.spec, target.NAME)
+  sameness.check_described(model.spec, again.spec, target.NAME)
   written = again.leaves
   assert written.keys() == model.leaves.keys()
   for done, (path, leaf) in enumerate(model.leaves.items()):
@@ -346,7 +349,7 @@ def _check_written(model, partial, target, options, report, progress) -> None:
       layers = range(leaf.shape[0])
     for layer in layers:
       want, got = leaf.part(layer), written[path].part(layer)
-      if not _same_bits(want, got):
+      if not sameness.same_bits(want, got):
         raise errors.UserError(
           f"{path} (layer {layer}) did not come back as it was written; the "
           "disk or the memory may be failing. Nothing was kept."
@@ -362,51 +365,3 @@ def _check_written(model, partial, target, options, report, progress) -> None:
       report.warnings.append(f"{path} is all zeros.")
   if progress:
     progress(len(model.leaves), len(model.leaves))
-
-
-# What a format may say less exactly than we do, or not at all; each writer
-# refuses or warns of what it loses.
-_ELSEWHERE = frozenset(
-  (
-    "scan",
-    "unroll",
-    "remat",
-    "patch_dropout",
-    "init_logit_scale",
-    "max_logit_scale",
-    "pooling",
-    "eos_id",
-    "class_position",
-  )
-)
-
-
-def _check_described(wanted, found, target: str) -> None:
-  """Raises UserError where a tower, read back, means something else."""
-  for part in engine.towers(wanted):
-    got = _plain_fields(found[part])
-    for field, value in _plain_fields(wanted[part]).items():
-      if field in _ELSEWHERE or got.get(field) == value:
-        continue
-      raise errors.UserError(
-        f"{part}.{field} is {value!r} in the source and came back from the "
-        f"format {target!r} as {got.get(field)!r}: the format cannot hold this "
-        "model. Nothing was written."
-      )
-
-
-def _plain_fields(tower: dict[str, Any]) -> dict[str, Any]:
-  """Returns a tower's fields as JSON gives them back, sizes worked out."""
-  fields = json.loads(json.dumps(tower))
-  if "mlp_dim" in fields and fields["mlp_dim"] is None:
-    fields["mlp_dim"] = 4 * fields["width"]
-  return fields
-
-
-def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-  if a.shape != b.shape:
-    return False
-  if a.dtype != b.dtype:  # Stacked with layers of a wider dtype.
-    a, b = a.astype(np.float64), b.astype(np.float64)
-  a, b = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
-  return np.array_equal(a, b)

@@ -35,6 +35,7 @@ PREFERRED = (
 )
 _TOWERS = ("vision_cfg", "text_cfg")
 _SHOWN = 5
+_MAX_CONFIG_BYTES = 1 << 17  # Tokenizers' files are larger.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,9 @@ def find_config(directory: pathlib.Path) -> pathlib.Path | None:
   found = [
     path
     for path in sorted(directory.glob("*.json"))
-    if is_config(config_file.peek(path))
+    if path.is_file()
+    and path.stat().st_size <= _MAX_CONFIG_BYTES
+    and is_config(config_file.peek(path))
   ]
   if len(found) > 1:
     raise errors.UserError(
@@ -81,6 +84,13 @@ def find_config(directory: pathlib.Path) -> pathlib.Path | None:
       f"{_names(found)}. Leave the one of the weights, or name it {CONFIG}."
     )
   return found[0] if found else None
+
+
+def is_usual(path: pathlib.Path) -> bool:
+  """Whether open_clip itself takes a directory as it is."""
+  return "model_cfg" in config_file.peek(path / CONFIG) and any(
+    (path / name).is_file() for name in PREFERRED
+  )
 
 
 def find(

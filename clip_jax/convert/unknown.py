@@ -29,10 +29,12 @@ def missing(path: pathlib.Path, accepted: str) -> str:
     return (
       f"{what} as a file or directory. {found} is the name of an architecture, "
       f"which has no weights by itself: clip_jax.create_model({found!r}) makes "
-      f"it untrained, --config.model={found} trains it, and a checkpoint of it "
-      f"is given by its path or as {hub.PREFIX}ORG/NAME."
+      f"it untrained, `clip-jax train --config … --config.model={found}` "
+      "trains it, and a checkpoint of it is given by its path or as "
+      f"{hub.PREFIX}ORG/NAME."
     )
-  if near := errors.nearest(variant, variants.VARIANTS, cutoff=_CLOSE):
+  if errors.nearest(variant, variants.VARIANTS, cutoff=_CLOSE):
+    near = errors.nearest(variant, variants.VARIANTS)
     return (
       f"{what}. The nearest names of architectures, which have no weights, are "
       f"{', '.join(near)} (`clip-jax models`); give {accepted}."

@@ -9,12 +9,14 @@ from clip_jax import errors
 from clip_jax.convert import portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import (
+  datafile,
   msgpack_file,
   nested,
   npz,
   safetensors_file,
   torch_zip,
   wrappers,
+  zip_directory,
 )
 from clip_jax.convert.tensor import Tensor
 
@@ -89,10 +91,7 @@ def read(
   """
   suffix = next((x for x in _READERS if path.name.endswith(x)), None)
   if suffix is None:
-    raise errors.UserError(
-      f"{path} is no file of weights by its name, which should end in "
-      f"{', '.join(SUFFIXES)}."
-    )
+    suffix = _by_content(path)
 
   def select(tree, separator, is_tensor) -> dict[str, Any]:
     undone = wrappers.undo(
@@ -107,3 +106,23 @@ def read(
     return undone.leaves
 
   return _READERS[suffix](path, select)
+
+
+def _by_content(path: pathlib.Path) -> str:
+  """Returns the suffix that a file of another name should have.
+
+  Raises:
+    UserError: it is in no container that is read here.
+  """
+  file = datafile.DataFile(path)
+  head = file.read(0, min(file.size, 9))
+  if head.startswith(zip_directory.MAGIC):
+    with datafile.checked(path, "a zip archive"):
+      names = zip_directory.read(file)
+    return ".npz" if all(x.endswith(".npy") for x in names) else ".pt"
+  if head[8:] == b"{":
+    return ".safetensors"
+  raise errors.UserError(
+    f"{path} is no file of weights, neither by its content nor by its name, "
+    f"which should end in {', '.join(SUFFIXES)}."
+  )

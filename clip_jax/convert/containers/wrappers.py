@@ -18,6 +18,7 @@ from clip_jax.convert.containers import nested
 _WEIGHTS = (
   *("state_dict", "model_state_dict", "model_state", "model", "net", "network"),
   *("module", "clip", "clip_model", "base_model", "online_model"),
+  *("student", "teacher"),
   # Wrappers of torch and of DeepSpeed.
   *("_orig_mod", "_forward_module", "_fsdp_wrapped_module"),
 )
@@ -42,6 +43,8 @@ _INNER = re.compile(
   r"_checkpoint_wrapped_module)[./]"
 )
 _FIRST = re.compile(r"([^./]+)[./]")
+# More layers than anybody wraps: a hostile name may have hundreds.
+_MAX_LAYERS = 16
 _LORA = re.compile(r"(^|[./])lora_(A|B|embedding_A|embedding_B|magnitude)")
 MERGE = (
   "Merge them into the base model first, where PyTorch runs: "
@@ -101,7 +104,7 @@ def undo(
     chosen = _choose(inner, weights, offered, name)
     if chosen is None:
       break
-    stripped.append(chosen)
+    _note(stripped, chosen)
     left_out += (str(key) for key in tree if key != chosen)
     tree = inner[chosen]
   leaves = nested.flatten(tree, separator)
@@ -109,17 +112,13 @@ def undo(
     _first_words(leaves, is_tensor), weights, offered, name
   ):
     leaves, beside = _without_first(leaves, chosen)
-    stripped.append(f"{chosen}.")
+    _note(stripped, f"{chosen}.")
     left_out += beside
   if inner := sorted({m[0] for k in leaves for m in _INNER.finditer(k)}):
     leaves = _renamed(leaves, lambda key: _INNER.sub("", key))
     stripped += (f".{part}" for part in inner)
   if weights is not None and weights not in (x.strip(".") for x in stripped):
-    known = ", ".join(sorted(offered)) or "none"
-    raise errors.UserError(
-      f"{name} holds no weights under {weights!r:.50} (--weights); by such "
-      f"names it has: {known}."
-    )
+    raise _nothing_under(weights, offered, name)
   adapters = [key for key in leaves if _LORA.search(key)]
   if adapters:
     raise errors.UserError(
@@ -129,6 +128,12 @@ def undo(
   return Undone(leaves, tuple(stripped), tuple(dict.fromkeys(left_out)))
 
 
+def _note(stripped: list[str], layer: str) -> None:
+  if len(stripped) == _MAX_LAYERS:
+    raise ValueError(f"it wraps its weights more than {_MAX_LAYERS} times")
+  stripped.append(layer)
+
+
 def _choose(
   wrapped: Collection[str], weights: str | None, offered: set[str], name: str
 ) -> str | None:
@@ -136,6 +141,8 @@ def _choose(
   offered |= set(wrapped)
   if weights in wrapped:
     return weights
+  if len(wrapped) > 1 and weights is not None:
+    raise _nothing_under(weights, offered, name)
   if len(wrapped) > 1:
     names = sorted(wrapped)
     raise errors.AmbiguousError(
@@ -143,6 +150,13 @@ def _choose(
       flags=" or ".join(f"--weights {word}" for word in names),
     )
   return next(iter(wrapped), None)
+
+
+def _nothing_under(weights, offered, name) -> errors.UserError:
+  return errors.UserError(
+    f"{name} holds no weights under {weights!r:.50} (--weights); by such names "
+    f"it has: {', '.join(sorted(offered)) or 'none'}."
+  )
 
 
 def _first_words(leaves, is_tensor) -> set[str]:
