@@ -6,9 +6,9 @@ import pathlib
 import shutil
 import zipfile
 
-import huggingface_models
 import numpy as np
 import pytest
+import transformers
 
 from clip_jax import convert, errors
 from clip_jax.cli import run
@@ -29,8 +29,14 @@ def _write_modules(directory, *modules):
 def clip(perturb, tmp_path_factory):
   """A tiny CLIPModel of transformers'."""
   directory = tmp_path_factory.mktemp("clip")
-  model = huggingface_models.make("clip quick_gelu, largest id", perturb)
-  model.save_pretrained(directory)
+  sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3}
+  text = {"vocab_size": 50, "max_position_embeddings": 9, "eos_token_id": 49}
+  config = transformers.CLIPConfig(
+    text_config=sizes | text,
+    vision_config=sizes | {"image_size": 20, "patch_size": 5},
+    projection_dim=16,
+  )
+  perturb(transformers.CLIPModel(config)).save_pretrained(directory)
   return directory
 
 

@@ -93,7 +93,8 @@ def undo(
   stripped: list[str] = []
   left_out: list[str] = []
   offered: set[str] = set()
-  while True:
+  # A dict with parameters of its own is a state dict, whatever is beside them.
+  while not any(is_tensor(x) and "." in str(key) for key, x in tree.items()):
     inner = {
       key: value
       for key, value in tree.items()
