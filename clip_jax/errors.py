@@ -18,18 +18,50 @@ class UserError(ValueError):
 
 
 class AmbiguousError(UserError):
-  """Input with several meanings; the message names the flag that settles it.
+  """Input with several meanings, which a flag of `clip-jax convert` settles.
 
   The command line exits with 2.
+
+  Attributes:
+    problem: what is not said.
+    flags: what settles it, such as "--activation gelu".
   """
+
+  def __init__(self, problem: str, *, flags: str, known_here: bool = False):
+    # Most verbs and the API know no such flag: `convert` comes first there.
+    where = (
+      "" if known_here else " to `clip-jax convert`, and take what it writes"
+    )
+    super().__init__(f"{problem} Give {flags}{where}.")
+    self.problem = problem
+    self.flags = flags
+
+
+# A longer list of names helps no reader.
+_MAX_LISTED = 300
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
-  """Returns the error for a `name` that is none of the `known` ones."""
+  """Returns the error for a `name` that is none of the `known` ones.
+
+  It lists them, or the three nearest where they are many.
+  """
   names = sorted(map(str, known))
-  close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+  close = nearest(name, names, cutoff=0.5)
   hint = f" Did you mean {close[0]!r}?" if close else ""
-  return UserError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(names)}.")
+  listed = f"Known: {', '.join(names)}."
+  if len(listed) > _MAX_LISTED:
+    listed = f"Nearest of {len(names)}: {', '.join(nearest(name, names))}."
+  return UserError(f"Unknown {what} {str(name)!r:.100}.{hint} {listed}")
+
+
+def nearest(
+  name: str, known: Iterable[str], *, cutoff: float = 0.0
+) -> list[str]:
+  """Returns the at most three `known` names that are nearest to `name`."""
+  return difflib.get_close_matches(
+    str(name)[:100], list(known), n=3, cutoff=cutoff
+  )
 
 
 def check_local(what: str, path: object) -> None:

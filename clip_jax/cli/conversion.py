@@ -2,9 +2,10 @@
 
 import argparse
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
-from clip_jax import terminal
+from clip_jax import errors, terminal
 from clip_jax.cli import flags, verb
 
 _NORMS = ("inception", "imagenet", "openai")
@@ -33,6 +34,13 @@ def _add_convert(parser: flags.Parser) -> None:
     metavar="NAME",
     help="how: bicubic_antialias (as open_clip does), bicubic (HuggingFace), "
     "bilinear_antialias, bilinear or align_corners (big_vision)",
+  )
+  parser.add_argument(
+    "--context-length",
+    type=flags.count,
+    metavar="N",
+    help="stretch or cut the text tower's positions: from 77 up to 248, as "
+    "Long-CLIP does, or to fewer",
   )
   parser.add_argument(
     "--old-grid",
@@ -84,6 +92,18 @@ def _add_reading(parser: flags.Parser) -> None:
     dest="source_format",
     metavar="FORMAT",
     help="the source's format, where it is not found out right",
+  )
+  parser.add_argument(
+    "--config",
+    metavar="FILE|NAME",
+    help="of a bare file of weights: its open_clip_config.json or config.json, "
+    "or a model's name as open_clip has it",
+  )
+  parser.add_argument(
+    "--weights",
+    metavar="NAME",
+    help="which of several models in a training's checkpoint, such as "
+    "model_ema",
   )
   parser.add_argument(
     "--activation",
@@ -149,8 +169,20 @@ def _check_convert(arguments: argparse.Namespace) -> str | None:
 
 def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
   """Returns what the user says about a source that does not say it itself."""
-  fields = ("activation", "heads", "pooling", "tokenizer", "preprocess")
+  fields = ("config", "weights", "activation", "heads", "pooling")
+  fields += ("tokenizer", "preprocess")
   return {field: getattr(arguments, field) for field in fields}
+
+
+@contextlib.contextmanager
+def _flags_are_known() -> Iterator[None]:
+  """Says what to give here, where the flags that settle it are known."""
+  try:
+    yield
+  except errors.AmbiguousError as error:
+    raise errors.AmbiguousError(
+      error.problem, flags=error.flags, known_here=True
+    ) from None
 
 
 def convert(arguments: argparse.Namespace) -> verb.Answer:
@@ -162,10 +194,14 @@ def convert(arguments: argparse.Namespace) -> verb.Answer:
     image_size=arguments.image_size,
     resize_method=arguments.resize_method,
     old_grid=arguments.old_grid,
+    context_length=arguments.context_length,
     drop_logit_bias=arguments.drop_logit_bias,
     headers_only=arguments.dry_run,
   )
-  with terminal.Progress("convert", unit="arrays") as progress:
+  with (
+    _flags_are_known(),
+    terminal.Progress("convert", unit="arrays") as progress,
+  ):
     report = convert_lib.convert(
       arguments.source,
       arguments.destination,
@@ -191,15 +227,16 @@ def verify(arguments: argparse.Namespace) -> verb.Answer:
   from clip_jax import convert as convert_lib
   from clip_jax.convert import verification
 
-  found = verification.verify(
-    arguments.source,
-    arguments.model,
-    source_format=arguments.source_format,
-    options=convert_lib.Options(**_reading(arguments)),
-    double=arguments.float64,
-    examples=arguments.examples,
-    seed=arguments.seed,
-  )
+  with _flags_are_known():
+    found = verification.verify(
+      arguments.source,
+      arguments.model,
+      source_format=arguments.source_format,
+      options=convert_lib.Options(**_reading(arguments)),
+      double=arguments.float64,
+      examples=arguments.examples,
+      seed=arguments.seed,
+    )
   return verb.Answer(
     found.to_dict(), found.to_text(), code=0 if found.passed else 1
   )

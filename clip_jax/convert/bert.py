@@ -1,7 +1,7 @@
 """HuggingFace's BERT, in, as a text tower."""
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from clip_jax import errors
@@ -13,6 +13,7 @@ from clip_jax.convert import (
   timm_vit,
   tokenizer_files,
   transforms,
+  weights_file,
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import Entry, Slot
@@ -52,6 +53,12 @@ def recognise(path: pathlib.Path) -> bool:
   return config.get("model_type") == "bert"
 
 
+def knows(names: Collection[str]) -> bool:
+  """Whether these are names of a BERT."""
+  word = "embeddings.word_embeddings.weight"
+  return word in names or f"bert.{word}" in names
+
+
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   """Reads a BERT; its own pooler is kept aside.
 
@@ -62,11 +69,16 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     UserError: it is another kind of BERT, or damaged, or has no such pooling.
     AmbiguousError: the pooling was not told.
   """
+  if path.is_file():
+    raise errors.UserError(
+      f"{path} holds a BERT without its config and its tokenizer; give the "
+      f"directory that has them all, {CONFIG} and {WEIGHTS[0]}."
+    )
   if options.pooling is None:
     raise errors.AmbiguousError(
-      f"{path} does not say how its tokens become one vector. Give --pooling "
-      "mean or --pooling cls to clip-jax convert, and take what it writes; or "
-      "give the directory that sentence-transformers made of it, which says so."
+      f"{path} does not say how its tokens become one vector; a directory of "
+      "sentence-transformers would.",
+      flags="--pooling mean or --pooling cls",
     )
   if options.pooling not in _POOLINGS:
     raise errors.unknown("pooling of a BERT", options.pooling, _POOLINGS)
@@ -81,9 +93,9 @@ def read_tower(
   options: portable.Options,
   *,
   pooling: str,
+  normalize: bool = False,
   context_length: int | None = None,
   cleaning: str | None = None,
-  tokenizer_directory: pathlib.Path | None = None,
 ) -> portable.Portable:
   """Reads a BERT with what a directory around it says.
 
@@ -92,14 +104,15 @@ def read_tower(
     report: takes the account.
     options: what a user says.
     pooling: of `models.bert.POOLINGS`.
+    normalize: whether the pooled vector gets unit length.
     context_length: the most tokens; None for all positions.
     cleaning: of `tokenizer.CLEANINGS`; None where nothing says one.
-    tokenizer_directory: where its files are, if not in `path`.
   """
   config = config_file.read(path / CONFIG)
   text = describe(config, report, str(path / CONFIG))
   text |= {
     "pooling": pooling,
+    "normalize": normalize,
     "activation": _activation(text["activation"], options, report, path),
   }
   text["context_length"] = context_length or text["positions"]
@@ -109,10 +122,9 @@ def read_tower(
     text["context_length"],
     "config" if said else "format",
   )
-  directory = tokenizer_directory or path
-  files = tokenizer_files.carry(directory)
+  files = tokenizer_files.carry(path)
   tokenizer = tokenizer_files.describe(
-    files, cleaning=cleaning or "none", where=str(directory), report=report
+    files, cleaning=cleaning or "none", where=str(path), report=report
   )
   report.infer(
     "tokenizer.cleaning",
@@ -121,7 +133,7 @@ def read_tower(
   )
   check_pad(text, tokenizer, str(path))
   weights = timm.containers_file(path, WEIGHTS)
-  tensors = config_file.read_tensors(weights)
+  tensors = weights_file.read(weights, options, report).tensors
   dialect = naming(tensors)
   spec = engine.resolve({"text": text, "tokenizer": tokenizer})
   return portable.assemble(

@@ -7,20 +7,27 @@ and tokenizer of a text tower that is not SigLIP's must be told.
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from clip_jax import errors
 from clip_jax.convert import big_vision_description as description
 from clip_jax.convert import big_vision_layout as layouts
-from clip_jax.convert import engine, portable, positions, transforms
+from clip_jax.convert import (
+  engine,
+  portable,
+  positions,
+  transforms,
+  weights_file,
+)
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import npz
 from clip_jax.convert.tensor import Tensor
 from clip_jax.tokenizer import files as tokenizer_files
 
 NAME = "big-vision"
-SUFFIX = ".npz"
+# A patch embedding and an embedding of tokens, whatever stands before them.
+_MARKS = ("/embedding/kernel", "/Embed_0/embedding", "_ids/embedding")
 _FIXED = {
   "vit": {
     "activation": "gelu_tanh",
@@ -39,15 +46,16 @@ _FIXED = {
     "activation": "gelu_tanh",
     "norm_epsilon": 1e-12,
     "pooling": "cls",
+    "normalize": False,
     "pad_id": 0,
   },
 }
 _POOLINGS = {"transformer": ("last", "map"), "bert": ("cls",)}
 
 
-def recognise(path: pathlib.Path) -> bool:
-  """Whether `path` looks like one of numpy's archives."""
-  return path.is_file() and path.suffix == SUFFIX
+def knows(names: Collection[str]) -> bool:
+  """Whether these are names of one or two of big_vision's towers."""
+  return any(f"/{name}".endswith(_MARKS) for name in names)
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
@@ -57,7 +65,11 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     UserError: the file is damaged, or holds another model.
     AmbiguousError: its text tower has several meanings.
   """
-  model = read_tensors(npz.read(path), options, name=str(path), weights=[path])
+  report = report_lib.Report(NAME)
+  tensors = weights_file.read(path, options, report).tensors
+  model = read_tensors(
+    tensors, options, name=str(path), weights=[path], report=report
+  )
   files = {}
   if tokenizer := model.spec.get("tokenizer"):
     name = tokenizer["file"]
@@ -77,6 +89,7 @@ def read_tensors(
   *,
   name: str,
   weights: Iterable[pathlib.Path] = (),
+  report: report_lib.Report | None = None,
 ) -> portable.Portable:
   """Reads the arrays of a checkpoint, by their names.
 
@@ -85,12 +98,13 @@ def read_tensors(
     options: what the user says.
     name: what messages call the checkpoint.
     weights: the files that hold them, for their digests.
+    report: takes the account; None makes one.
 
   Raises:
     UserError: they are no model of big_vision's.
     AmbiguousError: their text tower has several meanings.
   """
-  report = report_lib.Report(NAME)
+  report = report or report_lib.Report(NAME)
   layout = layouts.find({k: x.shape for k, x in tensors.items()}, name)
   tensors = _merge_positions(tensors, layout, report)
   tensors, noted = _square(tensors, layout, options, report)

@@ -235,20 +235,21 @@ def _told_of_text(
     found["tokenizer"] = (options.tokenizer, "flag")
   elif known is not None:
     found["tokenizer"] = (known, "format")
-  silent = [what for field, what in _SILENT.items() if field not in found]
+  silent = [field for field in _SILENT if field not in found]
   if silent:
     raise errors.AmbiguousError(
-      f"{name} does not say {' nor '.join(silent)}, and its text tower "
-      f"(vocabulary {vocab_size}) is not known to be SigLIP's. Give that to "
-      "clip-jax convert, and take what it writes."
+      f"{name} does not say {' nor '.join(_SILENT[x][0] for x in silent)}, and "
+      f"its text tower "
+      f"(vocabulary {vocab_size}) is not known to be SigLIP's.",
+      flags=" and ".join(_SILENT[what][1] for what in silent),
     )
   return found
 
 
-# What messages call what must be told.
+# What messages call what must be told, and the flag that tells it.
 _SILENT = {
-  "text.pooling": "how its tokens become one vector (--pooling last)",
-  "tokenizer": "its tokenizer (--tokenizer c4_en, mc4 or gemma)",
+  "text.pooling": ("how its tokens become one vector", "--pooling last"),
+  "tokenizer": ("its tokenizer", "--tokenizer c4_en, mc4 or gemma"),
 }
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from clip_jax import errors
 from clip_jax.convert import containers
-from clip_jax.convert.containers import safetensors_file, torch_zip
-from clip_jax.convert.tensor import Tensor
 
 MAX_BYTES = 1 << 22
 # Beyond every model: a hostile number must not become a loop or an overflow.
@@ -50,13 +48,6 @@ def peek(path: pathlib.Path) -> dict[str, Any]:
     return read(path) if path.is_file() else {}
   except errors.UserError:
     return {}
-
-
-def read_tensors(path: pathlib.Path) -> dict[str, Tensor]:
-  """Returns the tensors of a safetensors or a torch file."""
-  if path.suffix == ".safetensors":
-    return safetensors_file.read(path).tensors
-  return torch_zip.read(path).tensors
 
 
 class Fields:

@@ -6,18 +6,25 @@ it takes its name: a conversion either is exact or leaves nothing behind.
 
 import dataclasses
 import importlib
-import json
 import os
 import pathlib
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
-
-import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import config_file, destinations, engine, hub, portable
+from clip_jax.convert import (
+  config_file,
+  context,
+  destinations,
+  engine,
+  hub,
+  portable,
+  sameness,
+  unknown,
+  weights_file,
+)
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.containers import wrappers
 from clip_jax.convert.portable import Options, Portable
 
 # Formats by name in the order in which a path is tried; a directory can look
@@ -64,34 +71,73 @@ def targets() -> list[str]:
 
 # A directory's own description: where it is damaged, that is the news.
 _DESCRIPTIONS = ("config.json",)
+_ADAPTER = "adapter_config.json"
 
 
-def recognise(path: pathlib.Path) -> str:
+def recognise(path: pathlib.Path, options: Options | None = None) -> str:
   """Returns the name of the format that `path` is in.
+
+  Args:
+    path: a directory, or a file in a container that is read here.
+    options: what is said about a bare file.
 
   Raises:
     UserError: there is nothing, or nothing that any format knows.
+    AmbiguousError: a file holds several models.
   """
   if not path.exists():
+    raise errors.UserError(unknown.missing(path, _ACCEPTED))
+  if path.is_dir():
+    return _recognise_directory(path)
+  if not weights_file.is_one(path):
     raise errors.UserError(
-      f"Model {str(path)!r} does not exist; give {_ACCEPTED}."
+      f"Model {str(path)!r} is a file in no known format, judged by its name; "
+      f"give {_ACCEPTED}. Files of weights end in "
+      f"{', '.join(weights_file.SUFFIXES)}."
+    )
+  return _recognise_file(path, options or Options())
+
+
+def _recognise_directory(path: pathlib.Path) -> str:
+  if (path / _ADAPTER).is_file():
+    base = config_file.peek(path / _ADAPTER).get("base_model_name_or_path")
+    of = f" of {base!r:.100}" if isinstance(base, str) else ""
+    raise errors.UserError(
+      f"Model {str(path)!r} holds LoRA adapters{of} ({_ADAPTER}), not a whole "
+      f"model. {wrappers.MERGE}"
     )
   for name in FORMATS:
-    if format_module(name).recognise(path):
+    known = getattr(format_module(name), "recognise", None)
+    if known and known(path):
       return name
-  if path.is_dir():
-    found = sorted(entry.name for entry in path.iterdir())
-    shown = ", ".join(found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
-    for name in _DESCRIPTIONS:
-      if (path / name).exists():
-        config_file.read(path / name)  # Raises where it cannot be read.
-    raise errors.UserError(
-      f"Model {str(path)!r} is in no known format (found: "
-      f"{shown or 'nothing'}); give {_ACCEPTED}."
-    )
+  found = sorted(entry.name for entry in path.iterdir())
+  shown = ", ".join(found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
+  for name in _DESCRIPTIONS:
+    if (path / name).exists():
+      config_file.read(path / name)  # Raises where it cannot be read.
+  files = [name for name in found if weights_file.is_one(path / name)]
+  hint = f" To read {files[0]}, give its own path." if files else ""
   raise errors.UserError(
-    f"Model {str(path)!r} is a file in no known format, judged by its name; "
-    f"give {_ACCEPTED}, or name the format with --from."
+    f"Model {str(path)!r} is in no known format (found: "
+    f"{shown or 'nothing'}); give {_ACCEPTED}.{hint}"
+  )
+
+
+def _recognise_file(path: pathlib.Path, options: Options) -> str:
+  """Returns the format whose names the tensors of a file have."""
+  tensors = weights_file.read(path, options, report_lib.Report("")).tensors
+  for name in FORMATS:
+    knows = getattr(format_module(name), "knows", None)
+    if knows and knows(tensors):
+      # OpenAI's names say less than a config, which open_clip's models have.
+      return "open-clip" if name == "openai" and options.config else name
+  shown = ", ".join(list(tensors)[:_SHOWN]) or "nothing"
+  hint = ""
+  if any((path.parent / name).exists() for name in _DESCRIPTIONS):
+    hint = f" {path.parent} has a config: give that directory."
+  raise errors.UserError(
+    f"{path} holds no model under names that are known (OpenAI's, OpenCLIP's, "
+    f"HuggingFace's, timm's, BERT's or big_vision's); it has {shown}, … .{hint}"
   )
 
 
@@ -118,7 +164,7 @@ def open_model(
     path = hub.download(address)
   else:
     path = pathlib.Path(address).expanduser()
-  name = source_format or recognise(path)
+  name = source_format or recognise(path, options)
   model = format_module(name).read(path, options)
   if hub.is_address(address):
     pinned = hub.pinned(address, path)
@@ -129,12 +175,15 @@ def open_model(
     from clip_jax.convert import positions
 
     model = positions.resize(model, options.image_size, options.resize_method)
+  if options.context_length is not None:
+    model = context.resize(model, options.context_length)
   _warn_of_unused(options, model)
   return model
 
 
 # What a flag settles, by the ends of the fields' names.
 _SETTLES = {
+  "config": ("config",),
   "heads": (".heads",),
   "pooling": ("text.pooling",),
   "tokenizer": ("tokenizer",),
@@ -292,7 +341,7 @@ def _check_written(model, partial, target, options, report, progress) -> None:
   # A format that does not say all of a model is told the rest again.
   told = getattr(target, "told", lambda _: Options())(model.spec)
   again = target.read(partial, told)
-  _check_described(model.spec, again.spec, target.NAME)
+  sameness.check_described(model.spec, again.spec, target.NAME)
   kinds = [spec.get("probabilities") for spec in (model.spec, again.spec)]
   if kinds[0] != kinds[1]:
     report.warnings.append(
@@ -310,7 +359,7 @@ def _check_written(model, partial, target, options, report, progress) -> None:
       layers = range(leaf.shape[0])
     for layer in layers:
       want, got = leaf.part(layer), written[path].part(layer)
-      if not _same_bits(want, got):
+      if not sameness.same_bits(want, got):
         raise errors.UserError(
           f"{path} (layer {layer}) did not come back as it was written; the "
           "disk or the memory may be failing. Nothing was kept."
@@ -326,51 +375,3 @@ def _check_written(model, partial, target, options, report, progress) -> None:
       report.warnings.append(f"{path} is all zeros.")
   if progress:
     progress(len(model.leaves), len(model.leaves))
-
-
-# What a format may say less exactly than we do, or not at all; each writer
-# refuses or warns of what it loses.
-_ELSEWHERE = frozenset(
-  (
-    "scan",
-    "unroll",
-    "remat",
-    "patch_dropout",
-    "init_logit_scale",
-    "max_logit_scale",
-    "pooling",
-    "eos_id",
-    "class_position",
-  )
-)
-
-
-def _check_described(wanted, found, target: str) -> None:
-  """Raises UserError where a tower, read back, means something else."""
-  for part in engine.towers(wanted):
-    got = _plain_fields(found[part])
-    for field, value in _plain_fields(wanted[part]).items():
-      if field in _ELSEWHERE or got.get(field) == value:
-        continue
-      raise errors.UserError(
-        f"{part}.{field} is {value!r} in the source and came back from the "
-        f"format {target!r} as {got.get(field)!r}: the format cannot hold this "
-        "model. Nothing was written."
-      )
-
-
-def _plain_fields(tower: dict[str, Any]) -> dict[str, Any]:
-  """Returns a tower's fields as JSON gives them back, sizes worked out."""
-  fields = json.loads(json.dumps(tower))
-  if "mlp_dim" in fields and fields["mlp_dim"] is None:
-    fields["mlp_dim"] = 4 * fields["width"]
-  return fields
-
-
-def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-  if a.shape != b.shape:
-    return False
-  if a.dtype != b.dtype:  # Stacked with layers of a wider dtype.
-    a, b = a.astype(np.float64), b.astype(np.float64)
-  a, b = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
-  return np.array_equal(a, b)

@@ -9,12 +9,17 @@ import pathlib
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import engine, huggingface, portable, transforms
+from clip_jax.convert import (
+  engine,
+  huggingface,
+  portable,
+  transforms,
+  weights_file,
+)
 from clip_jax.convert import huggingface_config as config_lib
 from clip_jax.convert import huggingface_tokenizer as tokenizer
 from clip_jax.convert import huggingface_weights as weights
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.containers import msgpack_file
 from clip_jax.convert.engine import Entry, Slot
 
 NAME = "flax-clip"
@@ -44,7 +49,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
       f"{config_lib.model_type(path)!r}."
     )
   spec = huggingface.describe(path, config, report, options)
-  tensors = msgpack_file.read(path / FILE).tensors
+  tensors = weights_file.read(path / FILE, options, report).tensors
   for part in engine.towers(spec):
     if spec[part]["depth"] > len(tensors):
       raise errors.UserError(

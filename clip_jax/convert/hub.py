@@ -17,7 +17,6 @@ PATTERNS = (
   "*.safetensors",
   "*.msgpack",
   "*.npz",
-  "1_Pooling/*.json",
 )
 # Pickles are read by our own reader, but only where there is nothing better.
 _PICKLES = ("*.bin", "*.pt", "*.pth")
@@ -64,7 +63,7 @@ def download(source: str) -> pathlib.Path:
 
   try:
     path = get(PATTERNS)
-    if not any(path.glob("*.safetensors")) and not any(path.glob("*.npz")):
+    if not any(path.rglob("*.safetensors")) and not any(path.glob("*.npz")):
       path = get((*PATTERNS, *_PICKLES))
     return path
   except hub_errors.LocalEntryNotFoundError:

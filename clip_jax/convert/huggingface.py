@@ -7,12 +7,13 @@ or PyTorch files, whole or in shards; they go out as safetensors.
 
 import json
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import engine, portable
+from clip_jax.convert import engine, portable, weights_file
 from clip_jax.convert import huggingface_clip as clip
 from clip_jax.convert import huggingface_config as config_lib
 from clip_jax.convert import huggingface_images as images
@@ -45,16 +46,27 @@ def recognise(path: pathlib.Path) -> bool:
   )
 
 
+def knows(names: Collection[str]) -> bool:
+  """Whether these are names of such a model."""
+  return any(name.startswith(tuple(_PREFIXES.values())) for name in names)
+
+
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
-  """Reads a directory.
+  """Reads a directory, or a bare file of weights whose config is told.
 
   Raises:
     UserError: it is damaged, or holds a model that is not known.
+    AmbiguousError: a bare file, and its config was not told.
   """
   report = report_lib.Report(NAME)
-  config = config_lib.read(path, report)
+  if path.is_dir():
+    config = config_lib.read(path, report)
+    file = weights.require(path)
+  else:
+    path, file = _config_directory(path, options, report), path
+    config = config_lib.read(path, report)
   kind = _KINDS[config.family]
-  file, tensors = weights.read(path)
+  tensors = weights_file.read(file, options, report).tensors
   spec = describe(path, config, report, options)
   for part in engine.towers(spec):
     # Before anything is as large as the config says.
@@ -85,6 +97,28 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
       "no part of it; they are kept aside."
     )
   return model
+
+
+def _config_directory(file, options, report) -> pathlib.Path:
+  """Returns the directory of a bare file's config."""
+  if options.config is None:
+    hint = ""
+    if (file.parent / config_lib.FILE).is_file():
+      hint = f" Its directory, {file.parent}, has one: give that."
+    raise errors.AmbiguousError(
+      f"{file} holds weights under HuggingFace's names without their "
+      f"config.{hint}",
+      flags=f"--config {config_lib.FILE}",
+    )
+  config = pathlib.Path(options.config).expanduser()
+  directory = config if config.is_dir() else config.parent
+  if not (directory / config_lib.FILE).is_file():
+    raise errors.UserError(
+      f"--config {options.config}: weights under HuggingFace's names take a "
+      f"{config_lib.FILE}, with its tokenizer beside it."
+    )
+  report.infer("config", str(directory / config_lib.FILE), "flag")
+  return directory
 
 
 def describe(

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 
 from clip_jax import errors
-from clip_jax.convert.containers import safetensors_file, torch_zip
+from clip_jax.convert.containers import safetensors_file
 from clip_jax.convert.tensor import Tensor
 
 WEIGHTS = "model.safetensors"
@@ -14,38 +14,29 @@ TORCH = "pytorch_model.bin"
 MAX_SHARD_BYTES = 5_000_000_000  # Of `save_pretrained` for years.
 
 # In the order in which transformers looks for them.
-_READERS = {
-  WEIGHTS: safetensors_file.read,
-  INDEX: safetensors_file.read_sharded,
-  TORCH: torch_zip.read,
-  f"{TORCH}.index.json": lambda path: safetensors_file.shards(
-    path, torch_zip.read
-  ),
-}
+NAMES = (WEIGHTS, INDEX, TORCH, f"{TORCH}.index.json")
 
 
 def find(directory: pathlib.Path) -> pathlib.Path | None:
   """Returns the file that leads to the weights, None if there is none."""
-  for name in _READERS:
-    if (directory / name).is_file():
-      return directory / name
-  return None
+  paths = (directory / name for name in NAMES)
+  return next((path for path in paths if path.is_file()), None)
 
 
-def read(directory: pathlib.Path) -> tuple[pathlib.Path, dict[str, Tensor]]:
-  """Returns the file that leads to the weights, and the tensors by name.
+def require(directory: pathlib.Path) -> pathlib.Path:
+  """Returns the file that leads to the weights.
 
   Raises:
-    UserError: there is none, or it is damaged.
+    UserError: there is none.
   """
   path = find(directory)
   if path is None:
     found = sorted(entry.name for entry in directory.iterdir())
     raise errors.UserError(
       f"{directory} has a config.json but no weights: none of "
-      f"{', '.join(_READERS)} (found: {', '.join(found[:10])})."
+      f"{', '.join(NAMES)} (found: {', '.join(found[:10])})."
     )
-  return path, dict(_READERS[path.name](path).tensors)
+  return path
 
 
 def files(path: pathlib.Path) -> list[pathlib.Path]:

@@ -35,6 +35,8 @@ _FIELDS = {
 _WEIGHTS = (WEIGHTS, EXTRAS)
 # Fields that follow from others in descriptions that were written before.
 _LATER = {"probabilities"}
+# Fields that came later, and what their absence means, by the tower's kind.
+_SINCE = {"bert": {"normalize": False}}
 # What a description that makes no sense can raise on its way to a model.
 _SENSELESS = (
   ArithmeticError,
@@ -133,6 +135,9 @@ def _check_complete(spec: Any, path: pathlib.Path) -> dict[str, Any]:
     raise containers.DamagedError(
       f"{path}: the description makes no model ({error!r:.200})."
     ) from None
+  for part in parts:
+    known = _SINCE.get(spec[part]["kind"], {})
+    spec = {**spec, part: {**known, **spec[part]}}
   for part in (None, *parts):
     got, want = (x if part is None else x[part] for x in (spec, resolved))
     if missing := sorted(want.keys() - got.keys() - _LATER):

@@ -7,7 +7,7 @@ timm (`visual.trunk.`) and of HuggingFace (`text.transformer.`).
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,27 +27,18 @@ from clip_jax.convert import (
   timm_vit,
   tokenizer_files,
   transforms,
+  weights_file,
 )
+from clip_jax.convert import open_clip_files as files_lib
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import safetensors_file
 from clip_jax.convert.engine import Entry, Slot
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import clip
+from clip_jax.tokenizer import files as tokenizer_lib_files
 
 NAME = "open-clip"
-CONFIG = "open_clip_config.json"
-WEIGHTS = "open_clip_model.safetensors"
-# In the order in which open_clip prefers them (`_find_checkpoint_in_dir`).
-PREFERRED = (
-  WEIGHTS,
-  "open_clip_pytorch_model.safetensors",
-  "open_clip_pytorch_model.bin",
-  "open_clip_pytorch_model.pth",
-  "model.safetensors",
-  "pytorch_model.bin",
-  "pytorch_model.pth",
-  "model.pth",
-)
+CONFIG, WEIGHTS = files_lib.CONFIG, files_lib.WEIGHTS
 IGNORED = (
   r"^text\.transformer\.embeddings\.position_ids$",
   r"^text\.transformer\.pooler\.dense\.",
@@ -61,26 +52,33 @@ refusals = open_clip_refusals.refusals
 
 def recognise(path: pathlib.Path) -> bool:
   """Whether `path` is a directory with OpenCLIP's config."""
-  return (path / CONFIG).is_file()
+  return files_lib.find_config(path) is not None
+
+
+def knows(names: Collection[str]) -> bool:
+  """Whether these are names of a model with OpenCLIP's custom towers."""
+  return any(name.startswith("visual.") for name in names) and any(
+    name.startswith(("text.", "positional_embedding")) for name in names
+  )
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
-  """Reads a directory.
+  """Reads a directory, or a bare file of weights whose config is told.
 
   Raises:
     UserError: the config names what is not held, or the weights do not fit it.
+    AmbiguousError: a bare file, and its config was not told.
   """
   report = report_lib.Report(NAME)
-  config = config_file.read(path / CONFIG)
+  source = files_lib.find(path, options, report)
   described = open_clip_config.describe(
-    config,
-    bert_config=lambda name: _bert_config(path, name),
+    source.config,
+    bert_config=lambda name: _bert_config(source, name),
     report=report,
-    name=str(path / CONFIG),
+    name=source.where,
   )
-  weights = find_weights(path, report)
-  tensors = config_file.read_tensors(weights)
-  files, cuts = _tokenizer(described, path, report)
+  tensors = weights_file.read(source.weights, options, report).tensors
+  files, cuts = _tokenizer(described, source, report)
   if described.spec["text"]["kind"] == "bert":
     bert.check_pad(described.spec["text"], cuts, str(path))
   # What training keeps to; open_clip bounds the scale there, not in the model.
@@ -89,7 +87,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     limit = clip.MAX_LOGIT_SCALE
   spec = {**described.spec, "tokenizer": cuts, "max_logit_scale": limit}
   spec = engine.resolve(spec)
-  open_clip_sources.note(spec, config, report)
+  open_clip_sources.note(spec, source.config, report)
   spec = _override(spec, options, report)
   layout = _layout(described, tensors)
   timm_vit.refuse_other_blocks(tensors, str(path))
@@ -98,58 +96,41 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     tensors,
     spec,
     report=report,
-    name=str(weights),
+    name=str(source.weights),
     options=options,
-    configs=[path / CONFIG],
-    weights=[weights],
+    configs=source.configs,
+    weights=[source.weights],
     ignored=IGNORED,
-    hint=f"Check that {CONFIG} belongs to the weights.",
+    hint=f"Check that {source.where} belongs to the weights.",
     files=files,
-    dialect={"config": config, "layout": layout},
+    dialect={"config": source.config, "layout": layout},
   )
 
 
-def find_weights(path: pathlib.Path, report: report_lib.Report) -> pathlib.Path:
-  """Returns the file that open_clip would take.
-
-  Raises:
-    UserError: there is none.
-  """
-  found = [path / name for name in PREFERRED if (path / name).is_file()]
-  if not found:
-    present = ", ".join(sorted(entry.name for entry in path.iterdir()))
-    raise errors.UserError(
-      f"{path} has no weights: open_clip takes {', '.join(PREFERRED)}; found "
-      f"{present}."
-    )
-  if others := [other.name for other in found[1:]]:
-    report.warnings.append(
-      f"{found[0].name} was read, as open_clip does; {', '.join(others)} "
-      "stood beside it."
-    )
-  return found[0]
-
-
-def _bert_config(path: pathlib.Path, name: str) -> dict[str, Any]:
-  """Returns the config of a BERT, from the directory or as published."""
-  beside = config_file.peek(path / bert.CONFIG)
-  if beside.get("model_type") == "bert":
-    return beside
+def _bert_config(source: files_lib.Source, name: str) -> dict[str, Any]:
+  """Returns the config of a BERT, from a directory or as published."""
+  for directory in source.directories:
+    beside = config_file.peek(directory / bert.CONFIG)
+    if beside.get("model_type") == "bert":
+      return beside
   if name in open_clip_berts.BERTS:
     return open_clip_berts.BERTS[name]
   raise errors.UserError(
-    f"{path / CONFIG}: hf_model_name={name!r:.100} is not known here. If it is "
-    "a BERT, put its config.json into the directory; other kinds are not held. "
-    f"Known by name: {', '.join(open_clip_berts.BERTS)}."
+    f"{source.where}: hf_model_name={name!r:.100} is not known here. If it is "
+    f"a BERT, put its config.json into {source.directories[0]}; other kinds "
+    "are not held. Nearest by name: "
+    f"{', '.join(errors.nearest(name, open_clip_berts.BERTS))}."
   )
 
 
 def _tokenizer(
   described: open_clip_config.Described,
-  path: pathlib.Path,
+  source: files_lib.Source,
   report: report_lib.Report,
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
   """Returns the tokenizer's files, and its description."""
+  if named := source.spec.get("tokenizer", {}).get("file"):
+    return _named_tokenizer(source, named, report)
   if described.tokenizer_name is None:
     return {}, {
       "kind": "clip_bpe",
@@ -158,17 +139,35 @@ def _tokenizer(
       "start_id": tokenizer.START_ID,
       "end_id": tokenizer.END_ID,
     }
-  files = tokenizer_files.carry(path)
+  carried = [tokenizer_files.carry(one) for one in source.directories]
+  at = next((i for i, files in enumerate(carried) if files), 0)
+  files, where = carried[at], str(source.directories[at])
   found = tokenizer_files.describe(
     files,
     cleaning=described.cleaning,
-    where=str(path),
+    where=where,
     strip_end=described.strip_end,
     report=report,
   )
   vocab_size = described.spec["text"]["vocab_size"]
-  tokenizer_files.check_ids(found, vocab_size, str(path))
+  tokenizer_files.check_ids(found, vocab_size, where)
   return files, found
+
+
+def _named_tokenizer(
+  source: files_lib.Source, name: str, report: report_lib.Report
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+  """Returns the tokenizer of a model that was told by its name."""
+  files = {}
+  (directory,) = source.directories
+  if file := tokenizer_lib_files.find(name, directory=directory):
+    files[name] = file.read()
+  else:
+    report.warnings.append(
+      f"{source.weights} brings no tokenizer: put its {name} beside the file "
+      "to encode texts."
+    )
+  return files, source.spec["tokenizer"]
 
 
 def _override(spec, options, report) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def same(described: dict[str, Any], spec: dict[str, Any]) -> bool:
 def _comparable(spec) -> dict[str, Any]:
   image, text = ({**spec[part]} for part in ("image", "text"))
   for tower in (image, text):
-    for field in ("scan", "unroll", "remat"):
+    for field in ("scan", "unroll", "remat", "normalize"):
       tower.pop(field, None)
     if "mlp_dim" in tower:
       tower["mlp_dim"] = tower["mlp_dim"] or 4 * tower["width"]

@@ -101,6 +101,9 @@ def _text_problems(spec) -> list[str]:
     allowed = ("linear", "linear_bias", "none")
   elif text["kind"] == "bert":
     problems, allowed = _bert_problems(text), ("linear", "mlp", "none")
+    # Without a bias, the norm after the projection undoes what it does.
+    if text["normalize"] and projection == "mlp":
+      problems.append("text.normalize=True before text_projection='mlp'")
   else:
     return [f"text.kind={text['kind']!r}"]
   if projection not in allowed:
@@ -129,8 +132,8 @@ def _bert_problems(text) -> list[str]:
     for field, value in other.items()
   )
   return [
-    f"{sizes}: a BERT there is one of {', '.join(open_clip_berts.BERTS)}, of "
-    f"which {name} is the nearest"
+    f"{sizes}: a BERT there is one of {len(open_clip_berts.BERTS)} published "
+    f"ones, of which {name} is the nearest"
   ]
 
 

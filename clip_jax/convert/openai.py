@@ -8,7 +8,7 @@ was trained with either; an archive does, by the constant of its QuickGELU.
 
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from clip_jax.convert import (
   openai_export,
   openai_heads,
   portable,
+  weights_file,
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import torch_zip
@@ -29,7 +30,6 @@ from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
 NAME = "openai"
-SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _QUICK_GELU = 1.702
 IGNORED = (
   r"^(input_resolution|context_length|vocab_size)$",
@@ -41,9 +41,13 @@ refusals = openai_export.refusals
 told = openai_export.told
 
 
-def recognise(path: pathlib.Path) -> bool:
-  """Whether `path` looks like a torch file on its own."""
-  return path.is_file() and path.suffix in SUFFIXES
+# Every model under OpenAI's names has these.
+_MARKS = ("visual.conv1.weight", "text_projection")
+
+
+def knows(names: Collection[str]) -> bool:
+  """Whether these are names of a model under OpenAI's."""
+  return all(mark in names for mark in _MARKS)
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
@@ -54,15 +58,14 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     AmbiguousError: nothing says which activation the towers have, or how many
       heads.
   """
-  archive = torch_zip.read(path)
   report = report_lib.Report(NAME)
+  archive = weights_file.read(path, options, report)
   names = archive.tensors
-  if "visual.conv1.weight" not in names or "text_projection" not in names:
+  if not knows(names):
     raise errors.UserError(
       f"{path} holds no model under OpenAI's names: it lacks "
-      "visual.conv1.weight or text_projection; it has "
-      f"{', '.join(list(names)[:5])}, … . Give the directory that the "
-      "checkpoint came in, with its config."
+      f"{' or '.join(_MARKS)}; it has {', '.join(list(names)[:5])}, … . Give "
+      "the directory that the checkpoint came in, with its config."
     )
   activation = _activation(path, archive, options, report)
   spec = describe(
@@ -104,8 +107,8 @@ def _activation(path, archive, options, report) -> str:
   raise errors.AmbiguousError(
     f"{path} does not say which activation its towers have: the names are "
     "OpenAI's, but models with QuickGELU (OpenAI's own, DFN, MetaCLIP) share "
-    "them with models with GELU (LAION, DataComp). Give --activation "
-    "quick_gelu or --activation gelu."
+    "them with models with GELU (LAION, DataComp).",
+    flags="--activation quick_gelu or --activation gelu",
   )
 
 

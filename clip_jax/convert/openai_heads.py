@@ -104,5 +104,6 @@ def _ambiguous(towers, name) -> errors.AmbiguousError:
   hint = f" (of these sizes, {same[0]})" if same else ""
   return errors.AmbiguousError(
     f"{name} does not say how many heads its towers have, and their sizes are "
-    f"none of OpenAI's ({sizes}). Give --heads IMAGE,TEXT{hint}."
+    f"none of OpenAI's ({sizes}).",
+    flags=f"--heads IMAGE,TEXT{hint}",
   )

@@ -21,6 +21,10 @@ class Options:
   """What a user may say about a source or a target.
 
   Attributes:
+    config: of a bare file of weights: an open_clip or a HuggingFace config,
+      or one of `variants.VARIANTS`.
+    weights: which of several models in a training's checkpoint to take, such
+      as "model_ema".
     activation: of the towers, where the source does not say it.
     heads: of the image and of the text tower, where the source does not say.
     pooling: of a text tower that nothing around it says: "mean" or "cls" of
@@ -32,11 +36,14 @@ class Options:
       None where the image is squashed.
     image_size: to which position embeddings are resized; None keeps it.
     resize_method: one of `positions.METHODS`; needed with `image_size`.
+    context_length: to which a text tower's positions are stretched or cut.
     old_grid: rows and cols of the source's patches, where it is not square.
     drop_logit_bias: drop the bias for a target that has none.
     headers_only: do not read or check the data.
   """
 
+  config: str | None = None
+  weights: str | None = None
   activation: str | None = None
   heads: tuple[int, int] | None = None
   pooling: str | None = None
@@ -45,6 +52,7 @@ class Options:
   image_size: int | None = None
   resize_method: str | None = None
   old_grid: tuple[int, int] | None = None
+  context_length: int | None = None
   drop_logit_bias: bool = False
   headers_only: bool = False
 

@@ -19,6 +19,8 @@ class Report:
     target_format: name of the format written, "" if none.
     tensors: number of tensors in the source.
     mapped: number of source tensors that became parameters.
+    stripped: wrappers and prefixes around the names, from the outside.
+    left_out: what stood beside the model in its file: an optimizer, an epoch.
     ignored: tensors that hold no parameter, by name.
     missing: tensors that the model needs and the source lacks.
     unexpected: tensors of the source that no part of the model takes.
@@ -32,6 +34,8 @@ class Report:
   target_format: str = ""
   tensors: int = 0
   mapped: int = 0
+  stripped: list[str] = dataclasses.field(default_factory=list)
+  left_out: list[str] = dataclasses.field(default_factory=list)
   ignored: list[str] = dataclasses.field(default_factory=list)
   missing: list[str] = dataclasses.field(default_factory=list)
   unexpected: list[str] = dataclasses.field(default_factory=list)
@@ -64,7 +68,7 @@ class Report:
       f"{self.source_format}{arrow}: {self.mapped} of {self.tensors} tensors "
       f"mapped, {len(self.ignored)} ignored"
     ]
-    lines += _some("ignored", self.ignored)
+    lines += [*self._around(), *_some("ignored", self.ignored)]
     lines += self._differences()
     rows = [
       (field, _words(entry["value"]), entry["source"])
@@ -77,6 +81,12 @@ class Report:
       ]
     lines += [f"Warning: {warning}" for warning in self.warnings]
     return "\n".join(lines)
+
+  def _around(self) -> list[str]:
+    return [
+      *_some("stripped from the names", self.stripped),
+      *_some("left out beside the model", self.left_out),
+    ]
 
   def _differences(self) -> list[str]:
     shapes = [
@@ -99,6 +109,7 @@ class MismatchError(errors.UserError):
         [
           f"{name} is not the {report.source_format} model that it looks like: "
           "every tensor must have exactly one place.",
+          *report._around(),
           *report._differences(),
           hint or "Check that the weights and the config belong together.",
         ]

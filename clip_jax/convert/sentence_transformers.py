@@ -1,15 +1,27 @@
-"""sentence-transformers' directories around a BERT, in, as text towers."""
+"""sentence-transformers' directories, in: a BERT as a text tower, or a CLIP."""
 
 import json
 import pathlib
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import bert, config_file, containers, portable
+from clip_jax.convert import (
+  bert,
+  config_file,
+  containers,
+  huggingface,
+  portable,
+)
 from clip_jax.convert import report as report_lib
 
 NAME = "sentence-transformers"
 MODULES = "modules.json"
+_CLIP = "CLIPModel"
+_HELD = tuple(
+  (*model, *after)
+  for model in (("Transformer", "Pooling"), (_CLIP,))
+  for after in ((), ("Normalize",))
+)
 _MODE = "pooling_mode_"
 # Their names of poolings to ours, as flags and, since version 5, as one word.
 _POOLINGS = {
@@ -26,16 +38,31 @@ def recognise(path: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
-  """Reads a BERT with its pooling.
+  """Reads a BERT with its pooling, or the CLIP of a `CLIPModel`.
 
   Raises:
     UserError: it has other modules or another pooling.
   """
+  kinds, directories = _modules(path)
+  normalize = "Normalize" in kinds
+  if kinds[0] == _CLIP:
+    model = huggingface.read(directories[0], options)
+    if normalize:
+      model.report.warnings.append(
+        f"{MODULES} ends in Normalize: embeddings have unit length here, too."
+      )
+    return model
   report = report_lib.Report(NAME)
-  transformer, pooling_directory = _modules(path)
-  pooling = _pooling(pooling_directory / "config.json")
+  pooling = _pooling(directories[1] / "config.json")
   report.infer("text.pooling", pooling, "config")
-  settings_file = transformer / "sentence_bert_config.json"
+  report.infer("text.normalize", normalize, "config")
+  if normalize:
+    report.warnings.append(
+      f"{MODULES} ends in Normalize, and so does the text tower: its vectors "
+      "have unit length. Before a projection without a bias, and a norm after "
+      "it, this changes no embedding."
+    )
+  settings_file = directories[0] / "sentence_bert_config.json"
   settings = config_file.Fields(
     str(settings_file),
     config_file.read(settings_file) if settings_file.exists() else {},
@@ -47,26 +74,40 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
       f"{settings_file}: max_seq_length={length} leaves no room for text."
     )
   return bert.read_tower(
-    transformer,
+    directories[0],
     report,
     options,
     pooling=pooling,
+    normalize=normalize,
     context_length=length,
     cleaning="lower" if lower else None,
   )
 
 
-def _modules(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-  """Returns the directories of the Transformer and of the pooling."""
+def model_directory(path: pathlib.Path) -> pathlib.Path:
+  """Returns the directory of the model that the other modules come after."""
+  return _modules(path)[1][0]
+
+
+def _modules(
+  path: pathlib.Path,
+) -> tuple[list[str], list[pathlib.Path]]:
+  """Returns the kinds of the modules, and their directories."""
   listed = _read_list(path / MODULES)
   kinds = [str(module.get("type", "")).split(".")[-1] for module in listed]
-  if kinds != ["Transformer", "Pooling"]:
+  directories = [_inside(path, module.get("path")) for module in listed]
+  if kinds[:1] == ["Transformer"] and huggingface.recognise(directories[0]):
+    kinds[0] = _CLIP  # As newer versions write it.
+  if tuple(kinds) not in _HELD:
     raise errors.UserError(
-      f"{path / MODULES} lists {', '.join(kinds) or 'nothing'}; only a "
-      "Transformer and a Pooling are held, since a Dense or a Normalize after "
-      "them is no part of a tower here."
+      f"{path / MODULES} lists {', '.join(kinds) or 'nothing'}; held are a "
+      "Transformer and a Pooling, or a CLIPModel, and a Normalize after them. "
+      "A Dense or another module is no part of a tower here."
     )
-  return tuple(_inside(path, module.get("path")) for module in listed)
+  # The model may lie at the root, whatever the list says.
+  if not (directories[0] / bert.CONFIG).exists():
+    directories[0] = path
+  return kinds, directories
 
 
 def _read_list(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -87,7 +128,7 @@ def _inside(path: pathlib.Path, name: Any) -> pathlib.Path:
   """Returns a subdirectory; a name that leads elsewhere is an error."""
   if not isinstance(name, str) or any(sign in name for sign in "/\\:\0"):
     name = ".."
-  if name in (".", ".."):
+  if name == "..":
     raise containers.DamagedError(
       f"{path / MODULES} names a directory that is not in its own."
     )

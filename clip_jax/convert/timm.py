@@ -6,7 +6,7 @@ preprocessing must be told.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from clip_jax import errors
@@ -17,9 +17,9 @@ from clip_jax.convert import (
   engine,
   portable,
   timm_vit,
+  weights_file,
 )
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.containers import safetensors_file
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
@@ -69,6 +69,11 @@ def recognise(path: pathlib.Path) -> bool:
   )
 
 
+def knows(names: Collection[str]) -> bool:
+  """Whether these are names of a Vision Transformer of timm's."""
+  return "patch_embed.proj.weight" in names and "pos_embed" in names
+
+
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   """Reads an image tower; the classifier is kept aside.
 
@@ -81,7 +86,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   if path.is_dir():
     config = config_file.read(path / "config.json")
     weights = containers_file(path, WEIGHTS)
-    tensors = config_file.read_tensors(weights)
+    tensors = weights_file.read(weights, options, report).tensors
     tower, about = _describe(config, report, path / "config.json")
     if options.activation not in (None, tower["activation"]):
       report.warnings.append(
@@ -94,7 +99,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     files = [weights, path / "config.json"]
   else:
     config = {}
-    tensors = safetensors_file.read(path).tensors
+    tensors = weights_file.read(path, options, report).tensors
     tower, about = _infer(tensors, options, report, str(path))
     files = [path]
   timm_vit.refuse_other_blocks(tensors, str(path))
@@ -257,8 +262,9 @@ def _infer(
   if heads is None:
     raise errors.AmbiguousError(
       f"{name}: width {width}, depth {depth} and MLP {mlp_dim} are of no model "
-      "whose number of heads is known. Give --heads N,N, or timm's directory, "
-      "with config.json."
+      "whose number of heads is known; timm's directory has a config.json, "
+      "which says it.",
+      flags="--heads N,N",
     )
   _check_told(options, name)
   class_token = "cls_token" in tensors
@@ -293,22 +299,22 @@ def _infer(
 
 def _check_told(options: portable.Options, name: str) -> None:
   """Raises AmbiguousError where a bare file's user has not said enough."""
-  silent = []
+  silent = {}
   if options.activation is None:
-    silent.append(
-      "its activation (--activation: gelu in most of timm's towers, quick_gelu "
-      "in those from OpenAI, gelu_tanh in some of SigLIP)"
+    silent["its activation"] = (
+      "--activation (gelu in most of timm's towers, quick_gelu in those from "
+      "OpenAI, gelu_tanh in some of SigLIP)"
     )
   if options.preprocess is None:
-    silent.append(
-      "how images are prepared (--preprocess, such as inception:0.9 for augreg "
-      "at 224 pixels, inception:1 at 384)"
+    silent["how images are prepared"] = (
+      "--preprocess (such as inception:0.9 for augreg at 224 pixels, "
+      "inception:1 at 384)"
     )
   if silent:
     raise errors.AmbiguousError(
-      f"{name} does not say {' nor '.join(silent)}. Give that to clip-jax "
-      "convert, and take what it writes; or give timm's directory, where "
-      "config.json says it."
+      f"{name} does not say {' nor '.join(silent)}; timm's directory has a "
+      "config.json, which does.",
+      flags=" and ".join(silent.values()),
     )
 
 

@@ -154,8 +154,8 @@ def describe(name: str) -> dict[str, Any]:
     raise errors.UserError(
       f"timm's architecture {name!r} is not among the plain Vision "
       "Transformers that are held exactly: models with LayerScale, relative "
-      "positions, convolutional stems or other blocks are not. Known: "
-      f"{', '.join(MODELS)}."
+      "positions, convolutional stems or other blocks are not. Nearest of "
+      f"{len(MODELS)} names: {', '.join(errors.nearest(name, MODELS))}."
     )
   return dict(MODELS[name])
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import layers, text
+from clip_jax.models import clip, layers, text
 
 # The fewest tokens that a mean divides by, as in sentence-transformers.
 MIN_COUNT = 1e-9
@@ -41,7 +41,8 @@ class Bert(nn.Module):
   Tokens of `pad_id` are not attended to, wherever they stand, and take no part
   in the mean. All tokens are of type 0. `pooling` takes the mean of the tokens
   ("mean"), the first one ("cls"), or the first one through a dense layer with
-  tanh ("pooler").
+  tanh ("pooler"). `normalize` divides what comes out by its Euclidean length,
+  as a sentence encoder may end.
   """
 
   context_length: int
@@ -56,6 +57,7 @@ class Bert(nn.Module):
   token_types: int = 2
   pad_id: int = 0
   pooling: str = "mean"
+  normalize: bool = False
   scan: bool = True
   unroll: int = 1
   remat: str = "dots_no_batch"
@@ -94,6 +96,8 @@ class Bert(nn.Module):
     x = POOLINGS[self.pooling](x, mask)
     if self.pooling == "pooler":
       x = jnp.tanh(nn.Dense(self.width, name="pooler", **dtypes)(x))
+    if self.normalize:
+      x = clip.unit_length(x).astype(x.dtype)
     return x
 
   def _embed(self, tokens):

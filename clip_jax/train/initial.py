@@ -31,6 +31,14 @@ PARTS = ("model", "image", "text")
 _HEAD = ("embed_dim", "image_projection", "text_projection", "embed_norm")
 # Of a tower, what changes neither its arrays nor what they compute in use.
 _FREE = ("scan", "unroll", "remat", "patch_dropout")
+# What `clip-jax convert` changes on request: the flag, and what it is of.
+_RESIZES = {
+  "image.image_size": (
+    "--image-size {} --resize-method bicubic_antialias",
+    "image size",
+  ),
+  "text.context_length": ("--context-length {}", "context length"),
+}
 # A bound that was kept in half precision may lie this factor higher.
 _ROUNDED_UP = 1.01
 
@@ -111,7 +119,9 @@ def open_sources(
     try:
       opened[part] = conversion.open_model(address)
     except errors.AmbiguousError as error:
-      raise errors.AmbiguousError(f"init.{part}: {error}") from None
+      raise errors.AmbiguousError(
+        f"init.{part}: {error.problem}", flags=error.flags
+      ) from None
     except errors.UserError as error:
       raise errors.UserError(f"init.{part}: {error}") from None
     have = engine.towers(opened[part].spec)
@@ -186,6 +196,16 @@ def _check_same(part, wanted, found, config) -> None:
     way_on = "Take these out of model_overrides"
   else:
     way_on = f"Set these in model_overrides, or take model={FROM_INIT!r}"
+  flags = [
+    f"{flag.format(wanted[field])} for another {what}"
+    for field, (flag, what) in _RESIZES.items()
+    if field in wanted and wanted[field] != found.get(field)
+  ]
+  if flags:
+    way_on += (
+      f"; or make a checkpoint that fits by `clip-jax convert "
+      f"{config.init[part]} DEST --to clip-jax`, with {' and '.join(flags)}"
+    )
   raise errors.UserError(
     f"{config.init[part]} does not fit the config's model: "
     f"{'; '.join(differing)}. {way_on}."

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from clip_jax import convert, errors, tokenizer
-from clip_jax.convert import bert, engine
+from clip_jax.convert import bert, engine, model_dir
 from clip_jax.convert.containers import safetensors_file
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor
@@ -155,6 +155,29 @@ def test_a_sentence_transformer_computes_what_its_parts_do(
   assert difference(got, _their_features(theirs, pooling)) < BAR
 
 
+def test_a_normalize_is_told_and_kept(make, theirs, difference, tmp_path):
+  modules = ["Transformer", "Pooling", "Normalize"]
+  source, ours = _sentence(make(), modules=modules), tmp_path / "ours"
+  report = convert.convert(source, ours, to="clip-jax")
+  noted = {"value": True, "source": "config"}
+  assert report.inferred["text.normalize"] == noted
+  assert "ends in Normalize" in " ".join(report.warnings)
+  got = _features(convert.open_model(ours))
+  want = _their_features(theirs, "mean")
+  want /= np.linalg.norm(want, axis=1, keepdims=True)
+  assert difference(got, want) < BAR
+
+
+def test_a_model_from_before_normalize_was_a_field_is_read(make, tmp_path):
+  ours = tmp_path / "ours"
+  convert.convert(_sentence(make()), ours, to="clip-jax")
+  file = ours / model_dir.DESCRIPTION
+  described = json.loads(file.read_text())
+  assert described["spec"]["text"].pop("normalize") is False
+  file.write_text(json.dumps(described))
+  assert convert.open_model(ours).spec["text"]["normalize"] is False
+
+
 @pytest.mark.parametrize(
   "change",
   [
@@ -162,6 +185,7 @@ def test_a_sentence_transformer_computes_what_its_parts_do(
     {"activation": "gelu_tanh"},
     {"pad_id": 3},
     {"pooling": "cls"},
+    {"normalize": True},
   ],
 )
 def test_a_mutation_is_far_above_the_bar(make, theirs, difference, change):
@@ -242,7 +266,8 @@ def test_other_modules_and_poolings_are_refused(make):
   directory = make()
   for modules in (
     ["Transformer", "Pooling", "Dense"],
-    ["Transformer", "Pooling", "Normalize"],
+    ["Transformer", "Normalize"],
+    ["Normalize", "Transformer", "Pooling"],
     ["Transformer"],
     [],
   ):

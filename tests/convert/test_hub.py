@@ -98,9 +98,7 @@ def test_the_commit_is_part_of_the_provenance(served, monkeypatch):
   path, _ = served
   (path / "model.safetensors").write_bytes(b"")
   portable = convert.Portable({}, {}, convert.Report("x"))
-  monkeypatch.setattr(
-    convert.conversion, "recognise", lambda path: "huggingface"
-  )
+  monkeypatch.setattr(convert.conversion, "recognise", lambda *_: "huggingface")
   monkeypatch.setattr(
     convert.conversion,
     "format_module",

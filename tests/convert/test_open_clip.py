@@ -21,6 +21,7 @@ from clip_jax.convert import (
   open_clip_berts,
   open_clip_config,
   open_clip_export,
+  open_clip_files,
   open_clip_refusals,
   tokenizer_files,
   verification,
@@ -232,6 +233,25 @@ def test_verification_passes_against_open_clip(library, make, case, tmp_path):
   assert "image block 1" in stages and stages[-1] == "logits"
 
 
+@pytest.mark.parametrize("bare", [False, True])
+def test_verification_lays_other_names_out_for_open_clip(
+  library, make, bare, tmp_path
+):
+  source = make("custom_text")
+  config = source / "model.json"
+  written = json.loads((source / open_clip.CONFIG).read_text())
+  config.write_text(json.dumps(written["model_cfg"]))
+  (source / open_clip.CONFIG).unlink()
+  weights = (source / open_clip.WEIGHTS).rename(source / "mine.safetensors")
+  options = Options(config=str(config)) if bare else Options()
+  source = weights if bare else source
+  convert.convert(source, tmp_path / "ours", to="clip-jax", options=options)
+  found = verification.verify(
+    source, tmp_path / "ours", double=True, options=options
+  )
+  assert found.passed and found.library.startswith("open_clip")
+
+
 def test_the_golden_shapes_are_open_clips(library, golden):
   case = "siglip_tanh"
   shapes = GOLDEN.shapes(library, GOLDEN.CASES[case])
@@ -410,8 +430,9 @@ def test_clips_tokenizer_gives_open_clips_ids(library, tmp_path, arguments):
 def _check_ids(library, directory, model_cfg):
   theirs = library.get_tokenizer(f"local-dir:{directory}")
   described = _describe(model_cfg)
+  source = open_clip_files.Source({}, "", directory, (), (directory,))
   files, fields = open_clip._tokenizer(
-    described, directory, report_lib.Report("open-clip")
+    described, source, report_lib.Report("open-clip")
   )
   length = model_cfg["text_cfg"]["context_length"]
   ours = tokenizer.make_tokenizer(

@@ -78,6 +78,31 @@ def test_a_resnet_that_loops_over_its_blocks_passes(
   assert "image stage 2" in [row.stage for row in found.rows]
 
 
+def test_a_wrapped_source_is_unwrapped_for_its_library_too(pairs, tmp_path):
+  state = torch.load(pairs["vit"][0], weights_only=True)
+  wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
+  source, ours = tmp_path / "source.pt", pairs["vit"][1]
+  torch.save({"model": state, "model_ema": wrapped}, source)
+  options = dataclasses.replace(QUICK["vit"], weights="model_ema")
+  assert verification.verify(source, ours, options=options, double=True).passed
+
+
+def test_a_bare_file_of_huggingfaces_is_laid_beside_its_config(
+  perturb, tmp_path
+):
+  perturb(_huggingface("clip")).save_pretrained(tmp_path / "source")
+  bare = tmp_path / "bare.safetensors"
+  (tmp_path / "source" / "model.safetensors").rename(bare)
+  with pytest.raises(errors.AmbiguousError, match=r"--config config\.json"):
+    convert.open_model(bare)
+  options = Options(config=str(tmp_path / "source" / "config.json"))
+  convert.convert(bare, tmp_path / "ours", to="clip-jax", options=options)
+  found = verification.verify(
+    bare, tmp_path / "ours", options=options, double=True
+  )
+  assert found.passed and found.library.startswith("transformers")
+
+
 def test_the_first_bad_stage_is_the_mistaken_one(pairs, tmp_path):
   source, ours = pairs["vit"]
   model = convert.open_model(ours)

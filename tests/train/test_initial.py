@@ -81,6 +81,7 @@ def _write_text_tower(path):
   modules = [
     {"idx": 0, "name": "0", "path": "", "type": "st.models.Transformer"},
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "st.models.Pooling"},
+    {"idx": 2, "name": "2", "path": "2_N", "type": "st.models.Normalize"},
   ]
   (path / "modules.json").write_text(json.dumps(modules))
   (path / "1_Pooling").mkdir()
@@ -273,6 +274,24 @@ def _origins(config, *parts, leaves=None):
   spec = variants.spec(config.model, config.model_overrides.to_dict())
   report = Report("a test")
   return {part: Portable(spec, leaves or {}, report) for part in parts}
+
+
+@pytest.mark.parametrize(
+  ("fields", "flags"),
+  [
+    ({"image": {"image_size": 96}}, "--image-size 96 --resize-method"),
+    ({"text": {"context_length": 99}}, "--context-length 99"),
+  ],
+)
+def test_another_size_names_what_makes_a_checkpoint_of_it(fields, flags):
+  config = _small_config(**{"init.model": "runs/small"})
+  origins = _origins(config, "model")
+  config.model_overrides.update(fields)
+  with pytest.raises(
+    errors.UserError, match="`clip-jax convert runs/small"
+  ) as raised:
+    initial.settle(config, None, origins)
+  assert flags in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,14 @@ class MsgpackFile:
   others: dict[str, Any]  # Numbers, texts, truth values and None.
 
 
-def read(path: str | os.PathLike) -> MsgpackFile:
+def read(
+  path: str | os.PathLike, *, select: nested.Select = nested.flatten_names
+) -> MsgpackFile:
   """Reads a whole flax msgpack file: its arrays stay in memory.
+
+  Args:
+    path: of the file.
+    select: chooses the model in the tree, and its names.
 
   Raises:
     DamagedError: it is no map of arrays and plain values.
@@ -57,7 +63,7 @@ def read(path: str | os.PathLike) -> MsgpackFile:
     if not isinstance(tree, dict):
       raise ValueError(f"it holds a {type(tree).__name__}, no map of arrays")
     tensors, others = {}, {}
-    for name, leaf in nested.flatten(tree, "/").items():
+    for name, leaf in select(tree, "/", _is_array).items():
       if isinstance(leaf, _Array):
         tensors[name] = tensor_lib.Tensor.from_array(leaf.array)
       elif leaf is None or isinstance(leaf, bool | int | float | str):
@@ -72,6 +78,10 @@ class _Array:
   """Marks an array, which `nested` must not take apart."""
 
   array: np.ndarray
+
+
+def _is_array(leaf: Any) -> bool:
+  return isinstance(leaf, _Array)
 
 
 def _unpack(file: datafile.DataFile) -> Any:

@@ -1,6 +1,13 @@
 """Nested dicts of a file, as one dict of joined names."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
+
+# Returns the leaves that make a model, by name: of a tree, with the separator
+# that joins names, and whether a leaf is a tensor.
+Select = Callable[
+  [Mapping[str, Any], str, Callable[[Any], bool]], dict[str, Any]
+]
 
 MAX_DEPTH = 64
 MAX_LEAVES = 300_000
@@ -40,3 +47,11 @@ def flatten(value: Any, separator: str) -> dict[str, Any]:
       children.append((joined, child, depth + 1))
     waiting.extend(reversed(children))
   return leaves
+
+
+def flatten_names(
+  tree: Mapping[str, Any], separator: str, is_tensor: Callable[[Any], bool]
+) -> dict[str, Any]:
+  """Selects every leaf."""
+  del is_tensor
+  return flatten(tree, separator)

@@ -3,9 +3,9 @@
 Not `pickle.Unpickler` with a `find_class` of our own: before any hook is
 asked, that one sizes its memo by the file's word, and hashes whatever the
 file makes a key (a tuple nested a million deep ends the process). This one
-knows the opcodes and the six names that a state dict needs, builds only
-dicts, lists, tuples, numbers and descriptions of tensors, and refuses the
-rest by name.
+knows the opcodes and the few names that a state dict needs, builds only
+dicts, lists, tuples, numbers and descriptions of tensors, passes over what
+trainings keep beside their weights, and refuses the rest by name.
 """
 
 import dataclasses
@@ -50,6 +50,13 @@ class View:
   offset: int
   shape: tuple[int, ...]
   stride: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inert:
+  """An object that is no part of a model; nothing of it was made."""
+
+  name: str
 
 
 class Module:
@@ -184,6 +191,9 @@ class _Machine:
 
   def new(self, _) -> None:
     made, arguments = self.pop(2)
+    if _is_inert(made):
+      self.push(Inert(made.name))
+      return
     if not _is_class(made) or arguments != ():
       raise ValueError("the pickle makes an object of what is no class")
     self.push(Module())
@@ -191,6 +201,8 @@ class _Machine:
   def build(self, _) -> None:
     (state,) = self.pop(1)
     target = self.stack[-1]
+    if type(target) is Inert:
+      return
     if type(state) is not dict:
       raise ValueError("the pickle gives an object a state that is no dict")
     if type(target) is Module:
@@ -203,6 +215,9 @@ class _Machine:
     made, arguments = self.pop(2)
     if type(made) is not Global or type(arguments) is not tuple:
       raise ValueError("the pickle calls what is no name")
+    if _is_inert(made):
+      self.push(Inert(made.name))
+      return
     call = _CALLS.get(made.name)
     if call is None:
       raise ValueError(f"the pickle calls {made.name[:100]!r}")
@@ -230,6 +245,10 @@ class _Machine:
 
 def _is_class(value: Any) -> bool:
   return type(value) is Global and value.name.startswith("__torch__.")
+
+
+def _is_inert(value: Any) -> bool:
+  return type(value) is Global and value.name in torch_names.INERT
 
 
 def _ordered_dict(arguments: tuple) -> dict:

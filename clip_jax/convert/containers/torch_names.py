@@ -34,6 +34,22 @@ TYPED = {
     "float8_e8m0fnu",
   )
 }
+# What trainings keep beside their weights: options, paths, a best score. They
+# become `Inert` objects, and what is in them is not looked at.
+INERT = frozenset(
+  (
+    "_codecs.encode",
+    "argparse.Namespace",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray.scalar",
+    "numpy.dtype",
+    "pathlib.PosixPath",
+    "pathlib._local.PosixPath",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "types.SimpleNamespace",
+  )
+)
 NAMES = {
   REBUILD,
   REBUILD_TYPED,
@@ -42,4 +58,5 @@ NAMES = {
   UNTYPED_STORAGE,
   *STORAGES,
   *TYPED,
+  *INERT,
 }

@@ -34,7 +34,6 @@ _RE_SAVE = (
   "weights_only=True), new_path)"
 )
 MAX_PICKLE_BYTES = 1 << 26
-MAX_WRAPPERS = 4  # {"model": {"state_dict": …}}
 
 # What the views of one file may add up to: tied tensors are few, and a small
 # file must not describe an endless conversion.
@@ -56,16 +55,17 @@ class Archive:
   torchscript: bool
   # Tensors that traced code mentions: "c0" is `CONSTANTS.c0` there.
   constants: dict[str, tensor_lib.Tensor]
-  # Names of what lies beside the state dict: an optimizer, an epoch.
-  left_out: tuple[str, ...]
   byteorder: str
 
 
-def read(path: str | os.PathLike) -> Archive:
+def read(
+  path: str | os.PathLike, *, select: nested.Select = nested.flatten_names
+) -> Archive:
   """Reads the names, shapes and dtypes of a PyTorch file.
 
-  A state dict under "state_dict" or "model" is unwrapped, and the prefix
-  "module." of data-parallel training is dropped if every tensor has it.
+  Args:
+    path: of the file.
+    select: chooses the state dict in what was saved, and its names.
 
   Raises:
     UserError: the file is of another kind, and how to re-save it.
@@ -75,21 +75,21 @@ def read(path: str | os.PathLike) -> Archive:
   with datafile.checked(file.path, _KIND):
     _refuse_other_kinds(file)
     source = _Source(file)
-    state, beside = _unwrap(source.unpickle("data.pkl"))
-    tensors, others = source.bind(nested.flatten(state, "."), "data")
+    state = _state(source.unpickle("data.pkl"))
+    tensors, others = source.bind(select(state, ".", _is_view), "data")
     constants = {}
     if source.torchscript and source.has("constants.pkl"):
       flat = nested.flatten(source.unpickle("constants.pkl"), ".")
       constants, _ = source.bind(
         {f"c{name}": leaf for name, leaf in flat.items()}, "constants"
       )
-    left_out = tuple(nested.flatten(beside, "."))
-  if tensors and all(name.startswith("module.") for name in tensors):
-    tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
-    others = {k.removeprefix("module."): v for k, v in others.items()}
   return Archive(
-    tensors, others, source.torchscript, constants, left_out, source.byteorder
+    tensors, others, source.torchscript, constants, source.byteorder
   )
+
+
+def _is_view(leaf: Any) -> bool:
+  return type(leaf) is state_pickle.View
 
 
 def _refuse_other_kinds(file: datafile.DataFile) -> None:
@@ -110,29 +110,13 @@ def _refuse_other_kinds(file: datafile.DataFile) -> None:
   )
 
 
-def _unwrap(state: Any) -> tuple[dict, dict]:
-  """Returns the state dict, and what lies beside it."""
-  beside: dict[str, Any] = {}
-  for _ in range(MAX_WRAPPERS):
-    if type(state) is state_pickle.Module:
-      state = state.state
-      break
-    if type(state) is not dict:
-      raise ValueError(f"it holds a {type(state).__name__}, no state dict")
-    inner = _wrapped(state)
-    if inner is None:
-      break
-    beside.update((key, v) for key, v in state.items() if key != inner)
-    state = state[inner]
-  return _without_modules(state), _without_modules(beside)
-
-
-def _wrapped(state: dict) -> str | None:
-  """Returns the key under which a training program keeps the state dict."""
-  for key in ("state_dict", "model"):
-    if type(state.get(key)) in (dict, state_pickle.Module):
-      return key
-  return None
+def _state(saved: Any) -> dict:
+  """Returns what was saved, as nested dicts."""
+  if type(saved) is state_pickle.Module:
+    saved = saved.state
+  if type(saved) is not dict:
+    raise ValueError(f"it holds a {type(saved).__name__}, no state dict")
+  return _without_modules(saved)
 
 
 def _without_modules(state: dict) -> dict:

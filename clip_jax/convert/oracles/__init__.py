@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors
+from clip_jax.convert import portable
 
 # Intermediate results by name, in the order in which they are computed.
 Stages = dict[str, np.ndarray]
@@ -61,7 +62,12 @@ ORACLES = {
 
 
 def load(
-  source_format: str, path: pathlib.Path, *, double: bool, spec: dict[str, Any]
+  source_format: str,
+  path: pathlib.Path,
+  *,
+  double: bool,
+  spec: dict[str, Any],
+  options: portable.Options,
 ) -> Oracle:
   """Returns the oracle for a source.
 
@@ -70,6 +76,7 @@ def load(
     path: the source.
     double: compute in float64.
     spec: our description of the source.
+    options: what a user says about it.
 
   Raises:
     UserError: no library reads the format, or it is not installed.
@@ -88,7 +95,7 @@ def load(
       )
   chosen = importlib.import_module(f"clip_jax.convert.oracles.{module}")
   try:
-    return chosen.load(path, double=double, spec=spec)
+    return chosen.load(path, double=double, spec=spec, options=options)
   except ImportError as error:
     raise errors.UserError(
       f"{library} is installed but cannot be imported: {error}."

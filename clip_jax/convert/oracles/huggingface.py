@@ -2,11 +2,22 @@
 
 import json
 import pathlib
+import shutil
+import tempfile
 from typing import Any
 
 import numpy as np
 
 from clip_jax import errors
+from clip_jax.convert import huggingface_tokenizer as tokenizer
+from clip_jax.convert import (
+  huggingface_weights,
+  portable,
+  sentence_transformers,
+  weights_file,
+)
+from clip_jax.convert import report as report_lib
+from clip_jax.convert.containers import safetensors_file
 from clip_jax.convert.oracles import Oracle, Stages, complaint, watching
 
 _CLASSES = {
@@ -15,6 +26,11 @@ _CLASSES = {
   "siglip2": "Siglip2Model",
   "bert": "BertModel",
 }
+_CONFIGS = (
+  "config.json",
+  "preprocessor_config.json",
+  "processor_config.json",
+)
 _TOKENIZER_FILES = (
   "tokenizer.json",
   "vocab.json",
@@ -24,11 +40,37 @@ _TOKENIZER_FILES = (
 )
 
 
-def load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
-  """Loads a directory by `from_pretrained`."""
+def load(
+  path: pathlib.Path,
+  *,
+  double: bool,
+  spec: dict[str, Any],
+  options: portable.Options,
+) -> Oracle:
+  """Loads a directory by `from_pretrained`.
+
+  A bare file is laid beside its config first, under its names as they are.
+  """
+  if path.is_dir():
+    return _load(path, double=double, spec=spec)
+  config = pathlib.Path(options.config).expanduser()
+  config = config if config.is_dir() else config.parent
+  tensors = weights_file.read(path, options, report_lib.Report("")).tensors
+  with tempfile.TemporaryDirectory() as directory:
+    usual = pathlib.Path(directory)
+    for name in (*_CONFIGS, *tokenizer.FILES):
+      if (config / name).is_file():
+        shutil.copy(config / name, usual)
+    safetensors_file.write(usual / huggingface_weights.WEIGHTS, tensors)
+    return _load(usual, double=double, spec=spec)
+
+
+def _load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
   import torch
   import transformers
 
+  if sentence_transformers.recognise(path):
+    path = sentence_transformers.model_directory(path)
   kind = json.loads((path / "config.json").read_text())["model_type"]
   if kind not in _CLASSES:
     raise errors.unknown("model_type", kind, _CLASSES)
@@ -114,7 +156,7 @@ def _pixels(path, kind, spec):
   import transformers
 
   del spec
-  _need_one_of(path, ("preprocessor_config.json", "processor_config.json"))
+  _need_one_of(path, _CONFIGS[1:])
   if kind == "siglip2":
     raise _MissingError("a NaFlex processor keeps each image's shape")
   # The other backend resizes tensors, which needs torchvision and is not exact.
@@ -191,6 +233,8 @@ def _bert_stages(model, description: dict[str, Any]):
       pooled = (hidden * weights).sum(1) / weights.sum(1).clip(1e-9)
     else:
       pooled = hidden[:, 0]
+    if description["normalize"]:
+      pooled = watching.unit(pooled)
     return found | {"pooled": pooled}
 
   return stages

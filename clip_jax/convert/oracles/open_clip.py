@@ -1,16 +1,41 @@
 """open_clip as an oracle."""
 
 import pathlib
+import tempfile
 from typing import Any
 
 import numpy as np
 
+import clip_jax.convert.open_clip as open_clip_format
+from clip_jax.convert import open_clip_files, portable
 from clip_jax.convert.oracles import Oracle, Stages, complaint, watching
 
 
-def load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
-  """Loads a directory strictly, as open_clip's users do."""
+def load(
+  path: pathlib.Path,
+  *,
+  double: bool,
+  spec: dict[str, Any],
+  options: portable.Options,
+) -> Oracle:
+  """Loads a directory strictly, as open_clip's users do.
+
+  A bare file, or a directory with other names, is laid out as open_clip takes
+  it first: its config and its tensors, as they are.
+  """
   del spec
+  if open_clip_files.is_usual(path):
+    return _load(path, double=double)
+  with tempfile.TemporaryDirectory() as directory:
+    usual = pathlib.Path(directory)
+    # Written by the config and the names that it came with.
+    open_clip_format.write(
+      open_clip_format.read(path, options), usual, portable.Options()
+    )
+    return _load(usual, double=double)
+
+
+def _load(path: pathlib.Path, *, double: bool) -> Oracle:
   import open_clip
   import torch
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.convert.containers import torch_zip
+from clip_jax.convert import portable, weights_file
+from clip_jax.convert import report as report_lib
 from clip_jax.convert.oracles import Oracle, Stages, watching
 
 
@@ -22,7 +23,13 @@ def _module():
   return module
 
 
-def load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
+def load(
+  path: pathlib.Path,
+  *,
+  double: bool,
+  spec: dict[str, Any],
+  options: portable.Options,
+) -> Oracle:
   """Builds the model with its own rules and fills it with the source."""
   import torch
 
@@ -47,9 +54,10 @@ def load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
       if isinstance(module, library.LayerNorm):
         module.forward = torch.nn.LayerNorm.forward.__get__(module)
   # OpenAI's loader executes the archive; the tensors are the same.
+  tensors = weights_file.read(path, options, report_lib.Report("")).tensors
   state = {
     name: torch.from_numpy(np.array(tensor.read().astype(np.float64))).to(kind)
-    for name, tensor in torch_zip.read(path).tensors.items()
+    for name, tensor in tensors.items()
     if name not in ("input_resolution", "context_length", "vocab_size")
   }
   model.load_state_dict(state)

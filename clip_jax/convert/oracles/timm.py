@@ -6,17 +6,32 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.convert.containers import safetensors_file
+import clip_jax.convert.timm as timm_format
+from clip_jax import errors
+from clip_jax.convert import portable, weights_file
+from clip_jax.convert import report as report_lib
 from clip_jax.convert.oracles import Oracle, Stages, watching
 
 
-def load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
+def load(
+  path: pathlib.Path,
+  *,
+  double: bool,
+  spec: dict[str, Any],
+  options: portable.Options,
+) -> Oracle:
   """Makes the architecture that the directory names and fills it."""
+  if path.is_file():
+    raise errors.UserError(
+      f"{path} does not say which architecture timm should make; verify "
+      "against timm's directory, with its config.json."
+    )
   import timm
   import torch
 
   config = json.loads((path / "config.json").read_text())
-  tensors = safetensors_file.read(path / "model.safetensors").tensors
+  weights = timm_format.containers_file(path, timm_format.WEIGHTS)
+  tensors = weights_file.read(weights, options, report_lib.Report("")).tensors
   model = timm.create_model(
     config["architecture"],
     num_classes=config.get("num_classes", 0),

@@ -158,35 +158,9 @@ def test_a_torchscript_archive_is_read_with_its_constants(tmp_path):
   assert [float(c.read()) for c in archive.constants.values()] == [1.702]
 
 
-def test_a_training_state_is_unwrapped(tmp_path):
-  tower = _Tower()
-  optimizer = torch.optim.AdamW(tower.parameters())
-  tower.fc.float()(torch.ones(3)).sum().backward()
-  optimizer.step()
-  state = {f"module.{k}": v for k, v in tower.state_dict().items()}
-  checkpoint = {
-    "epoch": 3,
-    "state_dict": collections.OrderedDict(state, _extra=None),
-    "optimizer": optimizer.state_dict(),
-  }
-  checkpoint["state_dict"].pop("_extra")
-  torch.save(checkpoint, tmp_path / "w.pt")
-  archive = torch_zip.read(tmp_path / "w.pt")
-  _assert_same(archive.tensors, tower.state_dict())
-  assert "epoch" in archive.left_out
-  assert "optimizer.state.0.exp_avg" in archive.left_out
-  assert not archive.torchscript
-
-
-def test_module_is_kept_unless_every_tensor_has_it(tmp_path):
-  tensors = {"module.a": torch.ones(2), "b": torch.ones(3)}
-  torch.save({"model": tensors}, tmp_path / "w.pt")
-  _assert_same(torch_zip.read(tmp_path / "w.pt").tensors, tensors)
-
-
 def test_nested_dicts_are_joined_and_other_values_kept_aside(tmp_path):
   state = {"a": {"b": torch.ones(2), "c": True}, "d": [torch.ones(3), "x", 2]}
-  torch.save({"model": {"state_dict": state}}, tmp_path / "w.pt")
+  torch.save(state, tmp_path / "w.pt")
   archive = torch_zip.read(tmp_path / "w.pt")
   assert list(archive.tensors) == ["a.b", "d.0"]
   assert archive.others == {"a.c": True, "d.1": "x", "d.2": 2}

@@ -1,0 +1,200 @@
+"""What training programs put around a state dict, undone for every container.
+
+A checkpoint of a training is a dict with the weights under some key
+(`state_dict`, `model`, `model_ema`) beside an optimizer; wrapping a module
+(data-parallel, compiled, in another module) puts a prefix before its names.
+Safetensors and numpy's archives have no dicts, so there a key is a prefix too.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from clip_jax import errors
+from clip_jax.convert.containers import nested
+
+# Keys and attributes under which programs keep a model.
+_WEIGHTS = (
+  *("state_dict", "model_state_dict", "model_state", "model", "net", "network"),
+  *("module", "clip", "clip_model", "base_model", "online_model"),
+  *("student", "teacher"),
+  # Wrappers of torch and of DeepSpeed.
+  *("_orig_mod", "_forward_module", "_fsdp_wrapped_module"),
+)
+# Those that hold a moving average of the weights.
+_AVERAGES = (
+  *("model_ema", "ema_model", "ema", "state_dict_ema", "ema_state_dict"),
+  *("model_ema_state_dict", "ema_model_state_dict", "averaged_model"),
+)
+WRAPPERS = frozenset((*_WEIGHTS, *_AVERAGES))
+# What a training keeps beside, where a container has names only.
+_TRAINING = frozenset(
+  (
+    *("optimizer", "optimizers", "optimizer_states", "optimizer_state_dict"),
+    *("optim", "lr_scheduler", "lr_schedulers", "scheduler", "scaler"),
+    *("epoch", "step", "global_step", "iteration", "rng_state"),
+    "n_averaged",  # torch's own count of an average.
+  )
+)
+# Modules around a part of a model: no model here has parts of these names.
+_INNER = re.compile(
+  r"(?<=[./])(?:module|_orig_mod|_fsdp_wrapped_module|"
+  r"_checkpoint_wrapped_module)[./]"
+)
+_FIRST = re.compile(r"([^./]+)[./]")
+# More layers than anybody wraps: a hostile name may have hundreds.
+_MAX_LAYERS = 16
+_LORA = re.compile(r"(^|[./])lora_(A|B|embedding_A|embedding_B|magnitude)")
+MERGE = (
+  "Merge them into the base model first, where PyTorch runs: "
+  "peft.PeftModel.from_pretrained(base, path).merge_and_unload(); save that "
+  "with save_pretrained or as a state dict, and give it."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Undone:
+  """The leaves of a model by its own names.
+
+  Attributes:
+    leaves: tensors and other values.
+    stripped: wrappers and prefixes that were around them, from the outside.
+    left_out: what stood beside a wrapper: an optimizer, an epoch.
+  """
+
+  leaves: dict[str, Any]
+  stripped: tuple[str, ...] = ()
+  left_out: tuple[str, ...] = ()
+
+
+def undo(
+  tree: Mapping[str, Any],
+  *,
+  name: str,
+  separator: str,
+  is_tensor: Callable[[Any], bool],
+  weights: str | None = None,
+) -> Undone:
+  """Returns the model in a file's nested dicts, or in its flat names.
+
+  Args:
+    tree: as the container holds it.
+    name: what messages call the file.
+    separator: that joins the names of nested dicts.
+    is_tensor: whether a leaf is one.
+    weights: which of several wrapped models to take, such as "model_ema".
+
+  Raises:
+    AmbiguousError: there are several, and `weights` says none.
+    UserError: the file holds LoRA adapters, or no model called `weights`.
+    ValueError: it is nested too deep, or two tensors get the same name.
+  """
+  stripped: list[str] = []
+  left_out: list[str] = []
+  offered: set[str] = set()
+  # A dict with parameters of its own is a state dict, whatever is beside them.
+  while not any(is_tensor(x) and "." in str(key) for key, x in tree.items()):
+    inner = {
+      key: value
+      for key, value in tree.items()
+      if key in WRAPPERS
+      and isinstance(value, dict)
+      and any(map(is_tensor, nested.flatten(value, separator).values()))
+    }
+    chosen = _choose(inner, weights, offered, name)
+    if chosen is None:
+      break
+    _note(stripped, chosen)
+    left_out += (str(key) for key in tree if key != chosen)
+    tree = inner[chosen]
+  leaves = nested.flatten(tree, separator)
+  while chosen := _choose(
+    _first_words(leaves, is_tensor), weights, offered, name
+  ):
+    leaves, beside = _without_first(leaves, chosen)
+    _note(stripped, f"{chosen}.")
+    left_out += beside
+  if inner := sorted({m[0] for k in leaves for m in _INNER.finditer(k)}):
+    leaves = _renamed(leaves, lambda key: _INNER.sub("", key))
+    stripped += (f".{part}" for part in inner)
+  if weights is not None and weights not in (x.strip(".") for x in stripped):
+    raise _nothing_under(weights, offered, name)
+  adapters = [key for key in leaves if _LORA.search(key)]
+  if adapters:
+    raise errors.UserError(
+      f"{name} holds LoRA adapters ({adapters[0]:.100} and "
+      f"{len(adapters) - 1} more), not a whole model. {MERGE}"
+    )
+  return Undone(leaves, tuple(stripped), tuple(dict.fromkeys(left_out)))
+
+
+def _note(stripped: list[str], layer: str) -> None:
+  if len(stripped) == _MAX_LAYERS:
+    raise ValueError(f"it wraps its weights more than {_MAX_LAYERS} times")
+  stripped.append(layer)
+
+
+def _choose(
+  wrapped: Collection[str], weights: str | None, offered: set[str], name: str
+) -> str | None:
+  """Returns the wrapper to undo next; None where there is none."""
+  offered |= set(wrapped)
+  if weights in wrapped:
+    return weights
+  if len(wrapped) > 1 and weights is not None:
+    raise _nothing_under(weights, offered, name)
+  if len(wrapped) > 1:
+    names = sorted(wrapped)
+    raise errors.AmbiguousError(
+      f"{name} holds several models: {', '.join(names)}.",
+      flags=" or ".join(f"--weights {word}" for word in names),
+    )
+  return next(iter(wrapped), None)
+
+
+def _nothing_under(weights, offered, name) -> errors.UserError:
+  return errors.UserError(
+    f"{name} holds no weights under {weights!r:.50} (--weights); by such names "
+    f"it has: {', '.join(sorted(offered)) or 'none'}."
+  )
+
+
+def _first_words(leaves, is_tensor) -> set[str]:
+  """Returns the wrappers that names of tensors begin with."""
+  return {
+    match[1]
+    for name, leaf in leaves.items()
+    if (match := _FIRST.match(name))
+    and match[1] in WRAPPERS
+    and is_tensor(leaf)
+  }
+
+
+def _without_first(leaves, word) -> tuple[dict[str, Any], list[str]]:
+  """Returns leaves without a first word, and what a training keeps beside.
+
+  Names that do not begin with it stay, to be asked for their place.
+  """
+  heads = {name: re.split(r"[./]", name, maxsplit=1)[0] for name in leaves}
+  others = WRAPPERS | _TRAINING
+  beside = {h for h in heads.values() if h in others and h != word}
+  kept = {name: x for name, x in leaves.items() if heads[name] not in beside}
+  size = len(word) + 1
+  return (
+    _renamed(kept, lambda name: name[size:] if heads[name] == word else name),
+    sorted(beside),
+  )
+
+
+def _renamed(leaves, rename) -> dict[str, Any]:
+  found: dict[str, Any] = {}
+  for name, leaf in leaves.items():
+    short = rename(name)
+    if short in found:
+      raise ValueError(
+        f"two tensors are called {short!r:.100} without their prefixes, of "
+        f"which one is {name!r:.100}"
+      )
+    found[short] = leaf
+  return found

@@ -1,0 +1,207 @@
+"""Where an OpenCLIP model keeps its config and its weights.
+
+A directory is `open_clip_config.json` beside weights. Other names are held
+where they leave one choice. A bare file of weights is told its config, by a
+file or by the name of a model.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from clip_jax import errors
+from clip_jax.convert import (
+  config_file,
+  open_clip_export,
+  portable,
+  timm_vit,
+  weights_file,
+)
+from clip_jax.convert import report as report_lib
+from clip_jax.models import variants
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+# In the order in which open_clip prefers them (`_find_checkpoint_in_dir`).
+PREFERRED = (
+  WEIGHTS,
+  "open_clip_pytorch_model.safetensors",
+  "open_clip_pytorch_model.bin",
+  "open_clip_pytorch_model.pth",
+  "model.safetensors",
+  "pytorch_model.bin",
+  "pytorch_model.pth",
+  "model.pth",
+)
+_TOWERS = ("vision_cfg", "text_cfg")
+_SHOWN = 5
+_MAX_CONFIG_BYTES = 1 << 17  # Tokenizers' files are larger.
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """An OpenCLIP model's parts.
+
+  Attributes:
+    config: as `open_clip_config.json` has it, with "model_cfg".
+    where: what messages call the config.
+    weights: the file.
+    configs: files that the config was read from, if any.
+    directories: where a tokenizer or a BERT's config may lie, in order.
+    spec: of a named model: what of the description its config does not say.
+  """
+
+  config: dict[str, Any]
+  where: str
+  weights: pathlib.Path
+  configs: tuple[pathlib.Path, ...]
+  directories: tuple[pathlib.Path, ...]
+  spec: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def is_config(data: dict[str, Any]) -> bool:
+  """Whether a JSON object is OpenCLIP's config, or its model_cfg alone."""
+  model = data.get("model_cfg", data)
+  return isinstance(model, dict) and all(key in model for key in _TOWERS)
+
+
+def find_config(directory: pathlib.Path) -> pathlib.Path | None:
+  """Returns the one config in a directory, by its name or by its content."""
+  if (directory / CONFIG).is_file():
+    return directory / CONFIG
+  if not directory.is_dir():
+    return None
+  found = [
+    path
+    for path in sorted(directory.glob("*.json"))
+    if path.is_file()
+    and path.stat().st_size <= _MAX_CONFIG_BYTES
+    and is_config(config_file.peek(path))
+  ]
+  if len(found) > 1:
+    raise errors.UserError(
+      f"{directory} has several configs of OpenCLIP: "
+      f"{_names(found)}. Leave the one of the weights, or name it {CONFIG}."
+    )
+  return found[0] if found else None
+
+
+def is_usual(path: pathlib.Path) -> bool:
+  """Whether open_clip itself takes a directory as it is."""
+  return "model_cfg" in config_file.peek(path / CONFIG) and any(
+    (path / name).is_file() for name in PREFERRED
+  )
+
+
+def find(
+  path: pathlib.Path, options: portable.Options, report: report_lib.Report
+) -> Source:
+  """Returns the parts of a directory's model, or of a bare file's.
+
+  Raises:
+    UserError: a part is missing, or there are several.
+    AmbiguousError: a bare file, and its config was not told.
+  """
+  if path.is_dir():
+    file = find_config(path)
+    if file is None:
+      raise errors.UserError(f"{path} has no {CONFIG}.")
+    weights = _find_weights(path, report)
+    return Source(read_config(file), str(file), weights, (file,), (path,))
+  if options.config is None:
+    raise errors.AmbiguousError(
+      f"{path} holds weights under OpenCLIP's names and does not say which "
+      "model they are of.",
+      flags="--config FILE (open_clip_config.json, or the model's JSON of "
+      "open_clip) or --config NAME (such as ViT-B-16-SigLIP)",
+    )
+  file = pathlib.Path(options.config).expanduser()
+  if file.is_dir():
+    file = find_config(file) or file / CONFIG
+  if file.is_file():
+    report.infer("config", str(file), "flag")
+    beside = (file.parent, path.parent)
+    return Source(read_config(file), str(file), path, (file,), beside)
+  if options.config not in variants.VARIANTS:
+    near = errors.nearest(options.config, variants.VARIANTS)
+    raise errors.UserError(
+      f"--config {options.config} is neither a file nor the name of a model; "
+      f"nearest of {len(variants.VARIANTS)} names: {', '.join(near)}."
+    )
+  report.infer("config", options.config, "flag")
+  spec = named(options.config, options)
+  model = portable.Portable(spec, {}, report)
+  config = open_clip_export.configure(model)
+  return Source(config, options.config, path, (), (path.parent,), spec)
+
+
+def read_config(file: pathlib.Path) -> dict[str, Any]:
+  """Returns a config with its "model_cfg", which may stand alone in a file."""
+  data = config_file.read(file)
+  if "model_cfg" not in data and is_config(data):
+    return {"model_cfg": data}
+  return data
+
+
+def named(name: str, options: portable.Options) -> dict[str, Any]:
+  """Returns the description of the model that open_clip has under a name.
+
+  Raises:
+    AmbiguousError: it has another activation than OpenAI's of that name.
+  """
+  spec = variants.spec(name)
+  if f"{name}-gelu" in variants.VARIANTS and options.activation is None:
+    raise errors.AmbiguousError(
+      f"{name} has QuickGELU as OpenAI released it, and GELU in open_clip.",
+      flags=f"--config {name}-quickgelu or --config {name}-gelu",
+    )
+  if "SigLIP" in name:  # open_clip has timm's activations, not big_vision's.
+    tanh = "SigLIP2" in name
+    text = {**spec["text"], "activation": "gelu_tanh" if tanh else "gelu"}
+    image = dict(spec["image"])
+    for activation in ("gelu", "gelu_tanh"):
+      image["activation"] = activation
+      if timm_vit.find(image, made_so=spec["image_projection"] == "none"):
+        break
+    spec = {**spec, "image": image, "text": text}
+  return spec
+
+
+def _find_weights(
+  path: pathlib.Path, report: report_lib.Report
+) -> pathlib.Path:
+  """Returns the file that open_clip would take, or the only one.
+
+  Raises:
+    UserError: there is none, or several under other names.
+  """
+  found = [path / name for name in PREFERRED if (path / name).is_file()]
+  if found:
+    if others := [other.name for other in found[1:]]:
+      report.warnings.append(
+        f"{found[0].name} was read, as open_clip does; {', '.join(others)} "
+        "stood beside it."
+      )
+    return found[0]
+  others = [
+    file for file in sorted(path.iterdir()) if weights_file.is_one(file)
+  ]
+  if len(others) == 1:
+    return others[0]
+  if others:
+    raise errors.UserError(
+      f"{path} has several files of weights: {_names(others)}. Give one of "
+      "them as the source of `clip-jax convert`, with --config and the "
+      "config's file."
+    )
+  raise errors.UserError(
+    f"{path} has no weights: open_clip takes {', '.join(PREFERRED)}, and any "
+    f"other name ending in {', '.join(weights_file.SUFFIXES)} is read where "
+    f"it is the only one; found {_names(sorted(path.iterdir()))}."
+  )
+
+
+def _names(paths) -> str:
+  names = [path.name for path in paths]
+  more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
+  return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,58 @@
+"""Whether a model that was written and read back is the one that it was."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from clip_jax import errors
+from clip_jax.convert import engine
+
+# What a format may say less exactly than we do, or not at all; each writer
+# refuses or warns of what it loses.
+_ELSEWHERE = frozenset(
+  (
+    "scan",
+    "unroll",
+    "remat",
+    "patch_dropout",
+    "init_logit_scale",
+    "max_logit_scale",
+    "pooling",
+    "eos_id",
+    "class_position",
+    "normalize",
+  )
+)
+
+
+def check_described(wanted, found, target: str) -> None:
+  """Raises UserError where a tower, read back, means something else."""
+  for part in engine.towers(wanted):
+    got = _plain_fields(found[part])
+    for field, value in _plain_fields(wanted[part]).items():
+      if field in _ELSEWHERE or got.get(field) == value:
+        continue
+      raise errors.UserError(
+        f"{part}.{field} is {value!r} in the source and came back from the "
+        f"format {target!r} as {got.get(field)!r}: the format cannot hold this "
+        "model. Nothing was written."
+      )
+
+
+def _plain_fields(tower: dict[str, Any]) -> dict[str, Any]:
+  """Returns a tower's fields as JSON gives them back, sizes worked out."""
+  fields = json.loads(json.dumps(tower))
+  if "mlp_dim" in fields and fields["mlp_dim"] is None:
+    fields["mlp_dim"] = 4 * fields["width"]
+  return fields
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+  """Whether two arrays hold the same numbers, to the bit."""
+  if a.shape != b.shape:
+    return False
+  if a.dtype != b.dtype:  # Stacked with layers of a wider dtype.
+    a, b = a.astype(np.float64), b.astype(np.float64)
+  a, b = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (a, b))
+  return np.array_equal(a, b)

@@ -1,0 +1,128 @@
+"""A file of weights in any container, by the names of the model in it."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from clip_jax import errors
+from clip_jax.convert import portable
+from clip_jax.convert import report as report_lib
+from clip_jax.convert.containers import (
+  datafile,
+  msgpack_file,
+  nested,
+  npz,
+  safetensors_file,
+  torch_zip,
+  wrappers,
+  zip_directory,
+)
+from clip_jax.convert.tensor import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """What a file holds of a model.
+
+  Attributes:
+    tensors: by the model's own names.
+    torchscript: whether the file is a TorchScript archive.
+    constants: tensors that traced code mentions.
+  """
+
+  tensors: dict[str, Tensor]
+  torchscript: bool = False
+  constants: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+def _torch(path: pathlib.Path, select: nested.Select) -> Weights:
+  archive = torch_zip.read(path, select=select)
+  return Weights(archive.tensors, archive.torchscript, archive.constants)
+
+
+def _flat(
+  read: Callable[[pathlib.Path], dict[str, Tensor]], separator: str
+) -> Callable[[pathlib.Path, nested.Select], Weights]:
+  """Returns a reader of a container that holds names only."""
+  return lambda path, select: Weights(
+    select(read(path), separator, lambda leaf: True)
+  )
+
+
+_INDEX = ".index.json"
+_TORCH = (".pt", ".pth", ".bin", ".ckpt")
+# By the end of a file's name; the longest end wins, which stands first.
+_READERS: dict[str, Callable[[pathlib.Path, nested.Select], Weights]] = {
+  f".safetensors{_INDEX}": _flat(
+    lambda path: safetensors_file.read_sharded(path).tensors, "."
+  ),
+  f".bin{_INDEX}": _flat(
+    lambda path: safetensors_file.shards(path, torch_zip.read).tensors, "."
+  ),
+  ".safetensors": _flat(lambda path: safetensors_file.read(path).tensors, "."),
+  ".npz": _flat(npz.read, "/"),
+  ".msgpack": lambda path, select: Weights(
+    msgpack_file.read(path, select=select).tensors
+  ),
+  **dict.fromkeys(_TORCH, _torch),
+}
+SUFFIXES = tuple(suffix for suffix in _READERS if _INDEX not in suffix)
+
+
+def is_one(path: pathlib.Path) -> bool:
+  """Whether `path` is a file in a container that is read here, by its name."""
+  return path.is_file() and path.suffix in SUFFIXES
+
+
+def read(
+  path: pathlib.Path, options: portable.Options, report: report_lib.Report
+) -> Weights:
+  """Reads the headers of a file; wrappers and prefixes are undone.
+
+  Args:
+    path: a file, or the index of several.
+    options: `weights` says which of several models to take.
+    report: takes what was stripped and what was left out.
+
+  Raises:
+    UserError: it is damaged, or holds adapters.
+    AmbiguousError: it holds several models, and the options say none.
+  """
+  suffix = next((x for x in _READERS if path.name.endswith(x)), None)
+  if suffix is None:
+    suffix = _by_content(path)
+
+  def select(tree, separator, is_tensor) -> dict[str, Any]:
+    undone = wrappers.undo(
+      tree,
+      name=str(path),
+      separator=separator,
+      is_tensor=is_tensor,
+      weights=options.weights,
+    )
+    report.stripped += undone.stripped
+    report.left_out += undone.left_out
+    return undone.leaves
+
+  return _READERS[suffix](path, select)
+
+
+def _by_content(path: pathlib.Path) -> str:
+  """Returns the suffix that a file of another name should have.
+
+  Raises:
+    UserError: it is in no container that is read here.
+  """
+  file = datafile.DataFile(path)
+  head = file.read(0, min(file.size, 9))
+  if head.startswith(zip_directory.MAGIC):
+    with datafile.checked(path, "a zip archive"):
+      names = zip_directory.read(file)
+    return ".npz" if all(x.endswith(".npy") for x in names) else ".pt"
+  if head[8:] == b"{":
+    return ".safetensors"
+  raise errors.UserError(
+    f"{path} is no file of weights, neither by its content nor by its name, "
+    f"which should end in {', '.join(SUFFIXES)}."
+  )
