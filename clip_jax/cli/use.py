@@ -2,9 +2,11 @@
 
 import argparse
 import collections
+import dataclasses
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from clip_jax import errors, terminal
 from clip_jax.cli import flags, measures, verb
@@ -24,6 +26,7 @@ def _add_eval(parser: flags.Parser) -> None:
     dest="templates",
     help=flags.TEMPLATE,
   )
+  flags.add_interpolate(parser, type=flags.shares)
   flags.add_batches(parser)
   flags.add_json(parser)
 
@@ -35,6 +38,19 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
 
   tasks.check_task(arguments.task)
   clip = inference.load(arguments.model)
+  title = f"{arguments.task} on {arguments.data}, step {clip.step}"
+  if arguments.interpolate is not None:
+    return _evaluate_between(arguments, clip, title)
+  result = _measure(arguments, clip)
+  rows = measures.to_rows(result)
+  return verb.Answer(
+    result, f"{title}\n\n{terminal.table(('measure', 'value'), rows)}"
+  )
+
+
+def _measure(arguments, clip) -> dict[str, Any]:
+  from clip_jax.evals import tasks
+
   with terminal.Progress("eval") as progress:
     result = tasks.evaluate(
       arguments.task,
@@ -48,11 +64,28 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
       threads=arguments.threads,
       progress=progress,
     )
-  result = {**result, "model": clip.path, "step": clip.step}
-  title = f"{arguments.task} on {arguments.data}, step {clip.step}"
-  rows = measures.to_rows(result)
+  return {**result, "model": clip.path, "step": clip.step}
+
+
+def _evaluate_between(arguments, clip, title) -> verb.Answer:
+  """Measures models between a fine-tuned one and the one it began with."""
+  from clip_jax.convert import conversion, interpolation
+
+  first = conversion.open_first(arguments.model, arguments.interpolate_with)
+  found = []
+  for share in arguments.interpolate:
+    variables = interpolation.between(first, clip.variables, share)
+    between = dataclasses.replace(clip, variables=variables)
+    found.append({"share": share, **_measure(arguments, between)})
+  rows = [
+    (f"{result['share']:g}", *(value for _, value in measures.to_rows(result)))
+    for result in found
+  ]
+  names = [name for name, _ in measures.to_rows(found[0])]
+  table = terminal.table(("share", *names), rows)
   return verb.Answer(
-    result, f"{title}\n\n{terminal.table(('measure', 'value'), rows)}"
+    {"interpolate": found},
+    f"{title}: share of the fine-tuned weights\n\n{table}",
   )
 
 
@@ -200,7 +233,8 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
   index = search_lib.Index(arguments.index)
   path = index.model_path(arguments.model)
   try:
-    clip = inference.load(path, step=index.meta.get("step"))
+    # Only a workdir has a step.
+    clip = inference.load(path, step=index.meta.get("step") or None)
   except errors.UserError as error:
     raise errors.UserError(
       f"Cannot load the model of index {arguments.index}: {error} Give the "
@@ -229,7 +263,12 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
 
 
 VERBS = {
-  "eval": verb.Verb("measure a model on data", _add_eval, evaluate),
+  "eval": verb.Verb(
+    "measure a model on data",
+    _add_eval,
+    evaluate,
+    check=flags.check_interpolate,
+  ),
   "classify": verb.Verb(
     "say which label fits an image", _add_classify, classify
   ),

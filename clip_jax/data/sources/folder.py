@@ -34,7 +34,7 @@ class ClassFolder:
     self.class_names = tuple(name.replace("_", " ") for name in directories)
     self._root = root
     self._labels = {name: label for label, name in enumerate(directories)}
-    self._names = strings.Strings(names)
+    self.names = self._names = strings.Strings(names)
     self.fingerprint = _digest("classes", self._names)
 
   def __len__(self) -> int:
@@ -65,7 +65,7 @@ class CaptionFolder:
       grouped.setdefault(stem, []).append(suffix.removeprefix("."))
     self._root = root
     self._captions = captions_lib.check_choice(captions)
-    self._keys = strings.Strings(grouped)
+    self.names = self._keys = strings.Strings(grouped)
     self._suffixes = strings.Strings(map(" ".join, grouped.values()))
     self.fingerprint = _digest(captions, self._keys, self._suffixes)
 
