@@ -91,7 +91,7 @@ def test_an_override_sets_the_field_with_its_type(override, path, value):
     ("steps", "has no value"),
     ("steps=1e400", "steps takes int, got '1e400'"),
     ("precision=fp16", "one of bfloat16, float32, float64"),
-    ("loss.kind=sofmax", "must be one of sigmoid, softmax"),
+    ("loss.kind=sofmax", "must be one of auto, sigmoid, softmax"),
     ("mesh.data=0", "mesh.data=0 is not allowed"),
     ("optim.beta2=1.0", "at least 0 and less than 1"),
     ("optim.ema_decay=1.0", "at least 0 and less than 1"),

@@ -11,7 +11,7 @@ from clip_jax import config as config_lib
 from clip_jax import sharding
 from clip_jax.convert import timm_vit
 from clip_jax.models import variants
-from clip_jax.train import optim
+from clip_jax.train import initial, optim
 from clip_jax.train import step as step_lib
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -48,6 +48,7 @@ def test_an_update_of_every_config_can_be_traced(path):
     config.model_overrides = ml_collections.ConfigDict(BERT_BASE)
     image = timm_vit.describe("vit_base_patch16_224")
     config.model_overrides.image = ml_collections.ConfigDict(image)
+    config = initial.settle(config, config, {})
   mesh = sharding.make_mesh(data=4, fsdp=2)
   spec = variants.spec(config.model, config.model_overrides.to_dict())
   model = step_lib.make_model(config)

@@ -48,6 +48,7 @@ def _add_convert(parser: flags.Parser) -> None:
     metavar="HxW",
     help="rows and columns of the source's patches, where not a square",
   )
+  flags.add_interpolate(parser, type=flags.share)
   parser.add_argument(
     "--drop-logit-bias",
     action="store_true",
@@ -164,7 +165,7 @@ def _check_convert(arguments: argparse.Namespace) -> str | None:
     return "--image-size and --resize-method go together"
   if arguments.old_grid is not None and arguments.image_size is None:
     return "--old-grid goes with --image-size"
-  return None
+  return flags.check_interpolate(arguments)
 
 
 def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -195,6 +196,8 @@ def convert(arguments: argparse.Namespace) -> verb.Answer:
     resize_method=arguments.resize_method,
     old_grid=arguments.old_grid,
     context_length=arguments.context_length,
+    interpolate=arguments.interpolate,
+    interpolate_with=arguments.interpolate_with,
     drop_logit_bias=arguments.drop_logit_bias,
     headers_only=arguments.dry_run,
   )

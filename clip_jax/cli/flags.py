@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 MODEL = (
   "a model: a workdir of `clip-jax train`, a checkpoint in any format that "
@@ -82,6 +84,43 @@ def add_duplicates(parser: Parser) -> None:
     help="of retrieval: what an equal caption of another image counts as "
     "(default: hits; published figures count it as a miss)",
   )
+
+
+def add_interpolate(parser: Parser, *, type: Callable[[str], Any]) -> None:
+  """Adds --interpolate and --with: between a model and its fine-tuned one."""
+  parser.add_argument(
+    "--interpolate",
+    type=type,
+    metavar="A" if type is share else "A,…",
+    help="the share of the fine-tuned weights, from 0 to 1; the rest is of the "
+    "model that the run began with (WiSE-FT)",
+  )
+  parser.add_argument(
+    "--with",
+    dest="interpolate_with",
+    metavar="MODEL",
+    help="that model, where the workdir does not say it or it has moved",
+  )
+
+
+def check_interpolate(arguments: argparse.Namespace) -> str | None:
+  """Returns what is wrong with --interpolate and --with."""
+  if arguments.interpolate_with and arguments.interpolate is None:
+    return "--with goes with --interpolate"
+  return None
+
+
+def share(text: str) -> float:
+  """Returns a number from 0 to 1, for argparse's `type`."""
+  with contextlib.suppress(ValueError):
+    if 0 <= (number := float(text)) <= 1:
+      return number
+  raise argparse.ArgumentTypeError(f"must be from 0 to 1; got {text!r}")
+
+
+def shares(text: str) -> list[float]:
+  """Returns numbers from 0 to 1 that commas part, for argparse's `type`."""
+  return [share(part) for part in text.split(",")]
 
 
 def count(text: str) -> int:

@@ -2,11 +2,30 @@
 
 from typing import Any
 
+from clip_jax import terminal
+
 _FRACTIONS = {
   "top1": "top-1",
   "top5": "top-5",
   "mean_per_class": "mean per class",
 }
+
+
+def table(evals: dict[str, Any], *, before: dict[str, Any]) -> str:
+  """Returns a run's evaluations as a table.
+
+  Args:
+    evals: measures by name.
+    before: those of the model that the run began with; empty without one.
+  """
+  rows = []
+  for name, result in evals.items():
+    earlier = dict(to_rows(before.get(name, {})))
+    for measure, value in to_rows(result):
+      begun = (earlier.get(measure, "-"),) if before else ()
+      rows.append((name, measure, *begun, value))
+  values = ("before", "after") if before else ("value",)
+  return terminal.table(("evaluation", "measure", *values), rows)
 
 
 def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:

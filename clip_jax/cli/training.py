@@ -98,18 +98,13 @@ def _train(arguments: argparse.Namespace) -> verb.Answer:
     arguments.workdir,
     allow_changes=arguments.allow_changes,
   )
-  rows = [
-    (name, measure, value)
-    for name, result in summary["evals"].items()
-    for measure, value in measures.to_rows(result)
-  ]
   steps, now = summary["steps"], summary["steps_now"]
   lines = [
     f"Trained {steps} steps{f' ({now} of them now)' if now < steps else ''} in "
     f"{terminal.duration(summary['seconds'])}: {arguments.workdir}"
   ]
-  if rows:
-    lines += ["", terminal.table(("evaluation", "measure", "value"), rows)]
+  if summary["evals"]:
+    lines += ["", measures.table(summary["evals"], before=summary["before"])]
   if summary.get("report"):
     lines += ["", f"Report: {summary['report']}"]
   return verb.Answer(summary, "\n".join(lines))

@@ -2,10 +2,12 @@
 
 import argparse
 import collections
+import dataclasses
 import functools
 import logging
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from clip_jax import errors, terminal
 from clip_jax.cli import flags, measures, verb
@@ -26,6 +28,7 @@ def _add_eval(parser: flags.Parser) -> None:
     help=flags.TEMPLATE,
   )
   flags.add_duplicates(parser)
+  flags.add_interpolate(parser, type=flags.shares)
   flags.add_batches(parser)
   flags.add_json(parser)
 
@@ -33,12 +36,27 @@ def _add_eval(parser: flags.Parser) -> None:
 def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   """Measures a model on one task."""
   from clip_jax import loading
-  from clip_jax import tokenizer as tokenizer_lib
   from clip_jax.evals import tasks
 
   tasks.check_task(arguments.task)
   clip = loading.load(arguments.model)
   clip.check_towers("image", "text")
+  title = f"{arguments.task} on {arguments.data}"
+  if clip.step is not None:
+    title += f", step {clip.step}"
+  if arguments.interpolate is not None:
+    return _evaluate_between(arguments, clip, title)
+  result = _measure(arguments, clip)
+  rows = measures.to_rows(result)
+  return verb.Answer(
+    result, f"{title}\n\n{terminal.table(('measure', 'value'), rows)}"
+  )
+
+
+def _measure(arguments, clip) -> dict[str, Any]:
+  from clip_jax import tokenizer as tokenizer_lib
+  from clip_jax.evals import tasks
+
   cuts = tokenizer_lib.Cuts()
   with terminal.Progress("eval") as progress:
     result = tasks.evaluate(
@@ -56,13 +74,28 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
     )
   cuts.tell(clip.tokenizer.context_length)
   about = {"texts_cut": cuts.cut, "model": clip.path, "step": clip.step}
-  result = {**result, **about}
-  title = f"{arguments.task} on {arguments.data}"
-  if clip.step is not None:
-    title += f", step {clip.step}"
-  rows = measures.to_rows(result)
+  return {**result, **about}
+
+
+def _evaluate_between(arguments, clip, title) -> verb.Answer:
+  """Measures models between a fine-tuned one and the one it began with."""
+  from clip_jax.convert import conversion, interpolation
+
+  first = conversion.open_first(arguments.model, arguments.interpolate_with)
+  found = []
+  for share in arguments.interpolate:
+    variables = interpolation.between(first, clip.variables, share)
+    between = dataclasses.replace(clip, variables=variables)
+    found.append({"share": share, **_measure(arguments, between)})
+  rows = [
+    (f"{result['share']:g}", *(value for _, value in measures.to_rows(result)))
+    for result in found
+  ]
+  names = [name for name, _ in measures.to_rows(found[0])]
+  table = terminal.table(("share", *names), rows)
   return verb.Answer(
-    result, f"{title}\n\n{terminal.table(('measure', 'value'), rows)}"
+    {"interpolate": found},
+    f"{title}: share of the fine-tuned weights\n\n{table}",
   )
 
 
@@ -264,7 +297,12 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
 
 
 VERBS = {
-  "eval": verb.Verb("measure a model on data", _add_eval, evaluate),
+  "eval": verb.Verb(
+    "measure a model on data",
+    _add_eval,
+    evaluate,
+    check=flags.check_interpolate,
+  ),
   "classify": verb.Verb(
     "say which label fits an image", _add_classify, classify
   ),

@@ -10,6 +10,7 @@ from clip_jax.config.files import differences, from_json, load, to_json
 from clip_jax.config.overrides import apply_override
 from clip_jax.config.schema import (
   EVAL_SCHEMA,
+  HELD_OUT,
   SCHEMA,
   Field,
   default_config,
@@ -17,6 +18,7 @@ from clip_jax.config.schema import (
 
 __all__ = [
   "EVAL_SCHEMA",
+  "HELD_OUT",
   "SCHEMA",
   "Field",
   "apply_override",

@@ -10,12 +10,14 @@ from ml_collections import config_dict
 PRECISIONS = ("bfloat16", "float32", "float64")
 OPTIMIZERS = ("adafactor", "adamw", "lion", "muon")
 INIT_SCHEMES = ("scaled", "openai")
-LOSS_KINDS = ("sigmoid", "softmax")
+LOSS_KINDS = ("auto", "sigmoid", "softmax")
 LOSS_METHODS = ("auto", "dense", "gathered", "ring", "two_level")
 DUPLICATES = ("ignore", "mask", "positive")
 CAPTION_CHOICES = ("random", "first")
 TEXT_LAYOUTS = ("auto", "packed", "buckets", "full")
-EVAL_TASKS = ("zero_shot", "retrieval")
+EVAL_TASKS = ("zero_shot", "retrieval", "auto")
+# An evaluation's or a report's data: what `data.held_out` keeps from training.
+HELD_OUT = "held_out"
 
 # A check returns what is wanted where the value is not allowed, else None.
 Check = Callable[[Any], str | None]
@@ -86,6 +88,9 @@ SCHEMA: dict[str, Field] = {
   "epochs": Field(
     float, None, _positive, "length in passes over data.train; or give steps"
   ),
+  "min_steps": Field(
+    int, 0, _at_least(0), "updates at the least, where epochs of few data end"
+  ),
   "seed": Field(
     int, 0, _between(0, 2**31 - 1), "seed of parameters, order and crops"
   ),
@@ -112,6 +117,19 @@ SCHEMA: dict[str, Field] = {
     " tower, or all as in that code",
   ),
   "data.train": Field(str, "", _address, "DATA address of the pairs"),
+  "data.held_out": Field(
+    float,
+    0.0,
+    _below_one,
+    "share of data.train that is not trained on; evals may have data=held_out",
+  ),
+  "data.template": Field(
+    str,
+    "",
+    _anything,
+    "caption of a picture with a class, such as 'a photo of a {}.'; empty: the"
+    " data's own",
+  ),
   "data.workers": Field(
     int, 0, _at_least(0), "loader processes; 0 loads in threads only"
   ),
@@ -146,7 +164,11 @@ SCHEMA: dict[str, Field] = {
     float, 5e-4, _positive, "learning rate after warm-up (paper, Table 20)"
   ),
   "optim.warmup_steps": Field(
-    int, 2000, _at_least(0), "updates of linear warm-up (paper, Table 18)"
+    int,
+    None,
+    _at_least(0),
+    "updates of linear warm-up; left out: 2000 (paper, Table 18), and no more"
+    " than a tenth of the run",
   ),
   "optim.weight_decay": Field(
     float, 0.2, _at_least(0), "decoupled, on matrices (paper, Table 18)"
@@ -184,7 +206,10 @@ SCHEMA: dict[str, Field] = {
     "regular expression: parameters that stay as they are; empty: none",
   ),
   "loss.kind": Field(
-    str, "softmax", _one_of(LOSS_KINDS), "contrastive objective"
+    str,
+    "softmax",
+    _one_of(LOSS_KINDS),
+    "contrastive objective; auto: sigmoid for a model with a logit bias",
   ),
   "loss.method": Field(
     str, "auto", _one_of(LOSS_METHODS), "how the global logits are made"
@@ -206,14 +231,23 @@ SCHEMA: dict[str, Field] = {
   "checkpoint.keep": Field(int, 3, _at_least(1), "newest checkpoints kept"),
   "log_every_steps": Field(int, 50, _at_least(1), "updates between log lines"),
   "report": Field(
-    str, "", _anything, "DATA address that report.png shows; empty: no report"
+    str,
+    "",
+    _anything,
+    "DATA address, or held_out, that report.png shows; empty: no report",
   ),
 }
 
 # The fields of one entry of `config.evals`.
 EVAL_SCHEMA: dict[str, Field] = {
-  "task": Field(str, "zero_shot", _one_of(EVAL_TASKS), "what is measured"),
-  "data": Field(str, "", _not_empty, "DATA address"),
+  "task": Field(
+    str,
+    "zero_shot",
+    _one_of(EVAL_TASKS),
+    "what is measured; auto: zero_shot where the data has classes, else"
+    " retrieval",
+  ),
+  "data": Field(str, "", _not_empty, "DATA address, or held_out"),
   "labels": Field(
     str, "", _anything, "comma-separated or a file; empty: the data's own"
   ),

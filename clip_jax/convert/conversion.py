@@ -18,6 +18,7 @@ from clip_jax.convert import (
   destinations,
   engine,
   hub,
+  interpolation,
   portable,
   sameness,
   unknown,
@@ -177,8 +178,35 @@ def open_model(
     model = positions.resize(model, options.image_size, options.resize_method)
   if options.context_length is not None:
     model = context.resize(model, options.context_length)
+  if options.interpolate is not None:
+    first = open_first(path, options.interpolate_with)
+    model = interpolation.interpolate(model, first, options.interpolate)
   _warn_of_unused(options, model)
   return model
+
+
+def open_first(path: str | os.PathLike, other: str | None = None) -> Portable:
+  """Returns the model that a fine-tuning began with.
+
+  Args:
+    path: a workdir of `clip-jax train`; any model where `other` is given.
+    other: the model, where it is not where it was, or `path` does not say it.
+
+  Raises:
+    UserError: it is not known, gone, or not what it was.
+  """
+  if other is not None:
+    return open_model(other)
+  address = interpolation.first_address(path)
+  try:
+    first = open_model(address)
+  except errors.UserError as error:
+    raise errors.UserError(
+      f"Cannot open the model that {path} was fine-tuned from: {error} Say "
+      "where it lies now with --with MODEL."
+    ) from None
+  interpolation.check_unchanged(first, path)
+  return first
 
 
 # What a flag settles, by the ends of the fields' names.

@@ -39,6 +39,9 @@ class Options:
     context_length: to which a text tower's positions are stretched or cut.
     old_grid: rows and cols of the source's patches, where it is not square.
     drop_logit_bias: drop the bias for a target that has none.
+    interpolate: share of a fine-tuned model, the rest being of the one that
+      it began with; None leaves it as it is.
+    interpolate_with: that one; None for what a workdir says.
     headers_only: do not read or check the data.
   """
 
@@ -54,6 +57,8 @@ class Options:
   old_grid: tuple[int, int] | None = None
   context_length: int | None = None
   drop_logit_bias: bool = False
+  interpolate: float | None = None
+  interpolate_with: str | None = None
   headers_only: bool = False
 
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from clip_jax import errors, sharding, terminal
 from clip_jax.doctor.least_loss import least_loss
-from clip_jax.train import initial
+from clip_jax.models import padding
+from clip_jax.train import initial, text_layout
 from clip_jax.train import run as run_lib
 
 DEFAULT_STEPS = 60
@@ -135,12 +136,15 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
     sharding.check_batch_size(config.batch_size, mesh)
   small = small_config(config, mesh.size)
   origins = initial.open_sources(small)
-  if origins:
-    small = initial.settle(small, None, origins)
+  small = initial.settle(small, None, origins)
   files = {}
   for origin in (origins.get("text"), origins.get("model")):
     files = origin.files if origin is not None else files
   run = run_lib.make_run(small, tokenizer_files=files or None)
+  tower = run.model.text
+  if padding.can_be_cut(tower):  # The step is timed without the padding.
+    rows = text_layout.Rows(tower, padding.buckets(tower.context_length))
+    run = dataclasses.replace(run, layout=rows)
   state = initial.load(run.init_state(), origins, small)
   return Setup(run, state, refusal, config.data.workers)
 

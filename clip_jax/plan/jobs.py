@@ -65,8 +65,7 @@ def make_job(
   Raises:
     UserError: the config does not fit the devices, or itself.
   """
-  if config.model == initial.FROM_INIT:
-    config = initial.settle(config, None, initial.open_sources(config))
+  config = initial.settle(config, None, initial.open_sources(config))
   step = program.make_program(config, examples=examples, devices=where.devices)
   layout, rung = _make_layout(step, caption_tokens)
   return Job(

@@ -16,10 +16,10 @@ from clip_jax.plan import (
   interconnect,
   jobs,
   memory,
-  model_flops,
   topology,
   walk,
 )
+from clip_jax.train import step_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
     available = message.available_bytes
   peak = _peak(job, compiled, message, reasons)
   counted = _count(job, compiled, text, reasons)
-  analytic = model_flops.analytic_flops(job)
+  analytic = analytic_flops(job)
   return Plan(
     job=job,
     fits=_fits(compiled, peak, available, reasons),
@@ -111,6 +111,22 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
     estimate=counted and _estimate(job, counted, analytic, reasons),
     compile_seconds=seconds,
     reasons=reasons,
+  )
+
+
+def analytic_flops(job: jobs.Job) -> int:
+  """Returns the operations of one step of all devices, each done once."""
+
+  def own(x):  # One device's part.
+    return jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype)
+
+  image, tokens = jax.tree.map(own, (job.batch["image"], job.batch["tokens"]))
+  return step_flops.update_flops(
+    job.model,
+    image,
+    tokens,
+    frozen=job.config.optim.frozen,
+    parts=job.mesh.size,
   )
 
 

@@ -30,6 +30,8 @@ from clip_jax.train import step as step_lib
 
 VARIABLES, PROGRESS, META = "variables", "progress", "meta"
 DIRECTORY, QUARANTINE, CONFIG = "checkpoints", "quarantine", "config.json"
+# The counter that holds a digest of the model that a run began with.
+ORIGIN = "origin"
 
 
 def _items(state: step_lib.TrainState) -> dict[str, Any]:
@@ -277,6 +279,15 @@ def _read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
   return integrity.unseal(manager.restore(step, args=read)[META])
 
 
+def _open_to_read(workdir: str | os.PathLike) -> ocp.CheckpointManager:
+  with complaints.quiet():  # Orbax warns that what is read only is read only.
+    return ocp.CheckpointManager(
+      pathlib.Path(workdir).absolute() / DIRECTORY,
+      options=ocp.CheckpointManagerOptions(read_only=True),
+      item_names=(VARIABLES, PROGRESS, META),
+    )
+
+
 def _restore(
   manager: ocp.CheckpointManager,
   step: int,
@@ -327,6 +338,12 @@ def load_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
   )
 
 
+def load_counters(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
+  """Returns what a run had counted when it saved a step that is good."""
+  with _open_to_read(workdir) as manager:
+    return _read_meta(manager, step)["counters"]
+
+
 def load_variables(
   workdir: str | os.PathLike, *, step: int | None = None
 ) -> tuple[ml_collections.ConfigDict, dict[str, Any], int]:
@@ -348,13 +365,7 @@ def load_variables(
     raise errors.UserError(
       f"{workdir} holds no checkpoint yet; train it first."
     )
-  with complaints.quiet():  # Orbax warns that what is read only is read only.
-    manager = ocp.CheckpointManager(
-      directory,
-      options=ocp.CheckpointManagerOptions(read_only=True),
-      item_names=(VARIABLES, PROGRESS, META),
-    )
-  with manager:
+  with _open_to_read(workdir) as manager:
     steps = sorted(manager.all_steps(), reverse=True)
     if step is not None and step not in steps:
       raise errors.UserError(

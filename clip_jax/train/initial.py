@@ -2,7 +2,9 @@
 
 `init.model` names a whole model, `init.image` and `init.text` name towers (or
 models, of which one tower is taken). With `model="from_init"` the description
-comes from there too; otherwise it must agree with the config's model.
+comes from there too. One tower beside a named model takes the place of that
+model's own, and the other tower begins from nothing. A named model that both
+towers are given for must agree with them.
 """
 
 import logging
@@ -39,6 +41,8 @@ _RESIZES = {
   ),
   "text.context_length": ("--context-length {}", "context length"),
 }
+# Of a description, what belongs to each tower.
+_ABOUT = {"image": engine.IMAGE_FIELDS, "text": ("tokenizer",)}
 # A bound that was kept in half precision may lie this factor higher.
 _ROUNDED_UP = 1.01
 
@@ -59,7 +63,7 @@ def begin(
   if not any(config.init[part] for part in PARTS):
     if config.model == FROM_INIT:
       raise _nothing_to_begin_with()
-    return config, {}
+    return settle(config, None, {}), {}
   stored = None
   if workdir_lib.holds_checkpoint(workdir):
     stored = checkpoint.load_config(workdir)
@@ -92,7 +96,8 @@ def check_goes_on(
 def _nothing_to_begin_with() -> errors.UserError:
   return errors.UserError(
     f"model={FROM_INIT!r} takes the towers from checkpoints: give init.model, "
-    "or both init.image and init.text."
+    "or both init.image and init.text. Where one tower is to begin from "
+    "nothing, name a model that has it, such as model='ViT-B-32'."
   )
 
 
@@ -135,18 +140,29 @@ def open_sources(
 def describe(
   config: ml_collections.ConfigDict, opened: Origins
 ) -> dict[str, Any]:
-  """Returns the description that the sources add up to, before overrides."""
+  """Returns the description that the sources add up to, before overrides.
+
+  What a named model says of a tower that no source holds is taken from it.
+  """
   if "model" in opened:
     return dict(opened["model"].spec)
-  image, text = (opened[part].spec for part in ("image", "text"))
-  pools = image["image"]["kind"] == "resnet"  # Ends in the shared space.
-  return {
-    "embed_dim": image["embed_dim"] if pools else variants.DEFAULT_EMBED_DIM,
-    "image": image["image"],
-    "text": text["text"],
-    "tokenizer": text["tokenizer"],
-    **{field: image[field] for field in engine.IMAGE_FIELDS},
-  }
+  described: dict[str, Any] = {"embed_dim": variants.DEFAULT_EMBED_DIM}
+  if config.model != FROM_INIT:
+    variants.spec(config.model)  # Raises where there is no such model.
+    described = dict(variants.VARIANTS[config.model])
+  for part, source in opened.items():
+    # It fitted the tower that was there.
+    described.pop(f"{part}_projection", None)
+    described |= {x: source.spec[x] for x in (part, *_ABOUT[part])}
+    if source.spec[part]["kind"] == "resnet":  # Ends in the shared space.
+      described["embed_dim"] = source.spec["embed_dim"]
+  return described
+
+
+def _comes_from_sources(config: ml_collections.ConfigDict) -> bool:
+  """Whether the description of a part of the model is in its checkpoint."""
+  towers = bool(config.init.image) + bool(config.init.text)
+  return config.model == FROM_INIT or towers == 1
 
 
 def settle(
@@ -154,7 +170,10 @@ def settle(
   stored: ml_collections.ConfigDict | None,
   opened: Origins,
 ) -> ml_collections.ConfigDict:
-  """Returns `config` with the description that `from_init` stands for.
+  """Returns `config` with all that its checkpoints decide written out.
+
+  That is the model's description, where it comes from them, and the loss that
+  "auto" stands for.
 
   Args:
     config: of a run that is about to start.
@@ -166,20 +185,37 @@ def settle(
     UserError: a source's tower, or what its numbers mean nothing without, is
       not the config's.
   """
-  if config.model == FROM_INIT:
+  config = config.copy_and_resolve_references()
+  if _comes_from_sources(config):
+    base = describe(config, opened) if opened else _spec(stored)
     overrides = config.model_overrides.to_dict()
-    base = (
-      describe(config, opened) if opened else stored.model_overrides.to_dict()
-    )
-    whole = model_dir.plain(variants.resolve(base, overrides))
+    whole = variants.resolve(base, overrides)
+    if config.model != FROM_INIT:  # No field of its own tokenizer may stay.
+      whole["tokenizer"] = _tokenizer(whole)
+    whole = model_dir.plain(whole)
     if "probabilities" not in overrides:  # They are of the run's own loss.
-      del whole["probabilities"]
-    config = config.copy_and_resolve_references()
+      whole.pop("probabilities", None)
     config.model_overrides = ml_collections.ConfigDict(whole)
-  spec = variants.spec(config.model, config.model_overrides.to_dict())
+  spec = _spec(config)
+  if config.loss.kind == "auto":
+    biased = spec["init_logit_bias"] is not None
+    config.loss.kind = "sigmoid" if biased else "softmax"
   for part, source in opened.items():
     _check_same(part, spec, source.spec, config)
   return config
+
+
+def _spec(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  return variants.spec(config.model, config.model_overrides.to_dict())
+
+
+def _tokenizer(spec: dict[str, Any]) -> dict[str, Any]:
+  """Returns a description's tokenizer with its defaults filled in."""
+  return tokenizer_lib.make_tokenizer(
+    **spec["tokenizer"],
+    context_length=spec["text"]["context_length"],
+    contents={},
+  ).to_dict()
 
 
 def _check_same(part, wanted, found, config) -> None:
@@ -192,7 +228,7 @@ def _check_same(part, wanted, found, config) -> None:
   ]
   if not differing:
     return
-  if config.model == FROM_INIT:
+  if _comes_from_sources(config):
     way_on = "Take these out of model_overrides"
   else:
     way_on = f"Set these in model_overrides, or take model={FROM_INIT!r}"
@@ -215,10 +251,10 @@ def _check_same(part, wanted, found, config) -> None:
 def _comparable(part, spec, config) -> dict[str, Any]:
   """Returns what a source for `part` and the model must agree in, by name.
 
-  A model `from_init` is prepared for as its source was, unless an override
-  says otherwise, knowingly.
+  What is described by its source is prepared for as that was, unless an
+  override says otherwise, knowingly.
   """
-  named = config.model != FROM_INIT
+  named = not _comes_from_sources(config)
   fields: dict[str, Any] = {}
   if part in ("model", "image"):
     fields |= _nested("image", spec["image"])
@@ -229,12 +265,7 @@ def _comparable(part, spec, config) -> dict[str, Any]:
   if part in ("model", "text"):
     fields |= _nested("text", spec["text"])
     if named:
-      tokenizer = tokenizer_lib.make_tokenizer(
-        **spec["tokenizer"],
-        context_length=spec["text"]["context_length"],
-        contents={},
-      )
-      fields |= _nested("tokenizer", tokenizer.to_dict())
+      fields |= _nested("tokenizer", _tokenizer(spec))
   if part == "model":
     fields |= {field: spec[field] for field in _HEAD}
     # Its presence; the number is a parameter.
@@ -270,11 +301,13 @@ def load(
   flat, structure = jax.tree_util.tree_flatten_with_path(state.variables)
   arrays = {sharding.path_name(path): array for path, array in flat}
   assert leaves.keys() <= arrays.keys()
+  rest = "; the others begin at random" if len(leaves) < len(arrays) else ""
   logging.info(
-    "%d of %d arrays come from %s.",
+    "%d of %d arrays come from %s%s.",
     len(leaves),
     len(arrays),
-    " and ".join(source.report.source_format for source in opened.values()),
+    " and ".join(config.init[part] for part in opened),
+    rest,
   )
   if "params/log_scale" in leaves:
     _warn_of_temperature(leaves["params/log_scale"], state.params, config)
@@ -293,7 +326,7 @@ def load(
 
 
 def _warn_of_temperature(leaf, params, config) -> None:
-  spec = variants.spec(config.model, config.model_overrides.to_dict())
+  spec = _spec(config)
   bound, scale = spec["max_logit_scale"], math.exp(float(leaf.read()))
   if bound is None or scale <= bound * _ROUNDED_UP:
     return

@@ -73,6 +73,12 @@ def digests(tree: Any) -> dict[str, list[int]]:
   }
 
 
+def fingerprint(tree: Any) -> str:
+  """Returns a digest of all arrays in `tree` and of their paths."""
+  text = json.dumps(digests(tree), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
 def check_digests(tree: Any, saved: dict[str, list[int]]) -> None:
   """Raises ValueError naming the arrays that are not what was saved."""
   got = digests(tree)

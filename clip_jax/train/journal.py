@@ -22,7 +22,8 @@ from clip_jax.train import metrics
 from clip_jax.train import step as step_lib
 
 LEDGER = "ledger.jsonl"
-_EVALUATION_DUE = "evaluation_due"
+EVALUATION_DUE = "evaluation_due"
+BEFORE = "before"  # The measures of the model that a run began with.
 
 # Updates that may be under way before one is read. Simulated devices share
 # the threads of one CPU and can starve each other's collectives: one at a time.
@@ -56,6 +57,7 @@ class Journal:
     counters: dict[str, Any],
     ledger: ledger_lib.Ledger,
     throughput: metrics.Throughput,
+    count_flops: Callable[[dict[str, Any]], int],
     schedule: Any,
     digest: Callable[[int], int],
     batch_size: int,
@@ -70,6 +72,7 @@ class Journal:
       counters: as `self.counters` was at that step; empty at the start.
       ledger: of bad records.
       throughput: of this run.
+      count_flops: operations of the update that a batch is for.
       schedule: learning rate by number of updates done.
       digest: checksum of the records of an update's batch.
       batch_size: pairs of an update.
@@ -79,11 +82,12 @@ class Journal:
     self._ledger = ledger
     self._ledger.truncate_after(first_step)
     self.counters = {"bad_records": 0, "skipped": 0} | counters
-    self.evaluation_due = self.counters.pop(_EVALUATION_DUE, False)
+    self.evaluation_due = self.counters.pop(EVALUATION_DUE, False)
     self._writer = metrics.Writer(
       workdir, after_step=first_step, evaluation_due=self.evaluation_due
     )
     self._throughput = throughput
+    self._count_flops = count_flops
     self._schedule = schedule
     self._digest = digest
     self._batch_size = batch_size
@@ -109,7 +113,11 @@ class Journal:
     start = time.perf_counter()
     batch = next(batches)
     waited = time.perf_counter() - start
-    self._throughput.add(pairs=self._batch_size, waited_seconds=waited)
+    self._throughput.add(
+      pairs=self._batch_size,
+      flops=self._count_flops(batch),
+      waited_seconds=waited,
+    )
     return batch
 
   def note(
@@ -134,8 +142,10 @@ class Journal:
   ) -> None:
     """Writes the numbers of evaluations after `step`; None: they are due."""
     if evaluated is None:
-      self.counters[_EVALUATION_DUE] = True
+      self.counters[EVALUATION_DUE] = True
     elif evaluated:
+      if step == 0:
+        self.counters[BEFORE] = evaluated
       self._writer.write_evaluations(step, flatten(evaluated))
     self._throughput.restart()
 

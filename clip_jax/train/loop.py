@@ -14,22 +14,20 @@ import ml_collections
 from clip_jax import errors
 from clip_jax.data import account, order
 from clip_jax.data import ledger as ledger_lib
-from clip_jax.models import flops
 from clip_jax.train import (
   checkpoint,
   evaluation,
   initial,
+  integrity,
   journal,
   metrics,
   optim,
   preemption,
+  step_flops,
 )
 from clip_jax.train import run as run_lib
 from clip_jax.train import step as step_lib
 from clip_jax.train import workdir as workdir_lib
-
-# A backward pass costs two forward passes.
-_TRAIN_OVER_FORWARD_FLOPS = 3
 
 
 def train(
@@ -46,8 +44,9 @@ def train(
     allow_changes: resume although fields differ that change the result.
 
   Returns:
-    {"steps", "steps_now", "seconds", "skipped", "bad_records", "evals",
-    "report"}; steps_now are those that this call has run.
+    {"steps", "steps_now", "seconds", "skipped", "bad_records", "before",
+    "evals", "report"}; steps_now are those that this call has run, before are
+    the measures of the model that the run began with.
 
   Raises:
     UserError: the config does not fit the data, the devices or the workdir.
@@ -114,6 +113,7 @@ def train(
       "seconds": time.perf_counter() - started,
       "skipped": int(state.skipped),
       "bad_records": notes.counters["bad_records"],
+      "before": notes.counters.get(journal.BEFORE, {}),
       **results,
     }
 
@@ -129,7 +129,9 @@ def _leave_if_told(
   if not stop.told:
     return
   checkpoints.wait()
-  logging.warning("Told to stop: saved step %d.", checkpoints.latest_step())
+  step = checkpoints.latest_step()
+  saved = "no step is saved yet" if step is None else f"saved step {step}"
+  logging.warning("Told to stop: %s.", saved)
   raise SystemExit(preemption.EXIT_CODE)
 
 
@@ -152,12 +154,25 @@ def _restore_or_init(
 ) -> tuple[step_lib.TrainState, dict[str, Any]]:
   restored = checkpoints.restore_latest(run.abstract_state())
   if restored is None:
-    return initial.load(run.init_state(), origins, run.config), {}
+    state = initial.load(run.init_state(), origins, run.config)
+    return state, _counters_at_the_start(state, origins)
   state, meta = restored
   if not allow_changes:
     _check_data(run, meta["counters"])
   logging.info("Resumed at step %d.", meta["step"])
   return state, meta["counters"]
+
+
+def _counters_at_the_start(
+  state: step_lib.TrainState, origins: initial.Origins
+) -> dict[str, Any]:
+  """Returns what is noted of a new run; a model to begin with is evaluated."""
+  if "model" not in origins:
+    return {}
+  return {
+    journal.EVALUATION_DUE: True,
+    checkpoint.ORIGIN: integrity.fingerprint(state.variables),
+  }
 
 
 def _open_journal(
@@ -169,7 +184,6 @@ def _open_journal(
   config = run.config
   if jax.process_index() == 0:
     journal.truncate_abandoned(workdir, first_step)
-  forward = flops.image_flops(run.model) + flops.text_flops(run.model)
   return journal.Journal(
     workdir,
     first_step=first_step,
@@ -180,10 +194,8 @@ def _open_journal(
       max_bad_fraction=config.data.max_bad_fraction,
       lost=account.of(run.source).lost_records,
     ),
-    throughput=metrics.Throughput(
-      flops_per_pair=_TRAIN_OVER_FORWARD_FLOPS * forward,
-      devices=jax.device_count(),
-    ),
+    throughput=metrics.Throughput(devices=jax.device_count()),
+    count_flops=step_flops.Counter(run),
     schedule=optim.make_schedule(config, run.total_steps),
     digest=functools.partial(
       order.batch_digest,

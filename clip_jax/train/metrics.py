@@ -77,28 +77,24 @@ def _matmul_flops(size: int = 1536, repeats: int = 3) -> float:
 class Throughput:
   """Measures images per second, utilisation and waiting between two reads."""
 
-  def __init__(self, *, flops_per_pair: float, devices: int):
+  def __init__(self, *, devices: int):
     """Starts the clock.
 
     Args:
-      flops_per_pair: model FLOPs of one pair's forward and backward pass, the
-        text at the full context length. Packed and short rows of text compute
-        less of it: they raise the utilisation as they raise the speed, so that
-        both compare with other runs' and with published ones.
       devices: that share the work.
     """
-    self._flops_per_pair = flops_per_pair
     self._peak = peak_flops() * devices
     self.restart()
 
   def restart(self) -> None:
     """Forgets what was measured, after a pause that is no training."""
     self._start = time.perf_counter()
-    self._pairs, self._waited = 0, 0.0
+    self._pairs, self._flops, self._waited = 0, 0, 0.0
 
-  def add(self, *, pairs: int, waited_seconds: float) -> None:
-    """Notes one update."""
+  def add(self, *, pairs: int, flops: int, waited_seconds: float) -> None:
+    """Notes one update, with the operations that it is worth."""
     self._pairs += pairs
+    self._flops += flops
     self._waited += waited_seconds
 
   def read(self) -> dict[str, float]:
@@ -108,7 +104,7 @@ class Throughput:
     rates = {
       "images_per_second": rate,
       "data_wait": self._waited / seconds,
-      "mfu": rate * self._flops_per_pair / self._peak,
+      "mfu": self._flops / seconds / self._peak,
     }
     self.restart()
     return rates

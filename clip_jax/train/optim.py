@@ -25,6 +25,8 @@ ADAM = {
   "resnet": {"beta2": 0.999, "epsilon": 1e-8},
 }
 
+WARMUP_STEPS = 2000  # Paper, Table 18.
+
 # Weight decay is for matrices, not for gains, biases and single vectors
 # (paper, section 2.5). Shapes cannot tell: a scanned stack's gains have two
 # dimensions.
@@ -81,6 +83,8 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int):
     UserError: the warm-up is longer than the run.
   """
   warmup_steps = config.optim.warmup_steps
+  if warmup_steps is None:
+    warmup_steps = min(WARMUP_STEPS, total_steps // 10)
   if warmup_steps > total_steps:
     raise errors.UserError(
       f"optim.warmup_steps={warmup_steps} is more than the run's "

@@ -115,7 +115,7 @@ def make_program(
     tx=optim.make_optimizer(
       config,
       # The length is a number in the schedule: the program stays the same.
-      total_steps=total_steps or config.optim.warmup_steps + 1,
+      total_steps=total_steps or (config.optim.warmup_steps or 0) + 1,
       image_kind=spec["image"]["kind"],
     ),
     total_steps=total_steps,
@@ -134,4 +134,4 @@ def _total_steps(config, examples: int | None) -> int | None:
       f"epochs={config.epochs:g} of these data are more than the "
       f"{_MOST_STEPS:,} steps that can be counted; take fewer."
     )
-  return steps
+  return max(steps, config.min_steps)

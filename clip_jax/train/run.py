@@ -13,7 +13,8 @@ from clip_jax import embedder, errors, inference, sharding
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.data import account, pipeline, sources
-from clip_jax.evals import tasks
+from clip_jax.data.sources import views
+from clip_jax.evals import prompts, tasks
 from clip_jax.models import variants
 from clip_jax.train import freezing, program, text_layout
 from clip_jax.train import step as step_lib
@@ -48,9 +49,11 @@ class Run(program.Program):
     if frozen := self.config.optim.frozen:
       params = variants.abstract_variables(self.model)["params"]
       count += f" ({freezing.trained_count(params, frozen):,} of them trained)"
+    begun = [x for x in self.config.init.values() if x]
+    is_theirs = self.config.model == variants.FROM_INIT
     logging.info(
       "%s: %s, %d records, %d steps of %d pairs on %d x %s",
-      self.config.model,
+      " and ".join(begun) if is_theirs else self.config.model,
       count,
       len(self.source),
       self.total_steps,
@@ -58,7 +61,8 @@ class Run(program.Program):
       len(devices),
       devices[0].device_kind,
     )
-    if len(self.source) < self.config.batch_size:
+    repeats = len(self.source) < self.config.batch_size
+    if repeats and self.config.loss.duplicates == "ignore":
       logging.warning(
         "Batches of %d pairs hold some of the %d records more than once, as "
         "negatives of themselves unless loss.duplicates says otherwise; add "
@@ -141,7 +145,7 @@ def make_run(
   """
   # Evaluations and report may look at the same data.
   open_source = functools.cache(sources.open_source)
-  source = open_source(config.data.train)
+  source = _open_training(config, open_source)
   evaluations = _open_evaluations(config, open_source)
   report = _open_report(config, open_source)
   step = program.make_program(config, examples=len(source))
@@ -182,6 +186,64 @@ def make_run(
   )
 
 
+def _open_training(
+  config: ml_collections.ConfigDict,
+  open_source: Callable[[str], sources.Source],
+) -> sources.Source:
+  """Opens what is trained on, without what is held out."""
+  data = config.data
+  if data.held_out:  # Raises where the address names a split already.
+    sources.split_address(data.train, "train", data.held_out)
+  source = open_source(data.train)
+  if data.held_out:
+    source = views.part(source, "train", held_out=data.held_out)
+  if not data.template:
+    return source
+  template = prompts.parse_template(data.template)
+  return views.Captioned(source, template) if source.class_names else source
+
+
+def _open(
+  config: ml_collections.ConfigDict,
+  open_source: Callable[[str], sources.Source],
+  data: str,
+) -> tuple[str, sources.Source]:
+  """Opens the data of an evaluation or of the report; returns its address."""
+  if data != config_lib.HELD_OUT:
+    return data, open_source(data)
+  train, share = config.data.train, config.data.held_out
+  if not share:
+    raise errors.UserError(
+      f"data={data!r} is what data.held_out keeps from training, which is 0; "
+      "set that to a share such as 0.2, or give a DATA address."
+    )
+  address = sources.split_address(train, data, share)
+  return address, views.part(open_source(train), data, held_out=share)
+
+
+def _open_evaluation(
+  config: ml_collections.ConfigDict,
+  open_source: Callable[[str], sources.Source],
+  *,
+  task: str,
+  data: str,
+  labels: str,
+  templates: str,
+) -> tasks.Evaluation:
+  address, source = _open(config, open_source, data)
+  if task == "auto":
+    task = "zero_shot" if source.class_names is not None else "retrieval"
+  if data == config_lib.HELD_OUT and task == "zero_shot":
+    templates = templates or config.data.template  # Asked as it was trained.
+  return tasks.open_evaluation(
+    task,
+    address,
+    labels=labels,
+    templates=templates,
+    open_source=lambda _: source,
+  )
+
+
 def _open_evaluations(
   config: ml_collections.ConfigDict,
   open_source: Callable[[str], sources.Source],
@@ -191,7 +253,7 @@ def _open_evaluations(
   for name in config.evals:
     entry = config_lib.evaluation(config, name)
     try:
-      opened[name] = tasks.open_evaluation(**entry, open_source=open_source)
+      opened[name] = _open_evaluation(config, open_source, **entry)
     except errors.UserError as error:
       raise errors.UserError(f"evals.{name}: {error}") from None
   return opened
@@ -204,6 +266,6 @@ def _open_report(
   if not config.report:
     return None
   try:
-    return open_source(config.report)
+    return _open(config, open_source, config.report)[1]
   except errors.UserError as error:
     raise errors.UserError(f"report: {error}") from None

@@ -62,6 +62,13 @@ def test_a_learning_rate_that_does_nothing_is_named(doctor):
   assert found["records"]["verdict"] == finding.OK
 
 
+def test_the_step_is_timed_on_rows_as_long_as_the_captions():
+  changes = ["model_overrides.text.context_length=77", "batch_size=8"]
+  setup = learning.prepare(config_lib.load(TINY, changes))
+  with setup.run.batches(0) as batches:
+    assert next(batches)["tokens"].shape[1] == 16  # Of 77, as in training.
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "overrides",

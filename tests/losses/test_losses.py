@@ -108,5 +108,5 @@ def test_an_unknown_kind_names_the_close_one():
 
 def test_the_config_knows_every_choice():
   assert schema.LOSS_METHODS == losses.METHODS
-  assert set(schema.LOSS_KINDS) == set(losses.KINDS)
+  assert set(schema.LOSS_KINDS) == {"auto", *losses.KINDS}
   assert schema.DUPLICATES == losses.DUPLICATES

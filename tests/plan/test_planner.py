@@ -17,7 +17,6 @@ from clip_jax.plan import (
   estimate,
   jobs,
   memory,
-  model_flops,
   planner,
   report,
   suggest,
@@ -107,7 +106,7 @@ def test_analytic_flops_are_of_what_is_computed(file, local, changes, tokens):
   config = config_lib.load(file, ["data.train=nowhere", *plain, *changes])
   job = jobs.make_job(config, local, caption_tokens=tokens)
   traced = flops.count(job.make_step(), job.state, job.batch)
-  assert model_flops.analytic_flops(job) == pytest.approx(traced, rel=0.03)
+  assert planner.analytic_flops(job) == pytest.approx(traced, rel=0.03)
 
 
 def test_a_roofline_stands_on_analytic_flops_only_where_some_are_hidden(plan):

@@ -20,7 +20,9 @@ from clip_jax.convert.portable import Portable
 from clip_jax.convert.report import Report
 from clip_jax.convert.tensor import Tensor
 from clip_jax.data import sources
+from clip_jax.doctor import learning
 from clip_jax.models import variants
+from clip_jax.plan import jobs, topology
 from clip_jax.train import checkpoint, initial, loop
 from clip_jax.train import step as step_lib
 
@@ -321,18 +323,21 @@ def test_what_a_whole_model_rests_on_must_agree(fields, message):
 
 
 @pytest.mark.parametrize(
-  ("part", "field", "foreign"),
-  [("image", "image_mean", "tokenizer"), ("text", "tokenizer", "image_mean")],
+  ("part", "mean", "cleaning"),
+  [("image", 0.5, "clip"), ("text", 0.25, "canonicalize")],
 )
-def test_a_tower_demands_what_feeds_it_and_no_more(part, field, foreign):
-  config = _small_config()
-  origins = _origins(config, part)
-  config.model_overrides.update(
+def test_a_tower_brings_what_feeds_it_and_no_more(part, mean, cleaning):
+  source = _small_config()
+  source.model_overrides.update(
     {"image_mean": (0.5, 0.5, 0.5), "tokenizer": {"cleaning": "canonicalize"}}
   )
-  with pytest.raises(errors.UserError, match=field) as raised:
-    initial.settle(config, None, origins)
-  assert foreign not in str(raised.value)
+  config = _small_config(**{f"init.{part}": "a checkpoint"})
+  if part == "text":
+    config.model_overrides.image_mean = (0.25, 0.25, 0.25)
+  settled = initial.settle(config, None, _origins(source, part))
+  got = variants.spec(settled.model, settled.model_overrides.to_dict())
+  assert list(got["image_mean"]) == [mean] * 3
+  assert got["tokenizer"]["cleaning"] == cleaning
 
 
 def test_tokenizers_are_compared_with_their_defaults_filled_in():
@@ -400,3 +405,87 @@ def test_a_run_cannot_go_on_with_other_parameters_frozen(tmp_path):
   message = r"optim.frozen='\^image/', and its.*new workdir; init.model="
   with pytest.raises(errors.UserError, match=message):
     initial.check_goes_on(tmp_path, _small_config())
+
+
+TINY = {"batch_size": 8, "steps": 1, "optim.frozen": "", "model": "tiny-vit"}
+
+
+def test_a_pretrained_text_tower_stands_beside_a_variants_image_tower(
+  room, tmp_path
+):
+  """Nothing of text or tokenizer is typed; the run goes on without origin."""
+  kept, run = tmp_path / "kept", tmp_path / "run"
+  shutil.copytree(room / "text", kept)
+  fields = {**TINY, "init.image": "", "init.text": str(kept)}
+  fields["optim.frozen"] = "^text/"
+  loop.train(_config(room, **fields), run)
+  clip = inference.load(run)
+  assert clip.tokenizer.kind == "wordpiece"
+  assert clip.module.text.depth == 2
+  assert clip.module.image.patch_size == 8  # Of tiny-vit.
+  got = _params(run)["text"]["token_embedding"]["embedding"]
+  want = convert.open_model(kept).variables()["params"]["text"]
+  np.testing.assert_array_equal(got, want["token_embedding"]["embedding"])
+  shutil.rmtree(kept)
+  assert loop.train(_config(room, **fields), run)["steps_now"] == 0
+  other = _config(room, **{**fields, "model": "tiny-rn"})
+  with pytest.raises(errors.UserError, match="model: 'tiny-vit' -> 'tiny-rn'"):
+    loop.train(other, run)
+
+
+def test_a_pretrained_image_tower_stands_beside_a_variants_text_tower(
+  room, tmp_path
+):
+  config = _config(room, **{**TINY, "init.text": ""})
+  settled, origins = initial.begin(config, tmp_path / "run")
+  spec = variants.spec(settled.model, settled.model_overrides.to_dict())
+  assert spec["tokenizer"]["kind"] == "clip_bpe"
+  assert (spec["image"]["depth"], spec["image"]["image_size"]) == (DEPTH, SIZE)
+  assert list(spec["image_mean"]) == [0.5] * 3  # As the tower was trained.
+  assert spec["embed_dim"] == 20  # Typed in model_overrides.
+  assert list(origins) == ["image"]
+
+
+def test_one_tower_keeps_nothing_of_the_one_whose_place_it_takes():
+  """Not a field of the tokenizer, and no projection that fitted that one."""
+  bert = _small_config()
+  bert.model_overrides = {
+    "text": {"kind": "bert", "width": 24},
+    "tokenizer": {
+      "kind": "wordpiece",
+      **{"cleaning": "none", "lowercase": True, "file": "vocab.txt"},
+      **{"pad_id": 0, "start_id": 1, "end_id": 2},
+    },
+  }
+  config = _small_config(
+    **{"model": "ViT-B-16-SigLIP", "init.text": "a checkpoint"}
+  )
+  config.model_overrides = {}
+  settled = initial.settle(config, None, _origins(bert, "text"))
+  spec = variants.spec(settled.model, settled.model_overrides.to_dict())
+  assert spec["text"]["kind"] == "bert"
+  assert spec["tokenizer"]["kind"] == "wordpiece"
+  assert spec["tokenizer"]["cleaning"] == "none"
+  assert (spec["image_projection"], spec["text_projection"]) == (
+    "none",
+    "linear",
+  )
+  assert (spec["init_logit_bias"], settled.loss.kind) == (-10.0, "softmax")
+
+
+@pytest.mark.parametrize(
+  ("bias", "kind"), [(None, "softmax"), (-10.0, "sigmoid")]
+)
+def test_the_loss_is_the_models_own_where_it_is_left_open(bias, kind):
+  config = _small_config(**{"loss.kind": "auto"})
+  config.model_overrides.init_logit_bias = bias
+  assert initial.settle(config, None, {}).loss.kind == kind
+
+
+def test_a_mixed_model_can_be_planned_and_examined(room):
+  where = topology.make_topology("local")
+  fields = {**TINY, "init.image": "", "optim.frozen": "^text/"}
+  job = jobs.make_job(_config(room, **fields), where, caption_tokens=9)
+  assert job.model.text.depth == 2
+  setup = learning.prepare(_config(room, **fields))
+  assert setup.run.tokenizer.kind == "wordpiece"

@@ -34,32 +34,34 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
   assert _read(path) == [{"step": 1, "loss": None, "scale": None}]
 
 
-def test_throughput_counts_pairs_waiting_and_flops(monkeypatch):
+def test_throughput_counts_pairs_waiting_and_operations(monkeypatch):
   now = [100.0]
   monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
   monkeypatch.setattr(metrics, "peak_flops", lambda: 1000.0)
-  throughput = metrics.Throughput(flops_per_pair=50.0, devices=2)
-  for _ in range(4):
-    throughput.add(pairs=10, waited_seconds=0.5)
+  throughput = metrics.Throughput(devices=2)
+  for flops in (200, 500, 600, 700):  # As captions take more or less room.
+    throughput.add(pairs=10, flops=flops, waited_seconds=0.5)
   now[0] += 8
   rates = throughput.read()
   assert rates == {"images_per_second": 5.0, "data_wait": 0.25, "mfu": 0.125}
   now[0] += 1
-  throughput.add(pairs=3, waited_seconds=0.0)
-  assert throughput.read()["images_per_second"] == 3.0
+  throughput.add(pairs=3, flops=1000, waited_seconds=0.0)
+  rates = throughput.read()
+  assert rates == {"images_per_second": 3.0, "data_wait": 0.0, "mfu": 0.5}
 
 
 def test_a_pause_is_no_training(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
   monkeypatch.setattr(metrics, "peak_flops", lambda: 1.0)
-  throughput = metrics.Throughput(flops_per_pair=1.0, devices=1)
-  throughput.add(pairs=10, waited_seconds=1.0)
+  throughput = metrics.Throughput(devices=1)
+  throughput.add(pairs=10, flops=8, waited_seconds=1.0)
   now[0] += 100
   throughput.restart()
   now[0] += 2
-  throughput.add(pairs=4, waited_seconds=0.0)
-  assert throughput.read()["images_per_second"] == 2.0
+  throughput.add(pairs=4, flops=3, waited_seconds=0.0)
+  rates = throughput.read()
+  assert (rates["images_per_second"], rates["mfu"]) == (2.0, 1.5)
 
 
 @pytest.mark.parametrize(

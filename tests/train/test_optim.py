@@ -29,7 +29,17 @@ def test_the_schedule_warms_up_and_falls_to_zero():
 
 def test_a_warm_up_longer_than_the_run_is_refused():
   with pytest.raises(errors.UserError, match=r"warmup_steps=2000.*600 steps"):
-    optim.make_schedule(_config(), 600)
+    optim.make_schedule(_config(warmup_steps=2000), 600)
+
+
+@pytest.mark.parametrize(
+  ("steps", "warmup"), [(100_000, 2000), (600, 60), (9, 0)]
+)
+def test_a_warm_up_that_is_left_open_is_the_papers_or_a_tenth(steps, warmup):
+  left_open = optim.make_schedule(_config(), steps)
+  given = optim.make_schedule(_config(warmup_steps=warmup), steps)
+  for step in (0, warmup // 2, warmup, steps // 2):
+    assert float(left_open(step)) == float(given(step))
 
 
 @pytest.mark.parametrize("name", ["tiny-rn", "tiny-vit", "tiny-cbow"])

@@ -50,7 +50,7 @@ import torch
 
 from clip_jax import losses
 from clip_jax.models import flops, variants
-from clip_jax.train import metrics
+from clip_jax.train import metrics, step_flops
 
 MEMORY_SHARE = float(os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"])
 WARM_UPS = 2
@@ -270,11 +270,11 @@ def measure(ours, theirs, pairs):
 
 def work(model, batch_size, setting):
   """Returns the floating-point operations of each task."""
-  image, text = flops.image_flops(model), flops.text_flops(model)
+  inputs = variants.abstract_inputs(model, batch_size)
   return {
     "gemm": 2 * setting.gemm_size**3,
-    "encode_image": batch_size * image,
-    "train": 3 * batch_size * (image + text),
+    "encode_image": batch_size * flops.image_flops(model),
+    "train": step_flops.update_flops(model, *inputs),
   }
 
 

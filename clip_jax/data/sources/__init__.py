@@ -1,7 +1,9 @@
 """Random-access sources of records, opened by a short address.
 
 An address is `SCHEME:PATH`, with options after it where a scheme has some:
-`csv:pairs.tsv?image=filepath&caption=title`.
+`csv:pairs.tsv?image=filepath&caption=title`. Every scheme has `split=train` and
+`split=held_out`, two parts of data that has none of its own, and with them
+`held_out=0.1` for another share than a fifth.
 """
 
 import importlib
@@ -10,8 +12,16 @@ import urllib.parse
 
 from clip_jax import errors
 from clip_jax.data.record import BadRecord, Record, Source
+from clip_jax.data.sources import views
 
-__all__ = ["BadRecord", "Record", "Source", "open_source", "parse_address"]
+__all__ = [
+  "BadRecord",
+  "Record",
+  "Source",
+  "open_source",
+  "parse_address",
+  "split_address",
+]
 
 # Scheme: module, function, names of its options.
 _SCHEMES = {
@@ -30,6 +40,7 @@ _SCHEMES = {
   ),
   "wds": ("sources.webdataset", "open_webdataset", ("captions", "classes")),
 }
+_OF_ALL_SCHEMES = ("split", "held_out")
 # The "?" of a glob is not followed by `name=`.
 _OPTIONS = re.compile(r"\?((?:[a-z_]+=[^&?]*)(?:&[a-z_]+=[^&?]*)*)$")
 
@@ -51,9 +62,7 @@ def parse_address(address: str) -> tuple[str, str, dict[str, str]]:
   options: dict[str, str] = {}
   if match := _OPTIONS.search(path):
     path = path[: match.start()]
-    known = _SCHEMES[scheme][2]
-    if not known:
-      raise errors.UserError(f"{scheme}: takes no options, got {match[0]!r}.")
+    known = (*_SCHEMES[scheme][2], *_OF_ALL_SCHEMES)
     for item in match[1].split("&"):
       name, _, value = item.partition("=")
       if name not in known:
@@ -68,5 +77,43 @@ def open_source(address: str) -> Source:
   """Opens the source at `address`; raises `UserError` where it cannot."""
   scheme, path, options = parse_address(address)
   module, function, _ = _SCHEMES[scheme]
+  split, share = (options.pop(name, None) for name in _OF_ALL_SCHEMES)
+  if share is not None and split is None:
+    raise errors.UserError(
+      f"{address}: held_out={share} goes with split=train or split=held_out."
+    )
   opener = importlib.import_module(f"clip_jax.data.{module}")
-  return getattr(opener, function)(path, options)
+  source = getattr(opener, function)(path, options)
+  if split is None:
+    return source
+  share = views.HELD_OUT if share is None else _share(share)
+  return views.part(source, split, held_out=share)
+
+
+def _share(text: str) -> float:
+  try:
+    share = float(text)
+  except ValueError:
+    share = 0.0
+  if not 0 < share < 1:
+    raise errors.UserError(
+      f"held_out={text} must be a share between 0 and 1, such as 0.2."
+    )
+  return share
+
+
+def split_address(address: str, split: str, held_out: float) -> str:
+  """Returns the address of one of the two parts of the data at `address`.
+
+  Raises:
+    UserError: it names a split already.
+  """
+  options = parse_address(address)[2]
+  if "split" in options:
+    raise errors.UserError(
+      f"{address} names its split already: leave that out, or set "
+      "data.held_out=0 and give the evaluations their own data."
+    )
+  return (
+    f"{address}{'&' if options else '?'}split={split}&held_out={held_out:g}"
+  )

@@ -46,7 +46,7 @@ class ClassFolder:
     self.account = account
     self._root = root
     self._labels = {name: label for label, name in enumerate(directories)}
-    self._names = strings.Strings(names)
+    self.names = self._names = strings.Strings(names)
     self.fingerprint = _digest("classes", self._names)
 
   def __len__(self) -> int:
@@ -85,7 +85,7 @@ class CaptionFolder:
     self.account = account
     self._root = root
     self._captions = captions_lib.check_choice(captions or "text")
-    self._keys = strings.Strings(grouped)
+    self.names = self._keys = strings.Strings(grouped)
     self._suffixes = strings.Strings(map(" ".join, grouped.values()))
     self.fingerprint = _digest(self._captions, self._keys, self._suffixes)
     if captions is None:

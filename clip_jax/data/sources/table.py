@@ -47,7 +47,7 @@ class Table:
     for image, caption in pairs:
       texts.setdefault(image, []).append(caption)
     self._roots = roots
-    self._images = strings.Strings(texts)
+    self.names = self._images = strings.Strings(texts)
     # Record i has the texts from bound i to bound i + 1.
     self._bounds = np.cumsum([0, *map(len, texts.values())])
     self._texts = strings.Strings(

@@ -1,0 +1,162 @@
+"""Weights between a fine-tuned model and the one that it began with.
+
+A model that was fine-tuned on one task forgets some of what it knew. On the
+straight line between both, (1 - share) * first + share * fine_tuned, lie models
+that keep the most of either (WiSE-FT; Wortsman et al. 2022, arXiv 2109.01903).
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from clip_jax import errors, sharding
+from clip_jax.convert import engine, portable, workdir
+from clip_jax.convert.tensor import Tensor
+from clip_jax.train import checkpoint, integrity
+
+# Of a tower, what does not change what its numbers mean.
+_EXECUTION = ("scan", "unroll", "remat", "patch_dropout")
+
+
+def check_share(share: float) -> float:
+  """Returns `share`; raises UserError unless it is between 0 and 1."""
+  if not 0 <= share <= 1:
+    raise errors.UserError(
+      f"The share {share:g} must be between 0, the model that the training "
+      "began with, and 1, the fine-tuned one."
+    )
+  return share
+
+
+def interpolate(
+  model: portable.Portable, first: portable.Portable, share: float
+) -> portable.Portable:
+  """Returns the model that has `share` of `model`, and the rest of `first`.
+
+  At 0 and 1 the numbers are those of one of them, bit for bit. Statistics of
+  batch norms and the temperature are on the line too.
+
+  Raises:
+    UserError: the two are not of one architecture.
+  """
+  check_share(share)
+  _check_same(model, first)
+  leaves = {
+    path: _between(first.leaves[path], leaf, share)
+    for path, leaf in model.leaves.items()
+  }
+  source = {**model.source, "interpolated": {"share": share}}
+  model.report.infer("interpolate", share, "flag")
+  return dataclasses.replace(model, leaves=leaves, source=source, extras={})
+
+
+def _between(
+  first: engine.Leaf, last: engine.Leaf, share: float
+) -> engine.Leaf:
+  def read():
+    return mix(first.read(), last.read(), share)
+
+  return engine.Leaf.from_tensor(Tensor(last.shape, last.dtype, read))
+
+
+def mix(first: np.ndarray, last: np.ndarray, share: float) -> np.ndarray:
+  """Returns numbers between two arrays, in the type of `last`."""
+  a, b = (np.asarray(x, np.float64) for x in (first, last))
+  return ((1 - share) * a + share * b).astype(last.dtype)
+
+
+def between(
+  first: portable.Portable, variables: Mapping[str, Any], share: float
+) -> Any:
+  """Returns fine-tuned variables moved towards those of `first`.
+
+  They lie where `variables` lie.
+
+  Raises:
+    UserError: the two do not have the same arrays.
+  """
+  check_share(share)
+  _check_arrays(first, engine.flatten(variables))
+
+  def move(path, last):
+    leaf = first.leaves[sharding.path_name(path)]
+    return jax.device_put(
+      mix(leaf.read(), np.asarray(last), share), last.sharding
+    )
+
+  return jax.tree_util.tree_map_with_path(move, variables)
+
+
+def first_address(path: str | os.PathLike) -> str:
+  """Returns which model the run in a workdir began with.
+
+  Raises:
+    UserError: it is no workdir, or of a run without `init.model`.
+  """
+  path = pathlib.Path(path).expanduser()
+  address = ""
+  if workdir.recognise(path):
+    address = checkpoint.load_config(path).init.model
+  if not address:
+    raise errors.UserError(
+      f"{path} does not say which model it was fine-tuned from (the workdir of "
+      "a run with init.model does); give that model with --with MODEL."
+    )
+  return address
+
+
+def check_unchanged(first: portable.Portable, path: str | os.PathLike) -> None:
+  """Raises UserError unless the run in a workdir began with these numbers."""
+  _, variables, step = checkpoint.load_variables(path)
+  noted = checkpoint.load_counters(path, step).get(checkpoint.ORIGIN)
+  _check_arrays(first, engine.flatten(variables))
+
+  def read(at, like):
+    leaf = first.leaves[sharding.path_name(at)]
+    return jax.device_put(leaf.read().astype(like.dtype), like.sharding)
+
+  found = jax.tree_util.tree_map_with_path(read, variables)
+  if noted is not None and integrity.fingerprint(found) != noted:
+    raise errors.UserError(
+      f"The model that {path} was fine-tuned from has changed since then "
+      "(trained further, perhaps). Give a copy of what it was with --with "
+      "MODEL."
+    )
+
+
+def _check_same(model: portable.Portable, first: portable.Portable) -> None:
+  for part in engine.towers(model.spec):
+    mine, theirs = (spec.get(part, {}) for spec in (model.spec, first.spec))
+    for field in sorted(mine.keys() | theirs.keys()):
+      same = _plain(mine.get(field)) == _plain(theirs.get(field))
+      if field not in _EXECUTION and not same:
+        raise errors.UserError(
+          f"There is nothing between these models: {part}.{field} is "
+          f"{mine.get(field)!r} in one and {theirs.get(field)!r} in the other. "
+          "Both must be of one architecture."
+        )
+  _check_arrays(first, model.leaves)
+
+
+def _plain(value: Any) -> Any:
+  return tuple(value) if isinstance(value, list) else value
+
+
+def _check_arrays(first: portable.Portable, arrays: Mapping[str, Any]) -> None:
+  """Raises UserError unless `first` has arrays of these names and shapes."""
+  for path in sorted(arrays.keys() | first.leaves.keys()):
+    shapes = [
+      None if path not in tree else tuple(tree[path].shape)
+      for tree in (arrays, first.leaves)
+    ]
+    if shapes[0] != shapes[1]:
+      raise errors.UserError(
+        f"There is nothing between these models: {path} has the shape "
+        f"{shapes[0]} in one and {shapes[1]} in the other (None: it is not "
+        "there). Both must be of one architecture."
+      )

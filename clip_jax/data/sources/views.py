@@ -1,0 +1,123 @@
+"""Views of a source: a part of its records, or other captions for them."""
+
+import hashlib
+import os
+from typing import Any
+
+import numpy as np
+
+from clip_jax import errors
+from clip_jax.data import record as record_lib
+
+SPLITS = ("train", "held_out")
+HELD_OUT = 0.2  # The share that is held out where nothing else is said.
+
+
+class _View:
+  """A source that shows another one differently; what it adds is theirs."""
+
+  def __init__(self, source: record_lib.Source, *how: Any):
+    self._source = source
+    said = repr((source.fingerprint, *how))
+    self.fingerprint = hashlib.sha256(said.encode()).hexdigest()
+
+  def __getattr__(self, name: str) -> Any:
+    if name.startswith("_"):  # Of an object that pickle has not filled yet.
+      raise AttributeError(name)
+    return getattr(self._source, name)
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+
+class Part(_View):
+  """Some of the records of a source."""
+
+  names = None  # Those of the source are of all records.
+
+  def __init__(self, source: record_lib.Source, slots: np.ndarray, *how: Any):
+    super().__init__(source, *how)
+    self._slots = slots
+
+  def __len__(self) -> int:
+    return len(self._slots)
+
+  def __getitem__(self, index: int) -> record_lib.Record:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    return self._source[int(self._slots[index])]
+
+
+class Captioned(_View):
+  """Records whose caption is their class's name in a template."""
+
+  def __init__(self, source: record_lib.Source, template: tuple[str, str]):
+    """Makes the captions.
+
+    Args:
+      source: names its classes.
+      template: what stands before and after the name.
+    """
+    super().__init__(source, template)
+    before, after = template
+    self._texts = [before + name + after for name in source.class_names]
+
+  def __getitem__(self, index: int) -> record_lib.Record:
+    record = self._source[index]
+    if record.label is None:
+      return record
+    return record_lib.Record(
+      image=record.image,
+      texts=(self._texts[record.label],),
+      key=record.key,
+      label=record.label,
+    )
+
+
+def part(
+  source: record_lib.Source, split: str, *, held_out: float = HELD_OUT
+) -> Part:
+  """Returns one of the two `SPLITS` of a source; no record is read for it.
+
+  The same records are held out every time. Where records have names, the names
+  decide, so that records that come or go move few others; of each class of a
+  folder, as many are held out as of the others, at least one of two.
+
+  Args:
+    source: any.
+    split: "train", or "held_out" for the rest.
+    held_out: share of the records that are held out.
+
+  Raises:
+    UserError: there is no such split, or nothing to hold out.
+  """
+  if split not in SPLITS:
+    raise errors.unknown("value of split=", split, SPLITS)
+  chosen = np.zeros(len(source), bool)
+  for slots in _groups(source):
+    count = round(held_out * len(slots))
+    chosen[slots[: min(max(count, 1), len(slots) - 1)]] = True
+  if not chosen.any():
+    raise errors.UserError(
+      f"Of {len(source)} records none can be held out; two of a class are the "
+      "least. Add data, or evaluate on other data."
+    )
+  slots = np.flatnonzero(chosen if split == "held_out" else ~chosen)
+  return Part(source, slots, split, held_out)
+
+
+def _groups(source: record_lib.Source) -> list[np.ndarray]:
+  """Returns the slots of each class in a random order that stays the same."""
+  names = getattr(source, "names", None)
+  if names is None:
+    # This generator's numbers are the same in every version of numpy.
+    return [np.random.RandomState(0).permutation(len(source))]
+  groups: dict[str, list[tuple[bytes, int]]] = {}
+  for slot, name in enumerate(names):
+    group = name.split(os.sep)[0] if source.class_names else ""
+    data = name.encode("utf-8", "surrogateescape")
+    rank = hashlib.blake2b(data, digest_size=8).digest()
+    groups.setdefault(group, []).append((rank, slot))
+  return [
+    np.array([slot for _, slot in sorted(group)]) for group in groups.values()
+  ]

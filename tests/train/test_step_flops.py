@@ -1,0 +1,176 @@
+"""Operations of an update, and what a run prints of them, counted by hand."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from clip_jax import config as config_lib
+from clip_jax.data import packing as packer
+from clip_jax.models import packing
+from clip_jax.train import loop, metrics, program, step_flops
+from clip_jax.train import step as step_lib
+
+BATCH, EMBED = 8, 12
+IMAGE = {"image_size": 32, "patch_size": 8, "width": 24, "depth": 2, "heads": 3}
+PATCHES = 16
+TEXT = {"context_length": 40, "width": 16, "depth": 3, "heads": 2}
+BERT = TEXT | {"kind": "bert", "context_length": 256, "vocab_size": 60}
+
+
+def _config(**fields):
+  config = config_lib.default_config()
+  config.model = "tiny-vit"
+  config.model_overrides = {"embed_dim": EMBED, "image": IMAGE, "text": TEXT}
+  config.batch_size = BATCH
+  config.steps = 3
+  config.precision = "float32"
+  config.mesh.data = 1
+  config.data.train = "builtin:two_digits/train"
+  for name, value in fields.items():
+    config_lib.apply_override(config, f"{name}={value}")
+  return config
+
+
+def _blocks(width, depth, *, rows, length):
+  """Matrix products of a stack of blocks, one pass: two operations each."""
+  dense = 4 * width * width + 2 * width * 4 * width
+  attention = 2 * length * width
+  return 2 * depth * rows * length * (dense + attention)
+
+
+def _image(passes, *, patches=PATCHES):
+  """The image tower for `passes` of its blocks: 1 forward, 3 with back."""
+  stem = 2 * PATCHES * 3 * 8 * 8 * 24  # Pixels need no gradient: 1 or 2.
+  blocks = _blocks(24, 2, rows=1, length=patches + 1)
+  return BATCH * (passes * blocks + {1: 1, 3: 2}[passes] * stem)
+
+
+def _text(passes, *, rows, length):
+  return passes * _blocks(16, 3, rows=rows, length=length)
+
+
+def _projection(width, passes):
+  return passes * BATCH * 2 * width * EMBED
+
+
+LOSS = 3 * 2 * BATCH * BATCH * EMBED  # Logits, and the gradients of both sides.
+IMAGES = jax.ShapeDtypeStruct((BATCH, 32, 32, 3), jnp.uint8)
+TOKENS = jax.ShapeDtypeStruct((BATCH, 40), jnp.int32)
+SHORT = jax.ShapeDtypeStruct((BATCH, 16), jnp.int32)
+PACKED = packing.PackedText(
+  *[jax.ShapeDtypeStruct((3, 64), jnp.int32)] * 3,
+  ends=jax.ShapeDtypeStruct((BATCH,), jnp.int32),
+)
+FULL = _text(3, rows=BATCH, length=40)
+BOTH = _projection(24, 3) + _projection(16, 3)
+
+
+@pytest.mark.parametrize(
+  ("fields", "tokens", "by_hand"),
+  [
+    pytest.param({}, TOKENS, _image(3) + FULL + BOTH + LOSS, id="all of it"),
+    pytest.param(
+      {},
+      PACKED,
+      _image(3) + _text(3, rows=3, length=64) + BOTH + LOSS,
+      id="captions that share rows",
+    ),
+    pytest.param(
+      {"model_overrides.image.patch_dropout": 0.75},
+      TOKENS,
+      _image(3, patches=4) + FULL + BOTH + LOSS,
+      id="patches that are left out",
+    ),
+    pytest.param(
+      {"optim.frozen": "^image/"},
+      TOKENS,
+      _image(1) + FULL + _projection(24, 2) + _projection(16, 3) + LOSS,
+      id="a locked image tower",
+    ),
+    pytest.param(
+      {"optim.frozen": "^(image|image_projection)/"},
+      TOKENS,
+      _image(1) + FULL + _projection(24, 1) + _projection(16, 3) + LOSS * 2 / 3,
+      id="images whose embeddings stay",
+    ),
+    pytest.param(
+      {"optim.frozen": "^text/", "model_overrides.text": json.dumps(BERT)},
+      SHORT,
+      _image(3)
+      + _text(1, rows=BATCH, length=16)
+      + 2 * BATCH * 16 * 16  # The mean over tokens is a product.
+      + _projection(24, 3)
+      + _projection(16, 2)
+      + LOSS,
+      id="a locked BERT of 256 positions on short captions",
+    ),
+    pytest.param(
+      {"model_overrides.image.remat": "full"},
+      TOKENS,
+      _image(3) + FULL + BOTH + LOSS,
+      id="what is computed again counts once",
+    ),
+  ],
+)
+def test_an_update_is_worth_what_it_computes(fields, tokens, by_hand):
+  config = _config(**fields)
+  found = step_flops.update_flops(
+    step_lib.make_model(config), IMAGES, tokens, frozen=config.optim.frozen
+  )
+  assert found == by_hand
+
+
+def test_parts_make_the_batch_and_equal_shapes_are_counted_once(monkeypatch):
+  step = program.make_program(_config(), devices=jax.devices()[:1])
+  monkeypatch.setattr(step_flops.jax, "process_count", lambda: 2)
+  counter = step_flops.Counter(step)
+  half = {
+    "image": jax.ShapeDtypeStruct((BATCH // 2, 32, 32, 3), jnp.uint8),
+    "tokens": jax.ShapeDtypeStruct((BATCH // 2, 40), jnp.int32),
+  }
+  want = _image(3) + FULL + BOTH + LOSS
+  assert counter(half) == want
+  monkeypatch.setattr(step_flops, "update_flops", None)
+  assert counter(half) == want
+
+
+@pytest.mark.slow
+def test_a_runs_utilisation_is_its_rate_times_what_a_pair_is_worth(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(metrics, "peak_flops", lambda: 1e9)
+  fields = {"data.text_layout": "packed", "log_every_steps": 1}
+  fields |= {"optim.frozen": "^image/", "mesh.data": -1}
+  loop.train(_config(**fields), tmp_path / "run")
+  lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  rates = [json.loads(line) for line in lines]
+  worth = _image(1) + _projection(24, 2) + _projection(16, 3) + LOSS
+  # A caption a device: each has a row of its own.
+  worth += _text(3, rows=BATCH, length=packer.row_length(40))
+  peak = 1e9 * jax.device_count()
+  for line in rates[1:]:
+    want = line["images_per_second"] * worth / BATCH / peak
+    assert line["mfu"] == pytest.approx(want, rel=1e-9)
+
+
+def test_the_bench_of_the_step_prints_what_is_computed(monkeypatch):
+  path = pathlib.Path(__file__).parents[2] / "tools" / "bench" / "train_step.py"
+  monkeypatch.syspath_prepend(str(path.parent))  # For its tables.
+  spec = importlib.util.spec_from_file_location("bench_train_step", path)
+  bench = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(bench)
+  operations = bench.work(
+    step_lib.make_model(_config()), BATCH, bench.SETTINGS["cpu"]
+  )
+  assert operations["train"] == _image(3) + FULL + BOTH + LOSS
+  assert operations["encode_image"] == _image(1) + _projection(24, 1)
+  task = {"ratio": 0.5, "ratio_quartiles": [0.4, 0.6], "pairs": 6}
+  task |= {"jax_seconds": 2.0, "torch_seconds": 4.0, "flops": 8e9}
+  report = {"model": "tiny", "batch_size": BATCH, "dtype": "float32"}
+  report |= {"machine": "a machine", "versions": {}, "peak_flops": 16e9}
+  table = bench.markdown({**report, "tasks": {"train": task}})
+  assert "| 2.0000 | 4.0000 | 4 | 2 | 4.0 | 2.0 | 25% and 12% |" in table
