@@ -29,7 +29,9 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
   names = sorted(map(str, known))
   close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
   hint = f" Did you mean {close[0]!r}?" if close else ""
-  return UserError(f"Unknown {what} {name!r}.{hint} Known: {', '.join(names)}.")
+  return UserError(
+    f"Unknown {what} {name!r:.200}.{hint} Known: {', '.join(names)}."
+  )
 
 
 def of_device(error: RuntimeError) -> str | None:

@@ -175,12 +175,17 @@ class Clip:
     if isinstance(image, np.ndarray):
       image = _from_array(image)
     try:
-      decoded = preprocess_lib.decode(image)
+      decoded = preprocess_lib.decode(image, limits=self.preprocess.limits)
     except preprocess_lib.ImageError as error:
       if isinstance(image, str | os.PathLike) and str(image) not in str(error):
         raise errors.UserError(f"{image}: {error}") from None
       raise
     return preprocess_lib.eval_image(decoded, self.preprocess)
+
+  def with_max_pixels(self, max_pixels: int | None) -> "Clip":
+    """Returns the same model, which reads images of so many pixels."""
+    preprocess = self.preprocess.with_max_pixels(max_pixels)
+    return dataclasses.replace(self, preprocess=preprocess)
 
   def embed_images(self, images: np.ndarray) -> np.ndarray:
     """Returns unit embeddings of preprocessed uint8 (n, size, size, 3)."""

@@ -15,6 +15,9 @@ PACKAGE = pathlib.Path(clip_jax.__file__).parent
 RANKS = {
   "clip_jax": -1,
   "clip_jax.errors": 0,
+  "clip_jax.json_lines": 0,
+  "clip_jax.json_text": 0,
+  "clip_jax.regular_files": 0,
   "clip_jax.config": 0,
   "clip_jax.tokenizer": 0,
   "clip_jax.preprocess": 0,

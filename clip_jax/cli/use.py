@@ -25,6 +25,7 @@ def _add_eval(parser: flags.Parser) -> None:
     help=flags.TEMPLATE,
   )
   flags.add_batches(parser)
+  flags.add_max_pixels(parser)
   flags.add_json(parser)
 
 
@@ -34,7 +35,7 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   from clip_jax.evals import tasks
 
   tasks.check_task(arguments.task)
-  clip = inference.load(arguments.model)
+  clip = inference.load(arguments.model).with_max_pixels(arguments.max_pixels)
   with terminal.Progress("eval") as progress:
     result = tasks.evaluate(
       arguments.task,
@@ -67,6 +68,7 @@ def _add_classify(parser: flags.Parser) -> None:
     dest="templates",
     help=flags.TEMPLATE,
   )
+  flags.add_max_pixels(parser)
   flags.add_json(parser)
 
 
@@ -87,7 +89,7 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
       names[0],
     )
   check_files(arguments.images)
-  clip = inference.load(arguments.model)
+  clip = inference.load(arguments.model).with_max_pixels(arguments.max_pixels)
   probabilities = clip.classify(arguments.images, labels, templates=templates)
   payload = [
     {
@@ -129,6 +131,7 @@ def _add_embed(parser: flags.Parser) -> None:
     help="how the index stores numbers (default: float32)",
   )
   flags.add_batches(parser)
+  flags.add_max_pixels(parser)
   flags.add_json(parser)
 
 
@@ -139,7 +142,7 @@ def embed(arguments: argparse.Namespace) -> verb.Answer:
   from clip_jax.evals import tasks
 
   search.check_replaceable(arguments.out)
-  clip = inference.load(arguments.model)
+  clip = inference.load(arguments.model).with_max_pixels(arguments.max_pixels)
   source = sources.open_source(arguments.data)
   bad = collections.Counter()
   with (
@@ -181,6 +184,7 @@ def _add_search(parser: flags.Parser) -> None:
   parser.add_argument(
     "--model", metavar="MODEL", help="where the index's model lies now"
   )
+  flags.add_max_pixels(parser)
   flags.add_json(parser)
 
 
@@ -207,6 +211,7 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
       "model with --model, or make the index again with `clip-jax embed`."
     ) from None
   index.check_model(clip.path, clip.fingerprint)
+  clip = clip.with_max_pixels(arguments.max_pixels)
   if arguments.image is None:
     query = clip.encode_text(arguments.query)[0]
   else:

@@ -15,6 +15,7 @@ from clip_jax.preprocess.decoding import (
   DEFAULT_LIMITS,
   ImageError,
   Limits,
+  check_header,
   decode,
 )
 from clip_jax.preprocess.spec import (
@@ -36,6 +37,7 @@ __all__ = [
   "ImageError",
   "Limits",
   "Preprocess",
+  "check_header",
   "decode",
   "eval_image",
   "normalize",

@@ -1,13 +1,12 @@
 """Reading an index, and exact search in it."""
 
 import dataclasses
-import json
 import os
 import pathlib
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, json_text
 from clip_jax.search import layout
 
 _ROWS_PER_CHUNK = 1 << 16
@@ -150,8 +149,13 @@ class Index:
   def _record(self, index: int) -> tuple[str, tuple[str, ...]]:
     with self._records.open("rb") as file:
       file.seek(self._offsets[index])
-      record = json.loads(file.readline())
-    return record["key"], tuple(record["captions"])
+      record = json_text.parse(file.readline(), what=str(self._records))
+    key, captions = record.get("key"), record.get("captions")
+    if not isinstance(captions, list) or not all(
+      isinstance(text, str) for text in [key, *captions]
+    ):
+      raise self._damaged(f"record {index} lacks its key or captions")
+    return key, tuple(captions)
 
 
 def nearest(

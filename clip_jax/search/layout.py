@@ -1,12 +1,11 @@
 """What the files of an index are, and how to tell that they are whole."""
 
 import hashlib
-import json
 import pathlib
 import re
 from typing import Any
 
-from clip_jax import errors
+from clip_jax import errors, json_text
 
 FORMAT = "clip_jax index"
 VERSION = 1
@@ -39,7 +38,7 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
     UserError: it is missing, or not what a `Builder` writes.
   """
   try:
-    meta = json.loads((directory / META).read_bytes())
+    meta = json_text.read(directory / META)
   except FileNotFoundError:
     raise errors.UserError(
       f"{directory} is no index: it has no {META}. `clip-jax embed MODEL "
@@ -47,9 +46,7 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
     ) from None
   except NotADirectoryError:
     raise errors.UserError(f"{directory} is a file, no index.") from None
-  except ValueError as error:
-    raise errors.UserError(f"{directory / META} is damaged: {error}.") from None
-  if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+  if meta.get("format") != FORMAT:
     raise errors.UserError(f"{directory / META} is no index of clip_jax.")
   if meta.get("version") != VERSION:
     raise errors.UserError(
@@ -64,9 +61,14 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
       )
   for part in ("embeddings", "records"):
     entry = meta["files"].get(part)
-    name = entry.get("name") if isinstance(entry, dict) else None
     # A plain name of our own pattern: never a path out of the directory.
-    if not isinstance(name, str) or not OWN_FILE.fullmatch(name):
+    if (
+      not isinstance(entry, dict)
+      or not isinstance(name := entry.get("name"), str)
+      or not OWN_FILE.fullmatch(name)
+      or type(entry.get("bytes")) is not int
+      or not isinstance(entry.get("sha256"), str)
+    ):
       raise errors.UserError(
         f"{directory / META} is damaged: files.{part} is {entry!r}."
       )

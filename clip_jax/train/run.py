@@ -148,7 +148,9 @@ def make_run(
     source=source,
     evaluations=evaluations,
     report=report,
-    preprocess=preprocess_lib.Preprocess.from_spec(step.spec),
+    preprocess=preprocess_lib.Preprocess.from_spec(step.spec).with_max_pixels(
+      config.data.max_pixels
+    ),
     tokenizer=tokenizer,
     layout=step.make_layout(sample_lengths),
     encoder=inference.Encoder(step.model, mesh=step.mesh),

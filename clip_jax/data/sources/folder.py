@@ -6,7 +6,8 @@
   img2dataset writes "files".
 
 A folder where a `.txt` or `.json` file is named like an image beside it has
-captions, unless `?layout=classes` says otherwise.
+captions, unless `?layout=classes` says otherwise. Symbolic links that lead out
+of the folder are bad records, unless `?links=follow` allows them.
 """
 
 import errno
@@ -14,12 +15,13 @@ import hashlib
 import os
 from collections.abc import Iterator
 
-from clip_jax import errors
+from clip_jax import errors, regular_files
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import strings
 
 LAYOUTS = ("classes", "captions")
+LINKS = ("follow",)
 _MAX_IMAGE_BYTES = 64 * 2**20
 _TEXT_SUFFIXES = ("txt", "json")
 
@@ -29,10 +31,11 @@ class ClassFolder:
 
   templates = None
 
-  def __init__(self, root: str, names: list[str]):
+  def __init__(self, root: str, names: list[str], *, within: str | None):
     directories = sorted({name.split(os.sep)[0] for name in names})
     self.class_names = tuple(name.replace("_", " ") for name in directories)
     self._root = root
+    self._within = within
     self._labels = {name: label for label, name in enumerate(directories)}
     self._names = strings.Strings(names)
     self.fingerprint = _digest("classes", self._names)
@@ -46,7 +49,9 @@ class ClassFolder:
     name = self._names[index]
     label = self._labels[name.split(os.sep)[0]]
     return record_lib.Record(
-      image=read_image(os.path.join(self._root, name), key=name),
+      image=read_image(
+        os.path.join(self._root, name), key=name, within=self._within
+      ),
       texts=(self.class_names[label],),
       key=name,
       label=label,
@@ -58,12 +63,15 @@ class CaptionFolder:
 
   class_names = templates = None
 
-  def __init__(self, root: str, names: list[str], *, captions: str):
+  def __init__(
+    self, root: str, names: list[str], *, captions: str, within: str | None
+  ):
     grouped: dict[str, list[str]] = {}
     for name in names:
       stem, suffix = os.path.splitext(name)
       grouped.setdefault(stem, []).append(suffix.removeprefix("."))
     self._root = root
+    self._within = within
     self._captions = captions_lib.check_choice(captions)
     self._keys = strings.Strings(grouped)
     self._suffixes = strings.Strings(map(" ".join, grouped.values()))
@@ -83,16 +91,16 @@ class CaptionFolder:
       raise record_lib.BadRecord(reason, key)
     path = os.path.join(self._root, key)
     texts = self._texts(path, key, suffixes)
-    image = read_image(f"{path}.{images[0]}", key=key)
+    image = read_image(f"{path}.{images[0]}", key=key, within=self._within)
     return record_lib.Record(image=image, texts=texts, key=key)
 
   def _texts(self, path: str, key: str, suffixes: list[str]) -> tuple[str, ...]:
-    limit = captions_lib.MAX_TEXT_BYTES
+    how = {"limit": captions_lib.MAX_TEXT_BYTES, "within": self._within}
     if "txt" in suffixes:
-      data = read_file(f"{path}.txt", key=key, limit=limit)
+      data = read_file(f"{path}.txt", key=key, **how)
       return captions_lib.from_text(data, key=key, captions=self._captions)
     if "json" in suffixes:
-      data = read_file(f"{path}.json", key=key, limit=limit)
+      data = read_file(f"{path}.json", key=key, **how)
       return captions_lib.from_json(data, key=key)
     raise record_lib.BadRecord("missing_caption", key)
 
@@ -100,7 +108,7 @@ class CaptionFolder:
 def open_folder(
   path: str, options: dict[str, str]
 ) -> ClassFolder | CaptionFolder:
-  """Opens a folder; options: `layout` and `captions` (see captions.py)."""
+  """Opens a folder; options: `layout`, `links`, `captions` (captions.py)."""
   root = os.path.expanduser(path)
   if not os.path.isdir(root):
     raise errors.UserError(
@@ -110,6 +118,7 @@ def open_folder(
   layout = options.get("layout")
   if layout is not None and layout not in LAYOUTS:
     raise errors.unknown("value of layout=", layout, LAYOUTS)
+  within = None if follows_links(options) else root
   found = {
     suffixes: sorted(_walk(root, suffixes))
     for suffixes in (captions_lib.IMAGE_SUFFIXES, _TEXT_SUFFIXES)
@@ -125,7 +134,9 @@ def open_folder(
   captioned = any(os.path.splitext(name)[0] in stems for name in texts)
   if layout == "captions" or (layout is None and captioned):
     names = sorted(images + texts)
-    return CaptionFolder(root, names, captions=options.get("captions", "text"))
+    return CaptionFolder(
+      root, names, captions=options.get("captions", "text"), within=within
+    )
   outside = [name for name in images if os.sep not in name]
   if outside:
     raise errors.UserError(
@@ -133,29 +144,49 @@ def open_folder(
       f" {outside[0]!r}. Put each class into a folder of its own, or a .txt"
       " file with the caption beside each image."
     )
-  return ClassFolder(root, images)
+  return ClassFolder(root, images, within=within)
 
 
-def read_image(path: str, *, key: str) -> bytes:
+def follows_links(options: dict[str, str]) -> bool:
+  """Returns whether symbolic links may lead out of the data's root."""
+  links = options.get("links")
+  if links is not None and links not in LINKS:
+    raise errors.unknown("value of links=", links, LINKS)
+  return links == "follow"
+
+
+def read_image(path: str, *, key: str, within: str | None) -> bytes:
   """Reads an image file; raises `BadRecord` where it cannot."""
-  data = read_file(path, key=key, limit=_MAX_IMAGE_BYTES)
+  data = read_file(path, key=key, limit=_MAX_IMAGE_BYTES, within=within)
   if not data:
     raise record_lib.BadRecord("empty_image", key)
   return data
 
 
-def read_file(path: str, *, key: str, limit: int) -> bytes:
-  """Reads at most `limit` bytes; raises `BadRecord` where it cannot."""
+def read_file(path: str, *, key: str, limit: int, within: str | None) -> bytes:
+  """Reads at most `limit` bytes; raises `BadRecord` where it cannot.
+
+  Args:
+    path: of a regular file; a pipe or a device is none.
+    key: of the record.
+    limit: a larger file is bad.
+    within: a directory that symbolic links must not lead out of.
+  """
   try:
-    with open(path, "rb") as file:
-      data = file.read(limit + 1)
+    data = regular_files.read_regular(path, limit=limit, within=within)
   except (FileNotFoundError, NotADirectoryError):
     raise record_lib.BadRecord("missing_file", key) from None
-  except (ValueError, IsADirectoryError):  # ValueError: a NUL in the path.
+  except regular_files.NotRegularError:
+    raise record_lib.BadRecord("not_a_file", key) from None
+  except regular_files.OutsideError:
+    raise record_lib.BadRecord("link_leads_outside", key) from None
+  except ValueError:  # A NUL in the path.
     raise record_lib.BadRecord("read_error", key) from None
   except OSError as error:
-    if error.errno == errno.ENAMETOOLONG:
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
       raise record_lib.BadRecord("missing_file", key) from None
+    if error.errno in (errno.EACCES, errno.EPERM):
+      raise record_lib.BadRecord("no_permission", key) from None
     # The disk's fault, not the record's: to replace it would make the batch a
     # matter of luck.
     raise errors.UserError(f"Cannot read {path}: {error.strerror}.") from error
