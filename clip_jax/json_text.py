@@ -45,9 +45,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   return made
 
 
+def _refuse_constant(name: str):
+  raise ValueError(f"{name} is no JSON number")
+
+
 _DECODER = json.JSONDecoder(parse_int=_integer)
-_UNIQUE_DECODER = json.JSONDecoder(
-  parse_int=_integer, object_pairs_hook=_unique
+_STRICT_DECODER = json.JSONDecoder(
+  parse_int=_integer,
+  parse_constant=_refuse_constant,
+  object_pairs_hook=_unique,
 )
 
 
@@ -56,7 +62,7 @@ def parse(
   *,
   what: str = "The text",
   kind: type | tuple[type, ...] = dict,
-  unique: bool = False,
+  strict: bool = False,
 ) -> Any:
   """Returns the value of a JSON text of the type `kind`.
 
@@ -67,7 +73,7 @@ def parse(
     text: UTF-8 where it is bytes.
     what: begins the messages.
     kind: of the value.
-    unique: whether a key that stands twice in an object is an error.
+    strict: a key that stands twice in an object, and NaN, are errors.
 
   Raises:
     JsonError: it is none, is nested too deeply or of another type.
@@ -75,12 +81,11 @@ def parse(
   try:
     if isinstance(text, bytes):
       text = text.decode("utf-8")
-    decoder = _UNIQUE_DECODER if unique else _DECODER
+    decoder = _STRICT_DECODER if strict else _DECODER
     value = decoder.decode(text.removeprefix("\ufeff"))
   except UnicodeDecodeError as error:
     raise JsonError(
-      f"{what} is no UTF-8 ({error.reason} at byte {error.start}); save it as"
-      " UTF-8.",
+      f"{what} is no UTF-8 ({error}); save it as UTF-8.",
       reason="not_utf8",
     ) from None
   except RecursionError:
@@ -136,4 +141,7 @@ def _is_deep(value: Any) -> bool:
 
 
 def _too_deep(what: str) -> JsonError:
-  return JsonError(f"{what} nests more than {MAX_DEPTH} levels of JSON.")
+  return JsonError(
+    f"{what} nests more than {MAX_DEPTH} levels of JSON: beyond the limit of "
+    "recursion."
+  )

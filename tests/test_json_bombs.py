@@ -420,7 +420,7 @@ def test_what_is_lenient_is_read():
     with pytest.raises(json_text.JsonError, match=f"It .*{words}"):
       parse(text, what="It")
   with pytest.raises(json_text.JsonError, match="'a' stands twice"):
-    parse('{"a": 1, "a": 2}', unique=True)
+    parse('{"a": 1, "a": 2}', strict=True)
 
 
 def test_damaged_lines_are_set_aside_and_told(tmp_path, caplog):

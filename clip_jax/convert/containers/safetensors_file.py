@@ -110,7 +110,7 @@ def parse_json(text: bytes) -> dict[str, Any]:
     ValueError: it is none.
   """
   try:
-    return json_text.parse(text, what="its JSON", unique=True)
+    return json_text.parse(text, what="its JSON", strict=True)
   except json_text.JsonError as error:  # Whoever calls names the file.
     raise ValueError(str(error)) from None
 
