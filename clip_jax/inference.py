@@ -136,6 +136,11 @@ class Clip:
         f"{name}: {error}", reason=error.reason
       ) from None
 
+  def with_max_pixels(self, max_pixels: int | None) -> "Clip":
+    """Returns the same model, which reads images of so many pixels."""
+    preprocess = self.preprocess.with_max_pixels(max_pixels)
+    return dataclasses.replace(self, preprocess=preprocess)
+
   def embed_images(self, images: np.ndarray) -> np.ndarray:
     """Returns unit embeddings of preprocessed uint8 (n, size, size, 3)."""
     if isinstance(images, jax.core.Tracer):

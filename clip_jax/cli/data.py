@@ -27,6 +27,7 @@ def _add_data(parser: flags.Parser) -> None:
     help="decode every image and leave the bad ones out",
   )
   for action in (inspect, prepare):
+    flags.add_max_pixels(action)
     flags.add_json(action)
     parser.flags += action.flags
 
@@ -45,7 +46,9 @@ def data(arguments: argparse.Namespace) -> verb.Answer:
 def _inspect(arguments, source, on_record) -> verb.Answer:
   from clip_jax.data import account, prepare
 
-  found = prepare.inspect(source, on_record=on_record)
+  found = prepare.inspect(
+    source, limits=_limits(arguments), on_record=on_record
+  )
   bad = ", ".join(f"{n} {reason}" for reason, n in found["bad"].items())
   lines = [
     f"{arguments.data}: {found['records']} records, {found['good']} good, "
@@ -56,6 +59,10 @@ def _inspect(arguments, source, on_record) -> verb.Answer:
   lines += [f"  {terminal.escaped(k)}: {why}" for k, why in bad_keys]
   if more := sum(found["bad"].values()) - len(bad_keys):
     lines.append(f"  and {more} more; --json lists {len(found['bad_keys'])}")
+  lines += [
+    f"{why}: {terminal.printable(hint, limit=400)}."
+    for why, hint in found["hints"].items()
+  ]
   kept = account.of(source)
   if kept.lost_records:
     lines.append(f"lost: {kept.lost_in_words}, which are not counted above")
@@ -76,7 +83,9 @@ def _inspect(arguments, source, on_record) -> verb.Answer:
   ]
   table = terminal.table(("key", "size", "label", "texts"), rows)
   return verb.Answer(
-    {"data": arguments.data, **found}, "\n".join([*lines, "", table])
+    {"data": arguments.data, **found},
+    "\n".join([*lines, "", table]),
+    code=0 if found["good"] else 1,
   )
 
 
@@ -90,6 +99,7 @@ def _prepare(arguments, source, on_record) -> verb.Answer:
     arguments.out,
     address=arguments.data,
     drop_bad=arguments.drop_bad,
+    limits=_limits(arguments),
     on_record=on_record,
   )
   did = "Wrote" if summary["written"] else "Already there:"
@@ -102,6 +112,12 @@ def _prepare(arguments, source, on_record) -> verb.Answer:
   )
   payload = {"out": arguments.out, **summary, **kept.to_dict()}
   return verb.Answer(payload, text)
+
+
+def _limits(arguments):
+  from clip_jax import preprocess
+
+  return preprocess.Limits(max_pixels=arguments.max_pixels)
 
 
 _ACTIONS = {"inspect": _inspect, "prepare": _prepare}

@@ -62,6 +62,17 @@ def add_json(parser: Parser) -> None:
   )
 
 
+def add_max_pixels(parser: Parser) -> None:
+  """Adds --max-pixels, for images larger than what is read by default."""
+  parser.add_argument(
+    "--max-pixels",
+    type=count,
+    metavar="N",
+    help="of the largest image that is read (default: 250 million of a JPEG, "
+    "64 million of others)",
+  )
+
+
 def add_batches(parser: Parser) -> None:
   """Adds how a verb reads and embeds: --batch-size and --threads."""
   parser.add_argument(

@@ -30,6 +30,7 @@ def _add_eval(parser: flags.Parser) -> None:
   flags.add_duplicates(parser)
   flags.add_interpolate(parser, type=flags.shares)
   flags.add_batches(parser)
+  flags.add_max_pixels(parser)
   flags.add_json(parser)
 
 
@@ -39,7 +40,7 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   from clip_jax.evals import tasks
 
   tasks.check_task(arguments.task)
-  clip = loading.load(arguments.model)
+  clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   clip.check_towers("image", "text")
   title = f"{arguments.task} on {arguments.data}"
   if clip.step is not None:
@@ -117,6 +118,7 @@ def _add_classify(parser: flags.Parser) -> None:
     "itself, so that none or several may fit (default: what the model was "
     "trained with)",
   )
+  flags.add_max_pixels(parser)
   flags.add_json(parser)
 
 
@@ -191,6 +193,7 @@ def _add_embed(parser: flags.Parser) -> None:
     help="how the index stores numbers (default: float32)",
   )
   flags.add_batches(parser)
+  flags.add_max_pixels(parser)
   flags.add_json(parser)
 
 
@@ -201,7 +204,7 @@ def embed(arguments: argparse.Namespace) -> verb.Answer:
   from clip_jax.evals import tasks
 
   search.check_replaceable(arguments.out)
-  clip = loading.load(arguments.model)
+  clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   clip.check_towers("image")
   source = sources.open_source(arguments.data)
   warnings = account.tell(source, arguments.data)
@@ -245,6 +248,7 @@ def _add_search(parser: flags.Parser) -> None:
   parser.add_argument(
     "--model", metavar="MODEL", help="where the index's model lies now"
   )
+  flags.add_max_pixels(parser)
   flags.add_json(parser)
 
 
@@ -272,6 +276,7 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
       "model with --model, or make the index again with `clip-jax embed`."
     ) from None
   index.check_model(clip.path, clip.fingerprint)
+  clip = clip.with_max_pixels(arguments.max_pixels)
   if arguments.image is None:
     query = clip.encode_text(arguments.query)[0]
   else:

@@ -1,5 +1,6 @@
 """Whether a config's fields are known and allowed."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,8 @@ import ml_collections
 
 from clip_jax import errors
 from clip_jax.config import schema
+
+_MAX_INTEGER = 2**53  # Beyond it a float of JSON or of numpy is inexact.
 
 
 def check(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -50,7 +53,12 @@ def check_field(path: str, value: Any, field: schema.Field) -> None:
     raise errors.UserError(
       f"config.{path} takes {field.type.__name__}, got {value!r}."
     )
-  wanted = field.check(value)
+  if isinstance(value, float) and not math.isfinite(value):
+    wanted = "a finite number"
+  elif isinstance(value, int) and abs(value) >= _MAX_INTEGER:
+    wanted = f"less than {_MAX_INTEGER:,}"
+  else:
+    wanted = field.check(value)
   if wanted is not None:
     raise errors.UserError(
       f"config.{path}={value!r} is not allowed ({field.help}); it must be "

@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from clip_jax import errors
+from clip_jax import errors, json_text
 from clip_jax.config import checks, overrides, schema
 
 
@@ -85,15 +85,14 @@ def from_json(text: str) -> ml_collections.ConfigDict:
   Raises:
     UserError: not JSON, or a field is unknown or not allowed.
   """
-  try:
-    tree = json.loads(text)
-  except json.JSONDecodeError as error:
-    raise errors.UserError(f"The config is no valid JSON: {error}.") from None
-  if not isinstance(tree, dict):
-    raise errors.UserError("The config is no JSON object.")
+  tree = json_text.parse(text, what="The config")
   config = schema.default_config()
   for name in schema.OPEN:
-    config[name] = ml_collections.ConfigDict(tree.pop(name, {}))
+    if not isinstance(open_field := tree.pop(name, {}), dict):
+      raise errors.UserError(
+        f"config.{name} must be a JSON object, got {open_field!r:.60}."
+      )
+    config[name] = ml_collections.ConfigDict(open_field)
   for path, value in checks.flatten(tree).items():
     if path not in schema.SCHEMA:
       raise errors.unknown("config field", path, schema.SCHEMA)

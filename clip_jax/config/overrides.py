@@ -1,11 +1,10 @@
 """Fields that are set on the command line."""
 
-import json
 from typing import Any
 
 import ml_collections
 
-from clip_jax import errors
+from clip_jax import errors, json_text
 from clip_jax.config import schema
 
 # Two ways to say how long a run is, of which one is given.
@@ -75,6 +74,6 @@ def _parse(path: str, text: str, kind: type) -> Any:
 def _parse_json(text: str) -> Any:
   """Returns numbers, booleans and lists as such, anything else as a text."""
   try:
-    return json.loads(text)
-  except json.JSONDecodeError:
+    return json_text.parse(text, kind=object)
+  except json_text.JsonError:
     return text

@@ -140,6 +140,13 @@ SCHEMA: dict[str, Field] = {
     _between(0, 1),
     "share of bad and lost records that stops the run",
   ),
+  "data.max_pixels": Field(
+    int,
+    None,
+    _at_least(1),
+    "pixels of the largest image that is read; 250 million of a JPEG (a phone's"
+    " of 200 megapixels fits), 64 million of others",
+  ),
   "data.resize_ratio": Field(
     float,
     1.0,

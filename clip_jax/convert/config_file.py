@@ -1,12 +1,11 @@
 """JSON configs of other libraries, read field by field."""
 
-import json
 import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from clip_jax import errors
+from clip_jax import errors, json_text
 from clip_jax.convert import containers
 
 MAX_BYTES = 1 << 22
@@ -25,21 +24,16 @@ def read(path: pathlib.Path) -> dict[str, Any]:
   """Returns the object in a JSON file.
 
   Raises:
-    DamagedError: there is none.
+    UserError: there is none.
   """
   try:
-    if path.stat().st_size > MAX_BYTES:
-      raise ValueError(f"it has more than {MAX_BYTES} bytes")
-    data = json.loads(path.read_text("utf-8"))
+    return json_text.read(path, max_bytes=MAX_BYTES)
   except FileNotFoundError:
     raise errors.UserError(f"{path} does not exist.") from None
-  except (OSError, ValueError, RecursionError) as error:
-    raise containers.DamagedError(
-      f"{path} is no valid JSON ({error}); download it again."
+  except OSError as error:
+    raise errors.UserError(
+      f"{path} cannot be read: {error.strerror}."
     ) from None
-  if not isinstance(data, dict):
-    raise containers.DamagedError(f"{path} must hold a JSON object.")
-  return data
 
 
 def peek(path: pathlib.Path) -> dict[str, Any]:

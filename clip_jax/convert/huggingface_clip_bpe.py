@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from clip_jax import errors
+from clip_jax import json_text
 from clip_jax import tokenizer as tokenizer_lib
 
 CONFIG = "tokenizer_config.json"
@@ -121,13 +121,7 @@ def read_object(files: dict[str, bytes], name: str) -> dict[str, Any]:
   """
   if name not in files:
     return {}
-  try:
-    found = json.loads(files[name])
-  except (ValueError, RecursionError) as error:
-    raise errors.UserError(f"{name} is no valid JSON ({error}).") from None
-  if not isinstance(found, dict):
-    raise errors.UserError(f"{name} must hold a JSON object.")
-  return found
+  return json_text.parse(files[name], what=name)
 
 
 def vocabulary(files: dict[str, bytes]) -> dict[str, Any] | None:

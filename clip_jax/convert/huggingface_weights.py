@@ -4,7 +4,7 @@ import json
 import pathlib
 from collections.abc import Mapping
 
-from clip_jax import errors
+from clip_jax import errors, json_text
 from clip_jax.convert.containers import safetensors_file
 from clip_jax.convert.tensor import Tensor
 
@@ -43,7 +43,7 @@ def files(path: pathlib.Path) -> list[pathlib.Path]:
   """Returns the files that hold the weights to which `path` leads."""
   if path.suffix != ".json":
     return [path]
-  index = json.loads(path.read_text("utf-8"))
+  index = json_text.read(path)
   return [path] + [
     path.parent / name for name in sorted(set(index["weight_map"].values()))
   ]

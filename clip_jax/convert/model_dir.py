@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, json_text
 from clip_jax.convert import containers, engine, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import safetensors_file
@@ -88,14 +88,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
 
 
 def _read_description(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    described = json.loads(path.read_text("utf-8"))
-  except (ValueError, RecursionError) as error:
-    raise containers.DamagedError(
-      f"{path} is no valid JSON ({error}); convert the model again."
-    ) from None
-  if not isinstance(described, dict):
-    raise containers.DamagedError(f"{path} must hold a JSON object.")
+  described = json_text.read(path)
   if (version := described.get("version")) != VERSION:
     raise errors.UserError(
       f"{path} is of version {version}; this clip_jax reads {VERSION}. "

@@ -1,10 +1,9 @@
 """sentence-transformers' directories, in: a BERT as a text tower, or a CLIP."""
 
-import json
 import pathlib
 from typing import Any
 
-from clip_jax import errors
+from clip_jax import errors, json_text
 from clip_jax.convert import (
   bert,
   config_file,
@@ -111,15 +110,8 @@ def _modules(
 
 
 def _read_list(path: pathlib.Path) -> list[dict[str, Any]]:
-  try:
-    listed = json.loads(path.read_text("utf-8"))
-  except (OSError, ValueError, RecursionError) as error:
-    raise containers.DamagedError(
-      f"{path} is no valid JSON ({error}); download it again."
-    ) from None
-  if not isinstance(listed, list) or not all(
-    isinstance(module, dict) for module in listed
-  ):
+  listed = json_text.read(path, kind=list)
+  if not all(isinstance(module, dict) for module in listed):
     raise containers.DamagedError(f"{path} must hold a list of objects.")
   return listed
 

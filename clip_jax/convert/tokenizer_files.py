@@ -1,13 +1,12 @@
 """The tokenizer in a HuggingFace directory: its files, and what they say."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
 
-from clip_jax import errors
+from clip_jax import errors, json_text
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.convert import containers
 from clip_jax.convert import report as report_lib
@@ -107,15 +106,7 @@ def check_ids(tokenizer: dict[str, Any], vocab_size: int, where: str) -> None:
 def _object(files, name, where) -> dict[str, Any]:
   if name not in files:
     return {}
-  try:
-    data = json.loads(files[name])
-  except (ValueError, RecursionError) as error:
-    raise containers.DamagedError(
-      f"{where}: {name} is no valid JSON ({error}); download it again."
-    ) from None
-  if not isinstance(data, dict):
-    raise containers.DamagedError(f"{where}: {name} must hold a JSON object.")
-  return data
+  return json_text.parse(files[name], what=f"{where}: {name}")
 
 
 def _from_json(files, settings, where) -> dict[str, Any]:

@@ -4,15 +4,17 @@ import collections
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from clip_jax import errors, terminal
+from clip_jax import errors, json_lines, terminal
 
 # A fraction of fewer examples than this says little: until then the limit is
 # the fraction of this many (or of the whole source, if that is shorter).
 SETTLED_EXAMPLES = 10_000
 _SHOWN_KEYS = 5
+# What is read of a line.
+_FIELDS = {"step": int, "key": str, "reason": str}
 
 
 class Problem(NamedTuple):
@@ -59,8 +61,9 @@ class Ledger:
     self._lost = lost
     self._max_bad_fraction = max_bad_fraction
     self._forget()
-    for line in self._read():
-      self._count(line)
+    for _, line in json_lines.read(self._path, _FIELDS):
+      if line is not None:
+        self._count(line)
 
   @property
   def bad(self) -> int:
@@ -81,19 +84,19 @@ class Ledger:
       raise OSError(error.errno, error.strerror, str(self._path)) from error
 
   def truncate_after(self, step: int) -> None:
-    """Forgets what was entered after `step`, so that it can be run again."""
+    """Forgets what was entered after `step`, so that it can be run again.
+
+    A damaged line is set aside and told.
+    """
     self._forget()
-    if not self._path.exists():
-      return
-    partial = self._path.with_name(self._path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-      for line in self._read():
-        if line["step"] <= step:
-          self._count(line)
-          file.write(_to_line(line))
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(partial, self._path)
+
+    def keep(line: dict) -> bool:
+      stays = line["step"] <= step
+      if stays:
+        self._count(line)
+      return stays
+
+    json_lines.rewrite(self._path, _FIELDS, keep)
 
   def check(self, bad: int, seen: int) -> None:
     """Raises `UserError` where `bad` of `seen` examples is too many."""
@@ -130,17 +133,6 @@ class Ledger:
     key = line["key"]
     if len(self.first_keys) < _SHOWN_KEYS and key not in self.first_keys:
       self.first_keys.append(key)
-
-  def _read(self) -> Iterator[dict]:
-    """Yields the whole lines of the file, one at a time."""
-    if not self._path.exists():
-      return
-    with open(self._path, encoding="utf-8") as file:
-      for line in file:
-        try:
-          yield json.loads(line)
-        except json.JSONDecodeError:
-          return  # A kill in the middle of a write tears the last line.
 
 
 def _to_line(line: dict) -> str:

@@ -100,9 +100,7 @@ class _TrainChunk:
   resize_ratio: float
   caption: str
   image_ids: bool
-  decode: transforms.Decoder = dataclasses.field(
-    default_factory=transforms.Decoder
-  )
+  decode: transforms.Decoder
 
   def __call__(self, element: int) -> dict:
     step, chunk = divmod(element, len(self.chunks))
@@ -326,6 +324,7 @@ def train_batches(
     resize_ratio=resize_ratio,
     caption=caption,
     image_ids=image_ids,
+    decode=transforms.Decoder(preprocess.limits),
   )
   dataset = (
     grain.MapDataset.range(start_step * chunks, _ENDLESS_STEPS * chunks)

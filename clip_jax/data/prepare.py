@@ -27,15 +27,18 @@ def prepare(
   *,
   address: str = "",
   drop_bad: bool = False,
+  limits: preprocess.Limits = preprocess.DEFAULT_LIMITS,
   shard_bytes: int = SHARD_BYTES,
   on_record: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
   """Writes `source` to the directory `out`, for `arrayrecord:OUT`.
 
   Bad slots are kept as bad slots, so that training reads the copy in the order
-  of the original, record by record. The directory appears complete or not at
-  all. Where it is there already and was made from the same source in the same
-  way, nothing is done.
+  of the original, record by record. What does not begin as an image is one of
+  them: a table can name any file, and its bytes go no further.
+
+  The directory appears complete or not at all. Where it is there already and
+  was made from the same source in the same way, nothing is done.
 
   Args:
     source: what to copy.
@@ -43,6 +46,7 @@ def prepare(
     address: where `source` came from, for the record.
     drop_bad: decode every image and leave bad slots out; the copy then has an
       order of its own.
+    limits: what is too large to be used.
     shard_bytes: a new file is begun after this many.
     on_record: called with the number of records done.
 
@@ -54,7 +58,11 @@ def prepare(
   """
   errors.check_local("OUT", out)
   out = pathlib.Path(out).expanduser()
-  origin = {"fingerprint": source.fingerprint, "drop_bad": drop_bad}
+  origin = {
+    "fingerprint": source.fingerprint,
+    "drop_bad": drop_bad,
+    "max_pixels": limits.max_pixels,
+  }
   if out.exists() and not _is_empty_directory(out):
     return _existing(out, origin) | {"written": False}
   with _partial_directory(out) as partial:
@@ -65,7 +73,7 @@ def prepare(
       "templates": source.templates,
       "source": {"address": address, **origin},
       "account": account.of(source).to_dict(),
-    } | _write_shards(source, partial, drop_bad, shard_bytes, on_record)
+    } | _write_shards(source, partial, drop_bad, limits, shard_bytes, on_record)
     if not summary["records"]:
       raise errors.UserError("The source has no usable record to write.")
     sidecar = partial / array_record.SIDECAR
@@ -85,11 +93,11 @@ def _is_empty_directory(path: pathlib.Path) -> bool:
 def _existing(out: pathlib.Path, origin: dict[str, Any]) -> dict[str, Any]:
   sidecar = out / array_record.SIDECAR
   summary = {}
-  with contextlib.suppress(OSError, ValueError):
-    summary = json.loads(sidecar.read_text("utf-8"))
+  with contextlib.suppress(OSError, errors.UserError):
+    summary = array_record.read_sidecar(sidecar)
   made_from = summary.get("source", {})
-  if origin.items() <= made_from.items():
-    return summary
+  if origin.items() <= ({"max_pixels": None} | made_from).items():
+    return {"records": 0, "bad": {}} | summary
   what = f"made from {made_from.get('address')!r}" if made_from else "in use"
   raise errors.UserError(
     f"{str(out)!r} exists and is {what}; nothing is overwritten. Choose another"
@@ -123,6 +131,7 @@ def _write_shards(
   source: record_lib.Source,
   directory: pathlib.Path,
   drop_bad: bool,
+  limits: preprocess.Limits,
   shard_bytes: int,
   on_record: Callable[[int], None] | None,
 ) -> dict[str, Any]:
@@ -134,8 +143,8 @@ def _write_shards(
   try:
     for slot in range(len(source)):
       item = _read(source, slot)
-      if drop_bad:
-        item, _ = _decoded(item)
+      check = preprocess.decode if drop_bad else preprocess.check_header
+      item, _ = _checked(item, check, limits)
       if isinstance(item, record_lib.BadRecord):
         bad[item.reason] += 1
         if drop_bad:
@@ -180,14 +189,16 @@ def _read(source: record_lib.Source, slot: int) -> Item:
     return error
 
 
-def _decoded(item: Item) -> tuple[Item, tuple[int, int]]:
-  """Returns `item`, bad where its image is, and the image's (width, height)."""
+def _checked(
+  item: Item, check: Callable[..., Any], limits: preprocess.Limits
+) -> tuple[Item, Any]:
+  """Returns `item`, bad where `check` finds its image bad, and the answer."""
   if isinstance(item, record_lib.BadRecord):
-    return item, (0, 0)
+    return item, None
   try:
-    return item, preprocess.decode(item.image).size
+    return item, check(item.image, limits=limits)
   except preprocess.ImageError as error:
-    return record_lib.BadRecord(error.reason, item.key), (0, 0)
+    return record_lib.BadRecord(error.reason, item.key), None
 
 
 def _sync(path: pathlib.Path) -> None:
@@ -201,6 +212,7 @@ def _sync(path: pathlib.Path) -> None:
 def inspect(
   source: record_lib.Source,
   *,
+  limits: preprocess.Limits = preprocess.DEFAULT_LIMITS,
   first: int = 5,
   most_bad: int = 1000,
   on_record: Callable[[int], None] | None = None,
@@ -209,20 +221,25 @@ def inspect(
 
   Returns:
     `records`: number of slots; `good`; `bad`: number of slots by reason;
-    `bad_keys`: the first `most_bad` as (key, reason); `texts`: number of
-    captions; `class_names`; `templates`; `labels`: number of records by label;
-    `image_bytes`: their sum; `first`: the first `first` records; and what the
-    account of the source holds (account.py), `left_out` and `damages` among it.
+    `bad_keys`: the first `most_bad` as (key, reason); `hints`: what to do about
+    a reason, for its first record; `texts`: number of captions; `class_names`;
+    `templates`; `labels`: number of records by label; `image_bytes`: their sum;
+    `first`: the first `first` records; and what the account of the source holds
+    (account.py), `left_out` and `damages` among it.
   """
   bad: collections.Counter[str] = collections.Counter()
   labels: collections.Counter[int] = collections.Counter()
   bad_keys: list[tuple[str, str]] = []
+  hints: dict[str, str] = {}
   shown: list[dict[str, Any]] = []
   texts = image_bytes = 0
   for slot in range(len(source)):
-    item, size = _decoded(_read(source, slot))
+    item = _read(source, slot)
+    item, image = _checked(item, preprocess.decode, limits)
     if isinstance(item, record_lib.BadRecord):
       bad[item.reason] += 1
+      if item.hint:
+        hints.setdefault(item.reason, item.hint)
       if len(bad_keys) < most_bad:
         bad_keys.append((item.key, item.reason))
     else:
@@ -231,7 +248,7 @@ def inspect(
       if item.label is not None:
         labels[item.label] += 1
       if len(shown) < first:
-        shown.append(_describe(item, size))
+        shown.append(_describe(item, image.size))
     if on_record is not None:
       on_record(slot + 1)
   return {
@@ -239,6 +256,7 @@ def inspect(
     "good": len(source) - bad.total(),
     "bad": dict(bad),
     "bad_keys": bad_keys,
+    "hints": hints,
     **account.of(source).to_dict(),
     "texts": texts,
     "class_names": source.class_names,

@@ -30,12 +30,14 @@ class BadRecord(Exception):
   Attributes:
     reason: one machine-readable word, such as "missing_caption".
     key: the key of the slot, as far as it is known.
+    hint: what to do about it, where there is more to say than the reason.
   """
 
   def __init__(self, reason: str, key: str):
     super().__init__(reason, key)
     self.reason = reason
     self.key = key
+    self.hint = ""
 
   def __str__(self) -> str:
     return f"{self.key}: {self.reason}"

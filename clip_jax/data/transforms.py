@@ -19,12 +19,16 @@ class Decoder:
   few thousand of them in each epoch. A copy in another process starts empty.
   """
 
-  def __init__(self):
+  def __init__(
+    self, limits: preprocess_lib.Limits = preprocess_lib.DEFAULT_LIMITS
+  ):
+    """Begins empty; `limits` are those of `preprocess.decode`."""
+    self._limits = limits
     self._kept: dict[bytes, Image.Image] = {}
     self._room = _KEPT_TOTAL_PIXELS
 
   def __reduce__(self):
-    return Decoder, ()
+    return Decoder, (self._limits,)
 
   def __call__(self, data: bytes) -> Image.Image:
     """Returns the image; nobody may change it.
@@ -33,10 +37,10 @@ class Decoder:
       ImageError: it cannot be decoded.
     """
     if len(data) > _KEPT_ENCODED_BYTES:
-      return preprocess_lib.decode(data)
+      return preprocess_lib.decode(data, limits=self._limits)
     image = self._kept.get(data)
     if image is None:
-      image = preprocess_lib.decode(data)
+      image = preprocess_lib.decode(data, limits=self._limits)
       pixels = image.width * image.height
       if pixels <= min(_KEPT_PIXELS, self._room):
         self._kept[data] = image
@@ -87,7 +91,7 @@ def eval_element(
     BadRecord: the image cannot be used; the reason is the decoder's.
   """
   try:
-    image = preprocess_lib.decode(record.image)
+    image = preprocess_lib.decode(record.image, limits=preprocess.limits)
     return preprocess_lib.eval_image(image, preprocess)
   except preprocess_lib.ImageError as error:
     raise record_lib.BadRecord(error.reason, record.key) from error

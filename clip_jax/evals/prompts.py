@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import json
 import os
 import pathlib
 import string
@@ -10,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, json_text
 
 DEFAULT_TEMPLATE = "a photo of a {}."  # Paper, section 3.1.4.
 _PROMPTS_PER_CALL = 1024
@@ -80,17 +79,12 @@ def _read(path: pathlib.Path, *, what: str) -> list | dict:
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix != ".json":
       return [line.strip() for line in text.splitlines() if line.strip()]
-    content = json.loads(text)
+    content = json_text.parse(text, kind=(list, dict))
   except ValueError as error:  # Not UTF-8 or not JSON.
     raise errors.UserError(
       f"{path}: cannot read {what} ({error}); write UTF-8 text with one a "
       "line, or JSON with a list."
     ) from None
-  if not isinstance(content, list | dict):
-    raise errors.UserError(
-      f"{path}: {what} must be a JSON list or dictionary, got "
-      f"{type(content).__name__}."
-    )
   return content
 
 
@@ -166,7 +160,7 @@ def _synonyms(label: str | Sequence[str]) -> tuple[str, ...]:
   if not several or not all(isinstance(s, str) and s.strip() for s in several):
     raise errors.UserError(
       f"A label must be a text or a list of texts, none of them empty; got "
-      f"{label!r}."
+      f"{label!r:.200}."
     )
   return several
 
@@ -199,8 +193,8 @@ def parse_template(template: str) -> tuple[str, str]:
 
 def _template_error(template: str, why: str) -> errors.UserError:
   return errors.UserError(
-    f"Template {template!r} must have exactly one placeholder {{}} for the "
-    f"label ({why}); for example {DEFAULT_TEMPLATE!r}."
+    f"Template {template!r:.200} must have exactly one placeholder {{}} for "
+    f"the label ({why}); for example {DEFAULT_TEMPLATE!r}."
   )
 
 

@@ -15,6 +15,7 @@ from clip_jax.preprocess.decoding import (
   DEFAULT_LIMITS,
   ImageError,
   Limits,
+  check_header,
   decode,
 )
 from clip_jax.preprocess.inputs import ImageInput, each
@@ -38,6 +39,7 @@ __all__ = [
   "ImageInput",
   "Limits",
   "Preprocess",
+  "check_header",
   "decode",
   "each",
   "eval_image",

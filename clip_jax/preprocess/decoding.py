@@ -2,14 +2,15 @@
 
 import contextlib
 import dataclasses
-import io
 import os
+import re
 import threading
 import warnings
 
 from PIL import Image
 
-from clip_jax import errors
+from clip_jax import errors, regular_files
+from clip_jax.preprocess import bounds
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.3, section 4.6.4.
 _UPRIGHT = {
@@ -24,13 +25,32 @@ _UPRIGHT = {
 _ORIENTED_BY = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 _WARNINGS_LOCK = threading.Lock()
+_WARNING_PLUGINS = ("GIF", "TIFF")
+_JPEGS = ("JPEG", "MPO")
+# A larger JPEG is decoded at a half, a quarter or an eighth of its sides, which
+# no resize to a model's size can tell from the whole.
+_WHOLE_JPEG_PIXELS = 25_000_000
+# Images that are not read, by how they begin: a name for the message.
+_UNREAD = {
+  "HEIC": re.compile(rb"....ftyp(?:hei|hev|mif1|msf1)", re.DOTALL),
+  "AVIF": re.compile(rb"....ftypavi", re.DOTALL),
+  "JPEG XL": re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "),
+  "Photoshop": re.compile(rb"8BPS"),
+  "OpenEXR": re.compile(rb"v/1\x01"),
+  "JPEG 2000": re.compile(rb"\0\0\0\x0cjP|\xff\x4f\xff\x51"),
+  "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
+  "PPM": re.compile(rb"P[1-7fFy][\s#]"),
+  "icon": re.compile(rb"\0\0[\1\2]\0[^\0]"),
+  "SVG": re.compile(rb"\s*<(?:svg|\?xml.*<svg|!DOCTYPE svg)", re.DOTALL),
+}
 
 
 class ImageError(errors.UserError):
   """An image that cannot be used; `reason` is one short word for counting.
 
   One of unreadable, empty, too_many_bytes, not_an_image, unknown_format,
-  side_too_long, too_many_pixels, truncated, damaged and unsupported_mode.
+  unsupported_image, side_too_long, too_many_pixels, too_many_scans,
+  too_complex, truncated, damaged and unsupported_mode.
   """
 
   def __init__(self, message: str, *, reason: str = "damaged"):
@@ -40,13 +60,31 @@ class ImageError(errors.UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What `decode` accepts, checked against the header before decoding."""
+  """What `decode` accepts, checked against the header before decoding.
 
-  max_encoded_bytes: int = 20_000_000
-  max_pixels: int = 25_000_000
+  Attributes:
+    max_pixels: of an image; None is 250 million of a JPEG, enough for a phone
+      of 200 megapixels, and 64 million of any other.
+    max_scan_seconds: that a JPEG in several scans should take about.
+    max_encoded_bytes: of a file.
+    max_side: of an image in pixels.
+    formats: names of Pillow's plugins; each one more is more attack surface.
+  """
+
+  max_pixels: int | None = None
+  max_scan_seconds: float = 1.0
+  max_encoded_bytes: int = 64 * 2**20
   max_side: int = 16_384
-  # Names of Pillow's plugins; each one more is more attack surface.
-  formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+  formats: tuple[str, ...] = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"),
+  )
+
+  def pixels_of(self, file_format: str | None) -> int:
+    """Returns the most pixels of an image of Pillow's `file_format`."""
+    if self.max_pixels is not None:
+      return self.max_pixels
+    # An image in memory is of no format, and costs no decoding.
+    return 250_000_000 if file_format in (*_JPEGS, None) else 64_000_000
 
 
 DEFAULT_LIMITS = Limits()
@@ -74,15 +112,51 @@ def decode(
   """
   if isinstance(data, Image.Image):
     image, name = data, "The image"
+    _check_size(image, limits, name)
   else:
-    encoded, name = _read(data, limits)
-    image = _open(encoded, limits, name)
-  _check_size(image.size, limits, name)
+    image, name = _open_checked(data, limits)
+    _shrink_while_decoding(image)
   try:
-    image.load()
+    with _no_warnings(image.format):
+      image.load()
   except Exception as error:  # Pillow's decoders raise nearly any of them.
     raise _broken(error, name) from error
   return _turn_upright(image) if upright else image
+
+
+def check_header(
+  data: bytes | str | os.PathLike, *, limits: Limits = DEFAULT_LIMITS
+) -> None:
+  """Raises `ImageError` unless the header is one that `decode` would read."""
+  _open_checked(data, limits)
+
+
+def _open_checked(
+  data: bytes | str | os.PathLike, limits: Limits
+) -> tuple[Image.Image, str]:
+  """Returns the image, not decoded yet, and what messages call it."""
+  encoded, name = _read(data, limits)
+  file = bounds.MeteredFile(encoded)
+  image = _open(encoded, file, limits, name)
+  _check_size(image, limits, name)
+  try:
+    bounds.check_opened(
+      image, encoded, max_scan_seconds=limits.max_scan_seconds
+    )
+  except Exception as error:  # A TIFF's tags may be of any type.
+    raise _broken(error, name) from error
+  file.allow_load()
+  return image, name
+
+
+def _shrink_while_decoding(image: Image.Image) -> None:
+  w, h = image.size
+  if image.format not in _JPEGS or w * h <= _WHOLE_JPEG_PIXELS:
+    return
+  scale = 2
+  while scale < 8 and w * h > _WHOLE_JPEG_PIXELS * scale**2:
+    scale *= 2
+  image.draft(None, (w // scale, h // scale))
 
 
 def _read(data: bytes | str | os.PathLike, limits: Limits) -> tuple[bytes, str]:
@@ -92,8 +166,9 @@ def _read(data: bytes | str | os.PathLike, limits: Limits) -> tuple[bytes, str]:
   elif isinstance(data, str | os.PathLike):
     name = os.fspath(data)
     try:
-      with open(name, "rb") as file:
-        encoded = file.read(limits.max_encoded_bytes + 1)
+      encoded = regular_files.read_regular(name, limit=limits.max_encoded_bytes)
+    except regular_files.NotRegularError as error:
+      raise ImageError(str(error), reason="unreadable") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path.
       raise ImageError(
         f"{name}: cannot be read: {getattr(error, 'strerror', error)}.",
@@ -115,7 +190,9 @@ def _read(data: bytes | str | os.PathLike, limits: Limits) -> tuple[bytes, str]:
   return encoded, name
 
 
-def _open(encoded: bytes, limits: Limits, name: str) -> Image.Image:
+def _open(
+  encoded: bytes, file: bounds.MeteredFile, limits: Limits, name: str
+) -> Image.Image:
   """Reads the header by the one plugin that knows it; decodes nothing yet.
 
   `Image.open` would do, but it warns of large images before we can refuse them.
@@ -123,13 +200,23 @@ def _open(encoded: bytes, limits: Limits, name: str) -> Image.Image:
   for plugin in limits.formats:
     if plugin not in Image.OPEN:
       Image.init()
+    if plugin not in Image.OPEN:  # Pillow was built without it.
+      continue
     factory, accept = Image.OPEN[plugin]
     if accept is None or accept(encoded[:16]) is True:
       try:
+        bounds.check_encoded(plugin, encoded)
         with _no_warnings(plugin):
-          return factory(io.BytesIO(encoded), "")
+          return factory(file, "")
       except Exception as error:  # As above.
         raise _broken(error, name) from error
+  for kind, beginning in _UNREAD.items():
+    if beginning.match(encoded[:1024]):
+      raise ImageError(
+        f"{name}: is an image of the kind {kind}, which is not read; convert it"
+        f" to one of {', '.join(limits.formats)}.",
+        reason="unsupported_image",
+      )
   text = _is_text(encoded[:256])
   raise ImageError(
     f"{name}: is {'text' if text else 'in an unknown format'}, not an image of "
@@ -144,22 +231,22 @@ def _is_text(head: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _no_warnings(plugin: str):
-  """Silences the one warning that a header can still cause.
+def _no_warnings(plugin: str | None):
+  """Silences what a header can still cause Pillow to warn of.
 
-  A GIF's first frame may be larger than its screen, of which Pillow warns
-  itself. The filters belong to the process: hence the lock, and GIFs only.
+  A GIF's first frame may be larger than its screen, a TIFF's tags damaged. The
+  filters belong to the process: hence the lock, and these formats only.
   """
-  if plugin != "GIF":
+  if plugin not in _WARNING_PLUGINS:
     yield
     return
   with _WARNINGS_LOCK, warnings.catch_warnings():
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    warnings.simplefilter("ignore")
     yield
 
 
-def _check_size(size: tuple[int, int], limits: Limits, name: str) -> None:
-  w, h = size
+def _check_size(image: Image.Image, limits: Limits, name: str) -> None:
+  w, h = image.size
   if min(w, h) < 1:
     raise ImageError(f"{name}: has no pixels ({w} x {h}).", reason="empty")
   if max(w, h) > limits.max_side:
@@ -167,9 +254,10 @@ def _check_size(size: tuple[int, int], limits: Limits, name: str) -> None:
       f"{name}: is {w} x {h} pixels; a side may have {limits.max_side:,}.",
       reason="side_too_long",
     )
-  if w * h > limits.max_pixels:
+  if w * h > (most := limits.pixels_of(image.format)):
     raise ImageError(
-      f"{name}: is {w} x {h} pixels; {limits.max_pixels:,} in all are allowed.",
+      f"{name}: is {w} x {h} pixels, {w * h:,} in all; {most:,} are allowed. "
+      "Raise that by --max-pixels, in a config by data.max_pixels.",
       reason="too_many_pixels",
     )
 
@@ -177,7 +265,9 @@ def _check_size(size: tuple[int, int], limits: Limits, name: str) -> None:
 def _broken(error: Exception, name: str) -> ImageError:
   """Returns the error for data that Pillow could not read."""
   message = str(error).rstrip(".") or type(error).__name__
-  if isinstance(error, Image.DecompressionBombError):
+  if isinstance(error, bounds.WorkError):
+    reason = error.reason
+  elif isinstance(error, Image.DecompressionBombError):
     reason = "too_many_pixels"
   elif isinstance(error, EOFError) or "truncated" in message.lower():
     reason = "truncated"

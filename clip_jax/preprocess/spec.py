@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from clip_jax import errors
-from clip_jax.preprocess import crop, inputs
+from clip_jax.preprocess import crop, decoding, inputs
 
 INTERPOLATIONS = {
   "bicubic": Image.Resampling.BICUBIC,
@@ -56,6 +56,8 @@ class Preprocess:
     convert_rgb: "after" the resize, as OpenAI, or "before" it, as HuggingFace:
       palettes and 1-bit images differ.
     alpha: one of `ALPHAS`; opaque images are the same under each.
+    limits: what is refused before it is decoded. No part of the description:
+      it belongs to the one who runs the model.
   """
 
   image_size: int
@@ -69,6 +71,7 @@ class Preprocess:
   crop_fraction: float = 1.0
   convert_rgb: str = "after"
   alpha: str = "white"
+  limits: decoding.Limits = decoding.DEFAULT_LIMITS
 
   def __post_init__(self):
     for name, known in (
@@ -126,7 +129,7 @@ class Preprocess:
     Raises:
       UserError: the image cannot be read.
     """
-    return crop.eval_image(inputs.read(image), self)
+    return crop.eval_image(inputs.read(image, limits=self.limits), self)
 
   @property
   def resample(self) -> Image.Resampling:
@@ -157,6 +160,7 @@ class Preprocess:
         here: what a checkpoint was trained with is not guessed.
     """
     known = [field.name for field in dataclasses.fields(cls)]
+    known.remove("limits")
     for name in fields:
       if name not in known:
         raise errors.unknown("preprocessing field", name, known)
@@ -169,5 +173,12 @@ class Preprocess:
     return cls(**fields)
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns the fields as plain data."""
-    return dataclasses.asdict(self)
+    """Returns what describes it as plain data."""
+    described = dataclasses.asdict(self)
+    del described["limits"]
+    return described
+
+  def with_max_pixels(self, max_pixels: int | None) -> "Preprocess":
+    """Returns the same with another `Limits.max_pixels`."""
+    limits = dataclasses.replace(self.limits, max_pixels=max_pixels)
+    return dataclasses.replace(self, limits=limits)

@@ -124,7 +124,9 @@ def find_rows(
     image_embeds @ text_embeds.T,
     owns,
     names,
-    lambda i: preprocess_lib.decode(shown[records[i]].image),
+    lambda i: preprocess_lib.decode(
+      shown[records[i]].image, limits=preprocess.limits
+    ),
     probabilities=lambda scores: probabilities_lib.of(
       scores,
       kind=probabilities,

@@ -1,14 +1,13 @@
 """Reading an index, and exact search in it."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from typing import BinaryIO
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, json_text
 from clip_jax.search import layout
 
 _ROWS_PER_CHUNK = 1 << 16
@@ -162,14 +161,16 @@ class Index:
 
   def _record(self, index: int) -> tuple[str, tuple[str, ...]]:
     start = int(self._ends[index - 1]) if index else 0
-    try:
-      record = json.loads(self._records[start : self._ends[index]].tobytes())
-      key, captions = record["key"], tuple(record["captions"])
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
-      raise self._damaged(f"record {index}: {error!r}") from None
-    if not all(isinstance(text, str) for text in (key, *captions)):
-      raise self._damaged(f"record {index} has a key or a caption that is none")
-    return key, captions
+    record = json_text.parse(
+      self._records[start : self._ends[index]].tobytes(),
+      what=str(self.directory / f"record {index}"),
+    )
+    key, captions = record.get("key"), record.get("captions")
+    if not isinstance(captions, list) or not all(
+      isinstance(text, str) for text in [key, *captions]
+    ):
+      raise self._damaged(f"record {index} lacks its key or captions")
+    return key, tuple(captions)
 
 
 def nearest(

@@ -1,14 +1,13 @@
 """What the files of an index are, and how to tell that they are whole."""
 
 import hashlib
-import json
 import os
 import pathlib
 import re
 import stat
 from typing import Any, BinaryIO
 
-from clip_jax import errors
+from clip_jax import errors, json_text
 
 FORMAT = "clip_jax index"
 VERSION = 1
@@ -76,7 +75,9 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
   """
   try:
     with open_file(directory, META) as file:
-      meta = json.loads(file.read(_MOST_META_BYTES))
+      meta = json_text.parse(
+        file.read(_MOST_META_BYTES), what=str(directory / META)
+      )
   except FileNotFoundError:
     raise errors.UserError(
       f"{directory} is no index: it has no {META}. `clip-jax embed MODEL "
@@ -84,11 +85,7 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
     ) from None
   except NotADirectoryError:
     raise errors.UserError(f"{directory} is a file, no index.") from None
-  except errors.UserError:
-    raise
-  except (ValueError, RecursionError) as error:
-    raise errors.UserError(f"{directory / META} is damaged: {error}.") from None
-  if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+  if meta.get("format") != FORMAT:
     raise errors.UserError(f"{directory / META} is no index of clip_jax.")
   if meta.get("version") != VERSION:
     raise errors.UserError(

@@ -1,9 +1,10 @@
 """Tokenizers that come with a model, read from their files."""
 
-import json
 from collections.abc import Iterator, Sequence
 
 import tokenizers
+
+from clip_jax import json_text
 
 _UNKNOWN = "[UNK]"  # BERT's, which a vocab.txt must have.
 
@@ -87,7 +88,7 @@ def read_json(data: bytes, **_) -> Subwords:
   engine = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
   if isinstance(engine.model, tokenizers.models.Unigram):
     # The library does not tell this model's.
-    unknown_id = json.loads(data)["model"].get("unk_id")
+    unknown_id = json_text.parse(data)["model"].get("unk_id")
     unknown = None if unknown_id is None else engine.id_to_token(unknown_id)
   else:
     unknown = engine.model.unk_token

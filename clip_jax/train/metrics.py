@@ -16,6 +16,8 @@ import numpy as np
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
+from clip_jax import json_lines
+
 METRICS = "metrics.jsonl"  # In the workdir.
 
 # Dense bfloat16 FLOP/s of one JAX device, by a part of its kind; from the
@@ -207,23 +209,16 @@ def _named(path: str | os.PathLike) -> Iterator[None]:
 def truncate_lines(
   path: pathlib.Path, last_step: int, *, but: str | None = None
 ) -> None:
-  """Keeps the whole lines of steps up to `last_step`.
+  """Keeps the lines of steps up to `last_step`; sets damaged ones aside.
 
   Args:
     path: of JSON lines with a step each.
     last_step: the last one kept.
     but: lines of `last_step` go too, if one of their names begins so.
   """
-  if not path.exists():
-    return
-  partial = path.with_name(path.name + ".partial")
-  with path.open() as file, partial.open("w") as kept:
-    for line in file:
-      try:
-        entry = json.loads(line)
-      except json.JSONDecodeError:  # A kill in the middle of a line.
-        continue
-      goes_too = but and any(name.startswith(but) for name in entry)
-      if entry["step"] <= (last_step - 1 if goes_too else last_step):
-        kept.write(line.rstrip("\n") + "\n")
-  partial.replace(path)
+
+  def keep(entry: dict[str, Any]) -> bool:
+    goes_too = but and any(name.startswith(but) for name in entry)
+    return entry["step"] <= (last_step - 1 if goes_too else last_step)
+
+  json_lines.rewrite(path, {"step": int}, keep)

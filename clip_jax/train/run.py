@@ -179,7 +179,9 @@ def make_run(
     source=source,
     evaluations=evaluations,
     report=report,
-    preprocess=preprocess_lib.Preprocess.from_spec(step.spec),
+    preprocess=preprocess_lib.Preprocess.from_spec(step.spec).with_max_pixels(
+      config.data.max_pixels
+    ),
     tokenizer=tokenizer,
     layout=layout,
     encoder=embedder.Encoder(step.model, mesh=step.mesh),

@@ -75,9 +75,10 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
   with contextlib.ExitStack() as stack:
     mine = jax.process_index() != 0 or _lock(workdir, stack)
     if not _on_all(mine):
+      holder = (workdir / LOCK).read_text(errors="replace")
       raise errors.UserError(
         f"Another training is under way in {workdir} "
-        f"({(workdir / LOCK).read_text() or 'its process is not known'}). Wait "
+        f"({holder or 'its process is not known'}). Wait "
         "for its end or stop it, or take a new workdir."
       )
     yield

@@ -208,7 +208,7 @@ def test_bad_rows_keep_their_slots(tmp_path, png, read_all):
     sources.Record(png(0), ("fine",), "a.jpg"),
     "missing_file",
     "missing_image",
-    "read_error",
+    "not_a_file",
     "empty_caption",
     "not_utf8",
     "missing_file",

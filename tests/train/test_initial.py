@@ -419,7 +419,7 @@ def test_a_pretrained_text_tower_stands_beside_a_variants_image_tower(
   fields = {**TINY, "init.image": "", "init.text": str(kept)}
   fields["optim.frozen"] = "^text/"
   loop.train(_config(room, **fields), run)
-  clip = inference.load(run)
+  clip = loading.load(run)
   assert clip.tokenizer.kind == "wordpiece"
   assert clip.module.text.depth == 2
   assert clip.module.image.patch_size == 8  # Of tiny-vit.

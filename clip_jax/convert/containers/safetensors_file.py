@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, json_text
 from clip_jax.convert import tensor as tensor_lib
 from clip_jax.convert.containers import datafile
 
@@ -109,27 +109,10 @@ def parse_json(text: bytes) -> dict[str, Any]:
   Raises:
     ValueError: it is none.
   """
-  parsed = json.loads(
-    text.decode("utf-8"),
-    object_pairs_hook=_unique,
-    parse_constant=_refuse_constant,
-  )
-  if not isinstance(parsed, dict):
-    raise ValueError("its JSON is no object")
-  return parsed
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  made = dict(pairs)
-  if len(made) != len(pairs):
-    names = [name for name, _ in pairs]
-    twice = next(n for n in names if names.count(n) > 1)
-    raise ValueError(f"the key {twice!r:.100} stands twice")
-  return made
-
-
-def _refuse_constant(name: str):
-  raise ValueError(f"{name} is no JSON number")
+  try:
+    return json_text.parse(text, what="its JSON", strict=True)
+  except json_text.JsonError as error:  # Whoever calls names the file.
+    raise ValueError(str(error)) from None
 
 
 def _place(name: str, entry: Any) -> tuple[tuple[int, ...], np.dtype, int, int]:

@@ -30,9 +30,9 @@ _SCHEMES = {
   "csv": (
     "sources.table",
     "open_table",
-    ("image", "caption", "root", "sep", "quote"),
+    ("image", "caption", "root", "sep", "quote", "links"),
   ),
-  "folder": ("sources.folder", "open_folder", ("layout", "captions")),
+  "folder": ("sources.folder", "open_folder", ("layout", "captions", "links")),
   "tfds": (
     "sources.tfds",
     "open_tfds",

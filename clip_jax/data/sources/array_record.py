@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, json_text
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import files, paths
@@ -63,10 +63,10 @@ def decode(data: bytes) -> record_lib.Record:
   (length,) = _LENGTH.unpack_from(data, len(_MAGIC))
   end = _HEADER_START + length
   try:
-    fields = json.loads(data[_HEADER_START:end])
+    fields = json_text.parse(data[_HEADER_START:end], what="Its header")
     if "bad" in fields:
       raise record_lib.BadRecord(fields["bad"], fields["key"])
-    return record_lib.Record(
+    record = record_lib.Record(
       image=data[end:],
       texts=tuple(fields["texts"]),
       key=fields["key"],
@@ -74,6 +74,11 @@ def decode(data: bytes) -> record_lib.Record:
     )
   except (KeyError, TypeError) as error:
     raise ValueError(f"a record of clip_jax without {error}") from error
+  if not record.texts or not all(
+    isinstance(text, str) for text in (record.key, *record.texts)
+  ):
+    raise ValueError("a record of clip_jax whose texts are none")
+  return record
 
 
 class ArrayRecords:
@@ -133,17 +138,7 @@ def open_array_record(path: str, options: dict[str, str]) -> ArrayRecords:
   if not os.path.isfile(sidecar_path):
     names = paths.find_files(path, suffix=SUFFIX)
     return ArrayRecords(names, sidecar={})
-  with open(sidecar_path, encoding="utf-8") as file:
-    try:
-      sidecar = json.load(file)
-    except ValueError as error:
-      raise errors.UserError(f"{sidecar_path}: no JSON: {error}.") from error
-  if sidecar.get("format") != FORMAT or sidecar.get("version") != VERSION:
-    raise errors.UserError(
-      f"{sidecar_path} has format {sidecar.get('format')!r}, version"
-      f" {sidecar.get('version')!r}; this clip_jax reads {FORMAT!r}, version"
-      f" {VERSION}."
-    )
+  sidecar = read_sidecar(sidecar_path)
   names = []
   for entry in sidecar["files"]:
     name = os.path.join(os.path.dirname(sidecar_path), entry["name"])
@@ -156,6 +151,62 @@ def open_array_record(path: str, options: dict[str, str]) -> ArrayRecords:
       )
     names.append(name)
   return ArrayRecords(names, sidecar=sidecar)
+
+
+def read_sidecar(path: str | os.PathLike) -> dict[str, Any]:
+  """Returns the checked content of a `dataset.json`.
+
+  Raises:
+    UserError: it is none of this version, or damaged.
+  """
+  sidecar = json_text.read(path)
+  if sidecar.get("format") != FORMAT or sidecar.get("version") != VERSION:
+    raise errors.UserError(
+      f"{path} has format {sidecar.get('format')!r:.60}, version "
+      f"{sidecar.get('version')!r:.60}; this clip_jax reads {FORMAT!r}, "
+      f"version {VERSION}."
+    )
+  for name in ("class_names", "templates"):
+    if not _are_texts(sidecar.get(name, [])):
+      raise _damaged_sidecar(path, name)
+  for name in ("source", "bad"):
+    if not isinstance(sidecar.get(name, {}), dict):
+      raise _damaged_sidecar(path, name)
+  files = sidecar.get("files")
+  if (
+    not isinstance(files, list)
+    or not files
+    or not all(map(_is_file_entry, files))
+  ):
+    raise _damaged_sidecar(path, "files")
+  return sidecar
+
+
+def _are_texts(names: Any) -> bool:
+  return names is None or (
+    isinstance(names, list) and all(isinstance(name, str) for name in names)
+  )
+
+
+def _is_file_entry(entry: Any) -> bool:
+  """Whether it is a plain name, never a path elsewhere, with its sizes."""
+  return (
+    isinstance(entry, dict)
+    and isinstance(name := entry.get("name"), str)
+    and os.path.basename(name) == name
+    and "\0" not in name
+    and all(
+      type(entry.get(size)) is int and entry[size] >= 0
+      for size in ("records", "bytes")
+    )
+  )
+
+
+def _damaged_sidecar(path: str | os.PathLike, name: str) -> errors.UserError:
+  return errors.UserError(
+    f"{path} is damaged: its {name} are not what `clip-jax data prepare` "
+    "writes. Copy it again, or prepare the data again."
+  )
 
 
 def _open_reader(path: str):

@@ -6,12 +6,11 @@ has `caption` or `captions`, a text or a list of texts, and `KEY.cls` a label.
 Where there are both, the `.txt` counts.
 """
 
-import json
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, json_text
 from clip_jax.data import record as record_lib
 
 # "text": a `.txt` is one caption; "lines": each of its lines is one.
@@ -38,18 +37,22 @@ def from_text(data: bytes, *, key: str, captions: str) -> tuple[str, ...]:
 def from_json(data: bytes, *, key: str) -> tuple[str, ...]:
   """Returns the captions in the bytes of a `.json` file."""
   try:
-    fields = json.loads(_decode(data, key))
-  except (json.JSONDecodeError, RecursionError):
-    raise record_lib.BadRecord("bad_json", key) from None
-  if not isinstance(fields, dict):
-    raise record_lib.BadRecord("bad_json", key)
-  found = fields.get("caption", fields.get("captions"))
-  if found is None:
-    raise record_lib.BadRecord("missing_caption", key)
-  pieces = found if isinstance(found, list) else [found]
-  if not all(isinstance(piece, str) for piece in pieces):
-    raise record_lib.BadRecord("bad_json", key)
-  return checked(pieces, key=key)
+    fields = json_text.parse(data)
+  except json_text.JsonError as error:
+    raise record_lib.BadRecord(error.reason, key) from None
+  problem = "missing_caption"
+  for name in ("caption", "captions"):
+    found = fields.get(name)
+    pieces = found if isinstance(found, list) else [found]
+    try:
+      return checked([p for p in pieces if isinstance(p, str)], key=key)
+    except record_lib.BadRecord as error:
+      if error.reason == "not_utf8":
+        raise
+    if any(piece is not None for piece in pieces):
+      is_text = any(isinstance(piece, str) for piece in pieces)
+      problem = "empty_caption" if is_text else "bad_json"
+  raise record_lib.BadRecord(problem, key)
 
 
 def label_from(data: bytes, *, key: str, classes: int | None) -> int:

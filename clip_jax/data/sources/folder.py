@@ -7,7 +7,8 @@
 
 A folder where at least half of the images have a `.txt` or `.json` file of
 their name beside them has captions, one where fewer have any has classes;
-`?layout=` says it instead.
+`?layout=` says it instead. Symbolic links that lead out of the folder are bad
+records, unless `?links=follow` allows them.
 """
 
 import errno
@@ -15,13 +16,14 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 
-from clip_jax import errors, terminal
+from clip_jax import errors, regular_files, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import naming, strings
 
 LAYOUTS = ("classes", "captions")
+LINKS = ("follow",)
 _MAX_IMAGE_BYTES = 64 * 2**20
 _IMAGES = (naming.IMAGE, naming.UNREAD_IMAGE)
 _TEXTS = (naming.TEXT, naming.JSON)
@@ -39,12 +41,18 @@ class ClassFolder:
   templates = None
 
   def __init__(
-    self, root: str, names: list[str], *, account: account_lib.Account
+    self,
+    root: str,
+    names: list[str],
+    *,
+    account: account_lib.Account,
+    within: str | None,
   ):
     directories = sorted({name.split(os.sep)[0] for name in names})
     self.class_names = tuple(map(_class_name, directories))
     self.account = account
     self._root = root
+    self._within = within
     self._labels = {name: label for label, name in enumerate(directories)}
     self.names = self._names = strings.Strings(names)
     self.fingerprint = _digest("classes", self._names)
@@ -58,7 +66,7 @@ class ClassFolder:
     name = self._names[index]
     label = self._labels[name.split(os.sep)[0]]
     return record_lib.Record(
-      image=_read_listed(self._root, name, key=name),
+      image=_read_listed(self._root, name, key=name, within=self._within),
       texts=(self.class_names[label],),
       key=name,
       label=label,
@@ -77,6 +85,7 @@ class CaptionFolder:
     *,
     captions: str | None,
     account: account_lib.Account,
+    within: str | None,
   ):
     grouped: dict[str, list[str]] = {}
     for name in names:
@@ -84,6 +93,7 @@ class CaptionFolder:
       grouped.setdefault(stem, []).append(suffix.removeprefix("."))
     self.account = account
     self._root = root
+    self._within = within
     self._captions = captions_lib.check_choice(captions or "text")
     self.names = self._keys = strings.Strings(grouped)
     self._suffixes = strings.Strings(map(" ".join, grouped.values()))
@@ -105,7 +115,7 @@ class CaptionFolder:
       reason = "several_images" if images else "missing_image"
       raise record_lib.BadRecord(reason, key)
     texts = self._texts(index, key)
-    image = _read_listed(self._root, images[0], key=key)
+    image = _read_listed(self._root, images[0], key=key, within=self._within)
     return record_lib.Record(image=image, texts=texts, key=key)
 
   def _named(self, index: int, kinds: tuple[int, ...]) -> list[str]:
@@ -128,14 +138,18 @@ class CaptionFolder:
     return None
 
   def _read(self, name: str, key: str) -> bytes:
-    path = os.path.join(self._root, name)
-    return read_file(path, key=key, limit=captions_lib.MAX_TEXT_BYTES)
+    return read_file(
+      os.path.join(self._root, name),
+      key=key,
+      limit=captions_lib.MAX_TEXT_BYTES,
+      within=self._within,
+    )
 
 
 def open_folder(
   path: str, options: dict[str, str]
 ) -> ClassFolder | CaptionFolder:
-  """Opens a folder; options: `layout` and `captions` (see captions.py)."""
+  """Opens a folder; options: `layout`, `links`, `captions` (captions.py)."""
   root = os.path.expanduser(path)
   if not os.path.isdir(root):
     raise errors.UserError(
@@ -145,6 +159,7 @@ def open_folder(
   layout = options.get("layout")
   if layout is not None and layout not in LAYOUTS:
     raise errors.unknown("value of layout=", layout, LAYOUTS)
+  within = None if follows_links(options) else root
   account = account_lib.Account(notes=[])
   kinds = {name: _kind(name) for name in sorted(_walk(root, account.left_out))}
   images = [name for name, kind in kinds.items() if kind in _IMAGES]
@@ -162,7 +177,7 @@ def open_folder(
       + (f", but for example {_listed(seen)}." if seen else "; it is empty.")
     )
   if layout is None:
-    layout = _decide(root, images, texts, account.notes)
+    layout = _decide(root, images, texts, account.notes, within=within)
   account.notes.extend(_note_splits(path, images, layout))
   if layout == "captions":
     return CaptionFolder(
@@ -170,6 +185,7 @@ def open_folder(
       sorted(images + texts),
       captions=options.get("captions"),
       account=account,
+      within=within,
     )
   for name in texts:
     account.left_out.add(name)
@@ -179,11 +195,16 @@ def open_folder(
       f" {_listed(outside[:1])}. Put each class into a folder of its own, or a"
       " .txt file with the caption beside each image."
     )
-  return ClassFolder(root, images, account=account)
+  return ClassFolder(root, images, account=account, within=within)
 
 
 def _decide(
-  root: str, images: list[str], texts: list[str], notes: list[str]
+  root: str,
+  images: list[str],
+  texts: list[str],
+  notes: list[str],
+  *,
+  within: str | None,
 ) -> str:
   """Returns the layout; adds to `notes` why, where it could be the other."""
   beside = {os.path.splitext(name)[0]: name for name in texts}
@@ -199,7 +220,7 @@ def _decide(
       "?layout=captions to the address to read captions."
     )
     return "classes"
-  if in_folders and not _hold_captions(root, named):
+  if in_folders and not _hold_captions(root, named, within):
     notes.append(
       f"{count} beside them, but those looked into hold no captions, so folders"
       " are read as classes; add ?layout=captions to the address to read "
@@ -219,14 +240,16 @@ def _decide(
   return "captions"
 
 
-def _hold_captions(root: str, names: list[str]) -> bool:
+def _hold_captions(root: str, names: list[str], within: str | None) -> bool:
   """Tells whether there is a caption in the first of the files `names`."""
   for name in names[:_LOOKED_AT]:
     if _kind(name) == naming.TEXT:
       return True
     try:
       limit = captions_lib.MAX_TEXT_BYTES
-      data = read_file(os.path.join(root, name), key=name, limit=limit)
+      data = read_file(
+        os.path.join(root, name), key=name, limit=limit, within=within
+      )
       captions_lib.from_json(data, key=name)
       return True
     except record_lib.BadRecord:
@@ -264,35 +287,57 @@ def _kind(name: str) -> int | None:
   return None if part is None else part.kind
 
 
-def _read_listed(root: str, name: str, *, key: str) -> bytes:
+def _read_listed(
+  root: str, name: str, *, key: str, within: str | None
+) -> bytes:
   """Reads an image below `root`; raises `BadRecord` where it cannot."""
   if record_lib.is_unsafe(name):
     raise record_lib.BadRecord("unsafe_name", key)
   if _kind(name) == naming.UNREAD_IMAGE:
     raise record_lib.BadRecord("unsupported_image", key)
-  return read_image(os.path.join(root, name), key=key)
+  return read_image(os.path.join(root, name), key=key, within=within)
 
 
-def read_image(path: str, *, key: str) -> bytes:
+def follows_links(options: dict[str, str]) -> bool:
+  """Returns whether symbolic links may lead out of the data's root."""
+  links = options.get("links")
+  if links is not None and links not in LINKS:
+    raise errors.unknown("value of links=", links, LINKS)
+  return links == "follow"
+
+
+def read_image(path: str, *, key: str, within: str | None) -> bytes:
   """Reads an image file; raises `BadRecord` where it cannot."""
-  data = read_file(path, key=key, limit=_MAX_IMAGE_BYTES)
+  data = read_file(path, key=key, limit=_MAX_IMAGE_BYTES, within=within)
   if not data:
     raise record_lib.BadRecord("empty_image", key)
   return data
 
 
-def read_file(path: str, *, key: str, limit: int) -> bytes:
-  """Reads at most `limit` bytes; raises `BadRecord` where it cannot."""
+def read_file(path: str, *, key: str, limit: int, within: str | None) -> bytes:
+  """Reads at most `limit` bytes; raises `BadRecord` where it cannot.
+
+  Args:
+    path: of a regular file; a pipe or a device is none.
+    key: of the record.
+    limit: a larger file is bad.
+    within: a directory that symbolic links must not lead out of.
+  """
   try:
-    with open(path, "rb") as file:
-      data = file.read(limit + 1)
+    data = regular_files.read_regular(path, limit=limit, within=within)
   except (FileNotFoundError, NotADirectoryError):
     raise record_lib.BadRecord("missing_file", key) from None
-  except (ValueError, IsADirectoryError):  # ValueError: a NUL in the path.
+  except regular_files.NotRegularError:
+    raise record_lib.BadRecord("not_a_file", key) from None
+  except regular_files.OutsideError:
+    raise record_lib.BadRecord("link_leads_outside", key) from None
+  except ValueError:  # A NUL in the path.
     raise record_lib.BadRecord("read_error", key) from None
   except OSError as error:
-    if error.errno == errno.ENAMETOOLONG:
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
       raise record_lib.BadRecord("missing_file", key) from None
+    if error.errno in (errno.EACCES, errno.EPERM):
+      raise record_lib.BadRecord("no_permission", key) from None
     # The disk's fault, not the record's: to replace it would make the batch a
     # matter of luck.
     raise errors.UserError(f"Cannot read {path}: {error.strerror}.") from error

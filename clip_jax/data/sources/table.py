@@ -10,16 +10,23 @@ Options:
     directory; the table's by default.
   sep: comma, tab, pipe or semicolon; by default a tab where the header has one.
   quote: none, where a double quote is a letter like others.
+  links: follow, where symbolic links may lead out of the images' directory.
+
+A table is UTF-8, or UTF-16 where it looks like it, which is told.
 """
 
+import contextlib
 import csv
 import hashlib
+import io
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TextIO
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, regular_files
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import folder, strings
@@ -29,6 +36,12 @@ IMAGE_COLUMNS = ("filepath", "image")
 CAPTION_COLUMNS = ("title", "caption")
 QUOTES = ("none",)
 _IMAGE_FOLDERS = ("Images", "images")
+# By the first bytes. The longer mark goes first.
+_UTF_32, _UTF_16 = (
+  (b"\xff\xfe\0\0", b"\0\0\xfe\xff"),
+  (b"\xff\xfe", b"\xfe\xff"),
+)
+_MAX_FIELD = 2**31 - 1  # What a C long holds everywhere.
 
 
 class Table:
@@ -36,17 +49,27 @@ class Table:
 
   class_names = templates = None
 
-  def __init__(self, roots: tuple[str, ...], pairs: Iterator[tuple[str, str]]):
+  def __init__(
+    self,
+    roots: tuple[str, ...],
+    pairs: Iterable[tuple[str, str | None]],
+    *,
+    follow_links: bool = False,
+  ):
     """Groups `pairs` of image path and caption.
 
     Args:
       roots: directories that relative paths are tried in, in this order.
-      pairs: as they stand in the table.
+      pairs: as they stand in the table; a caption that is too long is None.
+      follow_links: whether symbolic links may lead out of the roots.
     """
     texts: dict[str, list[str]] = {}
     for image, caption in pairs:
-      texts.setdefault(image, []).append(caption)
+      texts.setdefault(image, [])
+      if caption is not None:
+        texts[image].append(caption)
     self._roots = roots
+    self._follow_links = follow_links
     self.names = self._images = strings.Strings(texts)
     # Record i has the texts from bound i to bound i + 1.
     self._bounds = np.cumsum([0, *map(len, texts.values())])
@@ -69,14 +92,38 @@ class Table:
     if record_lib.has_control(key):
       raise record_lib.BadRecord("unsafe_name", key)
     first, end = self._bounds[index : index + 2].tolist()
+    if first == end:
+      raise record_lib.BadRecord("too_large", key)
     pieces = (self._texts[i] for i in range(first, end))
     texts = captions_lib.checked(pieces, key=key)
-    image = folder.read_image(self._find(key), key=key)
-    return record_lib.Record(image=image, texts=texts, key=key)
+    return record_lib.Record(image=self._read(key), texts=texts, key=key)
 
-  def _find(self, image: str) -> str:
+  def _read(self, image: str) -> bytes:
     paths = [os.path.join(root, image) for root in self._roots]
-    return next(filter(os.path.exists, paths), paths[0])
+    number = next((i for i, p in enumerate(paths) if os.path.exists(p)), 0)
+    path, within = paths[number], self._roots[number]
+    # What a row names outright, by an absolute path or by "..", is no link.
+    named = os.path.normpath(image)
+    if self._follow_links or os.path.isabs(named) or named.startswith(".."):
+      within = None
+    try:
+      return folder.read_image(path, key=image, within=within)
+    except record_lib.BadRecord as error:
+      error.hint = _hint(error.reason, image, path)
+      raise
+
+
+def _hint(reason: str, image: str, path: str) -> str:
+  if reason == "link_leads_outside":
+    return f"{path} is a link; add ?links=follow to the address to follow it"
+  if reason != "missing_file":
+    return ""
+  if "://" in image:
+    return "a URL is not fetched; img2dataset downloads lists of them"
+  return (
+    f"{path} was tried; name the directory of the images by ?root=DIR at the "
+    "end of the address"
+  )
 
 
 def open_table(path: str, options: dict[str, str]) -> Table:
@@ -97,7 +144,9 @@ def open_table(path: str, options: dict[str, str]) -> Table:
   else:
     beside = (os.path.join(directory, name) for name in _IMAGE_FOLDERS)
     roots = (directory, *filter(os.path.isdir, beside))
-  table = Table(roots, _read_pairs(path, options))
+  follow_links = folder.follows_links(options)
+  pairs = _read_pairs(path, options)
+  table = Table(roots, pairs, follow_links=follow_links)
   if not len(table):
     raise errors.UserError(f"csv:{path} has a header and no rows.")
   return table
@@ -105,23 +154,47 @@ def open_table(path: str, options: dict[str, str]) -> Table:
 
 def _read_pairs(
   path: str, options: dict[str, str]
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[tuple[str, str | None]]:
+  with _open_text(path) as file, _long_fields():
+    yield from _parse(file, path, options)
+
+
+def _open_text(path: str) -> TextIO:
+  """Opens the table in its encoding; one byte spoils its own row only."""
+  file = regular_files.open_regular(path)
+  head = file.read(64)
+  file.seek(0)
+  undecodable = "replace"
+  if head.startswith(_UTF_32):
+    encoding = "utf-32"
+  elif head.startswith(_UTF_16):
+    encoding = "utf-16"
+  elif 2 * head[1::2].count(0) > len(head[1::2]):  # Nearly all is ASCII.
+    encoding = "utf-16-le"
+  elif 2 * head[::2].count(0) > len(head[::2]):
+    encoding = "utf-16-be"
+  else:
+    encoding, undecodable = "utf-8-sig", "surrogateescape"
+  if encoding != "utf-8-sig":
+    logging.warning(
+      "csv:%s is read as %s, by its first bytes.", path, encoding.upper()
+    )
+  return io.TextIOWrapper(file, encoding, undecodable, newline="")
+
+
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+  """Lets one long field cost its row, not the table."""
+  before = csv.field_size_limit(_MAX_FIELD)
   try:
-    # A byte that is not UTF-8 spoils its own row only (see `Table`).
-    with open(
-      path, encoding="utf-8-sig", errors="surrogateescape", newline=""
-    ) as file:
-      yield from _parse(file, path, options)
-  except csv.Error as error:
-    raise errors.UserError(
-      f"csv:{path} cannot be read as a table: {error}. Where double quotes are"
-      " letters like others, say so with ?quote=none."
-    ) from error
+    yield
+  finally:
+    csv.field_size_limit(before)
 
 
 def _parse(
-  file, path: str, options: dict[str, str]
-) -> Iterator[tuple[str, str]]:
+  file: TextIO, path: str, options: dict[str, str]
+) -> Iterator[tuple[str, str | None]]:
   header = file.readline()
   if not header.strip():
     raise errors.UserError(
@@ -142,15 +215,51 @@ def _parse(
     columns, options.get("caption"), CAPTION_COLUMNS, "caption", path
   )
   rows = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
-  for row in rows:
-    if not row:
-      continue
+  for row in _watched(rows, path, separator):
     name = row[image].strip() if image < len(row) else ""
     text = row[caption] if caption < len(row) else ""
     if caption == len(columns) - 1:
       # Commas of a caption that was not quoted.
       text = separator.join(row[caption:])
-    yield name, text
+    if len(name) > captions_lib.MAX_TEXT_BYTES:
+      name = ""
+    yield name, text if len(text) <= captions_lib.MAX_TEXT_BYTES else None
+
+
+def _watched(rows, path: str, separator: str) -> Iterator[list[str]]:
+  """Yields the rows that are not empty; tells of quotes that may be letters.
+
+  A quote that opens a caption swallows what follows, up to the next one.
+  """
+  suspects, number, first = 0, 0, ""
+  try:
+    start = 2  # The header is line 1.
+    for row in rows:
+      number, end = number + bool(row), rows.line_num + 1
+      # An ordinary quoted field may have several lines, or the separator.
+      if end > start and any(
+        separator in field and ("\n" in field or "\r" in field) for field in row
+      ):
+        suspects += 1
+        first = first or f"row {number} (lines {start} to {end})"
+      start = end + 1
+      if row:
+        yield row
+  except csv.Error as error:
+    raise errors.UserError(
+      f"csv:{path} cannot be read as a table: {error} (line "
+      f"{rows.line_num + 1}, after row {number}). Where double quotes are"
+      " letters like others, say so with ?quote=none."
+    ) from error
+  if suspects:
+    logging.warning(
+      "csv:%s: %s has a quoted field that spans lines and contains the "
+      "separator%s. If that is several rows, double quotes are letters here: "
+      "add ?quote=none to the address.",
+      path,
+      first,
+      f", and so have {suspects - 1} more rows" if suspects > 1 else "",
+    )
 
 
 def _separator(header: str, name: str | None) -> str:

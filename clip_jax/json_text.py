@@ -1,0 +1,147 @@
+"""Reads JSON that others wrote: lenient where that is safe, and bounded.
+
+Whatever the bytes are, the outcome is the wanted value or a `JsonError`.
+"""
+
+import json
+import os
+from typing import Any
+
+from clip_jax import errors, regular_files
+
+# Deeper than any file that is read here; whoever walks a value may recurse.
+MAX_DEPTH = 100
+MAX_BYTES = 2**28
+# Integers of more digits become floats: they are no count and no size of ours,
+# and beyond 4,300 Python refuses them.
+_MAX_DIGITS = 20
+
+
+class JsonError(errors.UserError):
+  """Text that is not the JSON that is wanted.
+
+  Attributes:
+    reason: "not_utf8" or "bad_json".
+  """
+
+  def __init__(self, message: str, *, reason: str = "bad_json"):
+    super().__init__(message)
+    self.reason = reason
+
+
+_NAMES = {dict: "object", list: "list", str: "text"}
+
+
+def _integer(digits: str) -> int | float:
+  return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  made = dict(pairs)
+  if len(made) != len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(n for n in names if names.count(n) > 1)
+    raise ValueError(f"the key {twice!r:.100} stands twice")
+  return made
+
+
+def _refuse_constant(name: str):
+  raise ValueError(f"{name} is no JSON number")
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer)
+_STRICT_DECODER = json.JSONDecoder(
+  parse_int=_integer,
+  parse_constant=_refuse_constant,
+  object_pairs_hook=_unique,
+)
+
+
+def parse(
+  text: bytes | str,
+  *,
+  what: str = "The text",
+  kind: type | tuple[type, ...] = dict,
+  strict: bool = False,
+) -> Any:
+  """Returns the value of a JSON text of the type `kind`.
+
+  A byte order mark is skipped. NaN and infinities are read as floats and
+  integers of more than 20 digits as the nearest one.
+
+  Args:
+    text: UTF-8 where it is bytes.
+    what: begins the messages.
+    kind: of the value.
+    strict: a key that stands twice in an object, and NaN, are errors.
+
+  Raises:
+    JsonError: it is none, is nested too deeply or of another type.
+  """
+  try:
+    if isinstance(text, bytes):
+      text = text.decode("utf-8")
+    decoder = _STRICT_DECODER if strict else _DECODER
+    value = decoder.decode(text.removeprefix("\ufeff"))
+  except UnicodeDecodeError as error:
+    raise JsonError(
+      f"{what} is no UTF-8 ({error}); save it as UTF-8.",
+      reason="not_utf8",
+    ) from None
+  except RecursionError:
+    raise _too_deep(what) from None
+  except ValueError as error:
+    raise JsonError(
+      f"{what} is no valid JSON ({error}); fetch or make it again."
+    ) from None
+  if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+    raise _too_deep(what)
+  if not isinstance(value, kind):
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    raise JsonError(
+      f"{what} must hold a JSON {' or '.join(map(_NAMES.get, kinds))}, got "
+      f"{value!r:.60}."
+    )
+  return value
+
+
+def read(
+  path: str | os.PathLike,
+  *,
+  kind: type | tuple[type, ...] = dict,
+  max_bytes: int = MAX_BYTES,
+) -> Any:
+  """Returns the value in a JSON file, as `parse` does.
+
+  Raises:
+    JsonError: it holds something else, or too much.
+    OSError: it cannot be read.
+    NotRegularError: it is no regular file.
+  """
+  data = regular_files.read_regular(path, limit=max_bytes)
+  if len(data) > max_bytes:
+    raise JsonError(
+      f"{os.fspath(path)} has more than the {max_bytes:,} bytes allowed."
+    )
+  return parse(data, what=os.fspath(path), kind=kind)
+
+
+def _is_deep(value: Any) -> bool:
+  level = [value]
+  for _ in range(MAX_DEPTH):
+    level = [
+      inner
+      for outer in level
+      for inner in (outer.values() if isinstance(outer, dict) else outer)
+      if isinstance(inner, dict | list)
+    ]
+    if not level:
+      return False
+  return True
+
+
+def _too_deep(what: str) -> JsonError:
+  return JsonError(
+    f"{what} nests more than {MAX_DEPTH} levels of JSON: beyond the limit of "
+    "recursion."
+  )

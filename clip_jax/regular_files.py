@@ -1,0 +1,81 @@
+"""Opens files that others named: regular ones only, and none that blocks."""
+
+import errno
+import os
+import stat
+from typing import BinaryIO
+
+from clip_jax import errors
+
+
+class NotRegularError(errors.UserError):
+  """A directory, pipe, device or socket where a file should be."""
+
+
+class OutsideError(errors.UserError):
+  """A symbolic link that leads out of the directory it should stay in."""
+
+
+def open_regular(
+  path: str | os.PathLike, *, within: str | None = None
+) -> BinaryIO:
+  """Opens a regular file for reading; a pipe or a device is not waited for.
+
+  What is checked is what was opened, so that nobody can exchange it between.
+
+  Args:
+    path: of the file.
+    within: a directory that symbolic links must not lead out of.
+
+  Raises:
+    OSError: it cannot be opened.
+    ValueError: the path holds a NUL.
+    NotRegularError: it is something else than a file.
+    OutsideError: it lies outside of `within`.
+  """
+  flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+  try:
+    descriptor = os.open(path, flags)
+  except OSError as error:
+    if error.errno in (errno.ENXIO, errno.ENODEV):  # A socket or a device.
+      raise _not_regular(path) from None
+    raise
+  try:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+      raise _not_regular(path)
+    if within is not None and not _is_inside(descriptor, path, within):
+      raise OutsideError(
+        f"{os.fspath(path)} is a link that leads out of {within}."
+      )
+    return os.fdopen(descriptor, "rb")
+  except BaseException:
+    os.close(descriptor)
+    raise
+
+
+def read_regular(
+  path: str | os.PathLike, *, limit: int, within: str | None = None
+) -> bytes:
+  """Returns the content of a regular file, at most `limit` + 1 bytes of it.
+
+  No more is read than the file's size says, so that what the kernel makes up
+  (`/proc`) is empty.
+  """
+  with open_regular(path, within=within) as file:
+    size = os.fstat(file.fileno()).st_size
+    return file.read(min(size, limit + 1))
+
+
+def _is_inside(descriptor: int, path: str | os.PathLike, within: str) -> bool:
+  root = os.path.realpath(within)
+  try:
+    real = os.readlink(f"/proc/self/fd/{descriptor}")  # Linux: what was opened.
+  except OSError:
+    real = os.path.realpath(path)
+    if not os.path.samestat(os.stat(real), os.fstat(descriptor)):
+      return False
+  return os.path.commonpath((root, real)) == root
+
+
+def _not_regular(path: str | os.PathLike) -> NotRegularError:
+  return NotRegularError(f"{os.fspath(path)} is not a regular file.")

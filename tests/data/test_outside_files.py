@@ -1,0 +1,227 @@
+"""Files that a table or a folder names: pipes, devices, links and strangers."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from clip_jax import cli, preprocess, regular_files
+from clip_jax.data import prepare, sources
+
+
+@pytest.fixture
+def odd_files(tmp_path, png):
+  """Returns a folder of things that are no image, and a table of them."""
+  secret = tmp_path / "secret.png"
+  secret.write_bytes(png(9))
+  root = tmp_path / "data"
+  root.mkdir()
+  (root / "good.png").write_bytes(png(0))
+  (root / "inside.png").symlink_to("good.png")
+  (root / "outside.png").symlink_to(secret)
+  (root / "loop.png").symlink_to("loop.png")
+  (root / "gone.png").symlink_to("nowhere.png")
+  os.mkfifo(root / "pipe.png")
+  (root / "pipe_link.png").symlink_to("pipe.png")
+  (root / "null.png").symlink_to("/dev/null")
+  (root / "dir.png").mkdir()
+  rows = {
+    "good.png": None,
+    "inside.png": None,
+    "outside.png": "link_leads_outside",
+    "loop.png": "missing_file",
+    "gone.png": "missing_file",
+    "pipe.png": "not_a_file",
+    "pipe_link.png": "not_a_file",
+    "null.png": "not_a_file",
+    "dir.png": "not_a_file",
+    "/dev/zero": "not_a_file",
+    "/dev/stdin": "not_a_file",
+    "/proc/self/environ": "empty_image",
+    "../secret.png": None,
+    str(secret): None,
+  }
+  (root / "pairs.csv").write_text(
+    "".join(f"{name},x\n" for name in ("image,caption", *rows)).replace(
+      "caption,x", "caption", 1
+    )
+  )
+  return root, rows
+
+
+def _reasons(source):
+  reasons = []
+  for i in range(len(source)):
+    try:
+      source[i]
+      reasons.append(None)
+    except sources.BadRecord as error:
+      reasons.append(error.reason)
+  return reasons
+
+
+def test_a_table_opens_regular_files_only(odd_files, monkeypatch):
+  root, rows = odd_files
+  read, write = os.pipe()
+  monkeypatch.setattr(sys, "stdin", None)
+  saved = os.dup(0)
+  os.dup2(read, 0)  # /dev/stdin would be waited for.
+  try:
+    found = _reasons(sources.open_source(f"csv:{root / 'pairs.csv'}"))
+  finally:
+    os.dup2(saved, 0)
+    for descriptor in (saved, read, write):
+      os.close(descriptor)
+  assert dict(zip(rows, found, strict=True)) == rows
+
+
+def test_links_lead_outside_on_request(odd_files, png):
+  root, rows = odd_files
+  address = f"csv:{root / 'pairs.csv'}?links=follow"
+  source = sources.open_source(address)
+  number = list(rows).index("outside.png")
+  assert source[number].image == png(9)
+  assert _reasons(source)[number + 1] == "missing_file"
+
+
+@pytest.mark.parametrize("layout", ["classes", "captions"])
+def test_links_out_of_a_folder_are_refused_unless_asked_for(
+  layout, tmp_path, png
+):
+  (tmp_path / "elsewhere").mkdir()
+  (tmp_path / "elsewhere" / "b.png").write_bytes(png(1))
+  root = tmp_path / "data" / "ant"
+  root.mkdir(parents=True)
+  (root / "a.png").write_bytes(png(0))
+  (root / "b.png").symlink_to(tmp_path / "elsewhere" / "b.png")
+  if layout == "captions":
+    for name in "ab":
+      (root / f"{name}.txt").write_text("text")
+  (tmp_path / "link").symlink_to(tmp_path / "data")
+  for place in ("data", "link"):
+    address = f"folder:{tmp_path / place}"
+    assert _reasons(sources.open_source(address)) == [
+      None,
+      "link_leads_outside",
+    ]
+    source = sources.open_source(f"{address}?links=follow")
+    assert _reasons(source) == [None, None]
+  with pytest.raises(ValueError, match="Known: follow"):
+    sources.open_source(f"{address}?links=all")
+
+
+def test_a_socket_is_no_regular_file(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with socket.socket(socket.AF_UNIX) as listener:
+    listener.bind("s")
+    with pytest.raises(regular_files.NotRegularError):
+      regular_files.open_regular("s")
+
+
+def test_an_image_that_is_a_pipe_is_refused_at_once(tmp_path):
+  os.mkfifo(tmp_path / "pipe.png")
+  with pytest.raises(preprocess.ImageError, match="not a regular file"):
+    preprocess.decode(tmp_path / "pipe.png")
+
+
+def test_a_strangers_table_carries_no_file_into_a_copy(tmp_path, png):
+  (tmp_path / "passwd").write_text("root:x:0:0:a secret of this machine\n")
+  # Nor one that only begins as an image.
+  (tmp_path / "fake").write_bytes(b"\xff\xd8\xff\xe0 a secret, too")
+  (tmp_path / "good.png").write_bytes(png(0))
+  table = tmp_path / "pairs.csv"
+  table.write_text(
+    f"image,caption\n{tmp_path}/passwd,x\n{tmp_path}/fake,x\ngood.png,x\n"
+    "/etc/passwd,x\n"
+  )
+  source = sources.open_source(f"csv:{table}")
+  summary = prepare.prepare(source, tmp_path / "copy")
+  assert summary["bad"] == {"not_an_image": 2, "truncated": 1}
+  for path in (tmp_path / "copy").iterdir():
+    assert b"secret" not in path.read_bytes()
+    assert b"root:" not in path.read_bytes()
+
+
+def _run(*words):
+  """Returns the exit code of a command."""
+  return cli.run([*words, "--json"])
+
+
+def _table(tmp_path, text, png, encoding="utf-8"):
+  for i, name in enumerate("abc"):
+    (tmp_path / name).write_bytes(png(i))
+  path = tmp_path / "pairs.csv"
+  path.write_bytes(text.encode(encoding))
+  return path
+
+
+def test_a_quote_that_swallows_rows_is_told(tmp_path, png, caplog):
+  path = _table(
+    tmp_path,
+    'image,caption\nc,"one, two"\n\na,"5 inch\nb,x\nc,7"\nb,last\n',
+    png,
+  )
+  source = sources.open_source(f"csv:{path}")
+  assert len(source) == 3
+  assert "row 2 (lines 4 to 6)" in caplog.text
+  assert "?quote=none" in caplog.text
+  caplog.clear()
+  path.write_text('image,caption\na,"two\nlines"\nb,"one, two"\n')
+  sources.open_source(f"csv:{path}")
+  assert not caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_recognised_and_told(tmp_path, png, caplog, encoding):
+  path = _table(tmp_path, "image,caption\na,caf\u00e9 \u72ac\n", png, encoding)
+  source = sources.open_source(f"csv:{path}")
+  assert source[0].texts == ("caf\u00e9 \u72ac",)
+  assert "read as UTF-16" in caplog.text
+
+
+def test_a_long_field_costs_one_row(tmp_path, png):
+  path = _table(
+    tmp_path,
+    f"image,caption\na,{'x' * 2_000_000}\nb,{'y' * 200_000}\nb,z\n"
+    f"{'n' * 2_000_000},x\n",
+    png,
+  )
+  source = sources.open_source(f"csv:{path}")
+  assert _reasons(source) == ["too_large", None, "missing_image"]
+  assert source[1].texts == ("y" * 200_000, "z")
+
+
+def test_inspect_shows_the_path_that_was_tried(tmp_path, png, capsys):
+  path = _table(tmp_path, "image,caption\nimg/a,x\nimg/b,x\n", png)
+  assert _run("data", "inspect", f"csv:{path}") == 1
+  found = json.loads(capsys.readouterr().out)
+  assert found["good"] == 0
+  (hint,) = found["hints"].values()
+  assert f"{tmp_path}/img/a was tried" in hint
+  assert "?root=DIR" in hint
+
+
+@pytest.mark.parametrize("verb", ["inspect", "prepare"])
+def test_max_pixels_is_a_flag_of_the_data_verbs(tmp_path, png, capsys, verb):
+  path = _table(tmp_path, "image,caption\na,x\n", png)
+  out = [str(tmp_path / "copy")] if verb == "prepare" else []
+  code = _run("data", verb, f"csv:{path}", *out, "--max-pixels", "3")
+  assert code == (verb == "inspect")
+  assert json.loads(capsys.readouterr().out)["bad"] == {"too_many_pixels": 1}
+
+
+def test_a_pipe_as_config_of_a_model_is_refused_at_once(tmp_path):
+  os.mkfifo(tmp_path / "config.json")
+  done = subprocess.run(
+    [
+      *(sys.executable, "-m", "clip_jax", "convert"),
+      *(tmp_path, tmp_path / "out", "--to", "clip-jax"),
+    ],
+    capture_output=True,
+    timeout=60,
+  )
+  assert done.returncode == 1
+  assert b"Traceback" not in done.stderr
