@@ -46,8 +46,9 @@ def train(
     allow_changes: resume although fields differ that change the result.
 
   Returns:
-    {"steps", "steps_now", "seconds", "skipped", "bad_records", "evals",
-    "report"}; steps_now are those that this call has run.
+    {"steps", "steps_now", "seconds", "skipped", "bad_records", "lost_records",
+    "evals", "report"}; steps_now are those that this call has run, lost_records
+    what the data lost to damaged files, as far as known.
 
   Raises:
     UserError: the config does not fit the data, the devices or the workdir.
@@ -114,6 +115,7 @@ def train(
       "seconds": time.perf_counter() - started,
       "skipped": int(state.skipped),
       "bad_records": notes.counters["bad_records"],
+      "lost_records": account.of(run.source).lost_records,
       **results,
     }
 
