@@ -44,9 +44,10 @@ def train(
     allow_changes: resume although fields differ that change the result.
 
   Returns:
-    {"steps", "steps_now", "seconds", "skipped", "bad_records", "before",
-    "evals", "report"}; steps_now are those that this call has run, before are
-    the measures of the model that the run began with.
+    {"steps", "steps_now", "seconds", "skipped", "bad_records", "lost_records",
+    "before", "evals", "report"}; steps_now are those that this call has run,
+    lost_records what the data lost to damaged files, as far as known, before
+    are the measures of the model that the run began with.
 
   Raises:
     UserError: the config does not fit the data, the devices or the workdir.
@@ -114,6 +115,7 @@ def train(
       "skipped": int(state.skipped),
       "bad_records": notes.counters["bad_records"],
       "before": notes.counters.get(journal.BEFORE, {}),
+      "lost_records": account.of(run.source).lost_records,
       **results,
     }
 

@@ -95,6 +95,15 @@ def test_classes_are_texts_whatever_their_folders_are_called(folder):
   assert source[1].key == "d/e\udcff.png"
 
 
+def test_folders_without_an_image_are_told(folder, tmp_path):
+  (tmp_path / "eel").mkdir()
+  source = folder(CLASSES)
+  assert source.class_names == ("cat", "dog")
+  assert source.account.notes == [
+    "Folders without an image are no classes: 'eel'."
+  ]
+
+
 def test_files_that_are_not_read_are_counted(folder):
   source = folder(
     {

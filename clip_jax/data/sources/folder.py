@@ -189,6 +189,7 @@ def open_folder(
     )
   for name in texts:
     account.left_out.add(name)
+  account.notes.extend(_note_empty(root, images))
   if outside := [name for name in images if os.sep not in name]:
     raise errors.UserError(
       f"folder:{path} holds images outside of a class folder, such as"
@@ -275,6 +276,22 @@ def _class_name(directory: str) -> str:
   """Returns the text that a directory's name is; no UTF-8 becomes "�"."""
   name = directory.encode("utf-8", "surrogateescape")
   return name.decode("utf-8", "replace").replace("_", " ")
+
+
+def _note_empty(root: str, images: list[str]) -> Iterator[str]:
+  """Yields a sentence where a folder would be a class, but has no image."""
+  classes = {name.split(os.sep)[0] for name in images}
+  empty = sorted(
+    entry.name
+    for entry in os.scandir(root)
+    if entry.is_dir() and not _is_hidden(entry.name)
+    if entry.name not in classes
+  )
+  if empty:
+    more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+    yield (
+      f"Folders without an image are no classes: {_listed(empty[:5])}{more}."
+    )
 
 
 def _listed(names: Iterable[str]) -> str:
