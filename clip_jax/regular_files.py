@@ -1,6 +1,7 @@
 """Opens files that others named: regular ones only, and none that blocks."""
 
 import errno
+import functools
 import os
 import stat
 from typing import BinaryIO
@@ -67,14 +68,19 @@ def read_regular(
 
 
 def _is_inside(descriptor: int, path: str | os.PathLike, within: str) -> bool:
-  root = os.path.realpath(within)
+  root = _real_root(os.path.abspath(within))
   try:
     real = os.readlink(f"/proc/self/fd/{descriptor}")  # Linux: what was opened.
   except OSError:
     real = os.path.realpath(path)
     if not os.path.samestat(os.stat(real), os.fstat(descriptor)):
       return False
-  return os.path.commonpath((root, real)) == root
+  return real.startswith(root)
+
+
+@functools.lru_cache(maxsize=64)  # Asked for with every record.
+def _real_root(directory: str) -> str:
+  return os.path.join(os.path.realpath(directory), "")
 
 
 def _not_regular(path: str | os.PathLike) -> NotRegularError:

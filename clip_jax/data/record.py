@@ -12,7 +12,7 @@ class Record:
   """An encoded image and the texts that go with it.
 
   Attributes:
-    image: the encoded image (JPEG, PNG, WebP, GIF or BMP).
+    image: the encoded image, in a format that `preprocess.decode` reads.
     texts: at least one caption.
     key: names the record within its source; never a path to write to.
     label: index into the source's `class_names`.

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from clip_jax import preprocess
-from clip_jax.data import transforms
+from clip_jax.data import pipeline, transforms
 
 
 def test_small_images_are_decoded_once_and_are_the_same(png):
@@ -36,6 +36,27 @@ def test_a_broken_image_is_broken_each_time(png):
   for _ in range(2):
     with pytest.raises(preprocess.ImageError):
       decode(png(0)[:-30])
+
+
+@pytest.mark.parametrize(("most", "fits"), [(98, False), (99, True)])
+def test_training_and_evaluation_bound_the_pixels(
+  png, list_source, pairs, most, fits
+):
+  source = list_source(pairs(2))
+  spec = preprocess.Preprocess(
+    image_size=4, mean=(0, 0, 0), std=(1, 1, 1)
+  ).with_max_pixels(most)
+  assert preprocess.Preprocess.from_dict(spec.to_dict()).limits != spec.limits
+  with pipeline.eval_batches(source, batch_size=2, preprocess=spec) as batches:
+    problems = next(batches)["problems"]
+  reasons = [] if fits else ["too_many_pixels"] * 2
+  assert [problem.reason for problem in problems] == reasons
+  decode = pickle.loads(pickle.dumps(transforms.Decoder(spec.limits)))
+  if fits:
+    assert decode(png(0)).size == (9, 11)
+    return
+  with pytest.raises(preprocess.ImageError, match="98 are allowed"):
+    decode(png(0))
 
 
 def _blank(width, height):

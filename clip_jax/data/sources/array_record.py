@@ -25,6 +25,7 @@ import numpy as np
 from clip_jax import errors, json_text
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
+from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import files, paths
 
 FORMAT = "clip_jax records"
@@ -78,6 +79,8 @@ def decode(data: bytes) -> record_lib.Record:
     isinstance(text, str) for text in (record.key, *record.texts)
   ):
     raise ValueError("a record of clip_jax whose texts are none")
+  if record.label is not None and type(record.label) is not int:
+    raise ValueError("a record of clip_jax whose label is no number")
   return record
 
 
@@ -114,9 +117,14 @@ class ArrayRecords:
     name = f"{os.path.basename(self._files.paths[number])}[{position}]"
     try:
       (data,) = self._files.get(number).read([position])
-      return decode(data)
+      record = decode(data)
     except (RuntimeError, ValueError, struct.error, errors.UserError):
       raise record_lib.BadRecord("damaged_record", name) from None
+    if record.label is not None and self.class_names is not None:
+      captions_lib.check_label(
+        record.label, key=record.key, classes=len(self.class_names)
+      )
+    return record
 
   def _check_format(self) -> None:
     try:

@@ -61,9 +61,15 @@ def label_from(data: bytes, *, key: str, classes: int | None) -> int:
   if not digits.isdigit() or len(digits) > 9:
     raise record_lib.BadRecord("bad_label", key)
   label = int(digits)
-  if classes is not None and label >= classes:
-    raise record_lib.BadRecord("bad_label", key)
+  if classes is not None:
+    check_label(label, key=key, classes=classes)
   return label
+
+
+def check_label(label: int, *, key: str, classes: int) -> None:
+  """Raises `BadRecord` where `label` is none of so many `classes`."""
+  if not 0 <= label < classes:
+    raise record_lib.BadRecord("bad_label", key)
 
 
 def _decode(data: bytes, key: str) -> str:

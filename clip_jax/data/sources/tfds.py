@@ -57,7 +57,9 @@ class TfdsSource:
     key = f"{self._name}[{index}]"
     try:
       example = self._data[index]
-    except (RuntimeError, ValueError):
+    except OSError:
+      raise
+    except Exception:  # Its readers raise nearly any of them.
       raise record_lib.BadRecord("damaged_record", key) from None
     image = _look_up(example, self._image)
     if not image:
@@ -67,6 +69,8 @@ class TfdsSource:
       # Test splits without labels have -1.
       value = int(_look_up(example, self._label))
       label = value if value >= 0 else None
+      if label is not None and self.class_names is not None:
+        captions_lib.check_label(label, key=key, classes=len(self.class_names))
     texts = self._texts(example, key, label)
     return record_lib.Record(image=image, texts=texts, key=key, label=label)
 
