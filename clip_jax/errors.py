@@ -27,12 +27,13 @@ class AmbiguousError(UserError):
     flags: what settles it, such as "--activation gelu".
   """
 
-  def __init__(self, problem: str, *, flags: str, known_here: bool = False):
+  def __init__(
+    self, problem: str, *, flags: str = "", known_here: bool = False
+  ):
     # Most verbs and the API know no such flag: `convert` comes first there.
-    where = (
-      "" if known_here else " to `clip-jax convert`, and take what it writes"
-    )
-    super().__init__(f"{problem} Give {flags}{where}.")
+    where = "to `clip-jax convert`, and take what it writes"
+    give = f"Give {flags}" if known_here else f"Give {flags} {where}"
+    super().__init__(f"{problem} {give}." if flags else problem)
     self.problem = problem
     self.flags = flags
 

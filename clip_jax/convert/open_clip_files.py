@@ -130,6 +130,13 @@ def find(
     )
   report.infer("config", options.config, "flag")
   spec = named(options.config, options)
+  if spec["image_mean"] != variants.DEFAULTS["image_mean"]:
+    report.warnings.append(
+      f"Images are prepared as for {options.config} as published. A training "
+      "from scratch by open_clip has OpenAI's mean and deviation unless it was "
+      "told others: then give its config with its preprocess_cfg by --config "
+      "FILE."
+    )
   model = portable.Portable(spec, {}, report)
   config = open_clip_export.configure(model)
   return Source(config, options.config, path, (), (path.parent,), spec)
