@@ -127,14 +127,15 @@ class Clip:
   def _pixels(self, image: ImageInput, name: str) -> np.ndarray:
     try:
       return self.preprocess(image)
-    except preprocess_lib.ImageError as error:
+    except errors.UserError as error:
       if isinstance(image, str | os.PathLike):
         name = "" if str(image) in str(error) else str(image)
       if not name:
         raise
-      raise preprocess_lib.ImageError(
-        f"{name}: {error}", reason=error.reason
-      ) from None
+      message = f"{name}: {error}"
+      if isinstance(error, preprocess_lib.ImageError):
+        raise preprocess_lib.ImageError(message, reason=error.reason) from None
+      raise errors.UserError(message) from None
 
   def embed_images(self, images: np.ndarray) -> np.ndarray:
     """Returns unit embeddings of preprocessed uint8 (n, size, size, 3)."""

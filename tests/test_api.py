@@ -217,6 +217,7 @@ def test_what_an_error_says_to_write_makes_an_image(clip, name):
     (b"", "is empty"),
     (np.zeros((0, 4, 3), np.uint8), "is empty"),
     ([pixels(2)], "One image was expected"),
+    ([pixels(1)[0], UNIT], r"images\[1\]: An image array must be uint8"),
     ([pixels(1)[0], b"junk"], r"images\[1\]: The image"),
   ],
 )
