@@ -80,6 +80,12 @@ class Clip:
     default_factory=threading.Lock, init=False, repr=False
   )
 
+  def __repr__(self) -> str:
+    size = self.preprocess and f"images of {self.preprocess.image_size} pixels"
+    length = self.tokenizer and f"texts of {self.tokenizer.context_length} ids"
+    facts = [x for x in (self.path, size, length) if x]
+    return f"Clip({', '.join(facts)}, embed_dim={self.module.embed_dim})"
+
   def encode_image(
     self,
     images: Images,
@@ -127,14 +133,15 @@ class Clip:
   def _pixels(self, image: ImageInput, name: str) -> np.ndarray:
     try:
       return self.preprocess(image)
-    except preprocess_lib.ImageError as error:
+    except errors.UserError as error:
       if isinstance(image, str | os.PathLike):
         name = "" if str(image) in str(error) else str(image)
       if not name:
         raise
-      raise preprocess_lib.ImageError(
-        f"{name}: {error}", reason=error.reason
-      ) from None
+      message = f"{name}: {error}"
+      if isinstance(error, preprocess_lib.ImageError):
+        raise preprocess_lib.ImageError(message, reason=error.reason) from None
+      raise errors.UserError(message) from None
 
   def with_max_pixels(self, max_pixels: int | None) -> "Clip":
     """Returns the same model, which reads images of so many pixels."""
@@ -197,6 +204,10 @@ class Clip:
       UserError: the model has no text tower, or something is no text.
     """
     self.check_towers("text")
+    if not isinstance(texts, Iterable):
+      raise errors.UserError(
+        f"Texts are given as one or as several, got {type(texts).__name__}."
+      )
     texts = [texts] if isinstance(texts, str) else list(texts)
     rows = self.tokenizer.rows(texts)
     counted = self._cuts if cuts is None else cuts
@@ -430,8 +441,10 @@ def _are_ids(texts: Any) -> bool:
 
 
 def _batch_size(given: int | None, default: int) -> int:
-  if given is not None and given < 1:
-    raise errors.UserError(f"batch_size={given} must be at least 1.")
+  if given is not None and not (isinstance(given, int) and given >= 1):
+    raise errors.UserError(
+      f"batch_size={given!r} must be a whole number, at least 1."
+    )
   return given or max(default, 1)
 
 

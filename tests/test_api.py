@@ -217,6 +217,7 @@ def test_what_an_error_says_to_write_makes_an_image(clip, name):
     (b"", "is empty"),
     (np.zeros((0, 4, 3), np.uint8), "is empty"),
     ([pixels(2)], "One image was expected"),
+    ([pixels(1)[0], UNIT], r"images\[1\]: An image array must be uint8"),
     ([pixels(1)[0], b"junk"], r"images\[1\]: The image"),
   ],
 )
@@ -239,6 +240,18 @@ def test_texts_may_come_in_many_ways(clip):
       clip.encode_text(wrong)
 
 
+@pytest.mark.parametrize("texts", [None, 3, [None], b"cat", ["cat", 1]])
+def test_what_is_no_text_is_a_clear_error(clip, texts):
+  with pytest.raises(clip_jax.UserError, match=r"got (NoneType|int|bytes)"):
+    clip.encode_text(texts)
+
+
+def test_a_model_is_shown_in_a_line(clip):
+  assert repr(clip) == (
+    "Clip(images of 16 pixels, texts of 9 ids, embed_dim=12)"
+  )
+
+
 def test_batches_are_no_larger_than_asked_for_and_progress_is_told(clip):
   sizes, told = [], []
   embed = clip.embed_images
@@ -256,8 +269,9 @@ def test_batches_are_no_larger_than_asked_for_and_progress_is_told(clip):
   told.clear()
   clip.encode_image(iter(images), progress=lambda *counts: told.append(counts))
   assert told == [(5, None)]
-  with pytest.raises(clip_jax.UserError, match="batch_size=0"):
-    clip.encode_image(images, batch_size=0)
+  for wrong in (0, "3", 1.5):
+    with pytest.raises(clip_jax.UserError, match="batch_size="):
+      clip.encode_image(images, batch_size=wrong)
 
 
 def test_a_generator_is_read_a_batch_at_a_time(clip):

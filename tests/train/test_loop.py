@@ -122,6 +122,18 @@ def test_a_run_says_what_it_is_and_epochs_become_steps(caplog):
   assert "hold some of the 1433 records more than once" in caplog.text
 
 
+def test_captions_that_are_cut_are_told_at_the_start(caplog):
+  config = config_lib.default_config()
+  config.model, config.batch_size, config.steps = "tiny-vit", 16, 5000
+  config.data.train = "builtin:digits/train"
+  for length, told in ((12, 0), (6, 1)):
+    config.model_overrides = {"text": {"context_length": length}}
+    caplog.clear()
+    run_lib.make_run(config_lib.check(config))
+    assert caplog.text.count("sampled captions are longer than") == told
+  assert "than the 6 tokens" in caplog.text
+
+
 def _train_until(config, workdir, name, done):
   """Sends SIGTERM once `done` examples of the evaluation `name` are done."""
 
