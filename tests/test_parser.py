@@ -61,6 +61,7 @@ def test_the_help_of_a_verb_ends_with_examples_that_parse(verb, capsys):
       None,
     ),
     ("search index -k 5 -- -k", None),
+    ("eval m --task retrieval --data d --duplicates", None),
   ],
 )
 def test_a_flag_given_twice_is_told(words, remark):

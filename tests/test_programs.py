@@ -1,6 +1,8 @@
 import logging
 import os
 import stat
+import subprocess
+import sys
 import time
 
 import jax
@@ -145,6 +147,40 @@ def test_without_a_cache_home_the_folder_is_in_home(monkeypatch, home):
   monkeypatch.setenv("XDG_CACHE_HOME", home)
   monkeypatch.setenv("HOME", "/somewhere")
   assert str(programs.folder()) == "/somewhere/.cache/clip_jax/programs"
+
+
+PROCESS = """
+import jax, numpy as np
+from clip_jax import embedder, programs
+from clip_jax.models import variants
+
+write = programs._write
+programs._write = lambda *given: print("compiled") or write(*given)
+module = variants.create_model("tiny-cbow")
+shapes = variants.abstract_variables(module)
+variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+tokens = np.ones((2, 16), np.int32)
+encoder = embedder.Encoder(module)
+print(encoder.embed_tokens(variables, tokens).sum())
+"""
+
+
+def test_another_process_need_not_compile_again(tmp_path):
+  environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+  environment.pop("JAX_COMPILATION_CACHE_DIR")
+  said = [
+    subprocess.run(
+      [sys.executable, "-c", PROCESS],
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    for _ in range(2)
+  ]
+  first, second = (done.stdout.split() for done in said)
+  assert first == ["compiled", *second] and len(second) == 1
+  assert said[1].stderr == ""
 
 
 class Slow:

@@ -91,6 +91,8 @@ def add_duplicates(parser: Parser) -> None:
   """Adds --duplicates, of retrieval."""
   parser.add_argument(
     "--duplicates",
+    nargs="?",
+    const="hits",
     choices=("hits", "misses"),
     help="of retrieval: what an equal caption of another image counts as "
     "(default: hits; published figures count it as a miss)",

@@ -71,7 +71,8 @@ def _repeated(
       continue  # What takes no value loses nothing.
     if not name.startswith("--"):
       name, equals, value = word[:2], word[2:], word[2:]
-    given[action.dest].append((name, value if equals else words[i + 1]))
+    following = words[i + 1] if i + 1 < len(words) else ""
+    given[action.dest].append((name, value if equals else following))
   for override in overrides:
     field, _, value = override.partition("=")
     given[f"{_OVERRIDE}{field}"].append((f"{_OVERRIDE}{field}", value))

@@ -276,15 +276,12 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
       "model with --model, or make the index again with `clip-jax embed`."
     ) from None
   index.check_model(clip.path, clip.fingerprint)
-<<<<<<< HEAD
   clip = clip.with_max_pixels(arguments.max_pixels)
-=======
   if arguments.image is None and clip.tokenizer is None:
     raise errors.UserError(
       f"{clip.path} has the image tower alone, and a text needs the text "
       "tower: search with --image FILE."
     )
->>>>>>> use
   if arguments.image is None:
     query = clip.encode_text(arguments.query)[0]
   else:
