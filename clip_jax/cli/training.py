@@ -145,6 +145,7 @@ def joined_processes(arguments: argparse.Namespace) -> Iterator[None]:
       # The watch knows sooner; what JAX does about it says little.
       heartbeat_seconds=3 * arguments.heartbeat,
     )
+    _meet()
     yield
     jax.distributed.shutdown()
   except SystemExit:  # All of them were told to stop, and have saved.
@@ -155,6 +156,25 @@ def joined_processes(arguments: argparse.Namespace) -> Iterator[None]:
     watch.fail(error)
     raise
   watch.close()
+
+
+def _meet() -> None:
+  """Runs a sum over all devices, now that all processes are at one point.
+
+  On CPUs a process waits for the others at its first sum for 30 s only, and a
+  step's compilation may take one of them longer than that.
+  """
+  import jax
+  import numpy as np
+
+  from clip_jax import sharding
+
+  mesh = sharding.make_mesh()
+  ones = jax.make_array_from_callback(
+    (mesh.size,), sharding.batch_sharding(mesh), lambda _: np.ones(1, np.int32)
+  )
+  total = jax.jit(jax.numpy.sum, out_shardings=sharding.replicated(mesh))(ones)
+  assert total == mesh.size, total
 
 
 def _initialize(*, heartbeat_seconds: int, **options: Any) -> None:

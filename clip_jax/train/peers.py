@@ -9,6 +9,7 @@ connection closes is known here first.
 """
 
 import contextlib
+import ipaddress
 import json
 import os
 import socket
@@ -343,20 +344,31 @@ class _Guest(Peers):
 
 
 def _listen(address: tuple[str, int]) -> socket.socket:
-  """Listens where others look for this process: there only, if it can."""
+  """Listens where others look for this process."""
   host, port = address
+  # A machine's own name is often another address for itself than for others.
+  if host != "localhost" and not _is_number(host):
+    host = ""
   try:
     try:
-      family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-      return socket.create_server(address, family=family, backlog=1024)
-    except OSError:
-      # The address may be one that a network translates.
+      family = socket.AF_INET6 if ":" in host else socket.AF_INET
+      return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError:  # Not one of this machine's: a network translates it.
       return socket.create_server(("", port), backlog=1024)
   except OSError as error:
     raise errors.UserError(
-      f"Process 0 cannot listen at {host}:{port}: {error.strerror or error}. "
-      "Give --coordinator another port, in all processes."
+      f"Process 0 cannot listen at {address[0]}:{port}: "
+      f"{error.strerror or error}. Give --coordinator another port, in all "
+      "processes."
     ) from error
+
+
+def _is_number(host: str) -> bool:
+  try:
+    ipaddress.ip_address(host)
+  except ValueError:
+    return False
+  return True
 
 
 def _connect(address: tuple[str, int], end: float) -> socket.socket:

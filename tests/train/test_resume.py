@@ -313,6 +313,7 @@ def test_when_one_of_two_processes_is_killed_both_end_and_go_on(tmp_path):
     done = before + 4
     assert _wait_for(lambda done=done: _count_lines(workdir) >= done, pair[0])
     pair[killed].kill()
+    pair[killed].wait()
     started = time.monotonic()
     _expect(pair[1 - killed], 75, workdir, f"log{1 - killed}")
     assert time.monotonic() - started < heartbeat + 2
