@@ -102,7 +102,7 @@ class Evaluator:
       if "top1" in result
     ]
     if jax.process_index() == 0:
-      title = f"{run.config.model} on {run.config.report}"
+      title = f"{run.name} on {run.config.report}"
       picture = report_lib.make_report(
         rows,
         title=title,

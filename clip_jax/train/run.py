@@ -42,6 +42,13 @@ class Run(program.Program):
   layout: text_layout.Layout
   encoder: embedder.Encoder
 
+  @property
+  def name(self) -> str:
+    """What people call the model: its own name, or what it began with."""
+    if self.config.model != variants.FROM_INIT:
+      return self.config.model
+    return " and ".join(filter(None, self.config.init.values()))
+
   def announce(self) -> None:
     """Says what is about to run, before the first compilation's silence."""
     devices = self.mesh.devices.flatten()
@@ -49,11 +56,9 @@ class Run(program.Program):
     if frozen := self.config.optim.frozen:
       params = variants.abstract_variables(self.model)["params"]
       count += f" ({freezing.trained_count(params, frozen):,} of them trained)"
-    begun = [x for x in self.config.init.values() if x]
-    is_theirs = self.config.model == variants.FROM_INIT
     logging.info(
       "%s: %s, %d records, %d steps of %d pairs on %d x %s",
-      " and ".join(begun) if is_theirs else self.config.model,
+      self.name,
       count,
       len(self.source),
       self.total_steps,

@@ -139,6 +139,17 @@ def _make_run(config, tmp_path):
   return run_lib.make_run(settled, tokenizer_files=files)
 
 
+def test_the_options_that_the_config_names_are_understood(room, tmp_path):
+  named = re.findall(
+    r"^  --config\.([\w.]+)='?([^'\s]+)", CONFIG.read_text(), re.M
+  )
+  assert len(named) == 5
+  plain = _make_run(_config(room), tmp_path).config
+  for field, value in named:
+    changed = _make_run(_config(room, **{field: value}), tmp_path).config
+    assert list(config_lib.differences(plain, changed)) == [field]
+
+
 def test_captions_in_a_table_are_measured_by_retrieval(room, tmp_path):
   fields = {"data.train": f"csv:{room / 'captions.csv'}"}
   run = _make_run(_config(room, **fields), tmp_path)
