@@ -1,8 +1,12 @@
 """Batch norm over the global batch, as torch computes it."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from clip_jax.models import by_platform
 
 
 class BatchNorm(nn.Module):
@@ -49,22 +53,90 @@ class BatchNorm(nn.Module):
     bias = self.param(
       "bias", nn.initializers.zeros, (channels,), self.param_dtype
     )
-    x = x.astype(wide)
     if train and "/".join(self.path) not in locked_norms:
-      mean = _mean(x, axes)
-      var = _mean(jnp.square(x - mean), axes)
+      y, mean, var = normalise(x, scale, bias, self.epsilon, axes)
       if not self.is_initializing():
         count = x.size // channels * jax.lax.psum(1, axes)
         self._average(running_mean, mean)
         self._average(running_var, var * (count / max(count - 1, 1)))
-    else:
-      mean, var = running_mean.value, running_var.value
-    factor = jax.lax.rsqrt(var.astype(wide) + self.epsilon) * scale
-    return ((x - mean) * factor + bias).astype(self.dtype)
+      return y.astype(self.dtype)
+    mean, var = running_mean.value, running_var.value
+    factor = _factor(var.astype(wide), scale, self.epsilon)
+    return ((x.astype(wide) - mean) * factor + bias).astype(self.dtype)
 
   def _average(self, running, value):
     kept = self.momentum * running.value
+    value = jax.lax.stop_gradient(value)
     running.value = kept + (1 - self.momentum) * value.astype(kept.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalise(
+  x: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  epsilon: float,
+  axes: tuple[str, ...],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Normalises (batch, h, w, channels) by the batch's mean and variance.
+
+  The gradient that JAX derives runs over the activations ten times, which is
+  what a CPU waits for: there it is written out, in half as many. Other
+  platforms get the derived one.
+
+  Returns:
+    What is normalised, in at least float32, and the mean and the variance,
+    through which no gradient flows.
+  """
+  y, (mean, var, _) = _normalise(x, scale, bias, epsilon, axes)
+  return y, mean, var
+
+
+def _normalise(x, scale, bias, epsilon, axes):
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  mean = _mean(x, axes)
+  centred = x - mean
+  var = _mean(jnp.square(centred), axes)
+  y = (x - mean) * _factor(var, scale, epsilon) + bias
+  return y, (mean, var, centred)
+
+
+def _factor(var, scale, epsilon):
+  return jax.lax.rsqrt(var + epsilon) * scale
+
+
+def _normalise_forward(x, scale, bias, epsilon, axes):
+  y, derived, (mean, var, centred) = jax.vjp(
+    lambda *args: _normalise(*args, epsilon, axes), x, scale, bias, has_aux=True
+  )
+  # The derived gradient keeps `centred`, too: it is one array.
+  return (y, mean, var), (derived, centred, var, scale)
+
+
+def _normalise_backward(epsilon, axes, kept, gradients):
+  def derive(kept, gradient):
+    return kept[0](gradient)
+
+  def written_out(kept, gradient):
+    derived, centred, var, scale = kept
+    types = [x.dtype for x in jax.eval_shape(derived, gradient)]
+    inverse = jax.lax.rsqrt(var + epsilon)
+    of_bias = gradient.sum(axis=(0, 1, 2))
+    along = (gradient * centred).sum(axis=(0, 1, 2))
+    count = gradient.size // gradient.shape[-1]
+    if axes:
+      mean, along_mean = jax.lax.pmean((of_bias, along), axes)
+    else:
+      mean, along_mean = of_bias, along
+    slope = along_mean * inverse**2 / count
+    of_x = (gradient - mean / count - centred * slope) * (inverse * scale)
+    gradients = of_x, along * inverse, of_bias
+    return tuple(x.astype(t) for x, t in zip(gradients, types, strict=True))
+
+  return by_platform.choose(kept, gradients[0], cpu=written_out, default=derive)
+
+
+normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 def _mean(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:

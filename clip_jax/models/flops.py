@@ -252,6 +252,10 @@ def _cond(equation) -> int:
   return max(map(_count_jaxpr, _inner_jaxprs(equation)))
 
 
+def _by_platform(equation) -> int:
+  return _count_jaxpr(equation.params["default"].jaxpr)
+
+
 def _shard_map(equation) -> int:
   # The inner program is what each device runs.
   return equation.params["mesh"].size * sum(
@@ -260,6 +264,7 @@ def _shard_map(equation) -> int:
 
 
 _COUNTERS = {
+  "by_platform": _by_platform,
   "cond": _cond,
   "conv_general_dilated": _convolution,
   "dot_general": _dot_general,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import attention, batch_norm, block_chain
+from clip_jax.models import attention, batch_norm, block_chain, convolution
 
 HEAD_DIM = 64  # One head of the attention pool for 64 of its features.
 EXPANSION = 4  # A bottleneck's output channels over its inner ones.
@@ -20,32 +20,10 @@ _SHORTEST_LOOP = 4
 
 _BLOCK = re.compile(r"stage_\d+_block_\d+")
 
-# PyTorch's default for convolutions, which OpenAI left in place.
-_conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
 
 def average_pool(x: jax.Array, size: int) -> jax.Array:
   """Means over (size, size) windows of (batch, h, w, channels)."""
   return nn.avg_pool(x, (size, size), strides=(size, size))
-
-
-class PointwiseConv(nn.Module):
-  """A 1 x 1 convolution as the matrix product that it is.
-
-  XLA's CPU backend takes a third longer for a block whose 1 x 1 convolutions
-  are convolutions, forward and backward. The kernel keeps its four axes.
-  """
-
-  features: int
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps (batch, h, w, channels) to (batch, h, w, features)."""
-    shape = (1, 1, x.shape[-1], self.features)
-    kernel = self.param("kernel", _conv_init, shape, self.param_dtype)
-    return x.astype(self.dtype) @ kernel[0, 0].astype(self.dtype)
 
 
 class ConvNorm(nn.Module):
@@ -70,19 +48,9 @@ class ConvNorm(nn.Module):
   ) -> jax.Array:
     """Maps (batch, h, w, channels) to (batch, h', w', features)."""
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    if self.kernel_size == 1 and self.stride == 1:
-      conv = PointwiseConv(self.features, name="conv", **dtypes)
-    else:
-      conv = nn.Conv(
-        self.features,
-        (self.kernel_size, self.kernel_size),
-        strides=self.stride,
-        padding=self.kernel_size // 2,
-        use_bias=False,
-        kernel_init=_conv_init,
-        name="conv",
-        **dtypes,
-      )
+    conv = convolution.Conv(
+      self.features, self.kernel_size, self.stride, name="conv", **dtypes
+    )
     norm = batch_norm.BatchNorm(
       scale_init=self.scale_init, name="norm", **dtypes
     )

@@ -321,10 +321,12 @@ class _Bounds:
     )
     program = jax.make_jaxpr(backward)(*arguments).jaxpr
     given = set(map(id, program.invars))
+    # What several rules keep is one array.
+    kept = {id(held): held.aval for held in program.outvars}
     return sum(
-      math.prod(held.aval.shape) * held.aval.dtype.itemsize
-      for held in program.outvars
-      if id(held) not in given
+      math.prod(aval.shape) * aval.dtype.itemsize
+      for name, aval in kept.items()
+      if name not in given
     )
 
   def least(self, choice: Choice) -> int:

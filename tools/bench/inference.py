@@ -1,4 +1,4 @@
-"""Times using a ViT-B/32 against transformers and open_clip on the CPU.
+"""Times using a ViT-B/32 against what people use on a CPU.
 
     python tools/bench/inference.py [--json FILE] [--markdown FILE]
 
@@ -10,8 +10,12 @@ median of the ratios within a round, theirs over ours: above 1 we are faster.
 gives them. Loading runs in processes of their own, from the interpreter's start
 to the first embedding; the second of ours finds its programs compiled.
 
-open_clip is compared where it is installed; a stand-in takes torchvision's
-place where that is not, for none of its functions is timed.
+transformers, open_clip, ONNX Runtime and OpenVINO are compared, each where it
+is installed: `pip install onnx onnxscript onnxruntime openvino`. A stand-in
+takes torchvision's place for open_clip where that is not, for none of its
+functions is timed. The two runtimes get transformers' model, exported by
+`torch.onnx`, which both read; OpenVINO is asked for float32, since it would
+take bfloat16 where the processor has it.
 """
 
 import argparse
@@ -40,6 +44,7 @@ from clip_jax.models import variants
 
 NAME = "ViT-B-32"
 BATCH = 16
+TASKS = ("images", "texts", "short texts")
 OURS = """
 import sys, numpy as np, clip_jax
 clip = clip_jax.load(sys.argv[1])
@@ -132,9 +137,92 @@ def open_clip_tasks(directory, images, tokens, short_tokens):
   )
 
 
+def export_onnx(directory, images, tokens):
+  """Writes both towers as ONNX; False where its packages are missing."""
+  if not (_has("onnx") and _has("onnxscript")):
+    return False
+  model = transformers.CLIPModel.from_pretrained(
+    directory / "huggingface", attn_implementation="eager"
+  ).eval()
+
+  class Tower(torch.nn.Module):
+    def __init__(self, embed):
+      super().__init__()
+      self.model, self.embed = model, embed
+
+    def forward(self, x):
+      embeds = self.embed(x)
+      return getattr(embeds, "pooler_output", embeds)
+
+  towers = {
+    "images": (model.get_image_features, _pixels(images)),
+    "texts": (model.get_text_features, torch.from_numpy(tokens).long()),
+  }
+  for name, (embed, example) in towers.items():
+    torch.onnx.export(
+      Tower(embed), (example,), directory / f"{name}.onnx", dynamo=True
+    )
+  return True
+
+
+def onnxruntime_tasks(directory, images, tokens, short_tokens):
+  """Returns the same with ONNX Runtime."""
+  import onnxruntime
+
+  options = onnxruntime.SessionOptions()
+  options.intra_op_num_threads = torch.get_num_threads()
+
+  def runner(name):
+    session = onnxruntime.InferenceSession(
+      directory / f"{name}.onnx", options, providers=["CPUExecutionProvider"]
+    )
+    inputs = session.get_inputs()[0].name
+    return lambda x: session.run(None, {inputs: x})
+
+  return _runtime_tasks(runner, images, tokens, short_tokens)
+
+
+def openvino_tasks(directory, images, tokens, short_tokens):
+  """Returns the same with OpenVINO."""
+  import openvino
+
+  options = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    "PERFORMANCE_HINT": "LATENCY",
+  }
+
+  def runner(name):
+    model = openvino.Core().compile_model(
+      directory / f"{name}.onnx", "CPU", options
+    )
+    return lambda x: model([x])
+
+  return _runtime_tasks(runner, images, tokens, short_tokens)
+
+
+def _runtime_tasks(runner, images, tokens, short_tokens):
+  encode_image, encode_text = runner("images"), runner("texts")
+  pixels = _pixels(images).numpy()
+  ids, short_ids = (x.astype(np.int64) for x in (tokens, short_tokens))
+  return {
+    "images": lambda: encode_image(pixels),
+    "texts": lambda: encode_text(ids),
+    "short texts": lambda: encode_text(short_ids),
+  }
+
+
+def _has(package):
+  return importlib.util.find_spec(package) is not None
+
+
+def _pixels(images):
+  return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+
+
 def _torch_tasks(encode_image, encode_text, inputs):
   images, tokens, short_tokens = inputs
-  pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+  pixels = _pixels(images)
   ids, short_ids = (torch.from_numpy(x).long() for x in (tokens, short_tokens))
   task = torch.inference_mode()
   return {
@@ -191,6 +279,12 @@ def main() -> None:
   """Measures in turns; prints and writes the tables."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--rounds", type=int, default=9)
+  parser.add_argument(
+    "--tasks", nargs="+", choices=TASKS, default=TASKS, help="all by default"
+  )
+  parser.add_argument(
+    "--no-loading", action="store_true", help="leave out the times to start"
+  )
   tables.add_outputs(parser)
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory() as room:
@@ -203,12 +297,19 @@ def main() -> None:
       "transformers": transformers_tasks(directory, *inputs),
       "open_clip": open_clip_tasks(directory, *inputs),
     }
+    if export_onnx(directory, images, tokens):
+      runtimes = {"onnxruntime": onnxruntime_tasks, "openvino": openvino_tasks}
+      for name, make_tasks in runtimes.items():
+        if _has(name):
+          libraries[name] = make_tasks(directory, *inputs)
     libraries = {k: v for k, v in libraries.items() if v is not None}
     found = {
       task: measure(libraries, task, arguments.rounds)
-      for task in ("images", "texts", "short texts")
+      for task in arguments.tasks
     }
-    loading = start_up(directory, rounds=3)
+    loading = {}
+    if not arguments.no_loading:
+      loading = start_up(directory, rounds=3)
   text = markdown(found, loading)
   tables.write(arguments, {"tasks": found, "loading": loading}, text)
 
@@ -230,7 +331,8 @@ def markdown(found, loading) -> str:
         f"| {task} | {name} | {rate:.1f} | {middle:.2f} "
         f"| {low:.2f} to {high:.2f} |"
       )
-  lines += ["", "| from start to first embedding | seconds |", "|---|---|"]
+  if loading:
+    lines += ["", "| from start to first embedding | seconds |", "|---|---|"]
   lines += [
     f"| {name} | {statistics.median(taken):.1f} |"
     for name, taken in loading.items()

@@ -1,10 +1,14 @@
 """Times this project against PyTorch's CLIPs: a training step and encoding.
 
     python tools/bench/train_step.py --json bench.json --markdown bench.md
+    python tools/bench/train_step.py --model RN50 --batch-size 4
+    python tools/bench/train_step.py --model tiny-rn --batch-size 256 \
+        --overrides '{"image": {"image_size": 24}}'
     python tools/bench/train_step.py --device gpu --model ViT-L-14
 
 Both sides hold the same architecture and get the same inputs: on the CPU
-transformers' model in float32 on the same number of threads, on a GPU
+transformers' model in float32 on the same number of threads, with the image
+tower of `torch_resnet.py` where ours is a ResNet, on a GPU
 open_clip's with `torch.compile`, its fused attention and bfloat16 products,
 both at the largest power of two that fits both in 0.45 of the memory each. A
 training step is the forward and the backward pass, the contrastive loss
@@ -47,9 +51,10 @@ import jax.numpy as jnp
 import numpy as np
 import tables  # Beside this script.
 import torch
+import torch_resnet  # Beside this script.
 
 from clip_jax import losses
-from clip_jax.models import flops, variants
+from clip_jax.models import flops, resnet, variants
 from clip_jax.train import metrics
 
 MEMORY_SHARE = float(os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"])
@@ -97,13 +102,20 @@ def jax_tasks(model, images, tokens, setting):
 
   @jax.jit
   def train(variables):
-    def loss(variables):
-      output = model.apply(variables, images, tokens, train=True)
-      return losses.softmax_loss(
+    def loss(params):
+      output, updated = model.apply(
+        {**variables, "params": params},
+        images,
+        tokens,
+        train=True,
+        mutable=["batch_stats"],
+      )
+      value = losses.softmax_loss(
         output.image_embeds, output.text_embeds, output.logit_scale
       )
+      return value, updated
 
-    return jax.value_and_grad(loss)(variables)
+    return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
   encode = jax.jit(lambda v, x: model.apply(v, x, method=model.encode_image))
   square = jax.jit(lambda x: x @ x)
@@ -115,30 +127,37 @@ def jax_tasks(model, images, tokens, setting):
   }
 
 
+def tower_config(module, **fields):
+  """Returns the fields of transformers' config of a Transformer."""
+  return {
+    "hidden_size": module.width,
+    "intermediate_size": module.mlp_dim or 4 * module.width,
+    "num_hidden_layers": module.depth,
+    "num_attention_heads": module.heads,
+    "hidden_act": module.activation,
+    "layer_norm_eps": module.norm_epsilon,
+    **fields,
+  }
+
+
+def text_config(model):
+  """Returns the fields of transformers' config of the text tower."""
+  return tower_config(
+    model.text,
+    vocab_size=model.text.vocab_size,
+    max_position_embeddings=model.text.context_length,
+    eos_token_id=model.text.vocab_size - 1,
+  )
+
+
 def transformers_model(model):
   """Returns transformers' CLIPModel of the same architecture."""
   import transformers
 
-  def tower(module, **fields):
-    return {
-      "hidden_size": module.width,
-      "intermediate_size": module.mlp_dim or 4 * module.width,
-      "num_hidden_layers": module.depth,
-      "num_attention_heads": module.heads,
-      "hidden_act": module.activation,
-      "layer_norm_eps": module.norm_epsilon,
-      **fields,
-    }
-
   config = transformers.CLIPConfig(
     projection_dim=model.embed_dim,
-    text_config=tower(
-      model.text,
-      vocab_size=model.text.vocab_size,
-      max_position_embeddings=model.text.context_length,
-      eos_token_id=model.text.vocab_size - 1,
-    ),
-    vision_config=tower(
+    text_config=text_config(model),
+    vision_config=tower_config(
       model.image,
       image_size=model.image.image_size,
       patch_size=model.image.patch_size,
@@ -158,6 +177,42 @@ def transformers_functions(model):
   return loss, lambda pixels: network.get_image_features(pixel_values=pixels)
 
 
+def resnet_functions(model):
+  """Returns the same of a ResNet beside transformers' text tower."""
+  import transformers
+
+  image = torch_resnet.Tower(model).train()
+  text = transformers.CLIPTextModelWithProjection._from_config(
+    transformers.CLIPTextConfig(
+      projection_dim=model.embed_dim, **text_config(model)
+    ),
+    attn_implementation="sdpa",
+  ).train()
+  scale = torch.nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+  def loss(pixels, ids):
+    for network in (image, text):
+      network.zero_grad(set_to_none=True)
+    scale.grad = None
+    images, texts = image(pixels), text(input_ids=ids).text_embeds
+    images, texts = (x / x.norm(dim=-1, keepdim=True) for x in (images, texts))
+    return _contrastive(scale.exp() * images @ texts.T)
+
+  def encode(pixels):
+    image.eval()
+    features = image(pixels)
+    image.train()
+    return features
+
+  return loss, encode
+
+
+def _contrastive(logits):
+  entropy = torch.nn.functional.cross_entropy
+  own = torch.arange(len(logits), device=logits.device)
+  return (entropy(logits, own) + entropy(logits.T, own)) / 2
+
+
 def open_clip_functions(name, device):
   """Returns the same of open_clip's model of that name, compiled."""
   import open_clip
@@ -165,16 +220,13 @@ def open_clip_functions(name, device):
   network = open_clip.create_model(f"{name}-quickgelu", device=device).train()
   compiled = torch.compile(network)
   encode_image = torch.compile(network.encode_image)
-  entropy = torch.nn.functional.cross_entropy
 
   def loss(pixels, ids):
     network.zero_grad(set_to_none=True)
     with torch.autocast(device, torch.bfloat16):
       image, text, scale = compiled(pixels, ids)[:3]
       logits = scale * image @ text.T
-    own = torch.arange(len(logits), device=device)
-    logits = logits.float()
-    return (entropy(logits, own) + entropy(logits.T, own)) / 2
+    return _contrastive(logits.float())
 
   def encode(pixels):
     with torch.autocast(device, torch.bfloat16):
@@ -317,7 +369,7 @@ def markdown(report):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--device", choices=sorted(SETTINGS), default="cpu")
-  parser.add_argument("--model", default="ViT-B-32", help="a ViT variant")
+  parser.add_argument("--model", default="ViT-B-32", help="a named variant")
   parser.add_argument(
     "--batch-size", type=int, help="16 on the CPU; else the largest that fits"
   )
@@ -339,6 +391,8 @@ def main():
   if args.device == "gpu":
     torch.cuda.set_per_process_memory_fraction(MEMORY_SHARE)
     functions = open_clip_functions(args.model, setting.torch_device)
+  elif isinstance(model.image, resnet.ModifiedResNet):
+    functions = resnet_functions(model)
   else:
     functions = transformers_functions(model)
 

@@ -1,0 +1,156 @@
+import collections
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_jax.models import batch_norm, by_platform, convolution, flops
+
+# In float64 only the order of sums differs.
+TOLERANCE = 1e-13
+
+
+def plain_convolution(x, kernel, stride):
+  half = kernel.shape[0] // 2
+  return jax.lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride, stride),
+    ((half, half), (half, half)),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+
+
+def plain_norm(x, scale, bias):
+  mean = x.mean(axis=(0, 1, 2))
+  var = jnp.square(x - mean).mean(axis=(0, 1, 2))
+  return (x - mean) * (jax.lax.rsqrt(var + 1e-5) * scale) + bias
+
+
+def our_norm(x, scale, bias):
+  return batch_norm.normalise(x, scale, bias, 1e-5, ())[0]
+
+
+def random(*shape, seed=0):
+  return np.random.default_rng(seed).standard_normal(shape)
+
+
+def assert_same_gradients(ours, plain, *args):
+  """Compares values and gradients in float64."""
+  with jax.enable_x64(True):
+    weights = random(*jax.eval_shape(plain, *args).shape, seed=7)
+
+    def run(function):
+      def weighted(*args):
+        return (function(*args) * weights).sum()
+
+      places = tuple(range(len(args)))
+      return jax.jit(jax.value_and_grad(weighted, argnums=places))(*args)
+
+    (got, gradients), (want, expected) = run(ours), run(plain)
+    np.testing.assert_allclose(got, want, rtol=1e-11)
+    for a, b in zip(gradients, expected, strict=True):
+      assert a.dtype == np.float64
+      largest = np.abs(b).max()
+      np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE * largest)
+
+
+@pytest.mark.parametrize(
+  ("size", "stride", "shape"),
+  [
+    (3, 1, (2, 7, 5, 3)),
+    (3, 2, (2, 8, 7, 3)),
+    (3, 1, (1, 1, 2, 3)),  # The image is smaller than the kernel.
+    (5, 1, (3, 4, 6, 2)),
+    (1, 1, (2, 5, 3, 4)),
+  ],
+)
+def test_a_convolutions_gradients_are_the_derived_ones(size, stride, shape):
+  kernel = random(size, size, shape[-1], 4, seed=1)
+
+  def ours(x, kernel):
+    if size == 1:
+      return convolution.multiply(x, kernel[0, 0])
+    return convolution.convolve(x, kernel, stride)
+
+  def plain(x, kernel):
+    return plain_convolution(x, kernel, stride)
+
+  assert_same_gradients(ours, plain, random(*shape), kernel)
+
+
+def test_a_norms_gradients_are_the_derived_ones():
+  x = random(3, 5, 2, 4) * 2 + 1
+  assert_same_gradients(
+    our_norm, plain_norm, x, random(4, seed=1), random(4, seed=2)
+  )
+
+
+def test_a_norm_in_bfloat16_keeps_its_types():
+  x = jnp.asarray(random(3, 5, 2, 4), jnp.bfloat16)
+  scale, bias = jnp.ones(4), jnp.zeros(4)
+  y, pull = jax.vjp(our_norm, x, scale, bias)
+  assert y.dtype == jnp.float32
+  assert [g.dtype for g in pull(y)] == [jnp.bfloat16, jnp.float32, jnp.float32]
+
+
+CASES = {
+  "convolution": (
+    lambda x, kernel: convolution.convolve(x, kernel, 1),
+    lambda x, kernel: plain_convolution(x, kernel, 1),
+    ((2, 6, 4, 3), (3, 3, 3, 5)),
+  ),
+  "product": (
+    convolution.multiply,
+    lambda x, kernel: x @ kernel,
+    ((2, 6, 4, 3), (3, 5)),
+  ),
+  "norm": (our_norm, plain_norm, ((2, 6, 4, 3), (3,), (3,))),
+}
+
+
+def operations(function, shapes, platform):
+  """Counts the lowered gradient's operations, types and all."""
+
+  def gradients(*args):
+    y, pull = jax.vjp(function, *args)
+    return pull(y)
+
+  args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  lowered = (
+    jax.jit(gradients).trace(*args).lower(lowering_platforms=(platform,))
+  )
+  lines = re.findall(r" = ((?:stablehlo|call).*)", lowered.as_text())
+  return collections.Counter(re.sub(r"%[\w#]+", "%", line) for line in lines)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_other_platforms_get_the_derived_program(case):
+  ours, plain, shapes = CASES[case]
+  for platform in ("tpu", "cuda"):
+    got, want = (operations(f, shapes, platform) for f in (ours, plain))
+    assert got == want
+  assert operations(ours, shapes, "cpu") != want
+
+
+def test_one_of_the_two_forms_counts():
+  x = jnp.ones((4, 3))
+
+  def both(x):
+    return by_platform.choose(
+      x, cpu=lambda x: x @ x.T, default=lambda x: x @ jnp.ones((3, 4))
+    )
+
+  assert flops.count(both, x) == 2 * 4 * 3 * 4
+
+
+def test_a_choice_maps_over_a_new_axis():
+  def choice(x):
+    return by_platform.choose(
+      x, cpu=lambda x: 2 * x.sum(), default=lambda x: 3 * x.sum()
+    )
+
+  got = jax.jit(jax.vmap(choice, in_axes=1))(jnp.arange(6.0).reshape(2, 3))
+  np.testing.assert_array_equal(got, [6, 10, 14])
