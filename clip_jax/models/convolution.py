@@ -2,8 +2,8 @@
 
 XLA's convolutions run on a CPU at the rate of its matrix products, but for the
 gradient of a kernel: it is a convolution by a kernel as large as the images,
-after two transposing copies, at half that rate. On CPUs it is one matrix
-product here. Other platforms get the program that JAX derives by itself.
+after two transposing copies, at half that rate. On CPUs it is a few matrix
+products here. Other platforms get the program that JAX derives by itself.
 """
 
 import functools
@@ -116,40 +116,27 @@ convolve.defvjp(
 
 
 def _kernel_gradient(x, gradient, *, size):
-  """Returns the gradient of an odd kernel that moves by 1, as one product.
+  """Returns the gradient of an odd kernel that moves by 1, as products.
 
   Tap (i, j) sums x[h + i, w + j] * gradient[h, w] over all images. Beside each
-  pixel of x stand those of the rows around it, beside each gradient those of
-  the columns around it: every row meets every column, and nothing is computed
-  twice.
+  gradient stand those of the columns around it, so that one product gives the
+  taps of a row: products of single taps run at half the rate. A single product
+  of all taps is no faster, for x must be copied beside itself, too.
   """
   channels, features, half = x.shape[-1], gradient.shape[-1], size // 2
   shifts = range(-half, half + 1)
-  rows = _beside(x, shifts, axis=1)
-  columns = _beside(gradient, [-shift for shift in shifts], axis=2)
-  taps = _contract(rows, columns).reshape(size, channels, size, features)
-  return taps.swapaxes(1, 2)
+  beside = jnp.concatenate(
+    [_moved(gradient, -shift, axis=2) for shift in shifts], axis=-1
+  )
+  taps = [_contract(_moved(x, shift, axis=1), beside) for shift in shifts]
+  return jnp.stack(taps).reshape(size, channels, size, features).swapaxes(1, 2)
 
 
-def _beside(x, shifts, *, axis):
-  """Puts x, moved along an axis by each of `shifts`, side by side.
-
-  Zeros follow where x ends. The parts are written one after the other:
-  where they are concatenated, XLA computes all that leads to x for every
-  number of the result, which takes ten times as long.
-  """
-  *rest, channels = x.shape
-  length = x.shape[axis]
-  wide = jnp.zeros_like(x, shape=(*rest, len(shifts) * channels))
-  for i, shift in enumerate(shifts):
-    if abs(shift) < length:
-      part = jax.lax.slice_in_dim(
-        x, max(shift, 0), length + min(shift, 0), axis=axis
-      )
-      start = [0] * x.ndim
-      start[axis], start[-1] = max(-shift, 0), i * channels
-      wide = jax.lax.dynamic_update_slice(wide, part, start)
-  return wide
+def _moved(x, shift, *, axis):
+  """Moves x against an axis, and zeros in from behind."""
+  edges = [(0, 0, 0)] * x.ndim
+  edges[axis] = (-shift, shift, 0)
+  return jax.lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 
 def _contract(x, y):
