@@ -55,7 +55,6 @@ import torch_resnet  # Beside this script.
 
 from clip_jax import losses
 from clip_jax.models import flops, resnet, variants
-from clip_jax.models import flops, resnet, variants
 from clip_jax.train import metrics, step_flops
 
 MEMORY_SHARE = float(os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"])
