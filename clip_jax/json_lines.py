@@ -20,10 +20,10 @@ def read(
   """Yields each line, ended, and its object; None where it is damaged.
 
   Args:
-    path: a file that is not there has no lines.
+    path: what is no file has no lines.
     fields: the object's names that must be there, with their types.
   """
-  if not path.exists():
+  if not path.is_file():
     return
   with regular_files.open_regular(path) as file:
     while line := file.readline(_MAX_LINE_BYTES):
@@ -49,11 +49,11 @@ def rewrite(
   is replaced as a whole.
 
   Args:
-    path: nothing happens where it is not there.
+    path: nothing happens where it is no file.
     fields: as in `read`.
     keep: from an object to whether its line stays.
   """
-  if not path.exists():
+  if not path.is_file():
     return
   partial = path.with_name(path.name + ".partial")
   damaged = path.with_name(path.name + ".damaged")

@@ -10,7 +10,7 @@ from clip_jax import errors
 
 
 class NotRegularError(errors.UserError):
-  """A directory, pipe, device or socket where a file should be."""
+  """A pipe, device or socket where a file should be."""
 
 
 class OutsideError(errors.UserError):
@@ -29,7 +29,7 @@ def open_regular(
     within: a directory that symbolic links must not lead out of.
 
   Raises:
-    OSError: it cannot be opened.
+    OSError: it cannot be opened, or is a directory.
     ValueError: the path holds a NUL.
     NotRegularError: it is something else than a file.
     OutsideError: it lies outside of `within`.
@@ -42,7 +42,11 @@ def open_regular(
       raise _not_regular(path) from None
     raise
   try:
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISDIR(mode):
+      number = errno.EISDIR
+      raise IsADirectoryError(number, os.strerror(number), os.fspath(path))
+    if not stat.S_ISREG(mode):
       raise _not_regular(path)
     if within is not None and not _is_inside(descriptor, path, within):
       raise OutsideError(

@@ -344,7 +344,7 @@ def read_file(path: str, *, key: str, limit: int, within: str | None) -> bytes:
     data = regular_files.read_regular(path, limit=limit, within=within)
   except (FileNotFoundError, NotADirectoryError):
     raise record_lib.BadRecord("missing_file", key) from None
-  except regular_files.NotRegularError:
+  except (regular_files.NotRegularError, IsADirectoryError):
     raise record_lib.BadRecord("not_a_file", key) from None
   except regular_files.OutsideError:
     raise record_lib.BadRecord("link_leads_outside", key) from None
