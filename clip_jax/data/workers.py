@@ -33,6 +33,7 @@ _NAME = re.compile(
 _SEMAPHORES = "-semaphores"
 
 _numbers = itertools.count()
+_creating = threading.Lock()
 
 
 def _start_time(pid: int | str) -> str | None:
@@ -133,6 +134,8 @@ def begin(owner: str | None, index: int, count: int) -> None:
     signal.signal(number, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
   assert parent is not None
+  if connection.wait([parent.sentinel], timeout=0):
+    os._exit(1)  # It died while this process was being started.
   threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
   if owner is not None:
     _note_semaphores(owner)
@@ -143,7 +146,17 @@ def _end_with(parent: Any) -> None:
   # thread ends that started this process, and grain starts it from a pool. The
   # kernel closes this pipe when the parent is dead, also if it was so before.
   connection.wait([parent.sentinel])
-  os._exit(1)
+  with _creating:
+    os._exit(1)
+
+
+def _create(name: str, size: int) -> shared_memory.SharedMemory:
+  """Creates a segment: made and registered, or neither, as this process ends.
+
+  What is registered goes with the last process of a run.
+  """
+  with _creating:
+    return shared_memory.SharedMemory(name, create=True, size=size)
 
 
 def _note_semaphores(owner: str) -> None:
@@ -153,9 +166,7 @@ def _note_semaphores(owner: str) -> None:
   if not names:
     return
   content = "\n".join(names).encode()
-  segment = shared_memory.SharedMemory(
-    f"{owner}{os.getpid()}{_SEMAPHORES}", create=True, size=len(content)
-  )
+  segment = _create(f"{owner}{os.getpid()}{_SEMAPHORES}", len(content))
   segment.buf[:] = content
   segment.close()
 
@@ -178,11 +189,8 @@ class Share(grain.transforms.Map):
   def _shared(self, value: Any) -> Any:
     if not isinstance(value, np.ndarray) or not value.nbytes:
       return value
-    segment = shared_memory.SharedMemory(
-      f"{self._owner}{os.getpid()}-{next(_numbers)}",
-      create=True,
-      size=value.nbytes,
-    )
+    name = f"{self._owner}{os.getpid()}-{next(_numbers)}"
+    segment = _create(name, value.nbytes)
     array = grain.multiprocessing.SharedMemoryArray.from_shared_memory(
       segment, value.shape, value.dtype
     )
