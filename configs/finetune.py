@@ -10,7 +10,9 @@ shows on other data, such as --config.evals.other.data=DATA.
 
 A picture of a class has its name in `data.template` as its caption. Pairs of a
 batch with the same caption are positives of each other, so that a batch may
-hold a class, and a picture, more than once.
+hold a class, and a picture, more than once. The batch norms of a ResNet are
+best locked, with --config.optim.frozen=/norm/: statistics of few pictures move
+it far from what it knew.
 
   --config.optim.peak_lr=1e-4         a small model, such as the demo's
   --config.optim.layer_decay=0.75     layers below the top learn more slowly

@@ -61,6 +61,7 @@ def test_an_update_of_every_config_can_be_traced(path):
     "image": ((batch, size, size, 3), jnp.uint8),
     "tokens": ((batch, spec["text"]["context_length"]), jnp.int32),
     "bad": ((batch,), jnp.int32),
+    "image_ids": ((batch,), jnp.int32),
   }
   after, measured = jax.eval_shape(
     step_lib.make_train_step(config, model, tx, mesh),
