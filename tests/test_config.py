@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import textwrap
 
 import pytest
@@ -184,6 +185,10 @@ def test_evaluations_are_removed_all_or_one():
   assert list(config_lib.check(config).evals) == ["new"]
 
 
-def test_an_unknown_field_lists_the_open_ones_too():
-  with pytest.raises(errors.UserError, match=r"evals\.NAME\.\*.*model_overr"):
-    config_lib.apply_override(_valid(), "nonsense=1")
+@pytest.mark.parametrize(
+  ("given", "meant"),
+  [("eval.NAME=1", "evals.NAME.*"), ("model_override=1", "model_overrides.*")],
+)
+def test_an_unknown_field_may_be_meant_for_an_open_one(given, meant):
+  with pytest.raises(errors.UserError, match=re.escape(meant)):
+    config_lib.apply_override(_valid(), given)

@@ -161,10 +161,11 @@ class Index:
 
   def _record(self, index: int) -> tuple[str, tuple[str, ...]]:
     start = int(self._ends[index - 1]) if index else 0
-    record = json_text.parse(
-      self._records[start : self._ends[index]].tobytes(),
-      what=str(self.directory / f"record {index}"),
-    )
+    line = self._records[start : self._ends[index]].tobytes()
+    try:
+      record = json_text.parse(line, what=f"record {index}")
+    except json_text.JsonError as error:
+      raise self._damaged(str(error).rstrip(".")) from None
     key, captions = record.get("key"), record.get("captions")
     if not isinstance(captions, list) or not all(
       isinstance(text, str) for text in [key, *captions]
