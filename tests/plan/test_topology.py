@@ -64,7 +64,7 @@ def test_sides_close_to_rings_as_in_the_pods(name, wrap):
 def test_without_libtpu_the_extra_is_named(monkeypatch):
   monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(errors.UserError, match=r"pip install 'clip_jax\[plan\]'"):
+  with pytest.raises(errors.UserError, match=r"pip install 'jax-clip\[plan\]'"):
     topology.make_topology("v5e:2x2")
 
 
