@@ -19,7 +19,13 @@ import numpy as np
 
 from clip_jax import errors, sharding
 from clip_jax import tokenizer as tokenizer_lib
-from clip_jax.convert import conversion, engine, model_dir, portable
+from clip_jax.convert import (
+  conversion,
+  engine,
+  model_dir,
+  portable,
+  sameness,
+)
 from clip_jax.models import variants
 from clip_jax.train import checkpoint, freezing
 from clip_jax.train import step as step_lib
@@ -274,6 +280,7 @@ def _comparable(part, spec, config) -> dict[str, Any]:
 
 
 def _nested(name, fields) -> dict[str, Any]:
+  fields = sameness.plain_fields(fields)
   return {f"{name}.{k}": v for k, v in fields.items() if k not in _FREE}
 
 

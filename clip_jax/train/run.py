@@ -16,7 +16,7 @@ from clip_jax.data import account, pipeline, sources
 from clip_jax.data.sources import views
 from clip_jax.evals import prompts, tasks
 from clip_jax.models import variants
-from clip_jax.train import freezing, program, text_layout
+from clip_jax.train import freezing, initial, program, text_layout
 from clip_jax.train import step as step_lib
 
 
@@ -47,7 +47,8 @@ class Run(program.Program):
     """What people call the model: its own name, or what it began with."""
     if self.config.model != variants.FROM_INIT:
       return self.config.model
-    return " and ".join(filter(None, self.config.init.values()))
+    origins = (self.config.init[part] for part in initial.PARTS)
+    return " and ".join(filter(None, origins))
 
   def announce(self) -> None:
     """Says what is about to run, before the first compilation's silence."""
