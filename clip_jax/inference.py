@@ -7,6 +7,7 @@ import functools
 import hashlib
 import itertools
 import json
+import numbers
 import os
 import pathlib
 import threading
@@ -145,6 +146,8 @@ class Clip:
 
   def with_max_pixels(self, max_pixels: int | None) -> "Clip":
     """Returns the same model, which reads images of so many pixels."""
+    if self.preprocess is None:  # It reads none.
+      return self
     preprocess = self.preprocess.with_max_pixels(max_pixels)
     return dataclasses.replace(self, preprocess=preprocess)
 
@@ -413,11 +416,12 @@ class Clip:
 
 def check_tokens(tokens: np.ndarray, tower: nn.Module) -> None:
   """Raises UserError where a text tower does not know some of `tokens`."""
-  if tokens.max() >= tower.vocab_size:
-    raise errors.UserError(
-      f"The tokenizer gives the id {tokens.max()}, but the text tower knows "
-      f"{tower.vocab_size} only: they do not belong together."
-    )
+  for token in (tokens.min(), tokens.max()):
+    if not 0 <= token < tower.vocab_size:
+      raise errors.UserError(
+        f"The tokens hold the id {token}, but the text tower knows those from "
+        f"0 to {tower.vocab_size - 1} only: they are not of its tokenizer."
+      )
 
 
 def check_length(tokens: np.ndarray | jax.Array, tower: nn.Module) -> None:
@@ -441,11 +445,12 @@ def _are_ids(texts: Any) -> bool:
 
 
 def _batch_size(given: int | None, default: int) -> int:
-  if given is not None and not (isinstance(given, int) and given >= 1):
+  whole = isinstance(given, numbers.Integral)
+  if given is not None and not (whole and given >= 1):
     raise errors.UserError(
       f"batch_size={given!r} must be a whole number, at least 1."
     )
-  return given or max(default, 1)
+  return int(given or max(default, 1))
 
 
 def _now(embed: Callable[..., np.ndarray], *inputs: Any) -> np.ndarray:
