@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from clip_jax import config as config_lib
-from clip_jax import embedder, errors, inference, sharding
+from clip_jax import embedder, errors, inference, sharding, tokens
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.data import account, pipeline, sources
@@ -161,7 +161,7 @@ def make_run(
     contents=tokenizer_files,
   )
   # What begins and ends a text has the largest ids, where there is any.
-  inference.check_tokens(tokenizer(["a"]), step.model.text)
+  tokens.check_ids(tokenizer(["a"]), step.model.text)
   cuts = tokenizer_lib.Cuts("sampled captions")
 
   def tokenize(texts):
