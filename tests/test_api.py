@@ -327,6 +327,8 @@ def test_labels_and_templates_may_be_as_on_the_command_line(clip, tmp_path):
   for labels in ("cat,dog", "cat, dog", str(tmp_path / "labels.txt")):
     got = clip.classify(image, labels, templates=templates)
     np.testing.assert_array_equal(got, want)
+  with pytest.raises(clip_jax.UserError, match="got int"):
+    clip.classify(image, 5)
 
 
 def test_functions_may_be_traced(clip):
