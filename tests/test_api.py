@@ -174,6 +174,10 @@ REFUSED = {
     torch.from_numpy(UNIT).to(torch.bfloat16),
     "Write (255 * x).round().byte().",
   ),
+  "torch's with a gradient": (
+    torch.from_numpy(UNIT).clone().requires_grad_(),
+    "Write (255 * x).round().byte().",
+  ),
   "jax": (
     jnp.asarray(UNIT).transpose(2, 0, 1),
     "Write (255 * jnp.moveaxis(x, -3, -1)).round().astype('uint8').",
