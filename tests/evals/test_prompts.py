@@ -129,7 +129,7 @@ def test_templates_are_read_from_the_command_line_and_from_files(tmp_path):
     ("missing.txt", None, "does not exist"),
     ("broken.json", b"[1,", "cannot read labels"),
     ("latin.txt", b"caf\xe9", "cannot read labels"),
-    ("number.json", b"3", "list or dictionary"),
+    ("number.json", b"3", "a JSON list or object, got 3"),
   ],
 )
 def test_a_file_of_labels_that_cannot_be_read_is_named(
