@@ -4,9 +4,8 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
+import numbers
 import os
 import pathlib
 import threading
@@ -18,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clip_jax import embedder, errors, sharding, terminal
+from clip_jax import embedder, errors, terminal
+from clip_jax import fingerprint as fingerprint_lib
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
+from clip_jax import tokens as tokens_lib
 from clip_jax.evals import probabilities as probabilities_lib
 from clip_jax.evals import prompts as prompts_lib
-from clip_jax.models import padding
 
 ImageInput = preprocess_lib.ImageInput
 Images = ImageInput | Iterable[ImageInput]
@@ -145,6 +145,8 @@ class Clip:
 
   def with_max_pixels(self, max_pixels: int | None) -> "Clip":
     """Returns the same model, which reads images of so many pixels."""
+    if self.preprocess is None:  # It reads none.
+      return self
     preprocess = self.preprocess.with_max_pixels(max_pixels)
     return dataclasses.replace(self, preprocess=preprocess)
 
@@ -219,20 +221,20 @@ class Clip:
   def _tokens(self, texts, cuts) -> np.ndarray:
     """Returns the tokens (n, length) of texts, or those that were given."""
     tower = self.module.text
-    if _are_ids(texts):
+    if tokens_lib.are_given(texts):
       tokens = np.atleast_2d(np.asarray(texts))
-      check_length(tokens, tower)
+      tokens_lib.check_length(tokens, tower)
     else:
       tokens = self.tokenize(texts, cuts=cuts)
     if tokens.size:
-      check_tokens(tokens, tower)
+      tokens_lib.check_ids(tokens, tower)
     return tokens
 
   def _traced(self, part: str, inputs: jax.Array) -> jax.Array:
     """Returns unit embeddings (n, embed) of prepared inputs under a trace."""
     if part == "text":
       inputs = jnp.atleast_2d(inputs)
-      check_length(inputs, self.module.text)
+      tokens_lib.check_length(inputs, self.module.text)
     else:
       size = self.preprocess.image_size
       if inputs.ndim not in (3, 4) or inputs.shape[-3:] != (size, size, 3):
@@ -395,57 +397,21 @@ class Clip:
   @functools.cached_property
   def fingerprint(self) -> str:
     """SHA-256 of all that the embeddings depend on."""
-    digest = hashlib.sha256()
-    digest.update(repr(self.module).encode())
-    if self.tokenizer is not None:
-      digest.update(self.tokenizer.fingerprint.encode())
-    if self.preprocess is not None:
-      preprocessing = self.preprocess.to_dict()
-      digest.update(json.dumps(preprocessing, sort_keys=True).encode())
-    leaves = jax.tree_util.tree_flatten_with_path(self.variables)[0]
-    for path, leaf in sorted(leaves, key=lambda pair: str(pair[0])):
-      array = np.ascontiguousarray(leaf)
-      name = f"{sharding.path_name(path)} {array.dtype} {array.shape}"
-      digest.update(name.encode())
-      digest.update(array.view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def check_tokens(tokens: np.ndarray, tower: nn.Module) -> None:
-  """Raises UserError where a text tower does not know some of `tokens`."""
-  if tokens.max() >= tower.vocab_size:
-    raise errors.UserError(
-      f"The tokenizer gives the id {tokens.max()}, but the text tower knows "
-      f"{tower.vocab_size} only: they do not belong together."
+    return fingerprint_lib.of(
+      self.module,
+      self.variables,
+      tokenizer=self.tokenizer,
+      preprocess=self.preprocess,
     )
-
-
-def check_length(tokens: np.ndarray | jax.Array, tower: nn.Module) -> None:
-  """Raises UserError unless tokens are (n, length) of a length that fits."""
-  wanted = tower.context_length
-  fits = len(tokens.shape) == 2 and (
-    tokens.shape[1] == wanted
-    or (tokens.shape[1] < wanted and padding.can_be_cut(tower))
-  )
-  if not fits:
-    raise errors.UserError(
-      f"Tokens must be of shape (n, {wanted}), as clip.tokenize gives them; "
-      f"got {tuple(tokens.shape)}."
-    )
-
-
-def _are_ids(texts: Any) -> bool:
-  """Whether these are integers in an array, of numpy, JAX or PyTorch."""
-  kind = str(getattr(texts, "dtype", "")).rpartition(".")[2]
-  return kind.startswith(("int", "uint"))
 
 
 def _batch_size(given: int | None, default: int) -> int:
-  if given is not None and not (isinstance(given, int) and given >= 1):
+  whole = isinstance(given, numbers.Integral)
+  if given is not None and not (whole and given >= 1):
     raise errors.UserError(
       f"batch_size={given!r} must be a whole number, at least 1."
     )
-  return given or max(default, 1)
+  return int(given or max(default, 1))
 
 
 def _now(embed: Callable[..., np.ndarray], *inputs: Any) -> np.ndarray:

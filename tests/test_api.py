@@ -174,6 +174,10 @@ REFUSED = {
     torch.from_numpy(UNIT).to(torch.bfloat16),
     "Write (255 * x).round().byte().",
   ),
+  "torch's with a gradient": (
+    torch.from_numpy(UNIT).clone().requires_grad_(),
+    "Write (255 * x).round().byte().",
+  ),
   "jax": (
     jnp.asarray(UNIT).transpose(2, 0, 1),
     "Write (255 * jnp.moveaxis(x, -3, -1)).round().astype('uint8').",
@@ -238,6 +242,9 @@ def test_texts_may_come_in_many_ways(clip):
   for wrong in (tokens[:, :4, None], np.zeros((2, 30), np.int32)):
     with pytest.raises(clip_jax.UserError, match=r"shape \(n, 9\)"):
       clip.encode_text(wrong)
+  for wrong in (tokens - 60_000, tokens + 49_000):
+    with pytest.raises(clip_jax.UserError, match="knows those from 0 to"):
+      clip.encode_text(wrong)
 
 
 @pytest.mark.parametrize("texts", [None, 3, [None], b"cat", ["cat", 1]])
@@ -261,7 +268,7 @@ def test_batches_are_no_larger_than_asked_for_and_progress_is_told(clip):
   images = pixels(5)
   want = embed(images)
   got = clip.encode_image(
-    images, batch_size=2, progress=lambda *counts: told.append(counts)
+    images, batch_size=np.int64(2), progress=lambda *x: told.append(x)
   )
   np.testing.assert_allclose(got, want, atol=2e-6)
   assert sizes == [2, 2, 1]
@@ -324,6 +331,8 @@ def test_labels_and_templates_may_be_as_on_the_command_line(clip, tmp_path):
   for labels in ("cat,dog", "cat, dog", str(tmp_path / "labels.txt")):
     got = clip.classify(image, labels, templates=templates)
     np.testing.assert_array_equal(got, want)
+  with pytest.raises(clip_jax.UserError, match="got int"):
+    clip.classify(image, 5)
 
 
 def test_functions_may_be_traced(clip):

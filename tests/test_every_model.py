@@ -292,6 +292,23 @@ def test_a_model_without_a_bias_refuses_a_sigmoid(models, data):
   assert "need a logit bias" in error
 
 
+def test_a_text_tower_reads_no_images_and_says_so(models, data, tmp_path):
+  tower = models("clip-jax of a text tower")
+  for verb in ("zero_shot", "retrieval", "embed", "classify"):
+    code, _, error = RUN[verb](tower, data, tmp_path)
+    assert code == 1
+    assert "needs the image tower" in error and "Traceback" not in error
+
+
+def test_classify_reads_images_of_as_many_pixels_as_it_is_told(models, data):
+  image = data / "pets/cat/0.png"  # Of 480.
+  words = ["classify", models("clip-jax"), image, "--labels", "cat,dog"]
+  assert run(*words, "--max-pixels", 480)[0] == 0
+  code, _, error = run(*words, "--max-pixels", 479)
+  assert code == 1
+  assert "479 are allowed" in error
+
+
 @pytest.mark.parametrize(
   "fraction, shown",
   [

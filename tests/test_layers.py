@@ -28,6 +28,8 @@ RANKS = {
   "clip_jax.sharding": 1,
   "clip_jax.programs": 1,
   "clip_jax.embedder": 1.5,
+  "clip_jax.fingerprint": 1.5,
+  "clip_jax.tokens": 1.5,
   "clip_jax.data": 2,
   "clip_jax.evals": 3.0,
   "clip_jax.search": 3.0,

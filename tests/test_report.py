@@ -159,10 +159,11 @@ def test_losses_are_read_from_metrics_whatever_else_is_in_them(tmp_path):
   path = tmp_path / "metrics.jsonl"
   assert report.read_losses(path) == []
   lines = [
-    *('{"step": 2, "loss": 1.5}', '{"step": 1, "loss": 2}', '{"step": 3'),
+    *('{"step": 2, "loss": 1.5}', '{"step": 1, "loss": 2.0}', '{"step": 3'),
     *('{"step": 4, "loss": null}', "[]", "5", "", '{"step": 5, "loss": NaN}'),
     *('{"step": 6, "eval/x": 1}', "\udc80", '{"step": 2, "loss": 1.25}'),
     "[" * 100_000,
+    f'{{"step": 7, "loss": 1{"0" * 400}}}',
   ]
   path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
   assert report.read_losses(path) == [(1, 2.0), (2, 1.25)]

@@ -21,7 +21,7 @@ EXAMPLES = {
     "eval runs/mine --task retrieval --data csv:pairs.csv --json",
   ),
   "classify": (
-    'classify runs/demo photo.png --labels "three two,two three"',
+    'classify runs/demo photo.png --labels "zero one,one zero"',
     "classify hf-hub:openai/clip-vit-base-patch32 *.jpg --labels labels.txt "
     '--template "a photo of a {}."',
   ),

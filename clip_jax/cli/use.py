@@ -133,7 +133,7 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
     templates = prompts.read_templates(arguments.templates)
   names = prompts.resolve(labels, templates).names
   check_files(arguments.images)
-  clip = loading.load(arguments.model)
+  clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   kind = arguments.probabilities or clip.probabilities
   if len(names) == 1 and kind == "softmax":
     logging.warning(

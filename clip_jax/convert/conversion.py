@@ -172,15 +172,15 @@ def open_model(
     model = dataclasses.replace(
       model, source={**model.source, "address": pinned}
     )
+  if options.interpolate is not None:
+    first = open_first(path, options.interpolate_with)
+    model = interpolation.interpolate(model, first, options.interpolate)
   if options.image_size is not None:
     from clip_jax.convert import positions
 
     model = positions.resize(model, options.image_size, options.resize_method)
   if options.context_length is not None:
     model = context.resize(model, options.context_length)
-  if options.interpolate is not None:
-    first = open_first(path, options.interpolate_with)
-    model = interpolation.interpolate(model, first, options.interpolate)
   _warn_of_unused(options, model)
   return model
 

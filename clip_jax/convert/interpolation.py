@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from clip_jax import errors, sharding
-from clip_jax.convert import engine, portable, workdir
+from clip_jax.convert import engine, portable, sameness, workdir
 from clip_jax.convert.tensor import Tensor
 from clip_jax.train import checkpoint, integrity
 
@@ -131,9 +131,12 @@ def check_unchanged(first: portable.Portable, path: str | os.PathLike) -> None:
 
 def _check_same(model: portable.Portable, first: portable.Portable) -> None:
   for part in engine.towers(model.spec):
-    mine, theirs = (spec.get(part, {}) for spec in (model.spec, first.spec))
+    mine, theirs = (
+      sameness.plain_fields(spec.get(part, {}))
+      for spec in (model.spec, first.spec)
+    )
     for field in sorted(mine.keys() | theirs.keys()):
-      same = _plain(mine.get(field)) == _plain(theirs.get(field))
+      same = mine.get(field) == theirs.get(field)
       if field not in _EXECUTION and not same:
         raise errors.UserError(
           f"There is nothing between these models: {part}.{field} is "
@@ -141,10 +144,6 @@ def _check_same(model: portable.Portable, first: portable.Portable) -> None:
           "Both must be of one architecture."
         )
   _check_arrays(first, model.leaves)
-
-
-def _plain(value: Any) -> Any:
-  return tuple(value) if isinstance(value, list) else value
 
 
 def _check_arrays(first: portable.Portable, arrays: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from clip_jax.convert import (
   axes,
   containers,
   engine,
+  open_clip_files,
   openai_entries,
   openai_export,
   openai_heads,
@@ -104,6 +105,11 @@ def _activation(path, archive, options, report) -> str:
     return report.infer("activation", options.activation, "flag")
   if quick:
     return report.infer("activation", "quick_gelu", "archive")
+  if open_clip_files.find_config(path.parent):
+    raise errors.AmbiguousError(
+      f"{path} does not say which activation its towers have, and its "
+      f"directory, {path.parent}, has OpenCLIP's config: give that."
+    )
   raise errors.AmbiguousError(
     f"{path} does not say which activation its towers have: the names are "
     "OpenAI's, but models with QuickGELU (OpenAI's own, DFN, MetaCLIP) share "

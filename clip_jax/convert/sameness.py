@@ -29,8 +29,8 @@ _ELSEWHERE = frozenset(
 def check_described(wanted, found, target: str) -> None:
   """Raises UserError where a tower, read back, means something else."""
   for part in engine.towers(wanted):
-    got = _plain_fields(found[part])
-    for field, value in _plain_fields(wanted[part]).items():
+    got = plain_fields(found[part])
+    for field, value in plain_fields(wanted[part]).items():
       if field in _ELSEWHERE or got.get(field) == value:
         continue
       raise errors.UserError(
@@ -40,7 +40,7 @@ def check_described(wanted, found, target: str) -> None:
       )
 
 
-def _plain_fields(tower: dict[str, Any]) -> dict[str, Any]:
+def plain_fields(tower: dict[str, Any]) -> dict[str, Any]:
   """Returns a tower's fields as JSON gives them back, sizes worked out."""
   fields = json.loads(json.dumps(tower))
   if "mlp_dim" in fields and fields["mlp_dim"] is None:

@@ -5,7 +5,7 @@ import dataclasses
 import os
 import pathlib
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -111,6 +111,10 @@ def resolve(
     raise errors.UserError(
       f"Labels must be a list of texts, got the text {labels!r}; write "
       f"[{labels!r}]."
+    )
+  if not isinstance(labels, Iterable):
+    raise errors.UserError(
+      f"Labels must be a list of texts, got {type(labels).__name__}."
     )
   if isinstance(labels, Mapping):
     names = tuple(labels)

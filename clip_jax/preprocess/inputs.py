@@ -122,14 +122,16 @@ def _checked(array: Any) -> np.ndarray:
   Raises:
     UserError: it is of another type or shape; says what to write.
   """
+  if hasattr(array, "detach"):  # Of PyTorch, which may keep its history.
+    array = array.detach()
   shape = tuple(array.shape)
   kind = str(getattr(array.dtype, "name", array.dtype)).rpartition(".")[2]
   first = len(shape) >= 3 and shape[-1] not in _CHANNELS
   first = first and shape[-3] in _CHANNELS
   fits = len(shape) == 2 or (len(shape) in (3, 4) and shape[-1] in _CHANNELS)
   if kind == "uint8" and fits:
-    for method in ("detach", "cpu"):  # Of PyTorch, whose tensor may be remote.
-      array = getattr(array, method, lambda array=array: array)()
+    if hasattr(array, "cpu"):  # Of PyTorch, whose tensor may be remote.
+      array = array.cpu()
     return np.asarray(array)
   got = f"{kind} of shape {shape}"
   if first:

@@ -19,7 +19,13 @@ import numpy as np
 
 from clip_jax import errors, sharding
 from clip_jax import tokenizer as tokenizer_lib
-from clip_jax.convert import conversion, engine, model_dir, portable
+from clip_jax.convert import (
+  conversion,
+  engine,
+  model_dir,
+  portable,
+  sameness,
+)
 from clip_jax.models import variants
 from clip_jax.train import checkpoint, freezing
 from clip_jax.train import step as step_lib
@@ -222,7 +228,7 @@ def _check_same(part, wanted, found, config) -> None:
   """Raises UserError unless `found` is `wanted` in all that `part` rests on."""
   wanted, found = (_comparable(part, spec, config) for spec in (wanted, found))
   differing = [
-    f"{field}={found.get(field)!r} (not {wanted.get(field)!r})"
+    field
     for field in sorted(wanted.keys() | found.keys())
     if wanted.get(field) != found.get(field)
   ]
@@ -232,19 +238,22 @@ def _check_same(part, wanted, found, config) -> None:
     way_on = "Take these out of model_overrides"
   else:
     way_on = f"Set these in model_overrides, or take model={FROM_INIT!r}"
-  flags = [
-    f"{flag.format(wanted[field])} for another {what}"
-    for field, (flag, what) in _RESIZES.items()
-    if field in wanted and wanted[field] != found.get(field)
-  ]
-  if flags:
+  if all(field in _RESIZES for field in differing):
+    flags = [
+      f"{flag.format(wanted[field])} for another {what}"
+      for field, (flag, what) in _RESIZES.items()
+      if field in differing
+    ]
     way_on += (
       f"; or make a checkpoint that fits by `clip-jax convert "
       f"{config.init[part]} DEST --to clip-jax`, with {' and '.join(flags)}"
     )
+  facts = "; ".join(
+    f"{field}={found.get(field)!r} (not {wanted.get(field)!r})"
+    for field in differing
+  )
   raise errors.UserError(
-    f"{config.init[part]} does not fit the config's model: "
-    f"{'; '.join(differing)}. {way_on}."
+    f"{config.init[part]} does not fit the config's model: {facts}. {way_on}."
   )
 
 
@@ -274,6 +283,7 @@ def _comparable(part, spec, config) -> dict[str, Any]:
 
 
 def _nested(name, fields) -> dict[str, Any]:
+  fields = sameness.plain_fields(fields)
   return {f"{name}.{k}": v for k, v in fields.items() if k not in _FREE}
 
 

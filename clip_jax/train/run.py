@@ -9,14 +9,14 @@ from typing import Any
 import ml_collections
 
 from clip_jax import config as config_lib
-from clip_jax import embedder, errors, inference, sharding
+from clip_jax import embedder, errors, inference, sharding, tokens
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.data import account, pipeline, sources
 from clip_jax.data.sources import views
 from clip_jax.evals import prompts, tasks
 from clip_jax.models import variants
-from clip_jax.train import freezing, program, text_layout
+from clip_jax.train import freezing, initial, program, text_layout
 from clip_jax.train import step as step_lib
 
 
@@ -47,7 +47,8 @@ class Run(program.Program):
     """What people call the model: its own name, or what it began with."""
     if self.config.model != variants.FROM_INIT:
       return self.config.model
-    return " and ".join(filter(None, self.config.init.values()))
+    origins = (self.config.init[part] for part in initial.PARTS)
+    return " and ".join(filter(None, origins))
 
   def announce(self) -> None:
     """Says what is about to run, before the first compilation's silence."""
@@ -160,7 +161,7 @@ def make_run(
     contents=tokenizer_files,
   )
   # What begins and ends a text has the largest ids, where there is any.
-  inference.check_tokens(tokenizer(["a"]), step.model.text)
+  tokens.check_ids(tokenizer(["a"]), step.model.text)
   cuts = tokenizer_lib.Cuts("sampled captions")
 
   def tokenize(texts):

@@ -144,6 +144,15 @@ def test_a_bare_checkpoint_takes_its_config_from_a_file(
   _check(found, model)
 
 
+def test_a_bare_file_with_its_config_beside_it_names_the_directory(
+  model, tmp_path
+):
+  _save(tmp_path / "epoch_1.pt", _tensors(model, custom=False))
+  (tmp_path / "mine.json").write_text(json.dumps(MODEL_CFG))
+  with pytest.raises(errors.AmbiguousError, match="has OpenCLIP's config"):
+    convert.open_model(tmp_path / "epoch_1.pt")
+
+
 def test_a_name_that_is_none_names_the_three_nearest(model, tmp_path):
   _save(tmp_path / "a.pt", _tensors(model, custom=True))
   with pytest.raises(errors.UserError, match="nearest of") as raised:

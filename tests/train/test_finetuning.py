@@ -17,6 +17,7 @@ from clip_jax import cli, convert, errors, loading
 from clip_jax import config as config_lib
 from clip_jax.convert import interpolation
 from clip_jax.data import sources
+from clip_jax.models import variants
 from clip_jax.train import checkpoint, initial, loop
 from clip_jax.train import run as run_lib
 
@@ -164,9 +165,10 @@ def test_pictures_of_a_class_are_no_negatives_of_each_other(
 ):
   """Batches of more pictures than there are need no warning either."""
   run = _make_run(_config(room), tmp_path)
-  with caplog.at_level(logging.WARNING):
+  with caplog.at_level(logging.INFO):
     run.announce()
-  assert not caplog.text
+  assert not [x for x in caplog.records if x.levelno >= logging.WARNING]
+  assert f"{room / 'runs' / 'demo'}: " in caplog.text  # The model, by its name.
   assert run.config.loss.duplicates == "positive"
   assert len(run.source) == 12 < run.config.batch_size
   texts = {text for i in range(12) for text in run.source[i].texts}
@@ -252,6 +254,21 @@ def test_models_of_two_architectures_have_nothing_between_them(room):
   other = convert.Portable({**model.spec, "text": text}, {}, model.report)
   with pytest.raises(errors.UserError, match=r"text.context_length is 16 in"):
     interpolation.interpolate(model, other, 0.5)
+
+
+def test_a_size_may_be_left_out_in_one_of_two_descriptions():
+  """An MLP that is four times as wide as the tower, told or not."""
+  spec = variants.spec("tiny-vit")
+  told = {**spec["image"], "mlp_dim": 4 * spec["image"]["width"]}
+  models = [
+    convert.Portable({**spec, "image": image}, {}, convert.Report("clip-jax"))
+    for image in (spec["image"], told)
+  ]
+  assert models[0].spec["image"]["mlp_dim"] is None
+  interpolation.interpolate(*models, 0.5)
+  config = config_lib.default_config()
+  config.model, config.init.model = "tiny-vit", "m"
+  initial.settle(config, None, {"model": models[1]})
 
 
 @pytest.mark.parametrize("share", ["1.5", "-0.1", "half", "nan", "0.5,"])

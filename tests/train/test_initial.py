@@ -294,6 +294,10 @@ def test_another_size_names_what_makes_a_checkpoint_of_it(fields, flags):
   ) as raised:
     initial.settle(config, None, origins)
   assert flags in str(raised.value)
+  config.model_overrides.update({"text": {"depth": 3}})  # No flag changes it.
+  with pytest.raises(errors.UserError, match=r"text.depth=") as raised:
+    initial.settle(config, None, origins)
+  assert "clip-jax convert" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -123,8 +123,8 @@ def undo(
   adapters = [key for key in leaves if _LORA.search(key)]
   if adapters:
     raise errors.UserError(
-      f"{name} holds LoRA adapters ({adapters[0]:.100} and "
-      f"{len(adapters) - 1} more), not a whole model. {MERGE}"
+      f"{name} holds LoRA adapters (tensors such as {adapters[0]:.100}), not a "
+      f"whole model. {MERGE}"
     )
   return Undone(leaves, tuple(stripped), tuple(dict.fromkeys(left_out)))
 
