@@ -60,7 +60,7 @@ def _inspect(arguments, source, on_record) -> verb.Answer:
   if more := sum(found["bad"].values()) - len(bad_keys):
     lines.append(f"  and {more} more; --json lists {len(found['bad_keys'])}")
   lines += [
-    f"{why}: {terminal.printable(hint, limit=400)}."
+    f"{why}: {terminal.escaped(hint, limit=400)}."
     for why, hint in found["hints"].items()
   ]
   kept = account.of(source)

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import math
 import os
 import pathlib
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from clip_jax import json_lines
 from clip_jax.report.page import Figure, Page
 from clip_jax.report.rows import Found, Guess, Rows, find_rows
 
@@ -68,13 +68,10 @@ def read_losses(path: str | os.PathLike) -> list[tuple[int, float]]:
   """Returns steps and losses of a run's metrics; leaves damage out."""
   found = {}
   with contextlib.suppress(OSError):
-    for line in pathlib.Path(path).read_bytes().splitlines():
-      with contextlib.suppress(ValueError, RecursionError):
-        entry = json.loads(line)
-        if isinstance(entry, dict) and {"step", "loss"} <= entry.keys():
-          step, loss = entry["step"], entry["loss"]
-          if isinstance(step, int) and isinstance(loss, int | float):
-            found[step] = float(loss)
+    for _, entry in json_lines.read(pathlib.Path(path), {"step": int}):
+      loss = None if entry is None else entry.get("loss")
+      if isinstance(loss, int | float):
+        found[entry["step"]] = float(loss)
   return sorted(x for x in found.items() if math.isfinite(x[1]))
 
 
