@@ -1,5 +1,6 @@
 """Files that a table or a folder names: pipes, devices, links and strangers."""
 
+import gzip
 import json
 import os
 import socket
@@ -261,3 +262,26 @@ def test_classes_that_cannot_be_read_are_named(
   path = tmp_path / classes
   with pytest.raises(ValueError, match=f"{path} cannot be read"):
     sources.open_source(f"wds:{tmp_path}/a.tar?classes={path}")
+
+
+@pytest.mark.parametrize("data", [gzip.compress(b"image,caption\n"), b"PAR1\0"])
+def test_a_table_that_is_no_text_is_called_so(tmp_path, data):
+  (tmp_path / "pairs.csv").write_bytes(data)
+  with pytest.raises(ValueError, match="is no text"):
+    sources.open_source(f"csv:{tmp_path}/pairs.csv")
+
+
+def test_backslashes_in_a_path_are_told(tmp_path, png):
+  path = _table(tmp_path, "image,caption\nimg\\a,x\n", png)
+  with pytest.raises(sources.BadRecord) as caught:
+    sources.open_source(f"csv:{path}")[0]
+  assert "write / in place of the backslashes" in caught.value.hint
+
+
+def test_prepare_says_why_records_are_bad(tmp_path, png, capsys):
+  path = _table(tmp_path, "image,caption\na,x\nnowhere,x\nb,\n", png)
+  assert cli.run(["data", "prepare", f"csv:{path}", str(tmp_path / "out")]) == 0
+  assert (
+    "3 records, 2 of them bad (1 missing_file, 1 empty_caption)"
+    in capsys.readouterr().out
+  )

@@ -25,7 +25,7 @@ from typing import TextIO
 
 import numpy as np
 
-from clip_jax import errors, regular_files
+from clip_jax import errors, regular_files, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
@@ -124,6 +124,8 @@ class Table:
 def _hint(image: str, path: str) -> str:
   if "://" in image:
     return "a URL is not fetched; img2dataset downloads lists of them"
+  if "\\" in image and os.sep == "/":
+    return f"{path} was tried; write / in place of the backslashes"
   return (
     f"{path} was tried; name the directory of the images by ?root=DIR at the "
     "end of the address"
@@ -205,6 +207,12 @@ def _parse(
     raise errors.UserError(
       f"csv:{path} is empty; its first line must name the columns, such as"
       " image,caption."
+    )
+  if record_lib.has_control("".join(header.split())):
+    raise errors.UserError(
+      f"csv:{path} is no text: it begins with "
+      f"'{terminal.escaped(header, limit=40)}'. "
+      "Unpack it where it is compressed, and save other kinds of tables as CSV."
     )
   separator = _separator(header, options.get("sep"))
   quoting = csv.QUOTE_MINIMAL
