@@ -164,6 +164,8 @@ def test_losses_are_read_from_metrics_whatever_else_is_in_them(tmp_path):
     *('{"step": 6, "eval/x": 1}', "\udc80", '{"step": 2, "loss": 1.25}'),
     "[" * 100_000,
     f'{{"step": 7, "loss": 1{"0" * 400}}}',
+    f'{{"step": 7, "loss": {"9" * 400}}}',
+    f'{{"step": {"9" * 400}, "loss": 1}}',
   ]
   path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
   assert report.read_losses(path) == [(1, 2.0), (2, 1.25)]

@@ -49,7 +49,7 @@ def _inspect(arguments, source, on_record) -> verb.Answer:
   found = prepare.inspect(
     source, limits=_limits(arguments), on_record=on_record
   )
-  bad = ", ".join(f"{n} {reason}" for reason, n in found["bad"].items())
+  bad = _counts(found["bad"])
   lines = [
     f"{arguments.data}: {found['records']} records, {found['good']} good, "
     f"{found['texts']} texts, {terminal.quantity(found['image_bytes'])}B",
@@ -60,7 +60,7 @@ def _inspect(arguments, source, on_record) -> verb.Answer:
   if more := sum(found["bad"].values()) - len(bad_keys):
     lines.append(f"  and {more} more; --json lists {len(found['bad_keys'])}")
   lines += [
-    f"{why}: {terminal.printable(hint, limit=400)}."
+    f"{why}: {terminal.escaped(hint, limit=400)}."
     for why, hint in found["hints"].items()
   ]
   kept = account.of(source)
@@ -105,13 +105,18 @@ def _prepare(arguments, source, on_record) -> verb.Answer:
   did = "Wrote" if summary["written"] else "Already there:"
   bad = sum(summary["bad"].values())
   what = "bad ones left out" if arguments.drop_bad else "of them bad"
+  why = f" ({_counts(summary['bad'])})" if bad else ""
   text = (
-    f"{did} {summary['records']} records, {bad} {what}"
+    f"{did} {summary['records']} records, {bad} {what}{why}"
     f"{f', {kept.lost_in_words} lost' if kept.lost_records else ''}; "
     f"train on arrayrecord:{arguments.out}"
   )
   payload = {"out": arguments.out, **summary, **kept.to_dict()}
   return verb.Answer(payload, text)
+
+
+def _counts(bad: dict[str, int]) -> str:
+  return ", ".join(f"{n} {reason}" for reason, n in bad.items())
 
 
 def _limits(arguments):

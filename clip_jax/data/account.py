@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from clip_jax import errors, terminal
@@ -102,6 +102,14 @@ class Account:
     known = None not in self.lost.values()
     return f"{'about' if known else 'at least'} {self.lost_records}"
 
+  def of_part(self, share: float) -> "Account":
+    """Returns the account of a part with this share of the records."""
+    lost = {
+      path: None if count is None else max(1, round(count * share))
+      for path, count in self.lost.items()
+    }
+    return dataclasses.replace(self, lost=lost)
+
   def to_dict(self) -> dict[str, Any]:
     """Returns the account as `--json` holds it."""
     names = self.left_out.names.items()
@@ -134,7 +142,7 @@ class Account:
         f"them. All together have lost {self.lost_in_words} records."
       )
     if images := self.left_out.describe(images=True):
-      said.append(f"Images that are not read, by their names: {images}.")
+      said.append(f"Named like images, but not read: {images}.")
     if unread := self.unread.describe(images=True):
       said.append(
         f"Bad records, as images of such suffixes are not read: {unread}; "
@@ -194,13 +202,24 @@ def of(source: record_lib.Source) -> Account:
   return getattr(source, "account", None) or Account()
 
 
-def tell(source: record_lib.Source, address: str) -> list[str]:
-  """Logs what there is to say of the data at `address`, and returns it."""
+def tell(
+  source: record_lib.Source, address: str, *, told: Collection[str] = ()
+) -> list[str]:
+  """Logs what there is to say of the data at `address`, and returns it.
+
+  Args:
+    source: the data.
+    address: its address.
+    told: sentences that are not logged, as they have been.
+  """
   found, address = of(source), terminal.escaped(address)
-  for sentence in found.warnings():
-    logging.warning("%s: %s", address, sentence)
-  for sentence in found.remarks():
-    logging.info("%s: %s", address, sentence)
+  for log, sentences in (
+    (logging.warning, found.warnings()),
+    (logging.info, found.remarks()),
+  ):
+    for sentence in sentences:
+      if sentence not in told:
+        log("%s: %s", address, sentence)
   return found.sentences()
 
 

@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import signal
+import stat
 import threading
 from multiprocessing import connection, shared_memory
 from typing import Any
@@ -39,11 +40,11 @@ _creating = threading.Lock()
 def _start_time(pid: int | str) -> str | None:
   """Returns when a process started, by the kernel's clock; None: it is dead."""
   try:
-    stat = (_PROC / str(pid) / "stat").read_text("utf-8", "replace")
+    text = (_PROC / str(pid) / "stat").read_text("utf-8", "replace")
   except (FileNotFoundError, ProcessLookupError):
     return None
   # The second field is the program's name, which may hold anything.
-  state, *fields = stat.rpartition(")")[2].split()
+  state, *fields = text.rpartition(")")[2].split()
   return None if state in "ZX" else fields[18]
 
 
@@ -79,7 +80,7 @@ def remove_leftovers() -> None:
     name = _NAME.fullmatch(path.name)
     if not name or name["namespace"] != _namespace():
       continue
-    if _start_time(name["pid"]) == name["start"]:
+    if not _is_own(path) or _start_time(name["pid"]) == name["start"]:
       continue
     if path.name.endswith(_SEMAPHORES):
       with contextlib.suppress(OSError):
@@ -93,6 +94,15 @@ def remove_leftovers() -> None:
       len(sizes),
       sum(sizes) / 1e6,
     )
+
+
+def _is_own(path: pathlib.Path) -> bool:
+  """Tells whether it is a file of this user, who alone says what to remove."""
+  try:
+    found = path.lstat()
+  except OSError:  # Somebody else has removed it.
+    return False
+  return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def _remove(path: pathlib.Path) -> int | None:

@@ -1,5 +1,6 @@
 """What a config stands for: data, devices, model and optimizer, made once."""
 
+import collections
 import dataclasses
 import functools
 import logging
@@ -89,8 +90,10 @@ class Run(program.Program):
     opened |= {e.data: e.source for e in self.evaluations.values()}
     if self.report is not None:
       opened[self.config.report] = self.report
+    told = collections.defaultdict(set)  # Of two parts of the same data: once.
     for address, source in opened.items():
-      account.tell(source, address)
+      said = told[sources.without_split(address)]
+      said.update(account.tell(source, address, told=said))
     account.check(
       self.source, data.train, max_bad_fraction=data.max_bad_fraction
     )

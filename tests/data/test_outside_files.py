@@ -1,5 +1,6 @@
 """Files that a table or a folder names: pipes, devices, links and strangers."""
 
+import gzip
 import json
 import os
 import socket
@@ -107,6 +108,9 @@ def test_links_out_of_a_folder_are_refused_unless_asked_for(
       None,
       "link_leads_outside",
     ]
+    with pytest.raises(sources.BadRecord) as caught:
+      sources.open_source(address)[1]
+    assert "add ?links=follow to the address" in caught.value.hint
     source = sources.open_source(f"{address}?links=follow")
     assert _reasons(source) == [None, None]
   with pytest.raises(ValueError, match="Known: follow"):
@@ -158,7 +162,7 @@ def _table(tmp_path, text, png, encoding="utf-8"):
   return path
 
 
-def test_a_quote_that_swallows_rows_is_told(tmp_path, png, caplog):
+def test_a_quote_that_swallows_rows_is_told(tmp_path, png, capsys):
   path = _table(
     tmp_path,
     'image,caption\nc,"one, two"\n\na,"5 inch\nb,x\nc,7"\nb,last\n',
@@ -166,20 +170,22 @@ def test_a_quote_that_swallows_rows_is_told(tmp_path, png, caplog):
   )
   source = sources.open_source(f"csv:{path}")
   assert len(source) == 3
-  assert "row 2 (lines 4 to 6)" in caplog.text
-  assert "?quote=none" in caplog.text
-  caplog.clear()
+  (note,) = source.account.notes
+  assert note.startswith("Row 2 (lines 4 to 6)")
+  assert "?quote=none" in note
+  assert _run("data", "inspect", f"csv:{path}") == 0
+  assert json.loads(capsys.readouterr().out)["notes"] == [note]
   path.write_text('image,caption\na,"two\nlines"\nb,"one, two"\n')
-  sources.open_source(f"csv:{path}")
-  assert not caplog.text
+  assert not sources.open_source(f"csv:{path}").account.notes
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_utf_16_is_recognised_and_told(tmp_path, png, caplog, encoding):
+def test_utf_16_is_recognised_and_told(tmp_path, png, encoding):
   path = _table(tmp_path, "image,caption\na,caf\u00e9 \u72ac\n", png, encoding)
   source = sources.open_source(f"csv:{path}")
   assert source[0].texts == ("caf\u00e9 \u72ac",)
-  assert "read as UTF-16" in caplog.text
+  (note,) = source.account.notes
+  assert "read as UTF-16" in note
 
 
 def test_a_long_field_costs_one_row(tmp_path, png):
@@ -225,3 +231,57 @@ def test_a_pipe_as_config_of_a_model_is_refused_at_once(tmp_path):
   )
   assert done.returncode == 1
   assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["b.tar", "sizes.json", "classnames.txt"])
+def test_a_pipe_among_shards_is_not_waited_for(tmp_path, write_tar, png, name):
+  (tmp_path / "data").mkdir()
+  write_tar(tmp_path / "data/a.tar", [("a.png", png(0)), ("a.cls", b"0")])
+  os.mkfifo(tmp_path / "data" / name)
+  address = f"wds:{tmp_path}/data"
+  if name == "classnames.txt":  # Beside shards, what is no file is passed over.
+    address += f"?classes={tmp_path}/data/{name}"
+  done = subprocess.run(
+    [sys.executable, "-m", "clip_jax", "data", "inspect", address],
+    capture_output=True,
+    timeout=60,
+  )
+  assert b"Traceback" not in done.stderr
+  if name == "sizes.json":
+    assert b"1 records" in done.stdout
+  else:
+    assert done.returncode == 1
+    assert f"{name} is not a regular file".encode() in done.stderr
+
+
+@pytest.mark.parametrize("classes", ["nowhere.txt", "."])
+def test_classes_that_cannot_be_read_are_named(
+  tmp_path, write_tar, png, classes
+):
+  write_tar(tmp_path / "a.tar", [("a.png", png(0)), ("a.cls", b"0")])
+  path = tmp_path / classes
+  with pytest.raises(ValueError, match=f"{path} cannot be read"):
+    sources.open_source(f"wds:{tmp_path}/a.tar?classes={path}")
+
+
+@pytest.mark.parametrize("data", [gzip.compress(b"image,caption\n"), b"PAR1\0"])
+def test_a_table_that_is_no_text_is_called_so(tmp_path, data):
+  (tmp_path / "pairs.csv").write_bytes(data)
+  with pytest.raises(ValueError, match="is no text"):
+    sources.open_source(f"csv:{tmp_path}/pairs.csv")
+
+
+def test_backslashes_in_a_path_are_told(tmp_path, png):
+  path = _table(tmp_path, "image,caption\nimg\\a,x\n", png)
+  with pytest.raises(sources.BadRecord) as caught:
+    sources.open_source(f"csv:{path}")[0]
+  assert "write / in place of the backslashes" in caught.value.hint
+
+
+def test_prepare_says_why_records_are_bad(tmp_path, png, capsys):
+  path = _table(tmp_path, "image,caption\na,x\nnowhere,x\nb,\n", png)
+  assert cli.run(["data", "prepare", f"csv:{path}", str(tmp_path / "out")]) == 0
+  assert (
+    "3 records, 2 of them bad (1 missing_file, 1 empty_caption)"
+    in capsys.readouterr().out
+  )

@@ -1,12 +1,13 @@
 """A part of the data is held out, and classes become captions."""
 
 import collections
+import logging
 import pickle
 
 import pytest
 
 from clip_jax import errors
-from clip_jax.data import prepare, sources
+from clip_jax.data import account, prepare, sources
 from clip_jax.data.sources import views
 
 COUNTS = {"tabby cat": 10, "été": 3, "ant": 2, "one": 1}
@@ -110,3 +111,29 @@ def test_a_class_becomes_a_caption(folder):
   assert (captioned[0].image, captioned[0].label) == (source[0].image, 0)
   assert captioned.fingerprint != source.fingerprint
   assert len(captioned) == len(source)
+
+
+def test_a_part_has_its_share_of_what_is_lost(tmp_path, write_tar, png, caplog):
+  for shard in range(3):
+    members = [
+      member
+      for i in range(10)
+      for member in [(f"{shard}{i}.png", png(i)), (f"{shard}{i}.txt", b"x")]
+    ]
+    write_tar(tmp_path / f"{shard}.tar", [*members, ("README", b"x")])
+  (tmp_path / "1.tar").write_bytes(b"")
+  address = f"wds:{tmp_path}"
+  assert account.of(sources.open_source(address)).lost_records == 10
+  told = set()
+  for split, lost in (("train", 8), ("held_out", 2)):
+    source = sources.open_source(f"{address}?split={split}")
+    assert account.of(source).lost_records == lost
+    account.check(source, split, max_bad_fraction=0.334)
+    with caplog.at_level(logging.INFO):
+      told.update(account.tell(source, split, told=told))
+    assert f"{split}: {tmp_path}/1.tar is empty: about {lost}" in caplog.text
+  # What is the same of both parts is said once.
+  assert caplog.text.count("Not read") == 1
+  whole = sources.without_split(f"{address}?captions=text")
+  part = f"{address}?captions=text&split=train&held_out=0.5"
+  assert sources.without_split(part) == whole

@@ -289,7 +289,7 @@ def test_members_that_are_not_read_are_counted(tmp_path, write_tar, png):
   assert told["left_out"] == {"png": 2, "img": 3, "": 1, "heic": 1, "gz": 1}
   assert told["left_out_names"]["img"] == ["0.img", "1.img"]
   images, others = source.account.sentences()
-  assert images.startswith("Images that are not read")
+  assert images.startswith("Named like images, but not read")
   assert "2 .png ('a.mask.png', '._a.png')" in images
   assert "1 .heic ('a.heic')" in images and ".img" not in images
   assert "3 .img ('0.img', '1.img')" in others
@@ -298,7 +298,8 @@ def test_members_that_are_not_read_are_counted(tmp_path, write_tar, png):
 
 @pytest.mark.parametrize("folder", [False, True])
 def test_captions_one_a_line_are_proposed(tmp_path, write_tar, png, folder):
-  lines = [b"one\ntwo\n", b"one\r\ntwo\r\nthree", b"one", b"one\ntwo\n\n"]
+  lines = [b"one\ntwo\n", b"one\r\ntwo\r\nthree", "one\u2028on\x85".encode()]
+  lines.append(b"one\ntwo\n\n")
   members = [
     member
     for i, text in enumerate(lines)

@@ -164,6 +164,9 @@ def test_only_own_leftovers_of_dead_runs_are_removed(tmp_path, monkeypatch):
   }
   for name, content in {**gone, **kept}.items():
     (tmp_path / name).write_bytes(content)
+  pipe = f"{begin}-{dead.pid}-1-0-8-semaphores"  # To read it would not end.
+  os.mkfifo(tmp_path / pipe)
+  kept[pipe] = b""
   monkeypatch.setattr(workers, "_MEMORY", tmp_path)
   with monkeypatch.context() as another:
     another.setattr(os, "geteuid", lambda: os.getuid() + 1)

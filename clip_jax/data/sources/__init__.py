@@ -21,6 +21,7 @@ __all__ = [
   "open_source",
   "parse_address",
   "split_address",
+  "without_split",
 ]
 
 # Scheme: module, function, names of its options.
@@ -100,6 +101,13 @@ def _share(text: str) -> float:
       f"held_out={text} must be a share between 0 and 1, such as 0.2."
     )
   return share
+
+
+def without_split(address: str) -> str:
+  """Returns the address of the data that `address` names a part of, or it."""
+  scheme, path, options = parse_address(address)
+  rest = sorted(x for x in options.items() if x[0] not in _OF_ALL_SCHEMES)
+  return f"{scheme}:{path}?{rest}"
 
 
 def split_address(address: str, split: str, held_out: float) -> str:

@@ -29,9 +29,9 @@ def check_choice(captions: str) -> str:
 
 def from_text(data: bytes, *, key: str, captions: str) -> tuple[str, ...]:
   """Returns the captions in the bytes of a `.txt` file."""
-  text = _decode(data, key)
-  pieces = text.splitlines() if captions == "lines" else [text]
-  return checked(pieces, key=key)
+  # Of bytes: a text has more line ends, such as U+2028, which end no caption.
+  pieces = data.splitlines() if captions == "lines" else [data]
+  return checked((_decode(piece, key) for piece in pieces), key=key)
 
 
 def from_json(data: bytes, *, key: str) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from clip_jax import regular_files
+
 # Well below the usual limit of 1,024 open files a process.
 _MAX_OPEN = 128
 
@@ -50,17 +52,17 @@ class RawFile:
   """A file that is read at given positions."""
 
   def __init__(self, path: str):
-    self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    self._file = regular_files.open_regular(path)
 
   def __del__(self):
-    if hasattr(self, "_descriptor"):
-      os.close(self._descriptor)
+    if hasattr(self, "_file"):
+      self._file.close()
 
   def read(self, *, offset: int, size: int) -> bytes:
     """Reads up to `size` bytes; fewer only at the end of the file."""
     pieces = []
     while size > 0:
-      piece = os.pread(self._descriptor, size, offset)
+      piece = os.pread(self._file.fileno(), size, offset)
       if not piece:
         break
       pieces.append(piece)

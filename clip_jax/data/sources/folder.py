@@ -347,7 +347,12 @@ def read_file(path: str, *, key: str, limit: int, within: str | None) -> bytes:
   except (regular_files.NotRegularError, IsADirectoryError):
     raise record_lib.BadRecord("not_a_file", key) from None
   except regular_files.OutsideError:
-    raise record_lib.BadRecord("link_leads_outside", key) from None
+    bad = record_lib.BadRecord("link_leads_outside", key)
+    bad.hint = (
+      f"{path} leads out of {within}; add ?links=follow to the address to "
+      "follow such links"
+    )
+    raise bad from None
   except ValueError:  # A NUL in the path.
     raise record_lib.BadRecord("read_error", key) from None
   except OSError as error:

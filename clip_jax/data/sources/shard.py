@@ -2,11 +2,11 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 
 import numpy as np
 
+from clip_jax import errors, json_text
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import naming, strings, tar
@@ -86,11 +86,10 @@ def stated_count(path: str) -> int | None:
   stem = os.path.splitext(name)[0]
   for beside, field in ((f"{stem}_stats.json", "successes"), (_SIZES, name)):
     # Whatever else such a file holds, it says nothing of this shard.
-    with contextlib.suppress(OSError, ValueError, RecursionError, LookupError):
-      with open(os.path.join(directory, beside), encoding="utf-8") as file:
-        fields = json.load(file)
-      if isinstance(fields, dict) and type(fields[field]) is int:
-        return fields[field]
+    with contextlib.suppress(OSError, errors.UserError):
+      count = json_text.read(os.path.join(directory, beside)).get(field)
+      if type(count) is int:
+        return count
   return None
 
 

@@ -19,14 +19,14 @@ import contextlib
 import csv
 import hashlib
 import io
-import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
 import numpy as np
 
-from clip_jax import errors, regular_files
+from clip_jax import errors, regular_files, terminal
+from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import folder, strings
@@ -45,7 +45,11 @@ _MAX_FIELD = 2**31 - 1  # What a C long holds everywhere.
 
 
 class Table:
-  """Records of a table of image paths and captions."""
+  """Records of a table of image paths and captions.
+
+  Attributes:
+    account: what is to be said of how the table is read.
+  """
 
   class_names = templates = None
 
@@ -54,6 +58,7 @@ class Table:
     roots: tuple[str, ...],
     pairs: Iterable[tuple[str, str | None]],
     *,
+    notes: Sequence[str] = (),
     follow_links: bool = False,
   ):
     """Groups `pairs` of image path and caption.
@@ -61,6 +66,7 @@ class Table:
     Args:
       roots: directories that relative paths are tried in, in this order.
       pairs: as they stand in the table; a caption that is too long is None.
+      notes: for the account; may grow while `pairs` are taken.
       follow_links: whether symbolic links may lead out of the roots.
     """
     texts: dict[str, list[str]] = {}
@@ -68,6 +74,7 @@ class Table:
       texts.setdefault(image, [])
       if caption is not None:
         texts[image].append(caption)
+    self.account = account_lib.Account(notes=notes)
     self._roots = roots
     self._follow_links = follow_links
     self.names = self._images = strings.Strings(texts)
@@ -109,17 +116,16 @@ class Table:
     try:
       return folder.read_image(path, key=image, within=within)
     except record_lib.BadRecord as error:
-      error.hint = _hint(error.reason, image, path)
+      if error.reason == "missing_file":
+        error.hint = _hint(image, path)
       raise
 
 
-def _hint(reason: str, image: str, path: str) -> str:
-  if reason == "link_leads_outside":
-    return f"{path} is a link; add ?links=follow to the address to follow it"
-  if reason != "missing_file":
-    return ""
+def _hint(image: str, path: str) -> str:
   if "://" in image:
     return "a URL is not fetched; img2dataset downloads lists of them"
+  if "\\" in image and os.sep == "/":
+    return f"{path} was tried; write / in place of the backslashes"
   return (
     f"{path} was tried; name the directory of the images by ?root=DIR at the "
     "end of the address"
@@ -145,21 +151,22 @@ def open_table(path: str, options: dict[str, str]) -> Table:
     beside = (os.path.join(directory, name) for name in _IMAGE_FOLDERS)
     roots = (directory, *filter(os.path.isdir, beside))
   follow_links = folder.follows_links(options)
-  pairs = _read_pairs(path, options)
-  table = Table(roots, pairs, follow_links=follow_links)
+  notes: list[str] = []
+  pairs = _read_pairs(path, options, notes)
+  table = Table(roots, pairs, notes=notes, follow_links=follow_links)
   if not len(table):
     raise errors.UserError(f"csv:{path} has a header and no rows.")
   return table
 
 
 def _read_pairs(
-  path: str, options: dict[str, str]
+  path: str, options: dict[str, str], notes: list[str]
 ) -> Iterator[tuple[str, str | None]]:
-  with _open_text(path) as file, _long_fields():
-    yield from _parse(file, path, options)
+  with _open_text(path, notes) as file, _long_fields():
+    yield from _parse(file, path, options, notes)
 
 
-def _open_text(path: str) -> TextIO:
+def _open_text(path: str, notes: list[str]) -> TextIO:
   """Opens the table in its encoding; one byte spoils its own row only."""
   file = regular_files.open_regular(path)
   head = file.read(64)
@@ -176,8 +183,8 @@ def _open_text(path: str) -> TextIO:
   else:
     encoding, undecodable = "utf-8-sig", "surrogateescape"
   if encoding != "utf-8-sig":
-    logging.warning(
-      "csv:%s is read as %s, by its first bytes.", path, encoding.upper()
+    notes.append(
+      f"The table is read as {encoding.upper()}, by its first bytes."
     )
   return io.TextIOWrapper(file, encoding, undecodable, newline="")
 
@@ -193,13 +200,19 @@ def _long_fields() -> Iterator[None]:
 
 
 def _parse(
-  file: TextIO, path: str, options: dict[str, str]
+  file: TextIO, path: str, options: dict[str, str], notes: list[str]
 ) -> Iterator[tuple[str, str | None]]:
   header = file.readline()
   if not header.strip():
     raise errors.UserError(
       f"csv:{path} is empty; its first line must name the columns, such as"
       " image,caption."
+    )
+  if record_lib.has_control("".join(header.split())):
+    raise errors.UserError(
+      f"csv:{path} is no text: it begins with "
+      f"'{terminal.escaped(header, limit=40)}'. "
+      "Unpack it where it is compressed, and save other kinds of tables as CSV."
     )
   separator = _separator(header, options.get("sep"))
   quoting = csv.QUOTE_MINIMAL
@@ -215,7 +228,7 @@ def _parse(
     columns, options.get("caption"), CAPTION_COLUMNS, "caption", path
   )
   rows = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
-  for row in _watched(rows, path, separator):
+  for row in _watched(rows, path, separator, notes):
     name = row[image].strip() if image < len(row) else ""
     text = row[caption] if caption < len(row) else ""
     if caption == len(columns) - 1:
@@ -226,7 +239,9 @@ def _parse(
     yield name, text if len(text) <= captions_lib.MAX_TEXT_BYTES else None
 
 
-def _watched(rows, path: str, separator: str) -> Iterator[list[str]]:
+def _watched(
+  rows, path: str, separator: str, notes: list[str]
+) -> Iterator[list[str]]:
   """Yields the rows that are not empty; tells of quotes that may be letters.
 
   A quote that opens a caption swallows what follows, up to the next one.
@@ -241,7 +256,7 @@ def _watched(rows, path: str, separator: str) -> Iterator[list[str]]:
         separator in field and ("\n" in field or "\r" in field) for field in row
       ):
         suspects += 1
-        first = first or f"row {number} (lines {start} to {end})"
+        first = first or f"Row {number} (lines {start} to {end})"
       start = end + 1
       if row:
         yield row
@@ -252,13 +267,11 @@ def _watched(rows, path: str, separator: str) -> Iterator[list[str]]:
       " letters like others, say so with ?quote=none."
     ) from error
   if suspects:
-    logging.warning(
-      "csv:%s: %s has a quoted field that spans lines and contains the "
-      "separator%s. If that is several rows, double quotes are letters here: "
-      "add ?quote=none to the address.",
-      path,
-      first,
-      f", and so have {suspects - 1} more rows" if suspects > 1 else "",
+    more = f", and so have {suspects - 1} more rows" if suspects > 1 else ""
+    notes.append(
+      f"{first} has a quoted field that spans lines and contains the separator"
+      f"{more}. If that is several rows, double quotes are letters here: add "
+      "?quote=none to the address."
     )
 
 

@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from clip_jax import regular_files
+
 BLOCK = 512
 MAX_MEMBER_BYTES = 64 * 2**20
 MAX_EXTENSION_BYTES = 2**20  # Long names and pax headers.
@@ -83,11 +85,8 @@ def scan(path: str) -> Iterator[Member | Damage]:
   Directories are left out; links, devices and the like have the problem
   "not_a_file".
   """
-  descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-  try:
-    yield from _Scan(descriptor).run()
-  finally:
-    os.close(descriptor)
+  with regular_files.open_regular(path) as file:
+    yield from _Scan(file.fileno()).run()
 
 
 class _Scan:

@@ -39,6 +39,12 @@ class Part(_View):
     super().__init__(source, *how)
     self._slots = slots
 
+  @property
+  def account(self) -> Any:
+    """That of the source (account.py), with a share of its lost records."""
+    whole = getattr(self._source, "account", None)
+    return whole and whole.of_part(len(self) / len(self._source))
+
   def __len__(self) -> int:
     return len(self._slots)
 

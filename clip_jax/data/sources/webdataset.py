@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, terminal
+from clip_jax import errors, regular_files, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
@@ -232,10 +232,16 @@ def _beside(shard: str, name: str) -> str | None:
 
 def _read_lines(path: str) -> tuple[str, ...]:
   try:
-    with open(path, encoding="utf-8-sig") as file:
-      return tuple(line.strip() for line in file if line.strip())
+    with regular_files.open_regular(path) as file:
+      text = file.read().decode("utf-8-sig")
   except UnicodeDecodeError as error:
     raise errors.UserError(
       f"{path} is not UTF-8 ({error.reason} at byte {error.start}); it must "
       "be text with one name a line."
     ) from None
+  except OSError as error:
+    raise errors.UserError(
+      f"{path} cannot be read ({error.strerror}); it must be text with one "
+      "name a line."
+    ) from None
+  return tuple(line.strip() for line in text.split("\n") if line.strip())
