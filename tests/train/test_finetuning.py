@@ -13,7 +13,7 @@ import shutil
 import numpy as np
 import pytest
 
-from clip_jax import cli, convert, errors, inference
+from clip_jax import cli, convert, errors, loading
 from clip_jax import config as config_lib
 from clip_jax.convert import interpolation
 from clip_jax.data import sources
@@ -101,7 +101,7 @@ def test_before_and_after_are_what_eval_measures_on_what_was_held_out(
 
 
 def test_what_a_user_needs_not_type_comes_from_the_model(room, tuned):
-  begun, clip = (inference.load(x) for x in (room / "runs" / "demo", tuned[0]))
+  begun, clip = (loading.load(x) for x in (room / "runs" / "demo", tuned[0]))
   assert clip.tokenizer.fingerprint == begun.tokenizer.fingerprint
   assert clip.preprocess == begun.preprocess
   config = checkpoint.load_config(tuned[0])
