@@ -199,7 +199,7 @@ def test_every_verb_takes_every_kind_of_model(
   assert "Traceback" not in error
   lacking = VERBS[verb] - TOWERS.get(kind, {"image", "text"})
   if kind in TOLD:
-    assert code == (1 if kind == "timm, bare file" else 2), error
+    assert code == 2, error
     assert "--" in error  # The flag that settles it.
   elif lacking:
     assert code == 1, error
