@@ -329,6 +329,7 @@ def test_when_one_of_two_processes_is_killed_both_end_and_go_on(tmp_path):
       "Compil",
       "Step",
       "Resumed",
+      "--config.",
     )
     assert [line for line in others if not line.startswith(own)] == []
   _finish_pair(_start_pair(workdir, OFTEN), workdir)
