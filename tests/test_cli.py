@@ -335,7 +335,7 @@ def test_what_is_dropped_is_counted_apart(tmp_path, image, capsys):
   (data / "bad.png").write_bytes(image.read_bytes()[:99])
   prepare = ["data", "prepare", f"folder:{data.parent}"]
   cli.main([*prepare, str(tmp_path / "dropped"), "--drop-bad"])
-  assert "Wrote 1 records, 1 bad ones left out;" in capsys.readouterr().out
+  assert "Wrote 1 records, 1 bad ones left out (1 truncated);" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

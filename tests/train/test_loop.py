@@ -278,7 +278,7 @@ def _write_ragged_pairs(folder, count):
 def test_a_tokenizer_of_another_vocabulary_is_refused():
   config = _config()
   config.model_overrides.text = {"vocab_size": 1000}
-  with pytest.raises(errors.UserError, match="knows 1000 only"):
+  with pytest.raises(errors.UserError, match="from 0 to 999 only"):
     run_lib.make_run(config)
 
 
