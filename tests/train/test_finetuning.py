@@ -86,6 +86,7 @@ def _zero_shot(model, room, *more):
   return _call("eval", model, *task, "--data", data, *more)
 
 
+@pytest.mark.slow
 def test_before_and_after_are_what_eval_measures_on_what_was_held_out(
   room, tuned
 ):
@@ -101,6 +102,7 @@ def test_before_and_after_are_what_eval_measures_on_what_was_held_out(
     assert found["mean_per_class"] == measured["mean_per_class"]
 
 
+@pytest.mark.slow
 def test_what_a_user_needs_not_type_comes_from_the_model(room, tuned):
   begun, clip = (loading.load(x) for x in (room / "runs" / "demo", tuned[0]))
   assert clip.tokenizer.fingerprint == begun.tokenizer.fingerprint
@@ -109,6 +111,7 @@ def test_what_a_user_needs_not_type_comes_from_the_model(room, tuned):
   assert config.loss.kind == "softmax"
 
 
+@pytest.mark.slow
 def test_the_table_shows_before_and_after(room, tuned, capsys):
   changes = {"evals.old.data": "builtin:two_digits/unseen", "steps": 4}
   fixed = {**changes, "checkpoint.every_steps": 2, "epochs": None}
@@ -193,6 +196,7 @@ def test_what_does_not_fit_is_said_at_the_start(
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_ends_of_the_line_are_both_models_bit_for_bit(room, tuned):
   workdir = tuned[0]
   first, last = (
@@ -217,6 +221,7 @@ def _flat(variables):
   )
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_the_models_that_convert_writes(room, tuned, tmp_path):
   workdir, summary = tuned
   swept = _zero_shot(workdir, room, "--interpolate", "0,0.5,1")["interpolate"]
@@ -229,6 +234,7 @@ def test_a_sweep_measures_the_models_that_convert_writes(room, tuned, tmp_path):
   assert _zero_shot(half, room)["top1"] == swept[1]["top1"]
 
 
+@pytest.mark.slow
 def test_a_first_model_that_changed_or_went_is_told(room, tuned, tmp_path):
   workdir, demo, kept = tuned[0], room / "runs" / "demo", tmp_path / "kept"
   options = convert.Options(interpolate=0.5)
