@@ -335,7 +335,8 @@ def test_what_is_dropped_is_counted_apart(tmp_path, image, capsys):
   (data / "bad.png").write_bytes(image.read_bytes()[:99])
   prepare = ["data", "prepare", f"folder:{data.parent}"]
   cli.main([*prepare, str(tmp_path / "dropped"), "--drop-bad"])
-  assert "Wrote 1 records, 1 bad ones left out (1 truncated);" in capsys.readouterr().out
+  told = "Wrote 1 records, 1 bad ones left out (1 truncated);"
+  assert told in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -348,6 +349,8 @@ def test_what_is_dropped_is_counted_apart(tmp_path, image, capsys):
     (["eval", "m", "--task", "zero_shot"], "required: --data"),
     (["classify", "m", "--labels", "a"], "required: IMAGE"),
     (["search", "index"], "give a text"),
+    (["search", "index", " "], "is empty"),
+    (["search", "index", __file__], f"search with --image {__file__}"),
     (["search", "index", "text", "--image", "file"], "give a text"),
     (
       ["search", "index", "text", "-k", "0"],

@@ -255,6 +255,10 @@ def _add_search(parser: flags.Parser) -> None:
 def _check_search(arguments: argparse.Namespace) -> str | None:
   if (arguments.query is None) == (arguments.image is None):
     return "give a text to search for, or --image FILE"
+  if arguments.query is not None and not arguments.query.strip():
+    return "the text to search for is empty"
+  if arguments.query is not None and os.path.isfile(arguments.query):
+    return f"{arguments.query} is a file; search with --image {arguments.query}"
   return None
 
 

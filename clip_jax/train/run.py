@@ -89,7 +89,7 @@ class Run(program.Program):
     opened = {data.train: self.source}
     opened |= {e.data: e.source for e in self.evaluations.values()}
     if self.report is not None:
-      opened[self.config.report] = self.report
+      opened[_address(self.config, self.config.report)] = self.report
     told = collections.defaultdict(set)  # Of two parts of the same data: once.
     for address, source in opened.items():
       said = told[sources.without_split(address)]
@@ -220,16 +220,23 @@ def _open(
   data: str,
 ) -> tuple[str, sources.Source]:
   """Opens the data of an evaluation or of the report; returns its address."""
+  address = _address(config, data)
   if data != config_lib.HELD_OUT:
-    return data, open_source(data)
-  train, share = config.data.train, config.data.held_out
-  if not share:
+    return address, open_source(address)
+  whole = open_source(config.data.train)
+  return address, views.part(whole, data, held_out=config.data.held_out)
+
+
+def _address(config: ml_collections.ConfigDict, data: str) -> str:
+  """Returns the DATA address that an evaluation's or the report's field is."""
+  if data != config_lib.HELD_OUT:
+    return data
+  if not config.data.held_out:
     raise errors.UserError(
       f"data={data!r} is what data.held_out keeps from training, which is 0; "
       "set that to a share such as 0.2, or give a DATA address."
     )
-  address = sources.split_address(train, data, share)
-  return address, views.part(open_source(train), data, held_out=share)
+  return sources.split_address(config.data.train, data, config.data.held_out)
 
 
 def _open_evaluation(

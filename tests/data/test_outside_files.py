@@ -179,6 +179,14 @@ def test_a_quote_that_swallows_rows_is_told(tmp_path, png, capsys):
   assert not sources.open_source(f"csv:{path}").account.notes
 
 
+def test_rows_without_a_caption_are_told(tmp_path, png):
+  path = _table(tmp_path, "image,caption\na,one\na,\na\nb,two\n", png)
+  source = sources.open_source(f"csv:{path}")
+  (note,) = source.account.notes
+  assert note.startswith("2 rows have no caption, the first for the image 'a'")
+  assert source[0].texts == ("one",)
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_utf_16_is_recognised_and_told(tmp_path, png, encoding):
   path = _table(tmp_path, "image,caption\na,caf\u00e9 \u72ac\n", png, encoding)

@@ -167,7 +167,8 @@ def test_pictures_of_a_class_are_no_negatives_of_each_other(
   room, tmp_path, caplog
 ):
   """Batches of more pictures than there are need no warning either."""
-  run = _make_run(_config(room), tmp_path)
+  run = _make_run(_config(room, report="held_out"), tmp_path)
+  run.check_data()  # All of the run's data has an address.
   with caplog.at_level(logging.INFO):
     run.announce()
   assert not [x for x in caplog.records if x.levelno >= logging.WARNING]

@@ -228,6 +228,7 @@ def _parse(
     columns, options.get("caption"), CAPTION_COLUMNS, "caption", path
   )
   rows = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
+  silent: list[str] = []  # Images of rows without a caption.
   for row in _watched(rows, path, separator, notes):
     name = row[image].strip() if image < len(row) else ""
     text = row[caption] if caption < len(row) else ""
@@ -236,7 +237,16 @@ def _parse(
       text = separator.join(row[caption:])
     if len(name) > captions_lib.MAX_TEXT_BYTES:
       name = ""
+    if not text.strip():
+      silent.append(name)
     yield name, text if len(text) <= captions_lib.MAX_TEXT_BYTES else None
+
+  if silent:
+    rows_are = "1 row has" if len(silent) == 1 else f"{len(silent)} rows have"
+    notes.append(
+      f"{rows_are} no caption, the first for the image "
+      f"'{terminal.escaped(silent[0], limit=80)}'; only its other rows count."
+    )
 
 
 def _watched(
