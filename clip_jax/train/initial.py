@@ -26,8 +26,8 @@ from clip_jax.convert import (
   portable,
   sameness,
 )
-from clip_jax.models import variants
-from clip_jax.train import checkpoint, freezing
+from clip_jax.models import freezing, variants
+from clip_jax.train import checkpoint
 from clip_jax.train import step as step_lib
 from clip_jax.train import workdir as workdir_lib
 

@@ -16,8 +16,8 @@ from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.data import account, pipeline, sources
 from clip_jax.data.sources import views
 from clip_jax.evals import prompts, tasks
-from clip_jax.models import variants
-from clip_jax.train import freezing, initial, program, text_layout
+from clip_jax.models import freezing, variants
+from clip_jax.train import initial, program, text_layout
 from clip_jax.train import step as step_lib
 
 

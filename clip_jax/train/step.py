@@ -17,8 +17,14 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import errors, losses, sharding
-from clip_jax.models import clip, initialisation, resnet, sharded, variants
-from clip_jax.train import freezing
+from clip_jax.models import (
+  clip,
+  freezing,
+  initialisation,
+  resnet,
+  sharded,
+  variants,
+)
 from clip_jax.train import gradients as gradients_lib
 
 

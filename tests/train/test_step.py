@@ -11,7 +11,8 @@ import pytest
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.data import pipeline
-from clip_jax.train import freezing, optim
+from clip_jax.models import freezing
+from clip_jax.train import optim
 from clip_jax.train import step as step_lib
 
 BATCH, LENGTH = 16, 9
