@@ -88,7 +88,7 @@ def _embed(variables, inputs, *, module, method, mesh):
 
   if mesh is None:
     return embed(module, variables, inputs)
-  specs = sharding.tree_specs(variables, mesh)
+  specs = sharded.tree_specs(variables, mesh)
   placed = sharded.place(module, specs["params"])
 
   def on_device(variables, inputs):

@@ -1,14 +1,12 @@
-"""The device mesh, its axis names and the one table of parameter rules.
+"""The device mesh, its axis names and what moves over them in a step.
 
 The batch is split over both axes; parameters and optimizer state are split
-over `fsdp` and repeated over `data`. The collectives that this takes in a
-training step are here: parameters are gathered where they are used, gradients
-are summed in their own, wide type.
+over `fsdp` and repeated over `data`: `models.sharded` says how. Parameters are
+gathered where they are used, gradients are summed in their own, wide type.
 """
 
 import functools
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,17 +22,6 @@ FSDP = "fsdp"
 BATCH_AXES = (DATA, FSDP)
 
 versions.check()
-
-# Arrays below this size are repeated: gathering them costs more than it saves.
-MIN_SHARDED_ELEMENTS = 2**14
-
-# First match on the path wins; the number is how many leading dimensions are
-# never split. A scanned stack's leading axis is the layer that a loop indexes.
-RULES: tuple[tuple[str, int | None], ...] = (
-  (r"(^|/)(\w*bias|scale|log_scale|mean|var)$", None),
-  (r"(^|/)blocks/", 1),
-  (r"", 0),
-)
 
 
 def make_mesh(
@@ -102,54 +89,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of arrays that every device holds whole."""
   return NamedSharding(mesh, P())
-
-
-def parameter_spec(
-  path: str,
-  shape: tuple[int, ...],
-  *,
-  fsdp: int,
-  min_elements: int = MIN_SHARDED_ELEMENTS,
-) -> P:
-  """Returns how one array is split: its largest dimension that `fsdp` divides.
-
-  Args:
-    path: "/"-joined names from the root of the tree.
-    shape: of the whole array.
-    fsdp: size of the mesh axis.
-    min_elements: smaller arrays are repeated.
-  """
-  skip = next(rule for pattern, rule in RULES if re.search(pattern, path))
-  if skip is None or fsdp == 1 or math.prod(shape) < min_elements:
-    return P()
-  splittable = [
-    (size, -axis)
-    for axis, size in enumerate(shape)
-    if axis >= skip and size % fsdp == 0
-  ]
-  if not splittable:
-    return P()
-  axis = -max(splittable)[1]
-  return P(*(FSDP if i == axis else None for i in range(len(shape))))
-
-
-def tree_shardings(tree: Any, mesh: Mesh) -> Any:
-  """Returns the sharding of each array (or shape) in `tree`.
-
-  Optimizer moments lie under the names of their parameters and have their
-  shapes, so the same rules place them beside their parameters.
-  """
-
-  def place(path, leaf):
-    spec = parameter_spec(path_name(path), leaf.shape, fsdp=mesh.shape[FSDP])
-    return NamedSharding(mesh, spec)
-
-  return jax.tree_util.tree_map_with_path(place, tree)
-
-
-def tree_specs(tree: Any, mesh: Mesh) -> Any:
-  """Returns the PartitionSpec of each array (or shape) in `tree`."""
-  return jax.tree.map(lambda x: x.spec, tree_shardings(tree, mesh))
 
 
 def split_axis(spec: P) -> int | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clip_jax import embedder, sharding
-from clip_jax.models import variants
+from clip_jax.models import sharded, variants
 
 OVERRIDES = {
   "embed_dim": 12,
@@ -82,7 +82,7 @@ def test_split_layers_embed_the_same_and_are_never_all_whole():
   memory = {}
   for fsdp in (1, 8):
     mesh = sharding.make_mesh(fsdp=fsdp)
-    placed = jax.device_put(variables, sharding.tree_shardings(variables, mesh))
+    placed = jax.device_put(variables, sharded.tree_shardings(variables, mesh))
     encoder = embedder.Encoder(module, mesh=mesh, batch_sizes=(8,))
     for got, want in (
       (encoder.embed_images(placed, images), whole.image_embeds),
@@ -125,7 +125,7 @@ def test_a_resnet_in_parts_gathers_its_blocks(scan):
     variables, images, method="encode_image"
   )
   mesh = sharding.make_mesh(fsdp=8)
-  placed = jax.device_put(variables, sharding.tree_shardings(variables, mesh))
+  placed = jax.device_put(variables, sharded.tree_shardings(variables, mesh))
   kernel = placed["params"]["image"]["stage_2_block_3"]["conv_2"]["conv"]
   assert not kernel["kernel"].sharding.is_fully_replicated
   encoder = embedder.Encoder(module, mesh=mesh, batch_sizes=(8,))

@@ -24,6 +24,7 @@ from clip_jax.convert import (
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import Entry, Slot
 from clip_jax.convert.tensor import Tensor
+from clip_jax.models import paths
 
 NAME = "borisdayma"
 CONFIG = "config.json"
@@ -217,7 +218,7 @@ def _parts(theirs: str, ours: str, norm: str) -> list[Entry]:
 
 
 def _blocks(theirs: str, ours: str) -> list[Entry]:
-  layers, blocks = f"{theirs}/encoder/layers", f"{ours}/encoder/blocks"
+  layers, blocks = f"{theirs}/encoder/layers", paths.stack(ours)
   return [
     *_module(f"{layers}/pre_attention_norm", f"{blocks}/ln_1"),
     *_parts(layers, blocks, "ln_2"),

@@ -27,6 +27,7 @@ from clip_jax.convert import (
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import wrappers
 from clip_jax.convert.portable import Options, Portable
+from clip_jax.models import paths
 
 # Formats by name in the order in which a path is tried; a directory can look
 # like several, and the first says more about the model.
@@ -383,7 +384,7 @@ def _check_written(model, partial, target, options, report, progress) -> None:
       progress(done, len(model.leaves))
     zeros = True
     layers = (None,)
-    if "/blocks/" in path:
+    if paths.is_stacked(path):
       layers = range(leaf.shape[0])
     for layer in layers:
       want, got = leaf.part(layer), written[path].part(layer)

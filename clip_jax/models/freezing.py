@@ -2,8 +2,8 @@
 
 A regular expression names them, as in LiT (Zhai et al. 2022): "^image/" locks
 the image tower. The layers of an encoder are stacked in one array each, yet
-have names of their own here, "image/encoder/blocks/11/ln_1/scale", so that a
-pattern can free the last layers alone. What is frozen has no gradient and no
+have names of their own here (`paths.names`), so that a pattern can free the
+last layers alone. What is frozen has no gradient and no
 place in the optimizer's state.
 """
 
@@ -16,25 +16,12 @@ import jax
 import numpy as np
 
 from clip_jax import errors
+from clip_jax.models import paths
 
-_STACK = "encoder/blocks/"
 _NAMES_SHOWN = 4
 
 # For each array that is partly or wholly trained: the layers, or None for all.
 Choice = dict[str, np.ndarray | None]
-
-
-def names(path: str, shape: tuple[int, ...]) -> list[str]:
-  """Returns the name of an array, or those of its layers where it is a stack.
-
-  Args:
-    path: "/"-joined, below "params".
-    shape: of the whole array.
-  """
-  before, stack, after = path.partition(_STACK)
-  if not stack:
-    return [path]
-  return [f"{before}{stack}{i}/{after}" for i in range(shape[0])]
 
 
 def choose(params: Any, pattern: str) -> Choice:
@@ -57,14 +44,14 @@ def choose(params: Any, pattern: str) -> Choice:
   found = 0
   flat = _flatten(params)
   for path, leaf in flat.items():
-    free = [not search(name) for name in names(path, leaf.shape)]
+    free = [not search(name) for name in paths.names(path, leaf.shape)]
     found += len(free) - sum(free)
     if all(free):
       chosen[path] = None
     elif any(free):
       chosen[path] = np.flatnonzero(free)
   if not found or not chosen:
-    some = [names(path, leaf.shape)[-1] for path, leaf in flat.items()]
+    some = [paths.names(path, leaf.shape)[-1] for path, leaf in flat.items()]
     what = "every parameter" if found else "no parameter"
     raise errors.UserError(
       f"optim.frozen={pattern!r} freezes {what}; parameters have names such as "
@@ -106,8 +93,8 @@ def locked_towers(params: Any, pattern: str) -> tuple[str, ...]:
   """Returns the towers, "image" and "text", of which nothing is trained."""
   if not pattern:
     return ()
-  trained = {path.partition("/")[0] for path in choose(params, pattern)}
-  return tuple(part for part in ("image", "text") if part not in trained)
+  trained = set(map(paths.tower, choose(params, pattern)))
+  return tuple(part for part in paths.TOWERS if part not in trained)
 
 
 def is_trained(params: Any, path: str, pattern: str) -> bool:

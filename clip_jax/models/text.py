@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import layers, packing
+from clip_jax.models import layers, packing, paths
 
 TEXT_POOLINGS = ("argmax", "eos", "last", "map")
 
@@ -121,7 +121,7 @@ class TextTransformer(nn.Module):
       unroll=self.unroll,
       remat=self.remat,
       whole=self.whole,
-      name="encoder",
+      name=paths.ENCODER,
       **dtypes,
     )(x, mask)
     norm = layers.layer_norm(self.norm_epsilon, name="ln_final", **dtypes)

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from clip_jax import errors, sharding
-from clip_jax.models import freezing, sharded
+from clip_jax.models import freezing, paths
 from clip_jax.train import learning_rates
 
 # Adam's numbers by the kind of image tower (paper, Table 18).
@@ -34,13 +34,14 @@ NO_DECAY = re.compile(
   r"(^|/)(\w*bias|scale|log_scale|class_embedding|registers|probe)$"
 )
 
-# Muon turns the matrices inside of encoders; all else is Adam's. Dimensions
+# Muon turns the matrices of encoders' layers; all else is Adam's. Dimensions
 # that a matrix reads and writes, after the axis of the layers.
-_MUON = (
-  (re.compile(r"/encoder/blocks/.*(query|key|value)/kernel$"), 1, (2, 3)),
-  (re.compile(r"/encoder/blocks/.*attention/out/kernel$"), (1, 2), 3),
-  (re.compile(r"/encoder/blocks/.*mlp/\w+/kernel$"), 1, 2),
-)
+_MUON = {
+  **{f"{name}/kernel": (1, (2, 3)) for name in paths.QUERY_KEY_VALUE},
+  "attention/out/kernel": ((1, 2), 3),
+  "mlp/fc_in/kernel": (1, 2),
+  "mlp/fc_out/kernel": (1, 2),
+}
 # The smaller side of what Adafactor factors: a head's width is 64 or more, and
 # no stack has as many layers.
 _FACTORED_FROM = 64
@@ -135,7 +136,7 @@ def _clip_layers(updates: Any, params: Any) -> Any:
   del params
 
   def clip(path, x):
-    stacked = sharded.is_stack(sharding.path_name(path))
+    stacked = paths.is_stacked(sharding.path_name(path))
     axes = tuple(range(int(stacked), x.ndim))
     mean = jnp.square(x).mean(axis=axes, keepdims=True)
     return x / jnp.maximum(1, jnp.sqrt(mean))
@@ -173,11 +174,8 @@ def muon_dimensions(params: Any) -> Any:
 
   def dimensions(path, leaf):
     del leaf
-    name = "/" + sharding.path_name(path)
-    for pattern, reads, writes in _MUON:
-      if pattern.search(name):
-        return optax.contrib.MuonDimensionNumbers(reads, writes)
-    return None
+    found = _MUON.get(paths.within_layer(sharding.path_name(path)))
+    return found and optax.contrib.MuonDimensionNumbers(*found)
 
   return jax.tree_util.tree_map_with_path(dimensions, params)
 

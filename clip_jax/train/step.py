@@ -187,7 +187,7 @@ def abstract_state(
     lambda variables: _state_of(variables, tx, ema),
     variants.abstract_variables(model),
   )
-  shardings = sharding.tree_shardings(shapes, mesh)
+  shardings = sharded.tree_shardings(shapes, mesh)
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shapes,
@@ -279,7 +279,7 @@ def _make_gradients(config, model, abstract, frozen, mesh):
   activations gathered where parameters should be.
   """
   axes = sharding.BATCH_AXES
-  specs = sharding.tree_specs(abstract.params, mesh)
+  specs = sharded.tree_specs(abstract.params, mesh)
   trained_specs = frozen.select_specs(abstract.params, specs)
   towers = gradients_lib.Towers(sharded.place(model, specs), specs, frozen)
   method = gradients_lib.direct

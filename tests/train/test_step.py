@@ -11,7 +11,7 @@ import pytest
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.data import pipeline
-from clip_jax.models import freezing
+from clip_jax.models import freezing, sharded
 from clip_jax.train import optim
 from clip_jax.train import step as step_lib
 
@@ -398,7 +398,7 @@ def test_frozen_norms_compute_with_their_running_statistics():
 def test_a_partly_frozen_stack_trains_alike_however_it_is_split(monkeypatch):
   # So that the small stacks are split, and what is trained of them.
   monkeypatch.setattr(
-    sharding.parameter_spec, "__kwdefaults__", {"min_elements": 64}
+    sharded.parameter_spec, "__kwdefaults__", {"min_elements": 64}
   )
   with jax.enable_x64(True):
     config = _config("tiny-vit", "float64")
