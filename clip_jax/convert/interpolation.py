@@ -15,9 +15,10 @@ import jax
 import numpy as np
 
 from clip_jax import errors, sharding
+from clip_jax.checkpoints import integrity
 from clip_jax.convert import engine, portable, sameness, workdir
 from clip_jax.convert.tensor import Tensor
-from clip_jax.train import checkpoint, integrity
+from clip_jax.train import checkpoint
 
 # Of a tower, what does not change what its numbers mean.
 _EXECUTION = ("scan", "unroll", "remat", "patch_dropout")

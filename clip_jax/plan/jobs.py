@@ -9,7 +9,8 @@ import ml_collections
 
 from clip_jax import errors, sharding
 from clip_jax.losses import layout as loss_layout
-from clip_jax.models import packing, variants
+from clip_jax.models import variants
+from clip_jax.packing import packed_text
 from clip_jax.plan import captions, topology
 from clip_jax.train import initial, program, text_layout
 from clip_jax.train import step as step_lib
@@ -128,7 +129,7 @@ def _abstract_batch(
   tokens: Any = array(pairs, rung)
   if isinstance(layout, text_layout.Packed):
     rows = array(pairs // layout.captions * rung, layout.length)
-    tokens = packing.PackedText(rows, rows, rows, ends=array(pairs))
+    tokens = packed_text.PackedText(rows, rows, rows, ends=array(pairs))
   images, _ = variants.abstract_inputs(step.model, pairs)
   arrays = {"image": array(*images.shape, dtype=images.dtype), "tokens": tokens}
   return {name: arrays.get(name, array(pairs)) for name in step.batch_fields}

@@ -1,11 +1,4 @@
-"""Checkpoints with Orbax: asynchronous, verified, with a way back.
-
-A step holds three items: `variables` (parameters and batch statistics, all
-that inference needs), `progress` (optimizer and counters; where the parameters
-to use are an average, also those that it is of) and `meta` (JSON: a digest of
-every array, the config, versions). Orbax does not notice a flipped
-bit in its files; the digests do, and the newest good step is used instead.
-"""
+"""Checkpoints with Orbax: asynchronous, verified, with a way back."""
 
 import contextlib
 import json
@@ -24,8 +17,8 @@ from jax.experimental import multihost_utils
 import clip_jax
 from clip_jax import config as config_lib
 from clip_jax import errors
+from clip_jax.checkpoints import integrity, storage_errors
 from clip_jax.models import variants
-from clip_jax.train import complaints, integrity
 from clip_jax.train import step as step_lib
 
 VARIABLES, PROGRESS, META = "variables", "progress", "meta"
@@ -80,7 +73,7 @@ class Checkpoints:
       workdir: of the run.
       keep: newest checkpoints kept.
     """
-    complaints.silence_echoes()
+    storage_errors.silence_echoes()
     self._directory = pathlib.Path(workdir).absolute() / DIRECTORY
     self._quarantine = pathlib.Path(workdir).absolute() / QUARANTINE
     self._directory.mkdir(parents=True, exist_ok=True)
@@ -193,7 +186,7 @@ class Checkpoints:
   def _explain(self, error: Exception) -> str:
     message = (
       f"Checkpoint {self._saving} could not be saved in {self._directory}: "
-      f"{complaints.reason(error)}. "
+      f"{storage_errors.reason(error)}. "
     )
     earlier = [s for s in self._manager.all_steps() if s != self._saving]
     if not earlier:
@@ -235,14 +228,14 @@ class Checkpoints:
   def _try_restore(self, step, abstract):
     restored = None
     try:
-      with complaints.quiet():
+      with storage_errors.quiet():
         meta = _read_meta(self._manager, step)
         items = _restore(self._manager, step, _items(abstract), meta)
       restored = _state(items), meta
     except errors.UserError:
       raise
     except Exception as error:  # Damaged files fail in many libraries' ways.
-      if complaints.is_passing(error):
+      if storage_errors.is_passing(error):
         raise
       _warn_damaged(self._directory, step, error)
     return restored if _everywhere(restored is not None) else None
@@ -269,7 +262,7 @@ def _warn_damaged(directory: pathlib.Path, step: int, error: Exception) -> None:
     step,
     directory,
     type(error).__name__,
-    complaints.first_line(error),
+    storage_errors.first_line(error),
   )
 
 
@@ -280,7 +273,8 @@ def _read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
 
 
 def _open_to_read(workdir: str | os.PathLike) -> ocp.CheckpointManager:
-  with complaints.quiet():  # Orbax warns that what is read only is read only.
+  # Orbax warns that what is read only is read only.
+  with storage_errors.quiet():
     return ocp.CheckpointManager(
       pathlib.Path(workdir).absolute() / DIRECTORY,
       options=ocp.CheckpointManagerOptions(read_only=True),
@@ -373,14 +367,14 @@ def load_variables(
       )
     for candidate in steps if step is None else [step]:
       try:
-        with complaints.quiet():
+        with storage_errors.quiet():
           meta = _read_meta(manager, candidate)
           abstract = {VARIABLES: _host_arrays(config, meta)}
           items = _restore(manager, candidate, abstract, meta)
       except errors.UserError:
         raise
       except Exception as error:  # As in `Checkpoints._try_restore`.
-        if complaints.is_passing(error):
+        if storage_errors.is_passing(error):
           raise
         _warn_damaged(directory, candidate, error)
       else:

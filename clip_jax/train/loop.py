@@ -12,13 +12,13 @@ import jax
 import ml_collections
 
 from clip_jax import errors
+from clip_jax.checkpoints import integrity
 from clip_jax.data import account, order
 from clip_jax.data import ledger as ledger_lib
 from clip_jax.train import (
   checkpoint,
   evaluation,
   initial,
-  integrity,
   journal,
   metrics,
   optim,

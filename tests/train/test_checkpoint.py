@@ -12,7 +12,8 @@ import pytest
 
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding
-from clip_jax.train import checkpoint, integrity, optim
+from clip_jax.checkpoints import integrity
+from clip_jax.train import checkpoint, optim
 from clip_jax.train import step as step_lib
 
 # Where files are damaged, TensorStore's threads complain after the fact, in

@@ -16,7 +16,7 @@ from PIL import Image
 from clip_jax import config as config_lib
 from clip_jax import errors, loading, sharding, terminal
 from clip_jax.data import sources
-from clip_jax.models import packing
+from clip_jax.packing import packed_text
 from clip_jax.train import checkpoint, journal, loop
 from clip_jax.train import run as run_lib
 from clip_jax.train import step as step_lib
@@ -312,7 +312,7 @@ def test_a_warm_run_compiles_nothing(tmp_path, monkeypatch, caplog):
 
   def count(self, step, batch, measured):
     compiled[step] = len([x for x in caplog.messages if "ompil" in x])
-    assert isinstance(batch["tokens"], packing.PackedText)
+    assert isinstance(batch["tokens"], packed_text.PackedText)
     used.add(int((batch["tokens"].tokens > 0).sum()))
     return note(self, step, batch, measured)
 

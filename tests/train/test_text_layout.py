@@ -11,7 +11,8 @@ import pytest
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.data import order, pipeline, sources
-from clip_jax.models import bert, packing, text
+from clip_jax.models import bert, text
+from clip_jax.packing import packed_text
 from clip_jax.train import step as step_lib
 from clip_jax.train import text_layout
 
@@ -245,7 +246,7 @@ def test_updates_are_those_of_rows_as_they_are(packed_trainer):
   full = _Trainer(_config(precision="float64"), "full", (1, 1))
   batches = _batches(2, longest=12)
   got, want = packed_trainer.run(batches), full.run(batches)
-  assert packed_trainer.kind is packing.PackedText
+  assert packed_trainer.kind is packed_text.PackedText
   assert want[1] != want[0]
   np.testing.assert_allclose(got, want, rtol=1e-12)
   for a, b in zip(
