@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from clip_jax import config as config_lib
+from clip_jax.checkpoints import run_model
 from clip_jax.packing import packed_text, placement
 from clip_jax.train import loop, metrics, program, step_flops
-from clip_jax.train import step as step_lib
 
 BATCH, EMBED = 8, 12
 IMAGE = {"image_size": 32, "patch_size": 8, "width": 24, "depth": 2, "heads": 3}
@@ -118,7 +118,7 @@ BOTH = _projection(24, 3) + _projection(16, 3)
 def test_an_update_is_worth_what_it_computes(fields, tokens, by_hand):
   config = _config(**fields)
   found = step_flops.update_flops(
-    step_lib.make_model(config), IMAGES, tokens, frozen=config.optim.frozen
+    run_model.make(config), IMAGES, tokens, frozen=config.optim.frozen
   )
   assert found == by_hand
 
@@ -163,7 +163,7 @@ def test_the_bench_of_the_step_prints_what_is_computed(monkeypatch):
   bench = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(bench)
   operations = bench.work(
-    step_lib.make_model(_config()), BATCH, bench.SETTINGS["cpu"]
+    run_model.make(_config()), BATCH, bench.SETTINGS["cpu"]
   )
   assert operations["train"] == _image(3) + FULL + BOTH + LOSS
   assert operations["encode_image"] == _image(1) + _projection(24, 1)

@@ -10,6 +10,8 @@ import pytest
 
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding
+from clip_jax.checkpoints import run_model
+from clip_jax.checkpoints import state as state_lib
 from clip_jax.data import order, pipeline, sources
 from clip_jax.models import bert, text
 from clip_jax.packing import packed_text
@@ -197,13 +199,13 @@ class _Trainer:
     self.mesh = sharding.make_mesh(
       data=mesh_shape[0], fsdp=mesh_shape[1], devices=devices
     )
-    model = step_lib.make_model(config)
+    model = run_model.make(config)
     tx = optax.adam(1e-2)
     groups = self.mesh.size * config.micro_batches
     self.layout = _layout(
       layout_name, model.text, captions=BATCH // groups, groups=groups
     )
-    self.state = step_lib.init_state(model, tx, self.mesh, seed=3)
+    self.state = state_lib.init_state(model, tx, self.mesh, seed=3)
     self.step = step_lib.make_train_step(config, model, tx, self.mesh)
 
   def run(self, batches):
