@@ -11,6 +11,8 @@ import jax
 from clip_jax import embedder, errors, inference, sharding
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.checkpoints import run_model
+from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.models import variants
 
 
@@ -66,18 +68,15 @@ def _mesh() -> jax.sharding.Mesh | None:
 
 
 def _load_workdir(path: pathlib.Path, step: int | None) -> inference.Clip:
-  from clip_jax.train import checkpoint, initial
-  from clip_jax.train import step as step_lib
-
-  config, variables, step = checkpoint.load_variables(path, step=step)
+  config, variables, step = workdir_lib.load_variables(path, step=step)
   return assemble(
-    step_lib.make_model(config),
+    run_model.make(config),
     variables,
-    spec=step_lib.describe_model(config),
+    spec=run_model.describe(config),
     mesh=_mesh(),
     path=str(path.resolve()),
     step=step,
-    files=initial.tokenizer_files(path),
+    files=workdir_lib.tokenizer_files(path),
   )
 
 

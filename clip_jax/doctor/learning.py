@@ -17,8 +17,9 @@ import numpy as np
 from clip_jax import errors, sharding, terminal
 from clip_jax.doctor.least_loss import least_loss
 from clip_jax.models import padding
-from clip_jax.train import initial, text_layout
+from clip_jax.train import origins as origins_lib
 from clip_jax.train import run as run_lib
+from clip_jax.train import text_layout
 
 DEFAULT_STEPS = 60
 _PAIRS_PER_DEVICE = 16
@@ -135,8 +136,8 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
   elif config.batch_size < mesh.size:  # Of another mesh, it need only suffice.
     sharding.check_batch_size(config.batch_size, mesh)
   small = small_config(config, mesh.size)
-  origins = initial.open_sources(small)
-  small = initial.settle(small, None, origins)
+  origins = origins_lib.open_sources(small)
+  small = origins_lib.settle(small, None, origins)
   files = {}
   for origin in (origins.get("text"), origins.get("model")):
     files = origin.files if origin is not None else files
@@ -145,7 +146,7 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
   if padding.can_be_cut(tower):  # The step is timed without the padding.
     rows = text_layout.Rows(tower, padding.buckets(tower.context_length))
     run = dataclasses.replace(run, layout=rows)
-  state = initial.load(run.init_state(), origins, small)
+  state = origins_lib.load(run.init_state(), origins, small)
   return Setup(run, state, refusal, config.data.workers)
 
 

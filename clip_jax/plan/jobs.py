@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import ml_collections
 
 from clip_jax import errors, sharding
+from clip_jax.checkpoints import run_model
+from clip_jax.checkpoints import state as state_lib
 from clip_jax.losses import layout as loss_layout
-from clip_jax.models import packing, variants
+from clip_jax.models import variants
+from clip_jax.packing import packed_text
 from clip_jax.plan import captions, topology
-from clip_jax.train import initial, program, text_layout
+from clip_jax.train import origins as origins_lib
+from clip_jax.train import program, text_layout
 from clip_jax.train import step as step_lib
 
 
@@ -27,7 +31,7 @@ class Job(program.Program):
   """
 
   where: topology.Topology
-  state: step_lib.TrainState
+  state: state_lib.TrainState
   batch: dict[str, Any]
   texts: str
 
@@ -65,7 +69,7 @@ def make_job(
   Raises:
     UserError: the config does not fit the devices, or itself.
   """
-  config = initial.settle(config, None, initial.open_sources(config))
+  config = origins_lib.settle(config, None, origins_lib.open_sources(config))
   step = program.make_program(config, examples=examples, devices=where.devices)
   layout, rung = _make_layout(step, caption_tokens)
   return Job(
@@ -82,7 +86,7 @@ def takes_micro_batches(config: ml_collections.ConfigDict) -> bool:
   config = config.copy_and_resolve_references()
   config.micro_batches = 2
   try:
-    step_lib.make_model(config)
+    step_lib.check_micro_batches(config, run_model.make(config))
   except errors.UserError:
     return False
   return True
@@ -128,7 +132,7 @@ def _abstract_batch(
   tokens: Any = array(pairs, rung)
   if isinstance(layout, text_layout.Packed):
     rows = array(pairs // layout.captions * rung, layout.length)
-    tokens = packing.PackedText(rows, rows, rows, ends=array(pairs))
+    tokens = packed_text.PackedText(rows, rows, rows, ends=array(pairs))
   images, _ = variants.abstract_inputs(step.model, pairs)
   arrays = {"image": array(*images.shape, dtype=images.dtype), "tokens": tokens}
   return {name: arrays.get(name, array(pairs)) for name in step.batch_fields}

@@ -13,10 +13,10 @@ import numpy as np
 from clip_jax import report as report_lib
 from clip_jax import terminal
 from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.checkpoints import state as state_lib
 from clip_jax.evals import zero_shot
 from clip_jax.train import metrics, preemption
 from clip_jax.train import run as run_lib
-from clip_jax.train import step as step_lib
 
 
 class _Stopped(Exception):
@@ -35,7 +35,7 @@ class Evaluator:
     self._stop = stop
     self._cuts = tokenizer_lib.Cuts()
 
-  def measure(self, state: step_lib.TrainState) -> dict[str, Any] | None:
+  def measure(self, state: state_lib.TrainState) -> dict[str, Any] | None:
     """Returns {name: measures} of `config.evals`; None where told to stop."""
     results = {}
     try:
@@ -53,7 +53,7 @@ class Evaluator:
 
   def finish(
     self,
-    state: step_lib.TrainState,
+    state: state_lib.TrainState,
     evaluated: dict[str, Any] | None,
     path: pathlib.Path,
   ) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Evaluator:
 
   def _write_report(
     self,
-    state: step_lib.TrainState,
+    state: state_lib.TrainState,
     evaluated: dict[str, Any],
     path: pathlib.Path,
   ) -> str | None:
@@ -112,7 +112,7 @@ class Evaluator:
       report_lib.save(picture, path)
     return str(path)
 
-  def _model(self, state: step_lib.TrainState) -> dict[str, Any]:
+  def _model(self, state: state_lib.TrainState) -> dict[str, Any]:
     ready = self._run.as_clip(state)
     return {
       "embed_images": self._interruptible(ready.embed_images),

@@ -12,22 +12,22 @@ import jax
 import ml_collections
 
 from clip_jax import errors
+from clip_jax.checkpoints import integrity, saving
+from clip_jax.checkpoints import state as state_lib
+from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.data import account, order
 from clip_jax.data import ledger as ledger_lib
 from clip_jax.train import (
-  checkpoint,
+  claim,
   evaluation,
-  initial,
-  integrity,
   journal,
   metrics,
   optim,
   preemption,
   step_flops,
 )
+from clip_jax.train import origins as origins_lib
 from clip_jax.train import run as run_lib
-from clip_jax.train import step as step_lib
-from clip_jax.train import workdir as workdir_lib
 
 
 def train(
@@ -55,24 +55,24 @@ def train(
   """
   started = time.perf_counter()
   workdir = workdir_lib.find(workdir)
-  config, origins = initial.begin(config, workdir)
-  tokenizer = initial.tokenizer_files(workdir, origins)
+  config, origins = origins_lib.begin(config, workdir)
+  tokenizer = origins_lib.tokenizer_files(workdir, origins)
   run = run_lib.make_run(config, tokenizer_files=tokenizer)
   run.announce()  # Also the first to look into the model.
   run.check_data()
-  initial.check_goes_on(workdir, config)
+  origins_lib.check_goes_on(workdir, config)
   with contextlib.ExitStack() as stack:
     enter = stack.enter_context
-    begun = workdir_lib.begin(
+    begun = claim.begin(
       workdir,
       config,
       total_steps=run.total_steps,
       allow_changes=allow_changes,
     )
     enter(begun)
-    initial.keep_tokenizer(workdir, tokenizer)
+    origins_lib.keep_tokenizer(workdir, tokenizer)
     keep = config.checkpoint.keep
-    checkpoints = enter(checkpoint.Checkpoints(workdir, keep=keep))
+    checkpoints = enter(saving.Checkpoints(workdir, keep=keep))
     stop = enter(preemption.Preemption())
     state, counters = _restore_or_init(run, checkpoints, origins, allow_changes)
     first_step = int(state.step)
@@ -125,7 +125,7 @@ def _due(step: int, every_steps: int) -> bool:
 
 
 def _leave_if_told(
-  stop: preemption.Preemption, checkpoints: checkpoint.Checkpoints
+  stop: preemption.Preemption, checkpoints: saving.Checkpoints
 ) -> None:
   """Ends the run where it was told to stop; the state must be saved."""
   if not stop.told:
@@ -150,13 +150,13 @@ def _check_data(run: run_lib.Run, counters: dict[str, Any]) -> None:
 
 def _restore_or_init(
   run: run_lib.Run,
-  checkpoints: checkpoint.Checkpoints,
-  origins: initial.Origins,
+  checkpoints: saving.Checkpoints,
+  origins: origins_lib.Origins,
   allow_changes: bool,
-) -> tuple[step_lib.TrainState, dict[str, Any]]:
+) -> tuple[state_lib.TrainState, dict[str, Any]]:
   restored = checkpoints.restore_latest(run.abstract_state())
   if restored is None:
-    state = initial.load(run.init_state(), origins, run.config)
+    state = origins_lib.load(run.init_state(), origins, run.config)
     return state, _counters_at_the_start(state, origins)
   state, meta = restored
   if not allow_changes:
@@ -166,14 +166,14 @@ def _restore_or_init(
 
 
 def _counters_at_the_start(
-  state: step_lib.TrainState, origins: initial.Origins
+  state: state_lib.TrainState, origins: origins_lib.Origins
 ) -> dict[str, Any]:
   """Returns what is noted of a new run; a model to begin with is evaluated."""
   if "model" not in origins:
     return {}
   return {
     journal.EVALUATION_DUE: True,
-    checkpoint.ORIGIN: integrity.fingerprint(state.variables),
+    claim.ORIGIN: integrity.fingerprint(state.variables),
   }
 
 

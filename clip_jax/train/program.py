@@ -11,6 +11,8 @@ import numpy as np
 import optax
 
 from clip_jax import errors, sharding
+from clip_jax.checkpoints import run_model
+from clip_jax.checkpoints import state as state_lib
 from clip_jax.models import clip
 from clip_jax.train import optim, text_layout
 from clip_jax.train import step as step_lib
@@ -39,21 +41,26 @@ class Program:
   tx: optax.GradientTransformation
   total_steps: int | None
 
-  def abstract_state(self) -> step_lib.TrainState:
+  @property
+  def keeps_average(self) -> bool:
+    """Whether the run keeps moving averages of what it trains."""
+    return self.config.optim.ema_decay > 0
+
+  def abstract_state(self) -> state_lib.TrainState:
     """Returns shapes, types and shardings of the state."""
-    return step_lib.abstract_state(
-      self.model, self.tx, self.mesh, ema=step_lib.keeps_average(self.config)
+    return state_lib.abstract_state(
+      self.model, self.tx, self.mesh, ema=self.keeps_average
     )
 
-  def init_state(self) -> step_lib.TrainState:
+  def init_state(self) -> state_lib.TrainState:
     """Returns the state that the config's seed begins with."""
-    return step_lib.init_state(
+    return state_lib.init_state(
       self.model,
       self.tx,
       self.mesh,
       seed=self.config.seed,
       scheme=self.config.init.scheme,
-      ema=step_lib.keeps_average(self.config),
+      ema=self.keeps_average,
     )
 
   @property
@@ -105,13 +112,15 @@ def make_program(
   sharding.check_batch_size(
     config.batch_size, mesh, micro_batches=config.micro_batches
   )
-  spec = step_lib.describe_model(config)
+  spec = run_model.describe(config)
+  model = run_model.make(config)
+  step_lib.check_micro_batches(config, model)
   total_steps = _total_steps(config, examples)
   return Program(
     config=config,
     mesh=mesh,
     spec=spec,
-    model=step_lib.make_model(config),
+    model=model,
     tx=optim.make_optimizer(
       config,
       # The length is a number in the schedule: the program stays the same.

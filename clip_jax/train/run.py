@@ -13,12 +13,13 @@ from clip_jax import config as config_lib
 from clip_jax import embedder, errors, inference, sharding, tokens
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.checkpoints import state as state_lib
 from clip_jax.data import account, pipeline, sources
 from clip_jax.data.sources import views
 from clip_jax.evals import prompts, tasks
 from clip_jax.models import variants
-from clip_jax.train import freezing, initial, program, text_layout
-from clip_jax.train import step as step_lib
+from clip_jax.train import freezing, program, text_layout
+from clip_jax.train import origins as origins_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Run(program.Program):
     """What people call the model: its own name, or what it began with."""
     if self.config.model != variants.FROM_INIT:
       return self.config.model
-    origins = (self.config.init[part] for part in initial.PARTS)
+    origins = (self.config.init[part] for part in origins_lib.PARTS)
     return " and ".join(filter(None, origins))
 
   def announce(self) -> None:
@@ -125,7 +126,7 @@ class Run(program.Program):
     needed = {name: batch[name] for name in self.batch_fields}
     return pipeline.place(needed, sharding.batch_sharding(self.mesh))
 
-  def as_clip(self, state: step_lib.TrainState) -> inference.Clip:
+  def as_clip(self, state: state_lib.TrainState) -> inference.Clip:
     """Returns the model in training as the object that users have."""
     return inference.Clip(
       module=self.model,

@@ -30,6 +30,8 @@ import tables  # Beside this script.
 
 from clip_jax import config as config_lib
 from clip_jax import sharding
+from clip_jax.checkpoints import run_model
+from clip_jax.checkpoints import state as state_lib
 from clip_jax.data import pipeline
 from clip_jax.models import flops
 from clip_jax.plan import walk
@@ -81,10 +83,10 @@ class Training:
   def __init__(self, config, seed=0):
     self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
     self.batch_size = config.batch_size
-    self.model = step_lib.make_model(config)
+    self.model = run_model.make(config)
     self.rng = np.random.default_rng(seed)
     tx = optim.make_optimizer(config, total_steps=10_000, image_kind="vit")
-    self.state = step_lib.init_state(self.model, tx, self.mesh, seed=seed)
+    self.state = state_lib.init_state(self.model, tx, self.mesh, seed=seed)
     self.step = step_lib.make_train_step(config, self.model, tx, self.mesh)
     context = self.model.text.context_length
     self.layouts = {

@@ -19,6 +19,8 @@ import numpy as np
 
 from clip_jax import errors, sharding
 from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.checkpoints import state as state_lib
+from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import (
   conversion,
   engine,
@@ -27,12 +29,9 @@ from clip_jax.convert import (
   sameness,
 )
 from clip_jax.models import variants
-from clip_jax.train import checkpoint, freezing
-from clip_jax.train import step as step_lib
-from clip_jax.train import workdir as workdir_lib
+from clip_jax.train import freezing
 
 FROM_INIT = variants.FROM_INIT
-TOKENIZER = "tokenizer"  # Where a workdir keeps its tokenizer's files.
 PARTS = ("model", "image", "text")
 
 # What the arrays outside the towers depend on, and what becomes of them.
@@ -72,7 +71,7 @@ def begin(
     return settle(config, None, {}), {}
   stored = None
   if workdir_lib.holds_checkpoint(workdir):
-    stored = checkpoint.load_config(workdir)
+    stored = workdir_lib.load_config(workdir)
   if stored is not None and stored.init == config.init:
     return settle(config, stored, {}), {}
   opened = open_sources(config)
@@ -87,9 +86,9 @@ def check_goes_on(
   The optimizer's state is of those alone: allowing changes does not help.
   """
   saved = workdir_lib.holds_checkpoint(workdir)
-  if not saved or not (workdir / checkpoint.CONFIG).exists():
+  if not saved or not (workdir / workdir_lib.CONFIG).exists():
     return
-  before = checkpoint.load_config(workdir).optim.frozen
+  before = workdir_lib.load_config(workdir).optim.frozen
   if before != config.optim.frozen:
     raise errors.UserError(
       f"The run in {workdir} began with optim.frozen={before!r}, and its "
@@ -288,10 +287,10 @@ def _nested(name, fields) -> dict[str, Any]:
 
 
 def load(
-  state: step_lib.TrainState,
+  state: state_lib.TrainState,
   opened: Origins,
   config: ml_collections.ConfigDict,
-) -> step_lib.TrainState:
+) -> state_lib.TrainState:
   """Returns a new run's `state` with what the origins hold in its place.
 
   Arrays keep their dtype and their sharding: every device is given its part.
@@ -357,27 +356,14 @@ def _place(leaf: engine.Leaf, like: jax.Array) -> jax.Array:
   )
 
 
-def tokenizer_files(
-  workdir: pathlib.Path, opened: Origins | None = None
-) -> dict[str, bytes]:
+def tokenizer_files(workdir: pathlib.Path, opened: Origins) -> dict[str, bytes]:
   """Returns the files of a run's tokenizer by name, if it needs any.
 
   Args:
     workdir: of the run.
     opened: what it begins with, if it begins now.
   """
-  origin = (opened or {}).get("model") or (opened or {}).get("text")
-  if origin is not None:
-    return origin.files
-  kept = sorted((workdir / TOKENIZER).glob("*"))
-  return {file.name: file.read_bytes() for file in kept}
-
-
-def keep_tokenizer(workdir: pathlib.Path, files: dict[str, bytes]) -> None:
-  """Copies the tokenizer's files into the workdir, to need no other place."""
-  if not files or jax.process_index():
-    return
-  directory = workdir / TOKENIZER
-  directory.mkdir(exist_ok=True)
-  for name, data in files.items():
-    (directory / name).write_bytes(data)
+  origin = opened.get("model") or opened.get("text")
+  return (
+    workdir_lib.tokenizer_files(workdir) if origin is None else origin.files
+  )

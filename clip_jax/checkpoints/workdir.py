@@ -1,0 +1,184 @@
+"""The directory of a run: what lies where in it, and how it is read."""
+
+import json
+import logging
+import os
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+
+import clip_jax
+from clip_jax import config as config_lib
+from clip_jax import errors
+from clip_jax.checkpoints import integrity, items, run_model, storage_errors
+from clip_jax.models import variants
+
+CONFIG = "config.json"
+DIRECTORY, QUARANTINE = "checkpoints", "quarantine"
+TOKENIZER = "tokenizer"  # The directory of its files.
+# The counter that holds a digest of the model that a run began with.
+ORIGIN = "origin"
+
+
+def recognise(path: pathlib.Path) -> bool:
+  """Whether `path` is where a run keeps its config and its checkpoints."""
+  return all((path / part).exists() for part in (CONFIG, DIRECTORY))
+
+
+def find(workdir: str | os.PathLike) -> pathlib.Path:
+  """Returns the absolute path of `workdir`, which need not exist.
+
+  Raises:
+    UserError: it is empty, an address, or a file.
+  """
+  if not str(workdir):
+    raise errors.UserError("The workdir is empty; name a directory.")
+  errors.check_local("The workdir", workdir)
+  path = pathlib.Path(workdir).absolute()
+  if path.exists() and not path.is_dir():
+    raise errors.UserError(f"The workdir {path} is a file; name a directory.")
+  return path
+
+
+def holds_checkpoint(workdir: pathlib.Path) -> bool:
+  """Whether a step was saved in `workdir`."""
+  return bool(saved_steps(workdir))
+
+
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+  """Returns the steps saved in `workdir`, good or damaged."""
+  saved = workdir / DIRECTORY
+  # A save under way has a name, not a number.
+  return [
+    int(entry.name)
+    for entry in saved.glob("*")
+    if entry.name.isdecimal() and entry.is_dir()
+  ]
+
+
+def load_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+  """Returns the config that a run left in its working directory.
+
+  Raises:
+    UserError: there is none, or it is damaged.
+  """
+  path = pathlib.Path(workdir) / CONFIG
+  if not path.is_file():
+    raise errors.UserError(
+      f"{workdir} is no workdir: it has no {CONFIG}. `clip-jax train "
+      "--workdir` makes one."
+    )
+  try:
+    return config_lib.from_json(path.read_text("utf-8"))
+  except UnicodeDecodeError as error:
+    damage = f"It is no UTF-8 ({error.reason} at byte {error.start})."
+  except errors.UserError as error:
+    damage = str(error)
+  raise errors.UserError(
+    f"{path}: {damage} If the file is damaged, bring a copy back; in a workdir "
+    "without checkpoints, delete it."
+  )
+
+
+def load_counters(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
+  """Returns what a run had counted when it saved a step that is good."""
+  with _open_to_read(workdir) as manager:
+    return items.read_meta(manager, step)["counters"]
+
+
+def load_variables(
+  workdir: str | os.PathLike, *, step: int | None = None
+) -> tuple[ml_collections.ConfigDict, dict[str, Any], int]:
+  """Returns config, variables and step of a workdir; changes nothing there.
+
+  The arrays are numpy's.
+
+  Args:
+    workdir: of a run.
+    step: the checkpoint to take; None takes the newest good one.
+
+  Raises:
+    UserError: it is no workdir, holds no such checkpoint, or none is good.
+  """
+  config = load_config(workdir)
+  directory = pathlib.Path(workdir).absolute() / DIRECTORY
+  run_model.make(config)  # Raises where the config is not good.
+  if not directory.is_dir():
+    raise errors.UserError(
+      f"{workdir} holds no checkpoint yet; train it first."
+    )
+  with _open_to_read(workdir) as manager:
+    steps = sorted(manager.all_steps(), reverse=True)
+    if step is not None and step not in steps:
+      raise errors.UserError(
+        f"{directory} holds no checkpoint of step {step}; it holds {steps}."
+      )
+    for candidate in steps if step is None else [step]:
+      try:
+        with storage_errors.quiet():
+          meta = items.read_meta(manager, candidate)
+          abstract = {items.VARIABLES: _host_arrays(config, meta)}
+          found = items.restore(manager, candidate, abstract, meta)
+      except errors.UserError:
+        raise
+      except Exception as error:  # As in `saving.Checkpoints`.
+        if storage_errors.is_passing(error):
+          raise
+        items.warn_of_damage(directory, candidate, error)
+      else:
+        if candidate != (step or steps[0]):
+          logging.warning("Using step %d instead.", candidate)
+        return config, found[items.VARIABLES], candidate
+  raise errors.UserError(
+    f"{directory} holds {len(steps)} checkpoints, none of them good; train "
+    "first, or resume the training to save a new one."
+  )
+
+
+def _host_arrays(config, meta: dict[str, Any]) -> dict[str, Any]:
+  """Returns arrays on the host, to be filled with the variables of a model.
+
+  Tracing a deep model for its shapes takes seconds. They are the stored ones
+  where this version has written them for a model of the same description.
+  """
+  fields = ("model", "model_overrides", "precision")
+  now, then = json.loads(config_lib.to_json(config)), meta["config"]
+  if meta["versions"]["clip_jax"] == clip_jax.__version__ and all(
+    now[field] == then[field] for field in fields
+  ):
+    shapes = integrity.abstract(meta["shapes"][items.VARIABLES])
+  else:
+    shapes = variants.abstract_variables(run_model.make(config))
+  return jax.tree.map(
+    lambda x: np.empty(x.shape, x.dtype), {"batch_stats": {}} | shapes
+  )
+
+
+def _open_to_read(workdir: str | os.PathLike) -> ocp.CheckpointManager:
+  # Orbax warns that what is read only is read only.
+  with storage_errors.quiet():
+    return ocp.CheckpointManager(
+      pathlib.Path(workdir).absolute() / DIRECTORY,
+      options=ocp.CheckpointManagerOptions(read_only=True),
+      item_names=items.NAMES,
+    )
+
+
+def tokenizer_files(workdir: pathlib.Path) -> dict[str, bytes]:
+  """Returns the files of a run's tokenizer by name, if it needs any."""
+  kept = sorted((workdir / TOKENIZER).glob("*"))
+  return {file.name: file.read_bytes() for file in kept}
+
+
+def keep_tokenizer(workdir: pathlib.Path, files: dict[str, bytes]) -> None:
+  """Copies the tokenizer's files into the workdir, to need no other place."""
+  if not files or jax.process_index():
+    return
+  directory = workdir / TOKENIZER
+  directory.mkdir(exist_ok=True)
+  for name, data in files.items():
+    (directory / name).write_bytes(data)
