@@ -102,7 +102,7 @@ class Run(program.Program):
   def batches(self, start_step: int) -> text_layout.Batches:
     """Returns the batches from `start_step` on: the rows of this process."""
     config = self.config
-    rows = pipeline.local_rows(
+    rows = sharding.local_rows(
       sharding.batch_sharding(self.mesh), config.batch_size
     )
     batches = pipeline.train_batches(
@@ -124,7 +124,7 @@ class Run(program.Program):
   def place(self, batch: dict[str, Any]) -> dict[str, Any]:
     """Returns what the devices need of a batch, split over them."""
     needed = {name: batch[name] for name in self.batch_fields}
-    return pipeline.place(needed, sharding.batch_sharding(self.mesh))
+    return sharding.place(needed, sharding.batch_sharding(self.mesh))
 
   def as_clip(self, state: state_lib.TrainState) -> inference.Clip:
     """Returns the model in training as the object that users have."""

@@ -11,7 +11,6 @@ from clip_jax import sharding
 from clip_jax.checkpoints import run_model, saving
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
-from clip_jax.data import pipeline
 from clip_jax.train import optim
 from clip_jax.train import step as step_lib
 
@@ -61,7 +60,7 @@ def _batch(mesh, *, good=True):
   }
   if not good:
     batch["image"] = np.full((4, 32, 32, 3), np.nan, np.float32)
-  return pipeline.place(batch, sharding.batch_sharding(mesh))
+  return sharding.place(batch, sharding.batch_sharding(mesh))
 
 
 def test_the_average_is_that_of_the_parameters_on_fsdp_and_is_kept(tmp_path):

@@ -11,7 +11,6 @@ from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.data import pipeline
 from clip_jax.train import freezing, optim
 from clip_jax.train import step as step_lib
 
@@ -84,7 +83,7 @@ def _updated(mesh_shape, precision, kind, parts, frozen=""):
     state_lib.abstract_state(model, tx, mesh),
   )
   step = step_lib.make_train_step(config, model, tx, mesh)
-  batch = pipeline.place(_batch(), sharding.batch_sharding(mesh))
+  batch = sharding.place(_batch(), sharding.batch_sharding(mesh))
   state, measured = step(state, batch)
   change = jax.tree.map(
     lambda new, old: np.asarray(new) - old, state.params, before
@@ -150,7 +149,7 @@ def test_copies_in_a_batch_are_no_negatives_where_they_are_masked(parts):
   def loss(batch, ids):
     state = jax.device_put(jax.tree.map(np.copy, initial), shardings)
     batch = {**batch, "image_ids": np.asarray(ids, np.int32)}
-    placed = pipeline.place(batch, sharding.batch_sharding(mesh))
+    placed = sharding.place(batch, sharding.batch_sharding(mesh))
     return float(step(state, placed)[1].loss)
 
   distinct = _batch()

@@ -12,7 +12,6 @@ from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.data import pipeline
 from clip_jax.train import freezing, optim
 from clip_jax.train import step as step_lib
 
@@ -98,7 +97,7 @@ class _Trainer:
     model = run_model.make(config)
     tx = optim.make_optimizer(config, total_steps=steps, image_kind="vit")
     self.place = functools.partial(
-      pipeline.place, sharding=sharding.batch_sharding(mesh)
+      sharding.place, sharding=sharding.batch_sharding(mesh)
     )
     self.state = _initial_state(model, tx, mesh)
     self.step = step_lib.make_train_step(config, model, tx, mesh)

@@ -32,7 +32,6 @@ from clip_jax import config as config_lib
 from clip_jax import sharding
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.data import pipeline
 from clip_jax.models import flops
 from clip_jax.plan import walk
 from clip_jax.train import optim, text_layout
@@ -117,7 +116,7 @@ class Training:
           made[name] = {**batch, "tokens": arranged.make(layout.rungs[0])}
       if len(made) == len(self.layouts):
         placement = sharding.batch_sharding(self.mesh)
-        return {k: pipeline.place(v, placement) for k, v in made.items()}
+        return {k: sharding.place(v, placement) for k, v in made.items()}
 
   def compile(self):
     """Compiles both sides and counts their operations."""
