@@ -106,7 +106,7 @@ def load_variables(
   """
   config = load_config(workdir)
   directory = pathlib.Path(workdir).absolute() / DIRECTORY
-  run_model.make(config)  # Raises where the config is not good.
+  model = run_model.make(config)
   if not directory.is_dir():
     raise errors.UserError(
       f"{workdir} holds no checkpoint yet; train it first."
@@ -121,7 +121,10 @@ def load_variables(
       try:
         with storage_errors.quiet():
           meta = items.read_meta(manager, candidate)
-          abstract = {items.VARIABLES: _host_arrays(config, meta)}
+          shapes = _stored_shapes(json.loads(config_lib.to_json(config)), meta)
+          if shapes is None:
+            shapes = variants.abstract_variables(model)
+          abstract = {items.VARIABLES: _host_arrays(shapes)}
           found = items.restore(manager, candidate, abstract, meta)
       except errors.UserError:
         raise
@@ -139,20 +142,24 @@ def load_variables(
   )
 
 
-def _host_arrays(config, meta: dict[str, Any]) -> dict[str, Any]:
-  """Returns arrays on the host, to be filled with the variables of a model.
+def _stored_shapes(
+  config: dict[str, Any], meta: dict[str, Any]
+) -> dict[str, Any] | None:
+  """Returns shapes of a step's variables, or None where they may not hold.
 
-  Tracing a deep model for its shapes takes seconds. They are the stored ones
-  where this version has written them for a model of the same description.
+  Tracing a deep model for its shapes takes seconds. The stored ones hold where
+  this version has written them for a model of the same description.
   """
   fields = ("model", "model_overrides", "precision")
-  now, then = json.loads(config_lib.to_json(config)), meta["config"]
   if meta["versions"]["clip_jax"] == clip_jax.__version__ and all(
-    now[field] == then[field] for field in fields
+    config[field] == meta["config"][field] for field in fields
   ):
-    shapes = integrity.abstract(meta["shapes"][items.VARIABLES])
-  else:
-    shapes = variants.abstract_variables(run_model.make(config))
+    return integrity.abstract(meta["shapes"][items.VARIABLES])
+  return None
+
+
+def _host_arrays(shapes: dict[str, Any]) -> dict[str, Any]:
+  """Returns arrays on the host, to be filled with variables."""
   return jax.tree.map(
     lambda x: np.empty(x.shape, x.dtype), {"batch_stats": {}} | shapes
   )

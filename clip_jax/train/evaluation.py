@@ -43,7 +43,7 @@ class Evaluator:
         with _progress(name) as progress:
           results[name] = evaluation.measure(
             **self._model(state),
-            threads=self._run.config.data.threads,
+            threads=self._run.program.config.data.threads,
             progress=progress,
           )
     except _Stopped:
@@ -102,7 +102,7 @@ class Evaluator:
       if "top1" in result
     ]
     if jax.process_index() == 0:
-      title = f"{run.name} on {run.config.report}"
+      title = f"{run.name} on {run.program.config.report}"
       picture = report_lib.make_report(
         rows,
         title=title,

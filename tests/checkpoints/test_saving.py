@@ -52,7 +52,9 @@ def _parts(mesh_shape=(1, 1)):
   config = _config()
   model = run_model.make(config)
   config.optim.warmup_steps = 0
-  tx = optim.make_optimizer(config, total_steps=9, image_kind="resnet")
+  tx = optim.make_optimizer(
+    config.optim, precision=config.precision, total_steps=9, image_kind="resnet"
+  )
   devices = jax.devices()[: mesh_shape[0] * mesh_shape[1]]
   mesh = sharding.make_mesh(
     data=mesh_shape[0], fsdp=mesh_shape[1], devices=devices
@@ -255,7 +257,9 @@ def test_another_optimizer_is_no_other_model(tmp_path):
   model, tx, mesh = _parts()
   config = _config()
   config.optim.update({"warmup_steps": 0, "name": "lion"})
-  lion = optim.make_optimizer(config, total_steps=9, image_kind="resnet")
+  lion = optim.make_optimizer(
+    config.optim, precision=config.precision, total_steps=9, image_kind="resnet"
+  )
   for wanted, message in (
     (state_lib.abstract_state(model, lion, mesh), "state of another optimizer"),
     (state_lib.abstract_state(model, tx, mesh, ema=True), "other averages"),

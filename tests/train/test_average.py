@@ -46,7 +46,9 @@ def _parts():
   model = run_model.make(config)
   return (
     model,
-    optim.make_optimizer(config, total_steps=50, image_kind="vit"),
+    optim.make_optimizer(
+      config.optim, precision=config.precision, total_steps=50, image_kind="vit"
+    ),
     mesh,
   )
 

@@ -95,7 +95,12 @@ class _Trainer:
       data=mesh_shape[0], fsdp=mesh_shape[1], devices=devices
     )
     model = run_model.make(config)
-    tx = optim.make_optimizer(config, total_steps=steps, image_kind="vit")
+    tx = optim.make_optimizer(
+      config.optim,
+      precision=config.precision,
+      total_steps=steps,
+      image_kind="vit",
+    )
     self.place = functools.partial(
       sharding.place, sharding=sharding.batch_sharding(mesh)
     )
@@ -199,7 +204,9 @@ def test_parameters_are_born_sharded():
   config = _config("tiny-vit", "float32")
   trainer = _Trainer(config, (2, 4))
   mesh = sharding.make_mesh(data=2, fsdp=4)
-  tx = optim.make_optimizer(config, total_steps=50, image_kind="vit")
+  tx = optim.make_optimizer(
+    config.optim, precision=config.precision, total_steps=50, image_kind="vit"
+  )
   model = run_model.make(config)
   wanted, trainer.state = (
     trainer.state,

@@ -84,7 +84,12 @@ class Training:
     self.batch_size = config.batch_size
     self.model = run_model.make(config)
     self.rng = np.random.default_rng(seed)
-    tx = optim.make_optimizer(config, total_steps=10_000, image_kind="vit")
+    tx = optim.make_optimizer(
+      config.optim,
+      precision=config.precision,
+      total_steps=10_000,
+      image_kind="vit",
+    )
     self.state = state_lib.init_state(self.model, tx, self.mesh, seed=seed)
     self.step = step_lib.make_train_step(config, self.model, tx, self.mesh)
     context = self.model.text.context_length
