@@ -66,15 +66,15 @@ def _mesh() -> jax.sharding.Mesh | None:
 
 
 def _load_workdir(path: pathlib.Path, step: int | None) -> inference.Clip:
-  config, variables, step = workdir_lib.load_variables(path, step=step)
+  saved = workdir_lib.load_model(path, step=step)
   return assemble(
-    run_model.make(config),
-    variables,
-    spec=run_model.describe(config),
+    run_model.make(saved.config),
+    saved.variables,
+    spec=saved.spec,
     mesh=_mesh(),
     path=str(path.resolve()),
-    step=step,
-    files=workdir_lib.tokenizer_files(path),
+    step=saved.step,
+    files=saved.files,
   )
 
 

@@ -1,5 +1,6 @@
 """The directory of a run: what lies where in it, and how it is read."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -22,6 +23,25 @@ DIRECTORY, QUARANTINE = "checkpoints", "quarantine"
 TOKENIZER = "tokenizer"  # The directory of its files.
 # The counter that holds a digest of the model that a run began with.
 ORIGIN = "origin"
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+  """The model of a run as one of its checkpoints holds it.
+
+  Attributes:
+    config: of the run.
+    spec: the description of the model.
+    variables: its collections, in arrays of numpy.
+    step: updates that it was trained for.
+    files: of its tokenizer, by name.
+  """
+
+  config: ml_collections.ConfigDict
+  spec: dict[str, Any]
+  variables: dict[str, Any]
+  step: int
+  files: dict[str, bytes]
 
 
 def recognise(path: pathlib.Path) -> bool:
@@ -90,12 +110,10 @@ def load_counters(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
     return items.read_meta(manager, step)["counters"]
 
 
-def load_variables(
+def load_model(
   workdir: str | os.PathLike, *, step: int | None = None
-) -> tuple[ml_collections.ConfigDict, dict[str, Any], int]:
-  """Returns config, variables and step of a workdir; changes nothing there.
-
-  The arrays are numpy's.
+) -> SavedModel:
+  """Returns the model of a workdir; changes nothing there.
 
   Args:
     workdir: of a run.
@@ -135,7 +153,13 @@ def load_variables(
       else:
         if candidate != (step or steps[0]):
           logging.warning("Using step %d instead.", candidate)
-        return config, found[items.VARIABLES], candidate
+        return SavedModel(
+          config=config,
+          spec=run_model.describe(config),
+          variables=found[items.VARIABLES],
+          step=candidate,
+          files=tokenizer_files(pathlib.Path(workdir)),
+        )
   raise errors.UserError(
     f"{directory} holds {len(steps)} checkpoints, none of them good; train "
     "first, or resume the training to save a new one."

@@ -144,7 +144,7 @@ def _config(room, **fields):
 
 
 def _params(workdir, step=None):
-  return workdir_lib.load_variables(workdir, step=step)[1]["params"]
+  return workdir_lib.load_model(workdir, step=step).variables["params"]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from clip_jax.cli import verb
 from clip_jax.cli.commands import measures
 from clip_jax.convert import conversion, interpolation
 from clip_jax.data import account, pipeline, sources
-from clip_jax.evals import prompts, tasks
+from clip_jax.evals import embedding_model, prompts, tasks
 
 
 def evaluate(arguments: argparse.Namespace) -> verb.Answer:
@@ -38,13 +38,16 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
 
 def _measure(arguments, clip) -> dict[str, Any]:
   cuts = tokenizer_lib.Cuts()
+  model = embedding_model.Functions(
+    embed_images=clip.embed_images,
+    embed_texts=functools.partial(clip.encode_text, cuts=cuts),
+    preprocess=clip.preprocess,
+  )
   with terminal.Progress("eval") as progress:
     result = tasks.evaluate(
       arguments.task,
       arguments.data,
-      embed_images=clip.embed_images,
-      embed_texts=functools.partial(clip.encode_text, cuts=cuts),
-      preprocess=clip.preprocess,
+      model,
       labels=arguments.labels,
       templates=arguments.templates,
       duplicates=arguments.duplicates,
