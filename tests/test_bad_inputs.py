@@ -513,14 +513,14 @@ def _poison(workdir, poisoned):
   """Copies a run and adds a checkpoint whose parameters are all NaN."""
   shutil.copytree(workdir, poisoned)
   run = run_lib.make_run(workdir_lib.load_config(workdir))
-  abstract = run.abstract_state()
+  abstract = run.program.abstract_state()
   with saving.Checkpoints(poisoned, keep=9) as checkpoints:
     state, meta = checkpoints.restore_latest(abstract)
     params = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params)
     checkpoints.save(
       state.replace(params=params),
       step=9,
-      config=run.config,
+      config=run.program.config,
       counters=meta["counters"],
     )
 
@@ -618,12 +618,12 @@ def test_a_save_that_fails_in_the_background_is_noticed_without_waiting(
   shutil.copytree(shared / "run", workdir)
   before = _content(workdir)
   run = run_lib.make_run(workdir_lib.load_config(workdir))
-  abstract = run.abstract_state()
+  abstract = run.program.abstract_state()
   checkpoints = saving.Checkpoints(workdir)
   state, meta = checkpoints.restore_latest(abstract)
   with _full_disk(), pytest.raises(errors.UserError) as caught, checkpoints:
     checkpoints.save(
-      state, step=7, config=run.config, counters=meta["counters"]
+      state, step=7, config=run.program.config, counters=meta["counters"]
     )
     for _ in range(1000):
       checkpoints.check()
@@ -641,14 +641,14 @@ def test_what_stopped_a_run_comes_before_a_failed_save(
 ):
   workdir = tmp_path / "run"
   run = run_lib.make_run(workdir_lib.load_config(shared / "run"))
-  state = run.init_state()
+  state = run.program.init_state()
   checkpoints = saving.Checkpoints(workdir)
   with (
     _full_disk(),
     pytest.raises(errors.UserError, match="the first error"),
     checkpoints,
   ):
-    checkpoints.save(state, step=1, config=run.config, counters={})
+    checkpoints.save(state, step=1, config=run.program.config, counters={})
     raise errors.UserError("the first error")
   assert "Checkpoint 1 could not be saved" in caplog.text
   assert "There is none before it" in caplog.text

@@ -56,7 +56,10 @@ def test_an_update_of_every_config_can_be_traced(path):
   spec = variants.spec(config.model, config.model_overrides.to_dict())
   model = run_model.make(config)
   tx = optim.make_optimizer(
-    config, total_steps=config.steps or 5000, image_kind=spec["image"]["kind"]
+    config.optim,
+    precision=config.precision,
+    total_steps=config.steps or 5000,
+    image_kind=spec["image"]["kind"],
   )
   state = state_lib.abstract_state(model, tx, mesh)
   batch, size = 8, spec["image"]["image_size"]

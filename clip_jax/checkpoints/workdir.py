@@ -1,5 +1,6 @@
 """The directory of a run: what lies where in it, and how it is read."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -22,6 +23,25 @@ DIRECTORY, QUARANTINE = "checkpoints", "quarantine"
 TOKENIZER = "tokenizer"  # The directory of its files.
 # The counter that holds a digest of the model that a run began with.
 ORIGIN = "origin"
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+  """The model of a run as one of its checkpoints holds it.
+
+  Attributes:
+    config: of the run.
+    spec: the description of the model.
+    variables: its collections, in arrays of numpy.
+    step: updates that it was trained for.
+    files: of its tokenizer, by name.
+  """
+
+  config: ml_collections.ConfigDict
+  spec: dict[str, Any]
+  variables: dict[str, Any]
+  step: int
+  files: dict[str, bytes]
 
 
 def recognise(path: pathlib.Path) -> bool:
@@ -90,12 +110,10 @@ def load_counters(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
     return items.read_meta(manager, step)["counters"]
 
 
-def load_variables(
+def load_model(
   workdir: str | os.PathLike, *, step: int | None = None
-) -> tuple[ml_collections.ConfigDict, dict[str, Any], int]:
-  """Returns config, variables and step of a workdir; changes nothing there.
-
-  The arrays are numpy's.
+) -> SavedModel:
+  """Returns the model of a workdir; changes nothing there.
 
   Args:
     workdir: of a run.
@@ -106,7 +124,7 @@ def load_variables(
   """
   config = load_config(workdir)
   directory = pathlib.Path(workdir).absolute() / DIRECTORY
-  run_model.make(config)  # Raises where the config is not good.
+  model = run_model.make(config)
   if not directory.is_dir():
     raise errors.UserError(
       f"{workdir} holds no checkpoint yet; train it first."
@@ -121,7 +139,10 @@ def load_variables(
       try:
         with storage_errors.quiet():
           meta = items.read_meta(manager, candidate)
-          abstract = {items.VARIABLES: _host_arrays(config, meta)}
+          shapes = _stored_shapes(json.loads(config_lib.to_json(config)), meta)
+          if shapes is None:
+            shapes = variants.abstract_variables(model)
+          abstract = {items.VARIABLES: _host_arrays(shapes)}
           found = items.restore(manager, candidate, abstract, meta)
       except errors.UserError:
         raise
@@ -132,27 +153,37 @@ def load_variables(
       else:
         if candidate != (step or steps[0]):
           logging.warning("Using step %d instead.", candidate)
-        return config, found[items.VARIABLES], candidate
+        return SavedModel(
+          config=config,
+          spec=run_model.describe(config),
+          variables=found[items.VARIABLES],
+          step=candidate,
+          files=tokenizer_files(pathlib.Path(workdir)),
+        )
   raise errors.UserError(
     f"{directory} holds {len(steps)} checkpoints, none of them good; train "
     "first, or resume the training to save a new one."
   )
 
 
-def _host_arrays(config, meta: dict[str, Any]) -> dict[str, Any]:
-  """Returns arrays on the host, to be filled with the variables of a model.
+def _stored_shapes(
+  config: dict[str, Any], meta: dict[str, Any]
+) -> dict[str, Any] | None:
+  """Returns shapes of a step's variables, or None where they may not hold.
 
-  Tracing a deep model for its shapes takes seconds. They are the stored ones
-  where this version has written them for a model of the same description.
+  Tracing a deep model for its shapes takes seconds. The stored ones hold where
+  this version has written them for a model of the same description.
   """
   fields = ("model", "model_overrides", "precision")
-  now, then = json.loads(config_lib.to_json(config)), meta["config"]
   if meta["versions"]["clip_jax"] == clip_jax.__version__ and all(
-    now[field] == then[field] for field in fields
+    config[field] == meta["config"][field] for field in fields
   ):
-    shapes = integrity.abstract(meta["shapes"][items.VARIABLES])
-  else:
-    shapes = variants.abstract_variables(run_model.make(config))
+    return integrity.abstract(meta["shapes"][items.VARIABLES])
+  return None
+
+
+def _host_arrays(shapes: dict[str, Any]) -> dict[str, Any]:
+  """Returns arrays on the host, to be filled with variables."""
   return jax.tree.map(
     lambda x: np.empty(x.shape, x.dtype), {"batch_stats": {}} | shapes
   )

@@ -113,8 +113,9 @@ def first_address(path: str | os.PathLike) -> str:
 
 def check_unchanged(first: portable.Portable, path: str | os.PathLike) -> None:
   """Raises UserError unless the run in a workdir began with these numbers."""
-  _, variables, step = workdir_lib.load_variables(path)
-  noted = workdir_lib.load_counters(path, step).get(workdir_lib.ORIGIN)
+  saved = workdir_lib.load_model(path)
+  variables = saved.variables
+  noted = workdir_lib.load_counters(path, saved.step).get(workdir_lib.ORIGIN)
   _check_arrays(first, engine.flatten(variables))
 
   def read(at, like):

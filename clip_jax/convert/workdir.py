@@ -3,7 +3,6 @@
 import os
 import pathlib
 
-from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import model_dir, portable
 from clip_jax.convert import report as report_lib
@@ -20,13 +19,13 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     UserError: there is none.
   """
   del options
-  config, variables, step = workdir_lib.load_variables(path)
+  saved = workdir_lib.load_model(path)
   report = report_lib.Report(NAME)
-  report.facts["step"] = step
+  report.facts["step"] = saved.step
   return portable.from_variables(
-    variables,
-    model_dir.plain(run_model.describe(config)),
-    files=workdir_lib.tokenizer_files(path),
+    saved.variables,
+    model_dir.plain(saved.spec),
+    files=saved.files,
     report=report,
-    source={"format": NAME, "path": os.fspath(path), "step": step},
+    source={"format": NAME, "path": os.fspath(path), "step": saved.step},
   )

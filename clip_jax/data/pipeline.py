@@ -25,15 +25,12 @@ from clip_jax.data import order, transforms
 from clip_jax.data import record as record_lib
 from clip_jax.data import workers as worker_processes
 from clip_jax.data.ledger import Problem
-from clip_jax.data.placement import local_rows, place
 
 __all__ = [
   "CHUNK_ROWS",
   "Batches",
   "Problem",
   "eval_batches",
-  "local_rows",
-  "place",
   "train_batches",
 ]
 
@@ -296,7 +293,7 @@ def train_batches(
     source: where the records come from.
     seed: decides order, crops and captions.
     batch_size: rows of the global batch.
-    rows: which of them to make, ascending (see `local_rows`).
+    rows: which of them to make, ascending (see `sharding.local_rows`).
     start_step: number of batches already used; 0 at the start of a run.
     preprocess: how an image becomes an array.
     tokenizer: called with a list of captions.

@@ -7,6 +7,7 @@ import os
 import pathlib
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import ml_collections
@@ -135,7 +136,8 @@ def claim(
   """
   path = workdir / workdir_lib.CONFIG
   if path.exists() and not allow_changes:
-    _check_config(workdir, config)
+    before = workdir_lib.load_config(workdir)
+    _check_changes(workdir, config_lib.differences(before, config))
   done = max(workdir_lib.saved_steps(workdir), default=0)
   if done > total_steps:
     raise errors.UserError(
@@ -151,13 +153,12 @@ def claim(
   _wait_for_all("claimed")
 
 
-def _check_config(
-  workdir: pathlib.Path, config: ml_collections.ConfigDict
+def _check_changes(
+  workdir: pathlib.Path, differences: dict[str, tuple[Any, Any]]
 ) -> None:
-  before = workdir_lib.load_config(workdir)
   changed = [
     f"{field}: {old!r} -> {new!r}"
-    for field, (old, new) in config_lib.differences(before, config).items()
+    for field, (old, new) in differences.items()
     if not field.startswith(MAY_CHANGE)
   ]
   if not changed:

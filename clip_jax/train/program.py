@@ -1,4 +1,4 @@
-"""A config's step on some devices, before any array and without any data."""
+"""Builds mesh, model and optimizer; allocates nothing, opens no data."""
 
 import dataclasses
 import math
@@ -114,15 +114,28 @@ def make_program(
   )
   spec = run_model.describe(config)
   model = run_model.make(config)
-  step_lib.check_micro_batches(config, model)
-  total_steps = _total_steps(config, examples)
+  step_lib.check_micro_batches(
+    model,
+    name=config.model,
+    micro_batches=config.micro_batches,
+    frozen=config.optim.frozen,
+  )
+  total_steps = config.steps
+  if total_steps is None and examples is not None:
+    total_steps = _steps_of_epochs(
+      config.epochs,
+      examples,
+      batch_size=config.batch_size,
+      at_least=config.min_steps,
+    )
   return Program(
     config=config,
     mesh=mesh,
     spec=spec,
     model=model,
     tx=optim.make_optimizer(
-      config,
+      config.optim,
+      precision=config.precision,
       # The length is a number in the schedule: the program stays the same.
       total_steps=total_steps or (config.optim.warmup_steps or 0) + 1,
       image_kind=spec["image"]["kind"],
@@ -131,16 +144,16 @@ def make_program(
   )
 
 
-def _total_steps(config, examples: int | None) -> int | None:
-  if config.steps is not None or examples is None:
-    return config.steps
+def _steps_of_epochs(
+  epochs: float, examples: int, *, batch_size: int, at_least: int
+) -> int:
   try:
-    steps = math.ceil(config.epochs * examples / config.batch_size)
+    steps = math.ceil(epochs * examples / batch_size)
   except OverflowError:
     steps = math.inf
   if steps > _MOST_STEPS:
     raise errors.UserError(
-      f"epochs={config.epochs:g} of these data are more than the "
+      f"epochs={epochs:g} of these data are more than the "
       f"{_MOST_STEPS:,} steps that can be counted; take fewer."
     )
-  return max(steps, config.min_steps)
+  return max(steps, at_least)

@@ -43,22 +43,27 @@ class Measured:
 
 
 def check_micro_batches(
-  config: ml_collections.ConfigDict, model: clip.CLIP
+  model: clip.CLIP, *, name: str, micro_batches: int, frozen: str
 ) -> None:
-  """Raises UserError where batch norms would see some pairs at a time."""
-  if config.micro_batches == 1 or not isinstance(
-    model.image, resnet.ModifiedResNet
-  ):
+  """Raises UserError where batch norms would see some pairs at a time.
+
+  Args:
+    model: in training.
+    name: of the model, for the message.
+    micro_batches: of a batch.
+    frozen: `config.optim.frozen`.
+  """
+  if micro_batches == 1 or not isinstance(model.image, resnet.ModifiedResNet):
     return
   shapes = variants.abstract_variables(model)
-  frozen = freezing.Frozen.of(
-    shapes["params"], shapes["batch_stats"], config.optim.frozen
-  )
+  locked = freezing.Frozen.of(
+    shapes["params"], shapes["batch_stats"], frozen
+  ).norms
   norms = freezing.norm_paths(shapes["batch_stats"])
-  if free := [norm for norm in norms if norm not in frozen.norms]:
+  if free := [norm for norm in norms if norm not in locked]:
     raise errors.UserError(
-      f"micro_batches={config.micro_batches} does not go with batch norms in "
-      f"training, {len(free)} of them in {config.model!r}: their statistics "
+      f"micro_batches={micro_batches} does not go with batch norms in "
+      f"training, {len(free)} of them in {name!r}: their statistics "
       "are of the whole batch, which no micro-batch sees. Set micro_batches=1, "
       "take a Vision Transformer, or lock them with "
       "--config.optim.frozen='^image/'."
@@ -89,7 +94,15 @@ def make_train_step(
     abstract.params, abstract.batch_stats, config.optim.frozen
   )
   bound = None if frozen.temperature else model.max_logit_scale
-  loss_and_gradients = _make_gradients(config, model, abstract, frozen, mesh)
+  loss_and_gradients = _make_gradients(
+    model,
+    abstract,
+    frozen,
+    mesh,
+    loss=config.loss,
+    micro_batches=config.micro_batches,
+    seed=config.seed,
+  )
 
   def train_step(state, batch):
     loss, gradients, batch_stats = loss_and_gradients(state, batch)
@@ -125,7 +138,9 @@ def make_train_step(
   )
 
 
-def _make_gradients(config, model, abstract, frozen, mesh):
+def _make_gradients(
+  model, abstract, frozen, mesh, *, loss, micro_batches, seed
+):
   """Returns a function of (state, batch): loss, gradients, batch statistics.
 
   Every device runs it on its own pairs; what they tell each other is written
@@ -137,9 +152,9 @@ def _make_gradients(config, model, abstract, frozen, mesh):
   trained_specs = frozen.select_specs(abstract.params, specs)
   towers = gradients_lib.Towers(sharded.place(model, specs), specs, frozen)
   method = gradients_lib.direct
-  if config.micro_batches > 1:
+  if micro_batches > 1:
     method = functools.partial(
-      gradients_lib.cached, micro_batches=config.micro_batches
+      gradients_lib.cached, micro_batches=micro_batches
     )
 
   def on_device(params, batch_stats, step, batch):
@@ -148,39 +163,39 @@ def _make_gradients(config, model, abstract, frozen, mesh):
     image, count = batch["image"], len(batch["image"])
     examples = jax.lax.axis_index(axes) * count + jnp.arange(count)
     part = gradients_lib.Part(image, batch["tokens"], examples)
-    key = jax.random.fold_in(seed_key(config.seed), step)
-    loss, gradients, batch_stats = method(
+    key = jax.random.fold_in(seed_key(seed), step)
+    value, gradients, batch_stats = method(
       towers,
-      _make_loss(config, model.dtype, batch),
+      _make_loss(loss, model.dtype, batch, micro_batches),
       params,
       batch_stats,
       part,
       key,
     )
-    return loss, sharding.sum_gradients(gradients, trained_specs), batch_stats
+    return value, sharding.sum_gradients(gradients, trained_specs), batch_stats
 
-  whole = jax.shard_map(
+  on_mesh = jax.shard_map(
     on_device,
     mesh=mesh,
     in_specs=(specs, P(), P(), P(axes)),
     out_specs=(P(), trained_specs, P()),
   )
-  return lambda state, batch: whole(
+  return lambda state, batch: on_mesh(
     state.params, state.batch_stats, state.step, batch
   )
 
 
-def _make_loss(config, dtype, batch):
+def _make_loss(config, dtype, batch, micro_batches):
   """Returns the loss on one device, of embeddings in the towers' type.
 
   Products of bfloat16 are exact in the float32 that they are summed in.
   """
-  loss = losses.local_loss(config.loss.kind)
+  loss = losses.local_loss(config.kind)
   ids = {}
-  if config.loss.duplicates != "ignore":
+  if config.duplicates != "ignore":
     ids = {
       "image_ids": batch["image_ids"],
-      "text_ids": _text_ids(batch["tokens"], config.micro_batches),
+      "text_ids": _text_ids(batch["tokens"], micro_batches),
     }
 
   def of_embeds(image_embeds, text_embeds, logit_scale, logit_bias):
@@ -190,8 +205,8 @@ def _make_loss(config, dtype, batch):
       logit_scale,
       logit_bias,
       axes=sharding.BATCH_AXES,
-      method=config.loss.method,
-      duplicates=config.loss.duplicates,
+      method=config.method,
+      duplicates=config.duplicates,
       **ids,
     )
 

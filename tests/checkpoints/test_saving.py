@@ -52,7 +52,9 @@ def _parts(mesh_shape=(1, 1)):
   config = _config()
   model = run_model.make(config)
   config.optim.warmup_steps = 0
-  tx = optim.make_optimizer(config, total_steps=9, image_kind="resnet")
+  tx = optim.make_optimizer(
+    config.optim, precision=config.precision, total_steps=9, image_kind="resnet"
+  )
   devices = jax.devices()[: mesh_shape[0] * mesh_shape[1]]
   mesh = sharding.make_mesh(
     data=mesh_shape[0], fsdp=mesh_shape[1], devices=devices
@@ -158,7 +160,10 @@ def test_one_damaged_bit_is_reported_and_the_step_before_is_used(
     )
     checkpoints.wait()
     assert checkpoints.latest_step() == 6
-  config, variables, step = workdir_lib.load_variables(workdir)
+  saved = workdir_lib.load_model(workdir)
+  config = saved.config
+  variables = saved.variables
+  step = saved.step
   assert step == 6 and config.model == "tiny-cbow"
   _same(variables["params"], states[3].params)
 
@@ -201,7 +206,9 @@ def test_a_damaged_file_is_never_used(tmp_path, caplog, damage):
         "zero": bytes(len(content)),
       }[damage]
     )
-  _, variables, step = workdir_lib.load_variables(workdir)
+  saved = workdir_lib.load_model(workdir)
+  variables = saved.variables
+  step = saved.step
   assert step == 1 and "Using step 1 instead." in caplog.text
   with saving.Checkpoints(workdir) as checkpoints:
     state, meta = checkpoints.restore_latest(_abstract())
@@ -215,7 +222,7 @@ def test_inference_changes_nothing_in_a_workdir(tmp_path):
   _save(workdir, [1, 2])
   _flip_bit(_data_files(workdir, 2)[0], 999)
   before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
-  assert workdir_lib.load_variables(workdir)[2] == 1
+  assert workdir_lib.load_model(workdir).step == 1
   after = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
   assert before == after
 
@@ -226,7 +233,7 @@ def test_no_good_checkpoint_is_a_clear_error(tmp_path):
   for path in (workdir / workdir_lib.DIRECTORY / "1").rglob("d/*"):
     path.write_bytes(b"")
   with pytest.raises(errors.UserError, match="none of them good"):
-    workdir_lib.load_variables(workdir)
+    workdir_lib.load_model(workdir)
   with (
     saving.Checkpoints(workdir) as checkpoints,
     pytest.raises(errors.UserError, match="None of the 1 checkpoints"),
@@ -255,7 +262,9 @@ def test_another_optimizer_is_no_other_model(tmp_path):
   model, tx, mesh = _parts()
   config = _config()
   config.optim.update({"warmup_steps": 0, "name": "lion"})
-  lion = optim.make_optimizer(config, total_steps=9, image_kind="resnet")
+  lion = optim.make_optimizer(
+    config.optim, precision=config.precision, total_steps=9, image_kind="resnet"
+  )
   for wanted, message in (
     (state_lib.abstract_state(model, lion, mesh), "state of another optimizer"),
     (state_lib.abstract_state(model, tx, mesh, ema=True), "other averages"),
@@ -274,9 +283,11 @@ def test_a_step_can_be_chosen(tmp_path, step, message):
   states = _save(tmp_path / "run", [1, 2])
   if message:
     with pytest.raises(errors.UserError, match=message):
-      workdir_lib.load_variables(tmp_path / "run", step=step)
+      workdir_lib.load_model(tmp_path / "run", step=step)
   else:
-    _, variables, got = workdir_lib.load_variables(tmp_path / "run", step=step)
+    saved = workdir_lib.load_model(tmp_path / "run", step=step)
+    variables = saved.variables
+    got = saved.step
     assert got == step
     _same(variables["params"], states[step].params)
 
@@ -338,9 +349,9 @@ def test_shapes_are_traced_only_where_the_stored_ones_may_not_hold(
     path = workdir / workdir_lib.CONFIG
     path.write_text(config_lib.to_json(config))
     with pytest.raises(errors.UserError, match="holds another model"):
-      workdir_lib.load_variables(workdir)
+      workdir_lib.load_model(workdir)
   else:
-    workdir_lib.load_variables(workdir)
+    workdir_lib.load_model(workdir)
   assert bool(traced) == (field is not None)
 
 

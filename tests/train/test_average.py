@@ -11,7 +11,6 @@ from clip_jax import sharding
 from clip_jax.checkpoints import run_model, saving
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
-from clip_jax.data import pipeline
 from clip_jax.train import optim
 from clip_jax.train import step as step_lib
 
@@ -47,7 +46,9 @@ def _parts():
   model = run_model.make(config)
   return (
     model,
-    optim.make_optimizer(config, total_steps=50, image_kind="vit"),
+    optim.make_optimizer(
+      config.optim, precision=config.precision, total_steps=50, image_kind="vit"
+    ),
     mesh,
   )
 
@@ -61,7 +62,7 @@ def _batch(mesh, *, good=True):
   }
   if not good:
     batch["image"] = np.full((4, 32, 32, 3), np.nan, np.float32)
-  return pipeline.place(batch, sharding.batch_sharding(mesh))
+  return sharding.place(batch, sharding.batch_sharding(mesh))
 
 
 def test_the_average_is_that_of_the_parameters_on_fsdp_and_is_kept(tmp_path):
@@ -102,7 +103,8 @@ def test_the_average_is_that_of_the_parameters_on_fsdp_and_is_kept(tmp_path):
   with saving.Checkpoints(workdir, keep=1) as checkpoints:
     restored, _ = checkpoints.restore_latest(abstract)
   jax.tree.map(np.testing.assert_array_equal, restored, saved)
-  _, variables, _ = workdir_lib.load_variables(workdir)
+  saved = workdir_lib.load_model(workdir)
+  variables = saved.variables
   jax.tree.map(np.testing.assert_array_equal, variables, saved.ema)
 
 

@@ -162,7 +162,7 @@ def test_captions_in_a_table_are_measured_by_retrieval(room, tmp_path):
   own = run.evaluations["own"]
   assert (own.task, len(own.source), len(run.source)) == ("retrieval", 3, 12)
   assert run.source[0].texts[0].endswith("from the left")
-  assert run.total_steps == 3
+  assert run.program.total_steps == 3
 
 
 def test_pictures_of_a_class_are_no_negatives_of_each_other(
@@ -175,8 +175,8 @@ def test_pictures_of_a_class_are_no_negatives_of_each_other(
     run.announce()
   assert not [x for x in caplog.records if x.levelno >= logging.WARNING]
   assert f"{room / 'runs' / 'demo'}: " in caplog.text  # The model, by its name.
-  assert run.config.loss.duplicates == "positive"
-  assert len(run.source) == 12 < run.config.batch_size
+  assert run.program.config.loss.duplicates == "positive"
+  assert len(run.source) == 12 < run.program.config.batch_size
   texts = {text for i in range(12) for text in run.source[i].texts}
   assert texts == {f"a photo of a {name}." for name in CLASSES}
 

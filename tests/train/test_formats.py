@@ -199,7 +199,7 @@ def test_every_format_trains_to_the_same_bits(runs, name):
   assert len(want) == STEPS and want[0]["loss"] != want[-1]["loss"]
   assert got == want  # The loss, the gradient's norm, the records' checksum.
   got, want = (
-    workdir_lib.load_variables(path)[1] for path in (workdir, wanted)
+    workdir_lib.load_model(path).variables for path in (workdir, wanted)
   )
   jax.tree.map(np.testing.assert_array_equal, got, want)
 

@@ -11,7 +11,6 @@ from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.data import pipeline
 from clip_jax.train import freezing, optim
 from clip_jax.train import step as step_lib
 
@@ -84,7 +83,7 @@ def _updated(mesh_shape, precision, kind, parts, frozen=""):
     state_lib.abstract_state(model, tx, mesh),
   )
   step = step_lib.make_train_step(config, model, tx, mesh)
-  batch = pipeline.place(_batch(), sharding.batch_sharding(mesh))
+  batch = sharding.place(_batch(), sharding.batch_sharding(mesh))
   state, measured = step(state, batch)
   change = jax.tree.map(
     lambda new, old: np.asarray(new) - old, state.params, before
@@ -137,7 +136,9 @@ def test_copies_in_a_batch_are_no_negatives_where_they_are_masked(parts):
   config.loss.duplicates = "mask"
   mesh = sharding.make_mesh(data=2, devices=jax.devices()[:2])
   model = run_model.make(config)
-  tx = optim.make_optimizer(config, total_steps=2500, image_kind="vit")
+  tx = optim.make_optimizer(
+    config.optim, precision=config.precision, total_steps=2500, image_kind="vit"
+  )
   step = step_lib.make_train_step(config, model, tx, mesh)
 
   initial = jax.tree.map(
@@ -150,7 +151,7 @@ def test_copies_in_a_batch_are_no_negatives_where_they_are_masked(parts):
   def loss(batch, ids):
     state = jax.device_put(jax.tree.map(np.copy, initial), shardings)
     batch = {**batch, "image_ids": np.asarray(ids, np.int32)}
-    placed = pipeline.place(batch, sharding.batch_sharding(mesh))
+    placed = sharding.place(batch, sharding.batch_sharding(mesh))
     return float(step(state, placed)[1].loss)
 
   distinct = _batch()
@@ -176,7 +177,9 @@ def _activation_bytes(parts):
   config.model_overrides.text.remat = "none"
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   model = run_model.make(config)
-  tx = optim.make_optimizer(config, total_steps=2500, image_kind="vit")
+  tx = optim.make_optimizer(
+    config.optim, precision=config.precision, total_steps=2500, image_kind="vit"
+  )
   step = step_lib.make_train_step(config, model, tx, mesh)
   batch = {
     name: jax.ShapeDtypeStruct((256, *x.shape[1:]), x.dtype)
@@ -199,10 +202,10 @@ def test_batch_norms_refuse_micro_batches_unless_locked():
   config.model_overrides = {}
   config.loss.kind = "softmax"
   model = run_model.make(config)
+  options = {"name": "tiny-rn", "micro_batches": 2}
   with pytest.raises(errors.UserError, match="statistics are of the whole"):
-    step_lib.check_micro_batches(config, model)
-  config.optim.frozen = "^image/"
-  step_lib.check_micro_batches(config, model)
+    step_lib.check_micro_batches(model, **options, frozen="")
+  step_lib.check_micro_batches(model, **options, frozen="^image/")
 
 
 def test_a_batch_that_does_not_split_into_micro_batches_is_refused():

@@ -115,7 +115,7 @@ def test_a_run_says_what_it_is_and_epochs_become_steps(caplog):
   with caplog.at_level(logging.INFO):
     run = run_lib.make_run(_config(steps=None, epochs=0.05))
     run.announce()
-  assert run.total_steps == 5  # 0.05 * 1433 / 16, up.
+  assert run.program.total_steps == 5  # 0.05 * 1433 / 16, up.
   assert "1433 records, 5 steps of 16 pairs on 8 x cpu" in caplog.text
   assert "more than once" not in caplog.text
   caplog.clear()

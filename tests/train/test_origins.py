@@ -144,7 +144,7 @@ def _config(room, **fields):
 
 
 def _params(workdir, step=None):
-  return workdir_lib.load_variables(workdir, step=step)[1]["params"]
+  return workdir_lib.load_model(workdir, step=step).variables["params"]
 
 
 @pytest.fixture(scope="module")
@@ -395,22 +395,30 @@ def test_a_temperature_that_will_be_clipped_is_announced(
     skipped=0,
   )
   with caplog.at_level(logging.WARNING):
-    state = origins_lib.load(state, origins, config)
+    state = origins_lib.load(
+      state,
+      origins,
+      init=config.init,
+      max_logit_scale=100.0,
+      frozen=frozen,
+    )
   assert ("first step clips it" in caplog.text) == warned
   assert float(state.params["log_scale"]) == float(array)
 
 
 def test_a_run_cannot_go_on_with_other_parameters_frozen(tmp_path):
-  origins_lib.check_goes_on(tmp_path, _small_config())  # Nothing is there.
+  origins_lib.check_goes_on(
+    tmp_path, _small_config().optim
+  )  # Nothing is there.
   (tmp_path / "checkpoints" / "3").mkdir(parents=True)
   fields = {"optim.frozen": "^image/", "data.train": "builtin:two_digits/train"}
   fields["steps"] = 2
   before = _small_config(**fields)
   (tmp_path / "config.json").write_text(config_lib.to_json(before))
-  origins_lib.check_goes_on(tmp_path, before)
+  origins_lib.check_goes_on(tmp_path, before.optim)
   message = r"optim.frozen='\^image/', and its.*new workdir; init.model="
   with pytest.raises(errors.UserError, match=message):
-    origins_lib.check_goes_on(tmp_path, _small_config())
+    origins_lib.check_goes_on(tmp_path, _small_config().optim)
 
 
 TINY = {"batch_size": 8, "steps": 1, "optim.frozen": "", "model": "tiny-vit"}

@@ -91,7 +91,7 @@ def _losses(workdir):
 def _assert_same_run(workdir, wanted):
   assert _lines(workdir) == _lines(wanted)
   got, want = (
-    workdir_lib.load_variables(path)[1] for path in (workdir, wanted)
+    workdir_lib.load_model(path).variables for path in (workdir, wanted)
   )
   jax.tree.map(np.testing.assert_array_equal, got, want)
   assert not list(pathlib.Path(workdir).rglob("*.orbax-checkpoint-tmp"))
@@ -270,7 +270,7 @@ def _assert_same_trajectory(got, wanted, tolerance, *, x64):
   np.testing.assert_allclose(_losses(got), _losses(wanted), rtol=tolerance)
   with jax.enable_x64(x64):
     statistics = [
-      workdir_lib.load_variables(path)[1]["batch_stats"]
+      workdir_lib.load_model(path).variables["batch_stats"]
       for path in (got, wanted)
     ]
   for a, b in zip(*map(jax.tree.leaves, statistics), strict=True):

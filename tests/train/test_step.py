@@ -12,7 +12,6 @@ from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.data import pipeline
 from clip_jax.train import freezing, optim
 from clip_jax.train import step as step_lib
 
@@ -96,9 +95,14 @@ class _Trainer:
       data=mesh_shape[0], fsdp=mesh_shape[1], devices=devices
     )
     model = run_model.make(config)
-    tx = optim.make_optimizer(config, total_steps=steps, image_kind="vit")
+    tx = optim.make_optimizer(
+      config.optim,
+      precision=config.precision,
+      total_steps=steps,
+      image_kind="vit",
+    )
     self.place = functools.partial(
-      pipeline.place, sharding=sharding.batch_sharding(mesh)
+      sharding.place, sharding=sharding.batch_sharding(mesh)
     )
     self.state = _initial_state(model, tx, mesh)
     self.step = step_lib.make_train_step(config, model, tx, mesh)
@@ -200,7 +204,9 @@ def test_parameters_are_born_sharded():
   config = _config("tiny-vit", "float32")
   trainer = _Trainer(config, (2, 4))
   mesh = sharding.make_mesh(data=2, fsdp=4)
-  tx = optim.make_optimizer(config, total_steps=50, image_kind="vit")
+  tx = optim.make_optimizer(
+    config.optim, precision=config.precision, total_steps=50, image_kind="vit"
+  )
   model = run_model.make(config)
   wanted, trainer.state = (
     trainer.state,

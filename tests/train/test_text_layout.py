@@ -12,7 +12,7 @@ from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.data import order, pipeline, sources
+from clip_jax.data import order, sources
 from clip_jax.models import bert, text
 from clip_jax.packing import packed_text
 from clip_jax.train import step as step_lib
@@ -218,7 +218,7 @@ class _Trainer:
       batch = next(arranged)
       self.kind = type(batch["tokens"])
       batch |= {"image": image, "bad": np.zeros(BATCH, np.int32)}
-      placed = pipeline.place(batch, placement)
+      placed = sharding.place(batch, placement)
       self.state, measured = self.step(self.state, placed)
       # Simulated devices deadlock where steps are dispatched ahead.
       losses.append(float(measured.loss.block_until_ready()))
@@ -279,7 +279,6 @@ _PROCESS = """
 import json, sys
 import jax, numpy as np
 from clip_jax import sharding
-from clip_jax.data import pipeline
 from clip_jax.models import text
 from clip_jax.train import text_layout
 
@@ -306,7 +305,7 @@ seen = []
 for _, own in zip(range(steps), batches()):
   batch = next(arranged)
   own = layout.arrange(own["tokens"]).need
-  placed = pipeline.place(batch, sharding.batch_sharding(mesh))["tokens"]
+  placed = sharding.place(batch, sharding.batch_sharding(mesh))["tokens"]
   step(placed).block_until_ready()
   rows = len(placed.tokens)
   seen.append((own, rows // mesh.size))
