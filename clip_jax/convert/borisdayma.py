@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from clip_jax import errors
 from clip_jax.convert import borisdayma_description as description
@@ -85,8 +86,6 @@ def _newest(path: pathlib.Path) -> pathlib.Path:
 
 def _read_orbax(path: pathlib.Path) -> dict[str, Tensor]:
   """Returns the parameters of a step, without the boxes that they came in."""
-  import orbax.checkpoint as ocp
-
   handler = ocp.PyTreeCheckpointHandler()
   try:
     tree = handler.metadata(path.absolute()).tree
@@ -116,8 +115,6 @@ def _read_orbax(path: pathlib.Path) -> dict[str, Tensor]:
 
 def _restore(path, names, shape, dtype) -> np.ndarray:
   """Reads one array of a step, and nothing else of it."""
-  import orbax.checkpoint as ocp
-
   item: Any = jax.ShapeDtypeStruct(shape, dtype)
   for name in reversed(["params", *names]):
     item = {name: item}

@@ -20,6 +20,7 @@ from clip_jax.convert import (
   hub,
   interpolation,
   portable,
+  positions,
   sameness,
   unknown,
   weights_file,
@@ -177,8 +178,6 @@ def open_model(
     first = open_first(path, options.interpolate_with)
     model = interpolation.interpolate(model, first, options.interpolate)
   if options.image_size is not None:
-    from clip_jax.convert import positions
-
     model = positions.resize(model, options.image_size, options.resize_method)
   if options.context_length is not None:
     model = context.resize(model, options.context_length)

@@ -39,7 +39,7 @@ def of_config(
     findings.append(_fit(config, setup))
   if setup is None:
     return findings
-  findings.append(machine.collectives(setup.run.mesh))
+  findings.append(machine.collectives(setup.run.program.mesh))
   with _errors_found("records", findings):
     findings += _of_data(config, setup)
   with _errors_found("overfit one batch", findings):
@@ -48,9 +48,9 @@ def of_config(
 
 
 def _fit(config: ml_collections.ConfigDict, setup: learning.Setup) -> Finding:
-  pairs = setup.run.config.batch_size
+  pairs = setup.run.program.config.batch_size
   facts = {"pairs": pairs, "batch_size": config.batch_size}
-  facts["mesh"] = dict(setup.run.mesh.shape)
+  facts["mesh"] = dict(setup.run.program.mesh.shape)
   words = f"One batch of {pairs} pairs stands for {config.batch_size}."
   if setup.mesh_refusal is None:
     return Finding("config", OK, words, facts)

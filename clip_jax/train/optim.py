@@ -77,13 +77,20 @@ def decays(params: Any) -> Any:
   )
 
 
-def make_schedule(config: ml_collections.ConfigDict, total_steps: int):
+def make_schedule(
+  optim: ml_collections.ConfigDict, *, precision: str, total_steps: int
+) -> Callable[[jax.Array], jax.Array]:
   """Returns the learning rate as a function of the number of updates done.
+
+  Args:
+    optim: `config.optim`.
+    precision: of the run; the rate is computed in float32 at least.
+    total_steps: updates of the whole run.
 
   Raises:
     UserError: the warm-up is longer than the run.
   """
-  warmup_steps = config.optim.warmup_steps
+  warmup_steps = optim.warmup_steps
   if warmup_steps is None:
     warmup_steps = min(WARMUP_STEPS, total_steps // 10)
   if warmup_steps > total_steps:
@@ -93,10 +100,10 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int):
     )
   return lambda step: schedule(
     step,
-    peak_lr=config.optim.peak_lr,
+    peak_lr=optim.peak_lr,
     warmup_steps=warmup_steps,
     total_steps=total_steps,
-    dtype=jnp.promote_types(config.precision, jnp.float32),
+    dtype=jnp.promote_types(precision, jnp.float32),
   )
 
 
@@ -203,7 +210,11 @@ DIRECTIONS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def make_optimizer(
-  config: ml_collections.ConfigDict, *, total_steps: int, image_kind: str
+  optim: ml_collections.ConfigDict,
+  *,
+  precision: str,
+  total_steps: int,
+  image_kind: str,
 ) -> optax.GradientTransformation:
   """Returns the optimizer of a run: by default AdamW as in the paper.
 
@@ -211,7 +222,8 @@ def make_optimizer(
   and state are of the trained part alone.
 
   Args:
-    config: a whole run's; reads `optim`.
+    optim: `config.optim`.
+    precision: of the run, for the learning rate.
     total_steps: updates of the whole run.
     image_kind: "vit" or "resnet"; sets beta2 and epsilon where the config
       leaves them open.
@@ -220,7 +232,6 @@ def make_optimizer(
     UserError: the name is unknown, the warm-up is longer than the run, or
       layers are to learn at rates of their own and the tower has none.
   """
-  optim = config.optim
   if optim.layer_decay != 1 and image_kind == "resnet":
     raise errors.UserError(
       f"optim.layer_decay={optim.layer_decay} is for the layers of "
@@ -234,7 +245,9 @@ def make_optimizer(
     clip if optim.clip_norm else optax.identity(),
     DIRECTIONS[optim.name](optim, image_kind),
     optax.add_decayed_weights(optim.weight_decay, mask=decays),
-    optax.scale_by_learning_rate(make_schedule(config, total_steps)),
+    optax.scale_by_learning_rate(
+      make_schedule(optim, precision=precision, total_steps=total_steps)
+    ),
   )
   return learning_rates.scale(freeze(tx, optim.frozen), optim)
 

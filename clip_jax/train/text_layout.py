@@ -20,8 +20,8 @@ import numpy as np
 
 from clip_jax import errors, sharding
 from clip_jax.data import order, pipeline, sources
-from clip_jax.data import packing as packer
-from clip_jax.models import packing, padding
+from clip_jax.models import padding
+from clip_jax.packing import packed_text, placement
 
 # Captions that stand for a source's. The mean of so many with CC3M's spread is
 # known to 2 %; the ladder allows for that.
@@ -97,14 +97,14 @@ class Packed:
 
   def arrange(self, tokens: np.ndarray) -> Arranged:
     """Begins with this process's rows of a batch (captions, context)."""
-    placed = packer.place(
+    placed = placement.place(
       padding.needed_lengths(self.tower, tokens),
       groups=len(tokens) // self.captions,
       length=self.length,
     )
     return Arranged(
       placed.rows,
-      lambda rung: packing.PackedText(**placed.pack(tokens, rows=rung)),
+      lambda rung: packed_text.PackedText(**placed.pack(tokens, rows=rung)),
     )
 
   def describe(self, rung: int) -> str:
@@ -137,8 +137,8 @@ def make_layout(
   """
   context = tower.context_length
   if name in ("auto", "packed") and padding.can_be_packed(tower):
-    length, lengths = packer.row_length(context), sample()
-    rungs = packer.ladder(
+    length, lengths = placement.row_length(context), sample()
+    rungs = placement.ladder(
       lengths, captions=captions, groups=groups, length=length
     )
     alone = context  # The row of a caption that shares none.

@@ -2,40 +2,15 @@
 
 import argparse
 
-from clip_jax import terminal
-from clip_jax.cli import flags, verb
+from clip_jax import preprocess, terminal
+from clip_jax.cli import verb
+from clip_jax.data import account, prepare, sources
 
 _MOST_BAD_SHOWN = 20  # Lines; --json holds more.
 
 
-def _add_data(parser: flags.Parser) -> None:
-  actions = parser.add_subparsers(
-    dest="action", metavar="ACTION", required=True, parser_class=flags.Parser
-  )
-  inspect = actions.add_parser(
-    "inspect", help="say what is in DATA and what is wrong with it"
-  )
-  inspect.add_argument("data", metavar="DATA", help=flags.DATA)
-  prepare = actions.add_parser(
-    "prepare", help="copy DATA into ArrayRecord files, for fast random access"
-  )
-  prepare.add_argument("data", metavar="DATA", help=flags.DATA)
-  prepare.add_argument("out", metavar="OUT", help="a new directory")
-  prepare.add_argument(
-    "--drop-bad",
-    action="store_true",
-    help="decode every image and leave the bad ones out",
-  )
-  for action in (inspect, prepare):
-    flags.add_max_pixels(action)
-    flags.add_json(action)
-    parser.flags += action.flags
-
-
 def data(arguments: argparse.Namespace) -> verb.Answer:
   """Inspects data, or prepares it for training."""
-  from clip_jax.data import sources
-
   source = sources.open_source(arguments.data)
   with terminal.Progress(arguments.action, unit="records") as progress:
     return _ACTIONS[arguments.action](
@@ -44,8 +19,6 @@ def data(arguments: argparse.Namespace) -> verb.Answer:
 
 
 def _inspect(arguments, source, on_record) -> verb.Answer:
-  from clip_jax.data import account, prepare
-
   found = prepare.inspect(
     source, limits=_limits(arguments), on_record=on_record
   )
@@ -90,8 +63,6 @@ def _inspect(arguments, source, on_record) -> verb.Answer:
 
 
 def _prepare(arguments, source, on_record) -> verb.Answer:
-  from clip_jax.data import account, prepare
-
   kept = account.of(source)
   account.tell(source, arguments.data)
   summary = prepare.prepare(
@@ -120,16 +91,7 @@ def _counts(bad: dict[str, int]) -> str:
 
 
 def _limits(arguments):
-  from clip_jax import preprocess
-
   return preprocess.Limits(max_pixels=arguments.max_pixels)
 
 
 _ACTIONS = {"inspect": _inspect, "prepare": _prepare}
-
-
-VERBS = {
-  "data": verb.Verb(
-    "look at data, or prepare it", _add_data, data, has_actions=True
-  ),
-}

@@ -54,7 +54,7 @@ class Placement:
   rows: int
 
   def pack(self, tokens: np.ndarray, *, rows: int) -> dict[str, np.ndarray]:
-    """Returns the fields of `clip_jax.models.packing.PackedText`, int32.
+    """Returns the fields of `clip_jax.packing.packed_text.PackedText`, int32.
 
     Args:
       tokens: (captions, context), of which the leading `lengths` are taken.

@@ -3,41 +3,15 @@
 import argparse
 import textwrap
 
-from clip_jax.cli import flags, verb
+from clip_jax import config as config_lib
+from clip_jax.cli import verb
+from clip_jax.doctor import examination, finding
 
 FOUND_PROBLEM = 1
 
 
-def _add_doctor(parser: flags.Parser) -> None:
-  parser.add_argument(
-    "--config",
-    metavar="FILE",
-    help="a file of configs/: look at its data, and learn one batch by heart",
-  )
-  parser.add_argument(
-    "--steps",
-    type=flags.count,
-    default=None,
-    metavar="N",
-    help="updates on the one batch",
-  )
-  flags.add_json(parser)
-  parser.usage = (
-    "%(prog)s [--config FILE [--config.FIELD=VALUE ...] [--steps N]] [--json]"
-  )
-
-
-def _check_doctor(arguments: argparse.Namespace) -> str | None:
-  if arguments.config is None and (arguments.overrides or arguments.steps):
-    return "--steps and --config.FIELD=VALUE need a --config FILE"
-  return None
-
-
 def doctor(arguments: argparse.Namespace) -> verb.Answer:
   """Looks at the machine, and with a config at its data and its learning."""
-  from clip_jax import config as config_lib
-  from clip_jax.doctor import examination, finding
-
   if arguments.config is None:
     findings = examination.of_machine()
   else:
@@ -66,14 +40,3 @@ def _paragraph(verdict: str, check: str, message: str) -> str:
   return textwrap.fill(
     message, 79, initial_indent=first, subsequent_indent=" " * 9
   )
-
-
-VERBS = {
-  "doctor": verb.Verb(
-    "look at devices, data and learning before a run",
-    _add_doctor,
-    doctor,
-    check=_check_doctor,
-    takes_overrides=True,
-  ),
-}

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from clip_jax.data import pipeline
+from clip_jax import sharding as sharding_lib
 
 
 def _sharding(shape, spec):
@@ -26,11 +26,11 @@ def _sharding(shape, spec):
 )
 def test_a_placed_batch_is_the_batch(shape, spec):
   sharding = _sharding(shape, spec)
-  rows = pipeline.local_rows(sharding, 16)
+  rows = sharding_lib.local_rows(sharding, 16)
   np.testing.assert_array_equal(rows, np.arange(16))
   images = np.random.default_rng(0).integers(0, 256, (16, 3, 5, 3), np.uint8)
   batch = {"image": images, "index": np.arange(16), "problems": ["x"]}
-  placed = pipeline.place(batch, sharding)
+  placed = sharding_lib.place(batch, sharding)
   assert set(placed) == {"image", "index"}
   assert placed["image"].sharding.is_equivalent_to(sharding, 4)
   assert placed["image"].dtype == np.uint8
@@ -58,7 +58,7 @@ class _OneHost:
 def test_hosts_together_hold_every_row(shape, spec, hosts):
   sharding = _sharding(shape, spec)
   shares = np.split(np.array(jax.devices()), hosts)
-  rows = [pipeline.local_rows(_OneHost(sharding, s), 24) for s in shares]
+  rows = [sharding_lib.local_rows(_OneHost(sharding, s), 24) for s in shares]
   assert sorted(set(np.concatenate(rows))) == list(range(24))
   for own in rows:
     assert np.all(np.diff(own) > 0)

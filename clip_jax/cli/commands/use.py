@@ -9,36 +9,18 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from clip_jax import errors, terminal
-from clip_jax.cli import flags, measures, verb
-
-
-def _add_eval(parser: flags.Parser) -> None:
-  parser.add_argument("model", metavar="MODEL", help=flags.MODEL)
-  parser.add_argument(
-    "--task", required=True, metavar="TASK", help="zero_shot or retrieval"
-  )
-  parser.add_argument("--data", required=True, metavar="DATA", help=flags.DATA)
-  parser.add_argument("--labels", default="", help=f"classes; {flags.LABELS}")
-  parser.add_argument(
-    "--template",
-    "--templates",
-    default="",
-    dest="templates",
-    help=flags.TEMPLATE,
-  )
-  flags.add_duplicates(parser)
-  flags.add_interpolate(parser, type=flags.shares)
-  flags.add_batches(parser)
-  flags.add_max_pixels(parser)
-  flags.add_json(parser)
+from clip_jax import errors, loading, terminal
+from clip_jax import search as search_lib
+from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.cli import verb
+from clip_jax.cli.commands import measures
+from clip_jax.convert import conversion, interpolation
+from clip_jax.data import account, pipeline, sources
+from clip_jax.evals import embedding_model, prompts, tasks
 
 
 def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   """Measures a model on one task."""
-  from clip_jax import loading
-  from clip_jax.evals import tasks
-
   tasks.check_task(arguments.task)
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   clip.check_towers("image", "text")
@@ -55,17 +37,17 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
 
 
 def _measure(arguments, clip) -> dict[str, Any]:
-  from clip_jax import tokenizer as tokenizer_lib
-  from clip_jax.evals import tasks
-
   cuts = tokenizer_lib.Cuts()
+  model = embedding_model.Functions(
+    embed_images=clip.embed_images,
+    embed_texts=functools.partial(clip.encode_text, cuts=cuts),
+    preprocess=clip.preprocess,
+  )
   with terminal.Progress("eval") as progress:
     result = tasks.evaluate(
       arguments.task,
       arguments.data,
-      embed_images=clip.embed_images,
-      embed_texts=functools.partial(clip.encode_text, cuts=cuts),
-      preprocess=clip.preprocess,
+      model,
       labels=arguments.labels,
       templates=arguments.templates,
       duplicates=arguments.duplicates,
@@ -80,8 +62,6 @@ def _measure(arguments, clip) -> dict[str, Any]:
 
 def _evaluate_between(arguments, clip, title) -> verb.Answer:
   """Measures models between a fine-tuned one and the one it began with."""
-  from clip_jax.convert import conversion, interpolation
-
   first = conversion.open_first(arguments.model, arguments.interpolate_with)
   found = []
   for share in arguments.interpolate:
@@ -100,33 +80,8 @@ def _evaluate_between(arguments, clip, title) -> verb.Answer:
   )
 
 
-def _add_classify(parser: flags.Parser) -> None:
-  parser.add_argument("model", metavar="MODEL", help=flags.MODEL)
-  parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
-  parser.add_argument("--labels", required=True, help=flags.LABELS)
-  parser.add_argument(
-    "--template",
-    "--templates",
-    default="",
-    dest="templates",
-    help=flags.TEMPLATE,
-  )
-  parser.add_argument(
-    "--probabilities",
-    choices=("softmax", "sigmoid"),
-    help="softmax: those of all labels add up to 100 %%; sigmoid: of each by "
-    "itself, so that none or several may fit (default: what the model was "
-    "trained with)",
-  )
-  flags.add_max_pixels(parser)
-  flags.add_json(parser)
-
-
 def classify(arguments: argparse.Namespace) -> verb.Answer:
   """Gives each image the probability of each label."""
-  from clip_jax import loading
-  from clip_jax.evals import prompts
-
   labels = prompts.read_labels(arguments.labels)
   templates = None
   if arguments.templates:
@@ -177,33 +132,9 @@ def check_files(paths: Sequence[str]) -> None:
     os.stat(path)
 
 
-def _add_embed(parser: flags.Parser) -> None:
-  parser.add_argument("model", metavar="MODEL", help=flags.MODEL)
-  parser.add_argument("--data", required=True, metavar="DATA", help=flags.DATA)
-  parser.add_argument(
-    "--out",
-    required=True,
-    metavar="DIR",
-    help="the index; an index that is there is replaced",
-  )
-  parser.add_argument(
-    "--dtype",
-    default="float32",
-    choices=("float32", "float16"),
-    help="how the index stores numbers (default: float32)",
-  )
-  flags.add_batches(parser)
-  flags.add_max_pixels(parser)
-  flags.add_json(parser)
-
-
 def embed(arguments: argparse.Namespace) -> verb.Answer:
   """Makes an index of the images of some data."""
-  from clip_jax import loading, search
-  from clip_jax.data import account, pipeline, sources
-  from clip_jax.evals import tasks
-
-  search.check_replaceable(arguments.out)
+  search_lib.check_replaceable(arguments.out)
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   clip.check_towers("image")
   source = sources.open_source(arguments.data)
@@ -218,7 +149,7 @@ def embed(arguments: argparse.Namespace) -> verb.Answer:
       threads=arguments.threads,
     ) as batches,
   ):
-    meta = search.build(
+    meta = search_lib.build(
       arguments.out,
       batches=tasks.watch(batches, bad, total=len(source), progress=progress),
       embed_images=clip.embed_images,
@@ -234,39 +165,8 @@ def embed(arguments: argparse.Namespace) -> verb.Answer:
   )
 
 
-def _add_search(parser: flags.Parser) -> None:
-  parser.add_argument("index", metavar="INDEX", help="made by `clip-jax embed`")
-  parser.add_argument("query", metavar="TEXT", nargs="?", help="what to find")
-  parser.add_argument("--image", metavar="FILE", help="an image to find like")
-  parser.add_argument(
-    "-k",
-    type=flags.count,
-    default=10,
-    metavar="N",
-    help="results (default: 10)",
-  )
-  parser.add_argument(
-    "--model", metavar="MODEL", help="where the index's model lies now"
-  )
-  flags.add_max_pixels(parser)
-  flags.add_json(parser)
-
-
-def _check_search(arguments: argparse.Namespace) -> str | None:
-  if (arguments.query is None) == (arguments.image is None):
-    return "give a text to search for, or --image FILE"
-  if arguments.query is not None and not arguments.query.strip():
-    return "the text to search for is empty"
-  if arguments.query is not None and os.path.isfile(arguments.query):
-    return f"{arguments.query} is a file; search with --image {arguments.query}"
-  return None
-
-
 def search(arguments: argparse.Namespace) -> verb.Answer:
   """Finds the records of an index that are nearest to a text or an image."""
-  from clip_jax import loading
-  from clip_jax import search as search_lib
-
   if arguments.image is not None:
     check_files([arguments.image])
   index = search_lib.Index(arguments.index)
@@ -308,23 +208,3 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
     {"results": results, "index": arguments.index},
     terminal.table(("score", "key", "caption"), rows),
   )
-
-
-VERBS = {
-  "eval": verb.Verb(
-    "measure a model on data",
-    _add_eval,
-    evaluate,
-    check=flags.check_interpolate,
-  ),
-  "classify": verb.Verb(
-    "say which label fits an image", _add_classify, classify
-  ),
-  "embed": verb.Verb("make an index of images to search in", _add_embed, embed),
-  "search": verb.Verb(
-    "find images of an index by a text or an image",
-    _add_search,
-    search,
-    check=_check_search,
-  ),
-}

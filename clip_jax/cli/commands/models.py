@@ -5,7 +5,7 @@ import importlib.resources
 import json
 
 from clip_jax import terminal
-from clip_jax.cli import flags, verb
+from clip_jax.cli import verb
 
 COUNTS = "models.json"  # In assets; `tools/count_models.py` writes it.
 
@@ -27,8 +27,3 @@ def models(arguments: argparse.Namespace) -> verb.Answer:
   ]
   header = ("name", "parameters", "image size", "FLOPs/image", "FLOPs/text")
   return verb.Answer(payload, terminal.table(header, rows))
-
-
-VERBS = {
-  "models": verb.Verb("list the named models", flags.add_json, models),
-}

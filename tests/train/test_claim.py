@@ -13,7 +13,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from clip_jax import config as config_lib
 from clip_jax import errors
-from clip_jax.train import workdir as workdir_lib
+from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.train import claim
 
 
 def _compile(number):
@@ -40,7 +41,7 @@ def no_cache():
 def test_programs_are_kept_for_the_length_of_a_run(tmp_path, no_cache):
   _compile(3)
   for name in ("one", "two"):
-    with workdir_lib.keep_compilations(tmp_path / name):
+    with claim.keep_compilations(tmp_path / name):
       _compile(5)
     assert jax.config.jax_compilation_cache_dir is None
   kept = [set((tmp_path / x / "compiled").iterdir()) for x in ("one", "two")]
@@ -53,7 +54,7 @@ def test_programs_are_kept_for_the_length_of_a_run(tmp_path, no_cache):
 
 def test_a_cache_that_is_set_is_left_alone(tmp_path, no_cache):
   jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
-  with workdir_lib.keep_compilations(tmp_path / "run"):
+  with claim.keep_compilations(tmp_path / "run"):
     _compile(11)
   assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
   assert not (tmp_path / "run").exists()
@@ -61,14 +62,14 @@ def test_a_cache_that_is_set_is_left_alone(tmp_path, no_cache):
 
 def test_two_trainings_of_one_workdir_are_refused(tmp_path):
   workdir = tmp_path / "run"
-  with workdir_lib.hold(workdir):
+  with claim.hold(workdir):
     names_it = f"process {os.getpid()} on {socket.gethostname()}"
     with (
       pytest.raises(errors.UserError, match=names_it),
-      workdir_lib.hold(workdir),
+      claim.hold(workdir),
     ):
       pass
-  with workdir_lib.hold(workdir):  # Let go of.
+  with claim.hold(workdir):  # Let go of.
     pass
 
 
@@ -81,19 +82,19 @@ def test_a_killed_training_leaves_no_stale_lock(tmp_path):
   )
   killed = subprocess.run([sys.executable, "-c", code], check=False)
   assert killed.returncode == -signal.SIGKILL
-  assert (tmp_path / workdir_lib.LOCK).read_text().startswith("process ")
-  with workdir_lib.hold(tmp_path):
+  assert (tmp_path / claim.LOCK).read_text().startswith("process ")
+  with claim.hold(tmp_path):
     pass
 
 
 def test_a_directory_of_other_things_is_no_workdir(tmp_path):
   (tmp_path / "train.log").touch()  # The shell's, of this very command.
-  with workdir_lib.hold(tmp_path):
+  with claim.hold(tmp_path):
     pass
   (tmp_path / "thesis.tex").touch()
   with (
     pytest.raises(errors.UserError, match=r"holds thesis\.tex\. Name a new"),
-    workdir_lib.hold(tmp_path),
+    claim.hold(tmp_path),
   ):
     pass
 
@@ -108,7 +109,7 @@ def test_a_run_does_not_go_back(tmp_path):
   config = config_lib.default_config()
   (tmp_path / "config.json").write_text("as it was")
   with pytest.raises(errors.UserError, match="at step 120 already"):
-    workdir_lib.claim(tmp_path, config, total_steps=100, allow_changes=True)
+    claim.claim(tmp_path, config, total_steps=100, allow_changes=True)
   assert (tmp_path / "config.json").read_text() == "as it was"
 
 
@@ -120,7 +121,7 @@ def test_an_interrupted_run_says_what_is_saved(tmp_path, caplog, steps, said):
     (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
   with (
     pytest.raises(KeyboardInterrupt),
-    workdir_lib.explain_interrupt(tmp_path),
+    claim.explain_interrupt(tmp_path),
   ):
     raise KeyboardInterrupt
   assert said in caplog.text and "same command" in caplog.text

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import shlex
 
+from clip_jax import config
 from clip_jax.cli import flags, verb
 
 _BASH = """\
@@ -77,17 +78,15 @@ class Command:
   has_actions: bool
 
 
-def _add_completion(parser: flags.Parser) -> None:
-  parser.add_argument(
-    "shell", choices=tuple(_SCRIPTS), help="whose script to print"
-  )
-  flags.add_json(parser)
-
-
 def completion(arguments: argparse.Namespace) -> verb.Answer:
   """Prints the script that a shell reads to complete our commands."""
   script = _SCRIPTS[arguments.shell](_commands("", arguments.parser))
   return verb.Answer({"shell": arguments.shell, "script": script}, script)
+
+
+def config_fields() -> list[str]:
+  """Returns the names of all fields of a config."""
+  return list(config.SCHEMA)
 
 
 def _commands(words: str, parser: flags.Parser) -> list[Command]:
@@ -101,9 +100,7 @@ def _commands(words: str, parser: flags.Parser) -> list[Command]:
         plain |= {str(value): "" for value in argument.choices or ()}
   fields = []
   if parser.takes_overrides:
-    from clip_jax import config
-
-    fields = [f"--config.{field}" for field in config.SCHEMA]
+    fields = [f"--config.{field}" for field in config_fields()]
   options = [each for each in parser.arguments if each.option_strings]
   nested = bool(words) and bool(parser.actions)
   found = [Command(words, plain, options, fields, nested)]
@@ -213,11 +210,3 @@ def _fish_quoted(text: str) -> str:
 
 
 _SCRIPTS = {"bash": _bash, "zsh": _zsh, "fish": _fish}
-
-VERBS = {
-  "completion": verb.Verb(
-    "print what a shell needs to complete commands",
-    _add_completion,
-    completion,
-  ),
-}

@@ -19,6 +19,8 @@ import numpy as np
 
 from clip_jax import errors, sharding
 from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.checkpoints import state as state_lib
+from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import (
   conversion,
   engine,
@@ -27,12 +29,8 @@ from clip_jax.convert import (
   sameness,
 )
 from clip_jax.models import freezing, variants
-from clip_jax.train import checkpoint
-from clip_jax.train import step as step_lib
-from clip_jax.train import workdir as workdir_lib
 
 FROM_INIT = variants.FROM_INIT
-TOKENIZER = "tokenizer"  # Where a workdir keeps its tokenizer's files.
 PARTS = ("model", "image", "text")
 
 # What the arrays outside the towers depend on, and what becomes of them.
@@ -72,29 +70,33 @@ def begin(
     return settle(config, None, {}), {}
   stored = None
   if workdir_lib.holds_checkpoint(workdir):
-    stored = checkpoint.load_config(workdir)
+    stored = workdir_lib.load_config(workdir)
   if stored is not None and stored.init == config.init:
     return settle(config, stored, {}), {}
-  opened = open_sources(config)
+  opened = open_sources(config.init, model=config.model)
   return settle(config, None, opened), opened
 
 
 def check_goes_on(
-  workdir: pathlib.Path, config: ml_collections.ConfigDict
+  workdir: pathlib.Path, optim: ml_collections.ConfigDict
 ) -> None:
   """Raises UserError where the run in `workdir` trains other parameters.
 
   The optimizer's state is of those alone: allowing changes does not help.
+
+  Args:
+    workdir: of the run.
+    optim: `config.optim`, of this start.
   """
   saved = workdir_lib.holds_checkpoint(workdir)
-  if not saved or not (workdir / checkpoint.CONFIG).exists():
+  if not saved or not (workdir / workdir_lib.CONFIG).exists():
     return
-  before = checkpoint.load_config(workdir).optim.frozen
-  if before != config.optim.frozen:
+  before = workdir_lib.load_config(workdir).optim.frozen
+  if before != optim.frozen:
     raise errors.UserError(
       f"The run in {workdir} began with optim.frozen={before!r}, and its "
       "optimizer's state is of the parameters left free then; "
-      f"{config.optim.frozen!r} frees others. Take a new workdir; "
+      f"{optim.frozen!r} frees others. Take a new workdir; "
       f"init.model={str(workdir)!r} alone begins with that run's parameters."
     )
 
@@ -107,25 +109,25 @@ def _nothing_to_begin_with() -> errors.UserError:
   )
 
 
-def open_sources(
-  config: ml_collections.ConfigDict,
-) -> Origins:
+def open_sources(init: ml_collections.ConfigDict, *, model: str) -> Origins:
   """Returns what `config.init` names, opened but not read, by part.
+
+  Args:
+    init: `config.init`.
+    model: `config.model`.
 
   Raises:
     UserError: a source cannot be read, lacks the tower, or contradicts another.
   """
-  if config.init.model and (config.init.image or config.init.text):
+  if init.model and (init.image or init.text):
     raise errors.UserError(
       "Give init.model, or init.image and init.text, not both."
     )
-  if config.model == FROM_INIT and not (
-    config.init.model or (config.init.image and config.init.text)
-  ):
+  if model == FROM_INIT and not (init.model or (init.image and init.text)):
     raise _nothing_to_begin_with()
   opened = {}
   for part in PARTS:
-    if not (address := config.init[part]):
+    if not (address := init[part]):
       continue
     try:
       opened[part] = conversion.open_model(address)
@@ -143,19 +145,21 @@ def open_sources(
   return opened
 
 
-def describe(
-  config: ml_collections.ConfigDict, opened: Origins
-) -> dict[str, Any]:
+def describe(model: str, opened: Origins) -> dict[str, Any]:
   """Returns the description that the sources add up to, before overrides.
 
   What a named model says of a tower that no source holds is taken from it.
+
+  Args:
+    model: `config.model`.
+    opened: the sources.
   """
   if "model" in opened:
     return dict(opened["model"].spec)
   described: dict[str, Any] = {"embed_dim": variants.DEFAULT_EMBED_DIM}
-  if config.model != FROM_INIT:
-    variants.spec(config.model)  # Raises where there is no such model.
-    described = dict(variants.VARIANTS[config.model])
+  if model != FROM_INIT:
+    variants.spec(model)  # Raises where there is no such model.
+    described = dict(variants.VARIANTS[model])
   for part, source in opened.items():
     # It fitted the tower that was there.
     described.pop(f"{part}_projection", None)
@@ -163,12 +167,6 @@ def describe(
     if source.spec[part]["kind"] == "resnet":  # Ends in the shared space.
       described["embed_dim"] = source.spec["embed_dim"]
   return described
-
-
-def _comes_from_sources(config: ml_collections.ConfigDict) -> bool:
-  """Whether the description of a part of the model is in its checkpoint."""
-  towers = bool(config.init.image) + bool(config.init.text)
-  return config.model == FROM_INIT or towers == 1
 
 
 def settle(
@@ -192,27 +190,30 @@ def settle(
       not the config's.
   """
   config = config.copy_and_resolve_references()
-  if _comes_from_sources(config):
-    base = describe(config, opened) if opened else _spec(stored)
+  # One tower beside a named model is described by its checkpoint too.
+  one_tower = bool(config.init.image) != bool(config.init.text)
+  described = config.model == FROM_INIT or one_tower
+  if described:
+    base = describe(config.model, opened) if opened else None
+    if base is None:
+      base = variants.spec(stored.model, stored.model_overrides.to_dict())
     overrides = config.model_overrides.to_dict()
-    whole = variants.resolve(base, overrides)
+    spec = variants.resolve(base, overrides)
     if config.model != FROM_INIT:  # No field of its own tokenizer may stay.
-      whole["tokenizer"] = _tokenizer(whole)
-    whole = model_dir.plain(whole)
+      spec["tokenizer"] = _tokenizer(spec)
+    spec = model_dir.plain(spec)
     if "probabilities" not in overrides:  # They are of the run's own loss.
-      whole.pop("probabilities", None)
-    config.model_overrides = ml_collections.ConfigDict(whole)
-  spec = _spec(config)
+      spec.pop("probabilities", None)
+    config.model_overrides = ml_collections.ConfigDict(spec)
+  spec = variants.spec(config.model, config.model_overrides.to_dict())
   if config.loss.kind == "auto":
     biased = spec["init_logit_bias"] is not None
     config.loss.kind = "sigmoid" if biased else "softmax"
   for part, source in opened.items():
-    _check_same(part, spec, source.spec, config)
+    _check_same(
+      part, spec, source.spec, address=config.init[part], described=described
+    )
   return config
-
-
-def _spec(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  return variants.spec(config.model, config.model_overrides.to_dict())
 
 
 def _tokenizer(spec: dict[str, Any]) -> dict[str, Any]:
@@ -224,9 +225,19 @@ def _tokenizer(spec: dict[str, Any]) -> dict[str, Any]:
   ).to_dict()
 
 
-def _check_same(part, wanted, found, config) -> None:
-  """Raises UserError unless `found` is `wanted` in all that `part` rests on."""
-  wanted, found = (_comparable(part, spec, config) for spec in (wanted, found))
+def _check_same(part, wanted, found, *, address, described) -> None:
+  """Raises UserError unless `found` is `wanted` in all that `part` rests on.
+
+  Args:
+    part: one of `PARTS`.
+    wanted: description of the config's model.
+    found: description of the source.
+    address: of the source.
+    described: whether its checkpoint describes the model.
+  """
+  wanted, found = (
+    _comparable(part, spec, named=not described) for spec in (wanted, found)
+  )
   differing = [
     field
     for field in sorted(wanted.keys() | found.keys())
@@ -234,7 +245,7 @@ def _check_same(part, wanted, found, config) -> None:
   ]
   if not differing:
     return
-  if _comes_from_sources(config):
+  if described:
     way_on = "Take these out of model_overrides"
   else:
     way_on = f"Set these in model_overrides, or take model={FROM_INIT!r}"
@@ -246,24 +257,23 @@ def _check_same(part, wanted, found, config) -> None:
     ]
     way_on += (
       f"; or make a checkpoint that fits by `clip-jax convert "
-      f"{config.init[part]} DEST --to clip-jax`, with {' and '.join(flags)}"
+      f"{address} DEST --to clip-jax`, with {' and '.join(flags)}"
     )
   facts = "; ".join(
     f"{field}={found.get(field)!r} (not {wanted.get(field)!r})"
     for field in differing
   )
   raise errors.UserError(
-    f"{config.init[part]} does not fit the config's model: {facts}. {way_on}."
+    f"{address} does not fit the config's model: {facts}. {way_on}."
   )
 
 
-def _comparable(part, spec, config) -> dict[str, Any]:
+def _comparable(part, spec, *, named) -> dict[str, Any]:
   """Returns what a source for `part` and the model must agree in, by name.
 
   What is described by its source is prepared for as that was, unless an
   override says otherwise, knowingly.
   """
-  named = not _comes_from_sources(config)
   fields: dict[str, Any] = {}
   if part in ("model", "image"):
     fields |= _nested("image", spec["image"])
@@ -288,10 +298,13 @@ def _nested(name, fields) -> dict[str, Any]:
 
 
 def load(
-  state: step_lib.TrainState,
+  state: state_lib.TrainState,
   opened: Origins,
-  config: ml_collections.ConfigDict,
-) -> step_lib.TrainState:
+  *,
+  init: ml_collections.ConfigDict,
+  max_logit_scale: float | None,
+  frozen: str,
+) -> state_lib.TrainState:
   """Returns a new run's `state` with what the origins hold in its place.
 
   Arrays keep their dtype and their sharding: every device is given its part.
@@ -299,7 +312,9 @@ def load(
   Args:
     state: of a new run.
     opened: as `begin` returns it.
-    config: likewise.
+    init: `config.init`.
+    max_logit_scale: of the model's description.
+    frozen: `config.optim.frozen`.
   """
   if not opened:
     return state
@@ -316,11 +331,14 @@ def load(
     "%d of %d arrays come from %s%s.",
     len(leaves),
     len(arrays),
-    " and ".join(config.init[part] for part in opened),
+    " and ".join(init[part] for part in opened),
     rest,
   )
   if "params/log_scale" in leaves:
-    _warn_of_temperature(leaves["params/log_scale"], state.params, config)
+    trained = freezing.is_trained(state.params, "log_scale", frozen)
+    scale = math.exp(float(leaves["params/log_scale"].read()))
+    if trained and max_logit_scale is not None:
+      _warn_of_temperature(scale, max_logit_scale)
   variables = jax.tree_util.tree_unflatten(
     structure,
     [
@@ -335,12 +353,8 @@ def load(
   return state.replace(**variables)
 
 
-def _warn_of_temperature(leaf, params, config) -> None:
-  spec = _spec(config)
-  bound, scale = spec["max_logit_scale"], math.exp(float(leaf.read()))
-  if bound is None or scale <= bound * _ROUNDED_UP:
-    return
-  if freezing.is_trained(params, "log_scale", config.optim.frozen):
+def _warn_of_temperature(scale: float, bound: float) -> None:
+  if scale > bound * _ROUNDED_UP:
     logging.warning(
       "The checkpoint's logit scale, %.4g, is above max_logit_scale=%.4g: the "
       "first step clips it. --config.model_overrides.max_logit_scale=None "
@@ -357,27 +371,14 @@ def _place(leaf: engine.Leaf, like: jax.Array) -> jax.Array:
   )
 
 
-def tokenizer_files(
-  workdir: pathlib.Path, opened: Origins | None = None
-) -> dict[str, bytes]:
+def tokenizer_files(workdir: pathlib.Path, opened: Origins) -> dict[str, bytes]:
   """Returns the files of a run's tokenizer by name, if it needs any.
 
   Args:
     workdir: of the run.
     opened: what it begins with, if it begins now.
   """
-  origin = (opened or {}).get("model") or (opened or {}).get("text")
-  if origin is not None:
-    return origin.files
-  kept = sorted((workdir / TOKENIZER).glob("*"))
-  return {file.name: file.read_bytes() for file in kept}
-
-
-def keep_tokenizer(workdir: pathlib.Path, files: dict[str, bytes]) -> None:
-  """Copies the tokenizer's files into the workdir, to need no other place."""
-  if not files or jax.process_index():
-    return
-  directory = workdir / TOKENIZER
-  directory.mkdir(exist_ok=True)
-  for name, data in files.items():
-    (directory / name).write_bytes(data)
+  origin = opened.get("model") or opened.get("text")
+  return (
+    workdir_lib.tokenizer_files(workdir) if origin is None else origin.files
+  )

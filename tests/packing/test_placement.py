@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clip_jax.data import packing
+from clip_jax.packing import placement
 
 START, END = 98, 99
 
@@ -38,7 +38,7 @@ def _batches(draw):
 @given(_batches())
 def test_every_caption_lies_whole_in_one_segment_of_its_group(batch):
   tokens, lengths, groups, length, spare = batch
-  placed = packing.place(lengths, groups=groups, length=length)
+  placed = placement.place(lengths, groups=groups, length=length)
   rows = placed.rows + spare
   packed = placed.pack(tokens, rows=rows)
   shape = (groups * rows, length)
@@ -87,8 +87,8 @@ def test_rows_are_those_of_first_fit_decreasing(lengths, length):
       rooms.append(length)
     rooms[fits[0] if fits else -1] -= size
   lengths = np.array(lengths)
-  assert packing.rows_needed(lengths, length) == len(rooms)
-  placed = packing.place(lengths, groups=1, length=length)
+  assert placement.rows_needed(lengths, length) == len(rooms)
+  placed = placement.place(lengths, groups=1, length=length)
   assert placed.rows == len(rooms)
   filled = np.bincount(placed.row, lengths, minlength=len(rooms))
   assert sorted(length - filled) == sorted(rooms)
@@ -96,7 +96,7 @@ def test_rows_are_those_of_first_fit_decreasing(lengths, length):
 
 def test_too_few_rows_are_refused():
   tokens, lengths = captions_of(np.random.default_rng(0), 12, 9)
-  placed = packing.place(lengths, groups=2, length=9)
+  placed = placement.place(lengths, groups=2, length=9)
   with pytest.raises(ValueError, match="do not fit"):
     placed.pack(tokens, rows=placed.rows - 1)
 
@@ -112,10 +112,10 @@ def test_the_first_rung_suffices_but_for_rare_batches(captions, groups):
   rng = np.random.default_rng(5)
   overflows, batches = 0, 40
   sample = _short_captions(rng, 512)
-  rungs = packing.ladder(sample, captions=captions, groups=groups, length=80)
+  rungs = placement.ladder(sample, captions=captions, groups=groups, length=80)
   for _ in range(batches):
     lengths = _short_captions(rng, captions * groups)
-    placed = packing.place(lengths, groups=groups, length=80)
+    placed = placement.place(lengths, groups=groups, length=80)
     overflows += placed.rows > rungs[0]
   assert overflows <= 1  # Of 40 batches; one in a thousand is expected.
   assert list(rungs) == sorted(set(rungs))
@@ -137,22 +137,22 @@ def test_the_first_rung_suffices_but_for_rare_batches(captions, groups):
 def test_it_suffices_for_lengths_that_pack_badly(draw, captions, groups):
   rng = np.random.default_rng(6)
   sample = draw(rng, 512)
-  rungs = packing.ladder(sample, captions=captions, groups=groups, length=80)
+  rungs = placement.ladder(sample, captions=captions, groups=groups, length=80)
   needs = [
-    packing.rows_needed(draw(rng, captions), 80) for _ in range(50 * groups)
+    placement.rows_needed(draw(rng, captions), 80) for _ in range(50 * groups)
   ]
   fullest = np.reshape(needs, (50, groups)).max(axis=1)
   assert (fullest > rungs[0]).sum() <= 1
 
 
 def test_long_captions_have_a_row_each():
-  rungs = packing.ladder(np.full(9, 77), captions=6, groups=2, length=80)
+  rungs = placement.ladder(np.full(9, 77), captions=6, groups=2, length=80)
   assert rungs == (6,)
 
 
 def test_the_ladder_is_a_function_of_its_arguments():
   sample = _short_captions(np.random.default_rng(1), 50)
   first, second = (
-    packing.ladder(sample, captions=30, groups=3, length=80) for _ in range(2)
+    placement.ladder(sample, captions=30, groups=3, length=80) for _ in range(2)
   )
   assert first == second

@@ -1,17 +1,15 @@
-"""The verbs about checkpoints: convert and verify."""
+"""The arguments of convert and verify."""
 
 import argparse
 import contextlib
-from collections.abc import Iterator
-from typing import Any
 
-from clip_jax import errors, terminal
-from clip_jax.cli import flags, verb
+from clip_jax.cli import flags
 
 _NORMS = ("inception", "imagenet", "openai")
 
 
-def _add_convert(parser: flags.Parser) -> None:
+def add_convert(parser: flags.Parser) -> None:
+  """Adds the arguments of `convert`."""
   parser.add_argument(
     "source", metavar="SOURCE", help="a file, a directory or hf-hub:ORG/NAME"
   )
@@ -65,7 +63,8 @@ def _add_convert(parser: flags.Parser) -> None:
   flags.add_json(parser)
 
 
-def _add_verify(parser: flags.Parser) -> None:
+def add_verify(parser: flags.Parser) -> None:
+  """Adds the arguments of `verify`."""
   parser.add_argument(
     "source", metavar="SOURCE", help="a checkpoint that another library reads"
   )
@@ -160,99 +159,10 @@ def _preprocess(text: str) -> tuple[str, float | None]:
   raise argparse.ArgumentTypeError(f"{text!r} is not like inception:0.9")
 
 
-def _check_convert(arguments: argparse.Namespace) -> str | None:
+def check_convert(arguments: argparse.Namespace) -> str | None:
+  """Returns what is wrong with the arguments together, or None."""
   if (arguments.image_size is None) != (arguments.resize_method is None):
     return "--image-size and --resize-method go together"
   if arguments.old_grid is not None and arguments.image_size is None:
     return "--old-grid goes with --image-size"
   return flags.check_interpolate(arguments)
-
-
-def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
-  """Returns what the user says about a source that does not say it itself."""
-  fields = ("config", "weights", "activation", "heads", "pooling")
-  fields += ("tokenizer", "preprocess")
-  return {field: getattr(arguments, field) for field in fields}
-
-
-@contextlib.contextmanager
-def _flags_are_known() -> Iterator[None]:
-  """Says what to give here, where the flags that settle it are known."""
-  try:
-    yield
-  except errors.AmbiguousError as error:
-    raise errors.AmbiguousError(
-      error.problem, flags=error.flags, known_here=True
-    ) from None
-
-
-def convert(arguments: argparse.Namespace) -> verb.Answer:
-  """Turns a checkpoint into another format."""
-  from clip_jax import convert as convert_lib
-
-  options = convert_lib.Options(
-    **_reading(arguments),
-    image_size=arguments.image_size,
-    resize_method=arguments.resize_method,
-    old_grid=arguments.old_grid,
-    context_length=arguments.context_length,
-    interpolate=arguments.interpolate,
-    interpolate_with=arguments.interpolate_with,
-    drop_logit_bias=arguments.drop_logit_bias,
-    headers_only=arguments.dry_run,
-  )
-  with (
-    _flags_are_known(),
-    terminal.Progress("convert", unit="arrays") as progress,
-  ):
-    report = convert_lib.convert(
-      arguments.source,
-      arguments.destination,
-      to=arguments.to,
-      source_format=arguments.source_format,
-      options=options,
-      overwrite=arguments.overwrite,
-      progress=progress,
-    )
-  did = "Nothing was written (--dry-run)."
-  if not arguments.dry_run:
-    did = (
-      f"Wrote {arguments.destination}; every number was read back and compared."
-    )
-  return verb.Answer(
-    {**report.to_dict(), "destination": arguments.destination},
-    f"{report.to_text()}\n\n{did}",
-  )
-
-
-def verify(arguments: argparse.Namespace) -> verb.Answer:
-  """Compares a conversion with its source, stage by stage."""
-  from clip_jax import convert as convert_lib
-  from clip_jax.convert import verification
-
-  with _flags_are_known():
-    found = verification.verify(
-      arguments.source,
-      arguments.model,
-      source_format=arguments.source_format,
-      options=convert_lib.Options(**_reading(arguments)),
-      double=arguments.float64,
-      examples=arguments.examples,
-      seed=arguments.seed,
-    )
-  return verb.Answer(
-    found.to_dict(), found.to_text(), code=0 if found.passed else 1
-  )
-
-
-VERBS = {
-  "convert": verb.Verb(
-    "turn a checkpoint into another format, exactly",
-    _add_convert,
-    convert,
-    check=_check_convert,
-  ),
-  "verify": verb.Verb(
-    "compare a conversion with its source's own library", _add_verify, verify
-  ),
-}

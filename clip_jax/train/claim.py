@@ -1,4 +1,4 @@
-"""The directory of a run: whose it is, and what it keeps between starts."""
+"""Makes a workdir the one of a run: its lock, its config, its programs."""
 
 import contextlib
 import fcntl
@@ -7,6 +7,7 @@ import os
 import pathlib
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import ml_collections
@@ -16,7 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from clip_jax import config as config_lib
 from clip_jax import errors
-from clip_jax.train import checkpoint
+from clip_jax.checkpoints import workdir as workdir_lib
 
 COMPILED = "compiled"
 LOCK = ".lock"  # Names the process that trains here.
@@ -47,21 +48,6 @@ MAY_CHANGE = (
 )
 
 
-def find(workdir: str | os.PathLike) -> pathlib.Path:
-  """Returns the absolute path of `workdir`, which need not exist.
-
-  Raises:
-    UserError: it is empty, an address, or a file.
-  """
-  if not str(workdir):
-    raise errors.UserError("The workdir is empty; name a directory.")
-  errors.check_local("The workdir", workdir)
-  path = pathlib.Path(workdir).absolute()
-  if path.exists() and not path.is_dir():
-    raise errors.UserError(f"The workdir {path} is a file; name a directory.")
-  return path
-
-
 @contextlib.contextmanager
 def hold(workdir: pathlib.Path) -> Iterator[None]:
   """Makes `workdir` and keeps other trainings out; every process calls this.
@@ -86,11 +72,11 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
 
 def _check_is_ours(workdir: pathlib.Path) -> None:
   """Raises UserError where `workdir` holds files that are not of a run."""
-  if not workdir.is_dir() or (workdir / checkpoint.CONFIG).exists():
+  if not workdir.is_dir() or (workdir / workdir_lib.CONFIG).exists():
     return
-  if (workdir / checkpoint.DIRECTORY).exists():
+  if (workdir / workdir_lib.DIRECTORY).exists():
     raise errors.UserError(
-      f"{workdir} holds checkpoints but no {checkpoint.CONFIG}; take a new "
+      f"{workdir} holds checkpoints but no {workdir_lib.CONFIG}; take a new "
       "workdir."
     )
   strange = sorted(
@@ -148,10 +134,11 @@ def claim(
   Raises:
     UserError: it belongs to another run, or is further than this one goes.
   """
-  path = workdir / checkpoint.CONFIG
+  path = workdir / workdir_lib.CONFIG
   if path.exists() and not allow_changes:
-    _check_config(workdir, config)
-  done = max(saved_steps(workdir), default=0)
+    before = workdir_lib.load_config(workdir)
+    _check_changes(workdir, config_lib.differences(before, config))
+  done = max(workdir_lib.saved_steps(workdir), default=0)
   if done > total_steps:
     raise errors.UserError(
       f"{workdir} is at step {done} already and cannot go back to a run of "
@@ -166,18 +153,17 @@ def claim(
   _wait_for_all("claimed")
 
 
-def _check_config(
-  workdir: pathlib.Path, config: ml_collections.ConfigDict
+def _check_changes(
+  workdir: pathlib.Path, differences: dict[str, tuple[Any, Any]]
 ) -> None:
-  before = checkpoint.load_config(workdir)
   changed = [
     f"{field}: {old!r} -> {new!r}"
-    for field, (old, new) in config_lib.differences(before, config).items()
+    for field, (old, new) in differences.items()
     if not field.startswith(MAY_CHANGE)
   ]
   if not changed:
     return
-  is_empty = not holds_checkpoint(workdir)
+  is_empty = not workdir_lib.holds_checkpoint(workdir)
   way_on = "start anew" if is_empty else "go on"
   raise errors.UserError(
     f"{workdir} holds a run of another config ({', '.join(changed)})"
@@ -186,29 +172,13 @@ def _check_config(
   )
 
 
-def holds_checkpoint(workdir: pathlib.Path) -> bool:
-  """Whether a step was saved in `workdir`."""
-  return bool(saved_steps(workdir))
-
-
-def saved_steps(workdir: pathlib.Path) -> list[int]:
-  """Returns the steps saved in `workdir`, good or damaged."""
-  saved = workdir / checkpoint.DIRECTORY
-  # A save under way has a name, not a number.
-  return [
-    int(entry.name)
-    for entry in saved.glob("*")
-    if entry.name.isdecimal() and entry.is_dir()
-  ]
-
-
 @contextlib.contextmanager
 def explain_interrupt(workdir: pathlib.Path) -> Iterator[None]:
   """Says, where Ctrl-C ends a run, what is saved and how to go on."""
   try:
     yield
   except KeyboardInterrupt:
-    steps = saved_steps(workdir)
+    steps = workdir_lib.saved_steps(workdir)
     logging.warning(
       "%s; the same command goes on from there.",
       f"Step {max(steps)} is saved" if steps else "No step is saved yet",

@@ -15,6 +15,8 @@ from safetensors import numpy as safetensors_numpy
 
 from clip_jax import config as config_lib
 from clip_jax import convert, errors, loading
+from clip_jax.checkpoints import state as state_lib
+from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert.engine import Leaf
 from clip_jax.convert.portable import Portable
 from clip_jax.convert.report import Report
@@ -23,8 +25,8 @@ from clip_jax.data import sources
 from clip_jax.doctor import learning
 from clip_jax.models import variants
 from clip_jax.plan import jobs, topology
-from clip_jax.train import checkpoint, initial, loop
-from clip_jax.train import step as step_lib
+from clip_jax.train import loop
+from clip_jax.train import origins as origins_lib
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "vit_bert.py"
 WORDS = (
@@ -142,7 +144,7 @@ def _config(room, **fields):
 
 
 def _params(workdir, step=None):
-  return checkpoint.load_variables(workdir, step=step)[1]["params"]
+  return workdir_lib.load_model(workdir, step=step).variables["params"]
 
 
 @pytest.fixture(scope="module")
@@ -292,11 +294,11 @@ def test_another_size_names_what_makes_a_checkpoint_of_it(fields, flags):
   with pytest.raises(
     errors.UserError, match="`clip-jax convert runs/small"
   ) as raised:
-    initial.settle(config, None, origins)
+    origins_lib.settle(config, None, origins)
   assert flags in str(raised.value)
   config.model_overrides.update({"text": {"depth": 3}})  # No flag changes it.
   with pytest.raises(errors.UserError, match=r"text.depth=") as raised:
-    initial.settle(config, None, origins)
+    origins_lib.settle(config, None, origins)
   assert "clip-jax convert" not in str(raised.value)
 
 
@@ -319,10 +321,10 @@ def test_what_a_whole_model_rests_on_must_agree(fields, message):
   """Nothing crashes later, and nothing is prepared otherwise in silence."""
   config = _small_config()
   origins = _origins(config, "model")
-  initial.settle(config, None, origins)
+  origins_lib.settle(config, None, origins)
   config.model_overrides.update(fields)
   with pytest.raises(errors.UserError, match=message) as raised:
-    initial.settle(config, None, origins)
+    origins_lib.settle(config, None, origins)
   assert "Set these in model_overrides" in str(raised.value)
 
 
@@ -338,7 +340,7 @@ def test_a_tower_brings_what_feeds_it_and_no_more(part, mean, cleaning):
   config = _small_config(**{f"init.{part}": "a checkpoint"})
   if part == "text":
     config.model_overrides.image_mean = (0.25, 0.25, 0.25)
-  settled = initial.settle(config, None, _origins(source, part))
+  settled = origins_lib.settle(config, None, _origins(source, part))
   got = variants.spec(settled.model, settled.model_overrides.to_dict())
   assert list(got["image_mean"]) == [mean] * 3
   assert got["tokenizer"]["cleaning"] == cleaning
@@ -348,25 +350,25 @@ def test_tokenizers_are_compared_with_their_defaults_filled_in():
   config = _small_config()
   origins = _origins(config, "model")
   config.model_overrides.tokenizer = {"kind": "clip_bpe", "pad_id": 0}
-  initial.settle(config, None, origins)
+  origins_lib.settle(config, None, origins)
 
 
 def test_from_init_may_be_prepared_for_otherwise_but_not_shaped():
   origins = _origins(_small_config(), "model")
   config = _small_config(model="from_init")
   config.model_overrides = {"image_mean": (0.5, 0.5, 0.5)}
-  settled = initial.settle(config, None, origins)
+  settled = origins_lib.settle(config, None, origins)
   assert list(settled.model_overrides.image_mean) == [0.5] * 3
   config.model_overrides = {"embed_dim": 24}
   with pytest.raises(errors.UserError, match="Take these out of model_over"):
-    initial.settle(config, None, origins)
+    origins_lib.settle(config, None, origins)
 
 
 def test_a_resnet_from_init_ends_in_its_own_space():
   origins = _origins(_small_config(), "image", "text")
   config = _small_config(model="from_init")
   config.model_overrides = {}
-  settled = initial.settle(config, None, origins)
+  settled = origins_lib.settle(config, None, origins)
   assert settled.model_overrides.embed_dim == 12
 
 
@@ -385,7 +387,7 @@ def test_a_temperature_that_will_be_clipped_is_announced(
   array = np.float16(np.log(scale))  # Half precision rounds log(100) up.
   leaf = Leaf.from_tensor(Tensor.from_array(np.asarray(array)))
   origins = _origins(config, "model", leaves={"params/log_scale": leaf})
-  state = step_lib.TrainState(
+  state = state_lib.TrainState(
     step=0,
     params={"log_scale": jnp.zeros(()), "text": jnp.ones(3)},
     batch_stats={},
@@ -393,22 +395,30 @@ def test_a_temperature_that_will_be_clipped_is_announced(
     skipped=0,
   )
   with caplog.at_level(logging.WARNING):
-    state = initial.load(state, origins, config)
+    state = origins_lib.load(
+      state,
+      origins,
+      init=config.init,
+      max_logit_scale=100.0,
+      frozen=frozen,
+    )
   assert ("first step clips it" in caplog.text) == warned
   assert float(state.params["log_scale"]) == float(array)
 
 
 def test_a_run_cannot_go_on_with_other_parameters_frozen(tmp_path):
-  initial.check_goes_on(tmp_path, _small_config())  # Nothing is there.
+  origins_lib.check_goes_on(
+    tmp_path, _small_config().optim
+  )  # Nothing is there.
   (tmp_path / "checkpoints" / "3").mkdir(parents=True)
   fields = {"optim.frozen": "^image/", "data.train": "builtin:two_digits/train"}
   fields["steps"] = 2
   before = _small_config(**fields)
   (tmp_path / "config.json").write_text(config_lib.to_json(before))
-  initial.check_goes_on(tmp_path, before)
+  origins_lib.check_goes_on(tmp_path, before.optim)
   message = r"optim.frozen='\^image/', and its.*new workdir; init.model="
   with pytest.raises(errors.UserError, match=message):
-    initial.check_goes_on(tmp_path, _small_config())
+    origins_lib.check_goes_on(tmp_path, _small_config().optim)
 
 
 TINY = {"batch_size": 8, "steps": 1, "optim.frozen": "", "model": "tiny-vit"}
@@ -441,7 +451,7 @@ def test_a_pretrained_image_tower_stands_beside_a_variants_text_tower(
   room, tmp_path
 ):
   config = _config(room, **{**TINY, "init.text": ""})
-  settled, origins = initial.begin(config, tmp_path / "run")
+  settled, origins = origins_lib.begin(config, tmp_path / "run")
   spec = variants.spec(settled.model, settled.model_overrides.to_dict())
   assert spec["tokenizer"]["kind"] == "clip_bpe"
   assert (spec["image"]["depth"], spec["image"]["image_size"]) == (DEPTH, SIZE)
@@ -465,7 +475,7 @@ def test_one_tower_keeps_nothing_of_the_one_whose_place_it_takes():
     **{"model": "ViT-B-16-SigLIP", "init.text": "a checkpoint"}
   )
   config.model_overrides = {}
-  settled = initial.settle(config, None, _origins(bert, "text"))
+  settled = origins_lib.settle(config, None, _origins(bert, "text"))
   spec = variants.spec(settled.model, settled.model_overrides.to_dict())
   assert spec["text"]["kind"] == "bert"
   assert spec["tokenizer"]["kind"] == "wordpiece"
@@ -483,7 +493,7 @@ def test_one_tower_keeps_nothing_of_the_one_whose_place_it_takes():
 def test_the_loss_is_the_models_own_where_it_is_left_open(bias, kind):
   config = _small_config(**{"loss.kind": "auto"})
   config.model_overrides.init_logit_bias = bias
-  assert initial.settle(config, None, {}).loss.kind == kind
+  assert origins_lib.settle(config, None, {}).loss.kind == kind
 
 
 def test_a_mixed_model_can_be_planned_and_examined(room):

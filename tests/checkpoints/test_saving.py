@@ -12,8 +12,10 @@ import pytest
 
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding
-from clip_jax.train import checkpoint, integrity, optim
-from clip_jax.train import step as step_lib
+from clip_jax.checkpoints import integrity, items, run_model, saving
+from clip_jax.checkpoints import state as state_lib
+from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.train import optim
 
 # Where files are damaged, TensorStore's threads complain after the fact, in
 # whichever test runs then.
@@ -48,9 +50,11 @@ def _config():
 @functools.cache
 def _parts(mesh_shape=(1, 1)):
   config = _config()
-  model = step_lib.make_model(config)
+  model = run_model.make(config)
   config.optim.warmup_steps = 0
-  tx = optim.make_optimizer(config, total_steps=9, image_kind="resnet")
+  tx = optim.make_optimizer(
+    config.optim, precision=config.precision, total_steps=9, image_kind="resnet"
+  )
   devices = jax.devices()[: mesh_shape[0] * mesh_shape[1]]
   mesh = sharding.make_mesh(
     data=mesh_shape[0], fsdp=mesh_shape[1], devices=devices
@@ -59,7 +63,7 @@ def _parts(mesh_shape=(1, 1)):
 
 
 def _abstract(mesh_shape=(1, 1)):
-  return step_lib.abstract_state(*_parts(mesh_shape))
+  return state_lib.abstract_state(*_parts(mesh_shape))
 
 
 def _state(mesh_shape=(1, 1), seed=0):
@@ -76,9 +80,9 @@ def _state(mesh_shape=(1, 1), seed=0):
 def _save(workdir, steps, mesh_shape=(1, 1), keep=9):
   """Saves a state of its own for each of `steps`; returns them."""
   workdir.mkdir(exist_ok=True)
-  (workdir / checkpoint.CONFIG).write_text(config_lib.to_json(_config()))
+  (workdir / workdir_lib.CONFIG).write_text(config_lib.to_json(_config()))
   states = {}
-  with checkpoint.Checkpoints(workdir, keep=keep) as checkpoints:
+  with saving.Checkpoints(workdir, keep=keep) as checkpoints:
     for step in steps:
       state = _state(mesh_shape, seed=step).replace(step=jnp.int32(step))
       checkpoints.save(
@@ -93,9 +97,9 @@ def _same(got, want):
   jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-def _data_files(workdir, step, item=checkpoint.VARIABLES):
+def _data_files(workdir, step, item=items.VARIABLES):
   """The files of an item that hold numbers, the largest first."""
-  root = workdir / checkpoint.DIRECTORY / str(step) / item
+  root = workdir / workdir_lib.DIRECTORY / str(step) / item
   files = [path for path in root.rglob("d/*") if path.is_file()]
   assert files
   return sorted(files, key=lambda path: -path.stat().st_size)
@@ -113,7 +117,7 @@ def _flip_bit(path: pathlib.Path, bit: int):
 )
 def test_a_state_comes_back_on_any_mesh(tmp_path, saved_on, read_on):
   states = _save(tmp_path / "run", [4], saved_on)
-  with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+  with saving.Checkpoints(tmp_path / "run") as checkpoints:
     state, meta = checkpoints.restore_latest(_abstract(read_on))
   _same(state, states[4])
   assert meta["step"] == 4 and meta["counters"] == {"bad_records": 4}
@@ -128,11 +132,11 @@ def test_the_newest_ones_are_kept(tmp_path):
 
 
 def test_nothing_saved_restores_nothing(tmp_path):
-  with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+  with saving.Checkpoints(tmp_path / "run") as checkpoints:
     assert checkpoints.restore_latest(_abstract()) is None
 
 
-@pytest.mark.parametrize("item", [checkpoint.VARIABLES, checkpoint.PROGRESS])
+@pytest.mark.parametrize("item", [items.VARIABLES, items.PROGRESS])
 @pytest.mark.parametrize("seed", range(3))
 def test_one_damaged_bit_is_reported_and_the_step_before_is_used(
   tmp_path, caplog, seed, item
@@ -144,7 +148,7 @@ def test_one_damaged_bit_is_reported_and_the_step_before_is_used(
   _flip_bit(path, int(rng.integers(8 * path.stat().st_size)))
   with (
     caplog.at_level(logging.WARNING),
-    checkpoint.Checkpoints(workdir) as checkpoints,
+    saving.Checkpoints(workdir) as checkpoints,
   ):
     state, meta = checkpoints.restore_latest(_abstract())
     assert meta["step"] == 3 and "Checkpoint 6" in caplog.text
@@ -156,7 +160,10 @@ def test_one_damaged_bit_is_reported_and_the_step_before_is_used(
     )
     checkpoints.wait()
     assert checkpoints.latest_step() == 6
-  config, variables, step = checkpoint.load_variables(workdir)
+  saved = workdir_lib.load_model(workdir)
+  config = saved.config
+  variables = saved.variables
+  step = saved.step
   assert step == 6 and config.model == "tiny-cbow"
   _same(variables["params"], states[3].params)
 
@@ -167,13 +174,13 @@ def test_no_damaged_bit_anywhere_changes_what_is_restored(tmp_path):
   workdir = tmp_path / "run"
   states = _save(workdir, [6])
   rng = np.random.default_rng(0)
-  root = workdir / checkpoint.DIRECTORY / "6"
+  root = workdir / workdir_lib.DIRECTORY / "6"
   refused = 0
   for path in sorted(path for path in root.rglob("*") if path.is_file()):
     content = path.read_bytes()
     for bit in rng.integers(8 * len(content), size=2 if content else 0):
       _flip_bit(path, int(bit))
-      with checkpoint.Checkpoints(workdir) as checkpoints:
+      with saving.Checkpoints(workdir) as checkpoints:
         restored = checkpoints._try_restore(6, _abstract())
       path.write_bytes(content)
       if restored is None:
@@ -199,9 +206,11 @@ def test_a_damaged_file_is_never_used(tmp_path, caplog, damage):
         "zero": bytes(len(content)),
       }[damage]
     )
-  _, variables, step = checkpoint.load_variables(workdir)
+  saved = workdir_lib.load_model(workdir)
+  variables = saved.variables
+  step = saved.step
   assert step == 1 and "Using step 1 instead." in caplog.text
-  with checkpoint.Checkpoints(workdir) as checkpoints:
+  with saving.Checkpoints(workdir) as checkpoints:
     state, meta = checkpoints.restore_latest(_abstract())
   assert meta["step"] == 1
   _same(state, states[1])
@@ -213,7 +222,7 @@ def test_inference_changes_nothing_in_a_workdir(tmp_path):
   _save(workdir, [1, 2])
   _flip_bit(_data_files(workdir, 2)[0], 999)
   before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
-  assert checkpoint.load_variables(workdir)[2] == 1
+  assert workdir_lib.load_model(workdir).step == 1
   after = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
   assert before == after
 
@@ -221,12 +230,12 @@ def test_inference_changes_nothing_in_a_workdir(tmp_path):
 def test_no_good_checkpoint_is_a_clear_error(tmp_path):
   workdir = tmp_path / "run"
   _save(workdir, [1])
-  for path in (workdir / checkpoint.DIRECTORY / "1").rglob("d/*"):
+  for path in (workdir / workdir_lib.DIRECTORY / "1").rglob("d/*"):
     path.write_bytes(b"")
   with pytest.raises(errors.UserError, match="none of them good"):
-    checkpoint.load_variables(workdir)
+    workdir_lib.load_model(workdir)
   with (
-    checkpoint.Checkpoints(workdir) as checkpoints,
+    saving.Checkpoints(workdir) as checkpoints,
     pytest.raises(errors.UserError, match="None of the 1 checkpoints"),
   ):
     checkpoints.restore_latest(_abstract())
@@ -237,13 +246,13 @@ def test_another_model_is_refused_and_its_checkpoint_kept(tmp_path):
   _save(workdir, [1])
   config = _config()
   config.model = "tiny-vit"
-  model = step_lib.make_model(config)
+  model = run_model.make(config)
   _, tx, mesh = _parts()
   with (
-    checkpoint.Checkpoints(workdir) as checkpoints,
+    saving.Checkpoints(workdir) as checkpoints,
     pytest.raises(errors.UserError, match="holds another model"),
   ):
-    checkpoints.restore_latest(step_lib.abstract_state(model, tx, mesh))
+    checkpoints.restore_latest(state_lib.abstract_state(model, tx, mesh))
   assert (workdir / "checkpoints" / "1").is_dir()
 
 
@@ -253,13 +262,15 @@ def test_another_optimizer_is_no_other_model(tmp_path):
   model, tx, mesh = _parts()
   config = _config()
   config.optim.update({"warmup_steps": 0, "name": "lion"})
-  lion = optim.make_optimizer(config, total_steps=9, image_kind="resnet")
+  lion = optim.make_optimizer(
+    config.optim, precision=config.precision, total_steps=9, image_kind="resnet"
+  )
   for wanted, message in (
-    (step_lib.abstract_state(model, lion, mesh), "state of another optimizer"),
-    (step_lib.abstract_state(model, tx, mesh, ema=True), "other averages"),
+    (state_lib.abstract_state(model, lion, mesh), "state of another optimizer"),
+    (state_lib.abstract_state(model, tx, mesh, ema=True), "other averages"),
   ):
     with (
-      checkpoint.Checkpoints(workdir) as checkpoints,
+      saving.Checkpoints(workdir) as checkpoints,
       pytest.raises(errors.UserError, match=message),
     ):
       checkpoints.restore_latest(wanted)
@@ -272,9 +283,11 @@ def test_a_step_can_be_chosen(tmp_path, step, message):
   states = _save(tmp_path / "run", [1, 2])
   if message:
     with pytest.raises(errors.UserError, match=message):
-      checkpoint.load_variables(tmp_path / "run", step=step)
+      workdir_lib.load_model(tmp_path / "run", step=step)
   else:
-    _, variables, got = checkpoint.load_variables(tmp_path / "run", step=step)
+    saved = workdir_lib.load_model(tmp_path / "run", step=step)
+    variables = saved.variables
+    got = saved.step
     assert got == step
     _same(variables["params"], states[step].params)
 
@@ -322,34 +335,34 @@ def test_shapes_are_traced_only_where_the_stored_ones_may_not_hold(
   workdir = tmp_path / "run"
   _save(workdir, [1])
   if field == "version":
-    monkeypatch.setattr(checkpoint.clip_jax, "__version__", "9.9")
+    monkeypatch.setattr(workdir_lib.clip_jax, "__version__", "9.9")
   traced = []
-  real = checkpoint.variants.abstract_variables
+  real = workdir_lib.variants.abstract_variables
   monkeypatch.setattr(
-    checkpoint.variants,
+    workdir_lib.variants,
     "abstract_variables",
     lambda model: traced.append(model) or real(model),
   )
   if field == "model":
     config = _config()
     config.model = "tiny-vit"
-    path = workdir / checkpoint.CONFIG
+    path = workdir / workdir_lib.CONFIG
     path.write_text(config_lib.to_json(config))
     with pytest.raises(errors.UserError, match="holds another model"):
-      checkpoint.load_variables(workdir)
+      workdir_lib.load_model(workdir)
   else:
-    checkpoint.load_variables(workdir)
+    workdir_lib.load_model(workdir)
   assert bool(traced) == (field is not None)
 
 
 def test_counters_may_go_on_while_they_are_saved(tmp_path, monkeypatch):
-  json_dumps = checkpoint.json.dumps
+  json_dumps = saving.json.dumps
   workdir = tmp_path / "run"
   counters = {"bad_records": 1}
-  with checkpoint.Checkpoints(workdir) as checkpoints:
+  with saving.Checkpoints(workdir) as checkpoints:
     saved = {}
     monkeypatch.setattr(
-      checkpoint.ocp.args, "JsonSave", lambda item: saved.setdefault("m", item)
+      saving.ocp.args, "JsonSave", lambda item: saved.setdefault("m", item)
     )
     monkeypatch.setattr(checkpoints._manager, "save", lambda *_, **__: None)
     checkpoints.save(_state(), step=1, config=_config(), counters=counters)
@@ -366,7 +379,7 @@ def test_another_shape_is_refused_and_its_checkpoint_kept(tmp_path):
     _abstract(),
   )
   with (
-    checkpoint.Checkpoints(workdir) as checkpoints,
+    saving.Checkpoints(workdir) as checkpoints,
     pytest.raises(errors.UserError, match="of another shape"),
   ):
     checkpoints.restore_latest(wider)
@@ -390,9 +403,9 @@ def test_a_fault_of_the_machine_quarantines_nothing(
   def fail(*_):
     raise error
 
-  monkeypatch.setattr(checkpoint, "_restore", fail)
+  monkeypatch.setattr(items, "restore", fail)
   with (
-    checkpoint.Checkpoints(workdir) as checkpoints,
+    saving.Checkpoints(workdir) as checkpoints,
     pytest.raises(type(error)),
   ):
     checkpoints.restore_latest(_abstract())
@@ -405,4 +418,4 @@ def test_a_fault_of_the_machine_quarantines_nothing(
 def test_a_damaged_config_is_a_clear_error(tmp_path, content, message):
   (tmp_path / "config.json").write_bytes(content)
   with pytest.raises(errors.UserError, match=f"{message}.*bring a copy back"):
-    checkpoint.load_config(tmp_path)
+    workdir_lib.load_config(tmp_path)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from clip_jax import errors
-from clip_jax.data import packing as packer
-from clip_jax.models import bert, packing, text, variants
+from clip_jax.models import bert, text, variants
+from clip_jax.packing import packed_text, placement
 
 CONTEXT, VOCABULARY, EOS = 11, 60, 7
 SIZES = {"context_length": CONTEXT, "vocab_size": VOCABULARY, "width": 12}
@@ -33,9 +33,9 @@ def _tokens(end):
 
 
 def _pack(tokens, *, spare=1):
-  placed = packer.place(LENGTHS, groups=1, length=ROW)
+  placed = placement.place(LENGTHS, groups=1, length=ROW)
   fields = placed.pack(tokens, rows=placed.rows + spare)
-  return packing.PackedText(**fields)
+  return packed_text.PackedText(**fields)
 
 
 @functools.cache
