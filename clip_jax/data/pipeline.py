@@ -256,13 +256,21 @@ def _close(elements: list[Iterator], owner: str | None) -> None:
 
 
 def _join(parts: list) -> np.ndarray | list:
-  if not isinstance(parts[0], np.ndarray):
+  if isinstance(parts[0], list):
     return [item for part in parts for item in part]
-  if len(parts) == 1 and type(parts[0]) is np.ndarray:
+  if len(parts) == 1 and isinstance(parts[0], np.ndarray):
     return parts[0]
-  # What a worker sends lives in shared memory that goes with its array: copied,
-  # so that views of it may live on.
-  return np.concatenate([np.asarray(part) for part in parts])
+  rows = sum(part.shape[0] for part in parts)
+  out = np.empty((rows, *parts[0].shape[1:]), parts[0].dtype)
+  start = 0
+  for part in parts:
+    end = start + part.shape[0]
+    if isinstance(part, worker_processes.SharedArray):
+      part.move_to(out[start:end])
+    else:
+      out[start:end] = part
+    start = end
+  return out
 
 
 def train_batches(

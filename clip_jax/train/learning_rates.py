@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from clip_jax import sharding
-from clip_jax.train import freezing
+from clip_jax.models import freezing
 
 TOWERS = ("image", "text")
 _STACK = re.compile(r"^(image|text)/encoder/blocks/")

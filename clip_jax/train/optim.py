@@ -16,8 +16,8 @@ import numpy as np
 import optax
 
 from clip_jax import errors, sharding
-from clip_jax.models import sharded
-from clip_jax.train import freezing, learning_rates
+from clip_jax.models import freezing, sharded
+from clip_jax.train import learning_rates
 
 # Adam's numbers by the kind of image tower (paper, Table 18).
 ADAM = {
@@ -251,4 +251,23 @@ def make_optimizer(
       make_schedule(optim, precision=precision, total_steps=total_steps)
     ),
   )
-  return learning_rates.scale(freezing.optimizer(tx, optim.frozen), optim)
+  return learning_rates.scale(freeze(tx, optim.frozen), optim)
+
+
+def freeze(
+  tx: optax.GradientTransformation, pattern: str
+) -> optax.GradientTransformation:
+  """Returns `tx` for the part of the parameters that `pattern` leaves trained.
+
+  Its `init` and `update` take all parameters; gradients and updates are of the
+  part that `freezing.select` returns, and so is the state.
+  """
+  if not pattern:
+    return tx
+
+  def update(updates, state, params=None):
+    return tx.update(updates, state, freezing.select(params, pattern))
+
+  return optax.GradientTransformation(
+    lambda params: tx.init(freezing.select(params, pattern)), update
+  )

@@ -28,8 +28,7 @@ from clip_jax.convert import (
   portable,
   sameness,
 )
-from clip_jax.models import variants
-from clip_jax.train import freezing
+from clip_jax.models import freezing, variants
 
 FROM_INIT = variants.FROM_INIT
 PARTS = ("model", "image", "text")

@@ -118,6 +118,20 @@ def _free_port() -> int:
     return server.getsockname()[1]
 
 
+def own_address() -> str:
+  """Returns HOST:PORT at which other machines reach this one, and it is free.
+
+  The address of the interface that leads to all others; without one, loopback.
+  """
+  with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+    try:
+      link.connect(("192.0.2.1", 9))  # Sends nothing: RFC 5737's, nobody's.
+      host = link.getsockname()[0]
+    except OSError:
+      host = "127.0.0.1"
+  return f"{host}:{_free_port()}"
+
+
 class Peers:
   """This process's connections to the others of a run; a context manager.
 

@@ -17,10 +17,10 @@ from clip_jax.checkpoints import state as state_lib
 from clip_jax.data import account, pipeline, sources
 from clip_jax.data.sources import views
 from clip_jax.evals import prompts, tasks
-from clip_jax.models import variants
-from clip_jax.train import freezing, text_layout
+from clip_jax.models import freezing, variants
 from clip_jax.train import origins as origins_lib
 from clip_jax.train import program as program_lib
+from clip_jax.train import text_layout
 
 OpenSource = Callable[[str], sources.Source]
 

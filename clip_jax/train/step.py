@@ -18,8 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax import errors, losses, sharding
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.models import clip, resnet, sharded, variants
-from clip_jax.train import freezing
+from clip_jax.models import clip, freezing, resnet, sharded, variants
 from clip_jax.train import gradients as gradients_lib
 
 

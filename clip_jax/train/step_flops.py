@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
-from clip_jax.models import clip, flops, variants
-from clip_jax.train import freezing, program
+from clip_jax.models import clip, flops, freezing, variants
+from clip_jax.train import program
 
 _Shapes = Any  # An array, or a tree of them, by shape and type alone.
 

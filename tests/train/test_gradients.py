@@ -11,7 +11,7 @@ from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.train import freezing, optim
+from clip_jax.train import optim
 from clip_jax.train import step as step_lib
 
 BATCH, LENGTH, PARTS = 32, 7, 8
@@ -60,8 +60,7 @@ def _initial(model, tx, x64):
 
 # Plain descent: what changes is the gradient, and no sign of it.
 _DESCENT = {
-  frozen: freezing.optimizer(optax.sgd(1.0), frozen)
-  for frozen in ("", "^image/")
+  frozen: optim.freeze(optax.sgd(1.0), frozen) for frozen in ("", "^image/")
 }
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from clip_jax import config as config_lib
-from clip_jax.models import variants
-from clip_jax.train import freezing, learning_rates, optim
+from clip_jax.models import freezing, variants
+from clip_jax.train import learning_rates, optim
 
 PARAMS = {
   "image": {

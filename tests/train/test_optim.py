@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 
 from clip_jax import config as config_lib
 from clip_jax import errors
-from clip_jax.models import variants
+from clip_jax.models import freezing, variants
 from clip_jax.train import optim
 
 
@@ -272,3 +273,26 @@ def test_the_learning_rate_is_as_precise_as_the_run():
   # A rate in float32 is off by up to 6e-8, and the result by 4e-9.
   error = np.abs(np.asarray(params["kernel"]) - want) / np.abs(want).max()
   assert error.max() < 2e-15
+
+
+def test_what_is_frozen_costs_no_optimizer_memory():
+  params = {
+    "image": {
+      "encoder": {"blocks": {"ln_1": {"scale": jnp.ones((4, 3))}}},
+      "patch_kernel": jnp.ones((2, 5)),
+    },
+    "text": {"token_embedding": {"embedding": jnp.ones((7, 2))}},
+    "log_scale": jnp.zeros(()),
+  }
+  last_two = r"^image/(?!encoder/blocks/[23]/)"
+  tx = optim.freeze(optax.adam(0.1), last_two)
+  moments = optax.tree.get(tx.init(params), "mu")
+  assert jax.tree.map(jnp.shape, moments) == {
+    "image": {"encoder": {"blocks": {"ln_1": {"scale": (2, 3)}}}},
+    "text": {"token_embedding": {"embedding": (7, 2)}},
+    "log_scale": (),
+  }
+  trained = freezing.trained_count(params, last_two)
+  assert trained == sum(x.size for x in jax.tree.leaves(moments)) == 21
+  plain = optax.sgd(0.1)
+  assert optim.freeze(plain, "") is plain

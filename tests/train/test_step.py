@@ -12,7 +12,8 @@ from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.train import freezing, optim
+from clip_jax.models import freezing
+from clip_jax.train import optim
 from clip_jax.train import step as step_lib
 
 BATCH, LENGTH = 16, 9

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from clip_jax import config, errors, sharding, terminal
 from clip_jax.cli import verb
@@ -16,6 +17,7 @@ from clip_jax.train import loop, peers
 
 # As long as JAX waits by itself.
 _JOIN_SECONDS = 300
+_MEET_SECONDS = 60  # For processes that JAX has joined before.
 
 
 def train(arguments: argparse.Namespace) -> verb.Answer:
@@ -45,11 +47,42 @@ def _train(arguments: argparse.Namespace) -> verb.Answer:
 @contextlib.contextmanager
 def joined_processes(arguments: argparse.Namespace) -> Iterator[None]:
   """Joins the processes of a run; no device may have been used before."""
-  if arguments.coordinator is None:
-    if arguments.distributed:
-      _initialize(heartbeat_seconds=arguments.heartbeat)
+  if arguments.coordinator is None and not arguments.distributed:
     yield
     return
+  named = arguments.coordinator is not None
+  # The watch knows sooner; what JAX does about it says little.
+  patience = {"heartbeat_seconds": 3 * arguments.heartbeat}
+  if not named:
+    _initialize(**patience)
+  watch = _watch_named(arguments) if named else _watch_found(arguments)
+  try:
+    if named:
+      _initialize(
+        coordinator_address=watch.coordinator,
+        coordinator_bind_address=watch.coordinator,
+        num_processes=arguments.processes,
+        process_id=arguments.process_id,
+        **patience,
+      )
+    _meet()
+    yield
+    jax.distributed.shutdown()
+  except SystemExit:  # All of them were told to stop, and have saved.
+    jax.distributed.shutdown()
+    if watch:
+      watch.close()
+    raise
+  except BaseException as error:
+    if watch:
+      watch.fail(error)
+    raise
+  if watch:
+    watch.close()
+
+
+def _watch_named(arguments: argparse.Namespace) -> Any:
+  """Connects the processes where the address of process 0 is given."""
   others = "process 0" if arguments.process_id else "the other processes"
   logging.info(
     "Waiting for %s at %s (up to %d s)",
@@ -57,33 +90,41 @@ def joined_processes(arguments: argparse.Namespace) -> Iterator[None]:
     arguments.coordinator,
     _JOIN_SECONDS,
   )
-  watch = peers.connect(
+  return peers.connect(
     arguments.coordinator,
     process=arguments.process_id,
     processes=arguments.processes,
     join_seconds=_JOIN_SECONDS,
     heartbeat_seconds=arguments.heartbeat,
   )
+
+
+def _watch_found(arguments: argparse.Namespace) -> Any:
+  """Connects the processes that JAX has found and joined by itself.
+
+  Returns None where they cannot reach each other so: then JAX alone watches.
+  """
+  address = np.zeros(64, np.uint8)
+  if jax.process_index() == 0:
+    own = peers.own_address().encode()
+    address[: len(own)] = np.frombuffer(own, np.uint8)
+  address = multihost_utils.broadcast_one_to_all(address)
   try:
-    _initialize(
-      coordinator_address=watch.coordinator,
-      coordinator_bind_address=watch.coordinator,
-      num_processes=arguments.processes,
-      process_id=arguments.process_id,
-      # The watch knows sooner; what JAX does about it says little.
-      heartbeat_seconds=3 * arguments.heartbeat,
+    return peers.connect(
+      address.tobytes().rstrip(b"\0").decode(),
+      process=jax.process_index(),
+      processes=jax.process_count(),
+      join_seconds=_MEET_SECONDS,
+      heartbeat_seconds=arguments.heartbeat,
     )
-    _meet()
-    yield
-    jax.distributed.shutdown()
-  except SystemExit:  # All of them were told to stop, and have saved.
-    jax.distributed.shutdown()
-    watch.close()
-    raise
-  except BaseException as error:
-    watch.fail(error)
-    raise
-  watch.close()
+  except errors.UserError as error:
+    logging.warning(
+      "The processes cannot watch each other: %s The run goes on; if one is "
+      "gone, JAX ends the others within %d s, and says it at length.",
+      error,
+      3 * arguments.heartbeat,
+    )
+    return None
 
 
 def _meet() -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from clip_jax import errors
 
@@ -101,25 +100,6 @@ def merge(params: Any, trained: Any, pattern: str) -> Any:
     else:
       new[path] = leaf.at[_index(chosen[path])].set(trained[path])
   return _unflatten(new)
-
-
-def optimizer(
-  tx: optax.GradientTransformation, pattern: str
-) -> optax.GradientTransformation:
-  """Returns `tx` for the trained part alone.
-
-  Its `init` and `update` take all parameters; gradients and updates are of the
-  part that `select` returns, and so is the state.
-  """
-  if not pattern:
-    return tx
-
-  def update(updates, state, params=None):
-    return tx.update(updates, state, select(params, pattern))
-
-  return optax.GradientTransformation(
-    lambda params: tx.init(select(params, pattern)), update
-  )
 
 
 def locked_towers(params: Any, pattern: str) -> tuple[str, ...]:

@@ -1,11 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from clip_jax import errors
-from clip_jax.train import freezing
+from clip_jax.models import freezing
 
 PARAMS = {
   "image": {
@@ -54,18 +53,6 @@ def test_layers_of_a_stack_are_frozen_one_by_one(pattern, layers):
   assert jax.tree.structure(moved) == jax.tree.structure(PARAMS)
 
 
-def test_what_is_frozen_costs_no_optimizer_memory():
-  tx = freezing.optimizer(optax.adam(0.1), LAST_TWO)
-  moments = optax.tree.get(tx.init(PARAMS), "mu")
-  assert _shapes(moments) == {
-    "image": {"encoder": {"blocks": {"ln_1": {"scale": (2, 3)}}}},
-    "text": {"token_embedding": {"embedding": (7, 2)}},
-    "log_scale": (),
-  }
-  trained = freezing.trained_count(PARAMS, LAST_TWO)
-  assert trained == sum(x.size for x in jax.tree.leaves(moments)) == 21
-
-
 @pytest.mark.parametrize(
   ("pattern", "message"),
   [
@@ -81,8 +68,6 @@ def test_a_useless_pattern_is_refused(pattern, message):
 
 def test_without_a_pattern_nothing_changes():
   assert freezing.select(PARAMS, "") is PARAMS
-  tx = optax.sgd(0.1)
-  assert freezing.optimizer(tx, "") is tx
   assert freezing.locked_towers(PARAMS, "") == ()
 
 
