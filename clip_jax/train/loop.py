@@ -109,16 +109,25 @@ def train(
     checkpoints.wait()
     results = evaluator.finish(state, evaluated, workdir / "report.png")
     _leave_if_told(stop, checkpoints)
-    return {
-      "steps": total_steps,
-      "steps_now": total_steps - first_step,
-      "seconds": time.perf_counter() - started,
-      "skipped": int(state.skipped),
-      "bad_records": notes.counters["bad_records"],
-      "before": notes.counters.get(journal.BEFORE, {}),
-      "lost_records": account.of(run.source).lost_records,
-      **results,
-    }
+    summary = _summary(run, state, first_step, notes.counters)
+    return {**summary, "seconds": time.perf_counter() - started, **results}
+
+
+def _summary(
+  run: run_lib.Run,
+  state: state_lib.TrainState,
+  first_step: int,
+  counters: dict[str, Any],
+) -> dict[str, Any]:
+  total_steps = run.program.total_steps
+  return {
+    "steps": total_steps,
+    "steps_now": total_steps - first_step,
+    "skipped": int(state.skipped),
+    "bad_records": counters["bad_records"],
+    "before": counters.get(journal.BEFORE, {}),
+    "lost_records": account.of(run.source).lost_records,
+  }
 
 
 def _due(step: int, every_steps: int) -> bool:
