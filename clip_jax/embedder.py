@@ -104,7 +104,7 @@ def _embed(variables, inputs, *, module, method, mesh):
   return jax.lax.with_sharding_constraint(embeds, sharding.replicated(mesh))
 
 
-class Encoder:
+class Embedder:
   """The embedding functions of one module.
 
   On a mesh each batch is split over all devices, which gather split parameters

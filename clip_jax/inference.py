@@ -64,7 +64,7 @@ class Clip:
   variables: Any
   tokenizer: tokenizer_lib.Tokenizer | None
   preprocess: preprocess_lib.Preprocess | None
-  encoder: embedder.Encoder
+  encoder: embedder.Embedder
   path: str = ""
   step: int | None = None
   spec: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)

@@ -116,7 +116,7 @@ def assemble(
     variables=jax.device_put(variables, placement),
     tokenizer=tokenizer,
     preprocess=preprocess,
-    encoder=embedder.Encoder(module, mesh=mesh),
+    encoder=embedder.Embedder(module, mesh=mesh),
     path=path,
     step=step,
     spec=spec,

@@ -52,7 +52,7 @@ FORBIDDEN = {
   "versions": _HEAVY,
 }
 # What only one corner needs may be imported inside the function that does.
-OPTIONAL = {"huggingface_hub", "sentencepiece", "sklearn"}
+OPTIONAL = {"huggingface_hub", "sentencepiece"}
 # What finds a module by its name, in a table that stands there.
 BY_NAME = {
   "clip_jax",

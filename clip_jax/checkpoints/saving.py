@@ -6,7 +6,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -27,6 +27,13 @@ def _everywhere(fine: bool) -> bool:
   if jax.process_count() == 1:
     return fine
   return bool(multihost_utils.process_allgather(np.array(fine)).all())
+
+
+class Restored(NamedTuple):
+  """A state as it was saved, and the checkpoint's meta item."""
+
+  state: state_lib.TrainState
+  meta: dict[str, Any]
 
 
 class _Manager(ocp.CheckpointManager):
@@ -172,10 +179,8 @@ class Checkpoints:
       "again; the run goes on from there."
     )
 
-  def restore_latest(
-    self, abstract: state_lib.TrainState
-  ) -> tuple[state_lib.TrainState, dict[str, Any]] | None:
-    """Returns the newest good state and its meta; None where none was saved.
+  def restore_latest(self, abstract: state_lib.TrainState) -> Restored | None:
+    """Returns the newest good checkpoint, or None where none was saved.
 
     A damaged step is reported and, once an earlier one is found good, moved to
     `quarantine/`, so that the run can save a step of that number again.
@@ -208,7 +213,7 @@ class Checkpoints:
         items = items_lib.restore(
           self._manager, step, items_lib.of_state(abstract), meta
         )
-      restored = items_lib.to_state(items), meta
+      restored = Restored(items_lib.to_state(items), meta)
     except errors.UserError:
       raise
     except Exception as error:  # Damaged files fail in many libraries' ways.

@@ -125,7 +125,7 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
     UserError: as training would.
   """
   config = config.copy_and_resolve_references()
-  refusal = mesh_refusal(config)
+  refusal = mesh_refusal(config.mesh)
   if refusal is not None:
     config.mesh.data, config.mesh.fsdp = -1, 1
   mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
@@ -156,12 +156,12 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
   return Setup(run, state, refusal, config.data.workers)
 
 
-def mesh_refusal(config: ml_collections.ConfigDict) -> str | None:
-  """Returns why training on the devices here would refuse the mesh, or None."""
-  if config.mesh.data == config.mesh.fsdp == -1:
+def mesh_refusal(mesh: ml_collections.ConfigDict) -> str | None:
+  """Returns why training here would refuse `config.mesh`, or None."""
+  if mesh.data == mesh.fsdp == -1:
     return None  # Fits nowhere: an error like any other.
   try:
-    sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    sharding.make_mesh(data=mesh.data, fsdp=mesh.fsdp)
   except errors.UserError as error:
     return str(error)
   return None
@@ -259,14 +259,14 @@ def _kinds(rows: np.ndarray) -> np.ndarray:
   return np.unique(flat, axis=0, return_inverse=True)[1].ravel()
 
 
-def _bounds(batch, images, texts, config) -> dict[str, float]:
+def _bounds(batch, images, texts, loss) -> dict[str, float]:
   """Returns `floor` and `chance` of a trial."""
   ids = {"image_ids": batch.get("image_ids"), "text_ids": texts}
-  settings = {"duplicates": config.duplicates, **ids}
+  settings = {"duplicates": loss.duplicates, **ids}
   one = np.zeros_like(images)
   return {
-    "floor": least_loss(config.kind, images=images, texts=texts, **settings),
-    "chance": least_loss(config.kind, images=one, texts=one, **settings),
+    "floor": least_loss(loss.kind, images=images, texts=texts, **settings),
+    "chance": least_loss(loss.kind, images=one, texts=one, **settings),
   }
 
 

@@ -119,7 +119,7 @@ def takes_micro_batches(config: ml_collections.ConfigDict) -> bool:
 
 def _make_layout(
   step: program_lib.Program, caption_tokens: int | None
-) -> tuple[text_layout.Layout, int]:
+) -> tuple[text_layout.TextLayout, int]:
   """Returns how such captions lie in memory, and its size."""
   context = step.model.text.context_length
 
@@ -146,7 +146,7 @@ def _describe(step, layout, rung, caption_tokens) -> str:
 
 
 def _abstract_batch(
-  step: program_lib.Program, layout: text_layout.Layout, rung: int
+  step: program_lib.Program, layout: text_layout.TextLayout, rung: int
 ) -> dict[str, Any]:
   split = sharding.batch_sharding(step.mesh)
   pairs = step.config.batch_size

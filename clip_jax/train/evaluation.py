@@ -128,7 +128,7 @@ class Evaluator:
     self, embed: Callable[[Any], np.ndarray]
   ) -> Callable[[Any], np.ndarray]:
     def embed_unless_told(inputs: Any) -> np.ndarray:
-      if self._stop.requested():
+      if self._stop.poll():
         raise _Stopped
       return embed(inputs)
 

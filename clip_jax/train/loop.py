@@ -58,21 +58,21 @@ def train(
   config, origins = origins_lib.begin(config, workdir)
   tokenizer = origins_lib.tokenizer_files(workdir, origins)
   run = run_lib.make_run(config, tokenizer_files=tokenizer)
+  total_steps = run.program.total_steps
   run.announce()  # Also the first to look into the model.
   run.check_data()
   origins_lib.check_goes_on(workdir, config.optim)
   with contextlib.ExitStack() as stack:
     enter = stack.enter_context
-    begun = claim.begin(
-      workdir,
-      config,
-      total_steps=run.program.total_steps,
-      allow_changes=allow_changes,
+    enter(
+      claim.begin(
+        workdir, config, total_steps=total_steps, allow_changes=allow_changes
+      )
     )
-    enter(begun)
     workdir_lib.keep_tokenizer(workdir, tokenizer)
-    keep = config.checkpoint.keep
-    checkpoints = enter(saving.Checkpoints(workdir, keep=keep))
+    checkpoints = enter(
+      saving.Checkpoints(workdir, keep=config.checkpoint.keep)
+    )
     stop = enter(preemption.Preemption())
     state, counters = _restore_or_init(run, checkpoints, origins, allow_changes)
     first_step = int(state.step)
@@ -80,20 +80,21 @@ def train(
     batches = enter(run.batches(first_step))
     train_step = run.program.make_step()
     evaluator = evaluation.Evaluator(run, stop)
-    evaluated = evaluator.measure(state) if notes.evaluation_due else None
+    evaluated = None
     if notes.evaluation_due:
+      evaluated = evaluator.measure(state)
       notes.write_evaluations(first_step, evaluated)
       _leave_if_told(stop, checkpoints)
-    if first_step < run.program.total_steps and jax.process_index() == 0:
+    if first_step < total_steps and jax.process_index() == 0:
       logging.info("Compiling the first step ...")
     # `step` counts finished updates: state, data position and log lines agree.
-    for step in range(first_step + 1, run.program.total_steps + 1):
+    for step in range(first_step + 1, total_steps + 1):
       batch = notes.next_batch(batches)
       state, measured = train_step(state, run.place(batch))
       notes.note(step, batch, measured)
       checkpoints.check()
-      last = step == run.program.total_steps
-      stop.requested()
+      last = step == total_steps
+      stop.poll()
       if last or _due(step, config.eval_every_steps):
         notes.flush()
         evaluated = evaluator.measure(state)
@@ -108,16 +109,25 @@ def train(
     checkpoints.wait()
     results = evaluator.finish(state, evaluated, workdir / "report.png")
     _leave_if_told(stop, checkpoints)
-    return {
-      "steps": run.program.total_steps,
-      "steps_now": run.program.total_steps - first_step,
-      "seconds": time.perf_counter() - started,
-      "skipped": int(state.skipped),
-      "bad_records": notes.counters["bad_records"],
-      "before": notes.counters.get(journal.BEFORE, {}),
-      "lost_records": account.of(run.source).lost_records,
-      **results,
-    }
+    summary = _summary(run, state, first_step, notes.counters)
+    return {**summary, "seconds": time.perf_counter() - started, **results}
+
+
+def _summary(
+  run: run_lib.Run,
+  state: state_lib.TrainState,
+  first_step: int,
+  counters: dict[str, Any],
+) -> dict[str, Any]:
+  total_steps = run.program.total_steps
+  return {
+    "steps": total_steps,
+    "steps_now": total_steps - first_step,
+    "skipped": int(state.skipped),
+    "bad_records": counters["bad_records"],
+    "before": counters.get(journal.BEFORE, {}),
+    "lost_records": account.of(run.source).lost_records,
+  }
 
 
 def _due(step: int, every_steps: int) -> bool:
@@ -204,7 +214,7 @@ def _open_journal(
       lost=account.of(run.source).lost_records,
     ),
     throughput=metrics.Throughput(devices=jax.device_count()),
-    count_flops=step_flops.Counter(run),
+    count_flops=step_flops.Counter(run.program),
     schedule=optim.make_schedule(
       config.optim,
       precision=config.precision,

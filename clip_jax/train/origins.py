@@ -10,7 +10,7 @@ towers are given for must agree with them.
 import logging
 import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,9 +54,16 @@ _ROUNDED_UP = 1.01
 Origins = dict[str, portable.Portable]
 
 
+class Beginning(NamedTuple):
+  """A config with its model described, and what its run begins with."""
+
+  config: ml_collections.ConfigDict
+  origins: Origins
+
+
 def begin(
   config: ml_collections.ConfigDict, workdir: pathlib.Path
-) -> tuple[ml_collections.ConfigDict, Origins]:
+) -> Beginning:
   """Returns the config with its model described, and what the run begins with.
 
   A run that goes on begins with its checkpoint: its origins may be gone.
@@ -67,14 +74,14 @@ def begin(
   if not any(config.init[part] for part in PARTS):
     if config.model == FROM_INIT:
       raise _nothing_to_begin_with()
-    return settle(config, None, {}), {}
+    return Beginning(settle(config, None, {}), {})
   stored = None
   if workdir_lib.holds_checkpoint(workdir):
     stored = workdir_lib.load_config(workdir)
   if stored is not None and stored.init == config.init:
-    return settle(config, stored, {}), {}
+    return Beginning(settle(config, stored, {}), {})
   opened = open_sources(config.init, model=config.model)
-  return settle(config, None, opened), opened
+  return Beginning(settle(config, None, opened), opened)
 
 
 def check_goes_on(

@@ -73,7 +73,9 @@ class Program:
     """Returns the jitted update: see `step.make_train_step`."""
     return step_lib.make_train_step(self.config, self.model, self.tx, self.mesh)
 
-  def make_layout(self, sample: Callable[[], np.ndarray]) -> text_layout.Layout:
+  def make_layout(
+    self, sample: Callable[[], np.ndarray]
+  ) -> text_layout.TextLayout:
     """Returns how a batch's captions lie in memory.
 
     Args:

@@ -46,8 +46,8 @@ class Run:
   report: sources.Source | None
   preprocess: preprocess_lib.Preprocess
   tokenizer: tokenizer_lib.Tokenizer
-  layout: text_layout.Layout
-  encoder: embedder.Encoder
+  layout: text_layout.TextLayout
+  encoder: embedder.Embedder
 
   @property
   def name(self) -> str:
@@ -204,7 +204,7 @@ def make_run(
     ).with_max_pixels(data.max_pixels),
     tokenizer=tokenizer,
     layout=layout,
-    encoder=embedder.Encoder(program.model, mesh=program.mesh),
+    encoder=embedder.Embedder(program.model, mesh=program.mesh),
   )
 
 

@@ -184,14 +184,14 @@ def _make_gradients(
   )
 
 
-def _make_loss(config, dtype, batch, micro_batches):
+def _make_loss(settings, dtype, batch, micro_batches):
   """Returns the loss on one device, of embeddings in the towers' type.
 
   Products of bfloat16 are exact in the float32 that they are summed in.
   """
-  loss = losses.local_loss(config.kind)
+  loss = losses.local_loss(settings.kind)
   ids = {}
-  if config.duplicates != "ignore":
+  if settings.duplicates != "ignore":
     ids = {
       "image_ids": batch["image_ids"],
       "text_ids": _text_ids(batch["tokens"], micro_batches),
@@ -204,8 +204,8 @@ def _make_loss(config, dtype, batch, micro_batches):
       logit_scale,
       logit_bias,
       axes=sharding.BATCH_AXES,
-      method=config.method,
-      duplicates=config.duplicates,
+      method=settings.method,
+      duplicates=settings.duplicates,
       **ids,
     )
 

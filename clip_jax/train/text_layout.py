@@ -28,7 +28,7 @@ from clip_jax.packing import packed_text, placement
 SAMPLED_CAPTIONS = 512
 
 
-class Layout(Protocol):
+class TextLayout(Protocol):
   """What becomes of a batch's tokens.
 
   Attributes:
@@ -119,7 +119,7 @@ def make_layout(
   captions: int,
   groups: int,
   sample: Callable[[], np.ndarray],
-) -> Layout:
+) -> TextLayout:
   """Returns the layout that `config.data.text_layout` names.
 
   "auto" packs where that is exact and takes fewer tokens, else takes short
@@ -222,7 +222,7 @@ class Batches(Iterator[dict]):
   def __init__(
     self,
     batches: pipeline.Batches,
-    layout: Layout,
+    layout: TextLayout,
     mesh: jax.sharding.Mesh,
   ):
     self._batches = batches

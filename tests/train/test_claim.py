@@ -76,8 +76,8 @@ def test_two_trainings_of_one_workdir_are_refused(tmp_path):
 def test_a_killed_training_leaves_no_stale_lock(tmp_path):
   code = (
     "import os, pathlib, signal\n"
-    "from clip_jax.train import workdir\n"
-    f"with workdir.hold(pathlib.Path({str(tmp_path)!r})):\n"
+    "from clip_jax.train import claim\n"
+    f"with claim.hold(pathlib.Path({str(tmp_path)!r})):\n"
     "  os.kill(os.getpid(), signal.SIGKILL)"
   )
   killed = subprocess.run([sys.executable, "-c", code], check=False)

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from clip_jax import config, errors, sharding, terminal
 from clip_jax.cli import verb
 from clip_jax.cli.commands import measures
-from clip_jax.train import loop, peers
+from clip_jax.train import links, loop, peers
 
 # As long as JAX waits by itself.
 _JOIN_SECONDS = 300
@@ -106,7 +106,7 @@ def _watch_found(arguments: argparse.Namespace) -> Any:
   """
   address = np.zeros(64, np.uint8)
   if jax.process_index() == 0:
-    own = peers.own_address().encode()
+    own = links.own_address().encode()
     address[: len(own)] = np.frombuffer(own, np.uint8)
   address = multihost_utils.broadcast_one_to_all(address)
   try:
