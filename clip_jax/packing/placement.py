@@ -6,9 +6,9 @@ group (what one device computes at once) are placed by first-fit decreasing:
 longest first, each into the first row with room for it. With 16, 128 and 512
 captions rows of 80 tokens are then 82, 97 and 98 % full, less than a row from
 the fewest rows that could hold them; better searches have nothing to win. What
-is lost beside it is the price of static shapes (see `ladder`): the rows that a
-batch is given are 62, 79 and 90 % full. 4,096 captions take 3 ms in one group
-and 20 ms in 32.
+is lost beside it is the price of static shapes (see `row_buckets`): the rows
+that a batch is given are 62, 79 and 90 % full. 4,096 captions take 3 ms in one
+group and 20 ms in 32.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# A batch in a thousand needs more rows than the first rung of the ladder has.
+# A batch in a thousand needs more rows than the first bucket has.
 OVERFLOW_PROBABILITY = 1e-3
-# From rung to rung: every one that is used is a compilation.
-_RUNG_RATIO = 1.5
+# From bucket to bucket: every one that is used is a compilation.
+_BUCKET_RATIO = 1.5
 _SIMULATED_GROUPS = 64
 # Rows of whole sublanes, of which a TPU has eight: by its compiler, 80 tokens
 # take 0.93 of the time of 77. Longer rows cost attention, and small groups fill
@@ -184,7 +184,7 @@ def rows_needed(lengths: np.ndarray, length: int) -> int:
   return sum(repeats for _, repeats in _patterns(counts, length))
 
 
-def ladder(
+def row_buckets(
   sample: np.ndarray, *, captions: int, groups: int, length: int
 ) -> tuple[int, ...]:
   """Returns the numbers of rows that a group may have, ascending.
@@ -212,7 +212,7 @@ def ladder(
   deviation = max(np.std(needs), math.sqrt(variance) / length)
   tail = statistics.NormalDist().inv_cdf(1 - OVERFLOW_PROBABILITY / groups)
   first = np.mean(needs) + tail * deviation
-  rungs = [min(math.ceil(first), captions)]
-  while rungs[-1] < captions:
-    rungs.append(min(math.ceil(rungs[-1] * _RUNG_RATIO), captions))
-  return tuple(rungs)
+  buckets = [min(math.ceil(first), captions)]
+  while buckets[-1] < captions:
+    buckets.append(min(math.ceil(buckets[-1] * _BUCKET_RATIO), captions))
+  return tuple(buckets)

@@ -93,13 +93,13 @@ def make_job(
   step = program_lib.make_program(
     config, examples=examples, devices=where.devices
   )
-  layout, rung = _make_layout(step, caption_tokens)
+  layout, bucket = _make_layout(step, caption_tokens)
   return Job(
     program=step,
     where=where,
     state=step.abstract_state(),
-    batch=_abstract_batch(step, layout, rung),
-    texts=_describe(step, layout, rung, caption_tokens),
+    batch=_abstract_batch(step, layout, bucket),
+    texts=_describe(step, layout, bucket, caption_tokens),
   )
 
 
@@ -130,14 +130,14 @@ def _make_layout(
 
   layout = step.make_layout(sample)
   if isinstance(layout, text_layout.Packed):
-    return layout, layout.rungs[0]
+    return layout, layout.buckets[0]
   # The longest of a batch decides.
   need = sample(step.config.batch_size).max()
-  return layout, next(rung for rung in layout.rungs if rung >= need)
+  return layout, next(bucket for bucket in layout.buckets if bucket >= need)
 
 
-def _describe(step, layout, rung, caption_tokens) -> str:
-  words = layout.describe(rung)
+def _describe(step, layout, bucket, caption_tokens) -> str:
+  words = layout.describe(bucket)
   if (caption_tokens or 0) >= step.model.text.context_length:
     words += " (none has room for more)"
   elif caption_tokens is not None:
@@ -146,7 +146,7 @@ def _describe(step, layout, rung, caption_tokens) -> str:
 
 
 def _abstract_batch(
-  step: program_lib.Program, layout: text_layout.TextLayout, rung: int
+  step: program_lib.Program, layout: text_layout.TextLayout, bucket: int
 ) -> dict[str, Any]:
   split = sharding.batch_sharding(step.mesh)
   pairs = step.config.batch_size
@@ -154,9 +154,9 @@ def _abstract_batch(
   def array(*shape, dtype=jnp.int32):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=split)
 
-  tokens: Any = array(pairs, rung)
+  tokens: Any = array(pairs, bucket)
   if isinstance(layout, text_layout.Packed):
-    rows = array(pairs // layout.captions * rung, layout.length)
+    rows = array(pairs // layout.captions * bucket, layout.length)
     tokens = packed_text.PackedText(rows, rows, rows, ends=array(pairs))
   images, _ = variants.abstract_inputs(step.model, pairs)
   arrays = {"image": array(*images.shape, dtype=images.dtype), "tokens": tokens}

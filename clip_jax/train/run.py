@@ -85,7 +85,7 @@ class Run:
         config.batch_size,
         len(self.source),
       )
-    logging.info("Texts: %s.", self.layout.describe(self.layout.rungs[0]))
+    logging.info("Texts: %s.", self.layout.describe(self.layout.buckets[0]))
 
   def check_data(self) -> None:
     """Says what was passed over in all the data of the run.

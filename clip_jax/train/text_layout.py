@@ -1,9 +1,9 @@
 """How a run's captions lie in memory: packed, in short rows, or as they are.
 
 Where what follows the end of a text changes nothing, it need not be computed.
-Shapes are static: a batch takes the first rung of a short ladder that holds
-it, the same on every process, so each rung is compiled once. Which rung that
-is depends on the batch alone, so a resumed run takes the same ones.
+Shapes are static: a batch takes the smallest of a few buckets that holds it,
+the same on every process, so each bucket is compiled once. Which bucket that is
+depends on the batch alone, so a resumed run takes the same ones.
 """
 
 import collections
@@ -24,7 +24,7 @@ from clip_jax.models import padding
 from clip_jax.packing import packed_text, placement
 
 # Captions that stand for a source's. The mean of so many with CC3M's spread is
-# known to 2 %; the ladder allows for that.
+# known to 2 %; the buckets allow for that.
 SAMPLED_CAPTIONS = 512
 
 
@@ -32,25 +32,25 @@ class TextLayout(Protocol):
   """What becomes of a batch's tokens.
 
   Attributes:
-    rungs: the sizes that it may take, ascending; the last one always suffices.
+    buckets: the sizes that it may take, ascending; the last always suffices.
   """
 
-  rungs: tuple[int, ...]
+  buckets: tuple[int, ...]
 
   def arrange(self, tokens: np.ndarray) -> "Arranged":
     """Begins with this process's rows of a batch (captions, context)."""
 
-  def describe(self, rung: int) -> str:
-    """Returns a rung in words."""
+  def describe(self, bucket: int) -> str:
+    """Returns a bucket in words."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arranged:
-  """Tokens that wait for the rung.
+  """A batch's tokens before their padded size is chosen.
 
   Attributes:
     need: the least size that holds them.
-    make: of a rung, the tokens as the model takes them.
+    make: of a bucket, the tokens as the model takes them.
   """
 
   need: int
@@ -63,20 +63,20 @@ class Rows:
 
   Attributes:
     tower: the text tower.
-    rungs: lengths, in tokens.
+    buckets: lengths, in tokens.
   """
 
   tower: nn.Module
-  rungs: tuple[int, ...]
+  buckets: tuple[int, ...]
 
   def arrange(self, tokens: np.ndarray) -> Arranged:
     """Begins with this process's rows of a batch (captions, context)."""
     need = padding.needed_length(self.tower, tokens)
-    return Arranged(need, lambda rung: tokens[:, :rung])
+    return Arranged(need, lambda bucket: tokens[:, :bucket])
 
-  def describe(self, rung: int) -> str:
-    """Returns a rung in words."""
-    return f"a row of {rung} tokens for each caption"
+  def describe(self, bucket: int) -> str:
+    """Returns a bucket in words."""
+    return f"a row of {bucket} tokens for each caption"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +87,13 @@ class Packed:
     tower: the text tower.
     captions: in a group, that is, of one device at a time.
     length: of a row, in tokens.
-    rungs: rows of a group.
+    buckets: rows of a group.
   """
 
   tower: nn.Module
   captions: int
   length: int
-  rungs: tuple[int, ...]
+  buckets: tuple[int, ...]
 
   def arrange(self, tokens: np.ndarray) -> Arranged:
     """Begins with this process's rows of a batch (captions, context)."""
@@ -104,12 +104,12 @@ class Packed:
     )
     return Arranged(
       placed.rows,
-      lambda rung: packed_text.PackedText(**placed.pack(tokens, rows=rung)),
+      lambda bucket: packed_text.PackedText(**placed.pack(tokens, rows=bucket)),
     )
 
-  def describe(self, rung: int) -> str:
-    """Returns a rung in words."""
-    return f"{rung} rows of {self.length} tokens for {self.captions} captions"
+  def describe(self, bucket: int) -> str:
+    """Returns a bucket in words."""
+    return f"{bucket} rows of {self.length} tokens for {self.captions} captions"
 
 
 def make_layout(
@@ -138,14 +138,14 @@ def make_layout(
   context = tower.context_length
   if name in ("auto", "packed") and padding.can_be_packed(tower):
     length, lengths = placement.row_length(context), sample()
-    rungs = placement.ladder(
+    buckets = placement.row_buckets(
       lengths, captions=captions, groups=groups, length=length
     )
     alone = context  # The row of a caption that shares none.
     if padding.can_be_cut(tower):
       alone = next(x for x in padding.buckets(context) if x >= max(lengths))
-    if name == "packed" or rungs[0] * length < captions * alone:
-      return Packed(tower, captions, length, rungs)
+    if name == "packed" or buckets[0] * length < captions * alone:
+      return Packed(tower, captions, length, buckets)
   if name in ("auto", "buckets") and padding.can_be_cut(tower):
     return Rows(tower, padding.buckets(context))
   if name in ("auto", "full"):
@@ -215,7 +215,7 @@ class Batches(Iterator[dict]):
   """Batches whose tokens are arranged; a context manager, as its source is.
 
   With several processes the next batch is loaded one early: their agreement on
-  its rung is then under way while the devices compute, and waits for nothing.
+  its bucket is then under way while the devices compute, and waits for nothing.
   Take batches and run updates from one thread, for both are collectives.
   """
 
@@ -237,22 +237,24 @@ class Batches(Iterator[dict]):
       batch = next(self._batches)
       arranged = self._layout.arrange(batch["tokens"])
       need = arranged.need
-      if len(self._layout.rungs) > 1:
+      if len(self._layout.buckets) > 1:
         need = largest(need, self._mesh)
       self._ready.append((batch, arranged, need))
     batch, arranged, need = self._ready.popleft()
-    rung = next(rung for rung in self._layout.rungs if rung >= int(need))
-    self._note(rung)
-    return {**batch, "tokens": arranged.make(rung)}
+    bucket = next(
+      bucket for bucket in self._layout.buckets if bucket >= int(need)
+    )
+    self._note(bucket)
+    return {**batch, "tokens": arranged.make(bucket)}
 
-  def _note(self, rung: int) -> None:
+  def _note(self, bucket: int) -> None:
     """Says why the step is compiled again."""
-    if self._used and rung not in self._used and jax.process_index() == 0:
+    if self._used and bucket not in self._used and jax.process_index() == 0:
       logging.info(
         "This batch's captions need %s; the step is compiled once for that.",
-        self._layout.describe(rung),
+        self._layout.describe(bucket),
       )
-    self._used.add(rung)
+    self._used.add(bucket)
 
   def close(self) -> None:
     """Stops what loads ahead; the iterator cannot be used after it."""

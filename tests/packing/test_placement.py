@@ -108,20 +108,22 @@ def _short_captions(rng, captions):
 @pytest.mark.parametrize(
   ("captions", "groups"), [(16, 1), (64, 32), (512, 8), (4096, 1)]
 )
-def test_the_first_rung_suffices_but_for_rare_batches(captions, groups):
+def test_the_first_bucket_suffices_but_for_rare_batches(captions, groups):
   rng = np.random.default_rng(5)
   overflows, batches = 0, 40
   sample = _short_captions(rng, 512)
-  rungs = placement.ladder(sample, captions=captions, groups=groups, length=80)
+  buckets = placement.row_buckets(
+    sample, captions=captions, groups=groups, length=80
+  )
   for _ in range(batches):
     lengths = _short_captions(rng, captions * groups)
     placed = placement.place(lengths, groups=groups, length=80)
-    overflows += placed.rows > rungs[0]
+    overflows += placed.rows > buckets[0]
   assert overflows <= 1  # Of 40 batches; one in a thousand is expected.
-  assert list(rungs) == sorted(set(rungs))
-  assert rungs[-1] == captions
+  assert list(buckets) == sorted(set(buckets))
+  assert buckets[-1] == captions
   # Not for want of thrift: the mean caption fills a quarter of a row or less.
-  assert rungs[0] <= math.ceil(0.27 * captions)
+  assert buckets[0] <= math.ceil(0.27 * captions)
 
 
 @pytest.mark.parametrize(
@@ -137,22 +139,27 @@ def test_the_first_rung_suffices_but_for_rare_batches(captions, groups):
 def test_it_suffices_for_lengths_that_pack_badly(draw, captions, groups):
   rng = np.random.default_rng(6)
   sample = draw(rng, 512)
-  rungs = placement.ladder(sample, captions=captions, groups=groups, length=80)
+  buckets = placement.row_buckets(
+    sample, captions=captions, groups=groups, length=80
+  )
   needs = [
     placement.rows_needed(draw(rng, captions), 80) for _ in range(50 * groups)
   ]
   fullest = np.reshape(needs, (50, groups)).max(axis=1)
-  assert (fullest > rungs[0]).sum() <= 1
+  assert (fullest > buckets[0]).sum() <= 1
 
 
 def test_long_captions_have_a_row_each():
-  rungs = placement.ladder(np.full(9, 77), captions=6, groups=2, length=80)
-  assert rungs == (6,)
+  buckets = placement.row_buckets(
+    np.full(9, 77), captions=6, groups=2, length=80
+  )
+  assert buckets == (6,)
 
 
-def test_the_ladder_is_a_function_of_its_arguments():
+def test_the_buckets_are_a_function_of_their_arguments():
   sample = _short_captions(np.random.default_rng(1), 50)
   first, second = (
-    placement.ladder(sample, captions=30, groups=3, length=80) for _ in range(2)
+    placement.row_buckets(sample, captions=30, groups=3, length=80)
+    for _ in range(2)
   )
   assert first == second

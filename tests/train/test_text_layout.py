@@ -58,20 +58,20 @@ def test_a_causal_tower_is_packed():
     layout = _layout(name, CAUSAL)
     assert isinstance(layout, text_layout.Packed)
     assert layout.length == 24  # The context, in whole sublanes.
-    assert layout.rungs[0] < BATCH / 2
+    assert layout.buckets[0] < BATCH / 2
 
 
 def test_long_captions_are_not_packed_unless_asked():
   long = (CONTEXT,) * 3
   assert isinstance(_layout("auto", CAUSAL, sample=long), text_layout.Rows)
   packed = _layout("packed", CAUSAL, sample=long)
-  assert packed.rungs == (BATCH,)
+  assert packed.buckets == (BATCH,)
 
 
 @pytest.mark.parametrize("tower", CUT.values(), ids=CUT)
 def test_masked_towers_have_short_rows(tower):
   layout = _layout("auto", tower)
-  assert layout.rungs == (16, CONTEXT)
+  assert layout.buckets == (16, CONTEXT)
   assert layout == _layout("buckets", tower) == _layout("buckets", tower)
   with pytest.raises(errors.UserError, match=r"a row of its own.*'buckets'"):
     _layout("packed", tower)
@@ -79,7 +79,7 @@ def test_masked_towers_have_short_rows(tower):
 
 @pytest.mark.parametrize("tower", PADDED.values(), ids=PADDED)
 def test_towers_that_see_padding_keep_it(tower):
-  assert _layout("auto", tower).rungs == (CONTEXT,)
+  assert _layout("auto", tower).buckets == (CONTEXT,)
   for name in ("packed", "buckets"):
     with pytest.raises(errors.UserError, match=r"what follows.*'full'"):
       _layout(name, tower)
@@ -104,7 +104,7 @@ def _arranged(layout, batches):
   return text_layout.Batches(_Source(batches), layout, mesh)
 
 
-def test_a_batch_takes_the_first_rung_that_holds_it(caplog):
+def test_a_batch_takes_the_first_bucket_that_holds_it(caplog):
   rng = np.random.default_rng(0)
   batches = [_tokens(rng, longest=n) for n in (5, 16, 17, 9, 19)]
   with caplog.at_level(logging.INFO):
@@ -118,7 +118,7 @@ def test_a_batch_takes_the_first_rung_that_holds_it(caplog):
   assert "row of 19 tokens" in caplog.messages[0]
 
 
-def test_overflowing_batches_take_the_next_rung(caplog):
+def test_overflowing_batches_take_the_next_bucket(caplog):
   rng = np.random.default_rng(0)
   layout = _layout("packed", CAUSAL, captions=BATCH // 2, groups=2)
   batches = [_tokens(rng, longest=n) for n in (5, CONTEXT, 5, CONTEXT)]
@@ -126,8 +126,8 @@ def test_overflowing_batches_take_the_next_rung(caplog):
     arranged = _arranged(layout, batches)
     got = [next(arranged)["tokens"] for _ in batches]
   rows = [len(x.tokens) // 2 for x in got]
-  assert rows[0] == rows[2] == layout.rungs[0]
-  assert rows[1] in layout.rungs[1:]
+  assert rows[0] == rows[2] == layout.buckets[0]
+  assert rows[1] in layout.buckets[1:]
   assert any("compiled once for that" in x for x in caplog.messages)
   # Two groups have rows of their own.
   ends = got[1].ends.reshape(2, -1)
@@ -298,7 +298,7 @@ def batches():
     tokens[np.arange(8), ends] = 49
     yield {"tokens": tokens}
 
-layout = text_layout.Packed(tower, captions=4, length=24, rungs=(1, 2, 3, 4))
+layout = text_layout.Packed(tower, captions=4, length=24, buckets=(1, 2, 3, 4))
 step = jax.jit(lambda packed: packed.segments.sum())
 arranged = text_layout.Batches(batches(), layout, mesh)
 seen = []
@@ -314,7 +314,7 @@ print(json.dumps(seen))
 
 
 @pytest.mark.slow
-def test_two_processes_agree_on_each_rung(on_two_processes):
+def test_two_processes_agree_on_each_bucket(on_two_processes):
   output = on_two_processes(_PROCESS, devices=2)
   first, second = (json.loads(x.splitlines()[-1]) for x in output)
   needs = [(a, b) for (a, _), (b, _) in zip(first, second, strict=True)]

@@ -105,20 +105,20 @@ class Training:
       )
       for name in SIDES
     }
-    self.compiled, self.operations, self.rungs = {}, {}, {}
+    self.compiled, self.operations, self.buckets = {}, {}, {}
 
   def batches(self):
     """Returns the same pairs as each side takes them, on the device.
 
-    Batches that overflow the first rung, one in a thousand, are left out.
+    Batches that overflow the first bucket, one in a thousand, are left out.
     """
     while True:
       batch = make_batch(self.rng, self.model, self.batch_size)
       made = {}
       for name, layout in self.layouts.items():
         arranged = layout.arrange(batch["tokens"])
-        if arranged.need <= layout.rungs[0]:
-          made[name] = {**batch, "tokens": arranged.make(layout.rungs[0])}
+        if arranged.need <= layout.buckets[0]:
+          made[name] = {**batch, "tokens": arranged.make(layout.buckets[0])}
       if len(made) == len(self.layouts):
         placement = sharding.batch_sharding(self.mesh)
         return {k: sharding.place(v, placement) for k, v in made.items()}
@@ -219,7 +219,7 @@ def main():
     "batch_size": args.batch_size,
     "machine": platform.machine(),
     "jax": jax.__version__,
-    "layout": layout.describe(layout.rungs[0]),
+    "layout": layout.describe(layout.buckets[0]),
     "flops": training.operations,
     **measured,
     "fill": {
