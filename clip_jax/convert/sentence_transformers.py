@@ -8,10 +8,10 @@ from clip_jax.convert import (
   bert,
   config_file,
   containers,
-  huggingface,
   portable,
 )
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.formats import huggingface
 
 NAME = "sentence-transformers"
 MODULES = "modules.json"

@@ -12,8 +12,8 @@ import pytest
 
 from clip_jax import convert, errors
 from clip_jax.convert import bert, portable, report, timm_vit
-from clip_jax.convert import huggingface_config as config_lib
 from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.formats import huggingface_config as config_lib
 from clip_jax.convert.tensor import Tensor
 
 _SPEC = importlib.util.spec_from_file_location(
