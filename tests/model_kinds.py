@@ -15,8 +15,9 @@ import sentencepiece
 
 from clip_jax import config as config_lib
 from clip_jax import convert, loading
-from clip_jax.convert import bert, engine, portable, timm, timm_vit
+from clip_jax.convert import engine, portable, timm, timm_vit
 from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.formats import bert
 from clip_jax.models import variants
 from clip_jax.train import checkpoint
 from clip_jax.train import step as step_lib

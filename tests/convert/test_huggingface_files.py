@@ -13,11 +13,11 @@ import transformers
 
 from clip_jax import convert, errors
 from clip_jax import tokenizer as tokenizer_lib
-from clip_jax.convert import engine, huggingface_images
-from clip_jax.convert import huggingface_weights as weights
+from clip_jax.convert import engine
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.formats import huggingface
+from clip_jax.convert.formats import huggingface, huggingface_images
 from clip_jax.convert.formats import huggingface_config as config_lib
+from clip_jax.convert.formats import huggingface_weights as weights
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 

@@ -14,14 +14,14 @@ import numpy as np
 
 from clip_jax import errors
 from clip_jax.convert import engine, portable, weights_file
-from clip_jax.convert import huggingface_images as images
-from clip_jax.convert import huggingface_tokenizer as tokenizer
-from clip_jax.convert import huggingface_weights as weights
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine.family import Family
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.formats import huggingface_clip, huggingface_siglip
 from clip_jax.convert.formats import huggingface_config as config_lib
+from clip_jax.convert.formats import huggingface_images as images
+from clip_jax.convert.formats import huggingface_tokenizer as tokenizer
+from clip_jax.convert.formats import huggingface_weights as weights
 
 NAME = "huggingface"
 IGNORED = (r"(^|\.)position_ids$",)

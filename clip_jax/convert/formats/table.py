@@ -4,19 +4,21 @@ A directory can look like several; the first says more about the model.
 """
 
 from clip_jax.convert import (
-  bert,
   big_vision,
   borisdayma,
-  flax_clip,
   model_dir,
   open_clip,
   openai,
-  sentence_transformers,
   timm,
   workdir,
 )
 from clip_jax.convert.engine.format import Format
-from clip_jax.convert.formats import huggingface
+from clip_jax.convert.formats import (
+  bert,
+  flax_clip,
+  huggingface,
+  sentence_transformers,
+)
 
 FORMATS: dict[str, Format] = {
   known.name: known

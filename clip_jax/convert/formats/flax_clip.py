@@ -15,12 +15,12 @@ from clip_jax.convert import (
   transforms,
   weights_file,
 )
-from clip_jax.convert import huggingface_tokenizer as tokenizer
-from clip_jax.convert import huggingface_weights as weights
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import Entry, Slot
 from clip_jax.convert.formats import huggingface
 from clip_jax.convert.formats import huggingface_config as config_lib
+from clip_jax.convert.formats import huggingface_tokenizer as tokenizer
+from clip_jax.convert.formats import huggingface_weights as weights
 
 NAME = "flax-clip"
 FILE = "flax_model.msgpack"
