@@ -1,7 +1,7 @@
 """Checkpoints of every format that matters, in and out, exactly.
 
-Each format is a module with the same few functions: `recognise` a path, `read`
-it into a `Portable`, name what it cannot hold (`refusals`), and `write` one.
+`formats/table.py` lists the formats; `engine` says what one is made of and how
+to write another.
 """
 
 from clip_jax.convert.conversion import convert, open_model

@@ -5,11 +5,9 @@ it takes its name: a conversion either is exact or leaves nothing behind.
 """
 
 import dataclasses
-import importlib
 import os
 import pathlib
 from collections.abc import Callable
-from types import ModuleType
 
 from clip_jax import errors
 from clip_jax.convert import (
@@ -27,24 +25,11 @@ from clip_jax.convert import (
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import wrappers
+from clip_jax.convert.engine.format import Format
+from clip_jax.convert.formats.table import FORMATS
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.models import paths
 
-# Formats by name in the order in which a path is tried; a directory can look
-# like several, and the first says more about the model.
-FORMATS = {
-  "clip-jax": "clip_jax.convert.model_dir",
-  "workdir": "clip_jax.convert.workdir",
-  "openai": "clip_jax.convert.openai",
-  "open-clip": "clip_jax.convert.open_clip",
-  "big-vision": "clip_jax.convert.big_vision",
-  "borisdayma": "clip_jax.convert.borisdayma",
-  "flax-clip": "clip_jax.convert.flax_clip",
-  "sentence-transformers": "clip_jax.convert.sentence_transformers",
-  "huggingface": "clip_jax.convert.huggingface",
-  "bert": "clip_jax.convert.bert",
-  "timm": "clip_jax.convert.timm",
-}
 _SHOWN = 5
 _ACCEPTED = (
   "a workdir of `clip-jax train` (a directory with config.json and "
@@ -56,20 +41,20 @@ _ACCEPTED = (
 Progress = Callable[[int, int], None]
 
 
-def format_module(name: str) -> ModuleType:
-  """Returns the module of a format.
+def find_format(name: str) -> Format:
+  """Returns a format by its name.
 
   Raises:
     UserError: there is no such format.
   """
   if name not in FORMATS:
     raise errors.unknown("format", name, FORMATS)
-  return importlib.import_module(FORMATS[name])
+  return FORMATS[name]
 
 
 def targets() -> list[str]:
   """Returns the names of the formats that can be written."""
-  return [name for name in FORMATS if hasattr(format_module(name), "write")]
+  return [name for name, known in FORMATS.items() if known.write]
 
 
 # A directory's own description: where it is damaged, that is the news.
@@ -109,9 +94,8 @@ def _recognise_directory(path: pathlib.Path) -> str:
       f"Model {str(path)!r} holds LoRA adapters{of} ({_ADAPTER}), not a whole "
       f"model. {wrappers.MERGE}"
     )
-  for name in FORMATS:
-    known = getattr(format_module(name), "recognise", None)
-    if known and known(path):
+  for name, known in FORMATS.items():
+    if known.recognise(path):
       return name
   found = sorted(entry.name for entry in path.iterdir())
   shown = ", ".join(found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
@@ -129,9 +113,8 @@ def _recognise_directory(path: pathlib.Path) -> str:
 def _recognise_file(path: pathlib.Path, options: Options) -> str:
   """Returns the format whose names the tensors of a file have."""
   tensors = weights_file.read(path, options, report_lib.Report("")).tensors
-  for name in FORMATS:
-    knows = getattr(format_module(name), "knows", None)
-    if knows and knows(tensors):
+  for name, known in FORMATS.items():
+    if known.knows(tensors):
       # OpenAI's names say less than a config, which open_clip's models have.
       return "open-clip" if name == "openai" and options.config else name
   shown = ", ".join(list(tensors)[:_SHOWN]) or "nothing"
@@ -168,7 +151,7 @@ def open_model(
   else:
     path = pathlib.Path(address).expanduser()
   name = source_format or recognise(path, options)
-  model = format_module(name).read(path, options)
+  model = find_format(name).read(path, options)
   if hub.is_address(address):
     pinned = hub.pinned(address, path)
     model = dataclasses.replace(
@@ -271,8 +254,8 @@ def convert(
       is at `destination`.
   """
   options = options or Options()
-  target = format_module(to)
-  if not hasattr(target, "write"):
+  target = find_format(to)
+  if not target.write:
     raise errors.unknown("target format", to, targets())
   # "." and ".." have no name that a directory could take.
   destination = pathlib.Path(destination).expanduser().resolve()
@@ -285,7 +268,7 @@ def convert(
       "init.text)."
     )
   model = _without_useless_bias(model, target, options)
-  if not hasattr(target, "gives_back") or not target.gives_back(model):
+  if not target.gives_back(model):
     portable.refuse(to, target.refusals(model.spec))
   report = dataclasses.replace(model.report, target_format=to)
   if options.headers_only:
@@ -321,7 +304,7 @@ def _without_useless_bias(model, target, options) -> Portable:
   bias = float(model.leaves[path].read())
   if bias != 0 and not options.drop_logit_bias:
     raise errors.UserError(
-      f"The format {target.NAME!r} has no place for the logit bias, {bias:g}. "
+      f"The format {target.name!r} has no place for the logit bias, {bias:g}. "
       "Give --drop-logit-bias to leave it out: rankings and softmax "
       "probabilities stay, the sigmoid probability of a pair does not."
     )
@@ -367,14 +350,13 @@ def _check_free(
 def _check_written(model, partial, target, options, report, progress) -> None:
   """Reads the new checkpoint and compares every number with the source's."""
   # A format that does not say all of a model is told the rest again.
-  told = getattr(target, "told", lambda _: Options())(model.spec)
-  again = target.read(partial, told)
-  sameness.check_described(model.spec, again.spec, target.NAME)
+  again = target.read(partial, target.told(model.spec))
+  sameness.check_described(model.spec, again.spec, target.name)
   kinds = [spec.get("probabilities") for spec in (model.spec, again.spec)]
   if kinds[0] != kinds[1]:
     report.warnings.append(
       f"Its probabilities are those of a {kinds[0]}; who reads the format "
-      f"{target.NAME!r} takes them for those of a {kinds[1]}."
+      f"{target.name!r} takes them for those of a {kinds[1]}."
     )
   written = again.leaves
   assert written.keys() == model.leaves.keys()

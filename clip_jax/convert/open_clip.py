@@ -14,7 +14,6 @@ import numpy as np
 
 from clip_jax import errors, tokenizer
 from clip_jax.convert import (
-  bert,
   config_file,
   engine,
   open_clip_berts,
@@ -33,6 +32,7 @@ from clip_jax.convert import open_clip_files as files_lib
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import safetensors_file
 from clip_jax.convert.engine import Entry, Slot
+from clip_jax.convert.formats import bert
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import clip
 from clip_jax.tokenizer import files as tokenizer_lib_files

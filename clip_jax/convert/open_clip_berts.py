@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from clip_jax.convert import bert
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.formats import bert
 
 # Configs of the published ones: what differs from `bert-base-uncased`.
 _LARGE = {

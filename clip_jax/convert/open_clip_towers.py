@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import axes, bert, config_file, timm_vit
+from clip_jax.convert import axes, config_file, timm_vit
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.formats import bert
 
 NORM_EPSILON = 1e-5  # torch.nn.LayerNorm's.
 

@@ -88,3 +88,54 @@ def fused_bias_to_heads(heads: int, parts: int = 3) -> Transform:
     lambda x: tuple(part.reshape(heads, -1) for part in np.split(x, parts)),
     lambda parts: np.concatenate([part.reshape(-1) for part in parts]),
   )
+
+
+def box(axes: int) -> Transform:
+  """[1, …, ...] <-> (...): `axes` axes of length one before the others."""
+  return _single(
+    lambda x: x.reshape(x.shape[axes:]),
+    lambda x: x.reshape((1,) * axes + x.shape),
+  )
+
+
+def _to_grid(rows: np.ndarray) -> np.ndarray:
+  side = math.isqrt(len(rows))
+  return rows.reshape(side, side, *rows.shape[1:])
+
+
+# [side, side, width] <-> (patches, width).
+GRID = _single(lambda x: x.reshape(-1, *x.shape[2:]), _to_grid)
+
+
+def flat_to_heads(heads: int) -> Transform:
+  """[in, H * k] <-> (in, H, k)."""
+  return _single(
+    lambda x: x.reshape(x.shape[0], heads, -1),
+    lambda x: x.reshape(x.shape[0], -1),
+  )
+
+
+def flat_from_heads(heads: int) -> Transform:
+  """[H * k, out] <-> (H, k, out)."""
+  return _single(
+    lambda x: x.reshape(heads, -1, x.shape[1]),
+    lambda x: x.reshape(-1, x.shape[2]),
+  )
+
+
+def flat_to_patches(patch_size: int) -> Transform:
+  """[rows * cols * in, out] <-> (rows, cols, in, out)."""
+  p = patch_size
+  return _single(
+    lambda x: x.reshape(p, p, -1, x.shape[1]),
+    lambda x: x.reshape(-1, x.shape[3]),
+  )
+
+
+def linear_to_patches(patch_size: int) -> Transform:
+  """[out, rows * cols * in] <-> (rows, cols, in, out)."""
+  p = patch_size
+  return _single(
+    lambda x: x.T.reshape(p, p, -1, x.shape[0]),
+    lambda x: x.reshape(-1, x.shape[3]).T,
+  )

@@ -1,5 +1,6 @@
 """What a conversion does to the places that it reads from and writes to."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -150,7 +151,8 @@ def test_a_writer_that_changes_the_meaning_is_caught(
     path = destination / model_dir.DESCRIPTION
     path.write_text(path.read_text().replace('"quick_gelu"', '"gelu"'))
 
-  monkeypatch.setattr(model_dir, "write", wrong)
+  known = dataclasses.replace(conversion.FORMATS["clip-jax"], write=wrong)
+  monkeypatch.setitem(conversion.FORMATS, "clip-jax", known)
   with pytest.raises(errors.UserError, match="activation is 'quick_gelu'"):
     convert.convert(model, tmp_path / "out", to="clip-jax")
   assert _names(tmp_path) == ["models"]

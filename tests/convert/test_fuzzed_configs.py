@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from clip_jax import convert, errors
-from clip_jax.convert import bert, portable, report, timm_vit
-from clip_jax.convert import huggingface_config as config_lib
+from clip_jax.convert import portable, report, timm_vit
 from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.formats import bert
+from clip_jax.convert.formats import huggingface_config as config_lib
 from clip_jax.convert.tensor import Tensor
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -339,7 +340,7 @@ def test_positions_that_no_longer_fit_are_left_out(clip, tmp_path):
 
 
 def test_only_clips_own_tokenizer_counts_as_clips():
-  from clip_jax.convert import huggingface_clip_bpe as clip_bpe
+  from clip_jax.convert.formats import huggingface_clip_bpe as clip_bpe
 
   files = clip_bpe.files(77)
   assert clip_bpe.is_clips(files)
@@ -372,8 +373,8 @@ def test_only_clips_own_tokenizer_counts_as_clips():
 
 
 def test_another_normalizer_makes_another_tokenizer(clip):
-  from clip_jax.convert import huggingface_clip_bpe as clip_bpe
-  from clip_jax.convert import huggingface_tokenizer
+  from clip_jax.convert.formats import huggingface_clip_bpe as clip_bpe
+  from clip_jax.convert.formats import huggingface_tokenizer
 
   files = clip_bpe.files(77)
   text = {"vocab_size": 49408}

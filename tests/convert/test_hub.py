@@ -101,7 +101,7 @@ def test_the_commit_is_part_of_the_provenance(served, monkeypatch):
   monkeypatch.setattr(convert.conversion, "recognise", lambda *_: "huggingface")
   monkeypatch.setattr(
     convert.conversion,
-    "format_module",
+    "find_format",
     lambda name: type("Format", (), {"read": lambda path, options: portable}),
   )
   model = convert.open_model("hf-hub:org/model@main")

@@ -234,7 +234,7 @@ def test_a_tower_alone_computes_what_transformers_computes(
 
 def _run_tower(model, part, inputs):
   with jax.enable_x64(True):
-    stand_ins = {**engine._STAND_INS, **model.spec}
+    stand_ins = {**engine.STAND_INS, **model.spec}
     module = getattr(
       variants.create_model(
         variants.resolve({"embed_dim": 1, **stand_ins}),

@@ -293,7 +293,7 @@ def _check_shipped(name):
   spec = variants.resolve({**described.spec, "tokenizer": {"kind": "clip_bpe"}})
   entries = open_clip.entries(spec, open_clip._layout(described, {}))
   shapes = engine.leaf_shapes(spec)
-  engine._check_cover(entries, shapes)
+  engine.check_cover(entries, shapes)
   theirs = {e.name: list(engine.their_shape(e, shapes)) for e in entries}
   for key in open_clip._running_counts(theirs):
     theirs[key] = []

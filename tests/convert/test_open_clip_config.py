@@ -430,8 +430,9 @@ def test_a_default_is_not_said_to_come_from_the_config():
 
 
 def test_a_bert_that_open_clip_cannot_name_is_refused_in_a_dry_run():
-  from clip_jax.convert import bert, open_clip_refusals
+  from clip_jax.convert import open_clip_refusals
   from clip_jax.convert import report as report_lib
+  from clip_jax.convert.formats import bert
   from clip_jax.models import variants
 
   base = variants.VARIANTS["ViT-B-32"]

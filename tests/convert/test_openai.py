@@ -410,7 +410,7 @@ def test_full_sizes_have_a_place_for_every_tensor(name):
   spec = engine.resolve(variants.VARIANTS[name])
   assert not openai.refusals(spec)
   shapes = engine.leaf_shapes(spec)
-  engine._check_cover(openai_entries.entries(spec), shapes)
+  engine.check_cover(openai_entries.entries(spec), shapes)
   tensors = _shapes_alone(spec)
   report = convert.Report("openai")
   again = openai.describe(

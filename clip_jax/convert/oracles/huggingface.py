@@ -9,15 +9,11 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import huggingface_tokenizer as tokenizer
-from clip_jax.convert import (
-  huggingface_weights,
-  portable,
-  sentence_transformers,
-  weights_file,
-)
+from clip_jax.convert import portable, weights_file
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.formats import huggingface_tokenizer as tokenizer
+from clip_jax.convert.formats import huggingface_weights, sentence_transformers
 from clip_jax.convert.oracles import Oracle, Stages, complaint, watching
 
 _CLASSES = {

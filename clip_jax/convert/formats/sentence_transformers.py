@@ -4,14 +4,9 @@ import pathlib
 from typing import Any
 
 from clip_jax import errors, json_text
-from clip_jax.convert import (
-  bert,
-  config_file,
-  containers,
-  huggingface,
-  portable,
-)
+from clip_jax.convert import config_file, containers, portable
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.formats import bert, huggingface
 
 NAME = "sentence-transformers"
 MODULES = "modules.json"

@@ -104,7 +104,7 @@ IMAGE_FIELDS = (
 )
 
 # The other tower of a single one, so that it can be made; none of it is kept.
-_STAND_INS = {
+STAND_INS = {
   "image": {
     "kind": "vit",
     "image_size": 1,
@@ -119,7 +119,7 @@ _STAND_INS = {
 
 def towers(spec: dict[str, Any]) -> tuple[str, ...]:
   """Returns the towers that a description has: both, "image" or "text"."""
-  return tuple(part for part in _STAND_INS if part in spec)
+  return tuple(part for part in STAND_INS if part in spec)
 
 
 def resolve(spec: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def resolve(spec: dict[str, Any]) -> dict[str, Any]:
   parts = towers(spec)
   if len(parts) == 2:
     return variants.resolve(spec)
-  whole = variants.resolve({"embed_dim": 1, **_STAND_INS, **spec})
+  whole = variants.resolve({"embed_dim": 1, **STAND_INS, **spec})
   about = {"image": IMAGE_FIELDS, "text": ("tokenizer",)}[parts[0]]
   return {field: whole[field] for field in (parts[0], *about)}
 
@@ -141,7 +141,7 @@ def completed(spec: dict[str, Any]) -> dict[str, Any]:
   if len(parts) == 2:
     return spec
   return {
-    **_STAND_INS,
+    **STAND_INS,
     **spec,
     "embed_dim": spec[parts[0]]["width"],
     "image_projection": "none",
@@ -171,7 +171,7 @@ def _leaf_shapes(description: str) -> dict[str, tuple[int, ...]]:
   spec = json.loads(description)
   parts = towers(spec)
   if len(parts) == 1:
-    spec = {"embed_dim": 1, **_STAND_INS, **spec}
+    spec = {"embed_dim": 1, **STAND_INS, **spec}
   model = variants.create_model(spec)
   tree = variants.abstract_variables(model)
   shapes = {path: leaf.shape for path, leaf in flatten(tree).items()}
@@ -185,7 +185,7 @@ def _slot_shape(slot: Slot, shapes: Mapping[str, tuple[int, ...]]):
   return shape if slot.layer is None else shape[1:]
 
 
-def _check_cover(entries, shapes) -> None:
+def check_cover(entries, shapes) -> None:
   """Asserts that the entries fill every place exactly once: our own duty."""
   places = collections.Counter(s for entry in entries for s in entry.slots)
   wanted = set()
@@ -242,7 +242,7 @@ def to_ours(
     MismatchError: a tensor is missing, unexpected or of another shape.
   """
   shapes = leaf_shapes(spec)
-  _check_cover(entries, shapes)
+  check_cover(entries, shapes)
   known = {entry.name: entry for entry in entries}
   patterns = [re.compile(pattern) for pattern in ignored]
   extras = {}
@@ -329,7 +329,7 @@ def to_theirs(
 ) -> dict[str, Tensor]:
   """Returns the tensors of a format for our leaves, lazily, in its order."""
   shapes = {path: leaf.shape for path, leaf in leaves.items()}
-  _check_cover(entries, shapes)
+  check_cover(entries, shapes)
   return {entry.name: _their_tensor(entry, leaves, shapes) for entry in entries}
 
 

@@ -5,8 +5,9 @@ import pathlib
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import config_file, engine, huggingface_config
+from clip_jax.convert import config_file, engine
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.formats import huggingface_config
 
 FILE = "preprocessor_config.json"
 # transformers 5 writes the parts of a processor into one file.

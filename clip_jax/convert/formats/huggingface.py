@@ -1,8 +1,8 @@
 """HuggingFace directories: CLIPModel, SiglipModel, Siglip2Model, their towers.
 
-config.json says which of them it is; `huggingface_clip` and
-`huggingface_siglip` know their fields and names. Weights come as safetensors
-or PyTorch files, whole or in shards; they go out as safetensors.
+config.json says which of the families of `huggingface_config` it is. Weights
+come as safetensors or PyTorch files, whole or in shards; they go out as
+safetensors.
 """
 
 import json
@@ -14,13 +14,14 @@ import numpy as np
 
 from clip_jax import errors
 from clip_jax.convert import engine, portable, weights_file
-from clip_jax.convert import huggingface_clip as clip
-from clip_jax.convert import huggingface_config as config_lib
-from clip_jax.convert import huggingface_images as images
-from clip_jax.convert import huggingface_siglip as siglip
-from clip_jax.convert import huggingface_tokenizer as tokenizer
-from clip_jax.convert import huggingface_weights as weights
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine.family import Family
+from clip_jax.convert.engine.format import Format
+from clip_jax.convert.formats import huggingface_clip, huggingface_siglip
+from clip_jax.convert.formats import huggingface_config as config_lib
+from clip_jax.convert.formats import huggingface_images as images
+from clip_jax.convert.formats import huggingface_tokenizer as tokenizer
+from clip_jax.convert.formats import huggingface_weights as weights
 
 NAME = "huggingface"
 IGNORED = (r"(^|\.)position_ids$",)
@@ -29,13 +30,7 @@ _AFTER_TOWER = (
   r"^(visual|text)_projection\.weight$",
   r"^(text_model\.)?head\.(weight|bias)$",
 )
-_KINDS = {
-  "clip": clip,
-  "metaclip_2": clip,
-  "siglip": siglip,
-  "siglip2": siglip,
-}
-_PREFIXES = {"text": "text_model.", "image": "vision_model."}
+_PREFIXES = huggingface_clip.PREFIXES
 
 
 def recognise(path: pathlib.Path) -> bool:
@@ -60,14 +55,13 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   """
   report = report_lib.Report(NAME)
   if path.is_dir():
-    config = config_lib.read(path, report)
+    config = config_lib.read(path, report, _told(options))
     file = weights.require(path)
   else:
     path, file = _config_directory(path, options, report), path
-    config = config_lib.read(path, report)
-  kind = _KINDS[config.family]
+    config = config_lib.read(path, report, _told(options))
   tensors = weights_file.read(file, options, report).tensors
-  spec = describe(path, config, report, options)
+  spec = describe(path, config)
   for part in engine.towers(spec):
     # Before anything is as large as the config says.
     if spec[part]["depth"] > len(tensors):
@@ -78,7 +72,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   dialect = _dialect(config, tensors)
   ignored = IGNORED + (_AFTER_TOWER if config.tower else ())
   model = portable.assemble(
-    kind.entries(spec, dialect),
+    config.family.entries(spec, _variables(spec, dialect)),
     tensors,
     spec,
     report=report,
@@ -121,26 +115,26 @@ def _config_directory(file, options, report) -> pathlib.Path:
   return directory
 
 
-def describe(
-  path: pathlib.Path,
-  config: config_lib.Config,
-  report: report_lib.Report,
-  options: portable.Options,
-) -> dict[str, Any]:
+def _told(options: portable.Options) -> dict[str, Any]:
+  return {"activation": options.activation}
+
+
+def describe(path: pathlib.Path, config: config_lib.Config) -> dict[str, Any]:
   """Returns the whole description of a directory's model."""
-  spec = _KINDS[config.family].describe(config, report, options)
+  spec = config.family.describe(config.source)
+  name, report = config.family.name, config.source.report
   if "image" in spec:
-    spec |= images.describe(path, config.family, spec["image"], report)
+    spec |= images.describe(path, name, spec["image"], report)
   if "text" in spec:
     spec["tokenizer"] = tokenizer.describe(
-      tokenizer.read_files(path), config.family, spec["text"], report
+      tokenizer.read_files(path), name, spec["text"], report
     )
   return engine.resolve(spec)
 
 
 def _dialect(config, tensors) -> dict[str, Any]:
   found = {}
-  if config.family == "siglip2" and config.tower != "text":
+  if config.family.name == "siglip2" and config.tower != "text":
     found["naflex"] = True
   if config.tower:
     # transformers 5 saves a tower without the prefix that 4 gave it.
@@ -150,11 +144,21 @@ def _dialect(config, tensors) -> dict[str, Any]:
   return found
 
 
+def _variables(spec, dialect) -> dict[str, Any]:
+  """Returns the variables of a tower's names that is alone."""
+  prefix = dialect.get("prefix")
+  return {} if prefix is None else {engine.towers(spec)[0]: prefix}
+
+
 def refusals(spec: dict[str, Any]) -> list[str]:
-  """Returns what of a description neither CLIPModel nor SiglipModel holds."""
-  return min((kind.refusals(spec) for kind in (clip, siglip)), key=len) + (
-    images.refusals(spec)
-  )
+  """Returns what of a description no family here holds."""
+  return _family(spec).refusals(spec) + images.refusals(spec)
+
+
+def _family(spec: dict[str, Any]) -> Family:
+  """Returns the family that holds a description, or lacks the least of it."""
+  families = config_lib.FAMILIES.values()
+  return min(families, key=lambda family: len(family.refusals(spec)))
 
 
 def write(
@@ -164,15 +168,13 @@ def write(
   del options
   spec = model.spec
   portable.refuse(NAME, refusals(spec))
-  kind = siglip if clip.refusals(spec) else clip
   dialect = model.dialect(NAME)
-  tensors = engine.to_theirs(kind.entries(spec, dialect), model.leaves)
+  naflex = dialect.get("naflex", False)
+  family = huggingface_siglip.SIGLIP2 if naflex else _family(spec)
+  tensors = engine.to_theirs(family.entries(spec), model.leaves)
   if model.source.get("format") == NAME:
     tensors |= _fitting(model.extras, spec)
-  config = {
-    **kind.config(spec, dialect),
-    "dtype": _dtype(tensors).name,
-  }
+  config = {**family.config(spec), "dtype": _dtype(tensors).name}
   warnings = model.report.warnings
   if (source := dialect.get("weights", "")).startswith(weights.TORCH):
     warnings.append(f"{source} becomes {weights.WEIGHTS}: the same tensors.")
@@ -180,8 +182,7 @@ def write(
   destination.mkdir(parents=True, exist_ok=True)
   weights.write(destination, tensors)
   _write_json(destination / config_lib.FILE, config)
-  family = config["model_type"]
-  _write_json(destination / images.FILE, images.settings(spec, family))
+  _write_json(destination / images.FILE, images.settings(spec, family.name))
   files = tokenizer.files_for(spec, model.files, model.report)
   for name, data in files.items():
     (destination / name).write_bytes(data)
@@ -216,3 +217,13 @@ def _dtype(tensors) -> np.dtype:
 
 def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
   path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
+
+
+FORMAT = Format(
+  NAME,
+  read,
+  recognise=recognise,
+  knows=knows,
+  write=write,
+  refusals=refusals,
+)

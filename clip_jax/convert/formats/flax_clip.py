@@ -11,16 +11,16 @@ from typing import Any
 from clip_jax import errors
 from clip_jax.convert import (
   engine,
-  huggingface,
   portable,
   transforms,
   weights_file,
 )
-from clip_jax.convert import huggingface_config as config_lib
-from clip_jax.convert import huggingface_tokenizer as tokenizer
-from clip_jax.convert import huggingface_weights as weights
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import Entry, Slot
+from clip_jax.convert.formats import huggingface
+from clip_jax.convert.formats import huggingface_config as config_lib
+from clip_jax.convert.formats import huggingface_tokenizer as tokenizer
+from clip_jax.convert.formats import huggingface_weights as weights
 
 NAME = "flax-clip"
 FILE = "flax_model.msgpack"
@@ -42,13 +42,13 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     UserError: it is damaged, or holds another model than a CLIP's two towers.
   """
   report = report_lib.Report(NAME)
-  config = config_lib.read(path, report)
-  if config.family != "clip" or config.tower:
+  config = config_lib.read(path, report, {"activation": options.activation})
+  if config.family.name != "clip" or config.tower:
     raise errors.UserError(
       f"{path}: {FILE} is read for model_type='clip' only; this is "
       f"{config_lib.model_type(path)!r}."
     )
-  spec = huggingface.describe(path, config, report, options)
+  spec = huggingface.describe(path, config)
   tensors = weights_file.read(path / FILE, options, report).tensors
   for part in engine.towers(spec):
     if spec[part]["depth"] > len(tensors):

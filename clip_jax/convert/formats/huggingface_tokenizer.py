@@ -5,10 +5,11 @@ from typing import Any
 
 from clip_jax import errors
 from clip_jax import tokenizer as tokenizer_lib
-from clip_jax.convert import huggingface_clip_bpe as clip_bpe
-from clip_jax.convert import huggingface_config, tokenizer_files
 from clip_jax.convert import report as report_lib
+from clip_jax.convert import tokenizer_files
 from clip_jax.convert.containers import datafile
+from clip_jax.convert.formats import huggingface_clip_bpe as clip_bpe
+from clip_jax.convert.formats import huggingface_config
 
 CONFIG, SPECIAL = clip_bpe.CONFIG, clip_bpe.SPECIAL
 FAST, VOCAB, MERGES = clip_bpe.FAST, clip_bpe.VOCAB, clip_bpe.MERGES

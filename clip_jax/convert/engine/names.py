@@ -1,0 +1,254 @@
+"""The names of a checkpoint's tensors as tables: a row a tensor or a layer.
+
+    -      embeddings.class_embedding        class_embedding  if class_token
+    conv   embeddings.patch_embedding.weight patch_kernel
+    stack  encoder.layers.{i}.               blocks           block
+    norm   post_layernorm                    ln_post
+
+A row is KIND THEIRS OURS. THEIRS follows the prefixes of the rows that led to
+the table, and so does OURS. KIND is one of these:
+
+- a name in `RULES`: one tensor, and how it is laid out;
+- a name in the table's `kinds`: a layer with its weight, bias and so on;
+- `part`: the rows of another table, named at the end of the row, below both
+  prefixes. OURS "image" or "text" enters that tower, "." stays where it is;
+- `stack`: the same for each layer of the tower, whose number is `{i}`; without
+  `{i}` the layers are stacked in one array there, too. OURS is "blocks";
+- `stages`: the same for each block of a ResNet, with `{stage}` and `{block}`.
+
+Several of ours that lie in one tensor are "attention/query,key,value".
+
+A row may end in "if FIELD", "if not FIELD", "if FIELD=VALUE" or
+"if FIELD!=VALUE". FIELD is one of the tower's description, of the model's
+("image.kind"), or of the variables; variables in braces become parts of names.
+Rows of a tower that a model lacks are left out, and so are rows outside of the
+towers where there is one tower only.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from clip_jax.convert import transforms
+from clip_jax.convert.engine.entries import Entry, Slot, block_slot, towers
+from clip_jax.models import resnet
+
+Tower = Mapping[str, Any]
+
+
+def heads(tower: Tower) -> int:
+  """Returns the number of attention heads, a ResNet's being in its pool."""
+  if tower["kind"] != "resnet":
+    return tower["heads"]
+  last = tower["width"] * resnet.EXPANSION * 2 ** (len(tower["depths"]) - 1)
+  return last // resnet.HEAD_DIM
+
+
+# How one tensor is laid out there, for the tower that it belongs to.
+RULES: dict[str, Callable[[Tower], transforms.Transform]] = {
+  "-": lambda tower: transforms.IDENTITY,
+  "T": lambda tower: transforms.LINEAR,
+  "conv": lambda tower: transforms.CONV,
+  "box": lambda tower: transforms.box(1),
+  "box2": lambda tower: transforms.box(2),
+  "grid": lambda tower: transforms.GRID,
+  "patches": lambda tower: transforms.linear_to_patches(tower["patch_size"]),
+  "flat_patches": lambda tower: transforms.flat_to_patches(tower["patch_size"]),
+  "heads": lambda tower: transforms.linear_to_heads(heads(tower)),
+  "bias": lambda tower: transforms.bias_to_heads(heads(tower)),
+  "out": lambda tower: transforms.heads_to_linear(heads(tower)),
+  "fused2": lambda tower: transforms.fused_linear_to_heads(heads(tower), 2),
+  "fused2_bias": lambda tower: transforms.fused_bias_to_heads(heads(tower), 2),
+  "fused3": lambda tower: transforms.fused_linear_to_heads(heads(tower), 3),
+  "fused3_bias": lambda tower: transforms.fused_bias_to_heads(heads(tower), 3),
+  "flat_heads": lambda tower: transforms.flat_to_heads(heads(tower)),
+  "flat_out": lambda tower: transforms.flat_from_heads(heads(tower)),
+}
+
+# A kind of layer: (end of their name, end of ours, rule) of each tensor.
+Layer = tuple[tuple[str, str, str], ...]
+# torch's layers: matrices are [out, in].
+TORCH: dict[str, Layer] = {
+  "norm": ((".weight", "/scale", "-"), (".bias", "/bias", "-")),
+  "linear": ((".weight", "/kernel", "T"), (".bias", "/bias", "-")),
+  "weight": ((".weight", "/kernel", "T"),),
+  "heads": ((".weight", "/kernel", "heads"), (".bias", "/bias", "bias")),
+  "out": ((".weight", "/kernel", "out"), (".bias", "/bias", "-")),
+  "kv": ((".weight", "/kernel", "fused2"), (".bias", "/bias", "fused2_bias")),
+  "qkv": ((".weight", "/kernel", "fused3"), (".bias", "/bias", "fused3_bias")),
+  # torch.nn.MultiheadAttention's.
+  "in_proj": (
+    ("_weight", "/kernel", "fused3"),
+    ("_bias", "/bias", "fused3_bias"),
+  ),
+  # TensorFlow's names of a norm, which old BERTs keep.
+  "gamma": ((".gamma", "/scale", "-"), (".beta", "/bias", "-")),
+  "batch_norm": (
+    (".weight", "/scale", "-"),
+    (".bias", "/bias", "-"),
+    (".running_mean", "/mean", "-"),
+    (".running_var", "/var", "-"),
+  ),
+}
+# flax's layers, with heads in the shape of attention's kernels, as here.
+FLAX: dict[str, Layer] = {
+  "norm": (("/scale", "/scale", "-"), ("/bias", "/bias", "-")),
+  "linear": (("/kernel", "/kernel", "-"), ("/bias", "/bias", "-")),
+  "weight": (("/kernel", "/kernel", "-"),),
+  # The same with matrices for attention's kernels.
+  "heads": (("/kernel", "/kernel", "flat_heads"), ("/bias", "/bias", "bias")),
+  "out": (("/kernel", "/kernel", "flat_out"), ("/bias", "/bias", "-")),
+}
+_STATISTICS = ("mean", "var")
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+  """The tables of a format.
+
+  Attributes:
+    tables: by name; "whole" is the first.
+    kinds: the layers that rows name: `TORCH` or `FLAX`, or more of them.
+    variables: what braces and conditions may name, with its usual value.
+  """
+
+  tables: Mapping[str, str]
+  kinds: Mapping[str, Layer] = dataclasses.field(default_factory=lambda: TORCH)
+  variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def entries(
+    self, spec: Mapping[str, Any], variables: Mapping[str, Any] | None = None
+  ) -> list[Entry]:
+    """Returns where each tensor goes.
+
+    Args:
+      spec: the resolved description, of both towers or of one.
+      variables: those that differ from the usual.
+    """
+    facts = {**self.variables, **(variables or {})}
+    unknown = facts.keys() - self.variables.keys()
+    assert not unknown, f"unknown variables: {unknown}"
+    return list(self._rows("whole", _Place(spec, facts)))
+
+  def _rows(self, table: str, place: "_Place") -> Iterator[Entry]:
+    for line in self.tables[table].splitlines():
+      row, _, condition = line.partition(" if ")
+      if not row.strip():
+        continue
+      kind, theirs, ours, *inner = row.split()
+      if kind == "part" and not place.has(ours):
+        continue
+      if kind != "part" and not place.within:
+        continue
+      if condition and not place.holds(condition.strip()):
+        continue
+      if inner:
+        for below in _EXPAND[kind](place, theirs, ours):
+          yield from self._rows(inner[0], below)
+      else:
+        layer = self.kinds.get(kind, (("", "", kind),))
+        yield from place.entries(theirs, ours, layer)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+  """Where in both trees a table's rows apply.
+
+  Attributes:
+    spec: the model's description.
+    facts: the variables.
+    theirs: what their names begin with.
+    ours: what our paths begin with, such as "text/".
+    layer: of a stack; None where it is stacked there, too.
+    stacked: whether the place is in a tower's stack of blocks.
+  """
+
+  spec: Mapping[str, Any]
+  facts: Mapping[str, Any]
+  theirs: str = ""
+  ours: str = ""
+  layer: int | None = None
+  stacked: bool = False
+
+  @property
+  def tower(self) -> Tower:
+    name = self.ours.split("/")[0]
+    return self.spec[name] if name in ("image", "text") else {}
+
+  @property
+  def within(self) -> bool:
+    """Whether this model has such a place: a tower, or both together."""
+    return bool(self.tower) or len(towers(self.spec)) == 2
+
+  def has(self, ours: str) -> bool:
+    """Whether the model has the part `ours`."""
+    if self.ours or ours not in ("image", "text"):
+      return True
+    return ours in self.spec
+
+  def holds(self, condition: str) -> bool:
+    """Whether a row's condition holds."""
+    negated = condition.startswith("not ")
+    field, sign, value = condition.removeprefix("not ").partition("=")
+    differs = field.endswith("!")
+    found = self._fact(field.removesuffix("!"))
+    true = str(found) == value if sign else bool(found)
+    return true != (negated or differs)
+
+  def _fact(self, field: str) -> Any:
+    part, _, inner = field.rpartition(".")
+    for known in (self.facts, self.spec[part] if part else self.tower):
+      if inner in known:
+        return known[inner]
+    if field in self.spec:
+      return self.spec[field]
+    raise KeyError(f"a row asks for {field!r}, which nothing says")
+
+  def entries(self, theirs: str, ours: str, layer: Layer) -> Iterator[Entry]:
+    """Yields the entries of one row."""
+    parent, _, last = f"/{ours}".rpartition("/")
+    paths = [f"{parent}/{name}"[1:] for name in last.split(",")]
+    name = self.theirs + theirs.format(**self.facts)
+    for end, our_end, rule in layer:
+      slots = tuple(self._slot(f"{path}{our_end}") for path in paths)
+      yield Entry(f"{name}{end}", slots, RULES[rule](self.tower))
+
+  def _slot(self, path: str) -> Slot:
+    if self.stacked:
+      tower, _, inner = self.ours.partition("/")
+      return block_slot(tower, f"{inner}{path}", self.layer)
+    is_statistic = path.rpartition("/")[2] in _STATISTICS
+    root = "batch_stats" if is_statistic else "params"
+    return Slot(f"{root}/{self.ours}{path}")
+
+  def part(self, theirs: str, ours: str) -> Iterator["_Place"]:
+    """Yields the place below both prefixes."""
+    below = "" if ours == "." else f"{ours}/"
+    name = "" if theirs == "." else theirs.format(**self.facts)
+    yield dataclasses.replace(
+      self, theirs=self.theirs + name, ours=self.ours + below
+    )
+
+  def stack(self, theirs: str, ours: str) -> Iterator["_Place"]:
+    """Yields the place of each layer."""
+    assert ours == "blocks", ours
+    numbered = "{i}" in theirs
+    for i in range(self.tower["depth"]) if numbered else (None,):
+      name = self.theirs + theirs.format(**self.facts, i=i)
+      yield dataclasses.replace(self, theirs=name, layer=i, stacked=True)
+
+  def stages(self, theirs: str, ours: str) -> Iterator["_Place"]:
+    """Yields the place of each block of a ResNet; its first is `first`."""
+    assert ours == "blocks", ours
+    for stage, depth in enumerate(self.tower["depths"], start=1):
+      for block in range(depth):
+        name = theirs.format(**self.facts, stage=stage, block=block)
+        yield dataclasses.replace(
+          self,
+          theirs=self.theirs + name,
+          ours=f"{self.ours}stage_{stage}_block_{block + 1}/",
+          facts={**self.facts, "first": block == 0},
+        )
+
+
+_EXPAND = {"part": _Place.part, "stack": _Place.stack, "stages": _Place.stages}

@@ -1,0 +1,275 @@
+"""HuggingFace's CLIPModel, and MetaClip2Model, which differs in its end token.
+
+The defaults are those of transformers 5, `configuration_clip.py`: published
+configs are sparse, and a field is written where it differs from them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from clip_jax import errors
+from clip_jax.convert.engine import fields
+from clip_jax.convert.engine.family import Family
+from clip_jax.convert.engine.fields import Field, Fixed, Heads, Written
+from clip_jax.convert.engine.names import Names
+
+# Configs from before transformers 4.31 name this end token, which no tokenizer
+# gives; CLIPTextModel then takes the largest id, and MetaClip2TextModel does
+# not (transformers#24773, #39821).
+LEGACY_END_ID = 2
+VOCAB_SIZE = 49408
+_MAX_LOG_SCALE = 80.0  # Float32 ends at e^88.
+
+# `hidden_act` -> our activation; the first of several is the one to write.
+ACTIVATIONS = {
+  "quick_gelu": "quick_gelu",
+  "gelu": "gelu",
+  "gelu_python": "gelu",
+  "gelu_pytorch_tanh": "gelu_tanh",
+  "gelu_new": "gelu_tanh",
+}
+
+BLOCK = """
+norm    layer_norm1         ln_1
+norm    layer_norm2         ln_2
+heads   self_attn.q_proj    attention/query
+heads   self_attn.k_proj    attention/key
+heads   self_attn.v_proj    attention/value
+out     self_attn.out_proj  attention/out
+linear  mlp.fc1             mlp/fc_in
+linear  mlp.fc2             mlp/fc_out
+"""
+TEXT = """
+-       embeddings.token_embedding.weight     token_embedding/embedding
+-       embeddings.position_embedding.weight  position_embedding
+stack   encoder.layers.{i}.                   blocks  block
+norm    final_layer_norm                      ln_final
+"""
+# "pre_layrnorm" is their spelling.
+IMAGE = """
+-       embeddings.class_embedding            class_embedding
+conv    embeddings.patch_embedding.weight     patch_kernel
+-       embeddings.position_embedding.weight  position_embedding
+norm    pre_layrnorm                          ln_pre
+stack   encoder.layers.{i}.                   blocks  block
+norm    post_layernorm                        ln_post
+"""
+WHOLE = """
+-       logit_scale          log_scale
+part    {text}               text   text
+part    {image}              image  image
+weight  visual_projection    image_projection
+weight  text_projection      text_projection
+"""
+# transformers 5 saves a tower alone without the prefix that 4 gave it.
+PREFIXES = {"text": "text_model.", "image": "vision_model."}
+NAMES = Names(
+  {"whole": WHOLE, "text": TEXT, "image": IMAGE, "block": BLOCK},
+  variables=PREFIXES,
+)
+
+
+class Grid(fields.Row):
+  """The pixels at the edge that make no whole patch; reads after the sizes."""
+
+  ours = "image.drop_edge"
+
+  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+    """Works out whether pixels are left over, and warns of them."""
+    image_size, patch_size = (
+      spec["image"][field] for field in ("image_size", "patch_size")
+    )
+    edge = image_size % patch_size
+    if edge and image_size > patch_size:
+      source.report.warnings.append(
+        f"image_size={image_size} is no multiple of patch_size={patch_size}: "
+        f"the last {edge} rows and columns of pixels are not seen, as in the "
+        "source."
+      )
+    spec["image"]["drop_edge"] = edge > 0
+    source.report.infer(self.ours, edge > 0, "format")
+
+  def check(self, source: fields.Source, spec: dict[str, Any]) -> None:
+    """Asks for one whole patch."""
+    image_size, patch_size = (
+      spec["image"][field] for field in ("image_size", "patch_size")
+    )
+    if image_size < patch_size:
+      where = source.where("vision_config.image_size")
+      raise errors.UserError(
+        f"{where}: image_size={image_size} is below patch_size={patch_size}."
+      )
+
+
+TOWER = (
+  Field("hidden_size", "width", in_weights=True),
+  Field("num_hidden_layers", "depth", in_weights=True),
+  Heads("num_attention_heads", "heads"),
+  Field("intermediate_size", "mlp_dim", in_weights=True),
+  Field("layer_norm_eps", "norm_epsilon", fields.EPSILON),
+  Field("hidden_act", "activation", fields.one_of(ACTIVATIONS)),
+  Written("attention_dropout", 0.0),
+)
+TEXT_FIELDS = (
+  Fixed("kind", "transformer", in_weights=True),
+  Field("max_position_embeddings", "context_length", in_weights=True),
+  Field("vocab_size", "vocab_size", in_weights=True),
+  *TOWER,
+)
+PATCHES = (
+  Field("patch_size", "patch_size", fields.PIXELS, in_weights=True),
+  Written("num_channels", 3, fields.exactly(3)),
+)
+PIXELS = (Field("image_size", "image_size", fields.PIXELS), *PATCHES)
+
+
+def structure(**facts: Any) -> tuple[Fixed, ...]:
+  """Returns rows of fields that the format has one value of."""
+  return tuple(Fixed(k, v, in_weights=True) for k, v in facts.items())
+
+
+VISION_FIELDS = (
+  *structure(kind="vit"),
+  *PIXELS,
+  *TOWER,
+  Fixed("pooling", "class"),
+  *structure(class_token=True, class_position=True, registers=0),
+  *structure(pre_norm=True, patch_bias=False, norm_after_pool=False),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class EndToken(fields.Row):
+  """The token at which a text is read, and how it is found.
+
+  Attributes:
+    legacy: whether `LEGACY_END_ID` says that the largest id is it.
+  """
+
+  legacy: bool
+  ours: str = "text.pooling"
+  theirs: str = "text_config.eos_token_id"
+
+  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+    """Reads the pooling and the token's id."""
+    end_id = source.read(self.theirs, fields.TOKEN_ID)
+    largest = self.legacy and end_id == LEGACY_END_ID
+    pooling = "argmax" if largest else "eos"
+    shown = pooling if largest else f"eos, first id {end_id}"
+    source.note(self.ours, shown, self.theirs)
+    eos_id = None if largest else end_id
+    spec["text"] |= {"pooling": pooling, "eos_id": eos_id}
+
+  def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
+    """Writes the ids of the end token and of those that go with it."""
+    end_id = _end_id(spec["text"])
+    special = {"bos_token_id": 0, "pad_token_id": 1}
+    if end_id == VOCAB_SIZE - 1:
+      special = {"bos_token_id": end_id - 1, "pad_token_id": end_id}
+    config["text_config"] |= {**special, "eos_token_id": end_id}
+
+  def holds(self, value: Any, found: Any) -> bool:
+    """Whether both find the same token: the end token has the largest id."""
+    return value == found or (self.legacy and value == "argmax")
+
+  def values(self, found: Any) -> tuple[Any, ...]:
+    """Returns the poolings."""
+    return ("argmax", "eos") if self.legacy else ("eos",)
+
+
+def _end_id(text: Mapping[str, Any]) -> int:
+  if text["pooling"] == "eos":
+    return text["eos_id"]
+  # The end token has the largest id of CLIP's vocabulary. Of another one no id
+  # is known to be the end, and the legacy id says "the largest".
+  full = text["vocab_size"] == VOCAB_SIZE
+  return VOCAB_SIZE - 1 if full else LEGACY_END_ID
+
+
+def _log(scale: float) -> float:
+  return math.log(scale) if scale > 0 else math.inf
+
+
+def _scale(log: Any) -> float:
+  if type(log) not in (int, float) or not abs(log) <= _MAX_LOG_SCALE:
+    raise ValueError
+  return math.exp(log)
+
+
+ENDS = (
+  *structure(image_projection="linear", text_projection="linear"),
+  Field("projection_dim", "embed_dim", in_weights=True),
+  Written("text_config.projection_dim", lambda spec: spec["embed_dim"]),
+  Written("vision_config.projection_dim", lambda spec: spec["embed_dim"]),
+  Field(
+    "logit_scale_init_value",
+    "init_logit_scale",
+    fields.Kind("the logarithm of a scale", _scale, _log),
+    in_weights=True,
+    free=True,
+  ),
+  Fixed("init_logit_bias", None, in_weights=True),
+  Fixed("embed_norm", "l2"),
+  # What training keeps to; the model itself has no bound.
+  Fixed("max_logit_scale", 100.0, free=True),
+)
+
+
+def kinds_of_config(family: str, architecture: str) -> tuple[Written, ...]:
+  """Returns the rows that say which classes of transformers a config is of."""
+  return (
+    Written("architectures", [architecture]),
+    Written("model_type", family),
+    Written("text_config.model_type", f"{family}_text_model"),
+    Written("vision_config.model_type", f"{family}_vision_model"),
+  )
+
+
+def _family(name: str, architecture: str, *, legacy: bool) -> Family:
+  return Family(
+    name,
+    NAMES,
+    (
+      *kinds_of_config(name, architecture),
+      *fields.within("vision_config", "image", VISION_FIELDS),
+      Grid(),
+      *fields.within("text_config", "text", TEXT_FIELDS),
+      Fixed("text.causal", True),
+      Fixed("text.eos_id", None, in_weights=True, free=True),
+      EndToken(legacy),
+      *ENDS,
+    ),
+    DEFAULTS,
+  )
+
+
+DEFAULTS = {
+  "projection_dim": 512,
+  "logit_scale_init_value": 2.6592,
+  "text_config": {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "eos_token_id": 49407,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+  },
+  "vision_config": {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+  },
+}
+CLIP = _family("clip", "CLIPModel", legacy=True)
+METACLIP_2 = _family("metaclip_2", "MetaClip2Model", legacy=False)

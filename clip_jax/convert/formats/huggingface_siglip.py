@@ -1,0 +1,205 @@
+"""HuggingFace's SiglipModel, and SigLIP 2's at a fixed resolution.
+
+A `Siglip2Model` (NaFlex) takes images of any shape as lists of patches; at the
+square that its position embeddings were made for, it is a SiglipModel whose
+patch embedding is a linear layer. The defaults are those of transformers 5.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+from clip_jax import errors
+from clip_jax.convert.engine import fields
+from clip_jax.convert.engine.family import Family
+from clip_jax.convert.engine.fields import Field, Fixed, Written
+from clip_jax.convert.engine.names import Names
+from clip_jax.convert.formats import huggingface_clip as clip
+
+# What training started from (Zhai et al. 2023, section 3.2).
+_INIT_LOGIT_SCALE, _INIT_LOGIT_BIAS = 10.0, -10.0
+
+WHOLE = """
+box     logit_scale      log_scale
+box     logit_bias       logit_bias
+part    {text}           text   text
+linear  text_model.head  text_projection
+part    {image}          image  image
+"""
+IMAGE = """
+conv     embeddings.patch_embedding.weight     patch_kernel  if not naflex
+patches  embeddings.patch_embedding.weight     patch_kernel  if naflex
+-        embeddings.patch_embedding.bias       patch_bias
+-        embeddings.position_embedding.weight  position_embedding
+stack    encoder.layers.{i}.                   blocks  block
+norm     post_layernorm                        ln_post
+part     head.                                 map_head  head
+"""
+HEAD = """
+-        probe               probe
+in_proj  attention.in_proj   attention/query,key,value
+out      attention.out_proj  attention/out
+norm     layernorm           ln
+linear   mlp.fc1             mlp/fc_in
+linear   mlp.fc2             mlp/fc_out
+"""
+TABLES = {
+  **{"whole": WHOLE, "text": clip.TEXT, "image": IMAGE},
+  **{"block": clip.BLOCK, "head": HEAD},
+}
+
+
+class LogitBias(fields.Row):
+  """The logit bias: a number, which the weights have."""
+
+  ours = "init_logit_bias"
+
+  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+    """Stores where training began."""
+    spec[self.ours] = _INIT_LOGIT_BIAS
+
+  def holds(self, value: Any, found: Any) -> bool:
+    """Whether there is one."""
+    return value is not None
+
+
+class EmbedDim(Field):
+  """The embedding's width, the text tower's where the config says none."""
+
+  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+    """Reads the field."""
+    if source.get(self.theirs) is None:
+      spec[self.ours] = spec["text"]["width"]
+    else:
+      super().read(source, spec)
+
+  def check(self, source: fields.Source, spec: dict[str, Any]) -> None:
+    """Compares it with the image tower's width."""
+    width = spec["image"]["width"]
+    if spec[self.ours] != width:
+      raise errors.UserError(
+        f"{source.where(self.theirs)}: projection_size={spec[self.ours]} must "
+        f"be the image tower's hidden_size, {width}: that tower has no "
+        "projection."
+      )
+
+
+def _square(patches: Any) -> int:
+  patches = fields.INTEGER.read(patches)
+  if math.isqrt(patches) ** 2 != patches:
+    raise ValueError
+  return math.isqrt(patches)
+
+
+_NUM_PATCHES = fields.Kind("a square number, for a fixed resolution", _square)
+
+
+class NaflexGrid(fields.Row):
+  """The sizes of images whose shape is fixed here; reads after the patch's."""
+
+  ours = "image.image_size"
+  theirs = "vision_config.num_patches"
+
+  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+    """Works out the square of the position embeddings."""
+    side = source.read(self.theirs, _NUM_PATCHES)
+    source.report.warnings.append(
+      f"This model takes images of any shape (NaFlex); here it is fixed to its "
+      f"own grid of {side} by {side} patches, to which images are squashed."
+    )
+    image_size = side * spec["image"]["patch_size"]
+    spec["image"] |= {"image_size": image_size, "drop_edge": False}
+    source.report.infer(self.ours, image_size, "format")
+
+  def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
+    """Writes the number of patches."""
+    image = spec["image"]
+    side = image["image_size"] // image["patch_size"]
+    config["vision_config"]["num_patches"] = side * side
+
+
+_HEAD = dataclasses.replace(
+  fields.exactly(True),
+  allowed="true: without it, this tower gives no feature of a whole image, "
+  "only of patches",
+)
+VISION_FIELDS = (
+  *clip.structure(kind="vit"),
+  Written("vision_use_head", True, _HEAD),
+  *clip.TOWER,
+  Fixed("pooling", "map"),
+  *clip.structure(class_token=False, class_position=False, registers=0),
+  *clip.structure(pre_norm=False, patch_bias=True, norm_after_pool=False),
+)
+
+
+def _family(name, architecture, *, grid, pixels) -> Family:
+  """Returns a family; `pixels` are the defaults of the grid's fields."""
+  return Family(
+    name,
+    Names(TABLES, variables={**clip.PREFIXES, "naflex": name == "siglip2"}),
+    (
+      *clip.kinds_of_config(name, architecture),
+      *grid,
+      *fields.within("vision_config", "image", VISION_FIELDS),
+      *fields.within("text_config", "text", clip.TEXT_FIELDS),
+      Fixed("text.causal", False),
+      Fixed("text.pooling", "last"),
+      Fixed("text.eos_id", None, in_weights=True, free=True),
+      # The tower knows no special token; ids that exist keep transformers
+      # quiet.
+      Written("text_config.bos_token_id", None),
+      Written("text_config.eos_token_id", 1),
+      Written("text_config.pad_token_id", 0),
+      *clip.structure(image_projection="none", text_projection="linear_bias"),
+      EmbedDim("text_config.projection_size", "embed_dim", in_weights=True),
+      Fixed("init_logit_scale", _INIT_LOGIT_SCALE, in_weights=True, free=True),
+      LogitBias(),
+      # big_vision's adds 1e-8 to the length, which is below float32.
+      Fixed("embed_norm", "l2", also=("l2_plus_1e-8",)),
+      Fixed("max_logit_scale", None, free=True),
+    ),
+    {
+      "text_config": {
+        **_TOWER,
+        "vocab_size": 32000,
+        "max_position_embeddings": 64,
+        "projection_size": None,
+      },
+      "vision_config": {
+        **_TOWER,
+        "num_channels": 3,
+        "patch_size": 16,
+        "vision_use_head": True,
+        **pixels,
+      },
+    },
+  )
+
+
+_TOWER = {
+  "hidden_size": 768,
+  "intermediate_size": 3072,
+  "num_hidden_layers": 12,
+  "num_attention_heads": 12,
+  "hidden_act": "gelu_pytorch_tanh",
+  "layer_norm_eps": 1e-6,
+}
+SIGLIP = _family(
+  "siglip",
+  "SiglipModel",
+  grid=(
+    *fields.within("vision_config", "image", clip.PIXELS),
+    clip.Grid(),
+  ),
+  pixels={"image_size": 224},
+)
+SIGLIP2 = _family(
+  "siglip2",
+  "Siglip2Model",
+  grid=(
+    *fields.within("vision_config", "image", clip.PATCHES),
+    NaflexGrid(),
+  ),
+  pixels={"num_patches": 256},
+)

@@ -1,0 +1,70 @@
+"""All formats, in the order in which a path is tried.
+
+A directory can look like several; the first says more about the model.
+"""
+
+from clip_jax.convert import (
+  big_vision,
+  borisdayma,
+  model_dir,
+  open_clip,
+  openai,
+  timm,
+  workdir,
+)
+from clip_jax.convert.engine.format import Format
+from clip_jax.convert.formats import (
+  bert,
+  flax_clip,
+  huggingface,
+  sentence_transformers,
+)
+
+FORMATS: dict[str, Format] = {
+  known.name: known
+  for known in (
+    Format(
+      "clip-jax",
+      model_dir.read,
+      recognise=model_dir.recognise,
+      write=model_dir.write,
+      refusals=model_dir.refusals,
+    ),
+    Format("workdir", workdir.read, recognise=workdir.recognise),
+    Format(
+      "openai",
+      openai.read,
+      knows=openai.knows,
+      write=openai.write,
+      refusals=openai.refusals,
+      told=openai.told,
+    ),
+    Format(
+      "open-clip",
+      open_clip.read,
+      recognise=open_clip.recognise,
+      knows=open_clip.knows,
+      write=open_clip.write,
+      refusals=open_clip.refusals,
+      gives_back=open_clip.gives_back,
+    ),
+    Format(
+      "big-vision",
+      big_vision.read,
+      knows=big_vision.knows,
+      write=big_vision.write,
+      refusals=big_vision.refusals,
+      told=big_vision.told,
+    ),
+    Format("borisdayma", borisdayma.read, recognise=borisdayma.recognise),
+    Format("flax-clip", flax_clip.read, recognise=flax_clip.recognise),
+    Format(
+      "sentence-transformers",
+      sentence_transformers.read,
+      recognise=sentence_transformers.recognise,
+    ),
+    huggingface.FORMAT,
+    Format("bert", bert.read, recognise=bert.recognise, knows=bert.knows),
+    Format("timm", timm.read, recognise=timm.recognise, knows=timm.knows),
+  )
+}
