@@ -88,7 +88,7 @@ def _embed(variables, inputs, *, module, method, mesh):
 
   if mesh is None:
     return embed(module, variables, inputs)
-  specs = sharding.tree_specs(variables, mesh)
+  specs = sharded.tree_specs(variables, mesh)
   placed = sharded.place(module, specs["params"])
 
   def on_device(variables, inputs):
@@ -104,7 +104,7 @@ def _embed(variables, inputs, *, module, method, mesh):
   return jax.lax.with_sharding_constraint(embeds, sharding.replicated(mesh))
 
 
-class Encoder:
+class Embedder:
   """The embedding functions of one module.
 
   On a mesh each batch is split over all devices, which gather split parameters

@@ -22,6 +22,7 @@ from clip_jax import fingerprint as fingerprint_lib
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax import tokens as tokens_lib
+from clip_jax.convert import destinations, model_dir, portable
 from clip_jax.evals import probabilities as probabilities_lib
 from clip_jax.evals import prompts as prompts_lib
 
@@ -63,7 +64,7 @@ class Clip:
   variables: Any
   tokenizer: tokenizer_lib.Tokenizer | None
   preprocess: preprocess_lib.Preprocess | None
-  encoder: embedder.Encoder
+  encoder: embedder.Embedder
   path: str = ""
   step: int | None = None
   spec: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
@@ -375,8 +376,6 @@ class Clip:
     Raises:
       UserError: something is at `path`.
     """
-    from clip_jax.convert import destinations, model_dir, portable
-
     if not self.spec:
       raise errors.UserError("A model without a description cannot be saved.")
     destination = pathlib.Path(path).expanduser().resolve()

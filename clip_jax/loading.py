@@ -8,9 +8,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from clip_jax import embedder, errors, inference, sharding
+from clip_jax import convert, embedder, errors, inference, sharding
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.checkpoints import run_model
+from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.convert import engine, workdir
 from clip_jax.models import variants
 
 
@@ -34,9 +37,6 @@ def load(
     UserError: there is no such model or no such checkpoint, or none is good.
     AmbiguousError: the checkpoint has several meanings.
   """
-  from clip_jax import convert
-  from clip_jax.convert import engine, workdir
-
   path = pathlib.Path(model).expanduser()
   if source_format in (None, workdir.NAME) and workdir.recognise(path):
     return _load_workdir(path, step)
@@ -66,18 +66,15 @@ def _mesh() -> jax.sharding.Mesh | None:
 
 
 def _load_workdir(path: pathlib.Path, step: int | None) -> inference.Clip:
-  from clip_jax.train import checkpoint, initial
-  from clip_jax.train import step as step_lib
-
-  config, variables, step = checkpoint.load_variables(path, step=step)
+  saved = workdir_lib.load_model(path, step=step)
   return assemble(
-    step_lib.make_model(config),
-    variables,
-    spec=step_lib.describe_model(config),
+    run_model.make(saved.config),
+    saved.variables,
+    spec=saved.spec,
     mesh=_mesh(),
     path=str(path.resolve()),
-    step=step,
-    files=initial.tokenizer_files(path),
+    step=saved.step,
+    files=saved.files,
   )
 
 
@@ -119,7 +116,7 @@ def assemble(
     variables=jax.device_put(variables, placement),
     tokenizer=tokenizer,
     preprocess=preprocess,
-    encoder=embedder.Encoder(module, mesh=mesh),
+    encoder=embedder.Embedder(module, mesh=mesh),
     path=path,
     step=step,
     spec=spec,

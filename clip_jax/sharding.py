@@ -1,19 +1,18 @@
-"""The device mesh, its axis names and the one table of parameter rules.
+"""The device mesh, its axis names and what moves over them in a step.
 
 The batch is split over both axes; parameters and optimizer state are split
-over `fsdp` and repeated over `data`. The collectives that this takes in a
-training step are here: parameters are gathered where they are used, gradients
-are summed in their own, wide type.
+over `fsdp` and repeated over `data`: `models.sharded` says how. Parameters are
+gathered where they are used, gradients are summed in their own, wide type.
 """
 
 import functools
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -24,17 +23,6 @@ FSDP = "fsdp"
 BATCH_AXES = (DATA, FSDP)
 
 versions.check()
-
-# Arrays below this size are repeated: gathering them costs more than it saves.
-MIN_SHARDED_ELEMENTS = 2**14
-
-# First match on the path wins; the number is how many leading dimensions are
-# never split. A scanned stack's leading axis is the layer that a loop indexes.
-RULES: tuple[tuple[str, int | None], ...] = (
-  (r"(^|/)(\w*bias|scale|log_scale|mean|var)$", None),
-  (r"(^|/)blocks/", 1),
-  (r"", 0),
-)
 
 
 def make_mesh(
@@ -102,54 +90,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of arrays that every device holds whole."""
   return NamedSharding(mesh, P())
-
-
-def parameter_spec(
-  path: str,
-  shape: tuple[int, ...],
-  *,
-  fsdp: int,
-  min_elements: int = MIN_SHARDED_ELEMENTS,
-) -> P:
-  """Returns how one array is split: its largest dimension that `fsdp` divides.
-
-  Args:
-    path: "/"-joined names from the root of the tree.
-    shape: of the whole array.
-    fsdp: size of the mesh axis.
-    min_elements: smaller arrays are repeated.
-  """
-  skip = next(rule for pattern, rule in RULES if re.search(pattern, path))
-  if skip is None or fsdp == 1 or math.prod(shape) < min_elements:
-    return P()
-  splittable = [
-    (size, -axis)
-    for axis, size in enumerate(shape)
-    if axis >= skip and size % fsdp == 0
-  ]
-  if not splittable:
-    return P()
-  axis = -max(splittable)[1]
-  return P(*(FSDP if i == axis else None for i in range(len(shape))))
-
-
-def tree_shardings(tree: Any, mesh: Mesh) -> Any:
-  """Returns the sharding of each array (or shape) in `tree`.
-
-  Optimizer moments lie under the names of their parameters and have their
-  shapes, so the same rules place them beside their parameters.
-  """
-
-  def place(path, leaf):
-    spec = parameter_spec(path_name(path), leaf.shape, fsdp=mesh.shape[FSDP])
-    return NamedSharding(mesh, spec)
-
-  return jax.tree_util.tree_map_with_path(place, tree)
-
-
-def tree_specs(tree: Any, mesh: Mesh) -> Any:
-  """Returns the PartitionSpec of each array (or shape) in `tree`."""
-  return jax.tree.map(lambda x: x.spec, tree_shardings(tree, mesh))
 
 
 def split_axis(spec: P) -> int | None:
@@ -248,3 +188,46 @@ def sum_gradients(gradients: Any, specs: Any) -> Any:
 def path_name(path: tuple[Any, ...]) -> str:
   """Returns a key path of `jax.tree_util` as "/"-joined names."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+  """Returns which rows of the global batch this process's devices hold."""
+  indices = sharding.addressable_devices_indices_map((batch_size,))
+  rows = {index[0].indices(batch_size) for index in indices.values()}
+  return np.unique(np.concatenate([np.arange(*bounds) for bounds in rows]))
+
+
+def place(batch: dict[str, Any], sharding: NamedSharding) -> dict[str, Any]:
+  """Returns the arrays of `batch` as global `jax.Array`s.
+
+  Args:
+    batch: this process's rows, those of `local_rows`, ascending. Entries that
+      are neither arrays nor trees of arrays (`problems`) stay behind.
+    sharding: how the first axis is split over the devices.
+  """
+  return {
+    name: jax.tree.map(lambda x: _place_array(np.asarray(x), sharding), value)
+    for name, value in batch.items()
+    if _is_arrays(jax.tree.leaves(value))
+  }
+
+
+def _is_arrays(leaves: list) -> bool:
+  return bool(leaves) and all(isinstance(x, np.ndarray) for x in leaves)
+
+
+def _place_array(local: np.ndarray, sharding):
+  # Blocks of rows are of one size, so the share of this process in any batch
+  # is its share in a batch of one row a device.
+  devices = len(sharding.device_set)
+  share = len(local_rows(sharding, devices))
+  batch_size = len(local) * devices // share
+  rows = local_rows(sharding, batch_size)
+
+  def block(index: tuple[slice, ...]) -> np.ndarray:
+    start, stop, _ = index[0].indices(batch_size)
+    first = np.searchsorted(rows, start)
+    return local[first : first + stop - start]
+
+  shape = (batch_size, *local.shape[1:])
+  return jax.make_array_from_callback(shape, sharding, block)

@@ -15,11 +15,11 @@ import sentencepiece
 
 from clip_jax import config as config_lib
 from clip_jax import convert, loading
+from clip_jax.checkpoints import run_model, saving
+from clip_jax.checkpoints import state as state_lib
 from clip_jax.convert import bert, engine, portable, timm, timm_vit
 from clip_jax.convert.containers import safetensors_file
 from clip_jax.models import variants
-from clip_jax.train import checkpoint
-from clip_jax.train import step as step_lib
 
 # All of CLIP's formats hold this: heads are 64 wide, as OpenAI's.
 _VIT = {"width": 64, "depth": 1, "heads": 1, "activation": "quick_gelu"}
@@ -75,9 +75,9 @@ def workdir(directory, *, loss="softmax"):
   config.data.train, config.steps = "builtin:digits/train", 4
   directory.mkdir()
   (directory / "config.json").write_text(config_lib.to_json(config))
-  variables = _variables(step_lib.make_model(config))
-  with checkpoint.Checkpoints(directory) as checkpoints:
-    state = step_lib.TrainState(
+  variables = _variables(run_model.make(config))
+  with saving.Checkpoints(directory) as checkpoints:
+    state = state_lib.TrainState(
       step=np.int32(3),
       params=variables["params"],
       batch_stats={},

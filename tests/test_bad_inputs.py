@@ -23,8 +23,10 @@ import pytest
 from PIL import Image
 
 from clip_jax import cli, errors
+from clip_jax.checkpoints import saving
+from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.data import sources
-from clip_jax.train import checkpoint, metrics
+from clip_jax.train import metrics
 from clip_jax.train import run as run_lib
 
 # Where checkpoints are damaged, TensorStore's threads complain after the fact,
@@ -510,15 +512,15 @@ def shared(tmp_path_factory):
 def _poison(workdir, poisoned):
   """Copies a run and adds a checkpoint whose parameters are all NaN."""
   shutil.copytree(workdir, poisoned)
-  run = run_lib.make_run(checkpoint.load_config(workdir))
-  abstract = run.abstract_state()
-  with checkpoint.Checkpoints(poisoned, keep=9) as checkpoints:
+  run = run_lib.make_run(workdir_lib.load_config(workdir))
+  abstract = run.program.abstract_state()
+  with saving.Checkpoints(poisoned, keep=9) as checkpoints:
     state, meta = checkpoints.restore_latest(abstract)
     params = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params)
     checkpoints.save(
       state.replace(params=params),
       step=9,
-      config=run.config,
+      config=run.program.config,
       counters=meta["counters"],
     )
 
@@ -615,13 +617,13 @@ def test_a_save_that_fails_in_the_background_is_noticed_without_waiting(
   workdir = tmp_path / "run"
   shutil.copytree(shared / "run", workdir)
   before = _content(workdir)
-  run = run_lib.make_run(checkpoint.load_config(workdir))
-  abstract = run.abstract_state()
-  checkpoints = checkpoint.Checkpoints(workdir)
+  run = run_lib.make_run(workdir_lib.load_config(workdir))
+  abstract = run.program.abstract_state()
+  checkpoints = saving.Checkpoints(workdir)
   state, meta = checkpoints.restore_latest(abstract)
   with _full_disk(), pytest.raises(errors.UserError) as caught, checkpoints:
     checkpoints.save(
-      state, step=7, config=run.config, counters=meta["counters"]
+      state, step=7, config=run.program.config, counters=meta["counters"]
     )
     for _ in range(1000):
       checkpoints.check()
@@ -638,15 +640,15 @@ def test_what_stopped_a_run_comes_before_a_failed_save(
   shared, tmp_path, caplog
 ):
   workdir = tmp_path / "run"
-  run = run_lib.make_run(checkpoint.load_config(shared / "run"))
-  state = run.init_state()
-  checkpoints = checkpoint.Checkpoints(workdir)
+  run = run_lib.make_run(workdir_lib.load_config(shared / "run"))
+  state = run.program.init_state()
+  checkpoints = saving.Checkpoints(workdir)
   with (
     _full_disk(),
     pytest.raises(errors.UserError, match="the first error"),
     checkpoints,
   ):
-    checkpoints.save(state, step=1, config=run.config, counters={})
+    checkpoints.save(state, step=1, config=run.program.config, counters={})
     raise errors.UserError("the first error")
   assert "Checkpoint 1 could not be saved" in caplog.text
   assert "There is none before it" in caplog.text

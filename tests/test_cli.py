@@ -481,8 +481,7 @@ class Watch:
   "flags, expected",
   [
     ([], []),
-    (["--distributed"], [{"heartbeat_timeout_seconds": 30}]),
-    (["--distributed", "--heartbeat=7"], [{"heartbeat_timeout_seconds": 7}]),
+    (["--distributed"], [{"heartbeat_timeout_seconds": 90}]),
     (
       ["--coordinator=host:12", "--processes=3", "--process-id=2"],
       [
@@ -503,7 +502,8 @@ def test_processes_are_joined_before_anything_else(
   watch, connected, joined = Watch(), [], []
 
   def connect(address, *, process, processes, join_seconds, heartbeat_seconds):
-    assert (join_seconds, heartbeat_seconds) == (300, 30)
+    assert join_seconds == (60 if "--distributed" in flags else 300)
+    assert heartbeat_seconds == 30
     connected.append((address, process, processes))
     return watch
 
@@ -517,13 +517,31 @@ def test_processes_are_joined_before_anything_else(
   path = tmp_path / "none.py"
   said = fails(capsys, "train", "--config", path, "--workdir", tmp_path, *flags)
   assert joined == expected
-  watched = "--coordinator=host:12" in flags
-  assert connected == [("host:12", 2, 3)] * watched
-  assert ("Waiting for process 0 at host:12 (up to 300 s)" in said) == watched
+  named = "--coordinator=host:12" in flags
+  if named:
+    assert connected == [("host:12", 2, 3)]
+  elif flags:
+    ((address, process, processes),) = connected
+    assert (process, processes) == (0, 1) and address.rpartition(":")[2] > "0"
+  assert ("Waiting for process 0 at host:12 (up to 300 s)" in said) == named
   # The others are told.
-  assert ["none.py" in failure for failure in watch.failures] == [
-    True
-  ] * watched
+  assert len(watch.failures) == bool(flags)
+  assert all("none.py" in failure for failure in watch.failures)
+
+
+def test_processes_that_cannot_watch_each_other_run_all_the_same(
+  monkeypatch, tmp_path, capsys
+):
+  def connect(address, **_):
+    raise errors.UserError(f"Process 0 cannot be reached at {address}.")
+
+  monkeypatch.setattr(peers, "connect", connect)
+  monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
+  path = tmp_path / "none.py"
+  words = ("--config", path, "--workdir", tmp_path, "--distributed")
+  said = fails(capsys, "train", *words)
+  assert "cannot watch each other: Process 0 cannot be reached at" in said
+  assert "none.py" in said
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,12 @@ import pytest
 
 from clip_jax import config as config_lib
 from clip_jax import sharding
+from clip_jax.checkpoints import run_model
+from clip_jax.checkpoints import state as state_lib
 from clip_jax.convert import timm_vit
 from clip_jax.models import variants
-from clip_jax.train import initial, optim
+from clip_jax.train import optim
+from clip_jax.train import origins as origins_lib
 from clip_jax.train import step as step_lib
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -48,14 +51,17 @@ def test_an_update_of_every_config_can_be_traced(path):
     config.model_overrides = ml_collections.ConfigDict(BERT_BASE)
     image = timm_vit.describe("vit_base_patch16_224")
     config.model_overrides.image = ml_collections.ConfigDict(image)
-    config = initial.settle(config, config, {})
+    config = origins_lib.settle(config, config, {})
   mesh = sharding.make_mesh(data=4, fsdp=2)
   spec = variants.spec(config.model, config.model_overrides.to_dict())
-  model = step_lib.make_model(config)
+  model = run_model.make(config)
   tx = optim.make_optimizer(
-    config, total_steps=config.steps or 5000, image_kind=spec["image"]["kind"]
+    config.optim,
+    precision=config.precision,
+    total_steps=config.steps or 5000,
+    image_kind=spec["image"]["kind"],
   )
-  state = step_lib.abstract_state(model, tx, mesh)
+  state = state_lib.abstract_state(model, tx, mesh)
   batch, size = 8, spec["image"]["image_size"]
   inputs = {
     "image": ((batch, size, size, 3), jnp.uint8),

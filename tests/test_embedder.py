@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clip_jax import embedder, sharding
-from clip_jax.models import variants
+from clip_jax.models import sharded, variants
 
 OVERRIDES = {
   "embed_dim": 12,
@@ -51,7 +51,7 @@ def test_any_number_of_images_is_embedded_as_the_module_does(
   module, variables = model
   if mesh is not None:
     variables = jax.device_put(variables, sharding.replicated(mesh))
-  encoder = embedder.Encoder(module, mesh=mesh, batch_sizes=(1, 8))
+  encoder = embedder.Embedder(module, mesh=mesh, batch_sizes=(1, 8))
   images = random_images(21)[:count]
   embeds = encoder.embed_images(variables, images)
   assert embeds.shape == (count, 12)
@@ -82,8 +82,8 @@ def test_split_layers_embed_the_same_and_are_never_all_whole():
   memory = {}
   for fsdp in (1, 8):
     mesh = sharding.make_mesh(fsdp=fsdp)
-    placed = jax.device_put(variables, sharding.tree_shardings(variables, mesh))
-    encoder = embedder.Encoder(module, mesh=mesh, batch_sizes=(8,))
+    placed = jax.device_put(variables, sharded.tree_shardings(variables, mesh))
+    encoder = embedder.Embedder(module, mesh=mesh, batch_sizes=(8,))
     for got, want in (
       (encoder.embed_images(placed, images), whole.image_embeds),
       (encoder.embed_tokens(placed, tokens), whole.text_embeds),
@@ -125,17 +125,17 @@ def test_a_resnet_in_parts_gathers_its_blocks(scan):
     variables, images, method="encode_image"
   )
   mesh = sharding.make_mesh(fsdp=8)
-  placed = jax.device_put(variables, sharding.tree_shardings(variables, mesh))
+  placed = jax.device_put(variables, sharded.tree_shardings(variables, mesh))
   kernel = placed["params"]["image"]["stage_2_block_3"]["conv_2"]["conv"]
   assert not kernel["kernel"].sharding.is_fully_replicated
-  encoder = embedder.Encoder(module, mesh=mesh, batch_sizes=(8,))
+  encoder = embedder.Embedder(module, mesh=mesh, batch_sizes=(8,))
   np.testing.assert_allclose(
     encoder.embed_images(placed, images), want, atol=1e-5
   )
 
 
 def test_batches_divide_over_the_mesh(model):
-  encoder = embedder.Encoder(
+  encoder = embedder.Embedder(
     model[0], mesh=sharding.make_mesh(), batch_sizes=(1, 2, 20)
   )
   assert [shape.rows for shape in encoder.image_shapes] == [8, 24]
@@ -148,14 +148,14 @@ def _compiled():
 def test_images_and_texts_of_all_numbers_take_three_programs_a_tower(model):
   module, variables = model
   embedder._PROGRAMS.clear()
-  encoder = embedder.Encoder(module)
+  encoder = embedder.Embedder(module)
   for count in (1, 2, 3, 7):
     encoder.embed_images(variables, random_images(count))
   assert _compiled() == 1
   for count in (0, 8, 23, 100, 250, 300):
     encoder.embed_images(variables, random_images(count))
   assert _compiled() == 3
-  again = embedder.Encoder(variants.create_model(SPEC))
+  again = embedder.Embedder(variants.create_model(SPEC))
   again.embed_images(variables, random_images(3))
   assert _compiled() == 3
 
@@ -213,7 +213,7 @@ def test_texts_of_mixed_lengths_come_back_in_their_order(model):
     row[end] = module.text.vocab_size - 1
   embed = jax.jit(lambda x: module.apply(variables, x, method="encode_text"))
   embedder._PROGRAMS.clear()
-  got = embedder.Encoder(module).embed_tokens(variables, tokens)
+  got = embedder.Embedder(module).embed_tokens(variables, tokens)
   # Other batches sum in another order: a few float32 roundings.
   np.testing.assert_allclose(got, embed(tokens), atol=2e-6)
   assert _compiled() == 2  # Twenty-five are no bulk.
@@ -221,7 +221,7 @@ def test_texts_of_mixed_lengths_come_back_in_their_order(model):
 
 def test_variables_of_another_kind_get_a_program_of_their_own(model):
   module, variables = model
-  encoder = embedder.Encoder(module)
+  encoder = embedder.Embedder(module)
   images = random_images(1)
   want = encoder.embed_images(variables, images)
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from clip_jax import cli
-from clip_jax.cli import use
+from clip_jax.cli.commands import use
 
 
 def _load(path):

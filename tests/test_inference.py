@@ -12,9 +12,9 @@ from PIL import Image
 import clip_jax
 from clip_jax import config as config_lib
 from clip_jax import errors, inference, loading
+from clip_jax.checkpoints import saving
+from clip_jax.checkpoints import state as state_lib
 from clip_jax.models import variants
-from clip_jax.train import checkpoint
-from clip_jax.train import step as step_lib
 
 OVERRIDES = {
   "embed_dim": 12,
@@ -217,9 +217,9 @@ def workdir(model, tmp_path_factory):
   config.model_overrides.update(OVERRIDES)
   config.data.train, config.steps = "builtin:digits/train", 4
   (path / "config.json").write_text(config_lib.to_json(config))
-  with checkpoint.Checkpoints(path) as checkpoints:
+  with saving.Checkpoints(path) as checkpoints:
     for step in (1, 3):
-      state = step_lib.TrainState(
+      state = state_lib.TrainState(
         step=np.int32(step),
         params=jax.tree.map(lambda x, step=step: x * step, model[1]["params"]),
         batch_stats={},

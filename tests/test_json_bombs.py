@@ -16,13 +16,14 @@ from PIL import Image
 
 from clip_jax import config as config_lib
 from clip_jax import convert, errors, json_text, search
+from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import bert, engine, report, timm_vit
 from clip_jax.convert.containers import safetensors_file
 from clip_jax.convert.tensor import Tensor
 from clip_jax.data import ledger, prepare, record, sources
 from clip_jax.data.sources import array_record, captions
 from clip_jax.evals import prompts
-from clip_jax.train import checkpoint, metrics
+from clip_jax.train import metrics
 
 BOMBS = int(os.environ.get("CLIP_JAX_JSON_BOMBS", 4))
 
@@ -117,9 +118,9 @@ def _workdir(root):
   config = config_lib.default_config()
   config.data.train, config.steps = "builtin:digits/train", 3
   config.evals.seen = {"data": "builtin:digits/test"}
-  path = root / checkpoint.CONFIG
+  path = root / workdir_lib.CONFIG
   path.write_text(config_lib.to_json(config))
-  return Victim(path, lambda: checkpoint.load_config(root))
+  return Victim(path, lambda: workdir_lib.load_config(root))
 
 
 def _lines(root, line, read):

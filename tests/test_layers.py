@@ -1,6 +1,7 @@
 """Imports point down only, and importing the package is light."""
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
@@ -11,48 +12,54 @@ import clip_jax
 
 PACKAGE = pathlib.Path(clip_jax.__file__).parent
 
-# Longest prefix wins. A module imports lower ranks, or its own.
-RANKS = {
-  "clip_jax": -1,
-  "clip_jax.errors": 0,
-  "clip_jax.versions": 0,
-  "clip_jax.json_lines": 0,
-  "clip_jax.json_text": 0,
-  "clip_jax.regular_files": 0,
-  "clip_jax.config": 0,
-  "clip_jax.tokenizer": 0,
-  "clip_jax.preprocess": 0,
-  "clip_jax.terminal": 0,
-  "clip_jax.models": 1,
-  "clip_jax.losses": 1,
-  "clip_jax.sharding": 1,
-  "clip_jax.programs": 1,
-  "clip_jax.embedder": 1.5,
-  "clip_jax.fingerprint": 1.5,
-  "clip_jax.tokens": 1.5,
-  "clip_jax.data": 2,
-  "clip_jax.evals": 3.0,
-  "clip_jax.search": 3.0,
-  "clip_jax.report": 3.0,
-  "clip_jax.train": 3.1,
-  "clip_jax.convert": 3.15,
-  "clip_jax.train.initial": 3.16,
-  "clip_jax.inference": 3.2,
-  "clip_jax.loading": 3.25,
-  "clip_jax.plan": 3.3,
-  "clip_jax.train.run": 3.3,
-  "clip_jax.train.evaluation": 3.3,
-  "clip_jax.train.loop": 3.3,
-  "clip_jax.doctor": 3.4,
-  "clip_jax.cli": 4,
-  "clip_jax.__main__": 5,
-}
+# The floors of the package, the lowest first; what stands on one imports from
+# its own and from those below.
+FLOORS = (
+  "config errors json_lines json_text packing preprocess programs regular_files"
+  " sharding terminal tokenizer versions",
+  "models",
+  "data losses",
+  "evals report",
+  "checkpoints",
+  "convert",
+  "embedder fingerprint inference tokens",
+  "search train",
+  "loading",
+  "doctor plan",
+  "cli",
+  "__main__",
+)
+FLOOR_OF = {name: i for i, row in enumerate(FLOORS) for name in row.split()}
 
-# What a layer may not import at all, not even inside a function.
+# What these may not import at all.
+_HEAVY = {"jax", "flax", "optax", "orbax", "grain"}
+_OUTSIDE_OF_MODELS = {"optax", "orbax", "grain", "PIL"}
 FORBIDDEN = {
-  0: {"jax", "flax", "optax", "orbax", "grain"},
-  1: {"optax", "orbax", "grain", "PIL"},
-  2: {"flax", "optax", "orbax"},
+  "config": _HEAVY,
+  "data": {"jax", "flax", "optax", "orbax"},
+  "errors": _HEAVY,
+  "json_lines": _HEAVY,
+  "json_text": _HEAVY,
+  "losses": _OUTSIDE_OF_MODELS,
+  "models": _OUTSIDE_OF_MODELS,
+  "packing": _OUTSIDE_OF_MODELS,
+  "preprocess": _HEAVY,
+  "programs": _OUTSIDE_OF_MODELS,
+  "regular_files": _HEAVY,
+  "sharding": _OUTSIDE_OF_MODELS,
+  "terminal": _HEAVY,
+  "tokenizer": _HEAVY,
+  "versions": _HEAVY,
+}
+# What only one corner needs may be imported inside the function that does.
+OPTIONAL = {"huggingface_hub", "sentencepiece"}
+# What finds a module by its name, in a table that stands there.
+BY_NAME = {
+  "clip_jax",
+  "clip_jax.cli.verbs",
+  "clip_jax.convert.conversion",
+  "clip_jax.convert.oracles",
+  "clip_jax.data.sources",
 }
 EVERYWHERE = {"torch", "tensorflow", "torchvision", "open_clip", "timm"}
 # Compares with other libraries, and imports them inside its functions only.
@@ -64,48 +71,93 @@ def _module(path):
   return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _rank(module):
-  names = [n for n in RANKS if module == n or module.startswith(n + ".")]
-  longest = max(names, key=len)
-  assert longest != "clip_jax" or module == "clip_jax", f"{module} has no layer"
-  return RANKS[longest]
-
-
-def _nodes(tree):
-  """Yields all nodes but those that only type checkers see."""
-  for node in ast.iter_child_nodes(tree):
-    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-      continue
-    yield node
-    yield from _nodes(node)
+def _names(node):
+  """Returns what an import statement names: modules, as far as they are any."""
+  if isinstance(node, ast.Import):
+    return [name.name for name in node.names]
+  assert node.level == 0, f"relative import: {ast.unparse(node)}"
+  names = []
+  for name in node.names:
+    file = PACKAGE.parent.joinpath(*node.module.split("."), name.name)
+    is_module = file.is_dir() or file.with_suffix(".py").exists()
+    names.append(f"{node.module}.{name.name}" if is_module else node.module)
+  return names
 
 
 def _imports(path):
-  for node in _nodes(ast.parse(path.read_text())):
-    if isinstance(node, ast.Import):
-      yield from (name.name for name in node.names)
-    elif isinstance(node, ast.ImportFrom):
-      assert node.level == 0, f"{path}: relative import"
-      base = node.module
-      for name in node.names:
-        file = PACKAGE.parent.joinpath(*base.split("."), name.name)
-        is_module = file.is_dir() or file.with_suffix(".py").exists()
-        yield f"{base}.{name.name}" if is_module else base
+  """Returns what a module imports, but for what only type checkers see."""
+  pending, names = [ast.parse(path.read_text())], []
+  while pending:
+    for node in ast.iter_child_nodes(pending.pop()):
+      if isinstance(node, ast.Import | ast.ImportFrom):
+        names += _names(node)
+      elif not (
+        isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+      ):
+        pending.append(node)
+  return names
 
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=_module)
+def _package(module):
+  """Returns what stands on a floor: a package, or a module beside them."""
+  return module.split(".")[1]
+
+
+def _own_imports(path):
+  """Returns the modules of this package that one of them imports."""
+  return {name for name in _imports(path) if name.startswith("clip_jax.")}
+
+
+@pytest.mark.parametrize("path", MODULES[1:], ids=_module)
 def test_imports_point_down(path):
-  rank = _rank(_module(path))
-  for name in _imports(path):
-    root = name.split(".")[0]
-    assert root not in EVERYWHERE or _module(path).startswith(ORACLES)
-    assert root not in FORBIDDEN.get(int(max(rank, 0)), set()) or rank == 5
-    assert root not in ("configs", "tools", "tests")
-    if root == "clip_jax" and name != "clip_jax":
-      assert _rank(name) <= rank, f"{_module(path)} imports {name}"
+  package = _package(_module(path))
+  roots = {name.split(".")[0] for name in _imports(path)}
+  assert not roots & {"configs", "tools", "tests"}
+  assert not roots & FORBIDDEN.get(package, set())
+  assert not roots & EVERYWHERE or _module(path).startswith(ORACLES)
+  for name in _own_imports(path):
+    below = FLOOR_OF[_package(name)] <= FLOOR_OF[package]
+    assert below, f"{_module(path)} imports {name}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+  graph = {_module(path): _own_imports(path) for path in MODULES}
+  graphlib.TopologicalSorter(graph).prepare()  # Raises CycleError.
+
+
+def test_no_packages_import_each_other_in_a_circle():
+  graph = {}
+  for path in MODULES[1:]:
+    package = _package(_module(path))
+    others = {_package(name) for name in _own_imports(path)} - {package}
+    graph.setdefault(package, set()).update(others)
+  graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_functions_import_optional_dependencies_only():
+  found = []
+  for path in MODULES:
+    if _module(path).startswith(ORACLES):
+      continue
+    tree = ast.parse(path.read_text())
+    for function in ast.walk(tree):
+      if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+        found += [
+          f"{_module(path)}.{function.name}: {name}"
+          for node in ast.walk(function)
+          if isinstance(node, ast.Import | ast.ImportFrom)
+          for name in _names(node)
+          if name.split(".")[0] not in OPTIONAL
+        ]
+  assert not found
+
+
+def test_only_tables_find_modules_by_their_names():
+  found = {_module(p) for p in MODULES if "import_module(" in p.read_text()}
+  assert found == BY_NAME
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ module = variants.create_model("tiny-cbow")
 shapes = variants.abstract_variables(module)
 variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
 tokens = np.ones((2, 16), np.int32)
-encoder = embedder.Encoder(module)
+encoder = embedder.Embedder(module)
 print(encoder.embed_tokens(variables, tokens).sum())
 """
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from clip_jax import errors, preprocess, report
 from clip_jax.data import builtin, sources
-from clip_jax.evals import probabilities
+from clip_jax.evals import embedding_model, probabilities
 from clip_jax.report import page as page_lib
 from clip_jax.report import rows as rows_lib
 
@@ -217,17 +217,14 @@ def knows_labels(source):
     labels = [next(i for i in range(10) if names[i] in t) for t in texts]
     return np.eye(10)[labels]
 
-  return embed_images, embed_texts
+  return embedding_model.Functions(embed_images, embed_texts, SPEC)
 
 
 def test_a_perfect_model_has_only_correct_rows_on_labelled_data():
   source = sources.open_source("builtin:digits/test")
-  embed_images, embed_texts = knows_labels(source)
   rows = report.find_rows(
     source,
-    embed_images=embed_images,
-    embed_texts=embed_texts,
-    preprocess=SPEC,
+    model=knows_labels(source),
     logit_scale=100,
     count=3,
     most_records=100,
@@ -243,12 +240,9 @@ def test_a_perfect_model_has_only_correct_rows_on_labelled_data():
 
 def test_a_sigmoid_models_guesses_are_each_by_itself():
   source = sources.open_source("builtin:digits/test")
-  embed_images, embed_texts = knows_labels(source)
   rows = report.find_rows(
     source,
-    embed_images=embed_images,
-    embed_texts=embed_texts,
-    preprocess=SPEC,
+    model=knows_labels(source),
     logit_scale=8,
     logit_bias=-8,
     probabilities="sigmoid",
@@ -284,11 +278,13 @@ class Captions:
 def test_captions_take_the_place_of_classes_where_there_are_none():
   rows = report.find_rows(
     Captions(),
-    embed_images=lambda images: np.eye(4)[: len(images)],
-    embed_texts=lambda texts: np.random.default_rng(0).normal(
-      size=(len(texts), 4)
+    model=embedding_model.Functions(
+      embed_images=lambda images: np.eye(4)[: len(images)],
+      embed_texts=lambda texts: np.random.default_rng(0).normal(
+        size=(len(texts), 4)
+      ),
+      preprocess=SPEC,
     ),
-    preprocess=SPEC,
     logit_scale=1,
     count=9,
   )
@@ -309,9 +305,7 @@ def test_a_report_on_nothing_is_an_error():
   with pytest.raises(errors.UserError, match="no usable record"):
     report.find_rows(
       Captions(0),
-      embed_images=None,
-      embed_texts=None,
-      preprocess=SPEC,
+      model=embedding_model.Functions(None, None, SPEC),
       logit_scale=1,
     )
 

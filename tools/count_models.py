@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 import clip_jax
-from clip_jax.cli import models
+from clip_jax.cli.commands import models
 from clip_jax.models import flops, variants
 
 

@@ -13,11 +13,18 @@ from collections.abc import Sequence
 
 from clip_jax import errors, terminal, versions
 from clip_jax.cli import output, parser, verbs
+from clip_jax.data import parent
 
 FAILED = 1
 AMBIGUOUS = 2
 INTERRUPTED = 130  # 128 + SIGINT.
 BROKEN_PIPE = 141  # 128 + SIGPIPE.
+
+# The name that a program has in the worker processes which it starts: they
+# import it before the loader, which takes seconds.
+if "__mp_main__" in sys.modules:
+  parent.ignore_signals()
+  parent.watch()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -94,11 +94,9 @@ def _refuse(
 
 def _hint_at_override(parser: argparse.ArgumentParser, word: str) -> None:
   """Refuses a flag that is the name of a config's field."""
-  from clip_jax import config
-
   field = word.partition("=")[0].removeprefix("--")
   for name in (field, field.replace("-", "_")):
-    if name in config.SCHEMA:
+    if name in verbs.config_fields():
       value = word.partition("=")[2] or "VALUE"
       parser.error(
         f"unknown flag '--{field}'. Did you mean {_OVERRIDE}{name}={value}?"

@@ -1,29 +1,101 @@
-"""All verbs, in the order in which `clip-jax --help` lists them.
+"""All verbs, in the order in which `clip-jax --help` lists them."""
 
-Each group has a module, which holds the verbs' arguments and the functions
-that do them: a function calls one part of the library and words its answer.
-Everything heavy is imported inside the function that needs it, so that
-`--help` and usage errors come at once.
-"""
+import importlib
+from collections.abc import Callable
+from typing import Any
 
-from clip_jax.cli import (
+from clip_jax.cli import flags
+from clip_jax.cli.arguments import (
   completion,
   conversion,
   data,
   doctor,
-  models,
   plan,
   training,
   use,
 )
+from clip_jax.cli.verb import Verb
+
+
+def _command(module: str, function: str) -> Callable[..., Any]:
+  """Returns a function of `cli.commands`, which is imported when called."""
+
+  def call(*arguments: Any) -> Any:
+    commands = importlib.import_module(f"clip_jax.cli.commands.{module}")
+    return getattr(commands, function)(*arguments)
+
+  return call
+
 
 VERBS = {
-  **training.VERBS,
-  **plan.VERBS,
-  **doctor.VERBS,
-  **use.VERBS,
-  **conversion.VERBS,
-  **models.VERBS,
-  **data.VERBS,
-  **completion.VERBS,
+  "train": Verb(
+    "train a model",
+    training.add_train,
+    _command("training", "train"),
+    check=training.check_train,
+    takes_overrides=True,
+  ),
+  "plan": Verb(
+    "say what a run needs and takes, before it starts",
+    plan.add_plan,
+    _command("plan", "plan"),
+    takes_overrides=True,
+  ),
+  "doctor": Verb(
+    "look at devices, data and learning before a run",
+    doctor.add_doctor,
+    _command("doctor", "doctor"),
+    check=doctor.check_doctor,
+    takes_overrides=True,
+  ),
+  "eval": Verb(
+    "measure a model on data",
+    use.add_eval,
+    _command("use", "evaluate"),
+    check=flags.check_interpolate,
+  ),
+  "classify": Verb(
+    "say which label fits an image",
+    use.add_classify,
+    _command("use", "classify"),
+  ),
+  "embed": Verb(
+    "make an index of images to search in",
+    use.add_embed,
+    _command("use", "embed"),
+  ),
+  "search": Verb(
+    "find images of an index by a text or an image",
+    use.add_search,
+    _command("use", "search"),
+    check=use.check_search,
+  ),
+  "convert": Verb(
+    "turn a checkpoint into another format, exactly",
+    conversion.add_convert,
+    _command("conversion", "convert"),
+    check=conversion.check_convert,
+  ),
+  "verify": Verb(
+    "compare a conversion with its source's own library",
+    conversion.add_verify,
+    _command("conversion", "verify"),
+  ),
+  "models": Verb(
+    "list the named models", flags.add_json, _command("models", "models")
+  ),
+  "data": Verb(
+    "look at data, or prepare it",
+    data.add_data,
+    _command("data", "data"),
+    has_actions=True,
+  ),
+  "completion": Verb(
+    "print what a shell needs to complete commands",
+    completion.add_completion,
+    _command("completion", "completion"),
+  ),
 }
+
+# Returns the names of a config's fields; a config is not light to import.
+config_fields = _command("completion", "config_fields")

@@ -17,6 +17,7 @@ from clip_jax.convert import (
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import Entry, Slot
+from clip_jax.models import paths
 
 NAME = "bert"
 _POOLINGS = ("mean", "cls")  # What a user may say that a plain one is for.
@@ -276,7 +277,7 @@ def _norm(name, path, ends, layer=None) -> list[Entry]:
 
 def _block(name, heads, ends, *, layer) -> list[Entry]:
   """Returns where the tensors of one layer go."""
-  blocks = "params/text/encoder/blocks"
+  blocks = f"params/{paths.stack('text')}"
   kernel = (
     transforms.linear_to_heads(heads),
     transforms.bias_to_heads(heads),

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from clip_jax import errors
 from clip_jax.convert import borisdayma_description as description
@@ -24,6 +25,7 @@ from clip_jax.convert import (
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import Entry, Slot
 from clip_jax.convert.tensor import Tensor
+from clip_jax.models import paths
 
 NAME = "borisdayma"
 CONFIG = "config.json"
@@ -84,8 +86,6 @@ def _newest(path: pathlib.Path) -> pathlib.Path:
 
 def _read_orbax(path: pathlib.Path) -> dict[str, Tensor]:
   """Returns the parameters of a step, without the boxes that they came in."""
-  import orbax.checkpoint as ocp
-
   handler = ocp.PyTreeCheckpointHandler()
   try:
     tree = handler.metadata(path.absolute()).tree
@@ -115,8 +115,6 @@ def _read_orbax(path: pathlib.Path) -> dict[str, Tensor]:
 
 def _restore(path, names, shape, dtype) -> np.ndarray:
   """Reads one array of a step, and nothing else of it."""
-  import orbax.checkpoint as ocp
-
   item: Any = jax.ShapeDtypeStruct(shape, dtype)
   for name in reversed(["params", *names]):
     item = {name: item}
@@ -217,7 +215,7 @@ def _parts(theirs: str, ours: str, norm: str) -> list[Entry]:
 
 
 def _blocks(theirs: str, ours: str) -> list[Entry]:
-  layers, blocks = f"{theirs}/encoder/layers", f"{ours}/encoder/blocks"
+  layers, blocks = f"{theirs}/encoder/layers", paths.stack(ours)
   return [
     *_module(f"{layers}/pre_attention_norm", f"{blocks}/ln_1"),
     *_parts(layers, blocks, "ln_2"),

@@ -20,6 +20,7 @@ from clip_jax.convert import (
   hub,
   interpolation,
   portable,
+  positions,
   sameness,
   unknown,
   weights_file,
@@ -27,6 +28,7 @@ from clip_jax.convert import (
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import wrappers
 from clip_jax.convert.portable import Options, Portable
+from clip_jax.models import paths
 
 # Formats by name in the order in which a path is tried; a directory can look
 # like several, and the first says more about the model.
@@ -176,8 +178,6 @@ def open_model(
     first = open_first(path, options.interpolate_with)
     model = interpolation.interpolate(model, first, options.interpolate)
   if options.image_size is not None:
-    from clip_jax.convert import positions
-
     model = positions.resize(model, options.image_size, options.resize_method)
   if options.context_length is not None:
     model = context.resize(model, options.context_length)
@@ -383,7 +383,7 @@ def _check_written(model, partial, target, options, report, progress) -> None:
       progress(done, len(model.leaves))
     zeros = True
     layers = (None,)
-    if "/blocks/" in path:
+    if paths.is_stacked(path):
       layers = range(leaf.shape[0])
     for layer in layers:
       want, got = leaf.part(layer), written[path].part(layer)

@@ -21,14 +21,14 @@ from clip_jax import errors, sharding
 from clip_jax.convert import report as report_lib
 from clip_jax.convert import transforms
 from clip_jax.convert.tensor import Tensor
-from clip_jax.models import variants
+from clip_jax.models import paths, variants
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
   """A place in our tree: a whole array, or one layer of a stacked one."""
 
-  path: str  # "params/text/encoder/blocks/ln_1/scale"
+  path: str
   layer: int | None = None
 
 
@@ -87,7 +87,7 @@ class Leaf:
 
 def block_slot(tower: str, path: str, layer: int) -> Slot:
   """Returns the place of layer `layer`'s `path` in the encoder of `tower`."""
-  return Slot(f"params/{tower}/encoder/blocks/{path}", layer)
+  return Slot(f"params/{paths.stack(tower)}/{path}", layer)
 
 
 # What a description says about how images are prepared.

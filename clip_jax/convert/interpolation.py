@@ -15,9 +15,10 @@ import jax
 import numpy as np
 
 from clip_jax import errors, sharding
-from clip_jax.convert import engine, portable, sameness, workdir
+from clip_jax.checkpoints import integrity
+from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.convert import engine, portable, sameness
 from clip_jax.convert.tensor import Tensor
-from clip_jax.train import checkpoint, integrity
 
 # Of a tower, what does not change what its numbers mean.
 _EXECUTION = ("scan", "unroll", "remat", "patch_dropout")
@@ -100,8 +101,8 @@ def first_address(path: str | os.PathLike) -> str:
   """
   path = pathlib.Path(path).expanduser()
   address = ""
-  if workdir.recognise(path):
-    address = checkpoint.load_config(path).init.model
+  if workdir_lib.recognise(path):
+    address = workdir_lib.load_config(path).init.model
   if not address:
     raise errors.UserError(
       f"{path} does not say which model it was fine-tuned from (the workdir of "
@@ -112,8 +113,9 @@ def first_address(path: str | os.PathLike) -> str:
 
 def check_unchanged(first: portable.Portable, path: str | os.PathLike) -> None:
   """Raises UserError unless the run in a workdir began with these numbers."""
-  _, variables, step = checkpoint.load_variables(path)
-  noted = checkpoint.load_counters(path, step).get(checkpoint.ORIGIN)
+  saved = workdir_lib.load_model(path)
+  variables = saved.variables
+  noted = workdir_lib.load_counters(path, saved.step).get(workdir_lib.ORIGIN)
   _check_arrays(first, engine.flatten(variables))
 
   def read(at, like):

@@ -7,7 +7,7 @@ from typing import Any
 
 from clip_jax.convert import engine, transforms
 from clip_jax.convert.engine import Entry, Slot
-from clip_jax.models import resnet
+from clip_jax.models import paths, resnet
 
 
 def entries(spec: dict[str, Any]) -> list[Entry]:
@@ -134,7 +134,7 @@ def resnet_entries(description: dict) -> list[Entry]:
   for stage, depth in enumerate(description["depths"], start=1):
     for block in range(depth):
       name = f"visual.layer{stage}.{block}."
-      path = f"stage_{stage}_block_{block + 1}"
+      path = paths.block(stage, block + 1)
       for i in (1, 2, 3):
         found += _conv_norm(
           f"{name}conv{i}", f"{name}bn{i}", f"{path}/conv_{i}"

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from clip_jax import errors
+from clip_jax import errors, terminal
 
 # Where a field of the description comes from.
 SOURCES = ("config", "shape", "format", "flag", "archive")
@@ -61,8 +61,6 @@ class Report:
 
   def to_text(self) -> str:
     """Returns the report for people."""
-    from clip_jax import terminal
-
     arrow = f" -> {self.target_format}" if self.target_format else ""
     lines = [
       f"{self.source_format}{arrow}: {self.mapped} of {self.tensors} tensors "

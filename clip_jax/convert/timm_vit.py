@@ -10,6 +10,7 @@ from typing import Any
 from clip_jax import errors
 from clip_jax.convert import openai_entries, transforms
 from clip_jax.convert.engine import Entry, Slot
+from clip_jax.models import paths
 
 # Width, depth, heads, MLP; "plus" is `vit_base_patch16_plus_clip_240`'s.
 SIZES = {
@@ -329,7 +330,7 @@ def _fused(name, path, parts, heads, layer=None) -> list[Entry]:
 
 
 def _block(name: str, heads: int, layer: int) -> list[Entry]:
-  blocks = "params/image/encoder/blocks"
+  blocks = f"params/{paths.stack('image')}"
 
   def norm(theirs, ours):
     slots = [Slot(f"{blocks}/{ours}/{p}", layer) for p in ("scale", "bias")]

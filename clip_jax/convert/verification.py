@@ -16,7 +16,7 @@ import numpy as np
 from clip_jax import errors, terminal
 from clip_jax.convert import conversion, engine, hub, oracles, probes
 from clip_jax.convert.portable import Options, Portable
-from clip_jax.models import variants
+from clip_jax.models import paths, variants
 
 # Of float64, the largest difference over the largest number.
 DOUBLE_BAR = 1e-12
@@ -344,8 +344,8 @@ def our_stages(
 
   def watched(submodule, method_name):
     name = submodule.name or ""
-    wanted = name in ("blocks", part) or name.startswith("stage_")
-    return wanted and method_name == "__call__"
+    wanted = name in (paths.BLOCKS, part) or paths.block_numbers(name)
+    return bool(wanted) and method_name == "__call__"
 
   embeds, found = jax.jit(
     lambda variables, inputs: module.apply(
@@ -365,12 +365,12 @@ def our_stages(
 
 
 def _blocks(tower: dict[str, Any]) -> oracles.Stages:
-  if "encoder" in tower:
-    (stacked,) = tower["encoder"]["blocks"]["__call__"]
+  if stack := paths.layers_in(tower):
+    (stacked,) = stack["__call__"]
     return {f"block {i}": np.asarray(x) for i, x in enumerate(stacked, start=1)}
   # A stage's last block has its name in the end.
-  blocks = sorted(name for name in tower if name.startswith("stage_"))
+  blocks = {paths.block_numbers(name): x for name, x in tower.items()}
   return {
-    f"stage {name.split('_')[1]}": np.asarray(tower[name]["__call__"][0])
-    for name in sorted(blocks, key=lambda name: int(name.split("_")[3]))
+    f"stage {place[0]}": np.asarray(blocks[place]["__call__"][0])
+    for place in sorted(filter(None, blocks))
   }

@@ -1,8 +1,8 @@
-"""Built-in data: real handwritten digits that come with scikit-learn.
+"""Built-in data: real handwritten digits that come with the package.
 
-The scans are the 1,797 of `sklearn.datasets.load_digits`: 8 x 8 pixels with 17
-levels of grey, the test part of the UCI "Optical Recognition of Handwritten
-Digits" set. Nothing is downloaded.
+The scans are 1,797 of 8 x 8 pixels with 17 levels of grey: the test part of the
+UCI set "Optical Recognition of Handwritten Digits" (`assets/digits.npz`, its
+licence beside it). Nothing is downloaded.
 
 - `builtin:digits/{train,test}`: single scans, labels 0 to 9.
 - `builtin:two_digits/{train,test,unseen}`: two scans side by side, whose
@@ -12,6 +12,7 @@ Digits" set. Nothing is downloaded.
 
 import functools
 import hashlib
+import importlib.resources
 import io
 
 import numpy as np
@@ -32,6 +33,7 @@ WORDS = (
   "eight",
   "nine",
 )
+SCANS_FILE = "digits.npz"  # In assets.
 IMAGE_SIZE = 32
 # Numbers 10 * a + b that are kept out of `train` and `test`: two of every row
 # and two of every column of the 10 x 10 table, so that each digit is still
@@ -86,20 +88,20 @@ SPLITS = {
 
 
 @functools.cache
-def _scans() -> tuple[np.ndarray, np.ndarray]:
+def scans() -> tuple[np.ndarray, np.ndarray]:
   """Returns the scans, uint8 (1797, 8, 8), and their digits."""
-  from sklearn import datasets
-
-  digits = datasets.load_digits()
+  asset = importlib.resources.files("clip_jax") / "assets" / SCANS_FILE
+  with asset.open("rb") as file, np.load(file) as arrays:
+    images, digits = arrays["images"], arrays["digits"]
   # 0..16 to 0..255, rounded down: an exact integer rule.
-  images = (digits.images.astype(np.uint16) * 255 // 16).astype(np.uint8)
-  return images, digits.target.astype(np.int64)
+  images = (images.astype(np.uint16) * 255 // 16).astype(np.uint8)
+  return images, digits.astype(np.int64)
 
 
 @functools.cache
 def scan_ids(split: str) -> tuple[np.ndarray, ...]:
   """Returns the scan numbers of every digit: 4 of 5 for train, 1 for test."""
-  _, digits = _scans()
+  _, digits = scans()
   permutation = np.random.Generator(np.random.Philox(key=[1797, 8])).permutation
   ids = []
   for digit in range(len(WORDS)):
@@ -130,7 +132,7 @@ class _Builtin:
     shown = _EVAL_TEMPLATES if split != "train" else _TRAIN_TEMPLATES
     self._captions = shown[name]
     self._records: dict[int, record_lib.Record] = {}
-    images, digits = _scans()
+    images, digits = scans()
     digest = hashlib.sha256(f"{name}/{split} 1".encode())
     digest.update(images.tobytes() + digits.tobytes())
     self.fingerprint = digest.hexdigest()
@@ -163,7 +165,7 @@ class Digits(_Builtin):
     return len(self._ids)
 
   def _make(self, index: int) -> record_lib.Record:
-    images, digits = _scans()
+    images, digits = scans()
     scan = int(self._ids[index])
     label = int(digits[scan])
     return record_lib.Record(
@@ -189,22 +191,22 @@ class TwoDigits(_Builtin):
     return _TWO_DIGITS_LENGTH[self.split]
 
   def _make(self, index: int) -> record_lib.Record:
-    images, _ = _scans()
+    images, _ = scans()
     rng = np.random.Generator(np.random.Philox(key=[self._split_id, index]))
     # Every number occurs equally often.
     label = int(self._numbers[index % len(self._numbers)])
     canvas = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
     ids = scan_ids("train" if self.split == "train" else "test")
-    half, scans = IMAGE_SIZE // 2, []
+    half, chosen = IMAGE_SIZE // 2, []
     for position, digit in enumerate(divmod(label, 10)):
-      scans.append(int(rng.choice(ids[digit])))
+      chosen.append(int(rng.choice(ids[digit])))
       top, left = rng.integers(half // 4, half * 3 // 4 + 1), position * half
-      scan = _enlarge(images[scans[-1]], half)
+      scan = _enlarge(images[chosen[-1]], half)
       canvas[top : top + half, left : left + half] = scan
     return record_lib.Record(
       image=_png(canvas),
       texts=self._texts(self.class_names[label]),
-      key=f"{index:05d}_scan{scans[0]:04d}_scan{scans[1]:04d}",
+      key=f"{index:05d}_scan{chosen[0]:04d}_scan{chosen[1]:04d}",
       label=label,
     )
 

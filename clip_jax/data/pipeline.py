@@ -25,15 +25,12 @@ from clip_jax.data import order, transforms
 from clip_jax.data import record as record_lib
 from clip_jax.data import workers as worker_processes
 from clip_jax.data.ledger import Problem
-from clip_jax.data.placement import local_rows, place
 
 __all__ = [
   "CHUNK_ROWS",
   "Batches",
   "Problem",
   "eval_batches",
-  "local_rows",
-  "place",
   "train_batches",
 ]
 
@@ -259,13 +256,21 @@ def _close(elements: list[Iterator], owner: str | None) -> None:
 
 
 def _join(parts: list) -> np.ndarray | list:
-  if not isinstance(parts[0], np.ndarray):
+  if isinstance(parts[0], list):
     return [item for part in parts for item in part]
-  if len(parts) == 1 and type(parts[0]) is np.ndarray:
+  if len(parts) == 1 and isinstance(parts[0], np.ndarray):
     return parts[0]
-  # What a worker sends lives in shared memory that goes with its array: copied,
-  # so that views of it may live on.
-  return np.concatenate([np.asarray(part) for part in parts])
+  rows = sum(part.shape[0] for part in parts)
+  out = np.empty((rows, *parts[0].shape[1:]), parts[0].dtype)
+  start = 0
+  for part in parts:
+    end = start + part.shape[0]
+    if isinstance(part, worker_processes.SharedArray):
+      part.move_to(out[start:end])
+    else:
+      out[start:end] = part
+    start = end
+  return out
 
 
 def train_batches(
@@ -296,7 +301,7 @@ def train_batches(
     source: where the records come from.
     seed: decides order, crops and captions.
     batch_size: rows of the global batch.
-    rows: which of them to make, ascending (see `local_rows`).
+    rows: which of them to make, ascending (see `sharding.local_rows`).
     start_step: number of batches already used; 0 at the start of a run.
     preprocess: how an image becomes an array.
     tokenizer: called with a list of captions.

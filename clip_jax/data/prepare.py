@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from array_record.python import array_record_module
+
 from clip_jax import errors, preprocess
 from clip_jax.data import account
 from clip_jax.data import record as record_lib
@@ -135,8 +137,6 @@ def _write_shards(
   shard_bytes: int,
   on_record: Callable[[int], None] | None,
 ) -> dict[str, Any]:
-  from array_record.python import array_record_module
-
   bad: collections.Counter[str] = collections.Counter()
   counts: list[int] = []
   writer, written = None, 0

@@ -7,6 +7,7 @@ alone whether that run is still there.
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
@@ -14,14 +15,14 @@ import multiprocessing
 import os
 import pathlib
 import re
-import signal
 import stat
-import threading
 from multiprocessing import connection, shared_memory
 from typing import Any
 
 import grain
 import numpy as np
+
+from clip_jax.data import parent
 
 # Where Linux keeps shared memory; elsewhere it cannot be listed.
 _MEMORY = pathlib.Path("/dev/shm")
@@ -34,7 +35,6 @@ _NAME = re.compile(
 _SEMAPHORES = "-semaphores"
 
 _numbers = itertools.count()
-_creating = threading.Lock()
 
 
 def _start_time(pid: int | str) -> str | None:
@@ -122,11 +122,15 @@ def end(owner: str | None) -> None:
   if owner is None:
     return
   for path in list(_MEMORY.glob(f"{owner}*")):
-    with contextlib.suppress(OSError):
+    try:
       # Not by its path: the process that watches over names hears of it so.
       segment = shared_memory.SharedMemory(path.name)
       segment.close()
       segment.unlink()
+    except ValueError:  # It is empty: its worker was killed while making it.
+      _remove(path)
+    except OSError:  # Somebody else has removed it.
+      continue
 
 
 def begin(owner: str | None, index: int, count: int) -> None:
@@ -138,26 +142,18 @@ def begin(owner: str | None, index: int, count: int) -> None:
     count: of the workers.
   """
   del index, count
-  # What a terminal or a scheduler tells all processes is the parent's to
-  # decide: it may want some more batches before it saves.
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
-  parent = multiprocessing.parent_process()
-  assert parent is not None
-  if connection.wait([parent.sentinel], timeout=0):
-    os._exit(1)  # It died while this process was being started.
-  threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+  parent.ignore_signals()
+  process = multiprocessing.parent_process()
+  assert process is not None
+  # The kernel closes this pipe when the parent is dead, also if it was so
+  # before; what the command line watches from a worker's first moment may miss
+  # that, and a worker of a script is watched from here on only.
+  died = functools.partial(connection.wait, [process.sentinel])
+  if died(timeout=0):
+    os._exit(1)
+  parent.end_after(died)
   if owner is not None:
     _note_semaphores(owner)
-
-
-def _end_with(parent: Any) -> None:
-  # Linux's signal of the parent's death is of no use here: it comes when the
-  # thread ends that started this process, and grain starts it from a pool. The
-  # kernel closes this pipe when the parent is dead, also if it was so before.
-  connection.wait([parent.sentinel])
-  with _creating:
-    os._exit(1)
 
 
 def _create(name: str, size: int) -> shared_memory.SharedMemory:
@@ -165,7 +161,7 @@ def _create(name: str, size: int) -> shared_memory.SharedMemory:
 
   What is registered goes with the last process of a run.
   """
-  with _creating:
+  with parent.ending:
     return shared_memory.SharedMemory(name, create=True, size=size)
 
 
@@ -179,6 +175,34 @@ def _note_semaphores(owner: str) -> None:
   segment = _create(f"{owner}{os.getpid()}{_SEMAPHORES}", len(content))
   segment.buf[:] = content
   segment.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedArray:
+  """An array in shared memory, by name: whoever takes it removes it.
+
+  Grain's own shared arrays are removed when they are collected, which fails
+  where the segments of a run have been removed before; this is only a name.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: np.dtype
+
+  @classmethod
+  def create(cls, name: str, array: np.ndarray) -> "SharedArray":
+    """Copies an array into a new segment."""
+    segment = _create(name, array.nbytes)
+    np.copyto(np.ndarray(array.shape, array.dtype, segment.buf), array)
+    segment.close()
+    return cls(name, array.shape, array.dtype)
+
+  def move_to(self, out: np.ndarray) -> None:
+    """Copies the array into `out` and removes its segment."""
+    segment = shared_memory.SharedMemory(self.name)
+    np.copyto(out, np.ndarray(self.shape, self.dtype, segment.buf))
+    segment.close()
+    segment.unlink()
 
 
 class Share(grain.transforms.Map):
@@ -200,9 +224,4 @@ class Share(grain.transforms.Map):
     if not isinstance(value, np.ndarray) or not value.nbytes:
       return value
     name = f"{self._owner}{os.getpid()}-{next(_numbers)}"
-    segment = _create(name, value.nbytes)
-    array = grain.multiprocessing.SharedMemoryArray.from_shared_memory(
-      segment, value.shape, value.dtype
-    )
-    np.copyto(array, value)
-    return array
+    return SharedArray.create(name, value)

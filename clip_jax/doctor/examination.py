@@ -36,22 +36,22 @@ def of_config(
   with _errors_found("config", findings):
     logging.info("Opening the data and making the model ...")
     setup = learning.prepare(config)
-    findings.append(_fit(config, setup))
+    findings.append(_fit(config.batch_size, setup))
   if setup is None:
     return findings
-  findings.append(machine.collectives(setup.run.mesh))
+  findings.append(machine.collectives(setup.run.program.mesh))
   with _errors_found("records", findings):
-    findings += _of_data(config, setup)
+    findings += _of_data(setup)
   with _errors_found("overfit one batch", findings):
     findings += _of_learning(setup, steps=steps or learning.DEFAULT_STEPS)
   return findings
 
 
-def _fit(config: ml_collections.ConfigDict, setup: learning.Setup) -> Finding:
-  pairs = setup.run.config.batch_size
-  facts = {"pairs": pairs, "batch_size": config.batch_size}
-  facts["mesh"] = dict(setup.run.mesh.shape)
-  words = f"One batch of {pairs} pairs stands for {config.batch_size}."
+def _fit(batch_size: int, setup: learning.Setup) -> Finding:
+  pairs = setup.run.program.config.batch_size
+  facts = {"pairs": pairs, "batch_size": batch_size}
+  facts["mesh"] = dict(setup.run.program.mesh.shape)
+  words = f"One batch of {pairs} pairs stands for {batch_size}."
   if setup.mesh_refusal is None:
     return Finding("config", OK, words, facts)
   return Finding(
@@ -63,10 +63,8 @@ def _fit(config: ml_collections.ConfigDict, setup: learning.Setup) -> Finding:
   )
 
 
-def _of_data(
-  config: ml_collections.ConfigDict, setup: learning.Setup
-) -> list[Finding]:
-  run = setup.run
+def _of_data(setup: learning.Setup) -> list[Finding]:
+  run, config = setup.run, setup.run.program.config
   logging.info("Looking at the records of %s ...", config.data.train)
   with terminal.Progress("read", unit="records") as progress:
     sample = records.read(run.source, run.preprocess, progress=progress)

@@ -17,8 +17,9 @@ import numpy as np
 from clip_jax import errors, sharding, terminal
 from clip_jax.doctor.least_loss import least_loss
 from clip_jax.models import padding
-from clip_jax.train import initial, text_layout
+from clip_jax.train import origins as origins_lib
 from clip_jax.train import run as run_lib
+from clip_jax.train import text_layout
 
 DEFAULT_STEPS = 60
 _PAIRS_PER_DEVICE = 16
@@ -124,7 +125,7 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
     UserError: as training would.
   """
   config = config.copy_and_resolve_references()
-  refusal = mesh_refusal(config)
+  refusal = mesh_refusal(config.mesh)
   if refusal is not None:
     config.mesh.data, config.mesh.fsdp = -1, 1
   mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
@@ -135,26 +136,32 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
   elif config.batch_size < mesh.size:  # Of another mesh, it need only suffice.
     sharding.check_batch_size(config.batch_size, mesh)
   small = small_config(config, mesh.size)
-  origins = initial.open_sources(small)
-  small = initial.settle(small, None, origins)
+  origins = origins_lib.open_sources(small.init, model=small.model)
+  small = origins_lib.settle(small, None, origins)
   files = {}
   for origin in (origins.get("text"), origins.get("model")):
     files = origin.files if origin is not None else files
   run = run_lib.make_run(small, tokenizer_files=files or None)
-  tower = run.model.text
+  tower = run.program.model.text
   if padding.can_be_cut(tower):  # The step is timed without the padding.
     rows = text_layout.Rows(tower, padding.buckets(tower.context_length))
     run = dataclasses.replace(run, layout=rows)
-  state = initial.load(run.init_state(), origins, small)
+  state = origins_lib.load(
+    run.program.init_state(),
+    origins,
+    init=small.init,
+    max_logit_scale=run.program.spec["max_logit_scale"],
+    frozen=small.optim.frozen,
+  )
   return Setup(run, state, refusal, config.data.workers)
 
 
-def mesh_refusal(config: ml_collections.ConfigDict) -> str | None:
-  """Returns why training on the devices here would refuse the mesh, or None."""
-  if config.mesh.data == config.mesh.fsdp == -1:
+def mesh_refusal(mesh: ml_collections.ConfigDict) -> str | None:
+  """Returns why training here would refuse `config.mesh`, or None."""
+  if mesh.data == mesh.fsdp == -1:
     return None  # Fits nowhere: an error like any other.
   try:
-    sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    sharding.make_mesh(data=mesh.data, fsdp=mesh.fsdp)
   except errors.UserError as error:
     return str(error)
   return None
@@ -168,7 +175,7 @@ def overfit(setup: Setup, *, steps: int) -> Trial:
     steps: updates.
   """
   run, state = setup.run, setup.state
-  config = run.config
+  config = run.program.config
   with run.batches(0) as batches:
     batch = next(batches)
     logging.info("Timing the loader ...")
@@ -188,7 +195,7 @@ def overfit(setup: Setup, *, steps: int) -> Trial:
     skipped=int(state.skipped),
     moved=_change(before, state.params),
     logit_scale=float(history[-1][0].logit_scale),
-    max_logit_scale=run.model.max_logit_scale,
+    max_logit_scale=run.program.model.max_logit_scale,
     image_cosine=_cosine(images),
     text_cosine=_cosine(texts),
     distinct_images=len(np.unique(image_kinds)),
@@ -203,7 +210,7 @@ def overfit(setup: Setup, *, steps: int) -> Trial:
 
 def _train(run, state, batch, *, steps: int):
   """Returns the state after `steps`, and (measured, seconds) of each."""
-  step, placed = run.make_step(), run.place(batch)
+  step, placed = run.program.make_step(), run.place(batch)
   history = []
 
   def update(state):
@@ -252,14 +259,14 @@ def _kinds(rows: np.ndarray) -> np.ndarray:
   return np.unique(flat, axis=0, return_inverse=True)[1].ravel()
 
 
-def _bounds(batch, images, texts, config) -> dict[str, float]:
+def _bounds(batch, images, texts, loss) -> dict[str, float]:
   """Returns `floor` and `chance` of a trial."""
   ids = {"image_ids": batch.get("image_ids"), "text_ids": texts}
-  settings = {"duplicates": config.duplicates, **ids}
+  settings = {"duplicates": loss.duplicates, **ids}
   one = np.zeros_like(images)
   return {
-    "floor": least_loss(config.kind, images=images, texts=texts, **settings),
-    "chance": least_loss(config.kind, images=one, texts=one, **settings),
+    "floor": least_loss(loss.kind, images=images, texts=texts, **settings),
+    "chance": least_loss(loss.kind, images=one, texts=one, **settings),
   }
 
 

@@ -1,12 +1,13 @@
 """Retrieval: recall of a text's image and of an image's texts."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from clip_jax import errors
+from clip_jax.evals import embedding_model
 from clip_jax.evals import prompts as prompts_lib
 
 DUPLICATES = ("hits", "misses")  # What an equal caption counts as.
@@ -165,8 +166,7 @@ def count_repeated(text_ids: np.ndarray, image_of_text: np.ndarray) -> int:
 def evaluate(
   source: Any,
   *,
-  embed_images: Callable[[np.ndarray], np.ndarray],
-  embed_texts: prompts_lib.EmbedTexts,
+  model: embedding_model.EmbeddingModel,
   batches: Iterable[dict[str, Any]],
   labels: prompts_lib.Labels | None = None,
   templates: Sequence[str] | None = None,
@@ -179,8 +179,7 @@ def evaluate(
 
   Args:
     source: the data; has no use here.
-    embed_images: uint8 (n, size, size, 3) to unit (n, embed).
-    embed_texts: n texts to unit (n, embed).
+    model: to measure.
     batches: the data's images and texts.
     labels: has no use here and must be None.
     templates: at most one, put around every caption; the paper's retrieval
@@ -195,7 +194,7 @@ def evaluate(
   image_embeds, texts, image_of_text = [], [], []
   images = 0
   for batch in batches:
-    image_embeds.append(embed_images(batch["image"]))
+    image_embeds.append(model.embed_images(batch["image"]))
     for own in batch["texts"]:
       texts.extend(before + text + after for text in own)
       image_of_text.extend([images] * len(own))
@@ -203,7 +202,7 @@ def evaluate(
   if not images:
     raise errors.UserError("There is no image to retrieve.")
   text_embeds = [
-    embed_texts(texts[start : start + _TEXTS_PER_CALL])
+    model.embed_texts(texts[start : start + _TEXTS_PER_CALL])
     for start in range(0, len(texts), _TEXTS_PER_CALL)
   ]
   text_ids, owners = numbered(texts), np.asarray(image_of_text)

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from clip_jax import errors
-from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import account, pipeline, sources
-from clip_jax.evals import prompts, retrieval, zero_shot
+from clip_jax.evals import embedding_model, prompts, retrieval, zero_shot
 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
   "retrieval": retrieval.evaluate,
@@ -50,10 +49,8 @@ class Evaluation:
 
   def measure(
     self,
+    model: embedding_model.EmbeddingModel,
     *,
-    embed_images: Callable,
-    embed_texts: prompts.EmbedTexts,
-    preprocess: preprocess_lib.Preprocess,
     batch_size: int = 256,
     threads: int = 4,
     progress: Callable[[int, int], None] | None = None,
@@ -62,12 +59,14 @@ class Evaluation:
     bad: collections.Counter[str] = collections.Counter()
     total = len(self.source)
     with pipeline.eval_batches(
-      self.source, batch_size=batch_size, preprocess=preprocess, threads=threads
+      self.source,
+      batch_size=batch_size,
+      preprocess=model.preprocess,
+      threads=threads,
     ) as batches:
       measured = TASKS[self.task](
         self.source,
-        embed_images=embed_images,
-        embed_texts=embed_texts,
+        model=model,
         batches=watch(batches, bad, total=total, progress=progress),
         labels=self.labels,
         templates=self.templates,
@@ -123,10 +122,8 @@ def open_evaluation(
 def evaluate(
   task: str,
   data: str,
+  model: embedding_model.EmbeddingModel,
   *,
-  embed_images: Callable,
-  embed_texts: prompts.EmbedTexts,
-  preprocess: preprocess_lib.Preprocess,
   labels: str = "",
   templates: str = "",
   duplicates: str | None = None,
@@ -141,9 +138,7 @@ def evaluate(
   Args:
     task: one of `TASKS`.
     data: a DATA address.
-    embed_images: uint8 (n, size, size, 3) to unit (n, embed).
-    embed_texts: n texts to unit (n, embed).
-    preprocess: how an image becomes an array.
+    model: to measure.
     labels: comma-separated, or a file; empty takes the data's own.
     templates: one template, or a file; empty takes the data's own.
     duplicates: of retrieval: one of `retrieval.DUPLICATES`.
@@ -159,9 +154,7 @@ def evaluate(
   )
   warnings = account.tell(evaluation.source, data)
   measured = evaluation.measure(
-    embed_images=embed_images,
-    embed_texts=embed_texts,
-    preprocess=preprocess,
+    model,
     batch_size=batch_size,
     threads=threads,
     progress=progress,

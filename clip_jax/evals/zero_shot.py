@@ -1,13 +1,14 @@
 """Zero-shot classification: an image goes to the class of the nearest text."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import special
 
 from clip_jax import errors
+from clip_jax.evals import embedding_model
 from clip_jax.evals import prompts as prompts_lib
 
 # The paper's level of the interval that decides what is best (Table 10).
@@ -104,8 +105,7 @@ def _check_labels(labels: np.ndarray, classes: int) -> None:
 def evaluate(
   source: Any,
   *,
-  embed_images: Callable[[np.ndarray], np.ndarray],
-  embed_texts: prompts_lib.EmbedTexts,
+  model: embedding_model.EmbeddingModel,
   batches: Iterable[dict[str, Any]],
   labels: prompts_lib.Labels | None = None,
   templates: Sequence[str] | None = None,
@@ -114,8 +114,7 @@ def evaluate(
 
   Args:
     source: the data; `class_names` and `templates` are its defaults.
-    embed_images: uint8 (n, size, size, 3) to unit (n, embed).
-    embed_texts: n texts to unit (n, embed).
+    model: to measure.
     batches: the data's images and labels.
     labels: as in `make_prompts`.
     templates: None takes the data's own, else "a photo of a {}.".
@@ -124,9 +123,9 @@ def evaluate(
     UserError: labels and data do not go together.
   """
   resolved = make_prompts(source, labels=labels, templates=templates)
-  classes = prompts_lib.class_embeddings(resolved, embed_texts)
+  classes = prompts_lib.class_embeddings(resolved, model.embed_texts)
   return accuracy(
-    ((embed_images(batch["image"]), batch["label"]) for batch in batches),
+    ((model.embed_images(batch["image"]), batch["label"]) for batch in batches),
     classes,
   )
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from clip_jax.models import packing
+from clip_jax.packing import packed_text
 
 # "ignore": a copy is a negative like any other. "mask": it is left out.
 # "positive": it is a positive; the own text and all copies share the target.
@@ -71,7 +71,7 @@ def without(relations: Relations, x: jax.Array, fill: float = 0) -> jax.Array:
   return jnp.where(relations.excluded, fill, x)
 
 
-def text_ids(tokens: jax.Array | packing.PackedText) -> jax.Array:
+def text_ids(tokens: jax.Array | packed_text.PackedText) -> jax.Array:
   """Returns a number for each text, equal for equal texts.
 
   The sum of a hash of each (token, position), modulo 2**32. Two different
@@ -87,7 +87,7 @@ def text_ids(tokens: jax.Array | packing.PackedText) -> jax.Array:
   Returns:
     int32 (texts,).
   """
-  if isinstance(tokens, packing.PackedText):
+  if isinstance(tokens, packed_text.PackedText):
     parts = _mix_pairs(tokens.tokens, tokens.positions).reshape(-1)
     sums = jnp.cumsum(parts, dtype=jnp.uint32)  # Differences wrap around too.
     first = tokens.ends - tokens.positions.reshape(-1)[tokens.ends]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import clip, layers, text
+from clip_jax.models import clip, layers, paths, text
 
 # The fewest tokens that a mean divides by, as in sentence-transformers.
 MIN_COUNT = 1e-9
@@ -90,7 +90,7 @@ class Bert(nn.Module):
       unroll=self.unroll,
       remat=self.remat,
       whole=self.whole,
-      name="encoder",
+      name=paths.ENCODER,
       **dtypes,
     )(self._embed(tokens), mask)
     x = POOLINGS[self.pooling](x, mask)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import layers, packing
+from clip_jax.models import layers
+from clip_jax.packing import packed_text
 
 MAX_LOGIT_SCALE = 100.0  # Paper, section 2.5.
 INIT_LOGIT_SCALE = 1 / 0.07  # Paper, section 2.5.
@@ -151,7 +152,7 @@ class CLIP(nn.Module):
   def __call__(
     self,
     images: jax.Array,
-    tokens: jax.Array | packing.PackedText,
+    tokens: jax.Array | packed_text.PackedText,
     *,
     train: bool = False,
     locked: tuple[str, ...] = (),
@@ -210,7 +211,7 @@ class CLIP(nn.Module):
     return self._embed("image", self.image_projection, x)
 
   def encode_text(
-    self, tokens: jax.Array | packing.PackedText, *, train: bool = False
+    self, tokens: jax.Array | packed_text.PackedText, *, train: bool = False
   ) -> jax.Array:
     """Embeds tokens (batch, length) as (batch, embed) of unit length.
 

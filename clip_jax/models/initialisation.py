@@ -13,27 +13,21 @@ from typing import Any
 import jax
 
 from clip_jax import sharding
-from clip_jax.models import clip, text, vit
+from clip_jax.models import clip, paths, text, vit
 
 # What differs, by the kind of tower, and the bound of the uniform numbers as
 # one over the root of the inputs: of `width` features, of the `mlp_dim` inner
 # ones, or Xavier's for three matrices in one, of (3 + 1) * width / 6.
 _XAVIER = "xavier"
-_MLP_BIASES = (
-  (re.compile(r"encoder/blocks/mlp/fc_in/bias$"), "width"),
-  (re.compile(r"encoder/blocks/mlp/fc_out/bias$"), "mlp_dim"),
-)
+_MLP_BIASES = {"mlp/fc_in/bias": "width", "mlp/fc_out/bias": "mlp_dim"}
 _ROWS = {
-  vit.VisionTransformer: (
-    (
-      re.compile(r"encoder/blocks/attention/(query|key|value)/kernel$"),
-      _XAVIER,
-    ),
-    (re.compile(r"encoder/blocks/attention/out/kernel$"), "width"),
-    (re.compile(r"encoder/blocks/mlp/fc_in/kernel$"), "width"),
-    (re.compile(r"encoder/blocks/mlp/fc_out/kernel$"), "mlp_dim"),
-    *_MLP_BIASES,
-  ),
+  vit.VisionTransformer: {
+    **{f"{name}/kernel": _XAVIER for name in paths.QUERY_KEY_VALUE},
+    "attention/out/kernel": "width",
+    "mlp/fc_in/kernel": "width",
+    "mlp/fc_out/kernel": "mlp_dim",
+    **_MLP_BIASES,
+  },
   text.TextTransformer: _MLP_BIASES,
 }
 _POOL_BIAS = re.compile(r"^image/attention_pool/attention/\w+/bias$")
@@ -74,13 +68,13 @@ def _bound(
   if _POOL_BIAS.match(name):
     kernel = params["image"]["attention_pool"]["attention"]["query"]["kernel"]
     return kernel.shape[0] ** -0.5
-  part, _, rest = name.partition("/")
-  tower = getattr(model, part, None) if part in ("image", "text") else None
-  for pattern, inputs in _ROWS.get(type(tower), ()):
-    if pattern.match(rest):
-      if inputs == _XAVIER:
-        return (6 / (4 * tower.width)) ** 0.5
-      if inputs == "mlp_dim":
-        return (tower.mlp_dim or 4 * tower.width) ** -0.5
-      return tower.width**-0.5
-  return None
+  part = paths.tower(name)
+  tower = part and getattr(model, part)
+  inputs = _ROWS.get(type(tower), {}).get(paths.within_layer(name))
+  if inputs is None:
+    return None
+  if inputs == _XAVIER:
+    return (6 / (4 * tower.width)) ** 0.5
+  if inputs == "mlp_dim":
+    return (tower.mlp_dim or 4 * tower.width) ** -0.5
+  return tower.width**-0.5

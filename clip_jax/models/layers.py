@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from clip_jax import errors
 from clip_jax.models import attention as attention_lib
+from clip_jax.models import paths
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -245,7 +246,7 @@ class Encoder(nn.Module):
       post_norm=self.post_norm,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
-      name="blocks",
+      name=paths.BLOCKS,
     )
     layers = nn.scan(
       lambda block, x, mask: (block(x, mask), None),

@@ -20,7 +20,7 @@ def can_be_cut(tower: nn.Module) -> bool:
 
 
 def can_be_packed(tower: nn.Module) -> bool:
-  """Returns whether captions may share rows: see `packing`."""
+  """Returns whether captions may share rows: see `packing.packed_text`."""
   return isinstance(tower, text.TextTransformer) and not tower.sees_padding
 
 

@@ -1,7 +1,6 @@
 """The ModifiedResNet image tower (paper, section 2.4)."""
 
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,15 +9,19 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import attention, batch_norm, block_chain, convolution
+from clip_jax.models import (
+  attention,
+  batch_norm,
+  block_chain,
+  convolution,
+  paths,
+)
 
 HEAD_DIM = 64  # One head of the attention pool for 64 of its features.
 EXPANSION = 4  # A bottleneck's output channels over its inner ones.
 
 # Fewer equal blocks are as well compiled one by one.
 _SHORTEST_LOOP = 4
-
-_BLOCK = re.compile(r"stage_\d+_block_\d+")
 
 
 def average_pool(x: jax.Array, size: int) -> jax.Array:
@@ -130,11 +133,6 @@ class AttentionPool(nn.Module):
     return x[:, 0]
 
 
-def is_block(name: str) -> bool:
-  """Whether parameters of this name are those of a block."""
-  return _BLOCK.fullmatch(name) is not None
-
-
 def pool_heads(width: int, stages: int) -> int:
   """Returns the heads of the attention pool after `stages` stages."""
   return width * EXPANSION * 2 ** (stages - 1) // HEAD_DIM
@@ -203,7 +201,7 @@ class ModifiedResNet(nn.Module):
     x = average_pool(x, 2)  # (batch, h / 4, w / 4, width)
     for i, depth in enumerate(self.depths):
       features = self.width * 2**i
-      names = [f"stage_{i + 1}_block_{j + 1}" for j in range(depth)]
+      names = [paths.block(i + 1, j + 1) for j in range(depth)]
       looped = self._looped(names[1:], locked_norms)
       blocks = [
         self._make_block(name)(

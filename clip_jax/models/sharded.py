@@ -1,16 +1,76 @@
 """A model on devices that hold its parameters in parts.
 
-The layers of an encoder and the blocks of a ResNet are made whole one by one,
-where they are used; all else is made whole at once. For use inside `shard_map`.
+One rule for all arrays says how they are split. The layers of an encoder and
+the blocks of a ResNet are made whole one by one, where they are used; all else
+is made whole at once, inside `shard_map`.
 """
 
+import math
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from clip_jax import sharding
-from clip_jax.models import clip, resnet
+from clip_jax.models import clip, paths
+
+# Arrays below this size are repeated: gathering them costs more than it saves.
+MIN_SHARDED_ELEMENTS = 2**14
+# Arrays of these names are repeated at any size.
+_REPEATED = re.compile(r"(^|/)(\w*bias|scale|log_scale|mean|var)$")
+
+
+def parameter_spec(
+  path: str,
+  shape: tuple[int, ...],
+  *,
+  fsdp: int,
+  min_elements: int = MIN_SHARDED_ELEMENTS,
+) -> P:
+  """Returns how one array is split: its largest dimension that `fsdp` divides.
+
+  The axis of stacked layers, which a loop indexes, is never split.
+
+  Args:
+    path: "/"-joined names from the root of the tree.
+    shape: of the whole array.
+    fsdp: size of the mesh axis.
+    min_elements: smaller arrays are repeated.
+  """
+  if fsdp == 1 or math.prod(shape) < min_elements or _REPEATED.search(path):
+    return P()
+  splittable = [
+    (size, -axis)
+    for axis, size in enumerate(shape)
+    if axis >= paths.is_stacked(path) and size % fsdp == 0
+  ]
+  if not splittable:
+    return P()
+  axis = -max(splittable)[1]
+  return P(*(sharding.FSDP if i == axis else None for i in range(len(shape))))
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+  """Returns the sharding of each array (or shape) in `tree`.
+
+  Optimizer moments lie under the names of their parameters and have their
+  shapes, so the same rule places them beside their parameters.
+  """
+
+  def place(path, leaf):
+    name = sharding.path_name(path)
+    spec = parameter_spec(name, leaf.shape, fsdp=mesh.shape[sharding.FSDP])
+    return NamedSharding(mesh, spec)
+
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def tree_specs(tree: Any, mesh: Mesh) -> Any:
+  """Returns the PartitionSpec of each array (or shape) in `tree`."""
+  return jax.tree.map(lambda x: x.spec, tree_shardings(tree, mesh))
 
 
 def place(model: clip.CLIP, specs: Any) -> clip.CLIP:
@@ -21,10 +81,10 @@ def place(model: clip.CLIP, specs: Any) -> clip.CLIP:
     specs: the PartitionSpec of each parameter.
   """
   towers = {}
-  for name in ("image", "text"):
+  for name in paths.TOWERS:
     tower = specs.get(name, {})  # A model may have one tower only.
-    stack = tower.get("encoder", {}).get("blocks")
-    blocks = {k: v for k, v in tower.items() if resnet.is_block(k)}
+    stack = paths.layers_in(tower)
+    blocks = {k: v for k, v in tower.items() if paths.block_numbers(k)}
     if _is_split(stack):
       whole = _gatherer(stack, model.dtype, layer=True)
     elif _is_split(blocks):
@@ -51,16 +111,11 @@ def whole(params: Any, specs: Any, *, dtype: jnp.dtype) -> Any:
 
   def gather(path, x, spec):
     name = sharding.path_name(path)
-    if is_stack(name) or any(map(resnet.is_block, name.split("/"))):
+    if paths.is_stacked(name) or paths.is_in_block(name):
       return x
     return sharding.gather_tree(x, spec, dtype=dtype)
 
   return jax.tree_util.tree_map_with_path(gather, params, specs)
-
-
-def is_stack(path: str) -> bool:
-  """Whether the parameter at `path` holds all layers of an encoder."""
-  return "/encoder/blocks/" in f"/{path}"
 
 
 def _gatherer(specs, dtype, *, layer=False):

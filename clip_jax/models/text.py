@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import layers, packing
+from clip_jax.models import layers, paths
+from clip_jax.packing import packed_text
 
 TEXT_POOLINGS = ("argmax", "eos", "last", "map")
 
@@ -31,10 +32,10 @@ def first_positions(tokens: jax.Array, token: int) -> jax.Array:
 
 
 def check_length(
-  tokens: jax.Array | packing.PackedText, context_length: int
+  tokens: jax.Array | packed_text.PackedText, context_length: int
 ) -> None:
   """Raises UserError unless tokens are (batch, length) within the context."""
-  packing.refuse(tokens)
+  packed_text.refuse(tokens)
   if tokens.ndim != 2 or tokens.shape[1] > context_length:
     raise errors.UserError(
       f"Tokens must be (batch, length) with a length of at most "
@@ -44,8 +45,8 @@ def check_length(
 
 def _arrangement(tokens):
   """Returns ids, their positions (None: their order), what may be seen."""
-  if isinstance(tokens, packing.PackedText):
-    mask = packing.visible(tokens.segments)
+  if isinstance(tokens, packed_text.PackedText):
+    mask = packed_text.visible(tokens.segments)
     return tokens.tokens, tokens.positions, mask
   return tokens, None, None
 
@@ -80,7 +81,7 @@ class TextTransformer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, tokens: jax.Array | packing.PackedText, *, train: bool = False
+    self, tokens: jax.Array | packed_text.PackedText, *, train: bool = False
   ) -> jax.Array:
     """Maps tokens (batch, length) to features (batch, width).
 
@@ -121,7 +122,7 @@ class TextTransformer(nn.Module):
       unroll=self.unroll,
       remat=self.remat,
       whole=self.whole,
-      name="encoder",
+      name=paths.ENCODER,
       **dtypes,
     )(x, mask)
     norm = layers.layer_norm(self.norm_epsilon, name="ln_final", **dtypes)
@@ -139,8 +140,8 @@ class TextTransformer(nn.Module):
 
   def _read(self, x, tokens):
     """Returns the features (captions, width) that stand for captions."""
-    if isinstance(tokens, packing.PackedText):
-      return packing.read(x, tokens.ends)
+    if isinstance(tokens, packed_text.PackedText):
+      return packed_text.read(x, tokens.ends)
     at = self._read_position(tokens)[:, None, None]
     return jnp.take_along_axis(x, at, axis=1)[:, 0]
 
@@ -164,8 +165,8 @@ class TextTransformer(nn.Module):
         f"pooling='eos' and eos_id belong together; got pooling="
         f"{self.pooling!r} with eos_id={self.eos_id}."
       )
-    if isinstance(tokens, packing.PackedText) and not self.sees_padding:
-      packing.check(tokens)
+    if isinstance(tokens, packed_text.PackedText) and not self.sees_padding:
+      packed_text.check(tokens)
       return
     check_length(tokens, self.context_length)
     if self.sees_padding and tokens.shape[1] != self.context_length:

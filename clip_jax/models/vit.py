@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import layers
+from clip_jax.models import layers, paths
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
@@ -112,7 +112,7 @@ class VisionTransformer(nn.Module):
       unroll=self.unroll,
       remat=self.remat,
       whole=self.whole,
-      name="encoder",
+      name=paths.ENCODER,
       **dtypes,
     )(x)
     if self.pooling == "class":

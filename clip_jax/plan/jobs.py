@@ -8,28 +8,50 @@ import jax.numpy as jnp
 import ml_collections
 
 from clip_jax import errors, sharding
+from clip_jax.checkpoints import run_model
+from clip_jax.checkpoints import state as state_lib
 from clip_jax.losses import layout as loss_layout
-from clip_jax.models import packing, variants
+from clip_jax.models import clip, variants
+from clip_jax.packing import packed_text
 from clip_jax.plan import captions, topology
-from clip_jax.train import initial, program, text_layout
+from clip_jax.train import origins as origins_lib
+from clip_jax.train import program as program_lib
 from clip_jax.train import step as step_lib
+from clip_jax.train import text_layout
 
 
 @dataclasses.dataclass(frozen=True)
-class Job(program.Program):
+class Job:
   """A config's step, ready to be compiled for some devices.
 
-  Attributes, besides those of the program:
+  Attributes:
+    program: mesh, model and optimizer.
     where: the devices.
     state: shapes and shardings.
     batch: likewise.
     texts: how the captions lie in memory, in words.
   """
 
+  program: program_lib.Program
   where: topology.Topology
-  state: step_lib.TrainState
+  state: state_lib.TrainState
   batch: dict[str, Any]
   texts: str
+
+  @property
+  def config(self) -> ml_collections.ConfigDict:
+    """The config of the program."""
+    return self.program.config
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh:
+    """The mesh of the program."""
+    return self.program.mesh
+
+  @property
+  def model(self) -> clip.CLIP:
+    """The model of the program."""
+    return self.program.model
 
   @property
   def loss_method(self) -> str:
@@ -65,11 +87,15 @@ def make_job(
   Raises:
     UserError: the config does not fit the devices, or itself.
   """
-  config = initial.settle(config, None, initial.open_sources(config))
-  step = program.make_program(config, examples=examples, devices=where.devices)
+  config = origins_lib.settle(
+    config, None, origins_lib.open_sources(config.init, model=config.model)
+  )
+  step = program_lib.make_program(
+    config, examples=examples, devices=where.devices
+  )
   layout, rung = _make_layout(step, caption_tokens)
   return Job(
-    **vars(step),
+    program=step,
     where=where,
     state=step.abstract_state(),
     batch=_abstract_batch(step, layout, rung),
@@ -79,18 +105,21 @@ def make_job(
 
 def takes_micro_batches(config: ml_collections.ConfigDict) -> bool:
   """Whether the model can see some pairs at a time: batch norms cannot."""
-  config = config.copy_and_resolve_references()
-  config.micro_batches = 2
   try:
-    step_lib.make_model(config)
+    step_lib.check_micro_batches(
+      run_model.make(config),
+      name=config.model,
+      micro_batches=2,
+      frozen=config.optim.frozen,
+    )
   except errors.UserError:
     return False
   return True
 
 
 def _make_layout(
-  step: program.Program, caption_tokens: int | None
-) -> tuple[text_layout.Layout, int]:
+  step: program_lib.Program, caption_tokens: int | None
+) -> tuple[text_layout.TextLayout, int]:
   """Returns how such captions lie in memory, and its size."""
   context = step.model.text.context_length
 
@@ -117,7 +146,7 @@ def _describe(step, layout, rung, caption_tokens) -> str:
 
 
 def _abstract_batch(
-  step: program.Program, layout: text_layout.Layout, rung: int
+  step: program_lib.Program, layout: text_layout.TextLayout, rung: int
 ) -> dict[str, Any]:
   split = sharding.batch_sharding(step.mesh)
   pairs = step.config.batch_size
@@ -128,7 +157,7 @@ def _abstract_batch(
   tokens: Any = array(pairs, rung)
   if isinstance(layout, text_layout.Packed):
     rows = array(pairs // layout.captions * rung, layout.length)
-    tokens = packing.PackedText(rows, rows, rows, ends=array(pairs))
+    tokens = packed_text.PackedText(rows, rows, rows, ends=array(pairs))
   images, _ = variants.abstract_inputs(step.model, pairs)
   arrays = {"image": array(*images.shape, dtype=images.dtype), "tokens": tokens}
   return {name: arrays.get(name, array(pairs)) for name in step.batch_fields}

@@ -74,7 +74,7 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
     "Compiling for %s: a minute or more for a large model or batch ...",
     job.where.name,
   )
-  step = job.make_step()
+  step = job.program.make_step()
   lowered = step.lower(job.state, job.batch)
   reasons: dict[str, str] = {}
   compiled = text = message = None

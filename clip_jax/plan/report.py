@@ -125,7 +125,7 @@ def _parts(plan) -> dict[str, float | None] | None:
 def _run(plan, price, reasons) -> dict[str, Any]:
   """Returns how long the whole run takes, and its cost."""
   job = plan.job
-  steps = job.total_steps
+  steps = job.program.total_steps
   names = ("hours", "chip_hours", "cost")
   run: dict[str, Any] = {"steps": steps, **dict.fromkeys(names)}
   run["price_per_chip_hour"] = price

@@ -19,7 +19,7 @@ import ml_collections
 
 from clip_jax import errors, sharding
 from clip_jax.config import overrides
-from clip_jax.models import block_chain, resnet, variants
+from clip_jax.models import block_chain, paths, resnet, sharded, variants
 from clip_jax.plan import jobs, memory, planner, topology
 from clip_jax.train import step
 
@@ -38,7 +38,6 @@ _MOST_MICRO_BATCHES = 32
 # Estimates of what an untried choice needs may be this far off before the
 # compiler is asked.
 _MARGIN = 1.25
-_TOWERS = ("image", "text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Choice:
   def remat_overrides(self, job: jobs.Job) -> list[str]:
     """Returns the changes that set what the towers keep."""
     changes = []
-    for part in _TOWERS:
+    for part in paths.TOWERS:
       tower = getattr(job.model, part)
       if self.remat is not None and hasattr(tower, "remat"):
         remat = self.remat
@@ -217,7 +216,7 @@ def _choices(base: jobs.Job) -> Iterator[Choice]:
   """Yields what can be chosen for these devices and this model."""
   devices = base.mesh.size
   rows = base.config.batch_size // devices
-  towers = [getattr(base.model, part) for part in _TOWERS]
+  towers = [getattr(base.model, part) for part in paths.TOWERS]
   remats: list[str | None] = [None]
   if any(hasattr(tower, "remat") for tower in towers):
     remats = [
@@ -282,7 +281,7 @@ class _Bounds:
     placed = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       shapes,
-      sharding.tree_shardings(shapes, mesh),
+      sharded.tree_shardings(shapes, mesh),
     )
     return memory.shard_bytes((placed, base.batch))
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 import jax
+from jax.experimental import topologies
 
 from clip_jax import errors, versions
 from clip_jax.plan import environment, hardware
@@ -116,8 +117,6 @@ def _described(name, chip, shape, wrap) -> tuple[jax.Device, ...]:
       f"none: {versions.install('plan')}. --topology local plans for the "
       "devices here."
     )
-  from jax.experimental import topologies
-
   sides = (*shape, 1)[:3]
   try:
     with _environment():

@@ -19,13 +19,13 @@ from clip_jax.preprocess.decoding import (
   decode,
 )
 from clip_jax.preprocess.inputs import ImageInput, each
+from clip_jax.preprocess.preprocess import Preprocess
 from clip_jax.preprocess.spec import (
   ALPHAS,
   CONVERSIONS,
   CROP_ROUNDINGS,
   INTERPOLATIONS,
   RESIZES,
-  Preprocess,
 )
 
 __all__ = [

@@ -1,16 +1,13 @@
 """A Pillow image to the square array of a `Preprocess`."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from clip_jax import errors
 from clip_jax.preprocess import colour
-
-if TYPE_CHECKING:
-  from clip_jax.preprocess.spec import Preprocess
+from clip_jax.preprocess.spec import PreprocessSpec
 
 # A larger resized image is resampled only where it is cropped: that of a
 # 1 x 16000 strip would have 224 x 3.6 million pixels. Pillow's passes then
@@ -24,7 +21,7 @@ _CENTRES: dict[str, Callable[[int], int]] = {
 }
 
 
-def eval_image(image: Image.Image, spec: "Preprocess") -> np.ndarray:
+def eval_image(image: Image.Image, spec: PreprocessSpec) -> np.ndarray:
   """Returns a decoded image as evaluation sees it, uint8 (size, size, 3)."""
   size = _SIZES[spec.resize](image.size, spec.resized_side)
   return _resize_and_crop(image, spec, size, _CENTRES[spec.crop_rounding])
@@ -32,7 +29,7 @@ def eval_image(image: Image.Image, spec: "Preprocess") -> np.ndarray:
 
 def train_image(
   image: Image.Image,
-  spec: "Preprocess",
+  spec: PreprocessSpec,
   *,
   rng: np.random.Generator,
   resize_ratio: float = 1.0,
@@ -58,7 +55,7 @@ def train_image(
   )
 
 
-def normalize(images: np.ndarray, spec: "Preprocess") -> np.ndarray:
+def normalize(images: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
   """Returns float32 (..., 3) for uint8 (..., 3), as OpenAI's path computes."""
   scaled = images.astype(np.float32)
   scaled /= np.float32(255)
@@ -90,7 +87,7 @@ _SIZES = {
 
 def _resize_and_crop(
   image: Image.Image,
-  spec: "Preprocess",
+  spec: PreprocessSpec,
   resized: tuple[int, int],
   corner: Callable[[int], int],
 ) -> np.ndarray:

@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
 from PIL import Image
 
 from clip_jax import errors
-from clip_jax.preprocess import crop, decoding, inputs
+from clip_jax.preprocess import decoding
 
 INTERPOLATIONS = {
   "bicubic": Image.Resampling.BICUBIC,
@@ -34,7 +33,7 @@ _SAME_IN_SPEC = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Preprocess:
+class PreprocessSpec:
   """How an image becomes the array that a model was trained on.
 
   The defaults are OpenAI's path; `from_dict`, which reads them back from a
@@ -123,14 +122,6 @@ class Preprocess:
         f"crop_fraction={self.crop_fraction} must be from 0.1 to 1."
       )
 
-  def __call__(self, image: inputs.ImageInput) -> np.ndarray:
-    """Returns one image as evaluation sees it, uint8 (size, size, 3).
-
-    Raises:
-      UserError: the image cannot be read.
-    """
-    return crop.eval_image(inputs.read(image, limits=self.limits), self)
-
   @property
   def resample(self) -> Image.Resampling:
     """Pillow's name of the interpolation."""
@@ -142,7 +133,7 @@ class Preprocess:
     return math.floor(self.image_size / self.crop_fraction)
 
   @classmethod
-  def from_spec(cls, spec: dict[str, Any]) -> "Preprocess":
+  def from_spec(cls, spec: dict[str, Any]) -> Self:
     """Returns the preprocessing of a resolved model spec."""
     return cls(
       image_size=spec["image"]["image_size"],
@@ -152,7 +143,7 @@ class Preprocess:
     )
 
   @classmethod
-  def from_dict(cls, fields: dict[str, Any]) -> "Preprocess":
+  def from_dict(cls, fields: dict[str, Any]) -> Self:
     """Returns what `to_dict` described.
 
     Raises:
@@ -178,7 +169,7 @@ class Preprocess:
     del described["limits"]
     return described
 
-  def with_max_pixels(self, max_pixels: int | None) -> "Preprocess":
+  def with_max_pixels(self, max_pixels: int | None) -> Self:
     """Returns the same with another `Limits.max_pixels`."""
     limits = dataclasses.replace(self.limits, max_pixels=max_pixels)
     return dataclasses.replace(self, limits=limits)

@@ -11,9 +11,9 @@ from PIL import Image
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import pipeline
+from clip_jax.evals import embedding_model, tasks
 from clip_jax.evals import probabilities as probabilities_lib
 from clip_jax.evals import prompts as prompts_lib
-from clip_jax.evals import tasks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,9 +66,7 @@ class Spread:
 def find_rows(
   source: Any,
   *,
-  embed_images: Callable[[np.ndarray], np.ndarray],
-  embed_texts: prompts_lib.EmbedTexts,
-  preprocess: preprocess_lib.Preprocess,
+  model: embedding_model.EmbeddingModel,
   logit_scale: float,
   logit_bias: float | None = None,
   probabilities: str = "softmax",
@@ -82,9 +80,7 @@ def find_rows(
 
   Args:
     source: of `sources.open_source`.
-    embed_images: uint8 (n, size, size, 3) to unit (n, embed).
-    embed_texts: n texts to unit (n, embed).
-    preprocess: how an image becomes an array.
+    model: that finds it.
     logit_scale: factor between cosine similarity and logit.
     logit_bias: what is added to it; None for models that have none.
     probabilities: what becomes of logits, "softmax" or "sigmoid".
@@ -98,11 +94,11 @@ def find_rows(
   shown = Spread(source, most_records)
   embeds, labels, texts, records = [], [], [], []
   with pipeline.eval_batches(
-    shown, batch_size=256, preprocess=preprocess
+    shown, batch_size=256, preprocess=model.preprocess
   ) as batches:
     bad = collections.Counter()
     for batch in tasks.watch(batches, bad, total=len(shown), progress=progress):
-      embeds.append(embed_images(batch["image"]))
+      embeds.append(model.embed_images(batch["image"]))
       labels.extend(batch["label"].tolist())
       texts.extend(batch["texts"])
       records.extend(batch["record"].tolist())
@@ -114,18 +110,18 @@ def find_rows(
       source.class_names, source.templates, may_repeat=True
     )
     names = [prompts[0] for prompts in resolved.texts]
-    text_embeds = prompts_lib.class_embeddings(resolved, embed_texts)
+    text_embeds = prompts_lib.class_embeddings(resolved, model.embed_texts)
     owns = np.asarray(labels)[:, None] == np.arange(len(names))
   else:
     names = list(dict.fromkeys(text for own in texts for text in own))
-    text_embeds = embed_texts(names)
+    text_embeds = model.embed_texts(names)
     owns = np.array([[name in own for name in names] for own in texts])
   return _rank(
     image_embeds @ text_embeds.T,
     owns,
     names,
     lambda i: preprocess_lib.decode(
-      shown[records[i]].image, limits=preprocess.limits
+      shown[records[i]].image, limits=model.preprocess.limits
     ),
     probabilities=lambda scores: probabilities_lib.of(
       scores,

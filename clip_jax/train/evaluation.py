@@ -13,10 +13,10 @@ import numpy as np
 from clip_jax import report as report_lib
 from clip_jax import terminal
 from clip_jax import tokenizer as tokenizer_lib
-from clip_jax.evals import zero_shot
+from clip_jax.checkpoints import state as state_lib
+from clip_jax.evals import embedding_model, zero_shot
 from clip_jax.train import metrics, preemption
 from clip_jax.train import run as run_lib
-from clip_jax.train import step as step_lib
 
 
 class _Stopped(Exception):
@@ -35,15 +35,15 @@ class Evaluator:
     self._stop = stop
     self._cuts = tokenizer_lib.Cuts()
 
-  def measure(self, state: step_lib.TrainState) -> dict[str, Any] | None:
+  def measure(self, state: state_lib.TrainState) -> dict[str, Any] | None:
     """Returns {name: measures} of `config.evals`; None where told to stop."""
     results = {}
     try:
       for name, evaluation in self._run.evaluations.items():
         with _progress(name) as progress:
           results[name] = evaluation.measure(
-            **self._model(state),
-            threads=self._run.config.data.threads,
+            self._model(state),
+            threads=self._run.program.config.data.threads,
             progress=progress,
           )
     except _Stopped:
@@ -53,7 +53,7 @@ class Evaluator:
 
   def finish(
     self,
-    state: step_lib.TrainState,
+    state: state_lib.TrainState,
     evaluated: dict[str, Any] | None,
     path: pathlib.Path,
   ) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class Evaluator:
 
   def _write_report(
     self,
-    state: step_lib.TrainState,
+    state: state_lib.TrainState,
     evaluated: dict[str, Any],
     path: pathlib.Path,
   ) -> str | None:
@@ -88,7 +88,7 @@ class Evaluator:
       with _progress("report") as progress:
         rows = report_lib.find_rows(
           run.report,
-          **self._model(state),
+          model=self._model(state),
           logit_scale=clip.logit_scale,
           logit_bias=clip.logit_bias,
           probabilities=clip.probabilities,
@@ -102,7 +102,7 @@ class Evaluator:
       if "top1" in result
     ]
     if jax.process_index() == 0:
-      title = f"{run.name} on {run.config.report}"
+      title = f"{run.name} on {run.program.config.report}"
       picture = report_lib.make_report(
         rows,
         title=title,
@@ -112,21 +112,23 @@ class Evaluator:
       report_lib.save(picture, path)
     return str(path)
 
-  def _model(self, state: step_lib.TrainState) -> dict[str, Any]:
+  def _model(
+    self, state: state_lib.TrainState
+  ) -> embedding_model.EmbeddingModel:
     ready = self._run.as_clip(state)
-    return {
-      "embed_images": self._interruptible(ready.embed_images),
-      "embed_texts": self._interruptible(
+    return embedding_model.Functions(
+      embed_images=self._interruptible(ready.embed_images),
+      embed_texts=self._interruptible(
         functools.partial(ready.encode_text, cuts=self._cuts)
       ),
-      "preprocess": ready.preprocess,
-    }
+      preprocess=ready.preprocess,
+    )
 
   def _interruptible(
     self, embed: Callable[[Any], np.ndarray]
   ) -> Callable[[Any], np.ndarray]:
     def embed_unless_told(inputs: Any) -> np.ndarray:
-      if self._stop.requested():
+      if self._stop.poll():
         raise _Stopped
       return embed(inputs)
 

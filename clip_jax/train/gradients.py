@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from clip_jax import sharding
-from clip_jax.models import clip, sharded
-from clip_jax.train import freezing
+from clip_jax.models import clip, freezing, sharded
 
 Embeds = tuple[jax.Array, jax.Array]
 

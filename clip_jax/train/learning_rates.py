@@ -1,6 +1,5 @@
 """How fast each part of a model learns: factors on the learning rate."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,14 +9,7 @@ import numpy as np
 import optax
 
 from clip_jax import sharding
-from clip_jax.train import freezing
-
-TOWERS = ("image", "text")
-_STACK = re.compile(r"^(image|text)/encoder/blocks/")
-# What a tower has before its first layer.
-_INPUT = re.compile(
-  r"^(image|text)/(\w*embedding|patch_\w+|registers|ln_pre|ln_embed)(/|$)"
-)
+from clip_jax.models import freezing, paths
 
 
 def factors(optim: ml_collections.ConfigDict, params: Any) -> Any:
@@ -39,15 +31,15 @@ def factors(optim: ml_collections.ConfigDict, params: Any) -> Any:
 
   def factor(path, leaf):
     name = sharding.path_name(path)
-    tower = name.partition("/")[0]
-    if tower not in TOWERS:
+    tower = paths.tower(name)
+    if tower is None:
       return np.ones(())
     base = optim[f"{tower}_lr_factor"]
-    if _STACK.match(name):
+    if paths.is_stacked(name):
       below_top = depths[tower] - np.arange(leaf.shape[0])
       rates = base * optim.layer_decay**below_top
       return rates.reshape(-1, *(1,) * (len(leaf.shape) - 1))
-    if _INPUT.match(name):
+    if paths.is_input(name):
       return np.asarray(base * optim.layer_decay ** (depths[tower] + 1.0))
     return np.asarray(base)
 
@@ -56,10 +48,11 @@ def factors(optim: ml_collections.ConfigDict, params: Any) -> Any:
 
 def _depths(params: Mapping[str, Any]) -> dict[str, int]:
   """Returns the layers of each tower; 0 where it has no such stack."""
-  depths = dict.fromkeys(TOWERS, 0)
+  depths = dict.fromkeys(paths.TOWERS, 0)
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    if found := _STACK.match(sharding.path_name(path)):
-      depths[found[1]] = leaf.shape[0]
+    name = sharding.path_name(path)
+    if paths.is_stacked(name):
+      depths[paths.tower(name)] = leaf.shape[0]
   return depths
 
 

@@ -12,22 +12,22 @@ import jax
 import ml_collections
 
 from clip_jax import errors
+from clip_jax.checkpoints import integrity, saving
+from clip_jax.checkpoints import state as state_lib
+from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.data import account, order
 from clip_jax.data import ledger as ledger_lib
 from clip_jax.train import (
-  checkpoint,
+  claim,
   evaluation,
-  initial,
-  integrity,
   journal,
   metrics,
   optim,
   preemption,
   step_flops,
 )
+from clip_jax.train import origins as origins_lib
 from clip_jax.train import run as run_lib
-from clip_jax.train import step as step_lib
-from clip_jax.train import workdir as workdir_lib
 
 
 def train(
@@ -55,45 +55,46 @@ def train(
   """
   started = time.perf_counter()
   workdir = workdir_lib.find(workdir)
-  config, origins = initial.begin(config, workdir)
-  tokenizer = initial.tokenizer_files(workdir, origins)
+  config, origins = origins_lib.begin(config, workdir)
+  tokenizer = origins_lib.tokenizer_files(workdir, origins)
   run = run_lib.make_run(config, tokenizer_files=tokenizer)
+  total_steps = run.program.total_steps
   run.announce()  # Also the first to look into the model.
   run.check_data()
-  initial.check_goes_on(workdir, config)
+  origins_lib.check_goes_on(workdir, config.optim)
   with contextlib.ExitStack() as stack:
     enter = stack.enter_context
-    begun = workdir_lib.begin(
-      workdir,
-      config,
-      total_steps=run.total_steps,
-      allow_changes=allow_changes,
+    enter(
+      claim.begin(
+        workdir, config, total_steps=total_steps, allow_changes=allow_changes
+      )
     )
-    enter(begun)
-    initial.keep_tokenizer(workdir, tokenizer)
-    keep = config.checkpoint.keep
-    checkpoints = enter(checkpoint.Checkpoints(workdir, keep=keep))
+    workdir_lib.keep_tokenizer(workdir, tokenizer)
+    checkpoints = enter(
+      saving.Checkpoints(workdir, keep=config.checkpoint.keep)
+    )
     stop = enter(preemption.Preemption())
     state, counters = _restore_or_init(run, checkpoints, origins, allow_changes)
     first_step = int(state.step)
     notes = enter(_open_journal(run, workdir, first_step, counters))
     batches = enter(run.batches(first_step))
-    train_step = run.make_step()
+    train_step = run.program.make_step()
     evaluator = evaluation.Evaluator(run, stop)
-    evaluated = evaluator.measure(state) if notes.evaluation_due else None
+    evaluated = None
     if notes.evaluation_due:
+      evaluated = evaluator.measure(state)
       notes.write_evaluations(first_step, evaluated)
       _leave_if_told(stop, checkpoints)
-    if first_step < run.total_steps and jax.process_index() == 0:
+    if first_step < total_steps and jax.process_index() == 0:
       logging.info("Compiling the first step ...")
     # `step` counts finished updates: state, data position and log lines agree.
-    for step in range(first_step + 1, run.total_steps + 1):
+    for step in range(first_step + 1, total_steps + 1):
       batch = notes.next_batch(batches)
       state, measured = train_step(state, run.place(batch))
       notes.note(step, batch, measured)
       checkpoints.check()
-      last = step == run.total_steps
-      stop.requested()
+      last = step == total_steps
+      stop.poll()
       if last or _due(step, config.eval_every_steps):
         notes.flush()
         evaluated = evaluator.measure(state)
@@ -108,16 +109,25 @@ def train(
     checkpoints.wait()
     results = evaluator.finish(state, evaluated, workdir / "report.png")
     _leave_if_told(stop, checkpoints)
-    return {
-      "steps": run.total_steps,
-      "steps_now": run.total_steps - first_step,
-      "seconds": time.perf_counter() - started,
-      "skipped": int(state.skipped),
-      "bad_records": notes.counters["bad_records"],
-      "before": notes.counters.get(journal.BEFORE, {}),
-      "lost_records": account.of(run.source).lost_records,
-      **results,
-    }
+    summary = _summary(run, state, first_step, notes.counters)
+    return {**summary, "seconds": time.perf_counter() - started, **results}
+
+
+def _summary(
+  run: run_lib.Run,
+  state: state_lib.TrainState,
+  first_step: int,
+  counters: dict[str, Any],
+) -> dict[str, Any]:
+  total_steps = run.program.total_steps
+  return {
+    "steps": total_steps,
+    "steps_now": total_steps - first_step,
+    "skipped": int(state.skipped),
+    "bad_records": counters["bad_records"],
+    "before": counters.get(journal.BEFORE, {}),
+    "lost_records": account.of(run.source).lost_records,
+  }
 
 
 def _due(step: int, every_steps: int) -> bool:
@@ -125,7 +135,7 @@ def _due(step: int, every_steps: int) -> bool:
 
 
 def _leave_if_told(
-  stop: preemption.Preemption, checkpoints: checkpoint.Checkpoints
+  stop: preemption.Preemption, checkpoints: saving.Checkpoints
 ) -> None:
   """Ends the run where it was told to stop; the state must be saved."""
   if not stop.told:
@@ -142,21 +152,28 @@ def _check_data(run: run_lib.Run, counters: dict[str, Any]) -> None:
   before = counters.get("data", run.source.fingerprint)
   if before != run.source.fingerprint:
     raise errors.UserError(
-      f"{run.config.data.train} has changed since this run began (files came, "
-      "went or changed size). Take a new workdir, or pass --allow-changes to "
-      "go on with the data as they are."
+      f"{run.program.config.data.train} has changed since this run began "
+      "(files came, went or changed size). Take a new workdir, or pass "
+      "--allow-changes to go on with the data as they are."
     )
 
 
 def _restore_or_init(
   run: run_lib.Run,
-  checkpoints: checkpoint.Checkpoints,
-  origins: initial.Origins,
+  checkpoints: saving.Checkpoints,
+  origins: origins_lib.Origins,
   allow_changes: bool,
-) -> tuple[step_lib.TrainState, dict[str, Any]]:
-  restored = checkpoints.restore_latest(run.abstract_state())
+) -> tuple[state_lib.TrainState, dict[str, Any]]:
+  config = run.program.config
+  restored = checkpoints.restore_latest(run.program.abstract_state())
   if restored is None:
-    state = initial.load(run.init_state(), origins, run.config)
+    state = origins_lib.load(
+      run.program.init_state(),
+      origins,
+      init=config.init,
+      max_logit_scale=run.program.spec["max_logit_scale"],
+      frozen=config.optim.frozen,
+    )
     return state, _counters_at_the_start(state, origins)
   state, meta = restored
   if not allow_changes:
@@ -166,14 +183,14 @@ def _restore_or_init(
 
 
 def _counters_at_the_start(
-  state: step_lib.TrainState, origins: initial.Origins
+  state: state_lib.TrainState, origins: origins_lib.Origins
 ) -> dict[str, Any]:
   """Returns what is noted of a new run; a model to begin with is evaluated."""
   if "model" not in origins:
     return {}
   return {
     journal.EVALUATION_DUE: True,
-    checkpoint.ORIGIN: integrity.fingerprint(state.variables),
+    claim.ORIGIN: integrity.fingerprint(state.variables),
   }
 
 
@@ -183,7 +200,7 @@ def _open_journal(
   first_step: int,
   counters: dict[str, Any],
 ) -> journal.Journal:
-  config = run.config
+  config = run.program.config
   if jax.process_index() == 0:
     journal.truncate_abandoned(workdir, first_step)
   return journal.Journal(
@@ -197,8 +214,12 @@ def _open_journal(
       lost=account.of(run.source).lost_records,
     ),
     throughput=metrics.Throughput(devices=jax.device_count()),
-    count_flops=step_flops.Counter(run),
-    schedule=optim.make_schedule(config, run.total_steps),
+    count_flops=step_flops.Counter(run.program),
+    schedule=optim.make_schedule(
+      config.optim,
+      precision=config.precision,
+      total_steps=run.program.total_steps,
+    ),
     digest=functools.partial(
       order.batch_digest,
       seed=config.seed,
@@ -206,6 +227,6 @@ def _open_journal(
       batch_size=config.batch_size,
     ),
     batch_size=config.batch_size,
-    total_steps=run.total_steps,
+    total_steps=run.program.total_steps,
     log_every_steps=config.log_every_steps,
   )

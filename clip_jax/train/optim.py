@@ -16,8 +16,8 @@ import numpy as np
 import optax
 
 from clip_jax import errors, sharding
-from clip_jax.models import sharded
-from clip_jax.train import freezing, learning_rates
+from clip_jax.models import freezing, paths
+from clip_jax.train import learning_rates
 
 # Adam's numbers by the kind of image tower (paper, Table 18).
 ADAM = {
@@ -34,13 +34,14 @@ NO_DECAY = re.compile(
   r"(^|/)(\w*bias|scale|log_scale|class_embedding|registers|probe)$"
 )
 
-# Muon turns the matrices inside of encoders; all else is Adam's. Dimensions
+# Muon turns the matrices of encoders' layers; all else is Adam's. Dimensions
 # that a matrix reads and writes, after the axis of the layers.
-_MUON = (
-  (re.compile(r"/encoder/blocks/.*(query|key|value)/kernel$"), 1, (2, 3)),
-  (re.compile(r"/encoder/blocks/.*attention/out/kernel$"), (1, 2), 3),
-  (re.compile(r"/encoder/blocks/.*mlp/\w+/kernel$"), 1, 2),
-)
+_MUON = {
+  **{f"{name}/kernel": (1, (2, 3)) for name in paths.QUERY_KEY_VALUE},
+  "attention/out/kernel": ((1, 2), 3),
+  "mlp/fc_in/kernel": (1, 2),
+  "mlp/fc_out/kernel": (1, 2),
+}
 # The smaller side of what Adafactor factors: a head's width is 64 or more, and
 # no stack has as many layers.
 _FACTORED_FROM = 64
@@ -76,13 +77,20 @@ def decays(params: Any) -> Any:
   )
 
 
-def make_schedule(config: ml_collections.ConfigDict, total_steps: int):
+def make_schedule(
+  optim: ml_collections.ConfigDict, *, precision: str, total_steps: int
+) -> Callable[[jax.Array], jax.Array]:
   """Returns the learning rate as a function of the number of updates done.
+
+  Args:
+    optim: `config.optim`.
+    precision: of the run; the rate is computed in float32 at least.
+    total_steps: updates of the whole run.
 
   Raises:
     UserError: the warm-up is longer than the run.
   """
-  warmup_steps = config.optim.warmup_steps
+  warmup_steps = optim.warmup_steps
   if warmup_steps is None:
     warmup_steps = min(WARMUP_STEPS, total_steps // 10)
   if warmup_steps > total_steps:
@@ -92,10 +100,10 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int):
     )
   return lambda step: schedule(
     step,
-    peak_lr=config.optim.peak_lr,
+    peak_lr=optim.peak_lr,
     warmup_steps=warmup_steps,
     total_steps=total_steps,
-    dtype=jnp.promote_types(config.precision, jnp.float32),
+    dtype=jnp.promote_types(precision, jnp.float32),
   )
 
 
@@ -135,7 +143,7 @@ def _clip_layers(updates: Any, params: Any) -> Any:
   del params
 
   def clip(path, x):
-    stacked = sharded.is_stack(sharding.path_name(path))
+    stacked = paths.is_stacked(sharding.path_name(path))
     axes = tuple(range(int(stacked), x.ndim))
     mean = jnp.square(x).mean(axis=axes, keepdims=True)
     return x / jnp.maximum(1, jnp.sqrt(mean))
@@ -173,11 +181,8 @@ def muon_dimensions(params: Any) -> Any:
 
   def dimensions(path, leaf):
     del leaf
-    name = "/" + sharding.path_name(path)
-    for pattern, reads, writes in _MUON:
-      if pattern.search(name):
-        return optax.contrib.MuonDimensionNumbers(reads, writes)
-    return None
+    found = _MUON.get(paths.within_layer(sharding.path_name(path)))
+    return found and optax.contrib.MuonDimensionNumbers(*found)
 
   return jax.tree_util.tree_map_with_path(dimensions, params)
 
@@ -205,7 +210,11 @@ DIRECTIONS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def make_optimizer(
-  config: ml_collections.ConfigDict, *, total_steps: int, image_kind: str
+  optim: ml_collections.ConfigDict,
+  *,
+  precision: str,
+  total_steps: int,
+  image_kind: str,
 ) -> optax.GradientTransformation:
   """Returns the optimizer of a run: by default AdamW as in the paper.
 
@@ -213,7 +222,8 @@ def make_optimizer(
   and state are of the trained part alone.
 
   Args:
-    config: a whole run's; reads `optim`.
+    optim: `config.optim`.
+    precision: of the run, for the learning rate.
     total_steps: updates of the whole run.
     image_kind: "vit" or "resnet"; sets beta2 and epsilon where the config
       leaves them open.
@@ -222,7 +232,6 @@ def make_optimizer(
     UserError: the name is unknown, the warm-up is longer than the run, or
       layers are to learn at rates of their own and the tower has none.
   """
-  optim = config.optim
   if optim.layer_decay != 1 and image_kind == "resnet":
     raise errors.UserError(
       f"optim.layer_decay={optim.layer_decay} is for the layers of "
@@ -236,6 +245,27 @@ def make_optimizer(
     clip if optim.clip_norm else optax.identity(),
     DIRECTIONS[optim.name](optim, image_kind),
     optax.add_decayed_weights(optim.weight_decay, mask=decays),
-    optax.scale_by_learning_rate(make_schedule(config, total_steps)),
+    optax.scale_by_learning_rate(
+      make_schedule(optim, precision=precision, total_steps=total_steps)
+    ),
   )
-  return learning_rates.scale(freezing.optimizer(tx, optim.frozen), optim)
+  return learning_rates.scale(freeze(tx, optim.frozen), optim)
+
+
+def freeze(
+  tx: optax.GradientTransformation, pattern: str
+) -> optax.GradientTransformation:
+  """Returns `tx` for the part of the parameters that `pattern` leaves trained.
+
+  Its `init` and `update` take all parameters; gradients and updates are of the
+  part that `freezing.select` returns, and so is the state.
+  """
+  if not pattern:
+    return tx
+
+  def update(updates, state, params=None):
+    return tx.update(updates, state, freezing.select(params, pattern))
+
+  return optax.GradientTransformation(
+    lambda params: tx.init(freezing.select(params, pattern)), update
+  )

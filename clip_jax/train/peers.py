@@ -9,8 +9,6 @@ connection closes is known here first.
 """
 
 import contextlib
-import ipaddress
-import json
 import os
 import socket
 import threading
@@ -19,14 +17,12 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from clip_jax import errors
+from clip_jax.train import links
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: another process is gone, try again.
 FAILED = 1  # Another process ended with an error of its own.
 
 HEARTBEAT_SECONDS = 30
-# A process that fails because another is gone learns so within this time.
-_SETTLE_SECONDS = 1.0
-_LONGEST_MESSAGE = 4096
 _AGAIN = (
   "This process ends too. Start all of them again with the same commands: the "
   "run goes on from its last checkpoint."
@@ -40,82 +36,6 @@ def _leave(code: int, message: str) -> NoReturn:
   # Not through sys.stderr, which the main thread may be holding.
   os.write(2, f"Error: {message}\n".encode(errors="replace"))
   os._exit(code)
-
-
-def _send(link: socket.socket, *message: Any) -> None:
-  with contextlib.suppress(OSError):  # Whoever reads from it will notice.
-    link.sendall(json.dumps(message).encode() + b"\n")
-
-
-def _receive(link: socket.socket) -> list[Any]:
-  """Returns the next message.
-
-  Raises:
-    OSError: the connection is closed, or nothing came in time.
-    ValueError: it is no message.
-  """
-  line = b""
-  while not line.endswith(b"\n"):
-    # One by one: after a first line may come bytes that are JAX's.
-    byte = link.recv(1)
-    if not byte:
-      raise ConnectionResetError("closed")
-    if len(line) > _LONGEST_MESSAGE:
-      raise ValueError("too long")
-    line += byte
-  message = json.loads(line)
-  if not isinstance(message, list) or not message:
-    raise ValueError("no list")
-  return message
-
-
-def _is_closed(link: socket.socket) -> bool:
-  """Returns whether the other end of a connection is gone."""
-  flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
-  try:
-    return not link.recv(1, flags)
-  except BlockingIOError:
-    return False
-  except OSError:
-    return True
-
-
-def _shut(link: socket.socket) -> None:
-  """Ends a connection for those who read from it, here and there."""
-  with contextlib.suppress(OSError):
-    link.shutdown(socket.SHUT_RDWR)
-
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-  """Copies what comes from one connection into another until either ends."""
-  with contextlib.suppress(OSError):
-    while block := source.recv(1 << 16):
-      sink.sendall(block)
-  # A client of JAX's aborts its process as soon as its connection closes; if
-  # that is because process 0 is gone, the watch has ended this one before.
-  time.sleep(_SETTLE_SECONDS)
-  for end in (source, sink):
-    _shut(end)
-  source.close()
-
-
-def _relay(one: socket.socket, other: socket.socket) -> None:
-  for link in (one, other):
-    link.settimeout(None)
-    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-  _start(_pump, one, other)
-  _start(_pump, other, one)
-
-
-def _start(function: Callable[..., None], *arguments: Any) -> threading.Thread:
-  thread = threading.Thread(target=function, args=arguments, daemon=True)
-  thread.start()
-  return thread
-
-
-def _free_port() -> int:
-  with socket.create_server(("127.0.0.1", 0)) as server:
-    return server.getsockname()[1]
 
 
 class Peers:
@@ -150,7 +70,7 @@ class Peers:
     with contextlib.suppress(OSError):  # It is closed in the end.
       while True:
         link, _ = self._server.accept()
-        _start(self._welcome, link)
+        links.start(self._welcome, link)
 
   def _watch(self, process: int) -> None:
     """Reads what a process says until it says goodbye, or is gone."""
@@ -158,7 +78,7 @@ class Peers:
     name = f"process {process} of {self.processes}"
     try:
       while True:
-        match _receive(link):
+        match links.receive(link):
           case ["bye"]:
             return
           case ["end", int(code), str(message)]:
@@ -175,7 +95,7 @@ class Peers:
   def _beat(self) -> None:
     while not self._over:
       for link in list(self._links.values()):
-        _send(link, "here")
+        links.send(link, "here")
       time.sleep(min(self._heartbeat_seconds / 4, 5))
 
   def _end(self, code: int, message: str) -> None:
@@ -189,13 +109,15 @@ class Peers:
 
   def _tell(self, code: int, message: str) -> None:
     for link in self._links.values():
-      _send(link, "end", code, message[: _LONGEST_MESSAGE // 8])
+      links.send(link, "end", code, message[: links.LONGEST_MESSAGE // 8])
 
   def _begin_watching(self) -> None:
     for link in self._links.values():
       link.settimeout(self._heartbeat_seconds)
-    self._watches = [_start(self._watch, process) for process in self._links]
-    _start(self._beat)
+    self._watches = [
+      links.start(self._watch, process) for process in self._links
+    ]
+    links.start(self._beat)
 
   def fail(self, error: BaseException) -> None:
     """Tells the others that this process ends with an error.
@@ -203,7 +125,7 @@ class Peers:
     If it does because another is gone, that ends it here.
     """
     if isinstance(error, Exception):
-      time.sleep(_SETTLE_SECONDS)
+      time.sleep(links.SETTLE_SECONDS)
     with self._lock:
       self._over = True
     reason = (str(error).splitlines() or [""])[0] or type(error).__name__
@@ -220,7 +142,7 @@ class Peers:
     with self._lock:
       self._over = True
     for link in self._links.values():
-      _send(link, "bye")
+      links.send(link, "bye")
     for watch in self._watches:
       watch.join(self._heartbeat_seconds)
     self._drop()
@@ -229,7 +151,7 @@ class Peers:
     """Lets go of every connection."""
     self._over = True
     for link in (*self._links.values(), self._server):
-      _shut(link)
+      links.shut(link)
       link.close()
 
 
@@ -238,23 +160,23 @@ class _Host(Peers):
 
   def __init__(self, address: tuple[str, int], **options: Any):
     super().__init__(process=0, **options)
-    self._server = _listen(address)
+    self._server = links.listen(address)
     self._arrived = threading.Condition()
-    self.coordinator = f"127.0.0.1:{_free_port()}"
-    _start(self._accept)
+    self.coordinator = f"127.0.0.1:{links.free_port()}"
+    links.start(self._accept)
 
   def _welcome(self, link: socket.socket) -> None:
     link.settimeout(self._heartbeat_seconds)
     try:
-      match _receive(link):
+      match links.receive(link):
         case ["relay"]:
           host, _, port = self.coordinator.rpartition(":")
           end = time.monotonic() + self._heartbeat_seconds
-          _relay(link, _connect((host, int(port)), end))
+          links.relay(link, links.connect((host, int(port)), end))
           return
         case ["watch", int(process), int(processes)]:
           if refused := self._refuse(process, processes):
-            _send(link, "no", refused)
+            links.send(link, "no", refused)
           else:
             with self._arrived:
               self._links[process] = link
@@ -268,7 +190,7 @@ class _Host(Peers):
     if processes != self.processes:
       return f"process 0 was started with --processes {self.processes}"
     known = self._links.get(process)
-    if not 0 < process < processes or (known and not _is_closed(known)):
+    if not 0 < process < processes or (known and not links.is_closed(known)):
       return f"there is another process with --process-id {process}"
     return None
 
@@ -291,7 +213,7 @@ class _Host(Peers):
         "see why they cannot reach this one."
       )
     for link in self._links.values():
-      _send(link, "go")
+      links.send(link, "go")
     self._begin_watching()
 
 
@@ -309,11 +231,11 @@ class _Guest(Peers):
       UserError: it cannot be reached, or refuses this process.
     """
     end = time.monotonic() + seconds
-    link = _connect(self._address, end)
-    _send(link, "watch", self.process, self.processes)
+    link = links.connect(self._address, end)
+    links.send(link, "watch", self.process, self.processes)
     link.settimeout(max(end - time.monotonic(), 1))
     try:
-      answer = _receive(link)
+      answer = links.receive(link)
     except (OSError, ValueError) as error:
       link.close()
       raise errors.UserError(
@@ -329,60 +251,18 @@ class _Guest(Peers):
     self._links[0] = link
     self._server = socket.create_server(("127.0.0.1", 0))
     self.coordinator = f"127.0.0.1:{self._server.getsockname()[1]}"
-    _start(self._accept)
+    links.start(self._accept)
     self._begin_watching()
 
   def _welcome(self, link: socket.socket) -> None:
     try:
       end = time.monotonic() + self._heartbeat_seconds
-      remote = _connect(self._address, end)
+      remote = links.connect(self._address, end)
     except errors.UserError:  # The watch sees it too.
       link.close()
       return
-    _send(remote, "relay")
-    _relay(link, remote)
-
-
-def _listen(address: tuple[str, int]) -> socket.socket:
-  """Listens where others look for this process."""
-  host, port = address
-  # A machine's own name is often another address for itself than for others.
-  if host != "localhost" and not _is_number(host):
-    host = ""
-  try:
-    try:
-      family = socket.AF_INET6 if ":" in host else socket.AF_INET
-      return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError:  # Not one of this machine's: a network translates it.
-      return socket.create_server(("", port), backlog=1024)
-  except OSError as error:
-    raise errors.UserError(
-      f"Process 0 cannot listen at {address[0]}:{port}: "
-      f"{error.strerror or error}. Give --coordinator another port, in all "
-      "processes."
-    ) from error
-
-
-def _is_number(host: str) -> bool:
-  try:
-    ipaddress.ip_address(host)
-  except ValueError:
-    return False
-  return True
-
-
-def _connect(address: tuple[str, int], end: float) -> socket.socket:
-  """Connects, trying until `end`."""
-  while True:
-    try:
-      return socket.create_connection(address, timeout=5)
-    except OSError as error:
-      if time.monotonic() > end:
-        raise errors.UserError(
-          f"Process 0 cannot be reached at {address[0]}:{address[1]}: "
-          f"{error.strerror or error}. Start it, or mend --coordinator."
-        ) from error
-      time.sleep(0.2)
+    links.send(remote, "relay")
+    links.relay(link, remote)
 
 
 def connect(
@@ -408,15 +288,15 @@ def connect(
     UserError: the others cannot be reached, or do not come.
   """
   host, _, port = address.rpartition(":")
-  where = host.strip("[]"), int(port)
+  host_and_port = host.strip("[]"), int(port)
   options = {
     "processes": processes,
     "heartbeat_seconds": heartbeat_seconds,
     "leave": leave,
   }
   if process == 0:
-    peers = _Host(where, **options)
+    peers = _Host(host_and_port, **options)
   else:
-    peers = _Guest(where, process=process, **options)
+    peers = _Guest(host_and_port, process=process, **options)
   peers.wait(join_seconds)
   return peers

@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM becomes a question that the loop can ask."""
+"""Handles SIGTERM; the loop polls it."""
 
 import signal
 import threading
@@ -39,10 +39,10 @@ class Preemption:
     if self._previous is not None:
       signal.signal(signal.SIGTERM, self._previous)
 
-  def requested(self) -> bool:
-    """Returns whether to save and stop now; once it is, it remains so.
+  def poll(self) -> bool:
+    """Returns whether to save and stop now; `told` keeps the answer.
 
-    Ask after every update and before every batch of an evaluation.
+    Poll after every update and before every batch of an evaluation.
     """
     self._points += 1
     if self._alone:

@@ -1,4 +1,4 @@
-"""A config's step on some devices, before any array and without any data."""
+"""Builds mesh, model and optimizer; allocates nothing, opens no data."""
 
 import dataclasses
 import math
@@ -11,6 +11,8 @@ import numpy as np
 import optax
 
 from clip_jax import errors, sharding
+from clip_jax.checkpoints import run_model
+from clip_jax.checkpoints import state as state_lib
 from clip_jax.models import clip
 from clip_jax.train import optim, text_layout
 from clip_jax.train import step as step_lib
@@ -39,21 +41,26 @@ class Program:
   tx: optax.GradientTransformation
   total_steps: int | None
 
-  def abstract_state(self) -> step_lib.TrainState:
+  @property
+  def keeps_average(self) -> bool:
+    """Whether the run keeps moving averages of what it trains."""
+    return self.config.optim.ema_decay > 0
+
+  def abstract_state(self) -> state_lib.TrainState:
     """Returns shapes, types and shardings of the state."""
-    return step_lib.abstract_state(
-      self.model, self.tx, self.mesh, ema=step_lib.keeps_average(self.config)
+    return state_lib.abstract_state(
+      self.model, self.tx, self.mesh, ema=self.keeps_average
     )
 
-  def init_state(self) -> step_lib.TrainState:
+  def init_state(self) -> state_lib.TrainState:
     """Returns the state that the config's seed begins with."""
-    return step_lib.init_state(
+    return state_lib.init_state(
       self.model,
       self.tx,
       self.mesh,
       seed=self.config.seed,
       scheme=self.config.init.scheme,
-      ema=step_lib.keeps_average(self.config),
+      ema=self.keeps_average,
     )
 
   @property
@@ -66,7 +73,9 @@ class Program:
     """Returns the jitted update: see `step.make_train_step`."""
     return step_lib.make_train_step(self.config, self.model, self.tx, self.mesh)
 
-  def make_layout(self, sample: Callable[[], np.ndarray]) -> text_layout.Layout:
+  def make_layout(
+    self, sample: Callable[[], np.ndarray]
+  ) -> text_layout.TextLayout:
     """Returns how a batch's captions lie in memory.
 
     Args:
@@ -105,15 +114,30 @@ def make_program(
   sharding.check_batch_size(
     config.batch_size, mesh, micro_batches=config.micro_batches
   )
-  spec = step_lib.describe_model(config)
-  total_steps = _total_steps(config, examples)
+  spec = run_model.describe(config)
+  model = run_model.make(config)
+  step_lib.check_micro_batches(
+    model,
+    name=config.model,
+    micro_batches=config.micro_batches,
+    frozen=config.optim.frozen,
+  )
+  total_steps = config.steps
+  if total_steps is None and examples is not None:
+    total_steps = _steps_of_epochs(
+      config.epochs,
+      examples,
+      batch_size=config.batch_size,
+      at_least=config.min_steps,
+    )
   return Program(
     config=config,
     mesh=mesh,
     spec=spec,
-    model=step_lib.make_model(config),
+    model=model,
     tx=optim.make_optimizer(
-      config,
+      config.optim,
+      precision=config.precision,
       # The length is a number in the schedule: the program stays the same.
       total_steps=total_steps or (config.optim.warmup_steps or 0) + 1,
       image_kind=spec["image"]["kind"],
@@ -122,16 +146,16 @@ def make_program(
   )
 
 
-def _total_steps(config, examples: int | None) -> int | None:
-  if config.steps is not None or examples is None:
-    return config.steps
+def _steps_of_epochs(
+  epochs: float, examples: int, *, batch_size: int, at_least: int
+) -> int:
   try:
-    steps = math.ceil(config.epochs * examples / config.batch_size)
+    steps = math.ceil(epochs * examples / batch_size)
   except OverflowError:
     steps = math.inf
   if steps > _MOST_STEPS:
     raise errors.UserError(
-      f"epochs={config.epochs:g} of these data are more than the "
+      f"epochs={epochs:g} of these data are more than the "
       f"{_MOST_STEPS:,} steps that can be counted; take fewer."
     )
-  return max(steps, config.min_steps)
+  return max(steps, at_least)

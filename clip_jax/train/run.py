@@ -1,4 +1,4 @@
-"""What a config stands for: data, devices, model and optimizer, made once."""
+"""Everything a run needs: data, devices, model, optimizer."""
 
 import collections
 import dataclasses
@@ -13,19 +13,24 @@ from clip_jax import config as config_lib
 from clip_jax import embedder, errors, inference, sharding, tokens
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.checkpoints import state as state_lib
 from clip_jax.data import account, pipeline, sources
 from clip_jax.data.sources import views
 from clip_jax.evals import prompts, tasks
-from clip_jax.models import variants
-from clip_jax.train import freezing, initial, program, text_layout
-from clip_jax.train import step as step_lib
+from clip_jax.models import freezing, variants
+from clip_jax.train import origins as origins_lib
+from clip_jax.train import program as program_lib
+from clip_jax.train import text_layout
+
+OpenSource = Callable[[str], sources.Source]
 
 
 @dataclasses.dataclass(frozen=True)
-class Run(program.Program):
-  """What a config stands for, built once.
+class Run:
+  """Everything a run needs, built once from its config.
 
-  Attributes, besides those of the program on all devices:
+  Attributes:
+    program: mesh, model and optimizer, on all devices.
     source: of the training pairs.
     evaluations: of `config.evals`, by name.
     report: the source of `config.report`; None where there is none.
@@ -35,46 +40,49 @@ class Run(program.Program):
     encoder: the compiled embedding functions.
   """
 
+  program: program_lib.Program
   source: sources.Source
   evaluations: dict[str, tasks.Evaluation]
   report: sources.Source | None
   preprocess: preprocess_lib.Preprocess
   tokenizer: tokenizer_lib.Tokenizer
-  layout: text_layout.Layout
-  encoder: embedder.Encoder
+  layout: text_layout.TextLayout
+  encoder: embedder.Embedder
 
   @property
   def name(self) -> str:
     """What people call the model: its own name, or what it began with."""
-    if self.config.model != variants.FROM_INIT:
-      return self.config.model
-    origins = (self.config.init[part] for part in initial.PARTS)
+    config = self.program.config
+    if config.model != variants.FROM_INIT:
+      return config.model
+    origins = (config.init[part] for part in origins_lib.PARTS)
     return " and ".join(filter(None, origins))
 
   def announce(self) -> None:
     """Says what is about to run, before the first compilation's silence."""
-    devices = self.mesh.devices.flatten()
-    count = f"{variants.parameter_count(self.model):,} parameters"
-    if frozen := self.config.optim.frozen:
-      params = variants.abstract_variables(self.model)["params"]
+    program, config = self.program, self.program.config
+    devices = program.mesh.devices.flatten()
+    count = f"{variants.parameter_count(program.model):,} parameters"
+    if frozen := config.optim.frozen:
+      params = variants.abstract_variables(program.model)["params"]
       count += f" ({freezing.trained_count(params, frozen):,} of them trained)"
     logging.info(
       "%s: %s, %d records, %d steps of %d pairs on %d x %s",
       self.name,
       count,
       len(self.source),
-      self.total_steps,
-      self.config.batch_size,
+      program.total_steps,
+      config.batch_size,
       len(devices),
       devices[0].device_kind,
     )
-    repeats = len(self.source) < self.config.batch_size
-    if repeats and self.config.loss.duplicates == "ignore":
+    repeats = len(self.source) < config.batch_size
+    if repeats and config.loss.duplicates == "ignore":
       logging.warning(
         "Batches of %d pairs hold some of the %d records more than once, as "
         "negatives of themselves unless loss.duplicates says otherwise; add "
         "data, or lower batch_size.",
-        self.config.batch_size,
+        config.batch_size,
         len(self.source),
       )
     logging.info("Texts: %s.", self.layout.describe(self.layout.rungs[0]))
@@ -85,11 +93,12 @@ class Run(program.Program):
     Raises:
       UserError: more training pairs are lost than the config lets pass.
     """
-    data = self.config.data
+    config = self.program.config
+    data = config.data
     opened = {data.train: self.source}
     opened |= {e.data: e.source for e in self.evaluations.values()}
     if self.report is not None:
-      opened[_address(self.config, self.config.report)] = self.report
+      opened[_address(data, config.report)] = self.report
     told = collections.defaultdict(set)  # Of two parts of the same data: once.
     for address, source in opened.items():
       said = told[sources.without_split(address)]
@@ -100,9 +109,9 @@ class Run(program.Program):
 
   def batches(self, start_step: int) -> text_layout.Batches:
     """Returns the batches from `start_step` on: the rows of this process."""
-    config = self.config
-    rows = pipeline.local_rows(
-      sharding.batch_sharding(self.mesh), config.batch_size
+    config = self.program.config
+    rows = sharding.local_rows(
+      sharding.batch_sharding(self.program.mesh), config.batch_size
     )
     batches = pipeline.train_batches(
       self.source,
@@ -116,25 +125,25 @@ class Run(program.Program):
       threads=config.data.threads,
       resize_ratio=config.data.resize_ratio,
       caption=config.data.caption,
-      image_ids="image_ids" in self.batch_fields,
+      image_ids="image_ids" in self.program.batch_fields,
     )
-    return text_layout.Batches(batches, self.layout, self.mesh)
+    return text_layout.Batches(batches, self.layout, self.program.mesh)
 
   def place(self, batch: dict[str, Any]) -> dict[str, Any]:
     """Returns what the devices need of a batch, split over them."""
-    needed = {name: batch[name] for name in self.batch_fields}
-    return pipeline.place(needed, sharding.batch_sharding(self.mesh))
+    needed = {name: batch[name] for name in self.program.batch_fields}
+    return sharding.place(needed, sharding.batch_sharding(self.program.mesh))
 
-  def as_clip(self, state: step_lib.TrainState) -> inference.Clip:
+  def as_clip(self, state: state_lib.TrainState) -> inference.Clip:
     """Returns the model in training as the object that users have."""
     return inference.Clip(
-      module=self.model,
+      module=self.program.model,
       variables=state.variables,
       tokenizer=self.tokenizer,
       preprocess=self.preprocess,
       encoder=self.encoder,
       step=int(state.step),
-      spec=self.spec,
+      spec=self.program.spec,
     )
 
 
@@ -143,7 +152,7 @@ def make_run(
   *,
   tokenizer_files: Mapping[str, bytes] | None = None,
 ) -> Run:
-  """Returns what `config` stands for; opens the data, starts the devices.
+  """Returns what a run of `config` needs; opens data, starts the devices.
 
   Args:
     config: checked; its model described, not "from_init" alone.
@@ -154,17 +163,19 @@ def make_run(
   """
   # Evaluations and report may look at the same data.
   open_source = functools.cache(sources.open_source)
-  source = _open_training(config, open_source)
-  evaluations = _open_evaluations(config, open_source)
-  report = _open_report(config, open_source)
-  step = program.make_program(config, examples=len(source))
+  data = config.data
+  source = _open_training(data, open_source)
+  entries = {name: config_lib.evaluation(config, name) for name in config.evals}
+  evaluations = _open_evaluations(entries, data, open_source)
+  report = _open_report(config.report, data, open_source)
+  program = program_lib.make_program(config, examples=len(source))
   tokenizer = tokenizer_lib.make_tokenizer(
-    **step.spec["tokenizer"],
-    context_length=step.spec["text"]["context_length"],
+    **program.spec["tokenizer"],
+    context_length=program.spec["text"]["context_length"],
     contents=tokenizer_files,
   )
   # What begins and ends a text has the largest ids, where there is any.
-  tokens.check_ids(tokenizer(["a"]), step.model.text)
+  tokens.check_ids(tokenizer(["a"]), program.model.text)
   cuts = tokenizer_lib.Cuts("sampled captions")
 
   def tokenize(texts):
@@ -175,34 +186,32 @@ def make_run(
   sample_lengths = functools.partial(
     text_layout.sample_lengths,
     source,
-    tower=step.model.text,
+    tower=program.model.text,
     tokenizer=tokenize,
     seed=config.seed,
-    caption=config.data.caption,
-    threads=config.data.threads,
+    caption=data.caption,
+    threads=data.threads,
   )
-  layout = step.make_layout(sample_lengths)
+  layout = program.make_layout(sample_lengths)
   cuts.tell(tokenizer.context_length)
   return Run(
-    **vars(step),
+    program=program,
     source=source,
     evaluations=evaluations,
     report=report,
-    preprocess=preprocess_lib.Preprocess.from_spec(step.spec).with_max_pixels(
-      config.data.max_pixels
-    ),
+    preprocess=preprocess_lib.Preprocess.from_spec(
+      program.spec
+    ).with_max_pixels(data.max_pixels),
     tokenizer=tokenizer,
     layout=layout,
-    encoder=embedder.Encoder(step.model, mesh=step.mesh),
+    encoder=embedder.Embedder(program.model, mesh=program.mesh),
   )
 
 
 def _open_training(
-  config: ml_collections.ConfigDict,
-  open_source: Callable[[str], sources.Source],
+  data: ml_collections.ConfigDict, open_source: OpenSource
 ) -> sources.Source:
   """Opens what is trained on, without what is held out."""
-  data = config.data
   if data.held_out:  # Raises where the address names a split already.
     sources.split_address(data.train, "train", data.held_out)
   source = open_source(data.train)
@@ -215,44 +224,52 @@ def _open_training(
 
 
 def _open(
-  config: ml_collections.ConfigDict,
-  open_source: Callable[[str], sources.Source],
-  data: str,
-) -> tuple[str, sources.Source]:
-  """Opens the data of an evaluation or of the report; returns its address."""
-  address = _address(config, data)
-  if data != config_lib.HELD_OUT:
-    return address, open_source(address)
-  whole = open_source(config.data.train)
-  return address, views.part(whole, data, held_out=config.data.held_out)
+  address: str, data: ml_collections.ConfigDict, open_source: OpenSource
+) -> sources.Source:
+  """Opens the data of an evaluation or of the report."""
+  if address != config_lib.HELD_OUT:
+    return open_source(address)
+  _address(data, address)
+  whole = open_source(data.train)
+  return views.part(whole, address, held_out=data.held_out)
 
 
-def _address(config: ml_collections.ConfigDict, data: str) -> str:
+def _address(data: ml_collections.ConfigDict, address: str) -> str:
   """Returns the DATA address that an evaluation's or the report's field is."""
-  if data != config_lib.HELD_OUT:
-    return data
-  if not config.data.held_out:
+  if address != config_lib.HELD_OUT:
+    return address
+  if not data.held_out:
     raise errors.UserError(
-      f"data={data!r} is what data.held_out keeps from training, which is 0; "
-      "set that to a share such as 0.2, or give a DATA address."
+      f"data={address!r} is what data.held_out keeps from training, which is "
+      "0; set that to a share such as 0.2, or give a DATA address."
     )
-  return sources.split_address(config.data.train, data, config.data.held_out)
+  return sources.split_address(data.train, address, data.held_out)
 
 
 def _open_evaluation(
-  config: ml_collections.ConfigDict,
-  open_source: Callable[[str], sources.Source],
+  training: ml_collections.ConfigDict,
+  open_source: OpenSource,
   *,
   task: str,
   data: str,
   labels: str,
   templates: str,
 ) -> tasks.Evaluation:
-  address, source = _open(config, open_source, data)
+  """Opens an evaluation.
+
+  Args:
+    training: `config.data`.
+    open_source: of an address.
+    task: as `evals.NAME` has it, like all that follow.
+    data: an address, or "held_out".
+    labels: of the task.
+    templates: of the task.
+  """
+  address, source = _address(training, data), _open(data, training, open_source)
   if task == "auto":
     task = "zero_shot" if source.class_names is not None else "retrieval"
   if data == config_lib.HELD_OUT and task == "zero_shot":
-    templates = templates or config.data.template  # Asked as it was trained.
+    templates = templates or training.template  # Asked as it was trained.
   return tasks.open_evaluation(
     task,
     address,
@@ -263,27 +280,26 @@ def _open_evaluation(
 
 
 def _open_evaluations(
-  config: ml_collections.ConfigDict,
-  open_source: Callable[[str], sources.Source],
+  entries: Mapping[str, dict[str, str]],
+  data: ml_collections.ConfigDict,
+  open_source: OpenSource,
 ) -> dict[str, tasks.Evaluation]:
   """Raises at the start what would else stop the run at an evaluation."""
   opened = {}
-  for name in config.evals:
-    entry = config_lib.evaluation(config, name)
+  for name, entry in entries.items():
     try:
-      opened[name] = _open_evaluation(config, open_source, **entry)
+      opened[name] = _open_evaluation(data, open_source, **entry)
     except errors.UserError as error:
       raise errors.UserError(f"evals.{name}: {error}") from None
   return opened
 
 
 def _open_report(
-  config: ml_collections.ConfigDict,
-  open_source: Callable[[str], sources.Source],
+  address: str, data: ml_collections.ConfigDict, open_source: OpenSource
 ) -> sources.Source | None:
-  if not config.report:
+  if not address:
     return None
   try:
-    return _open(config, open_source, config.report)[1]
+    return _open(address, data, open_source)
   except errors.UserError as error:
     raise errors.UserError(f"report: {error}") from None

@@ -1,4 +1,4 @@
-"""The state of a run and the one function that advances it.
+"""The one function that advances the state of a run.
 
 The loop jits the step, a planner lowers it, the tests call it.
 """
@@ -17,40 +17,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import errors, losses, sharding
-from clip_jax.models import clip, initialisation, resnet, sharded, variants
-from clip_jax.train import freezing
+from clip_jax.checkpoints import state as state_lib
+from clip_jax.models import clip, freezing, resnet, sharded, variants
 from clip_jax.train import gradients as gradients_lib
-
-
-@flax.struct.dataclass
-class TrainState:
-  """Everything that an update changes.
-
-  Attributes:
-    step: finished updates, the skipped ones included; also the position in
-      the data.
-    params: of the model, in their storage type.
-    batch_stats: running statistics of batch norms; empty without any.
-    opt_state: of the optimizer.
-    skipped: updates that were not made, for something was not finite.
-    ema: moving averages of params and batch_stats, under these names; empty
-      where none are kept.
-  """
-
-  step: jax.Array
-  params: Any
-  batch_stats: Any
-  opt_state: Any
-  skipped: jax.Array
-  ema: Any = flax.struct.field(default_factory=dict)
-
-  @property
-  def variables(self) -> dict[str, Any]:
-    """The collections of the model to use, as `model.apply` takes them.
-
-    They are the averages where these are kept.
-    """
-    return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 @flax.struct.dataclass
@@ -72,141 +41,32 @@ class Measured:
   bad_records: jax.Array
 
 
-def describe_model(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns the description of a run's model (`variants.spec`).
+def check_micro_batches(
+  model: clip.CLIP, *, name: str, micro_batches: int, frozen: str
+) -> None:
+  """Raises UserError where batch norms would see some pairs at a time.
 
-  What the run's loss makes of logits is what its model's probabilities are.
-
-  Raises:
-    UserError: the model or a field of its overrides is unknown.
+  Args:
+    model: in training.
+    name: of the model, for the message.
+    micro_batches: of a batch.
+    frozen: `config.optim.frozen`.
   """
-  overrides = config.model_overrides.to_dict()
-  return variants.spec(
-    config.model, {"probabilities": config.loss.kind, **overrides}
-  )
-
-
-def make_model(config: ml_collections.ConfigDict) -> clip.CLIP:
-  """Returns the model of a run in its precision.
-
-  Raises:
-    UserError: unknown model or field; float64 without JAX's 64-bit mode; a
-      sigmoid loss for a model without logit bias; micro-batches for one with
-      batch norms in training.
-  """
-  if config.precision == "float64" and not jax.config.jax_enable_x64:
-    raise errors.UserError(
-      "precision='float64' needs 64-bit mode; set JAX_ENABLE_X64=1."
-    )
-  dtype = jnp.dtype(config.precision)
-  model = variants.create_model(
-    describe_model(config),
-    dtype=dtype,
-    param_dtype=jnp.promote_types(dtype, jnp.float32),
-  )
-  if config.loss.kind in losses.BIASED_KINDS and model.init_logit_bias is None:
-    raise errors.UserError(
-      f"loss.kind={config.loss.kind!r} needs a model with a logit bias, which "
-      f"{config.model!r} has not; add --config.model_overrides."
-      "init_logit_bias=-10 (its logit scale then starts at 10)."
-    )
-  _check_micro_batches(config, model)
-  return model
-
-
-def _check_micro_batches(config, model):
-  """Raises UserError where batch norms would see some pairs at a time."""
-  if config.micro_batches == 1 or not isinstance(
-    model.image, resnet.ModifiedResNet
-  ):
+  if micro_batches == 1 or not isinstance(model.image, resnet.ModifiedResNet):
     return
   shapes = variants.abstract_variables(model)
-  frozen = freezing.Frozen.of(
-    shapes["params"], shapes["batch_stats"], config.optim.frozen
-  )
+  locked = freezing.Frozen.of(
+    shapes["params"], shapes["batch_stats"], frozen
+  ).norms
   norms = freezing.norm_paths(shapes["batch_stats"])
-  if free := [norm for norm in norms if norm not in frozen.norms]:
+  if free := [norm for norm in norms if norm not in locked]:
     raise errors.UserError(
-      f"micro_batches={config.micro_batches} does not go with batch norms in "
-      f"training, {len(free)} of them in {config.model!r}: their statistics "
+      f"micro_batches={micro_batches} does not go with batch norms in "
+      f"training, {len(free)} of them in {name!r}: their statistics "
       "are of the whole batch, which no micro-batch sees. Set micro_batches=1, "
       "take a Vision Transformer, or lock them with "
       "--config.optim.frozen='^image/'."
     )
-
-
-def init_variables(
-  model: clip.CLIP, seed: int | jax.Array, *, scheme: str = "scaled"
-) -> dict[str, Any]:
-  """Returns the new collections of `model`; see `initialisation`."""
-  size = model.image.image_size
-  images = jnp.zeros((1, size, size, 3), jnp.uint8)
-  tokens = jnp.zeros((1, model.text.context_length), jnp.int32)
-  key = jax.random.key(seed)
-  variables = model.init(key, images, tokens)
-  return initialisation.redraw(variables, model, key, scheme=scheme)
-
-
-def _state_of(
-  variables: dict[str, Any], tx: optax.GradientTransformation, ema: bool
-) -> TrainState:
-  """Returns the state that training begins with from these variables."""
-  params, batch_stats = variables["params"], variables.get("batch_stats", {})
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=params,
-    batch_stats=batch_stats,
-    opt_state=tx.init(params),
-    skipped=jnp.zeros((), jnp.int32),
-    ema={"params": params, "batch_stats": batch_stats} if ema else {},
-  )
-
-
-def abstract_state(
-  model: clip.CLIP,
-  tx: optax.GradientTransformation,
-  mesh: Mesh,
-  *,
-  ema: bool = False,
-) -> TrainState:
-  """Returns shapes, types and shardings of a state, without any array.
-
-  Args:
-    model: to be trained.
-    tx: the optimizer.
-    mesh: whose devices hold the state.
-    ema: whether moving averages are kept.
-  """
-  shapes = jax.eval_shape(
-    lambda variables: _state_of(variables, tx, ema),
-    variants.abstract_variables(model),
-  )
-  shardings = sharding.tree_shardings(shapes, mesh)
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    shardings,
-  )
-
-
-def init_state(
-  model: clip.CLIP,
-  tx: optax.GradientTransformation,
-  mesh: Mesh,
-  *,
-  seed: int,
-  ema: bool = False,
-  scheme: str = "scaled",
-) -> TrainState:
-  """Returns a new state, born sharded: no device ever holds it whole."""
-  abstract = abstract_state(model, tx, mesh, ema=ema)
-  shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  # The seed is an argument, so that every seed shares one compilation.
-  initialise = jax.jit(
-    lambda seed: _state_of(init_variables(model, seed, scheme=scheme), tx, ema),
-    out_shardings=shardings,
-  )
-  return initialise(jnp.uint32(seed))
 
 
 def make_train_step(
@@ -214,7 +74,9 @@ def make_train_step(
   model: clip.CLIP,
   tx: optax.GradientTransformation,
   mesh: Mesh,
-) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, Measured]]:
+) -> Callable[
+  [state_lib.TrainState, dict[str, Any]], tuple[state_lib.TrainState, Measured]
+]:
   """Returns the jitted update; it takes over (donates) the state.
 
   The batch holds, all split over the mesh: image uint8 (batch, height, width,
@@ -223,13 +85,23 @@ def make_train_step(
   loss, gradient or update are not finite everything stays as it was, but the
   update counts itself.
   """
-  abstract = abstract_state(model, tx, mesh, ema=keeps_average(config))
+  abstract = state_lib.abstract_state(
+    model, tx, mesh, ema=config.optim.ema_decay > 0
+  )
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   frozen = freezing.Frozen.of(
     abstract.params, abstract.batch_stats, config.optim.frozen
   )
   bound = None if frozen.temperature else model.max_logit_scale
-  loss_and_gradients = _make_gradients(config, model, abstract, frozen, mesh)
+  loss_and_gradients = _make_gradients(
+    model,
+    abstract,
+    frozen,
+    mesh,
+    loss=config.loss,
+    micro_batches=config.micro_batches,
+    seed=config.seed,
+  )
 
   def train_step(state, batch):
     loss, gradients, batch_stats = loss_and_gradients(state, batch)
@@ -265,7 +137,9 @@ def make_train_step(
   )
 
 
-def _make_gradients(config, model, abstract, frozen, mesh):
+def _make_gradients(
+  model, abstract, frozen, mesh, *, loss, micro_batches, seed
+):
   """Returns a function of (state, batch): loss, gradients, batch statistics.
 
   Every device runs it on its own pairs; what they tell each other is written
@@ -273,13 +147,13 @@ def _make_gradients(config, model, abstract, frozen, mesh):
   activations gathered where parameters should be.
   """
   axes = sharding.BATCH_AXES
-  specs = sharding.tree_specs(abstract.params, mesh)
+  specs = sharded.tree_specs(abstract.params, mesh)
   trained_specs = frozen.select_specs(abstract.params, specs)
   towers = gradients_lib.Towers(sharded.place(model, specs), specs, frozen)
   method = gradients_lib.direct
-  if config.micro_batches > 1:
+  if micro_batches > 1:
     method = functools.partial(
-      gradients_lib.cached, micro_batches=config.micro_batches
+      gradients_lib.cached, micro_batches=micro_batches
     )
 
   def on_device(params, batch_stats, step, batch):
@@ -288,39 +162,39 @@ def _make_gradients(config, model, abstract, frozen, mesh):
     image, count = batch["image"], len(batch["image"])
     examples = jax.lax.axis_index(axes) * count + jnp.arange(count)
     part = gradients_lib.Part(image, batch["tokens"], examples)
-    key = jax.random.fold_in(seed_key(config.seed), step)
-    loss, gradients, batch_stats = method(
+    key = jax.random.fold_in(seed_key(seed), step)
+    value, gradients, batch_stats = method(
       towers,
-      _make_loss(config, model.dtype, batch),
+      _make_loss(loss, model.dtype, batch, micro_batches),
       params,
       batch_stats,
       part,
       key,
     )
-    return loss, sharding.sum_gradients(gradients, trained_specs), batch_stats
+    return value, sharding.sum_gradients(gradients, trained_specs), batch_stats
 
-  whole = jax.shard_map(
+  on_mesh = jax.shard_map(
     on_device,
     mesh=mesh,
     in_specs=(specs, P(), P(), P(axes)),
     out_specs=(P(), trained_specs, P()),
   )
-  return lambda state, batch: whole(
+  return lambda state, batch: on_mesh(
     state.params, state.batch_stats, state.step, batch
   )
 
 
-def _make_loss(config, dtype, batch):
+def _make_loss(settings, dtype, batch, micro_batches):
   """Returns the loss on one device, of embeddings in the towers' type.
 
   Products of bfloat16 are exact in the float32 that they are summed in.
   """
-  loss = losses.local_loss(config.loss.kind)
+  loss = losses.local_loss(settings.kind)
   ids = {}
-  if config.loss.duplicates != "ignore":
+  if settings.duplicates != "ignore":
     ids = {
       "image_ids": batch["image_ids"],
-      "text_ids": _text_ids(batch["tokens"], config.micro_batches),
+      "text_ids": _text_ids(batch["tokens"], micro_batches),
     }
 
   def of_embeds(image_embeds, text_embeds, logit_scale, logit_bias):
@@ -330,8 +204,8 @@ def _make_loss(config, dtype, batch):
       logit_scale,
       logit_bias,
       axes=sharding.BATCH_AXES,
-      method=config.loss.method,
-      duplicates=config.loss.duplicates,
+      method=settings.method,
+      duplicates=settings.duplicates,
       **ids,
     )
 
@@ -347,14 +221,9 @@ def _text_ids(tokens, micro_batches):
   return jax.vmap(losses.text_ids)(parts).reshape(-1)
 
 
-def keeps_average(config: ml_collections.ConfigDict) -> bool:
-  """Whether a run keeps moving averages of what it trains."""
-  return config.optim.ema_decay > 0
-
-
 def _average(
-  updated: TrainState, state: TrainState, decay: float
-) -> TrainState:
+  updated: state_lib.TrainState, state: state_lib.TrainState, decay: float
+) -> state_lib.TrainState:
   """Returns `updated`, with the averages of `state` moved if it keeps any.
 
   They follow fast at first, so that the initial numbers soon weigh nothing.

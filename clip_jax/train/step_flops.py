@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
-from clip_jax.models import clip, flops, variants
-from clip_jax.train import freezing, program
+from clip_jax.models import clip, flops, freezing, paths, variants
+from clip_jax.train import program
 
 _Shapes = Any  # An array, or a tree of them, by shape and type alone.
 
@@ -69,11 +69,11 @@ class Counter:
 
 def _loss_products(variables, frozen: freezing.Frozen) -> int:
   """Counts the logits, and the gradient of each side that one reaches."""
-  trained = {
-    name.removesuffix("_projection")
-    for name in jax.eval_shape(frozen.select, variables["params"])
-  }
-  return 1 + len(trained & {"image", "text"})
+  trained = jax.eval_shape(frozen.select, variables["params"]).keys()
+  return 1 + sum(
+    not trained.isdisjoint({tower, paths.projection(tower)})
+    for tower in paths.TOWERS
+  )
 
 
 def _tower_flops(model, variables, frozen, image, tokens) -> int:
@@ -102,7 +102,7 @@ def _tower_flops(model, variables, frozen, image, tokens) -> int:
 
 
 def _without_remat(model: clip.CLIP) -> clip.CLIP:
-  towers = {part: getattr(model, part) for part in ("image", "text")}
+  towers = {part: getattr(model, part) for part in paths.TOWERS}
   return model.clone(
     **{
       part: tower.clone(remat="none")

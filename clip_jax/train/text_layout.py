@@ -20,15 +20,15 @@ import numpy as np
 
 from clip_jax import errors, sharding
 from clip_jax.data import order, pipeline, sources
-from clip_jax.data import packing as packer
-from clip_jax.models import packing, padding
+from clip_jax.models import padding
+from clip_jax.packing import packed_text, placement
 
 # Captions that stand for a source's. The mean of so many with CC3M's spread is
 # known to 2 %; the ladder allows for that.
 SAMPLED_CAPTIONS = 512
 
 
-class Layout(Protocol):
+class TextLayout(Protocol):
   """What becomes of a batch's tokens.
 
   Attributes:
@@ -97,14 +97,14 @@ class Packed:
 
   def arrange(self, tokens: np.ndarray) -> Arranged:
     """Begins with this process's rows of a batch (captions, context)."""
-    placed = packer.place(
+    placed = placement.place(
       padding.needed_lengths(self.tower, tokens),
       groups=len(tokens) // self.captions,
       length=self.length,
     )
     return Arranged(
       placed.rows,
-      lambda rung: packing.PackedText(**placed.pack(tokens, rows=rung)),
+      lambda rung: packed_text.PackedText(**placed.pack(tokens, rows=rung)),
     )
 
   def describe(self, rung: int) -> str:
@@ -119,7 +119,7 @@ def make_layout(
   captions: int,
   groups: int,
   sample: Callable[[], np.ndarray],
-) -> Layout:
+) -> TextLayout:
   """Returns the layout that `config.data.text_layout` names.
 
   "auto" packs where that is exact and takes fewer tokens, else takes short
@@ -137,8 +137,8 @@ def make_layout(
   """
   context = tower.context_length
   if name in ("auto", "packed") and padding.can_be_packed(tower):
-    length, lengths = packer.row_length(context), sample()
-    rungs = packer.ladder(
+    length, lengths = placement.row_length(context), sample()
+    rungs = placement.ladder(
       lengths, captions=captions, groups=groups, length=length
     )
     alone = context  # The row of a caption that shares none.
@@ -222,7 +222,7 @@ class Batches(Iterator[dict]):
   def __init__(
     self,
     batches: pipeline.Batches,
-    layout: Layout,
+    layout: TextLayout,
     mesh: jax.sharding.Mesh,
   ):
     self._batches = batches

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from clip_jax import convert, sharding
+from clip_jax.checkpoints import state as state_lib
 from clip_jax.models import variants
-from clip_jax.train import step as step_lib
 
 SHARED = {
   "embed_dim": 24,
@@ -56,7 +56,7 @@ def published(request, openai_model, tmp_path_factory):
 def draw(spec, scheme):
   model = variants.create_model(spec)
   variables = jax.jit(
-    lambda: step_lib.init_variables(model, 0, scheme=scheme)
+    lambda: state_lib.init_variables(model, 0, scheme=scheme)
   )()
   return by_name(variables["params"])
 

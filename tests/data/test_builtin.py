@@ -1,5 +1,7 @@
 """The built-in digits: what they promise to be."""
 
+import hashlib
+import importlib.resources
 import io
 import pickle
 import re
@@ -22,23 +24,36 @@ def _scans(record):
   return {int(part[4:]) for part in record.key.split("_") if part[0] == "s"}
 
 
+def test_the_scans_are_those_of_the_published_file():
+  # Made of scikit-learn's copy of the file: uint8 pixels, then uint8 digits.
+  path = importlib.resources.files("clip_jax") / "assets" / builtin.SCANS_FILE
+  with path.open("rb") as file, np.load(file) as arrays:
+    images, digits = arrays["images"], arrays["digits"]
+  assert images.shape == (1797, 8, 8)
+  assert np.bincount(digits).tolist() == [
+    178, 182, 177, 183, 181, 182, 181, 179, 174, 180
+  ]  # fmt: skip
+  digest = hashlib.sha256(images.tobytes() + digits.tobytes()).hexdigest()
+  assert digest == (
+    "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
+  )
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_digits_are_the_scans_with_their_labels(split):
-  from sklearn import datasets
-
-  digits = datasets.load_digits()
+  scans, digits = builtin.scans()
   source = sources.open_source(f"builtin:digits/{split}")
   assert source.class_names == builtin.WORDS
   for index in range(0, len(source), 37):
     record = source[index]
     (scan,) = _scans(record)
-    assert record.label == digits.target[scan]
+    assert record.label == digits[scan]
     assert all(builtin.WORDS[record.label] in text for text in record.texts)
     pixels = _pixels(record)
     assert pixels.shape == (32, 32)
     # Enlarging smooths: made small again, it is still closest to its scan.
     small = pixels.reshape(8, 4, 8, 4).mean((1, 3))
-    distances = np.abs(small - digits.images * 255 / 16).mean((1, 2))
+    distances = np.abs(small - scans).mean((1, 2))
     assert np.argmin(distances) == scan
 
 
@@ -108,7 +123,7 @@ def test_two_digits_lie_side_by_side_in_their_order():
   source = sources.open_source("builtin:two_digits/train")
   record = source[123]
   left, right = (
-    builtin._enlarge(builtin._scans()[0][int(part[4:])], 16)
+    builtin._enlarge(builtin.scans()[0][int(part[4:])], 16)
     for part in record.key.split("_")[1:]
   )
   pixels = _pixels(record)
@@ -138,12 +153,17 @@ def test_fingerprints_tell_the_sets_apart():
     for split in splits
   }
   assert len(fingerprints) == 5
+  # A run resumes only on data with the fingerprint that it began with.
+  assert (
+    "e7d25573f4e578c500660e5daebac799a2a3d6313359874439bb5160fa64b59e"
+    in fingerprints
+  )
 
 
 def test_heavy_packages_are_imported_only_when_needed():
   code = (
     "import sys; from clip_jax.data import pipeline, prepare, sources;"
-    "assert not {'sklearn', 'tensorflow_datasets', 'tensorflow', 'flax'}"
+    "assert not {'tensorflow_datasets', 'tensorflow', 'flax'}"
     " & set(sys.modules)"
   )
   subprocess.run([sys.executable, "-c", code], check=True)

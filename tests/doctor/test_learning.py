@@ -138,12 +138,12 @@ def test_a_config_of_another_machine_is_tried_on_this_one():
   config.mesh.data, config.mesh.fsdp, config.data.workers = 2, 8, 16
   config.batch_size = 4 * 12
   setup = learning.prepare(config)
-  assert dict(setup.run.mesh.shape) == {"data": 8, "fsdp": 1}
+  assert dict(setup.run.program.mesh.shape) == {"data": 8, "fsdp": 1}
   assert "do not fit the 8 devices here" in setup.mesh_refusal
-  small = setup.run.config
+  small = setup.run.program.config
   assert (small.batch_size, small.data.workers, setup.workers) == (48, 0, 16)
   config.batch_size = 4 * 13
-  assert learning.prepare(config).run.config.batch_size == 48
+  assert learning.prepare(config).run.program.config.batch_size == 48
 
 
 class _Slow:

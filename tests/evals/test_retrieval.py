@@ -2,7 +2,11 @@ import numpy as np
 import pytest
 
 from clip_jax import errors
-from clip_jax.evals import retrieval
+from clip_jax.evals import embedding_model, retrieval
+
+
+def _model(embed_images, embed_texts):
+  return embedding_model.Functions(embed_images, embed_texts, preprocess=None)
 
 
 def slow_ranks(queries, candidates, positives):
@@ -111,8 +115,10 @@ def test_captions_of_several_images_are_counted(
   for duplicates, first in (("hits", 1.0), ("misses", None)):
     found = retrieval.evaluate(
       None,
-      embed_images=lambda x: x,
-      embed_texts=lambda texts: np.stack([embeds[text] for text in texts]),
+      model=_model(
+        lambda images: images,
+        lambda texts: np.stack([embeds[text] for text in texts]),
+      ),
       batches=[{"image": np.stack([embeds[t[0]] for t in own]), "texts": own}],
       duplicates=duplicates,
     )
@@ -180,8 +186,7 @@ def test_evaluate_puts_the_template_around_every_caption(monkeypatch):
 
   got = retrieval.evaluate(
     None,
-    embed_images=embed_images,
-    embed_texts=embed_texts,
+    model=_model(embed_images, embed_texts),
     batches=make_batches(),
     templates=["see {}!"],
   )
@@ -203,5 +208,5 @@ def test_evaluate_refuses_what_makes_no_sense(options, message):
   arguments = {"batches": make_batches()} | options
   with pytest.raises(errors.UserError, match=message):
     retrieval.evaluate(
-      None, embed_images=embed_images, embed_texts=np.asarray, **arguments
+      None, model=_model(embed_images, np.asarray), **arguments
     )

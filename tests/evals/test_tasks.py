@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from clip_jax import errors, preprocess
-from clip_jax.evals import tasks
+from clip_jax.evals import embedding_model, tasks
 
 SPEC = preprocess.Preprocess(image_size=4, mean=(0, 0, 0), std=(1, 1, 1))
 COLOURS = {"blue": 2, "green": 1, "red": 0}
@@ -35,9 +35,7 @@ def evaluate(data, task="zero_shot", **options):
   return tasks.evaluate(
     task,
     data,
-    embed_images=embed_images,
-    embed_texts=embed_texts,
-    preprocess=SPEC,
+    embedding_model.Functions(embed_images, embed_texts, SPEC),
     batch_size=2,
     **options,
   )

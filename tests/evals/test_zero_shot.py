@@ -160,8 +160,7 @@ def test_labels_and_templates_default_to_those_of_the_data(
   embedder = Embedder()
   got = zero_shot.evaluate(
     source,
-    embed_images=embedder.embed_images,
-    embed_texts=embedder.embed_texts,
+    model=embedder,
     batches=image_batches([0, 1, 2, 0]),
     labels=labels,
     templates=templates,
@@ -178,8 +177,7 @@ def test_data_may_name_two_classes_alike(labels, caplog):
   assert "more than one class the name 'cat'" in caplog.text
   got = zero_shot.evaluate(
     source,
-    embed_images=embedder.embed_images,
-    embed_texts=embedder.embed_texts,
+    model=embedder,
     batches=image_batches([0, 1, 0, 0]),
     labels=labels,
   )
@@ -202,8 +200,7 @@ def test_labels_that_do_not_fit_the_data_are_refused(
   with pytest.raises(errors.UserError, match=message):
     zero_shot.evaluate(
       fake_source(class_names, None),
-      embed_images=embedder.embed_images,
-      embed_texts=embedder.embed_texts,
+      model=embedder,
       batches=image_batches([0, 1, 2, 0]),
       labels=labels,
     )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clip_jax import losses
-from clip_jax.models import packing
+from clip_jax.packing import packed_text
 
 LENGTH = 16
 
@@ -54,7 +54,7 @@ def test_packed_captions_have_ids_of_their_own():
   tokens = [[5, 6, 7, 8, 9, 5, 6, 0], [7, 8, 9, 5, 0, 0, 0, 0]]
   positions = [[0, 1, 0, 1, 2, 0, 1, 0], [0, 1, 2, 0, 0, 0, 0, 0]]
   segments = [[1, 1, 2, 2, 2, 3, 3, 0], [1, 1, 1, 2, 0, 0, 0, 0]]
-  packed = packing.PackedText(
+  packed = packed_text.PackedText(
     *(jnp.array(x, jnp.int32) for x in (tokens, segments, positions)),
     ends=jnp.array([1, 4, 6, 10, 11], jnp.int32),
   )

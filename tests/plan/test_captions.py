@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from clip_jax.data import packing
+from clip_jax.packing import placement
 from clip_jax.plan import captions
 
 
@@ -31,6 +31,7 @@ def test_rows_are_planned_for_the_fullest_group():
   rows = {"captions": 128, "groups": 256, "length": 80}
   spread = captions.sample_lengths(12, number=512, context=77)
   equal, real = (
-    packing.ladder(lengths, **rows)[0] for lengths in (np.full(512, 12), spread)
+    placement.ladder(lengths, **rows)[0]
+    for lengths in (np.full(512, 12), spread)
   )
   assert equal < real

@@ -36,9 +36,9 @@ def forget_peak():
 
 job = make_job()
 plan = planner.make_plan(job, with_loss=False)
-run = job.make_step().lower(job.state, job.batch).compile()
+run = job.program.make_step().lower(job.state, job.batch).compile()
 before = resident("VmRSS")
-state = job.init_state()
+state = job.program.init_state()
 batch = jax.tree.map(
   lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), job.batch
 )

@@ -105,7 +105,7 @@ def test_analytic_flops_are_of_what_is_computed(file, local, changes, tokens):
   plain = [f"model_overrides.{part}.remat=none" for part in ("image", "text")]
   config = config_lib.load(file, ["data.train=nowhere", *plain, *changes])
   job = jobs.make_job(config, local, caption_tokens=tokens)
-  traced = flops.count(job.make_step(), job.state, job.batch)
+  traced = flops.count(job.program.make_step(), job.state, job.batch)
   assert planner.analytic_flops(job) == pytest.approx(traced, rel=0.03)
 
 
@@ -133,7 +133,7 @@ def test_runs_that_look_for_duplicates_can_be_planned(
   job = jobs.make_job(config, local)
   ids = job.batch["image_ids"]
   assert (ids.shape, ids.dtype) == ((32,), jnp.int32)
-  job.make_step().lower(job.state, job.batch)
+  job.program.make_step().lower(job.state, job.batch)
   lowered = []
   monkeypatch.setattr(compiling, "compile_program", lowered.append)
   monkeypatch.setattr(memory, "peak_bytes", lambda *_, platform: 0)
@@ -205,7 +205,8 @@ def test_a_plan_says_which_loss_auto_takes(plan):
   assert "\nLoss: softmax, gathered, taken by auto\n" in report.to_text(plan)
   config = plan.job.config.copy_and_resolve_references()
   config.batch_size = 2**20
-  many = dataclasses.replace(plan.job, config=config)
+  program = dataclasses.replace(plan.job.program, config=config)
+  many = dataclasses.replace(plan.job, program=program)
   assert many.loss_method == "two_level"
   config.loss.method = "ring"
   assert many.loss_method == "ring"

@@ -8,8 +8,10 @@ import pytest
 
 from clip_jax import config as config_lib
 from clip_jax import sharding
-from clip_jax.data import pipeline
-from clip_jax.train import checkpoint, optim
+from clip_jax.checkpoints import run_model, saving
+from clip_jax.checkpoints import state as state_lib
+from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.train import optim
 from clip_jax.train import step as step_lib
 
 DECAY = 0.3
@@ -41,10 +43,12 @@ def _config():
 def _parts():
   config = _config()
   mesh = sharding.make_mesh(data=1, fsdp=2, devices=jax.devices()[:2])
-  model = step_lib.make_model(config)
+  model = run_model.make(config)
   return (
     model,
-    optim.make_optimizer(config, total_steps=50, image_kind="vit"),
+    optim.make_optimizer(
+      config.optim, precision=config.precision, total_steps=50, image_kind="vit"
+    ),
     mesh,
   )
 
@@ -58,12 +62,12 @@ def _batch(mesh, *, good=True):
   }
   if not good:
     batch["image"] = np.full((4, 32, 32, 3), np.nan, np.float32)
-  return pipeline.place(batch, sharding.batch_sharding(mesh))
+  return sharding.place(batch, sharding.batch_sharding(mesh))
 
 
 def test_the_average_is_that_of_the_parameters_on_fsdp_and_is_kept(tmp_path):
   model, tx, mesh = _parts()
-  state = step_lib.init_state(model, tx, mesh, seed=0, ema=True)
+  state = state_lib.init_state(model, tx, mesh, seed=0, ema=True)
   step = step_lib.make_train_step(_config(), model, tx, mesh)
   want = jax.tree.map(np.asarray, state.params)
   for decay in DECAYS:
@@ -90,16 +94,17 @@ def test_the_average_is_that_of_the_parameters_on_fsdp_and_is_kept(tmp_path):
   # A checkpoint holds both; who uses the model finds the average.
   workdir = tmp_path / "run"
   workdir.mkdir()
-  (workdir / checkpoint.CONFIG).write_text(config_lib.to_json(_config()))
-  with checkpoint.Checkpoints(workdir, keep=1) as checkpoints:
+  (workdir / workdir_lib.CONFIG).write_text(config_lib.to_json(_config()))
+  with saving.Checkpoints(workdir, keep=1) as checkpoints:
     checkpoints.save(state, step=6, config=_config(), counters={})
     checkpoints.wait()
   saved = jax.tree.map(np.asarray, state)
-  abstract = step_lib.abstract_state(model, tx, mesh, ema=True)
-  with checkpoint.Checkpoints(workdir, keep=1) as checkpoints:
+  abstract = state_lib.abstract_state(model, tx, mesh, ema=True)
+  with saving.Checkpoints(workdir, keep=1) as checkpoints:
     restored, _ = checkpoints.restore_latest(abstract)
   jax.tree.map(np.testing.assert_array_equal, restored, saved)
-  _, variables, _ = checkpoint.load_variables(workdir)
+  saved = workdir_lib.load_model(workdir)
+  variables = saved.variables
   jax.tree.map(np.testing.assert_array_equal, variables, saved.ema)
 
 
@@ -110,7 +115,7 @@ def test_an_update_that_is_not_finite_changes_nothing():
     lambda updates, _: jax.tree.map(lambda x: x * jnp.nan, updates)
   )
   tx = optax.chain(tx, bad)
-  state = step_lib.init_state(model, tx, mesh, seed=0, ema=True)
+  state = state_lib.init_state(model, tx, mesh, seed=0, ema=True)
   before = jax.tree.map(np.asarray, state)
   step = step_lib.make_train_step(_config(), model, tx, mesh)
   state, measured = step(state, _batch(mesh))
@@ -123,7 +128,7 @@ def test_an_update_that_is_not_finite_changes_nothing():
 def test_statistics_of_batch_norms_are_averaged_too():
   def state(params, stats, ema):
     one = {"x": jnp.float32(params)}, {"mean": jnp.float32(stats)}
-    return step_lib.TrainState(
+    return state_lib.TrainState(
       step=jnp.int32(1),
       params=one[0],
       batch_stats=one[1],
@@ -149,10 +154,10 @@ def test_statistics_of_batch_norms_are_averaged_too():
 
 def test_no_average_is_kept_unless_asked_for():
   model, tx, mesh = _parts()
-  state = step_lib.abstract_state(model, tx, mesh)
+  state = state_lib.abstract_state(model, tx, mesh)
   assert state.ema == {}
   assert state.variables["params"] is state.params
-  with_average = step_lib.abstract_state(model, tx, mesh, ema=True)
+  with_average = state_lib.abstract_state(model, tx, mesh, ema=True)
   assert jax.tree.structure(with_average.ema["params"]) == jax.tree.structure(
     with_average.params
   )

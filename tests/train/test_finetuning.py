@@ -15,10 +15,12 @@ import pytest
 
 from clip_jax import cli, convert, errors, loading
 from clip_jax import config as config_lib
+from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import interpolation
 from clip_jax.data import sources
 from clip_jax.models import variants
-from clip_jax.train import checkpoint, initial, loop
+from clip_jax.train import loop
+from clip_jax.train import origins as origins_lib
 from clip_jax.train import run as run_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -107,7 +109,7 @@ def test_what_a_user_needs_not_type_comes_from_the_model(room, tuned):
   begun, clip = (loading.load(x) for x in (room / "runs" / "demo", tuned[0]))
   assert clip.tokenizer.fingerprint == begun.tokenizer.fingerprint
   assert clip.preprocess == begun.preprocess
-  config = checkpoint.load_config(tuned[0])
+  config = workdir_lib.load_config(tuned[0])
   assert config.loss.kind == "softmax"
 
 
@@ -138,8 +140,8 @@ def test_the_table_shows_before_and_after(room, tuned, capsys):
 
 
 def _make_run(config, tmp_path):
-  settled, origins = initial.begin(config, tmp_path / "run")
-  files = initial.tokenizer_files(tmp_path / "run", origins)
+  settled, origins = origins_lib.begin(config, tmp_path / "run")
+  files = origins_lib.tokenizer_files(tmp_path / "run", origins)
   return run_lib.make_run(settled, tokenizer_files=files)
 
 
@@ -160,7 +162,7 @@ def test_captions_in_a_table_are_measured_by_retrieval(room, tmp_path):
   own = run.evaluations["own"]
   assert (own.task, len(own.source), len(run.source)) == ("retrieval", 3, 12)
   assert run.source[0].texts[0].endswith("from the left")
-  assert run.total_steps == 3
+  assert run.program.total_steps == 3
 
 
 def test_pictures_of_a_class_are_no_negatives_of_each_other(
@@ -173,8 +175,8 @@ def test_pictures_of_a_class_are_no_negatives_of_each_other(
     run.announce()
   assert not [x for x in caplog.records if x.levelno >= logging.WARNING]
   assert f"{room / 'runs' / 'demo'}: " in caplog.text  # The model, by its name.
-  assert run.config.loss.duplicates == "positive"
-  assert len(run.source) == 12 < run.config.batch_size
+  assert run.program.config.loss.duplicates == "positive"
+  assert len(run.source) == 12 < run.program.config.batch_size
   texts = {text for i in range(12) for text in run.source[i].texts}
   assert texts == {f"a photo of a {name}." for name in CLASSES}
 
@@ -275,7 +277,7 @@ def test_a_size_may_be_left_out_in_one_of_two_descriptions():
   interpolation.interpolate(*models, 0.5)
   config = config_lib.default_config()
   config.model, config.init.model = "tiny-vit", "m"
-  initial.settle(config, None, {"model": models[1]})
+  origins_lib.settle(config, None, {"model": models[1]})
 
 
 @pytest.mark.parametrize("share", ["1.5", "-0.1", "half", "nan", "0.5,"])

@@ -11,8 +11,9 @@ import pytest
 
 from clip_jax import config as config_lib
 from clip_jax import errors
+from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.data import order, prepare, sources
-from clip_jax.train import checkpoint, loop
+from clip_jax.train import loop
 
 RECORDS, BATCH, STEPS, SEED = 250, 32, 8, 3
 FORMATS = ("folder", "csv", "wds", "arrayrecord")
@@ -197,7 +198,9 @@ def test_every_format_trains_to_the_same_bits(runs, name):
   )
   assert len(want) == STEPS and want[0]["loss"] != want[-1]["loss"]
   assert got == want  # The loss, the gradient's norm, the records' checksum.
-  got, want = (checkpoint.load_variables(path)[1] for path in (workdir, wanted))
+  got, want = (
+    workdir_lib.load_model(path).variables for path in (workdir, wanted)
+  )
   jax.tree.map(np.testing.assert_array_equal, got, want)
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding
-from clip_jax.data import pipeline
-from clip_jax.train import freezing, optim
+from clip_jax.checkpoints import run_model
+from clip_jax.checkpoints import state as state_lib
+from clip_jax.train import optim
 from clip_jax.train import step as step_lib
 
 BATCH, LENGTH, PARTS = 32, 7, 8
@@ -54,13 +55,12 @@ def _initial(model, tx, x64):
   """Returns a state on one device, compiled once for all meshes."""
   del x64  # Part of the key: it decides the types.
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  return jax.tree.map(np.asarray, step_lib.init_state(model, tx, mesh, seed=3))
+  return jax.tree.map(np.asarray, state_lib.init_state(model, tx, mesh, seed=3))
 
 
 # Plain descent: what changes is the gradient, and no sign of it.
 _DESCENT = {
-  frozen: freezing.optimizer(optax.sgd(1.0), frozen)
-  for frozen in ("", "^image/")
+  frozen: optim.freeze(optax.sgd(1.0), frozen) for frozen in ("", "^image/")
 }
 
 
@@ -72,17 +72,17 @@ def _updated(mesh_shape, precision, kind, parts, frozen=""):
   mesh = sharding.make_mesh(
     data=mesh_shape[0], fsdp=mesh_shape[1], devices=devices
   )
-  model = step_lib.make_model(config)
+  model = run_model.make(config)
   tx = _DESCENT[frozen]
   initial = _initial(model, tx, jax.config.jax_enable_x64)
   before = initial.params
   state = jax.tree.map(
     lambda x, like: jax.device_put(x.copy(), like.sharding),
     initial,
-    step_lib.abstract_state(model, tx, mesh),
+    state_lib.abstract_state(model, tx, mesh),
   )
   step = step_lib.make_train_step(config, model, tx, mesh)
-  batch = pipeline.place(_batch(), sharding.batch_sharding(mesh))
+  batch = sharding.place(_batch(), sharding.batch_sharding(mesh))
   state, measured = step(state, batch)
   change = jax.tree.map(
     lambda new, old: np.asarray(new) - old, state.params, before
@@ -134,21 +134,23 @@ def test_copies_in_a_batch_are_no_negatives_where_they_are_masked(parts):
   config = _config("float32", "softmax", parts)
   config.loss.duplicates = "mask"
   mesh = sharding.make_mesh(data=2, devices=jax.devices()[:2])
-  model = step_lib.make_model(config)
-  tx = optim.make_optimizer(config, total_steps=2500, image_kind="vit")
+  model = run_model.make(config)
+  tx = optim.make_optimizer(
+    config.optim, precision=config.precision, total_steps=2500, image_kind="vit"
+  )
   step = step_lib.make_train_step(config, model, tx, mesh)
 
   initial = jax.tree.map(
-    np.asarray, step_lib.init_state(model, tx, mesh, seed=3)
+    np.asarray, state_lib.init_state(model, tx, mesh, seed=3)
   )
   shardings = jax.tree.map(
-    lambda x: x.sharding, step_lib.abstract_state(model, tx, mesh)
+    lambda x: x.sharding, state_lib.abstract_state(model, tx, mesh)
   )
 
   def loss(batch, ids):
     state = jax.device_put(jax.tree.map(np.copy, initial), shardings)
     batch = {**batch, "image_ids": np.asarray(ids, np.int32)}
-    placed = pipeline.place(batch, sharding.batch_sharding(mesh))
+    placed = sharding.place(batch, sharding.batch_sharding(mesh))
     return float(step(state, placed)[1].loss)
 
   distinct = _batch()
@@ -173,14 +175,16 @@ def _activation_bytes(parts):
   config.model_overrides.image.remat = "none"
   config.model_overrides.text.remat = "none"
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  model = step_lib.make_model(config)
-  tx = optim.make_optimizer(config, total_steps=2500, image_kind="vit")
+  model = run_model.make(config)
+  tx = optim.make_optimizer(
+    config.optim, precision=config.precision, total_steps=2500, image_kind="vit"
+  )
   step = step_lib.make_train_step(config, model, tx, mesh)
   batch = {
     name: jax.ShapeDtypeStruct((256, *x.shape[1:]), x.dtype)
     for name, x in _batch().items()
   }
-  state = step_lib.abstract_state(model, tx, mesh)
+  state = state_lib.abstract_state(model, tx, mesh)
   return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
 
 
@@ -196,10 +200,11 @@ def test_batch_norms_refuse_micro_batches_unless_locked():
   config.model = "tiny-rn"
   config.model_overrides = {}
   config.loss.kind = "softmax"
+  model = run_model.make(config)
+  options = {"name": "tiny-rn", "micro_batches": 2}
   with pytest.raises(errors.UserError, match="statistics are of the whole"):
-    step_lib.make_model(config)
-  config.optim.frozen = "^image/"
-  assert step_lib.make_model(config)
+    step_lib.check_micro_batches(model, **options, frozen="")
+  step_lib.check_micro_batches(model, **options, frozen="^image/")
 
 
 def test_a_batch_that_does_not_split_into_micro_batches_is_refused():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from clip_jax import config as config_lib
-from clip_jax.models import variants
-from clip_jax.train import freezing, learning_rates, optim
+from clip_jax.models import freezing, variants
+from clip_jax.train import learning_rates, optim
 
 PARAMS = {
   "image": {
@@ -52,10 +52,14 @@ def test_updates_shrink_by_the_factors(frozen):
   """With Adam's first update, every entry moves by the learning rate."""
   changes = {"peak_lr": 0.1, "frozen": frozen, "clip_norm": 0.0}
   plain = optim.make_optimizer(
-    _config(**changes), total_steps=10**6, image_kind="vit"
+    _config(**changes).optim,
+    precision="float32",
+    total_steps=10**6,
+    image_kind="vit",
   )
   slowed = optim.make_optimizer(
-    _config(**changes, layer_decay=0.5, image_lr_factor=2.0),
+    _config(**changes, layer_decay=0.5, image_lr_factor=2.0).optim,
+    precision="float32",
     total_steps=10**6,
     image_kind="vit",
   )

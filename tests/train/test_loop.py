@@ -15,11 +15,12 @@ from PIL import Image
 
 from clip_jax import config as config_lib
 from clip_jax import errors, loading, sharding, terminal
+from clip_jax.checkpoints import state as state_lib
+from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.data import sources
-from clip_jax.models import packing
-from clip_jax.train import checkpoint, journal, loop
+from clip_jax.packing import packed_text
+from clip_jax.train import journal, loop
 from clip_jax.train import run as run_lib
-from clip_jax.train import step as step_lib
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "tiny_rn.py"
 CHANGES = (
@@ -77,7 +78,7 @@ def test_a_run_leaves_what_its_docstring_says(whole):
   assert summary["evals"]["test"]["examples"] == 364
   with Image.open(summary["report"]) as picture:
     assert picture.format == "PNG"
-  saved = checkpoint.load_config(workdir)
+  saved = workdir_lib.load_config(workdir)
   assert not config_lib.differences(saved, _whole_config())
   text = (workdir / "metrics.jsonl").read_text()
   lines = [json.loads(line) for line in text.splitlines()]
@@ -114,7 +115,7 @@ def test_a_run_says_what_it_is_and_epochs_become_steps(caplog):
   with caplog.at_level(logging.INFO):
     run = run_lib.make_run(_config(steps=None, epochs=0.05))
     run.announce()
-  assert run.total_steps == 5  # 0.05 * 1433 / 16, up.
+  assert run.program.total_steps == 5  # 0.05 * 1433 / 16, up.
   assert "1433 records, 5 steps of 16 pairs on 8 x cpu" in caplog.text
   assert "more than once" not in caplog.text
   caplog.clear()
@@ -240,7 +241,7 @@ def test_a_remote_workdir_is_refused():
 
 
 def test_skipped_steps_are_counted_and_logged(tmp_path, monkeypatch, caplog):
-  initialise = step_lib.init_state
+  initialise = state_lib.init_state
 
   def broken(*args, **options):
     state = initialise(*args, **options)
@@ -250,7 +251,7 @@ def test_skipped_steps_are_counted_and_logged(tmp_path, monkeypatch, caplog):
     )
     return state
 
-  monkeypatch.setattr(step_lib, "init_state", broken)
+  monkeypatch.setattr(state_lib, "init_state", broken)
   config = _config(steps=2, log_every_steps=1)
   config.evals = {}
   summary = loop.train(config, tmp_path)
@@ -312,7 +313,7 @@ def test_a_warm_run_compiles_nothing(tmp_path, monkeypatch, caplog):
 
   def count(self, step, batch, measured):
     compiled[step] = len([x for x in caplog.messages if "ompil" in x])
-    assert isinstance(batch["tokens"], packing.PackedText)
+    assert isinstance(batch["tokens"], packed_text.PackedText)
     used.add(int((batch["tokens"].tokens > 0).sum()))
     return note(self, step, batch, measured)
 

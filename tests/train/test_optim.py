@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 
 from clip_jax import config as config_lib
 from clip_jax import errors
-from clip_jax.models import variants
+from clip_jax.models import freezing, variants
 from clip_jax.train import optim
 
 
@@ -19,7 +20,11 @@ def _config(**overrides):
 
 
 def test_the_schedule_warms_up_and_falls_to_zero():
-  schedule = optim.make_schedule(_config(peak_lr=0.5, warmup_steps=4), 12)
+  schedule = optim.make_schedule(
+    _config(peak_lr=0.5, warmup_steps=4).optim,
+    precision="float32",
+    total_steps=12,
+  )
   rates = [float(schedule(step)) for step in range(13)]
   np.testing.assert_allclose(rates[:4], [0.125, 0.25, 0.375, 0.5], rtol=1e-6)
   np.testing.assert_allclose(rates[8], 0.25, rtol=1e-6)  # Half of the cosine.
@@ -29,15 +34,21 @@ def test_the_schedule_warms_up_and_falls_to_zero():
 
 def test_a_warm_up_longer_than_the_run_is_refused():
   with pytest.raises(errors.UserError, match=r"warmup_steps=2000.*600 steps"):
-    optim.make_schedule(_config(warmup_steps=2000), 600)
+    optim.make_schedule(
+      _config(warmup_steps=2000).optim, precision="float32", total_steps=600
+    )
 
 
 @pytest.mark.parametrize(
   ("steps", "warmup"), [(100_000, 2000), (600, 60), (9, 0)]
 )
 def test_a_warm_up_that_is_left_open_is_the_papers_or_a_tenth(steps, warmup):
-  left_open = optim.make_schedule(_config(), steps)
-  given = optim.make_schedule(_config(warmup_steps=warmup), steps)
+  left_open = optim.make_schedule(
+    _config().optim, precision="float32", total_steps=steps
+  )
+  given = optim.make_schedule(
+    _config(warmup_steps=warmup).optim, precision="float32", total_steps=steps
+  )
   for step in (0, warmup // 2, warmup, steps // 2):
     assert float(left_open(step)) == float(given(step))
 
@@ -65,7 +76,9 @@ def test_an_update_equals_adamw_by_hand():
   config = _config(
     peak_lr=0.1, warmup_steps=0, weight_decay=0.3, beta1=0.8, clip_norm=1.0
   )
-  tx = optim.make_optimizer(config, total_steps=5, image_kind="vit")
+  tx = optim.make_optimizer(
+    config.optim, precision=config.precision, total_steps=5, image_kind="vit"
+  )
   params = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0])}
   gradients = {"kernel": jnp.array([[3.0, 4.0]]), "bias": jnp.array([12.0])}
   updates, _ = tx.update(gradients, tx.init(params), params)
@@ -82,7 +95,9 @@ def test_beta2_follows_the_image_tower_unless_set(kind, beta2):
   params = {"kernel": jnp.ones((1, 1))}
 
   def second_moment(config):
-    tx = optim.make_optimizer(config, total_steps=5, image_kind=kind)
+    tx = optim.make_optimizer(
+      config.optim, precision=config.precision, total_steps=5, image_kind=kind
+    )
     _, state = tx.update(params, tx.init(params), params)
     return float(state[1].nu["kernel"][0, 0])
 
@@ -122,7 +137,12 @@ def _first_update(name, **changes):
   config = _config(
     name=name, peak_lr=0.1, warmup_steps=0, weight_decay=0.0, **changes
   )
-  tx = optim.make_optimizer(config, total_steps=10**6, image_kind="vit")
+  tx = optim.make_optimizer(
+    config.optim,
+    precision=config.precision,
+    total_steps=10**6,
+    image_kind="vit",
+  )
   gradients = _gradients()
   updates, state = tx.update(gradients, tx.init(PARAMS), PARAMS)
   return gradients, updates, state
@@ -158,7 +178,9 @@ def test_muon_makes_the_matrices_of_each_layer_orthogonal():
 def test_adafactor_keeps_rows_and_columns_only():
   params = {"kernel": jnp.zeros((256, 384))}
   config = _config(name="adafactor", warmup_steps=0)
-  tx = optim.make_optimizer(config, total_steps=9, image_kind="vit")
+  tx = optim.make_optimizer(
+    config.optim, precision=config.precision, total_steps=9, image_kind="vit"
+  )
   state = tx.init(params)
   wide = [x for x in jax.tree.leaves(state) if x.size > 1000]
   # The momentum alone is as large as the weights, in half the bytes.
@@ -172,7 +194,9 @@ def test_adafactor_factors_the_kernels_of_a_real_model():
   model = variants.create_model("ViT-B-32")
   params = variants.abstract_variables(model)["params"]
   config = _config(name="adafactor")
-  tx = optim.make_optimizer(config, total_steps=9000, image_kind="vit")
+  tx = optim.make_optimizer(
+    config.optim, precision=config.precision, total_steps=9000, image_kind="vit"
+  )
   state = jax.tree.leaves(jax.eval_shape(tx.init, params))
   moments = sum(x.size for x in state if x.dtype == jnp.float32)
   # The patches' kernel, of 32 pixels a side, and the biases stay whole.
@@ -195,14 +219,20 @@ def test_adafactor_clips_each_layer_by_itself():
 def test_layers_of_a_resnet_have_no_rates_of_their_own():
   with pytest.raises(errors.UserError, match="is a ResNet"):
     optim.make_optimizer(
-      _config(layer_decay=0.5), total_steps=5000, image_kind="resnet"
+      _config(layer_decay=0.5).optim,
+      precision="float32",
+      total_steps=5000,
+      image_kind="resnet",
     )
 
 
 def test_an_unknown_optimizer_lists_the_known_ones():
   with pytest.raises(errors.UserError, match="Did you mean 'muon'"):
     optim.make_optimizer(
-      _config(name="muo"), total_steps=5000, image_kind="vit"
+      _config(name="muo").optim,
+      precision="float32",
+      total_steps=5000,
+      image_kind="vit",
     )
 
 
@@ -225,7 +255,12 @@ def test_the_learning_rate_is_as_precise_as_the_run():
     return 0.01 * min(warmup, (1 + np.cos(np.pi * max(step - 7, 0) / 93)) / 2)
 
   with jax.enable_x64(True):
-    tx = optim.make_optimizer(config, total_steps=100, image_kind="vit")
+    tx = optim.make_optimizer(
+      config.optim,
+      precision=config.precision,
+      total_steps=100,
+      image_kind="vit",
+    )
     params = {"kernel": jnp.asarray(start)}
     state = tx.init(params)
     for step, gradient in enumerate(gradients):
@@ -238,3 +273,26 @@ def test_the_learning_rate_is_as_precise_as_the_run():
   # A rate in float32 is off by up to 6e-8, and the result by 4e-9.
   error = np.abs(np.asarray(params["kernel"]) - want) / np.abs(want).max()
   assert error.max() < 2e-15
+
+
+def test_what_is_frozen_costs_no_optimizer_memory():
+  params = {
+    "image": {
+      "encoder": {"blocks": {"ln_1": {"scale": jnp.ones((4, 3))}}},
+      "patch_kernel": jnp.ones((2, 5)),
+    },
+    "text": {"token_embedding": {"embedding": jnp.ones((7, 2))}},
+    "log_scale": jnp.zeros(()),
+  }
+  last_two = r"^image/(?!encoder/blocks/[23]/)"
+  tx = optim.freeze(optax.adam(0.1), last_two)
+  moments = optax.tree.get(tx.init(params), "mu")
+  assert jax.tree.map(jnp.shape, moments) == {
+    "image": {"encoder": {"blocks": {"ln_1": {"scale": (2, 3)}}}},
+    "text": {"token_embedding": {"embedding": (7, 2)}},
+    "log_scale": (),
+  }
+  trained = freezing.trained_count(params, last_two)
+  assert trained == sum(x.size for x in jax.tree.leaves(moments)) == 21
+  plain = optax.sgd(0.1)
+  assert optim.freeze(plain, "") is plain

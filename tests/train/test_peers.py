@@ -1,8 +1,12 @@
 """Processes of one run notice that another is gone, and end together."""
 
 import contextlib
+import os
 import queue
+import random
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -203,3 +207,52 @@ def test_strangers_do_no_harm():
         assert stranger.recv(100) == b""
   time.sleep(1.2 * HEARTBEAT)
   assert ends.empty()
+
+
+_FOUND = """
+import argparse, time
+from clip_jax.cli import training
+flags = argparse.Namespace(coordinator=None, distributed=True, heartbeat=10)
+with training.joined_processes(flags):
+  print("joined", flush=True)
+  while True:
+    training._meet()
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_jax_has_found_end_with_process_0():
+  variables = {
+    "SLURM_JOB_ID": str(random.SystemRandom().randrange(4096)),
+    "SLURM_STEP_NODELIST": "127.0.0.1",
+    "SLURM_NTASKS": "2",
+    "SLURM_LOCALID": "0",
+  }
+  pair = [
+    subprocess.Popen(
+      [sys.executable, "-c", _FOUND],
+      env={**os.environ, **variables, "SLURM_PROCID": str(i)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  try:
+    for process in pair:
+      while "joined" not in (line := process.stdout.readline()):
+        assert line, process.stderr.read()  # It printed what gloo says.
+    pair[0].kill()
+    started = time.monotonic()
+    said = pair[1].communicate(timeout=60)[1]
+    assert time.monotonic() - started < 10 + 2
+    assert pair[1].returncode == peers.EXIT_CODE
+    assert said.splitlines()[-1].startswith(
+      "Error: The connection to process 0"
+    )
+    assert "Traceback" not in said and "***" not in said
+  finally:
+    for process in pair:
+      process.kill()
+      process.communicate()

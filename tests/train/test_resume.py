@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from clip_jax import config as config_lib
-from clip_jax.train import checkpoint, loop
+from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.train import loop
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "tiny_rn.py"
 PRECISE = "precision=float64"
@@ -89,7 +90,9 @@ def _losses(workdir):
 
 def _assert_same_run(workdir, wanted):
   assert _lines(workdir) == _lines(wanted)
-  got, want = (checkpoint.load_variables(path)[1] for path in (workdir, wanted))
+  got, want = (
+    workdir_lib.load_model(path).variables for path in (workdir, wanted)
+  )
   jax.tree.map(np.testing.assert_array_equal, got, want)
   assert not list(pathlib.Path(workdir).rglob("*.orbax-checkpoint-tmp"))
 
@@ -267,7 +270,7 @@ def _assert_same_trajectory(got, wanted, tolerance, *, x64):
   np.testing.assert_allclose(_losses(got), _losses(wanted), rtol=tolerance)
   with jax.enable_x64(x64):
     statistics = [
-      checkpoint.load_variables(path)[1]["batch_stats"]
+      workdir_lib.load_model(path).variables["batch_stats"]
       for path in (got, wanted)
     ]
   for a, b in zip(*map(jax.tree.leaves, statistics), strict=True):

@@ -10,8 +10,10 @@ import pytest
 
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding
-from clip_jax.data import pipeline
-from clip_jax.train import freezing, optim
+from clip_jax.checkpoints import run_model
+from clip_jax.checkpoints import state as state_lib
+from clip_jax.models import freezing, sharded
+from clip_jax.train import optim
 from clip_jax.train import step as step_lib
 
 BATCH, LENGTH = 16, 9
@@ -64,16 +66,16 @@ def _batches(steps):
 def _initial_variables(model, x64):
   del x64  # Part of the key: it decides the types.
   return jax.tree.map(
-    np.asarray, jax.jit(lambda: step_lib.init_variables(model, 3))()
+    np.asarray, jax.jit(lambda: state_lib.init_variables(model, 3))()
   )
 
 
 def _initial_state(model, tx, mesh):
   """Returns what `init_state` does, compiled once for all meshes."""
   variables = _initial_variables(model, jax.config.jax_enable_x64)
-  abstract = step_lib.abstract_state(model, tx, mesh)
+  abstract = state_lib.abstract_state(model, tx, mesh)
   zero = np.zeros((), np.int32)
-  state = step_lib.TrainState(
+  state = state_lib.TrainState(
     step=zero,
     params=variables["params"],
     batch_stats=variables.get("batch_stats", {}),
@@ -93,10 +95,15 @@ class _Trainer:
     mesh = sharding.make_mesh(
       data=mesh_shape[0], fsdp=mesh_shape[1], devices=devices
     )
-    model = step_lib.make_model(config)
-    tx = optim.make_optimizer(config, total_steps=steps, image_kind="vit")
+    model = run_model.make(config)
+    tx = optim.make_optimizer(
+      config.optim,
+      precision=config.precision,
+      total_steps=steps,
+      image_kind="vit",
+    )
     self.place = functools.partial(
-      pipeline.place, sharding=sharding.batch_sharding(mesh)
+      sharding.place, sharding=sharding.batch_sharding(mesh)
     )
     self.state = _initial_state(model, tx, mesh)
     self.step = step_lib.make_train_step(config, model, tx, mesh)
@@ -198,11 +205,13 @@ def test_parameters_are_born_sharded():
   config = _config("tiny-vit", "float32")
   trainer = _Trainer(config, (2, 4))
   mesh = sharding.make_mesh(data=2, fsdp=4)
-  tx = optim.make_optimizer(config, total_steps=50, image_kind="vit")
-  model = step_lib.make_model(config)
+  tx = optim.make_optimizer(
+    config.optim, precision=config.precision, total_steps=50, image_kind="vit"
+  )
+  model = run_model.make(config)
   wanted, trainer.state = (
     trainer.state,
-    step_lib.init_state(model, tx, mesh, seed=3),
+    state_lib.init_state(model, tx, mesh, seed=3),
   )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7),
@@ -371,8 +380,8 @@ def test_frozen_stages_of_a_resnet_keep_their_features():
 
 def test_frozen_norms_compute_with_their_running_statistics():
   """Training sees the features that the frozen part has in use."""
-  model = step_lib.make_model(_config("tiny-rn", "float32"))
-  variables = step_lib.init_variables(model, 0)
+  model = run_model.make(_config("tiny-rn", "float32"))
+  variables = state_lib.init_variables(model, 0)
   norms = freezing.locked_norms(
     variables["params"], variables["batch_stats"], "^image/"
   )
@@ -397,7 +406,7 @@ def test_frozen_norms_compute_with_their_running_statistics():
 def test_a_partly_frozen_stack_trains_alike_however_it_is_split(monkeypatch):
   # So that the small stacks are split, and what is trained of them.
   monkeypatch.setattr(
-    sharding.parameter_spec, "__kwdefaults__", {"min_elements": 64}
+    sharded.parameter_spec, "__kwdefaults__", {"min_elements": 64}
   )
   with jax.enable_x64(True):
     config = _config("tiny-vit", "float64")
@@ -477,4 +486,4 @@ def test_a_bias_that_is_not_finite_skips_the_update():
 
 def test_a_sigmoid_loss_without_a_bias_is_refused_before_it_starts():
   with pytest.raises(errors.UserError, match="init_logit_bias=-10"):
-    step_lib.make_model(_sigmoid_config(init_logit_bias=None))
+    run_model.make(_sigmoid_config(init_logit_bias=None))

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from clip_jax import config as config_lib
-from clip_jax.data import packing as packer
-from clip_jax.models import packing
+from clip_jax.checkpoints import run_model
+from clip_jax.packing import packed_text, placement
 from clip_jax.train import loop, metrics, program, step_flops
-from clip_jax.train import step as step_lib
 
 BATCH, EMBED = 8, 12
 IMAGE = {"image_size": 32, "patch_size": 8, "width": 24, "depth": 2, "heads": 3}
@@ -61,7 +60,7 @@ LOSS = 3 * 2 * BATCH * BATCH * EMBED  # Logits, and the gradients of both sides.
 IMAGES = jax.ShapeDtypeStruct((BATCH, 32, 32, 3), jnp.uint8)
 TOKENS = jax.ShapeDtypeStruct((BATCH, 40), jnp.int32)
 SHORT = jax.ShapeDtypeStruct((BATCH, 16), jnp.int32)
-PACKED = packing.PackedText(
+PACKED = packed_text.PackedText(
   *[jax.ShapeDtypeStruct((3, 64), jnp.int32)] * 3,
   ends=jax.ShapeDtypeStruct((BATCH,), jnp.int32),
 )
@@ -119,7 +118,7 @@ BOTH = _projection(24, 3) + _projection(16, 3)
 def test_an_update_is_worth_what_it_computes(fields, tokens, by_hand):
   config = _config(**fields)
   found = step_flops.update_flops(
-    step_lib.make_model(config), IMAGES, tokens, frozen=config.optim.frozen
+    run_model.make(config), IMAGES, tokens, frozen=config.optim.frozen
   )
   assert found == by_hand
 
@@ -150,7 +149,7 @@ def test_a_runs_utilisation_is_its_rate_times_what_a_pair_is_worth(
   rates = [json.loads(line) for line in lines]
   worth = _image(1) + _projection(24, 2) + _projection(16, 3) + LOSS
   # A caption a device: each has a row of its own.
-  worth += _text(3, rows=BATCH, length=packer.row_length(40))
+  worth += _text(3, rows=BATCH, length=placement.row_length(40))
   peak = 1e9 * jax.device_count()
   for line in rates[1:]:
     want = line["images_per_second"] * worth / BATCH / peak
@@ -164,7 +163,7 @@ def test_the_bench_of_the_step_prints_what_is_computed(monkeypatch):
   bench = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(bench)
   operations = bench.work(
-    step_lib.make_model(_config()), BATCH, bench.SETTINGS["cpu"]
+    run_model.make(_config()), BATCH, bench.SETTINGS["cpu"]
   )
   assert operations["train"] == _image(3) + FULL + BOTH + LOSS
   assert operations["encode_image"] == _image(1) + _projection(24, 1)

@@ -10,8 +10,11 @@ import pytest
 
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding
-from clip_jax.data import order, pipeline, sources
-from clip_jax.models import bert, packing, text
+from clip_jax.checkpoints import run_model
+from clip_jax.checkpoints import state as state_lib
+from clip_jax.data import order, sources
+from clip_jax.models import bert, text
+from clip_jax.packing import packed_text
 from clip_jax.train import step as step_lib
 from clip_jax.train import text_layout
 
@@ -196,13 +199,13 @@ class _Trainer:
     self.mesh = sharding.make_mesh(
       data=mesh_shape[0], fsdp=mesh_shape[1], devices=devices
     )
-    model = step_lib.make_model(config)
+    model = run_model.make(config)
     tx = optax.adam(1e-2)
     groups = self.mesh.size * config.micro_batches
     self.layout = _layout(
       layout_name, model.text, captions=BATCH // groups, groups=groups
     )
-    self.state = step_lib.init_state(model, tx, self.mesh, seed=3)
+    self.state = state_lib.init_state(model, tx, self.mesh, seed=3)
     self.step = step_lib.make_train_step(config, model, tx, self.mesh)
 
   def run(self, batches):
@@ -215,7 +218,7 @@ class _Trainer:
       batch = next(arranged)
       self.kind = type(batch["tokens"])
       batch |= {"image": image, "bad": np.zeros(BATCH, np.int32)}
-      placed = pipeline.place(batch, placement)
+      placed = sharding.place(batch, placement)
       self.state, measured = self.step(self.state, placed)
       # Simulated devices deadlock where steps are dispatched ahead.
       losses.append(float(measured.loss.block_until_ready()))
@@ -245,7 +248,7 @@ def test_updates_are_those_of_rows_as_they_are(packed_trainer):
   full = _Trainer(_config(precision="float64"), "full", (1, 1))
   batches = _batches(2, longest=12)
   got, want = packed_trainer.run(batches), full.run(batches)
-  assert packed_trainer.kind is packing.PackedText
+  assert packed_trainer.kind is packed_text.PackedText
   assert want[1] != want[0]
   np.testing.assert_allclose(got, want, rtol=1e-12)
   for a, b in zip(
@@ -276,7 +279,6 @@ _PROCESS = """
 import json, sys
 import jax, numpy as np
 from clip_jax import sharding
-from clip_jax.data import pipeline
 from clip_jax.models import text
 from clip_jax.train import text_layout
 
@@ -303,7 +305,7 @@ seen = []
 for _, own in zip(range(steps), batches()):
   batch = next(arranged)
   own = layout.arrange(own["tokens"]).need
-  placed = pipeline.place(batch, sharding.batch_sharding(mesh))["tokens"]
+  placed = sharding.place(batch, sharding.batch_sharding(mesh))["tokens"]
   step(placed).block_until_ready()
   rows = len(placed.tokens)
   seen.append((own, rows // mesh.size))

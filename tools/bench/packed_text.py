@@ -30,7 +30,8 @@ import tables  # Beside this script.
 
 from clip_jax import config as config_lib
 from clip_jax import sharding
-from clip_jax.data import pipeline
+from clip_jax.checkpoints import run_model
+from clip_jax.checkpoints import state as state_lib
 from clip_jax.models import flops
 from clip_jax.plan import walk
 from clip_jax.train import optim, text_layout
@@ -81,10 +82,15 @@ class Training:
   def __init__(self, config, seed=0):
     self.mesh = sharding.make_mesh(devices=jax.devices()[:1])
     self.batch_size = config.batch_size
-    self.model = step_lib.make_model(config)
+    self.model = run_model.make(config)
     self.rng = np.random.default_rng(seed)
-    tx = optim.make_optimizer(config, total_steps=10_000, image_kind="vit")
-    self.state = step_lib.init_state(self.model, tx, self.mesh, seed=seed)
+    tx = optim.make_optimizer(
+      config.optim,
+      precision=config.precision,
+      total_steps=10_000,
+      image_kind="vit",
+    )
+    self.state = state_lib.init_state(self.model, tx, self.mesh, seed=seed)
     self.step = step_lib.make_train_step(config, self.model, tx, self.mesh)
     context = self.model.text.context_length
     self.layouts = {
@@ -115,7 +121,7 @@ class Training:
           made[name] = {**batch, "tokens": arranged.make(layout.rungs[0])}
       if len(made) == len(self.layouts):
         placement = sharding.batch_sharding(self.mesh)
-        return {k: pipeline.place(v, placement) for k, v in made.items()}
+        return {k: sharding.place(v, placement) for k, v in made.items()}
 
   def compile(self):
     """Compiles both sides and counts their operations."""

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from array_record.python import array_record_module
 
 from clip_jax import errors, json_text
 from clip_jax.data import account as account_lib
@@ -218,8 +219,6 @@ def _damaged_sidecar(path: str | os.PathLike, name: str) -> errors.UserError:
 
 
 def _open_reader(path: str):
-  from array_record.python import array_record_module
-
   # Random access: what lies around a record is not read with it.
   reader = array_record_module.ArrayRecordReader(
     path, options="readahead_buffer_size:0", file_reader_buffer_size=32_768

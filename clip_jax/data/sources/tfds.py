@@ -15,6 +15,8 @@ import hashlib
 import os
 from typing import Any
 
+import tensorflow_datasets as tfds
+
 from clip_jax import errors
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
@@ -126,8 +128,6 @@ def open_tfds(path: str, options: dict[str, str]) -> TfdsSource:
 
 
 def _open_builder(name: str, data_dir: str | None) -> Any:
-  import tensorflow_datasets as tfds
-
   data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")
   data_dir = data_dir and os.path.expanduser(data_dir)
   try:
@@ -150,8 +150,6 @@ def _open_builder(name: str, data_dir: str | None) -> Any:
 
 
 def _open_split(builder: Any, split: str, image: str) -> Any:
-  import tensorflow_datasets as tfds
-
   decoders: Any = tfds.decode.SkipDecoding()  # Leaves images encoded.
   for part in reversed(image.split("/")):
     decoders = {part: decoders}

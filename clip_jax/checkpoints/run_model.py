@@ -1,0 +1,50 @@
+"""The model of a run, as its config describes it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from clip_jax import errors, losses
+from clip_jax.models import clip, variants
+
+
+def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns the description of a run's model (`variants.spec`).
+
+  What the run's loss makes of logits is what its model's probabilities are.
+
+  Raises:
+    UserError: the model or a field of its overrides is unknown.
+  """
+  overrides = config.model_overrides.to_dict()
+  return variants.spec(
+    config.model, {"probabilities": config.loss.kind, **overrides}
+  )
+
+
+def make(config: ml_collections.ConfigDict) -> clip.CLIP:
+  """Returns the model of a run in its precision.
+
+  Raises:
+    UserError: unknown model or field; float64 without JAX's 64-bit mode; a
+      sigmoid loss for a model without logit bias.
+  """
+  if config.precision == "float64" and not jax.config.jax_enable_x64:
+    raise errors.UserError(
+      "precision='float64' needs 64-bit mode; set JAX_ENABLE_X64=1."
+    )
+  dtype = jnp.dtype(config.precision)
+  model = variants.create_model(
+    describe(config),
+    dtype=dtype,
+    param_dtype=jnp.promote_types(dtype, jnp.float32),
+  )
+  if config.loss.kind in losses.BIASED_KINDS and model.init_logit_bias is None:
+    raise errors.UserError(
+      f"loss.kind={config.loss.kind!r} needs a model with a logit bias, which "
+      f"{config.model!r} has not; add --config.model_overrides."
+      "init_logit_bias=-10 (its logit scale then starts at 10)."
+    )
+  return model

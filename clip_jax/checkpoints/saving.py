@@ -1,0 +1,238 @@
+"""Checkpoints with Orbax: asynchronous, verified, with a way back."""
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+import clip_jax
+from clip_jax import config as config_lib
+from clip_jax import errors
+from clip_jax.checkpoints import integrity, storage_errors, workdir
+from clip_jax.checkpoints import items as items_lib
+from clip_jax.checkpoints import state as state_lib
+
+
+def _everywhere(fine: bool) -> bool:
+  """Returns whether it is fine on every process; each must call this."""
+  if jax.process_count() == 1:
+    return fine
+  return bool(multihost_utils.process_allgather(np.array(fine)).all())
+
+
+class Restored(NamedTuple):
+  """A state as it was saved, and the checkpoint's meta item."""
+
+  state: state_lib.TrainState
+  meta: dict[str, Any]
+
+
+class _Manager(ocp.CheckpointManager):
+  """Orbax's manager, which leaves the matter of preemption to the loop."""
+
+  def reached_preemption(self, step: int) -> bool:
+    """Returns False; asking JAX about `step` would disturb `Preemption`."""
+    del step
+    return False
+
+
+class Checkpoints:
+  """The checkpoints of one working directory."""
+
+  def __init__(self, path: str | os.PathLike, *, keep: int = 3):
+    """Opens (and makes) the directory and clears unfinished saves.
+
+    Args:
+      path: of the workdir.
+      keep: newest checkpoints kept.
+    """
+    storage_errors.silence_echoes()
+    self._directory = pathlib.Path(path).absolute() / workdir.DIRECTORY
+    self._quarantine = pathlib.Path(path).absolute() / workdir.QUARANTINE
+    self._directory.mkdir(parents=True, exist_ok=True)
+    self._keep = keep
+    self._saving: int | None = None  # The step that may not be on disk yet.
+    self._failed = False
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=self._keep,
+      # When to save is the loop's decision, after its evaluations.
+      save_decision_policy=ocp.checkpoint_managers.AnySavePolicy([]),
+      cleanup_tmp_directories=True,
+      enable_async_checkpointing=True,
+    )
+    return _Manager(
+      self._directory,
+      options=options,
+      item_names=items_lib.NAMES,
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind, error, traceback):
+    if isinstance(error, Exception) and jax.process_count() > 1:
+      return  # A save waits for all processes, and the others may be gone.
+    told = self._failed
+    try:
+      self.close()
+    except errors.UserError as failure:
+      if kind is None:
+        raise
+      if not told:  # What stopped the run comes first, but not alone.
+        logging.warning("%s", failure)
+
+  def latest_step(self) -> int | None:
+    """Returns the newest step that was saved whole, good or damaged."""
+    return self._manager.latest_step()
+
+  def save(
+    self,
+    state: state_lib.TrainState,
+    *,
+    step: int,
+    config: ml_collections.ConfigDict,
+    counters: dict[str, Any],
+  ) -> None:
+    """Starts to save `state`; the arrays may be donated once this returns.
+
+    Args:
+      state: after `step` updates.
+      step: the checkpoint's number; nothing happens if it is there already.
+      config: of the run.
+      counters: anything JSON that a resumed run needs back.
+    """
+    if self._manager.latest_step() == step:
+      return
+    items = items_lib.of_state(state)
+    meta = {
+      "step": step,
+      "counters": counters,
+      "digests": {
+        name: integrity.digests(tree) for name, tree in items.items()
+      },
+      "shapes": {name: integrity.shapes(tree) for name, tree in items.items()},
+      "config": json.loads(config_lib.to_json(config)),
+      "versions": {"clip_jax": clip_jax.__version__, "jax": jax.__version__},
+    }
+    arguments = {name: ocp.args.StandardSave(x) for name, x in items.items()}
+    # A copy: it is written in the background, while the counters go on.
+    meta = integrity.seal(json.loads(json.dumps(meta)))
+    arguments[items_lib.META] = ocp.args.JsonSave(meta)
+    self.wait()
+    self._saving = step
+    with self._explained():
+      self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
+
+  def check(self) -> None:
+    """Raises UserError if a save in the background has failed; never waits."""
+    # Orbax tells of a failure only to those who wait.
+    if self._saving is not None and not self._manager.is_saving_in_progress():
+      self.wait()
+
+  def wait(self) -> None:
+    """Returns once every save is on disk.
+
+    Raises:
+      UserError: one failed: the disk is full, or whatever it is.
+    """
+    with self._explained():
+      self._manager.wait_until_finished()
+    self._saving = None
+
+  def close(self) -> None:
+    """Waits for the save in flight and frees the manager's threads."""
+    with self._explained():
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _explained(self) -> Iterator[None]:
+    """Turns whatever a save raises into a UserError."""
+    try:
+      yield
+    except Exception as error:  # Orbax and TensorStore raise nearly any.
+      self._failed = True
+      raise errors.UserError(self._explain(error)) from error
+
+  def _explain(self, error: Exception) -> str:
+    message = (
+      f"Checkpoint {self._saving} could not be saved in {self._directory}: "
+      f"{storage_errors.reason(error)}. "
+    )
+    earlier = [s for s in self._manager.all_steps() if s != self._saving]
+    if not earlier:
+      return message + "There is none before it; mend that and start again."
+    return message + (
+      f"The one of step {max(earlier)} is untouched. Mend that (if space is "
+      "short: make some, or lower checkpoint.keep) and give the same command "
+      "again; the run goes on from there."
+    )
+
+  def restore_latest(self, abstract: state_lib.TrainState) -> Restored | None:
+    """Returns the newest good checkpoint, or None where none was saved.
+
+    A damaged step is reported and, once an earlier one is found good, moved to
+    `quarantine/`, so that the run can save a step of that number again.
+
+    Args:
+      abstract: shapes, types and shardings; arrays are read straight into
+        them, on any mesh.
+
+    Raises:
+      UserError: checkpoints are there, but not one of them is good.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for number, step in enumerate(steps):
+      restored = self._try_restore(step, abstract)
+      if restored is not None:
+        self._set_aside(steps[:number])
+        return restored
+    if steps:
+      raise errors.UserError(
+        f"None of the {len(steps)} checkpoints in {self._directory} is good. "
+        "Bring a copy back, or start again in a new workdir."
+      )
+    return None
+
+  def _try_restore(self, step, abstract):
+    restored = None
+    try:
+      with storage_errors.quiet():
+        meta = items_lib.read_meta(self._manager, step)
+        items = items_lib.restore(
+          self._manager, step, items_lib.of_state(abstract), meta
+        )
+      restored = Restored(items_lib.to_state(items), meta)
+    except errors.UserError:
+      raise
+    except Exception as error:  # Damaged files fail in many libraries' ways.
+      if storage_errors.is_passing(error):
+        raise
+      items_lib.warn_of_damage(self._directory, step, error)
+    return restored if _everywhere(restored is not None) else None
+
+  def _set_aside(self, steps: list[int]) -> None:
+    """Moves damaged steps away and forgets them."""
+    if not steps:
+      return
+    self._manager.close()
+    if jax.process_index() == 0:
+      self._quarantine.mkdir(parents=True, exist_ok=True)
+      for step in steps:
+        taken = len(list(self._quarantine.iterdir()))
+        source = self._directory / str(step)
+        source.rename(self._quarantine / f"{step}-{taken}")
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("quarantined")
+    self._manager = self._open()

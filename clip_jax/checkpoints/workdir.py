@@ -1,0 +1,215 @@
+"""The directory of a run: what lies where in it, and how it is read."""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+
+import clip_jax
+from clip_jax import config as config_lib
+from clip_jax import errors
+from clip_jax.checkpoints import integrity, items, run_model, storage_errors
+from clip_jax.models import variants
+
+CONFIG = "config.json"
+DIRECTORY, QUARANTINE = "checkpoints", "quarantine"
+TOKENIZER = "tokenizer"  # The directory of its files.
+# The counter that holds a digest of the model that a run began with.
+ORIGIN = "origin"
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+  """The model of a run as one of its checkpoints holds it.
+
+  Attributes:
+    config: of the run.
+    spec: the description of the model.
+    variables: its collections, in arrays of numpy.
+    step: updates that it was trained for.
+    files: of its tokenizer, by name.
+  """
+
+  config: ml_collections.ConfigDict
+  spec: dict[str, Any]
+  variables: dict[str, Any]
+  step: int
+  files: dict[str, bytes]
+
+
+def recognise(path: pathlib.Path) -> bool:
+  """Whether `path` is where a run keeps its config and its checkpoints."""
+  return all((path / part).exists() for part in (CONFIG, DIRECTORY))
+
+
+def find(workdir: str | os.PathLike) -> pathlib.Path:
+  """Returns the absolute path of `workdir`, which need not exist.
+
+  Raises:
+    UserError: it is empty, an address, or a file.
+  """
+  if not str(workdir):
+    raise errors.UserError("The workdir is empty; name a directory.")
+  errors.check_local("The workdir", workdir)
+  path = pathlib.Path(workdir).absolute()
+  if path.exists() and not path.is_dir():
+    raise errors.UserError(f"The workdir {path} is a file; name a directory.")
+  return path
+
+
+def holds_checkpoint(workdir: pathlib.Path) -> bool:
+  """Whether a step was saved in `workdir`."""
+  return bool(saved_steps(workdir))
+
+
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+  """Returns the steps saved in `workdir`, good or damaged."""
+  saved = workdir / DIRECTORY
+  # A save under way has a name, not a number.
+  return [
+    int(entry.name)
+    for entry in saved.glob("*")
+    if entry.name.isdecimal() and entry.is_dir()
+  ]
+
+
+def load_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+  """Returns the config that a run left in its working directory.
+
+  Raises:
+    UserError: there is none, or it is damaged.
+  """
+  path = pathlib.Path(workdir) / CONFIG
+  if not path.is_file():
+    raise errors.UserError(
+      f"{workdir} is no workdir: it has no {CONFIG}. `clip-jax train "
+      "--workdir` makes one."
+    )
+  try:
+    return config_lib.from_json(path.read_text("utf-8"))
+  except UnicodeDecodeError as error:
+    damage = f"It is no UTF-8 ({error.reason} at byte {error.start})."
+  except errors.UserError as error:
+    damage = str(error)
+  raise errors.UserError(
+    f"{path}: {damage} If the file is damaged, bring a copy back; in a workdir "
+    "without checkpoints, delete it."
+  )
+
+
+def load_counters(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
+  """Returns what a run had counted when it saved a step that is good."""
+  with _open_to_read(workdir) as manager:
+    return items.read_meta(manager, step)["counters"]
+
+
+def load_model(
+  workdir: str | os.PathLike, *, step: int | None = None
+) -> SavedModel:
+  """Returns the model of a workdir; changes nothing there.
+
+  Args:
+    workdir: of a run.
+    step: the checkpoint to take; None takes the newest good one.
+
+  Raises:
+    UserError: it is no workdir, holds no such checkpoint, or none is good.
+  """
+  config = load_config(workdir)
+  directory = pathlib.Path(workdir).absolute() / DIRECTORY
+  model = run_model.make(config)
+  if not directory.is_dir():
+    raise errors.UserError(
+      f"{workdir} holds no checkpoint yet; train it first."
+    )
+  with _open_to_read(workdir) as manager:
+    steps = sorted(manager.all_steps(), reverse=True)
+    if step is not None and step not in steps:
+      raise errors.UserError(
+        f"{directory} holds no checkpoint of step {step}; it holds {steps}."
+      )
+    for candidate in steps if step is None else [step]:
+      try:
+        with storage_errors.quiet():
+          meta = items.read_meta(manager, candidate)
+          shapes = _stored_shapes(json.loads(config_lib.to_json(config)), meta)
+          if shapes is None:
+            shapes = variants.abstract_variables(model)
+          abstract = {items.VARIABLES: _host_arrays(shapes)}
+          found = items.restore(manager, candidate, abstract, meta)
+      except errors.UserError:
+        raise
+      except Exception as error:  # As in `saving.Checkpoints`.
+        if storage_errors.is_passing(error):
+          raise
+        items.warn_of_damage(directory, candidate, error)
+      else:
+        if candidate != (step or steps[0]):
+          logging.warning("Using step %d instead.", candidate)
+        return SavedModel(
+          config=config,
+          spec=run_model.describe(config),
+          variables=found[items.VARIABLES],
+          step=candidate,
+          files=tokenizer_files(pathlib.Path(workdir)),
+        )
+  raise errors.UserError(
+    f"{directory} holds {len(steps)} checkpoints, none of them good; train "
+    "first, or resume the training to save a new one."
+  )
+
+
+def _stored_shapes(
+  config: dict[str, Any], meta: dict[str, Any]
+) -> dict[str, Any] | None:
+  """Returns shapes of a step's variables, or None where they may not hold.
+
+  Tracing a deep model for its shapes takes seconds. The stored ones hold where
+  this version has written them for a model of the same description.
+  """
+  fields = ("model", "model_overrides", "precision")
+  if meta["versions"]["clip_jax"] == clip_jax.__version__ and all(
+    config[field] == meta["config"][field] for field in fields
+  ):
+    return integrity.abstract(meta["shapes"][items.VARIABLES])
+  return None
+
+
+def _host_arrays(shapes: dict[str, Any]) -> dict[str, Any]:
+  """Returns arrays on the host, to be filled with variables."""
+  return jax.tree.map(
+    lambda x: np.empty(x.shape, x.dtype), {"batch_stats": {}} | shapes
+  )
+
+
+def _open_to_read(workdir: str | os.PathLike) -> ocp.CheckpointManager:
+  # Orbax warns that what is read only is read only.
+  with storage_errors.quiet():
+    return ocp.CheckpointManager(
+      pathlib.Path(workdir).absolute() / DIRECTORY,
+      options=ocp.CheckpointManagerOptions(read_only=True),
+      item_names=items.NAMES,
+    )
+
+
+def tokenizer_files(workdir: pathlib.Path) -> dict[str, bytes]:
+  """Returns the files of a run's tokenizer by name, if it needs any."""
+  kept = sorted((workdir / TOKENIZER).glob("*"))
+  return {file.name: file.read_bytes() for file in kept}
+
+
+def keep_tokenizer(workdir: pathlib.Path, files: dict[str, bytes]) -> None:
+  """Copies the tokenizer's files into the workdir, to need no other place."""
+  if not files or jax.process_index():
+    return
+  directory = workdir / TOKENIZER
+  directory.mkdir(exist_ok=True)
+  for name, data in files.items():
+    (directory / name).write_bytes(data)

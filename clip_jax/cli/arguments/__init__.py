@@ -1,0 +1,1 @@
+"""What each verb takes: arguments and their checks, light to import."""

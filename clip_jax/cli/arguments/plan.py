@@ -1,0 +1,58 @@
+"""The arguments of plan."""
+
+import argparse
+
+from clip_jax.cli import flags
+
+
+def add_plan(parser: flags.Parser) -> None:
+  """Adds the arguments of `plan`."""
+  flags.add_config(parser)
+  parser.add_argument(
+    "--topology",
+    default="local",
+    metavar="NAME",
+    help="chips and the shape of a slice, such as v5e:16x16, v4:4x4x8, "
+    "v5p:4x4x4, v6e:16x16; or local, the devices here (default: local)",
+  )
+  parser.add_argument(
+    "--suggest",
+    action="store_true",
+    help="search mesh, remat, micro-batches and loss for what fits",
+  )
+  parser.add_argument(
+    "--examples",
+    type=flags.count,
+    metavar="N",
+    help="pairs in the data, for a config that counts epochs",
+  )
+  parser.add_argument(
+    "--caption-tokens",
+    type=flags.count,
+    metavar="N",
+    help="tokens of a caption in the mean, start and end included, for texts "
+    "that are packed or cut; their spread is taken from CC3M's captions "
+    "(default: each as many as the tower takes)",
+  )
+  parser.add_argument(
+    "--price-per-chip-hour",
+    type=_price,
+    metavar="X",
+    help="of one chip for an hour, in any currency; gives the cost",
+  )
+  flags.add_json(parser)
+  parser.usage = (
+    "%(prog)s --config FILE [--topology NAME] [--config.FIELD=VALUE ...] "
+    "[--suggest]\n       [--examples N] [--caption-tokens N] "
+    "[--price-per-chip-hour X] [--json]"
+  )
+
+
+def _price(text: str) -> float:
+  try:
+    price = float(text)
+  except ValueError:
+    price = -1.0
+  if not 0 <= price < float("inf"):
+    raise argparse.ArgumentTypeError(f"must be at least 0; got {text!r}")
+  return price

@@ -1,0 +1,77 @@
+"""The arguments of train."""
+
+import argparse
+
+from clip_jax.cli import flags
+
+_HEARTBEAT_SECONDS = 30
+
+
+def add_train(parser: flags.Parser) -> None:
+  """Adds the arguments of `train`."""
+  flags.add_config(parser)
+  parser.add_argument(
+    "--workdir",
+    required=True,
+    metavar="DIR",
+    help="where everything goes; a run that was stopped goes on from there",
+  )
+  parser.add_argument(
+    "--allow-changes",
+    action="store_true",
+    help="go on with a workdir although the config has changed",
+  )
+  parser.add_argument(
+    "--distributed",
+    action="store_true",
+    help="join the other processes, found by the cluster's environment",
+  )
+  parser.add_argument(
+    "--coordinator",
+    type=_host_and_port,
+    metavar="HOST:PORT",
+    help="address of process 0, where the environment does not say it",
+  )
+  parser.add_argument(
+    "--processes", type=flags.count, metavar="N", help="number of processes"
+  )
+  parser.add_argument(
+    "--process-id", type=int, metavar="I", help="number of this one, from 0"
+  )
+  parser.add_argument(
+    "--heartbeat",
+    type=flags.count,
+    metavar="SECONDS",
+    default=_HEARTBEAT_SECONDS,
+    help="a process that is silent for longer counts as gone, and all others"
+    f" end (default: {_HEARTBEAT_SECONDS})",
+  )
+  flags.add_json(parser)
+  parser.usage = (
+    "%(prog)s --config FILE --workdir DIR [--config.FIELD=VALUE ...] "
+    "[--allow-changes] [--json]\n       [--distributed | --coordinator "
+    "HOST:PORT --processes N --process-id I] [--heartbeat SECONDS]"
+  )
+
+
+def _host_and_port(text: str) -> str:
+  host, _, port = text.rpartition(":")
+  if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
+    raise argparse.ArgumentTypeError(
+      f"must be HOST:PORT, such as 10.0.0.1:1234; got {text!r}"
+    )
+  return text
+
+
+def check_train(arguments: argparse.Namespace) -> str | None:
+  """Returns what is wrong with how the processes are named."""
+  number, processes = arguments.process_id, arguments.processes
+  given = [x is not None for x in (arguments.coordinator, processes, number)]
+  if any(given) and not all(given):
+    return (
+      "--coordinator, --processes and --process-id go together; or give "
+      "--distributed alone where the cluster's environment knows them"
+    )
+  if all(given) and not 0 <= number < processes:
+    return f"--process-id {number} must be from 0 to {processes - 1}"
+  return None

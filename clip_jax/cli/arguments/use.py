@@ -1,0 +1,102 @@
+"""The arguments of eval, classify, embed and search."""
+
+import argparse
+import os
+
+from clip_jax.cli import flags
+
+
+def add_eval(parser: flags.Parser) -> None:
+  """Adds the arguments of `eval`."""
+  parser.add_argument("model", metavar="MODEL", help=flags.MODEL)
+  parser.add_argument(
+    "--task", required=True, metavar="TASK", help="zero_shot or retrieval"
+  )
+  parser.add_argument("--data", required=True, metavar="DATA", help=flags.DATA)
+  parser.add_argument("--labels", default="", help=f"classes; {flags.LABELS}")
+  parser.add_argument(
+    "--template",
+    "--templates",
+    default="",
+    dest="templates",
+    help=flags.TEMPLATE,
+  )
+  flags.add_duplicates(parser)
+  flags.add_interpolate(parser, type=flags.shares)
+  flags.add_batches(parser)
+  flags.add_max_pixels(parser)
+  flags.add_json(parser)
+
+
+def add_classify(parser: flags.Parser) -> None:
+  """Adds the arguments of `classify`."""
+  parser.add_argument("model", metavar="MODEL", help=flags.MODEL)
+  parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+  parser.add_argument("--labels", required=True, help=flags.LABELS)
+  parser.add_argument(
+    "--template",
+    "--templates",
+    default="",
+    dest="templates",
+    help=flags.TEMPLATE,
+  )
+  parser.add_argument(
+    "--probabilities",
+    choices=("softmax", "sigmoid"),
+    help="softmax: those of all labels add up to 100 %%; sigmoid: of each by "
+    "itself, so that none or several may fit (default: what the model was "
+    "trained with)",
+  )
+  flags.add_max_pixels(parser)
+  flags.add_json(parser)
+
+
+def add_embed(parser: flags.Parser) -> None:
+  """Adds the arguments of `embed`."""
+  parser.add_argument("model", metavar="MODEL", help=flags.MODEL)
+  parser.add_argument("--data", required=True, metavar="DATA", help=flags.DATA)
+  parser.add_argument(
+    "--out",
+    required=True,
+    metavar="DIR",
+    help="the index; an index that is there is replaced",
+  )
+  parser.add_argument(
+    "--dtype",
+    default="float32",
+    choices=("float32", "float16"),
+    help="how the index stores numbers (default: float32)",
+  )
+  flags.add_batches(parser)
+  flags.add_max_pixels(parser)
+  flags.add_json(parser)
+
+
+def add_search(parser: flags.Parser) -> None:
+  """Adds the arguments of `search`."""
+  parser.add_argument("index", metavar="INDEX", help="made by `clip-jax embed`")
+  parser.add_argument("query", metavar="TEXT", nargs="?", help="what to find")
+  parser.add_argument("--image", metavar="FILE", help="an image to find like")
+  parser.add_argument(
+    "-k",
+    type=flags.count,
+    default=10,
+    metavar="N",
+    help="results (default: 10)",
+  )
+  parser.add_argument(
+    "--model", metavar="MODEL", help="where the index's model lies now"
+  )
+  flags.add_max_pixels(parser)
+  flags.add_json(parser)
+
+
+def check_search(arguments: argparse.Namespace) -> str | None:
+  """Returns what is wrong with the arguments together, or None."""
+  if (arguments.query is None) == (arguments.image is None):
+    return "give a text to search for, or --image FILE"
+  if arguments.query is not None and not arguments.query.strip():
+    return "the text to search for is empty"
+  if arguments.query is not None and os.path.isfile(arguments.query):
+    return f"{arguments.query} is a file; search with --image {arguments.query}"
+  return None

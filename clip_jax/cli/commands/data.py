@@ -1,0 +1,97 @@
+"""The verb about data: inspect and prepare."""
+
+import argparse
+
+from clip_jax import preprocess, terminal
+from clip_jax.cli import verb
+from clip_jax.data import account, prepare, sources
+
+_MOST_BAD_SHOWN = 20  # Lines; --json holds more.
+
+
+def data(arguments: argparse.Namespace) -> verb.Answer:
+  """Inspects data, or prepares it for training."""
+  source = sources.open_source(arguments.data)
+  with terminal.Progress(arguments.action, unit="records") as progress:
+    return _ACTIONS[arguments.action](
+      arguments, source, lambda done: progress(done, len(source))
+    )
+
+
+def _inspect(arguments, source, on_record) -> verb.Answer:
+  found = prepare.inspect(
+    source, limits=_limits(arguments), on_record=on_record
+  )
+  bad = _counts(found["bad"])
+  lines = [
+    f"{arguments.data}: {found['records']} records, {found['good']} good, "
+    f"{found['texts']} texts, {terminal.quantity(found['image_bytes'])}B",
+    f"bad: {bad or 'none'}",
+  ]
+  bad_keys = found["bad_keys"][:_MOST_BAD_SHOWN]
+  lines += [f"  {terminal.escaped(k)}: {why}" for k, why in bad_keys]
+  if more := sum(found["bad"].values()) - len(bad_keys):
+    lines.append(f"  and {more} more; --json lists {len(found['bad_keys'])}")
+  lines += [
+    f"{why}: {terminal.escaped(hint, limit=400)}."
+    for why, hint in found["hints"].items()
+  ]
+  kept = account.of(source)
+  if kept.lost_records:
+    lines.append(f"lost: {kept.lost_in_words}, which are not counted above")
+  lines += kept.sentences(most_files=_MOST_BAD_SHOWN)
+  names = found["class_names"]
+  if names:
+    shown = [terminal.printable(name, limit=40) for name in names[:10]]
+    more = ", …" if len(names) > len(shown) else ""
+    lines.append(f"classes: {len(names)} ({', '.join(shown)}{more})")
+  rows = [
+    (
+      terminal.escaped(entry["key"]),
+      f"{entry['width']}x{entry['height']}",
+      "-" if entry["label"] is None else entry["label"],
+      " | ".join(entry["texts"]),
+    )
+    for entry in found["first"]
+  ]
+  table = terminal.table(("key", "size", "label", "texts"), rows)
+  return verb.Answer(
+    {"data": arguments.data, **found},
+    "\n".join([*lines, "", table]),
+    code=0 if found["good"] else 1,
+  )
+
+
+def _prepare(arguments, source, on_record) -> verb.Answer:
+  kept = account.of(source)
+  account.tell(source, arguments.data)
+  summary = prepare.prepare(
+    source,
+    arguments.out,
+    address=arguments.data,
+    drop_bad=arguments.drop_bad,
+    limits=_limits(arguments),
+    on_record=on_record,
+  )
+  did = "Wrote" if summary["written"] else "Already there:"
+  bad = sum(summary["bad"].values())
+  what = "bad ones left out" if arguments.drop_bad else "of them bad"
+  why = f" ({_counts(summary['bad'])})" if bad else ""
+  text = (
+    f"{did} {summary['records']} records, {bad} {what}{why}"
+    f"{f', {kept.lost_in_words} lost' if kept.lost_records else ''}; "
+    f"train on arrayrecord:{arguments.out}"
+  )
+  payload = {"out": arguments.out, **summary, **kept.to_dict()}
+  return verb.Answer(payload, text)
+
+
+def _counts(bad: dict[str, int]) -> str:
+  return ", ".join(f"{n} {reason}" for reason, n in bad.items())
+
+
+def _limits(arguments):
+  return preprocess.Limits(max_pixels=arguments.max_pixels)
+
+
+_ACTIONS = {"inspect": _inspect, "prepare": _prepare}

@@ -1,0 +1,42 @@
+"""The verb that says what is wrong before it costs a week."""
+
+import argparse
+import textwrap
+
+from clip_jax import config as config_lib
+from clip_jax.cli import verb
+from clip_jax.doctor import examination, finding
+
+FOUND_PROBLEM = 1
+
+
+def doctor(arguments: argparse.Namespace) -> verb.Answer:
+  """Looks at the machine, and with a config at its data and its learning."""
+  if arguments.config is None:
+    findings = examination.of_machine()
+  else:
+    config = config_lib.load(arguments.config, arguments.overrides)
+    findings = examination.of_config(config, steps=arguments.steps)
+  verdict = finding.worst(findings)
+  payload = {
+    "verdict": verdict,
+    "findings": [
+      {
+        "check": f.check,
+        "verdict": f.verdict,
+        "message": f.message,
+        "facts": f.facts,
+      }
+      for f in findings
+    ],
+  }
+  text = "\n".join(_paragraph(f.verdict, f.check, f.message) for f in findings)
+  code = FOUND_PROBLEM if verdict == finding.PROBLEM else 0
+  return verb.Answer(payload, text, code=code)
+
+
+def _paragraph(verdict: str, check: str, message: str) -> str:
+  first = f"{verdict:8} {check}: "
+  return textwrap.fill(
+    message, 79, initial_indent=first, subsequent_indent=" " * 9
+  )

@@ -1,0 +1,60 @@
+"""The verb that says what a run needs, before any chip is rented."""
+
+import argparse
+
+import jax
+
+from clip_jax import config as config_lib
+from clip_jax.cli import verb
+from clip_jax.plan import jobs, planner, report, suggest, topology
+
+DOES_NOT_FIT = 1
+# Data are not read: any address will do.
+_NO_DATA = "data.train=not-read"
+
+
+def plan(arguments: argparse.Namespace) -> verb.Answer:
+  """Compiles the step of a config and words what it takes."""
+  if arguments.topology != "local":
+    # Nothing runs; a TPU that is here stays free for others.
+    jax.config.update("jax_platforms", "cpu")
+  config = config_lib.load(arguments.config, [*arguments.overrides, _NO_DATA])
+  where = topology.make_topology(arguments.topology)
+  price = {"price_per_chip_hour": arguments.price_per_chip_hour}
+  if arguments.suggest:
+    return _suggest(arguments, config, where, price)
+  job = jobs.make_job(config, where, **_options(arguments))
+  found = planner.make_plan(job)
+  return verb.Answer(
+    report.to_dict(found, **price),
+    report.to_text(found, **price),
+    code=DOES_NOT_FIT if found.fits is False else 0,
+  )
+
+
+def _options(arguments) -> dict[str, int | None]:
+  return {
+    "examples": arguments.examples,
+    "caption_tokens": arguments.caption_tokens,
+  }
+
+
+def _suggest(arguments, config, where, price) -> verb.Answer:
+  found = suggest.suggest(config, where, **_options(arguments))
+  options = {**price, "searched": True}
+  flags_of = " ".join(f"--config.{change}" for change in found.overrides)
+  said = "The cheapest that fits" if found.fits else "Nothing fits; closest is"
+  payload = {
+    **report.to_dict(found.plan, **options),
+    "overrides": found.overrides,
+    "tried": [
+      {
+        "overrides": choice.overrides(found.plan.job),
+        "fits": tried.fits,
+        "peak_bytes": tried.peak_bytes,
+      }
+      for choice, tried in found.tried
+    ],
+  }
+  text = f"{said}:\n\n  {flags_of}\n\n{report.to_text(found.plan, **options)}"
+  return verb.Answer(payload, text, code=0 if found.fits else DOES_NOT_FIT)

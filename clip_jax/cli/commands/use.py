@@ -1,0 +1,210 @@
+"""The verbs that use a model: eval, classify, embed and search."""
+
+import argparse
+import collections
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from clip_jax import errors, loading, terminal
+from clip_jax import search as search_lib
+from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.cli import verb
+from clip_jax.cli.commands import measures
+from clip_jax.convert import conversion, interpolation
+from clip_jax.data import account, pipeline, sources
+from clip_jax.evals import embedding_model, prompts, tasks
+
+
+def evaluate(arguments: argparse.Namespace) -> verb.Answer:
+  """Measures a model on one task."""
+  tasks.check_task(arguments.task)
+  clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
+  clip.check_towers("image", "text")
+  title = f"{arguments.task} on {arguments.data}"
+  if clip.step is not None:
+    title += f", step {clip.step}"
+  if arguments.interpolate is not None:
+    return _evaluate_between(arguments, clip, title)
+  result = _measure(arguments, clip)
+  rows = measures.to_rows(result)
+  return verb.Answer(
+    result, f"{title}\n\n{terminal.table(('measure', 'value'), rows)}"
+  )
+
+
+def _measure(arguments, clip) -> dict[str, Any]:
+  cuts = tokenizer_lib.Cuts()
+  model = embedding_model.Functions(
+    embed_images=clip.embed_images,
+    embed_texts=functools.partial(clip.encode_text, cuts=cuts),
+    preprocess=clip.preprocess,
+  )
+  with terminal.Progress("eval") as progress:
+    result = tasks.evaluate(
+      arguments.task,
+      arguments.data,
+      model,
+      labels=arguments.labels,
+      templates=arguments.templates,
+      duplicates=arguments.duplicates,
+      batch_size=arguments.batch_size,
+      threads=arguments.threads,
+      progress=progress,
+    )
+  cuts.tell(clip.tokenizer.context_length)
+  about = {"texts_cut": cuts.cut, "model": clip.path, "step": clip.step}
+  return {**result, **about}
+
+
+def _evaluate_between(arguments, clip, title) -> verb.Answer:
+  """Measures models between a fine-tuned one and the one it began with."""
+  first = conversion.open_first(arguments.model, arguments.interpolate_with)
+  found = []
+  for share in arguments.interpolate:
+    variables = interpolation.between(first, clip.variables, share)
+    between = dataclasses.replace(clip, variables=variables)
+    found.append({"share": share, **_measure(arguments, between)})
+  rows = [
+    (f"{result['share']:g}", *(value for _, value in measures.to_rows(result)))
+    for result in found
+  ]
+  names = [name for name, _ in measures.to_rows(found[0])]
+  table = terminal.table(("share", *names), rows)
+  return verb.Answer(
+    {"interpolate": found},
+    f"{title}: share of the fine-tuned weights\n\n{table}",
+  )
+
+
+def classify(arguments: argparse.Namespace) -> verb.Answer:
+  """Gives each image the probability of each label."""
+  labels = prompts.read_labels(arguments.labels)
+  templates = None
+  if arguments.templates:
+    templates = prompts.read_templates(arguments.templates)
+  names = prompts.resolve(labels, templates).names
+  check_files(arguments.images)
+  clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
+  kind = arguments.probabilities or clip.probabilities
+  if len(names) == 1 and kind == "softmax":
+    logging.warning(
+      "There is one label, %r, so it has all of the probability. Several are "
+      "parted by commas.",
+      names[0],
+    )
+  probabilities = clip.classify(
+    arguments.images, labels, templates=templates, probabilities=kind
+  )
+  payload = [
+    {
+      "image": image,
+      "probabilities": dict(zip(names, row.tolist(), strict=True)),
+      "kind": kind,
+    }
+    for image, row in zip(arguments.images, probabilities, strict=True)
+  ]
+  rows = []
+  for entry in payload:
+    ranked = sorted(entry["probabilities"].items(), key=lambda pair: -pair[1])
+    for i, (name, probability) in enumerate(ranked[:5]):
+      image = entry["image"] if i == 0 else ""
+      rows.append((image, name, percent(probability)))
+  header = ("image", "label", f"probability ({kind})")
+  return verb.Answer(payload, terminal.table(header, rows))
+
+
+def percent(fraction: float) -> str:
+  """Returns a share in percent, with two digits where it is small."""
+  if fraction >= 0.1:
+    return f"{100 * fraction:.1f} %"
+  if fraction >= 1e-6:
+    return f"{float(f'{100 * fraction:.1e}'):.6g} %"
+  return "0 %" if fraction == 0 else "<0.0001 %"
+
+
+def check_files(paths: Sequence[str]) -> None:
+  """Raises OSError, before anything long, where an image is not there."""
+  for path in paths:
+    os.stat(path)
+
+
+def embed(arguments: argparse.Namespace) -> verb.Answer:
+  """Makes an index of the images of some data."""
+  search_lib.check_replaceable(arguments.out)
+  clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
+  clip.check_towers("image")
+  source = sources.open_source(arguments.data)
+  warnings = account.tell(source, arguments.data)
+  bad = collections.Counter()
+  with (
+    terminal.Progress("embed") as progress,
+    pipeline.eval_batches(
+      source,
+      batch_size=arguments.batch_size,
+      preprocess=clip.preprocess,
+      threads=arguments.threads,
+    ) as batches,
+  ):
+    meta = search_lib.build(
+      arguments.out,
+      batches=tasks.watch(batches, bad, total=len(source), progress=progress),
+      embed_images=clip.embed_images,
+      model=clip.path,
+      fingerprint=clip.fingerprint,
+      dtype=arguments.dtype,
+      facts={"step": clip.step, "data": arguments.data, "bad_records": bad},
+    )
+  left_out = f", {bad.total()} bad records left out" if bad else ""
+  return verb.Answer(
+    {"out": arguments.out, **meta, "warnings": warnings},
+    f"Embedded {meta['count']} images into {arguments.out}{left_out}.",
+  )
+
+
+def search(arguments: argparse.Namespace) -> verb.Answer:
+  """Finds the records of an index that are nearest to a text or an image."""
+  if arguments.image is not None:
+    check_files([arguments.image])
+  index = search_lib.Index(arguments.index)
+  path = index.model_path(arguments.model)
+  try:
+    # Only a workdir has a step.
+    clip = loading.load(path, step=index.meta.get("step") or None)
+  except errors.UserError as error:
+    raise errors.UserError(
+      f"Cannot load the model of index {arguments.index}: {error} Give the "
+      "model with --model, or make the index again with `clip-jax embed`."
+    ) from None
+  index.check_model(clip.path, clip.fingerprint)
+  clip = clip.with_max_pixels(arguments.max_pixels)
+  if arguments.image is None and clip.tokenizer is None:
+    raise errors.UserError(
+      f"{clip.path} has the image tower alone, and a text needs the text "
+      "tower: search with --image FILE."
+    )
+  if arguments.image is None:
+    query = clip.encode_text(arguments.query)[0]
+  else:
+    query = clip.encode_image(arguments.image)[0]
+  hits = index.search(query, k=arguments.k)
+  results = [
+    {
+      "key": hit.key,
+      "score": hit.score,
+      "caption": hit.captions[0],
+      "captions": list(hit.captions),
+    }
+    for hit in hits
+  ]
+  rows = [
+    (f"{hit.score:.4f}", terminal.escaped(hit.key), hit.captions[0])
+    for hit in hits
+  ]
+  return verb.Answer(
+    {"results": results, "index": arguments.index},
+    terminal.table(("score", "key", "caption"), rows),
+  )

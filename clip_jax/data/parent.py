@@ -1,0 +1,48 @@
+"""A worker process lives exactly as long as its parent.
+
+Imports nothing heavy: the command line calls it in a worker before the imports
+that take seconds.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+# Held while something is made that must not be left half made.
+ending = threading.Lock()
+
+
+def ignore_signals() -> None:
+  """Leaves to the parent what a terminal or a scheduler tells all processes.
+
+  It may want some more batches before it saves.
+  """
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+
+
+def end_after(wait: Callable[[], Any]) -> None:
+  """Ends this process once `wait`, called in a thread of its own, returns."""
+
+  def end() -> None:
+    wait()
+    with ending:
+      os._exit(1)
+
+  threading.Thread(target=end, daemon=True).start()
+
+
+def watch() -> None:
+  """Ends this process once the process that started it is gone."""
+  # Linux's signal of the parent's death is of no use here: it comes when the
+  # thread ends that started this process, and grain starts it from a pool.
+  first = os.getppid()
+
+  def wait() -> None:
+    while os.getppid() == first:
+      time.sleep(0.2)
+
+  end_after(wait)

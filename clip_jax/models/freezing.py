@@ -1,0 +1,207 @@
+"""Parameters that stay as they are: locked and partly locked towers.
+
+A regular expression names them, as in LiT (Zhai et al. 2022): "^image/" locks
+the image tower. The layers of an encoder are stacked in one array each, yet
+have names of their own here (`paths.names`), so that a pattern can free the
+last layers alone. What is frozen has no gradient and no
+place in the optimizer's state.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from clip_jax import errors
+from clip_jax.models import paths
+
+_NAMES_SHOWN = 4
+
+# For each array that is partly or wholly trained: the layers, or None for all.
+Choice = dict[str, np.ndarray | None]
+
+
+def choose(params: Any, pattern: str) -> Choice:
+  """Returns what of `params` (arrays or shapes) is trained, by path.
+
+  Args:
+    params: the model's.
+    pattern: a regular expression, searched in the names of parameters.
+
+  Raises:
+    UserError: it is no regular expression, or freezes nothing or everything.
+  """
+  try:
+    search = re.compile(pattern).search
+  except re.error as error:
+    raise errors.UserError(
+      f"optim.frozen={pattern!r} is no regular expression: {error}."
+    ) from None
+  chosen: Choice = {}
+  found = 0
+  flat = _flatten(params)
+  for path, leaf in flat.items():
+    free = [not search(name) for name in paths.names(path, leaf.shape)]
+    found += len(free) - sum(free)
+    if all(free):
+      chosen[path] = None
+    elif any(free):
+      chosen[path] = np.flatnonzero(free)
+  if not found or not chosen:
+    some = [paths.names(path, leaf.shape)[-1] for path, leaf in flat.items()]
+    what = "every parameter" if found else "no parameter"
+    raise errors.UserError(
+      f"optim.frozen={pattern!r} freezes {what}; parameters have names such as "
+      f"{', '.join(some[:_NAMES_SHOWN])}, …. '^image/' locks the image tower."
+    )
+  return chosen
+
+
+def select(params: Any, pattern: str) -> Any:
+  """Returns the trained part of `params`: arrays, and layers of arrays."""
+  if not pattern:
+    return params
+  chosen, flat = choose(params, pattern), _flatten(params)
+  return _unflatten(
+    {
+      path: flat[path] if layers is None else flat[path][_index(layers)]
+      for path, layers in chosen.items()
+    }
+  )
+
+
+def merge(params: Any, trained: Any, pattern: str) -> Any:
+  """Returns `params` with the trained part replaced by `trained`."""
+  if not pattern:
+    return trained
+  chosen, flat, new = choose(params, pattern), _flatten(params), {}
+  trained = _flatten(trained)
+  for path, leaf in flat.items():
+    if path not in chosen:
+      new[path] = leaf
+    elif chosen[path] is None:
+      new[path] = trained[path]
+    else:
+      new[path] = leaf.at[_index(chosen[path])].set(trained[path])
+  return _unflatten(new)
+
+
+def locked_towers(params: Any, pattern: str) -> tuple[str, ...]:
+  """Returns the towers, "image" and "text", of which nothing is trained."""
+  if not pattern:
+    return ()
+  trained = set(map(paths.tower, choose(params, pattern)))
+  return tuple(part for part in paths.TOWERS if part not in trained)
+
+
+def is_trained(params: Any, path: str, pattern: str) -> bool:
+  """Whether the array at `path` is trained, be it in part."""
+  return not pattern or path in choose(params, pattern)
+
+
+def locked_norms(
+  params: Any, batch_stats: Any, pattern: str
+) -> tuple[str, ...]:
+  """Returns the batch norms, by path, whose scale and bias are frozen.
+
+  They belong to frozen features, which running statistics are part of.
+  """
+  if not pattern:
+    return ()
+  trained = choose(params, pattern)
+  return tuple(
+    norm
+    for norm in norm_paths(batch_stats)
+    if not {f"{norm}/scale", f"{norm}/bias"} & trained.keys()
+  )
+
+
+def norm_paths(batch_stats: Any) -> list[str]:
+  """Returns the paths of all batch norms, such as "image/stem_1/norm"."""
+  return sorted({path.rpartition("/")[0] for path in _flatten(batch_stats)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+  """What a pattern freezes of one model.
+
+  Attributes:
+    pattern: the regular expression; empty where nothing is frozen.
+    towers: "image" and "text", those of which nothing is trained.
+    norms: the batch norms, by path, that compute as in use.
+    temperature: whether the logit scale stays as it is.
+  """
+
+  pattern: str
+  towers: tuple[str, ...]
+  norms: tuple[str, ...]
+  temperature: bool
+
+  @classmethod
+  def of(cls, params: Any, batch_stats: Any, pattern: str) -> "Frozen":
+    """Returns what `pattern` freezes of these arrays, or shapes."""
+    return cls(
+      pattern=pattern,
+      towers=locked_towers(params, pattern),
+      norms=locked_norms(params, batch_stats, pattern),
+      temperature=not is_trained(params, "log_scale", pattern),
+    )
+
+  def select(self, params: Any) -> Any:
+    """Returns the trained part of `params`."""
+    return select(params, self.pattern)
+
+  def merge(self, params: Any, trained: Any) -> Any:
+    """Returns `params` with the trained part replaced by `trained`."""
+    return merge(params, trained, self.pattern)
+
+  def select_specs(self, params: Any, specs: Any) -> Any:
+    """Returns the entries of `specs` that belong to the trained part.
+
+    Layers are never split over devices, so some of them are split as all are.
+
+    Args:
+      params: arrays or shapes.
+      specs: a tree like `params`, of PartitionSpecs.
+    """
+    flat = _flatten(specs)
+    chosen = choose(params, self.pattern) if self.pattern else flat
+    return _unflatten({path: flat[path] for path in chosen})
+
+
+def _index(layers: np.ndarray) -> Any:
+  """Returns an index of the first axis; a slice costs no gather."""
+  first, last = int(layers[0]), int(layers[-1])
+  if len(layers) == last - first + 1:
+    return slice(first, last + 1)
+  return layers
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for name, node in tree.items():
+    if isinstance(node, Mapping):
+      flat |= _flatten(node, f"{prefix}{name}/")
+    else:
+      flat[prefix + name] = node
+  return flat
+
+
+def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+  tree: dict[str, Any] = {}
+  for path, leaf in flat.items():
+    *parents, name = path.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = leaf
+  return tree
+
+
+def trained_count(params: Any, pattern: str) -> int:
+  """Counts the trained numbers of `params`, arrays or shapes."""
+  shapes = jax.eval_shape(lambda tree: select(tree, pattern), params)
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))

@@ -1,0 +1,391 @@
+"""Where a run's parameters begin: from nothing, or from checkpoints.
+
+`init.model` names a whole model, `init.image` and `init.text` name towers (or
+models, of which one tower is taken). With `model="from_init"` the description
+comes from there too. One tower beside a named model takes the place of that
+model's own, and the other tower begins from nothing. A named model that both
+towers are given for must agree with them.
+"""
+
+import logging
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from clip_jax import errors, sharding
+from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.checkpoints import state as state_lib
+from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.convert import (
+  conversion,
+  engine,
+  model_dir,
+  portable,
+  sameness,
+)
+from clip_jax.models import freezing, variants
+
+FROM_INIT = variants.FROM_INIT
+PARTS = ("model", "image", "text")
+
+# What the arrays outside the towers depend on, and what becomes of them.
+_HEAD = ("embed_dim", "image_projection", "text_projection", "embed_norm")
+# Of a tower, what changes neither its arrays nor what they compute in use.
+_FREE = ("scan", "unroll", "remat", "patch_dropout")
+# What `clip-jax convert` changes on request: the flag, and what it is of.
+_RESIZES = {
+  "image.image_size": (
+    "--image-size {} --resize-method bicubic_antialias",
+    "image size",
+  ),
+  "text.context_length": ("--context-length {}", "context length"),
+}
+# Of a description, what belongs to each tower.
+_ABOUT = {"image": engine.IMAGE_FIELDS, "text": ("tokenizer",)}
+# A bound that was kept in half precision may lie this factor higher.
+_ROUNDED_UP = 1.01
+
+# What a run begins with, by part.
+Origins = dict[str, portable.Portable]
+
+
+class Beginning(NamedTuple):
+  """A config with its model described, and what its run begins with."""
+
+  config: ml_collections.ConfigDict
+  origins: Origins
+
+
+def begin(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> Beginning:
+  """Returns the config with its model described, and what the run begins with.
+
+  A run that goes on begins with its checkpoint: its origins may be gone.
+
+  Raises:
+    UserError: an origin cannot be read, or is not what the config says.
+  """
+  if not any(config.init[part] for part in PARTS):
+    if config.model == FROM_INIT:
+      raise _nothing_to_begin_with()
+    return Beginning(settle(config, None, {}), {})
+  stored = None
+  if workdir_lib.holds_checkpoint(workdir):
+    stored = workdir_lib.load_config(workdir)
+  if stored is not None and stored.init == config.init:
+    return Beginning(settle(config, stored, {}), {})
+  opened = open_sources(config.init, model=config.model)
+  return Beginning(settle(config, None, opened), opened)
+
+
+def check_goes_on(
+  workdir: pathlib.Path, optim: ml_collections.ConfigDict
+) -> None:
+  """Raises UserError where the run in `workdir` trains other parameters.
+
+  The optimizer's state is of those alone: allowing changes does not help.
+
+  Args:
+    workdir: of the run.
+    optim: `config.optim`, of this start.
+  """
+  saved = workdir_lib.holds_checkpoint(workdir)
+  if not saved or not (workdir / workdir_lib.CONFIG).exists():
+    return
+  before = workdir_lib.load_config(workdir).optim.frozen
+  if before != optim.frozen:
+    raise errors.UserError(
+      f"The run in {workdir} began with optim.frozen={before!r}, and its "
+      "optimizer's state is of the parameters left free then; "
+      f"{optim.frozen!r} frees others. Take a new workdir; "
+      f"init.model={str(workdir)!r} alone begins with that run's parameters."
+    )
+
+
+def _nothing_to_begin_with() -> errors.UserError:
+  return errors.UserError(
+    f"model={FROM_INIT!r} takes the towers from checkpoints: give init.model, "
+    "or both init.image and init.text. Where one tower is to begin from "
+    "nothing, name a model that has it, such as model='ViT-B-32'."
+  )
+
+
+def open_sources(init: ml_collections.ConfigDict, *, model: str) -> Origins:
+  """Returns what `config.init` names, opened but not read, by part.
+
+  Args:
+    init: `config.init`.
+    model: `config.model`.
+
+  Raises:
+    UserError: a source cannot be read, lacks the tower, or contradicts another.
+  """
+  if init.model and (init.image or init.text):
+    raise errors.UserError(
+      "Give init.model, or init.image and init.text, not both."
+    )
+  if model == FROM_INIT and not (init.model or (init.image and init.text)):
+    raise _nothing_to_begin_with()
+  opened = {}
+  for part in PARTS:
+    if not (address := init[part]):
+      continue
+    try:
+      opened[part] = conversion.open_model(address)
+    except errors.AmbiguousError as error:
+      raise errors.AmbiguousError(
+        f"init.{part}: {error.problem}", flags=error.flags
+      ) from None
+    except errors.UserError as error:
+      raise errors.UserError(f"init.{part}: {error}") from None
+    have = engine.towers(opened[part].spec)
+    if part not in have and not (part == "model" and len(have) == 2):
+      raise errors.UserError(
+        f"init.{part}={address!r} holds the {have[0]} tower alone."
+      )
+  return opened
+
+
+def describe(model: str, opened: Origins) -> dict[str, Any]:
+  """Returns the description that the sources add up to, before overrides.
+
+  What a named model says of a tower that no source holds is taken from it.
+
+  Args:
+    model: `config.model`.
+    opened: the sources.
+  """
+  if "model" in opened:
+    return dict(opened["model"].spec)
+  described: dict[str, Any] = {"embed_dim": variants.DEFAULT_EMBED_DIM}
+  if model != FROM_INIT:
+    variants.spec(model)  # Raises where there is no such model.
+    described = dict(variants.VARIANTS[model])
+  for part, source in opened.items():
+    # It fitted the tower that was there.
+    described.pop(f"{part}_projection", None)
+    described |= {x: source.spec[x] for x in (part, *_ABOUT[part])}
+    if source.spec[part]["kind"] == "resnet":  # Ends in the shared space.
+      described["embed_dim"] = source.spec["embed_dim"]
+  return described
+
+
+def settle(
+  config: ml_collections.ConfigDict,
+  stored: ml_collections.ConfigDict | None,
+  opened: Origins,
+) -> ml_collections.ConfigDict:
+  """Returns `config` with all that its checkpoints decide written out.
+
+  That is the model's description, where it comes from them, and the loss that
+  "auto" stands for.
+
+  Args:
+    config: of a run that is about to start.
+    stored: of the run that began in its workdir, if one did; its description
+      is taken, for its sources may be gone.
+    opened: the sources, if it begins now.
+
+  Raises:
+    UserError: a source's tower, or what its numbers mean nothing without, is
+      not the config's.
+  """
+  config = config.copy_and_resolve_references()
+  # One tower beside a named model is described by its checkpoint too.
+  one_tower = bool(config.init.image) != bool(config.init.text)
+  described = config.model == FROM_INIT or one_tower
+  if described:
+    base = describe(config.model, opened) if opened else None
+    if base is None:
+      base = variants.spec(stored.model, stored.model_overrides.to_dict())
+    overrides = config.model_overrides.to_dict()
+    spec = variants.resolve(base, overrides)
+    if config.model != FROM_INIT:  # No field of its own tokenizer may stay.
+      spec["tokenizer"] = _tokenizer(spec)
+    spec = model_dir.plain(spec)
+    if "probabilities" not in overrides:  # They are of the run's own loss.
+      spec.pop("probabilities", None)
+    config.model_overrides = ml_collections.ConfigDict(spec)
+  spec = variants.spec(config.model, config.model_overrides.to_dict())
+  if config.loss.kind == "auto":
+    biased = spec["init_logit_bias"] is not None
+    config.loss.kind = "sigmoid" if biased else "softmax"
+  for part, source in opened.items():
+    _check_same(
+      part, spec, source.spec, address=config.init[part], described=described
+    )
+  return config
+
+
+def _tokenizer(spec: dict[str, Any]) -> dict[str, Any]:
+  """Returns a description's tokenizer with its defaults filled in."""
+  return tokenizer_lib.make_tokenizer(
+    **spec["tokenizer"],
+    context_length=spec["text"]["context_length"],
+    contents={},
+  ).to_dict()
+
+
+def _check_same(part, wanted, found, *, address, described) -> None:
+  """Raises UserError unless `found` is `wanted` in all that `part` rests on.
+
+  Args:
+    part: one of `PARTS`.
+    wanted: description of the config's model.
+    found: description of the source.
+    address: of the source.
+    described: whether its checkpoint describes the model.
+  """
+  wanted, found = (
+    _comparable(part, spec, named=not described) for spec in (wanted, found)
+  )
+  differing = [
+    field
+    for field in sorted(wanted.keys() | found.keys())
+    if wanted.get(field) != found.get(field)
+  ]
+  if not differing:
+    return
+  if described:
+    way_on = "Take these out of model_overrides"
+  else:
+    way_on = f"Set these in model_overrides, or take model={FROM_INIT!r}"
+  if all(field in _RESIZES for field in differing):
+    flags = [
+      f"{flag.format(wanted[field])} for another {what}"
+      for field, (flag, what) in _RESIZES.items()
+      if field in differing
+    ]
+    way_on += (
+      f"; or make a checkpoint that fits by `clip-jax convert "
+      f"{address} DEST --to clip-jax`, with {' and '.join(flags)}"
+    )
+  facts = "; ".join(
+    f"{field}={found.get(field)!r} (not {wanted.get(field)!r})"
+    for field in differing
+  )
+  raise errors.UserError(
+    f"{address} does not fit the config's model: {facts}. {way_on}."
+  )
+
+
+def _comparable(part, spec, *, named) -> dict[str, Any]:
+  """Returns what a source for `part` and the model must agree in, by name.
+
+  What is described by its source is prepared for as that was, unless an
+  override says otherwise, knowingly.
+  """
+  fields: dict[str, Any] = {}
+  if part in ("model", "image"):
+    fields |= _nested("image", spec["image"])
+    if spec["image"]["kind"] == "resnet":
+      fields["embed_dim"] = spec["embed_dim"]
+    if named:
+      fields |= {field: spec[field] for field in engine.IMAGE_FIELDS}
+  if part in ("model", "text"):
+    fields |= _nested("text", spec["text"])
+    if named:
+      fields |= _nested("tokenizer", _tokenizer(spec))
+  if part == "model":
+    fields |= {field: spec[field] for field in _HEAD}
+    # Its presence; the number is a parameter.
+    fields["init_logit_bias"] = spec["init_logit_bias"]
+  return model_dir.plain(fields)
+
+
+def _nested(name, fields) -> dict[str, Any]:
+  fields = sameness.plain_fields(fields)
+  return {f"{name}.{k}": v for k, v in fields.items() if k not in _FREE}
+
+
+def load(
+  state: state_lib.TrainState,
+  opened: Origins,
+  *,
+  init: ml_collections.ConfigDict,
+  max_logit_scale: float | None,
+  frozen: str,
+) -> state_lib.TrainState:
+  """Returns a new run's `state` with what the origins hold in its place.
+
+  Arrays keep their dtype and their sharding: every device is given its part.
+
+  Args:
+    state: of a new run.
+    opened: as `begin` returns it.
+    init: `config.init`.
+    max_logit_scale: of the model's description.
+    frozen: `config.optim.frozen`.
+  """
+  if not opened:
+    return state
+  leaves = {}
+  for part, source in opened.items():
+    for path, leaf in source.leaves.items():
+      if part == "model" or path.split("/")[1] == part:
+        leaves[path] = leaf
+  flat, structure = jax.tree_util.tree_flatten_with_path(state.variables)
+  arrays = {sharding.path_name(path): array for path, array in flat}
+  assert leaves.keys() <= arrays.keys()
+  rest = "; the others begin at random" if len(leaves) < len(arrays) else ""
+  logging.info(
+    "%d of %d arrays come from %s%s.",
+    len(leaves),
+    len(arrays),
+    " and ".join(init[part] for part in opened),
+    rest,
+  )
+  if "params/log_scale" in leaves:
+    trained = freezing.is_trained(state.params, "log_scale", frozen)
+    scale = math.exp(float(leaves["params/log_scale"].read()))
+    if trained and max_logit_scale is not None:
+      _warn_of_temperature(scale, max_logit_scale)
+  variables = jax.tree_util.tree_unflatten(
+    structure,
+    [
+      _place(leaves[path], array) if path in leaves else array
+      for path, array in arrays.items()
+    ],
+  )
+  if state.ema:
+    variables["ema"] = jax.tree.map(
+      jnp.copy, {name: variables[name] for name in state.ema}
+    )
+  return state.replace(**variables)
+
+
+def _warn_of_temperature(scale: float, bound: float) -> None:
+  if scale > bound * _ROUNDED_UP:
+    logging.warning(
+      "The checkpoint's logit scale, %.4g, is above max_logit_scale=%.4g: the "
+      "first step clips it. --config.model_overrides.max_logit_scale=None "
+      "keeps it as it is.",
+      scale,
+      bound,
+    )
+
+
+def _place(leaf: engine.Leaf, like: jax.Array) -> jax.Array:
+  host = leaf.read().astype(like.dtype)
+  return jax.make_array_from_callback(
+    like.shape, like.sharding, lambda index: np.asarray(host[index])
+  )
+
+
+def tokenizer_files(workdir: pathlib.Path, opened: Origins) -> dict[str, bytes]:
+  """Returns the files of a run's tokenizer by name, if it needs any.
+
+  Args:
+    workdir: of the run.
+    opened: what it begins with, if it begins now.
+  """
+  origin = opened.get("model") or opened.get("text")
+  return (
+    workdir_lib.tokenizer_files(workdir) if origin is None else origin.files
+  )
