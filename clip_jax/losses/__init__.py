@@ -2,7 +2,7 @@
 
 First come functions for one device inside `jax.shard_map` (`local_loss`); those
 for whole arrays (`softmax_loss`, `sigmoid_loss`) wrap them. Every method gives
-the same value and the same gradients; they differ in what a device holds:
+the value and the gradients of `reference`; they differ in what a device holds:
 
     dense      all logits
     gathered   the logits of its images with all texts, gathered at once
@@ -11,7 +11,7 @@ the same value and the same gradients; they differ in what a device holds:
                that is larger than 1 and travel over the others
     auto       chosen by size and mesh, see `clip_jax.losses.layout`
 
-The walk is in `sweep`, the mathematics in `softmax` and `sigmoid`.
+The walk is in `sweep` and `pairs`, the mathematics in `softmax` and `sigmoid`.
 """
 
 import functools
@@ -25,9 +25,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import errors, versions
-from clip_jax.losses import kernel as kernel_lib
 from clip_jax.losses import layout as layout_lib
-from clip_jax.losses import pairs, sigmoid, softmax, sweep
+from clip_jax.losses import pairs, reference, sigmoid, softmax, sweep
 from clip_jax.losses.layout import METHODS, Tile
 from clip_jax.losses.targets import DUPLICATES, text_ids
 
@@ -38,6 +37,7 @@ __all__ = [
   "METHODS",
   "Tile",
   "local_loss",
+  "reference",
   "sigmoid_loss",
   "softmax_loss",
   "text_ids",
@@ -46,21 +46,21 @@ __all__ = [
 versions.check()
 
 
-def _softmax(options, images, texts, scale, bias, ids):
+def _softmax(options, batch, scale, bias):
   del bias  # A softmax does not see what all logits share.
-  return softmax.loss(options, images, texts, scale, ids)
+  return softmax.loss(options, batch, scale)
 
 
-def _sigmoid(options, images, texts, scale, bias, ids):
+def _sigmoid(options, batch, scale, bias):
   if bias is None:
     raise errors.UserError(
       "The sigmoid loss needs a logit bias, which this model has not; give it "
       "one with --config.model_overrides.init_logit_bias=-10."
     )
-  return sigmoid.loss(options, images, texts, scale, bias, ids)
+  return sigmoid.loss(options, batch, scale, bias)
 
 
-LOCAL_KINDS = {"sigmoid": _sigmoid, "softmax": _softmax}
+_LOCAL = {"sigmoid": _sigmoid, "softmax": _softmax}
 
 # Those that need the model's logit bias.
 BIASED_KINDS = ("sigmoid",)
@@ -71,7 +71,7 @@ def local_loss(kind: str) -> Callable[..., jax.Array]:
 
   It takes (image_embeds, text_embeds, logit_scale, logit_bias=None, *, axes=(),
   method="auto", duplicates="ignore", image_ids=None, text_ids=None,
-  tile=Tile(), kernel="off") and returns the scalar loss of the whole batch, in
+  tile=Tile()) and returns the scalar loss of the whole batch, in
   nats and at least float32, the same on every device.
 
   - image_embeds, text_embeds: (pairs of this device, embed), unit length; row
@@ -92,18 +92,16 @@ def local_loss(kind: str) -> Callable[..., jax.Array]:
   - image_ids, text_ids: int32 (pairs of this device,); None where unknown.
     For texts see `text_ids`.
   - tile: the largest part of the logits that "ring" and "two_level" hold.
-  - kernel: whether the softmax's tiles are made by a Pallas kernel, "off", "on"
-    or "interpret"; see `clip_jax.losses.kernel` before turning it on.
 
   Only reverse-mode derivatives are defined.
 
   Raises:
-    UserError: unknown kind, method, `duplicates` or `kernel`; no bias for a
-      sigmoid; shapes that do not belong together.
+    UserError: unknown kind, method or `duplicates`; no bias for a sigmoid;
+      shapes that do not belong together.
   """
-  if kind not in LOCAL_KINDS:
-    raise errors.unknown("loss kind", kind, LOCAL_KINDS)
-  return functools.partial(_local, LOCAL_KINDS[kind])
+  if kind not in _LOCAL:
+    raise errors.unknown("loss kind", kind, _LOCAL)
+  return functools.partial(_local, _LOCAL[kind])
 
 
 def _local(
@@ -119,12 +117,9 @@ def _local(
   image_ids: jax.Array | None = None,
   text_ids: jax.Array | None = None,
   tile: Tile = Tile(),  # noqa: B008 - frozen.
-  kernel: str = "off",
 ) -> jax.Array:
   if duplicates not in DUPLICATES:
     raise errors.unknown("loss.duplicates", duplicates, DUPLICATES)
-  if kernel not in kernel_lib.MODES:
-    raise errors.unknown("kernel mode", kernel, kernel_lib.MODES)
   _check_shapes(image_embeds, text_embeds, image_ids, text_ids)
   dtype = jnp.promote_types(image_embeds.dtype, text_embeds.dtype)
   if dtype != jnp.bfloat16:  # The products of float16 overflow.
@@ -153,8 +148,8 @@ def _local(
   layout = layout_lib.choose(
     method, images, axes=() if gather_all else axes, tile=tile
   )
-  options = pairs.Options(layout, duplicates, kernel)
-  loss = function(options, images, texts, scale, bias, ids)
+  options = pairs.Options(layout, duplicates)
+  loss = function(options, pairs.Batch(images, texts, ids), scale, bias)
   # All devices have the same; the mean tells JAX so.
   return lax.pmean(loss, axes) if gather_all else loss
 
@@ -176,15 +171,25 @@ def _check_shapes(images, texts, image_ids, text_ids):
 
 def _global(
   kind: str,
-  embeds: tuple[jax.Array, jax.Array],
-  scalars: tuple[jax.Array | None, jax.Array | None],
-  ids: tuple[jax.Array | None, jax.Array | None],
+  image_embeds: jax.Array,
+  text_embeds: jax.Array,
+  logit_scale: jax.Array,
+  logit_bias: jax.Array | None = None,
   *,
-  mesh: Mesh | None,
-  axes: tuple[str, ...],
+  mesh: Mesh | None = None,
+  axes: tuple[str, ...] = (),
+  image_ids: jax.Array | None = None,
+  text_ids: jax.Array | None = None,
   **options: str,
 ) -> jax.Array:
-  """Runs `local_loss` on whole arrays, split over `axes` of `mesh`."""
+  """Returns the loss of whole arrays, split over `axes` of `mesh`.
+
+  Arguments as `local_loss` has them, of the global batch; `mesh` None is one
+  device.
+
+  Raises:
+    UserError: as `local_loss` does; pairs that do not split over the mesh.
+  """
 
   def run(embeds, scalars, ids):
     return local_loss(kind)(
@@ -196,7 +201,14 @@ def _global(
       **options,
     )
 
-  embeds, scalars, ids = jax.tree.map(jnp.asarray, (embeds, scalars, ids))
+  embeds, scalars, ids = jax.tree.map(
+    jnp.asarray,
+    (
+      (image_embeds, text_embeds),
+      (logit_scale, logit_bias),
+      (image_ids, text_ids),
+    ),
+  )
   _check_shapes(*embeds, *ids)
   if mesh is not None:
     devices = math.prod(mesh.shape[axis] for axis in axes)
@@ -211,101 +223,10 @@ def _global(
   return run(embeds, scalars, ids)
 
 
-def softmax_loss(
-  image_embeds: jax.Array,
-  text_embeds: jax.Array,
-  logit_scale: jax.Array,
-  logit_bias: jax.Array | None = None,
-  *,
-  method: str = "auto",
-  mesh: Mesh | None = None,
-  axes: tuple[str, ...] = (),
-  duplicates: str = "ignore",
-  image_ids: jax.Array | None = None,
-  text_ids: jax.Array | None = None,
-) -> jax.Array:
-  """Returns the symmetric cross-entropy over all pairs (paper, figure 3).
-
-  Args:
-    image_embeds: (pairs, embed), unit length, the global batch.
-    text_embeds: (pairs, embed), row i belongs to row i of the images.
-    logit_scale: scalar that multiplies the cosines.
-    logit_bias: changes nothing: a softmax does not see what all logits share.
-    method: a name in `METHODS`.
-    mesh: the devices that hold the batch; None for one device.
-    axes: names of the mesh axes that split the batch.
-    duplicates: what equal ids mean, see `local_loss`.
-    image_ids: int32 (pairs,); None where unknown.
-    text_ids: int32 (pairs,); None where unknown.
-
-  Returns:
-    The scalar mean of image-to-text and text-to-image cross-entropy, in nats,
-    in at least float32.
-
-  Raises:
-    UserError: unknown method or `duplicates`; shapes that do not belong
-      together, or do not split over the mesh.
-  """
-  return _global(
-    "softmax",
-    (image_embeds, text_embeds),
-    (logit_scale, logit_bias),
-    (image_ids, text_ids),
-    method=method,
-    mesh=mesh,
-    axes=axes,
-    duplicates=duplicates,
-  )
-
-
-def sigmoid_loss(
-  image_embeds: jax.Array,
-  text_embeds: jax.Array,
-  logit_scale: jax.Array,
-  logit_bias: jax.Array | None,
-  *,
-  method: str = "auto",
-  mesh: Mesh | None = None,
-  axes: tuple[str, ...] = (),
-  duplicates: str = "ignore",
-  image_ids: jax.Array | None = None,
-  text_ids: jax.Array | None = None,
-) -> jax.Array:
-  """Returns the pairwise sigmoid loss (Zhai et al. 2023, equation 1).
-
-  Args:
-    image_embeds: (pairs, embed), unit length, the global batch.
-    text_embeds: (pairs, embed), row i belongs to row i of the images.
-    logit_scale: scalar that multiplies the cosines.
-    logit_bias: scalar that is added to the scaled cosines.
-    method: a name in `METHODS`.
-    mesh: the devices that hold the batch; None for one device.
-    axes: names of the mesh axes that split the batch.
-    duplicates: what equal ids mean, see `local_loss`.
-    image_ids: int32 (pairs,); None where unknown.
-    text_ids: int32 (pairs,); None where unknown.
-
-  Returns:
-    The scalar mean over images of the sum over all texts of the binary
-    cross-entropy, in nats, in at least float32.
-
-  Raises:
-    UserError: no bias, unknown method or `duplicates`; shapes that do not
-      belong together, or do not split over the mesh.
-  """
-  return _global(
-    "sigmoid",
-    (image_embeds, text_embeds),
-    (logit_scale, logit_bias),
-    (image_ids, text_ids),
-    method=method,
-    mesh=mesh,
-    axes=axes,
-    duplicates=duplicates,
-  )
-
-
+# Losses of whole arrays by kind, see `_global`. The softmax is the mean of both
+# cross-entropies (paper, Figure 3); the sigmoid the mean over images of the sum
+# over texts of the binary one (Zhai et al. 2023, equation 1); both in nats.
 KINDS: dict[str, Callable[..., jax.Array]] = {
-  "sigmoid": sigmoid_loss,
-  "softmax": softmax_loss,
+  kind: functools.partial(_global, kind) for kind in _LOCAL
 }
+softmax_loss, sigmoid_loss = KINDS["softmax"], KINDS["sigmoid"]

@@ -5,7 +5,7 @@ A method's name becomes a `Layout` from sizes alone, before anything runs.
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 from jax import lax
@@ -58,46 +58,16 @@ def _sizes(axes: Sequence[str]) -> dict[str, int]:
   return {axis: lax.axis_size(axis) for axis in axes}
 
 
-def _tiled(axes, gather_axes, pairs, tile):
-  sizes = _sizes(axes)
-  gathered = math.prod(sizes[axis] for axis in gather_axes)
-  return Layout(
-    axes=axes,
-    ring_axes=tuple(
-      axis for axis in axes if sizes[axis] > 1 and axis not in gather_axes
-    ),
-    gather_axes=gather_axes,
-    row_tiles=math.ceil(pairs / tile.rows),
-    chunks=math.ceil(pairs / max(tile.columns // gathered, 1)),
-  )
-
-
-def _wide_axes(axes):
-  return tuple(axis for axis, size in _sizes(axes).items() if size > 1)
-
-
-def _gathered(axes, pairs, tile):
-  del tile
-  whole = Tile(rows=pairs, columns=pairs * math.prod(_sizes(axes).values()))
-  return _tiled(axes, _wide_axes(axes), pairs, whole)
-
-
-def _ring(axes, pairs, tile):
-  return _tiled(axes, (), pairs, tile)
-
-
-def _two_level(axes, pairs, tile):
-  return _tiled(axes, _wide_axes(axes)[-1:], pairs, tile)
-
-
-# `dense` is `gathered` on one device; see `clip_jax.losses` for several.
-LAYOUTS: dict[str, Callable[[tuple[str, ...], int, Tile], Layout]] = {
-  "dense": _gathered,
-  "gathered": _gathered,
-  "ring": _ring,
-  "two_level": _two_level,
+# Which of the axes with more than one device each method gathers; texts travel
+# around a ring of the others. `dense` is `gathered` on one device; see
+# `clip_jax.losses` for several.
+GATHERED = {
+  "dense": slice(None),
+  "gathered": slice(None),
+  "ring": slice(0),
+  "two_level": slice(-1, None),
 }
-METHODS = ("auto", *LAYOUTS)
+METHODS = ("auto", *GATHERED)
 
 
 def gathered_bytes(pairs: int, devices: int, embed: int, itemsize: int) -> int:
@@ -141,7 +111,19 @@ def choose(
     method = automatic(
       pairs, embed, image_embeds.dtype.itemsize, _sizes(axes).values()
     )
-  return LAYOUTS[method](axes, len(image_embeds), tile)
+  pairs, sizes = len(image_embeds), _sizes(axes)
+  wide = tuple(axis for axis in axes if sizes[axis] > 1)
+  gather_axes = wide[GATHERED[method]]
+  gathered = math.prod(sizes[axis] for axis in gather_axes)
+  if method in ("dense", "gathered"):
+    tile = Tile(rows=pairs, columns=pairs * gathered)
+  return Layout(
+    axes=axes,
+    ring_axes=tuple(axis for axis in wide if axis not in gather_axes),
+    gather_axes=gather_axes,
+    row_tiles=math.ceil(pairs / tile.rows),
+    chunks=math.ceil(pairs / max(tile.columns // gathered, 1)),
+  )
 
 
 def automatic(

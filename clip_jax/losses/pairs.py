@@ -1,15 +1,16 @@
-"""What both losses share: their arguments, products and own pairs."""
+"""What both losses share: their products, own pairs, walk and gradients."""
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from clip_jax.losses import layout as layout_lib
-from clip_jax.losses import sweep
+from clip_jax.losses import sweep, targets
 
 # Padding belongs to no pair.
 FILLS = {"index": -1}
@@ -22,12 +23,46 @@ class Options:
   Attributes:
     layout: the walk over the logits.
     duplicates: what equal ids mean, a name in `targets.DUPLICATES`.
-    kernel: a name in `kernel.MODES`.
   """
 
   layout: layout_lib.Layout
   duplicates: str = "ignore"
-  kernel: str = "off"
+
+
+class Batch(NamedTuple):
+  """This device's pairs.
+
+  Attributes:
+    images: (pairs of this device, embed).
+    texts: the same shape and type.
+    ids: int32 (pairs of this device,) under "image_ids" and "text_ids", where
+      they are known.
+  """
+
+  images: jax.Array
+  texts: jax.Array
+  ids: dict[str, jax.Array]
+
+  @property
+  def kind(self) -> jnp.dtype:
+    """The type of everything that is not a matrix product's operand."""
+    return at_least_float32(self.images)
+
+
+class Seen(NamedTuple):
+  """A tile of the logits.
+
+  Attributes:
+    cosines: (rows, columns).
+    relations: which of them are excluded, and which are other positives.
+    rows: arrays (rows, …) of the images: "embeds" and their marks.
+    columns: arrays (columns, …) of the texts: "embeds" and their marks.
+  """
+
+  cosines: jax.Array
+  relations: targets.Relations
+  rows: dict[str, jax.Array]
+  columns: dict[str, jax.Array]
 
 
 def at_least_float32(x: jax.Array) -> jnp.dtype:
@@ -48,13 +83,13 @@ def product(
   )
 
 
-def own_cosines(images: jax.Array, texts: jax.Array) -> jax.Array:
+def own_cosines(batch: Batch) -> jax.Array:
   """Returns the cosine of each pair (pairs,), without the matrix around it.
 
   `jnp.diagonal` of split logits would move all of them.
   """
-  kind = at_least_float32(images)
-  return (images.astype(kind) * texts.astype(kind)).sum(axis=-1)
+  images, texts = (x.astype(batch.kind) for x in (batch.images, batch.texts))
+  return (images * texts).sum(axis=-1)
 
 
 def index(images: jax.Array, axes: tuple[str, ...]) -> jax.Array:
@@ -66,44 +101,158 @@ def index(images: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   return position + jnp.arange(len(images), dtype=jnp.int32)
 
 
-def whole_batch(images: jax.Array, axes: tuple[str, ...]) -> int:
+def mean(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+  """Returns the mean of `x` (pairs of this device,) over all devices' pairs."""
+  total = lax.psum(x.sum(), axes) if axes else x.sum()
+  return total / whole_batch(len(x), axes)
+
+
+def whole_batch(pairs: int, axes: tuple[str, ...]) -> int:
   """Returns the number of pairs on all devices."""
-  return len(images) * math.prod(lax.axis_size(axis) for axis in axes)
+  return pairs * math.prod(lax.axis_size(axis) for axis in axes)
 
 
-def total(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-  """Sums `x` over everything it has and over the mesh `axes`."""
-  return lax.psum(x.sum(), axes) if axes else x.sum()
+def walk(
+  visit: Callable[[Seen, Any, Any], tuple[Any, Any]],
+  options: Options,
+  batch: Batch,
+  *,
+  row_marks: dict[str, jax.Array],
+  column_marks: dict[str, jax.Array],
+  row_start: Callable[[Callable[..., jax.Array]], Any],
+  column_start: Callable[[Callable[..., jax.Array]], Any],
+  settle: Callable[[Any], Any],
+  merge: Callable[[Any, Any], Any],
+) -> tuple[Any, Any]:
+  """Visits all logits of this device's images, a tile at a time.
 
+  Args:
+    visit: takes (what is seen, row state, column state) and returns both states
+      with this tile's logits added.
+    options: the walk and the targets.
+    batch: this device's pairs.
+    row_marks: arrays (pairs,) of the images that `visit` reads.
+    column_marks: the same of the texts, which travel with them.
+    row_start: makes the first row state; takes a function that returns zeros
+      for each row, of the shape it is given.
+    column_start: the same of the column state.
+    settle: see `sweep.sweep`.
+    merge: see `sweep.sweep`.
 
-def is_padded(count: int, layout: layout_lib.Layout) -> bool:
-  """Returns whether equal parts of `count` pairs need padding."""
-  return bool(count % layout.row_tiles or count % layout.chunks)
-
-
-def column_parts(
-  texts: jax.Array, marks: dict[str, jax.Array], layout: layout_lib.Layout
-) -> dict[str, Any]:
-  """Returns the columns as `sweep.sweep` takes them, "texts" and both marks.
-
-  Texts are cut into chunks, and the marks of each chunk's columns gathered.
+  Returns:
+    The row state (pairs, …) of this device's images over all texts, and the
+    column state (chunks, columns, …) of its texts, as `sweep.sweep` leaves it.
   """
+  layout, count = options.layout, len(batch.images)
+  padded = bool(count % layout.row_tiles or count % layout.chunks)
+  shared = {"index": index(batch.images, layout.axes), **batch.ids}
+  rows = sweep.split(
+    {"embeds": batch.images, **shared, **row_marks}, layout.row_tiles, FILLS
+  )
+  texts = sweep.split(batch.texts, layout.chunks)
+  marks = sweep.split({**shared, **column_marks}, layout.chunks, FILLS)
   marks = {
     name: sweep.gather(x, layout.gather_axes, axis=1)
-    for name, x in sweep.split(marks, layout.chunks, FILLS).items()
+    for name, x in marks.items()
   }
-  home = {}
-  if not is_padded(len(texts), layout):
-    home["index"] = marks.pop("index")
-  chunks = sweep.split(texts, layout.chunks)
-  return {"texts": chunks, "marks": marks, "home_marks": home}
+  # Without padding, only the columns at home hold a row's own pair.
+  home_marks = {} if padded else {"index": marks.pop("index")}
+
+  def tile(rows, columns, row_state, column_state):
+    texts, columns = columns
+    seen = Seen(
+      product("id,jd->ij", rows["embeds"], texts, batch.images.dtype),
+      targets.relations(
+        rows, columns, duplicates=options.duplicates, padded=padded
+      ),
+      rows,
+      columns | {"embeds": texts},
+    )
+    return visit(seen, row_state, column_state)
+
+  def zeros(*shape):
+    """Returns zeros that vary over the mesh as the images do."""
+    return lax.full_like(batch.images, 0, batch.kind, shape=shape)
+
+  wide = whole_batch(texts.shape[1], layout.gather_axes)
+  row_state, column_state = sweep.sweep(
+    tile,
+    layout=layout,
+    rows=rows,
+    row_state=row_start(lambda *shape: zeros(*rows["index"].shape, *shape)),
+    texts=texts,
+    marks=marks,
+    home_marks=home_marks,
+    start=column_start(lambda *shape: zeros(wide, *shape)),
+    settle=settle,
+    merge=merge,
+  )
+  return sweep.join(row_state, count), column_state
 
 
-def gathered_devices(layout: layout_lib.Layout) -> int:
-  """Returns the number of devices whose texts are seen together."""
-  return math.prod(lax.axis_size(axis) for axis in layout.gather_axes)
+def gradients(
+  weigh: Callable[[Seen], tuple[jax.Array, tuple[jax.Array, ...]]],
+  options: Options,
+  batch: Batch,
+  *,
+  own: jax.Array,
+  factor: jax.Array,
+  sums: int,
+  row_marks: dict[str, jax.Array],
+  column_marks: dict[str, jax.Array],
+) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
+  """Returns the gradients of images and texts, and the rows' sums.
 
+  The logits are made again tile by tile; a text's gradient travels with the
+  text in float32, or is scattered back over the gathered axes.
 
-def zeros(like: jax.Array, kind: Any, *shape: int) -> jax.Array:
-  """Returns zeros that vary over the mesh as `like` does."""
-  return lax.full_like(like, 0, kind, shape=shape)
+  Args:
+    weigh: takes a tile and returns the derivative of the loss by its cosines
+      before `factor`, 0 at own pairs, and `sums` arrays (rows, columns).
+    options: the walk and the targets.
+    batch: this device's pairs.
+    own: (pairs,), the derivative by the pairs' own cosines before `factor`.
+    factor: scalar that multiplies both gradients.
+    sums: how many arrays are summed over each row.
+    row_marks: see `walk`.
+    column_marks: see `walk`.
+  """
+  images, texts, _ = batch
+  embed = images.shape[1]
+
+  def visit(seen, row_state, text_gradient):
+    image_gradient, totals = row_state
+    weights, terms = weigh(seen)
+    totals = tuple(
+      total + term.sum(axis=1)
+      for total, term in zip(totals, terms, strict=True)
+    )
+    # As exact as the embeddings: their rounding of the weights is no larger
+    # than that of the gradients, which come out in their type.
+    image_gradient += product(
+      "ij,jd->id", weights, seen.columns["embeds"], images.dtype
+    )
+    text_gradient += product(
+      "ij,id->jd", weights, seen.rows["embeds"], images.dtype
+    )
+    return (image_gradient, totals), text_gradient
+
+  (image_gradient, totals), text_gradient = walk(
+    visit,
+    options,
+    batch,
+    row_marks=row_marks,
+    column_marks=column_marks,
+    row_start=lambda zeros: (zeros(embed), (zeros(),) * sums),
+    column_start=lambda zeros: zeros(embed),
+    settle=lambda x: sweep.scatter_sum(x, options.layout.gather_axes, axis=0),
+    merge=jnp.add,
+  )
+  text_gradient = sweep.join(text_gradient, len(texts))
+  image_gradient += own[:, None] * texts.astype(batch.kind)
+  text_gradient += own[:, None] * images.astype(batch.kind)
+  return (
+    (factor * image_gradient).astype(images.dtype),
+    (factor * text_gradient).astype(texts.dtype),
+    totals,
+  )

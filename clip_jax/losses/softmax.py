@@ -17,8 +17,6 @@ Forward, each row and column keeps (m, s): the largest difference so far, at
 least 0, and the sum of exp(difference - m). Two such merge exactly into one
 (Milakov and Gimelshein 2018, arXiv 1805.02867), in any order, so that rows keep
 theirs on their device and columns send theirs along with their text.
-Backward, the logits are made again tile by tile; a text's gradient travels
-with the text in float32, or is scattered back over the gathered axes.
 """
 
 import functools
@@ -28,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from clip_jax.losses import kernel, pairs, sweep, targets
+from clip_jax.losses import pairs, sweep, targets
 
 
 class Totals(NamedTuple):
@@ -65,10 +63,6 @@ class Totals(NamedTuple):
     if self.copies is None:
       return self.rest
     return self.rest + jnp.log1p(self.copies) - self.share * self.lead
-
-
-def _no_totals(zeros: jax.Array, *, copies: bool) -> Totals:
-  return Totals(zeros, zeros, *(zeros if copies else None,) * 2)
 
 
 def _merge(one: Totals, other: Totals) -> Totals:
@@ -114,188 +108,103 @@ def _scatter(totals: Totals, axes: tuple[str, ...]) -> Totals:
   )
 
 
-def _by_kernel(mode, rows, texts, columns, scale, row_totals, column_totals):
-  of_rows, of_columns = kernel.tile_statistics(
-    rows["embeds"],
-    texts,
-    rows["own"],
-    columns["own"],
-    scale,
-    interpret=mode == "interpret",
-  )
-  return (
-    _merge(row_totals, Totals(*of_rows, None, None)),
-    _merge(column_totals, Totals(*of_columns, None, None)),
-  )
-
-
-def _marks(images, texts, ids, layout):
-  own = pairs.own_cosines(images, texts)
-  return {"index": pairs.index(images, layout.axes), "own": own, **ids}
-
-
-def _forward(options, images, texts, scale, ids):
+def _forward(options, batch, scale):
   """Returns (loss, row totals, column totals), the totals of own pairs."""
   layout = options.layout
-  count, kind = len(images), pairs.at_least_float32(images)
-  relate = functools.partial(
-    targets.relations,
-    duplicates=options.duplicates,
-    padded=pairs.is_padded(count, layout),
-  )
 
-  def tile(rows, columns, row_totals, column_totals):
-    texts, columns = columns
-    relations = relate(rows, columns)
-    if options.kernel != "off" and relations == (None, None):
-      return _by_kernel(
-        options.kernel, rows, texts, columns, scale, row_totals, column_totals
-      )
-    cosines = pairs.product("id,jd->ij", rows["embeds"], texts, images.dtype)
-    above_row = scale * (cosines - rows["own"][:, None])
-    above_column = scale * (cosines - columns["own"])
+  def visit(seen, row_totals, column_totals):
+    above_row = scale * (seen.cosines - seen.rows["own"][:, None])
+    above_column = scale * (seen.cosines - seen.columns["own"])
     return (
-      _merge(row_totals, _tile_totals(above_row, relations, 1)),
-      _merge(column_totals, _tile_totals(above_column, relations, 0)),
+      _merge(row_totals, _tile_totals(above_row, seen.relations, 1)),
+      _merge(column_totals, _tile_totals(above_column, seen.relations, 0)),
     )
 
-  marks = _marks(images, texts, ids, layout)
-  rows = sweep.split({"embeds": images, **marks}, layout.row_tiles, pairs.FILLS)
-  columns = pairs.column_parts(texts, marks, layout)
-  wide = columns["texts"].shape[1] * pairs.gathered_devices(layout)
-  copies = options.duplicates == "positive" and bool(ids)
-  zeros = functools.partial(pairs.zeros, images, kind)
-  row_totals, column_totals = sweep.sweep(
-    tile,
-    layout=layout,
-    rows=rows,
-    row_state=_no_totals(zeros(*rows["own"].shape), copies=copies),
-    **columns,
-    start=_no_totals(zeros(wide), copies=copies),
+  def start(zeros):
+    copies = options.duplicates == "positive" and bool(batch.ids)
+    return Totals(zeros(), zeros(), *(zeros() if copies else None,) * 2)
+
+  marks = {"own": pairs.own_cosines(batch)}
+  row_totals, column_totals = pairs.walk(
+    visit,
+    options,
+    batch,
+    row_marks=marks,
+    column_marks=marks,
+    row_start=start,
+    column_start=start,
     settle=lambda totals: totals,
     merge=_merge,
   )
-  row_totals = sweep.join(row_totals, count)
   column_totals = _scatter(column_totals, layout.gather_axes)
-  column_totals = sweep.join(column_totals, count)
-  losses = pairs.total(row_totals.loss + column_totals.loss, layout.axes)
-  whole = pairs.whole_batch(images, layout.axes)
-  return losses / (2 * whole), row_totals, column_totals
-
-
-def _backward(options, images, texts, scale, ids, totals):
-  """Returns gradients before the factor scale / (2 pairs), own pairs left out.
-
-  Those of images and texts in float32, and the temperature's for each image.
-  """
-  layout = options.layout
-  count, kind = len(images), pairs.at_least_float32(images)
-  dtype = images.dtype
-  relate = functools.partial(
-    targets.relations,
-    duplicates=options.duplicates,
-    padded=pairs.is_padded(count, layout),
-  )
-
-  def probabilities(differences, rest, share, relations):
-    logits = scale * differences - rest
-    weights = jnp.exp(logits)
-    if relations.copies is not None:
-      copies = jnp.expm1(logits)
-      weights = share * jnp.where(relations.copies, copies, weights)
-    return targets.without(relations, weights)
-
-  def tile(rows, columns, row_state, text_gradient):
-    texts, columns = columns
-    image_gradient, temperature = row_state
-    cosines = pairs.product("id,jd->ij", rows["embeds"], texts, dtype)
-    relations = relate(rows, columns)
-    rows_of = {name: x[:, None] for name, x in rows.items() if x.ndim == 1}
-    above_row = cosines - rows_of["own"]
-    above_column = cosines - columns["own"]
-    by_row = probabilities(
-      above_row, rows_of["rest"], rows_of.get("share"), relations
-    )
-    by_column = probabilities(
-      above_column, columns["rest"], columns.get("share"), relations
-    )
-    temperature += (by_row * above_row + by_column * above_column).sum(axis=1)
-    # As exact as the embeddings: their rounding of the weights is no larger
-    # than that of the gradients, which come out in their type.
-    both = by_row + by_column
-    image_gradient += pairs.product("ij,jd->id", both, texts, dtype)
-    text_gradient += pairs.product("ij,id->jd", both, rows["embeds"], dtype)
-    return (image_gradient, temperature), text_gradient
-
-  marks = [
-    _marks(images, texts, ids, layout)
-    | {"rest": part.rest}
-    | ({} if part.copies is None else {"share": part.share})
-    for part in totals
-  ]
-  rows = sweep.split(
-    {"embeds": images, **marks[0]}, layout.row_tiles, pairs.FILLS
-  )
-  columns = pairs.column_parts(texts, marks[1], layout)
-  wide = columns["texts"].shape[1] * pairs.gathered_devices(layout)
-  zeros = functools.partial(pairs.zeros, images, kind)
-  (image_gradient, temperature), text_gradient = sweep.sweep(
-    tile,
-    layout=layout,
-    rows=rows,
-    row_state=(zeros(*rows["embeds"].shape), zeros(*rows["own"].shape)),
-    **columns,
-    start=zeros(wide, images.shape[1]),
-    settle=lambda x: sweep.scatter_sum(x, layout.gather_axes, axis=0),
-    merge=jnp.add,
-  )
-  return sweep.join((image_gradient, text_gradient, temperature), count)
+  column_totals = sweep.join(column_totals, len(batch.images))
+  losses = pairs.mean(row_totals.loss + column_totals.loss, layout.axes)
+  return losses / 2, row_totals, column_totals
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def loss(
-  options: pairs.Options,
-  images: jax.Array,
-  texts: jax.Array,
-  scale: jax.Array,
-  ids: dict[str, jax.Array],
+  options: pairs.Options, batch: pairs.Batch, scale: jax.Array
 ) -> jax.Array:
   """Returns the loss of the whole batch, the same on every device.
 
   Args:
     options: the walk and the targets.
-    images: (pairs of this device, embed).
-    texts: the same shape and type.
+    batch: this device's pairs.
     scale: scalar of at least float32, varying over the mesh as the images do.
-    ids: int32 (pairs of this device,) under "image_ids" and "text_ids".
   """
-  return _forward(options, images, texts, scale, ids)[0]
+  return _forward(options, batch, scale)[0]
 
 
-def _loss_forward(options, images, texts, scale, ids):
-  value, *totals = _forward(options, images, texts, scale, ids)
-  return value, (images, texts, scale, ids, totals)
+def _loss_forward(options, batch, scale):
+  value, *totals = _forward(options, batch, scale)
+  return value, (batch, scale, totals)
 
 
 def _loss_backward(options, residuals, cotangent):
-  images, texts, scale, ids, totals = residuals
-  kind = pairs.at_least_float32(images)
-  image_gradient, text_gradient, temperature = _backward(
-    options, images, texts, scale, ids, totals
-  )
+  batch, scale, totals = residuals
+
+  def probabilities(differences, marks, relations):
+    logits = scale * differences - marks["rest"]
+    weights = jnp.exp(logits)
+    if relations.copies is not None:
+      copies = jnp.expm1(logits)
+      weights = marks["share"] * jnp.where(relations.copies, copies, weights)
+    return targets.without(relations, weights)
+
+  def weigh(seen):
+    rows = {name: x[:, None] for name, x in seen.rows.items() if x.ndim == 1}
+    above_row = seen.cosines - rows["own"]
+    above_column = seen.cosines - seen.columns["own"]
+    by_row = probabilities(above_row, rows, seen.relations)
+    by_column = probabilities(above_column, seen.columns, seen.relations)
+    temperature = by_row * above_row + by_column * above_column
+    return by_row + by_column, (temperature,)
+
+  own_cosines = pairs.own_cosines(batch)
+  marks = [
+    {"own": own_cosines, "rest": part.rest}
+    | ({} if part.copies is None else {"share": part.share})
+    for part in totals
+  ]
   own: Any = 0  # The gradient of each pair's own logit.
   for part in totals:
     own += part.share * jnp.expm1(-part.rest)
-  own = own[:, None]
-  image_gradient += own * texts.astype(kind)
-  text_gradient += own * images.astype(kind)
-  whole = pairs.whole_batch(images, options.layout.axes)
-  factor = cotangent.astype(kind) / (2 * whole)
+  whole = pairs.whole_batch(len(own), options.layout.axes)
+  factor = cotangent.astype(batch.kind) / (2 * whole)
+  images, texts, (temperature,) = pairs.gradients(
+    weigh,
+    options,
+    batch,
+    own=own,
+    factor=factor * scale,
+    sums=1,
+    row_marks=marks[0],
+    column_marks=marks[1],
+  )
   return (
-    (factor * scale * image_gradient).astype(images.dtype),
-    (factor * scale * text_gradient).astype(texts.dtype),
+    pairs.Batch(images, texts, jax.tree.map(lambda _: None, batch.ids)),
     factor * temperature.sum(),
-    jax.tree.map(lambda _: None, ids),
   )
 
 

@@ -1,4 +1,4 @@
-"""The dense losses in extended precision, and one way to run ours."""
+"""The reference losses in float64, and one way to run ours."""
 
 import functools
 import importlib.util
@@ -35,73 +35,40 @@ def make_ids(seed=0):
   return tuple(rng.integers(0, 30, size=(2, PAIRS), dtype=np.int32))
 
 
-def copies(ids):
+def copies(ids, pairs):
   """The pairs (i, j), i != j, with an equal id."""
-  same = np.zeros((PAIRS, PAIRS), bool)
+  same = np.zeros((pairs, pairs), bool)
   for x in ids:
     if x is not None:
       same |= x[:, None] == x[None]
-  return same & ~np.eye(PAIRS, dtype=bool)
+  return same & ~np.eye(pairs, dtype=bool)
 
 
-def targets(duplicates, ids):
-  """Returns (positives, counted), bool (images, texts)."""
-  own, same = np.eye(PAIRS, dtype=bool), copies(ids)
-  if duplicates == "mask":
-    return own, ~same
-  if duplicates == "positive":
-    return own | same, np.full_like(own, True)
-  return own, np.full_like(own, True)
+@functools.partial(jax.jit, static_argnums=0)
+def _reference(kind, arrays, others, copies):
+  def loss(images, texts, scale, bias):
+    bias = (bias,) if kind in losses.BIASED_KINDS else ()
+    function = getattr(losses.reference, kind)
+    return function(images, texts, scale, *bias, others=others, copies=copies)
 
-
-def dense_softmax(images, texts, scale, bias, positives, counted):
-  """The loss and its gradients with all logits, in extended precision.
-
-  Differences to the own logit come first: near convergence even extended
-  precision would leave few digits of log-sum-exp less logit.
-  """
-  del bias
-  cosines = images @ texts.T
-  loss, weights, temperature = np.longdouble(0), 0, 0
-  for axis in (1, 0):
-    own = np.expand_dims(np.diag(cosines), axis)
-    above = scale * (cosines - own)
-    others = np.where(counted & ~np.eye(PAIRS, dtype=bool), np.exp(above), 0)
-    excess = np.log1p(others.sum(axis))
-    share = positives / positives.sum(axis, keepdims=True)
-    loss += (excess - (share * above).sum(axis)).mean() / 2
-    part = others / np.exp(np.expand_dims(excess, axis)) - share
-    # Each line of `part` sums to 0 with this diagonal.
-    np.fill_diagonal(part, 0)
-    np.fill_diagonal(part, -part.sum(axis))
-    weights = weights + part / (2 * PAIRS)
-    temperature += (part * (cosines - own)).sum() / (2 * PAIRS)
-  gradients = scale * weights @ texts, scale * weights.T @ images, temperature
-  return loss, (*gradients, np.longdouble(0))
-
-
-def dense_sigmoid(images, texts, scale, bias, positives, counted):
-  """Equation 1 of Zhai et al. 2023 and its gradients, all pairs at once."""
-  cosines = images @ texts.T
-  sign = np.where(positives, 1, -1)
-  margin = sign * (scale * cosines + bias)
-  loss = np.where(counted, np.log1p(np.exp(-margin)), 0).sum() / PAIRS
-  weights = np.where(counted, -sign / (1 + np.exp(margin)), 0) / PAIRS
-  return loss, (
-    scale * weights @ texts,
-    scale * weights.T @ images,
-    (weights * cosines).sum(),
-    weights.sum(),
-  )
-
-
-DENSE = {"softmax": dense_softmax, "sigmoid": dense_sigmoid}
+  return jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(*arrays)
 
 
 def dense(kind, arrays, *, duplicates="ignore", ids=(None, None)):
-  """Returns (loss, gradients of images, texts, scale and bias)."""
-  wide = [np.asarray(x, np.longdouble) for x in arrays]
-  return DENSE[kind](*wide, *targets(duplicates, ids))
+  """Returns the reference's (loss, gradients of images, texts, scale, bias).
+
+  In float64, whatever the arrays' type.
+  """
+  same = copies(ids, len(arrays[0]))
+  others = ~np.eye(len(same), dtype=bool)
+  if duplicates == "mask":
+    others &= ~same
+  if duplicates != "positive":
+    same[:] = False
+  with jax.enable_x64(True):
+    wide = tuple(np.asarray(x, np.float64) for x in arrays)
+    loss, gradients = _reference(kind, wide, others, same)
+    return np.asarray(loss), tuple(map(np.asarray, gradients))
 
 
 @functools.cache
@@ -153,8 +120,8 @@ def evaluate(
 
 def relative(got, want):
   """The largest difference against the largest number."""
-  want = np.asarray(want, np.longdouble)
-  difference = np.abs(np.asarray(got).astype(np.longdouble) - want).max()
+  want = np.asarray(want, np.float64)
+  difference = np.abs(np.asarray(got).astype(np.float64) - want).max()
   return float(difference / np.abs(want).max()) if difference else 0.0
 
 

@@ -1,6 +1,8 @@
 """The losses of whole arrays, and what they say to wrong arguments."""
 
 import functools
+import inspect
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -110,3 +112,10 @@ def test_the_config_knows_every_choice():
   assert schema.LOSS_METHODS == losses.METHODS
   assert set(schema.LOSS_KINDS) == {"auto", *losses.KINDS}
   assert schema.DUPLICATES == losses.DUPLICATES
+
+
+def test_readme_quotes_the_reference():
+  source = inspect.getsource(losses.reference.softmax)
+  head, _, body = source.split('"""')
+  readme = pathlib.Path(__file__).parents[2] / "README.md"
+  assert head.rstrip(" ") + body.lstrip("\n") in readme.read_text()

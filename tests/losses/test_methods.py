@@ -1,4 +1,4 @@
-"""Every method on every mesh equals the dense loss in extended precision."""
+"""Every method on every mesh equals the reference loss."""
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +154,16 @@ def test_pairs_that_come_twice_keep_their_digits_near_convergence(
       )
       arrays = images, texts, np.float64(scale), np.float64(BIAS)
       loss, gradients = tools.evaluate(kind, method, mesh, arrays, **options)
-      want, wanted = tools.dense(kind, arrays, **options)
+      if (kind, duplicates) == ("softmax", "positive"):
+        # Twice as many terms in each sum: the loss of either half, and log 2.
+        # (On the whole, autodiff would take 1 / 2 from nearly 1 / 2.)
+        once = images[:half], texts[:half], scale, BIAS
+        want, wanted = tools.dense(kind, once)
+        want = want + np.log(2)
+        twice = [np.concatenate([x, x]) / 2 for x in wanted[:2]]
+        wanted = *twice, *wanted[2:]
+      else:
+        want, wanted = tools.dense(kind, arrays, **options)
       for a, b in zip((loss, *gradients), (want, *wanted), strict=True):
         # A positive's probability less its target has lost all but 1e-9.
         assert tools.relative(a, b) < 3e-11
@@ -188,7 +197,7 @@ def test_the_tolerance_sees_a_wrong_loss(tools, kind, duplicates):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_dense_loss_of_these_tests_is_the_papers(tools, kind):
+def test_the_reference_loss_is_the_papers(tools, kind):
   """The textbook's formulas, where they do not cancel."""
   images, texts = tools.make_pairs(0.0)
   logits = 14.3 * images @ texts.T
