@@ -275,7 +275,12 @@ def timm(tmp_path):
   tower |= {"width": 6, "depth": 1, "heads": 2, "mlp_dim": 12}
   tower |= {"image_size": 4, "patch_size": 2}
   spec = engine.resolve({"image": tower})
-  _write(tmp_path, timm_vit.entries(tower), engine.leaf_shapes(spec), TIMM)
+  _write(
+    tmp_path,
+    timm_vit.NAMES.entries({"image": tower}),
+    engine.leaf_shapes(spec),
+    TIMM,
+  )
   return tmp_path
 
 

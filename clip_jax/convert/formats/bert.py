@@ -10,7 +10,6 @@ from clip_jax.convert import (
   engine,
   portable,
   timm,
-  timm_vit,
   tokenizer_files,
   transforms,
   weights_file,
@@ -262,10 +261,22 @@ def entries(
   for i in range(text["depth"]):
     found += _block(f"{prefix}encoder.layer.{i}", text["heads"], ends, layer=i)
   if text["pooling"] == "pooler":
-    found += timm_vit.linear(
-      f"{prefix}pooler.dense", f"{tower}/pooler", transform=timm_vit.DENSE
+    found += _linear(
+      f"{prefix}pooler.dense", f"{tower}/pooler", transform=_DENSE
     )
   return found
+
+
+def _linear(name: str, path: str, *, transform, layer=None) -> list[Entry]:
+  slots = [Slot(f"{path}/{part}", layer) for part in ("kernel", "bias")]
+  weight, bias = transform
+  return [
+    Entry(f"{name}.weight", (slots[0],), weight),
+    Entry(f"{name}.bias", (slots[1],), bias),
+  ]
+
+
+_DENSE = (transforms.LINEAR, transforms.IDENTITY)
 
 
 def _norm(name, path, ends, layer=None) -> list[Entry]:
@@ -289,10 +300,10 @@ def _block(name, heads, ends, *, layer) -> list[Entry]:
     ("attention.self.key", "attention/key", kernel),
     ("attention.self.value", "attention/value", kernel),
     ("attention.output.dense", "attention/out", out),
-    ("intermediate.dense", "mlp/fc_in", timm_vit.DENSE),
-    ("output.dense", "mlp/fc_out", timm_vit.DENSE),
+    ("intermediate.dense", "mlp/fc_in", _DENSE),
+    ("output.dense", "mlp/fc_out", _DENSE),
   ):
-    found += timm_vit.linear(
+    found += _linear(
       f"{name}.{theirs}", f"{blocks}/{ours}", transform=how, layer=layer
     )
   for theirs, ours in (("attention.output", "ln_1"), ("output", "ln_2")):
