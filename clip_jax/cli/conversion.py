@@ -9,6 +9,8 @@ from clip_jax import errors, terminal
 from clip_jax.cli import flags, verb
 
 _NORMS = ("inception", "imagenet", "openai")
+# The formats that can be written; their modules import much.
+TARGETS = ("clip-jax", "openai", "huggingface", "open-clip", "big-vision")
 
 
 def _add_convert(parser: flags.Parser) -> None:
@@ -20,7 +22,8 @@ def _add_convert(parser: flags.Parser) -> None:
     "--to",
     required=True,
     metavar="FORMAT",
-    help="clip-jax, openai, huggingface, open-clip or big-vision",
+    choices=TARGETS,
+    help=f"{', '.join(TARGETS[:-1])} or {TARGETS[-1]}",
   )
   _add_reading(parser)
   parser.add_argument(
