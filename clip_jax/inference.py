@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clip_jax import embedder, errors, terminal
+from clip_jax import embedder, errors, sharding, terminal
 from clip_jax import fingerprint as fingerprint_lib
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
@@ -34,6 +34,7 @@ Progress = Callable[[int, int | None], None]
 
 _LABEL_SETS_KEPT = 16
 _AT_ONCE = 256
+_DECODE = dict.fromkeys((bytes, bytearray), "; write it as .decode().")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,12 +75,26 @@ class Clip:
   _label_sets: collections.OrderedDict = dataclasses.field(
     default_factory=collections.OrderedDict, init=False, repr=False
   )
-  _cuts: tokenizer_lib.Cuts = dataclasses.field(
-    default_factory=tokenizer_lib.Cuts, init=False, repr=False
-  )
   _lock: Any = dataclasses.field(
     default_factory=threading.Lock, init=False, repr=False
   )
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Returns what pickle keeps: arrays of numpy, and nothing compiled."""
+    left_out = ("_lock", "_label_sets", "encoder")
+    state = {k: v for k, v in self.__dict__.items() if k not in left_out}
+    return {**state, "variables": jax.tree.map(np.asarray, self.variables)}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    """Takes what pickle has kept, on all devices of this machine."""
+    mesh = local_mesh()
+    self.__dict__.update(
+      state,
+      variables=placed(state["variables"], mesh),
+      encoder=embedder.Embedder(state["module"], mesh=mesh),
+      _label_sets=collections.OrderedDict(),
+      _lock=threading.Lock(),
+    )
 
   def __repr__(self) -> str:
     size = self.preprocess and f"images of {self.preprocess.image_size} pixels"
@@ -111,6 +126,7 @@ class Clip:
         message names it.
     """
     self.check_towers("image")
+    images = _stacked(images)
     if isinstance(images, jax.core.Tracer):
       return self._traced("image", images)
     images = preprocess_lib.each(images)
@@ -168,7 +184,7 @@ class Clip:
   ) -> np.ndarray | jax.Array:
     """Returns unit embeddings of texts, float32 (n, embed).
 
-    The first call with texts that are cut at the context length logs it.
+    A call logs how many of its texts were cut at the context length.
 
     Args:
       texts: one text, several in a list or from a generator, or tokens (n,
@@ -182,6 +198,7 @@ class Clip:
       UserError: the model has no text tower, or something is no text.
     """
     self.check_towers("text")
+    texts = _stacked(texts)
     if isinstance(texts, jax.core.Tracer):
       return self._traced("text", texts)
     tokens = self._tokens(texts, cuts)
@@ -207,13 +224,14 @@ class Clip:
       UserError: the model has no text tower, or something is no text.
     """
     self.check_towers("text")
-    if not isinstance(texts, Iterable):
+    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
       raise errors.UserError(
-        f"Texts are given as one or as several, got {type(texts).__name__}."
+        "Texts are given as one str or as several, got "
+        f"{type(texts).__name__}{_DECODE.get(type(texts), '.')}"
       )
     texts = [texts] if isinstance(texts, str) else list(texts)
     rows = self.tokenizer.rows(texts)
-    counted = self._cuts if cuts is None else cuts
+    counted = tokenizer_lib.Cuts() if cuts is None else cuts
     counted.add(texts, rows.cut)
     if cuts is None:
       counted.tell(self.tokenizer.context_length)
@@ -331,10 +349,11 @@ class Clip:
       if prompts in self._label_sets:
         self._label_sets.move_to_end(prompts)
         return self._label_sets[prompts]
+    cuts = tokenizer_lib.Cuts()
     embeds = prompts_lib.class_embeddings(
-      prompts, functools.partial(self.encode_text, cuts=self._cuts)
+      prompts, functools.partial(self.encode_text, cuts=cuts)
     )
-    self._cuts.tell(self.tokenizer.context_length)
+    cuts.tell(self.tokenizer.context_length)
     embeds.flags.writeable = False
     with self._lock:
       self._label_sets[prompts] = embeds
@@ -404,6 +423,17 @@ class Clip:
     )
 
 
+def local_mesh() -> jax.sharding.Mesh | None:
+  """Returns the mesh of all devices; None where there is one device."""
+  return sharding.make_mesh() if jax.device_count() > 1 else None
+
+
+def placed(variables: Any, mesh: jax.sharding.Mesh | None) -> Any:
+  """Returns variables repeated on every device of `mesh`, or on the first."""
+  placement = jax.devices()[0] if mesh is None else sharding.replicated(mesh)
+  return jax.device_put(variables, placement)
+
+
 def _batch_size(given: int | None, default: int) -> int:
   whole = isinstance(given, numbers.Integral)
   if given is not None and not (whole and given >= 1):
@@ -411,6 +441,15 @@ def _batch_size(given: int | None, default: int) -> int:
       f"batch_size={given!r} must be a whole number, at least 1."
     )
   return int(given or max(default, 1))
+
+
+def _stacked(inputs: Any) -> Any:
+  """Returns a list with traced arrays in it as one array."""
+  if isinstance(inputs, list | tuple) and any(
+    isinstance(each, jax.core.Tracer) for each in inputs
+  ):
+    return jnp.stack([jnp.asarray(each) for each in inputs])
+  return inputs
 
 
 def _now(embed: Callable[..., np.ndarray], *inputs: Any) -> np.ndarray:
