@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from clip_jax import convert, embedder, errors, inference
+from clip_jax import convert, embedder, errors, inference, sharding
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import run_model
@@ -59,7 +59,7 @@ def load(
     variants.create_model(engine.completed(found.spec)),
     found.variables(),
     spec=found.spec,
-    mesh=inference.local_mesh(),
+    mesh=sharding.local_mesh(),
     # Of the Hub, with the commit.
     path=found.source.get("address") or str(path.resolve()),
     files=found.files,
@@ -72,7 +72,7 @@ def _load_workdir(path: pathlib.Path, step: int | None) -> inference.Clip:
     run_model.make(saved.config),
     saved.variables,
     spec=saved.spec,
-    mesh=inference.local_mesh(),
+    mesh=sharding.local_mesh(),
     path=str(path.resolve()),
     step=saved.step,
     files=saved.files,
@@ -113,7 +113,7 @@ def assemble(
     preprocess = preprocess_lib.Preprocess.from_spec(spec)
   return inference.Clip(
     module=module,
-    variables=inference.placed(variables, mesh),
+    variables=sharding.place_everywhere(variables, mesh),
     tokenizer=tokenizer,
     preprocess=preprocess,
     encoder=embedder.Embedder(module, mesh=mesh),

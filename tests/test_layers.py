@@ -22,7 +22,7 @@ FLOORS = (
   "evals report",
   "checkpoints",
   "convert",
-  "embedder fingerprint inference tokens",
+  "embedder fingerprint inference inputs",
   "search train",
   "loading",
   "doctor plan",
