@@ -19,6 +19,7 @@ RANKS = {
   "clip_jax.json_lines": 0,
   "clip_jax.json_text": 0,
   "clip_jax.regular_files": 0,
+  "clip_jax.host_memory": 0,
   "clip_jax.config": 0,
   "clip_jax.tokenizer": 0,
   "clip_jax.preprocess": 0,

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from clip_jax import errors, terminal
+from clip_jax import errors, host_memory, terminal
 from clip_jax.cli import flags, measures, verb
 
 # As long as JAX waits by itself.
@@ -85,6 +85,7 @@ def _check_train(arguments: argparse.Namespace) -> str | None:
 
 def train(arguments: argparse.Namespace) -> verb.Answer:
   """Trains a model as a config says."""
+  host_memory.keep_freed()
   with joined_processes(arguments):
     return _train(arguments)
 
