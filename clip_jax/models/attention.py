@@ -77,7 +77,9 @@ def attend(
   Returns:
     (batch, queries, heads, head_dim).
   """
-  if is_fused(query, backend=jax.default_backend()):
+  # A single masked query is little work, which cuDNN was never tried for.
+  alone = query.shape[1] == 1 and mask is not None
+  if not alone and is_fused(query, backend=jax.default_backend()):
     return fused_attend(
       query, key, value, causal=causal, mask=mask, implementation="cudnn"
     )

@@ -274,15 +274,9 @@ class Encoder(nn.Module):
       param_dtype=self.param_dtype,
     )
     watched = self.is_mutable_collection("intermediates")
-    if (
-      at is not None
-      and not watched
-      and self.has_variable("params", paths.BLOCKS)
-    ):
-      stack, block = (
-        self.variables["params"][paths.BLOCKS],
-        make_block(parent=None),
-      )
+    stack = self.variables.get("params", {}).get(paths.BLOCKS)
+    if at is not None and stack is not None and not watched:
+      block = make_block(parent=None)
 
       def run(i, x, at=None):
         # A loop over slices of the stack would copy all but the last block.
