@@ -384,7 +384,7 @@ def test_another_normalizer_makes_another_tokenizer(clip):
   files = clip_bpe.files(77)
   text = {"vocab_size": 49408}
   found = [
-    huggingface_tokenizer.describe(changed, "clip", text, report.Report(""))
+    huggingface_tokenizer.clip(changed, text, report.Report(""))
     for changed in (
       files,
       {
