@@ -18,10 +18,10 @@ import jax
 import ml_collections
 
 from clip_jax import errors, sharding
+from clip_jax.checkpoints import run_model
 from clip_jax.config import overrides
 from clip_jax.models import block_chain, paths, resnet, sharded, variants
 from clip_jax.plan import jobs, memory, planner, topology
-from clip_jax.train import step
 
 # What the backward pass computes again, as a part of the forward pass: of a
 # Vision Transformer the products of attention and what is elementwise, or all
@@ -294,7 +294,7 @@ class _Bounds:
     """
     base = self._base
     # A loop's copies of its kernels are no part of what must be kept.
-    model = variants.without_loops(step.make_model(_with(base.config, changes)))
+    model = variants.without_loops(run_model.make(_with(base.config, changes)))
 
     def local(x):
       rows, *others = x.sharding.shard_shape(x.shape)
