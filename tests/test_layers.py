@@ -57,7 +57,6 @@ OPTIONAL = {"huggingface_hub", "sentencepiece"}
 BY_NAME = {
   "clip_jax",
   "clip_jax.cli.verbs",
-  "clip_jax.convert.conversion",
   "clip_jax.convert.oracles",
   "clip_jax.data.sources",
 }

@@ -31,7 +31,7 @@ from typing import Any
 
 from clip_jax.convert import transforms
 from clip_jax.convert.engine.entries import Entry, Slot, block_slot, towers
-from clip_jax.models import resnet
+from clip_jax.models import paths, resnet
 
 Tower = Mapping[str, Any]
 
@@ -246,7 +246,7 @@ class _Place:
         yield dataclasses.replace(
           self,
           theirs=self.theirs + name,
-          ours=f"{self.ours}stage_{stage}_block_{block + 1}/",
+          ours=f"{self.ours}{paths.block(stage, block + 1)}/",
           facts={**self.facts, "first": block == 0},
         )
 
