@@ -5,7 +5,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import numbers
 import os
 import pathlib
 import threading
@@ -17,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clip_jax import embedder, errors, terminal
+from clip_jax import embedder, errors, sharding, terminal
 from clip_jax import fingerprint as fingerprint_lib
+from clip_jax import inputs as inputs_lib
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
-from clip_jax import tokens as tokens_lib
 from clip_jax.convert import destinations, model_dir, portable
 from clip_jax.evals import probabilities as probabilities_lib
 from clip_jax.evals import prompts as prompts_lib
@@ -75,12 +74,26 @@ class Clip:
   _label_sets: collections.OrderedDict = dataclasses.field(
     default_factory=collections.OrderedDict, init=False, repr=False
   )
-  _cuts: tokenizer_lib.Cuts = dataclasses.field(
-    default_factory=tokenizer_lib.Cuts, init=False, repr=False
-  )
   _lock: Any = dataclasses.field(
     default_factory=threading.Lock, init=False, repr=False
   )
+
+  def __getstate__(self) -> dict[str, Any]:
+    """Returns what pickle keeps: arrays of numpy, and nothing compiled."""
+    left_out = ("_lock", "_label_sets", "encoder")
+    state = {k: v for k, v in self.__dict__.items() if k not in left_out}
+    return {**state, "variables": jax.tree.map(np.asarray, self.variables)}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    """Takes what pickle has kept, on all devices of this machine."""
+    mesh = sharding.local_mesh()
+    self.__dict__.update(
+      state,
+      variables=sharding.place_everywhere(state["variables"], mesh),
+      encoder=embedder.Embedder(state["module"], mesh=mesh),
+      _label_sets=collections.OrderedDict(),
+      _lock=threading.Lock(),
+    )
 
   def __repr__(self) -> str:
     size = self.preprocess and f"images of {self.preprocess.image_size} pixels"
@@ -112,13 +125,18 @@ class Clip:
         message names it.
     """
     self.check_towers("image")
+    images = inputs_lib.stacked(images)
     if isinstance(images, jax.core.Tracer):
       return self._traced("image", images)
     images = preprocess_lib.each(images)
     total = len(images) if isinstance(images, list) else None
     rest, done = iter(images), 0
-    size = _batch_size(batch_size, _AT_ONCE)
+    size = inputs_lib.batch_size(batch_size, _AT_ONCE)
     parts = [np.zeros((0, self.module.embed_dim), np.float32)]
+
+    def read(image, name):
+      return inputs_lib.read_image(image, self.preprocess, name=name)
+
     with (
       concurrent.futures.ThreadPoolExecutor(4) as pool,
       terminal.told(progress, "encode_image", unit="images") as tell,
@@ -126,24 +144,11 @@ class Clip:
       while some := list(itertools.islice(rest, size)):
         numbers = itertools.count(done)
         names = (f"images[{i}]" if total != 1 else "" for i in numbers)
-        pixels = np.stack(list(pool.map(self._pixels, some, names)))
+        pixels = np.stack(list(pool.map(read, some, names)))
         parts.append(self.embed_images(pixels))
         done += len(some)
         tell(done, total)
-    return _whole(parts, as_numpy)
-
-  def _pixels(self, image: ImageInput, name: str) -> np.ndarray:
-    try:
-      return self.preprocess(image)
-    except errors.UserError as error:
-      if isinstance(image, str | os.PathLike):
-        name = "" if str(image) in str(error) else str(image)
-      if not name:
-        raise
-      message = f"{name}: {error}"
-      if isinstance(error, preprocess_lib.ImageError):
-        raise preprocess_lib.ImageError(message, reason=error.reason) from None
-      raise errors.UserError(message) from None
+    return _joined(parts, as_numpy)
 
   def with_max_pixels(self, max_pixels: int | None) -> "Clip":
     """Returns the same model, which reads images of so many pixels."""
@@ -169,7 +174,7 @@ class Clip:
   ) -> np.ndarray | jax.Array:
     """Returns unit embeddings of texts, float32 (n, embed).
 
-    The first call with texts that are cut at the context length logs it.
+    A call logs how many of its texts were cut at the context length.
 
     Args:
       texts: one text, several in a list or from a generator, or tokens (n,
@@ -183,17 +188,20 @@ class Clip:
       UserError: the model has no text tower, or something is no text.
     """
     self.check_towers("text")
+    texts = inputs_lib.stacked(texts)
     if isinstance(texts, jax.core.Tracer):
       return self._traced("text", texts)
     tokens = self._tokens(texts, cuts)
-    size = _batch_size(batch_size, _AT_ONCE if progress else len(tokens))
+    size = inputs_lib.batch_size(
+      batch_size, _AT_ONCE if progress else len(tokens)
+    )
     parts = [np.zeros((0, self.module.embed_dim), np.float32)]
     with terminal.told(progress, "encode_text", unit="texts") as tell:
       for start in range(0, len(tokens), size):
         some = tokens[start : start + size]
         parts.append(_now(self.encoder.embed_tokens, self.variables, some))
         tell(start + len(some), len(tokens))
-    return _whole(parts, as_numpy)
+    return _joined(parts, as_numpy)
 
   def tokenize(
     self, texts: Texts, *, cuts: tokenizer_lib.Cuts | None = None
@@ -208,13 +216,9 @@ class Clip:
       UserError: the model has no text tower, or something is no text.
     """
     self.check_towers("text")
-    if not isinstance(texts, Iterable):
-      raise errors.UserError(
-        f"Texts are given as one or as several, got {type(texts).__name__}."
-      )
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = inputs_lib.listed_texts(texts)
     rows = self.tokenizer.rows(texts)
-    counted = self._cuts if cuts is None else cuts
+    counted = tokenizer_lib.Cuts() if cuts is None else cuts
     counted.add(texts, rows.cut)
     if cuts is None:
       counted.tell(self.tokenizer.context_length)
@@ -223,27 +227,23 @@ class Clip:
   def _tokens(self, texts, cuts) -> np.ndarray:
     """Returns the tokens (n, length) of texts, or those that were given."""
     tower = self.module.text
-    if tokens_lib.are_given(texts):
+    if inputs_lib.are_given(texts):
       tokens = np.atleast_2d(np.asarray(texts))
-      tokens_lib.check_length(tokens, tower)
+      inputs_lib.check_length(tokens, tower)
     else:
       tokens = self.tokenize(texts, cuts=cuts)
     if tokens.size:
-      tokens_lib.check_ids(tokens, tower)
+      inputs_lib.check_ids(tokens, tower)
     return tokens
 
   def _traced(self, part: str, inputs: jax.Array) -> jax.Array:
     """Returns unit embeddings (n, embed) of prepared inputs under a trace."""
     if part == "text":
       inputs = jnp.atleast_2d(inputs)
-      tokens_lib.check_length(inputs, self.module.text)
+      inputs_lib.check_length(inputs, self.module.text)
     else:
       size = self.preprocess.image_size
-      if inputs.ndim not in (3, 4) or inputs.shape[-3:] != (size, size, 3):
-        raise errors.UserError(
-          f"Images that are traced must be prepared, (n, {size}, {size}, 3), "
-          f"as clip.preprocess does it for each; got {inputs.shape}."
-        )
+      inputs_lib.check_traced_images(inputs, size)
       inputs = inputs.reshape(-1, size, size, 3)
     embeds = self.module.apply(self.variables, inputs, method=f"encode_{part}")
     return embeds.astype(jnp.float32)
@@ -332,10 +332,11 @@ class Clip:
       if prompts in self._label_sets:
         self._label_sets.move_to_end(prompts)
         return self._label_sets[prompts]
+    cuts = tokenizer_lib.Cuts()
     embeds = prompts_lib.class_embeddings(
-      prompts, functools.partial(self.encode_text, cuts=self._cuts)
+      prompts, functools.partial(self.encode_text, cuts=cuts)
     )
-    self._cuts.tell(self.tokenizer.context_length)
+    cuts.tell(self.tokenizer.context_length)
     embeds.flags.writeable = False
     with self._lock:
       self._label_sets[prompts] = embeds
@@ -408,15 +409,6 @@ class Clip:
     )
 
 
-def _batch_size(given: int | None, default: int) -> int:
-  whole = isinstance(given, numbers.Integral)
-  if given is not None and not (whole and given >= 1):
-    raise errors.UserError(
-      f"batch_size={given!r} must be a whole number, at least 1."
-    )
-  return int(given or max(default, 1))
-
-
 def _now(embed: Callable[..., np.ndarray], *inputs: Any) -> np.ndarray:
   """Returns `embed(*inputs)`, computed even while JAX traces a caller.
 
@@ -428,6 +420,6 @@ def _now(embed: Callable[..., np.ndarray], *inputs: Any) -> np.ndarray:
     return thread.submit(embed, *inputs).result()
 
 
-def _whole(parts: list[np.ndarray], as_numpy: bool) -> np.ndarray | jax.Array:
+def _joined(parts: list[np.ndarray], as_numpy: bool) -> np.ndarray | jax.Array:
   embeds = np.concatenate(parts)
   return embeds if as_numpy else jnp.asarray(embeds)

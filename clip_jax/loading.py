@@ -37,6 +37,11 @@ def load(
     UserError: there is no such model or no such checkpoint, or none is good.
     AmbiguousError: the checkpoint has several meanings.
   """
+  if not isinstance(model, str | os.PathLike):
+    raise errors.UserError(
+      "A model is named by a path or by hf-hub:ORG/NAME, got "
+      f"{type(model).__name__}."
+    )
   path = pathlib.Path(model).expanduser()
   if source_format in (None, workdir.NAME) and workdir.recognise(path):
     return _load_workdir(path, step)
@@ -56,15 +61,11 @@ def load(
     ),
     found.variables(),
     spec=found.spec,
-    mesh=_mesh(),
+    mesh=sharding.local_mesh(),
     # Of the Hub, with the commit.
     path=found.source.get("address") or str(path.resolve()),
     files=found.files,
   )
-
-
-def _mesh() -> jax.sharding.Mesh | None:
-  return sharding.make_mesh() if jax.device_count() > 1 else None
 
 
 def _load_workdir(path: pathlib.Path, step: int | None) -> inference.Clip:
@@ -73,7 +74,7 @@ def _load_workdir(path: pathlib.Path, step: int | None) -> inference.Clip:
     run_model.make(saved.config),
     saved.variables,
     spec=saved.spec,
-    mesh=_mesh(),
+    mesh=sharding.local_mesh(),
     path=str(path.resolve()),
     step=saved.step,
     files=saved.files,
@@ -103,7 +104,6 @@ def assemble(
     step: number of updates it was trained for, if anything says it.
     files: of the tokenizer by their names, if it has any.
   """
-  placement = jax.devices()[0] if mesh is None else sharding.replicated(mesh)
   tokenizer = preprocess = None
   if "text" in spec:
     tokenizer = tokenizer_lib.make_tokenizer(
@@ -115,7 +115,7 @@ def assemble(
     preprocess = preprocess_lib.Preprocess.from_spec(spec)
   return inference.Clip(
     module=module,
-    variables=jax.device_put(variables, placement),
+    variables=sharding.place_everywhere(variables, mesh),
     tokenizer=tokenizer,
     preprocess=preprocess,
     encoder=embedder.Embedder(module, mesh=mesh),

@@ -231,3 +231,14 @@ def _place_array(local: np.ndarray, sharding):
 
   shape = (batch_size, *local.shape[1:])
   return jax.make_array_from_callback(shape, sharding, block)
+
+
+def local_mesh() -> Mesh | None:
+  """Returns the mesh of all devices; None where there is one device."""
+  return make_mesh() if jax.device_count() > 1 else None
+
+
+def place_everywhere(variables: Any, mesh: Mesh | None) -> Any:
+  """Returns variables repeated on every device of `mesh`, or on the first."""
+  placement = jax.devices()[0] if mesh is None else replicated(mesh)
+  return jax.device_put(variables, placement)

@@ -58,6 +58,15 @@ def _escape(character: str) -> str:
   return character.encode("unicode_escape").decode("ascii")
 
 
+def percent(fraction: float) -> str:
+  """Returns a share in percent, with two digits where it is small."""
+  if fraction >= 0.1:
+    return f"{100 * fraction:.1f} %"
+  if fraction >= 1e-6:
+    return f"{float(f'{100 * fraction:.1e}'):.6g} %"
+  return "0 %" if fraction == 0 else "<0.0001 %"
+
+
 def encodable(text: str, encoding: str | None) -> str:
   """Returns `text` for a stream that may have less than Unicode.
 

@@ -220,7 +220,7 @@ def timm_directory(directory):
   spec = engine.resolve({"image": tower, **timm._FIXED, **about})
   safetensors_file.write(
     directory / "model.safetensors",
-    _tensors(timm_vit.entries(tower), spec),
+    _tensors(timm_vit.NAMES.entries({"image": tower}), spec),
   )
   return directory
 

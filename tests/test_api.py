@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import pathlib
+import pickle
 import typing
 
 import jax
@@ -249,7 +250,8 @@ def test_texts_may_come_in_many_ways(clip):
 
 @pytest.mark.parametrize("texts", [None, 3, [None], b"cat", ["cat", 1]])
 def test_what_is_no_text_is_a_clear_error(clip, texts):
-  with pytest.raises(clip_jax.UserError, match=r"got (NoneType|int|bytes)"):
+  got = r"got (NoneType|int|bytes; write it as \.decode\(\))"
+  with pytest.raises(clip_jax.UserError, match=got):
     clip.encode_text(texts)
 
 
@@ -333,6 +335,8 @@ def test_labels_and_templates_may_be_as_on_the_command_line(clip, tmp_path):
     np.testing.assert_array_equal(got, want)
   with pytest.raises(clip_jax.UserError, match="got int"):
     clip.classify(image, 5)
+  with pytest.raises(clip_jax.UserError, match=r"sorted\(labels\)"):
+    clip.classify(image, {"a", "b"})
 
 
 def test_functions_may_be_traced(clip):
@@ -359,6 +363,22 @@ def test_functions_may_be_traced(clip):
     ),
   ):
     np.testing.assert_allclose(jax.jit(function)(given), want, atol=2e-6)
+  for function, given in (
+    (clip.encode_image, images),
+    (clip.encode_text, tokens),
+  ):
+    got = jax.jit(lambda x, f=function: f([x[0], x[1]]))(given)
+    np.testing.assert_allclose(got, function(given), atol=2e-6)
+
+
+def test_a_model_can_be_pickled(clip):
+  again = pickle.loads(pickle.dumps(clip))
+  assert again.fingerprint == clip.fingerprint
+  images = pixels(2)
+  # On all devices now, which round otherwise than one.
+  np.testing.assert_allclose(
+    again.classify(images, "a,b"), clip.classify(images, "a,b"), rtol=1e-6
+  )
 
 
 def test_texts_are_embedded_in_a_trace_on_several_devices(shared):
@@ -463,7 +483,7 @@ def told(caplog):
   return [r.getMessage() for r in caplog.records if "cut off" in r.getMessage()]
 
 
-def test_that_texts_were_cut_is_told_once_with_their_number(clip, caplog):
+def test_each_call_tells_how_many_of_its_texts_were_cut(clip, caplog):
   long = "a cat and a dog and an owl and a bird"
   with caplog.at_level(logging.WARNING):
     clip.encode_text(["a cat"])
@@ -471,9 +491,13 @@ def test_that_texts_were_cut_is_told_once_with_their_number(clip, caplog):
     clip.encode_text([long, "a dog", long + "s"])
     clip.encode_text([long])
     clip.classify(pixels(1), [long, "cat"])
-  (message,) = told(caplog)
-  assert message.startswith("2 of 4 texts are longer than the 9 tokens")
-  assert "'a cat and a dog" in message
+  first, second, third = told(caplog)
+  assert first.startswith("2 of 3 texts are longer than the 9 tokens")
+  assert "'a cat and a dog" in first
+  assert second.startswith("1 of 1 texts is longer")
+  assert third.startswith("1 of 2 texts is longer")
+  # The root logger would show its name, and change how a program logs.
+  assert all(record.name.startswith("clip_jax.") for record in caplog.records)
 
 
 @pytest.mark.parametrize("words, cut", [(6, 0), (7, 0), (8, 1), (80, 1)])

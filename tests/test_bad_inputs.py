@@ -385,7 +385,7 @@ CASES = {
   ),
   # Images, labels and templates.
   "missing image": Case(
-    CLASSIFY + "$image $here/none.jpg", ("none.jpg", "No such file")
+    CLASSIFY + "$here/none.jpg", ("none.jpg", "No such file")
   ),
   "directory as an image": Case(CLASSIFY + "$here", ("Is a directory",)),
   "image of zero bytes": Case(
@@ -418,7 +418,7 @@ CASES = {
   ),
   # Evaluations.
   "unknown task": Case(
-    EVAL + "zeroshot", ("'zeroshot'", "Did you mean 'zero_shot'?")
+    EVAL + "zeroshot", ("'zeroshot'", "Did you mean 'zero_shot'?"), 2
   ),
   "labels for retrieval": Case(
     EVAL + "retrieval --labels a,b", ("takes no labels",)

@@ -16,7 +16,9 @@ import pytest
 from PIL import Image
 
 from clip_jax import cli, errors, loading
-from clip_jax.cli import parser, verb, verbs
+from clip_jax.cli import conversion, parser, use, verb, verbs
+from clip_jax.convert import conversion as convert_lib
+from clip_jax.evals import tasks
 from clip_jax.train import peers
 
 CONFIG = """
@@ -147,14 +149,13 @@ def test_eval_prints_a_table(workdir, capsys):
   cli.main(["eval", str(workdir), "--task", "zero_shot", *arguments])
   out = capsys.readouterr().out
   assert "zero_shot on builtin:digits/test, step 2" in out
-  assert "top-1, 99.5 % interval" in out
+  assert "top-1, 95 % interval" in out
   assert "364" in out
 
 
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    (["--task", "zero_sot"], "Did you mean 'zero_shot'"),
     (["--task", "zero_shot", "--labels", "a,b"], "2 labels are given"),
     (["--task", "zero_shot", "--labels", "x.txt"], "does not exist"),
     (["--task", "zero_shot", "--template", "none"], "one placeholder"),
@@ -187,6 +188,27 @@ def test_classify_gives_each_image_the_probability_of_each_label(
     assert sum(got) == pytest.approx(1)
 
 
+def test_the_values_that_are_offered_are_those_that_there_are():
+  assert set(use.TASKS) == set(tasks.TASKS)
+  assert set(conversion.TARGETS) == set(convert_lib.targets())
+
+
+def test_classify_tells_each_bad_image_and_answers_the_others(
+  workdir, image, tmp_path, capsys
+):
+  (tmp_path / "broken.png").write_bytes(b"no image")
+  words = ["classify", workdir, tmp_path / "broken.png", image, "gone.png"]
+  with pytest.raises(SystemExit) as caught:
+    cli.main([*map(str, words), "--labels=a,b", "--json"])
+  assert caught.value.code == 1
+  out, err = capsys.readouterr()
+  for name in ("broken.png", "gone.png"):
+    assert sum(name in line for line in err.splitlines()) == 1, err
+  right, *wrong = json.loads(out)
+  assert right["image"] == str(image) and len(right["probabilities"]) == 2
+  assert [set(entry) for entry in wrong] == [{"image", "error"}] * 2
+
+
 def test_classify_prints_the_most_probable_label_first(workdir, image, capsys):
   cli.main(["classify", str(workdir), str(image), "--labels", DIGITS])
   lines = capsys.readouterr().out.splitlines()[2:]
@@ -199,16 +221,12 @@ def test_classify_names_the_image_that_cannot_be_read(
   workdir, image, tmp_path, capsys
 ):
   (tmp_path / "broken.png").write_bytes(image.read_bytes()[:200])
-  error = fails(
-    capsys, "classify", workdir, image, tmp_path / "broken.png", "--labels", "a"
-  )
-  assert "broken.png" in error
+  words = ["classify", workdir, tmp_path / "broken.png", "--labels", "a,b"]
+  assert "broken.png" in fails(capsys, *words)
 
 
-def test_images_are_looked_for_before_the_model(image, capsys):
-  error = fails(
-    capsys, "classify", "nowhere", image, "gone.png", "--labels", "a,b"
-  )
+def test_images_are_looked_for_before_the_model(capsys):
+  error = fails(capsys, "classify", "nowhere", "gone.png", "--labels", "a,b")
   assert "No such file or directory: gone.png" in error
   error = fails(capsys, "search", "nowhere", "--image", "gone.png")
   assert "No such file or directory: gone.png" in error
@@ -347,6 +365,10 @@ def test_what_is_dropped_is_counted_apart(tmp_path, image, capsys):
     (["models", "--jsn"], "Did you mean --json?"),
     (["models", "extra"], "unrecognized arguments: extra"),
     (["eval", "m", "--task", "zero_shot"], "required: --data"),
+    (["eval", "m", "--task=zero_sot", "--data=d"], "Did you mean 'zero_shot'?"),
+    (["convert", "a", "b", "--to=opneai"], "Did you mean 'openai'?"),
+    (["embed", "m", "--dtype=float8"], "Known: float16, float32"),
+    (["data", "inspct", "builtin:digits"], "Did you mean inspect?"),
     (["classify", "m", "--labels", "a"], "required: IMAGE"),
     (["search", "index"], "give a text"),
     (["search", "index", " "], "is empty"),

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import cli
-from clip_jax.cli.commands import use
+from clip_jax import cli, terminal
 
 
 def _load(path):
@@ -323,7 +322,7 @@ def test_classify_reads_images_of_as_many_pixels_as_it_is_told(models, data):
   ],
 )
 def test_small_probabilities_keep_two_digits(fraction, shown):
-  assert use.percent(fraction) == shown
+  assert terminal.percent(fraction) == shown
 
 
 def test_cut_captions_are_told_once_with_their_number(models, data, tmp_path):

@@ -270,6 +270,11 @@ def test_what_is_no_model_is_described(tmp_path, make, message):
   assert "a workdir of `clip-jax train`" in str(caught.value)
 
 
+def test_a_model_is_named_by_a_text_or_a_path():
+  with pytest.raises(errors.UserError, match=r"hf-hub.*got int"):
+    clip_jax.load(3)
+
+
 def test_a_workdir_whose_config_is_damaged_is_refused(tmp_path):
   (tmp_path / "checkpoints").mkdir()
   (tmp_path / "config.json").write_text(json.dumps({"modell": "x"}))

@@ -346,7 +346,9 @@ def _timm(root):
   tower |= {"width": 6, "depth": 1, "heads": 2, "mlp_dim": 24}
   tower |= {"image_size": 4, "patch_size": 2}
   spec = engine.resolve({"image": tower})
-  _weights(root, timm_vit.entries(tower), engine.leaf_shapes(spec))
+  _weights(
+    root, timm_vit.NAMES.entries({"image": tower}), engine.leaf_shapes(spec)
+  )
   (root / "config.json").write_text(json.dumps(TIMM))
   return Victim(root / "config.json", lambda: _open(root))
 

@@ -15,14 +15,14 @@ PACKAGE = pathlib.Path(clip_jax.__file__).parent
 # The floors of the package, the lowest first; what stands on one imports from
 # its own and from those below.
 FLOORS = (
-  "config errors json_lines json_text packing preprocess programs regular_files"
-  " sharding terminal tokenizer versions",
+  "config errors host_memory json_lines json_text packing preprocess programs"
+  " regular_files sharding terminal tokenizer versions",
   "models",
   "data losses",
   "evals report",
   "checkpoints",
   "convert",
-  "embedder fingerprint inference tokens",
+  "embedder fingerprint inference inputs",
   "search train",
   "loading",
   "doctor plan",
@@ -38,6 +38,7 @@ FORBIDDEN = {
   "config": _HEAVY,
   "data": {"jax", "flax", "optax", "orbax"},
   "errors": _HEAVY,
+  "host_memory": _HEAVY,
   "json_lines": _HEAVY,
   "json_text": _HEAVY,
   "losses": _OUTSIDE_OF_MODELS,

@@ -49,7 +49,7 @@ def test_the_help_of_a_verb_ends_with_examples_that_parse(verb, capsys):
       "--labels is given 2 times; the last one counts: c",
     ),
     (
-      "eval m --task t --data d --template x --templates y",
+      "eval m --task retrieval --data d --template x --templates y",
       "--templates is given 2 times; the last one counts: y",
     ),
     (

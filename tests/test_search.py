@@ -199,6 +199,12 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path, name):
   assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / "meta.json")
+  with pytest.raises(errors.UserError, match="left alone"):
+    make_index(tmp_path, units(9, 3))
+
+
 def test_a_file_is_no_place_for_an_index(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(errors.UserError, match="is a file"):

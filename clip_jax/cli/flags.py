@@ -2,8 +2,11 @@
 
 import argparse
 import contextlib
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
+
+from clip_jax import errors
 
 MODEL = (
   "a model: a workdir of `clip-jax train`, a checkpoint in any format that "
@@ -38,6 +41,8 @@ class Parser(argparse.ArgumentParser):
   def add_argument(self, *names: str, **settings):
     """Adds an argument as argparse does."""
     self.flags += [name for name in names if name.startswith("--")]
+    if settings.get("choices") and "type" not in settings:
+      settings["type"] = functools.partial(_one_of, settings["choices"])
     self.arguments.append(super().add_argument(*names, **settings))
     return self.arguments[-1]
 
@@ -46,6 +51,13 @@ class Parser(argparse.ArgumentParser):
     added = super().add_subparsers(**settings)
     self.actions = added.choices
     return added
+
+
+def _one_of(names: Iterable[str], text: str) -> str:
+  """Returns `text` if it is one of `names`, for argparse's `type`."""
+  if text not in names:
+    raise argparse.ArgumentTypeError(str(errors.unknown("value", text, names)))
+  return text
 
 
 def add_config(parser: Parser) -> None:

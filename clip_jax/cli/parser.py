@@ -40,6 +40,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         _hint_at_override(chosen, word)
       _refuse(chosen, "flag", flag, chosen.flags)
   if verb.has_actions:  # Has parsers of its own.
+    action = next((word for word in words if not word.startswith("-")), None)
+    if action is not None and action not in chosen.actions:
+      _refuse(chosen, "action", action, chosen.actions)
     arguments = chosen.parse_args(words)
   else:  # Options may stand before, between and after the others.
     arguments = chosen.parse_intermixed_args(words)

@@ -22,18 +22,17 @@ from clip_jax.convert import (
   open_clip_export,
   open_clip_refusals,
   open_clip_sources,
-  openai_entries,
   portable,
   timm_vit,
   tokenizer_files,
-  transforms,
   weights_file,
 )
 from clip_jax.convert import open_clip_files as files_lib
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import safetensors_file
-from clip_jax.convert.engine import Entry, Slot
-from clip_jax.convert.formats import bert
+from clip_jax.convert.engine import Entry
+from clip_jax.convert.engine.names import Names
+from clip_jax.convert.formats import bert, openai_names
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import clip
 from clip_jax.tokenizer import files as tokenizer_lib_files
@@ -46,7 +45,48 @@ IGNORED = (
   r"^(text\.)?attn_mask$",
   r"^visual\..*\.num_batches_tracked$",
 )
-SCALARS = {"logit_scale": "log_scale", "logit_bias": "logit_bias"}
+SCALARS = ("logit_scale", "logit_bias")
+WHOLE = """
+-       logit_scale   log_scale   if not boxed_scale
+box     logit_scale   log_scale   if boxed_scale
+part    .             .           bias    if init_logit_bias!=None
+part    visual.       image       vit     if image_names=vit
+part    visual.       image       resnet  if image_names=resnet
+part    visual.trunk. image       timm    if image_names=timm
+-       visual.proj            image_projection/kernel  if image_end=parameter
+weight  visual.{image_head}    image_projection         if image_end=linear
+linear  visual.{image_head}    image_projection       if image_end=linear_bias
+weight  visual.{image_head}.0  image_projection/fc_in   if image_end=mlp
+weight  visual.{image_head}.2  image_projection/fc_out  if image_end=mlp
+part    {prefix}               text        text  if text.kind=transformer
+-       {prefix}text_projection  text_projection/kernel if text_end=parameter
+weight  {prefix}{text_head}    text_projection          if text_end=linear
+linear  {prefix}{text_head}    text_projection        if text_end=linear_bias
+weight  {prefix}{text_head}.0  text_projection/fc_in    if text_end=mlp
+weight  {prefix}{text_head}.2  text_projection/fc_out   if text_end=mlp
+"""
+BIAS = """
+-    logit_bias  logit_bias  if not boxed_bias
+box  logit_bias  logit_bias  if boxed_bias
+"""
+NAMES = Names(
+  {
+    "whole": WHOLE,
+    "bias": BIAS,
+    **openai_names.TABLES,
+    **timm_vit.TABLES,
+  },
+  variables={
+    "boxed_scale": False,
+    "boxed_bias": False,
+    "image_names": "vit",
+    "image_end": "parameter",
+    "image_head": None,
+    "prefix": "",
+    "text_end": "parameter",
+    "text_head": "text_projection",
+  },
+)
 
 refusals = open_clip_refusals.refusals
 
@@ -222,63 +262,33 @@ def entries(spec: dict[str, Any], layout: dict[str, Any]) -> list[Entry]:
       None for a tower of OpenCLIP's own); "prefix" of the text tower's names;
       "scalars", the shapes of the scale and the bias; "legacy_norms" of BERT.
   """
-  found = []
-  for name, ours in SCALARS.items():
-    if name == "logit_scale" or spec["init_logit_bias"] is not None:
-      shape = tuple(layout["scalars"].get(name, ()))
-      how = transforms.reshape((), shape)
-      found.append(Entry(name, (Slot(f"params/{ours}"),), how))
-  return [*found, *_image(spec, layout), *_text(spec, layout)]
-
-
-def _projection(part, kind, name, parameter=None) -> list[Entry]:
-  """Returns the entries of a projection kept as linear layers."""
-  path = f"params/{part}_projection"
-  if kind == "none":
-    return []
-  if kind == "mlp":
-    return [
-      Entry(
-        f"{name}.{i}.weight", (Slot(f"{path}/{fc}/kernel"),), transforms.LINEAR
-      )
-      for i, fc in ((0, "fc_in"), (2, "fc_out"))
-    ]
-  if kind == "linear" and parameter:
-    return [Entry(parameter, (Slot(f"{path}/kernel"),))]
-  weight = Entry(f"{name}.weight", (Slot(f"{path}/kernel"),), transforms.LINEAR)
-  bias = Entry(f"{name}.bias", (Slot(f"{path}/bias"),))
-  return [weight, bias] if kind == "linear_bias" else [weight]
-
-
-def _image(spec, layout) -> list[Entry]:
-  image, head = spec["image"], layout["image_head"]
+  head, prefix = layout["image_head"], layout["prefix"]
+  is_bert = spec["text"]["kind"] == "bert"
+  image_end, text_end = spec["image_projection"], spec["text_projection"]
   if head is None:
-    native = {
-      "vit": openai_entries.vit_entries,
-      "resnet": openai_entries.resnet_entries,
-    }
-    return native[image["kind"]](image)
-  return [
-    *timm_vit.entries(image, "visual.trunk."),
-    *_projection("image", spec["image_projection"], f"visual.{head}"),
-  ]
-
-
-def _text(spec, layout) -> list[Entry]:
-  text, prefix = spec["text"], layout["prefix"]
-  kind = spec["text_projection"]
-  if text["kind"] == "bert":
-    names = bert.entries(
-      text,
+    image_end = "parameter" if spec["image"]["kind"] == "vit" else "none"
+  if text_end == "linear" and not is_bert:
+    text_end = "parameter"
+  found = NAMES.entries(
+    spec,
+    {
+      "boxed_scale": bool(layout["scalars"].get("logit_scale")),
+      "boxed_bias": bool(layout["scalars"].get("logit_bias")),
+      "image_names": spec["image"]["kind"] if head is None else "timm",
+      "image_end": image_end,
+      "image_head": head,
+      "prefix": prefix,
+      "text_end": text_end,
+      "text_head": "proj" if is_bert else "text_projection",
+    },
+  )
+  if is_bert:
+    found += bert.entries(
+      spec["text"],
       prefix=f"{prefix}transformer.",
       legacy_norms=layout["legacy_norms"],
     )
-    return [*names, *_projection("text", kind, f"{prefix}proj")]
-  name = f"{prefix}text_projection"
-  return [
-    *openai_entries.text_entries(text, prefix),
-    *_projection("text", kind, name, parameter=name),
-  ]
+  return found
 
 
 def gives_back(model: portable.Portable) -> bool:

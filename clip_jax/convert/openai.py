@@ -19,7 +19,6 @@ from clip_jax.convert import (
   containers,
   engine,
   open_clip_files,
-  openai_entries,
   openai_export,
   openai_heads,
   portable,
@@ -27,6 +26,7 @@ from clip_jax.convert import (
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import torch_zip
+from clip_jax.convert.formats import openai_names
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
@@ -78,7 +78,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   )
   _cross_check(archive, spec, path)
   return portable.assemble(
-    openai_entries.entries(spec),
+    openai_names.NAMES.entries(spec),
     names,
     spec,
     report=report,
@@ -242,7 +242,9 @@ def write(
 
 def state_dict(model: portable.Portable) -> dict[str, Tensor]:
   """Returns the tensors under OpenAI's names, running counts included."""
-  tensors = engine.to_theirs(openai_entries.entries(model.spec), model.leaves)
+  tensors = engine.to_theirs(
+    openai_names.NAMES.entries(model.spec), model.leaves
+  )
   kept = dict(model.extras) if model.source.get("format") == NAME else {}
   for key, value in _scalars(model.spec).items():
     if key in kept:  # The model may have been resized since.

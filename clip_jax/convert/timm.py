@@ -111,7 +111,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
         said = config and field not in _FIXED
         report.infer(name, value, "config" if said else "format")
   return portable.assemble(
-    timm_vit.entries(tower),
+    timm_vit.NAMES.entries({"image": tower}),
     tensors,
     spec,
     report=report,

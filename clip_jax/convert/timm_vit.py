@@ -8,9 +8,7 @@ timm 1.0.31, name by name.
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import openai_entries, transforms
-from clip_jax.convert.engine import Entry, Slot
-from clip_jax.models import paths
+from clip_jax.convert.engine.names import Names
 
 # Width, depth, heads, MLP; "plus" is `vit_base_patch16_plus_clip_240`'s.
 SIZES = {
@@ -28,6 +26,38 @@ SIZES = {
   "giantopt": (1536, 40, 16, 6144),
   "gigantic": (1664, 48, 16, 8192),
 }
+
+TOWER = """
+box2    cls_token                 class_embedding  if class_token
+box     reg_token                 registers  if registers
+box     pos_embed                 position_embedding
+conv    patch_embed.proj.weight   patch_kernel
+-       patch_embed.proj.bias     patch_bias  if patch_bias
+norm    norm_pre                  ln_pre  if pre_norm
+stack   blocks.{i}.               blocks  timm_block
+norm    norm                      ln_post  if not norm_after_pool
+norm    fc_norm                   ln_post  if norm_after_pool
+part    attn_pool.                map_head  timm_pool  if pooling=map
+"""
+BLOCK = """
+norm    norm1      ln_1
+qkv     attn.qkv   attention/query,key,value
+out     attn.proj  attention/out
+norm    norm2      ln_2
+linear  mlp.fc1    mlp/fc_in
+linear  mlp.fc2    mlp/fc_out
+"""
+POOL = """
+-       latent   probe
+heads   q        attention/query
+kv      kv       attention/key,value
+out     proj     attention/out
+norm    norm     ln
+linear  mlp.fc1  mlp/fc_in
+linear  mlp.fc2  mlp/fc_out
+"""
+TABLES = {"timm": TOWER, "timm_block": BLOCK, "timm_pool": POOL}
+NAMES = Names({"whole": "part  .  image  timm", **TABLES})
 
 _PLAIN = {
   "norm_epsilon": 1e-6,
@@ -248,125 +278,6 @@ def find(tower: dict[str, Any], *, made_so: bool) -> tuple[str, str] | None:
       if found == wanted:
         return name, pool
   return None
-
-
-def entries(tower: dict[str, Any], prefix: str = "") -> list[Entry]:
-  """Returns where the tensors of timm's VisionTransformer go."""
-  image, width = "params/image", tower["width"]
-  found = []
-
-  def token(name, path, rows):
-    ours = (width,) if rows is None else (rows, width)
-    theirs = (1, 1 if rows is None else rows, width)
-    found.append(
-      Entry(
-        f"{prefix}{name}",
-        (Slot(f"{image}/{path}"),),
-        transforms.reshape(ours, theirs),
-      )
-    )
-
-  if tower["class_token"]:
-    token("cls_token", "class_embedding", None)
-  if tower["registers"]:
-    token("reg_token", "registers", tower["registers"])
-  patches = (tower["image_size"] // tower["patch_size"]) ** 2
-  positioned = tower["class_token"] and tower["class_position"]
-  token("pos_embed", "position_embedding", patches + int(positioned))
-  found.append(
-    Entry(
-      f"{prefix}patch_embed.proj.weight",
-      (Slot(f"{image}/patch_kernel"),),
-      transforms.CONV,
-    )
-  )
-  if tower["patch_bias"]:
-    found.append(
-      Entry(f"{prefix}patch_embed.proj.bias", (Slot(f"{image}/patch_bias"),))
-    )
-  if tower["pre_norm"]:
-    found += openai_entries.whole_norm(f"{prefix}norm_pre", f"{image}/ln_pre")
-  for layer in range(tower["depth"]):
-    found += _block(f"{prefix}blocks.{layer}.", tower["heads"], layer)
-  last = "fc_norm" if tower["norm_after_pool"] else "norm"
-  found += openai_entries.whole_norm(f"{prefix}{last}", f"{image}/ln_post")
-  if tower["pooling"] == "map":
-    found += _attention_pool(f"{prefix}attn_pool.", tower["heads"])
-  return found
-
-
-def linear(name: str, path: str, *, transform, layer=None) -> list[Entry]:
-  """Returns the entries of one torch Linear with a bias."""
-  slots = [Slot(f"{path}/{part}", layer) for part in ("kernel", "bias")]
-  weight, bias = transform
-  return [
-    Entry(f"{name}.weight", (slots[0],), weight),
-    Entry(f"{name}.bias", (slots[1],), bias),
-  ]
-
-
-DENSE = (transforms.LINEAR, transforms.IDENTITY)
-
-
-def _fused(name, path, parts, heads, layer=None) -> list[Entry]:
-  slots = {
-    part: tuple(Slot(f"{path}/{p}/{part}", layer) for p in parts)
-    for part in ("kernel", "bias")
-  }
-  count = len(parts)
-  return [
-    Entry(
-      f"{name}.weight",
-      slots["kernel"],
-      transforms.fused_linear_to_heads(heads, count),
-    ),
-    Entry(
-      f"{name}.bias",
-      slots["bias"],
-      transforms.fused_bias_to_heads(heads, count),
-    ),
-  ]
-
-
-def _block(name: str, heads: int, layer: int) -> list[Entry]:
-  blocks = f"params/{paths.stack('image')}"
-
-  def norm(theirs, ours):
-    slots = [Slot(f"{blocks}/{ours}/{p}", layer) for p in ("scale", "bias")]
-    return openai_entries.norm(f"{name}{theirs}", *slots)
-
-  out = (transforms.heads_to_linear(heads), transforms.IDENTITY)
-  attention = f"{blocks}/attention"
-  return [
-    *norm("norm1", "ln_1"),
-    *_fused(
-      f"{name}attn.qkv", attention, ("query", "key", "value"), heads, layer
-    ),
-    *linear(f"{name}attn.proj", f"{attention}/out", transform=out, layer=layer),
-    *norm("norm2", "ln_2"),
-    *linear(
-      f"{name}mlp.fc1", f"{blocks}/mlp/fc_in", transform=DENSE, layer=layer
-    ),
-    *linear(
-      f"{name}mlp.fc2", f"{blocks}/mlp/fc_out", transform=DENSE, layer=layer
-    ),
-  ]
-
-
-def _attention_pool(name: str, heads: int) -> list[Entry]:
-  head = "params/image/map_head"
-  attention = f"{head}/attention"
-  query = (transforms.linear_to_heads(heads), transforms.bias_to_heads(heads))
-  out = (transforms.heads_to_linear(heads), transforms.IDENTITY)
-  return [
-    Entry(f"{name}latent", (Slot(f"{head}/probe"),)),
-    *linear(f"{name}q", f"{attention}/query", transform=query),
-    *_fused(f"{name}kv", attention, ("key", "value"), heads),
-    *linear(f"{name}proj", f"{attention}/out", transform=out),
-    *openai_entries.whole_norm(f"{name}norm", f"{head}/ln"),
-    *linear(f"{name}mlp.fc1", f"{head}/mlp/fc_in", transform=DENSE),
-    *linear(f"{name}mlp.fc2", f"{head}/mlp/fc_out", transform=DENSE),
-  ]
 
 
 def refuse_other_blocks(names, source: str) -> None:

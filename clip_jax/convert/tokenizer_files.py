@@ -109,15 +109,23 @@ def _object(files, name, where) -> dict[str, Any]:
   return json_text.parse(files[name], what=f"{where}: {name}")
 
 
-def _from_json(files, settings, where) -> dict[str, Any]:
-  before, after = tokenizer_lib.file_controls(
-    "hf_json", files["tokenizer.json"]
-  )
+def controls(data: bytes, where: str) -> tuple[int | None, int | None]:
+  """Returns the ids that a tokenizer.json puts before and after a text.
+
+  Raises:
+    UserError: it puts several.
+  """
+  before, after = tokenizer_lib.file_controls("hf_json", data)
   if len(before) > 1 or len(after) > 1:
     raise errors.UserError(
-      f"{where}: the tokenizer puts {len(before)} ids before a text and "
-      f"{len(after)} after it; rows here have one of each at most."
+      f"{where} puts {len(before)} ids before a text and {len(after)} after "
+      "it; rows here have one of each at most."
     )
+  return before[0] if before else None, after[0] if after else None
+
+
+def _from_json(files, settings, where) -> dict[str, Any]:
+  start, end = controls(files["tokenizer.json"], f"{where}: the tokenizer")
   data = _object(files, "tokenizer.json", where)
   names = {**_object(files, "special_tokens_map.json", where), **settings}
   token = names.get("pad_token")
@@ -138,8 +146,8 @@ def _from_json(files, settings, where) -> dict[str, Any]:
     "kind": "hf_json",
     "file": "tokenizer.json",
     "pad_id": pad,
-    "start_id": before[0] if before else None,
-    "end_id": after[0] if after else None,
+    "start_id": start,
+    "end_id": end,
   }
 
 

@@ -19,6 +19,7 @@ _SHOWN_SUFFIXES = 10
 WORDS = {
   "compressed": "is compressed; unpack it to a plain tar",
   "damaged_header": "has a damaged header",
+  "dangling_link": "is a link to a file that is not there",
   "empty": "is empty",
   "no_end_marker": "ends without an end marker, as if it had been cut",
   "shifted": "has lost bytes or got more",
@@ -26,6 +27,8 @@ WORDS = {
   "truncated": "ends within a header",
   "zeros": "holds zeros in place of data",
 }
+
+_WHOLE_FILE = ("compressed", "dangling_link", "empty")  # At no place in it.
 
 
 class LeftOut:
@@ -83,6 +86,8 @@ class Account:
     lost: records that have no slot, by file: known or estimated numbers; None
       where nobody can know, which counts as one.
     notes: sentences: what was decided, and which option changes it.
+    share: of the records that this account is of, where they are a part; what
+      is told of each file is of the whole, so that parts tell the same.
   """
 
   left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
@@ -90,11 +95,19 @@ class Account:
   damages: Sequence[tuple[str, int, str]] = ()
   lost: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
   notes: Sequence[str] = ()
+  share: float = 1.0
 
   @property
   def lost_records(self) -> int:
     """Number of records without a slot, in all files."""
-    return sum(1 if count is None else count for count in self.lost.values())
+    return sum(1 if n is None else n for n in self._lost_here().values())
+
+  def _lost_here(self) -> dict[str, int | None]:
+    """Returns what is lost of this part, by file."""
+    return {
+      path: None if count is None else max(1, round(count * self.share))
+      for path, count in self.lost.items()
+    }
 
   @property
   def lost_in_words(self) -> str:
@@ -104,11 +117,7 @@ class Account:
 
   def of_part(self, share: float) -> "Account":
     """Returns the account of a part with this share of the records."""
-    lost = {
-      path: None if count is None else max(1, round(count * share))
-      for path, count in self.lost.items()
-    }
-    return dataclasses.replace(self, lost=lost)
+    return dataclasses.replace(self, share=self.share * share)
 
   def to_dict(self) -> dict[str, Any]:
     """Returns the account as `--json` holds it."""
@@ -118,7 +127,7 @@ class Account:
       "left_out_names": {k: list(v[:_SHOWN_NAMES]) for k, v in names},
       "damages": [tuple(damage) for damage in self.damages],
       "lost": self.lost_records,
-      "lost_by_file": dict(self.lost),
+      "lost_by_file": self._lost_here(),
       "notes": list(self.notes),
     }
 
@@ -163,7 +172,7 @@ class Account:
     if not places:
       return f"{name}: {counted}."
     (at, why), more = places[0], len(places) - 1
-    where = "" if why in ("empty", "compressed") else f" (byte {at})"
+    where = "" if why in _WHOLE_FILE else f" (byte {at})"
     again = f" and {more} more damaged places" if more else ""
     return f"{name} {WORDS.get(why, why)}{where}{again}: {counted}."
 

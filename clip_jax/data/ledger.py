@@ -13,6 +13,7 @@ from clip_jax import errors, json_lines, terminal
 # the fraction of this many (or of the whole source, if that is shorter).
 SETTLED_EXAMPLES = 10_000
 _SHOWN_KEYS = 5
+_MOST_KEYS = 200  # Up to which different bad records are counted.
 # What is read of a line.
 _FIELDS = {"step": int, "key": str, "reason": str}
 
@@ -112,8 +113,12 @@ class Ledger:
     )
     least = ", the fewest that it is taken of" if settled > seen else ""
     share = f", and {self._lost} records lost" if self._lost else ""
+    again = ""
+    if bad == self.bad > len(self._keys) and len(self._keys) < _MOST_KEYS:
+      again = f" ({len(self._keys)} different ones, met again in later passes)"
     raise errors.UserError(
-      f"{bad} bad records among {seen} examples{share}; data.max_bad_fraction="
+      f"{bad} bad records among {seen} examples{again}{share}; "
+      "data.max_bad_fraction="
       f"{self._max_bad_fraction:g} allows {limit:g} ("
       f"{100 * self._max_bad_fraction:g} % of {settled} examples{least}"
       f"{', less the lost ones' if self._lost else ''}). "
@@ -127,10 +132,13 @@ class Ledger:
   def _forget(self) -> None:
     self.counts: collections.Counter[str] = collections.Counter()
     self.first_keys: list[str] = []
+    self._keys: set[str] = set()
 
   def _count(self, line: dict) -> None:
     self.counts[line["reason"]] += 1
     key = line["key"]
+    if len(self._keys) < _MOST_KEYS:
+      self._keys.add(key)
     if len(self.first_keys) < _SHOWN_KEYS and key not in self.first_keys:
       self.first_keys.append(key)
 

@@ -251,13 +251,21 @@ def inspect(
         shown.append(_describe(item, image.size))
     if on_record is not None:
       on_record(slot + 1)
+  about = account.of(source).to_dict()
+  names = collections.Counter(source.class_names or ())
+  if twice := sorted(name for name, count in names.items() if count > 1):
+    more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+    about["notes"].append(
+      "Several classes have the same name, which no model tells apart: "
+      f"{', '.join(map(repr, twice[:5]))}{more}."
+    )
   return {
     "records": len(source),
     "good": len(source) - bad.total(),
     "bad": dict(bad),
     "bad_keys": bad_keys,
     "hints": hints,
-    **account.of(source).to_dict(),
+    **about,
     "texts": texts,
     "class_names": source.class_names,
     "templates": source.templates,

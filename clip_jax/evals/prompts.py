@@ -112,9 +112,11 @@ def resolve(
       f"Labels must be a list of texts, got the text {labels!r}; write "
       f"[{labels!r}]."
     )
-  if not isinstance(labels, Iterable):
+  if isinstance(labels, set | frozenset) or not isinstance(labels, Iterable):
+    ordered = "; a set has no order: write sorted(labels)"
     raise errors.UserError(
-      f"Labels must be a list of texts, got {type(labels).__name__}."
+      f"Labels must be a list of texts, got {type(labels).__name__}"
+      f"{ordered if isinstance(labels, set | frozenset) else ''}."
     )
   if isinstance(labels, Mapping):
     names = tuple(labels)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
+from clip_jax.models import by_platform
 
 # Of cuDNN's fused attention: 16-bit types, heads of at most 128 in eights.
 _FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
@@ -76,7 +77,9 @@ def attend(
   Returns:
     (batch, queries, heads, head_dim).
   """
-  if is_fused(query, backend=jax.default_backend()):
+  # A single masked query is little work, which cuDNN was never tried for.
+  alone = query.shape[1] == 1 and mask is not None
+  if not alone and is_fused(query, backend=jax.default_backend()):
     return fused_attend(
       query, key, value, causal=causal, mask=mask, implementation="cudnn"
     )
@@ -102,6 +105,80 @@ def _visible(mask, *, causal, shape):
     return mask
   earlier = jnp.tri(*shape, dtype=bool)
   return earlier if mask is None else earlier & mask
+
+
+@jax.custom_vjp
+def attend_once(
+  query: jax.Array,
+  memory: jax.Array,
+  key: dict[str, jax.Array],
+  value: dict[str, jax.Array],
+) -> jax.Array:
+  """Lets one query an example attend to what a memory is projected to.
+
+  On CPUs the projections move to where they are cheap, for they are linear: the
+  query goes through the key's kernel instead of the whole memory, and the
+  weighted mean of the memory through the value's. With 50 positions and 32
+  heads, as in RN50, that is a 28th of the operations. Other platforms
+  project the memory.
+
+  Args:
+    query: (batch, 1, heads, head_dim).
+    memory: (batch, length, width).
+    key: "kernel" (width, heads, head_dim) and "bias" (heads, head_dim).
+    value: the same.
+
+  Returns:
+    (batch, 1, heads, head_dim).
+  """
+  return by_platform.choose(
+    query, memory, key, value, cpu=_attend_by_query, default=_attend_by_memory
+  )
+
+
+def _attend_by_memory(query, memory, key, value):
+  key, value = (
+    jnp.tensordot(memory, x["kernel"], 1) + x["bias"] for x in (key, value)
+  )
+  return attend(query, key, value)
+
+
+def _attend_by_query(query, memory, key, value):
+  wide = jnp.promote_types(query.dtype, jnp.float32)
+  query = query[:, 0] * query.shape[-1] ** -0.5  # (batch, heads, head_dim)
+  asked = jnp.einsum("bhd,chd->bhc", query, key["kernel"])
+  scores = jnp.einsum(
+    "bhc,blc->bhl", asked, memory, preferred_element_type=wide
+  )
+  # Equal at all positions, so it changes nothing but by rounding.
+  scores += jnp.einsum("bhd,hd->bh", query, key["bias"])[..., None]
+  weights = jax.nn.softmax(scores, axis=-1).astype(memory.dtype)
+  mean = jnp.einsum("bhl,blc->bhc", weights, memory)
+  x = jnp.einsum("bhc,chd->bhd", mean, value["kernel"]) + value["bias"]
+  return x[:, None]
+
+
+def _attend_once_forward(*args):
+  x, derived = jax.vjp(_attend_by_memory, *args)
+  x = by_platform.choose(
+    x, args, cpu=lambda _, args: _attend_by_query(*args), default=lambda x, _: x
+  )
+  return x, (derived, args)
+
+
+def _attend_once_backward(kept, gradient):
+  def by_query(kept, gradient):
+    _, args = kept
+    return jax.vjp(_attend_by_query, *args)[1](gradient)
+
+  def by_memory(kept, gradient):
+    derived, _ = kept
+    return derived(gradient)
+
+  return by_platform.choose(kept, gradient, cpu=by_query, default=by_memory)
+
+
+attend_once.defvjp(_attend_once_forward, _attend_once_backward)
 
 
 class MultiHeadAttention(nn.Module):
@@ -147,13 +224,17 @@ class MultiHeadAttention(nn.Module):
         name=name,
       )(x)  # (batch, length, heads, head_dim)
 
-    x = attend(
-      project("query", query),
-      project("key", memory),
-      project("value", memory),
-      causal=self.causal,
-      mask=mask,
-    )
+    asks_once = query.shape[1] == 1 < memory.shape[1] and mask is None
+    query = project("query", query)
+    if asks_once and not self.causal and not self.is_initializing():
+      params = {
+        name: self.variables["params"][name] for name in ("key", "value")
+      }
+      params = jax.tree.map(lambda x: x.astype(self.dtype), params)
+      x = attend_once(query, memory.astype(self.dtype), **params)
+    else:
+      key, value = project("key", memory), project("value", memory)
+      x = attend(query, key, value, causal=self.causal, mask=mask)
     return nn.DenseGeneral(
       self.out_dim or width,
       axis=(-2, -1),

@@ -33,13 +33,16 @@ def count(function: Callable, *args) -> int:
 
 
 def image_flops(model: clip.CLIP) -> int:
-  """Counts one image's embedding."""
+  """Counts one image's embedding, all positions of the last block included.
+
+  Where only one of them is read, encoding computes no others: less than this.
+  """
   images, _ = variants.abstract_inputs(model)
   return _count_method(model, clip.CLIP.encode_image, images)
 
 
 def text_flops(model: clip.CLIP) -> int:
-  """Counts one text's embedding, at the full context length."""
+  """Counts one text's embedding at the full context length, as for images."""
   _, tokens = variants.abstract_inputs(model)
   return _count_method(model, clip.CLIP.encode_text, tokens)
 
@@ -191,7 +194,9 @@ _TOWER_SIZES: dict[type[nn.Module], Callable[..., Size]] = {
 
 def _count_method(model, method, inputs):
   def embed(variables, inputs):
-    return model.apply(variables, inputs, method=method)
+    # A tower whose intermediates are watched computes all of them.
+    watched = ["intermediates"]
+    return model.apply(variables, inputs, method=method, mutable=watched)
 
   return count(embed, variants.abstract_variables(model), inputs)
 

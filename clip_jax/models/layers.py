@@ -1,5 +1,6 @@
 """The parts that towers are made of: MLP, encoder stack, pooling."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -154,10 +155,25 @@ class EncoderBlock(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Maps (batch, length, width) to the same shape."""
+  def __call__(
+    self,
+    x: jax.Array,
+    mask: jax.Array | None = None,
+    at: jax.Array | None = None,
+  ) -> jax.Array:
+    """Maps (batch, length, width) to the same shape.
+
+    Given positions `at` (batch, reads), it maps to (batch, reads, width), the
+    outputs there; a causal block then takes no other mask.
+    """
     width = x.shape[-1]
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    if self.causal and at is not None:
+      mask = jnp.arange(x.shape[1]) <= at[..., None]  # (batch, reads, length)
+
+    def read(x):
+      return x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)
+
     # As `CLIP.initialize_parameters` of OpenAI's release does for text; both
     # outputs that add to the residual stream shrink with the depth.
     out_std = width**-0.5 * (2 * self.depth) ** -0.5
@@ -167,7 +183,7 @@ class EncoderBlock(nn.Module):
       heads=self.heads,
       in_std=width**-0.5,
       out_std=out_std,
-      causal=self.causal,
+      causal=self.causal and at is None,
       name="attention",
       **dtypes,
     )
@@ -180,10 +196,10 @@ class EncoderBlock(nn.Module):
       **dtypes,
     )
     if self.post_norm:
-      x = ln_1(x + attention(x, x, mask))
+      x = ln_1(read(x) + attention(read(x), x, mask))
       return ln_2(x + mlp(x))
     y = ln_1(x)
-    x = x + attention(y, y, mask)
+    x = read(x) + attention(read(y), y, mask)
     return x + mlp(ln_2(x))
 
 
@@ -212,13 +228,22 @@ class Encoder(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self,
+    x: jax.Array,
+    mask: jax.Array | None = None,
+    at: jax.Array | None = None,
+  ) -> jax.Array:
     """Maps (batch, length, width) to the same shape.
 
     Args:
       x: (batch, length, width).
       mask: bools (batch, length) or (batch, length, length), the positions that
         may be seen; None for all.
+      at: positions (batch, reads). Only the outputs there are returned, (batch,
+        reads, width), and the last block computes no others. Gradients of the
+        parameters are right, but slower than by reading a whole output. None
+        for all positions.
     """
     policy = lookup("remat policy", self.remat, REMAT_POLICIES)
     unroll = self.unroll if self.scan else self.depth
@@ -236,7 +261,8 @@ class Encoder(nn.Module):
       make_block = nn.remat(
         make_block, policy=policy, prevent_cse=unroll == self.depth
       )
-    block = make_block(
+    make_block = functools.partial(
+      make_block,
       depth=self.depth,
       heads=self.heads,
       mlp_dim=self.mlp_dim or 4 * x.shape[-1],
@@ -246,8 +272,24 @@ class Encoder(nn.Module):
       post_norm=self.post_norm,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
-      name=paths.BLOCKS,
     )
+    watched = self.is_mutable_collection("intermediates")
+    stack = self.variables.get("params", {}).get(paths.BLOCKS)
+    if at is not None and stack is not None and not watched:
+      block = make_block(parent=None)
+
+      def run(i, x, at=None):
+        # A loop over slices of the stack would copy all but the last block.
+        layer = functools.partial(
+          jax.lax.dynamic_index_in_dim, index=i, keepdims=False
+        )
+        params = jax.tree.map(layer, stack)
+        return block.apply({"params": params}, x, mask, at)
+
+      last = self.depth - 1
+      x = jax.lax.fori_loop(0, last, run, x, unroll=min(unroll, last) or 1)
+      return run(last, x, at)
+    block = make_block(name=paths.BLOCKS)
     layers = nn.scan(
       lambda block, x, mask: (block(x, mask), None),
       variable_axes={"params": 0, "intermediates": 0},
@@ -257,7 +299,7 @@ class Encoder(nn.Module):
       unroll=unroll,
     )
     x, _ = layers(block, x, mask)
-    return x
+    return x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)
 
 
 class MapHead(nn.Module):

@@ -94,9 +94,8 @@ class TextTransformer(nn.Module):
       UserError: tokens of a wrong shape, fields that contradict each other, or
         packed text for a tower that sees padding.
     """
-    del train
     self._check(tokens)
-    ids, at, mask = _arrangement(tokens)
+    ids, positioned, mask = _arrangement(tokens)
     dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     x = layers.Embed(
       self.vocab_size, self.width, name="token_embedding", **dtypes
@@ -108,9 +107,12 @@ class TextTransformer(nn.Module):
       self.param_dtype,
     )
     rows = positions[: ids.shape[1]]
-    if at is not None:
-      rows = layers.take_rows(positions, at)
+    if positioned is not None:
+      rows = layers.take_rows(positions, positioned)
     x = x + rows.astype(x.dtype)
+    at = None
+    if not (train or self.pooling == "map" or mask is not None):
+      at = self._read_position(tokens)[:, None]
     x = layers.Encoder(
       depth=self.depth,
       heads=self.heads,
@@ -124,7 +126,7 @@ class TextTransformer(nn.Module):
       whole=self.whole,
       name=paths.ENCODER,
       **dtypes,
-    )(x, mask)
+    )(x, mask, at)
     norm = layers.layer_norm(self.norm_epsilon, name="ln_final", **dtypes)
     if self.pooling == "map":
       return layers.MapHead(
@@ -136,7 +138,7 @@ class TextTransformer(nn.Module):
         **dtypes,
       )(norm(x))
     # The norm works token by token: pool first and skip the unused ones.
-    return norm(self._read(x, tokens))
+    return norm(x[:, 0] if at is not None else self._read(x, tokens))
 
   def _read(self, x, tokens):
     """Returns the features (captions, width) that stand for captions."""

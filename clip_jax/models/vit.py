@@ -102,6 +102,8 @@ class VisionTransformer(nn.Module):
     first_patch = int(self.class_token) + self.registers
     if self.pre_norm:
       x = layers.layer_norm(self.norm_epsilon, name="ln_pre", **dtypes)(x)
+    # The class token's features alone are read; while training, see `Encoder`.
+    class_only = self.pooling == "class" and not train
     x = layers.Encoder(
       depth=self.depth,
       heads=self.heads,
@@ -114,7 +116,7 @@ class VisionTransformer(nn.Module):
       whole=self.whole,
       name=paths.ENCODER,
       **dtypes,
-    )(x)
+    )(x, at=jnp.zeros((len(x), 1), int) if class_only else None)
     if self.pooling == "class":
       x = x[:, :1]  # The norm works token by token: skip the unused ones.
     norm = layers.layer_norm(self.norm_epsilon, name="ln_post", **dtypes)

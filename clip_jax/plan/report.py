@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from clip_jax import sharding, terminal
-from clip_jax.models import block_chain
+from clip_jax.models import block_chain, variants
 from clip_jax.plan import jobs, memory
 from clip_jax.plan import planner as planner_lib
 
@@ -47,7 +47,7 @@ def to_dict(
     "topology": job.where.name,
     "device": job.where.devices[0].device_kind,
     "chips": chips,
-    "model": config.model,
+    "model": _model_name(config),
     "batch_size": config.batch_size,
     "micro_batches": config.micro_batches,
     "mesh": dict(job.mesh.shape),
@@ -79,6 +79,14 @@ def to_dict(
     "versions": versions(),
     "note": _NOTE,
   }
+
+
+def _model_name(config) -> str:
+  """Returns the model's name, or what a run begins with that has none."""
+  if config.model != variants.FROM_INIT:
+    return config.model
+  named = (config.init.model, config.init.image, config.init.text)
+  return " + ".join(filter(None, named))
 
 
 def utilisation(plan: planner_lib.Plan) -> list[float] | None:

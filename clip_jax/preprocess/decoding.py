@@ -257,7 +257,8 @@ def _check_size(image: Image.Image, limits: Limits, name: str) -> None:
   if w * h > (most := limits.pixels_of(image.format)):
     raise ImageError(
       f"{name}: is {w} x {h} pixels, {w * h:,} in all; {most:,} are allowed. "
-      "Raise that by --max-pixels, in a config by data.max_pixels.",
+      "Raise that by --max-pixels, in a config by data.max_pixels, in Python "
+      "by clip.with_max_pixels(N).",
       reason="too_many_pixels",
     )
 

@@ -162,7 +162,7 @@ class Page:
       if i and not guess.correct and known:
         colour = "#b8c1cc"  # Only the first guess can be wrong.
       self._bar(bar, y, guess.probability, colour)
-      percent = f"{100 * guess.probability:.1f} %"
+      percent = terminal.percent(guess.probability)
       self.text(right, y, percent, size=16, ink=ink, anchor="rm")
     self._down(_IMAGE_ROW)
 

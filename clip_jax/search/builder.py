@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, regular_files
 from clip_jax.search import layout
 
 
@@ -155,10 +155,19 @@ def check_replaceable(directory: str | os.PathLike) -> None:
     )
   meta = directory / layout.META
   # A damaged index may be replaced; anybody else's meta.json may not.
-  if meta.exists() and layout.FORMAT.encode() not in meta.read_bytes():
+  if os.path.lexists(meta) and not _is_of_index(meta):
     raise errors.UserError(
       f"{meta} is not of an index and is left alone; name a new directory."
     )
+
+
+def _is_of_index(meta: pathlib.Path) -> bool:
+  """Returns whether it is a file that says that it is of an index."""
+  try:
+    content = regular_files.read_regular(meta, limit=layout.MOST_META_BYTES)
+  except (OSError, regular_files.NotRegularError):
+    return False
+  return layout.FORMAT.encode() in content
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ PARTS = {
   "records": re.compile(r"records-[0-9a-f]{16}\.jsonl"),
 }
 _PARTIAL = re.compile(r"\.partial-.*")
-_MOST_META_BYTES = 1 << 20
+MOST_META_BYTES = 1 << 20
 
 
 # What must be in meta.json, and its type.
@@ -76,7 +76,7 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
   try:
     with open_file(directory, META) as file:
       meta = json_text.parse(
-        file.read(_MOST_META_BYTES), what=str(directory / META)
+        file.read(MOST_META_BYTES), what=str(directory / META)
       )
   except FileNotFoundError:
     raise errors.UserError(

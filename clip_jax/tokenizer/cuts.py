@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+# A logger of our own: without a handler, it shows the message and no more.
+_LOGGER = logging.getLogger(__name__)
 _SHOWN = 40  # Characters of the first text that was cut.
 
 
@@ -37,7 +39,7 @@ class Cuts:
     if self._told or not self.cut:
       return
     self._told = True
-    logging.warning(
+    _LOGGER.warning(
       "%d of %d %s %s longer than the %d tokens that the model reads, and "
       "the rest was cut off; the first of them begins %r.",
       self.cut,

@@ -137,7 +137,7 @@ class Evaluator:
 
 def _figure(name: str, result: dict[str, Any]) -> report_lib.Figure:
   right = round(result["top1"] * result["examples"])
-  low, high = zero_shot.interval(right, result["examples"], confidence=0.95)
+  low, high = zero_shot.interval(right, result["examples"])
   return report_lib.Figure(
     f"{name}, top-1",
     f"{100 * result['top1']:.1f} %",

@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from clip_jax import config as config_lib
-from clip_jax import embedder, errors, inference, sharding, tokens
+from clip_jax import embedder, errors, inference, inputs, sharding
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import state as state_lib
@@ -175,7 +175,7 @@ def make_run(
     contents=tokenizer_files,
   )
   # What begins and ends a text has the largest ids, where there is any.
-  tokens.check_ids(tokenizer(["a"]), program.model.text)
+  inputs.check_ids(tokenizer(["a"]), program.model.text)
   cuts = tokenizer_lib.Cuts("sampled captions")
 
   def tokenize(texts):

@@ -275,7 +275,12 @@ def timm(tmp_path):
   tower |= {"width": 6, "depth": 1, "heads": 2, "mlp_dim": 12}
   tower |= {"image_size": 4, "patch_size": 2}
   spec = engine.resolve({"image": tower})
-  _write(tmp_path, timm_vit.entries(tower), engine.leaf_shapes(spec), TIMM)
+  _write(
+    tmp_path,
+    timm_vit.NAMES.entries({"image": tower}),
+    engine.leaf_shapes(spec),
+    TIMM,
+  )
   return tmp_path
 
 
@@ -379,7 +384,7 @@ def test_another_normalizer_makes_another_tokenizer(clip):
   files = clip_bpe.files(77)
   text = {"vocab_size": 49408}
   found = [
-    huggingface_tokenizer.describe(changed, "clip", text, report.Report(""))
+    huggingface_tokenizer.clip(changed, text, report.Report(""))
     for changed in (
       files,
       {

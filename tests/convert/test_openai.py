@@ -11,10 +11,10 @@ from clip_jax.cli import run
 from clip_jax.convert import (
   engine,
   openai,
-  openai_entries,
   openai_export,
   portable,
 )
+from clip_jax.convert.formats import openai_names
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
@@ -286,7 +286,7 @@ def _shapes_alone(spec):
     entry.name: Tensor(
       engine.their_shape(entry, shapes), np.dtype(np.float16), None
     )
-    for entry in openai_entries.entries(spec)
+    for entry in openai_names.NAMES.entries(spec)
   }
 
 
@@ -410,7 +410,7 @@ def test_full_sizes_have_a_place_for_every_tensor(name):
   spec = engine.resolve(variants.VARIANTS[name])
   assert not openai.refusals(spec)
   shapes = engine.leaf_shapes(spec)
-  engine.check_cover(openai_entries.entries(spec), shapes)
+  engine.check_cover(openai_names.NAMES.entries(spec), shapes)
   tensors = _shapes_alone(spec)
   report = convert.Report("openai")
   again = openai.describe(

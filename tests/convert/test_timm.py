@@ -116,7 +116,7 @@ def test_a_tower_becomes_a_model_directory_and_keeps_its_head(make, tmp_path):
   model = convert.open_model(tmp_path / "ours")
   assert sorted(model.extras) == ["head.bias", "head.weight"]
   theirs = safetensors_file.read(source / "model.safetensors").tensors
-  entries = timm_vit.entries(model.spec["image"])
+  entries = timm_vit.NAMES.entries({"image": model.spec["image"]})
   for key, tensor in engine.to_theirs(entries, model.leaves).items():
     assert np.array_equal(tensor.read(), theirs[key].read()), key
   with pytest.raises(errors.UserError, match="image tower alone"):
@@ -173,7 +173,7 @@ def _bare(path, **more):
   shapes = engine.leaf_shapes(engine.resolve({"image": tower}))
   tensors = {
     entry.name: np.zeros(engine.their_shape(entry, shapes), np.float32)
-    for entry in timm_vit.entries(tower)
+    for entry in timm_vit.NAMES.entries({"image": tower})
   }
   tensors = {**tensors, **more}
   arrays = {key: Tensor.from_array(value) for key, value in tensors.items()}

@@ -127,3 +127,9 @@ def test_a_folder_without_images_shows_what_it_holds(folder):
     folder({})
   with pytest.raises(errors.UserError, match=r"'a\.mp4', 'b\.mp4', 'c\.mp4'\."):
     folder({f"{name}.mp4": b"x" for name in "abcd"})
+
+
+def test_a_pair_beside_class_folders_names_the_other_layout(folder):
+  source = folder(CLASSES | {"n.png": None, "n.txt": b"a note"})
+  (note,) = source.account.notes
+  assert "?layout=classes" in note and "once 'n.png' lies in one" in note

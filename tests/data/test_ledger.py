@@ -126,3 +126,12 @@ def test_many_bad_records_take_no_memory(tmp_path):
   # Every record in memory was 375 bytes, 13 MB for both.
   assert held < 200_000
   assert again.first_keys == ["1/0", "1/1", "1/2", "1/3", "1/4"]
+
+
+def test_records_that_were_met_again_are_told_apart(tmp_path):
+  book = _open(tmp_path / "ledger.jsonl", records=4)
+  for step in range(1, 6):
+    book.add(step, PROBLEMS)
+  again = r"among 32 examples \(2 different ones, met again in later passes"
+  with pytest.raises(errors.UserError, match=again):
+    book.check(15, 32)

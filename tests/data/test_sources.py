@@ -277,3 +277,11 @@ def test_the_root_of_a_table_is_seen_from_the_table_first(
   for root, (path, content) in {"Images": image, "others": other}.items():
     path.write_bytes(content)
     assert sources.open_source(f"csv:{table}?root={root}")[0].image == content
+
+
+def test_rows_with_more_fields_than_the_header_are_told(tmp_path, png):
+  (tmp_path / "a.png").write_bytes(png(0))
+  table = tmp_path / "pairs.csv"
+  table.write_text("image,caption,source\na.png,x,web\na.png,one, two,web\n")
+  (note,) = sources.open_source(f"csv:{table}").account.notes
+  assert "1 row has more fields than the header's 3, the first is row 2" in note

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from clip_jax import cli, errors
-from clip_jax.data import sources
+from clip_jax.data import prepare, record, sources
 
 
 @pytest.fixture
@@ -232,6 +232,16 @@ def test_shards_are_named_by_braces_globs_and_directories(
   ):
     source = sources.open_source(f"wds:{folder}/{pattern}")
     assert read_all(source) == records
+  # Other files that a plain * names are no shards; a link to nothing is one.
+  (folder / "notes.txt").write_text("three shards")
+  assert read_all(sources.open_source(f"wds:{folder}/*")) == records
+  (folder / "0011.tar").symlink_to("gone.tar")
+  for pattern in ("*", "*.tar", ""):
+    source = sources.open_source(f"wds:{folder}/{pattern}")
+    assert read_all(source) == records
+    (told,) = source.account.warnings()
+    assert "0011.tar is a link to a file that is not there: about 2" in told
+  (folder / "0011.tar").unlink()
   with pytest.raises(errors.UserError, match=r"0011\.tar' \(and 1 more\)"):
     sources.open_source(f"wds:{folder}/{{0008..0012}}.tar")
   with pytest.raises(errors.UserError, match="No file matches"):
@@ -346,3 +356,19 @@ def test_the_fingerprint_depends_on_content_not_on_place(
 
   assert fingerprint("one", pairs(3)) == fingerprint("two", pairs(3))
   assert fingerprint("three", pairs(4)) != fingerprint("four", pairs(3))
+
+
+def test_labels_without_names_say_what_they_need(tmp_path, write_tar, png):
+  write_tar(tmp_path / "a.tar", [("0.png", png(0)), ("0.cls", b"3")])
+  with pytest.raises(record.BadRecord) as caught:
+    sources.open_source(f"wds:{tmp_path}/a.tar")[0]
+  assert caught.value.reason == "missing_caption"
+  assert "label 3" in caught.value.hint and "?classes=FILE" in caught.value.hint
+
+
+def test_class_names_given_twice_are_told(tmp_path, write_tar, png):
+  write_tar(tmp_path / "a.tar", [("0.png", png(0)), ("0.cls", b"1")])
+  (tmp_path / "classnames.txt").write_text("missile\nsunglasses\nmissile\n")
+  found = prepare.inspect(sources.open_source(f"wds:{tmp_path}/a.tar"))
+  assert "the same name" in found["notes"][-1]
+  assert "'missile'." in found["notes"][-1]

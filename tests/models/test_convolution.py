@@ -6,7 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.models import batch_norm, by_platform, convolution, flops
+from clip_jax.models import (
+  attention,
+  batch_norm,
+  by_platform,
+  convolution,
+  flops,
+)
 
 # In float64 only the order of sums differs.
 TOLERANCE = 1e-13
@@ -96,7 +102,48 @@ def test_a_norm_in_bfloat16_keeps_its_types():
   assert [g.dtype for g in pull(y)] == [jnp.bfloat16, jnp.float32, jnp.float32]
 
 
+def our_attention(query, memory, *params):
+  key, value = (
+    {"kernel": params[i], "bias": params[i + 1]} for i in range(0, 4, 2)
+  )
+  return attention.attend_once(query, memory, key, value)
+
+
+def plain_attention(query, memory, *params):
+  key, value = (
+    jax.lax.dot_general(memory, params[i], (((2,), (0,)), ((), ())))
+    + params[i + 1]
+    for i in range(0, 4, 2)
+  )
+  return attention.attend(query, key, value)
+
+
+ATTENTION_SHAPES = (
+  ((2, 1, 3, 4), (2, 6, 5))  # Query and memory,
+  + 2 * ((5, 3, 4), (3, 4))  # kernels and biases of key and value.
+)
+
+
+def test_one_query_attends_as_to_the_projected_memory():
+  args = [random(*shape, seed=i) for i, shape in enumerate(ATTENTION_SHAPES)]
+  query, memory, *params = args
+  # What a bias adds to all of a query's scores has no gradient: zero but for
+  # rounding, so nothing for `assert_same_gradients`, which asks relatively.
+  params[1:2] = []
+
+  def with_bias(function):
+    def run(query, memory, kernel, *value):
+      return function(query, memory, kernel, args[3], *value)
+
+    return run
+
+  assert_same_gradients(
+    with_bias(our_attention), with_bias(plain_attention), query, memory, *params
+  )
+
+
 CASES = {
+  "attention": (our_attention, plain_attention, ATTENTION_SHAPES),
   "convolution": (
     lambda x, kernel: convolution.convolve(x, kernel, 1),
     lambda x, kernel: plain_convolution(x, kernel, 1),

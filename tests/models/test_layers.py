@@ -59,6 +59,43 @@ def test_how_layers_run_changes_neither_values_nor_gradients(
   )
 
 
+@pytest.mark.parametrize(
+  "fields",
+  [{"causal": True, "unroll": 2}, {"post_norm": True, "remat": "none"}],
+)
+def test_positions_that_are_read_alone_are_those_of_the_whole_output(
+  fields, make_variables
+):
+  at = np.array([[1, 4, 0], [3, 3, 2]])
+  with jax.enable_x64(True):
+    x = np.random.default_rng(3).standard_normal((2, 5, 8))
+    encoder = make_encoder(dtype=jnp.float64, param_dtype=jnp.float64, **fields)
+    variables = make_variables(encoder, x)
+
+    def alone(variables):
+      return encoder.apply(variables, x, at=at)
+
+    def of_all(variables):
+      y = encoder.apply(variables, x)
+      return jnp.take_along_axis(y, at[..., None], axis=1)
+
+    @jax.jit
+    def value_and_gradient(variables):
+      found = []
+      for function in (alone, of_all):
+        y, pull = jax.vjp(function, variables)
+        found.append((y, pull(jnp.sin(y))))
+      return found
+
+    got, want = value_and_gradient(variables)
+  assert got[0].shape == (2, 3, 8)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12),
+    got,
+    want,
+  )
+
+
 def test_every_layer_starts_with_its_own_weights():
   x = jnp.zeros((1, 5, 8))
   blocks = jax.jit(make_encoder().init)(jax.random.key(0), x)["params"][

@@ -588,3 +588,11 @@ def test_unknown_memory_cannot_be_searched(monkeypatch, config, local):
   monkeypatch.setattr(memory, "available_bytes", lambda where: None)
   with pytest.raises(errors.UserError, match="is not known"):
     suggest.suggest(config, local)
+
+
+def test_a_model_without_a_name_is_called_after_what_it_begins_with():
+  config = config_lib.default_config()
+  assert report._model_name(config) == config.model
+  config.model = "from_init"
+  config.init.image, config.init.text = "a/tower", "runs/bert"
+  assert report._model_name(config) == "a/tower + runs/bert"

@@ -211,7 +211,7 @@ def test_strangers_do_no_harm():
 
 _FOUND = """
 import argparse, time
-from clip_jax.cli import training
+from clip_jax.cli.commands import training
 flags = argparse.Namespace(coordinator=None, distributed=True, heartbeat=10)
 with training.joined_processes(flags):
   print("joined", flush=True)

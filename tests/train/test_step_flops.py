@@ -44,7 +44,11 @@ def _blocks(width, depth, *, rows, length):
 def _image(passes, *, patches=PATCHES):
   """The image tower for `passes` of its blocks: 1 forward, 3 with back."""
   stem = 2 * PATCHES * 3 * 8 * 8 * 24  # Pixels need no gradient: 1 or 2.
-  blocks = _blocks(24, 2, rows=1, length=patches + 1)
+  length = patches + 1
+  blocks = _blocks(24, 2, rows=1, length=length)
+  if passes == 1:  # A locked tower's last block, for one token.
+    last = 2 * (length * 2 * 24 * 24 + 10 * 24 * 24 + 2 * length * 24)
+    blocks = _blocks(24, 1, rows=1, length=length) + last
   return BATCH * (passes * blocks + {1: 1, 3: 2}[passes] * stem)
 
 

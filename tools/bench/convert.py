@@ -19,8 +19,9 @@ import time
 import numpy as np
 import tables  # Beside this script.
 
-from clip_jax.convert import engine, openai_entries
+from clip_jax.convert import engine
 from clip_jax.convert.containers import torch_zip
+from clip_jax.convert.formats import openai_names
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
@@ -34,7 +35,7 @@ def make_checkpoint(name: str, path: pathlib.Path) -> None:
   spec = engine.resolve(variants.VARIANTS[name])
   shapes = engine.leaf_shapes(spec)
   tensors = {}
-  for i, entry in enumerate(openai_entries.entries(spec)):
+  for i, entry in enumerate(openai_names.NAMES.entries(spec)):
     shape = engine.their_shape(entry, shapes)
     full = any(part in entry.name for part in _FLOAT32)
     kind = np.float32 if full else np.float16

@@ -53,7 +53,7 @@ import tables  # Beside this script.
 import torch
 import torch_resnet  # Beside this script.
 
-from clip_jax import losses
+from clip_jax import host_memory, losses
 from clip_jax.models import flops, resnet, variants
 from clip_jax.train import metrics, step_flops
 
@@ -378,6 +378,7 @@ def main():
   parser.add_argument("--overrides", type=json.loads, default={})
   tables.add_outputs(parser)
   args = parser.parse_args()
+  host_memory.keep_freed()  # As `clip-jax train` does; for both libraries.
   setting = SETTINGS[args.device]
   if args.device != jax.default_backend():
     parser.error(f"--device {args.device}: JAX has {jax.default_backend()}")

@@ -6,6 +6,8 @@ import contextlib
 from clip_jax.cli import flags
 
 _NORMS = ("inception", "imagenet", "openai")
+# The formats that can be written; their modules import much.
+TARGETS = ("clip-jax", "openai", "huggingface", "open-clip", "big-vision")
 
 
 def add_convert(parser: flags.Parser) -> None:
@@ -18,7 +20,8 @@ def add_convert(parser: flags.Parser) -> None:
     "--to",
     required=True,
     metavar="FORMAT",
-    help="clip-jax, openai, huggingface, open-clip or big-vision",
+    choices=TARGETS,
+    help=f"{', '.join(TARGETS[:-1])} or {TARGETS[-1]}",
   )
   _add_reading(parser)
   parser.add_argument(

@@ -5,12 +5,18 @@ import os
 
 from clip_jax.cli import flags
 
+TASKS = ("zero_shot", "retrieval")  # Of evals/tasks.py, which imports much.
+
 
 def add_eval(parser: flags.Parser) -> None:
   """Adds the arguments of `eval`."""
   parser.add_argument("model", metavar="MODEL", help=flags.MODEL)
   parser.add_argument(
-    "--task", required=True, metavar="TASK", help="zero_shot or retrieval"
+    "--task",
+    required=True,
+    metavar="TASK",
+    choices=TASKS,
+    help=" or ".join(TASKS),
   )
   parser.add_argument("--data", required=True, metavar="DATA", help=flags.DATA)
   parser.add_argument("--labels", default="", help=f"classes; {flags.LABELS}")

@@ -40,6 +40,7 @@ def _inspect(arguments, source, on_record) -> verb.Answer:
   if kept.lost_records:
     lines.append(f"lost: {kept.lost_in_words}, which are not counted above")
   lines += kept.sentences(most_files=_MOST_BAD_SHOWN)
+  lines += [note for note in found["notes"] if note not in kept.notes]
   names = found["class_names"]
   if names:
     shown = [terminal.printable(name, limit=40) for name in names[:10]]

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from clip_jax import config, errors, sharding, terminal
+from clip_jax import config, errors, host_memory, sharding, terminal
 from clip_jax.cli import verb
 from clip_jax.cli.commands import measures
 from clip_jax.train import links, loop, peers
@@ -22,6 +22,7 @@ _MEET_SECONDS = 60  # For processes that JAX has joined before.
 
 def train(arguments: argparse.Namespace) -> verb.Answer:
   """Trains a model as a config says."""
+  host_memory.keep_freed()
   with joined_processes(arguments):
     return _train(arguments)
 

@@ -21,7 +21,6 @@ from clip_jax.evals import embedding_model, prompts, tasks
 
 def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   """Measures a model on one task."""
-  tasks.check_task(arguments.task)
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   clip.check_towers("image", "text")
   title = f"{arguments.task} on {arguments.data}"
@@ -87,7 +86,8 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
   if arguments.templates:
     templates = prompts.read_templates(arguments.templates)
   names = prompts.resolve(labels, templates).names
-  check_files(arguments.images)
+  if not any(map(os.path.exists, arguments.images)):
+    check_files(arguments.images)
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   kind = arguments.probabilities or clip.probabilities
   if len(names) == 1 and kind == "softmax":
@@ -96,34 +96,53 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
       "parted by commas.",
       names[0],
     )
-  probabilities = clip.classify(
-    arguments.images, labels, templates=templates, probabilities=kind
+  ask = functools.partial(
+    clip.classify, labels=labels, templates=templates, probabilities=kind
   )
+  images, wrong = arguments.images, {}
+  try:
+    probabilities = ask(images)
+  except (errors.UserError, OSError):
+    if clip.preprocess is None or len(images) == 1:
+      raise
+    images, wrong = _usable(clip, images)
+    if not wrong:
+      raise
+    for why in wrong.values():
+      logging.error("Error: %s", why)
+    if not images:
+      raise errors.UserError("None of the images can be read.") from None
+    probabilities = ask(images)
   payload = [
     {
       "image": image,
       "probabilities": dict(zip(names, row.tolist(), strict=True)),
       "kind": kind,
     }
-    for image, row in zip(arguments.images, probabilities, strict=True)
+    for image, row in zip(images, probabilities, strict=True)
   ]
   rows = []
   for entry in payload:
     ranked = sorted(entry["probabilities"].items(), key=lambda pair: -pair[1])
     for i, (name, probability) in enumerate(ranked[:5]):
       image = entry["image"] if i == 0 else ""
-      rows.append((image, name, percent(probability)))
+      rows.append((image, name, terminal.percent(probability)))
   header = ("image", "label", f"probability ({kind})")
-  return verb.Answer(payload, terminal.table(header, rows))
+  payload += [{"image": image, "error": why} for image, why in wrong.items()]
+  table = terminal.table(header, rows)
+  return verb.Answer(payload, table, code=1 if wrong else 0)
 
 
-def percent(fraction: float) -> str:
-  """Returns a share in percent, with two digits where it is small."""
-  if fraction >= 0.1:
-    return f"{100 * fraction:.1f} %"
-  if fraction >= 1e-6:
-    return f"{float(f'{100 * fraction:.1e}'):.6g} %"
-  return "0 %" if fraction == 0 else "<0.0001 %"
+def _usable(clip, paths: list[str]) -> tuple[list[str], dict[str, str]]:
+  """Returns the images that can be read, and what is wrong with the others."""
+  wrong = {}
+  for path in paths:
+    try:
+      clip.preprocess(path)
+    except (errors.UserError, OSError) as error:
+      said = str(error)
+      wrong[path] = said if path in said else f"{path}: {said}"
+  return [path for path in paths if path not in wrong], wrong
 
 
 def check_files(paths: Sequence[str]) -> None:

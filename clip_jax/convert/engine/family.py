@@ -89,7 +89,7 @@ class Family:
     ]
     for tower in other:
       kind = kinds[f"{tower}.kind"]
-      problems.append(_refusal(f"{tower}.kind", wanted[tower]["kind"], (kind,)))
+      problems.append(refusal(f"{tower}.kind", wanted[tower]["kind"], (kind,)))
       wanted[tower] = _stand_in(tower, kind)
     source = fields_lib.Source(
       json.loads(json.dumps(self.config(wanted))),
@@ -117,10 +117,11 @@ class Family:
       want, got = fields_lib.get(wanted, field), fields_lib.get(found, field)
       row = rows.get(field)
       if not (row.holds(want, got) if row else want == got):
-        yield _refusal(field, want, row.values(got) if row else (got,))
+        yield refusal(field, want, row.values(got) if row else (got,))
 
 
-def _refusal(field: str, value: Any, allowed: tuple[Any, ...]) -> str:
+def refusal(field: str, value: Any, allowed: tuple[Any, ...]) -> str:
+  """Returns how a field is refused that a format cannot say."""
   shown = " or ".join(map(repr, allowed))
   return f"{field}={value!r} is not supported by this format (only {shown})"
 

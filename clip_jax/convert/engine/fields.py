@@ -9,6 +9,7 @@ one field is a class of the format's own, derived from `Row`.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -149,10 +150,16 @@ def _is_number(value: Any) -> bool:
   return type(value) in (int, float) and math.isfinite(value)
 
 
-INTEGER = _checked(
-  "a whole number from 1 on",
-  lambda x: type(x) is int and 1 <= x <= MAX_INTEGER,
-)
+def up_to(most: int) -> Kind:
+  """Returns the kind of a whole number from 1 to `most`."""
+  shown = "on" if most == MAX_INTEGER else f"to {most}"
+  return _checked(
+    f"a whole number from 1 {shown}",
+    lambda x: type(x) is int and 1 <= x <= most,
+  )
+
+
+INTEGER = up_to(MAX_INTEGER)
 TOKEN_ID = _checked(
   "the id of one token", lambda x: type(x) is int and 0 <= x <= MAX_INTEGER
 )
@@ -182,9 +189,10 @@ def one_of(known: Mapping[Any, Any]) -> Kind:
     known: theirs -> ours; of several for one of ours, the first is written.
   """
   back = {ours: theirs for theirs, ours in reversed(known.items())}
+  types = set(map(type, known))
 
   def read(value):
-    if isinstance(value, list | dict) or value not in known:
+    if type(value) not in types or value not in known:
       raise ValueError
     return known[value]
 
@@ -197,15 +205,15 @@ def one_of(known: Mapping[Any, Any]) -> Kind:
   )
 
 
-def exactly(value: Any) -> Kind:
-  """Returns the kind of a field that has one value in all models here."""
+def exactly(*values: Any) -> Kind:
+  """Returns the kind of a field that has one of these in all models here."""
 
   def read(found):
-    if found != value or type(found) is not type(value):
+    if not any(found == x and type(found) is type(x) for x in values):
       raise ValueError
     return found
 
-  return Kind(str(value), read)
+  return Kind(" or ".join(map(json.dumps, values)), read)
 
 
 class Row:

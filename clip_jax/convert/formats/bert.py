@@ -9,28 +9,62 @@ from clip_jax.convert import (
   config_file,
   engine,
   portable,
-  timm,
-  timm_vit,
   tokenizer_files,
-  transforms,
   weights_file,
 )
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.engine import Entry, Slot
-from clip_jax.models import paths
+from clip_jax.convert.engine import fields
+from clip_jax.convert.engine.family import Family
+from clip_jax.convert.engine.fields import Field, Fixed, Heads, Written
+from clip_jax.convert.engine.format import Format
+from clip_jax.convert.engine.names import Names
+from clip_jax.convert.formats import huggingface_weights as weights_lib
 
 NAME = "bert"
 _POOLINGS = ("mean", "cls")  # What a user may say that a plain one is for.
 CONFIG = "config.json"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# The pooler and the heads of pretraining and of fine-tuning.
+IGNORED = (
+  r"(^|\.)position_ids$",
+  r"^cls\.",
+  r"^classifier\.",
+  r"^(bert\.|.*transformer\.)?pooler\.dense\.",
+)
 ACTIVATIONS = {
   "gelu": "gelu",
   "gelu_python": "gelu",
   "gelu_new": "gelu_tanh",
   "gelu_pytorch_tanh": "gelu_tanh",
 }
-# `BertConfig` of transformers, where a config is silent.
-_DEFAULTS = {
+
+# Norms have TensorFlow's names in old files: a gamma and a beta.
+TOWER = """
+-       embeddings.word_embeddings.weight        token_embedding/embedding
+-       embeddings.position_embeddings.weight    position_embedding
+-       embeddings.token_type_embeddings.weight  token_type_embedding
+norm    embeddings.LayerNorm   ln_embed  if not legacy_norms
+gamma   embeddings.LayerNorm   ln_embed  if legacy_norms
+stack   encoder.layer.{i}.     blocks  bert_block
+linear  pooler.dense           pooler  if pooling=pooler
+"""
+BLOCK = """
+heads   attention.self.query        attention/query
+heads   attention.self.key          attention/key
+heads   attention.self.value        attention/value
+out     attention.output.dense      attention/out
+linear  intermediate.dense          mlp/fc_in
+linear  output.dense                mlp/fc_out
+norm    attention.output.LayerNorm  ln_1  if not legacy_norms
+gamma   attention.output.LayerNorm  ln_1  if legacy_norms
+norm    output.LayerNorm            ln_2  if not legacy_norms
+gamma   output.LayerNorm            ln_2  if legacy_norms
+"""
+NAMES = Names(
+  {"whole": "part {prefix} text bert", "bert": TOWER, "bert_block": BLOCK},
+  variables={"prefix": "", "legacy_norms": False},
+)
+# The defaults are `BertConfig`'s of transformers.
+DEFAULTS = {
   "vocab_size": 30522,
   "hidden_size": 768,
   "num_hidden_layers": 12,
@@ -38,13 +72,56 @@ _DEFAULTS = {
   "intermediate_size": 3072,
   "max_position_embeddings": 512,
   "type_vocab_size": 2,
+  "hidden_act": "gelu",
+  "layer_norm_eps": 1e-12,
+  "pad_token_id": 0,
+  "model_type": "bert",
+  "position_embedding_type": "absolute",
+  "is_decoder": False,
+  "add_cross_attention": False,
+  "pruned_heads": {},
 }
-# The pooler and the heads of pretraining and of fine-tuning.
-IGNORED = (
-  r"(^|\.)position_ids$",
-  r"^cls\.",
-  r"^classifier\.",
-  r"^(bert\.|.*transformer\.)?pooler\.dense\.",
+# What makes it another model.
+PLAIN = (
+  Written(
+    "position_embedding_type", "absolute", fields.exactly("absolute", None)
+  ),
+  Written("is_decoder", False, fields.exactly(False)),
+  Written("add_cross_attention", False, fields.exactly(False)),
+  Written("pruned_heads", {}, fields.exactly({}, None)),
+)
+FIELDS = (
+  Fixed("kind", "bert", in_weights=True),
+  Field("vocab_size", "vocab_size", in_weights=True),
+  Field(
+    "hidden_size",
+    "width",
+    fields.up_to(config_file.MAX_WIDTH),
+    in_weights=True,
+  ),
+  Field(
+    "num_hidden_layers",
+    "depth",
+    fields.up_to(config_file.MAX_DEPTH),
+    in_weights=True,
+  ),
+  Heads("num_attention_heads", "heads"),
+  Field("intermediate_size", "mlp_dim", in_weights=True),
+  Field("max_position_embeddings", "positions", in_weights=True),
+  Field("type_vocab_size", "token_types", in_weights=True),
+  Field("hidden_act", "activation", fields.one_of(ACTIVATIONS)),
+  Field("layer_norm_eps", "norm_epsilon", fields.EPSILON),
+  Field("pad_token_id", "pad_id", fields.TOKEN_ID),
+)
+FAMILY = Family(
+  NAME,
+  NAMES,
+  fields.within(
+    "",
+    "text",
+    (Written("model_type", "bert", fields.exactly("bert")), *PLAIN, *FIELDS),
+  ),
+  DEFAULTS,
 )
 
 
@@ -73,7 +150,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   if path.is_file():
     raise errors.UserError(
       f"{path} holds a BERT without its config and its tokenizer; give the "
-      f"directory that has them all, {CONFIG} and {WEIGHTS[0]}."
+      f"directory that has them all, {CONFIG} and {weights_lib.WEIGHTS}."
     )
   if options.pooling is None:
     raise errors.AmbiguousError(
@@ -110,12 +187,9 @@ def read_tower(
     cleaning: of `tokenizer.CLEANINGS`; None where nothing says one.
   """
   config = config_file.read(path / CONFIG)
-  text = describe(config, report, str(path / CONFIG))
-  text |= {
-    "pooling": pooling,
-    "normalize": normalize,
-    "activation": _activation(text["activation"], options, report, path),
-  }
+  told = {"activation": options.activation}
+  text = describe(config, report, str(path / CONFIG), told)
+  text |= {"pooling": pooling, "normalize": normalize}
   text["context_length"] = context_length or text["positions"]
   said = context_length or "max_position_embeddings" in config
   report.infer(
@@ -133,34 +207,24 @@ def read_tower(
     "config" if cleaning else "format",
   )
   check_pad(text, tokenizer, str(path))
-  weights = timm.containers_file(path, WEIGHTS)
+  weights = weights_lib.require(path)
   tensors = weights_file.read(weights, options, report).tensors
   dialect = naming(tensors)
   spec = engine.resolve({"text": text, "tokenizer": tokenizer})
   return portable.assemble(
-    entries(text, **dialect),
+    FAMILY.entries(spec, dialect),
     tensors,
     spec,
     report=report,
     name=str(weights),
     options=options,
     configs=[path / CONFIG],
-    weights=[weights],
+    weights=weights_lib.files(weights),
     ignored=IGNORED,
     hint=f"Check that {CONFIG} belongs to the weights.",
     files=files,
     dialect={"config": config, **dialect},
   )
-
-
-def _activation(said, options, report, path) -> str:
-  if options.activation in (None, said):
-    return said
-  report.warnings.append(
-    f"--activation {options.activation} is not what {path / CONFIG} says: "
-    f"{said}."
-  )
-  return report.infer("text.activation", options.activation, "flag")
 
 
 def check_pad(text: dict[str, Any], tokenizer: dict, where: str) -> None:
@@ -177,43 +241,31 @@ def check_pad(text: dict[str, Any], tokenizer: dict, where: str) -> None:
 
 
 def describe(
-  config: dict[str, Any], report: report_lib.Report, where: str
+  config: dict[str, Any],
+  report: report_lib.Report,
+  where: str,
+  told: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Returns the text tower of a BERT's config, without its pooling.
+
+  Args:
+    config: as it stands in the file.
+    report: takes what the weights do not say.
+    where: what messages call the file.
+    told: what a user says of a field.
 
   Raises:
     UserError: it names what no tower here has.
   """
-  fields = config_file.Fields(where, {**_DEFAULTS, **config})
-  fields.neutral("model_type", "bert")
-  fields.neutral("position_embedding_type", "absolute", None)
-  fields.neutral("is_decoder", False)
-  fields.neutral("add_cross_attention", False)
-  fields.neutral("pruned_heads", {}, None)
-  text = {
-    "kind": "bert",
-    "vocab_size": fields.positive("vocab_size"),
-    "width": fields.positive("hidden_size", most=config_file.MAX_WIDTH),
-    "depth": fields.positive("num_hidden_layers", most=config_file.MAX_DEPTH),
-    "heads": fields.positive("num_attention_heads"),
-    "mlp_dim": fields.positive("intermediate_size"),
-    "positions": fields.positive("max_position_embeddings"),
-    "token_types": fields.positive("type_vocab_size"),
-    "activation": fields.choose("hidden_act", "gelu", ACTIVATIONS),
-    "norm_epsilon": config_file.epsilon(fields, "layer_norm_eps", 1e-12),
-    "pad_id": config_file.identity(fields, "pad_token_id", 0),
-  }
-  check_heads(text, where)
-  theirs = {
-    "heads": "num_attention_heads",
-    "activation": "hidden_act",
-    "norm_epsilon": "layer_norm_eps",
-    "pad_id": "pad_token_id",
-  }
-  for field, name in theirs.items():
-    source = "config" if name in config else "format"
-    report.infer(f"text.{field}", text[field], source)
-  return text
+  source = fields.Source(
+    config,
+    DEFAULTS,
+    where={"": where},
+    report=report,
+    told=told,
+    towers=("text",),
+  )
+  return FAMILY.describe(source)["text"]
 
 
 def check_heads(tower: dict[str, Any], where: str) -> None:
@@ -225,18 +277,17 @@ def check_heads(tower: dict[str, Any], where: str) -> None:
     )
 
 
-def naming(names: Iterable[str], prefix: str | None = None) -> dict[str, Any]:
+def naming(names: Iterable[str]) -> dict[str, Any]:
   """Returns how a checkpoint names BERT's tensors: prefix and norms."""
   names = list(names)
-  if prefix is None:
-    prefix = "bert." if any(n.startswith("bert.") for n in names) else ""
+  prefix = "bert." if any(n.startswith("bert.") for n in names) else ""
   legacy = any(n.endswith("LayerNorm.gamma") for n in names)
   return {"prefix": prefix, "legacy_norms": legacy}
 
 
 def entries(
   text: dict[str, Any], *, prefix: str = "", legacy_norms: bool = False
-) -> list[Entry]:
+) -> list[engine.Entry]:
   """Returns where the tensors of HuggingFace's BertModel go.
 
   Args:
@@ -244,59 +295,8 @@ def entries(
     prefix: of all names.
     legacy_norms: whether norms have a gamma and a beta, as TensorFlow's.
   """
-  tower = "params/text"
-  ends = ("gamma", "beta") if legacy_norms else ("weight", "bias")
-
-  found = [
-    Entry(
-      f"{prefix}embeddings.{name}_embeddings.weight",
-      (Slot(f"{tower}/{ours}"),),
-    )
-    for name, ours in (
-      ("word", "token_embedding/embedding"),
-      ("position", "position_embedding"),
-      ("token_type", "token_type_embedding"),
-    )
-  ]
-  found += _norm(f"{prefix}embeddings.LayerNorm", f"{tower}/ln_embed", ends)
-  for i in range(text["depth"]):
-    found += _block(f"{prefix}encoder.layer.{i}", text["heads"], ends, layer=i)
-  if text["pooling"] == "pooler":
-    found += timm_vit.linear(
-      f"{prefix}pooler.dense", f"{tower}/pooler", transform=timm_vit.DENSE
-    )
-  return found
+  variables = {"prefix": prefix, "legacy_norms": legacy_norms}
+  return FAMILY.entries({"text": text}, variables)
 
 
-def _norm(name, path, ends, layer=None) -> list[Entry]:
-  return [
-    Entry(f"{name}.{end}", (Slot(f"{path}/{part}", layer),))
-    for end, part in zip(ends, ("scale", "bias"), strict=True)
-  ]
-
-
-def _block(name, heads, ends, *, layer) -> list[Entry]:
-  """Returns where the tensors of one layer go."""
-  blocks = f"params/{paths.stack('text')}"
-  kernel = (
-    transforms.linear_to_heads(heads),
-    transforms.bias_to_heads(heads),
-  )
-  out = (transforms.heads_to_linear(heads), transforms.IDENTITY)
-  found = []
-  for theirs, ours, how in (
-    ("attention.self.query", "attention/query", kernel),
-    ("attention.self.key", "attention/key", kernel),
-    ("attention.self.value", "attention/value", kernel),
-    ("attention.output.dense", "attention/out", out),
-    ("intermediate.dense", "mlp/fc_in", timm_vit.DENSE),
-    ("output.dense", "mlp/fc_out", timm_vit.DENSE),
-  ):
-    found += timm_vit.linear(
-      f"{name}.{theirs}", f"{blocks}/{ours}", transform=how, layer=layer
-    )
-  for theirs, ours in (("attention.output", "ln_1"), ("output", "ln_2")):
-    found += _norm(
-      f"{name}.{theirs}.LayerNorm", f"{blocks}/{ours}", ends, layer
-    )
-  return found
+FORMAT = Format(NAME, read, recognise=recognise, knows=knows)

@@ -7,21 +7,24 @@ safetensors.
 
 import json
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Sized
 from typing import Any
 
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import engine, portable, weights_file
+from clip_jax.convert import engine, portable, tokenizer_files, weights_file
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.engine.family import Family
 from clip_jax.convert.engine.format import Format
-from clip_jax.convert.formats import huggingface_clip, huggingface_siglip
 from clip_jax.convert.formats import huggingface_config as config_lib
 from clip_jax.convert.formats import huggingface_images as images
+from clip_jax.convert.formats import huggingface_siglip
 from clip_jax.convert.formats import huggingface_tokenizer as tokenizer
 from clip_jax.convert.formats import huggingface_weights as weights
+from clip_jax.convert.formats.huggingface_family import (
+  PREFIXES,
+  HuggingFaceFamily,
+)
 
 NAME = "huggingface"
 IGNORED = (r"(^|\.)position_ids$",)
@@ -30,7 +33,6 @@ _AFTER_TOWER = (
   r"^(visual|text)_projection\.weight$",
   r"^(text_model\.)?head\.(weight|bias)$",
 )
-_PREFIXES = huggingface_clip.PREFIXES
 
 
 def recognise(path: pathlib.Path) -> bool:
@@ -43,7 +45,7 @@ def recognise(path: pathlib.Path) -> bool:
 
 def knows(names: Collection[str]) -> bool:
   """Whether these are names of such a model."""
-  return any(name.startswith(tuple(_PREFIXES.values())) for name in names)
+  return any(name.startswith(tuple(PREFIXES.values())) for name in names)
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
@@ -55,20 +57,14 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   """
   report = report_lib.Report(NAME)
   if path.is_dir():
-    config = config_lib.read(path, report, _told(options))
+    config = read_config(path, options, report)
     file = weights.require(path)
   else:
     path, file = _config_directory(path, options, report), path
-    config = config_lib.read(path, report, _told(options))
+    config = read_config(path, options, report)
   tensors = weights_file.read(file, options, report).tensors
   spec = describe(path, config)
-  for part in engine.towers(spec):
-    # Before anything is as large as the config says.
-    if spec[part]["depth"] > len(tensors):
-      raise errors.UserError(
-        f"{path}: num_hidden_layers={spec[part]['depth']} of the {part} tower "
-        f"is more than the {len(tensors)} tensors of {file.name}."
-      )
+  check_depths(spec, tensors, f"{path}: {file.name}")
   dialect = _dialect(config, tensors)
   ignored = IGNORED + (_AFTER_TOWER if config.tower else ())
   model = portable.assemble(
@@ -81,7 +77,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     configs=[path / config_lib.FILE],
     weights=weights.files(file),
     ignored=ignored,
-    files=tokenizer.read_files(path) if "text" in spec else {},
+    files=tokenizer_files.carry(path) if "text" in spec else {},
     dialect={**dialect, "weights": file.name},
   )
   projections = [name for name in model.extras if "position_ids" not in name]
@@ -115,21 +111,40 @@ def _config_directory(file, options, report) -> pathlib.Path:
   return directory
 
 
-def _told(options: portable.Options) -> dict[str, Any]:
-  return {"activation": options.activation}
+def read_config(
+  path: pathlib.Path, options: portable.Options, report: report_lib.Report
+) -> config_lib.Config:
+  """Reads the config of a directory, with what a user says instead of it."""
+  return config_lib.read(path, report, {"activation": options.activation})
 
 
 def describe(path: pathlib.Path, config: config_lib.Config) -> dict[str, Any]:
   """Returns the whole description of a directory's model."""
   spec = config.family.describe(config.source)
-  name, report = config.family.name, config.source.report
+  family, report = config.family, config.source.report
   if "image" in spec:
-    spec |= images.describe(path, name, spec["image"], report)
+    spec |= images.describe(path, family.processor, spec["image"], report)
   if "text" in spec:
-    spec["tokenizer"] = tokenizer.describe(
-      tokenizer.read_files(path), name, spec["text"], report
-    )
+    files = tokenizer_files.carry(path)
+    spec["tokenizer"] = family.tokenizer(files, spec["text"], report)
   return engine.resolve(spec)
+
+
+def check_depths(spec: dict[str, Any], tensors: Sized, name: str) -> None:
+  """Raises UserError before anything is as large as a config says.
+
+  Args:
+    spec: the description.
+    tensors: of the file.
+    name: what messages call the file.
+  """
+  for part in engine.towers(spec):
+    depth = spec[part]["depth"]
+    if depth > len(tensors):
+      raise errors.UserError(
+        f"{name} has {len(tensors)} tensors, and num_hidden_layers={depth} of "
+        f"the {part} tower is more than that."
+      )
 
 
 def _dialect(config, tensors) -> dict[str, Any]:
@@ -138,7 +153,7 @@ def _dialect(config, tensors) -> dict[str, Any]:
     found["naflex"] = True
   if config.tower:
     # transformers 5 saves a tower without the prefix that 4 gave it.
-    prefix = _PREFIXES[config.tower]
+    prefix = PREFIXES[config.tower]
     has_prefix = any(name.startswith(prefix) for name in tensors)
     found["prefix"] = prefix if has_prefix else ""
   return found
@@ -155,7 +170,7 @@ def refusals(spec: dict[str, Any]) -> list[str]:
   return _family(spec).refusals(spec) + images.refusals(spec)
 
 
-def _family(spec: dict[str, Any]) -> Family:
+def _family(spec: dict[str, Any]) -> HuggingFaceFamily:
   """Returns the family that holds a description, or lacks the least of it."""
   families = config_lib.FAMILIES.values()
   return min(families, key=lambda family: len(family.refusals(spec)))
@@ -182,7 +197,9 @@ def write(
   destination.mkdir(parents=True, exist_ok=True)
   weights.write(destination, tensors)
   _write_json(destination / config_lib.FILE, config)
-  _write_json(destination / images.FILE, images.settings(spec, family.name))
+  _write_json(
+    destination / images.FILE, images.settings(spec, family.processor)
+  )
   files = tokenizer.files_for(spec, model.files, model.report)
   for name, data in files.items():
     (destination / name).write_bytes(data)

@@ -11,9 +11,15 @@ from typing import Any
 
 from clip_jax import errors
 from clip_jax.convert.engine import fields
-from clip_jax.convert.engine.family import Family
 from clip_jax.convert.engine.fields import Field, Fixed, Heads, Written
 from clip_jax.convert.engine.names import Names
+from clip_jax.convert.formats import huggingface_tokenizer as tokenizers
+from clip_jax.convert.formats.huggingface_family import (
+  PREFIXES,
+  HuggingFaceFamily,
+  classes,
+  structure,
+)
 
 # Configs from before transformers 4.31 name this end token, which no tokenizer
 # gives; CLIPTextModel then takes the largest id, and MetaClip2TextModel does
@@ -63,8 +69,6 @@ part    {image}              image  image
 weight  visual_projection    image_projection
 weight  text_projection      text_projection
 """
-# transformers 5 saves a tower alone without the prefix that 4 gave it.
-PREFIXES = {"text": "text_model.", "image": "vision_model."}
 NAMES = Names(
   {"whole": WHOLE, "text": TEXT, "image": IMAGE, "block": BLOCK},
   variables=PREFIXES,
@@ -123,11 +127,6 @@ PATCHES = (
   Written("num_channels", 3, fields.exactly(3)),
 )
 PIXELS = (Field("image_size", "image_size", fields.PIXELS), *PATCHES)
-
-
-def structure(**facts: Any) -> tuple[Fixed, ...]:
-  """Returns rows of fields that the format has one value of."""
-  return tuple(Fixed(k, v, in_weights=True) for k, v in facts.items())
 
 
 VISION_FIELDS = (
@@ -217,22 +216,12 @@ ENDS = (
 )
 
 
-def kinds_of_config(family: str, architecture: str) -> tuple[Written, ...]:
-  """Returns the rows that say which classes of transformers a config is of."""
-  return (
-    Written("architectures", [architecture]),
-    Written("model_type", family),
-    Written("text_config.model_type", f"{family}_text_model"),
-    Written("vision_config.model_type", f"{family}_vision_model"),
-  )
-
-
-def _family(name: str, architecture: str, *, legacy: bool) -> Family:
-  return Family(
+def _family(name, architecture, *, legacy, tokenizer) -> HuggingFaceFamily:
+  return HuggingFaceFamily(
     name,
     NAMES,
     (
-      *kinds_of_config(name, architecture),
+      *classes(name, architecture),
       *fields.within("vision_config", "image", VISION_FIELDS),
       Grid(),
       *fields.within("text_config", "text", TEXT_FIELDS),
@@ -242,6 +231,7 @@ def _family(name: str, architecture: str, *, legacy: bool) -> Family:
       *ENDS,
     ),
     DEFAULTS,
+    tokenizer=tokenizer,
   )
 
 
@@ -271,5 +261,10 @@ DEFAULTS = {
     "layer_norm_eps": 1e-5,
   },
 }
-CLIP = _family("clip", "CLIPModel", legacy=True)
-METACLIP_2 = _family("metaclip_2", "MetaClip2Model", legacy=False)
+CLIP = _family("clip", "CLIPModel", legacy=True, tokenizer=tokenizers.clip)
+METACLIP_2 = _family(
+  "metaclip_2",
+  "MetaClip2Model",
+  legacy=False,
+  tokenizer=tokenizers.file_of_clip,
+)

@@ -7,8 +7,6 @@ files say is CLIP's only if every step of it is.
 import json
 from typing import Any
 
-import tokenizers
-
 from clip_jax import json_text
 from clip_jax import tokenizer as tokenizer_lib
 
@@ -21,7 +19,6 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 # transformers 5 has the control tokens in front, which no text here becomes.
 _CONTROLS = r"<\|startoftext\|>|<\|endoftext\|>|"
 _TEXT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-_PIECES = _CONTROLS + _TEXT
 _STEPS = {
   "normalizer": [("NFC",), ("Replace", r"\s+", " "), ("Lowercase",)],
   "pre_tokenizer": [
@@ -135,8 +132,9 @@ def vocabulary(files: dict[str, bytes]) -> dict[str, Any] | None:
 
 def files(context_length: int) -> dict[str, bytes]:
   """Returns a CLIPTokenizer's files, made from the byte-pair table."""
-  vocabulary = tokenizer_lib.vocabulary()
-  merges = tokenizer_lib.merges_text().splitlines()
+  import transformers  # Takes a second, which only this is worth.
+
+  vocabulary, merges = tokenizer_lib.vocabulary(), _merges()
   special = {
     "bos_token": _START,
     "eos_token": _END,
@@ -150,56 +148,17 @@ def files(context_length: int) -> dict[str, bytes]:
     "errors": "replace",
     **special,
   }
-  engine = _clip_engine(vocabulary, merges[1:])
+  engine = transformers.CLIPTokenizer(
+    vocab=vocabulary, merges=[tuple(line.split(" ")) for line in merges]
+  ).backend_tokenizer
   return {
     VOCAB: to_json(vocabulary),
     # transformers skips the first line, the table's version.
-    MERGES: "\n".join(["#version: 0.2", *merges[1:], ""]).encode(),
+    MERGES: "\n".join(["#version: 0.2", *merges, ""]).encode(),
     FAST: engine.to_str().encode(),
     CONFIG: to_json(config),
     SPECIAL: to_json(special),
   }
-
-
-def _clip_engine(vocabulary, merges) -> tokenizers.Tokenizer:
-  engine = tokenizers.Tokenizer(
-    tokenizers.models.BPE(
-      vocab=vocabulary,
-      merges=[tuple(line.split(" ")) for line in merges],
-      continuing_subword_prefix="",
-      end_of_word_suffix="</w>",
-      unk_token=_END,
-    )
-  )
-  engine.normalizer = tokenizers.normalizers.Sequence(
-    [
-      tokenizers.normalizers.NFC(),
-      tokenizers.normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
-      tokenizers.normalizers.Lowercase(),
-    ]
-  )
-  engine.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-    [
-      tokenizers.pre_tokenizers.Split(
-        tokenizers.Regex(_PIECES), behavior="removed", invert=True
-      ),
-      tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ]
-  )
-  engine.decoder = tokenizers.decoders.ByteLevel()
-  engine.post_processor = tokenizers.processors.RobertaProcessing(
-    (_END, vocabulary[_END]),
-    (_START, vocabulary[_START]),
-    trim_offsets=False,
-    add_prefix_space=False,
-  )
-  engine.add_special_tokens(
-    [
-      tokenizers.AddedToken(token, normalized=False, special=True)
-      for token in (_START, _END)
-    ]
-  )
-  return engine
 
 
 def to_json(value: Any) -> bytes:

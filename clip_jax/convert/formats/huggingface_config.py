@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax import errors
+from clip_jax.convert import config_file
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.containers import datafile, safetensors_file
 from clip_jax.convert.engine import fields
-from clip_jax.convert.engine.family import Family
 from clip_jax.convert.formats import huggingface_clip, huggingface_siglip
+from clip_jax.convert.formats.huggingface_family import HuggingFaceFamily
 
 FILE = "config.json"
-MAX_BYTES = 100_000_000
-FAMILIES: dict[str, Family] = {
+FAMILIES: dict[str, HuggingFaceFamily] = {
   family.name: family
   for family in (
     huggingface_clip.CLIP,
@@ -47,29 +46,14 @@ class Config:
     source: the fields.
   """
 
-  family: Family
+  family: HuggingFaceFamily
   tower: str | None
   source: fields.Source
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Reads a JSON object from a file that nobody vouches for."""
-  file = datafile.DataFile(path)
-  with datafile.checked(file.path, "JSON"):
-    if file.size > MAX_BYTES:
-      raise ValueError(f"it has {file.size} bytes")
-    return safetensors_file.parse_json(file.read(0, file.size))
-
-
 def model_type(directory: pathlib.Path) -> str | None:
   """Returns the `model_type` of a directory, None where there is none."""
-  path = directory / FILE
-  if not path.is_file():
-    return None
-  try:
-    found = read_json(path).get("model_type")
-  except errors.UserError:
-    return None
+  found = config_file.peek(directory / FILE).get("model_type")
   return found if isinstance(found, str) else None
 
 
@@ -89,7 +73,7 @@ def read(
     UserError: it is none, or it is damaged.
   """
   path = directory / FILE
-  data = read_json(path)
+  data = config_file.read(path)
   kind = data.get("model_type")
   if not isinstance(kind, str) or kind not in MODEL_TYPES:
     raise errors.UserError(

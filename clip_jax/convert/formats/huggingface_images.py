@@ -7,7 +7,7 @@ from typing import Any
 from clip_jax import errors
 from clip_jax.convert import config_file, engine
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.formats import huggingface_config
+from clip_jax.convert.engine import family
 
 FILE = "preprocessor_config.json"
 # transformers 5 writes the parts of a processor into one file.
@@ -59,17 +59,11 @@ _DEFAULTS = {
     "max_num_patches": 256,
   },
 }
-_OF_FAMILY = {
-  "clip": CLIP,
-  "metaclip_2": CLIP,
-  "siglip": SIGLIP,
-  "siglip2": SIGLIP2,
-}
 
 
 def describe(
   directory: pathlib.Path,
-  family: str,
+  name: str,
   image: dict[str, Any],
   report: report_lib.Report,
 ) -> dict[str, Any]:
@@ -77,7 +71,7 @@ def describe(
 
   Args:
     directory: of the checkpoint.
-    family: of `huggingface_config.FAMILIES`.
+    name: class of the family's image processor, for what its file leaves out.
     image: the description of the image tower.
     report: takes the fields and where they come from.
 
@@ -86,7 +80,6 @@ def describe(
   """
   values, path = _read(directory)
   source = "config"
-  name = _OF_FAMILY[family]
   if values is None:
     source = "format"
     report.warnings.append(
@@ -128,10 +121,10 @@ def describe(
 def _read(directory) -> tuple[dict[str, Any] | None, pathlib.Path]:
   path = directory / FILE
   if path.is_file():
-    return huggingface_config.read_json(path), path
+    return config_file.read(path), path
   whole = directory / _WHOLE_FILE
   if whole.is_file():
-    part = huggingface_config.read_json(whole).get("image_processor")
+    part = config_file.read(whole).get("image_processor")
     if isinstance(part, dict):
       return part, whole
   return None, path
@@ -267,17 +260,16 @@ def _wrong(path, settings, field, allowed) -> errors.UserError:
 def refusals(spec: dict[str, Any]) -> list[str]:
   """Returns the preprocessing that no image processor here does."""
   if spec["resize"] == "longest":
-    return ["resize='longest' (it has 'shortest' or 'squash')"]
+    return [family.refusal("resize", "longest", ("shortest", "squash"))]
   return []
 
 
-def settings(spec: dict[str, Any], family: str) -> dict[str, Any]:
-  """Returns a preprocessor_config.json for a description."""
+def settings(spec: dict[str, Any], name: str) -> dict[str, Any]:
+  """Returns a preprocessor_config.json, of the class `name` if it can be."""
   image = spec["image"]
   side = image["image_size"]
   resized = math.floor(side / spec["crop_fraction"])
   square = {"height": side, "width": side}
-  name = _OF_FAMILY[family]
   plain = spec["resize"] == "squash" and resized == side
   if not plain:
     name = CLIP

@@ -11,10 +11,16 @@ from typing import Any
 
 from clip_jax import errors
 from clip_jax.convert.engine import fields
-from clip_jax.convert.engine.family import Family
 from clip_jax.convert.engine.fields import Field, Fixed, Written
 from clip_jax.convert.engine.names import Names
 from clip_jax.convert.formats import huggingface_clip as clip
+from clip_jax.convert.formats import huggingface_tokenizer as tokenizers
+from clip_jax.convert.formats.huggingface_family import (
+  PREFIXES,
+  HuggingFaceFamily,
+  classes,
+  structure,
+)
 
 # What training started from (Zhai et al. 2023, section 3.2).
 _INIT_LOGIT_SCALE, _INIT_LOGIT_BIAS = 10.0, -10.0
@@ -124,22 +130,22 @@ _HEAD = dataclasses.replace(
   "only of patches",
 )
 VISION_FIELDS = (
-  *clip.structure(kind="vit"),
+  *structure(kind="vit"),
   Written("vision_use_head", True, _HEAD),
   *clip.TOWER,
   Fixed("pooling", "map"),
-  *clip.structure(class_token=False, class_position=False, registers=0),
-  *clip.structure(pre_norm=False, patch_bias=True, norm_after_pool=False),
+  *structure(class_token=False, class_position=False, registers=0),
+  *structure(pre_norm=False, patch_bias=True, norm_after_pool=False),
 )
 
 
-def _family(name, architecture, *, grid, pixels) -> Family:
+def _family(name, architecture, *, grid, pixels, processor):
   """Returns a family; `pixels` are the defaults of the grid's fields."""
-  return Family(
+  return HuggingFaceFamily(
     name,
-    Names(TABLES, variables={**clip.PREFIXES, "naflex": name == "siglip2"}),
+    Names(TABLES, variables={**PREFIXES, "naflex": name == "siglip2"}),
     (
-      *clip.kinds_of_config(name, architecture),
+      *classes(name, architecture),
       *grid,
       *fields.within("vision_config", "image", VISION_FIELDS),
       *fields.within("text_config", "text", clip.TEXT_FIELDS),
@@ -151,7 +157,7 @@ def _family(name, architecture, *, grid, pixels) -> Family:
       Written("text_config.bos_token_id", None),
       Written("text_config.eos_token_id", 1),
       Written("text_config.pad_token_id", 0),
-      *clip.structure(image_projection="none", text_projection="linear_bias"),
+      *structure(image_projection="none", text_projection="linear_bias"),
       EmbedDim("text_config.projection_size", "embed_dim", in_weights=True),
       Fixed("init_logit_scale", _INIT_LOGIT_SCALE, in_weights=True, free=True),
       LogitBias(),
@@ -174,6 +180,8 @@ def _family(name, architecture, *, grid, pixels) -> Family:
         **pixels,
       },
     },
+    processor=processor,
+    tokenizer=tokenizers.siglip,
   )
 
 
@@ -193,6 +201,7 @@ SIGLIP = _family(
     clip.Grid(),
   ),
   pixels={"image_size": 224},
+  processor="SiglipImageProcessor",
 )
 SIGLIP2 = _family(
   "siglip2",
@@ -202,4 +211,5 @@ SIGLIP2 = _family(
     NaflexGrid(),
   ),
   pixels={"num_patches": 256},
+  processor="Siglip2ImageProcessor",
 )

@@ -1,70 +1,30 @@
 """Tokenizer files of a HuggingFace directory, both ways."""
 
-import pathlib
 from typing import Any
 
 from clip_jax import errors
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.convert import report as report_lib
 from clip_jax.convert import tokenizer_files
-from clip_jax.convert.containers import datafile
 from clip_jax.convert.formats import huggingface_clip_bpe as clip_bpe
-from clip_jax.convert.formats import huggingface_config
 
 CONFIG, SPECIAL = clip_bpe.CONFIG, clip_bpe.SPECIAL
 FAST, VOCAB, MERGES = clip_bpe.FAST, clip_bpe.VOCAB, clip_bpe.MERGES
+WORDS = "vocab.txt"  # BERT's.
 SENTENCEPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
-FILES = (
-  FAST,
-  CONFIG,
-  SPECIAL,
-  "added_tokens.json",
-  VOCAB,
-  MERGES,
-  *SENTENCEPIECE,
-)
 _SIGLIP_END_ID = 1
 _MAX_DIGITS = 9  # Of an id.
 _GEMMA_VOCAB = 256_000  # SigLIP 2's, which pads with 0; SigLIP's pads with 1.
 
 
-def read_files(directory: pathlib.Path) -> dict[str, bytes]:
-  """Returns the tokenizer's files by name."""
-  found = {}
-  for name in FILES:
-    if (directory / name).is_file():
-      file = datafile.DataFile(directory / name)
-      with datafile.checked(file.path, "a tokenizer's file"):
-        if file.size > huggingface_config.MAX_BYTES:
-          raise ValueError(f"it has {file.size} bytes")
-        found[name] = file.read(0, file.size)
-  return found
-
-
-def describe(
-  files: dict[str, bytes],
-  family: str,
-  text: dict[str, Any],
-  report: report_lib.Report,
-) -> dict[str, Any]:
-  """Returns the tokenizer's description.
-
-  Args:
-    files: of `read_files`.
-    family: of `huggingface_config.FAMILIES`.
-    text: the description of the text tower.
-    report: takes the fields and where they come from.
-  """
+def _checked(found, files, text, report) -> dict[str, Any]:
+  """Returns a description, after its fields are noted and compared."""
   config = clip_bpe.read_object(files, CONFIG)
   if config.get("padding_side") == "left":
     report.warnings.append(
       f"{CONFIG} says padding_side='left'; rows are padded on the right here, "
       "as every CLIP and SigLIP was trained."
     )
-  siglip = family.startswith("siglip")
-  found = (_describe_siglip if siglip else _describe_clip)(
-    files, family, text, report
-  )
   report.infer("tokenizer.cleaning", found["cleaning"], "format")
   source = "config" if found.get("file", VOCAB) in files else "format"
   for field, value in found.items():
@@ -74,11 +34,35 @@ def describe(
   return found
 
 
-def _describe_clip(files, family, text, report) -> dict[str, Any]:
+def clip(
+  files: dict[str, bytes], text: dict[str, Any], report: report_lib.Report
+) -> dict[str, Any]:
+  """Returns the description of CLIP's tokenizer, or of another in a file.
+
+  Args:
+    files: of `tokenizer_files.carry`.
+    text: the description of the text tower.
+    report: takes the fields and where they come from.
+  """
+  found = _describe_clip(files, text, report, clip_bpe.is_clips(files))
+  return _checked(found, files, text, report)
+
+
+def file_of_clip(
+  files: dict[str, bytes], text: dict[str, Any], report: report_lib.Report
+) -> dict[str, Any]:
+  """Returns the description of a file where nothing says that it is CLIP's."""
   known = clip_bpe.is_clips(files)
-  other = family != "clip" if known is None else not known
-  if other and FAST in files:
-    start, end = _controls(files)
+  if known is None and FAST in files:
+    known = False
+  return _checked(
+    _describe_clip(files, text, report, known), files, text, report
+  )
+
+
+def _describe_clip(files, text, report, known) -> dict[str, Any]:
+  if known is False and FAST in files:
+    start, end = tokenizer_files.controls(files[FAST], FAST)
     return {
       "kind": "hf_json",
       "cleaning": "none",  # The file has its own.
@@ -113,8 +97,10 @@ def _describe_clip(files, family, text, report) -> dict[str, Any]:
   return found
 
 
-def _describe_siglip(files, family, text, report) -> dict[str, Any]:
-  del family
+def siglip(
+  files: dict[str, bytes], text: dict[str, Any], report: report_lib.Report
+) -> dict[str, Any]:
+  """Returns the description of SigLIP's tokenizer, as `clip` does of CLIP's."""
   second = text["vocab_size"] == _GEMMA_VOCAB
   model = next((name for name in SENTENCEPIECE if name in files), None)
   name = model or (FAST if FAST in files else SENTENCEPIECE[0])
@@ -127,12 +113,12 @@ def _describe_siglip(files, family, text, report) -> dict[str, Any]:
     )
   start, end = None, None
   if name == FAST and name in files:
-    start, end = _controls(files)
+    start, end = tokenizer_files.controls(files[FAST], FAST)
   if start is None:
     report.infer("tokenizer.start_id", start, "format")
   if end is None:
     end = report.infer("tokenizer.end_id", _SIGLIP_END_ID, "format")
-  return {
+  found = {
     "kind": "hf_json" if name == FAST else "sentencepiece",
     # SigLIP 2 was trained on lower case, whatever older files say
     # (transformers#43101).
@@ -142,17 +128,7 @@ def _describe_siglip(files, family, text, report) -> dict[str, Any]:
     "end_id": end,
     "file": name,
   }
-
-
-def _controls(files) -> tuple[int | None, int | None]:
-  """Returns the ids that tokenizer.json puts before and after a text."""
-  before, after = tokenizer_lib.file_controls("hf_json", files[FAST])
-  if len(before) > 1 or len(after) > 1:
-    raise errors.UserError(
-      f"{FAST} puts {len(before)} ids before a text and {len(after)} after it; "
-      "at most one each is known here."
-    )
-  return before[0] if before else None, after[0] if after else None
+  return _checked(found, files, text, report)
 
 
 def _pad_id(files, *, default: int, report: report_lib.Report) -> int:
@@ -209,7 +185,8 @@ def files_for(
   Those that came with the model, where transformers knows them; else new ones
   for CLIP's own vocabulary.
   """
-  kept = {name: data for name, data in files.items() if name in FILES}
+  names = tokenizer_files.NAMES
+  kept = {name: data for name, data in files.items() if name in names}
   described = spec["tokenizer"]
   length = spec["text"]["context_length"]
   if described["kind"] == "clip_bpe" and not kept.keys() & {FAST, VOCAB}:
@@ -221,10 +198,10 @@ def files_for(
       )
     return clip_bpe.files(length)
   source = described.get("file")
-  if not kept.keys() & {FAST, *SENTENCEPIECE} and source in files:
+  if not kept.keys() & {FAST, WORDS, *SENTENCEPIECE} and source in files:
     kept[SENTENCEPIECE[0]] = files[source]
   if CONFIG not in kept and kept:
-    kept[CONFIG] = clip_bpe.to_json(_config(described["kind"], length))
+    kept[CONFIG] = clip_bpe.to_json(_config(described, length))
   if not kept:
     report.warnings.append(
       "The tokenizer's files are not part of the source: the directory has "
@@ -233,9 +210,12 @@ def files_for(
   return kept
 
 
-def _config(kind: str, length: int) -> dict[str, Any]:
+def _config(tokenizer: dict[str, Any], length: int) -> dict[str, Any]:
   found = {"model_max_length": length, "padding_side": "right"}
-  if kind == "sentencepiece":
+  if tokenizer["kind"] == "wordpiece":
+    lower = tokenizer["lowercase"]
+    return {"tokenizer_class": "BertTokenizer", "do_lower_case": lower, **found}
+  if tokenizer["kind"] == "sentencepiece":
     special = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
     return {
       "tokenizer_class": "SiglipTokenizer",

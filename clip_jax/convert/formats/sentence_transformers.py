@@ -6,6 +6,7 @@ from typing import Any
 from clip_jax import errors, json_text
 from clip_jax.convert import config_file, containers, portable
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine.format import Format
 from clip_jax.convert.formats import bert, huggingface
 
 NAME = "sentence-transformers"
@@ -138,3 +139,6 @@ def _pooling(path: pathlib.Path) -> str:
       "mean_tokens and cls_token is held."
     )
   return _POOLINGS[modes[0]]
+
+
+FORMAT = Format(NAME, read, recognise=recognise)

@@ -57,14 +57,10 @@ FORMATS: dict[str, Format] = {
       told=big_vision.told,
     ),
     Format("borisdayma", borisdayma.read, recognise=borisdayma.recognise),
-    Format("flax-clip", flax_clip.read, recognise=flax_clip.recognise),
-    Format(
-      "sentence-transformers",
-      sentence_transformers.read,
-      recognise=sentence_transformers.recognise,
-    ),
+    flax_clip.FORMAT,
+    sentence_transformers.FORMAT,
     huggingface.FORMAT,
-    Format("bert", bert.read, recognise=bert.recognise, knows=bert.knows),
+    bert.FORMAT,
     Format("timm", timm.read, recognise=timm.recognise, knows=timm.knows),
   )
 }

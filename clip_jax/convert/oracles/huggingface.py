@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import portable, weights_file
+from clip_jax.convert import portable, tokenizer_files, weights_file
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import safetensors_file
-from clip_jax.convert.formats import huggingface_tokenizer as tokenizer
 from clip_jax.convert.formats import huggingface_weights, sentence_transformers
 from clip_jax.convert.oracles import Oracle, Stages, complaint, watching
 
@@ -54,7 +53,7 @@ def load(
   tensors = weights_file.read(path, options, report_lib.Report("")).tensors
   with tempfile.TemporaryDirectory() as directory:
     usual = pathlib.Path(directory)
-    for name in (*_CONFIGS, *tokenizer.FILES):
+    for name in (*_CONFIGS, *tokenizer_files.NAMES):
       if (config / name).is_file():
         shutil.copy(config / name, usual)
     safetensors_file.write(usual / huggingface_weights.WEIGHTS, tensors)

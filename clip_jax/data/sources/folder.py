@@ -229,11 +229,12 @@ def _decide(
     )
     return "classes"
   if len(named) < len(images):
-    other = (
-      "; add ?layout=classes to the address to read folders as classes"
-      if in_folders
-      else ""
-    )
+    outside = [name for name in images if os.sep not in name]
+    other = "; add ?layout=classes to the address to read folders as classes"
+    if 2 * len(outside) > len(images):
+      other = ""
+    elif outside:
+      other += f", once {_listed(outside[:1])} lies in one, too"
     notes.append(
       f"{count} beside them, so captions are read, and the others are bad "
       f"records{other}."

@@ -35,7 +35,9 @@ def find_files(pattern: str, *, suffix: str) -> list[str]:
       found = sorted(glob.glob(name, recursive=True))
       if not found:
         raise errors.UserError(f"No file matches {name!r}.")
-      for each in found:
+      # Beside shards lie lists and notes, which a plain * names, too.
+      shards = [each for each in found if each.lower().endswith(suffix)]
+      for each in shards or found:
         files += _list_directory(each, suffix)
     else:
       missing.append(name)
@@ -49,7 +51,8 @@ def find_files(pattern: str, *, suffix: str) -> list[str]:
 
 
 def _list_directory(path: str, suffix: str) -> list[str]:
-  if os.path.isfile(path):
+  leads_nowhere = os.path.islink(path) and not os.path.exists(path)
+  if os.path.isfile(path) or leads_nowhere:  # Which is told where it is read.
     return [path]
   if not os.path.isdir(path):
     raise errors.UserError(f"{path!r} is neither a file nor a directory.")

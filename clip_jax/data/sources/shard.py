@@ -77,7 +77,8 @@ def index_shard(path: str) -> Shard:
     else:
       grouper.add(part, item)
   stated = stated_count(path)
-  return grouper.finish(size=os.path.getsize(path), stated=stated)
+  size = os.path.getsize(path) if os.path.exists(path) else 0
+  return grouper.finish(size=size, stated=stated)
 
 
 def stated_count(path: str) -> int | None:

@@ -229,7 +229,10 @@ def _parse(
   )
   rows = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
   silent: list[str] = []  # Images of rows without a caption.
-  for row in _watched(rows, path, separator, notes):
+  longer: list[int] = []  # Rows with more fields than the header.
+  for number, row in enumerate(_watched(rows, path, separator, notes), 1):
+    if len(row) > len(columns) and caption < len(columns) - 1:
+      longer.append(number)
     name = row[image].strip() if image < len(row) else ""
     text = row[caption] if caption < len(row) else ""
     if caption == len(columns) - 1:
@@ -241,6 +244,13 @@ def _parse(
       silent.append(name)
     yield name, text if len(text) <= captions_lib.MAX_TEXT_BYTES else None
 
+  if longer:
+    rows_have = "1 row has" if len(longer) == 1 else f"{len(longer)} rows have"
+    notes.append(
+      f"{rows_have} more fields than the header's {len(columns)}, the first is "
+      f"row {longer[0]}, and what comes after a separator within a field is "
+      "lost; put such fields in quotes, or name another separator by ?sep=."
+    )
   if silent:
     rows_are = "1 row has" if len(silent) == 1 else f"{len(silent)} rows have"
     notes.append(

@@ -59,8 +59,8 @@ class Damage(NamedTuple):
   Attributes:
     offset: where it begins.
     reason: damaged_header, shifted (bytes are missing or too many), zeros,
-      truncated (inside a header), no_end_marker, trailing_bytes, empty or
-      compressed.
+      truncated (inside a header), no_end_marker, trailing_bytes, empty,
+      compressed or dangling_link.
     size: bytes passed over.
     headers: headers of members among them.
     at_end: whether nobody knows how much is missing behind it.
@@ -85,6 +85,9 @@ def scan(path: str) -> Iterator[Member | Damage]:
   Directories are left out; links, devices and the like have the problem
   "not_a_file".
   """
+  if os.path.islink(path) and not os.path.exists(path):
+    yield Damage(0, "dangling_link", at_end=True)
+    return
   with regular_files.open_regular(path) as file:
     yield from _Scan(file.fileno()).run()
 

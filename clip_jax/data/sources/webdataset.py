@@ -180,7 +180,13 @@ class WebDataset:
           raise
     if named:
       return (self.class_names[label],)
-    raise record_lib.BadRecord("missing_caption", key)
+    error = record_lib.BadRecord("missing_caption", key)
+    if label is not None:
+      error.hint = (
+        f"it has the label {label} and no text; put a {_CLASS_NAMES} with a "
+        "name a line beside the shards, or add ?classes=FILE to the address"
+      )
+    raise error
 
   def _digest(self) -> str:
     settings = [self._captions, self.class_names, self.templates]

@@ -1,0 +1,50 @@
+"""A family of HuggingFace's models: its tables, and what lies beside them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine.family import Family
+from clip_jax.convert.engine.fields import Fixed, Written
+from clip_jax.convert.formats import huggingface_tokenizer as tokenizers
+
+# transformers 5 saves a tower alone without the prefix that 4 gave it.
+PREFIXES = {"text": "text_model.", "image": "vision_model."}
+
+# Takes the tokenizer's files, the text tower's description and the report.
+DescribeTokenizer = Callable[
+  [dict[str, bytes], dict[str, Any], report_lib.Report], dict[str, Any]
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFaceFamily(Family):
+  """A family whose `name` is the `model_type` of its config.
+
+  The fields of its towers lie in the sections "text_config" and
+  "vision_config", and a tower alone is of the type "NAME_text_model" or
+  "NAME_vision_model".
+
+  Attributes:
+    processor: class of its image processor, of `huggingface_images`.
+    tokenizer: describes its tokenizer.
+  """
+
+  processor: str = "CLIPImageProcessor"
+  tokenizer: DescribeTokenizer = tokenizers.clip
+
+
+def classes(family: str, architecture: str) -> tuple[Written, ...]:
+  """Returns the rows that say which classes of transformers a config is of."""
+  return (
+    Written("architectures", [architecture]),
+    Written("model_type", family),
+    Written("text_config.model_type", f"{family}_text_model"),
+    Written("vision_config.model_type", f"{family}_vision_model"),
+  )
+
+
+def structure(**facts: Any) -> tuple[Fixed, ...]:
+  """Returns rows of fields that the format has one value of."""
+  return tuple(Fixed(k, v, in_weights=True) for k, v in facts.items())
