@@ -18,10 +18,12 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
   Raises:
     UserError: the model or a field of its overrides is unknown.
   """
+  return variants.spec(config.model, _overrides(config))
+
+
+def _overrides(config):
   overrides = config.model_overrides.to_dict()
-  return variants.spec(
-    config.model, {"probabilities": config.loss.kind, **overrides}
-  )
+  return {"probabilities": config.loss.kind, **overrides}
 
 
 def make(config: ml_collections.ConfigDict) -> clip.CLIP:
@@ -37,7 +39,8 @@ def make(config: ml_collections.ConfigDict) -> clip.CLIP:
     )
   dtype = jnp.dtype(config.precision)
   model = variants.create_model(
-    describe(config),
+    config.model,
+    overrides=_overrides(config),
     dtype=dtype,
     param_dtype=jnp.promote_types(dtype, jnp.float32),
   )

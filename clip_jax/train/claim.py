@@ -18,6 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from clip_jax import config as config_lib
 from clip_jax import errors
 from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.models import variants
 
 COMPILED = "compiled"
 LOCK = ".lock"  # Names the process that trains here.
@@ -41,8 +42,9 @@ MAY_CHANGE = (
   "micro_batches",
   *(
     f"model_overrides.{tower}.{field}"
-    for tower in ("image", "text")
-    for field in ("remat", "scan", "unroll")
+    for tower in variants.TOWERS
+    for field, changes_training in variants.EXECUTION.items()
+    if not changes_training
   ),
   "report",
 )

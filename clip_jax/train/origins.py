@@ -35,8 +35,6 @@ PARTS = ("model", "image", "text")
 
 # What the arrays outside the towers depend on, and what becomes of them.
 _HEAD = ("embed_dim", "image_projection", "text_projection", "embed_norm")
-# Of a tower, what changes neither its arrays nor what they compute in use.
-_FREE = ("scan", "unroll", "remat", "patch_dropout")
 # What `clip-jax convert` changes on request: the flag, and what it is of.
 _RESIZES = {
   "image.image_size": (
@@ -156,13 +154,15 @@ def describe(model: str, opened: Origins) -> dict[str, Any]:
   """Returns the description that the sources add up to, before overrides.
 
   What a named model says of a tower that no source holds is taken from it.
+  Towers are run as in their sources.
 
   Args:
     model: `config.model`.
     opened: the sources.
   """
   if "model" in opened:
-    return dict(opened["model"].spec)
+    source = opened["model"]
+    return variants.complete(source.spec, source.execution)
   described: dict[str, Any] = {"embed_dim": variants.DEFAULT_EMBED_DIM}
   if model != FROM_INIT:
     variants.spec(model)  # Raises where there is no such model.
@@ -171,6 +171,7 @@ def describe(model: str, opened: Origins) -> dict[str, Any]:
     # It fitted the tower that was there.
     described.pop(f"{part}_projection", None)
     described |= {x: source.spec[x] for x in (part, *_ABOUT[part])}
+    described[part] = {**described[part], **source.execution.get(part, {})}
     if source.spec[part]["kind"] == "resnet":  # Ends in the shared space.
       described["embed_dim"] = source.spec["embed_dim"]
   return described
@@ -203,9 +204,9 @@ def settle(
   if described:
     base = describe(config.model, opened) if opened else None
     if base is None:
-      base = variants.spec(stored.model, stored.model_overrides.to_dict())
+      base = variants.complete(stored.model, stored.model_overrides.to_dict())
     overrides = config.model_overrides.to_dict()
-    spec = variants.resolve(base, overrides)
+    spec = variants.complete(base, overrides)
     if config.model != FROM_INIT:  # No field of its own tokenizer may stay.
       spec["tokenizer"] = _tokenizer(spec)
     spec = model_dir.plain(spec)
@@ -301,7 +302,7 @@ def _comparable(part, spec, *, named) -> dict[str, Any]:
 
 def _nested(name, fields) -> dict[str, Any]:
   fields = sameness.plain_fields(fields)
-  return {f"{name}.{k}": v for k, v in fields.items() if k not in _FREE}
+  return {f"{name}.{field}": value for field, value in fields.items()}
 
 
 def load(

@@ -188,7 +188,7 @@ def test_a_written_file_says_that_it_is_pytorchs(save, tmp_path):
 
 def test_a_trained_model_goes_to_transformers(tmp_path, perturb):
   # Any of our own descriptions, with OpenAI's way of preparing inputs.
-  spec = variants.resolve(
+  spec = variants.spec(
     {
       "embed_dim": 24,
       "image": {
