@@ -117,6 +117,14 @@ def quantity(number: float) -> str:
   return f"{number:g}"
 
 
+def size(number_of_bytes: float) -> str:
+  """Returns bytes with a unit: 16911433728 is "15.75 GiB"."""
+  for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+    if abs(number_of_bytes) >= unit:
+      return f"{number_of_bytes / unit:.2f} {name}"
+  return f"{number_of_bytes:.0f} bytes"
+
+
 class Progress:
   """Progress of a long job: a bar on a terminal, otherwise a line at times.
 
