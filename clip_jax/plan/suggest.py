@@ -26,6 +26,7 @@ from clip_jax.models import (
   freezing,
   paths,
   resnet,
+  sharded,
   variants,
 )
 from clip_jax.plan import jobs, memory, planner, topology
