@@ -110,6 +110,7 @@ def read(
   *,
   kind: type | tuple[type, ...] = dict,
   max_bytes: int = MAX_BYTES,
+  strict: bool = False,
 ) -> Any:
   """Returns the value in a JSON file, as `parse` does.
 
@@ -123,7 +124,7 @@ def read(
     raise JsonError(
       f"{os.fspath(path)} has more than the {max_bytes:,} bytes allowed."
     )
-  return parse(data, what=os.fspath(path), kind=kind)
+  return parse(data, what=os.fspath(path), kind=kind, strict=strict)
 
 
 def _is_deep(value: Any) -> bool:
