@@ -107,8 +107,7 @@ def versions() -> dict[str, str]:
 
 def _run(plan, price, reasons) -> dict[str, Any]:
   """Returns how long the whole run takes, and its cost."""
-  job = plan.job
-  steps = job.total_steps
+  job, steps = plan.job, plan.job.total_steps
   names = ("hours", "chip_hours", "cost")
   run: dict[str, Any] = {"steps": steps, **dict.fromkeys(names)}
   run["price_per_chip_hour"] = price
