@@ -208,8 +208,7 @@ class _Search:
   def least(self, choice: Choice) -> int:
     """Returns what a device needs at least, in bytes."""
     changes = tuple(choice.remat_overrides(self.base))
-    kept = self.kept(changes, choice.micro_batches)
-    return self.state(choice.fsdp) + kept
+    return self.state(choice.fsdp) + self.kept(changes, choice.micro_batches)
 
   def _state(self, fsdp: int) -> int:
     """Returns a device's part of the state, the gradients and the batch."""
