@@ -190,7 +190,7 @@ def _counters_at_the_start(
     return {}
   return {
     journal.EVALUATION_DUE: True,
-    claim.ORIGIN: integrity.fingerprint(state.variables),
+    workdir_lib.ORIGIN: integrity.fingerprint(state.variables),
   }
 
 
