@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
+from clip_jax import config as config_lib
 from clip_jax import losses, sharding
 from clip_jax.models import clip
 from clip_jax.plan import compiling, hardware, topology
@@ -56,7 +56,7 @@ def shard_bytes(tree: Any) -> int:
 
 
 def loss_bytes(
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
   model: clip.CLIP,
   mesh: jax.sharding.Mesh,
   *,

@@ -15,13 +15,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import ml_collections
 
+from clip_jax import config as config_lib
 from clip_jax import errors, sharding
-from clip_jax.config import overrides
+from clip_jax.checkpoints import run_model
 from clip_jax.models import block_chain, paths, resnet, sharded, variants
 from clip_jax.plan import jobs, memory, planner, topology
-from clip_jax.train import step
 
 # What the backward pass computes again, as a part of the forward pass: of a
 # Vision Transformer the products of attention and what is elementwise, or all
@@ -116,7 +115,7 @@ class Suggestion:
 
 
 def suggest(
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
   where: topology.Topology,
   *,
   most_compilations: int = 12,
@@ -176,7 +175,7 @@ class _Search:
       )
 
   def _make_job(self, changes) -> jobs.Job:
-    config = _with(self._config, changes)
+    config = config_lib.with_overrides(self._config, changes)
     return jobs.make_job(config, self._where, **self._options)
 
   def compile(self, choice: Choice) -> planner.Plan:
@@ -203,13 +202,6 @@ class _Search:
   def suggestion(self, choice: Choice, plan: planner.Plan) -> Suggestion:
     """Returns a choice as what the search has found."""
     return Suggestion(choice, plan, choice.overrides(self.base), self.tried)
-
-
-def _with(config, changes) -> ml_collections.ConfigDict:
-  changed = config.copy_and_resolve_references()
-  for change in changes:
-    overrides.apply_override(changed, change)
-  return changed
 
 
 def _choices(base: jobs.Job) -> Iterator[Choice]:
@@ -294,7 +286,9 @@ class _Bounds:
     """
     base = self._base
     # A loop's copies of its kernels are no part of what must be kept.
-    model = variants.without_loops(step.make_model(_with(base.config, changes)))
+    model = variants.without_loops(
+      run_model.make(config_lib.with_overrides(base.config, changes))
+    )
 
     def local(x):
       rows, *others = x.sharding.shard_shape(x.shape)
