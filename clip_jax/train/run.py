@@ -53,7 +53,7 @@ class Run:
     config = self.program.config
     if config.model != variants.FROM_INIT:
       return config.model
-    origins = (config.init[part] for part in origins_lib.PARTS)
+    origins = (getattr(config.init, part) for part in origins_lib.PARTS)
     return " and ".join(filter(None, origins))
 
   def announce(self) -> None:
