@@ -128,7 +128,7 @@ class Builder:
       os.replace(file.name, self.directory / layout.META)
     _sync_directory(self.directory)
 
-  def _keep(self, file: io.BufferedIOBase, pattern: str) -> dict[str, Any]:
+  def _keep(self, file: io.BufferedRandom, pattern: str) -> dict[str, Any]:
     """Gives a finished file its name and returns how to check it."""
     _sync(file)
     digest = layout.sha256(file)
@@ -201,7 +201,7 @@ def _lock(descriptor: int, directory: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def _partial_file(directory: pathlib.Path) -> Iterator[io.BufferedIOBase]:
+def _partial_file(directory: pathlib.Path) -> Iterator[io.BufferedRandom]:
   """Opens a new file that is removed in the end, unless it was renamed."""
   path = directory / f".partial-{os.getpid()}-{secrets.token_hex(4)}"
   try:
@@ -211,7 +211,7 @@ def _partial_file(directory: pathlib.Path) -> Iterator[io.BufferedIOBase]:
     path.unlink(missing_ok=True)
 
 
-def _sync(file: io.BufferedIOBase) -> None:
+def _sync(file: io.BufferedRandom) -> None:
   file.flush()
   os.fsync(file.fileno())
 
