@@ -98,10 +98,8 @@ def parse(
     raise _too_deep(what)
   if not isinstance(value, kind):
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    raise JsonError(
-      f"{what} must hold a JSON {' or '.join(map(_NAMES.get, kinds))}, got "
-      f"{value!r:.60}."
-    )
+    names = " or ".join(_NAMES[each] for each in kinds)
+    raise JsonError(f"{what} must hold a JSON {names}, got {value!r:.60}.")
   return value
 
 
