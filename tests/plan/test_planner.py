@@ -519,7 +519,7 @@ class _Fake:
     config = job.config
     self.compiled.append(config)
     kept = {"none": 64, "dots_no_batch": 16, "full": 4}
-    rest = kept[config.model_overrides.image.remat] * 2**20
+    rest = kept[config.model_overrides["image"]["remat"]] * 2**20
     rest //= config.micro_batches
     state = memory.shard_bytes((job.state, job.batch))
     peak = state + rest
