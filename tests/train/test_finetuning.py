@@ -151,9 +151,11 @@ def test_the_options_that_the_config_names_are_understood(room, tmp_path):
     r"^  --config\.([\w.]+)='?([^'\s]+)", CONFIG.read_text(), re.M
   )
   assert len(named) == 5
-  plain = _make_run(_config(room), tmp_path).config
+  plain = _make_run(_config(room), tmp_path).program.config
   for field, value in named:
-    changed = _make_run(_config(room, **{field: value}), tmp_path).config
+    changed = _make_run(
+      _config(room, **{field: value}), tmp_path
+    ).program.config
     assert list(config_lib.differences(plain, changed)) == [field]
 
 
