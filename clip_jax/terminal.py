@@ -163,15 +163,15 @@ class Progress:
       return
     self._last = now
     line = self.line(done, total, seconds=now - self._start)
-    if self.is_terminal and total is None:
+    if not self.is_terminal:
+      self.stream.write(line + "\n")
+    elif total is None:
       self.stream.write(f"\r\x1b[K{line}")
-    elif self.is_terminal:
+    else:
       filled = round(24 * done / max(total, 1))
       bar = "█" * filled + "░" * (24 - filled)
       bar = encodable(bar, self.stream.encoding)
       self.stream.write(f"\r\x1b[K{bar} {line}")
-    else:
-      self.stream.write(line + "\n")
     self.stream.flush()
 
   def line(self, done: int, total: int | None, *, seconds: float) -> str:

@@ -4,13 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
+from clip_jax import config as config_lib
 from clip_jax import errors, losses
 from clip_jax.models import clip, variants
 
 
-def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def describe(config: config_lib.Config) -> dict[str, Any]:
   """Returns the description of a run's model (`variants.spec`).
 
   What the run's loss makes of logits is what its model's probabilities are.
@@ -22,11 +22,10 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _overrides(config):
-  overrides = config.model_overrides.to_dict()
-  return {"probabilities": config.loss.kind, **overrides}
+  return {"probabilities": config.loss.kind, **config.model_overrides}
 
 
-def make(config: ml_collections.ConfigDict) -> clip.CLIP:
+def make(config: config_lib.Config) -> clip.CLIP:
   """Returns the model of a run in its precision.
 
   Raises:

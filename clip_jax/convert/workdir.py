@@ -23,7 +23,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   del options
   saved = workdir_lib.load_model(path)
   module = variants.create_model(
-    saved.config.model, overrides=saved.config.model_overrides.to_dict()
+    saved.config.model, overrides=saved.config.model_overrides
   )
   report = report_lib.Report(NAME)
   report.facts["step"] = saved.step

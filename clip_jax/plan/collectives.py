@@ -22,7 +22,6 @@ _KINDS = {
   "all_gather": "all-gather",
   "all_gather_invariant": "all-gather",
   "pmax": ALL_REDUCE,
-  "pmin": ALL_REDUCE,
   "ppermute": PERMUTE,
   "psum": ALL_REDUCE,
   "psum_invariant": ALL_REDUCE,
@@ -65,11 +64,9 @@ def read(jaxpr: Any) -> collections.Counter[Collective]:
     if times is None:
       raise ValueError(f"Cannot count {kind} in a while loop: use a scan.")
     side = "outvars" if kind == "all-gather" else "invars"
-    size = sum(
-      flops.array_bytes(*getattr(call.equation, side)) for call in calls
-    )
+    sizes = (flops.array_bytes(*getattr(x.equation, side)) for x in calls)
     groups = _groups(kind, axes, calls[0])
-    found[Collective(kind, size, groups)] += times
+    found[Collective(kind, sum(sizes), groups)] += times
   return found
 
 

@@ -67,8 +67,7 @@ def read_text(compiled: jax.stages.Compiled, dump: str | None) -> str | None:
     dump: the directory that it was compiled with.
   """
   found = list(pathlib.Path(dump).glob(_FINAL)) if dump else []
-  if found:
-    largest = max(found, key=lambda path: path.stat().st_size)
+  if largest := max(found, key=lambda path: path.stat().st_size, default=None):
     return largest.read_text(errors="replace")
   try:
     return compiled.as_text()

@@ -62,7 +62,6 @@ def loss_bytes(job: jobs.Job) -> int:
   """
   config, mesh = job.config, job.mesh
   kind, duplicates = config.loss.kind, config.loss.duplicates
-  names = () if duplicates == "ignore" else ("image_ids", "text_ids")
 
   def loss(images, texts, scale, bias, ids):
     return losses.KINDS[kind](
@@ -84,7 +83,8 @@ def loss_bytes(job: jobs.Job) -> int:
   pairs, dtype = config.batch_size, jnp.dtype(config.precision)
   embeds = array(pairs, job.model.embed_dim, dtype=dtype)
   scalar = array(dtype=jnp.promote_types(dtype, jnp.float32))
-  ids = {name: array(pairs, dtype=jnp.int32) for name in names}
+  names = () if duplicates == "ignore" else ("image_ids", "text_ids")
+  ids = dict.fromkeys(names, array(pairs, dtype=jnp.int32))
   compute = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
   lowered = compute.lower(embeds, embeds, scalar, scalar, ids)
   return peak_bytes(compiling.compile_program(lowered), job.where)

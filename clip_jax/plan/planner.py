@@ -165,11 +165,10 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
     reasons["fits"] = "the memory of these devices is not known"
   if refused is None:
     work = read_work(traced.jaxpr.jaxpr)
-    operations = work.flops
+    operations = None if work.hidden else work.flops
     if work.hidden:
       names = ", ".join(sorted(work.hidden))
       reasons["flops_compiled"] = f"operations of {names} cannot be counted"
-      operations = None
     exchanges = collectives.summary(work.collectives)
     try:
       parts = _step_parts(job, work, text)
@@ -261,9 +260,9 @@ def make_network(
 ) -> interconnect.Network:
   """Returns where the devices of a mesh sit in the network."""
   coordinates = tuple(tuple(device.coords) for device in mesh.devices.flatten())
-  shape = tuple(where.shape)
-  if not shape:  # TPUs of this machine: as far as they reach, without rings.
-    shape = tuple(max(axis) + 1 for axis in zip(*coordinates, strict=True))
+  # TPUs of this machine: as far as they reach, without rings.
+  reach = tuple(max(axis) + 1 for axis in zip(*coordinates, strict=True))
+  shape = tuple(where.shape) or reach
   return interconnect.Network(
     coordinates=coordinates,
     shape=shape,

@@ -15,11 +15,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import ml_collections
 
+from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.checkpoints import run_model
-from clip_jax.config import overrides
 from clip_jax.models import (
   block_chain,
   flops,
@@ -122,7 +121,7 @@ class Suggestion:
 
 
 def suggest(
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
   where: topology.Topology,
   **options: int | None,
 ) -> Suggestion:
@@ -179,7 +178,7 @@ class _Search:
       )
 
   def _make_job(self, changes) -> jobs.Job:
-    config = _with(self._config, changes)
+    config = config_lib.with_overrides(self._config, changes)
     return jobs.make_job(config, self._where, **self._options)
 
   def compile(self, choice: Choice) -> planner.Plan:
@@ -208,8 +207,7 @@ class _Search:
   def least(self, choice: Choice) -> int:
     """Returns what a device needs at least, in bytes."""
     changes = tuple(choice.remat_overrides(self.base))
-    kept = self.kept(changes, choice.micro_batches)
-    return self.state(choice.fsdp) + kept
+    return self.state(choice.fsdp) + self.kept(changes, choice.micro_batches)
 
   def _state(self, fsdp: int) -> int:
     """Returns a device's part of the state, the gradients and the batch."""
@@ -232,7 +230,9 @@ class _Search:
     """
     config, state, batch = self.base.config, self.base.state, self.base.batch
     # A loop's copies of its kernels are no part of what must be kept.
-    model = variants.without_loops(run_model.make(_with(config, changes)))
+    model = variants.without_loops(
+      run_model.make(config_lib.with_overrides(config, changes))
+    )
     frozen = freezing.Frozen.of(
       state.params, state.batch_stats, config.optim.frozen
     )
@@ -257,13 +257,6 @@ class _Search:
     return flops.array_bytes(
       *(held for name, held in kept.items() if name not in given)
     )
-
-
-def _with(config, changes) -> ml_collections.ConfigDict:
-  changed = config.copy_and_resolve_references()
-  for change in changes:
-    overrides.apply_override(changed, change)
-  return changed
 
 
 def _choices(base: jobs.Job) -> Iterator[Choice]:

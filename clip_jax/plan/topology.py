@@ -113,7 +113,8 @@ def rings(chip: hardware.Chip, shape: tuple[int, ...]) -> tuple[bool, ...]:
 
 
 def _described(name, chip, shape, wrap) -> tuple[jax.Device, ...]:
-  if not _has_libtpu():
+  library = os.environ.get("TPU_LIBRARY_PATH", "")
+  if not (os.path.isfile(library) or importlib.util.find_spec("libtpu")):
     raise errors.UserError(
       f"Planning for {name} needs libtpu, which compiles for TPUs and needs "
       f"none: {versions.install('plan')}. --topology local plans for the "
@@ -134,11 +135,6 @@ def _described(name, chip, shape, wrap) -> tuple[jax.Device, ...]:
       f"There is no slice {name}: {str(error).splitlines()[0]}"
     ) from None
   return tuple(described.devices)
-
-
-def _has_libtpu() -> bool:
-  given = os.environ.get("TPU_LIBRARY_PATH", "")
-  return os.path.isfile(given) or importlib.util.find_spec("libtpu") is not None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
@@ -120,7 +119,7 @@ def _on_all(fine: bool) -> bool:
 
 def claim(
   workdir: pathlib.Path,
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
   *,
   total_steps: int,
   allow_changes: bool,
@@ -191,7 +190,7 @@ def explain_interrupt(workdir: pathlib.Path) -> Iterator[None]:
 @contextlib.contextmanager
 def begin(
   workdir: pathlib.Path,
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
   *,
   total_steps: int,
   allow_changes: bool,

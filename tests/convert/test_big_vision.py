@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from clip_jax import convert, errors
-from clip_jax.convert import big_vision
 from clip_jax.convert.containers import npz
+from clip_jax.convert.formats import big_vision
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor
 
@@ -665,7 +665,9 @@ def test_the_activation_may_be_another(tmp_path):
   model = _read(source, dataclasses.replace(TOLD, activation="gelu"))
   assert {model.spec[x]["activation"] for x in ("image", "text")} == {"gelu"}
   assert model.report.inferred["activation"]["source"] == "flag"
-  assert "image.activation='gelu'" in " ".join(big_vision.refusals(model.spec))
+  assert "image.activation='gelu'" in " ".join(
+    big_vision.FORMAT.refusals(model.spec)
+  )
 
 
 @pytest.mark.parametrize(
@@ -688,9 +690,9 @@ def test_what_big_vision_cannot_be_is_refused_by_its_field(
   tmp_path, tower, fields, named
 ):
   model = _read(_save(tmp_path / "a.npz", _draw(_shapes())))
-  assert big_vision.refusals(model.spec) == []
+  assert big_vision.FORMAT.refusals(model.spec) == []
   mutated = _describe(tower, **fields)(model)
-  (problem,) = big_vision.refusals(mutated.spec)
+  (problem,) = big_vision.FORMAT.refusals(mutated.spec)
   assert problem.startswith(f"{named}=")
   with pytest.raises(errors.UserError, match=named):
     big_vision.write(mutated, tmp_path / "b.npz", NO_OPTIONS)

@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from clip_jax import convert, errors
-from clip_jax.convert import big_vision
+from clip_jax.convert.formats import big_vision
 from clip_jax.convert.portable import Options
 
 BAR = 1e-12  # Float64 against float64.
@@ -218,7 +218,7 @@ def test_lits_text_tower_is_a_bert_with_tanh_gelu(
   outputs, difference, tmp_path, flat, monkeypatch
 ):
   # Matrices do not show the heads; real ones have 64 numbers each.
-  from clip_jax.convert import big_vision_description
+  from clip_jax.convert.formats import big_vision_description
 
   monkeypatch.setattr(big_vision_description, "BERT_HEAD_DIM", 12)
   bert = _bert()
@@ -275,7 +275,7 @@ def test_an_older_vit_comes_back_under_its_own_names(tmp_path, names, root):
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_lit_survives_our_own_directory(tmp_path, flat, monkeypatch):
-  from clip_jax.convert import big_vision_description
+  from clip_jax.convert.formats import big_vision_description
 
   monkeypatch.setattr(big_vision_description, "BERT_HEAD_DIM", 12)
   image = _vit(**NAMES["as published with the paper"])
@@ -366,6 +366,6 @@ def test_positions_that_were_trained_twice_are_added(tmp_path):
 )
 def test_another_bert_is_refused_by_its_field(tmp_path, fields, named):
   model = _read(_save(tmp_path / "a.npz", _lit(_bert())))
-  assert big_vision.refusals(model.spec) == []
+  assert big_vision.FORMAT.refusals(model.spec) == []
   spec = {**model.spec, "text": {**model.spec["text"], **fields}}
-  assert big_vision.refusals(spec)[0].startswith(f"{named}=")
+  assert big_vision.FORMAT.refusals(spec)[0].startswith(f"{named}=")

@@ -13,8 +13,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from clip_jax import convert, errors
-from clip_jax.convert import borisdayma_description
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.formats import borisdayma
 
 BAR = 1e-12  # Float64 against float64.
 SHARED = {
@@ -333,16 +333,16 @@ def test_what_is_not_held_is_listed_by_its_fields(tmp_path):
   with pytest.raises(errors.UserError) as raised:
     convert.open_model(path)
   for field in (
-    "text_config.use_rmsnorm",
-    "text_config.ln_type",
-    "text_config.position_embedding_type",
-    "text_config.pool_type",
-    "text_config.use_causal_mask",
-    "vision_config.activations",
-    "vision_config.use_bias",
-    "vision_config.position_embedding_factorized",
-    "vision_config.keep_registers",
-    "vision_config.decoder_block",
+    "text_config: use_rmsnorm",
+    "text_config: ln_type",
+    "text_config: position_embedding_type",
+    "text_config: pool_type",
+    "text_config: use_causal_mask",
+    "vision_config: activations",
+    "vision_config: use_bias",
+    "vision_config: position_embedding_factorized",
+    "vision_config: keep_registers",
+    "vision_config: decoder_block",
   ):
     assert field in str(raised.value)
 
@@ -393,7 +393,7 @@ def test_no_config_is_more_than_a_clear_error():
         if rng.random() < 0.2:
           del part[field]
     with contextlib.suppress(errors.UserError):
-      borisdayma_description.describe(
+      borisdayma.describe(
         config, tensors, {}, report=report_lib.Report("x"), where="x"
       )
       read += 1

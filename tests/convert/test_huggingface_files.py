@@ -300,6 +300,14 @@ def test_a_legacy_part_replaces_the_newer_one(tmp_path):
   assert (ours["pooling"], ours["eos_id"]) == ("argmax", None)
 
 
+@pytest.mark.parametrize("more", ['"x": Infinity', '"model_type": "clip"'])
+def test_a_config_that_json_does_not_settle_is_refused(tmp_path, more):
+  text = f'{{"model_type": "clip", {more}}}'
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(errors.UserError, match=r"Infinity|stands twice"):
+    convert.open_model(tmp_path)
+
+
 # What is changed -> what the error says.
 MALFORMED = {
   "model_type": ({"model_type": 5}, "known format"),

@@ -48,9 +48,10 @@ class Case:
     config.model = self.model
     config.batch_size = self.batch
     config.epochs = 32
+    config.data.train = "nowhere"  # Planning reads no data.
     for change in self.overrides():
       config_lib.apply_override(config, change)
-    return config
+    return config_lib.check(config)
 
   def overrides(self):
     changes = ["mesh.data=-1", f"mesh.fsdp={self.fsdp}"]

@@ -21,6 +21,7 @@ Several of ours that lie in one tensor are "attention/query,key,value".
 A row may end in "if FIELD", "if not FIELD", "if FIELD=VALUE" or
 "if FIELD!=VALUE". FIELD is one of the tower's description, of the model's
 ("image.kind"), or of the variables; variables in braces become parts of names.
+A variable "image" or "text" may hold more of them, for the rows of that tower.
 Rows of a tower that a model lacks are left out, and so are rows outside of the
 towers where there is one tower only.
 """
@@ -225,8 +226,12 @@ class _Place:
     """Yields the place below both prefixes."""
     below = "" if ours == "." else f"{ours}/"
     name = "" if theirs == "." else theirs.format(**self.facts)
+    facts = self.facts
+    # A tower's own variables stand below its name.
+    if isinstance(own := facts.get(ours), Mapping):
+      facts = {**facts, **own}
     yield dataclasses.replace(
-      self, theirs=self.theirs + name, ours=self.ours + below
+      self, theirs=self.theirs + name, ours=self.ours + below, facts=facts
     )
 
   def stack(self, theirs: str, ours: str) -> Iterator["_Place"]:

@@ -197,6 +197,7 @@ def _scale(log: Any) -> float:
   return math.exp(log)
 
 
+LOG_SCALE = fields.Kind("the logarithm of a scale", _scale, _log)
 ENDS = (
   *structure(image_projection="linear", text_projection="linear"),
   Field("projection_dim", "embed_dim", in_weights=True),
@@ -205,7 +206,7 @@ ENDS = (
   Field(
     "logit_scale_init_value",
     "init_logit_scale",
-    fields.Kind("the logarithm of a scale", _scale, _log),
+    LOG_SCALE,
     in_weights=True,
     free=True,
   ),

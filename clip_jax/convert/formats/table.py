@@ -4,8 +4,6 @@ A directory can look like several; the first says more about the model.
 """
 
 from clip_jax.convert import (
-  big_vision,
-  borisdayma,
   model_dir,
   open_clip,
   openai,
@@ -15,6 +13,8 @@ from clip_jax.convert import (
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.formats import (
   bert,
+  big_vision,
+  borisdayma,
   flax_clip,
   huggingface,
   sentence_transformers,
@@ -48,15 +48,8 @@ FORMATS: dict[str, Format] = {
       refusals=open_clip.refusals,
       gives_back=open_clip.gives_back,
     ),
-    Format(
-      "big-vision",
-      big_vision.read,
-      knows=big_vision.knows,
-      write=big_vision.write,
-      refusals=big_vision.refusals,
-      told=big_vision.told,
-    ),
-    Format("borisdayma", borisdayma.read, recognise=borisdayma.recognise),
+    big_vision.FORMAT,
+    borisdayma.FORMAT,
     flax_clip.FORMAT,
     sentence_transformers.FORMAT,
     huggingface.FORMAT,

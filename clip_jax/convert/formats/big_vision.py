@@ -11,46 +11,24 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import big_vision_description as description
-from clip_jax.convert import big_vision_layout as layouts
 from clip_jax.convert import (
   engine,
   portable,
   positions,
-  transforms,
   weights_file,
 )
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.axes import Axes
 from clip_jax.convert.containers import npz
+from clip_jax.convert.engine.format import Format
+from clip_jax.convert.formats import big_vision_description as description
+from clip_jax.convert.formats import big_vision_names as names_lib
 from clip_jax.convert.tensor import Tensor
 from clip_jax.tokenizer import files as tokenizer_files
 
 NAME = "big-vision"
 # A patch embedding and an embedding of tokens, whatever stands before them.
 _MARKS = ("/embedding/kernel", "/Embed_0/embedding", "_ids/embedding")
-_FIXED = {
-  "vit": {
-    "activation": "gelu_tanh",
-    "norm_epsilon": 1e-6,
-    "norm_after_pool": False,
-    "pre_norm": False,
-    "patch_bias": True,
-    "registers": 0,
-  },
-  "transformer": {
-    "activation": "gelu_tanh",
-    "norm_epsilon": 1e-6,
-    "causal": False,
-  },
-  "bert": {
-    "activation": "gelu_tanh",
-    "norm_epsilon": 1e-12,
-    "pooling": "cls",
-    "normalize": False,
-    "pad_id": 0,
-  },
-}
-_POOLINGS = {"transformer": ("last", "map"), "bert": ("cls",)}
 
 
 def knows(names: Collection[str]) -> bool:
@@ -105,14 +83,14 @@ def read_tensors(
     AmbiguousError: their text tower has several meanings.
   """
   report = report or report_lib.Report(NAME)
-  layout = layouts.find({k: x.shape for k, x in tensors.items()}, name)
+  layout = names_lib.find({k: x.shape for k, x in tensors.items()}, name)
   tensors = _merge_positions(tensors, layout, report)
   tensors, noted = _square(tensors, layout, options, report)
   spec = description.describe(
     tensors, layout, options, report=report, name=name
   )
   model = portable.assemble(
-    layouts.entries(spec, layout),
+    names_lib.NAMES.entries(spec, layout),
     tensors,
     spec,
     report=report,
@@ -122,21 +100,22 @@ def read_tensors(
     ignored=_ignored(layout, spec),
     hint="Only models as big_vision's vit.py, text_transformer.py and "
     "two_towers.py make them, and LiT's, can be read.",
-    dialect=layout.to_dict(),
+    dialect=layout,
     noted=noted,
   )
   # An optimizer's state is no part of the model.
-  extras = {k: x for k, x in model.extras.items() if k.startswith(layout.root)}
+  root = layout["root"]
+  extras = {k: x for k, x in model.extras.items() if k.startswith(root)}
   return dataclasses.replace(model, extras=extras)
 
 
 def _ignored(layout, spec) -> list[str]:
   """Returns patterns of the names that hold nothing of the towers."""
   patterns = []
-  if layout.root:  # Whatever else a training checkpoint holds.
-    patterns.append(f"^(?!{layout.root})")
+  if root := layout["root"]:  # Whatever else a training checkpoint holds.
+    patterns.append(f"^(?!{root})")
   if engine.towers(spec) == ("image",):  # A classifier.
-    prefix = layouts.tower_prefix(layout, "image")
+    prefix = names_lib.prefix_of(layout, "image")
     patterns.append(f"^{prefix}(head|pre_logits)/")
   return patterns
 
@@ -144,9 +123,9 @@ def _ignored(layout, spec) -> list[str]:
 def _merge_positions(tensors, layout, report) -> dict[str, Tensor]:
   """Adds up the positions of text towers that were trained with two."""
   tensors = dict(tensors)
-  if layout.text is None:
+  if not layout["text"]:
     return tensors
-  prefix = layouts.tower_prefix(layout, "text")
+  prefix = names_lib.prefix_of(layout, "text")
   first, second = f"{prefix}pos_embedding", f"{prefix}Encoder_0/pos_embedding"
   if not (first in tensors and second in tensors):
     return tensors
@@ -169,29 +148,30 @@ def _square(tensors, layout, options, report):
 
   Returns the arrays, and what to note about the source.
   """
-  if layout.image is None or options.old_grid is None:
+  if not layout["image"] or options.old_grid is None:
     return tensors, {}
-  prefix = layouts.tower_prefix(layout, "image")
-  key, kernel = prefix + layout.image.positions, f"{prefix}embedding/kernel"
+  prefix = names_lib.prefix_of(layout, "image")
+  key = prefix + layout["image"]["positions"]
   old = tensors.get(key)
   rows, cols = options.old_grid
   if old is None or rows == cols or options.image_size is None:
     return tensors, {}
-  if len(old.shape) != 3 or layout.image.flat_patches:
+  if old.shape[:1] != (1,) or layout["image"]["flat_patches"]:
     raise errors.UserError(
       f"--old-grid is for {key} of the shape [1, positions, width]; it has "
       f"{list(old.shape)}."
     )
-  patch, width = tensors[kernel].shape[0], old.shape[2]
-  class_rows = int(old.shape[1] == rows * cols + 1)
+  axis = Axes({name: x.shape for name, x in tensors.items()}, "The source")
+  patch = axis(f"{prefix}embedding/kernel", 0, rank=4)
+  cells = axis(key, 1, rank=3)
+  class_rows = int(cells == rows * cols + 1)
   side = positions.grid_side(
     {"kind": "vit", "patch_size": patch}, options.image_size
   )
-  flat = transforms.reshape((old.shape[1], width), old.shape)
   new = positions.resized(
-    Tensor((old.shape[1], width), old.dtype, lambda: flat.ours(old.read())[0]),
+    Tensor(old.shape[1:], old.dtype, lambda: old.read()[0]),
     class_rows=class_rows,
-    old_grid=positions.old_grid(old.shape[1] - class_rows, (rows, cols)),
+    old_grid=positions.old_grid(cells - class_rows, (rows, cols)),
     new_grid=(side, side),
     method=options.resize_method,
   )
@@ -207,69 +187,6 @@ def _square(tensors, layout, options, report):
   return {**tensors, key: new}, {"resized": what}
 
 
-def refusals(spec: dict[str, Any]) -> list[str]:
-  """Returns what of a description big_vision's models cannot be."""
-  problems = []
-  for tower in engine.towers(spec):
-    fields = spec[tower]
-    kind = fields["kind"]
-    if kind not in _FIXED:
-      problems.append(f"{tower}.kind={kind!r}")
-      continue
-    problems += [
-      f"{tower}.{field}={fields[field]!r} (it has {want!r})"
-      for field, want in _FIXED[kind].items()
-      if fields[field] != want
-    ]
-    if kind == "vit":
-      problems += _vit_refusals(fields)
-    elif fields["pooling"] not in _POOLINGS[kind]:
-      problems.append(f"text.pooling={fields['pooling']!r}")
-    if kind == "bert":
-      problems += _bert_refusals(fields)
-  if len(engine.towers(spec)) == 2:
-    known = {
-      "image_projection": ("linear_bias", "none"),
-      "text_projection": ("linear_bias", "none"),
-      # The two are the same to float32.
-      "embed_norm": ("l2", "l2_plus_1e-8"),
-    }
-    problems += [
-      f"{field}={spec[field]!r} (it has {' or '.join(map(repr, values))})"
-      for field, values in known.items()
-      if spec[field] not in values
-    ]
-  return problems
-
-
-def _vit_refusals(image: dict[str, Any]) -> list[str]:
-  problems = []
-  if image["class_token"] != (image["pooling"] == "class"):
-    problems.append(
-      f"image.class_token={image['class_token']} with "
-      f"image.pooling={image['pooling']!r}"
-    )
-  patch = image["patch_size"]
-  side = image["image_size"] // patch
-  want = description.IMAGE_SIZES.get((patch, side), patch * side)
-  if image["image_size"] != want:
-    problems.append(
-      f"image.image_size={image['image_size']} with patches of {patch} (it "
-      f"has {want})"
-    )
-  return problems
-
-
-def _bert_refusals(text: dict[str, Any]) -> list[str]:
-  problems = []
-  if text["positions"] != text["context_length"]:
-    problems.append(
-      f"text.positions={text['positions']} (it has as many as "
-      f"text.context_length, {text['context_length']})"
-    )
-  return problems
-
-
 def write(
   model: portable.Portable, destination: pathlib.Path, options: portable.Options
 ) -> None:
@@ -279,7 +196,7 @@ def write(
     UserError: big_vision has no such model.
   """
   del options
-  portable.refuse(NAME, refusals(model.spec))
+  portable.refuse(NAME, description.refusals(model.spec))
   npz.write(destination, to_tensors(model))
 
 
@@ -305,18 +222,17 @@ def to_tensors(model: portable.Portable) -> dict[str, Tensor]:
   """Returns the arrays under big_vision's names."""
   spec = model.spec
   kept = model.extras if model.source.get("format") == NAME else {}
-  if dialect := model.dialect(NAME):
-    layout = layouts.Layout.from_dict(dialect)
-  else:
-    layout = layouts.MODERN
-    flat = spec.get("text", {}).get("kind") == "bert" and (
-      spec["text"]["width"] == spec["text"]["heads"] * description.BERT_HEAD_DIM
+  layout = model.dialect(NAME)
+  if not layout:
+    layout = names_lib.MODERN
+    text = spec.get("text", {})
+    flat = text.get("kind") == "bert" and (
+      text["width"] == text["heads"] * description.BERT_HEAD_DIM
     )
-    text = dataclasses.replace(layout.text, flat_heads=flat)
-    layout = dataclasses.replace(layout, text=text)
+    layout = {**layout, "text": {**layout["text"], "flat_heads": flat}}
     model.report.warnings += _unsaid(spec)
   return {
-    **engine.to_theirs(layouts.entries(spec, layout), model.leaves),
+    **engine.to_theirs(names_lib.NAMES.entries(spec, layout), model.leaves),
     **kept,
   }
 
@@ -374,3 +290,13 @@ def _differences(tokenizer: dict[str, Any], usual: dict[str, Any]) -> list[str]:
 
 def _many(value):
   return value if isinstance(value, list | tuple) else [value]
+
+
+FORMAT = Format(
+  NAME,
+  read,
+  knows=knows,
+  write=write,
+  refusals=description.refusals,
+  told=told,
+)

@@ -1,0 +1,91 @@
+"""The parameters in an Orbax manager's directory, read one by one."""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from clip_jax import errors
+from clip_jax.convert import containers
+from clip_jax.convert.tensor import Tensor
+
+ITEM = "default"  # Of a step's directory.
+
+
+def newest(path: pathlib.Path) -> pathlib.Path:
+  """Returns the directory of a manager's newest step.
+
+  Raises:
+    UserError: there is none.
+  """
+  steps = [
+    entry
+    for entry in path.iterdir()
+    if entry.name.isdecimal() and (entry / ITEM / "_METADATA").is_file()
+  ]
+  if not steps:
+    raise errors.UserError(
+      f"{path} has no step of an Orbax checkpoint (STEP/{ITEM}/_METADATA)."
+    )
+  return max(steps, key=lambda entry: int(entry.name))
+
+
+def read(step: pathlib.Path) -> dict[str, Tensor]:
+  """Returns the parameters of a step, without the boxes that they came in.
+
+  Raises:
+    DamagedError: it has none.
+  """
+  path = step / ITEM
+  handler = ocp.PyTreeCheckpointHandler()
+  try:
+    tree = handler.metadata(path.absolute()).tree
+    params = tree["params"]
+  except (KeyError, TypeError, ValueError, OSError) as error:
+    raise containers.DamagedError(
+      f"{path} is no Orbax checkpoint with params "
+      f"({type(error).__name__}: {str(error)[:200]})."
+    ) from None
+
+  # Layers are asked for one by one, and an array holds all of them.
+  @functools.lru_cache(maxsize=1)
+  def restore(names):
+    array = _restore(path, names, *about[names])
+    array.flags.writeable = False
+    return array
+
+  found, about = {}, {}
+  for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    names = tuple(str(key.key) for key in keys)
+    # Parameters were saved in flax's boxes, whose one field is "value".
+    name = "/".join(names[:-1] if names[-1] == "value" else names)
+    about[names] = tuple(leaf.shape), np.dtype(leaf.dtype)
+    found[name] = Tensor(*about[names], functools.partial(restore, names))
+  return found
+
+
+def _restore(path, names, shape, dtype) -> np.ndarray:
+  """Reads one array of a step, and nothing else of it."""
+  item: Any = jax.ShapeDtypeStruct(shape, dtype)
+  for name in reversed(["params", *names]):
+    item = {name: item}
+  arguments = jax.tree.map(
+    lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype), item
+  )
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      restored = checkpointer.restore(
+        path.absolute(),
+        args=ocp.args.PyTreeRestore(
+          item=item, restore_args=arguments, partial_restore=True
+        ),
+      )
+  except (ValueError, OSError, KeyError) as error:
+    raise containers.DamagedError(
+      f"{path}: {'/'.join(names)} cannot be read "
+      f"({type(error).__name__}: {str(error)[:200]})."
+    ) from None
+  return np.array(jax.tree.leaves(restored)[0])

@@ -1,0 +1,355 @@
+"""borisdayma/clip-jax, in: an Orbax directory beside a config.json.
+
+That codebase has models of many shapes. Those of CLIP's own shape are read:
+pre-norm blocks with LayerNorm and biases, learnt positions, plain MLPs, a
+causal text tower read at the end of text. Others are refused by their fields.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from clip_jax import errors
+from clip_jax.convert import config_file, engine, portable, tokenizer_files
+from clip_jax.convert import report as report_lib
+from clip_jax.convert.containers import orbax_directory
+from clip_jax.convert.engine import fields
+from clip_jax.convert.engine.fields import Field, Heads, Row, Written
+from clip_jax.convert.engine.format import Format
+from clip_jax.convert.engine.names import FLAX, Names
+from clip_jax.convert.formats import huggingface_clip as clip
+from clip_jax.convert.formats.huggingface_family import structure
+from clip_jax.convert.tensor import Tensor
+
+NAME = "borisdayma"
+CONFIG = "config.json"
+SECTIONS = ("text_config", "vision_config")
+WHOLE = """
+box     logit_scale        log_scale
+box     logit_bias         logit_bias
+part    vision/            image  image
+part    text/              text   text
+weight  vision_projection  image_projection  if image_projection=linear
+weight  text_projection    text_projection   if text_projection=linear
+"""
+IMAGE = """
+-       embeddings/patch_embeds/kernel  patch_kernel
+-       embeddings/patch_embeds/bias    patch_bias
+box     embeddings/position_embeds      position_embedding
+box2    embeddings/cls_token            class_embedding  if class_token
+box     embeddings/registers            registers        if registers
+stack   encoder/layers/                 blocks    block
+norm    final_norm                      ln_post
+-       MAPHead_0/probe                 map_head/probe   if pooling=map
+part    MAPHead_0/                      map_head  head   if pooling=map
+"""
+TEXT = """
+-       embeddings/embeddings/embedding  token_embedding/embedding
+box     embeddings/position_embeds       position_embedding
+stack   encoder/layers/                  blocks  block
+norm    final_norm                       ln_final
+"""
+LAYER = """
+linear  attention/query  attention/query
+linear  attention/key    attention/key
+linear  attention/value  attention/value
+linear  attention/out    attention/out
+linear  mlp/wi           mlp/fc_in
+linear  mlp/wo           mlp/fc_out
+"""
+BLOCK = f"""
+norm    pre_attention_norm  ln_1
+norm    mlp/pre_mlp_norm    ln_2
+{LAYER}
+"""
+HEAD = f"""
+norm    mlp/pre_mlp_norm    ln
+{LAYER}
+"""
+NAMES = Names(
+  {
+    **{"whole": WHOLE, "image": IMAGE, "text": TEXT},
+    **{"block": BLOCK, "head": HEAD},
+  },
+  kinds=FLAX,
+)
+
+_POOLINGS = {"tok": "class", "gap": "gap", "map": "map"}
+
+
+def _optional(default: int | None) -> fields.Kind:
+  return fields.Kind(
+    "a whole number from 0 on, or null",
+    lambda x: default if x is None else fields.TOKEN_ID.read(x),
+  )
+
+
+def _only(**values: Any) -> tuple[Written, ...]:
+  """Returns rows of fields that have one value in the models here."""
+  return tuple(Written(k, v, fields.exactly(v)) for k, v in values.items())
+
+
+def _any(*names: str) -> tuple[Written, ...]:
+  """Returns rows of fields that may have any value."""
+  return tuple(Written(name, None) for name in names)
+
+
+class Registers(Row):
+  """Register tokens, which are left out before the last norm."""
+
+  ours = "image.registers"
+  theirs = "vision_config.registers"
+
+  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+    """Reads their number."""
+    spec["image"]["registers"] = source.read(self.theirs, _optional(0))
+    if spec["image"]["registers"] and source.get(KEEP_REGISTERS):
+      raise source.wrong(KEEP_REGISTERS, "false")
+
+
+class Patches(Row):
+  """The grid of patches; reads after the sizes."""
+
+  ours = "image.drop_edge"
+  theirs = "vision_config.position_embedding_shape"
+
+  def check(self, source: fields.Source, spec: dict[str, Any]) -> None:
+    """Compares the grid of positions with the patches."""
+    image = spec["image"]
+    side, edge = divmod(image["image_size"], image["patch_size"])
+    if source.get(self.theirs) not in (None, [side, side]):
+      raise source.wrong(self.theirs, f"null or {[side, side]}")
+    image["drop_edge"] = edge > 0
+    image["class_token"] = image["pooling"] == "class"
+
+
+KEEP_REGISTERS = "vision_config.keep_registers"
+TOWER = (
+  Field("hidden_size", "width", in_weights=True),
+  Field("num_layers", "depth", in_weights=True),
+  Heads("num_heads", "heads", in_weights=True),
+  Field("mlp_dim", "mlp_dim", in_weights=True),
+  *structure(activation="gelu_tanh", norm_epsilon=1e-6),
+  *_only(use_rmsnorm=False, ln_type="preln", use_bias=True, force_scale=True),
+  *_only(normalize_qk=False, num_queries=1, position_embedding_type="learnt"),
+  *_only(activations=["gelu"]),  # flax's, which is the tanh form.
+  # About training, or numbers that float32 has anyway.
+  *_any("dtype", "float32_logits", "attention_dropout", "mlp_dropout_rate"),
+  *_any("unroll", "gradient_checkpointing", "remat_policy", "mask_token_id"),
+  *_any("pad_token_id", "bos_token_id", "masked_pred_prob"),
+)
+TEXT_FIELDS = (
+  *structure(kind="transformer", causal=True, pooling="eos"),
+  *TOWER,
+  Field("max_length", "context_length", in_weights=True),
+  Field("vocab_size", "vocab_size", in_weights=True),
+  Field("eos_token_id", "eos_id", in_weights=True),
+  # Padding is masked out in the others.
+  *_only(use_causal_mask=True, is_decoder=False, pool_type="eos"),
+)
+VISION_FIELDS = (
+  *structure(kind="vit", norm_after_pool=False, class_position=False),
+  *structure(pre_norm=False, patch_bias=True),
+  *TOWER,
+  Field("image_size", "image_size", in_weights=True),
+  Field("patch_size", "patch_size", in_weights=True),
+  Field("pool_type", "pooling", fields.one_of(_POOLINGS), in_weights=True),
+  *_only(use_causal_mask=False, position_embedding_factorized=False),
+)
+FIELDS: tuple[Row, ...] = (
+  *fields.within("text_config", "text", TEXT_FIELDS),
+  *fields.within("vision_config", "image", VISION_FIELDS),
+  Registers(),
+  Written(KEEP_REGISTERS, False),
+  Patches(),
+)
+# What the codebase takes where a config is silent.
+_TOWER_DEFAULTS = {
+  "activations": ["relu"],
+  "normalize_qk": False,
+  "use_bias": False,
+  "force_scale": False,
+  "pool_type": None,
+  "num_queries": 1,
+  "pad_token_id": None,
+  "bos_token_id": None,
+}
+DEFAULTS = {
+  "logit_scale_init_value": 2.6592,
+  "logit_bias_init_value": 0.0,
+  "text_config": {**_TOWER_DEFAULTS, "is_decoder": False},
+  "vision_config": {
+    **_TOWER_DEFAULTS,
+    "position_embedding_type": "sincos2d",
+    "position_embedding_shape": None,
+    "position_embedding_factorized": False,
+    "registers": 0,
+    "keep_registers": False,
+  },
+}
+PREPROCESSING = {
+  "image_mean": (0.5, 0.5, 0.5),
+  "image_std": (0.5, 0.5, 0.5),
+  "interpolation": "bilinear",
+  "antialias": True,
+  "resize": "shortest",
+  "fill": 0,
+  "crop_rounding": "floor",
+  "crop_fraction": 1.0,
+  "convert_rgb": "before",
+}
+
+
+def recognise(path: pathlib.Path) -> bool:
+  """Whether `path` has such a config and steps of an Orbax manager."""
+  config = config_file.peek(path / CONFIG)
+  towers = [config.get(section) for section in SECTIONS]
+  return all(isinstance(x, dict) and "num_layers" in x for x in towers)
+
+
+def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
+  """Reads the newest step of a directory.
+
+  Raises:
+    UserError: it is damaged, or holds a model of another shape.
+  """
+  report = report_lib.Report(NAME)
+  config = config_file.read(path / CONFIG)
+  step = orbax_directory.newest(path)
+  tensors = orbax_directory.read(step)
+  if options.activation not in (None, "gelu_tanh"):
+    raise errors.UserError(
+      f"{path / CONFIG} says the activation, gelu (flax's, the tanh form): "
+      "leave --activation out."
+    )
+  files = tokenizer_files.carry(path)
+  spec = describe(
+    config, tensors, files, report=report, where=str(path / CONFIG)
+  )
+  return portable.assemble(
+    NAMES.entries(spec),
+    tensors,
+    spec,
+    report=report,
+    name=str(step),
+    options=options,
+    configs=[path / CONFIG],
+    files=files,
+    noted={"step": int(step.name)},
+  )
+
+
+def describe(
+  config: Mapping[str, Any],
+  tensors: Mapping[str, Tensor],
+  files: Mapping[str, bytes],
+  *,
+  report: report_lib.Report,
+  where: str,
+) -> dict[str, Any]:
+  """Returns the description of a model.
+
+  Args:
+    config: the codebase's.
+    tensors: the parameters by name; the projections come and go.
+    files: the tokenizer's, as `tokenizer_files.carry` returns them.
+    report: takes what neither says.
+    where: what messages call the config.
+
+  Raises:
+    UserError: the model is of another shape; its fields are listed.
+  """
+  for section in SECTIONS:
+    if not isinstance(config.get(section), dict):
+      raise errors.UserError(f"{where} has no {section}.")
+  source = fields.Source(
+    config,
+    DEFAULTS,
+    where={"": where, **{section: section for section in SECTIONS}},
+    report=report,
+  )
+  towers: dict[str, Any] = {"image": {}, "text": {}}
+  problems = _problems(lambda row: row.read(source, towers))
+  known = {getattr(row, "theirs", "") for row in FIELDS}
+  problems += [
+    f"{section}: {field} is not known."
+    for section in SECTIONS
+    for field in config[section]
+    if f"{section}.{field}" not in known
+  ]
+  problems = problems or _problems(lambda row: row.check(source, towers))
+  if problems:
+    raise errors.UserError(
+      f"{where} describes a model that is not supported. {' '.join(problems)}"
+    )
+  report.infer("activation", "gelu_tanh", "config")
+  report.infer("norm_epsilon", 1e-6, "format")
+  report.infer("text.pooling", "eos", "config")
+  report.infer("preprocessing", "mean and std 0.5, cropped square", "format")
+  report.warnings.append(
+    "Its images were cut to size before training; here they are scaled by the "
+    "shortest side and cropped."
+  )
+  spec = {
+    **towers,
+    **PREPROCESSING,
+    **_ends(source, towers, tensors),
+    "tokenizer": _tokenizer(source, towers["text"], files, where),
+  }
+  return engine.resolve(spec)
+
+
+def _problems(act: Callable[[Row], None]) -> list[str]:
+  """Returns what is wrong with a config, of all rows."""
+  found = []
+  for row in FIELDS:
+    try:
+      act(row)
+    except errors.UserError as error:
+      found.append(str(error))
+  return found
+
+
+def _ends(source, towers, tensors) -> dict[str, Any]:
+  """Returns what the two towers share."""
+  projects = "vision_projection/kernel" in tensors
+  infer = source.report.infer
+  kind = infer("projections", "linear" if projects else "none", "shape")
+  bias = source.read("logit_bias_init_value", fields.NUMBER)
+  embed_dim = towers["text"]["width"]
+  if projects:
+    embed_dim = source.read("projection_dim", fields.INTEGER)
+  return {
+    "embed_dim": embed_dim,
+    "image_projection": kind,
+    "text_projection": kind,
+    "embed_norm": infer("embed_norm", "l2_rsqrt_1e-6", "format"),
+    "init_logit_scale": source.read("logit_scale_init_value", clip.LOG_SCALE),
+    "init_logit_bias": bias,
+    # A softmax never moves a bias, so that it was none for those who took one.
+    "probabilities": infer(
+      "probabilities", "sigmoid" if bias else "softmax", "config"
+    ),
+    "max_logit_scale": infer("max_logit_scale", None, "format"),
+  }
+
+
+def _tokenizer(source, text, files, where) -> dict[str, Any]:
+  source.report.infer("tokenizer", "AutoTokenizer's", "format")
+  if files:
+    return tokenizer_files.describe(files, cleaning="none", where=where)
+  source.report.warnings.append(
+    "The tokenizer has a place of its own: put its tokenizer.json beside "
+    "config.json to encode texts."
+  )
+  return {
+    "kind": "hf_json",
+    "cleaning": "none",
+    "pad_id": source.read("text_config.pad_token_id", _optional(0)),
+    "start_id": source.read("text_config.bos_token_id", _optional(None)),
+    "end_id": text["eos_id"],
+    "file": "tokenizer.json",
+  }
+
+
+FORMAT = Format(NAME, read, recognise=recognise)
