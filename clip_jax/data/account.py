@@ -1,4 +1,4 @@
-"""What a source passed over, besides its bad records, and what it decided."""
+"""Accounts of what a source did not read or lost, besides its bad records."""
 
 import collections
 import dataclasses
@@ -39,12 +39,12 @@ class LeftOut:
     self.names: dict[str, list[str]] = {}
 
   def add(self, name: str) -> None:
-    """Counts the file `name` under what follows its last dot."""
+    """Counts the file `name` under its suffix."""
     suffix = os.path.splitext(name)[1].removeprefix(".").lower()
     self._add(suffix, 1, [name])
 
   def merge(self, other: "LeftOut") -> None:
-    """Adds what `other` has counted."""
+    """Adds the counts of `other`."""
     for suffix, count in other.counts.items():
       self._add(suffix, count, other.names[suffix])
 
@@ -58,7 +58,7 @@ class LeftOut:
     return [name for names in self.names.values() for name in names][:3]
 
   def describe(self, *, images: bool) -> str:
-    """Returns the counts in words: of images' suffixes, or of all others."""
+    """Returns the counts in words: those of images, or those of other files."""
     parts = [
       f"{count} {f'.{suffix}' if suffix else 'without a suffix'} ("
       f"{', '.join(_shown(self.names[suffix]))})"
@@ -77,7 +77,7 @@ def _shown(names: Sequence[str]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Account:
-  """What is not among the slots of a source, and what there is to say of it.
+  """What a source does not give as records, and what users are told of it.
 
   Attributes:
     left_out: files or members that are not read.
@@ -103,7 +103,7 @@ class Account:
     return sum(1 if n is None else n for n in self._lost_here().values())
 
   def _lost_here(self) -> dict[str, int | None]:
-    """Returns what is lost of this part, by file."""
+    """Returns the numbers of records that this part has lost, by file."""
     return {
       path: None if count is None else max(1, round(count * self.share))
       for path, count in self.lost.items()
@@ -111,7 +111,7 @@ class Account:
 
   @property
   def lost_in_words(self) -> str:
-    """Their number, as far as it is known: "about 3", "at least 1"."""
+    """The number of lost records in words: "about 3", "at least 1"."""
     known = None not in self.lost.values()
     return f"{'about' if known else 'at least'} {self.lost_records}"
 
@@ -132,16 +132,16 @@ class Account:
     }
 
   def sentences(self, *, most_files: int = _SHOWN_FILES) -> list[str]:
-    """Returns all that there is to say, a sentence for each thing."""
+    """Returns everything that users are told, as sentences."""
     return [*self.warnings(most_files=most_files), *self.remarks()]
 
   def remarks(self) -> list[str]:
-    """Returns what is as it should be, as far as anybody knows."""
+    """Returns the sentences that inform and need no action."""
     others = self.left_out.describe(images=False)
     return [f"Not read: {others}."] if others else []
 
   def warnings(self, *, most_files: int = _SHOWN_FILES) -> list[str]:
-    """Returns what may be a loss or a mistake."""
+    """Returns the sentences that warn of a loss or of a likely mistake."""
     damaged = (path for path, _, _ in self.damages)
     files = list(dict.fromkeys([*damaged, *self.lost]))
     said = [self._of_file(path) for path in files[:most_files]]
@@ -178,7 +178,7 @@ class Account:
 
 
 def of_copy(sidecar: Mapping[str, Any]) -> Account:
-  """Returns what records a copy lacks as its source did.
+  """Returns the account of a copy: the records that its source had lost.
 
   Args:
     sidecar: `dataset.json` of `clip-jax data prepare`; a copy without the bad
@@ -214,12 +214,12 @@ def of(source: record_lib.Source) -> Account:
 def tell(
   source: record_lib.Source, address: str, *, told: Collection[str] = ()
 ) -> list[str]:
-  """Logs what there is to say of the data at `address`, and returns it.
+  """Logs the account of the data at `address`; returns its sentences.
 
   Args:
     source: the data.
     address: its address.
-    told: sentences that are not logged, as they have been.
+    told: sentences that have been logged before and are not logged again.
   """
   found, address = of(source), terminal.escaped(address)
   for log, sentences in (

@@ -1,4 +1,4 @@
-"""The account of bad records: which, why, what stood in for them, how many."""
+"""The ledger of bad records: key, reason, and the record read instead."""
 
 import collections
 import json
@@ -13,8 +13,8 @@ from clip_jax import errors, json_lines, terminal
 # the fraction of this many (or of the whole source, if that is shorter).
 SETTLED_EXAMPLES = 10_000
 _SHOWN_KEYS = 5
-_MOST_KEYS = 200  # Up to which different bad records are counted.
-# What is read of a line.
+_MOST_KEYS = 200  # Different bad records are counted up to this many.
+# The fields of a line that are read back, and their types.
 _FIELDS = {"step": int, "key": str, "reason": str}
 
 
@@ -37,7 +37,7 @@ class Problem(NamedTuple):
 class Ledger:
   """Counts problems by reason and writes them as JSON lines.
 
-  The lines are on disk alone: what it takes of memory does not grow with them.
+  The lines are kept on disk only: memory does not grow with their number.
   """
 
   def __init__(
@@ -72,7 +72,7 @@ class Ledger:
     return self.counts.total()
 
   def add(self, step: int, problems: Sequence[Problem]) -> None:
-    """Enters the `problems` of the batch of `step`."""
+    """Writes the `problems` of the batch of `step`."""
     if not problems:
       return
     lines = [{"step": step} | problem._asdict() for problem in problems]
@@ -85,9 +85,9 @@ class Ledger:
       raise OSError(error.errno, error.strerror, str(self._path)) from error
 
   def truncate_after(self, step: int) -> None:
-    """Forgets what was entered after `step`, so that it can be run again.
+    """Removes the lines written after `step`, which will be run again.
 
-    A damaged line is set aside and told.
+    A damaged line is moved to another file, with a warning.
     """
     self._forget()
 

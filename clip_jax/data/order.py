@@ -1,4 +1,4 @@
-"""Which record each example of a run reads, and what it draws from."""
+"""Which record each example of a run reads, and its random generator."""
 
 import concurrent.futures
 import functools
@@ -38,7 +38,7 @@ def record_index(g: int, *, seed: int, records: int, attempt: int = 0) -> int:
 def batch_digest(step: int, *, seed: int, records: int, batch_size: int) -> int:
   """Returns a checksum of the records of the whole batch of update `step`.
 
-  Of what is to be read: bad records count as themselves.
+  A bad record counts itself, not the record that is read in its place.
   """
   first = (step - 1) * batch_size  # Updates count from 1.
   indices = [
@@ -49,7 +49,7 @@ def batch_digest(step: int, *, seed: int, records: int, batch_size: int) -> int:
 
 
 def generator(seed: int, g: int) -> np.random.Generator:
-  """Returns what example `g` draws from."""
+  """Returns the random generator of example `g`."""
   return np.random.Generator(np.random.Philox(key=[seed, g]))
 
 

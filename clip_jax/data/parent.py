@@ -1,4 +1,4 @@
-"""A worker process lives exactly as long as its parent.
+"""Ends a worker process as soon as its parent is gone.
 
 Imports nothing heavy: the command line calls it in a worker before the imports
 that take seconds.
@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# Held while something is made that must not be left half made.
+# This process does not end while it is held: what was begun gets finished.
 ending = threading.Lock()
 
 
 def ignore_signals() -> None:
-  """Leaves to the parent what a terminal or a scheduler tells all processes.
+  """Ignores SIGINT and SIGTERM, which are also sent to the parent.
 
-  It may want some more batches before it saves.
+  The parent may need some more batches before it saves and ends its workers.
   """
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)

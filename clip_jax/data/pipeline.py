@@ -43,7 +43,7 @@ _ENDLESS_STEPS = 2**40
 
 @dataclasses.dataclass(frozen=True)
 class _Failure:
-  """An exception as an element: grain would lose records around a raise."""
+  """An exception, passed on as an element: one raised would lose records."""
 
   message: str
   is_user_error: bool
@@ -61,13 +61,13 @@ class _Failure:
 
 
 class _Guarded(grain.transforms.Map):
-  """A map whose exceptions are elements."""
+  """A map that returns its exceptions as elements (`_Failure`)."""
 
   def __init__(self, function: Callable[[int], dict]):
     self._function = function
 
   def map(self, element: int) -> dict | _Failure:
-    """Returns what the function makes of `element`, or why it failed."""
+    """Returns the function's result for `element`, or the failure."""
     try:
       return self._function(element)
     except Exception as error:

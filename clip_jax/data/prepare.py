@@ -192,7 +192,7 @@ def _read(source: record_lib.Source, slot: int) -> Item:
 def _checked(
   item: Item, check: Callable[..., Any], limits: preprocess.Limits
 ) -> tuple[Item, Any]:
-  """Returns `item`, bad where `check` finds its image bad, and the answer."""
+  """Returns `item`, or a bad record for a bad image; and what `check` found."""
   if isinstance(item, record_lib.BadRecord):
     return item, None
   try:

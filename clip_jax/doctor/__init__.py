@@ -1,6 +1,6 @@
-"""Tells what is wrong with a machine, with data or with a run that is planned.
+"""Looks for problems of a machine, of data and of a config before a run.
 
-`machine` looks at devices and what they tell each other; `records` and
-`captions` at the data; `learning` tries to learn one batch by heart, and
-`diagnosis` says why a config cannot. `examination` has their order.
+`machine` looks at devices and at how fast they exchange data; `records` and
+`captions` look at the data; `learning` overfits one batch, and `diagnosis` says
+why a config cannot. `examination` runs them in order.
 """

@@ -1,4 +1,4 @@
-"""Captions and images that come more than once, or say nothing."""
+"""Checks for captions and images that repeat, and for empty or cut captions."""
 
 import collections
 
@@ -21,12 +21,12 @@ def check(
   *,
   duplicates: str = "ignore",
 ) -> list[Finding]:
-  """Looks at what the readable records of a sample say.
+  """Checks the captions and images of the readable records of a sample.
 
   Args:
     sample: of the training pairs.
     tokenizer: the model's.
-    duplicates: what equal ones mean to the loss, see `losses.local_loss`.
+    duplicates: how the loss takes equal ones, see `losses.local_loss`.
   """
   if not sample.texts:
     return []

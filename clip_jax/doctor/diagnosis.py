@@ -1,4 +1,4 @@
-"""What a trial on one batch says of the config.
+"""Reads from a trial on one batch whether a config can learn.
 
 A loss that stays where it was has a short list of causes; each is looked for,
 and the one found is named. That a loss has fallen proves nothing: one that
@@ -12,13 +12,15 @@ import os
 from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
 from clip_jax.doctor.learning import Trial
 
-# Of what separates the first loss (or chance) from the floor, what must go.
+# A learned batch has closed this share of the gap between the first loss (or
+# chance) and the floor.
 _LEARNED = 0.5
-# Of what separates chance from the floor, what is as good as nothing.
+# A loss this little above the floor, as a share of the gap between chance and
+# the floor, is as good as the floor.
 _NEAR = 0.1
 # Share of images and texts that must find their own.
 _MATCHED = 0.9
-# Weights that moved by less, over their size, did not move.
+# Weights whose relative change is smaller did not move.
 _STILL = 1e-6
 # Cosine between different inputs above which all look the same to a tower.
 _COLLAPSED = 0.99
@@ -28,7 +30,7 @@ Cause = tuple[bool, str]
 
 
 def diagnose(trial: Trial) -> Finding:
-  """Says whether the batch was learned, and if not, what holds it."""
+  """Returns whether the batch was learned and, if not, the likely cause."""
   facts = dataclasses.asdict(trial)
   del facts["losses"]
   facts["first_loss"], facts["last_loss"] = trial.losses[0], trial.losses[-1]
@@ -86,7 +88,7 @@ def _where(trial: Trial, *, stuck: bool) -> str:
 
 
 def _broken(trial: Trial) -> list[Cause]:
-  """Returns what is a problem whatever the loss."""
+  """Returns causes that are problems even where the loss has fallen."""
   return [
     (
       trial.skipped > 0,
@@ -127,7 +129,7 @@ def _broken(trial: Trial) -> list[Cause]:
 
 
 def _unlearned(trial: Trial) -> list[Cause]:
-  """Returns what may be as it is where the batch was learned."""
+  """Returns causes that are no problem where the batch was learned."""
   bound = trial.max_logit_scale
   return [
     (

@@ -1,4 +1,4 @@
-"""Everything that the doctor looks at, in order."""
+"""All checks of the doctor, in their order."""
 
 import contextlib
 import logging
@@ -11,7 +11,7 @@ from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
 
 
 def of_machine() -> list[Finding]:
-  """Looks at the machine alone."""
+  """Checks the machine alone."""
   return [
     machine.versions(),
     machine.devices(),
@@ -22,9 +22,9 @@ def of_machine() -> list[Finding]:
 def of_config(
   config: config_lib.Config, *, steps: int | None = None
 ) -> list[Finding]:
-  """Looks at the machine, at a config's data, and at what it learns.
+  """Checks the machine, a config's data, and whether the config can learn.
 
-  What cannot be looked at is a finding too: what was found before stays.
+  A check that fails with an error is a finding too; earlier findings are kept.
 
   Args:
     config: checked.

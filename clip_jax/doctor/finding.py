@@ -10,7 +10,7 @@ _WORST_LAST = (OK, WARNING, PROBLEM)
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """What was looked at, how it is, and the figures.
+  """One check, its verdict and its figures.
 
   Attributes:
     check: a short name.
@@ -26,7 +26,7 @@ class Finding:
 
 
 def worst(findings: Iterable[Finding]) -> str:
-  """Returns the worst verdict; "ok" of nothing."""
+  """Returns the worst verdict; "ok" where there are no findings."""
   return max(
     (finding.verdict for finding in findings),
     key=_WORST_LAST.index,

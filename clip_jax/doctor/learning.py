@@ -1,7 +1,7 @@
-"""Trains a config on one batch until it should know it by heart.
+"""Overfits a config on one batch.
 
-A model that cannot fit a few pairs will not fit millions. What happened is read
-in `diagnosis`.
+A model that cannot fit a few pairs will not fit millions. `diagnosis` reads the
+result.
 """
 
 import dataclasses
@@ -50,12 +50,12 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """What happened while one batch was learned by heart.
+  """The measurements of learning one batch by heart.
 
   Attributes:
     losses: one for each update, in nats.
     floor: the least loss that equal images and equal captions allow.
-    chance: the least loss of a model to which all pairs look the same.
+    chance: the least loss of a model that gives all pairs the same embedding.
     accuracy: share of images and texts that find their own, at the end.
     pairs: in the batch.
     skipped: updates that were not finite.
@@ -170,7 +170,7 @@ def overfit(setup: Setup, *, steps: int) -> Trial:
   """Trains on one batch `steps` times, and times loader and updates.
 
   Args:
-    setup: whose state is used up.
+    setup: the run to try; its state is donated, and cannot be used again.
     steps: updates.
   """
   run, state = setup.run, setup.state

@@ -2,9 +2,9 @@
 
 Nobody can tell equal images or equal captions apart: in a batch of two captions
 in eight copies each, a text finds its image with one chance in eight. Where
-copies are masked or positives, the optimum has no closed form. So it is looked
-for: the loss that trains is convex in the logits, which are let free here but
-for being equal where their image and their text are.
+copies are masked or positives, the optimum has no closed form. So it is found
+by descent: the training loss is convex in the logits, which are free here,
+except that equal pairs of an image and a text share one logit.
 """
 
 import functools
@@ -34,8 +34,8 @@ def least_loss(
 
   Args:
     kind: of the loss.
-    images: int (pairs,), equal where a model sees the same image. Of zeros
-      alone, with `texts` likewise, the loss of a model to which all is one.
+    images: int (pairs,), equal where a model sees the same image. If all images
+      and all texts are zeros, the result is the loss at chance.
     texts: int (pairs,), the same of texts.
     duplicates: what equal ids mean to the loss, see `losses.local_loss`.
     image_ids: int (pairs,), as the loss is given them.

@@ -1,4 +1,4 @@
-"""Devices, versions, and how fast devices talk to each other."""
+"""Devices, versions, and how fast devices exchange data."""
 
 import importlib.metadata
 import os
@@ -19,7 +19,7 @@ from clip_jax.train import metrics
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 _BYTES_PER_DEVICE = 2**24
-# An all-gather leaves the whole on each device: no more than this.
+# The largest array: an all-gather leaves the whole of it on each device.
 _GATHERED_BYTES = 2**26
 _ROUNDS = 5
 
@@ -53,7 +53,7 @@ def devices() -> Finding:
 
 
 def _accelerator_files() -> str | None:
-  """Returns what the system shows of accelerators; None where nothing."""
+  """Returns the accelerator files that the system has; None without any."""
   for name, path in (
     ("an NVIDIA GPU", "/dev/nvidia0"),
     ("a TPU", "/dev/accel0"),
@@ -65,7 +65,7 @@ def _accelerator_files() -> str | None:
 
 
 def versions() -> Finding:
-  """Names what is installed."""
+  """Returns a finding that names the installed versions."""
   facts = {"python": platform.python_version()}
   facts |= {name: importlib.metadata.version(name) for name in _PACKAGES}
   words = ", ".join(f"{name} {version}" for name, version in facts.items())
@@ -73,7 +73,7 @@ def versions() -> Finding:
 
 
 def collectives(mesh: Mesh) -> Finding:
-  """Measures what a training step does most between devices.
+  """Measures an all-gather and a sum, the main exchanges of a training step.
 
   Bandwidths are bytes that reach or leave a device over the seconds that it
   takes, as an all-gather and a sum over the whole mesh see them.
@@ -116,7 +116,7 @@ def collectives(mesh: Mesh) -> Finding:
 
 
 def _split_ones(mesh: Mesh) -> jax.Array:
-  """Returns ones split over the mesh; no device ever holds the others'."""
+  """Returns ones split over the mesh; no device holds the whole array."""
   size = min(_BYTES_PER_DEVICE, _GATHERED_BYTES // mesh.size)
   count = max(size // 4, 1)
   part = np.ones(count, np.float32)

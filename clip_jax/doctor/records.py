@@ -15,14 +15,14 @@ from clip_jax.data import sources, transforms
 from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
 
 READ = 2000
-# To decode takes a hundred times as long as to read.
+# Fewer: decoding takes a hundred times as long as reading.
 DECODED = 400
 _SHOWN_KEYS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """What a sample of the records holds.
+  """A sample of the records: counts, texts and reasons of bad ones.
 
   Attributes:
     read: records that were looked at.
@@ -87,7 +87,7 @@ def read(
 
 
 def account(source: sources.Source, *, max_bad_fraction: float) -> Finding:
-  """Says what the data lost to damage, and what of it is not read.
+  """Returns a finding on records lost to damage and files that are not read.
 
   Args:
     source: of training pairs.

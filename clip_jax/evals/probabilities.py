@@ -10,7 +10,7 @@ from clip_jax import errors
 
 
 def softmax(logits: Any) -> Any:
-  """Returns what share each logit of the last axis has, float32.
+  """Returns the softmax over the last axis, float32.
 
   Arrays of numpy are computed in float64, JAX's in their own type.
   """
@@ -20,7 +20,7 @@ def softmax(logits: Any) -> Any:
 
 
 def sigmoid(logits: Any) -> Any:
-  """Returns the probability of each logit by itself, float32.
+  """Returns the sigmoid of each logit, float32.
 
   Arrays of numpy are computed in float64, JAX's in their own type.
   """

@@ -1,4 +1,4 @@
-"""Labels and templates: what a user types, and the prompts that come of it."""
+"""Labels and templates as users give them, and the prompts made of them."""
 
 import collections
 import dataclasses
@@ -179,7 +179,7 @@ def repeated(names: Sequence[str]) -> list[str]:
 
 
 def parse_template(template: str) -> tuple[str, str]:
-  """Returns what stands before and after the one placeholder of `template`.
+  """Returns the texts before and after the one placeholder of `template`.
 
   Raises:
     UserError: the placeholder, `{}` or `{word}`, is missing or not alone.

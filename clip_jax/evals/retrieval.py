@@ -10,7 +10,7 @@ from clip_jax import errors
 from clip_jax.evals import embedding_model
 from clip_jax.evals import prompts as prompts_lib
 
-DUPLICATES = ("hits", "misses")  # What an equal caption counts as.
+DUPLICATES = ("hits", "misses")  # An equal caption of another image.
 CUTOFFS = (1, 5, 10)  # Paper, Table 13.
 _SCORES_PER_BLOCK = 1 << 24  # 64 MiB of float32.
 _TEXTS_PER_CALL = 1024
@@ -178,10 +178,10 @@ def evaluate(
   tell which of these images is meant.
 
   Args:
-    source: the data; has no use here.
+    source: the data; not used.
     model: to measure.
     batches: the data's images and texts.
-    labels: has no use here and must be None.
+    labels: must be None; retrieval has no labels.
     templates: at most one, put around every caption; the paper's retrieval
       (Table 13) writes "a photo of {}".
     duplicates: one of `DUPLICATES`: whether an equal text of another image is

@@ -14,7 +14,7 @@ TASKS: dict[str, Callable[..., dict[str, Any]]] = {
   "zero_shot": zero_shot.evaluate,
 }
 
-# What a task says of data, labels and templates before it reads a record.
+# Checks data, labels and templates of a task before a record is read.
 _CHECKS: dict[str, Callable[..., Any]] = {
   "retrieval": retrieval.around_captions,
   "zero_shot": zero_shot.check,
@@ -37,7 +37,7 @@ class Evaluation:
     source: what it opened to.
     labels: None takes the data's own.
     templates: None takes the data's own.
-    options: what else the task takes by name.
+    options: further keyword arguments of the task.
   """
 
   task: str
@@ -178,7 +178,7 @@ def watch(
     progress: called with the records done and their total.
 
   Raises:
-    UserError: in the end, where every record was bad.
+    UserError: after the last batch, if every record was bad.
   """
   done = 0
   for batch in batches:

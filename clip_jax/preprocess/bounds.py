@@ -1,4 +1,4 @@
-"""Bounds on the work of decoding, which the size of an image does not give.
+"""Bounds on the time of decoding, which an image's size alone does not bound.
 
 A few bytes can ask for much: scan upon scan of a progressive JPEG, a million
 empty chunks in a PNG, a TIFF of millions of strips.
@@ -30,7 +30,7 @@ _TIFF_COMPRESSIONS = (
 )
 _TILE_SIZE_TAGS = (322, 323)  # TIFF 6.0, section 15.
 _MAX_TILE_PIXELS = 2**24
-_MAX_TIFF_VALUES = 100_000  # Of one tag, which Pillow makes Python numbers of.
+_MAX_TIFF_VALUES = 100_000  # Of one tag; Pillow makes each a Python number.
 _BYTE_TYPES = (1, 2, 6, 7)
 # OpenJPEG reads 7 MB a second of what does not compress, Pillow's Python
 # decoder of numbers written as text 2 MB.
@@ -58,7 +58,7 @@ class WorkError(Exception):
 
 
 class MeteredFile(io.BytesIO):
-  """Encoded bytes that may be read so many times only.
+  """A file in memory that allows a limited number of reads.
 
   Pillow reads headers, chunks and short runs piece by piece in Python.
   """

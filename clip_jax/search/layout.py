@@ -1,4 +1,4 @@
-"""What the files of an index are, and how to tell that they are whole."""
+"""The files of an index, and how damage to them is found."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ _PARTIAL = re.compile(r"\.partial-.*")
 MOST_META_BYTES = 1 << 20
 
 
-# What must be in meta.json, and its type.
+# The fields that meta.json must have, and their types.
 _META_FIELDS = {
   "version": int,
   "count": int,
@@ -37,7 +37,7 @@ _META_FIELDS = {
 
 
 def is_own(name: str) -> bool:
-  """Whether a file of an index may be called so, finished or not."""
+  """Whether `name` is one of an index's files, finished or not."""
   patterns = (*PARTS.values(), _PARTIAL)
   return name == META or any(pattern.fullmatch(name) for pattern in patterns)
 

@@ -1,4 +1,4 @@
-"""What each family of tokenizers does to a caption before it is cut.
+"""Cleaning: how each family of tokenizers normalises a caption.
 
 Captions come from the open web, so every step is linear in the text and none
 raises on any `str`.

@@ -1,4 +1,4 @@
-"""Which texts were cut at the context length, told once."""
+"""Counts texts that were cut at the context length; warns once."""
 
 import dataclasses
 import logging
@@ -13,10 +13,10 @@ _SHOWN = 40  # Characters of the first text that was cut.
 
 @dataclasses.dataclass
 class Cuts:
-  """Counts texts that were cut, and tells of them once.
+  """Counts texts that were cut, and warns of them once.
 
   Attributes:
-    what: the texts are called.
+    what: the name of the texts in the warning.
     texts: number of texts that were looked at.
     cut: number of those that were cut.
   """
@@ -28,7 +28,7 @@ class Cuts:
   _told: bool = False
 
   def add(self, texts: Sequence[str], cut: np.ndarray) -> None:
-    """Counts `texts`, of which those were cut that `cut` (n,) says."""
+    """Counts `texts`; `cut` bool (n,) says which of them were cut."""
     if cut.any() and not self.cut:
       self._first = texts[int(cut.argmax())]
     self.texts += len(texts)

@@ -42,7 +42,7 @@ _READERS: dict[str, Callable[..., Engine]] = {
 }
 KINDS = ("clip_bpe", *_READERS)
 
-# What CLIP's own kind may leave out; the others name all of it.
+# Defaults of CLIP's own kind; the other kinds have none.
 _CLIP = {
   "cleaning": "clip",
   "pad_id": 0,
@@ -290,9 +290,9 @@ def make_tokenizer(
 def file_controls(
   kind: str, data: bytes
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """Returns the ids that a file wants before and after a text.
+  """Returns the ids that a tokenizer's file puts before and after a text.
 
-  Only a `tokenizer.json` says; a description of it is made from this.
+  Only a `tokenizer.json` says them; its description is made from them.
 
   Raises:
     UserError: it is not a valid file of its kind.
@@ -319,7 +319,7 @@ def _read_engine(
 
 @contextlib.contextmanager
 def _blaming(kind: str, file: files_lib.File | None) -> Iterator[None]:
-  """Makes a library's failure the fault of the file, as all others are ours.
+  """Turns a library's failure into a UserError that names the file.
 
   The libraries raise bare exceptions, and a panic in Rust is no `Exception`.
   """

@@ -43,7 +43,7 @@ class Subwords:
     return self._engine.decode(list(ids))
 
   def controls(self) -> tuple[list[int], list[int]]:
-    """Returns the ids that the file wants before and after a text."""
+    """Returns the ids that the file puts before and after a text."""
     probe = "a"
     bare = self._engine.encode(probe, add_special_tokens=False).ids
     full = self._engine.encode(probe, add_special_tokens=True).ids
