@@ -1,4 +1,4 @@
-"""Copies any source into ArrayRecord files, and says what is in a source."""
+"""Copies any source into ArrayRecord files, and inspects sources."""
 
 import collections
 import contextlib
@@ -36,8 +36,8 @@ def prepare(
   """Writes `source` to the directory `out`, for `arrayrecord:OUT`.
 
   Bad slots are kept as bad slots, so that training reads the copy in the order
-  of the original, record by record. What does not begin as an image is one of
-  them: a table can name any file, and its bytes go no further.
+  of the original, record by record. A file that does not begin as an image is a
+  bad slot too, and none of its bytes are copied: a table can name any file.
 
   The directory appears complete or not at all. Where it is there already and
   was made from the same source in the same way, nothing is done.
@@ -217,7 +217,7 @@ def inspect(
   most_bad: int = 1000,
   on_record: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-  """Reads all of `source`, decodes every image and says what is in it.
+  """Reads all of `source`, decodes every image and returns what was found.
 
   Returns:
     `records`: number of slots; `good`; `bad`: number of slots by reason;

@@ -1,9 +1,9 @@
-"""Worker processes of the loader, and the memory that they share.
+"""Worker processes of the loader, and their shared memory.
 
-Whatever ends a run ends its workers, and what they left in shared memory goes
-at once or, where everything was killed together, at the next start. Segments
-bear the name of the run that owns them, so that it can be seen from the name
-alone whether that run is still there.
+Workers end when their run ends, however it ends. The shared memory that they
+leave is removed at once or, where all processes were killed together, at the
+next start: the name of a segment says which run owns it, and so whether that
+run is still there.
 """
 
 import contextlib
@@ -58,9 +58,9 @@ def _namespace() -> str | None:
 
 
 def new_owner() -> str | None:
-  """Returns how the segments of a loader and its workers are to begin.
+  """Returns the prefix of the names of a loader's segments.
 
-  None where the names of segments could not be looked at later.
+  None where the system cannot list segments, to remove them later.
   """
   pid = os.getpid()
   if _namespace() is None or not _MEMORY.is_dir():
@@ -71,7 +71,7 @@ def new_owner() -> str | None:
 def remove_leftovers() -> None:
   """Removes the shared memory of runs that are no longer there.
 
-  Only what this user's runs on this machine have named, whose process is dead.
+  Only segments of this user's runs on this machine whose process is dead.
   """
   if _namespace() is None or not _MEMORY.is_dir():
     return
@@ -97,7 +97,7 @@ def remove_leftovers() -> None:
 
 
 def _is_own(path: pathlib.Path) -> bool:
-  """Tells whether it is a file of this user, who alone says what to remove."""
+  """Tells whether it is a file of this user; others' are never removed."""
   try:
     found = path.lstat()
   except OSError:  # Somebody else has removed it.
@@ -118,7 +118,7 @@ def _remove(path: pathlib.Path) -> int | None:
 
 
 def end(owner: str | None) -> None:
-  """Removes what the workers of a loader, now ended, have left."""
+  """Removes the shared memory that a loader's ended workers have left."""
   if owner is None:
     return
   for path in list(_MEMORY.glob(f"{owner}*")):
@@ -134,10 +134,10 @@ def end(owner: str | None) -> None:
 
 
 def begin(owner: str | None, index: int, count: int) -> None:
-  """Prepares a worker process: it lives exactly as long as its parent.
+  """Prepares a worker process, which ends when its parent does.
 
   Args:
-    owner: how its segments begin.
+    owner: the prefix of its segments' names.
     index: of the worker.
     count: of the workers.
   """
@@ -157,9 +157,9 @@ def begin(owner: str | None, index: int, count: int) -> None:
 
 
 def _create(name: str, size: int) -> shared_memory.SharedMemory:
-  """Creates a segment: made and registered, or neither, as this process ends.
+  """Creates and registers a segment; the process cannot end in between.
 
-  What is registered goes with the last process of a run.
+  Registered segments are removed with the last process of a run.
   """
   with parent.ending:
     return shared_memory.SharedMemory(name, create=True, size=size)
@@ -179,7 +179,7 @@ def _note_semaphores(owner: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SharedArray:
-  """An array in shared memory, by name: whoever takes it removes it.
+  """The name of an array in shared memory; its reader removes the segment.
 
   Grain's own shared arrays are removed when they are collected, which fails
   where the segments of a run have been removed before; this is only a name.
@@ -208,7 +208,7 @@ class SharedArray:
 class Share(grain.transforms.Map):
   """Puts the arrays of an element into shared memory under the owner's name.
 
-  Grain would do the same, under names of which nobody knows whose they are.
+  Grain would do the same, but under names that do not tell their owner.
   """
 
   def __init__(self, owner: str):

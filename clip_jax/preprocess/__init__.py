@@ -1,7 +1,7 @@
 """One image to one array: decode safely, resize, crop.
 
-`eval_image` equals the paths of the families of checkpoints level by level;
-which of them is `Preprocess`'s to say. The default one is OpenAI's: bicubic
+`eval_image` gives the same pixel values as each family of checkpoints; a
+`Preprocess` says which family. The default is OpenAI's: bicubic
 resize of the shortest side in the file's own mode, centre crop, conversion to
 RGB last. It departs from them where they give no sensible picture, and says so:
 16-bit grey is scaled where they clip it to white, transparency is laid on white

@@ -1,9 +1,9 @@
 """Bounds on the time of decoding, which an image's size alone does not bound.
 
-A few bytes can ask for much: scan upon scan of a progressive JPEG, a million
-empty chunks in a PNG, a TIFF of millions of strips.
-What Pillow does in Python goes through `MeteredFile`; what C libraries do is
-bounded by what the header says, before they begin.
+A few bytes can take long: a progressive JPEG of very many scans, a PNG of a
+million empty chunks, a TIFF of millions of strips. `MeteredFile` bounds the
+work that Pillow does in Python; the work of C libraries is bounded by what the
+header says, before they begin.
 """
 
 import contextlib
@@ -70,7 +70,7 @@ class MeteredFile(io.BytesIO):
     self._allow(_HEADER_READS)
 
   def allow_load(self) -> None:
-    """Grants the reads of decoding, once the header is known."""
+    """Allows the reads that decoding needs, once the header is known."""
     self._allow(_LOAD_READS + self._size // _BYTES_PER_LOAD_READ)
 
   def _allow(self, reads: int) -> None:
@@ -110,7 +110,7 @@ def check_encoded(plugin: str, encoded: bytes) -> None:
 def check_opened(
   image: Image.Image, encoded: bytes, *, max_scan_seconds: float
 ) -> None:
-  """Raises WorkError where to decode `image`, opened only, would cost much."""
+  """Raises WorkError where decoding `image`, so far only opened, is costly."""
   if image.format in ("JPEG", "MPO"):
     _check_scans(image, encoded, max_scan_seconds)
   elif image.format == "TIFF":
@@ -168,7 +168,7 @@ def _check_scans(
 def _markers(encoded: bytes):
   """Yields the markers of a JPEG up to its end, as libjpeg meets them.
 
-  What lies within a segment, such as a thumbnail, is none of its own.
+  Markers inside a segment, such as those of a thumbnail, are not yielded.
   """
   position = 2
   while match := _MARKER.search(encoded, position):

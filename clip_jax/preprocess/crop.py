@@ -16,7 +16,7 @@ _MAX_RESIZED_PIXELS = 2**24
 
 # The number of pixels to lose on an axis -> the first one kept.
 _CENTRES: dict[str, Callable[[int], int]] = {
-  "round": lambda margin: round(margin / 2),  # Halves go to the even side.
+  "round": lambda margin: round(margin / 2),  # Halves to the even number.
   "floor": lambda margin: margin // 2,
 }
 

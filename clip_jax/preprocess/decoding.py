@@ -68,7 +68,7 @@ class Limits:
     max_scan_seconds: that a JPEG in several scans should take about.
     max_encoded_bytes: of a file.
     max_side: of an image in pixels.
-    formats: names of Pillow's plugins; each one more is more attack surface.
+    formats: names of Pillow's plugins; each further one adds attack surface.
   """
 
   max_pixels: int | None = None
@@ -119,7 +119,7 @@ def decode(
   try:
     with _no_warnings(image.format):
       image.load()
-  except Exception as error:  # Pillow's decoders raise nearly any of them.
+  except Exception as error:  # Pillow's decoders raise nearly any type.
     raise _broken(error, name) from error
   return _turn_upright(image) if upright else image
 
@@ -134,7 +134,7 @@ def check_header(
 def _open_checked(
   data: bytes | str | os.PathLike, limits: Limits
 ) -> tuple[Image.Image, str]:
-  """Returns the image, not decoded yet, and what messages call it."""
+  """Returns the image, not decoded yet, and its name in messages."""
   encoded, name = _read(data, limits)
   file = bounds.MeteredFile(encoded)
   image = _open(encoded, file, limits, name)
@@ -160,7 +160,7 @@ def _shrink_while_decoding(image: Image.Image) -> None:
 
 
 def _read(data: bytes | str | os.PathLike, limits: Limits) -> tuple[bytes, str]:
-  """Returns the encoded bytes and what messages call them."""
+  """Returns the encoded bytes and their name in messages."""
   if isinstance(data, bytes | bytearray | memoryview):
     encoded, name = bytes(data), "The image"
   elif isinstance(data, str | os.PathLike):
@@ -232,7 +232,7 @@ def _is_text(head: bytes) -> bool:
 
 @contextlib.contextmanager
 def _no_warnings(plugin: str | None):
-  """Silences what a header can still cause Pillow to warn of.
+  """Silences the warnings that Pillow gives for a header.
 
   A GIF's first frame may be larger than its screen, a TIFF's tags damaged. The
   filters belong to the process: hence the lock, and these formats only.
@@ -282,11 +282,11 @@ def _broken(error: Exception, name: str) -> ImageError:
 def _turn_upright(image: Image.Image) -> Image.Image:
   try:
     method = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG))
-  except Exception:  # Broken metadata spoils no picture.
+  except Exception:  # Broken metadata does not harm the picture.
     method = None
   if method is None:
     return image
   turned = image.transpose(method)
-  for key in _ORIENTED_BY:  # So that nobody turns it again.
+  for key in _ORIENTED_BY:  # So that the image is not turned a second time.
     turned.info.pop(key, None)
   return turned

@@ -1,7 +1,7 @@
-"""What people hold as an image, to what `decode` takes.
+"""Turns images of any kind that users have into what `decode` takes.
 
-Arrays of numpy, JAX and PyTorch are told by what they have, a shape and a
-dtype, so that none of these libraries is imported for another's sake.
+Arrays of numpy, JAX and PyTorch are recognised by their shape and dtype, so
+that none of these libraries is imported only to recognise its arrays.
 """
 
 import os
@@ -97,7 +97,7 @@ def read(
 
 
 def _content(file: Any, limits: decoding.Limits) -> bytes:
-  """Returns what an open file holds, from its beginning where it can seek."""
+  """Returns the content of an open file, from its start where it can seek."""
   if getattr(file, "seekable", lambda: False)():
     file.seek(0)
   data = file.read(limits.max_encoded_bytes + 1)

@@ -1,4 +1,4 @@
-"""What a family of checkpoints does with an image, as plain data."""
+"""The preprocessing of a family of checkpoints, as plain data."""
 
 import dataclasses
 import math
@@ -144,7 +144,7 @@ class PreprocessSpec:
 
   @classmethod
   def from_dict(cls, fields: dict[str, Any]) -> Self:
-    """Returns what `to_dict` described.
+    """Returns the `Preprocess` that `to_dict` described.
 
     Raises:
       UserError: a field is unknown, missing or not valid. None has a default
@@ -164,7 +164,7 @@ class PreprocessSpec:
     return cls(**fields)
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns what describes it as plain data."""
+    """Returns the fields as plain data, for `from_dict`."""
     described = dataclasses.asdict(self)
     del described["limits"]
     return described

@@ -1,4 +1,4 @@
-"""A picture of what a model knows: texts with images, images with texts."""
+"""Draws a report: for texts the nearest images, for images the best texts."""
 
 import contextlib
 import io

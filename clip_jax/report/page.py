@@ -1,4 +1,4 @@
-"""A page that a report is drawn on."""
+"""The page that a report is drawn on."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class Page:
     self.draw = ImageDraw.Draw(image)
 
   def _down(self, height: int) -> None:
-    """Goes on below; what is drawn next is never taller than `_GROWTH`."""
+    """Moves down the page, which grows; no drawing is taller than `_GROWTH`."""
     self.y += height
     if self.y + _GROWTH > self.image.height:
       longer = Image.new("RGB", (_WIDTH, 2 * self.image.height), "white")
@@ -54,7 +54,7 @@ class Page:
       self._set(longer)
 
   def finished(self) -> Image.Image:
-    """Returns what is filled."""
+    """Returns the filled part of the page."""
     return self.image.crop((0, 0, _WIDTH, self.y + _MARGIN))
 
   def text(

@@ -1,4 +1,4 @@
-"""What a report shows: what a model finds among the records of some data."""
+"""The rows of a report: a model's nearest images and texts in some data."""
 
 import collections
 import dataclasses
@@ -36,7 +36,7 @@ class Guess:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rows:
-  """What a report shows: each text with images, each image with texts.
+  """The rows of a report: texts with images, and images with texts.
 
   Of the `missed` images, whose most probable text is not one of theirs, those
   where the model was surest of it are in `misses`; `images` were looked at.
@@ -74,16 +74,16 @@ def find_rows(
   most_records: int = 1000,
   progress: Callable[[int, int], None] | None = None,
 ) -> Rows:
-  """Returns what a model finds among the records of `source`.
+  """Returns the rows of a report on a model and the records of `source`.
 
   The texts are the class names where the data has them, else its captions.
 
   Args:
     source: of `sources.open_source`.
-    model: that finds it.
+    model: the model to report on.
     logit_scale: factor between cosine similarity and logit.
     logit_bias: what is added to it; None for models that have none.
-    probabilities: what becomes of logits, "softmax" or "sigmoid".
+    probabilities: how logits become probabilities, "softmax" or "sigmoid".
     count: texts and images shown.
     most_records: records looked at, spread evenly over the data.
     progress: called with the records done and their total.

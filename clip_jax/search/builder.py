@@ -129,7 +129,7 @@ class Builder:
     _sync_directory(self.directory)
 
   def _keep(self, file: io.BufferedRandom, pattern: str) -> dict[str, Any]:
-    """Gives a finished file its name and returns how to check it."""
+    """Renames a finished file; returns its entry in the meta, with checksum."""
     _sync(file)
     digest = layout.sha256(file)
     name = pattern.format(digest[:16])
@@ -173,7 +173,7 @@ def _is_of_index(meta: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def _hold(directory: pathlib.Path) -> Iterator[None]:
-  """Makes the directory, keeps other builds out and cleans up in the end.
+  """Makes and locks the directory; removes leftovers at the end.
 
   The lock is on the directory itself: it leaves no file, and the system lets
   go of it when the process dies, in whatever way.
@@ -195,7 +195,7 @@ def _hold(directory: pathlib.Path) -> Iterator[None]:
 
 
 def _lock(descriptor: int, directory: pathlib.Path) -> bool:
-  """Returns whether the lock is had; not where the directory was removed."""
+  """Locks the directory; returns whether it is still the one at its path."""
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
@@ -211,7 +211,7 @@ def _lock(descriptor: int, directory: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def _partial_file(directory: pathlib.Path) -> Iterator[io.BufferedRandom]:
-  """Opens a new file that is removed in the end, unless it was renamed."""
+  """Opens a new file, which is removed at the end unless it was renamed."""
   path = directory / f".partial-{os.getpid()}-{secrets.token_hex(4)}"
   try:
     with path.open("x+b") as file:
@@ -234,7 +234,7 @@ def _sync_directory(directory: pathlib.Path) -> None:
 
 
 def _clean(directory: pathlib.Path) -> None:
-  """Removes what `meta.json` does not name: other builds' leavings."""
+  """Removes files that `meta.json` does not name, left by other builds."""
   try:
     files = layout.read_meta(directory)["files"]
   except errors.UserError:

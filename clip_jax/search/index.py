@@ -34,11 +34,11 @@ class Hit:
 class Index:
   """An index opened for reading; embeddings stay on disk, mapped.
 
-  What was opened stays what it was, also while `clip-jax embed` replaces the
-  index: its files are mapped, and the system keeps them for that long.
+  An open index does not change while `clip-jax embed` replaces it: its files
+  are mapped, and the system keeps them for that long.
 
   Attributes:
-    meta: what `meta.json` says: model, fingerprint, data, count and more.
+    meta: the content of `meta.json`: model, fingerprint, data, count and more.
     embeds: (count, embed).
   """
 
@@ -110,10 +110,10 @@ class Index:
     return len(self.embeds)
 
   def model_path(self, override: str | None = None) -> str:
-    """Returns where the index's model lies: `override`, or as it remembers.
+    """Returns the path of the index's model: `override`, or the one stored.
 
     Raises:
-      UserError: it remembers none.
+      UserError: none is stored.
     """
     path = override or self.meta["model"]
     if not path:

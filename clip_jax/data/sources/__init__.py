@@ -104,7 +104,7 @@ def _share(text: str) -> float:
 
 
 def without_split(address: str) -> str:
-  """Returns the address of the data that `address` names a part of, or it."""
+  """Returns `address` without its split, its options in a fixed order."""
   scheme, path, options = parse_address(address)
   rest = sorted(x for x in options.items() if x[0] not in _OF_ALL_SCHEMES)
   return f"{scheme}:{path}?{rest}"

@@ -219,7 +219,7 @@ def _damaged_sidecar(path: str | os.PathLike, name: str) -> errors.UserError:
 
 
 def _open_reader(path: str):
-  # Random access: what lies around a record is not read with it.
+  # For random access: do not read ahead of the record.
   reader = array_record_module.ArrayRecordReader(
     path, options="readahead_buffer_size:0", file_reader_buffer_size=32_768
   )

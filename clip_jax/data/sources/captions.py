@@ -15,7 +15,7 @@ from clip_jax.data import record as record_lib
 
 # "text": a `.txt` is one caption; "lines": each of its lines is one.
 CAPTIONS = ("text", "lines")
-# Larger files are no captions.
+# Larger files are not read as captions.
 MAX_TEXT_BYTES = 2**20
 _LOOKED_AT = 64  # Texts, before it is said that they have several lines.
 
@@ -29,7 +29,8 @@ def check_choice(captions: str) -> str:
 
 def from_text(data: bytes, *, key: str, captions: str) -> tuple[str, ...]:
   """Returns the captions in the bytes of a `.txt` file."""
-  # Of bytes: a text has more line ends, such as U+2028, which end no caption.
+  # The bytes are split, not the text: in a text U+2028 and others end a line
+  # too, which end no caption.
   pieces = data.splitlines() if captions == "lines" else [data]
   return checked((_decode(piece, key) for piece in pieces), key=key)
 

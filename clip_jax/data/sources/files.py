@@ -13,7 +13,7 @@ _MAX_OPEN = 128
 
 
 class Pool:
-  """Keeps the readers of the files used last, opened in each process anew.
+  """A pool of readers of the files used last; each process opens its own.
 
   A reader must close itself when it is no longer referred to: another thread
   may still be reading when the pool lets go of it.

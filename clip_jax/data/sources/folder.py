@@ -27,9 +27,9 @@ LINKS = ("follow",)
 _MAX_IMAGE_BYTES = 64 * 2**20
 _IMAGES = (naming.IMAGE, naming.UNREAD_IMAGE)
 _TEXTS = (naming.TEXT, naming.JSON)
-# JSON files that are looked into before they are taken for captions.
+# So many JSON files are read to see whether they hold captions.
 _LOOKED_AT = 16
-# Names of splits, which no folder of classes has beside each other.
+# Names of splits: classes are not called so, two of them beside each other.
 _SPLITS = frozenset(
   ("train", "training", "val", "valid", "validation", "test", "testing", "dev")
 )
@@ -274,13 +274,13 @@ def _note_splits(path: str, images: list[str], layout: str) -> Iterator[str]:
 
 
 def _class_name(directory: str) -> str:
-  """Returns the text that a directory's name is; no UTF-8 becomes "�"."""
+  """Returns a directory's name as text; bytes that are no UTF-8 become "�"."""
   name = directory.encode("utf-8", "surrogateescape")
   return name.decode("utf-8", "replace").replace("_", " ")
 
 
 def _note_empty(root: str, images: list[str]) -> Iterator[str]:
-  """Yields a sentence where a folder would be a class, but has no image."""
+  """Yields a sentence that names the class folders without an image."""
   classes = {name.split(os.sep)[0] for name in images}
   empty = sorted(
     entry.name
@@ -300,7 +300,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _kind(name: str) -> int | None:
-  """Returns what a file is by its name (naming.py); None if it is not read."""
+  """Returns a file's kind by its name (naming.py); None if it is not read."""
   part = naming.split(name)
   return None if part is None else part.kind
 

@@ -19,7 +19,7 @@ _SIZES = "sizes.json"
 
 @dataclasses.dataclass
 class _Sample:
-  """One slot in the making."""
+  """The parts of one slot, collected so far."""
 
   key: str
   parts: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
@@ -82,11 +82,11 @@ def index_shard(path: str) -> Shard:
 
 
 def stated_count(path: str) -> int | None:
-  """Returns how many records the shard at `path` should hold, if it is said."""
+  """Returns the number of records that a file beside the shard says it has."""
   directory, name = os.path.split(path)
   stem = os.path.splitext(name)[0]
   for beside, field in ((f"{stem}_stats.json", "successes"), (_SIZES, name)):
-    # Whatever else such a file holds, it says nothing of this shard.
+    # Any other content says nothing of this shard.
     with contextlib.suppress(OSError, errors.UserError):
       count = json_text.read(os.path.join(directory, beside)).get(field)
       if type(count) is int:

@@ -1,4 +1,4 @@
-"""Many short strings in two buffers: quick to send to a process."""
+"""Many short strings in two buffers, which are quick to pickle."""
 
 from collections.abc import Iterable
 

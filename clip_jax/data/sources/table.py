@@ -48,7 +48,7 @@ class Table:
   """Records of a table of image paths and captions.
 
   Attributes:
-    account: what is to be said of how the table is read.
+    account: notes on how the table was read.
   """
 
   class_names = templates = None
@@ -109,7 +109,7 @@ class Table:
     paths = [os.path.join(root, image) for root in self._roots]
     number = next((i for i, p in enumerate(paths) if os.path.exists(p)), 0)
     path, within = paths[number], self._roots[number]
-    # What a row names outright, by an absolute path or by "..", is no link.
+    # A path that the row itself writes, absolute or with "..", is no link.
     named = os.path.normpath(image)
     if self._follow_links or os.path.isabs(named) or named.startswith(".."):
       within = None
@@ -191,7 +191,7 @@ def _open_text(path: str, notes: list[str]) -> TextIO:
 
 @contextlib.contextmanager
 def _long_fields() -> Iterator[None]:
-  """Lets one long field cost its row, not the table."""
+  """Lets a field that is too long make its row bad, not the whole table."""
   before = csv.field_size_limit(_MAX_FIELD)
   try:
     yield

@@ -1,4 +1,4 @@
-"""Where the members of a tar file lie, found even where it is damaged.
+"""Finds the members of a tar file, even where the file is damaged.
 
 The archive is scanned header by header (POSIX ustar with pax, GNU). Where the
 next header is not in its place, the scan goes on at the next valid one, at any
@@ -17,9 +17,9 @@ MAX_MEMBER_BYTES = 64 * 2**20
 MAX_EXTENSION_BYTES = 2**20  # Long names and pax headers.
 # Archives are padded to a multiple of this, by GNU tar, BSD tar and Python.
 _RECORD = 20 * BLOCK
-# Longer runs of zeros are no end marker: two blocks and the padding.
+# An end marker has two blocks of zeros and padding; a longer run is damage.
 _MAX_END_BYTES = 2 * BLOCK + _RECORD
-_PIECE = 2**20  # Read at a time, in search of something.
+_PIECE = 2**20  # Bytes read at a time while searching.
 # Bytes behind a member's data that are zeros, unless data were pushed there.
 _TELLING = 16
 _MAGIC = b"ustar"
@@ -30,7 +30,7 @@ _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
 _DIRECTORY = b"5"
 _LONG_NAME, _LONG_LINK, _PAX, _GLOBAL_PAX = b"L", b"K", b"x", b"g"
 _EXTENSIONS = (_LONG_NAME, _LONG_LINK, _PAX, _GLOBAL_PAX)
-# How files begin that must be unpacked first.
+# First bytes of compressed files, which must be unpacked first.
 _COMPRESSED = (
   b"\x1f\x8b",  # gzip
   b"BZh",
@@ -54,7 +54,7 @@ class Member(NamedTuple):
 
 
 class Damage(NamedTuple):
-  """A place where the archive is not what it should be.
+  """A damaged place of the archive.
 
   Attributes:
     offset: where it begins.
@@ -63,7 +63,7 @@ class Damage(NamedTuple):
       compressed or dangling_link.
     size: bytes passed over.
     headers: headers of members among them.
-    at_end: whether nobody knows how much is missing behind it.
+    at_end: whether an unknown number of bytes is missing behind it.
   """
 
   offset: int
@@ -140,7 +140,7 @@ class _Scan:
       yield Damage(self._end, "no_end_marker", at_end=True)
 
   def _entry(self, position: int, header: _Header) -> tuple[int, Damage | None]:
-    """Takes in a header; returns where the next one should be."""
+    """Reads a header; returns the offset at which the next one should be."""
     self._ended, damage = False, None
     self._data = data = position + BLOCK
     if header.kind in _EXTENSIONS:
@@ -156,9 +156,9 @@ class _Scan:
     return data + -(-size // BLOCK) * BLOCK, damage
 
   def _zeros(self, position: int) -> Iterator[Member | Damage]:
-    """Passes over zeros; returns where the next header should be.
+    """Skips zeros; returns the offset at which the next header should be.
 
-    They are the end, unless archives were put one after the other, or a part
+    Zeros are the end, unless archives were put one after the other, or a part
     of the file was never written.
     """
     after = self._skip_zeros(position)
@@ -188,7 +188,7 @@ class _Scan:
     return (yield from self._resume(position, zeros=True))
 
   def _skip_zeros(self, position: int) -> int:
-    """Returns where the first block begins that holds something else."""
+    """Returns the offset of the first block that is not all zeros."""
     start = position
     while position < self._end:
       piece = self._read(position, _PIECE)
@@ -201,7 +201,7 @@ class _Scan:
   def _resume(
     self, expected: int, *, zeros: bool = False
   ) -> Iterator[Member | Damage]:
-    """Says what is wrong at `expected`; returns where the next header is.
+    """Yields the damage at `expected`; returns the offset of the next header.
 
     Bytes may be missing before it: it is looked for in the last member's data,
     too.
@@ -242,7 +242,7 @@ class _Scan:
     return zeros
 
   def _close(self, expected: int, where: int) -> Iterator[Member]:
-    """Yields the last member, with a problem unless it is surely whole."""
+    """Yields the last member, with a problem unless it is known to be whole."""
     if not self._is_whole(expected, where) and not self._last.problem:
       self._last = self._last._replace(problem="damaged_member")
     yield from self._release()
@@ -268,7 +268,7 @@ class _Scan:
     return expected > end and self._read(end - 1, 1) != b"\0"
 
   def _find(self, start: int) -> int | None:
-    """Returns where the first valid header from `start` on begins, if any."""
+    """Returns the offset of the first valid header from `start` on, if any."""
     for position in range(start, self._end, _PIECE):
       piece = self._read(position, _PIECE + BLOCK)
       hit = piece.find(_MAGIC, _MAGIC_AT)
@@ -286,7 +286,7 @@ class _Scan:
     )
 
   def _extension(self, header: _Header, data: int) -> bool:
-    """Takes in a long name or a pax header; False where it is damaged."""
+    """Reads a long name or a pax header; returns False if it is damaged."""
     if header.size > min(MAX_EXTENSION_BYTES, self._end - data):
       return False
     payload = self._read(data, header.size)
@@ -329,7 +329,7 @@ class _Scan:
 
 
 def _parse(block: bytes) -> _Header | None:
-  """Returns what the header says; None where its checksum is not right."""
+  """Returns the parsed header; None where its checksum is wrong."""
   if len(block) < BLOCK:
     return None
   stored = _number(block[148:156])

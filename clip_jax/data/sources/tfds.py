@@ -61,7 +61,7 @@ class TfdsSource:
       example = self._data[index]
     except OSError:
       raise
-    except Exception:  # Its readers raise nearly any of them.
+    except Exception:  # TFDS's readers raise exceptions of nearly any type.
       raise record_lib.BadRecord("damaged_record", key) from None
     image = _look_up(example, self._image)
     if not image:
@@ -132,7 +132,7 @@ def _open_builder(name: str, data_dir: str | None) -> Any:
   data_dir = data_dir and os.path.expanduser(data_dir)
   try:
     builder = tfds.builder(name, data_dir=data_dir)
-  except Exception as error:  # Builders raise nearly any of them.
+  except Exception as error:  # Builders raise exceptions of nearly any type.
     # The first line says it; the others list every data set there is.
     reason = str(error).strip().split("\n", 1)[0]
     raise errors.UserError(

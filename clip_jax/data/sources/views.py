@@ -10,11 +10,11 @@ from clip_jax import errors
 from clip_jax.data import record as record_lib
 
 SPLITS = ("train", "held_out")
-HELD_OUT = 0.2  # The share that is held out where nothing else is said.
+HELD_OUT = 0.2  # The share that is held out by default.
 
 
 class _View:
-  """A source that shows another one differently; what it adds is theirs."""
+  """A view of a source; attributes that it lacks are the source's."""
 
   def __init__(self, source: record_lib.Source, *how: Any):
     self._source = source
@@ -22,7 +22,7 @@ class _View:
     self.fingerprint = hashlib.sha256(said.encode()).hexdigest()
 
   def __getattr__(self, name: str) -> Any:
-    if name.startswith("_"):  # Of an object that pickle has not filled yet.
+    if name.startswith("_"):  # pickle asks before it has set any.
       raise AttributeError(name)
     return getattr(self._source, name)
 

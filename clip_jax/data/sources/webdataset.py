@@ -36,10 +36,10 @@ _PACKED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 
 
 class WebDataset:
-  """The samples of tar shards; see the module for what a sample is.
+  """The samples of tar shards; the module says what a sample is.
 
   Attributes:
-    account: damages, what they cost, and members that are not read.
+    account: damages, records lost by them, and members that are not read.
   """
 
   def __init__(
