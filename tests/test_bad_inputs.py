@@ -308,7 +308,7 @@ CASES = {
     (
       "bad records among 16 examples",
       "max_bad_fraction=0.01 allows 0.4",
-      "(1 % of 40 examples, the fewest that it is taken of)",
+      "(1 % of 40 examples, the fewest that the limit is computed from)",
       "not_an_image",
       "clip-jax data inspect",
     ),

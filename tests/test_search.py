@@ -226,8 +226,8 @@ def flip_bit(path):
 @pytest.mark.parametrize(
   "damage, message",
   [
-    (flip_bit, "not as it was written"),
-    (lambda path: path.write_bytes(path.read_bytes()[:-3]), "not as it was"),
+    (flip_bit, "does not match its size or checksum"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-3]), "does not match"),
     (lambda path: path.unlink(), "is missing"),
   ],
 )

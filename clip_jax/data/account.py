@@ -22,8 +22,8 @@ WORDS = {
   "dangling_link": "is a link to a file that is not there",
   "empty": "is empty",
   "no_end_marker": "ends without an end marker, as if it had been cut",
-  "shifted": "has lost bytes or got more",
-  "trailing_bytes": "has more bytes behind its end",
+  "shifted": "has lost or gained bytes",
+  "trailing_bytes": "has more bytes after its end",
   "truncated": "ends within a header",
   "zeros": "holds zeros in place of data",
 }
@@ -244,7 +244,7 @@ def check(
   raise errors.UserError(
     f"{address}: {found.lost_in_words} of {total} records are lost to damage "
     f"({100 * lost / total:.2g} %); data.max_bad_fraction="
-    f"{max_bad_fraction:g} allows {max_bad_fraction * total:g}. Bring the "
+    f"{max_bad_fraction:g} allows {max_bad_fraction * total:g}. Copy the "
     "files again (`clip-jax data inspect` lists them), or raise the limit to "
     "train on the rest."
   )

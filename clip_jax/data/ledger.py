@@ -111,7 +111,9 @@ class Ledger:
     reasons = ", ".join(
       f"{count} {reason}" for reason, count in self.counts.most_common()
     )
-    least = ", the fewest that it is taken of" if settled > seen else ""
+    least = (
+      ", the fewest that the limit is computed from" if settled > seen else ""
+    )
     share = f", and {self._lost} records lost" if self._lost else ""
     again = ""
     if bad == self.bad > len(self._keys) and len(self._keys) < _MOST_KEYS:

@@ -68,7 +68,7 @@ def _duplicates(
       name,
       OK,
       f"{share:.1%} of {len(values)} {what} come more than once; with "
-      f"loss.duplicates={duplicates} they are no negatives of their like.",
+      f"loss.duplicates={duplicates} equal ones are no negatives.",
       facts,
     )
   if share > _MANY_DUPLICATES:
@@ -76,8 +76,8 @@ def _duplicates(
       name,
       WARNING,
       f"{share:.0%} of {len(values)} sampled {what} come more than once; in a "
-      "batch each is a negative of its like. Add --config.loss.duplicates=mask "
-      "(or positive), or deduplicate.",
+      "batch, equal ones are negatives of each other. Add "
+      "--config.loss.duplicates=mask (or positive), or deduplicate.",
       facts,
     )
   return Finding(
@@ -97,8 +97,8 @@ def _lengths(texts: list[str], tokenizer: tokenizer_lib.Tokenizer) -> Finding:
     return Finding(
       "caption lengths",
       WARNING,
-      f"{empty} of {len(texts)} sampled captions are empty: their images learn "
-      "to look like nothing. Leave these records out.",
+      f"{empty} of {len(texts)} sampled captions are empty: their images "
+      "are trained to match an empty text. Leave these records out.",
       facts,
     )
   if share > _MANY_CUT:

@@ -106,7 +106,7 @@ def _broken(trial: Trial) -> list[Cause]:
     ),
     (
       trial.moved < _STILL,
-      f"The weights moved by {trial.moved:.1g} of their size: raise "
+      f"The weights moved by {trial.moved:.1g} relative to their size: raise "
       "optim.peak_lr, and see that optim.frozen does not freeze what should "
       "learn.",
     ),

@@ -79,9 +79,7 @@ def collectives(mesh: Mesh) -> Finding:
   takes, as an all-gather and a sum over the whole mesh see them.
   """
   if mesh.size == 1:
-    return Finding(
-      "collectives", OK, "One device: there is nobody to talk to.", {}
-    )
+    return Finding("collectives", OK, "One device: nothing is exchanged.", {})
   axes = sharding.BATCH_AXES
   x = _split_ones(mesh)
   part = x.nbytes // mesh.size

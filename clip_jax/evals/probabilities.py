@@ -48,8 +48,8 @@ def check(kind: str, *, logit_bias: Any | None) -> str:
     raise errors.unknown("kind of probabilities", kind, KINDS)
   if kind == "sigmoid" and logit_bias is None:
     raise errors.UserError(
-      "Sigmoid probabilities need a logit bias, which this model has not: it "
-      "was trained with a softmax. Take softmax, or leave it out."
+      "Sigmoid probabilities need a logit bias, which this model does not "
+      "have: it was trained with a softmax. Take softmax, or leave it out."
     )
   return kind
 

@@ -28,7 +28,7 @@ class Prompts:
 
 
 def read_labels(text: str) -> Labels:
-  """Returns the labels of a text: a file, or names parted by commas.
+  """Returns the labels of a text: a file, or names separated by commas.
 
   A text file holds a label a line; a JSON file a list of labels (an inner list
   holds synonyms) or a dictionary from a label to its full prompts.
@@ -38,7 +38,7 @@ def read_labels(text: str) -> Labels:
     if os.path.isdir(text) or (os.sep in text and "," not in text):
       raise errors.UserError(
         f"The labels {text!r} look like a path, and no file is there. Write "
-        "names parted by commas, or the path of a file."
+        "names separated by commas, or the path of a file."
       )
     return [part.strip() for part in text.split(",")]
   return _read(path, what="labels")

@@ -97,7 +97,9 @@ class Index:
       or layout.sha256(file) != entry["sha256"]
     ):
       file.close()
-      raise self._damaged(f"{entry['name']} is not as it was written")
+      raise self._damaged(
+        f"{entry['name']} does not match its size or checksum"
+      )
     return file
 
   def _damaged(self, why: str) -> errors.UserError:

@@ -79,9 +79,9 @@ def decode(data: bytes) -> record_lib.Record:
   if not record.texts or not all(
     isinstance(text, str) for text in (record.key, *record.texts)
   ):
-    raise ValueError("a record of clip_jax whose texts are none")
+    raise ValueError("a record of clip_jax whose key or texts are no text")
   if record.label is not None and type(record.label) is not int:
-    raise ValueError("a record of clip_jax whose label is no number")
+    raise ValueError("a record of clip_jax whose label is not a number")
   return record
 
 

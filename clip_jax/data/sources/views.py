@@ -105,8 +105,8 @@ def part(
     chosen[slots[: min(max(count, 1), len(slots) - 1)]] = True
   if not chosen.any():
     raise errors.UserError(
-      f"Of {len(source)} records none can be held out; two of a class are the "
-      "least. Add data, or evaluate on other data."
+      f"Of {len(source)} records none can be held out: that takes at least "
+      "two of a class. Add data, or evaluate on other data."
     )
   slots = np.flatnonzero(chosen if split == "held_out" else ~chosen)
   return Part(source, slots, split, held_out)
