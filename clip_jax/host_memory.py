@@ -1,6 +1,9 @@
 """The memory of this machine, as the C library hands it out."""
 
 import ctypes
+import importlib.metadata
+import importlib.util
+import os
 import sys
 
 # The numbers of glibc's `mallopt`, from its malloc.h.
@@ -11,7 +14,7 @@ _MOST = 2**31 - 1  # A C int.
 
 
 def keep_freed() -> None:
-  """Makes glibc keep freed memory for the next allocation.
+  """Makes glibc keep freed memory for the next allocation, where CPUs compute.
 
   XLA's programs for CPUs allocate all intermediate results anew at each call.
   By default glibc gives blocks of this size back to the system as soon as they
@@ -21,9 +24,10 @@ def keep_freed() -> None:
   with 4 images. Kept memory is not seen by other processes.
 
   Call it before JAX starts its devices: threads keep the arena that they had.
-  Does nothing where the C library is not glibc.
+  Does nothing where the C library is not glibc, nor where JAX may find an
+  accelerator, whose programs do not compute in this memory.
   """
-  if sys.platform != "linux":
+  if sys.platform != "linux" or _may_have_accelerator():
     return
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
   if mallopt is None:
@@ -34,3 +38,11 @@ def keep_freed() -> None:
     (_TRIM_THRESHOLD, _MOST),
   ):
     mallopt(option, value)
+
+
+def _may_have_accelerator() -> bool:
+  """Whether JAX, which has not started yet, could take another device."""
+  if os.environ.get("JAX_PLATFORMS") == "cpu":
+    return False
+  plugins = importlib.metadata.entry_points(group="jax_plugins")
+  return bool(plugins) or importlib.util.find_spec("libtpu") is not None

@@ -24,6 +24,7 @@ from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.convert import destinations, model_dir, portable
 from clip_jax.evals import probabilities as probabilities_lib
 from clip_jax.evals import prompts as prompts_lib
+from clip_jax.models import variants
 
 ImageInput = preprocess_lib.ImageInput
 Images = ImageInput | Iterable[ImageInput]
@@ -390,6 +391,9 @@ class Clip:
       model_dir.plain(self.spec),
       files={**files, **self.files},
       source={"format": "clip", "path": self.path, "step": self.step},
+    )
+    model = dataclasses.replace(
+      model, execution=variants.execution(self.module)
     )
     with destinations.new(destination, overwrite=False) as partial:
       model_dir.write(model, partial, portable.Options())

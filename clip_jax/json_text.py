@@ -98,10 +98,8 @@ def parse(
     raise _too_deep(what)
   if not isinstance(value, kind):
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    raise JsonError(
-      f"{what} must hold a JSON {' or '.join(map(_NAMES.get, kinds))}, got "
-      f"{value!r:.60}."
-    )
+    names = " or ".join(_NAMES[each] for each in kinds)
+    raise JsonError(f"{what} must hold a JSON {names}, got {value!r:.60}.")
   return value
 
 
@@ -110,6 +108,7 @@ def read(
   *,
   kind: type | tuple[type, ...] = dict,
   max_bytes: int = MAX_BYTES,
+  strict: bool = False,
 ) -> Any:
   """Returns the value in a JSON file, as `parse` does.
 
@@ -123,7 +122,7 @@ def read(
     raise JsonError(
       f"{os.fspath(path)} has more than the {max_bytes:,} bytes allowed."
     )
-  return parse(data, what=os.fspath(path), kind=kind)
+  return parse(data, what=os.fspath(path), kind=kind, strict=strict)
 
 
 def _is_deep(value: Any) -> bool:

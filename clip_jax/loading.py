@@ -56,7 +56,9 @@ def load(
     options=convert.Options(activation=activation),
   )
   return assemble(
-    variants.create_model(engine.completed(found.spec)),
+    variants.create_model(
+      engine.completed(found.spec), execution=found.execution
+    ),
     found.variables(),
     spec=found.spec,
     mesh=sharding.local_mesh(),

@@ -117,6 +117,14 @@ def quantity(number: float) -> str:
   return f"{number:g}"
 
 
+def size(number_of_bytes: float) -> str:
+  """Returns bytes with a unit: 16911433728 is "15.75 GiB"."""
+  for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+    if abs(number_of_bytes) >= unit:
+      return f"{number_of_bytes / unit:.2f} {name}"
+  return f"{number_of_bytes:.0f} bytes"
+
+
 class Progress:
   """Progress of a long job: a bar on a terminal, otherwise a line at times.
 
@@ -155,15 +163,15 @@ class Progress:
       return
     self._last = now
     line = self.line(done, total, seconds=now - self._start)
-    if self.is_terminal and total is None:
+    if not self.is_terminal:
+      self.stream.write(line + "\n")
+    elif total is None:
       self.stream.write(f"\r\x1b[K{line}")
-    elif self.is_terminal:
+    else:
       filled = round(24 * done / max(total, 1))
       bar = "█" * filled + "░" * (24 - filled)
       bar = encodable(bar, self.stream.encoding)
       self.stream.write(f"\r\x1b[K{bar} {line}")
-    else:
-      self.stream.write(line + "\n")
     self.stream.flush()
 
   def line(self, done: int, total: int | None, *, seconds: float) -> str:

@@ -110,7 +110,7 @@ def _sentencepiece(directory):
 
 def clip_directory(directory, **changes):
   """Our own directory of a CLIP; every format of CLIPs can hold it."""
-  return _save(variants.resolve(CLIP, changes), directory)
+  return _save(variants.spec(CLIP, changes), directory)
 
 
 def siglip_directory(

@@ -29,7 +29,7 @@ SPEC = variants.spec(
     "text": {"context_length": 9, "width": 20, "depth": 1},
   },
 )
-BIASED = variants.resolve(SPEC, {"init_logit_bias": -10.0}) | {
+BIASED = variants.spec(SPEC, {"init_logit_bias": -10.0}) | {
   "probabilities": "sigmoid"
 }
 

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from clip_jax import cli, errors, loading
-from clip_jax.cli import conversion, parser, use, verb, verbs
+from clip_jax.cli import parser, verb, verbs
+from clip_jax.cli.arguments import conversion, use
 from clip_jax.convert import conversion as convert_lib
 from clip_jax.evals import tasks
 from clip_jax.train import peers

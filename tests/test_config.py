@@ -1,6 +1,7 @@
 """The schema checks every field, and JSON keeps every field."""
 
 import ast
+import dataclasses
 import pathlib
 import re
 import textwrap
@@ -53,6 +54,15 @@ def test_json_keeps_every_field():
   again = config_lib.from_json(text)
   assert config_lib.to_json(again) == text
   assert not config_lib.differences(config, again)
+
+
+def test_a_checked_config_is_typed_and_frozen():
+  config = config_lib.check(_valid())
+  assert config_lib.check(config) == config
+  assert config.optim == config_lib.Optim()
+  assert config.model_overrides == {"image": {"depth": 3}}
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    config.loss.kind = "sigmoid"
 
 
 def test_differences_name_the_field_and_both_values():

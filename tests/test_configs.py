@@ -1,10 +1,10 @@
 """Every recipe's model, optimizer and update fit together; no FLOPs."""
 
+import dataclasses
 import pathlib
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import pytest
 
 from clip_jax import config as config_lib
@@ -48,12 +48,13 @@ def _described(tree):
 def test_an_update_of_every_config_can_be_traced(path):
   config = config_lib.load(path, ["data.train=builtin:digits/train"])
   if config.model == variants.FROM_INIT:
-    config.model_overrides = ml_collections.ConfigDict(BERT_BASE)
     image = timm_vit.describe("vit_base_patch16_224")
-    config.model_overrides.image = ml_collections.ConfigDict(image)
+    config = dataclasses.replace(
+      config, model_overrides={**BERT_BASE, "image": image}
+    )
     config = origins_lib.settle(config, config, {})
   mesh = sharding.make_mesh(data=4, fsdp=2)
-  spec = variants.spec(config.model, config.model_overrides.to_dict())
+  spec = variants.spec(config.model, config.model_overrides)
   model = run_model.make(config)
   tx = optim.make_optimizer(
     config.optim,

@@ -1,7 +1,12 @@
+import ctypes
+import importlib.util
+import os
 import subprocess
 import sys
 
 import pytest
+
+from clip_jax import host_memory
 
 # Allocates and frees 64 MiB in a thread, and counts the pages of the last time.
 PROGRAM = """
@@ -35,7 +40,23 @@ def test_kept_memory_is_not_asked_for_again():
       capture_output=True,
       text=True,
       check=True,
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
     pages[mode] = int(done.stdout)
   assert pages["default"] > 1000
   assert pages["keep"] < 100
+
+
+def test_memory_is_left_alone_where_an_accelerator_may_compute(monkeypatch):
+  monkeypatch.setattr(sys, "platform", "linux")
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+
+  def fail(name):
+    raise AssertionError("the C library was asked")
+
+  monkeypatch.setattr(ctypes, "CDLL", fail)
+  host_memory.keep_freed()
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  with pytest.raises(AssertionError):
+    host_memory.keep_freed()

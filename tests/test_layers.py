@@ -53,7 +53,8 @@ FORBIDDEN = {
   "versions": _HEAVY,
 }
 # What only one corner needs may be imported inside the function that does.
-OPTIONAL = {"huggingface_hub", "sentencepiece"}
+# (transformers takes a second to import and is for one kind of export.)
+OPTIONAL = {"huggingface_hub", "sentencepiece", "transformers"}
 # What finds a module by its name, in a table that stands there.
 BY_NAME = {
   "clip_jax",

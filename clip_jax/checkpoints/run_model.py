@@ -4,13 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
+from clip_jax import config as config_lib
 from clip_jax import errors, losses
 from clip_jax.models import clip, variants
 
 
-def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def describe(config: config_lib.Config) -> dict[str, Any]:
   """Returns the description of a run's model (`variants.spec`).
 
   What the run's loss makes of logits is what its model's probabilities are.
@@ -18,13 +18,14 @@ def describe(config: ml_collections.ConfigDict) -> dict[str, Any]:
   Raises:
     UserError: the model or a field of its overrides is unknown.
   """
-  overrides = config.model_overrides.to_dict()
-  return variants.spec(
-    config.model, {"probabilities": config.loss.kind, **overrides}
-  )
+  return variants.spec(config.model, _overrides(config))
 
 
-def make(config: ml_collections.ConfigDict) -> clip.CLIP:
+def _overrides(config):
+  return {"probabilities": config.loss.kind, **config.model_overrides}
+
+
+def make(config: config_lib.Config) -> clip.CLIP:
   """Returns the model of a run in its precision.
 
   Raises:
@@ -37,7 +38,8 @@ def make(config: ml_collections.ConfigDict) -> clip.CLIP:
     )
   dtype = jnp.dtype(config.precision)
   model = variants.create_model(
-    describe(config),
+    config.model,
+    overrides=_overrides(config),
     dtype=dtype,
     param_dtype=jnp.promote_types(dtype, jnp.float32),
   )

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -102,7 +101,7 @@ class Checkpoints:
     state: state_lib.TrainState,
     *,
     step: int,
-    config: ml_collections.ConfigDict,
+    config: config_lib.Config,
     counters: dict[str, Any],
   ) -> None:
     """Starts to save `state`; the arrays may be donated once this returns.

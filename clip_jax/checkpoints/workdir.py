@@ -8,7 +8,6 @@ import pathlib
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -37,7 +36,7 @@ class SavedModel:
     files: of its tokenizer, by name.
   """
 
-  config: ml_collections.ConfigDict
+  config: config_lib.Config
   spec: dict[str, Any]
   variables: dict[str, Any]
   step: int
@@ -80,7 +79,7 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
   ]
 
 
-def load_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+def load_config(workdir: str | os.PathLike) -> config_lib.Config:
   """Returns the config that a run left in its working directory.
 
   Raises:

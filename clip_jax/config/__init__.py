@@ -1,18 +1,31 @@
 """Configs: the schema of a run, config files, overrides and JSON.
 
-A config is a locked `ml_collections.ConfigDict` made by `default_config`. A
-config file is Python with a function `get_config()` that changes what it
-needs; `load` reads one, applies overrides and checks the result.
+A config file is Python with a function `get_config()`, which changes what it
+needs of `default_config()`, a locked `ml_collections.ConfigDict`. `load` reads
+one, applies overrides and returns it as a `Config`: checked, typed and frozen.
 """
 
-from clip_jax.config.checks import check, evaluation
-from clip_jax.config.files import differences, from_json, load, to_json
+from clip_jax.config.checks import check
+from clip_jax.config.files import (
+  differences,
+  from_json,
+  load,
+  to_json,
+  with_overrides,
+)
 from clip_jax.config.overrides import apply_override
 from clip_jax.config.schema import (
   EVAL_SCHEMA,
   HELD_OUT,
   SCHEMA,
+  Config,
+  Data,
+  Evaluation,
   Field,
+  Init,
+  Loss,
+  Mesh,
+  Optim,
   default_config,
 )
 
@@ -20,13 +33,20 @@ __all__ = [
   "EVAL_SCHEMA",
   "HELD_OUT",
   "SCHEMA",
+  "Config",
+  "Data",
+  "Evaluation",
   "Field",
+  "Init",
+  "Loss",
+  "Mesh",
+  "Optim",
   "apply_override",
   "check",
   "default_config",
   "differences",
-  "evaluation",
   "from_json",
   "load",
   "to_json",
+  "with_overrides",
 ]

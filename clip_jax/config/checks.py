@@ -1,7 +1,8 @@
 """Whether a config's fields are known and allowed."""
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -12,36 +13,35 @@ from clip_jax.config import schema
 _MAX_INTEGER = 2**53  # Beyond it a float of JSON or of numpy is inexact.
 
 
-def check(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Returns `config` if every field is known and allowed.
+def check(config: schema.Config | ml_collections.ConfigDict) -> schema.Config:
+  """Returns `config`, frozen, if every field is known and allowed.
 
   Raises:
     UserError: names the first field that is not, what it got and what it may
       be.
   """
-  flat = flatten(
-    {k: v for k, v in config.to_dict().items() if k not in schema.OPEN}
-  )
-  for path, value in flat.items():
+  tree = as_tree(config)
+  for path, value in flatten(tree, leave=schema.OPEN).items():
     if path not in schema.SCHEMA:
       raise errors.unknown("config field", path, schema.SCHEMA)
     check_field(path, value, schema.SCHEMA[path])
-  if (config.steps is None) == (config.epochs is None):
+  steps, epochs = tree["steps"], tree["epochs"]
+  if (steps is None) == (epochs is None):
     raise errors.UserError(
-      f"Give exactly one of steps and epochs; got steps={config.steps} and "
-      f"epochs={config.epochs}."
+      f"Give exactly one of steps and epochs; got steps={steps} and "
+      f"epochs={epochs}."
     )
-  for name, entry in config.evals.items():
-    if not isinstance(entry, Mapping | ml_collections.ConfigDict):
+  for name, entry in tree["evals"].items():
+    if not isinstance(entry, Mapping):
       raise errors.UserError(
         f"config.evals.{name} must be a dict with task and data, got {entry!r}."
       )
     for key in entry:
       if key not in schema.EVAL_SCHEMA:
         raise errors.unknown(f"field of evals.{name}", key, schema.EVAL_SCHEMA)
-    for key, value in evaluation(config, name).items():
+    for key, value in vars(schema.Evaluation(**entry)).items():
       check_field(f"evals.{name}.{key}", value, schema.EVAL_SCHEMA[key])
-  return config
+  return schema.freeze(tree)
 
 
 def check_field(path: str, value: Any, field: schema.Field) -> None:
@@ -60,23 +60,29 @@ def check_field(path: str, value: Any, field: schema.Field) -> None:
   else:
     wanted = field.check(value)
   if wanted is not None:
+    unit = f", in {field.unit}" if field.unit else ""
     raise errors.UserError(
       f"config.{path}={value!r} is not allowed ({field.help}); it must be "
-      f"{wanted}."
+      f"{wanted}{unit}."
     )
 
 
-def evaluation(config: ml_collections.ConfigDict, name: str) -> dict[str, Any]:
-  """Returns the entry `name` of `config.evals` with its defaults filled in."""
-  defaults = {key: field.default for key, field in schema.EVAL_SCHEMA.items()}
-  return defaults | dict(config.evals[name])
+def as_tree(config: schema.Config | ml_collections.ConfigDict) -> dict:
+  """Returns the fields of a config as nested dictionaries of its own."""
+  if isinstance(config, schema.Config):
+    return dataclasses.asdict(config)
+  return config.to_dict()
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns the leaves of `tree` by their "."-joined paths."""
+def flatten(
+  tree: Mapping[str, Any], prefix: str = "", *, leave: Sequence[str] = ()
+) -> dict[str, Any]:
+  """Returns the leaves of `tree` by their "."-joined paths, but `leave`."""
   flat = {}
   for key, value in tree.items():
     path = prefix + key
+    if path in leave:
+      continue
     if isinstance(value, Mapping):
       flat |= flatten(value, path + ".")
     else:

@@ -15,7 +15,7 @@ from clip_jax.config import checks, overrides, schema
 
 def load(
   path: str | pathlib.Path, changes: Sequence[str] = ()
-) -> ml_collections.ConfigDict:
+) -> schema.Config:
   """Returns the checked config of the file `path` with `changes` on top.
 
   Args:
@@ -74,18 +74,36 @@ def _line_in(error: BaseException, path: str) -> int | str:
   return line
 
 
-def to_json(config: ml_collections.ConfigDict) -> str:
+def to_json(config: schema.Config | ml_collections.ConfigDict) -> str:
   """Returns `config` as JSON that `from_json` reads back."""
-  return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+  return json.dumps(checks.as_tree(config), indent=2, sort_keys=True) + "\n"
 
 
-def from_json(text: str) -> ml_collections.ConfigDict:
+def from_json(text: str) -> schema.Config:
   """Returns the checked config that `to_json` wrote.
 
   Raises:
     UserError: not JSON, or a field is unknown or not allowed.
   """
-  tree = json_text.parse(text, what="The config")
+  return checks.check(_thaw(json_text.parse(text, what="The config")))
+
+
+def with_overrides(
+  config: schema.Config, changes: Sequence[str]
+) -> schema.Config:
+  """Returns `config` with changes such as "optim.peak_lr=1e-3", checked.
+
+  Raises:
+    UserError: a field is unknown or not allowed.
+  """
+  changed = _thaw(checks.as_tree(config))
+  for change in changes:
+    overrides.apply_override(changed, change)
+  return checks.check(changed)
+
+
+def _thaw(tree: dict[str, Any]) -> ml_collections.ConfigDict:
+  """Returns the config of nested dictionaries, to be changed."""
   config = schema.default_config()
   for name in schema.OPEN:
     if not isinstance(open_field := tree.pop(name, {}), dict):
@@ -97,20 +115,20 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     if path not in schema.SCHEMA:
       raise errors.unknown("config field", path, schema.SCHEMA)
     *parents, leaf = path.split(".")
-    node = config
+    node: Any = config
     for parent in parents:
       node = node[parent]
     if value is not None:
       checks.check_field(path, value, schema.SCHEMA[path])
       node[leaf] = value
-  return checks.check(config)
+  return config
 
 
 def differences(
-  old: ml_collections.ConfigDict, new: ml_collections.ConfigDict
+  old: schema.Config, new: schema.Config
 ) -> dict[str, tuple[Any, Any]]:
   """Returns {field: (old value, new value)} of the fields that differ."""
-  before, after = checks.flatten(old.to_dict()), checks.flatten(new.to_dict())
+  before, after = (checks.flatten(checks.as_tree(x)) for x in (old, new))
   paths = sorted(before.keys() | after.keys())
   return {
     path: (before.get(path), after.get(path))

@@ -25,14 +25,14 @@ def apply_override(config: ml_collections.ConfigDict, override: str) -> None:
       f"Override {override!r} has no value; write --config.{path}=VALUE."
     )
   *parents, leaf = path.split(".")
-  node = config
+  node: Any = config
   if not text and path in schema.OPEN:
     config[path] = ml_collections.ConfigDict()
     return
   if not text and parents == ["evals"]:
-    if leaf not in config.evals:
-      raise errors.unknown("evaluation", leaf, config.evals)
-    del config.evals[leaf]
+    if leaf not in node.evals:
+      raise errors.unknown("evaluation", leaf, node.evals)
+    del node.evals[leaf]
     return
   if parents[:1] == ["evals"] or parents[:1] == ["model_overrides"]:
     for parent in parents:

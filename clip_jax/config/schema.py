@@ -1,7 +1,8 @@
 """The schema of a run: every knob with its default, its unit and its check."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -49,16 +50,274 @@ def _positive(value: float) -> str | None:
   return None if value > 0 else "more than 0"
 
 
-def _anything(value: Any) -> None:
-  del value
-
-
 def _not_empty(value: str) -> str | None:
   return None if value else "a name or an address, not an empty text"
 
 
 def _address(value: str) -> str | None:
   return None if value else "set: --config.data.train=ADDRESS"
+
+
+def _knob(
+  default: Any,
+  check: Check = lambda value: None,
+  help: str = "",
+  *,
+  unit: str = "",
+) -> Any:
+  """Returns a field of a config with its check, meaning and unit."""
+  metadata = {"check": check, "help": help, "unit": unit}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+  """What a run begins with."""
+
+  model: str = _knob(
+    "", help="a model to begin with, in any format; empty: none"
+  )
+  image: str = _knob("", help="a checkpoint whose image tower to begin with")
+  text: str = _knob("", help="a checkpoint whose text tower to begin with")
+  scheme: str = _knob(
+    "scaled",
+    _one_of(INIT_SCHEMES),
+    "how new parameters are drawn: both towers as OpenAI's code draws "
+    "the text tower, or all as in that code",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What is trained on, and how it is read."""
+
+  train: str = _knob("", _address, "DATA address of the pairs")
+  held_out: float = _knob(
+    0.0,
+    _below_one,
+    "share of data.train that is not trained on; evals may have data=held_out",
+  )
+  template: str = _knob(
+    "",
+    help="caption of a picture with a class, such as 'a photo of a {}.'; "
+    "empty: the data's own",
+  )
+  workers: int = _knob(
+    0,
+    _at_least(0),
+    "loader processes; 0 loads in threads only",
+    unit="processes",
+  )
+  threads: int = _knob(
+    4, _at_least(1), "loader threads a process", unit="threads"
+  )
+  max_bad_fraction: float = _knob(
+    0.01, _between(0, 1), "share of bad and lost records that stops the run"
+  )
+  max_pixels: int | None = _knob(
+    None,
+    _at_least(1),
+    "pixels of the largest image that is read; 250 million of a JPEG (a "
+    "phone's of 200 megapixels fits), 64 million of others",
+    unit="pixels",
+  )
+  resize_ratio: float = _knob(
+    1.0,
+    _between(1, 4),
+    "shortest side before the random crop, over the image size",
+  )
+  caption: str = _knob(
+    "random", _one_of(CAPTION_CHOICES), "which caption of an image"
+  )
+  text_layout: str = _knob(
+    "auto",
+    _one_of(TEXT_LAYOUTS),
+    "captions packed into shared rows, in short rows, or padded; auto: "
+    "the least work that gives the same result",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+  """How weights move."""
+
+  name: str = _knob("adamw", _one_of(OPTIMIZERS), "how weights move")
+  peak_lr: float = _knob(
+    5e-4, _positive, "learning rate after warm-up (paper, Table 20)"
+  )
+  warmup_steps: int | None = _knob(
+    None,
+    _at_least(0),
+    "updates of linear warm-up; left out: 2000 (paper, Table 18), and no "
+    "more than a tenth of the run",
+    unit="updates",
+  )
+  weight_decay: float = _knob(
+    0.2, _at_least(0), "decoupled, on matrices (paper, Table 18)"
+  )
+  beta1: float = _knob(0.9, _below_one, "momentum: Adam's beta1")
+  beta2: float | None = _knob(
+    None, _below_one, "Adam's beta2; paper: ViT 0.98, ResNet 0.999"
+  )
+  epsilon: float | None = _knob(
+    None, _positive, "Adam's epsilon; paper: ViT 1e-6, ResNet 1e-8"
+  )
+  clip_norm: float = _knob(
+    1.0, _at_least(0), "largest global gradient norm; 0: no clipping"
+  )
+  image_lr_factor: float = _knob(
+    1.0, _at_least(0), "learning rate of the image tower over the full"
+  )
+  text_lr_factor: float = _knob(
+    1.0, _at_least(0), "learning rate of the text tower over the full"
+  )
+  layer_decay: float = _knob(
+    1.0, _between(0, 1), "learning rate of a layer over the one above's"
+  )
+  ema_decay: float = _knob(
+    0.0,
+    _below_one,
+    "weights in use are an average of the trained ones, which moves by 1 "
+    "- this an update; 0: no average",
+  )
+  frozen: str = _knob(
+    "",
+    help="regular expression: parameters that stay as they are; empty: none",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """What is minimised."""
+
+  kind: str = _knob(
+    "softmax",
+    _one_of(LOSS_KINDS),
+    "contrastive objective; auto: sigmoid for a model with a logit bias",
+  )
+  method: str = _knob(
+    "auto", _one_of(LOSS_METHODS), "how the global logits are made"
+  )
+  duplicates: str = _knob(
+    "ignore",
+    _one_of(DUPLICATES),
+    "pairs of a batch with the same image or caption: negatives, left "
+    "out, or positives",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """How devices share the work."""
+
+  data: int = _knob(
+    -1, _axis_size, "devices that split the batch", unit="devices"
+  )
+  fsdp: int = _knob(
+    1,
+    _axis_size,
+    "devices that split batch, parameters and optimizer",
+    unit="devices",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """What is saved."""
+
+  every_steps: int = _knob(
+    1000, _at_least(1), "updates between checkpoints", unit="updates"
+  )
+  keep: int = _knob(
+    3, _at_least(1), "newest checkpoints kept", unit="checkpoints"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """One entry of `config.evals`."""
+
+  task: str = _knob(
+    "zero_shot",
+    _one_of(EVAL_TASKS),
+    "what is measured; auto: zero_shot where the data has classes, else "
+    "retrieval",
+  )
+  data: str = _knob("", _not_empty, "DATA address, or held_out")
+  labels: str = _knob(
+    "", help="comma-separated or a file; empty: the data's own"
+  )
+  templates: str = _knob("", help="a template or a file; empty: the data's own")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A run. What `check` returns; nothing in it changes any more.
+
+  `model_overrides` and `evals` are open: their names are the user's own.
+  """
+
+  model: str = _knob(
+    "ViT-B-32", _not_empty, "name of the model; `clip-jax models` lists"
+  )
+  batch_size: int = _knob(
+    32_768,
+    _at_least(1),
+    "pairs in the global batch (paper, Table 18)",
+    unit="pairs",
+  )
+  micro_batches: int = _knob(
+    1,
+    _at_least(1),
+    "parts of a device's pairs that the towers take at a time; the same result",
+    unit="parts",
+  )
+  steps: int | None = _knob(
+    None, _at_least(1), "length in updates; or give epochs", unit="updates"
+  )
+  epochs: float | None = _knob(
+    None,
+    _positive,
+    "length in passes over data.train; or give steps",
+    unit="passes over the data",
+  )
+  min_steps: int = _knob(
+    0,
+    _at_least(0),
+    "updates at the least, where epochs of few data end",
+    unit="updates",
+  )
+  seed: int = _knob(
+    0, _between(0, 2**31 - 1), "seed of parameters, order and crops"
+  )
+  precision: str = _knob(
+    "bfloat16",
+    _one_of(PRECISIONS),
+    "compute type; parameters, logits and loss stay float32 (or float64)",
+  )
+  init: Init = Init()
+  data: Data = Data()
+  eval_every_steps: int = _knob(
+    0,
+    _at_least(0),
+    "updates between evaluations; 0: only at the end",
+    unit="updates",
+  )
+  optim: Optim = Optim()
+  loss: Loss = Loss()
+  mesh: Mesh = Mesh()
+  checkpoint: Checkpoint = Checkpoint()
+  log_every_steps: int = _knob(
+    50, _at_least(1), "updates between log lines", unit="updates"
+  )
+  report: str = _knob(
+    "",
+    help="DATA address, or held_out, that report.png shows; empty: no report",
+  )
+  model_overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  evals: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,202 +328,28 @@ class Field:
   default: Any
   check: Check
   help: str
+  unit: str
 
-
-SCHEMA: dict[str, Field] = {
-  "model": Field(
-    str, "ViT-B-32", _not_empty, "name of the model; `clip-jax models` lists"
-  ),
-  "batch_size": Field(
-    int, 32_768, _at_least(1), "pairs in the global batch (paper, Table 18)"
-  ),
-  "micro_batches": Field(
-    int,
-    1,
-    _at_least(1),
-    "parts of a device's pairs that the towers take at a time; the same result",
-  ),
-  "steps": Field(int, None, _at_least(1), "length in updates; or give epochs"),
-  "epochs": Field(
-    float, None, _positive, "length in passes over data.train; or give steps"
-  ),
-  "min_steps": Field(
-    int, 0, _at_least(0), "updates at the least, where epochs of few data end"
-  ),
-  "seed": Field(
-    int, 0, _between(0, 2**31 - 1), "seed of parameters, order and crops"
-  ),
-  "precision": Field(
-    str,
-    "bfloat16",
-    _one_of(PRECISIONS),
-    "compute type; parameters, logits and loss stay float32 (or float64)",
-  ),
-  "init.model": Field(
-    str, "", _anything, "a model to begin with, in any format; empty: none"
-  ),
-  "init.image": Field(
-    str, "", _anything, "a checkpoint whose image tower to begin with"
-  ),
-  "init.text": Field(
-    str, "", _anything, "a checkpoint whose text tower to begin with"
-  ),
-  "init.scheme": Field(
-    str,
-    "scaled",
-    _one_of(INIT_SCHEMES),
-    "how new parameters are drawn: both towers as OpenAI's code draws the text"
-    " tower, or all as in that code",
-  ),
-  "data.train": Field(str, "", _address, "DATA address of the pairs"),
-  "data.held_out": Field(
-    float,
-    0.0,
-    _below_one,
-    "share of data.train that is not trained on; evals may have data=held_out",
-  ),
-  "data.template": Field(
-    str,
-    "",
-    _anything,
-    "caption of a picture with a class, such as 'a photo of a {}.'; empty: the"
-    " data's own",
-  ),
-  "data.workers": Field(
-    int, 0, _at_least(0), "loader processes; 0 loads in threads only"
-  ),
-  "data.threads": Field(int, 4, _at_least(1), "loader threads a process"),
-  "data.max_bad_fraction": Field(
-    float,
-    0.01,
-    _between(0, 1),
-    "share of bad and lost records that stops the run",
-  ),
-  "data.max_pixels": Field(
-    int,
-    None,
-    _at_least(1),
-    "pixels of the largest image that is read; 250 million of a JPEG (a phone's"
-    " of 200 megapixels fits), 64 million of others",
-  ),
-  "data.resize_ratio": Field(
-    float,
-    1.0,
-    _between(1, 4),
-    "shortest side before the random crop, over the image size",
-  ),
-  "data.caption": Field(
-    str, "random", _one_of(CAPTION_CHOICES), "which caption of an image"
-  ),
-  "data.text_layout": Field(
-    str,
-    "auto",
-    _one_of(TEXT_LAYOUTS),
-    "captions packed into shared rows, in short rows, or padded; auto: the"
-    " least work that gives the same result",
-  ),
-  "eval_every_steps": Field(
-    int, 0, _at_least(0), "updates between evaluations; 0: only at the end"
-  ),
-  "optim.name": Field(str, "adamw", _one_of(OPTIMIZERS), "how weights move"),
-  "optim.peak_lr": Field(
-    float, 5e-4, _positive, "learning rate after warm-up (paper, Table 20)"
-  ),
-  "optim.warmup_steps": Field(
-    int,
-    None,
-    _at_least(0),
-    "updates of linear warm-up; left out: 2000 (paper, Table 18), and no more"
-    " than a tenth of the run",
-  ),
-  "optim.weight_decay": Field(
-    float, 0.2, _at_least(0), "decoupled, on matrices (paper, Table 18)"
-  ),
-  "optim.beta1": Field(float, 0.9, _below_one, "momentum: Adam's beta1"),
-  "optim.beta2": Field(
-    float, None, _below_one, "Adam's beta2; paper: ViT 0.98, ResNet 0.999"
-  ),
-  "optim.epsilon": Field(
-    float, None, _positive, "Adam's epsilon; paper: ViT 1e-6, ResNet 1e-8"
-  ),
-  "optim.clip_norm": Field(
-    float, 1.0, _at_least(0), "largest global gradient norm; 0: no clipping"
-  ),
-  "optim.image_lr_factor": Field(
-    float, 1.0, _at_least(0), "learning rate of the image tower over the full"
-  ),
-  "optim.text_lr_factor": Field(
-    float, 1.0, _at_least(0), "learning rate of the text tower over the full"
-  ),
-  "optim.layer_decay": Field(
-    float, 1.0, _between(0, 1), "learning rate of a layer over the one above's"
-  ),
-  "optim.ema_decay": Field(
-    float,
-    0.0,
-    _below_one,
-    "weights in use are an average of the trained ones, which moves by 1 - this"
-    " an update; 0: no average",
-  ),
-  "optim.frozen": Field(
-    str,
-    "",
-    _anything,
-    "regular expression: parameters that stay as they are; empty: none",
-  ),
-  "loss.kind": Field(
-    str,
-    "softmax",
-    _one_of(LOSS_KINDS),
-    "contrastive objective; auto: sigmoid for a model with a logit bias",
-  ),
-  "loss.method": Field(
-    str, "auto", _one_of(LOSS_METHODS), "how the global logits are made"
-  ),
-  "loss.duplicates": Field(
-    str,
-    "ignore",
-    _one_of(DUPLICATES),
-    "pairs of a batch with the same image or caption: negatives, left out, or"
-    " positives",
-  ),
-  "mesh.data": Field(int, -1, _axis_size, "devices that split the batch"),
-  "mesh.fsdp": Field(
-    int, 1, _axis_size, "devices that split batch, parameters and optimizer"
-  ),
-  "checkpoint.every_steps": Field(
-    int, 1000, _at_least(1), "updates between checkpoints"
-  ),
-  "checkpoint.keep": Field(int, 3, _at_least(1), "newest checkpoints kept"),
-  "log_every_steps": Field(int, 50, _at_least(1), "updates between log lines"),
-  "report": Field(
-    str,
-    "",
-    _anything,
-    "DATA address, or held_out, that report.png shows; empty: no report",
-  ),
-}
-
-# The fields of one entry of `config.evals`.
-EVAL_SCHEMA: dict[str, Field] = {
-  "task": Field(
-    str,
-    "zero_shot",
-    _one_of(EVAL_TASKS),
-    "what is measured; auto: zero_shot where the data has classes, else"
-    " retrieval",
-  ),
-  "data": Field(str, "", _not_empty, "DATA address, or held_out"),
-  "labels": Field(
-    str, "", _anything, "comma-separated or a file; empty: the data's own"
-  ),
-  "templates": Field(
-    str, "", _anything, "a template or a file; empty: the data's own"
-  ),
-}
 
 # Open dictionaries: names are the user's own, so no lock guards them.
 OPEN = ("model_overrides", "evals")
+
+
+def _fields(part: Any, prefix: str = "") -> dict[str, Field]:
+  """Returns the knobs of a dataclass by their "."-joined paths."""
+  hints, found = typing.get_type_hints(part), {}
+  for field in dataclasses.fields(part):
+    path, kind = prefix + field.name, hints[field.name]
+    if dataclasses.is_dataclass(kind):
+      found |= _fields(kind, path + ".")
+    elif path not in OPEN:
+      kinds = typing.get_args(kind) or (kind,)  # `int | None` is int here.
+      found[path] = Field(kinds[0], field.default, **field.metadata)
+  return found
+
+
+SCHEMA = _fields(Config)
+EVAL_SCHEMA = _fields(Evaluation)
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -280,8 +365,18 @@ def default_config() -> ml_collections.ConfigDict:
       if field.default is None
       else field.default
     )
-  config = ml_collections.ConfigDict(tree)
+  config: Any = ml_collections.ConfigDict(tree)
   config.lock()
   for name in OPEN:
     config[name].unlock()
   return config
+
+
+def freeze(tree: Mapping[str, Any]) -> Config:
+  """Returns the config of nested dictionaries, unchecked."""
+  parts = {
+    field.name: type(field.default)(**tree[field.name])
+    for field in dataclasses.fields(Config)
+    if dataclasses.is_dataclass(field.default)
+  }
+  return Config(**{**tree, **parts})

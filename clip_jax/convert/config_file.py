@@ -20,14 +20,18 @@ LEAST_DEVIATION = 1e-6
 _REQUIRED = object()
 
 
-def read(path: pathlib.Path) -> dict[str, Any]:
+def read(path: pathlib.Path, *, strict: bool = False) -> dict[str, Any]:
   """Returns the object in a JSON file.
+
+  Args:
+    path: of the file.
+    strict: a key that stands twice in an object, and NaN, are errors.
 
   Raises:
     UserError: there is none.
   """
   try:
-    return json_text.read(path, max_bytes=MAX_BYTES)
+    return json_text.read(path, max_bytes=MAX_BYTES, strict=strict)
   except FileNotFoundError:
     raise errors.UserError(f"{path} does not exist.") from None
   except OSError as error:

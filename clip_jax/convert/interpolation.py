@@ -20,9 +20,6 @@ from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import engine, portable, sameness
 from clip_jax.convert.tensor import Tensor
 
-# Of a tower, what does not change what its numbers mean.
-_EXECUTION = ("scan", "unroll", "remat", "patch_dropout")
-
 
 def check_share(share: float) -> float:
   """Returns `share`; raises UserError unless it is between 0 and 1."""
@@ -138,8 +135,7 @@ def _check_same(model: portable.Portable, first: portable.Portable) -> None:
       for spec in (model.spec, first.spec)
     )
     for field in sorted(mine.keys() | theirs.keys()):
-      same = mine.get(field) == theirs.get(field)
-      if field not in _EXECUTION and not same:
+      if mine.get(field) != theirs.get(field):
         raise errors.UserError(
           f"There is nothing between these models: {part}.{field} is "
           f"{mine.get(field)!r} in one and {theirs.get(field)!r} in the other. "

@@ -2,7 +2,8 @@
 
 It holds all that a model needs, and loading it needs no network:
 
-    clip_jax.json         the description, every field of it; where it came from
+    clip_jax.json         the description, every field of it; how the model is
+                          run; where it came from
     weights.safetensors   our arrays by their paths, in their source's dtypes
     extras.safetensors    what the source held beside, for an exact way back
     …                     the tokenizer's files, under their own names
@@ -19,12 +20,15 @@ from clip_jax.convert import containers, engine, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import safetensors_file
 from clip_jax.convert.tensor import Tensor
+from clip_jax.models import variants
 
 NAME = "clip-jax"
 DESCRIPTION = "clip_jax.json"
 WEIGHTS = "weights.safetensors"
 EXTRAS = "extras.safetensors"
-VERSION = 1
+VERSION = 2
+# Before, a description said how its towers are run, too.
+_READ = (1, 2)
 _FIELDS = {
   "version": int,
   "spec": dict,
@@ -73,7 +77,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     raise containers.DamagedError(f"{path} has no {WEIGHTS}; convert it again.")
   if not options.headers_only:
     _check_digests(path, digests)
-  spec = _check_complete(described["spec"], path / DESCRIPTION)
+  spec, execution = _check_complete(described, path / DESCRIPTION)
   tensors = safetensors_file.read(weights).tensors
   report = report_lib.Report(NAME)
   leaves = _leaves(tensors, spec, described["layer_dtypes"], report, path)
@@ -84,14 +88,15 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     extras=safetensors_file.read(extras).tensors if EXTRAS in digests else {},
     files=files,
     source=described["source"],
+    execution=execution,
   )
 
 
 def _read_description(path: pathlib.Path) -> dict[str, Any]:
   described = json_text.read(path)
-  if (version := described.get("version")) != VERSION:
+  if (version := described.get("version")) not in _READ:
     raise errors.UserError(
-      f"{path} is of version {version}; this clip_jax reads {VERSION}. "
+      f"{path} is of version {version}; this clip_jax reads 1 to {VERSION}. "
       "Install the clip_jax that wrote it, or convert the model again."
     )
   for field, kind in _FIELDS.items():
@@ -114,14 +119,20 @@ def _check_digests(path: pathlib.Path, digests: dict[str, Any]) -> None:
       )
 
 
-def _check_complete(spec: Any, path: pathlib.Path) -> dict[str, Any]:
-  """Returns the description; a field that it leaves out is an error."""
-  parts = engine.towers(spec) if isinstance(spec, dict) else ()
+def _check_complete(
+  described: dict[str, Any], path: pathlib.Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns description and execution; a field left out is an error."""
+  spec = described["spec"]
+  parts = engine.towers(spec)
   if not parts:
     raise containers.DamagedError(f"{path} describes no tower.")
   try:
     resolved = plain(engine.resolve(spec))
     engine.leaf_shapes(resolved)
+    module = variants.create_model(
+      engine.completed(spec), execution=described.get("execution")
+    )
   except errors.UserError:
     raise
   except _SENSELESS as error:
@@ -138,7 +149,7 @@ def _check_complete(spec: Any, path: pathlib.Path) -> dict[str, Any]:
         f"{path}: the {part or 'model'}'s {', '.join(missing)} must be given; "
         "nothing about a converted model is a default."
       )
-  return resolved
+  return resolved, variants.execution(module)
 
 
 def plain(value: Any) -> Any:
@@ -215,6 +226,7 @@ def write(
   described = {
     "version": VERSION,
     "spec": model.spec,
+    "execution": model.execution,
     "source": model.source,
     "layer_dtypes": {
       path: [dtype.name for dtype in leaf.layer_dtypes]

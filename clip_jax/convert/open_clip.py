@@ -5,6 +5,7 @@ dialects, tower by tower: OpenAI's names; a text tower under `text.`; towers of
 timm (`visual.trunk.`) and of HuggingFace (`text.transformer.`).
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Collection, Mapping
@@ -127,11 +128,13 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     limit = clip.MAX_LOGIT_SCALE
   spec = {**described.spec, "tokenizer": cuts, "max_logit_scale": limit}
   spec = engine.resolve(spec)
-  open_clip_sources.note(spec, source.config, report)
+  # The patches to drop are of the config, not of the description.
+  image = {**described.spec["image"], **spec["image"]}
+  open_clip_sources.note({**spec, "image": image}, source.config, report)
   spec = _override(spec, options, report)
   layout = _layout(described, tensors)
   timm_vit.refuse_other_blocks(tensors, str(path))
-  return portable.assemble(
+  model = portable.assemble(
     entries(spec, layout),
     tensors,
     spec,
@@ -144,6 +147,11 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     hint=f"Check that {source.where} belongs to the weights.",
     files=files,
     dialect={"config": source.config, "layout": layout},
+  )
+  if not (dropout := image.get("patch_dropout")):
+    return model
+  return dataclasses.replace(
+    model, execution={"image": {"patch_dropout": dropout}}
   )
 
 

@@ -42,15 +42,14 @@ _ELSEWHERE += ("antialias", "crop_rounding", "convert_rgb", "crop_fraction")
 
 def same(described: dict[str, Any], spec: dict[str, Any]) -> bool:
   """Whether a config's description is that of the model."""
-  full = variants.resolve({**described, "tokenizer": spec["tokenizer"]})
+  full = variants.spec({**described, "tokenizer": spec["tokenizer"]})
   return _comparable(full) == _comparable(spec)
 
 
 def _comparable(spec) -> dict[str, Any]:
   image, text = ({**spec[part]} for part in ("image", "text"))
   for tower in (image, text):
-    for field in ("scan", "unroll", "remat", "normalize"):
-      tower.pop(field, None)
+    tower.pop("normalize", None)
     if "mlp_dim" in tower:
       tower["mlp_dim"] = tower["mlp_dim"] or 4 * tower["width"]
   if "class_token" in image:
@@ -88,6 +87,8 @@ def configure(model: portable.Portable) -> dict[str, Any]:
   if not native or text["kind"] == "bert":
     config["custom_text"] = True
   config["vision_cfg"] = _vision(spec, native)
+  if dropout := model.execution.get("image", {}).get("patch_dropout"):
+    config["vision_cfg"]["patch_dropout"] = dropout
   config["text_cfg"] = _text(spec, model)
   warnings = model.report.warnings
   for field, value in (
@@ -144,8 +145,6 @@ def _vision(spec, native) -> dict[str, Any]:
   if image["kind"] == "resnet":
     found |= {"layers": list(image["depths"]), "width": image["width"]}
     return found | {"patch_size": None}
-  if image["patch_dropout"]:
-    found["patch_dropout"] = image["patch_dropout"]
   if not native:
     name, pool = open_clip_refusals.find_timm(spec)
     return found | {

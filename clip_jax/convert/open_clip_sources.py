@@ -29,8 +29,8 @@ _TEXT = {
 }
 # Of a text tower that is named.
 _BERT = {"context_length": ("context_length",), "pooling": ("hf_pooler_type",)}
-# Of the weights' shapes, or of how a model is run.
-_UNSAID = ("width", "depth", "mlp_dim", "scan", "unroll", "remat")
+# Of the weights' shapes.
+_UNSAID = ("width", "depth", "mlp_dim")
 
 
 def note(

@@ -188,9 +188,7 @@ def describe(
   report.infer("norm_epsilon", 1e-5, "format")
   report.infer("preprocessing and tokenizer", "OpenAI's", "format")
   embed_dim = axis("text_projection", 1, rank=2)
-  return variants.resolve(
-    {"embed_dim": embed_dim, "image": image, "text": text}
-  )
+  return variants.spec({"embed_dim": embed_dim, "image": image, "text": text})
 
 
 def _describe_vit(axis: axes.Axes, activation: str) -> dict[str, Any]:

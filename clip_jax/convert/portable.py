@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
 from clip_jax import errors
 from clip_jax.convert import engine
@@ -76,6 +77,7 @@ class Portable:
     source: where it came from: "format", "dialect" (what a writer of the same
       format needs to give the same names and shapes), "files" (name ->
       sha256) and what else the format notes.
+    execution: how the source runs it (`models.variants.execution`).
   """
 
   spec: dict[str, Any]
@@ -84,6 +86,7 @@ class Portable:
   extras: dict[str, Tensor] = dataclasses.field(default_factory=dict)
   files: dict[str, bytes] = dataclasses.field(default_factory=dict)
   source: dict[str, Any] = dataclasses.field(default_factory=dict)
+  execution: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def dialect(self, format_name: str) -> dict[str, Any]:
     """Returns the dialect, if the model came from the format of that name."""
@@ -96,13 +99,10 @@ class Portable:
     A single tower gets the temperature 1, without which the module of
     `engine.completed` cannot run.
     """
-    tree: dict[str, Any] = {}
-    for path, leaf in self.leaves.items():
-      *parents, name = path.split("/")
-      node = tree
-      for parent in parents:
-        node = node.setdefault(parent, {})
-      node[name] = leaf.read().astype(dtype)
+    tree = traverse_util.unflatten_dict(
+      {path: leaf.read().astype(dtype) for path, leaf in self.leaves.items()},
+      sep="/",
+    )
     if len(engine.towers(self.spec)) == 1:
       tree["params"]["log_scale"] = np.zeros((), dtype)
     return tree

@@ -12,10 +12,6 @@ from clip_jax.convert import engine
 # refuses or warns of what it loses.
 _ELSEWHERE = frozenset(
   (
-    "scan",
-    "unroll",
-    "remat",
-    "patch_dropout",
     "init_logit_scale",
     "max_logit_scale",
     "pooling",

@@ -229,17 +229,16 @@ def pooled(
   return {**tower, "pooling": kind, "norm_after_pool": after}
 
 
-# Fields of a description that no name of timm's decides.
-_FREE = ("patch_dropout", "scan", "unroll", "remat")
 _POOLS = ("map", "token", "avg")
 
 
 def _named(tower: dict[str, Any]) -> dict[str, Any]:
-  """Returns the fields that a name of timm's decides."""
-  fields = {k: v for k, v in tower.items() if k not in _FREE}
-  fields["mlp_dim"] = tower["mlp_dim"] or 4 * tower["width"]
-  fields["class_position"] = tower["class_token"] and tower["class_position"]
-  return fields
+  """Returns a tower's fields as a name of timm's decides them."""
+  return {
+    **tower,
+    "mlp_dim": tower["mlp_dim"] or 4 * tower["width"],
+    "class_position": tower["class_token"] and tower["class_position"],
+  }
 
 
 def nearest(tower: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:

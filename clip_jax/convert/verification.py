@@ -336,8 +336,6 @@ def our_stages(
   module = variants.create_model(
     engine.completed(model.spec), dtype=dtype, param_dtype=dtype
   )
-  # Turns of a loop have no names to watch.
-  module = variants.without_loops(module)
   variables = model.variables(dtype)
   if part == "image":
     inputs = inputs.astype(dtype)

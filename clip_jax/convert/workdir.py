@@ -1,11 +1,13 @@
 """A workdir of `clip-jax train`, as a source."""
 
+import dataclasses
 import os
 import pathlib
 
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import model_dir, portable
 from clip_jax.convert import report as report_lib
+from clip_jax.models import variants
 
 NAME = "workdir"
 
@@ -20,12 +22,16 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   """
   del options
   saved = workdir_lib.load_model(path)
+  module = variants.create_model(
+    saved.config.model, overrides=saved.config.model_overrides
+  )
   report = report_lib.Report(NAME)
   report.facts["step"] = saved.step
-  return portable.from_variables(
+  model = portable.from_variables(
     saved.variables,
     model_dir.plain(saved.spec),
     files=saved.files,
     report=report,
     source={"format": NAME, "path": os.fspath(path), "step": saved.step},
   )
+  return dataclasses.replace(model, execution=variants.execution(module))

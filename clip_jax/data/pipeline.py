@@ -163,7 +163,7 @@ class _TrainChunk:
 class _EvalBatch:
   """Makes one batch of an evaluation: element k -> dict."""
 
-  source: record_lib.Source
+  source: record_lib.Records
   batch_size: int
   preprocess: preprocess_lib.Preprocess
 
@@ -353,7 +353,7 @@ def train_batches(
 
 
 def eval_batches(
-  source: record_lib.Source,
+  source: record_lib.Records,
   *,
   batch_size: int,
   preprocess: preprocess_lib.Preprocess,

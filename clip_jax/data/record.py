@@ -53,8 +53,16 @@ def is_unsafe(key: str) -> bool:
   return key.startswith("/") or ".." in key.split("/") or has_control(key)
 
 
-class Source(Protocol):
-  """Random access to records; picklable and safe to read from threads.
+class Records(Protocol):
+  """Random access to records; picklable and safe to read from threads."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Record: ...
+
+
+class Source(Records, Protocol):
+  """Records, and what they are.
 
   A slot whose record is damaged or incomplete stays in the index and raises
   `BadRecord` when it is read: the length does not depend on it.
@@ -70,7 +78,3 @@ class Source(Protocol):
   class_names: tuple[str, ...] | None
   templates: tuple[str, ...] | None
   fingerprint: str
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int) -> Record: ...

@@ -4,8 +4,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-import ml_collections
-
+from clip_jax import config as config_lib
 from clip_jax import errors, sharding, terminal
 from clip_jax.doctor import captions, diagnosis, learning, machine, records
 from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
@@ -21,7 +20,7 @@ def of_machine() -> list[Finding]:
 
 
 def of_config(
-  config: ml_collections.ConfigDict, *, steps: int | None = None
+  config: config_lib.Config, *, steps: int | None = None
 ) -> list[Finding]:
   """Looks at the machine, at a config's data, and at what it learns.
 

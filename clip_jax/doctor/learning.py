@@ -11,9 +11,9 @@ import time
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
+from clip_jax import config as config_lib
 from clip_jax import errors, sharding, terminal
 from clip_jax.doctor.least_loss import least_loss
 from clip_jax.models import padding
@@ -93,30 +93,30 @@ class Trial:
   threads: int
 
 
-def small_config(
-  config: ml_collections.ConfigDict, devices: int
-) -> ml_collections.ConfigDict:
+def small_config(config: config_lib.Config, devices: int) -> config_lib.Config:
   """Returns `config` for one small batch at the full learning rate.
 
   Args:
     config: whose batch is no smaller than the number of devices.
     devices: that split it.
   """
-  small = config.copy_and_resolve_references()
   each = min(config.batch_size // devices, _PAIRS_PER_DEVICE)
-  small.batch_size = each * devices
-  small.micro_batches = 1
-  small.steps, small.epochs = _ENDLESS_STEPS, None
-  small.optim.warmup_steps = 0
-  small.optim.ema_decay = 0.0  # The weights in use are those that learn.
-  small.data.text_layout = "full"
-  small.data.workers = 0  # They take longer to start than to be timed.
-  small.evals = ml_collections.ConfigDict()
-  small.report = ""
-  return small
+  return dataclasses.replace(
+    config,
+    batch_size=each * devices,
+    micro_batches=1,
+    steps=_ENDLESS_STEPS,
+    epochs=None,
+    # The weights in use are those that learn.
+    optim=dataclasses.replace(config.optim, warmup_steps=0, ema_decay=0.0),
+    # Workers take longer to start than to be timed.
+    data=dataclasses.replace(config.data, text_layout="full", workers=0),
+    evals={},
+    report="",
+  )
 
 
-def prepare(config: ml_collections.ConfigDict) -> Setup:
+def prepare(config: config_lib.Config) -> Setup:
   """Returns the run of a small config, and its initial state.
 
   A config for devices that are elsewhere is tried on those that are here.
@@ -124,10 +124,9 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
   Raises:
     UserError: as training would.
   """
-  config = config.copy_and_resolve_references()
   refusal = mesh_refusal(config.mesh)
   if refusal is not None:
-    config.mesh.data, config.mesh.fsdp = -1, 1
+    config = dataclasses.replace(config, mesh=config_lib.Mesh(data=-1, fsdp=1))
   mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
   if refusal is None:
     sharding.check_batch_size(
@@ -156,7 +155,7 @@ def prepare(config: ml_collections.ConfigDict) -> Setup:
   return Setup(run, state, refusal, config.data.workers)
 
 
-def mesh_refusal(mesh: ml_collections.ConfigDict) -> str | None:
+def mesh_refusal(mesh: config_lib.Mesh) -> str | None:
   """Returns why training here would refuse `config.mesh`, or None."""
   if mesh.data == mesh.fsdp == -1:
     return None  # Fits nowhere: an error like any other.

@@ -16,12 +16,15 @@ class EmbeddingModel(Protocol):
   @property
   def preprocess(self) -> preprocess_lib.Preprocess:
     """How an image becomes an array."""
+    ...
 
   def embed_images(self, images: np.ndarray, /) -> np.ndarray:
     """Returns unit embeddings (n, embed) of uint8 (n, size, size, 3)."""
+    ...
 
   def embed_texts(self, texts: list[str], /) -> np.ndarray:
     """Returns unit embeddings (n, embed) of n texts."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)

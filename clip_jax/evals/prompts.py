@@ -163,12 +163,13 @@ def in_order(labels: Labels, names: Sequence[str]) -> Labels:
 
 def _synonyms(label: str | Sequence[str]) -> tuple[str, ...]:
   several = tuple(label) if isinstance(label, list | tuple) else (label,)
-  if not several or not all(isinstance(s, str) and s.strip() for s in several):
+  texts = tuple(s for s in several if isinstance(s, str) and s.strip())
+  if not texts or len(texts) < len(several):
     raise errors.UserError(
       f"A label must be a text or a list of texts, none of them empty; got "
       f"{label!r:.200}."
     )
-  return several
+  return texts
 
 
 def repeated(names: Sequence[str]) -> list[str]:
@@ -191,7 +192,7 @@ def parse_template(template: str) -> tuple[str, str]:
   if len(holes) != 1:
     raise _template_error(template, f"it has {len(holes)}")
   _, field, layout, conversion = pieces[holes[0]]
-  if layout or conversion or not (field == "" or field.isidentifier()):
+  if layout or conversion or not (not field or field.isidentifier()):
     raise _template_error(template, "it is not a plain {}")
   texts = [piece[0] for piece in pieces]
   return "".join(texts[: holes[0] + 1]), "".join(texts[holes[0] + 1 :])
@@ -221,6 +222,7 @@ def class_embeddings(prompts: Prompts, embed_texts: EmbedTexts) -> np.ndarray:
     if sums is None:
       sums = np.zeros((len(prompts.names), embeds.shape[1]))
     np.add.at(sums, owners[part], embeds)
+  assert sums is not None  # A class has a prompt.
   return normalize(sums, what="class").astype(np.float32)  # (classes, embed)
 
 

@@ -17,6 +17,7 @@ The walk is in `sweep` and `pairs`, the mathematics in `softmax` and `sigmoid`.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +106,7 @@ def local_loss(kind: str) -> Callable[..., jax.Array]:
 
 
 def _local(
-  function: Callable[..., jax.Array],
+  function: Callable[..., Any],
   image_embeds: jax.Array,
   text_embeds: jax.Array,
   logit_scale: jax.Array,

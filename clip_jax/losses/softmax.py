@@ -29,6 +29,18 @@ from jax import lax
 from clip_jax.losses import pairs, sweep, targets
 
 
+class Copies(NamedTuple):
+  """What rows or columns have accumulated of other positives.
+
+  Attributes:
+    count: their number.
+    lead: sum of their differences.
+  """
+
+  count: jax.Array
+  lead: jax.Array
+
+
 class Totals(NamedTuple):
   """What rows or columns have accumulated, measured from their own logit.
 
@@ -36,14 +48,12 @@ class Totals(NamedTuple):
     largest: the largest difference, at least that of the own logit, 0.
     others: sum of exp(difference - largest) over all but the own pair; of other
       positives, of that less exp(-largest).
-    copies: number of other positives; None where none can be.
-    lead: sum of their differences; None where none can be.
+    copies: other positives; None where none can be.
   """
 
   largest: jax.Array
   others: jax.Array
-  copies: jax.Array | None
-  lead: jax.Array | None
+  copies: Copies | None
 
   @property
   def rest(self) -> jax.Array:
@@ -55,25 +65,23 @@ class Totals(NamedTuple):
   @property
   def share(self) -> jax.Array | float:
     """The target of each positive."""
-    return 1.0 if self.copies is None else 1 / (1 + self.copies)
+    return 1.0 if self.copies is None else 1 / (1 + self.copies.count)
 
   @property
   def loss(self) -> jax.Array:
     """Cross-entropy with the target spread evenly over the positives."""
     if self.copies is None:
       return self.rest
-    return self.rest + jnp.log1p(self.copies) - self.share * self.lead
+    rest = self.rest + jnp.log1p(self.copies.count)
+    return rest - self.share * self.copies.lead
 
 
 def _merge(one: Totals, other: Totals) -> Totals:
   largest = jnp.maximum(one.largest, other.largest)
   others = one.others * jnp.exp(one.largest - largest)
   others += other.others * jnp.exp(other.largest - largest)
-  if one.copies is None:
-    return Totals(largest, others, None, None)
-  return Totals(
-    largest, others, one.copies + other.copies, one.lead + other.lead
-  )
+  copies = jax.tree.map(jnp.add, one.copies, other.copies)
+  return Totals(largest, others, copies)
 
 
 def _tile_totals(
@@ -84,14 +92,14 @@ def _tile_totals(
   above = jnp.expand_dims(largest, axis)
   others = jnp.exp(counted - above)
   if relations.copies is None:
-    return Totals(largest, others.sum(axis), None, None)
+    return Totals(largest, others.sum(axis), None)
   # Of larger differences the plain one is as exact, and overflows nowhere.
   near = jnp.expm1(jnp.minimum(differences, 1)) * jnp.exp(-above)
   near = jnp.where(differences < 1, near, others - jnp.exp(-above))
   others = jnp.where(relations.copies, near, others).sum(axis)
   lead = jnp.where(relations.copies, differences, 0).sum(axis)
-  copies = relations.copies.sum(axis, dtype=differences.dtype)
-  return Totals(largest, others, copies, lead)
+  count = relations.copies.sum(axis, dtype=differences.dtype)
+  return Totals(largest, others, Copies(count, lead))
 
 
 def _scatter(totals: Totals, axes: tuple[str, ...]) -> Totals:
@@ -104,7 +112,7 @@ def _scatter(totals: Totals, axes: tuple[str, ...]) -> Totals:
   return Totals(
     sweep.own_part(largest, axes, axis=1),
     scatter(others),
-    *jax.tree.map(scatter, (totals.copies, totals.lead)),
+    jax.tree.map(scatter, totals.copies),
   )
 
 
@@ -121,8 +129,10 @@ def _forward(options, batch, scale):
     )
 
   def start(zeros):
-    copies = options.duplicates == "positive" and bool(batch.ids)
-    return Totals(zeros(), zeros(), *(zeros() if copies else None,) * 2)
+    copies = options.duplicates == "positive" and batch.ids
+    return Totals(
+      zeros(), zeros(), Copies(zeros(), zeros()) if copies else None
+    )
 
   marks = {"own": pairs.own_cosines(batch)}
   row_totals, column_totals = pairs.walk(

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from clip_jax.config import schema
 from clip_jax.packing import packed_text
 
 # "ignore": a copy is a negative like any other. "mask": it is left out.
 # "positive": it is a positive; the own text and all copies share the target.
-DUPLICATES = ("ignore", "mask", "positive")
+DUPLICATES = schema.DUPLICATES
 
 
 class Relations(NamedTuple):
@@ -50,9 +51,11 @@ def relations(
   def equal(name):
     return rows[name][:, None] == columns[name]
 
-  excluded = equal("index") if "index" in columns else None
-  if padded:
-    excluded |= (rows["index"] < 0)[:, None] | (columns["index"] < 0)
+  excluded = None
+  if "index" in columns:
+    excluded = equal("index")
+    if padded:
+      excluded |= (rows["index"] < 0)[:, None] | (columns["index"] < 0)
   names = [name for name in ("image_ids", "text_ids") if name in rows]
   if duplicates == "ignore" or not names:
     return Relations(excluded, None)

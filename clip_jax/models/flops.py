@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -201,15 +202,46 @@ def _count_method(model, method, inputs):
   return count(embed, variants.abstract_variables(model), inputs)
 
 
-def _count_jaxpr(jaxpr) -> int:
-  return sum(map(_count_equation, jaxpr.eqns))
+class Call(NamedTuple):
+  """An equation of a traced program, and how often it runs.
+
+  Attributes:
+    equation: of JAX.
+    times: that one device runs it; None inside a while loop, whose length is
+      not known.
+    mesh: of the `shard_map` around it; None outside of any.
+  """
+
+  equation: Any
+  times: int | None
+  mesh: Any
 
 
-def _count_equation(equation) -> int:
-  name = equation.primitive.name
-  if name in _COUNTERS:
-    return _COUNTERS[name](equation)
-  return sum(map(_count_jaxpr, _inner_jaxprs(equation)))
+def calls(
+  jaxpr: Any, *, times: int | None = 1, mesh: Any = None
+) -> Iterator[Call]:
+  """Yields the equations of a program and of all that it calls, in order.
+
+  A scan's body counts as often as the scan is long. Of a conditional only the
+  branch with the most products is followed, of a program that has a form for
+  CPUs only the other one.
+  """
+  for equation in jaxpr.eqns:
+    yield Call(equation, times, mesh)
+    name, params = equation.primitive.name, equation.params
+    inner, often, around = _inner_jaxprs(equation), times, mesh
+    if name == "scan":
+      often = None if times is None else times * params["length"]
+    elif name == "while":
+      often = None
+    elif name == "shard_map":
+      around = params["mesh"]  # The inner program is what each device runs.
+    elif name == "cond":
+      inner = [max(inner, key=_count_jaxpr)]
+    elif name == "by_platform":
+      inner = [params["default"].jaxpr]
+    for program in inner:
+      yield from calls(program, times=often, mesh=around)
 
 
 def _inner_jaxprs(equation) -> Iterator:
@@ -219,6 +251,33 @@ def _inner_jaxprs(equation) -> Iterator:
       item = getattr(item, "jaxpr", item)  # A closed program wraps an open one.
       if hasattr(item, "eqns"):
         yield item
+
+
+def _count_jaxpr(jaxpr) -> int:
+  return sum(map(call_flops, calls(jaxpr)))
+
+
+def call_flops(call: Call) -> int:
+  """Returns the operations of one equation, all devices and times together.
+
+  Raises:
+    ValueError: it is a product in a while loop.
+  """
+  count_one = _COUNTERS.get(call.equation.primitive.name)
+  if count_one is None:
+    return 0
+  if call.times is None:
+    raise ValueError(
+      "Cannot count a while loop that holds matrix products: its length is "
+      "not known. Use a scan, or a fori_loop with fixed bounds."
+    )
+  devices = 1 if call.mesh is None else call.mesh.size
+  return call.times * devices * count_one(call.equation)
+
+
+def array_bytes(*variables: Any) -> int:
+  """Returns the size of the arrays that an equation takes or gives."""
+  return sum(math.prod(x.aval.shape) * x.aval.dtype.itemsize for x in variables)
 
 
 def _dot_general(equation) -> int:
@@ -238,42 +297,7 @@ def _convolution(equation) -> int:
   return 2 * taps * outputs // zeros
 
 
-def _scan(equation) -> int:
-  return equation.params["length"] * sum(
-    map(_count_jaxpr, _inner_jaxprs(equation))
-  )
-
-
-def _while(equation) -> int:
-  if any(map(_count_jaxpr, _inner_jaxprs(equation))):
-    raise ValueError(
-      "Cannot count a while loop that holds matrix products: its length is "
-      "not known. Use a scan, or a fori_loop with fixed bounds."
-    )
-  return 0
-
-
-def _cond(equation) -> int:
-  return max(map(_count_jaxpr, _inner_jaxprs(equation)))
-
-
-def _by_platform(equation) -> int:
-  return _count_jaxpr(equation.params["default"].jaxpr)
-
-
-def _shard_map(equation) -> int:
-  # The inner program is what each device runs.
-  return equation.params["mesh"].size * sum(
-    map(_count_jaxpr, _inner_jaxprs(equation))
-  )
-
-
 _COUNTERS = {
-  "by_platform": _by_platform,
-  "cond": _cond,
   "conv_general_dilated": _convolution,
   "dot_general": _dot_general,
-  "scan": _scan,
-  "shard_map": _shard_map,
-  "while": _while,
 }

@@ -3,22 +3,26 @@
 A regular expression names them, as in LiT (Zhai et al. 2022): "^image/" locks
 the image tower. The layers of an encoder are stacked in one array each, yet
 have names of their own here (`paths.names`), so that a pattern can free the
-last layers alone. What is frozen has no gradient and no
-place in the optimizer's state.
+last layers alone. What is frozen has no gradient and no place in the
+optimizer's state.
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from clip_jax import errors
 from clip_jax.models import paths
 
 _NAMES_SHOWN = 4
+
+_flatten = functools.partial(traverse_util.flatten_dict, sep="/")
+_unflatten = functools.partial(traverse_util.unflatten_dict, sep="/")
 
 # For each array that is partly or wholly trained: the layers, or None for all.
 Choice = dict[str, np.ndarray | None]
@@ -178,27 +182,6 @@ def _index(layers: np.ndarray) -> Any:
   if len(layers) == last - first + 1:
     return slice(first, last + 1)
   return layers
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for name, node in tree.items():
-    if isinstance(node, Mapping):
-      flat |= _flatten(node, f"{prefix}{name}/")
-    else:
-      flat[prefix + name] = node
-  return flat
-
-
-def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-  tree: dict[str, Any] = {}
-  for path, leaf in flat.items():
-    *parents, name = path.split("/")
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[name] = leaf
-  return tree
 
 
 def trained_count(params: Any, pattern: str) -> int:

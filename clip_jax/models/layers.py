@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from clip_jax import errors
 from clip_jax.models import attention as attention_lib
-from clip_jax.models import paths
+from clip_jax.models import convolution, paths
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -132,6 +132,7 @@ class Mlp(nn.Module):
         kernel_init=nn.initializers.normal(std),
         dtype=self.dtype,
         param_dtype=self.param_dtype,
+        dot_general=lambda x, kernel, *_, **__: convolution.multiply(x, kernel),
         name=name,
       )
 

@@ -1,4 +1,9 @@
-"""How a model's description, plain data, is completed and becomes a model."""
+"""How a model's description, plain data, is completed and becomes a model.
+
+A description says what a model's numbers mean: its architecture. How it is run
+(`EXECUTION`) is no part of it; where overrides name both, they are told apart
+here.
+"""
 
 import copy
 import dataclasses
@@ -59,7 +64,15 @@ DERIVED = {
   ),
 }
 
-# Filled in from elsewhere: the whole model's, or no part of the architecture.
+# How a tower is run: the fields on which no embedding in use depends. True:
+# what a training computes depends on the field.
+EXECUTION = {
+  "scan": False,
+  "unroll": False,
+  "remat": False,
+  "patch_dropout": True,
+}
+# Filled in from elsewhere: the whole model's, or the types and the devices.
 _NOT_IN_SPEC = {"parent", "name", "embed_dim", "dtype", "param_dtype", "whole"}
 # Fields of towers that are sizes, or several of them.
 _SIZES = {
@@ -83,13 +96,14 @@ FROM_INIT = "from_init"
 DEFAULT_EMBED_DIM = 512
 
 
-def spec(name: str, overrides: dict | None = None) -> dict:
+def spec(base: str | dict, overrides: dict | None = None) -> dict:
   """Returns the full description of a model, every field of it explicit.
 
   Args:
-    name: one of `VARIANTS`.
+    base: one of `VARIANTS`, or a description that may leave fields out.
     overrides: nested like a variant, only with what differs. A tower of another
-      "kind" keeps the fields that both kinds have.
+      "kind" keeps the fields that both kinds have. Fields of `EXECUTION` are
+      checked and left out.
 
   Returns:
     A new dict with "embed_dim", the towers "image" and "text", the tokenizer
@@ -98,19 +112,29 @@ def spec(name: str, overrides: dict | None = None) -> dict:
   Raises:
     UserError: the name, or a field of the overrides, is unknown.
   """
-  if name == FROM_INIT:
+  merged = complete(base, overrides)
+  for part in TOWERS:
+    merged[part] = {k: v for k, v in merged[part].items() if k not in EXECUTION}
+  return merged
+
+
+def complete(base: str | dict, overrides: dict | None = None) -> dict:
+  """Returns what `spec` does, and how the towers are run among their fields.
+
+  Args:
+    base: see `spec`.
+    overrides: see `spec`; what `execution` returns can be such, too.
+  """
+  if base == FROM_INIT:
     if not {"image", "text"} <= (overrides or {}).keys():
       raise errors.UserError(
         f"The model {FROM_INIT!r} has no description before its run has begun."
       )
-    return resolve(overrides)
-  if name not in VARIANTS:
-    raise errors.unknown("model", name, VARIANTS)
-  return resolve(VARIANTS[name], overrides)
-
-
-def resolve(base: dict, overrides: dict | None = None) -> dict:
-  """Completes the description `base` with defaults, after the overrides."""
+    base, overrides = overrides, None
+  elif isinstance(base, str):
+    if base not in VARIANTS:
+      raise errors.unknown("model", base, VARIANTS)
+    base = VARIANTS[base]
   overrides = dict(overrides or {})
   merged = {**DEFAULTS, **base}
   for field in [*base, *overrides]:
@@ -211,6 +235,7 @@ def create_model(
   name: str | dict,
   *,
   overrides: dict | None = None,
+  execution: dict | None = None,
   dtype: jnp.dtype = jnp.float32,
   param_dtype: jnp.dtype = jnp.float32,
 ) -> clip.CLIP:
@@ -218,17 +243,15 @@ def create_model(
 
   Args:
     name: one of `VARIANTS`, or a description as `spec` returns it.
-    overrides: see `spec`.
+    overrides: see `spec`; may say how the towers are run, too.
+    execution: how they are run, as the function of this name returns it.
     dtype: the type that the towers compute in.
     param_dtype: the type that the parameters are stored in.
 
   Raises:
     UserError: the name or a field is unknown.
   """
-  if isinstance(name, str):
-    description = spec(name, overrides)
-  else:
-    description = resolve(name, overrides)
+  description = complete(complete(name, overrides), execution)
   dtypes = {"dtype": dtype, "param_dtype": param_dtype}
   # A ResNet's pool projects.
   pools_to_embed = description["image"]["kind"] == "resnet"
@@ -257,6 +280,24 @@ def create_model(
     },
     **dtypes,
   )
+
+
+def execution(model: clip.CLIP) -> dict[str, dict]:
+  """Returns how a model is run, where its kinds' defaults are otherwise.
+
+  It is nested as descriptions are: {"image": {"remat": "full"}}.
+  """
+  found = {}
+  for part in TOWERS:
+    tower = getattr(model, part)
+    changed = {
+      field.name: getattr(tower, field.name)
+      for field in dataclasses.fields(tower)
+      if field.name in EXECUTION and getattr(tower, field.name) != field.default
+    }
+    if changed:
+      found[part] = changed
+  return found
 
 
 def without_loops(model: clip.CLIP) -> clip.CLIP:

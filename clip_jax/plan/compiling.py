@@ -27,12 +27,11 @@ class TooLargeError(Exception):
     super().__init__(message)
     self.message = message
     found = _TOO_LARGE.search(message)
-    self.needed_bytes = found and _bytes(found[1], found[2])
-    self.available_bytes = found and _bytes(found[3], found[4])
-
-
-def _bytes(number: str, unit: str) -> int:
-  return int(float(number) * _UNITS[unit])
+    sizes = found and [
+      int(float(number) * _UNITS[unit])
+      for number, unit in (found.group(1, 2), found.group(3, 4))
+    ]
+    self.needed_bytes, self.available_bytes = sizes or (None, None)
 
 
 def compile_program(
@@ -68,8 +67,7 @@ def read_text(compiled: jax.stages.Compiled, dump: str | None) -> str | None:
     dump: the directory that it was compiled with.
   """
   found = list(pathlib.Path(dump).glob(_FINAL)) if dump else []
-  if found:
-    largest = max(found, key=lambda path: path.stat().st_size)
+  if largest := max(found, key=lambda path: path.stat().st_size, default=None):
     return largest.read_text(errors="replace")
   try:
     return compiled.as_text()

@@ -28,25 +28,26 @@ class Chip:
     peak_flops: dense bfloat16 operations a second.
     memory_bytes: main memory that programs can have.
     memory_bandwidth: of it, bytes a second.
-    torus_axes: dimensions of the network between chips.
     link_bandwidth: of one link in one direction, bytes a second.
     clock_hertz: that turns the compiler's cycles into seconds.
     slices: the shapes that there are; those of cubes are not among them.
     cube_chips: the most chips of a slice of whole cubes of 4 x 4 x 4, its
       sides ascending; 0 where slices are flat.
-    options: for the compiler's description of a topology.
   """
 
   name: str
   peak_flops: float
   memory_bytes: int
   memory_bandwidth: float
-  torus_axes: int
   link_bandwidth: float
   clock_hertz: float
   slices: tuple[tuple[int, ...], ...]
-  cube_chips: int = 0
-  options: tuple[tuple[str, str], ...] = ()
+  cube_chips: int
+
+  @property
+  def torus_axes(self) -> int:
+    """Dimensions of the network between chips."""
+    return len(self.slices[0])
 
   def has_slice(self, shape: tuple[int, ...]) -> bool:
     """Whether slices of that shape can be had."""
@@ -77,55 +78,31 @@ class Chip:
 # pages); 1.05 GHz for v4 is in the paper too. For v6e none is published: with
 # 1.75 GHz a sum of large arrays comes to 0.86 of its memory's bandwidth by the
 # compiler's cycles, next to 0.72 to 0.81 on the other chips.
-CHIPS = {
-  chip.name: chip
-  for chip in (
-    Chip(
-      name="v4",
-      peak_flops=metrics.PEAK_FLOPS["v4"],
-      memory_bytes=int(30.75 * GIB),
-      memory_bandwidth=1200 * GB,
-      torus_axes=3,
-      link_bandwidth=50 * GB,
-      clock_hertz=1.05e9,
-      slices=_BELOW_CUBES,
-      cube_chips=4096,
-      # Both cores of a chip as one device.
-      options=(("chip_config_name", "megacore"),),
-    ),
-    Chip(
-      name="v5e",
-      peak_flops=metrics.PEAK_FLOPS["v5e"],
-      memory_bytes=int(15.75 * GIB),
-      memory_bandwidth=819 * GB,
-      torus_axes=2,
-      link_bandwidth=50 * GB,
-      clock_hertz=1.5e9,
-      slices=_FLAT,
-    ),
-    Chip(
-      name="v5p",
-      peak_flops=metrics.PEAK_FLOPS["v5"],
-      memory_bytes=int(95.73 * GIB),
-      memory_bandwidth=2765 * GB,
-      torus_axes=3,
-      link_bandwidth=100 * GB,
-      clock_hertz=1.75e9,
-      slices=_BELOW_CUBES,
-      cube_chips=6144,
-    ),
-    Chip(
-      name="v6e",
-      peak_flops=metrics.PEAK_FLOPS["v6e"],
-      memory_bytes=int(31.24 * GIB),
-      memory_bandwidth=1638 * GB,
-      torus_axes=2,
-      link_bandwidth=100 * GB,
-      clock_hertz=1.75e9,
-      slices=_FLAT,
-    ),
-  )
+_FIGURES = {
+  # Name in PEAK_FLOPS, GiB, GB/s, GB/s of a link, GHz, slices, most in cubes.
+  "v4": ("v4", 30.75, 1200, 50, 1.05, _BELOW_CUBES, 4096),
+  "v5e": ("v5e", 15.75, 819, 50, 1.5, _FLAT, 0),
+  "v5p": ("v5", 95.73, 2765, 100, 1.75, _BELOW_CUBES, 6144),
+  "v6e": ("v6e", 31.24, 1638, 100, 1.75, _FLAT, 0),
 }
+
+
+def _make_chip(
+  name, peak, gibibytes, bandwidth, link, gigahertz, slices, cube_chips
+) -> Chip:
+  return Chip(
+    name=name,
+    peak_flops=metrics.PEAK_FLOPS[peak],
+    memory_bytes=int(gibibytes * GIB),
+    memory_bandwidth=bandwidth * GB,
+    link_bandwidth=link * GB,
+    clock_hertz=gigahertz * GB,
+    slices=slices,
+    cube_chips=cube_chips,
+  )
+
+
+CHIPS = {name: _make_chip(name, *row) for name, row in _FIGURES.items()}
 
 # How JAX names them, longest first: "TPU v5" alone is a v5p.
 _KINDS = {

@@ -23,7 +23,6 @@ HOP_SECONDS = 1e-6
 _PASSES = {
   "all-gather": 1,
   "all-reduce": 2,  # A reduction that scatters, then a gather.
-  "collective-broadcast": 1,
   "reduce-scatter": 1,
 }
 
@@ -70,19 +69,11 @@ class Network:
     if not spans:  # Devices of one chip.
       return 0.0
     hops = sum(n // 2 if ring else n - 1 for n, ring in spans)
-    if kind in _PASSES:
-      members = math.prod(n for n, _ in spans)
-      links = sum(2 if ring else 1 for _, ring in spans)
-      crossing = size * (members - 1) / members
-      passes = _PASSES[kind]
-      return passes * (
-        crossing / (links * self.link_bandwidth) + hops * HOP_SECONDS
-      )
-    # All to all: half of the data cross the middle of the longest axis, which
-    # has two cuts where it rings; n devices share n / 2 links' worth of it.
-    n, ring = max(spans)
-    return size * n / (8 if ring else 4) / self.link_bandwidth + (
-      hops * HOP_SECONDS
+    members = math.prod(n for n, _ in spans)
+    links = sum(2 if ring else 1 for _, ring in spans)
+    crossing = size * (members - 1) / members
+    return _PASSES[kind] * (
+      crossing / (links * self.link_bandwidth) + hops * HOP_SECONDS
     )
 
   def _permute(self, size: int, pairs) -> float:
@@ -109,13 +100,3 @@ class Network:
       while here[axis] != there[axis]:
         yield (*here, axis, step)
         here[axis] = (here[axis] + step) % side
-
-
-def seconds(
-  network: Network, times: dict[collectives.Collective, int]
-) -> dict[str, float]:
-  """Estimates the seconds of one step's exchanges, by kind."""
-  found: dict[str, float] = collections.defaultdict(float)
-  for exchange, count in times.items():
-    found[exchange.kind] += count * network.seconds(exchange)
-  return dict(found)

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
+from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
@@ -39,7 +39,7 @@ class Job:
   texts: str
 
   @property
-  def config(self) -> ml_collections.ConfigDict:
+  def config(self) -> config_lib.Config:
     """The config of the program."""
     return self.program.config
 
@@ -68,7 +68,7 @@ class Job:
 
 
 def make_job(
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
   where: topology.Topology,
   *,
   examples: int | None = None,
@@ -103,7 +103,7 @@ def make_job(
   )
 
 
-def takes_micro_batches(config: ml_collections.ConfigDict) -> bool:
+def takes_micro_batches(config: config_lib.Config) -> bool:
   """Whether the model can see some pairs at a time: batch norms cannot."""
   try:
     step_lib.check_micro_batches(

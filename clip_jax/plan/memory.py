@@ -2,19 +2,16 @@
 
 import math
 import os
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from clip_jax import losses, sharding
-from clip_jax.models import clip
-from clip_jax.plan import compiling, hardware, topology
+from clip_jax.plan import compiling, jobs, topology
 
 
-def peak_bytes(compiled: jax.stages.Compiled, *, platform: str) -> int:
+def peak_bytes(compiled: jax.stages.Compiled, where: topology.Topology) -> int:
   """Returns the most memory that a program holds at once, on one device.
 
   Arguments and results are included; what is donated counts once. The
@@ -22,7 +19,7 @@ def peak_bytes(compiled: jax.stages.Compiled, *, platform: str) -> int:
   report whole; elsewhere it leaves the temporary buffers out.
   """
   found = compiled.memory_analysis()
-  if platform == "tpu":
+  if where.devices[0].platform == "tpu":
     return found.peak_memory_in_bytes
   return (
     found.argument_size_in_bytes
@@ -55,13 +52,7 @@ def shard_bytes(tree: Any) -> int:
   )
 
 
-def loss_bytes(
-  config: ml_collections.ConfigDict,
-  model: clip.CLIP,
-  mesh: jax.sharding.Mesh,
-  *,
-  platform: str,
-) -> int:
+def loss_bytes(job: jobs.Job) -> int:
   """Returns the peak of the loss and its gradients, compiled by themselves.
 
   Its arguments, the embeddings, are included.
@@ -69,44 +60,31 @@ def loss_bytes(
   Raises:
     compiling.TooLargeError: even that does not fit.
   """
-  dtype = jnp.dtype(config.precision)
-  split = sharding.batch_sharding(mesh)
-  whole = sharding.replicated(mesh)
-  shape = (config.batch_size, model.embed_dim)
-  embeds = jax.ShapeDtypeStruct(shape, dtype, sharding=split)
-  wide = jnp.promote_types(dtype, jnp.float32)
-  scalar = jax.ShapeDtypeStruct((), wide, sharding=whole)
-  ids = jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=split)
-  named = {} if config.loss.duplicates == "ignore" else {"image_ids": ids}
-  named |= {"text_ids": ids} if named else {}
-  arguments = (embeds, embeds, scalar, scalar, named)
-  compute = _loss_and_gradients(config, mesh)
-  compiled = compiling.compile_program(jax.jit(compute).lower(*arguments))
-  return peak_bytes(compiled, platform=platform)
-
-
-def _loss_and_gradients(config, mesh) -> Callable:
-  kind = losses.KINDS[config.loss.kind]
+  config, mesh = job.config, job.mesh
+  kind, duplicates = config.loss.kind, config.loss.duplicates
 
   def loss(images, texts, scale, bias, ids):
-    return kind(
+    return losses.KINDS[kind](
       images,
       texts,
       scale,
-      bias if config.loss.kind in losses.BIASED_KINDS else None,
+      bias if kind in losses.BIASED_KINDS else None,
       method=config.loss.method,
       mesh=mesh,
       axes=sharding.BATCH_AXES,
-      duplicates=config.loss.duplicates,
+      duplicates=duplicates,
       **ids,
     )
 
-  return jax.value_and_grad(loss, argnums=(0, 1, 2))
+  def array(*shape, dtype):
+    whole_or_split = sharding.batch_sharding if shape else sharding.replicated
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=whole_or_split(mesh))
 
-
-def in_words(size: float) -> str:
-  """Returns a size as people say it: 16911433728 is "15.75 GiB"."""
-  for unit, name in ((hardware.GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-    if abs(size) >= unit:
-      return f"{size / unit:.2f} {name}"
-  return f"{size:.0f} bytes"
+  pairs, dtype = config.batch_size, jnp.dtype(config.precision)
+  embeds = array(pairs, job.model.embed_dim, dtype=dtype)
+  scalar = array(dtype=jnp.promote_types(dtype, jnp.float32))
+  names = () if duplicates == "ignore" else ("image_ids", "text_ids")
+  ids = dict.fromkeys(names, array(pairs, dtype=jnp.int32))
+  compute = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+  lowered = compute.lower(embeds, embeds, scalar, scalar, ids)
+  return peak_bytes(compiling.compile_program(lowered), job.where)

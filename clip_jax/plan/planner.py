@@ -1,9 +1,11 @@
 """Compiles the step that a config would train with, and says what it takes."""
 
+import collections
 import dataclasses
 import logging
 import tempfile
 import time
+from typing import Any
 
 import jax
 
@@ -12,19 +14,21 @@ from clip_jax.models import flops
 from clip_jax.plan import (
   collectives,
   compiling,
-  estimate,
+  cycles,
   interconnect,
   jobs,
   memory,
   topology,
-  walk,
 )
 from clip_jax.train import step_flops
+
+# Kernels by JAX's names of them: a trace does not show what they compute.
+_HIDDEN = ("dot_product_attention", "ffi_call", "pallas_call")
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What is known of a step before it runs; see `to_dict`.
+  """What is known of a step before it runs; see `report.to_dict`.
 
   What cannot be told is None, and `reasons` says why, by name.
 
@@ -36,10 +40,13 @@ class Plan:
     compiler_message: the compiler's words where it does not fit.
     memory: parts of the peak, in bytes of one chip.
     flops_analytic: of the towers and the loss, each done once, of all chips.
-    flops_compiled: counted in the compiled program, of all chips.
-    flops_traced: counted in what JAX traces, of all chips.
-    collectives: {kind: {"count", "bytes"}} of one step on one chip.
-    estimate: of the time.
+    flops_compiled: of the program that is compiled, with what it computes
+      again to save memory, of all chips.
+    collectives: {kind: {"count", "bytes", "seconds"}} of one step on one chip;
+      the seconds are None where `step_parts_seconds` is.
+    step_parts_seconds: what a step waits for: "compute", the products at the
+      chip's peak; "memory", their operands and results and the state at the
+      memory's bandwidth; "compiler", the compiler's cycles; "exchanges".
     compile_seconds: that this took here.
     reasons: why something is None.
   """
@@ -52,11 +59,62 @@ class Plan:
   memory: dict[str, int | None]
   flops_analytic: int
   flops_compiled: int | None
-  flops_traced: int | None
-  collectives: dict[str, dict[str, int]] | None
-  estimate: estimate.Estimate | None
+  collectives: dict[str, dict[str, Any]] | None
+  step_parts_seconds: dict[str, float] | None
   compile_seconds: float
   reasons: dict[str, str]
+
+  @property
+  def step_seconds(self) -> list[float] | None:
+    """Seconds of a step: two ends between which the truth may lie, low first.
+
+    One is the roofline: products, the least traffic and exchanges, all at the
+    same time. The other is what the compiler's cycles add up to, and the
+    exchanges after them. Neither has been measured on a chip.
+    """
+    if self.step_parts_seconds is None:
+      return None
+    parts = dict(self.step_parts_seconds)
+    compiled = parts.pop("compiler") + parts["exchanges"]
+    return sorted((max(parts.values()), compiled))
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What a traced program does in one run.
+
+  Attributes:
+    flops: of matrix products and convolutions, of all devices.
+    product_bytes: of their operands and results, of one device.
+    collectives: exchanges of one device, and how often.
+    hidden: kernels whose operations cannot be counted.
+  """
+
+  flops: int
+  product_bytes: int
+  collectives: collections.Counter[collectives.Collective]
+  hidden: frozenset[str]
+
+
+def read_work(jaxpr: Any) -> Work:
+  """Counts what a traced program does.
+
+  Raises:
+    ValueError: a while loop, whose length is not known, holds such work.
+  """
+  operations = product_bytes = 0
+  hidden = set()
+  for call in flops.calls(jaxpr):
+    name = call.equation.primitive.name
+    if name.startswith(_HIDDEN):
+      hidden.add(name)
+    if count := flops.call_flops(call):
+      operations += count
+      product_bytes += call.times * flops.array_bytes(
+        *call.equation.invars, *call.equation.outvars
+      )
+  exchanges = collectives.read(jaxpr)
+  return Work(operations, product_bytes, exchanges, frozenset(hidden))
 
 
 def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
@@ -74,41 +132,62 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
     "Compiling for %s: a minute or more for a large model or batch ...",
     job.where.name,
   )
-  step = job.program.make_step()
-  lowered = step.lower(job.state, job.batch)
+  traced = job.program.make_step().trace(job.state, job.batch)
   reasons: dict[str, str] = {}
-  compiled = text = message = None
+  compiled = refused = text = exchanges = operations = parts = None
+  available = memory.available_bytes(job.where)
   try:
     with tempfile.TemporaryDirectory(prefix="clip_jax_plan_") as directory:
       # A program that is to run stays as it is in the cache.
       dump = None if job.where.is_local else directory
-      compiled = compiling.compile_program(lowered, dump=dump)
-      text = compiling.read_text(compiled, dump)
+      compiled = compiling.compile_program(traced.lower(), dump=dump)
+      if job.where.chip is not None:
+        text = compiling.read_text(compiled, dump)
   except compiling.TooLargeError as error:
-    message = error
+    refused = error
+    available = error.available_bytes or available
+    unknown = ("flops_compiled", "collectives", "step_seconds")
+    why = "the step does not compile for this memory"
+    reasons |= dict.fromkeys(unknown, why)
   except jax.errors.JaxRuntimeError as error:
     raise errors.UserError(
       f"The compiler refuses this step: {str(error).splitlines()[0]}"
     ) from None
   seconds = time.perf_counter() - start
-  available = memory.available_bytes(job.where)
-  if message is not None and message.available_bytes:
-    available = message.available_bytes
-  peak = _peak(job, compiled, message, reasons)
-  counted = _count(job, compiled, text, reasons)
-  analytic = analytic_flops(job)
+  if refused is None:
+    peak = memory.peak_bytes(compiled, job.where)
+    fits = None if available is None else peak <= available
+  else:
+    peak, fits = refused.needed_bytes, False
+  if peak is None:
+    reasons["peak_bytes"] = "the compiler does not say how much it needs"
+  if fits is None:
+    reasons["fits"] = "the memory of these devices is not known"
+  if refused is None:
+    work = read_work(traced.jaxpr.jaxpr)
+    operations = None if work.hidden else work.flops
+    if work.hidden:
+      names = ", ".join(sorted(work.hidden))
+      reasons["flops_compiled"] = f"operations of {names} cannot be counted"
+    exchanges = collectives.summary(work.collectives)
+    try:
+      parts = _step_parts(job, work, text)
+      network = make_network(job.where, job.mesh)
+      exchanges = collectives.summary(work.collectives, network.seconds)
+      parts["exchanges"] = sum(x["seconds"] for x in exchanges.values())
+    except ValueError as error:
+      reasons["step_seconds"] = str(error)
   return Plan(
     job=job,
-    fits=_fits(compiled, peak, available, reasons),
+    fits=fits,
     peak_bytes=peak,
     available_bytes=available,
-    compiler_message=message and message.message,
+    compiler_message=refused and refused.message,
     memory=_memory(job, peak, with_loss, reasons),
-    flops_analytic=analytic,
-    flops_compiled=counted and _flops(job, counted, reasons),
-    flops_traced=_traced_flops(job, step, reasons),
-    collectives=counted and collectives.summary(counted.collectives),
-    estimate=counted and _estimate(job, counted, analytic, reasons),
+    flops_analytic=analytic_flops(job),
+    flops_compiled=operations,
+    collectives=exchanges,
+    step_parts_seconds=parts,
     compile_seconds=seconds,
     reasons=reasons,
   )
@@ -130,27 +209,6 @@ def analytic_flops(job: jobs.Job) -> int:
   )
 
 
-def _peak(job, compiled, message, reasons) -> int | None:
-  if compiled is not None:
-    return memory.peak_bytes(compiled, platform=_platform(job))
-  if message.needed_bytes is None:
-    reasons["peak_bytes"] = "the compiler does not say how much it needs"
-  return message.needed_bytes
-
-
-def _platform(job: jobs.Job) -> str:
-  return job.where.devices[0].platform
-
-
-def _fits(compiled, peak, available, reasons) -> bool | None:
-  if compiled is None:
-    return False
-  if available is None:
-    reasons["fits"] = "the memory of these devices is not known"
-    return None
-  return peak <= available
-
-
 def _memory(job, peak, with_loss, reasons) -> dict[str, int | None]:
   """Returns the parts of the peak: exact ones, and what is left of it."""
   parts: dict[str, int | None] = {
@@ -160,77 +218,41 @@ def _memory(job, peak, with_loss, reasons) -> dict[str, int | None]:
     "average": memory.shard_bytes(job.state.ema),
     "batch": memory.shard_bytes(job.batch),
   }
-  rest = None if peak is None else peak - sum(parts.values())
-  if rest is None:
+  parts["rest"] = None if peak is None else peak - sum(parts.values())
+  if peak is None:
     reasons["memory.rest"] = reasons["peak_bytes"]
-  parts["rest"] = rest
   parts["loss_alone"] = None
   if not with_loss:
     reasons["memory.loss_alone"] = "not asked for"
     return parts
   try:
-    parts["loss_alone"] = memory.loss_bytes(
-      job.config, job.model, job.mesh, platform=_platform(job)
-    )
+    parts["loss_alone"] = memory.loss_bytes(job)
   except compiling.TooLargeError as error:
     reasons["memory.loss_alone"] = f"too large by itself: {error.message}"
   return parts
 
 
-def _traced_flops(job, step, reasons) -> int | None:
-  try:
-    return flops.count(step, job.state, job.batch)
-  except ValueError as error:
-    reasons["flops_traced"] = str(error)
-    return None
+def _step_parts(job, work, text) -> dict[str, float]:
+  """Returns the seconds of a step by what takes them, without exchanges.
 
-
-def _count(job, compiled, text, reasons) -> walk.Totals | None:
-  if text is not None:
-    return walk.walk(text, devices=job.mesh.size)
-  why = "the step does not compile for this memory"
-  if compiled is not None:
-    why = "this libtpu's programs cannot be read; take the one for this jax"
-  for name in ("flops_compiled", "collectives", "step_seconds"):
-    reasons[name] = why
-  return None
-
-
-def _flops(job, counted, reasons) -> int | None:
-  if counted.hidden:
-    names = ", ".join(sorted(counted.hidden))
-    reasons["flops_compiled"] = f"operations of {names} cannot be counted"
-    return None
-  if counted.unknown_loops:
-    reasons["flops_compiled"] = (
-      f"the length of {len(counted.unknown_loops)} loops is not known"
+  Raises:
+    ValueError: they cannot be told.
+  """
+  chip = job.where.chip
+  if chip is None:
+    kind = job.where.devices[0].device_kind
+    raise ValueError(f"no figures are at hand for a {kind!r}")
+  if text is None:
+    raise ValueError(
+      "this libtpu's programs cannot be read; take the one for this jax"
     )
-    return None
-  return counted.flops * job.mesh.size
-
-
-def _estimate(job, counted, analytic, reasons) -> estimate.Estimate | None:
-  where = job.where
-  if where.chip is None:
-    kind = where.devices[0].device_kind
-    reasons["step_seconds"] = f"no figures are at hand for a {kind!r}"
-    return None
-  if counted.unknown_loops:
-    reasons["step_seconds"] = reasons["flops_compiled"]
-    return None
-  network = make_network(where, job.mesh)
-  found = estimate.estimate(
-    counted,
-    chip=where.chip,
-    network=network,
-    least_flops=analytic / job.mesh.size if counted.hidden else 0,
-  )
-  if found is None:
-    reasons["step_seconds"] = "the compiler gives no cycles"
-  elif counted.uncosted:
-    names = ", ".join(sorted(counted.uncosted))
-    reasons["step_seconds.high"] = f"without {names}, which have no estimate"
-  return found
+  # The optimizer reads the whole state and writes it.
+  moved_bytes = work.product_bytes + 2 * memory.shard_bytes(job.state)
+  return {
+    "compute": work.flops / job.mesh.size / chip.peak_flops,
+    "memory": moved_bytes / chip.memory_bandwidth,
+    "compiler": cycles.count(text) / chip.clock_hertz,
+  }
 
 
 def make_network(
@@ -238,9 +260,9 @@ def make_network(
 ) -> interconnect.Network:
   """Returns where the devices of a mesh sit in the network."""
   coordinates = tuple(tuple(device.coords) for device in mesh.devices.flatten())
-  shape = tuple(where.shape)
-  if not shape:  # TPUs of this machine: as far as they reach, without rings.
-    shape = tuple(max(axis) + 1 for axis in zip(*coordinates, strict=True))
+  # TPUs of this machine: as far as they reach, without rings.
+  reach = tuple(max(axis) + 1 for axis in zip(*coordinates, strict=True))
+  shape = tuple(where.shape) or reach
   return interconnect.Network(
     coordinates=coordinates,
     shape=shape,

@@ -1,6 +1,7 @@
 """A plan in words, and as data."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import math
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 
 from clip_jax import sharding, terminal
 from clip_jax.models import block_chain, variants
-from clip_jax.plan import jobs, memory
+from clip_jax.plan import jobs
 from clip_jax.plan import planner as planner_lib
 
 _NOTE = (
@@ -23,6 +24,17 @@ _PART_NAMES = {
   "average": "moving average",
   "batch": "batch",
   "rest": "activations, with gradients and temporaries",
+}
+# Figures of two ends, in words, and how they are written.
+_STEP_ROWS = {
+  "step_seconds": ("step, s", "{:.4g}"),
+  "images_per_second": ("images/s", "{:,.0f}"),
+  "utilisation": ("utilisation of the peak", "{:.1%}"),
+}
+_RUN_ROWS = {
+  "hours": ("hours", "{:,.3g}"),
+  "chip_hours": ("chip-hours", "{:,.4g}"),
+  "cost": ("cost", "{:,.4g}"),
 }
 
 
@@ -41,7 +53,9 @@ def to_dict(
   """
   job, reasons = plan.job, dict(plan.reasons)
   config, chips = job.config, job.mesh.size
-  times = plan.estimate and list(plan.estimate.step_seconds)
+  times = plan.step_seconds
+  own = {x.name: getattr(plan, x.name) for x in dataclasses.fields(plan)}
+  del own["job"]
   ratio = plan.flops_compiled and plan.flops_compiled / plan.flops_analytic
   return {
     "topology": job.where.name,
@@ -57,22 +71,12 @@ def to_dict(
       "method": config.loss.method,
       "takes": job.loss_method,
     },
-    "fits": plan.fits,
-    "peak_bytes": plan.peak_bytes,
-    "available_bytes": plan.available_bytes,
-    "memory": plan.memory,
-    "compiler_message": plan.compiler_message,
-    "flops_analytic": plan.flops_analytic,
-    "flops_compiled": plan.flops_compiled,
-    "flops_traced": plan.flops_traced,
+    **own,
     "flops_ratio": ratio,
-    "collectives": _collectives(plan),
     "step_seconds": times,
-    "step_parts_seconds": _parts(plan),
     "images_per_second": times and [config.batch_size / t for t in times[::-1]],
     "utilisation": utilisation(plan),
     **_run(plan, price_per_chip_hour, reasons),
-    "compile_seconds": plan.compile_seconds,
     "chips_needed": chips_needed(plan),
     "advice": advice(plan, searched=searched),
     "reasons": reasons,
@@ -94,12 +98,11 @@ def utilisation(plan: planner_lib.Plan) -> list[float] | None:
 
   Useful are the analytic ones, or the compiled ones where these are fewer.
   """
-  if plan.estimate is None:
+  if plan.step_seconds is None:
     return None
   useful = min(plan.flops_analytic, plan.flops_compiled or math.inf)
   peak = plan.job.mesh.size * plan.job.where.chip.peak_flops
-  low, high = plan.estimate.step_seconds
-  return [useful / (peak * t) for t in (high, low)]
+  return [useful / (peak * t) for t in reversed(plan.step_seconds)]
 
 
 def versions() -> dict[str, str]:
@@ -108,26 +111,6 @@ def versions() -> dict[str, str]:
   with contextlib.suppress(importlib.metadata.PackageNotFoundError):
     found["libtpu"] = importlib.metadata.version("libtpu")
   return found
-
-
-def _collectives(plan) -> dict[str, dict[str, Any]] | None:
-  if plan.collectives is None:
-    return None
-  seconds = plan.estimate.exchange_seconds if plan.estimate else {}
-  return {
-    kind: {**found, "seconds": seconds.get(kind)}
-    for kind, found in plan.collectives.items()
-  }
-
-
-def _parts(plan) -> dict[str, float | None] | None:
-  found = plan.estimate
-  return found and {
-    "compute": found.compute_seconds,
-    "memory": found.memory_seconds,
-    "compiler": found.compiler_seconds,
-    "exchanges": sum(found.exchange_seconds.values()),
-  }
 
 
 def _run(plan, price, reasons) -> dict[str, Any]:
@@ -139,10 +122,10 @@ def _run(plan, price, reasons) -> dict[str, Any]:
   run["price_per_chip_hour"] = price
   if steps is None:
     reasons["hours"] = "epochs of how many examples? Give --examples, or steps"
-  elif plan.estimate is None:
+  elif plan.step_seconds is None:
     reasons["hours"] = reasons.get("step_seconds", "no time is estimated")
   else:
-    hours = [steps * t / 3600 for t in plan.estimate.step_seconds]
+    hours = [steps * t / 3600 for t in plan.step_seconds]
     run["hours"] = hours
     run["chip_hours"] = [job.mesh.size * h for h in hours]
     if price is None:
@@ -180,9 +163,8 @@ def advice(plan: planner_lib.Plan, *, searched: bool = False) -> list[str]:
     more += (
       f" (an estimate: at least {chips:,}, if all of this peak splits evenly)"
     )
-  smaller = "a smaller batch, or "
-  if plan.job.config.batch_size == plan.job.mesh.size:
-    smaller = ""  # A pair a chip.
+  one_pair_each = plan.job.config.batch_size == plan.job.mesh.size
+  smaller = "" if one_pair_each else "a smaller batch, or "
   last = f"take {smaller}{more}"
   if searched:
     return [last]
@@ -199,24 +181,23 @@ def _split_advice(plan) -> str | None:
   if small or fsdp == devices:
     return None
   return (
-    f"parameters and optimizer take {memory.in_words(state)} a chip: split "
+    f"parameters and optimizer take {terminal.size(state)} a chip: split "
     f"them with --config.mesh.data=-1 --config.mesh.fsdp={devices}"
   )
 
 
 def _remat_advice(plan) -> str | None:
-  remat = {
-    part: getattr(getattr(plan.job.model, part), "remat", None)
-    for part in ("image", "text")
+  model = plan.job.model
+  towers = {part: getattr(model, part) for part in variants.TOWERS}
+  policies = {
+    part: tower.remat
+    for part, tower in towers.items()
+    if getattr(tower, "remat", block_chain.NESTED) != block_chain.NESTED
   }
-  if all(
-    policy in (None, "full", block_chain.NESTED) for policy in remat.values()
-  ):
+  if set(policies.values()) <= {"full"}:
     return None
   fields = " ".join(
-    f"--config.model_overrides.{part}.remat=full"
-    for part, policy in remat.items()
-    if policy not in (None, block_chain.NESTED)
+    f"--config.model_overrides.{part}.remat=full" for part in policies
   )
   return f"keep fewer activations: {fields}"
 
@@ -236,13 +217,14 @@ def _parts_advice(plan) -> str | None:
 def to_text(plan: planner_lib.Plan, **options: Any) -> str:
   """Returns a plan for people; the options are those of `to_dict`."""
   found = to_dict(plan, **options)
-  mesh = found["mesh"]
+  mesh, loss = found["mesh"], found["loss"]
+  chosen = ", taken by auto" if loss["method"] == "auto" else ""
   lines = [
     f"{found['model']}, batch {found['batch_size']:,}, on {found['chips']} x "
     f"{found['device']} ({found['topology']}), mesh data={mesh['data']} "
     f"fsdp={mesh['fsdp']}",
     f"Texts: {found['texts']}",
-    f"Loss: {_loss(found['loss'])}",
+    f"Loss: {loss['kind']}, {loss['takes']}{chosen}",
     "",
     _verdict(found),
     "",
@@ -253,18 +235,15 @@ def to_text(plan: planner_lib.Plan, **options: Any) -> str:
     lines += [f"  - {entry}" for entry in found["advice"]]
   lines += ["", _work_table(found)]
   if found["hours"] is not None:
-    lines += ["", _run_table(found)]
+    header = f"of the whole run, {found['steps']:,} steps (estimates)"
+    rows = _between(found, _RUN_ROWS)
+    lines += ["", terminal.table((header, ""), rows)]
   if found["collectives"]:
     lines += ["", _exchange_table(found["collectives"])]
   if found["reasons"]:
     lines += ["", "Not known:"]
     lines += [f"  {name}: {why}" for name, why in found["reasons"].items()]
   return "\n".join([*lines, "", found["note"]])
-
-
-def _loss(loss) -> str:
-  chosen = f", taken by {loss['method']}" if loss["method"] == "auto" else ""
-  return f"{loss['kind']}, {loss['takes']}{chosen}"
 
 
 def _verdict(found) -> str:
@@ -274,7 +253,7 @@ def _verdict(found) -> str:
     words = "Fits" if found["fits"] else "Does not fit"
   if peak is not None and available is not None:
     words += (
-      f": {memory.in_words(peak)} of {memory.in_words(available)} a chip "
+      f": {terminal.size(peak)} of {terminal.size(available)} a chip "
       f"({100 * peak / available:.0f} %)"
     )
   if found["compiler_message"]:
@@ -284,12 +263,12 @@ def _verdict(found) -> str:
 
 def _memory_table(found) -> str:
   rows = [
-    (name, memory.in_words(found["memory"][part]))
+    (name, terminal.size(found["memory"][part]))
     for part, name in _PART_NAMES.items()
     if found["memory"][part]
   ]
   if found["memory"]["loss_alone"] is not None:
-    alone = memory.in_words(found["memory"]["loss_alone"])
+    alone = terminal.size(found["memory"]["loss_alone"])
     rows.append(("(loss: a compilation by itself, not added)", alone))
   return terminal.table(("memory of a chip, at the peak", "size"), rows)
 
@@ -297,31 +276,11 @@ def _memory_table(found) -> str:
 def _work_table(found) -> str:
   rows = [("FLOPs, analytic", terminal.quantity(found["flops_analytic"]))]
   if found["flops_compiled"] is not None:
-    rows.append(
-      (
-        "FLOPs, compiled",
-        f"{terminal.quantity(found['flops_compiled'])} "
-        f"({found['flops_ratio']:.3f} of the analytic)",
-      )
-    )
-  between = {
-    "step_seconds": ("step, s", "{:.4g}"),
-    "images_per_second": ("images/s", "{:,.0f}"),
-    "utilisation": ("utilisation of the peak", "{:.1%}"),
-  }
-  rows += _between(found, between)
+    compiled = terminal.quantity(found["flops_compiled"])
+    ratio = f"({found['flops_ratio']:.3f} of the analytic)"
+    rows.append(("FLOPs, compiled", f"{compiled} {ratio}"))
+  rows += _between(found, _STEP_ROWS)
   return terminal.table(("of one step, all chips (estimates)", ""), rows)
-
-
-def _run_table(found) -> str:
-  between = {
-    "hours": ("hours", "{:,.3g}"),
-    "chip_hours": ("chip-hours", "{:,.4g}"),
-    "cost": ("cost", "{:,.4g}"),
-  }
-  rows = _between(found, between)
-  header = f"of the whole run, {found['steps']:,} steps (estimates)"
-  return terminal.table((header, ""), rows)
 
 
 def _between(found, names) -> list[tuple[str, str]]:
@@ -339,7 +298,7 @@ def _exchange_table(found) -> str:
     (
       kind,
       entry["count"],
-      memory.in_words(entry["bytes"]),
+      terminal.size(entry["bytes"]),
       "-" if entry["seconds"] is None else f"{1e3 * entry['seconds']:.3g}",
     )
     for kind, entry in found.items()

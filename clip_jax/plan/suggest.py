@@ -15,26 +15,36 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import ml_collections
 
+from clip_jax import config as config_lib
 from clip_jax import errors, sharding
-from clip_jax.config import overrides
-from clip_jax.models import block_chain, paths, resnet, sharded, variants
+from clip_jax.checkpoints import run_model
+from clip_jax.models import (
+  block_chain,
+  flops,
+  freezing,
+  paths,
+  resnet,
+  sharded,
+  variants,
+)
 from clip_jax.plan import jobs, memory, planner, topology
-from clip_jax.train import step
+from clip_jax.train import step_flops
 
 # What the backward pass computes again, as a part of the forward pass: of a
 # Vision Transformer the products of attention and what is elementwise, or all
 # of it. ("dots" keeps the logits of attention too, the largest arrays of all,
 # so it saves next to nothing.) Only ResNets have blocks to nest; a text tower
 # beside one then keeps as little as it can.
-_REMAT = {
+_REMAT: dict[str | None, float] = {
+  None: 0.0,  # Of towers that have no choice.
   "none": 0.0,
   "dots_no_batch": 0.1,
   "full": 1.0,
   block_chain.NESTED: 2.0,
 }
-_MOST_MICRO_BATCHES = 32
+_MOST_COMPILATIONS = 12
+_MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 # Estimates of what an untried choice needs may be this far off before the
 # compiler is asked.
 _MARGIN = 1.25
@@ -57,18 +67,10 @@ class Choice:
   method: str
 
   @property
-  def work(self) -> float:
-    """Returns what is computed again, as a part of the forward pass."""
-    again = 1.0 if self.micro_batches > 1 else 0.0
-    if self.remat is not None:
-      again += _REMAT[self.remat]
-    return again
-
-  @property
   def order(self) -> tuple:
-    """Returns the sort key: cheapest first."""
-    tiles = 0 if self.method == "auto" else 1
-    return self.work, tiles, self.micro_batches, self.fsdp
+    """Returns the sort key: first what computes least a second time."""
+    again = _REMAT[self.remat] + (self.micro_batches > 1)
+    return again, self.method != "auto", self.micro_batches, self.fsdp
 
   def overrides(self, job: jobs.Job) -> list[str]:
     """Returns the changes of the config, as on the command line."""
@@ -100,14 +102,17 @@ class Suggestion:
   Attributes:
     choice: the cheapest that fits, or the closest where none does.
     plan: of it.
-    overrides: that make it, as on the command line, without "--config.".
     tried: every choice that was compiled, with its plan.
   """
 
   choice: Choice
   plan: planner.Plan
-  overrides: list[str]
   tried: list[tuple[Choice, planner.Plan]]
+
+  @property
+  def overrides(self) -> list[str]:
+    """What makes it, as on the command line, without "--config."."""
+    return self.choice.overrides(self.plan.job)
 
   @property
   def fits(self) -> bool:
@@ -116,10 +121,8 @@ class Suggestion:
 
 
 def suggest(
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
   where: topology.Topology,
-  *,
-  most_compilations: int = 12,
   **options: int | None,
 ) -> Suggestion:
   """Searches mesh, remat, micro-batches and loss method, cheapest first.
@@ -130,7 +133,6 @@ def suggest(
   Args:
     config: checked; what it says of these four does not matter.
     where: the devices.
-    most_compilations: after which the search ends.
     **options: of `jobs.make_job`.
 
   Raises:
@@ -140,25 +142,24 @@ def suggest(
   search = _Search(config, where, options)
   choices = sorted(_choices(search.base), key=lambda choice: choice.order)
   for choice in choices:
-    if len(search.tried) == most_compilations:
+    if len(search.tried) == _MOST_COMPILATIONS:
       break
-    if search.may_fit(choice):
-      plan = search.compile(choice)
-      if plan.fits:
-        return search.suggestion(choice, plan)
+    if search.may_fit(choice) and search.compile(choice).fits:
+      return Suggestion(*search.tried[-1], search.tried)
   if not search.tried:  # Not even the parameters go in: show the most frugal.
     search.compile(max(choices, key=lambda choice: (choice.fsdp, choice.order)))
-  return search.suggestion(
-    *min(search.tried, key=lambda entry: entry[1].peak_bytes or math.inf)
-  )
+  closest = min(search.tried, key=lambda entry: entry[1].peak_bytes or math.inf)
+  return Suggestion(*closest, search.tried)
 
 
 class _Search:
-  """What has been tried of a config, and what need not be.
+  """What has been tried of a config, and what choices need at least.
 
   Attributes:
     base: the job whose choices are searched.
     tried: every choice that was compiled, with its plan.
+    state: returns a device's part of the state, by `fsdp`.
+    kept: returns what the towers keep, by overrides and micro-batches.
   """
 
   def __init__(self, config, where, options):
@@ -167,7 +168,8 @@ class _Search:
       ["mesh.data=-1", "mesh.fsdp=1", "micro_batches=1"]
     )
     self.tried: list[tuple[Choice, planner.Plan]] = []
-    self._bounds = _Bounds(self.base)
+    self.state = functools.cache(self._state)
+    self.kept = functools.cache(self._kept)
     self._available = memory.available_bytes(where)
     if self._available is None:
       raise errors.UserError(
@@ -176,7 +178,7 @@ class _Search:
       )
 
   def _make_job(self, changes) -> jobs.Job:
-    config = _with(self._config, changes)
+    config = config_lib.with_overrides(self._config, changes)
     return jobs.make_job(config, self._where, **self._options)
 
   def compile(self, choice: Choice) -> planner.Plan:
@@ -189,93 +191,27 @@ class _Search:
 
   def may_fit(self, choice: Choice) -> bool:
     """Whether a choice could fit, by what it and others need."""
-    state, available = self._bounds.state(choice.fsdp), self._available
-    if state > available or self._bounds.least(choice) > available:
+    state, available = self.state(choice.fsdp), self._available
+    if state > available or self.least(choice) > available:
       return False
+    keeps = list(_REMAT)  # From most to least.
     for other, plan in self.tried:
-      if plan.peak_bytes is None or not _is_thriftier(other, choice):
+      keeps_more = keeps.index(other.remat) < keeps.index(choice.remat)
+      if plan.peak_bytes is None or keeps_more:
         continue
       rest = plan.memory["rest"] * other.micro_batches / choice.micro_batches
       if state + rest / _MARGIN > available:
         return False
     return True
 
-  def suggestion(self, choice: Choice, plan: planner.Plan) -> Suggestion:
-    """Returns a choice as what the search has found."""
-    return Suggestion(choice, plan, choice.overrides(self.base), self.tried)
-
-
-def _with(config, changes) -> ml_collections.ConfigDict:
-  changed = config.copy_and_resolve_references()
-  for change in changes:
-    overrides.apply_override(changed, change)
-  return changed
-
-
-def _choices(base: jobs.Job) -> Iterator[Choice]:
-  """Yields what can be chosen for these devices and this model."""
-  devices = base.mesh.size
-  rows = base.config.batch_size // devices
-  towers = [getattr(base.model, part) for part in paths.TOWERS]
-  remats: list[str | None] = [None]
-  if any(hasattr(tower, "remat") for tower in towers):
-    remats = [
-      name
-      for name in _REMAT
-      if name != block_chain.NESTED or any(map(_can_nest, towers))
-    ]
-  for fsdp, remat, parts, method in itertools.product(
-    _splits(base.where),
-    remats,
-    _parts(rows) if jobs.takes_micro_batches(base.config) else (1,),
-    ("auto", "two_level", "ring") if devices > 1 else ("auto",),
-  ):
-    if method == "two_level" and fsdp in (1, devices):
-      continue  # One axis alone: the same as a gather or a ring.
-    yield Choice(fsdp, remat, parts, method)
-
-
-def _can_nest(tower: Any) -> bool:
-  return isinstance(tower, resnet.ModifiedResNet)
-
-
-def _splits(where: topology.Topology) -> list[int]:
-  """Returns sizes of `fsdp`: none, whole axes of the network, all."""
-  devices = len(where.devices)
-  sizes = {1, devices}
-  for sides in itertools.permutations(where.shape):
-    sizes |= set(itertools.accumulate(sides, lambda a, b: a * b))
-  if not where.shape:
-    sizes |= {n for n in (2, 4, 8) if devices % n == 0}
-  return sorted(sizes)
-
-
-def _parts(rows: int) -> list[int]:
-  return [
-    2**power
-    for power in range(int(math.log2(_MOST_MICRO_BATCHES)) + 1)
-    if rows % 2**power == 0
-  ]
-
-
-def _is_thriftier(other: Choice, choice: Choice) -> bool:
-  """Whether `other` keeps as little of a part's activations, or less."""
-  keeps = list(_REMAT)
-  same = other.remat == choice.remat
-  return same or keeps.index(other.remat) > keeps.index(choice.remat)
-
-
-class _Bounds:
-  """What choices need at least, told without the compiler."""
-
-  def __init__(self, base: jobs.Job):
-    self._base = base
-    self.state = functools.cache(self._state)
-    self.kept = functools.cache(self._kept)
+  def least(self, choice: Choice) -> int:
+    """Returns what a device needs at least, in bytes."""
+    changes = tuple(choice.remat_overrides(self.base))
+    return self.state(choice.fsdp) + self.kept(changes, choice.micro_batches)
 
   def _state(self, fsdp: int) -> int:
     """Returns a device's part of the state, the gradients and the batch."""
-    base = self._base
+    base = self.base
     mesh = sharding.make_mesh(data=-1, fsdp=fsdp, devices=base.where.devices)
     shapes = (base.state, base.state.params)
     placed = jax.tree.map(
@@ -292,48 +228,68 @@ class _Bounds:
     compiler may compute some of it again rather than keep it; then it would
     take a policy's place, and much longer to compile.
     """
-    base = self._base
+    config, state, batch = self.base.config, self.base.state, self.base.batch
     # A loop's copies of its kernels are no part of what must be kept.
-    model = variants.without_loops(step.make_model(_with(base.config, changes)))
+    model = variants.without_loops(
+      run_model.make(config_lib.with_overrides(config, changes))
+    )
+    frozen = freezing.Frozen.of(
+      state.params, state.batch_stats, config.optim.frozen
+    )
 
     def local(x):
       rows, *others = x.sharding.shard_shape(x.shape)
       return jax.ShapeDtypeStruct((rows // parts, *others), x.dtype)
 
-    def backward(params, batch_stats, image, tokens):
-      def embeds(params):
-        output, _ = model.apply(
-          {"params": params, "batch_stats": batch_stats},
-          image,
-          tokens,
-          train=True,
-          mutable=["batch_stats"],
-          rngs={"dropout": jax.random.key(0)},
-        )
-        return output.image_embeds, output.text_embeds
+    def back(*arrays):
+      return step_flops.run_towers(model, frozen, *arrays)[1]
 
-      return jax.vjp(embeds, params)[1]
+    def whole(x):
+      return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
-    arguments = (
-      *jax.tree.map(_plain, (base.state.params, base.state.batch_stats)),
-      *jax.tree.map(local, (base.batch["image"], base.batch["tokens"])),
-    )
-    program = jax.make_jaxpr(backward)(*arguments).jaxpr
+    program = jax.make_jaxpr(back)(
+      jax.tree.map(whole, state.variables),
+      *jax.tree.map(local, (batch["image"], batch["tokens"])),
+    ).jaxpr
     given = set(map(id, program.invars))
     # What several rules keep is one array.
-    kept = {id(held): held.aval for held in program.outvars}
-    return sum(
-      math.prod(aval.shape) * aval.dtype.itemsize
-      for name, aval in kept.items()
-      if name not in given
+    kept = {id(held): held for held in program.outvars}
+    return flops.array_bytes(
+      *(held for name, held in kept.items() if name not in given)
     )
 
-  def least(self, choice: Choice) -> int:
-    """Returns what a device needs at least, in bytes."""
-    changes = tuple(choice.remat_overrides(self._base))
-    kept = self.kept(changes, choice.micro_batches)
-    return self.state(choice.fsdp) + kept
+
+def _choices(base: jobs.Job) -> Iterator[Choice]:
+  """Yields what can be chosen for these devices and this model."""
+  devices = base.mesh.size
+  rows = base.config.batch_size // devices
+  parts = [number for number in _MICRO_BATCHES if rows % number == 0]
+  towers = [getattr(base.model, part) for part in paths.TOWERS]
+  can_choose = any(hasattr(tower, "remat") for tower in towers)
+  remats = [name for name in _REMAT if (name is not None) == can_choose]
+  if can_choose and not any(map(_can_nest, towers)):
+    remats.remove(block_chain.NESTED)
+  for fsdp, remat, number, method in itertools.product(
+    _splits(base.where),
+    remats,
+    parts if jobs.takes_micro_batches(base.config) else (1,),
+    ("auto", "two_level", "ring") if devices > 1 else ("auto",),
+  ):
+    if method == "two_level" and fsdp in (1, devices):
+      continue  # One axis alone: the same as a gather or a ring.
+    yield Choice(fsdp, remat, number, method)
 
 
-def _plain(x) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(x.shape, x.dtype)
+def _can_nest(tower: Any) -> bool:
+  return isinstance(tower, resnet.ModifiedResNet)
+
+
+def _splits(where: topology.Topology) -> list[int]:
+  """Returns sizes of `fsdp`: none, whole axes of the network, all."""
+  devices = len(where.devices)
+  sizes = {1, devices}
+  for sides in itertools.permutations(where.shape):
+    sizes |= set(itertools.accumulate(sides, lambda a, b: a * b))
+  if not where.shape:
+    sizes |= {n for n in (2, 4, 8) if devices % n == 0}
+  return sorted(sizes)

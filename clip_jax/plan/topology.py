@@ -24,6 +24,8 @@ _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v5": "v5p", "v6": "v6e"}
 _RING_2D = 16
 # Chips of one host, as the compiler wants to know: at most 2 x 2.
 _HOST_SIDE = 2
+# Both cores of a v4 as one device.
+_OPTIONS = {"v4": {"chip_config_name": "megacore"}}
 # A name is shown so far.
 _SHOWN = 40
 
@@ -111,35 +113,28 @@ def rings(chip: hardware.Chip, shape: tuple[int, ...]) -> tuple[bool, ...]:
 
 
 def _described(name, chip, shape, wrap) -> tuple[jax.Device, ...]:
-  if not _has_libtpu():
+  library = os.environ.get("TPU_LIBRARY_PATH", "")
+  if not (os.path.isfile(library) or importlib.util.find_spec("libtpu")):
     raise errors.UserError(
       f"Planning for {name} needs libtpu, which compiles for TPUs and needs "
       f"none: {versions.install('plan')}. --topology local plans for the "
       "devices here."
     )
-  sides = (*shape, 1)[:3]
+  host = [min(side, _HOST_SIDE) for side in shape[:2]]
   try:
     with _environment():
       described = topologies.get_topology_desc(
         platform="tpu",
         topology_name=f"{chip.name}:{'x'.join(map(str, shape))}",
         wrap=[*wrap, False][:3],
-        chips_per_host_bounds=[
-          min(side, _HOST_SIDE) if place < 2 else 1
-          for place, side in enumerate(sides)
-        ],
-        **dict(chip.options),
+        chips_per_host_bounds=[*host, 1],
+        **_OPTIONS.get(chip.name, {}),
       )
   except jax.errors.JaxRuntimeError as error:
     raise errors.UserError(
       f"There is no slice {name}: {str(error).splitlines()[0]}"
     ) from None
   return tuple(described.devices)
-
-
-def _has_libtpu() -> bool:
-  given = os.environ.get("TPU_LIBRARY_PATH", "")
-  return os.path.isfile(given) or importlib.util.find_spec("libtpu") is not None
 
 
 @contextlib.contextmanager

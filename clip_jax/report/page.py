@@ -190,7 +190,7 @@ def _colour(correct: bool | None, *, unknown: str) -> str:
   return unknown if correct is None else _RIGHT if correct else _WRONG
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
   return ImageFont.load_default(size=size)
 
 

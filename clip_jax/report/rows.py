@@ -172,7 +172,7 @@ def _rank(
     if len(own) and own[0] not in order:
       order[-1] = own[0]  # The right one is always among those shown.
     return [
-      Guess(names[t], float(shares[i, t]), bool(owns[i, t])) for t in order
+      Guess(names[int(t)], float(shares[i, t]), bool(owns[i, t])) for t in order
     ]
 
   best = scores.argmax(axis=1)

@@ -2,13 +2,14 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import logging
 import os
 import pathlib
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -127,7 +128,7 @@ class Builder:
       os.replace(file.name, self.directory / layout.META)
     _sync_directory(self.directory)
 
-  def _keep(self, file: BinaryIO, pattern: str) -> dict[str, Any]:
+  def _keep(self, file: io.BufferedRandom, pattern: str) -> dict[str, Any]:
     """Gives a finished file its name and returns how to check it."""
     _sync(file)
     digest = layout.sha256(file)
@@ -209,7 +210,7 @@ def _lock(descriptor: int, directory: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def _partial_file(directory: pathlib.Path) -> Iterator[BinaryIO]:
+def _partial_file(directory: pathlib.Path) -> Iterator[io.BufferedRandom]:
   """Opens a new file that is removed in the end, unless it was renamed."""
   path = directory / f".partial-{os.getpid()}-{secrets.token_hex(4)}"
   try:
@@ -219,7 +220,7 @@ def _partial_file(directory: pathlib.Path) -> Iterator[BinaryIO]:
     path.unlink(missing_ok=True)
 
 
-def _sync(file: BinaryIO) -> None:
+def _sync(file: io.BufferedRandom) -> None:
   file.flush()
   os.fsync(file.fileno())
 

@@ -1,9 +1,9 @@
 """Reading an index, and exact search in it."""
 
 import dataclasses
+import io
 import os
 import pathlib
-from typing import BinaryIO
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class Index:
         f"{len(self._ends)} records for {len(self.embeds)} embeddings"
       )
 
-  def _mapped(self, file: BinaryIO) -> np.ndarray:
+  def _mapped(self, file: io.BufferedIOBase) -> np.ndarray:
     file.seek(0)
     try:
       version = np.lib.format.read_magic(file)
@@ -89,7 +89,7 @@ class Index:
     except ValueError as error:  # The file is shorter than it says.
       raise self._damaged(str(error)) from None
 
-  def _verified(self, part: str) -> BinaryIO:
+  def _verified(self, part: str) -> io.BufferedIOBase:
     entry = self.meta["files"][part]
     file = layout.open_file(self.directory, entry["name"])
     if (

@@ -1,11 +1,12 @@
 """What the files of an index are, and how to tell that they are whole."""
 
 import hashlib
+import io
 import os
 import pathlib
 import re
 import stat
-from typing import Any, BinaryIO
+from typing import Any
 
 from clip_jax import errors, json_text
 
@@ -41,7 +42,7 @@ def is_own(name: str) -> bool:
   return name == META or any(pattern.fullmatch(name) for pattern in patterns)
 
 
-def open_file(directory: pathlib.Path, name: str) -> BinaryIO:
+def open_file(directory: pathlib.Path, name: str) -> io.BufferedReader:
   """Opens a file of an index: what lies in the directory itself.
 
   Raises:
@@ -115,7 +116,7 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
   return meta
 
 
-def sha256(file: BinaryIO) -> str:
+def sha256(file: io.BufferedIOBase) -> str:
   """Returns the checksum of an open file in hexadecimal."""
   file.seek(0)
   return hashlib.file_digest(file, "sha256").hexdigest()

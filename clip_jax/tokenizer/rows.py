@@ -20,13 +20,18 @@ from clip_jax.tokenizer import files as files_lib
 class Engine(Protocol):
   """Clean text to ids and back."""
 
-  vocab_size: int
+  @property
+  def vocab_size(self) -> int:
+    """The number of ids."""
+    ...
 
   def encode(self, lines, *, room: int) -> list[int]:
     """Returns at most `room` ids of the text."""
+    ...
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of `ids`."""
+    ...
 
 
 # Kind -> from a file's contents to its engine. CLIP's own needs no file.
@@ -192,7 +197,7 @@ class Tokenizer:
     Raises:
       UserError: the file is missing.
     """
-    if self.kind == "clip_bpe":
+    if self.file is None:
       return {}
     return {self.file: self._found().read()}
 
@@ -295,7 +300,9 @@ def file_controls(
   if kind != "hf_json":
     return (), ()
   file = files_lib.find("tokenizer.json", contents={"tokenizer.json": data})
-  before, after = _read_engine(kind, file, None).controls()
+  engine = _read_engine(kind, file, None)
+  assert isinstance(engine, subwords.Subwords)
+  before, after = engine.controls()
   return tuple(before), tuple(after)
 
 

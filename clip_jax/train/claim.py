@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
@@ -18,6 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from clip_jax import config as config_lib
 from clip_jax import errors
 from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.models import variants
 
 COMPILED = "compiled"
 LOCK = ".lock"  # Names the process that trains here.
@@ -41,8 +41,9 @@ MAY_CHANGE = (
   "micro_batches",
   *(
     f"model_overrides.{tower}.{field}"
-    for tower in ("image", "text")
-    for field in ("remat", "scan", "unroll")
+    for tower in variants.TOWERS
+    for field, changes_training in variants.EXECUTION.items()
+    if not changes_training
   ),
   "report",
 )
@@ -118,7 +119,7 @@ def _on_all(fine: bool) -> bool:
 
 def claim(
   workdir: pathlib.Path,
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
   *,
   total_steps: int,
   allow_changes: bool,
@@ -189,7 +190,7 @@ def explain_interrupt(workdir: pathlib.Path) -> Iterator[None]:
 @contextlib.contextmanager
 def begin(
   workdir: pathlib.Path,
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
   *,
   total_steps: int,
   allow_changes: bool,

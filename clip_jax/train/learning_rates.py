@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import optax
 
+from clip_jax import config as config_lib
 from clip_jax import sharding
 from clip_jax.models import freezing, paths
 
 
-def factors(optim: ml_collections.ConfigDict, params: Any) -> Any:
+def factors(optim: config_lib.Optim, params: Any) -> Any:
   """Returns a factor for each parameter: a number, or one for each layer.
 
   A tower's factor is `image_lr_factor` or `text_lr_factor`; below its top, each
@@ -34,7 +34,7 @@ def factors(optim: ml_collections.ConfigDict, params: Any) -> Any:
     tower = paths.tower(name)
     if tower is None:
       return np.ones(())
-    base = optim[f"{tower}_lr_factor"]
+    base = getattr(optim, f"{tower}_lr_factor")
     if paths.is_stacked(name):
       below_top = depths[tower] - np.arange(leaf.shape[0])
       rates = base * optim.layer_decay**below_top
@@ -57,7 +57,7 @@ def _depths(params: Mapping[str, Any]) -> dict[str, int]:
 
 
 def scale(
-  tx: optax.GradientTransformation, optim: ml_collections.ConfigDict
+  tx: optax.GradientTransformation, optim: config_lib.Optim
 ) -> optax.GradientTransformation:
   """Returns `tx` with its updates multiplied by `factors`.
 
@@ -65,7 +65,7 @@ def scale(
   trained part alone.
   """
   names = ("image_lr_factor", "text_lr_factor", "layer_decay")
-  if all(optim[name] == 1 for name in names):
+  if all(getattr(optim, name) == 1 for name in names):
     return tx
 
   def update(updates, state, params=None):

@@ -9,8 +9,8 @@ import time
 from typing import Any
 
 import jax
-import ml_collections
 
+from clip_jax import config as config_lib
 from clip_jax import errors
 from clip_jax.checkpoints import integrity, saving
 from clip_jax.checkpoints import state as state_lib
@@ -31,7 +31,7 @@ from clip_jax.train import run as run_lib
 
 
 def train(
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
   workdir: str | os.PathLike,
   *,
   allow_changes: bool = False,
@@ -39,7 +39,7 @@ def train(
   """Runs `config`, resuming from the newest good checkpoint in `workdir`.
 
   Args:
-    config: checked by `config.check`.
+    config: of `config.load`, or what `config.check` takes.
     workdir: gets config, checkpoints, metrics, the ledger and report.png.
     allow_changes: resume although fields differ that change the result.
 
@@ -55,7 +55,7 @@ def train(
   """
   started = time.perf_counter()
   workdir = workdir_lib.find(workdir)
-  config, origins = origins_lib.begin(config, workdir)
+  config, origins = origins_lib.begin(config_lib.check(config), workdir)
   tokenizer = origins_lib.tokenizer_files(workdir, origins)
   run = run_lib.make_run(config, tokenizer_files=tokenizer)
   total_steps = run.program.total_steps
@@ -190,7 +190,7 @@ def _counters_at_the_start(
     return {}
   return {
     journal.EVALUATION_DUE: True,
-    claim.ORIGIN: integrity.fingerprint(state.variables),
+    workdir_lib.ORIGIN: integrity.fingerprint(state.variables),
   }
 
 

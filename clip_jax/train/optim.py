@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
+from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.models import freezing, paths
 from clip_jax.train import learning_rates
@@ -78,7 +78,7 @@ def decays(params: Any) -> Any:
 
 
 def make_schedule(
-  optim: ml_collections.ConfigDict, *, precision: str, total_steps: int
+  optim: config_lib.Optim, *, precision: str, total_steps: int
 ) -> Callable[[jax.Array], jax.Array]:
   """Returns the learning rate as a function of the number of updates done.
 
@@ -109,8 +109,8 @@ def make_schedule(
 
 def _adamw(optim, image_kind):
   beta2, epsilon = (
-    ADAM[image_kind][name] if optim[name] is None else optim[name]
-    for name in ("beta2", "epsilon")
+    ADAM[image_kind][name] if given is None else given
+    for name, given in (("beta2", optim.beta2), ("epsilon", optim.epsilon))
   )
   return optax.scale_by_adam(b1=optim.beta1, b2=beta2, eps=epsilon)
 
@@ -210,7 +210,7 @@ DIRECTIONS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def make_optimizer(
-  optim: ml_collections.ConfigDict,
+  optim: config_lib.Optim,
   *,
   precision: str,
   total_steps: int,

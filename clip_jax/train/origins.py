@@ -7,6 +7,7 @@ model's own, and the other tower begins from nothing. A named model that both
 towers are given for must agree with them.
 """
 
+import dataclasses
 import logging
 import math
 import pathlib
@@ -14,9 +15,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
+from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import state as state_lib
@@ -35,8 +36,6 @@ PARTS = ("model", "image", "text")
 
 # What the arrays outside the towers depend on, and what becomes of them.
 _HEAD = ("embed_dim", "image_projection", "text_projection", "embed_norm")
-# Of a tower, what changes neither its arrays nor what they compute in use.
-_FREE = ("scan", "unroll", "remat", "patch_dropout")
 # What `clip-jax convert` changes on request: the flag, and what it is of.
 _RESIZES = {
   "image.image_size": (
@@ -57,13 +56,11 @@ Origins = dict[str, portable.Portable]
 class Beginning(NamedTuple):
   """A config with its model described, and what its run begins with."""
 
-  config: ml_collections.ConfigDict
+  config: config_lib.Config
   origins: Origins
 
 
-def begin(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path
-) -> Beginning:
+def begin(config: config_lib.Config, workdir: pathlib.Path) -> Beginning:
   """Returns the config with its model described, and what the run begins with.
 
   A run that goes on begins with its checkpoint: its origins may be gone.
@@ -71,7 +68,7 @@ def begin(
   Raises:
     UserError: an origin cannot be read, or is not what the config says.
   """
-  if not any(config.init[part] for part in PARTS):
+  if not any(getattr(config.init, part) for part in PARTS):
     if config.model == FROM_INIT:
       raise _nothing_to_begin_with()
     return Beginning(settle(config, None, {}), {})
@@ -84,9 +81,7 @@ def begin(
   return Beginning(settle(config, None, opened), opened)
 
 
-def check_goes_on(
-  workdir: pathlib.Path, optim: ml_collections.ConfigDict
-) -> None:
+def check_goes_on(workdir: pathlib.Path, optim: config_lib.Optim) -> None:
   """Raises UserError where the run in `workdir` trains other parameters.
 
   The optimizer's state is of those alone: allowing changes does not help.
@@ -116,7 +111,7 @@ def _nothing_to_begin_with() -> errors.UserError:
   )
 
 
-def open_sources(init: ml_collections.ConfigDict, *, model: str) -> Origins:
+def open_sources(init: config_lib.Init, *, model: str) -> Origins:
   """Returns what `config.init` names, opened but not read, by part.
 
   Args:
@@ -134,7 +129,7 @@ def open_sources(init: ml_collections.ConfigDict, *, model: str) -> Origins:
     raise _nothing_to_begin_with()
   opened = {}
   for part in PARTS:
-    if not (address := init[part]):
+    if not (address := getattr(init, part)):
       continue
     try:
       opened[part] = conversion.open_model(address)
@@ -156,13 +151,15 @@ def describe(model: str, opened: Origins) -> dict[str, Any]:
   """Returns the description that the sources add up to, before overrides.
 
   What a named model says of a tower that no source holds is taken from it.
+  Towers are run as in their sources.
 
   Args:
     model: `config.model`.
     opened: the sources.
   """
   if "model" in opened:
-    return dict(opened["model"].spec)
+    source = opened["model"]
+    return variants.complete(source.spec, source.execution)
   described: dict[str, Any] = {"embed_dim": variants.DEFAULT_EMBED_DIM}
   if model != FROM_INIT:
     variants.spec(model)  # Raises where there is no such model.
@@ -171,16 +168,17 @@ def describe(model: str, opened: Origins) -> dict[str, Any]:
     # It fitted the tower that was there.
     described.pop(f"{part}_projection", None)
     described |= {x: source.spec[x] for x in (part, *_ABOUT[part])}
+    described[part] = {**described[part], **source.execution.get(part, {})}
     if source.spec[part]["kind"] == "resnet":  # Ends in the shared space.
       described["embed_dim"] = source.spec["embed_dim"]
   return described
 
 
 def settle(
-  config: ml_collections.ConfigDict,
-  stored: ml_collections.ConfigDict | None,
+  config: config_lib.Config,
+  stored: config_lib.Config | None,
   opened: Origins,
-) -> ml_collections.ConfigDict:
+) -> config_lib.Config:
   """Returns `config` with all that its checkpoints decide written out.
 
   That is the model's description, where it comes from them, and the loss that
@@ -196,30 +194,30 @@ def settle(
     UserError: a source's tower, or what its numbers mean nothing without, is
       not the config's.
   """
-  config = config.copy_and_resolve_references()
   # One tower beside a named model is described by its checkpoint too.
   one_tower = bool(config.init.image) != bool(config.init.text)
   described = config.model == FROM_INIT or one_tower
   if described:
     base = describe(config.model, opened) if opened else None
     if base is None:
-      base = variants.spec(stored.model, stored.model_overrides.to_dict())
-    overrides = config.model_overrides.to_dict()
-    spec = variants.resolve(base, overrides)
+      base = variants.complete(stored.model, stored.model_overrides)
+    overrides = config.model_overrides
+    spec = variants.complete(base, overrides)
     if config.model != FROM_INIT:  # No field of its own tokenizer may stay.
       spec["tokenizer"] = _tokenizer(spec)
     spec = model_dir.plain(spec)
     if "probabilities" not in overrides:  # They are of the run's own loss.
       spec.pop("probabilities", None)
-    config.model_overrides = ml_collections.ConfigDict(spec)
-  spec = variants.spec(config.model, config.model_overrides.to_dict())
+    config = dataclasses.replace(config, model_overrides=spec)
+  spec = variants.spec(config.model, config.model_overrides)
   if config.loss.kind == "auto":
     biased = spec["init_logit_bias"] is not None
-    config.loss.kind = "sigmoid" if biased else "softmax"
+    kind = "sigmoid" if biased else "softmax"
+    loss = dataclasses.replace(config.loss, kind=kind)
+    config = dataclasses.replace(config, loss=loss)
   for part, source in opened.items():
-    _check_same(
-      part, spec, source.spec, address=config.init[part], described=described
-    )
+    address = getattr(config.init, part)
+    _check_same(part, spec, source.spec, address=address, described=described)
   return config
 
 
@@ -301,14 +299,14 @@ def _comparable(part, spec, *, named) -> dict[str, Any]:
 
 def _nested(name, fields) -> dict[str, Any]:
   fields = sameness.plain_fields(fields)
-  return {f"{name}.{k}": v for k, v in fields.items() if k not in _FREE}
+  return {f"{name}.{field}": value for field, value in fields.items()}
 
 
 def load(
   state: state_lib.TrainState,
   opened: Origins,
   *,
-  init: ml_collections.ConfigDict,
+  init: config_lib.Init,
   max_logit_scale: float | None,
   frozen: str,
 ) -> state_lib.TrainState:
@@ -338,7 +336,7 @@ def load(
     "%d of %d arrays come from %s%s.",
     len(leaves),
     len(arrays),
-    " and ".join(init[part] for part in opened),
+    " and ".join(getattr(init, part) for part in opened),
     rest,
   )
   if "params/log_scale" in leaves:

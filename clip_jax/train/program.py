@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import optax
 
+from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
@@ -34,7 +34,7 @@ class Program:
     total_steps: updates of the whole run; None where they are not known.
   """
 
-  config: ml_collections.ConfigDict
+  config: config_lib.Config
   mesh: jax.sharding.Mesh
   spec: dict[str, Any]
   model: clip.CLIP
@@ -92,7 +92,7 @@ class Program:
 
 
 def make_program(
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
   *,
   examples: int | None = None,
   devices: Sequence[jax.Device] | None = None,

@@ -7,8 +7,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ml_collections
-
 from clip_jax import config as config_lib
 from clip_jax import embedder, errors, inference, inputs, sharding
 from clip_jax import preprocess as preprocess_lib
@@ -55,7 +53,7 @@ class Run:
     config = self.program.config
     if config.model != variants.FROM_INIT:
       return config.model
-    origins = (config.init[part] for part in origins_lib.PARTS)
+    origins = (getattr(config.init, part) for part in origins_lib.PARTS)
     return " and ".join(filter(None, origins))
 
   def announce(self) -> None:
@@ -148,7 +146,7 @@ class Run:
 
 
 def make_run(
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
   *,
   tokenizer_files: Mapping[str, bytes] | None = None,
 ) -> Run:
@@ -165,7 +163,9 @@ def make_run(
   open_source = functools.cache(sources.open_source)
   data = config.data
   source = _open_training(data, open_source)
-  entries = {name: config_lib.evaluation(config, name) for name in config.evals}
+  entries = {
+    name: config_lib.Evaluation(**entry) for name, entry in config.evals.items()
+  }
   evaluations = _open_evaluations(entries, data, open_source)
   report = _open_report(config.report, data, open_source)
   program = program_lib.make_program(config, examples=len(source))
@@ -209,7 +209,7 @@ def make_run(
 
 
 def _open_training(
-  data: ml_collections.ConfigDict, open_source: OpenSource
+  data: config_lib.Data, open_source: OpenSource
 ) -> sources.Source:
   """Opens what is trained on, without what is held out."""
   if data.held_out:  # Raises where the address names a split already.
@@ -224,7 +224,7 @@ def _open_training(
 
 
 def _open(
-  address: str, data: ml_collections.ConfigDict, open_source: OpenSource
+  address: str, data: config_lib.Data, open_source: OpenSource
 ) -> sources.Source:
   """Opens the data of an evaluation or of the report."""
   if address != config_lib.HELD_OUT:
@@ -234,7 +234,7 @@ def _open(
   return views.part(whole, address, held_out=data.held_out)
 
 
-def _address(data: ml_collections.ConfigDict, address: str) -> str:
+def _address(data: config_lib.Data, address: str) -> str:
   """Returns the DATA address that an evaluation's or the report's field is."""
   if address != config_lib.HELD_OUT:
     return address
@@ -247,7 +247,7 @@ def _address(data: ml_collections.ConfigDict, address: str) -> str:
 
 
 def _open_evaluation(
-  training: ml_collections.ConfigDict,
+  training: config_lib.Data,
   open_source: OpenSource,
   *,
   task: str,
@@ -280,22 +280,22 @@ def _open_evaluation(
 
 
 def _open_evaluations(
-  entries: Mapping[str, dict[str, str]],
-  data: ml_collections.ConfigDict,
+  entries: Mapping[str, config_lib.Evaluation],
+  data: config_lib.Data,
   open_source: OpenSource,
 ) -> dict[str, tasks.Evaluation]:
   """Raises at the start what would else stop the run at an evaluation."""
   opened = {}
   for name, entry in entries.items():
     try:
-      opened[name] = _open_evaluation(data, open_source, **entry)
+      opened[name] = _open_evaluation(data, open_source, **vars(entry))
     except errors.UserError as error:
       raise errors.UserError(f"evals.{name}: {error}") from None
   return opened
 
 
 def _open_report(
-  address: str, data: ml_collections.ConfigDict, open_source: OpenSource
+  address: str, data: config_lib.Data, open_source: OpenSource
 ) -> sources.Source | None:
   if not address:
     return None

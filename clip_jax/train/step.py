@@ -11,11 +11,11 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from clip_jax import config as config_lib
 from clip_jax import errors, losses, sharding
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.models import clip, freezing, resnet, sharded, variants
@@ -70,7 +70,7 @@ def check_micro_batches(
 
 
 def make_train_step(
-  config: ml_collections.ConfigDict,
+  config: config_lib.Config,
   model: clip.CLIP,
   tx: optax.GradientTransformation,
   mesh: Mesh,

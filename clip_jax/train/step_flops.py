@@ -6,6 +6,7 @@ products of all images with all texts. What is computed again to save memory is
 not in.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -80,25 +81,40 @@ def _tower_flops(model, variables, frozen, image, tokens) -> int:
   """Counts the towers forward and back, on a part of the batch."""
 
   def forward_and_back(variables, image, tokens):
-    params = variables["params"]
-
-    def embeds(trained):
-      output, _ = model.apply(
-        {**variables, "params": frozen.merge(params, trained)},
-        image,
-        tokens,
-        train=True,
-        locked=frozen.towers,
-        locked_norms=frozen.norms,
-        mutable=["batch_stats"],
-        rngs={"dropout": jax.random.key(0)},
-      )
-      return output.image_embeds, output.text_embeds
-
-    found, back = jax.vjp(embeds, frozen.select(params))
+    found, back = run_towers(model, frozen, variables, image, tokens)
     return found, back(found)
 
   return flops.count(forward_and_back, variables, image, tokens)
+
+
+def run_towers(
+  model: clip.CLIP,
+  frozen: freezing.Frozen,
+  variables: dict[str, Any],
+  image: jax.Array,
+  tokens: Any,
+) -> tuple[Any, Callable]:
+  """Returns the embeddings of both towers, in training, and the way back.
+
+  That is a function of the embeddings' gradients, which holds what is kept for
+  the backward pass and gives the gradients of what is trained.
+  """
+  params = variables["params"]
+
+  def embeds(trained):
+    output, _ = model.apply(
+      {**variables, "params": frozen.merge(params, trained)},
+      image,
+      tokens,
+      train=True,
+      locked=frozen.towers,
+      locked_norms=frozen.norms,
+      mutable=["batch_stats"],
+      rngs={"dropout": jax.random.key(0)},
+    )
+    return output.image_embeds, output.text_embeds
+
+  return jax.vjp(embeds, frozen.select(params))
 
 
 def _without_remat(model: clip.CLIP) -> clip.CLIP:

@@ -178,7 +178,36 @@ def test_a_changed_file_is_noticed(model, name):
     convert.open_model(model)
 
 
+RUN_SO = {
+  "image": {"remat": "full", "patch_dropout": 0.5},
+  "text": {"scan": False, "unroll": 1},
+}
+
+
+def test_a_description_from_before_says_how_its_model_is_run(model):
+  path = model / model_dir.DESCRIPTION
+  described = json.loads(path.read_text())
+  spec, described["version"] = described["spec"], 1
+  del described["execution"]
+  for part, fields in RUN_SO.items():
+    spec[part] |= fields
+  path.write_text(json.dumps(described))
+  read = convert.open_model(model)
+  assert read.execution["image"] == RUN_SO["image"]
+  assert read.execution["text"] == {"scan": False}  # The rest is the default.
+  assert not variants.EXECUTION.keys() & {*read.spec["image"]}
+  # Its fingerprint, which indexes hold, is of the module.
+  module = variants.create_model(read.spec, execution=read.execution)
+  assert module == variants.create_model(spec)
+  convert.convert(model, model.parent / "new", to="clip-jax")
+  again = convert.open_model(model.parent / "new")
+  assert (again.spec, again.execution) == (read.spec, read.execution)
+
+
 BROKEN = [
+  ("execution", 5),
+  ("execution", {"image": {"remt": "full"}}),
+  ("execution", {"text": {"scan": "no"}}),
   ("files", []),
   ("files", {"..": "x"}),
   ("files", {"a/b": "x"}),

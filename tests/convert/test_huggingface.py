@@ -237,7 +237,7 @@ def _run_tower(model, part, inputs):
     stand_ins = {**engine.STAND_INS, **model.spec}
     module = getattr(
       variants.create_model(
-        variants.resolve({"embed_dim": 1, **stand_ins}),
+        variants.spec({"embed_dim": 1, **stand_ins}),
         dtype=np.float64,
         param_dtype=np.float64,
       ),

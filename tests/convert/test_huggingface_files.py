@@ -188,7 +188,7 @@ def test_a_written_file_says_that_it_is_pytorchs(save, tmp_path):
 
 def test_a_trained_model_goes_to_transformers(tmp_path, perturb):
   # Any of our own descriptions, with OpenAI's way of preparing inputs.
-  spec = variants.resolve(
+  spec = variants.spec(
     {
       "embed_dim": 24,
       "image": {
@@ -298,6 +298,14 @@ def test_a_legacy_part_replaces_the_newer_one(tmp_path):
   assert ours["width"] == theirs.hidden_size == 128
   assert ours["depth"] == theirs.num_hidden_layers == 12
   assert (ours["pooling"], ours["eos_id"]) == ("argmax", None)
+
+
+@pytest.mark.parametrize("more", ['"x": Infinity', '"model_type": "clip"'])
+def test_a_config_that_json_does_not_settle_is_refused(tmp_path, more):
+  text = f'{{"model_type": "clip", {more}}}'
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(errors.UserError, match=r"Infinity|stands twice"):
+    convert.open_model(tmp_path)
 
 
 # What is changed -> what the error says.

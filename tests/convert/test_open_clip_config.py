@@ -222,7 +222,7 @@ NATIVE = {
 def test_what_open_clip_cannot_hold_is_refused_by_name(field, value):
   *part, name = field.split(".")
   change = {part[0]: {name: value}} if part else {name: value}
-  spec = variants.resolve(NATIVE, change)
+  spec = variants.spec(NATIVE, change)
   problems = "; ".join(open_clip_refusals.refusals(spec))
   assert field in problems
 
@@ -239,9 +239,9 @@ def test_a_siglip_with_tanh_throughout_is_refused_by_its_activation():
   text = {**NATIVE["text"], "activation": "gelu_tanh"}
   base = {"embed_dim": 768, "image": siglip, "text": text}
   base["image_projection"] = "none"
-  assert not open_clip_refusals.refusals(variants.resolve(base))
+  assert not open_clip_refusals.refusals(variants.spec(base))
   change = {"image": {"activation": "gelu_tanh"}}
-  problems = open_clip_refusals.refusals(variants.resolve(base, change))
+  problems = open_clip_refusals.refusals(variants.spec(base, change))
   wanted = (
     "image.activation='gelu_tanh' (timm's vit_base_patch16_siglip_224 has "
     "'gelu')"
@@ -257,7 +257,7 @@ def _write(directory, model, name=open_clip.WEIGHTS, **more):
   described = open_clip_config.describe(
     config, bert_config=lambda name: {}, report=report, name="x"
   )
-  spec = variants.resolve({**described.spec, "tokenizer": {"kind": "clip_bpe"}})
+  spec = variants.spec({**described.spec, "tokenizer": {"kind": "clip_bpe"}})
   layout = open_clip._layout(described, {})
   shapes = engine.leaf_shapes(spec)
   rng = np.random.default_rng(0)
@@ -412,7 +412,7 @@ def test_a_default_is_not_said_to_come_from_the_config():
   from clip_jax.convert import report as report_lib
   from clip_jax.models import variants
 
-  spec = variants.resolve(variants.VARIANTS["ViT-B-32"])
+  spec = variants.spec(variants.VARIANTS["ViT-B-32"])
   report = report_lib.Report("open-clip")
   config = {
     "model_cfg": {
@@ -439,7 +439,7 @@ def test_a_bert_that_open_clip_cannot_name_is_refused_in_a_dry_run():
   text = bert.describe({}, report_lib.Report("bert"), "")
   text |= {"pooling": "mean", "context_length": 77}
   tokenizer = {"kind": "wordpiece", "file": "vocab.txt"}
-  spec = variants.resolve({**base, "text": text, "tokenizer": tokenizer})
+  spec = variants.spec({**base, "text": text, "tokenizer": tokenizer})
   assert not open_clip_refusals.refusals(spec)
   spec["text"]["depth"] = 3
   (problem,) = open_clip_refusals.refusals(spec)

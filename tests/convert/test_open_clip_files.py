@@ -1,5 +1,6 @@
 """OpenCLIP's models whose parts have other names, or lie apart."""
 
+import dataclasses
 import json
 import re
 
@@ -209,3 +210,17 @@ def test_a_checkpoint_of_a_named_model_must_be_of_its_size(model, tmp_path):
     convert.open_model(
       tmp_path / "a.pt", options=Options(config="ViT-B-16-SigLIP")
     )
+
+
+def test_the_share_of_dropped_patches_travels_with_a_model(model, tmp_path):
+  run_so = {"image": {"patch_dropout": 0.5}}
+  open_clip.write(
+    dataclasses.replace(model, execution=run_so), tmp_path / "out", Options()
+  )
+  read = convert.open_model(tmp_path / "out")
+  assert read.execution == run_so
+  assert read.report.inferred["image.patch_dropout"] == {
+    "value": 0.5,
+    "source": "config",
+  }
+  assert "patch_dropout" not in read.spec["image"]

@@ -68,9 +68,9 @@ def test_a_resnet_that_loops_over_its_blocks_passes(
   convert.convert(source, looped, to="clip-jax", options=QUICK["resnet"])
   file = looped / model_dir.DESCRIPTION
   description = json.loads(file.read_text())
-  text = json.dumps(description)
-  assert text.count('"scan": false') == 1
-  file.write_text(text.replace('"scan": false', '"scan": true'))
+  assert description["execution"] == {}
+  description["execution"] = {"image": {"scan": True}}
+  file.write_text(json.dumps(description))
   found = verification.verify(
     source, looped, options=QUICK["resnet"], double=True
   )

@@ -134,15 +134,14 @@ def test_broken_images_are_told_beside_the_rest(doctor, pairs, damaged):
 
 
 def test_a_config_of_another_machine_is_tried_on_this_one():
-  config = config_lib.load(TINY, [])
-  config.mesh.data, config.mesh.fsdp, config.data.workers = 2, 8, 16
-  config.batch_size = 4 * 12
+  changes = ["mesh.data=2", "mesh.fsdp=8", "data.workers=16", "batch_size=48"]
+  config = config_lib.load(TINY, changes)
   setup = learning.prepare(config)
   assert dict(setup.run.program.mesh.shape) == {"data": 8, "fsdp": 1}
   assert "do not fit the 8 devices here" in setup.mesh_refusal
   small = setup.run.program.config
   assert (small.batch_size, small.data.workers, setup.workers) == (48, 0, 16)
-  config.batch_size = 4 * 13
+  config = dataclasses.replace(config, batch_size=52)
   assert learning.prepare(config).run.program.config.batch_size == 48
 
 

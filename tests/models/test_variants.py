@@ -120,7 +120,7 @@ def test_a_logit_bias_brings_siglips_scale_without_a_bound():
   assert (plain["init_logit_bias"], plain["max_logit_scale"]) == (None, 100)
   biased = variants.spec("tiny-vit", {"init_logit_bias": -10})
   assert (biased["init_logit_scale"], biased["max_logit_scale"]) == (10, None)
-  assert variants.resolve(biased) == biased
+  assert variants.spec(biased) == biased
   bounded = variants.spec(
     "tiny-vit", {"init_logit_bias": -10, "max_logit_scale": 50}
   )
@@ -241,6 +241,18 @@ def test_overrides_reach_the_model_and_leave_the_table_alone():
   assert variants.spec("tiny-vit") == before
 
 
+def test_how_a_model_is_run_is_no_part_of_its_description():
+  run_so = {"image": {"patch_dropout": 0.5}, "text": {"remat": "full"}}
+  model = variants.create_model("tiny-vit", overrides=run_so)
+  assert variants.execution(model) == run_so
+  assert variants.spec("tiny-vit", run_so) == variants.spec("tiny-vit")
+  described = variants.spec("tiny-vit")
+  assert variants.create_model(described, execution=run_so) == model
+  assert variants.execution(variants.create_model("tiny-rn")) == {}
+  with pytest.raises(errors.UserError, match=r"image\.unroll"):
+    variants.create_model("tiny-rn", execution={"image": {"unroll": 2}})
+
+
 def test_another_kind_of_tower_keeps_the_fields_that_both_have():
   changed = variants.spec("tiny-rn", {"text": {"kind": "cbow"}})
   assert changed["text"] == variants.spec("tiny-cbow")["text"]
@@ -255,7 +267,7 @@ def test_a_resolved_description_makes_the_same_model():
   assert variants.create_model(description) == variants.create_model(
     "RN50", overrides={"text": {"depth": 3}}
   )
-  assert variants.resolve(description) == description
+  assert variants.spec(description) == description
 
 
 @pytest.mark.parametrize(

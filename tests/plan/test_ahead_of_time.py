@@ -53,7 +53,7 @@ def test_a_plan_for_a_slice_tells_everything(plan):
   found = report.to_dict(plan, price_per_chip_hour=1.0)
   assert found["fits"] is True
   assert found["device"] == "TPU v5 lite"
-  assert not [name for name in found["reasons"] if name != "flops_traced"]
+  assert not found["reasons"]
   low, high = found["step_seconds"]
   assert 0 < low < high < 1
   assert found["images_per_second"] == [256 / high, 256 / low]
@@ -61,10 +61,6 @@ def test_a_plan_for_a_slice_tells_everything(plan):
   assert found["memory"]["rest"] > 0
   assert all(x["seconds"] > 0 for x in found["collectives"].values())
   assert found["cost"][1] > found["cost"][0] > 0
-
-
-def test_its_flops_are_those_that_jax_traces(plan):
-  assert plan.flops_compiled == pytest.approx(plan.flops_traced, rel=0.05)
 
 
 def test_parameters_are_gathered_along_one_side_of_the_slice(plan):
@@ -87,7 +83,7 @@ def test_what_is_too_large_says_so_in_the_compilers_words():
   assert plan.fits is False
   assert "exceeds available HBM" in plan.compiler_message
   assert plan.peak_bytes > plan.available_bytes == where.chip.memory_bytes
-  assert plan.estimate is None
+  assert plan.step_seconds is None
   # It says what helps.
   assert any("smaller batch" in said for said in report.advice(plan))
 

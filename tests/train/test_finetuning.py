@@ -16,6 +16,7 @@ import pytest
 from clip_jax import cli, convert, errors, loading
 from clip_jax import config as config_lib
 from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.config import schema
 from clip_jax.convert import interpolation
 from clip_jax.data import sources
 from clip_jax.models import variants
@@ -150,9 +151,11 @@ def test_the_options_that_the_config_names_are_understood(room, tmp_path):
     r"^  --config\.([\w.]+)='?([^'\s]+)", CONFIG.read_text(), re.M
   )
   assert len(named) == 5
-  plain = _make_run(_config(room), tmp_path).config
+  plain = _make_run(_config(room), tmp_path).program.config
   for field, value in named:
-    changed = _make_run(_config(room, **{field: value}), tmp_path).config
+    changed = _make_run(
+      _config(room, **{field: value}), tmp_path
+    ).program.config
     assert list(config_lib.differences(plain, changed)) == [field]
 
 
@@ -277,7 +280,8 @@ def test_a_size_may_be_left_out_in_one_of_two_descriptions():
   interpolation.interpolate(*models, 0.5)
   config = config_lib.default_config()
   config.model, config.init.model = "tiny-vit", "m"
-  origins_lib.settle(config, None, {"model": models[1]})
+  frozen = schema.freeze(config.to_dict())
+  origins_lib.settle(frozen, None, {"model": models[1]})
 
 
 @pytest.mark.parametrize("share", ["1.5", "-0.1", "half", "nan", "0.5,"])

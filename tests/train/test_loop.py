@@ -1,5 +1,6 @@
 """The whole loop on a tiny model and real scans."""
 
+import dataclasses
 import json
 import logging
 import pathlib
@@ -34,9 +35,7 @@ CHANGES = (
 
 def _config(**changes):
   config = config_lib.load(CONFIG, CHANGES)
-  for name, value in changes.items():
-    config[name] = value
-  return config_lib.check(config)
+  return config_lib.check(dataclasses.replace(config, **changes))
 
 
 def _lines(workdir):
@@ -277,8 +276,8 @@ def _write_ragged_pairs(folder, count):
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused():
-  config = _config()
-  config.model_overrides.text = {"vocab_size": 1000}
+  overrides = _config().model_overrides | {"text": {"vocab_size": 1000}}
+  config = _config(model_overrides=overrides)
   with pytest.raises(errors.UserError, match="from 0 to 999 only"):
     run_lib.make_run(config)
 
@@ -304,10 +303,11 @@ def test_a_warm_run_compiles_nothing(tmp_path, monkeypatch, caplog):
     ],
   )
   # The last batch of either is short.
-  config.evals = {
+  evals = {
     "found": {"task": "retrieval", "data": pairs},
     "named": {"data": "builtin:digits/test"},
   }
+  config = dataclasses.replace(config, evals=evals)
   compiled, used = {}, set()
   note = journal.Journal.note
 
@@ -323,7 +323,7 @@ def test_a_warm_run_compiles_nothing(tmp_path, monkeypatch, caplog):
     sharding, "make_mesh", lambda **sizes: make_mesh(**sizes | two)
   )
   with jax.log_compiles(), caplog.at_level(logging.WARNING):
-    loop.train(config_lib.check(config), tmp_path / "run")
+    loop.train(config, tmp_path / "run")
   assert len(used) > 20, "Not ragged."
   # The first evaluation and the first checkpoint are the last to compile.
   assert compiled[1] > 0 and compiled[51] == compiled[110]

@@ -17,6 +17,7 @@ from clip_jax import config as config_lib
 from clip_jax import convert, errors, loading
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.config import schema
 from clip_jax.convert.engine import Leaf
 from clip_jax.convert.portable import Portable
 from clip_jax.convert.report import Report
@@ -273,6 +274,12 @@ def _small_config(**fields):
   return config
 
 
+def _settle(config, stored, origins):
+  """Settles a config that tests go on changing."""
+  frozen = schema.freeze(config.to_dict())
+  return origins_lib.settle(frozen, stored, origins)
+
+
 def _origins(config, *parts, leaves=None):
   """What `open_sources` gives for the config's own model, without arrays."""
   spec = variants.spec(config.model, config.model_overrides.to_dict())
@@ -294,11 +301,11 @@ def test_another_size_names_what_makes_a_checkpoint_of_it(fields, flags):
   with pytest.raises(
     errors.UserError, match="`clip-jax convert runs/small"
   ) as raised:
-    origins_lib.settle(config, None, origins)
+    _settle(config, None, origins)
   assert flags in str(raised.value)
   config.model_overrides.update({"text": {"depth": 3}})  # No flag changes it.
   with pytest.raises(errors.UserError, match=r"text.depth=") as raised:
-    origins_lib.settle(config, None, origins)
+    _settle(config, None, origins)
   assert "clip-jax convert" not in str(raised.value)
 
 
@@ -321,10 +328,10 @@ def test_what_a_whole_model_rests_on_must_agree(fields, message):
   """Nothing crashes later, and nothing is prepared otherwise in silence."""
   config = _small_config()
   origins = _origins(config, "model")
-  origins_lib.settle(config, None, origins)
+  _settle(config, None, origins)
   config.model_overrides.update(fields)
   with pytest.raises(errors.UserError, match=message) as raised:
-    origins_lib.settle(config, None, origins)
+    _settle(config, None, origins)
   assert "Set these in model_overrides" in str(raised.value)
 
 
@@ -340,8 +347,8 @@ def test_a_tower_brings_what_feeds_it_and_no_more(part, mean, cleaning):
   config = _small_config(**{f"init.{part}": "a checkpoint"})
   if part == "text":
     config.model_overrides.image_mean = (0.25, 0.25, 0.25)
-  settled = origins_lib.settle(config, None, _origins(source, part))
-  got = variants.spec(settled.model, settled.model_overrides.to_dict())
+  settled = _settle(config, None, _origins(source, part))
+  got = variants.spec(settled.model, settled.model_overrides)
   assert list(got["image_mean"]) == [mean] * 3
   assert got["tokenizer"]["cleaning"] == cleaning
 
@@ -350,26 +357,26 @@ def test_tokenizers_are_compared_with_their_defaults_filled_in():
   config = _small_config()
   origins = _origins(config, "model")
   config.model_overrides.tokenizer = {"kind": "clip_bpe", "pad_id": 0}
-  origins_lib.settle(config, None, origins)
+  _settle(config, None, origins)
 
 
 def test_from_init_may_be_prepared_for_otherwise_but_not_shaped():
   origins = _origins(_small_config(), "model")
   config = _small_config(model="from_init")
   config.model_overrides = {"image_mean": (0.5, 0.5, 0.5)}
-  settled = origins_lib.settle(config, None, origins)
-  assert list(settled.model_overrides.image_mean) == [0.5] * 3
+  settled = _settle(config, None, origins)
+  assert list(settled.model_overrides["image_mean"]) == [0.5] * 3
   config.model_overrides = {"embed_dim": 24}
   with pytest.raises(errors.UserError, match="Take these out of model_over"):
-    origins_lib.settle(config, None, origins)
+    _settle(config, None, origins)
 
 
 def test_a_resnet_from_init_ends_in_its_own_space():
   origins = _origins(_small_config(), "image", "text")
   config = _small_config(model="from_init")
   config.model_overrides = {}
-  settled = origins_lib.settle(config, None, origins)
-  assert settled.model_overrides.embed_dim == 12
+  settled = _settle(config, None, origins)
+  assert settled.model_overrides["embed_dim"] == 12
 
 
 @pytest.mark.parametrize(
@@ -452,7 +459,7 @@ def test_a_pretrained_image_tower_stands_beside_a_variants_text_tower(
 ):
   config = _config(room, **{**TINY, "init.text": ""})
   settled, origins = origins_lib.begin(config, tmp_path / "run")
-  spec = variants.spec(settled.model, settled.model_overrides.to_dict())
+  spec = variants.spec(settled.model, settled.model_overrides)
   assert spec["tokenizer"]["kind"] == "clip_bpe"
   assert (spec["image"]["depth"], spec["image"]["image_size"]) == (DEPTH, SIZE)
   assert list(spec["image_mean"]) == [0.5] * 3  # As the tower was trained.
@@ -475,8 +482,8 @@ def test_one_tower_keeps_nothing_of_the_one_whose_place_it_takes():
     **{"model": "ViT-B-16-SigLIP", "init.text": "a checkpoint"}
   )
   config.model_overrides = {}
-  settled = origins_lib.settle(config, None, _origins(bert, "text"))
-  spec = variants.spec(settled.model, settled.model_overrides.to_dict())
+  settled = _settle(config, None, _origins(bert, "text"))
+  spec = variants.spec(settled.model, settled.model_overrides)
   assert spec["text"]["kind"] == "bert"
   assert spec["tokenizer"]["kind"] == "wordpiece"
   assert spec["tokenizer"]["cleaning"] == "none"
@@ -493,7 +500,7 @@ def test_one_tower_keeps_nothing_of_the_one_whose_place_it_takes():
 def test_the_loss_is_the_models_own_where_it_is_left_open(bias, kind):
   config = _small_config(**{"loss.kind": "auto"})
   config.model_overrides.init_logit_bias = bias
-  assert origins_lib.settle(config, None, {}).loss.kind == kind
+  assert _settle(config, None, {}).loss.kind == kind
 
 
 def test_a_mixed_model_can_be_planned_and_examined(room):

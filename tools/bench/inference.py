@@ -35,7 +35,7 @@ import torch
 import transformers
 
 import clip_jax
-from clip_jax import convert
+from clip_jax import convert, host_memory
 from clip_jax.convert import engine, openai
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import torch_zip
@@ -287,6 +287,7 @@ def main() -> None:
   )
   tables.add_outputs(parser)
   arguments = parser.parse_args()
+  host_memory.keep_freed()  # As `clip-jax embed` does; for all libraries.
   with tempfile.TemporaryDirectory() as room:
     directory = pathlib.Path(room)
     write_checkpoints(directory)

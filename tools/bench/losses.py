@@ -34,7 +34,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import losses, sharding
-from clip_jax.plan import topology, walk
+from clip_jax.models import flops
+from clip_jax.plan import cycles, topology
 
 AXES = sharding.BATCH_AXES
 METHODS = ("plain", "auto", "gathered", "ring", "two_level")
@@ -88,14 +89,17 @@ def plan_row(kind, method, pairs, embed, where, mesh, known):
   embeds = jax.ShapeDtypeStruct((pairs, embed), jnp.bfloat16, sharding=split)
   scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
   row = {"kind": kind, "method": method, "pairs": pairs, "embed": embed}
-  step = make_step(kind, method, mesh).lower(embeds, embeds, scalar, scalar)
-  text = step.as_text()
+  step = make_step(kind, method, mesh).trace(embeds, embeds, scalar, scalar)
+  lowered = step.lower()
+  text = lowered.as_text()
   if text not in known:
-    known[text] = plan_figures(step, where, mesh)
+    operations = map(flops.call_flops, flops.calls(step.jaxpr.jaxpr))
+    known[text] = plan_figures(lowered, where)
+    known[text]["flops"] = sum(operations) // mesh.size
   return row | known[text]
 
 
-def plan_figures(step, where, mesh):
+def plan_figures(step, where):
   start = time.perf_counter()
   try:
     program = step.compile()
@@ -104,11 +108,10 @@ def plan_figures(step, where, mesh):
       raise
     needed = re.search(r"\(([\d.]+)G\) exceeds", str(error))
     return {"refused": f"needs {needed[1]} GiB" if needed else "no memory"}
-  done = walk.walk(program.as_text(), devices=mesh.size)
   return {
     "peak_bytes": program.memory_analysis().peak_memory_in_bytes,
-    "seconds_estimated": done.cycles / where.chip.clock_hertz,
-    "flops": done.flops,
+    "seconds_estimated": cycles.count(program.as_text())
+    / where.chip.clock_hertz,
     "compile_seconds": time.perf_counter() - start,
   }
 

@@ -14,8 +14,8 @@ table 1: 10.3 words in the mean, deviation 4.5): words are log-normal with that
 mean and deviation, rounded, at least one; a word is one token; start and end
 tokens come on top, 12.3 tokens in the mean. Token ids are random.
 
-FLOPs are those of matrix products in the compiled program (its loops counted as
-often as they run), and in the program that JAX traces, as a second opinion.
+FLOPs are those of matrix products in the program that JAX traces, its loops
+counted as often as they run.
 """
 
 import argparse
@@ -33,7 +33,6 @@ from clip_jax import sharding
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.models import flops
-from clip_jax.plan import walk
 from clip_jax.train import optim, text_layout
 from clip_jax.train import step as step_lib
 
@@ -127,11 +126,7 @@ class Training:
     """Compiles both sides and counts their operations."""
     for name, batch in self.batches().items():
       self.compiled[name] = self.step.lower(self.state, batch).compile()
-      text = self.compiled[name].as_text()
-      self.operations[name] = {
-        "compiled": walk.walk(text, devices=1).flops,
-        "traced": flops.count(self.step, self.state, batch),
-      }
+      self.operations[name] = flops.count(self.step, self.state, batch)
 
   def seconds(self, name, batch):
     """Returns the wall time of one update."""
@@ -178,24 +173,19 @@ def markdown(report):
     f"{report['model']}, batch {report['batch_size']}, float32, "
     f"{report['machine']}; jax {report['jax']}. Packed: {report['layout']}.",
     "",
-    "| side | rows filled | GFLOP a step, compiled | traced | s a step |",
-    "|---|---|---|---|---|",
+    "| side | rows filled | GFLOP a step | s a step |",
+    "|---|---|---|---|",
   ]
   for name in SIDES:
-    counted = report["flops"][name]
     lines.append(
       f"| {name} | {report['fill'][name]:.2f} "
-      f"| {counted['compiled'] / 1e9:.0f} | {counted['traced'] / 1e9:.0f} "
+      f"| {report['flops'][name] / 1e9:.0f} "
       f"| {report['seconds'][name]:.3f} |"
     )
-  saved = {
-    how: 1 - report["flops"]["packed"][how] / report["flops"]["full"][how]
-    for how in ("compiled", "traced")
-  }
+  saved = 1 - report["flops"]["packed"] / report["flops"]["full"]
   lines += [
     "",
-    f"Packing saves {100 * saved['compiled']:.1f} % of the compiled FLOPs "
-    f"({100 * saved['traced']:.1f} % of the traced ones) and is "
+    f"Packing saves {100 * saved:.1f} % of the FLOPs and is "
     f"{report['ratio']:.3f} times as fast (quartiles {low:.3f} to {high:.3f}, "
     f"{report['rounds']} rounds).",
   ]

@@ -9,8 +9,9 @@ in no table either. --only takes rows whose name contains a text. With --search
 each row's mesh, remat, micro-batches and loss are searched anew, cheapest
 first, instead of the choice that stands here.
 
-Memory and FLOPs are the compiler's. Utilisation is an estimate: the analytic
-FLOPs over the chips' peak, at the two ends of the estimated time of a step.
+Memory is the compiler's; FLOPs are counted in the program that it is given.
+Utilisation is an estimate: the analytic FLOPs over the chips' peak, at the two
+ends of the estimated time of a step.
 """
 
 import argparse
@@ -47,9 +48,10 @@ class Case:
     config.model = self.model
     config.batch_size = self.batch
     config.epochs = 32
+    config.data.train = "nowhere"  # Planning reads no data.
     for change in self.overrides():
       config_lib.apply_override(config, change)
-    return config
+    return config_lib.check(config)
 
   def overrides(self):
     changes = ["mesh.data=-1", f"mesh.fsdp={self.fsdp}"]

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from clip_jax import errors, loading, terminal
+from clip_jax import errors, host_memory, loading, terminal
 from clip_jax import search as search_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.cli import verb
@@ -21,6 +21,7 @@ from clip_jax.evals import embedding_model, prompts, tasks
 
 def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   """Measures a model on one task."""
+  host_memory.keep_freed()
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   clip.check_towers("image", "text")
   title = f"{arguments.task} on {arguments.data}"
@@ -153,6 +154,7 @@ def check_files(paths: Sequence[str]) -> None:
 
 def embed(arguments: argparse.Namespace) -> verb.Answer:
   """Makes an index of the images of some data."""
+  host_memory.keep_freed()
   search_lib.check_replaceable(arguments.out)
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   clip.check_towers("image")

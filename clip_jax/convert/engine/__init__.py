@@ -7,30 +7,40 @@ A format is data in one file of `convert/formats/`:
 - `fields.Field` and its relatives: a row a field of the config. A row reads,
   writes, says in the report where its value comes from, and refuses.
 - `family.Family` holds both, with the defaults of the config's classes.
-- `formats.Format` says how files of the format are recognised, read and
+- `format.Format` says how files of the format are recognised, read and
   written; `convert/formats/table.py` lists them all.
 
 To write one, after the example of `formats/huggingface_clip.py`:
 
-    BLOCK = "norm layer_norm1 ln_1\nheads self_attn.q_proj attention/query …"
-    TEXT = "-     token_embedding.weight token_embedding/embedding\n"
-           "stack layers.{i}.            blocks block"
+    TOWER = '''
+    -      token_embedding.weight  token_embedding/embedding
+    stack  layers.{i}.             blocks  block
+    norm   final_norm              ln_final
+    '''
+    BLOCK = '''
+    norm   norm1                   ln_1
+    heads  attn.q_proj             attention/query
+    '''
     FAMILY = Family(
       "my_clip",
-      Names({"whole": "part text_model. text text\n…",
-             "text": TEXT, "block": BLOCK}),
+      Names({"whole": "part text. text tower", "tower": TOWER, "block": BLOCK}),
       fields=(
-        Fixed("text.kind", "transformer"),
-        Field("num_hidden_layers", "text.depth", INTEGER, in_weights=True),
-        Field("hidden_act", "text.activation", one_of(ACTIVATIONS)),
+        Fixed("text.kind", "transformer", in_weights=True),
+        Field("text.layers", "text.depth", in_weights=True),
+        Field("text.act", "text.activation", one_of({"gelu": "gelu"})),
         Written("model_type", "my_clip"),
       ),
-      defaults={"num_hidden_layers": 12},
+      defaults={"text": {"layers": 12}},
     )
 
-`FAMILY.describe(source)` reads a config, `FAMILY.config(spec)` writes one,
-`FAMILY.entries(spec)` places every tensor, and `FAMILY.refusals(spec)` names
-the fields of a model that would not come back from such a config.
+`FAMILY.describe(Source(config, FAMILY.defaults, …))` reads a config,
+`FAMILY.config(spec)` writes one, `FAMILY.entries(spec)` places every tensor for
+`portable.assemble` and `to_theirs`, and `FAMILY.refusals(spec)` names the
+fields of a model that would not come back from such a config: no refusal is
+written by hand. What takes several fields at once is a class derived from
+`fields.Row`; a layout that no rule has is a line in `names.RULES`. Another
+model of HuggingFace's is a `formats.huggingface_family.HuggingFaceFamily`,
+listed in `formats/huggingface_config.py`, and needs nothing else.
 """
 
 from clip_jax.convert.engine.entries import (

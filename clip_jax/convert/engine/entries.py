@@ -123,11 +123,11 @@ def towers(spec: dict[str, Any]) -> tuple[str, ...]:
 
 
 def resolve(spec: dict[str, Any]) -> dict[str, Any]:
-  """Completes a description of one tower or of both (`variants.resolve`)."""
+  """Completes a description of one tower or of both (`variants.spec`)."""
   parts = towers(spec)
   if len(parts) == 2:
-    return variants.resolve(spec)
-  whole = variants.resolve({"embed_dim": 1, **STAND_INS, **spec})
+    return variants.spec(spec)
+  whole = variants.spec({"embed_dim": 1, **STAND_INS, **spec})
   about = {"image": IMAGE_FIELDS, "text": ("tokenizer",)}[parts[0]]
   return {field: whole[field] for field in (parts[0], *about)}
 

@@ -11,9 +11,6 @@ from clip_jax.convert.engine import entries as entries_lib
 from clip_jax.convert.engine import fields as fields_lib
 from clip_jax.convert.engine.names import Names
 
-# How a model runs, which is no part of what it computes.
-EXECUTION = ("scan", "unroll", "remat", "patch_dropout")
-
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -132,9 +129,7 @@ def refusal(field: str, value: Any, allowed: tuple[Any, ...]) -> str:
 def _compared(found, rows) -> Iterator[str]:
   """Yields the fields of both towers, and those of the whole that rows say."""
   for tower in entries_lib.towers(found):
-    for field in found[tower]:
-      if field not in EXECUTION:
-        yield f"{tower}.{field}"
+    yield from (f"{tower}.{field}" for field in found[tower])
   whole = found.keys() - {"image", "text"}
   yield from (row for row in rows if row in whole)
 

@@ -73,7 +73,7 @@ def read(
     UserError: it is none, or it is damaged.
   """
   path = directory / FILE
-  data = config_file.read(path)
+  data = config_file.read(path, strict=True)
   kind = data.get("model_type")
   if not isinstance(kind, str) or kind not in MODEL_TYPES:
     raise errors.UserError(

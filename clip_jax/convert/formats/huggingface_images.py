@@ -121,10 +121,10 @@ def describe(
 def _read(directory) -> tuple[dict[str, Any] | None, pathlib.Path]:
   path = directory / FILE
   if path.is_file():
-    return config_file.read(path), path
+    return config_file.read(path, strict=True), path
   whole = directory / _WHOLE_FILE
   if whole.is_file():
-    part = config_file.read(whole).get("image_processor")
+    part = config_file.read(whole, strict=True).get("image_processor")
     if isinstance(part, dict):
       return part, whole
   return None, path
