@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -10,7 +11,11 @@ import pytest
 
 import clip_jax
 
-PACKAGE = pathlib.Path(clip_jax.__file__).parent
+_PATH = pathlib.Path(__file__).parents[1] / "tools/floors.py"
+_SPEC = importlib.util.spec_from_file_location("floors", _PATH)
+floors = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(floors)
+PACKAGE, module_name = floors.PACKAGE, floors.module_name
 
 # The floors of the package, the lowest first; what stands on one imports from
 # its own and from those below.
@@ -67,102 +72,57 @@ EVERYWHERE = {"torch", "tensorflow", "torchvision", "open_clip", "timm"}
 ORACLES = "clip_jax.convert.oracles"
 
 
-def _module(path):
-  parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-  return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def _names(node):
-  """Returns what an import statement names: modules, as far as they are any."""
-  if isinstance(node, ast.Import):
-    return [name.name for name in node.names]
-  assert node.level == 0, f"relative import: {ast.unparse(node)}"
-  names = []
-  for name in node.names:
-    file = PACKAGE.parent.joinpath(*node.module.split("."), name.name)
-    is_module = file.is_dir() or file.with_suffix(".py").exists()
-    names.append(f"{node.module}.{name.name}" if is_module else node.module)
-  return names
-
-
-def _imports(path):
-  """Returns what a module imports, but for what only type checkers see."""
-  pending, names = [ast.parse(path.read_text())], []
-  while pending:
-    for node in ast.iter_child_nodes(pending.pop()):
-      if isinstance(node, ast.Import | ast.ImportFrom):
-        names += _names(node)
-      elif not (
-        isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-      ):
-        pending.append(node)
-  return names
-
-
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def _package(module):
-  """Returns what stands on a floor: a package, or a module beside them."""
-  return module.split(".")[1]
-
-
-def _own_imports(path):
-  """Returns the modules of this package that one of them imports."""
-  return {name for name in _imports(path) if name.startswith("clip_jax.")}
-
-
-@pytest.mark.parametrize("path", MODULES[1:], ids=_module)
+@pytest.mark.parametrize("path", MODULES[1:], ids=module_name)
 def test_imports_point_down(path):
-  package = _package(_module(path))
-  roots = {name.split(".")[0] for name in _imports(path)}
+  package = floors.part_name(module_name(path))
+  roots = {name.split(".")[0] for name in floors.imports(path)}
   assert not roots & {"configs", "tools", "tests"}
   assert not roots & FORBIDDEN.get(package, set())
-  assert not roots & EVERYWHERE or _module(path).startswith(ORACLES)
-  for name in _own_imports(path):
-    below = FLOOR_OF[_package(name)] <= FLOOR_OF[package]
-    assert below, f"{_module(path)} imports {name}"
+  assert not roots & EVERYWHERE or module_name(path).startswith(ORACLES)
+  for name in floors.own_imports(path):
+    below = FLOOR_OF[floors.part_name(name)] <= FLOOR_OF[package]
+    assert below, f"{module_name(path)} imports {name}"
 
 
 def test_no_modules_import_each_other_in_a_circle():
-  graph = {_module(path): _own_imports(path) for path in MODULES}
+  graph = {module_name(path): floors.own_imports(path) for path in MODULES}
   graphlib.TopologicalSorter(graph).prepare()  # Raises CycleError.
 
 
 def test_no_packages_import_each_other_in_a_circle():
-  graph = {}
-  for path in MODULES[1:]:
-    package = _package(_module(path))
-    others = {_package(name) for name in _own_imports(path)} - {package}
-    graph.setdefault(package, set()).update(others)
-  graphlib.TopologicalSorter(graph).prepare()
+  graphlib.TopologicalSorter(floors.graph()).prepare()
 
 
 def test_functions_import_optional_dependencies_only():
   found = []
   for path in MODULES:
-    if _module(path).startswith(ORACLES):
+    if module_name(path).startswith(ORACLES):
       continue
     tree = ast.parse(path.read_text())
     for function in ast.walk(tree):
       if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
         found += [
-          f"{_module(path)}.{function.name}: {name}"
+          f"{module_name(path)}.{function.name}: {name}"
           for node in ast.walk(function)
           if isinstance(node, ast.Import | ast.ImportFrom)
-          for name in _names(node)
+          for name in floors.named(node)
           if name.split(".")[0] not in OPTIONAL
         ]
   assert not found
 
 
 def test_only_tables_find_modules_by_their_names():
-  found = {_module(p) for p in MODULES if "import_module(" in p.read_text()}
+  found = {module_name(p) for p in MODULES if "import_module(" in p.read_text()}
   assert found == BY_NAME
 
 
 @pytest.mark.parametrize(
-  "path", [p for p in MODULES if _module(p).startswith(ORACLES)], ids=_module
+  "path",
+  [p for p in MODULES if module_name(p).startswith(ORACLES)],
+  ids=module_name,
 )
 def test_oracles_import_other_libraries_inside_functions(path):
   for node in ast.parse(path.read_text()).body:

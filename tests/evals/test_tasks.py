@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from clip_jax import errors, preprocess
+from clip_jax.config import schema
 from clip_jax.evals import embedding_model, tasks
 
 SPEC = preprocess.Preprocess(image_size=4, mean=(0, 0, 0), std=(1, 1, 1))
@@ -82,6 +83,11 @@ def test_other_labels_go_by_position_and_a_line_says_so(data, caplog):
   result = evaluate(data, labels="blue one,red one,green one", templates="{}")
   assert result["top1"] == 0.25
   assert "'blue one' stands for class 'blue'" in caplog.text
+
+
+def test_configs_know_every_task():
+  assert set(schema.EVAL_TASKS) == {"auto", *tasks.TASKS}
+  assert tasks._CHECKS.keys() == tasks.TASKS.keys()
 
 
 def test_every_task_runs_on_the_same_data(data):
