@@ -51,7 +51,7 @@ VERBS = {
   "eval": Verb(
     "measure a model on data",
     use.add_eval,
-    _command("use", "evaluate"),
+    _command("on_data", "evaluate"),
     check=flags.check_interpolate,
   ),
   "classify": Verb(
@@ -62,7 +62,7 @@ VERBS = {
   "embed": Verb(
     "make an index of images to search in",
     use.add_embed,
-    _command("use", "embed"),
+    _command("on_data", "embed"),
   ),
   "search": Verb(
     "find images of an index by a text or an image",

@@ -21,10 +21,21 @@ def check(config: schema.Config | ml_collections.ConfigDict) -> schema.Config:
       be.
   """
   tree = as_tree(config)
-  for path, value in flatten(tree, leave=schema.OPEN).items():
+  flat = flatten(tree, leave=schema.OPEN)
+  for path, value in flat.items():
     if path not in schema.SCHEMA:
       raise errors.unknown("config field", path, schema.SCHEMA)
     check_field(path, value, schema.SCHEMA[path])
+  if missing := [path for path in schema.SCHEMA if path not in flat]:
+    raise errors.UserError(
+      f"The config has no field {missing[0]!r}; start from "
+      "clip_jax.config.default_config()."
+    )
+  for name in schema.OPEN:
+    if not isinstance(tree.get(name), Mapping):
+      raise errors.UserError(
+        f"config.{name} must be a dict, got {tree.get(name)!r}."
+      )
   steps, epochs = tree["steps"], tree["epochs"]
   if (steps is None) == (epochs is None):
     raise errors.UserError(

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -115,19 +116,42 @@ def resize_grid(
 
 def resized(
   tensor: Tensor,
+  image: dict[str, Any],
+  image_size: int,
   *,
-  class_rows: int,
   old_grid: tuple[int, int],
-  new_grid: tuple[int, int],
   method: str,
-) -> Tensor:
-  """Returns (class_rows + patches, width) for another grid, in its dtype.
+) -> tuple[Tensor, dict[str, Any]]:
+  """Resizes position embeddings; the rows of class tokens stay as they are.
 
-  The rows of class tokens come first, and stay as they are.
+  Args:
+    tensor: (class tokens + patches, width).
+    image: the description of the image tower, of images of the old size.
+    image_size: the new one, in pixels.
+    old_grid: rows and cols of the patches.
+    method: one of `METHODS`.
+
+  Returns:
+    The new embeddings, in their dtype, and what to note about the source.
+
+  Raises:
+    UserError: the patches do not fill `image_size`, or `method` is unknown.
   """
   if method not in METHODS:
     raise errors.unknown("resize method", method, METHODS)
-  width = tensor.shape[-1]
+  side = grid_side(image, image_size)
+  new_grid = (side, side)
+  what = {
+    "method": method,
+    "old_image_size": image["image_size"],
+    "new_image_size": image_size,
+    "old_grid": list(old_grid),
+    "new_grid": list(new_grid),
+  }
+  if new_grid == tuple(old_grid):
+    return tensor, what
+  rows, width = tensor.shape
+  class_rows = rows - math.prod(old_grid)
 
   def read():
     array = tensor.read()
@@ -136,7 +160,7 @@ def resized(
     return np.concatenate([array[:class_rows], new.astype(tensor.dtype)])
 
   shape = (class_rows + math.prod(new_grid), width)
-  return Tensor(shape, tensor.dtype, read)
+  return Tensor(shape, tensor.dtype, read), what
 
 
 def old_grid(
@@ -178,8 +202,6 @@ def resize(
   Raises:
     UserError: the patches do not fill `image_size`, or `method` is unknown.
   """
-  if method not in METHODS:
-    raise errors.unknown("resize method", method, METHODS)
   if "image" not in model.spec:
     raise errors.UserError(
       "--image-size resizes the positions of an image tower; this model has "
@@ -193,41 +215,27 @@ def resize(
       "largest that positions are resized to."
     )
   image = model.spec["image"]
-  was = grid_side(image, image["image_size"])
-  becomes = grid_side(image, image_size)
-  resized_image = {**image, "image_size": image_size}
-  if image["kind"] == "vit":
-    resized_image["drop_edge"] = image_size % image["patch_size"] != 0
-  spec = {**model.spec, "image": resized_image}
-  leaves = dict(model.leaves)
   path = _LEAVES[image["kind"]]
-  leaf = leaves[path]
-  if becomes != was:
-    leaves[path] = engine.Leaf.from_tensor(
-      resized(
-        Tensor(leaf.shape, leaf.dtype, leaf.read),
-        class_rows=leaf.shape[0] - was * was,
-        old_grid=(was, was),
-        new_grid=(becomes, becomes),
-        method=method,
-      )
-    )
-  return _noted(
-    dataclasses.replace(model, spec=spec, leaves=leaves),
-    {
-      "method": method,
-      "old_image_size": image["image_size"],
-      "new_image_size": image_size,
-      "old_grid": [was, was],
-      "new_grid": [becomes, becomes],
-    },
+  leaf = model.leaves[path]
+  side = grid_side(image, image["image_size"])
+  tensor, what = resized(
+    Tensor(leaf.shape, leaf.dtype, leaf.read),
+    image,
+    image_size,
+    old_grid=(side, side),
+    method=method,
   )
-
-
-def _noted(model, what) -> portable.Portable:
-  model.report.infer("image.image_size", what["new_image_size"], "flag")
+  leaves = dict(model.leaves)
+  if what["new_grid"] != what["old_grid"]:
+    leaves[path] = engine.Leaf.from_tensor(tensor)
+  image = {**image, "image_size": image_size}
+  if image["kind"] == "vit":
+    image["drop_edge"] = image_size % image["patch_size"] != 0
+  spec = {**model.spec, "image": image}
+  model.report.infer("image.image_size", image_size, "flag")
   model.report.facts["resized"] = what
-  return dataclasses.replace(model, source={**model.source, "resized": what})
+  source = {**model.source, "resized": what}
+  return dataclasses.replace(model, spec=spec, leaves=leaves, source=source)
 
 
 def grid_side(image: dict, image_size: int) -> int:

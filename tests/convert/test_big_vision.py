@@ -707,7 +707,22 @@ def _with(name, shape):
   return lambda arrays: arrays.update({name: np.ones(shape, np.float32)})
 
 
+def _nameless(arrays):
+  """Takes the towers' names away."""
+  for name in list(arrays):
+    arrays[name.removeprefix("img/").removeprefix("txt/")] = arrays.pop(name)
+
+
+def _naflex_with_a_class_row(arrays):
+  """Nine patches and a class token in a grid of two by five."""
+  arrays["img/embedding/kernel"] = np.ones((75, 24), np.float32)
+  arrays["img/cls"] = np.ones((1, 1, 24), np.float32)
+  arrays["img/pos_embedding"] = np.ones((2, 5, 24), np.float32)
+
+
 BROKEN = {
+  "towers without names of their own": (_nameless, "begin with img/ and txt/"),
+  "a class token in a grid": (_naflex_with_a_class_row, "10 positions"),
   "a layer's array is missing": (
     _without("img/Transformer/encoderblock_1/LayerNorm_1/bias"),
     r"missing: params/img/Transformer/encoderblock_1/LayerNorm_1/bias",

@@ -103,8 +103,7 @@ def test_the_average_is_that_of_the_parameters_on_fsdp_and_is_kept(tmp_path):
   with saving.Checkpoints(workdir, keep=1) as checkpoints:
     restored, _ = checkpoints.restore_latest(abstract)
   jax.tree.map(np.testing.assert_array_equal, restored, saved)
-  saved = workdir_lib.load_model(workdir)
-  variables = saved.variables
+  variables = workdir_lib.load_model(workdir).variables
   jax.tree.map(np.testing.assert_array_equal, variables, saved.ema)
 
 

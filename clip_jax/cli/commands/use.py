@@ -1,83 +1,18 @@
-"""The verbs that use a model: eval, classify, embed and search."""
+"""The verbs that ask a model at once: classify and search.
+
+Apart from those that run it over data, whose loaders take long to import.
+"""
 
 import argparse
-import collections
-import dataclasses
 import functools
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
 
-from clip_jax import errors, host_memory, loading, terminal
+from clip_jax import errors, loading, terminal
 from clip_jax import search as search_lib
-from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.cli import verb
-from clip_jax.cli.commands import measures
-from clip_jax.convert import conversion, interpolation
-from clip_jax.data import account, pipeline, sources
-from clip_jax.evals import embedding_model, prompts, tasks
-
-
-def evaluate(arguments: argparse.Namespace) -> verb.Answer:
-  """Measures a model on one task."""
-  host_memory.keep_freed()
-  clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
-  clip.check_towers("image", "text")
-  title = f"{arguments.task} on {arguments.data}"
-  if clip.step is not None:
-    title += f", step {clip.step}"
-  if arguments.interpolate is not None:
-    return _evaluate_between(arguments, clip, title)
-  result = _measure(arguments, clip)
-  rows = measures.to_rows(result)
-  return verb.Answer(
-    result, f"{title}\n\n{terminal.table(('measure', 'value'), rows)}"
-  )
-
-
-def _measure(arguments, clip) -> dict[str, Any]:
-  cuts = tokenizer_lib.Cuts()
-  model = embedding_model.Functions(
-    embed_images=clip.embed_images,
-    embed_texts=functools.partial(clip.encode_text, cuts=cuts),
-    preprocess=clip.preprocess,
-  )
-  with terminal.Progress("eval") as progress:
-    result = tasks.evaluate(
-      arguments.task,
-      arguments.data,
-      model,
-      labels=arguments.labels,
-      templates=arguments.templates,
-      duplicates=arguments.duplicates,
-      batch_size=arguments.batch_size,
-      threads=arguments.threads,
-      progress=progress,
-    )
-  cuts.tell(clip.tokenizer.context_length)
-  about = {"texts_cut": cuts.cut, "model": clip.path, "step": clip.step}
-  return {**result, **about}
-
-
-def _evaluate_between(arguments, clip, title) -> verb.Answer:
-  """Measures models between a fine-tuned one and the one it began with."""
-  first = conversion.open_first(arguments.model, arguments.interpolate_with)
-  found = []
-  for share in arguments.interpolate:
-    variables = interpolation.between(first, clip.variables, share)
-    between = dataclasses.replace(clip, variables=variables)
-    found.append({"share": share, **_measure(arguments, between)})
-  rows = [
-    (f"{result['share']:g}", *(value for _, value in measures.to_rows(result)))
-    for result in found
-  ]
-  names = [name for name, _ in measures.to_rows(found[0])]
-  table = terminal.table(("share", *names), rows)
-  return verb.Answer(
-    {"interpolate": found},
-    f"{title}: share of the fine-tuned weights\n\n{table}",
-  )
+from clip_jax.evals import prompts
 
 
 def classify(arguments: argparse.Namespace) -> verb.Answer:
@@ -150,40 +85,6 @@ def check_files(paths: Sequence[str]) -> None:
   """Raises OSError, before anything long, where an image is not there."""
   for path in paths:
     os.stat(path)
-
-
-def embed(arguments: argparse.Namespace) -> verb.Answer:
-  """Makes an index of the images of some data."""
-  host_memory.keep_freed()
-  search_lib.check_replaceable(arguments.out)
-  clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
-  clip.check_towers("image")
-  source = sources.open_source(arguments.data)
-  warnings = account.tell(source, arguments.data)
-  bad = collections.Counter()
-  with (
-    terminal.Progress("embed") as progress,
-    pipeline.eval_batches(
-      source,
-      batch_size=arguments.batch_size,
-      preprocess=clip.preprocess,
-      threads=arguments.threads,
-    ) as batches,
-  ):
-    meta = search_lib.build(
-      arguments.out,
-      batches=tasks.watch(batches, bad, total=len(source), progress=progress),
-      embed_images=clip.embed_images,
-      model=clip.path,
-      fingerprint=clip.fingerprint,
-      dtype=arguments.dtype,
-      facts={"step": clip.step, "data": arguments.data, "bad_records": bad},
-    )
-  left_out = f", {bad.total()} bad records left out" if bad else ""
-  return verb.Answer(
-    {"out": arguments.out, **meta, "warnings": warnings},
-    f"Embedded {meta['count']} images into {arguments.out}{left_out}.",
-  )
 
 
 def search(arguments: argparse.Namespace) -> verb.Answer:

@@ -96,6 +96,11 @@ FLAX: dict[str, Layer] = {
   "norm": (("/scale", "/scale", "-"), ("/bias", "/bias", "-")),
   "linear": (("/kernel", "/kernel", "-"), ("/bias", "/bias", "-")),
   "weight": (("/kernel", "/kernel", "-"),),
+  "attention": tuple(
+    (f"/{part}/{name}", f"/{part}/{name}", "-")
+    for part in ("query", "key", "value", "out")
+    for name in ("kernel", "bias")
+  ),
   # The same with matrices for attention's kernels.
   "heads": (("/kernel", "/kernel", "flat_heads"), ("/bias", "/bias", "bias")),
   "out": (("/kernel", "/kernel", "flat_out"), ("/bias", "/bias", "-")),

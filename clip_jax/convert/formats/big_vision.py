@@ -20,6 +20,7 @@ from clip_jax.convert import (
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.axes import Axes
 from clip_jax.convert.containers import npz
+from clip_jax.convert.engine import family
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.formats import big_vision_description as description
 from clip_jax.convert.formats import big_vision_names as names_lib
@@ -164,24 +165,19 @@ def _square(tensors, layout, options, report):
   axis = Axes({name: x.shape for name, x in tensors.items()}, "The source")
   patch = axis(f"{prefix}embedding/kernel", 0, rank=4)
   cells = axis(key, 1, rank=3)
-  class_rows = int(cells == rows * cols + 1)
-  side = positions.grid_side(
-    {"kind": "vit", "patch_size": patch}, options.image_size
-  )
-  new = positions.resized(
+  # As many, but for a class token's.
+  patches = cells - (cells == rows * cols + 1)
+  new, what = positions.resized(
     Tensor(old.shape[1:], old.dtype, lambda: old.read()[0]),
-    class_rows=class_rows,
-    old_grid=positions.old_grid(cells - class_rows, (rows, cols)),
-    new_grid=(side, side),
+    {
+      "kind": "vit",
+      "patch_size": patch,
+      "image_size": [rows * patch, cols * patch],
+    },
+    options.image_size,
+    old_grid=positions.old_grid(patches, (rows, cols)),
     method=options.resize_method,
   )
-  what = {
-    "method": options.resize_method,
-    "old_image_size": [rows * patch, cols * patch],
-    "new_image_size": options.image_size,
-    "old_grid": [rows, cols],
-    "new_grid": [side, side],
-  }
   report.facts["resized"] = what
   new = Tensor((1, *new.shape), new.dtype, lambda read=new.read: read()[None])
   return {**tensors, key: new}, {"resized": what}
@@ -239,10 +235,11 @@ def to_tensors(model: portable.Portable) -> dict[str, Tensor]:
 
 def _unsaid(spec: dict[str, Any]) -> list[str]:
   """Returns what to tell whoever uses a file that holds arrays alone."""
+  said = family.normal(spec)
   differs = {
     field: spec[field]
-    for field, want in description.PREPROCESSING.items()
-    if field in spec and list(_many(spec[field])) != list(_many(want))
+    for field, want in family.normal(description.PREPROCESSING).items()
+    if field in said and said[field] != want
   }
   warnings = []
   if differs:
@@ -286,10 +283,6 @@ def _differences(tokenizer: dict[str, Any], usual: dict[str, Any]) -> list[str]:
     for field, want in usual.items()
     if field != "file" and tokenizer.get(field) != want
   ]
-
-
-def _many(value):
-  return value if isinstance(value, list | tuple) else [value]
 
 
 FORMAT = Format(

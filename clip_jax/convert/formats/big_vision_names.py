@@ -92,25 +92,19 @@ norm          Encoder_0/encoder_norm       ln_final
 part          {map_head}                   map_head  head   if pooling=map
 """
 BLOCK = """
-norm    {norms[0]}         ln_1
-linear  {attention}/query  attention/query
-linear  {attention}/key    attention/key
-linear  {attention}/value  attention/value
-linear  {attention}/out    attention/out
-norm    {norms[1]}         ln_2
-linear  {mlp}/Dense_0      mlp/fc_in
-linear  {mlp}/Dense_1      mlp/fc_out
+norm       {norms[0]}     ln_1
+attention  {attention}    attention
+norm       {norms[1]}     ln_2
+linear     {mlp}/Dense_0  mlp/fc_in
+linear     {mlp}/Dense_1  mlp/fc_out
 """
 # It came after the names of blocks had settled.
 HEAD = """
--       probe                                 probe
-linear  MultiHeadDotProductAttention_0/query  attention/query
-linear  MultiHeadDotProductAttention_0/key    attention/key
-linear  MultiHeadDotProductAttention_0/value  attention/value
-linear  MultiHeadDotProductAttention_0/out    attention/out
-norm    LayerNorm_0                           ln
-linear  MlpBlock_0/Dense_0                    mlp/fc_in
-linear  MlpBlock_0/Dense_1                    mlp/fc_out
+-          probe                           probe
+attention  MultiHeadDotProductAttention_0  attention
+norm       LayerNorm_0                     ln
+linear     MlpBlock_0/Dense_0              mlp/fc_in
+linear     MlpBlock_0/Dense_1              mlp/fc_out
 """
 # flaxformer's names.
 BERT_TOWER = """
@@ -175,6 +169,11 @@ def find(shapes: Mapping[str, tuple[int, ...]], name: str) -> dict[str, Any]:
       f"{name} holds no model of big_vision's: neither an image tower "
       "(…embedding/kernel) nor a text tower (…Embed_0/embedding, …BertEncoder_0"
       f"/…); it has {shown or 'nothing'}, … ."
+    )
+  if layout["image"] == layout["text"]:
+    raise errors.UserError(
+      f"{name} has an image tower and a text tower whose names begin alike; "
+      "those of two towers begin with img/ and txt/."
     )
   for tower in towers:
     layout[tower] |= _find_tower(tower, shapes, prefix_of(layout, tower))

@@ -40,7 +40,6 @@ box2    embeddings/cls_token            class_embedding  if class_token
 box     embeddings/registers            registers        if registers
 stack   encoder/layers/                 blocks    block
 norm    final_norm                      ln_post
--       MAPHead_0/probe                 map_head/probe   if pooling=map
 part    MAPHead_0/                      map_head  head   if pooling=map
 """
 TEXT = """
@@ -49,22 +48,19 @@ box     embeddings/position_embeds       position_embedding
 stack   encoder/layers/                  blocks  block
 norm    final_norm                       ln_final
 """
-LAYER = """
-linear  attention/query  attention/query
-linear  attention/key    attention/key
-linear  attention/value  attention/value
-linear  attention/out    attention/out
-linear  mlp/wi           mlp/fc_in
-linear  mlp/wo           mlp/fc_out
+BLOCK = """
+norm       pre_attention_norm  ln_1
+attention  attention           attention
+norm       mlp/pre_mlp_norm    ln_2
+linear     mlp/wi              mlp/fc_in
+linear     mlp/wo              mlp/fc_out
 """
-BLOCK = f"""
-norm    pre_attention_norm  ln_1
-norm    mlp/pre_mlp_norm    ln_2
-{LAYER}
-"""
-HEAD = f"""
-norm    mlp/pre_mlp_norm    ln
-{LAYER}
+HEAD = """
+-          probe               probe
+attention  attention           attention
+norm       mlp/pre_mlp_norm    ln
+linear     mlp/wi              mlp/fc_in
+linear     mlp/wo              mlp/fc_out
 """
 NAMES = Names(
   {
