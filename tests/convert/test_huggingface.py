@@ -356,6 +356,6 @@ def test_texts_are_tokenized_as_the_written_tokenizer_does(saved, tmp_path):
 
 
 def test_an_unknown_relative_is_named(tmp_path):
-  models.edit(tmp_path, model_type="chinese_clip")
-  with pytest.raises(errors.UserError, match="model_type='chinese_clip'"):
+  models.edit(tmp_path, model_type="altclip")
+  with pytest.raises(errors.UserError, match="model_type='altclip'"):
     convert.open_model(tmp_path)

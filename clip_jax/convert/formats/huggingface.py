@@ -1,4 +1,4 @@
-"""HuggingFace directories: CLIPModel, SiglipModel, Siglip2Model, their towers.
+"""HuggingFace's directories of models of two towers, and of a tower alone.
 
 config.json says which of the families of `huggingface_config` it is. Weights
 come as safetensors or PyTorch files, whole or in shards; they go out as
@@ -28,10 +28,12 @@ from clip_jax.convert.formats.huggingface_family import (
 
 NAME = "huggingface"
 IGNORED = (r"(^|\.)position_ids$",)
-# What follows a tower alone: a projection, which the tower's features precede.
+# What follows a tower alone: a projection, or BERT's pooler, which the tower's
+# features precede.
 _AFTER_TOWER = (
   r"^(visual|text)_projection\.weight$",
   r"^(text_model\.)?head\.(weight|bias)$",
+  r"^(text_model\.)?pooler\.dense\.(weight|bias)$",
 )
 
 
@@ -80,10 +82,10 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     files=tokenizer_files.carry(path) if "text" in spec else {},
     dialect={**dialect, "weights": file.name},
   )
-  projections = [name for name in model.extras if "position_ids" not in name]
-  if projections:
+  after = [name for name in model.extras if "position_ids" not in name]
+  if after:
     report.warnings.append(
-      f"{', '.join(projections)} come after the {config.tower} tower and are "
+      f"{', '.join(after)} come after the {config.tower} tower and are "
       "no part of it; they are kept aside."
     )
   return model
@@ -171,9 +173,16 @@ def refusals(spec: dict[str, Any]) -> list[str]:
 
 
 def _family(spec: dict[str, Any]) -> HuggingFaceFamily:
-  """Returns the family that holds a description, or lacks the least of it."""
-  families = config_lib.FAMILIES.values()
-  return min(families, key=lambda family: len(family.refusals(spec)))
+  """Returns the family that holds a description, or lacks the least of it.
+
+  To lack a kind of tower is more than to lack any number of its fields.
+  """
+
+  def lacks(family):
+    fields = [problem.partition("=")[0] for problem in family.refusals(spec)]
+    return sum(field.endswith(".kind") for field in fields), len(fields)
+
+  return min(config_lib.FAMILIES.values(), key=lacks)
 
 
 def write(

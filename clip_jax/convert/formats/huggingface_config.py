@@ -9,7 +9,11 @@ from clip_jax import errors
 from clip_jax.convert import config_file
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import fields
-from clip_jax.convert.formats import huggingface_clip, huggingface_siglip
+from clip_jax.convert.formats import (
+  huggingface_chinese_clip,
+  huggingface_clip,
+  huggingface_siglip,
+)
 from clip_jax.convert.formats.huggingface_family import HuggingFaceFamily
 
 FILE = "config.json"
@@ -18,6 +22,7 @@ FAMILIES: dict[str, HuggingFaceFamily] = {
   for family in (
     huggingface_clip.CLIP,
     huggingface_clip.METACLIP_2,
+    huggingface_chinese_clip.CHINESE_CLIP,
     huggingface_siglip.SIGLIP,
     huggingface_siglip.SIGLIP2,
   )
@@ -107,7 +112,7 @@ def _part(data, name, family, path) -> dict[str, Any]:
   values, legacy = (
     _object(data, field, path) for field in (name, f"{name}_dict")
   )
-  if legacy is None or family.defaults is not huggingface_clip.DEFAULTS:
+  if legacy is None or not family.legacy_parts:
     return values or {}
   # transformers completes the legacy part with defaults before it overrides.
   return {**(values or {}), **family.defaults[name], **legacy}

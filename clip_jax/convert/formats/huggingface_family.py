@@ -29,10 +29,13 @@ class HuggingFaceFamily(Family):
   Attributes:
     processor: class of its image processor, of `huggingface_images`.
     tokenizer: describes its tokenizer.
+    legacy_parts: whether its configs may have a "text_config_dict" and a
+      "vision_config_dict", which win over the sections.
   """
 
   processor: str = "CLIPImageProcessor"
   tokenizer: DescribeTokenizer = tokenizers.clip
+  legacy_parts: bool = True
 
 
 def classes(family: str, architecture: str) -> tuple[Written, ...]:

@@ -61,6 +61,10 @@ _DEFAULTS = {
 }
 
 
+# Classes that differ from another one in nothing but their name.
+_SAME = {"ChineseCLIPImageProcessor": CLIP}
+
+
 def describe(
   directory: pathlib.Path,
   name: str,
@@ -153,12 +157,12 @@ def _class_name(values, default, path) -> str:
   name = found if isinstance(found, str) else ""
   name = name.removesuffix("Fast").removesuffix("Pil")
   name = name.replace("FeatureExtractor", "ImageProcessor")
-  if name not in _DEFAULTS:
+  if name not in (known := _DEFAULTS.keys() | _SAME.keys()):
     raise errors.UserError(
       f"{path}: {field}={found!r:.100} is not known; known are "
-      f"{', '.join(_DEFAULTS)}."
+      f"{', '.join(sorted(known))}."
     )
-  return name
+  return _SAME.get(name, name)
 
 
 def _check_fixed(settings, path) -> None:

@@ -182,6 +182,7 @@ def _family(name, architecture, *, grid, pixels, processor):
     },
     processor=processor,
     tokenizer=tokenizers.siglip,
+    legacy_parts=False,
   )
 
 

@@ -1,4 +1,4 @@
-"""HuggingFace transformers as an oracle: CLIP, SigLIP, SigLIP 2 and BERT."""
+"""HuggingFace transformers as an oracle: its models of two towers and BERT."""
 
 import json
 import pathlib
@@ -17,6 +17,7 @@ from clip_jax.convert.oracles import Oracle, Stages, complaint, watching
 
 _CLASSES = {
   "clip": "CLIPModel",
+  "chinese_clip": "ChineseCLIPModel",
   "siglip": "SiglipModel",
   "siglip2": "Siglip2Model",
   "bert": "BertModel",
@@ -76,6 +77,8 @@ def _load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
     local_files_only=True,
   )
   model = model.eval()
+  if kind == "chinese_clip":
+    _restore_words(model, path)
   library = f"transformers {transformers.__version__}"
   inputs = _inputs(path, kind, spec)
   if kind == "bert":
@@ -99,13 +102,15 @@ def _load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
 
   def text_stages(tokens: np.ndarray) -> Stages:
     tower = model.text_model
-    ids = torch.from_numpy(np.asarray(tokens, np.int64))
+    inputs = _tokens_and_mask(tokens, spec["text"])
     embeds = {}
 
     def run():
-      embeds["features"] = _pooled(model.get_text_features(input_ids=ids))
+      embeds["features"] = _pooled(model.get_text_features(**inputs))
 
-    found = watching.watch(watching.blocks(tower.encoder.layers), run)
+    encoder = tower.encoder
+    layers = encoder.layer if kind == "chinese_clip" else encoder.layers
+    found = watching.watch(watching.blocks(layers), run)
     return found | {"embedding": watching.unit(embeds["features"].numpy())}
 
   def logits(image_embeds: np.ndarray, text_embeds: np.ndarray) -> np.ndarray:
@@ -115,6 +120,25 @@ def _load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
     return scale * image_embeds @ text_embeds.T + shift
 
   return Oracle(library, image_stages, text_stages, logits, **inputs)
+
+
+def _restore_words(model, path) -> None:
+  """Puts back the padding token's embedding.
+
+  transformers 5.24 sets it to zero after it has loaded it, so that what its
+  layers return at padding, which no other token sees, is of another model.
+  """
+  import torch
+
+  name = "text_model.embeddings.word_embeddings.weight"
+  tensors = weights_file.read(
+    huggingface_weights.require(path),
+    portable.Options(),
+    report_lib.Report(""),
+  ).tensors
+  words = torch.from_numpy(tensors[name].read().astype(np.float64))
+  with torch.no_grad():
+    model.get_parameter(name).copy_(words)
 
 
 def _inputs(path, kind, spec) -> dict[str, Any]:
@@ -210,16 +234,25 @@ def _patches(pixels, patch_size: int) -> dict[str, Any]:
   }
 
 
-def _bert_stages(model, description: dict[str, Any]):
+def _tokens_and_mask(tokens, text: dict[str, Any]) -> dict[str, Any]:
+  """Returns the text inputs of a model; a BERT is told what is padding."""
   import torch
 
+  ids = torch.from_numpy(np.asarray(tokens, np.int64))
+  if text["kind"] != "bert":
+    return {"input_ids": ids}
+  mask = (ids != text["pad_id"]).to(torch.int64)
+  return {"input_ids": ids, "attention_mask": mask}
+
+
+def _bert_stages(model, description: dict[str, Any]):
   def stages(tokens: np.ndarray) -> Stages:
-    ids = torch.from_numpy(np.asarray(tokens, np.int64))
-    mask = (ids != description["pad_id"]).to(torch.int64)
+    inputs = _tokens_and_mask(tokens, description)
+    mask = inputs["attention_mask"]
     out = {}
 
     def run():
-      out["hidden"] = model(input_ids=ids, attention_mask=mask)
+      out["hidden"] = model(**inputs)
 
     found = watching.watch(watching.blocks(model.encoder.layer), run)
     hidden = out["hidden"].last_hidden_state.numpy()
