@@ -2,7 +2,6 @@
 
 import math
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 from clip_jax import errors, json_text
@@ -127,13 +126,6 @@ class Fields:
         f"{' or '.join(map(repr, values))} is)."
       )
 
-  def skip(self, fields: dict[str, Any], note: Callable[[str], None]) -> None:
-    """Takes fields without effect; `note` hears of those not at default."""
-    for field, default in fields.items():
-      value = self._data.pop(field, default)
-      if value != default:
-        note(f"{self._where}.{field}={value!r:.100} has no effect there.")
-
   def ignore(self, *fields: str) -> None:
     """Takes fields that say nothing about what is computed."""
     for field in fields:
@@ -147,22 +139,6 @@ class Fields:
         f"{', '.join(sorted(map(str, self._data)))}. A newer version of its "
         "library may have written it; they cannot be ignored."
       )
-
-
-def epsilon(fields: Fields, field: str, default: float) -> float:
-  """Returns what a norm adds to a variance."""
-  value = fields.take(field, default, kind=float)
-  if not 0 <= value < 1:
-    raise errors.UserError(f"{field}={value} must be from 0 to 1.")
-  return value
-
-
-def identity(fields: Fields, field: str, default: int) -> int:
-  """Returns the id of a token."""
-  value = fields.take(field, default)
-  if not 0 <= value <= MAX_INTEGER:
-    raise errors.UserError(f"{field}={value!r:.20} must be the id of a token.")
-  return value
 
 
 def square(size: Any, where: str) -> int:

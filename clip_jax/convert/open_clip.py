@@ -17,11 +17,6 @@ from clip_jax import errors, tokenizer
 from clip_jax.convert import (
   config_file,
   engine,
-  open_clip_berts,
-  open_clip_config,
-  open_clip_export,
-  open_clip_refusals,
-  open_clip_sources,
   portable,
   timm_vit,
   tokenizer_files,
@@ -32,7 +27,12 @@ from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import safetensors_file
 from clip_jax.convert.engine import Entry
 from clip_jax.convert.engine.names import Names
-from clip_jax.convert.formats import bert, openai_names
+from clip_jax.convert.formats import (
+  bert,
+  open_clip_berts,
+  open_clip_config,
+  openai_names,
+)
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import clip
 from clip_jax.tokenizer import files as tokenizer_lib_files
@@ -88,7 +88,7 @@ NAMES = Names(
   },
 )
 
-refusals = open_clip_refusals.refusals
+refusals = open_clip_config.refusals
 
 
 def recognise(path: pathlib.Path) -> bool:
@@ -128,9 +128,11 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     limit = clip.MAX_LOGIT_SCALE
   spec = {**described.spec, "tokenizer": cuts, "max_logit_scale": limit}
   spec = engine.resolve(spec)
-  # The patches to drop are of the config, not of the description.
-  image = {**described.spec["image"], **spec["image"]}
-  open_clip_sources.note({**spec, "image": image}, source.config, report)
+  report.infer("max_logit_scale", limit, "format")
+  for field, value in cuts.items():
+    # A named model's cleaning may not be the config's.
+    noted = report.inferred.get(f"tokenizer.{field}", {})
+    report.infer(f"tokenizer.{field}", value, noted.get("source", "format"))
   spec = _override(spec, options, report)
   layout = _layout(described, tensors)
   timm_vit.refuse_other_blocks(tensors, str(path))
@@ -148,7 +150,8 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     files=files,
     dialect={"config": source.config, "layout": layout},
   )
-  if not (dropout := image.get("patch_dropout")):
+  # The patches to drop are of the config, not of the description.
+  if not (dropout := described.spec["image"].get("patch_dropout")):
     return model
   return dataclasses.replace(
     model, execution={"image": {"patch_dropout": dropout}}
@@ -317,8 +320,8 @@ def write(
     (destination / name).write_bytes(data)
   if model.spec["text"]["kind"] == "bert":
     # What its name stands for, so that nothing has to be fetched.
-    about = open_clip_berts.config(model.spec["text"])
-    text = json.dumps({"model_type": "bert", **about}, indent=2)
+    about = bert.FAMILY.config({"text": model.spec["text"]})
+    text = json.dumps(about, indent=2)
     (destination / bert.CONFIG).write_text(text + "\n", "utf-8")
   text = json.dumps(config, indent=2, allow_nan=False)
   (destination / CONFIG).write_text(text + "\n", "utf-8")
@@ -341,23 +344,22 @@ def _as_it_came(model):
     return None
   described = open_clip_config.describe(
     dialect["config"],
-    bert_config=lambda name: open_clip_berts.config(model.spec["text"]),
+    bert_config=lambda name: bert.FAMILY.config({"text": model.spec["text"]}),
     report=report_lib.Report(NAME),
     name=CONFIG,
   )
-  if not open_clip_export.same(described.spec, model.spec):
+  if not open_clip_config.same(described, model.spec):
     return None  # It was changed on the way, such as by another image size.
   return dialect["config"], dialect["layout"], model.extras
 
 
 def _anew(model):
   """Returns a config and names for a model from elsewhere."""
-  config = open_clip_export.configure(model)
+  config = open_clip_config.configure(model)
   described = open_clip_config.describe(
     config,
     bert_config=lambda name: open_clip_berts.BERTS[name],
     report=report_lib.Report(NAME),
     name=CONFIG,
   )
-  assert open_clip_export.same(described.spec, model.spec), config
   return config, _layout(described, {}), {}

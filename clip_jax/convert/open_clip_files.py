@@ -12,12 +12,12 @@ from typing import Any
 from clip_jax import errors
 from clip_jax.convert import (
   config_file,
-  open_clip_export,
   portable,
   timm_vit,
   weights_file,
 )
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.formats import open_clip_config
 from clip_jax.models import variants
 
 CONFIG = "open_clip_config.json"
@@ -138,7 +138,7 @@ def find(
       "FILE."
     )
   model = portable.Portable(spec, {}, report)
-  config = open_clip_export.configure(model)
+  config = open_clip_config.configure(model)
   return Source(config, options.config, path, (), (path.parent,), spec)
 
 

@@ -9,14 +9,16 @@ from clip_jax import convert, errors, tokenizer
 from clip_jax.convert import (
   engine,
   open_clip,
-  open_clip_config,
-  open_clip_export,
-  open_clip_refusals,
-  open_clip_towers,
   timm_vit,
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import safetensors_file, torch_zip
+from clip_jax.convert.formats import (
+  bert,
+  open_clip_config,
+  open_clip_fields,
+  open_clip_rows,
+)
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
@@ -78,6 +80,7 @@ REFUSED = {
   "text_cfg.proj_type": "mlp",
   "text_cfg.tokenizer_mode": "clips",
   "text_cfg.heads": 5,
+  "text_cfg.norm_kwargs": 5,
   "text_cfg.act_kwargs": {"approximate": "sigmoid"},
   "text_cfg.tokenizer_kwargs": {"reduction_mask": "syntax"},
   "text_cfg.hf_model_name": "bert-base-uncased",
@@ -179,7 +182,7 @@ def test_an_mlp_ratio_gives_back_every_width():
   pairs = [(1152, 4304), (1408, 6144), (1664, 8192), (49, 186)]
   pairs += [(rng.randint(8, 2048), rng.randint(8, 9000)) for _ in range(20000)]
   for width, mlp_dim in pairs:
-    ratio = open_clip_export.mlp_ratio(width, mlp_dim)
+    ratio = open_clip_rows.mlp_ratio(width, mlp_dim)
     assert int(width * json.loads(json.dumps(ratio))) == mlp_dim
 
 
@@ -223,15 +226,15 @@ def test_what_open_clip_cannot_hold_is_refused_by_name(field, value):
   *part, name = field.split(".")
   change = {part[0]: {name: value}} if part else {name: value}
   spec = variants.spec(NATIVE, change)
-  problems = "; ".join(open_clip_refusals.refusals(spec))
+  problems = "; ".join(open_clip_config.refusals(spec))
   assert field in problems
 
 
 def test_towers_trained_here_with_two_stages_or_bags_of_words_are_refused():
-  problems = open_clip_refusals.refusals(variants.spec("tiny-cbow"))
+  problems = open_clip_config.refusals(variants.spec("tiny-cbow"))
   assert any("image.depths=[1, 1]" in problem for problem in problems)
   assert any("text.kind='cbow'" in problem for problem in problems)
-  assert not open_clip_refusals.refusals(variants.spec("tiny-vit"))
+  assert not open_clip_config.refusals(variants.spec("tiny-vit"))
 
 
 def test_a_siglip_with_tanh_throughout_is_refused_by_its_activation():
@@ -239,9 +242,9 @@ def test_a_siglip_with_tanh_throughout_is_refused_by_its_activation():
   text = {**NATIVE["text"], "activation": "gelu_tanh"}
   base = {"embed_dim": 768, "image": siglip, "text": text}
   base["image_projection"] = "none"
-  assert not open_clip_refusals.refusals(variants.spec(base))
+  assert not open_clip_config.refusals(variants.spec(base))
   change = {"image": {"activation": "gelu_tanh"}}
-  problems = open_clip_refusals.refusals(variants.spec(base, change))
+  problems = open_clip_config.refusals(variants.spec(base, change))
   wanted = (
     "image.activation='gelu_tanh' (timm's vit_base_patch16_siglip_224 has "
     "'gelu')"
@@ -347,7 +350,7 @@ def test_a_cleaning_goes_both_ways(tmp_path, clean):
     _write(tmp_path / "a", {**MODEL, "text_cfg": text})
   )
   assert model.spec["tokenizer"]["cleaning"] in tokenizer.CLEANINGS
-  config = open_clip_export.configure(model)["model_cfg"]["text_cfg"]
+  config = open_clip_config.configure(model)["model_cfg"]["text_cfg"]
   default = {"clean": "lower"}
   assert config.get("tokenizer_kwargs", default) == {"clean": clean}
 
@@ -377,15 +380,11 @@ def test_no_single_change_of_a_config_crashes(tmp_path):
     {},
     {"a": 1},
   )
-  fields = [*open_clip_towers._OFF, *open_clip_towers._TIMM]
-  fields += [*open_clip_towers._NATIVE_VISION, *open_clip_towers._NATIVE_TEXT]
-  fields += [
-    *open_clip_towers._HUGGINGFACE,
-    "hf_tokenizer_name",
-    "tokenizer_kwargs",
-    "tokenizer_mode",
-  ]
-  fields += ["image_size", "context_length", "patch_dropout"]
+  rows = [row for image in open_clip_fields.IMAGES.values() for row in image]
+  rows += [row for text in open_clip_fields.TEXTS.values() for row in text]
+  rows += open_clip_fields.TOKENIZERS[True]
+  names = {getattr(row, "theirs", "..").split(".")[2] for row in rows}
+  fields = sorted(names - {""})
   for part in ("vision_cfg", "text_cfg"):
     for field in fields:
       for value in values:
@@ -408,39 +407,24 @@ def test_no_single_change_of_a_config_crashes(tmp_path):
 
 
 def test_a_default_is_not_said_to_come_from_the_config():
-  from clip_jax.convert import open_clip_sources
-  from clip_jax.convert import report as report_lib
-  from clip_jax.models import variants
-
-  spec = variants.spec(variants.VARIANTS["ViT-B-32"])
-  report = report_lib.Report("open-clip")
-  config = {
-    "model_cfg": {
-      "quick_gelu": True,
-      "vision_cfg": {"image_size": 224},
-      "text_cfg": {"heads": 8},
-    }
-  }
-  open_clip_sources.note(spec, config, report)
+  _, report = _describe({"quick_gelu": True, "text_cfg.pool_type": "last"})
   said = {k for k, v in report.inferred.items() if v["source"] == "config"}
   assert said == {
-    *("image.image_size", "image.activation"),
-    *("text.heads", "text.activation"),
+    *("image.image_size", "image.patch_size", "image.heads"),
+    *("image.activation", "text.activation", "text.heads", "text.pooling"),
+    *("text.context_length", "text.vocab_size"),
   }
+  assert report.inferred["image.norm_epsilon"]["source"] == "format"
 
 
 def test_a_bert_that_open_clip_cannot_name_is_refused_in_a_dry_run():
-  from clip_jax.convert import open_clip_refusals
-  from clip_jax.convert import report as report_lib
-  from clip_jax.convert.formats import bert
-  from clip_jax.models import variants
-
   base = variants.VARIANTS["ViT-B-32"]
   text = bert.describe({}, report_lib.Report("bert"), "")
   text |= {"pooling": "mean", "context_length": 77}
   tokenizer = {"kind": "wordpiece", "file": "vocab.txt"}
   spec = variants.spec({**base, "text": text, "tokenizer": tokenizer})
-  assert not open_clip_refusals.refusals(spec)
+  assert not open_clip_config.refusals(spec)
   spec["text"]["depth"] = 3
-  (problem,) = open_clip_refusals.refusals(spec)
+  problem, near = open_clip_config.refusals(spec)
   assert problem.startswith("text.depth=3")
+  assert "bert-base-uncased" in near

@@ -14,12 +14,11 @@ from clip_jax.convert import (
   engine,
   model_dir,
   open_clip,
-  open_clip_config,
-  open_clip_export,
   open_clip_files,
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.formats import open_clip_config
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
@@ -179,7 +178,7 @@ def test_a_name_means_open_clips_model(name):
   spec = open_clip_files.named(name, Options())
   assert spec["image"]["activation"] in (image, None)
   assert spec["text"]["activation"] == text
-  config = open_clip_export.configure(Portable(spec, {}, report_lib.Report("")))
+  config = open_clip_config.configure(Portable(spec, {}, report_lib.Report("")))
   assert config["model_cfg"].get("custom_text", False) == custom
 
 

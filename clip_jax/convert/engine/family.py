@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from clip_jax import errors
@@ -102,14 +102,28 @@ class Family:
       for row in self._rows(source):
         row.read(source, found)
       again = normal(entries_lib.resolve(found))
-      problems += self._differences(wanted, again, skip=other)
+      problems += self.differences(wanted, again, skip=other)
       if not problems:
         self._check(source, found)
     except errors.UserError as error:
       problems.append(str(error))
     return problems
 
-  def _differences(self, wanted, found, *, skip) -> Iterator[str]:
+  def differences(
+    self,
+    wanted: Mapping[str, Any],
+    found: Mapping[str, Any],
+    *,
+    skip: Collection[str] = (),
+  ) -> list[str]:
+    """Returns how a description that came back is another one.
+
+    Args:
+      wanted: the description, as `normal` returns it.
+      found: what came back, too, with towers of the same kinds.
+      skip: towers that are not compared.
+    """
+    problems = []
     rows = {row.ours: row for row in self.fields}
     for field in _compared(found, rows):
       if field.split(".")[0] in skip:
@@ -117,7 +131,9 @@ class Family:
       want, got = fields_lib.get(wanted, field), fields_lib.get(found, field)
       row = rows.get(field)
       if not (row.holds(want, got) if row else want == got):
-        yield refusal(field, want, row.values(got) if row else (got,))
+        allowed = row.values(got) if row else (got,)
+        problems.append(refusal(field, want, allowed))
+    return problems
 
 
 def refusal(field: str, value: Any, allowed: tuple[Any, ...]) -> str:

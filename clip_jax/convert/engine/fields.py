@@ -137,7 +137,13 @@ class Kind:
   values: tuple[Any, ...] = ()
 
 
-def _checked(allowed, holds, convert=lambda value: value) -> Kind:
+def checked(
+  allowed: str,
+  holds: Callable[[Any], bool],
+  convert: Callable[[Any], Any] = lambda value: value,
+) -> Kind:
+  """Returns the kind of values of which `holds` is true."""
+
   def read(value):
     if not holds(value):
       raise ValueError
@@ -146,25 +152,26 @@ def _checked(allowed, holds, convert=lambda value: value) -> Kind:
   return Kind(allowed, read)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+  """Whether a value of JSON is a finite number."""
   return type(value) in (int, float) and math.isfinite(value)
 
 
 def up_to(most: int) -> Kind:
   """Returns the kind of a whole number from 1 to `most`."""
   shown = "on" if most == MAX_INTEGER else f"to {most}"
-  return _checked(
+  return checked(
     f"a whole number from 1 {shown}",
     lambda x: type(x) is int and 1 <= x <= most,
   )
 
 
 INTEGER = up_to(MAX_INTEGER)
-TOKEN_ID = _checked(
+TOKEN_ID = checked(
   "the id of one token", lambda x: type(x) is int and 0 <= x <= MAX_INTEGER
 )
-NUMBER = _checked("a finite number", _is_number, float)
-EPSILON = _checked("from 0 to 1", lambda x: _is_number(x) and 0 <= x < 1, float)
+NUMBER = checked("a finite number", is_number, float)
+EPSILON = checked("from 0 to 1", lambda x: is_number(x) and 0 <= x < 1, float)
 
 
 def _side(value: Any) -> int:

@@ -268,15 +268,6 @@ def describe(
   return FAMILY.describe(source)["text"]
 
 
-def check_heads(tower: dict[str, Any], where: str) -> None:
-  """Raises UserError unless the heads divide the width."""
-  if tower["width"] % tower["heads"]:
-    raise errors.UserError(
-      f"{where}: the width {tower['width']} does not divide by the number of "
-      f"heads, {tower['heads']}."
-    )
-
-
 def naming(names: Iterable[str]) -> dict[str, Any]:
   """Returns how a checkpoint names BERT's tensors: prefix and norms."""
   names = list(names)

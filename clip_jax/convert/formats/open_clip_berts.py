@@ -23,31 +23,15 @@ BERTS: dict[str, dict[str, Any]] = {
 BERTS |= {f"google-bert/{name}": config for name, config in BERTS.items()}
 
 
-def find(text: dict[str, Any]) -> str | None:
-  """Returns the name of the BERT that a tower has the sizes of, if any."""
-  for name in BERTS:
-    if all(text[field] == want for field, want in published(name).items()):
-      return name
-  return None
+def nearest(text: dict[str, Any]) -> str:
+  """Returns the name of the BERT that a tower differs least from."""
+
+  def differences(name):
+    return sum(text[k] != want for k, want in published(name).items())
+
+  return min(BERTS, key=differences)
 
 
 def published(name: str) -> dict[str, Any]:
   """Returns the text tower of the BERT of that name."""
   return bert.describe(BERTS[name], report_lib.Report(""), name)
-
-
-def config(text: dict[str, Any]) -> dict[str, Any]:
-  """Returns the HuggingFace config of a BERT tower."""
-  names = {v: k for k, v in reversed(bert.ACTIVATIONS.items())}
-  return {
-    "vocab_size": text["vocab_size"],
-    "hidden_size": text["width"],
-    "num_hidden_layers": text["depth"],
-    "num_attention_heads": text["heads"],
-    "intermediate_size": text["mlp_dim"] or 4 * text["width"],
-    "max_position_embeddings": text["positions"],
-    "type_vocab_size": text["token_types"],
-    "hidden_act": names[text["activation"]],
-    "layer_norm_eps": text["norm_epsilon"],
-    "pad_token_id": text["pad_id"],
-  }

@@ -1,0 +1,242 @@
+"""OpenCLIP's `open_clip_config.json`, read and written, and what it lacks."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from clip_jax import errors
+from clip_jax.convert import config_file, engine, portable, timm_vit
+from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine import fields
+from clip_jax.convert.engine.family import Family, normal, refusal
+from clip_jax.convert.formats import open_clip_berts, open_clip_rows
+from clip_jax.convert.formats.open_clip_fields import (
+  ALWAYS,
+  CLEANINGS,
+  NEAREST,
+  TEXTS,
+  family,
+)
+from clip_jax.convert.formats.open_clip_rows import MODEL, TEXT, VISION
+from clip_jax.models import variants
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+  """What a config stands for.
+
+  Attributes:
+    spec: the description, without the tokenizer.
+    family: whose rows said so.
+    image_head: where a timm tower keeps its projection, "" for none; None for
+      a tower of OpenCLIP's own.
+    prefix: of the text tower's names in a checkpoint made with this config.
+    cleaning: what is done to a text first.
+    tokenizer_name: of a HuggingFace tokenizer, None for CLIP's own.
+    strip_end: whether zeros stand for the tokenizer's end token.
+  """
+
+  spec: dict[str, Any]
+  family: Family
+  image_head: str | None
+  prefix: str
+  cleaning: str
+  tokenizer_name: str | None
+  strip_end: bool
+
+
+def describe(
+  config: dict[str, Any],
+  *,
+  bert_config: Callable[[str], dict[str, Any]],
+  report: report_lib.Report,
+  name: str,
+) -> Described:
+  """Returns what `open_clip_config.json` stands for.
+
+  Args:
+    config: the whole file.
+    bert_config: returns the config of a HuggingFace model by its name.
+    report: takes where each field comes from.
+    name: what messages call the file.
+
+  Raises:
+    UserError: a field is unknown, or of a value that is not held.
+  """
+  model = config_file.Fields(name, config).take(MODEL, kind=dict)
+  parts = config_file.Fields(f"{name}: {MODEL}", model)
+  vision, text = (
+    parts.take(part, kind=dict) for part in ("vision_cfg", "text_cfg")
+  )
+  tokenizer_name = text.get("hf_tokenizer_name") or None
+  kind = "resnet" if isinstance(vision.get("layers"), list) else "vit"
+  found = family(
+    "timm" if vision.get("timm_model_name") else kind,
+    "bert" if text.get("hf_model_name") else "transformer",
+    own_tokenizer=tokenizer_name is None,
+    bert_config=bert_config,
+  )
+  preprocess = config.get("preprocess_cfg")
+  if isinstance(preprocess, dict):  # A null counts as absent there.
+    preprocess = {k: v for k, v in preprocess.items() if v is not None}
+  config = {**config, "preprocess_cfg": preprocess}
+  where = {"": name, MODEL: f"{name}: {MODEL}"}
+  where |= {VISION: f"{name}: vision_cfg", TEXT: f"{name}: text_cfg"}
+  known = {getattr(row, "theirs", "") for row in found.fields}
+  _refuse_unknown(config, known, where, "")
+  source = fields.Source(config, found.defaults, where=where, report=report)
+  spec = found.describe(source)
+  head, prefix = None, ""
+  if vision.get("timm_model_name"):
+    head = open_clip_rows.TIMM_HEADS[source.get(f"{VISION}.timm_proj")]
+  # Named, be it by null, a HuggingFace tower makes the model a custom one.
+  if source.get(f"{MODEL}.custom_text") or "hf_model_name" in text:
+    prefix = "text."
+  strip = f"{TEXT}.tokenizer_kwargs.strip_sep_token"
+  return Described(
+    spec,
+    found,
+    head,
+    prefix,
+    spec.pop("tokenizer")["cleaning"],
+    tokenizer_name,
+    tokenizer_name is not None and source.get(strip),
+  )
+
+
+def _refuse_unknown(
+  values: Mapping[str, Any],
+  known: Iterable[str],
+  where: Mapping[str, str],
+  section: str,
+) -> None:
+  """Raises UserError for a field that no row knows."""
+  shown = where.get(section) or f"{where['']}: {section}"
+  unknown = []
+  for field, value in values.items():
+    path = f"{section}.{field}" if section else field
+    if path in known:
+      continue
+    if not any(name.startswith(f"{path}.") for name in known):
+      unknown.append(str(field))
+    elif isinstance(value, dict):
+      _refuse_unknown(value, known, where, path)
+    elif value is not None:
+      raise errors.UserError(
+        f"{shown}: {field} must be a JSON object; got {value!r:.100}."
+      )
+  if unknown:
+    raise errors.UserError(
+      f"{shown} has fields that are not known: {', '.join(sorted(unknown))}. "
+      "A newer version of its library may have written it; they cannot be "
+      "ignored."
+    )
+
+
+def same(described: Described, spec: dict[str, Any]) -> bool:
+  """Whether a config's description is that of the model."""
+  again = engine.resolve({**described.spec, "tokenizer": spec["tokenizer"]})
+  wanted, found = normal(_plain(spec)), normal(again)
+  return all(
+    wanted[tower]["kind"] == found[tower]["kind"] for tower in ("image", "text")
+  ) and not described.family.differences(wanted, found)
+
+
+def refusals(spec: dict[str, Any]) -> list[str]:
+  """Returns what of a description OpenCLIP cannot be told."""
+  return _choose(spec)[1] + _tokenizer_problems(spec)
+
+
+def _choose(spec: dict[str, Any]) -> tuple[Family, list[str]]:
+  """Returns the family that a model is of, and what that cannot say of it.
+
+  A tower of OpenCLIP's own is taken where it can be; else timm's, if timm has
+  a name for exactly that image tower.
+  """
+  spec, problems = _plain(spec), []
+  if spec["text"]["kind"] not in TEXTS:
+    problems = [refusal("text.kind", spec["text"]["kind"], tuple(TEXTS))]
+    # Another one stands in, to name what else there is.
+    text = {**variants.VARIANTS["ViT-B-32"]["text"]}
+    text["activation"] = spec["image"].get("activation", "gelu")
+    spec = engine.resolve({**spec, "text": text, "text_projection": "linear"})
+  text, cuts = spec["text"]["kind"], spec["tokenizer"]["kind"]
+  own, timm = (
+    family(image, text, own_tokenizer=cuts == "clip_bpe")
+    for image in (spec["image"]["kind"], "timm")
+  )
+  found = own.refusals(spec)
+  if text == "bert" and any(one.startswith("text.") for one in found):
+    near = open_clip_berts.nearest(spec["text"])
+    problems.append(
+      f"of its BERTs, which are published ones, {near} is nearest"
+    )
+  if found and open_clip_rows.find_timm(spec):
+    return timm, timm.refusals(spec) + problems
+  if any(one.startswith(("image.", "image_projection")) for one in found):
+    found += _timm_problems(spec)
+  return own, found + problems
+
+
+def _plain(spec: dict[str, Any]) -> dict[str, Any]:
+  """Returns a description without what makes no difference."""
+  text = dict(spec["text"])
+  # Without a bias, the norm after the projection undoes this one.
+  if "normalize" in text and spec["text_projection"] != "mlp":
+    text["normalize"] = False
+  return {**spec, "text": text}
+
+
+def _timm_problems(spec) -> list[str]:
+  """Returns what keeps an image tower from being one of timm's."""
+  if spec["image"]["kind"] != "vit":
+    return []
+  near = timm_vit.nearest(spec["image"])
+  if near is None:
+    return ["timm has no image tower of these sizes either"]
+  name, other = near
+  return [
+    f"image.{field}={spec['image'][field]!r} (timm's {name} has {value!r})"
+    for field, value in other.items()
+  ]
+
+
+def _tokenizer_problems(spec) -> list[str]:
+  """Returns why padding differs, where a text tower sees it."""
+  cuts, text = spec["tokenizer"], spec["text"]
+  pad_id = cuts.get("pad_id", 0)
+  unseen = text["kind"] == "transformer" and text["causal"]
+  unseen = unseen and text["pooling"] in ("argmax", "eos")
+  if cuts["kind"] == "clip_bpe" and pad_id and not unseen:
+    return [refusal("tokenizer.pad_id", pad_id, (0,))]
+  return []
+
+
+def configure(model: portable.Portable) -> dict[str, Any]:
+  """Returns the config of a model that has no `refusals`.
+
+  What of the preprocessing and of the text's cleaning OpenCLIP does otherwise
+  becomes a warning in the model's report.
+  """
+  spec, warnings = model.spec, model.report.warnings
+  image = {**spec["image"], **model.execution.get("image", {})}
+  config = _choose(spec)[0].config({**spec, "image": image})
+  warnings += [
+    f"{field}={spec[field]!r} is {value!r} in open_clip, which differs "
+    "slightly; the weights are the same."
+    for field, value in {**ALWAYS, "embed_norm": "l2"}.items()
+    if spec[field] != value
+  ]
+  cuts = spec["tokenizer"]
+  cleaning = cuts.get("cleaning", "clip")
+  if cleaning not in CLEANINGS.values():
+    warnings.append(
+      f"tokenizer.cleaning={cleaning!r} becomes open_clip's "
+      f"{NEAREST[cleaning]!r}, the nearest: some texts get other ids."
+    )
+  if cuts["kind"] != "clip_bpe" and "tokenizer_config.json" not in model.files:
+    warnings.append(
+      f"The tokenizer's file {cuts['file']} is written, but open_clip needs "
+      "tokenizer_config.json beside it to load it."
+    )
+  return config
