@@ -366,7 +366,6 @@ _PREPROCESSING = (
 )
 _WHOLE = (
   Field(f"{MODEL}.embed_dim", "embed_dim", _WIDTH, in_weights=True),
-  only(f"{MODEL}.multimodal_cfg", None),
   Other(rows_lib.QUICK_GELU, False, FLAG),
   Option(
     f"{MODEL}.init_logit_scale",
@@ -408,6 +407,7 @@ def family(
   """
   custom = image == "timm" or text == "bert"
   rows = (
+    only(f"{MODEL}.multimodal_cfg", None),  # Says most about the model.
     *IMAGES[image],
     *TEXTS[text],
     *((rows_lib.BertTower(bert_config),) if text == "bert" else ()),
