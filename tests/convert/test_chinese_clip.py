@@ -223,6 +223,15 @@ def test_a_text_tower_that_the_class_does_not_have_is_refused(
   assert problem.startswith(f"text.{field}={value!r} is not supported")
 
 
+def test_the_pooler_of_a_text_tower_alone_is_kept_aside(source, tmp_path):
+  config = transformers.ChineseCLIPTextConfig(**TEXT)
+  transformers.ChineseCLIPTextModel(config).save_pretrained(tmp_path)
+  (tmp_path / "vocab.txt").write_bytes((source / "vocab.txt").read_bytes())
+  model = convert.open_model(tmp_path)
+  assert sorted(model.extras) == ["pooler.dense.bias", "pooler.dense.weight"]
+  assert "come after the text tower" in model.report.warnings[-1]
+
+
 def test_a_directory_without_its_tokenizer_says_what_to_add(theirs, tmp_path):
   theirs.save_pretrained(tmp_path)
   with pytest.raises(errors.UserError, match="has no tokenizer"):
