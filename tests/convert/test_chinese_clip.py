@@ -245,6 +245,7 @@ def _cli(*words):
   return json.loads(out.getvalue())
 
 
+@pytest.mark.slow
 def test_the_commands_take_a_directory(source, tmp_path):
   answer = _cli("convert", source, tmp_path / "ours", "--to=clip-jax")
   assert answer["unexpected"] == answer["missing"] == []
