@@ -252,7 +252,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A run. What `check` returns; nothing in it changes any more.
+  """A run. What `check` returns; its fields cannot be set any more.
 
   `model_overrides` and `evals` are open: their names are the user's own.
   """

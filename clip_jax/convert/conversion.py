@@ -275,7 +275,7 @@ def convert(
     return report
   with destinations.new(destination, overwrite) as partial:
     target.write(model, partial, options)
-    _check_written(model, partial, target, options, report, progress)
+    _check_written(model, partial, target, report, progress)
     files = sorted(partial.rglob("*")) if partial.is_dir() else [partial]
     digests = portable.digests(path for path in files if path.is_file())
     if not partial.is_dir():
@@ -347,7 +347,7 @@ def _check_free(
     )
 
 
-def _check_written(model, partial, target, options, report, progress) -> None:
+def _check_written(model, partial, target, report, progress) -> None:
   """Reads the new checkpoint and compares every number with the source's."""
   # A format that does not say all of a model is told the rest again.
   again = target.read(partial, target.told(model.spec))
