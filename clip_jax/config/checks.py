@@ -71,10 +71,9 @@ def check_field(path: str, value: Any, field: schema.Field) -> None:
   else:
     wanted = field.check(value)
   if wanted is not None:
-    unit = f", in {field.unit}" if field.unit else ""
     raise errors.UserError(
       f"config.{path}={value!r} is not allowed ({field.help}); it must be "
-      f"{wanted}{unit}."
+      f"{wanted}."
     )
 
 
