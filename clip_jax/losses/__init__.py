@@ -224,10 +224,50 @@ def _global(
   return run(embeds, scalars, ids)
 
 
-# Losses of whole arrays by kind, see `_global`. The softmax is the mean of both
-# cross-entropies (paper, Figure 3); the sigmoid the mean over images of the sum
-# over texts of the binary one (Zhai et al. 2023, equation 1); both in nats.
+def softmax_loss(
+  image_embeds: jax.Array,
+  text_embeds: jax.Array,
+  logit_scale: jax.Array,
+  logit_bias: jax.Array | None = None,
+  **options: Any,
+) -> jax.Array:
+  """Returns the mean of both cross-entropies, in nats (paper, Figure 3).
+
+  Args:
+    image_embeds: (pairs, embed), unit length, of the global batch.
+    text_embeds: (pairs, embed), unit length.
+    logit_scale: scalar.
+    logit_bias: None; this loss has none.
+    **options: mesh, axes, image_ids, text_ids, method, duplicates and tile, as
+      `local_loss` has them; without a mesh it is computed on one device.
+
+  Raises:
+    UserError: as `local_loss` does; pairs that do not split over the mesh.
+  """
+  return _global(
+    "softmax", image_embeds, text_embeds, logit_scale, logit_bias, **options
+  )
+
+
+def sigmoid_loss(
+  image_embeds: jax.Array,
+  text_embeds: jax.Array,
+  logit_scale: jax.Array,
+  logit_bias: jax.Array | None,
+  **options: Any,
+) -> jax.Array:
+  """Returns the mean over images of the sum over texts of a binary loss.
+
+  In nats (Zhai et al. 2023, equation 1). Arguments as `softmax_loss` has them;
+  `logit_bias` is a scalar.
+  """
+  return _global(
+    "sigmoid", image_embeds, text_embeds, logit_scale, logit_bias, **options
+  )
+
+
+# Losses of whole arrays by kind.
 KINDS: dict[str, Callable[..., jax.Array]] = {
-  kind: functools.partial(_global, kind) for kind in _LOCAL
+  "softmax": softmax_loss,
+  "sigmoid": sigmoid_loss,
 }
-softmax_loss, sigmoid_loss = KINDS["softmax"], KINDS["sigmoid"]

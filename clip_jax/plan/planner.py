@@ -171,10 +171,11 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
       reasons["flops_compiled"] = f"operations of {names} cannot be counted"
     exchanges = collectives.summary(work.collectives)
     try:
-      parts = _step_parts(job, work, text)
+      times = _step_parts(job, work, text)
       network = make_network(job.where, job.mesh)
       exchanges = collectives.summary(work.collectives, network.seconds)
-      parts["exchanges"] = sum(x["seconds"] for x in exchanges.values())
+      times["exchanges"] = sum(x["seconds"] for x in exchanges.values())
+      parts = times
     except ValueError as error:
       reasons["step_seconds"] = str(error)
   return Plan(
