@@ -182,8 +182,7 @@ def test_an_evaluation_that_was_stopped_is_done_again(
 def test_a_run_that_died_before_its_first_checkpoint_starts_anew(
   tmp_path, monkeypatch
 ):
-  config = _config(steps=2, log_every_steps=1)
-  config.evals = {}
+  config = _config(steps=2, log_every_steps=1, evals={})
   note = journal.Journal.note
 
   def die_at_two(self, step, *measured):
@@ -196,8 +195,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(
       loop.train(config, tmp_path)
   died = _lines(tmp_path)
   assert [line["step"] for line in died] == [1, 2]
-  changed = _config(steps=2, log_every_steps=1, seed=5)
-  changed.evals = {}
+  changed = _config(steps=2, log_every_steps=1, seed=5, evals={})
   with pytest.raises(
     errors.UserError,
     match=r"seed: 0 -> 5.*saved no checkpoint.*--allow-changes to start anew",
@@ -220,10 +218,10 @@ def test_another_config_is_refused_unless_allowed(tmp_path):
 
 def test_what_cannot_change_the_result_may_change(tmp_path):
   loop.train(_config(steps=2), tmp_path)
-  config = _config(steps=2, log_every_steps=1)
-  config.data.threads = 1
-  config.mesh.fsdp = 4
-  config.checkpoint.keep = 1
+  changes = ("data.threads=1", "mesh.fsdp=4", "checkpoint.keep=1")
+  config = config_lib.with_overrides(
+    _config(steps=2, log_every_steps=1), changes
+  )
   assert loop.train(config, tmp_path)["steps"] == 2
 
 
@@ -251,8 +249,7 @@ def test_skipped_steps_are_counted_and_logged(tmp_path, monkeypatch, caplog):
     return state
 
   monkeypatch.setattr(state_lib, "init_state", broken)
-  config = _config(steps=2, log_every_steps=1)
-  config.evals = {}
+  config = _config(steps=2, log_every_steps=1, evals={})
   summary = loop.train(config, tmp_path)
   assert summary["skipped"] == 2
   lines = _lines(tmp_path)
