@@ -49,7 +49,7 @@ for _ in range(2):
   jax.block_until_ready((state, measured))
 peak = resident("VmHWM") - before
 unrolled = make_job(scan=False)
-counted = unrolled.make_step().lower(unrolled.state, unrolled.batch)
+counted = unrolled.program.make_step().lower(unrolled.state, unrolled.batch)
 print(json.dumps({
   "planned_bytes": plan.peak_bytes,
   "measured_bytes": peak,
