@@ -21,8 +21,9 @@ INTERRUPTED = 130  # 128 + SIGINT.
 BROKEN_PIPE = 141  # 128 + SIGPIPE.
 
 # The name that a program has in the worker processes which it starts: they
-# import it before the loader, which takes seconds.
-if "__mp_main__" in sys.modules:
+# import it before the loader, which takes seconds. In other processes it is
+# another name of `__main__`.
+if getattr(sys.modules.get("__mp_main__"), "__name__", "") == "__mp_main__":
   parent.ignore_signals()
   parent.watch()
 

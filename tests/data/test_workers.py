@@ -233,3 +233,12 @@ def test_shared_arrays_are_named_after_their_owner_and_equal():
   (MEMORY / f"{owner}1-1").touch()  # Of a worker that was killed in between.
   workers.end(owner)
   assert not list(MEMORY.glob(f"{owner}*"))
+
+
+def test_a_program_that_imports_multiprocessing_is_no_worker():
+  code = (
+    "import multiprocessing, signal, threading; import clip_jax.cli;"
+    "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL;"
+    "assert threading.active_count() == 1"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)
