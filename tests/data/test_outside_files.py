@@ -272,7 +272,9 @@ def test_classes_that_cannot_be_read_are_named(
     sources.open_source(f"wds:{tmp_path}/a.tar?classes={path}")
 
 
-@pytest.mark.parametrize("data", [gzip.compress(b"image,caption\n", mtime=0), b"PAR1\0"])
+@pytest.mark.parametrize(
+  "data", [gzip.compress(b"image,caption\n", mtime=0), b"PAR1\0"]
+)
 def test_a_table_that_is_no_text_is_called_so(tmp_path, data):
   (tmp_path / "pairs.csv").write_bytes(data)
   with pytest.raises(ValueError, match="is no text"):
