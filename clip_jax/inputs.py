@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
@@ -102,7 +103,7 @@ def batch_size(given: int | None, default: int) -> int:
 def stacked(inputs: Any) -> Any:
   """Returns a list with traced arrays in it as one array."""
   if isinstance(inputs, list | tuple) and any(
-    isinstance(each, jax.core.Tracer) for each in inputs
+    isinstance(each, core.Tracer) for each in inputs
   ):
     return jnp.stack([jnp.asarray(each) for each in inputs])
   return inputs
