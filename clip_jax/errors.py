@@ -38,6 +38,10 @@ class AmbiguousError(UserError):
     self.flags = flags
 
 
+class DamagedError(UserError):
+  """A file that does not hold what its kind of file must hold."""
+
+
 # A longer list of names helps no reader.
 _MAX_LISTED = 300
 

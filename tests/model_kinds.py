@@ -18,7 +18,7 @@ from clip_jax import convert, loading
 from clip_jax.checkpoints import run_model, saving
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.convert import engine, portable, timm, timm_vit
-from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import bert
 from clip_jax.models import variants
 

@@ -64,12 +64,12 @@ OPTIONAL = {"huggingface_hub", "sentencepiece", "transformers"}
 BY_NAME = {
   "clip_jax",
   "clip_jax.cli.verbs",
-  "clip_jax.convert.oracles",
+  "clip_jax.convert.verify.oracle",
   "clip_jax.data.sources",
 }
 EVERYWHERE = {"torch", "tensorflow", "torchvision", "open_clip", "timm"}
 # Compares with other libraries, and imports them inside its functions only.
-ORACLES = "clip_jax.convert.oracles"
+ORACLES = "clip_jax.convert.verify"
 
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

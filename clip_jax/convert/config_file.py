@@ -5,7 +5,6 @@ import pathlib
 from typing import Any
 
 from clip_jax import errors, json_text
-from clip_jax.convert import containers
 
 MAX_BYTES = 1 << 22
 # Beyond every model: a hostile number must not become a loop or an overflow.
@@ -52,7 +51,7 @@ class Fields:
 
   def __init__(self, where: str, data: Any):
     if not isinstance(data, dict):
-      raise containers.DamagedError(f"{where} must be a JSON object.")
+      raise errors.DamagedError(f"{where} must be a JSON object.")
     self._where = where
     self._data = dict(data)
 

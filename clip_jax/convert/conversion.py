@@ -24,8 +24,8 @@ from clip_jax.convert import (
   weights_file,
 )
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.containers import wrappers
 from clip_jax.convert.engine.format import Format
+from clip_jax.convert.files import wrappers
 from clip_jax.convert.formats.table import FORMATS
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.models import paths

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors, json_text
-from clip_jax.convert import containers, engine, portable
+from clip_jax.convert import engine, portable
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
@@ -74,7 +74,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   names = sorted(digests.keys() - set(_WEIGHTS))
   files = {name: _read_file(path, name) for name in names}
   if WEIGHTS not in digests or not weights.is_file():
-    raise containers.DamagedError(f"{path} has no {WEIGHTS}; convert it again.")
+    raise errors.DamagedError(f"{path} has no {WEIGHTS}; convert it again.")
   if not options.headers_only:
     _check_digests(path, digests)
   spec, execution = _check_complete(described, path / DESCRIPTION)
@@ -101,7 +101,7 @@ def _read_description(path: pathlib.Path) -> dict[str, Any]:
     )
   for field, kind in _FIELDS.items():
     if not isinstance(described.get(field), kind):
-      raise containers.DamagedError(
+      raise errors.DamagedError(
         f"{path}: {field} must be of the type {kind.__name__}, got "
         f"{described.get(field)!r:.60}; convert the model again."
       )
@@ -111,9 +111,9 @@ def _read_description(path: pathlib.Path) -> dict[str, Any]:
 def _check_digests(path: pathlib.Path, digests: dict[str, Any]) -> None:
   for name, digest in digests.items():
     if not (path / name).is_file():
-      raise containers.DamagedError(f"{path} lacks {name}; convert it again.")
+      raise errors.DamagedError(f"{path} lacks {name}; convert it again.")
     if portable.digests([path / name])[name] != digest:
-      raise containers.DamagedError(
+      raise errors.DamagedError(
         f"{path / name} is not the file that was written: its sha256 differs "
         f"from the one in {DESCRIPTION}. Convert the model again."
       )
@@ -126,7 +126,7 @@ def _check_complete(
   spec = described["spec"]
   parts = engine.towers(spec)
   if not parts:
-    raise containers.DamagedError(f"{path} describes no tower.")
+    raise errors.DamagedError(f"{path} describes no tower.")
   try:
     resolved = plain(engine.resolve(spec))
     engine.leaf_shapes(resolved)
@@ -136,7 +136,7 @@ def _check_complete(
   except errors.UserError:
     raise
   except _SENSELESS as error:
-    raise containers.DamagedError(
+    raise errors.DamagedError(
       f"{path}: the description makes no model ({error!r:.200})."
     ) from None
   for part in parts:
@@ -161,7 +161,7 @@ def _leaves(tensors, spec, layer_dtypes, report, path):
   try:
     layers = {k: tuple(map(np.dtype, v)) for k, v in layer_dtypes.items()}
   except TypeError as error:
-    raise containers.DamagedError(
+    raise errors.DamagedError(
       f"{path / DESCRIPTION}: layer_dtypes makes no sense ({error})."
     ) from None
   shapes = engine.leaf_shapes(spec)
@@ -187,14 +187,14 @@ def _leaves(tensors, spec, layer_dtypes, report, path):
 
 def _read_file(path: pathlib.Path, name: str) -> bytes:
   if name in ("", ".", "..") or pathlib.PurePath(name).name != name:
-    raise containers.DamagedError(
+    raise errors.DamagedError(
       f"{path / DESCRIPTION} names the file {name!r}, which is not in its "
       "directory."
     )
   try:
     return (path / name).read_bytes()
   except OSError as error:
-    raise containers.DamagedError(
+    raise errors.DamagedError(
       f"{path / name} cannot be read ({error.strerror}); convert it again."
     ) from None
 

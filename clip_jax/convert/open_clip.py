@@ -24,9 +24,9 @@ from clip_jax.convert import (
 )
 from clip_jax.convert import open_clip_files as files_lib
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.containers import safetensors_file
 from clip_jax.convert.engine import Entry
 from clip_jax.convert.engine.names import Names
+from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import (
   bert,
   open_clip_berts,

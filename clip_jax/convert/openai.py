@@ -16,7 +16,6 @@ import numpy as np
 from clip_jax import errors
 from clip_jax.convert import (
   axes,
-  containers,
   engine,
   open_clip_files,
   openai_export,
@@ -25,7 +24,7 @@ from clip_jax.convert import (
   weights_file,
 )
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.containers import torch_zip
+from clip_jax.convert.files import torch_zip
 from clip_jax.convert.formats import openai_names
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
@@ -124,7 +123,7 @@ def _cross_check(archive, spec, path) -> None:
     if name in archive.tensors:
       got = np.ravel(archive.tensors[name].read())
       if got.size != 1 or int(got[0]) != want:
-        raise containers.DamagedError(
+        raise errors.DamagedError(
           f"{path} says {name}={got.tolist()}, but its tensors have {want}; "
           "download it again."
         )

@@ -13,7 +13,6 @@ from clip_jax import errors
 from clip_jax.convert import (
   axes,
   config_file,
-  containers,
   engine,
   portable,
   timm_vit,
@@ -85,7 +84,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   report = report_lib.Report(NAME)
   if path.is_dir():
     config = config_file.read(path / "config.json")
-    weights = containers_file(path, WEIGHTS)
+    weights = weights_in(path, WEIGHTS)
     tensors = weights_file.read(weights, options, report).tensors
     tower, about = _describe(config, report, path / "config.json")
     if options.activation not in (None, tower["activation"]):
@@ -124,7 +123,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   )
 
 
-def containers_file(path: pathlib.Path, names: tuple[str, ...]) -> pathlib.Path:
+def weights_in(path: pathlib.Path, names: tuple[str, ...]) -> pathlib.Path:
   """Returns the first of `names` that is in the directory.
 
   Raises:
@@ -147,7 +146,7 @@ def _describe(config, report, path) -> tuple[dict[str, Any], dict[str, Any]]:
   given = config.get("pretrained_cfg") or config
   arguments = config.get("model_args") or {}
   if not isinstance(given, dict) or not isinstance(arguments, dict):
-    raise containers.DamagedError(
+    raise errors.DamagedError(
       f"{path}: pretrained_cfg and model_args must be objects."
     )
   arguments = config_file.Fields(f"{path}: model_args", arguments)

@@ -8,7 +8,6 @@ import tokenizers
 
 from clip_jax import errors, json_text
 from clip_jax import tokenizer as tokenizer_lib
-from clip_jax.convert import containers
 from clip_jax.convert import report as report_lib
 from clip_jax.tokenizer import files as files_lib
 
@@ -155,7 +154,7 @@ def _from_vocabulary(files, settings, where) -> dict[str, Any]:
   try:
     lines = files["vocab.txt"].decode("utf-8").splitlines()
   except UnicodeDecodeError as error:
-    raise containers.DamagedError(
+    raise errors.DamagedError(
       f"{where}: vocab.txt is no text ({error})."
     ) from None
   missing = [token for token in _WORDPIECE.values() if token not in lines]

@@ -8,7 +8,7 @@ from typing import Any
 from clip_jax import errors
 from clip_jax.convert import portable
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.containers import (
+from clip_jax.convert.files import (
   datafile,
   msgpack_file,
   nested,

@@ -11,7 +11,7 @@ import transformers
 
 from clip_jax import convert, errors, tokenizer
 from clip_jax.convert import engine, model_dir
-from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import bert
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor

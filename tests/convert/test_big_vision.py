@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from clip_jax import convert, errors
-from clip_jax.convert.containers import npz
+from clip_jax.convert.files import npz
 from clip_jax.convert.formats import big_vision
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor

@@ -10,7 +10,7 @@ import pytest
 
 from clip_jax import convert, errors
 from clip_jax.convert import conversion, engine, model_dir
-from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants

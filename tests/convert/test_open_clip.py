@@ -20,13 +20,13 @@ from clip_jax.convert import (
   open_clip,
   open_clip_files,
   tokenizer_files,
-  verification,
 )
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import open_clip_berts, open_clip_config
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.tensor import Tensor
+from clip_jax.convert.verify import verification
 from clip_jax.models import variants
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from clip_jax.convert import (
   timm_vit,
 )
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.containers import safetensors_file, torch_zip
+from clip_jax.convert.files import safetensors_file, torch_zip
 from clip_jax.convert.formats import (
   bert,
   open_clip_config,

@@ -17,7 +17,7 @@ from clip_jax.convert import (
   open_clip_files,
 )
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import open_clip_config
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.tensor import Tensor

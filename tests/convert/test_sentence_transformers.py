@@ -12,7 +12,7 @@ import transformers
 
 from clip_jax import convert, errors
 from clip_jax.cli import run
-from clip_jax.convert import verification
+from clip_jax.convert.verify import verification
 
 KIND = "sentence_transformers.models."
 

@@ -14,7 +14,7 @@ import pytest
 
 from clip_jax import cli, convert, errors
 from clip_jax.convert import engine, timm, timm_vit
-from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants

@@ -9,10 +9,11 @@ import transformers
 
 from clip_jax import convert, errors
 from clip_jax.cli import run
-from clip_jax.convert import model_dir, verification
+from clip_jax.convert import model_dir
 from clip_jax.convert.engine import Leaf
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor
+from clip_jax.convert.verify import verification
 
 SIZES = {
   "vit": (24, 20, 3, 128, 5, 11, 50, 192, 3, 2),

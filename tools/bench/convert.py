@@ -20,7 +20,7 @@ import numpy as np
 import tables  # Beside this script.
 
 from clip_jax.convert import engine
-from clip_jax.convert.containers import torch_zip
+from clip_jax.convert.files import torch_zip
 from clip_jax.convert.formats import openai_names
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants

@@ -38,7 +38,7 @@ import clip_jax
 from clip_jax import convert, host_memory
 from clip_jax.convert import engine, openai
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.containers import torch_zip
+from clip_jax.convert.files import torch_zip
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 

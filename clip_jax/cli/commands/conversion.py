@@ -8,7 +8,7 @@ from typing import Any
 from clip_jax import convert as convert_lib
 from clip_jax import errors, terminal
 from clip_jax.cli import verb
-from clip_jax.convert import verification
+from clip_jax.convert.verify import verification
 
 
 def _reading(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -42,7 +42,7 @@ written by hand. What takes several fields at once is a class derived from
 model of HuggingFace's is a `formats.huggingface_family.HuggingFaceFamily`,
 listed in `formats/huggingface_config.py`, as `huggingface_chinese_clip.py` is.
 A new class of image processor is a line in `formats/huggingface_images.py`, and
-the model's class one in `oracles/huggingface.py`, for `verify`.
+the model's class one in `verify/huggingface.py`, for `verify`.
 """
 
 from clip_jax.convert.engine.entries import (

@@ -19,9 +19,9 @@ from clip_jax.convert import (
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.axes import Axes
-from clip_jax.convert.containers import npz
 from clip_jax.convert.engine import family
 from clip_jax.convert.engine.format import Format
+from clip_jax.convert.files import npz
 from clip_jax.convert.formats import big_vision_description as description
 from clip_jax.convert.formats import big_vision_names as names_lib
 from clip_jax.convert.tensor import Tensor

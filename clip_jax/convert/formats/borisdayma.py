@@ -12,11 +12,11 @@ from typing import Any
 from clip_jax import errors
 from clip_jax.convert import config_file, engine, portable, tokenizer_files
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.containers import orbax_directory
 from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.fields import Field, Heads, Row, Written
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.names import FLAX, Names
+from clip_jax.convert.files import orbax_directory
 from clip_jax.convert.formats import huggingface_clip as clip
 from clip_jax.convert.formats.huggingface_family import structure
 from clip_jax.convert.tensor import Tensor

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 
 from clip_jax import errors, json_text
-from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.tensor import Tensor
 
 WEIGHTS = "model.safetensors"

@@ -4,7 +4,7 @@ import pathlib
 from typing import Any
 
 from clip_jax import errors, json_text
-from clip_jax.convert import config_file, containers, portable
+from clip_jax.convert import config_file, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.formats import bert, huggingface
@@ -108,7 +108,7 @@ def _modules(
 def _read_list(path: pathlib.Path) -> list[dict[str, Any]]:
   listed = json_text.read(path, kind=list)
   if not all(isinstance(module, dict) for module in listed):
-    raise containers.DamagedError(f"{path} must hold a list of objects.")
+    raise errors.DamagedError(f"{path} must hold a list of objects.")
   return listed
 
 
@@ -117,7 +117,7 @@ def _inside(path: pathlib.Path, name: Any) -> pathlib.Path:
   if not isinstance(name, str) or any(sign in name for sign in "/\\:\0"):
     name = ".."
   if name == "..":
-    raise containers.DamagedError(
+    raise errors.DamagedError(
       f"{path / MODULES} names a directory that is not in its own."
     )
   return path / name

@@ -14,7 +14,7 @@ import pickletools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from clip_jax.convert.containers import torch_names
+from clip_jax.convert.files import torch_names
 
 # A tensor takes about 40. A large training state has 10,000 tensors.
 MAX_OPCODES = 500_000

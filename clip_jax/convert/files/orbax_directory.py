@@ -9,7 +9,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from clip_jax import errors
-from clip_jax.convert import containers
 from clip_jax.convert.tensor import Tensor
 
 ITEM = "default"  # Of a step's directory.
@@ -45,7 +44,7 @@ def read(step: pathlib.Path) -> dict[str, Tensor]:
     tree = handler.metadata(path.absolute()).tree
     params = tree["params"]
   except (KeyError, TypeError, ValueError, OSError) as error:
-    raise containers.DamagedError(
+    raise errors.DamagedError(
       f"{path} is no Orbax checkpoint with params "
       f"({type(error).__name__}: {str(error)[:200]})."
     ) from None
@@ -84,7 +83,7 @@ def _restore(path, names, shape, dtype) -> np.ndarray:
         ),
       )
   except (ValueError, OSError, KeyError) as error:
-    raise containers.DamagedError(
+    raise errors.DamagedError(
       f"{path}: {'/'.join(names)} cannot be read "
       f"({type(error).__name__}: {str(error)[:200]})."
     ) from None

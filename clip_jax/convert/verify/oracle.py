@@ -93,7 +93,7 @@ def load(
         f"To verify a source in the format {source_format!r}, {needed} must be "
         f"installed: {install}."
       )
-  chosen = importlib.import_module(f"clip_jax.convert.oracles.{module}")
+  chosen = importlib.import_module(f"clip_jax.convert.verify.{module}")
   try:
     return chosen.load(path, double=double, spec=spec, options=options)
   except ImportError as error:

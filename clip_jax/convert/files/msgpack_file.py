@@ -13,7 +13,7 @@ import msgpack
 import numpy as np
 
 from clip_jax.convert import tensor as tensor_lib
-from clip_jax.convert.containers import datafile, nested
+from clip_jax.convert.files import datafile, nested
 
 _KIND = "a flax msgpack file"
 _NDARRAY, _NUMPY_SCALAR = 1, 3  # Extension types of flax.serialization.

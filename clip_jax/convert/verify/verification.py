@@ -14,8 +14,10 @@ import jax
 import numpy as np
 
 from clip_jax import errors, terminal
-from clip_jax.convert import conversion, engine, hub, oracles, probes
+from clip_jax.convert import conversion, engine, hub
 from clip_jax.convert.portable import Options, Portable
+from clip_jax.convert.verify import oracle as oracle_lib
+from clip_jax.convert.verify import probes
 from clip_jax.models import paths, variants
 
 # Of float64, the largest difference over the largest number.
@@ -153,7 +155,7 @@ def verify(
     for part in engine.towers(ours.spec)
   }
   load = functools.partial(
-    oracles.load, known, path, spec=theirs.spec, options=options
+    oracle_lib.load, known, path, spec=theirs.spec, options=options
   )
   exact = None
   if not double:  # Gone again before the source is loaded in float32.
@@ -200,7 +202,9 @@ def _compare_weights(ours: Portable, theirs: Portable) -> Row:
   return Row("weights", worst, WEIGHTS_BAR)
 
 
-def _compare_inputs(ours: Portable, theirs: Portable, oracle: oracles.Oracle):
+def _compare_inputs(
+  ours: Portable, theirs: Portable, oracle: oracle_lib.Oracle
+):
   """Yields how images and texts are prepared on both sides."""
   seed = np.random.default_rng(0)  # The probes are chosen, not drawn.
   lower = theirs.spec.get("tokenizer", {}).get("cleaning") == "hf_lower"
@@ -236,7 +240,7 @@ def _compare_inputs(ours: Portable, theirs: Portable, oracle: oracles.Oracle):
     try:
       want = run_theirs(inputs)
     except Exception as error:  # Another library's, of any kind.
-      yield NotCompared(stage, f"failed there: {oracles.complaint(error)}")
+      yield NotCompared(stage, f"failed there: {oracle_lib.complaint(error)}")
       continue
     if stage == "pixels":
       yield Row(stage, difference(got, want), bar)
@@ -283,7 +287,7 @@ def _compare(ours, oracle, inputs, exact, double):
     yield Row("logits", difference(got, want), _bar(want, truth))
 
 
-def _their_stages(oracle, part, inputs) -> oracles.Stages:
+def _their_stages(oracle, part, inputs) -> oracle_lib.Stages:
   run = {"image": oracle.image_stages, "text": oracle.text_stages}[part]
   return run(inputs)
 
@@ -331,7 +335,7 @@ def random_tokens(tower: dict[str, Any], rng, examples: int) -> np.ndarray:
 
 def our_stages(
   model: Portable, part: str, inputs: np.ndarray, dtype: Any
-) -> oracles.Stages:
+) -> oracle_lib.Stages:
   """Returns what our tower `part` holds on the way, by stage."""
   module = variants.create_model(
     engine.completed(model.spec), dtype=dtype, param_dtype=dtype
@@ -362,7 +366,7 @@ def our_stages(
   }
 
 
-def _blocks(tower: dict[str, Any]) -> oracles.Stages:
+def _blocks(tower: dict[str, Any]) -> oracle_lib.Stages:
   if stack := paths.layers_in(tower):
     (stacked,) = stack["__call__"]
     return {f"block {i}": np.asarray(x) for i, x in enumerate(stacked, start=1)}

@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from clip_jax import errors
 from clip_jax.convert import tensor as tensor_lib
-from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.files import safetensors_file
 
 
 def _arrays():

@@ -11,9 +11,10 @@ import numpy as np
 from clip_jax import errors
 from clip_jax.convert import portable, tokenizer_files, weights_file
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.containers import safetensors_file
+from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import huggingface_weights, sentence_transformers
-from clip_jax.convert.oracles import Oracle, Stages, complaint, watching
+from clip_jax.convert.verify import watching
+from clip_jax.convert.verify.oracle import Oracle, Stages, complaint
 
 _CLASSES = {
   "clip": "CLIPModel",

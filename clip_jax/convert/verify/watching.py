@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.convert.oracles import Stages
+from clip_jax.convert.verify.oracle import Stages
 
 
 def watch(

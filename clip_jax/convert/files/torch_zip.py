@@ -17,7 +17,7 @@ import numpy as np
 
 from clip_jax import errors
 from clip_jax.convert import tensor as tensor_lib
-from clip_jax.convert.containers import (
+from clip_jax.convert.files import (
   datafile,
   nested,
   state_pickle,

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from clip_jax.convert.containers import msgpack_file
+from clip_jax.convert.files import msgpack_file
 
 
 def _tree():

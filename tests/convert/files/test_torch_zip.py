@@ -12,7 +12,7 @@ import torch
 
 from clip_jax import errors
 from clip_jax.convert import tensor as tensor_lib
-from clip_jax.convert.containers import torch_zip, zip_directory
+from clip_jax.convert.files import torch_zip, zip_directory
 
 DTYPES = {
   "float32": np.float32,

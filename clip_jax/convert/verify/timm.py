@@ -10,7 +10,8 @@ import clip_jax.convert.timm as timm_format
 from clip_jax import errors
 from clip_jax.convert import portable, weights_file
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.oracles import Oracle, Stages, watching
+from clip_jax.convert.verify import watching
+from clip_jax.convert.verify.oracle import Oracle, Stages
 
 
 def load(
@@ -30,7 +31,7 @@ def load(
   import torch
 
   config = json.loads((path / "config.json").read_text())
-  weights = timm_format.containers_file(path, timm_format.WEIGHTS)
+  weights = timm_format.weights_in(path, timm_format.WEIGHTS)
   tensors = weights_file.read(weights, options, report_lib.Report("")).tensors
   model = timm.create_model(
     config["architecture"],

@@ -4,7 +4,7 @@ import struct
 from collections.abc import Mapping
 
 from clip_jax import errors
-from clip_jax.convert.containers import torch_names
+from clip_jax.convert.files import torch_names
 
 # Opcodes of pickle protocol 2.
 _START = b"\x80\x02"

@@ -19,7 +19,7 @@ import numpy as np
 
 from clip_jax import errors, json_text
 from clip_jax.convert import tensor as tensor_lib
-from clip_jax.convert.containers import datafile
+from clip_jax.convert.files import datafile
 
 _KIND = "a safetensors file"
 MAX_HEADER_BYTES = 100_000_000  # The library's own limit.

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from clip_jax.convert.containers import datafile
+from clip_jax.convert.files import datafile
 
 # Some 20,000 entries: `zipfile` takes half a second to parse them.
 MAX_DIRECTORY_BYTES = 1 << 21

@@ -12,7 +12,7 @@ import numpy as np
 
 from clip_jax import errors
 from clip_jax.convert import tensor as tensor_lib
-from clip_jax.convert.containers import datafile, zip_directory
+from clip_jax.convert.files import datafile, zip_directory
 
 _KIND = "a numpy archive"
 _SUFFIX = ".npy"

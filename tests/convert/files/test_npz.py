@@ -9,7 +9,7 @@ import pytest
 
 from clip_jax import errors
 from clip_jax.convert import tensor as tensor_lib
-from clip_jax.convert.containers import npz
+from clip_jax.convert.files import npz
 
 DTYPES = [
   *("bool", "int8", "int16", "int32", "int64"),

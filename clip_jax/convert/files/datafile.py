@@ -16,7 +16,6 @@ import ml_dtypes
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import containers
 
 CHUNK_BYTES = 1 << 20
 
@@ -55,9 +54,9 @@ def checked(path: pathlib.Path, kind: str) -> Iterator[None]:
     raise damaged(path, f"it cannot be read as {kind}: {what}") from None
 
 
-def damaged(path: pathlib.Path, what: str) -> containers.DamagedError:
+def damaged(path: pathlib.Path, what: str) -> errors.DamagedError:
   """Returns the error for a file whose content contradicts itself."""
-  return containers.DamagedError(
+  return errors.DamagedError(
     f"{path} is damaged or not what its name says: {what}. Fetch or make it "
     "again."
   )

@@ -9,7 +9,8 @@ import numpy as np
 
 from clip_jax.convert import portable, weights_file
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.oracles import Oracle, Stages, watching
+from clip_jax.convert.verify import watching
+from clip_jax.convert.verify.oracle import Oracle, Stages
 
 
 def _module():

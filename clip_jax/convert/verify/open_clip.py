@@ -8,7 +8,8 @@ import numpy as np
 
 import clip_jax.convert.open_clip as open_clip_format
 from clip_jax.convert import open_clip_files, portable
-from clip_jax.convert.oracles import Oracle, Stages, complaint, watching
+from clip_jax.convert.verify import watching
+from clip_jax.convert.verify.oracle import Oracle, Stages, complaint
 
 
 def load(

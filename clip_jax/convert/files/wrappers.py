@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert.containers import nested
+from clip_jax.convert.files import nested
 
 # Keys and attributes under which programs keep a model.
 _WEIGHTS = (

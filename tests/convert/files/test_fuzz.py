@@ -24,7 +24,7 @@ import torch
 
 from clip_jax import errors
 from clip_jax.convert import tensor as tensor_lib
-from clip_jax.convert.containers import (
+from clip_jax.convert.files import (
   msgpack_file,
   npz,
   safetensors_file,
