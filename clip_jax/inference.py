@@ -391,6 +391,7 @@ class Clip:
     """
     if not self.spec:
       raise errors.UserError("A model without a description cannot be saved.")
+    errors.check_local("The new model", path)
     destination = pathlib.Path(path).expanduser().resolve()
     if destination.exists() and not (
       destination.is_dir() and not any(destination.iterdir())

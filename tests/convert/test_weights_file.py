@@ -208,7 +208,7 @@ def test_options_and_scores_beside_the_weights_are_passed_over(tmp_path):
 
 @pytest.mark.parametrize(
   "more",
-  [{"module.visual.proj": STATE["visual.proj"]}, {"ema": STATE}],
+  [{"module.visual.proj": STATE["visual.proj"]}, {"swa_model": STATE}],
 )
 def test_a_name_that_comes_with_and_without_its_prefix_is_refused(
   tmp_path, more
