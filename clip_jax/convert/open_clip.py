@@ -18,7 +18,6 @@ from clip_jax.convert import (
   config_file,
   engine,
   portable,
-  timm_vit,
   tokenizer_files,
   weights_file,
 )
@@ -32,6 +31,7 @@ from clip_jax.convert.formats import (
   open_clip_berts,
   open_clip_config,
   openai_names,
+  timm_vit,
 )
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import clip
