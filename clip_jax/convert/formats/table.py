@@ -5,7 +5,6 @@ A directory can look like several; the first says more about the model.
 
 from clip_jax.convert import (
   model_dir,
-  open_clip,
   openai,
   timm,
   workdir,
@@ -17,6 +16,7 @@ from clip_jax.convert.formats import (
   borisdayma,
   flax_clip,
   huggingface,
+  open_clip,
   sentence_transformers,
 )
 
