@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from clip_jax import convert, errors, tokenizer
-from clip_jax.convert import engine, open_clip
+from clip_jax.convert import engine
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.files import safetensors_file, torch_zip
 from clip_jax.convert.formats import (
   bert,
+  open_clip,
   open_clip_config,
   open_clip_fields,
   open_clip_rows,
