@@ -9,6 +9,7 @@ It holds all that a model needs, and loading it needs no network:
     …                     the tokenizer's files, under their own names
 """
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -19,7 +20,6 @@ from clip_jax import errors, json_text
 from clip_jax.convert import engine, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.files import safetensors_file
-from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
 NAME = "clip-jax"
@@ -164,24 +164,14 @@ def _leaves(tensors, spec, layer_dtypes, report, path):
     raise errors.DamagedError(
       f"{path / DESCRIPTION}: layer_dtypes makes no sense ({error})."
     ) from None
-  shapes = engine.leaf_shapes(spec)
-  report.tensors = len(tensors)
-  report.mapped = len(shapes.keys() & tensors.keys())
-  report.missing = sorted(shapes.keys() - tensors.keys())
-  report.unexpected = sorted(tensors.keys() - shapes.keys())
-  report.shape_mismatch = [
-    {"key": key, "got": list(tensors[key].shape), "want": list(shape)}
-    for key, shape in shapes.items()
-    if key in tensors and tensors[key].shape != shape
-  ]
-  if not report.exact:
-    raise report_lib.MismatchError(report, name=str(path))
+  places = engine.leaf_shapes(spec)
+  entries = [engine.Entry(place, (engine.Slot(place),)) for place in places]
+  leaves, _ = engine.to_ours(
+    entries, tensors, spec, report=report, name=str(path)
+  )
   return {
-    key: engine.Leaf.from_tensor(
-      tensors[key],
-      layer_dtypes=layers.get(key),
-    )
-    for key in shapes
+    place: dataclasses.replace(leaf, layer_dtypes=layers.get(place))
+    for place, leaf in leaves.items()
   }
 
 
@@ -211,13 +201,7 @@ def write(
     destination / WEIGHTS,
     *(destination / name for name in model.files),
   ]
-  safetensors_file.write(
-    destination / WEIGHTS,
-    {
-      path: Tensor(leaf.shape, leaf.dtype, leaf.read)
-      for path, leaf in model.leaves.items()
-    },
-  )
+  safetensors_file.write(destination / WEIGHTS, model.leaves)
   if model.extras:
     written.append(destination / EXTRAS)
     safetensors_file.write(destination / EXTRAS, model.extras)

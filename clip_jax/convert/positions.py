@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import engine, portable
+from clip_jax.convert import portable
 from clip_jax.convert.tensor import Tensor
 
 # Of one side, in pixels; a tower for more has no use for a grid of positions.
@@ -219,7 +219,7 @@ def resize(
   leaf = model.leaves[path]
   side = grid_side(image, image["image_size"])
   tensor, what = resized(
-    Tensor(leaf.shape, leaf.dtype, leaf.read),
+    leaf,
     image,
     image_size,
     old_grid=(side, side),
@@ -227,7 +227,7 @@ def resize(
   )
   leaves = dict(model.leaves)
   if what["new_grid"] != what["old_grid"]:
-    leaves[path] = engine.Leaf.from_tensor(tensor)
+    leaves[path] = tensor
   image = {**image, "image_size": image_size}
   if image["kind"] == "vit":
     image["drop_edge"] = image_size % image["patch_size"] != 0

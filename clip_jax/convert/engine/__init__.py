@@ -38,9 +38,10 @@ To write one, after the example of `formats/huggingface_clip.py`:
 `portable.assemble` and `to_theirs`, and `FAMILY.refusals(spec)` names the
 fields of a model that would not come back from such a config: no refusal is
 written by hand. What takes several fields at once is a class derived from
-`fields.Row`; a layout that no rule has is a line in `names.RULES`. Another
-model of HuggingFace's is a `formats.huggingface_family.HuggingFaceFamily`,
-listed in `formats/huggingface_config.py`, as `huggingface_chinese_clip.py` is.
+`fields.Row`; a layout that no rule has is a line in `transforms.LAYOUTS`.
+Another model of HuggingFace's is a
+`formats.huggingface_family.HuggingFaceFamily`, listed in
+`formats/huggingface_config.py`, as `huggingface_chinese_clip.py` is.
 A new class of image processor is a line in `formats/huggingface_images.py`, and
 the model's class one in `verify/huggingface.py`, for `verify`.
 """
@@ -49,7 +50,6 @@ from clip_jax.convert.engine.entries import (
   IMAGE_FIELDS,
   STAND_INS,
   Entry,
-  Leaf,
   Slot,
   block_slot,
   check_cover,
@@ -67,7 +67,6 @@ __all__ = [
   "IMAGE_FIELDS",
   "STAND_INS",
   "Entry",
-  "Leaf",
   "Slot",
   "block_slot",
   "check_cover",

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,50 +39,6 @@ class Entry:
   name: str
   slots: tuple[Slot, ...]
   transform: transforms.Transform = transforms.IDENTITY
-
-
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-  """One array of our tree, read when asked for, whole or layer by layer.
-
-  Attributes:
-    shape: of the whole.
-    dtype: that holds every layer exactly.
-    part: returns one layer in its own dtype; the whole for None.
-    layer_dtypes: of each layer, where they differ.
-  """
-
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  part: Callable[[int | None], np.ndarray]
-  layer_dtypes: tuple[np.dtype, ...] | None = None
-
-  @classmethod
-  def from_tensor(
-    cls,
-    tensor: Tensor,
-    *,
-    layer_dtypes: tuple[np.dtype, ...] | None = None,
-  ) -> "Leaf":
-    """Wraps a whole array."""
-
-    def part(layer):
-      if layer is None:
-        return tensor.read()
-      array = tensor.read_row(layer)
-      return array.astype(layer_dtypes[layer]) if layer_dtypes else array
-
-    return cls(tensor.shape, tensor.dtype, part, layer_dtypes)
-
-  def read(self) -> np.ndarray:
-    """Returns the whole array."""
-    return self.part(None)
-
-  def dtype_of(self, layer: int | None) -> np.dtype:
-    """Returns the dtype of one layer, or of the whole for None."""
-    if layer is None or self.layer_dtypes is None:
-      return self.dtype
-    return self.layer_dtypes[layer]
 
 
 def block_slot(tower: str, path: str, layer: int) -> Slot:
@@ -222,7 +178,7 @@ def to_ours(
   name: str,
   ignored: Iterable[str] = (),
   hint: str = "",
-) -> tuple[dict[str, Leaf], dict[str, Tensor]]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
   """Fills our tree with the tensors of a checkpoint, lazily.
 
   Args:
@@ -272,7 +228,7 @@ def to_ours(
   return _leaves(entries, tensors, shapes), extras
 
 
-def _leaves(entries, tensors, shapes) -> dict[str, Leaf]:
+def _leaves(entries, tensors, shapes) -> dict[str, Tensor]:
   sources = collections.defaultdict(dict)  # path -> layer -> (entry, index)
   for entry in entries:
     for index, slot in enumerate(entry.slots):
@@ -282,7 +238,7 @@ def _leaves(entries, tensors, shapes) -> dict[str, Leaf]:
   }
 
 
-def _leaf(shape, sources, tensors) -> Leaf:
+def _leaf(shape, sources, tensors) -> Tensor:
   """Returns the leaf whose layers lie in the tensors that `sources` names."""
   dtypes = {i: tensors[entry.name].dtype for i, (entry, _) in sources.items()}
   dtype = _common(dtypes.values())
@@ -295,16 +251,13 @@ def _leaf(shape, sources, tensors) -> Leaf:
       entry, index = sources[layer]
       return entry.transform.ours(tensors[entry.name].read())[index]
     if layer is not None:  # Stacked there too.
-      entry, _ = sources[None]
-      if entry.transform is transforms.IDENTITY:
-        return tensors[entry.name].read_row(layer)
       return part(None)[layer]
     whole = np.empty(shape, dtype)
     for i in range(shape[0]):
       whole[i] = part(i)
     return whole
 
-  return Leaf(shape, dtype, part, layers)
+  return Tensor(shape, dtype, lambda: part(None), part, layers)
 
 
 def _is_number(dtype: np.dtype) -> bool:
@@ -325,7 +278,7 @@ def _common(dtypes: Iterable[np.dtype]) -> np.dtype:
 
 
 def to_theirs(
-  entries: Sequence[Entry], leaves: Mapping[str, Leaf]
+  entries: Sequence[Entry], leaves: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
   """Returns the tensors of a format for our leaves, lazily, in its order."""
   shapes = {path: leaf.shape for path, leaf in leaves.items()}
