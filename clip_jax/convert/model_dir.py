@@ -31,10 +31,7 @@ VERSION = 2
 _READ = (1, 2)
 _FIELDS = {
   "version": int,
-  "spec": dict,
-  "source": dict,
-  "layer_dtypes": dict,
-  "files": dict,
+  **dict.fromkeys(("spec", "source", "layer_dtypes", "files"), dict),
 }
 _WEIGHTS = (WEIGHTS, EXTRAS)
 # Fields that follow from others in descriptions that were written before.
@@ -42,24 +39,12 @@ _LATER = {"probabilities"}
 # Fields that came later, and what their absence means, by the tower's kind.
 _SINCE = {"bert": {"normalize": False}}
 # What a description that makes no sense can raise on its way to a model.
-_SENSELESS = (
-  ArithmeticError,
-  AttributeError,
-  KeyError,
-  TypeError,
-  ValueError,
-)
+_SENSELESS = (ArithmeticError, AttributeError, KeyError, TypeError, ValueError)
 
 
 def recognise(path: pathlib.Path) -> bool:
   """Whether `path` is a model directory."""
   return (path / DESCRIPTION).is_file()
-
-
-def refusals(spec: dict[str, Any]) -> list[str]:
-  """Returns nothing: every model fits."""
-  del spec
-  return []
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
@@ -197,13 +182,9 @@ def write(
   destination.mkdir(parents=True, exist_ok=True)
   taken = {DESCRIPTION, WEIGHTS, EXTRAS} & model.files.keys()
   assert not taken, taken
-  written = [
-    destination / WEIGHTS,
-    *(destination / name for name in model.files),
-  ]
+  written = [WEIGHTS, *model.files, *([EXTRAS] if model.extras else [])]
   safetensors_file.write(destination / WEIGHTS, model.leaves)
   if model.extras:
-    written.append(destination / EXTRAS)
     safetensors_file.write(destination / EXTRAS, model.extras)
   for name, data in model.files.items():
     (destination / name).write_bytes(data)
@@ -217,7 +198,7 @@ def write(
       for path, leaf in model.leaves.items()
       if leaf.layer_dtypes
     },
-    "files": portable.digests(written),
+    "files": portable.digests(destination / name for name in written),
   }
   text = json.dumps(described, indent=2, allow_nan=False)
   (destination / DESCRIPTION).write_text(text + "\n", "utf-8")

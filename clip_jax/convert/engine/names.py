@@ -31,7 +31,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clip_jax.convert import transforms
-from clip_jax.convert.engine.entries import Entry, Slot, block_slot, towers
+from clip_jax.convert.engine import Entry, Slot, block_slot, towers
 from clip_jax.models import paths
 
 Tower = Mapping[str, Any]
