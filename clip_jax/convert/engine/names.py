@@ -1,4 +1,4 @@
-"""The names of a checkpoint's tensors as tables: a row a tensor or a layer.
+"""The names of a checkpoint's tensors as tables, a row a tensor or a layer:
 
     -      embeddings.class_embedding        class_embedding  if class_token
     conv   embeddings.patch_embedding.weight patch_kernel
