@@ -67,7 +67,7 @@ def write_checkpoints(directory: pathlib.Path) -> None:
   zeros = [np.zeros(x.shape, x.dtype) for x in inputs]
   variables = jax.jit(model.init)(jax.random.key(0), *zeros)
   leaves = {
-    path: engine.Leaf.from_tensor(Tensor.from_array(np.asarray(array)))
+    path: Tensor.from_array(np.asarray(array))
     for path, array in engine.flatten(variables).items()
   }
   portable = convert.Portable(spec, leaves, report_lib.Report("random"))

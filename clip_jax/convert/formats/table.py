@@ -25,7 +25,6 @@ FORMATS: dict[str, Format] = {
       model_dir.read,
       recognise=model_dir.recognise,
       write=model_dir.write,
-      refusals=model_dir.refusals,
     ),
     Format("workdir", workdir.read, recognise=workdir.recognise),
     Format(
