@@ -44,8 +44,10 @@ def train(
     allow_changes: resume although fields differ that change the result.
 
   Returns:
-    {"steps", "steps_now", "seconds", "skipped", "bad_records", "lost_records",
-    "before", "evals", "report"}; steps_now are those that this call has run,
+    {"steps", "steps_now", "seconds", "skipped", "bad_records",
+    "different_bad_records", "lost_records", "before", "evals", "report"};
+    steps_now are those that this call has run, bad_records counts a record
+    again in each pass, the different ones are those of this process, up to 200,
     lost_records what the data lost to damaged files, as far as known, before
     are the measures of the model that the run began with.
 
@@ -109,7 +111,7 @@ def train(
     checkpoints.wait()
     results = evaluator.finish(state, evaluated, workdir / "report.png")
     _leave_if_told(stop, checkpoints)
-    summary = _summary(run, state, first_step, notes.counters)
+    summary = _summary(run, state, first_step, notes)
     return {**summary, "seconds": time.perf_counter() - started, **results}
 
 
@@ -117,14 +119,15 @@ def _summary(
   run: run_lib.Run,
   state: state_lib.TrainState,
   first_step: int,
-  counters: dict[str, Any],
+  notes: journal.Journal,
 ) -> dict[str, Any]:
-  total_steps = run.program.total_steps
+  total_steps, counters = run.program.total_steps, notes.counters
   return {
     "steps": total_steps,
     "steps_now": total_steps - first_step,
     "skipped": int(state.skipped),
     "bad_records": counters["bad_records"],
+    "different_bad_records": notes.different_bad_records,
     "before": counters.get(journal.BEFORE, {}),
     "lost_records": account.of(run.source).lost_records,
   }
