@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import cli, errors, loading
+from clip_jax import cli, errors, loading, names
 from clip_jax.cli import parser, verb, verbs
-from clip_jax.cli.arguments import conversion, use
 from clip_jax.convert import conversion as convert_lib
 from clip_jax.evals import tasks
 from clip_jax.train import peers
@@ -190,8 +189,8 @@ def test_classify_gives_each_image_the_probability_of_each_label(
 
 
 def test_the_values_that_are_offered_are_those_that_there_are():
-  assert set(use.TASKS) == set(tasks.TASKS)
-  assert set(conversion.TARGETS) == set(convert_lib.targets())
+  assert set(names.TASKS) == set(tasks.TASKS)
+  assert set(names.TARGETS) == set(convert_lib.targets())
 
 
 def test_classify_tells_each_bad_image_and_answers_the_others(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from clip_jax.models import clip, resnet, text, variants, vit
 
 
-def count(function: Callable, *args) -> int:
+def count(function: Callable, *args: Any) -> int:
   """Counts the operations of matrix products and convolutions.
 
   A multiplication and its addition are two. Elementwise work does not count.

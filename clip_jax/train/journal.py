@@ -10,14 +10,13 @@ import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from clip_jax.data import ledger as ledger_lib
-from clip_jax.data import pipeline
 from clip_jax.train import metrics
 from clip_jax.train import step as step_lib
 
@@ -58,7 +57,7 @@ class Journal:
     ledger: ledger_lib.Ledger,
     throughput: metrics.Throughput,
     count_flops: Callable[[dict[str, Any]], int],
-    schedule: Any,
+    schedule: Callable[[int], jax.Array],
     digest: Callable[[int], int],
     batch_size: int,
     total_steps: int,
@@ -81,8 +80,8 @@ class Journal:
     """
     self._ledger = ledger
     self._ledger.truncate_after(first_step)
-    self.counters = {"bad_records": 0, "skipped": 0} | counters
-    self.evaluation_due = self.counters.pop(EVALUATION_DUE, False)
+    self.counters: dict[str, Any] = {"bad_records": 0, "skipped": 0} | counters
+    self.evaluation_due = bool(self.counters.pop(EVALUATION_DUE, False))
     self._writer = metrics.Writer(
       workdir, after_step=first_step, evaluation_due=self.evaluation_due
     )
@@ -108,7 +107,7 @@ class Journal:
     with hides:
       self._writer.close()
 
-  def next_batch(self, batches: pipeline.Batches) -> dict[str, Any]:
+  def next_batch(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
     """Returns the next batch of `batches` and notes how long it took."""
     start = time.perf_counter()
     batch = next(batches)

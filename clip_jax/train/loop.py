@@ -80,7 +80,7 @@ def train(
   config, origins = origins_lib.begin(config_lib.check(config), workdir)
   tokenizer = origins_lib.tokenizer_files(workdir, origins)
   run = run_lib.make_run(config, tokenizer_files=tokenizer)
-  total_steps = run.program.total_steps
+  total_steps = run.total_steps
   run.announce()  # Also the first to look into the model.
   run.check_data()
   origins_lib.check_goes_on(workdir, config.optim)
@@ -234,7 +234,7 @@ def _open_journal(
     schedule=optim.make_schedule(
       config.optim,
       precision=config.precision,
-      total_steps=run.program.total_steps,
+      total_steps=run.total_steps,
     ),
     digest=functools.partial(
       order.batch_digest,
@@ -243,6 +243,6 @@ def _open_journal(
       batch_size=config.batch_size,
     ),
     batch_size=config.batch_size,
-    total_steps=run.program.total_steps,
+    total_steps=run.total_steps,
     log_every_steps=config.log_every_steps,
   )

@@ -48,6 +48,12 @@ class Run:
   encoder: embedder.Embedder
 
   @property
+  def total_steps(self) -> int:
+    """Updates of the whole run, which the number of records settles."""
+    assert self.program.total_steps is not None
+    return self.program.total_steps
+
+  @property
   def name(self) -> str:
     """What people call the model: its own name, or what it began with."""
     config = self.program.config
@@ -69,7 +75,7 @@ class Run:
       self.name,
       count,
       len(self.source),
-      program.total_steps,
+      self.total_steps,
       config.batch_size,
       len(devices),
       devices[0].device_kind,

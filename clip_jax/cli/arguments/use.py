@@ -3,9 +3,8 @@
 import argparse
 import os
 
+from clip_jax import names
 from clip_jax.cli import flags
-
-TASKS = ("zero_shot", "retrieval")  # Of evals/tasks.py, which imports much.
 
 
 def add_eval(parser: flags.Parser) -> None:
@@ -15,8 +14,8 @@ def add_eval(parser: flags.Parser) -> None:
     "--task",
     required=True,
     metavar="TASK",
-    choices=TASKS,
-    help=" or ".join(TASKS),
+    choices=names.TASKS,
+    help=" or ".join(names.TASKS),
   )
   parser.add_argument("--data", required=True, metavar="DATA", help=flags.DATA)
   parser.add_argument("--labels", default="", help=f"classes; {flags.LABELS}")
@@ -48,7 +47,7 @@ def add_classify(parser: flags.Parser) -> None:
   )
   parser.add_argument(
     "--probabilities",
-    choices=("softmax", "sigmoid"),
+    choices=names.PROBABILITIES,
     help="softmax: those of all labels add up to 100 %%; sigmoid: of each by "
     "itself, so that none or several may fit (default: what the model was "
     "trained with)",
@@ -70,7 +69,7 @@ def add_embed(parser: flags.Parser) -> None:
   parser.add_argument(
     "--dtype",
     default="float32",
-    choices=("float32", "float16"),
+    choices=names.INDEX_DTYPES,
     help="how the index stores numbers (default: float32)",
   )
   flags.add_batches(parser)

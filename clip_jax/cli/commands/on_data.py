@@ -37,8 +37,8 @@ def _measure(arguments, clip) -> dict[str, Any]:
   cuts = tokenizer_lib.Cuts()
   model = embedding_model.Functions(
     embed_images=clip.embed_images,
-    embed_texts=functools.partial(clip.encode_text, cuts=cuts),
-    preprocess=clip.preprocess,
+    embed_texts=functools.partial(clip.embed_texts, cuts=cuts),
+    preprocess=clip.needed_preprocess(),
   )
   with terminal.Progress("eval") as progress:
     result = tasks.evaluate(
@@ -82,7 +82,7 @@ def embed(arguments: argparse.Namespace) -> verb.Answer:
   host_memory.keep_freed()
   search_lib.check_replaceable(arguments.out)
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
-  clip.check_towers("image")
+  preprocess = clip.needed_preprocess()
   source = sources.open_source(arguments.data)
   warnings = account.tell(source, arguments.data)
   bad = collections.Counter()
@@ -91,7 +91,7 @@ def embed(arguments: argparse.Namespace) -> verb.Answer:
     pipeline.eval_batches(
       source,
       batch_size=arguments.batch_size,
-      preprocess=clip.preprocess,
+      preprocess=preprocess,
       threads=arguments.threads,
     ) as batches,
   ):

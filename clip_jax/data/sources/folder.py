@@ -160,7 +160,7 @@ def open_folder(
   if layout is not None and layout not in LAYOUTS:
     raise errors.unknown("value of layout=", layout, LAYOUTS)
   within = None if follows_links(options) else root
-  account = account_lib.Account(notes=[])
+  account = account_lib.Account()
   kinds = {name: _kind(name) for name in sorted(_walk(root, account.left_out))}
   images = [name for name, kind in kinds.items() if kind in _IMAGES]
   texts = [name for name, kind in kinds.items() if kind in _TEXTS]
