@@ -13,6 +13,9 @@ DUPLICATES = ("ignore", "mask", "positive")
 CAPTION_CHOICES = ("random", "first")
 TEXT_LAYOUTS = ("auto", "packed", "buckets", "full")
 TASKS = ("zero_shot", "retrieval")
+# Those that train on the features of images, and what features they take.
+PROBE_TASKS = ("linear_probe", "knn")
+FEATURES = ("pre_projection", "embedding")
 # What retrieval takes an equal caption of another image for.
 RETRIEVAL_DUPLICATES = ("hits", "misses")
 # How logits become probabilities: of one label among several, or of each alone.

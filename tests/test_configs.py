@@ -11,7 +11,7 @@ from clip_jax import config as config_lib
 from clip_jax import sharding
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.convert import timm_vit
+from clip_jax.convert.formats import timm_vit
 from clip_jax.models import variants
 from clip_jax.train import optim
 from clip_jax.train import origins as origins_lib

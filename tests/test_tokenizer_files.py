@@ -560,3 +560,12 @@ def test_nothing_about_a_files_tokenizer_is_a_default(directory):
     make("siglip", directory, lowercase=True)
   with pytest.raises(errors.UserError, match="name of its file"):
     make("siglip", directory, file=None)
+
+
+def test_a_missing_library_is_named_with_what_installs_it(
+  directory, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, "sentencepiece", None)
+  tokenizer = make("siglip", directory, context_length=LENGTH + 1)
+  with pytest.raises(errors.UserError, match=r"jax-clip\[sentencepiece\]"):
+    tokenizer("a cat")

@@ -9,7 +9,7 @@ the value and the gradients of `reference`; they differ in what a device holds:
     ring       a tile of logits; texts travel from device to device
     two_level  a tile of logits; texts are gathered over the last mesh axis
                that is larger than 1 and travel over the others
-    auto       chosen by size and mesh, see `clip_jax.losses.layout`
+    auto       chosen by size and mesh, see clip_jax.losses.layout
 
 The walk is in `sweep` and `pairs`, the mathematics in `softmax` and `sigmoid`.
 """

@@ -149,6 +149,11 @@ def complete(
     if base not in VARIANTS:
       raise errors.unknown("model", base, VARIANTS)
     base = VARIANTS[base]
+  elif not isinstance(base, Mapping):
+    raise errors.UserError(
+      "A model is the name of a variant or a description, got "
+      f"{type(base).__name__}."
+    )
   overrides = dict(overrides or {})
   merged = {**DEFAULTS, **base}
   for field in [*base, *overrides]:

@@ -4,7 +4,7 @@ Arrays of numpy, JAX and PyTorch are recognised by their shape and dtype, so
 that none of these libraries is imported only to recognise its arrays.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import IO, Any
 
 import numpy as np
@@ -41,9 +41,10 @@ def each(images: Any) -> Iterable[ImageInput]:
     images, "read"
   ):
     return [images]
-  if isinstance(images, Mapping) or not isinstance(images, Iterable):
+  unordered = isinstance(images, Mapping | Set)
+  if unordered or not isinstance(images, Iterable):
     raise errors.UserError(
-      f"Images are given as {_ACCEPTED}, or several of these; got "
+      f"Images are given as {_ACCEPTED}, or a list of these; got "
       f"{type(images).__name__}."
     )
   return images if isinstance(images, Iterator) else list(images)
@@ -87,6 +88,11 @@ def read(
 
 def _content(file: Any, limits: decoding.Limits) -> bytes:
   """Returns the content of an open file, from its start where it can seek."""
+  if getattr(file, "closed", False):
+    raise decoding.ImageError(
+      f"{getattr(file, 'name', 'The file')}: is closed; open it again.",
+      reason="unreadable",
+    )
   if getattr(file, "seekable", lambda: False)():
     file.seek(0)
   data = file.read(limits.max_encoded_bytes + 1)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import tokenizers
 
-from clip_jax import json_text
+from clip_jax import errors, json_text
 
 _UNKNOWN = "[UNK]"  # BERT's, which a vocab.txt must have.
 
@@ -57,8 +57,13 @@ class SentencePiece:
   """Encodes with the `sentencepiece` library, the format's own."""
 
   def __init__(self, data: bytes):
-    import sentencepiece
-
+    try:
+      import sentencepiece
+    except ImportError:
+      raise errors.UserError(
+        "A SentencePiece vocabulary needs the library that reads it: "
+        "pip install 'jax-clip[sentencepiece]'."
+      ) from None
     self._model = sentencepiece.SentencePieceProcessor()
     self._model.LoadFromSerializedProto(data)
     if not self._model.get_piece_size():

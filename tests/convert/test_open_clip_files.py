@@ -13,12 +13,14 @@ from clip_jax.cli import run
 from clip_jax.convert import (
   engine,
   model_dir,
-  open_clip,
-  open_clip_files,
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.files import safetensors_file
-from clip_jax.convert.formats import open_clip_config
+from clip_jax.convert.formats import (
+  open_clip,
+  open_clip_config,
+  open_clip_files,
+)
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
@@ -61,9 +63,7 @@ def model():
   spec = model_dir.plain(engine.resolve({**described.spec, **tokenizer}))
   rng = np.random.default_rng(0)
   leaves = {
-    path: engine.Leaf.from_tensor(
-      Tensor.from_array(rng.normal(size=shape).astype(np.float32))
-    )
+    path: Tensor.from_array(rng.normal(size=shape).astype(np.float32))
     for path, shape in engine.leaf_shapes(spec).items()
   }
   return Portable(spec, leaves, report_lib.Report("test"))

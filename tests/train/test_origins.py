@@ -18,7 +18,6 @@ from clip_jax import convert, errors, loading
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.config import schema
-from clip_jax.convert.engine import Leaf
 from clip_jax.convert.portable import Portable
 from clip_jax.convert.report import Report
 from clip_jax.convert.tensor import Tensor
@@ -392,7 +391,7 @@ def test_a_temperature_that_will_be_clipped_is_announced(
 ):
   config = _small_config(**{"optim.frozen": frozen})
   array = np.float16(np.log(scale))  # Half precision rounds log(100) up.
-  leaf = Leaf.from_tensor(Tensor.from_array(np.asarray(array)))
+  leaf = Tensor.from_array(np.asarray(array))
   origins = _origins(config, "model", leaves={"params/log_scale": leaf})
   state = state_lib.TrainState(
     step=0,
