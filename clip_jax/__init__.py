@@ -5,7 +5,7 @@ it offers is resolved on first use.
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # What checkers and editors see; `_LAZY` is what Python does.
   from clip_jax.errors import AmbiguousError, UserError
@@ -46,12 +46,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
   if name not in _LAZY:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   importlib.import_module("clip_jax.versions").check()
   return getattr(importlib.import_module(_LAZY[name]), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
   return sorted(__all__)

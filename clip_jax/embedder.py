@@ -219,7 +219,7 @@ class Embedder:
           _PROGRAMS.popitem(last=False)
       return _PROGRAMS[key]
 
-  def _devices(self, variables) -> list[jax.Device]:
+  def _devices(self, variables) -> list[sharding.Device]:
     """Returns the devices in the program's order; none where that is open."""
     if self.mesh is not None:
       return self.mesh.devices.flatten().tolist()

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 from clip_jax import embedder, errors, sharding, terminal
 from clip_jax import fingerprint as fingerprint_lib
@@ -24,6 +24,7 @@ from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.convert import destinations, model_dir, portable
 from clip_jax.evals import probabilities as probabilities_lib
 from clip_jax.evals import prompts as prompts_lib
+from clip_jax.models import clip as clip_lib
 from clip_jax.models import variants
 
 ImageInput = preprocess_lib.ImageInput
@@ -60,7 +61,7 @@ class Clip:
     files: of the tokenizer, by name.
   """
 
-  module: nn.Module
+  module: clip_lib.CLIP
   variables: Any
   tokenizer: tokenizer_lib.Tokenizer | None
   preprocess: preprocess_lib.Preprocess | None
@@ -124,9 +125,9 @@ class Clip:
       UserError: the model has no image tower, or an image cannot be read; the
         message names it.
     """
-    self.check_towers("image")
+    preprocess = self.needed_preprocess()
     images = inputs_lib.stacked(images)
-    if isinstance(images, jax.core.Tracer):
+    if inputs_lib.is_traced(images):
       return self._traced("image", images)
     images = preprocess_lib.each(images)
     total = len(images) if isinstance(images, list) else None
@@ -135,7 +136,7 @@ class Clip:
     parts = [np.zeros((0, self.module.embed_dim), np.float32)]
 
     def read(image, name):
-      return inputs_lib.read_image(image, self.preprocess, name=name)
+      return inputs_lib.read_image(image, preprocess, name=name)
 
     with (
       concurrent.futures.ThreadPoolExecutor(4) as pool,
@@ -159,8 +160,8 @@ class Clip:
 
   def embed_images(self, images: np.ndarray) -> np.ndarray:
     """Returns unit embeddings of preprocessed uint8 (n, size, size, 3)."""
-    if isinstance(images, jax.core.Tracer):
-      return self._traced("image", images)
+    if inputs_lib.is_traced(images):
+      return self._traced("image", images)  # pyright: ignore
     return _now(self.encoder.embed_images, self.variables, images)
 
   def image_features(self, images: np.ndarray) -> np.ndarray:
@@ -200,7 +201,7 @@ class Clip:
     """
     self.check_towers("text")
     texts = inputs_lib.stacked(texts)
-    if isinstance(texts, jax.core.Tracer):
+    if inputs_lib.is_traced(texts):
       return self._traced("text", texts)
     tokens = self._tokens(texts, cuts)
     size = inputs_lib.batch_size(
@@ -214,6 +215,12 @@ class Clip:
         tell(start + len(some), len(tokens))
     return _joined(parts, as_numpy)
 
+  def embed_texts(
+    self, texts: list[str], *, cuts: tokenizer_lib.Cuts
+  ) -> np.ndarray:
+    """Returns unit embeddings of texts; `cuts` counts those that are cut."""
+    return np.asarray(self.encode_text(texts, cuts=cuts))
+
   def tokenize(
     self, texts: Texts, *, cuts: tokenizer_lib.Cuts | None = None
   ) -> np.ndarray:
@@ -226,13 +233,13 @@ class Clip:
     Raises:
       UserError: the model has no text tower, or something is no text.
     """
-    self.check_towers("text")
+    tokenizer = self.needed_tokenizer()
     texts = inputs_lib.listed_texts(texts)
-    rows = self.tokenizer.rows(texts)
+    rows = tokenizer.rows(texts)
     counted = tokenizer_lib.Cuts() if cuts is None else cuts
     counted.add(texts, rows.cut)
     if cuts is None:
-      counted.tell(self.tokenizer.context_length)
+      counted.tell(tokenizer.context_length)
     return rows.ids
 
   def _tokens(self, texts, cuts) -> np.ndarray:
@@ -253,10 +260,12 @@ class Clip:
       inputs = jnp.atleast_2d(inputs)
       inputs_lib.check_length(inputs, self.module.text)
     else:
-      size = self.preprocess.image_size
+      size = self.needed_preprocess().image_size
       inputs_lib.check_traced_images(inputs, size)
       inputs = inputs.reshape(-1, size, size, 3)
-    embeds = self.module.apply(self.variables, inputs, method=f"encode_{part}")
+    embeds: Any = self.module.apply(
+      self.variables, inputs, method=f"encode_{part}"
+    )
     return embeds.astype(jnp.float32)
 
   def similarity(
@@ -345,9 +354,9 @@ class Clip:
         return self._label_sets[prompts]
     cuts = tokenizer_lib.Cuts()
     embeds = prompts_lib.class_embeddings(
-      prompts, functools.partial(self.encode_text, cuts=cuts)
+      prompts, functools.partial(self.embed_texts, cuts=cuts)
     )
-    cuts.tell(self.tokenizer.context_length)
+    cuts.tell(self.needed_tokenizer().context_length)
     embeds.flags.writeable = False
     with self._lock:
       self._label_sets[prompts] = embeds
@@ -382,6 +391,18 @@ class Clip:
           f"needs the {part} tower. Give a model with both, or train one that "
           f"begins with this tower (init.{there} in a config)."
         )
+
+  def needed_preprocess(self) -> preprocess_lib.Preprocess:
+    """Returns `preprocess`; raises UserError without an image tower."""
+    self.check_towers("image")
+    assert self.preprocess is not None
+    return self.preprocess
+
+  def needed_tokenizer(self) -> tokenizer_lib.Tokenizer:
+    """Returns `tokenizer`; raises UserError without a text tower."""
+    self.check_towers("text")
+    assert self.tokenizer is not None
+    return self.tokenizer
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes a model directory, from which `load` gives the same model.
@@ -426,7 +447,7 @@ def _now(embed: Callable[..., np.ndarray], *inputs: Any) -> np.ndarray:
 
   A thread of its own has no part in the trace.
   """
-  if not isinstance(jnp.zeros(()), jax.core.Tracer):
+  if not isinstance(jnp.zeros(()), core.Tracer):
     return embed(*inputs)
   with concurrent.futures.ThreadPoolExecutor(1) as thread:
     return thread.submit(embed, *inputs).result()

@@ -3,7 +3,7 @@
 import numbers
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import flax.linen as nn
 import jax
@@ -102,11 +102,14 @@ def batch_size(given: int | None, default: int) -> int:
   return int(given or max(default, 1))
 
 
+def is_traced(inputs: Any) -> TypeGuard[jax.Array]:
+  """Whether this is an array in a function that JAX traces."""
+  return isinstance(inputs, core.Tracer)
+
+
 def stacked(inputs: Any) -> Any:
   """Returns a list with traced arrays in it as one array."""
-  if isinstance(inputs, list | tuple) and any(
-    isinstance(each, core.Tracer) for each in inputs
-  ):
+  if isinstance(inputs, list | tuple) and any(map(is_traced, inputs)):
     return jnp.stack([jnp.asarray(each) for each in inputs])
   return inputs
 

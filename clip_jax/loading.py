@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from clip_jax import convert, embedder, errors, inference, sharding
@@ -14,7 +13,7 @@ from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import engine, workdir
-from clip_jax.models import variants
+from clip_jax.models import clip, variants
 
 
 def load(
@@ -82,7 +81,7 @@ def _load_workdir(path: pathlib.Path, step: int | None) -> inference.Clip:
 
 
 def assemble(
-  module: nn.Module,
+  module: clip.CLIP,
   variables: Any,
   *,
   spec: dict[str, Any],

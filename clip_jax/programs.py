@@ -22,6 +22,8 @@ import jaxlib
 from jax.experimental import serialize_executable
 from jax.extend import backend as backend_lib
 
+from clip_jax import sharding
+
 MOST_BYTES = 2**28  # Of all files together; the longest unused ones go first.
 _SUFFIX = ".program"
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -30,7 +32,7 @@ _SHELL_OPTIONS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # Of the compiler.
 
 
 def compile(
-  lowered: jax.stages.Lowered, *, devices: Sequence[jax.Device], what: str
+  lowered: jax.stages.Lowered, *, devices: Sequence[sharding.Device], what: str
 ) -> jax.stages.Compiled:
   """Returns the program of a lowered function, from the folder if it is there.
 
@@ -74,8 +76,8 @@ def _path_of(lowered, devices) -> pathlib.Path | None:
   """
   if (
     not devices
-    or not jax.config.jax_enable_compilation_cache
-    or jax.config.jax_compilation_cache_dir is not None
+    or not jax.config.values["jax_enable_compilation_cache"]
+    or jax.config.values["jax_compilation_cache_dir"] is not None
     or jax.process_count() > 1
   ):
     return None
@@ -95,7 +97,7 @@ def _surroundings(devices) -> str:
   return repr(
     [
       jax.__version__,
-      jaxlib.__version__,
+      jaxlib.__version__,  # pyright: ignore[reportPrivateImportUsage]
       backend.platform,
       backend.platform_version,
       [(device.id, device.device_kind) for device in devices],

@@ -8,7 +8,7 @@ gathered where they are used, gradients are summed in their own, wide type.
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,23 @@ BATCH_AXES = (DATA, FSDP)
 versions.check()
 
 
+class Device(Protocol):
+  """A `jax.Device`, which JAX declares as a variable and not as a type."""
+
+  id: int
+  platform: str
+  device_kind: str
+
+  def memory_stats(self) -> dict[str, int] | None:
+    """Returns bytes by name; None where the platform does not tell."""
+    ...
+
+
 def make_mesh(
   *,
   data: int = -1,
   fsdp: int = 1,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[Device] | None = None,
 ) -> Mesh:
   """Returns a mesh over all devices with the axes `data` and `fsdp`.
 
@@ -134,7 +146,9 @@ def _gather_backward(axis, dtype, kind, gradient):
 gather.defvjp(_gather_forward, _gather_backward)
 
 
-def gather_tree(tree: Any, specs: Any, *, dtype: jnp.dtype, layer=False) -> Any:
+def gather_tree(
+  tree: Any, specs: Any, *, dtype: jnp.dtype, layer: bool = False
+) -> Any:
   """Returns `tree` with the arrays that `fsdp` splits made whole.
 
   Args:
@@ -193,7 +207,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
   """Returns which rows of the global batch this process's devices hold."""
   indices = sharding.addressable_devices_indices_map((batch_size,))
-  rows = {index[0].indices(batch_size) for index in indices.values()}
+  rows = {index[0].indices(batch_size) for index in indices.values() if index}
   return np.unique(np.concatenate([np.arange(*bounds) for bounds in rows]))
 
 
@@ -224,7 +238,8 @@ def _place_array(local: np.ndarray, sharding):
   batch_size = len(local) * devices // share
   rows = local_rows(sharding, batch_size)
 
-  def block(index: tuple[slice, ...]) -> np.ndarray:
+  def block(index: tuple[slice, ...] | None) -> np.ndarray:
+    assert index is not None
     start, stop, _ = index[0].indices(batch_size)
     first = np.searchsorted(rows, start)
     return local[first : first + stop - start]

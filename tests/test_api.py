@@ -15,10 +15,9 @@ import torch
 from PIL import Image
 
 import clip_jax
-from clip_jax import loading, sharding
+from clip_jax import loading, names, sharding
 from clip_jax.convert import hub, model_dir
 from clip_jax.evals import probabilities
-from clip_jax.models import clip as clip_lib
 from clip_jax.models import variants
 
 SPEC = variants.spec(
@@ -458,7 +457,7 @@ def test_a_model_without_a_bias_gives_no_sigmoid(clip):
 
 
 def test_kinds_of_probabilities_are_named_once():
-  assert tuple(probabilities.KINDS) == clip_lib.PROBABILITIES
+  assert tuple(probabilities.KINDS) == names.PROBABILITIES
   far = np.array([[-1000.0, 0.0, 1000.0]])
   np.testing.assert_allclose(probabilities.sigmoid(far), [[0, 0.5, 1]])
 

@@ -9,7 +9,10 @@ import textwrap
 import pytest
 
 from clip_jax import config as config_lib
-from clip_jax import errors
+from clip_jax import errors, names
+from clip_jax.evals import probabilities
+from clip_jax.models import layers
+from clip_jax.train import optim
 
 PACKAGE = pathlib.Path(config_lib.__file__).parents[1]
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -202,3 +205,15 @@ def test_evaluations_are_removed_all_or_one():
 def test_an_unknown_field_may_be_meant_for_an_open_one(given, meant):
   with pytest.raises(errors.UserError, match=re.escape(meant)):
     config_lib.apply_override(_valid(), given)
+
+
+@pytest.mark.parametrize(
+  "listed, table",
+  [
+    (names.ACTIVATIONS, layers.ACTIVATIONS),
+    (names.OPTIMIZERS, optim.DIRECTIONS),
+    (names.PROBABILITIES, probabilities.KINDS),
+  ],
+)
+def test_the_names_to_choose_from_are_those_of_the_functions(listed, table):
+  assert set(listed) == set(table)

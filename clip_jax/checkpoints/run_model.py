@@ -29,7 +29,7 @@ def make(config: config_lib.Config) -> clip.CLIP:
     UserError: unknown model or field; float64 without JAX's 64-bit mode; a
       sigmoid loss for a model without logit bias.
   """
-  if config.precision == "float64" and not jax.config.jax_enable_x64:
+  if config.precision == "float64" and not jax.config.values["jax_enable_x64"]:
     raise errors.UserError(
       "precision='float64' needs 64-bit mode; set JAX_ENABLE_X64=1."
     )

@@ -79,10 +79,10 @@ class Checkpoints:
       item_names=items_lib.NAMES,
     )
 
-  def __enter__(self):
+  def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, kind, error, traceback):
+  def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
     if isinstance(error, Exception) and jax.process_count() > 1:
       return  # A save waits for all processes, and the others may be gone.
     told = self._failed
@@ -127,7 +127,9 @@ class Checkpoints:
       "config": json.loads(config_lib.to_json(config)),
       "versions": {"clip_jax": clip_jax.__version__, "jax": jax.__version__},
     }
-    arguments = {name: ocp.args.StandardSave(x) for name, x in items.items()}
+    arguments: dict[str, ocp.args.CheckpointArgs] = {
+      name: ocp.args.StandardSave(x) for name, x in items.items()
+    }
     # A copy: it is written in the background, while the counters go on.
     meta = integrity.seal(json.loads(json.dumps(meta)))
     arguments[items_lib.META] = ocp.args.JsonSave(meta)

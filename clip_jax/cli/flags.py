@@ -3,10 +3,10 @@
 import argparse
 import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from clip_jax import errors
+from clip_jax import errors, names
 
 MODEL = (
   "a model: a workdir of `clip-jax train`, a checkpoint in any format that "
@@ -30,33 +30,33 @@ class Parser(argparse.ArgumentParser):
     takes_overrides: --config.FIELD=VALUE is parted from the words beforehand.
   """
 
-  def __init__(self, **settings):
+  def __init__(self, **settings: Any):
     self.flags: list[str] = []
     self.arguments: list[argparse.Action] = []
-    self.actions: dict[str, Parser] = {}
+    self.actions: Mapping[str, Parser] = {}
     self.takes_overrides = False
     settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
     super().__init__(allow_abbrev=False, **settings)
 
-  def add_argument(self, *names: str, **settings):
+  def add_argument(self, *flags: str, **settings: Any) -> argparse.Action:
     """Adds an argument as argparse does."""
-    self.flags += [name for name in names if name.startswith("--")]
+    self.flags += [name for name in flags if name.startswith("--")]
     if settings.get("choices") and "type" not in settings:
       settings["type"] = functools.partial(_one_of, settings["choices"])
-    self.arguments.append(super().add_argument(*names, **settings))
+    self.arguments.append(super().add_argument(*flags, **settings))
     return self.arguments[-1]
 
-  def add_subparsers(self, **settings):
+  def add_subparsers(self, **settings: Any) -> Any:
     """Adds parsers of actions as argparse does."""
     added = super().add_subparsers(**settings)
     self.actions = added.choices
     return added
 
 
-def _one_of(names: Iterable[str], text: str) -> str:
-  """Returns `text` if it is one of `names`, for argparse's `type`."""
-  if text not in names:
-    raise argparse.ArgumentTypeError(str(errors.unknown("value", text, names)))
+def _one_of(known: Iterable[str], text: str) -> str:
+  """Returns `text` if it is one of `known`, for argparse's `type`."""
+  if text not in known:
+    raise argparse.ArgumentTypeError(str(errors.unknown("value", text, known)))
   return text
 
 
@@ -105,7 +105,7 @@ def add_duplicates(parser: Parser) -> None:
     "--duplicates",
     nargs="?",
     const="hits",
-    choices=("hits", "misses"),
+    choices=names.RETRIEVAL_DUPLICATES,
     help="of retrieval: what an equal caption of another image counts as "
     "(default: hits; published figures count it as a miss)",
   )

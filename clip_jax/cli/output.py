@@ -1,6 +1,7 @@
 """What a command prints: stdout holds the answer, stderr all else."""
 
 import contextlib
+import io
 import json
 import logging
 import math
@@ -22,8 +23,9 @@ def survive_any_encoding() -> None:
   """Lets a terminal that lacks a character show "?" in its place."""
   for stream in (sys.stdout, sys.stderr):
     # Not every stream can: a test's or a notebook's may not.
-    with contextlib.suppress(AttributeError, ValueError):
-      stream.reconfigure(errors="replace")
+    if isinstance(stream, io.TextIOWrapper):
+      with contextlib.suppress(ValueError):
+        stream.reconfigure(errors="replace")
 
 
 @contextlib.contextmanager

@@ -8,15 +8,8 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-PRECISIONS = ("bfloat16", "float32", "float64")
-OPTIMIZERS = ("adafactor", "adamw", "lion", "muon")
-INIT_SCHEMES = ("scaled", "openai")
-LOSS_KINDS = ("auto", "sigmoid", "softmax")
-LOSS_METHODS = ("auto", "dense", "gathered", "ring", "two_level")
-DUPLICATES = ("ignore", "mask", "positive")
-CAPTION_CHOICES = ("random", "first")
-TEXT_LAYOUTS = ("auto", "packed", "buckets", "full")
-EVAL_TASKS = ("zero_shot", "retrieval", "auto")
+from clip_jax import names
+
 # An evaluation's or a report's data: what `data.held_out` keeps from training.
 HELD_OUT = "held_out"
 
@@ -37,9 +30,9 @@ def _below_one(value: float) -> str | None:
   return None if 0 <= value < 1 else "at least 0 and less than 1"
 
 
-def _one_of(names: Sequence[str]) -> Check:
-  wanted = "one of " + ", ".join(names)
-  return lambda value: None if value in names else wanted
+def _one_of(known: Sequence[str]) -> Check:
+  wanted = "one of " + ", ".join(known)
+  return lambda value: None if value in known else wanted
 
 
 def _axis_size(value: int) -> str | None:
@@ -81,7 +74,7 @@ class Init:
   text: str = _knob("", help="a checkpoint whose text tower to begin with")
   scheme: str = _knob(
     "scaled",
-    _one_of(INIT_SCHEMES),
+    _one_of(names.INIT_SCHEMES),
     "how new parameters are drawn: both towers as OpenAI's code draws "
     "the text tower, or all as in that code",
   )
@@ -127,11 +120,11 @@ class Data:
     "shortest side before the random crop, over the image size",
   )
   caption: str = _knob(
-    "random", _one_of(CAPTION_CHOICES), "which caption of an image"
+    "random", _one_of(names.CAPTION_CHOICES), "which caption of an image"
   )
   text_layout: str = _knob(
     "auto",
-    _one_of(TEXT_LAYOUTS),
+    _one_of(names.TEXT_LAYOUTS),
     "captions packed into shared rows, in short rows, or padded; auto: "
     "the least work that gives the same result",
   )
@@ -141,7 +134,7 @@ class Data:
 class Optim:
   """How weights move."""
 
-  name: str = _knob("adamw", _one_of(OPTIMIZERS), "how weights move")
+  name: str = _knob("adamw", _one_of(names.OPTIMIZERS), "how weights move")
   peak_lr: float = _knob(
     5e-4, _positive, "learning rate after warm-up (paper, Table 20)"
   )
@@ -192,15 +185,15 @@ class Loss:
 
   kind: str = _knob(
     "softmax",
-    _one_of(LOSS_KINDS),
+    _one_of(("auto", *names.LOSS_KINDS)),
     "contrastive objective; auto: sigmoid for a model with a logit bias",
   )
   method: str = _knob(
-    "auto", _one_of(LOSS_METHODS), "how the global logits are made"
+    "auto", _one_of(names.LOSS_METHODS), "how the global logits are made"
   )
   duplicates: str = _knob(
     "ignore",
-    _one_of(DUPLICATES),
+    _one_of(names.DUPLICATES),
     "pairs of a batch with the same image or caption: negatives, left "
     "out, or positives",
   )
@@ -239,7 +232,7 @@ class Evaluation:
 
   task: str = _knob(
     "zero_shot",
-    _one_of(EVAL_TASKS),
+    _one_of((*names.TASKS, "auto")),
     "what is measured; auto: zero_shot where the data has classes, else "
     "retrieval",
   )
@@ -292,7 +285,7 @@ class Config:
   )
   precision: str = _knob(
     "bfloat16",
-    _one_of(PRECISIONS),
+    _one_of(names.PRECISIONS),
     "compute type; parameters, logits and loss stay float32 (or float64)",
   )
   init: Init = Init()

@@ -94,7 +94,7 @@ class Account:
   unread: LeftOut = dataclasses.field(default_factory=LeftOut)
   damages: Sequence[tuple[str, int, str]] = ()
   lost: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
-  notes: Sequence[str] = ()
+  notes: list[str] = dataclasses.field(default_factory=list)
   share: float = 1.0
 
   @property

@@ -128,6 +128,8 @@ def _png(pixels: np.ndarray) -> bytes:
 class _Builtin:
   """What both sets share: templates, captions and a cache of made records."""
 
+  class_names: tuple[str, ...]
+
   def __init__(self, name: str, split: str):
     self.split = split
     self.templates = _EVAL_TEMPLATES[name]
@@ -149,6 +151,12 @@ class _Builtin:
     if record is None:
       record = self._records[index] = self._make(index)
     return record
+
+  def _make(self, index: int) -> record_lib.Record:
+    raise NotImplementedError
+
+  def __len__(self) -> int:
+    raise NotImplementedError
 
   def _texts(self, name: str) -> tuple[str, ...]:
     return tuple(template.format(name) for template in self._captions)

@@ -13,7 +13,7 @@ import traceback
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import grain
 import numpy as np
@@ -54,7 +54,7 @@ class _Failure:
       return cls(str(error), True)
     return cls("".join(traceback.format_exception(error)), False)
 
-  def reraise(self) -> None:
+  def reraise(self) -> NoReturn:
     if self.is_user_error:
       raise errors.UserError(self.message)
     raise RuntimeError(f"The data loader failed:\n{self.message}")
@@ -200,7 +200,7 @@ class Batches(Iterator[dict]):
 
   def __init__(
     self,
-    elements: Iterator,
+    elements: grain.DatasetIterator,
     *,
     chunks: int,
     endless: bool,
@@ -245,11 +245,11 @@ class Batches(Iterator[dict]):
   def __enter__(self) -> "Batches":
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: Any) -> None:
     self.close()
 
 
-def _close(elements: list[Iterator], owner: str | None) -> None:
+def _close(elements: list[grain.DatasetIterator], owner: str | None) -> None:
   # Let go of at once: its destructor fails where the interpreter ends.
   elements.pop().close()
   worker_processes.end(owner)

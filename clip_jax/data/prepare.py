@@ -10,8 +10,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from array_record.python import array_record_module
-
 from clip_jax import errors, preprocess
 from clip_jax.data import account
 from clip_jax.data import record as record_lib
@@ -160,9 +158,7 @@ def _write_shards(
         if writer is not None:
           writer.close()
         path = directory / _shard_name(len(counts))
-        writer = array_record_module.ArrayRecordWriter(
-          str(path), "group_size:1"
-        )
+        writer = array_record.open_writer(str(path))
         counts.append(0)
         written = 0
       data = array_record.encode(item)

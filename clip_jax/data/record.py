@@ -67,14 +67,20 @@ class Source(Records, Protocol):
   A slot whose record is damaged or incomplete stays in the index and raises
   `BadRecord` when it is read: the length does not depend on it.
 
-  Attributes:
-    class_names: names of the labels, where the records have labels.
-    templates: prompts for these names, with `{}` where the name goes.
-    fingerprint: a digest of what the records are read from.
-
   A source that passes over anything has an `account` of it, too (account.py).
   """
 
-  class_names: tuple[str, ...] | None
-  templates: tuple[str, ...] | None
-  fingerprint: str
+  @property
+  def class_names(self) -> tuple[str, ...] | None:
+    """Names of the labels, where the records have labels."""
+    ...
+
+  @property
+  def templates(self) -> tuple[str, ...] | None:
+    """Prompts for these names, with `{}` where the name goes."""
+    ...
+
+  @property
+  def fingerprint(self) -> str:
+    """A digest of what the records are read from."""
+    ...

@@ -27,7 +27,7 @@ class Decoder:
     self._kept: dict[bytes, Image.Image] = {}
     self._room = _KEPT_TOTAL_PIXELS
 
-  def __reduce__(self):
+  def __reduce__(self) -> tuple:
     return Decoder, (self._limits,)
 
   def __call__(self, data: bytes) -> Image.Image:

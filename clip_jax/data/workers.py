@@ -173,6 +173,7 @@ def _note_semaphores(owner: str) -> None:
     return
   content = "\n".join(names).encode()
   segment = _create(f"{owner}{os.getpid()}{_SEMAPHORES}", len(content))
+  assert segment.buf is not None
   segment.buf[:] = content
   segment.close()
 

@@ -48,8 +48,8 @@ def of_config(
 
 def _fit(batch_size: int, setup: learning.Setup) -> Finding:
   pairs = setup.run.program.config.batch_size
-  facts = {"pairs": pairs, "batch_size": batch_size}
-  facts["mesh"] = dict(setup.run.program.mesh.shape)
+  mesh = dict(setup.run.program.mesh.shape)
+  facts = {"pairs": pairs, "batch_size": batch_size, "mesh": mesh}
   words = f"One batch of {pairs} pairs stands for {batch_size}."
   if setup.mesh_refusal is None:
     return Finding("config", OK, words, facts)

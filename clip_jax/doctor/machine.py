@@ -93,7 +93,7 @@ def collectives(mesh: Mesh) -> Finding:
     # A sum is a reduce-scatter and an all-gather of a part each.
     "psum": (lambda x: lax.psum(x, axes), 2 * others // mesh.size),
   }
-  facts = {"bytes_per_device": part}
+  facts: dict[str, float] = {"bytes_per_device": part}
   for name, (program, moved) in programs.items():
     out = P() if name == "psum" else P(axes)
     run = jax.jit(

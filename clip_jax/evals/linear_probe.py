@@ -20,7 +20,6 @@ from clip_jax.data import account, pipeline, sources
 from clip_jax.data.sources import splits
 from clip_jax.evals import logistic, tasks, zero_shot
 
-FEATURES = ("pre_projection", "embedding")
 # The paper's grid of penalties: eight a decade from 1e-6 to 1e6.
 PENALTIES = tuple(10 ** (k / 8 - 6) for k in range(97))
 _COARSE, _SPANS = range(0, 97, 16), (8, 4, 2, 1)

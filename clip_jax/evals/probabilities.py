@@ -34,7 +34,7 @@ def _wide(logits):
   return np, np.asarray(logits, np.float64)
 
 
-# By the names of `models.clip.PROBABILITIES`.
+# By the names of `names.PROBABILITIES`.
 KINDS = {"softmax": softmax, "sigmoid": sigmoid}
 
 

@@ -10,7 +10,6 @@ from clip_jax import errors
 from clip_jax.evals import embedding_model
 from clip_jax.evals import prompts as prompts_lib
 
-DUPLICATES = ("hits", "misses")  # An equal caption of another image.
 CUTOFFS = (1, 5, 10)  # Paper, Table 13.
 _SCORES_PER_BLOCK = 1 << 24  # 64 MiB of float32.
 _TEXTS_PER_CALL = 1024
@@ -184,8 +183,8 @@ def evaluate(
     labels: must be None; retrieval has no labels.
     templates: at most one, put around every caption; the paper's retrieval
       (Table 13) writes "a photo of {}".
-    duplicates: one of `DUPLICATES`: whether an equal text of another image is
-      as good as a text's own.
+    duplicates: one of `names.RETRIEVAL_DUPLICATES`: whether an equal text of
+      another image is as good as a text's own.
 
   Raises:
     UserError: labels or several templates are given, or there is no image.

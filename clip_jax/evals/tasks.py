@@ -92,7 +92,7 @@ def open_evaluation(
     data: a DATA address.
     labels: comma-separated, or a file; empty takes the data's own.
     templates: one template, or a file; empty takes the data's own.
-    duplicates: of retrieval: one of `retrieval.DUPLICATES`.
+    duplicates: of retrieval: one of `names.RETRIEVAL_DUPLICATES`.
     open_source: from an address to its source.
 
   Raises:
@@ -141,7 +141,7 @@ def evaluate(
     model: to measure.
     labels: comma-separated, or a file; empty takes the data's own.
     templates: one template, or a file; empty takes the data's own.
-    duplicates: of retrieval: one of `retrieval.DUPLICATES`.
+    duplicates: of retrieval: one of `names.RETRIEVAL_DUPLICATES`.
     batch_size: images embedded at once.
     threads: threads that read and decode.
     progress: called with the examples done and their total.

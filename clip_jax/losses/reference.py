@@ -6,9 +6,12 @@ gradients: `tests/losses` compares them. Nothing else computes with these.
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 
-def softmax(images, texts, scale, *, others, copies):
+def softmax(
+  images: Array, texts: Array, scale: Array, *, others: Array, copies: Array
+) -> Array | float:
   """Returns the mean cross-entropy of rows and columns (paper, Figure 3).
 
   A row's cross-entropy is log(sum_j exp z_ij) - z_ii, written as log(1 + sum
@@ -33,7 +36,15 @@ def softmax(images, texts, scale, *, others, copies):
   return loss
 
 
-def sigmoid(images, texts, scale, bias, *, others, copies):
+def sigmoid(
+  images: Array,
+  texts: Array,
+  scale: Array,
+  bias: Array,
+  *,
+  others: Array,
+  copies: Array,
+) -> Array:
   """Returns the pairwise sigmoid loss (Zhai et al. 2023, equation 1).
 
   Arguments as `softmax` has them; `bias` is added to the scaled cosines.

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from clip_jax.config import schema
+from clip_jax import names
 from clip_jax.packing import packed_text
 
 # "ignore": a copy is a negative like any other. "mask": it is left out.
 # "positive": it is a positive; the own text and all copies share the target.
-DUPLICATES = schema.DUPLICATES
+DUPLICATES = names.DUPLICATES
 
 
 class Relations(NamedTuple):

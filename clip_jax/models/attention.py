@@ -1,5 +1,7 @@
 """Attention, by itself and as a layer."""
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -34,7 +36,7 @@ def fused_attend(
   *,
   causal: bool,
   mask: jax.Array | None,
-  implementation: str,
+  implementation: Literal["cudnn", "xla"],
 ) -> jax.Array:
   """Attends as `attend` does, by an implementation of JAX's.
 
@@ -97,7 +99,9 @@ def attend(
   return jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2)
 
 
-def _visible(mask, *, causal, shape):
+def _visible(
+  mask: jax.Array | None, *, causal: bool, shape: tuple[int, ...]
+) -> jax.Array | None:
   """Returns what queries see, to broadcast over (batch, heads, *shape)."""
   if mask is not None:
     mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]

@@ -1,7 +1,5 @@
 """Batch norm over the global batch, as torch computes it."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -70,8 +68,7 @@ class BatchNorm(nn.Module):
     running.value = kept + (1 - self.momentum) * value.astype(kept.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def normalise(
+def _normalise_and_tell(
   x: jax.Array,
   scale: jax.Array,
   bias: jax.Array,
@@ -92,6 +89,9 @@ def normalise(
   return y, mean, var
 
 
+normalise = jax.custom_vjp(_normalise_and_tell, nondiff_argnums=(3, 4))
+
+
 def _normalise(x, scale, bias, epsilon, axes):
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   mean = _mean(x, axes)
@@ -107,7 +107,11 @@ def _factor(var, scale, epsilon):
 
 def _normalise_forward(x, scale, bias, epsilon, axes):
   y, derived, (mean, var, centred) = jax.vjp(
-    lambda *args: _normalise(*args, epsilon, axes), x, scale, bias, has_aux=True
+    lambda x, scale, bias: _normalise(x, scale, bias, epsilon, axes),
+    x,
+    scale,
+    bias,
+    has_aux=True,
   )
   # The derived gradient keeps `centred`, too: it is one array.
   return (y, mean, var), (derived, centred, var, scale)

@@ -77,7 +77,7 @@ class Bert(nn.Module):
     """
     del train
     self._check(tokens)
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = layers.dtypes_of(self)
     mask = tokens != self.pad_id  # (batch, length)
     x = layers.Encoder(
       depth=self.depth,
@@ -102,7 +102,7 @@ class Bert(nn.Module):
 
   def _embed(self, tokens):
     """Returns the normed sum of three embeddings (batch, length, width)."""
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = layers.dtypes_of(self)
     normal = nn.initializers.normal(layers.EMBEDDING_STD)
     x = layers.Embed(
       self.vocab_size, self.width, name="token_embedding", **dtypes
@@ -116,7 +116,9 @@ class Bert(nn.Module):
     )
     x = x + types[0].astype(x.dtype)
     x = x + positions[: tokens.shape[1]].astype(x.dtype)
-    return layers.layer_norm(self.norm_epsilon, name="ln_embed", **dtypes)(x)
+    return layers.layer_norm(self.norm_epsilon, name="ln_embed", dtypes=dtypes)(
+      x
+    )
 
   def _check(self, tokens):
     text.check_length(tokens, self.context_length)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -15,8 +16,6 @@ from clip_jax.packing import packed_text
 MAX_LOGIT_SCALE = 100.0  # Paper, section 2.5.
 INIT_LOGIT_SCALE = 1 / 0.07  # Paper, section 2.5.
 
-# How logits become probabilities: of one label among several, or of each alone.
-PROBABILITIES = ("softmax", "sigmoid")
 PROJECTIONS = ("linear", "linear_bias", "mlp", "none")
 
 
@@ -119,7 +118,7 @@ class CLIP(nn.Module):
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
-  def setup(self):
+  def setup(self) -> None:
     """Makes the projections, the temperature and the bias."""
     self.image_projection = self._projection("image")
     self.text_projection = self._projection("text")
@@ -138,7 +137,7 @@ class CLIP(nn.Module):
     layers.lookup(f"{part}_projection", kind, dict.fromkeys(PROJECTIONS))
     if kind == "none":
       return None
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = layers.dtypes_of(self)
     if kind == "mlp":
       return MlpProjection(self.embed_dim, **dtypes)
     width = getattr(self, part).width
@@ -198,7 +197,7 @@ class CLIP(nn.Module):
     images: jax.Array,
     *,
     train: bool = False,
-    **training,
+    **training: Any,
   ) -> jax.Array:
     """Embeds images (batch, h, w, 3) as (batch, embed) of unit length.
 

@@ -8,7 +8,6 @@ optimizer's state.
 """
 
 import dataclasses
-import functools
 import re
 from typing import Any
 
@@ -21,11 +20,16 @@ from clip_jax.models import paths
 
 _NAMES_SHOWN = 4
 
-_flatten = functools.partial(traverse_util.flatten_dict, sep="/")
-_unflatten = functools.partial(traverse_util.unflatten_dict, sep="/")
-
 # For each array that is partly or wholly trained: the layers, or None for all.
 Choice = dict[str, np.ndarray | None]
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+  return traverse_util.flatten_dict(tree, sep="/")
+
+
+def _unflatten(flat: dict[str, Any]) -> Any:
+  return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def choose(params: Any, pattern: str) -> Choice:
@@ -84,12 +88,11 @@ def merge(params: Any, trained: Any, pattern: str) -> Any:
   chosen, flat, new = choose(params, pattern), _flatten(params), {}
   trained = _flatten(trained)
   for path, leaf in flat.items():
-    if path not in chosen:
-      new[path] = leaf
-    elif chosen[path] is None:
-      new[path] = trained[path]
+    layers = chosen.get(path)
+    if layers is not None:
+      new[path] = leaf.at[_index(layers)].set(trained[path])
     else:
-      new[path] = leaf.at[_index(chosen[path])].set(trained[path])
+      new[path] = trained[path] if path in chosen else leaf
   return _unflatten(new)
 
 

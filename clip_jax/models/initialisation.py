@@ -68,9 +68,11 @@ def _bound(
   if _POOL_BIAS.match(name):
     kernel = params["image"]["attention_pool"]["attention"]["query"]["kernel"]
     return kernel.shape[0] ** -0.5
-  part = paths.tower(name)
-  tower = part and getattr(model, part)
-  inputs = _ROWS.get(type(tower), {}).get(paths.within_layer(name))
+  part, within = paths.tower(name), paths.within_layer(name)
+  if part is None or within is None:
+    return None
+  tower = getattr(model, part)
+  inputs = _ROWS.get(type(tower), {}).get(within)
   if inputs is None:
     return None
   if inputs == _XAVIER:

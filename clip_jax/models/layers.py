@@ -1,8 +1,8 @@
 """The parts that towers are made of: MLP, encoder stack, pooling."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypedDict, TypeVar
 
 import flax.linen as nn
 import jax
@@ -33,21 +33,39 @@ REMAT_POLICIES = {
 }
 
 
-def lookup(what: str, name: str, known: dict):
+_Value = TypeVar("_Value")
+
+
+class Dtypes(TypedDict):
+  """In which types a module computes, and stores its parameters."""
+
+  dtype: jnp.dtype
+  param_dtype: jnp.dtype
+
+
+class HasDtypes(Protocol):
+  """A module that computes and stores in types of its own."""
+
+  dtype: jnp.dtype
+  param_dtype: jnp.dtype
+
+
+def dtypes_of(module: HasDtypes) -> Dtypes:
+  """Returns the types of a module, as its parts take them."""
+  return {"dtype": module.dtype, "param_dtype": module.param_dtype}
+
+
+def lookup(what: str, name: str, known: Mapping[str, _Value]) -> _Value:
   """Returns `known[name]`, or raises an error that lists the known names."""
   if name not in known:
     raise errors.unknown(what, name, known)
   return known[name]
 
 
-def layer_norm(epsilon: float, *, name: str | None, dtype, param_dtype):
+def layer_norm(epsilon: float, *, name: str, dtypes: Dtypes) -> nn.LayerNorm:
   """A layer norm with the exact, two-pass variance in at least float32."""
   return nn.LayerNorm(
-    epsilon=epsilon,
-    use_fast_variance=False,
-    dtype=dtype,
-    param_dtype=param_dtype,
-    name=name,
+    epsilon=epsilon, use_fast_variance=False, name=name, **dtypes
   )
 
 
@@ -168,7 +186,7 @@ class EncoderBlock(nn.Module):
     outputs there; a causal block then takes no other mask.
     """
     width = x.shape[-1]
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = dtypes_of(self)
     if self.causal and at is not None:
       mask = jnp.arange(x.shape[1]) <= at[..., None]  # (batch, reads, length)
 
@@ -178,8 +196,8 @@ class EncoderBlock(nn.Module):
     # As `CLIP.initialize_parameters` of OpenAI's release does for text; both
     # outputs that add to the residual stream shrink with the depth.
     out_std = width**-0.5 * (2 * self.depth) ** -0.5
-    ln_1 = layer_norm(self.norm_epsilon, name="ln_1", **dtypes)
-    ln_2 = layer_norm(self.norm_epsilon, name="ln_2", **dtypes)
+    ln_1 = layer_norm(self.norm_epsilon, name="ln_1", dtypes=dtypes)
+    ln_2 = layer_norm(self.norm_epsilon, name="ln_2", dtypes=dtypes)
     attention = attention_lib.MultiHeadAttention(
       heads=self.heads,
       in_std=width**-0.5,
@@ -279,7 +297,7 @@ class Encoder(nn.Module):
     if at is not None and stack is not None and not watched:
       block = make_block(parent=None)
 
-      def run(i, x, at=None):
+      def run(i, x, at=None) -> Any:  # As flax has it.
         # A loop over slices of the stack would copy all but the last block.
         layer = functools.partial(
           jax.lax.dynamic_index_in_dim, index=i, keepdims=False
@@ -295,7 +313,7 @@ class Encoder(nn.Module):
       lambda block, x, mask: (block(x, mask), None),
       variable_axes={"params": 0, "intermediates": 0},
       split_rngs={"params": True},
-      in_axes=nn.broadcast,
+      in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
       length=self.depth,
       unroll=unroll,
     )
@@ -320,7 +338,7 @@ class MapHead(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps (batch, length, width) to (batch, width)."""
     b, _, width = x.shape
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = dtypes_of(self)
     std = width**-0.5
     probe = self.param(
       "probe", nn.initializers.normal(std), (1, 1, width), self.param_dtype
@@ -329,7 +347,7 @@ class MapHead(nn.Module):
     x = attention_lib.MultiHeadAttention(
       heads=self.heads, in_std=std, out_std=std, name="attention", **dtypes
     )(probe, x)  # (batch, 1, width)
-    y = layer_norm(self.norm_epsilon, name="ln", **dtypes)(x)
+    y = layer_norm(self.norm_epsilon, name="ln", dtypes=dtypes)(x)
     x = x + Mlp(
       mlp_dim=self.mlp_dim or 4 * width,
       activation=self.activation,

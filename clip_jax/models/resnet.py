@@ -14,6 +14,7 @@ from clip_jax.models import (
   batch_norm,
   block_chain,
   convolution,
+  layers,
   paths,
 )
 
@@ -50,7 +51,7 @@ class ConvNorm(nn.Module):
     axes: tuple[str, ...] = (),
   ) -> jax.Array:
     """Maps (batch, h, w, channels) to (batch, h', w', features)."""
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = layers.dtypes_of(self)
     conv = convolution.Conv(
       self.features, self.kernel_size, self.stride, name="conv", **dtypes
     )
@@ -79,7 +80,7 @@ class Bottleneck(nn.Module):
     axes: tuple[str, ...] = (),
   ) -> jax.Array:
     """Maps (batch, h, w, c) to (batch, h/stride, w/stride, 4 * features)."""
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = layers.dtypes_of(self)
     mode = {"train": train, "locked_norms": locked_norms, "axes": axes}
     features, out = self.features, EXPANSION * self.features
     y = ConvNorm(features, 1, relu=True, name="conv_1", **dtypes)(x, **mode)
@@ -188,7 +189,7 @@ class ModifiedResNet(nn.Module):
     self._check(images.shape)
     mode = {"train": train, "locked_norms": locked_norms, "axes": axes}
     chain = block_chain.Chain(self.remat, mode)
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = layers.dtypes_of(self)
     x = images.astype(self.dtype)
     stem = ((self.width // 2, 2), (self.width // 2, 1), (self.width, 1))
     x = chain.run(

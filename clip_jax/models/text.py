@@ -14,8 +14,10 @@ from clip_jax.packing import packed_text
 TEXT_POOLINGS = ("argmax", "eos", "last", "map")
 
 
-def end_positions(tokens: jax.Array) -> jax.Array:
+def end_positions(tokens: Any) -> Any:
   """Positions (batch,) of the end-of-text token in tokens (batch, length).
+
+  Both functions take arrays of JAX or of numpy, and return the same.
 
   That is the first largest id, as in OpenAI's release: end-of-text is the last
   entry of the vocabulary.
@@ -23,7 +25,7 @@ def end_positions(tokens: jax.Array) -> jax.Array:
   return tokens.argmax(axis=-1)
 
 
-def first_positions(tokens: jax.Array, token: int) -> jax.Array:
+def first_positions(tokens: Any, token: int) -> Any:
   """First positions (batch,) of `token` in tokens (batch, length).
 
   Position 0 where a row has none, as in transformers' CLIPTextModel.
@@ -35,7 +37,8 @@ def check_length(
   tokens: jax.Array | packed_text.PackedText, context_length: int
 ) -> None:
   """Raises UserError unless tokens are (batch, length) within the context."""
-  packed_text.refuse(tokens)
+  if isinstance(tokens, packed_text.PackedText):
+    raise packed_text.refusal()
   if tokens.ndim != 2 or tokens.shape[1] > context_length:
     raise errors.UserError(
       f"Tokens must be (batch, length) with a length of at most "
@@ -96,7 +99,7 @@ class TextTransformer(nn.Module):
     """
     self._check(tokens)
     ids, positioned, mask = _arrangement(tokens)
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = layers.dtypes_of(self)
     x = layers.Embed(
       self.vocab_size, self.width, name="token_embedding", **dtypes
     )(ids)  # (batch, length, width)
@@ -127,7 +130,7 @@ class TextTransformer(nn.Module):
       name=paths.ENCODER,
       **dtypes,
     )(x, mask, at)
-    norm = layers.layer_norm(self.norm_epsilon, name="ln_final", **dtypes)
+    norm = layers.layer_norm(self.norm_epsilon, name="ln_final", dtypes=dtypes)
     if self.pooling == "map":
       return layers.MapHead(
         heads=self.heads,
@@ -151,7 +154,7 @@ class TextTransformer(nn.Module):
     """Returns the positions (batch,) whose features stand for the rows."""
     if self.pooling == "argmax":
       return end_positions(tokens)
-    if self.pooling == "eos":
+    if self.eos_id is not None:
       return first_positions(tokens, self.eos_id)
     return jnp.full(tokens.shape[:1], tokens.shape[1] - 1)
 
@@ -167,7 +170,9 @@ class TextTransformer(nn.Module):
         f"pooling='eos' and eos_id belong together; got pooling="
         f"{self.pooling!r} with eos_id={self.eos_id}."
       )
-    if isinstance(tokens, packed_text.PackedText) and not self.sees_padding:
+    if isinstance(tokens, packed_text.PackedText):
+      if self.sees_padding:
+        raise packed_text.refusal()
       packed_text.check(tokens)
       return
     check_length(tokens, self.context_length)

@@ -10,13 +10,22 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from clip_jax import errors
-from clip_jax.models import bert, clip, resnet, text, variant_table, vit
+from clip_jax import errors, names
+from clip_jax.models import (
+  bert,
+  clip,
+  layers,
+  resnet,
+  text,
+  variant_table,
+  vit,
+)
 
 VARIANTS = variant_table.VARIANTS
 
@@ -97,7 +106,9 @@ FROM_INIT = "from_init"
 DEFAULT_EMBED_DIM = 512
 
 
-def spec(base: str | dict, overrides: dict | None = None) -> dict:
+def spec(
+  base: str | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> dict:
   """Returns the full description of a model, every field of it explicit.
 
   Args:
@@ -119,7 +130,9 @@ def spec(base: str | dict, overrides: dict | None = None) -> dict:
   return merged
 
 
-def complete(base: str | dict, overrides: dict | None = None) -> dict:
+def complete(
+  base: str | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> dict:
   """Returns what `spec` does, and how the towers are run among their fields.
 
   Args:
@@ -131,7 +144,7 @@ def complete(base: str | dict, overrides: dict | None = None) -> dict:
       raise errors.UserError(
         f"The model {FROM_INIT!r} has no description before its run has begun."
       )
-    base, overrides = overrides, None
+    base, overrides = overrides or {}, None
   elif isinstance(base, str):
     if base not in VARIANTS:
       raise errors.unknown("model", base, VARIANTS)
@@ -162,9 +175,9 @@ def complete(base: str | dict, overrides: dict | None = None) -> dict:
   for field, derive in DERIVED.items():
     if field not in merged:
       merged[field] = derive(merged)
-  if merged["probabilities"] not in clip.PROBABILITIES:
+  if merged["probabilities"] not in names.PROBABILITIES:
     raise errors.unknown(
-      "kind of probabilities", merged["probabilities"], clip.PROBABILITIES
+      "kind of probabilities", merged["probabilities"], names.PROBABILITIES
     )
   _check_sizes(merged)
   return copy.deepcopy(merged)
@@ -238,10 +251,10 @@ def _make_tower(part, description, **common):
 
 
 def create_model(
-  name: str | dict,
+  name: str | Mapping[str, Any],
   *,
-  overrides: dict | None = None,
-  execution: dict | None = None,
+  overrides: Mapping[str, Any] | None = None,
+  execution: Mapping[str, Any] | None = None,
   dtype: jnp.dtype = jnp.float32,
   param_dtype: jnp.dtype = jnp.float32,
 ) -> clip.CLIP:
@@ -258,7 +271,7 @@ def create_model(
     UserError: the name or a field is unknown.
   """
   description = complete(complete(name, overrides), execution)
-  dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+  dtypes: layers.Dtypes = {"dtype": dtype, "param_dtype": param_dtype}
   # A ResNet's pool projects.
   pools_to_embed = description["image"]["kind"] == "resnet"
   embed_dim = description["embed_dim"]
@@ -275,15 +288,10 @@ def create_model(
     image_std=tuple(description["image_std"]),
     image_projection_kind=description["image_projection"],
     text_projection_kind=description["text_projection"],
-    **{
-      field: description[field]
-      for field in (
-        "embed_norm",
-        "init_logit_scale",
-        "init_logit_bias",
-        "max_logit_scale",
-      )
-    },
+    embed_norm=description["embed_norm"],
+    init_logit_scale=description["init_logit_scale"],
+    init_logit_bias=description["init_logit_bias"],
+    max_logit_scale=description["max_logit_scale"],
     **dtypes,
   )
 
@@ -329,7 +337,9 @@ def abstract_inputs(
 
 def abstract_variables(model: clip.CLIP) -> dict:
   """Returns the shapes of the model's variables, computing nothing."""
-  shapes = _abstract_variables(model, jax.config.jax_enable_x64)
+  x64 = jax.config.values["jax_enable_x64"]
+  # Flax's modules can be hashed, which its annotations do not say.
+  shapes = _abstract_variables(model, x64)  # pyright: ignore
   return jax.tree.map(lambda leaf: leaf, shapes)  # The caller's own.
 
 

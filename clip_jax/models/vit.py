@@ -95,13 +95,13 @@ class VisionTransformer(nn.Module):
     """
     del locked_norms, axes
     self._check(images.shape)
-    dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = layers.dtypes_of(self)
     if examples is None:
       examples = jnp.arange(len(images))
     x = self._embed(images, examples, train=train)
     first_patch = int(self.class_token) + self.registers
     if self.pre_norm:
-      x = layers.layer_norm(self.norm_epsilon, name="ln_pre", **dtypes)(x)
+      x = layers.layer_norm(self.norm_epsilon, name="ln_pre", dtypes=dtypes)(x)
     # The class token's features alone are read; while training, see `Encoder`.
     class_only = self.pooling == "class" and not train
     x = layers.Encoder(
@@ -119,7 +119,7 @@ class VisionTransformer(nn.Module):
     )(x, at=jnp.zeros((len(x), 1), int) if class_only else None)
     if self.pooling == "class":
       x = x[:, :1]  # The norm works token by token: skip the unused ones.
-    norm = layers.layer_norm(self.norm_epsilon, name="ln_post", **dtypes)
+    norm = layers.layer_norm(self.norm_epsilon, name="ln_post", dtypes=dtypes)
     poolings = {
       "class": _class_token,
       "gap": _patch_mean,

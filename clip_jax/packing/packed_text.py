@@ -67,11 +67,10 @@ def check(packed: PackedText) -> None:
     )
 
 
-def refuse(tokens: jax.Array | PackedText) -> None:
-  """Raises UserError for packed text, where a tower cannot read it."""
-  if isinstance(tokens, PackedText):
-    raise errors.UserError(
-      "This text tower got packed text, which only towers that are causal and "
-      "read at the end of text can read; give it tokens (batch, length) "
-      "(data.text_layout=auto does)."
-    )
+def refusal() -> errors.UserError:
+  """Returns the error of a tower that cannot read packed text."""
+  return errors.UserError(
+    "This text tower got packed text, which only towers that are causal and "
+    "read at the end of text can read; give it tokens (batch, length) "
+    "(data.text_layout=auto does)."
+  )

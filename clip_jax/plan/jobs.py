@@ -156,7 +156,8 @@ def _abstract_batch(
   tokens: Any = array(pairs, bucket)
   if isinstance(layout, text_layout.Packed):
     rows = array(pairs // layout.captions * bucket, layout.length)
-    tokens = packed_text.PackedText(rows, rows, rows, ends=array(pairs))
+    arrays_of: Any = packed_text.PackedText  # Of shapes instead of arrays.
+    tokens = arrays_of(rows, rows, rows, ends=array(pairs))
   images, _ = variants.abstract_inputs(step.model, pairs)
   arrays = {"image": array(*images.shape, dtype=images.dtype), "tokens": tokens}
   return {name: arrays.get(name, array(pairs)) for name in step.batch_fields}

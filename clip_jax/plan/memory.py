@@ -19,6 +19,7 @@ def peak_bytes(compiled: jax.stages.Compiled, where: topology.Topology) -> int:
   report whole; elsewhere it leaves the temporary buffers out.
   """
   found = compiled.memory_analysis()
+  assert found is not None
   if where.devices[0].platform == "tpu":
     return found.peak_memory_in_bytes
   return (
@@ -34,14 +35,15 @@ def available_bytes(where: topology.Topology) -> int | None:
 
   Simulated devices of a CPU share its memory evenly.
   """
+  known = where.chip and where.chip.memory_bytes
   if not where.is_local:
-    return where.chip.memory_bytes
+    return known
   device = where.devices[0]
   if device.platform == "cpu":
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return pages // jax.local_device_count()
   limit = (device.memory_stats() or {}).get("bytes_limit")
-  return limit or (where.chip and where.chip.memory_bytes)
+  return limit or known
 
 
 def shard_bytes(tree: Any) -> int:

@@ -108,7 +108,8 @@ def read_work(jaxpr: Any) -> Work:
     name = call.equation.primitive.name
     if name.startswith(_HIDDEN):
       hidden.add(name)
-    if count := flops.call_flops(call):
+    count = flops.call_flops(call)
+    if count and call.times is not None:
       operations += count
       product_bytes += call.times * flops.array_bytes(
         *call.equation.invars, *call.equation.outvars
@@ -134,7 +135,8 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
   )
   traced = job.program.make_step().trace(job.state, job.batch)
   reasons: dict[str, str] = {}
-  compiled = refused = text = exchanges = operations = parts = None
+  compiled = text = exchanges = operations = parts = peak = fits = None
+  refused: compiling.TooLargeError | None = None
   available = memory.available_bytes(job.where)
   try:
     with tempfile.TemporaryDirectory(prefix="clip_jax_plan_") as directory:
@@ -154,10 +156,10 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
       f"The compiler refuses this step: {str(error).splitlines()[0]}"
     ) from None
   seconds = time.perf_counter() - start
-  if refused is None:
+  if compiled is not None:
     peak = memory.peak_bytes(compiled, job.where)
     fits = None if available is None else peak <= available
-  else:
+  elif refused is not None:
     peak, fits = refused.needed_bytes, False
   if peak is None:
     reasons["peak_bytes"] = "the compiler does not say how much it needs"
@@ -212,14 +214,15 @@ def analytic_flops(job: jobs.Job) -> int:
 
 def _memory(job, peak, with_loss, reasons) -> dict[str, int | None]:
   """Returns the parts of the peak: exact ones, and what is left of it."""
-  parts: dict[str, int | None] = {
+  exact = {
     "parameters": memory.shard_bytes(job.state.params),
     "batch_statistics": memory.shard_bytes(job.state.batch_stats),
     "optimizer": memory.shard_bytes(job.state.opt_state),
     "average": memory.shard_bytes(job.state.ema),
     "batch": memory.shard_bytes(job.batch),
   }
-  parts["rest"] = None if peak is None else peak - sum(parts.values())
+  parts: dict[str, int | None] = {**exact}
+  parts["rest"] = None if peak is None else peak - sum(exact.values())
   if peak is None:
     reasons["memory.rest"] = reasons["peak_bytes"]
   parts["loss_alone"] = None
@@ -260,6 +263,7 @@ def make_network(
   where: topology.Topology, mesh: jax.sharding.Mesh
 ) -> interconnect.Network:
   """Returns where the devices of a mesh sit in the network."""
+  assert where.chip is not None
   coordinates = tuple(tuple(device.coords) for device in mesh.devices.flatten())
   # TPUs of this machine: as far as they reach, without rings.
   reach = tuple(max(axis) + 1 for axis in zip(*coordinates, strict=True))

@@ -98,10 +98,11 @@ def utilisation(plan: planner_lib.Plan) -> list[float] | None:
 
   Useful are the analytic ones, or the compiled ones where these are fewer.
   """
-  if plan.step_seconds is None:
+  chip = plan.job.where.chip
+  if plan.step_seconds is None or chip is None:
     return None
   useful = min(plan.flops_analytic, plan.flops_compiled or math.inf)
-  peak = plan.job.mesh.size * plan.job.where.chip.peak_flops
+  peak = plan.job.mesh.size * chip.peak_flops
   return [useful / (peak * t) for t in reversed(plan.step_seconds)]
 
 

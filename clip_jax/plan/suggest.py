@@ -170,12 +170,13 @@ class _Search:
     self.tried: list[tuple[Choice, planner.Plan]] = []
     self.state = functools.cache(self._state)
     self.kept = functools.cache(self._kept)
-    self._available = memory.available_bytes(where)
-    if self._available is None:
+    available = memory.available_bytes(where)
+    if available is None:
       raise errors.UserError(
         f"The memory of a {where.devices[0].device_kind!r} is not known, so "
         "nothing can be told to fit."
       )
+    self._available = available
 
   def _make_job(self, changes) -> jobs.Job:
     config = config_lib.with_overrides(self._config, changes)
@@ -197,9 +198,10 @@ class _Search:
     keeps = list(_REMAT)  # From most to least.
     for other, plan in self.tried:
       keeps_more = keeps.index(other.remat) < keeps.index(choice.remat)
-      if plan.peak_bytes is None or keeps_more:
+      rest = plan.memory["rest"]
+      if rest is None or keeps_more:
         continue
-      rest = plan.memory["rest"] * other.micro_batches / choice.micro_batches
+      rest *= other.micro_batches / choice.micro_batches
       if state + rest / _MARGIN > available:
         return False
     return True

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import topologies
 
-from clip_jax import errors, versions
+from clip_jax import errors, sharding, versions
 from clip_jax.plan import environment, hardware
 
 LOCAL = "local"
@@ -43,7 +43,7 @@ class Topology:
   """
 
   name: str
-  devices: tuple[jax.Device, ...]
+  devices: tuple[sharding.Device, ...]
   chip: hardware.Chip | None
   shape: tuple[int, ...] = ()
   wrap: tuple[bool, ...] = ()
@@ -112,7 +112,7 @@ def rings(chip: hardware.Chip, shape: tuple[int, ...]) -> tuple[bool, ...]:
   return (closed,) * len(shape)
 
 
-def _described(name, chip, shape, wrap) -> tuple[jax.Device, ...]:
+def _described(name, chip, shape, wrap) -> tuple[sharding.Device, ...]:
   library = os.environ.get("TPU_LIBRARY_PATH", "")
   if not (os.path.isfile(library) or importlib.util.find_spec("libtpu")):
     raise errors.UserError(

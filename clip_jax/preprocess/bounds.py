@@ -13,7 +13,7 @@ import re
 import struct
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PpmImagePlugin, TiffImagePlugin
 
 # Files of common tools have ten scans.
 _MAX_SCANS = 500
@@ -113,7 +113,7 @@ def check_opened(
   """Raises WorkError where decoding `image`, so far only opened, is costly."""
   if image.format in ("JPEG", "MPO"):
     _check_scans(image, encoded, max_scan_seconds)
-  elif image.format == "TIFF":
+  elif isinstance(image, TiffImagePlugin.TiffImageFile):
     compression = image.info.get("compression")
     if compression not in _TIFF_COMPRESSIONS:
       raise WorkError(
@@ -124,7 +124,10 @@ def check_opened(
     w, h = (int(image.tag_v2.get(tag, 1)) for tag in _TILE_SIZE_TAGS)
     if w * h > _MAX_TILE_PIXELS:
       raise WorkError(f"its tiles have {w} x {h} pixels")
-  elif image.format == "PPM" and image.tile[0][0] == "ppm_plain":
+  elif (
+    isinstance(image, PpmImagePlugin.PpmImageFile)
+    and image.tile[0][0] == "ppm_plain"
+  ):
     _check_bytes("PPM as text", encoded)
 
 

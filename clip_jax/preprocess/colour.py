@@ -25,7 +25,7 @@ def flatten(image: Image.Image, alpha: str) -> Image.Image:
     return image
   if alpha == "white":
     rgba = convert(image, "RGBA")
-    if rgba.getchannel("A").getextrema()[0] < 255:
+    if np.asarray(rgba.getchannel("A")).min() < 255:
       page = Image.new("RGBA", image.size, "white")
       return Image.alpha_composite(page, rgba).convert("RGB")
     if image.mode != "P":

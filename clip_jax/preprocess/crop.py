@@ -179,7 +179,7 @@ def _pad(image: Image.Image, size: int, fill: int) -> Image.Image:
     (max(w, size), max(h, size)),
     fill if bands == 1 else (fill,) * bands,
   )
-  if image.mode == "P":
-    page.putpalette(image.getpalette())
+  if image.mode == "P" and (palette := image.getpalette()):
+    page.putpalette(palette)
   page.paste(image, (max(size - w, 0) // 2, max(size - h, 0) // 2))
   return page

@@ -90,8 +90,11 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
+Encoded = bytes | bytearray | memoryview | str | os.PathLike
+
+
 def decode(
-  data: bytes | str | os.PathLike | Image.Image,
+  data: Encoded | Image.Image,
   *,
   limits: Limits = DEFAULT_LIMITS,
   upright: bool = True,
@@ -124,16 +127,12 @@ def decode(
   return _turn_upright(image) if upright else image
 
 
-def check_header(
-  data: bytes | str | os.PathLike, *, limits: Limits = DEFAULT_LIMITS
-) -> None:
+def check_header(data: Encoded, *, limits: Limits = DEFAULT_LIMITS) -> None:
   """Raises `ImageError` unless the header is one that `decode` would read."""
   _open_checked(data, limits)
 
 
-def _open_checked(
-  data: bytes | str | os.PathLike, limits: Limits
-) -> tuple[Image.Image, str]:
+def _open_checked(data: Encoded, limits: Limits) -> tuple[Image.Image, str]:
   """Returns the image, not decoded yet, and its name in messages."""
   encoded, name = _read(data, limits)
   file = bounds.MeteredFile(encoded)
@@ -159,7 +158,7 @@ def _shrink_while_decoding(image: Image.Image) -> None:
   image.draft(None, (w // scale, h // scale))
 
 
-def _read(data: bytes | str | os.PathLike, limits: Limits) -> tuple[bytes, str]:
+def _read(data: Encoded, limits: Limits) -> tuple[bytes, str]:
   """Returns the encoded bytes and their name in messages."""
   if isinstance(data, bytes | bytearray | memoryview):
     encoded, name = bytes(data), "The image"
@@ -282,7 +281,7 @@ def _broken(error: Exception, name: str) -> ImageError:
 
 def _turn_upright(image: Image.Image) -> Image.Image:
   try:
-    method = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG))
+    method = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 0))
   except Exception:  # Broken metadata does not harm the picture.
     method = None
   if method is None:

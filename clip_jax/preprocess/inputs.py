@@ -4,7 +4,6 @@ Arrays of numpy, JAX and PyTorch are recognised by their shape and dtype, so
 that none of these libraries is imported only to recognise its arrays.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
@@ -15,16 +14,7 @@ from clip_jax import errors
 from clip_jax.preprocess import decoding
 
 # An array is uint8 of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4).
-ImageInput = (
-  Image.Image
-  | np.ndarray
-  | bytes
-  | bytearray
-  | memoryview
-  | str
-  | os.PathLike
-  | IO[bytes]
-)
+ImageInput = Image.Image | np.ndarray | decoding.Encoded | IO[bytes]
 
 _CHANNELS = (1, 3, 4)  # Grey, RGB, RGBA.
 _ACCEPTED = (
@@ -47,8 +37,9 @@ def each(images: Any) -> Iterable[ImageInput]:
     if len(images.shape) == 1:  # Of paths.
       return list(images)
     return [images]
-  single = Image.Image | bytes | bytearray | memoryview | str | os.PathLike
-  if isinstance(images, single) or hasattr(images, "read"):
+  if isinstance(images, Image.Image | decoding.Encoded) or hasattr(
+    images, "read"
+  ):
     return [images]
   unordered = isinstance(images, Mapping | set | frozenset)
   if unordered or not isinstance(images, Iterable):
@@ -87,9 +78,7 @@ def read(
     image = b""
   elif hasattr(image, "read"):
     image = _content(image, limits)
-  elif not isinstance(
-    image, Image.Image | bytes | bytearray | memoryview | str | os.PathLike
-  ):
+  elif not isinstance(image, Image.Image | decoding.Encoded):
     raise decoding.ImageError(
       f"An image is {_ACCEPTED}; got {type(image).__name__}.",
       reason="unreadable",
@@ -113,7 +102,7 @@ def _content(file: Any, limits: decoding.Limits) -> bytes:
       "mode 'rb'.",
       reason="unreadable",
     )
-  return data
+  return bytes(data)
 
 
 def _is_array(value: Any) -> bool:
@@ -132,9 +121,9 @@ def _checked(array: Any) -> np.ndarray:
     array = array.detach()
   shape = tuple(array.shape)
   kind = str(getattr(array.dtype, "name", array.dtype)).rpartition(".")[2]
-  first = len(shape) >= 3 and shape[-1] not in _CHANNELS
-  first = first and shape[-3] in _CHANNELS
-  fits = len(shape) == 2 or (len(shape) in (3, 4) and shape[-1] in _CHANNELS)
+  axes = len(shape)
+  first = axes >= 3 and shape[-1] not in _CHANNELS and shape[-3] in _CHANNELS
+  fits = axes == 2 or (axes in (3, 4) and shape[-1] in _CHANNELS)
   if kind == "uint8" and fits:
     if hasattr(array, "cpu"):  # Of PyTorch, whose tensor may be remote.
       array = array.cpu()

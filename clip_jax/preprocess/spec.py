@@ -72,7 +72,7 @@ class PreprocessSpec:
   alpha: str = "white"
   limits: decoding.Limits = decoding.DEFAULT_LIMITS
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name, known in (
       ("interpolation", INTERPOLATIONS),
       ("resize", RESIZES),

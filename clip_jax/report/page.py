@@ -58,7 +58,14 @@ class Page:
     return self.image.crop((0, 0, _WIDTH, self.y + _MARGIN))
 
   def text(
-    self, x: float, y: float, text: str, *, size: int, ink=_INK, anchor="la"
+    self,
+    x: float,
+    y: float,
+    text: str,
+    *,
+    size: int,
+    ink: str = _INK,
+    anchor: str = "la",
   ) -> None:
     """Writes one line."""
     self.draw.text((x, y), text, font=_font(size), fill=ink, anchor=anchor)

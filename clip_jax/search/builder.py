@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, regular_files
+from clip_jax import errors, names, regular_files
 from clip_jax.search import layout
 
 
@@ -39,8 +39,8 @@ class Builder:
       fingerprint: of that model.
       dtype: float32, or float16 for half the size.
     """
-    if dtype not in layout.DTYPES:
-      raise errors.unknown("dtype of an index", dtype, layout.DTYPES)
+    if dtype not in names.INDEX_DTYPES:
+      raise errors.unknown("dtype of an index", dtype, names.INDEX_DTYPES)
     self.directory = pathlib.Path(directory)
     self.dtype = np.dtype(dtype)
     self.rows = 0
@@ -58,7 +58,7 @@ class Builder:
       self._stack = stack.pop_all()
     return self
 
-  def __exit__(self, kind, error, traceback) -> None:
+  def __exit__(self, kind: Any, *_: Any) -> None:
     with self._stack:
       if kind is None:
         self._commit()

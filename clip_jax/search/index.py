@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from clip_jax import errors, json_text
+from clip_jax import errors, json_text, names
 from clip_jax.search import layout
 
 _ROWS_PER_CHUNK = 1 << 16
@@ -82,7 +82,7 @@ class Index:
       raise self._damaged(str(error)) from None
     shape, transposed, dtype = found
     wanted = self.meta["count"], self.meta["embed_dim"]
-    if shape != wanted or transposed or dtype.name not in layout.DTYPES:
+    if shape != wanted or transposed or dtype.name not in names.INDEX_DTYPES:
       raise self._damaged(f"embeddings are {dtype} {shape}, not {wanted}")
     try:
       return np.memmap(file, dtype, "r", file.tell(), shape)

@@ -13,7 +13,6 @@ from clip_jax import errors, json_text
 FORMAT = "clip_jax index"
 VERSION = 1
 META = "meta.json"
-DTYPES = ("float32", "float16")
 
 # The files that hold the data, each named after its content.
 PARTS = {

@@ -25,7 +25,7 @@ class Engine(Protocol):
     """The number of ids."""
     ...
 
-  def encode(self, lines, *, room: int) -> list[int]:
+  def encode(self, lines: Iterator[str], *, room: int) -> list[int]:
     """Returns at most `room` ids of the text."""
     ...
 
@@ -90,7 +90,7 @@ class Tokenizer:
   lowercase: bool | None = None
   source: files_lib.File | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.kind not in KINDS:
       raise errors.unknown("tokenizer", self.kind, KINDS)
     if self.cleaning not in cleaning_lib.CLEANINGS:

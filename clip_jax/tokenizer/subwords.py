@@ -83,12 +83,12 @@ class SentencePiece:
     return self._model.decode([int(i) for i in ids])
 
 
-def read_sentencepiece(data: bytes, **_) -> SentencePiece:
+def read_sentencepiece(data: bytes, **_: object) -> SentencePiece:
   """Returns the tokenizer of a SentencePiece `.model`."""
   return SentencePiece(data)
 
 
-def read_json(data: bytes, **_) -> Subwords:
+def read_json(data: bytes, **_: object) -> Subwords:
   """Returns the tokenizer of a HuggingFace `tokenizer.json`."""
   engine = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
   if isinstance(engine.model, tokenizers.models.Unigram):

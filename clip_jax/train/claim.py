@@ -210,7 +210,7 @@ def _wait_for_all(what: str) -> None:
 @contextlib.contextmanager
 def keep_compilations(workdir: pathlib.Path) -> Iterator[None]:
   """Lets a resumed run load its programs, where no other cache is set."""
-  if jax.config.jax_compilation_cache_dir is not None:
+  if jax.config.values["jax_compilation_cache_dir"] is not None:
     yield
     return
   try:

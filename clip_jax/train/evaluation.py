@@ -105,9 +105,9 @@ class Evaluator:
     return embedding_model.Functions(
       embed_images=self._interruptible(ready.embed_images),
       embed_texts=self._interruptible(
-        functools.partial(ready.encode_text, cuts=self._cuts)
+        functools.partial(ready.embed_texts, cuts=self._cuts)
       ),
-      preprocess=ready.preprocess,
+      preprocess=ready.needed_preprocess(),
     )
 
   def _interruptible(

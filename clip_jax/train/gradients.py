@@ -73,7 +73,10 @@ class Towers:
 
   def temperature(self, params: Any) -> tuple[jax.Array, jax.Array | None]:
     """Returns the logit scale and the logit bias."""
-    return self.model.apply({"params": params}, method=clip.CLIP.temperature)
+    found: Any = self.model.apply(
+      {"params": params}, method=clip.CLIP.temperature
+    )
+    return found
 
 
 def direct(

@@ -7,18 +7,20 @@ one has been started, so that reading never stalls them.
 import collections
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from clip_jax.data import account, order
 from clip_jax.data import ledger as ledger_lib
-from clip_jax.data import pipeline
-from clip_jax.train import metrics
+from clip_jax.train import metrics, optim, step_flops
+from clip_jax.train import run as run_lib
 from clip_jax.train import step as step_lib
 
 LEDGER = "ledger.jsonl"
@@ -51,48 +53,51 @@ class Journal:
 
   def __init__(
     self,
+    run: run_lib.Run,
     workdir: pathlib.Path,
     *,
     first_step: int,
     counters: dict[str, Any],
-    ledger: ledger_lib.Ledger,
-    throughput: metrics.Throughput,
-    count_flops: Callable[[dict[str, Any]], int],
-    schedule: Any,
-    digest: Callable[[int], int],
-    batch_size: int,
-    total_steps: int,
-    log_every_steps: int,
   ):
     """Opens the files where a run at `first_step` goes on.
 
     Args:
+      run: whose updates are noted.
       workdir: of the run.
       first_step: updates done before; later lines are removed.
       counters: as `self.counters` was at that step; empty at the start.
-      ledger: of bad records.
-      throughput: of this run.
-      count_flops: operations of the update that a batch is for.
-      schedule: learning rate by number of updates done.
-      digest: checksum of the records of an update's batch.
-      batch_size: pairs of an update.
-      total_steps: updates of the whole run.
-      log_every_steps: updates between lines.
     """
-    self._ledger = ledger
+    config, source = run.program.config, run.source
+    if jax.process_index() == 0:
+      truncate_abandoned(workdir, first_step)
+    self._ledger = ledger_lib.Ledger(
+      ledger_path(workdir),
+      records=len(source),
+      max_bad_fraction=config.data.max_bad_fraction,
+      lost=account.of(source).lost_records,
+    )
     self._ledger.truncate_after(first_step)
-    self.counters = {"bad_records": 0, "skipped": 0} | counters
-    self.evaluation_due = self.counters.pop(EVALUATION_DUE, False)
+    start = {"bad_records": 0, "skipped": 0}
+    self.counters: dict[str, Any] = start | counters
+    self.counters["data"] = source.fingerprint
+    self.evaluation_due = bool(self.counters.pop(EVALUATION_DUE, False))
     self._writer = metrics.Writer(
       workdir, after_step=first_step, evaluation_due=self.evaluation_due
     )
-    self._throughput = throughput
-    self._count_flops = count_flops
-    self._schedule = schedule
-    self._digest = digest
-    self._batch_size = batch_size
-    self._total_steps = total_steps
-    self._log_every_steps = log_every_steps
+    self._throughput = metrics.Throughput(devices=jax.device_count())
+    self._count_flops = step_flops.Counter(run.program)
+    self._schedule = optim.make_schedule(
+      config.optim, precision=config.precision, total_steps=run.total_steps
+    )
+    self._digest = functools.partial(
+      order.batch_digest,
+      seed=config.seed,
+      records=len(source),
+      batch_size=config.batch_size,
+    )
+    self._batch_size = config.batch_size
+    self._total_steps = run.total_steps
+    self._log_every_steps = config.log_every_steps
     self._pending: collections.deque[_Pending] = collections.deque()
     self._skipped = counters.get("skipped", 0)
     platform = jax.devices()[0].platform
@@ -108,7 +113,7 @@ class Journal:
     with hides:
       self._writer.close()
 
-  def next_batch(self, batches: pipeline.Batches) -> dict[str, Any]:
+  def next_batch(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
     """Returns the next batch of `batches` and notes how long it took."""
     start = time.perf_counter()
     batch = next(batches)

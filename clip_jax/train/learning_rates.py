@@ -48,11 +48,12 @@ def factors(optim: config_lib.Optim, params: Any) -> Any:
 
 def _depths(params: Mapping[str, Any]) -> dict[str, int]:
   """Returns the layers of each tower; 0 where it has no such stack."""
-  depths = dict.fromkeys(paths.TOWERS, 0)
+  depths: dict[str, int] = dict.fromkeys(paths.TOWERS, 0)
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     name = sharding.path_name(path)
-    if paths.is_stacked(name):
-      depths[paths.tower(name)] = leaf.shape[0]
+    tower = paths.tower(name)
+    if tower is not None and paths.is_stacked(name):
+      depths[tower] = leaf.shape[0]
   return depths
 
 

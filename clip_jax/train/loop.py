@@ -2,10 +2,8 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import os
-import pathlib
 import time
 from typing import Any
 
@@ -16,16 +14,12 @@ from clip_jax import errors
 from clip_jax.checkpoints import integrity, saving
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
-from clip_jax.data import account, order
-from clip_jax.data import ledger as ledger_lib
+from clip_jax.data import account
 from clip_jax.train import (
   claim,
   evaluation,
   journal,
-  metrics,
-  optim,
   preemption,
-  step_flops,
 )
 from clip_jax.train import origins as origins_lib
 from clip_jax.train import run as run_lib
@@ -82,7 +76,7 @@ def train(
   config, origins = origins_lib.begin(config_lib.check(config), workdir)
   tokenizer = origins_lib.tokenizer_files(workdir, origins)
   run = run_lib.make_run(config, tokenizer_files=tokenizer)
-  total_steps = run.program.total_steps
+  total_steps = run.total_steps
   run.announce()  # Also the first to look into the model.
   run.check_data()
   origins_lib.check_goes_on(workdir, config.optim)
@@ -100,7 +94,9 @@ def train(
     stop = enter(preemption.Preemption())
     state, counters = _restore_or_init(run, checkpoints, origins, allow_changes)
     first_step = int(state.step)
-    notes = enter(_open_journal(run, workdir, first_step, counters))
+    notes = enter(
+      journal.Journal(run, workdir, first_step=first_step, counters=counters)
+    )
     batches = enter(run.batches(first_step))
     train_step = run.program.make_step()
     evaluator = evaluation.Evaluator(run, stop)
@@ -211,41 +207,3 @@ def _counters_at_the_start(
     journal.EVALUATION_DUE: True,
     workdir_lib.ORIGIN: integrity.fingerprint(state.variables),
   }
-
-
-def _open_journal(
-  run: run_lib.Run,
-  workdir: pathlib.Path,
-  first_step: int,
-  counters: dict[str, Any],
-) -> journal.Journal:
-  config = run.program.config
-  if jax.process_index() == 0:
-    journal.truncate_abandoned(workdir, first_step)
-  return journal.Journal(
-    workdir,
-    first_step=first_step,
-    counters={**counters, "data": run.source.fingerprint},
-    ledger=ledger_lib.Ledger(
-      journal.ledger_path(workdir),
-      records=len(run.source),
-      max_bad_fraction=config.data.max_bad_fraction,
-      lost=account.of(run.source).lost_records,
-    ),
-    throughput=metrics.Throughput(devices=jax.device_count()),
-    count_flops=step_flops.Counter(run.program),
-    schedule=optim.make_schedule(
-      config.optim,
-      precision=config.precision,
-      total_steps=run.program.total_steps,
-    ),
-    digest=functools.partial(
-      order.batch_digest,
-      seed=config.seed,
-      records=len(run.source),
-      batch_size=config.batch_size,
-    ),
-    batch_size=config.batch_size,
-    total_steps=run.program.total_steps,
-    log_every_steps=config.log_every_steps,
-  )

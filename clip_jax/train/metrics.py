@@ -143,13 +143,14 @@ class Writer:
     self._events = event_file_writer.EventsWriter(self._events_path)
     self._flushed = time.monotonic()
     if after_step:  # Hides what a killed run wrote of later steps.
-      started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      log = event_pb2.SessionLog  # pyright: ignore  # Made when imported.
+      started = log(status=log.START)
       self._add_event(step=after_step + 1, session_log=started)
 
-  def __enter__(self):
+  def __enter__(self) -> "Writer":
     return self
 
-  def __exit__(self, *error):
+  def __exit__(self, *_: Any) -> None:
     self.close()
 
   def write(self, step: int, values: dict[str, Any]) -> None:
@@ -171,7 +172,8 @@ class Writer:
     self.write(step, {_EVALUATION + key: x for key, x in values.items()})
 
   def _add_event(self, **fields: Any) -> None:
-    event = event_pb2.Event(wall_time=time.time(), **fields)
+    make = event_pb2.Event  # pyright: ignore  # Made when imported.
+    event = make(wall_time=time.time(), **fields)
     with _named(self._events_path):
       self._events.write_event(event)
 

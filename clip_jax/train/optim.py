@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding
@@ -51,7 +52,7 @@ _MUON_RMS = 0.2
 
 
 def schedule(
-  step: jax.Array,
+  step: ArrayLike,
   *,
   peak_lr: float,
   warmup_steps: int,
@@ -79,7 +80,7 @@ def decays(params: Any) -> Any:
 
 def make_schedule(
   optim: config_lib.Optim, *, precision: str, total_steps: int
-) -> Callable[[jax.Array], jax.Array]:
+) -> Callable[[ArrayLike], jax.Array]:
   """Returns the learning rate as a function of the number of updates done.
 
   Args:
@@ -181,7 +182,7 @@ def muon_dimensions(params: Any) -> Any:
 
   def dimensions(path, leaf):
     del leaf
-    found = _MUON.get(paths.within_layer(sharding.path_name(path)))
+    found = _MUON.get(paths.within_layer(sharding.path_name(path)) or "")
     return found and optax.contrib.MuonDimensionNumbers(*found)
 
   return jax.tree_util.tree_map_with_path(dimensions, params)

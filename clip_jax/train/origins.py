@@ -199,8 +199,10 @@ def settle(
   one_tower = bool(config.init.image) != bool(config.init.text)
   described = config.model == FROM_INIT or one_tower
   if described:
-    base = describe(config.model, opened) if opened else None
-    if base is None:
+    if opened:
+      base = describe(config.model, opened)
+    else:
+      assert stored is not None
       base = variants.complete(stored.model, stored.model_overrides)
     overrides = config.model_overrides
     spec = variants.complete(base, overrides)
@@ -356,7 +358,7 @@ def load(
     variables["ema"] = jax.tree.map(
       jnp.copy, {name: variables[name] for name in state.ema}
     )
-  return state.replace(**variables)
+  return dataclasses.replace(state, **variables)
 
 
 def _warn_of_temperature(scale: float, bound: float) -> None:

@@ -72,6 +72,9 @@ class Peers:
         link, _ = self._server.accept()
         links.start(self._welcome, link)
 
+  def _welcome(self, link: socket.socket) -> None:
+    raise NotImplementedError
+
   def _watch(self, process: int) -> None:
     """Reads what a process says until it says goodbye, or is gone."""
     link, seconds = self._links[process], self._heartbeat_seconds

@@ -28,14 +28,14 @@ class Preemption:
     self._previous = None
     self._alone = jax.process_count() == 1
 
-  def __enter__(self):
+  def __enter__(self) -> "Preemption":
     if self._alone and threading.current_thread() is threading.main_thread():
       self._previous = signal.signal(
         signal.SIGTERM, lambda *_: self._signalled.set()
       )
     return self
 
-  def __exit__(self, *error):
+  def __exit__(self, *_: object) -> None:
     if self._previous is not None:
       signal.signal(signal.SIGTERM, self._previous)
 

@@ -104,7 +104,7 @@ def make_program(
   config: config_lib.Config,
   *,
   examples: int | None = None,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[sharding.Device] | None = None,
 ) -> Program:
   """Returns the step of `config`.
 
@@ -132,7 +132,7 @@ def make_program(
     frozen=config.optim.frozen,
   )
   total_steps = config.steps
-  if total_steps is None and examples is not None:
+  if config.epochs is not None and examples is not None:
     total_steps = _steps_of_epochs(
       config.epochs,
       examples,
@@ -161,7 +161,7 @@ def _steps_of_epochs(
   try:
     steps = math.ceil(epochs * examples / batch_size)
   except OverflowError:
-    steps = math.inf
+    steps = _MOST_STEPS + 1
   if steps > _MOST_STEPS:
     raise errors.UserError(
       f"epochs={epochs:g} of these data are more than the "

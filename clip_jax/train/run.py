@@ -48,6 +48,12 @@ class Run:
   encoder: embedder.Embedder
 
   @property
+  def total_steps(self) -> int:
+    """Updates of the whole run, which the number of records settles."""
+    assert self.program.total_steps is not None
+    return self.program.total_steps
+
+  @property
   def name(self) -> str:
     """What people call the model: its own name, or what it began with."""
     config = self.program.config
@@ -69,7 +75,7 @@ class Run:
       self.name,
       count,
       len(self.source),
-      program.total_steps,
+      self.total_steps,
       config.batch_size,
       len(devices),
       devices[0].device_kind,
@@ -247,33 +253,20 @@ def _address(data: config_lib.Data, address: str) -> str:
 
 
 def _open_evaluation(
+  entry: config_lib.Evaluation,
   training: config_lib.Data,
   open_source: OpenSource,
-  *,
-  task: str,
-  data: str,
-  labels: str,
-  templates: str,
 ) -> tasks.Evaluation:
-  """Opens an evaluation.
-
-  Args:
-    training: `config.data`.
-    open_source: of an address.
-    task: as `evals.NAME` has it, like all that follow.
-    data: an address, or "held_out".
-    labels: of the task.
-    templates: of the task.
-  """
-  address, source = _address(training, data), _open(data, training, open_source)
+  source, task = _open(entry.data, training, open_source), entry.task
   if task == "auto":
     task = "zero_shot" if source.class_names is not None else "retrieval"
-  if data == config_lib.HELD_OUT and task == "zero_shot":
+  templates = entry.templates
+  if entry.data == config_lib.HELD_OUT and task == "zero_shot":
     templates = templates or training.template  # Asked as it was trained.
   return tasks.open_evaluation(
     task,
-    address,
-    labels=labels,
+    _address(training, entry.data),
+    labels=entry.labels,
     templates=templates,
     open_source=lambda _: source,
   )
@@ -288,7 +281,7 @@ def _open_evaluations(
   opened = {}
   for name, entry in entries.items():
     try:
-      opened[name] = _open_evaluation(data, open_source, **vars(entry))
+      opened[name] = _open_evaluation(entry, data, open_source)
     except errors.UserError as error:
       raise errors.UserError(f"evals.{name}: {error}") from None
   return opened

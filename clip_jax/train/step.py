@@ -3,6 +3,7 @@
 The loop jits the step, a planner lowers it, the tests call it.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -120,8 +121,8 @@ def make_train_step(
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     trained = optax.apply_updates(frozen.select(state.params), updates)
     params = _cap_temperature(frozen.merge(state.params, trained), bound)
-    candidate = state.replace(
-      params=params, batch_stats=batch_stats, opt_state=opt_state
+    candidate = dataclasses.replace(
+      state, params=params, batch_stats=batch_stats, opt_state=opt_state
     )
     candidate = _average(candidate, state, optim.ema_decay)
     # One decision for the whole mesh: all three numbers are global.
@@ -131,7 +132,9 @@ def make_train_step(
     state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old), candidate, state
     )
-    state = state.replace(step=state.step + 1, skipped=state.skipped + ~finite)
+    state = dataclasses.replace(
+      state, step=state.step + 1, skipped=state.skipped + ~finite
+    )
     return state, Measured(
       loss=loss,
       logit_scale=logit_scale,
@@ -242,13 +245,13 @@ def _average(
   if not state.ema:
     return updated
   done = (state.step - state.skipped).astype(jnp.float32)
-  decay = jnp.minimum(decay, (1 + done) / (10 + done))
+  moves = 1 - jnp.minimum(decay, (1 + done) / (10 + done))
   averages = jax.tree.map(
-    lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old),
+    lambda old, new: old + moves.astype(old.dtype) * (new - old),
     state.ema,
     {"params": updated.params, "batch_stats": updated.batch_stats},
   )
-  return updated.replace(ema=averages)
+  return dataclasses.replace(updated, ema=averages)
 
 
 def _cap_temperature(params: Any, max_logit_scale: float | None) -> Any:

@@ -29,19 +29,20 @@ SAMPLED_CAPTIONS = 512
 
 
 class TextLayout(Protocol):
-  """What becomes of a batch's tokens.
+  """What becomes of a batch's tokens."""
 
-  Attributes:
-    buckets: the sizes that it may take, ascending; the last always suffices.
-  """
-
-  buckets: tuple[int, ...]
+  @property
+  def buckets(self) -> tuple[int, ...]:
+    """The sizes that it may take, ascending; the last always suffices."""
+    ...
 
   def arrange(self, tokens: np.ndarray) -> "Arranged":
     """Begins with this process's rows of a batch (captions, context)."""
+    ...
 
   def describe(self, bucket: int) -> str:
     """Returns a bucket in words."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +103,9 @@ class Packed:
       groups=len(tokens) // self.captions,
       length=self.length,
     )
+    arrays_of: Any = packed_text.PackedText  # Of numpy's, still on the host.
     return Arranged(
-      placed.rows,
-      lambda bucket: packed_text.PackedText(**placed.pack(tokens, rows=bucket)),
+      placed.rows, lambda bucket: arrays_of(**placed.pack(tokens, rows=bucket))
     )
 
   def describe(self, bucket: int) -> str:

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import errors, preprocess
-from clip_jax.config import schema
+from clip_jax import errors, names, preprocess
 from clip_jax.evals import embedding_model, tasks
 
 SPEC = preprocess.Preprocess(image_size=4, mean=(0, 0, 0), std=(1, 1, 1))
@@ -86,7 +85,7 @@ def test_other_labels_go_by_position_and_a_line_says_so(data, caplog):
 
 
 def test_configs_know_every_task():
-  assert set(schema.EVAL_TASKS) == {"auto", *tasks.TASKS}
+  assert set(names.TASKS) == set(tasks.TASKS)
   assert tasks._CHECKS.keys() == tasks.TASKS.keys()
 
 

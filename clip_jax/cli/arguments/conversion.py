@@ -3,11 +3,10 @@
 import argparse
 import contextlib
 
+from clip_jax import names
 from clip_jax.cli import flags
 
 _NORMS = ("inception", "imagenet", "openai")
-# The formats that can be written; their modules import much.
-TARGETS = ("clip-jax", "openai", "huggingface", "open-clip", "big-vision")
 
 
 def add_convert(parser: flags.Parser) -> None:
@@ -20,8 +19,8 @@ def add_convert(parser: flags.Parser) -> None:
     "--to",
     required=True,
     metavar="FORMAT",
-    choices=TARGETS,
-    help=f"{', '.join(TARGETS[:-1])} or {TARGETS[-1]}",
+    choices=names.TARGETS,
+    help=f"{', '.join(names.TARGETS[:-1])} or {names.TARGETS[-1]}",
   )
   _add_reading(parser)
   parser.add_argument(
@@ -110,7 +109,7 @@ def _add_reading(parser: flags.Parser) -> None:
   )
   parser.add_argument(
     "--activation",
-    choices=("quick_gelu", "gelu", "gelu_tanh"),
+    choices=names.ACTIVATIONS,
     help="of both towers, where the source does not say it",
   )
   parser.add_argument(

@@ -3,11 +3,8 @@
 import argparse
 import os
 
+from clip_jax import names
 from clip_jax.cli import flags
-
-# Of evals/tasks.py and evals/linear_probe.py, which import much.
-TASKS = ("zero_shot", "retrieval", "linear_probe", "knn")
-FEATURES = ("pre_projection", "embedding")
 
 
 def add_eval(parser: flags.Parser) -> None:
@@ -17,8 +14,8 @@ def add_eval(parser: flags.Parser) -> None:
     "--task",
     required=True,
     metavar="TASK",
-    choices=TASKS,
-    help=", ".join(TASKS),
+    choices=(*names.TASKS, *names.PROBE_TASKS),
+    help=", ".join((*names.TASKS, *names.PROBE_TASKS)),
   )
   parser.add_argument("--data", required=True, metavar="DATA", help=flags.DATA)
   parser.add_argument(
@@ -30,7 +27,7 @@ def add_eval(parser: flags.Parser) -> None:
   )
   parser.add_argument(
     "--features",
-    choices=FEATURES,
+    choices=names.FEATURES,
     help="linear_probe, knn: of images, before the projection (the default) or "
     "after it",
   )
@@ -67,7 +64,7 @@ def check_eval(arguments: argparse.Namespace) -> str | None:
     "--template": arguments.templates,
     "--duplicates": arguments.duplicates,
   }
-  probe = arguments.task in ("linear_probe", "knn")
+  probe = arguments.task in names.PROBE_TASKS
   for flag, value in (of_others if probe else of_probes).items():
     if value:
       return f"{flag} says nothing to --task {arguments.task}"
@@ -90,7 +87,7 @@ def add_classify(parser: flags.Parser) -> None:
   )
   parser.add_argument(
     "--probabilities",
-    choices=("softmax", "sigmoid"),
+    choices=names.PROBABILITIES,
     help="softmax: those of all labels add up to 100 %%; sigmoid: of each by "
     "itself, so that none or several may fit (default: what the model was "
     "trained with)",
@@ -112,7 +109,7 @@ def add_embed(parser: flags.Parser) -> None:
   parser.add_argument(
     "--dtype",
     default="float32",
-    choices=("float32", "float16"),
+    choices=names.INDEX_DTYPES,
     help="how the index stores numbers (default: float32)",
   )
   flags.add_batches(parser)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from clip_jax import host_memory, loading, terminal
+from clip_jax import host_memory, loading, names, terminal
 from clip_jax import search as search_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.cli import verb
@@ -40,8 +40,8 @@ def _measure(arguments, clip) -> dict[str, Any]:
   cuts = tokenizer_lib.Cuts()
   model = embedding_model.Functions(
     embed_images=clip.embed_images,
-    embed_texts=functools.partial(clip.encode_text, cuts=cuts),
-    preprocess=clip.preprocess,
+    embed_texts=functools.partial(clip.embed_texts, cuts=cuts),
+    preprocess=clip.needed_preprocess(),
   )
   with terminal.Progress("eval") as progress:
     result = tasks.evaluate(
@@ -62,9 +62,9 @@ def _measure(arguments, clip) -> dict[str, Any]:
 
 def _probe(arguments, clip) -> dict[str, Any]:
   """Measures a classifier on the features of a model."""
-  features = arguments.features or linear_probe.FEATURES[0]
+  features = arguments.features or names.FEATURES[0]
   functions = (clip.image_features, clip.embed_images)
-  embed = dict(zip(linear_probe.FEATURES, functions, strict=True))[features]
+  embed = dict(zip(names.FEATURES, functions, strict=True))[features]
   with terminal.Progress("eval") as progress:
     result = linear_probe.evaluate(
       arguments.task,
@@ -110,7 +110,7 @@ def embed(arguments: argparse.Namespace) -> verb.Answer:
   host_memory.keep_freed()
   search_lib.check_replaceable(arguments.out)
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
-  clip.check_towers("image")
+  preprocess = clip.needed_preprocess()
   source = sources.open_source(arguments.data)
   warnings = account.tell(source, arguments.data)
   bad = collections.Counter()
@@ -119,7 +119,7 @@ def embed(arguments: argparse.Namespace) -> verb.Answer:
     pipeline.eval_batches(
       source,
       batch_size=arguments.batch_size,
-      preprocess=clip.preprocess,
+      preprocess=preprocess,
       threads=arguments.threads,
     ) as batches,
   ):

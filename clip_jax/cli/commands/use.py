@@ -9,6 +9,8 @@ import logging
 import os
 from collections.abc import Sequence
 
+import numpy as np
+
 from clip_jax import errors, loading, terminal
 from clip_jax import search as search_lib
 from clip_jax.cli import verb
@@ -113,7 +115,7 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
     query = clip.encode_text(arguments.query)[0]
   else:
     query = clip.encode_image(arguments.image)[0]
-  hits = index.search(query, k=arguments.k)
+  hits = index.search(np.asarray(query), k=arguments.k)
   results = [
     {
       "key": hit.key,

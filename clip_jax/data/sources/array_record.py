@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore
 
 from clip_jax import errors, json_text
 from clip_jax.data import account as account_lib
@@ -218,7 +218,12 @@ def _damaged_sidecar(path: str | os.PathLike, name: str) -> errors.UserError:
   )
 
 
-def _open_reader(path: str):
+def open_writer(path: str) -> Any:
+  """Opens a new file, in which each record is a chunk by itself."""
+  return array_record_module.ArrayRecordWriter(path, "group_size:1")
+
+
+def _open_reader(path: str) -> Any:
   # For random access: do not read ahead of the record.
   reader = array_record_module.ArrayRecordReader(
     path, options="readahead_buffer_size:0", file_reader_buffer_size=32_768

@@ -25,7 +25,7 @@ class Pool:
     self._lock = threading.Lock()
     self._open: collections.OrderedDict[int, Any] = collections.OrderedDict()
 
-  def __reduce__(self):
+  def __reduce__(self) -> tuple:
     return _remake, (self.paths, self._opener)
 
   def get(self, number: int) -> Any:
@@ -54,7 +54,7 @@ class RawFile:
   def __init__(self, path: str):
     self._file = regular_files.open_regular(path)
 
-  def __del__(self):
+  def __del__(self) -> None:
     if hasattr(self, "_file"):
       self._file.close()
 

@@ -167,7 +167,7 @@ def open_folder(
   if layout is not None and layout not in LAYOUTS:
     raise errors.unknown("value of layout=", layout, LAYOUTS)
   within = None if follows_links(options) else root
-  account = account_lib.Account(notes=[])
+  account = account_lib.Account()
   names = sorted(_walk(root, account, within=within))
   kinds = {name: _kind(name) for name in names}
   images = [name for name, kind in kinds.items() if kind in _IMAGES]

@@ -67,7 +67,8 @@ def split(name: str) -> Part | None:
 def split_all(names: Sequence[str]) -> list[Part | None]:
   """Returns the parts that the files of a shard are, None where not read."""
   parts: list[Part | None] = []
-  dotted: dict[int, Part] = {}  # By first dot, whose suffix is not known.
+  # By the last dot and by the first, whose suffix is not known.
+  dotted: dict[int, tuple[Part, Part]] = {}
   for number, name in enumerate(names):
     part = split(name)
     if part is not None:
@@ -75,14 +76,16 @@ def split_all(names: Sequence[str]) -> list[Part | None]:
       dot = part.key.find(".", base)
       if dot > 0:
         field = f"{part.key[dot + 1 :].lower()}.{part.field}"
-        dotted[number] = Part(part.key[:dot], field, part.kind)
+        dotted[number] = part, Part(part.key[:dot], field, part.kind)
     parts.append(part)
   if dotted:
     _settle(parts, dotted)
   return parts
 
 
-def _settle(parts: list[Part | None], dotted: dict[int, Part]) -> None:
+def _settle(
+  parts: list[Part | None], dotted: dict[int, tuple[Part, Part]]
+) -> None:
   """Decides for each of `dotted` which dot ends its key; changes `parts`."""
   kinds = collections.defaultdict(list)  # Of each key as in `parts`.
   for part in parts:
@@ -91,10 +94,10 @@ def _settle(parts: list[Part | None], dotted: dict[int, Part]) -> None:
   inner = collections.defaultdict(set)  # Short key: the keys up to last dots.
   owners = collections.defaultdict(set)  # Field: short keys that have it.
   whole_fields = set()  # Fields of a key that makes a sample by itself.
-  for number, short in dotted.items():
-    inner[short.key].add(parts[number].key)
+  for long, short in dotted.values():
+    inner[short.key].add(long.key)
     owners[short.field].add(short.key)
-    if _is_sample(kinds[parts[number].key]):
+    if _is_sample(kinds[long.key]):
       whole_fields.add(short.field)
   plain = {part.key for i, part in enumerate(parts) if part and i not in dotted}
   alone = len(inner) == 1 and plain <= set(inner)
@@ -109,16 +112,16 @@ def _settle(parts: list[Part | None], dotted: dict[int, Part]) -> None:
   fields = {field for field in owners if is_field(field)}
   left_out: list[int] = []
   joined = collections.defaultdict(set)
-  for number, short in dotted.items():
+  for long, short in dotted.values():
     if short.field in fields:
-      joined[short.key].add(parts[number].kind)
+      joined[short.key].add(long.kind)
   beside = {
     short
     for short, keys in inner.items()
     if any(_is_sample(kinds[key]) for key in keys)
   }
-  for number, short in dotted.items():
-    if _is_sample(kinds[parts[number].key]):
+  for number, (long, short) in dotted.items():
+    if _is_sample(kinds[long.key]):
       continue
     own = kinds[short.key] if short.key in plain else []
     known = short.field in fields

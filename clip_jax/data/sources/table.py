@@ -20,7 +20,7 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 import numpy as np
@@ -58,7 +58,7 @@ class Table:
     roots: tuple[str, ...],
     pairs: Iterable[tuple[str, str | None]],
     *,
-    notes: Sequence[str] = (),
+    notes: list[str],
     follow_links: bool = False,
   ):
     """Groups `pairs` of image path and caption.

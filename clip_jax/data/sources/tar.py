@@ -126,9 +126,7 @@ class _Scan:
       elif (header := _parse(block)) is None:
         position = yield from self._resume(position)
       else:
-        if self._last is not None:
-          yield self._last
-          self._last = None
+        yield from self._release()
         position, damage = self._entry(position, header)
         if damage is not None:
           yield damage
@@ -223,10 +221,10 @@ class _Scan:
       reason = "damaged_header"
     yield Damage(offset, reason, size, headers)
     if found is None:
-      zeros = self._trailing_zeros()
-      self._ended = zeros >= 2 * BLOCK
-      if zeros > _MAX_END_BYTES:
-        yield Damage(self._end - zeros, "zeros", zeros, at_end=True)
+      trailing = self._trailing_zeros()
+      self._ended = trailing >= 2 * BLOCK
+      if trailing > _MAX_END_BYTES:
+        yield Damage(self._end - trailing, "zeros", trailing, at_end=True)
     return where
 
   def _trailing_zeros(self) -> int:
@@ -243,8 +241,9 @@ class _Scan:
 
   def _close(self, expected: int, where: int) -> Iterator[Member]:
     """Yields the last member, with a problem unless it is known to be whole."""
-    if not self._is_whole(expected, where) and not self._last.problem:
-      self._last = self._last._replace(problem="damaged_member")
+    last = self._last
+    if last and not last.problem and not self._is_whole(expected, where):
+      self._last = last._replace(problem="damaged_member")
     yield from self._release()
 
   def _is_whole(self, expected: int, where: int) -> bool:

@@ -14,17 +14,16 @@ HELD_OUT = 0.2  # The share that is held out by default.
 
 
 class _View:
-  """A view of a source; attributes that it lacks are the source's."""
+  """A view of a source; what it does not change is the source's."""
 
   def __init__(self, source: record_lib.Source, *how: Any):
     self._source = source
+    self.class_names = source.class_names
+    self.templates = source.templates
+    self.names = getattr(source, "names", None)
+    self.account = getattr(source, "account", None)
     said = repr((source.fingerprint, *how))
     self.fingerprint = hashlib.sha256(said.encode()).hexdigest()
-
-  def __getattr__(self, name: str) -> Any:
-    if name.startswith("_"):  # pickle asks before it has set any.
-      raise AttributeError(name)
-    return getattr(self._source, name)
 
   def __len__(self) -> int:
     return len(self._source)
@@ -33,17 +32,12 @@ class _View:
 class Part(_View):
   """Some of the records of a source."""
 
-  names = None  # Those of the source are of all records.
-
   def __init__(self, source: record_lib.Source, slots: np.ndarray, *how: Any):
     super().__init__(source, *how)
     self._slots = slots
-
-  @property
-  def account(self) -> Any:
-    """That of the source (account.py), with a share of its lost records."""
-    whole = getattr(self._source, "account", None)
-    return whole and whole.of_part(len(self) / len(self._source))
+    self.names = None  # Those of the source are of all records.
+    if self.account is not None:
+      self.account = self.account.of_part(len(slots) / len(source))
 
   def __len__(self) -> int:
     return len(self._slots)
@@ -66,7 +60,8 @@ class Captioned(_View):
     """
     super().__init__(source, template)
     before, after = template
-    self._texts = [before + name + after for name in source.class_names]
+    names = source.class_names or ()
+    self._texts = [before + name + after for name in names]
 
   def __getitem__(self, index: int) -> record_lib.Record:
     record = self._source[index]

@@ -171,15 +171,17 @@ class WebDataset:
     if text is not None:
       return captions_lib.from_text(text, key=key, captions=self._captions)
     fields = self._read(number, slot, JSON, key)
-    named = label is not None and self.class_names is not None
+    name = None
+    if label is not None and self.class_names is not None:
+      name = self.class_names[label]
     if fields is not None:
       try:
         return captions_lib.from_json(fields, key=key)
       except record_lib.BadRecord as error:
-        if error.reason != "missing_caption" or not named:
+        if error.reason != "missing_caption" or name is None:
           raise
-    if named:
-      return (self.class_names[label],)
+    if name is not None:
+      return (name,)
     error = record_lib.BadRecord("missing_caption", key)
     if label is not None:
       error.hint = (

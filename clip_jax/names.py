@@ -1,0 +1,26 @@
+"""Names that users choose among, each list once.
+
+The config's schema and the command line read them without importing what they
+name; the tables of functions have the same names, which tests compare.
+"""
+
+PRECISIONS = ("bfloat16", "float32", "float64")
+OPTIMIZERS = ("adafactor", "adamw", "lion", "muon")
+INIT_SCHEMES = ("scaled", "openai")
+LOSS_KINDS = ("sigmoid", "softmax")
+LOSS_METHODS = ("auto", "dense", "gathered", "ring", "two_level")
+DUPLICATES = ("ignore", "mask", "positive")
+CAPTION_CHOICES = ("random", "first")
+TEXT_LAYOUTS = ("auto", "packed", "buckets", "full")
+TASKS = ("zero_shot", "retrieval")
+# Those that train on the features of images, and what features they take.
+PROBE_TASKS = ("linear_probe", "knn")
+FEATURES = ("pre_projection", "embedding")
+# What retrieval takes an equal caption of another image for.
+RETRIEVAL_DUPLICATES = ("hits", "misses")
+# How logits become probabilities: of one label among several, or of each alone.
+PROBABILITIES = ("softmax", "sigmoid")
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
+INDEX_DTYPES = ("float32", "float16")
+# The formats of checkpoints that can be written.
+TARGETS = ("clip-jax", "openai", "huggingface", "open-clip", "big-vision")
