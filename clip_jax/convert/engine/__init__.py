@@ -102,17 +102,24 @@ IMAGE_FIELDS = (
   "convert_rgb",
 )
 
-# The other tower of a single one, so that it can be made; none of it is kept.
+# The least that towers of all kinds can be.
+_LEAST = {
+  **{"width": 1, "depth": 1, "heads": 1, "image_size": 1, "patch_size": 1},
+  **{"context_length": 3, "positions": 3, "vocab_size": 1, "token_types": 1},
+}
+
+
+def stand_in(tower: str, kind: str) -> dict[str, Any]:
+  """Returns the description of a smallest tower, of which nothing is kept."""
+  fields = dataclasses.fields(variants.TOWERS[tower][kind])
+  sizes = {x.name: _LEAST[x.name] for x in fields if x.name in _LEAST}
+  return {"kind": kind, **sizes}
+
+
+# The other tower of a single one, so that it can be made.
 STAND_INS = {
-  "image": {
-    "kind": "vit",
-    "image_size": 1,
-    "patch_size": 1,
-    "width": 1,
-    "depth": 1,
-    "heads": 1,
-  },
-  "text": {"kind": "cbow", "context_length": 3, "vocab_size": 1, "width": 1},
+  "image": stand_in("image", "vit"),
+  "text": stand_in("text", "cbow"),
 }
 
 
