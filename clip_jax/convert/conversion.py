@@ -148,6 +148,7 @@ def open_model(
   if hub.is_address(address):
     path = hub.download(address)
   else:
+    errors.check_local("MODEL", address)
     path = pathlib.Path(address).expanduser()
   name = source_format or recognise(path, options)
   model = find_format(name).read(path, options)
@@ -256,6 +257,7 @@ def convert(
   target = find_format(to)
   if not target.write:
     raise errors.unknown("target format", to, targets())
+  errors.check_local("DEST", destination)
   # "." and ".." have no name that a directory could take.
   destination = pathlib.Path(destination).expanduser().resolve()
   _check_free(os.fspath(source), destination, overwrite)

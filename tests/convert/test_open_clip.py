@@ -17,13 +17,16 @@ import pytest
 from clip_jax import convert, errors, tokenizer
 from clip_jax.convert import (
   engine,
-  open_clip,
-  open_clip_files,
   tokenizer_files,
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.files import safetensors_file
-from clip_jax.convert.formats import open_clip_berts, open_clip_config
+from clip_jax.convert.formats import (
+  open_clip,
+  open_clip_berts,
+  open_clip_config,
+  open_clip_files,
+)
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.tensor import Tensor
 from clip_jax.convert.verify import verification

@@ -6,18 +6,16 @@ import numpy as np
 import pytest
 
 from clip_jax import convert, errors, tokenizer
-from clip_jax.convert import (
-  engine,
-  open_clip,
-  timm_vit,
-)
+from clip_jax.convert import engine
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.files import safetensors_file, torch_zip
 from clip_jax.convert.formats import (
   bert,
+  open_clip,
   open_clip_config,
   open_clip_fields,
   open_clip_rows,
+  timm_vit,
 )
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor

@@ -13,12 +13,14 @@ from clip_jax.cli import run
 from clip_jax.convert import (
   engine,
   model_dir,
-  open_clip,
-  open_clip_files,
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.files import safetensors_file
-from clip_jax.convert.formats import open_clip_config
+from clip_jax.convert.formats import (
+  open_clip,
+  open_clip_config,
+  open_clip_files,
+)
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants

@@ -205,7 +205,7 @@ def test_the_workdir_needs_no_origin_any_more(room, locked, tmp_path):
     got = again.encode_text(["a photo of the number two"])
     np.testing.assert_array_equal(got, want)
     summary = loop.train(_config(room), locked)
-    assert summary["steps"] == 4
+    assert summary.steps == 4
     convert.convert(locked, tmp_path / "model", to="clip-jax")
     exported = loading.load(tmp_path / "model")
     got = exported.encode_text(["a photo of the number two"])
@@ -447,7 +447,7 @@ def test_a_pretrained_text_tower_stands_beside_a_variants_image_tower(
   want = convert.open_model(kept).variables()["params"]["text"]
   np.testing.assert_array_equal(got, want["token_embedding"]["embedding"])
   shutil.rmtree(kept)
-  assert loop.train(_config(room, **fields), run)["steps_now"] == 0
+  assert loop.train(_config(room, **fields), run).steps_now == 0
   other = _config(room, **{**fields, "model": "tiny-rn"})
   with pytest.raises(errors.UserError, match="model: 'tiny-vit' -> 'tiny-rn'"):
     loop.train(other, run)

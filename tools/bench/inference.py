@@ -36,9 +36,10 @@ import transformers
 
 import clip_jax
 from clip_jax import convert, host_memory
-from clip_jax.convert import engine, openai
+from clip_jax.convert import engine
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.files import torch_zip
+from clip_jax.convert.formats import openai
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 

@@ -24,6 +24,7 @@ CHUNK_BYTES = 1 << 20
 # numpy's own limit is 64 axes, torch's and safetensors' have none.
 MAX_AXES = 32
 
+_LFS = b"version https://git-lfs"
 # What the parsers below a container raise about bytes that make no sense.
 _PARSER_ERRORS = (
   EOFError,
@@ -88,6 +89,12 @@ def checked(path: pathlib.Path, kind: str) -> Iterator[None]:
 
 def damaged(path: pathlib.Path, what: str) -> errors.DamagedError:
   """Returns the error for a file whose content contradicts itself."""
+  with contextlib.suppress(OSError), open(path, "rb") as file:
+    if file.read(len(_LFS)) == _LFS:
+      return errors.DamagedError(
+        f"{path} is a pointer of Git LFS, not the file that it stands for; "
+        "fetch that with `git lfs pull`."
+      )
   return errors.DamagedError(
     f"{path} is damaged or not what its name says: {what}. Fetch or make it "
     "again."

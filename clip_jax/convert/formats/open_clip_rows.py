@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import timm_vit
 from clip_jax.convert.engine import fields
-from clip_jax.convert.formats import bert, open_clip_berts
+from clip_jax.convert.formats import bert, open_clip_berts, timm_vit
 
 MODEL = "model_cfg"
 VISION, TEXT = f"{MODEL}.vision_cfg", f"{MODEL}.text_cfg"

@@ -3,13 +3,7 @@
 A directory can look like several; the first says more about the model.
 """
 
-from clip_jax.convert import (
-  model_dir,
-  open_clip,
-  openai,
-  timm,
-  workdir,
-)
+from clip_jax.convert import model_dir, workdir
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.formats import (
   bert,
@@ -17,7 +11,10 @@ from clip_jax.convert.formats import (
   borisdayma,
   flax_clip,
   huggingface,
+  open_clip,
+  openai,
   sentence_transformers,
+  timm,
 )
 
 FORMATS: dict[str, Format] = {

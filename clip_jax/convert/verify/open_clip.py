@@ -5,8 +5,9 @@ import tempfile
 
 import numpy as np
 
-import clip_jax.convert.open_clip as open_clip_format
-from clip_jax.convert import open_clip_files, portable
+import clip_jax.convert.formats.open_clip as open_clip_format
+from clip_jax.convert import portable
+from clip_jax.convert.formats import open_clip_files
 from clip_jax.convert.verify.oracle import (
   Oracle,
   Source,

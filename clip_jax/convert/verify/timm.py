@@ -2,7 +2,7 @@
 
 import json
 
-import clip_jax.convert.timm as timm_format
+import clip_jax.convert.formats.timm as timm_format
 from clip_jax import errors
 from clip_jax.convert.verify.oracle import Oracle, Source, Tower, state_dict
 

@@ -18,11 +18,9 @@ from clip_jax.convert import (
   config_file,
   engine,
   portable,
-  timm_vit,
   tokenizer_files,
   weights_file,
 )
-from clip_jax.convert import open_clip_files as files_lib
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import Entry
 from clip_jax.convert.engine.names import Names
@@ -32,7 +30,9 @@ from clip_jax.convert.formats import (
   open_clip_berts,
   open_clip_config,
   openai_names,
+  timm_vit,
 )
+from clip_jax.convert.formats import open_clip_files as files_lib
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import clip
 from clip_jax.tokenizer import files as tokenizer_lib_files
