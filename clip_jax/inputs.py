@@ -15,7 +15,9 @@ from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.models import padding
 
-_DECODE = dict.fromkeys((bytes, bytearray), "; write it as .decode().")
+_DECODE: dict[type, str] = dict.fromkeys(
+  (bytes, bytearray), "; write it as .decode()."
+)
 
 
 def check_ids(tokens: np.ndarray, tower: nn.Module) -> None:
