@@ -21,7 +21,8 @@ from clip_jax import fingerprint as fingerprint_lib
 from clip_jax import inputs as inputs_lib
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
-from clip_jax.convert import destinations, model_dir, portable
+from clip_jax.convert import destinations, portable
+from clip_jax.convert.formats import model_dir
 from clip_jax.evals import probabilities as probabilities_lib
 from clip_jax.evals import prompts as prompts_lib
 from clip_jax.models import clip as clip_lib

@@ -12,7 +12,8 @@ from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import workdir as workdir_lib
-from clip_jax.convert import engine, workdir
+from clip_jax.convert import engine
+from clip_jax.convert.formats import workdir
 from clip_jax.models import clip, variants
 
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 import clip_jax
 from clip_jax import loading, names, sharding
-from clip_jax.convert import hub, model_dir
+from clip_jax.convert import hub
+from clip_jax.convert.formats import model_dir
 from clip_jax.evals import probabilities
 from clip_jax.models import variants
 

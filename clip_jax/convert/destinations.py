@@ -45,18 +45,12 @@ def _take_place(partial: pathlib.Path, destination: pathlib.Path) -> None:
       os.rename(partial, destination)
     else:
       os.link(partial, destination)  # Unlike a rename, it replaces nothing.
-  except FileExistsError:
-    taken = True
   except OSError as error:
-    taken = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
-    if not taken and not partial.is_dir():
-      os.rename(partial, destination)  # A file system without links.
-    elif not taken:
+    if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+      raise errors.UserError(
+        f"{destination} came into being while the conversion ran; nothing was "
+        "written there. Give another destination."
+      ) from None
+    if partial.is_dir():
       raise
-  else:
-    taken = False
-  if taken:
-    raise errors.UserError(
-      f"{destination} came into being while the conversion ran; nothing was "
-      "written there. Give another destination."
-    )
+    os.rename(partial, destination)  # A file system without links.

@@ -10,14 +10,7 @@ _ADDRESS = re.compile(
   r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII
 )
 # What a model may consist of; nothing that could be executed.
-PATTERNS = (
-  "*.json",
-  "*.txt",
-  "*.model",
-  "*.safetensors",
-  "*.msgpack",
-  "*.npz",
-)
+PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors", "*.msgpack", "*.npz")
 # Pickles are read by our own reader, but only where there is nothing better.
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 

@@ -157,16 +157,11 @@ def assemble(
   """Returns the model that a checkpoint's tensors and their description make.
 
   Args:
-    entries: of the format, for the model that `spec` describes.
-    tensors: of the checkpoint, by their names.
-    spec: the resolved description.
-    report: of the reading; takes the account of the tensors.
-    name: what messages call the checkpoint.
+    entries, tensors, spec, report, name, ignored, hint: as `engine.to_ours`
+      takes them.
     options: what the user says.
     configs: small files that were read; their digests are noted.
     weights: files whose digests are noted unless only headers are read.
-    ignored: regular expressions of names that hold no parameter.
-    hint: what a user can do about a difference.
     files: of the tokenizer, by name.
     dialect: what a writer of the same format needs.
     noted: what else to keep about the source.

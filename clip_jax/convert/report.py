@@ -8,6 +8,15 @@ from clip_jax import errors, terminal
 # Where a field of the description comes from.
 SOURCES = ("config", "shape", "format", "flag", "archive")
 _SHOWN = 10
+# What the lists of tensors are called, in the order in which they are told.
+_ACCOUNT = {
+  "stripped": "stripped from the names",
+  "left_out": "left out beside the model",
+  "ignored": "ignored",
+  "missing": "missing",
+  "unexpected": "unexpected",
+  "shape_mismatch": "of another shape",
+}
 
 
 @dataclasses.dataclass
@@ -66,8 +75,7 @@ class Report:
       f"{self.source_format}{arrow}: {self.mapped} of {self.tensors} tensors "
       f"mapped, {len(self.ignored)} ignored"
     ]
-    lines += [*self._around(), *_some("ignored", self.ignored)]
-    lines += self._differences()
+    lines += self.account()
     rows = [
       (field, _words(entry["value"]), entry["source"])
       for field, entry in self.inferred.items()
@@ -80,22 +88,18 @@ class Report:
     lines += [f"Warning: {warning}" for warning in self.warnings]
     return "\n".join(lines)
 
-  def _around(self) -> list[str]:
-    return [
-      *_some("stripped from the names", self.stripped),
-      *_some("left out beside the model", self.left_out),
-    ]
-
-  def _differences(self) -> list[str]:
-    shapes = [
-      f"{x['key']}: got {list(x['got'])}, want {list(x['want'])}"
-      for x in self.shape_mismatch
-    ]
-    return [
-      *_some("missing", self.missing),
-      *_some("unexpected", self.unexpected),
-      *_some("of another shape", shapes),
-    ]
+  def account(self, *, ignored: bool = True) -> list[str]:
+    """Returns lines about tensors, a kind each; none for those without."""
+    lines = []
+    for field, what in _ACCOUNT.items():
+      names = [
+        x if isinstance(x, str) else "{key}: got {got}, want {want}".format(**x)
+        for x in getattr(self, field)
+      ]
+      if names and (ignored or field != "ignored"):
+        more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
+        lines.append(f"  {what}: {', '.join(names[:_SHOWN])}{more}")
+    return lines
 
 
 class MismatchError(errors.UserError):
@@ -107,22 +111,13 @@ class MismatchError(errors.UserError):
         [
           f"{name} is not the {report.source_format} model that it looks like: "
           "every tensor must have exactly one place.",
-          *report._around(),
-          *report._differences(),
+          *report.account(ignored=False),
           hint or "Check that the weights and the config belong together.",
         ]
       )
     )
     self.report = report
     self.payload = report.to_dict()
-
-
-def _some(what: str, names: list[str]) -> list[str]:
-  if not names:
-    return []
-  shown = ", ".join(names[:_SHOWN])
-  more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
-  return [f"  {what}: {shown}{more}"]
 
 
 def _words(value: Any) -> str:

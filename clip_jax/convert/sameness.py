@@ -12,12 +12,8 @@ from clip_jax.convert import engine
 # refuses or warns of what it loses.
 _ELSEWHERE = frozenset(
   (
-    "init_logit_scale",
-    "max_logit_scale",
-    "pooling",
-    "eos_id",
-    "class_position",
-    "normalize",
+    *("init_logit_scale", "max_logit_scale", "pooling", "eos_id"),
+    *("class_position", "normalize"),
   )
 )
 

@@ -22,13 +22,8 @@ from clip_jax import errors, sharding
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
-from clip_jax.convert import (
-  conversion,
-  engine,
-  model_dir,
-  portable,
-  sameness,
-)
+from clip_jax.convert import conversion, engine, portable, sameness
+from clip_jax.convert.formats import model_dir
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import freezing, variants
 

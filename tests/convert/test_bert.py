@@ -10,9 +10,9 @@ import torch
 import transformers
 
 from clip_jax import convert, errors, tokenizer
-from clip_jax.convert import engine, model_dir
+from clip_jax.convert import engine
 from clip_jax.convert.files import safetensors_file
-from clip_jax.convert.formats import bert
+from clip_jax.convert.formats import bert, model_dir
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants

@@ -8,8 +8,9 @@ import pytest
 
 from clip_jax import convert, errors
 from clip_jax.cli import run
-from clip_jax.convert import context, engine, model_dir
+from clip_jax.convert import context, engine
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.formats import model_dir
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants

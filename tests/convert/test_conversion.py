@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from clip_jax import convert, errors
-from clip_jax.convert import conversion, engine, model_dir
+from clip_jax.convert import conversion, engine
 from clip_jax.convert.files import safetensors_file
+from clip_jax.convert.formats import model_dir
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants

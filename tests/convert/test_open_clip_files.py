@@ -10,13 +10,11 @@ import torch
 
 from clip_jax import convert, errors
 from clip_jax.cli import run
-from clip_jax.convert import (
-  engine,
-  model_dir,
-)
+from clip_jax.convert import engine
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import (
+  model_dir,
   open_clip,
   open_clip_config,
   open_clip_files,

@@ -9,7 +9,7 @@ import transformers
 
 from clip_jax import convert, errors
 from clip_jax.cli import run
-from clip_jax.convert import model_dir
+from clip_jax.convert.formats import model_dir
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor
 from clip_jax.convert.verify import verification

@@ -11,10 +11,10 @@ import torch
 
 from clip_jax import convert, errors
 from clip_jax.cli import run
-from clip_jax.convert import engine, model_dir, weights_file
+from clip_jax.convert import engine, weights_file
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.files import safetensors_file
-from clip_jax.convert.formats import openai
+from clip_jax.convert.formats import model_dir, openai
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants

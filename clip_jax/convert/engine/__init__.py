@@ -64,7 +64,7 @@ from clip_jax import errors, sharding
 from clip_jax.convert import report as report_lib
 from clip_jax.convert import transforms
 from clip_jax.convert.tensor import Tensor
-from clip_jax.models import paths, variants
+from clip_jax.models import variants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,35 +84,32 @@ class Entry:
   transform: transforms.Transform = transforms.IDENTITY
 
 
-def block_slot(tower: str, path: str, layer: int) -> Slot:
-  """Returns the place of layer `layer`'s `path` in the encoder of `tower`."""
-  return Slot(f"params/{paths.stack(tower)}/{path}", layer)
-
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 # What a description says about how images are prepared.
 IMAGE_FIELDS = (
-  "image_mean",
-  "image_std",
-  "interpolation",
-  "antialias",
-  "resize",
-  "fill",
-  "crop_rounding",
-  "crop_fraction",
-  "convert_rgb",
+  *("image_mean", "image_std", "interpolation", "antialias", "resize", "fill"),
+  *("crop_rounding", "crop_fraction", "convert_rgb"),
 )
 
-# The other tower of a single one, so that it can be made; none of it is kept.
+# The least that towers of all kinds can be.
+_LEAST = {
+  **{"width": 1, "depth": 1, "heads": 1, "image_size": 1, "patch_size": 1},
+  **{"context_length": 3, "positions": 3, "vocab_size": 1, "token_types": 1},
+}
+
+
+def stand_in(tower: str, kind: str) -> dict[str, Any]:
+  """Returns the description of a smallest tower, of which nothing is kept."""
+  fields = dataclasses.fields(variants.TOWERS[tower][kind])
+  sizes = {x.name: _LEAST[x.name] for x in fields if x.name in _LEAST}
+  return {"kind": kind, **sizes}
+
+
+# The other tower of a single one, so that it can be made.
 STAND_INS = {
-  "image": {
-    "kind": "vit",
-    "image_size": 1,
-    "patch_size": 1,
-    "width": 1,
-    "depth": 1,
-    "heads": 1,
-  },
-  "text": {"kind": "cbow", "context_length": 3, "vocab_size": 1, "width": 1},
+  "image": stand_in("image", "vit"),
+  "text": stand_in("text", "cbow"),
 }
 
 
@@ -179,11 +176,6 @@ def _leaf_shapes(description: str) -> dict[str, tuple[int, ...]]:
   return shapes
 
 
-def _slot_shape(slot: Slot, shapes: Mapping[str, tuple[int, ...]]):
-  shape = shapes[slot.path]
-  return shape if slot.layer is None else shape[1:]
-
-
 def check_cover(entries, shapes) -> None:
   """Asserts that the entries fill every place exactly once: our own duty."""
   places = collections.Counter(s for entry in entries for s in entry.slots)
@@ -208,7 +200,10 @@ def their_shape(
   """Returns the shape of an entry's tensor, allocating next to nothing."""
   # One zero, repeated by strides: transposes and reshapes stay views.
   zero = np.zeros((), np.bool_)
-  parts = [np.broadcast_to(zero, _slot_shape(s, shapes)) for s in entry.slots]
+  parts = [
+    np.broadcast_to(zero, shapes[path] if layer is None else shapes[path][1:])
+    for path, layer in map(dataclasses.astuple, entry.slots)
+  ]
   return entry.transform.theirs(parts).shape
 
 
@@ -246,7 +241,7 @@ def to_ours(
   patterns = [re.compile(pattern) for pattern in ignored]
   extras = {}
   for key, tensor in tensors.items():
-    if key in known and not _is_number(tensor.dtype):
+    if key in known and tensor.dtype.name not in _FLOATS:
       raise errors.UserError(
         f"{name}: {key} holds {tensor.dtype}, not floating numbers; quantised "
         "checkpoints are not read. Take the one before quantisation."
@@ -301,11 +296,6 @@ def _leaf(shape, sources, tensors) -> Tensor:
     return whole
 
   return Tensor(shape, dtype, lambda: part(None), part, layers)
-
-
-def _is_number(dtype: np.dtype) -> bool:
-  """Whether `dtype` is a floating one of 16 bits or more."""
-  return dtype.name in ("float16", "bfloat16", "float32", "float64")
 
 
 def _common(dtypes: Iterable[np.dtype]) -> np.dtype:

@@ -10,7 +10,6 @@ from clip_jax.convert import engine
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import fields as fields_lib
 from clip_jax.convert.engine.names import Names
-from clip_jax.models import variants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +77,9 @@ class Family:
       kind = wanted[tower]["kind"] if field == "kind" else None
       if isinstance(row, fields_lib.Fixed) and kind not in (None, row.value):
         problems.append(refusal(row.ours, kind, (row.value,)))
-        wanted[tower] = _stand_in(tower, row.value)
+        small = {**engine.STAND_INS, tower: engine.stand_in(tower, row.value)}
+        small = engine.resolve({"embed_dim": 1, **small})
+        wanted[tower] = normal(small)[tower]
         other.append(tower)
     source = fields_lib.Source(
       json.loads(json.dumps(self.config(wanted))),
@@ -133,18 +134,6 @@ def refusal(field: str, value: Any, allowed: tuple[Any, ...]) -> str:
   """Returns how a field is refused that a format cannot say."""
   shown = " or ".join(map(repr, allowed))
   return f"{field}={value!r} is not supported by this format (only {shown})"
-
-
-def _stand_in(tower: str, kind: str) -> dict[str, Any]:
-  """Returns a small tower of a kind, for one that the format does not have."""
-  sizes = {"width": 1, "depth": 1, "heads": 1, "vocab_size": 1}
-  sizes |= {"context_length": 3, "positions": 3, "token_types": 1}
-  sizes |= {"image_size": 1, "patch_size": 1}
-  kinds = variants.TOWERS[tower]
-  known = {field.name for field in dataclasses.fields(kinds[kind])}
-  small = {"kind": kind, **{k: v for k, v in sizes.items() if k in known}}
-  spec = {"embed_dim": 1, **engine.STAND_INS, tower: small}
-  return normal(engine.resolve(spec))[tower]
 
 
 def normal(spec: Mapping[str, Any]) -> dict[str, Any]:

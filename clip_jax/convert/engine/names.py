@@ -31,7 +31,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clip_jax.convert import transforms
-from clip_jax.convert.engine import Entry, Slot, block_slot, towers
+from clip_jax.convert.engine import Entry, Slot, towers
 from clip_jax.models import paths
 
 Tower = Mapping[str, Any]
@@ -193,7 +193,7 @@ class _Place:
   def _slot(self, path: str) -> Slot:
     if self.stacked:
       tower, _, inner = self.ours.partition("/")
-      return block_slot(tower, f"{inner}{path}", self.layer)
+      return Slot(f"params/{paths.stack(tower)}/{inner}{path}", self.layer)
     is_statistic = path.rpartition("/")[2] in _STATISTICS
     root = "batch_stats" if is_statistic else "params"
     return Slot(f"{root}/{self.ours}{path}")

@@ -93,11 +93,8 @@ def parse_json(text: bytes) -> dict[str, Any]:
 
 def _place(name: str, entry: Any) -> tuple[tuple[int, ...], np.dtype, int, int]:
   """Returns shape, dtype, and the first and last byte of a header's entry."""
-  if not isinstance(entry, dict) or set(entry) != {
-    "dtype",
-    "shape",
-    "data_offsets",
-  }:
+  fields = {"dtype", "shape", "data_offsets"}
+  if not isinstance(entry, dict) or entry.keys() != fields:
     raise ValueError(f"the entry of tensor {name!r:.100} is malformed")
   if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
     raise ValueError(

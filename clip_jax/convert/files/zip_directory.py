@@ -21,6 +21,8 @@ from clip_jax.convert.files import datafile
 MAX_DIRECTORY_BYTES = 1 << 21
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 MAGIC = b"PK\x03\x04"
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_FILES = (0, stat.S_IFREG, stat.S_IFDIR)
 _ENCRYPTED = 1 | 1 << 6 | 1 << 13
 _SIZES_FOLLOW = 1 << 3  # The checksum and sizes come after the data.
 _MAX_DESCRIPTOR_BYTES = 24  # What they take there.
@@ -94,23 +96,21 @@ def _entry(raw, info: zipfile.ZipInfo) -> Entry:
   """Checks an entry of the directory against its own header."""
   name = info.orig_filename
   shown = f"{name!r:.100}"
-  if not name or _BAD_NAME.search(name):
-    raise ValueError(f"entry {shown} has a name that is not allowed")
-  if stat.S_IFMT(info.external_attr >> 16) not in (
-    0,
-    stat.S_IFREG,
-    stat.S_IFDIR,
-  ):
-    raise ValueError(f"entry {shown} is a link or a device")
-  if info.flag_bits & _ENCRYPTED:
-    raise ValueError(f"entry {shown} is encrypted")
-  if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-    raise ValueError(f"entry {shown} is compressed in an unusual way")
   compressed = info.compress_type == zipfile.ZIP_DEFLATED
-  if not compressed and info.compress_size != info.file_size:
-    raise ValueError(f"entry {shown} has two sizes")
-  if info.header_offset < 0:
-    raise ValueError(f"entry {shown} begins before the file")
+  sizes = info.compress_size, info.file_size
+  for is_wrong, what in (
+    (not name or _BAD_NAME.search(name), "has a name that is not allowed"),
+    (
+      stat.S_IFMT(info.external_attr >> 16) not in _FILES,
+      "is a link or a device",
+    ),
+    (info.flag_bits & _ENCRYPTED, "is encrypted"),
+    (info.compress_type not in _METHODS, "is compressed in an unusual way"),
+    (not compressed and sizes[0] != sizes[1], "has two sizes"),
+    (info.header_offset < 0, "begins before the file"),
+  ):
+    if is_wrong:
+      raise ValueError(f"entry {shown} {what}")
   raw.seek(info.header_offset)
   header = raw.read(LOCAL_HEADER.size)
   if len(header) < LOCAL_HEADER.size:
@@ -224,13 +224,9 @@ class Writer:
     info.file_size = size
     # From here on zipfile adds a field of 20 bytes for the long sizes.
     long = size * 1.05 > zipfile.ZIP64_LIMIT
-    start = (
-      self._file.tell()
-      + LOCAL_HEADER.size
-      + len(name.encode())
-      + 20 * long
-      + 4  # The header of the padding.
-    )
+    # The last 4 are the header of the padding.
+    start = self._file.tell() + LOCAL_HEADER.size + len(name.encode())
+    start += 20 * long + 4
     padding = -start % self.ALIGNMENT
     info.extra = struct.pack("<2sH", b"FB", padding) + b"\0" * padding
     with self._archive.open(info, "w") as entry:

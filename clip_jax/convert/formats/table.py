@@ -3,7 +3,6 @@
 A directory can look like several; the first says more about the model.
 """
 
-from clip_jax.convert import model_dir, workdir
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.formats import (
   bert,
@@ -11,10 +10,12 @@ from clip_jax.convert.formats import (
   borisdayma,
   flax_clip,
   huggingface,
+  model_dir,
   open_clip,
   openai,
   sentence_transformers,
   timm,
+  workdir,
 )
 
 FORMATS: dict[str, Format] = {

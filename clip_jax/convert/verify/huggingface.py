@@ -1,5 +1,6 @@
 """HuggingFace transformers as an oracle: its models of two towers and BERT."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -9,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import portable, tokenizer_files, weights_file
-from clip_jax.convert import report as report_lib
+from clip_jax.convert import portable, tokenizer_files
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import huggingface_weights, sentence_transformers
 from clip_jax.convert.verify.oracle import (
@@ -30,13 +30,8 @@ _CLASSES = {
   "bert": "BertModel",
 }
 _CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
-_TOKENIZER_FILES = (
-  "tokenizer.json",
-  "vocab.json",
-  "vocab.txt",
-  "spiece.model",
-  "tokenizer.model",
-)
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
+_TOKENIZER_FILES += ("spiece.model", "tokenizer.model")
 
 
 def load(source: Source) -> Oracle:
@@ -45,7 +40,7 @@ def load(source: Source) -> Oracle:
   A bare file is laid beside its config first, under its names as they are.
   """
   if source.path.is_dir():
-    return _load(source.path, double=source.double, spec=source.spec)
+    return _load(source)
   config = pathlib.Path(source.options.config).expanduser()
   config = config if config.is_dir() else config.parent
   with tempfile.TemporaryDirectory() as directory:
@@ -55,13 +50,15 @@ def load(source: Source) -> Oracle:
         shutil.copy(config / name, usual)
     weights = usual / huggingface_weights.WEIGHTS
     safetensors_file.write(weights, source.tensors())
-    return _load(usual, double=source.double, spec=source.spec)
+    there = dataclasses.replace(source, path=usual, options=portable.Options())
+    return _load(there)
 
 
-def _load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
+def _load(source: Source) -> Oracle:
   import torch
   import transformers
 
+  path, spec = source.path, source.spec
   if sentence_transformers.recognise(path):
     path = sentence_transformers.model_directory(path)
   kind = json.loads((path / "config.json").read_text())["model_type"]
@@ -69,13 +66,13 @@ def _load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
     raise errors.unknown("model_type", kind, _CLASSES)
   model = getattr(transformers, _CLASSES[kind]).from_pretrained(
     path,
-    dtype=torch.float64 if double else torch.float32,
+    dtype=torch.float64 if source.double else torch.float32,
     attn_implementation="sdpa",  # Eager attention casts to float32.
     local_files_only=True,
   )
   model = model.eval()
   if kind == "chinese_clip":
-    _restore_words(model, path)
+    _restore_words(model, source.tensors(huggingface_weights.require(path)))
   library = f"transformers {transformers.__version__}"
   makers = {"pixels": lambda: _pixels(path, kind)} if "image" in spec else {}
   if "text" in spec:
@@ -105,7 +102,7 @@ def _load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
   return Oracle(library, towers, model, **inputs)
 
 
-def _restore_words(model, path) -> None:
+def _restore_words(model, tensors) -> None:
   """Puts back the padding token's embedding.
 
   transformers 5.24 sets it to zero after it has loaded it, so that what its
@@ -114,11 +111,6 @@ def _restore_words(model, path) -> None:
   import torch
 
   name = "text_model.embeddings.word_embeddings.weight"
-  tensors = weights_file.read(
-    huggingface_weights.require(path),
-    portable.Options(),
-    report_lib.Report(""),
-  ).tensors
   words = torch.from_numpy(tensors[name].read().astype(np.float64))
   with torch.no_grad():
     model.get_parameter(name).copy_(words)

@@ -5,8 +5,9 @@ import os
 import pathlib
 
 from clip_jax.checkpoints import workdir as workdir_lib
-from clip_jax.convert import model_dir, portable
+from clip_jax.convert import portable
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.formats import model_dir
 from clip_jax.models import variants
 
 NAME = "workdir"
