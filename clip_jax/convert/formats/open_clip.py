@@ -28,8 +28,8 @@ from clip_jax.convert.engine.names import Names
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import (
   bert,
-  open_clip_berts,
   open_clip_config,
+  open_clip_rows,
   openai_names,
 )
 from clip_jax.convert.formats import open_clip_files as files_lib
@@ -64,6 +64,7 @@ weight  {prefix}{text_head}    text_projection          if text_end=linear
 linear  {prefix}{text_head}    text_projection        if text_end=linear_bias
 weight  {prefix}{text_head}.0  text_projection/fc_in    if text_end=mlp
 weight  {prefix}{text_head}.2  text_projection/fc_out   if text_end=mlp
+part    {prefix}transformer.   text        bert  if text.kind=bert
 """
 BIAS = """
 -    logit_bias  logit_bias  if not boxed_bias
@@ -75,17 +76,14 @@ NAMES = Names(
     "bias": BIAS,
     **openai_names.TABLES,
     **timm_vit.TABLES,
+    **bert.TABLES,
   },
-  variables={
-    "boxed_scale": False,
-    "boxed_bias": False,
-    "image_names": "vit",
-    "image_end": "parameter",
-    "image_head": None,
-    "prefix": "",
-    "text_end": "parameter",
-    "text_head": "text_projection",
-  },
+  variables=dict.fromkeys(
+    (
+      *("boxed_scale", "boxed_bias", "image_names", "image_end", "image_head"),
+      *("prefix", "text_end", "text_head", "legacy_norms"),
+    )
+  ),
 )
 
 refusals = open_clip_config.refusals
@@ -123,17 +121,18 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   if described.spec["text"]["kind"] == "bert":
     bert.check_pad(described.spec["text"], cuts, str(path))
   # What training keeps to; open_clip bounds the scale there, not in the model.
-  limit = None
-  if described.spec["init_logit_bias"] is None:
-    limit = clip.MAX_LOGIT_SCALE
-  spec = {**described.spec, "tokenizer": cuts, "max_logit_scale": limit}
-  spec = engine.resolve(spec)
+  biased = described.spec["init_logit_bias"] is not None
+  limit = None if biased else clip.MAX_LOGIT_SCALE
   report.infer("max_logit_scale", limit, "format")
   for field, value in cuts.items():
     # A named model's cleaning may not be the config's.
     noted = report.inferred.get(f"tokenizer.{field}", {})
     report.infer(f"tokenizer.{field}", value, noted.get("source", "format"))
-  spec = _override(spec, options, report)
+  spec = _override(
+    {**described.spec, "tokenizer": cuts, "max_logit_scale": limit},
+    options.activation,
+    report,
+  )
   layout = _layout(described, tensors)
   timm_vit.refuse_other_blocks(tensors, str(path))
   model = portable.assemble(
@@ -151,11 +150,9 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     dialect={"config": source.config, "layout": layout},
   )
   # The patches to drop are of the config, not of the description.
-  if not (dropout := described.spec["image"].get("patch_dropout")):
-    return model
-  return dataclasses.replace(
-    model, execution={"image": {"patch_dropout": dropout}}
-  )
+  dropout = described.spec["image"].get("patch_dropout")
+  execution = {"image": {"patch_dropout": dropout}} if dropout else {}
+  return dataclasses.replace(model, execution=execution)
 
 
 def _bert_config(source: files_lib.Source, name: str) -> dict[str, Any]:
@@ -164,13 +161,13 @@ def _bert_config(source: files_lib.Source, name: str) -> dict[str, Any]:
     beside = config_file.peek(directory / bert.CONFIG)
     if beside.get("model_type") == "bert":
       return beside
-  if name in open_clip_berts.BERTS:
-    return open_clip_berts.BERTS[name]
+  if name in open_clip_rows.BERTS:
+    return open_clip_rows.BERTS[name]
   raise errors.UserError(
     f"{source.where}: hf_model_name={name!r:.100} is not known here. If it is "
     f"a BERT, put its config.json into {source.directories[0]}; other kinds "
     "are not held. Nearest by name: "
-    f"{', '.join(errors.nearest(name, open_clip_berts.BERTS))}."
+    f"{', '.join(errors.nearest(name, open_clip_rows.BERTS))}."
   )
 
 
@@ -183,26 +180,24 @@ def _tokenizer(
   if named := source.spec.get("tokenizer", {}).get("file"):
     return _named_tokenizer(source, named, report)
   if described.tokenizer_name is None:
-    return {}, {
-      "kind": "clip_bpe",
-      "cleaning": described.cleaning,
-      "pad_id": 0,
-      "start_id": tokenizer.START_ID,
-      "end_id": tokenizer.END_ID,
-    }
-  carried = [tokenizer_files.carry(one) for one in source.directories]
-  at = next((i for i, files in enumerate(carried) if files), 0)
-  files, where = carried[at], str(source.directories[at])
+    ids = {"start_id": tokenizer.START_ID, "end_id": tokenizer.END_ID}
+    cleaning = {"cleaning": described.cleaning}
+    return {}, {"kind": "clip_bpe", **cleaning, "pad_id": 0, **ids}
+  carried = {
+    directory: tokenizer_files.carry(directory)
+    for directory in source.directories
+  }
+  where = next(filter(carried.get, carried), source.directories[0])
   found = tokenizer_files.describe(
-    files,
+    carried[where],
     cleaning=described.cleaning,
-    where=where,
+    where=str(where),
     strip_end=described.strip_end,
     report=report,
   )
   vocab_size = described.spec["text"]["vocab_size"]
-  tokenizer_files.check_ids(found, vocab_size, where)
-  return files, found
+  tokenizer_files.check_ids(found, vocab_size, str(where))
+  return carried[where], found
 
 
 def _named_tokenizer(
@@ -221,22 +216,18 @@ def _named_tokenizer(
   return files, source.spec["tokenizer"]
 
 
-def _override(spec, options, report) -> dict[str, Any]:
-  """Returns the description under a user's word on the activation."""
-  if options.activation is None:
-    return spec
-  towers = {}
+def _override(spec, told, report) -> dict[str, Any]:
+  """Returns the whole description under a user's word on the activation."""
+  spec = engine.resolve(spec)
   for part in ("image", "text"):
-    towers[part] = dict(spec[part])
-    if spec[part].get("activation", options.activation) != options.activation:
+    had = spec[part].get("activation", told)
+    if told not in (None, had):
       report.warnings.append(
-        f"{part}.activation={spec[part]['activation']!r} by the config is "
-        f"overridden by {options.activation!r}."
+        f"{part}.activation={had!r} by the config is overridden by {told!r}."
       )
-      towers[part]["activation"] = report.infer(
-        f"{part}.activation", options.activation, "flag"
-      )
-  return {**spec, **towers}
+      report.infer(f"{part}.activation", told, "flag")
+      spec = {**spec, part: {**spec[part], "activation": told}}
+  return spec
 
 
 def _layout(
@@ -265,33 +256,27 @@ def entries(spec: dict[str, Any], layout: dict[str, Any]) -> list[Entry]:
       None for a tower of OpenCLIP's own); "prefix" of the text tower's names;
       "scalars", the shapes of the scale and the bias; "legacy_norms" of BERT.
   """
-  head, prefix = layout["image_head"], layout["prefix"]
+  head, scalars = layout["image_head"], layout["scalars"]
   is_bert = spec["text"]["kind"] == "bert"
   image_end, text_end = spec["image_projection"], spec["text_projection"]
   if head is None:
     image_end = "parameter" if spec["image"]["kind"] == "vit" else "none"
   if text_end == "linear" and not is_bert:
     text_end = "parameter"
-  found = NAMES.entries(
+  return NAMES.entries(
     spec,
     {
-      "boxed_scale": bool(layout["scalars"].get("logit_scale")),
-      "boxed_bias": bool(layout["scalars"].get("logit_bias")),
+      "boxed_scale": bool(scalars.get("logit_scale")),
+      "boxed_bias": bool(scalars.get("logit_bias")),
       "image_names": spec["image"]["kind"] if head is None else "timm",
       "image_end": image_end,
       "image_head": head,
-      "prefix": prefix,
+      "prefix": layout["prefix"],
       "text_end": text_end,
       "text_head": "proj" if is_bert else "text_projection",
+      "legacy_norms": layout["legacy_norms"],
     },
   )
-  if is_bert:
-    found += bert.entries(
-      spec["text"],
-      prefix=f"{prefix}transformer.",
-      legacy_norms=layout["legacy_norms"],
-    )
-  return found
 
 
 def gives_back(model: portable.Portable) -> bool:
@@ -342,12 +327,8 @@ def _as_it_came(model):
   dialect = model.dialect(NAME)
   if not dialect:
     return None
-  described = open_clip_config.describe(
-    dialect["config"],
-    bert_config=lambda name: bert.FAMILY.config({"text": model.spec["text"]}),
-    report=report_lib.Report(NAME),
-    name=CONFIG,
-  )
+  theirs = bert.FAMILY.config({"text": model.spec["text"]})
+  described = _describe_again(dialect["config"], lambda name: theirs)
   if not open_clip_config.same(described, model.spec):
     return None  # It was changed on the way, such as by another image size.
   return dialect["config"], dialect["layout"], model.extras
@@ -356,10 +337,14 @@ def _as_it_came(model):
 def _anew(model):
   """Returns a config and names for a model from elsewhere."""
   config = open_clip_config.configure(model)
-  described = open_clip_config.describe(
+  described = _describe_again(config, open_clip_rows.BERTS.get)
+  return config, _layout(described, {}), {}
+
+
+def _describe_again(config, bert_config) -> open_clip_config.Described:
+  return open_clip_config.describe(
     config,
-    bert_config=lambda name: open_clip_berts.BERTS[name],
+    bert_config=bert_config,
     report=report_lib.Report(NAME),
     name=CONFIG,
   )
-  return config, _layout(described, {}), {}
