@@ -130,14 +130,22 @@ class Embedder:
     self.mesh = mesh
     self.image_shapes = self._shared(Shape(size) for size in batch_sizes)
 
-  def embed_images(self, variables: Any, images: np.ndarray) -> np.ndarray:
-    """Returns float32 (n, embed) of uint8 `images` (n, size, size, 3)."""
+  def embed_images(
+    self, variables: Any, images: np.ndarray, *, method: str = "encode_image"
+  ) -> np.ndarray:
+    """Returns float32 (n, embed) of uint8 `images` (n, size, size, 3).
+
+    Args:
+      variables: of the module.
+      images: preprocessed.
+      method: of the module; "image_features" gives (n, width).
+    """
     images = np.asarray(images)
     return self._run(
       variables,
       images,
       batches(np.ones(len(images)), self.image_shapes),
-      method="encode_image",
+      method=method,
     )
 
   def embed_tokens(self, variables: Any, tokens: np.ndarray) -> np.ndarray:
@@ -165,13 +173,13 @@ class Embedder:
     return sorted(set(rounded))
 
   def _run(self, variables, inputs, plan, *, method):
-    embeds = np.zeros((len(inputs), self.module.embed_dim), np.float32)
+    found: list[tuple[np.ndarray, np.ndarray]] = []
     signature = _signature(variables)
     pending: collections.deque = collections.deque()
 
     def collect():
       rows, answer = pending.popleft()
-      embeds[rows] = np.asarray(answer)[: len(rows)]
+      found.append((rows, np.asarray(answer)[: len(rows)]))
 
     for rows, shape in plan:
       part = inputs[rows]
@@ -184,6 +192,11 @@ class Embedder:
         collect()
     while pending:
       collect()
+    if not found:
+      return np.zeros((0, self.module.embed_dim), np.float32)
+    embeds = np.empty((len(inputs), found[0][1].shape[1]), np.float32)
+    for rows, part in found:
+      embeds[rows] = part
     return embeds
 
   def _program(self, signature, variables, batch, method):
@@ -236,6 +249,6 @@ def _signature(variables) -> tuple:
 
 
 def _in_words(method: str, shape: tuple[int, ...]) -> str:
-  if method == "encode_image":
+  if method != "encode_text":
     return f"the image tower for {shape[0]} images at once"
   return f"the text tower for {shape[0]} texts of {shape[1]} tokens at once"

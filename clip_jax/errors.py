@@ -1,6 +1,7 @@
 """Errors that a user can cause, and how their messages are made."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -72,9 +73,13 @@ def nearest(
 def check_local(what: str, path: object) -> None:
   """Raises UserError where `path` is an address on the network, as gs://…"""
   if "://" in str(path):
+    is_web = re.search("https?://", str(path))
+    todo = (
+      "download it" if is_web else "mount the bucket (gcsfuse, mountpoint-s3)"
+    )
     raise UserError(
-      f"{what} {str(path)!r} is remote; mount the bucket (gcsfuse, "
-      "mountpoint-s3) and give the path where it is mounted."
+      f"{what} {str(path)!r} is remote; {todo} and give the path where it is "
+      f"{'then' if is_web else 'mounted'}."
     )
 
 

@@ -163,6 +163,17 @@ class Clip:
       return self._traced("image", images)
     return _now(self.encoder.embed_images, self.variables, images)
 
+  def image_features(self, images: np.ndarray) -> np.ndarray:
+    """Returns features (n, width) of preprocessed uint8 (n, size, size, 3).
+
+    They are what the image tower gives before its projection, as the paper's
+    linear probes take them (appendix A.3).
+    """
+    method = functools.partial(
+      self.encoder.embed_images, method="image_features"
+    )
+    return _now(method, self.variables, images)
+
   def encode_text(
     self,
     texts: Texts | np.ndarray | jax.Array,
@@ -380,6 +391,7 @@ class Clip:
     """
     if not self.spec:
       raise errors.UserError("A model without a description cannot be saved.")
+    errors.check_local("The new model", path)
     destination = pathlib.Path(path).expanduser().resolve()
     if destination.exists() and not (
       destination.is_dir() and not any(destination.iterdir())

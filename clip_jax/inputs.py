@@ -2,7 +2,7 @@
 
 import numbers
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import flax.linen as nn
@@ -33,7 +33,7 @@ def check_length(tokens: np.ndarray | jax.Array, tower: nn.Module) -> None:
   wanted = tower.context_length
   fits = len(tokens.shape) == 2 and (
     tokens.shape[1] == wanted
-    or (tokens.shape[1] < wanted and padding.can_be_cut(tower))
+    or (0 < tokens.shape[1] < wanted and padding.can_be_cut(tower))
   )
   if not fits:
     raise errors.UserError(
@@ -115,9 +115,10 @@ def listed_texts(texts: str | Iterable[str]) -> list[str]:
   Raises:
     UserError: they are neither.
   """
-  if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
+  refused = bytes | bytearray | Mapping | Set  # The last has no order.
+  if isinstance(texts, refused) or not isinstance(texts, Iterable):
     raise errors.UserError(
-      "Texts are given as one str or as several, got "
+      "Texts are given as one str or as a list of several, got "
       f"{type(texts).__name__}{_DECODE.get(type(texts), '.')}"
     )
   return [texts] if isinstance(texts, str) else list(texts)

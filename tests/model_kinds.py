@@ -17,9 +17,9 @@ from clip_jax import config as config_lib
 from clip_jax import convert, loading
 from clip_jax.checkpoints import run_model, saving
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.convert import engine, portable, timm, timm_vit
+from clip_jax.convert import engine, portable
 from clip_jax.convert.files import safetensors_file
-from clip_jax.convert.formats import bert
+from clip_jax.convert.formats import bert, timm, timm_vit
 from clip_jax.models import variants
 
 # All of CLIP's formats hold this: heads are 64 wide, as OpenAI's.

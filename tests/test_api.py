@@ -216,6 +216,7 @@ def test_what_an_error_says_to_write_makes_an_image(clip, name):
     (None, "got NoneType"),
     ([None], r"images\[0\]|got NoneType"),
     ({"a": 1}, "got dict"),
+    ({"a.png"}, "a list of these; got set"),  # Which has no order.
     (5, "got int"),
     ([b"x", 5], "not an image"),
     (io.StringIO("text"), "mode 'rb'"),
@@ -240,7 +241,11 @@ def test_texts_may_come_in_many_ways(clip):
   assert (tokens.shape, tokens.dtype) == ((2, 9), np.int32)
   for ids in (tokens, jnp.asarray(tokens), torch.from_numpy(tokens).long()):
     np.testing.assert_array_equal(clip.encode_text(ids), want)
-  for wrong in (tokens[:, :4, None], np.zeros((2, 30), np.int32)):
+  for wrong in (
+    tokens[:, :4, None],
+    tokens[:, :0],
+    np.zeros((2, 30), np.int32),
+  ):
     with pytest.raises(clip_jax.UserError, match=r"shape \(n, 9\)"):
       clip.encode_text(wrong)
   for wrong in (tokens - 60_000, tokens + 49_000):
@@ -248,9 +253,11 @@ def test_texts_may_come_in_many_ways(clip):
       clip.encode_text(wrong)
 
 
-@pytest.mark.parametrize("texts", [None, 3, [None], b"cat", ["cat", 1]])
+@pytest.mark.parametrize(
+  "texts", [None, 3, [None], b"cat", {"cat"}, ["cat", 1]]
+)
 def test_what_is_no_text_is_a_clear_error(clip, texts):
-  got = r"got (NoneType|int|bytes; write it as \.decode\(\))"
+  got = r"got (NoneType|int|set|bytes; write it as \.decode\(\))"
   with pytest.raises(clip_jax.UserError, match=got):
     clip.encode_text(texts)
 

@@ -19,7 +19,7 @@ from clip_jax import cli, errors, loading
 from clip_jax.cli import parser, verb, verbs
 from clip_jax.cli.arguments import conversion, use
 from clip_jax.convert import conversion as convert_lib
-from clip_jax.evals import tasks
+from clip_jax.evals import linear_probe, tasks
 from clip_jax.train import peers
 
 CONFIG = """
@@ -144,6 +144,38 @@ def test_eval_retrieval_has_the_keys_of_the_contract(workdir):
   assert (result["images"], result["texts"]) == (364, 1092)
 
 
+@pytest.mark.parametrize(
+  ("task", "features"),
+  [("linear_probe", "pre_projection"), ("knn", "embedding")],
+)
+def test_a_probe_has_the_keys_of_the_contract(workdir, task, features):
+  result = call(
+    "eval", workdir, "--task", task, "--data", "builtin:digits",
+    "--features", features,
+  )  # fmt: skip
+  assert result["features"] == features
+  assert (result["train_examples"], result["examples"]) == (1433, 364)
+  assert result["data"] == "builtin:digits/test"
+  assert result["top1"] > 0.5  # Of ten classes.
+  assert (task == "linear_probe") == ("regularisation" in result)
+
+
+@pytest.mark.parametrize(
+  ("task", "arguments"),
+  [
+    ("zero_shot", ["--features", "embedding"]),
+    ("retrieval", ["--train-data", "builtin:digits/train"]),
+    ("knn", ["--labels", "a,b"]),
+    ("linear_probe", ["--neighbours", "3"]),
+  ],
+)
+def test_eval_refuses_flags_of_other_tasks(capsys, task, arguments):
+  with pytest.raises(SystemExit) as exit:
+    cli.main(["eval", "m", "--task", task, "--data", "d", *arguments])
+  assert exit.value.code == 2
+  assert arguments[0] in capsys.readouterr().err
+
+
 def test_eval_prints_a_table(workdir, capsys):
   arguments = ["--data", "builtin:digits/test", "--labels", DIGITS]
   arguments += ["--template", "the digit {}"]
@@ -190,7 +222,8 @@ def test_classify_gives_each_image_the_probability_of_each_label(
 
 
 def test_the_values_that_are_offered_are_those_that_there_are():
-  assert set(use.TASKS) == set(tasks.TASKS)
+  assert set(use.TASKS) == {*tasks.TASKS, *linear_probe.TASKS}
+  assert use.FEATURES == linear_probe.FEATURES
   assert set(conversion.TARGETS) == set(convert_lib.targets())
 
 

@@ -11,7 +11,7 @@ from clip_jax import config as config_lib
 from clip_jax import sharding
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.convert import timm_vit
+from clip_jax.convert.formats import timm_vit
 from clip_jax.models import variants
 from clip_jax.train import optim
 from clip_jax.train import origins as origins_lib
@@ -71,7 +71,15 @@ def test_an_update_of_every_config_can_be_traced(path):
     "image_ids": ((batch,), jnp.int32),
   }
   after, measured = jax.eval_shape(
-    step_lib.make_train_step(config, model, tx, mesh),
+    step_lib.make_train_step(
+      model,
+      tx,
+      mesh,
+      loss=config.loss,
+      optim=config.optim,
+      micro_batches=config.micro_batches,
+      seed=config.seed,
+    ),
     state,
     {name: jax.ShapeDtypeStruct(*like) for name, like in inputs.items()},
   )

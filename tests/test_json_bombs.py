@@ -17,9 +17,9 @@ from PIL import Image
 from clip_jax import config as config_lib
 from clip_jax import convert, errors, json_text, search
 from clip_jax.checkpoints import workdir as workdir_lib
-from clip_jax.convert import engine, report, timm_vit
+from clip_jax.convert import engine, report
 from clip_jax.convert.files import safetensors_file
-from clip_jax.convert.formats import bert
+from clip_jax.convert.formats import bert, timm_vit
 from clip_jax.convert.tensor import Tensor
 from clip_jax.data import ledger, prepare, record, sources
 from clip_jax.data.sources import array_record, captions

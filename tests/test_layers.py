@@ -64,7 +64,6 @@ OPTIONAL = {"huggingface_hub", "sentencepiece", "transformers"}
 BY_NAME = {
   "clip_jax",
   "clip_jax.cli.verbs",
-  "clip_jax.convert.verify.oracle",
   "clip_jax.data.sources",
 }
 EVERYWHERE = {"torch", "tensorflow", "torchvision", "open_clip", "timm"}

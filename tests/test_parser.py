@@ -90,6 +90,9 @@ def test_a_remark_goes_to_stderr_and_the_answer_to_stdout(capsys, monkeypatch):
     "data inspect csv:s3://bucket/pairs.csv",
     "data inspect csv:pairs.csv?root=gs://bucket",
     "data prepare builtin:digits/test gs://bucket/out",
+    "eval gs://bucket/run --task zero_shot --data builtin:digits/test",
+    "convert gs://bucket/run out --to clip-jax",
+    "convert run gs://bucket/out --to clip-jax",
   ],
 )
 def test_what_is_remote_is_to_be_mounted(words, capsys):

@@ -18,11 +18,8 @@ def describe(config: config_lib.Config) -> dict[str, Any]:
   Raises:
     UserError: the model or a field of its overrides is unknown.
   """
-  return variants.spec(config.model, _overrides(config))
-
-
-def _overrides(config):
-  return {"probabilities": config.loss.kind, **config.model_overrides}
+  overrides = {"probabilities": config.loss.kind, **config.model_overrides}
+  return variants.spec(config.model, overrides)
 
 
 def make(config: config_lib.Config) -> clip.CLIP:
@@ -39,7 +36,7 @@ def make(config: config_lib.Config) -> clip.CLIP:
   dtype = jnp.dtype(config.precision)
   model = variants.create_model(
     config.model,
-    overrides=_overrides(config),
+    overrides=config.model_overrides,
     dtype=dtype,
     param_dtype=jnp.promote_types(dtype, jnp.float32),
   )

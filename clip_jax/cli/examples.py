@@ -19,6 +19,7 @@ EXAMPLES = {
   "eval": (
     "eval runs/demo --task zero_shot --data builtin:two_digits/unseen",
     "eval runs/mine --task retrieval --data csv:pairs.csv --json",
+    "eval runs/demo --task linear_probe --data builtin:digits",
   ),
   "classify": (
     'classify runs/demo photo.png --labels "zero one,one zero"',

@@ -52,7 +52,7 @@ VERBS = {
     "measure a model on data",
     use.add_eval,
     _command("on_data", "evaluate"),
-    check=flags.check_interpolate,
+    check=use.check_eval,
   ),
   "classify": Verb(
     "say which label fits an image",

@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import engine, portable
+from clip_jax.convert import portable
 from clip_jax.convert.tensor import Tensor
 
 KEPT = 20
@@ -64,12 +64,10 @@ def resize(model: portable.Portable, length: int) -> portable.Portable:
     _check(length, old)
     leaf = leaves[_PATH]
     how = "cut" if length < old else f"stretched from position {KEPT} on"
-    leaves[_PATH] = engine.Leaf.from_tensor(
-      Tensor(
-        (length, *leaf.shape[1:]),
-        leaf.dtype,
-        lambda: resize_rows(leaf.read(), length).astype(leaf.dtype),
-      )
+    leaves[_PATH] = Tensor(
+      (length, *leaf.shape[1:]),
+      leaf.dtype,
+      lambda: resize_rows(leaf.read(), length).astype(leaf.dtype),
     )
     if not text["causal"] or text["pooling"] in ("last", "map"):
       model.report.warnings.append(

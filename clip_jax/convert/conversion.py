@@ -58,7 +58,7 @@ def targets() -> list[str]:
 
 
 # A directory's own description: where it is damaged, that is the news.
-_DESCRIPTIONS = ("config.json",)
+_DESCRIPTION = "config.json"
 _ADAPTER = "adapter_config.json"
 
 
@@ -99,9 +99,8 @@ def _recognise_directory(path: pathlib.Path) -> str:
       return name
   found = sorted(entry.name for entry in path.iterdir())
   shown = ", ".join(found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
-  for name in _DESCRIPTIONS:
-    if (path / name).exists():
-      config_file.read(path / name)  # Raises where it cannot be read.
+  if (path / _DESCRIPTION).exists():
+    config_file.read(path / _DESCRIPTION)  # Raises where it cannot be read.
   files = [name for name in found if weights_file.is_one(path / name)]
   hint = f" To read {files[0]}, give its own path." if files else ""
   raise errors.UserError(
@@ -119,7 +118,7 @@ def _recognise_file(path: pathlib.Path, options: Options) -> str:
       return "open-clip" if name == "openai" and options.config else name
   shown = ", ".join(list(tensors)[:_SHOWN]) or "nothing"
   hint = ""
-  if any((path.parent / name).exists() for name in _DESCRIPTIONS):
+  if (path.parent / _DESCRIPTION).exists():
     hint = f" {path.parent} has a config: give that directory."
   raise errors.UserError(
     f"{path} holds no model under names that are known (OpenAI's, OpenCLIP's, "
@@ -149,6 +148,7 @@ def open_model(
   if hub.is_address(address):
     path = hub.download(address)
   else:
+    errors.check_local("MODEL", address)
     path = pathlib.Path(address).expanduser()
   name = source_format or recognise(path, options)
   model = find_format(name).read(path, options)
@@ -257,6 +257,7 @@ def convert(
   target = find_format(to)
   if not target.write:
     raise errors.unknown("target format", to, targets())
+  errors.check_local("DEST", destination)
   # "." and ".." have no name that a directory could take.
   destination = pathlib.Path(destination).expanduser().resolve()
   _check_free(os.fspath(source), destination, overwrite)
@@ -293,11 +294,7 @@ def _without_useless_bias(model, target, options) -> Portable:
   """
   if model.spec.get("init_logit_bias") is None:
     return model
-  bare = {
-    **model.spec,
-    "init_logit_bias": None,
-    "probabilities": "softmax",
-  }
+  bare = {**model.spec, "init_logit_bias": None, "probabilities": "softmax"}
   if not target.refusals(model.spec) or target.refusals(bare):
     return model
   path = "params/logit_bias"
@@ -324,9 +321,8 @@ def _check_free(
         f"{destination} is or holds the source, {source}; give another "
         "destination."
       )
-  if not destination.exists():
-    return
-  if destination.is_dir() and not any(destination.iterdir()):
+  is_empty = destination.is_dir() and not any(destination.iterdir())
+  if is_empty or not destination.exists():
     return
   if not overwrite:
     raise errors.UserError(
@@ -364,10 +360,8 @@ def _check_written(model, partial, target, report, progress) -> None:
     if progress:
       progress(done, len(model.leaves))
     zeros = True
-    layers = (None,)
-    if paths.is_stacked(path):
-      layers = range(leaf.shape[0])
-    for layer in layers:
+    stacked = paths.is_stacked(path)
+    for layer in range(leaf.shape[0]) if stacked else (None,):
       want, got = leaf.part(layer), written[path].part(layer)
       if not sameness.same_bits(want, got):
         raise errors.UserError(

@@ -53,13 +53,11 @@ def interpolate(
   return dataclasses.replace(model, leaves=leaves, source=source, extras={})
 
 
-def _between(
-  first: engine.Leaf, last: engine.Leaf, share: float
-) -> engine.Leaf:
+def _between(first: Tensor, last: Tensor, share: float) -> Tensor:
   def read():
     return mix(first.read(), last.read(), share)
 
-  return engine.Leaf.from_tensor(Tensor(last.shape, last.dtype, read))
+  return Tensor(last.shape, last.dtype, read)
 
 
 def mix(first: np.ndarray, last: np.ndarray, share: float) -> np.ndarray:

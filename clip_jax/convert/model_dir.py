@@ -9,6 +9,7 @@ It holds all that a model needs, and loading it needs no network:
     …                     the tokenizer's files, under their own names
 """
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -19,7 +20,6 @@ from clip_jax import errors, json_text
 from clip_jax.convert import engine, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.files import safetensors_file
-from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
 NAME = "clip-jax"
@@ -31,10 +31,7 @@ VERSION = 2
 _READ = (1, 2)
 _FIELDS = {
   "version": int,
-  "spec": dict,
-  "source": dict,
-  "layer_dtypes": dict,
-  "files": dict,
+  **dict.fromkeys(("spec", "source", "layer_dtypes", "files"), dict),
 }
 _WEIGHTS = (WEIGHTS, EXTRAS)
 # Fields that follow from others in descriptions that were written before.
@@ -42,24 +39,12 @@ _LATER = {"probabilities"}
 # Fields that came later, and what their absence means, by the tower's kind.
 _SINCE = {"bert": {"normalize": False}}
 # What a description that makes no sense can raise on its way to a model.
-_SENSELESS = (
-  ArithmeticError,
-  AttributeError,
-  KeyError,
-  TypeError,
-  ValueError,
-)
+_SENSELESS = (ArithmeticError, AttributeError, KeyError, TypeError, ValueError)
 
 
 def recognise(path: pathlib.Path) -> bool:
   """Whether `path` is a model directory."""
   return (path / DESCRIPTION).is_file()
-
-
-def refusals(spec: dict[str, Any]) -> list[str]:
-  """Returns nothing: every model fits."""
-  del spec
-  return []
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
@@ -164,24 +149,14 @@ def _leaves(tensors, spec, layer_dtypes, report, path):
     raise errors.DamagedError(
       f"{path / DESCRIPTION}: layer_dtypes makes no sense ({error})."
     ) from None
-  shapes = engine.leaf_shapes(spec)
-  report.tensors = len(tensors)
-  report.mapped = len(shapes.keys() & tensors.keys())
-  report.missing = sorted(shapes.keys() - tensors.keys())
-  report.unexpected = sorted(tensors.keys() - shapes.keys())
-  report.shape_mismatch = [
-    {"key": key, "got": list(tensors[key].shape), "want": list(shape)}
-    for key, shape in shapes.items()
-    if key in tensors and tensors[key].shape != shape
-  ]
-  if not report.exact:
-    raise report_lib.MismatchError(report, name=str(path))
+  places = engine.leaf_shapes(spec)
+  entries = [engine.Entry(place, (engine.Slot(place),)) for place in places]
+  leaves, _ = engine.to_ours(
+    entries, tensors, spec, report=report, name=str(path)
+  )
   return {
-    key: engine.Leaf.from_tensor(
-      tensors[key],
-      layer_dtypes=layers.get(key),
-    )
-    for key in shapes
+    place: dataclasses.replace(leaf, layer_dtypes=layers.get(place))
+    for place, leaf in leaves.items()
   }
 
 
@@ -207,19 +182,9 @@ def write(
   destination.mkdir(parents=True, exist_ok=True)
   taken = {DESCRIPTION, WEIGHTS, EXTRAS} & model.files.keys()
   assert not taken, taken
-  written = [
-    destination / WEIGHTS,
-    *(destination / name for name in model.files),
-  ]
-  safetensors_file.write(
-    destination / WEIGHTS,
-    {
-      path: Tensor(leaf.shape, leaf.dtype, leaf.read)
-      for path, leaf in model.leaves.items()
-    },
-  )
+  written = [WEIGHTS, *model.files, *([EXTRAS] if model.extras else [])]
+  safetensors_file.write(destination / WEIGHTS, model.leaves)
   if model.extras:
-    written.append(destination / EXTRAS)
     safetensors_file.write(destination / EXTRAS, model.extras)
   for name, data in model.files.items():
     (destination / name).write_bytes(data)
@@ -233,7 +198,7 @@ def write(
       for path, leaf in model.leaves.items()
       if leaf.layer_dtypes
     },
-    "files": portable.digests(written),
+    "files": portable.digests(destination / name for name in written),
   }
   text = json.dumps(described, indent=2, allow_nan=False)
   (destination / DESCRIPTION).write_text(text + "\n", "utf-8")

@@ -81,7 +81,7 @@ class Portable:
   """
 
   spec: dict[str, Any]
-  leaves: dict[str, engine.Leaf]
+  leaves: dict[str, Tensor]
   report: Report
   extras: dict[str, Tensor] = dataclasses.field(default_factory=dict)
   files: dict[str, bytes] = dataclasses.field(default_factory=dict)
@@ -128,7 +128,7 @@ def from_variables(
   """
   arrays = engine.flatten(variables)
   leaves = {
-    path: engine.Leaf.from_tensor(Tensor.from_array(np.asarray(arrays[path])))
+    path: Tensor.from_array(np.asarray(arrays[path]))
     for path in engine.leaf_shapes(spec)
   }
   report = report or Report(source["format"])

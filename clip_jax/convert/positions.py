@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import engine, portable
+from clip_jax.convert import portable
 from clip_jax.convert.tensor import Tensor
 
 # Of one side, in pixels; a tower for more has no use for a grid of positions.
@@ -100,13 +100,7 @@ METHODS: dict[str, Callable[[int, int], np.ndarray]] = {
 def resize_grid(
   grid: np.ndarray, new: tuple[int, int], method: str
 ) -> np.ndarray:
-  """Resizes (rows, cols, width) to `new` rows and cols, in float64.
-
-  Raises:
-    UserError: `method` is none of `METHODS`.
-  """
-  if method not in METHODS:
-    raise errors.unknown("resize method", method, METHODS)
+  """Resizes (rows, cols, width) to `new`, by one of `METHODS`, in float64."""
   rows, cols = (
     METHODS[method](was, becomes)
     for was, becomes in zip(grid.shape, new, strict=False)
@@ -143,10 +137,8 @@ def resized(
   new_grid = (side, side)
   what = {
     "method": method,
-    "old_image_size": image["image_size"],
-    "new_image_size": image_size,
-    "old_grid": list(old_grid),
-    "new_grid": list(new_grid),
+    **{"old_image_size": image["image_size"], "new_image_size": image_size},
+    **{"old_grid": list(old_grid), "new_grid": list(new_grid)},
   }
   if new_grid == tuple(old_grid):
     return tensor, what
@@ -216,18 +208,12 @@ def resize(
     )
   image = model.spec["image"]
   path = _LEAVES[image["kind"]]
-  leaf = model.leaves[path]
   side = grid_side(image, image["image_size"])
+  grid = (side, side)
   tensor, what = resized(
-    Tensor(leaf.shape, leaf.dtype, leaf.read),
-    image,
-    image_size,
-    old_grid=(side, side),
-    method=method,
+    model.leaves[path], image, image_size, old_grid=grid, method=method
   )
-  leaves = dict(model.leaves)
-  if what["new_grid"] != what["old_grid"]:
-    leaves[path] = engine.Leaf.from_tensor(tensor)
+  leaves = {**model.leaves, path: tensor}
   image = {**image, "image_size": image_size}
   if image["kind"] == "vit":
     image["drop_edge"] = image_size % image["patch_size"] != 0

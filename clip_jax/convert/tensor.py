@@ -1,6 +1,7 @@
 """An array of a checkpoint that is read when it is asked for."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Self
 
@@ -13,14 +14,20 @@ class Tensor:
 
   A conversion handles tens of gigabytes as these: only the few arrays that
   are being worked on are in memory.
+
+  Attributes:
+    shape: of the whole.
+    dtype: that holds every layer exactly; `ml_dtypes.bfloat16` is one.
+    read: returns the whole array, fresh or read-only.
+    layer: returns one element of the first axis, where that is cheaper.
+    layer_dtypes: of the layers of a stack, where they differ.
   """
 
   shape: tuple[int, ...]
-  dtype: np.dtype  # `ml_dtypes.bfloat16` is one.
-  # Returns an array of this shape and dtype, fresh or read-only.
+  dtype: np.dtype
   read: Callable[[], np.ndarray]
-  # Returns one element of the first axis, where that is cheaper.
-  row: Callable[[int], np.ndarray] | None = None
+  layer: Callable[[int], np.ndarray] | None = None
+  layer_dtypes: tuple[np.dtype, ...] | None = None
 
   @classmethod
   def from_array(cls, array: np.ndarray) -> Self:
@@ -28,17 +35,23 @@ class Tensor:
     array = np.asarray(array)
     return cls(array.shape, array.dtype, lambda: array)
 
-  def read_row(self, index: int) -> np.ndarray:
-    """Returns element `index` of the first axis."""
-    return self.row(index) if self.row else self.read()[index]
+  def part(self, index: int | None) -> np.ndarray:
+    """Returns one layer of a stack in its own dtype; the whole for None."""
+    if index is None:
+      return self.read()
+    array = self.layer(index) if self.layer else self.read()[index]
+    return array.astype(self.dtype_of(index), copy=False)
+
+  def dtype_of(self, index: int | None) -> np.dtype:
+    """Returns the dtype of one layer, or of the whole for None."""
+    if index is None or self.layer_dtypes is None:
+      return self.dtype
+    return self.layer_dtypes[index]
 
   @property
   def nbytes(self) -> int:
     """Size of the data in bytes."""
-    size = self.dtype.itemsize
-    for length in self.shape:
-      size *= length
-    return size
+    return math.prod(self.shape) * self.dtype.itemsize
 
   def checked_read(self) -> np.ndarray:
     """Returns the array, whose shape and dtype are as announced."""

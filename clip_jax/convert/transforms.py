@@ -1,14 +1,39 @@
-"""How one tensor of a checkpoint lies in our tree: layouts, both ways.
-
-`d` is a width, `H` a number of heads and `k` a head's size; `out` and `in` are
-the sides of torch's linear layers, which are ours transposed.
-"""
+"""How one tensor of a checkpoint lies in our tree: layouts, both ways."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+from clip_jax.models import resnet
+
+# Theirs and ours, axis by axis; what is in brackets lies in one axis. `h` is a
+# number of heads of size `k`; `p` and `q` are the sides of a patch, `r` and `c`
+# the rows and cols of patches. torch's linear layers, [o, i], are transposed.
+LAYOUTS = {
+  "T": ("o i", "i o"),
+  "conv": ("o i p q", "p q i o"),
+  "heads": ("(h k) i", "i h k"),  # A separate query, key or value.
+  "bias": ("(h k)", "h k"),
+  "out": ("o (h k)", "h k o"),  # The projection after attention.
+  "flat_heads": ("i (h k)", "i h k"),
+  "flat_out": ("(h k) o", "h k o"),
+  "patches": ("o (p q i)", "p q i o"),
+  "flat_patches": ("(p q i) o", "p q i o"),
+  "grid": ("r c o", "(r c) o"),
+}
+# Two or three of ours in one of theirs, one after the other.
+_FUSED = {
+  "fused2": ("heads", 2),
+  "fused2_bias": ("bias", 2),
+  "fused3": ("heads", 3),
+  "fused3_bias": ("bias", 3),
+}
+# How many axes of length one theirs has before the others.
+_BOXES = {"-": 0, "box": 1, "box2": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,118 +49,59 @@ class Transform:
   theirs: Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
-def _single(
-  ours: Callable[[np.ndarray], np.ndarray],
-  theirs: Callable[[np.ndarray], np.ndarray],
-) -> Transform:
-  return Transform(lambda x: (ours(x),), lambda parts: theirs(parts[0]))
+def of_rule(rule: str, tower: Mapping[str, Any]) -> Transform:
+  """Returns what a rule of the tables above means for a tower."""
+  if rule in _BOXES:
+    boxes = _BOXES[rule]
+    return Transform(
+      lambda x: (x.reshape(x.shape[boxes:]),),
+      lambda parts: parts[0].reshape((1,) * boxes + parts[0].shape),
+    )
+  layout, count = _FUSED.get(rule, (rule, 1))
+  theirs, ours = LAYOUTS[layout]
+  sizes = _sizes(tower)
 
+  def join(parts):
+    found = [_relay(part, ours, theirs, sizes) for part in parts]
+    return np.concatenate(found) if count > 1 else found[0]
 
-IDENTITY = _single(lambda x: x, lambda x: x)
-# [out, in] <-> (in, out).
-LINEAR = _single(lambda x: x.T, lambda x: x.T)
-# [out, in, rows, cols] <-> (rows, cols, in, out).
-CONV = _single(
-  lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
-)
-
-
-def reshape(ours: tuple[int, ...], theirs: tuple[int, ...]) -> Transform:
-  """The same numbers in the same order under another shape."""
-  if math.prod(ours) != math.prod(theirs):
-    raise ValueError(f"{ours} and {theirs} differ in size.")
-  # A shape that does not fit is left alone: the engine reports it.
-  size = math.prod(theirs)
-  return _single(
-    lambda x: x.reshape(ours) if x.size == size else x,
-    lambda x: x.reshape(theirs) if x.size == size else x,
-  )
-
-
-def linear_to_heads(heads: int) -> Transform:
-  """[H * k, in] <-> (in, H, k): a separate query, key or value."""
-  return _single(
-    lambda x: x.T.reshape(x.shape[1], heads, -1),
-    lambda x: x.reshape(x.shape[0], -1).T,
-  )
-
-
-def bias_to_heads(heads: int) -> Transform:
-  """[H * k] <-> (H, k)."""
-  return _single(lambda x: x.reshape(heads, -1), lambda x: x.reshape(-1))
-
-
-def heads_to_linear(heads: int) -> Transform:
-  """[out, H * k] <-> (H, k, out): the projection after attention."""
-  return _single(
-    lambda x: x.T.reshape(heads, -1, x.shape[0]),
-    lambda x: x.reshape(-1, x.shape[2]).T,
-  )
-
-
-def fused_linear_to_heads(heads: int, parts: int = 3) -> Transform:
-  """[parts * H * k, in] <-> `parts` of (in, H, k), in the order q, k, v."""
-  one = linear_to_heads(heads)
   return Transform(
-    lambda x: tuple(one.ours(part)[0] for part in np.split(x, parts)),
-    lambda parts: np.concatenate([one.theirs((part,)) for part in parts]),
+    lambda x: [_relay(y, theirs, ours, sizes) for y in np.split(x, count)], join
   )
 
 
-def fused_bias_to_heads(heads: int, parts: int = 3) -> Transform:
-  """[parts * H * k] <-> `parts` of (H, k), in the order q, k, v."""
-  return Transform(
-    lambda x: tuple(part.reshape(heads, -1) for part in np.split(x, parts)),
-    lambda parts: np.concatenate([part.reshape(-1) for part in parts]),
-  )
+IDENTITY = of_rule("-", {})
 
 
-def box(axes: int) -> Transform:
-  """[1, …, ...] <-> (...): `axes` axes of length one before the others."""
-  return _single(
-    lambda x: x.reshape(x.shape[axes:]),
-    lambda x: x.reshape((1,) * axes + x.shape),
-  )
+def _sizes(tower: Mapping[str, Any]) -> dict[str, int]:
+  """Returns the lengths of axes that a tower's description says."""
+  sizes = {}
+  if "depths" in tower:  # A ResNet's heads are in its pool.
+    last = tower["width"] * resnet.EXPANSION * 2 ** (len(tower["depths"]) - 1)
+    sizes["h"] = last // resnet.HEAD_DIM
+  elif "heads" in tower:
+    sizes["h"] = tower["heads"]
+  if "patch_size" in tower:
+    sizes["p"] = sizes["q"] = tower["patch_size"]
+    sizes["r"] = tower["image_size"] // tower["patch_size"]
+  return sizes
 
 
-def _to_grid(rows: np.ndarray) -> np.ndarray:
-  side = math.isqrt(len(rows))
-  return rows.reshape(side, side, *rows.shape[1:])
+def _axes(layout: str) -> list[list[str]]:
+  """Returns the names in each axis of a layout."""
+  return [x.strip("()").split() for x in re.findall(r"\w+|\(.*?\)", layout)]
 
 
-# [side, side, width] <-> (patches, width).
-GRID = _single(lambda x: x.reshape(-1, *x.shape[2:]), _to_grid)
-
-
-def flat_to_heads(heads: int) -> Transform:
-  """[in, H * k] <-> (in, H, k)."""
-  return _single(
-    lambda x: x.reshape(x.shape[0], heads, -1),
-    lambda x: x.reshape(x.shape[0], -1),
-  )
-
-
-def flat_from_heads(heads: int) -> Transform:
-  """[H * k, out] <-> (H, k, out)."""
-  return _single(
-    lambda x: x.reshape(heads, -1, x.shape[1]),
-    lambda x: x.reshape(-1, x.shape[2]),
-  )
-
-
-def flat_to_patches(patch_size: int) -> Transform:
-  """[rows * cols * in, out] <-> (rows, cols, in, out)."""
-  p = patch_size
-  return _single(
-    lambda x: x.reshape(p, p, -1, x.shape[1]),
-    lambda x: x.reshape(-1, x.shape[3]),
-  )
-
-
-def linear_to_patches(patch_size: int) -> Transform:
-  """[out, rows * cols * in] <-> (rows, cols, in, out)."""
-  p = patch_size
-  return _single(
-    lambda x: x.T.reshape(p, p, -1, x.shape[0]),
-    lambda x: x.reshape(-1, x.shape[3]).T,
-  )
+def _relay(
+  x: np.ndarray, have: str, want: str, sizes: Mapping[str, int]
+) -> np.ndarray:
+  """Returns an array of the layout `have` in the layout `want`."""
+  lengths = {}
+  for group, length in zip(_axes(have), x.shape, strict=True):
+    known = {axis: sizes[axis] for axis in group[:-1] if axis in sizes}
+    rest = length // math.prod(known.values())
+    lengths |= {axis: known.get(axis, rest) for axis in group}
+  names = list(lengths)
+  order = [names.index(axis) for group in _axes(want) for axis in group]
+  shape = [math.prod(lengths[a] for a in group) for group in _axes(want)]
+  return x.reshape(list(lengths.values())).transpose(order).reshape(shape)

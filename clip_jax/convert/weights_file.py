@@ -1,8 +1,7 @@
 """A file of weights in any container, by the names of the model in it."""
 
-import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from clip_jax import errors
@@ -20,52 +19,36 @@ from clip_jax.convert.files import (
 )
 from clip_jax.convert.tensor import Tensor
 
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-  """What a file holds of a model.
-
-  Attributes:
-    tensors: by the model's own names.
-    torchscript: whether the file is a TorchScript archive.
-    constants: tensors that traced code mentions.
-  """
-
-  tensors: dict[str, Tensor]
-  torchscript: bool = False
-  constants: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
-
-
-def _torch(path: pathlib.Path, select: nested.Select) -> Weights:
-  archive = torch_zip.read(path, select=select)
-  return Weights(archive.tensors, archive.torchscript, archive.constants)
+_Reader = Callable[[pathlib.Path, nested.Select], datafile.Contents]
 
 
 def _flat(
-  read: Callable[[pathlib.Path], dict[str, Tensor]], separator: str
-) -> Callable[[pathlib.Path, nested.Select], Weights]:
+  read: Callable[[pathlib.Path], dict[str, Tensor]], separator: str = "."
+) -> _Reader:
   """Returns a reader of a container that holds names only."""
-  return lambda path, select: Weights(
+  return lambda path, select: datafile.Contents(
     select(read(path), separator, lambda leaf: True)
   )
 
 
+def _torch_shards(path: pathlib.Path) -> dict[str, Tensor]:
+  return safetensors_file.read_sharded(path, torch_zip.read).tensors
+
+
 _INDEX = ".index.json"
-_TORCH = (".pt", ".pth", ".bin", ".ckpt")
 # By the end of a file's name; the longest end wins, which stands first.
-_READERS: dict[str, Callable[[pathlib.Path, nested.Select], Weights]] = {
+_READERS: dict[str, _Reader] = {
   f".safetensors{_INDEX}": _flat(
-    lambda path: safetensors_file.read_sharded(path).tensors, "."
+    lambda path: safetensors_file.read_sharded(path).tensors
   ),
-  f".bin{_INDEX}": _flat(
-    lambda path: safetensors_file.shards(path, torch_zip.read).tensors, "."
-  ),
-  ".safetensors": _flat(lambda path: safetensors_file.read(path).tensors, "."),
+  f".bin{_INDEX}": _flat(_torch_shards),
+  ".safetensors": _flat(lambda path: safetensors_file.read(path).tensors),
   ".npz": _flat(npz.read, "/"),
-  ".msgpack": lambda path, select: Weights(
-    msgpack_file.read(path, select=select).tensors
+  ".msgpack": lambda path, select: msgpack_file.read(path, select=select),
+  **dict.fromkeys(
+    (".pt", ".pth", ".bin", ".ckpt"),
+    lambda path, select: torch_zip.read(path, select=select),
   ),
-  **dict.fromkeys(_TORCH, _torch),
 }
 SUFFIXES = tuple(suffix for suffix in _READERS if _INDEX not in suffix)
 
@@ -77,7 +60,7 @@ def is_one(path: pathlib.Path) -> bool:
 
 def read(
   path: pathlib.Path, options: portable.Options, report: report_lib.Report
-) -> Weights:
+) -> datafile.Contents:
   """Reads the headers of a file; wrappers and prefixes are undone.
 
   Args:

@@ -76,8 +76,15 @@ def prepare(
       "source": {"address": address, **origin},
       "account": account.of(source).to_dict(),
     } | _write_shards(source, partial, drop_bad, limits, shard_bytes, on_record)
-    if not summary["records"]:
-      raise errors.UserError("The source has no usable record to write.")
+    bad = summary["bad"]
+    if summary["records"] <= (0 if drop_bad else sum(bad.values())):
+      said = ", ".join(f"{count} {reason}" for reason, count in bad.items())
+      error = errors.UserError(
+        f"The source has no usable record to write ({said or 'it is empty'}); "
+        "`clip-jax data inspect` says more."
+      )
+      error.payload = {"records": 0, "bad": bad}
+      raise error
     sidecar = partial / array_record.SIDECAR
     sidecar.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     for path in partial.iterdir():
@@ -252,12 +259,13 @@ def inspect(
     if on_record is not None:
       on_record(slot + 1)
   about = account.of(source).to_dict()
-  names = collections.Counter(source.class_names or ())
+  # Most tokenizers know no capitals.
+  names = collections.Counter(map(str.lower, source.class_names or ()))
   if twice := sorted(name for name, count in names.items() if count > 1):
     more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
     about["notes"].append(
-      "Several classes have the same name, which no model tells apart: "
-      f"{', '.join(map(repr, twice[:5]))}{more}."
+      "Several classes have the same name, but for capitals, and most models "
+      f"cannot tell them apart: {', '.join(map(repr, twice[:5]))}{more}."
     )
   return {
     "records": len(source),

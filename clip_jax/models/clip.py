@@ -210,6 +210,14 @@ class CLIP(nn.Module):
     x = self.image(self._normalize(images), train=train, **training)
     return self._embed("image", self.image_projection, x)
 
+  def image_features(self, images: jax.Array) -> jax.Array:
+    """Returns what the image tower gives before its projection (batch, width).
+
+    A ResNet's attention pool projects by itself: of it these are the
+    embeddings, but for their length.
+    """
+    return self.image(self._normalize(images), train=False)
+
   def encode_text(
     self, tokens: jax.Array | packed_text.PackedText, *, train: bool = False
   ) -> jax.Array:

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -135,6 +136,11 @@ def complete(base: str | dict, overrides: dict | None = None) -> dict:
     if base not in VARIANTS:
       raise errors.unknown("model", base, VARIANTS)
     base = VARIANTS[base]
+  elif not isinstance(base, Mapping):
+    raise errors.UserError(
+      "A model is the name of a variant or a description, got "
+      f"{type(base).__name__}."
+    )
   overrides = dict(overrides or {})
   merged = {**DEFAULTS, **base}
   for field in [*base, *overrides]:

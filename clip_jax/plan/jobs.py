@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding
-from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.losses import layout as loss_layout
 from clip_jax.models import clip, variants
@@ -103,14 +102,14 @@ def make_job(
   )
 
 
-def takes_micro_batches(config: config_lib.Config) -> bool:
+def takes_micro_batches(job: Job) -> bool:
   """Whether the model can see some pairs at a time: batch norms cannot."""
   try:
     step_lib.check_micro_batches(
-      run_model.make(config),
-      name=config.model,
+      job.model,
+      name=job.config.model,
       micro_batches=2,
-      frozen=config.optim.frozen,
+      frozen=job.config.optim.frozen,
     )
   except errors.UserError:
     return False

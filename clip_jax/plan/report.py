@@ -207,7 +207,7 @@ def _parts_advice(plan) -> str | None:
   pairs = config.batch_size // plan.job.mesh.size
   more = range(config.micro_batches + 1, pairs + 1)
   parts = next((number for number in more if pairs % number == 0), None)
-  if parts is None or not jobs.takes_micro_batches(config):
+  if parts is None or not jobs.takes_micro_batches(plan.job):
     return None
   return (
     f"let the towers take fewer pairs at a time: --config.micro_batches={parts}"

@@ -272,7 +272,7 @@ def _choices(base: jobs.Job) -> Iterator[Choice]:
   for fsdp, remat, number, method in itertools.product(
     _splits(base.where),
     remats,
-    parts if jobs.takes_micro_batches(base.config) else (1,),
+    parts if jobs.takes_micro_batches(base) else (1,),
     ("auto", "two_level", "ring") if devices > 1 else ("auto",),
   ):
     if method == "two_level" and fsdp in (1, devices):

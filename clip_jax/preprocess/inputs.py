@@ -5,7 +5,7 @@ that none of these libraries is imported only to recognise its arrays.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import IO, Any
 
 import numpy as np
@@ -50,9 +50,10 @@ def each(images: Any) -> Iterable[ImageInput]:
   single = Image.Image | bytes | bytearray | memoryview | str | os.PathLike
   if isinstance(images, single) or hasattr(images, "read"):
     return [images]
-  if isinstance(images, Mapping) or not isinstance(images, Iterable):
+  unordered = isinstance(images, Mapping | Set)
+  if unordered or not isinstance(images, Iterable):
     raise errors.UserError(
-      f"Images are given as {_ACCEPTED}, or several of these; got "
+      f"Images are given as {_ACCEPTED}, or a list of these; got "
       f"{type(images).__name__}."
     )
   return images if isinstance(images, Iterator) else list(images)
@@ -98,6 +99,11 @@ def read(
 
 def _content(file: Any, limits: decoding.Limits) -> bytes:
   """Returns the content of an open file, from its start where it can seek."""
+  if getattr(file, "closed", False):
+    raise decoding.ImageError(
+      f"{getattr(file, 'name', 'The file')}: is closed; open it again.",
+      reason="unreadable",
+    )
   if getattr(file, "seekable", lambda: False)():
     file.seek(0)
   data = file.read(limits.max_encoded_bytes + 1)

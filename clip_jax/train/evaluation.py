@@ -51,35 +51,21 @@ class Evaluator:
     self._cuts.tell(self._run.tokenizer.context_length)
     return results
 
-  def finish(
-    self,
-    state: state_lib.TrainState,
-    evaluated: dict[str, Any] | None,
-    path: pathlib.Path,
-  ) -> dict[str, Any]:
-    """Returns the run's last measures and writes its report.
-
-    Args:
-      state: at the end.
-      evaluated: its measures; None where it has not been evaluated.
-      path: of the picture.
-
-    Returns:
-      {"evals": the measures, "report": path of the picture, if any}.
-    """
-    if evaluated is None:  # Resumed at the end.
-      evaluated = self.measure(state) or {}
-    return {
-      "evals": evaluated,
-      "report": self._write_report(state, evaluated, path),
-    }
-
-  def _write_report(
+  def write_report(
     self,
     state: state_lib.TrainState,
     evaluated: dict[str, Any],
     path: pathlib.Path,
   ) -> str | None:
+    """Writes the run's report to `path` and returns that.
+
+    Returns None where the config wants no report, or where told to stop.
+
+    Args:
+      state: at the end.
+      evaluated: its measures, by name.
+      path: of the picture.
+    """
     run = self._run
     if run.report is None:
       return None

@@ -1,6 +1,7 @@
 """The training loop: `train` is the function to read first."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import os
@@ -30,24 +31,45 @@ from clip_jax.train import origins as origins_lib
 from clip_jax.train import run as run_lib
 
 
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """What a call of `train` has done.
+
+  Attributes:
+    steps: updates of the whole run.
+    steps_now: those that this call has made.
+    skipped: updates that changed nothing, for something was not finite.
+    bad_records: damaged records that were met and replaced.
+    before: measures of the model that the run began with, by evaluation.
+    lost_records: what the data lost to damaged files, as far as known.
+    seconds: that the call took.
+    evals: measures at the end, by evaluation.
+    report: path of the picture; None where there is none.
+  """
+
+  steps: int
+  steps_now: int
+  skipped: int
+  bad_records: int
+  before: dict[str, Any]
+  lost_records: int
+  seconds: float
+  evals: dict[str, Any]
+  report: str | None
+
+
 def train(
   config: config_lib.Config,
   workdir: str | os.PathLike,
   *,
   allow_changes: bool = False,
-) -> dict[str, Any]:
+) -> Summary:
   """Runs `config`, resuming from the newest good checkpoint in `workdir`.
 
   Args:
     config: of `config.load`, or what `config.check` takes.
     workdir: gets config, checkpoints, metrics, the ledger and report.png.
     allow_changes: resume although fields differ that change the result.
-
-  Returns:
-    {"steps", "steps_now", "seconds", "skipped", "bad_records", "lost_records",
-    "before", "evals", "report"}; steps_now are those that this call has run,
-    lost_records what the data lost to damaged files, as far as known, before
-    are the measures of the model that the run began with.
 
   Raises:
     UserError: the config does not fit the data, the devices or the workdir.
@@ -107,27 +129,21 @@ def train(
         )
       _leave_if_told(stop, checkpoints)
     checkpoints.wait()
-    results = evaluator.finish(state, evaluated, workdir / "report.png")
+    if evaluated is None:  # Resumed at the end.
+      evaluated = evaluator.measure(state) or {}
+    report = evaluator.write_report(state, evaluated, workdir / "report.png")
     _leave_if_told(stop, checkpoints)
-    summary = _summary(run, state, first_step, notes.counters)
-    return {**summary, "seconds": time.perf_counter() - started, **results}
-
-
-def _summary(
-  run: run_lib.Run,
-  state: state_lib.TrainState,
-  first_step: int,
-  counters: dict[str, Any],
-) -> dict[str, Any]:
-  total_steps = run.program.total_steps
-  return {
-    "steps": total_steps,
-    "steps_now": total_steps - first_step,
-    "skipped": int(state.skipped),
-    "bad_records": counters["bad_records"],
-    "before": counters.get(journal.BEFORE, {}),
-    "lost_records": account.of(run.source).lost_records,
-  }
+    return Summary(
+      steps=total_steps,
+      steps_now=total_steps - first_step,
+      skipped=int(state.skipped),
+      bad_records=notes.counters["bad_records"],
+      before=notes.counters.get(journal.BEFORE, {}),
+      lost_records=account.of(run.source).lost_records,
+      seconds=time.perf_counter() - started,
+      evals=evaluated,
+      report=report,
+    )
 
 
 def _due(step: int, every_steps: int) -> bool:

@@ -29,6 +29,7 @@ from clip_jax.convert import (
   portable,
   sameness,
 )
+from clip_jax.convert.tensor import Tensor
 from clip_jax.models import freezing, variants
 
 FROM_INIT = variants.FROM_INIT
@@ -369,7 +370,7 @@ def _warn_of_temperature(scale: float, bound: float) -> None:
     )
 
 
-def _place(leaf: engine.Leaf, like: jax.Array) -> jax.Array:
+def _place(leaf: Tensor, like: jax.Array) -> jax.Array:
   host = leaf.read().astype(like.dtype)
   return jax.make_array_from_callback(
     like.shape, like.sharding, lambda index: np.asarray(host[index])

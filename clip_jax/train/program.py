@@ -71,7 +71,16 @@ class Program:
 
   def make_step(self) -> Callable[..., tuple[Any, step_lib.Measured]]:
     """Returns the jitted update: see `step.make_train_step`."""
-    return step_lib.make_train_step(self.config, self.model, self.tx, self.mesh)
+    config = self.config
+    return step_lib.make_train_step(
+      self.model,
+      self.tx,
+      self.mesh,
+      loss=config.loss,
+      optim=config.optim,
+      micro_batches=config.micro_batches,
+      seed=config.seed,
+    )
 
   def make_layout(
     self, sample: Callable[[], np.ndarray]

@@ -70,10 +70,14 @@ def check_micro_batches(
 
 
 def make_train_step(
-  config: config_lib.Config,
   model: clip.CLIP,
   tx: optax.GradientTransformation,
   mesh: Mesh,
+  *,
+  loss: config_lib.Loss,
+  optim: config_lib.Optim,
+  micro_batches: int,
+  seed: int,
 ) -> Callable[
   [state_lib.TrainState, dict[str, Any]], tuple[state_lib.TrainState, Measured]
 ]:
@@ -84,13 +88,20 @@ def make_train_step(
   `loss.duplicates`, image_ids int32 (batch,), equal for equal images. Where
   loss, gradient or update are not finite everything stays as it was, but the
   update counts itself.
+
+  Args:
+    model: in training.
+    tx: the optimizer.
+    mesh: of the devices.
+    loss: `config.loss`.
+    optim: `config.optim`: what is frozen, and how averages move.
+    micro_batches: parts of a device's pairs that the towers take at a time.
+    seed: of dropout.
   """
-  abstract = state_lib.abstract_state(
-    model, tx, mesh, ema=config.optim.ema_decay > 0
-  )
+  abstract = state_lib.abstract_state(model, tx, mesh, ema=optim.ema_decay > 0)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   frozen = freezing.Frozen.of(
-    abstract.params, abstract.batch_stats, config.optim.frozen
+    abstract.params, abstract.batch_stats, optim.frozen
   )
   bound = None if frozen.temperature else model.max_logit_scale
   loss_and_gradients = _make_gradients(
@@ -98,9 +109,9 @@ def make_train_step(
     abstract,
     frozen,
     mesh,
-    loss=config.loss,
-    micro_batches=config.micro_batches,
-    seed=config.seed,
+    loss=loss,
+    micro_batches=micro_batches,
+    seed=seed,
   )
 
   def train_step(state, batch):
@@ -112,7 +123,7 @@ def make_train_step(
     candidate = state.replace(
       params=params, batch_stats=batch_stats, opt_state=opt_state
     )
-    candidate = _average(candidate, state, config.optim.ema_decay)
+    candidate = _average(candidate, state, optim.ema_decay)
     # One decision for the whole mesh: all three numbers are global.
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     finite &= jnp.isfinite(optax.tree.norm(updates))

@@ -47,7 +47,7 @@ _NANO_FAMILIES = {
 @pytest.fixture
 def nano_towers(monkeypatch):
   """Adds the towers of tools/golden/open_clip_models.py to timm's table."""
-  from clip_jax.convert import timm_vit
+  from clip_jax.convert.formats import timm_vit
 
   for name, (family, more) in _NANO_FAMILIES.items():
     facts = {**timm_vit._PLAIN, **timm_vit.FAMILIES[family]}

@@ -75,9 +75,7 @@ def _model(length=77, **text):
   spec = model_dir.plain(engine.resolve(variants.spec("tiny-vit", tiny)))
   rng = np.random.default_rng(0)
   leaves = {
-    path: engine.Leaf.from_tensor(
-      Tensor.from_array(rng.normal(size=shape).astype(np.float32))
-    )
+    path: Tensor.from_array(rng.normal(size=shape).astype(np.float32))
     for path, shape in engine.leaf_shapes(spec).items()
   }
   return Portable(spec, leaves, report_lib.Report("test"))

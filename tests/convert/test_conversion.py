@@ -28,9 +28,7 @@ def model(tmp_path):
   spec = engine.resolve(variants.spec("tiny-vit", TINY))
   rng = np.random.default_rng(0)
   leaves = {
-    path: engine.Leaf.from_tensor(
-      Tensor.from_array(rng.normal(size=shape).astype(np.float32))
-    )
+    path: Tensor.from_array(rng.normal(size=shape).astype(np.float32))
     for path, shape in engine.leaf_shapes(spec).items()
   }
   path = tmp_path / "models" / "ours"

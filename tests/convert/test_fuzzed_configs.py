@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from clip_jax import convert, errors
-from clip_jax.convert import portable, report, timm_vit
+from clip_jax.convert import portable, report
 from clip_jax.convert.files import safetensors_file
-from clip_jax.convert.formats import bert
+from clip_jax.convert.formats import bert, timm_vit
 from clip_jax.convert.formats import huggingface_config as config_lib
 from clip_jax.convert.tensor import Tensor
 

@@ -102,7 +102,7 @@ def _transpose(path):
     matrices = leaf.read().reshape(layers, leaf.shape[1], -1)
     array = matrices.swapaxes(1, 2).reshape(leaf.shape)
     tensor = tensor_lib.Tensor.from_array(array)
-    leaves = {**model.leaves, path: engine.Leaf.from_tensor(tensor)}
+    leaves = {**model.leaves, path: tensor}
     return dataclasses.replace(model, leaves=leaves)
 
   return mutate

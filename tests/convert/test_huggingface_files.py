@@ -211,9 +211,7 @@ def test_a_trained_model_goes_to_transformers(tmp_path, perturb):
   )
   rng = np.random.default_rng(0)
   leaves = {
-    path: engine.Leaf.from_tensor(
-      Tensor.from_array(rng.normal(size=shape).astype(np.float32))
-    )
+    path: Tensor.from_array(rng.normal(size=shape).astype(np.float32))
     for path, shape in engine.leaf_shapes(spec).items()
   }
   report = report_lib.Report("test")

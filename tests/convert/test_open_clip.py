@@ -393,7 +393,7 @@ def test_open_clip_loads_what_was_trained_here(
   tokens = np.pad(tokens, ((0, 0), (0, 12)))
   shapes = engine.leaf_shapes(spec)
   leaves = {
-    path: engine.Leaf.from_tensor(Tensor.from_array(GOLDEN.fill(path, shape)))
+    path: Tensor.from_array(GOLDEN.fill(path, shape))
     for path, shape in shapes.items()
   }
   model = Portable(

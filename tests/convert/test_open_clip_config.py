@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 
 from clip_jax import convert, errors, tokenizer
-from clip_jax.convert import (
-  engine,
-  timm_vit,
-)
+from clip_jax.convert import engine
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.files import safetensors_file, torch_zip
 from clip_jax.convert.formats import (
@@ -18,6 +15,7 @@ from clip_jax.convert.formats import (
   open_clip_config,
   open_clip_fields,
   open_clip_rows,
+  timm_vit,
 )
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor

@@ -63,9 +63,7 @@ def model():
   spec = model_dir.plain(engine.resolve({**described.spec, **tokenizer}))
   rng = np.random.default_rng(0)
   leaves = {
-    path: engine.Leaf.from_tensor(
-      Tensor.from_array(rng.normal(size=shape).astype(np.float32))
-    )
+    path: Tensor.from_array(rng.normal(size=shape).astype(np.float32))
     for path, shape in engine.leaf_shapes(spec).items()
   }
   return Portable(spec, leaves, report_lib.Report("test"))

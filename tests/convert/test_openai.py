@@ -8,13 +8,8 @@ import torch
 
 from clip_jax import convert, errors
 from clip_jax.cli import run
-from clip_jax.convert import (
-  engine,
-  openai,
-  openai_export,
-  portable,
-)
-from clip_jax.convert.formats import openai_names
+from clip_jax.convert import engine, portable
+from clip_jax.convert.formats import openai, openai_export, openai_names
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants

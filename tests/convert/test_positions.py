@@ -119,9 +119,7 @@ def _model(name, dtype=np.float32):
   spec = engine.resolve({"embed_dim": 10, "image": IMAGES[name], "text": TEXT})
   rng = np.random.default_rng(0)
   leaves = {
-    path: engine.Leaf.from_tensor(
-      Tensor.from_array(np.asarray(rng.standard_normal(shape), dtype))
-    )
+    path: Tensor.from_array(np.asarray(rng.standard_normal(shape), dtype))
     for path, shape in engine.leaf_shapes(spec).items()
   }
   return portable.Portable(

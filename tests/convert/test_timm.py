@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from clip_jax import cli, convert, errors
-from clip_jax.convert import engine, timm, timm_vit
+from clip_jax.convert import engine
 from clip_jax.convert.files import safetensors_file
+from clip_jax.convert.formats import timm, timm_vit
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants

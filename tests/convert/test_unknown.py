@@ -7,7 +7,8 @@ from PIL import Image
 
 from clip_jax import errors
 from clip_jax.cli import run
-from clip_jax.convert import conversion, timm_vit
+from clip_jax.convert import conversion
+from clip_jax.convert.formats import timm_vit
 from clip_jax.models import variants
 
 

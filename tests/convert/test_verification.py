@@ -10,7 +10,6 @@ import transformers
 from clip_jax import convert, errors
 from clip_jax.cli import run
 from clip_jax.convert import model_dir
-from clip_jax.convert.engine import Leaf
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor
 from clip_jax.convert.verify import verification
@@ -110,7 +109,7 @@ def test_the_first_bad_stage_is_the_mistaken_one(pairs, tmp_path):
   path = "params/image/encoder/blocks/ln_2/scale"
   array = model.leaves[path].read().copy()
   array[1] *= 1 + 1e-4  # In the second block only.
-  leaves = {**model.leaves, path: Leaf.from_tensor(Tensor.from_array(array))}
+  leaves = {**model.leaves, path: Tensor.from_array(array)}
   wrong = dataclasses.replace(model, leaves=leaves)
   model_dir.write(wrong, tmp_path / "wrong", QUICK["vit"])
   for double in (False, True):
@@ -132,7 +131,7 @@ def test_a_number_that_no_random_text_meets_is_compared_too(pairs, tmp_path):
   met = verification.random_tokens(model.spec["text"], rng, 4)
   unmet = np.setdiff1d(np.arange(len(array)), met)
   array[unmet[0]] += 1e-3
-  leaves = {**model.leaves, path: Leaf.from_tensor(Tensor.from_array(array))}
+  leaves = {**model.leaves, path: Tensor.from_array(array)}
   wrong = dataclasses.replace(model, leaves=leaves)
   model_dir.write(wrong, tmp_path / "wrong", QUICK["vit"])
   found = verification.verify(source, tmp_path / "wrong", options=QUICK["vit"])

@@ -11,9 +11,10 @@ import torch
 
 from clip_jax import convert, errors
 from clip_jax.cli import run
-from clip_jax.convert import engine, model_dir, openai, weights_file
+from clip_jax.convert import engine, model_dir, weights_file
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.files import safetensors_file
+from clip_jax.convert.formats import openai
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
@@ -31,9 +32,7 @@ def _model():
   spec = model_dir.plain(engine.resolve(variants.spec("tiny-vit", TINY)))
   rng = np.random.default_rng(0)
   leaves = {
-    path: engine.Leaf.from_tensor(
-      Tensor.from_array(rng.normal(size=shape).astype(np.float32))
-    )
+    path: Tensor.from_array(rng.normal(size=shape).astype(np.float32))
     for path, shape in engine.leaf_shapes(spec).items()
   }
   return Portable(spec, leaves, report_lib.Report("test"))
@@ -208,7 +207,7 @@ def test_options_and_scores_beside_the_weights_are_passed_over(tmp_path):
 
 @pytest.mark.parametrize(
   "more",
-  [{"module.visual.proj": STATE["visual.proj"]}, {"ema": STATE}],
+  [{"module.visual.proj": STATE["visual.proj"]}, {"swa_model": STATE}],
 )
 def test_a_name_that_comes_with_and_without_its_prefix_is_refused(
   tmp_path, more

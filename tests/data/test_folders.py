@@ -32,6 +32,7 @@ CLASSES = {f"{name}/{i}.png": None for name in ("cat", "dog") for i in range(5)}
     {"cat/0.txt": b"a note", "dog/4.json": b"{}"},
     # Labelme's, beside every image.
     {name.replace("png", "json"): b'{"shapes": []}' for name in CLASSES},
+    {name.replace("png", "txt"): b"0 0.5 0.5 1e-1 .2" for name in CLASSES},
   ],
 )
 def test_stray_text_files_do_not_make_a_class_folder_one_of_captions(
@@ -77,6 +78,8 @@ def test_suffixes_in_capitals_are_read(folder):
     (["train/cat/0.png", "val/cat/0.png"], True),
     (["train/cat/0.png", "train/dog/0.png"], True),
     (["train/0.png", "test/0.png"], True),
+    (["data/train/a/0.png", "data/val/a/0.png"], True),
+    (["cat/train/0.png", "dog/train/0.png"], True),
     (["train/0.png", "car/0.png"], False),  # One that runs on rails.
   ],
 )
@@ -84,8 +87,9 @@ def test_splits_inside_of_a_folder_are_told(folder, tmp_path, names, told):
   source = folder(dict.fromkeys(names))
   assert len(source.account.notes) == told
   for note in source.account.notes:
-    assert "'train'" in note and "named like splits" in note
-    assert "folder:" in note and "read as classes" in note
+    assert "train'" in note and "named like splits" in note
+    nested = names[0].index("train")
+    assert f"read {'together' if nested else 'as classes'}; folder:" in note
 
 
 def test_classes_are_texts_whatever_their_folders_are_called(folder):
@@ -127,6 +131,12 @@ def test_a_folder_without_images_shows_what_it_holds(folder):
     folder({})
   with pytest.raises(errors.UserError, match=r"'a\.mp4', 'b\.mp4', 'c\.mp4'\."):
     folder({f"{name}.mp4": b"x" for name in "abcd"})
+
+
+def test_two_texts_of_an_image_are_a_bad_record(folder):
+  source = folder({"a.png": None, "a.txt": b"one", "a.TXT": b"two"})
+  with pytest.raises(sources.BadRecord, match="several_captions"):
+    source[0]
 
 
 def test_a_pair_beside_class_folders_names_the_other_layout(folder):

@@ -119,10 +119,11 @@ def test_two_copies_are_equal_byte_by_byte(mixed, tmp_path):
     ).read_bytes()
 
 
-def test_nothing_usable_is_an_error(list_source, tmp_path):
-  with pytest.raises(errors.UserError, match="no usable record"):
+@pytest.mark.parametrize("drop_bad", [True, False])
+def test_nothing_usable_is_an_error(list_source, tmp_path, drop_bad):
+  with pytest.raises(errors.UserError, match=r"usable record.*1 truncated"):
     prepare.prepare(
-      list_source(["truncated"]), tmp_path / "copy", drop_bad=True
+      list_source(["truncated"]), tmp_path / "copy", drop_bad=drop_bad
     )
   assert os.listdir(tmp_path) == []
 

@@ -202,7 +202,7 @@ def test_bad_rows_keep_their_slots(tmp_path, png, read_all):
   path = _table(
     tmp_path,
     "n,filepath,title\n0,a.jpg,fine\n1,gone.jpg,x\n2,,no image\n3,dir.jpg,x\n"
-    "4,a.jpg\n5,b.jpg, \n6,c.jpg,\udcff\n7,a.jpg/b,x\n",
+    "4,a.jpg\n5,b.jpg, \n6,c.jpg,\udcff\n7,a.jpg/b,x\n8,,none\n",
   )
   assert read_all(sources.open_source(f"csv:{path}")) == [
     sources.Record(png(0), ("fine",), "a.jpg"),
@@ -212,6 +212,7 @@ def test_bad_rows_keep_their_slots(tmp_path, png, read_all):
     "empty_caption",
     "not_utf8",
     "missing_file",
+    "missing_image",
   ]
 
 

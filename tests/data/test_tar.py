@@ -99,6 +99,10 @@ def test_links_devices_and_sparse_files_cannot_be_used(tmp_path):
       info = tarfile.TarInfo(name)
       info.type, info.linkname = kind, "/etc/hostname"
       archive.addfile(info)
+    info = tarfile.TarInfo("GNUSparseFile.1/sparse.png")
+    info.pax_headers = {"GNU.sparse.name": "sparse.png"}
+    archive.format = tarfile.PAX_FORMAT
+    archive.addfile(info)
     archive.addfile(tarfile.TarInfo("good.txt"))
   found, damages = _split(path)
   assert [(m.name, m.problem) for m in found] == [
@@ -107,6 +111,7 @@ def test_links_devices_and_sparse_files_cannot_be_used(tmp_path):
     ("device.jpg", "not_a_file"),
     ("pipe.jpg", "not_a_file"),
     ("sparse.jpg", "not_a_file"),
+    ("sparse.png", "not_a_file"),
     ("good.txt", ""),
   ]
   assert damages == []

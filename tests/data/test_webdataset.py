@@ -79,8 +79,17 @@ OTHER = ("o.txt", b"other")  # A sample of its own, without an image.
     ([IMAGE, ("a.txt", b"a" * (2**20 + 1))], ["too_large"]),
     ([IMAGE, TEXT, ("a.cls", b"-1")], ["bad_label"]),
     ([IMAGE, TEXT, ("a.cls", b"cat")], ["bad_label"]),
+    ([IMAGE, TEXT, ("a.cls", b"\xef\xbb\xbf1")], [None]),
     ([("a.png", b""), TEXT], ["empty_image"]),
     ([IMAGE, ("a.jpg", b"\xff"), TEXT], ["several_images"]),
+    (
+      [
+        (f"{key}.{suffix}", b"x")
+        for key in "ab"
+        for suffix in ("png", "en.txt", "de.txt")
+      ],
+      ["several_captions"] * 2,
+    ),
     ([IMAGE, OTHER, TEXT], ["parts_not_adjacent", "missing_image"]),
     (
       [IMAGE, TEXT, OTHER, IMAGE, TEXT],
@@ -94,6 +103,7 @@ OTHER = ("o.txt", b"other")  # A sample of its own, without an image.
     ([("a\x85.png", b"x"), ("a\x85.txt", b"t")], ["unsafe_name"]),
     ([("a.heic", b"x"), TEXT], ["unsupported_image"]),
     ([("a.HEIC", b"x")], ["unsupported_image"]),
+    ([("a.pcx", b"x"), TEXT], ["unsupported_image"]),
     ([IMAGE, ("a.heic", b"x"), TEXT], [None]),
   ],
 )
@@ -368,7 +378,7 @@ def test_labels_without_names_say_what_they_need(tmp_path, write_tar, png):
 
 def test_class_names_given_twice_are_told(tmp_path, write_tar, png):
   write_tar(tmp_path / "a.tar", [("0.png", png(0)), ("0.cls", b"1")])
-  (tmp_path / "classnames.txt").write_text("missile\nsunglasses\nmissile\n")
+  (tmp_path / "classnames.txt").write_text("missile\rsunglasses\r\nMissile\n")
   found = prepare.inspect(sources.open_source(f"wds:{tmp_path}/a.tar"))
   assert "the same name" in found["notes"][-1]
   assert "'missile'." in found["notes"][-1]

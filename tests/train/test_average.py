@@ -68,7 +68,16 @@ def _batch(mesh, *, good=True):
 def test_the_average_is_that_of_the_parameters_on_fsdp_and_is_kept(tmp_path):
   model, tx, mesh = _parts()
   state = state_lib.init_state(model, tx, mesh, seed=0, ema=True)
-  step = step_lib.make_train_step(_config(), model, tx, mesh)
+  config = _config()
+  step = step_lib.make_train_step(
+    model,
+    tx,
+    mesh,
+    loss=config.loss,
+    optim=config.optim,
+    micro_batches=config.micro_batches,
+    seed=config.seed,
+  )
   want = jax.tree.map(np.asarray, state.params)
   for decay in DECAYS:
     state, measured = step(state, _batch(mesh))
@@ -116,7 +125,16 @@ def test_an_update_that_is_not_finite_changes_nothing():
   tx = optax.chain(tx, bad)
   state = state_lib.init_state(model, tx, mesh, seed=0, ema=True)
   before = jax.tree.map(np.asarray, state)
-  step = step_lib.make_train_step(_config(), model, tx, mesh)
+  config = _config()
+  step = step_lib.make_train_step(
+    model,
+    tx,
+    mesh,
+    loss=config.loss,
+    optim=config.optim,
+    micro_batches=config.micro_batches,
+    seed=config.seed,
+  )
   state, measured = step(state, _batch(mesh))
   assert np.isfinite(measured.loss) and np.isfinite(measured.gradient_norm)
   assert int(measured.skipped) == 1

@@ -94,10 +94,10 @@ def test_before_and_after_are_what_eval_measures_on_what_was_held_out(
   room, tuned
 ):
   workdir, summary = tuned
-  assert set(summary["before"]) == set(summary["evals"]) == {"own", "old"}
+  assert set(summary.before) == set(summary.evals) == {"own", "old"}
   for model, measured in (
-    (room / "runs" / "demo", summary["before"]["own"]),
-    (workdir, summary["evals"]["own"]),
+    (room / "runs" / "demo", summary.before["own"]),
+    (workdir, summary.evals["own"]),
   ):
     found = _zero_shot(model, room)
     assert (found["examples"], found["classes"]) == (3, 3)
@@ -232,8 +232,8 @@ def test_a_sweep_measures_the_models_that_convert_writes(room, tuned, tmp_path):
   workdir, summary = tuned
   swept = _zero_shot(workdir, room, "--interpolate", "0,0.5,1")["interpolate"]
   assert [found["share"] for found in swept] == [0, 0.5, 1]
-  assert swept[0]["top1"] == summary["before"]["own"]["top1"]
-  assert swept[2]["top1"] == summary["evals"]["own"]["top1"]
+  assert swept[0]["top1"] == summary.before["own"]["top1"]
+  assert swept[2]["top1"] == summary.evals["own"]["top1"]
   half = tmp_path / "half"
   to = ["--to", "clip-jax", "--interpolate", "0.5"]
   _call("convert", workdir, half, *to)

@@ -81,7 +81,15 @@ def _updated(mesh_shape, precision, kind, parts, frozen=""):
     initial,
     state_lib.abstract_state(model, tx, mesh),
   )
-  step = step_lib.make_train_step(config, model, tx, mesh)
+  step = step_lib.make_train_step(
+    model,
+    tx,
+    mesh,
+    loss=config.loss,
+    optim=config.optim,
+    micro_batches=config.micro_batches,
+    seed=config.seed,
+  )
   batch = sharding.place(_batch(), sharding.batch_sharding(mesh))
   state, measured = step(state, batch)
   change = jax.tree.map(
@@ -138,7 +146,15 @@ def test_copies_in_a_batch_are_no_negatives_where_they_are_masked(parts):
   tx = optim.make_optimizer(
     config.optim, precision=config.precision, total_steps=2500, image_kind="vit"
   )
-  step = step_lib.make_train_step(config, model, tx, mesh)
+  step = step_lib.make_train_step(
+    model,
+    tx,
+    mesh,
+    loss=config.loss,
+    optim=config.optim,
+    micro_batches=config.micro_batches,
+    seed=config.seed,
+  )
 
   initial = jax.tree.map(
     np.asarray, state_lib.init_state(model, tx, mesh, seed=3)
@@ -179,7 +195,15 @@ def _activation_bytes(parts):
   tx = optim.make_optimizer(
     config.optim, precision=config.precision, total_steps=2500, image_kind="vit"
   )
-  step = step_lib.make_train_step(config, model, tx, mesh)
+  step = step_lib.make_train_step(
+    model,
+    tx,
+    mesh,
+    loss=config.loss,
+    optim=config.optim,
+    micro_batches=config.micro_batches,
+    seed=config.seed,
+  )
   batch = {
     name: jax.ShapeDtypeStruct((256, *x.shape[1:]), x.dtype)
     for name, x in _batch().items()

@@ -72,10 +72,10 @@ def whole(tmp_path_factory):
 
 def test_a_run_leaves_what_its_docstring_says(whole):
   workdir, summary = whole.workdir, whole.summary
-  assert summary["steps"] == 6 and summary["skipped"] == 0
-  assert summary["bad_records"] == 0
-  assert summary["evals"]["test"]["examples"] == 364
-  with Image.open(summary["report"]) as picture:
+  assert summary.steps == 6 and summary.skipped == 0
+  assert summary.bad_records == 0
+  assert summary.evals["test"]["examples"] == 364
+  with Image.open(summary.report) as picture:
     assert picture.format == "PNG"
   saved = workdir_lib.load_config(workdir)
   assert not config_lib.differences(saved, _whole_config())
@@ -84,7 +84,7 @@ def test_a_run_leaves_what_its_docstring_says(whole):
   assert [x["step"] for x in lines if "loss" in x] == [2, 4, 6]
   evaluations = [x for x in lines if "eval/test/top1" in x]
   assert [x["step"] for x in evaluations] == [4, 6]
-  last = summary["evals"]["test"]
+  last = summary.evals["test"]
   assert evaluations[-1]["eval/test/top1"] == last["top1"]
   for name in ("learning_rate", "logit_scale", "images_per_second", "mfu"):
     assert lines[-2][name] > 0
@@ -175,7 +175,7 @@ def test_an_evaluation_that_was_stopped_is_done_again(
   assert _lines(tmp_path) == wanted
   assert not (tmp_path / "report.png").exists()
   summary = loop.train(config, tmp_path)
-  assert summary["evals"] == whole.summary["evals"]
+  assert summary.evals == whole.summary.evals
   assert _lines(tmp_path) == wanted and (tmp_path / "report.png").exists()
 
 
@@ -213,7 +213,7 @@ def test_another_config_is_refused_unless_allowed(tmp_path):
   changed = _config(steps=3, seed=5)
   with pytest.raises(errors.UserError, match=r"seed: 0 -> 5, steps: 2 -> 3"):
     loop.train(changed, tmp_path)
-  assert loop.train(changed, tmp_path, allow_changes=True)["steps"] == 3
+  assert loop.train(changed, tmp_path, allow_changes=True).steps == 3
 
 
 def test_what_cannot_change_the_result_may_change(tmp_path):
@@ -222,7 +222,7 @@ def test_what_cannot_change_the_result_may_change(tmp_path):
   config = config_lib.with_overrides(
     _config(steps=2, log_every_steps=1), changes
   )
-  assert loop.train(config, tmp_path)["steps"] == 2
+  assert loop.train(config, tmp_path).steps == 2
 
 
 def test_checkpoints_without_a_config_are_left_alone(tmp_path):
@@ -251,7 +251,7 @@ def test_skipped_steps_are_counted_and_logged(tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(state_lib, "init_state", broken)
   config = _config(steps=2, log_every_steps=1, evals={})
   summary = loop.train(config, tmp_path)
-  assert summary["skipped"] == 2
+  assert summary.skipped == 2
   lines = _lines(tmp_path)
   assert [(x["loss"], x["skipped"]) for x in lines] == [(None, 1), (None, 2)]
   assert "not finite; nothing was changed (2 so far)" in caplog.text

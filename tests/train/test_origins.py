@@ -18,7 +18,6 @@ from clip_jax import convert, errors, loading
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.config import schema
-from clip_jax.convert.engine import Leaf
 from clip_jax.convert.portable import Portable
 from clip_jax.convert.report import Report
 from clip_jax.convert.tensor import Tensor
@@ -206,7 +205,7 @@ def test_the_workdir_needs_no_origin_any_more(room, locked, tmp_path):
     got = again.encode_text(["a photo of the number two"])
     np.testing.assert_array_equal(got, want)
     summary = loop.train(_config(room), locked)
-    assert summary["steps"] == 4
+    assert summary.steps == 4
     convert.convert(locked, tmp_path / "model", to="clip-jax")
     exported = loading.load(tmp_path / "model")
     got = exported.encode_text(["a photo of the number two"])
@@ -392,7 +391,7 @@ def test_a_temperature_that_will_be_clipped_is_announced(
 ):
   config = _small_config(**{"optim.frozen": frozen})
   array = np.float16(np.log(scale))  # Half precision rounds log(100) up.
-  leaf = Leaf.from_tensor(Tensor.from_array(np.asarray(array)))
+  leaf = Tensor.from_array(np.asarray(array))
   origins = _origins(config, "model", leaves={"params/log_scale": leaf})
   state = state_lib.TrainState(
     step=0,
@@ -448,7 +447,7 @@ def test_a_pretrained_text_tower_stands_beside_a_variants_image_tower(
   want = convert.open_model(kept).variables()["params"]["text"]
   np.testing.assert_array_equal(got, want["token_embedding"]["embedding"])
   shutil.rmtree(kept)
-  assert loop.train(_config(room, **fields), run)["steps_now"] == 0
+  assert loop.train(_config(room, **fields), run).steps_now == 0
   other = _config(room, **{**fields, "model": "tiny-rn"})
   with pytest.raises(errors.UserError, match="model: 'tiny-vit' -> 'tiny-rn'"):
     loop.train(other, run)

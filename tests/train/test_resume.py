@@ -370,4 +370,4 @@ def test_a_finished_run_started_again_only_evaluates(tmp_path, uninterrupted):
   before = _lines(uninterrupted)
   config = config_lib.load(CONFIG, COMMON)
   summary = loop.train(config, uninterrupted)
-  assert summary["steps"] == STEPS and _lines(uninterrupted) == before
+  assert summary.steps == STEPS and _lines(uninterrupted) == before

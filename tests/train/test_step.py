@@ -106,7 +106,15 @@ class _Trainer:
       sharding.place, sharding=sharding.batch_sharding(mesh)
     )
     self.state = _initial_state(model, tx, mesh)
-    self.step = step_lib.make_train_step(config, model, tx, mesh)
+    self.step = step_lib.make_train_step(
+      model,
+      tx,
+      mesh,
+      loss=config.loss,
+      optim=config.optim,
+      micro_batches=config.micro_batches,
+      seed=config.seed,
+    )
 
   def run(self, batches):
     losses = []

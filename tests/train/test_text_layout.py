@@ -206,7 +206,15 @@ class _Trainer:
       layout_name, model.text, captions=BATCH // groups, groups=groups
     )
     self.state = state_lib.init_state(model, tx, self.mesh, seed=3)
-    self.step = step_lib.make_train_step(config, model, tx, self.mesh)
+    self.step = step_lib.make_train_step(
+      model,
+      tx,
+      self.mesh,
+      loss=config.loss,
+      optim=config.optim,
+      micro_batches=config.micro_batches,
+      seed=config.seed,
+    )
 
   def run(self, batches):
     losses = []

@@ -36,9 +36,10 @@ import transformers
 
 import clip_jax
 from clip_jax import convert, host_memory
-from clip_jax.convert import engine, openai
+from clip_jax.convert import engine
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.files import torch_zip
+from clip_jax.convert.formats import openai
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
@@ -66,7 +67,7 @@ def write_checkpoints(directory: pathlib.Path) -> None:
   zeros = [np.zeros(x.shape, x.dtype) for x in inputs]
   variables = jax.jit(model.init)(jax.random.key(0), *zeros)
   leaves = {
-    path: engine.Leaf.from_tensor(Tensor.from_array(np.asarray(array)))
+    path: Tensor.from_array(np.asarray(array))
     for path, array in engine.flatten(variables).items()
   }
   portable = convert.Portable(spec, leaves, report_lib.Report("random"))

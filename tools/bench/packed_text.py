@@ -90,7 +90,15 @@ class Training:
       image_kind="vit",
     )
     self.state = state_lib.init_state(self.model, tx, self.mesh, seed=seed)
-    self.step = step_lib.make_train_step(config, self.model, tx, self.mesh)
+    self.step = step_lib.make_train_step(
+      self.model,
+      tx,
+      self.mesh,
+      loss=config.loss,
+      optim=config.optim,
+      micro_batches=config.micro_batches,
+      seed=config.seed,
+    )
     context = self.model.text.context_length
     self.layouts = {
       name: text_layout.make_layout(

@@ -5,7 +5,9 @@ import os
 
 from clip_jax.cli import flags
 
-TASKS = ("zero_shot", "retrieval")  # Of evals/tasks.py, which imports much.
+# Of evals/tasks.py and evals/linear_probe.py, which import much.
+TASKS = ("zero_shot", "retrieval", "linear_probe", "knn")
+FEATURES = ("pre_projection", "embedding")
 
 
 def add_eval(parser: flags.Parser) -> None:
@@ -16,9 +18,28 @@ def add_eval(parser: flags.Parser) -> None:
     required=True,
     metavar="TASK",
     choices=TASKS,
-    help=" or ".join(TASKS),
+    help=", ".join(TASKS),
   )
   parser.add_argument("--data", required=True, metavar="DATA", help=flags.DATA)
+  parser.add_argument(
+    "--train-data",
+    default="",
+    metavar="DATA",
+    help="linear_probe, knn: what to train on, where --data is what to test on "
+    "(default: the splits of --data)",
+  )
+  parser.add_argument(
+    "--features",
+    choices=FEATURES,
+    help="linear_probe, knn: of images, before the projection (the default) or "
+    "after it",
+  )
+  parser.add_argument(
+    "--neighbours",
+    type=flags.count,
+    metavar="N",
+    help="knn: training examples that vote (default: 20)",
+  )
   parser.add_argument("--labels", default="", help=f"classes; {flags.LABELS}")
   parser.add_argument(
     "--template",
@@ -32,6 +53,27 @@ def add_eval(parser: flags.Parser) -> None:
   flags.add_batches(parser)
   flags.add_max_pixels(parser)
   flags.add_json(parser)
+
+
+def check_eval(arguments: argparse.Namespace) -> str | None:
+  """Returns what is wrong with the arguments together, or None."""
+  of_probes = {
+    "--train-data": arguments.train_data,
+    "--features": arguments.features,
+    "--neighbours": arguments.neighbours,
+  }
+  of_others = {
+    "--labels": arguments.labels,
+    "--template": arguments.templates,
+    "--duplicates": arguments.duplicates,
+  }
+  probe = arguments.task in ("linear_probe", "knn")
+  for flag, value in (of_others if probe else of_probes).items():
+    if value:
+      return f"{flag} says nothing to --task {arguments.task}"
+  if arguments.neighbours and arguments.task != "knn":
+    return "--neighbours is of --task knn"
+  return flags.check_interpolate(arguments)
 
 
 def add_classify(parser: flags.Parser) -> None:

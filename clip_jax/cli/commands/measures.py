@@ -8,6 +8,15 @@ _FRACTIONS = {
   "top1": "top-1",
   "top5": "top-5",
   "mean_per_class": "mean per class",
+  "validation_top1": "top-1 on the part to choose by",
+}
+_COUNTS = {
+  "examples": "examples",
+  "classes": "classes",
+  "images": "images",
+  "texts": "texts",
+  "neighbours": "neighbours",
+  "train_examples": "examples trained on",
 }
 
 
@@ -48,8 +57,10 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         if key.startswith("r@")
       ]
       rows.append((f"{way}, median rank", f"{value['median_rank']:g}"))
-    elif name in ("examples", "classes", "images", "texts"):
-      rows.append((name, str(value)))
+    elif name in _COUNTS:
+      rows.append((_COUNTS[name], str(value)))
+    elif name == "regularisation":
+      rows.append(("regularisation", f"{value:.3g}"))
     elif name == "repeated_texts" and value:
       way = result.get("duplicates", "hits")
       rows.append(("texts that repeat", f"{value}, counted as {way}"))

@@ -13,14 +13,15 @@ from clip_jax.cli import verb
 from clip_jax.cli.commands import measures
 from clip_jax.convert import conversion, interpolation
 from clip_jax.data import account, pipeline, sources
-from clip_jax.evals import embedding_model, tasks
+from clip_jax.evals import embedding_model, linear_probe, tasks
 
 
 def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   """Measures a model on one task."""
   host_memory.keep_freed()
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
-  clip.check_towers("image", "text")
+  probe = arguments.task in linear_probe.TASKS
+  clip.check_towers("image", *(() if probe else ("text",)))
   title = f"{arguments.task} on {arguments.data}"
   if clip.step is not None:
     title += f", step {clip.step}"
@@ -34,6 +35,8 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
 
 
 def _measure(arguments, clip) -> dict[str, Any]:
+  if arguments.task in linear_probe.TASKS:
+    return _probe(arguments, clip)
   cuts = tokenizer_lib.Cuts()
   model = embedding_model.Functions(
     embed_images=clip.embed_images,
@@ -55,6 +58,31 @@ def _measure(arguments, clip) -> dict[str, Any]:
   cuts.tell(clip.tokenizer.context_length)
   about = {"texts_cut": cuts.cut, "model": clip.path, "step": clip.step}
   return {**result, **about}
+
+
+def _probe(arguments, clip) -> dict[str, Any]:
+  """Measures a classifier on the features of a model."""
+  features = arguments.features or linear_probe.FEATURES[0]
+  functions = (clip.image_features, clip.embed_images)
+  embed = dict(zip(linear_probe.FEATURES, functions, strict=True))[features]
+  with terminal.Progress("eval") as progress:
+    result = linear_probe.evaluate(
+      arguments.task,
+      arguments.data,
+      embed=embed,
+      preprocess=clip.preprocess,
+      train_data=arguments.train_data,
+      neighbours=arguments.neighbours or linear_probe.NEIGHBOURS,
+      batch_size=arguments.batch_size,
+      threads=arguments.threads,
+      progress=progress,
+    )
+  return {
+    **result,
+    "features": features,
+    "model": clip.path,
+    "step": clip.step,
+  }
 
 
 def _evaluate_between(arguments, clip, title) -> verb.Answer:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -33,16 +34,16 @@ def _train(arguments: argparse.Namespace) -> verb.Answer:
     arguments.workdir,
     allow_changes=arguments.allow_changes,
   )
-  steps, now = summary["steps"], summary["steps_now"]
+  steps, now = summary.steps, summary.steps_now
   lines = [
     f"Trained {steps} steps{f' ({now} of them now)' if now < steps else ''} in "
-    f"{terminal.duration(summary['seconds'])}: {arguments.workdir}"
+    f"{terminal.duration(summary.seconds)}: {arguments.workdir}"
   ]
-  if summary["evals"]:
-    lines += ["", measures.table(summary["evals"], before=summary["before"])]
-  if summary.get("report"):
-    lines += ["", f"Report: {summary['report']}"]
-  return verb.Answer(summary, "\n".join(lines))
+  if summary.evals:
+    lines += ["", measures.table(summary.evals, before=summary.before)]
+  if summary.report:
+    lines += ["", f"Report: {summary.report}"]
+  return verb.Answer(dataclasses.asdict(summary), "\n".join(lines))
 
 
 @contextlib.contextmanager

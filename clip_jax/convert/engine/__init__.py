@@ -2,8 +2,11 @@
 
 A format is data in one file of `convert/formats/`:
 
-- `names.Names`: tables with a row a tensor, "KIND THEIRS OURS". The rows read
-  and write, and the engine accounts for every tensor (`entries`).
+- `names.Names`: tables with a row a tensor, "KIND THEIRS OURS", which become a
+  list of `Entry`s: which tensor of theirs goes to which places of ours, and
+  through which transform. From that one list the engine here reads and writes,
+  checks that both sides are covered exactly once, and compares shapes before a
+  byte of data is read. Data move lazily, a tensor at a time.
 - `fields.Field` and its relatives: a row a field of the config. A row reads,
   writes, says in the report where its value comes from, and refuses.
 - `family.Family` holds both, with the defaults of the config's classes.
@@ -38,45 +41,299 @@ To write one, after the example of `formats/huggingface_clip.py`:
 `portable.assemble` and `to_theirs`, and `FAMILY.refusals(spec)` names the
 fields of a model that would not come back from such a config: no refusal is
 written by hand. What takes several fields at once is a class derived from
-`fields.Row`; a layout that no rule has is a line in `names.RULES`. Another
-model of HuggingFace's is a `formats.huggingface_family.HuggingFaceFamily`,
-listed in `formats/huggingface_config.py`, as `huggingface_chinese_clip.py` is.
+`fields.Row`; a layout that no rule has is a line in `transforms.LAYOUTS`.
+Another model of HuggingFace's is a
+`formats.huggingface_family.HuggingFaceFamily`, listed in
+`formats/huggingface_config.py`, as `huggingface_chinese_clip.py` is.
 A new class of image processor is a line in `formats/huggingface_images.py`, and
 the model's class one in `verify/huggingface.py`, for `verify`.
 """
 
-from clip_jax.convert.engine.entries import (
-  IMAGE_FIELDS,
-  STAND_INS,
-  Entry,
-  Leaf,
-  Slot,
-  block_slot,
-  check_cover,
-  completed,
-  flatten,
-  leaf_shapes,
-  resolve,
-  their_shape,
-  to_ours,
-  to_theirs,
-  towers,
+import collections
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from clip_jax import errors, sharding
+from clip_jax.convert import report as report_lib
+from clip_jax.convert import transforms
+from clip_jax.convert.tensor import Tensor
+from clip_jax.models import paths, variants
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+  """A place in our tree: a whole array, or one layer of a stacked one."""
+
+  path: str
+  layer: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One tensor of theirs and the places of ours that it fills."""
+
+  name: str
+  slots: tuple[Slot, ...]
+  transform: transforms.Transform = transforms.IDENTITY
+
+
+def block_slot(tower: str, path: str, layer: int) -> Slot:
+  """Returns the place of layer `layer`'s `path` in the encoder of `tower`."""
+  return Slot(f"params/{paths.stack(tower)}/{path}", layer)
+
+
+# What a description says about how images are prepared.
+IMAGE_FIELDS = (
+  "image_mean",
+  "image_std",
+  "interpolation",
+  "antialias",
+  "resize",
+  "fill",
+  "crop_rounding",
+  "crop_fraction",
+  "convert_rgb",
 )
 
-__all__ = [
-  "IMAGE_FIELDS",
-  "STAND_INS",
-  "Entry",
-  "Leaf",
-  "Slot",
-  "block_slot",
-  "check_cover",
-  "completed",
-  "flatten",
-  "leaf_shapes",
-  "resolve",
-  "their_shape",
-  "to_ours",
-  "to_theirs",
-  "towers",
-]
+# The other tower of a single one, so that it can be made; none of it is kept.
+STAND_INS = {
+  "image": {
+    "kind": "vit",
+    "image_size": 1,
+    "patch_size": 1,
+    "width": 1,
+    "depth": 1,
+    "heads": 1,
+  },
+  "text": {"kind": "cbow", "context_length": 3, "vocab_size": 1, "width": 1},
+}
+
+
+def towers(spec: dict[str, Any]) -> tuple[str, ...]:
+  """Returns the towers that a description has: both, "image" or "text"."""
+  return tuple(part for part in STAND_INS if part in spec)
+
+
+def resolve(spec: dict[str, Any]) -> dict[str, Any]:
+  """Completes a description of one tower or of both (`variants.spec`)."""
+  parts = towers(spec)
+  if len(parts) == 2:
+    return variants.spec(spec)
+  whole = variants.spec({"embed_dim": 1, **STAND_INS, **spec})
+  about = {"image": IMAGE_FIELDS, "text": ("tokenizer",)}[parts[0]]
+  return {field: whole[field] for field in (parts[0], *about)}
+
+
+def completed(spec: dict[str, Any]) -> dict[str, Any]:
+  """Returns a description that `variants.create_model` takes.
+
+  A single tower gets a stand-in beside it and ends as the tower does.
+  """
+  parts = towers(spec)
+  if len(parts) == 2:
+    return spec
+  return {
+    **STAND_INS,
+    **spec,
+    "embed_dim": spec[parts[0]]["width"],
+    "image_projection": "none",
+    "text_projection": "none",
+  }
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+  """Returns the leaves of a tree of variables by their paths."""
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {sharding.path_name(path): leaf for path, leaf in leaves}
+
+
+def leaf_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of every array of what `spec` describes, by its path.
+
+  A description with one tower only has that tower's arrays, and neither
+  projection nor temperature.
+  """
+  # Tracing a model takes most of a small conversion, which reads, writes and
+  # reads back the same description.
+  return dict(_leaf_shapes(json.dumps(spec, sort_keys=True, default=list)))
+
+
+@functools.lru_cache(maxsize=32)
+def _leaf_shapes(description: str) -> dict[str, tuple[int, ...]]:
+  spec = json.loads(description)
+  parts = towers(spec)
+  if len(parts) == 1:
+    spec = {"embed_dim": 1, **STAND_INS, **spec}
+  model = variants.create_model(spec)
+  tree = variants.abstract_variables(model)
+  shapes = {path: leaf.shape for path, leaf in flatten(tree).items()}
+  if len(parts) == 1:
+    shapes = {k: v for k, v in shapes.items() if k.split("/")[1] == parts[0]}
+  return shapes
+
+
+def _slot_shape(slot: Slot, shapes: Mapping[str, tuple[int, ...]]):
+  shape = shapes[slot.path]
+  return shape if slot.layer is None else shape[1:]
+
+
+def check_cover(entries, shapes) -> None:
+  """Asserts that the entries fill every place exactly once: our own duty."""
+  places = collections.Counter(s for entry in entries for s in entry.slots)
+  wanted = set()
+  stacked = {slot.path for slot in places if slot.layer is not None}
+  for path, shape in shapes.items():
+    layers = range(shape[0]) if path in stacked else (None,)
+    wanted |= {Slot(path, layer) for layer in layers}
+  twice = [slot for slot, count in places.items() if count > 1]
+  assert not twice, f"filled twice: {twice}"
+  assert set(places) == wanted, (
+    f"not filled: {sorted(map(str, wanted - set(places)))}; "
+    f"no such place: {sorted(map(str, set(places) - wanted))}"
+  )
+  names = collections.Counter(entry.name for entry in entries)
+  assert max(names.values()) == 1, "a tensor has two entries"
+
+
+def their_shape(
+  entry: Entry, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[int, ...]:
+  """Returns the shape of an entry's tensor, allocating next to nothing."""
+  # One zero, repeated by strides: transposes and reshapes stay views.
+  zero = np.zeros((), np.bool_)
+  parts = [np.broadcast_to(zero, _slot_shape(s, shapes)) for s in entry.slots]
+  return entry.transform.theirs(parts).shape
+
+
+def to_ours(
+  entries: Sequence[Entry],
+  tensors: Mapping[str, Tensor],
+  spec: dict[str, Any],
+  *,
+  report: report_lib.Report,
+  name: str,
+  ignored: Iterable[str] = (),
+  hint: str = "",
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+  """Fills our tree with the tensors of a checkpoint, lazily.
+
+  Args:
+    entries: of the format, for the model that `spec` describes.
+    tensors: of the checkpoint, by their names.
+    spec: the model's description.
+    report: takes the account.
+    name: what messages call the checkpoint.
+    ignored: regular expressions, searched in the names that no entry takes, of
+      tensors that hold no parameter.
+    hint: what a user can do about a difference.
+
+  Returns:
+    Our leaves by path, and the ignored tensors by name.
+
+  Raises:
+    MismatchError: a tensor is missing, unexpected or of another shape.
+  """
+  shapes = leaf_shapes(spec)
+  check_cover(entries, shapes)
+  known = {entry.name: entry for entry in entries}
+  patterns = [re.compile(pattern) for pattern in ignored]
+  extras = {}
+  for key, tensor in tensors.items():
+    if key in known and not _is_number(tensor.dtype):
+      raise errors.UserError(
+        f"{name}: {key} holds {tensor.dtype}, not floating numbers; quantised "
+        "checkpoints are not read. Take the one before quantisation."
+      )
+    if key in known:
+      want = their_shape(known[key], shapes)
+      if tensor.shape != want:
+        report.shape_mismatch.append(
+          {"key": key, "got": list(tensor.shape), "want": list(want)}
+        )
+    elif any(pattern.search(key) for pattern in patterns):
+      extras[key] = tensor
+    else:
+      report.unexpected.append(key)
+  report.tensors = len(tensors)
+  report.mapped = sum(key in tensors for key in known)
+  report.ignored = sorted(extras)
+  report.missing = sorted(key for key in known if key not in tensors)
+  report.unexpected.sort()
+  if not report.exact:
+    raise report_lib.MismatchError(report, name=name, hint=hint)
+  return _leaves(entries, tensors, shapes), extras
+
+
+def _leaves(entries, tensors, shapes) -> dict[str, Tensor]:
+  sources = collections.defaultdict(dict)  # path -> layer -> (entry, index)
+  for entry in entries:
+    for index, slot in enumerate(entry.slots):
+      sources[slot.path][slot.layer] = (entry, index)
+  return {
+    path: _leaf(shape, sources[path], tensors) for path, shape in shapes.items()
+  }
+
+
+def _leaf(shape, sources, tensors) -> Tensor:
+  """Returns the leaf whose layers lie in the tensors that `sources` names."""
+  dtypes = {i: tensors[entry.name].dtype for i, (entry, _) in sources.items()}
+  dtype = _common(dtypes.values())
+  layers = None
+  if len(set(dtypes.values())) > 1:
+    layers = tuple(dtypes[i] for i in range(shape[0]))
+
+  def part(layer):
+    if layer in sources:
+      entry, index = sources[layer]
+      return entry.transform.ours(tensors[entry.name].read())[index]
+    if layer is not None:  # Stacked there too.
+      return part(None)[layer]
+    whole = np.empty(shape, dtype)
+    for i in range(shape[0]):
+      whole[i] = part(i)
+    return whole
+
+  return Tensor(shape, dtype, lambda: part(None), part, layers)
+
+
+def _is_number(dtype: np.dtype) -> bool:
+  """Whether `dtype` is a floating one of 16 bits or more."""
+  return dtype.name in ("float16", "bfloat16", "float32", "float64")
+
+
+def _common(dtypes: Iterable[np.dtype]) -> np.dtype:
+  """Returns the dtype that holds the numbers of all `dtypes` exactly."""
+  kinds = set(dtypes)
+  if len(kinds) == 1:
+    return kinds.pop()
+  # Neither of the two half precisions holds the other.
+  wide = (
+    np.dtype(np.float32) if kind.itemsize == 2 else kind for kind in kinds
+  )
+  return functools.reduce(np.promote_types, wide)
+
+
+def to_theirs(
+  entries: Sequence[Entry], leaves: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+  """Returns the tensors of a format for our leaves, lazily, in its order."""
+  shapes = {path: leaf.shape for path, leaf in leaves.items()}
+  check_cover(entries, shapes)
+  return {entry.name: _their_tensor(entry, leaves, shapes) for entry in entries}
+
+
+def _their_tensor(entry, leaves, shapes) -> Tensor:
+  def read():
+    parts = [leaves[slot.path].part(slot.layer) for slot in entry.slots]
+    return np.asarray(entry.transform.theirs(parts), order="C")
+
+  kinds = [leaves[slot.path].dtype_of(slot.layer) for slot in entry.slots]
+  dtype = _common(kinds)
+  return Tensor(their_shape(entry, shapes), dtype, read)

@@ -2,14 +2,15 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from clip_jax import errors
+from clip_jax.convert import engine
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.engine import entries as entries_lib
 from clip_jax.convert.engine import fields as fields_lib
 from clip_jax.convert.engine.names import Names
+from clip_jax.models import variants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,23 +39,19 @@ class Family:
       UserError: a field has a value that no model here has.
     """
     found: dict[str, Any] = {}
-    for row in self._rows(source):
+    rows = self._rows(source)
+    for row in rows:
       row.read(source, found)
-    self._check(source, found)
+    for row in rows:
+      row.check(source, found)
     return found
 
-  def _check(self, source: fields_lib.Source, found: dict[str, Any]) -> None:
-    for row in self._rows(source):
-      row.check(source, found)
-
-  def _rows(self, source: fields_lib.Source) -> Iterator[fields_lib.Row]:
-    """Yields the rows of the towers that a config is of."""
-    for row in self.fields:
-      tower = row.ours.split(".")[0]
-      if tower in source.towers or (
-        tower not in ("image", "text") and len(source.towers) == 2
-      ):
-        yield row
+  def _rows(self, source: fields_lib.Source) -> list[fields_lib.Row]:
+    """Returns the rows of the towers that a config is of."""
+    parts = set(source.towers)
+    if len(parts) == 2:  # And what is said of the whole.
+      return list(self.fields)
+    return [row for row in self.fields if row.ours.split(".")[0] in parts]
 
   def config(self, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config that stands for a description of both towers."""
@@ -66,7 +63,7 @@ class Family:
 
   def entries(
     self, spec: Mapping[str, Any], variables: Mapping[str, Any] | None = None
-  ) -> list[entries_lib.Entry]:
+  ) -> list[engine.Entry]:
     """Returns where each tensor goes (`Names.entries`)."""
     return self.names.entries(spec, variables)
 
@@ -75,22 +72,14 @@ class Family:
 
     They are those that do not come back: the config is written and read again.
     """
-    problems, wanted = [], normal(spec)
-    kinds = {
-      row.ours: row.value
-      for row in self.fields
-      if isinstance(row, fields_lib.Fixed) and row.ours.endswith(".kind")
-    }
-    other = [
-      tower
-      for tower in entries_lib.towers(wanted)
-      if kinds.get(f"{tower}.kind", wanted[tower]["kind"])
-      != wanted[tower]["kind"]
-    ]
-    for tower in other:
-      kind = kinds[f"{tower}.kind"]
-      problems.append(refusal(f"{tower}.kind", wanted[tower]["kind"], (kind,)))
-      wanted[tower] = _stand_in(tower, kind)
+    problems, other, wanted = [], [], normal(spec)
+    for row in self.fields:
+      tower, _, field = row.ours.partition(".")
+      kind = wanted[tower]["kind"] if field == "kind" else None
+      if isinstance(row, fields_lib.Fixed) and kind not in (None, row.value):
+        problems.append(refusal(row.ours, kind, (row.value,)))
+        wanted[tower] = _stand_in(tower, row.value)
+        other.append(tower)
     source = fields_lib.Source(
       json.loads(json.dumps(self.config(wanted))),
       self.defaults,
@@ -99,12 +88,12 @@ class Family:
     )
     found: dict[str, Any] = {}
     try:
-      for row in self._rows(source):
+      for row in self.fields:
         row.read(source, found)
-      again = normal(entries_lib.resolve(found))
+      again = normal(engine.resolve(found))
       problems += self.differences(wanted, again, skip=other)
-      if not problems:
-        self._check(source, found)
+      for row in () if problems else self.fields:
+        row.check(source, found)
     except errors.UserError as error:
       problems.append(str(error))
     return problems
@@ -123,16 +112,20 @@ class Family:
       found: what came back, too, with towers of the same kinds.
       skip: towers that are not compared.
     """
-    problems = []
     rows = {row.ours: row for row in self.fields}
-    for field in _compared(found, rows):
-      if field.split(".")[0] in skip:
-        continue
+    compared = [
+      f"{tower}.{field}"
+      for tower in engine.towers(found)
+      if tower not in skip
+      for field in found[tower]
+    ]
+    compared += [x for x in rows if x in found and x not in ("image", "text")]
+    problems = []
+    for field in compared:
       want, got = fields_lib.get(wanted, field), fields_lib.get(found, field)
-      row = rows.get(field)
-      if not (row.holds(want, got) if row else want == got):
-        allowed = row.values(got) if row else (got,)
-        problems.append(refusal(field, want, allowed))
+      row = rows.get(field, fields_lib.Row())
+      if not row.holds(want, got):
+        problems.append(refusal(field, want, row.values(got)))
     return problems
 
 
@@ -142,24 +135,16 @@ def refusal(field: str, value: Any, allowed: tuple[Any, ...]) -> str:
   return f"{field}={value!r} is not supported by this format (only {shown})"
 
 
-def _compared(found, rows) -> Iterator[str]:
-  """Yields the fields of both towers, and those of the whole that rows say."""
-  for tower in entries_lib.towers(found):
-    yield from (f"{tower}.{field}" for field in found[tower])
-  whole = found.keys() - {"image", "text"}
-  yield from (row for row in rows if row in whole)
-
-
 def _stand_in(tower: str, kind: str) -> dict[str, Any]:
   """Returns a small tower of a kind, for one that the format does not have."""
   sizes = {"width": 1, "depth": 1, "heads": 1, "vocab_size": 1}
   sizes |= {"context_length": 3, "positions": 3, "token_types": 1}
   sizes |= {"image_size": 1, "patch_size": 1}
-  kinds = entries_lib.variants.TOWERS[tower]
+  kinds = variants.TOWERS[tower]
   known = {field.name for field in dataclasses.fields(kinds[kind])}
   small = {"kind": kind, **{k: v for k, v in sizes.items() if k in known}}
-  spec = {"embed_dim": 1, **entries_lib.STAND_INS, tower: small}
-  return normal(entries_lib.resolve(spec))[tower]
+  spec = {"embed_dim": 1, **engine.STAND_INS, tower: small}
+  return normal(engine.resolve(spec))[tower]
 
 
 def normal(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,7 +154,7 @@ def normal(spec: Mapping[str, Any]) -> dict[str, Any]:
   that mean nothing beside others are off.
   """
   found = json.loads(json.dumps(spec))
-  for tower in entries_lib.towers(found):
+  for tower in engine.towers(found):
     fields = found[tower]
     if fields.get("mlp_dim", 0) is None:
       fields["mlp_dim"] = 4 * fields["width"]

@@ -83,7 +83,8 @@ class Source:
     try:
       return kind.read(value)
     except (ValueError, TypeError, OverflowError) as error:
-      raise self.wrong(theirs, _words(error) or kind.allowed) from None
+      words = str(error) if isinstance(error, _Wrong) else kind.allowed
+      raise self.wrong(theirs, words) from None
 
   def wrong(self, theirs: str, allowed: str) -> errors.UserError:
     """Returns the error for a field of a wrong value."""
@@ -113,10 +114,6 @@ class Source:
 
 class _Wrong(ValueError):
   """A wrong value, with what is allowed instead."""
-
-
-def _words(error: Exception) -> str:
-  return str(error) if isinstance(error, _Wrong) else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,9 +226,13 @@ class Row:
   Attributes:
     ours: our field that the row is about, "text.depth"; a bare "image" or
       "text" for a row about that tower as a whole, "" for one about none.
+    also: other values of ours that mean the same there.
+    free: any value of ours will do, for the model computes the same.
   """
 
   ours: str
+  also: tuple[Any, ...] = ()
+  free: bool = False
 
   def read(self, source: Source, spec: Spec) -> None:
     """Adds what the config says to a description, or raises UserError."""
@@ -244,11 +245,11 @@ class Row:
 
   def holds(self, value: Any, found: Any) -> bool:
     """Whether our `value`, written and read back as `found`, is the same."""
-    return value == found
+    return self.free or value == found or value in self.also
 
   def values(self, found: Any) -> tuple[Any, ...]:
     """Returns those of our values that the format has."""
-    return (found,)
+    return (found, *self.also)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +261,7 @@ class Field(Row):
     ours: "text.activation".
     kind: its values.
     in_weights: the weights show the value, too, so the report leaves it out.
-    free: any value of ours will do, for the model computes the same.
+    free: as of every `Row`.
   """
 
   theirs: str
@@ -279,10 +280,6 @@ class Field(Row):
   def write(self, spec: Spec, config: dict[str, Any]) -> None:
     """Writes the field."""
     put(config, self.theirs, self.kind.write(get(spec, self.ours)))
-
-  def holds(self, value: Any, found: Any) -> bool:
-    """Whether our value came back."""
-    return self.free or value == found
 
   def values(self, found: Any) -> tuple[Any, ...]:
     """Returns our values, as far as they are few."""
@@ -310,9 +307,8 @@ class Fixed(Row):
   Attributes:
     ours: "text.causal".
     value: that value.
-    also: other values of ours that mean the same there.
+    also, free: as of every `Row`.
     in_weights: as of a `Field`.
-    free: as of a `Field`.
   """
 
   ours: str
@@ -326,14 +322,6 @@ class Fixed(Row):
     if not self.in_weights:
       source.report.infer(self.ours, self.value, "format")
     put(spec, self.ours, self.value)
-
-  def holds(self, value: Any, found: Any) -> bool:
-    """Whether our value is the format's."""
-    return self.free or value == found or value in self.also
-
-  def values(self, found: Any) -> tuple[Any, ...]:
-    """Returns the values that the format has."""
-    return (found, *self.also)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@
 A row is KIND THEIRS OURS. THEIRS follows the prefixes of the rows that led to
 the table, and so does OURS. KIND is one of these:
 
-- a name in `RULES`: one tensor, and how it is laid out;
+- a rule of `transforms`: one tensor, and how it is laid out;
 - a name in the table's `kinds`: a layer with its weight, bias and so on;
 - `part`: the rows of another table, named at the end of the row, below both
   prefixes. OURS "image" or "text" enters that tower, "." stays where it is;
@@ -27,44 +27,15 @@ towers where there is one tower only.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clip_jax.convert import transforms
-from clip_jax.convert.engine.entries import Entry, Slot, block_slot, towers
-from clip_jax.models import paths, resnet
+from clip_jax.convert.engine import Entry, Slot, block_slot, towers
+from clip_jax.models import paths
 
 Tower = Mapping[str, Any]
 
-
-def heads(tower: Tower) -> int:
-  """Returns the number of attention heads, a ResNet's being in its pool."""
-  if tower["kind"] != "resnet":
-    return tower["heads"]
-  last = tower["width"] * resnet.EXPANSION * 2 ** (len(tower["depths"]) - 1)
-  return last // resnet.HEAD_DIM
-
-
-# How one tensor is laid out there, for the tower that it belongs to.
-RULES: dict[str, Callable[[Tower], transforms.Transform]] = {
-  "-": lambda tower: transforms.IDENTITY,
-  "T": lambda tower: transforms.LINEAR,
-  "conv": lambda tower: transforms.CONV,
-  "box": lambda tower: transforms.box(1),
-  "box2": lambda tower: transforms.box(2),
-  "grid": lambda tower: transforms.GRID,
-  "patches": lambda tower: transforms.linear_to_patches(tower["patch_size"]),
-  "flat_patches": lambda tower: transforms.flat_to_patches(tower["patch_size"]),
-  "heads": lambda tower: transforms.linear_to_heads(heads(tower)),
-  "bias": lambda tower: transforms.bias_to_heads(heads(tower)),
-  "out": lambda tower: transforms.heads_to_linear(heads(tower)),
-  "fused2": lambda tower: transforms.fused_linear_to_heads(heads(tower), 2),
-  "fused2_bias": lambda tower: transforms.fused_bias_to_heads(heads(tower), 2),
-  "fused3": lambda tower: transforms.fused_linear_to_heads(heads(tower), 3),
-  "fused3_bias": lambda tower: transforms.fused_bias_to_heads(heads(tower), 3),
-  "flat_heads": lambda tower: transforms.flat_to_heads(heads(tower)),
-  "flat_out": lambda tower: transforms.flat_from_heads(heads(tower)),
-}
 
 # A kind of layer: (end of their name, end of ours, rule) of each tensor.
 Layer = tuple[tuple[str, str, str], ...]
@@ -217,7 +188,7 @@ class _Place:
     name = self.theirs + theirs.format(**self.facts)
     for end, our_end, rule in layer:
       slots = tuple(self._slot(f"{path}{our_end}") for path in paths)
-      yield Entry(f"{name}{end}", slots, RULES[rule](self.tower))
+      yield Entry(f"{name}{end}", slots, transforms.of_rule(rule, self.tower))
 
   def _slot(self, path: str) -> Slot:
     if self.stacked:

@@ -1,6 +1,7 @@
 """A file of numbers: bounded reads from it, and writing one as a whole."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import pathlib
@@ -9,19 +10,21 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
 from clip_jax import errors
+from clip_jax.convert import tensor as tensor_lib
 
 CHUNK_BYTES = 1 << 20
 
 # numpy's own limit is 64 axes, torch's and safetensors' have none.
 MAX_AXES = 32
 
+_LFS = b"version https://git-lfs"
 # What the parsers below a container raise about bytes that make no sense.
 _PARSER_ERRORS = (
   EOFError,
@@ -34,6 +37,36 @@ _PARSER_ERRORS = (
   zipfile.BadZipFile,
   zlib.error,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+  """What a file holds, read without its arrays' data.
+
+  Attributes:
+    tensors: by name.
+    others: plain values beside them: flags, numbers, texts and None.
+    torchscript: whether the file is a TorchScript archive.
+    constants: tensors that its traced code mentions: "c0" is `CONSTANTS.c0`.
+  """
+
+  tensors: dict[str, tensor_lib.Tensor]
+  others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  torchscript: bool = False
+  constants: Mapping[str, tensor_lib.Tensor] = dataclasses.field(
+    default_factory=dict
+  )
+
+
+@contextlib.contextmanager
+def about(what: str) -> Iterator[None]:
+  """Puts `what` before the reason for which a file is damaged."""
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except ValueError as error:
+    raise ValueError(f"{what}: {error}") from None
 
 
 @contextlib.contextmanager
@@ -56,6 +89,12 @@ def checked(path: pathlib.Path, kind: str) -> Iterator[None]:
 
 def damaged(path: pathlib.Path, what: str) -> errors.DamagedError:
   """Returns the error for a file whose content contradicts itself."""
+  with contextlib.suppress(OSError), open(path, "rb") as file:
+    if file.read(len(_LFS)) == _LFS:
+      return errors.DamagedError(
+        f"{path} is a pointer of Git LFS, not the file that it stands for; "
+        "fetch that with `git lfs pull`."
+      )
   return errors.DamagedError(
     f"{path} is damaged or not what its name says: {what}. Fetch or make it "
     "again."
@@ -165,15 +204,25 @@ def as_array(
   return raw.view(dtype).reshape(shape)
 
 
-def little_endian_bytes(array: np.ndarray) -> memoryview:
-  """Returns the data of an array in C order, little-endian."""
+def tensor_bytes(tensor: tensor_lib.Tensor) -> Iterator[memoryview]:
+  """Yields the data of a tensor in C order, little-endian."""
+  array = tensor.checked_read()
   if array.dtype.kind != "V" and array.dtype.byteorder == ">":
     array = array.astype(array.dtype.newbyteorder("<"))
   array = np.ascontiguousarray(array).reshape(-1)
-  return memoryview(array.view(np.uint8)) if array.size else memoryview(b"")
+  yield memoryview(array.view(np.uint8)) if array.size else memoryview(b"")
 
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# By their names, which numpy knows of `ml_dtypes` too.
+DTYPES = {
+  name: np.dtype(name)
+  for name in (
+    *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32"),
+    *("uint64", "int64", "float16", "bfloat16", "float32", "float64"),
+    *("float8_e4m3fn", "float8_e5m2"),
+  )
+}
 
 
 @contextlib.contextmanager

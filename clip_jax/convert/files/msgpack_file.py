@@ -8,7 +8,6 @@ import dataclasses
 import os
 from typing import Any
 
-import ml_dtypes
 import msgpack
 import numpy as np
 
@@ -22,32 +21,10 @@ _CHUNKED = "__msgpack_chunked_array__"
 # length, before it has seen their items, on each of 1,000 levels.
 MAX_LIST_ITEMS = 4096
 
-_DTYPES = {
-  "bfloat16": np.dtype(ml_dtypes.bfloat16),
-  "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
-  "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
-  "bool": np.dtype(np.bool_),
-} | {
-  name: np.dtype(name)
-  for name in (
-    *("float16", "float32", "float64"),
-    *("int8", "int16", "int32", "int64"),
-    *("uint8", "uint16", "uint32", "uint64"),
-  )
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class MsgpackFile:
-  """What a flax msgpack file holds, by names joined with "/"."""
-
-  tensors: dict[str, tensor_lib.Tensor]
-  others: dict[str, Any]  # Numbers, texts, truth values and None.
-
 
 def read(
   path: str | os.PathLike, *, select: nested.Select = nested.flatten_names
-) -> MsgpackFile:
+) -> datafile.Contents:
   """Reads a whole flax msgpack file: its arrays stay in memory.
 
   Args:
@@ -70,7 +47,7 @@ def read(
         others[name] = leaf
       else:
         raise ValueError(f"{name!r} is a {type(leaf).__name__}, no array")
-  return MsgpackFile(tensors, others)
+  return datafile.Contents(tensors, others)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,13 +119,12 @@ def _extension(code: int, data: bytes) -> _Array:
   if type(parts) is not list or len(parts) != 3:
     raise ValueError("an array is not a shape, a dtype and data")
   shape, name, raw = parts
-  if type(name) is not str or name not in _DTYPES:
-    raise ValueError(
-      f"an array's dtype is {name!r:.50}; known: {', '.join(_DTYPES)}"
-    )
+  if type(name) is not str or name not in datafile.DTYPES:
+    known = ", ".join(datafile.DTYPES)
+    raise ValueError(f"an array's dtype is {name!r:.50}; known: {known}")
   if type(shape) is not list or type(raw) is not bytes:
     raise ValueError("an array's shape or data are malformed")
-  dtype = _DTYPES[name]
+  dtype = datafile.DTYPES[name]
   size = datafile.byte_count(tuple(shape), dtype)
   if size != len(raw):
     raise ValueError(f"an array of {size} bytes has {len(raw)}")

@@ -61,12 +61,8 @@ def read(path: str | os.PathLike) -> dict[str, tensor_lib.Tensor]:
     for name, entry in entries.items():
       if not name.endswith(_SUFFIX):
         raise ValueError(f"its entry {name!r:.100} is no array")
-      try:
+      with datafile.about(f"array {name!r:.100}"):
         tensors[name.removesuffix(_SUFFIX)] = _tensor(file, entry)
-      except ValueError as error:
-        if isinstance(error, errors.UserError):
-          raise
-        raise ValueError(f"array {name!r:.100}: {error}") from None
   return tensors
 
 
@@ -88,7 +84,7 @@ def _tensor(
 
   def read_data() -> np.ndarray:
     with datafile.checked(file.path, _KIND):
-      raw = _content(file, entry)[start:]
+      raw = zip_directory.content(file, entry)[start:]
       return _as_array(raw, shape, dtype, fortran)
 
   return tensor_lib.Tensor(shape, _native(dtype), read_data)
@@ -100,17 +96,6 @@ def _first_pieces(file, entry) -> Iterator[bytes]:
     yield from zip_directory.inflate(file, entry)
   else:
     yield file.read(entry.offset, min(entry.stored, MAX_HEADER_BYTES + 12))
-
-
-def _content(file, entry) -> np.ndarray:
-  if not entry.compressed:
-    return zip_directory.read_stored(file, entry)
-  raw = np.empty(entry.size, np.uint8)
-  at = 0
-  for piece in zip_directory.inflate(file, entry):
-    raw[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
-    at += len(piece)
-  return raw
 
 
 def _header_text(head: bytes) -> tuple[str, int]:
@@ -203,4 +188,4 @@ def _header(name: str, tensor: tensor_lib.Tensor) -> bytes:
 
 def _pieces(header: bytes, tensor: tensor_lib.Tensor) -> Iterator:
   yield header
-  yield datafile.little_endian_bytes(tensor.checked_read())
+  yield from datafile.tensor_bytes(tensor)

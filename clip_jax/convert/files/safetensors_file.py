@@ -7,14 +7,12 @@ a tensor by position when it is asked for, and writes them one by one. The
 tests compare it with the library both ways.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from clip_jax import errors, json_text
@@ -26,35 +24,12 @@ MAX_HEADER_BYTES = 100_000_000  # The library's own limit.
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
 
-DTYPES = {
-  "BOOL": np.dtype(np.bool_),
-  "U8": np.dtype(np.uint8),
-  "I8": np.dtype(np.int8),
-  "U16": np.dtype(np.uint16),
-  "I16": np.dtype(np.int16),
-  "U32": np.dtype(np.uint32),
-  "I32": np.dtype(np.int32),
-  "U64": np.dtype(np.uint64),
-  "I64": np.dtype(np.int64),
-  "F16": np.dtype(np.float16),
-  "BF16": np.dtype(ml_dtypes.bfloat16),
-  "F32": np.dtype(np.float32),
-  "F64": np.dtype(np.float64),
-  "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-  "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-}
+_CODES = "BOOL U8 I8 U16 I16 U32 I32 U64 I64 F16 BF16 F32 F64 F8_E4M3 F8_E5M2"
+DTYPES = dict(zip(_CODES.split(), datafile.DTYPES.values(), strict=True))
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class SafetensorsFile:
-  """What one file, or all shards of a model, hold."""
-
-  tensors: dict[str, tensor_lib.Tensor]
-  metadata: dict[str, str]
-
-
-def read(path: str | os.PathLike) -> SafetensorsFile:
+def read(path: str | os.PathLike) -> datafile.Contents:
   """Reads the header of a safetensors file.
 
   Raises:
@@ -86,7 +61,8 @@ def read(path: str | os.PathLike) -> SafetensorsFile:
         f"its tensors have {end} bytes, the file has {file.size - start}"
       )
   # In the header's order, which is the writer's.
-  return SafetensorsFile({name: tensors[name] for name in places}, metadata)
+  tensors = {name: tensors[name] for name in places}
+  return datafile.Contents(tensors, metadata)
 
 
 def _header(file: datafile.DataFile) -> tuple[dict[str, Any], int]:
@@ -154,20 +130,16 @@ def _tensor(
   return tensor_lib.Tensor(shape, dtype, read_data)
 
 
-def read_sharded(index_path: str | os.PathLike) -> SafetensorsFile:
-  """Reads the shards that a `model.safetensors.index.json` names.
+def read_sharded(
+  index_path: str | os.PathLike,
+  read_shard: Callable[[pathlib.Path], datafile.Contents] = read,
+) -> datafile.Contents:
+  """Reads the shards that a `model.safetensors.index.json` or another names.
 
   Raises:
     UserError: the index names files outside of its directory, or a tensor is
       not exactly where the index says.
   """
-  return shards(index_path, read)
-
-
-def shards(
-  index_path: str | os.PathLike, read_shard: Callable[[pathlib.Path], Any]
-) -> SafetensorsFile:
-  """Reads the shards of an index by `read_shard`, whatever their format."""
   file = datafile.DataFile(index_path)
   with datafile.checked(file.path, "an index of shards"):
     if file.size > MAX_HEADER_BYTES:
@@ -184,7 +156,7 @@ def shards(
         )
       expected.setdefault(shard, set()).add(name)
   tensors: dict[str, tensor_lib.Tensor] = {}
-  metadata: dict[str, str] = {}
+  others: dict[str, Any] = {}
   for shard, names in expected.items():
     found = read_shard(file.path.parent / shard)
     odd = sorted(names.symmetric_difference(found.tensors))
@@ -195,8 +167,8 @@ def shards(
         f"{', '.join(odd[:10])[:500]}",
       )
     tensors |= found.tensors
-    metadata |= getattr(found, "metadata", {})
-  return SafetensorsFile({name: tensors[name] for name in weight_map}, metadata)
+    others |= found.others
+  return datafile.Contents({name: tensors[name] for name in weight_map}, others)
 
 
 def _is_plain(name: str) -> bool:
@@ -247,4 +219,4 @@ def write(
     file.write(len(text).to_bytes(_LENGTH_BYTES, "little"))
     file.write(text)
     for name in order:
-      file.write(datafile.little_endian_bytes(tensors[name].checked_read()))
+      file.writelines(datafile.tensor_bytes(tensors[name]))

@@ -59,11 +59,8 @@ class Inert:
   name: str
 
 
-class Module:
-  """An inert object of a TorchScript archive, with its attributes."""
-
-  def __init__(self):
-    self.state: dict[str, Any] = {}
+class Module(dict):
+  """The attributes of an inert object of a TorchScript archive."""
 
 
 def load(data: bytes, *, torchscript: bool = False) -> Any:
@@ -193,23 +190,22 @@ class _Machine:
     made, arguments = self.pop(2)
     if _is_inert(made):
       self.push(Inert(made.name))
-      return
-    if not _is_class(made) or arguments != ():
+    elif _is_class(made) and arguments == ():
+      self.push(Module())
+    else:
       raise ValueError("the pickle makes an object of what is no class")
-    self.push(Module())
 
   def build(self, _) -> None:
     (state,) = self.pop(1)
     target = self.stack[-1]
     if type(target) is Inert:
       return
-    if type(state) is not dict:
-      raise ValueError("the pickle gives an object a state that is no dict")
+    # A dict is an OrderedDict with `_metadata`, which says nothing of use.
+    if type(state) is not dict or type(target) not in (Module, dict):
+      raise ValueError("the pickle gives a state to what can have none")
     if type(target) is Module:
-      target.state = state
-    elif type(target) is not dict:
-      # A dict is an OrderedDict with `_metadata`, which says nothing of use.
-      raise ValueError("the pickle gives a state to what is no object")
+      target.clear()
+      target.update(state)
 
   def reduce(self, _) -> None:
     made, arguments = self.pop(2)
@@ -218,29 +214,23 @@ class _Machine:
     if _is_inert(made):
       self.push(Inert(made.name))
       return
-    call = _CALLS.get(made.name)
-    if call is None:
+    if made.name not in _CALLS:
       raise ValueError(f"the pickle calls {made.name[:100]!r}")
-    self.push(call(arguments))
+    try:
+      self.push(_CALLS[made.name](*arguments))
+    except TypeError:
+      what = f"the pickle gives {made.name} {len(arguments)} arguments"
+      raise ValueError(what) from None
 
   def persistent(self, _) -> None:
     (found,) = self.pop(1)
-    if type(found) is not tuple or len(found) != 5 or found[0] != "storage":
+    types = [type(part) for part in found] if type(found) is tuple else []
+    if types != [str, Global, str, str, int] or found[0] != "storage":
       raise ValueError("the pickle refers to what is no storage")
     _, kind, key, _, count = found
-    if (
-      type(kind) is not Global
-      or type(key) is not str
-      or type(count) is not int
-      or count < 0
-    ):
-      raise ValueError("the pickle describes a storage wrongly")
-    if (
-      kind.name != torch_names.UNTYPED_STORAGE
-      and kind.name not in torch_names.STORAGES
-    ):
-      raise ValueError(f"{kind.name[:100]!r} is no storage")
-    self.push(Storage(key, torch_names.STORAGES.get(kind.name), count))
+    if count < 0 or kind.name not in torch_names.STORAGES:
+      raise ValueError(f"{kind.name[:100]!r} of {count} is no storage")
+    self.push(Storage(key, torch_names.STORAGES[kind.name], count))
 
 
 def _is_class(value: Any) -> bool:
@@ -251,30 +241,22 @@ def _is_inert(value: Any) -> bool:
   return type(value) is Global and value.name in torch_names.INERT
 
 
-def _ordered_dict(arguments: tuple) -> dict:
-  if arguments:
-    raise ValueError("the pickle makes an OrderedDict of something")
-  return {}
-
-
-def _rebuild(arguments: tuple) -> View:
-  # Storage, offset, shape, stride, requires_grad, hooks[, metadata].
-  if len(arguments) not in (6, 7) or type(arguments[0]) is not Storage:
-    raise ValueError("the pickle describes a tensor wrongly")
-  storage, offset, shape, stride = arguments[:4]
-  if storage.dtype is None:
+def _rebuild(storage, offset, shape, stride, grad, hooks, metadata=None):
+  """Returns the view of a storage that has a type."""
+  del grad, hooks, metadata
+  if type(storage) is not Storage or storage.dtype is None:
     raise ValueError("a tensor's storage has no type")
   return _view(storage, storage.dtype, offset, shape, stride)
 
 
-def _rebuild_typed(arguments: tuple) -> View:
-  # Storage, offset, shape, stride, requires_grad, hooks, dtype[, metadata].
-  if len(arguments) not in (7, 8) or type(arguments[0]) is not Storage:
-    raise ValueError("the pickle describes a tensor wrongly")
-  storage, offset, shape, stride, _, _, dtype = arguments[:7]
+def _rebuild_typed(
+  storage, offset, shape, stride, grad, hooks, dtype, metadata=None
+):
+  """Returns the view of a storage of bytes, with a type of its own."""
+  del grad, hooks, metadata
   if type(dtype) is not Global or dtype.name not in torch_names.TYPED:
     raise ValueError("a tensor's dtype is none")
-  if storage.dtype is not None:
+  if type(storage) is not Storage or storage.dtype is not None:
     raise ValueError("a tensor's storage has a type of its own")
   return _view(storage, torch_names.TYPED[dtype.name], offset, shape, stride)
 
@@ -288,22 +270,19 @@ def _view(storage, dtype, offset, shape, stride) -> View:
   return View(storage, dtype, offset, shape, stride)
 
 
-def _parameter(arguments: tuple) -> View:
-  if len(arguments) != 3 or type(arguments[0]) is not View:
+def _parameter(view, requires_grad, hooks) -> View:
+  del requires_grad, hooks
+  if type(view) is not View:
     raise ValueError("the pickle describes a parameter wrongly")
-  return arguments[0]
+  return view
 
 
-_CALLS: dict[str, Callable[[tuple], Any]] = {
-  torch_names.ORDERED_DICT: _ordered_dict,
+_CALLS: dict[str, Callable[..., Any]] = {
+  torch_names.ORDERED_DICT: lambda: {},
   torch_names.REBUILD: _rebuild,
   torch_names.REBUILD_TYPED: _rebuild_typed,
   torch_names.PARAMETER: _parameter,
 }
-
-
-def _nothing(machine: _Machine, _) -> None:
-  """An opcode of the format itself: FRAME and STOP."""
 
 
 def _protocol(machine: _Machine, version: int) -> None:
@@ -311,22 +290,15 @@ def _protocol(machine: _Machine, version: int) -> None:
     raise ValueError(f"the pickle has protocol {version}")
 
 
+_VALUES = ("NONE", "BININT", "BININT1", "BININT2", "BINFLOAT", "BINUNICODE")
+_VALUES += ("SHORT_BINUNICODE", "BINUNICODE8")  # None is NONE's argument.
 _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
   "PROTO": _protocol,
-  "FRAME": _nothing,
-  "STOP": _nothing,
-  "NONE": _Machine.push,  # Its argument is None.
+  **dict.fromkeys(("FRAME", "STOP"), lambda machine, _: None),
+  **dict.fromkeys(_VALUES, _Machine.push),
+  **dict.fromkeys(("LONG1", "LONG4"), _Machine.push_int),
   "NEWTRUE": lambda machine, _: machine.push(True),
   "NEWFALSE": lambda machine, _: machine.push(False),
-  "BININT": _Machine.push,
-  "BININT1": _Machine.push,
-  "BININT2": _Machine.push,
-  "LONG1": _Machine.push_int,
-  "LONG4": _Machine.push_int,
-  "BINFLOAT": _Machine.push,
-  "BINUNICODE": _Machine.push,
-  "SHORT_BINUNICODE": _Machine.push,
-  "BINUNICODE8": _Machine.push,
   "EMPTY_DICT": lambda machine, _: machine.push({}),
   "EMPTY_LIST": lambda machine, _: machine.push([]),
   "EMPTY_TUPLE": lambda machine, _: machine.push(()),
@@ -340,11 +312,9 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
   "APPENDS": lambda machine, _: machine.append(machine.pop_mark()),
   "SETITEM": lambda machine, _: machine.set_items(machine.pop(2)),
   "SETITEMS": lambda machine, _: machine.set_items(machine.pop_mark()),
-  "BINPUT": _Machine.put,
-  "LONG_BINPUT": _Machine.put,
+  **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.put),
   "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
-  "BINGET": _Machine.get,
-  "LONG_BINGET": _Machine.get,
+  **dict.fromkeys(("BINGET", "LONG_BINGET"), _Machine.get),
   "GLOBAL": lambda machine, lines: machine.name(*map(_line, lines)),
   "STACK_GLOBAL": lambda machine, _: machine.name(*machine.pop(2)),
   "REDUCE": _Machine.reduce,

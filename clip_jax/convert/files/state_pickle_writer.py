@@ -1,7 +1,10 @@
 """The pickle of a state dict, as torch.save would write it."""
 
+import math
 import struct
 from collections.abc import Mapping
+
+import numpy as np
 
 from clip_jax import errors
 from clip_jax.convert.files import torch_names
@@ -11,9 +14,8 @@ _START = b"\x80\x02"
 _MARK, _TUPLE, _REDUCE, _SETITEMS, _STOP = b"(", b"t", b"R", b"u", b"."
 _EMPTY_TUPLE, _FALSE, _PERSISTENT = b")", b"\x89", b"Q"
 
-_STORAGE_OF = {name: kind for kind, name in torch_names.STORAGES.items()}
+_STORAGE_OF = {x: kind for kind, x in torch_names.STORAGES.items() if x}
 _TYPE_OF = {name: kind for kind, name in torch_names.TYPED.items()}
-_ITEM_BYTES = {"uint16": 2, "uint32": 4, "uint64": 8}  # The others: 1.
 
 
 def dump(state: Mapping[str, tuple[str, str, tuple[int, ...]]]) -> bytes:
@@ -29,38 +31,24 @@ def dump(state: Mapping[str, tuple[str, str, tuple[int, ...]]]) -> bytes:
 
 
 def _tensor(key: str, dtype: str, shape: tuple[int, ...]) -> bytes:
-  count = 1
-  for length in shape:
-    count *= length
-  stride = []
-  step = 1
-  for length in reversed(shape):
-    stride.insert(0, step)
-    step *= max(length, 1)
+  count = math.prod(shape)
+  stride = [
+    math.prod(max(length, 1) for length in shape[axis:])
+    for axis in range(1, len(shape) + 1)
+  ]
   if dtype in _STORAGE_OF:
-    function, last = "_rebuild_tensor_v2", b""
+    function, last = torch_names.REBUILD, b""
     storage = _storage(_STORAGE_OF[dtype], key, count)
   elif dtype in _TYPE_OF:
-    function, last = "_rebuild_tensor_v3", _name(_TYPE_OF[dtype])
-    size = count * _ITEM_BYTES.get(dtype, 1)
+    function, last = torch_names.REBUILD_TYPED, _name(_TYPE_OF[dtype])
+    size = count * np.dtype(dtype).itemsize
     storage = _storage(torch_names.UNTYPED_STORAGE, key, size)
   else:
     raise errors.unknown("dtype for PyTorch", dtype, _STORAGE_OF | _TYPE_OF)
-  return b"".join(
-    [
-      _name(f"torch._utils.{function}"),
-      _MARK,
-      storage,
-      _int(0),
-      _ints(shape),
-      _ints(stride),
-      _FALSE,  # requires_grad
-      _ordered_dict(),  # Hooks.
-      last,
-      _TUPLE,
-      _REDUCE,
-    ]
-  )
+  # No gradient is required, and there are no hooks.
+  parts = [_int(0), _ints(shape), _ints(stride), _FALSE, _ordered_dict(), last]
+  parts = [_name(function), _MARK, storage, *parts, _TUPLE, _REDUCE]
+  return b"".join(parts)
 
 
 def _storage(kind: str, key: str, count: int) -> bytes:

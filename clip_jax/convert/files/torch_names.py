@@ -7,8 +7,10 @@ PARAMETER = "torch._utils._rebuild_parameter"
 ORDERED_DICT = "collections.OrderedDict"
 UNTYPED_STORAGE = "torch.storage.UntypedStorage"
 
-# The name of a storage class, and of its dtype in torch and here.
+# The name of a storage class, and of its dtype in torch and here; one of bytes
+# has none.
 STORAGES = {
+  UNTYPED_STORAGE: None,
   "torch.FloatStorage": "float32",
   "torch.DoubleStorage": "float64",
   "torch.HalfStorage": "float16",
@@ -24,14 +26,8 @@ STORAGES = {
 TYPED = {
   f"torch.{name}": name
   for name in (
-    "uint16",
-    "uint32",
-    "uint64",
-    "float8_e4m3fn",
-    "float8_e4m3fnuz",
-    "float8_e5m2",
-    "float8_e5m2fnuz",
-    "float8_e8m0fnu",
+    *("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e4m3fnuz"),
+    *("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
   )
 }
 # What trainings keep beside their weights: options, paths, a best score. They
@@ -51,11 +47,7 @@ INERT = frozenset(
   )
 )
 NAMES = {
-  REBUILD,
-  REBUILD_TYPED,
-  PARAMETER,
-  ORDERED_DICT,
-  UNTYPED_STORAGE,
+  *(REBUILD, REBUILD_TYPED, PARAMETER, ORDERED_DICT),
   *STORAGES,
   *TYPED,
   *INERT,

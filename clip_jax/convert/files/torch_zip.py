@@ -7,12 +7,11 @@ nothing; the bytes are read when a tensor is, and compared with the archive's
 checksum then.
 """
 
-import dataclasses
+import collections
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from clip_jax import errors
@@ -22,13 +21,20 @@ from clip_jax.convert.files import (
   nested,
   state_pickle,
   state_pickle_writer,
-  torch_names,
   zip_directory,
 )
 
 _KIND = "a PyTorch archive"
-_LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f920")
-_TAR_MAGIC = (257, b"ustar")
+# What a file begins with, at which byte; None for what is read here.
+_KINDS = (
+  (0, zip_directory.MAGIC, None),
+  (
+    *(0, bytes.fromhex("80028a0a6cfc9c46f920")),
+    "in the format of PyTorch before 1.6",
+  ),
+  (257, b"ustar", "a tar archive, the format of the first PyTorch versions"),
+  (0, b"\x80", "a bare pickle, not an archive of tensors"),
+)
 _RE_SAVE = (
   "re-save it where PyTorch runs: torch.save(torch.load(path, "
   "weights_only=True), new_path)"
@@ -40,27 +46,10 @@ MAX_PICKLE_BYTES = 1 << 26
 MAX_VIEW_BYTES = 1 << 30
 MAX_VIEW_RATIO = 16
 
-_ML_DTYPES = frozenset({"bfloat16"}) | {
-  name for name in torch_names.TYPED.values() if name.startswith("float8")
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Archive:
-  """What a PyTorch file holds."""
-
-  tensors: dict[str, tensor_lib.Tensor]
-  # Values of the state dict that are no tensors: flags, None, numbers, texts.
-  others: dict[str, Any]
-  torchscript: bool
-  # Tensors that traced code mentions: "c0" is `CONSTANTS.c0` there.
-  constants: dict[str, tensor_lib.Tensor]
-  byteorder: str
-
 
 def read(
   path: str | os.PathLike, *, select: nested.Select = nested.flatten_names
-) -> Archive:
+) -> datafile.Contents:
   """Reads the names, shapes and dtypes of a PyTorch file.
 
   Args:
@@ -75,7 +64,9 @@ def read(
   with datafile.checked(file.path, _KIND):
     _refuse_other_kinds(file)
     source = _Source(file)
-    state = _state(source.unpickle("data.pkl"))
+    state = source.unpickle("data.pkl")
+    if not isinstance(state, dict):
+      raise ValueError(f"it holds a {type(state).__name__}, no state dict")
     tensors, others = source.bind(select(state, ".", _is_view), "data")
     constants = {}
     if source.torchscript and source.has("constants.pkl"):
@@ -83,9 +74,7 @@ def read(
       constants, _ = source.bind(
         {f"c{name}": leaf for name, leaf in flat.items()}, "constants"
       )
-  return Archive(
-    tensors, others, source.torchscript, constants, source.byteorder
-  )
+  return datafile.Contents(tensors, others, source.torchscript, constants)
 
 
 def _is_view(leaf: Any) -> bool:
@@ -94,50 +83,14 @@ def _is_view(leaf: Any) -> bool:
 
 def _refuse_other_kinds(file: datafile.DataFile) -> None:
   head = file.read(0, min(file.size, 512))
-  at, tar = _TAR_MAGIC
-  if head.startswith(zip_directory.MAGIC):
-    return
-  if head.startswith(_LEGACY_MAGIC):
-    what = "in the format of PyTorch before 1.6"
-  elif head[at : at + len(tar)] == tar:
-    what = "a tar archive, the format of the first PyTorch versions"
-  elif head[:1] == b"\x80":
-    what = "a bare pickle, not an archive of tensors"
-  else:
-    raise datafile.damaged(file.path, "it is no zip archive, as PyTorch makes")
-  raise errors.UserError(
-    f"{file.path} is {what}, which is not read here; {_RE_SAVE}."
-  )
-
-
-def _state(saved: Any) -> dict:
-  """Returns what was saved, as nested dicts."""
-  if type(saved) is state_pickle.Module:
-    saved = saved.state
-  if type(saved) is not dict:
-    raise ValueError(f"it holds a {type(saved).__name__}, no state dict")
-  return _without_modules(saved)
-
-
-def _without_modules(state: dict) -> dict:
-  """Returns nested modules of a TorchScript archive as nested dicts.
-
-  Each module is replaced once: one that contains itself ends as a dict that
-  does, which `nested.flatten` refuses.
-  """
-  made: dict[int, dict] = {}
-  waiting = [state]
-  while waiting:
-    current = waiting.pop()
-    if id(current) in made:
-      continue
-    made[id(current)] = current
-    for key, value in current.items():
-      if type(value) is state_pickle.Module:
-        current[key] = value = value.state
-      if type(value) is dict:
-        waiting.append(value)
-  return state
+  for at, magic, what in _KINDS:
+    if head[at:].startswith(magic):
+      if what is None:
+        return
+      raise errors.UserError(
+        f"{file.path} is {what}, which is not read here; {_RE_SAVE}."
+      )
+  raise datafile.damaged(file.path, "it is no zip archive, as PyTorch makes")
 
 
 class _Source:
@@ -181,7 +134,7 @@ class _Source:
     entry = self.entry("byteorder")
     if entry.size > 16:
       raise ValueError("the byte order is unknown")
-    order = zip_directory.read_stored(self.file, entry).tobytes()
+    order = zip_directory.content(self.file, entry).tobytes()
     if order not in (b"little", b"big"):
       raise ValueError(f"the byte order is {order!r}")
     return order.decode()
@@ -190,7 +143,7 @@ class _Source:
     entry = self.entry(name)
     if entry.size > MAX_PICKLE_BYTES:
       raise ValueError(f"{name} has {entry.size} bytes")
-    data = zip_directory.read_stored(self.file, entry).tobytes()
+    data = zip_directory.content(self.file, entry).tobytes()
     try:
       return state_pickle.load(data, torchscript=self.torchscript)
     except state_pickle.RefusedError as error:
@@ -208,27 +161,21 @@ class _Source:
     tensors, others = {}, {}
     for name, leaf in leaves.items():
       if type(leaf) is state_pickle.View:
-        try:
+        with datafile.about(f"tensor {name!r}"):
           tensors[name] = self._tensor(leaf, folder)
-        except ValueError as error:
-          if isinstance(error, errors.UserError):
-            raise
-          raise ValueError(f"tensor {name!r}: {error}") from None
-      elif leaf is None or type(leaf) in (bool, int, float, str):
-        others[name] = leaf
-      else:
-        # Objects without attributes, and storages that are no tensors.
-        others[name] = None
+      else:  # None for storages that are no tensors, and inert objects.
+        is_plain = type(leaf) in (bool, int, float, str)
+        others[name] = leaf if is_plain else None
     return tensors, others
 
   def _tensor(self, view: state_pickle.View, folder: str) -> tensor_lib.Tensor:
     """Returns the tensor of a view; tied views share one."""
-    dtype = _dtype(view.dtype)
+    dtype = np.dtype(view.dtype)
     size = datafile.byte_count(view.shape, dtype)
     entry = self.entry(f"{folder}/{view.storage.key}")
     stored = view.storage.count
     if view.storage.dtype is not None:
-      stored *= _dtype(view.storage.dtype).itemsize
+      stored *= np.dtype(view.storage.dtype).itemsize
     if stored != entry.size:
       raise ValueError(
         f"its storage has {stored} bytes, the archive {entry.size}"
@@ -253,10 +200,10 @@ class _Source:
   def _read(self, view, entry, dtype, whole: bool) -> np.ndarray:
     with datafile.checked(self.file.path, _KIND):
       if whole:
-        raw = zip_directory.read_stored(self.file, entry)
+        raw = zip_directory.content(self.file, entry)
       else:
         if entry.name not in self._checked:
-          zip_directory.check_crc(self.file, entry)
+          collections.deque(zip_directory.inflate(self.file, entry), maxlen=0)
           self._checked.add(entry.name)
         raw = self.file.read_array(
           entry.offset + view.offset * dtype.itemsize,
@@ -271,10 +218,6 @@ class _Source:
       # numpy checks again that every element lies inside of the buffer.
       array = np.ndarray(view.shape, dtype, flat, strides=strides)
       return array if array.flags.c_contiguous else array.copy("C")
-
-
-def _dtype(name: str) -> np.dtype:
-  return np.dtype(getattr(ml_dtypes, name) if name in _ML_DTYPES else name)
 
 
 def _span(view: state_pickle.View) -> int:
@@ -322,9 +265,6 @@ def write(
     archive.add("archive/data.pkl", [header], len(header))
     archive.add("archive/byteorder", [b"little"], len(b"little"))
     for key, tensor in storages.items():
-      archive.add(f"archive/data/{key}", _bytes(tensor), tensor.nbytes)
+      data = datafile.tensor_bytes(tensor)
+      archive.add(f"archive/data/{key}", data, tensor.nbytes)
     archive.add("archive/version", [b"3\n"], len(b"3\n"))
-
-
-def _bytes(tensor: tensor_lib.Tensor) -> Iterator[memoryview]:
-  yield datafile.little_endian_bytes(tensor.checked_read())

@@ -18,7 +18,8 @@ from clip_jax.convert.files import nested
 _WEIGHTS = (
   *("state_dict", "model_state_dict", "model_state", "model", "net", "network"),
   *("module", "clip", "clip_model", "base_model", "online_model"),
-  *("student", "teacher"),
+  *("student", "teacher", "weights", "model_weights", "wrapped_model"),
+  *("lightning_module", "pl_module", "_model"),
   # Wrappers of torch and of DeepSpeed.
   *("_orig_mod", "_forward_module", "_fsdp_wrapped_module"),
 )
@@ -26,6 +27,7 @@ _WEIGHTS = (
 _AVERAGES = (
   *("model_ema", "ema_model", "ema", "state_dict_ema", "ema_state_dict"),
   *("model_ema_state_dict", "ema_model_state_dict", "averaged_model"),
+  *("avg_model", "swa_model"),
 )
 WRAPPERS = frozenset((*_WEIGHTS, *_AVERAGES))
 # What a training keeps beside, where a container has names only.

@@ -133,18 +133,17 @@ def _entry(raw, info: zipfile.ZipInfo) -> Entry:
   )
 
 
-def check_crc(file: datafile.DataFile, entry: Entry) -> None:
-  """Reads a stored entry once, to compare its checksum."""
-  crc = 0
-  for piece in file.chunks(entry.offset, entry.stored):
-    crc = zlib.crc32(piece, crc)
-  _compare_crc(entry, crc)
-
-
-def read_stored(file: datafile.DataFile, entry: Entry) -> np.ndarray:
-  """Returns the bytes of a stored entry as a uint8 array, checked."""
-  data = file.read_array(entry.offset, entry.stored)
-  _compare_crc(entry, zlib.crc32(data))
+def content(file: datafile.DataFile, entry: Entry) -> np.ndarray:
+  """Returns the bytes of an entry as a uint8 array, checked."""
+  if not entry.compressed:
+    data = file.read_array(entry.offset, entry.stored)
+    _compare_crc(entry, zlib.crc32(data))
+    return data
+  data = np.empty(entry.size, np.uint8)
+  at = 0
+  for piece in inflate(file, entry):
+    data[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+    at += len(piece)
   return data
 
 

@@ -18,7 +18,6 @@ from clip_jax.convert import (
   config_file,
   engine,
   portable,
-  timm_vit,
   tokenizer_files,
   weights_file,
 )
@@ -31,6 +30,7 @@ from clip_jax.convert.formats import (
   open_clip_config,
   open_clip_rows,
   openai_names,
+  timm_vit,
 )
 from clip_jax.convert.formats import open_clip_files as files_lib
 from clip_jax.convert.tensor import Tensor

@@ -5,11 +5,11 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import config_file, engine, portable, timm_vit
+from clip_jax.convert import config_file, engine, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.family import Family, normal, refusal
-from clip_jax.convert.formats import open_clip_rows
+from clip_jax.convert.formats import open_clip_rows, timm_vit
 from clip_jax.convert.formats.open_clip_fields import (
   ALWAYS,
   CLEANINGS,

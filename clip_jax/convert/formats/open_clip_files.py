@@ -10,14 +10,9 @@ import pathlib
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import (
-  config_file,
-  portable,
-  timm_vit,
-  weights_file,
-)
+from clip_jax.convert import config_file, portable, weights_file
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.formats import open_clip_config
+from clip_jax.convert.formats import open_clip_config, timm_vit
 from clip_jax.models import variants
 
 CONFIG = "open_clip_config.json"

@@ -11,9 +11,8 @@ from typing import Any
 
 from clip_jax import errors
 from clip_jax.convert import report as report_lib
-from clip_jax.convert import timm_vit
 from clip_jax.convert.engine import fields
-from clip_jax.convert.formats import bert
+from clip_jax.convert.formats import bert, timm_vit
 
 MODEL = "model_cfg"
 VISION, TEXT = f"{MODEL}.vision_cfg", f"{MODEL}.text_cfg"

@@ -3,12 +3,7 @@
 A directory can look like several; the first says more about the model.
 """
 
-from clip_jax.convert import (
-  model_dir,
-  openai,
-  timm,
-  workdir,
-)
+from clip_jax.convert import model_dir, workdir
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.formats import (
   bert,
@@ -17,7 +12,9 @@ from clip_jax.convert.formats import (
   flax_clip,
   huggingface,
   open_clip,
+  openai,
   sentence_transformers,
+  timm,
 )
 
 FORMATS: dict[str, Format] = {
@@ -28,7 +25,6 @@ FORMATS: dict[str, Format] = {
       model_dir.read,
       recognise=model_dir.recognise,
       write=model_dir.write,
-      refusals=model_dir.refusals,
     ),
     Format("workdir", workdir.read, recognise=workdir.recognise),
     Format(

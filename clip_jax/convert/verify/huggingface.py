@@ -13,8 +13,14 @@ from clip_jax.convert import portable, tokenizer_files, weights_file
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import huggingface_weights, sentence_transformers
-from clip_jax.convert.verify import watching
-from clip_jax.convert.verify.oracle import Oracle, Stages, complaint
+from clip_jax.convert.verify.oracle import (
+  MissingError,
+  Oracle,
+  Source,
+  Tower,
+  preparations,
+  unit,
+)
 
 _CLASSES = {
   "clip": "CLIPModel",
@@ -23,11 +29,7 @@ _CLASSES = {
   "siglip2": "Siglip2Model",
   "bert": "BertModel",
 }
-_CONFIGS = (
-  "config.json",
-  "preprocessor_config.json",
-  "processor_config.json",
-)
+_CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 _TOKENIZER_FILES = (
   "tokenizer.json",
   "vocab.json",
@@ -37,29 +39,23 @@ _TOKENIZER_FILES = (
 )
 
 
-def load(
-  path: pathlib.Path,
-  *,
-  double: bool,
-  spec: dict[str, Any],
-  options: portable.Options,
-) -> Oracle:
+def load(source: Source) -> Oracle:
   """Loads a directory by `from_pretrained`.
 
   A bare file is laid beside its config first, under its names as they are.
   """
-  if path.is_dir():
-    return _load(path, double=double, spec=spec)
-  config = pathlib.Path(options.config).expanduser()
+  if source.path.is_dir():
+    return _load(source.path, double=source.double, spec=source.spec)
+  config = pathlib.Path(source.options.config).expanduser()
   config = config if config.is_dir() else config.parent
-  tensors = weights_file.read(path, options, report_lib.Report("")).tensors
   with tempfile.TemporaryDirectory() as directory:
     usual = pathlib.Path(directory)
     for name in (*_CONFIGS, *tokenizer_files.NAMES):
       if (config / name).is_file():
         shutil.copy(config / name, usual)
-    safetensors_file.write(usual / huggingface_weights.WEIGHTS, tensors)
-    return _load(usual, double=double, spec=spec)
+    weights = usual / huggingface_weights.WEIGHTS
+    safetensors_file.write(weights, source.tensors())
+    return _load(usual, double=source.double, spec=source.spec)
 
 
 def _load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
@@ -81,46 +77,32 @@ def _load(path: pathlib.Path, *, double: bool, spec: dict[str, Any]) -> Oracle:
   if kind == "chinese_clip":
     _restore_words(model, path)
   library = f"transformers {transformers.__version__}"
-  inputs = _inputs(path, kind, spec)
+  makers = {"pixels": lambda: _pixels(path, kind)} if "image" in spec else {}
+  if "text" in spec:
+    makers["tokens"] = lambda: _tokens(path, spec["text"]["context_length"])
+  inputs = preparations("transformers", **makers)
   if kind == "bert":
-    stages = _bert_stages(model, spec["text"])
-    return Oracle(library, None, stages, None, **inputs)
+    layers = model.encoder.layer
+    text = Tower(layers, lambda ids: _pooled_bert(model, ids, spec["text"]))
+    return Oracle(library, {"text": text}, **inputs)
 
-  def image_stages(images: np.ndarray) -> Stages:
-    tower = model.vision_model
-    pixels = watching.channels_first(images, double)
+  def run_image(pixels):
     inputs = {"pixel_values": pixels}
     if kind == "siglip2":
       inputs = _patches(pixels, model.config.vision_config.patch_size)
-    embeds = {}
+    return {"embedding": unit(_embedding(model.get_image_features(**inputs)))}
 
-    def run():
-      features = model.get_image_features(**inputs)
-      embeds["features"] = _pooled(features)
+  def run_text(ids):
+    inputs = _ids_and_mask(ids, spec["text"])
+    return {"embedding": unit(_embedding(model.get_text_features(**inputs)))}
 
-    found = watching.watch(watching.blocks(tower.encoder.layers), run)
-    return found | {"embedding": watching.unit(embeds["features"].numpy())}
-
-  def text_stages(tokens: np.ndarray) -> Stages:
-    tower = model.text_model
-    inputs = _tokens_and_mask(tokens, spec["text"])
-    embeds = {}
-
-    def run():
-      embeds["features"] = _pooled(model.get_text_features(**inputs))
-
-    encoder = tower.encoder
-    layers = encoder.layer if kind == "chinese_clip" else encoder.layers
-    found = watching.watch(watching.blocks(layers), run)
-    return found | {"embedding": watching.unit(embeds["features"].numpy())}
-
-  def logits(image_embeds: np.ndarray, text_embeds: np.ndarray) -> np.ndarray:
-    scale = model.logit_scale.detach().exp().numpy()
-    bias = getattr(model, "logit_bias", None)
-    shift = 0 if bias is None else bias.detach().numpy()
-    return scale * image_embeds @ text_embeds.T + shift
-
-  return Oracle(library, image_stages, text_stages, logits, **inputs)
+  encoder = model.text_model.encoder
+  layers = encoder.layer if kind == "chinese_clip" else encoder.layers
+  towers = {
+    "image": Tower(model.vision_model.encoder.layers, run_image),
+    "text": Tower(layers, run_text),
+  }
+  return Oracle(library, towers, model, **inputs)
 
 
 def _restore_words(model, path) -> None:
@@ -142,43 +124,18 @@ def _restore_words(model, path) -> None:
     model.get_parameter(name).copy_(words)
 
 
-def _inputs(path, kind, spec) -> dict[str, Any]:
-  """Returns the fields of an oracle that prepare images and texts."""
-  found: dict[str, Any] = {"missing": {}}
-  for field, part, load_ in (
-    ("pixels", "image", _pixels),
-    ("tokens", "text", _tokens),
-  ):
-    if part not in spec:
-      continue
-    try:
-      found[field] = load_(path, kind, spec)
-    except _MissingError as error:
-      found["missing"][field] = str(error)
-    # transformers raises nearly any, for files and for packages.
-    except Exception as error:
-      reason = complaint(error)
-      found["missing"][field] = f"transformers cannot make it: {reason}"
-  return found
-
-
-class _MissingError(Exception):
-  """Why there is nothing to compare with."""
-
-
 def _need_one_of(path, names) -> None:
   if not any((path / name).is_file() for name in names):
-    raise _MissingError(f"the source has no {' or '.join(names)}")
+    raise MissingError(f"the source has no {' or '.join(names)}")
 
 
-def _pixels(path, kind, spec):
+def _pixels(path, kind):
   """Returns the image processor that resizes with Pillow."""
   import transformers
 
-  del spec
   _need_one_of(path, _CONFIGS[1:])
   if kind == "siglip2":
-    raise _MissingError("a NaFlex processor keeps each image's shape")
+    raise MissingError("a NaFlex processor keeps each image's shape")
   # The other backend resizes tensors, which needs torchvision and is not exact.
   process = transformers.AutoImageProcessor.from_pretrained(
     path, backend="pil", local_files_only=True
@@ -193,28 +150,23 @@ def _pixels(path, kind, spec):
   return pixels
 
 
-def _tokens(path, kind, spec):
+def _tokens(path, context_length):
   import transformers
 
-  del kind
   _need_one_of(path, _TOKENIZER_FILES)
   tokenize = transformers.AutoTokenizer.from_pretrained(
     path, local_files_only=True
   )
-
-  def tokens(texts: list[str]) -> np.ndarray:
-    return tokenize(
-      texts,
-      padding="max_length",
-      truncation=True,
-      max_length=spec["text"]["context_length"],
-      return_tensors="np",
-    )["input_ids"]
-
-  return tokens
+  return lambda texts: tokenize(
+    texts,
+    padding="max_length",
+    truncation=True,
+    max_length=context_length,
+    return_tensors="np",
+  )["input_ids"]
 
 
-def _pooled(features):
+def _embedding(features):
   """Returns the embedding, which newer versions wrap in an output object."""
   return getattr(features, "pooler_output", features)
 
@@ -235,35 +187,19 @@ def _patches(pixels, patch_size: int) -> dict[str, Any]:
   }
 
 
-def _tokens_and_mask(tokens, text: dict[str, Any]) -> dict[str, Any]:
+def _ids_and_mask(ids, text: dict[str, Any]) -> dict[str, Any]:
   """Returns the text inputs of a model; a BERT is told what is padding."""
-  import torch
-
-  ids = torch.from_numpy(np.asarray(tokens, np.int64))
   if text["kind"] != "bert":
     return {"input_ids": ids}
-  mask = (ids != text["pad_id"]).to(torch.int64)
-  return {"input_ids": ids, "attention_mask": mask}
+  return {"input_ids": ids, "attention_mask": (ids != text["pad_id"]).long()}
 
 
-def _bert_stages(model, description: dict[str, Any]):
-  def stages(tokens: np.ndarray) -> Stages:
-    inputs = _tokens_and_mask(tokens, description)
-    mask = inputs["attention_mask"]
-    out = {}
-
-    def run():
-      out["hidden"] = model(**inputs)
-
-    found = watching.watch(watching.blocks(model.encoder.layer), run)
-    hidden = out["hidden"].last_hidden_state.numpy()
-    if description["pooling"] == "mean":
-      weights = mask.numpy()[:, :, None]
-      pooled = (hidden * weights).sum(1) / weights.sum(1).clip(1e-9)
-    else:
-      pooled = hidden[:, 0]
-    if description["normalize"]:
-      pooled = watching.unit(pooled)
-    return found | {"pooled": pooled}
-
-  return stages
+def _pooled_bert(model, ids, text: dict[str, Any]) -> dict[str, Any]:
+  """Returns what a description makes of a BERT's last layer."""
+  inputs = _ids_and_mask(ids, text)
+  hidden = model(**inputs).last_hidden_state
+  pooled = hidden[:, 0]
+  if text["pooling"] == "mean":
+    weights = inputs["attention_mask"][:, :, None].double()
+    pooled = (hidden * weights).sum(1) / weights.sum(1).clip(1e-9)
+  return {"pooled": unit(pooled) if text["normalize"] else pooled}

@@ -1,23 +1,113 @@
-"""Reference implementations to compare a model with, where one is installed.
-
-They run on PyTorch, which this package never needs otherwise. Each module
-loads a source in its own library and gives what its towers hold on the way.
-"""
+"""A model in the hands of another library, and what its towers hold."""
 
 import dataclasses
-import importlib
-import importlib.util
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from clip_jax import errors
-from clip_jax.convert import portable
+from clip_jax.convert import portable, weights_file
+from clip_jax.convert import report as report_lib
+from clip_jax.convert.tensor import Tensor
 
 # Intermediate results by name, in the order in which they are computed.
 Stages = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """What an oracle is made of.
+
+  Attributes:
+    path: of a checkpoint.
+    spec: our description of it.
+    options: what a user says about it.
+    double: compute in float64.
+  """
+
+  path: pathlib.Path
+  spec: dict[str, Any]
+  options: portable.Options
+  double: bool
+
+  def tensors(self, path: pathlib.Path | None = None) -> dict[str, Tensor]:
+    """Returns the tensors in a file, or in the checkpoint itself."""
+    report = report_lib.Report("")
+    return weights_file.read(path or self.path, self.options, report).tensors
+
+
+def state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+  """Returns tensors as PyTorch takes them, in float64."""
+  import torch
+
+  return {
+    name: torch.from_numpy(np.array(tensor.read(), np.float64))
+    for name, tensor in tensors.items()
+  }
+
+
+class MissingError(Exception):
+  """Why a library cannot prepare images or texts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+  """One tower of a PyTorch model.
+
+  Attributes:
+    blocks: its modules of which the outputs are compared, in their order.
+    run: returns what it ends in, by stage, from images (batch, 3, h, w) or ids
+      (batch, length) as a tensor.
+    named: what its blocks are called.
+    sequence_first: the blocks hold (length, batch, width).
+  """
+
+  blocks: Iterable[Any]
+  run: Callable[[Any], dict[str, Any]]
+  named: str = "block"
+  sequence_first: bool = False
+
+  def stages(self, inputs: np.ndarray, *, double: bool) -> Stages:
+    """Returns what the blocks and the tower return.
+
+    Args:
+      inputs: normalised images (batch, h, w, 3), or ids (batch, length).
+      double: of the model, which computes in float64.
+    """
+    import torch
+
+    if inputs.ndim == 4:
+      kind = np.float64 if double else np.float32
+      inputs = np.ascontiguousarray(inputs.transpose(0, 3, 1, 2), kind)
+    else:
+      inputs = np.asarray(inputs, np.int64)
+    stages: Stages = {}
+
+    def keep(name):
+      def hook(module, arguments, output):
+        del module, arguments
+        output = output[0] if isinstance(output, tuple) else output
+        array = output.detach().numpy()
+        if self.sequence_first and array.ndim == 3:
+          array = array.swapaxes(0, 1)
+        if array.ndim == 4:  # A feature map: ours has its channels last.
+          array = array.transpose(0, 2, 3, 1)
+        stages[name] = np.array(array)
+
+      return hook
+
+    hooks = [
+      module.register_forward_hook(keep(f"{self.named} {i}"))
+      for i, module in enumerate(self.blocks, start=1)
+    ]
+    try:
+      with torch.no_grad():
+        ends = self.run(torch.from_numpy(inputs))
+    finally:
+      for hook in hooks:
+        hook.remove()
+    return stages | {name: end.numpy() for name, end in ends.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +116,8 @@ class Oracle:
 
   Attributes:
     library: its name and version.
-    image_stages: from normalised images (batch, h, w, 3).
-    text_stages: from ids (batch, length).
-    logits: (images, texts) from both unit embeddings.
+    towers: by "image" and "text".
+    model: with a `logit_scale` and perhaps a `logit_bias`; None for one tower.
     pixels: normalised float images (n, h, w, 3) of Pillow images by the
       library's own preprocessing; None where it has none here.
     tokens: ids (n, length) of texts by the library's own tokenizer; likewise.
@@ -36,12 +125,39 @@ class Oracle:
   """
 
   library: str
-  image_stages: Callable[[np.ndarray], Stages] | None
-  text_stages: Callable[[np.ndarray], Stages] | None
-  logits: Callable[[np.ndarray, np.ndarray], np.ndarray] | None
+  towers: Mapping[str, Tower]
+  model: Any = None
   pixels: Callable[[list], np.ndarray] | None = None
   tokens: Callable[[list[str]], np.ndarray] | None = None
   missing: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  def logits(self, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Returns (images, texts) from the unit embeddings of both."""
+    scale = self.model.logit_scale.detach().exp().numpy()
+    bias = getattr(self.model, "logit_bias", None)
+    shift = 0 if bias is None else bias.detach().numpy()
+    return scale * images @ texts.T + shift
+
+
+def preparations(
+  library: str, **makers: Callable[[], Callable[[list], np.ndarray]]
+) -> dict[str, Any]:
+  """Returns the fields of an oracle that prepare images and texts.
+
+  Args:
+    library: its name.
+    makers: of "pixels" and of "tokens". What they raise is why there is none.
+  """
+  found: dict[str, Any] = {"missing": {}}
+  for field, make in makers.items():
+    try:
+      found[field] = make()
+    except MissingError as error:
+      found["missing"][field] = str(error)
+    except Exception as error:  # Of any kind: files, or packages.
+      reason = complaint(error)
+      found["missing"][field] = f"{library} cannot make it: {reason}"
+  return found
 
 
 def complaint(error: Exception) -> str:
@@ -50,53 +166,17 @@ def complaint(error: Exception) -> str:
   return lines[0] if lines else type(error).__name__
 
 
-# Format -> (module here, the library that it needs, what installs it).
-ORACLES = {
-  "huggingface": ("huggingface", "transformers", "pip install torch"),
-  "bert": ("huggingface", "transformers", "pip install torch"),
-  "sentence-transformers": ("huggingface", "transformers", "pip install torch"),
-  "open-clip": ("open_clip", "open_clip", "pip install open_clip_torch"),
-  "openai": ("openai", "clip", "pip install clip-anytorch"),
-  "timm": ("timm", "timm", "pip install timm"),
-}
+def image_tower(visual: Any, **keywords: Any) -> Tower:
+  """Returns the image tower of a model of OpenAI's layout, or of timm's."""
+  visual = getattr(visual, "trunk", visual)  # timm's, in open_clip.
+  if hasattr(visual, "transformer"):
+    return Tower(visual.transformer.resblocks, **keywords)
+  if hasattr(visual, "layer1"):
+    stages = [getattr(visual, f"layer{i}") for i in range(1, 5)]
+    return Tower(stages, named="stage", **keywords)
+  return Tower(getattr(visual, "blocks", ()), **keywords)
 
 
-def load(
-  source_format: str,
-  path: pathlib.Path,
-  *,
-  double: bool,
-  spec: dict[str, Any],
-  options: portable.Options,
-) -> Oracle:
-  """Returns the oracle for a source.
-
-  Args:
-    source_format: a name in `convert.conversion.FORMATS`.
-    path: the source.
-    double: compute in float64.
-    spec: our description of the source.
-    options: what a user says about it.
-
-  Raises:
-    UserError: no library reads the format, or it is not installed.
-  """
-  if source_format not in ORACLES:
-    raise errors.UserError(
-      f"No other library here reads the format {source_format!r}. Verify "
-      "against a source in one of: " + ", ".join(ORACLES) + "."
-    )
-  module, library, install = ORACLES[source_format]
-  for needed in ("torch", library):
-    if importlib.util.find_spec(needed) is None:
-      raise errors.UserError(
-        f"To verify a source in the format {source_format!r}, {needed} must be "
-        f"installed: {install}."
-      )
-  chosen = importlib.import_module(f"clip_jax.convert.verify.{module}")
-  try:
-    return chosen.load(path, double=double, spec=spec, options=options)
-  except ImportError as error:
-    raise errors.UserError(
-      f"{library} is installed but cannot be imported: {error}."
-    ) from error
+def unit(tensor: Any) -> Any:
+  """Returns a tensor divided by the Euclidean norm of its last axis."""
+  return tensor / tensor.norm(dim=-1, keepdim=True)

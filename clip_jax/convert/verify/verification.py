@@ -6,8 +6,8 @@ its bar shows where a difference comes from.
 """
 
 import dataclasses
-import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,8 +16,8 @@ import numpy as np
 from clip_jax import errors, terminal
 from clip_jax.convert import conversion, engine, hub
 from clip_jax.convert.portable import Options, Portable
-from clip_jax.convert.verify import oracle as oracle_lib
-from clip_jax.convert.verify import probes
+from clip_jax.convert.verify import libraries, probes
+from clip_jax.convert.verify.oracle import Oracle, Source, Stages, complaint
 from clip_jax.models import paths, variants
 
 # Of float64, the largest difference over the largest number.
@@ -154,15 +154,12 @@ def verify(
     part: makers[part](ours.spec[part], rng, examples)
     for part in engine.towers(ours.spec)
   }
-  load = functools.partial(
-    oracle_lib.load, known, path, spec=theirs.spec, options=options
-  )
+  asked = Source(path, theirs.spec, options, double=True)
   exact = None
   if not double:  # Gone again before the source is loaded in float32.
-    wide = load(double=True)
-    exact = {part: _their_stages(wide, part, x) for part, x in inputs.items()}
-    del wide
-  oracle = load(double=double)
+    exact = _their_stages(libraries.load(known, asked), inputs, double=True)
+  asked = dataclasses.replace(asked, double=double)
+  oracle = libraries.load(known, asked)
   with (
     jax.enable_x64(double),
     jax.default_matmul_precision("highest"),
@@ -170,7 +167,7 @@ def verify(
     found = [
       _compare_weights(ours, theirs),
       *_compare_inputs(ours, theirs, oracle),
-      *_compare(ours, oracle, inputs, exact, double),
+      *_compare(ours, oracle, inputs, exact),
     ]
   return Verification(
     oracle.library,
@@ -202,32 +199,23 @@ def _compare_weights(ours: Portable, theirs: Portable) -> Row:
   return Row("weights", worst, WEIGHTS_BAR)
 
 
-def _compare_inputs(
-  ours: Portable, theirs: Portable, oracle: oracle_lib.Oracle
-):
+def _compare_inputs(ours: Portable, theirs: Portable, oracle: Oracle):
   """Yields how images and texts are prepared on both sides."""
   seed = np.random.default_rng(0)  # The probes are chosen, not drawn.
   lower = theirs.spec.get("tokenizer", {}).get("cleaning") == "hf_lower"
-  for stage, part, run_theirs, inputs, run_ours, bar in (
+  for stage, part, inputs, run_ours, compare, bar in (
     (
-      "pixels",
-      "image",
-      oracle.pixels,
-      probes.pictures(seed),
-      probes.prepare,
-      PIXEL_BAR,
+      *("pixels", "image", probes.pictures(seed), probes.prepare),
+      *(difference, PIXEL_BAR),
     ),
     (
-      "tokens",
-      "text",
-      oracle.tokens,
-      probes.texts(lower=lower),
-      probes.tokenize,
-      TOKEN_BAR,
+      *("tokens", "text", probes.texts(lower=lower), probes.tokenize),
+      *(unequal_rows, TOKEN_BAR),
     ),
   ):
     if part not in ours.spec:
       continue
+    run_theirs = getattr(oracle, stage)
     if run_theirs is None:
       why = oracle.missing.get(stage, f"{oracle.library} has none here")
       yield NotCompared(stage, why)
@@ -240,56 +228,56 @@ def _compare_inputs(
     try:
       want = run_theirs(inputs)
     except Exception as error:  # Another library's, of any kind.
-      yield NotCompared(stage, f"failed there: {oracle_lib.complaint(error)}")
+      yield NotCompared(stage, f"failed there: {complaint(error)}")
       continue
-    if stage == "pixels":
-      yield Row(stage, difference(got, want), bar)
-    else:
-      yield Row(stage, unequal_rows(got, want), bar)
+    yield Row(stage, compare(got, want), bar)
 
 
-def _compare(ours, oracle, inputs, exact, double):
+def _their_stages(
+  oracle: Oracle, inputs: Mapping[str, np.ndarray], *, double: bool
+) -> Stages:
+  """Returns the stages of both towers there, and the logits."""
+  found: Stages = {}
+  for part, given in inputs.items():
+    stages = oracle.towers[part].stages(given, double=double)
+    found |= {f"{part} {stage}": array for stage, array in stages.items()}
+  if oracle.model is not None and len(inputs) == 2:
+    found["logits"] = oracle.logits(
+      *(found[f"{part} embedding"] for part in ("image", "text"))
+    )
+  return found
+
+
+def _compare(ours: Portable, oracle: Oracle, inputs, exact: Stages | None):
   """Yields the stages of both towers, and the logits.
 
   Args:
     ours: the model here.
     oracle: the source there.
     inputs: of each tower.
-    exact: the stages of each tower there in float64; None where `double`.
-    double: compute in float64.
+    exact: the stages there in float64; None where the model has that already.
   """
-  dtype = np.float64 if double else np.float32
-  embeds = {}
+  double = exact is None
+  want = _their_stages(oracle, inputs, double=double)
+  got: Stages = {}
   for part, given in inputs.items():
-    want = _their_stages(oracle, part, given)
-    got = our_stages(ours, part, given, dtype)
-    if not want.keys() <= got.keys():
-      raise errors.UserError(
-        f"The {part} towers differ in their stages: {sorted(want)} there, "
-        f"{sorted(got)} here."
-      )
-    for stage, array in want.items():
-      bar = _bar(array, None if double else exact[part][stage])
-      yield Row(f"{part} {stage}", difference(got[stage], array), bar)
-    embeds[part] = (got.get("embedding"), want.get("embedding"))
-  if oracle.logits is not None and len(embeds) == 2:
-    (ours_i, theirs_i), (ours_t, theirs_t) = embeds["image"], embeds["text"]
-    leaves = ours.leaves
-    scale = np.exp(leaves["params/log_scale"].read().astype(np.float64))
-    bias = 0.0
-    if "params/logit_bias" in leaves:
-      bias = leaves["params/logit_bias"].read().astype(np.float64)
-    got = scale * ours_i @ ours_t.T + bias
-    want = oracle.logits(theirs_i, theirs_t)
-    truth = None
-    if not double:
-      truth = oracle.logits(*(exact[x]["embedding"] for x in ("image", "text")))
-    yield Row("logits", difference(got, want), _bar(want, truth))
-
-
-def _their_stages(oracle, part, inputs) -> oracle_lib.Stages:
-  run = {"image": oracle.image_stages, "text": oracle.text_stages}[part]
-  return run(inputs)
+    stages = our_stages(ours, part, given, np.float64 if double else np.float32)
+    got |= {f"{part} {stage}": array for stage, array in stages.items()}
+  if "logits" in want:
+    scale, bias = (
+      ours.leaves[path].read().astype(np.float64) if path in ours.leaves else 0
+      for path in ("params/log_scale", "params/logit_bias")
+    )
+    images, texts = got["image embedding"], got["text embedding"]
+    got["logits"] = np.exp(scale) * images @ texts.T + bias
+  if not want.keys() <= got.keys():
+    raise errors.UserError(
+      f"The towers differ in their stages: {', '.join(want)} there, "
+      f"{', '.join(got)} here."
+    )
+  for stage, array in want.items():
+    bar = _bar(array, None if double else exact[stage])
+    yield Row(stage, difference(got[stage], array), bar)
 
 
 def _bar(single: np.ndarray, exact: np.ndarray | None) -> float:
@@ -335,7 +323,7 @@ def random_tokens(tower: dict[str, Any], rng, examples: int) -> np.ndarray:
 
 def our_stages(
   model: Portable, part: str, inputs: np.ndarray, dtype: Any
-) -> oracle_lib.Stages:
+) -> Stages:
   """Returns what our tower `part` holds on the way, by stage."""
   module = variants.create_model(
     engine.completed(model.spec), dtype=dtype, param_dtype=dtype
@@ -366,7 +354,7 @@ def our_stages(
   }
 
 
-def _blocks(tower: dict[str, Any]) -> oracle_lib.Stages:
+def _blocks(tower: dict[str, Any]) -> Stages:
   if stack := paths.layers_in(tower):
     (stacked,) = stack["__call__"]
     return {f"block {i}": np.asarray(x) for i, x in enumerate(stacked, start=1)}

@@ -6,6 +6,7 @@ has `caption` or `captions`, a text or a list of texts, and `KEY.cls` a label.
 Where there are both, the `.txt` counts.
 """
 
+import codecs
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -58,7 +59,7 @@ def from_json(data: bytes, *, key: str) -> tuple[str, ...]:
 
 def label_from(data: bytes, *, key: str, classes: int | None) -> int:
   """Returns the label in the bytes of a `.cls` file."""
-  digits = data.strip()
+  digits = data.removeprefix(codecs.BOM_UTF8).strip()
   if not digits.isdigit() or len(digits) > 9:
     raise record_lib.BadRecord("bad_label", key)
   label = int(digits)

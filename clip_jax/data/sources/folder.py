@@ -14,6 +14,7 @@ records, unless `?links=follow` allows them.
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 
 from clip_jax import errors, regular_files, terminal
@@ -27,8 +28,9 @@ LINKS = ("follow",)
 _MAX_IMAGE_BYTES = 64 * 2**20
 _IMAGES = (naming.IMAGE, naming.UNREAD_IMAGE)
 _TEXTS = (naming.TEXT, naming.JSON)
-# So many JSON files are read to see whether they hold captions.
+# So many files are read to see whether they hold captions.
 _LOOKED_AT = 16
+_NUMBERS = re.compile(rb"[\s\d.,;:+eE-]*")
 # Names of splits: classes are not called so, two of them beside each other.
 _SPLITS = frozenset(
   ("train", "training", "val", "valid", "validation", "test", "testing", "dev")
@@ -114,6 +116,9 @@ class CaptionFolder:
     if len(images) != 1:
       reason = "several_images" if images else "missing_image"
       raise record_lib.BadRecord(reason, key)
+    # Such as a.txt and a.TXT: nothing says which of them counts.
+    if any(len(self._named(index, (kind,))) > 1 for kind in _TEXTS):
+      raise record_lib.BadRecord("several_captions", key)
     texts = self._texts(index, key)
     image = _read_listed(self._root, images[0], key=key, within=self._within)
     return record_lib.Record(image=image, texts=texts, key=key)
@@ -161,7 +166,8 @@ def open_folder(
     raise errors.unknown("value of layout=", layout, LAYOUTS)
   within = None if follows_links(options) else root
   account = account_lib.Account(notes=[])
-  kinds = {name: _kind(name) for name in sorted(_walk(root, account.left_out))}
+  names = sorted(_walk(root, account, within=within))
+  kinds = {name: _kind(name) for name in names}
   images = [name for name, kind in kinds.items() if kind in _IMAGES]
   texts = [name for name, kind in kinds.items() if kind in _TEXTS]
   for name, kind in kinds.items():
@@ -243,34 +249,45 @@ def _decide(
 
 
 def _hold_captions(root: str, names: list[str], within: str | None) -> bool:
-  """Tells whether there is a caption in the first of the files `names`."""
+  """Tells whether there is a caption in the first of the files `names`.
+
+  Numbers alone, such as those of boxes beside images, are none.
+  """
+  limit = captions_lib.MAX_TEXT_BYTES
   for name in names[:_LOOKED_AT]:
-    if _kind(name) == naming.TEXT:
-      return True
     try:
-      limit = captions_lib.MAX_TEXT_BYTES
       data = read_file(
         os.path.join(root, name), key=name, limit=limit, within=within
       )
-      captions_lib.from_json(data, key=name)
-      return True
+      if _kind(name) == naming.JSON:
+        captions_lib.from_json(data, key=name)
+        return True
     except record_lib.BadRecord:
       continue
+    if not _NUMBERS.fullmatch(data):
+      return True
   return False
 
 
 def _note_splits(path: str, images: list[str], layout: str) -> Iterator[str]:
   """Yields a sentence where folders are named like the splits of a data set."""
   parts = [name.split(os.sep) for name in images]
-  splits = {p[0] for p in parts if len(p) > 1 and p[0].lower() in _SPLITS}
-  nested = {p[0] for p in parts if len(p) > 2}
-  if len(splits) > 1 or splits & nested:
-    first = sorted(splits)[0]
-    read = "as classes" if layout == "classes" else "together"
-    yield (
-      f"The folders {_listed(sorted(splits))} are named like splits, and are "
-      f"read {read}; folder:{os.path.join(path, first)} reads one of them."
-    )
+  for depth in range(2):
+    splits = {
+      os.sep.join(p[: depth + 1])
+      for p in parts
+      if len(p) > depth + 1 and p[depth].lower() in _SPLITS
+    }
+    nested = {os.sep.join(p[: depth + 1]) for p in parts if len(p) > depth + 2}
+    if len(splits) > 1 or splits & nested:
+      first = sorted(splits)[0]
+      read = "together" if depth or layout == "captions" else "as classes"
+      yield (
+        f"Folders that are named like splits, {_listed(sorted(splits)[:5])}, "
+        f"are read {read}; folder:{os.path.join(path, first)} reads one of "
+        "them."
+      )
+      return
 
 
 def _class_name(directory: str) -> str:
@@ -369,15 +386,23 @@ def read_file(path: str, *, key: str, limit: int, within: str | None) -> bytes:
   return data
 
 
-def _walk(root: str, left_out: account_lib.LeftOut) -> Iterator[str]:
+def _walk(
+  root: str, account: account_lib.Account, *, within: str | None
+) -> Iterator[str]:
   """Yields files below `root` by relative name; follows links, once each.
 
-  Hidden files and folders are added to `left_out` instead.
+  Hidden files and folders are told in `account` instead, and folders that links
+  lead to out of `within`, where it is given.
   """
-  seen = set()
+  seen, outside = set(), []
+  inside = within and os.path.join(os.path.realpath(within), "")
+  left_out = account.left_out
   for directory, subdirectories, names in os.walk(root, followlinks=True):
     real = os.path.realpath(directory)
-    if real in seen:
+    leads_out = inside and not os.path.join(real, "").startswith(inside)
+    if leads_out:
+      outside.append(os.path.relpath(directory, root))
+    if leads_out or real in seen:
       subdirectories.clear()
       continue
     seen.add(real)
@@ -389,6 +414,13 @@ def _walk(root: str, left_out: account_lib.LeftOut) -> Iterator[str]:
         left_out.add(_below(root, directory, name))
       else:
         yield _below(root, directory, name)
+  if outside:
+    more = f" and {len(outside) - 5} more" if len(outside) > 5 else ""
+    account.notes.append(
+      f"Folders that links lead to out of {terminal.escaped(root)} are not "
+      f"read: {_listed(sorted(outside)[:5])}{more}; add ?links=follow to the "
+      "address to follow such links."
+    )
 
 
 def _is_hidden(name: str) -> bool:

@@ -21,11 +21,14 @@ from typing import NamedTuple
 IMAGE, TEXT, JSON, LABEL, UNREAD_IMAGE = range(5)
 IMAGE_SUFFIXES = (
   *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "dib"),
-  *("tif", "tiff", "jp2", "j2k", "jpx", "avif", "ppm", "pgm", "pbm", "pnm"),
+  *("tif", "tiff", "jp2", "j2k", "jpx", "j2c", "jpc", "jpf", "avif", "avifs"),
+  *("ppm", "pgm", "pbm", "pnm", "mpo"),
 )
 # Images, too, but of formats that are not decoded.
 UNREAD_SUFFIXES = (
-  *("heic", "heif", "jxl", "svg", "psd", "ico", "tga", "exr", "hdr", "eps"),
+  *("heic", "heif", "hif", "heics", "jxl", "jxr", "wdp", "svg", "svgz", "psd"),
+  *("ico", "icns", "cur", "tga", "exr", "hdr", "eps", "pcx", "sgi", "dds"),
+  *("pfm", "pam", "qoi", "xbm", "xpm", "wbmp", "wmf", "emf"),
   *("dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "raw", "xcf"),
 )
 TEXT_SUFFIXES = {"txt": TEXT, "json": JSON}

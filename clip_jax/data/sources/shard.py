@@ -33,7 +33,8 @@ class _Sample:
       self.unread.append(member.name)
       return
     if part.kind in self.parts:
-      self.problem = self.problem or "several_images"
+      several = "several_images" if part.kind == IMAGE else "several_captions"
+      self.problem = self.problem or several
     self.parts[part.kind] = (member.offset, member.size)
     self.problem = self.problem or member.problem
 

@@ -69,15 +69,17 @@ class Table:
       notes: for the account; may grow while `pairs` are taken.
       follow_links: whether symbolic links may lead out of the roots.
     """
-    texts: dict[str, list[str]] = {}
-    for image, caption in pairs:
-      texts.setdefault(image, [])
+    texts: dict[str | int, list[str]] = {}  # By number where no image is named.
+    for number, (image, caption) in enumerate(pairs):
+      captions = texts.setdefault(image or number, [])
       if caption is not None:
-        texts[image].append(caption)
+        captions.append(caption)
     self.account = account_lib.Account(notes=notes)
     self._roots = roots
     self._follow_links = follow_links
-    self.names = self._images = strings.Strings(texts)
+    self.names = self._images = strings.Strings(
+      image if isinstance(image, str) else "" for image in texts
+    )
     # Record i has the texts from bound i to bound i + 1.
     self._bounds = np.cumsum([0, *map(len, texts.values())])
     self._texts = strings.Strings(

@@ -309,7 +309,8 @@ class _Scan:
 
   def _member(self, header: _Header, data: int) -> int:
     """Holds the member of `header` back; returns the size of its data."""
-    name = self._next.get("path", header.name)
+    path = self._next.get("path", header.name)
+    name = self._next.get("GNU.sparse.name", path)  # Else that of a temporary.
     size = self._size(header)
     if header.kind == _DIRECTORY or name.endswith(b"/"):
       return size

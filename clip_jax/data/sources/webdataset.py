@@ -210,6 +210,10 @@ def open_webdataset(path: str, options: dict[str, Any]) -> WebDataset:
   names = options.get("classes") or _beside(shards[0], _CLASS_NAMES)
   if names:
     class_names = _read_lines(names)
+    if not class_names:
+      raise errors.UserError(
+        f"{names} names no class; write one name a line, or remove it."
+      )
   if prompts := _beside(shards[0], _TEMPLATES):
     templates = tuple(
       line.replace("{c}", "{}") for line in _read_lines(prompts)
@@ -250,4 +254,6 @@ def _read_lines(path: str) -> tuple[str, ...]:
       f"{path} cannot be read ({error.strerror}); it must be text with one "
       "name a line."
     ) from None
-  return tuple(line.strip() for line in text.split("\n") if line.strip())
+  # In a text U+2028 and others end a line too, which end no name.
+  lines = re.split(r"[\r\n]+", text)
+  return tuple(line.strip() for line in lines if line.strip())

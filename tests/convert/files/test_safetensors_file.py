@@ -52,8 +52,15 @@ def test_the_librarys_files_are_read_bit_by_bit(tmp_path):
   }
   safetensors.numpy.save_file(wide, path, metadata={"format": "np", "x": "ü"})
   file = safetensors_file.read(path)
-  assert file.metadata == {"format": "np", "x": "ü"}
+  assert file.others == {"format": "np", "x": "ü"}
   _assert_same(file.tensors, wide)
+
+
+def test_a_pointer_of_git_lfs_is_called_so(tmp_path):
+  path = tmp_path / "w.safetensors"
+  path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+  with pytest.raises(errors.UserError, match="with `git lfs pull`"):
+    safetensors_file.read(path)
 
 
 def test_the_library_reads_what_is_written(tmp_path):

@@ -10,15 +10,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import (
-  axes,
-  config_file,
-  engine,
-  portable,
-  timm_vit,
-  weights_file,
-)
+from clip_jax.convert import axes, config_file, engine, portable, weights_file
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.formats import timm_vit
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 

@@ -17,14 +17,17 @@ from clip_jax import errors
 from clip_jax.convert import (
   axes,
   engine,
-  openai_export,
-  openai_heads,
   portable,
   weights_file,
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.files import torch_zip
-from clip_jax.convert.formats import open_clip_files, openai_names
+from clip_jax.convert.formats import (
+  open_clip_files,
+  openai_export,
+  openai_heads,
+  openai_names,
+)
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 

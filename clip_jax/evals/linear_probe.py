@@ -1,0 +1,278 @@
+"""Classifiers on a model's image features: linear probe and nearest neighbours.
+
+Features are those before the projection into the shared space (paper, appendix
+A.3), or the embeddings themselves.
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clip_jax import errors
+from clip_jax import preprocess as preprocess_lib
+from clip_jax.data import account, pipeline, sources
+from clip_jax.data.sources import splits
+from clip_jax.evals import logistic, tasks, zero_shot
+
+FEATURES = ("pre_projection", "embedding")
+# The paper's grid of penalties: eight a decade from 1e-6 to 1e6.
+PENALTIES = tuple(10 ** (k / 8 - 6) for k in range(97))
+_COARSE, _SPANS = range(0, 97, 16), (8, 4, 2, 1)
+_VALIDATION = 0.2  # Of the examples to train on, to choose the penalty by.
+NEIGHBOURS = 20
+_TEMPERATURE = 0.07  # Of a neighbour's vote (Wu et al. 2018, section 3.4).
+_QUERIES = 1024
+
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """Image features with their labels.
+
+  Attributes:
+    features: float32 (n, width).
+    labels: int64 (n,), indices into `class_names`.
+    class_names: of the labels.
+  """
+
+  features: np.ndarray
+  labels: np.ndarray
+  class_names: tuple[str, ...]
+
+  def __getitem__(self, rows: np.ndarray) -> "Examples":
+    return Examples(self.features[rows], self.labels[rows], self.class_names)
+
+
+def evaluate(
+  task: str,
+  data: str,
+  *,
+  embed: Callable[[np.ndarray], np.ndarray],
+  preprocess: preprocess_lib.Preprocess,
+  train_data: str = "",
+  seed: int = 0,
+  neighbours: int = NEIGHBOURS,
+  batch_size: int = 256,
+  threads: int = 4,
+  progress: Progress | None = None,
+) -> dict[str, Any]:
+  """Returns the accuracy of a classifier that is trained on one split.
+
+  Args:
+    task: one of `TASKS`.
+    data: a DATA address without its split; with `train_data` the test data.
+    embed: returns features (n, width) of uint8 images (n, size, size, 3).
+    preprocess: how an image becomes an array.
+    train_data: a DATA address; empty takes the other split of `data`.
+    seed: of the examples that are kept to choose the penalty by.
+    neighbours: that vote, of `knn`.
+    batch_size: images embedded at once.
+    threads: threads that read and decode.
+    progress: called with the examples done and their total.
+
+  Raises:
+    UserError: the data have no classes, or not the same in both splits.
+  """
+  train_data, data = (
+    (train_data, data) if train_data else splits.train_and_test(data)
+  )
+  opened = [sources.open_source(address) for address in (train_data, data)]
+  order = _check_classes(opened, (train_data, data))
+  total, done, bad = sum(map(len, opened)), 0, collections.Counter()
+  read, warnings = [], []
+  for source, address in zip(opened, (train_data, data), strict=True):
+    warnings += account.tell(source, address)
+    further = progress and functools.partial(_further, progress, done, total)
+    with pipeline.eval_batches(
+      source, batch_size=batch_size, preprocess=preprocess, threads=threads
+    ) as batches:
+      watched = tasks.watch(
+        batches,
+        bad,
+        total=len(source),
+        progress=further,
+      )
+      read.append(_embed(watched, embed, source.class_names, address))
+    done += len(source)
+  train, test = read
+  train = dataclasses.replace(train, labels=order[train.labels])
+  train = dataclasses.replace(train, class_names=test.class_names)
+  options = {"seed": seed} if task == "linear_probe" else {"k": neighbours}
+  return {
+    "task": task,
+    "data": data,
+    "train_data": train_data,
+    **TASKS[task](train, test, **options),
+    "train_examples": len(train.labels),
+    "bad_records": dict(bad),
+    "warnings": warnings,
+  }
+
+
+def _further(progress: Progress, before: int, total: int, done: int, _) -> None:
+  progress(before + done, total)
+
+
+def _check_classes(opened, addresses) -> np.ndarray:
+  """Returns the test data's number of each class of the training data."""
+  for source, address in zip(opened, addresses, strict=True):
+    if source.class_names is None:
+      raise errors.UserError(
+        f"{address} has no classes to tell apart; a probe needs labelled data "
+        "such as builtin:digits or a folder of class folders."
+      )
+  train, test = (source.class_names for source in opened)
+  if odd := sorted(set(train) ^ set(test)):
+    raise errors.UserError(
+      f"{addresses[0]} and {addresses[1]} have different classes: "
+      f"{', '.join(odd[:5])} {'is' if len(odd) == 1 else 'are'} in one only."
+    )
+  if len(set(train)) < len(train):  # A name stands for several: go by number.
+    return np.arange(len(train))
+  return np.array([test.index(name) for name in train])
+
+
+def _embed(batches, embed, class_names, address: str) -> Examples:
+  features, labels = [], []
+  for batch in batches:
+    features.append(np.asarray(embed(batch["image"]), np.float32))
+    labels.append(batch["label"])
+  if not features:
+    raise errors.UserError(f"{address} has no example.")
+  examples = Examples(
+    np.concatenate(features), np.concatenate(labels), class_names
+  )
+  if np.any(examples.labels < 0):
+    raise errors.UserError(f"{address} has examples without a label.")
+  if not np.all(np.isfinite(examples.features)):
+    raise errors.UserError(
+      "The model gives features that are not finite; its parameters are "
+      "damaged or its training diverged. Use an earlier checkpoint."
+    )
+  return examples
+
+
+def _accuracy(scores: Iterator[np.ndarray], test: Examples) -> dict[str, Any]:
+  counts, start = zero_shot.Accuracy(len(test.class_names)), 0
+  for some in scores:
+    counts.update(some, test.labels[start : start + len(some)])
+    start += len(some)
+  return counts.result()
+
+
+def linear_probe(
+  train: Examples, test: Examples, *, seed: int = 0
+) -> dict[str, Any]:
+  """Returns the test accuracy of logistic regression (paper, appendix A.3).
+
+  The penalty is chosen on a part of the training examples; the classifier that
+  is tested is fitted to all of them.
+
+  Args:
+    train: to fit.
+    test: to measure.
+    seed: of the part.
+
+  Raises:
+    UserError: there are too few examples to choose the penalty by.
+  """
+  classes = len(test.class_names)
+  fitted, held = _split(train.labels, seed)
+  regression = logistic.Regression(
+    train.features[fitted], train.labels[fitted], classes
+  )
+  kept = train[held]
+
+  @functools.cache
+  def validated(index: int) -> float:
+    weights = regression.fit(PENALTIES[index])
+    found = weights.scores(kept.features).argmax(axis=1)
+    return float(np.mean(found == kept.labels))
+
+  best = search(validated)
+  whole = logistic.Regression(train.features, train.labels, classes)
+  weights = whole.fit(PENALTIES[best])
+  return {
+    **_accuracy(iter([weights.scores(test.features)]), test),
+    "regularisation": PENALTIES[best],
+    "validation_top1": validated(best),
+    "validation_examples": len(held),
+  }
+
+
+def search(score: Callable[[int], float]) -> int:
+  """Returns the place in `PENALTIES` that scores best (paper, appendix A.3).
+
+  First every sixteenth is tried, then the neighbours of the best at 8, 4, 2 and
+  1 places. Of equal scores the first counts.
+  """
+  for k in reversed(_COARSE):  # Each fit starts from that of a larger penalty.
+    score(k)
+  peak = max(_COARSE, key=score)
+  for span in _SPANS:
+    near = [k for k in (peak - span, peak, peak + span) if 0 <= k < 97]
+    peak = max(near, key=score)
+  return peak
+
+
+def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the rows to fit and those to validate on, of each class a fifth."""
+  rng = np.random.default_rng(seed)
+  held = []
+  for label in np.unique(labels):
+    rows = rng.permutation(np.flatnonzero(labels == label))
+    held.append(rows[: round(_VALIDATION * len(rows))])
+  kept = np.sort(np.concatenate(held))
+  if not len(kept):
+    raise errors.UserError(
+      "Every class has fewer than three examples to train on; a linear probe "
+      "keeps a fifth of them to choose its penalty by."
+    )
+  return np.setdiff1d(np.arange(len(labels)), kept), kept
+
+
+def nearest_neighbours(
+  train: Examples, test: Examples, *, k: int = NEIGHBOURS
+) -> dict[str, Any]:
+  """Returns the test accuracy of a vote of the nearest training examples.
+
+  Near is a large cosine c, and a vote counts exp(c / 0.07) (Wu et al. 2018).
+
+  Args:
+    train: that vote.
+    test: to measure.
+    k: how many vote; all where there are fewer.
+  """
+  k = min(k, len(train.labels))
+  bank = jnp.asarray(_unit(train.features))
+  labels = jnp.asarray(train.labels)
+
+  @jax.jit
+  def score(queries):
+    cosines, rows = jax.lax.top_k(queries @ bank.T, k)
+    votes = jnp.exp((cosines - 1) / _TEMPERATURE)
+    scores = jnp.zeros((len(queries), len(test.class_names)))
+    return scores.at[jnp.arange(len(queries))[:, None], labels[rows]].add(votes)
+
+  starts = range(0, len(test.labels), _QUERIES)
+  queries = (_unit(test.features[start : start + _QUERIES]) for start in starts)
+  scores = (np.asarray(score(some)) for some in queries)
+  return {**_accuracy(scores, test), "neighbours": k}
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+  lengths = np.linalg.norm(features, axis=1, keepdims=True)
+  return features / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {
+  "knn": nearest_neighbours,
+  "linear_probe": linear_probe,
+}

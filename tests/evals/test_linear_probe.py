@@ -1,0 +1,172 @@
+"""Probes beside slow ways to compute the same."""
+
+import numpy as np
+import pytest
+from scipy import optimize, special
+
+from clip_jax import errors
+from clip_jax.data.sources import splits
+from clip_jax.evals import linear_probe, logistic
+
+
+def blobs(examples, width, classes, *, spread=1.5, seed=0):
+  """Features whose axes differ much in scale, with a mean far from zero."""
+  rng = np.random.default_rng(seed)
+  labels = rng.permutation(np.arange(examples) % classes)
+  means = np.random.default_rng(7).normal(size=(classes, width))
+  features = means[labels] + spread * rng.normal(size=(examples, width))
+  scales = np.geomspace(1, 0.02, width)
+  return (features * scales + 3).astype(np.float32), labels
+
+
+def objective(kernel, bias, features, labels, penalty):
+  """Returns the mean loss in float64 and its gradient."""
+  logits = features.astype(np.float64) @ kernel + bias
+  errors_ = special.softmax(logits, axis=1)
+  own = np.arange(len(labels)), labels
+  loss = -special.log_softmax(logits, axis=1)[own].sum()
+  errors_[own] -= 1
+  gradient = features.T @ errors_ + penalty * kernel
+  loss += penalty / 2 * np.square(kernel).sum()
+  return loss / len(labels), gradient / len(labels), errors_.mean(axis=0)
+
+
+@pytest.mark.parametrize("penalty", [1e4, 10.0, 0.1, 1e-3])
+def test_a_fit_is_the_minimum_that_scipy_finds_in_float64(penalty):
+  width, classes = 7, 3
+  features, labels = blobs(90, width, classes)
+  weights = logistic.Regression(features, labels, classes).fit(penalty)
+
+  def flat(x):
+    kernel, bias = x[:-classes].reshape(width, classes), x[-classes:]
+    loss, *parts = objective(kernel, bias, features, labels, penalty)
+    return loss, np.concatenate([part.ravel() for part in parts])
+
+  start = np.zeros((width + 1) * classes)
+  options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-15, "gtol": 1e-9}
+  found = optimize.minimize(
+    flat, start, jac=True, method="L-BFGS-B", options=options
+  )
+  loss, *_ = objective(
+    weights.kernel.astype(np.float64), weights.bias, features, labels, penalty
+  )
+  assert loss == pytest.approx(found.fun, rel=2e-4, abs=1e-6)
+  kernel = found.x[:-classes].reshape(width, classes)
+  theirs = features @ kernel + found.x[-classes:]
+  same = weights.scores(features).argmax(axis=1) == theirs.argmax(axis=1)
+  assert same.mean() > 0.98
+
+
+def test_a_feature_that_never_varies_and_an_absent_class_do_no_harm():
+  features, labels = blobs(60, 5, 3)
+  features[:, 2] = 4.0
+  weights = logistic.Regression(features, labels, 4).fit(1.0)
+  scores = weights.scores(features)
+  assert np.all(np.isfinite(scores))
+  assert set(scores.argmax(axis=1)) == {0, 1, 2}
+
+
+def test_the_search_is_the_papers():
+  tried = []
+
+  def score(place):
+    tried.append(place)
+    return -abs(place - 37)
+
+  assert linear_probe.search(score) == 37
+  # Every sixteenth, then 8, 4, 2 and 1 places around the best so far.
+  assert set(tried) == {*range(0, 97, 16), 24, 40, 36, 44, 34, 38, 35, 37}
+  assert linear_probe.search(lambda place: 0.5) == 0  # The first of equals.
+  assert len(linear_probe.PENALTIES) == 97
+  ends = linear_probe.PENALTIES[0], linear_probe.PENALTIES[-1]
+  assert ends == (pytest.approx(1e-6), pytest.approx(1e6))
+
+
+def examples(*shape, seed=0):
+  features, labels = blobs(*shape, seed=seed)
+  names = tuple(f"class {i}" for i in range(shape[2]))
+  return linear_probe.Examples(features, labels, names)
+
+
+def test_a_probe_tells_classes_apart():
+  train, test = examples(300, 9, 4), examples(200, 9, 4, seed=1)
+  found = linear_probe.linear_probe(train, test)
+  assert found["top1"] > 0.5  # Chance is 0.25.
+  assert found["regularisation"] in linear_probe.PENALTIES
+  assert found["validation_examples"] == 60
+  assert found == linear_probe.linear_probe(train, test)
+
+
+def test_a_probe_of_two_examples_a_class_is_refused():
+  train = examples(6, 9, 3)
+  with pytest.raises(errors.UserError, match="fewer than three"):
+    linear_probe.linear_probe(train, train)
+
+
+def test_nearest_neighbours_equal_a_plain_vote():
+  train, test = examples(50, 6, 3), examples(40, 6, 3, seed=1)
+  found = linear_probe.nearest_neighbours(train, test, k=7)
+  bank = train.features / np.linalg.norm(train.features, axis=1)[:, None]
+  right = 0
+  for query, label in zip(test.features, test.labels, strict=True):
+    cosines = bank @ (query / np.linalg.norm(query))
+    votes = np.zeros(3)
+    for row in np.argsort(-cosines)[:7]:
+      votes[train.labels[row]] += np.exp((cosines[row] - 1) / 0.07)
+    right += votes.argmax() == label
+  assert found["top1"] == right / 40
+  assert found["neighbours"] == 7
+
+
+@pytest.mark.parametrize(
+  ("address", "train", "test"),
+  [
+    ("builtin:digits", "builtin:digits/train", "builtin:digits/test"),
+    (
+      "tfds:cifar10?label=label",
+      "tfds:cifar10/train?label=label",
+      "tfds:cifar10/test?label=label",
+    ),
+    ("wds:a.tar", "wds:a.tar?split=train", "wds:a.tar?split=held_out"),
+    (
+      "csv:a.csv?sep=tab",
+      "csv:a.csv?sep=tab&split=train",
+      "csv:a.csv?sep=tab&split=held_out",
+    ),
+  ],
+)
+def test_an_address_without_a_split_has_two_parts(address, train, test):
+  assert splits.train_and_test(address) == (train, test)
+
+
+@pytest.mark.parametrize(
+  "address", ["builtin:digits/test", "tfds:cifar10/test", "csv:a?split=train"]
+)
+def test_an_address_of_one_split_is_refused(address):
+  with pytest.raises(errors.UserError, match="--train-data"):
+    splits.train_and_test(address)
+
+
+def test_a_folder_may_hold_both_parts(tmp_path):
+  for name in ("train", "val"):
+    (tmp_path / name).mkdir()
+  train, test = splits.train_and_test(f"folder:{tmp_path}")
+  assert train == f"folder:{tmp_path}/train"
+  assert test == f"folder:{tmp_path}/val"
+
+
+class Source:
+  def __init__(self, *names):
+    self.class_names = names or None
+
+
+def test_classes_are_matched_by_name():
+  opened = [Source("cat", "dog", "owl"), Source("owl", "cat", "dog")]
+  order = linear_probe._check_classes(opened, ("a", "b"))
+  assert order.tolist() == [1, 2, 0]
+  with pytest.raises(errors.UserError, match=r"different classes: cat, owl"):
+    linear_probe._check_classes(
+      [Source("dog", "owl"), Source("cat", "dog")], ("a", "b")
+    )
+  with pytest.raises(errors.UserError, match="no classes"):
+    linear_probe._check_classes([Source("dog"), Source()], ("a", "b"))
