@@ -327,8 +327,10 @@ def _as_it_came(model):
   dialect = model.dialect(NAME)
   if not dialect:
     return None
-  theirs = bert.FAMILY.config({"text": model.spec["text"]})
-  described = _describe_again(dialect["config"], lambda name: theirs)
+  described = _describe_again(
+    dialect["config"],
+    lambda name: bert.FAMILY.config({"text": model.spec["text"]}),
+  )
   if not open_clip_config.same(described, model.spec):
     return None  # It was changed on the way, such as by another image size.
   return dialect["config"], dialect["layout"], model.extras
