@@ -45,7 +45,6 @@ IGNORED = (
   r"^(text\.)?attn_mask$",
   r"^visual\..*\.num_batches_tracked$",
 )
-SCALARS = ("logit_scale", "logit_bias")
 WHOLE = """
 -       logit_scale   log_scale   if not boxed_scale
 box     logit_scale   log_scale   if boxed_scale
@@ -74,9 +73,7 @@ NAMES = Names(
   {
     "whole": WHOLE,
     "bias": BIAS,
-    **openai_names.TABLES,
-    **timm_vit.TABLES,
-    **bert.TABLES,
+    **(openai_names.TABLES | timm_vit.TABLES | bert.TABLES),
   },
   variables=dict.fromkeys(
     (
@@ -178,7 +175,14 @@ def _tokenizer(
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
   """Returns the tokenizer's files, and its description."""
   if named := source.spec.get("tokenizer", {}).get("file"):
-    return _named_tokenizer(source, named, report)
+    # The model was told by its name; its tokenizer may lie beside the file.
+    file = tokenizer_lib_files.find(named, directory=source.directories[0])
+    if not file:
+      report.warnings.append(
+        f"{source.weights} brings no tokenizer: put its {named} beside the "
+        "file to encode texts."
+      )
+    return {named: file.read()} if file else {}, source.spec["tokenizer"]
   if described.tokenizer_name is None:
     ids = {"start_id": tokenizer.START_ID, "end_id": tokenizer.END_ID}
     cleaning = {"cleaning": described.cleaning}
@@ -198,22 +202,6 @@ def _tokenizer(
   vocab_size = described.spec["text"]["vocab_size"]
   tokenizer_files.check_ids(found, vocab_size, str(where))
   return carried[where], found
-
-
-def _named_tokenizer(
-  source: files_lib.Source, name: str, report: report_lib.Report
-) -> tuple[dict[str, bytes], dict[str, Any]]:
-  """Returns the tokenizer of a model that was told by its name."""
-  files = {}
-  (directory,) = source.directories
-  if file := tokenizer_lib_files.find(name, directory=directory):
-    files[name] = file.read()
-  else:
-    report.warnings.append(
-      f"{source.weights} brings no tokenizer: put its {name} beside the file "
-      "to encode texts."
-    )
-  return files, source.spec["tokenizer"]
 
 
 def _override(spec, told, report) -> dict[str, Any]:
@@ -237,12 +225,14 @@ def _layout(
   # Older checkpoints of custom models have OpenAI's names all the same.
   prefix = "" if "positional_embedding" in tensors else described.prefix
   scalars = {
-    name: list(tensors[name].shape) for name in SCALARS if name in tensors
+    name: list(tensors[name].shape)
+    for name in ("logit_scale", "logit_bias")
+    if name in tensors and tensors[name].shape in ((), (1,))
   }
   return {
     "image_head": described.image_head,
     "prefix": prefix,
-    "scalars": {k: v for k, v in scalars.items() if v in ([], [1])},
+    "scalars": scalars,
     "legacy_norms": bert.naming(tensors)["legacy_norms"],
   }
 
