@@ -59,8 +59,9 @@ gamma   attention.output.LayerNorm  ln_1  if legacy_norms
 norm    output.LayerNorm            ln_2  if not legacy_norms
 gamma   output.LayerNorm            ln_2  if legacy_norms
 """
+TABLES = {"bert": TOWER, "bert_block": BLOCK}
 NAMES = Names(
-  {"whole": "part {prefix} text bert", "bert": TOWER, "bert_block": BLOCK},
+  {"whole": "part {prefix} text bert", **TABLES},
   variables={"prefix": "", "legacy_norms": False},
 )
 # The defaults are `BertConfig`'s of transformers.

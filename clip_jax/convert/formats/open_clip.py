@@ -27,8 +27,8 @@ from clip_jax.convert.engine.names import Names
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import (
   bert,
-  open_clip_berts,
   open_clip_config,
+  open_clip_rows,
   openai_names,
   timm_vit,
 )
@@ -45,7 +45,6 @@ IGNORED = (
   r"^(text\.)?attn_mask$",
   r"^visual\..*\.num_batches_tracked$",
 )
-SCALARS = ("logit_scale", "logit_bias")
 WHOLE = """
 -       logit_scale   log_scale   if not boxed_scale
 box     logit_scale   log_scale   if boxed_scale
@@ -64,6 +63,7 @@ weight  {prefix}{text_head}    text_projection          if text_end=linear
 linear  {prefix}{text_head}    text_projection        if text_end=linear_bias
 weight  {prefix}{text_head}.0  text_projection/fc_in    if text_end=mlp
 weight  {prefix}{text_head}.2  text_projection/fc_out   if text_end=mlp
+part    {prefix}transformer.   text        bert  if text.kind=bert
 """
 BIAS = """
 -    logit_bias  logit_bias  if not boxed_bias
@@ -73,19 +73,14 @@ NAMES = Names(
   {
     "whole": WHOLE,
     "bias": BIAS,
-    **openai_names.TABLES,
-    **timm_vit.TABLES,
+    **(openai_names.TABLES | timm_vit.TABLES | bert.TABLES),
   },
-  variables={
-    "boxed_scale": False,
-    "boxed_bias": False,
-    "image_names": "vit",
-    "image_end": "parameter",
-    "image_head": None,
-    "prefix": "",
-    "text_end": "parameter",
-    "text_head": "text_projection",
-  },
+  variables=dict.fromkeys(
+    (
+      *("boxed_scale", "boxed_bias", "image_names", "image_end", "image_head"),
+      *("prefix", "text_end", "text_head", "legacy_norms"),
+    )
+  ),
 )
 
 refusals = open_clip_config.refusals
@@ -123,17 +118,18 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   if described.spec["text"]["kind"] == "bert":
     bert.check_pad(described.spec["text"], cuts, str(path))
   # What training keeps to; open_clip bounds the scale there, not in the model.
-  limit = None
-  if described.spec["init_logit_bias"] is None:
-    limit = clip.MAX_LOGIT_SCALE
-  spec = {**described.spec, "tokenizer": cuts, "max_logit_scale": limit}
-  spec = engine.resolve(spec)
+  biased = described.spec["init_logit_bias"] is not None
+  limit = None if biased else clip.MAX_LOGIT_SCALE
   report.infer("max_logit_scale", limit, "format")
   for field, value in cuts.items():
     # A named model's cleaning may not be the config's.
     noted = report.inferred.get(f"tokenizer.{field}", {})
     report.infer(f"tokenizer.{field}", value, noted.get("source", "format"))
-  spec = _override(spec, options, report)
+  spec = _override(
+    {**described.spec, "tokenizer": cuts, "max_logit_scale": limit},
+    options.activation,
+    report,
+  )
   layout = _layout(described, tensors)
   timm_vit.refuse_other_blocks(tensors, str(path))
   model = portable.assemble(
@@ -151,11 +147,9 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     dialect={"config": source.config, "layout": layout},
   )
   # The patches to drop are of the config, not of the description.
-  if not (dropout := described.spec["image"].get("patch_dropout")):
-    return model
-  return dataclasses.replace(
-    model, execution={"image": {"patch_dropout": dropout}}
-  )
+  dropout = described.spec["image"].get("patch_dropout")
+  execution = {"image": {"patch_dropout": dropout}} if dropout else {}
+  return dataclasses.replace(model, execution=execution)
 
 
 def _bert_config(source: files_lib.Source, name: str) -> dict[str, Any]:
@@ -164,13 +158,13 @@ def _bert_config(source: files_lib.Source, name: str) -> dict[str, Any]:
     beside = config_file.peek(directory / bert.CONFIG)
     if beside.get("model_type") == "bert":
       return beside
-  if name in open_clip_berts.BERTS:
-    return open_clip_berts.BERTS[name]
+  if name in open_clip_rows.BERTS:
+    return open_clip_rows.BERTS[name]
   raise errors.UserError(
     f"{source.where}: hf_model_name={name!r:.100} is not known here. If it is "
     f"a BERT, put its config.json into {source.directories[0]}; other kinds "
     "are not held. Nearest by name: "
-    f"{', '.join(errors.nearest(name, open_clip_berts.BERTS))}."
+    f"{', '.join(errors.nearest(name, open_clip_rows.BERTS))}."
   )
 
 
@@ -181,62 +175,47 @@ def _tokenizer(
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
   """Returns the tokenizer's files, and its description."""
   if named := source.spec.get("tokenizer", {}).get("file"):
-    return _named_tokenizer(source, named, report)
+    # The model was told by its name; its tokenizer may lie beside the file.
+    file = tokenizer_lib_files.find(named, directory=source.directories[0])
+    if not file:
+      report.warnings.append(
+        f"{source.weights} brings no tokenizer: put its {named} beside the "
+        "file to encode texts."
+      )
+    return {named: file.read()} if file else {}, source.spec["tokenizer"]
   if described.tokenizer_name is None:
-    return {}, {
-      "kind": "clip_bpe",
-      "cleaning": described.cleaning,
-      "pad_id": 0,
-      "start_id": tokenizer.START_ID,
-      "end_id": tokenizer.END_ID,
-    }
-  carried = [tokenizer_files.carry(one) for one in source.directories]
-  at = next((i for i, files in enumerate(carried) if files), 0)
-  files, where = carried[at], str(source.directories[at])
+    ids = {"start_id": tokenizer.START_ID, "end_id": tokenizer.END_ID}
+    cleaning = {"cleaning": described.cleaning}
+    return {}, {"kind": "clip_bpe", **cleaning, "pad_id": 0, **ids}
+  carried = {
+    directory: tokenizer_files.carry(directory)
+    for directory in source.directories
+  }
+  where = next(filter(carried.get, carried), source.directories[0])
   found = tokenizer_files.describe(
-    files,
+    carried[where],
     cleaning=described.cleaning,
-    where=where,
+    where=str(where),
     strip_end=described.strip_end,
     report=report,
   )
   vocab_size = described.spec["text"]["vocab_size"]
-  tokenizer_files.check_ids(found, vocab_size, where)
-  return files, found
+  tokenizer_files.check_ids(found, vocab_size, str(where))
+  return carried[where], found
 
 
-def _named_tokenizer(
-  source: files_lib.Source, name: str, report: report_lib.Report
-) -> tuple[dict[str, bytes], dict[str, Any]]:
-  """Returns the tokenizer of a model that was told by its name."""
-  files = {}
-  (directory,) = source.directories
-  if file := tokenizer_lib_files.find(name, directory=directory):
-    files[name] = file.read()
-  else:
-    report.warnings.append(
-      f"{source.weights} brings no tokenizer: put its {name} beside the file "
-      "to encode texts."
-    )
-  return files, source.spec["tokenizer"]
-
-
-def _override(spec, options, report) -> dict[str, Any]:
-  """Returns the description under a user's word on the activation."""
-  if options.activation is None:
-    return spec
-  towers = {}
+def _override(spec, told, report) -> dict[str, Any]:
+  """Returns the whole description under a user's word on the activation."""
+  spec = engine.resolve(spec)
   for part in ("image", "text"):
-    towers[part] = dict(spec[part])
-    if spec[part].get("activation", options.activation) != options.activation:
+    had = spec[part].get("activation", told)
+    if told not in (None, had):
       report.warnings.append(
-        f"{part}.activation={spec[part]['activation']!r} by the config is "
-        f"overridden by {options.activation!r}."
+        f"{part}.activation={had!r} by the config is overridden by {told!r}."
       )
-      towers[part]["activation"] = report.infer(
-        f"{part}.activation", options.activation, "flag"
-      )
-  return {**spec, **towers}
+      report.infer(f"{part}.activation", told, "flag")
+      spec = {**spec, part: {**spec[part], "activation": told}}
+  return spec
 
 
 def _layout(
@@ -246,12 +225,14 @@ def _layout(
   # Older checkpoints of custom models have OpenAI's names all the same.
   prefix = "" if "positional_embedding" in tensors else described.prefix
   scalars = {
-    name: list(tensors[name].shape) for name in SCALARS if name in tensors
+    name: list(tensors[name].shape)
+    for name in ("logit_scale", "logit_bias")
+    if name in tensors and tensors[name].shape in ((), (1,))
   }
   return {
     "image_head": described.image_head,
     "prefix": prefix,
-    "scalars": {k: v for k, v in scalars.items() if v in ([], [1])},
+    "scalars": scalars,
     "legacy_norms": bert.naming(tensors)["legacy_norms"],
   }
 
@@ -265,33 +246,27 @@ def entries(spec: dict[str, Any], layout: dict[str, Any]) -> list[Entry]:
       None for a tower of OpenCLIP's own); "prefix" of the text tower's names;
       "scalars", the shapes of the scale and the bias; "legacy_norms" of BERT.
   """
-  head, prefix = layout["image_head"], layout["prefix"]
+  head, scalars = layout["image_head"], layout["scalars"]
   is_bert = spec["text"]["kind"] == "bert"
   image_end, text_end = spec["image_projection"], spec["text_projection"]
   if head is None:
     image_end = "parameter" if spec["image"]["kind"] == "vit" else "none"
   if text_end == "linear" and not is_bert:
     text_end = "parameter"
-  found = NAMES.entries(
+  return NAMES.entries(
     spec,
     {
-      "boxed_scale": bool(layout["scalars"].get("logit_scale")),
-      "boxed_bias": bool(layout["scalars"].get("logit_bias")),
+      "boxed_scale": bool(scalars.get("logit_scale")),
+      "boxed_bias": bool(scalars.get("logit_bias")),
       "image_names": spec["image"]["kind"] if head is None else "timm",
       "image_end": image_end,
       "image_head": head,
-      "prefix": prefix,
+      "prefix": layout["prefix"],
       "text_end": text_end,
       "text_head": "proj" if is_bert else "text_projection",
+      "legacy_norms": layout["legacy_norms"],
     },
   )
-  if is_bert:
-    found += bert.entries(
-      spec["text"],
-      prefix=f"{prefix}transformer.",
-      legacy_norms=layout["legacy_norms"],
-    )
-  return found
 
 
 def gives_back(model: portable.Portable) -> bool:
@@ -342,11 +317,9 @@ def _as_it_came(model):
   dialect = model.dialect(NAME)
   if not dialect:
     return None
-  described = open_clip_config.describe(
+  described = _describe_again(
     dialect["config"],
-    bert_config=lambda name: bert.FAMILY.config({"text": model.spec["text"]}),
-    report=report_lib.Report(NAME),
-    name=CONFIG,
+    lambda name: bert.FAMILY.config({"text": model.spec["text"]}),
   )
   if not open_clip_config.same(described, model.spec):
     return None  # It was changed on the way, such as by another image size.
@@ -356,10 +329,14 @@ def _as_it_came(model):
 def _anew(model):
   """Returns a config and names for a model from elsewhere."""
   config = open_clip_config.configure(model)
-  described = open_clip_config.describe(
+  described = _describe_again(config, open_clip_rows.BERTS.get)
+  return config, _layout(described, {}), {}
+
+
+def _describe_again(config, bert_config) -> open_clip_config.Described:
+  return open_clip_config.describe(
     config,
-    bert_config=lambda name: open_clip_berts.BERTS[name],
+    bert_config=bert_config,
     report=report_lib.Report(NAME),
     name=CONFIG,
   )
-  return config, _layout(described, {}), {}

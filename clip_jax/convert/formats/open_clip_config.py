@@ -1,7 +1,7 @@
 """OpenCLIP's `open_clip_config.json`, read and written, and what it lacks."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from clip_jax import errors
@@ -9,7 +9,7 @@ from clip_jax.convert import config_file, engine, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.family import Family, normal, refusal
-from clip_jax.convert.formats import open_clip_berts, open_clip_rows, timm_vit
+from clip_jax.convert.formats import open_clip_rows, timm_vit
 from clip_jax.convert.formats.open_clip_fields import (
   ALWAYS,
   CLEANINGS,
@@ -82,22 +82,21 @@ def describe(
   config = {**config, "preprocess_cfg": preprocess}
   where = {"": name, MODEL: f"{name}: {MODEL}"}
   where |= {VISION: f"{name}: vision_cfg", TEXT: f"{name}: text_cfg"}
-  known = {getattr(row, "theirs", "") for row in found.fields}
-  _refuse_unknown(config, known, where, "")
   source = fields.Source(config, found.defaults, where=where, report=report)
+  known = {getattr(row, "theirs", "") for row in found.fields}
+  _refuse_unknown(config, known, source)
   spec = found.describe(source)
-  head, prefix = None, ""
+  head = None
   if vision.get("timm_model_name"):
     head = open_clip_rows.TIMM_HEADS[source.get(f"{VISION}.timm_proj")]
   # Named, be it by null, a HuggingFace tower makes the model a custom one.
-  if source.get(f"{MODEL}.custom_text") or "hf_model_name" in text:
-    prefix = "text."
+  custom = source.get(f"{MODEL}.custom_text") or "hf_model_name" in text
   strip = f"{TEXT}.tokenizer_kwargs.strip_sep_token"
   return Described(
     spec,
     found,
     head,
-    prefix,
+    "text." if custom else "",
     spec.pop("tokenizer")["cleaning"],
     tokenizer_name,
     tokenizer_name is not None and source.get(strip),
@@ -106,30 +105,27 @@ def describe(
 
 def _refuse_unknown(
   values: Mapping[str, Any],
-  known: Iterable[str],
-  where: Mapping[str, str],
-  section: str,
+  known: Collection[str],
+  source: fields.Source,
+  section: str = "",
 ) -> None:
   """Raises UserError for a field that no row knows."""
-  shown = where.get(section) or f"{where['']}: {section}"
   unknown = []
   for field, value in values.items():
-    path = f"{section}.{field}" if section else field
+    path = f"{section}{field}"
     if path in known:
       continue
     if not any(name.startswith(f"{path}.") for name in known):
       unknown.append(str(field))
     elif isinstance(value, dict):
-      _refuse_unknown(value, known, where, path)
+      _refuse_unknown(value, known, source, f"{path}.")
     elif value is not None:
-      raise errors.UserError(
-        f"{shown}: {field} must be a JSON object; got {value!r:.100}."
-      )
+      raise source.wrong(path, "a JSON object")
   if unknown:
     raise errors.UserError(
-      f"{shown} has fields that are not known: {', '.join(sorted(unknown))}. "
-      "A newer version of its library may have written it; they cannot be "
-      "ignored."
+      f"{source.where(section)} has fields that are not known: "
+      f"{', '.join(sorted(unknown))}. A newer version of its library may have "
+      "written it; they cannot be ignored."
     )
 
 
@@ -157,7 +153,7 @@ def _choose(spec: dict[str, Any]) -> tuple[Family, list[str]]:
   if spec["text"]["kind"] not in TEXTS:
     problems = [refusal("text.kind", spec["text"]["kind"], tuple(TEXTS))]
     # Another one stands in, to name what else there is.
-    text = {**variants.VARIANTS["ViT-B-32"]["text"]}
+    text = dict(variants.VARIANTS["ViT-B-32"]["text"])
     text["activation"] = spec["image"].get("activation", "gelu")
     spec = engine.resolve({**spec, "text": text, "text_projection": "linear"})
   text, cuts = spec["text"]["kind"], spec["tokenizer"]["kind"]
@@ -167,7 +163,7 @@ def _choose(spec: dict[str, Any]) -> tuple[Family, list[str]]:
   )
   found = own.refusals(spec)
   if text == "bert" and any(one.startswith("text.") for one in found):
-    near = open_clip_berts.nearest(spec["text"])
+    near = open_clip_rows.nearest_bert(spec["text"])
     problems.append(
       f"of its BERTs, which are published ones, {near} is nearest"
     )
@@ -191,8 +187,7 @@ def _timm_problems(spec) -> list[str]:
   """Returns what keeps an image tower from being one of timm's."""
   if spec["image"]["kind"] != "vit":
     return []
-  near = timm_vit.nearest(spec["image"])
-  if near is None:
+  if (near := timm_vit.nearest(spec["image"])) is None:
     return ["timm has no image tower of these sizes either"]
   name, other = near
   return [
@@ -204,12 +199,12 @@ def _timm_problems(spec) -> list[str]:
 def _tokenizer_problems(spec) -> list[str]:
   """Returns why padding differs, where a text tower sees it."""
   cuts, text = spec["tokenizer"], spec["text"]
-  pad_id = cuts.get("pad_id", 0)
   unseen = text["kind"] == "transformer" and text["causal"]
   unseen = unseen and text["pooling"] in ("argmax", "eos")
-  if cuts["kind"] == "clip_bpe" and pad_id and not unseen:
-    return [refusal("tokenizer.pad_id", pad_id, (0,))]
-  return []
+  pad_id = cuts.get("pad_id", 0)
+  if unseen or cuts["kind"] != "clip_bpe" or not pad_id:
+    return []
+  return [refusal("tokenizer.pad_id", pad_id, (0,))]
 
 
 def configure(model: portable.Portable) -> dict[str, Any]:

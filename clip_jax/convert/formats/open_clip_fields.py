@@ -7,6 +7,7 @@ are those of `CLIPVisionCfg` and `CLIPTextCfg` (open_clip 3.3.0).
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,6 @@ from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.family import Family
 from clip_jax.convert.engine.fields import Field, Fixed
 from clip_jax.convert.engine.names import Names
-from clip_jax.convert.formats import open_clip_berts
 from clip_jax.convert.formats import open_clip_rows as rows_lib
 from clip_jax.convert.formats.open_clip_rows import (
   FLAG,
@@ -61,31 +61,32 @@ def _scale(log: Any) -> float:
   return math.exp(log)
 
 
-def _depths(depths: Any) -> list[int]:
-  if len(depths) != 4:
-    raise ValueError
-  return [_DEPTH.read(depth) for depth in depths]
-
-
-def _cleaning(ours: str) -> str:
-  known = {v: k for k, v in CLEANINGS.items()}
-  return known.get(ours) or NEAREST[ours]
+def _multiple_for_resnet(unit: int, kind: fields.Kind) -> fields.Kind:
+  return fields.checked(
+    f"a multiple of {unit} for a ResNet",
+    lambda value: kind.read(value) % unit == 0,
+    kind.read,
+  )
 
 
 _WIDTH = fields.up_to(config_file.MAX_WIDTH)
 _DEPTH = fields.up_to(config_file.MAX_DEPTH)
-_STAGES = fields.Kind(
-  "four numbers of blocks",
-  _depths,
+_STAGES = dataclasses.replace(
+  fields.checked(
+    "four numbers of blocks",
+    lambda depths: len(depths) == 4,
+    lambda depths: [_DEPTH.read(depth) for depth in depths],
+  ),
   # Of another number of stages, what is written is read as another model.
-  lambda ours: [*ours, 1, 1, 1, 1][:4],
-  ("four stages",),
+  write=lambda ours: [*ours, 1, 1, 1, 1][:4],
+  values=("four stages",),
 )
 _STRING = fields.checked("text", lambda x: type(x) is str)
 _NAME = fields.checked("text, or null", lambda x: x is None or type(x) is str)
 _BIAS = fields.checked(
   "a finite number, or null", lambda x: x is None or fields.is_number(x)
 )
+_WHOLE_NUMBER = fields.checked("a whole number", lambda x: type(x) is int)
 _SECTION = fields.checked(
   "a JSON object, or null", lambda x: x is None or isinstance(x, dict)
 )
@@ -103,6 +104,9 @@ _POOLERS = fields.one_of(
     "cls_last_hidden_state_pooler": "cls",
   }
 )
+_BERT_PROJECTIONS = fields.one_of(
+  {"linear": "linear", "mlp": "mlp", None: "none"}
+)
 _RATIO = dataclasses.replace(
   fields.NUMBER, allowed="a number above 0 that makes an MLP, 64 at most"
 )
@@ -110,6 +114,14 @@ _HEAD_WIDTH = dataclasses.replace(
   fields.INTEGER, allowed="a whole number from 1 on, the width at most"
 )
 _APPROXIMATE = fields.one_of({"none": "gelu", "tanh": "gelu_tanh"})
+_known = {ours: theirs for theirs, ours in CLEANINGS.items()}
+_CLEAN = dataclasses.replace(
+  fields.one_of(CLEANINGS), write=lambda ours: ({**NEAREST, **_known})[ours]
+)
+
+# A field that is always written, and one that the weights show as well.
+_always = functools.partial(Option, always=True)
+_size = functools.partial(_always, in_weights=True)
 
 # Parts of their own attention blocks and heads: known where they are off.
 _OFF = (
@@ -124,31 +136,18 @@ _OFF = (
   ),
 )
 _TRANSFORMER = (
-  Option("layers", "depth", _DEPTH, in_weights=True, default=12, always=True),
-  rows_lib.Derived(
-    "mlp_ratio",
-    "mlp_dim",
-    _RATIO,
-    in_weights=True,
-    default=4.0,
-    reads=rows_lib.mlp_dim,
-    writes=lambda tower: rows_lib.mlp_ratio(tower["width"], tower["mlp_dim"]),
+  _size("layers", "depth", _DEPTH, default=12),
+  rows_lib.MlpRatio(
+    "mlp_ratio", "mlp_dim", _RATIO, in_weights=True, default=4.0
   ),
   rows_lib.Activation(
     "act_kwargs.approximate", "activation", _APPROXIMATE, default="none"
   ),
   Option("norm_kwargs.eps", "norm_epsilon", fields.EPSILON, default=1e-5),
 )
-_EVERY_IMAGE = (
-  Option("patch_dropout", "patch_dropout", fields.NUMBER, default=0.0),
-  Other("attn_pooler_queries"),
-  Other("attn_pooler_heads"),
-)
-_SIZE = Option(
-  "image_size", "image_size", fields.PIXELS, default=224, always=True
-)
-_TIMM = (
-  Other("image_size", 224, fields.PIXELS),
+_POOLER = (Other("attn_pooler_queries"), Other("attn_pooler_heads"))
+_DROPOUT = Option("patch_dropout", "patch_dropout", fields.NUMBER, default=0.0)
+_TIMM_FIELDS = (
   Other("timm_model_name", None, _STRING),
   Other("timm_proj", "linear", fields.one_of(rows_lib.TIMM_HEADS)),
   Other("timm_proj_bias", False, FLAG),
@@ -156,34 +155,24 @@ _TIMM = (
   Other("timm_model_pretrained"),
   Other("timm_drop"),
   Other("timm_drop_path"),
-  *_EVERY_IMAGE,
 )
-_NO_TIMM = tuple(Other(row.theirs) for row in _TIMM[1:8])
+_TIMM = (
+  Other("image_size", 224, fields.PIXELS),
+  *(*_TIMM_FIELDS, _DROPOUT, *_POOLER),
+)
+_NO_TIMM = tuple(Other(row.theirs) for row in _TIMM_FIELDS)
 _VIT = (
   Fixed("kind", "vit"),
-  _SIZE,
-  Option("patch_size", "patch_size", fields.PIXELS, default=16, always=True),
+  _always("image_size", "image_size", fields.PIXELS, default=224),
+  _always("patch_size", "patch_size", fields.PIXELS, default=16),
   rows_lib.Edge(),
-  Option("width", "width", _WIDTH, in_weights=True, default=768, always=True),
-  rows_lib.HeadWidth(
-    "head_width",
-    "heads",
-    _HEAD_WIDTH,
-    default=axes.HEAD_DIM,
-    reads=rows_lib.heads,
-    writes=lambda tower: tower["width"] // tower["heads"],
-  ),
+  _size("width", "width", _WIDTH, default=768),
+  rows_lib.HeadWidth("head_width", "heads", _HEAD_WIDTH, default=axes.HEAD_DIM),
   *_TRANSFORMER,
   Option("no_ln_pre", "pre_norm", _INVERSE, default=False),
   Option("pool_type", "pooling", _IMAGE_POOLINGS, default="tok"),
-  # A norm of one token is the same before and after it is taken.
-  rows_lib.Derived(
-    "final_ln_after_pool",
-    "norm_after_pool",
-    FLAG,
-    default=False,
-    reads=lambda after, tower: after and tower["pooling"] == "gap",
-    writes=lambda tower: tower["norm_after_pool"],
+  rows_lib.NormAfterPool(
+    "final_ln_after_pool", "norm_after_pool", FLAG, default=False
   ),
   # Fixed sines and cosines are stored as any positions are.
   only("pos_embed_type", "learnable", "sin_cos_2d"),
@@ -191,53 +180,44 @@ _VIT = (
   Fixed("class_position", True),
   Fixed("registers", 0),
   Fixed("patch_bias", False),
-  *_OFF,
   only("attentional_pool", False),
-  *_EVERY_IMAGE,
+  *(*_OFF, _DROPOUT, *_POOLER),
 )
 _RESNET = (
   Fixed("kind", "resnet"),
-  _SIZE,
+  _always(
+    *("image_size", "image_size", _multiple_for_resnet(32, fields.PIXELS)),
+    default=224,
+  ),
   Option("layers", "depths", _STAGES, default=None),
-  Option("width", "width", _WIDTH, in_weights=True, default=768, always=True),
-  rows_lib.ResNetSizes(),
+  _size("width", "width", _multiple_for_resnet(2, _WIDTH), default=768),
   only("head_width", axes.HEAD_DIM),
   Other("patch_size", written=None),
   Other("patch_dropout", 0.0, fields.NUMBER),
-  *_OFF,
   only("attentional_pool", False),
-  *_EVERY_IMAGE[1:],
+  *(*_OFF, *_POOLER),
 )
 _EVERY_TEXT = (
-  Option("context_length", "context_length", default=77, always=True),
+  _always("context_length", "context_length", default=77),
   Other("pad_id"),  # Only a mask of padding reads it, which no config turns on.
   Other("final_ln_after_pool"),
 )
 _OWN_TEXT = (
   Fixed("kind", "transformer"),
-  Option("vocab_size", "vocab_size", default=49408, always=True),
-  Option("width", "width", _WIDTH, in_weights=True, default=512, always=True),
+  _always("vocab_size", "vocab_size", default=49408),
+  _size("width", "width", _WIDTH, default=512),
   rows_lib.OptionalHeads("heads", "heads", default=8, always=True),
   *_TRANSFORMER,
   Option("no_causal_mask", "causal", _INVERSE, default=False),
   Option("pool_type", "pooling", _TEXT_POOLINGS, default="argmax"),
-  rows_lib.Derived(
-    "eos_id",
-    "eos_id",
-    fields.TOKEN_ID,
-    default=2,
-    reads=lambda eos_id, tower: eos_id if tower["pooling"] == "eos" else None,
-    writes=lambda tower: tower["eos_id"] if tower["pooling"] == "eos" else 2,
-  ),
+  rows_lib.EosId("eos_id", "eos_id", fields.TOKEN_ID, default=2),
   Other("proj_type", "linear", fields.exactly("linear", "none")),
   Other("proj_bias", False, FLAG),
   *_OFF,
   only("embed_cls", False),
 )
 _BERT = (
-  Option(
-    "hf_pooler_type", "pooling", _POOLERS, default="mean_pooler", always=True
-  ),
+  _always("hf_pooler_type", "pooling", _POOLERS, default="mean_pooler"),
   Other("hf_model_name", None, _STRING),
   Other("hf_model_config", None, _SECTION),
   Other("hf_model_pretrained", True),
@@ -245,81 +225,60 @@ _BERT = (
 _NO_BERT = tuple(
   Other(name) for name in (*(row.theirs for row in _BERT), "hf_proj_type")
 )
-_BERT_PROJECTION = Option(
-  f"{TEXT}.hf_proj_type",
-  "text_projection",
-  fields.one_of({"linear": "linear", "mlp": "mlp", None: "none"}),
-  in_weights=True,
-  default="mlp",
-  always=True,
-)
 
 
+_image = functools.partial(fields.within, VISION, "image")
+_text = functools.partial(fields.within, TEXT, "text")
 # Rows by the kind of an image tower.
 IMAGES: dict[str, tuple[fields.Row, ...]] = {
   "vit": (
-    *fields.within(VISION, "image", (*_VIT, *_NO_TIMM)),
+    *_image((*_VIT, *_NO_TIMM)),
     Fixed("image_projection", "linear", in_weights=True),
   ),
   "resnet": (
-    *fields.within(
-      VISION,
-      "image",
-      (*_RESNET, *_NO_TIMM, *without_effect(_VIT, beside=_RESNET)),
-    ),
+    *_image((*_RESNET, *_NO_TIMM, *without_effect(_VIT, beside=_RESNET))),
     Fixed("image_projection", "none", in_weights=True),
   ),
   "timm": (
-    *fields.within(
-      VISION, "image", (*_TIMM, *without_effect(_VIT, beside=_TIMM))
-    ),
+    *_image((*_TIMM, *without_effect(_VIT, beside=_TIMM))),
     rows_lib.TimmTower(),
   ),
 }
 # Rows by the kind of a text tower; a BERT's come before its `BertTower`.
 TEXTS: dict[str, tuple[fields.Row, ...]] = {
   "transformer": (
-    *fields.within(TEXT, "text", (*_EVERY_TEXT, *_OWN_TEXT, *_NO_BERT)),
+    *_text((*_EVERY_TEXT, *_OWN_TEXT, *_NO_BERT)),
     rows_lib.TextProjection(),
   ),
   "bert": (
-    *fields.within(
-      TEXT,
-      "text",
-      (
-        *_EVERY_TEXT,
-        *_BERT,
-        *without_effect(_OWN_TEXT, beside=(*_EVERY_TEXT, *_BERT)),
-      ),
+    *_text((*_EVERY_TEXT, *_BERT)),
+    *_text(without_effect(_OWN_TEXT, beside=(*_EVERY_TEXT, *_BERT))),
+    _size(
+      f"{TEXT}.hf_proj_type",
+      "text_projection",
+      _BERT_PROJECTIONS,
+      default="mlp",
     ),
-    _BERT_PROJECTION,
   ),
 }
-
-
-def _tokenizer(clean: str, *rows: fields.Row) -> tuple[fields.Row, ...]:
-  """Returns the rows of a tokenizer that cleans so by default."""
-  kind = dataclasses.replace(fields.one_of(CLEANINGS), write=_cleaning)
-  kwargs = f"{TEXT}.tokenizer_kwargs"
-  return (
-    Option(f"{kwargs}.clean", "tokenizer.cleaning", kind, default=clean),
-    only(f"{TEXT}.tokenizer_mode", None, ""),
-    *rows,
-  )
-
-
 _TOKENIZER, _KWARGS = f"{TEXT}.hf_tokenizer_name", f"{TEXT}.tokenizer_kwargs"
+_EVERY_TOKENIZER = only(f"{TEXT}.tokenizer_mode", None, "")
+_clean = functools.partial(
+  Option, f"{_KWARGS}.clean", "tokenizer.cleaning", _CLEAN
+)
 # Rows by whether the tokenizer is CLIP's own or files beside the config. With
 # `local-dir:` open_clip takes the directory, whatever the name is.
 TOKENIZERS: dict[bool, tuple[fields.Row, ...]] = {
-  True: _tokenizer(
-    "lower",
+  True: (
+    _clean(default="lower"),
+    _EVERY_TOKENIZER,
     Other(_TOKENIZER, None, _NAME),
     only(f"{_KWARGS}.reduction_mask", "", None),
     only(f"{_KWARGS}.additional_special_tokens", None),
   ),
-  False: _tokenizer(
-    "whitespace",
+  False: (
+    _clean(default="whitespace"),
+    _EVERY_TOKENIZER,
     Other(_TOKENIZER, None, _STRING, written="."),
     rows_lib.StripEnd(f"{_KWARGS}.strip_sep_token", False, FLAG),
     only(f"{_KWARGS}.language", None),
@@ -328,39 +287,30 @@ TOKENIZERS: dict[bool, tuple[fields.Row, ...]] = {
 # What their preprocessing always does; another rounding or antialiasing makes
 # a small difference, of which an export warns.
 ALWAYS = {"antialias": True, "crop_rounding": "round", "convert_rgb": "after"}
+_PRE = "preprocess_cfg"
+
+
+def _prepared(
+  theirs: str, ours: str, kind: fields.Kind, default: Any
+) -> Option:
+  return _always(f"{_PRE}.{theirs}", ours, kind, default=default)
+
+
+def _choice(theirs: str, ours: str, *names: str) -> Option:
+  kind = fields.one_of({name: name for name in names})
+  return _prepared(theirs, ours, kind, names[0])
+
+
 _PREPROCESSING = (
   *(
-    Option(
-      f"preprocess_cfg.{name}",
-      f"image_{name}",
-      _CHANNELS,
-      default=list(variants.DEFAULTS[f"image_{name}"]),
-      always=True,
-    )
-    for name in ("mean", "std")
+    _prepared(name, ours, _CHANNELS, list(variants.DEFAULTS[ours]))
+    for name, ours in (("mean", "image_mean"), ("std", "image_std"))
   ),
-  *(
-    Option(
-      f"preprocess_cfg.{theirs}",
-      ours,
-      fields.one_of({name: name for name in names}),
-      default=names[0],
-      always=True,
-    )
-    for theirs, ours, names in (
-      ("interpolation", "interpolation", ("bicubic", "bilinear")),
-      ("resize_mode", "resize", ("shortest", "squash", "longest")),
-    )
-  ),
-  Option(
-    "preprocess_cfg.fill_color",
-    "fill",
-    fields.checked("a whole number", lambda x: type(x) is int),
-    default=0,
-    always=True,
-  ),
-  only("preprocess_cfg.mode", "RGB"),
-  Other("preprocess_cfg.size"),  # The image tower's size counts.
+  _choice("interpolation", "interpolation", "bicubic", "bilinear"),
+  _choice("resize_mode", "resize", "shortest", "squash", "longest"),
+  _prepared("fill_color", "fill", _WHOLE_NUMBER, 0),
+  only(f"{_PRE}.mode", "RGB"),
+  Other(f"{_PRE}.size"),  # The image tower's size counts.
   *(Fixed(ours, value, free=True) for ours, value in ALWAYS.items()),
   Fixed("crop_fraction", 1.0),
 )
@@ -374,12 +324,7 @@ _WHOLE = (
     free=True,
     default=INIT_LOG_SCALE,
   ),
-  Option(
-    f"{MODEL}.init_logit_bias",
-    "init_logit_bias",
-    _BIAS,
-    default=None,
-  ),
+  Option(f"{MODEL}.init_logit_bias", "init_logit_bias", _BIAS),
   # The first shows in the weights' shapes, the second is about Python.
   Other(f"{MODEL}.nonscalar_logit_scale"),
   Other(f"{MODEL}.output_dict"),
@@ -395,7 +340,7 @@ def family(
   text: str,
   *,
   own_tokenizer: bool,
-  bert_config: Callable[[str], dict[str, Any]] = open_clip_berts.BERTS.get,
+  bert_config: Callable[[str], dict[str, Any]] = rows_lib.BERTS.get,
 ) -> Family:
   """Returns the rows of models with these towers.
 

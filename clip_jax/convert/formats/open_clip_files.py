@@ -185,9 +185,7 @@ def _find_weights(
         "stood beside it."
       )
     return found[0]
-  others = [
-    file for file in sorted(path.iterdir()) if weights_file.is_one(file)
-  ]
+  others = list(filter(weights_file.is_one, sorted(path.iterdir())))
   if len(others) == 1:
     return others[0]
   if others:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from clip_jax import errors
+from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import fields
-from clip_jax.convert.formats import bert, open_clip_berts, timm_vit
+from clip_jax.convert.formats import bert, timm_vit
 
 MODEL = "model_cfg"
 VISION, TEXT = f"{MODEL}.vision_cfg", f"{MODEL}.text_cfg"
@@ -31,6 +32,22 @@ TIMM_PROJECTIONS = {
   "linear_bias": {"timm_proj": "linear", "timm_proj_bias": True},
   "none": {"timm_proj": "none"},
 }
+# Configs of the published ones: what differs from `bert-base-uncased`.
+_LARGE = {
+  "hidden_size": 1024,
+  "num_hidden_layers": 24,
+  "num_attention_heads": 16,
+  "intermediate_size": 4096,
+}
+BERTS: dict[str, dict[str, Any]] = {
+  "bert-base-uncased": {},
+  "bert-base-cased": {"vocab_size": 28996},
+  "bert-large-uncased": dict(_LARGE),
+  "bert-large-cased": {**_LARGE, "vocab_size": 28996},
+  "bert-base-multilingual-cased": {"vocab_size": 119547},
+  "bert-base-multilingual-uncased": {"vocab_size": 105879},
+}
+BERTS |= {f"google-bert/{name}": config for name, config in BERTS.items()}
 # Fields that the weights' shapes show, so the report leaves them out.
 _IN_WEIGHTS = ("width", "depth", "mlp_dim")
 NOTHING = object()
@@ -50,9 +67,11 @@ class Option(fields.Field):
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
     """Writes the field, if it must be."""
-    if not fields.has(spec, self.ours):
-      return
-    value = self.kind.write(fields.get(spec, self.ours))
+    if fields.has(spec, self.ours):
+      self.put(self.kind.write(fields.get(spec, self.ours)), config)
+
+  def put(self, value: Any, config: dict[str, Any]) -> None:
+    """Stores what is to be written, if it must be."""
     if self.always or value != self.default:
       fields.put(config, self.theirs, value)
 
@@ -101,63 +120,46 @@ def only(theirs: str, *values: Any) -> Other:
 
 def without_effect(
   rows: Iterable[fields.Row], *, beside: Iterable[fields.Row]
-) -> tuple[Other, ...]:
-  """Returns rows that warn of fields which another kind of tower reads.
+) -> Iterable[Other]:
+  """Yields rows that warn of fields which only another kind of tower reads.
 
   Args:
     rows: of that kind.
     beside: of the tower itself, whose fields do have an effect.
   """
-  read = {"", *map(_first, beside)}
-  found = {
-    _first(row): Other(
-      _first(row), None if "." in row.theirs else row.default, warns=True
-    )
-    for row in rows
-    if _first(row) not in read
-  }
-  return tuple(found.values())
+  done = {"", *map(_first, beside)}
+  for row in rows:
+    if (name := _first(row)) not in done:
+      done.add(name)
+      default = None if "." in row.theirs else row.default
+      yield Other(name, default, warns=True)
 
 
 def _first(row: fields.Row) -> str:
   return getattr(row, "theirs", "").split(".")[0]
 
 
-@dataclasses.dataclass(frozen=True)
 class OptionalHeads(Option, fields.Heads):
   """A tower's number of heads."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Derived(Option):
-  """A field whose meaning depends on others of its tower, read before.
-
-  Attributes:
-    reads: returns our value of theirs and of our tower.
-    writes: returns their value of our tower.
-  """
-
-  reads: Callable[[Any, dict[str, Any]], Any] = lambda value, tower: value
-  writes: Callable[[dict[str, Any]], Any] = lambda tower: None
+  """A field whose meaning depends on others of its tower, read before."""
 
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
     """Reads the field."""
     tower = spec[self.ours.split(".")[0]]
 
     def read(value):
-      return self.reads(self.kind.read(value), tower)
+      return self._ours(self.kind.read(value), tower)
 
     kind = dataclasses.replace(self.kind, read=read)
-    value = source.read(self.theirs, kind)
-    if not self.in_weights:
-      source.note(self.ours, value, self.theirs)
-    fields.put(spec, self.ours, value)
+    fields.Field.read(dataclasses.replace(self, kind=kind), source, spec)
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
     """Writes the field."""
-    value = self.writes(spec[self.ours.split(".")[0]])
-    if value != self.default:
-      fields.put(config, self.theirs, value)
+    self.put(self._theirs(spec[self.ours.split(".")[0]]), config)
 
   def holds(self, value: Any, found: Any) -> bool:
     """Whether it came back, or is not looked at."""
@@ -165,21 +167,49 @@ class Derived(Option):
 
 
 class HeadWidth(Derived, fields.Heads):
-  """The width of each head, of which the number of heads follows."""
+  """The width of each head; a remainder of the tower's is dropped, as there."""
+
+  def _ours(self, head_width, tower):
+    return _positive(tower["width"] // head_width)
+
+  def _theirs(self, tower):
+    return tower["width"] // tower["heads"]
 
 
-def heads(head_width: int, tower: dict[str, Any]) -> int:
-  """Returns the number of heads; a remainder is dropped, as there."""
-  if head_width > tower["width"]:
+class MlpRatio(Derived):
+  """The width of an MLP as a multiple of the tower's."""
+
+  def _ours(self, ratio, tower):
+    return _positive(int(tower["width"] * ratio) if ratio <= 64 else 0)
+
+  def _theirs(self, tower):
+    return mlp_ratio(tower["width"], tower["mlp_dim"])
+
+
+class NormAfterPool(Derived):
+  """Whether the last norm follows the pooling: for one token it is the same."""
+
+  def _ours(self, after, tower):
+    return after and tower["pooling"] == "gap"
+
+  def _theirs(self, tower):
+    return tower["norm_after_pool"]
+
+
+class EosId(Derived):
+  """The token whose place is pooled, for the pooling that looks for it."""
+
+  def _ours(self, eos_id, tower):
+    return eos_id if tower["pooling"] == "eos" else None
+
+  def _theirs(self, tower):
+    return tower["eos_id"] if tower["pooling"] == "eos" else self.default
+
+
+def _positive(number: int) -> int:
+  if number < 1:
     raise ValueError
-  return tower["width"] // head_width
-
-
-def mlp_dim(ratio: float, tower: dict[str, Any]) -> int:
-  """Returns the width of an MLP that is a multiple of the tower's."""
-  if not 0 < ratio <= 64 or int(tower["width"] * ratio) < 1:
-    raise ValueError
-  return int(tower["width"] * ratio)
+  return number
 
 
 def mlp_ratio(width: int, mlp_dim: int) -> float:
@@ -240,23 +270,6 @@ class Edge(fields.Row):
     source.report.infer(self.ours, spec["image"]["drop_edge"], "format")
 
 
-@dataclasses.dataclass(frozen=True)
-class ResNetSizes(fields.Row):
-  """The sizes of a ResNet, which its stages and its pooling divide."""
-
-  ours: str = ""
-
-  def check(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Asks for whole pixels after five halvings, and for whole heads."""
-    image = spec["image"]
-    for field, factor, unit in (("image_size", 1, 32), ("width", 32, 64)):
-      if image[field] * factor % unit:
-        raise source.wrong(
-          f"{VISION}.{field}", f"a multiple of {unit // factor} for a ResNet"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
 class TextProjection(fields.Row):
   """The projection of OpenCLIP's own text tower."""
 
@@ -280,7 +293,6 @@ class TextProjection(fields.Row):
     return ("linear", "linear_bias", "none")
 
 
-@dataclasses.dataclass(frozen=True)
 class TimmTower(fields.Row):
   """An image tower that is all in timm's name for it, and its projection."""
 
@@ -288,16 +300,16 @@ class TimmTower(fields.Row):
 
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
     """Looks the name up."""
-    name, proj, bias, pool, size = (
+    name, pool, size, head, bias = (
       source.get(f"{VISION}.{field}")
       for field in (
-        *("timm_model_name", "timm_proj", "timm_proj_bias", "timm_pool"),
-        "image_size",
+        *("timm_model_name", "timm_pool", "image_size"),
+        *("timm_proj", "timm_proj_bias"),
       )
     )
-    tower, head = timm_vit.describe(name), TIMM_HEADS[proj]
-    if pool or head != "head.proj":
-      made_so = head != "head.proj"
+    tower, head = timm_vit.describe(name), TIMM_HEADS[head]
+    made_so = head != "head.proj"
+    if pool or made_so:
       tower = timm_vit.pooled(tower, pool, made_so=made_so, name=name)
     if fields.PIXELS.read(size) != tower["image_size"]:
       raise errors.UserError(
@@ -378,11 +390,20 @@ class BertTower(fields.Row):
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
     """Writes the name of the nearest."""
-    name = open_clip_berts.nearest(spec["text"])
+    name = nearest_bert(spec["text"])
     fields.put(config, f"{TEXT}.hf_model_name", name)
 
 
-@dataclasses.dataclass(frozen=True)
+def nearest_bert(text: dict[str, Any]) -> str:
+  """Returns the name of the BERT that a tower differs least from."""
+
+  def differences(name):
+    there = bert.describe(BERTS[name], report_lib.Report(""), name)
+    return sum(text[field] != want for field, want in there.items())
+
+  return min(BERTS, key=differences)
+
+
 class StripEnd(Other):
   """Whether zeros stand for the end token of a tokenizer, as in CLIPA."""
 
@@ -394,7 +415,6 @@ class StripEnd(Other):
       fields.put(config, self.theirs, True)
 
 
-@dataclasses.dataclass(frozen=True)
 class Ends(fields.Row):
   """What each tower ends in."""
 
