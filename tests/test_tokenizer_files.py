@@ -508,11 +508,10 @@ def mutate(data, rng):
 def test_the_controls_of_a_json_file_are_read_from_it(directory):
   for name in ("gemma", "t5"):
     data = (directory / name / JSON).read_bytes()
-    assert tokenizer_lib.file_controls("hf_json", data) == ((), (1,))
+    assert tokenizer_lib.read_json(data).controls() == ((), (1,))
   bert = transformers.BertTokenizer(vocab=read_vocabulary(directory))
   data = bert.backend_tokenizer.to_str().encode()
-  assert tokenizer_lib.file_controls("hf_json", data) == ((2,), (3,))
-  assert tokenizer_lib.file_controls("sentencepiece", b"") == ((), ())
+  assert tokenizer_lib.read_json(data).controls() == ((2,), (3,))
 
 
 def test_a_json_file_with_padding_and_a_length_obeys_the_fields(directory):

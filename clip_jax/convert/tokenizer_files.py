@@ -4,28 +4,23 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import tokenizers
-
 from clip_jax import errors, json_text
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.convert import report as report_lib
 from clip_jax.tokenizer import files as files_lib
 
+CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
+FAST, WORDS = "tokenizer.json", "vocab.txt"
+VOCAB, MERGES = "vocab.json", "merges.txt"
+SENTENCEPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 # All that `AutoTokenizer` looks for.
 NAMES = (
-  "tokenizer.json",
-  "tokenizer_config.json",
-  "special_tokens_map.json",
-  "added_tokens.json",
-  "vocab.txt",
-  "vocab.json",
-  "merges.txt",
-  "spiece.model",
-  "tokenizer.model",
-  "sentencepiece.bpe.model",
+  *(FAST, CONFIG, SPECIAL, "added_tokens.json"),
+  *(WORDS, VOCAB, MERGES, *SENTENCEPIECE),
 )
 # BERT's own, by the vocabulary.
 _WORDPIECE = {"start_id": "[CLS]", "end_id": "[SEP]", "pad_id": "[PAD]"}
+_MAX_DIGITS = 9  # Of an id.
 
 
 def carry(directory: pathlib.Path) -> dict[str, bytes]:
@@ -57,16 +52,16 @@ def describe(
   Raises:
     UserError: they make none, or one that rows here cannot hold.
   """
-  settings = _object(files, "tokenizer_config.json", where)
+  settings = read_object(files, CONFIG, where)
   if settings.get("padding_side", "right") != "right":
     raise errors.UserError(
       f"{where}: the tokenizer pads on the "
       f"{settings['padding_side']!r:.20} side; towers here want padding on the "
       "right. Correct padding_side in tokenizer_config.json if it is wrong."
     )
-  if "tokenizer.json" in files:
-    found = _from_json(files, settings, where)
-  elif "vocab.txt" in files:
+  if FAST in files:
+    found = _from_json(files, where)
+  elif WORDS in files:
     found = _from_vocabulary(files, settings, where)
   else:
     raise errors.UserError(
@@ -102,10 +97,19 @@ def check_ids(tokenizer: dict[str, Any], vocab_size: int, where: str) -> None:
       )
 
 
-def _object(files, name, where) -> dict[str, Any]:
+def read_object(
+  files: Mapping[str, bytes], name: str, where: str = ""
+) -> dict[str, Any]:
+  """Returns the JSON object in a file, an empty one where there is none.
+
+  Raises:
+    UserError: it is damaged.
+  """
   if name not in files:
     return {}
-  return json_text.parse(files[name], what=f"{where}: {name}")
+  return json_text.parse(
+    files[name], what=f"{where}: {name}" if where else name
+  )
 
 
 def controls(data: bytes, where: str) -> tuple[int | None, int | None]:
@@ -114,7 +118,7 @@ def controls(data: bytes, where: str) -> tuple[int | None, int | None]:
   Raises:
     UserError: it puts several.
   """
-  before, after = tokenizer_lib.file_controls("hf_json", data)
+  before, after = tokenizer_lib.read_json(data).controls()
   if len(before) > 1 or len(after) > 1:
     raise errors.UserError(
       f"{where} puts {len(before)} ids before a text and {len(after)} after "
@@ -123,36 +127,48 @@ def controls(data: bytes, where: str) -> tuple[int | None, int | None]:
   return before[0] if before else None, after[0] if after else None
 
 
-def _from_json(files, settings, where) -> dict[str, Any]:
-  start, end = controls(files["tokenizer.json"], f"{where}: the tokenizer")
-  data = _object(files, "tokenizer.json", where)
-  names = {**_object(files, "special_tokens_map.json", where), **settings}
-  token = names.get("pad_token")
-  if isinstance(token, dict):
-    token = token.get("content")
+def pad_token(files: Mapping[str, bytes], where: str = "") -> Any:
+  """Returns what the files say of the padding token: its text, or anything."""
+  special, config = (read_object(files, x, where) for x in (SPECIAL, CONFIG))
+  token = {**special, **config}.get("pad_token")
+  return token.get("content") if isinstance(token, dict) else token
+
+
+def token_id(files: Mapping[str, bytes], token: str) -> int | None:
+  """Returns the id that the files give to a token; None if they give none."""
+  added = read_object(files, CONFIG).get("added_tokens_decoder")
+  for i, entry in added.items() if isinstance(added, dict) else ():
+    named = isinstance(entry, dict) and entry.get("content") == token
+    if named and i.isdecimal() and len(i) <= _MAX_DIGITS:
+      return int(i)
+  if FAST in files:
+    return tokenizer_lib.read_json(files[FAST]).engine.token_to_id(token)
+  found = read_object(files, VOCAB).get(token)
+  return found if type(found) is int else None
+
+
+def _from_json(files, where) -> dict[str, Any]:
+  start, end = controls(files[FAST], f"{where}: the tokenizer")
+  token = pad_token(files, where)
   if token is None:
-    padding = data.get("padding")
-    pad = padding.get("pad_id") if isinstance(padding, dict) else None
+    padding = tokenizer_lib.read_json(files[FAST]).padding
+    pad = padding["pad_id"] if padding else None
   else:
-    engine = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
-    pad = engine.token_to_id(str(token))
-  if type(pad) is not int:
+    pad = token_id(files, str(token))
+  if pad is None:
     raise errors.UserError(
       f"{where}: nothing says which id pads (pad_token={token!r:.50} in "
       "tokenizer_config.json)."
     )
   return {
-    "kind": "hf_json",
-    "file": "tokenizer.json",
-    "pad_id": pad,
-    "start_id": start,
-    "end_id": end,
+    **{"kind": "hf_json", "file": FAST, "pad_id": pad},
+    **{"start_id": start, "end_id": end},
   }
 
 
 def _from_vocabulary(files, settings, where) -> dict[str, Any]:
   try:
-    lines = files["vocab.txt"].decode("utf-8").splitlines()
+    lines = files[WORDS].decode("utf-8").splitlines()
   except UnicodeDecodeError as error:
     raise errors.DamagedError(
       f"{where}: vocab.txt is no text ({error})."
@@ -168,8 +184,6 @@ def _from_vocabulary(files, settings, where) -> dict[str, Any]:
       f"{where}: do_lower_case={lowercase!r:.20} must be true or false."
     )
   return {
-    "kind": "wordpiece",
-    "file": "vocab.txt",
-    "lowercase": lowercase,
+    **{"kind": "wordpiece", "file": WORDS, "lowercase": lowercase},
     **{field: lines.index(token) for field, token in _WORDPIECE.items()},
   }

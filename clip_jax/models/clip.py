@@ -15,6 +15,8 @@ from clip_jax.packing import packed_text
 
 MAX_LOGIT_SCALE = 100.0  # Paper, section 2.5.
 INIT_LOGIT_SCALE = 1 / 0.07  # Paper, section 2.5.
+# Zhai et al. 2023, section 3.2.
+SIGLIP_INIT_LOGIT_SCALE, SIGLIP_INIT_LOGIT_BIAS = 10.0, -10.0
 
 PROJECTIONS = ("linear", "linear_bias", "mlp", "none")
 

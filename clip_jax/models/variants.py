@@ -64,7 +64,9 @@ DERIVED = {
     "none" if merged["image"]["kind"] == "resnet" else "linear"
   ),
   "init_logit_scale": lambda merged: (
-    clip.INIT_LOGIT_SCALE if merged["init_logit_bias"] is None else 10.0
+    clip.INIT_LOGIT_SCALE
+    if merged["init_logit_bias"] is None
+    else clip.SIGLIP_INIT_LOGIT_SCALE
   ),
   "max_logit_scale": lambda merged: (
     clip.MAX_LOGIT_SCALE if merged["init_logit_bias"] is None else None

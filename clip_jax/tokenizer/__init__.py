@@ -12,6 +12,7 @@ from clip_jax.tokenizer.clip_bpe import (
   MERGES_FILE,
   START_ID,
   VOCAB_SIZE,
+  huggingface_clip,
   merges_text,
   vocabulary,
 )
@@ -19,8 +20,8 @@ from clip_jax.tokenizer.cuts import Cuts
 from clip_jax.tokenizer.rows import (
   KINDS,
   Tokenizer,
-  file_controls,
   make_tokenizer,
+  read_json,
 )
 
 __all__ = [
@@ -33,8 +34,9 @@ __all__ = [
   "Cuts",
   "Tokenizer",
   "clean_clip",
-  "file_controls",
+  "huggingface_clip",
   "make_tokenizer",
   "merges_text",
+  "read_json",
   "vocabulary",
 ]

@@ -115,7 +115,7 @@ def clean_hf_lower(text: str) -> Iterator[str]:
 
 def clean_hf_clip(text: str) -> Iterator[str]:
   """Yields `text` as HuggingFace's CLIPTokenizer: neither ftfy nor HTML."""
-  yield _huggingface_clip().normalize_str(text)
+  yield huggingface_clip().normalize_str(text)
 
 
 def clean_none(text: str) -> Iterator[str]:
@@ -151,7 +151,8 @@ def clean(text: str, *, name: str) -> Iterator[str]:
 
 
 @functools.cache
-def _huggingface_clip() -> tokenizers.normalizers.Normalizer:
+def huggingface_clip() -> tokenizers.normalizers.Normalizer:
+  """Returns the normalizer of HuggingFace's CLIPTokenizer."""
   normalizers = tokenizers.normalizers
   return normalizers.Sequence(
     [

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 import regex
 import tokenizers
 
+from clip_jax.tokenizer import cleaning
+
 MERGES_FILE = "clip_bpe_merges.txt"
 START_ID = 49406
 END_ID = 49407
@@ -20,7 +22,7 @@ VOCAB_SIZE = 49408
 # The pieces that merges never cross: English contractions, runs of letters,
 # single digits, runs of anything else. OpenAI's pattern also lists the control
 # tokens, which lets a caption forge them; here a typed "<|endoftext|>" is text.
-_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 WORD = regex.compile(_PIECES, regex.IGNORECASE)
 
 
@@ -121,6 +123,13 @@ def _huggingface_engine() -> tokenizers.Tokenizer:
     ]
   )
   return engine
+
+
+def huggingface_clip() -> str:
+  """Returns a tokenizer.json of CLIPTokenizer's steps from text to pieces."""
+  engine = tokenizers.Tokenizer.from_str(_huggingface_engine().to_str())
+  engine.normalizer = cleaning.huggingface_clip()
+  return engine.to_str()
 
 
 def _model() -> tokenizers.models.BPE:

@@ -287,23 +287,16 @@ def make_tokenizer(
   )
 
 
-def file_controls(
-  kind: str, data: bytes
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """Returns the ids that a tokenizer's file puts before and after a text.
-
-  Only a `tokenizer.json` says them; its description is made from them.
+def read_json(data: bytes) -> subwords.Subwords:
+  """Returns what a `tokenizer.json` makes.
 
   Raises:
-    UserError: it is not a valid file of its kind.
+    UserError: it is not a valid one.
   """
-  if kind != "hf_json":
-    return (), ()
   file = files_lib.find("tokenizer.json", contents={"tokenizer.json": data})
-  engine = _read_engine(kind, file, None)
+  engine = _read_engine("hf_json", file, None)
   assert isinstance(engine, subwords.Subwords)
-  before, after = engine.controls()
-  return tuple(before), tuple(after)
+  return engine
 
 
 @functools.lru_cache(maxsize=4)

@@ -14,13 +14,18 @@ class Subwords:
 
   A caption cannot forge control tokens: typed ones are text, as far as the
   model can spell them, and are left out where they are a piece of it.
+
+  Attributes:
+    engine: the library's.
+    padding: how the file pads, if it says.
   """
 
   def __init__(self, engine: tokenizers.Tokenizer, *, unknown: str | None):
+    self.padding = engine.padding
     engine.no_padding()
     engine.no_truncation()
     engine.encode_special_tokens = True
-    self._engine = engine
+    self.engine = engine
     self._control = {
       i
       for i, token in engine.get_added_tokens_decoder().items()
@@ -30,27 +35,27 @@ class Subwords:
   @property
   def vocab_size(self) -> int:
     """The number of ids."""
-    return self._engine.get_vocab_size()
+    return self.engine.get_vocab_size()
 
   def encode(self, lines: Iterator[str], *, room: int) -> list[int]:
     """Returns at most `room` ids of the text."""
     text = " ".join(lines)
-    ids = self._engine.encode(text, add_special_tokens=False).ids
+    ids = self.engine.encode(text, add_special_tokens=False).ids
     return [i for i in ids if i not in self._control][:room]
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of `ids`."""
-    return self._engine.decode(list(ids))
+    return self.engine.decode(list(ids))
 
-  def controls(self) -> tuple[list[int], list[int]]:
+  def controls(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the ids that the file puts before and after a text."""
     probe = "a"
-    bare = self._engine.encode(probe, add_special_tokens=False).ids
-    full = self._engine.encode(probe, add_special_tokens=True).ids
+    bare = self.engine.encode(probe, add_special_tokens=False).ids
+    full = self.engine.encode(probe, add_special_tokens=True).ids
     for start in range(len(full) - len(bare) + 1):
       if full[start : start + len(bare)] == bare:
-        return full[:start], full[start + len(bare) :]
-    return [], []
+        return tuple(full[:start]), tuple(full[start + len(bare) :])
+    return (), ()
 
 
 class SentencePiece:

@@ -11,7 +11,7 @@ from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.family import Family
 from clip_jax.convert.engine.fields import Field, Fixed, Written
 from clip_jax.convert.engine.names import FLAX, Names
-from clip_jax.convert.formats import huggingface_config
+from clip_jax.convert.formats import huggingface
 from clip_jax.models import variants
 
 SPEC = {
@@ -207,7 +207,7 @@ def test_what_does_not_come_back_is_refused():
   ]
 
 
-FAMILIES = huggingface_config.FAMILIES
+FAMILIES = huggingface.FAMILIES
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 
 from clip_jax import convert, errors
-from clip_jax.convert import portable, report
+from clip_jax.convert import portable, report, tokenizer_files
 from clip_jax.convert.files import safetensors_file
-from clip_jax.convert.formats import bert, timm_vit
-from clip_jax.convert.formats import huggingface_config as config_lib
+from clip_jax.convert.formats import (
+  bert,
+  huggingface,
+  huggingface_tokenizer,
+  timm_vit,
+)
 from clip_jax.convert.tensor import Tensor
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -345,9 +349,8 @@ def test_positions_that_no_longer_fit_are_left_out(clip, tmp_path):
 
 
 def test_only_clips_own_tokenizer_counts_as_clips():
-  from clip_jax.convert.formats import huggingface_clip_bpe as clip_bpe
-
-  files = clip_bpe.files(77)
+  clip_bpe = huggingface_tokenizer
+  files = clip_bpe.clips_files(77)
   assert clip_bpe.is_clips(files)
   assert clip_bpe.is_clips({}) is None
   slow = {name: files[name] for name in (clip_bpe.VOCAB, clip_bpe.MERGES)}
@@ -378,23 +381,14 @@ def test_only_clips_own_tokenizer_counts_as_clips():
 
 
 def test_another_normalizer_makes_another_tokenizer(clip):
-  from clip_jax.convert.formats import huggingface_clip_bpe as clip_bpe
-  from clip_jax.convert.formats import huggingface_tokenizer
-
-  files = clip_bpe.files(77)
+  files = huggingface_tokenizer.clips_files(77)
+  fast = json.loads(files[tokenizer_files.FAST])
+  other = json.dumps(_changed(fast, ("normalizer",), None)).encode()
   text = {"vocab_size": 49408}
   found = [
     huggingface_tokenizer.clip(changed, text, report.Report(""))
-    for changed in (
-      files,
-      {
-        **files,
-        clip_bpe.FAST: json.dumps(
-          _changed(json.loads(files[clip_bpe.FAST]), ("normalizer",), None)
-        ).encode(),
-      },
-    )
+    for changed in (files, {**files, tokenizer_files.FAST: other})
   ]
   assert [one["kind"] for one in found] == ["clip_bpe", "hf_json"]
   assert found[1]["start_id"] == found[0]["start_id"] == 49406
-  assert config_lib.model_type(clip) == "clip"
+  assert huggingface.model_type(clip) == "clip"

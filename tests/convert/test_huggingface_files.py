@@ -16,7 +16,6 @@ from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.convert import engine
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.formats import huggingface, huggingface_images
-from clip_jax.convert.formats import huggingface_config as config_lib
 from clip_jax.convert.formats import huggingface_weights as weights
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
@@ -280,7 +279,9 @@ def test_sparse_configs_mean_the_defaults_of_their_classes(tmp_path):
 
 def _describe(directory):
   report = report_lib.Report("huggingface")
-  return huggingface.describe(directory, config_lib.read(directory, report))
+  return huggingface.describe(
+    directory, huggingface.read_config(directory, report)
+  )
 
 
 def test_a_legacy_part_replaces_the_newer_one(tmp_path):
@@ -604,7 +605,7 @@ def test_full_size_names_and_shapes_match_without_data(tmp_path, name):
   options = convert.Options(headers_only=True)
   model = convert.open_model(tmp_path, options=options)
   assert model.report.mapped == len(state)
-  family = config_lib.FAMILIES[config.model_type]
+  family = huggingface.FAMILIES[config.model_type]
   back = engine.to_theirs(family.entries(model.spec), model.leaves)
   assert {k: t.shape for k, t in back.items()} == {
     k: tuple(t.shape) for k, t in state.items()

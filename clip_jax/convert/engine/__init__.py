@@ -44,7 +44,7 @@ written by hand. What takes several fields at once is a class derived from
 `fields.Row`; a layout that no rule has is a line in `transforms.LAYOUTS`.
 Another model of HuggingFace's is a
 `formats.huggingface_family.HuggingFaceFamily`, listed in
-`formats/huggingface_config.py`, as `huggingface_chinese_clip.py` is.
+`formats/huggingface.py`, as `huggingface_chinese_clip.py` is.
 A new class of image processor is a line in `formats/huggingface_images.py`, and
 the model's class one in `verify/huggingface.py`, for `verify`.
 """

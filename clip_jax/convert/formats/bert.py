@@ -19,6 +19,7 @@ from clip_jax.convert.engine.fields import Field, Fixed, Heads, Written
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.names import Names
 from clip_jax.convert.formats import huggingface_weights as weights_lib
+from clip_jax.convert.formats.huggingface_family import GELUS, tower
 
 NAME = "bert"
 _POOLINGS = ("mean", "cls")  # What a user may say that a plain one is for.
@@ -30,13 +31,6 @@ IGNORED = (
   r"^classifier\.",
   r"^(bert\.|.*transformer\.)?pooler\.dense\.",
 )
-ACTIVATIONS = {
-  "gelu": "gelu",
-  "gelu_python": "gelu",
-  "gelu_new": "gelu_tanh",
-  "gelu_pytorch_tanh": "gelu_tanh",
-}
-
 # Norms have TensorFlow's names in old files: a gamma and a beta.
 TOWER = """
 -       embeddings.word_embeddings.weight        token_embedding/embedding
@@ -65,52 +59,40 @@ NAMES = Names(
   variables={"prefix": "", "legacy_norms": False},
 )
 # The defaults are `BertConfig`'s of transformers.
-DEFAULTS = {
-  "vocab_size": 30522,
-  "hidden_size": 768,
-  "num_hidden_layers": 12,
-  "num_attention_heads": 12,
-  "intermediate_size": 3072,
-  "max_position_embeddings": 512,
-  "type_vocab_size": 2,
-  "hidden_act": "gelu",
-  "layer_norm_eps": 1e-12,
-  "pad_token_id": 0,
-  "model_type": "bert",
-  "position_embedding_type": "absolute",
-  "is_decoder": False,
-  "add_cross_attention": False,
-  "pruned_heads": {},
-}
+DEFAULTS = tower(
+  768,
+  vocab_size=30522,
+  max_position_embeddings=512,
+  type_vocab_size=2,
+  hidden_act="gelu",
+  layer_norm_eps=1e-12,
+  pad_token_id=0,
+  model_type="bert",
+  position_embedding_type="absolute",
+  is_decoder=False,
+  add_cross_attention=False,
+  pruned_heads={},
+)
+_ABSOLUTE = fields.exactly("absolute", None)
 # What makes it another model.
 PLAIN = (
-  Written(
-    "position_embedding_type", "absolute", fields.exactly("absolute", None)
-  ),
+  Written("position_embedding_type", "absolute", _ABSOLUTE),
   Written("is_decoder", False, fields.exactly(False)),
   Written("add_cross_attention", False, fields.exactly(False)),
   Written("pruned_heads", {}, fields.exactly({}, None)),
 )
+_WIDTH = fields.up_to(config_file.MAX_WIDTH)
+_DEPTH = fields.up_to(config_file.MAX_DEPTH)
 FIELDS = (
   Fixed("kind", "bert", in_weights=True),
   Field("vocab_size", "vocab_size", in_weights=True),
-  Field(
-    "hidden_size",
-    "width",
-    fields.up_to(config_file.MAX_WIDTH),
-    in_weights=True,
-  ),
-  Field(
-    "num_hidden_layers",
-    "depth",
-    fields.up_to(config_file.MAX_DEPTH),
-    in_weights=True,
-  ),
+  Field("hidden_size", "width", _WIDTH, in_weights=True),
+  Field("num_hidden_layers", "depth", _DEPTH, in_weights=True),
   Heads("num_attention_heads", "heads"),
   Field("intermediate_size", "mlp_dim", in_weights=True),
   Field("max_position_embeddings", "positions", in_weights=True),
   Field("type_vocab_size", "token_types", in_weights=True),
-  Field("hidden_act", "activation", fields.one_of(ACTIVATIONS)),
+  Field("hidden_act", "activation", fields.one_of(GELUS)),
   Field("layer_norm_eps", "norm_epsilon", fields.EPSILON),
   Field("pad_token_id", "pad_id", fields.TOKEN_ID),
 )
@@ -191,23 +173,14 @@ def read_tower(
   told = {"activation": options.activation}
   text = describe(config, report, str(path / CONFIG), told)
   text |= {"pooling": pooling, "normalize": normalize}
-  text["context_length"] = context_length or text["positions"]
   said = context_length or "max_position_embeddings" in config
-  report.infer(
+  text["context_length"] = report.infer(
     "text.context_length",
-    text["context_length"],
+    context_length or text["positions"],
     "config" if said else "format",
   )
   files = tokenizer_files.carry(path)
-  tokenizer = tokenizer_files.describe(
-    files, cleaning=cleaning or "none", where=str(path), report=report
-  )
-  report.infer(
-    "tokenizer.cleaning",
-    tokenizer["cleaning"],
-    "config" if cleaning else "format",
-  )
-  check_pad(text, tokenizer, str(path))
+  tokenizer = describe_tokenizer(files, text, report, str(path), cleaning)
   weights = weights_lib.require(path)
   tensors = weights_file.read(weights, options, report).tensors
   dialect = naming(tensors)
@@ -226,6 +199,31 @@ def read_tower(
     files=files,
     dialect={"config": config, **dialect},
   )
+
+
+def describe_tokenizer(
+  files: dict[str, bytes],
+  text: dict[str, Any],
+  report: report_lib.Report,
+  where: str = "The directory of this model",
+  cleaning: str | None = None,
+) -> dict[str, Any]:
+  """Returns the description of BERT's tokenizer, which pads as the model.
+
+  Args:
+    files: of `tokenizer_files.carry`.
+    text: the description of the text tower.
+    report: takes the fields and where they come from.
+    where: what messages call the directory.
+    cleaning: of `tokenizer.CLEANINGS`; None where nothing says one.
+  """
+  found = tokenizer_files.describe(
+    files, cleaning=cleaning or "none", where=where, report=report
+  )
+  said = "config" if cleaning else "format"
+  report.infer("tokenizer.cleaning", found["cleaning"], said)
+  check_pad(text, found, where)
+  return found
 
 
 def check_pad(text: dict[str, Any], tokenizer: dict, where: str) -> None:
@@ -277,18 +275,9 @@ def naming(names: Iterable[str]) -> dict[str, Any]:
   return {"prefix": prefix, "legacy_norms": legacy}
 
 
-def entries(
-  text: dict[str, Any], *, prefix: str = "", legacy_norms: bool = False
-) -> list[engine.Entry]:
-  """Returns where the tensors of HuggingFace's BertModel go.
-
-  Args:
-    text: the tower's description.
-    prefix: of all names.
-    legacy_norms: whether norms have a gamma and a beta, as TensorFlow's.
-  """
-  variables = {"prefix": prefix, "legacy_norms": legacy_norms}
-  return FAMILY.entries({"text": text}, variables)
+def entries(text: dict[str, Any], **dialect: Any) -> list[engine.Entry]:
+  """Returns where a BertModel's tensors go; `dialect` is that of `naming`."""
+  return FAMILY.entries({"text": text}, dialect)
 
 
 FORMAT = Format(NAME, read, recognise=recognise, knows=knows)

@@ -13,7 +13,6 @@ from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.names import FLAX, Names
 from clip_jax.convert.formats import huggingface
-from clip_jax.convert.formats import huggingface_config as config_lib
 from clip_jax.convert.formats import huggingface_weights as weights
 
 NAME = "flax-clip"
@@ -58,7 +57,7 @@ def recognise(path: pathlib.Path) -> bool:
   """Whether `path` has such weights, and none for PyTorch."""
   return (
     (path / FILE).is_file()
-    and config_lib.model_type(path) is not None
+    and huggingface.model_type(path) is not None
     and weights.find(path) is None
   )
 
@@ -70,11 +69,11 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     UserError: it is damaged, or holds another model than a CLIP's two towers.
   """
   report = report_lib.Report(NAME)
-  config = huggingface.read_config(path, options, report)
+  config = huggingface.read_config(path, report, options.activation)
   if config.family.name != "clip" or config.tower:
     raise errors.UserError(
       f"{path}: {FILE} is read for model_type='clip' only; this is "
-      f"{config_lib.model_type(path)!r}."
+      f"{huggingface.model_type(path)!r}."
     )
   tensors = weights_file.read(path / FILE, options, report).tensors
   spec = huggingface.describe(path, config)
@@ -86,7 +85,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     report=report,
     name=str(path),
     options=options,
-    configs=[path / config_lib.FILE],
+    configs=[path / huggingface.CONFIG],
     weights=[path / FILE],
     files=tokenizer_files.carry(path),
   )

@@ -1,10 +1,10 @@
 """HuggingFace's directories of models of two towers, and of a tower alone.
 
-config.json says which of the families of `huggingface_config` it is. Weights
-come as safetensors or PyTorch files, whole or in shards; they go out as
-safetensors.
+config.json says which of `FAMILIES` it is. Weights come as safetensors or
+PyTorch files, whole or in shards; they go out as safetensors.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Collection, Sized
@@ -13,12 +13,22 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import engine, portable, tokenizer_files, weights_file
+from clip_jax.convert import (
+  config_file,
+  engine,
+  portable,
+  tokenizer_files,
+  weights_file,
+)
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.format import Format
-from clip_jax.convert.formats import huggingface_config as config_lib
+from clip_jax.convert.formats import (
+  huggingface_chinese_clip,
+  huggingface_clip,
+  huggingface_siglip,
+)
 from clip_jax.convert.formats import huggingface_images as images
-from clip_jax.convert.formats import huggingface_siglip
 from clip_jax.convert.formats import huggingface_tokenizer as tokenizer
 from clip_jax.convert.formats import huggingface_weights as weights
 from clip_jax.convert.formats.huggingface_family import (
@@ -27,9 +37,31 @@ from clip_jax.convert.formats.huggingface_family import (
 )
 
 NAME = "huggingface"
+CONFIG = "config.json"
+FAMILIES: dict[str, HuggingFaceFamily] = {
+  family.name: family
+  for family in (
+    huggingface_clip.CLIP,
+    huggingface_clip.METACLIP_2,
+    huggingface_chinese_clip.CHINESE_CLIP,
+    huggingface_siglip.SIGLIP,
+    huggingface_siglip.SIGLIP2,
+  )
+}
+_SECTIONS = {"image": "vision_config", "text": "text_config"}
+
+# `model_type` -> the family, and the tower if it is one alone.
+MODEL_TYPES: dict[str, tuple[HuggingFaceFamily, str | None]] = {
+  f"{name}{suffix}": (family, tower)
+  for name, family in FAMILIES.items()
+  for suffix, tower in (
+    ("", None),
+    ("_text_model", "text"),
+    ("_vision_model", "image"),
+  )
+}
 IGNORED = (r"(^|\.)position_ids$",)
-# What follows a tower alone: a projection, or BERT's pooler, which the tower's
-# features precede.
+# What follows a tower alone: a projection, or BERT's pooler.
 _AFTER_TOWER = (
   r"^(visual|text)_projection\.weight$",
   r"^(text_model\.)?head\.(weight|bias)$",
@@ -37,12 +69,25 @@ _AFTER_TOWER = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A config.json: its kind and its fields.
+
+  Attributes:
+    family: one of `FAMILIES`.
+    tower: "text" or "image" for a tower alone, else None.
+    source: the fields.
+  """
+
+  family: HuggingFaceFamily
+  tower: str | None
+  source: fields.Source
+
+
 def recognise(path: pathlib.Path) -> bool:
   """Whether `path` is a directory of such a model, or of a relative of one."""
-  kind = config_lib.model_type(path)
-  return kind is not None and (
-    kind in config_lib.MODEL_TYPES or "clip" in kind.lower()
-  )
+  kind = model_type(path)
+  return kind is not None and (kind in MODEL_TYPES or "clip" in kind.lower())
 
 
 def knows(names: Collection[str]) -> bool:
@@ -58,29 +103,34 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     AmbiguousError: a bare file, and its config was not told.
   """
   report = report_lib.Report(NAME)
-  if path.is_dir():
-    config = read_config(path, options, report)
-    file = weights.require(path)
-  else:
-    path, file = _config_directory(path, options, report), path
-    config = read_config(path, options, report)
+  file = None if path.is_dir() else path
+  if file:
+    path = _config_directory(file, options, report)
+  config = read_config(path, report, options.activation)
+  file = file or weights.require(path)
   tensors = weights_file.read(file, options, report).tensors
   spec = describe(path, config)
   check_depths(spec, tensors, f"{path}: {file.name}")
-  dialect = _dialect(config, tensors)
-  ignored = IGNORED + (_AFTER_TOWER if config.tower else ())
+  dialect: dict[str, Any] = {"weights": file.name}
+  if config.family.name == "siglip2" and "image" in spec:
+    dialect["naflex"] = True
+  variables = {}
+  if config.tower:
+    prefix = PREFIXES[config.tower]
+    has_prefix = any(name.startswith(prefix) for name in tensors)
+    dialect["prefix"] = variables[config.tower] = prefix if has_prefix else ""
   model = portable.assemble(
-    config.family.entries(spec, _variables(spec, dialect)),
+    config.family.entries(spec, variables),
     tensors,
     spec,
     report=report,
     name=str(path),
     options=options,
-    configs=[path / config_lib.FILE],
+    configs=[path / CONFIG],
     weights=weights.files(file),
-    ignored=ignored,
+    ignored=IGNORED + (_AFTER_TOWER if config.tower else ()),
     files=tokenizer_files.carry(path) if "text" in spec else {},
-    dialect={**dialect, "weights": file.name},
+    dialect=dialect,
   )
   after = [name for name in model.extras if "position_ids" not in name]
   if after:
@@ -95,32 +145,93 @@ def _config_directory(file, options, report) -> pathlib.Path:
   """Returns the directory of a bare file's config."""
   if options.config is None:
     hint = ""
-    if (file.parent / config_lib.FILE).is_file():
+    if (file.parent / CONFIG).is_file():
       hint = f" Its directory, {file.parent}, has one: give that."
     raise errors.AmbiguousError(
       f"{file} holds weights under HuggingFace's names without their "
       f"config.{hint}",
-      flags=f"--config {config_lib.FILE}",
+      flags=f"--config {CONFIG}",
     )
   config = pathlib.Path(options.config).expanduser()
   directory = config if config.is_dir() else config.parent
-  if not (directory / config_lib.FILE).is_file():
+  if not (directory / CONFIG).is_file():
     raise errors.UserError(
       f"--config {options.config}: weights under HuggingFace's names take a "
-      f"{config_lib.FILE}, with its tokenizer beside it."
+      f"{CONFIG}, with its tokenizer beside it."
     )
-  report.infer("config", str(directory / config_lib.FILE), "flag")
+  report.infer("config", str(directory / CONFIG), "flag")
   return directory
 
 
+def model_type(directory: pathlib.Path) -> str | None:
+  """Returns the `model_type` of a directory, None where there is none."""
+  found = config_file.peek(directory / CONFIG).get("model_type")
+  return found if isinstance(found, str) else None
+
+
 def read_config(
-  path: pathlib.Path, options: portable.Options, report: report_lib.Report
-) -> config_lib.Config:
-  """Reads the config of a directory, with what a user says instead of it."""
-  return config_lib.read(path, report, {"activation": options.activation})
+  directory: pathlib.Path,
+  report: report_lib.Report,
+  activation: str | None = None,
+) -> Config:
+  """Reads the config of a model of `FAMILIES`.
+
+  Args:
+    directory: with the file.
+    report: takes what is read.
+    activation: of both towers, if a user says it.
+
+  Raises:
+    UserError: it is none, or it is damaged.
+  """
+  path = directory / CONFIG
+  data = config_file.read(path, strict=True)
+  kind = data.get("model_type")
+  if not isinstance(kind, str) or kind not in MODEL_TYPES:
+    raise errors.UserError(
+      f"{path}: model_type={kind!r:.100} is not a model of two towers that is "
+      f"known here. Known: {', '.join(sorted(MODEL_TYPES))}."
+    )
+  family, tower = MODEL_TYPES[kind]
+  where = {"": str(path)}
+  if tower:
+    section = _SECTIONS[tower]
+    values, where[section] = {section: data}, str(path)
+  else:
+    parts = (_part(data, part, family, path) for part in _SECTIONS.values())
+    values = {**data, **dict(zip(_SECTIONS.values(), parts, strict=True))}
+  source = fields.Source(
+    values,
+    family.defaults,
+    where=where,
+    report=report,
+    told={"activation": activation},
+    towers=(tower,) if tower else tuple(_SECTIONS),
+  )
+  return Config(family, tower, source)
 
 
-def describe(path: pathlib.Path, config: config_lib.Config) -> dict[str, Any]:
+def _part(data, name, family, path) -> dict[str, Any]:
+  """Returns a tower's part; the legacy `*_config_dict` wins as a whole."""
+  values, legacy = (
+    _object(data, field, path) for field in (name, f"{name}_dict")
+  )
+  if legacy is None or not family.legacy_parts:
+    return values or {}
+  # transformers completes the legacy part with defaults before it overrides.
+  return {**(values or {}), **family.defaults[name], **legacy}
+
+
+def _object(data, field, path) -> dict[str, Any] | None:
+  value = data.get(field)
+  if value is not None and not isinstance(value, dict):
+    raise errors.UserError(
+      f"{path}: {field} must be a JSON object; got {value!r:.100}."
+    )
+  return value
+
+
+def describe(path: pathlib.Path, config: Config) -> dict[str, Any]:
   """Returns the whole description of a directory's model."""
   spec = config.family.describe(config.source)
   family, report = config.family, config.source.report
@@ -133,13 +244,7 @@ def describe(path: pathlib.Path, config: config_lib.Config) -> dict[str, Any]:
 
 
 def check_depths(spec: dict[str, Any], tensors: Sized, name: str) -> None:
-  """Raises UserError before anything is as large as a config says.
-
-  Args:
-    spec: the description.
-    tensors: of the file.
-    name: what messages call the file.
-  """
+  """Raises UserError before anything is as large as a config says."""
   for part in engine.towers(spec):
     depth = spec[part]["depth"]
     if depth > len(tensors):
@@ -147,24 +252,6 @@ def check_depths(spec: dict[str, Any], tensors: Sized, name: str) -> None:
         f"{name} has {len(tensors)} tensors, and num_hidden_layers={depth} of "
         f"the {part} tower is more than that."
       )
-
-
-def _dialect(config, tensors) -> dict[str, Any]:
-  found = {}
-  if config.family.name == "siglip2" and config.tower != "text":
-    found["naflex"] = True
-  if config.tower:
-    # transformers 5 saves a tower without the prefix that 4 gave it.
-    prefix = PREFIXES[config.tower]
-    has_prefix = any(name.startswith(prefix) for name in tensors)
-    found["prefix"] = prefix if has_prefix else ""
-  return found
-
-
-def _variables(spec, dialect) -> dict[str, Any]:
-  """Returns the variables of a tower's names that is alone."""
-  prefix = dialect.get("prefix")
-  return {} if prefix is None else {engine.towers(spec)[0]: prefix}
 
 
 def refusals(spec: dict[str, Any]) -> list[str]:
@@ -179,10 +266,10 @@ def _family(spec: dict[str, Any]) -> HuggingFaceFamily:
   """
 
   def lacks(family):
-    fields = [problem.partition("=")[0] for problem in family.refusals(spec)]
-    return sum(field.endswith(".kind") for field in fields), len(fields)
+    problems = family.refusals(spec)
+    return sum(".kind=" in problem for problem in problems), len(problems)
 
-  return min(config_lib.FAMILIES.values(), key=lacks)
+  return min(FAMILIES.values(), key=lacks)
 
 
 def write(
@@ -193,8 +280,9 @@ def write(
   spec = model.spec
   portable.refuse(NAME, refusals(spec))
   dialect = model.dialect(NAME)
-  naflex = dialect.get("naflex", False)
-  family = huggingface_siglip.SIGLIP2 if naflex else _family(spec)
+  family = _family(spec)
+  if dialect.get("naflex"):
+    family = huggingface_siglip.SIGLIP2
   tensors = engine.to_theirs(family.entries(spec), model.leaves)
   if model.source.get("format") == NAME:
     tensors |= _fitting(model.extras, spec)
@@ -205,7 +293,7 @@ def write(
   warnings += images.deviations(spec)
   destination.mkdir(parents=True, exist_ok=True)
   weights.write(destination, tensors)
-  _write_json(destination / config_lib.FILE, config)
+  _write_json(destination / CONFIG, config)
   _write_json(
     destination / images.FILE, images.settings(spec, family.processor)
   )
@@ -219,10 +307,12 @@ def _fitting(extras, spec) -> dict[str, Any]:
 
   Positions' ids do not after a resize; transformers makes its own.
   """
-  positions = {"text": spec["text"]["context_length"]}
   image = spec["image"]
   grid = image["image_size"] // image["patch_size"]
-  positions["vision"] = grid * grid + int(image["class_token"])
+  positions = {
+    "text": spec["text"]["context_length"],
+    "vision": grid * grid + int(image["class_token"]),
+  }
   return {
     name: tensor
     for name, tensor in extras.items()
@@ -233,11 +323,7 @@ def _fitting(extras, spec) -> dict[str, Any]:
 
 def _dtype(tensors) -> np.dtype:
   """Returns the dtype to load in: the one that holds every parameter."""
-  kinds = {
-    tensor.dtype
-    for name, tensor in tensors.items()
-    if not name.endswith("position_ids")
-  }
+  kinds = {x.dtype for k, x in tensors.items() if "position_ids" not in k}
   return kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
 
 
@@ -246,10 +332,5 @@ def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
 
 
 FORMAT = Format(
-  NAME,
-  read,
-  recognise=recognise,
-  knows=knows,
-  write=write,
-  refusals=refusals,
+  NAME, read, recognise=recognise, knows=knows, write=write, refusals=refusals
 )

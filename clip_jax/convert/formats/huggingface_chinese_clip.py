@@ -5,10 +5,6 @@ has none, and projects the token itself. The defaults are those of transformers
 5, `configuration_chinese_clip.py`.
 """
 
-from typing import Any
-
-from clip_jax.convert import report as report_lib
-from clip_jax.convert import tokenizer_files
 from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.fields import Field, Fixed
 from clip_jax.convert.engine.names import Names
@@ -37,19 +33,6 @@ TEXT_FIELDS = (
 )
 
 
-def _tokenizer(
-  files: dict[str, bytes], text: dict[str, Any], report: report_lib.Report
-) -> dict[str, Any]:
-  """Returns the description of BERT's tokenizer, which pads as the model."""
-  where = "The directory of this ChineseCLIPModel"
-  found = tokenizer_files.describe(
-    files, cleaning="none", where=where, report=report
-  )
-  report.infer("tokenizer.cleaning", found["cleaning"], "format")
-  bert.check_pad(text, found, where)
-  return found
-
-
 CHINESE_CLIP = HuggingFaceFamily(
   "chinese_clip",
   NAMES,
@@ -61,5 +44,5 @@ CHINESE_CLIP = HuggingFaceFamily(
     *clip.ENDS,
   ),
   {**clip.DEFAULTS, "text_config": bert.DEFAULTS},
-  tokenizer=_tokenizer,
+  tokenizer=bert.describe_tokenizer,
 )

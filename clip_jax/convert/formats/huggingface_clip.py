@@ -13,12 +13,13 @@ from clip_jax import errors
 from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.fields import Field, Fixed, Heads, Written
 from clip_jax.convert.engine.names import Names
-from clip_jax.convert.formats import huggingface_tokenizer as tokenizers
 from clip_jax.convert.formats.huggingface_family import (
+  GELUS,
   PREFIXES,
   HuggingFaceFamily,
   classes,
   structure,
+  tower,
 )
 
 # Configs from before transformers 4.31 name this end token, which no tokenizer
@@ -27,15 +28,7 @@ from clip_jax.convert.formats.huggingface_family import (
 LEGACY_END_ID = 2
 VOCAB_SIZE = 49408
 _MAX_LOG_SCALE = 80.0  # Float32 ends at e^88.
-
-# `hidden_act` -> our activation; the first of several is the one to write.
-ACTIVATIONS = {
-  "quick_gelu": "quick_gelu",
-  "gelu": "gelu",
-  "gelu_python": "gelu",
-  "gelu_pytorch_tanh": "gelu_tanh",
-  "gelu_new": "gelu_tanh",
-}
+ACTIVATIONS = {"quick_gelu": "quick_gelu", **GELUS}
 
 BLOCK = """
 norm    layer_norm1         ln_1
@@ -82,28 +75,23 @@ class Grid(fields.Row):
 
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
     """Works out whether pixels are left over, and warns of them."""
-    image_size, patch_size = (
-      spec["image"][field] for field in ("image_size", "patch_size")
-    )
-    edge = image_size % patch_size
-    if edge and image_size > patch_size:
+    image = spec["image"]
+    edge = image["image_size"] % image["patch_size"]
+    if edge and image["image_size"] > image["patch_size"]:
       source.report.warnings.append(
-        f"image_size={image_size} is no multiple of patch_size={patch_size}: "
-        f"the last {edge} rows and columns of pixels are not seen, as in the "
-        "source."
+        f"image_size={image['image_size']} is no multiple of patch_size="
+        f"{image['patch_size']}: the last {edge} rows and columns of pixels "
+        "are not seen, as in the source."
       )
-    spec["image"]["drop_edge"] = edge > 0
-    source.report.infer(self.ours, edge > 0, "format")
+    image["drop_edge"] = source.report.infer(self.ours, edge > 0, "format")
 
   def check(self, source: fields.Source, spec: dict[str, Any]) -> None:
     """Asks for one whole patch."""
-    image_size, patch_size = (
-      spec["image"][field] for field in ("image_size", "patch_size")
-    )
-    if image_size < patch_size:
-      where = source.where("vision_config.image_size")
+    image = spec["image"]
+    if image["image_size"] < image["patch_size"]:
       raise errors.UserError(
-        f"{where}: image_size={image_size} is below patch_size={patch_size}."
+        f"{source.where('vision_config.image_size')}: image_size="
+        f"{image['image_size']} is below patch_size={image['patch_size']}."
       )
 
 
@@ -127,8 +115,6 @@ PATCHES = (
   Written("num_channels", 3, fields.exactly(3)),
 )
 PIXELS = (Field("image_size", "image_size", fields.PIXELS), *PATCHES)
-
-
 VISION_FIELDS = (
   *structure(kind="vit"),
   *PIXELS,
@@ -217,7 +203,7 @@ ENDS = (
 )
 
 
-def _family(name, architecture, *, legacy, tokenizer) -> HuggingFaceFamily:
+def _family(name, architecture, *, legacy) -> HuggingFaceFamily:
   return HuggingFaceFamily(
     name,
     NAMES,
@@ -232,40 +218,23 @@ def _family(name, architecture, *, legacy, tokenizer) -> HuggingFaceFamily:
       *ENDS,
     ),
     DEFAULTS,
-    tokenizer=tokenizer,
   )
 
 
+_TOWER = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 DEFAULTS = {
   "projection_dim": 512,
   "logit_scale_init_value": 2.6592,
-  "text_config": {
-    "vocab_size": 49408,
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 77,
-    "eos_token_id": 49407,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-  },
-  "vision_config": {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_channels": 3,
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-  },
+  "text_config": tower(
+    512,
+    vocab_size=VOCAB_SIZE,
+    max_position_embeddings=77,
+    eos_token_id=VOCAB_SIZE - 1,
+    **_TOWER,
+  ),
+  "vision_config": tower(
+    768, num_channels=3, image_size=224, patch_size=32, **_TOWER
+  ),
 }
-CLIP = _family("clip", "CLIPModel", legacy=True, tokenizer=tokenizers.clip)
-METACLIP_2 = _family(
-  "metaclip_2",
-  "MetaClip2Model",
-  legacy=False,
-  tokenizer=tokenizers.file_of_clip,
-)
+CLIP = _family("clip", "CLIPModel", legacy=True)
+METACLIP_2 = _family("metaclip_2", "MetaClip2Model", legacy=False)

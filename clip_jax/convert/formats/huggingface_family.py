@@ -11,6 +11,11 @@ from clip_jax.convert.formats import huggingface_tokenizer as tokenizers
 
 # transformers 5 saves a tower alone without the prefix that 4 gave it.
 PREFIXES = {"text": "text_model.", "image": "vision_model."}
+# `hidden_act` -> our activation; the first of several is the one to write.
+GELUS = {
+  **{"gelu": "gelu", "gelu_python": "gelu"},
+  **{"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"},
+}
 
 # Takes the tokenizer's files, the text tower's description and the report.
 DescribeTokenizer = Callable[
@@ -36,6 +41,15 @@ class HuggingFaceFamily(Family):
   processor: str = "CLIPImageProcessor"
   tokenizer: DescribeTokenizer = tokenizers.clip
   legacy_parts: bool = True
+
+
+def tower(width: int, **fields: Any) -> dict[str, Any]:
+  """Returns the defaults of a tower's config: the usual sizes, and `fields`."""
+  return {
+    **{"hidden_size": width, "intermediate_size": 4 * width},
+    **{"num_hidden_layers": 12, "num_attention_heads": width // 64},
+    **fields,
+  }
 
 
 def classes(family: str, architecture: str) -> tuple[Written, ...]:

@@ -5,64 +5,97 @@ import pathlib
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import config_file, engine
+from clip_jax.convert import config_file
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.engine import family
+from clip_jax.convert.engine import family, fields
+from clip_jax.convert.engine.fields import Field, Fixed, Written
 
 FILE = "preprocessor_config.json"
 # transformers 5 writes the parts of a processor into one file.
 _WHOLE_FILE = "processor_config.json"
-
-_OPENAI_MEAN = [0.48145466, 0.4578275, 0.40821073]
-_OPENAI_STD = [0.26862954, 0.26130258, 0.27577711]
-_HALF = [0.5, 0.5, 0.5]
-# Pillow's numbers.
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}
 _LEAST_CROP = 0.1  # Of the resized side; `preprocess` takes no less.
-
-# Defaults of the image processors' classes (transformers 5).
 CLIP, SIGLIP, SIGLIP2 = (
   f"{name}ImageProcessor" for name in ("CLIP", "Siglip", "Siglip2")
 )
-_COMMON = {
-  "do_resize": True,
-  "do_rescale": True,
-  "rescale_factor": 1 / 255,
-  "do_normalize": True,
-  "do_pad": False,
-}
-_DEFAULTS = {
-  CLIP: {
-    **_COMMON,
-    "resample": 3,
-    "image_mean": _OPENAI_MEAN,
-    "image_std": _OPENAI_STD,
-    "size": {"shortest_edge": 224},
-    "do_center_crop": True,
-    "crop_size": {"height": 224, "width": 224},
-  },
-  SIGLIP: {
-    **_COMMON,
-    "resample": 3,
-    "image_mean": _HALF,
-    "image_std": _HALF,
-    "size": {"height": 224, "width": 224},
-    "do_center_crop": False,
-    "crop_size": None,
-  },
-  SIGLIP2: {
-    **_COMMON,
-    "resample": 2,
-    "image_mean": _HALF,
-    "image_std": _HALF,
-    "patch_size": 16,
-    "max_num_patches": 256,
-  },
-}
-
-
 # Classes that differ from another one in nothing but their name.
 _SAME = {"ChineseCLIPImageProcessor": CLIP}
+
+
+def _channels(least: float) -> fields.Kind:
+  """Returns the kind of a number a channel, or of one for all of them."""
+
+  def read(value):
+    numbers = value if isinstance(value, list) else [value] * 3
+    if len(numbers) != 3 or not all(
+      fields.is_number(x) and least <= x <= config_file.MAX_CHANNEL
+      for x in numbers
+    ):
+      raise ValueError
+    return [float(x) for x in numbers]
+
+  return fields.Kind("three numbers, red, green and blue", read)
+
+
+_BOOL = fields.exactly(True, False)
+_TO_ONE = fields.checked(
+  "1/255", lambda x: type(x) is float and math.isclose(x, 1 / 255)
+)
+FIELDS = (
+  Written("do_resize", True, fields.exactly(True)),
+  Written("do_rescale", True, fields.exactly(True)),
+  Written("rescale_factor", 1 / 255, _TO_ONE),
+  Written("do_normalize", True, _BOOL),
+  Field("image_mean", "image_mean", _channels(-config_file.MAX_CHANNEL)),
+  Field("image_std", "image_std", _channels(config_file.LEAST_DEVIATION)),
+  # Pillow's numbers.
+  Field(
+    "resample", "interpolation", fields.one_of({2: "bilinear", 3: "bicubic"})
+  ),
+  Fixed("crop_rounding", "floor"),
+  Fixed("convert_rgb", "before"),
+  Fixed("antialias", True),
+  Fixed("fill", 0, free=True),  # No padding has it.
+)
+
+
+def _square(side: int) -> dict[str, int]:
+  return {"height": side, "width": side}
+
+
+def _at_size(name: str, side: int, patch_size: int) -> dict[str, Any]:
+  """Returns what a processor of a class says for images of a size."""
+  return {
+    CLIP: {"size": {"shortest_edge": side}, "crop_size": _square(side)},
+    SIGLIP: {"size": _square(side)},
+    SIGLIP2: {
+      "patch_size": patch_size,
+      "max_num_patches": (side // patch_size) ** 2,
+    },
+  }[name]
+
+
+def _defaults(name: str, side: int = 224, **more: Any) -> dict[str, Any]:
+  """Returns the defaults of an image processor's class (transformers 5)."""
+  return {
+    **dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True),
+    **{"do_pad": False, "do_center_crop": False, "crop_size": None},
+    **{"rescale_factor": 1 / 255, "resample": 3},
+    **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    **_at_size(name, side, 16),
+    **more,
+  }
+
+
+_DEFAULTS = {
+  CLIP: _defaults(
+    CLIP,
+    image_mean=[0.48145466, 0.4578275, 0.40821073],
+    image_std=[0.26862954, 0.26130258, 0.27577711],
+    do_center_crop=True,
+  ),
+  SIGLIP: _defaults(SIGLIP),
+  SIGLIP2: _defaults(SIGLIP2, 256, resample=2),
+}
 
 
 def describe(
@@ -83,42 +116,31 @@ def describe(
     UserError: the processor does what preprocessing here cannot.
   """
   values, path = _read(directory)
-  source = "config"
+  said = "format" if values is None else "config"
   if values is None:
-    source = "format"
     report.warnings.append(
       f"{path.parent} has no {FILE}: images are prepared as a {name} does by "
       f"default, for image_size={image['image_size']}."
     )
-    values = _at_size(name, image)
+    values = _at_size(name, image["image_size"], image["patch_size"])
   else:
     name = _class_name(values, name, path)
-  # A null means the class's default, too.
-  given = {k: v for k, v in values.items() if v is not None}
-  settings = {**_DEFAULTS[name], **given}
-  _check_fixed(settings, path)
-  mean, std = (
-    _channels(settings, field, path) for field in ("image_mean", "image_std")
+  source = fields.Source(
+    # A null means the class's default, too.
+    {k: v for k, v in values.items() if v is not None},
+    _DEFAULTS[name],
+    where={"": str(path)},
+    report=report_lib.Report(""),
   )
-  if not settings["do_normalize"]:
-    mean, std = [0.0] * 3, [1.0] * 3
-  resample = settings["resample"]
-  if type(resample) is not int or resample not in _RESAMPLE:
-    raise _wrong(path, settings, "resample", "2 (bilinear) or 3 (bicubic)")
-  sizes = _naflex_sizes if name == SIGLIP2 else _sizes
-  found = {
-    "image_mean": mean,
-    "image_std": std,
-    "interpolation": _RESAMPLE[resample],
-    "antialias": True,
-    **sizes(settings, image, path),
-    "fill": 0,
-    "crop_rounding": "floor",
-    "convert_rgb": "before",
-  }
-  assert found.keys() == set(engine.IMAGE_FIELDS)
+  found: dict[str, Any] = {}
+  for row in FIELDS:
+    row.read(source, found)
+  source.read("do_pad", fields.exactly(False))
+  if not source.get("do_normalize"):
+    found |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+  found |= (_naflex_sizes if name == SIGLIP2 else _sizes)(source, image)
   for field, value in found.items():
-    report.infer(field, value, source)
+    report.infer(field, value, said)
   return found
 
 
@@ -132,20 +154,6 @@ def _read(directory) -> tuple[dict[str, Any] | None, pathlib.Path]:
     if isinstance(part, dict):
       return part, whole
   return None, path
-
-
-def _at_size(name: str, image: dict[str, Any]) -> dict[str, Any]:
-  """Returns what a processor of a class says for images of a size."""
-  side = image["image_size"]
-  square = {"height": side, "width": side}
-  return {
-    CLIP: {"size": {"shortest_edge": side}, "crop_size": square},
-    SIGLIP: {"size": square},
-    SIGLIP2: {
-      "patch_size": image["patch_size"],
-      "max_num_patches": (side // image["patch_size"]) ** 2,
-    },
-  }[name]
 
 
 def _class_name(values, default, path) -> str:
@@ -165,55 +173,23 @@ def _class_name(values, default, path) -> str:
   return _SAME.get(name, name)
 
 
-def _check_fixed(settings, path) -> None:
-  for field, want in (
-    ("do_resize", True),
-    ("do_rescale", True),
-    ("do_pad", False),
-  ):
-    if settings[field] is not want:
-      raise _wrong(path, settings, field, str(want).lower())
-  for field in ("do_normalize", "do_center_crop"):
-    if type(settings.get(field, False)) is not bool:
-      raise _wrong(path, settings, field, "true or false")
-  factor = settings["rescale_factor"]
-  if type(factor) is not float or not math.isclose(factor, 1 / 255):
-    raise _wrong(path, settings, "rescale_factor", "1/255")
-
-
-def _channels(settings, field, path) -> list[float]:
-  value = settings[field]
-  numbers = value if isinstance(value, list) else [value] * 3
-  good = len(numbers) == 3 and all(
-    type(x) in (int, float) and abs(x) <= config_file.MAX_CHANNEL
-    for x in numbers
-  )
-  if not good or (
-    field == "image_std" and min(numbers) < config_file.LEAST_DEVIATION
-  ):
-    raise _wrong(path, settings, field, "three numbers, red, green and blue")
-  return [float(x) for x in numbers]
-
-
-def _sizes(settings, image, path) -> dict[str, Any]:
+def _sizes(source, image) -> dict[str, Any]:
   """Returns how an image of any shape becomes a square one."""
-  resize, resized = _edge(settings, "size", path)
+  resize, resized = source.read("size", _SIZE)
   side = resized
-  if settings["do_center_crop"]:
-    _, side = _edge(settings, "crop_size", path, square=True)
+  if source.read("do_center_crop", _BOOL):
+    _, side = source.read("crop_size", _CROP)
   elif resize == "shortest":
-    raise _wrong(
-      path, settings, "do_center_crop", "true where size has a shortest_edge"
-    )
-  if side > resized or side < _LEAST_CROP * resized:
-    raise _wrong(
-      path, settings, "crop_size", f"at most the size, {resized}, and no tenth"
+    raise source.wrong("do_center_crop", "true where size has a shortest_edge")
+  if not _LEAST_CROP * resized <= side <= resized:
+    raise source.wrong(
+      "crop_size", f"at most the size, {resized}, and no tenth"
     )
   if side != image["image_size"]:
     raise errors.UserError(
-      f"{path} makes images of {side} pixels, but the model is for "
-      f"image_size={image['image_size']}. Correct the file (or take it away: "
-      "then the defaults of its class hold at the model's size)."
+      f"{source.where('size')} makes images of {side} pixels, but the model is "
+      f"for image_size={image['image_size']}. Correct the file (or take it "
+      "away: then the defaults of its class hold at the model's size)."
     )
   return {"resize": resize, "crop_fraction": crop_fraction(side, resized)}
 
@@ -226,39 +202,31 @@ def crop_fraction(side: int, resized: int) -> float:
   return fraction
 
 
-def _edge(settings, field, path, *, square=False) -> tuple[str, int]:
+def _edge(value: Any) -> tuple[str, int]:
   """Returns ("shortest" or "squash", pixels) of one of the sizes."""
-  value = settings[field]
   if type(value) is int:  # Of older files.
     value = {"shortest_edge": value}
-  sides = {}
-  if isinstance(value, dict):
-    sides = {key: side for key, side in value.items() if side is not None}
-  good = all(type(x) is int and 1 <= x < 1 << 16 for x in sides.values())
-  if good and sides.keys() == {"height", "width"}:
-    if sides["height"] == sides["width"]:
-      return "squash", sides["height"]
-  elif good and sides.keys() == {"shortest_edge"}:
-    return "shortest", sides["shortest_edge"]
-  raise _wrong(
-    path,
-    settings,
-    field,
-    "an equal height and width" + ("" if square else ", or a shortest_edge"),
-  )
+  sides = {k: side for k, side in dict(value).items() if side is not None}
+  resize = {
+    ("height", "width"): "squash",
+    ("shortest_edge",): "shortest",
+  }.get(tuple(sorted(sides)))
+  edges = list(map(fields.up_to((1 << 16) - 1).read, sides.values()))
+  if resize is None or edges[0] != edges[-1]:
+    raise ValueError
+  return resize, edges[0]
 
 
-def _naflex_sizes(settings, image, path) -> dict[str, Any]:
-  for field, want in _at_size(SIGLIP2, image).items():
-    if settings[field] != want:
-      raise _wrong(path, settings, field, f"{want}, as in the model")
+_CROP = fields.Kind("an equal height and width", _edge)
+_SIZE = fields.Kind(f"{_CROP.allowed}, or a shortest_edge", _edge)
+
+
+def _naflex_sizes(source, image) -> dict[str, Any]:
+  wanted = _at_size(SIGLIP2, image["image_size"], image["patch_size"])
+  for field, want in wanted.items():
+    if source.get(field) != want:
+      raise source.wrong(field, f"{want}, as in the model")
   return {"resize": "squash", "crop_fraction": 1.0}
-
-
-def _wrong(path, settings, field, allowed) -> errors.UserError:
-  return errors.UserError(
-    f"{path}: {field} must be {allowed}; got {settings.get(field)!r:.100}."
-  )
 
 
 def refusals(spec: dict[str, Any]) -> list[str]:
@@ -270,32 +238,21 @@ def refusals(spec: dict[str, Any]) -> list[str]:
 
 def settings(spec: dict[str, Any], name: str) -> dict[str, Any]:
   """Returns a preprocessor_config.json, of the class `name` if it can be."""
-  image = spec["image"]
-  side = image["image_size"]
+  side, patch_size = spec["image"]["image_size"], spec["image"]["patch_size"]
   resized = math.floor(side / spec["crop_fraction"])
-  square = {"height": side, "width": side}
   plain = spec["resize"] == "squash" and resized == side
   if not plain:
     name = CLIP
-  found = {
-    "image_processor_type": name,
-    "do_resize": True,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": list(spec["image_mean"]),
-    "image_std": list(spec["image_std"]),
-    "resample": {v: k for k, v in _RESAMPLE.items()}[spec["interpolation"]],
-  }
+  found: dict[str, Any] = {"image_processor_type": name}
+  for row in FIELDS:
+    row.write(spec, found)
   if name == SIGLIP2:
-    return found | _at_size(SIGLIP2, image)
-  found |= {"do_convert_rgb": True, "size": square}
+    return found | _at_size(SIGLIP2, side, patch_size)
+  found |= {"do_convert_rgb": True, "size": _square(resized)}
   if name == CLIP:
-    found |= {"do_center_crop": not plain, "crop_size": square}
-    if spec["resize"] == "shortest":
-      found["size"] = {"shortest_edge": resized}
-    elif not plain:
-      found["size"] = {"height": resized, "width": resized}
+    found |= {"do_center_crop": not plain, "crop_size": _square(side)}
+  if spec["resize"] == "shortest":
+    found["size"] = {"shortest_edge": resized}
   return found
 
 
@@ -305,14 +262,11 @@ def deviations(spec: dict[str, Any]) -> list[str]:
   They cannot be told. The differences are of a pixel's shift, of palettes'
   colours, of a filter; the weights are the same.
   """
-  theirs = {
-    "crop_rounding": "floor",
-    "convert_rgb": "before",
-    "antialias": True,
-  }
   return [
-    f"{field}={spec[field]!r} here, {want!r} in HuggingFace's image processor"
-    for field, want in theirs.items()
-    if spec[field] != want
-    and not (field == "crop_rounding" and spec["resize"] == "squash")
+    f"{row.ours}={spec[row.ours]!r} here, {row.value!r} in HuggingFace's image "
+    "processor"
+    for row in FIELDS
+    if isinstance(row, Fixed)
+    and not row.holds(spec[row.ours], row.value)
+    and not (row.ours == "crop_rounding" and spec["resize"] == "squash")
   ]

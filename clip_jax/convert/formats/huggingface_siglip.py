@@ -20,10 +20,9 @@ from clip_jax.convert.formats.huggingface_family import (
   HuggingFaceFamily,
   classes,
   structure,
+  tower,
 )
-
-# What training started from (Zhai et al. 2023, section 3.2).
-_INIT_LOGIT_SCALE, _INIT_LOGIT_BIAS = 10.0, -10.0
+from clip_jax.models import clip as model
 
 WHOLE = """
 box     logit_scale      log_scale
@@ -55,14 +54,8 @@ TABLES = {
 }
 
 
-class LogitBias(fields.Row):
-  """The logit bias: a number, which the weights have."""
-
-  ours = "init_logit_bias"
-
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Stores where training began."""
-    spec[self.ours] = _INIT_LOGIT_BIAS
+class LogitBias(Fixed):
+  """Where the logit bias began; the weights have what it has become."""
 
   def holds(self, value: Any, found: Any) -> bool:
     """Whether there is one."""
@@ -159,26 +152,35 @@ def _family(name, architecture, *, grid, pixels, processor):
       Written("text_config.pad_token_id", 0),
       *structure(image_projection="none", text_projection="linear_bias"),
       EmbedDim("text_config.projection_size", "embed_dim", in_weights=True),
-      Fixed("init_logit_scale", _INIT_LOGIT_SCALE, in_weights=True, free=True),
-      LogitBias(),
+      Fixed(
+        "init_logit_scale",
+        model.SIGLIP_INIT_LOGIT_SCALE,
+        in_weights=True,
+        free=True,
+      ),
+      LogitBias(
+        "init_logit_bias", model.SIGLIP_INIT_LOGIT_BIAS, in_weights=True
+      ),
       # big_vision's adds 1e-8 to the length, which is below float32.
       Fixed("embed_norm", "l2", also=("l2_plus_1e-8",)),
       Fixed("max_logit_scale", None, free=True),
     ),
     {
-      "text_config": {
+      "text_config": tower(
+        768,
+        vocab_size=32000,
+        max_position_embeddings=64,
+        projection_size=None,
         **_TOWER,
-        "vocab_size": 32000,
-        "max_position_embeddings": 64,
-        "projection_size": None,
-      },
-      "vision_config": {
+      ),
+      "vision_config": tower(
+        768,
+        num_channels=3,
+        patch_size=16,
+        vision_use_head=True,
         **_TOWER,
-        "num_channels": 3,
-        "patch_size": 16,
-        "vision_use_head": True,
         **pixels,
-      },
+      ),
     },
     processor=processor,
     tokenizer=tokenizers.siglip,
@@ -186,14 +188,7 @@ def _family(name, architecture, *, grid, pixels, processor):
   )
 
 
-_TOWER = {
-  "hidden_size": 768,
-  "intermediate_size": 3072,
-  "num_hidden_layers": 12,
-  "num_attention_heads": 12,
-  "hidden_act": "gelu_pytorch_tanh",
-  "layer_norm_eps": 1e-6,
-}
+_TOWER = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 SIGLIP = _family(
   "siglip",
   "SiglipModel",

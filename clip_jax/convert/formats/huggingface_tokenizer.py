@@ -1,37 +1,36 @@
-"""Tokenizer files of a HuggingFace directory, both ways."""
+"""Tokenizers of HuggingFace's CLIP and SigLIP directories, both ways.
 
+Many models keep CLIP's class of tokenizer with tables of their own: what the
+files say is CLIP's only if every step of it is.
+"""
+
+import json
 from typing import Any
 
 from clip_jax import errors
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.convert import report as report_lib
 from clip_jax.convert import tokenizer_files
-from clip_jax.convert.formats import huggingface_clip_bpe as clip_bpe
+from clip_jax.convert.tokenizer_files import (
+  CONFIG,
+  FAST,
+  MERGES,
+  SENTENCEPIECE,
+  SPECIAL,
+  VOCAB,
+  WORDS,
+  read_object,
+)
 
-CONFIG, SPECIAL = clip_bpe.CONFIG, clip_bpe.SPECIAL
-FAST, VOCAB, MERGES = clip_bpe.FAST, clip_bpe.VOCAB, clip_bpe.MERGES
-WORDS = "vocab.txt"  # BERT's.
-SENTENCEPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 _SIGLIP_END_ID = 1
-_MAX_DIGITS = 9  # Of an id.
 _GEMMA_VOCAB = 256_000  # SigLIP 2's, which pads with 0; SigLIP's pads with 1.
-
-
-def _checked(found, files, text, report) -> dict[str, Any]:
-  """Returns a description, after its fields are noted and compared."""
-  config = clip_bpe.read_object(files, CONFIG)
-  if config.get("padding_side") == "left":
-    report.warnings.append(
-      f"{CONFIG} says padding_side='left'; rows are padded on the right here, "
-      "as every CLIP and SigLIP was trained."
-    )
-  report.infer("tokenizer.cleaning", found["cleaning"], "format")
-  source = "config" if found.get("file", VOCAB) in files else "format"
-  for field, value in found.items():
-    if f"tokenizer.{field}" not in report.inferred:
-      report.infer(f"tokenizer.{field}", value, source)
-  tokenizer_files.check_ids(found, text["vocab_size"], "The tokenizer")
-  return found
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+# What changes no id: transformers 5 has the control tokens in front of CLIP's
+# pieces, which no text here becomes.
+_SILENT = (
+  (json.dumps(r"<\|startoftext\|>|<\|endoftext\|>|")[1:-1], ""),
+  ('"trim_offsets":false', '"trim_offsets":true'),
+)
 
 
 def clip(
@@ -44,38 +43,23 @@ def clip(
     text: the description of the text tower.
     report: takes the fields and where they come from.
   """
-  found = _describe_clip(files, text, report, clip_bpe.is_clips(files))
-  return _checked(found, files, text, report)
-
-
-def file_of_clip(
-  files: dict[str, bytes], text: dict[str, Any], report: report_lib.Report
-) -> dict[str, Any]:
-  """Returns the description of a file where nothing says that it is CLIP's."""
-  known = clip_bpe.is_clips(files)
-  if known is None and FAST in files:
-    known = False
-  return _checked(
-    _describe_clip(files, text, report, known), files, text, report
-  )
-
-
-def _describe_clip(files, text, report, known) -> dict[str, Any]:
-  if known is False and FAST in files:
+  known = is_clips(files)
+  if known is False:
+    if FAST not in files:
+      raise errors.UserError(
+        f"{VOCAB} and {MERGES} are not CLIP's, and there is no {FAST}. Load "
+        "the tokenizer with transformers and save it again: that writes one."
+      )
     start, end = tokenizer_files.controls(files[FAST], FAST)
-    return {
+    found = {
       "kind": "hf_json",
       "cleaning": "none",  # The file has its own.
-      "pad_id": _pad_id(files, default=0, report=report),
+      "pad_id": _pad_id(files, 0, report),
       "start_id": start,
       "end_id": end,
       "file": FAST,
     }
-  if known is False:
-    raise errors.UserError(
-      f"{VOCAB} and {MERGES} are not CLIP's, and there is no {FAST}. Load the "
-      "tokenizer with transformers and save it again: that writes one."
-    )
+    return _checked(found, files, text, report)
   if known is None:
     small = text["vocab_size"] < tokenizer_lib.VOCAB_SIZE
     report.warnings.append(
@@ -85,16 +69,15 @@ def _describe_clip(files, text, report, known) -> dict[str, Any]:
     )
   found = {
     "kind": "clip_bpe",
-    "cleaning": "hf_clip",
-    # What follows the end token changes nothing in a causal tower.
-    "pad_id": _pad_id(files, default=tokenizer_lib.END_ID, report=report),
     "start_id": tokenizer_lib.START_ID,
     "end_id": tokenizer_lib.END_ID,
   }
-  source = "format" if known is None else "config"
-  for field in ("kind", "start_id", "end_id"):
-    report.infer(f"tokenizer.{field}", found[field], source)
-  return found
+  for field, value in found.items():
+    report.infer(f"tokenizer.{field}", value, "config" if known else "format")
+  found["cleaning"] = "hf_clip"
+  # What follows the end token changes nothing in a causal tower.
+  found["pad_id"] = _pad_id(files, tokenizer_lib.END_ID, report)
+  return _checked(found, files, text, report)
 
 
 def siglip(
@@ -123,7 +106,7 @@ def siglip(
     # SigLIP 2 was trained on lower case, whatever older files say
     # (transformers#43101).
     "cleaning": "hf_lower" if second else "hf_siglip",
-    "pad_id": _pad_id(files, default=0 if second else 1, report=report),
+    "pad_id": _pad_id(files, 0 if second else 1, report),
     "start_id": start,
     "end_id": end,
     "file": name,
@@ -131,18 +114,29 @@ def siglip(
   return _checked(found, files, text, report)
 
 
-def _pad_id(files, *, default: int, report: report_lib.Report) -> int:
+def _checked(found, files, text, report) -> dict[str, Any]:
+  """Returns a description, after its fields are noted and compared."""
+  if read_object(files, CONFIG).get("padding_side") == "left":
+    report.warnings.append(
+      f"{CONFIG} says padding_side='left'; rows are padded on the right here, "
+      "as every CLIP and SigLIP was trained."
+    )
+  report.infer("tokenizer.cleaning", found["cleaning"], "format")
+  source = "config" if found.get("file", VOCAB) in files else "format"
+  for field, value in found.items():
+    if f"tokenizer.{field}" not in report.inferred:
+      report.infer(f"tokenizer.{field}", value, source)
+  tokenizer_files.check_ids(found, text["vocab_size"], "The tokenizer")
+  return found
+
+
+def _pad_id(files, default: int, report: report_lib.Report) -> int:
   """Returns the id of the padding token, and notes where it comes from."""
-  config = clip_bpe.read_object(files, CONFIG)
-  token = config.get(
-    "pad_token", clip_bpe.read_object(files, SPECIAL).get("pad_token")
-  )
-  if isinstance(token, dict):
-    token = token.get("content")
+  token = tokenizer_files.pad_token(files)
   if isinstance(token, str):
-    for known in _token_ids(files, config):
-      if type(known.get(token)) is int:
-        return report.infer("tokenizer.pad_id", known[token], "config")
+    found = tokenizer_files.token_id(files, token)
+    if found is not None:
+      return report.infer("tokenizer.pad_id", found, "config")
     if files.keys() & {FAST, VOCAB}:
       report.warnings.append(
         f"The padding token {token!r:.50} has no id in the tokenizer's files; "
@@ -151,30 +145,47 @@ def _pad_id(files, *, default: int, report: report_lib.Report) -> int:
   return report.infer("tokenizer.pad_id", default, "format")
 
 
-def _token_ids(files, config):
-  """Yields tables of tokens' ids, the most specific first."""
-  added = config.get("added_tokens_decoder")
-  if isinstance(added, dict):
-    yield {
-      content: int(i)
-      for i, entry in added.items()
-      if (content := _content(entry)) is not None
-      and i.isdecimal()
-      and len(i) <= _MAX_DIGITS
-    }
-  listed = clip_bpe.read_object(files, FAST).get("added_tokens")
-  if isinstance(listed, list):
-    yield {
-      content: entry.get("id")
-      for entry in listed
-      if (content := _content(entry)) is not None
-    }
-  yield clip_bpe.vocabulary(files) or {}
+def is_clips(files: dict[str, bytes]) -> bool | None:
+  """Whether the files make CLIP's own ids; None where none of them says."""
+  if FAST in files:
+    return _is_clips_engine(files[FAST])
+  found = []
+  if VOCAB in files:
+    found.append(read_object(files, VOCAB) == tokenizer_lib.vocabulary())
+  if MERGES in files:
+    lines = files[MERGES].decode("utf-8", "replace").splitlines()
+    lines = [line for line in lines if line.strip()]
+    found.append(lines[1:] == _merges())  # The first names a version.
+  return all(found) if found else None
 
 
-def _content(entry) -> str | None:
-  content = entry.get("content") if isinstance(entry, dict) else None
-  return content if isinstance(content, str) else None
+def _is_clips_engine(data: bytes) -> bool:
+  file = tokenizer_lib.read_json(data)
+  theirs = _steps(file.engine.to_str())
+  ours = _steps(tokenizer_lib.huggingface_clip())
+  added = {token["content"] for token in theirs["added_tokens"]}
+  return (
+    all(theirs[x] == ours[x] for x in ("normalizer", "pre_tokenizer", "model"))
+    and added <= {_START, _END}
+    and file.controls() == ((tokenizer_lib.START_ID,), (tokenizer_lib.END_ID,))
+  )
+
+
+def _steps(text: str) -> dict[str, Any]:
+  """Returns a tokenizer.json of the library's with what counts in one form."""
+  for spelling, usual in _SILENT:
+    text = text.replace(spelling, usual)
+  found = json.loads(text)
+  model = found["model"]
+  # Each byte is a token, so that nothing is unknown.
+  model |= {"unk_token": None, "fuse_unk": False}
+  for field in ("dropout", "continuing_subword_prefix"):
+    model[field] = model.get(field) or None
+  return found
+
+
+def _merges() -> list[str]:
+  return tokenizer_lib.merges_text().splitlines()[1:]
 
 
 def files_for(
@@ -196,12 +207,12 @@ def files_for(
         "CLIPTokenizer: HTML entities and mis-decoded letters give other ids "
         "there."
       )
-    return clip_bpe.files(length)
+    return clips_files(length)
   source = described.get("file")
   if not kept.keys() & {FAST, WORDS, *SENTENCEPIECE} and source in files:
     kept[SENTENCEPIECE[0]] = files[source]
   if CONFIG not in kept and kept:
-    kept[CONFIG] = clip_bpe.to_json(_config(described, length))
+    kept[CONFIG] = _to_json(_config(described, length))
   if not kept:
     report.warnings.append(
       "The tokenizer's files are not part of the source: the directory has "
@@ -216,12 +227,41 @@ def _config(tokenizer: dict[str, Any], length: int) -> dict[str, Any]:
     lower = tokenizer["lowercase"]
     return {"tokenizer_class": "BertTokenizer", "do_lower_case": lower, **found}
   if tokenizer["kind"] == "sentencepiece":
-    special = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
     return {
-      "tokenizer_class": "SiglipTokenizer",
-      "do_lower_case": True,
+      **{"tokenizer_class": "SiglipTokenizer", "do_lower_case": True},
       "model_input_names": ["input_ids"],
-      **special,
+      **{"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"},
       **found,
     }
   return {"tokenizer_class": "PreTrainedTokenizerFast", **found}
+
+
+def clips_files(context_length: int) -> dict[str, bytes]:
+  """Returns a CLIPTokenizer's files, made from the byte-pair table."""
+  import transformers  # Takes a second, which only this is worth.
+
+  vocabulary, merges = tokenizer_lib.vocabulary(), _merges()
+  special = {"bos_token": _START}
+  special |= dict.fromkeys(("eos_token", "pad_token", "unk_token"), _END)
+  config = {
+    "tokenizer_class": "CLIPTokenizer",
+    "model_max_length": context_length,
+    "do_lower_case": True,
+    "errors": "replace",
+    **special,
+  }
+  engine = transformers.CLIPTokenizer(
+    vocab=vocabulary, merges=[tuple(line.split(" ")) for line in merges]
+  ).backend_tokenizer
+  return {
+    VOCAB: _to_json(vocabulary),
+    # transformers skips the first line, the table's version.
+    MERGES: "\n".join(["#version: 0.2", *merges, ""]).encode(),
+    FAST: engine.to_str().encode(),
+    CONFIG: _to_json(config),
+    SPECIAL: _to_json(special),
+  }
+
+
+def _to_json(value: Any) -> bytes:
+  return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()

@@ -1,11 +1,11 @@
 """sentence-transformers' directories, in: a BERT as a text tower, or a CLIP."""
 
 import pathlib
-from typing import Any
 
 from clip_jax import errors, json_text
 from clip_jax.convert import config_file, portable
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.formats import bert, huggingface
 
@@ -20,11 +20,13 @@ _HELD = tuple(
 _MODE = "pooling_mode_"
 # Their names of poolings to ours, as flags and, since version 5, as one word.
 _POOLINGS = {
-  "cls_token": "cls",
-  "cls": "cls",
-  "mean_tokens": "mean",
-  "mean": "mean",
+  **{"cls_token": "cls", "cls": "cls"},
+  **{"mean_tokens": "mean", "mean": "mean"},
 }
+_LENGTH = fields.checked(
+  "a number of tokens that leaves room for text, 3 or more, or null",
+  lambda x: x is None or (type(x) is int and 3 <= x <= fields.MAX_INTEGER),
+)
 
 
 def recognise(path: pathlib.Path) -> bool:
@@ -48,7 +50,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
       )
     return model
   report = report_lib.Report(NAME)
-  pooling = _pooling(directories[1] / "config.json")
+  pooling = _pooling(directories[1] / bert.CONFIG)
   report.infer("text.pooling", pooling, "config")
   report.infer("text.normalize", normalize, "config")
   if normalize:
@@ -57,24 +59,21 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
       "have unit length. Before a projection without a bias, and a norm after "
       "it, this changes no embedding."
     )
-  settings_file = directories[0] / "sentence_bert_config.json"
-  settings = config_file.Fields(
-    str(settings_file),
-    config_file.read(settings_file) if settings_file.exists() else {},
+  file = directories[0] / "sentence_bert_config.json"
+  settings = fields.Source(
+    config_file.read(file) if file.exists() else {},
+    {"do_lower_case": False, "max_seq_length": None},
+    where={"": str(file)},
+    report=report,
   )
-  lower = settings.take("do_lower_case", False, kind=bool)
-  length = settings.take("max_seq_length", None)
-  if length is not None and length < 3:
-    raise errors.UserError(
-      f"{settings_file}: max_seq_length={length} leaves no room for text."
-    )
+  lower = settings.read("do_lower_case", fields.exactly(True, False))
   return bert.read_tower(
     directories[0],
     report,
     options,
     pooling=pooling,
     normalize=normalize,
-    context_length=length,
+    context_length=settings.read("max_seq_length", _LENGTH),
     cleaning="lower" if lower else None,
   )
 
@@ -84,13 +83,22 @@ def model_directory(path: pathlib.Path) -> pathlib.Path:
   return _modules(path)[1][0]
 
 
-def _modules(
-  path: pathlib.Path,
-) -> tuple[list[str], list[pathlib.Path]]:
+def _modules(path: pathlib.Path) -> tuple[list[str], list[pathlib.Path]]:
   """Returns the kinds of the modules, and their directories."""
-  listed = _read_list(path / MODULES)
+  listed = json_text.read(path / MODULES, kind=list)
+  if not all(isinstance(module, dict) for module in listed):
+    raise errors.DamagedError(f"{path / MODULES} must hold a list of objects.")
   kinds = [str(module.get("type", "")).split(".")[-1] for module in listed]
-  directories = [_inside(path, module.get("path")) for module in listed]
+  names = [module.get("path") for module in listed]
+  # A name that leads elsewhere.
+  if any(
+    not isinstance(name, str) or name == ".." or set(name) & set("/\\:\0")
+    for name in names
+  ):
+    raise errors.DamagedError(
+      f"{path / MODULES} names a directory that is not in its own."
+    )
+  directories = [path / name for name in names]
   if kinds[:1] == ["Transformer"] and huggingface.recognise(directories[0]):
     kinds[0] = _CLIP  # As newer versions write it.
   if tuple(kinds) not in _HELD:
@@ -103,24 +111,6 @@ def _modules(
   if not (directories[0] / bert.CONFIG).exists():
     directories[0] = path
   return kinds, directories
-
-
-def _read_list(path: pathlib.Path) -> list[dict[str, Any]]:
-  listed = json_text.read(path, kind=list)
-  if not all(isinstance(module, dict) for module in listed):
-    raise errors.DamagedError(f"{path} must hold a list of objects.")
-  return listed
-
-
-def _inside(path: pathlib.Path, name: Any) -> pathlib.Path:
-  """Returns a subdirectory; a name that leads elsewhere is an error."""
-  if not isinstance(name, str) or any(sign in name for sign in "/\\:\0"):
-    name = ".."
-  if name == "..":
-    raise errors.DamagedError(
-      f"{path / MODULES} names a directory that is not in its own."
-    )
-  return path / name
 
 
 def _pooling(path: pathlib.Path) -> str:
