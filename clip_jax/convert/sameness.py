@@ -1,8 +1,5 @@
 """Whether a model that was written and read back is the one that it was."""
 
-import json
-from typing import Any
-
 import numpy as np
 
 from clip_jax import errors
@@ -21,8 +18,8 @@ _ELSEWHERE = frozenset(
 def check_described(wanted, found, target: str) -> None:
   """Raises UserError where a tower, read back, means something else."""
   for part in engine.towers(wanted):
-    got = plain_fields(found[part])
-    for field, value in plain_fields(wanted[part]).items():
+    got = engine.plain_fields(found[part])
+    for field, value in engine.plain_fields(wanted[part]).items():
       if field in _ELSEWHERE or got.get(field) == value:
         continue
       raise errors.UserError(
@@ -30,14 +27,6 @@ def check_described(wanted, found, target: str) -> None:
         f"format {target!r} as {got.get(field)!r}: the format cannot hold this "
         "model. Nothing was written."
       )
-
-
-def plain_fields(tower: dict[str, Any]) -> dict[str, Any]:
-  """Returns a tower's fields as JSON gives them back, sizes worked out."""
-  fields = json.loads(json.dumps(tower))
-  if "mlp_dim" in fields and fields["mlp_dim"] is None:
-    fields["mlp_dim"] = 4 * fields["width"]
-  return fields
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:

@@ -145,6 +145,14 @@ def completed(spec: dict[str, Any]) -> dict[str, Any]:
   }
 
 
+def plain_fields(tower: dict[str, Any]) -> dict[str, Any]:
+  """Returns a tower's fields as JSON gives them back, sizes worked out."""
+  fields = json.loads(json.dumps(tower))
+  if "mlp_dim" in fields and fields["mlp_dim"] is None:
+    fields["mlp_dim"] = 4 * fields["width"]
+  return fields
+
+
 def flatten(tree: Any) -> dict[str, Any]:
   """Returns the leaves of a tree of variables by their paths."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
