@@ -1,12 +1,10 @@
 """Whether a model that was written and read back is the one that it was."""
 
-import json
-from typing import Any
-
 import numpy as np
 
 from clip_jax import errors
 from clip_jax.convert import engine
+from clip_jax.convert.engine import family
 
 # What a format may say less exactly than we do, or not at all; each writer
 # refuses or warns of what it loses.
@@ -24,9 +22,10 @@ _ELSEWHERE = frozenset(
 
 def check_described(wanted, found, target: str) -> None:
   """Raises UserError where a tower, read back, means something else."""
+  wanted, found = family.normal(wanted), family.normal(found)
   for part in engine.towers(wanted):
-    got = plain_fields(found[part])
-    for field, value in plain_fields(wanted[part]).items():
+    got = found[part]
+    for field, value in wanted[part].items():
       if field in _ELSEWHERE or got.get(field) == value:
         continue
       raise errors.UserError(
@@ -34,14 +33,6 @@ def check_described(wanted, found, target: str) -> None:
         f"format {target!r} as {got.get(field)!r}: the format cannot hold this "
         "model. Nothing was written."
       )
-
-
-def plain_fields(tower: dict[str, Any]) -> dict[str, Any]:
-  """Returns a tower's fields as JSON gives them back, sizes worked out."""
-  fields = json.loads(json.dumps(tower))
-  if "mlp_dim" in fields and fields["mlp_dim"] is None:
-    fields["mlp_dim"] = 4 * fields["width"]
-  return fields
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:

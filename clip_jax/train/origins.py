@@ -27,8 +27,8 @@ from clip_jax.convert import (
   engine,
   model_dir,
   portable,
-  sameness,
 )
+from clip_jax.convert.engine import family
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import freezing, variants
 
@@ -299,7 +299,7 @@ def _comparable(part, spec, *, named) -> dict[str, Any]:
 
 
 def _nested(name, fields) -> dict[str, Any]:
-  fields = sameness.plain_fields(fields)
+  fields = family.normal({name: fields})[name]
   return {f"{name}.{field}": value for field, value in fields.items()}
 
 
