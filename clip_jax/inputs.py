@@ -2,7 +2,7 @@
 
 import numbers
 import os
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +15,9 @@ from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.models import padding
 
-_DECODE = dict.fromkeys((bytes, bytearray), "; write it as .decode().")
+_DECODE: dict[type, str] = dict.fromkeys(
+  (bytes, bytearray), "; write it as .decode()."
+)
 
 
 def check_ids(tokens: np.ndarray, tower: nn.Module) -> None:
@@ -115,7 +117,7 @@ def listed_texts(texts: str | Iterable[str]) -> list[str]:
   Raises:
     UserError: they are neither.
   """
-  refused = bytes | bytearray | Mapping | Set  # The last has no order.
+  refused = bytes | bytearray | Mapping | set | frozenset  # Sets have no order.
   if isinstance(texts, refused) or not isinstance(texts, Iterable):
     raise errors.UserError(
       "Texts are given as one str or as a list of several, got "

@@ -14,7 +14,7 @@ hold a class, and a picture, more than once. The batch norms of a ResNet are
 best locked, with --config.optim.frozen=/norm/: statistics of few pictures move
 it far from what it knew.
 
-  --config.optim.peak_lr=1e-4         a small model, such as the demo's
+  --config.optim.peak_lr=3e-4         a small model, such as the demo's
   --config.optim.layer_decay=0.75     layers below the top learn more slowly
                                       (Transformers)
   --config.optim.frozen='^text/'      locks a tower; '^image/' the other one

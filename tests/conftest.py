@@ -83,3 +83,21 @@ def _on_two_processes(program, *arguments, devices):
 @pytest.fixture(scope="session")
 def on_two_processes():
   return _on_two_processes
+
+
+@pytest.fixture
+def fails(capsys):
+  """Runs a command that must fail and returns what stderr says."""
+
+  def run(*arguments, code=1):
+    from clip_jax import cli
+
+    with pytest.raises(SystemExit) as caught:
+      cli.main([str(argument) for argument in arguments])
+    assert caught.value.code == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return captured.err
+
+  return run

@@ -235,7 +235,11 @@ def test_what_is_no_image_is_a_clear_error(clip, images, message):
 def test_texts_may_come_in_many_ways(clip):
   texts = ["a cat", "a dog"]
   want = clip.encode_text(texts)
-  for several in (tuple, iter, np.array, lambda x: (t for t in x)):
+  keys, generator = (
+    (lambda x: dict.fromkeys(x).keys()),
+    (lambda x: (t for t in x)),
+  )
+  for several in (tuple, iter, np.array, generator, keys):
     np.testing.assert_array_equal(clip.encode_text(several(texts)), want)
   tokens = clip.tokenize(texts)
   assert (tokens.shape, tokens.dtype) == ((2, 9), np.int32)

@@ -16,6 +16,10 @@ def picture(shade, size=(8, 8)):
   return Image.new("RGB", size, (shade, 0, 0))
 
 
+def apart(i):
+  return picture(20 * int(i))
+
+
 def make_rows(count=2, text="a photo of a cat"):
   found = [report.Found(picture(40 * i), 0.9 - i / 10, i < 3) for i in range(5)]
   guesses = [report.Guess(text, 0.5**i, i == 1) for i in range(5)]
@@ -85,11 +89,11 @@ def test_rows_hold_the_best_matches_in_order_with_probabilities():
   )
   owns = np.array([[1, 0], [0, 1], [0, 1], [1, 0]], bool)
   rows = rows_lib._rank(
-    scores, owns, ["cat", "dog"], picture, probabilities=softmax(10), count=4
+    scores, owns, ["cat", "dog"], apart, probabilities=softmax(10), count=4
   )
   assert [text for text, _ in rows.by_text] == ["cat", "dog"]
   found = rows.by_text[0][1]
-  assert [hit.image.getpixel((0, 0))[0] for hit in found] == [0, 2, 3, 1]
+  assert [hit.image.getpixel((0, 0))[0] for hit in found] == [0, 40, 60, 20]
   assert [hit.correct for hit in found] == [True, False, True, False]
   _, guesses = rows.by_image[2]
   assert [guess.text for guess in guesses] == ["cat", "dog"]
@@ -102,11 +106,11 @@ def test_misses_are_shown_and_counted_the_surest_first():
   scores = np.array([[0.9, 0.1], [0.9, 0.2], [0.7, 0.1], [0.1, 0.9]])
   owns = np.array([[1, 0], [0, 1], [0, 1], [0, 1]], bool)
   rows = rows_lib._rank(
-    scores, owns, ["cat", "dog"], picture, probabilities=softmax(10), count=4
+    scores, owns, ["cat", "dog"], apart, probabilities=softmax(10), count=4
   )
   assert (rows.missed, rows.images) == (2, 4)
   seen = [image.getpixel((0, 0))[0] for image, _ in rows.misses]
-  assert seen == [1, 2]
+  assert seen == [20, 40]
   assert all(not guesses[0].correct for _, guesses in rows.misses)
   assert rows.misses[0][1][0].probability > rows.misses[1][1][0].probability
   few = report.make_report(make_rows(), title="t")
@@ -130,12 +134,13 @@ def test_a_miss_shows_the_right_text_however_far_down_it_is():
 
 
 def test_a_row_and_the_rows_show_different_pictures():
-  # Twelve images of three texts; images 0 to 5 are one and the same picture.
+  # Twelve images of three texts; images 0 to 5 are the same picture, but for
+  # what JPEG loses.
   owns = np.eye(3, dtype=bool).repeat(4, axis=0)
   scores = owns - 0.01 * np.arange(12)[:, None]
 
   def image(i):
-    return picture(max(int(i), 5))
+    return apart(i) if i > 5 else picture(100 + int(i))
 
   rows = rows_lib._rank(
     scores, owns, list("abc"), image, probabilities=softmax(9), count=3

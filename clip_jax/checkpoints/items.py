@@ -9,6 +9,8 @@ import orbax.checkpoint as ocp
 from clip_jax.checkpoints import integrity, storage_errors
 from clip_jax.checkpoints import state as state_lib
 
+_LOGGER = logging.getLogger(__name__)
+
 VARIABLES, PROGRESS, META = "variables", "progress", "meta"
 NAMES = (VARIABLES, PROGRESS, META)
 
@@ -70,7 +72,7 @@ def warn_of_damage(
   directory: pathlib.Path, step: int, error: Exception
 ) -> None:
   """Logs that a step is not used, and why."""
-  logging.warning(
+  _LOGGER.warning(
     "Checkpoint %d in %s is damaged and not used: %s: %s",
     step,
     directory,

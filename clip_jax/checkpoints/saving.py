@@ -20,6 +20,8 @@ from clip_jax.checkpoints import integrity, storage_errors, workdir
 from clip_jax.checkpoints import items as items_lib
 from clip_jax.checkpoints import state as state_lib
 
+_LOGGER = logging.getLogger(__name__)
+
 
 def _everywhere(fine: bool) -> bool:
   """Returns whether it is fine on every process; each must call this."""
@@ -90,7 +92,7 @@ class Checkpoints:
       if kind is None:
         raise
       if not told:  # What stopped the run comes first, but not alone.
-        logging.warning("%s", failure)
+        _LOGGER.warning("%s", failure)
 
   def latest_step(self) -> int | None:
     """Returns the newest step that was saved whole, good or damaged."""

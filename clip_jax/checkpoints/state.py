@@ -1,5 +1,6 @@
 """The state of a run, and how it is made."""
 
+import os
 from typing import Any
 
 import flax.struct
@@ -112,5 +113,19 @@ def init_state(
   initialise = jax.jit(
     lambda seed: _state_of(init_variables(model, seed, scheme=scheme), tx, ema),
     out_shardings=shardings,
+    compiler_options=_quickly_compiled(mesh),
   )
   return initialise(jnp.uint32(seed))
+
+
+def _quickly_compiled(mesh: Mesh) -> dict[str, int] | None:
+  """Returns the compiler's options for a program that runs once.
+
+  On CPUs the program that draws the numbers of `tiny-rn` compiles in 5 s of
+  processor time instead of 13, and draws the same ones.
+  """
+  level = "xla_backend_optimization_level"
+  on_cpus = mesh.devices.flat[0].platform == "cpu"
+  if not on_cpus or level in os.environ.get("XLA_FLAGS", ""):
+    return None
+  return {level: 1}

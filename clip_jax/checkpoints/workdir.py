@@ -17,6 +17,8 @@ from clip_jax import errors
 from clip_jax.checkpoints import integrity, items, run_model, storage_errors
 from clip_jax.models import variants
 
+_LOGGER = logging.getLogger(__name__)
+
 CONFIG = "config.json"
 DIRECTORY, QUARANTINE = "checkpoints", "quarantine"
 TOKENIZER = "tokenizer"  # The directory of its files.
@@ -151,7 +153,7 @@ def load_model(
         items.warn_of_damage(directory, candidate, error)
       else:
         if candidate != (step or steps[0]):
-          logging.warning("Using step %d instead.", candidate)
+          _LOGGER.warning("Using step %d instead.", candidate)
         return SavedModel(
           config=config,
           spec=run_model.describe(config),

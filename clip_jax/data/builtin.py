@@ -111,8 +111,10 @@ def scan_ids(split: str) -> tuple[np.ndarray, ...]:
   return tuple(ids)
 
 
-def _enlarge(scan: np.ndarray, size: int) -> np.ndarray:
-  image = Image.fromarray(scan)
+@functools.cache
+def _enlarged(scan: int, size: int) -> np.ndarray:
+  """Returns a scan by its number, enlarged; nobody may change it."""
+  image = Image.fromarray(scans()[0][scan])
   return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
@@ -165,11 +167,10 @@ class Digits(_Builtin):
     return len(self._ids)
 
   def _make(self, index: int) -> record_lib.Record:
-    images, digits = scans()
     scan = int(self._ids[index])
-    label = int(digits[scan])
+    label = int(scans()[1][scan])
     return record_lib.Record(
-      image=_png(_enlarge(images[scan], IMAGE_SIZE)),
+      image=_png(_enlarged(scan, IMAGE_SIZE)),
       texts=self._texts(WORDS[label]),
       key=f"scan{scan:04d}",
       label=label,
@@ -191,7 +192,6 @@ class TwoDigits(_Builtin):
     return _TWO_DIGITS_LENGTH[self.split]
 
   def _make(self, index: int) -> record_lib.Record:
-    images, _ = scans()
     rng = np.random.Generator(np.random.Philox(key=[self._split_id, index]))
     # Every number occurs equally often.
     label = int(self._numbers[index % len(self._numbers)])
@@ -199,9 +199,9 @@ class TwoDigits(_Builtin):
     ids = scan_ids("train" if self.split == "train" else "test")
     half, chosen = IMAGE_SIZE // 2, []
     for position, digit in enumerate(divmod(label, 10)):
-      chosen.append(int(rng.choice(ids[digit])))
+      chosen.append(int(ids[digit][rng.integers(len(ids[digit]))]))
       top, left = rng.integers(half // 4, half * 3 // 4 + 1), position * half
-      scan = _enlarge(images[chosen[-1]], half)
+      scan = _enlarged(chosen[-1], half)
       canvas[top : top + half, left : left + half] = scan
     return record_lib.Record(
       image=_png(canvas),

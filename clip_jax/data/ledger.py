@@ -71,6 +71,11 @@ class Ledger:
     """Number of bad records met so far; one met twice counts twice."""
     return self.counts.total()
 
+  @property
+  def different(self) -> int:
+    """Number of different bad records met so far, counted up to 200."""
+    return len(self._keys)
+
   def add(self, step: int, problems: Sequence[Problem]) -> None:
     """Writes the `problems` of the batch of `step`."""
     if not problems:

@@ -11,7 +11,7 @@ The optimum stays where it is; it is reached in fewer steps.
 """
 
 import dataclasses
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ class Regression:
     return Weights(kernel, np.asarray(bias) - self._mean @ kernel, int(steps))
 
 
-@functools.partial(jax.jit, donate_argnums=())
+@jax.jit
 def _minimise(features, labels, start, variances, penalty):
   examples, classes = len(labels), start[1].size
   # The curvature of an axis, where all classes are as likely.
@@ -97,7 +97,7 @@ def _minimise(features, labels, start, variances, penalty):
     return losses.mean() + penalty / (2 * examples) * jnp.square(kernel).sum()
 
   optimizer = optax.lbfgs(memory_size=10)
-  value_and_grad = optax.value_and_grad_from_state(loss)
+  value_and_grad: Any = optax.value_and_grad_from_state(loss)
 
   def step(carry):
     scaled, state, before, _, count = carry
@@ -117,5 +117,6 @@ def _minimise(features, labels, start, variances, penalty):
 
   scaled = start[0] / scale, start[1]
   carry = scaled, optimizer.init(scaled), jnp.inf, False, 0
-  (kernel, bias), *_, steps = jax.lax.while_loop(goes_on, step, carry)
+  last: Any = jax.lax.while_loop(goes_on, step, carry)
+  (kernel, bias), *_, steps = last
   return kernel * scale, bias, steps

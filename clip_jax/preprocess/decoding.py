@@ -165,6 +165,7 @@ def _read(data: bytes | str | os.PathLike, limits: Limits) -> tuple[bytes, str]:
     encoded, name = bytes(data), "The image"
   elif isinstance(data, str | os.PathLike):
     name = os.fspath(data)
+    errors.check_local("The image", name)
     try:
       encoded = regular_files.read_regular(name, limit=limits.max_encoded_bytes)
     except regular_files.NotRegularError as error:

@@ -5,7 +5,7 @@ that none of these libraries is imported only to recognise its arrays.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def each(images: Any) -> Iterable[ImageInput]:
   single = Image.Image | bytes | bytearray | memoryview | str | os.PathLike
   if isinstance(images, single) or hasattr(images, "read"):
     return [images]
-  unordered = isinstance(images, Mapping | Set)
+  unordered = isinstance(images, Mapping | set | frozenset)
   if unordered or not isinstance(images, Iterable):
     raise errors.UserError(
       f"Images are given as {_ACCEPTED}, or a list of these; got "

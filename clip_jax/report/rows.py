@@ -15,6 +15,10 @@ from clip_jax.evals import embedding_model, tasks
 from clip_jax.evals import probabilities as probabilities_lib
 from clip_jax.evals import prompts as prompts_lib
 
+# Pictures are compared at this size, and are the same one where no value of 0
+# to 255 differs by more: JPEG's losses stay below that.
+_SMALL, _SAME = (16, 16), 8
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Found:
@@ -193,13 +197,21 @@ def _rank(
 def _different(
   order: Iterable[int], image: Callable[[int], Image.Image], *, most: int
 ) -> list[int]:
-  """Returns the first `most` of `order` that show different pictures."""
-  taken: dict[bytes, int] = {}
+  """Returns the first `most` of `order` that show different pictures.
+
+  A picture that was encoded again or resized is the same one.
+  """
+  taken: list[int] = []
+  seen: list[np.ndarray] = []
   for i in order:
-    taken.setdefault(image(i).tobytes(), int(i))
+    small = preprocess_lib.to_rgb(image(i)).resize(_SMALL, Image.Resampling.BOX)
+    small = np.asarray(small, np.int16)
+    if all(np.abs(small - other).max() > _SAME for other in seen):
+      taken.append(int(i))
+      seen.append(small)
     if len(taken) == most:
       break
-  return list(taken.values())
+  return taken
 
 
 def _of_different_texts(

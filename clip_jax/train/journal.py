@@ -132,6 +132,11 @@ class Journal:
     while len(self._pending) > self._in_flight:
       self._read(self._pending.popleft())
 
+  @property
+  def different_bad_records(self) -> int:
+    """Number of different bad records that this process met, up to 200."""
+    return self._ledger.different
+
   def flush(self) -> None:
     """Reads every update that was started."""
     while self._pending:

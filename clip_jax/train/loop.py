@@ -39,7 +39,8 @@ class Summary:
     steps: updates of the whole run.
     steps_now: those that this call has made.
     skipped: updates that changed nothing, for something was not finite.
-    bad_records: damaged records that were met and replaced.
+    bad_records: damaged records that were met and replaced, in each pass anew.
+    different_bad_records: those of this process, up to 200.
     before: measures of the model that the run began with, by evaluation.
     lost_records: what the data lost to damaged files, as far as known.
     seconds: that the call took.
@@ -51,6 +52,7 @@ class Summary:
   steps_now: int
   skipped: int
   bad_records: int
+  different_bad_records: int
   before: dict[str, Any]
   lost_records: int
   seconds: float
@@ -138,6 +140,7 @@ def train(
       steps_now=total_steps - first_step,
       skipped=int(state.skipped),
       bad_records=notes.counters["bad_records"],
+      different_bad_records=notes.different_bad_records,
       before=notes.counters.get(journal.BEFORE, {}),
       lost_records=account.of(run.source).lost_records,
       seconds=time.perf_counter() - started,

@@ -123,8 +123,7 @@ def test_two_digits_lie_side_by_side_in_their_order():
   source = sources.open_source("builtin:two_digits/train")
   record = source[123]
   left, right = (
-    builtin._enlarge(builtin.scans()[0][int(part[4:])], 16)
-    for part in record.key.split("_")[1:]
+    builtin._enlarged(int(part[4:]), 16) for part in record.key.split("_")[1:]
   )
   pixels = _pixels(record)
   assert pixels.shape == (32, 32)

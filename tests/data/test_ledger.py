@@ -132,6 +132,7 @@ def test_records_that_were_met_again_are_told_apart(tmp_path):
   book = _open(tmp_path / "ledger.jsonl", records=4)
   for step in range(1, 6):
     book.add(step, PROBLEMS)
+  assert (book.bad, book.different) == (15, 2)
   again = r"among 32 examples \(2 different ones, met again in later passes"
   with pytest.raises(errors.UserError, match=again):
     book.check(15, 32)

@@ -1,9 +1,7 @@
 """Plans for the devices of the tests: eight simulated ones."""
 
 import collections
-import contextlib
 import dataclasses
-import io
 import json
 import re
 
@@ -12,7 +10,6 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
-from clip_jax import cli, errors
 from clip_jax import config as config_lib
 from clip_jax.models import flops
 from clip_jax.plan import (
@@ -21,7 +18,6 @@ from clip_jax.plan import (
   memory,
   planner,
   report,
-  suggest,
   topology,
 )
 
@@ -34,40 +30,7 @@ CONTRACT = {
   "step_seconds",
   "images_per_second",
 }
-CONFIG = """
-from clip_jax import config as config_lib
-
-def get_config():
-  config = config_lib.default_config()
-  config.model = "tiny-vit"
-  config.model_overrides.image = {"width": 24, "depth": 2, "heads": 3}
-  config.model_overrides.text = {
-    "width": 16, "depth": 1, "heads": 2, "vocab_size": 49408}
-  config.model_overrides.embed_dim = 20
-  config.batch_size = 32
-  config.epochs = 3
-  config.precision = "float32"
-  config.optim.warmup_steps = 2
-  return config
-"""
 SPLIT = ["mesh.data=4", "mesh.fsdp=2"]
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-  path = tmp_path_factory.mktemp("plan") / "config.py"
-  path.write_text(CONFIG)
-  return path
-
-
-@pytest.fixture(scope="module")
-def config(file):
-  return config_lib.load(file, ["data.train=nowhere"])
-
-
-@pytest.fixture(scope="module")
-def local():
-  return topology.make_topology("local")
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +53,6 @@ def plan_and_text(file, local):
 @pytest.fixture(scope="module")
 def plan(plan_and_text):
   return plan_and_text[0]
-
-
-def command(*arguments):
-  """Runs `clip-jax plan` and returns its exit code and what it prints."""
-  stdout = io.StringIO()
-  with contextlib.redirect_stdout(stdout):
-    code = cli.run(["plan", *map(str, arguments)])
-  return code, stdout.getvalue()
 
 
 def test_compiled_flops_are_the_analytic_ones(plan):
@@ -317,7 +272,7 @@ def test_the_ends_of_a_time_are_roofline_and_cycles(plan, seconds, ends):
   assert timed.step_seconds == ends
 
 
-def test_the_command_prints_the_contract(file, plan, monkeypatch):
+def test_the_command_prints_the_contract(command, file, plan, monkeypatch):
   monkeypatch.setattr(
     planner, "make_plan", lambda job: dataclasses.replace(plan, job=job)
   )
@@ -384,36 +339,12 @@ def test_a_search_that_finds_nothing_says_how_many_chips_might_do(file, local):
   assert "--suggest" not in said
 
 
-MESSAGE = (
-  "E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
-  "required for HLO temporaries (22.03G) exceeds available HBM (15.75G). HLO "
-  "module: jit_train_step."
-)
-
-
-def test_the_compilers_words_are_read():
-  error = compiling.TooLargeError(MESSAGE)
-  assert error.needed_bytes == int(22.03 * 2**30)
-  assert error.available_bytes == int(15.75 * 2**30)
-  other = compiling.TooLargeError("RESOURCE_EXHAUSTED: no memory")
-  assert other.needed_bytes is None
-
-
-class _Unreadable:
-  """A compiled program that JAX cannot read."""
-
-  def as_text(self):
-    raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
-
-
-def test_a_program_that_jax_cannot_read_is_read_from_the_compilers_text(
-  tmp_path,
-):
-  assert compiling.read_text(_Unreadable(), None) is None
-  assert compiling.read_text(_Unreadable(), str(tmp_path)) is None
-  (tmp_path / "module_1.jit_step.after_optimizations.txt").write_text("no")
-  (tmp_path / "module_1.jit_step.after_codegen.txt").write_text("yes")
-  assert compiling.read_text(_Unreadable(), str(tmp_path)) == "yes"
+def test_a_model_without_a_name_is_called_after_what_it_begins_with():
+  config = config_lib.default_config()
+  assert report._model_name(config) == config.model
+  config.model = "from_init"
+  config.init.image, config.init.text = "a/tower", "runs/bert"
+  assert report._model_name(config) == "a/tower + runs/bert"
 
 
 def test_of_a_program_that_nobody_can_read_only_the_time_is_unknown(
@@ -430,227 +361,3 @@ def test_of_a_program_that_nobody_can_read_only_the_time_is_unknown(
   assert found["collectives"]["all-gather"]["bytes"] > 0
   assert found["step_seconds"] is None
   assert "cannot be read" in found["reasons"]["step_seconds"]
-
-
-def test_a_step_too_large_to_compile_is_a_plan(config, local, monkeypatch):
-  def refuse(lowered, dump=None):
-    raise compiling.TooLargeError(MESSAGE)
-
-  monkeypatch.setattr(compiling, "compile_program", refuse)
-  found = report.to_dict(planner.make_plan(jobs.make_job(config, local)))
-  assert found["fits"] is False
-  assert found["peak_bytes"] == int(22.03 * 2**30)
-  assert found["available_bytes"] == int(15.75 * 2**30)
-  assert found["compiler_message"] == MESSAGE
-  assert found["flops_compiled"] is None
-  assert found["flops_analytic"] > 0
-  assert {"flops_compiled", "collectives", "step_seconds"} <= found[
-    "reasons"
-  ].keys()
-  assert found["advice"]
-
-
-@pytest.mark.parametrize(
-  ("change", "message"),
-  [
-    ("batch_size=33", "must divide by the 8 devices"),
-    ("mesh.fsdp=3", "their product must be 8"),
-    ("model=no-model", "Unknown model 'no-model'"),
-    ("epochs=1e308", "more than the 2,147,483,647 steps"),
-    ("model_overrides.image.remat=some", "Unknown remat policy 'some'"),
-  ],
-)
-def test_configs_that_cannot_train_are_refused(file, change, message, capsys):
-  code, text = command(
-    *("--config", file, "--topology", "local", "--examples", 10**6),
-    f"--config.{change}",
-  )
-  assert code == 1
-  assert text == ""
-  assert message in capsys.readouterr().err
-
-
-def test_unknown_topologies_exit_with_1(file, capsys):
-  assert command("--config", file, "--topology", "v5e")[0] == 1
-  assert "give 'local', or a chip" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("price", ["-1", "nan", "inf", "much"])
-def test_prices_are_numbers(file, price, capsys):
-  with pytest.raises(SystemExit) as caught:
-    command(
-      "--config",
-      file,
-      "--topology",
-      "local",
-      f"--price-per-chip-hour={price}",
-    )
-  assert caught.value.code == 2
-  assert "must be at least 0" in capsys.readouterr().err
-
-
-def choice(**changes):
-  fields = {"fsdp": 1, "remat": "none", "micro_batches": 1, "method": "auto"}
-  return suggest.Choice(**{**fields, **changes})
-
-
-def test_choices_are_ordered_by_what_they_compute_again():
-  choices = [
-    choice(),
-    choice(fsdp=8),
-    choice(fsdp=64),
-    choice(remat="dots_no_batch"),
-    choice(remat="full"),
-    choice(remat="none", micro_batches=2),
-    choice(remat="full", micro_batches=4),
-  ]
-  assert sorted(choices, key=lambda entry: entry.order)[:4] == choices[:4]
-  assert max(choices, key=lambda entry: entry.order) == choices[-1]
-
-
-class _Fake:
-  """Plans by a formula, in place of compilations."""
-
-  def __init__(self, available):
-    self.available = available
-    self.compiled = []
-
-  def make_plan(self, job, with_loss):
-    config = job.config
-    self.compiled.append(config)
-    kept = {"none": 64, "dots_no_batch": 16, "full": 4}
-    rest = kept[config.model_overrides["image"]["remat"]] * 2**20
-    rest //= config.micro_batches
-    state = memory.shard_bytes((job.state, job.batch))
-    peak = state + rest
-    return planner.Plan(
-      job=job,
-      fits=peak <= self.available,
-      peak_bytes=peak,
-      available_bytes=self.available,
-      compiler_message=None,
-      memory={
-        "parameters": memory.shard_bytes(job.state.params),
-        "optimizer": memory.shard_bytes(job.state.opt_state),
-        "batch_statistics": 0,
-        "average": 0,
-        "batch": 0,
-        "rest": rest,
-        "loss_alone": None,
-      },
-      flops_analytic=1,
-      flops_compiled=None,
-      collectives=None,
-      step_parts_seconds=None,
-      compile_seconds=0.0,
-      reasons={},
-    )
-
-
-def search(monkeypatch, config, local, available):
-  fake = _Fake(available)
-  monkeypatch.setattr(memory, "available_bytes", lambda where: available)
-  monkeypatch.setattr(planner, "make_plan", fake.make_plan)
-  return suggest.suggest(config, local), fake
-
-
-def state_bytes(config, local):
-  job = jobs.make_job(config, local)
-  return memory.shard_bytes((job.state, job.batch)) + memory.shard_bytes(
-    job.state.params
-  )
-
-
-def test_the_search_begins_with_what_costs_nothing(monkeypatch, config, local):
-  found, fake = search(monkeypatch, config, local, 2**30)
-  assert found.fits
-  assert len(fake.compiled) == 1
-  assert found.overrides == [
-    "mesh.data=8",
-    "mesh.fsdp=1",
-    "model_overrides.image.remat=none",
-    "model_overrides.text.remat=none",
-    "micro_batches=1",
-    "loss.method=auto",
-  ]
-
-
-def test_the_search_trades_work_for_memory(monkeypatch, config, local):
-  available = state_bytes(config, local) + 18 * 2**20
-  found, fake = search(monkeypatch, config, local, available)
-  assert found.fits
-  assert found.choice.remat == "dots_no_batch"
-  assert len(fake.compiled) < 12
-
-
-def test_what_towers_keep_is_told_without_the_compiler(file, local):
-  config = config_lib.load(
-    file,
-    [
-      "data.train=nowhere",
-      "model_overrides.image.depth=24",
-      "batch_size=1024",
-      "precision=bfloat16",
-    ],
-  )
-  bounds = suggest._Search(config, local, {})
-  none, full = (
-    bounds.least(choice(remat=remat)) - bounds.state(1)
-    for remat in ("none", "full")
-  )
-  # What goes from layer to layer, in bfloat16: 128 pairs a device.
-  rows, length, width = 128, (32 // 8) ** 2 + 1, 24
-  carried = 24 * rows * length * width * 2
-  assert carried < full < 3 * carried
-  assert none > 10 * full
-  halves = bounds.least(choice(remat="full", micro_batches=2))
-  assert halves - bounds.state(1) == pytest.approx(full / 2, rel=0.1)
-
-
-def test_what_a_resnet_keeps_is_the_same_with_blocks_in_a_loop(local):
-  config = config_lib.load("tests/configs/tiny_rn.py", ["data.train=nowhere"])
-  least = []
-  for scan in (False, True):
-    sizes = {"width": 32, "depths": (1, 5), "scan": scan}
-    config = dataclasses.replace(config, model_overrides={"image": sizes})
-    bounds = suggest._Search(config, local, {})
-    least.append(bounds.least(choice(remat="full")))
-  assert least[0] == least[1]
-
-
-def test_what_cannot_hold_its_parameters_is_split(monkeypatch, config, local):
-  # Of the parameters whole there is no room; split by eight they are small.
-  available = state_bytes(config, local) // 4 + 2**20
-  found, _ = search(monkeypatch, config, local, available)
-  assert found.choice.fsdp == 8
-
-
-def test_where_nothing_fits_the_closest_is_shown(monkeypatch, config, local):
-  found, _ = search(monkeypatch, config, local, 2**18)
-  assert not found.fits
-  assert found.choice.fsdp == 8
-
-
-def test_a_search_prints_overrides(monkeypatch, file):
-  fake = _Fake(2**30)
-  monkeypatch.setattr(planner, "make_plan", fake.make_plan)
-  arguments = ["--config", file, "--topology", "local", "--suggest", "--json"]
-  code, text = command(*arguments)
-  assert code == 0
-  found = json.loads(text)
-  assert "mesh.fsdp=1" in found["overrides"]
-  assert found["tried"][0]["fits"] is True
-
-
-def test_unknown_memory_cannot_be_searched(monkeypatch, config, local):
-  monkeypatch.setattr(memory, "available_bytes", lambda where: None)
-  with pytest.raises(errors.UserError, match="is not known"):
-    suggest.suggest(config, local)
-
-
-def test_a_model_without_a_name_is_called_after_what_it_begins_with():
-  config = config_lib.default_config()
-  assert report._model_name(config) == config.model
-  config.model = "from_init"
-  config.init.image, config.init.text = "a/tower", "runs/bert"
-  assert report._model_name(config) == "a/tower + runs/bert"

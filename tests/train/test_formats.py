@@ -210,6 +210,8 @@ def test_the_ledger_has_every_bad_record_with_its_reason(runs, name):
   expected = _expected_ledger(name, STEPS)
   assert _lines(workdir, "ledger.jsonl") == expected
   assert summary.bad_records == len(expected)
+  different = len({line["key"] for line in expected})
+  assert summary.different_bad_records == different
   counts = collections.Counter(line["reason"] for line in expected)
   # More than an epoch was read: each of the four was met at least once.
   assert set(counts) == {*REASONS.values(), LOST_REASONS[name]}

@@ -209,18 +209,18 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(
 
 
 def test_another_config_is_refused_unless_allowed(tmp_path):
-  loop.train(_config(steps=2), tmp_path)
-  changed = _config(steps=3, seed=5)
+  loop.train(_config(steps=2, evals={}), tmp_path)
+  changed = _config(steps=3, seed=5, evals={})
   with pytest.raises(errors.UserError, match=r"seed: 0 -> 5, steps: 2 -> 3"):
     loop.train(changed, tmp_path)
   assert loop.train(changed, tmp_path, allow_changes=True).steps == 3
 
 
 def test_what_cannot_change_the_result_may_change(tmp_path):
-  loop.train(_config(steps=2), tmp_path)
+  loop.train(_config(steps=2, evals={}), tmp_path)
   changes = ("data.threads=1", "mesh.fsdp=4", "checkpoint.keep=1")
   config = config_lib.with_overrides(
-    _config(steps=2, log_every_steps=1), changes
+    _config(steps=2, log_every_steps=1, evals={}), changes
   )
   assert loop.train(config, tmp_path).steps == 2
 
@@ -288,14 +288,15 @@ def test_a_warm_run_compiles_nothing(tmp_path, monkeypatch, caplog):
       f"data.train={pairs}",
       "batch_size=64",
       "data.text_layout=packed",
-      "steps=110",
+      "steps=60",
       "optim.warmup_steps=1",
-      "eval_every_steps=50",
+      "eval_every_steps=25",
       "log_every_steps=10",
-      "checkpoint.every_steps=50",
+      "checkpoint.every_steps=25",
       "model_overrides.image.width=64",
       "model_overrides.image.depth=1",
       "model_overrides.text.depth=1",
+      "model_overrides.text.width=32",
       "report=",
     ],
   )
@@ -323,4 +324,4 @@ def test_a_warm_run_compiles_nothing(tmp_path, monkeypatch, caplog):
     loop.train(config, tmp_path / "run")
   assert len(used) > 20, "Not ragged."
   # The first evaluation and the first checkpoint are the last to compile.
-  assert compiled[1] > 0 and compiled[51] == compiled[110]
+  assert compiled[1] > 0 and compiled[26] == compiled[60]

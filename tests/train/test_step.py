@@ -173,9 +173,22 @@ def test_three_steps_are_the_same_on_one_and_eight_devices(model):
   )
 
 
+@pytest.fixture
+def loops_written_out(monkeypatch):
+  """Compiles loops as straight code, for steps whose loops communicate.
+
+  Simulated devices may start what follows a loop before it has ended. Its
+  collectives then meet those of the loop, and XLA waits for ever, or aborts.
+  """
+  written_out = functools.partial(jax.lax.scan, unroll=True)
+  monkeypatch.setattr(jax.lax, "scan", written_out)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"scan": True, "remat": "nested"}])
-def test_blocks_that_gather_themselves_train_the_same(fields):
+def test_blocks_that_gather_themselves_train_the_same(
+  loops_written_out, fields
+):
   with jax.enable_x64(True):
     config = _config("tiny-rn", "float64")
     config.model_overrides.image = _WIDE_RESNET
@@ -198,7 +211,9 @@ def test_blocks_that_gather_themselves_train_the_same(fields):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lion", "adafactor", "muon"])
-def test_every_optimizer_moves_split_parameters_as_whole_ones(name):
+def test_every_optimizer_moves_split_parameters_as_whole_ones(
+  loops_written_out, name
+):
   with jax.enable_x64(True):
     config = _config("tiny-vit", "float64")
     config.model_overrides.text.width = 64  # Wide enough to be split.
@@ -237,6 +252,25 @@ def test_parameters_are_born_sharded():
   trainer.run(_batches(1))
   after = trainer.state.params["text"]["token_embedding"]["embedding"]
   assert after.sharding.is_equivalent_to(table.sharding, 2)
+
+
+def test_the_program_that_draws_a_state_compiles_quickly(monkeypatch):
+  mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
+  assert (
+    state_lib._quickly_compiled(mesh) is None
+  )  # The tests' own flags count.
+  monkeypatch.setenv("XLA_FLAGS", "")
+  options = state_lib._quickly_compiled(mesh)
+
+  def drawn(options):
+    draw = jax.jit(
+      lambda seed: jax.random.normal(jax.random.key(seed), (5, 7)),
+      compiler_options=options,
+    )
+    return np.asarray(draw(jnp.uint32(3)))
+
+  usual = drawn({name: 3 for name in options})
+  np.testing.assert_array_equal(drawn(options), usual)
 
 
 def test_fsdp_gathers_layer_by_layer_and_no_activations():
@@ -411,7 +445,9 @@ def test_frozen_norms_compute_with_their_running_statistics():
   )
 
 
-def test_a_partly_frozen_stack_trains_alike_however_it_is_split(monkeypatch):
+def test_a_partly_frozen_stack_trains_alike_however_it_is_split(
+  loops_written_out, monkeypatch
+):
   # So that the small stacks are split, and what is trained of them.
   monkeypatch.setattr(
     sharded.parameter_spec, "__kwdefaults__", {"min_elements": 64}

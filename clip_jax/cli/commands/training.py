@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from clip_jax import config, errors, host_memory, sharding, terminal
 from clip_jax.cli import verb
 from clip_jax.cli.commands import measures
-from clip_jax.train import links, loop, peers
+from clip_jax.train import journal, links, loop, peers
 
 # As long as JAX waits by itself.
 _JOIN_SECONDS = 300
@@ -39,6 +39,12 @@ def _train(arguments: argparse.Namespace) -> verb.Answer:
     f"Trained {steps} steps{f' ({now} of them now)' if now < steps else ''} in "
     f"{terminal.duration(summary.seconds)}: {arguments.workdir}"
   ]
+  if bad := summary.bad_records:
+    lines.append(
+      f"Bad records were met {bad} time{'s' if bad > 1 else ''} and replaced, "
+      f"{summary.different_bad_records} different ones in this process; "
+      f"{journal.LEDGER} lists them."
+    )
   if summary.evals:
     lines += ["", measures.table(summary.evals, before=summary.before)]
   if summary.report:

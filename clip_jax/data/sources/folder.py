@@ -6,9 +6,11 @@
   img2dataset writes "files".
 
 A folder where at least half of the images have a `.txt` or `.json` file of
-their name beside them has captions, one where fewer have any has classes;
-`?layout=` says it instead. Symbolic links that lead out of the folder are bad
-records, unless `?links=follow` allows them.
+their name beside them has captions, one where fewer have any has classes, and
+so has one where class folders hold numbers instead of captions; `?layout=` says
+it instead. Symbolic links that lead out of the folder are bad records, and
+folders that they lead to are told and not read, unless `?links=follow` allows
+them.
 """
 
 import errno

@@ -1,0 +1,134 @@
+"""How a command ends: exit codes, what it prints, and where."""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+from clip_jax import cli, errors
+from clip_jax.cli import verb, verbs
+
+
+def stub(monkeypatch, action):
+  def models(arguments):
+    del arguments
+    return action()
+
+  stubbed = dataclasses.replace(verbs.VERBS["models"], run=models)
+  monkeypatch.setitem(verbs.VERBS, "models", stubbed)
+
+
+def raiser(error):
+  def action():
+    raise error
+
+  return action
+
+
+@pytest.mark.parametrize(
+  "error, code",
+  [
+    (errors.UserError("No."), 1),
+    (KeyError("x"), 1),
+    (KeyboardInterrupt(), 130),
+  ],
+)
+def test_one_of_several_processes_does_not_wait_for_the_others_when_it_fails(
+  monkeypatch, error, code
+):
+  stub(monkeypatch, raiser(error))
+  left = []
+
+  def leave(code):
+    left.append(code)
+    raise SystemExit
+
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+  monkeypatch.setattr(os, "_exit", leave)
+  with pytest.raises(SystemExit):
+    cli.main(["models"])
+  assert left == [code]
+
+
+@pytest.mark.parametrize(
+  "error, code, message",
+  [
+    (errors.UserError("what to do"), 1, "Error: what to do\n"),
+    (errors.UserError("bad \x1b[31mname"), 1, "Error: bad name\n"),
+    (OSError(28, "No space left", "file"), 1, "Error: No space left: file\n"),
+    (OSError(28, "No space left"), 1, "Error: No space left\n"),
+    (TimeoutError(), 1, "Error: TimeoutError\n"),
+    (KeyboardInterrupt(), 130, "Interrupted.\n"),
+    (SystemExit(143), 143, ""),
+    (RuntimeError("RESOURCE_EXHAUSTED: 9 GB"), 1, "smaller batch"),
+  ],
+)
+def test_each_kind_of_failure_has_its_exit_code(
+  monkeypatch, fails, error, code, message
+):
+  stub(monkeypatch, raiser(error))
+  said = fails("models", "--json", code=code)
+  assert message in said
+  assert len(said.splitlines()) == bool(message)
+
+
+def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch):
+  stub(monkeypatch, raiser(RuntimeError("ours")))
+  with pytest.raises(RuntimeError, match="ours"):
+    cli.main(["models"])
+
+
+def test_json_is_alone_on_stdout_and_strict(monkeypatch, capsys):
+  def noisy():
+    print("a library's chatter")
+    payload = {
+      "array": [np.float32(0.5), np.int64(3), float("nan"), np.inf],
+      "path": pathlib.Path("p"),
+      "text": "\x1b\u202e é",
+      "none": None,
+    }
+    return verb.Answer(payload, "text")
+
+  stub(monkeypatch, noisy)
+  cli.main(["models", "--json"])
+  captured = capsys.readouterr()
+  assert json.loads(captured.out) == {
+    "array": [0.5, 3, None, None],
+    "path": "p",
+    "text": "\x1b\u202e é",
+    "none": None,
+  }
+  assert captured.out.isascii() and "\x1b" not in captured.out
+  assert captured.err == "a library's chatter\n"
+
+
+def test_logs_go_to_stderr_and_libraries_are_kept_quiet(monkeypatch, capsys):
+  def log():
+    logging.info("step 1")
+    logging.getLogger("clip_jax.data").info("data")
+    logging.getLogger("absl").warning("absl noise")
+    logging.getLogger("absl").error("absl error")
+    logging.getLogger("jax._src").info("jax noise")
+    logging.getLogger("jax._src").warning("jax warning")
+    warnings.warn("noise", DeprecationWarning, stacklevel=1)
+    return verb.Answer(None, "done")
+
+  stub(monkeypatch, log)
+  root = logging.getLogger()
+  before = root.level, list(root.handlers)
+  cli.main(["models"])
+  captured = capsys.readouterr()
+  assert captured.out == "done\n"
+  assert captured.err.splitlines() == [
+    "step 1",
+    "data",
+    "absl error",
+    "jax warning",
+  ]
+  assert (root.level, root.handlers) == before

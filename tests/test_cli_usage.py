@@ -1,0 +1,195 @@
+"""What is typed: options, usage errors, and processes that are joined."""
+
+import jax
+import pytest
+
+from clip_jax import cli, errors
+from clip_jax.cli import parser
+from clip_jax.train import peers
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    ([], "required: VERB"),
+    (["trian"], "Did you mean train?"),
+    (["models", "--jsn"], "Did you mean --json?"),
+    (["models", "extra"], "unrecognized arguments: extra"),
+    (["eval", "m", "--task", "zero_shot"], "required: --data"),
+    (["eval", "m", "--task=zero_sot", "--data=d"], "Did you mean 'zero_shot'?"),
+    (["convert", "a", "b", "--to=opneai"], "Did you mean 'openai'?"),
+    (["embed", "m", "--dtype=float8"], "Known: float16, float32"),
+    (["data", "inspct", "builtin:digits"], "Did you mean inspect?"),
+    (["classify", "m", "--labels", "a"], "required: IMAGE"),
+    (["search", "index"], "give a text"),
+    (["search", "index", " "], "is empty"),
+    (["search", "index", __file__], f"search with --image {__file__}"),
+    (["search", "index", "text", "--image", "file"], "give a text"),
+    (
+      ["search", "index", "text", "-k", "0"],
+      "-k: must be a whole number, at least 1; got '0'",
+    ),
+    (["search", "index", "text", "-k", "x"], "whole number, at least 1"),
+    (["train", "--steps=5"], "Did you mean --config.steps=5?"),
+    (["train", "--batch-size", "5"], "--config.batch_size=VALUE?"),
+    (["train", "--config.steps=7", "--config.epochs=1"], "not both"),
+    (["data", "inspect", "builtin:digits", "--drop"], "--drop-bad"),
+    (["train", "--config", "c"], "required: --workdir"),
+    (["train", "--confg=c"], "Did you mean --config?"),
+    (["train", "--config.steps"], "--config.steps=VALUE"),
+    (["convert", "a", "b", "--preprocess", "0.9"], "like inception:0.9"),
+    (["convert", "a", "b", "--preprocess", "half:1"], "like inception:0.9"),
+    (["convert", "a", "b", "--preprocess", "openai:x"], "like inception:0.9"),
+    (
+      ["train", "--config=c", "--workdir=d", "--processes", "2"],
+      "go together",
+    ),
+    (
+      [
+        *("train", "--config=c", "--workdir=d", "--coordinator=host:1"),
+        *("--processes=2", "--process-id=2"),
+      ],
+      "from 0 to 1",
+    ),
+  ],
+)
+def test_wrong_usage_exits_with_2(fails, arguments, message):
+  error = fails(*arguments, code=2)
+  assert message in error
+  assert error.startswith("usage: clip-jax")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+def test_help_is_no_error(capsys, arguments):
+  with pytest.raises(SystemExit) as caught:
+    cli.main(arguments)
+  assert caught.value.code == 0
+  assert capsys.readouterr().out.startswith("usage: clip-jax")
+
+
+@pytest.mark.parametrize(
+  "address", ["foo", "127.0.0.1:abc", ":1", "host:99999"]
+)
+def test_a_coordinator_has_host_and_port(fails, address):
+  run = ["train", "--config=c", "--workdir=d", "--processes=2"]
+  run += ["--process-id=0", "--coordinator", address]
+  assert "must be HOST:PORT" in fails(*run, code=2)
+
+
+@pytest.mark.parametrize(
+  "words",
+  [
+    "search index -k 5 --json text",
+    "search -k 5 index text --json",
+    "search --json index text -k 5",
+    "search index -k 5 --json -- text",
+  ],
+)
+def test_options_stand_anywhere(words):
+  arguments = parser.parse(words.split())
+  assert (arguments.index, arguments.query) == ("index", "text")
+  assert arguments.k == 5 and arguments.json
+
+
+def test_images_stand_anywhere():
+  arguments = parser.parse(
+    ["classify", "--labels", "a,b", "m", "1.png", "--json", "2.png"]
+  )
+  assert arguments.model == "m" and arguments.images == ["1.png", "2.png"]
+
+
+def test_wrong_usage_shows_the_usage_of_the_verb(fails):
+  error = fails("search", "index", "two", "seven", code=2)
+  assert error.startswith("usage: clip-jax search")
+  assert "unrecognized arguments: seven" in error
+
+
+def test_overrides_come_in_both_forms_and_in_order():
+  arguments = parser.parse(
+    [
+      *("train", "--config.a.b=1=2", "--config", "file", "--workdir=dir"),
+      *("--config.mesh.data", "-1", "--config.a.b=", "--json"),
+    ]
+  )
+  assert arguments.overrides == ["a.b=1=2", "mesh.data=-1", "a.b="]
+  assert (arguments.config, arguments.workdir) == ("file", "dir")
+  assert arguments.json
+
+
+class Watch:
+  """Stands for the connections to the other processes."""
+
+  coordinator = "127.0.0.1:9"
+
+  def __init__(self):
+    self.failures = []
+
+  def fail(self, error):
+    self.failures.append(str(error))
+
+
+@pytest.mark.parametrize(
+  "flags, expected",
+  [
+    ([], []),
+    (["--distributed"], [{"heartbeat_timeout_seconds": 90}]),
+    (
+      ["--coordinator=host:12", "--processes=3", "--process-id=2"],
+      [
+        {
+          "coordinator_address": Watch.coordinator,
+          "coordinator_bind_address": Watch.coordinator,
+          "num_processes": 3,
+          "process_id": 2,
+          "heartbeat_timeout_seconds": 90,
+        }
+      ],
+    ),
+  ],
+)
+def test_processes_are_joined_before_anything_else(
+  monkeypatch, tmp_path, fails, flags, expected
+):
+  watch, connected, joined = Watch(), [], []
+
+  def connect(address, *, process, processes, join_seconds, heartbeat_seconds):
+    assert join_seconds == (60 if "--distributed" in flags else 300)
+    assert heartbeat_seconds == 30
+    connected.append((address, process, processes))
+    return watch
+
+  def initialize(*, initialization_timeout, **options):
+    assert initialization_timeout == 300
+    joined.append(options)
+
+  monkeypatch.setattr(peers, "connect", connect)
+  monkeypatch.setattr(jax.distributed, "initialize", initialize)
+  # The missing file shows that joining came first.
+  path = tmp_path / "none.py"
+  said = fails("train", "--config", path, "--workdir", tmp_path, *flags)
+  assert joined == expected
+  named = "--coordinator=host:12" in flags
+  if named:
+    assert connected == [("host:12", 2, 3)]
+  elif flags:
+    ((address, process, processes),) = connected
+    assert (process, processes) == (0, 1) and address.rpartition(":")[2] > "0"
+  assert ("Waiting for process 0 at host:12 (up to 300 s)" in said) == named
+  # The others are told.
+  assert len(watch.failures) == bool(flags)
+  assert all("none.py" in failure for failure in watch.failures)
+
+
+def test_processes_that_cannot_watch_each_other_run_all_the_same(
+  monkeypatch, tmp_path, fails
+):
+  def connect(address, **_):
+    raise errors.UserError(f"Process 0 cannot be reached at {address}.")
+
+  monkeypatch.setattr(peers, "connect", connect)
+  monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
+  path = tmp_path / "none.py"
+  words = ("--config", path, "--workdir", tmp_path, "--distributed")
+  said = fails("train", *words)
+  assert "cannot watch each other: Process 0 cannot be reached at" in said
+  assert "none.py" in said
