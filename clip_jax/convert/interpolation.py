@@ -18,6 +18,7 @@ from clip_jax import errors, sharding
 from clip_jax.checkpoints import integrity
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import engine, portable
+from clip_jax.convert.engine import family
 from clip_jax.convert.tensor import Tensor
 
 
@@ -129,8 +130,7 @@ def check_unchanged(first: portable.Portable, path: str | os.PathLike) -> None:
 def _check_same(model: portable.Portable, first: portable.Portable) -> None:
   for part in engine.towers(model.spec):
     mine, theirs = (
-      engine.plain_fields(spec.get(part, {}))
-      for spec in (model.spec, first.spec)
+      family.normal(spec).get(part, {}) for spec in (model.spec, first.spec)
     )
     for field in sorted(mine.keys() | theirs.keys()):
       if mine.get(field) != theirs.get(field):

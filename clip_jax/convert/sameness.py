@@ -4,6 +4,7 @@ import numpy as np
 
 from clip_jax import errors
 from clip_jax.convert import engine
+from clip_jax.convert.engine import family
 
 # What a format may say less exactly than we do, or not at all; each writer
 # refuses or warns of what it loses.
@@ -17,9 +18,10 @@ _ELSEWHERE = frozenset(
 
 def check_described(wanted, found, target: str) -> None:
   """Raises UserError where a tower, read back, means something else."""
+  wanted, found = family.normal(wanted), family.normal(found)
   for part in engine.towers(wanted):
-    got = engine.plain_fields(found[part])
-    for field, value in engine.plain_fields(wanted[part]).items():
+    got = found[part]
+    for field, value in wanted[part].items():
       if field in _ELSEWHERE or got.get(field) == value:
         continue
       raise errors.UserError(

@@ -23,6 +23,7 @@ from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import conversion, engine, portable
+from clip_jax.convert.engine import family
 from clip_jax.convert.formats import model_dir
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import freezing, variants
@@ -296,7 +297,7 @@ def _comparable(part, spec, *, named) -> dict[str, Any]:
 
 
 def _nested(name, fields) -> dict[str, Any]:
-  fields = engine.plain_fields(fields)
+  fields = family.normal({name: fields})[name]
   return {f"{name}.{field}": value for field, value in fields.items()}
 
 
