@@ -120,9 +120,8 @@ def test_causal_layers_do_not_see_later_tokens(make_variables, apply):
 def test_layer_norm_survives_a_mean_far_above_the_deviation():
   rng = np.random.default_rng(3)
   x = (rng.standard_normal((4, 64)) + 300.0).astype(np.float32)
-  norm = layers.layer_norm(
-    1e-5, name=None, dtype=jnp.float32, param_dtype=jnp.float32
-  )
+  dtypes = {"dtype": jnp.float32, "param_dtype": jnp.float32}
+  norm = layers.layer_norm(1e-5, name="norm", dtypes=dtypes)
   got = norm.apply(norm.init(jax.random.key(0), x), x)
   wide = x.astype(np.float64)
   centred = wide - wide.mean(axis=-1, keepdims=True)
