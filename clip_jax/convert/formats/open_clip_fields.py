@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from clip_jax.convert import axes, config_file
+from clip_jax.convert import config_file
 from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.family import Family
 from clip_jax.convert.engine.fields import Field, Fixed
@@ -28,7 +28,7 @@ from clip_jax.convert.formats.open_clip_rows import (
   only,
   without_effect,
 )
-from clip_jax.models import clip, variants
+from clip_jax.models import clip, resnet, variants
 
 # Their default, log(1 / 0.07).
 INIT_LOG_SCALE = math.log(clip.INIT_LOGIT_SCALE)
@@ -169,7 +169,7 @@ _VIT = (
     "head_width",
     "heads",
     _HEAD_WIDTH,
-    default=axes.HEAD_DIM,
+    default=resnet.HEAD_DIM,
     reads=rows_lib.heads,
     writes=lambda tower: tower["width"] // tower["heads"],
   ),
@@ -201,7 +201,7 @@ _RESNET = (
   Option("layers", "depths", _STAGES, default=None),
   Option("width", "width", _WIDTH, in_weights=True, default=768, always=True),
   rows_lib.ResNetSizes(),
-  only("head_width", axes.HEAD_DIM),
+  only("head_width", resnet.HEAD_DIM),
   Other("patch_size", written=None),
   Other("patch_dropout", 0.0, fields.NUMBER),
   *_OFF,

@@ -27,14 +27,7 @@ FORMATS: dict[str, Format] = {
       refusals=model_dir.refusals,
     ),
     Format("workdir", workdir.read, recognise=workdir.recognise),
-    Format(
-      "openai",
-      openai.read,
-      knows=openai.knows,
-      write=openai.write,
-      refusals=openai.refusals,
-      told=openai.told,
-    ),
+    openai.FORMAT,
     Format(
       "open-clip",
       open_clip.read,
@@ -50,6 +43,6 @@ FORMATS: dict[str, Format] = {
     sentence_transformers.FORMAT,
     huggingface.FORMAT,
     bert.FORMAT,
-    Format("timm", timm.read, recognise=timm.recognise, knows=timm.knows),
+    timm.FORMAT,
   )
 }
