@@ -216,11 +216,12 @@ def timm_directory(directory):
   (directory / "config.json").write_text(json.dumps(config))
   (directory / "model.safetensors").write_bytes(b"")
   report = convert.Report("timm")
-  tower, about = timm._describe(config, report, directory / "config.json")
-  spec = engine.resolve({"image": tower, **timm._FIXED, **about})
+  spec = timm.describe(
+    config, report, directory / "config.json", portable.Options()
+  )
   safetensors_file.write(
     directory / "model.safetensors",
-    _tensors(timm_vit.NAMES.entries({"image": tower}), spec),
+    _tensors(timm_vit.NAMES.entries(spec), spec),
   )
   return directory
 

@@ -37,10 +37,10 @@ _NANO_FAMILIES = {
     "siglip",
     {"activation": "gelu_tanh", "image_size": 22, "drop_edge": True},
   ),
-  "vit_nano_patch5_20": ("", {}),
+  "vit_nano_patch5_20": ("plain", {}),
   "vit_nano_patch5_clip_20": ("clip", {}),
   "vit_nano_patch5_reg4_gap_20": ("reg4_gap", {}),
-  "flexivit_nano": ("", {"class_position": False}),
+  "flexivit_nano": ("plain", {"class_position": False}),
 }
 
 
@@ -50,8 +50,8 @@ def nano_towers(monkeypatch):
   from clip_jax.convert.formats import timm_vit
 
   for name, (family, more) in _NANO_FAMILIES.items():
-    facts = {**timm_vit._PLAIN, **timm_vit.FAMILIES[family]}
-    monkeypatch.setitem(timm_vit.MODELS, name, {**_NANO, **facts, **more})
+    tower = {**_NANO, **timm_vit.FAMILIES[family], **more}
+    monkeypatch.setitem(timm_vit.MODELS, name, tower)
 
 
 @pytest.fixture(scope="session")

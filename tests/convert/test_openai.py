@@ -9,7 +9,7 @@ import torch
 from clip_jax import convert, errors
 from clip_jax.cli import run
 from clip_jax.convert import engine, portable
-from clip_jax.convert.formats import openai, openai_export, openai_names
+from clip_jax.convert.formats import openai, openai_names
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
@@ -344,7 +344,7 @@ def test_a_tokenizer_that_openai_lacks_is_refused(tokenizer, text, problems):
 
 def test_what_openai_does_nearly_the_same_is_a_warning():
   spec = engine.resolve(variants.VARIANTS["ViT-B-32"])
-  assert not openai_export.deviations(spec)
+  assert not openai.deviations(spec)
   spec |= {"crop_rounding": "floor", "convert_rgb": "before"}
   spec["tokenizer"] = {
     "kind": "clip_bpe",
@@ -352,7 +352,7 @@ def test_what_openai_does_nearly_the_same_is_a_warning():
     "pad_id": 49407,
   }
   assert not openai.refusals(spec)
-  found = [warning.split("=")[0] for warning in openai_export.deviations(spec)]
+  found = [warning.split("=")[0] for warning in openai.deviations(spec)]
   assert found == [
     *("crop_rounding", "convert_rgb"),
     *("tokenizer.cleaning", "tokenizer.pad_id"),

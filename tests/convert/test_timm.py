@@ -273,6 +273,9 @@ def test_the_golden_features_are_timms(golden, difference):
 
 
 def test_heads_follow_from_sizes_without_a_doubt():
-  sizes = [(w, d, m) for w, d, _, m in timm_vit.SIZES.values()]
+  sizes = [
+    (size["width"], size["depth"], size["mlp_dim"])
+    for size in timm_vit.SIZES.values()
+  ]
   assert len(set(sizes)) == len(sizes)
   assert timm.NAME == "timm"

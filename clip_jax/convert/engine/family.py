@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from clip_jax import errors
@@ -134,6 +134,33 @@ def refusal(field: str, value: Any, allowed: tuple[Any, ...]) -> str:
   """Returns how a field is refused that a format cannot say."""
   shown = " or ".join(map(repr, allowed))
   return f"{field}={value!r} is not supported by this format (only {shown})"
+
+
+def pinned(
+  spec: Mapping[str, Any],
+  kinds: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+  """Yields the fields of both towers that a format has one value of.
+
+  Args:
+    spec: a description.
+    kinds: tower -> its kinds there -> field -> value.
+  """
+  for tower in engine.towers(spec):
+    yield f"{tower}.kind", tuple(kinds[tower])
+    for field, value in kinds[tower].get(spec[tower]["kind"], {}).items():
+      yield f"{tower}.{field}", (value,)
+
+
+def unlike(
+  spec: Mapping[str, Any], allowed: Iterable[tuple[str, tuple[Any, ...]]]
+) -> list[str]:
+  """Returns the refusals of fields that have none of their allowed values."""
+  return [
+    refusal(field, value, values)
+    for field, values in allowed
+    if (value := fields_lib.get(spec, field)) not in values
+  ]
 
 
 def normal(spec: Mapping[str, Any]) -> dict[str, Any]:

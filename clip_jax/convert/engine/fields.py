@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from clip_jax import errors
+from clip_jax.convert import config_file
 from clip_jax.convert import report as report_lib
 
 # Beyond every model; a hostile number must not become a loop or an overflow.
@@ -184,6 +185,21 @@ def _side(value: Any) -> int:
 
 # The side of a square: a number, or two equal ones.
 PIXELS = Kind("a number of pixels", _side)
+
+
+def _channels(words: str, least: float) -> Kind:
+  """Returns the kind of a mean or a deviation of each channel."""
+
+  def holds(x):
+    numbers = isinstance(x, list) and len(x) == 3 and all(map(is_number, x))
+    return numbers and least <= min(x) <= max(x) <= config_file.MAX_CHANNEL
+
+  return checked(words, holds, lambda x: [float(number) for number in x])
+
+
+_THREE = "three numbers, red, green and blue"
+MEANS = _channels(_THREE, -config_file.MAX_CHANNEL)
+DEVIATIONS = _channels(f"{_THREE}, above 0", config_file.LEAST_DEVIATION)
 
 
 def one_of(known: Mapping[Any, Any]) -> Kind:
@@ -366,6 +382,14 @@ def within(section: str, tower: str, rows: Iterable[Row]) -> tuple[Row, ...]:
       changes["theirs"] = f"{section}.{row.theirs}"
     found.append(dataclasses.replace(row, **changes))
   return tuple(found)
+
+
+def unknown(
+  rows: Iterable[Row], values: Mapping[str, Any], section: str
+) -> list[str]:
+  """Returns the fields of a section, of these values, that no row is about."""
+  known = {getattr(row, "theirs", "") for row in rows}
+  return [field for field in values if f"{section}.{field}" not in known]
 
 
 def has(values: Mapping[str, Any], path: str) -> bool:

@@ -18,9 +18,9 @@ from clip_jax.convert import (
   weights_file,
 )
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.axes import Axes
 from clip_jax.convert.engine import family
 from clip_jax.convert.engine.format import Format
+from clip_jax.convert.engine.sizes import Sizes
 from clip_jax.convert.files import npz
 from clip_jax.convert.formats import big_vision_description as description
 from clip_jax.convert.formats import big_vision_names as names_lib
@@ -162,9 +162,9 @@ def _square(tensors, layout, options, report):
       f"--old-grid is for {key} of the shape [1, positions, width]; it has "
       f"{list(old.shape)}."
     )
-  axis = Axes({name: x.shape for name, x in tensors.items()}, "The source")
-  patch = axis(f"{prefix}embedding/kernel", 0, rank=4)
-  cells = axis(key, 1, rank=3)
+  patch, cells = Sizes(tensors, "The source")(
+    f"patch {prefix}embedding/kernel 0 of 4\ncells {key} 1 of 3"
+  ).values()
   # As many, but for a class token's.
   patches = cells - (cells == rows * cols + 1)
   new, what = positions.resized(

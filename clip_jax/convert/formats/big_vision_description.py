@@ -12,30 +12,74 @@ from typing import Any
 from clip_jax import errors
 from clip_jax.convert import engine, portable, positions
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.axes import Axes
-from clip_jax.convert.engine import family, fields
+from clip_jax.convert.engine import family
+from clip_jax.convert.engine.sizes import Sizes
 from clip_jax.convert.formats import big_vision_names as names
 from clip_jax.convert.tensor import Tensor
 
 # What shapes do not say, which is the same in all models of a kind.
-UNSEEN: dict[str, dict[str, dict[str, Any]]] = {
-  "image": {"vit": {"norm_epsilon": 1e-6}},
+ACTIVATION = "gelu_tanh"
+_FIXED: dict[str, dict[str, dict[str, Any]]] = {
+  "image": {
+    "vit": {
+      "activation": ACTIVATION,
+      "norm_epsilon": 1e-6,
+      "norm_after_pool": False,
+      "pre_norm": False,
+      "patch_bias": True,
+      "registers": 0,
+    },
+  },
   "text": {
-    "transformer": {"norm_epsilon": 1e-6, "causal": False},
-    "bert": {"norm_epsilon": 1e-12, "pad_id": 0, "pooling": "cls"},
+    "transformer": {
+      "activation": ACTIVATION,
+      "norm_epsilon": 1e-6,
+      "causal": False,
+    },
+    "bert": {
+      "activation": ACTIVATION,
+      "norm_epsilon": 1e-12,
+      "pad_id": 0,
+      "pooling": "cls",
+      "normalize": False,
+    },
   },
 }
-# What their names would show.
-STRUCTURE: dict[str, dict[str, Any]] = {
-  "vit": {
-    "norm_after_pool": False,
-    "pre_norm": False,
-    "patch_bias": True,
-    "registers": 0,
-  },
-  "transformer": {},
-  "bert": {"normalize": False},
-}
+# Of these, what goes into the report; names would show the others.
+_REPORTED = ("norm_epsilon", "causal", "pad_id", "pooling")
+_ENCODER = """
+width    {block}_0/{attention}/query/kernel  0 of 3
+heads    {block}_0/{attention}/query/kernel  1 of 3
+depth    {block}_{i}/
+mlp_dim  {block}_0/{mlp}/Dense_0/kernel      1 of 2
+"""
+_SCANNED = """
+depth    {block}/{attention}/query/kernel    0 of 4
+width    {block}/{attention}/query/kernel    1 of 4
+heads    {block}/{attention}/query/kernel    2 of 4
+mlp_dim  {block}/{mlp}/Dense_0/kernel        2 of 3
+"""
+_PATCHES = """
+patch_size  {start}embedding/kernel          0 of 4
+cells       {start}{positions}               1 of 3
+"""
+_FLAT_PATCHES = """
+numbers     {start}embedding/kernel          0 of 2
+rows        {start}{positions}               0 of 3
+cols        {start}{positions}               1 of 3
+"""
+_TEXT = """
+context_length  {start}{positions}           1 of 3
+vocab_size      {start}Embed_0/embedding     0 of 2
+"""
+_BERT = """
+width           {embed}_token_ids/embedding     1 of 2
+vocab_size      {embed}_token_ids/embedding     0 of 2
+context_length  {embed}_position_ids/embedding  0 of 2
+token_types     {embed}_segment_ids/embedding   0 of 2
+depth           {layers}_{i}/
+mlp_dim         {layers}_0/mlp_block/mlp/dense_layer/kernel  1 of 2
+"""
 # The usual value of what two towers share, and what else is the same to
 # float32. A head comes and goes.
 ENDS = {
@@ -43,7 +87,6 @@ ENDS = {
   "text_projection": ("linear_bias", "none"),
   "embed_norm": ("l2_plus_1e-8", "l2"),
 }
-ACTIVATION = "gelu_tanh"
 BERT_HEAD_DIM = 64  # Of BERT's every size; its kernels do not show it.
 # Trained on images that patches do not fill: (patch, grid) -> pixels.
 IMAGE_SIZES = {(14, 27): 384}  # So400m/14 at 384: 6 pixels are left over.
@@ -115,7 +158,7 @@ def describe(
     AmbiguousError: the text tower is not SigLIP's, and its pooling or its
       tokenizer was not told.
   """
-  axis = Axes({key: x.shape for key, x in tensors.items()}, name)
+  read = Sizes(tensors, name)
   activation = report.infer(
     "activation",
     options.activation or ACTIVATION,
@@ -123,66 +166,63 @@ def describe(
   )
   spec: dict[str, Any] = {}
   if layout["image"]:
-    spec |= {"image": _image(axis, tensors, layout, report), **PREPROCESSING}
+    spec |= {"image": _image(read, tensors, layout, report), **PREPROCESSING}
     shown = "squash, bilinear without antialiasing, mean and std 0.5"
     report.infer("preprocessing", shown, "format")
   if layout["text"]:
-    prefix = names.prefix_of(layout, "text") + names.BERT
-    if any(key.startswith(prefix) for key in tensors):
-      spec["text"] = _bert(axis, layout, report)
+    start = names.prefix_of(layout, "text")
+    if any(key.startswith(start + names.BERT) for key in tensors):
+      spec["text"] = _bert(read, layout, report)
       spec["tokenizer"] = dict(_WORDPIECE)
       report.infer("tokenizer", "BERT's", "format")
     else:
-      text = spec["text"] = _transformer(axis, layout)
+      text = {"kind": "transformer"}
+      text |= read(_TEXT, start=start, positions=layout["text"]["positions"])
       told = _told(tensors, layout, text["vocab_size"], options, name)
       for field, (value, source) in told.items():
         report.infer(field, value, source)
       text["pooling"] = told["text.pooling"][0]
+      spec["text"] = {**text, **_encoder(read, layout, "text")}
       spec["tokenizer"] = dict(TOKENIZERS[told["tokenizer"][0]])
   for tower in engine.towers(spec):
-    kind = spec[tower]["kind"]
-    for field, value in UNSEEN[tower][kind].items():
-      spec[tower][field] = report.infer(f"{tower}.{field}", value, "format")
-    spec[tower] |= {**STRUCTURE[kind], "activation": activation}
+    fixed = _FIXED[tower][spec[tower]["kind"]]
+    spec[tower] |= {**fixed, "activation": activation}
+    for field in _REPORTED:
+      if field in fixed:
+        report.infer(f"{tower}.{field}", fixed[field], "format")
   if len(engine.towers(spec)) == 2:
-    spec |= _ends(axis, tensors, layout, spec, report)
+    spec |= _ends(read, tensors, layout, spec, report)
   return engine.resolve(spec)
 
 
-def _encoder(axis, layout, tower) -> dict[str, Any]:
+def _encoder(read: Sizes, layout, tower) -> dict[str, int]:
   """Returns the sizes of a pre-norm encoder."""
-  this, block = layout[tower], names.encoder_of(layout, tower)
-  first = f"{block}/" if this["scan"] else f"{block}_0/"
-  query = f"{first}{this['attention']}/query/kernel"
-  hidden = f"{first}{this['mlp']}/Dense_0/kernel"
-  rank = 3 + this["scan"]
-  if this["scan"]:
-    depth = axis(query, 0, rank=rank)
-  else:
-    depth = axis.count(rf"^{block}_(\d{{1,4}})/")
-  return {
-    "width": axis(query, rank - 3, rank=rank),
-    "depth": depth,
-    "heads": axis(query, rank - 2, rank=rank),
-    "mlp_dim": axis(hidden, rank - 2, rank=rank - 1),
-  }
+  this = layout[tower]
+  return read(
+    _SCANNED if this["scan"] else _ENCODER,
+    block=names.encoder_of(layout, tower),
+    attention=this["attention"],
+    mlp=this["mlp"],
+  )
 
 
-def _image(axis, tensors, layout, report) -> dict[str, Any]:
-  this, prefix = layout["image"], names.prefix_of(layout, "image")
-  kernel, key = f"{prefix}embedding/kernel", prefix + this["positions"]
+def _image(read: Sizes, tensors, layout, report) -> dict[str, Any]:
+  this, start = layout["image"], names.prefix_of(layout, "image")
+  key = start + this["positions"]
   if key not in tensors:
     raise errors.UserError(
       f"The image tower has no {key}: computed positions (sincos2d) are not "
       "supported."
     )
-  class_token = f"{prefix}cls" in tensors
+  class_token = f"{start}cls" in tensors
   class_position = False
   if this["flat_patches"]:
-    cells = axis(key, 0, rank=3) * axis(key, 1, rank=3)
-    patch = axis.square(axis(kernel, 0, rank=2) // 3, kernel)
+    sizes = read(_FLAT_PATCHES, start=start, positions=this["positions"])
+    patch = read.square(sizes["numbers"] // 3, f"{start}embedding/kernel")
+    cells = sizes["rows"] * sizes["cols"]
   else:
-    patch, cells = axis(kernel, 0, rank=4), axis(key, 1, rank=3)
+    sizes = read(_PATCHES, start=start, positions=this["positions"])
+    patch, cells = sizes["patch_size"], sizes["cells"]
     # Older models have a position for the class token, before the patches'.
     class_position = class_token and round(cells**0.5) ** 2 != cells
   side = positions.old_grid(cells - class_position)[0]
@@ -197,13 +237,13 @@ def _image(axis, tensors, layout, report) -> dict[str, Any]:
       f"out the last {size % patch}, as in training."
     )
   pooling = "class" if class_token else "gap"
-  if f"{prefix}{this['map_head']}probe" in tensors:
+  if f"{start}{this['map_head']}probe" in tensors:
     pooling = "map"
   return {
     "kind": "vit",
     "image_size": size,
     "patch_size": patch,
-    **_encoder(axis, layout, "image"),
+    **_encoder(read, layout, "image"),
     "pooling": pooling,
     "class_token": class_token,
     "class_position": class_position,
@@ -213,18 +253,6 @@ def _image(axis, tensors, layout, report) -> dict[str, Any]:
 
 def _image_size(patch: int, side: int) -> int:
   return IMAGE_SIZES.get((patch, side), patch * side)
-
-
-def _transformer(axis, layout) -> dict[str, Any]:
-  """Returns the text tower without its pooling."""
-  prefix = names.prefix_of(layout, "text")
-  positions_key = f"{prefix}{layout['text']['positions']}"
-  return {
-    "kind": "transformer",
-    "context_length": axis(positions_key, 1, rank=3),
-    "vocab_size": axis(f"{prefix}Embed_0/embedding", 0, rank=2),
-    **_encoder(axis, layout, "text"),
-  }
 
 
 def _told(
@@ -260,34 +288,29 @@ def _told(
   return found
 
 
-def _bert(axis, layout, report) -> dict[str, Any]:
-  prefix = names.prefix_of(layout, "text")
-  query = prefix + names.BERT_QUERY
-  layer = query.removesuffix("attention_block/attention_layer/query/kernel")
-  embedding = (
-    f"{prefix}{names.BERT}embedder/embedders_{{}}_ids/embedding".format
+def _bert(read: Sizes, layout, report) -> dict[str, Any]:
+  start = names.prefix_of(layout, "text")
+  query = start + names.BERT_QUERY
+  sizes = read(
+    _BERT,
+    embed=f"{start}{names.BERT}embedder/embedders",
+    layers=query[: query.index("_0/attention_block")],
   )
-  width = axis(embedding("token"), 1, rank=2)
   if layout["text"]["flat_heads"]:
-    if width % BERT_HEAD_DIM:
+    if sizes["width"] % BERT_HEAD_DIM:
       raise errors.UserError(
-        f"The text tower is {width} wide, and {query} is a matrix: BERT has "
-        f"one head for {BERT_HEAD_DIM} of the width, which does not divide it."
+        f"The text tower is {sizes['width']} wide, and {query} is a matrix: "
+        f"BERT has one head for {BERT_HEAD_DIM} of the width, which does not "
+        "divide it."
       )
-    heads, source = width // BERT_HEAD_DIM, "format"
+    heads, source = sizes["width"] // BERT_HEAD_DIM, "format"
   else:
-    heads, source = axis(query, 1, rank=3), "shape"
-  length = axis(embedding("position"), 0, rank=2)
+    heads, source = read(f"heads {query} 1 of 3")["heads"], "shape"
   return {
     "kind": "bert",
-    "context_length": length,
-    "vocab_size": axis(embedding("token"), 0, rank=2),
-    "width": width,
-    "depth": axis.count(rf"^{layer.removesuffix('0/')}(\d{{1,4}})/"),
+    **sizes,
     "heads": report.infer("text.heads", heads, source),
-    "mlp_dim": axis(f"{layer}mlp_block/mlp/dense_layer/kernel", 1, rank=2),
-    "positions": length,
-    "token_types": axis(embedding("segment"), 0, rank=2),
+    "positions": sizes["context_length"],
   }
 
 
@@ -306,22 +329,22 @@ def usual_tokenizer(text: Mapping[str, Any]) -> dict[str, Any]:
   return dict(TOKENIZERS.get(VOCABULARIES.get(text["vocab_size"]), {}))
 
 
-def _ends(axis, tensors, layout, spec, report) -> dict[str, Any]:
+def _ends(read: Sizes, tensors, layout, spec, report) -> dict[str, Any]:
   """Returns what the two towers share."""
   found, dims = {}, {}
   for tower in ("image", "text"):
-    prefix = names.prefix_of(layout, tower)
-    if f"{prefix}pre_logits/kernel" in tensors:
+    start = names.prefix_of(layout, tower)
+    if f"{start}pre_logits/kernel" in tensors:
       raise errors.UserError(
-        f"The {tower} tower has {prefix}pre_logits (rep_size), a layer with "
+        f"The {tower} tower has {start}pre_logits (rep_size), a layer with "
         "tanh before its projection, which is not supported."
       )
-    head = f"{prefix}head/kernel"
+    head = f"{start}head/kernel"
     with_head, without = ENDS[f"{tower}_projection"]
     found[f"{tower}_projection"] = with_head if head in tensors else without
     dims[tower] = spec[tower]["width"]
     if head in tensors:
-      dims[tower] = axis(head, 1, rank=2)
+      dims |= read(f"{tower} {head} 1 of 2")
   if dims["image"] != dims["text"]:
     raise errors.UserError(
       f"The towers end in {dims['image']} (image) and {dims['text']} (text) "
@@ -340,33 +363,22 @@ def _ends(axis, tensors, layout, spec, report) -> dict[str, Any]:
 
 def refusals(spec: dict[str, Any]) -> list[str]:
   """Returns what of a description big_vision's models cannot be."""
-  return [
-    family.refusal(field, fields.get(spec, field), allowed)
-    for field, allowed in _allowed(spec)
-    if fields.get(spec, field) not in allowed
-  ]
+  return family.unlike(spec, _allowed(spec))
 
 
 def _allowed(spec: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
   """Yields the fields that shapes do not say, and the values that they have."""
-  towers = engine.towers(spec)
-  for tower in towers:
-    this, kinds = spec[tower], UNSEEN[tower]
-    kind = this["kind"]
-    yield f"{tower}.kind", tuple(kinds)
-    if kind not in kinds:
-      continue
-    fixed = {"activation": ACTIVATION, **kinds[kind], **STRUCTURE[kind]}
-    for field, value in fixed.items():
-      yield f"{tower}.{field}", (value,)
-    if kind == "vit":
+  yield from family.pinned(spec, _FIXED)
+  for tower in engine.towers(spec):
+    this = spec[tower]
+    if this["kind"] == "vit":
       patch = this["patch_size"]
       size = _image_size(patch, this["image_size"] // patch)
       yield "image.class_token", (this["pooling"] == "class",)
       yield "image.image_size", (size,)
-    elif kind == "transformer":
+    elif this["kind"] == "transformer":
       yield "text.pooling", ("last", "map")
-    else:
+    elif this["kind"] == "bert":
       yield "text.positions", (this["context_length"],)
-  if len(towers) == 2:
+  if len(engine.towers(spec)) == 2:
     yield from ENDS.items()

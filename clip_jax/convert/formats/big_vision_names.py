@@ -180,42 +180,33 @@ def find(shapes: Mapping[str, tuple[int, ...]], name: str) -> dict[str, Any]:
   return layout
 
 
+# Modules of a block: how many it has, and where they stand in a layout.
+_MODULES = {
+  "MultiHeadDotProductAttention": (1, "attention"),
+  "MlpBlock": (1, "mlp"),
+  "LayerNorm": (2, "norms"),
+}
+
+
 def _find_tower(tower, shapes, prefix) -> dict[str, Any]:
-  scan = any(
-    k.startswith(f"{prefix}{_ENCODERS[tower]}encoderblock/") for k in shapes
-  )
-  found = {**_TOWER, "scan": scan, **_find_modules(tower, shapes, prefix, scan)}
+  encoder = f"{prefix}{_ENCODERS[tower]}encoderblock"
+  scan = any(name.startswith(f"{encoder}/") for name in shapes)
+  block = re.escape(f"{encoder}/" if scan else f"{encoder}_0/")
+  found = {**_TOWER, "scan": scan}
+  for kind, (count, field) in _MODULES.items():
+    matches = (re.match(rf"{block}({kind}_\d{{1,2}})/", key) for key in shapes)
+    modules = sorted({m[1] for m in matches if m}, key=lambda x: (len(x), x))
+    if len(modules) == count:  # They can be told apart.
+      found[field] = modules if count > 1 else modules[0]
   positions = (p for p in _POSITIONS[tower] if prefix + p in shapes)
   found["positions"] = next(positions, _POSITIONS[tower][0])
   if f"{prefix}probe" in shapes:
     found["map_head"] = ""
-  kernels = {
-    "flat_patches": f"{prefix}embedding/kernel",
-    "flat_heads": prefix + BERT_QUERY,
-  }
-  return found | {k: len(shapes.get(x, ())) == 2 for k, x in kernels.items()}
-
-
-def _find_modules(tower, shapes, prefix, scan) -> dict[str, Any]:
-  """Returns the names of a block's modules, where they can be told apart."""
-  block = f"{prefix}{_ENCODERS[tower]}encoderblock{'' if scan else '_0'}/"
-  parts = sorted(
-    {k[len(block) :].split("/")[0] for k in shapes if k.startswith(block)},
-    key=lambda part: (len(part), part),
-  )
-
-  def named(kind):
-    return [part for part in parts if re.fullmatch(kind + r"_\d{1,2}", part)]
-
-  found = {}
-  for field, kind in (
-    ("attention", "MultiHeadDotProductAttention"),
-    ("mlp", "MlpBlock"),
+  for field, kernel in (
+    ("flat_patches", "embedding/kernel"),
+    ("flat_heads", BERT_QUERY),
   ):
-    if len(names := named(kind)) == 1:
-      found[field] = names[0]
-  if len(names := named("LayerNorm")) == 2:
-    found["norms"] = names
+    found[field] = len(shapes.get(prefix + kernel, ())) == 2
   return found
 
 

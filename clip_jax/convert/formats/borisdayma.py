@@ -266,12 +266,10 @@ def describe(
   )
   towers: dict[str, Any] = {"image": {}, "text": {}}
   problems = _problems(lambda row: row.read(source, towers))
-  known = {getattr(row, "theirs", "") for row in FIELDS}
   problems += [
     f"{section}: {field} is not known."
     for section in SECTIONS
-    for field in config[section]
-    if f"{section}.{field}" not in known
+    for field in fields.unknown(FIELDS, config[section], section)
   ]
   problems = problems or _problems(lambda row: row.check(source, towers))
   if problems:

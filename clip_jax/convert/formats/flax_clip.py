@@ -13,43 +13,30 @@ from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.names import FLAX, Names
 from clip_jax.convert.formats import huggingface
+from clip_jax.convert.formats import huggingface_clip as clip
 from clip_jax.convert.formats import huggingface_weights as weights
+from clip_jax.convert.formats.huggingface_family import PREFIXES
 
 NAME = "flax-clip"
 FILE = "flax_model.msgpack"
-WHOLE = """
--       logit_scale        log_scale
-weight  visual_projection  image_projection
-weight  text_projection    text_projection
-part    vision_model/      image  image
-part    text_model/        text   text
-"""
-IMAGE = """
--       embeddings/class_embedding               class_embedding
--       embeddings/patch_embedding/kernel        patch_kernel
--       embeddings/position_embedding/embedding  position_embedding
-norm    pre_layrnorm                             ln_pre
-stack   encoder/layers/{i}/                      blocks  block
-norm    post_layernorm                           ln_post
-"""
-TEXT = """
--       embeddings/token_embedding/embedding     token_embedding/embedding
--       embeddings/position_embedding/embedding  position_embedding
-stack   encoder/layers/{i}/                      blocks  block
-norm    final_layer_norm                         ln_final
-"""
-BLOCK = """
-norm    layer_norm1         ln_1
-norm    layer_norm2         ln_2
-heads   self_attn/q_proj    attention/query
-heads   self_attn/k_proj    attention/key
-heads   self_attn/v_proj    attention/value
-out     self_attn/out_proj  attention/out
-linear  mlp/fc1             mlp/fc_in
-linear  mlp/fc2             mlp/fc_out
-"""
+
+
+def _flax(torch: str) -> str:
+  """Returns a table of torch's names, or a prefix, as flax has it."""
+  for theirs, ours in (
+    ("conv ", "- "),
+    ("patch_embedding.weight", "patch_embedding.kernel"),
+    ("_embedding.weight", "_embedding.embedding"),
+    (".", "/"),
+  ):
+    torch = torch.replace(theirs, ours)
+  return torch
+
+
 NAMES = Names(
-  {"whole": WHOLE, "image": IMAGE, "text": TEXT, "block": BLOCK}, kinds=FLAX
+  {name: _flax(table) for name, table in clip.NAMES.tables.items()},
+  kinds=FLAX,
+  variables={name: _flax(prefix) for name, prefix in PREFIXES.items()},
 )
 
 

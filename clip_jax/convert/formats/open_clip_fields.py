@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from clip_jax.convert import axes, config_file
+from clip_jax.convert import config_file
 from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.family import Family
 from clip_jax.convert.engine.fields import Field, Fixed
@@ -28,7 +28,7 @@ from clip_jax.convert.formats.open_clip_rows import (
   only,
   without_effect,
 )
-from clip_jax.models import clip, variants
+from clip_jax.models import clip, resnet, variants
 
 # Their default, log(1 / 0.07).
 INIT_LOG_SCALE = math.log(clip.INIT_LOGIT_SCALE)
@@ -167,7 +167,9 @@ _VIT = (
   _always("patch_size", "patch_size", fields.PIXELS, default=16),
   rows_lib.Edge(),
   _size("width", "width", _WIDTH, default=768),
-  rows_lib.HeadWidth("head_width", "heads", _HEAD_WIDTH, default=axes.HEAD_DIM),
+  rows_lib.HeadWidth(
+    "head_width", "heads", _HEAD_WIDTH, default=resnet.HEAD_DIM
+  ),
   *_TRANSFORMER,
   Option("no_ln_pre", "pre_norm", _INVERSE, default=False),
   Option("pool_type", "pooling", _IMAGE_POOLINGS, default="tok"),
@@ -191,7 +193,7 @@ _RESNET = (
   ),
   Option("layers", "depths", _STAGES, default=None),
   _size("width", "width", _multiple_for_resnet(2, _WIDTH), default=768),
-  only("head_width", axes.HEAD_DIM),
+  only("head_width", resnet.HEAD_DIM),
   Other("patch_size", written=None),
   Other("patch_dropout", 0.0, fields.NUMBER),
   only("attentional_pool", False),

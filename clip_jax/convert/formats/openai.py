@@ -6,30 +6,29 @@ sizes of OpenAI's models alone. A state dict does not say which activation it
 was trained with either; an archive does, by the constant of its QuickGELU.
 """
 
+import json
 import math
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from clip_jax import errors
-from clip_jax.convert import (
-  axes,
-  engine,
-  portable,
-  weights_file,
-)
+from clip_jax import errors, tokenizer
+from clip_jax.convert import engine, portable, weights_file
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine import family, fields
+from clip_jax.convert.engine import names as names_lib
+from clip_jax.convert.engine.format import Format
+from clip_jax.convert.engine.sizes import Sizes
 from clip_jax.convert.files import torch_zip
 from clip_jax.convert.formats import (
   open_clip_files,
-  openai_export,
   openai_heads,
   openai_names,
 )
 from clip_jax.convert.tensor import Tensor
-from clip_jax.models import variants
+from clip_jax.models import resnet, variants
 
 NAME = "openai"
 _QUICK_GELU = 1.702
@@ -38,11 +37,75 @@ IGNORED = (
   r"(^|\.)num_batches_tracked$",
   r"(^|\.)attn_mask$",
 )
-
-refusals = openai_export.refusals
-told = openai_export.told
-
-
+SIZES = {
+  "vit": """
+width      visual.conv1.weight                                 0 of 4
+patch_size visual.conv1.weight                                 3 of 4
+positions  visual.positional_embedding                         0 of 2
+depth      visual.transformer.resblocks.{i}.
+mlp_dim    visual.transformer.resblocks.0.mlp.c_fc.weight      0 of 2
+""",
+  "resnet": """
+width      visual.layer1.0.conv1.weight                        0 of 4
+positions  visual.attnpool.positional_embedding                0 of 2
+depths     visual.layer{i}.
+""",
+  "transformer": """
+width           ln_final.weight                                0 of 1
+context_length  positional_embedding                           0 of 2
+vocab_size      token_embedding.weight                         0 of 2
+depth           transformer.resblocks.{i}.
+mlp_dim         transformer.resblocks.0.mlp.c_fc.weight        0 of 2
+""",
+}
+# What `build_model` takes for granted.
+_FIXED: dict[str, dict[str, dict[str, Any]]] = {
+  "image": {
+    "vit": {
+      "norm_epsilon": 1e-5,
+      "pooling": "class",
+      "class_token": True,
+      "class_position": True,
+      "pre_norm": True,
+      "patch_bias": False,
+      "registers": 0,
+      "drop_edge": False,
+    },
+    "resnet": {},
+  },
+  "text": {
+    "transformer": {
+      "norm_epsilon": 1e-5,
+      "causal": True,
+      "pooling": "argmax",
+    },
+  },
+}
+# Of `clip.load`'s transform, which differs visibly.
+_PREPROCESSING = (
+  "image_mean",
+  "image_std",
+  "interpolation",
+  "resize",
+  "crop_fraction",
+)
+# Of `clip.tokenize`.
+_TOKENIZER = {
+  "kind": "clip_bpe",
+  "start_id": tokenizer.START_ID,
+  "end_id": tokenizer.END_ID,
+  "pad_id": 0,
+  "cleaning": "clip",
+}
+# What OpenAI's code does nearly the same, and what comes of it.
+_SLIGHTLY = "which differs slightly; the weights are the same"
+_NEARLY = {
+  "antialias": _SLIGHTLY,
+  "crop_rounding": _SLIGHTLY,
+  "convert_rgb": _SLIGHTLY,
+  "tokenizer.cleaning": "so that some texts get other ids",
+  "tokenizer.pad_id": "but no embedding sees what follows the end token",
+}
 # Every model under OpenAI's names has these.
 _MARKS = ("visual.conv1.weight", "text_projection")
 
@@ -161,74 +224,104 @@ def describe(
     UserError: a tensor is missing, or misses an axis.
     AmbiguousError: the sizes are not OpenAI's, and no heads were told.
   """
-  axis = axes.Axes({key: tensor.shape for key, tensor in tensors.items()}, name)
-  width = axis("ln_final.weight", 0, rank=1)
-  text = {
-    "kind": "transformer",
-    "context_length": axis("positional_embedding", 0, rank=2),
-    "vocab_size": axis("token_embedding.weight", 0, rank=2),
-    "width": width,
-    "depth": axis.count(r"^transformer\.resblocks\.(\d+)\."),
-    "mlp_dim": axis("transformer.resblocks.0.mlp.c_fc.weight", 0, rank=2),
-    "activation": activation,
-    "norm_epsilon": 1e-5,
-    "causal": True,
-    "pooling": "argmax",
-  }
-  describe_image = _describe_vit
-  if "visual.proj" not in tensors:
-    describe_image = _describe_resnet
-  image = describe_image(axis, activation)
-  found = openai_heads.find(image, text, told=heads, report=report, name=name)
-  if image["kind"] == "vit":
-    image["heads"] = found[0]
-  text["heads"] = found[1]
-  report.infer("image.kind", image["kind"], "shape")
-  report.infer("image.image_size", image["image_size"], "shape")
-  report.infer("text.pooling", "argmax", "format")
-  report.infer("norm_epsilon", 1e-5, "format")
-  report.infer("preprocessing and tokenizer", "OpenAI's", "format")
-  embed_dim = axis("text_projection", 1, rank=2)
-  return variants.spec({"embed_dim": embed_dim, "image": image, "text": text})
-
-
-def _describe_vit(axis: axes.Axes, activation: str) -> dict[str, Any]:
-  width = axis("visual.conv1.weight", 0, rank=4)
-  patch_size = axis("visual.conv1.weight", 3, rank=4)
-  positions = axis("visual.positional_embedding", 0, rank=2)
-  grid = axis.square(positions - 1, "visual.positional_embedding")
-  return {
-    "kind": "vit",
-    "image_size": patch_size * grid,
-    "patch_size": patch_size,
-    "width": width,
-    "depth": axis.count(r"^visual\.transformer\.resblocks\.(\d+)\."),
-    "mlp_dim": axis(
-      "visual.transformer.resblocks.0.mlp.c_fc.weight", 0, rank=2
-    ),
-    "activation": activation,
-    "norm_epsilon": 1e-5,
-    "pooling": "class",
-    "class_token": True,
-    "pre_norm": True,
-    "patch_bias": False,
-  }
-
-
-def _describe_resnet(axis: axes.Axes, activation: str) -> dict[str, Any]:
-  del activation  # ReLU.
-  positions = axis("visual.attnpool.positional_embedding", 0, rank=2)
-  grid = axis.square(positions - 1, "visual.attnpool.positional_embedding")
-  stages = range(1, axis.count(r"^visual\.layer(\d+)\.") + 1)
-  return {
-    "kind": "resnet",
+  sizes = Sizes(tensors, name)
+  kind = "vit" if "visual.proj" in tensors else "resnet"
+  image = {"kind": kind, **sizes(SIZES[kind]), **_FIXED["image"][kind]}
+  side = sizes.square(image.pop("positions") - 1, "its image tower")
+  if kind == "vit":
+    image["image_size"] = image["patch_size"] * side
+  else:
+    stages = range(1, image["depths"] + 1)
+    image["depths"] = [sizes.count(f"visual.layer{n}.{{i}}.") for n in stages]
     # The stem and each stage but the first halve, the stem twice.
-    "image_size": grid * 2 ** (len(stages) + 1),
-    "width": axis("visual.layer1.0.conv1.weight", 0, rank=4),
-    "depths": [
-      axis.count(rf"^visual\.layer{stage}\.(\d+)\.") for stage in stages
-    ],
-  }
+    image["image_size"] = side * 2 ** (len(stages) + 1)
+  text = {"kind": "transformer", **sizes(SIZES["transformer"])}
+  text |= {**_FIXED["text"]["transformer"], "activation": activation}
+  found = openai_heads.find(image, text, told=heads, report=report, name=name)
+  text["heads"] = found[1]
+  if kind == "vit":
+    image |= {"heads": found[0], "activation": activation}
+  for field, value, source in (
+    ("image.kind", kind, "shape"),
+    ("image.image_size", image["image_size"], "shape"),
+    ("text.pooling", "argmax", "format"),
+    ("norm_epsilon", 1e-5, "format"),
+    ("preprocessing and tokenizer", "OpenAI's", "format"),
+  ):
+    report.infer(field, value, source)
+  ends = sizes("embed_dim  text_projection  1 of 2")
+  return variants.spec({**ends, "image": image, "text": text})
+
+
+def refusals(spec: dict[str, Any]) -> list[str]:
+  """Returns what of a description OpenAI's code cannot be told."""
+  said = _completed(spec)
+  return family.unlike(said, _allowed(said))
+
+
+def _completed(spec: dict[str, Any]) -> dict[str, Any]:
+  """Returns a description in JSON's values, the tokenizer's fields complete."""
+  said = json.loads(json.dumps(spec))
+  return {**said, "tokenizer": {**_TOKENIZER, **said["tokenizer"]}}
+
+
+def _allowed(said: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+  """Yields the fields that no tensor shows, and the values that they have."""
+  text = said["text"]
+  causal = text.get("causal", False)
+  # A text is read at its end token: if that has the last id, its first place
+  # is that of the first largest id, in every row that has one.
+  last = text.get("eos_id") == text["vocab_size"] - 1
+  for field, allowed in family.pinned(said, _FIXED):
+    if field == "text.pooling" and last:
+      allowed += ("eos",)
+    yield field, allowed
+  for tower, kinds in _FIXED.items():
+    this = said[tower]
+    if "heads" in this and this["kind"] in kinds:
+      width = this["width"]
+      by_rule = -(-width // resnet.HEAD_DIM)
+      yield f"{tower}.activation", ("quick_gelu",)
+      yield f"{tower}.heads", (by_rule,)
+      if this["heads"] == by_rule:
+        yield f"{tower}.width", (by_rule * resnet.HEAD_DIM,)
+      yield f"{tower}.mlp_dim", (4 * width, None)
+  is_resnet = said["image"]["kind"] == "resnet"
+  if is_resnet:
+    depths = said["image"]["depths"]
+    yield "image.depths", ([*depths, 1, 1, 1, 1][:4],)
+  yield "text_projection", ("linear",)
+  yield "image_projection", ("none" if is_resnet else "linear",)
+  yield "embed_norm", ("l2",)
+  yield "init_logit_bias", (None,)
+  for field in _PREPROCESSING:
+    yield field, (json.loads(json.dumps(variants.DEFAULTS[field])),)
+  for field in ("kind", "start_id", "end_id"):
+    yield f"tokenizer.{field}", (_TOKENIZER[field],)
+  # Nothing after the end token reaches the embedding of these.
+  if not (causal and text["pooling"] in ("argmax", "eos")):
+    yield "tokenizer.pad_id", (0,)
+
+
+def deviations(spec: dict[str, Any]) -> list[str]:
+  """Returns where OpenAI's code does nearly the same, by our fields."""
+  said = _completed(spec)
+  usual = {**variants.DEFAULTS, "tokenizer": _TOKENIZER}
+  return [
+    f"{field}={fields.get(said, field)!r} is {fields.get(usual, field)!r} in "
+    f"OpenAI's code, {consequence}."
+    for field, consequence in _NEARLY.items()
+    if fields.get(said, field) != fields.get(usual, field)
+  ]
+
+
+def told(spec: dict[str, Any]) -> portable.Options:
+  """Returns what a reader must be told of a state dict that was written."""
+  towers = (spec["image"], spec["text"])
+  image_heads, text_heads = map(names_lib.heads, towers)
+  return portable.Options(
+    activation=spec["text"]["activation"], heads=(image_heads, text_heads)
+  )
 
 
 def write(
@@ -237,7 +330,7 @@ def write(
   """Writes a state dict that `clip.model.build_model` takes."""
   del options
   portable.refuse(NAME, refusals(model.spec))
-  model.report.warnings += openai_export.deviations(model.spec)
+  model.report.warnings += deviations(model.spec)
   torch_zip.write(destination, state_dict(model))
 
 
@@ -256,3 +349,8 @@ def state_dict(model: portable.Portable) -> dict[str, Tensor]:
       count = key.replace("running_var", "num_batches_tracked")
       tensors[count] = Tensor.from_array(np.zeros((), np.int64))
   return {**tensors, **kept}
+
+
+FORMAT = Format(
+  NAME, read, knows=knows, write=write, refusals=refusals, told=told
+)

@@ -9,7 +9,6 @@ from typing import Any
 
 from clip_jax import errors
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.axes import HEAD_DIM
 from clip_jax.models import resnet, variants
 
 # The releases: their towers' widths and depths, which no model with other
@@ -48,40 +47,32 @@ def find(
     width = sizes["width"]
     if is_resnet:  # Its last stage's, each being twice as wide.
       width *= resnet.EXPANSION * 2 ** (len(sizes["depths"]) - 1)
-    by_rule = width // HEAD_DIM
+    by_rule = width // resnet.HEAD_DIM
     # A ResNet has its heads at its end only, by the rule in every codebase.
     ruled = is_resnet or _sizes(sizes) in _released(tower)
-    if told:
-      heads, source = told[number], "flag"
-      _check(tower, heads, width, name, fixed=by_rule if is_resnet else None)
-      if ruled and heads != by_rule:
-        report.warnings.append(
-          f"--heads says {heads} of the {tower} tower; OpenAI's models of its "
-          f"size have {by_rule}."
-        )
-    elif ruled:
-      heads, source = by_rule, "format"
-      _check(tower, heads, width, name, fixed=None)
-    else:
+    if not (told or ruled):
       raise _ambiguous(towers, name)
+    heads = told[number] if told else by_rule
+    if heads < 1 or width % heads or (is_resnet and heads != by_rule):
+      raise errors.UserError(
+        f"{name}: {heads} heads of the {tower} tower do not fit its width, "
+        f"{width}: "
+        + (f"a ResNet has {by_rule}." if is_resnet else "they must divide it.")
+      )
+    if ruled and heads != by_rule:
+      report.warnings.append(
+        f"--heads says {heads} of the {tower} tower; OpenAI's models of its "
+        f"size have {by_rule}."
+      )
+    source = "flag" if told else "format"
     found.append(report.infer(f"{tower}.heads", heads, source))
   return tuple(found)
 
 
-def _check(tower, heads, width, name, *, fixed) -> None:
-  if heads < 1 or width % heads or fixed not in (None, heads):
-    raise errors.UserError(
-      f"{name}: {heads} heads of the {tower} tower do not fit its width, "
-      f"{width}: "
-      + (f"a ResNet has {fixed}." if fixed else "they must divide it.")
-    )
-
-
 def _sizes(tower: dict[str, Any]) -> tuple:
   """Returns what OpenAI's releases are known by."""
-  if tower["kind"] == "resnet":
-    return (tower["width"], *tower["depths"])
-  return (tower["width"], tower["depth"])
+  layers = [tower["depth"]] if "depth" in tower else tower["depths"]
+  return (tower["width"], *layers)
 
 
 def _released(part: str) -> set[tuple]:
@@ -91,8 +82,9 @@ def _released(part: str) -> set[tuple]:
 def _ambiguous(towers, name) -> errors.AmbiguousError:
   """Returns the error, with the numbers of published models if there are."""
   sizes = ", ".join(
-    f"{part} tower {tower['width']} wide"
-    + (f" with {tower['depth']} layers" if "depth" in tower else "")
+    f"{part} tower {tower['width']} wide with {tower['depth']} layers"
+    if "depth" in tower
+    else f"{part} tower {tower['width']} wide"
     for part, tower in towers.items()
   )
   same = [

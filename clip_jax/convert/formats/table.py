@@ -28,14 +28,7 @@ FORMATS: dict[str, Format] = {
       write=model_dir.write,
     ),
     Format("workdir", workdir.read, recognise=workdir.recognise),
-    Format(
-      "openai",
-      openai.read,
-      knows=openai.knows,
-      write=openai.write,
-      refusals=openai.refusals,
-      told=openai.told,
-    ),
+    openai.FORMAT,
     Format(
       "open-clip",
       open_clip.read,
@@ -51,6 +44,6 @@ FORMATS: dict[str, Format] = {
     sentence_transformers.FORMAT,
     huggingface.FORMAT,
     bert.FORMAT,
-    Format("timm", timm.read, recognise=timm.recognise, knows=timm.knows),
+    timm.FORMAT,
   )
 }

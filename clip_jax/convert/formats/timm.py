@@ -10,13 +10,18 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import axes, config_file, engine, portable, weights_file
+from clip_jax.convert import config_file, engine, portable, weights_file
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine import fields
+from clip_jax.convert.engine.fields import Field, Heads, Written
+from clip_jax.convert.engine.format import Format
+from clip_jax.convert.engine.sizes import Sizes
 from clip_jax.convert.formats import timm_vit
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
 NAME = "timm"
+CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # The classifier, and what trains it.
 IGNORED = (r"^head\.", r"^head_dist\.")
@@ -36,30 +41,91 @@ _DEFAULTS = {
   "crop_pct": 0.875,
   "crop_mode": "center",
 }
-_THEIR_NAMES = {
-  "image_mean": "mean",
-  "image_std": "std",
-  "interpolation": "interpolation",
-  "crop_fraction": "crop_pct",
-  "resize": "crop_mode",
-}
-_LEAST_CROP = 0.1  # `preprocess` takes no less.
-_MAX_MLP_RATIO = 64
-_RESIZES = {"center": "shortest", "squash": "squash"}
 _FIXED = {
   "antialias": True,
   "fill": 0,
   "crop_rounding": "round",
   "convert_rgb": "before",
 }
+SIZES = """
+width       patch_embed.proj.weight  0 of 4
+patch_size  patch_embed.proj.weight  3 of 4
+depth       blocks.{i}.
+mlp_dim     blocks.0.mlp.fc1.weight  0 of 2
+positions   pos_embed                1 of 3
+"""
+# What the presence of a tensor says.
+_SHOWN = {
+  "class_token": "cls_token",
+  "norm_after_pool": "fc_norm.weight",
+  "pre_norm": "norm_pre.weight",
+  "patch_bias": "patch_embed.proj.bias",
+}
+
+
+_WIDTH = fields.up_to(config_file.MAX_WIDTH)
+_DEPTH = fields.up_to(config_file.MAX_DEPTH)
+# `preprocess` takes no less.
+_CROP = fields.checked(
+  "from 0.1 to 1", lambda x: fields.is_number(x) and 0.1 <= x <= 1, float
+)
+_RATIO = fields.checked(
+  "above 0, and at most 64", lambda x: fields.is_number(x) and 0 < x <= 64
+)
+_NAME = fields.checked("a name", lambda x: type(x) is str)
+_POOL = fields.checked("a name", lambda x: x is None or type(x) is str)
+_FILTERS = fields.one_of({name: name for name in ("bicubic", "bilinear")})
+_RESIZES = fields.one_of({"center": "shortest", "squash": "squash"})
+
+
+class _Mlp(fields.Row):
+  """The width of the MLPs, as a multiple of the tower's; reads after it."""
+
+  ours = "image.mlp_dim"
+  theirs = "model_args.mlp_ratio"
+
+  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+    """Reads the ratio."""
+    width = spec["image"]["width"]
+    mlp_dim = int(width * source.read(self.theirs, _RATIO))
+    if mlp_dim < 1:
+      raise source.wrong(self.theirs, f"large enough for embed_dim={width}")
+    spec["image"]["mlp_dim"] = mlp_dim
+
+
+ROWS: tuple[fields.Row, ...] = (
+  *fields.within(
+    "model_args",
+    "image",
+    (
+      Field("embed_dim", "width", _WIDTH, in_weights=True),
+      Field("depth", "depth", _DEPTH, in_weights=True),
+      Heads("num_heads", "heads", in_weights=True),
+      Field("patch_size", "patch_size", fields.PIXELS, in_weights=True),
+      Field("img_size", "image_size", fields.PIXELS, in_weights=True),
+    ),
+  ),
+  _Mlp(),
+  Written("model_args.in_chans", 3, fields.exactly(3)),
+  Written("model_args.global_pool", None, _POOL),
+  Written("model_args.num_classes", None),
+  Field("pretrained_cfg.mean", "image_mean", fields.MEANS),
+  Field("pretrained_cfg.std", "image_std", fields.DEVIATIONS),
+  Field("pretrained_cfg.interpolation", "interpolation", _FILTERS),
+  Field("pretrained_cfg.crop_pct", "crop_fraction", _CROP),
+  Field("pretrained_cfg.crop_mode", "resize", _RESIZES),
+)
 
 
 def recognise(path: pathlib.Path) -> bool:
   """Whether `path` is a directory with timm's config."""
-  config = config_file.peek(path / "config.json")
-  return "architecture" in config and any(
-    (path / name).is_file() for name in WEIGHTS
-  )
+  config = config_file.peek(path / CONFIG)
+  return "architecture" in config and _weights(path) is not None
+
+
+def _weights(path: pathlib.Path) -> pathlib.Path | None:
+  found = (path / name for name in WEIGHTS if (path / name).is_file())
+  return next(found, None)
 
 
 def knows(names: Collection[str]) -> bool:
@@ -76,65 +142,65 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
       told.
   """
   report = report_lib.Report(NAME)
-  if path.is_dir():
-    config = config_file.read(path / "config.json")
-    weights = weights_in(path, WEIGHTS)
-    tensors = weights_file.read(weights, options, report).tensors
-    tower, about = _describe(config, report, path / "config.json")
-    if options.activation not in (None, tower["activation"]):
-      report.warnings.append(
-        f"--activation {options.activation} is not what {path} says: "
-        f"{tower['activation']}."
-      )
-      tower["activation"] = report.infer(
-        "image.activation", options.activation, "flag"
-      )
-    files = [weights, path / "config.json"]
+  config = config_file.read(path / CONFIG) if path.is_dir() else {}
+  weights = _weights(path) if path.is_dir() else path
+  if weights is None:
+    raise errors.UserError(
+      f"{path} has no weights; it must hold one of {', '.join(WEIGHTS)}."
+    )
+  tensors = weights_file.read(weights, options, report).tensors
+  if config:
+    spec = describe(config, report, path / CONFIG, options)
   else:
-    config = {}
-    tensors = weights_file.read(path, options, report).tensors
-    tower, about = _infer(tensors, options, report, str(path))
-    files = [path]
+    spec = infer(tensors, options, report, str(path))
   timm_vit.refuse_other_blocks(tensors, str(path))
-  spec = engine.resolve({"image": tower, **_FIXED, **about})
-  for field, value in (*tower.items(), *_FIXED.items()):
-    if field not in ("kind", "width", "depth", "mlp_dim"):
-      name = f"image.{field}" if field in tower else field
-      if name not in report.inferred:
-        said = config and field not in _FIXED
-        report.infer(name, value, "config" if said else "format")
   return portable.assemble(
-    timm_vit.NAMES.entries({"image": tower}),
+    timm_vit.NAMES.entries(spec),
     tensors,
     spec,
     report=report,
     name=str(path),
     options=options,
-    weights=files,
+    configs=[path / CONFIG] if config else [],
+    weights=[weights],
     ignored=IGNORED,
-    hint="Check that config.json names the architecture of the weights.",
+    hint=f"Check that {CONFIG} names the architecture of the weights.",
     dialect={"config": config},
   )
 
 
-def weights_in(path: pathlib.Path, names: tuple[str, ...]) -> pathlib.Path:
-  """Returns the first of `names` that is in the directory.
+def _resolved(spec, report, source: str) -> dict[str, Any]:
+  """Returns a whole description; what is not noted yet comes from `source`."""
+  for field, value in spec["image"].items():
+    seen = field in ("kind", "width", "depth", "mlp_dim")
+    if not seen and f"image.{field}" not in report.inferred:
+      report.infer(f"image.{field}", value, source)
+  for field, value in _FIXED.items():
+    report.infer(field, value, "format")
+  return engine.resolve({**spec, **_FIXED})
+
+
+def describe(
+  config: dict[str, Any],
+  report: report_lib.Report,
+  path: pathlib.Path,
+  options: portable.Options,
+) -> dict[str, Any]:
+  """Returns the description that a config stands for.
+
+  Args:
+    config: timm's.
+    report: takes the fields and where they come from.
+    path: of the config.
+    options: with the activation, where it is another.
 
   Raises:
-    UserError: there is none.
+    UserError: it describes another model, or none.
   """
-  for name in names:
-    if (path / name).is_file():
-      return path / name
-  raise errors.UserError(
-    f"{path} has no weights; it must hold one of {', '.join(names)}."
-  )
-
-
-def _describe(config, report, path) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns the tower and the preprocessing that a config stands for."""
-  fields = config_file.Fields(str(path), config)
-  name = fields.take("architecture", kind=str)
+  where = {"": str(path)}
+  told = {"activation": options.activation}
+  source = fields.Source(config, {}, where=where, report=report, told=told)
+  name = source.read("architecture", _NAME)
   tower = timm_vit.describe(name)
   # In older files, the fields of `pretrained_cfg` stood at the top.
   given = config.get("pretrained_cfg") or config
@@ -143,151 +209,116 @@ def _describe(config, report, path) -> tuple[dict[str, Any], dict[str, Any]]:
     raise errors.DamagedError(
       f"{path}: pretrained_cfg and model_args must be objects."
     )
-  arguments = config_file.Fields(f"{path}: model_args", arguments)
-  arguments.ignore("num_classes")
-  arguments.neutral("in_chans", 3)
+  # A field that is null is as good as none.
+  given = {k: v for k, v in given.items() if v is not None}
   size = given.get("input_size")
   if not isinstance(size, list) or len(size) != 3:
     size = [3, tower["image_size"], tower["image_size"]]
-  size = arguments.take("img_size", size[1:], kind=(int, list))
-  image_size = config_file.square(size, f"{path}: img_size")
-  pool = arguments.take("global_pool", None, kind=str)
-  tower |= _resized(tower, arguments, f"{path}: model_args")
-  arguments.done()
-  if pool:
-    tower = timm_vit.pooled(tower, pool, made_so=True, name=name)
-  if image_size < tower["patch_size"]:
-    raise errors.UserError(
-      f"{path}: img_size={image_size} is below "
-      f"patch_size={tower['patch_size']}."
-    )
-  tower |= {
-    "image_size": image_size,
-    "drop_edge": image_size % tower["patch_size"] != 0,
+  usual = {
+    "embed_dim": tower["width"],
+    "depth": tower["depth"],
+    "num_heads": tower["heads"],
+    "mlp_ratio": tower["mlp_dim"] / tower["width"],
+    "patch_size": tower["patch_size"],
+    "img_size": size[1:],
+    "in_chans": 3,
+    "global_pool": None,
   }
-  report.infer("image.kind", name, "config")
-  return tower, _preprocessing(given, report, path)
-
-
-def _resized(
-  tower: dict[str, Any], arguments: config_file.Fields, where: str
-) -> dict[str, Any]:
-  """Returns the sizes of an architecture after its arguments."""
-  ratio = tower["mlp_dim"] / tower["width"]
-  most = config_file.MAX_WIDTH
-  width = arguments.positive("embed_dim", tower["width"], most=most)
-  ratio = arguments.take("mlp_ratio", ratio, kind=float)
-  if not 0 < ratio <= _MAX_MLP_RATIO or int(width * ratio) < 1:
-    raise errors.UserError(f"{where}.mlp_ratio={ratio} makes no MLP.")
-  patch_size = arguments.take(
-    "patch_size", tower["patch_size"], kind=(int, list)
+  about = fields.Source(
+    {"model_args": arguments, "pretrained_cfg": given},
+    {"model_args": usual, "pretrained_cfg": _DEFAULTS},
+    where=where,
+    report=report,
   )
-  found = {
-    "width": width,
-    "mlp_dim": int(width * ratio),
-    "depth": arguments.positive(
-      "depth", tower["depth"], most=config_file.MAX_DEPTH
-    ),
-    "heads": arguments.positive("num_heads", tower["heads"]),
-    "patch_size": config_file.square(patch_size, f"{where}.patch_size"),
-  }
-  if width % found["heads"]:
+  spec = {"image": tower}
+  for row in ROWS:
+    row.read(about, spec)
+  for row in ROWS:
+    row.check(about, spec)
+  if unknown := fields.unknown(ROWS, arguments, "model_args"):
     raise errors.UserError(
-      f"{where}: embed_dim={width} must divide by num_heads={found['heads']}."
+      f"{path}: model_args has fields that are not known: "
+      f"{', '.join(unknown)}. They cannot be ignored."
     )
-  return found
-
-
-def _preprocessing(given, report, path) -> dict[str, Any]:
-  # A field that is null is as good as none.
-  given = {k: v for k, v in given.items() if v is not None}
-  data = {**_DEFAULTS, **given}
-  where = f"{path}: pretrained_cfg"
-  fields = config_file.Fields(where, data)
-  std = config_file.channels(data["std"], f"{where}.std")
-  if min(std) < config_file.LEAST_DEVIATION:
-    raise errors.UserError(f"{where}.std={std} must be above 0.")
-  crop = fields.take("crop_pct", kind=float)
-  if not _LEAST_CROP <= crop <= 1:
-    raise errors.UserError(
-      f"{where}.crop_pct={crop} must be from {_LEAST_CROP} to 1."
+  if pool := about.get("model_args.global_pool"):
+    spec["image"] = timm_vit.pooled(tower, pool, made_so=True, name=name)
+  image = spec["image"]
+  if image["image_size"] < image["patch_size"]:
+    raise about.wrong(
+      "model_args.img_size", f"at least patch_size={image['patch_size']}"
     )
-  filters = {name: name for name in ("bicubic", "bilinear")}
-  about = {
-    "image_mean": config_file.channels(data["mean"], f"{where}.mean"),
-    "image_std": std,
-    "interpolation": fields.choose("interpolation", "bicubic", filters),
-    "crop_fraction": crop,
-    "resize": fields.choose("crop_mode", "center", _RESIZES),
-  }
-  for field, theirs in _THEIR_NAMES.items():
-    source = "config" if theirs in given else "format"
-    report.infer(field, about[field], source)
-  return about
+  image["drop_edge"] = image["image_size"] % image["patch_size"] != 0
+  image["activation"] = source.settle(
+    "image.activation", image["activation"], "architecture"
+  )
+  report.infer("image.kind", name, "config")
+  return _resolved(spec, report, "config")
 
 
-def _infer(
+def infer(
   tensors: Mapping[str, Tensor],
   options: portable.Options,
   report: report_lib.Report,
   name: str,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns what shapes say about a tower, and what the user must."""
-  if "patch_embed.proj.weight" not in tensors:
-    raise errors.UserError(
-      f"{name} holds no Vision Transformer under timm's names: it lacks "
-      "patch_embed.proj.weight."
-    )
-  shapes = {key: tensor.shape for key, tensor in tensors.items()}
-  axis = axes.Axes(shapes, name)
-  width = axis("patch_embed.proj.weight", 0, rank=4)
-  patch_size = axis("patch_embed.proj.weight", 3, rank=4)
-  depth = axis.count(r"^blocks\.(\d+)\.")
-  mlp_dim = axis("blocks.0.mlp.fc1.weight", 0, rank=2)
-  sizes = {(w, d, m): heads for w, d, heads, m in timm_vit.SIZES.values()}
-  heads = sizes.get((width, depth, mlp_dim))
+) -> dict[str, Any]:
+  """Returns the description of a bare file, of shapes and of what is told.
+
+  Raises:
+    UserError: the shapes are of another tower.
+    AmbiguousError: the user must say more.
+  """
+  read = Sizes(tensors, name)
+  sizes = read(SIZES)
+  positions, patch_size = sizes.pop("positions"), sizes.pop("patch_size")
+  named = timm_vit.SIZES.values()
+  same = (size["heads"] for size in named if sizes.items() <= size.items())
+  heads = next(same, None)
   if options.heads:
     heads = report.infer("image.heads", options.heads[0], "flag")
-    if heads < 1 or width % heads:
+    if heads < 1 or sizes["width"] % heads:
       raise errors.UserError(
-        f"{name}: {heads} heads do not divide the width, {width}."
+        f"{name}: {heads} heads do not divide the width, {sizes['width']}."
       )
   if heads is None:
     raise errors.AmbiguousError(
-      f"{name}: width {width}, depth {depth} and MLP {mlp_dim} are of no model "
-      "whose number of heads is known; timm's directory has a config.json, "
-      "which says it.",
+      f"{name}: width {sizes['width']}, depth {sizes['depth']} and MLP "
+      f"{sizes['mlp_dim']} are of no model whose number of heads is known; "
+      "timm's directory has a config.json, which says it.",
       flags="--heads N,N",
     )
   _check_told(options, name)
-  class_token = "cls_token" in tensors
-  positions = axis("pos_embed", 1, rank=3)
+  shown = {field: key in tensors for field, key in _SHOWN.items()}
+  is_mean = shown["norm_after_pool"] or not shown["class_token"]
+  pooling = "gap" if is_mean else "class"
+  if "attn_pool.latent" in tensors:
+    pooling = "map"
+  # The class token may have a position or none: a square tells.
+  class_token = shown["class_token"]
+  cells = positions - class_token
+  position = class_token and round(cells**0.5) ** 2 == cells
+  side = read.square(positions - position, "pos_embed")
+  registers = {"registers": 0}
+  if "reg_token" in tensors:
+    registers = read("registers  reg_token  1 of 3")
   tower = {
     "kind": "vit",
+    **sizes,
+    **shown,
+    **registers,
+    "image_size": patch_size * side,
     "patch_size": patch_size,
-    "width": width,
-    "depth": depth,
     "heads": heads,
-    "mlp_dim": mlp_dim,
     "activation": options.activation,
-    "norm_epsilon": 1e-5 if "norm_pre.weight" in tensors else 1e-6,
-    "pooling": _pooling(tensors, class_token),
-    "norm_after_pool": "fc_norm.weight" in tensors,
-    "class_token": class_token,
-    "registers": axis("reg_token", 1, rank=3) if "reg_token" in tensors else 0,
-    "pre_norm": "norm_pre.weight" in tensors,
-    "patch_bias": "patch_embed.proj.bias" in tensors,
+    "norm_epsilon": 1e-5 if shown["pre_norm"] else 1e-6,
+    "pooling": pooling,
+    "class_position": position,
     "drop_edge": False,
   }
-  # The class token may have a position or none: a square tells.
-  cells = positions - int(class_token)
-  position = class_token and round(cells**0.5) ** 2 == cells
-  side = axis.square(positions - int(position), "pos_embed")
-  tower |= {"class_position": position, "image_size": patch_size * side}
   report.infer("image.activation", options.activation, "flag")
   for field in ("image_size", "heads", "pooling", "class_position"):
     report.infer(f"image.{field}", tower[field], "shape")
-  return tower, _told_preprocessing(options, report)
+  about = _told_preprocessing(options, report)
+  return _resolved({"image": tower, **about}, report, "format")
 
 
 def _check_told(options: portable.Options, name: str) -> None:
@@ -316,10 +347,9 @@ def _told_preprocessing(options, report) -> dict[str, Any]:
   normalisation, crop = options.preprocess
   if normalisation not in NORMALISATIONS:
     raise errors.unknown("normalisation", normalisation, NORMALISATIONS)
-  if crop is not None and not _LEAST_CROP <= crop <= 1:
+  if crop is not None and not 0.1 <= crop <= 1:
     raise errors.UserError(
-      f"--preprocess keeps {crop} of the image; it must be from {_LEAST_CROP} "
-      "to 1."
+      f"--preprocess keeps {crop} of the image; it must be {_CROP.allowed}."
     )
   mean, std = NORMALISATIONS[normalisation]
   about = {
@@ -336,7 +366,4 @@ def _told_preprocessing(options, report) -> dict[str, Any]:
   }
 
 
-def _pooling(tensors, class_token) -> str:
-  if "attn_pool.latent" in tensors:
-    return "map"
-  return "class" if class_token and "fc_norm.weight" not in tensors else "gap"
+FORMAT = Format(NAME, read, recognise=recognise, knows=knows)

@@ -1,31 +1,17 @@
 """timm's plain Vision Transformers: what their names mean, and their tensors.
 
 A timm checkpoint says its architecture by name; activation, epsilon, pooling
-and heads follow from it and from nothing else. The table was compared with
-timm 1.0.31, name by name.
+and heads follow from it and from nothing else. The table,
+`assets/timm_vit.json`, was compared with timm 1.0.31, name by name.
 """
 
+import importlib.resources
+import json
+from collections.abc import Iterable
 from typing import Any
 
 from clip_jax import errors
 from clip_jax.convert.engine.names import Names
-
-# Width, depth, heads, MLP; "plus" is `vit_base_patch16_plus_clip_240`'s.
-SIZES = {
-  "tiny": (192, 12, 3, 768),
-  "xsmall": (256, 10, 4, 1024),
-  "small": (384, 12, 6, 1536),
-  "medium": (512, 12, 8, 2048),
-  "betwixt": (640, 12, 10, 2560),
-  "base": (768, 12, 12, 3072),
-  "plus": (896, 12, 14, 3584),
-  "large": (1024, 24, 16, 4096),
-  "so400m": (1152, 27, 16, 4304),
-  "huge": (1280, 32, 16, 5120),
-  "giant": (1408, 40, 16, 6144),
-  "giantopt": (1536, 40, 16, 6144),
-  "gigantic": (1664, 48, 16, 8192),
-}
 
 TOWER = """
 box2    cls_token                 class_embedding  if class_token
@@ -59,120 +45,30 @@ linear  mlp.fc2  mlp/fc_out
 TABLES = {"timm": TOWER, "timm_block": BLOCK, "timm_pool": POOL}
 NAMES = Names({"whole": "part  .  image  timm", **TABLES})
 
-_PLAIN = {
-  "norm_epsilon": 1e-6,
-  "activation": "gelu",
-  "pooling": "class",
-  "norm_after_pool": False,
-  "class_token": True,
-  "class_position": True,
-  "registers": 0,
-  "pre_norm": False,
-  "patch_bias": True,
+_ASSET = importlib.resources.files("clip_jax") / "assets/timm_vit.json"
+_PUBLISHED = json.loads(_ASSET.read_text("utf-8"))
+# Width, depth, heads and MLP by the word for them in a name.
+SIZES: dict[str, dict[str, int]] = _PUBLISHED["sizes"]
+# What the other words stand for; SigLIP was trained with the tanh GELU
+# throughout, and timm has it in some of its names only.
+FAMILIES: dict[str, dict[str, Any]] = {
+  family: {**_PUBLISHED["families"]["plain"], **facts}
+  for family, facts in _PUBLISHED["families"].items()
 }
-_CLIP = {"norm_epsilon": 1e-5, "pre_norm": True, "patch_bias": False}
-_NO_CLASS = {"class_token": False, "class_position": False}
-# What the words after the patch size stand for.
-FAMILIES = {
-  "": {},
-  "clip": _CLIP,
-  "clip_quickgelu": _CLIP | {"activation": "quick_gelu"},
-  "siglip": _NO_CLASS | {"pooling": "map"},
-  "siglip_gap": _NO_CLASS | {"pooling": "gap"},
-  "reg4_gap": _NO_CLASS
-  | {"pooling": "gap", "norm_after_pool": True, "registers": 4},
-}
-# SigLIP was trained with the tanh GELU throughout; timm has it in these only.
-_SIGLIP_TANH = {
-  ("base", 32, 256),
-  ("large", 16, 512),
-  ("so400m", 16, 256),
-  ("so400m", 16, 384),
-  ("so400m", 16, 512),
-  ("giantopt", 16, 256),
-  ("giantopt", 16, 384),
-}
-# Family, size, patch size and image sizes.
-_MODELS = (
-  ("", "tiny", 16, (224, 384)),
-  ("", "small", 32, (224, 384)),
-  ("", "small", 16, (224, 384)),
-  ("", "small", 8, (224,)),
-  ("", "base", 32, (224, 384)),
-  ("", "base", 16, (224, 384)),
-  ("", "base", 8, (224,)),
-  ("", "large", 32, (224, 384)),
-  ("", "large", 16, (224, 384)),
-  ("", "large", 14, (224,)),
-  ("", "huge", 14, (224,)),
-  ("", "giant", 14, (224,)),
-  ("", "gigantic", 14, (224,)),
-  ("clip", "xsmall", 16, (224,)),
-  ("clip", "medium", 32, (224,)),
-  ("clip", "medium", 16, (224,)),
-  ("clip", "betwixt", 32, (224,)),
-  ("clip", "base", 32, (224, 256, 384, 448)),
-  ("clip", "base", 16, (224, 384)),
-  ("clip", "large", 14, (224, 336)),
-  ("clip", "huge", 14, (224, 336, 378)),
-  ("clip", "giant", 14, (224,)),
-  ("clip", "gigantic", 14, (224, 378)),
-  ("clip_quickgelu", "base", 32, (224,)),
-  ("clip_quickgelu", "base", 16, (224,)),
-  ("clip_quickgelu", "large", 14, (224, 336)),
-  ("clip_quickgelu", "huge", 14, (224, 378)),
-  ("clip_quickgelu", "gigantic", 14, (224,)),
-  *(
-    (family, size, patch_size, image_sizes + more)
-    for family, extra in (("siglip", ()), ("siglip_gap", (448, 896)))
-    for size, patch_size, image_sizes, more in (
-      ("base", 32, (256,), ()),
-      ("base", 16, (224, 256, 384, 512), ()),
-      ("large", 16, (256, 384, 512), ()),
-      ("so400m", 14, (224, 378, 384), extra),
-      ("so400m", 16, (256, 384, 512), ()),
-      ("giantopt", 16, (256, 384), ()),
-    )
-  ),
-  ("reg4_gap", "base", 16, (256,)),
-)
-
-
-def _tower(size, patch_size, image_size, **facts) -> dict[str, Any]:
-  width, depth, heads, mlp_dim = SIZES[size]
-  return {
+# The image tower's description by timm's name.
+MODELS: dict[str, dict[str, Any]] = {
+  name: {
     "kind": "vit",
     "image_size": image_size,
     "patch_size": patch_size,
-    "width": width,
-    "depth": depth,
-    "heads": heads,
-    "mlp_dim": mlp_dim,
+    **SIZES[size],
     "drop_edge": image_size % patch_size != 0,
-    **_PLAIN,
-    **facts,
+    **FAMILIES[family],
   }
-
-
-def _models() -> dict[str, dict[str, Any]]:
-  found = {}
-  for family, size, patch_size, image_sizes in _MODELS:
-    for image_size in image_sizes:
-      words = ("vit", size, f"patch{patch_size}", family, str(image_size))
-      name = "_".join(word for word in words if word)
-      facts = dict(FAMILIES[family])
-      known = (size, patch_size, image_size)
-      if family.startswith("siglip") and known in _SIGLIP_TANH:
-        facts["activation"] = "gelu_tanh"
-      found[name] = _tower(*known, **facts)
-  found["vit_base_patch16_plus_clip_240"] = _tower("plus", 16, 240, **_CLIP)
-  for size in ("small", "base", "large"):
-    found[f"flexivit_{size}"] = _tower(size, 16, 240, class_position=False)
-  return found
-
-
-# The image tower's description by timm's name.
-MODELS = _models()
+  for name, (family, size, patch_size, image_size) in (
+    _PUBLISHED["models"].items()
+  )
+}
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -191,6 +87,10 @@ def describe(name: str) -> dict[str, Any]:
   return dict(MODELS[name])
 
 
+# timm's `global_pool` -> our pooling.
+_POOLS = {"map": "map", "token": "class", "avg": "gap"}
+
+
 def pooled(
   tower: dict[str, Any], pool: str, *, made_so: bool, name: str
 ) -> dict[str, Any]:
@@ -206,13 +106,12 @@ def pooled(
   Raises:
     UserError: timm cannot do that, or it gives no single vector.
   """
-  kinds = {"token": "class", "avg": "gap", "map": "map"}
-  if pool not in kinds:
+  if pool not in _POOLS:
     raise errors.UserError(
       f"timm's pooling {pool!r} of {name} is not held; known: "
-      f"{', '.join(kinds)}."
+      f"{', '.join(_POOLS)}."
     )
-  kind = kinds[pool]
+  kind = _POOLS[pool]
   if kind == "class" and not tower["class_token"]:
     raise errors.UserError(f"{name} has no class token to pool (got 'token').")
   if kind == "map" and tower["pooling"] != "map" and not made_so:
@@ -220,16 +119,12 @@ def pooled(
   after = tower["norm_after_pool"]
   if made_so:
     # Where the name itself fixes the norm's place, timm leaves it.
-    fixed = tower["pooling"] == "gap"
-    after = kind == "gap" and (after or not fixed)
+    after = kind == "gap" and (after or tower["pooling"] != "gap")
   if kind != "gap" and after:
     raise errors.UserError(
       f"{name} has its norm behind the mean; the pooling {pool!r} is not held."
     )
   return {**tower, "pooling": kind, "norm_after_pool": after}
-
-
-_POOLS = ("map", "token", "avg")
 
 
 def _named(tower: dict[str, Any]) -> dict[str, Any]:
@@ -249,15 +144,12 @@ def nearest(tower: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
   """
   wanted = _named(tower)
   sizes = ("image_size", "patch_size", "width", "depth", "heads", "mlp_dim")
-  found = []
-  for name, facts in MODELS.items():
-    if all(facts[field] == wanted[field] for field in sizes):
-      other = {k: v for k, v in facts.items() if v != wanted[k]}
-      found.append((len(other), name, other))
-  if not found:
-    return None
-  _, name, other = min(found, key=lambda one: one[:2])
-  return name, other
+  found = [
+    (name, {k: v for k, v in facts.items() if v != wanted[k]})
+    for name, facts in MODELS.items()
+    if all(facts[field] == wanted[field] for field in sizes)
+  ]
+  return min(found, key=lambda one: (len(one[1]), one[0]), default=None)
 
 
 def find(tower: dict[str, Any], *, made_so: bool) -> tuple[str, str] | None:
@@ -280,16 +172,19 @@ def find(tower: dict[str, Any], *, made_so: bool) -> tuple[str, str] | None:
   return None
 
 
-def refuse_other_blocks(names, source: str) -> None:
+# Parts of names that stand for what no tower here has.
+_OTHER_BLOCKS = {
+  ".ls1.": "LayerScale",
+  ".ls2.": "LayerScale",
+  ".q_norm.": "norms of queries",
+  ".k_norm.": "norms of keys",
+}
+
+
+def refuse_other_blocks(names: Iterable[str], source: str) -> None:
   """Raises UserError where tensors belong to parts that are not held."""
-  others = {
-    ".ls1.": "LayerScale",
-    ".ls2.": "LayerScale",
-    ".q_norm.": "norms of queries",
-    ".k_norm.": "norms of keys",
-  }
   for name in names:
-    for part, what in others.items():
+    for part, what in _OTHER_BLOCKS.items():
       if part in name:
         raise errors.UserError(
           f"{source} has {what} ({name}), which no tower here has."
