@@ -73,14 +73,18 @@ def of_rule(rule: str, tower: Mapping[str, Any]) -> Transform:
 IDENTITY = of_rule("-", {})
 
 
+def heads(tower: Mapping[str, Any]) -> int:
+  """Returns the number of attention heads, a ResNet's being in its pool."""
+  if "depths" in tower:
+    return resnet.pool_heads(tower["width"], len(tower["depths"]))
+  return tower["heads"]
+
+
 def _sizes(tower: Mapping[str, Any]) -> dict[str, int]:
   """Returns the lengths of axes that a tower's description says."""
   sizes = {}
-  if "depths" in tower:  # A ResNet's heads are in its pool.
-    last = tower["width"] * resnet.EXPANSION * 2 ** (len(tower["depths"]) - 1)
-    sizes["h"] = last // resnet.HEAD_DIM
-  elif "heads" in tower:
-    sizes["h"] = tower["heads"]
+  if "depths" in tower or "heads" in tower:
+    sizes["h"] = heads(tower)
   if "patch_size" in tower:
     sizes["p"] = sizes["q"] = tower["patch_size"]
     sizes["r"] = tower["image_size"] // tower["patch_size"]

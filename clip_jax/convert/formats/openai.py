@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors, tokenizer
-from clip_jax.convert import engine, portable, weights_file
+from clip_jax.convert import engine, portable, transforms, weights_file
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import family, fields
-from clip_jax.convert.engine import names as names_lib
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.sizes import Sizes
 from clip_jax.convert.files import torch_zip
@@ -318,7 +317,7 @@ def deviations(spec: dict[str, Any]) -> list[str]:
 def told(spec: dict[str, Any]) -> portable.Options:
   """Returns what a reader must be told of a state dict that was written."""
   towers = (spec["image"], spec["text"])
-  image_heads, text_heads = map(names_lib.heads, towers)
+  image_heads, text_heads = map(transforms.heads, towers)
   return portable.Options(
     activation=spec["text"]["activation"], heads=(image_heads, text_heads)
   )
