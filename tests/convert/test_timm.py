@@ -18,6 +18,7 @@ from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import timm, timm_vit
 from clip_jax.convert.portable import Options
 from clip_jax.convert.tensor import Tensor
+from clip_jax.convert.verify import verification
 from clip_jax.models import variants
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -41,6 +42,16 @@ pytestmark = pytest.mark.usefixtures("nano_towers")
 def golden():
   with np.load(GOLDEN.FEATURES) as data:
     return dict(data)
+
+
+@pytest.fixture(scope="module")
+def library():
+  """timm, with the small towers registered."""
+  try:
+    _, library = SHARED.import_libraries()
+  except ImportError:
+    pytest.skip("needs pip install --no-deps -r tests/oracles.txt")
+  return library
 
 
 @pytest.fixture
@@ -253,11 +264,7 @@ def test_a_bare_file_of_another_tower_is_refused(tmp_path):
     )
 
 
-def test_the_golden_features_are_timms(golden, difference):
-  try:
-    _, library = SHARED.import_libraries()
-  except ImportError:
-    pytest.skip("needs pip install --no-deps -r tests/oracles.txt")
+def test_the_golden_features_are_timms(golden, difference, library):
   import torch
 
   name = "vit_nano_patch5_reg4_gap_20"
@@ -270,6 +277,17 @@ def test_the_golden_features_are_timms(golden, difference):
   images = torch.from_numpy(GOLDEN.images(20).transpose(0, 3, 1, 2).copy())
   got = model.double().eval()(images).detach().numpy()
   assert difference(got, golden[f"{name}/features"]) < BAR
+
+
+@pytest.mark.usefixtures("library")
+def test_a_tower_is_verified_against_timm(make, tmp_path):
+  source = make("vit_nano_patch5_reg4_gap_20")
+  convert.convert(source, tmp_path / "ours", to="clip-jax")
+  found = verification.verify(source, tmp_path / "ours", double=True)
+  stages = {row.stage: row for row in found.rows}
+  assert found.passed
+  assert max(row.difference for row in stages.values()) < BAR
+  assert len(stages) > 2
 
 
 def test_heads_follow_from_sizes_without_a_doubt():

@@ -120,10 +120,11 @@ ROWS: tuple[fields.Row, ...] = (
 def recognise(path: pathlib.Path) -> bool:
   """Whether `path` is a directory with timm's config."""
   config = config_file.peek(path / CONFIG)
-  return "architecture" in config and _weights(path) is not None
+  return "architecture" in config and find_weights(path) is not None
 
 
-def _weights(path: pathlib.Path) -> pathlib.Path | None:
+def find_weights(path: pathlib.Path) -> pathlib.Path | None:
+  """Returns the file of weights in a directory; None where there is none."""
   found = (path / name for name in WEIGHTS if (path / name).is_file())
   return next(found, None)
 
@@ -143,7 +144,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   """
   report = report_lib.Report(NAME)
   config = config_file.read(path / CONFIG) if path.is_dir() else {}
-  weights = _weights(path) if path.is_dir() else path
+  weights = find_weights(path) if path.is_dir() else path
   if weights is None:
     raise errors.UserError(
       f"{path} has no weights; it must hold one of {', '.join(WEIGHTS)}."

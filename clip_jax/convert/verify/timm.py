@@ -18,7 +18,7 @@ def load(source: Source) -> Oracle:
   import timm
 
   config = json.loads((path / "config.json").read_text())
-  weights = timm_format.weights_in(path, timm_format.WEIGHTS)
+  weights = timm_format.find_weights(path)
   model = timm.create_model(
     config["architecture"],
     num_classes=config.get("num_classes", 0),
