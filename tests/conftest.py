@@ -41,10 +41,15 @@ ORACLES = {"library", "openai_model"}
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-  """Marks what compares with a library that the extra `test` leaves out."""
+  """Marks what compares with a library that the extra `test` leaves out.
+
+  And puts the longest tests first, so that no process ends long after the
+  other.
+  """
   for item in items:
     if ORACLES & set(item.fixturenames):
       item.add_marker("oracle")
+  items.sort(key=lambda item: item.path.parent.name != "train")
 
 
 def _free_address():
