@@ -1,8 +1,8 @@
 """Multinomial logistic regression by L-BFGS, for many penalties one by one.
 
-It minimises what scikit-learn's `LogisticRegression` does with C = 1 / penalty,
+It minimises what scikit-learn's `LogisticRegression` does with C = 1 / penalty:
 
-    sum over examples of the cross-entropy + penalty / 2 * |weights|^2,
+    sum over examples of the cross-entropy + penalty / 2 * |weights|^2
 
 with a bias that is not penalised, in coordinates in which the curvature is
 about the same in all directions: features are centred and turned into their
