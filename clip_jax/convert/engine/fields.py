@@ -202,6 +202,22 @@ MEANS = _channels(_THREE, -config_file.MAX_CHANNEL)
 DEVIATIONS = _channels(f"{_THREE}, above 0", config_file.LEAST_DEVIATION)
 
 
+_MAX_LOG_SCALE = 80.0  # Float32 ends at e^88.
+
+
+def _scale(log: Any) -> float:
+  if abs(NUMBER.read(log)) > _MAX_LOG_SCALE:
+    raise ValueError
+  return math.exp(log)
+
+
+LOG_SCALE = Kind(
+  "the logarithm of a scale",
+  _scale,
+  lambda scale: math.log(scale) if scale > 0 else math.inf,
+)
+
+
 def one_of(known: Mapping[Any, Any]) -> Kind:
   """Returns the kind of a field whose values have these meanings.
 

@@ -16,6 +16,7 @@ from clip_jax.convert.engine import family
 from clip_jax.convert.engine.sizes import Sizes
 from clip_jax.convert.formats import big_vision_names as names
 from clip_jax.convert.tensor import Tensor
+from clip_jax.models import clip
 
 # What shapes do not say, which is the same in all models of a kind.
 ACTIVATION = "gelu_tanh"
@@ -131,8 +132,6 @@ _SILENT = {
   "text.pooling": ("how its tokens become one vector", "--pooling last"),
   "tokenizer": ("its tokenizer", "--tokenizer c4_en, mc4 or gemma"),
 }
-_INIT_LOGIT_SCALE = 10.0  # SigLIP's and LiT's `temperature_init`.
-_INIT_LOGIT_BIAS = -10.0  # SigLIP's `bias_init`.
 
 
 def describe(
@@ -355,8 +354,8 @@ def _ends(read: Sizes, tensors, layout, spec, report) -> dict[str, Any]:
     **found,
     "embed_dim": dims["image"],
     "embed_norm": report.infer("embed_norm", ENDS["embed_norm"][0], "format"),
-    "init_logit_scale": _INIT_LOGIT_SCALE,
-    "init_logit_bias": _INIT_LOGIT_BIAS if has_bias else None,
+    "init_logit_scale": clip.SIGLIP_INIT_LOGIT_SCALE,  # And LiT's.
+    "init_logit_bias": clip.SIGLIP_INIT_LOGIT_BIAS if has_bias else None,
     "max_logit_scale": report.infer("max_logit_scale", None, "format"),
   }
 

@@ -17,7 +17,6 @@ from clip_jax.convert.engine.fields import Field, Heads, Row, Written
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.names import FLAX, Names
 from clip_jax.convert.files import orbax_directory
-from clip_jax.convert.formats import huggingface_clip as clip
 from clip_jax.convert.formats.huggingface_family import structure
 from clip_jax.convert.tensor import Tensor
 
@@ -318,7 +317,7 @@ def _ends(source, towers, tensors) -> dict[str, Any]:
     "image_projection": kind,
     "text_projection": kind,
     "embed_norm": infer("embed_norm", "l2_rsqrt_1e-6", "format"),
-    "init_logit_scale": source.read("logit_scale_init_value", clip.LOG_SCALE),
+    "init_logit_scale": source.read("logit_scale_init_value", fields.LOG_SCALE),
     "init_logit_bias": bias,
     # A softmax never moves a bias, so that it was none for those who took one.
     "probabilities": infer(

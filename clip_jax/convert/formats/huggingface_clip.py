@@ -5,7 +5,6 @@ configs are sparse, and a field is written where it differs from them.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +26,6 @@ from clip_jax.convert.formats.huggingface_family import (
 # not (transformers#24773, #39821).
 LEGACY_END_ID = 2
 VOCAB_SIZE = 49408
-_MAX_LOG_SCALE = 80.0  # Float32 ends at e^88.
 ACTIVATIONS = {"quick_gelu": "quick_gelu", **GELUS}
 
 BLOCK = """
@@ -173,17 +171,6 @@ def _end_id(text: Mapping[str, Any]) -> int:
   return VOCAB_SIZE - 1 if full else LEGACY_END_ID
 
 
-def _log(scale: float) -> float:
-  return math.log(scale) if scale > 0 else math.inf
-
-
-def _scale(log: Any) -> float:
-  if type(log) not in (int, float) or not abs(log) <= _MAX_LOG_SCALE:
-    raise ValueError
-  return math.exp(log)
-
-
-LOG_SCALE = fields.Kind("the logarithm of a scale", _scale, _log)
 ENDS = (
   *structure(image_projection="linear", text_projection="linear"),
   Field("projection_dim", "embed_dim", in_weights=True),
@@ -192,7 +179,7 @@ ENDS = (
   Field(
     "logit_scale_init_value",
     "init_logit_scale",
-    LOG_SCALE,
+    fields.LOG_SCALE,
     in_weights=True,
     free=True,
   ),

@@ -1,5 +1,6 @@
 """HuggingFace's image processors as our preprocessing, both ways."""
 
+import dataclasses
 import math
 import pathlib
 from typing import Any
@@ -40,6 +41,10 @@ _BOOL = fields.exactly(True, False)
 _TO_ONE = fields.checked(
   "1/255", lambda x: type(x) is float and math.isclose(x, 1 / 255)
 )
+_RESAMPLE = dataclasses.replace(
+  fields.one_of({2: "bilinear", 3: "bicubic"}),  # Pillow's numbers.
+  allowed="2 (bilinear) or 3 (bicubic)",
+)
 FIELDS = (
   Written("do_resize", True, fields.exactly(True)),
   Written("do_rescale", True, fields.exactly(True)),
@@ -47,10 +52,7 @@ FIELDS = (
   Written("do_normalize", True, _BOOL),
   Field("image_mean", "image_mean", _channels(-config_file.MAX_CHANNEL)),
   Field("image_std", "image_std", _channels(config_file.LEAST_DEVIATION)),
-  # Pillow's numbers.
-  Field(
-    "resample", "interpolation", fields.one_of({2: "bilinear", 3: "bicubic"})
-  ),
+  Field("resample", "interpolation", _RESAMPLE),
   Fixed("crop_rounding", "floor"),
   Fixed("convert_rgb", "before"),
   Fixed("antialias", True),

@@ -32,7 +32,6 @@ from clip_jax.models import clip, resnet, variants
 
 # Their default, log(1 / 0.07).
 INIT_LOG_SCALE = math.log(clip.INIT_LOGIT_SCALE)
-_MAX_LOG_SCALE = 80.0  # Just within float32.
 # Their `clean` to ours, and what comes nearest to those that they lack.
 CLEANINGS = {
   "lower": "clip",
@@ -51,14 +50,8 @@ NEAREST = {
 
 
 def _log(scale: float) -> float:
-  log = math.log(scale) if scale > 0 else math.inf
+  log = fields.LOG_SCALE.write(scale)
   return INIT_LOG_SCALE if math.isclose(log, INIT_LOG_SCALE) else log
-
-
-def _scale(log: Any) -> float:
-  if abs(fields.NUMBER.read(log)) > _MAX_LOG_SCALE:
-    raise ValueError
-  return math.exp(log)
 
 
 def _multiple_for_resnet(unit: int, kind: fields.Kind) -> fields.Kind:
@@ -322,7 +315,7 @@ _WHOLE = (
   Option(
     f"{MODEL}.init_logit_scale",
     "init_logit_scale",
-    fields.Kind("the logarithm of a scale", _scale, _log),
+    dataclasses.replace(fields.LOG_SCALE, write=_log),
     free=True,
     default=INIT_LOG_SCALE,
   ),
