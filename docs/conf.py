@@ -8,6 +8,7 @@ are written anew by each build, from the parser and from the schema.
 import os
 import pathlib
 import re
+import shutil
 import sys
 
 os.environ["COLUMNS"] = "80"  # argparse fits its help to the terminal.
@@ -114,7 +115,8 @@ def to_restructured_text(app, what, name, obj, options, lines) -> None:
 
 def setup(app) -> None:
   """Writes the pages that are made from the code before they are read."""
-  (GENERATED / "reference").mkdir(parents=True, exist_ok=True)
+  shutil.rmtree(GENERATED, ignore_errors=True)  # Pages of what is gone.
+  (GENERATED / "reference").mkdir(parents=True)
   (GENERATED / "command_line.md").write_text(command_line())
   (GENERATED / "config.md").write_text(configuration())
   for part in floors.graph():

@@ -18,7 +18,7 @@ from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import account, pipeline, sources
 from clip_jax.data.sources import splits
-from clip_jax.evals import logistic, tasks, zero_shot
+from clip_jax.evals import logistic, prompts, tasks, zero_shot
 
 # The paper's grid of penalties: eight a decade from 1e-6 to 1e6.
 PENALTIES = tuple(10 ** (k / 8 - 6) for k in range(97))
@@ -133,8 +133,14 @@ def _check_classes(opened, addresses) -> np.ndarray:
       f"{addresses[0]} and {addresses[1]} have different classes: "
       f"{', '.join(odd[:5])} {'is' if len(odd) == 1 else 'are'} in one only."
     )
-  if len(set(train)) < len(train):  # A name stands for several: go by number.
+  if tuple(train) == tuple(test):
     return np.arange(len(train))
+  if twice := prompts.repeated(train) or prompts.repeated(test):
+    raise errors.UserError(
+      f"{addresses[0]} and {addresses[1]} name their classes in different "
+      f"orders, and give several the name {twice[0]!r}. Give all classes names "
+      "that differ."
+    )
   return np.array([test.index(name) for name in train])
 
 

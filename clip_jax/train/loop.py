@@ -34,7 +34,7 @@ class Summary:
     steps_now: those that this call has made.
     skipped: updates that changed nothing, for something was not finite.
     bad_records: damaged records that were met and replaced, in each pass anew.
-    different_bad_records: those of this process, up to 200.
+    different_bad_records: those in this process's ledger, up to 200.
     before: measures of the model that the run began with, by evaluation.
     lost_records: what the data lost to damaged files, as far as known.
     seconds: that the call took.

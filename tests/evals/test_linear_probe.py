@@ -147,12 +147,19 @@ def test_an_address_of_one_split_is_refused(address):
     splits.train_and_test(address)
 
 
-def test_a_folder_may_hold_both_parts(tmp_path):
-  for name in ("train", "val"):
-    (tmp_path / name).mkdir()
-  train, test = splits.train_and_test(f"folder:{tmp_path}")
-  assert train == f"folder:{tmp_path}/train"
-  assert test == f"folder:{tmp_path}/val"
+@pytest.mark.parametrize("names", [("train", "val"), ("Training", "testing")])
+def test_a_folder_may_hold_both_parts(tmp_path, monkeypatch, names):
+  for name in names:
+    (tmp_path / "x" / name).mkdir(parents=True)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  for path in (tmp_path / "x", "~/x"):
+    found = splits.train_and_test(f"folder:{path}")
+    assert found == tuple(f"folder:{path}/{name}" for name in names)
+
+
+def test_an_unknown_built_in_is_called_so():
+  with pytest.raises(errors.UserError, match="Did you mean 'digits'"):
+    splits.train_and_test("builtin:digts")
 
 
 class Source:
@@ -168,5 +175,12 @@ def test_classes_are_matched_by_name():
     linear_probe._check_classes(
       [Source("dog", "owl"), Source("cat", "dog")], ("a", "b")
     )
+  twice = Source("a", "a", "b")
+  order = linear_probe._check_classes([twice, twice], ("a", "b"))
+  assert order.tolist() == [0, 1, 2]
+  for other in (Source("b", "a", "a"), Source("a", "b")):
+    for opened in ([twice, other], [other, twice]):
+      with pytest.raises(errors.UserError, match="several the name 'a'"):
+        linear_probe._check_classes(opened, ("a", "b"))
   with pytest.raises(errors.UserError, match="no classes"):
     linear_probe._check_classes([Source("dog"), Source()], ("a", "b"))

@@ -67,9 +67,10 @@ def check_eval(arguments: argparse.Namespace) -> str | None:
   probe = arguments.task in names.PROBE_TASKS
   for flag, value in (of_others if probe else of_probes).items():
     if value:
-      return f"{flag} says nothing to --task {arguments.task}"
+      others = names.TASKS if probe else names.PROBE_TASKS
+      return f"{flag} works with --task {' or '.join(others)} only"
   if arguments.neighbours and arguments.task != "knn":
-    return "--neighbours is of --task knn"
+    return "--neighbours works with --task knn only"
   return flags.check_interpolate(arguments)
 
 

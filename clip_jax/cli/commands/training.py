@@ -41,8 +41,8 @@ def _train(arguments: argparse.Namespace) -> verb.Answer:
   ]
   if bad := summary.bad_records:
     lines.append(
-      f"Bad records were met {bad} time{'s' if bad > 1 else ''} and replaced, "
-      f"{summary.different_bad_records} different ones in this process; "
+      f"Bad records were met {bad} time{'s' if bad > 1 else ''} and replaced "
+      f"(different ones, counted up to 200: {summary.different_bad_records}); "
       f"{journal.LEDGER} lists them."
     )
   if summary.evals:

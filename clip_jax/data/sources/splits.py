@@ -5,7 +5,9 @@ import os
 from clip_jax import errors
 from clip_jax.data import builtin, sources
 
-_TESTS = ("test", "val", "validation", "valid")
+# What the folders of splits are called, in any case; the first that is there.
+_TRAINS = ("train", "training")
+_TESTS = ("test", "testing", "val", "valid", "validation", "dev")
 
 
 def train_and_test(address: str) -> tuple[str, str]:
@@ -19,8 +21,11 @@ def train_and_test(address: str) -> tuple[str, str]:
   """
   scheme, path, options = sources.parse_address(address)
   rest = address.removeprefix(f"{scheme}:{path}")
-  named = scheme == "builtin" and path not in builtin.SPLITS
-  if "split" in options or named or (scheme == "tfds" and "/" in path):
+  data_set, slash, _ = path.partition("/")
+  if scheme == "builtin" and data_set not in builtin.SPLITS:
+    raise errors.unknown("built-in data", data_set, builtin.SPLITS)
+  named = scheme in ("builtin", "tfds") and slash
+  if "split" in options or named:
     raise errors.UserError(
       f"{address} names one split, and this task trains on one and tests on "
       "another. Give the address without its split, or the part to train on "
@@ -28,10 +33,21 @@ def train_and_test(address: str) -> tuple[str, str]:
     )
   if scheme in ("builtin", "tfds"):
     return f"{scheme}:{path}/train{rest}", f"{scheme}:{path}/test{rest}"
-  if scheme == "folder" and os.path.isdir(os.path.join(path, "train")):
-    for name in _TESTS:
-      if os.path.isdir(os.path.join(path, name)):
-        inside = path.rstrip("/")
-        return f"folder:{inside}/train{rest}", f"folder:{inside}/{name}{rest}"
+  if scheme == "folder" and (parts := _folders(path)):
+    train, test = (f"folder:{os.path.join(path, name)}" for name in parts)
+    return f"{train}{rest}", f"{test}{rest}"
   joint = "&" if options else "?"
   return f"{address}{joint}split=train", f"{address}{joint}split=held_out"
+
+
+def _folders(path: str) -> tuple[str, str] | None:
+  """Returns the folders to train and to test on inside of one, or None."""
+  path = os.path.expanduser(path)
+  names = sorted(os.listdir(path)) if os.path.isdir(path) else []
+  there = {name.lower(): name for name in names}
+  found = [
+    next((there[name] for name in known if name in there), None)
+    for known in (_TRAINS, _TESTS)
+  ]
+  train, test = found
+  return (train, test) if train and test else None
