@@ -38,18 +38,19 @@ os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 # Fixtures that need a library of tests/oracles.txt.
 ORACLES = {"library", "openai_model"}
 
+LONGEST = "test_when_one_of_two_processes"  # Four minutes.
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
   """Marks what compares with a library that the extra `test` leaves out.
 
-  And puts the longest tests first, so that no process ends long after the
-  other.
+  And puts the longest test first, so that no process ends long after the other.
   """
   for item in items:
     if ORACLES & set(item.fixturenames):
       item.add_marker("oracle")
-  items.sort(key=lambda item: item.path.parent.name != "train")
+  items.sort(key=lambda item: LONGEST not in item.name)
 
 
 def _free_address():
