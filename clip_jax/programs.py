@@ -24,6 +24,8 @@ from jax.extend import backend as backend_lib
 
 from clip_jax import sharding
 
+_LOGGER = logging.getLogger(__name__)
+
 MOST_BYTES = 2**28  # Of all files together; the longest unused ones go first.
 _SUFFIX = ".program"
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -141,7 +143,7 @@ def _read(path, lowered, devices) -> jax.stages.Compiled | None:
   except FileNotFoundError:
     return None
   except Exception as error:  # Whatever it is: compiling mends it.
-    logging.debug("%s is not used: %s", path, error)
+    _LOGGER.debug("%s is not used: %s", path, error)
     return None
   return loaded
 
@@ -160,7 +162,7 @@ def _write(path, compiled) -> None:
     os.replace(partial, path)
     _make_room(path.parent)
   except Exception as error:  # A full disk, a backend that cannot: no matter.
-    logging.debug("%s is not kept: %s", path, error)
+    _LOGGER.debug("%s is not kept: %s", path, error)
     if partial is not None:
       with contextlib.suppress(OSError):
         os.unlink(partial)

@@ -104,9 +104,14 @@ def resolve(
     may_repeat: whether classes may have the same name, as those of data may.
 
   Raises:
-    UserError: no label, an empty one or one given twice; a template without
-      exactly one placeholder.
+    UserError: no label, an empty one or one given twice; no template, or one
+      without exactly one placeholder.
   """
+  if templates is not None and not len(templates):
+    raise errors.UserError(
+      "There is no template in an empty list; leave templates out to take "
+      f"{DEFAULT_TEMPLATE!r}."
+    )
   if isinstance(labels, str):
     raise errors.UserError(
       f"Labels must be a list of texts, got the text {labels!r}; write "
@@ -124,7 +129,9 @@ def resolve(
   else:
     synonyms = [_synonyms(label) for label in labels]
     names = tuple(several[0] for several in synonyms)
-    fills = [parse_template(t) for t in templates or (DEFAULT_TEMPLATE,)]
+    if templates is None:
+      templates = (DEFAULT_TEMPLATE,)
+    fills = [parse_template(t) for t in templates]
     texts = tuple(
       tuple(
         before + name + after for name in several for before, after in fills

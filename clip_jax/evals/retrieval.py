@@ -10,6 +10,8 @@ from clip_jax import errors
 from clip_jax.evals import embedding_model
 from clip_jax.evals import prompts as prompts_lib
 
+_LOGGER = logging.getLogger(__name__)
+
 CUTOFFS = (1, 5, 10)  # Paper, Table 13.
 _SCORES_PER_BLOCK = 1 << 24  # 64 MiB of float32.
 _TEXTS_PER_CALL = 1024
@@ -213,7 +215,7 @@ def evaluate(
   )
   repeated = count_repeated(text_ids, owners)
   if repeated:
-    logging.warning(
+    _LOGGER.warning(
       "%d of %d captions are also another image's; equal captions count as %s "
       "(--duplicates).",
       repeated,

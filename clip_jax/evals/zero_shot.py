@@ -11,6 +11,8 @@ from clip_jax import errors
 from clip_jax.evals import embedding_model
 from clip_jax.evals import prompts as prompts_lib
 
+_LOGGER = logging.getLogger(__name__)
+
 # Of every interval that is shown; the paper's Table 10 has 99.5 % instead.
 CONFIDENCE = 0.95
 
@@ -164,9 +166,9 @@ def make_prompts(
   if named is not None:
     labels = prompts_lib.in_order(labels, named)
     own = prompts_lib.label_names(labels) == list(named)
-  return prompts_lib.resolve(
-    labels, templates or source.templates, may_repeat=own
-  )
+  if templates is None:
+    templates = source.templates
+  return prompts_lib.resolve(labels, templates, may_repeat=own)
 
 
 def check(
@@ -183,7 +185,7 @@ def check(
   if source.class_names is None:
     return
   if twice := prompts_lib.repeated(names):
-    logging.warning(
+    _LOGGER.warning(
       "The data give more than one class the name %s: their images count as "
       "right for the first of them only. Give all classes names that differ "
       "with --labels.",
@@ -191,7 +193,7 @@ def check(
     )
   for name, own in zip(names, source.class_names, strict=True):
     if name != own:
-      logging.warning(
+      _LOGGER.warning(
         "The labels are not named as the classes of the data and are taken in "
         "the order of its label numbers: %r stands for class %r.",
         name,

@@ -18,6 +18,8 @@ from clip_jax.evals import embedding_model, zero_shot
 from clip_jax.train import metrics, preemption
 from clip_jax.train import run as run_lib
 
+_LOGGER = logging.getLogger(__name__)
+
 
 class _Stopped(Exception):
   """The run was told to stop."""
@@ -137,6 +139,6 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None] | None]:
   if jax.process_index():
     yield None
     return
-  logging.info("Evaluating %s ...", name)
+  _LOGGER.info("Evaluating %s ...", name)
   with terminal.Progress(name) as progress:
     yield progress

@@ -84,7 +84,7 @@ def _usable(clip, paths: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def check_files(paths: Sequence[str]) -> None:
-  """Raises OSError, before anything long, where an image is not there."""
+  """Raises UserError or OSError, before anything long, for an absent image."""
   for path in paths:
     errors.check_local("The image", path)
     os.stat(path)
