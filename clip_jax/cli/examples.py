@@ -46,6 +46,7 @@ EXAMPLES = {
   "data": (
     "data inspect 'wds:shards/{00000..00331}.tar'",
     "data prepare csv:pairs.csv prepared --drop-bad",
+    "data curate csv:pairs.csv balanced --queries words.txt --max-per-query 20",
   ),
   "completion": (
     "completion bash > ~/.local/share/bash-completion/completions/clip-jax",
