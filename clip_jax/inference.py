@@ -217,9 +217,9 @@ class Clip:
     return _joined(parts, as_numpy)
 
   def embed_texts(
-    self, texts: list[str], *, cuts: tokenizer_lib.Cuts
+    self, texts: list[str], *, cuts: tokenizer_lib.Cuts | None = None
   ) -> np.ndarray:
-    """Returns unit embeddings of texts; `cuts` counts those that are cut."""
+    """Returns unit embeddings of texts; `cuts` as in `encode_text`."""
     return np.asarray(self.encode_text(texts, cuts=cuts))
 
   def tokenize(
