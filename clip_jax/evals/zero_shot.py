@@ -5,66 +5,41 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from clip_jax import errors
-from clip_jax.evals import embedding_model
+from clip_jax.evals import embedding_model, metrics
 from clip_jax.evals import prompts as prompts_lib
-
-# Of every interval that is shown; the paper's Table 10 has 99.5 % instead.
-CONFIDENCE = 0.95
 
 
 class Accuracy:
-  """Counts of right guesses, gathered batch by batch."""
+  """The places of the true classes, gathered batch by batch."""
 
   def __init__(self, classes: int):
-    self.examples = np.zeros(classes, np.int64)  # Of each true class.
-    self.top1 = np.zeros(classes, np.int64)
-    self.top5 = np.zeros(classes, np.int64)
+    self._classes = classes
+    self._ranks = [np.zeros(0, np.int64)]
+    self._labels = [np.zeros(0, np.int64)]
 
   def update(self, scores: np.ndarray, labels: np.ndarray) -> None:
     """Adds a batch of `scores` (n, classes) with their true `labels` (n,)."""
-    rank = ranks(scores, labels)
-    np.add.at(self.examples, labels, 1)
-    np.add.at(self.top1, labels, rank < 1)
-    np.add.at(self.top5, labels, rank < 5)
+    self._ranks.append(metrics.ranks(scores, labels))
+    self._labels.append(labels)
 
   def result(self) -> dict[str, Any]:
     """Returns the fractions; mean_per_class is over the classes present."""
-    examples = int(self.examples.sum())
+    rank, labels = map(np.concatenate, (self._ranks, self._labels))
+    examples = len(labels)
     if not examples:
       raise errors.UserError("There is no example to classify.")
-    right = int(self.top1.sum())
-    present = self.examples > 0
+    right = int(np.sum(rank < 1))
     return {
       "top1": right / examples,
-      "top5": int(self.top5.sum()) / examples,
-      "mean_per_class": float(
-        np.mean(self.top1[present] / self.examples[present])
-      ),
+      "top5": int(np.sum(rank < 5)) / examples,
+      "mean_per_class": metrics.mean_per_class(rank < 1, labels, self._classes),
+      "mean_top1_top5": metrics.mean_top1_top5(rank),
       "examples": examples,
-      "classes": len(self.examples),
-      "top1_interval_95": list(interval(right, examples)),
+      "classes": self._classes,
+      "top1_interval_95": list(metrics.clopper_pearson(right, examples)),
     }
-
-
-def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Returns how many classes come before the true one; ties go by index."""
-  own = np.take_along_axis(scores, labels[:, None], axis=1)  # (n, 1)
-  before = np.arange(scores.shape[1]) < labels[:, None]  # (n, classes)
-  return np.sum((scores > own) | ((scores == own) & before), axis=1)
-
-
-def interval(
-  right: int, examples: int, *, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
-  """Returns the Clopper-Pearson interval of an accuracy (paper, Table 10)."""
-  tail = (1 - confidence) / 2
-  wrong = examples - right
-  low = special.betaincinv(right, wrong + 1, tail) if right else 0.0
-  high = special.betaincinv(right + 1, wrong, 1 - tail) if wrong else 1.0
-  return float(low), float(high)
 
 
 def accuracy(

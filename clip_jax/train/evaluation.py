@@ -14,7 +14,8 @@ from clip_jax import report as report_lib
 from clip_jax import terminal
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.evals import embedding_model, zero_shot
+from clip_jax.evals import embedding_model
+from clip_jax.evals import metrics as eval_metrics
 from clip_jax.train import metrics, preemption
 from clip_jax.train import run as run_lib
 
@@ -123,7 +124,7 @@ class Evaluator:
 
 def _figure(name: str, result: dict[str, Any]) -> report_lib.Figure:
   right = round(result["top1"] * result["examples"])
-  low, high = zero_shot.interval(right, result["examples"])
+  low, high = eval_metrics.clopper_pearson(right, result["examples"])
   return report_lib.Figure(
     f"{name}, top-1",
     f"{100 * result['top1']:.1f} %",

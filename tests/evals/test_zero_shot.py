@@ -48,12 +48,6 @@ def test_accuracy_matches_a_sort_of_every_row(size):
   assert (got["examples"], got["classes"]) == (53, 11)
 
 
-def test_equal_scores_rank_by_class_number():
-  scores = np.array([[1, 1, 0, 1.0]] * 4)
-  ranks = zero_shot.ranks(scores, np.array([0, 1, 2, 3]))
-  np.testing.assert_array_equal(ranks, [0, 1, 3, 2])
-
-
 def test_a_model_that_gives_all_images_the_same_is_right_by_chance_only():
   embeds = np.ones((6, 2))
   classes = np.ones((3, 2))
@@ -80,25 +74,6 @@ def test_broken_embeddings_are_refused_and_never_scored(value):
 def test_no_example_is_an_error():
   with pytest.raises(errors.UserError, match="no example"):
     zero_shot.accuracy([], np.ones((3, 4)))
-
-
-def test_the_interval_is_clopper_pearsons():
-  # By definition: at the bounds the observed count or a more extreme one has
-  # probability (1 - confidence) / 2.
-  from scipy import stats
-
-  low, high = zero_shot.interval(37, 50, confidence=0.9)
-  np.testing.assert_allclose(stats.binom.sf(36, 50, low), 0.05, rtol=1e-9)
-  np.testing.assert_allclose(stats.binom.cdf(37, 50, high), 0.05, rtol=1e-9)
-
-
-@pytest.mark.parametrize("right, bounds", [(0, (0.0, None)), (9, (None, 1.0))])
-def test_the_interval_reaches_the_end_where_nothing_or_all_is_right(
-  right, bounds
-):
-  got = zero_shot.interval(right, 9)
-  for value, bound in zip(got, bounds, strict=True):
-    assert value == bound if bound is not None else 0 < value < 1
 
 
 def fake_source(class_names, templates):
