@@ -284,9 +284,14 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
     UserError: there is no example.
   """
   _check_examples(len(labels))
+  return float(np.mean(losses(logits, labels)))
+
+
+def losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Returns each example's part of `negative_log_likelihood`, (n,)."""
   logits = np.asarray(logits, np.float64)
   own = logits[np.arange(len(labels)), labels]
-  return float(np.mean(special.logsumexp(logits, axis=1) - own))
+  return special.logsumexp(logits, axis=1) - own
 
 
 def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -302,9 +307,14 @@ def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
     UserError: there is no example.
   """
   _check_examples(len(labels))
+  return float(np.mean(distances(probabilities, labels)))
+
+
+def distances(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Returns each example's part of `brier`, (n,)."""
   probabilities = np.asarray(probabilities, np.float64)
   own = probabilities[np.arange(len(labels)), labels]
-  return float(np.mean(np.sum(probabilities**2, axis=1) - 2 * own + 1))
+  return np.sum(probabilities**2, axis=1) - 2 * own + 1
 
 
 @dataclasses.dataclass(frozen=True)

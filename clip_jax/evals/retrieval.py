@@ -220,7 +220,14 @@ def evaluate(
       len(texts),
       duplicates,
     )
-  return found | {"repeated_texts": repeated, "duplicates": duplicates}
+  return {
+    **found,
+    "repeated_texts": repeated,
+    "duplicates": duplicates,
+    "protocol": f"retrieval: captions as {before + '{}' + after!r}, the best "
+    "of a query's own candidates counts, ties by position; equal captions of "
+    f"other images are {duplicates}",
+  }
 
 
 def around_captions(

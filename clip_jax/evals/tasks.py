@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -133,7 +134,8 @@ def evaluate(
 ) -> dict[str, Any]:
   """Returns the measures of one task on one data set.
 
-  `warnings` among them holds what is to be said of the data (account.py).
+  `warnings` among them holds what is to be said of the data (account.py);
+  `seconds` are those of reading, embedding and measuring.
 
   Args:
     task: one of `TASKS`.
@@ -153,13 +155,17 @@ def evaluate(
     task, data, labels=labels, templates=templates, duplicates=duplicates
   )
   warnings = account.tell(evaluation.source, data)
+  started = time.perf_counter()
   measured = evaluation.measure(
     model,
     batch_size=batch_size,
     threads=threads,
     progress=progress,
   )
-  return measured | {"warnings": warnings}
+  seconds = time.perf_counter() - started
+  read = len(evaluation.source) - sum(measured["bad_records"].values())
+  timed = {"seconds": seconds, "images_per_second": read / seconds}
+  return {**measured, **timed, "warnings": warnings}
 
 
 def watch(

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.evals import embedding_model, metrics
+from clip_jax.evals import calibration, embedding_model, metrics
 from clip_jax.evals import prompts as prompts_lib
+
+_SCORES_PER_BLOCK = 1 << 24  # 64 MiB of float32.
 
 
 class Accuracy:
@@ -30,38 +32,68 @@ class Accuracy:
     examples = len(labels)
     if not examples:
       raise errors.UserError("There is no example to classify.")
-    right = int(np.sum(rank < 1))
+    found = {"top1": int(np.sum(rank < 1)), "top5": int(np.sum(rank < 5))}
+    intervals = {
+      name: list(metrics.clopper_pearson(right, examples))
+      for name, right in found.items()
+    }
     return {
-      "top1": right / examples,
-      "top5": int(np.sum(rank < 5)) / examples,
+      **{name: right / examples for name, right in found.items()},
       "mean_per_class": metrics.mean_per_class(rank < 1, labels, self._classes),
       "mean_top1_top5": metrics.mean_top1_top5(rank),
       "examples": examples,
       "classes": self._classes,
-      "top1_interval_95": list(metrics.clopper_pearson(right, examples)),
+      "top1_interval_95": intervals["top1"],
+      "interval_95": intervals,
     }
 
 
 def accuracy(
-  batches: Iterable[tuple[np.ndarray, np.ndarray]], classes: np.ndarray
+  batches: Iterable[tuple[np.ndarray, np.ndarray]],
+  classes: np.ndarray,
+  *,
+  logit_scale: float | None = None,
 ) -> dict[str, Any]:
   """Returns the measures of batches of (unit image embeddings, labels).
 
+  Of two classes `roc_auc` is one of them, where the data have examples of both;
+  a larger score speaks for the second class.
+
   Args:
-    batches: pairs of (n, embed) and (n,); one batch is held at a time.
+    batches: pairs of (n, embed) and (n,).
     classes: the classes' unit embeddings, (classes, embed).
+    logit_scale: of the model; adds `calibration` (calibration.py).
 
   Raises:
     UserError: a label is missing (-1) or no class, or there is no example.
   """
-  counts = Accuracy(len(classes))
   classes = np.asarray(classes, np.float32)
+  kept: list[tuple[np.ndarray, np.ndarray]] = []
   for embeds, labels in batches:
     labels = np.asarray(labels)
     _check_labels(labels, len(classes))
-    embeds = prompts_lib.normalize(np.asarray(embeds, np.float32), what="image")
-    counts.update(embeds @ classes.T, labels)
-  return counts.result()
+    kept.append((_units(embeds), labels))
+  if not sum(len(labels) for _, labels in kept):
+    raise errors.UserError("There is no example to classify.")
+  embeds, labels = map(np.concatenate, zip(*kept, strict=True))
+  counts = Accuracy(len(classes))
+  step = max(1, _SCORES_PER_BLOCK // len(classes))
+  for start in range(0, len(labels), step):
+    rows = slice(start, start + step)
+    counts.update(embeds[rows] @ classes.T, labels[rows])
+  result = counts.result()
+  if len(classes) == 2 and 0 < labels.sum() < len(labels):
+    margins = np.diff((embeds @ classes.T).astype(np.float64), axis=1)
+    result["roc_auc"] = metrics.roc_auc(margins[:, 0], labels == 1)
+  if logit_scale is not None:
+    result["calibration"] = calibration.measure(
+      embeds, labels, classes, logit_scale=logit_scale
+    )
+  return result
+
+
+def _units(embeds: np.ndarray) -> np.ndarray:
+  return prompts_lib.normalize(np.asarray(embeds, np.float32), what="image")
 
 
 def _check_labels(labels: np.ndarray, classes: int) -> None:
@@ -85,7 +117,10 @@ def evaluate(
   labels: prompts_lib.Labels | None = None,
   templates: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-  """Returns top1, top5 and mean_per_class of `source`, with their counts.
+  """Returns the measures of `source`, with their counts.
+
+  `prompts_hash` is the digest of all classes' names and prompts, `protocol` a
+  sentence: both belong to the numbers, which depend on them.
 
   Args:
     source: the data; `class_names` and `templates` are its defaults.
@@ -98,11 +133,19 @@ def evaluate(
     UserError: labels and data do not go together.
   """
   resolved = make_prompts(source, labels=labels, templates=templates)
-  classes = prompts_lib.class_embeddings(resolved, model.embed_texts)
-  return accuracy(
+  measured = accuracy(
     ((model.embed_images(batch["image"]), batch["label"]) for batch in batches),
-    classes,
+    model.embed_classes(resolved),
+    logit_scale=model.logit_scale,
   )
+  count = sum(map(len, resolved.texts))
+  return {
+    **measured,
+    "prompts_hash": resolved.digest,
+    "protocol": f"zero-shot: {count} prompts of {len(resolved.names)} classes, "
+    "those of a class averaged as unit embeddings; nearest class by cosine, "
+    "ties by class number",
+  }
 
 
 def make_prompts(

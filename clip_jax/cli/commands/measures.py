@@ -8,6 +8,8 @@ _FRACTIONS = {
   "top1": "top-1",
   "top5": "top-5",
   "mean_per_class": "mean per class",
+  "map_11_point": "mean average precision, 11 points",
+  "map_all_point": "mean average precision, all points",
   "validation_top1": "top-1 on the part to choose by",
 }
 _COUNTS = {
@@ -59,6 +61,10 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
       rows.append((f"{way}, median rank", f"{value['median_rank']:g}"))
     elif name in _COUNTS:
       rows.append((_COUNTS[name], str(value)))
+    elif name == "roc_auc":
+      rows.append(("area under the ROC curve", f"{value:.4f}"))
+    elif name == "calibration":
+      rows += _calibration(value)
     elif name == "regularisation":
       rows.append(("regularisation", f"{value:.3g}"))
     elif name == "repeated_texts" and value:
@@ -67,4 +73,14 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     elif name == "bad_records" and value:
       reasons = ", ".join(f"{n} {reason}" for reason, n in value.items())
       rows.append(("left out as bad", reasons))
+  return rows
+
+
+def _calibration(found: dict[str, Any]) -> list[tuple[str, str]]:
+  rows = [("calibration error", f"{100 * found['ece']:.2f} %")]
+  if found["temperature"] is not None:
+    after = f"{100 * found['ece_after']:.2f} %"
+    rows.append(
+      ("calibration error, scaled", f"{after} at {found['temperature']:.3g}")
+    )
   return rows

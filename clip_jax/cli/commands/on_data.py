@@ -3,7 +3,6 @@
 import argparse
 import collections
 import dataclasses
-import functools
 from typing import Any
 
 from clip_jax import host_memory, loading, names, terminal
@@ -13,7 +12,7 @@ from clip_jax.cli import verb
 from clip_jax.cli.commands import measures
 from clip_jax.convert import conversion, interpolation
 from clip_jax.data import account, pipeline, sources
-from clip_jax.evals import embedding_model, linear_probe, tasks
+from clip_jax.evals import linear_probe, tasks
 
 
 def evaluate(arguments: argparse.Namespace) -> verb.Answer:
@@ -38,11 +37,7 @@ def _measure(arguments, clip) -> dict[str, Any]:
   if arguments.task in linear_probe.TASKS:
     return _probe(arguments, clip)
   cuts = tokenizer_lib.Cuts()
-  model = embedding_model.Functions(
-    embed_images=clip.embed_images,
-    embed_texts=functools.partial(clip.embed_texts, cuts=cuts),
-    preprocess=clip.needed_preprocess(),
-  )
+  model = clip.for_evaluation(cuts)
   with terminal.Progress("eval") as progress:
     result = tasks.evaluate(
       arguments.task,
