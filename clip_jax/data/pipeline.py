@@ -188,6 +188,8 @@ class _EvalBatch:
     return {
       "image": images,
       "label": np.array(labels, np.int64),
+      "labels": [record.labels for _, record, _ in good],
+      "ignored": [record.ignored for _, record, _ in good],
       "record": np.array([slot for slot, _, _ in good], np.int64),
       "texts": [record.texts for _, record, _ in good],
       "key": [record.key for _, record, _ in good],
@@ -363,8 +365,9 @@ def eval_batches(
 
   A batch is a dict of the usable records among `batch_size` slots: `image`
   uint8 (n, size, size, 3), `label` int64 (n,), -1 where there is none, `record`
-  int64 (n,), `texts` and `key` lists of length n, and `problems`: a list of
-  `Problem` with the slots that had to be left out.
+  int64 (n,), lists of length n: `labels`, `ignored`, `texts` and `key` as a
+  `Record` has them, and `problems`: a list of `Problem` with the slots that had
+  to be left out.
   """
   make_batch = _EvalBatch(source, batch_size, preprocess)
   dataset = (

@@ -19,7 +19,7 @@ from clip_jax.evals import prompts as prompts_lib
 
 MOST_BYTES = 2**28  # Of all files together; the longest unused ones go first.
 # Fewer texts are embedded sooner than a large model's numbers are hashed.
-WORTH_KEEPING = 256
+WORTH_KEEPING = 1000
 _VERSION = 1  # Of how embeddings are made of prompts.
 
 

@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.evals import calibration, embedding_model, metrics
+from clip_jax.evals import (
+  calibration,
+  embedding_model,
+  metrics,
+  multi_label,
+)
 from clip_jax.evals import prompts as prompts_lib
 
 _SCORES_PER_BLOCK = 1 << 24  # 64 MiB of float32.
@@ -119,6 +124,8 @@ def evaluate(
 ) -> dict[str, Any]:
   """Returns the measures of `source`, with their counts.
 
+  Data whose records have `labels` give mean average precisions
+  (multi_label.py), others accuracies.
   `prompts_hash` is the digest of all classes' names and prompts, `protocol` a
   sentence: both belong to the numbers, which depend on them.
 
@@ -133,18 +140,29 @@ def evaluate(
     UserError: labels and data do not go together.
   """
   resolved = make_prompts(source, labels=labels, templates=templates)
-  measured = accuracy(
-    ((model.embed_images(batch["image"]), batch["label"]) for batch in batches),
-    model.embed_classes(resolved),
-    logit_scale=model.logit_scale,
-  )
+  classes = model.embed_classes(resolved)
+  of_one: list[tuple[np.ndarray, np.ndarray]] = []
+  of_several: list[tuple[np.ndarray, np.ndarray]] = []
+  for batch in batches:
+    embeds = model.embed_images(batch["image"])
+    if multi_label.has_several(batch):
+      of_several.append((embeds, multi_label.marks(batch, len(classes))))
+    elif len(embeds):
+      _check_labels(np.asarray(batch["label"]), len(classes))
+      of_one.append((embeds, batch["label"]))
+  if of_several:
+    if of_one:
+      raise multi_label.mixed()
+    measured = multi_label.precision(of_several, classes)
+  else:
+    measured = accuracy(of_one, classes, logit_scale=model.logit_scale)
   count = sum(map(len, resolved.texts))
   return {
     **measured,
     "prompts_hash": resolved.digest,
     "protocol": f"zero-shot: {count} prompts of {len(resolved.names)} classes, "
-    "those of a class averaged as unit embeddings; nearest class by cosine, "
-    "ties by class number",
+    "those of a class averaged as unit embeddings; scores are cosines, "
+    "ties go by class number",
   }
 
 

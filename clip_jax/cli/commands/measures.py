@@ -15,6 +15,7 @@ _FRACTIONS = {
 _COUNTS = {
   "examples": "examples",
   "classes": "classes",
+  "labels": "labels",
   "images": "images",
   "texts": "texts",
   "neighbours": "neighbours",
@@ -79,8 +80,11 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
 def _calibration(found: dict[str, Any]) -> list[tuple[str, str]]:
   rows = [("calibration error", f"{100 * found['ece']:.2f} %")]
   if found["temperature"] is not None:
-    after = f"{100 * found['ece_after']:.2f} %"
-    rows.append(
-      ("calibration error, scaled", f"{after} at {found['temperature']:.3g}")
+    before, after = (
+      f"{100 * found[name]:.2f} %" for name in ("ece_held_out", "ece_after")
     )
+    rows += [
+      ("temperature, fitted on one half", f"{found['temperature']:.3g}"),
+      ("calibration error of the other", f"{before}, with it {after}"),
+    ]
   return rows
