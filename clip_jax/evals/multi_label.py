@@ -1,13 +1,11 @@
 """Zero-shot classification of images that may be of several classes."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from clip_jax import errors
 from clip_jax.evals import metrics
-from clip_jax.evals import prompts as prompts_lib
 
 
 def has_several(batch: dict[str, Any]) -> bool:
@@ -51,22 +49,21 @@ def mixed() -> errors.UserError:
 
 
 def precision(
-  batches: Sequence[tuple[np.ndarray, np.ndarray]], classes: np.ndarray
+  embeds: np.ndarray, marked: np.ndarray, classes: np.ndarray
 ) -> dict[str, Any]:
-  """Returns mean average precisions of batches of (image embeddings, marks).
+  """Returns the mean average precisions of images.
 
   An image's score for a class is their cosine (paper, VOC 2007).
 
   Args:
-    batches: pairs of (n, embed) and (n, classes), as `marks` has them.
+    embeds: their unit embeddings, (n, embed).
+    marked: which classes they are of, as `marks` has it, (n, classes).
     classes: the classes' unit embeddings, (classes, embed).
 
   Raises:
     UserError: no image is of any class.
   """
-  embeds, marked = map(np.concatenate, zip(*batches, strict=True))
-  embeds = prompts_lib.normalize(np.asarray(embeds, np.float32), what="image")
-  scores = embeds @ np.asarray(classes, np.float32).T
+  scores = np.asarray(embeds, np.float32) @ np.asarray(classes, np.float32).T
   targets, ignored = marked == 1, marked == -1
   return {
     "map_11_point": metrics.map_11_point(scores, targets, ignored),

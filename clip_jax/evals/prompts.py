@@ -238,6 +238,12 @@ def class_embeddings(prompts: Prompts, embed_texts: EmbedTexts) -> np.ndarray:
   The ensemble is made in the embedding space (paper, section 3.1.4): each
   prompt's embedding is scaled to unit length, their mean again.
   """
+  sums = class_sums(prompts, embed_texts)
+  return normalize(sums, what="class").astype(np.float32)  # (classes, embed)
+
+
+def class_sums(prompts: Prompts, embed_texts: EmbedTexts) -> np.ndarray:
+  """Returns the sum of the unit embeddings of each class's prompts, float64."""
   owners = np.repeat(
     np.arange(len(prompts.names)), [len(several) for several in prompts.texts]
   )
@@ -250,7 +256,7 @@ def class_embeddings(prompts: Prompts, embed_texts: EmbedTexts) -> np.ndarray:
       sums = np.zeros((len(prompts.names), embeds.shape[1]))
     np.add.at(sums, owners[part], embeds)
   assert sums is not None  # A class has a prompt.
-  return normalize(sums, what="class").astype(np.float32)  # (classes, embed)
+  return sums  # (classes, embed)
 
 
 def normalize(embeds: np.ndarray, *, what: str) -> np.ndarray:

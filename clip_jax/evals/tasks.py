@@ -154,7 +154,25 @@ def evaluate(
   evaluation = open_evaluation(
     task, data, labels=labels, templates=templates, duplicates=duplicates
   )
-  warnings = account.tell(evaluation.source, data)
+  return run(
+    evaluation,
+    model,
+    batch_size=batch_size,
+    threads=threads,
+    progress=progress,
+  )
+
+
+def run(
+  evaluation: Evaluation,
+  model: embedding_model.EmbeddingModel,
+  *,
+  batch_size: int = 256,
+  threads: int = 4,
+  progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+  """Returns what `evaluate` does, of an evaluation that is open."""
+  warnings = account.tell(evaluation.source, evaluation.data)
   started = time.perf_counter()
   measured = evaluation.measure(
     model,

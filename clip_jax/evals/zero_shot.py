@@ -1,5 +1,6 @@
 """Zero-shot classification: an image goes to the class of the nearest text."""
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -114,6 +115,59 @@ def _check_labels(labels: np.ndarray, classes: int) -> None:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """Embedded images with their classes.
+
+  Attributes:
+    embeds: unit embeddings, float32 (n, embed).
+    labels: the class of each, (n,); or which classes it is of, as
+      `multi_label.marks` has them, (n, classes).
+  """
+
+  embeds: np.ndarray
+  labels: np.ndarray
+
+  @property
+  def several(self) -> bool:
+    """Whether an image may be of any number of classes."""
+    return self.labels.ndim == 2
+
+
+def embed(
+  model: embedding_model.EmbeddingModel,
+  batches: Iterable[dict[str, Any]],
+  *,
+  classes: int,
+) -> Examples:
+  """Returns the embedded images of `batches`, whose labels are checked.
+
+  Args:
+    model: that embeds them.
+    batches: the data's images and labels.
+    classes: number of classes.
+
+  Raises:
+    UserError: a label is missing or no class, some records have one label and
+      others a list, or there is no example.
+  """
+  embeds, labels = [], []
+  for batch in batches:
+    if not len(batch["image"]):
+      continue
+    if multi_label.has_several(batch):
+      labels.append(multi_label.marks(batch, classes))
+    else:
+      labels.append(np.asarray(batch["label"]))
+      _check_labels(labels[-1], classes)
+    if labels[-1].ndim != labels[0].ndim:
+      raise multi_label.mixed()
+    embeds.append(_units(model.embed_images(batch["image"])))
+  if not embeds:
+    raise errors.UserError("There is no example to classify.")
+  return Examples(np.concatenate(embeds), np.concatenate(labels))
+
+
 def evaluate(
   source: Any,
   *,
@@ -141,21 +195,13 @@ def evaluate(
   """
   resolved = make_prompts(source, labels=labels, templates=templates)
   classes = model.embed_classes(resolved)
-  of_one: list[tuple[np.ndarray, np.ndarray]] = []
-  of_several: list[tuple[np.ndarray, np.ndarray]] = []
-  for batch in batches:
-    embeds = model.embed_images(batch["image"])
-    if multi_label.has_several(batch):
-      of_several.append((embeds, multi_label.marks(batch, len(classes))))
-    elif len(embeds):
-      _check_labels(np.asarray(batch["label"]), len(classes))
-      of_one.append((embeds, batch["label"]))
-  if of_several:
-    if of_one:
-      raise multi_label.mixed()
-    measured = multi_label.precision(of_several, classes)
+  read = embed(model, batches, classes=len(classes))
+  if read.several:
+    measured = multi_label.precision(read.embeds, read.labels, classes)
   else:
-    measured = accuracy(of_one, classes, logit_scale=model.logit_scale)
+    measured = accuracy(
+      [(read.embeds, read.labels)], classes, logit_scale=model.logit_scale
+    )
   count = sum(map(len, resolved.texts))
   return {
     **measured,

@@ -20,9 +20,7 @@ def test_ignored_classes_do_not_count_and_precision_is_that_of_cosines():
   classes = np.linalg.qr(rng.normal(size=(4, 4)))[0][:3]
   batch = {"labels": labels, "ignored": ignored}
   marks = multi_label.marks(batch, 3)
-  got = multi_label.precision(
-    [(embeds[:7], marks[:7]), (embeds[7:], marks[7:])], classes
-  )
+  got = multi_label.precision(embeds, marks, classes)
   kept = np.array([[k not in own for k in range(3)] for own in ignored])
   want = []
   for k in range(3):

@@ -66,6 +66,8 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
       rows.append(("area under the ROC curve", f"{value:.4f}"))
     elif name == "calibration":
       rows += _calibration(value)
+    elif name == "search":
+      rows += _search(value)
     elif name == "regularisation":
       rows.append(("regularisation", f"{value:.3g}"))
     elif name == "repeated_texts" and value:
@@ -88,3 +90,12 @@ def _calibration(found: dict[str, Any]) -> list[tuple[str, str]]:
       ("calibration error of the other", f"{before}, with it {after}"),
     ]
   return rows
+
+
+def _search(found: dict[str, Any]) -> list[tuple[str, str]]:
+  chosen, known = found["chosen"], found["templates"]
+  return [
+    ("top-1 on the training data", f"{100 * found['train_top1']:.2f} %"),
+    ("templates chosen", f"{len(chosen)} of {len(known)}"),
+    *(("", terminal.escaped(template, limit=60)) for template in chosen),
+  ]

@@ -4,9 +4,9 @@ A record is the 8 bytes `CLIPJAX1`, the length of a JSON header as 4 bytes
 (unsigned, little-endian), the header in UTF-8, then the encoded image. The
 header has `key`, `texts` (a list) and, where there are any, `label`, `labels`
 and `ignored` (lists); or `key` and `bad`, the reason why the slot holds no
-record. `dataset.json` in the same directory has what belongs to all records: `format`, `version`, `records`,
-`files` (a list of `name`, `records`, `bytes`), `class_names`, `templates`, and
-where they came from.
+record. `dataset.json` in the same directory has what belongs to all records:
+`format`, `version`, `records`, `files` (a list of `name`, `records`, `bytes`),
+`class_names`, `templates`, and where they came from.
 
 ArrayRecord hashes its chunks: with one record a chunk, a damaged byte costs one
 record and never goes unseen.
