@@ -12,7 +12,7 @@ import math
 import traceback
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import grain
@@ -166,10 +166,12 @@ class _EvalBatch:
   source: record_lib.Records
   batch_size: int
   preprocess: preprocess_lib.Preprocess
+  rows: tuple[int, ...]
 
   def __call__(self, element: int) -> dict:
     start = element * self.batch_size
-    slots = range(start, min(start + self.batch_size, len(self.source)))
+    end = len(self.source)
+    slots = [start + row for row in self.rows if start + row < end]
     good: list[tuple[int, record_lib.Record, np.ndarray]] = []
     problems: list[Problem] = []
     for slot in slots:
@@ -360,6 +362,7 @@ def eval_batches(
   batch_size: int,
   preprocess: preprocess_lib.Preprocess,
   threads: int = 4,
+  rows: Sequence[int] | np.ndarray | None = None,
 ) -> Batches:
   """Returns an iterator over all of `source` in order.
 
@@ -368,8 +371,16 @@ def eval_batches(
   int64 (n,), lists of length n: `labels`, `ignored`, `texts` and `key` as a
   `Record` has them, and `problems`: a list of `Problem` with the slots that had
   to be left out.
+
+  Args:
+    source: where the records come from.
+    batch_size: slots of a batch.
+    preprocess: how an image becomes an array.
+    threads: threads that read and decode.
+    rows: which slots of each batch to read, ascending; None reads all.
   """
-  make_batch = _EvalBatch(source, batch_size, preprocess)
+  chosen = range(batch_size) if rows is None else map(int, rows)
+  make_batch = _EvalBatch(source, batch_size, preprocess, tuple(chosen))
   dataset = (
     grain.MapDataset.range(math.ceil(len(source) / batch_size))
     .map(_Guarded(make_batch))

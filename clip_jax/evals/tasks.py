@@ -55,11 +55,21 @@ class Evaluation:
     batch_size: int = 256,
     threads: int = 4,
     progress: Callable[[int, int], None] | None = None,
+    open_batches: Callable[..., Any] = pipeline.eval_batches,
   ) -> dict[str, Any]:
-    """Returns the measures of a model, as the function `evaluate` does."""
+    """Returns the measures of a model, as the function `evaluate` does.
+
+    Args:
+      model: to measure.
+      batch_size: images embedded at once.
+      threads: threads that read and decode.
+      progress: called with the examples done and their total.
+      open_batches: what gives the batches; where several processes share
+        them, another function of the same arguments.
+    """
     bad: collections.Counter[str] = collections.Counter()
     total = len(self.source)
-    with pipeline.eval_batches(
+    with open_batches(
       self.source,
       batch_size=batch_size,
       preprocess=model.preprocess,
