@@ -82,6 +82,7 @@ class Evaluator:
           logit_bias=clip.logit_bias,
           probabilities=clip.probabilities,
           progress=progress,
+          open_batches=self._open_batches(),
         )
     except _Stopped:
       return None

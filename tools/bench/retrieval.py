@@ -3,7 +3,8 @@
     python tools/bench/retrieval.py [--images N] [--texts M] [--dims D]
       [--json FILE] [--markdown FILE]
 
-`ours` is `clip_jax.evals.retrieval.recall`, both ways, several texts an image.
+`ours` are the ranks of `clip_jax.evals.retrieval`, both ways, several texts an
+image; `recall` besides holds a unit copy of the embeddings.
 `brute force` makes all N x M cosines at once, sorts the row of every tenth
 query of each way and looks for its first own candidate. Each runs in a process
 of its own; memory is the largest resident set less that before the call, which
