@@ -283,6 +283,7 @@ def inspect(
     else:
       texts += len(item.texts)
       image_bytes += len(item.image)
+      labels.update(item.labels or ())
       if item.label is not None:
         labels[item.label] += 1
       if len(shown) < first:
@@ -321,6 +322,7 @@ def _describe(
     "key": record.key,
     "texts": record.texts,
     "label": record.label,
+    **({} if record.labels is None else {"labels": record.labels}),
     "width": size[0],
     "height": size[1],
     "bytes": len(record.image),
