@@ -367,12 +367,12 @@ class Clip:
     return embeds
 
   def for_evaluation(
-    self, cuts: tokenizer_lib.Cuts
+    self, cuts: tokenizer_lib.Cuts | None = None
   ) -> embedding_model.Functions:
     """Returns what `evals.tasks.evaluate` takes; keeps class embeddings.
 
     Args:
-      cuts: counts the texts that are cut.
+      cuts: as in `encode_text`.
 
     Raises:
       UserError: the model has one tower only.
