@@ -7,7 +7,7 @@ A.3), or the embeddings themselves.
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from clip_jax.evals import logistic, prompts, tasks, zero_shot
 
 # The paper's grid of penalties: eight a decade from 1e-6 to 1e6.
 PENALTIES = tuple(10 ** (k / 8 - 6) for k in range(97))
-_COARSE, _SPANS = range(0, 97, 16), (8, 4, 2, 1)
+_COARSE, _SPANS = range(0, len(PENALTIES), 16), (8, 4, 2, 1)
 _VALIDATION = 0.2  # Of the examples to train on, to choose the penalty by.
 NEIGHBOURS = 20
 _TEMPERATURE = 0.07  # Of a neighbour's vote (Wu et al. 2018, section 3.4).
@@ -188,46 +188,64 @@ def linear_probe(
   Raises:
     UserError: there are too few examples to choose the penalty by.
   """
-  classes = len(test.class_names)
-  fitted, held = _split(train.labels, seed)
-  regression = logistic.Regression(
-    train.features[fitted], train.labels[fitted], classes
-  )
+  fitted, held = split(train.labels, seed)
   kept = train[held]
+  regression = logistic.Regression(
+    train.features, train.labels, len(test.class_names)
+  )
+  counted = np.zeros(len(train.labels), np.float32)
+  counted[fitted] = 1
 
-  @functools.cache
-  def validated(index: int) -> float:
-    weights = regression.fit(PENALTIES[index])
-    found = weights.scores(kept.features).argmax(axis=1)
-    return float(np.mean(found == kept.labels))
+  def validate(places: Sequence[int]) -> list[float]:
+    found = regression.fit_all(
+      [PENALTIES[place] for place in places], np.stack([counted] * len(places))
+    )
+    return [share_right(weights, kept) for weights in found]
 
-  best = search(validated)
-  whole = logistic.Regression(train.features, train.labels, classes)
-  weights = whole.fit(PENALTIES[best])
+  best, validated = search(validate)
+  weights = regression.fit(PENALTIES[best])
   return {
     **_accuracy(iter([weights.scores(test.features)]), test),
     "regularisation": PENALTIES[best],
-    "validation_top1": validated(best),
+    "validation_top1": validated,
     "validation_examples": len(held),
   }
 
 
-def search(score: Callable[[int], float]) -> int:
-  """Returns the place in `PENALTIES` that scores best (paper, appendix A.3).
+def share_right(weights: logistic.Weights, examples: Examples) -> float:
+  """Returns the share of the examples whose class has the highest score."""
+  found = weights.scores(examples.features).argmax(axis=1)
+  return float(np.mean(found == examples.labels))
+
+
+def search(
+  score_all: Callable[[Sequence[int]], Sequence[float]],
+) -> tuple[int, float]:
+  """Returns the place in `PENALTIES` that scores best, and its score.
 
   First every sixteenth is tried, then the neighbours of the best at 8, 4, 2 and
-  1 places. Of equal scores the first counts.
+  1 places (paper, appendix A.3). Of equal scores the first counts.
+
+  Args:
+    score_all: returns the scores of places; is asked for each place once.
   """
-  for k in reversed(_COARSE):  # Each fit starts from that of a larger penalty.
-    score(k)
-  peak = max(_COARSE, key=score)
+  scores: dict[int, float] = {}
+
+  def best_of(places: Sequence[int]) -> int:
+    if new := [place for place in places if place not in scores]:
+      scores.update(zip(new, score_all(new), strict=True))
+    return max(places, key=scores.__getitem__)
+
+  for place in reversed(_COARSE):  # Each fit starts from the one before.
+    best_of([place])
+  peak = best_of(_COARSE)
   for span in _SPANS:
-    near = [k for k in (peak - span, peak, peak + span) if 0 <= k < 97]
-    peak = max(near, key=score)
-  return peak
+    near = (peak - span, peak, peak + span)
+    peak = best_of([place for place in near if 0 <= place < len(PENALTIES)])
+  return peak, scores[peak]
 
 
-def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns the rows to fit and those to validate on, of each class a fifth."""
   rng = np.random.default_rng(seed)
   held = []

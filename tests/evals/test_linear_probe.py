@@ -69,14 +69,16 @@ def test_a_feature_that_never_varies_and_an_absent_class_do_no_harm():
 def test_the_search_is_the_papers():
   tried = []
 
-  def score(place):
-    tried.append(place)
-    return -abs(place - 37)
+  def score_all(places):
+    tried.extend(places)
+    return [-abs(place - 37) for place in places]
 
-  assert linear_probe.search(score) == 37
+  assert linear_probe.search(score_all) == (37, 0)
+  assert len(tried) == 15  # None twice.
   # Every sixteenth, then 8, 4, 2 and 1 places around the best so far.
   assert set(tried) == {*range(0, 97, 16), 24, 40, 36, 44, 34, 38, 35, 37}
-  assert linear_probe.search(lambda place: 0.5) == 0  # The first of equals.
+  found = linear_probe.search(lambda places: [0.5] * len(places))
+  assert found == (0, 0.5)  # The first of equals.
   assert len(linear_probe.PENALTIES) == 97
   ends = linear_probe.PENALTIES[0], linear_probe.PENALTIES[-1]
   assert ends == (pytest.approx(1e-6), pytest.approx(1e6))
