@@ -20,6 +20,8 @@ EXAMPLES = {
     "eval runs/demo --task zero_shot --data builtin:two_digits/unseen",
     "eval runs/mine --task retrieval --data csv:pairs.csv --json",
     "eval runs/demo --task linear_probe --data builtin:digits",
+    "eval runs/demo --task few_shot --data builtin:digits --shots 1,4,16",
+    "eval runs/demo --task robustness --data builtin:digits/test",
   ),
   "classify": (
     'classify runs/demo photo.png --labels "zero one,one zero"',

@@ -171,18 +171,18 @@ class Source:
 
 def test_classes_are_matched_by_name():
   opened = [Source("cat", "dog", "owl"), Source("owl", "cat", "dog")]
-  order = linear_probe._check_classes(opened, ("a", "b"))
+  order = linear_probe.check_classes(opened, ("a", "b"))
   assert order.tolist() == [1, 2, 0]
   with pytest.raises(errors.UserError, match=r"different classes: cat, owl"):
-    linear_probe._check_classes(
+    linear_probe.check_classes(
       [Source("dog", "owl"), Source("cat", "dog")], ("a", "b")
     )
   twice = Source("a", "a", "b")
-  order = linear_probe._check_classes([twice, twice], ("a", "b"))
+  order = linear_probe.check_classes([twice, twice], ("a", "b"))
   assert order.tolist() == [0, 1, 2]
   for other in (Source("b", "a", "a"), Source("a", "b")):
     for opened in ([twice, other], [other, twice]):
       with pytest.raises(errors.UserError, match="several the name 'a'"):
-        linear_probe._check_classes(opened, ("a", "b"))
+        linear_probe.check_classes(opened, ("a", "b"))
   with pytest.raises(errors.UserError, match="no classes"):
-    linear_probe._check_classes([Source("dog"), Source()], ("a", "b"))
+    linear_probe.check_classes([Source("dog"), Source()], ("a", "b"))

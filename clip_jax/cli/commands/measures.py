@@ -47,6 +47,10 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
       rows.append(
         (f"top-1, {level} % interval", f"{100 * low:.1f} to {100 * high:.1f} %")
       )
+    elif name in ("shots", "corruptions"):
+      rows += _FURTHER[name](result)
+    elif name == "top1" and ("shots" in result or "corruptions" in result):
+      continue  # Among the further ones.
     elif name in _FRACTIONS:
       rows.append((_FRACTIONS[name], f"{100 * value:.2f} %"))
     elif name in ("text_to_image", "image_to_text"):
@@ -59,7 +63,7 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
       rows.append((f"{way}, median rank", f"{value['median_rank']:g}"))
     elif name in _COUNTS:
       rows.append((_COUNTS[name], str(value)))
-    elif name == "regularisation":
+    elif name == "regularisation" and "shots" not in result:
       rows.append(("regularisation", f"{value:.3g}"))
     elif name == "repeated_texts" and value:
       way = result.get("duplicates", "hits")
@@ -68,3 +72,41 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
       reasons = ", ".join(f"{n} {reason}" for reason, n in value.items())
       rows.append(("left out as bad", reasons))
   return rows
+
+
+def _shots(result: dict[str, Any]) -> list[tuple[str, str]]:
+  """Returns the rows of a few-shot probe, and of zero-shot beside it."""
+  rows = []
+  if "zero_shot" in result:
+    rows.append(("zero-shot, top-1", _percent(result["zero_shot"]["top1"])))
+  for entry in result["shots"]:
+    shots = "1 shot" if entry["k"] == 1 else f"{entry['k']} shots"
+    deviation = f"± {100 * entry['std']:.2f}"
+    rows.append((f"{shots}, top-1", f"{_percent(entry['mean'])} {deviation}"))
+  if "label_efficiency" in result:
+    text = result["label_efficiency"]["text"]
+    rows.append(("shots that equal zero-shot", text))
+  return rows
+
+
+def _corruptions(result: dict[str, Any]) -> list[tuple[str, str]]:
+  """Returns a row for each corruption, its severities side by side."""
+  rows = [("clean, top-1", _percent(result["top1"]))]
+  for name, mean in result["mean_by_corruption"].items():
+    found = [x["top1"] for x in result["corruptions"] if x["name"] == name]
+    each = " ".join(f"{100 * top1:.1f}" for top1 in found)
+    rows.append((name.replace("_", " "), f"{_percent(mean)}: {each}"))
+  low, high = result["corrupted_top1_interval_95"]
+  interval = f"95 %: {100 * low:.1f} to {100 * high:.1f}"
+  mean = f"{_percent(result['corrupted_top1'])} ({interval})"
+  rows.append(("mean under corruption", mean))
+  if result["relative"] is not None:
+    rows.append(("relative to clean", _percent(result["relative"])))
+  return rows
+
+
+def _percent(fraction: float) -> str:
+  return f"{100 * fraction:.2f} %"
+
+
+_FURTHER = {"corruptions": _corruptions, "shots": _shots}
