@@ -22,6 +22,7 @@ from clip_jax.evals import (
   linear_probe,
   logistic,
   prompts,
+  tasks,
   zero_shot,
 )
 from clip_jax.evals import shots as shots_lib
@@ -84,13 +85,14 @@ def evaluate(
   train_data, data = (
     (train_data, data) if train_data else splits.train_and_test(data)
   )
-  train, test = map(sources.open_source, (train_data, data))
+  opened = tasks.open_evaluation(
+    "zero_shot", data, labels=labels, templates=templates
+  )
+  train, test = sources.open_source(train_data), opened.source
   order = linear_probe.check_classes((train, test), (train_data, data))
-  named = prompts.read_labels(labels) if labels else None
-  texts = prompts.read_templates(templates) if templates else None
-  zero_shot.check(test, labels=named, templates=texts)
-  resolved = zero_shot.make_prompts(test, labels=named, templates=texts)
-  classes = prompts.class_embeddings(resolved, embed_texts)
+  resolved = zero_shot.make_prompts(
+    test, labels=opened.labels, templates=opened.templates
+  )
   warnings = [
     *account.tell(train, train_data),
     *account.tell(test, data),
@@ -99,6 +101,7 @@ def evaluate(
   short = shots_lib.too_few(shots, pool.fewest())
   for warning in short:
     logging.warning("%s", warning)
+  classes = prompts.class_embeddings(resolved, embed_texts)
   reading = {
     "preprocess": preprocess,
     "batch_size": batch_size,

@@ -73,7 +73,7 @@ class Regression:
     centred = jnp.asarray(features, jnp.float32) - self._mean
     with jax.default_matmul_precision("highest"):
       if examples < width:  # They span no more axes than there are examples.
-        self._axes = jnp.linalg.svd(centred, full_matrices=False).Vh.T
+        self._axes = jnp.linalg.svd(centred, full_matrices=False)[2].T
       else:
         self._axes = jnp.linalg.eigh(centred.T @ centred / examples)[1]
       turned = centred @ self._axes
@@ -235,7 +235,8 @@ def _minimise(features, labels, variances, start, counted, penalty):
     seen = _SMALLEST_DECREASE * value
 
     def accept():
-      direction, memory = lbfgs.update(gradient, search.memory, search.trial)
+      updated: Any = lbfgs.update(gradient, search.memory, search.trial)
+      direction, memory = updated
       slope = -jnp.vdot(direction, gradient)
       done = -slope / 2 <= TOLERANCE * jnp.maximum(value, _SMALL_LOSS)
       return _Search(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.data import account, pipeline, sources
+from clip_jax.data import account, pipeline
 from clip_jax.evals import (
   corruptions,
   embedding_model,
@@ -53,11 +53,13 @@ def evaluate(
   Raises:
     UserError: labels and data do not go together, or all records are bad.
   """
-  source = sources.open_source(data)
-  named = prompts.read_labels(labels) if labels else None
-  texts = prompts.read_templates(templates) if templates else None
-  zero_shot.check(source, labels=named, templates=texts)
-  resolved = zero_shot.make_prompts(source, labels=named, templates=texts)
+  opened = tasks.open_evaluation(
+    "zero_shot", data, labels=labels, templates=templates
+  )
+  source = opened.source
+  resolved = zero_shot.make_prompts(
+    source, labels=opened.labels, templates=opened.templates
+  )
   warnings = account.tell(source, data)
   classes = prompts.class_embeddings(resolved, model.embed_texts)
   kinds = [
@@ -143,14 +145,13 @@ def summary(
   clean, means = accuracies[0], resampled[:, 1:].mean(axis=1)
   entries = []
   for row, (name, severity) in enumerate(kinds, 1):
-    counts = zero_shot.Accuracy(2)  # Of right and wrong ones.
-    counts.update(np.eye(2)[1 - right[row]], np.zeros(right.shape[1], int))
+    hits = int(right[row].sum())
     entries.append(
       {
         "name": name,
         "severity": severity,
         "top1": float(accuracies[row]),
-        "top1_interval_95": counts.result()["top1_interval_95"],
+        "top1_interval_95": list(zero_shot.interval(hits, right.shape[1])),
         "bootstrap_interval_95": _interval(resampled[:, row]),
         "relative": _over(accuracies[row], clean),
       }

@@ -14,6 +14,7 @@ _FLAGS_OF = {
   "--neighbours": ("knn",),
   "--shots": ("few_shot",),
   "--seeds": ("few_shot",),
+  "--groups": ("groups",),
   "--labels": (*names.TASKS, *names.FURTHER_TASKS),
   "--template": (*names.TASKS, *names.FURTHER_TASKS),
   "--duplicates": names.TASKS,
@@ -63,6 +64,12 @@ def add_eval(parser: flags.Parser) -> None:
     metavar="N",
     help="few_shot: random draws of the examples (default: 3)",
   )
+  parser.add_argument(
+    "--groups",
+    metavar="FILE",
+    help="groups: a CSV file of the images' keys and, in further columns, "
+    "their groups",
+  )
   parser.add_argument("--labels", default="", help=f"classes; {flags.LABELS}")
   parser.add_argument(
     "--template",
@@ -85,6 +92,8 @@ def check_eval(arguments: argparse.Namespace) -> str | None:
     given = getattr(arguments, "templates" if name == "template" else name)
     if given and arguments.task not in takes:
       return f"{flag} works with --task {' or '.join(takes)} only"
+  if arguments.task == "groups" and not arguments.groups:
+    return "--task groups takes a table of the groups: --groups FILE"
   return flags.check_interpolate(arguments)
 
 

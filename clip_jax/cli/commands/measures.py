@@ -41,13 +41,15 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
   """Returns the measures of an evaluation as pairs of words."""
   rows = []
   for name, value in result.items():
+    if value is None:
+      continue
     if name.startswith("top1_interval"):
       low, high = value
       level = name.removeprefix("top1_interval_")
       rows.append(
         (f"top-1, {level} % interval", f"{100 * low:.1f} to {100 * high:.1f} %")
       )
-    elif name in ("shots", "corruptions"):
+    elif name in _FURTHER:
       rows += _FURTHER[name](result)
     elif name == "top1" and ("shots" in result or "corruptions" in result):
       continue  # Among the further ones.
@@ -105,8 +107,40 @@ def _corruptions(result: dict[str, Any]) -> list[tuple[str, str]]:
   return rows
 
 
+def _attributes(result: dict[str, Any]) -> list[tuple[str, str]]:
+  """Returns a row for each group, and the largest gaps of each attribute."""
+  rows = []
+  for name, found in result["attributes"].items():
+    attribute = terminal.printable(name, limit=40)
+    for group, of_group in found["groups"].items():
+      images = f"{of_group['examples']} images"
+      if "top1" in of_group:
+        low, high = of_group["top1_interval_95"]
+        interval = f"95 %: {100 * low:.1f} to {100 * high:.1f}"
+        images = f"{_percent(of_group['top1'])} ({interval}), {images}"
+      rows.append(
+        (f"{attribute}: {terminal.printable(group, limit=40)}", images)
+      )
+    if found["largest_gap"] is not None:
+      rows.append((f"{attribute}, largest gap", _gap(found["largest_gap"])))
+    for entry in found["labels"][:1]:
+      label = terminal.printable(entry["label"], limit=40)
+      said = f"{label}: {_gap(entry)}"
+      rows.append((f"{attribute}, largest gap of a label", said))
+  return rows
+
+
+def _gap(found: dict[str, Any]) -> str:
+  low, high = (terminal.printable(x, limit=40) for x in found["between"])
+  return f"{_percent(found['gap'])} between {low} and {high}"
+
+
 def _percent(fraction: float) -> str:
   return f"{100 * fraction:.2f} %"
 
 
-_FURTHER = {"corruptions": _corruptions, "shots": _shots}
+_FURTHER = {
+  "attributes": _attributes,
+  "corruptions": _corruptions,
+  "shots": _shots,
+}

@@ -16,6 +16,7 @@ from clip_jax.data import account, pipeline, sources
 from clip_jax.evals import (
   embedding_model,
   few_shot,
+  groups,
   linear_probe,
   robustness,
   shots,
@@ -62,6 +63,9 @@ def _measure(arguments, clip) -> dict[str, Any]:
       result = _few_shot(arguments, clip, model, options)
     elif arguments.task == robustness.TASK:
       result = robustness.evaluate(arguments.data, model, **options)
+    elif arguments.task == groups.TASK:
+      options["groups"] = arguments.groups
+      result = groups.evaluate(arguments.data, model, **options)
     else:
       options["duplicates"] = arguments.duplicates
       result = tasks.evaluate(arguments.task, arguments.data, model, **options)
