@@ -121,7 +121,7 @@ def evaluate(
 
   def both(images: np.ndarray) -> np.ndarray:
     embeddings.append(np.asarray(embed_images(images), np.float32))
-    return embeddings[-1] if embed is embed_images else embed(images)
+    return embeddings[-1] if embed == embed_images else embed(images)
 
   tested = linear_probe.read_all(
     test,

@@ -209,7 +209,8 @@ def markdown(result):
       )
       lines.append(
         f"| {row['data']} | {side} | "
-        f"{row['blas_threads'] if side == 'theirs' else ''} | 10^({own['place'] / 8 - 6:g}) | "
+        f"{row['blas_threads'] if side == 'theirs' else ''} | "
+        f"10^({own['place'] / 8 - 6:g}) | "
         f"{100 * own['validation_top1']:.2f} % | {100 * own['top1']:.2f} % | "
         f"{own['steps']} | {own['seconds']:.2f} | "
         f"{own['processor_seconds']:.2f} | {tail}"
