@@ -125,7 +125,7 @@ def open_few_shot(
   Raises:
     UserError: the data have no classes, or not the same in both splits.
   """
-  addresses = splits.train_and_test(data)
+  addresses = splits.train_and_test(data, hint="")
   train, test = map(open_source, addresses)
   order = linear_probe.check_classes((train, test), addresses)
   return FewShot(
