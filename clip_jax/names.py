@@ -15,6 +15,9 @@ TEXT_LAYOUTS = ("auto", "packed", "buckets", "full")
 TASKS = ("zero_shot", "retrieval")
 # Those that train on the features of images, and what features they take.
 PROBE_TASKS = ("linear_probe", "knn")
+# Further ones of `clip-jax eval`, and one of runs in training.
+FURTHER_TASKS = ("few_shot", "robustness", "groups")
+TRAINING_TASKS = ("few_shot_lsr",)
 FEATURES = ("pre_projection", "embedding")
 # What retrieval takes an equal caption of another image for.
 RETRIEVAL_DUPLICATES = ("hits", "misses")

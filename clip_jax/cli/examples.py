@@ -22,6 +22,9 @@ EXAMPLES = {
     "eval runs/demo --task linear_probe --data builtin:digits",
     "eval runs/demo --task zero_shot --data builtin:digits "
     "--search-templates templates.txt",
+    "eval runs/demo --task few_shot --data builtin:digits --shots 1,4,16",
+    "eval runs/demo --task robustness --data builtin:digits/test",
+    "eval runs/mine --task groups --data folder:faces --groups faces.csv",
   ),
   "classify": (
     'classify runs/demo photo.png --labels "zero one,one zero"',

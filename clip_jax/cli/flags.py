@@ -156,3 +156,8 @@ def count(text: str) -> int:
   raise argparse.ArgumentTypeError(
     f"must be a whole number, at least 1; got {text!r}"
   )
+
+
+def counts(text: str) -> list[int]:
+  """Returns whole numbers of at least 1 that commas part, for argparse."""
+  return [count(part) for part in text.split(",")]

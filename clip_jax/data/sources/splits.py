@@ -10,11 +10,17 @@ _TRAINS = ("train", "training")
 _TESTS = ("test", "testing", "val", "valid", "validation", "dev")
 
 
-def train_and_test(address: str) -> tuple[str, str]:
+def train_and_test(
+  address: str, *, hint: str = ", or the part to train on with --train-data"
+) -> tuple[str, str]:
   """Returns the addresses of both parts; opens nothing.
 
   Built-in data and TensorFlow Datasets have the splits `train` and `test`. A
   folder may hold two of these names. Of other data a fifth is held out.
+
+  Args:
+    address: a DATA address.
+    hint: what else to do where it names one split.
 
   Raises:
     UserError: the address names one split already.
@@ -28,8 +34,7 @@ def train_and_test(address: str) -> tuple[str, str]:
   if "split" in options or named:
     raise errors.UserError(
       f"{address} names one split, and this task trains on one and tests on "
-      "another. Give the address without its split, or the part to train on "
-      "with --train-data."
+      f"another. Give the address without its split{hint}."
     )
   if scheme in ("builtin", "tfds"):
     return f"{scheme}:{path}/train{rest}", f"{scheme}:{path}/test{rest}"
