@@ -392,6 +392,15 @@ def test_what_unpacks_to_more_than_is_allowed_is_not_unpacked(
   assert found[kept:] == ["too_large"] * (200 - kept)
 
 
+def test_more_rows_than_a_file_can_hold_are_not_believed(tmp_path):
+  nothing = pa.nulls(2**21, pa.string())
+  path = tmp_path / "a.parquet"
+  _write(path, {"image": nothing, "text": nothing}, rows=2**21)
+  assert path.stat().st_size < 10_000
+  with pytest.raises(errors.UserError, match="no readable footer"):
+    sources.open_source(f"parquet:{path}")
+
+
 def test_row_groups_are_unpacked_once_in_order_and_few_are_kept(
   tmp_path, captioned, monkeypatch
 ):

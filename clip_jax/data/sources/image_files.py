@@ -31,12 +31,17 @@ class ImageFiles:
     self._follow_links = follow_links
     self._flat = flat
 
-  def read(self, name: str) -> bytes:
-    """Returns an image's bytes; raises `BadRecord`, whose key is `name`."""
+  def read(self, name: str, *, key: str | None = None) -> bytes:
+    """Returns the bytes of the image `name`.
+
+    Raises:
+      BadRecord: it cannot be read; with this key, or the name.
+    """
+    key = name if key is None else key
     if not name:
-      raise record_lib.BadRecord("missing_image", name)
+      raise record_lib.BadRecord("missing_image", key)
     if record_lib.has_control(name):
-      raise record_lib.BadRecord("unsafe_name", name)
+      raise record_lib.BadRecord("unsafe_name", key)
     tried = [(os.path.join(root, name), root) for root in self._roots]
     if self._flat and (base := os.path.basename(name)) != name:
       tried += [(os.path.join(root, base), root) for root in self._roots]
@@ -47,7 +52,7 @@ class ImageFiles:
     if self._follow_links or os.path.isabs(named) or named.startswith(".."):
       within = None
     try:
-      return folder.read_image(path, key=name, within=within)
+      return folder.read_image(path, key=key, within=within)
     except record_lib.BadRecord as error:
       if error.reason == "missing_file":
         error.hint = _hint(name, list(dict.fromkeys(path for path, _ in tried)))

@@ -24,6 +24,7 @@ last are kept.
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -170,7 +171,7 @@ class ParquetRecords:
       cell = cell["bytes"]
     image = _value(cell, key, limit=folder.MAX_IMAGE_BYTES)
     if image is None and path:
-      return self._images.read(path)
+      return self._images.read(path, key=key)
     if not image:
       reason = "missing_image" if image is None else "empty_image"
       raise record_lib.BadRecord(reason, key)
@@ -207,12 +208,9 @@ class ParquetRecords:
     for slot, end in enumerate(self._ends.tolist()):
       file = self._groups.files.get(int(self._files[slot]))
       unpacked = file.unpack(int(self._numbers[slot]), (column,))
-      for row in range(end - start):
-        try:
-          cell = unpacked.row(row, key="")[column]
-          yield start + row, _value(cell, "")
-        except record_lib.BadRecord:
-          continue
+      for row in range(min(end - start, len(unpacked))):
+        with contextlib.suppress(record_lib.BadRecord):
+          yield start + row, _value(unpacked.row(row, key="")[column], "")
       start = end
 
   def _find_classes(
@@ -355,8 +353,8 @@ def _choices(
 ) -> Iterator[str]:
   if columns.guessed:
     yield (
-      f"Read are {columns.describe()}; ?image=, ?caption= and ?label= name "
-      "other columns."
+      f"Columns, found by type and name: {columns.describe()}; ?image=, "
+      "?caption= and ?label= name others."
     )
   sizes = [size for footer in footers for size in footer.group_bytes]
   mean = sum(sizes) / max(len(sizes), 1)

@@ -25,6 +25,8 @@ from clip_jax.data.sources import files
 KEPT_BYTES = 256 * 2**20
 # A few kilobytes of a stranger's file can unpack to any size.
 MAX_GROUP_BYTES = 2 * 2**30
+# A footer that tells of more rows than these is not believed.
+_MAX_ROWS_A_BYTE, _FEW_ROWS = 100, 2**20
 _MIN_ROWS = 16  # Unpacked at once.
 _MAX_PIECES = 256
 _MAGIC = b"PAR1"
@@ -88,7 +90,9 @@ class ParquetFile:
       )
     except _BROKEN:
       raise DamagedError(path, "bad_footer") from None
-    if min(self.footer.rows, default=0) < 0:
+    rows = self.footer.rows
+    most = _MAX_ROWS_A_BYTE * self._buffer.size
+    if min(rows, default=0) < 0 or sum(rows) > max(most, _FEW_ROWS):
       raise DamagedError(path, "bad_footer")
 
   def _open(self, metadata: Any = None) -> pq.ParquetFile:
@@ -123,6 +127,9 @@ class Unpacked:
     self._problem = problem
     self._ends = list(itertools.accumulate(piece.num_rows for piece in pieces))
     self.nbytes = sum(piece.nbytes for piece in pieces)
+
+  def __len__(self) -> int:
+    return self._ends[-1] if self._ends else 0
 
   def row(self, row: int, *, key: str) -> dict[str, Any]:
     """Returns Arrow's scalar of each column; raises `BadRecord`."""
