@@ -14,7 +14,7 @@ from pyarrow import parquet as pq
 
 from clip_jax import cli, errors
 from clip_jax.data import account, prepare, sources
-from clip_jax.data.sources import row_groups, splits, views
+from clip_jax.data.sources import parquet, row_groups, splits, views
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 NAMES = ["sea_lion", "ant", "Bee"]
@@ -129,6 +129,13 @@ def test_labels_may_be_texts_or_have_their_names_in_a_file(tmp_path, png):
   assert source.class_names == ("a", "b", "c")
   assert [record.label for record in _all(source)] == [2, 0, 1]
   assert source[0].texts == ("c",)
+  (tmp_path / "order.txt").write_text("b\na\n")
+  source = sources.open_source(
+    f"parquet:{tmp_path}/text.parquet?classes={tmp_path}/order.txt"
+  )
+  with pytest.raises(sources.BadRecord, match="bad_label"):
+    source[0]
+  assert [source[1].label, source[2].texts] == [1, ("b",)]
   _write(tmp_path / "number.parquet", {"image": images, "cls": [1, 0, 1]})
   address = f"parquet:{tmp_path}/number.parquet"
   with pytest.raises(sources.BadRecord) as caught:
@@ -441,6 +448,16 @@ def test_memory_does_not_grow_with_the_table(tmp_path, png, monkeypatch):
   tracemalloc.stop()
   assert peak < 2**20  # Of 5 MiB.
   assert pa.total_allocated_bytes() - before < 2**20
+
+
+def test_large_row_groups_are_told(tmp_path, captioned, monkeypatch):
+  path = captioned(tmp_path / "a.parquet")
+  address = f"parquet:{path}?image=image&caption=captions"
+  monkeypatch.setattr(row_groups, "KEPT_BYTES", 10)
+  assert not account.of(sources.open_source(address)).sentences()
+  monkeypatch.setattr(parquet, "LARGE_GROUP_BYTES", 10)
+  (said,) = account.of(sources.open_source(address)).remarks()
+  assert "`clip-jax data prepare` makes a copy" in said
 
 
 def test_reading_is_safe_in_threads_and_in_other_processes(tmp_path, captioned):

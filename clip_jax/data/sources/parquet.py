@@ -26,6 +26,7 @@ last are kept.
 import concurrent.futures
 import contextlib
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -48,7 +49,7 @@ from clip_jax.data.sources import (
 )
 
 _OPEN_THREADS = 8  # Hides the latency of network storage.
-_LARGE_GROUP_BYTES = 4 * 2**20
+LARGE_GROUP_BYTES = 4 * 2**20
 _MAX_CLASSES = 100_000
 
 
@@ -78,7 +79,7 @@ class ParquetRecords:
       footers: of the same files.
       columns: that are read.
       images: reads images by their paths.
-      class_names: of labels that are numbers.
+      class_names: of labels, in order; None takes those that are texts.
       account: of the files.
     """
     self.account = account
@@ -98,7 +99,9 @@ class ParquetRecords:
     self.class_names = class_names
     self._labels: dict[str, int] = {}
     if columns.label is not None and columns.label_is_text:
-      self._labels, self.class_names = self._find_classes(columns.label)
+      names = class_names or self._find_classes(columns.label)
+      self._labels = {name: label for label, name in enumerate(names)}
+      self.class_names = tuple(map(columns_lib.as_class_name, names))
     # Record i has the rows from bound i to bound i + 1 of this order.
     self._order = self._bounds = None
     if columns.has_paths:
@@ -147,7 +150,7 @@ class ParquetRecords:
     value = _value(cells[self._columns.label], key)
     if isinstance(value, str):
       value = self._labels.get(value)
-      if value is None:  # Its row group was damaged when it was opened.
+      if value is None:  # Not in `?classes=`, or damaged when it was opened.
         raise record_lib.BadRecord("bad_label", key)
     # Test splits without labels have -1.
     if value is None or value < 0:
@@ -208,14 +211,13 @@ class ParquetRecords:
     for slot, end in enumerate(self._ends.tolist()):
       file = self._groups.files.get(int(self._files[slot]))
       unpacked = file.unpack(int(self._numbers[slot]), (column,))
-      for row in range(min(end - start, len(unpacked))):
+      cells = itertools.islice(unpacked.column(column), end - start)
+      for row, cell in enumerate(cells, start):
         with contextlib.suppress(record_lib.BadRecord):
-          yield start + row, _value(unpacked.row(row, key="")[column], "")
+          yield row, _value(cell, "")
       start = end
 
-  def _find_classes(
-    self, column: str
-  ) -> tuple[dict[str, int], tuple[str, ...]]:
+  def _find_classes(self, column: str) -> list[str]:
     names: set[str] = set()
     for _, name in self._walk(column):
       if name is not None:
@@ -226,9 +228,7 @@ class ParquetRecords:
           " so it holds no labels. Choose another with ?label=COLUMN, or"
           " captions with ?caption=COLUMN."
         )
-    ordered = sorted(names)
-    labels = {name: label for label, name in enumerate(ordered)}
-    return labels, tuple(map(columns_lib.as_class_name, ordered))
+    return sorted(names)
 
   def _group_rows(self, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the rows in an order where those of a path are together."""
@@ -248,8 +248,7 @@ class ParquetRecords:
     digest = hashlib.sha256(repr(settings).encode("utf-8", "backslashreplace"))
     digest.update(self._names.tobytes())
     for footer in footers:
-      sizes = (footer.size_bytes, footer.rows, footer.group_bytes)
-      digest.update(repr(sizes).encode())
+      digest.update(footer.digest.encode())
     if self._order is not None and self._bounds is not None:
       digest.update(self._order.tobytes() + self._bounds.tobytes())
     return digest.hexdigest()
@@ -358,7 +357,7 @@ def _choices(
     )
   sizes = [size for footer in footers for size in footer.group_bytes]
   mean = sum(sizes) / max(len(sizes), 1)
-  if mean > _LARGE_GROUP_BYTES and not columns.has_paths:
+  if mean > LARGE_GROUP_BYTES and sum(sizes) > row_groups.KEPT_BYTES:
     yield (
       f"For a row, a row group of {mean / 1e6:.0f} MB is unpacked, which takes "
       "long in the random order of training; `clip-jax data prepare` makes a "

@@ -8,11 +8,12 @@ import bisect
 import collections
 import concurrent.futures
 import dataclasses
+import hashlib
 import itertools
 import mmap
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -55,13 +56,13 @@ class Footer:
     schema: Arrow's, with the metadata of the file.
     rows: the number of rows in each row group.
     group_bytes: the size of each row group when unpacked.
-    size_bytes: of the file.
+    digest: of the footer, which has sizes and extremes of all columns.
   """
 
   schema: pa.Schema
   rows: tuple[int, ...]
   group_bytes: tuple[int, ...]
-  size_bytes: int
+  digest: str
 
 
 class ParquetFile:
@@ -86,7 +87,7 @@ class ParquetFile:
         opened.schema_arrow,
         tuple(group.num_rows for group in groups),
         tuple(group.total_byte_size for group in groups),
-        self._buffer.size,
+        self._digest(),
       )
     except _BROKEN:
       raise DamagedError(path, "bad_footer") from None
@@ -94,6 +95,14 @@ class ParquetFile:
     most = _MAX_ROWS_A_BYTE * self._buffer.size
     if min(rows, default=0) < 0 or sum(rows) > max(most, _FEW_ROWS):
       raise DamagedError(path, "bad_footer")
+
+  def _digest(self) -> str:
+    """Returns a digest of the footer; its size stands behind it."""
+    size = int.from_bytes(
+      self._buffer.slice(self._buffer.size - 8, 4), "little"
+    )
+    start = max(0, self._buffer.size - 8 - size)
+    return hashlib.sha256(self._buffer.slice(start)).hexdigest()
 
   def _open(self, metadata: Any = None) -> pq.ParquetFile:
     source = pa.BufferReader(self._buffer)
@@ -128,8 +137,10 @@ class Unpacked:
     self._ends = list(itertools.accumulate(piece.num_rows for piece in pieces))
     self.nbytes = sum(piece.nbytes for piece in pieces)
 
-  def __len__(self) -> int:
-    return self._ends[-1] if self._ends else 0
+  def column(self, name: str) -> Iterator[Any]:
+    """Yields Arrow's scalars of a column, up to a damage."""
+    for piece in self._pieces:
+      yield from piece.column(name)
 
   def row(self, row: int, *, key: str) -> dict[str, Any]:
     """Returns Arrow's scalar of each column; raises `BadRecord`."""
