@@ -355,6 +355,16 @@ def test_a_damaged_row_group_costs_its_rows_only(tmp_path, captioned, read_all):
   ]
 
 
+def test_a_file_that_is_cut_while_it_is_read_ends_nothing(tmp_path, captioned):
+  path = captioned(tmp_path / "a.parquet", rows=2)
+  source = sources.open_source(f"parquet:{path}")
+  source[0]
+  os.truncate(path, 10)
+  assert source[1].texts  # Of the row group that is kept.
+  with pytest.raises(sources.BadRecord, match="truncated"):
+    source[2]
+
+
 def test_flipped_bytes_never_end_in_a_traceback(tmp_path, captioned):
   path = captioned(tmp_path / "a.parquet", range(3), rows=2)
   data = path.read_bytes()

@@ -75,7 +75,8 @@ class ParquetFile:
       DamagedError: it is none, or not whole.
       UserError: it cannot be read.
     """
-    self._buffer = pa.py_buffer(_map(path))
+    self._map = _map(path)
+    self._buffer = pa.py_buffer(self._map)
     try:
       opened = self._open()
       self._metadata = opened.metadata
@@ -112,6 +113,9 @@ class ParquetFile:
     """Returns the rows of a row group, up to a damage in it."""
     step = max(_MIN_ROWS, self.footer.rows[group] // _MAX_PIECES)
     pieces, total, problem = [], 0, "damaged_record"
+    # To read a mapped file where it ends no longer kills the process.
+    if self._map.size() < self._buffer.size:
+      return Unpacked([], "truncated")
     try:
       # A reader of its own: those of pyarrow are not made for several threads.
       batches = self._open(self._metadata).iter_batches(
