@@ -17,13 +17,17 @@ from clip_jax.data import account, prepare, sources
 from clip_jax.data.sources import parquet, row_groups, splits, views
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+NO_PATHS = pa.struct([("bytes", pa.binary()), ("path", pa.null())])
 NAMES = ["sea_lion", "ant", "Bee"]
 N = 7
 
 
 def _images(png, numbers, kind=IMAGE):
-  if kind == IMAGE:
-    values = [{"bytes": png(i), "path": f"{i}.png"} for i in numbers]
+  if pa.types.is_struct(kind):
+    suffix = ".png" if kind == IMAGE else None
+    values = [
+      {"bytes": png(i), "path": suffix and f"{i}{suffix}"} for i in numbers
+    ]
   else:
     values = [png(i) for i in numbers]
   return pa.array(values, kind)
@@ -158,6 +162,7 @@ def _dictionary(values):
   ("columns", "options", "texts", "label"),
   [
     ({"img": IMAGE, "text": ["x"]}, "", ("x",), None),
+    ({"image": NO_PATHS, "text": ["x"]}, "", ("x",), None),
     ({"jpg": pa.binary(), "txt": ["x"]}, "", ("x",), None),
     ({"pixels": pa.large_binary(), "about": ["x"]}, "", ("x",), None),
     ({"image": IMAGE, "title": ["x"], "url": ["u"]}, "", ("x",), None),

@@ -281,9 +281,9 @@ def _is_struct(kind: pa.DataType) -> bool:
   if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
     return False
   path = kind.get_field_index("path")
-  return _is_binary(kind.field("bytes").type) and (
-    path < 0 or is_text(kind.field(path).type)
-  )
+  if path < 0 or pa.types.is_null(kind.field(path).type):
+    return _is_binary(kind.field("bytes").type)
+  return _is_binary(kind.field("bytes").type) and is_text(kind.field(path).type)
 
 
 def is_encoded(kind: pa.DataType) -> bool:
