@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from clip_jax import errors, json_text
+from clip_jax import errors, json_text, regular_files
 from clip_jax.data import record as record_lib
 
 # "text": a `.txt` is one caption; "lines": each of its lines is one.
@@ -121,6 +121,44 @@ def check_label(label: int, *, key: str, classes: int) -> None:
   """Raises `BadRecord` where `label` is none of so many `classes`."""
   if not 0 <= label < classes:
     raise record_lib.BadRecord("bad_label", key)
+
+
+def read_classes(path: str) -> tuple[str, ...]:
+  """Returns the names of classes in a file, one a line.
+
+  Raises:
+    UserError: it cannot be read, or names none.
+  """
+  names = read_lines(path)
+  if not names:
+    raise errors.UserError(
+      f"{path} names no class; write one name a line, or remove it."
+    )
+  return names
+
+
+def read_lines(path: str) -> tuple[str, ...]:
+  """Returns the lines of a text file that are not empty, stripped.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  try:
+    with regular_files.open_regular(path) as file:
+      text = file.read().decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise errors.UserError(
+      f"{path} is not UTF-8 ({error.reason} at byte {error.start}); it must "
+      "be text with one name a line."
+    ) from None
+  except OSError as error:
+    raise errors.UserError(
+      f"{path} cannot be read ({error.strerror}); it must be text with one "
+      "name a line."
+    ) from None
+  # In a text U+2028 and others end a line too, which end no name.
+  lines = re.split(r"[\r\n]+", text)
+  return tuple(line.strip() for line in lines if line.strip())
 
 
 def _decode(data: bytes, key: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, regular_files, terminal
+from clip_jax import errors, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
@@ -243,14 +243,10 @@ def open_webdataset(path: str, options: dict[str, Any]) -> WebDataset:
   class_names = templates = None
   names = options.get("classes") or _beside(shards[0], _CLASS_NAMES)
   if names:
-    class_names = _read_lines(names)
-    if not class_names:
-      raise errors.UserError(
-        f"{names} names no class; write one name a line, or remove it."
-      )
+    class_names = captions_lib.read_classes(names)
   if prompts := _beside(shards[0], _TEMPLATES):
     templates = tuple(
-      line.replace("{c}", "{}") for line in _read_lines(prompts)
+      line.replace("{c}", "{}") for line in captions_lib.read_lines(prompts)
     )
   source = WebDataset(
     shards,
@@ -273,22 +269,3 @@ def _beside(shard: str, name: str) -> str | None:
     if os.path.isfile(candidate):
       return candidate
   return None
-
-
-def _read_lines(path: str) -> tuple[str, ...]:
-  try:
-    with regular_files.open_regular(path) as file:
-      text = file.read().decode("utf-8-sig")
-  except UnicodeDecodeError as error:
-    raise errors.UserError(
-      f"{path} is not UTF-8 ({error.reason} at byte {error.start}); it must "
-      "be text with one name a line."
-    ) from None
-  except OSError as error:
-    raise errors.UserError(
-      f"{path} cannot be read ({error.strerror}); it must be text with one "
-      "name a line."
-    ) from None
-  # In a text U+2028 and others end a line too, which end no name.
-  lines = re.split(r"[\r\n]+", text)
-  return tuple(line.strip() for line in lines if line.strip())
