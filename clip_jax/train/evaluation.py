@@ -15,7 +15,7 @@ from clip_jax import terminal
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.data import pipeline
-from clip_jax.evals import embedding_model
+from clip_jax.evals import embedding_model, ridge
 from clip_jax.evals import metrics as eval_metrics
 from clip_jax.train import metrics, preemption, shared_batches
 from clip_jax.train import run as run_lib
@@ -45,11 +45,14 @@ class Evaluator:
     try:
       for name, evaluation in self._run.evaluations.items():
         with _progress(name) as progress:
+          shared = {"open_batches": self._open_batches()}
+          if isinstance(evaluation, ridge.FewShot):
+            shared = {}  # Every process reads all examples of a probe.
           results[name] = evaluation.measure(
             self._model(state),
             threads=self._run.program.config.data.threads,
             progress=progress,
-            open_batches=self._open_batches(),
+            **shared,
           )
     except _Stopped:
       return None
