@@ -8,7 +8,7 @@ import numpy as np
 from scipy import special
 
 from clip_jax import errors
-from clip_jax.evals import embedding_model
+from clip_jax.evals import embedding_model, likelihood
 from clip_jax.evals import prompts as prompts_lib
 
 # Of every interval that is shown; the paper's Table 10 has 99.5 % instead.
@@ -79,13 +79,34 @@ def accuracy(
   Raises:
     UserError: a label is missing (-1) or no class, or there is no example.
   """
-  counts = Accuracy(len(classes))
   classes = np.asarray(classes, np.float32)
-  for embeds, labels in batches:
-    labels = np.asarray(labels)
-    _check_labels(labels, len(classes))
+
+  def score(embeds):
     embeds = prompts_lib.normalize(np.asarray(embeds, np.float32), what="image")
-    counts.update(embeds @ classes.T, labels)
+    return embeds @ classes.T
+
+  return count(
+    ((score(embeds), labels) for embeds, labels in batches), len(classes)
+  )
+
+
+def count(
+  scored: Iterable[tuple[np.ndarray, np.ndarray]], classes: int
+) -> dict[str, Any]:
+  """Returns the measures of batches of (scores, labels).
+
+  Args:
+    scored: pairs of (n, classes) and (n,); one batch is held at a time.
+    classes: how many there are.
+
+  Raises:
+    UserError: a label is missing (-1) or no class, or there is no example.
+  """
+  counts = Accuracy(classes)
+  for scores, labels in scored:
+    labels = np.asarray(labels)
+    _check_labels(labels, classes)
+    counts.update(scores, labels)
   return counts.result()
 
 
@@ -109,6 +130,7 @@ def evaluate(
   batches: Iterable[dict[str, Any]],
   labels: prompts_lib.Labels | None = None,
   templates: Sequence[str] | None = None,
+  subtract_prior: bool = False,
 ) -> dict[str, Any]:
   """Returns top1, top5 and mean_per_class of `source`, with their counts.
 
@@ -118,11 +140,25 @@ def evaluate(
     batches: the data's images and labels.
     labels: as in `make_prompts`.
     templates: None takes the data's own, else "a photo of a {}.".
+    subtract_prior: of a model that predicts captions, see `likelihood.scores`.
 
   Raises:
-    UserError: labels and data do not go together.
+    UserError: labels and data do not go together, or a prior is to be
+      subtracted from cosines.
   """
   resolved = make_prompts(source, labels=labels, templates=templates)
+  score_texts = embedding_model.scorer(model)
+  if score_texts is not None:
+    scored = likelihood.scores(
+      batches, score_texts, resolved, subtract_prior=subtract_prior
+    )
+    return count(scored, len(resolved.names))
+  if subtract_prior:
+    raise errors.UserError(
+      "A prior is subtracted from the scores of models that predict captions "
+      "(objective.kind='bow' or 'lm'); this one compares embeddings. Leave "
+      "--subtract-prior out."
+    )
   classes = prompts_lib.class_embeddings(resolved, model.embed_texts)
   return accuracy(
     ((model.embed_images(batch["image"]), batch["label"]) for batch in batches),

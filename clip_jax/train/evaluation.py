@@ -1,6 +1,7 @@
 """The evaluations and the report of a run, on the model as it is now."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -103,12 +104,25 @@ class Evaluator:
   ) -> embedding_model.EmbeddingModel:
     ready = self._run.as_clip(state)
     return embedding_model.Functions(
+      score_texts=self._scorer(ready),
       embed_images=self._interruptible(ready.embed_images),
       embed_texts=self._interruptible(
         functools.partial(ready.embed_texts, cuts=self._cuts)
       ),
       preprocess=ready.needed_preprocess(),
     )
+
+  def _scorer(self, ready: Any) -> embedding_model.ScoreTexts | None:
+    """Returns how a model that predicts captions scores texts."""
+    if ready.score_texts is None:
+      return None
+
+    def score(texts: list[str]) -> embedding_model.Likelihoods:
+      scores = ready.scores_of(texts, cuts=self._cuts)
+      of_images = self._interruptible(scores.of_images)
+      return dataclasses.replace(scores, of_images=of_images)
+
+    return score
 
   def _interruptible(
     self, embed: Callable[[Any], np.ndarray]

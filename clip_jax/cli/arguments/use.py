@@ -46,6 +46,12 @@ def add_eval(parser: flags.Parser) -> None:
     help=flags.TEMPLATE,
   )
   flags.add_duplicates(parser)
+  parser.add_argument(
+    "--subtract-prior",
+    action="store_true",
+    help="of a model that predicts captions (objective.kind bow or lm): "
+    "subtract the logarithm of the mean probability over all images",
+  )
   flags.add_interpolate(parser, type=flags.shares)
   flags.add_batches(parser)
   flags.add_max_pixels(parser)
@@ -63,6 +69,7 @@ def check_eval(arguments: argparse.Namespace) -> str | None:
     "--labels": arguments.labels,
     "--template": arguments.templates,
     "--duplicates": arguments.duplicates,
+    "--subtract-prior": arguments.subtract_prior,
   }
   probe = arguments.task in names.PROBE_TASKS
   for flag, value in (of_others if probe else of_probes).items():

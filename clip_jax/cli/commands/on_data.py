@@ -26,6 +26,7 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   if clip.step is not None:
     title += f", step {clip.step}"
   if arguments.interpolate is not None:
+    clip.check_embeds()
     return _evaluate_between(arguments, clip, title)
   result = _measure(arguments, clip)
   rows = measures.to_rows(result)
@@ -38,10 +39,14 @@ def _measure(arguments, clip) -> dict[str, Any]:
   if arguments.task in linear_probe.TASKS:
     return _probe(arguments, clip)
   cuts = tokenizer_lib.Cuts()
+  if arguments.task != "zero_shot":
+    clip.check_embeds()
+  scores = clip.score_texts and functools.partial(clip.scores_of, cuts=cuts)
   model = embedding_model.Functions(
     embed_images=clip.embed_images,
     embed_texts=functools.partial(clip.embed_texts, cuts=cuts),
     preprocess=clip.needed_preprocess(),
+    score_texts=scores,
   )
   with terminal.Progress("eval") as progress:
     result = tasks.evaluate(
@@ -51,6 +56,7 @@ def _measure(arguments, clip) -> dict[str, Any]:
       labels=arguments.labels,
       templates=arguments.templates,
       duplicates=arguments.duplicates,
+      subtract_prior=arguments.subtract_prior,
       batch_size=arguments.batch_size,
       threads=arguments.threads,
       progress=progress,
@@ -111,6 +117,7 @@ def embed(arguments: argparse.Namespace) -> verb.Answer:
   search_lib.check_replaceable(arguments.out)
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   preprocess = clip.needed_preprocess()
+  clip.check_embeds()
   source = sources.open_source(arguments.data)
   warnings = account.tell(source, arguments.data)
   bad = collections.Counter()
