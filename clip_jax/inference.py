@@ -397,6 +397,7 @@ class Clip:
   @functools.cached_property
   def logit_scale(self) -> float:
     """The factor between cosine similarity and logit."""
+    self.check_embeds()
     return float(np.exp(np.asarray(self.variables["params"]["log_scale"])))
 
   @functools.cached_property
