@@ -25,6 +25,7 @@ from clip_jax.config.schema import (
   Init,
   Loss,
   Mesh,
+  Objective,
   Optim,
   default_config,
 )
@@ -40,6 +41,7 @@ __all__ = [
   "Init",
   "Loss",
   "Mesh",
+  "Objective",
   "Optim",
   "apply_override",
   "check",

@@ -11,6 +11,7 @@ from clip_jax import errors
 from clip_jax.evals import (
   calibration,
   embedding_model,
+  likelihood,
   metrics,
   multi_label,
 )
@@ -104,6 +105,26 @@ def _units(embeds: np.ndarray) -> np.ndarray:
   return prompts_lib.normalize(np.asarray(embeds, np.float32), what="image")
 
 
+def of_scores(
+  scored: Iterable[tuple[np.ndarray, np.ndarray]], classes: int
+) -> dict[str, Any]:
+  """Returns the measures of batches of (scores, labels).
+
+  Args:
+    scored: pairs of (n, classes) and (n,); one batch is held at a time.
+    classes: how many there are.
+
+  Raises:
+    UserError: a label is missing (-1) or no class, or there is no example.
+  """
+  counts = Accuracy(classes)
+  for scores, labels in scored:
+    labels = np.asarray(labels)
+    _check_labels(labels, classes)
+    counts.update(scores, labels)
+  return counts.result()
+
+
 def _check_labels(labels: np.ndarray, classes: int) -> None:
   if np.any(labels < 0):
     raise errors.UserError(
@@ -177,6 +198,7 @@ def evaluate(
   batches: Iterable[dict[str, Any]],
   labels: prompts_lib.Labels | None = None,
   templates: Sequence[str] | None = None,
+  subtract_prior: bool = False,
 ) -> dict[str, Any]:
   """Returns the measures of `source`, with their counts.
 
@@ -191,11 +213,30 @@ def evaluate(
     batches: the data's images and labels.
     labels: as in `make_prompts`.
     templates: None takes the data's own, else "a photo of a {}.".
+    subtract_prior: of a model that predicts captions, see `likelihood.scores`.
 
   Raises:
-    UserError: labels and data do not go together.
+    UserError: labels and data do not go together, or a prior is to be
+      subtracted from cosines.
   """
   resolved = make_prompts(source, labels=labels, templates=templates)
+  score_texts = embedding_model.scorer(model)
+  if subtract_prior and score_texts is None:
+    raise errors.UserError(
+      "A prior is subtracted from the scores of models that predict captions "
+      "(objective.kind='bow' or 'lm'); this one compares embeddings. Leave "
+      "--subtract-prior out."
+    )
+  if score_texts is not None:
+    scored = likelihood.scores(
+      batches, score_texts, resolved, subtract_prior=subtract_prior
+    )
+    return {
+      **of_scores(scored, len(resolved.names)),
+      "prompts_hash": resolved.digest,
+      "protocol": "zero-shot: classes by the likelihood of their prompts, as "
+      "the model predicts captions; ties go by class number",
+    }
   classes = model.embed_classes(resolved)
   read = embed(model, batches, classes=len(classes))
   if read.several:
