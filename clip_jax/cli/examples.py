@@ -21,6 +21,14 @@ EXAMPLES = {
     "eval runs/mine --task retrieval --data csv:pairs.csv --json",
     "eval runs/demo --task linear_probe --data builtin:digits",
   ),
+  "report": (
+    "report runs/demo",
+    "report runs/first runs/second results --out comparison",
+  ),
+  "card": (
+    "card runs/demo",
+    "card runs/mine --reports results --license mit --out README.md",
+  ),
   "classify": (
     'classify runs/demo photo.png --labels "zero one,one zero"',
     "classify hf-hub:openai/clip-vit-base-patch32 *.jpg --labels labels.txt "
