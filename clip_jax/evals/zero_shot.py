@@ -1,6 +1,5 @@
 """Zero-shot classification: an image goes to the class of the nearest text."""
 
-import collections
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,13 +8,12 @@ import numpy as np
 from scipy import special
 
 from clip_jax import errors
+from clip_jax.evals import confusions as confusions_lib
 from clip_jax.evals import embedding_model
 from clip_jax.evals import prompts as prompts_lib
 
 # Of every interval that is shown; the paper's Table 10 has 99.5 % instead.
 CONFIDENCE = 0.95
-# The most frequent errors that a result lists.
-MOST_CONFUSIONS = 20
 
 
 class Accuracy:
@@ -25,7 +23,6 @@ class Accuracy:
     self.examples = np.zeros(classes, np.int64)  # Of each true class.
     self.top1 = np.zeros(classes, np.int64)
     self.top5 = np.zeros(classes, np.int64)
-    self.confused: collections.Counter[tuple[int, int]] = collections.Counter()
 
   def update(self, scores: np.ndarray, labels: np.ndarray) -> None:
     """Adds a batch of `scores` (n, classes) with their true `labels` (n,)."""
@@ -33,9 +30,6 @@ class Accuracy:
     np.add.at(self.examples, labels, 1)
     np.add.at(self.top1, labels, rank < 1)
     np.add.at(self.top5, labels, rank < 5)
-    wrong = rank > 0
-    guesses = scores[wrong].argmax(axis=1).tolist()
-    self.confused.update(zip(labels[wrong].tolist(), guesses, strict=True))
 
   def result(self) -> dict[str, Any]:
     """Returns the fractions; mean_per_class is over the classes present."""
@@ -54,18 +48,6 @@ class Accuracy:
       "classes": len(self.examples),
       "top1_interval_95": list(interval(right, examples)),
     }
-
-  def confusions(self, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns the most frequent errors: true class, guess and their count.
-
-    Args:
-      names: of the classes, in their order.
-    """
-    pairs = sorted(self.confused.items(), key=lambda pair: (-pair[1], pair[0]))
-    return [
-      {"true": names[true], "predicted": names[guess], "count": count}
-      for (true, guess), count in pairs[:MOST_CONFUSIONS]
-    ]
 
 
 def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -90,29 +72,31 @@ def accuracy(
   batches: Iterable[tuple[np.ndarray, np.ndarray]],
   classes: np.ndarray,
   *,
-  names: Sequence[str] = (),
+  names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
   """Returns the measures of batches of (unit image embeddings, labels).
 
   Args:
     batches: pairs of (n, embed) and (n,); one batch is held at a time.
     classes: the classes' unit embeddings, (classes, embed).
-    names: of the classes; with them `confusions` is among the measures.
+    names: of the classes; adds `confusions` (confusions.py).
 
   Raises:
     UserError: a label is missing (-1) or no class, or there is no example.
   """
   counts = Accuracy(len(classes))
+  confusions = confusions_lib.Confusions(names or ())
   classes = np.asarray(classes, np.float32)
   for embeds, labels in batches:
     labels = np.asarray(labels)
     _check_labels(labels, len(classes))
     embeds = prompts_lib.normalize(np.asarray(embeds, np.float32), what="image")
-    counts.update(embeds @ classes.T, labels)
-  measured = counts.result()
-  if names:
-    measured["confusions"] = counts.confusions(names)
-  return measured
+    scores = embeds @ classes.T
+    counts.update(scores, labels)
+    if names is not None:
+      confusions.update(scores, labels)
+  told = {} if names is None else {"confusions": confusions.result()}
+  return {**counts.result(), **told}
 
 
 def _check_labels(labels: np.ndarray, classes: int) -> None:

@@ -17,6 +17,7 @@ from clip_jax.results import (
   limitations,
   markdown,
   model_facts,
+  records,
   tables,
 )
 from clip_jax.train import metrics
@@ -50,7 +51,7 @@ class Card:
   text: str
   metadata: Mapping[str, Any]
   results: int
-  left_out: Sequence[files.LeftOut]
+  left_out: Sequence[records.LeftOut]
 
 
 def make(
@@ -123,7 +124,7 @@ def _results(
   clip: inference.Clip,
   reports: Sequence[str | os.PathLike],
   own: pathlib.Path | None,
-) -> tuple[list[files.Result], list[files.LeftOut]]:
+) -> tuple[list[records.Result], list[records.LeftOut]]:
   """Returns the results of this model at its step, and what was left out."""
   try:
     places = [*reports] if own is None else [own, *reports]
@@ -139,17 +140,17 @@ def _results(
     named = isinstance(result.values.get("model"), str)
     about = f"{result.model}: {result.task} on {result.data}"
     if named and result.origin != clip.path:
-      left_out.append(files.LeftOut(about, "is of another model"))
+      left_out.append(records.LeftOut(about, "is of another model"))
     elif None not in (result.step, clip.step) and result.step != clip.step:
       why = f"is of step {result.step}, and the model of step {clip.step}"
-      left_out.append(files.LeftOut(about, why))
+      left_out.append(records.LeftOut(about, why))
     else:
       taken.append(result)
   return taken, left_out
 
 
 def _metadata(
-  name: str, license: str, results: Sequence[files.Result]
+  name: str, license: str, results: Sequence[records.Result]
 ) -> huggingface_hub.ModelCardData:
   """Returns the hub's block, with a `model-index` of all measures."""
   measured = [
@@ -181,7 +182,7 @@ def _body(
   name: str,
   clip: inference.Clip,
   facts: tuple[model_facts.Facts, model_facts.Facts] | None,
-  results: Sequence[files.Result],
+  results: Sequence[records.Result],
 ) -> str:
   parts = [MARK, f"# {markdown.text(name)}", _summary(clip)]
   parts += ["## How to use it", _usage(name, clip)]
@@ -247,7 +248,7 @@ def _list(sentences: Iterable[str]) -> str:
   return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
-def _table_of(results: Sequence[files.Result]) -> str:
+def _table_of(results: Sequence[records.Result]) -> str:
   rows = [
     (
       tables.task_words(result.task),
@@ -269,4 +270,9 @@ def _table_of(results: Sequence[files.Result]) -> str:
     "By `clip-jax eval`. Intervals are Clopper-Pearson's. Linear probes take "
     "the image tower's features, as the paper's appendix A.3 does."
   )
-  return f"{markdown.table(header, rows)}\n\n{note}"
+  parts = [markdown.table(header, rows), note]
+  protocols = {(tables.task_words(x.task), tables.protocol(x)) for x in results}
+  told = sorted(f"{task}: {words}" for task, words in protocols if words)
+  if told:
+    parts.append(_list(map(markdown.text, told)))
+  return "\n\n".join(parts)

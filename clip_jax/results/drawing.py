@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from clip_jax import errors, versions
+from clip_jax import errors, terminal, versions
 from clip_jax.results.picture import PUBLISHED, Figure, Mark, Panel
 
 # Told apart by people who see colours otherwise, too (Okabe and Ito).
@@ -41,6 +41,7 @@ _STYLE = {
 _DPI = 110
 _ROW_INCHES = 0.3  # Of a panel's category.
 _MOST_IN_LEGEND = 24
+_LONGEST = 60  # Characters of a name; a longer one leaves no room for a panel.
 _LOGIT_TICKS = (1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99)
 
 
@@ -105,8 +106,8 @@ def _size(panels: Sequence[Panel], columns: int) -> tuple[float, float]:
 
 
 def _draw_panel(axes: Any, panel: Panel) -> None:
-  axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
-  axes.set_title(panel.title)
+  axes.set(xlabel=_short(panel.x_label), ylabel=_short(panel.y_label))
+  axes.set_title("\n".join(map(_short, panel.title.split("\n")[:2])))
   axes.set_axisbelow(True)
   if panel.x_scale == "log2":
     axes.set_xscale("log", base=2)
@@ -119,12 +120,17 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
   for mark in panel.marks:
     _draw_mark(axes, mark, is_across=bool(panel.categories))
   if panel.categories:
-    axes.set_yticks(range(len(panel.categories)), panel.categories)
+    names = [_short(name) for name in panel.categories]
+    axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(panel.categories) - 0.4, -0.6)
   if panel.x_limits:
     axes.set_xlim(*panel.x_limits)
   if panel.y_limits:
     axes.set_ylim(*panel.y_limits)
+
+
+def _short(text: str) -> str:
+  return terminal.printable(text, limit=_LONGEST)
 
 
 def _set_logit(axes: Any, axis: str) -> None:
@@ -177,7 +183,7 @@ def _draw_legend(canvas: Any, axes: Any, width: float) -> None:
   named: dict[str, Any] = {}
   for pair in axes:
     for handle, label in zip(*pair.get_legend_handles_labels(), strict=True):
-      named.setdefault(label, handle)
+      named.setdefault(_short(label), handle)
   if not named:
     return
   labels = list(named)[:_MOST_IN_LEGEND]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from clip_jax import terminal
-from clip_jax.results import files, mistakes, picture, published, robustness
+from clip_jax.results import mistakes, picture, published, records, robustness
 from clip_jax.results.picture import PUBLISHED, Figure, Mark, Panel
 
 _CONTEXT = ("ViT-B-32", "ViT-L-14-336")  # Published beside each data set.
@@ -15,7 +15,7 @@ _MEASURES = {
 }
 
 
-def loss(collection: files.Collection) -> Figure | None:
+def loss(collection: records.Collection) -> Figure | None:
   """Draws the loss of each run by step."""
   marks = [
     Mark(
@@ -26,19 +26,19 @@ def loss(collection: files.Collection) -> Figure | None:
   ]
   panel = Panel("", "step", "loss", marks)
   note = (
-    "On the training pairs of the step; runs of different batch sizes have "
+    "On the training pairs of the step. The loss of a guess by chance grows "
+    "with the batch size."
   )
-  note += "different losses by chance."
   return picture.assemble("loss", "Loss", note, [panel] if marks else [])
 
 
-def evaluations(collection: files.Collection) -> Figure | None:
+def evaluations(collection: records.Collection) -> Figure | None:
   """Draws what was evaluated in training, by step."""
   panels = []
   for measure, words in _MEASURES.items():
     marks = [
       Mark(
-        f"{run.model}, {terminal.printable(name, limit=40)}",
+        f"{run.model}, {terminal.printable(name)}",
         *picture.columns([(step, 100 * value) for step, value in values]),
         colour=number,
         look="line" if len(values) > 1 else "points",
@@ -58,7 +58,7 @@ def evaluations(collection: files.Collection) -> Figure | None:
   )
 
 
-def accuracy(collection: files.Collection) -> Figure | None:
+def accuracy(collection: records.Collection) -> Figure | None:
   """Draws zero-shot against linear probe, per data set (paper, Figure 8)."""
   found = [
     result
@@ -102,7 +102,7 @@ def accuracy(collection: files.Collection) -> Figure | None:
   )
 
 
-def _main(result: files.Result) -> float | None:
+def _main(result: records.Result) -> float | None:
   """Returns the measure of a result that the paper takes for its set."""
   wanted = published.metric(result.set, "paper") if result.set else None
   for name in (wanted, "top1", "value"):
@@ -111,7 +111,7 @@ def _main(result: files.Result) -> float | None:
   return None
 
 
-def _range(result: files.Result) -> tuple[float, float]:
+def _range(result: records.Result) -> tuple[float, float]:
   value = _main(result) or 0.0
   is_top1 = value == result.fraction("top1")
   low, high = (is_top1 and result.interval("top1")) or (value, value)
@@ -145,15 +145,18 @@ def _published_accuracy(
   return marks
 
 
-def few_shot(collection: files.Collection) -> Figure | None:
+def few_shot(collection: records.Collection) -> Figure | None:
   """Draws accuracy by examples a class, beside zero-shot (paper, Figure 6)."""
   panels = {}
   for result in collection.of_task("few_shot"):
     points = {}
-    for entry in files.entries(result.values.get("shots")):
-      k, mean = files.number(entry.get("k")), files.fraction(entry.get("mean"))
+    for entry in records.entries(result.values.get("shots")):
+      k, mean = (
+        records.number(entry.get("k")),
+        records.fraction(entry.get("mean")),
+      )
       if k is not None and k > 0 and mean is not None:
-        points[k] = (mean, files.fraction(entry.get("std")) or 0.0)
+        points[k] = (mean, records.fraction(entry.get("std")) or 0.0)
     if not points:
       continue
     colour = collection.models.index(result.model)
@@ -168,8 +171,7 @@ def few_shot(collection: files.Collection) -> Figure | None:
         spread=[100 * points[k][1] for k in counts],
       )
     )
-    zero = result.values.get("zero_shot")
-    zero = files.fraction(zero.get("top1") if isinstance(zero, dict) else zero)
+    zero = records.top1(result.values.get("zero_shot"))
     if zero is not None:
       ends = [counts[0], counts[-1]]
       label = f"{result.model}, zero-shot"
@@ -185,8 +187,9 @@ def few_shot(collection: files.Collection) -> Figure | None:
   return picture.assemble("few_shot", "Few-shot", note, drawn)
 
 
+_Draw = Callable[[records.Collection], Figure | None]
 # Each figure, with what it is drawn from.
-FIGURES: dict[str, tuple[Callable[[files.Collection], Figure | None], str]] = {
+FIGURES: dict[str, tuple[_Draw, str]] = {
   "loss": (loss, "a workdir of `clip-jax train` with two logged steps"),
   "evaluations": (
     evaluations,
@@ -204,5 +207,5 @@ FIGURES: dict[str, tuple[Callable[[files.Collection], Figure | None], str]] = {
 }
 
 
-def _colour(collection: files.Collection, run: files.Run) -> int:
+def _colour(collection: records.Collection, run: records.Run) -> int:
   return collection.models.index(run.model)

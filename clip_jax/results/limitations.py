@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from clip_jax.results import files, tables
+from clip_jax.results import records, tables
 
 # Sets on which models of this kind are weak (paper, sections 3.1.5 and 6).
 _WEAK = {
@@ -40,7 +40,7 @@ INTENDED = (
 )
 
 
-def measured(results: Sequence[files.Result]) -> list[str]:
+def measured(results: Sequence[records.Result]) -> list[str]:
   """Returns a sentence for each limit that some results show."""
   sentences = []
   for words, sets in _WEAK.items():
@@ -58,11 +58,11 @@ def measured(results: Sequence[files.Result]) -> list[str]:
   return sentences + _shifts(results)
 
 
-def _sureness(result: files.Result) -> list[str]:
+def _sureness(result: records.Result) -> list[str]:
   calibration = result.values.get("calibration")
   if not isinstance(calibration, dict):
     return []
-  ece = files.fraction(calibration.get("ece"))
+  ece = records.fraction(calibration.get("ece"))
   if ece is None:
     return []
   return [
@@ -71,10 +71,10 @@ def _sureness(result: files.Result) -> list[str]:
   ]
 
 
-def _confusions(result: files.Result) -> list[str]:
+def _confusions(result: records.Result) -> list[str]:
   pairs = [
     f"“{entry['true']}” for “{entry['predicted']}” ({entry['count']})"
-    for entry in files.entries(result.values.get("confusions"))
+    for entry in records.entries(result.values.get("confusions"))
     if {"true", "predicted", "count"} <= entry.keys()
   ]
   if not pairs:
@@ -83,11 +83,11 @@ def _confusions(result: files.Result) -> list[str]:
   return [f"On {result.title} it misses most often {listed}."]
 
 
-def _corruptions(result: files.Result) -> list[str]:
+def _corruptions(result: records.Result) -> list[str]:
   worst = [
     (value, entry.get("name"), entry.get("severity"))
-    for entry in files.entries(result.values.get("corruptions"))
-    if (value := files.fraction(entry.get("top1"))) is not None
+    for entry in records.entries(result.values.get("corruptions"))
+    if (value := records.fraction(entry.get("top1"))) is not None
   ]
   if not worst:
     return []
@@ -98,7 +98,7 @@ def _corruptions(result: files.Result) -> list[str]:
   ]
 
 
-def _shifts(results: Sequence[files.Result]) -> list[str]:
+def _shifts(results: Sequence[records.Result]) -> list[str]:
   values = {
     x.set: x.fraction("top1")
     for x in results

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from clip_jax import terminal
 
-_MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
+_MARKS = re.compile(r"([\\`*_\[\]#|~$])")
 
 
 def text(words: str) -> str:

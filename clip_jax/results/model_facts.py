@@ -9,7 +9,7 @@ import jax
 from clip_jax import config as config_lib
 from clip_jax import inference, json_lines, terminal
 from clip_jax.checkpoints import workdir as workdir_lib
-from clip_jax.results import addresses, files
+from clip_jax.results import addresses, records
 from clip_jax.train import metrics
 
 Facts = list[tuple[str, str]]
@@ -126,7 +126,7 @@ def _seconds(path: pathlib.Path, batch_size: int) -> float:
   for _, entry in json_lines.read(path, {"step": int}):
     if entry is None or "loss" not in entry:
       continue
-    rate = files.number(entry.get("images_per_second"))
+    rate = records.number(entry.get("images_per_second"))
     if rate is not None and rate > 0 and entry["step"] > previous:
       seconds += (entry["step"] - previous) * batch_size / rate
     previous = entry["step"]

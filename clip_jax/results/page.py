@@ -4,7 +4,7 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 
-from clip_jax.results import files, published
+from clip_jax.results import published, records
 from clip_jax.results.picture import Figure, Table
 
 # Says that the page was made here, and may be replaced.
@@ -33,7 +33,7 @@ li { overflow-wrap: anywhere; }
 
 
 def render(
-  collection: files.Collection,
+  collection: records.Collection,
   *,
   figures: Sequence[tuple[Figure, bytes]],
   tables: Sequence[Table],
@@ -109,7 +109,7 @@ def _class(table: Table, column: int, own: str = "") -> str:
 
 
 def _rest(
-  collection: files.Collection, missing: Mapping[str, str]
+  collection: records.Collection, missing: Mapping[str, str]
 ) -> list[str]:
   parts = []
   if missing:

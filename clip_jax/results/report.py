@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from clip_jax import errors
-from clip_jax.results import drawing, figures, files, page, tables
+from clip_jax.results import drawing, figures, files, page, records, tables
 
 PAGE = "index.html"
 
@@ -31,7 +31,7 @@ class Report:
   models: Sequence[str]
   results: int
   missing: Mapping[str, str]
-  left_out: Sequence[files.LeftOut]
+  left_out: Sequence[records.LeftOut]
 
 
 def write(

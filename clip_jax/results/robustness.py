@@ -4,7 +4,7 @@ import collections
 import math
 
 from clip_jax import terminal
-from clip_jax.results import files, picture, published
+from clip_jax.results import picture, published, records
 from clip_jax.results.picture import PUBLISHED, Figure, Mark, Panel
 
 _SHIFTS = (
@@ -16,7 +16,7 @@ _SHIFTS = (
 )
 
 
-def shifts(collection: files.Collection) -> Figure | None:
+def shifts(collection: records.Collection) -> Figure | None:
   """Draws accuracy under a shift against that on ImageNet (paper, Fig. 13)."""
   on = collections.defaultdict(dict)
   for result in collection.of_task("zero_shot"):
@@ -89,18 +89,18 @@ def _lines(shift: str, low: float, high: float) -> list[Mark]:
   return marks
 
 
-def corruptions(collection: files.Collection) -> Figure | None:
+def corruptions(collection: records.Collection) -> Figure | None:
   """Draws accuracy by severity of each corruption, from the clean images."""
   panels = []
   for result in collection.of_task("robustness"):
     curves = collections.defaultdict(dict)
-    for entry in files.entries(result.values.get("corruptions")):
-      severity = files.number(entry.get("severity"))
-      value = files.fraction(entry.get("top1"))
+    for entry in records.entries(result.values.get("corruptions")):
+      severity = records.number(entry.get("severity"))
+      value = records.fraction(entry.get("top1"))
       if severity is not None and value is not None:
-        name = terminal.printable(str(entry.get("name", "?")), limit=40)
+        name = terminal.printable(str(entry.get("name", "?")))
         curves[name][severity] = 100 * value
-    clean = _clean(result)
+    clean = records.top1(result.values.get("clean"))
     marks = []
     for number, (name, curve) in enumerate(curves.items()):
       points = {**({} if clean is None else {0.0: 100 * clean}), **curve}
@@ -113,8 +113,3 @@ def corruptions(collection: files.Collection) -> Figure | None:
   return picture.assemble(
     "corruptions", "Robustness to corruptions", note, panels
   )
-
-
-def _clean(result: files.Result) -> float | None:
-  clean = result.values.get("clean")
-  return files.fraction(clean.get("top1") if isinstance(clean, dict) else clean)

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from clip_jax.results import files, published
+from clip_jax import terminal
+from clip_jax.results import published, records
 from clip_jax.results.picture import Table
 
 _TASKS = {
@@ -34,7 +35,7 @@ def percent(value: float) -> str:
   return f"{100 * value:.1f}"
 
 
-def measured(result: files.Result) -> list[tuple[str, float, str]]:
+def measured(result: records.Result) -> list[tuple[str, float, str]]:
   """Returns the measures of a result: name, fraction and interval in words."""
   rows = []
   for name in MEASURES:
@@ -56,16 +57,22 @@ def measure_words(name: str) -> str:
   return MEASURES[name]
 
 
+def protocol(result: records.Result) -> str:
+  """Returns what a result says of how it was measured; "" for nothing."""
+  found = result.values.get("protocol")
+  return terminal.printable(found, limit=300) if isinstance(found, str) else ""
+
+
 def recalls_of(values: Any, way: str) -> dict[str, float]:
   """Returns the recalls of one direction of retrieval."""
   entry = values.get(way)
   if not isinstance(entry, dict):
     return {}
-  found = {name: files.fraction(entry.get(name)) for name in _RECALLS}
+  found = {name: records.fraction(entry.get(name)) for name in _RECALLS}
   return {name: value for name, value in found.items() if value is not None}
 
 
-def results(collection: files.Collection) -> Table | None:
+def results(collection: records.Collection) -> Table | None:
   """Returns all measures of all results."""
   rows = [
     (
@@ -76,6 +83,7 @@ def results(collection: files.Collection) -> Table | None:
       percent(value),
       interval,
       _count(result),
+      protocol(result),
     )
     for result in collection.results
     for name, value, interval in measured(result)
@@ -88,19 +96,20 @@ def results(collection: files.Collection) -> Table | None:
     "%",
     "95 % interval",
     "examples",
+    "protocol",
   )
   note = "Clopper-Pearson intervals. The data are named without directories."
   return Table("results", "Results", note, header, rows) if rows else None
 
 
-def _count(result: files.Result) -> str:
+def _count(result: records.Result) -> str:
   for name in ("examples", "images"):
     if (count := result.number(name)) is not None:
       return f"{count:,.0f}"
   return ""
 
 
-def compared(collection: files.Collection) -> Table | None:
+def compared(collection: records.Collection) -> Table | None:
   """Returns results on data sets of the paper beside published figures."""
   models = list(published.table()["models"])
   rows = []
@@ -145,7 +154,7 @@ def _cell(value: float | None) -> str:
   return "" if value is None else percent(value)
 
 
-def retrieval(collection: files.Collection) -> Table | None:
+def retrieval(collection: records.Collection) -> Table | None:
   """Returns recalls, and below them what is published on the same sets."""
   found = [x for x in collection.results if x.task == "retrieval"]
   rows = [
@@ -192,7 +201,7 @@ def retrieval(collection: files.Collection) -> Table | None:
 
 def _rank(entry: Any) -> str:
   rank = entry.get("median_rank") if isinstance(entry, dict) else None
-  found = files.number(rank)
+  found = records.number(rank)
   return "" if found is None else f"{found:g}"
 
 
