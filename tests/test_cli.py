@@ -131,8 +131,8 @@ def test_report_and_card_tell_what_a_run_has_left(trained, tmp_path):
   out = tmp_path / "README.md"
   card = call("card", workdir, "--reports", results, "--out", out)
   text = out.read_text()
-  assert card["text"] == text and "| records | 1,433 |" in text
-  assert "| devices | 8 x cpu |" in text
+  assert card["text"] == text and "- records: 1,433\n" in text
+  assert "- devices: 8 x cpu\n" in text
   (entry,) = card["metadata"]["model-index"]
   accuracy = entry["results"][0]["metrics"][0]
   assert accuracy["value"] == pytest.approx(measured["top1"], abs=1e-6)

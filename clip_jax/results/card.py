@@ -241,7 +241,7 @@ def _longest_run(name: str) -> int:
 
 
 def _facts(facts: model_facts.Facts) -> str:
-  return markdown.table(("", ""), facts)
+  return _list(f"{name}: {markdown.text(value)}" for name, value in facts)
 
 
 def _list(sentences: Iterable[str]) -> str:

@@ -174,13 +174,36 @@ def _read_file(
     why = "results between two models (--interpolate) are not drawn"
     found.left_out.append(records.LeftOut(name, why))
     return []
-  results = [x for x in _parts(values) if any(y in x for y in _MEASURES)]
-  if not results:
+  results = []
+  for part in map(_flat, _parts(values) or [{}]):
+    if any(measure in part for measure in _MEASURES):
+      results.append(part)
+      continue
+    texts = _texts(part)
     why = "holds no result of `clip-jax eval … --json`"
+    if {"set", "status"} <= texts.keys():  # Of a suite, which tells why.
+      why = f"{texts['set']} was not measured: {texts['status']}"
     found.left_out.append(records.LeftOut(name, why))
-  model = values.get("model") if isinstance(values, dict) else None
-  home = {"model": model} if isinstance(model, str) else {"model": str(place)}
-  return [(str((home | _texts(result))["model"]), result) for result in results]
+  home = (
+    _texts(_flat(values)).get("model") if isinstance(values, dict) else None
+  )
+  return [
+    (_texts(result).get("model", home or str(place)), result)
+    for result in results
+  ]
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a suite's result as `eval` gives one of a single task."""
+  flat = dict(values)
+  measures, model, protocol = map(values.get, ("measures", "model", "protocol"))
+  if isinstance(measures, dict):
+    flat = measures | flat
+  if isinstance(model, dict):
+    flat |= {"model": model.get("path"), "step": model.get("step")}
+  if isinstance(protocol, dict):
+    flat["protocol"] = protocol.get("text")
+  return flat
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
@@ -210,15 +233,15 @@ def _result(model: str, origin: str, values: dict[str, Any]) -> records.Result:
   texts = _texts(values)
   recall = "text_to_image" in values or "image_to_text" in values
   task = texts.get("task", "retrieval" if recall else "zero_shot")
-  address = texts.get("data", texts.get("set", ""))
+  # A suite's name of a set says more than the address of its files.
+  address = texts.get("set", texts.get("data", ""))
   step = values.get("step")
-  found = published.find_set(texts.get("set", "")) if "set" in texts else None
   return records.Result(
     model=model,
     origin=origin,
     task=addresses.shown(task, limit=40),
     data=addresses.shown(address) or "unnamed data",
-    set=found or published.find_set(address),
+    set=published.find_set(address),
     step=step if type(step) is int else None,
     values=values,
   )

@@ -80,7 +80,7 @@ def _confusions(result: records.Result) -> list[str]:
   if not pairs:
     return []
   listed = ", ".join(pairs[:3])
-  return [f"On {result.title} it misses most often {listed}."]
+  return [f"On {result.title} it most often takes {listed}."]
 
 
 def _corruptions(result: records.Result) -> list[str]:

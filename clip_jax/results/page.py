@@ -24,7 +24,7 @@ table { border-collapse: collapse; font-size: 14px; }
 th, td { border-bottom: 1px solid #e6eaef; padding: 4px 10px; text-align: left;
   max-width: 34ch; overflow-wrap: break-word; }
 th { vertical-align: bottom; }
-td:first-child { min-width: 16ch; }
+td:first-child { min-width: 22ch; }
 td.number { text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 .published { background: #f4f6f8; color: #4d5761; }

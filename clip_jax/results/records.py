@@ -55,8 +55,11 @@ class Result:
     return fraction(value)
 
   def interval(self, name: str) -> tuple[float, float] | None:
-    """Returns the 95 % interval of a measure, in fractions, if there is one."""
-    found = self.values.get(f"{name}_interval_95")
+    """Returns the 95 % interval of a measure, in fractions, if there is one.
+
+    Of a recall the name is such as "text_to_image/r@1".
+    """
+    found = self.values.get(f"{name}_interval_95") or self._of_suite(name)
     if found is None:
       found = self.values.get("interval_95")
       if isinstance(found, dict):  # Of several measures.
@@ -68,6 +71,14 @@ class Result:
       if low is not None and high is not None and low <= high:
         return low, high
     return None
+
+  def _of_suite(self, name: str) -> Any:
+    """Returns the interval of a measure in `values` of a suite's result."""
+    values = self.values.get("values")
+    if not isinstance(values, dict):
+      return None
+    entry = values.get(_OTHER.get(name, name.replace("/", "_")))
+    return entry.get("interval_95") if isinstance(entry, dict) else None
 
 
 # What a suite calls a measure.

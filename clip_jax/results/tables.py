@@ -38,14 +38,15 @@ def percent(value: float) -> str:
 def measured(result: records.Result) -> list[tuple[str, float, str]]:
   """Returns the measures of a result: name, fraction and interval in words."""
   rows = []
-  for name in MEASURES:
-    if (value := result.fraction(name)) is not None:
+  values = {name: result.fraction(name) for name in MEASURES}
+  for way in WAYS:
+    recalls = recalls_of(result.values, way)
+    values |= {f"{way}/{name}": value for name, value in recalls.items()}
+  for name, value in values.items():
+    if value is not None:
       interval = result.interval(name)
       words = " to ".join(map(percent, interval)) if interval else ""
       rows.append((name, value, words))
-  for way in WAYS:
-    recalls = recalls_of(result.values, way)
-    rows += [(f"{way}/{name}", value, "") for name, value in recalls.items()]
   return rows
 
 

@@ -114,18 +114,18 @@ def test_a_card_tells_architecture_data_training_and_results(workdir, reports):
   _, body = front_matter(card.text)
   assert card.name == "run" and "# run\n" in body
   for words in (
-    "| image size | 16 x 16 pixels |",
-    "| context | 12 tokens |",
-    "| training data | builtin:digits/train |",
-    "| steps | 3 |",
-    "| pairs seen | 98,304 |",
+    "- image size: 16 x 16 pixels\n",
+    "- context: 12 tokens\n",
+    "- training data: builtin:digits/train\n",
+    "- steps: 3\n",
+    "- pairs seen: 98,304\n",
     "| CIFAR10 (tfds:cifar10/test) | top-1 | 25.0 | 20.0 to 30.0 |",
     "- zero-shot: 80 prompts a class",
     'clip_jax.load("run")',
   ):
     assert words in body, words
   # Two updates of 32,768 pairs at 100 a second.
-  assert "| time | 10 min 55 s of updates" in body
+  assert "- time: 10 min 55 s of updates" in body
   assert str(workdir.parent) not in card.text and "/home/me" not in card.text
 
 
@@ -135,7 +135,7 @@ def test_hostile_names_are_text_in_a_card(workdir, reports):
   parser = markdown_it.MarkdownIt("gfm-like", {"html": True, "linkify": False})
   html = parser.render(body)
   assert "<img" not in html and "<a " not in html
-  assert html.count("<h1>") == 1 and html.count("<table>") == 4
+  assert html.count("<h1>") == 1 and html.count("<table>") == 1
   tokens = [x for x in parser.parse(body) if x.type == "fence"]
   assert len(tokens) == 1
   compile(tokens[0].content, "card", "exec")

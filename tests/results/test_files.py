@@ -3,7 +3,7 @@ import json
 import pytest
 
 from clip_jax import errors
-from clip_jax.results import addresses, files, published
+from clip_jax.results import addresses, files, published, tables
 
 
 def write(path, values):
@@ -74,6 +74,40 @@ def test_a_suites_files_say_what_they_measured(tmp_path):
   assert one.interval("mean_per_class") == (0.7, 0.9)
   assert one.fraction("top1") is None and one.interval("top1") is None
   assert two.fraction("top1") == 0.75
+
+
+def test_a_whole_suite_is_read_as_its_sets(tmp_path):
+  model = {"path": "/home/me/run", "step": 7, "fingerprint": "ab"}
+  pets = {
+    "set": "oxford_pets",
+    "task": "zero_shot",
+    "data": "wds:/d/wds_vtab-pets/test/{0..3}.tar",
+    "status": "measured",
+    "values": {"mean_per_class": {"value": 0.8, "interval_95": None}},
+    "measures": {"top1": 0.75, "mean_per_class": 0.8, "calibration": {}},
+    "protocol": {"text": "37 prompts", "templates": 1},
+    "model": model,
+  }
+  flickr = {
+    "set": "flickr30k",
+    "task": "retrieval",
+    "values": {"text_to_image_r@1": {"value": 0.5, "interval_95": [0.4, 0.6]}},
+    "measures": {"text_to_image": {"r@1": 0.5}},
+    "model": model,
+  }
+  missing = {"set": "ucf101", "task": "zero_shot", "status": "missing"}
+  write(tmp_path / "all.json", {"sets": [pets, flickr, missing]})
+  found = files.read([tmp_path])
+  assert found.models == ["run"]
+  one, two = found.results
+  assert (one.set, one.step, one.data) == ("oxford_pets", 7, "oxford_pets")
+  assert tables.measured(one) == [
+    ("top1", 0.75, ""),
+    ("mean_per_class", 0.8, ""),
+  ]
+  assert tables.protocol(one) == "37 prompts"
+  assert tables.measured(two) == [("text_to_image/r@1", 0.5, "40.0 to 60.0")]
+  assert [x.why for x in found.left_out] == ["ucf101 was not measured: missing"]
 
 
 def test_intervals_of_several_measures_go_by_name(tmp_path):
