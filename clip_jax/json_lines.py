@@ -8,6 +8,8 @@ from typing import Any
 
 from clip_jax import json_text, regular_files
 
+_LOGGER = logging.getLogger(__name__)
+
 # Longer ones are damaged: ours have some hundred bytes.
 _MAX_LINE_BYTES = 2**20
 
@@ -71,7 +73,7 @@ def rewrite(
     os.fsync(kept.fileno())
   os.replace(partial, path)
   if bad:
-    logging.warning(
+    _LOGGER.warning(
       "%s: %d damaged line%s set aside in %s; the run goes on without them.",
       path,
       bad,

@@ -13,7 +13,6 @@ import logging
 import os
 import pathlib
 import platform
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -22,11 +21,12 @@ import jaxlib
 from jax.experimental import serialize_executable
 from jax.extend import backend as backend_lib
 
-from clip_jax import sharding
+from clip_jax import kept_files, sharding
+
+_LOGGER = logging.getLogger(__name__)
 
 MOST_BYTES = 2**28  # Of all files together; the longest unused ones go first.
 _SUFFIX = ".program"
-_DIGEST_BYTES = hashlib.sha256().digest_size
 _PATIENCE_SECONDS = 1.0
 _SHELL_OPTIONS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # Of the compiler.
 
@@ -57,15 +57,8 @@ def compile(
 
 
 def folder() -> pathlib.Path:
-  """Returns where programs are kept: in XDG_CACHE_HOME, or in ~/.cache."""
-  cache = os.environ.get("XDG_CACHE_HOME", "")
-  # The specification says that a relative path is to be ignored.
-  base = pathlib.Path(cache) if os.path.isabs(cache) else _home() / ".cache"
-  return base / "clip_jax" / "programs"
-
-
-def _home() -> pathlib.Path:
-  return pathlib.Path(os.path.expanduser("~"))
+  """Returns where programs are kept."""
+  return kept_files.folder("programs")
 
 
 def _path_of(lowered, devices) -> pathlib.Path | None:
@@ -125,63 +118,30 @@ def _cpu() -> str:
 
 def _read(path, lowered, devices) -> jax.stages.Compiled | None:
   try:
-    if not _is_private(path.parent):
+    program = kept_files.read(path)
+    if program is None:
       return None
-    content = path.read_bytes()
-    digest, program = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if hashlib.sha256(program).digest() != digest:
-      raise ValueError("it is damaged")
     loaded = serialize_executable.deserialize_and_load(
       program,
       lowered.in_tree,
       lowered.out_tree,
       execution_devices=devices,
     )
-    os.utime(path)
+    kept_files.note_use(path)
   except FileNotFoundError:
     return None
   except Exception as error:  # Whatever it is: compiling mends it.
-    logging.debug("%s is not used: %s", path, error)
+    _LOGGER.debug("%s is not used: %s", path, error)
     return None
   return loaded
 
 
 def _write(path, compiled) -> None:
-  """Keeps a program, whole or not at all, and makes room for it."""
-  partial = None
   try:
     program, _, _ = serialize_executable.serialize(compiled)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not _is_private(path.parent) or len(program) > MOST_BYTES:
-      return
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-      partial = file.name
-      file.write(hashlib.sha256(program).digest() + program)
-    os.replace(partial, path)
-    _make_room(path.parent)
+    kept_files.write(path, program, most_bytes=MOST_BYTES)
   except Exception as error:  # A full disk, a backend that cannot: no matter.
-    logging.debug("%s is not kept: %s", path, error)
-    if partial is not None:
-      with contextlib.suppress(OSError):
-        os.unlink(partial)
-
-
-def _is_private(directory: pathlib.Path) -> bool:
-  """Returns whether nobody else can write there: a program is run as code."""
-  if not hasattr(os, "getuid"):  # Windows.
-    return True
-  status = directory.stat()
-  return status.st_uid == os.getuid() and not status.st_mode & 0o022
-
-
-def _make_room(directory: pathlib.Path) -> None:
-  entries = [(file.stat(), file) for file in directory.iterdir()]
-  entries.sort(key=lambda entry: -entry[0].st_mtime)
-  total = 0
-  for status, file in entries:
-    total += status.st_size
-    if total > MOST_BYTES:
-      file.unlink(missing_ok=True)
+    _LOGGER.debug("%s is not kept: %s", path, error)
 
 
 @contextlib.contextmanager

@@ -8,12 +8,7 @@ import pytest
 import clip_jax
 
 ROOT = pathlib.Path(clip_jax.__file__).parent
-# Those of `convert` are being moved.
-FILES = [
-  path
-  for path in sorted(ROOT.rglob("*.py"))
-  if path.relative_to(ROOT).parts[0] != "convert"
-]
+FILES = sorted(ROOT.rglob("*.py"))
 
 
 def _is_public(name):

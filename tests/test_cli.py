@@ -170,6 +170,10 @@ def test_a_probe_has_the_keys_of_the_contract(workdir, task, features):
     ("retrieval", ["--train-data", "builtin:digits/train"]),
     ("knn", ["--labels", "a,b"]),
     ("linear_probe", ["--neighbours", "3"]),
+    ("retrieval", ["--search-templates", "t.txt"]),
+    ("linear_probe", ["--search-templates", "t.txt"]),
+    ("zero_shot", ["--search-templates", "t.txt", "--template", "{}"]),
+    ("zero_shot", ["--train-data", "builtin:digits/train"]),
   ],
 )
 def test_eval_refuses_flags_of_other_tasks(capsys, task, arguments):
@@ -177,6 +181,27 @@ def test_eval_refuses_flags_of_other_tasks(capsys, task, arguments):
     cli.main(["eval", "m", "--task", task, "--data", "d", *arguments])
   assert exit.value.code == 2
   assert arguments[0] in capsys.readouterr().err
+
+
+def test_eval_says_how_far_its_probabilities_can_be_believed(workdir):
+  result = call(
+    "eval", workdir, "--task", "zero_shot", "--data", "builtin:digits/test"
+  )
+  calibration = result["calibration"]
+  assert 0 <= calibration["ece"] <= 1 and 0 <= calibration["brier"] <= 2
+  assert sum(row["count"] for row in calibration["reliability"]) == 364
+  assert result["interval_95"]["top1"] == result["top1_interval_95"]
+  assert result["images_per_second"] > 0 < result["seconds"]
+  assert len(result["prompts_hash"]) == 64 and "classes" in result["protocol"]
+
+
+def test_eval_searches_for_templates(workdir, tmp_path, capsys):
+  path = tmp_path / "templates.txt"
+  path.write_text("a photo of the number {}.\n{}\n")
+  arguments = ["--search-templates", path, "--data", "builtin:digits"]
+  cli.main(["eval", *map(str, [workdir, "--task", "zero_shot", *arguments])])
+  out = capsys.readouterr().out
+  assert "of 2" in out and "top-1 on the training data" in out
 
 
 def test_eval_prints_a_table(workdir, capsys):

@@ -20,6 +20,8 @@ EXAMPLES = {
     "eval runs/demo --task zero_shot --data builtin:two_digits/unseen",
     "eval runs/mine --task retrieval --data csv:pairs.csv --json",
     "eval runs/demo --task linear_probe --data builtin:digits",
+    "eval runs/demo --task zero_shot --data builtin:digits "
+    "--search-templates templates.txt",
   ),
   "report": (
     "report runs/demo",
@@ -54,6 +56,7 @@ EXAMPLES = {
   "data": (
     "data inspect 'wds:shards/{00000..00331}.tar'",
     "data prepare csv:pairs.csv prepared --drop-bad",
+    "data curate csv:pairs.csv balanced --queries words.txt --max-per-query 20",
   ),
   "completion": (
     "completion bash > ~/.local/share/bash-completion/completions/clip-jax",

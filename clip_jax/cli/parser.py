@@ -31,18 +31,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   overrides: list[str] = []
   if verb.takes_overrides:
     overrides, words = _take_overrides(chosen, words)
+  asked = chosen
+  if verb.has_actions:  # Each has a parser of its own.
+    action = next((word for word in words if not word.startswith("-")), None)
+    if action is not None and action not in chosen.actions:
+      _refuse(chosen, "action", action, chosen.actions)
+    asked = chosen.actions.get(action or "", chosen)
   for word in words:
     if word == "--":
       break
     flag = word.partition("=")[0]
-    if flag.startswith("--") and flag not in chosen.flags:
+    if flag.startswith("--") and flag not in asked.flags:
       if verb.takes_overrides:
         _hint_at_override(chosen, word)
-      _refuse(chosen, "flag", flag, chosen.flags)
-  if verb.has_actions:  # Has parsers of its own.
-    action = next((word for word in words if not word.startswith("-")), None)
-    if action is not None and action not in chosen.actions:
-      _refuse(chosen, "action", action, chosen.actions)
+      _refuse(asked, "flag", flag, asked.flags)
+  if verb.has_actions:
     arguments = chosen.parse_args(words)
   else:  # Options may stand before, between and after the others.
     arguments = chosen.parse_intermixed_args(words)

@@ -142,7 +142,7 @@ class Fields:
 
 def square(size: Any, where: str) -> int:
   """Returns the side of a square size, from a number or two equal ones."""
-  sides = size if isinstance(size, list | tuple) else [size]
+  sides: list[Any] = list(size) if isinstance(size, list | tuple) else [size]
   if (
     len(set(map(str, sides))) != 1
     or len(sides) > 2

@@ -22,8 +22,8 @@ def is_address(source: str) -> bool:
 
 def pinned(source: str, path: pathlib.Path) -> str:
   """Returns the address with the commit that `download` gave as `path`."""
-  match = _ADDRESS.fullmatch(source.removeprefix(PREFIX))
-  return f"{PREFIX}{match['name']}@{path.name}"
+  name = source.removeprefix(PREFIX).partition("@")[0]
+  return f"{PREFIX}{name}@{path.name}"
 
 
 def download(source: str) -> pathlib.Path:

@@ -114,7 +114,7 @@ def resized(
   image_size: int,
   *,
   old_grid: tuple[int, int],
-  method: str,
+  method: str | None,
 ) -> tuple[Tensor, dict[str, Any]]:
   """Resizes position embeddings; the rows of class tokens stay as they are.
 
@@ -132,7 +132,7 @@ def resized(
     UserError: the patches do not fill `image_size`, or `method` is unknown.
   """
   if method not in METHODS:
-    raise errors.unknown("resize method", method, METHODS)
+    raise errors.unknown("resize method", str(method), METHODS)
   side = grid_side(image, image_size)
   new_grid = (side, side)
   what = {
@@ -180,7 +180,7 @@ def old_grid(
 
 
 def resize(
-  model: portable.Portable, image_size: int, method: str
+  model: portable.Portable, image_size: int, method: str | None
 ) -> portable.Portable:
   """Returns the model for images of another size.
 

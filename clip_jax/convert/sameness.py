@@ -1,5 +1,8 @@
 """Whether a model that was written and read back is the one that it was."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from clip_jax import errors
@@ -16,7 +19,9 @@ _ELSEWHERE = frozenset(
 )
 
 
-def check_described(wanted, found, target: str) -> None:
+def check_described(
+  wanted: Mapping[str, Any], found: Mapping[str, Any], target: str
+) -> None:
   """Raises UserError where a tower, read back, means something else."""
   wanted, found = family.normal(wanted), family.normal(found)
   for part in engine.towers(wanted):

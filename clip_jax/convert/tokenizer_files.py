@@ -71,7 +71,8 @@ def describe(
     )
   if strip_end and found["end_id"] is not None:
     found["end_id"] = 0
-  for field, value in found.items() if report else ():
+  report = report or report_lib.Report("")
+  for field, value in found.items():
     silent = field == "lowercase" and "do_lower_case" not in settings
     report.infer(f"tokenizer.{field}", value, "format" if silent else "config")
   return {**found, "cleaning": cleaning}

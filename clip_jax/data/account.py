@@ -11,6 +11,8 @@ from clip_jax import errors, terminal
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import naming
 
+_LOGGER = logging.getLogger(__name__)
+
 _SHOWN_NAMES = 2
 _KEPT_NAMES = 3
 _SHOWN_FILES = 10
@@ -223,8 +225,8 @@ def tell(
   """
   found, address = of(source), terminal.escaped(address)
   for log, sentences in (
-    (logging.warning, found.warnings()),
-    (logging.info, found.remarks()),
+    (_LOGGER.warning, found.warnings()),
+    (_LOGGER.info, found.remarks()),
   ):
     for sentence in sentences:
       if sentence not in told:

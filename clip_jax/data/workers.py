@@ -24,6 +24,8 @@ import numpy as np
 
 from clip_jax.data import parent
 
+_LOGGER = logging.getLogger(__name__)
+
 # Where Linux keeps shared memory; elsewhere it cannot be listed.
 _MEMORY = pathlib.Path("/dev/shm")
 _PROC = pathlib.Path("/proc")
@@ -89,7 +91,7 @@ def remove_leftovers() -> None:
     removed.append(_remove(path))
   sizes = [size for size in removed if size is not None]
   if sizes:
-    logging.info(
+    _LOGGER.info(
       "Removed %d pieces of shared memory (%.0f MB) that killed runs left.",
       len(sizes),
       sum(sizes) / 1e6,

@@ -9,6 +9,8 @@ from clip_jax import errors, sharding, terminal
 from clip_jax.doctor import captions, diagnosis, learning, machine, records
 from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
 
+_LOGGER = logging.getLogger(__name__)
+
 
 def of_machine() -> list[Finding]:
   """Checks the machine alone."""
@@ -33,7 +35,7 @@ def of_config(
   findings = [machine.versions(), machine.devices()]
   setup = None
   with _errors_found("config", findings):
-    logging.info("Opening the data and making the model ...")
+    _LOGGER.info("Opening the data and making the model ...")
     setup = learning.prepare(config)
     findings.append(_fit(config.batch_size, setup))
   if setup is None:
@@ -64,7 +66,7 @@ def _fit(batch_size: int, setup: learning.Setup) -> Finding:
 
 def _of_data(setup: learning.Setup) -> list[Finding]:
   run, config = setup.run, setup.run.program.config
-  logging.info("Looking at the records of %s ...", config.data.train)
+  _LOGGER.info("Looking at the records of %s ...", config.data.train)
   with terminal.Progress("read", unit="records") as progress:
     sample = records.read(run.source, run.preprocess, progress=progress)
   limit = config.data.max_bad_fraction
@@ -76,7 +78,7 @@ def _of_data(setup: learning.Setup) -> list[Finding]:
 
 
 def _of_learning(setup: learning.Setup, *, steps: int) -> list[Finding]:
-  logging.info("Learning one batch by heart, %d updates ...", steps)
+  _LOGGER.info("Learning one batch by heart, %d updates ...", steps)
   trial = learning.overfit(setup, steps=steps)
   return [diagnosis.balance(trial), diagnosis.diagnose(trial)]
 

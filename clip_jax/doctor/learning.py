@@ -21,6 +21,8 @@ from clip_jax.train import origins as origins_lib
 from clip_jax.train import run as run_lib
 from clip_jax.train import text_layout
 
+_LOGGER = logging.getLogger(__name__)
+
 DEFAULT_STEPS = 60
 _PAIRS_PER_DEVICE = 16
 _ENDLESS_STEPS = 10**6  # The learning rate stays at its peak.
@@ -177,7 +179,7 @@ def overfit(setup: Setup, *, steps: int) -> Trial:
   config = run.program.config
   with run.batches(0) as batches:
     batch = next(batches)
-    logging.info("Timing the loader ...")
+    _LOGGER.info("Timing the loader ...")
     loader_seconds = _batch_seconds(batches, threads=config.data.threads)
   before = jax.tree.map(np.asarray, state.params)
   state, history = _train(run, state, batch, steps=steps)
@@ -219,7 +221,7 @@ def _train(run, state, batch, *, steps: int):
     history.append((measured, time.perf_counter() - start))
     return state
 
-  logging.info("Compiling the update: a large model takes minutes ...")
+  _LOGGER.info("Compiling the update: a large model takes minutes ...")
   state = update(state)
   with terminal.Progress("overfit", unit="updates") as progress:
     for done in range(1, steps):

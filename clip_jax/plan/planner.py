@@ -22,6 +22,8 @@ from clip_jax.plan import (
 )
 from clip_jax.train import step_flops
 
+_LOGGER = logging.getLogger(__name__)
+
 # Kernels by JAX's names of them: a trace does not show what they compute.
 _HIDDEN = ("dot_product_attention", "ffi_call", "pallas_call")
 
@@ -129,7 +131,7 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
     UserError: the step cannot be compiled, for another reason than its size.
   """
   start = time.perf_counter()
-  logging.info(
+  _LOGGER.info(
     "Compiling for %s: a minute or more for a large model or batch ...",
     job.where.name,
   )

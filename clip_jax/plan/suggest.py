@@ -31,6 +31,8 @@ from clip_jax.models import (
 from clip_jax.plan import jobs, memory, planner, topology
 from clip_jax.train import step_flops
 
+_LOGGER = logging.getLogger(__name__)
+
 # What the backward pass computes again, as a part of the forward pass: of a
 # Vision Transformer the products of attention and what is elementwise, or all
 # of it. ("dots" keeps the logits of attention too, the largest arrays of all,
@@ -185,7 +187,7 @@ class _Search:
   def compile(self, choice: Choice) -> planner.Plan:
     """Returns the plan of a choice, and remembers it."""
     changes = choice.overrides(self.base)
-    logging.info("Trying %s", " ".join(changes))
+    _LOGGER.info("Trying %s", " ".join(changes))
     plan = planner.make_plan(self._make_job(changes), with_loss=False)
     self.tried.append((choice, plan))
     return plan

@@ -16,6 +16,8 @@ import numpy as np
 from clip_jax import errors, names, regular_files
 from clip_jax.search import layout
 
+_LOGGER = logging.getLogger(__name__)
+
 
 class Builder:
   """Writes an index row by row: a context manager that commits at its end.
@@ -205,7 +207,7 @@ def _lock(descriptor: int, directory: pathlib.Path) -> bool:
       "stop it, or name another directory."
     ) from None
   except OSError as error:  # Some mounted buckets have no locks.
-    logging.warning("%s cannot be locked: %s", directory, error.strerror)
+    _LOGGER.warning("%s cannot be locked: %s", directory, error.strerror)
   return os.path.samestat(os.fstat(descriptor), os.stat(directory))
 
 

@@ -19,6 +19,8 @@ from clip_jax import errors
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.models import variants
 
+_LOGGER = logging.getLogger(__name__)
+
 COMPILED = "compiled"
 LOCK = ".lock"  # Names the process that trains here.
 
@@ -103,7 +105,7 @@ def _lock(workdir: pathlib.Path, stack: contextlib.ExitStack) -> bool:
   except BlockingIOError:
     return False
   except OSError as error:  # Some mounted buckets have no locks.
-    logging.warning("%s cannot be locked: %s", workdir, error.strerror)
+    _LOGGER.warning("%s cannot be locked: %s", workdir, error.strerror)
     return True
   file.truncate(0)
   file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -180,7 +182,7 @@ def explain_interrupt(workdir: pathlib.Path) -> Iterator[None]:
     yield
   except KeyboardInterrupt:
     steps = workdir_lib.saved_steps(workdir)
-    logging.warning(
+    _LOGGER.warning(
       "%s; the same command goes on from there.",
       f"Step {max(steps)} is saved" if steps else "No step is saved yet",
     )

@@ -23,6 +23,8 @@ from clip_jax.train import metrics, optim, step_flops
 from clip_jax.train import run as run_lib
 from clip_jax.train import step as step_lib
 
+_LOGGER = logging.getLogger(__name__)
+
 LEDGER = "ledger.jsonl"
 EVALUATION_DUE = "evaluation_due"
 BEFORE = "before"  # The measures of the model that a run began with.
@@ -171,7 +173,7 @@ class Journal:
     self.counters["skipped"] = int(measured.skipped)
     if int(measured.skipped) > self._skipped:
       self._skipped = int(measured.skipped)
-      logging.warning(
+      _LOGGER.warning(
         "Step %d: loss or gradient not finite; nothing was changed (%d so far)",
         step,
         self._skipped,
@@ -216,7 +218,7 @@ class Journal:
           f"MFU {100 * rates['mfu']:.1f} %, "
           f"data wait {100 * rates['data_wait']:.1f} %"
         )
-      logging.info(
+      _LOGGER.info(
         "Step %d/%d: loss %.4f, logit scale %.2f, learning rate %.3g%s",
         step,
         self._total_steps,

@@ -24,6 +24,8 @@ from clip_jax.train import (
 from clip_jax.train import origins as origins_lib
 from clip_jax.train import run as run_lib
 
+_LOGGER = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
@@ -106,7 +108,7 @@ def train(
       notes.write_evaluations(first_step, evaluated)
       _leave_if_told(stop, checkpoints)
     if first_step < total_steps and jax.process_index() == 0:
-      logging.info("Compiling the first step ...")
+      _LOGGER.info("Compiling the first step ...")
     # `step` counts finished updates: state, data position and log lines agree.
     for step in range(first_step + 1, total_steps + 1):
       batch = notes.next_batch(batches)
@@ -158,7 +160,7 @@ def _leave_if_told(
   checkpoints.wait()
   step = checkpoints.latest_step()
   saved = "no step is saved yet" if step is None else f"saved step {step}"
-  logging.warning("Told to stop: %s.", saved)
+  _LOGGER.warning("Told to stop: %s.", saved)
   raise SystemExit(preemption.EXIT_CODE)
 
 
@@ -193,7 +195,7 @@ def _restore_or_init(
   state, meta = restored
   if not allow_changes:
     _check_data(run, meta["counters"])
-  logging.info("Resumed at step %d.", meta["step"])
+  _LOGGER.info("Resumed at step %d.", meta["step"])
   return state, meta["counters"]
 
 

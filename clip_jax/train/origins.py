@@ -28,6 +28,8 @@ from clip_jax.convert.formats import model_dir
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import freezing, variants
 
+_LOGGER = logging.getLogger(__name__)
+
 FROM_INIT = variants.FROM_INIT
 PARTS = ("model", "image", "text")
 
@@ -331,7 +333,7 @@ def load(
   arrays = {sharding.path_name(path): array for path, array in flat}
   assert leaves.keys() <= arrays.keys()
   rest = "; the others begin at random" if len(leaves) < len(arrays) else ""
-  logging.info(
+  _LOGGER.info(
     "%d of %d arrays come from %s%s.",
     len(leaves),
     len(arrays),
@@ -359,7 +361,7 @@ def load(
 
 def _warn_of_temperature(scale: float, bound: float) -> None:
   if scale > bound * _ROUNDED_UP:
-    logging.warning(
+    _LOGGER.warning(
       "The checkpoint's logit scale, %.4g, is above max_logit_scale=%.4g: the "
       "first step clips it. --config.model_overrides.max_logit_scale=None "
       "keeps it as it is.",

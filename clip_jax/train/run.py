@@ -20,6 +20,8 @@ from clip_jax.train import origins as origins_lib
 from clip_jax.train import program as program_lib
 from clip_jax.train import text_layout
 
+_LOGGER = logging.getLogger(__name__)
+
 OpenSource = Callable[[str], sources.Source]
 
 
@@ -70,7 +72,7 @@ class Run:
     if frozen := config.optim.frozen:
       params = variants.abstract_variables(program.model)["params"]
       count += f" ({freezing.trained_count(params, frozen):,} of them trained)"
-    logging.info(
+    _LOGGER.info(
       "%s: %s, %d records, %d steps of %d pairs on %d x %s",
       self.name,
       count,
@@ -82,14 +84,14 @@ class Run:
     )
     repeats = len(self.source) < config.batch_size
     if repeats and config.loss.duplicates == "ignore":
-      logging.warning(
+      _LOGGER.warning(
         "Batches of %d pairs hold some of the %d records more than once, as "
         "negatives of themselves unless loss.duplicates says otherwise; add "
         "data, or lower batch_size.",
         config.batch_size,
         len(self.source),
       )
-    logging.info("Texts: %s.", self.layout.describe(self.layout.buckets[0]))
+    _LOGGER.info("Texts: %s.", self.layout.describe(self.layout.buckets[0]))
 
   def check_data(self) -> None:
     """Says what was passed over in all the data of the run.

@@ -23,6 +23,8 @@ from clip_jax.data import order, pipeline, sources
 from clip_jax.models import padding
 from clip_jax.packing import packed_text, placement
 
+_LOGGER = logging.getLogger(__name__)
+
 # Captions that stand for a source's. The mean of so many with CC3M's spread is
 # known to 2 %; the buckets allow for that.
 SAMPLED_CAPTIONS = 512
@@ -251,7 +253,7 @@ class Batches(Iterator[dict]):
   def _note(self, bucket: int) -> None:
     """Says why the step is compiled again."""
     if self._used and bucket not in self._used and jax.process_index() == 0:
-      logging.info(
+      _LOGGER.info(
         "This batch's captions need %s; the step is compiled once for that.",
         self._layout.describe(bucket),
       )

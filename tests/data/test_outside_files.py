@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from clip_jax import cli, preprocess, regular_files
+from clip_jax import cli, errors, preprocess, regular_files
 from clip_jax.data import prepare, sources
 
 
@@ -119,6 +119,29 @@ def test_links_out_of_a_folder_are_refused_unless_asked_for(
     assert len(source) > 2
   with pytest.raises(ValueError, match="Known: follow"):
     sources.open_source(f"{address}?links=all")
+
+
+def test_a_folder_of_links_alone_says_that_they_lead_outside(tmp_path, png):
+  (tmp_path / "elsewhere").mkdir()
+  (tmp_path / "elsewhere" / "a.png").write_bytes(png(0))
+  root = tmp_path / "data"
+  root.mkdir()
+  (root / "ant").symlink_to(tmp_path / "elsewhere")
+  with pytest.raises(errors.UserError, match=r"'ant'; add \?links=follow"):
+    sources.open_source(f"folder:{root}")
+  source = sources.open_source(f"folder:{root}?links=follow")
+  assert source.class_names == ("ant",)
+
+
+@pytest.mark.parametrize("link", ["ant", "cat", "bee/ant"])
+def test_a_folder_is_read_by_its_own_name_not_by_a_links(link, tmp_path, png):
+  for name in ("bee", "bug"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "a.png").write_bytes(png(0))
+  (tmp_path / link).symlink_to(tmp_path / "bug")
+  source = sources.open_source(f"folder:{tmp_path}?layout=classes")
+  assert [source[i].label for i in range(len(source))] == [0, 1]
+  assert source.class_names == ("bee", "bug")
 
 
 def test_a_socket_is_no_regular_file(tmp_path, monkeypatch):

@@ -22,8 +22,15 @@ def add_eval(parser: flags.Parser) -> None:
     "--train-data",
     default="",
     metavar="DATA",
-    help="linear_probe, knn: what to train on, where --data is what to test on "
-    "(default: the splits of --data)",
+    help="linear_probe, knn, --search-templates: what to train on, where "
+    "--data is what to test on (default: the splits of --data)",
+  )
+  parser.add_argument(
+    "--search-templates",
+    default="",
+    metavar="FILE",
+    help="zero_shot: templates, one a line, of which those are taken that tell "
+    "the classes of the training data apart best",
   )
   parser.add_argument(
     "--features",
@@ -59,7 +66,12 @@ def check_eval(arguments: argparse.Namespace) -> str | None:
     "--features": arguments.features,
     "--neighbours": arguments.neighbours,
   }
+  if arguments.search_templates and arguments.task == "zero_shot":
+    if arguments.templates:
+      return "--search-templates finds the templates; leave out --template"
+    del of_probes["--train-data"]
   of_others = {
+    "--search-templates": arguments.search_templates,
     "--labels": arguments.labels,
     "--template": arguments.templates,
     "--duplicates": arguments.duplicates,
@@ -69,6 +81,8 @@ def check_eval(arguments: argparse.Namespace) -> str | None:
     if value:
       others = names.TASKS if probe else names.PROBE_TASKS
       return f"{flag} works with --task {' or '.join(others)} only"
+  if arguments.search_templates and arguments.task != "zero_shot":
+    return "--search-templates works with --task zero_shot only"
   if arguments.neighbours and arguments.task != "knn":
     return "--neighbours works with --task knn only"
   return flags.check_interpolate(arguments)

@@ -8,11 +8,14 @@ _FRACTIONS = {
   "top1": "top-1",
   "top5": "top-5",
   "mean_per_class": "mean per class",
+  "map_11_point": "mean average precision, 11 points",
+  "map_all_point": "mean average precision, all points",
   "validation_top1": "top-1 on the part to choose by",
 }
 _COUNTS = {
   "examples": "examples",
   "classes": "classes",
+  "labels": "labels",
   "images": "images",
   "texts": "texts",
   "neighbours": "neighbours",
@@ -59,6 +62,12 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
       rows.append((f"{way}, median rank", f"{value['median_rank']:g}"))
     elif name in _COUNTS:
       rows.append((_COUNTS[name], str(value)))
+    elif name == "roc_auc":
+      rows.append(("area under the ROC curve", f"{value:.4f}"))
+    elif name == "calibration":
+      rows += _calibration(value)
+    elif name == "search":
+      rows += _search(value)
     elif name == "regularisation":
       rows.append(("regularisation", f"{value:.3g}"))
     elif name == "repeated_texts" and value:
@@ -68,3 +77,25 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
       reasons = ", ".join(f"{n} {reason}" for reason, n in value.items())
       rows.append(("left out as bad", reasons))
   return rows
+
+
+def _calibration(found: dict[str, Any]) -> list[tuple[str, str]]:
+  rows = [("calibration error", f"{100 * found['ece']:.2f} %")]
+  if found["temperature"] is not None:
+    before, after = (
+      f"{100 * found[name]:.2f} %" for name in ("ece_held_out", "ece_after")
+    )
+    rows += [
+      ("temperature, fitted on one half", f"{found['temperature']:.3g}"),
+      ("calibration error of the other", f"{before}, with it {after}"),
+    ]
+  return rows
+
+
+def _search(found: dict[str, Any]) -> list[tuple[str, str]]:
+  chosen, known = found["chosen"], found["templates"]
+  return [
+    ("top-1 on the training data", f"{100 * found['train_top1']:.2f} %"),
+    ("templates chosen", f"{len(chosen)} of {len(known)}"),
+    *(("", terminal.escaped(template, limit=60)) for template in chosen),
+  ]

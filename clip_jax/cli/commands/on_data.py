@@ -13,7 +13,7 @@ from clip_jax.cli import verb
 from clip_jax.cli.commands import measures
 from clip_jax.convert import conversion, interpolation
 from clip_jax.data import account, pipeline, sources
-from clip_jax.evals import embedding_model, linear_probe, tasks
+from clip_jax.evals import linear_probe, prompt_search, tasks
 
 
 def evaluate(arguments: argparse.Namespace) -> verb.Answer:
@@ -38,19 +38,25 @@ def _measure(arguments, clip) -> dict[str, Any]:
   if arguments.task in linear_probe.TASKS:
     return _probe(arguments, clip)
   cuts = tokenizer_lib.Cuts()
-  model = embedding_model.Functions(
-    embed_images=clip.embed_images,
-    embed_texts=functools.partial(clip.embed_texts, cuts=cuts),
-    preprocess=clip.needed_preprocess(),
-  )
-  with terminal.Progress("eval") as progress:
-    result = tasks.evaluate(
+  model = clip.for_evaluation(cuts)
+  if arguments.search_templates:
+    evaluate = functools.partial(
+      prompt_search.evaluate,
+      templates=arguments.search_templates,
+      train_data=arguments.train_data,
+    )
+  else:
+    evaluate = functools.partial(
+      tasks.evaluate,
       arguments.task,
+      templates=arguments.templates,
+      duplicates=arguments.duplicates,
+    )
+  with terminal.Progress("eval") as progress:
+    result = evaluate(
       arguments.data,
       model,
       labels=arguments.labels,
-      templates=arguments.templates,
-      duplicates=arguments.duplicates,
       batch_size=arguments.batch_size,
       threads=arguments.threads,
       progress=progress,

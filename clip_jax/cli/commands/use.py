@@ -16,6 +16,8 @@ from clip_jax import search as search_lib
 from clip_jax.cli import verb
 from clip_jax.evals import prompts
 
+_LOGGER = logging.getLogger(__name__)
+
 
 def classify(arguments: argparse.Namespace) -> verb.Answer:
   """Gives each image the probability of each label."""
@@ -29,7 +31,7 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   kind = arguments.probabilities or clip.probabilities
   if len(names) == 1 and kind == "softmax":
-    logging.warning(
+    _LOGGER.warning(
       "There is one label, %r, so it has all of the probability. Several are "
       "parted by commas.",
       names[0],
@@ -47,7 +49,7 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
     if not wrong:
       raise
     for why in wrong.values():
-      logging.error("Error: %s", why)
+      _LOGGER.error("Error: %s", why)
     if not images:
       raise errors.UserError("None of the images can be read.") from None
     probabilities = ask(images)
@@ -84,7 +86,7 @@ def _usable(clip, paths: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def check_files(paths: Sequence[str]) -> None:
-  """Raises OSError, before anything long, where an image is not there."""
+  """Raises UserError or OSError, before anything long, for an absent image."""
   for path in paths:
     errors.check_local("The image", path)
     os.stat(path)

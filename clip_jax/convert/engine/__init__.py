@@ -113,7 +113,7 @@ STAND_INS = {
 }
 
 
-def towers(spec: dict[str, Any]) -> tuple[str, ...]:
+def towers(spec: Mapping[str, Any]) -> tuple[str, ...]:
   """Returns the towers that a description has: both, "image" or "text"."""
   return tuple(part for part in STAND_INS if part in spec)
 
@@ -184,7 +184,9 @@ def _leaf_shapes(description: str) -> dict[str, tuple[int, ...]]:
   return shapes
 
 
-def check_cover(entries, shapes) -> None:
+def check_cover(
+  entries: Iterable[Entry], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
   """Asserts that the entries fill every place exactly once: our own duty."""
   places = collections.Counter(s for entry in entries for s in entry.slots)
   wanted = set()

@@ -224,7 +224,7 @@ def one_of(known: Mapping[Any, Any]) -> Kind:
   Args:
     known: theirs -> ours; of several for one of ours, the first is written.
   """
-  back = {ours: theirs for theirs, ours in reversed(known.items())}
+  back = {ours: theirs for theirs, ours in reversed(list(known.items()))}
   types = set(map(type, known))
 
   def read(value):
@@ -262,6 +262,7 @@ class Row:
     free: any value of ours will do, for the model computes the same.
   """
 
+  theirs: str  # Only rows that are about a field of theirs have it.
   ours: str
   also: tuple[Any, ...] = ()
   free: bool = False
@@ -383,7 +384,7 @@ class Written(Row):
     put(config, self.theirs, value)
 
 
-def within(section: str, tower: str, rows: Iterable[Row]) -> tuple[Row, ...]:
+def within(section: str, tower: str, rows: Iterable[Any]) -> tuple[Any, ...]:
   """Returns rows of a tower with their full names on both sides.
 
   Args:

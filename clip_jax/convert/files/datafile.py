@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import math
 import os
 import pathlib
@@ -119,7 +120,7 @@ class DataFile:
     self._identity = _identity(status)
 
   @contextlib.contextmanager
-  def opened(self) -> Iterator[BinaryIO]:
+  def opened(self) -> Iterator[io.FileIO]:
     """Opens the file, provided that it is still the same one."""
     with self.path.open("rb", buffering=0) as file:
       if _identity(os.fstat(file.fileno())) != self._identity:
@@ -138,7 +139,7 @@ class DataFile:
     buffer = np.empty(size, np.uint8)
     with self.opened() as file:
       file.seek(offset)
-      read_into(file, memoryview(buffer), self.path)
+      read_into(file, buffer.data, self.path)
     return buffer
 
   def chunks(self, offset: int, size: int) -> Iterator[bytes]:
@@ -161,7 +162,9 @@ class DataFile:
       )
 
 
-def read_into(file: BinaryIO, view: memoryview, path: pathlib.Path) -> None:
+def read_into(
+  file: io.RawIOBase | io.BufferedIOBase, view: memoryview, path: pathlib.Path
+) -> None:
   """Fills `view` from `file`."""
   while view:
     count = file.readinto(view)
@@ -210,7 +213,7 @@ def tensor_bytes(tensor: tensor_lib.Tensor) -> Iterator[memoryview]:
   if array.dtype.kind != "V" and array.dtype.byteorder == ">":
     array = array.astype(array.dtype.newbyteorder("<"))
   array = np.ascontiguousarray(array).reshape(-1)
-  yield memoryview(array.view(np.uint8)) if array.size else memoryview(b"")
+  yield array.view(np.uint8).data if array.size else memoryview(b"")
 
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

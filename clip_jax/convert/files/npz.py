@@ -119,11 +119,11 @@ def _parse(text: str) -> tuple[tuple[int, ...], np.dtype, bool]:
   if not match:
     raise ValueError(f"its header is not numpy's: {text[:80]!r}")
   descr = _DESCR.fullmatch(match["descr"])
-  kind = descr[2] + descr[3] if descr else ""
-  if kind == "V2" and descr[1] != ">":
+  order, kind = (descr[1], descr[2] + descr[3]) if descr else (None, "")
+  if kind == "V2" and order != ">":
     dtype = datafile.BFLOAT16
   elif kind in _NUMBERS:
-    dtype = np.dtype(descr[1].replace("|", "=") + kind if descr[1] else kind)
+    dtype = np.dtype(order.replace("|", "=") + kind if order else kind)
   else:
     raise ValueError(
       f"its dtype is {match['descr'][:40]}; only numbers, truth values and "

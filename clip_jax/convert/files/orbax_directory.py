@@ -41,7 +41,9 @@ def read(step: pathlib.Path) -> dict[str, Tensor]:
   path = step / ITEM
   handler = ocp.PyTreeCheckpointHandler()
   try:
-    tree = handler.metadata(path.absolute()).tree
+    # It asks for a path of etils and takes any.
+    there: Any = path.absolute()
+    tree = handler.metadata(there).tree
     params = tree["params"]
   except (KeyError, TypeError, ValueError, OSError) as error:
     raise errors.DamagedError(
@@ -56,7 +58,8 @@ def read(step: pathlib.Path) -> dict[str, Tensor]:
     array.flags.writeable = False
     return array
 
-  found, about = {}, {}
+  found: dict[str, Tensor] = {}
+  about: dict[tuple[str, ...], tuple[tuple[int, ...], np.dtype]] = {}
   for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
     names = tuple(str(key.key) for key in keys)
     # Parameters were saved in flax's boxes, whose one field is "value".

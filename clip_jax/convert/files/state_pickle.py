@@ -16,6 +16,8 @@ from typing import Any
 
 from clip_jax.convert.files import torch_names
 
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+
 # A tensor takes about 40. A large training state has 10,000 tensors.
 MAX_OPCODES = 500_000
 MAX_INT_BYTES = 16
@@ -98,7 +100,7 @@ def _opcodes(data: bytes) -> Iterator[tuple[str, Any, int]]:
   stream = io.BytesIO(data)
   for _ in range(MAX_OPCODES):
     position = stream.tell()
-    opcode = pickletools.code2op.get(stream.read(1).decode("latin-1"))
+    opcode = _OPCODES.get(stream.read(1).decode("latin-1"))
     if opcode is None:
       raise ValueError(f"the pickle has no opcode at byte {position}")
     if opcode.name not in _STEPS:

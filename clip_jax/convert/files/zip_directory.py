@@ -11,7 +11,8 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -137,7 +138,7 @@ def content(file: datafile.DataFile, entry: Entry) -> np.ndarray:
   """Returns the bytes of an entry as a uint8 array, checked."""
   if not entry.compressed:
     data = file.read_array(entry.offset, entry.stored)
-    _compare_crc(entry, zlib.crc32(data))
+    _compare_crc(entry, zlib.crc32(data.data))
     return data
   data = np.empty(entry.size, np.uint8)
   at = 0
@@ -202,21 +203,21 @@ class Writer:
 
   ALIGNMENT = 64
 
-  def __init__(self, file):
+  def __init__(self, file: BinaryIO):
     self._file = file
     self._archive = zipfile.ZipFile(file, "w", zipfile.ZIP_STORED)
 
   def __enter__(self) -> "Writer":
     return self
 
-  def __exit__(self, kind, error, traceback) -> None:
+  def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
     if kind is None:
       self._archive.close()
     else:
       # Not `close`, which would write a directory of half an entry.
       self._archive.fp = None
 
-  def add(self, name: str, pieces, size: int) -> None:
+  def add(self, name: str, pieces: Iterable[Any], size: int) -> None:
     """Writes an entry of `size` bytes from an iterable of buffers."""
     info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     info.create_system = 3  # Unix, on every system.

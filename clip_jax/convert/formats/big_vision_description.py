@@ -325,7 +325,7 @@ def usual_tokenizer(text: Mapping[str, Any]) -> dict[str, Any]:
   """
   if text["kind"] == "bert":
     return dict(_WORDPIECE)
-  return dict(TOKENIZERS.get(VOCABULARIES.get(text["vocab_size"]), {}))
+  return dict(TOKENIZERS.get(VOCABULARIES.get(text["vocab_size"], ""), {}))
 
 
 def _ends(read: Sizes, tensors, layout, spec, report) -> dict[str, Any]:

@@ -250,8 +250,9 @@ def clips_files(context_length: int) -> dict[str, bytes]:
     "errors": "replace",
     **special,
   }
+  pairs: Any = [tuple(line.split(" ")) for line in merges]
   engine = transformers.CLIPTokenizer(
-    vocab=vocabulary, merges=[tuple(line.split(" ")) for line in merges]
+    vocab=vocabulary, merges=pairs
   ).backend_tokenizer
   return {
     VOCAB: _to_json(vocabulary),

@@ -335,7 +335,7 @@ def family(
   text: str,
   *,
   own_tokenizer: bool,
-  bert_config: Callable[[str], dict[str, Any]] = rows_lib.BERTS.get,
+  bert_config: Callable[[str], Any] = rows_lib.BERTS.get,
 ) -> Family:
   """Returns the rows of models with these towers.
 

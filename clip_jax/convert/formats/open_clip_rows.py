@@ -7,7 +7,7 @@ default, which therefore stands in the row.
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from clip_jax import errors
 from clip_jax.convert import report as report_lib
@@ -119,7 +119,7 @@ def only(theirs: str, *values: Any) -> Other:
 
 
 def without_effect(
-  rows: Iterable[fields.Row], *, beside: Iterable[fields.Row]
+  rows: Iterable[Any], *, beside: Iterable[fields.Row]
 ) -> Iterable[Other]:
   """Yields rows that warn of fields which only another kind of tower reads.
 
@@ -146,6 +146,9 @@ class OptionalHeads(Option, fields.Heads):
 @dataclasses.dataclass(frozen=True)
 class Derived(Option):
   """A field whose meaning depends on others of its tower, read before."""
+
+  _ours: ClassVar[Callable[..., Any]]  # From their value and our tower.
+  _theirs: ClassVar[Callable[..., Any]]  # From our tower.
 
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
     """Reads the field."""
@@ -325,7 +328,9 @@ class TimmTower(fields.Row):
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
     """Writes the name that timm has for the tower."""
-    name, pool = find_timm(spec)
+    found = find_timm(spec)
+    assert found, "checked before"
+    name, pool = found
     written = {
       "image_size": spec["image"]["image_size"],
       "timm_model_name": name,

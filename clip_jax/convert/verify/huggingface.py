@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ def load(source: Source) -> Oracle:
   """
   if source.path.is_dir():
     return _load(source)
+  assert source.options.config, "a bare file was read with it"
   config = pathlib.Path(source.options.config).expanduser()
   config = config if config.is_dir() else config.parent
   with tempfile.TemporaryDirectory() as directory:
@@ -74,7 +76,9 @@ def _load(source: Source) -> Oracle:
   if kind == "chinese_clip":
     _restore_words(model, source.tensors(huggingface_weights.require(path)))
   library = f"transformers {transformers.__version__}"
-  makers = {"pixels": lambda: _pixels(path, kind)} if "image" in spec else {}
+  makers: dict[str, Callable[[], Callable[[list], np.ndarray]]] = {}
+  if "image" in spec:
+    makers["pixels"] = lambda: _pixels(path, kind)
   if "text" in spec:
     makers["tokens"] = lambda: _tokens(path, spec["text"]["context_length"])
   inputs = preparations("transformers", **makers)

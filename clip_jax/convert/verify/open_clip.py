@@ -2,6 +2,7 @@
 
 import pathlib
 import tempfile
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def load(source: Source) -> Oracle:
 def _load(path: pathlib.Path, *, double: bool) -> Oracle:
   import open_clip
 
-  model = open_clip.create_model(f"local-dir:{path}", precision="fp32")
+  model: Any = open_clip.create_model(f"local-dir:{path}", precision="fp32")
   model = (model.double() if double else model).eval()
   transformer = getattr(model, "transformer", None)
   if transformer is None:
@@ -57,13 +58,15 @@ def _load(path: pathlib.Path, *, double: bool) -> Oracle:
   }
 
   def make_pixels():
-    from torchvision import transforms  # As open_clip's transform does.
+    from torchvision import transforms  # type: ignore  # As open_clip's transform does.
 
     assert transforms.Compose
     config = open_clip.transform.PreprocessCfg(
       **open_clip.get_model_preprocess_cfg(model)
     )
-    process = open_clip.transform.image_transform_v2(config, is_train=False)
+    process: Any = open_clip.transform.image_transform_v2(
+      config, is_train=False
+    )
     return lambda images: np.stack(
       [process(image).numpy().transpose(1, 2, 0) for image in images]
     )

@@ -17,8 +17,10 @@ from clip_jax.convert.verify.oracle import (
 def _module():
   """Returns model.py alone: its package would import torchvision."""
   package = importlib.util.find_spec("clip")
+  assert package and package.submodule_search_locations, "libraries.py checks"
   path = pathlib.Path(package.submodule_search_locations[0]) / "model.py"
   spec = importlib.util.spec_from_file_location("_openai_clip_model", path)
+  assert spec and spec.loader, "a file of Python has a loader"
   module = importlib.util.module_from_spec(spec)
   sys.modules[spec.name] = module
   spec.loader.exec_module(module)

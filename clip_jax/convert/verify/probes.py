@@ -57,8 +57,7 @@ def pictures(rng: np.random.Generator) -> list[Image.Image]:
   ):
     coarse = rng.integers(0, 256, (h // 9 + 2, w // 9 + 2, 3), np.uint8)
     picture = Image.fromarray(coarse).resize((w, h))
-    colours = {"colors": 16} if mode == "P" else {}
-    found.append(picture.convert(mode, **colours))
+    found.append(picture.convert(mode, colors=16 if mode == "P" else 256))
   return found
 
 

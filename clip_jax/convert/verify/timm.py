@@ -1,6 +1,7 @@
 """timm as an oracle for an image tower."""
 
 import json
+from typing import Any
 
 import clip_jax.convert.formats.timm as timm_format
 from clip_jax import errors
@@ -19,7 +20,7 @@ def load(source: Source) -> Oracle:
 
   config = json.loads((path / "config.json").read_text())
   weights = timm_format.find_weights(path)
-  model = timm.create_model(
+  model: Any = timm.create_model(
     config["architecture"],
     num_classes=config.get("num_classes", 0),
     **config.get("model_args", {}),

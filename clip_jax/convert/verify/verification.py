@@ -203,7 +203,7 @@ def _compare_inputs(ours: Portable, theirs: Portable, oracle: Oracle):
   """Yields how images and texts are prepared on both sides."""
   seed = np.random.default_rng(0)  # The probes are chosen, not drawn.
   lower = theirs.spec.get("tokenizer", {}).get("cleaning") == "hf_lower"
-  for stage, part, inputs, run_ours, compare, bar in (
+  stages: Any = (
     (
       *("pixels", "image", probes.pictures(seed), probes.prepare),
       *(difference, PIXEL_BAR),
@@ -212,7 +212,8 @@ def _compare_inputs(ours: Portable, theirs: Portable, oracle: Oracle):
       *("tokens", "text", probes.texts(lower=lower), probes.tokenize),
       *(unequal_rows, TOKEN_BAR),
     ),
-  ):
+  )
+  for stage, part, inputs, run_ours, compare, bar in stages:
     if part not in ours.spec:
       continue
     run_theirs = getattr(oracle, stage)
@@ -302,13 +303,17 @@ def unequal_rows(got: np.ndarray, want: np.ndarray) -> float:
   return float((got != want).any(axis=1).mean())
 
 
-def random_images(tower: dict[str, Any], rng, examples: int) -> np.ndarray:
+def random_images(
+  tower: dict[str, Any], rng: np.random.Generator, examples: int
+) -> np.ndarray:
   """Returns normalised images (examples, size, size, 3), float64."""
   size = tower["image_size"]
   return rng.normal(size=(examples, size, size, 3))
 
 
-def random_tokens(tower: dict[str, Any], rng, examples: int) -> np.ndarray:
+def random_tokens(
+  tower: dict[str, Any], rng: np.random.Generator, examples: int
+) -> np.ndarray:
   """Returns ids (examples, length) of texts that end at various positions."""
   length, vocab = tower["context_length"], tower["vocab_size"]
   tokens = rng.integers(1, vocab - 1, size=(examples, length))

@@ -37,9 +37,13 @@ _SCHEMES = {
   "tfds": (
     "sources.tfds",
     "open_tfds",
-    ("data_dir", "image", "caption", "label"),
+    ("data_dir", "image", "caption", "label", "ignored"),
   ),
-  "wds": ("sources.webdataset", "open_webdataset", ("captions", "classes")),
+  "wds": (
+    "sources.webdataset",
+    "open_webdataset",
+    ("captions", "classes", "labels"),
+  ),
 }
 _OF_ALL_SCHEMES = ("split", "held_out")
 # The "?" of a glob is not followed by `name=`.

@@ -7,6 +7,8 @@ Where there are both, the `.txt` counts.
 """
 
 import codecs
+import io
+import re
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -18,6 +20,9 @@ from clip_jax.data import record as record_lib
 CAPTIONS = ("text", "lines")
 # Larger files are not read as captions.
 MAX_TEXT_BYTES = 2**20
+# The text of an image that is of none of the classes.
+NO_CLASS = "none of the classes"
+_NPY = b"\x93NUMPY"
 _LOOKED_AT = 64  # Texts, before it is said that they have several lines.
 
 
@@ -66,6 +71,50 @@ def label_from(data: bytes, *, key: str, classes: int | None) -> int:
   if classes is not None:
     check_label(label, key=key, classes=classes)
   return label
+
+
+def labels_from(
+  data: bytes, *, key: str, classes: int | None
+) -> tuple[int, ...]:
+  """Returns the labels in the bytes of a `.cls` or `.npy` file.
+
+  The first holds their numbers with spaces, commas or semicolons between, the
+  second (as CLIP_benchmark writes it) a 1 for each class that is there and a 0
+  for the others.
+  """
+  if data.startswith(_NPY):
+    found = _marked(data, key)
+    if classes is not None and len(found) != classes:
+      raise record_lib.BadRecord("bad_label", key)
+    return tuple(np.flatnonzero(found).tolist())
+  words = re.split(rb"[\s,;]+", data.removeprefix(codecs.BOM_UTF8).strip())
+  labels = (label_from(w, key=key, classes=classes) for w in words if w)
+  return tuple(sorted(set(labels)))
+
+
+def _marked(data: bytes, key: str) -> np.ndarray:
+  try:
+    found = np.load(io.BytesIO(data), allow_pickle=False)
+  except (ValueError, EOFError, OSError):
+    raise record_lib.BadRecord("bad_label", key) from None
+  if found.ndim != 1 or found.dtype.kind not in "biuf":
+    raise record_lib.BadRecord("bad_label", key)
+  if not np.all((found == 0) | (found == 1)):
+    raise record_lib.BadRecord("bad_label", key)
+  return found
+
+
+def from_labels(
+  label: int | None,
+  labels: tuple[int, ...] | None,
+  class_names: tuple[str, ...] | None,
+) -> tuple[str, ...] | None:
+  """Returns the names of a record's classes; None where nothing names any."""
+  if class_names is None or (label is None and labels is None):
+    return None
+  numbers = (label,) if labels is None else labels
+  names = tuple(class_names[n] for n in numbers if n is not None)
+  return names or (NO_CLASS,)
 
 
 def check_label(label: int, *, key: str, classes: int) -> None:

@@ -179,6 +179,10 @@ def open_folder(
       account.unread.add(name)
   if not images:
     seen = [*texts, *account.left_out.first_names()][:3]
+    if not seen and account.notes:  # Of links that are not followed.
+      raise errors.UserError(
+        f"folder:{path} holds no images. {' '.join(account.notes)}"
+      )
     raise errors.UserError(
       f"folder:{path} holds no images (files that end in"
       f" {', '.join(naming.IMAGE_SUFFIXES[:9])} and the like)"
@@ -399,23 +403,28 @@ def _walk(
   seen, outside = set(), []
   inside = within and os.path.join(os.path.realpath(within), "")
   left_out = account.left_out
-  for directory, subdirectories, names in os.walk(root, followlinks=True):
-    real = os.path.realpath(directory)
-    leads_out = inside and not os.path.join(real, "").startswith(inside)
-    if leads_out:
-      outside.append(os.path.relpath(directory, root))
-    if leads_out or real in seen:
-      subdirectories.clear()
-      continue
-    seen.add(real)
-    for name in filter(_is_hidden, subdirectories):
-      left_out.add(_below(root, directory, name) + os.sep)
-    subdirectories[:] = [s for s in subdirectories if not _is_hidden(s)]
-    for name in names:
-      if _is_hidden(name):
-        left_out.add(_below(root, directory, name))
-      else:
-        yield _below(root, directory, name)
+  # Links come after all folders, so that a folder is read by its own name.
+  starts = [root]
+  for start in starts:
+    for directory, subdirectories, names in os.walk(start):
+      real = os.path.realpath(directory)
+      leads_out = inside and not os.path.join(real, "").startswith(inside)
+      if leads_out:
+        outside.append(os.path.relpath(directory, root))
+      if leads_out or real in seen:
+        subdirectories.clear()
+        continue
+      seen.add(real)
+      for name in filter(_is_hidden, subdirectories):
+        left_out.add(_below(root, directory, name) + os.sep)
+      subdirectories[:] = [s for s in subdirectories if not _is_hidden(s)]
+      paths = [os.path.join(directory, s) for s in subdirectories]
+      starts.extend(path for path in paths if os.path.islink(path))
+      for name in names:
+        if _is_hidden(name):
+          left_out.add(_below(root, directory, name))
+        else:
+          yield _below(root, directory, name)
   if outside:
     more = f" and {len(outside) - 5} more" if len(outside) > 5 else ""
     account.notes.append(
