@@ -271,8 +271,7 @@ def _table_of(results: Sequence[records.Result]) -> str:
     "the image tower's features, as the paper's appendix A.3 does."
   )
   parts = [markdown.table(header, rows), note]
-  protocols = {(tables.task_words(x.task), tables.protocol(x)) for x in results}
-  told = sorted(f"{task}: {words}" for task, words in protocols if words)
+  told = sorted(filter(None, {tables.protocol(x) for x in results}))
   if told:
     parts.append(_list(map(markdown.text, told)))
   return "\n\n".join(parts)

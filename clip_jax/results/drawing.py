@@ -73,6 +73,7 @@ def draw(figure: Figure) -> bytes:
   columns = _columns(figure.panels)
   rows = math.ceil(len(figure.panels) / columns)
   width, height = _size(figure.panels, columns)
+  most = max(len(panel.categories) for panel in figure.panels)
   with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
     # A name may have characters that the font has not: they are boxes then.
     warnings.filterwarnings("ignore", "Glyph")
@@ -82,7 +83,7 @@ def draw(figure: Figure) -> bytes:
     matplotlib.backends.backend_agg.FigureCanvasAgg(canvas)
     axes = canvas.subplots(rows, columns, squeeze=False).flatten()
     for panel, pair in zip(figure.panels, axes, strict=False):
-      _draw_panel(pair, panel)
+      _draw_panel(pair, panel, rows=most)
     for unused in axes[len(figure.panels) :]:
       unused.set_visible(False)
     _draw_legend(canvas, axes, columns * width)
@@ -105,7 +106,8 @@ def _size(panels: Sequence[Panel], columns: int) -> tuple[float, float]:
   return (8.0, 4.2) if columns == 1 else (4.4, 3.8)
 
 
-def _draw_panel(axes: Any, panel: Panel) -> None:
+def _draw_panel(axes: Any, panel: Panel, *, rows: int) -> None:
+  """Draws a panel; `rows` is the most categories that one beside it has."""
   axes.set(xlabel=_short(panel.x_label), ylabel=_short(panel.y_label))
   axes.set_title("\n".join(map(_short, panel.title.split("\n")[:2])))
   axes.set_axisbelow(True)
@@ -122,7 +124,7 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
   if panel.categories:
     names = [_short(name) for name in panel.categories]
     axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(panel.categories) - 0.4, -0.6)
+    axes.set_ylim(rows - 0.4, -0.6)  # Bars are as high as those beside.
   if panel.x_limits:
     axes.set_xlim(*panel.x_limits)
   if panel.y_limits:
@@ -153,6 +155,7 @@ def _draw_mark(axes: Any, mark: Mark, *, is_across: bool) -> None:
   if mark.look == "bars":
     if is_across:
       axes.barh(y, x, height=0.7, color=colour, label=label)
+      axes.xaxis.get_major_locator().set_params(integer=True)  # Counts.
     else:
       widths = [high - low for low, high in mark.ranges]
       axes.bar(x, y, widths, color=colour, edgecolor="white", label=label)

@@ -84,10 +84,10 @@ def results(collection: records.Collection) -> Table | None:
       percent(value),
       interval,
       _count(result),
-      protocol(result),
+      "" if i else protocol(result),  # Once for all measures of a result.
     )
     for result in collection.results
-    for name, value, interval in measured(result)
+    for i, (name, value, interval) in enumerate(measured(result))
   ]
   header = (
     "model",

@@ -120,7 +120,7 @@ def test_a_card_tells_architecture_data_training_and_results(workdir, reports):
     "- steps: 3\n",
     "- pairs seen: 98,304\n",
     "| CIFAR10 (tfds:cifar10/test) | top-1 | 25.0 | 20.0 to 30.0 |",
-    "- zero-shot: 80 prompts a class",
+    "- 80 prompts a class",
     'clip_jax.load("run")',
   ):
     assert words in body, words
