@@ -15,6 +15,7 @@ from clip_jax.evals import (
   metrics,
   multi_label,
 )
+from clip_jax.evals import confusions as confusions_lib
 from clip_jax.evals import prompts as prompts_lib
 
 _LOGGER = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def accuracy(
   classes: np.ndarray,
   *,
   logit_scale: float | None = None,
+  names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
   """Returns the measures of batches of (unit image embeddings, labels).
 
@@ -72,6 +74,7 @@ def accuracy(
     batches: pairs of (n, embed) and (n,).
     classes: the classes' unit embeddings, (classes, embed).
     logit_scale: of the model; adds `calibration` (calibration.py).
+    names: of the classes; adds `confusions` (confusions.py).
 
   Raises:
     UserError: a label is missing (-1) or no class, or there is no example.
@@ -86,11 +89,17 @@ def accuracy(
     raise errors.UserError("There is no example to classify.")
   embeds, labels = map(np.concatenate, zip(*kept, strict=True))
   counts = Accuracy(len(classes))
+  confusions = confusions_lib.Confusions(names or ())
   step = max(1, _SCORES_PER_BLOCK // len(classes))
   for start in range(0, len(labels), step):
     rows = slice(start, start + step)
-    counts.update(embeds[rows] @ classes.T, labels[rows])
+    scores = embeds[rows] @ classes.T
+    counts.update(scores, labels[rows])
+    if names is not None:
+      confusions.update(scores, labels[rows])
   result = counts.result()
+  if names is not None:
+    result["confusions"] = confusions.result()
   if len(classes) == 2 and 0 < labels.sum() < len(labels):
     margins = np.diff((embeds @ classes.T).astype(np.float64), axis=1)
     result["roc_auc"] = metrics.roc_auc(margins[:, 0], labels == 1)
@@ -243,7 +252,10 @@ def evaluate(
     measured = multi_label.precision(read.embeds, read.labels, classes)
   else:
     measured = accuracy(
-      [(read.embeds, read.labels)], classes, logit_scale=model.logit_scale
+      [(read.embeds, read.labels)],
+      classes,
+      logit_scale=model.logit_scale,
+      names=resolved.names,
     )
   count = sum(map(len, resolved.texts))
   return {

@@ -82,6 +82,10 @@ class Journal:
     start = {"bad_records": 0, "skipped": 0}
     self.counters: dict[str, Any] = start | counters
     self.counters["data"] = source.fingerprint
+    # For the model card.
+    devices = jax.devices()
+    self.counters["records"] = len(source)
+    self.counters["devices"] = f"{len(devices)} x {devices[0].device_kind}"
     self.evaluation_due = bool(self.counters.pop(EVALUATION_DUE, False))
     self._writer = metrics.Writer(
       workdir, after_step=first_step, evaluation_due=self.evaluation_due
