@@ -88,7 +88,8 @@ def parse_json(text: bytes) -> dict[str, Any]:
   try:
     return json_text.parse(text, what="its JSON", strict=True)
   except json_text.JsonError as error:  # Whoever calls names the file.
-    raise ValueError(str(error)) from None
+    what = str(error).removesuffix(json_text.AGAIN)  # Which they say, too.
+    raise ValueError(what) from None
 
 
 def _place(name: str, entry: Any) -> tuple[tuple[int, ...], np.dtype, int, int]:
