@@ -20,6 +20,7 @@ EXAMPLES = {
     "eval runs/demo --task zero_shot --data builtin:two_digits/unseen",
     "eval runs/mine --task retrieval --data csv:pairs.csv --json",
     "eval runs/demo --task linear_probe --data builtin:digits",
+    "eval ViT-B-32.pt --suite paper27 --data-root ~/data",
   ),
   "classify": (
     'classify runs/demo photo.png --labels "zero one,one zero"',
@@ -46,6 +47,7 @@ EXAMPLES = {
   "data": (
     "data inspect 'wds:shards/{00000..00331}.tar'",
     "data prepare csv:pairs.csv prepared --drop-bad",
+    "data doctor --suite all --data-root ~/data",
   ),
   "completion": (
     "completion bash > ~/.local/share/bash-completion/completions/clip-jax",

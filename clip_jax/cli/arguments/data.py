@@ -1,4 +1,4 @@
-"""The arguments of data inspect and data prepare."""
+"""The arguments of data inspect, data prepare and data doctor."""
 
 from clip_jax.cli import flags
 
@@ -22,7 +22,12 @@ def add_data(parser: flags.Parser) -> None:
     action="store_true",
     help="decode every image and leave the bad ones out",
   )
-  for action in (inspect, prepare):
-    flags.add_max_pixels(action)
+  doctor = actions.add_parser(
+    "doctor", help="say which data sets of a suite are there, and are right"
+  )
+  flags.add_suite(doctor, required=True)
+  for action in (inspect, prepare, doctor):
+    if action is not doctor:
+      flags.add_max_pixels(action)
     flags.add_json(action)
     parser.flags += action.flags

@@ -12,12 +12,23 @@ def add_eval(parser: flags.Parser) -> None:
   parser.add_argument("model", metavar="MODEL", help=flags.MODEL)
   parser.add_argument(
     "--task",
-    required=True,
     metavar="TASK",
     choices=(*names.TASKS, *names.PROBE_TASKS),
     help=", ".join((*names.TASKS, *names.PROBE_TASKS)),
   )
-  parser.add_argument("--data", required=True, metavar="DATA", help=flags.DATA)
+  parser.add_argument("--data", metavar="DATA", help=flags.DATA)
+  flags.add_suite(parser)
+  parser.add_argument(
+    "--out",
+    metavar="DIR",
+    help="of a suite: where each set's result goes; those that are there are "
+    "not measured again (default: a directory of this model in runs/eval)",
+  )
+  parser.add_argument(
+    "--csv",
+    metavar="FILE",
+    help="of a suite: also write the measures as CLIP_benchmark does",
+  )
   parser.add_argument(
     "--train-data",
     default="",
@@ -54,6 +65,8 @@ def add_eval(parser: flags.Parser) -> None:
 
 def check_eval(arguments: argparse.Namespace) -> str | None:
   """Returns what is wrong with the arguments together, or None."""
+  if problem := _check_suite(arguments):
+    return problem
   of_probes = {
     "--train-data": arguments.train_data,
     "--features": arguments.features,
@@ -72,6 +85,38 @@ def check_eval(arguments: argparse.Namespace) -> str | None:
   if arguments.neighbours and arguments.task != "knn":
     return "--neighbours works with --task knn only"
   return flags.check_interpolate(arguments)
+
+
+def _check_suite(arguments: argparse.Namespace) -> str | None:
+  """Returns what is wrong with --suite and what goes with it, or without it."""
+  one_task = {"--task": arguments.task, "--data": arguments.data}
+  of_suite = {
+    "--data-root": arguments.data_root,
+    "--out": arguments.out,
+    "--csv": arguments.csv,
+  }
+  if arguments.suite is None:
+    if missing := [flag for flag, value in one_task.items() if not value]:
+      required = f"the following arguments are required: {', '.join(missing)}"
+      return f"{required}; or --suite and --data-root"
+    given = [flag for flag, value in of_suite.items() if value]
+    return f"{given[0]} goes with --suite" if given else None
+  others = one_task | {
+    "--labels": arguments.labels,
+    "--template": arguments.templates,
+    "--duplicates": arguments.duplicates,
+    "--train-data": arguments.train_data,
+    "--features": arguments.features,
+    "--neighbours": arguments.neighbours,
+    "--interpolate": arguments.interpolate,
+  }
+  if given := [
+    flag for flag, value in others.items() if value is not None and value != ""
+  ]:
+    return f"{given[0]} does not go with --suite, which says what is measured"
+  if not arguments.data_root:
+    return "--suite needs --data-root, the directory of the data sets"
+  return None
 
 
 def add_classify(parser: flags.Parser) -> None:

@@ -1,16 +1,19 @@
-"""The verb about data: inspect and prepare."""
+"""The verb about data: inspect, prepare and doctor."""
 
 import argparse
 
 from clip_jax import preprocess, terminal
 from clip_jax.cli import verb
+from clip_jax.cli.commands import suite
 from clip_jax.data import account, prepare, sources
 
 _MOST_BAD_SHOWN = 20  # Lines; --json holds more.
 
 
 def data(arguments: argparse.Namespace) -> verb.Answer:
-  """Inspects data, or prepares it for training."""
+  """Inspects data, prepares it for training, or looks at a suite's."""
+  if arguments.action == "doctor":
+    return suite.doctor(arguments)
   source = sources.open_source(arguments.data)
   with terminal.Progress(arguments.action, unit="records") as progress:
     return _ACTIONS[arguments.action](
