@@ -22,6 +22,13 @@ PROBE_TASKS = ("linear_probe", "knn")
 FURTHER_TASKS = ("few_shot", "robustness", "groups")
 TRAINING_TASKS = ("few_shot_lsr",)
 FEATURES = ("pre_projection", "embedding")
+# The tables of data sets that `clip-jax eval --suite` measures.
+SUITE_GROUPS = ("paper27", "robustness", "retrieval", "more")
+# OpenAI's models, whose figures are published.
+OPENAI_MODELS = (
+  *("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"),
+  *("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336"),
+)
 # What retrieval takes an equal caption of another image for.
 RETRIEVAL_DUPLICATES = ("hits", "misses")
 # How logits become probabilities: of one label among several, or of each alone.

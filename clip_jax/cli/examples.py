@@ -25,6 +25,7 @@ EXAMPLES = {
     "eval runs/demo --task few_shot --data builtin:digits --shots 1,4,16",
     "eval runs/demo --task robustness --data builtin:digits/test",
     "eval runs/mine --task groups --data folder:faces --groups faces.csv",
+    "eval ViT-B-32.pt --suite paper27 --data-root ~/data",
   ),
   "report": (
     "report runs/demo",
@@ -60,6 +61,7 @@ EXAMPLES = {
     "data inspect 'wds:shards/{00000..00331}.tar'",
     "data prepare csv:pairs.csv prepared --drop-bad",
     "data curate csv:pairs.csv balanced --queries words.txt --max-per-query 20",
+    "data doctor --suite all --data-root ~/data",
   ),
   "completion": (
     "completion bash > ~/.local/share/bash-completion/completions/clip-jax",

@@ -100,6 +100,23 @@ def add_batches(parser: Parser) -> None:
   )
 
 
+def add_suite(parser: Parser, *, required: bool = False) -> None:
+  """Adds --suite and --data-root."""
+  parser.add_argument(
+    "--suite",
+    required=required,
+    metavar="NAME,…",
+    help=f"data sets with published figures: {', '.join(names.SUITE_GROUPS)}, "
+    "all, or their own names, such as cifar10",
+  )
+  parser.add_argument(
+    "--data-root",
+    required=required,
+    metavar="DIR",
+    help="the directory of these data sets",
+  )
+
+
 def add_duplicates(parser: Parser) -> None:
   """Adds --duplicates, of retrieval."""
   parser.add_argument(

@@ -29,8 +29,13 @@ def add_data(parser: flags.Parser) -> None:
     help="write the part of DATA in which no query has too many pairs",
   )
   _add_curate(curate)
-  for action in (inspect, prepare, curate):
-    flags.add_max_pixels(action)
+  doctor = actions.add_parser(
+    "doctor", help="say which data sets of a suite are there, and are right"
+  )
+  flags.add_suite(doctor, required=True)
+  for action in (inspect, prepare, curate, doctor):
+    if action is not doctor:
+      flags.add_max_pixels(action)
     flags.add_json(action)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from typing import Any
 
 from clip_jax import names
 from clip_jax.cli import flags
@@ -28,12 +29,23 @@ def add_eval(parser: flags.Parser) -> None:
   parser.add_argument("model", metavar="MODEL", help=flags.MODEL)
   parser.add_argument(
     "--task",
-    required=True,
     metavar="TASK",
     choices=_EVAL_TASKS,
     help=", ".join(_EVAL_TASKS),
   )
-  parser.add_argument("--data", required=True, metavar="DATA", help=flags.DATA)
+  parser.add_argument("--data", metavar="DATA", help=flags.DATA)
+  flags.add_suite(parser)
+  parser.add_argument(
+    "--out",
+    metavar="DIR",
+    help="of a suite: where each set's result goes; those that are there are "
+    "not measured again (default: a directory of this model in runs/eval)",
+  )
+  parser.add_argument(
+    "--csv",
+    metavar="FILE",
+    help="of a suite: also write the measures as CLIP_benchmark does",
+  )
   probes = ", ".join(_FLAGS_OF["--train-data"])
   parser.add_argument(
     "--train-data",
@@ -102,9 +114,10 @@ def add_eval(parser: flags.Parser) -> None:
 
 def check_eval(arguments: argparse.Namespace) -> str | None:
   """Returns what is wrong with the arguments together, or None."""
+  if problem := _check_suite(arguments):
+    return problem
   for flag, takes in _FLAGS_OF.items():
-    name = flag.removeprefix("--").replace("-", "_")
-    given = getattr(arguments, "templates" if name == "template" else name)
+    given = _given(arguments, flag)
     if flag == "--train-data" and arguments.search_templates:
       takes = (*takes, "zero_shot")
     if given and arguments.task not in takes:
@@ -114,6 +127,34 @@ def check_eval(arguments: argparse.Namespace) -> str | None:
   if arguments.task == "groups" and not arguments.groups:
     return "--task groups takes a table of the groups: --groups FILE"
   return flags.check_interpolate(arguments)
+
+
+def _given(arguments: argparse.Namespace, flag: str) -> Any:
+  """Returns the value of a flag; what was not given is false."""
+  name = flag.removeprefix("--").replace("-", "_")
+  return getattr(arguments, "templates" if name == "template" else name)
+
+
+def _check_suite(arguments: argparse.Namespace) -> str | None:
+  """Returns what is wrong with --suite and what goes with it, or without it."""
+  one_task = {"--task": arguments.task, "--data": arguments.data}
+  of_suite = {
+    "--data-root": arguments.data_root,
+    "--out": arguments.out,
+    "--csv": arguments.csv,
+  }
+  if arguments.suite is None:
+    if missing := [flag for flag, value in one_task.items() if not value]:
+      required = f"the following arguments are required: {', '.join(missing)}"
+      return f"{required}; or --suite and --data-root"
+    given = [flag for flag, value in of_suite.items() if value]
+    return f"{given[0]} goes with --suite" if given else None
+  flags_of_tasks = ("--task", "--data", *_FLAGS_OF, "--interpolate")
+  if given := [flag for flag in flags_of_tasks if _given(arguments, flag)]:
+    return f"{given[0]} does not go with --suite, which says what is measured"
+  if not arguments.data_root:
+    return "--suite needs --data-root, the directory of the data sets"
+  return None
 
 
 def add_classify(parser: flags.Parser) -> None:

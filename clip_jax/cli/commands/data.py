@@ -1,9 +1,10 @@
-"""The verb about data: inspect, prepare and curate."""
+"""The verb about data: inspect, prepare, curate and doctor."""
 
 import argparse
 
 from clip_jax import preprocess, terminal
 from clip_jax.cli import verb
+from clip_jax.cli.commands import suite
 from clip_jax.data import account, prepare, sources
 from clip_jax.data.curation import curate
 from clip_jax.data.curation import queries as queries_lib
@@ -12,7 +13,9 @@ _MOST_BAD_SHOWN = 20  # Lines; --json holds more.
 
 
 def data(arguments: argparse.Namespace) -> verb.Answer:
-  """Inspects data, or prepares or curates it for training."""
+  """Inspects, prepares or curates data, or looks at those of a suite."""
+  if arguments.action == "doctor":
+    return suite.doctor(arguments)
   source = sources.open_source(arguments.data)
   with terminal.Progress(arguments.action, unit="records") as progress:
     return _ACTIONS[arguments.action](

@@ -9,7 +9,7 @@ from clip_jax import host_memory, loading, names, terminal
 from clip_jax import search as search_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.cli import verb
-from clip_jax.cli.commands import measures
+from clip_jax.cli.commands import measures, suite
 from clip_jax.convert import conversion, interpolation
 from clip_jax.data import account, pipeline, sources
 from clip_jax.evals import (
@@ -24,7 +24,9 @@ from clip_jax.evals import (
 
 
 def evaluate(arguments: argparse.Namespace) -> verb.Answer:
-  """Measures a model on one task."""
+  """Measures a model on one task, or on a suite of data sets."""
+  if arguments.suite is not None:
+    return suite.evaluate(arguments)
   host_memory.keep_freed()
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   probe = arguments.task in linear_probe.TASKS

@@ -7,16 +7,9 @@ divides as well.
 
 from typing import Any
 
-from clip_jax import errors
+from clip_jax import errors, names
 from clip_jax.convert import report as report_lib
 from clip_jax.models import resnet, variants
-
-# The releases: their towers' widths and depths, which no model with other
-# numbers of heads has.
-_RELEASED = (
-  *("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"),
-  *("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336"),
-)
 
 
 def find(
@@ -76,7 +69,8 @@ def _sizes(tower: dict[str, Any]) -> tuple:
 
 
 def _released(part: str) -> set[tuple]:
-  return {_sizes(variants.VARIANTS[name][part]) for name in _RELEASED}
+  """Returns the sizes that no model with other numbers of heads has."""
+  return {_sizes(variants.VARIANTS[name][part]) for name in names.OPENAI_MODELS}
 
 
 def _ambiguous(towers, name) -> errors.AmbiguousError:

@@ -1,0 +1,196 @@
+"""Where a data set of the suite lies below a directory, and in what layout.
+
+NAME is the set's name in the table. Looked for are, in this order:
+
+- CLIP_benchmark's tars: `wds_NAME/test/0.tar`, with `classnames.txt`;
+- what TFDS prepared: `mnist/3.0.1/dataset_info.json`, under its name there;
+- captions: `NAME/dataset_flickr30k.json` and what else `coco:` reads;
+- Parquet: `NAME/data/test-00000-of-00001.parquet`;
+- class folders: `NAME/test/CLASS/…` or `NAME/CLASS/…`.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+import urllib.parse
+from collections.abc import Iterator
+
+from clip_jax import errors, regular_files
+from clip_jax.data import record as record_lib
+from clip_jax.data import sources
+from clip_jax.evals.suite import classes as classes_lib
+from clip_jax.evals.suite import table
+
+SPLITS = ("test", "validation", "val", "valid", "images")
+_SHARD_COUNT = "nshards.txt"  # CLIP_benchmark writes it beside the tars.
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """A data set that is there.
+
+  Attributes:
+    layout: "wds", "tfds", "coco", "parquet" or "folder".
+    address: the DATA address of its test images.
+  """
+
+  layout: str
+  address: str
+
+
+def check_root(root: str) -> pathlib.Path:
+  """Returns `root` as a path; raises UserError where it is no directory."""
+  errors.check_local("The directory of data sets", root)
+  path = pathlib.Path(root).expanduser()
+  if not path.is_dir():
+    raise errors.UserError(
+      f"--data-root {root} is no directory; make it, and put the data sets "
+      "into it as `clip-jax data doctor --suite NAME --data-root DIR` says."
+    )
+  return path
+
+
+def find(entry: table.Entry, root: pathlib.Path) -> Found | None:
+  """Returns where `entry` lies below `root`; None where it does not.
+
+  Raises:
+    UserError: there is a directory of its name that is in no layout.
+  """
+  if found := next(_candidates(entry, root), None):
+    return found
+  last = "captions" if entry.task == "retrieval" else "class folders"
+  for name in _directories(entry):
+    if (root / name).is_dir():
+      raise errors.UserError(
+        f"{root / name} is in no layout that is known here: it has neither "
+        f"tar files in test/, nor what TFDS prepared, nor Parquet files, nor "
+        f"{last}."
+      )
+  return None
+
+
+def _directories(entry: table.Entry) -> list[str]:
+  names = (entry.wds, f"wds_{entry.name}", entry.name)
+  return list(dict.fromkeys(filter(None, names)))
+
+
+def _candidates(entry: table.Entry, root: pathlib.Path) -> Iterator[Found]:
+  retrieval = entry.task == "retrieval"
+  for name in _directories(entry):
+    for directory in _splits(root / name):
+      if _names(directory, "*.tar"):
+        options = "captions=lines" if retrieval else entry.wds_options
+        mark = "?" if options else ""
+        yield Found("wds", f"wds:{directory}{mark}{options}")
+  if entry.tfds and _is_prepared(root / entry.tfds.rpartition("/")[0]):
+    quoted = urllib.parse.quote(str(root))
+    more = f"&{entry.tfds_options}" if entry.tfds_options else ""
+    yield Found("tfds", f"tfds:{entry.tfds}?data_dir={quoted}{more}")
+  own = root / entry.name
+  if entry.karpathy and (own / entry.karpathy).is_file():
+    yield Found("coco", f"coco:{own / entry.karpathy}/test")
+  elif retrieval and any(_names(own, p) for p in ("*.txt", "*.token", "*.csv")):
+    yield Found("coco", f"coco:{own}/test")
+  for directory in (own / "data", own):
+    for split in SPLITS:
+      if _names(directory, f"{split}*.parquet"):
+        yield Found("parquet", f"parquet:{directory}/{split}*.parquet")
+  for directory in (*_splits(own), own / "data", own):
+    if _names(directory, "*.parquet"):
+      yield Found("parquet", f"parquet:{directory}")
+  if not retrieval:
+    for directory in (*_splits(own), own):
+      if directory.is_dir() and any(x.is_dir() for x in directory.iterdir()):
+        yield Found("folder", f"folder:{directory}?layout=classes")
+
+
+def _splits(directory: pathlib.Path) -> list[pathlib.Path]:
+  return [directory / split for split in SPLITS if (directory / split).is_dir()]
+
+
+def _names(directory: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+  return sorted(directory.glob(pattern)) if directory.is_dir() else []
+
+
+def _is_prepared(directory: pathlib.Path) -> bool:
+  """Returns whether TFDS prepared a data set there, in any version."""
+  info = "dataset_info.json"
+  return any(_names(directory, f"{d}/{info}") for d in ("*", "*/*"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A data set that is there and is what the table says.
+
+  Attributes:
+    found: where it lies.
+    source: its records, labelled with the numbers of the table's classes.
+    count: number of its test images; None where some are left out.
+    warnings: sentences about counts that differ from the table's.
+  """
+
+  found: Found
+  source: record_lib.Source
+  count: int | None
+  warnings: tuple[str, ...]
+
+
+def open_found(entry: table.Entry, found: Found) -> Opened:
+  """Opens a data set and checks its classes; reads no record.
+
+  Raises:
+    UserError: it cannot be read, or its classes are not those of the table.
+  """
+  try:
+    _check_shards(found)
+    source = sources.open_source(found.address)
+  except OSError as error:
+    raise errors.UserError(
+      f"{found.address} cannot be read: {error}. Copy it again."
+    ) from error
+  count: int | None = len(source)
+  if entry.task == "zero_shot":
+    if source.class_names is None:
+      raise errors.UserError(
+        f"{found.address} names no classes, and a label's number says nothing "
+        "about its class: add the names (for tar files, classnames.txt beside "
+        "them)."
+      )
+    of_table = table.classes(entry)
+    numbers = classes_lib.match(
+      source.class_names,
+      of_table,
+      within=table.classes_of(entry.within) if entry.within else None,
+      others_left_out=entry.others_left_out,
+    )
+    if entry.others_left_out and (numbers < 0).any():
+      count = None
+    source = classes_lib.Relabelled(
+      source, class_names=of_table.names, classes=numbers
+    )
+  warnings = []
+  if count is not None and count not in entry.counts:
+    known = " or ".join(f"{number:,}" for number in entry.counts)
+    warnings.append(
+      f"{found.address} holds {count:,} test images, but {entry.title} has "
+      f"{known}: the figure does not compare with published ones."
+    )
+  return Opened(found, source, count, tuple(warnings))
+
+
+def _check_shards(found: Found) -> None:
+  """Raises UserError where fewer tars are there than were written."""
+  if found.layout != "wds":
+    return
+  place = sources.parse_address(found.address)[1]
+  path = os.path.join(place, _SHARD_COUNT)
+  if not os.path.isfile(path):
+    return
+  text = regular_files.read_regular(path, limit=100).decode("ascii", "replace")
+  shards = len(_names(pathlib.Path(place), "*.tar"))
+  if re.fullmatch(r"\s*\d+\s*", text) and int(text) != shards:
+    raise errors.UserError(
+      f"{place} holds {shards} tar files, but {_SHARD_COUNT} says that there "
+      f"are {int(text)}. Get the others."
+    )

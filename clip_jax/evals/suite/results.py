@@ -1,0 +1,133 @@
+"""The results of the suite as files: one JSON a set, and CLIP_benchmark's CSV.
+
+A file's `key` is the digest of all that the measure depends on; a set whose
+key has not changed is not measured again.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from clip_jax import errors, json_text, regular_files
+from clip_jax.evals.suite import table
+
+FORMAT = 1  # Of the files; a change measures everything anew.
+MEASURED, DAMAGED, MISSING = "measured", "damaged", "missing"
+WRONG, NO_METRIC = "wrong", "no_metric"
+# CLIP_benchmark's, in the order of its own file (`clip_benchmark build`).
+_COLUMNS = (
+  "acc1",
+  "acc5",
+  "mean_per_class_recall",
+  "dataset",
+  "model",
+  "pretrained",
+  "task",
+  "mean_average_precision",
+  "image_retrieval_recall@5",
+  "text_retrieval_recall@5",
+  "model_fullname",
+)
+_TASKS = {
+  "zero_shot": "zeroshot_classification",
+  "retrieval": "zeroshot_retrieval",
+}
+
+
+def digest(content: Any) -> str:
+  """Returns SHA-256 of what JSON can hold."""
+  text = json.dumps(content, sort_keys=True, ensure_ascii=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def path_of(out: pathlib.Path, name: str) -> pathlib.Path:
+  """Returns the file of the set called `name`."""
+  return out / f"{name}.json"
+
+
+def write(out: pathlib.Path, result: Mapping[str, Any]) -> None:
+  """Writes one set's result, as a whole or not at all."""
+  text = json.dumps(result, indent=2, ensure_ascii=True) + "\n"
+  _replace(path_of(out, result["set"]), text)
+
+
+def read(out: pathlib.Path, name: str, *, key: str) -> dict[str, Any] | None:
+  """Returns the finished result of a set, if its key is `key`.
+
+  A file that is damaged counts as none.
+  """
+  path = path_of(out, name)
+  try:
+    found = json_text.parse(
+      regular_files.read_regular(path, limit=json_text.MAX_BYTES)
+    )
+  except (OSError, errors.UserError):
+    return None
+  finished = found.get("key") == key and found.get("set") == name
+  return found if finished and found.get("values") else None
+
+
+def write_csv(
+  path: str, results: Iterable[Mapping[str, Any]], *, model: str, weights: str
+) -> None:
+  """Writes measured sets as CLIP_benchmark does (`clip_benchmark build`).
+
+  Args:
+    path: of the file.
+    results: of sets; those without a measure are left out.
+    model: the architecture.
+    weights: where the weights come from.
+  """
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator="\n")
+  writer.writerow(_COLUMNS)
+  for result in results:
+    if result["status"] in (MEASURED, DAMAGED) and result.get("measures"):
+      entry = table.entries()[result["set"]]
+      row = {
+        **_figures(result["measures"]),
+        "dataset": entry.clip_benchmark or entry.name,
+        "model": model,
+        "pretrained": weights,
+        "task": _TASKS[entry.task],
+        "model_fullname": f"{model} {weights}",
+      }
+      writer.writerow([row.get(column, "") for column in _COLUMNS])
+  _replace(pathlib.Path(path).expanduser(), text.getvalue())
+
+
+def _figures(measures: Mapping[str, Any]) -> dict[str, float]:
+  """Returns the columns of numbers; an image is retrieved by a text."""
+  names = {
+    "acc1": "top1",
+    "acc5": "top5",
+    "mean_per_class_recall": "mean_per_class",
+    "mean_average_precision": "map_all_point",
+  }
+  found = {
+    column: measures[name] for column, name in names.items() if name in measures
+  }
+  for column, way in zip(("image", "text"), table.WAYS, strict=True):
+    if way in measures:
+      found[f"{column}_retrieval_recall@5"] = measures[way]["r@5"]
+  return found
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+  partial = path.with_name(path.name + ".partial")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with partial.open("w", encoding="utf-8", newline="") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(partial, path)
+  except OSError as error:
+    raise errors.UserError(
+      f"Cannot write {path}: {error.strerror}. Choose another place."
+    ) from error

@@ -1,0 +1,278 @@
+"""Measures a model on the data sets of the suite, one after the other."""
+
+import dataclasses
+import logging
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from clip_jax import errors
+from clip_jax.data import account
+from clip_jax.evals import embedding_model, metrics, retrieval, tasks
+from clip_jax.evals import prompts as prompts_lib
+from clip_jax.evals.suite import classes as classes_lib
+from clip_jax.evals.suite import layouts, results, table
+
+_LOGGER = logging.getLogger(__name__)
+
+# Around every caption (paper, section 3.3.1: "a photo of").
+RETRIEVAL_TEMPLATE = "a photo of {}"
+# Published figures count another image's equal caption as a miss.
+_DUPLICATES = "misses"
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """The model that is measured.
+
+  Attributes:
+    model: embeds images and texts.
+    fingerprint: the digest of all that its embeddings depend on.
+    path: where it comes from.
+    step: number of updates it was trained for, if anything says it.
+    architecture: which of OpenAI's models it is built like; empty for none.
+  """
+
+  model: embedding_model.EmbeddingModel
+  fingerprint: str
+  path: str
+  step: int | None = None
+  architecture: str = ""
+
+
+def run(
+  entries: Sequence[table.Entry],
+  root: str,
+  subject: Subject,
+  *,
+  out: pathlib.Path,
+  batch_size: int = 256,
+  threads: int = 4,
+  max_pixels: int | None = None,
+  progress: Callable[[str, int, int], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+  """Yields the result of each data set; writes those that are there to `out`.
+
+  `status` of a result says how it went: "measured"; "damaged", with the measure
+  of what could be read, if anything could; "wrong", where it is not what the
+  table says, or cannot be opened; "no_metric"; "missing". A set that `out`
+  holds already, with all that it depends on unchanged, is not measured again.
+
+  Args:
+    entries: of `table.choose`.
+    root: the directory of the data sets.
+    subject: the model.
+    out: the directory of the results.
+    batch_size: images embedded at once.
+    threads: threads that read and decode.
+    max_pixels: of the largest image that is read.
+    progress: called with the set's name, records done and their total.
+
+  Raises:
+    UserError: `root` is no directory, or `out` cannot be written to.
+  """
+  place = layouts.check_root(root)
+  for entry in entries:
+    about = _about(entry, root)
+    try:
+      found = layouts.find(entry, place)
+      if found is None:
+        yield {**about, "status": results.MISSING}
+        continue
+      opened = layouts.open_found(entry, found)
+      evaluation = _evaluation(entry, opened)
+    except errors.UserError as error:
+      _LOGGER.warning("%s: %s", entry.name, error)
+      yield {**about, "status": results.WRONG, "problem": str(error)}
+      continue
+    key = _key(entry, opened, evaluation, subject, max_pixels)
+    kept = results.read(out, entry.name, key=key)
+    if kept is not None:
+      yield {**kept, "kept": True}
+      continue
+    started = time.perf_counter()
+    try:
+      measured = evaluation.measure(
+        subject.model,
+        batch_size=batch_size,
+        threads=threads,
+        progress=_named(progress, entry.name),
+      )
+    except errors.UserError as error:
+      _LOGGER.warning("%s: %s", entry.name, error)
+      about |= {"data": found.address, "layout": found.layout}
+      yield {**about, "status": results.DAMAGED, "problem": str(error)}
+      continue
+    seconds = time.perf_counter() - started
+    result = {
+      **about,
+      **_result(entry, opened, evaluation, measured, subject),
+      "seconds": seconds,
+      "images_per_second": len(opened.source) / seconds,
+      "key": key,
+    }
+    results.write(out, result)
+    yield {**result, "kept": False}
+
+
+def _about(entry: table.Entry, root: str) -> dict[str, Any]:
+  return {
+    "format": results.FORMAT,
+    "set": entry.name,
+    "title": entry.title,
+    "group": entry.group,
+    "task": entry.task,
+    "metric": entry.metric,
+    "expected_examples": entry.examples,
+    "get": entry.how_to_get(root),
+  }
+
+
+def _named(
+  progress: Callable[[str, int, int], None] | None, name: str
+) -> Callable[[int, int], None] | None:
+  if progress is None:
+    return None
+  return lambda done, total: progress(name, done, total)
+
+
+def _evaluation(entry: table.Entry, opened: layouts.Opened) -> tasks.Evaluation:
+  """Returns the evaluation that the protocol of `entry` wants."""
+  labels, templates, options = None, (RETRIEVAL_TEMPLATE,), {}
+  if entry.task == "retrieval":
+    options["duplicates"] = _DUPLICATES
+  else:
+    classes = table.classes(entry)
+    labels = [list(several) for several in classes.synonyms]
+    templates = classes.templates
+  return tasks.Evaluation(
+    task=entry.task,
+    data=opened.found.address,
+    source=opened.source,
+    labels=labels,
+    templates=templates,
+    options=options,
+  )
+
+
+def _prompts_hash(evaluation: tasks.Evaluation) -> str:
+  if evaluation.labels is None:
+    return results.digest(list(evaluation.templates or ()))
+  return prompts_lib.resolve(
+    evaluation.labels, evaluation.templates, may_repeat=True
+  ).digest
+
+
+def _key(
+  entry: table.Entry,
+  opened: layouts.Opened,
+  evaluation: tasks.Evaluation,
+  subject: Subject,
+  max_pixels: int | None,
+) -> str:
+  return results.digest(
+    {
+      "format": results.FORMAT,
+      "model": subject.fingerprint,
+      "data": opened.source.fingerprint,
+      "prompts": _prompts_hash(evaluation),
+      "protocol": [entry.task, entry.metric, evaluation.options],
+      "published": dict(entry.published),
+      "architecture": subject.architecture,
+      "max_pixels": max_pixels,
+    }
+  )
+
+
+def _result(
+  entry: table.Entry,
+  opened: layouts.Opened,
+  evaluation: tasks.Evaluation,
+  measured: dict[str, Any],
+  subject: Subject,
+) -> dict[str, Any]:
+  """Returns what a measured set's file holds beside its name and times."""
+  bad = measured.pop("bad_records")
+  kept = account.of(opened.source)
+  warnings = [*opened.warnings, *account.tell(opened.source, measured["data"])]
+  for sentence in opened.warnings:
+    _LOGGER.warning("%s", sentence)
+  examples = measured["images" if entry.task == "retrieval" else "examples"]
+  values = _values(entry, measured, subject.architecture, examples)
+  status = results.MEASURED if values else results.NO_METRIC
+  if values and (kept.damages or kept.lost or classes_lib.only_damage(bad)):
+    status = results.DAMAGED
+  found = {
+    "status": status,
+    "data": opened.found.address,
+    "layout": opened.found.layout,
+    "values": values,
+    "examples": examples,
+    "classes": entry.classes,
+    "bad_records": bad,
+    "warnings": warnings,
+    "measures": {
+      name: value
+      for name, value in measured.items()
+      if name not in ("task", "data", "protocol")
+    },
+    "protocol": {
+      "metric": entry.metric,
+      "templates": len(evaluation.templates or ()),
+      "test_images": opened.count,
+      "classes_hash": results.digest(list(opened.source.class_names or ())),
+      "note": entry.note,
+      "text": measured.get("protocol", ""),
+    },
+    "prompts_hash": _prompts_hash(evaluation),
+    "data_hash": opened.source.fingerprint,
+    "published": dict(entry.published),
+    "model": {
+      "path": subject.path,
+      "fingerprint": subject.fingerprint,
+      "step": subject.step,
+      "architecture": subject.architecture,
+    },
+  }
+  if status == results.NO_METRIC:
+    found["problem"] = (
+      f"The metric {entry.metric} is not available for these data, which give "
+      f"{', '.join(sorted(set(measured) & set(table.METRICS.values())))}."
+    )
+  return found
+
+
+def _values(
+  entry: table.Entry, measured: dict[str, Any], architecture: str, examples: int
+) -> dict[str, dict[str, Any]]:
+  """Returns the metrics of a set with intervals and published figures.
+
+  Shares of examples have a Clopper-Pearson interval; other metrics are no
+  shares, and have none.
+  """
+  values: dict[str, dict[str, Any]] = {}
+  if entry.task == "retrieval":
+    counts = (measured["texts"], measured["images"])
+    for way, count in zip(table.WAYS, counts, strict=True):
+      for k in retrieval.CUTOFFS:
+        share = measured[way][f"r@{k}"]
+        values[f"{way}_r@{k}"] = _share(share, count)
+  elif (key := table.METRICS[entry.metric]) in measured:
+    value = measured[key]
+    values[entry.metric] = (
+      _share(value, examples)
+      if entry.metric == "accuracy"
+      else {"value": value, "interval_95": None}
+    )
+  for metric, value in values.items():
+    figure = table.figure(
+      entry, metric, architecture=architecture, examples=examples
+    )
+    value["published"] = None if figure is None else dataclasses.asdict(figure)
+  return values
+
+
+def _share(value: float, count: int) -> dict[str, Any]:
+  interval = metrics.clopper_pearson(round(value * count), count)
+  return {"value": value, "interval_95": list(interval)}

@@ -1,0 +1,573 @@
+"""The suite on stand-ins in the layouts of the real data sets."""
+
+import csv
+import io
+import json
+import pathlib
+import runpy
+import tarfile
+import zlib
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_jax import cli, preprocess
+from clip_jax.cli.commands import suite
+from clip_jax.evals import embedding_model
+from clip_jax.evals.suite import check, layouts, results, run, table
+from clip_jax.models import variants
+
+SIZE, EMBED = 4, 7
+PREPROCESS = preprocess.Preprocess(
+  image_size=SIZE, mean=(0, 0, 0), std=(1, 1, 1)
+)
+_PROJECTION = np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, EMBED))
+WDS = [str(digit) for digit in (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)]
+STL10 = [*reversed(table.classes_of("stl10").names)]
+FOLDERS = {
+  "AnnualCrop": "annual crop land",
+  "Forest": "forest",
+  "HerbaceousVegetation": "brushland or shrubland",
+  "Highway": "highway or road",
+  "Industrial": "industrial buildings or commercial buildings",
+  "Pasture": "pasture land",
+  "PermanentCrop": "permanent crop land",
+  "Residential": "residential buildings or homes or apartments",
+  "River": "river",
+  "SeaLake": "lake or sea",
+}
+MEMES = {"hateful": "hatespeech meme", "not-hateful": "meme"}
+
+
+def pixels(seed):
+  noise = np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3))
+  return noise.astype(np.uint8)
+
+
+def png(seed):
+  buffer = io.BytesIO()
+  Image.fromarray(pixels(seed)).save(buffer, "PNG")
+  return buffer.getvalue()
+
+
+def unit(rows):
+  return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def embed_images(images):
+  flat = np.asarray(images, np.float64).reshape(-1, SIZE * SIZE * 3) / 255 - 0.5
+  return unit(flat @ _PROJECTION).astype(np.float32)
+
+
+def embed_texts(texts):
+  seeds = [zlib.crc32(text.encode()) for text in texts]
+  rows = [np.random.default_rng(seed).normal(size=EMBED) for seed in seeds]
+  return unit(np.stack(rows)).astype(np.float32)
+
+
+def subject(fingerprint="f" * 64, images=embed_images, **fields):
+  model = embedding_model.Functions(images, embed_texts, PREPROCESS)
+  return run.Subject(model, fingerprint, "somewhere/model", **fields)
+
+
+def write_tar(path, members):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tarfile.open(path, "w") as tar:
+    for name, data in members:
+      info = tarfile.TarInfo(name)
+      info.size = len(data)
+      tar.addfile(info, io.BytesIO(data))
+
+
+def write_mnist(root):
+  """CLIP_benchmark's tars; returns (seed, class) of each image."""
+  place = root / "wds_mnist"
+  truth = [(i, WDS[i % 10]) for i in range(25)]
+  for shard, part in enumerate((truth[:13], truth[13:])):
+    members = []
+    for i, name in part:
+      members.append((f"s{i:07d}.png", png(i)))
+      members.append((f"s{i:07d}.cls", str(WDS.index(name)).encode()))
+    write_tar(place / "test" / f"{shard}.tar", members)
+  (place / "test" / "nshards.txt").write_text("2\n")
+  (place / "classnames.txt").write_text("\n".join(WDS) + "\n")
+  (place / "zeroshot_classification_templates.txt").write_text("{c}!\n")
+  return truth
+
+
+def write_folders(place, folders, seed):
+  truth = []
+  for number, (folder, name) in enumerate(folders.items()):
+    (place / folder).mkdir(parents=True)
+    for i in range(1 + number % 3):
+      truth.append((seed + 10 * number + i, name))
+      (place / folder / f"{i}.png").write_bytes(png(truth[-1][0]))
+  return truth
+
+
+def write_stl10(root):
+  import tensorflow_datasets as tfds
+
+  truth = [(500 + i, STL10[i % 10]) for i in range(12)]
+  with tfds.core.registered.skip_registration():
+
+    class Stl10(tfds.core.GeneratorBasedBuilder):
+      VERSION = tfds.core.Version("1.0.0")
+      url_infos: ClassVar[dict] = {}
+
+      def _info(self):
+        features = {
+          "image": tfds.features.Image(shape=(None, None, 3)),
+          "label": tfds.features.ClassLabel(names=STL10),
+        }
+        return tfds.core.DatasetInfo(
+          builder=self, features=tfds.features.FeaturesDict(features)
+        )
+
+      def _split_generators(self, manager):
+        return {"test": self._generate_examples()}
+
+      def _generate_examples(self):
+        for i, (seed, name) in enumerate(truth):
+          yield i, {"image": io.BytesIO(png(seed)), "label": STL10.index(name)}
+
+  Stl10(data_dir=root, file_format="array_record").download_and_prepare()
+  return truth
+
+
+def write_flickr8k(root):
+  captions = [[f"{i} dogs", f"a dog {i}", "a dog"][: 1 + i] for i in range(3)]
+  members = []
+  for i, own in enumerate(captions):
+    members.append((f"s{i:07d}.png", png(900 + i)))
+    members.append((f"s{i:07d}.txt", "\n".join(own).encode()))
+  write_tar(root / "wds_flickr8k" / "test" / "0.tar", members)
+  return captions
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """Returns a directory of data sets, and what is in each."""
+  root = tmp_path_factory.mktemp("data")
+  return root, {
+    "mnist": write_mnist(root),
+    "eurosat": write_folders(root / "eurosat" / "test", FOLDERS, 100),
+    "hateful_memes": write_folders(root / "hateful_memes", MEMES, 300),
+    "stl10": write_stl10(root),
+    "flickr8k": write_flickr8k(root),
+  }
+
+
+def measure(root, out, suite, whom=None, **options):
+  entries = table.choose(suite)
+  found = run.run(
+    entries, str(root), whom or subject(), out=out, batch_size=4, **options
+  )
+  return {result["set"]: result for result in found}
+
+
+def scores_by_hand(name, truth):
+  """Returns the cosines of images and classes, and the true classes."""
+  of_table = table.classes_of(name)
+  heads = []
+  for several in of_table.synonyms:
+    texts = [t.replace("{}", s) for s in several for t in of_table.templates]
+    heads.append(unit(np.mean([embed_texts([t])[0] for t in texts], axis=0)))
+  images = [embed_images(pixels(seed)[None])[0] for seed, _ in truth]
+  labels = [of_table.names.index(own) for _, own in truth]
+  return np.stack(images) @ np.stack(heads).T, np.array(labels)
+
+
+def test_each_figure_is_the_one_computed_by_hand(data, tmp_path):
+  root, truths = data
+  found = measure(root, tmp_path, ",".join(truths))
+  for name in ("mnist", "eurosat", "stl10"):
+    scores, labels = scores_by_hand(name, truths[name])
+    right = np.sum(scores.argmax(axis=1) == labels)
+    result = found[name]
+    assert result["status"] == "measured"
+    value = result["values"]["accuracy"]
+    assert value["value"] == right / len(labels)
+    low, high = value["interval_95"]
+    assert low <= value["value"] <= high
+    assert result["examples"] == len(labels)
+    assert result["measures"]["examples"] == len(labels)
+  assert [found[n]["layout"] for n in truths] == [
+    *("wds", "folder", "folder", "tfds", "wds")
+  ]
+  scores, labels = scores_by_hand("hateful_memes", truths["hateful_memes"])
+  gaps = scores[:, 1] - scores[:, 0]
+  pairs = [
+    (a > b) + (a == b) / 2 for a in gaps[labels == 1] for b in gaps[labels == 0]
+  ]
+  auc = found["hateful_memes"]["values"]["roc_auc"]
+  assert auc["value"] == pytest.approx(np.mean(pairs))
+  assert auc["interval_95"] is None
+  assert auc["published"] == {
+    **{"value": pytest.approx(0.576), "model": "ViT-B-32", "source": "paper"}
+  }
+
+
+def test_recalls_are_those_computed_by_hand(data, tmp_path):
+  root, truths = data
+  captions = truths["flickr8k"]
+  result = measure(root, tmp_path, "flickr8k")["flickr8k"]
+  owners = [i for i, own in enumerate(captions) for _ in own]
+  texts = [f"a photo of {text}" for own in captions for text in own]
+  images = np.stack([embed_images(pixels(900 + i)[None])[0] for i in range(3)])
+  scores = np.stack([embed_texts([t])[0] for t in texts]) @ images.T
+  values = {name: v["value"] for name, v in result["values"].items()}
+  assert values["text_to_image_r@1"] == np.mean(scores.argmax(1) == owners)
+  first = scores.argmax(axis=0)
+  assert values["image_to_text_r@1"] == np.mean(
+    [owners[first[i]] == i for i in range(3)]
+  )
+  assert values["text_to_image_r@5"] == values["text_to_image_r@10"] == 1
+  assert (result["examples"], result["measures"]["texts"]) == (3, 6)
+
+
+def test_what_is_not_there_is_said_with_how_to_get_it(data, tmp_path):
+  root, _ = data
+  found = measure(root, tmp_path, "cifar10,mnist,food101,ayahoo")
+  assert list(found) == ["cifar10", "mnist", "food101", "ayahoo"]
+  assert found["cifar10"]["status"] == found["ayahoo"]["status"] == "missing"
+  assert f"{root}/wds_vtab-cifar10" in found["cifar10"]["get"]
+  assert "tfds build food101" in found["food101"]["get"]
+  assert "https://" in found["ayahoo"]["get"]
+
+
+def test_a_result_says_what_it_depends_on(data, tmp_path):
+  root, _ = data
+  whom = subject(step=12, architecture="ViT-L-14-336")
+  result = measure(root, tmp_path, "mnist", whom)["mnist"]
+  saved = json.loads((tmp_path / "mnist.json").read_text())
+  assert saved == {k: v for k, v in result.items() if k != "kept"}
+  assert saved["model"] == {
+    "path": "somewhere/model",
+    "fingerprint": "f" * 64,
+    "step": 12,
+    "architecture": "ViT-L-14-336",
+  }
+  assert len(saved["prompts_hash"]) == len(saved["data_hash"]) == 64
+  assert saved["protocol"]["templates"] == 1
+  assert saved["seconds"] > 0 and saved["images_per_second"] > 0
+  # 25 images are not the paper's: CLIP_benchmark's figure stands beside.
+  assert saved["values"]["accuracy"]["published"] == {
+    "value": pytest.approx(0.787),
+    "model": "ViT-L-14-336",
+    "source": "clip_benchmark",
+  }
+  (warning,) = saved["warnings"]
+  assert "holds 25 test images, but MNIST has 10,000" in warning
+
+
+def test_an_interrupted_suite_continues_and_repeats_nothing(data, tmp_path):
+  root, _ = data
+  seen = []
+
+  def counted(images):
+    if len(seen) == 8:  # In the second set.
+      raise KeyboardInterrupt
+    seen.append(len(images))
+    return embed_images(images)
+
+  whom = subject(images=counted)
+  with pytest.raises(KeyboardInterrupt):
+    measure(root, tmp_path, "mnist,stl10", whom)
+  assert [path.name for path in tmp_path.iterdir()] == ["mnist.json"]
+  done = (tmp_path / "mnist.json").read_bytes()
+  seen.clear()
+  found = measure(root, tmp_path, "mnist,stl10", whom)
+  assert sum(seen) == 12  # Those of the second set alone.
+  assert found["mnist"]["kept"] and not found["stl10"]["kept"]
+  assert (tmp_path / "mnist.json").read_bytes() == done
+
+
+def _other_model(root, out):
+  return {"whom": subject("0" * 64)}
+
+
+def _other_limit(root, out):
+  return {"max_pixels": 10_000}
+
+
+def _other_data(root, out):
+  (root / "hateful_memes" / "hateful" / "more.png").write_bytes(png(7))
+  return {}
+
+
+def _damaged_file(root, out):
+  path = out / "hateful_memes.json"
+  path.write_bytes(path.read_bytes()[:-30])
+  return {}
+
+
+@pytest.mark.parametrize(
+  "change", [_other_model, _other_limit, _other_data, _damaged_file]
+)
+def test_a_change_measures_a_set_again(tmp_path, change):
+  root, out = tmp_path / "root", tmp_path / "out"
+  write_folders(root / "hateful_memes", MEMES, 300)
+  assert not measure(root, out, "hateful_memes")["hateful_memes"]["kept"]
+  assert measure(root, out, "hateful_memes")["hateful_memes"]["kept"]
+  options = change(root, out)
+  found = measure(root, out, "hateful_memes", **options)["hateful_memes"]
+  assert not found["kept"] and found["status"] == "measured"
+  assert measure(root, out, "hateful_memes", **options)["hateful_memes"]["kept"]
+
+
+def test_a_change_of_the_prompts_measures_a_set_again(tmp_path, monkeypatch):
+  write_folders(tmp_path / "hateful_memes", MEMES, 300)
+  measure(tmp_path, tmp_path / "out", "hateful_memes")
+  other = table.Classes(
+    synonyms=table.classes_of("hateful_memes").synonyms,
+    templates=("one {}.",),
+    also={"hateful": "hatespeech meme", "not hateful": "meme"},
+  )
+  monkeypatch.setattr(table, "classes", lambda entry: other)
+  found = measure(tmp_path, tmp_path / "out", "hateful_memes")
+  assert not found["hateful_memes"]["kept"]
+
+
+def _no_class(root):
+  (root / "wds_mnist" / "classnames.txt").unlink()
+  return "names no classes"
+
+
+def _missing_class(root):
+  (root / "wds_mnist" / "classnames.txt").write_text("\n".join(WDS[:9]))
+  return "Not in the data: '7'"
+
+
+def _repeated_class(root):
+  (root / "wds_mnist" / "classnames.txt").write_text("\n".join([*WDS, "3"]))
+  return "More than once in the data: '3'"
+
+
+def _other_class(root):
+  named = "\n".join([*WDS[:9], "ten thousand"])
+  (root / "wds_mnist" / "classnames.txt").write_text(named)
+  return "Not in the data: '7'; not in the table: 'ten thousand'"
+
+
+def _lost_shard(root):
+  (root / "wds_mnist" / "test" / "1.tar").unlink()
+  return "holds 1 tar files, but nshards.txt says that there are 2"
+
+
+def _empty_shards(root):
+  for path in (root / "wds_mnist" / "test").glob("*.tar"):
+    path.write_bytes(b"")
+  return "holds no samples|None of 2 tar files holds a sample"
+
+
+def _no_shards(root):
+  for path in (root / "wds_mnist" / "test").iterdir():
+    path.unlink()
+  return "in no layout that is known here"
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [
+    *(_no_class, _missing_class, _repeated_class, _other_class),
+    *(_lost_shard, _empty_shards, _no_shards),
+  ],
+)
+def test_a_wrong_set_is_told_and_the_rest_goes_on(tmp_path, damage):
+  write_mnist(tmp_path)
+  write_folders(tmp_path / "hateful_memes", MEMES, 300)
+  said = damage(tmp_path)
+  found = measure(tmp_path, tmp_path / "out", "mnist,hateful_memes")
+  assert found["mnist"]["status"] == "wrong"
+  assert any(part in found["mnist"]["problem"] for part in said.split("|"))
+  assert found["hateful_memes"]["status"] == "measured"
+  (of_doctor,) = check.check(table.choose("mnist"), str(tmp_path))
+  assert of_doctor["state"] == "wrong"
+  assert of_doctor["problem"] == found["mnist"]["problem"]
+
+
+def test_a_truncated_file_is_told_with_what_is_measured(tmp_path):
+  write_mnist(tmp_path)
+  path = tmp_path / "wds_mnist" / "test" / "1.tar"
+  path.write_bytes(path.read_bytes()[:5000])
+  result = measure(tmp_path, tmp_path / "out", "mnist")["mnist"]
+  assert result["status"] == "damaged"
+  assert 13 <= result["examples"] < 25
+  assert any(str(path) in warning for warning in result["warnings"])
+
+
+def test_a_set_of_bad_images_alone_is_damaged(tmp_path):
+  for folder in MEMES:
+    (tmp_path / "hateful_memes" / folder).mkdir(parents=True)
+    (tmp_path / "hateful_memes" / folder / "a.png").write_bytes(b"\x89PNG")
+  found = measure(tmp_path, tmp_path / "out", "hateful_memes")
+  assert found["hateful_memes"]["status"] == "damaged"
+  assert "All 2 records are bad" in found["hateful_memes"]["problem"]
+  assert not (tmp_path / "out").exists()
+
+
+def test_a_metric_that_the_data_cannot_give_is_not_replaced(tmp_path):
+  folders = {name: name for name in table.classes_of("voc2007").names}
+  write_folders(tmp_path / "voc2007" / "test", folders, 40)
+  result = measure(tmp_path, tmp_path / "out", "voc2007")["voc2007"]
+  assert (result["status"], result["values"]) == ("no_metric", {})
+  assert "map_11_point is not available" in result["problem"]
+  assert "top1" in result["measures"]
+
+
+def test_classes_that_are_not_measured_are_left_out(tmp_path):
+  keys = dict.fromkeys(table.classes_of("objectnet").keys)
+  place = tmp_path / "objectnet" / "images"
+  for folder in (*keys, "squeegee"):
+    (place / folder).mkdir(parents=True)
+    (place / folder / "a.png").write_bytes(png(len(folder)))
+  entry = table.entries()["objectnet"]
+  found = layouts.find(entry, tmp_path)
+  opened = layouts.open_found(entry, found)
+  assert (opened.count, opened.warnings) == (None, ())
+  result = measure(tmp_path, tmp_path / "out", "objectnet")["objectnet"]
+  assert (result["status"], result["examples"]) == ("measured", 113)
+  assert result["bad_records"] == {"other_class": 1}
+
+
+def test_the_doctor_names_every_set_with_its_classes(data):
+  root, truths = data
+  found = {s["set"]: s for s in check.check(table.choose("all"), str(root))}
+  assert list(found) == list(table.entries())
+  for name, said in found.items():
+    if said["classes"] is not None:
+      known = table.classes(table.entries()[name])
+      assert said["classes"] == len(known.synonyms)
+    assert said["get"] and said["expected_examples"][0] > 0
+    assert said["state"] == ("wrong" if name in truths else "missing")
+  # The stand-ins are too small, and nothing else is wrong with them.
+  assert found["stl10"]["examples"] == 12
+  assert "has 8,000" in found["stl10"]["problem"]
+
+
+def test_the_csv_has_clip_benchmarks_columns(data, tmp_path):
+  root, _ = data
+  found = measure(root, tmp_path, "mnist,flickr8k,cifar10").values()
+  path = tmp_path / "all.csv"
+  results.write_csv(str(path), found, model="ViT-B-32", weights="mine")
+  with path.open(newline="") as file:
+    classified, retrieved = csv.DictReader(file)
+  measures = {r["set"]: r["measures"] for r in found if "measures" in r}
+  assert {name: classified[name] for name in ("dataset", "model", "task")} == {
+    **{"dataset": "mnist", "model": "ViT-B-32"},
+    "task": "zeroshot_classification",
+  }
+  for column, name in (
+    *(("acc1", "top1"), ("acc5", "top5")),
+    ("mean_per_class_recall", "mean_per_class"),
+  ):
+    assert float(classified[column]) == measures["mnist"][name]
+  assert retrieved["acc1"] == classified["image_retrieval_recall@5"] == ""
+  assert retrieved["model_fullname"] == "ViT-B-32 mine"
+  assert (
+    float(retrieved["text_retrieval_recall@5"])
+    == (measures["flickr8k"]["image_to_text"]["r@5"])
+  )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+  path = pathlib.Path(__file__).parents[1] / "model_kinds.py"
+  make = runpy.run_path(str(path))["clip_directory"]
+  return make(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def call(capsys, *arguments):
+  """Returns the exit code and what `--json` prints."""
+  try:
+    cli.main([str(argument) for argument in (*arguments, "--json")])
+    code = 0
+  except SystemExit as stopped:
+    code = stopped.code
+  return code, json.loads(capsys.readouterr().out)
+
+
+def test_the_command_measures_a_suite(data, model, tmp_path, capsys):
+  root, _ = data
+  table_file, out = tmp_path / "all.csv", tmp_path / "out"
+  words = ("eval", model, "--data-root", root, "--out", out)
+  some = (*words, "--suite", "hateful_memes,flickr8k,dtd", "--csv", table_file)
+  code, said = call(capsys, *some)
+  assert code == 0
+  assert said["counts"] == {"measured": 2, "missing": 1}
+  assert said["architecture"] == "" and len(said["fingerprint"]) == 64
+  assert {p.name for p in out.iterdir()} == {
+    *("hateful_memes.json", "flickr8k.json")
+  }
+  assert len(table_file.read_text().splitlines()) == 3
+  code, again = call(capsys, *some)
+  kept = {r["set"] for r in again["sets"] if r.get("kept")}
+  assert (code, kept) == (0, {"hateful_memes", "flickr8k"})
+  capsys.readouterr()
+  cli.main([str(word) for word in some])
+  shown = capsys.readouterr().out
+  assert "roc_auc" in shown and "text_to_image_r@1" in shown
+  assert "hf download clip-benchmark/wds_vtab-dtd" in shown
+  assert "2 measured before" in shown
+  code, said = call(capsys, *words, "--suite", "dtd,cifar10")
+  assert (code, said["counts"]) == (1, {"missing": 2})
+
+
+def test_the_commands_exit_with_1_where_a_set_is_wrong(
+  data, model, tmp_path, capsys
+):
+  write_folders(tmp_path / "hateful_memes", MEMES, 300)
+  (tmp_path / "rendered_sst2").mkdir()
+  words = ("--suite", "hateful_memes,rendered_sst2", "--data-root", tmp_path)
+  code, said = call(capsys, "eval", model, *words, "--out", tmp_path / "out")
+  assert (code, said["counts"]) == (1, {"measured": 1, "wrong": 1})
+  code, said = call(capsys, "data", "doctor", *words)
+  assert (code, said["counts"]) == (1, {"wrong": 2})
+
+
+def test_the_doctor_command_lists_what_is_missing(tmp_path, capsys):
+  with pytest.raises(SystemExit):
+    cli.main(["data", "doctor", "--suite", "all", "--data-root", str(tmp_path)])
+  shown = capsys.readouterr().out
+  for name in table.entries():
+    assert f"\n{name}: " in shown
+
+
+@pytest.mark.parametrize(
+  "words, message",
+  [
+    ("--suite all", "needs --data-root"),
+    ("--suite all --data-root d --task zero_shot", "--task does not go with"),
+    ("--suite all --data-root d --labels a,b", "--labels does not go with"),
+    ("--suite all --data-root d --interpolate 0", "--interpolate does not go"),
+    ("--task zero_shot --data d --csv f", "--csv goes with --suite"),
+    ("--task zero_shot --data-root d", "required: --data"),
+  ],
+)
+def test_wrong_usage_of_a_suite_exits_with_2(fails, words, message):
+  assert message in fails("eval", "m", *words.split(), code=2)
+
+
+@pytest.mark.parametrize(
+  "words, message",
+  [
+    ("--suite cifar --data-root .", "Did you mean"),
+    ("--suite all --data-root /nowhere", "is no directory"),
+    ("--suite all --data-root gs://bucket/data", "is remote"),
+  ],
+)
+def test_a_suite_that_cannot_begin_says_why(fails, words, message):
+  assert message in fails("data", "doctor", *words.split())
+
+
+def test_openais_architectures_are_recognised():
+  class Clip:
+    def __init__(self, name):
+      self.spec = variants.spec(name)
+
+  for name in ("RN50x4", "ViT-L-14", "ViT-L-14-336"):
+    assert suite.architecture(Clip(name)) == name
+  assert suite.architecture(Clip("ViT-H-14")) == ""

@@ -1,0 +1,189 @@
+"""The table of the suite: names, prompts and published figures."""
+
+import collections
+import string
+
+import numpy as np
+import pytest
+
+from clip_jax import errors, names
+from clip_jax.evals.suite import classes, layouts, table
+from clip_jax.models import variants
+
+
+def test_the_groups_hold_what_they_are_named_after():
+  count = collections.Counter(e.group for e in table.choose("all"))
+  assert count["paper27"] == 27 and count["robustness"] == 7
+  assert list(count) == list(names.SUITE_GROUPS)
+  assert [e.name for e in table.choose("retrieval, dtd,dtd")] == [
+    *("flickr30k", "coco", "flickr8k", "dtd")
+  ]
+  with pytest.raises(errors.UserError, match="Did you mean 'cifar10'"):
+    table.choose("cifar-10")
+
+
+def test_every_entry_is_complete():
+  for entry in table.entries().values():
+    assert entry.examples > 0 and entry.how_to_get("data")
+    assert entry.task in names.TASKS
+    if entry.metric == table.RECALL:
+      assert entry.texts
+      continue
+    assert entry.metric in table.METRICS
+    known = table.classes(entry)
+    assert entry.classes == len(known.synonyms)
+    assert len(known.keys) in (0, entry.classes)
+    for template in known.templates:
+      holes = [p for p in string.Formatter().parse(template) if p[1] == ""]
+      assert len(holes) == 1
+
+
+def test_names_of_classes_are_told_apart():
+  for entry in table.entries().values():
+    if entry.metric == table.RECALL:
+      continue
+    known = classes.known_names(table.classes(entry))
+    shared = {name for name, numbers in known.items() if len(numbers) > 1}
+    # ImageNet has two missiles and two kinds of sunglasses of one name.
+    twins = {"missile", "sunglasses"}
+    assert shared <= (twins if "imagenet" in entry.name else set()), entry.name
+
+
+def test_figures_are_shares_of_openais_models():
+  for entry in table.entries().values():
+    assert set(entry.published) <= set(names.OPENAI_MODELS)
+    for rows in entry.published.values():
+      assert set(rows) <= {table.PAPER, table.CLIP_BENCHMARK}
+  assert set(names.OPENAI_MODELS) <= set(variants.VARIANTS)
+  # The means over the 27 sets that the paper's rows give.
+  for model, mean in (("ViT-B-32", 57.9), ("ViT-L-14-336", 67.6)):
+    rows = [e.published[model]["paper"] for e in table.choose("paper27")]
+    assert np.mean(rows) == pytest.approx(mean, abs=0.06)
+
+
+def test_the_figure_beside_a_measure_is_the_nearest():
+  imagenet = table.entries()["imagenet"]
+  for model, value in (("RN50x4", 65.8), ("", 63.2), ("ViT-g-14", 63.2)):
+    figure = table.figure(imagenet, "accuracy", architecture=model)
+    assert figure.value == pytest.approx(value / 100)
+    assert figure.source == "paper"
+  cifar = table.entries()["cifar10"]
+  other = table.figure(cifar, "accuracy", examples=9)
+  assert (other.source, other.value) == ("clip_benchmark", 0.898)
+  flickr = table.entries()["flickr30k"]
+  recall = table.figure(
+    flickr, "image_to_text_r@1", architecture="ViT-L-14-336"
+  )
+  assert (recall.value, recall.source) == (pytest.approx(0.88), "paper")
+  assert table.figure(table.entries()["cifar10_1"], "accuracy") is None
+
+
+@pytest.mark.parametrize(
+  "name, builder",
+  [
+    *(("food101", "food101"), ("dtd", "dtd"), ("stanford_cars", "cars196")),
+    *(("oxford_pets", "oxford_iiit_pet"), ("caltech101", "caltech101")),
+    *(("flowers102", "oxford_flowers102"), ("eurosat", "eurosat")),
+    *(("resisc45", "resisc45"), ("sun397", "sun397"), ("mnist", "mnist")),
+    *(("imagenet", "imagenet2012"), ("imagenet_a", "imagenet_a")),
+    *(("patch_camelyon", "patch_camelyon"), ("svhn", "svhn_cropped")),
+  ],
+)
+def test_the_names_of_tfds_are_matched_and_not_its_numbers(name, builder):
+  import tensorflow_datasets as tfds
+
+  labels = tfds.builder(builder).info.features["label"].names
+  entry = table.entries()[name]
+  known = table.classes(entry)
+  within = table.classes_of(entry.within) if entry.within else None
+  found = classes.match(labels, known, within=within)
+  assert sorted(found[found >= 0]) == list(range(len(known.synonyms)))
+  backwards = classes.match(labels[::-1], known, within=within)
+  np.testing.assert_array_equal(backwards[::-1], found)
+  if name == "food101":  # Two of its classes change places.
+    assert (found != np.arange(101)).sum() == 2
+  if name == "imagenet_a":
+    labels = np.array(labels)
+    assert list(labels[found >= 0]) == list(known.keys)
+
+
+def test_equal_names_stand_for_classes_in_their_order():
+  known = table.classes_of("imagenet")
+  found = classes.match(known.names, known)
+  np.testing.assert_array_equal(found, np.arange(1000))
+  with pytest.raises(errors.UserError, match=r"More than once.*'missile'"):
+    classes.match([*known.names, "missile"], known)
+
+
+@pytest.mark.parametrize(
+  "given, same",
+  [
+    ("/a/airplane cabin", "airplane_cabin"),
+    ("00012", "12"),
+    ("ApplyEyeMakeup", "Apply Eye Makeup"),
+    ("707-320", "707320"),
+    ("n01440764", "N01440764"),
+  ],
+)
+def test_names_are_compared_by_letters_and_digits(given, same):
+  assert classes.normalise(given) == classes.normalise(same)
+  assert classes.normalise(given) != classes.normalise(given + "1")
+
+
+def _touch(path):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+  "name, file, address",
+  [
+    ("cifar10", "wds_vtab-cifar10/test/0.tar", "wds:{0}/wds_vtab-cifar10/test"),
+    ("cifar10", "cifar10/test/0.tar", "wds:{0}/cifar10/test"),
+    (
+      "voc2007",
+      "wds_voc2007_multilabel/test/0.tar",
+      "wds:{0}/wds_voc2007_multilabel/test?labels=several",
+    ),
+    (
+      "coco",
+      "wds_mscoco_captions/test/0.tar",
+      "wds:{0}/wds_mscoco_captions/test?captions=lines",
+    ),
+    (
+      "voc2007",
+      "voc/2007/5.0.0/dataset_info.json",
+      "tfds:voc/2007/test?data_dir={0}&label=labels_no_difficult&ignored=labels",
+    ),
+    (
+      "imagenet_v2",
+      "imagenet_v2/matched-frequency/3.0.0/dataset_info.json",
+      "tfds:imagenet_v2/test?data_dir={0}",
+    ),
+    (
+      "mnist",
+      "mnist/data/test-00000-of-00001.parquet",
+      "parquet:{0}/mnist/data/test*.parquet",
+    ),
+    ("mnist", "mnist/test/0.parquet", "parquet:{0}/mnist/test"),
+    (
+      "flickr30k",
+      "flickr30k/dataset_flickr30k.json",
+      "coco:{0}/flickr30k/dataset_flickr30k.json/test",
+    ),
+    ("flickr8k", "flickr8k/captions.txt", "coco:{0}/flickr8k/test"),
+    ("dtd", "dtd/val/dotted/1.jpg", "folder:{0}/dtd/val?layout=classes"),
+    ("dtd", "dtd/dotted/1.jpg", "folder:{0}/dtd?layout=classes"),
+    ("dtd", "other/dotted/1.jpg", None),
+  ],
+)
+def test_a_set_is_found_in_its_layout(tmp_path, name, file, address):
+  _touch(tmp_path / file)
+  found = layouts.find(table.entries()[name], tmp_path)
+  expected = address and address.format(tmp_path)
+  assert (found and found.address) == expected
+
+
+def test_the_root_must_be_a_directory(tmp_path):
+  with pytest.raises(errors.UserError, match="is no directory"):
+    layouts.check_root(str(tmp_path / "none"))
