@@ -1,6 +1,6 @@
-"""Reads JSON that others wrote: lenient where that is safe, and bounded.
+"""Reads JSON from untrusted files, with limits on its size and depth.
 
-Whatever the bytes are, the outcome is the wanted value or a `JsonError`.
+Any bytes give either a value of the wanted type or a `JsonError`.
 """
 
 import json
@@ -9,16 +9,16 @@ from typing import Any
 
 from clip_jax import errors, regular_files
 
-# Deeper than any file that is read here; whoever walks a value may recurse.
+# No valid file is nested deeper, so that values may be walked recursively.
 MAX_DEPTH = 100
 MAX_BYTES = 2**28
-# Integers of more digits become floats: they are no count and no size of ours,
-# and beyond 4,300 Python refuses them.
+# Integers of more digits become floats: none of them is a count or a size, and
+# Python raises an error beyond 4,300 digits.
 _MAX_DIGITS = 20
 
 
 class JsonError(errors.UserError):
-  """Text that is not the JSON that is wanted.
+  """Text that is not valid JSON, or not of the expected type.
 
   Attributes:
     reason: "not_utf8" or "bad_json".
@@ -41,12 +41,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   if len(made) != len(pairs):
     names = [name for name, _ in pairs]
     twice = next(n for n in names if names.count(n) > 1)
-    raise ValueError(f"the key {twice!r:.100} stands twice")
+    raise ValueError(f"the key {twice!r:.100} occurs twice")
   return made
 
 
 def _refuse_constant(name: str):
-  raise ValueError(f"{name} is no JSON number")
+  raise ValueError(f"{name} is not a JSON number")
 
 
 _DECODER = json.JSONDecoder(parse_int=_integer)

@@ -423,7 +423,7 @@ def test_what_is_lenient_is_read():
   }.items():
     with pytest.raises(json_text.JsonError, match=f"It .*{words}"):
       parse(text, what="It")
-  with pytest.raises(json_text.JsonError, match="'a' stands twice"):
+  with pytest.raises(json_text.JsonError, match="'a' occurs twice"):
     parse('{"a": 1, "a": 2}', strict=True)
 
 

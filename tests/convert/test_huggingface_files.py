@@ -303,7 +303,7 @@ def test_a_legacy_part_replaces_the_newer_one(tmp_path):
 def test_a_config_that_json_does_not_settle_is_refused(tmp_path, more):
   text = f'{{"model_type": "clip", {more}}}'
   (tmp_path / "config.json").write_text(text)
-  with pytest.raises(errors.UserError, match=r"Infinity|stands twice"):
+  with pytest.raises(errors.UserError, match=r"Infinity|occurs twice"):
     convert.open_model(tmp_path)
 
 
