@@ -89,9 +89,9 @@ def add_classify(parser: flags.Parser) -> None:
   parser.add_argument(
     "--probabilities",
     choices=names.PROBABILITIES,
-    help="softmax: those of all labels add up to 100 %%; sigmoid: of each by "
-    "itself, so that none or several may fit (default: what the model was "
-    "trained with)",
+    help="softmax: they add up to 100 %% over the labels; sigmoid: each label "
+    "by itself, so that none or several may fit (default: the one that the "
+    "model was trained with)",
   )
   flags.add_max_pixels(parser)
   flags.add_json(parser)
@@ -131,7 +131,7 @@ def add_search(parser: flags.Parser) -> None:
     help="results (default: 10)",
   )
   parser.add_argument(
-    "--model", metavar="MODEL", help="where the index's model lies now"
+    "--model", metavar="MODEL", help="the index's model, if it has moved"
   )
   flags.add_max_pixels(parser)
   flags.add_json(parser)
