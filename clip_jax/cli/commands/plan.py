@@ -19,11 +19,11 @@ def plan(arguments: argparse.Namespace) -> verb.Answer:
     # Nothing runs, so a TPU of this machine is left free.
     jax.config.update("jax_platforms", "cpu")
   config = config_lib.load(arguments.config, [*arguments.overrides, _NO_DATA])
-  where = topology.make_topology(arguments.topology)
+  target = topology.make_topology(arguments.topology)
   price = {"price_per_chip_hour": arguments.price_per_chip_hour}
   if arguments.suggest:
-    return _suggest(arguments, config, where, price)
-  job = jobs.make_job(config, where, **_options(arguments))
+    return _suggest(arguments, config, target, price)
+  job = jobs.make_job(config, target, **_options(arguments))
   found = planner.make_plan(job)
   return verb.Answer(
     report.to_dict(found, **price),
@@ -39,8 +39,8 @@ def _options(arguments) -> dict[str, int | None]:
   }
 
 
-def _suggest(arguments, config, where, price) -> verb.Answer:
-  found = suggest.suggest(config, where, **_options(arguments))
+def _suggest(arguments, config, target, price) -> verb.Answer:
+  found = suggest.suggest(config, target, **_options(arguments))
   options = {**price, "searched": True}
   flags_of = " ".join(f"--config.{change}" for change in found.overrides)
   said = "The cheapest that fits" if found.fits else "Nothing fits; closest is"
