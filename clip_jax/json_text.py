@@ -64,19 +64,19 @@ def parse(
   kind: type | tuple[type, ...] = dict,
   strict: bool = False,
 ) -> Any:
-  """Returns the value of a JSON text of the type `kind`.
+  """Returns the value of a JSON text, which must be of the type `kind`.
 
-  A byte order mark is skipped. NaN and infinities are read as floats and
-  integers of more than 20 digits as the nearest one.
+  A byte order mark is skipped. NaN and infinities are read as floats, and
+  integers of more than 20 digits as the nearest float.
 
   Args:
-    text: UTF-8 where it is bytes.
-    what: begins the messages.
-    kind: of the value.
-    strict: a key that stands twice in an object, and NaN, are errors.
+    text: JSON text; UTF-8 if it is bytes.
+    what: name of the text, with which messages begin.
+    kind: expected type of the value.
+    strict: whether a key that occurs twice in an object, or NaN, is an error.
 
   Raises:
-    JsonError: it is none, is nested too deeply or of another type.
+    JsonError: it is not valid JSON, is nested too deeply or of another type.
   """
   try:
     if isinstance(text, bytes):
@@ -110,12 +110,12 @@ def read(
   max_bytes: int = MAX_BYTES,
   strict: bool = False,
 ) -> Any:
-  """Returns the value in a JSON file, as `parse` does.
+  """Returns the value in a JSON file; see `parse`.
 
   Raises:
-    JsonError: it holds something else, or too much.
-    OSError: it cannot be read.
-    NotRegularError: it is no regular file.
+    JsonError: the content is not valid, or is too large.
+    OSError: the file cannot be read.
+    NotRegularError: it is not a regular file.
   """
   data = regular_files.read_regular(path, limit=max_bytes)
   if len(data) > max_bytes:

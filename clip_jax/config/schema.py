@@ -202,7 +202,7 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  """How devices share the work."""
+  """The mesh of devices."""
 
   data: int = _knob(
     -1, _axis_size, "devices that split the batch", unit="devices"

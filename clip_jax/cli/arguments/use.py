@@ -53,7 +53,7 @@ def add_eval(parser: flags.Parser) -> None:
 
 
 def check_eval(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with the arguments together, or None."""
+  """Returns an error message if arguments do not go together, or None."""
   of_probes = {
     "--train-data": arguments.train_data,
     "--features": arguments.features,
@@ -138,7 +138,7 @@ def add_search(parser: flags.Parser) -> None:
 
 
 def check_search(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with the arguments together, or None."""
+  """Returns an error message if arguments do not go together, or None."""
   if (arguments.query is None) == (arguments.image is None):
     return "give a text to search for, or --image FILE"
   if arguments.query is not None and not arguments.query.strip():
