@@ -321,7 +321,10 @@ MALFORMED = {
   "no activation": ({"text_config": {"hidden_act": {}}}, "hidden_act"),
   "end ids": ({"text_config": {"eos_token_id": [1, 2]}}, "eos_token_id"),
   "channels": ({"vision_config": {"num_channels": 4}}, "num_channels"),
-  "layers": ({"text_config": {"num_hidden_layers": 10**6}}, "is more than"),
+  "layers": (
+    {"text_config": {"num_hidden_layers": 10**6}},
+    "layers=1000000 for",
+  ),
   "a layer more": ({"text_config": {"num_hidden_layers": 4}}, "missing"),
   "vocabulary": ({"text_config": {"vocab_size": 51}}, "another shape"),
   "projection": ({"projection_dim": 25}, "another shape"),
