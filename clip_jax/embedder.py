@@ -150,6 +150,21 @@ class Embedder:
       method=method,
     )
 
+  def embed_rows(self, variables: Any, images: np.ndarray) -> np.ndarray:
+    """Returns float32 (batch, embed) of a batch that several processes hold.
+
+    Args:
+      variables: of the module.
+      images: the rows of this process (`sharding.local_rows`), preprocessed;
+        their whole number is one of `image_shapes`.
+    """
+    assert self.mesh is not None
+    split = sharding.batch_sharding(self.mesh)
+    batch = sharding.place({"image": images}, split)["image"]
+    signature = _signature(variables)
+    program = self._program(signature, variables, batch, "encode_image")
+    return np.asarray(program(variables, batch))
+
   def embed_tokens(self, variables: Any, tokens: np.ndarray) -> np.ndarray:
     """Returns embeddings, float32 (n, embed), of int32 `tokens` (n, length).
 

@@ -23,6 +23,7 @@ from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.convert import destinations, portable
 from clip_jax.convert.formats import model_dir
+from clip_jax.evals import embedding_model, text_weights
 from clip_jax.evals import probabilities as probabilities_lib
 from clip_jax.evals import prompts as prompts_lib
 from clip_jax.models import clip as clip_lib
@@ -216,9 +217,9 @@ class Clip:
     return _joined(parts, as_numpy)
 
   def embed_texts(
-    self, texts: list[str], *, cuts: tokenizer_lib.Cuts
+    self, texts: list[str], *, cuts: tokenizer_lib.Cuts | None = None
   ) -> np.ndarray:
-    """Returns unit embeddings of texts; `cuts` counts those that are cut."""
+    """Returns unit embeddings of texts; `cuts` as in `encode_text`."""
     return np.asarray(self.encode_text(texts, cuts=cuts))
 
   def tokenize(
@@ -366,6 +367,30 @@ class Clip:
       while len(self._label_sets) > _LABEL_SETS_KEPT:
         self._label_sets.popitem(last=False)
     return embeds
+
+  def for_evaluation(
+    self, cuts: tokenizer_lib.Cuts | None = None
+  ) -> embedding_model.Functions:
+    """Returns what `evals.tasks.evaluate` takes; keeps class embeddings.
+
+    Args:
+      cuts: as in `encode_text`.
+
+    Raises:
+      UserError: the model has one tower only.
+    """
+    self.check_towers("image", "text")
+    return embedding_model.Functions(
+      embed_images=self.embed_images,
+      embed_texts=functools.partial(self.embed_texts, cuts=cuts),
+      preprocess=self.needed_preprocess(),
+      logit_scale=self.logit_scale,
+      class_embeddings=functools.partial(
+        text_weights.class_embeddings,
+        fingerprint=lambda: self.fingerprint,
+        note_texts=functools.partial(self.tokenize, cuts=cuts),
+      ),
+    )
 
   @functools.cached_property
   def logit_scale(self) -> float:

@@ -15,6 +15,9 @@ TEXT_LAYOUTS = ("auto", "packed", "buckets", "full")
 TASKS = ("zero_shot", "retrieval")
 # Tasks that train a classifier on image features, and the kinds of features.
 PROBE_TASKS = ("linear_probe", "knn")
+# Further ones of `clip-jax eval`, and one of runs in training.
+FURTHER_TASKS = ("few_shot", "robustness", "groups")
+TRAINING_TASKS = ("few_shot_lsr",)
 FEATURES = ("pre_projection", "embedding")
 # How retrieval counts another image's caption that equals the right one.
 RETRIEVAL_DUPLICATES = ("hits", "misses")

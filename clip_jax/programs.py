@@ -13,7 +13,6 @@ import logging
 import os
 import pathlib
 import platform
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -22,13 +21,12 @@ import jaxlib
 from jax.experimental import serialize_executable
 from jax.extend import backend as backend_lib
 
-from clip_jax import sharding
+from clip_jax import kept_files, sharding
 
 _LOGGER = logging.getLogger(__name__)
 
 MOST_BYTES = 2**28  # Of all files; the least recently used ones are deleted.
 _SUFFIX = ".program"
-_DIGEST_BYTES = hashlib.sha256().digest_size
 _PATIENCE_SECONDS = 1.0
 _SHELL_OPTIONS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # Read by the compiler.
 
@@ -59,15 +57,8 @@ def compile(
 
 
 def folder() -> pathlib.Path:
-  """Returns the cache's folder: in XDG_CACHE_HOME, or in ~/.cache."""
-  cache = os.environ.get("XDG_CACHE_HOME", "")
-  # The XDG specification says that a relative path is to be ignored.
-  base = pathlib.Path(cache) if os.path.isabs(cache) else _home() / ".cache"
-  return base / "clip_jax" / "programs"
-
-
-def _home() -> pathlib.Path:
-  return pathlib.Path(os.path.expanduser("~"))
+  """Returns the folder of the cached programs."""
+  return kept_files.folder("programs")
 
 
 def _path_of(lowered, devices) -> pathlib.Path | None:
@@ -127,19 +118,16 @@ def _cpu() -> str:
 
 def _read(path, lowered, devices) -> jax.stages.Compiled | None:
   try:
-    if not _is_private(path.parent):
+    program = kept_files.read(path)
+    if program is None:
       return None
-    content = path.read_bytes()
-    digest, program = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    if hashlib.sha256(program).digest() != digest:
-      raise ValueError("it is damaged")
     loaded = serialize_executable.deserialize_and_load(
       program,
       lowered.in_tree,
       lowered.out_tree,
       execution_devices=devices,
     )
-    os.utime(path)
+    kept_files.note_use(path)
   except FileNotFoundError:
     return None
   except Exception as error:  # In any case the program can be compiled anew.
@@ -149,41 +137,12 @@ def _read(path, lowered, devices) -> jax.stages.Compiled | None:
 
 
 def _write(path, compiled) -> None:
-  """Writes a program to the cache atomically, and deletes old ones."""
-  partial = None
+  """Writes a program to the cache and deletes old ones."""
   try:
     program, _, _ = serialize_executable.serialize(compiled)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not _is_private(path.parent) or len(program) > MOST_BYTES:
-      return
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-      partial = file.name
-      file.write(hashlib.sha256(program).digest() + program)
-    os.replace(partial, path)
-    _make_room(path.parent)
+    kept_files.write(path, program, most_bytes=MOST_BYTES)
   except Exception as error:  # Such as a full disk: the cache is optional.
     _LOGGER.debug("%s is not kept: %s", path, error)
-    if partial is not None:
-      with contextlib.suppress(OSError):
-        os.unlink(partial)
-
-
-def _is_private(directory: pathlib.Path) -> bool:
-  """Whether only this user can write there, since cached programs are run."""
-  if not hasattr(os, "getuid"):  # Windows.
-    return True
-  status = directory.stat()
-  return status.st_uid == os.getuid() and not status.st_mode & 0o022
-
-
-def _make_room(directory: pathlib.Path) -> None:
-  entries = [(file.stat(), file) for file in directory.iterdir()]
-  entries.sort(key=lambda entry: -entry[0].st_mtime)
-  total = 0
-  for status, file in entries:
-    total += status.st_size
-    if total > MOST_BYTES:
-      file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,15 @@ from PIL import Image
 
 from clip_jax import cli, loading, names
 from clip_jax.convert import conversion as convert_lib
-from clip_jax.evals import linear_probe, tasks
+from clip_jax.evals import (
+  corruptions,
+  few_shot,
+  groups,
+  linear_probe,
+  ridge,
+  robustness,
+  tasks,
+)
 from clip_jax.models import variants
 
 CONFIG = """
@@ -32,6 +40,7 @@ def get_config():
   config.optim.warmup_steps = 0
   config.evals.digits = {"data": "builtin:digits/test"}
   config.evals.pairs = {"task": "retrieval", "data": "builtin:digits/test"}
+  config.evals.few = {"task": "few_shot_lsr", "data": "builtin:digits"}
   config.report = "builtin:digits/test"
   return config
 """
@@ -81,7 +90,7 @@ def image(tmp_path):
 def test_train_leaves_a_model_and_sums_up(trained):
   workdir, summary = trained
   assert summary["steps"] == 2
-  assert set(summary["evals"]) == {"digits", "pairs"}
+  assert set(summary["evals"]) == {"digits", "pairs", "few"}
   assert pathlib.Path(summary["report"]) == workdir / "report.png"
   with Image.open(workdir / "report.png") as report:
     assert report.format == "PNG"
@@ -142,13 +151,54 @@ def test_a_probe_has_the_keys_of_the_contract(workdir, task, features):
   assert (task == "linear_probe") == ("regularisation" in result)
 
 
+def test_few_shot_has_the_keys_of_the_contract(workdir, capsys):
+  arguments = ["--task", "few_shot", "--data", "builtin:digits"]
+  arguments += ["--shots", "2,1", "--seeds", "2"]
+  result = call("eval", workdir, *arguments)
+  assert [entry["k"] for entry in result["shots"]] == [1, 2]
+  assert result["top1"] == result["shots"][-1]["mean"] > 0.2  # Chance: 0.1.
+  assert result["regularisation"] > 0
+  assert result["features"] == "pre_projection"
+  assert (result["zero_shot"]["examples"], result["classes"]) == (364, 10)
+  cli.main(["eval", str(workdir), *arguments])
+  out = capsys.readouterr().out
+  assert f"{100 * result['zero_shot']['top1']:.2f} %" in out
+  assert "zero-shot, top-1" in out and "± " in out
+  assert "2 shots, top-1" in out and "shots that equal zero-shot" in out
+
+
+def test_robustness_has_the_keys_of_the_contract(workdir, tmp_path, capsys):
+  for label in DIGITS.split(","):
+    (tmp_path / label).mkdir()
+    Image.new("RGB", (9, 8), (len(label) * 20, 0, 0)).save(
+      tmp_path / label / "a.png"
+    )
+  arguments = ["--task", "robustness", "--data", f"folder:{tmp_path}"]
+  result = call("eval", workdir, *arguments)
+  assert len(result["corruptions"]) == 25
+  assert set(result["mean_by_corruption"]) == set(corruptions.CORRUPTIONS)
+  assert result["top1"] == result["clean"]["top1"]
+  assert (result["examples"], result["classes"]) == (10, 10)
+  cli.main(["eval", str(workdir), *arguments])
+  out = capsys.readouterr().out
+  assert "clean, top-1" in out and "gaussian noise" in out
+
+
 @pytest.mark.parametrize(
   ("task", "arguments"),
   [
     ("zero_shot", ["--features", "embedding"]),
+    ("zero_shot", ["--shots", "4"]),
+    ("robustness", ["--seeds", "4"]),
+    ("few_shot", ["--duplicates", "hits"]),
+    ("few_shot", ["--shots", "0"]),
     ("retrieval", ["--train-data", "builtin:digits/train"]),
     ("knn", ["--labels", "a,b"]),
     ("linear_probe", ["--neighbours", "3"]),
+    ("retrieval", ["--search-templates", "t.txt"]),
+    ("linear_probe", ["--search-templates", "t.txt"]),
+    ("zero_shot", ["--search-templates", "t.txt", "--template", "{}"]),
+    ("zero_shot", ["--train-data", "builtin:digits/train"]),
   ],
 )
 def test_eval_refuses_flags_of_other_tasks(capsys, task, arguments):
@@ -156,6 +206,27 @@ def test_eval_refuses_flags_of_other_tasks(capsys, task, arguments):
     cli.main(["eval", "m", "--task", task, "--data", "d", *arguments])
   assert exit.value.code == 2
   assert arguments[0] in capsys.readouterr().err
+
+
+def test_eval_says_how_far_its_probabilities_can_be_believed(workdir):
+  result = call(
+    "eval", workdir, "--task", "zero_shot", "--data", "builtin:digits/test"
+  )
+  calibration = result["calibration"]
+  assert 0 <= calibration["ece"] <= 1 and 0 <= calibration["brier"] <= 2
+  assert sum(row["count"] for row in calibration["reliability"]) == 364
+  assert result["interval_95"]["top1"] == result["top1_interval_95"]
+  assert result["images_per_second"] > 0 < result["seconds"]
+  assert len(result["prompts_hash"]) == 64 and "classes" in result["protocol"]
+
+
+def test_eval_searches_for_templates(workdir, tmp_path, capsys):
+  path = tmp_path / "templates.txt"
+  path.write_text("a photo of the number {}.\n{}\n")
+  arguments = ["--search-templates", path, "--data", "builtin:digits"]
+  cli.main(["eval", *map(str, [workdir, "--task", "zero_shot", *arguments])])
+  out = capsys.readouterr().out
+  assert "of 2" in out and "top-1 on the training data" in out
 
 
 def test_eval_prints_a_table(workdir, capsys):
@@ -206,6 +277,9 @@ def test_classify_gives_each_image_the_probability_of_each_label(
 def test_the_values_that_are_offered_are_those_that_there_are():
   assert set(names.TASKS) == set(tasks.TASKS)
   assert set(names.PROBE_TASKS) == set(linear_probe.TASKS)
+  further = few_shot.TASK, robustness.TASK, groups.TASK
+  assert set(names.FURTHER_TASKS) == set(further)
+  assert names.TRAINING_TASKS == (ridge.TASK,)
   assert set(names.TARGETS) == set(convert_lib.targets())
 
 

@@ -110,7 +110,7 @@ def test_json_is_alone_on_stdout_and_strict(monkeypatch, capsys):
 
 def test_logs_go_to_stderr_and_libraries_are_kept_quiet(monkeypatch, capsys):
   def log():
-    logging.info("step 1")
+    logging.getLogger("clip_jax").info("step 1")
     logging.getLogger("clip_jax.data").info("data")
     logging.getLogger("absl").warning("absl noise")
     logging.getLogger("absl").error("absl error")
@@ -122,6 +122,8 @@ def test_logs_go_to_stderr_and_libraries_are_kept_quiet(monkeypatch, capsys):
   stub(monkeypatch, log)
   root = logging.getLogger()
   before = root.level, list(root.handlers)
+  # Who has set up handlers of their own sees no more of libraries than before.
+  assert root.level == logging.WARNING
   cli.main(["models"])
   captured = capsys.readouterr()
   assert captured.out == "done\n"

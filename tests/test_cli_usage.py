@@ -33,7 +33,7 @@ from clip_jax.train import peers
     (["train", "--steps=5"], "Did you mean --config.steps=5?"),
     (["train", "--batch-size", "5"], "--config.batch_size=VALUE?"),
     (["train", "--config.steps=7", "--config.epochs=1"], "not both"),
-    (["data", "inspect", "builtin:digits", "--drop"], "--drop-bad"),
+    (["data", "prepare", "builtin:digits", "o", "--drop"], "--drop-bad"),
     (["train", "--config", "c"], "required: --workdir"),
     (["train", "--confg=c"], "Did you mean --config?"),
     (["train", "--config.steps"], "--config.steps=VALUE"),

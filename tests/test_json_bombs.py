@@ -3,6 +3,7 @@
 CLIP_JAX_JSON_BOMBS is the number of bombs for each kind of file.
 """
 
+import contextlib
 import copy
 import json
 import os
@@ -11,8 +12,10 @@ import random
 import shutil
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from clip_jax import config as config_lib
 from clip_jax import convert, errors, json_text, search
@@ -216,6 +219,49 @@ def _caption(root):
   )
 
 
+def _open_all(address):
+  source = sources.open_source(address)
+  for slot in range(len(source)):
+    with contextlib.suppress(record.BadRecord):
+      source[slot]
+
+
+def _coco(root):
+  path = root / "captions_x.json"
+  valid = {
+    "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b"}],
+    "annotations": [{"image_id": 1, "caption": "x", "id": 3}] * 2,
+  }
+  return Victim(
+    path, lambda: _open_all(f"coco:{path}"), valid=json.dumps(valid).encode()
+  )
+
+
+def _karpathy(root):
+  path = root / "dataset_coco.json"
+  image = {"filename": "a", "filepath": "b", "sentences": [{"raw": "x"}] * 2}
+  valid = {"images": [image | {"split": "test"}, image | {"split": "train"}]}
+  return Victim(
+    path,
+    lambda: _open_all(f"coco:{path}/test"),
+    valid=json.dumps(valid).encode(),
+  )
+
+
+def _features(root):
+  path, out = root / "features.json", root / "a.parquet"
+  label = {"_type": "ClassLabel", "names": ["ant", "bee"]}
+  valid = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
+
+  def read():
+    table = pyarrow.table({"image": [b"x", b"y"], "label": [0, 1]})
+    metadata = {b"huggingface": path.read_bytes()}
+    parquet.write_table(table.replace_schema_metadata(metadata), out)
+    _open_all(f"parquet:{out}")
+
+  return Victim(path, read, valid=json.dumps(valid).encode())
+
+
 def _labels(root):
   path = root / "labels.json"
   return Victim(
@@ -381,6 +427,9 @@ VICTIMS = {
   "dataset.json": _prepared,
   "record": _record,
   "caption": _caption,
+  "COCO's captions": _coco,
+  "Karpathy's captions": _karpathy,
+  "features of a Parquet table": _features,
   "labels": _labels,
   "templates": _templates,
   **{f"BERT's {name}": _bert_file(name) for name in BERT_FILES},

@@ -20,8 +20,8 @@ PACKAGE, module_name = floors.PACKAGE, floors.module_name
 # The floors of the package, the lowest first; what stands on one imports from
 # its own and from those below.
 FLOORS = (
-  "config errors host_memory json_lines json_text names packing preprocess"
-  " programs regular_files sharding terminal tokenizer versions",
+  "config errors host_memory json_lines json_text kept_files names packing"
+  " preprocess programs regular_files sharding terminal tokenizer versions",
   "models",
   "data losses",
   "evals report",
@@ -46,6 +46,7 @@ FORBIDDEN = {
   "host_memory": _HEAVY,
   "json_lines": _HEAVY,
   "json_text": _HEAVY,
+  "kept_files": _HEAVY,
   "losses": _OUTSIDE_OF_MODELS,
   "models": _OUTSIDE_OF_MODELS,
   "packing": _OUTSIDE_OF_MODELS,

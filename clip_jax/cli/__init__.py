@@ -15,6 +15,8 @@ from clip_jax import errors, terminal, versions
 from clip_jax.cli import output, parser, verbs
 from clip_jax.data import parent
 
+_LOGGER = logging.getLogger(__name__)
+
 FAILED = 1
 AMBIGUOUS = 2
 INTERRUPTED = 130  # 128 + SIGINT.
@@ -61,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
     versions.check()
     with output.stdout_kept_clean(), output.quiet():
       for remark in arguments.remarks:
-        logging.warning("%s", remark)
+        _LOGGER.warning("%s", remark)
       answer = verbs.VERBS[arguments.verb].run(arguments)
     text = output.to_json(answer.payload) if arguments.json else answer.text
     text = terminal.encodable(text, getattr(stdout, "encoding", None))

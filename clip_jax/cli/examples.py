@@ -20,6 +20,11 @@ EXAMPLES = {
     "eval runs/demo --task zero_shot --data builtin:two_digits/unseen",
     "eval runs/mine --task retrieval --data csv:pairs.csv --json",
     "eval runs/demo --task linear_probe --data builtin:digits",
+    "eval runs/demo --task zero_shot --data builtin:digits "
+    "--search-templates templates.txt",
+    "eval runs/demo --task few_shot --data builtin:digits --shots 1,4,16",
+    "eval runs/demo --task robustness --data builtin:digits/test",
+    "eval runs/mine --task groups --data folder:faces --groups faces.csv",
   ),
   "classify": (
     'classify runs/demo photo.png --labels "zero one,one zero"',
@@ -46,6 +51,7 @@ EXAMPLES = {
   "data": (
     "data inspect 'wds:shards/{00000..00331}.tar'",
     "data prepare csv:pairs.csv prepared --drop-bad",
+    "data curate csv:pairs.csv balanced --queries words.txt --max-per-query 20",
   ),
   "completion": (
     "completion bash > ~/.local/share/bash-completion/completions/clip-jax",

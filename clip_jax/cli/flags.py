@@ -14,7 +14,8 @@ MODEL = (
 )
 DATA = (
   "a DATA address, such as builtin:digits/test, folder:PATH, csv:PATH, "
-  "wds:PATH/{0000..0012}.tar, arrayrecord:PATH, tfds:NAME/SPLIT"
+  "wds:PATH/{0000..0012}.tar, parquet:PATH, coco:PATH, arrayrecord:PATH, "
+  "tfds:NAME/SPLIT"
 )
 LABELS = "comma-separated, or a file: text with a label a line, or JSON"
 TEMPLATE = "a text with {} for the label, or a file with one a line"
@@ -163,3 +164,8 @@ def count(text: str) -> int:
   raise argparse.ArgumentTypeError(
     f"must be a whole number, at least 1; got {text!r}"
   )
+
+
+def counts(text: str) -> list[int]:
+  """Returns whole numbers of at least 1 that commas part, for argparse."""
+  return [count(part) for part in text.split(",")]

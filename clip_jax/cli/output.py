@@ -16,7 +16,7 @@ from clip_jax.plan import environment
 
 # Messages of these libraries below these levels are of no use to a user.
 _LIBRARY_LEVELS = {"jax": logging.WARNING, "jaxlib": logging.WARNING}
-_OWN_LOGGERS = ("root", "clip_jax")
+_OWN_LOGGER = "clip_jax"
 
 
 def survive_any_encoding() -> None:
@@ -62,23 +62,23 @@ def quiet() -> Iterator[None]:
   handler = logging.StreamHandler(sys.stderr)
   handler.setFormatter(logging.Formatter("%(message)s"))
   handler.addFilter(_matters)
-  root = logging.getLogger()
-  level = root.level
+  root, own = logging.getLogger(), logging.getLogger(_OWN_LOGGER)
+  level = own.level
   root.addHandler(handler)
-  root.setLevel(logging.INFO)
+  own.setLevel(logging.INFO)
   try:
     with warnings.catch_warnings():
       if not sys.warnoptions:  # `python -W` still shows them.
         warnings.simplefilter("ignore")
       yield
   finally:
-    root.setLevel(level)
+    own.setLevel(level)
     root.removeHandler(handler)
 
 
 def _matters(record: logging.LogRecord) -> bool:
   package = record.name.partition(".")[0]
-  if package in _OWN_LOGGERS:
+  if package == _OWN_LOGGER:
     return record.levelno >= logging.INFO
   return record.levelno >= _LIBRARY_LEVELS.get(package, logging.ERROR)
 

@@ -32,18 +32,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   overrides: list[str] = []
   if verb.takes_overrides:
     overrides, words = _take_overrides(chosen, words)
-  for word in words:
-    if word == "--":
-      break
-    flag = word.partition("=")[0]
-    if flag.startswith("--") and flag not in chosen.flags:
-      if verb.takes_overrides:
-        _hint_at_override(chosen, word)
-      _refuse(chosen, "flag", flag, chosen.flags)
+  asked = chosen
   if verb.has_actions:  # Each action has its own parser.
     action = next((word for word in words if not word.startswith("-")), None)
     if action is not None and action not in chosen.actions:
       _refuse(chosen, "action", action, chosen.actions)
+    asked = chosen.actions.get(action or "", chosen)
+  for word in words:
+    if word == "--":
+      break
+    flag = word.partition("=")[0]
+    if flag.startswith("--") and flag not in asked.flags:
+      if verb.takes_overrides:
+        _hint_at_override(chosen, word)
+      _refuse(asked, "flag", flag, asked.flags)
+  if verb.has_actions:
     arguments = chosen.parse_args(words)
   else:  # Flags may stand before, between and after the other arguments.
     arguments = chosen.parse_intermixed_args(words)

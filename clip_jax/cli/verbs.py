@@ -85,9 +85,10 @@ VERBS = {
     "list the named models", flags.add_json, _command("models", "models")
   ),
   "data": Verb(
-    "look at data, or prepare it",
+    "look at data, prepare it, or make a balanced part of it",
     data.add_data,
     _command("data", "data"),
+    check=data.check_data,
     has_actions=True,
   ),
   "completion": Verb(

@@ -233,9 +233,10 @@ class Evaluation:
 
   task: str = _knob(
     "zero_shot",
-    _one_of((*names.TASKS, "auto")),
+    _one_of((*names.TASKS, *names.TRAINING_TASKS, "auto")),
     "what is measured; auto: zero_shot where the data has classes, else "
-    "retrieval",
+    "retrieval; few_shot_lsr: ridge regression on 1, 5, 10 and 25 examples a "
+    "class, of data with two splits",
   )
   data: str = _knob("", _not_empty, "DATA address, or held_out")
   labels: str = _knob(

@@ -19,18 +19,26 @@ _SHOWN_FILES = 10
 _SHOWN_SUFFIXES = 10
 # What is wrong with a container, by the reason of its damage.
 WORDS = {
+  "bad_footer": "has no readable footer, as if it had been cut",
   "compressed": "is compressed; unpack it to a plain tar",
   "damaged_header": "has a damaged header",
   "dangling_link": "is a link to a file that is not there",
   "empty": "is empty",
+  "lfs_pointer": "is a pointer of Git LFS; get the file by `git lfs pull`",
   "no_end_marker": "ends without an end marker, as if it had been cut",
+  "not_parquet": "is no Parquet file",
+  "other_columns": "has not the columns of the first file",
   "shifted": "has lost or gained bytes",
   "trailing_bytes": "has more bytes after its end",
   "truncated": "ends within a header",
   "zeros": "holds zeros in place of data",
 }
 
-_WHOLE_FILE = ("compressed", "dangling_link", "empty")  # At no place in it.
+# At no place in the file.
+_WHOLE_FILE = (
+  *("bad_footer", "compressed", "dangling_link", "empty", "lfs_pointer"),
+  *("not_parquet", "other_columns"),
+)
 
 
 class LeftOut:
@@ -88,6 +96,7 @@ class Account:
     lost: records that have no slot, by file: known or estimated numbers; None
       where nobody can know, which counts as one.
     notes: sentences: what was decided, and which option changes it.
+    choices: the same of what is right nearly always, which warns of nothing.
     share: of the records that this account is of, where they are a part; what
       is told of each file is of the whole, so that parts tell the same.
   """
@@ -97,6 +106,7 @@ class Account:
   damages: Sequence[tuple[str, int, str]] = ()
   lost: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
   notes: list[str] = dataclasses.field(default_factory=list)
+  choices: list[str] = dataclasses.field(default_factory=list)
   share: float = 1.0
 
   @property
@@ -131,6 +141,7 @@ class Account:
       "lost": self.lost_records,
       "lost_by_file": self._lost_here(),
       "notes": list(self.notes),
+      "choices": list(self.choices),
     }
 
   def sentences(self, *, most_files: int = _SHOWN_FILES) -> list[str]:
@@ -140,7 +151,8 @@ class Account:
   def remarks(self) -> list[str]:
     """Returns the sentences that inform and need no action."""
     others = self.left_out.describe(images=False)
-    return [f"Not read: {others}."] if others else []
+    not_read = [f"Not read: {others}."] if others else []
+    return [*self.choices, *not_read]
 
   def warnings(self, *, most_files: int = _SHOWN_FILES) -> list[str]:
     """Returns the sentences that warn of a loss or of a likely mistake."""

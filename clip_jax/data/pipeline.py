@@ -12,7 +12,7 @@ import math
 import traceback
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import grain
@@ -166,10 +166,12 @@ class _EvalBatch:
   source: record_lib.Records
   batch_size: int
   preprocess: preprocess_lib.Preprocess
+  rows: tuple[int, ...]
 
   def __call__(self, element: int) -> dict:
     start = element * self.batch_size
-    slots = range(start, min(start + self.batch_size, len(self.source)))
+    end = len(self.source)
+    slots = [start + row for row in self.rows if start + row < end]
     good: list[tuple[int, record_lib.Record, np.ndarray]] = []
     problems: list[Problem] = []
     for slot in slots:
@@ -188,6 +190,8 @@ class _EvalBatch:
     return {
       "image": images,
       "label": np.array(labels, np.int64),
+      "labels": [record.labels for _, record, _ in good],
+      "ignored": [record.ignored for _, record, _ in good],
       "record": np.array([slot for slot, _, _ in good], np.int64),
       "texts": [record.texts for _, record, _ in good],
       "key": [record.key for _, record, _ in good],
@@ -358,15 +362,25 @@ def eval_batches(
   batch_size: int,
   preprocess: preprocess_lib.Preprocess,
   threads: int = 4,
+  rows: Sequence[int] | np.ndarray | None = None,
 ) -> Batches:
   """Returns an iterator over all of `source` in order.
 
   A batch is a dict of the usable records among `batch_size` slots: `image`
   uint8 (n, size, size, 3), `label` int64 (n,), -1 where there is none, `record`
-  int64 (n,), `texts` and `key` lists of length n, and `problems`: a list of
-  `Problem` with the slots that had to be left out.
+  int64 (n,), lists of length n: `labels`, `ignored`, `texts` and `key` as a
+  `Record` has them, and `problems`: a list of `Problem` with the slots that had
+  to be left out.
+
+  Args:
+    source: where the records come from.
+    batch_size: slots of a batch.
+    preprocess: how an image becomes an array.
+    threads: threads that read and decode.
+    rows: which slots of each batch to read, ascending; None reads all.
   """
-  make_batch = _EvalBatch(source, batch_size, preprocess)
+  chosen = range(batch_size) if rows is None else map(int, rows)
+  make_batch = _EvalBatch(source, batch_size, preprocess, tuple(chosen))
   dataset = (
     grain.MapDataset.range(math.ceil(len(source) / batch_size))
     .map(_Guarded(make_batch))

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from clip_jax import errors, preprocess
@@ -30,6 +30,8 @@ def prepare(
   limits: preprocess.Limits = preprocess.DEFAULT_LIMITS,
   shard_bytes: int = SHARD_BYTES,
   on_record: Callable[[int], None] | None = None,
+  about: Mapping[str, Any] | None = None,
+  beside: Mapping[str, bytes] | None = None,
 ) -> dict[str, Any]:
   """Writes `source` to the directory `out`, for `arrayrecord:OUT`.
 
@@ -49,6 +51,8 @@ def prepare(
     limits: what is too large to be used.
     shard_bytes: a new file is begun after this many.
     on_record: called with the number of records done.
+    about: further entries of `dataset.json`.
+    beside: further files, by name.
 
   Returns:
     The content of `dataset.json`, and `written`: whether anything was.
@@ -58,13 +62,10 @@ def prepare(
   """
   errors.check_local("OUT", out)
   out = pathlib.Path(out).expanduser()
-  origin = {
-    "fingerprint": source.fingerprint,
-    "drop_bad": drop_bad,
-    "max_pixels": limits.max_pixels,
-  }
-  if out.exists() and not _is_empty_directory(out):
-    return _existing(out, origin) | {"written": False}
+  made = existing(out, source.fingerprint, limits, drop_bad=drop_bad)
+  if made is not None:
+    return made | {"written": False}
+  origin = _origin(source.fingerprint, limits, drop_bad)
   with _partial_directory(out) as partial:
     summary = {
       "format": array_record.FORMAT,
@@ -73,6 +74,7 @@ def prepare(
       "templates": source.templates,
       "source": {"address": address, **origin},
       "account": account.of(source).to_dict(),
+      **(about or {}),
     } | _write_shards(source, partial, drop_bad, limits, shard_bytes, on_record)
     bad = summary["bad"]
     if summary["records"] <= (0 if drop_bad else sum(bad.values())):
@@ -85,6 +87,8 @@ def prepare(
       raise error
     sidecar = partial / array_record.SIDECAR
     sidecar.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    for name, data in (beside or {}).items():
+      (partial / name).write_bytes(data)
     for path in partial.iterdir():
       _sync(path)
     (partial / _LOCK).unlink()
@@ -97,12 +101,43 @@ def _is_empty_directory(path: pathlib.Path) -> bool:
   return path.is_dir() and not any(path.iterdir())
 
 
-def _existing(out: pathlib.Path, origin: dict[str, Any]) -> dict[str, Any]:
-  sidecar = out / array_record.SIDECAR
+def _origin(
+  fingerprint: str, limits: preprocess.Limits, drop_bad: bool
+) -> dict[str, Any]:
+  """Returns what a copy was made from, and how."""
+  return {
+    "fingerprint": fingerprint,
+    "drop_bad": drop_bad,
+    "max_pixels": limits.max_pixels,
+  }
+
+
+def existing(
+  out: str | os.PathLike,
+  fingerprint: str,
+  limits: preprocess.Limits,
+  *,
+  drop_bad: bool = False,
+) -> dict[str, Any] | None:
+  """Returns the `dataset.json` of the copy that is in `out`, if there is one.
+
+  Args:
+    out: a directory, or nothing yet.
+    fingerprint: of the source.
+    limits: that the copy should have been made with.
+    drop_bad: whether it should have been made without bad records.
+
+  Raises:
+    UserError: `out` holds something else.
+  """
+  out = pathlib.Path(out).expanduser()
+  if not out.exists() or _is_empty_directory(out):
+    return None
   summary = {}
   with contextlib.suppress(OSError, errors.UserError):
-    summary = array_record.read_sidecar(sidecar)
+    summary = array_record.read_sidecar(out / array_record.SIDECAR)
   made_from = summary.get("source", {})
+  origin = _origin(fingerprint, limits, drop_bad)
   if origin.items() <= ({"max_pixels": None} | made_from).items():
     return {"records": 0, "bad": {}} | summary
   what = f"made from {made_from.get('address')!r}" if made_from else "in use"
@@ -248,6 +283,7 @@ def inspect(
     else:
       texts += len(item.texts)
       image_bytes += len(item.image)
+      labels.update(item.labels or ())
       if item.label is not None:
         labels[item.label] += 1
       if len(shown) < first:
@@ -286,6 +322,7 @@ def _describe(
     "key": record.key,
     "texts": record.texts,
     "label": record.label,
+    **({} if record.labels is None else {"labels": record.labels}),
     "width": size[0],
     "height": size[1],
     "bytes": len(record.image),

@@ -16,12 +16,23 @@ class Record:
     texts: at least one caption.
     key: names the record within its source; never a path to write to.
     label: index into the source's `class_names`.
+    labels: where an example may be of several classes, those that it is of;
+      None where it has one `label` or none.
+    ignored: classes of which nobody says whether it is of them, as of objects
+      that are marked as difficult.
   """
 
   image: bytes
   texts: tuple[str, ...]
   key: str
   label: int | None = None
+  labels: tuple[int, ...] | None = None
+  ignored: tuple[int, ...] = ()
+
+  def all_labels(self) -> tuple[int, ...]:
+    """Returns every class that the record names in any way."""
+    one = () if self.label is None else (self.label,)
+    return (*one, *(self.labels or ()), *self.ignored)
 
 
 class BadRecord(Exception):

@@ -7,7 +7,7 @@ A.3), or the embeddings themselves.
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,11 +22,17 @@ from clip_jax.evals import logistic, prompts, tasks, zero_shot
 
 # The paper's grid of penalties: eight a decade from 1e-6 to 1e6.
 PENALTIES = tuple(10 ** (k / 8 - 6) for k in range(97))
-_COARSE, _SPANS = range(0, 97, 16), (8, 4, 2, 1)
+_COARSE, _SPANS = range(0, len(PENALTIES), 16), (8, 4, 2, 1)
 _VALIDATION = 0.2  # Of the examples to train on, to choose the penalty by.
+_LARGE = 10**9  # Examples times width times classes.
 NEIGHBOURS = 20
 _TEMPERATURE = 0.07  # Of a neighbour's vote (Wu et al. 2018, section 3.4).
 _QUERIES = 1024
+
+NOT_FINITE = (
+  "The model gives features that are not finite; its parameters are damaged or "
+  "its training diverged. Use an earlier checkpoint."
+)
 
 Progress = Callable[[int, int], None]
 
@@ -83,22 +89,24 @@ def evaluate(
     (train_data, data) if train_data else splits.train_and_test(data)
   )
   opened = [sources.open_source(address) for address in (train_data, data)]
-  order = _check_classes(opened, (train_data, data))
+  order = check_classes(opened, (train_data, data))
   total, done, bad = sum(map(len, opened)), 0, collections.Counter()
   read, warnings = [], []
   for source, address in zip(opened, (train_data, data), strict=True):
     warnings += account.tell(source, address)
     further = progress and functools.partial(_further, progress, done, total)
-    with pipeline.eval_batches(
-      source, batch_size=batch_size, preprocess=preprocess, threads=threads
-    ) as batches:
-      watched = tasks.watch(
-        batches,
-        bad,
-        total=len(source),
+    read.append(
+      read_all(
+        source,
+        address,
+        embed,
+        bad=bad,
+        preprocess=preprocess,
+        batch_size=batch_size,
+        threads=threads,
         progress=further,
       )
-      read.append(_embed(watched, embed, source.class_names, address))
+    )
     done += len(source)
   train, test = read
   train = dataclasses.replace(train, labels=order[train.labels])
@@ -119,15 +127,25 @@ def _further(progress: Progress, before: int, total: int, done: int, _) -> None:
   progress(before + done, total)
 
 
-def _check_classes(opened, addresses) -> np.ndarray:
-  """Returns the test data's number of each class of the training data."""
+def check_classes(
+  opened: Sequence[sources.Source], addresses: Sequence[str]
+) -> np.ndarray:
+  """Returns the test data's number of each class of the training data.
+
+  Args:
+    opened: the training and the test data.
+    addresses: of both, for messages.
+
+  Raises:
+    UserError: one has no classes, or they have not the same.
+  """
   for source, address in zip(opened, addresses, strict=True):
     if source.class_names is None:
       raise errors.UserError(
         f"{address} has no classes to tell apart; a probe needs labelled data "
         "such as builtin:digits or a folder of class folders."
       )
-  train, test = (source.class_names for source in opened)
+  train, test = (source.class_names or () for source in opened)
   if odd := sorted(set(train) ^ set(test)):
     raise errors.UserError(
       f"{addresses[0]} and {addresses[1]} have different classes: "
@@ -144,6 +162,40 @@ def _check_classes(opened, addresses) -> np.ndarray:
   return np.array([test.index(name) for name in train])
 
 
+def read_all(
+  source: sources.Source,
+  address: str,
+  embed: Callable[[np.ndarray], np.ndarray],
+  *,
+  bad: collections.Counter[str],
+  preprocess: preprocess_lib.Preprocess,
+  batch_size: int = 256,
+  threads: int = 4,
+  progress: Progress | None = None,
+) -> Examples:
+  """Returns the features of labelled data.
+
+  Args:
+    source: the data.
+    address: its DATA address, for messages.
+    embed: returns features (n, width) of uint8 images (n, size, size, 3).
+    bad: a counter of bad records by reason, changed in place.
+    preprocess: how an image becomes an array.
+    batch_size: images embedded at once.
+    threads: threads that read and decode.
+    progress: called with the records done and their total.
+
+  Raises:
+    UserError: there is no example, or one without a label; features are not
+      finite.
+  """
+  with pipeline.eval_batches(
+    source, batch_size=batch_size, preprocess=preprocess, threads=threads
+  ) as batches:
+    watched = tasks.watch(batches, bad, total=len(source), progress=progress)
+    return _embed(watched, embed, source.class_names, address)
+
+
 def _embed(batches, embed, class_names, address: str) -> Examples:
   features, labels = [], []
   for batch in batches:
@@ -152,15 +204,12 @@ def _embed(batches, embed, class_names, address: str) -> Examples:
   if not features:
     raise errors.UserError(f"{address} has no example.")
   examples = Examples(
-    np.concatenate(features), np.concatenate(labels), class_names
+    np.concatenate(features), np.concatenate(labels), tuple(class_names or ())
   )
   if np.any(examples.labels < 0):
     raise errors.UserError(f"{address} has examples without a label.")
   if not np.all(np.isfinite(examples.features)):
-    raise errors.UserError(
-      "The model gives features that are not finite; its parameters are "
-      "damaged or its training diverged. Use an earlier checkpoint."
-    )
+    raise errors.UserError(NOT_FINITE)
   return examples
 
 
@@ -189,46 +238,87 @@ def linear_probe(
     UserError: there are too few examples to choose the penalty by.
   """
   classes = len(test.class_names)
-  fitted, held = _split(train.labels, seed)
-  regression = logistic.Regression(
-    train.features[fitted], train.labels[fitted], classes
-  )
+  fitted, held = split(train.labels, seed)
   kept = train[held]
+  regression = logistic.Regression(train.features, train.labels, classes)
+  chosen = np.zeros(len(train.labels), bool)
+  chosen[fitted] = True
+  part, counted = part_of(regression, chosen)
 
-  @functools.cache
-  def validated(index: int) -> float:
-    weights = regression.fit(PENALTIES[index])
-    found = weights.scores(kept.features).argmax(axis=1)
-    return float(np.mean(found == kept.labels))
+  def validate(places: Sequence[int]) -> list[float]:
+    found = part.fit_all([PENALTIES[place] for place in places], counted)
+    return [share_right(weights, kept) for weights in found]
 
-  best = search(validated)
-  whole = logistic.Regression(train.features, train.labels, classes)
-  weights = whole.fit(PENALTIES[best])
+  best, validated = search(validate)
+  weights = regression.fit(PENALTIES[best])
   return {
     **_accuracy(iter([weights.scores(test.features)]), test),
     "regularisation": PENALTIES[best],
-    "validation_top1": validated(best),
+    "validation_top1": validated,
     "validation_examples": len(held),
   }
 
 
-def search(score: Callable[[int], float]) -> int:
-  """Returns the place in `PENALTIES` that scores best (paper, appendix A.3).
+def part_of(
+  regression: logistic.Regression, chosen: np.ndarray
+) -> tuple[logistic.Regression, np.ndarray | None]:
+  """Returns what to fit to some of the examples by, and what then counts.
+
+  Many examples are parted, which saves the work of the others; few are not,
+  because one program then does for all fits, and to compile takes longer.
+
+  Args:
+    regression: all examples.
+    chosen: whether to fit to each, (n,).
+  """
+  if regression.size > _LARGE:
+    return regression.part(np.flatnonzero(chosen)), None
+  return regression, chosen.astype(np.float32)
+
+
+def share_right(weights: logistic.Weights, examples: Examples) -> float:
+  """Returns the share of the examples whose class has the highest score."""
+  found = weights.scores(examples.features).argmax(axis=1)
+  return float(np.mean(found == examples.labels))
+
+
+def search(
+  score_all: Callable[[Sequence[int]], Sequence[float]],
+) -> tuple[int, float]:
+  """Returns the place in `PENALTIES` that scores best, and its score.
 
   First every sixteenth is tried, then the neighbours of the best at 8, 4, 2 and
-  1 places. Of equal scores the first counts.
+  1 places (paper, appendix A.3). Of equal scores the first counts.
+
+  Args:
+    score_all: returns the scores of places; is asked for each place once.
   """
-  for k in reversed(_COARSE):  # Each fit starts from that of a larger penalty.
-    score(k)
-  peak = max(_COARSE, key=score)
+  scores: dict[int, float] = {}
+
+  def best_of(places: Sequence[int]) -> int:
+    if new := [place for place in places if place not in scores]:
+      scores.update(zip(new, score_all(new), strict=True))
+    return max(places, key=scores.__getitem__)
+
+  for place in reversed(_COARSE):  # Each fit starts from the one before.
+    best_of([place])
+  peak = best_of(_COARSE)
   for span in _SPANS:
-    near = [k for k in (peak - span, peak, peak + span) if 0 <= k < 97]
-    peak = max(near, key=score)
-  return peak
+    near = (peak - span, peak, peak + span)
+    peak = best_of([place for place in near if 0 <= place < len(PENALTIES)])
+  return peak, scores[peak]
 
 
-def _split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the rows to fit and those to validate on, of each class a fifth."""
+def split(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the rows to fit and those to validate on, of each class a fifth.
+
+  Args:
+    labels: (n,).
+    seed: of the choice.
+
+  Raises:
+    UserError: no class has enough examples to keep one.
+  """
   rng = np.random.default_rng(seed)
   held = []
   for label in np.unique(labels):

@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+import hashlib
+import json
 import os
 import pathlib
 import string
@@ -15,8 +17,13 @@ DEFAULT_TEMPLATE = "a photo of a {}."  # Paper, section 3.1.4.
 _PROMPTS_PER_CALL = 1024
 
 EmbedTexts = Callable[[list[str]], np.ndarray]
-# A list of names, in which a list stands for synonyms, or full prompts by name.
+# A list of names, in which a list stands for synonyms; or full prompts by name,
+# or names by class (`NamesByClass`).
 Labels = Sequence[str | Sequence[str]] | Mapping[str, str | Sequence[str]]
+
+
+class NamesByClass(dict[str, str | Sequence[str]]):
+  """Labels whose values are names for the templates, not full prompts."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,12 +33,19 @@ class Prompts:
   names: tuple[str, ...]
   texts: tuple[tuple[str, ...], ...]
 
+  @property
+  def digest(self) -> str:
+    """SHA-256 of the names and of every text."""
+    content = json.dumps([self.names, self.texts], ensure_ascii=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
 
 def read_labels(text: str) -> Labels:
   """Returns the labels of a text: a file, or names separated by commas.
 
   A text file holds a label a line; a JSON file a list of labels (an inner list
-  holds synonyms) or a dictionary from a label to its full prompts.
+  holds synonyms), a dictionary from a label to its full prompts, or
+  `{"names": {label: [name, …]}}`, whose names are put into the templates.
   """
   path = _as_file(text, what="labels")
   if path is None:
@@ -41,7 +55,12 @@ def read_labels(text: str) -> Labels:
         "names separated by commas, or the path of a file."
       )
     return [part.strip() for part in text.split(",")]
-  return _read(path, what="labels")
+  labels = _read(path, what="labels")
+  if isinstance(labels, dict) and len(labels) == 1:
+    names = labels.get("names")
+    if isinstance(names, dict):
+      return NamesByClass(names)
+  return labels
 
 
 def read_templates(text: str) -> tuple[str, ...]:
@@ -96,7 +115,8 @@ def resolve(
 ) -> Prompts:
   """Returns the prompts of `labels`, each name put into each template.
 
-  Labels of a dictionary bring their full prompts, which no template changes.
+  Labels of a dictionary bring their full prompts, which no template changes;
+  those of `NamesByClass` bring names for the templates.
 
   Args:
     labels: of the classes.
@@ -127,8 +147,9 @@ def resolve(
     names = tuple(labels)
     texts = tuple(_synonyms(value) for value in labels.values())
   else:
-    synonyms = [_synonyms(label) for label in labels]
-    names = tuple(several[0] for several in synonyms)
+    texts = tuple(_synonyms(label) for label in labels)
+    names = tuple(several[0] for several in texts)
+  if takes_templates(labels):
     if templates is None:
       templates = (DEFAULT_TEMPLATE,)
     fills = [parse_template(t) for t in templates]
@@ -136,7 +157,7 @@ def resolve(
       tuple(
         before + name + after for name in several for before, after in fills
       )
-      for several in synonyms
+      for several in texts
     )
   if not names:
     raise errors.UserError("There are no labels; name at least one.")
@@ -145,6 +166,11 @@ def resolve(
       f"Labels must differ, but given more than once: {', '.join(twice[:5])}."
     )
   return Prompts(names, texts)
+
+
+def takes_templates(labels: Labels) -> bool:
+  """Returns whether the labels are names, and not full prompts."""
+  return not isinstance(labels, Mapping) or isinstance(labels, NamesByClass)
 
 
 def label_names(labels: Labels) -> list[str]:
@@ -163,7 +189,8 @@ def in_order(labels: Labels, names: Sequence[str]) -> Labels:
   if len(own) != len(names) or set(own) != set(names):
     return labels
   if isinstance(labels, Mapping):
-    return {name: labels[name] for name in names}
+    kind = NamesByClass if isinstance(labels, NamesByClass) else dict
+    return kind({name: labels[name] for name in names})
   by_name = dict(zip(own, labels, strict=True))
   return [by_name[name] for name in names]
 
@@ -218,6 +245,12 @@ def class_embeddings(prompts: Prompts, embed_texts: EmbedTexts) -> np.ndarray:
   The ensemble is made in the embedding space (paper, section 3.1.4): each
   prompt's embedding is scaled to unit length, their mean again.
   """
+  sums = class_sums(prompts, embed_texts)
+  return normalize(sums, what="class").astype(np.float32)  # (classes, embed)
+
+
+def class_sums(prompts: Prompts, embed_texts: EmbedTexts) -> np.ndarray:
+  """Returns the sum of the unit embeddings of each class's prompts, float64."""
   owners = np.repeat(
     np.arange(len(prompts.names)), [len(several) for several in prompts.texts]
   )
@@ -230,7 +263,7 @@ def class_embeddings(prompts: Prompts, embed_texts: EmbedTexts) -> np.ndarray:
       sums = np.zeros((len(prompts.names), embeds.shape[1]))
     np.add.at(sums, owners[part], embeds)
   assert sums is not None  # A class has a prompt.
-  return normalize(sums, what="class").astype(np.float32)  # (classes, embed)
+  return sums  # (classes, embed)
 
 
 def normalize(embeds: np.ndarray, *, what: str) -> np.ndarray:

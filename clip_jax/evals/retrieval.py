@@ -74,17 +74,21 @@ def _ranks(
 ) -> np.ndarray:
   """Returns how many candidates come before the best own one; ties by index."""
   ranks = np.empty(len(queries), np.int64)
-  places = np.arange(len(candidates))
   for rows, scores in _blocks(queries, candidates):
-    mask = np.zeros(scores.shape, bool)
-    for i, candidates_of_row in enumerate(own[rows]):
-      mask[i, candidates_of_row] = True
-    owned = np.where(mask, scores, -np.inf)
-    # argmax takes the first of equal scores, which stands first in the order.
-    first = owned.argmax(axis=1)[:, None]
-    best = np.take_along_axis(owned, first, axis=1)
-    before = (scores > best) | ((scores == best) & (places < first))
-    ranks[rows] = before.sum(axis=1)
+    counts = [len(candidates_of_row) for candidates_of_row in own[rows]]
+    query = np.repeat(np.arange(len(counts)), counts)
+    place = np.concatenate(own[rows])
+    own_scores = scores[query, place]
+    best = np.full(len(counts), -np.inf, scores.dtype)
+    np.maximum.at(best, query, own_scores)
+    first = np.full(len(counts), len(candidates))
+    at_best = own_scores == best[query]
+    np.minimum.at(first, query[at_best], place[at_best])
+    ranks[rows] = [
+      # A row stays in the cache, the whole block does not.
+      np.count_nonzero(row > top) + np.count_nonzero(row[:end] == top)
+      for row, top, end in zip(scores, best, first, strict=True)
+    ]
   return ranks
 
 
@@ -222,7 +226,14 @@ def evaluate(
       len(texts),
       duplicates,
     )
-  return found | {"repeated_texts": repeated, "duplicates": duplicates}
+  return {
+    **found,
+    "repeated_texts": repeated,
+    "duplicates": duplicates,
+    "protocol": f"retrieval: captions as {before + '{}' + after!r}, the best "
+    "of a query's own candidates counts, ties by position; equal captions of "
+    f"other images are {duplicates}",
+  }
 
 
 def around_captions(

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -54,11 +55,21 @@ class Evaluation:
     batch_size: int = 256,
     threads: int = 4,
     progress: Callable[[int, int], None] | None = None,
+    open_batches: Callable[..., Any] = pipeline.eval_batches,
   ) -> dict[str, Any]:
-    """Returns the measures of a model, as the function `evaluate` does."""
+    """Returns the measures of a model, as the function `evaluate` does.
+
+    Args:
+      model: to measure.
+      batch_size: images embedded at once.
+      threads: threads that read and decode.
+      progress: called with the examples done and their total.
+      open_batches: what gives the batches; where several processes share
+        them, another function of the same arguments.
+    """
     bad: collections.Counter[str] = collections.Counter()
     total = len(self.source)
-    with pipeline.eval_batches(
+    with open_batches(
       self.source,
       batch_size=batch_size,
       preprocess=model.preprocess,
@@ -133,7 +144,8 @@ def evaluate(
 ) -> dict[str, Any]:
   """Returns the measures of one task on one data set.
 
-  `warnings` among them holds what is to be said of the data (account.py).
+  `warnings` among them holds what is to be said of the data (account.py);
+  `seconds` are those of reading, embedding and measuring.
 
   Args:
     task: one of `TASKS`.
@@ -152,14 +164,36 @@ def evaluate(
   evaluation = open_evaluation(
     task, data, labels=labels, templates=templates, duplicates=duplicates
   )
-  warnings = account.tell(evaluation.source, data)
+  return run(
+    evaluation,
+    model,
+    batch_size=batch_size,
+    threads=threads,
+    progress=progress,
+  )
+
+
+def run(
+  evaluation: Evaluation,
+  model: embedding_model.EmbeddingModel,
+  *,
+  batch_size: int = 256,
+  threads: int = 4,
+  progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+  """Returns what `evaluate` does, of an evaluation that is open."""
+  warnings = account.tell(evaluation.source, evaluation.data)
+  started = time.perf_counter()
   measured = evaluation.measure(
     model,
     batch_size=batch_size,
     threads=threads,
     progress=progress,
   )
-  return measured | {"warnings": warnings}
+  seconds = time.perf_counter() - started
+  read = len(evaluation.source) - sum(measured["bad_records"].values())
+  timed = {"seconds": seconds, "images_per_second": read / seconds}
+  return {**measured, **timed, "warnings": warnings}
 
 
 def watch(

@@ -1,94 +1,107 @@
 """Zero-shot classification: an image goes to the class of the nearest text."""
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from clip_jax import errors
-from clip_jax.evals import embedding_model
+from clip_jax.evals import (
+  calibration,
+  embedding_model,
+  metrics,
+  multi_label,
+)
 from clip_jax.evals import prompts as prompts_lib
 
 _LOGGER = logging.getLogger(__name__)
 
-# Of every interval that is shown; the paper's Table 10 has 99.5 % instead.
-CONFIDENCE = 0.95
+_SCORES_PER_BLOCK = 1 << 24  # 64 MiB of float32.
 
 
 class Accuracy:
-  """Counts of right guesses, gathered batch by batch."""
+  """The places of the true classes, gathered batch by batch."""
 
   def __init__(self, classes: int):
-    self.examples = np.zeros(classes, np.int64)  # Of each true class.
-    self.top1 = np.zeros(classes, np.int64)
-    self.top5 = np.zeros(classes, np.int64)
+    self._classes = classes
+    self._ranks = [np.zeros(0, np.int64)]
+    self._labels = [np.zeros(0, np.int64)]
 
   def update(self, scores: np.ndarray, labels: np.ndarray) -> None:
     """Adds a batch of `scores` (n, classes) with their true `labels` (n,)."""
-    rank = ranks(scores, labels)
-    np.add.at(self.examples, labels, 1)
-    np.add.at(self.top1, labels, rank < 1)
-    np.add.at(self.top5, labels, rank < 5)
+    self._ranks.append(metrics.ranks(scores, labels))
+    self._labels.append(labels)
 
   def result(self) -> dict[str, Any]:
     """Returns the fractions; mean_per_class is over the classes present."""
-    examples = int(self.examples.sum())
+    rank, labels = map(np.concatenate, (self._ranks, self._labels))
+    examples = len(labels)
     if not examples:
       raise errors.UserError("There is no example to classify.")
-    right = int(self.top1.sum())
-    present = self.examples > 0
+    found = {"top1": int(np.sum(rank < 1)), "top5": int(np.sum(rank < 5))}
+    intervals = {
+      name: list(metrics.clopper_pearson(right, examples))
+      for name, right in found.items()
+    }
     return {
-      "top1": right / examples,
-      "top5": int(self.top5.sum()) / examples,
-      "mean_per_class": float(
-        np.mean(self.top1[present] / self.examples[present])
-      ),
+      **{name: right / examples for name, right in found.items()},
+      "mean_per_class": metrics.mean_per_class(rank < 1, labels, self._classes),
+      "mean_top1_top5": metrics.mean_top1_top5(rank),
       "examples": examples,
-      "classes": len(self.examples),
-      "top1_interval_95": list(interval(right, examples)),
+      "classes": self._classes,
+      "top1_interval_95": intervals["top1"],
+      "interval_95": intervals,
     }
 
 
-def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Returns how many classes come before the true one; ties go by index."""
-  own = np.take_along_axis(scores, labels[:, None], axis=1)  # (n, 1)
-  before = np.arange(scores.shape[1]) < labels[:, None]  # (n, classes)
-  return np.sum((scores > own) | ((scores == own) & before), axis=1)
-
-
-def interval(
-  right: int, examples: int, *, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
-  """Returns the Clopper-Pearson interval of an accuracy (paper, Table 10)."""
-  tail = (1 - confidence) / 2
-  wrong = examples - right
-  low = special.betaincinv(right, wrong + 1, tail) if right else 0.0
-  high = special.betaincinv(right + 1, wrong, 1 - tail) if wrong else 1.0
-  return float(low), float(high)
-
-
 def accuracy(
-  batches: Iterable[tuple[np.ndarray, np.ndarray]], classes: np.ndarray
+  batches: Iterable[tuple[np.ndarray, np.ndarray]],
+  classes: np.ndarray,
+  *,
+  logit_scale: float | None = None,
 ) -> dict[str, Any]:
   """Returns the measures of batches of (unit image embeddings, labels).
 
+  Of two classes `roc_auc` is one of them, where the data have examples of both;
+  a larger score speaks for the second class.
+
   Args:
-    batches: pairs of (n, embed) and (n,); one batch is held at a time.
+    batches: pairs of (n, embed) and (n,).
     classes: the classes' unit embeddings, (classes, embed).
+    logit_scale: of the model; adds `calibration` (calibration.py).
 
   Raises:
     UserError: a label is missing (-1) or no class, or there is no example.
   """
-  counts = Accuracy(len(classes))
   classes = np.asarray(classes, np.float32)
+  kept: list[tuple[np.ndarray, np.ndarray]] = []
   for embeds, labels in batches:
     labels = np.asarray(labels)
     _check_labels(labels, len(classes))
-    embeds = prompts_lib.normalize(np.asarray(embeds, np.float32), what="image")
-    counts.update(embeds @ classes.T, labels)
-  return counts.result()
+    kept.append((_units(embeds), labels))
+  if not sum(len(labels) for _, labels in kept):
+    raise errors.UserError("There is no example to classify.")
+  embeds, labels = map(np.concatenate, zip(*kept, strict=True))
+  counts = Accuracy(len(classes))
+  step = max(1, _SCORES_PER_BLOCK // len(classes))
+  for start in range(0, len(labels), step):
+    rows = slice(start, start + step)
+    counts.update(embeds[rows] @ classes.T, labels[rows])
+  result = counts.result()
+  if len(classes) == 2 and 0 < labels.sum() < len(labels):
+    margins = np.diff((embeds @ classes.T).astype(np.float64), axis=1)
+    result["roc_auc"] = metrics.roc_auc(margins[:, 0], labels == 1)
+  if logit_scale is not None:
+    result["calibration"] = calibration.measure(
+      embeds, labels, classes, logit_scale=logit_scale
+    )
+  return result
+
+
+def _units(embeds: np.ndarray) -> np.ndarray:
+  return prompts_lib.normalize(np.asarray(embeds, np.float32), what="image")
 
 
 def _check_labels(labels: np.ndarray, classes: int) -> None:
@@ -104,6 +117,59 @@ def _check_labels(labels: np.ndarray, classes: int) -> None:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """Embedded images with their classes.
+
+  Attributes:
+    embeds: unit embeddings, float32 (n, embed).
+    labels: the class of each, (n,); or which classes it is of, as
+      `multi_label.marks` has them, (n, classes).
+  """
+
+  embeds: np.ndarray
+  labels: np.ndarray
+
+  @property
+  def several(self) -> bool:
+    """Whether an image may be of any number of classes."""
+    return self.labels.ndim == 2
+
+
+def embed(
+  model: embedding_model.EmbeddingModel,
+  batches: Iterable[dict[str, Any]],
+  *,
+  classes: int,
+) -> Examples:
+  """Returns the embedded images of `batches`, whose labels are checked.
+
+  Args:
+    model: that embeds them.
+    batches: the data's images and labels.
+    classes: number of classes.
+
+  Raises:
+    UserError: a label is missing or no class, some records have one label and
+      others a list, or there is no example.
+  """
+  embeds, labels = [], []
+  for batch in batches:
+    if not len(batch["image"]):
+      continue
+    if multi_label.has_several(batch):
+      labels.append(multi_label.marks(batch, classes))
+    else:
+      labels.append(np.asarray(batch["label"]))
+      _check_labels(labels[-1], classes)
+    if labels[-1].ndim != labels[0].ndim:
+      raise multi_label.mixed()
+    embeds.append(_units(model.embed_images(batch["image"])))
+  if not embeds:
+    raise errors.UserError("There is no example to classify.")
+  return Examples(np.concatenate(embeds), np.concatenate(labels))
+
+
 def evaluate(
   source: Any,
   *,
@@ -112,7 +178,12 @@ def evaluate(
   labels: prompts_lib.Labels | None = None,
   templates: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-  """Returns top1, top5 and mean_per_class of `source`, with their counts.
+  """Returns the measures of `source`, with their counts.
+
+  Data whose records have `labels` give mean average precisions
+  (multi_label.py), others accuracies.
+  `prompts_hash` is the digest of all classes' names and prompts, `protocol` a
+  sentence: both belong to the numbers, which depend on them.
 
   Args:
     source: the data; `class_names` and `templates` are its defaults.
@@ -125,11 +196,22 @@ def evaluate(
     UserError: labels and data do not go together.
   """
   resolved = make_prompts(source, labels=labels, templates=templates)
-  classes = prompts_lib.class_embeddings(resolved, model.embed_texts)
-  return accuracy(
-    ((model.embed_images(batch["image"]), batch["label"]) for batch in batches),
-    classes,
-  )
+  classes = model.embed_classes(resolved)
+  read = embed(model, batches, classes=len(classes))
+  if read.several:
+    measured = multi_label.precision(read.embeds, read.labels, classes)
+  else:
+    measured = accuracy(
+      [(read.embeds, read.labels)], classes, logit_scale=model.logit_scale
+    )
+  count = sum(map(len, resolved.texts))
+  return {
+    **measured,
+    "prompts_hash": resolved.digest,
+    "protocol": f"zero-shot: {count} prompts of {len(resolved.names)} classes, "
+    "those of a class averaged as unit embeddings; scores are cosines, "
+    "ties go by class number",
+  }
 
 
 def make_prompts(

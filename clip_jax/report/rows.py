@@ -77,6 +77,7 @@ def find_rows(
   count: int = 4,
   most_records: int = 1000,
   progress: Callable[[int, int], None] | None = None,
+  open_batches: Callable[..., Any] = pipeline.eval_batches,
 ) -> Rows:
   """Returns the rows of a report on a model and the records of `source`.
 
@@ -91,13 +92,14 @@ def find_rows(
     count: texts and images shown.
     most_records: records looked at, spread evenly over the data.
     progress: called with the records done and their total.
+    open_batches: as in `evals.tasks.Evaluation.measure`.
 
   Raises:
     UserError: there is no usable record.
   """
   shown = Spread(source, most_records)
   embeds, labels, texts, records = [], [], [], []
-  with pipeline.eval_batches(
+  with open_batches(
     shown, batch_size=256, preprocess=model.preprocess
   ) as batches:
     bad = collections.Counter()

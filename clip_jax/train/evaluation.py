@@ -14,8 +14,10 @@ from clip_jax import report as report_lib
 from clip_jax import terminal
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.evals import embedding_model, zero_shot
-from clip_jax.train import metrics, preemption
+from clip_jax.data import pipeline
+from clip_jax.evals import embedding_model, ridge
+from clip_jax.evals import metrics as eval_metrics
+from clip_jax.train import metrics, preemption, shared_batches
 from clip_jax.train import run as run_lib
 
 _LOGGER = logging.getLogger(__name__)
@@ -28,8 +30,8 @@ class _Stopped(Exception):
 class Evaluator:
   """Evaluates the model of a run, unless the run is told to stop.
 
-  Whether to stop is asked before every batch. Every process reads all of the
-  data and asks equally often, so that all leave at the same one.
+  Whether to stop is asked before every batch. The processes share each batch
+  (shared_batches.py) and ask equally often, so that all leave at the same one.
   """
 
   def __init__(self, run: run_lib.Run, stop: preemption.Preemption):
@@ -43,10 +45,14 @@ class Evaluator:
     try:
       for name, evaluation in self._run.evaluations.items():
         with _progress(name) as progress:
+          shared = {"open_batches": self._open_batches()}
+          if isinstance(evaluation, ridge.FewShot):
+            shared = {}  # Every process reads all examples of a probe.
           results[name] = evaluation.measure(
             self._model(state),
             threads=self._run.program.config.data.threads,
             progress=progress,
+            **shared,
           )
     except _Stopped:
       return None
@@ -81,6 +87,7 @@ class Evaluator:
           logit_bias=clip.logit_bias,
           probabilities=clip.probabilities,
           progress=progress,
+          open_batches=self._open_batches(),
         )
     except _Stopped:
       return None
@@ -104,12 +111,25 @@ class Evaluator:
     self, state: state_lib.TrainState
   ) -> embedding_model.EmbeddingModel:
     ready = self._run.as_clip(state)
+
+    def embed_images(images: Any) -> np.ndarray:
+      if isinstance(images, shared_batches.Images):
+        return shared_batches.embed(images, ready.encoder, ready.variables)
+      return ready.embed_images(images)
+
     return embedding_model.Functions(
-      embed_images=self._interruptible(ready.embed_images),
+      embed_images=self._interruptible(embed_images),
       embed_texts=self._interruptible(
         functools.partial(ready.embed_texts, cuts=self._cuts)
       ),
       preprocess=ready.needed_preprocess(),
+    )
+
+  def _open_batches(self) -> Callable[..., Any]:
+    if jax.process_count() == 1:
+      return pipeline.eval_batches
+    return functools.partial(
+      shared_batches.open_batches, encoder=self._run.encoder
     )
 
   def _interruptible(
@@ -125,7 +145,7 @@ class Evaluator:
 
 def _figure(name: str, result: dict[str, Any]) -> report_lib.Figure:
   right = round(result["top1"] * result["examples"])
-  low, high = zero_shot.interval(right, result["examples"])
+  low, high = eval_metrics.clopper_pearson(right, result["examples"])
   return report_lib.Figure(
     f"{name}, top-1",
     f"{100 * result['top1']:.1f} %",

@@ -14,7 +14,7 @@ from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.data import account, pipeline, sources
 from clip_jax.data.sources import views
-from clip_jax.evals import prompts, tasks
+from clip_jax.evals import prompts, ridge, tasks
 from clip_jax.models import freezing, variants
 from clip_jax.train import origins as origins_lib
 from clip_jax.train import program as program_lib
@@ -42,7 +42,7 @@ class Run:
 
   program: program_lib.Program
   source: sources.Source
-  evaluations: dict[str, tasks.Evaluation]
+  evaluations: dict[str, tasks.Evaluation | ridge.FewShot]
   report: sources.Source | None
   preprocess: preprocess_lib.Preprocess
   tokenizer: tokenizer_lib.Tokenizer
@@ -258,7 +258,9 @@ def _open_evaluation(
   entry: config_lib.Evaluation,
   training: config_lib.Data,
   open_source: OpenSource,
-) -> tasks.Evaluation:
+) -> tasks.Evaluation | ridge.FewShot:
+  if entry.task == ridge.TASK:
+    return _open_few_shot(entry, open_source)
   source, task = _open(entry.data, training, open_source), entry.task
   if task == "auto":
     task = "zero_shot" if source.class_names is not None else "retrieval"
@@ -274,11 +276,28 @@ def _open_evaluation(
   )
 
 
+def _open_few_shot(
+  entry: config_lib.Evaluation, open_source: OpenSource
+) -> ridge.FewShot:
+  if entry.data == config_lib.HELD_OUT:
+    raise errors.UserError(
+      f"{entry.task} draws examples from one split of its data and tests on "
+      f"another; data={entry.data!r} is one split only. Give a DATA address "
+      "such as builtin:digits."
+    )
+  if entry.labels or entry.templates:
+    raise errors.UserError(
+      f"{entry.task} takes neither labels nor templates, because it uses no "
+      "text; leave them out."
+    )
+  return ridge.open_few_shot(entry.data, open_source=open_source)
+
+
 def _open_evaluations(
   entries: Mapping[str, config_lib.Evaluation],
   data: config_lib.Data,
   open_source: OpenSource,
-) -> dict[str, tasks.Evaluation]:
+) -> dict[str, tasks.Evaluation | ridge.FewShot]:
   """Raises at the start what would else stop the run at an evaluation."""
   opened = {}
   for name, entry in entries.items():

@@ -223,6 +223,7 @@ def test_inspecting_says_what_is_in_the_data(mixed, tmp_path, write_tar):
     "lost": 0,
     "lost_by_file": {},
     "notes": [],
+    "choices": [],
     "texts": 4,
     "class_names": ("ant", "bee"),
     "templates": ("a {}.",),

@@ -11,6 +11,14 @@ from clip_jax import errors
 from clip_jax.data import sources
 
 N = 5
+# The classes of an image, and those that have an object that is not difficult.
+OBJECTS = [
+  ([0, 2], [2]),
+  ([1], []),
+  ([2, 0, 1], [0, 1, 2]),
+  ([], []),
+  ([2], [2]),
+]
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +64,30 @@ def data_dir(tmp_path_factory, png):
       }
     )
 
+  names = features.ClassLabel(names=["sea_lion", "ant", "bee"])
+
+  class TinyObjects(TinyPairs):
+    own_features = features.FeaturesDict(
+      {
+        "image": features.Image(shape=(None, None, 3)),
+        "labels": features.Sequence(names),
+        "labels_no_difficult": features.Sequence(names),
+      }
+    )
+
+    def _generate_examples(self):
+      for i, (all_labels, easy) in enumerate(OBJECTS):
+        yield (
+          i,
+          {
+            "image": io.BytesIO(png(i)),
+            "labels": all_labels,
+            "labels_no_difficult": easy,
+          },
+        )
+
   directory = tmp_path_factory.mktemp("tfds")
-  for builder in (TinyPairs, TinyLabels):
+  for builder in (TinyPairs, TinyLabels, TinyObjects):
     builder(
       data_dir=directory, file_format="array_record"
     ).download_and_prepare()
@@ -132,3 +162,23 @@ def test_what_is_not_there_is_a_short_error(
   with pytest.raises(errors.UserError, match=message) as error:
     sources.open_source(address)
   assert len(str(error.value)) < 500
+
+
+def test_sequences_of_labels_and_classes_to_ignore_are_read(data_dir, png):
+  address = f"tfds:tiny_objects/train?data_dir={data_dir}"
+  source = sources.open_source(f"{address}&label=labels_no_difficult")
+  records = _by_image(source, png)
+  assert source.class_names == ("sea lion", "ant", "bee")
+  for i, (_, easy) in enumerate(OBJECTS):
+    assert (records[i].labels, records[i].ignored) == (tuple(easy), ())
+  assert records[2].texts == source.class_names
+  assert records[3].texts == ("none of the classes",)
+  options = "&label=labels_no_difficult&ignored=labels"
+  both = sources.open_source(address + options)
+  for i, record in _by_image(both, png).items():
+    labels, easy = map(set, OBJECTS[i])
+    assert set(record.labels) == easy
+    assert set(record.ignored) == labels - easy
+  assert both.fingerprint != source.fingerprint
+  with pytest.raises(errors.UserError, match="ignored=image is no feature"):
+    sources.open_source(f"{address}&label=labels&ignored=image")

@@ -57,6 +57,79 @@ def test_a_fit_is_the_minimum_that_scipy_finds_in_float64(penalty):
   assert same.mean() > 0.98
 
 
+def loss_of(weights, features, labels, penalty):
+  kernel = weights.kernel.astype(np.float64)
+  return objective(kernel, weights.bias, features, labels, penalty)[0]
+
+
+def test_fits_at_once_are_those_one_by_one():
+  """What an accelerator runs, with a start and a part of its own for each."""
+  features, labels = blobs(60, 5, 3)
+  regression = logistic.Regression(features, labels, 3)
+  counted = np.ones((2, 60), np.float32)
+  counted[1, ::3] = 0
+  penalties = 0.5, 20.0
+  found, steps = logistic.minimise_all(
+    regression._turned,
+    regression._labels,
+    regression._variances,
+    np.zeros((2, 3, 6), np.float32),
+    counted,
+    np.array(penalties, np.float32),
+  )
+  for i, penalty in enumerate(penalties):
+    regression._found.clear()
+    weights = regression.fit(penalty, counted[i])
+    # Sums in another order, float32.
+    np.testing.assert_allclose(
+      regression._found[penalty], found[i], rtol=1e-2, atol=1e-3
+    )
+    assert abs(weights.steps - int(steps[i])) <= 2
+
+
+def test_examples_that_do_not_count_are_as_if_not_there():
+  features, labels = blobs(60, 5, 3)
+  rows = np.arange(60) % 3 > 0
+  alone = logistic.Regression(features[rows], labels[rows], 3).fit(2.0)
+  regression = logistic.Regression(features, labels, 3)
+  part = regression.part(np.flatnonzero(rows)).fit(2.0)
+  regression._found.clear()
+  masked = regression.fit(2.0, rows.astype(np.float32))
+  for weights in (part, masked):
+    # Other coordinates: the same optimum within the tolerance.
+    got, want = (
+      loss_of(x, features[rows], labels[rows], 2.0) for x in (weights, alone)
+    )
+    assert got == pytest.approx(want, rel=1e-4)
+
+
+def test_more_features_than_examples_are_fitted_in_their_span():
+  features, labels = blobs(20, 50, 3)
+  weights = logistic.Regression(features, labels, 3).fit(1.0)
+  assert weights.kernel.shape == (50, 3)
+  _, kernel_gradient, bias_gradient = objective(
+    weights.kernel.astype(np.float64), weights.bias, features, labels, 1.0
+  )
+  assert np.abs(kernel_gradient).max() < 5e-3  # At zero weights it is 0.3.
+  assert np.abs(bias_gradient).max() < 5e-3
+
+
+def test_a_fit_does_not_stay_at_the_optimum_of_another_penalty():
+  """With many examples the gradient there is small, and the loss is not."""
+  features, labels = blobs(2000, 30, 4, spread=4)
+  weak, strong = 1e-2, 10.0
+  regression = logistic.Regression(features, labels, 4)
+  regression.fit(strong)
+  warm = regression.fit(weak)
+  cold = logistic.Regression(features, labels, 4).fit(weak)
+  got, want = (loss_of(x, features, labels, weak) for x in (warm, cold))
+  assert got == pytest.approx(want, rel=1e-4)
+  between = regression.fit(0.3)  # It starts between the two.
+  cold = logistic.Regression(features, labels, 4).fit(0.3)
+  got, want = (loss_of(x, features, labels, 0.3) for x in (between, cold))
+  assert got == pytest.approx(want, rel=1e-4)
+
+
 def test_a_feature_that_never_varies_and_an_absent_class_do_no_harm():
   features, labels = blobs(60, 5, 3)
   features[:, 2] = 4.0
@@ -69,14 +142,16 @@ def test_a_feature_that_never_varies_and_an_absent_class_do_no_harm():
 def test_the_search_is_the_papers():
   tried = []
 
-  def score(place):
-    tried.append(place)
-    return -abs(place - 37)
+  def score_all(places):
+    tried.extend(places)
+    return [-abs(place - 37) for place in places]
 
-  assert linear_probe.search(score) == 37
+  assert linear_probe.search(score_all) == (37, 0)
+  assert len(tried) == 15  # None twice.
   # Every sixteenth, then 8, 4, 2 and 1 places around the best so far.
   assert set(tried) == {*range(0, 97, 16), 24, 40, 36, 44, 34, 38, 35, 37}
-  assert linear_probe.search(lambda place: 0.5) == 0  # The first of equals.
+  found = linear_probe.search(lambda places: [0.5] * len(places))
+  assert found == (0, 0.5)  # The first of equals.
   assert len(linear_probe.PENALTIES) == 97
   ends = linear_probe.PENALTIES[0], linear_probe.PENALTIES[-1]
   assert ends == (pytest.approx(1e-6), pytest.approx(1e6))
@@ -95,6 +170,18 @@ def test_a_probe_tells_classes_apart():
   assert found["regularisation"] in linear_probe.PENALTIES
   assert found["validation_examples"] == 60
   assert found == linear_probe.linear_probe(train, test)
+
+
+def test_a_probe_of_many_examples_fits_to_a_part_of_its_own(monkeypatch):
+  train, test = examples(300, 9, 4), examples(200, 9, 4, seed=1)
+  few = linear_probe.linear_probe(train, test)
+  monkeypatch.setattr(linear_probe, "_LARGE", 100)
+  many = linear_probe.linear_probe(train, test)
+  # Both stop near the same optimum, not at the same point.
+  assert many["top1"] == pytest.approx(few["top1"], abs=0.02)
+  assert many["validation_top1"] == pytest.approx(
+    few["validation_top1"], abs=0.02
+  )
 
 
 def test_a_probe_of_two_examples_a_class_is_refused():
@@ -169,18 +256,18 @@ class Source:
 
 def test_classes_are_matched_by_name():
   opened = [Source("cat", "dog", "owl"), Source("owl", "cat", "dog")]
-  order = linear_probe._check_classes(opened, ("a", "b"))
+  order = linear_probe.check_classes(opened, ("a", "b"))
   assert order.tolist() == [1, 2, 0]
   with pytest.raises(errors.UserError, match=r"different classes: cat, owl"):
-    linear_probe._check_classes(
+    linear_probe.check_classes(
       [Source("dog", "owl"), Source("cat", "dog")], ("a", "b")
     )
   twice = Source("a", "a", "b")
-  order = linear_probe._check_classes([twice, twice], ("a", "b"))
+  order = linear_probe.check_classes([twice, twice], ("a", "b"))
   assert order.tolist() == [0, 1, 2]
   for other in (Source("b", "a", "a"), Source("a", "b")):
     for opened in ([twice, other], [other, twice]):
       with pytest.raises(errors.UserError, match="several the name 'a'"):
-        linear_probe._check_classes(opened, ("a", "b"))
+        linear_probe.check_classes(opened, ("a", "b"))
   with pytest.raises(errors.UserError, match="no classes"):
-    linear_probe._check_classes([Source("dog"), Source()], ("a", "b"))
+    linear_probe.check_classes([Source("dog"), Source()], ("a", "b"))

@@ -158,3 +158,34 @@ def test_no_templates_are_an_error(tmp_path, name, content):
   (tmp_path / name).write_text(content)
   with pytest.raises(errors.UserError, match="no templates"):
     prompts.read_templates(str(tmp_path / name))
+
+
+def test_names_by_class_are_put_into_the_templates(tmp_path):
+  path = tmp_path / "labels.json"
+  path.write_text('{"names": {"n01": ["tench", "Tinca"], "n02": "shark"}}')
+  labels = prompts.read_labels(str(path))
+  resolved = prompts.resolve(labels, ["a {}", "the {}"])
+  assert resolved.names == ("n01", "n02")
+  assert resolved.texts == (
+    ("a tench", "the tench", "a Tinca", "the Tinca"),
+    ("a shark", "the shark"),
+  )
+  turned = prompts.in_order(labels, ("n02", "n01"))
+  assert prompts.resolve(turned, ["{}"]).texts == (
+    ("shark",),
+    ("tench", "Tinca"),
+  )
+  # A class may be called so: its value is then a text or a list.
+  path.write_text('{"names": ["a list of names"]}')
+  resolved = prompts.resolve(prompts.read_labels(str(path)))
+  assert resolved.texts == (("a list of names",),)
+
+
+def test_the_digest_tells_names_and_texts_apart():
+  made = [
+    prompts.resolve(labels, templates)
+    for labels in (["cat", "dog"], ["dog", "cat"], ["cat", "do"])
+    for templates in (["{}g"], ["{}"])
+  ]
+  assert len({one.digest for one in made}) == len(made)
+  assert made[0].digest == prompts.resolve(["cat", "dog"], ["{}g"]).digest

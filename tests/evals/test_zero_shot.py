@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clip_jax import errors
-from clip_jax.evals import zero_shot
+from clip_jax.evals import calibration, metrics, prompts, zero_shot
 
 
 def slow_accuracy(embeds, labels, classes):
@@ -48,12 +48,6 @@ def test_accuracy_matches_a_sort_of_every_row(size):
   assert (got["examples"], got["classes"]) == (53, 11)
 
 
-def test_equal_scores_rank_by_class_number():
-  scores = np.array([[1, 1, 0, 1.0]] * 4)
-  ranks = zero_shot.ranks(scores, np.array([0, 1, 2, 3]))
-  np.testing.assert_array_equal(ranks, [0, 1, 3, 2])
-
-
 def test_a_model_that_gives_all_images_the_same_is_right_by_chance_only():
   embeds = np.ones((6, 2))
   classes = np.ones((3, 2))
@@ -82,25 +76,6 @@ def test_no_example_is_an_error():
     zero_shot.accuracy([], np.ones((3, 4)))
 
 
-def test_the_interval_is_clopper_pearsons():
-  # By definition: at the bounds the observed count or a more extreme one has
-  # probability (1 - confidence) / 2.
-  from scipy import stats
-
-  low, high = zero_shot.interval(37, 50, confidence=0.9)
-  np.testing.assert_allclose(stats.binom.sf(36, 50, low), 0.05, rtol=1e-9)
-  np.testing.assert_allclose(stats.binom.cdf(37, 50, high), 0.05, rtol=1e-9)
-
-
-@pytest.mark.parametrize("right, bounds", [(0, (0.0, None)), (9, (None, 1.0))])
-def test_the_interval_reaches_the_end_where_nothing_or_all_is_right(
-  right, bounds
-):
-  got = zero_shot.interval(right, 9)
-  for value, bound in zip(got, bounds, strict=True):
-    assert value == bound if bound is not None else 0 < value < 1
-
-
 def fake_source(class_names, templates):
   return types.SimpleNamespace(class_names=class_names, templates=templates)
 
@@ -109,6 +84,7 @@ class Embedder:
   """Texts and images with known directions; remembers what it was asked."""
 
   axes = types.MappingProxyType({"cat": 0, "dog": 1, "owl": 2})
+  logit_scale = None
 
   def __init__(self):
     self.texts = []
@@ -123,6 +99,9 @@ class Embedder:
 
   def embed_images(self, images):
     return np.eye(3)[images[:, 0, 0, 0]]
+
+  def embed_classes(self, resolved):
+    return prompts.class_embeddings(resolved, self.embed_texts)
 
 
 def image_batches(classes):
@@ -204,3 +183,72 @@ def test_labels_that_do_not_fit_the_data_are_refused(
       batches=image_batches([0, 1, 2, 0]),
       labels=labels,
     )
+
+
+def scored(seed=0, *, n=101, classes=4):
+  rng = np.random.default_rng(seed)
+  labels = rng.integers(0, classes, n)
+  weights = units(rng, classes, 6)
+  embeds = weights[labels] + 0.6 * rng.normal(size=(n, 6))
+  embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)
+  return embeds.astype(np.float32), labels, weights.astype(np.float32)
+
+
+def test_calibration_is_that_of_the_models_own_softmax(monkeypatch):
+  embeds, labels, weights = scored()
+  monkeypatch.setattr(calibration, "_SCORES_PER_BLOCK", 40)
+  got = zero_shot.accuracy(
+    batches(embeds, labels, 30), weights, logit_scale=20.0
+  )["calibration"]
+  logits = 20.0 * np.asarray(embeds, float) @ np.asarray(weights, float).T
+  probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  sure, right = probabilities.max(1), probabilities.argmax(1) == labels
+  want = metrics.expected_calibration_error(sure, right)
+  # Logits are products of float32.
+  close = {"rtol": 1e-5}
+  np.testing.assert_allclose(got["ece"], want.error, **close)
+  np.testing.assert_allclose(
+    [got["nll"], got["brier"]],
+    [
+      metrics.negative_log_likelihood(logits, labels),
+      metrics.brier(probabilities, labels),
+    ],
+    **close,
+  )
+  table = got["reliability"]
+  assert [row["count"] for row in table] == [row.count for row in want.table]
+  fitted = metrics.fit_temperature(logits[::2], labels[::2])
+  np.testing.assert_allclose(got["temperature"], fitted.value, rtol=1e-4)
+  half = logits[1::2] / fitted.value
+  half = np.exp(half) / np.exp(half).sum(axis=1, keepdims=True)
+  after = metrics.expected_calibration_error(half.max(1), right[1::2])
+  np.testing.assert_allclose(got["ece_after"], after.error, rtol=1e-3)
+  before = metrics.expected_calibration_error(sure[1::2], right[1::2])
+  np.testing.assert_allclose(got["ece_held_out"], before.error, **close)
+
+
+def test_a_single_example_gives_no_temperature():
+  embeds, labels, weights = scored(n=1)
+  got = zero_shot.accuracy([(embeds, labels)], weights, logit_scale=5.0)
+  assert got["calibration"]["temperature"] is None
+  assert got["calibration"]["ece_after"] is None
+
+
+def test_two_classes_have_a_roc_curve_where_both_are_there():
+  embeds, labels, weights = scored(classes=2)
+  got = zero_shot.accuracy(batches(embeds, labels, 7), weights)
+  scores = np.asarray(embeds, float) @ (weights[1] - weights[0])
+  pairs = scores[labels == 1][:, None] > scores[labels == 0][None]
+  np.testing.assert_allclose(got["roc_auc"], pairs.mean(), rtol=1e-12)
+  alone = zero_shot.accuracy([(embeds[:3], np.zeros(3, int))], weights)
+  assert "roc_auc" not in alone and "calibration" not in alone
+
+
+def test_results_carry_intervals_and_the_mean_of_top_1_and_top_5():
+  embeds, labels, weights = scored(classes=9)
+  got = zero_shot.accuracy(batches(embeds, labels, 7), weights)
+  for name in ("top1", "top5"):
+    right = round(got[name] * len(labels))
+    want = metrics.clopper_pearson(right, len(labels))
+    assert got["interval_95"][name] == list(want)
+  assert got["mean_top1_top5"] == (got["top1"] + got["top5"]) / 2

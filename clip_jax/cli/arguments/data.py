@@ -1,4 +1,6 @@
-"""The arguments of data inspect and data prepare."""
+"""The arguments of `data` and its actions."""
+
+import argparse
 
 from clip_jax.cli import flags
 
@@ -22,7 +24,61 @@ def add_data(parser: flags.Parser) -> None:
     action="store_true",
     help="decode every image and leave the bad ones out",
   )
-  for action in (inspect, prepare):
+  curate = actions.add_parser(
+    "curate",
+    help="write the part of DATA in which no query has too many pairs",
+  )
+  _add_curate(curate)
+  for action in (inspect, prepare, curate):
     flags.add_max_pixels(action)
     flags.add_json(action)
-    parser.flags += action.flags
+
+
+def _add_curate(parser: flags.Parser) -> None:
+  parser.add_argument("data", metavar="DATA", help=flags.DATA)
+  parser.add_argument(
+    "out", metavar="OUT", help="a new directory, for arrayrecord:OUT"
+  )
+  parser.add_argument(
+    "--queries",
+    metavar="FILE",
+    required=True,
+    help="what captions are searched for: text with a query a line, or a list "
+    "in JSON",
+  )
+  parser.add_argument(
+    "--max-per-query",
+    metavar="N",
+    type=flags.count,
+    help="pairs that each query keeps, on average (the paper: 20000)",
+  )
+  parser.add_argument(
+    "--size",
+    metavar="N",
+    type=flags.count,
+    help="pairs that are kept in all, on average",
+  )
+  parser.add_argument(
+    "--seed", metavar="N", type=int, default=0, help="default: 0"
+  )
+  parser.add_argument(
+    "--ignore-case",
+    action="store_true",
+    help="let capitals make no difference",
+  )
+  parser.add_argument(
+    "--workers",
+    metavar="N",
+    type=flags.count,
+    default=1,
+    help="processes that read and match (default: 1)",
+  )
+
+
+def check_data(arguments: argparse.Namespace) -> str | None:
+  """Returns what is wrong with the flags of an action together."""
+  if arguments.action == "curate" and (
+    (arguments.max_per_query is None) == (arguments.size is None)
+  ):
+    return "give --max-per-query or --size, one of the two"
+  return None

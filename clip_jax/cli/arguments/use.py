@@ -6,6 +6,21 @@ import os
 from clip_jax import names
 from clip_jax.cli import flags
 
+_EVAL_TASKS = (*names.TASKS, *names.PROBE_TASKS, *names.FURTHER_TASKS)
+# Flags of `eval` that only some tasks take.
+_FLAGS_OF = {
+  "--train-data": (*names.PROBE_TASKS, "few_shot"),
+  "--features": (*names.PROBE_TASKS, "few_shot"),
+  "--neighbours": ("knn",),
+  "--shots": ("few_shot",),
+  "--seeds": ("few_shot",),
+  "--groups": ("groups",),
+  "--labels": (*names.TASKS, *names.FURTHER_TASKS),
+  "--template": (*names.TASKS, *names.FURTHER_TASKS),
+  "--duplicates": names.TASKS,
+  "--search-templates": ("zero_shot",),
+}
+
 
 def add_eval(parser: flags.Parser) -> None:
   """Adds the arguments of `eval`."""
@@ -14,28 +29,54 @@ def add_eval(parser: flags.Parser) -> None:
     "--task",
     required=True,
     metavar="TASK",
-    choices=(*names.TASKS, *names.PROBE_TASKS),
-    help=", ".join((*names.TASKS, *names.PROBE_TASKS)),
+    choices=_EVAL_TASKS,
+    help=", ".join(_EVAL_TASKS),
   )
   parser.add_argument("--data", required=True, metavar="DATA", help=flags.DATA)
+  probes = ", ".join(_FLAGS_OF["--train-data"])
   parser.add_argument(
     "--train-data",
     default="",
     metavar="DATA",
-    help="linear_probe, knn: what to train on, where --data is what to test on "
-    "(default: the splits of --data)",
+    help=f"{probes}, --search-templates: what to train on, where --data is "
+    "what to test on (default: the splits of --data)",
+  )
+  parser.add_argument(
+    "--search-templates",
+    default="",
+    metavar="FILE",
+    help="zero_shot: templates, one a line, of which those are taken that tell "
+    "the classes of the training data apart best",
   )
   parser.add_argument(
     "--features",
     choices=names.FEATURES,
-    help="linear_probe, knn: of images, before the projection (the default) or "
-    "after it",
+    help=f"{probes}: of images, before the projection (the default) or after "
+    "it",
   )
   parser.add_argument(
     "--neighbours",
     type=flags.count,
     metavar="N",
     help="knn: training examples that vote (default: 20)",
+  )
+  parser.add_argument(
+    "--shots",
+    type=flags.counts,
+    metavar="K,…",
+    help="few_shot: training examples of each class (default: 1,2,4,8,16)",
+  )
+  parser.add_argument(
+    "--seeds",
+    type=flags.count,
+    metavar="N",
+    help="few_shot: random draws of the examples (default: 3)",
+  )
+  parser.add_argument(
+    "--groups",
+    metavar="FILE",
+    help="groups: a CSV file of the images' keys and, in further columns, "
+    "their groups",
   )
   parser.add_argument("--labels", default="", help=f"classes; {flags.LABELS}")
   parser.add_argument(
@@ -54,23 +95,17 @@ def add_eval(parser: flags.Parser) -> None:
 
 def check_eval(arguments: argparse.Namespace) -> str | None:
   """Returns an error message if arguments do not go together, or None."""
-  of_probes = {
-    "--train-data": arguments.train_data,
-    "--features": arguments.features,
-    "--neighbours": arguments.neighbours,
-  }
-  of_others = {
-    "--labels": arguments.labels,
-    "--template": arguments.templates,
-    "--duplicates": arguments.duplicates,
-  }
-  probe = arguments.task in names.PROBE_TASKS
-  for flag, value in (of_others if probe else of_probes).items():
-    if value:
-      others = names.TASKS if probe else names.PROBE_TASKS
-      return f"{flag} works with --task {' or '.join(others)} only"
-  if arguments.neighbours and arguments.task != "knn":
-    return "--neighbours works with --task knn only"
+  for flag, takes in _FLAGS_OF.items():
+    name = flag.removeprefix("--").replace("-", "_")
+    given = getattr(arguments, "templates" if name == "template" else name)
+    if flag == "--train-data" and arguments.search_templates:
+      takes = (*takes, "zero_shot")
+    if given and arguments.task not in takes:
+      return f"{flag} works with --task {' or '.join(takes)} only"
+  if arguments.search_templates and arguments.templates:
+    return "--search-templates finds the templates; leave out --template"
+  if arguments.task == "groups" and not arguments.groups:
+    return "--task groups takes a table of the groups: --groups FILE"
   return flags.check_interpolate(arguments)
 
 

@@ -1,16 +1,18 @@
-"""The verb about data: inspect and prepare."""
+"""The verb about data: inspect, prepare and curate."""
 
 import argparse
 
 from clip_jax import preprocess, terminal
 from clip_jax.cli import verb
 from clip_jax.data import account, prepare, sources
+from clip_jax.data.curation import curate
+from clip_jax.data.curation import queries as queries_lib
 
 _MOST_BAD_SHOWN = 20  # Lines; --json holds more.
 
 
 def data(arguments: argparse.Namespace) -> verb.Answer:
-  """Inspects data, or prepares it for training."""
+  """Inspects data, or prepares or curates it for training."""
   source = sources.open_source(arguments.data)
   with terminal.Progress(arguments.action, unit="records") as progress:
     return _ACTIONS[arguments.action](
@@ -87,6 +89,49 @@ def _prepare(arguments, source, on_record) -> verb.Answer:
   return verb.Answer(payload, text)
 
 
+def _curate(arguments, source, on_record) -> verb.Answer:
+  account.tell(source, arguments.data)
+  rule = curate.Rule(
+    queries_lib.read(arguments.queries),
+    max_per_query=arguments.max_per_query,
+    size=arguments.size,
+    seed=arguments.seed,
+    ignore_case=arguments.ignore_case,
+  )
+  found = curate.curate(
+    source,
+    arguments.out,
+    rule,
+    address=arguments.data,
+    workers=arguments.workers,
+    limits=_limits(arguments),
+    on_record=on_record,
+  )
+  did = "Kept" if found["written"] else "Already there:"
+  repeated = found["queries_repeated"]
+  entropy = found["entropy_bits"]
+  lines = [
+    f"{did} {found['kept']} of {found['pairs']} pairs; train on "
+    f"arrayrecord:{arguments.out}",
+    f"dropped: {_counts(found['dropped']) or 'none'}",
+    f"queries: {found['queries']}, {found['queries_matched']} of them in "
+    f"captions{f'; {repeated} more lines repeat one' if repeated else ''}",
+    f"threshold: {found['threshold']:.6g} pairs; {found['queries_limited']} "
+    f"queries have more, and {found['limited_share']:.1%} of all matches",
+    f"entropy of queries: {entropy['before']:.2f} bits before, "
+    f"{entropy['after']:.2f} after",
+  ]
+  rows = [
+    (terminal.escaped(top["query"], limit=60), top["before"], top["after"])
+    for top in found["top"]
+  ]
+  table = terminal.table(("query", "pairs before", "after"), rows)
+  return verb.Answer(
+    {"data": arguments.data, "out": arguments.out, **found},
+    "\n".join([*lines, "", table]),
+  )
+
+
 def _counts(bad: dict[str, int]) -> str:
   return ", ".join(f"{n} {reason}" for reason, n in bad.items())
 
@@ -95,4 +140,4 @@ def _limits(arguments):
   return preprocess.Limits(max_pixels=arguments.max_pixels)
 
 
-_ACTIONS = {"inspect": _inspect, "prepare": _prepare}
+_ACTIONS = {"inspect": _inspect, "prepare": _prepare, "curate": _curate}

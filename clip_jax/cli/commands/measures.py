@@ -8,11 +8,14 @@ _FRACTIONS = {
   "top1": "top-1",
   "top5": "top-5",
   "mean_per_class": "mean per class",
+  "map_11_point": "mean average precision, 11 points",
+  "map_all_point": "mean average precision, all points",
   "validation_top1": "top-1 on the part to choose by",
 }
 _COUNTS = {
   "examples": "examples",
   "classes": "classes",
+  "labels": "labels",
   "images": "images",
   "texts": "texts",
   "neighbours": "neighbours",
@@ -41,12 +44,18 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
   """Returns the measures of an evaluation as (name, value) texts."""
   rows = []
   for name, value in result.items():
+    if value is None:
+      continue
     if name.startswith("top1_interval"):
       low, high = value
       level = name.removeprefix("top1_interval_")
       rows.append(
         (f"top-1, {level} % interval", f"{100 * low:.1f} to {100 * high:.1f} %")
       )
+    elif name in _FURTHER:
+      rows += _FURTHER[name](result)
+    elif name == "top1" and ("shots" in result or "corruptions" in result):
+      continue  # Among the further ones.
     elif name in _FRACTIONS:
       rows.append((_FRACTIONS[name], f"{100 * value:.2f} %"))
     elif name in ("text_to_image", "image_to_text"):
@@ -59,7 +68,13 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
       rows.append((f"{way}, median rank", f"{value['median_rank']:g}"))
     elif name in _COUNTS:
       rows.append((_COUNTS[name], str(value)))
-    elif name == "regularisation":
+    elif name == "roc_auc":
+      rows.append(("area under the ROC curve", f"{value:.4f}"))
+    elif name == "calibration":
+      rows += _calibration(value)
+    elif name == "search":
+      rows += _search(value)
+    elif name == "regularisation" and "shots" not in result:
       rows.append(("regularisation", f"{value:.3g}"))
     elif name == "repeated_texts" and value:
       way = result.get("duplicates", "hits")
@@ -68,3 +83,95 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
       reasons = ", ".join(f"{n} {reason}" for reason, n in value.items())
       rows.append(("left out as bad", reasons))
   return rows
+
+
+def _calibration(found: dict[str, Any]) -> list[tuple[str, str]]:
+  rows = [("calibration error", f"{100 * found['ece']:.2f} %")]
+  if found["temperature"] is not None:
+    before, after = (
+      f"{100 * found[name]:.2f} %" for name in ("ece_held_out", "ece_after")
+    )
+    rows += [
+      ("temperature, fitted on one half", f"{found['temperature']:.3g}"),
+      ("calibration error of the other", f"{before}, with it {after}"),
+    ]
+  return rows
+
+
+def _search(found: dict[str, Any]) -> list[tuple[str, str]]:
+  chosen, known = found["chosen"], found["templates"]
+  return [
+    ("top-1 on the training data", f"{100 * found['train_top1']:.2f} %"),
+    ("templates chosen", f"{len(chosen)} of {len(known)}"),
+    *(("", terminal.escaped(template, limit=60)) for template in chosen),
+  ]
+
+
+def _shots(result: dict[str, Any]) -> list[tuple[str, str]]:
+  """Returns the rows of a few-shot probe, and of zero-shot beside it."""
+  rows = []
+  if "zero_shot" in result:
+    rows.append(("zero-shot, top-1", _percent(result["zero_shot"]["top1"])))
+  for entry in result["shots"]:
+    shots = "1 shot" if entry["k"] == 1 else f"{entry['k']} shots"
+    deviation = f"± {100 * entry['std']:.2f}"
+    rows.append((f"{shots}, top-1", f"{_percent(entry['mean'])} {deviation}"))
+  if "label_efficiency" in result:
+    text = result["label_efficiency"]["text"]
+    rows.append(("shots that equal zero-shot", text))
+  return rows
+
+
+def _corruptions(result: dict[str, Any]) -> list[tuple[str, str]]:
+  """Returns a row for each corruption, its severities side by side."""
+  rows = [("clean, top-1", _percent(result["top1"]))]
+  for name, mean in result["mean_by_corruption"].items():
+    found = [x["top1"] for x in result["corruptions"] if x["name"] == name]
+    each = " ".join(f"{100 * top1:.1f}" for top1 in found)
+    rows.append((name.replace("_", " "), f"{_percent(mean)}: {each}"))
+  low, high = result["corrupted_top1_interval_95"]
+  interval = f"95 %: {100 * low:.1f} to {100 * high:.1f}"
+  mean = f"{_percent(result['corrupted_top1'])} ({interval})"
+  rows.append(("mean under corruption", mean))
+  if result["relative"] is not None:
+    rows.append(("relative to clean", _percent(result["relative"])))
+  return rows
+
+
+def _attributes(result: dict[str, Any]) -> list[tuple[str, str]]:
+  """Returns a row for each group, and the largest gaps of each attribute."""
+  rows = []
+  for name, found in result["attributes"].items():
+    attribute = terminal.printable(name, limit=40)
+    for group, of_group in found["groups"].items():
+      images = f"{of_group['examples']} images"
+      if "top1" in of_group:
+        low, high = of_group["top1_interval_95"]
+        interval = f"95 %: {100 * low:.1f} to {100 * high:.1f}"
+        images = f"{_percent(of_group['top1'])} ({interval}), {images}"
+      rows.append(
+        (f"{attribute}: {terminal.printable(group, limit=40)}", images)
+      )
+    if found["largest_gap"] is not None:
+      rows.append((f"{attribute}, largest gap", _gap(found["largest_gap"])))
+    for entry in found["labels"][:1]:
+      label = terminal.printable(entry["label"], limit=40)
+      said = f"{label}: {_gap(entry)}"
+      rows.append((f"{attribute}, largest gap of a label", said))
+  return rows
+
+
+def _gap(found: dict[str, Any]) -> str:
+  low, high = (terminal.printable(x, limit=40) for x in found["between"])
+  return f"{_percent(found['gap'])} between {low} and {high}"
+
+
+def _percent(fraction: float) -> str:
+  return f"{100 * fraction:.2f} %"
+
+
+_FURTHER = {
+  "attributes": _attributes,
+  "corruptions": _corruptions,
+  "shots": _shots,
+}

@@ -3,7 +3,6 @@
 import argparse
 import collections
 import dataclasses
-import functools
 from typing import Any
 
 from clip_jax import host_memory, loading, names, terminal
@@ -13,7 +12,15 @@ from clip_jax.cli import verb
 from clip_jax.cli.commands import measures
 from clip_jax.convert import conversion, interpolation
 from clip_jax.data import account, pipeline, sources
-from clip_jax.evals import embedding_model, linear_probe, tasks
+from clip_jax.evals import (
+  few_shot,
+  groups,
+  linear_probe,
+  prompt_search,
+  robustness,
+  shots,
+  tasks,
+)
 
 
 def evaluate(arguments: argparse.Namespace) -> verb.Answer:
@@ -38,33 +45,60 @@ def _measure(arguments, clip) -> dict[str, Any]:
   if arguments.task in linear_probe.TASKS:
     return _probe(arguments, clip)
   cuts = tokenizer_lib.Cuts()
-  model = embedding_model.Functions(
-    embed_images=clip.embed_images,
-    embed_texts=functools.partial(clip.embed_texts, cuts=cuts),
-    preprocess=clip.needed_preprocess(),
-  )
+  model = clip.for_evaluation(cuts)
+  options = {
+    "labels": arguments.labels,
+    "templates": arguments.templates,
+    "batch_size": arguments.batch_size,
+    "threads": arguments.threads,
+  }
   with terminal.Progress("eval") as progress:
-    result = tasks.evaluate(
-      arguments.task,
-      arguments.data,
-      model,
-      labels=arguments.labels,
-      templates=arguments.templates,
-      duplicates=arguments.duplicates,
-      batch_size=arguments.batch_size,
-      threads=arguments.threads,
-      progress=progress,
-    )
+    options["progress"] = progress
+    if arguments.task == few_shot.TASK:
+      result = _few_shot(arguments, clip, model, options)
+    elif arguments.task == robustness.TASK:
+      result = robustness.evaluate(arguments.data, model, **options)
+    elif arguments.task == groups.TASK:
+      options["groups"] = arguments.groups
+      result = groups.evaluate(arguments.data, model, **options)
+    elif arguments.search_templates:
+      options["templates"] = arguments.search_templates
+      options["train_data"] = arguments.train_data
+      result = prompt_search.evaluate(arguments.data, model, **options)
+    else:
+      options["duplicates"] = arguments.duplicates
+      result = tasks.evaluate(arguments.task, arguments.data, model, **options)
   cuts.tell(clip.tokenizer.context_length)
   about = {"texts_cut": cuts.cut, "model": clip.path, "step": clip.step}
   return {**result, **about}
 
 
+def _few_shot(arguments, clip, model, options) -> dict[str, Any]:
+  features, embed = _features(arguments, clip)
+  result = few_shot.evaluate(
+    arguments.data,
+    embed=embed,
+    embed_images=clip.embed_images,
+    embed_texts=model.embed_texts,
+    preprocess=model.preprocess,
+    train_data=arguments.train_data,
+    shots=arguments.shots or few_shot.SHOTS,
+    seeds=arguments.seeds or shots.SEEDS,
+    **options,
+  )
+  return {**result, "features": features}
+
+
+def _features(arguments, clip):
+  """Returns the name of the features of a probe, and what gives them."""
+  name = arguments.features or names.FEATURES[0]
+  functions = (clip.image_features, clip.embed_images)
+  return name, dict(zip(names.FEATURES, functions, strict=True))[name]
+
+
 def _probe(arguments, clip) -> dict[str, Any]:
   """Measures a classifier on the features of a model."""
-  features = arguments.features or names.FEATURES[0]
-  functions = (clip.image_features, clip.embed_images)
-  embed = dict(zip(names.FEATURES, functions, strict=True))[features]
+  features, embed = _features(arguments, clip)
   with terminal.Progress("eval") as progress:
     result = linear_probe.evaluate(
       arguments.task,

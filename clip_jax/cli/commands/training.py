@@ -16,6 +16,8 @@ from clip_jax.cli import verb
 from clip_jax.cli.commands import measures
 from clip_jax.train import journal, links, loop, peers
 
+_LOGGER = logging.getLogger(__name__)
+
 # As long as JAX waits by itself.
 _JOIN_SECONDS = 300
 _MEET_SECONDS = 60  # For processes that JAX has joined before.
@@ -92,7 +94,7 @@ def joined_processes(arguments: argparse.Namespace) -> Iterator[None]:
 def _watch_named(arguments: argparse.Namespace) -> Any:
   """Connects the processes, given the address of process 0."""
   others = "process 0" if arguments.process_id else "the other processes"
-  logging.info(
+  _LOGGER.info(
     "Waiting for %s at %s (up to %d s)",
     others,
     arguments.coordinator,
@@ -126,7 +128,7 @@ def _watch_found(arguments: argparse.Namespace) -> Any:
       heartbeat_seconds=arguments.heartbeat,
     )
   except errors.UserError as error:
-    logging.warning(
+    _LOGGER.warning(
       "The processes cannot watch each other: %s The run goes on; if one is "
       "gone, JAX ends the others within %d s, and says it at length.",
       error,

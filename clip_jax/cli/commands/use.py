@@ -17,6 +17,8 @@ from clip_jax import search as search_lib
 from clip_jax.cli import verb
 from clip_jax.evals import prompts
 
+_LOGGER = logging.getLogger(__name__)
+
 
 def classify(arguments: argparse.Namespace) -> verb.Answer:
   """Gives each image the probability of each label."""
@@ -30,7 +32,7 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   kind = arguments.probabilities or clip.probabilities
   if len(names) == 1 and kind == "softmax":
-    logging.warning(
+    _LOGGER.warning(
       "There is one label, %r, so it has all of the probability. Several are "
       "parted by commas.",
       names[0],
@@ -48,7 +50,7 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
     if not wrong:
       raise
     for why in wrong.values():
-      logging.error("Error: %s", why)
+      _LOGGER.error("Error: %s", why)
     if not images:
       raise errors.UserError("None of the images can be read.") from None
     probabilities = ask(images)

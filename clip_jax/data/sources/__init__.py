@@ -3,7 +3,8 @@
 An address is `SCHEME:PATH`, with options after it where a scheme has some:
 `csv:pairs.tsv?image=filepath&caption=title`. Every scheme has `split=train` and
 `split=held_out`, two parts of data that has none of its own, and with them
-`held_out=0.1` for another share than a fifth.
+`held_out=0.1` for another share than a fifth. Where data have splits of their
+own, `split=` alone names one of them.
 """
 
 import importlib
@@ -24,22 +25,37 @@ __all__ = [
   "without_split",
 ]
 
-# Scheme: module, function, names of its options.
+# Scheme: module, function, names of its options. With `split` among them, the
+# function takes splits of the data's own.
 _SCHEMES = {
   "arrayrecord": ("sources.array_record", "open_array_record", ()),
   "builtin": ("builtin", "open_builtin", ()),
+  "coco": (
+    "sources.coco",
+    "open_coco",
+    ("root", "captions", "images", "links", "split"),
+  ),
   "csv": (
     "sources.table",
     "open_table",
     ("image", "caption", "root", "sep", "quote", "links"),
   ),
   "folder": ("sources.folder", "open_folder", ("layout", "captions", "links")),
+  "parquet": (
+    "sources.parquet",
+    "open_parquet",
+    ("image", "caption", "label", "classes", "root", "links", "split"),
+  ),
   "tfds": (
     "sources.tfds",
     "open_tfds",
-    ("data_dir", "image", "caption", "label"),
+    ("data_dir", "image", "caption", "label", "ignored"),
   ),
-  "wds": ("sources.webdataset", "open_webdataset", ("captions", "classes")),
+  "wds": (
+    "sources.webdataset",
+    "open_webdataset",
+    ("captions", "classes", "labels"),
+  ),
 }
 _OF_ALL_SCHEMES = ("split", "held_out")
 # The "?" of a glob is not followed by `name=`.
@@ -63,7 +79,7 @@ def parse_address(address: str) -> tuple[str, str, dict[str, str]]:
   options: dict[str, str] = {}
   if match := _OPTIONS.search(path):
     path = path[: match.start()]
-    known = (*_SCHEMES[scheme][2], *_OF_ALL_SCHEMES)
+    known = dict.fromkeys((*_SCHEMES[scheme][2], *_OF_ALL_SCHEMES))
     for item in match[1].split("&"):
       name, _, value = item.partition("=")
       if name not in known:
@@ -77,12 +93,14 @@ def parse_address(address: str) -> tuple[str, str, dict[str, str]]:
 def open_source(address: str) -> Source:
   """Opens the source at `address`; raises `UserError` where it cannot."""
   scheme, path, options = parse_address(address)
-  module, function, _ = _SCHEMES[scheme]
+  module, function, known = _SCHEMES[scheme]
   split, share = (options.pop(name, None) for name in _OF_ALL_SCHEMES)
   if share is not None and split is None:
     raise errors.UserError(
       f"{address}: held_out={share} goes with split=train or split=held_out."
     )
+  if "split" in known and split is not None and share is None:
+    options["split"], split = split, None
   opener = importlib.import_module(f"clip_jax.data.{module}")
   source = getattr(opener, function)(path, options)
   if split is None:

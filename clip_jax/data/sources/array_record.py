@@ -2,11 +2,11 @@
 
 A record is the 8 bytes `CLIPJAX1`, the length of a JSON header as 4 bytes
 (unsigned, little-endian), the header in UTF-8, then the encoded image. The
-header has `key`, `texts` (a list) and, where there is one, `label`; or `key`
-and `bad`, the reason why the slot holds no record. `dataset.json` in the same
-directory has what belongs to all records: `format`, `version`, `records`,
-`files` (a list of `name`, `records`, `bytes`), `class_names`, `templates`, and
-where they came from.
+header has `key`, `texts` (a list) and, where there are any, `label`, `labels`
+and `ignored` (lists); or `key` and `bad`, the reason why the slot holds no
+record. `dataset.json` in the same directory has what belongs to all records:
+`format`, `version`, `records`, `files` (a list of `name`, `records`, `bytes`),
+`class_names`, `templates`, and where they came from.
 
 ArrayRecord hashes its chunks: with one record a chunk, a damaged byte costs one
 record and never goes unseen.
@@ -50,6 +50,10 @@ def encode(record: record_lib.Record | record_lib.BadRecord) -> bytes:
     fields["texts"] = record.texts
     if record.label is not None:
       fields["label"] = record.label
+    if record.labels is not None:
+      fields["labels"] = record.labels
+    if record.ignored:
+      fields["ignored"] = record.ignored
   header = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
   return _MAGIC + _LENGTH.pack(len(header)) + header + image
 
@@ -68,11 +72,14 @@ def decode(data: bytes) -> record_lib.Record:
     fields = json_text.parse(data[_HEADER_START:end], what="Its header")
     if "bad" in fields:
       raise record_lib.BadRecord(fields["bad"], fields["key"])
+    labels = fields.get("labels")
     record = record_lib.Record(
       image=data[end:],
       texts=tuple(fields["texts"]),
       key=fields["key"],
       label=fields.get("label"),
+      labels=None if labels is None else tuple(labels),
+      ignored=tuple(fields.get("ignored", ())),
     )
   except (KeyError, TypeError) as error:
     raise ValueError(f"a record of clip_jax without {error}") from error
@@ -80,7 +87,7 @@ def decode(data: bytes) -> record_lib.Record:
     isinstance(text, str) for text in (record.key, *record.texts)
   ):
     raise ValueError("a record of clip_jax whose key or texts are no text")
-  if record.label is not None and type(record.label) is not int:
+  if any(type(label) is not int for label in record.all_labels()):
     raise ValueError("a record of clip_jax whose label is not a number")
   return record
 
@@ -121,10 +128,11 @@ class ArrayRecords:
       record = decode(data)
     except (RuntimeError, ValueError, struct.error, errors.UserError):
       raise record_lib.BadRecord("damaged_record", name) from None
-    if record.label is not None and self.class_names is not None:
-      captions_lib.check_label(
-        record.label, key=record.key, classes=len(self.class_names)
-      )
+    if self.class_names is not None:
+      for label in record.all_labels():
+        captions_lib.check_label(
+          label, key=record.key, classes=len(self.class_names)
+        )
     return record
 
   def _check_format(self) -> None:

@@ -7,17 +7,22 @@ Where there are both, the `.txt` counts.
 """
 
 import codecs
+import io
+import re
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from clip_jax import errors, json_text
+from clip_jax import errors, json_text, regular_files
 from clip_jax.data import record as record_lib
 
 # "text": a `.txt` is one caption; "lines": each of its lines is one.
 CAPTIONS = ("text", "lines")
 # Larger files are not read as captions.
 MAX_TEXT_BYTES = 2**20
+# The text of an image that is of none of the classes.
+NO_CLASS = "none of the classes"
+_NPY = b"\x93NUMPY"
 _LOOKED_AT = 64  # Texts, before it is said that they have several lines.
 
 
@@ -68,10 +73,92 @@ def label_from(data: bytes, *, key: str, classes: int | None) -> int:
   return label
 
 
+def labels_from(
+  data: bytes, *, key: str, classes: int | None
+) -> tuple[int, ...]:
+  """Returns the labels in the bytes of a `.cls` or `.npy` file.
+
+  The first holds their numbers with spaces, commas or semicolons between, the
+  second (as CLIP_benchmark writes it) a 1 for each class that is there and a 0
+  for the others.
+  """
+  if data.startswith(_NPY):
+    found = _marked(data, key)
+    if classes is not None and len(found) != classes:
+      raise record_lib.BadRecord("bad_label", key)
+    return tuple(np.flatnonzero(found).tolist())
+  words = re.split(rb"[\s,;]+", data.removeprefix(codecs.BOM_UTF8).strip())
+  labels = (label_from(w, key=key, classes=classes) for w in words if w)
+  return tuple(sorted(set(labels)))
+
+
+def _marked(data: bytes, key: str) -> np.ndarray:
+  try:
+    found = np.load(io.BytesIO(data), allow_pickle=False)
+  except (ValueError, EOFError, OSError):
+    raise record_lib.BadRecord("bad_label", key) from None
+  if found.ndim != 1 or found.dtype.kind not in "biuf":
+    raise record_lib.BadRecord("bad_label", key)
+  if not np.all((found == 0) | (found == 1)):
+    raise record_lib.BadRecord("bad_label", key)
+  return found
+
+
+def from_labels(
+  label: int | None,
+  labels: tuple[int, ...] | None,
+  class_names: tuple[str, ...] | None,
+) -> tuple[str, ...] | None:
+  """Returns the names of a record's classes; None where nothing names any."""
+  if class_names is None or (label is None and labels is None):
+    return None
+  numbers = (label,) if labels is None else labels
+  names = tuple(class_names[n] for n in numbers if n is not None)
+  return names or (NO_CLASS,)
+
+
 def check_label(label: int, *, key: str, classes: int) -> None:
   """Raises `BadRecord` where `label` is none of so many `classes`."""
   if not 0 <= label < classes:
     raise record_lib.BadRecord("bad_label", key)
+
+
+def read_classes(path: str) -> tuple[str, ...]:
+  """Returns the names of classes in a file, one a line.
+
+  Raises:
+    UserError: it cannot be read, or names none.
+  """
+  names = read_lines(path)
+  if not names:
+    raise errors.UserError(
+      f"{path} names no class; write one name a line, or remove it."
+    )
+  return names
+
+
+def read_lines(path: str) -> tuple[str, ...]:
+  """Returns the lines of a text file that are not empty, stripped.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  try:
+    with regular_files.open_regular(path) as file:
+      text = file.read().decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise errors.UserError(
+      f"{path} is not UTF-8 ({error.reason} at byte {error.start}); it must "
+      "be text with one name a line."
+    ) from None
+  except OSError as error:
+    raise errors.UserError(
+      f"{path} cannot be read ({error.strerror}); it must be text with one "
+      "name a line."
+    ) from None
+  # In a text U+2028 and others end a line too, which end no name.
+  lines = re.split(r"[\r\n]+", text)
+  return tuple(line.strip() for line in lines if line.strip())
 
 
 def _decode(data: bytes, key: str) -> str:

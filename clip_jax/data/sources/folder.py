@@ -23,20 +23,16 @@ from clip_jax import errors, regular_files, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import naming, strings
+from clip_jax.data.sources import naming, split_names, strings
 
 LAYOUTS = ("classes", "captions")
 LINKS = ("follow",)
-_MAX_IMAGE_BYTES = 64 * 2**20
+MAX_IMAGE_BYTES = 64 * 2**20
 _IMAGES = (naming.IMAGE, naming.UNREAD_IMAGE)
 _TEXTS = (naming.TEXT, naming.JSON)
 # So many files are read to see whether they hold captions.
 _LOOKED_AT = 16
 _NUMBERS = re.compile(rb"[\s\d.,;:+eE-]*")
-# Names of splits: classes are not called so, two of them beside each other.
-_SPLITS = frozenset(
-  ("train", "training", "val", "valid", "validation", "test", "testing", "dev")
-)
 
 
 class ClassFolder:
@@ -282,7 +278,7 @@ def _note_splits(path: str, images: list[str], layout: str) -> Iterator[str]:
     splits = {
       os.sep.join(p[: depth + 1])
       for p in parts
-      if len(p) > depth + 1 and p[depth].lower() in _SPLITS
+      if len(p) > depth + 1 and split_names.is_usual(p[depth])
     }
     nested = {os.sep.join(p[: depth + 1]) for p in parts if len(p) > depth + 2}
     if len(splits) > 1 or splits & nested:
@@ -349,7 +345,7 @@ def follows_links(options: dict[str, str]) -> bool:
 
 def read_image(path: str, *, key: str, within: str | None) -> bytes:
   """Reads an image file; raises `BadRecord` where it cannot."""
-  data = read_file(path, key=key, limit=_MAX_IMAGE_BYTES, within=within)
+  data = read_file(path, key=key, limit=MAX_IMAGE_BYTES, within=within)
   if not data:
     raise record_lib.BadRecord("empty_image", key)
   return data

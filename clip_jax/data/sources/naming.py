@@ -15,7 +15,7 @@ What is left of the second kind beside a sample that is complete without it
 
 import collections
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
 IMAGE, TEXT, JSON, LABEL, UNREAD_IMAGE = range(5)
@@ -54,23 +54,37 @@ def is_image_suffix(suffix: str) -> bool:
   return _KINDS.get(suffix) in (IMAGE, UNREAD_IMAGE)
 
 
-def split(name: str) -> Part | None:
-  """Returns the part up to the last dot; None where it is not to be read."""
+def split(name: str, *, labels: Container[str] = ()) -> Part | None:
+  """Returns the part up to the last dot; None where it is not to be read.
+
+  Args:
+    name: of the file.
+    labels: suffixes of labels besides "cls".
+  """
   directory, slash, base = name.rpartition("/")
   stem, _, suffix = base.rpartition(".")
   kind = _KINDS.get(suffix.lower())
+  if suffix.lower() in labels:
+    kind = LABEL
   if kind is None or not stem or base.startswith("."):
     return None
   return Part(directory + slash + stem, suffix.lower(), kind)
 
 
-def split_all(names: Sequence[str]) -> list[Part | None]:
-  """Returns the parts that the files of a shard are, None where not read."""
+def split_all(
+  names: Sequence[str], *, labels: Container[str] = ()
+) -> list[Part | None]:
+  """Returns the parts that the files of a shard are, None where not read.
+
+  Args:
+    names: of the files.
+    labels: as in `split`.
+  """
   parts: list[Part | None] = []
   # By the last dot and by the first, whose suffix is not known.
   dotted: dict[int, tuple[Part, Part]] = {}
   for number, name in enumerate(names):
-    part = split(name)
+    part = split(name, labels=labels)
     if part is not None:
       base = part.key.rfind("/") + 1
       dot = part.key.find(".", base)

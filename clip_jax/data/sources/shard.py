@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+from collections.abc import Container
 
 import numpy as np
 
@@ -64,11 +65,17 @@ class Shard:
   stated: int | None  # Slots that it should have.
 
 
-def index_shard(path: str) -> Shard:
-  """Scans the tar file at `path` and groups its members into slots."""
+def index_shard(path: str, *, labels: Container[str] = ()) -> Shard:
+  """Scans the tar file at `path` and groups its members into slots.
+
+  Args:
+    path: of the tar file.
+    labels: suffixes of labels besides "cls".
+  """
   items = list(tar.scan(path))
   members = [item for item in items if isinstance(item, tar.Member)]
-  parts = iter(naming.split_all([m.name.removeprefix("./") for m in members]))
+  names = [member.name.removeprefix("./") for member in members]
+  parts = iter(naming.split_all(names, labels=labels))
   grouper = _Grouper()
   for item in items:
     if isinstance(item, tar.Damage):

@@ -4,17 +4,21 @@ import os
 
 from clip_jax import errors
 from clip_jax.data import builtin, sources
-
-# What the folders of splits are called, in any case; the first that is there.
-_TRAINS = ("train", "training")
-_TESTS = ("test", "testing", "val", "valid", "validation", "dev")
+from clip_jax.data.sources import parquet_files, split_names, views
 
 
-def train_and_test(address: str) -> tuple[str, str]:
+def train_and_test(
+  address: str, *, hint: str = ", or the part to train on with --train-data"
+) -> tuple[str, str]:
   """Returns the addresses of both parts; opens nothing.
 
   Built-in data and TensorFlow Datasets have the splits `train` and `test`. A
-  folder may hold two of these names. Of other data a fifth is held out.
+  folder may hold two of these names, and one of Parquet files files of two. Of
+  other data a fifth is held out.
+
+  Args:
+    address: a DATA address.
+    hint: what else to do where it names one split.
 
   Raises:
     UserError: the address names one split already.
@@ -25,17 +29,27 @@ def train_and_test(address: str) -> tuple[str, str]:
   if scheme == "builtin" and data_set not in builtin.SPLITS:
     raise errors.unknown("built-in data", data_set, builtin.SPLITS)
   named = scheme in ("builtin", "tfds") and slash
+  listed = parquet_files.list_files(path) if scheme == "parquet" else None
+  named = named or (listed and listed.split)
   if "split" in options or named:
     raise errors.UserError(
       f"{address} names one split, and this task trains on one and tests on "
-      "another. Give the address without its split, or the part to train on "
-      "with --train-data."
+      f"another. Give the address without its split{hint}."
     )
   if scheme in ("builtin", "tfds"):
     return f"{scheme}:{path}/train{rest}", f"{scheme}:{path}/test{rest}"
   if scheme == "folder" and (parts := _folders(path)):
     train, test = (f"folder:{os.path.join(path, name)}" for name in parts)
     return f"{train}{rest}", f"{test}{rest}"
+  if listed and (parts := split_names.train_and_test(listed.splits)):
+    train, test = (f"parquet:{os.path.join(path, name)}" for name in parts)
+    return f"{train}{rest}", f"{test}{rest}"
+  if listed and listed.splits:
+    train, test = (
+      sources.split_address(address, part, views.HELD_OUT)
+      for part in views.SPLITS
+    )
+    return train, test
   joint = "&" if options else "?"
   return f"{address}{joint}split=train", f"{address}{joint}split=held_out"
 
@@ -43,11 +57,5 @@ def train_and_test(address: str) -> tuple[str, str]:
 def _folders(path: str) -> tuple[str, str] | None:
   """Returns the folders to train and to test on inside of one, or None."""
   path = os.path.expanduser(path)
-  names = sorted(os.listdir(path)) if os.path.isdir(path) else []
-  there = {name.lower(): name for name in names}
-  found = [
-    next((there[name] for name in known if name in there), None)
-    for known in (_TRAINS, _TESTS)
-  ]
-  train, test = found
-  return (train, test) if train and test else None
+  names = os.listdir(path) if os.path.isdir(path) else []
+  return split_names.train_and_test(names)

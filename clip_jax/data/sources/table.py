@@ -29,7 +29,7 @@ from clip_jax import errors, regular_files, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import folder, strings
+from clip_jax.data.sources import image_files, strings
 
 SEPARATORS = {"comma": ",", "tab": "\t", "pipe": "|", "semicolon": ";"}
 IMAGE_COLUMNS = ("filepath", "image")
@@ -55,19 +55,17 @@ class Table:
 
   def __init__(
     self,
-    roots: tuple[str, ...],
+    images: image_files.ImageFiles,
     pairs: Iterable[tuple[str, str | None]],
     *,
     notes: list[str],
-    follow_links: bool = False,
   ):
     """Groups `pairs` of image path and caption.
 
     Args:
-      roots: directories that relative paths are tried in, in this order.
+      images: reads them.
       pairs: as they stand in the table; a caption that is too long is None.
       notes: for the account; may grow while `pairs` are taken.
-      follow_links: whether symbolic links may lead out of the roots.
     """
     texts: dict[str | int, list[str]] = {}  # By number where no image is named.
     for number, (image, caption) in enumerate(pairs):
@@ -75,9 +73,8 @@ class Table:
       if caption is not None:
         captions.append(caption)
     self.account = account_lib.Account(notes=notes)
-    self._roots = roots
-    self._follow_links = follow_links
-    self.names = self._images = strings.Strings(
+    self._images = images
+    self.names = strings.Strings(
       image if isinstance(image, str) else "" for image in texts
     )
     # Record i has the texts from bound i to bound i + 1.
@@ -85,17 +82,17 @@ class Table:
     self._texts = strings.Strings(
       caption for captions in texts.values() for caption in captions
     )
-    digest = hashlib.sha256(self._images.tobytes())
+    digest = hashlib.sha256(self.names.tobytes())
     digest.update(self._bounds.tobytes() + self._texts.tobytes())
     self.fingerprint = digest.hexdigest()
 
   def __len__(self) -> int:
-    return len(self._images)
+    return len(self.names)
 
   def __getitem__(self, index: int) -> record_lib.Record:
     if not 0 <= index < len(self):
       raise IndexError(index)
-    key = self._images[index]
+    key = self.names[index]
     if not key:
       raise record_lib.BadRecord("missing_image", key=f"record {index}")
     if record_lib.has_control(key):
@@ -105,33 +102,7 @@ class Table:
       raise record_lib.BadRecord("too_large", key)
     pieces = (self._texts[i] for i in range(first, end))
     texts = captions_lib.checked(pieces, key=key)
-    return record_lib.Record(image=self._read(key), texts=texts, key=key)
-
-  def _read(self, image: str) -> bytes:
-    paths = [os.path.join(root, image) for root in self._roots]
-    number = next((i for i, p in enumerate(paths) if os.path.exists(p)), 0)
-    path, within = paths[number], self._roots[number]
-    # A path that the row itself writes, absolute or with "..", is no link.
-    named = os.path.normpath(image)
-    if self._follow_links or os.path.isabs(named) or named.startswith(".."):
-      within = None
-    try:
-      return folder.read_image(path, key=image, within=within)
-    except record_lib.BadRecord as error:
-      if error.reason == "missing_file":
-        error.hint = _hint(image, path)
-      raise
-
-
-def _hint(image: str, path: str) -> str:
-  if "://" in image:
-    return "a URL is not fetched; img2dataset downloads lists of them"
-  if "\\" in image and os.sep == "/":
-    return f"{path} was tried; write / in place of the backslashes"
-  return (
-    f"{path} was tried; name the directory of the images by ?root=DIR at the "
-    "end of the address"
-  )
+    return record_lib.Record(image=self._images.read(key), texts=texts, key=key)
 
 
 def open_table(path: str, options: dict[str, str]) -> Table:
@@ -139,37 +110,35 @@ def open_table(path: str, options: dict[str, str]) -> Table:
   path = os.path.expanduser(path)
   if not os.path.isfile(path):
     raise errors.UserError(f"csv:{path} is not a file.")
-  directory = os.path.dirname(path)
-  if "root" in options:
-    root = os.path.expanduser(options["root"])
-    places = (os.path.join(directory, root), root)
-    roots = tuple(filter(os.path.isdir, places))[:1]
-    if not roots:
-      raise errors.UserError(
-        f"csv: root={root} is not a directory, neither beside {path} nor in "
-        "the working directory."
-      )
-  else:
-    beside = (os.path.join(directory, name) for name in _IMAGE_FOLDERS)
-    roots = (directory, *filter(os.path.isdir, beside))
-  follow_links = folder.follows_links(options)
+  images = image_files.open_files(
+    [os.path.dirname(path)], options, scheme="csv", folders=_IMAGE_FOLDERS
+  )
   notes: list[str] = []
-  pairs = _read_pairs(path, options, notes)
-  table = Table(roots, pairs, notes=notes, follow_links=follow_links)
+  table = Table(images, read_pairs(path, options, notes), notes=notes)
   if not len(table):
     raise errors.UserError(f"csv:{path} has a header and no rows.")
   return table
 
 
-def _read_pairs(
+def read_pairs(
   path: str, options: dict[str, str], notes: list[str]
 ) -> Iterator[tuple[str, str | None]]:
-  with _open_text(path, notes) as file, _long_fields():
+  """Yields image path and caption of each row, None where it is too long.
+
+  Args:
+    path: of the table.
+    options: the module says which.
+    notes: grow by what is to be told of the table.
+
+  Raises:
+    UserError: it cannot be read as a table.
+  """
+  with open_text(path, notes) as file, _long_fields():
     yield from _parse(file, path, options, notes)
 
 
-def _open_text(path: str, notes: list[str]) -> TextIO:
-  """Opens the table in its encoding; one byte spoils its own row only."""
+def open_text(path: str, notes: list[str]) -> TextIO:
+  """Opens a table in its encoding; one byte spoils its own row only."""
   file = regular_files.open_regular(path)
   head = file.read(64)
   file.seek(0)

@@ -8,13 +8,17 @@ Options:
   data_dir: where it lies; by default the variable TFDS_DATA_DIR or
     ~/tensorflow_datasets.
   image, caption, label: names of the features, with "/" for nested ones; by
-    default those that go by these names, or the only one of its kind.
+    default those that go by these names, or the only one of its kind. A label
+    may be a sequence, of the classes of an image that may be of any number.
+  ignored: with such a sequence, another one; its classes that are not in the
+    first are ignored: `label=labels_no_difficult&ignored=labels` of `voc`.
 """
 
 import hashlib
 import os
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from clip_jax import errors
@@ -40,14 +44,18 @@ class TfdsSource:
     caption: str | None,
     label: str | None,
     class_names: tuple[str, ...] | None,
+    ignored: str | None = None,
   ):
     self._data = data
     self._name = name
     self._image = image
     self._caption = caption
     self._label = label
+    self._ignored = ignored
     self.class_names = class_names
     settings = (name, len(data), image, caption, label, class_names)
+    if ignored:
+      settings += (ignored,)
     self.fingerprint = hashlib.sha256(repr(settings).encode()).hexdigest()
 
   def __len__(self) -> int:
@@ -66,18 +74,40 @@ class TfdsSource:
     image = _look_up(example, self._image)
     if not image:
       raise record_lib.BadRecord("empty_image", key)
-    label = None
+    label = labels = None
+    ignored = ()
     if self._label is not None:
-      # Test splits without labels have -1.
-      value = int(_look_up(example, self._label))
-      label = value if value >= 0 else None
-      if label is not None and self.class_names is not None:
-        captions_lib.check_label(label, key=key, classes=len(self.class_names))
-    texts = self._texts(example, key, label)
-    return record_lib.Record(image=image, texts=texts, key=key, label=label)
+      value = np.asarray(_look_up(example, self._label))
+      if value.ndim:
+        labels = self._numbers(value, key)
+      elif value >= 0:  # Test splits without labels have -1.
+        (label,) = self._numbers(value[None], key)
+    if self._ignored is not None:
+      marked = np.asarray(_look_up(example, self._ignored))
+      ignored = tuple(sorted({*self._numbers(marked, key)} - {*(labels or ())}))
+    texts = self._texts(example, key, label, labels)
+    return record_lib.Record(
+      image=image,
+      texts=texts,
+      key=key,
+      label=label,
+      labels=labels,
+      ignored=ignored,
+    )
+
+  def _numbers(self, values: np.ndarray, key: str) -> tuple[int, ...]:
+    numbers = tuple(sorted({int(value) for value in values}))
+    if self.class_names is not None:
+      for number in numbers:
+        captions_lib.check_label(number, key=key, classes=len(self.class_names))
+    return numbers
 
   def _texts(
-    self, example: Any, key: str, label: int | None
+    self,
+    example: Any,
+    key: str,
+    label: int | None,
+    labels: tuple[int, ...] | None,
   ) -> tuple[str, ...]:
     if self._caption is not None:
       found = _look_up(example, self._caption)
@@ -89,9 +119,10 @@ class TfdsSource:
         for piece in pieces
       ]
       return captions_lib.checked(decoded, key=key)
-    if label is None or self.class_names is None:
+    names = captions_lib.from_labels(label, labels, self.class_names)
+    if names is None:
       raise record_lib.BadRecord("missing_caption", key)
-    return (self.class_names[label],)
+    return names
 
 
 def open_tfds(path: str, options: dict[str, str]) -> TfdsSource:
@@ -116,7 +147,13 @@ def open_tfds(path: str, options: dict[str, str]) -> TfdsSource:
       f"tfds:{name} has neither captions nor labels; its features are"
       f" {', '.join(features)}. Name one with ?caption=NAME."
     )
-  names = None if label is None else _feature(features, label).names
+  names = None if label is None else _class_names(features, label)
+  ignored = options.get("ignored")
+  if ignored is not None and _class_names(features, ignored) != names:
+    raise errors.UserError(
+      f"tfds:{name}: ignored={ignored} is no feature with the classes of "
+      f"{label}; its features are {', '.join(features)}."
+    )
   return TfdsSource(
     _open_split(builder, split, image),
     name=f"{builder.info.full_name}/{split}",
@@ -124,6 +161,7 @@ def open_tfds(path: str, options: dict[str, str]) -> TfdsSource:
     caption=caption,
     label=label,
     class_names=names and tuple(name.replace("_", " ") for name in names),
+    ignored=ignored,
   )
 
 
@@ -208,6 +246,11 @@ def _feature(features: Any, path: str) -> Any:
     except (KeyError, TypeError, AttributeError):
       return None
   return features
+
+
+def _class_names(features: Any, path: str) -> Any:
+  feature = _feature(features, path)
+  return getattr(getattr(feature, "feature", feature), "names", None)
 
 
 def _look_up(example: Any, path: str) -> Any:

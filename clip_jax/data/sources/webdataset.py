@@ -12,6 +12,7 @@ at once.
 """
 
 import concurrent.futures
+import functools
 import hashlib
 import os
 import re
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, regular_files, terminal
+from clip_jax import errors, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
@@ -29,6 +30,7 @@ from clip_jax.data.sources import shard as shard_lib
 from clip_jax.data.sources.naming import IMAGE, JSON, LABEL, TEXT
 
 _SCAN_THREADS = 8  # Hides the latency of network storage.
+LABELS = ("one", "several")
 _CLASS_NAMES = "classnames.txt"
 _TEMPLATES = "zeroshot_classification_templates.txt"
 # Beside shards in a directory: what they were unpacked from, or should be.
@@ -47,15 +49,31 @@ class WebDataset:
     shards: Iterable[str],
     *,
     captions: str | None = None,
+    labels: str | None = None,
     class_names: tuple[str, ...] | None = None,
     templates: tuple[str, ...] | None = None,
   ):
+    """Indexes the shards.
+
+    Args:
+      shards: paths of tar files.
+      captions: one of `captions.CAPTIONS`; None is "text".
+      labels: one of `LABELS`; None is "one".
+      class_names: of the labels.
+      templates: prompts for these names.
+    """
+    if labels is not None and labels not in LABELS:
+      raise errors.unknown("value of labels=", labels, LABELS)
+    self._several = labels == "several"
     self._files = files.Pool(list(shards), opener=files.RawFile)
     self._captions = captions_lib.check_choice(captions or "text")
     self.class_names = class_names
     self.templates = templates
     with concurrent.futures.ThreadPoolExecutor(_SCAN_THREADS) as pool:
-      self._shards = list(pool.map(shard_lib.index_shard, self._files.paths))
+      index = functools.partial(
+        shard_lib.index_shard, labels=("npy",) if self._several else ()
+      )
+      self._shards = list(pool.map(index, self._files.paths))
     self._ends = np.cumsum([len(shard.keys) for shard in self._shards])
     if not len(self):
       raise errors.UserError(self._why_empty())
@@ -76,15 +94,21 @@ class WebDataset:
     if slot in shard.problems:
       raise record_lib.BadRecord(shard.problems[slot], key)
     label_data = self._read(number, slot, LABEL, key)
-    label = None
-    if label_data is not None:
-      classes = None if self.class_names is None else len(self.class_names)
+    label = labels = None
+    classes = None if self.class_names is None else len(self.class_names)
+    if self._several:
+      if label_data is None:
+        raise record_lib.BadRecord("missing_label", key)
+      labels = captions_lib.labels_from(label_data, key=key, classes=classes)
+    elif label_data is not None:
       label = captions_lib.label_from(label_data, key=key, classes=classes)
-    texts = self._texts(number, slot, key, label)
+    texts = self._texts(number, slot, key, label, labels)
     image = self._read(number, slot, IMAGE, key)
     if not image:
       raise record_lib.BadRecord("empty_image", key)
-    return record_lib.Record(image=image, texts=texts, key=key, label=label)
+    return record_lib.Record(
+      image=image, texts=texts, key=key, label=label, labels=labels
+    )
 
   def _why_empty(self) -> str:
     path, shard = self._files.paths[0], self._shards[0]
@@ -165,33 +189,39 @@ class WebDataset:
     return data
 
   def _texts(
-    self, number: int, slot: int, key: str, label: int | None
+    self,
+    number: int,
+    slot: int,
+    key: str,
+    label: int | None,
+    labels: tuple[int, ...] | None,
   ) -> tuple[str, ...]:
     text = self._read(number, slot, TEXT, key)
     if text is not None:
       return captions_lib.from_text(text, key=key, captions=self._captions)
     fields = self._read(number, slot, JSON, key)
-    name = None
-    if label is not None and self.class_names is not None:
-      name = self.class_names[label]
+    names = captions_lib.from_labels(label, labels, self.class_names)
     if fields is not None:
       try:
         return captions_lib.from_json(fields, key=key)
       except record_lib.BadRecord as error:
-        if error.reason != "missing_caption" or name is None:
+        if error.reason != "missing_caption" or names is None:
           raise
-    if name is not None:
-      return (name,)
+    if names is not None:
+      return names
     error = record_lib.BadRecord("missing_caption", key)
-    if label is not None:
+    if label is not None or labels is not None:
+      named = label if labels is None else labels
       error.hint = (
-        f"it has the label {label} and no text; put a {_CLASS_NAMES} with a "
+        f"it has the label {named} and no text; put a {_CLASS_NAMES} with a "
         "name a line beside the shards, or add ?classes=FILE to the address"
       )
     raise error
 
   def _digest(self) -> str:
     settings = [self._captions, self.class_names, self.templates]
+    if self._several:
+      settings.append("several")
     digest = hashlib.sha256(repr(settings).encode())
     for path, shard in zip(self._files.paths, self._shards, strict=True):
       digest.update(os.path.basename(path).encode("utf-8", "surrogateescape"))
@@ -205,24 +235,23 @@ def open_webdataset(path: str, options: dict[str, Any]) -> WebDataset:
 
   Options: `captions=lines` takes each line of a `.txt` as a caption of its own,
   `captions=text` all of it as one; `classes=FILE` names the labels, one name a
-  line.
+  line; `labels=several` reads the classes of an image that may be of any number
+  of them, from `KEY.cls` ("3 7") or `KEY.npy` (a 1 for each class that is
+  there).
   """
   shards = paths.find_files(path, suffix=".tar")
   class_names = templates = None
   names = options.get("classes") or _beside(shards[0], _CLASS_NAMES)
   if names:
-    class_names = _read_lines(names)
-    if not class_names:
-      raise errors.UserError(
-        f"{names} names no class; write one name a line, or remove it."
-      )
+    class_names = captions_lib.read_classes(names)
   if prompts := _beside(shards[0], _TEMPLATES):
     templates = tuple(
-      line.replace("{c}", "{}") for line in _read_lines(prompts)
+      line.replace("{c}", "{}") for line in captions_lib.read_lines(prompts)
     )
   source = WebDataset(
     shards,
     captions=options.get("captions"),
+    labels=options.get("labels"),
     class_names=class_names,
     templates=templates,
   )
@@ -240,22 +269,3 @@ def _beside(shard: str, name: str) -> str | None:
     if os.path.isfile(candidate):
       return candidate
   return None
-
-
-def _read_lines(path: str) -> tuple[str, ...]:
-  try:
-    with regular_files.open_regular(path) as file:
-      text = file.read().decode("utf-8-sig")
-  except UnicodeDecodeError as error:
-    raise errors.UserError(
-      f"{path} is not UTF-8 ({error.reason} at byte {error.start}); it must "
-      "be text with one name a line."
-    ) from None
-  except OSError as error:
-    raise errors.UserError(
-      f"{path} cannot be read ({error.strerror}); it must be text with one "
-      "name a line."
-    ) from None
-  # In a text U+2028 and others end a line too, which end no name.
-  lines = re.split(r"[\r\n]+", text)
-  return tuple(line.strip() for line in lines if line.strip())

@@ -1,0 +1,135 @@
+"""Which pairs stay, so that frequent queries take no more than their part.
+
+A pair with the queries Q stays with the probability
+
+  1 - product over q in Q of (1 - min(1, threshold / count[q])),
+
+for each query draws for itself whether it keeps the pair (MetaCLIP, Algorithm
+1). The draws are hashes of seed, pair and query: they depend neither on the
+order of the pairs nor on how the work is split.
+"""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from clip_jax import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Matches:
+  """The queries of each pair, as rows of unequal length.
+
+  Attributes:
+    pairs: a hash of each pair, uint64 (pairs,).
+    starts: where the queries of each pair begin, and the end of all, int64
+      (pairs + 1,).
+    queries: positions in the list of queries, uint32 (matches,).
+  """
+
+  pairs: np.ndarray
+  starts: np.ndarray
+  queries: np.ndarray
+
+  def counts(self, number: int) -> np.ndarray:
+    """Returns how many pairs each of `number` queries matches, int64."""
+    return np.bincount(self.queries, minlength=number)
+
+  def rows(self) -> np.ndarray:
+    """Returns the pair of each match, int64 (matches,)."""
+    return np.repeat(np.arange(len(self.pairs)), np.diff(self.starts))
+
+
+def hash_text(text: str, *, seed: int = 0) -> int:
+  """Returns 64 bits that depend on every bit of `text` and `seed`."""
+  data = text.encode("utf-8", "surrogatepass")
+  key = repr(int(seed)).encode()
+  return int.from_bytes(
+    hashlib.blake2b(data, digest_size=8, key=key).digest(), "little"
+  )
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+  """Returns SplitMix64's output for each number (Steele et al., 2014)."""
+  x = x + np.uint64(0x9E3779B97F4A7C15)
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return x ^ (x >> np.uint64(31))
+
+
+def draws(pairs: np.ndarray, queries: np.ndarray) -> np.ndarray:
+  """Returns a number in [0, 1) for each pair of hashes, float64.
+
+  Args:
+    pairs: hashes of pairs, with the seed in them, uint64 (n,).
+    queries: hashes of queries, uint64 (n,).
+  """
+  mixed = _mixed(_mixed(pairs) ^ queries)
+  return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def probabilities(counts: np.ndarray, threshold: float) -> np.ndarray:
+  """Returns with what probability a query keeps one of its pairs, float64."""
+  return np.minimum(1.0, threshold / np.maximum(counts, 1))
+
+
+def kept(
+  matches: Matches, query_hashes: np.ndarray, threshold: float
+) -> np.ndarray:
+  """Returns whether each pair stays, bool (pairs,).
+
+  Args:
+    matches: of all pairs.
+    query_hashes: of each query, uint64 (queries,).
+    threshold: pairs that a query keeps, on average.
+  """
+  p = probabilities(matches.counts(len(query_hashes)), threshold)
+  drawn = draws(matches.pairs[matches.rows()], query_hashes[matches.queries])
+  stays = np.zeros(len(matches.pairs), bool)
+  stays[matches.rows()[drawn < p[matches.queries]]] = True
+  return stays
+
+
+def expected_size(
+  matches: Matches, counts: np.ndarray, threshold: float
+) -> float:
+  """Returns how many pairs stay on average."""
+  p = probabilities(counts, threshold)[matches.queries]
+  with np.errstate(divide="ignore"):
+    log_gone = np.log1p(-p)
+  gone = np.bincount(
+    matches.rows(), weights=log_gone, minlength=len(matches.pairs)
+  )
+  return float(-np.expm1(gone).sum())
+
+
+def threshold_of_size(matches: Matches, counts: np.ndarray, size: int) -> float:
+  """Returns the threshold at which `size` pairs stay on average.
+
+  Raises:
+    UserError: fewer pairs match a query.
+  """
+  matched = int(np.count_nonzero(np.diff(matches.starts)))
+  if size > matched:
+    raise errors.UserError(
+      f"{size} pairs are asked for, but only {matched} match a query; ask for "
+      "fewer, or add data or queries."
+    )
+  low, high = 0.0, float(counts.max(initial=1))
+  for _ in range(60):
+    middle = (low + high) / 2
+    if expected_size(matches, counts, middle) < size:
+      low = middle
+    else:
+      high = middle
+  return high
+
+
+def entropy(counts: np.ndarray) -> float:
+  """Returns the entropy of queries, in bits; 0 where nothing matches."""
+  total = counts.sum()
+  if not total:
+    return 0.0
+  share = counts[counts > 0] / total
+  return float(-(share * np.log2(share)).sum())

@@ -1,0 +1,315 @@
+"""Writes the balanced part of a source: match, count, decide, copy.
+
+Every pair is accounted for: it stays, or is dropped because it is bad, holds no
+query, or lost every draw of its queries.
+"""
+
+import collections
+import concurrent.futures
+import concurrent.futures.process
+import dataclasses
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from clip_jax import errors, preprocess
+from clip_jax.data import parent, prepare
+from clip_jax.data import record as record_lib
+from clip_jax.data.curation import balancing, matching
+from clip_jax.data.curation import queries as queries_lib
+from clip_jax.data.sources import views
+
+COUNTS = "queries.tsv"
+_CHUNK = 512  # Records that a process reads before it answers.
+_TOP = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """What decides which pairs stay.
+
+  Attributes:
+    queries: the list.
+    max_per_query: pairs that a query keeps, on average; or
+    size: pairs that stay in all, on average; the threshold follows from it.
+    seed: of the draws.
+    ignore_case: whether capitals make no difference when queries are matched.
+  """
+
+  queries: queries_lib.Queries
+  max_per_query: float | None = None
+  size: int | None = None
+  seed: int = 0
+  ignore_case: bool = False
+
+  def __post_init__(self) -> None:
+    """Raises UserError unless exactly one limit is given, and above zero."""
+    limits = {"max_per_query": self.max_per_query, "size": self.size}
+    given = {name: value for name, value in limits.items() if value is not None}
+    if len(given) != 1:
+      raise errors.UserError(
+        "Give either the most pairs of a query (max_per_query) or the number "
+        f"of pairs in all (size); got {given or 'neither'}."
+      )
+    ((name, value),) = given.items()
+    if not 0 < value < float("inf"):
+      raise errors.UserError(f"{name}={value} must be above zero.")
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns what identifies the rule, as JSON has it."""
+    return {
+      "queries_digest": self.queries.digest,
+      "max_per_query": self.max_per_query,
+      "size": self.size,
+      "seed": self.seed,
+      "ignore_case": self.ignore_case,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Examined:
+  """Pairs that were read: of bad ones the reason, of others the queries."""
+
+  pairs: np.ndarray
+  lengths: np.ndarray
+  queries: np.ndarray
+  bad: dict[int, str]
+
+
+class _Examiner:
+  """Reads ranges of a source; picklable, for other processes."""
+
+  def __init__(
+    self, source: record_lib.Source, rule: Rule, limits: preprocess.Limits
+  ):
+    self._source = source
+    self._seed = rule.seed
+    self._limits = limits
+    self._matcher = matching.Matcher(
+      rule.queries.texts, ignore_case=rule.ignore_case
+    )
+
+  def examine(self, start: int, stop: int) -> _Examined:
+    """Matches the records of the slots from `start` up to `stop`."""
+    hashes = np.zeros(stop - start, np.uint64)
+    lengths = np.zeros(stop - start, np.int64)
+    found: list[int] = []
+    bad: dict[int, str] = {}
+    for i, slot in enumerate(range(start, stop)):
+      try:
+        record = self._source[slot]
+        preprocess.check_header(record.image, limits=self._limits)
+      except (record_lib.BadRecord, preprocess.ImageError) as error:
+        bad[slot] = error.reason
+        continue
+      # Keys of different shards may be equal.
+      name = "\0".join((record.key, *record.texts))
+      hashes[i] = balancing.hash_text(name, seed=self._seed)
+      numbers = self._matcher.find(record.texts)
+      lengths[i] = len(numbers)
+      found += numbers
+    return _Examined(hashes, lengths, np.array(found, np.uint32), bad)
+
+
+_EXAMINER: _Examiner | None = None  # Of a process of the pool.
+
+
+def _begin(examiner: _Examiner) -> None:
+  global _EXAMINER
+  parent.ignore_signals()
+  parent.watch()
+  _EXAMINER = examiner
+
+
+def _examine(start: int, stop: int) -> _Examined:
+  assert _EXAMINER is not None
+  return _EXAMINER.examine(start, stop)
+
+
+def _parts(
+  examiner: _Examiner, slots: int, workers: int
+) -> Iterator[_Examined]:
+  """Yields what was found in each chunk of the source, in order."""
+  starts = list(range(0, slots, _CHUNK))
+  stops = [min(start + _CHUNK, slots) for start in starts]
+  if workers == 1:
+    yield from map(examiner.examine, starts, stops)
+    return
+  with concurrent.futures.ProcessPoolExecutor(
+    workers,
+    mp_context=multiprocessing.get_context("spawn"),
+    initializer=_begin,
+    initargs=(examiner,),
+  ) as pool:
+    try:
+      yield from pool.map(_examine, starts, stops)
+    except concurrent.futures.process.BrokenProcessPool:
+      raise errors.UserError(
+        "A process that read the data was killed, perhaps for its memory; give "
+        "fewer workers. Nothing was written."
+      ) from None
+    except BaseException:
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
+
+
+def curate(
+  source: record_lib.Source,
+  out: str | os.PathLike,
+  rule: Rule,
+  *,
+  address: str = "",
+  workers: int = 1,
+  limits: preprocess.Limits = preprocess.DEFAULT_LIMITS,
+  on_record: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+  """Writes the pairs of `source` that stay to `out`, for `arrayrecord:OUT`.
+
+  The bytes written depend on source and rule alone. Keys, captions and labels
+  are those of the source, and so is the order. A file `queries.tsv` beside the
+  records has each query, its pairs before and after. The directory appears
+  complete or not at all; where it is there already and was made of the same
+  source by the same rule, nothing is done.
+
+  Args:
+    source: what to choose from.
+    out: a new directory.
+    rule: decides which pairs stay.
+    address: where `source` came from, for the record.
+    workers: processes that read and match; one does it in this process.
+    limits: images beyond these are bad.
+    on_record: called with the number of records examined.
+
+  Returns:
+    A dictionary: `pairs` in the source; `matched`, that hold a query; `kept`;
+    `dropped` by reason, so that kept and dropped add up to pairs; `queries` in
+    the list, `queries_matched`, `queries_limited`, that lose pairs;
+    `limited_share` of all matches that are theirs; `threshold`; `expected`,
+    the mean of `kept` over seeds; `entropy_bits` and `top`, the most frequent
+    queries, before and after; and `written`, whether anything was.
+
+  Raises:
+    UserError: `out` holds something else, or no pair stays.
+  """
+  errors.check_local("OUT", out)
+  how = ("curate", sorted(rule.to_dict().items()))
+  nothing = np.zeros(0, np.int64)
+  fingerprint = views.Part(source, nothing, *how).fingerprint
+  if (made := prepare.existing(out, fingerprint, limits)) is not None:
+    return made.get("curation", {}) | {"written": False}
+  examiner = _Examiner(source, rule, limits)
+  matches, bad = _match(examiner, len(source), workers, on_record)
+  counts = matches.counts(len(rule.queries.texts))
+  if not len(matches.queries):
+    raise errors.UserError(
+      f"None of the {len(source)} pairs holds one of the {len(counts)} queries"
+      f"{f' ({sum(bad.values())} pairs are bad)' if bad else ''}; the first "
+      f"query is {rule.queries.texts[0]!r}. Capitals count: ignore_case lets "
+      "them make no difference."
+    )
+  threshold = (
+    float(rule.max_per_query)
+    if rule.max_per_query is not None
+    else balancing.threshold_of_size(matches, counts, rule.size or 0)
+  )
+  hashes = np.array([*map(balancing.hash_text, rule.queries.texts)], np.uint64)
+  stays = balancing.kept(matches, hashes, threshold)
+  if not stays.any():
+    raise errors.UserError(
+      f"Of {len(source)} pairs none stays at {threshold:.3g} pairs a query; "
+      "ask for more."
+    )
+  after = np.bincount(
+    matches.queries[stays[matches.rows()]], minlength=len(counts)
+  )
+  said = _summary(rule, matches, counts, after, stays, bad, threshold)
+  prepare.prepare(
+    views.Part(source, np.flatnonzero(stays), *how),
+    out,
+    address=address,
+    limits=limits,
+    about={"curation": said},
+    beside={COUNTS: _table(rule.queries.texts, counts, after)},
+  )
+  return said | {"written": True}
+
+
+def _match(
+  examiner: _Examiner,
+  slots: int,
+  workers: int,
+  on_record: Callable[[int], None] | None,
+) -> tuple[balancing.Matches, dict[str, int]]:
+  """Returns the queries of all pairs, and how many are bad by reason."""
+  parts, done = [], 0
+  bad: collections.Counter[str] = collections.Counter()
+  for part in _parts(examiner, slots, workers):
+    parts.append((part.pairs, part.lengths, part.queries))
+    bad.update(part.bad.values())
+    done += len(part.pairs)
+    if on_record is not None:
+      on_record(done)
+  pairs, lengths, queries = map(np.concatenate, zip(*parts, strict=True))
+  starts = np.concatenate([[0], np.cumsum(lengths)])
+  return balancing.Matches(pairs, starts, queries), dict(bad)
+
+
+def _summary(
+  rule: Rule,
+  matches: balancing.Matches,
+  before: np.ndarray,
+  after: np.ndarray,
+  stays: np.ndarray,
+  bad: dict[str, int],
+  threshold: float,
+) -> dict[str, Any]:
+  matched = int(np.count_nonzero(np.diff(matches.starts)))
+  kept = int(stays.sum())
+  limited = before > threshold
+  dropped = {
+    **bad,
+    "no_query": len(stays) - sum(bad.values()) - matched,
+    "balanced_away": matched - kept,
+  }
+  # Stable: equal counts stay in the order of the list.
+  top = np.argsort(-before, kind="stable")[:_TOP]
+  return {
+    "pairs": len(stays),
+    "matched": matched,
+    "kept": kept,
+    "dropped": {reason: n for reason, n in dropped.items() if n},
+    "queries": len(before),
+    "queries_repeated": rule.queries.repeated,
+    "queries_matched": int(np.count_nonzero(before)),
+    "queries_limited": int(limited.sum()),
+    "limited_share": float(before[limited].sum() / before.sum()),
+    "threshold": threshold,
+    "expected": balancing.expected_size(matches, before, threshold),
+    "entropy_bits": {
+      "before": balancing.entropy(before),
+      "after": balancing.entropy(after),
+    },
+    "top": [
+      {
+        "query": rule.queries.texts[i],
+        "before": int(before[i]),
+        "after": int(after[i]),
+      }
+      for i in top
+      if before[i]
+    ],
+    **rule.to_dict(),
+  }
+
+
+def _table(
+  texts: tuple[str, ...], before: np.ndarray, after: np.ndarray
+) -> bytes:
+  """Returns each query with its pairs before and after, the frequent first."""
+  order = np.argsort(-before, kind="stable")
+  names = [text.replace("\t", " ") for text in texts]  # A tab parts columns.
+  rows = [f"{names[i]}\t{before[i]}\t{after[i]}" for i in order]
+  return ("\n".join(["query\tbefore\tafter", *rows]) + "\n").encode()

@@ -1,0 +1,54 @@
+"""Finds the queries of a list in captions.
+
+MetaCLIP's rule (arXiv 2309.16671, section 3): spaces are put around punctuation
+and around the whole caption, and a query matches where it stands between two
+spaces. Capitals count. Such a query is a row of whole words of the caption, so
+that a dictionary of rows of words finds the same ones. Queries get spaces
+around their own punctuation, too: without them "St. Louis" could match nothing.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+_PUNCTUATION = re.compile(r"([,.;:?!`])")
+_SPACES = str.maketrans("\t\n\r", "   ")
+
+
+def spaced(text: str) -> str:
+  """Returns `text` with a space on both sides of each punctuation mark."""
+  return _PUNCTUATION.sub(r" \1 ", text).translate(_SPACES)
+
+
+class Matcher:
+  """Finds which of the queries a caption holds; picklable."""
+
+  def __init__(self, queries: Sequence[str], *, ignore_case: bool = False):
+    """Makes the dictionary.
+
+    Args:
+      queries: each once; a match is told by its position.
+      ignore_case: whether capitals make no difference.
+    """
+    self._fold = str.casefold if ignore_case else str
+    self._numbers: dict[str, list[int]] = {}
+    lengths: dict[str, set[int]] = {}
+    for number, query in enumerate(queries):
+      words = self._words(query.strip(), strip=True)
+      self._numbers.setdefault(" ".join(words), []).append(number)
+      lengths.setdefault(words[0], set()).add(len(words))
+    self._lengths = {word: tuple(sorted(n)) for word, n in lengths.items()}
+
+  def _words(self, text: str, *, strip: bool = False) -> list[str]:
+    text = spaced(self._fold(text))
+    return (text.strip(" ") if strip else text).split(" ")
+
+  def find(self, texts: Iterable[str]) -> list[int]:
+    """Returns the positions of the queries in any of `texts`, ascending."""
+    found: set[int] = set()
+    for text in texts:
+      words = self._words(text)
+      for start, word in enumerate(words):
+        for length in self._lengths.get(word, ()):
+          row = " ".join(words[start : start + length])
+          found.update(self._numbers.get(row, ()))
+    return sorted(found)

@@ -1,0 +1,93 @@
+"""The list of queries that a training set is balanced by."""
+
+import dataclasses
+import hashlib
+import os
+
+from clip_jax import errors, json_text, regular_files, terminal
+
+MAX_FILE_BYTES = 2**30
+_MAX_CHARACTERS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Queries:
+  """Queries, each once, in the order of the file.
+
+  Attributes:
+    texts: the queries; at least one.
+    repeated: number of queries that repeat an earlier one.
+  """
+
+  texts: tuple[str, ...]
+  repeated: int = 0
+
+  @property
+  def digest(self) -> str:
+    """The SHA-256 of the queries, whatever their order."""
+    digest = hashlib.sha256()
+    for text in sorted(self.texts):
+      digest.update(text.encode("utf-8") + b"\n")
+    return digest.hexdigest()
+
+
+def read(path: str | os.PathLike) -> Queries:
+  """Returns the queries in a file: text with one a line, or a list in JSON.
+
+  Spaces around a query are removed; empty lines are passed over.
+
+  Raises:
+    OSError: it cannot be read.
+    UserError: it is not UTF-8, or holds no query, or something else.
+  """
+  errors.check_local("The list of queries", path)
+  path = os.path.expanduser(path)
+  data = regular_files.read_regular(path, limit=MAX_FILE_BYTES)
+  if len(data) > MAX_FILE_BYTES:
+    raise errors.UserError(
+      f"{path} has more than {terminal.size(MAX_FILE_BYTES)}, too much for a "
+      "list of queries; give a file with a query a line."
+    )
+  if path.endswith(".json"):
+    lines = _checked(json_text.parse(data, what=path, kind=list), path)
+  else:
+    lines = _decoded(data, path)
+  found = [line.strip() for line in lines if line.strip()]
+  if too_long := [query for query in found if len(query) > _MAX_CHARACTERS]:
+    raise errors.UserError(
+      f"{path} has a query of {len(too_long[0])} characters, at most "
+      f"{_MAX_CHARACTERS} can be: {terminal.escaped(too_long[0], limit=60)}. "
+      "Put one query on each line."
+    )
+  texts = tuple(dict.fromkeys(found))
+  if not texts:
+    raise errors.UserError(f"{path} holds no query; put one on each line.")
+  return Queries(texts, repeated=len(found) - len(texts))
+
+
+def _decoded(data: bytes, path: str) -> list[str]:
+  """Returns the lines of a text; U+2028 and the like end none of them."""
+  lines = []
+  data = data.removeprefix(b"\xef\xbb\xbf")
+  for number, line in enumerate(data.splitlines(), 1):
+    try:
+      lines.append(line.decode("utf-8"))
+    except UnicodeDecodeError:
+      raise errors.UserError(
+        f"Line {number} of {path} is not UTF-8: {line[:40]!r}. Save the list "
+        "as UTF-8."
+      ) from None
+  return lines
+
+
+def _checked(found: list, path: str) -> list[str]:
+  for number, entry in enumerate(found, 1):
+    try:
+      is_text = isinstance(entry, str) and bool(entry.encode("utf-8") + b"x")
+    except UnicodeEncodeError:  # Half of a surrogate pair.
+      is_text = False
+    if not is_text:
+      raise errors.UserError(
+        f"Entry {number} of the list in {path} is no text: {entry!r:.60}."
+      )
+  return found

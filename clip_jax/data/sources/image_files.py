@@ -1,0 +1,116 @@
+"""Image files that a table names, below one of several directories."""
+
+import os
+from collections.abc import Iterable
+
+from clip_jax import errors
+from clip_jax.data import record as record_lib
+from clip_jax.data.sources import folder
+
+_SHOWN_PATHS = 3
+
+
+class ImageFiles:
+  """Reads images by the names that a table has for them."""
+
+  def __init__(
+    self,
+    roots: tuple[str, ...],
+    *,
+    follow_links: bool = False,
+    flat: bool = False,
+  ):
+    """Opens nothing.
+
+    Args:
+      roots: directories that relative names are tried in, in this order.
+      follow_links: whether symbolic links may lead out of the roots.
+      flat: whether the file may lie in a root without its name's folders.
+    """
+    self._roots = roots
+    self._follow_links = follow_links
+    self._flat = flat
+
+  def read(self, name: str, *, key: str | None = None) -> bytes:
+    """Returns the bytes of the image `name`.
+
+    Raises:
+      BadRecord: it cannot be read; with this key, or the name.
+    """
+    key = name if key is None else key
+    if not name:
+      raise record_lib.BadRecord("missing_image", key)
+    if record_lib.has_control(name):
+      raise record_lib.BadRecord("unsafe_name", key)
+    tried = [(os.path.join(root, name), root) for root in self._roots]
+    if self._flat and (base := os.path.basename(name)) != name:
+      tried += [(os.path.join(root, base), root) for root in self._roots]
+    there = (place for place in tried if os.path.exists(place[0]))
+    path, within = next(there, tried[0])
+    # A path that the table itself writes, absolute or with "..", is no link.
+    named = os.path.normpath(name)
+    if self._follow_links or os.path.isabs(named) or named.startswith(".."):
+      within = None
+    try:
+      return folder.read_image(path, key=key, within=within)
+    except record_lib.BadRecord as error:
+      if error.reason == "missing_file":
+        error.hint = _hint(name, list(dict.fromkeys(path for path, _ in tried)))
+      raise
+
+
+def _hint(name: str, tried: list[str]) -> str:
+  if "://" in name:
+    return "a URL is not fetched; img2dataset downloads lists of them"
+  more = len(tried) - _SHOWN_PATHS
+  paths = " and ".join(tried[:_SHOWN_PATHS])
+  paths += f" and {more} more" if more > 0 else ""
+  were = f"{paths} {'was' if len(tried) == 1 else 'were'} tried"
+  if "\\" in name and os.sep == "/":
+    return f"{were}; write / in place of the backslashes"
+  return (
+    f"{were}; name the directory of the images by ?root=DIR at the end of the "
+    "address"
+  )
+
+
+def open_files(
+  bases: Iterable[str],
+  options: dict[str, str],
+  *,
+  scheme: str,
+  folders: Iterable[str] = (),
+  flat: bool = False,
+) -> ImageFiles:
+  """Returns the files below `?root=`, or else below `bases`.
+
+  Args:
+    bases: directories; that of the table first, from where a root is seen.
+    options: `root` and `links` of an address.
+    scheme: of the address, for messages.
+    folders: usual places below the bases or the root.
+    flat: as `ImageFiles` has it.
+
+  Raises:
+    UserError: the root is no directory.
+  """
+  bases, folders = list(bases), list(folders)
+  if "root" in options:
+    root = os.path.expanduser(options["root"])
+    places = (os.path.join(bases[0], root), root)
+    found = next(filter(os.path.isdir, places), None)
+    if found is None:
+      raise errors.UserError(
+        f"{scheme}: root={root} is not a directory, neither beside the table in"
+        f" {bases[0] or '.'} nor in the working directory."
+      )
+    bases = [found]
+  roots = []
+  for base in bases:
+    below = (os.path.join(base, name) for name in folders)
+    roots += [base, *filter(os.path.isdir, below)]
+  return ImageFiles(
+    tuple(dict.fromkeys(roots)),
+    follow_links=folder.follows_links(options),
+    flat=flat,
+  )

@@ -1,0 +1,113 @@
+"""The Parquet files of some data, and which splits they are of.
+
+The HuggingFace hub publishes `data/train-00000-of-00004.parquet` in a folder
+for each data set, or `DATA_SET/train/0000.parquet`.
+"""
+
+import dataclasses
+import glob
+import os
+import re
+
+from clip_jax import errors, terminal
+from clip_jax.data.sources import paths, split_names
+
+SUFFIX = ".parquet"
+# The name of a split is in front of a file's number among its files; older
+# versions of the library `datasets` put a digest behind it.
+_OF_SEVERAL = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]{16})?")
+_NUMBERED = re.compile(r"(.+?)[-_.]?\d*")
+_FOLDERS = ("", "*", "*/*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+  """Files of one data set.
+
+  Attributes:
+    files: their paths, in order.
+    splits: the files of each split, where a directory's files are of splits.
+    split: the one that was named; `files` are only those of it.
+  """
+
+  files: tuple[str, ...]
+  splits: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  split: str | None = None
+
+  def of_split(self, wanted: str, *, what: str) -> "Listing":
+    """Returns the files of the splits that `wanted` names, joined by "+".
+
+    Raises:
+      UserError: there is no such split in `what`.
+    """
+    names = split_names.chosen(wanted, self.splits, what=what)
+    files = [path for name in names for path in self.splits[name]]
+    return dataclasses.replace(self, files=tuple(files), split=wanted)
+
+
+def list_files(path: str) -> Listing:
+  """Returns the files that `path` names; opens none.
+
+  Args:
+    path: a file; a directory, or one with "/SPLIT" behind it; a glob; braces.
+
+  Raises:
+    UserError: there is none, or a directory holds several data sets.
+  """
+  path = os.path.expanduser(path)
+  if os.path.isdir(path):
+    return _list_directory(path)
+  directory, _, split = path.rstrip("/").rpartition("/")
+  if not os.path.lexists(path) and os.path.isdir(directory):
+    listing = _list_directory(directory) if not glob.has_magic(path) else None
+    # A file that is missing is called so.
+    if listing and listing.splits and not split.endswith(SUFFIX):
+      return listing.of_split(split, what=f"parquet:{directory}")
+  return Listing(tuple(paths.find_files(path, suffix=SUFFIX)))
+
+
+def _list_directory(path: str) -> Listing:
+  for folders in _FOLDERS:
+    pattern = os.path.join(glob.escape(path), folders, f"*{SUFFIX}")
+    if found := sorted(glob.glob(pattern)):
+      break
+  else:
+    return Listing(tuple(paths.find_files(path, suffix=SUFFIX)))
+  below = [os.path.relpath(os.path.dirname(name), path) for name in found]
+  data_sets = sorted({_data_set(folder) for folder in below})
+  if len(data_sets) > 1:
+    seen = ", ".join(
+      f"'{terminal.escaped(name, limit=80)}'" for name in data_sets[:5]
+    )
+    raise errors.UserError(
+      f"Directory {path!r} holds {len(data_sets)} data sets in its folders: "
+      f"{seen}. Name one: parquet:{os.path.join(path, data_sets[0])}."
+    )
+  splits: dict[str, list[str]] = {}
+  for name in found:
+    if (split := _split_of(name, path)) is not None:
+      splits.setdefault(split, []).append(name)
+  own = os.path.basename(os.path.abspath(path))
+  return Listing(
+    tuple(found),
+    {name: tuple(files) for name, files in splits.items()},
+    own if not splits and split_names.is_usual(own) else None,
+  )
+
+
+def _data_set(folder: str) -> str:
+  """Returns a data set's folder; that of a file may be a split's in it."""
+  head, _, tail = folder.rpartition(os.sep)
+  return head if split_names.is_usual(tail) else folder
+
+
+def _split_of(name: str, top: str) -> str | None:
+  """Returns the split of a file by its own name or its folder's below `top`."""
+  stem = os.path.basename(name).removesuffix(SUFFIX)
+  if match := _OF_SEVERAL.fullmatch(stem):
+    return match[1]
+  match = _NUMBERED.fullmatch(stem)
+  if match and split_names.is_usual(match[1]):
+    return match[1]
+  folder = os.path.basename(os.path.relpath(os.path.dirname(name), top))
+  return folder if split_names.is_usual(folder) else None

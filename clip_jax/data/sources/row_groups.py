@@ -1,0 +1,247 @@
+"""Parquet files, mapped into memory and read by groups of rows.
+
+A row group is the least that can be unpacked. Those used last are kept, up to a
+number of bytes, so that reading in order unpacks each of them once.
+"""
+
+import bisect
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import itertools
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet as pq
+
+from clip_jax import errors, regular_files
+from clip_jax.data import record as record_lib
+from clip_jax.data.sources import files
+
+KEPT_BYTES = 256 * 2**20
+# A few kilobytes of a stranger's file can unpack to any size.
+MAX_GROUP_BYTES = 2 * 2**30
+# A footer that tells of more rows than these is not believed.
+_MAX_ROWS_A_BYTE, _FEW_ROWS = 100, 2**20
+_MIN_ROWS = 16  # Unpacked at once.
+_MAX_PIECES = 256
+_MAGIC = b"PAR1"
+_LFS = b"version https://git-lfs"
+# What pyarrow raises for bytes that are none of its own.
+_BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)
+
+
+class DamagedError(errors.UserError):
+  """A file that is no whole Parquet file.
+
+  Attributes:
+    reason: one word, a key of `account.WORDS`.
+  """
+
+  def __init__(self, path: str, reason: str):
+    super().__init__(f"{path}: {reason}")
+    self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Footer:
+  """What a file says of itself.
+
+  Attributes:
+    schema: Arrow's, with the metadata of the file.
+    rows: the number of rows in each row group.
+    group_bytes: the size of each row group when unpacked.
+    digest: of the footer, which has sizes and extremes of all columns.
+  """
+
+  schema: pa.Schema
+  rows: tuple[int, ...]
+  group_bytes: tuple[int, ...]
+  digest: str
+
+
+class ParquetFile:
+  """A mapped file and its footer, safe to read from threads."""
+
+  def __init__(self, path: str):
+    """Reads the footer.
+
+    Raises:
+      DamagedError: it is none, or not whole.
+      UserError: it cannot be read.
+    """
+    self._map = _map(path)
+    self._buffer = pa.py_buffer(self._map)
+    try:
+      opened = self._open()
+      self._metadata = opened.metadata
+      groups = [
+        self._metadata.row_group(i)
+        for i in range(self._metadata.num_row_groups)
+      ]
+      self.footer = Footer(
+        opened.schema_arrow,
+        tuple(group.num_rows for group in groups),
+        tuple(group.total_byte_size for group in groups),
+        self._digest(),
+      )
+    except _BROKEN:
+      raise DamagedError(path, "bad_footer") from None
+    rows = self.footer.rows
+    most = _MAX_ROWS_A_BYTE * self._buffer.size
+    if min(rows, default=0) < 0 or sum(rows) > max(most, _FEW_ROWS):
+      raise DamagedError(path, "bad_footer")
+
+  def _digest(self) -> str:
+    """Returns a digest of the footer; its size stands behind it."""
+    size = int.from_bytes(
+      self._buffer.slice(self._buffer.size - 8, 4), "little"
+    )
+    start = max(0, self._buffer.size - 8 - size)
+    return hashlib.sha256(self._buffer.slice(start)).hexdigest()
+
+  def _open(self, metadata: Any = None) -> pq.ParquetFile:
+    source = pa.BufferReader(self._buffer)
+    return pq.ParquetFile(source, metadata=metadata, pre_buffer=False)
+
+  def unpack(self, group: int, columns: Sequence[str]) -> "Unpacked":
+    """Returns the rows of a row group, up to a damage in it."""
+    step = max(_MIN_ROWS, self.footer.rows[group] // _MAX_PIECES)
+    pieces, total, problem = [], 0, "damaged_record"
+    # To read a mapped file where it ends no longer kills the process.
+    if self._map.size() < self._buffer.size:
+      return Unpacked([], "truncated")
+    try:
+      # A reader of its own: those of pyarrow are not made for several threads.
+      batches = self._open(self._metadata).iter_batches(
+        step, row_groups=[group], columns=list(columns), use_threads=False
+      )
+      for piece in batches:
+        total += piece.nbytes
+        if total > MAX_GROUP_BYTES:
+          problem = "too_large"
+          break
+        pieces.append(piece)
+    except _BROKEN:
+      pass  # The rows that are missing are bad records.
+    return Unpacked(pieces, problem)
+
+
+class Unpacked:
+  """The rows of a row group, and what is the matter with those not there."""
+
+  def __init__(self, pieces: list[pa.RecordBatch], problem: str):
+    self._pieces = pieces
+    self._problem = problem
+    self._ends = list(itertools.accumulate(piece.num_rows for piece in pieces))
+    self.nbytes = sum(piece.nbytes for piece in pieces)
+
+  def column(self, name: str) -> Iterator[Any]:
+    """Yields Arrow's scalars of a column, up to a damage."""
+    for piece in self._pieces:
+      yield from piece.column(name)
+
+  def row(self, row: int, *, key: str) -> dict[str, Any]:
+    """Returns Arrow's scalar of each column; raises `BadRecord`."""
+    number = bisect.bisect_right(self._ends, row)
+    if number == len(self._pieces):
+      raise record_lib.BadRecord(self._problem, key)
+    piece = self._pieces[number]
+    at = row - (self._ends[number - 1] if number else 0)
+    return {name: piece.column(name)[at] for name in piece.schema.names}
+
+
+def _map(path: str) -> mmap.mmap:
+  """Maps a regular file that begins like Parquet."""
+  try:
+    with regular_files.open_regular(path) as file:
+      size = os.fstat(file.fileno()).st_size
+      head = file.read(len(_LFS))
+      if size and head.startswith(_MAGIC):
+        return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+  except FileNotFoundError:
+    raise DamagedError(path, "dangling_link") from None
+  except OSError as error:
+    raise errors.UserError(f"Cannot read {path}: {error.strerror}.") from error
+  if not size:
+    raise DamagedError(path, "empty")
+  raise DamagedError(path, "lfs_pointer" if head == _LFS else "not_parquet")
+
+
+class RowGroups:
+  """Cells of Parquet files, by file, row group and row.
+
+  Safe to read from threads; a copy in another process maps the files anew.
+  """
+
+  def __init__(self, paths: Sequence[str], *, columns: Sequence[str]):
+    """Opens nothing; `columns` are those that are read."""
+    self.files = files.Pool(paths, opener=ParquetFile)
+    self._columns = tuple(columns)
+    self._kept = _Kept(KEPT_BYTES)
+
+  def __reduce__(self) -> tuple:
+    return _remake, (self.files.paths, self._columns)
+
+  def row(self, file: int, group: int, row: int, *, key: str) -> dict[str, Any]:
+    """Returns Arrow's scalar of each column.
+
+    Raises:
+      BadRecord: with this key; the row is damaged.
+      UserError: the file cannot be read any more.
+    """
+
+    def unpack() -> Unpacked:
+      return self.files.get(file).unpack(group, self._columns)
+
+    return self._kept.get((file, group), unpack).row(row, key=key)
+
+
+def _remake(paths: tuple[str, ...], columns: tuple[str, ...]) -> RowGroups:
+  return RowGroups(paths, columns=columns)
+
+
+class _Kept:
+  """What was unpacked last, up to some bytes; nothing twice at a time."""
+
+  def __init__(self, limit: int):
+    self._limit = limit
+    self._lock = threading.Lock()
+    self._made: collections.OrderedDict[Any, concurrent.futures.Future] = (
+      collections.OrderedDict()
+    )
+    self._total = 0
+
+  def get(self, key: Any, make: Callable[[], Unpacked]) -> Unpacked:
+    with self._lock:
+      future = self._made.get(key)
+      mine = future is None
+      if future is None:
+        future = self._made[key] = concurrent.futures.Future()
+      self._made.move_to_end(key)
+    if mine:
+      self._make(key, make, future)
+    return future.result()
+
+  def _make(self, key: Any, make, future: concurrent.futures.Future) -> None:
+    try:
+      made = make()
+    except BaseException as error:
+      with self._lock:
+        del self._made[key]
+      future.set_exception(error)
+      return
+    future.set_result(made)
+    with self._lock:
+      self._total += made.nbytes
+      # What is being made by others is left alone, and so is the last one.
+      for old in [k for k in self._made if k != key]:
+        if self._total <= self._limit:
+          break
+        if self._made[old].done():
+          self._total -= self._made.pop(old).result().nbytes

@@ -1,0 +1,108 @@
+"""Whether the probabilities of a zero-shot classifier can be believed."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from clip_jax.evals import metrics
+
+_SCORES_PER_BLOCK = 1 << 22  # 32 MiB of float64.
+# Of the logits that a temperature is fitted on, float32: 256 MiB.
+_SCORES_FITTED = 1 << 26
+
+
+def measure(
+  embeds: np.ndarray,
+  labels: np.ndarray,
+  classes: np.ndarray,
+  *,
+  logit_scale: float,
+) -> dict[str, Any]:
+  """Returns how well the softmax's probabilities fit, before and after scaling.
+
+  `ece`, `nll` (nats) and `brier` are of all examples, `reliability` is the
+  table of `ece`. `temperature` is fitted on every second example, from the
+  first on; `ece_after` is of the other half with it, `ece_held_out` of that
+  half without. None stands for what a single example cannot give.
+
+  Args:
+    embeds: unit embeddings of images, (n, embed).
+    labels: the true class of each, (n,).
+    classes: unit embeddings, (classes, embed).
+    logit_scale: the model's own factor between cosine and logit.
+  """
+  whole = _Fit()
+  for logits, truth in _blocks(embeds, labels, classes * logit_scale):
+    whole.add(logits, truth)
+  found = whole.reliability()
+  return {
+    "ece": found.error,
+    "nll": float(np.mean(whole.joined("losses"))),
+    "brier": float(np.mean(whole.joined("distances"))),
+    "logit_scale": float(logit_scale),
+    **_scaled(embeds, labels, classes * logit_scale),
+    "reliability": [dataclasses.asdict(row) for row in found.table],
+  }
+
+
+def _scaled(embeds, labels, weights) -> dict[str, Any]:
+  """Returns the temperature, and the error that is left with it."""
+  names = (
+    *("temperature", "temperature_at_bound"),
+    *("ece_held_out", "ece_after"),
+  )
+  if len(labels) < 2:
+    return dict.fromkeys(names)
+  # Fewer where their logits would take too much memory, evenly spread.
+  step = 2 * -(-len(labels) * len(weights) // (2 * _SCORES_FITTED))
+  fitted = metrics.fit_temperature(
+    (embeds[::step] @ weights.T).astype(np.float32), labels[::step]
+  )
+  before, after = _Fit(), _Fit()
+  for logits, truth in _blocks(embeds[1::2], labels[1::2], weights):
+    before.add(logits, truth)
+    after.add(logits / fitted.value, truth)
+  errors = (fit.reliability().error for fit in (before, after))
+  values = (fitted.value, fitted.at_bound, *errors)
+  return dict(zip(names, values, strict=True))
+
+
+@dataclasses.dataclass
+class _Fit:
+  """What is gathered of each example, block by block."""
+
+  confidences: list[np.ndarray] = dataclasses.field(default_factory=list)
+  correct: list[np.ndarray] = dataclasses.field(default_factory=list)
+  losses: list[np.ndarray] = dataclasses.field(default_factory=list)
+  distances: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+  def add(self, logits: np.ndarray, labels: np.ndarray) -> None:
+    probabilities = special.softmax(logits, axis=1)
+    self.confidences.append(probabilities.max(axis=1))
+    self.correct.append(logits.argmax(axis=1) == labels)
+    self.losses.append(metrics.losses(logits, labels))
+    self.distances.append(metrics.distances(probabilities, labels))
+
+  def joined(self, name: str) -> np.ndarray:
+    return np.concatenate(getattr(self, name))
+
+  def reliability(self) -> metrics.Reliability:
+    # Rounding may lift a sure guess above 1.
+    confidences = np.minimum(self.joined("confidences"), 1.0)
+    return metrics.expected_calibration_error(
+      confidences, self.joined("correct")
+    )
+
+
+def _blocks(
+  embeds: np.ndarray, labels: np.ndarray, weights: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields float64 logits (rows, classes) and labels of some examples."""
+  step = max(1, _SCORES_PER_BLOCK // len(weights))
+  for start in range(0, len(labels), step):
+    rows = slice(start, start + step)
+    logits = (embeds[rows] @ weights.T).astype(np.float64)
+    yield logits, labels[rows]

@@ -1,0 +1,257 @@
+"""Zero-shot by groups of images: accuracies, rates of labels and their gaps.
+
+The probes of the paper's section 7.1 on any data: a table says which group an
+image is of, and the labels are what is looked for.
+"""
+
+import collections
+import csv
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from clip_jax import errors
+from clip_jax.data import account, pipeline
+from clip_jax.evals import (
+  embedding_model,
+  metrics,
+  prompts,
+  tasks,
+  zero_shot,
+)
+
+TASK = "groups"
+_MOST_LABELS = 20  # Told of an attribute, as in the paper's section 7.1.
+
+
+def read_groups(path: str) -> dict[str, dict[str, str]]:
+  """Returns the group of each key, by attribute, from a CSV file.
+
+  The first column holds the records' keys (the image's path as the data names
+  it), each further one an attribute, such as `gender`; an empty cell is of no
+  group.
+
+  Args:
+    path: of the file, UTF-8, with a line of names at its top.
+
+  Raises:
+    UserError: the file cannot be read so.
+  """
+  try:
+    with (
+      pathlib.Path(path)
+      .expanduser()
+      .open(encoding="utf-8-sig", newline="") as file
+    ):
+      rows = list(csv.reader(file, strict=True))
+  except (OSError, ValueError, csv.Error) as error:
+    raise errors.UserError(
+      f"The table of groups {path!r} cannot be read ({error}); write a CSV "
+      "file in UTF-8 with the columns key and one for each attribute."
+    ) from None
+  names = rows[0] if rows else []
+  if len(names) < 2 or "" in names or len(set(names)) < len(names):
+    raise errors.UserError(
+      f"The table of groups {path!r} must begin with a line of different "
+      "names, of the keys' column and of one attribute at least; got "
+      f"{names}."
+    )
+  found: dict[str, dict[str, str]] = {name: {} for name in names[1:]}
+  for number, row in enumerate(rows[1:], 2):
+    if not row:
+      continue
+    if len(row) != len(names):
+      raise errors.UserError(
+        f"{path!r}, line {number}: has {len(row)} cells, the first line has "
+        f"{len(names)}."
+      )
+    for name, cell in zip(names[1:], row[1:], strict=True):
+      if cell.strip():
+        found[name][row[0]] = cell.strip()
+  return found
+
+
+def evaluate(
+  data: str,
+  model: embedding_model.EmbeddingModel,
+  *,
+  groups: str,
+  labels: str = "",
+  templates: str = "",
+  batch_size: int = 256,
+  threads: int = 4,
+  progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+  """Returns zero-shot's results by group.
+
+  `attributes` holds for each column of the table what `compare` returns; `top1`
+  is that of all images, None where the data have no labels.
+
+  Args:
+    data: a DATA address.
+    model: to measure.
+    groups: the path of the table, as `read_groups` takes it.
+    labels: comma-separated, or a file; empty takes the data's own.
+    templates: one template, or a file; empty takes the data's own.
+    batch_size: images embedded at once.
+    threads: threads that read and decode.
+    progress: called with the images done and their total.
+
+  Raises:
+    UserError: the table cannot be read or names no image of the data; labels
+      and data do not go together.
+  """
+  table = read_groups(groups)
+  opened = tasks.open_evaluation(
+    "zero_shot", data, labels=labels, templates=templates
+  )
+  source = opened.source
+  resolved = zero_shot.make_prompts(
+    source, labels=opened.labels, templates=opened.templates
+  )
+  warnings = account.tell(source, data)
+  classes = prompts.class_embeddings(resolved, model.embed_texts)
+  keys, guesses, truths = [], [], []
+  bad = collections.Counter()
+  with pipeline.eval_batches(
+    source,
+    batch_size=batch_size,
+    preprocess=model.preprocess,
+    threads=threads,
+  ) as batches:
+    for batch in tasks.watch(
+      batches, bad, total=len(source), progress=progress
+    ):
+      embeds = np.asarray(model.embed_images(batch["image"]), np.float32)
+      units = prompts.normalize(embeds, what="image")
+      guesses += (units @ np.asarray(classes, np.float32).T).argmax(1).tolist()
+      truths += batch["label"].tolist()
+      keys += batch["key"]
+  if not keys:
+    raise errors.UserError(f"{data} has no image.")
+  if not any(key in members for members in table.values() for key in keys):
+    raise errors.UserError(
+      f"{groups!r} has a group for no image of {data}. Its first column must "
+      f"hold the keys of the data, such as {keys[0]!r}."
+    )
+  right = None
+  if min(truths) >= 0:
+    right = np.equal(guesses, truths)
+  attributes = {
+    name: compare(
+      np.array(guesses),
+      [members.get(key) for key in keys],
+      resolved.names,
+      right=right,
+    )
+    for name, members in table.items()
+  }
+  return {
+    "task": TASK,
+    "data": data,
+    "groups": groups,
+    "top1": None if right is None else float(right.mean()),
+    "attributes": attributes,
+    "examples": len(keys),
+    "classes": len(classes),
+    "bad_records": dict(bad),
+    "warnings": warnings,
+  }
+
+
+def compare(
+  guesses: np.ndarray,
+  groups: Sequence[str | None],
+  names: Sequence[str],
+  *,
+  right: np.ndarray | None = None,
+) -> dict[str, Any]:
+  """Returns each group's rates, and the largest gaps between groups.
+
+  `labels` lists the labels with the largest gaps between the rates at which
+  groups get them, with chi² of the table (group, has the label or not) and its
+  p-value, multiplied by the number of labels (Bonferroni).
+
+  Args:
+    guesses: the label of each image, (n,).
+    groups: the group of each, None for none.
+    names: of the labels.
+    right: whether each guess is right, where that is known.
+  """
+  members = {
+    group: np.array([i for i, own in enumerate(groups) if own == group])
+    for group in sorted({group for group in groups if group is not None})
+  }
+  counts = np.array(
+    [
+      np.bincount(guesses[rows], minlength=len(names))
+      for rows in members.values()
+    ]
+  )  # (groups, labels)
+  found, accuracies = {}, {}
+  for (group, rows), row in zip(members.items(), counts, strict=True):
+    found[group] = {
+      "examples": len(rows),
+      "rates": {
+        name: _rate(int(hits), len(rows))
+        for name, hits in zip(names, row, strict=True)
+      },
+    }
+    if right is not None:
+      hits = int(right[rows].sum())
+      accuracies[group] = hits / len(rows)
+      found[group] |= {
+        "top1": hits / len(rows),
+        "top1_interval_95": list(metrics.clopper_pearson(hits, len(rows))),
+      }
+  sizes = np.array([len(rows) for rows in members.values()])
+  labels = []
+  for label, name in enumerate(names):
+    if len(members) < 2 or not counts[:, label].any():
+      continue
+    rates = dict(zip(members, counts[:, label] / sizes, strict=True))
+    chi2, p = chi_squared(counts[:, label], sizes)
+    p = None if p is None else min(1.0, p * len(names))
+    labels.append({"label": name, **_gap(rates), "chi2": chi2, "p": p})
+  labels.sort(key=lambda entry: -entry["gap"])
+  return {
+    "groups": found,
+    "largest_gap": _gap(accuracies) if len(accuracies) > 1 else None,
+    "labels": labels[:_MOST_LABELS],
+    "without_group": sum(group is None for group in groups),
+  }
+
+
+def _rate(hits: int, examples: int) -> dict[str, Any]:
+  interval = list(metrics.clopper_pearson(hits, examples))
+  return {"rate": hits / examples, "interval_95": interval}
+
+
+def _gap(rates: Mapping[str, float]) -> dict[str, Any]:
+  low, high = (
+    min(rates, key=rates.__getitem__),
+    max(rates, key=rates.__getitem__),
+  )
+  return {"gap": float(rates[high] - rates[low]), "between": [low, high]}
+
+
+def chi_squared(
+  hits: np.ndarray, sizes: np.ndarray
+) -> tuple[float | None, float | None]:
+  """Returns Pearson's chi² of hits in groups, and its p-value.
+
+  Both are None where all are hits, or none is.
+
+  Args:
+    hits: of each group, (groups,).
+    sizes: examples of each group, (groups,).
+  """
+  share = hits.sum() / sizes.sum()
+  if not 0 < share < 1:
+    return None, None
+  variances = sizes * share * (1 - share)
+  chi2 = float(np.sum((hits - sizes * share) ** 2 / variances))
+  return chi2, float(special.chdtrc(len(hits) - 1, chi2))

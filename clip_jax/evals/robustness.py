@@ -1,0 +1,203 @@
+"""Zero-shot accuracy on corrupted images, beside that on the clean ones."""
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from clip_jax.data import account, pipeline
+from clip_jax.evals import (
+  corruptions,
+  embedding_model,
+  metrics,
+  prompts,
+  tasks,
+  zero_shot,
+)
+
+TASK = "robustness"
+RESAMPLES = 1000
+_RESAMPLES_AT_ONCE = 50
+_BOUNDS = (0.025, 0.975)  # Of an interval of 95 %.
+
+
+def evaluate(
+  data: str,
+  model: embedding_model.EmbeddingModel,
+  *,
+  labels: str = "",
+  templates: str = "",
+  seed: int = 0,
+  batch_size: int = 256,
+  threads: int = 4,
+  progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+  """Returns the accuracy under each corruption at each severity.
+
+  `clean` holds the measures of zero-shot, `corruptions` a list of {name,
+  severity, top1, relative, …} and `corrupted_top1` the mean of their top1;
+  `relative` is an accuracy over that on the clean images. Intervals are of
+  95 %: `top1_interval_95` by Clopper and Pearson, the others by a bootstrap
+  over the examples, in which all corruptions have the same examples.
+
+  Args:
+    data: a DATA address.
+    model: to measure.
+    labels: comma-separated, or a file; empty takes the data's own.
+    templates: one template, or a file; empty takes the data's own.
+    seed: of noise, of the direction of a shift and of the bootstrap.
+    batch_size: images embedded at once.
+    threads: threads that read and decode.
+    progress: called with the images done and their total.
+
+  Raises:
+    UserError: labels and data do not go together, or all records are bad.
+  """
+  opened = tasks.open_evaluation(
+    "zero_shot", data, labels=labels, templates=templates
+  )
+  source = opened.source
+  resolved = zero_shot.make_prompts(
+    source, labels=opened.labels, templates=opened.templates
+  )
+  warnings = account.tell(source, data)
+  classes = prompts.class_embeddings(resolved, model.embed_texts)
+  kinds = [
+    (name, severity)
+    for name in corruptions.CORRUPTIONS
+    for severity in corruptions.SEVERITIES
+  ]
+  total, bad = len(source) * (1 + len(kinds)), collections.Counter()
+  all_right, clean = [], {}
+  for number, kind in enumerate([None, *kinds]):
+    changed = source
+    if kind is not None:
+      changed = corruptions.Corrupted(
+        source, *kind, seed=seed, limits=model.preprocess.limits
+      )
+    before = number * len(source)
+    found = collections.Counter()
+    with pipeline.eval_batches(
+      changed,
+      batch_size=batch_size,
+      preprocess=model.preprocess,
+      threads=threads,
+    ) as batches:
+      watched = tasks.watch(
+        batches,
+        found,
+        total=len(source),
+        progress=progress
+        and (lambda done, _, before=before: progress(before + done, total)),
+      )
+      measured, right = _measure(watched, model, classes, len(source))
+    clean = clean or measured
+    bad |= found
+    all_right.append(right)
+  # An image counts where it can be read in all forms.
+  table = np.stack(all_right)  # (1 + kinds, records); -1 where it cannot.
+  table = table[:, np.all(table >= 0, axis=0)].astype(bool)
+  return {
+    "task": TASK,
+    "data": data,
+    "top1": clean["top1"],
+    "clean": clean,
+    **summary(table, kinds, seed=seed),
+    "examples": table.shape[1],
+    "classes": len(classes),
+    "seed": seed,
+    "resamples": RESAMPLES,
+    "bad_records": dict(bad),
+    "warnings": warnings,
+  }
+
+
+def _measure(batches, model, classes, records):
+  """Returns zero-shot's measures, and of each record whether it is right.
+
+  That is 1 or 0, and -1 for a record that is bad.
+  """
+  right = np.full(records, -1, np.int8)
+
+  def embedded():
+    for batch in batches:
+      embeds, labels = model.embed_images(batch["image"]), batch["label"]
+      yield embeds, labels
+      units = prompts.normalize(np.asarray(embeds, np.float32), what="image")
+      guesses = (units @ np.asarray(classes, np.float32).T).argmax(axis=1)
+      right[batch["record"]] = guesses == labels
+
+  return zero_shot.accuracy(embedded(), classes), right
+
+
+def summary(
+  right: np.ndarray, kinds: list[tuple[str, int]], *, seed: int
+) -> dict[str, Any]:
+  """Returns accuracies, means and intervals of a table of right guesses.
+
+  Args:
+    right: bool (1 + kinds, examples); the first row is of the clean images.
+    kinds: name and severity of each further row.
+    seed: of the bootstrap.
+  """
+  accuracies = right.mean(axis=1)
+  resampled = bootstrap(right, seed=seed)  # (resamples, 1 + kinds)
+  clean, means = accuracies[0], resampled[:, 1:].mean(axis=1)
+  entries = []
+  for row, (name, severity) in enumerate(kinds, 1):
+    hits = int(right[row].sum())
+    entries.append(
+      {
+        "name": name,
+        "severity": severity,
+        "top1": float(accuracies[row]),
+        "top1_interval_95": list(metrics.clopper_pearson(hits, right.shape[1])),
+        "bootstrap_interval_95": _interval(resampled[:, row]),
+        "relative": _over(accuracies[row], clean),
+      }
+    )
+  corrupted = float(accuracies[1:].mean())
+  return {
+    "corruptions": entries,
+    "mean_by_corruption": {
+      name: float(np.mean([x["top1"] for x in entries if x["name"] == name]))
+      for name in dict(kinds)
+    },
+    "corrupted_top1": corrupted,
+    "corrupted_top1_interval_95": _interval(means),
+    "relative": _over(corrupted, clean),
+    "relative_interval_95": _interval(
+      means[resampled[:, 0] > 0] / resampled[resampled[:, 0] > 0, 0]
+    ),
+  }
+
+
+def _over(accuracy: float, clean: float) -> float | None:
+  return float(accuracy / clean) if clean else None
+
+
+def _interval(values: np.ndarray) -> list[float] | None:
+  return np.quantile(values, _BOUNDS).tolist() if len(values) else None
+
+
+def bootstrap(
+  right: np.ndarray, *, seed: int, resamples: int = RESAMPLES
+) -> np.ndarray:
+  """Returns accuracies (resamples, rows) of examples drawn with replacement.
+
+  Args:
+    right: bool (rows, examples); the same examples are drawn for all rows.
+    seed: of the draws.
+    resamples: number of draws.
+  """
+  rng = np.random.default_rng(seed)
+  examples = right.shape[1]
+  values = right.T.astype(np.float32)
+  parts = []
+  for start in range(0, resamples, _RESAMPLES_AT_ONCE):
+    some = min(_RESAMPLES_AT_ONCE, resamples - start)
+    drawn = rng.integers(examples, size=(some, examples))
+    times = np.stack([np.bincount(row, minlength=examples) for row in drawn])
+    parts.append(times.astype(np.float32) @ values / examples)
+  return np.concatenate(parts)

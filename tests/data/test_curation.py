@@ -1,0 +1,301 @@
+"""Curation: each decision equals that of a slow loop written from the paper."""
+
+import collections
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from clip_jax import cli, errors
+from clip_jax.data import sources
+from clip_jax.data.curation import balancing, curate, matching, queries
+
+WORDS = (
+  *("dog", "Dog", "cat", "hot dog", "new york", "St. Louis", "U.S.", "a"),
+  *("fish & chips", "what?", "Ωμέγα", "страна", "犬", "שלום", "émigré", "12.5"),
+)
+PIECES = (
+  *("dog", "Dog", "hot", "cat", "new", "york", "St.", "Louis", "U.S.", "a"),
+  *(
+    "dogs",
+    ",",
+    "?",
+    "what",
+    "Ωμέγα",
+    "страна",
+    "犬",
+    "שלום",
+    "émigré",
+    "fish",
+  ),
+  *("&", "chips", "12.5", "\t", "\n", " ", "`", "york.", "what?", "fish &"),
+)
+BITS = 2**64 - 1
+
+
+def _naive(texts, entries):
+  """MetaCLIP's matching, as its paper describes it: substrings in a loop."""
+
+  def spaced(text):
+    for mark in ",.;:?!`":
+      text = text.replace(mark, f" {mark} ")
+    for blank in "\t\n\r":
+      text = text.replace(blank, " ")
+    return text
+
+  return [
+    number
+    for number, entry in enumerate(entries)
+    if any(f" {spaced(entry).strip(' ')} " in f" {spaced(t)} " for t in texts)
+  ]
+
+
+def _texts(rng, number):
+  return [
+    rng.choice(["", " "]) + " ".join(rng.choice(PIECES, rng.integers(1, 9)))
+    for _ in range(number)
+  ]
+
+
+def test_matches_are_those_of_substrings_between_spaces():
+  rng = np.random.default_rng(0)
+  matcher = matching.Matcher(WORDS)
+  found = collections.Counter()
+  for text in _texts(rng, 3000):
+    numbers = matcher.find([text, "nothing"])
+    assert numbers == _naive([text, "nothing"], WORDS), text
+    found.update(numbers)
+  assert len(found) == len(WORDS)  # None of the words was never there.
+
+
+def test_capitals_make_no_difference_on_request():
+  assert matching.Matcher(["dog"]).find(["A Dog."]) == []
+  found = matching.Matcher(["dog", "DOG"], ignore_case=True).find(["A Dog."])
+  assert found == [0, 1]
+
+
+def _mix(x):
+  x = (x + 0x9E3779B97F4A7C15) & BITS
+  x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & BITS
+  x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & BITS
+  return x ^ (x >> 31)
+
+
+def _kept_by_hand(names, texts, entries, limit, seed):
+  """Which pairs stay, by a loop over pairs and queries in Python's numbers."""
+  found = [_naive([text], entries) for text in texts]
+  counts = collections.Counter(n for numbers in found for n in numbers)
+  stays = []
+  for name, text, numbers in zip(names, texts, found, strict=True):
+    pair = balancing.hash_text(f"{name}\0{text}", seed=seed)
+    draws = [
+      (_mix(_mix(pair) ^ balancing.hash_text(entries[n])) >> 11) / 2**53
+      for n in numbers
+    ]
+    chances = [min(1, limit / counts[n]) for n in numbers]
+    if any(d < p for d, p in zip(draws, chances, strict=True)):
+      stays.append(name)
+  return stays, counts
+
+
+class Pairs:
+  """Pairs in memory, with an image that has a header."""
+
+  class_names = templates = None
+
+  def __init__(self, names, texts, image, bad=()):
+    self._pairs = list(zip(names, texts, strict=True))
+    self._image, self._bad = image, bad
+    # Of a set: the order of the pairs is none of its business.
+    self.fingerprint = hashlib.sha256(
+      repr(sorted(self._pairs)).encode()
+    ).hexdigest()
+
+  def __len__(self):
+    return len(self._pairs)
+
+  def __getitem__(self, slot):
+    name, text = self._pairs[slot]
+    if name in self._bad:
+      raise sources.BadRecord("missing_image", name)
+    return sources.Record(image=self._image, texts=(text,), key=name)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+  from PIL import Image
+
+  path = tmp_path_factory.mktemp("image") / "a.png"
+  Image.new("RGB", (3, 2)).save(path)
+  rng = np.random.default_rng(1)
+  texts = _texts(rng, 1300)
+  names = [f"{i:05d}" for i in range(len(texts))]
+  return names, texts, path.read_bytes()
+
+
+def _keys(out):
+  source = sources.open_source(f"arrayrecord:{out}")
+  return [source[i].key for i in range(len(source))]
+
+
+def _content(directory):
+  return {
+    path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted(pathlib.Path(directory).iterdir())
+  }
+
+
+@pytest.mark.parametrize("seed", [0, 5, -1])
+def test_the_pairs_that_stay_are_those_of_a_loop(seed, pairs, tmp_path):
+  names, texts, image = pairs
+  rule = curate.Rule(queries.Queries(WORDS), max_per_query=30, seed=seed)
+  found = curate.curate(Pairs(names, texts, image), tmp_path / "out", rule)
+  want, counts = _kept_by_hand(names, texts, WORDS, 30, seed)
+  assert _keys(tmp_path / "out") == want
+  assert found["kept"] == len(want)
+  rows = (tmp_path / "out" / "queries.tsv").read_text().splitlines()[1:]
+  table = {query: int(n) for query, n, _ in (row.split("\t") for row in rows)}
+  assert table == {word: counts[i] for i, word in enumerate(WORDS)}
+  assert found["top"][0]["before"] == max(counts.values())
+
+
+def test_order_and_processes_change_nothing(pairs, tmp_path):
+  names, texts, image = pairs
+  rule = curate.Rule(queries.Queries(WORDS), max_per_query=25)
+  source = Pairs(names, texts, image)
+  for workers in (1, 2):
+    out = tmp_path / f"{workers}"
+    curate.curate(source, out, rule, workers=workers)
+  assert _content(tmp_path / "1") == _content(tmp_path / "2")
+  order = np.random.default_rng(2).permutation(len(names))
+  shuffled = Pairs([names[i] for i in order], [texts[i] for i in order], image)
+  turned = curate.Rule(queries.Queries(WORDS[::-1]), max_per_query=25)
+  curate.curate(shuffled, tmp_path / "shuffled", turned)
+  assert sorted(_keys(tmp_path / "shuffled")) == _keys(tmp_path / "1")
+
+
+def test_each_query_keeps_its_share_and_rare_ones_all():
+  rng = np.random.default_rng(3)
+  number = 6000
+  rows = [[0] + [1] * (i % 3 == 0) + [2] * (i < 40) for i in range(number)]
+  lengths = list(map(len, rows))
+  matches = balancing.Matches(
+    rng.integers(0, 2**63, number).astype(np.uint64),
+    np.concatenate([[0], np.cumsum(lengths)]),
+    np.concatenate(rows).astype(np.uint32),
+  )
+  counts = matches.counts(3)
+  assert counts.tolist() == [number, 2000, 40]
+  threshold = 300
+  kept = []
+  for seed in range(20):
+    hashes = np.array(
+      [balancing.hash_text(f"q{i}") for i in range(3)], np.uint64
+    )
+    seeded = balancing.Matches(
+      np.array(
+        [balancing.hash_text(str(p), seed=seed) for p in matches.pairs],
+        np.uint64,
+      ),
+      matches.starts,
+      matches.queries,
+    )
+    stays = balancing.kept(seeded, hashes, threshold)
+    assert stays[:40].all()
+    kept.append(stays)
+  # Pairs that have the first query alone are kept by its own draws only.
+  alone = np.array([row == [0] for row in rows])
+  low, high = stats.binom.interval(0.999, 20 * alone.sum(), 300 / number)
+  assert low <= sum(stays[alone].sum() for stays in kept) <= high
+  both = np.array([row == [0, 1] for row in rows])
+  share = 1 - (1 - 300 / number) * (1 - 300 / 2000)
+  low, high = stats.binom.interval(0.999, 20 * both.sum(), share)
+  assert low <= sum(stays[both].sum() for stays in kept) <= high
+  expected = balancing.expected_size(matches, counts, threshold)
+  assert abs(np.mean([s.sum() for s in kept]) - expected) < 30
+  # The limit of a size is found from the mean, not from one draw.
+  limit = balancing.threshold_of_size(matches, counts, 1000)
+  assert balancing.expected_size(matches, counts, limit) == pytest.approx(1000)
+
+
+def test_every_pair_is_accounted_for(pairs, tmp_path):
+  names, texts, image = pairs
+  source = Pairs(names, texts, image, bad=set(names[::7]))
+  rule = curate.Rule(queries.Queries(("cat", "U.S.")), size=80)
+  found = curate.curate(source, tmp_path / "out", rule)
+  assert (
+    found["kept"] + sum(found["dropped"].values()) == found["pairs"] == 1300
+  )
+  assert found["dropped"]["missing_image"] == len(names[::7])
+  assert found["expected"] == pytest.approx(80)
+  assert not set(_keys(tmp_path / "out")) & set(names[::7])
+  # Asked for again, nothing is done; asked for otherwise, nothing is lost.
+  again = curate.curate(source, tmp_path / "out", rule)
+  assert again == found | {"written": False}
+  other = curate.Rule(rule.queries, size=81)
+  with pytest.raises(errors.UserError, match="nothing is overwritten"):
+    curate.curate(source, tmp_path / "out", other)
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "message"),
+  [
+    ("q.txt", b" \n\n", "holds no query"),
+    ("q.txt", b"dog\ncaf\xe9\n", "Line 2 .* is not UTF-8"),
+    ("q.txt", b"x" * 1001, "a query of 1001 characters"),
+    ("q.json", b'{"dog": 1}', "must hold a JSON list"),
+    ("q.json", b'["dog", 3]', "Entry 2 .* is no text: 3"),
+    ("q.json", b'["\\ud800"]', "Entry 1 .* is no text"),
+  ],
+)
+def test_a_list_that_is_none_is_refused(name, content, message, tmp_path):
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(errors.UserError, match=message):
+    queries.read(tmp_path / name)
+
+
+def test_lists_are_text_or_json(tmp_path):
+  (tmp_path / "q.txt").write_bytes("\ufeffdog\r\n hot dog \ndog\n".encode())
+  (tmp_path / "q.json").write_text('["hot dog", "dog"]')
+  text, listed = (
+    queries.read(tmp_path / f"q.{end}") for end in ("txt", "json")
+  )
+  assert (text.texts, text.repeated) == (("dog", "hot dog"), 1)
+  assert text.digest == listed.digest
+
+
+def test_the_command_line_curates(tmp_path, capsys, png):
+  for i in range(51):
+    (tmp_path / f"{i}.png").write_bytes(png(0))
+  rows = [f"{i}.png,a dog" for i in range(50)]
+  rows += ["50.png,a fish", "50.png,an odd fish", "missing.png,x"]
+  table = tmp_path / "pairs.csv"
+  table.write_text("\n".join(["image,caption", *rows]))
+  (tmp_path / "q.txt").write_text("dog\nfish\ncow\n")
+  command = ["data", "curate", f"csv:{table}", str(tmp_path / "out")]
+  command += ["--queries", str(tmp_path / "q.txt")]
+  assert cli.run([*command, "--max-per-query", "5", "--json"]) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert (found["pairs"], found["matched"], found["queries"]) == (52, 51, 3)
+  assert found["threshold"] == 5
+  assert 1 < found["kept"] < 20
+  assert found["dropped"]["missing_file"] == 1
+  keys = _keys(tmp_path / "out")
+  assert len(keys) == found["kept"]
+  # Of an image with several captions all stay.
+  last = sources.open_source(f"arrayrecord:{tmp_path / 'out'}")[len(keys) - 1]
+  assert last.texts == ("a fish", "an odd fish")
+  assert cli.run([*command, "--max-per-query", "5"]) == 0
+  assert "Already there: " in capsys.readouterr().out
+  with pytest.raises(SystemExit, match="2"):
+    cli.run([*command, "--max-per-query", "5", "--size", "9"])
+  (tmp_path / "q.txt").write_text("Dog\n")
+  command[3] = str(tmp_path / "other")
+  assert cli.run([*command, "--size", "9"]) == 1
+  assert "None of the 52 pairs holds one" in capsys.readouterr().err
+  assert cli.run([*command, "--size", "51", "--ignore-case"]) == 1
+  assert "only 50 match" in capsys.readouterr().err
+  assert not (tmp_path / "other").exists()

@@ -1,0 +1,110 @@
+"""Zero-shot by groups, beside tables counted by hand."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from clip_jax import errors, preprocess
+from clip_jax.evals import embedding_model, groups
+
+SPEC = preprocess.Preprocess(image_size=4, mean=(0, 0, 0), std=(1, 1, 1))
+COLOURS = {"blue": 2, "green": 1, "red": 0}
+
+
+@pytest.fixture
+def data(tmp_path):
+  """Three folders of two images; those called 1 are all blue."""
+  for name, channel in COLOURS.items():
+    (tmp_path / "data" / name).mkdir(parents=True)
+    for i in range(2):
+      pixels = np.full((5, 6, 3), 40, np.uint8)
+      pixels[..., 2 if i else channel] = 200
+      Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
+  return f"folder:{tmp_path / 'data'}"
+
+
+def embed_texts(texts):
+  axes = [next(i for name, i in COLOURS.items() if name in t) for t in texts]
+  return np.eye(3)[axes]
+
+
+def evaluate(data, table, **options):
+  model = embedding_model.Functions(
+    lambda images: images.mean(axis=(1, 2)) / 255, embed_texts, SPEC
+  )
+  return groups.evaluate(
+    data, model, groups=str(table), batch_size=4, threads=1, **options
+  )
+
+
+def test_groups_are_measured_by_themselves(data, tmp_path):
+  table = tmp_path / "groups.csv"
+  lines = [
+    f"{name}/{i}.png,{'second' if i else 'first'},{name if i else ''}"
+    for name in COLOURS
+    for i in range(2)
+  ]
+  table.write_text("\n".join(["key,order,empty at first", *lines, ""]))
+  found = evaluate(data, table)
+  order = found["attributes"]["order"]
+  assert found["top1"] == pytest.approx(4 / 6)
+  first, second = (order["groups"][name] for name in ("first", "second"))
+  assert (first["examples"], first["top1"]) == (3, 1.0)
+  assert (second["examples"], second["top1"]) == (3, pytest.approx(1 / 3))
+  assert first["top1_interval_95"][1] == 1.0
+  assert first["rates"]["blue"]["rate"] == pytest.approx(1 / 3)
+  assert second["rates"]["blue"]["rate"] == 1
+  gap = order["largest_gap"]
+  assert gap["gap"] == pytest.approx(2 / 3)
+  assert gap["between"] == ["second", "first"]
+  (blue, *others) = order["labels"]
+  assert blue["label"] == "blue" and blue["between"] == ["first", "second"]
+  assert [entry["gap"] for entry in others] == [pytest.approx(1 / 3)] * 2
+  other = found["attributes"]["empty at first"]
+  assert other["without_group"] == 3
+  assert {x["examples"] for x in other["groups"].values()} == {1}
+
+
+def test_chi_squared_is_scipys():
+  hits, sizes = np.array([3, 10, 7]), np.array([20, 30, 25])
+  table = np.stack([hits, sizes - hits])
+  want = stats.chi2_contingency(table, correction=False)
+  got = groups.chi_squared(hits, sizes)
+  assert got == pytest.approx((want.statistic, want.pvalue))
+  assert groups.chi_squared(sizes, sizes) == (None, None)
+
+
+@pytest.mark.parametrize(
+  ("text", "said"),
+  [
+    ("", "must begin"),
+    ("key\n", "must begin"),
+    ("key,a,a\n", "must begin"),
+    ("key,a\nx\n", "line 2: has 1 cells"),
+    ("key,a\nother.png,b\n", "no image"),
+    (b"\xff\xfe\x00", "cannot be read"),
+    (None, "cannot be read"),
+  ],
+)
+def test_a_table_that_does_not_fit_is_refused(data, tmp_path, text, said):
+  table = tmp_path / "groups.csv"
+  if text is not None:
+    table.write_bytes(text if isinstance(text, bytes) else text.encode())
+  with pytest.raises(errors.UserError, match=said):
+    evaluate(data, table)
+
+
+def test_data_without_labels_have_rates_only(tmp_path):
+  Image.new("RGB", (5, 6), (200, 10, 10)).save(tmp_path / "a.png")
+  Image.new("RGB", (5, 6), (10, 10, 200)).save(tmp_path / "b.png")
+  (tmp_path / "x.csv").write_text("image,caption\na.png,one\nb.png,two\n")
+  (tmp_path / "g.csv").write_text("key,who\na.png,x\nb.png,y\n")
+  found = evaluate(
+    f"csv:{tmp_path / 'x.csv'}", tmp_path / "g.csv", labels="red,green,blue"
+  )
+  assert found["top1"] is None
+  who = found["attributes"]["who"]
+  assert who["largest_gap"] is None and "top1" not in who["groups"]["x"]
+  assert who["groups"]["x"]["rates"]["red"]["rate"] == 1
+  assert [entry["label"] for entry in who["labels"]] == ["red", "blue"]
