@@ -1,4 +1,4 @@
-"""Compiled embedding functions of a model, for a few batch shapes.
+"""Compiled functions of a model in use, for a few batch shapes.
 
 Compiling costs seconds, so any number of images or texts is computed in
 batches of at most three shapes for each tower. Which rows share a batch
@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import programs, sharding
-from clip_jax.models import padding, sharded
+from clip_jax.models import padding, paths, sharded
 
 BATCH_SIZES = (1, 16, 256)  # Images in a batch.
 _PROGRAMS_KEPT = 64  # In memory, over all modules.
@@ -104,6 +104,33 @@ def _embed(variables, inputs, *, module, method, mesh):
   return jax.lax.with_sharding_constraint(embeds, sharding.replicated(mesh))
 
 
+@functools.partial(jax.jit, static_argnames=("module", "mesh"))
+def _log_probabilities(variables, features, units, *, module, mesh):
+  def predict(module, params, features, units):
+    return module.head.apply(
+      {"params": params[paths.HEAD]},
+      features,
+      units,
+      method="log_probabilities",
+    ).astype(jnp.float32)
+
+  params = {paths.HEAD: variables["params"][paths.HEAD]}
+  if mesh is None:
+    return predict(module, params, features, units)
+  specs = sharded.tree_specs(params, mesh)
+  placed = sharded.place(module, specs)
+
+  def on_device(params, features, units):
+    whole = sharded.whole(params, specs, dtype=module.dtype)
+    return predict(placed, whole, features, units)
+
+  split = P(sharding.BATCH_AXES)
+  found = jax.shard_map(
+    on_device, mesh=mesh, in_specs=(specs, split, P()), out_specs=split
+  )(params, features, units)
+  return jax.lax.with_sharding_constraint(found, sharding.replicated(mesh))
+
+
 class Embedder:
   """The compiled embedding functions of one module.
 
@@ -179,6 +206,35 @@ class Embedder:
       batches(needed, shapes),
       method="encode_text",
     )
+
+  def log_probabilities(
+    self, variables: Any, images: np.ndarray, units: np.ndarray
+  ) -> np.ndarray:
+    """Returns what a head says of `units` for images, float32 (n, units).
+
+    The image tower sees each image once.
+
+    Args:
+      variables: of the module.
+      images: preprocessed uint8 (n, size, size, 3).
+      units: of the head's `units`.
+    """
+    features = self.embed_images(variables, images, method="image_features")
+    found = np.empty((len(images), len(units)), np.float32)
+    at_once = self.module.head.UNITS_AT_ONCE or len(units)
+    predict = functools.partial(
+      _log_probabilities, module=self.module, mesh=self.mesh
+    )
+    for rows, shape in batches(np.ones(len(images)), self.image_shapes):
+      batch = self._place(features[rows], shape.rows)
+      for start in range(0, len(units), at_once):
+        some = units[start : start + at_once]
+        # The last few are filled up, for one program to do for all.
+        filling = np.repeat(some[:1], at_once - len(some), axis=0)
+        answer = predict(variables, batch, np.concatenate([some, filling]))
+        columns = slice(start, start + len(some))
+        found[rows, columns] = np.asarray(answer)[: len(rows), : len(some)]
+    return found
 
   def _shared(self, shapes) -> list[Shape]:
     """Returns `shapes` with rows rounded up to a multiple of the devices."""

@@ -128,6 +128,7 @@ class Clip:
         message names the image.
     """
     preprocess = self.needed_preprocess()
+    self.check_embeds()
     images = inputs_lib.stacked(images)
     if inputs_lib.is_traced(images):
       return self._traced("image", images)
@@ -162,6 +163,7 @@ class Clip:
 
   def embed_images(self, images: np.ndarray) -> np.ndarray:
     """Returns unit embeddings of preprocessed uint8 (n, size, size, 3)."""
+    self.check_embeds()
     if inputs_lib.is_traced(images):
       return self._traced("image", images)  # pyright: ignore
     return _now(self.encoder.embed_images, self.variables, images)
@@ -201,6 +203,7 @@ class Clip:
       UserError: the model has no text tower, or an input is not a text.
     """
     self.check_towers("text")
+    self.check_embeds()
     texts = inputs_lib.stacked(texts)
     if inputs_lib.is_traced(texts):
       return self._traced("text", texts)
@@ -221,6 +224,30 @@ class Clip:
   ) -> np.ndarray:
     """Returns unit embeddings of texts; `cuts` as in `encode_text`."""
     return np.asarray(self.encode_text(texts, cuts=cuts))
+
+  @property
+  def score_texts(self) -> embedding_model.ScoreTexts | None:
+    """How a model that predicts captions scores texts; None of all others."""
+    return None if self.module.contrastive else self.scores_of
+
+  def scores_of(
+    self, texts: list[str], *, cuts: tokenizer_lib.Cuts | None = None
+  ) -> embedding_model.Likelihoods:
+    """Returns how a model that predicts captions scores texts.
+
+    Args:
+      texts: of any number.
+      cuts: as in `encode_text`.
+    """
+    head: Any = self.module.head
+    tokens = self._tokens(texts, cuts)
+    units, weights = head.units(tokens)
+    return embedding_model.Likelihoods(
+      of_images=functools.partial(
+        self.encoder.log_probabilities, self.variables, units=units
+      ),
+      weights=weights,
+    )
 
   def tokenize(
     self, texts: Texts, *, cuts: tokenizer_lib.Cuts | None = None
@@ -331,6 +358,7 @@ class Clip:
         the model has one tower only, or no bias for a sigmoid.
     """
     self.check_towers("image", "text")
+    self.check_embeds()
     if isinstance(labels, str):
       labels = prompts_lib.read_labels(labels)
     if isinstance(templates, str):
@@ -380,11 +408,13 @@ class Clip:
       UserError: the model has one tower only.
     """
     self.check_towers("image", "text")
+    scores = self.score_texts and functools.partial(self.scores_of, cuts=cuts)
     return embedding_model.Functions(
+      score_texts=scores,
       embed_images=self.embed_images,
       embed_texts=functools.partial(self.embed_texts, cuts=cuts),
       preprocess=self.needed_preprocess(),
-      logit_scale=self.logit_scale,
+      logit_scale=self.logit_scale if self.module.contrastive else None,
       class_embeddings=functools.partial(
         text_weights.class_embeddings,
         fingerprint=lambda: self.fingerprint,
@@ -395,6 +425,7 @@ class Clip:
   @functools.cached_property
   def logit_scale(self) -> float:
     """The factor between cosine similarity and logit."""
+    self.check_embeds()
     return float(np.exp(np.asarray(self.variables["params"]["log_scale"])))
 
   @functools.cached_property
@@ -420,6 +451,16 @@ class Clip:
           f"starts from this tower (init.{there} in a config)."
         )
 
+  def check_embeds(self) -> None:
+    """Raises UserError unless images and texts share an embedding space."""
+    if not self.module.contrastive:
+      raise errors.UserError(
+        f"{self.path or 'The model'} was trained to predict captions "
+        "(objective.kind='bow' or 'lm') and has no embedding space that images "
+        "and texts share. `clip-jax eval --task zero_shot` measures it by its "
+        "own scores; for anything else give a model of a contrastive objective."
+      )
+
   def needed_preprocess(self) -> preprocess_lib.Preprocess:
     """Returns `preprocess`; raises UserError without an image tower."""
     self.check_towers("image")
@@ -438,6 +479,7 @@ class Clip:
     Raises:
       UserError: `path` exists and is not an empty directory.
     """
+    self.check_embeds()
     if not self.spec:
       raise errors.UserError("A model without a description cannot be saved.")
     errors.check_local("The new model", path)

@@ -15,6 +15,7 @@ MAX_BYTES = 2**28
 # Integers of more digits become floats: none of them is a count or a size, and
 # Python raises an error beyond 4,300 digits.
 _MAX_DIGITS = 20
+AGAIN = "; fetch or make it again."
 
 
 class JsonError(errors.UserError):
@@ -91,15 +92,15 @@ def parse(
   except RecursionError:
     raise _too_deep(what) from None
   except ValueError as error:
-    raise JsonError(
-      f"{what} is no valid JSON ({error}); fetch or make it again."
-    ) from None
+    raise JsonError(f"{what} is no valid JSON ({error}){AGAIN}") from None
   if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
     raise _too_deep(what)
   if not isinstance(value, kind):
     kinds = kind if isinstance(kind, tuple) else (kind,)
     names = " or ".join(_NAMES[each] for each in kinds)
-    raise JsonError(f"{what} must hold a JSON {names}, got {value!r:.60}.")
+    raise JsonError(
+      f"{what} must hold a JSON {names}, got {value!r:.60}{AGAIN}"
+    )
   return value
 
 
@@ -120,7 +121,7 @@ def read(
   data = regular_files.read_regular(path, limit=max_bytes)
   if len(data) > max_bytes:
     raise JsonError(
-      f"{os.fspath(path)} has more than the {max_bytes:,} bytes allowed."
+      f"{os.fspath(path)} has more than the {max_bytes:,} bytes allowed{AGAIN}"
     )
   return parse(data, what=os.fspath(path), kind=kind, strict=strict)
 
@@ -142,5 +143,5 @@ def _is_deep(value: Any) -> bool:
 def _too_deep(what: str) -> JsonError:
   return JsonError(
     f"{what} nests more than {MAX_DEPTH} levels of JSON: beyond the limit of "
-    "recursion."
+    f"recursion{AGAIN}"
   )

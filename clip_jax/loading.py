@@ -71,9 +71,12 @@ def load(
 
 def _load_workdir(path: pathlib.Path, step: int | None) -> inference.Clip:
   saved = workdir_lib.load_model(path, step=step)
+  module, variables = run_model.for_use(
+    run_model.make(saved.config), saved.variables
+  )
   return assemble(
-    run_model.make(saved.config),
-    saved.variables,
+    module,
+    variables,
     spec=saved.spec,
     mesh=sharding.local_mesh(),
     path=str(path.resolve()),

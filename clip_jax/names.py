@@ -7,6 +7,9 @@ behind each name; tests compare them with the tables of functions.
 PRECISIONS = ("bfloat16", "float32", "float64")
 OPTIMIZERS = ("adafactor", "adamw", "lion", "muon")
 INIT_SCHEMES = ("scaled", "openai")
+# What training asks of a model, and those that end in no shared embedding.
+OBJECTIVES = ("contrastive", "bow_contrastive", "bow", "lm")
+PREDICTIVE_OBJECTIVES = ("bow", "lm")
 LOSS_KINDS = ("sigmoid", "softmax")
 LOSS_METHODS = ("auto", "dense", "gathered", "ring", "two_level")
 DUPLICATES = ("ignore", "mask", "positive")

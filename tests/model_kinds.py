@@ -44,7 +44,8 @@ def _variables(module):
     lambda x: rng.normal(size=x.shape, scale=0.2).astype(x.dtype),
     variants.abstract_variables(module),
   )
-  variables["params"]["log_scale"] = np.float32(np.log(12))
+  if "log_scale" in variables["params"]:
+    variables["params"]["log_scale"] = np.float32(np.log(12))
   if "logit_bias" in variables["params"]:
     variables["params"]["logit_bias"] = np.float32(-9)
   return variables
@@ -59,7 +60,7 @@ def _save(spec, path, files=()):
   return path
 
 
-def workdir(directory, *, loss="softmax"):
+def workdir(directory, *, loss="softmax", **objective):
   """A run that saved its parameters at step 3."""
   config = config_lib.default_config()
   config.model, config.precision = "tiny-vit", "float32"
@@ -73,6 +74,7 @@ def workdir(directory, *, loss="softmax"):
   if loss == "sigmoid":
     config.model_overrides.init_logit_bias = -10.0
   config.loss.kind = loss
+  config.objective.update(objective)
   config.data.train, config.steps = "builtin:digits/train", 4
   directory.mkdir()
   (directory / "config.json").write_text(config_lib.to_json(config))

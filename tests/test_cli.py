@@ -126,6 +126,27 @@ def test_eval_zero_shot_measures_what_training_measured(trained):
   assert (result["examples"], result["classes"]) == (364, 10)
 
 
+def test_report_and_card_tell_what_a_run_has_left(trained, tmp_path):
+  workdir, summary = trained
+  results = tmp_path / "results"
+  results.mkdir()
+  measured = {**summary["evals"]["digits"], "model": str(workdir), "step": 2}
+  (results / "digits.json").write_text(json.dumps(measured))
+  made = call("report", workdir, results, "--out", tmp_path / "page")
+  assert made["models"] == ["run"] and made["results"] == 3
+  names = [pathlib.Path(path).stem for path in made["pictures"]]
+  assert names == ["accuracy", "confusions"]  # One step is logged: no curve.
+  assert pathlib.Path(made["page"]).read_text().count("<img") == 2
+  out = tmp_path / "README.md"
+  card = call("card", workdir, "--reports", results, "--out", out)
+  text = out.read_text()
+  assert card["text"] == text and "- records: 1,433\n" in text
+  assert "- devices: 8 x cpu\n" in text
+  (entry,) = card["metadata"]["model-index"]
+  accuracy = entry["results"][0]["metrics"][0]
+  assert accuracy["value"] == pytest.approx(measured["top1"], abs=1e-6)
+
+
 def test_eval_retrieval_has_the_keys_of_the_contract(workdir):
   result = call(
     "eval", workdir, "--task", "retrieval", "--data", "builtin:digits/test"

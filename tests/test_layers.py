@@ -30,7 +30,7 @@ FLOORS = (
   "embedder fingerprint inference inputs",
   "search train",
   "loading",
-  "doctor plan",
+  "doctor plan results",
   "cli",
   "__main__",
 )
@@ -60,7 +60,7 @@ FORBIDDEN = {
 }
 # What only one corner needs may be imported inside the function that does.
 # (transformers takes a second to import and is for one kind of export.)
-OPTIONAL = {"huggingface_hub", "sentencepiece", "transformers"}
+OPTIONAL = {"huggingface_hub", "matplotlib", "sentencepiece", "transformers"}
 # What finds a module by its name, in a table that stands there.
 BY_NAME = {
   "clip_jax",

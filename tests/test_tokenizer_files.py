@@ -471,6 +471,16 @@ def test_a_link_is_followed_and_a_directory_refused(directory, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_damaged_file_says_what_to_do(family, tmp_path):
+  path = tmp_path / FOLDERS.get(family, "") / FIELDS[family]["file"]
+  path.parent.mkdir(exist_ok=True)
+  path.write_bytes(b"junk")
+  words = f"{path.name} is no valid file.*Fetch or make it again"
+  with pytest.raises(errors.UserError, match=words):
+    make(family, tmp_path)(["a"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_damaged_files_raise_nothing_but_user_errors(
   family, directory, tmp_path, capfd
 ):

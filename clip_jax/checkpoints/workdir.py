@@ -175,9 +175,9 @@ def _stored_shapes(
   Tracing a deep model for its shapes takes seconds. The stored shapes are used
   only if this version wrote them, for a model of the same description.
   """
-  fields = ("model", "model_overrides", "precision")
+  fields = ("model", "model_overrides", "objective", "precision")
   if meta["versions"]["clip_jax"] == clip_jax.__version__ and all(
-    config[field] == meta["config"][field] for field in fields
+    config[field] == meta["config"].get(field) for field in fields
   ):
     return integrity.abstract(meta["shapes"][items.VARIABLES])
   return None

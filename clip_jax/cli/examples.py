@@ -26,6 +26,14 @@ EXAMPLES = {
     "eval runs/demo --task robustness --data builtin:digits/test",
     "eval runs/mine --task groups --data folder:faces --groups faces.csv",
   ),
+  "report": (
+    "report runs/demo",
+    "report runs/first runs/second results --out comparison",
+  ),
+  "card": (
+    "card runs/demo",
+    "card runs/mine --reports results --license mit --out README.md",
+  ),
   "classify": (
     'classify runs/demo photo.png --labels "zero one,one zero"',
     "classify hf-hub:openai/clip-vit-base-patch32 *.jpg --labels labels.txt "

@@ -11,6 +11,7 @@ from clip_jax.cli.arguments import (
   data,
   doctor,
   plan,
+  results,
   training,
   use,
 )
@@ -53,6 +54,16 @@ VERBS = {
     use.add_eval,
     _command("on_data", "evaluate"),
     check=use.check_eval,
+  ),
+  "report": Verb(
+    "draw the results of runs and evaluations",
+    results.add_report,
+    _command("results", "report"),
+  ),
+  "card": Verb(
+    "write the card of a model, for people and for the hub",
+    results.add_card,
+    _command("results", "card"),
   ),
   "classify": Verb(
     "say which label fits an image",

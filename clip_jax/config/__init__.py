@@ -26,6 +26,7 @@ from clip_jax.config.schema import (
   Init,
   Loss,
   Mesh,
+  Objective,
   Optim,
   default_config,
 )
@@ -41,6 +42,7 @@ __all__ = [
   "Init",
   "Loss",
   "Mesh",
+  "Objective",
   "Optim",
   "apply_override",
   "check",

@@ -181,8 +181,32 @@ class Optim:
 
 
 @dataclasses.dataclass(frozen=True)
+class Objective:
+  """What training asks of the model (paper, section 2.3)."""
+
+  kind: str = _knob(
+    "contrastive",
+    _one_of(names.OBJECTIVES),
+    "which text goes with which image: read by the model's text tower, or as "
+    "a bag of words (bow_contrastive); or a caption predicted from its image: "
+    "its words in any order (bow), or one after the other (lm)",
+  )
+  captioning_weight: float = _knob(
+    0.0,
+    _at_least(0),
+    "weight of a captioner's loss beside a contrastive one; 0: no captioner",
+  )
+  depth: int | None = _knob(
+    None,
+    _at_least(1),
+    "layers of the captioner; left out: as many as the text tower has",
+    unit="layers",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class Loss:
-  """The loss that is minimised."""
+  """The losses that compare images and texts: the contrastive objectives."""
 
   kind: str = _knob(
     "softmax",
@@ -300,6 +324,7 @@ class Config:
     unit="updates",
   )
   optim: Optim = Optim()
+  objective: Objective = Objective()
   loss: Loss = Loss()
   mesh: Mesh = Mesh()
   checkpoint: Checkpoint = Checkpoint()

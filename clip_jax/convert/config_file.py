@@ -31,10 +31,13 @@ def read(path: pathlib.Path, *, strict: bool = False) -> dict[str, Any]:
   try:
     return json_text.read(path, max_bytes=MAX_BYTES, strict=strict)
   except FileNotFoundError:
-    raise errors.UserError(f"{path} does not exist.") from None
+    raise errors.UserError(
+      f"{path} does not exist; fetch it, as it belongs to the model."
+    ) from None
   except OSError as error:
     raise errors.UserError(
-      f"{path} cannot be read: {error.strerror}."
+      f"{path} cannot be read: {error.strerror}. Make it readable, or fetch it "
+      "again."
     ) from None
 
 
@@ -51,7 +54,10 @@ class Fields:
 
   def __init__(self, where: str, data: Any):
     if not isinstance(data, dict):
-      raise errors.DamagedError(f"{where} must be a JSON object.")
+      raise errors.DamagedError(
+        f"{where} must be a JSON object, got {data!r:.60}; fetch or make the "
+        "file again."
+      )
     self._where = where
     self._data = dict(data)
 
@@ -73,7 +79,9 @@ class Fields:
     """
     value = self._data.pop(field, default)
     if value is _REQUIRED:
-      raise errors.UserError(f"{self._where} lacks {field}.")
+      raise errors.UserError(
+        f"{self._where} lacks {field}; fetch or make the file again."
+      )
     if value is None and default is None:
       return None
     kinds = kind if isinstance(kind, tuple) else (kind,)

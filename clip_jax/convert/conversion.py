@@ -195,6 +195,7 @@ def open_first(path: str | os.PathLike, other: str | None = None) -> Portable:
 
 # The fields that a flag sets, by parts of their names.
 _SETTLES = {
+  "activation": ("activation",),
   "config": ("config",),
   "heads": (".heads",),
   "pooling": ("text.pooling",),
@@ -216,6 +217,9 @@ def _warn_of_unused(options: Options, model: Portable) -> None:
     if getattr(options, name) is not None
     and not any(end in field for field in told for end in ends)
   ]
+  taken = [layer.strip(".") for layer in model.report.stripped]
+  if options.weights is not None and options.weights not in taken:
+    unused.append("--weights")
   resized = model.report.facts.get("resized", {})
   if options.old_grid and list(options.old_grid) != resized.get("old_grid"):
     unused.append("--old-grid")
@@ -270,6 +274,11 @@ def convert(
       "init.text)."
     )
   model = _without_useless_bias(model, target, options)
+  if options.drop_logit_bias and model.spec.get("init_logit_bias") is not None:
+    model.report.warnings.append(
+      f"--drop-logit-bias changed nothing: the format {to!r} has a place for "
+      "the logit bias."
+    )
   if not target.gives_back(model):
     portable.refuse(to, target.refusals(model.spec))
   report = dataclasses.replace(model.report, target_format=to)

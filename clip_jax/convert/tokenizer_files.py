@@ -159,7 +159,7 @@ def _from_json(files, where) -> dict[str, Any]:
   if pad is None:
     raise errors.UserError(
       f"{where}: nothing says which id pads (pad_token={token!r:.50} in "
-      "tokenizer_config.json)."
+      "tokenizer_config.json); name a token of the vocabulary there."
     )
   return {
     **{"kind": "hf_json", "file": FAST, "pad_id": pad},
@@ -172,12 +172,13 @@ def _from_vocabulary(files, settings, where) -> dict[str, Any]:
     lines = files[WORDS].decode("utf-8").splitlines()
   except UnicodeDecodeError as error:
     raise errors.DamagedError(
-      f"{where}: vocab.txt is no text ({error})."
+      f"{where}: vocab.txt is no text ({error}); fetch or make it again."
     ) from None
   missing = [token for token in _WORDPIECE.values() if token not in lines]
   if missing:
     raise errors.UserError(
-      f"{where}: vocab.txt lacks {', '.join(missing)}, so it is not BERT's."
+      f"{where}: vocab.txt lacks {', '.join(missing)}, so it is not BERT's; "
+      "put the model's own there."
     )
   lowercase = settings.get("do_lower_case", True)
   if not isinstance(lowercase, bool):

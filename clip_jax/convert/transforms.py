@@ -63,7 +63,7 @@ def of_rule(rule: str, tower: Mapping[str, Any]) -> Transform:
 
   def join(parts):
     found = [_relay(part, ours, theirs, sizes) for part in parts]
-    return np.concatenate(found) if count > 1 else found[0]
+    return np.concatenate(found) if len(found) > 1 else found[0]
 
   return Transform(
     lambda x: [_relay(y, theirs, ours, sizes) for y in np.split(x, count)], join

@@ -8,6 +8,11 @@ licence beside it). Nothing is downloaded.
 - `builtin:two_digits/{train,test,unseen}`: two scans side by side, whose
   caption names the number they form, so that word order matters. 20 of the 100
   numbers occur neither in `train` nor in `test`, only in `unseen`.
+- `builtin:tinted_digits/{train,test,unseen}`: a scan in one of eight colours,
+  whose caption names both among words that are not of the picture, in any
+  order. 16 of the 80 pairs are not in `train`; `unseen` has these alone, and
+  `test` all 80. For the comparison of objectives (paper, section 2.3): a bag of
+  words, which sees no order, can learn all of it.
 """
 
 import functools
@@ -44,7 +49,41 @@ UNSEEN_NUMBERS = tuple(
   )
 )
 
+COLOURS = {
+  "red": (255, 40, 40),
+  "green": (40, 200, 40),
+  "blue": (60, 80, 255),
+  "yellow": (240, 220, 40),
+  "orange": (255, 140, 20),
+  "purple": (160, 50, 200),
+  "white": (255, 255, 255),
+  "brown": (140, 80, 40),
+}
+# Pairs 10 * colour + digit that only `test` and `unseen` have: two of every
+# colour, and at least one of every digit.
+UNSEEN_PAIRS = tuple(
+  sorted(
+    10 * a + (3 * a + shift) % 10
+    for a in range(len(COLOURS))
+    for shift in (1, 5)
+  )
+)
+# What captions say besides, the first word most often (Zipf's law).
+_WORDS = (
+  "photo new house garden street music summer city school winter morning river "
+  "kitchen family holiday beach market paper window mountain coffee flower "
+  "train animal bridge forest table museum island church wedding party dinner "
+  "camera castle village ocean spring station football theatre library airport "
+  "birthday sunset bicycle guitar lake desert hotel farm tower sky boat chair "
+  "cloud dress engine field glass hat iron jacket lamp mirror needle painting "
+  "queen road shoe tree uncle valley water yard apple bread cheese dance earth "
+  "fire grass horse ice jungle king letter moon nest office pepper rain snow"
+)
+DISTRACTORS = tuple(_WORDS.split())
+_DISTRACTORS_OF_A_CAPTION = (2, 6)
+
 _TRAIN_TEMPLATES = {
+  "tinted_digits": ("{}",),
   "digits": (
     "a photo of the digit {}.",
     "a scan of the handwritten digit {}.",
@@ -69,6 +108,7 @@ _TRAIN_TEMPLATES = {
 # others would have embeddings that no update ever moved, and move classes by
 # chance.
 _EVAL_TEMPLATES = {
+  "tinted_digits": ("{}",),
   "digits": (
     "a picture of the figure {}.",
     "the handwritten digit {}.",
@@ -81,8 +121,10 @@ _EVAL_TEMPLATES = {
   ),
 }
 _TWO_DIGITS_LENGTH = {"train": 20_000, "test": 2_000, "unseen": 1_000}
+_TINTED_LENGTH = {"train": 20_000, "test": 800, "unseen": 400}
 SPLITS = {
   "digits": ("train", "test"),
+  "tinted_digits": tuple(_TINTED_LENGTH),
   "two_digits": tuple(_TWO_DIGITS_LENGTH),
 }
 
@@ -219,6 +261,61 @@ class TwoDigits(_Builtin):
     )
 
 
+class TintedDigits(_Builtin):
+  """A scan in a colour; record `i` is drawn from its index alone."""
+
+  class_names = tuple(f"{a} {b}" for a in COLOURS for b in WORDS)
+
+  def __init__(self, split: str):
+    super().__init__("tinted_digits", split)
+    pairs = np.arange(len(self.class_names))
+    unseen = np.isin(pairs, UNSEEN_PAIRS)
+    chosen = {"train": ~unseen, "test": pairs >= 0, "unseen": unseen}
+    self._pairs = np.flatnonzero(chosen[split])
+    # Apart from the numbers that TwoDigits draws.
+    self._split_id = 10 + tuple(_TINTED_LENGTH).index(split)
+
+  def __len__(self) -> int:
+    return _TINTED_LENGTH[self.split]
+
+  def _make(self, index: int) -> record_lib.Record:
+    rng = np.random.Generator(np.random.Philox(key=[self._split_id, index]))
+    # Every pair occurs equally often.
+    label = int(self._pairs[index % len(self._pairs)])
+    colour, digit = divmod(label, len(WORDS))
+    ids = scan_ids("train" if self.split == "train" else "test")[digit]
+    scan = int(ids[rng.integers(len(ids))])
+    size = IMAGE_SIZE * 3 // 4
+    top, left = rng.integers(0, IMAGE_SIZE - size + 1, 2)
+    canvas = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint16)
+    tint = np.array(list(COLOURS.values())[colour], np.uint16)
+    canvas[top : top + size, left : left + size] = (
+      _enlarged(scan, size)[:, :, None].astype(np.uint16) * tint // 255
+    )
+    low, high = _DISTRACTORS_OF_A_CAPTION
+    shares = 1 / np.arange(1, len(DISTRACTORS) + 1)
+    others = rng.choice(
+      DISTRACTORS,
+      rng.integers(low, high + 1),
+      replace=False,
+      p=shares / shares.sum(),
+    )
+    words = [*self.class_names[label].split(), *map(str, others)]
+    return record_lib.Record(
+      image=_png(canvas.astype(np.uint8)),
+      texts=(" ".join(words[i] for i in rng.permutation(len(words))),),
+      key=f"{index:05d}_scan{scan:04d}",
+      label=label,
+    )
+
+
+_SETS = {
+  "digits": Digits,
+  "tinted_digits": TintedDigits,
+  "two_digits": TwoDigits,
+}
+
+
 def open_builtin(path: str, options: dict[str, str]) -> record_lib.Source:
   """Opens `NAME/SPLIT`."""
   assert not options
@@ -228,4 +325,4 @@ def open_builtin(path: str, options: dict[str, str]) -> record_lib.Source:
   if split not in SPLITS[name]:
     known = [f"builtin:{name}/{known}" for known in SPLITS[name]]
     raise errors.unknown("built-in split", f"builtin:{path}", known)
-  return Digits(split) if name == "digits" else TwoDigits(split)
+  return _SETS[name](split)

@@ -46,6 +46,26 @@ def diagnose(trial: Trial) -> Finding:
   return Finding("overfit one batch", verdict, message, facts)
 
 
+def of_prediction(kind: str, losses: list[float]) -> Finding:
+  """Returns whether the loss of a model that predicts captions has fallen.
+
+  Args:
+    kind: of the objective.
+    losses: one for each update on the same batch, in nats.
+  """
+  first, last = losses[0], losses[-1]
+  fell = last < first  # Not so for NaN, either.
+  words = (
+    f"The loss of one batch went from {first:.3f} to {last:.3f} in "
+    f"{len(losses)} updates. What objective.kind={kind!r} can reach at the "
+    "least is not known here."
+  )
+  if not fell:
+    words += " It should fall: try a tenth of optim.peak_lr."
+  facts = {"first_loss": first, "last_loss": last, "objective": kind}
+  return Finding("overfit one batch", OK if fell else PROBLEM, words, facts)
+
+
 _NO_CAUSE = (
   "No known cause was found; try more --steps, ten times the optim.peak_lr and "
   "a tenth of it."

@@ -79,6 +79,10 @@ def _of_data(setup: learning.Setup) -> list[Finding]:
 
 def _of_learning(setup: learning.Setup, *, steps: int) -> list[Finding]:
   _LOGGER.info("Learning one batch by heart, %d updates ...", steps)
+  if not setup.run.program.model.contrastive:
+    kind = setup.run.program.config.objective.kind
+    losses = learning.losses_on_one_batch(setup, steps=steps)
+    return [diagnosis.of_prediction(kind, losses)]
   trial = learning.overfit(setup, steps=steps)
   return [diagnosis.balance(trial), diagnosis.diagnose(trial)]
 

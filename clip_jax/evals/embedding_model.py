@@ -5,9 +5,30 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
+from scipy import sparse
 
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.evals import prompts as prompts_lib
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Likelihoods:
+  """How a model that predicts captions scores some texts.
+
+  A text's score is a weighted sum of log-probabilities of units: of the words
+  that it has, or of the whole text.
+
+  Attributes:
+    of_images: from uint8 (n, size, size, 3) to log-probabilities (n, units).
+    weights: of each unit in each text's score, sparse (units, texts).
+  """
+
+  of_images: Callable[[np.ndarray], np.ndarray]
+  weights: sparse.csr_array
+
+
+# From texts to how they are scored.
+ScoreTexts = Callable[[list[str]], Likelihoods]
 
 
 class EmbeddingModel(Protocol):
@@ -36,6 +57,11 @@ class EmbeddingModel(Protocol):
     ...
 
 
+def scorer(model: EmbeddingModel) -> ScoreTexts | None:
+  """Returns how a model scores texts by itself; None where it embeds them."""
+  return getattr(model, "score_texts", None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Functions:
   """An `EmbeddingModel` that is made of its functions.
@@ -47,12 +73,15 @@ class Functions:
     logit_scale: as in `EmbeddingModel`.
     class_embeddings: called with prompts and `embed_texts`; it may keep what
       it returns (text_weights.py).
+      score_texts: how a model that predicts captions scores texts; its
+        embeddings are not used.
   """
 
   embed_images: Callable[[np.ndarray], np.ndarray]
   embed_texts: prompts_lib.EmbedTexts
   preprocess: preprocess_lib.Preprocess
   logit_scale: float | None = None
+  score_texts: ScoreTexts | None = None
   class_embeddings: Callable[
     [prompts_lib.Prompts, prompts_lib.EmbedTexts], np.ndarray
   ] = prompts_lib.class_embeddings

@@ -11,6 +11,7 @@ import functools
 import importlib.resources
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import special
@@ -46,18 +47,27 @@ class Baseline:
 
 
 @functools.cache
+def _rows() -> dict[str, dict[str, Any]]:
+  file = importlib.resources.files("clip_jax") / "assets/shift_baselines.json"
+  return json.loads(file.read_text(encoding="utf-8"))["baselines"]
+
+
+@functools.cache
 def baselines() -> dict[str, Baseline]:
   """Returns the published lines by the name of the shifted set.
 
   `assets/shift_baselines.json` says where they come from, and which classes of
   ImageNet the accuracy that is not shifted is of.
   """
-  file = importlib.resources.files("clip_jax") / "assets/shift_baselines.json"
-  table = json.loads(file.read_text(encoding="utf-8"))["baselines"]
   return {
     name: Baseline(row["slope"], row["intercept"], row.get("r2"))
-    for name, row in table.items()
+    for name, row in _rows().items()
   }
+
+
+def of_all_classes() -> frozenset[str]:
+  """Returns the sets whose lines begin from all 1,000 classes of ImageNet."""
+  return frozenset(name for name, row in _rows().items() if row["in"] == "val")
 
 
 def effective_robustness(

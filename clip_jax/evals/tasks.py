@@ -94,6 +94,7 @@ def open_evaluation(
   labels: str = "",
   templates: str = "",
   duplicates: str | None = None,
+  subtract_prior: bool = False,
   open_source: Callable[[str], sources.Source] = sources.open_source,
 ) -> Evaluation:
   """Returns the evaluation of `task` on `data`; reads no record.
@@ -104,18 +105,28 @@ def open_evaluation(
     labels: comma-separated, or a file; empty takes the data's own.
     templates: one template, or a file; empty takes the data's own.
     duplicates: of retrieval: one of `names.RETRIEVAL_DUPLICATES`.
+    subtract_prior: of zero_shot: see `likelihood.scores`.
     open_source: from an address to its source.
 
   Raises:
     UserError: task or data are unknown, or do not go together.
   """
   check_task(task)
-  options = {} if duplicates is None else {"duplicates": duplicates}
-  if options and task != "retrieval":
-    raise errors.UserError(
-      f"duplicates={duplicates!r} is about captions of retrieval; {task} has "
-      "none."
-    )
+  options: dict[str, Any] = {}
+  if duplicates is not None:
+    options["duplicates"] = duplicates
+    if task != "retrieval":
+      raise errors.UserError(
+        f"duplicates={duplicates!r} is about captions of retrieval; {task} has "
+        "none."
+      )
+  if subtract_prior:
+    options["subtract_prior"] = True
+    if task != "zero_shot":
+      raise errors.UserError(
+        f"A prior is subtracted from the scores of classes, by zero_shot; "
+        f"{task} has none."
+      )
   evaluation = Evaluation(
     task=task,
     data=data,
@@ -138,6 +149,7 @@ def evaluate(
   labels: str = "",
   templates: str = "",
   duplicates: str | None = None,
+  subtract_prior: bool = False,
   batch_size: int = 256,
   threads: int = 4,
   progress: Callable[[int, int], None] | None = None,
@@ -154,6 +166,7 @@ def evaluate(
     labels: comma-separated, or a file; empty takes the data's own.
     templates: one template, or a file; empty takes the data's own.
     duplicates: of retrieval: one of `names.RETRIEVAL_DUPLICATES`.
+    subtract_prior: of zero_shot: see `likelihood.scores`.
     batch_size: images embedded at once.
     threads: threads that read and decode.
     progress: called with the examples done and their total.
@@ -162,7 +175,12 @@ def evaluate(
     UserError: task or data are unknown, or do not go together.
   """
   evaluation = open_evaluation(
-    task, data, labels=labels, templates=templates, duplicates=duplicates
+    task,
+    data,
+    labels=labels,
+    templates=templates,
+    duplicates=duplicates,
+    subtract_prior=subtract_prior,
   )
   return run(
     evaluation,

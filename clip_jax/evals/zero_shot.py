@@ -11,9 +11,11 @@ from clip_jax import errors
 from clip_jax.evals import (
   calibration,
   embedding_model,
+  likelihood,
   metrics,
   multi_label,
 )
+from clip_jax.evals import confusions as confusions_lib
 from clip_jax.evals import prompts as prompts_lib
 
 _LOGGER = logging.getLogger(__name__)
@@ -61,6 +63,7 @@ def accuracy(
   classes: np.ndarray,
   *,
   logit_scale: float | None = None,
+  names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
   """Returns the measures of batches of (unit image embeddings, labels).
 
@@ -71,6 +74,7 @@ def accuracy(
     batches: pairs of (n, embed) and (n,).
     classes: the classes' unit embeddings, (classes, embed).
     logit_scale: of the model; adds `calibration` (calibration.py).
+    names: of the classes; adds `confusions` (confusions.py).
 
   Raises:
     UserError: a label is missing (-1) or no class, or there is no example.
@@ -85,11 +89,17 @@ def accuracy(
     raise errors.UserError("There is no example to classify.")
   embeds, labels = map(np.concatenate, zip(*kept, strict=True))
   counts = Accuracy(len(classes))
+  confusions = confusions_lib.Confusions(names or ())
   step = max(1, _SCORES_PER_BLOCK // len(classes))
   for start in range(0, len(labels), step):
     rows = slice(start, start + step)
-    counts.update(embeds[rows] @ classes.T, labels[rows])
+    scores = embeds[rows] @ classes.T
+    counts.update(scores, labels[rows])
+    if names is not None:
+      confusions.update(scores, labels[rows])
   result = counts.result()
+  if names is not None:
+    result["confusions"] = confusions.result()
   if len(classes) == 2 and 0 < labels.sum() < len(labels):
     margins = np.diff((embeds @ classes.T).astype(np.float64), axis=1)
     result["roc_auc"] = metrics.roc_auc(margins[:, 0], labels == 1)
@@ -102,6 +112,26 @@ def accuracy(
 
 def _units(embeds: np.ndarray) -> np.ndarray:
   return prompts_lib.normalize(np.asarray(embeds, np.float32), what="image")
+
+
+def of_scores(
+  scored: Iterable[tuple[np.ndarray, np.ndarray]], classes: int
+) -> dict[str, Any]:
+  """Returns the measures of batches of (scores, labels).
+
+  Args:
+    scored: pairs of (n, classes) and (n,); one batch is held at a time.
+    classes: how many there are.
+
+  Raises:
+    UserError: a label is missing (-1) or no class, or there is no example.
+  """
+  counts = Accuracy(classes)
+  for scores, labels in scored:
+    labels = np.asarray(labels)
+    _check_labels(labels, classes)
+    counts.update(scores, labels)
+  return counts.result()
 
 
 def _check_labels(labels: np.ndarray, classes: int) -> None:
@@ -177,6 +207,7 @@ def evaluate(
   batches: Iterable[dict[str, Any]],
   labels: prompts_lib.Labels | None = None,
   templates: Sequence[str] | None = None,
+  subtract_prior: bool = False,
 ) -> dict[str, Any]:
   """Returns the measures of `source`, with their counts.
 
@@ -191,18 +222,40 @@ def evaluate(
     batches: the data's images and labels.
     labels: as in `make_prompts`.
     templates: None takes the data's own, else "a photo of a {}.".
+    subtract_prior: of a model that predicts captions, see `likelihood.scores`.
 
   Raises:
-    UserError: labels and data do not go together.
+    UserError: labels and data do not go together, or a prior is to be
+      subtracted from cosines.
   """
   resolved = make_prompts(source, labels=labels, templates=templates)
+  score_texts = embedding_model.scorer(model)
+  if subtract_prior and score_texts is None:
+    raise errors.UserError(
+      "A prior is subtracted from the scores of models that predict captions "
+      "(objective.kind='bow' or 'lm'); this one compares embeddings. Leave "
+      "--subtract-prior out."
+    )
+  if score_texts is not None:
+    scored = likelihood.scores(
+      batches, score_texts, resolved, subtract_prior=subtract_prior
+    )
+    return {
+      **of_scores(scored, len(resolved.names)),
+      "prompts_hash": resolved.digest,
+      "protocol": "zero-shot: classes by the likelihood of their prompts, as "
+      "the model predicts captions; ties go by class number",
+    }
   classes = model.embed_classes(resolved)
   read = embed(model, batches, classes=len(classes))
   if read.several:
     measured = multi_label.precision(read.embeds, read.labels, classes)
   else:
     measured = accuracy(
-      [(read.embeds, read.labels)], classes, logit_scale=model.logit_scale
+      [(read.embeds, read.labels)],
+      classes,
+      logit_scale=model.logit_scale,
+      names=resolved.names,
     )
   count = sum(map(len, resolved.texts))
   return {

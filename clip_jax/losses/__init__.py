@@ -37,6 +37,7 @@ __all__ = [
   "KINDS",
   "METHODS",
   "Tile",
+  "batch_mean",
   "local_loss",
   "reference",
   "sigmoid_loss",
@@ -102,6 +103,20 @@ def local_loss(kind: str) -> Callable[..., jax.Array]:
   if kind not in _LOCAL:
     raise errors.unknown("loss kind", kind, _LOCAL)
   return functools.partial(_local, _LOCAL[kind])
+
+
+def batch_mean(values: jax.Array, *, axes: tuple[str, ...] = ()) -> jax.Array:
+  """Returns the mean of one value a pair over the whole batch.
+
+  It is the same on every device, and so is its gradient's scale: each device's
+  gradient is its own share of the sum.
+
+  Args:
+    values: (pairs of this device,), as many on every device.
+    axes: mesh axes that split the batch; () on one device.
+  """
+  mean = values.mean()
+  return lax.pmean(mean, axes) if axes else mean
 
 
 def _local(

@@ -1,5 +1,6 @@
 """The two-tower model: projections, normalisation, temperature and bias."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -25,18 +26,22 @@ PROJECTIONS = ("linear", "linear_bias", "mlp", "none")
 class ClipOutput:
   """What a loss needs.
 
+  What a model does not have is None.
+
   Attributes:
     image_embeds: (batch, embed), unit length.
     text_embeds: (batch, embed), unit length.
     logit_scale: (), the factor of the cosine similarities.
-    logit_bias: (), what is added to the scaled similarities; None where the
-      model has no such parameter.
+    logit_bias: (), what is added to the scaled similarities.
+    head_losses: (batch,), of each caption, predicted from its image, in nats.
   """
 
-  image_embeds: jax.Array
-  text_embeds: jax.Array
-  logit_scale: jax.Array
+  # Of nearly every model; of others they are None.
+  image_embeds: jax.Array = None  # pyright: ignore[reportAssignmentType]
+  text_embeds: jax.Array = None  # pyright: ignore[reportAssignmentType]
+  logit_scale: jax.Array = None  # pyright: ignore[reportAssignmentType]
   logit_bias: jax.Array | None = None
+  head_losses: jax.Array | None = None
 
 
 def _length(x: jax.Array) -> jax.Array:
@@ -104,6 +109,10 @@ class CLIP(nn.Module):
   towers that end in the shared space by themselves, such as CLIP's ResNets.
   With `init_logit_bias` the model has a logit bias, as SigLIP's do. Training
   keeps the logit scale at `max_logit_scale` or less, unless that is None.
+
+  A `head` predicts captions from the image tower's features (`heads`). A model
+  that is not `contrastive` has its head alone: no text tower, no projection
+  and no temperature.
   """
 
   image: nn.Module
@@ -117,6 +126,8 @@ class CLIP(nn.Module):
   init_logit_scale: float = INIT_LOGIT_SCALE
   init_logit_bias: float | None = None
   max_logit_scale: float | None = MAX_LOGIT_SCALE
+  head: nn.Module | None = None
+  contrastive: bool = True
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -129,6 +140,8 @@ class CLIP(nn.Module):
     def scalar(name, value):
       return self.param(name, nn.initializers.constant(value), (), wide)
 
+    if not self.contrastive:
+      return
     self.log_scale = scalar("log_scale", math.log(self.init_logit_scale))
     if self.init_logit_bias is not None:
       self.logit_bias = scalar("logit_bias", self.init_logit_bias)
@@ -161,7 +174,7 @@ class CLIP(nn.Module):
     examples: jax.Array | None = None,
     axes: tuple[str, ...] = (),
   ) -> ClipOutput:
-    """Embeds pairs.
+    """Embeds pairs, and has the head predict each caption from its image.
 
     Args:
       images: (batch, h, w, 3).
@@ -173,15 +186,23 @@ class CLIP(nn.Module):
         are a part of it; what is random depends on them.
       axes: of the mesh, that split the batch where each device runs a part.
     """
+    features = self.image(
+      self._normalize(images),
+      train=train and "image" not in locked,
+      locked_norms=locked_norms,
+      examples=examples,
+      axes=axes,
+    )
+    output = ClipOutput()
+    if self.head is not None:
+      losses = self.head(features, tokens)
+      output = dataclasses.replace(output, head_losses=losses)
+    if not self.contrastive:
+      return output
     scale, bias = self.temperature()
-    return ClipOutput(
-      image_embeds=self.encode_image(
-        images,
-        train=train and "image" not in locked,
-        locked_norms=locked_norms,
-        examples=examples,
-        axes=axes,
-      ),
+    return dataclasses.replace(
+      output,
+      image_embeds=self._embed("image", self.image_projection, features),
       text_embeds=self.encode_text(
         tokens, train=train and "text" not in locked
       ),
@@ -191,6 +212,8 @@ class CLIP(nn.Module):
 
   def temperature(self) -> tuple[jax.Array, jax.Array | None]:
     """Returns the logit scale and the logit bias, None without one."""
+    if not self.contrastive:
+      return None, None  # pyright: ignore[reportReturnType]
     has_bias = self.init_logit_bias is not None
     return jnp.exp(self.log_scale), self.logit_bias if has_bias else None
 

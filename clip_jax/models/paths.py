@@ -5,6 +5,7 @@
     image/patch_kernel                  anything else of a tower
     image_projection/kernel             what maps a tower's output to `embed`
     log_scale                           of no tower
+    head/encoder/blocks/ln_1/scale      of what predicts captions
 
 Paths are names joined by "/". Where a stack is looked for, other names may
 stand before the tower's: "params/…", or an optimizer's "opt_state/0/mu/…".
@@ -15,6 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 TOWERS = ("image", "text")
+# What predicts captions, of models that are trained to do so.
+HEAD = "head"
 # A stack of layers: in the module `BLOCKS` of a tower's module `ENCODER`.
 ENCODER = "encoder"
 BLOCKS = "blocks"

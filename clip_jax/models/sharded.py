@@ -74,14 +74,14 @@ def tree_specs(tree: Any, mesh: Mesh) -> Any:
 
 
 def place(model: clip.CLIP, specs: Any) -> clip.CLIP:
-  """Returns `model` with towers that gather their layers by themselves.
+  """Returns `model` with parts that gather their layers by themselves.
 
   Args:
     model: to run with what `whole` returns.
     specs: the PartitionSpec of each parameter.
   """
   towers = {}
-  for name in paths.TOWERS:
+  for name in (*paths.TOWERS, paths.HEAD):
     tower = specs.get(name, {})  # A model may have one tower only.
     stack = paths.layers_in(tower)
     blocks = {k: v for k, v in tower.items() if paths.block_numbers(k)}

@@ -33,6 +33,22 @@ def first_positions(tokens: Any, token: int) -> Any:
   return (tokens == token).argmax(axis=-1)
 
 
+def word_positions(end: jax.Array, length: int, *, first: int = 1) -> jax.Array:
+  """Returns bools (batch, length): where a caption's own tokens lie.
+
+  Of an empty caption it is where its end lies.
+
+  Args:
+    end: positions (batch,) of the end-of-text token.
+    length: of the rows.
+    first: position of a caption's first own token.
+  """
+  position = jnp.arange(length)
+  end = end[:, None]
+  word = (position >= first) & (position < end)
+  return jnp.where(end > first, word, position == end)
+
+
 def check_length(
   tokens: jax.Array | packed_text.PackedText, context_length: int
 ) -> None:
@@ -211,10 +227,7 @@ class BagOfWords(nn.Module):
       param_dtype=self.param_dtype,
       name="token_embedding",
     )(tokens)  # (batch, length, width)
-    position = jnp.arange(tokens.shape[1])
-    end = end_positions(tokens)[:, None]
-    word = (position > 0) & (position < end)
-    counted = jnp.where(end > 1, word, position == end)  # (batch, length)
+    counted = word_positions(end_positions(tokens), tokens.shape[1])
     wide = jnp.promote_types(x.dtype, jnp.float32)
     counted = counted.astype(wide)
     total = jnp.einsum("bld,bl->bd", x.astype(wide), counted)

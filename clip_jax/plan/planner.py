@@ -233,6 +233,9 @@ def _memory(job, peak, with_loss, reasons) -> dict[str, int | None]:
   if not with_loss:
     reasons["memory.loss_alone"] = "not asked for"
     return parts
+  if not job.model.contrastive:
+    reasons["memory.loss_alone"] = "the objective compares no pairs"
+    return parts
   try:
     parts["loss_alone"] = memory.loss_bytes(job)
   except compiling.TooLargeError as error:

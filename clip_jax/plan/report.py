@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from clip_jax import sharding, terminal
+from clip_jax import names, sharding, terminal
 from clip_jax.models import block_chain, variants
 from clip_jax.plan import jobs
 from clip_jax.plan import planner as planner_lib
@@ -66,6 +66,7 @@ def to_dict(
     "micro_batches": config.micro_batches,
     "mesh": dict(job.mesh.shape),
     "texts": job.texts,
+    "objective": config.objective.kind,
     "loss": {
       "kind": config.loss.kind,
       "method": config.loss.method,
@@ -215,6 +216,15 @@ def _parts_advice(plan) -> str | None:
   )
 
 
+def _objective(found: dict[str, Any], compared: str) -> str:
+  """Returns the objective in words, and how it compares pairs if it does."""
+  kind = found["objective"]
+  if kind in names.PREDICTIVE_OBJECTIVES:
+    return f"Objective: {kind}; no pairs are compared"
+  objective = "" if kind == "contrastive" else f" (objective {kind})"
+  return f"Loss: {compared}{objective}"
+
+
 def to_text(plan: planner_lib.Plan, **options: Any) -> str:
   """Returns a plan as text; the options are those of `to_dict`."""
   found = to_dict(plan, **options)
@@ -225,7 +235,7 @@ def to_text(plan: planner_lib.Plan, **options: Any) -> str:
     f"{found['device']} ({found['topology']}), mesh data={mesh['data']} "
     f"fsdp={mesh['fsdp']}",
     f"Texts: {found['texts']}",
-    f"Loss: {loss['kind']}, {loss['takes']}{chosen}",
+    _objective(found, f"{loss['kind']}, {loss['takes']}{chosen}"),
     "",
     _verdict(found),
     "",

@@ -6,10 +6,11 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from clip_jax import errors
+from clip_jax import errors, regular_files
 
 # The largest in use, of 256,000 tokens, has 34 MB.
 _MAX_BYTES = 256 * 2**20
+_PUT = "put the tokenizer's file there, as it was published with the model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +91,15 @@ def check_name(name: str) -> None:
 
 def _read(path: pathlib.Path) -> bytes:
   try:
-    if not path.is_file():
-      raise errors.UserError(f"{path} is not a file.")
-    if path.stat().st_size > _MAX_BYTES:
-      raise errors.UserError(
-        f"{path} has more than the {_MAX_BYTES:,} bytes that are allowed."
-      )
-    return path.read_bytes()
+    data = regular_files.read_regular(path, limit=_MAX_BYTES)
+  except (IsADirectoryError, regular_files.NotRegularError):
+    raise errors.UserError(f"{path} is not a file; {_PUT}.") from None
   except OSError as error:
-    raise errors.UserError(f"{path}: cannot be read: {error.strerror}.") from (
-      error
+    raise errors.UserError(
+      f"{path} cannot be read: {error.strerror}; {_PUT}."
+    ) from None
+  if len(data) > _MAX_BYTES:
+    raise errors.UserError(
+      f"{path} has more than the {_MAX_BYTES:,} bytes that are allowed; {_PUT}."
     )
+  return data

@@ -326,5 +326,5 @@ def _blaming(kind: str, file: files_lib.File | None) -> Iterator[None]:
       raise
     raise errors.UserError(
       f"{file.path or file.name} is no valid file of the tokenizer {kind}: "
-      f"{error}."
+      f"{error}. Fetch or make it again."
     ) from error

@@ -1,6 +1,7 @@
 """The evaluations and the report of a run, on the model as it is now."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -118,6 +119,7 @@ class Evaluator:
       return ready.embed_images(images)
 
     return embedding_model.Functions(
+      score_texts=self._scorer(ready),
       embed_images=self._interruptible(embed_images),
       embed_texts=self._interruptible(
         functools.partial(ready.embed_texts, cuts=self._cuts)
@@ -126,11 +128,24 @@ class Evaluator:
     )
 
   def _open_batches(self) -> Callable[..., Any]:
-    if jax.process_count() == 1:
+    # Models that predict captions score whole batches on every process.
+    if jax.process_count() == 1 or not self._run.program.model.contrastive:
       return pipeline.eval_batches
     return functools.partial(
       shared_batches.open_batches, encoder=self._run.encoder
     )
+
+  def _scorer(self, ready: Any) -> embedding_model.ScoreTexts | None:
+    """Returns how a model that predicts captions scores texts."""
+    if ready.score_texts is None:
+      return None
+
+    def score(texts: list[str]) -> embedding_model.Likelihoods:
+      scores = ready.scores_of(texts, cuts=self._cuts)
+      of_images = self._interruptible(scores.of_images)
+      return dataclasses.replace(scores, of_images=of_images)
+
+    return score
 
   def _interruptible(
     self, embed: Callable[[Any], np.ndarray]

@@ -20,7 +20,22 @@ from jax import lax
 from clip_jax import sharding
 from clip_jax.models import clip, freezing, sharded
 
-Embeds = tuple[jax.Array, jax.Array]
+
+@flax.struct.dataclass
+class Losses:
+  """Losses of the whole batch, in nats, the same on every device.
+
+  Attributes:
+    total: what is minimised.
+    terms: those that it is the weighted sum of, by name; empty where it is one.
+  """
+
+  total: jax.Array
+  terms: dict[str, jax.Array]
+
+
+# From what the model makes of this device's pairs.
+LossFunction = Callable[[clip.ClipOutput], Losses]
 
 
 @flax.struct.dataclass
@@ -72,7 +87,7 @@ class Towers:
     return output, updated.get("batch_stats", {})
 
   def temperature(self, params: Any) -> tuple[jax.Array, jax.Array | None]:
-    """Returns the logit scale and the logit bias."""
+    """Returns the logit scale and the logit bias, None without them."""
     found: Any = self.model.apply(
       {"params": params}, method=clip.CLIP.temperature
     )
@@ -81,54 +96,49 @@ class Towers:
 
 def direct(
   towers: Towers,
-  loss: Callable[..., jax.Array],
+  loss: LossFunction,
   params: Any,
   batch_stats: Any,
   part: Part,
   key: jax.Array,
-) -> tuple[jax.Array, Any, Any]:
-  """Returns loss, gradients and statistics, all pairs at a time.
+) -> tuple[Losses, Any, Any]:
+  """Returns losses, gradients and statistics, all pairs at a time.
 
   Args:
     towers: the model.
-    loss: of (image_embeds, text_embeds, logit_scale, logit_bias).
+    loss: of the model's output for this device's pairs.
     params: this device's parts of the parameters.
     batch_stats: the same on every device.
     part: this device's pairs.
     key: of what is random in this update.
 
   Returns:
-    The loss of the whole batch; the gradient of the trained parameters, the
+    The losses of the whole batch; the gradient of the trained parameters, the
     share of this device's pairs; the new batch statistics.
   """
 
   def objective(trained):
     merged = towers.frozen.merge(params, trained)
     output, stats = towers.embed(merged, batch_stats, part, key)
-    value = loss(
-      output.image_embeds,
-      output.text_embeds,
-      output.logit_scale,
-      output.logit_bias,
-    )
-    return value, stats
+    found = loss(output)
+    return found.total, (found, stats)
 
-  (value, stats), gradients = jax.value_and_grad(objective, has_aux=True)(
+  (_, (found, stats)), gradients = jax.value_and_grad(objective, has_aux=True)(
     towers.frozen.select(params)
   )
-  return value, gradients, stats
+  return found, gradients, stats
 
 
 def cached(
   towers: Towers,
-  loss: Callable[..., jax.Array],
+  loss: LossFunction,
   params: Any,
   batch_stats: Any,
   part: Part,
   key: jax.Array,
   *,
   micro_batches: int,
-) -> tuple[jax.Array, Any, Any]:
+) -> tuple[Losses, Any, Any]:
   """Returns the same as `direct`, embedding in `micro_batches` parts.
 
   Batch norms must be locked: others need the statistics of all pairs at once.
@@ -141,27 +151,37 @@ def cached(
   def embed(trained, part):
     merged = towers.frozen.merge(params, trained)
     output, _ = towers.embed(merged, batch_stats, part, key)
-    return output.image_embeds, output.text_embeds
+    return of_pairs(output)
 
   def temperature(trained):
     return towers.temperature(towers.frozen.merge(params, trained))
 
-  embeds = lax.map(lambda part: embed(trained, part), parts)
-  (scale, bias), scale_vjp = jax.vjp(temperature, trained)
-  flat = [x.reshape(-1, x.shape[-1]) for x in embeds]
-  value, (image, text, *of_temperature) = jax.value_and_grad(
-    loss, argnums=(0, 1, 2) if bias is None else (0, 1, 2, 3)
-  )(*flat, scale, bias)
-  of_bias = of_temperature[1] if bias is not None else None
-  (gradients,) = scale_vjp((of_temperature[0], of_bias))
+  outputs = lax.map(lambda part: embed(trained, part), parts)
+  (scale, bias), temperature_vjp = jax.vjp(temperature, trained)
+
+  def objective(pairs, scale, bias):
+    found = loss(dataclasses.replace(pairs, logit_scale=scale, logit_bias=bias))
+    return found.total, found
+
+  flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+  (of_flat, *of_temperature), found = jax.grad(
+    objective, argnums=(0, 1, 2), has_aux=True
+  )(flat, scale, bias)
+  (gradients,) = temperature_vjp(tuple(of_temperature))
 
   def replay(total, part_and_gradients):
-    part, of_embeds = part_and_gradients
+    part, of_outputs = part_and_gradients
     _, vjp = jax.vjp(lambda trained: embed(trained, part), trained)
-    return jax.tree.map(jnp.add, total, *vjp(of_embeds)), None
+    return jax.tree.map(jnp.add, total, *vjp(of_outputs)), None
 
-  of_embeds = tuple(
-    x.reshape(like.shape) for x, like in zip((image, text), embeds, strict=True)
+  of_outputs = jax.tree.map(
+    lambda x, like: x.reshape(like.shape), of_flat, outputs
   )
-  gradients, _ = lax.scan(replay, gradients, (parts, of_embeds))
-  return value, gradients, batch_stats
+  gradients, _ = lax.scan(replay, gradients, (parts, of_outputs))
+  return found, gradients, batch_stats
+
+
+def of_pairs(output: clip.ClipOutput) -> clip.ClipOutput:
+  """Returns what belongs to pairs: all but temperature and bias."""
+  none: Any = None
+  return dataclasses.replace(output, logit_scale=none, logit_bias=None)

@@ -82,6 +82,10 @@ class Journal:
     start = {"bad_records": 0, "skipped": 0}
     self.counters: dict[str, Any] = start | counters
     self.counters["data"] = source.fingerprint
+    # For the model card.
+    devices = jax.devices()
+    self.counters["records"] = len(source)
+    self.counters["devices"] = f"{len(devices)} x {devices[0].device_kind}"
     self.evaluation_due = bool(self.counters.pop(EVALUATION_DUE, False))
     self._writer = metrics.Writer(
       workdir, after_step=first_step, evaluation_due=self.evaluation_due
@@ -195,9 +199,11 @@ class Journal:
   ) -> None:
     step = pending.step
     done = step - 1 - self._skipped
+    scale = measured.logit_scale
     values = {
       "loss": measured.loss,
-      "logit_scale": measured.logit_scale,
+      **measured.terms,
+      **({} if scale is None else {"logit_scale": scale}),
       "gradient_norm": measured.gradient_norm,
       "learning_rate": float(self._schedule(max(done, 0))),
       "skipped": measured.skipped,
@@ -214,12 +220,17 @@ class Journal:
           f"MFU {100 * rates['mfu']:.1f} %, "
           f"data wait {100 * rates['data_wait']:.1f} %"
         )
+      terms = [
+        f"{name.replace('_', ' ')} {float(value):.4f}"
+        for name, value in (("loss", measured.loss), *measured.terms.items())
+      ]
+      if scale is not None:
+        terms.append(f"logit scale {float(scale):.2f}")
       _LOGGER.info(
-        "Step %d/%d: loss %.4f, logit scale %.2f, learning rate %.3g%s",
+        "Step %d/%d: %s, learning rate %.3g%s",
         step,
         self._total_steps,
-        values["loss"],
-        values["logit_scale"],
+        ", ".join(terms),
         values["learning_rate"],
         speed,
       )

@@ -20,6 +20,7 @@ import numpy as np
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import conversion, engine, portable
@@ -210,7 +211,7 @@ def settle(
     if "probabilities" not in overrides:  # They are of the run's own loss.
       spec.pop("probabilities", None)
     config = dataclasses.replace(config, model_overrides=spec)
-  spec = variants.spec(config.model, config.model_overrides)
+  spec = run_model.spec(config)
   if config.loss.kind == "auto":
     biased = spec["init_logit_bias"] is not None
     kind = "sigmoid" if biased else "softmax"
@@ -325,12 +326,15 @@ def load(
   if not opened:
     return state
   leaves = {}
-  for part, source in opened.items():
-    for path, leaf in source.leaves.items():
-      if part == "model" or path.split("/")[1] == part:
-        leaves[path] = leaf
   flat, structure = jax.tree_util.tree_flatten_with_path(state.variables)
   arrays = {sharding.path_name(path): array for path, array in flat}
+  # A model that predicts captions takes the image tower alone.
+  has = {path.split("/")[1] for path in arrays}
+  for part, source in opened.items():
+    for path, leaf in source.leaves.items():
+      group = path.split("/")[1]
+      if group in has and part in ("model", group):
+        leaves[path] = leaf
   assert leaves.keys() <= arrays.keys()
   rest = "; the others begin at random" if len(leaves) < len(arrays) else ""
   _LOGGER.info(

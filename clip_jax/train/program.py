@@ -80,6 +80,7 @@ class Program:
       optim=config.optim,
       micro_batches=config.micro_batches,
       seed=config.seed,
+      captioning_weight=config.objective.captioning_weight,
     )
 
   def make_layout(
@@ -97,6 +98,7 @@ class Program:
       captions=self.config.batch_size // groups,
       groups=groups,
       sample=sample,
+      packs=self.model.head is None,
     )
 
 

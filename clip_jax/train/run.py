@@ -177,6 +177,7 @@ def make_run(
   evaluations = _open_evaluations(entries, data, open_source)
   report = _open_report(config.report, data, open_source)
   program = program_lib.make_program(config, examples=len(source))
+  _check_measurable(config, program.model, evaluations)
   tokenizer = tokenizer_lib.make_tokenizer(
     **program.spec["tokenizer"],
     context_length=program.spec["text"]["context_length"],
@@ -214,6 +215,25 @@ def make_run(
     layout=layout,
     encoder=embedder.Embedder(program.model, mesh=program.mesh),
   )
+
+
+def _check_measurable(config, model, evaluations) -> None:
+  """Raises UserError where the run asks for embeddings that are not there."""
+  if model.contrastive:
+    return
+  kind = config.objective.kind
+  for name, evaluation in evaluations.items():
+    if evaluation.task != "zero_shot":
+      raise errors.UserError(
+        f"evals.{name}: {evaluation.task} compares embeddings, and a model of "
+        f"objective.kind={kind!r} has none that images and texts share; "
+        "measure zero_shot on data with classes, or leave it out."
+      )
+  if config.report:
+    raise errors.UserError(
+      f"report={config.report!r} shows probabilities of embeddings, and a "
+      f"model of objective.kind={kind!r} has none; leave it out."
+    )
 
 
 def _open_training(

@@ -29,14 +29,17 @@ class Measured:
 
   Attributes:
     loss: of this batch, before the update, in nats.
-    logit_scale: that multiplied the cosines.
+    terms: the losses that it is the weighted sum of, by name; empty where it
+      is one.
+    logit_scale: that multiplied the cosines; None of a model without any.
     gradient_norm: global norm before clipping.
     skipped: updates skipped so far, this one included.
     bad_records: damaged records that this batch met and replaced.
   """
 
   loss: jax.Array
-  logit_scale: jax.Array
+  terms: dict[str, jax.Array]
+  logit_scale: jax.Array | None
   gradient_norm: jax.Array
   skipped: jax.Array
   bad_records: jax.Array
@@ -79,6 +82,7 @@ def make_train_step(
   optim: config_lib.Optim,
   micro_batches: int,
   seed: int,
+  captioning_weight: float = 0.0,
 ) -> Callable[
   [state_lib.TrainState, dict[str, Any]], tuple[state_lib.TrainState, Measured]
 ]:
@@ -98,25 +102,28 @@ def make_train_step(
     optim: `config.optim`: what is frozen, and how averages move.
     micro_batches: parts of a device's pairs that the towers take at a time.
     seed: of dropout.
+    captioning_weight: of a captioner's loss beside a contrastive one.
   """
   abstract = state_lib.abstract_state(model, tx, mesh, ema=optim.ema_decay > 0)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   frozen = freezing.Frozen.of(
     abstract.params, abstract.batch_stats, optim.frozen
   )
-  bound = None if frozen.temperature else model.max_logit_scale
-  loss_and_gradients = _make_gradients(
+  moves = model.contrastive and not frozen.temperature
+  bound = model.max_logit_scale if moves else None
+  losses_and_gradients = _make_gradients(
     model,
     abstract,
     frozen,
     mesh,
     loss=loss,
+    captioning_weight=captioning_weight,
     micro_batches=micro_batches,
     seed=seed,
   )
 
   def train_step(state, batch):
-    loss, gradients, batch_stats = loss_and_gradients(state, batch)
+    found, gradients, batch_stats = losses_and_gradients(state, batch)
     norm = optax.tree.norm(gradients)
     updates, opt_state = tx.update(gradients, state.opt_state, state.params)
     trained = optax.apply_updates(frozen.select(state.params), updates)
@@ -126,9 +133,9 @@ def make_train_step(
     )
     candidate = _average(candidate, state, optim.ema_decay)
     # One decision for the whole mesh: all three numbers are global.
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    finite = jnp.isfinite(found.total) & jnp.isfinite(norm)
     finite &= jnp.isfinite(optax.tree.norm(updates))
-    logit_scale = jnp.exp(state.params["log_scale"])
+    log_scale = state.params.get("log_scale")
     state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old), candidate, state
     )
@@ -136,8 +143,9 @@ def make_train_step(
       state, step=state.step + 1, skipped=state.skipped + ~finite
     )
     return state, Measured(
-      loss=loss,
-      logit_scale=logit_scale,
+      loss=found.total,
+      terms=found.terms,
+      logit_scale=None if log_scale is None else jnp.exp(log_scale),
       gradient_norm=norm,
       skipped=state.skipped,
       bad_records=batch["bad"].sum(),
@@ -152,9 +160,9 @@ def make_train_step(
 
 
 def _make_gradients(
-  model, abstract, frozen, mesh, *, loss, micro_batches, seed
+  model, abstract, frozen, mesh, *, loss, captioning_weight, micro_batches, seed
 ):
-  """Returns a function of (state, batch): loss, gradients, batch statistics.
+  """Returns a function of (state, batch): losses, gradients, statistics.
 
   Every device runs it on its own pairs; what they tell each other is written
   out. Left to the compiler, gradients would be summed in the towers' type, and
@@ -179,7 +187,7 @@ def _make_gradients(
     key = jax.random.fold_in(seed_key(seed), step)
     value, gradients, batch_stats = method(
       towers,
-      _make_loss(loss, model.dtype, batch, micro_batches),
+      _make_loss(loss, model.dtype, batch, micro_batches, captioning_weight),
       params,
       batch_stats,
       part,
@@ -198,8 +206,25 @@ def _make_gradients(
   )
 
 
-def _make_loss(settings, dtype, batch, micro_batches):
-  """Returns the loss on one device, of embeddings in the towers' type.
+def _make_loss(settings, dtype, batch, micro_batches, captioning_weight):
+  """Returns the losses on one device, of what the model makes of its pairs."""
+  compare = _make_comparison(settings, dtype, batch, micro_batches)
+
+  def of_output(output):
+    if output.head_losses is None:
+      return gradients_lib.Losses(compare(output), {})
+    predicted = losses.batch_mean(output.head_losses, axes=sharding.BATCH_AXES)
+    if output.image_embeds is None:
+      return gradients_lib.Losses(predicted, {})
+    terms = {"contrastive_loss": compare(output), "captioning_loss": predicted}
+    total = terms["contrastive_loss"] + captioning_weight * predicted
+    return gradients_lib.Losses(total, terms)
+
+  return of_output
+
+
+def _make_comparison(settings, dtype, batch, micro_batches):
+  """Returns the contrastive loss, of embeddings in the towers' type.
 
   Products of bfloat16 are exact in the float32 that they are summed in.
   """
@@ -211,19 +236,19 @@ def _make_loss(settings, dtype, batch, micro_batches):
       "text_ids": _text_ids(batch["tokens"], micro_batches),
     }
 
-  def of_embeds(image_embeds, text_embeds, logit_scale, logit_bias):
+  def compare(output):
     return loss(
-      image_embeds.astype(dtype),
-      text_embeds.astype(dtype),
-      logit_scale,
-      logit_bias,
+      output.image_embeds.astype(dtype),
+      output.text_embeds.astype(dtype),
+      output.logit_scale,
+      output.logit_bias,
       axes=sharding.BATCH_AXES,
       method=settings.method,
       duplicates=settings.duplicates,
       **ids,
     )
 
-  return of_embeds
+  return compare
 
 
 def _text_ids(tokens, micro_batches):

@@ -1,9 +1,9 @@
 """The operations that an update cannot do without, whatever a compiler makes.
 
-The towers forward and back, for the patches that are kept and the texts as
-they lie in memory, without the gradients that nothing trained needs; and the
-products of all images with all texts. What is computed again to save memory is
-not in.
+The towers, and a head that predicts captions, forward and back, for the patches
+that are kept and the texts as they lie in memory, without the gradients that
+nothing trained needs; and the products of all images with all texts. What is
+computed again to save memory is not in.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from clip_jax.models import clip, flops, freezing, paths, variants
-from clip_jax.train import program
+from clip_jax.train import gradients, program
 
 _Shapes = Any  # An array, or a tree of them, by shape and type alone.
 
@@ -38,6 +38,8 @@ def update_flops(
   found = freezing.Frozen.of(**variables, pattern=frozen)
   image, tokens = jax.tree.map(_shape, (image, tokens))
   towers = _tower_flops(_without_remat(model), variables, found, image, tokens)
+  if not model.contrastive:
+    return parts * towers
   product = 2 * (parts * image.shape[0]) ** 2 * model.embed_dim
   return parts * towers + _loss_products(variables, found) * product
 
@@ -94,10 +96,10 @@ def run_towers(
   image: jax.Array,
   tokens: Any,
 ) -> tuple[Any, Callable]:
-  """Returns the embeddings of both towers, in training, and the way back.
+  """Returns what the model makes of pairs, in training, and the way back.
 
-  That is a function of the embeddings' gradients, which holds what is kept for
-  the backward pass and gives the gradients of what is trained.
+  That is a function of its gradients, which holds what is kept for the backward
+  pass and gives the gradients of what is trained.
   """
   params = variables["params"]
 
@@ -112,13 +114,14 @@ def run_towers(
       mutable=["batch_stats"],
       rngs={"dropout": jax.random.key(0)},
     )
-    return output.image_embeds, output.text_embeds
+    return gradients.of_pairs(output)
 
   return jax.vjp(embeds, frozen.select(params))
 
 
 def _without_remat(model: clip.CLIP) -> clip.CLIP:
-  towers = {part: getattr(model, part) for part in paths.TOWERS}
+  parts = (*paths.TOWERS, paths.HEAD)
+  towers = {part: getattr(model, part) for part in parts}
   return model.clone(
     **{
       part: tower.clone(remat="none")

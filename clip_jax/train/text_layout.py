@@ -122,6 +122,7 @@ def make_layout(
   captions: int,
   groups: int,
   sample: Callable[[], np.ndarray],
+  packs: bool = True,
 ) -> TextLayout:
   """Returns the layout that `config.data.text_layout` names.
 
@@ -134,12 +135,14 @@ def make_layout(
     captions: of one device at a time.
     groups: as many of them make the global batch.
     sample: makes the lengths of some captions; called only to pack.
+    packs: whether all that reads captions can read packed ones.
 
   Raises:
     UserError: the layout would change what this tower computes.
   """
   context = tower.context_length
-  if name in ("auto", "packed") and padding.can_be_packed(tower):
+  packs = packs and padding.can_be_packed(tower)
+  if name in ("auto", "packed") and packs:
     length, lengths = placement.row_length(context), sample()
     buckets = placement.row_buckets(
       lengths, captions=captions, groups=groups, length=length
@@ -167,6 +170,8 @@ def _why_not(tower: nn.Module) -> str:
       f"(causal={tower.causal}, pooling={tower.pooling!r}) sees what follows "
       "the end of a text"
     )
+  if padding.can_be_packed(tower):
+    return "is not alone: captions are predicted too, each in a row of its own"
   return f"({type(tower).__name__}) takes every caption in a row of its own"
 
 

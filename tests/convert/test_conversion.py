@@ -10,6 +10,7 @@ import pytest
 
 from clip_jax import convert, errors
 from clip_jax.convert import conversion, engine
+from clip_jax.convert.engine import names as names_lib
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import model_dir
 from clip_jax.convert.portable import Options, Portable
@@ -177,6 +178,18 @@ def test_a_changed_file_is_noticed(model, name):
     convert.open_model(model)
 
 
+def _device(path):
+  path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, _device, os.mkdir])
+def test_what_is_no_file_is_neither_waited_for_nor_read(model, make):
+  (model / "vocab.txt").unlink()
+  make(model / "vocab.txt")
+  with pytest.raises(errors.UserError, match=r"vocab\.txt is not a file; put"):
+    convert.open_model(model)
+
+
 RUN_SO = {
   "image": {"remat": "full", "patch_dropout": 0.5},
   "text": {"scan": False, "unroll": 1},
@@ -214,6 +227,18 @@ BROKEN = [
   ("layer_dtypes", None),
   ("layer_dtypes", {"params/log_scale": 3}),
   ("layer_dtypes", {"params/log_scale": ["nonsense"]}),
+  ("layer_dtypes", {"params/log_scale": ["float32"]}),
+  *(
+    ("layer_dtypes", {"params/text/encoder/blocks/ln_1/bias": kinds})
+    for kinds in (
+      ["O"],
+      ["int8"],
+      ["float16"],
+      ["float32"] * 2,
+      "float32",
+      [{}],
+    )
+  ),
   ("source", 1),
   ("spec", []),
   ("spec", {"image": "x", "text": {}}),
@@ -222,6 +247,12 @@ BROKEN = [
   ("spec.image.patch_size", 0),
   ("spec.image.patch_size", "8"),
   ("spec.image.width", None),
+  ("spec.image.width", 2**62),
+  ("spec.text.mlp_dim", 2**62),
+  (
+    "spec.image",
+    {"kind": "resnet", "image_size": 32, "width": 16, "depths": [10**4] * 4},
+  ),
   ("spec.image.depth", -1),
   ("spec.image.kind", "vat"),
   ("spec.image.surprise", 1),
@@ -270,13 +301,46 @@ def test_a_training_is_never_overwritten(model, tmp_path):
 
 
 def test_flags_that_change_nothing_are_told(model):
-  options = Options(heads=(2, 3), pooling="mean", tokenizer="mc4")
-  read = conversion.open_model(model, options=options)
+  told = {
+    **{"activation": "gelu", "heads": (2, 3), "pooling": "mean"},
+    **{"tokenizer": "mc4", "weights": "model_ema"},
+  }
+  read = conversion.open_model(model, options=Options(**told))
   assert any(
-    "--heads and --pooling and --tokenizer changed nothing" in warning
+    " and ".join(f"--{name}" for name in told) + " changed nothing" in warning
     for warning in read.report.warnings
   )
   assert not conversion.open_model(model).report.warnings
+
+
+def test_a_bias_that_stays_although_it_should_go_is_told(model, tmp_path):
+  options = Options(drop_logit_bias=True)
+  for bias, told in ((None, False), (-10.0, True)):
+    read = convert.open_model(model)
+    spec = {**read.spec, "init_logit_bias": bias}
+    leaf = Tensor.from_array(np.float32(-9))
+    leaves = {**read.leaves, **({"params/logit_bias": leaf} if told else {})}
+    source = tmp_path / f"source {bias}"
+    model_dir.write(Portable(spec, leaves, read.report), source, Options())
+    report = convert.convert(
+      source, tmp_path / f"out {bias}", to="clip-jax", options=options
+    )
+    assert any("--drop-logit-bias" in x for x in report.warnings) == told
+
+
+def test_a_shape_takes_no_memory_however_large_the_config_says_it_is():
+  spec = {
+    "image": {"width": 2**24, "heads": 1, "patch_size": 1, "image_size": 1},
+  }
+  names = names_lib.Names(
+    {"whole": "part . image tower", "tower": "in_proj fused qkv/q,k,v"}
+  )
+  shape = (2**24, 1, 2**24)
+  (kernel, bias) = names.entries(spec)
+  shapes = {slot.path: shape for slot in kernel.slots}
+  shapes |= {slot.path: shape[1:] for slot in bias.slots}
+  assert engine.their_shape(kernel, shapes) == (3 * 2**24, 2**24)
+  assert engine.their_shape(bias, shapes) == (3 * 2**24,)
 
 
 def test_an_image_size_beyond_all_memory_is_refused(model):

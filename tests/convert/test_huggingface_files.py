@@ -277,6 +277,21 @@ def test_sparse_configs_mean_the_defaults_of_their_classes(tmp_path):
     (tmp_path / "config.json").unlink()
 
 
+def test_the_report_tells_what_a_file_says_from_its_classes_defaults(tmp_path):
+  models.edit(tmp_path, model_type="clip", text_config={}, vision_config={})
+  models.edit(
+    tmp_path, "preprocessor_config.json", resample=2, image_std=None, size=224
+  )
+  report = report_lib.Report("huggingface")
+  config = huggingface.read_config(tmp_path, report)
+  huggingface.describe(tmp_path, config)
+  said = {field: entry["source"] for field, entry in report.inferred.items()}
+  for field in ("interpolation", "resize", "crop_fraction"):
+    assert said[field] == "config", field
+  for field in ("image_mean", "image_std", "crop_rounding", "antialias"):
+    assert said[field] == "format", field
+
+
 def _describe(directory):
   report = report_lib.Report("huggingface")
   return huggingface.describe(
@@ -478,6 +493,29 @@ def test_siglips_tokenizer_travels(save, tmp_path):
     return_tensors="np",
   )["input_ids"]
   np.testing.assert_array_equal(ours(texts), want)
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [("cleaning", "lower_ascii"), ("pad_id", 0), ("end_id", None)],
+)
+def test_a_tokenizer_that_cuts_otherwise_there_is_told(
+  save, tmp_path, field, value
+):
+  _, source = save(SIGLIP)
+  _train_sentencepiece(source)
+  convert.convert(source, tmp_path / "ours", to="clip-jax")
+  path = tmp_path / "ours" / "clip_jax.json"
+  described = json.loads(path.read_text())
+  before = described["spec"]["tokenizer"][field]
+  described["spec"]["tokenizer"][field] = value
+  path.write_text(json.dumps(described))
+  report = convert.convert(
+    tmp_path / "ours", tmp_path / "back", to="huggingface"
+  )
+  told = [x for x in report.warnings if x.startswith("tokenizer.")]
+  assert len(told) == 1
+  assert f"tokenizer.{field}={value!r} here, {before!r} as" in told[0]
 
 
 def test_another_vocabulary_of_clips_is_read_from_its_file(save):

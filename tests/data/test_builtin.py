@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_jax import tokenizer
 from clip_jax.data import builtin, sources
 
 
@@ -136,6 +137,56 @@ def test_two_digits_lie_side_by_side_in_their_order():
   assert not is_in(pixels[:, :16], right)
 
 
+def test_sixteen_tints_are_unseen_and_every_colour_and_digit_is_seen():
+  unseen = set(builtin.UNSEEN_PAIRS)
+  assert len(unseen) == 16
+  seen = [divmod(pair, 10) for pair in range(80) if pair not in unseen]
+  colours, digits = (np.bincount(x) for x in zip(*seen, strict=True))
+  assert colours.tolist() == [8] * 8
+  assert set(digits.tolist()) == {6, 7}
+
+
+@pytest.mark.parametrize(
+  ("split", "length", "pairs"),
+  [("train", 20_000, 64), ("test", 800, 80), ("unseen", 400, 16)],
+)
+def test_tinted_digits_show_what_their_captions_say(split, length, pairs):
+  source = sources.open_source(f"builtin:tinted_digits/{split}")
+  assert len(source) == length
+  assert source.class_names[37] == "yellow seven"
+  own_scans = builtin.scan_ids("train" if split == "train" else "test")
+  labels, places, others = set(), set(), set()
+  for index in [*range(100), *range(100, length, 61)]:
+    record = source[index]
+    labels.add(record.label)
+    colour, digit = source.class_names[record.label].split()
+    words = record.texts[0].split()
+    rest = set(words) - {colour, digit}
+    assert len(rest) == len(words) - 2
+    assert 2 <= len(rest) <= 6
+    others |= rest
+    places.add((words.index(colour), words.index(digit)))
+    assert int(record.key.partition("_scan")[2]) in own_scans[record.label % 10]
+    pixels = _pixels(record)
+    brightest = pixels.reshape(-1, 3)[pixels.sum(axis=2).argmax()]
+    tint = np.array(builtin.COLOURS[colour])
+    np.testing.assert_allclose(
+      brightest / brightest.sum(), tint / tint.sum(), atol=0.02
+    )
+  assert len(labels) == pairs
+  assert labels.isdisjoint(builtin.UNSEEN_PAIRS) == (split == "train")
+  assert others <= set(builtin.DISTRACTORS)
+  assert len(places) > 20  # Neither word has a place of its own.
+
+
+def test_distractors_are_words_of_one_token_that_name_nothing_shown():
+  words = {*builtin.COLOURS, *builtin.WORDS}
+  assert words.isdisjoint(builtin.DISTRACTORS)
+  assert len(set(builtin.DISTRACTORS)) == len(builtin.DISTRACTORS)
+  ids = tokenizer.make_tokenizer()([*words, *builtin.DISTRACTORS])
+  assert (ids.argmax(axis=1) == 2).all()  # Start, the word, end.
+
+
 def test_records_do_not_depend_on_what_was_read_before():
   first = sources.open_source("builtin:two_digits/unseen")
   second = pickle.loads(pickle.dumps(first))
@@ -151,7 +202,7 @@ def test_fingerprints_tell_the_sets_apart():
     for name, splits in builtin.SPLITS.items()
     for split in splits
   }
-  assert len(fingerprints) == 5
+  assert len(fingerprints) == 8
   # A run resumes only on data with the fingerprint that it began with.
   assert (
     "e7d25573f4e578c500660e5daebac799a2a3d6313359874439bb5160fa64b59e"

@@ -2,6 +2,7 @@
 
 import os
 import time
+import types
 
 import numpy as np
 import pytest
@@ -122,7 +123,8 @@ def test_a_models_own_kept_embeddings_count_the_texts_that_are_cut(folder):
     logit_scale, fingerprint = 2.0, "stub"
     check_towers = staticmethod(lambda *_: None)
     needed_preprocess = staticmethod(lambda: None)
-    embed_images = None
+    embed_images = score_texts = None
+    module = types.SimpleNamespace(contrastive=True)
 
     def embed_texts(self, texts, cuts):
       return Model().embed_texts(texts)

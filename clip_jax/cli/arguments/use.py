@@ -19,6 +19,7 @@ _FLAGS_OF = {
   "--template": (*names.TASKS, *names.FURTHER_TASKS),
   "--duplicates": names.TASKS,
   "--search-templates": ("zero_shot",),
+  "--subtract-prior": ("zero_shot",),
 }
 
 
@@ -87,6 +88,12 @@ def add_eval(parser: flags.Parser) -> None:
     help=flags.TEMPLATE,
   )
   flags.add_duplicates(parser)
+  parser.add_argument(
+    "--subtract-prior",
+    action="store_true",
+    help="of a model that predicts captions (objective.kind bow or lm): "
+    "subtract the logarithm of the mean probability over all images",
+  )
   flags.add_interpolate(parser, type=flags.shares)
   flags.add_batches(parser)
   flags.add_max_pixels(parser)

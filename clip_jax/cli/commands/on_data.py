@@ -33,6 +33,7 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   if clip.step is not None:
     title += f", step {clip.step}"
   if arguments.interpolate is not None:
+    clip.check_embeds()
     return _evaluate_between(arguments, clip, title)
   result = _measure(arguments, clip)
   rows = measures.to_rows(result)
@@ -45,6 +46,8 @@ def _measure(arguments, clip) -> dict[str, Any]:
   if arguments.task in linear_probe.TASKS:
     return _probe(arguments, clip)
   cuts = tokenizer_lib.Cuts()
+  if arguments.task != "zero_shot" or arguments.search_templates:
+    clip.check_embeds()
   model = clip.for_evaluation(cuts)
   options = {
     "labels": arguments.labels,
@@ -67,6 +70,7 @@ def _measure(arguments, clip) -> dict[str, Any]:
       result = prompt_search.evaluate(arguments.data, model, **options)
     else:
       options["duplicates"] = arguments.duplicates
+      options["subtract_prior"] = arguments.subtract_prior
       result = tasks.evaluate(arguments.task, arguments.data, model, **options)
   cuts.tell(clip.tokenizer.context_length)
   about = {"texts_cut": cuts.cut, "model": clip.path, "step": clip.step}
@@ -145,6 +149,7 @@ def embed(arguments: argparse.Namespace) -> verb.Answer:
   search_lib.check_replaceable(arguments.out)
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   preprocess = clip.needed_preprocess()
+  clip.check_embeds()
   source = sources.open_source(arguments.data)
   warnings = account.tell(source, arguments.data)
   bad = collections.Counter()

@@ -56,6 +56,7 @@ import collections
 import dataclasses
 import functools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -87,7 +88,9 @@ class Entry:
   transform: transforms.Transform = transforms.IDENTITY
 
 
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
+# numpy counts no more, not even in an array of strides that are 0.
+_MAX_ELEMENTS = 2**60
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 # The fields of a description that say how images are preprocessed.
 IMAGE_FIELDS = (
@@ -182,6 +185,12 @@ def _leaf_shapes(description: str) -> dict[str, tuple[int, ...]]:
   model = variants.create_model(spec)
   tree = variants.abstract_variables(model)
   shapes = {path: leaf.shape for path, leaf in flatten(tree).items()}
+  for path, shape in shapes.items():
+    if math.prod(shape) >= _MAX_ELEMENTS:
+      raise errors.UserError(
+        f"A model of this config would have an array of {list(shape)}, {path}, "
+        "which is beyond all memory; check the sizes that the config says."
+      )
   if len(parts) == 1:
     shapes = {k: v for k, v in shapes.items() if k.split("/")[1] == parts[0]}
   return shapes
@@ -213,11 +222,12 @@ def their_shape(
   """Returns the shape of an entry's tensor, almost without allocating."""
   # A single zero with strides of 0, so that transposes and reshapes are views.
   zero = np.zeros((), np.bool_)
-  parts = [
-    np.broadcast_to(zero, shapes[path] if layer is None else shapes[path][1:])
-    for path, layer in map(dataclasses.astuple, entry.slots)
-  ]
-  return entry.transform.theirs(parts).shape
+  slot, *others = entry.slots
+  shape = shapes[slot.path] if slot.layer is None else shapes[slot.path][1:]
+  found = entry.transform.theirs([np.broadcast_to(zero, shape)]).shape
+  # Not by joining what lies in one tensor, which is no view: all of its parts
+  # have the shape of the first.
+  return (found[0] * (1 + len(others)), *found[1:]) if others else found
 
 
 def to_ours(
@@ -254,7 +264,7 @@ def to_ours(
   patterns = [re.compile(pattern) for pattern in ignored]
   extras = {}
   for key, tensor in tensors.items():
-    if key in known and tensor.dtype.name not in _FLOATS:
+    if key in known and tensor.dtype.name not in FLOATS:
       raise errors.UserError(
         f"{name}: {key} holds {tensor.dtype}, not floating numbers; quantised "
         "checkpoints are not read. Take the one before quantisation."
@@ -292,7 +302,7 @@ def _leaves(entries, tensors, shapes) -> dict[str, Tensor]:
 def _leaf(shape, sources, tensors) -> Tensor:
   """Returns the leaf whose layers are in the tensors named by `sources`."""
   dtypes = {i: tensors[entry.name].dtype for i, (entry, _) in sources.items()}
-  dtype = _common(dtypes.values())
+  dtype = common(dtypes.values())
   layers = None
   if len(set(dtypes.values())) > 1:
     layers = tuple(dtypes[i] for i in range(shape[0]))
@@ -311,7 +321,7 @@ def _leaf(shape, sources, tensors) -> Tensor:
   return Tensor(shape, dtype, lambda: part(None), part, layers)
 
 
-def _common(dtypes: Iterable[np.dtype]) -> np.dtype:
+def common(dtypes: Iterable[np.dtype]) -> np.dtype:
   """Returns a dtype that represents the numbers of all `dtypes` exactly."""
   kinds = set(dtypes)
   if len(kinds) == 1:
@@ -338,5 +348,5 @@ def _their_tensor(entry, leaves, shapes) -> Tensor:
     return np.asarray(entry.transform.theirs(parts), order="C")
 
   kinds = [leaves[slot.path].dtype_of(slot.layer) for slot in entry.slots]
-  dtype = _common(kinds)
+  dtype = common(kinds)
   return Tensor(their_shape(entry, shapes), dtype, read)

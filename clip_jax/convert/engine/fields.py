@@ -67,7 +67,10 @@ class Source:
     for values in (self._values, self._defaults):
       if has(values, theirs):
         return get(values, theirs)
-    raise errors.UserError(f"{self.where(theirs)} lacks {_last(theirs)}.")
+    raise errors.UserError(
+      f"{self.where(theirs)} lacks {_last(theirs)}; fetch or make the file "
+      "again."
+    )
 
   def where(self, theirs: str) -> str:
     """Returns the name, in messages, of a field's section."""
@@ -157,16 +160,16 @@ def is_number(value: Any) -> bool:
 
 def up_to(most: int) -> Kind:
   """Returns the kind of field whose values are integers from 1 to `most`."""
-  shown = "on" if most == MAX_INTEGER else f"to {most}"
   return checked(
-    f"a whole number from 1 {shown}",
+    f"a whole number from 1 to {most}",
     lambda x: type(x) is int and 1 <= x <= most,
   )
 
 
 INTEGER = up_to(MAX_INTEGER)
 TOKEN_ID = checked(
-  "the id of one token", lambda x: type(x) is int and 0 <= x <= MAX_INTEGER
+  f"the id of one token, from 0 to {MAX_INTEGER}",
+  lambda x: type(x) is int and 0 <= x <= MAX_INTEGER,
 )
 NUMBER = checked("a finite number", is_number, float)
 EPSILON = checked("from 0 to 1", lambda x: is_number(x) and 0 <= x < 1, float)
@@ -184,7 +187,7 @@ def _side(value: Any) -> int:
 
 
 # The side of a square: a number, or two equal numbers.
-PIXELS = Kind("a number of pixels", _side)
+PIXELS = Kind(f"a number of pixels, from 1 to {MAX_PIXELS}", _side)
 
 
 def _channels(words: str, least: float) -> Kind:

@@ -40,7 +40,8 @@ class Sizes:
     if shape is None or len(shape) != int(rank) or min(shape) < 1:
       got = "nothing" if shape is None else list(shape)
       raise errors.UserError(
-        f"{self._name}: {key} must be an array with {rank} axes, got {got}."
+        f"{self._name}: {key} must be an array with {rank} axes, got {got}; "
+        "fetch or make it again."
       )
     return shape[int(index)]
 
@@ -49,7 +50,9 @@ class Sizes:
     pattern = re.escape(key).replace(r"\{i\}", r"(\d+)")
     found = {m[1] for name in self._shapes if (m := re.match(pattern, name))}
     if not found:
-      raise errors.UserError(f"{self._name} has no layer named like {key}….")
+      raise errors.UserError(
+        f"{self._name} has no layer named like {key}…; fetch or make it again."
+      )
     return len(found)
 
   def square(self, cells: int, key: str) -> int:

@@ -78,10 +78,13 @@ def checked(path: pathlib.Path, kind: str) -> Iterator[None]:
   except errors.UserError:
     raise
   except FileNotFoundError:
-    raise errors.UserError(f"{path} does not exist.") from None
+    raise errors.UserError(
+      f"{path} does not exist; fetch it, as it belongs to the model."
+    ) from None
   except OSError as error:
     raise errors.UserError(
-      f"{path} cannot be read: {error.strerror or error}."
+      f"{path} cannot be read: {error.strerror or error}. Make it readable, or "
+      "fetch it again."
     ) from None
   except _PARSER_ERRORS as error:
     what = str(error)[:200] or type(error).__name__
@@ -115,7 +118,9 @@ class DataFile:
     with checked(self.path, "a file"):
       status = self.path.stat()
     if not stat.S_ISREG(status.st_mode):
-      raise errors.UserError(f"{self.path} is not a regular file.")
+      raise errors.UserError(
+        f"{self.path} is not a regular file; put the file itself there."
+      )
     self.size = status.st_size
     self._identity = _identity(status)
 

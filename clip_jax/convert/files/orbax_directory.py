@@ -27,7 +27,8 @@ def newest(path: pathlib.Path) -> pathlib.Path:
   ]
   if not steps:
     raise errors.UserError(
-      f"{path} has no step of an Orbax checkpoint (STEP/{ITEM}/_METADATA)."
+      f"{path} has no step of an Orbax checkpoint (STEP/{ITEM}/_METADATA); "
+      "fetch or make it again."
     )
   return max(steps, key=lambda entry: int(entry.name))
 
@@ -48,7 +49,7 @@ def read(step: pathlib.Path) -> dict[str, Tensor]:
   except (KeyError, TypeError, ValueError, OSError) as error:
     raise errors.DamagedError(
       f"{path} is no Orbax checkpoint with params "
-      f"({type(error).__name__}: {str(error)[:200]})."
+      f"({type(error).__name__}: {str(error)[:200]}); fetch or make it again."
     ) from None
 
   # Cached, since layers are read one by one from an array that holds them all.
@@ -88,6 +89,6 @@ def _restore(path, names, shape, dtype) -> np.ndarray:
   except (ValueError, OSError, KeyError) as error:
     raise errors.DamagedError(
       f"{path}: {'/'.join(names)} cannot be read "
-      f"({type(error).__name__}: {str(error)[:200]})."
+      f"({type(error).__name__}: {str(error)[:200]}); fetch or make it again."
     ) from None
   return np.array(jax.tree.leaves(restored)[0])

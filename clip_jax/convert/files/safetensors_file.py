@@ -88,7 +88,9 @@ def parse_json(text: bytes) -> dict[str, Any]:
   try:
     return json_text.parse(text, what="its JSON", strict=True)
   except json_text.JsonError as error:  # The caller adds the file's name.
-    raise ValueError(str(error)) from None
+    # The caller gives the advice, too.
+    what = str(error).removesuffix(json_text.AGAIN)
+    raise ValueError(what) from None
 
 
 def _place(name: str, entry: Any) -> tuple[tuple[int, ...], np.dtype, int, int]:

@@ -256,7 +256,9 @@ def describe(
   """
   for section in SECTIONS:
     if not isinstance(config.get(section), dict):
-      raise errors.UserError(f"{where} has no {section}.")
+      raise errors.UserError(
+        f"{where} has no {section}; fetch or make it again."
+      )
   source = fields.Source(
     config,
     DEFAULTS,

@@ -301,6 +301,9 @@ def write(
     destination / images.FILE, images.settings(spec, family.processor)
   )
   files = tokenizer.files_for(spec, model.files, model.report)
+  if files:
+    again = family.tokenizer(files, spec["text"], report_lib.Report(""))
+    warnings += tokenizer.deviations(spec, again)
   for name, data in files.items():
     (destination / name).write_bytes(data)
 

@@ -119,21 +119,21 @@ def describe(
     UserError: the processor does something that is not supported.
   """
   values, path = _read(directory)
-  said = "format" if values is None else "config"
+  at_size: dict[str, Any] = {}
   if values is None:
     report.warnings.append(
       f"{path.parent} has no {FILE}: images are preprocessed as by a {name} "
       f"with its defaults, for image_size={image['image_size']}."
     )
-    values = _at_size(name, image["image_size"], image["patch_size"])
+    at_size = _at_size(name, image["image_size"], image["patch_size"])
   else:
     name = _class_name(values, name, path)
   source = fields.Source(
     # A null means the class's default, too.
-    {k: v for k, v in values.items() if v is not None},
-    _DEFAULTS[name],
+    {k: v for k, v in (values or {}).items() if v is not None},
+    {**_DEFAULTS[name], **at_size},
     where={"": str(path)},
-    report=report_lib.Report(""),
+    report=report,
   )
   found: dict[str, Any] = {}
   for row in FIELDS:
@@ -141,10 +141,12 @@ def describe(
   source.read("do_pad", fields.exactly(False))
   if not source.get("do_normalize"):
     found |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
-  found |= (_naflex_sizes if name == SIGLIP2 else _sizes)(source, image)
-  for field, value in found.items():
-    report.infer(field, value, said)
-  return found
+    for field in ("image_mean", "image_std"):
+      source.note(field, found[field], "do_normalize")
+  sizes = (_naflex_sizes if name == SIGLIP2 else _sizes)(source, image)
+  for field, value in sizes.items():
+    source.note(field, value, "patch_size" if name == SIGLIP2 else "size")
+  return found | sizes
 
 
 def _read(directory) -> tuple[dict[str, Any] | None, pathlib.Path]:

@@ -5,6 +5,7 @@ taken for CLIP's only if every step in its files is the same.
 """
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from clip_jax import errors
@@ -219,6 +220,27 @@ def files_for(
       "none, and transformers needs some from elsewhere."
     )
   return kept
+
+
+def deviations(spec: dict[str, Any], there: dict[str, Any]) -> Iterator[str]:
+  """Yields where a tokenizer, written and read as `there`, gives other ids.
+
+  `files_for` has told what CLIP's own cleans otherwise.
+  """
+  here = spec["tokenizer"]
+  if here["kind"] == "clip_bpe":
+    ids = {"start_id": tokenizer_lib.START_ID, "end_id": tokenizer_lib.END_ID}
+    here = {**ids, "pad_id": 0, **here, "cleaning": there["cleaning"]}
+  text = spec["text"]
+  if text.get("causal") and text["pooling"] in ("argmax", "eos"):
+    # Nothing after the end token reaches the embedding.
+    here = {**here, "pad_id": there["pad_id"]}
+  for field in ("cleaning", "start_id", "end_id", "pad_id"):
+    if here[field] != there[field]:
+      yield (
+        f"tokenizer.{field}={here[field]!r} here, {there[field]!r} as "
+        "HuggingFace's tokenizer has it: texts get other ids there."
+      )
 
 
 def _config(tokenizer: dict[str, Any], length: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def require(directory: pathlib.Path) -> pathlib.Path:
     found = sorted(entry.name for entry in directory.iterdir())
     raise errors.UserError(
       f"{directory} has a config.json but no weights: none of "
-      f"{', '.join(NAMES)} (found: {', '.join(found[:10])})."
+      f"{', '.join(NAMES)} (found: {', '.join(found[:10])}). Put them there."
     )
   return path
 

@@ -20,7 +20,9 @@ from clip_jax import errors, json_text
 from clip_jax.convert import engine, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.files import safetensors_file
-from clip_jax.models import variants
+from clip_jax.convert.tensor import Tensor
+from clip_jax.models import paths, variants
+from clip_jax.tokenizer import files as tokenizer_files
 
 NAME = "clip-jax"
 DESCRIPTION = "clip_jax.json"
@@ -62,8 +64,10 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     raise errors.DamagedError(f"{path} has no {WEIGHTS}; convert it again.")
   if not options.headers_only:
     _check_digests(path, digests)
-  spec, execution = _check_complete(described, path / DESCRIPTION)
   tensors = safetensors_file.read(weights).tensors
+  spec, execution = _check_complete(
+    described, path / DESCRIPTION, count=len(tensors)
+  )
   report = report_lib.Report(NAME)
   leaves = _leaves(tensors, spec, described["layer_dtypes"], report, path)
   return portable.Portable(
@@ -105,15 +109,28 @@ def _check_digests(path: pathlib.Path, digests: dict[str, Any]) -> None:
 
 
 def _check_complete(
-  described: dict[str, Any], path: pathlib.Path
+  described: dict[str, Any], path: pathlib.Path, *, count: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns description and execution; raises if a field is missing."""
+  """Returns description and execution; raises if a field is missing.
+
+  Args:
+    described: the content of the file.
+    path: path of the file.
+    count: number of tensors; each block of a ResNet has some.
+  """
   spec = described["spec"]
   parts = engine.towers(spec)
   if not parts:
-    raise errors.DamagedError(f"{path} describes no tower.")
+    raise errors.DamagedError(
+      f"{path} describes no tower; convert the model again."
+    )
   try:
     resolved = plain(engine.resolve(spec))
+    if (blocks := sum(resolved.get("image", {}).get("depths", ()))) > count:
+      raise errors.DamagedError(
+        f"{path} describes {blocks} blocks of a ResNet, and {WEIGHTS} has "
+        f"{count} tensors; convert the model again."
+      )
     engine.leaf_shapes(resolved)
     module = variants.create_model(
       engine.completed(spec), execution=described.get("execution")
@@ -122,7 +139,8 @@ def _check_complete(
     raise
   except _SENSELESS as error:
     raise errors.DamagedError(
-      f"{path}: the description makes no model ({error!r:.200})."
+      f"{path}: the description makes no model ({error!r:.200}); convert the "
+      "model again."
     ) from None
   for part in parts:
     known = _SINCE.get(spec[part]["kind"], {})
@@ -132,7 +150,7 @@ def _check_complete(
     if missing := sorted(want.keys() - got.keys() - _LATER):
       raise errors.UserError(
         f"{path}: the {part or 'model'}'s {', '.join(missing)} must be given; "
-        "nothing about a converted model is a default."
+        "nothing about a converted model is a default. Convert it again."
       )
   return resolved, variants.execution(module)
 
@@ -143,35 +161,47 @@ def plain(value: Any) -> Any:
 
 
 def _leaves(tensors, spec, layer_dtypes, report, path):
-  try:
-    layers = {k: tuple(map(np.dtype, v)) for k, v in layer_dtypes.items()}
-  except TypeError as error:
-    raise errors.DamagedError(
-      f"{path / DESCRIPTION}: layer_dtypes makes no sense ({error})."
-    ) from None
-  places = engine.leaf_shapes(spec)
-  entries = [engine.Entry(place, (engine.Slot(place),)) for place in places]
+  entries = [
+    engine.Entry(place, (engine.Slot(place),))
+    for place in engine.leaf_shapes(spec)
+  ]
   leaves, _ = engine.to_ours(
     entries, tensors, spec, report=report, name=str(path)
   )
-  return {
-    place: dataclasses.replace(leaf, layer_dtypes=layers.get(place))
-    for place, leaf in leaves.items()
-  }
+  for place, kinds in layer_dtypes.items():
+    if not _are_dtypes(kinds, place, leaves.get(place)):
+      raise errors.DamagedError(
+        f"{path / DESCRIPTION}: layer_dtypes has {kinds!r:.100} for "
+        f"{place!r:.100}, which are not the dtypes of its layers; convert the "
+        "model again."
+      )
+    layers = tuple(map(np.dtype, kinds))
+    leaves[place] = dataclasses.replace(leaves[place], layer_dtypes=layers)
+  return leaves
+
+
+def _are_dtypes(kinds: Any, place: str, leaf: Tensor | None) -> bool:
+  """Whether `kinds` can be the dtypes of a leaf's layers: it holds them all."""
+  return (
+    leaf is not None
+    and paths.is_stacked(place)
+    and isinstance(kinds, list)
+    and len(kinds) == leaf.shape[0]
+    and all(kind in engine.FLOATS for kind in kinds)
+    and engine.common(map(np.dtype, kinds)) == leaf.dtype
+  )
 
 
 def _read_file(path: pathlib.Path, name: str) -> bytes:
   if name in ("", ".", "..") or pathlib.PurePath(name).name != name:
     raise errors.DamagedError(
-      f"{path / DESCRIPTION} names the file {name!r}, which is not in its "
-      "directory."
+      f"{path / DESCRIPTION} names the file {name!r:.100}, which is not in its "
+      "directory; convert the model again."
     )
-  try:
-    return (path / name).read_bytes()
-  except OSError as error:
-    raise errors.DamagedError(
-      f"{path / name} cannot be read ({error.strerror}); convert it again."
-    ) from None
+  file = tokenizer_files.find(name, directory=path)
+  if file is None:
+    raise errors.DamagedError(f"{path} lacks {name}; convert it again.")
+  return file.read()
 
 
 def write(

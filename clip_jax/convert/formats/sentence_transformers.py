@@ -87,7 +87,9 @@ def _modules(path: pathlib.Path) -> tuple[list[str], list[pathlib.Path]]:
   """Returns the types of the modules, and their directories."""
   listed = json_text.read(path / MODULES, kind=list)
   if not all(isinstance(module, dict) for module in listed):
-    raise errors.DamagedError(f"{path / MODULES} must hold a list of objects.")
+    raise errors.DamagedError(
+      f"{path / MODULES} must hold a list of objects; fetch or make it again."
+    )
   kinds = [str(module.get("type", "")).split(".")[-1] for module in listed]
   names = [module.get("path") for module in listed]
   # A name that leads elsewhere.
@@ -96,7 +98,8 @@ def _modules(path: pathlib.Path) -> tuple[list[str], list[pathlib.Path]]:
     for name in names
   ):
     raise errors.DamagedError(
-      f"{path / MODULES} names a directory that is not in its own."
+      f"{path / MODULES} names a directory that is not in its own; fetch or "
+      "make it again."
     )
   directories = [path / name for name in names]
   if kinds[:1] == ["Transformer"] and huggingface.recognise(directories[0]):

@@ -147,7 +147,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   weights = find_weights(path) if path.is_dir() else path
   if weights is None:
     raise errors.UserError(
-      f"{path} has no weights; it must hold one of {', '.join(WEIGHTS)}."
+      f"{path} has no weights; put one of {', '.join(WEIGHTS)} there."
     )
   tensors = weights_file.read(weights, options, report).tensors
   if config:
@@ -208,7 +208,8 @@ def describe(
   arguments = config.get("model_args") or {}
   if not isinstance(given, dict) or not isinstance(arguments, dict):
     raise errors.DamagedError(
-      f"{path}: pretrained_cfg and model_args must be objects."
+      f"{path}: pretrained_cfg and model_args must be objects; fetch or make "
+      "it again."
     )
   # A field that is null counts as missing.
   given = {k: v for k, v in given.items() if v is not None}

@@ -4,11 +4,15 @@ import dataclasses
 import os
 import pathlib
 
+import jax
+
+from clip_jax import errors
+from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.formats import model_dir
-from clip_jax.models import variants
+from clip_jax.models import paths, variants
 
 NAME = "workdir"
 
@@ -19,15 +23,26 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   """Returns the model of the newest good checkpoint.
 
   Raises:
-    UserError: there is none.
+    UserError: there is none, or its model has no shared embedding.
   """
   del options
+  config = workdir_lib.load_config(path)
+  if not run_model.is_contrastive(config.objective):
+    raise errors.UserError(
+      f"{path} was trained with objective.kind={config.objective.kind!r}: it "
+      "has an image tower and a head that predicts captions, and no text "
+      "tower, which no format of CLIP's can hold. Convert a model of a "
+      "contrastive objective; `clip-jax eval` measures this one."
+    )
   saved = workdir_lib.load_model(path)
-  module = variants.create_model(
-    saved.config.model, overrides=saved.config.model_overrides
-  )
+  module = variants.create_model(run_model.complete(saved.config))
   report = report_lib.Report(NAME)
   report.facts["step"] = saved.step
+  if head := saved.variables["params"].get(paths.HEAD):
+    count = len(jax.tree.leaves(head))
+    report.left_out.append(
+      f"the captioner (objective.captioning_weight), {count} arrays"
+    )
   model = portable.from_variables(
     saved.variables,
     model_dir.plain(saved.spec),

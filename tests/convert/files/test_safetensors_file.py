@@ -144,3 +144,12 @@ def test_a_tensor_that_is_elsewhere_is_an_error(weight_map, tmp_path):
   index, _ = _shards(tmp_path, weight_map)
   with pytest.raises(errors.UserError, match="disagree on 1 tensors"):
     safetensors_file.read_sharded(index)
+
+
+@pytest.mark.parametrize("header", [b"{", b"{}{}", b'{"a":' * 200])
+def test_a_damaged_header_says_once_what_to_do(header, tmp_path):
+  path = tmp_path / "a.safetensors"
+  path.write_bytes(len(header).to_bytes(8, "little") + header)
+  with pytest.raises(errors.DamagedError) as raised:
+    safetensors_file.read(path)
+  assert str(raised.value).lower().count("etch or make it again.") == 1

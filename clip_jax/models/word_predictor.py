@@ -1,0 +1,108 @@
+"""Bag-of-words prediction: which words a caption has, in no order.
+
+The baseline of the paper's section 2.3, after Joulin et al. 2016 ("Learning
+visual features from large weakly supervised data"), in its multi-class form.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import sparse
+
+from clip_jax.models import text
+
+
+class WordPredictor(nn.Module):
+  """A linear classifier of images whose classes are the tokens of captions.
+
+  A caption's words are its distinct tokens between the start and the first
+  `end_id`; an empty caption's only word is its end.
+  """
+
+  vocab_size: int
+  end_id: int
+  first: int = 1
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  # How many units `log_probabilities` takes at a time; None for all.
+  UNITS_AT_ONCE = None
+
+  def __call__(self, features: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Returns the loss of each caption, (batch,), in nats.
+
+    It is the cross-entropy against the uniform distribution over the caption's
+    words, in at least float32.
+
+    Args:
+      features: of the images, (batch, width).
+      tokens: of their captions, (batch, length).
+    """
+    logits = self._logits(features)  # (batch, vocab_size)
+    of_tokens = jnp.take_along_axis(logits, tokens, axis=1)  # (batch, length)
+    weights = self._weights(tokens).astype(logits.dtype)
+    mean = jnp.einsum("bl,bl->b", of_tokens, weights)
+    return jax.nn.logsumexp(logits, axis=1) - mean
+
+  def log_probabilities(
+    self, features: jax.Array, units: jax.Array
+  ) -> jax.Array:
+    """Returns log p(word | image), (batch, units).
+
+    Args:
+      features: of the images, (batch, width).
+      units: ids of words, (units,).
+    """
+    return jax.nn.log_softmax(self._logits(features), axis=1)[:, units]
+
+  def units(self, tokens: np.ndarray) -> tuple[np.ndarray, sparse.csr_array]:
+    """Returns the words of texts, and each word's weight in each text's score.
+
+    A text's score is the mean of its words' log-probabilities: a sum would
+    favour texts of few words.
+
+    Args:
+      tokens: of the texts, (texts, length).
+
+    Returns:
+      Ids (units,) and sparse weights (units, texts).
+    """
+    shares = np.asarray(self._weights(jnp.asarray(tokens)), np.float64)
+    rows, columns = np.nonzero(shares)
+    words, places = np.unique(tokens[rows, columns], return_inverse=True)
+    weights = sparse.csr_array(
+      (shares[rows, columns], (places, rows)), (len(words), len(tokens))
+    )
+    return words, weights
+
+  @nn.compact
+  def _logits(self, features):
+    wide = jnp.promote_types(self.dtype, jnp.float32)
+    width = features.shape[-1]
+    kernel = self.param(
+      "kernel",
+      nn.initializers.normal(width**-0.5),
+      (width, self.vocab_size),
+      self.param_dtype,
+    )
+    bias = self.param(
+      "bias", nn.initializers.zeros, (self.vocab_size,), self.param_dtype
+    )
+    logits = jnp.einsum(
+      "bw,wv->bv",
+      features.astype(self.dtype),
+      kernel.astype(self.dtype),
+      preferred_element_type=wide,
+    )
+    return logits + bias.astype(wide)
+
+  def _weights(self, tokens):
+    """Returns one over the number of words at each one's first place, or 0."""
+    end = text.first_positions(tokens, self.end_id)
+    counted = text.word_positions(end, tokens.shape[1], first=self.first)
+    same = tokens[:, :, None] == tokens[:, None, :]  # (batch, length, length)
+    before = jnp.tri(tokens.shape[1], k=-1, dtype=bool)
+    seen = (same & before & counted[:, None, :]).any(axis=2)
+    distinct = counted & ~seen  # (batch, length)
+    return distinct / jnp.maximum(distinct.sum(axis=1, keepdims=True), 1)

@@ -1,0 +1,4 @@
+"""Results of runs and evaluations, read back from files.
+
+`report` draws them as pictures and one page; `card` writes a model card.
+"""

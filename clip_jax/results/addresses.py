@@ -1,0 +1,57 @@
+"""Names of data and models without the directories of the machine they lay on.
+
+Pages and cards are passed on; a path may hold a user's name.
+"""
+
+import re
+from collections.abc import Iterable
+
+from clip_jax import terminal
+
+# Schemes whose path is a name, unless it begins with a slash.
+_NAMED = ("builtin", "tfds")
+_PART = re.compile(r"[?&]split=(\w+)")
+_ROOTED = re.compile(r"^(?:[/\\~.]|[A-Za-z]:[/\\])")
+
+
+def shown(address: str, *, limit: int = 80) -> str:
+  """Returns a DATA address with the last part of its path alone.
+
+  Of its options `split` stays, which says what was measured.
+  """
+  scheme, colon, path = address.partition(":")
+  part = _PART.search(path)
+  path = re.split(r"\?[a-z_]+=", path)[0]
+  if scheme not in _NAMED or _ROOTED.match(path):
+    path = last(path)
+  split = f"?split={part[1]}" if part else ""
+  return terminal.printable(f"{scheme}{colon}{path}{split}", limit=limit)
+
+
+def last(path: str, *, parts: int = 1) -> str:
+  """Returns the last parts of a path; hf-hub:ORG/NAME stays as it is."""
+  if path.startswith("hf-hub:"):
+    return path
+  found = [part for part in re.split(r"[/\\]", path) if part]
+  return "/".join(found[-parts:]) or path
+
+
+def distinct(paths: Iterable[str]) -> dict[str, str]:
+  """Returns a short name of each path, longer where two would be the same."""
+  paths = list(dict.fromkeys(paths))
+  names = {path: last(path) for path in paths}
+  for path in paths:
+    same = [other for other in paths if last(other) == last(path)]
+    if len(same) > 1:
+      names[path] = next(
+        (
+          last(path, parts=n)
+          for n in range(2, 64)
+          if sum(last(o, parts=n) == last(path, parts=n) for o in same) == 1
+        ),
+        path,
+      )
+  return {
+    path: terminal.printable(name, limit=60) or "?"
+    for path, name in names.items()
+  }

@@ -1,0 +1,277 @@
+"""The card of a model: Markdown for people, a block of metadata for the hub."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import huggingface_hub
+
+from clip_jax import errors, inference, loading, terminal
+from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.results import (
+  addresses,
+  files,
+  limitations,
+  markdown,
+  model_facts,
+  records,
+  tables,
+)
+from clip_jax.train import metrics
+
+# Says that the card was made here, and may be replaced.
+MARK = "<!-- Made by `clip-jax card`. -->"
+_LIBRARY = "clip_jax"
+_PIPELINE = "zero-shot-image-classification"
+_TASK_TYPES = {
+  "zero_shot": _PIPELINE,
+  "retrieval": "image-text-retrieval",
+}
+_OTHER_TASK_TYPE = "image-classification"
+# The hub's names of measures; others keep ours.
+_METRIC_TYPES = {"top1": "accuracy", "top5": "top_5_accuracy"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+  """A card and what went into it.
+
+  Attributes:
+    name: of the model.
+    text: the card, metadata first.
+    metadata: what its block of YAML says.
+    results: how many evaluations it tells of.
+    left_out: results that it does not tell, and why.
+  """
+
+  name: str
+  text: str
+  metadata: Mapping[str, Any]
+  results: int
+  left_out: Sequence[records.LeftOut]
+
+
+def make(
+  model: str | os.PathLike,
+  *,
+  reports: Iterable[str | os.PathLike] = (),
+  license: str = "other",
+  name: str | None = None,
+) -> Card:
+  """Returns the card of a model.
+
+  Args:
+    model: any that `loading.load` takes.
+    reports: directories or files with results; those of this model are told.
+    license: of the model, as the hub writes it.
+    name: of the model; None takes the last part of its path.
+
+  Raises:
+    UserError: there is no such model, or no result where some are named.
+  """
+  clip = loading.load(model)
+  path = pathlib.Path(model).expanduser()
+  is_workdir = workdir_lib.recognise(path)
+  own = path if is_workdir and (path / metrics.METRICS).is_file() else None
+  results, left_out = _results(clip, list(reports), own)
+  name = terminal.printable(name or _name(clip.path), limit=96) or "model"
+  data = _metadata(name, license, results)
+  facts = None
+  if is_workdir:
+    assert clip.step is not None
+    facts = model_facts.of_workdir(path, clip.step)
+  return Card(
+    name=name,
+    text=f"---\n{data.to_yaml()}\n---\n{_body(name, clip, facts, results)}",
+    metadata=data.to_dict(),
+    results=len(results),
+    left_out=left_out,
+  )
+
+
+def save(card: Card, path: str | os.PathLike) -> None:
+  """Writes a card, whole or not at all.
+
+  Raises:
+    UserError: something else than a card is at `path`.
+  """
+  errors.check_local("The card", path)
+  path = pathlib.Path(path).expanduser()
+  if path.exists() and not (
+    path.is_file() and MARK in path.read_text("utf-8", errors="replace")
+  ):
+    raise errors.UserError(
+      f"{path} is there and was not made by `clip-jax card`; give a new path "
+      "with --out."
+    )
+  if not path.parent.is_dir():
+    raise errors.UserError(f"{path.parent} is no directory; make it first.")
+  partial = path.with_name(path.name + ".partial")
+  partial.write_text(card.text, "utf-8")
+  partial.replace(path)
+
+
+def _name(path: str) -> str:
+  """Returns the last part of a path, or of hf-hub:ORG/NAME@REVISION."""
+  last = addresses.last(path.removeprefix("hf-hub:"))
+  return last.partition("@")[0] if path.startswith("hf-hub:") else last
+
+
+def _results(
+  clip: inference.Clip,
+  reports: Sequence[str | os.PathLike],
+  own: pathlib.Path | None,
+) -> tuple[list[records.Result], list[records.LeftOut]]:
+  """Returns the results of this model at its step, and what was left out."""
+  try:
+    places = [*reports] if own is None else [own, *reports]
+    collection = files.read(places) if places else None
+  except errors.UserError:
+    if reports:
+      raise
+    collection = None  # A run without a line of metrics.
+  if collection is None:
+    return [], []
+  taken, left_out = [], list(collection.left_out)
+  for result in collection.results:
+    named = isinstance(result.values.get("model"), str)
+    about = f"{result.model}: {result.task} on {result.data}"
+    if named and result.origin != clip.path:
+      left_out.append(records.LeftOut(about, "is of another model"))
+    elif None not in (result.step, clip.step) and result.step != clip.step:
+      why = f"is of step {result.step}, and the model of step {clip.step}"
+      left_out.append(records.LeftOut(about, why))
+    else:
+      taken.append(result)
+  return taken, left_out
+
+
+def _metadata(
+  name: str, license: str, results: Sequence[records.Result]
+) -> huggingface_hub.ModelCardData:
+  """Returns the hub's block, with a `model-index` of all measures."""
+  measured = [
+    huggingface_hub.EvalResult(
+      task_type=_TASK_TYPES.get(result.task, _OTHER_TASK_TYPE),
+      dataset_type=result.set or result.data,
+      dataset_name=result.title,
+      metric_type=_METRIC_TYPES.get(measure, measure),
+      # Tasks of one type on one set are one entry: the name tells them apart.
+      metric_name=(
+        f"{tables.task_words(result.task)}, {tables.measure_words(measure)}"
+      ),
+      metric_value=round(value, 6),
+    )
+    for result in results
+    for measure, value, _ in tables.measured(result)
+  ]
+  return huggingface_hub.ModelCardData(
+    license=license,
+    library_name=_LIBRARY,
+    pipeline_tag=_PIPELINE,
+    tags=["clip", "jax", "contrastive-learning"],
+    model_name=name,
+    eval_results=measured or None,
+  )
+
+
+def _body(
+  name: str,
+  clip: inference.Clip,
+  facts: tuple[model_facts.Facts, model_facts.Facts] | None,
+  results: Sequence[records.Result],
+) -> str:
+  parts = [MARK, f"# {markdown.text(name)}", _summary(clip)]
+  parts += ["## How to use it", _usage(name, clip)]
+  parts += ["## Architecture", _facts(model_facts.architecture(clip))]
+  if facts is not None:
+    data, training = facts
+    parts += ["## Data", _facts(data), "## Training", _facts(training)]
+  else:
+    parts += ["## Data and training", "The checkpoint says nothing of them."]
+  parts += ["## Results", _table_of(results)]
+  parts += ["## Intended use", limitations.INTENDED, "## Limitations"]
+  if measured := limitations.measured(results):
+    parts += ["Measured:", _list(markdown.text(x) for x in measured)]
+  parts += [
+    "Of models of this kind (Radford et al. 2021, sections 6 and 7):",
+    _list(limitations.GENERAL),
+  ]
+  return "\n\n".join(parts) + "\n"
+
+
+def _summary(clip: inference.Clip) -> str:
+  if clip.preprocess is None or clip.tokenizer is None:
+    tower = "text" if clip.preprocess is None else "image"
+    return f"The {tower} tower of a model of images and texts, for JAX."
+  loss = clip.probabilities
+  return (
+    "A CLIP model for JAX: an image tower and a text tower whose embeddings of "
+    "unit length are compared by their cosine. A label's probability is the "
+    f"{loss} of scaled cosines."
+  )
+
+
+def _usage(name: str, clip: inference.Clip) -> str:
+  """Returns the code that loads the model and uses it."""
+  call = 'clip.classify("photo.png", labels=["cat", "dog"])'
+  if clip.preprocess is None:
+    call = 'clip.encode_text(["a photo of a cat"])'
+  elif clip.tokenizer is None:
+    call = 'clip.encode_image(["photo.png"])'
+  lines = [
+    "import clip_jax",
+    "",
+    "# The directory of the model, or hf-hub:ORG/NAME.",
+    f"clip = clip_jax.load({json.dumps(name)})",
+    f"print({call})",
+  ]
+  # No name ends the block: json.dumps leaves backticks, a fence has more.
+  fence = "`" * max(3, _longest_run(name) + 1)
+  return "\n".join([f"{fence}python", *lines, fence])
+
+
+def _longest_run(name: str) -> int:
+  """Returns how many backticks stand beside each other at most."""
+  runs = "".join(c if c == "`" else " " for c in name).split()
+  return max(map(len, runs), default=0)
+
+
+def _facts(facts: model_facts.Facts) -> str:
+  return _list(f"{name}: {markdown.text(value)}" for name, value in facts)
+
+
+def _list(sentences: Iterable[str]) -> str:
+  return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def _table_of(results: Sequence[records.Result]) -> str:
+  rows = [
+    (
+      tables.task_words(result.task),
+      result.data if result.set is None else f"{result.title} ({result.data})",
+      tables.measure_words(measure),
+      tables.percent(value),
+      interval,
+    )
+    for result in results
+    for measure, value, interval in tables.measured(result)
+  ]
+  if not rows:
+    return (
+      "There is none yet: `clip-jax eval … --json > results/NAME.json` "
+      "measures, and `clip-jax card … --reports results` adds it."
+    )
+  header = ("task", "data", "measure", "%", "95 % interval")
+  note = (
+    "By `clip-jax eval`. Intervals are Clopper-Pearson's. Linear probes take "
+    "the image tower's features, as the paper's appendix A.3 does."
+  )
+  parts = [markdown.table(header, rows), note]
+  told = sorted(filter(None, {tables.protocol(x) for x in results}))
+  if told:
+    parts.append(_list(map(markdown.text, told)))
+  return "\n\n".join(parts)

@@ -1,0 +1,281 @@
+"""Finds what runs and evaluations have left in directories.
+
+A workdir of `clip-jax train` has its metrics; `clip-jax eval … --json` prints a
+result, which people keep in a file. What is in a file is not trusted: a value
+that is not what its name says is left out.
+"""
+
+import collections
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from clip_jax import errors, json_lines, json_text
+from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.results import addresses, published, records
+from clip_jax.train import metrics
+
+# Larger ones are no result; a result of ours has some kilobytes.
+_MAX_BYTES = 2**24
+_MOST_FILES = 10_000
+# Of a workdir: nothing in them is a result.
+_PASSED_OVER = {
+  workdir_lib.DIRECTORY,
+  workdir_lib.QUARANTINE,
+  workdir_lib.TOKENIZER,
+  "compiled",
+}
+# What a result has at least one of.
+_MEASURES = (
+  "top1",
+  "value",
+  "text_to_image",
+  "image_to_text",
+  "shots",
+  "corruptions",
+  "calibration",
+)
+_EVALUATION = re.compile(r"eval/(.+)/([^/]+)$")
+_RECALL = re.compile(r"eval/(.+)/((?:text_to_image|image_to_text)/.+)$")
+
+
+@dataclasses.dataclass
+class _Found:
+  """What the directories hold, by the full name of each model."""
+
+  runs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+  results: list[tuple[str, dict[str, Any]]] = dataclasses.field(
+    default_factory=list
+  )
+  left_out: list[records.LeftOut] = dataclasses.field(default_factory=list)
+
+
+def read(places: Iterable[str | os.PathLike]) -> records.Collection:
+  """Returns what runs and evaluations have left in some directories.
+
+  Args:
+    places: workdirs, directories of results with all below them, or files.
+
+  Raises:
+    UserError: a place is not there, or nothing was found in any.
+  """
+  found, named = _Found(), list(places)
+  for place in named:
+    errors.check_local("The directory", place)
+    path = pathlib.Path(place).expanduser()
+    if not path.exists():
+      raise errors.UserError(
+        f"{place} is not there; give workdirs of `clip-jax train`, or "
+        "directories with what `clip-jax eval … --json` printed."
+      )
+    _read_place(path.resolve(), found)
+  if not found.runs and not found.results:
+    listed = ", ".join(map(str, named))
+    why = "".join(f"\n{x.path}: {x.why}" for x in found.left_out[:5])
+    raise errors.UserError(
+      f"There is no result in {listed}. Keep one with `clip-jax eval MODEL … "
+      f"--json > DIR/NAME.json`, or give a workdir of `clip-jax train`.{why}"
+    )
+  return _collect(found)
+
+
+def _collect(found: _Found) -> records.Collection:
+  keys = [*found.runs, *(key for key, _ in found.results)]
+  names = addresses.distinct(keys)
+  latest: dict[tuple[str, str, str], records.Result] = {}
+  for key, values in found.results:
+    result = _result(names[key], key, values)
+    same = (result.model, result.task, result.data)
+    if same not in latest or (result.step or 0) >= (latest[same].step or 0):
+      latest[same] = result
+  return records.Collection(
+    models=list(dict.fromkeys(names[key] for key in keys)),
+    runs=[
+      records.Run(model=names[key], **run) for key, run in found.runs.items()
+    ],
+    results=list(latest.values()),
+    left_out=found.left_out,
+  )
+
+
+def _read_place(path: pathlib.Path, found: _Found) -> None:
+  if path.is_file():
+    found.results += _read_file(path, path.parent, found)
+    return
+  for count, file in enumerate(_walk(path)):
+    if count == _MOST_FILES:
+      why = f"more than {_MOST_FILES} files; the rest was not read"
+      found.left_out.append(records.LeftOut(addresses.last(str(path)), why))
+      return
+    if file.name == metrics.METRICS:
+      if any((run := _read_run(file)).values()):
+        found.runs[str(file.parent)] = run
+        # Before other results, which have more in them.
+        own = _evaluations(file.parent, found)
+        found.results[:0] = [(str(file.parent), values) for values in own]
+    else:
+      found.results += _read_file(file, path, found)
+
+
+def _walk(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields metrics and JSON files below a directory, in order of names."""
+  for directory, below, names in os.walk(path):
+    below[:] = sorted(
+      name
+      for name in below
+      if name not in _PASSED_OVER and not name.startswith(".")
+    )
+    for name in sorted(names):
+      is_config = name == workdir_lib.CONFIG and metrics.METRICS in names
+      if name == metrics.METRICS or (name.endswith(".json") and not is_config):
+        yield pathlib.Path(directory) / name
+
+
+def _read_run(path: pathlib.Path) -> dict[str, Any]:
+  """Returns a run's losses and evaluations; a later line of a step counts."""
+  losses: dict[int, float] = {}
+  evaluations = collections.defaultdict(dict)
+  for _, entry in json_lines.read(path, {"step": int}):
+    if entry is None:
+      continue
+    step = entry["step"]
+    if (loss := records.number(entry.get("loss"))) is not None:
+      losses[step] = loss
+    for name, value in entry.items():
+      match = _RECALL.match(name) or _EVALUATION.match(name)
+      if match and (value := records.number(value)) is not None:
+        evaluations[match[1], match[2]][step] = value
+  return {
+    "losses": sorted(losses.items()),
+    "evaluations": {
+      key: sorted(values.items()) for key, values in evaluations.items()
+    },
+  }
+
+
+def _read_file(
+  path: pathlib.Path, place: pathlib.Path, found: _Found
+) -> list[tuple[str, dict[str, Any]]]:
+  """Returns the results in a file with their models; tells where it has none.
+
+  A result that names no model is of `place`.
+  """
+  name = str(path.relative_to(place.parent))
+  try:
+    values = json_text.read(path, kind=(dict, list), max_bytes=_MAX_BYTES)
+  except (errors.UserError, OSError) as error:
+    why = str(error).replace(str(path), path.name)
+    found.left_out.append(records.LeftOut(name, why))
+    return []
+  if isinstance(values, dict) and "interpolate" in values:
+    why = "results between two models (--interpolate) are not drawn"
+    found.left_out.append(records.LeftOut(name, why))
+    return []
+  results = []
+  for part in map(_flat, _parts(values) or [{}]):
+    if any(measure in part for measure in _MEASURES):
+      results.append(part)
+      continue
+    texts = _texts(part)
+    why = "holds no result of `clip-jax eval … --json`"
+    if {"set", "status"} <= texts.keys():  # Of a suite, which tells why.
+      why = f"{texts['set']} was not measured: {texts['status']}"
+    found.left_out.append(records.LeftOut(name, why))
+  home = (
+    _texts(_flat(values)).get("model") if isinstance(values, dict) else None
+  )
+  return [
+    (_texts(result).get("model", home or str(place)), result)
+    for result in results
+  ]
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a suite's result as `eval` gives one of a single task."""
+  flat = dict(values)
+  measures, model, protocol = map(values.get, ("measures", "model", "protocol"))
+  if isinstance(measures, dict):
+    flat = measures | flat
+  if isinstance(model, dict):
+    flat |= {"model": model.get("path"), "step": model.get("step")}
+  if isinstance(protocol, dict):
+    flat["protocol"] = protocol.get("text")
+  return flat
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+  return {
+    key: value
+    for key, value in values.items()
+    if isinstance(value, str) and value
+  }
+
+
+def _parts(values: Any) -> list[dict[str, Any]]:
+  """Returns the results of a JSON value: one, or those of a list or a suite."""
+  if isinstance(values, list):
+    return [dict(entry) for entry in records.entries(values)]
+  if "task" in values or "metric" in values:
+    return [values]
+  for name in ("results", "sets", "evals"):
+    inner = values.get(name)
+    if isinstance(inner, dict):
+      inner = list(inner.values())
+    if inner := records.entries(inner):
+      return [dict(entry) for entry in inner]
+  return [values]
+
+
+def _result(model: str, origin: str, values: dict[str, Any]) -> records.Result:
+  texts = _texts(values)
+  recall = "text_to_image" in values or "image_to_text" in values
+  task = texts.get("task", "retrieval" if recall else "zero_shot")
+  # A suite's name of a set says more than the address of its files.
+  address = texts.get("set", texts.get("data", ""))
+  step = values.get("step")
+  return records.Result(
+    model=model,
+    origin=origin,
+    task=addresses.shown(task, limit=40),
+    data=addresses.shown(address) or "unnamed data",
+    set=published.find_set(address),
+    step=step if type(step) is int else None,
+    values=values,
+  )
+
+
+def _evaluations(workdir: pathlib.Path, found: _Found) -> list[dict[str, Any]]:
+  """Returns the last evaluations of a run, as `clip-jax eval` gives them.
+
+  Task and data are of the run's config.
+  """
+  try:
+    config = workdir_lib.load_config(workdir)
+  except (errors.UserError, OSError) as error:
+    why = str(error).replace(str(workdir), workdir.name)
+    found.left_out.append(
+      records.LeftOut(f"{workdir.name}/{workdir_lib.CONFIG}", why)
+    )
+    return []
+  lines = found.runs[str(workdir)]["evaluations"]
+  results = []
+  for name, entry in config.evals.items():
+    measures = {m: v[-1] for (n, m), v in lines.items() if n == name}
+    if not measures:
+      continue
+    last = max(step for step, _ in measures.values())
+    tree: dict[str, Any] = {}
+    for measure, (step, value) in measures.items():
+      if step == last:
+        *ways, leaf = measure.split("/")
+        node = tree
+        for way in ways:
+          node = node.setdefault(way, {})
+        node[leaf] = value
+    about = {"data": str(entry.get("data", name)), "step": last}
+    task = entry.get("task", "auto")
+    results.append(tree | about | ({} if task == "auto" else {"task": task}))
+  return results

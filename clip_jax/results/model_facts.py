@@ -1,0 +1,143 @@
+"""What is known of a model for its card: architecture, data and training."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from clip_jax import config as config_lib
+from clip_jax import inference, json_lines, terminal
+from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.results import addresses, records
+from clip_jax.train import metrics
+
+Facts = list[tuple[str, str]]
+
+
+def architecture(clip: inference.Clip) -> Facts:
+  """Returns the towers and sizes of a model."""
+  params, spec = clip.variables["params"], clip.spec
+  facts = [("parameters", f"{_count(params):,}")]
+  if clip.preprocess is not None:
+    image = spec["image"]
+    size = clip.preprocess.image_size
+    facts += [
+      ("image tower", _tower(image, params.get("image"))),
+      ("image size", f"{size} x {size} pixels"),
+    ]
+  if clip.tokenizer is not None:
+    facts += [
+      ("text tower", _tower(spec["text"], params.get("text"))),
+      ("context", f"{clip.tokenizer.context_length} tokens"),
+      ("tokenizer", str(spec["tokenizer"].get("kind", "?"))),
+    ]
+  if "embed_dim" in spec:
+    facts.append(("embedding", f"{spec['embed_dim']} numbers, unit length"))
+  if "log_scale" in params:
+    facts.append(("logit scale", f"{clip.logit_scale:.2f}"))
+  if clip.logit_bias is not None:
+    facts.append(("logit bias", f"{clip.logit_bias:.2f}"))
+  return facts
+
+
+def _count(params: Any) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _tower(tower: Mapping[str, Any], params: Any) -> str:
+  parts = [str(tower.get("kind", "?"))]
+  for name in ("width", "depth", "depths", "heads", "patch_size"):
+    value = tower.get(name)
+    if isinstance(value, list | tuple):
+      value = "-".join(map(str, value))
+    if value is not None:
+      parts.append(f"{name.replace('_', ' ')} {value}")
+  if params is not None:
+    parts.append(f"{_count(params):,} parameters")
+  return ", ".join(parts)
+
+
+def data(config: config_lib.Config, counters: Mapping[str, Any]) -> Facts:
+  """Returns what a run was trained on, without directories."""
+  facts = [("training data", addresses.shown(config.data.train))]
+  if isinstance(records := counters.get("records"), int):
+    facts.append(("records", f"{records:,}"))
+  if config.data.held_out:
+    share = terminal.percent(config.data.held_out)
+    facts.append(("held out", f"{share} of it, not trained on"))
+  if config.data.template:
+    facts.append(("captions", addresses.last(config.data.template)))
+  if bad := counters.get("bad_records"):
+    facts.append(("bad records", f"met {bad} times and replaced"))
+  return facts
+
+
+def training(
+  config: config_lib.Config,
+  *,
+  step: int,
+  counters: Mapping[str, Any],
+  path: pathlib.Path,
+) -> Facts:
+  """Returns how a run was trained.
+
+  Args:
+    config: of the run.
+    step: updates done.
+    counters: of its checkpoint.
+    path: the workdir.
+  """
+  optim = config.optim
+  rate = f"{optim.name}, peak learning rate {optim.peak_lr:g}"
+  if optim.warmup_steps is not None:
+    rate += f" after {optim.warmup_steps} steps"
+  facts = [
+    ("steps", f"{step:,}"),
+    ("batch size", f"{config.batch_size:,} pairs"),
+    ("pairs seen", f"{step * config.batch_size:,}"),
+    ("loss", config.loss.kind),
+    ("optimizer", f"{rate}, weight decay {optim.weight_decay:g}"),
+    ("precision", config.precision),
+    ("seed", str(config.seed)),
+  ]
+  init = config.init
+  began = [x for x in (init.model, init.image, init.text) if x]
+  if began:
+    facts.append(("began with", " and ".join(map(addresses.last, began))))
+  if optim.frozen:
+    facts.append(("not trained", optim.frozen))
+  if isinstance(devices := counters.get("devices"), str):
+    facts.append(("devices", devices))
+  if seconds := _seconds(path / metrics.METRICS, config.batch_size):
+    facts.append(
+      (
+        "time",
+        f"{terminal.duration(seconds)} of updates, without compiling and "
+        "evaluating",
+      )
+    )
+  return facts
+
+
+def _seconds(path: pathlib.Path, batch_size: int) -> float:
+  """Returns the seconds of updates, from the rates that were logged."""
+  seconds, previous = 0.0, 0
+  for _, entry in json_lines.read(path, {"step": int}):
+    if entry is None or "loss" not in entry:
+      continue
+    rate = records.number(entry.get("images_per_second"))
+    if rate is not None and rate > 0 and entry["step"] > previous:
+      seconds += (entry["step"] - previous) * batch_size / rate
+    previous = entry["step"]
+  return seconds
+
+
+def of_workdir(path: pathlib.Path, step: int) -> tuple[Facts, Facts]:
+  """Returns the data and the training of a workdir's checkpoint."""
+  config = workdir_lib.load_config(path)
+  counters = workdir_lib.load_counters(path, step)
+  return (
+    data(config, counters),
+    training(config, step=step, counters=counters, path=path),
+  )

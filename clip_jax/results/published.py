@@ -1,0 +1,96 @@
+"""Published figures to compare with: `assets/published.json`, with sources."""
+
+import functools
+import importlib.resources
+import json
+import re
+from typing import Any
+
+from clip_jax.evals import shifts
+
+FILE = "published.json"  # In assets.
+# Where the same figure is published twice, the first of these counts: it has
+# one protocol for all of the models.
+SOURCES = ("open_clip", "paper")
+# What directories and addresses put before the name of a data set.
+_PREFIXES = re.compile("^(?:wds|vtab|clipbenchmark)+")
+
+_TRAINING = re.compile(r"(?:^|[/=])train\b")
+
+
+@functools.cache
+def table() -> dict[str, Any]:
+  """Returns the file: `sources`, `sets` and `models`."""
+  assets = importlib.resources.files("clip_jax") / "assets"
+  return json.loads((assets / FILE).read_text("utf-8"))
+
+
+@functools.cache
+def _names() -> dict[str, str]:
+  """Returns the set of each name that is known for one."""
+  return {
+    _plain(name): key
+    for key, entry in table()["sets"].items()
+    for name in (key, entry["title"], *entry.get("also", ()))
+  }
+
+
+def _plain(name: str) -> str:
+  return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def find_set(address: str) -> str | None:
+  """Returns the set of `table()` that a DATA address or a name is of, or None.
+
+  It is found by a part of the path: `tfds:cifar10/test`, and `wds_cifar10`. Of
+  a training split nothing is published.
+  """
+  path = address.partition(":")[2] or address
+  if _TRAINING.search(path):
+    return None
+  for part in reversed(re.split(r"[/\\?&]", path)):
+    name = _plain(part)
+    for known in (name, _PREFIXES.sub("", name)):
+      if known in _names():
+        return _names()[known]
+  return None
+
+
+def title(key: str) -> str:
+  """Returns what people call a set of `table()`."""
+  return table()["sets"][key]["title"]
+
+
+def metric(key: str, source: str) -> str | None:
+  """Returns what a source measures on a set, such as "top1"; None: nothing."""
+  return table()["sets"][key]["metric"].get(source)
+
+
+def figures(task: str, source: str, key: str) -> dict[str, Any]:
+  """Returns the models' figures on a set, by model.
+
+  Args:
+    task: "zero_shot" or "linear_probe", whose figures are fractions; or
+      "retrieval", whose figures are recalls by direction.
+    source: one of `SOURCES`.
+    key: of the set.
+  """
+  found = {
+    name: model.get(task, {}).get(source, {}).get(key)
+    for name, model in table()["models"].items()
+  }
+  return {name: value for name, value in found.items() if value is not None}
+
+
+def expected(shift: str, accuracy: float) -> float | None:
+  """Returns the accuracy that a shift's baseline gives for one on ImageNet.
+
+  None where no line is published for all of ImageNet's classes (shifts.py).
+
+  Args:
+    shift: the set.
+    accuracy: on ImageNet, a fraction between 0 and 1, both excluded.
+  """
+  if shift not in shifts.of_all_classes():
+    return None
+  return shifts.baselines()[shift].expected(accuracy)

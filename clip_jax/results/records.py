@@ -1,0 +1,154 @@
+"""What was found: runs, results of evaluations, and files that hold neither.
+
+A result's values are of a file, which may hold anything: they are read by the
+functions here, which give None for what a value cannot be.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clip_jax.results import published
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """One evaluation of one model.
+
+  Attributes:
+    model: its short name, the same for all its results.
+    origin: its path or address in full, or where the result was found if that
+      names no model.
+    task: such as "zero_shot".
+    data: the DATA address without directories, or the name of the set.
+    set: the key of `published.table()`, or None.
+    step: updates that the model was trained for; None where nothing says it.
+    values: the JSON object, whose values may be anything.
+  """
+
+  model: str
+  origin: str
+  task: str
+  data: str
+  set: str | None
+  step: int | None
+  values: Mapping[str, Any]
+
+  @property
+  def title(self) -> str:
+    """What the data is called."""
+    return self.data if self.set is None else published.title(self.set)
+
+  def number(self, name: str) -> float | None:
+    """Returns a value if it is a finite number."""
+    return number(self.values.get(name))
+
+  def fraction(self, name: str) -> float | None:
+    """Returns a value if it is a number from 0 to 1.
+
+    A result of a suite has one measure, `value`, whose name is `metric`.
+    """
+    value = self.values.get(name)
+    if value is None and self.values.get("metric") in (name, _OTHER.get(name)):
+      value = self.values.get("value")
+    return fraction(value)
+
+  def interval(self, name: str) -> tuple[float, float] | None:
+    """Returns the 95 % interval of a measure, in fractions, if there is one.
+
+    Of a recall the name is such as "text_to_image/r@1".
+    """
+    found = self.values.get(f"{name}_interval_95") or self._of_suite(name)
+    if found is None:
+      found = self.values.get("interval_95")
+      if isinstance(found, dict):  # Of several measures.
+        found = found.get(name)
+      elif self.fraction(name) != fraction(self.values.get("value")):
+        return None  # Of another measure.
+    if isinstance(found, list) and len(found) == 2:
+      low, high = map(fraction, found)
+      if low is not None and high is not None and low <= high:
+        return low, high
+    return None
+
+  def _of_suite(self, name: str) -> Any:
+    """Returns the interval of a measure in `values` of a suite's result."""
+    values = self.values.get("values")
+    if not isinstance(values, dict):
+      return None
+    entry = values.get(_OTHER.get(name, name.replace("/", "_")))
+    return entry.get("interval_95") if isinstance(entry, dict) else None
+
+
+# What a suite calls a measure.
+_OTHER = {"top1": "accuracy"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a workdir's metrics say, by step.
+
+  Attributes:
+    model: the short name, as of its results.
+    losses: steps and losses.
+    evaluations: steps and values, by evaluation and measure.
+  """
+
+  model: str
+  losses: Sequence[tuple[int, float]]
+  evaluations: Mapping[tuple[str, str], Sequence[tuple[int, float]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+  """A file that is no result, and why."""
+
+  path: str
+  why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+  """All that was found, in a fixed order, and what was not taken.
+
+  Attributes:
+    models: the short names, in the order in which they were given.
+    runs: workdirs with metrics.
+    results: of evaluations; the latest of each model, task and data.
+    left_out: files that hold no result.
+  """
+
+  models: Sequence[str]
+  runs: Sequence[Run]
+  results: Sequence[Result]
+  left_out: Sequence[LeftOut]
+
+  def of_task(self, task: str) -> list[Result]:
+    """Returns the results of a task."""
+    return [result for result in self.results if result.task == task]
+
+
+def number(value: Any) -> float | None:
+  """Returns `value` if it is a finite number, else None."""
+  if isinstance(value, int | float) and not isinstance(value, bool):
+    return float(value) if math.isfinite(value) else None
+  return None
+
+
+def fraction(value: Any) -> float | None:
+  """Returns `value` if it is a number from 0 to 1, else None."""
+  found = number(value)
+  return found if found is not None and 0 <= found <= 1 else None
+
+
+def top1(value: Any) -> float | None:
+  """Returns a fraction, or the `top1` of an object of measures; else None."""
+  return fraction(value.get("top1") if isinstance(value, dict) else value)
+
+
+def entries(value: Any) -> list[Mapping[str, Any]]:
+  """Returns the objects of a list; nothing where it is none."""
+  if not isinstance(value, list):
+    return []
+  return [entry for entry in value if isinstance(entry, dict)]

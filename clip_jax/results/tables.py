@@ -1,0 +1,217 @@
+"""From results to tables: all measures, retrieval, and published figures."""
+
+from typing import Any
+
+from clip_jax import terminal
+from clip_jax.results import published, records
+from clip_jax.results.picture import Table
+
+_TASKS = {
+  "zero_shot": "zero-shot",
+  "linear_probe": "linear probe",
+  "knn": "nearest neighbours",
+  "few_shot": "few-shot",
+}
+# In words, in the order in which they are told.
+MEASURES = {
+  "top1": "top-1",
+  "top5": "top-5",
+  "mean_per_class": "mean per class",
+  "mean_top1_top5": "mean of top-1 and top-5",
+  "map_11_point": "11-point mAP",
+  "roc_auc": "ROC AUC",
+}
+WAYS = {"text_to_image": "text to image", "image_to_text": "image to text"}
+_RECALLS = ("r@1", "r@5", "r@10")
+
+
+def task_words(task: str) -> str:
+  """Returns what a task is called."""
+  return _TASKS.get(task, task)
+
+
+def percent(value: float) -> str:
+  """Returns a fraction in percent with one digit."""
+  return f"{100 * value:.1f}"
+
+
+def measured(result: records.Result) -> list[tuple[str, float, str]]:
+  """Returns the measures of a result: name, fraction and interval in words."""
+  rows = []
+  values = {name: result.fraction(name) for name in MEASURES}
+  for way in WAYS:
+    recalls = recalls_of(result.values, way)
+    values |= {f"{way}/{name}": value for name, value in recalls.items()}
+  for name, value in values.items():
+    if value is not None:
+      interval = result.interval(name)
+      words = " to ".join(map(percent, interval)) if interval else ""
+      rows.append((name, value, words))
+  return rows
+
+
+def measure_words(name: str) -> str:
+  """Returns what a measure of `measured` is called."""
+  way, slash, recall = name.partition("/")
+  if slash:
+    return f"{WAYS[way]}, {recall.upper()}"
+  return MEASURES[name]
+
+
+def protocol(result: records.Result) -> str:
+  """Returns what a result says of how it was measured; "" for nothing."""
+  found = result.values.get("protocol")
+  return terminal.printable(found, limit=300) if isinstance(found, str) else ""
+
+
+def recalls_of(values: Any, way: str) -> dict[str, float]:
+  """Returns the recalls of one direction of retrieval."""
+  entry = values.get(way)
+  if not isinstance(entry, dict):
+    return {}
+  found = {name: records.fraction(entry.get(name)) for name in _RECALLS}
+  return {name: value for name, value in found.items() if value is not None}
+
+
+def results(collection: records.Collection) -> Table | None:
+  """Returns all measures of all results."""
+  rows = [
+    (
+      result.model,
+      task_words(result.task),
+      result.title,
+      measure_words(name),
+      percent(value),
+      interval,
+      _count(result),
+      "" if i else protocol(result),  # Once for all measures of a result.
+    )
+    for result in collection.results
+    for i, (name, value, interval) in enumerate(measured(result))
+  ]
+  header = (
+    "model",
+    "task",
+    "data",
+    "measure",
+    "%",
+    "95 % interval",
+    "examples",
+    "protocol",
+  )
+  note = "Clopper-Pearson intervals. The data are named without directories."
+  return Table("results", "Results", note, header, rows) if rows else None
+
+
+def _count(result: records.Result) -> str:
+  for name in ("examples", "images"):
+    if (count := result.number(name)) is not None:
+      return f"{count:,.0f}"
+  return ""
+
+
+def compared(collection: records.Collection) -> Table | None:
+  """Returns results on data sets of the paper beside published figures."""
+  models = list(published.table()["models"])
+  rows = []
+  for task in ("zero_shot", "linear_probe"):
+    own = collection.of_task(task)
+    keys = dict.fromkeys(x.set for x in own if x.set is not None)
+    for key in keys:
+      for source in published.SOURCES:
+        others = published.figures(task, source, key)
+        metric = published.metric(key, source)
+        values = {
+          x.model: x.fraction(metric) for x in own if x.set == key and metric
+        }
+        if others and any(value is not None for value in values.values()):
+          assert metric is not None
+          words = f"{task_words(task)}, {MEASURES[metric]} ({source})"
+          figures = [values.get(model) for model in collection.models]
+          figures += [others.get(model) for model in models]
+          title = f"{published.title(key)}, {words}"
+          rows.append((title, *map(_cell, figures)))
+  note = (
+    "In percent. Rows “open_clip”: CLIP_benchmark's splits and prompts; rows "
+    "“paper”: the paper's. They differ, and a row compares only with a result "
+    "of the same protocol."
+  )
+  header = ("data set", *collection.models, *models)
+  return (
+    Table(
+      "compared",
+      "Beside published figures",
+      note,
+      header,
+      rows,
+      published_columns=len(models),
+    )
+    if rows
+    else None
+  )
+
+
+def _cell(value: float | None) -> str:
+  return "" if value is None else percent(value)
+
+
+def retrieval(collection: records.Collection) -> Table | None:
+  """Returns recalls, and below them what is published on the same sets."""
+  found = [x for x in collection.results if x.task == "retrieval"]
+  rows = [
+    (
+      result.model,
+      result.title,
+      words,
+      *(_cell(recalls.get(name)) for name in _RECALLS),
+      _rank(result.values.get(way)),
+    )
+    for result in found
+    for way, words in WAYS.items()
+    if (recalls := recalls_of(result.values, way))
+  ]
+  if not rows:
+    return None
+  others = [
+    (
+      f"{model} ({source})",
+      published.title(key),
+      words,
+      *(_cell(recalls_of(figures, way).get(name)) for name in _RECALLS),
+      "",
+    )
+    for key in dict.fromkeys(x.set for x in found if x.set is not None)
+    for source in published.SOURCES
+    for model, figures in published.figures("retrieval", source, key).items()
+    for way, words in WAYS.items()
+  ]
+  header = ("model", "data", "direction", "R@1", "R@5", "R@10", "median rank")
+  note = (
+    "In percent. Published figures count an equal caption of another image as "
+    "a miss (--duplicates misses)."
+  )
+  return Table(
+    "retrieval",
+    "Retrieval",
+    note,
+    header,
+    rows + others,
+    published_rows=len(others),
+  )
+
+
+def _rank(entry: Any) -> str:
+  rank = entry.get("median_rank") if isinstance(entry, dict) else None
+  found = records.number(rank)
+  return "" if found is None else f"{found:g}"
+
+
+# Each table, with what it is made from.
+TABLES = {
+  "compared": (
+    compared,
+    "results on data sets of the paper, such as tfds:cifar10/test",
+  ),
+  "retrieval": (retrieval, "results of --task retrieval"),
+  "results": (results, "results of any task"),
+}

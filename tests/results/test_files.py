@@ -1,0 +1,248 @@
+import json
+
+import pytest
+
+from clip_jax import errors
+from clip_jax.results import addresses, files, published, tables
+
+
+def write(path, values):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(values))
+
+
+def zero_shot(top1=0.5, data="builtin:digits/test", **more):
+  return {"task": "zero_shot", "data": data, "top1": top1, **more}
+
+
+def write_metrics(directory, *entries):
+  directory.mkdir(parents=True, exist_ok=True)
+  lines = [json.dumps(entry) for entry in entries]
+  (directory / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def test_results_of_one_model_are_joined_across_directories(tmp_path):
+  run = tmp_path / "runs/mine"
+  write_metrics(run, {"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5})
+  write(tmp_path / "a/x.json", zero_shot(model=str(run)))
+  write(tmp_path / "b/deep/y.json", zero_shot(data="csv:d.csv", model=str(run)))
+  found = files.read([run, tmp_path / "a", tmp_path / "b"])
+  assert found.models == ["mine"]
+  assert [run.losses for run in found.runs] == [[(1, 2.0), (2, 1.5)]]
+  assert [result.model for result in found.results] == ["mine", "mine"]
+
+
+def test_models_of_the_same_name_stay_apart(tmp_path):
+  for i, model in enumerate(("/home/me/a/demo", "/home/me/b/demo")):
+    write(tmp_path / f"{i}.json", zero_shot(0.1 + i / 2, model=model))
+  found = files.read([tmp_path])
+  assert found.models == ["a/demo", "b/demo"]
+  assert [x.fraction("top1") for x in found.results] == [0.1, 0.6]
+
+
+def test_the_latest_step_counts(tmp_path):
+  for i, (step, top1) in enumerate(((5, 0.9), (9, 0.7), (7, 0.8))):
+    write(tmp_path / f"{i}.json", zero_shot(top1, step=step, model="m"))
+  (result,) = files.read([tmp_path]).results
+  assert (result.step, result.fraction("top1")) == (9, 0.7)
+
+
+def test_metrics_give_evaluations_by_name_measure_and_step(tmp_path):
+  write_metrics(
+    tmp_path / "run",
+    {"step": 1, "loss": 3.0},
+    {"step": 2, "eval/seen/top1": 0.25, "eval/p/text_to_image/r@1": 0.5},
+    {"step": 4, "eval/seen/top1": 0.75, "eval/seen/examples": 4},
+    {"step": 4, "loss": None},
+  )
+  (run,) = files.read([tmp_path]).runs
+  assert run.losses == [(1, 3.0)]
+  assert run.evaluations["seen", "top1"] == [(2, 0.25), (4, 0.75)]
+  assert run.evaluations["p", "text_to_image/r@1"] == [(2, 0.5)]
+
+
+def test_a_suites_files_say_what_they_measured(tmp_path):
+  suite = {"suite": "paper27", "set": "pets", "interval_95": [0.7, 0.9]}
+  write(
+    tmp_path / "a.json", {**suite, "metric": "mean_per_class", "value": 0.8}
+  )
+  write(tmp_path / "b.json", {**suite, "metric": "accuracy", "value": 0.75})
+  one, two = (files.read([tmp_path / name]) for name in ("a.json", "b.json"))
+  (one,), (two,) = one.results, two.results
+  assert (one.set, one.title) == ("oxford_pets", "Oxford Pets")
+  assert one.fraction("mean_per_class") == 0.8
+  assert one.interval("mean_per_class") == (0.7, 0.9)
+  assert one.fraction("top1") is None and one.interval("top1") is None
+  assert two.fraction("top1") == 0.75
+
+
+def test_a_whole_suite_is_read_as_its_sets(tmp_path):
+  model = {"path": "/home/me/run", "step": 7, "fingerprint": "ab"}
+  pets = {
+    "set": "oxford_pets",
+    "task": "zero_shot",
+    "data": "wds:/d/wds_vtab-pets/test/{0..3}.tar",
+    "status": "measured",
+    "values": {"mean_per_class": {"value": 0.8, "interval_95": None}},
+    "measures": {"top1": 0.75, "mean_per_class": 0.8, "calibration": {}},
+    "protocol": {"text": "37 prompts", "templates": 1},
+    "model": model,
+  }
+  flickr = {
+    "set": "flickr30k",
+    "task": "retrieval",
+    "values": {"text_to_image_r@1": {"value": 0.5, "interval_95": [0.4, 0.6]}},
+    "measures": {"text_to_image": {"r@1": 0.5}},
+    "model": model,
+  }
+  missing = {"set": "ucf101", "task": "zero_shot", "status": "missing"}
+  write(tmp_path / "all.json", {"sets": [pets, flickr, missing]})
+  found = files.read([tmp_path])
+  assert found.models == ["run"]
+  one, two = found.results
+  assert (one.set, one.step, one.data) == ("oxford_pets", 7, "oxford_pets")
+  assert tables.measured(one) == [
+    ("top1", 0.75, ""),
+    ("mean_per_class", 0.8, ""),
+  ]
+  assert tables.protocol(one) == "37 prompts"
+  assert tables.measured(two) == [("text_to_image/r@1", 0.5, "40.0 to 60.0")]
+  assert [x.why for x in found.left_out] == ["ucf101 was not measured: missing"]
+
+
+def test_intervals_of_several_measures_go_by_name(tmp_path):
+  both = {"top1": [0.4, 0.6], "top5": [0.8, 0.9]}
+  write(tmp_path / "a.json", zero_shot(top5=0.85, interval_95=both))
+  (result,) = files.read([tmp_path]).results
+  assert result.interval("top1") == (0.4, 0.6)
+  assert result.interval("top5") == (0.8, 0.9)
+  assert result.interval("mean_per_class") is None
+
+
+def test_lists_and_summaries_hold_several_results(tmp_path):
+  write(tmp_path / "list.json", [zero_shot(data=f"csv:{i}") for i in range(3)])
+  summary = {"steps": 3, "evals": {"x": zero_shot(data="csv:x")}}
+  write(tmp_path / "summary.json", summary)
+  assert len(files.read([tmp_path]).results) == 4
+
+
+@pytest.mark.parametrize(
+  "text, why",
+  [
+    ('{"task": "zero_shot", "top1": 0.', "no valid JSON"),
+    ('{"name": "package"}', "no result"),
+    ("[1, 2]", "no result"),
+    ('"text"', "must hold"),
+    ("[" * 3000, "JSON"),
+    ('{"interpolate": [{"share": 0.5, "top1": 0.1}]}', "--interpolate"),
+  ],
+)
+def test_damaged_and_foreign_files_are_told_and_left_out(tmp_path, text, why):
+  (tmp_path / "bad.json").write_text(text)
+  write(tmp_path / "good.json", zero_shot())
+  found = files.read([tmp_path])
+  assert len(found.results) == 1
+  (left,) = found.left_out
+  assert left.path.endswith("bad.json") and why in left.why
+  assert str(tmp_path) not in left.path + left.why
+
+
+@pytest.mark.parametrize(
+  "value", [None, True, "0.5", -0.1, 1.5, float("nan"), float("inf"), [0.5], {}]
+)
+def test_values_that_are_no_fractions_are_none(tmp_path, value):
+  write(tmp_path / "x.json", zero_shot(value, top1_interval_95=[value, 0.9]))
+  (result,) = files.read([tmp_path]).results
+  assert result.fraction("top1") is None
+  assert result.interval("top1") is None
+
+
+def test_nothing_to_report_on_is_an_error(tmp_path):
+  with pytest.raises(errors.UserError, match="is not there"):
+    files.read([tmp_path / "none"])
+  (tmp_path / "config.json").write_text("{}")
+  with pytest.raises(errors.UserError, match=r"no result in .*--json"):
+    files.read([tmp_path])
+  with pytest.raises(errors.UserError, match="remote"):
+    files.read(["gs://bucket/run"])
+
+
+def test_a_workdirs_own_files_are_no_results(tmp_path):
+  write_metrics(tmp_path, {"step": 1, "loss": 1.0})
+  write(tmp_path / "checkpoints/3/meta.json", zero_shot())
+  write(tmp_path / ".hidden/x.json", zero_shot())
+  (tmp_path / "config.json").write_text("{")
+  found = files.read([tmp_path])
+  assert not found.results and len(found.runs) == 1
+  # The config was asked for the evaluations' data, and is damaged.
+  assert [left.path for left in found.left_out] == [
+    f"{tmp_path.name}/config.json"
+  ]
+
+
+@pytest.mark.parametrize(
+  "address, shown",
+  [
+    ("builtin:digits/test", "builtin:digits/test"),
+    ("tfds:cifar10/test", "tfds:cifar10/test"),
+    ("tfds:/home/me/tfds/x", "tfds:x"),
+    ("csv:/home/me/pairs.csv?root=/home/me", "csv:pairs.csv"),
+    ("folder:~/pics?split=held_out&held_out=0.1", "folder:pics?split=held_out"),
+    ("wds:/home/me/{0000..0012}.tar", "wds:{0000..0012}.tar"),
+    ("csv:C:\\me\\x.csv", "csv:x.csv"),
+    ("held_out", "held_out"),
+  ],
+)
+def test_addresses_are_shown_without_directories(address, shown):
+  assert addresses.shown(address) == shown
+
+
+@pytest.mark.parametrize(
+  "address, key",
+  [
+    ("tfds:cifar10/test", "cifar10"),
+    ("wds:/data/wds_vtab-pets/test/{0..3}.tar", "oxford_pets"),
+    ("wds:/data/wds_imagenet-a/test/{0..3}.tar", "imagenet_a"),
+    ("tfds:imagenet2012/validation", "imagenet"),
+    ("folder:/data/Oxford Flowers-102", "flowers102"),
+    ("coco:/data/mscoco/captions.json", "mscoco_captions"),
+    ("Stanford Cars", "stanford_cars"),
+    ("tfds:cifar10/train", None),
+    ("folder:/data/cifar10?split=train", None),
+    ("builtin:digits/test", None),
+    ("", None),
+  ],
+)
+def test_sets_are_found_by_a_part_of_the_address(address, key):
+  assert published.find_set(address) == key
+
+
+def test_the_published_table_is_whole():
+  table = published.table()
+  assert len(table["models"]) == 12
+  assert sum(x["by"] == "OpenAI" for x in table["models"].values()) == 9
+  keys = table["sets"].keys()
+  for model in table["models"].values():
+    for task in ("zero_shot", "linear_probe"):
+      for source, values in model.get(task, {}).items():
+        assert source in table["sources"]
+        for key, value in values.items():
+          assert 0 < value < 1 and published.metric(key, source)
+    for values in model["retrieval"].values():
+      assert values.keys() <= keys
+  # 27 sets, of which the paper gives the mean of ViT-B/32: 57.9 and 78.1 %.
+  paper = [
+    k for k in keys if k in table["models"]["ViT-B-32"]["linear_probe"]["paper"]
+  ]
+  assert len(paper) == 27
+  for task, mean in (("zero_shot", 57.9), ("linear_probe", 78.1)):
+    values = [published.figures(task, "paper", k)["ViT-B-32"] for k in paper]
+    assert 100 * sum(values) / 27 == pytest.approx(mean, abs=0.05)
+
+
+def test_the_baseline_of_a_shift_is_a_line_in_logits():
+  # Taori et al.'s models: 50.0 % on V2 at 63.2 % on ImageNet.
+  assert published.expected("imagenet_v2", 0.632) == pytest.approx(
+    0.500, abs=1e-3
+  )
+  assert published.expected("imagenet_r", 0.632) is None

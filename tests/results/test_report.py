@@ -1,0 +1,307 @@
+import html.parser
+import io
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from clip_jax import errors
+from clip_jax.results import (
+  drawing,
+  figures,
+  files,
+  picture,
+  published,
+  report,
+  tables,
+)
+
+MODEL = "/home/jane/secret/run"
+
+
+def results(**more):
+  """One result of each kind, by the name of its file."""
+  zero_shot = {"task": "zero_shot", "model": MODEL, "step": 7}
+  probe = {"task": "linear_probe", "model": MODEL}
+  bins = [
+    {"low": 0, "high": 0.5, "confidence": 0.4, "accuracy": 0.25, "count": 4},
+    {"low": 0.5, "high": 1, "confidence": None, "accuracy": None, "count": 0},
+  ]
+  return {
+    "imagenet": {**zero_shot, "data": "tfds:imagenet2012", "top1": 0.632},
+    "v2": {**zero_shot, "data": "tfds:imagenet_v2/test", "top1": 0.559},
+    "r": {**zero_shot, "data": "tfds:imagenet_r/test", "top1": 0.693},
+    "cifar": {
+      **zero_shot,
+      "data": "tfds:cifar10/test",
+      "top1": 0.5,
+      "top1_interval_95": [0.4, 0.6],
+      "examples": 1000,
+      "calibration": {"ece": 0.125, "reliability": bins},
+      "confusions": [
+        {"true": "<cat>", "predicted": "$x_1$", "count": 3},
+        {"true": "dog", "predicted": "犬", "count": 1},
+      ],
+    },
+    "probe": {**probe, "data": "tfds:cifar10/test", "top1": 0.75},
+    "few": {
+      "task": "few_shot",
+      "model": MODEL,
+      "data": "tfds:cifar10/test",
+      "shots": [
+        {"k": 4, "mean": 0.5, "std": 0.02, "seeds": 3},
+        {"k": 1, "mean": 0.25, "std": 0.1, "seeds": 3},
+      ],
+      "zero_shot": 0.5,
+    },
+    "robust": {
+      "task": "robustness",
+      "model": MODEL,
+      "data": "tfds:cifar10/test",
+      "clean": {"top1": 0.5},
+      "corruptions": [
+        {"name": name, "severity": severity, "top1": 0.5 - severity / 20}
+        for name in ("blur", "noise")
+        for severity in (2, 1)
+      ],
+    },
+    "coco": {
+      "task": "retrieval",
+      "model": MODEL,
+      "data": "coco:/data/mscoco/x.json",
+      "text_to_image": {
+        "r@1": 0.3,
+        "r@5": 0.5,
+        "r@10": 0.6,
+        "median_rank": 4.5,
+      },
+      "image_to_text": {"r@1": 0.4, "r@5": 0.6, "r@10": 0.7, "median_rank": 3},
+    },
+    **more,
+  }
+
+
+def write_all(directory, found):
+  directory.mkdir(exist_ok=True)
+  for name, values in found.items():
+    (directory / f"{name}.json").write_text(json.dumps(values))
+  return directory
+
+
+@pytest.fixture
+def collection(tmp_path):
+  run = tmp_path / "other"
+  run.mkdir()
+  lines = [
+    {"step": 1, "loss": 2.0},
+    {"step": 2, "loss": 1.0, "eval/seen/top1": 0.25},
+    {"step": 4, "eval/seen/top1": 0.5, "eval/p/image_to_text/r@1": 0.5},
+  ]
+  (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  return files.read([run, write_all(tmp_path / "results", results())])
+
+
+def marks(panel):
+  return {mark.label: mark for mark in panel.marks}
+
+
+def test_loss_and_evaluations_are_curves_by_step(collection):
+  (panel,) = figures.loss(collection).panels
+  (mark,) = panel.marks
+  assert (mark.label, mark.x, mark.y) == ("other", [1, 2], [2.0, 1.0])
+  # What was evaluated once is no curve.
+  (panel,) = figures.evaluations(collection).panels
+  (mark,) = panel.marks
+  assert (mark.label, mark.x, mark.y) == ("other, seen", [2, 4], [25.0, 50.0])
+
+
+def test_accuracy_has_a_row_for_each_set_and_what_is_published(collection):
+  (panel,) = figures.accuracy(collection).panels
+  rows = list(panel.categories)
+  assert sorted(rows) == ["CIFAR10", "ImageNet", "ImageNet V2", "ImageNet-R"]
+  found = marks(panel)
+  own = found["run, zero-shot"]
+  assert (
+    dict(zip([rows[i] for i in own.y], own.x, strict=True))["CIFAR10"] == 50
+  )
+  assert own.ranges[own.y.index(rows.index("CIFAR10"))] == (40, 60)
+  probe = found["run, probe"]
+  assert (probe.x, probe.y) == ([75], [rows.index("CIFAR10")])
+  assert own.filled and not probe.filled
+  openai = found["OpenAI ViT-B-32, zero-shot"]
+  values = dict(zip([rows[i] for i in openai.y], openai.x, strict=True))
+  assert values == {"CIFAR10": pytest.approx(91.3), "ImageNet": 63.2}
+
+
+def test_shifts_are_drawn_against_imagenet_with_a_baseline(collection):
+  panels = {
+    p.title: marks(p) for p in figures.FIGURES["shifts"][0](collection).panels
+  }
+  assert panels.keys() == {"ImageNet V2", "ImageNet-R"}
+  own = panels["ImageNet V2"]["run"]
+  assert (own.x, own.y) == ([0.632], [0.559])
+  assert len(panels["ImageNet V2"]["published, zero-shot (open_clip)"].x) == 12
+  line = panels["ImageNet V2"]["trained on ImageNet"]
+  assert line.y[3] == pytest.approx(
+    published.expected("imagenet_v2", line.x[3])
+  )
+  # Against the classes of R alone no line is comparable with all of ImageNet.
+  assert "trained on ImageNet" not in panels["ImageNet-R"]
+
+
+def test_corruptions_start_at_the_clean_images(collection):
+  (panel,) = figures.FIGURES["corruptions"][0](collection).panels
+  assert panel.title == "run on CIFAR10"
+  blur = marks(panel)["blur"]
+  assert (blur.x, blur.y) == ([0, 1, 2], pytest.approx([50, 45, 40]))
+
+
+def test_few_shot_curves_are_sorted_and_have_zero_shot_beside(collection):
+  (panel,) = figures.few_shot(collection).panels
+  curve, line = panel.marks
+  assert (curve.x, curve.y, curve.spread) == ([1, 4], [25, 50], [10, 2])
+  assert (line.look, line.x, line.y) == ("reference", [1, 4], [50, 50])
+
+
+def test_reliability_has_a_bar_for_each_bin_with_examples(collection):
+  (panel,) = figures.FIGURES["reliability"][0](collection).panels
+  bars = marks(panel)["right"]
+  assert (bars.y, bars.ranges) == ([25], [(0, 50)])
+  assert "ECE 12.5 %" in panel.title
+
+
+def test_confusions_name_both_classes(collection):
+  (panel,) = figures.FIGURES["confusions"][0](collection).panels
+  assert panel.categories == ["<cat> → $x_1$", "dog → 犬"]
+  assert list(panel.marks[0].x) == [3, 1]
+
+
+def test_the_table_of_published_figures_compares_by_protocol(collection):
+  table = tables.compared(collection)
+  rows = {row[0]: row[1:] for row in table.rows}
+  header = table.header[1:]
+  assert len(header) == 2 + 12 and table.published_columns == 12
+  row = dict(
+    zip(header, rows["CIFAR10, zero-shot, top-1 (open_clip)"], strict=True)
+  )
+  assert (row["other"], row["run"], row["ViT-B-32"]) == ("", "50.0", "89.8")
+  row = dict(
+    zip(header, rows["CIFAR10, linear probe, top-1 (paper)"], strict=True)
+  )
+  assert (row["run"], row["ViT-B-32"], row["RN50"]) == ("75.0", "95.1", "")
+
+
+def test_the_table_of_retrieval_has_both_directions(collection):
+  table = tables.retrieval(collection)
+  assert list(table.rows[0]) == [
+    *("run", "COCO, 5k test images", "text to image"),
+    *("30.0", "50.0", "60.0", "4.5"),
+  ]
+  # Twelve models of open_clip's and one of the paper's, both directions.
+  assert table.published_rows == 26 == len(table.rows) - 2
+
+
+@pytest.mark.parametrize("name", [*figures.FIGURES, *tables.TABLES])
+@pytest.mark.parametrize(
+  "broken", [None, 3, "text", [], {}, [None, 3, {}], {"reliability": 3}]
+)
+def test_values_of_any_kind_are_survived(tmp_path, name, broken):
+  keys = (
+    *("shots", "corruptions", "calibration", "confusions", "clean", "step"),
+    *("text_to_image", "zero_shot", "interval_95", "protocol", "examples"),
+  )
+  values = {"task": name, **dict.fromkeys(keys, broken), "top1": 0.5}
+  tasks = ("zero_shot", "few_shot", "robustness", "retrieval", broken)
+  found = {
+    f"{i}": {**values, "task": task, "data": broken}
+    for i, task in enumerate(tasks)
+  }
+  made = (figures.FIGURES | tables.TABLES)[name][0]
+  made(files.read([write_all(tmp_path / "results", found)]))
+
+
+class _Reader(html.parser.HTMLParser):
+  def __init__(self):
+    super().__init__()
+    self.tags, self.sources, self.words = [], [], []
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append(tag)
+    self.sources += [v for k, v in attrs if k in ("src", "href")]
+
+  def handle_data(self, data):
+    self.words.append(data)
+
+
+def test_a_report_is_a_page_with_all_pictures_in_it(tmp_path):
+  evil = "<script>alert(1)</script>"
+  more = {
+    "evil": {
+      "task": evil,
+      "model": f"/x/{evil}",
+      "data": f"csv:/x/{evil}&amp;'\"",
+      "top1": 0.5,
+      "protocol": evil,
+    }
+  }
+  source = write_all(tmp_path / "in", results(**more))
+  (source / f"{evil.replace('/', '')}.json").write_text("{")
+  out = tmp_path / "out"
+  made = report.write([source], out)
+  assert made.models == ["run", "script>"] and made.results == 9
+  names = ["accuracy", "shifts", "corruptions", "few_shot", "reliability"]
+  names += ["confusions"]
+  assert [path.rpartition("/")[2] for path in made.pictures] == [
+    f"{name}.png" for name in names
+  ]
+  for path in made.pictures:
+    with Image.open(path) as image:
+      assert image.format == "PNG" and image.width > 300
+  assert made.missing.keys() == {"loss", "evaluations"}
+  (left,) = made.left_out
+  assert "no valid JSON" in left.why
+  text = (out / "index.html").read_text("utf-8")
+  page = _Reader()
+  page.feed(text)
+  assert "script" not in page.tags
+  assert page.tags.count("img") == 6 and page.tags.count("table") == 3
+  assert all(
+    x.startswith(("data:image/png;base64,", "https://")) for x in page.sources
+  )
+  words = " ".join(page.words)
+  assert evil in words  # As text.
+  assert "jane" not in text and str(tmp_path) not in text
+  assert "loss: needs a workdir" in words
+
+
+def test_a_report_replaces_a_report_and_nothing_else(tmp_path):
+  out = tmp_path / "out"
+  everything = write_all(tmp_path / "in", results())
+  report.write([everything], out)
+  assert (out / "few_shot.png").exists()
+  report.write([everything / "cifar.json"], out)
+  assert not (out / "few_shot.png").exists()
+  other = tmp_path / "other"
+  other.mkdir()
+  (other / "index.html").write_text("<html>mine</html>")
+  with pytest.raises(errors.UserError, match="holds other files"):
+    report.write([everything], other)
+  assert [path.name for path in other.iterdir()] == ["index.html"]
+  with pytest.raises(errors.UserError, match="is a file"):
+    report.write([everything], everything / "cifar.json")
+
+
+def test_names_without_glyphs_and_of_any_length_are_drawn():
+  words = "犬 \\frac{ $ \u202e" * 20
+  mark = picture.Mark(words, [1], [0], "bars")
+  panel = picture.Panel(words, words, "", [mark], categories=[words])
+  png = drawing.draw(picture.Figure("f", "t", "", [panel]))
+  with Image.open(io.BytesIO(png)) as image:
+    assert image.format == "PNG"
+
+
+def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, "matplotlib", None)
+  with pytest.raises(errors.UserError, match=r"pip install 'jax-clip\[report"):
+    report.write(["."], "out")

@@ -1,0 +1,257 @@
+"""Runs the paper's comparison of objectives and draws it (Figure 2).
+
+  python tools/objectives.py --out runs/objectives
+  python tools/objectives.py --out runs/objectives --seeds 3 \
+    --kinds contrastive,bow --config.steps=200
+
+Each run has a workdir DIR/KIND-SEED; what is finished is not run again. All
+begin with the image tower that their seed draws, and read with a vocabulary of
+the data's own words: CLIP's 49,408 tokens would take most of a captioner's
+time. Writes DIR/objectives.json and, with matplotlib, DIR/objectives.png.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import pathlib
+import statistics
+import sys
+
+from clip_jax import config as config_lib
+from clip_jax import errors, loading, names, terminal
+from clip_jax.checkpoints import run_model
+from clip_jax.checkpoints import state as state_lib
+from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.data import builtin
+from clip_jax.evals import efficiency
+from clip_jax.models import variants
+from clip_jax.train import loop, metrics, step_flops
+from clip_jax.train import run as run_lib
+
+CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "objectives.py"
+DATA = ("all", "unseen")  # `config.evals` there.
+
+
+VOCABULARY = (
+  "[PAD]",
+  "[UNK]",
+  *builtin.COLOURS,
+  *builtin.WORDS,
+  *builtin.DISTRACTORS,
+  "[CLS]",
+  "[SEP]",  # The largest: there a text is read.
+)
+TOKENIZER = {
+  "kind": "wordpiece",
+  "file": "vocab.txt",
+  "cleaning": "none",
+  "lowercase": True,
+  "pad_id": 0,
+  "start_id": len(VOCABULARY) - 2,
+  "end_id": len(VOCABULARY) - 1,
+}
+
+
+def begin(config, path):
+  """Writes the model that a run begins with, and returns the run's config."""
+  if not path.exists():
+    overrides = {
+      **config.model_overrides,
+      "tokenizer": TOKENIZER,
+      "text": {
+        **config.model_overrides.get("text", {}),
+        "vocab_size": len(VOCABULARY),
+      },
+    }
+    spec = run_model.spec(
+      dataclasses.replace(config, model_overrides=overrides)
+    )
+    module = variants.create_model(spec)
+    loading.assemble(
+      module,
+      state_lib.init_variables(module, config.seed),
+      spec=spec,
+      files={TOKENIZER["file"]: "\n".join(VOCABULARY).encode()},
+    ).save(path)
+  return dataclasses.replace(
+    config,
+    model=variants.FROM_INIT,
+    model_overrides={},
+    init=dataclasses.replace(config.init, model=str(path)),
+  )
+
+
+def measure(kind, seed, out, changes):
+  """Trains one objective with one seed; returns its curve and its cost."""
+  config = config_lib.load(
+    CONFIG, [*changes, f"objective.kind={kind}", f"seed={seed}"]
+  )
+  workdir = out / f"{kind}-{seed}"
+  config = begin(config, out / f"start-{kind}-{seed}")
+  found = workdir / "curve.json"
+  if found.is_file():
+    curve = json.loads(found.read_text())
+    if curve["config"] == json.loads(config_lib.to_json(config)):
+      return curve
+  logging.info("%s, seed %d", kind, seed)
+  seconds = loop.train(config, workdir).seconds
+  lines = [
+    json.loads(line)
+    for line in (workdir / metrics.METRICS).read_text().splitlines()
+  ]
+  points = [
+    line for line in lines if line["step"] and f"eval/{DATA[0]}/top1" in line
+  ]
+  curve = {
+    "objective": kind,
+    "seed": seed,
+    "images": [line["step"] * config.batch_size for line in points],
+    **{name: [line[f"eval/{name}/top1"] for line in points] for name in DATA},
+    "flops_per_image": _flops(workdir) / config.batch_size,
+    "seconds": seconds,
+    "config": json.loads(config_lib.to_json(config)),
+  }
+  found.write_text(json.dumps(curve, indent=2))
+  return curve
+
+
+def _flops(workdir):
+  """Returns the operations of one update."""
+  run = run_lib.make_run(
+    workdir_lib.load_config(workdir),
+    tokenizer_files=workdir_lib.tokenizer_files(workdir),
+  )
+  with run.batches(0) as batches:
+    return step_flops.Counter(run.program)(next(batches))
+
+
+def summarise(curves, target):
+  """Returns one line for each objective, the ratios to the first of them."""
+  needed = {}
+  for curve in curves:
+    needed.setdefault(curve["objective"], []).append(
+      efficiency.images_to_reach(curve["images"], curve["all"], target)
+    )
+  rows = []
+  for kind, counts in needed.items():
+    own = [curve for curve in curves if curve["objective"] == kind]
+    ends = {name: [curve[name][-1] for curve in own] for name in DATA}
+    first = next(iter(needed.values()))
+    pairs = [(a, b) for a, b in zip(counts, first, strict=True) if a and b]
+    ratios = [a / b for a, b in pairs]
+    rows.append(
+      {
+        "objective": kind,
+        "seeds": len(own),
+        "images_to_target": counts,
+        "ratio": statistics.mean(ratios) if ratios else None,
+        **{name: statistics.mean(values) for name, values in ends.items()},
+        "flops_per_image": own[0]["flops_per_image"],
+        "seconds": statistics.mean(curve["seconds"] for curve in own),
+      }
+    )
+  return rows
+
+
+def _table(rows, target):
+  header = (
+    "objective",
+    "seeds",
+    f"images to {target:.0%}",
+    "ratio",
+    "all",
+    "unseen",
+    "MFLOPs an image",
+    "seconds",
+  )
+
+  def line(row):
+    counts = ", ".join(
+      f"{x / 1000:.1f}k" if x else "not reached"
+      for x in row["images_to_target"]
+    )
+    return (
+      row["objective"],
+      str(row["seeds"]),
+      counts,
+      f"{row['ratio']:.2f}" if row["ratio"] else "-",
+      *(f"{row[name]:.1%}" for name in DATA),
+      f"{row['flops_per_image'] / 1e6:.0f}",
+      f"{row['seconds']:.0f}",
+    )
+
+  return terminal.table(header, [line(row) for row in rows])
+
+
+def draw(curves, target, path):
+  """Draws the accuracy of every run against the images that it has seen."""
+  try:
+    from matplotlib import figure
+  except ImportError:
+    logging.warning(
+      "No picture is drawn: matplotlib is missing; pip install matplotlib."
+    )
+    return
+  picture = figure.Figure(figsize=(7, 4.5), layout="constrained")
+  axes = picture.subplots()
+  kinds = list(dict.fromkeys(curve["objective"] for curve in curves))
+  for curve in curves:
+    number = kinds.index(curve["objective"])
+    labelled = curve is next(
+      x for x in curves if x["objective"] == curve["objective"]
+    )
+    axes.plot(
+      curve["images"],
+      [100 * x for x in curve["all"]],
+      color=f"C{number}",
+      marker=".",
+      label=curve["objective"] if labelled else None,
+    )
+  axes.axhline(100 * target, color="grey", linewidth=0.8, linestyle=":")
+  axes.set_xscale("log")
+  axes.set_xlabel("images processed")
+  axes.set_ylabel("zero-shot accuracy, %")
+  axes.legend()
+  picture.savefig(path, dpi=120)
+
+
+def main():
+  parser = argparse.ArgumentParser(
+    description=__doc__.split("\n")[0],
+    epilog="Further arguments change the config: --config.steps=200.",
+    allow_abbrev=False,
+  )
+  parser.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
+  parser.add_argument("--seeds", type=int, default=1, metavar="N")
+  parser.add_argument(
+    "--kinds", default=",".join(names.OBJECTIVES), metavar="A,B"
+  )
+  parser.add_argument("--target", type=float, default=0.6, metavar="SHARE")
+  arguments, rest = parser.parse_known_args()
+  changes = [text.removeprefix("--config.") for text in rest]
+  if wrong := [text for text in rest if not text.startswith("--config.")]:
+    parser.error(f"unknown argument {wrong[0]}")
+  logging.basicConfig(level=logging.INFO, format="%(message)s")
+  arguments.out.mkdir(parents=True, exist_ok=True)
+  kinds = arguments.kinds.split(",")
+  for kind in kinds:
+    if kind not in names.OBJECTIVES:
+      raise errors.unknown("objective", kind, names.OBJECTIVES)
+  curves = [
+    measure(kind, seed, arguments.out, changes)
+    for kind in kinds
+    for seed in range(arguments.seeds)
+  ]
+  rows = summarise(curves, arguments.target)
+  report = {"target": arguments.target, "objectives": rows}
+  (arguments.out / "objectives.json").write_text(json.dumps(report, indent=2))
+  draw(curves, arguments.target, arguments.out / "objectives.png")
+  print(_table(rows, arguments.target))
+
+
+if __name__ == "__main__":
+  try:
+    main()
+  except errors.UserError as error:
+    sys.exit(f"Error: {error}")
