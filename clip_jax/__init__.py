@@ -1,13 +1,13 @@
 """CLIP for JAX: contrastive image-text models, trained, used and converted.
 
-Importing the package starts no device and imports nothing heavy; what
-it offers is resolved on first use.
+Importing the package starts no device and imports nothing heavy; its
+names are resolved on first use.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # What checkers and editors see; `_LAZY` is what Python does.
+if TYPE_CHECKING:  # At run time `_LAZY` resolves these names.
   from clip_jax.errors import AmbiguousError, UserError
   from clip_jax.inference import Clip
   from clip_jax.loading import load

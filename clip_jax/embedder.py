@@ -1,8 +1,8 @@
-"""The functions of a module in use, compiled for few shapes.
+"""Compiled functions of a model in use, for a few batch shapes.
 
 Compiling costs seconds, so any number of images or texts is computed in
-batches of at most three shapes a tower. Which rows share a batch depends on
-their number and their lengths alone.
+batches of at most three shapes for each tower. Which rows share a batch
+depends only on their number and their lengths.
 """
 
 import collections
@@ -20,27 +20,27 @@ from jax.sharding import PartitionSpec as P
 from clip_jax import programs, sharding
 from clip_jax.models import padding, paths, sharded
 
-BATCH_SIZES = (1, 16, 256)  # Of images.
+BATCH_SIZES = (1, 16, 256)  # Images in a batch.
 _PROGRAMS_KEPT = 64  # In memory, over all modules.
-_IN_FLIGHT = 2  # Batches that the devices were given and have not answered.
+_IN_FLIGHT = 2  # Batches that the devices compute or have waiting.
 
 _PROGRAMS: collections.OrderedDict = collections.OrderedDict()
 _COMPILING = threading.Lock()
 
 
 class Shape(NamedTuple):
-  """Rows that are computed together, and the tokens of each (an image: 1)."""
+  """The shape of a batch: its rows, and the tokens in each (1 for images)."""
 
   rows: int
   length: int = 1
 
 
 def text_shapes(tower: nn.Module, longest: int) -> tuple[Shape, ...]:
-  """Returns shapes for few texts, for many short ones, and for long ones.
+  """Returns batch shapes for few texts, many short texts and long texts.
 
   Args:
-    tower: a text tower; one that sees padding computes whole rows only.
-    longest: tokens of a whole row.
+    tower: a text tower; if it sees padding, all shapes have full rows.
+    longest: number of tokens in a full row.
   """
   if not padding.can_be_cut(tower):
     return tuple(Shape(rows, longest) for rows in BATCH_SIZES)
@@ -53,14 +53,14 @@ def text_shapes(tower: nn.Module, longest: int) -> tuple[Shape, ...]:
 def batches(
   needed: np.ndarray, shapes: Sequence[Shape]
 ) -> Iterator[tuple[np.ndarray, Shape]]:
-  """Yields which rows to compute together and in which shape.
+  """Yields, for each batch, the indices of its rows and its shape.
 
-  A larger shape is taken where what it computes for nothing is at most half of
-  what there is to do: another shape would have to be compiled as well.
+  A shape with more rows is taken where the empty rows are at most half as many
+  as the rows to compute: a smaller shape would have to be compiled as well.
 
   Args:
-    needed: tokens that each row needs (n,).
-    shapes: to choose from; one of them is long enough for every row.
+    needed: number of tokens that each row needs (n,).
+    shapes: the shapes to choose from; one is long enough for every row.
   """
   shorter = 0
   for length in sorted({shape.length for shape in shapes}):
@@ -132,11 +132,11 @@ def _log_probabilities(variables, features, units, *, module, mesh):
 
 
 class Embedder:
-  """The embedding functions of one module.
+  """The compiled embedding functions of one module.
 
-  On a mesh each batch is split over all devices, which gather split parameters
-  layer by layer, and the result is whole on every process; all processes then
-  call with the same inputs.
+  On a mesh each batch is split over all devices, and parameters that are split
+  are gathered layer by layer. Every process gets the whole result, so all
+  processes must call with the same inputs.
   """
 
   def __init__(
@@ -146,12 +146,14 @@ class Embedder:
     mesh: jax.sharding.Mesh | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
   ):
-    """Compiles nothing yet.
+    """Stores the arguments; compilation happens at the first call.
 
     Args:
       module: the two-tower module.
-      mesh: of the devices; None is the one of the variables.
-      batch_sizes: of images; rounded up to what the devices can share.
+      mesh: the devices that share each batch; None computes where the
+        variables are.
+      batch_sizes: batch sizes for images, rounded up to multiples of the
+        number of devices.
     """
     self.module = module
     self.mesh = mesh
@@ -160,12 +162,12 @@ class Embedder:
   def embed_images(
     self, variables: Any, images: np.ndarray, *, method: str = "encode_image"
   ) -> np.ndarray:
-    """Returns float32 (n, embed) of uint8 `images` (n, size, size, 3).
+    """Returns embeddings, float32 (n, embed), of images.
 
     Args:
-      variables: of the module.
-      images: preprocessed.
-      method: of the module; "image_features" gives (n, width).
+      variables: the module's parameters and batch statistics.
+      images: preprocessed images, uint8 (n, size, size, 3).
+      method: the module's method to apply; "image_features" gives (n, width).
     """
     images = np.asarray(images)
     return self._run(
@@ -191,9 +193,9 @@ class Embedder:
     return np.asarray(program(variables, batch))
 
   def embed_tokens(self, variables: Any, tokens: np.ndarray) -> np.ndarray:
-    """Returns float32 (n, embed) of int32 `tokens` (n, length).
+    """Returns embeddings, float32 (n, embed), of int32 `tokens` (n, length).
 
-    Columns that hold padding alone are not computed where the tower allows it.
+    Columns that hold only padding are skipped where the tower allows it.
     """
     tokens, tower = np.asarray(tokens), self.module.text
     needed = np.maximum(padding.needed_lengths(tower, tokens), 1)
@@ -235,7 +237,7 @@ class Embedder:
     return found
 
   def _shared(self, shapes) -> list[Shape]:
-    """Returns `shapes` with rows that divide over the devices."""
+    """Returns `shapes` with rows rounded up to a multiple of the devices."""
     devices = 1 if self.mesh is None else self.mesh.size
     rounded = (
       shape._replace(rows=-(-shape.rows // devices) * devices)
@@ -271,7 +273,7 @@ class Embedder:
     return embeds
 
   def _program(self, signature, variables, batch, method):
-    """Returns the function of (variables, batch), compiled once for all."""
+    """Returns the compiled function of (variables, batch), from a cache."""
     about = (self.module, method, self.mesh, batch.shape, str(batch.dtype))
     key = (*about, signature, programs.options())
     if (program := _PROGRAMS.get(key)) is not None:
@@ -291,7 +293,7 @@ class Embedder:
       return _PROGRAMS[key]
 
   def _devices(self, variables) -> list[sharding.Device]:
-    """Returns the devices in the program's order; none where that is open."""
+    """Returns the devices in the program's order; [] if that is unknown."""
     if self.mesh is not None:
       return self.mesh.devices.flatten().tolist()
     arrays = [x for x in jax.tree.leaves(variables) if isinstance(x, jax.Array)]
@@ -301,7 +303,7 @@ class Embedder:
 
   def _place(self, part, size):
     """Pads `part` to `size` rows with copies of its first row."""
-    # A real row keeps the padding's embeddings finite.
+    # A copy of a real row, so that the padding's embeddings are finite.
     filling = np.repeat(part[:1], size - len(part), axis=0)
     batch = np.concatenate([part, filling])
     if self.mesh is None:
@@ -312,7 +314,7 @@ class Embedder:
 
 
 def _signature(variables) -> tuple:
-  """Returns what of `variables` a program is compiled for."""
+  """Returns the shapes, types and shardings that a program depends on."""
   leaves, structure = jax.tree.flatten(variables)
   return structure, tuple(
     (x.shape, str(x.dtype), getattr(x, "sharding", None)) for x in leaves

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class UserError(ValueError):
-  """Something a user can mend: says what, what was got and what to do.
+  """An error that a user can fix: says what, what was got and what to do.
 
   The command line prints the message without a traceback and exits with 1.
 
@@ -19,13 +19,13 @@ class UserError(ValueError):
 
 
 class AmbiguousError(UserError):
-  """Input with several meanings, which a flag of `clip-jax convert` settles.
+  """Input with several possible meanings; a flag of `convert` chooses one.
 
   The command line exits with 2.
 
   Attributes:
-    problem: what is not said.
-    flags: what settles it, such as "--activation gelu".
+    problem: what the input does not say.
+    flags: the flags that say it, such as "--activation gelu".
   """
 
   def __init__(
@@ -40,17 +40,17 @@ class AmbiguousError(UserError):
 
 
 class DamagedError(UserError):
-  """A file that does not hold what its kind of file must hold."""
+  """A file whose content is not valid for its format."""
 
 
-# A longer list of names helps no reader.
+# Above this number only the nearest names are listed.
 _MAX_LISTED = 300
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
   """Returns the error for a `name` that is none of the `known` ones.
 
-  It lists them, or the three nearest where they are many.
+  The message lists the known names, or only the three nearest of many.
   """
   names = sorted(map(str, known))
   close = nearest(name, names, cutoff=0.5)
@@ -71,7 +71,7 @@ def nearest(
 
 
 def check_local(what: str, path: object) -> None:
-  """Raises UserError where `path` is an address on the network, as gs://…"""
+  """Raises UserError if `path` is a network address such as gs://…"""
   if "://" in str(path):
     is_web = re.search("https?://", str(path))
     todo = (
@@ -84,7 +84,7 @@ def check_local(what: str, path: object) -> None:
 
 
 def of_device(error: RuntimeError) -> str | None:
-  """Returns what to do about an error of JAX's devices; None for others."""
+  """Returns advice for a device error of JAX; None for other errors."""
   first = str(error).partition("\n")[0]
   if "Unable to initialize backend" in str(error):
     return (

@@ -1,4 +1,4 @@
-"""What tells two models apart: a digest of all that embeddings depend on."""
+"""A digest of all that a model's embeddings depend on."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ def of(
   tokenizer: tokenizer_lib.Tokenizer | None,
   preprocess: preprocess_lib.Preprocess | None,
 ) -> str:
-  """Returns SHA-256 of a model.
+  """Returns the SHA-256 of a model, in hexadecimal digits.
 
   Args:
     module: the linen module.

@@ -32,7 +32,7 @@ from clip_jax.models import variants
 ImageInput = preprocess_lib.ImageInput
 Images = ImageInput | Iterable[ImageInput]
 Texts = str | Iterable[str]
-# Called with how many inputs are done, and of how many; None of a generator's.
+# Called with the number of inputs done and the total (None for a generator).
 Progress = Callable[[int, int | None], None]
 
 _LABEL_SETS_KEPT = 16
@@ -43,24 +43,24 @@ _AT_ONCE = 256
 class Clip:
   """A model ready for use: module, variables, tokenizer and preprocessing.
 
-  Below it lie pure functions of variables and inputs, for jit, grad and vmap:
-  `clip.module.apply(clip.variables, images, method="encode_image")`, and
-  "encode_text" likewise. Its own functions may be traced, too, with the
-  variables as constants: an input that is traced is prepared already, uint8
-  images as `preprocess` gives them, floating ones that are normalised beside,
-  and tokens as `tokenize` gives them.
+  The model itself is a pure function of variables and inputs, for jit, grad
+  and vmap: `clip.module.apply(clip.variables, images, method="encode_image")`,
+  and "encode_text" likewise. The methods of this class may be traced as well,
+  with the variables as constants. Traced inputs must be preprocessed already:
+  images as `preprocess` gives them (uint8) or also normalised (floating),
+  texts as tokens, as `tokenize` gives them.
 
   Attributes:
     module: the two-tower linen module.
     variables: its parameters and batch statistics.
-    tokenizer: texts to tokens (n, length); None without a text tower.
-    preprocess: called with an image of any kind, gives it as the model sees it,
-      uint8 (size, size, 3); None without an image tower.
+    tokenizer: turns texts into tokens (n, length); None without a text tower.
+    preprocess: turns an image of any kind into the model's input, uint8
+      (size, size, 3); None without an image tower.
     encoder: the compiled embedding functions.
-    path: where the model was loaded from, "" if from nowhere.
-    step: number of updates it was trained for; None where nothing says it.
+    path: where the model was loaded from; "" if it was not loaded.
+    step: number of updates it was trained for; None if unknown.
     spec: the description of the model.
-    files: of the tokenizer, by name.
+    files: the tokenizer's files: their contents by name.
   """
 
   module: clip_lib.CLIP
@@ -82,13 +82,13 @@ class Clip:
   )
 
   def __getstate__(self) -> dict[str, Any]:
-    """Returns what pickle keeps: arrays of numpy, and nothing compiled."""
+    """Returns the state to pickle: numpy arrays, and nothing compiled."""
     left_out = ("_lock", "_label_sets", "encoder")
     state = {k: v for k, v in self.__dict__.items() if k not in left_out}
     return {**state, "variables": jax.tree.map(np.asarray, self.variables)}
 
   def __setstate__(self, state: dict[str, Any]) -> None:
-    """Takes what pickle has kept, on all devices of this machine."""
+    """Restores a pickled state, on all devices of this machine."""
     mesh = sharding.local_mesh()
     self.__dict__.update(
       state,
@@ -119,13 +119,13 @@ class Clip:
         (n, h, w, 3). An image is a path, encoded bytes, an open file, a Pillow
         image or a uint8 array (h, w, 3) of numpy, JAX or PyTorch.
       batch_size: the most images that are in memory at once; None for 256.
-      progress: True for a bar on stderr; or a function that is called with how
-        many images are done and their total, None for a generator's.
-      as_numpy: False for an array of JAX.
+      progress: True for a bar on stderr; or a function that is called with the
+        number of images done and their total, which is None for a generator.
+      as_numpy: False to get a JAX array.
 
     Raises:
       UserError: the model has no image tower, or an image cannot be read; the
-        message names it.
+        message names the image.
     """
     preprocess = self.needed_preprocess()
     self.check_embeds()
@@ -155,8 +155,8 @@ class Clip:
     return _joined(parts, as_numpy)
 
   def with_max_pixels(self, max_pixels: int | None) -> "Clip":
-    """Returns the same model, which reads images of so many pixels."""
-    if self.preprocess is None:  # It reads none.
+    """Returns this model with another limit on the pixels of an input image."""
+    if self.preprocess is None:
       return self
     preprocess = self.preprocess.with_max_pixels(max_pixels)
     return dataclasses.replace(self, preprocess=preprocess)
@@ -171,8 +171,8 @@ class Clip:
   def image_features(self, images: np.ndarray) -> np.ndarray:
     """Returns features (n, width) of preprocessed uint8 (n, size, size, 3).
 
-    They are what the image tower gives before its projection, as the paper's
-    linear probes take them (appendix A.3).
+    Features are the image tower's output before its projection, which the
+    paper's linear probes use (appendix A.3).
     """
     method = functools.partial(
       self.encoder.embed_images, method="image_features"
@@ -190,18 +190,17 @@ class Clip:
   ) -> np.ndarray | jax.Array:
     """Returns unit embeddings of texts, float32 (n, embed).
 
-    A call logs how many of its texts were cut at the context length.
-
     Args:
       texts: one text, several in a list or from a generator, or tokens (n,
         length) as `tokenize` gives them.
       batch_size: the most texts that the model is given at once.
       progress: as in `encode_image`.
-      as_numpy: False for an array of JAX.
-      cuts: counts the texts that are cut, where the caller tells of them.
+      as_numpy: False to get a JAX array.
+      cuts: counts the texts that are cut, if the caller reports them itself;
+        None logs their number.
 
     Raises:
-      UserError: the model has no text tower, or something is no text.
+      UserError: the model has no text tower, or an input is not a text.
     """
     self.check_towers("text")
     self.check_embeds()
@@ -253,14 +252,14 @@ class Clip:
   def tokenize(
     self, texts: Texts, *, cuts: tokenizer_lib.Cuts | None = None
   ) -> np.ndarray:
-    """Returns the tokens of texts as the model sees them, int32 (n, length).
+    """Returns the tokens of texts, int32 (n, length), padded or cut to length.
 
     Args:
       texts: one text, or several.
       cuts: as in `encode_text`.
 
     Raises:
-      UserError: the model has no text tower, or something is no text.
+      UserError: the model has no text tower, or an input is not a text.
     """
     tokenizer = self.needed_tokenizer()
     texts = inputs_lib.listed_texts(texts)
@@ -272,7 +271,7 @@ class Clip:
     return rows.ids
 
   def _tokens(self, texts, cuts) -> np.ndarray:
-    """Returns the tokens (n, length) of texts, or those that were given."""
+    """Returns the tokens (n, length) of texts; tokens are only checked."""
     tower = self.module.text
     if inputs_lib.are_given(texts):
       tokens = np.atleast_2d(np.asarray(texts))
@@ -306,14 +305,16 @@ class Clip:
     progress: bool | Progress = False,
     as_numpy: bool = True,
   ) -> np.ndarray | jax.Array:
-    """Returns the cosine of each image with each text, float32 (n, texts).
+    """Returns the cosine similarity of each image with each text.
+
+    The result is float32 (images, texts).
 
     Args:
       images: as in `encode_image`.
       texts: as in `encode_text`.
       batch_size: as in `encode_image`.
-      progress: as in `encode_image`, of the images.
-      as_numpy: False for an array of JAX.
+      progress: as in `encode_image`, for the images.
+      as_numpy: False to get a JAX array.
 
     Raises:
       UserError: the model has one tower only, or an input cannot be read.
@@ -340,16 +341,17 @@ class Clip:
 
     Args:
       images: as in `encode_image`.
-      labels: names, in a list or parted by commas; a list among them holds
-        synonyms; a dictionary maps names to full prompts; a file of these.
-      templates: one or several texts with a placeholder {}, or a file of them;
-        None is "a photo of a {}.".
-      probabilities: "softmax", where those of all labels add up to one, or
-        "sigmoid", where each label fits or not by itself; None is what the
-        model was trained with.
+      labels: a list of names, or names separated by commas; a list of names in
+        place of a name holds synonyms; a dictionary maps names to full prompts;
+        the path of a file holds any of these.
+      templates: one or several texts with a placeholder {}, or the path of a
+        file of them; None for "a photo of a {}.".
+      probabilities: "softmax" makes them sum to one over the labels, "sigmoid"
+        decides on each label by itself; None for the one that the model was
+        trained with.
       batch_size: as in `encode_image`.
       progress: as in `encode_image`.
-      as_numpy: False for an array of JAX.
+      as_numpy: False to get a JAX array.
 
     Raises:
       UserError: an image cannot be read, labels or templates are not valid, or
@@ -377,7 +379,7 @@ class Clip:
     return found if as_numpy else jnp.asarray(found)
 
   def class_embeddings(self, prompts: prompts_lib.Prompts) -> np.ndarray:
-    """Returns one unit vector a class; the latest label sets are kept."""
+    """Returns a unit vector for each class; caches the latest label sets."""
     with self._lock:
       if prompts in self._label_sets:
         self._label_sets.move_to_end(prompts)
@@ -428,25 +430,25 @@ class Clip:
 
   @functools.cached_property
   def logit_bias(self) -> float | None:
-    """What is added to a scaled similarity; None for models that have none."""
+    """The bias added to scaled similarities; None if the model has none."""
     bias = self.variables["params"].get("logit_bias")
     return None if bias is None else float(np.asarray(bias))
 
   @property
   def probabilities(self) -> str:
-    """What the model was trained with, "softmax" or "sigmoid"."""
+    """How the model's loss makes probabilities: "softmax" or "sigmoid"."""
     return self.spec.get("probabilities", "softmax")
 
   def check_towers(self, *needed: str) -> None:
-    """Raises UserError unless the model has the towers "image" and "text"."""
+    """Raises UserError if a needed tower ("image" or "text") is missing."""
     towers = {"image": self.preprocess, "text": self.tokenizer}
     for part in needed:
       if towers[part] is None:
         (there,) = towers.keys() - {part}
         raise errors.UserError(
-          f"{self.path or 'The model'} has the {there} tower alone, and this "
+          f"{self.path or 'The model'} has only the {there} tower, and this "
           f"needs the {part} tower. Give a model with both, or train one that "
-          f"begins with this tower (init.{there} in a config)."
+          f"starts from this tower (init.{there} in a config)."
         )
 
   def check_embeds(self) -> None:
@@ -472,10 +474,10 @@ class Clip:
     return self.tokenizer
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes a model directory, from which `load` gives the same model.
+    """Writes a model directory, which `load` reads.
 
     Raises:
-      UserError: something is at `path`.
+      UserError: `path` exists and is not an empty directory.
     """
     self.check_embeds()
     if not self.spec:
@@ -501,7 +503,7 @@ class Clip:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """SHA-256 of all that the embeddings depend on."""
+    """The SHA-256 of all that the embeddings depend on."""
     return fingerprint_lib.of(
       self.module,
       self.variables,
@@ -511,9 +513,9 @@ class Clip:
 
 
 def _now(embed: Callable[..., np.ndarray], *inputs: Any) -> np.ndarray:
-  """Returns `embed(*inputs)`, computed even while JAX traces a caller.
+  """Returns `embed(*inputs)`, computed at once even inside a JAX trace.
 
-  A thread of its own has no part in the trace.
+  A new thread is outside of the trace.
   """
   if not isinstance(jnp.zeros(()), core.Tracer):
     return embed(*inputs)

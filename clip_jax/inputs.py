@@ -1,4 +1,4 @@
-"""What users give to a model: images, texts, tokens and batch sizes."""
+"""Checks of a model's inputs: images, texts, tokens and batch sizes."""
 
 import numbers
 import os
@@ -21,17 +21,17 @@ _DECODE: dict[type, str] = dict.fromkeys(
 
 
 def check_ids(tokens: np.ndarray, tower: nn.Module) -> None:
-  """Raises UserError where a text tower does not know some of `tokens`."""
+  """Raises UserError if a token is outside of the tower's vocabulary."""
   for token in (tokens.min(), tokens.max()):
     if not 0 <= token < tower.vocab_size:
       raise errors.UserError(
-        f"The tokens hold the id {token}, but the text tower knows those from "
-        f"0 to {tower.vocab_size - 1} only: they are not of its tokenizer."
+        f"The tokens hold the id {token}, but the text tower knows only the "
+        f"ids 0 to {tower.vocab_size - 1}: another tokenizer made them."
       )
 
 
 def check_length(tokens: np.ndarray | jax.Array, tower: nn.Module) -> None:
-  """Raises UserError unless tokens are (n, length) of a length that fits."""
+  """Raises UserError unless tokens are (n, length) with a valid length."""
   wanted = tower.context_length
   fits = len(tokens.shape) == 2 and (
     tokens.shape[1] == wanted
@@ -45,7 +45,7 @@ def check_length(tokens: np.ndarray | jax.Array, tower: nn.Module) -> None:
 
 
 def are_given(texts: Any) -> bool:
-  """Whether these are integers in an array, of numpy, JAX or PyTorch."""
+  """Whether `texts` are tokens: an integer array of numpy, JAX or PyTorch."""
   kind = str(getattr(texts, "dtype", "")).rpartition(".")[2]
   return kind.startswith(("int", "uint"))
 
@@ -56,12 +56,12 @@ def read_image(
   *,
   name: str,
 ) -> np.ndarray:
-  """Returns an image as the model sees it, uint8 (size, size, 3).
+  """Returns a preprocessed image, uint8 (size, size, 3).
 
   Args:
-    image: of any kind.
-    preprocess: how it becomes an array.
-    name: that an error calls it by, unless it is a path; "" for none.
+    image: an image of any kind.
+    preprocess: the model's preprocessing.
+    name: the image's name in errors, if it is not a path; "" for no name.
 
   Raises:
     UserError: the image cannot be read.
@@ -80,19 +80,19 @@ def read_image(
 
 
 def check_traced_images(images: jax.Array, size: int) -> None:
-  """Raises UserError unless images under a trace are prepared."""
+  """Raises UserError unless traced images are preprocessed already."""
   if images.ndim not in (3, 4) or images.shape[-3:] != (size, size, 3):
     raise errors.UserError(
-      f"Images that are traced must be prepared, (n, {size}, {size}, 3), "
-      f"as clip.preprocess does it for each; got {images.shape}."
+      f"Images that are traced must be preprocessed, (n, {size}, {size}, 3), "
+      f"each by clip.preprocess; got {images.shape}."
     )
 
 
 def batch_size(given: int | None, default: int) -> int:
-  """Returns how many inputs are taken at once.
+  """Returns the batch size `given`, or the default for None.
 
   Raises:
-    UserError: what is given is no whole number from 1 up.
+    UserError: `given` is not a positive integer.
   """
   is_integer = isinstance(given, numbers.Integral)
   if given is not None and not (is_integer and given >= 1):
@@ -103,22 +103,22 @@ def batch_size(given: int | None, default: int) -> int:
 
 
 def is_traced(inputs: Any) -> TypeGuard[jax.Array]:
-  """Whether this is an array in a function that JAX traces."""
+  """Whether this is an abstract array of a JAX trace."""
   return isinstance(inputs, core.Tracer)
 
 
 def stacked(inputs: Any) -> Any:
-  """Returns a list with traced arrays in it as one array."""
+  """Returns a list that holds traced arrays as one array."""
   if isinstance(inputs, list | tuple) and any(map(is_traced, inputs)):
     return jnp.stack([jnp.asarray(each) for each in inputs])
   return inputs
 
 
 def listed_texts(texts: str | Iterable[str]) -> list[str]:
-  """Returns texts in a list, which are given as one or as several.
+  """Returns a list of texts, from one text or several.
 
   Raises:
-    UserError: they are neither.
+    UserError: the argument is neither.
   """
   refused = bytes | bytearray | Mapping | set | frozenset  # Sets have no order.
   if isinstance(texts, refused) or not isinstance(texts, Iterable):

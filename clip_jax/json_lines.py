@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, which a killed process leaves torn."""
+"""Files with one JSON object per line, of which some may be damaged."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from clip_jax import json_text, regular_files
 
 _LOGGER = logging.getLogger(__name__)
 
-# Longer ones are damaged: ours have some hundred bytes.
+# Longer lines are taken as damaged: valid ones have a few hundred bytes.
 _MAX_LINE_BYTES = 2**20
 
 Entry = dict[str, Any]
@@ -19,11 +19,13 @@ Entry = dict[str, Any]
 def read(
   path: pathlib.Path, fields: dict[str, type]
 ) -> Iterator[tuple[bytes, Entry | None]]:
-  """Yields each line, ended, and its object; None where it is damaged.
+  """Yields each line with its newline, and its object (None if damaged).
+
+  A process that is killed while it writes leaves a damaged last line.
 
   Args:
-    path: what is no file has no lines.
-    fields: the object's names that must be there, with their types.
+    path: the file; yields nothing if there is none.
+    fields: names that each object must have, with the types of their values.
   """
   if not path.is_file():
     return
@@ -37,7 +39,7 @@ def _parse(line: bytes, fields: dict[str, type]) -> Entry | None:
     entry = json_text.parse(line)
   except json_text.JsonError:
     return None
-  # By type(): True is no step.
+  # Compares by type(), since isinstance(True, int) is true.
   fits = all(type(entry.get(name)) is kind for name, kind in fields.items())
   return entry if fits else None
 
@@ -45,15 +47,15 @@ def _parse(line: bytes, fields: dict[str, type]) -> Entry | None:
 def rewrite(
   path: pathlib.Path, fields: dict[str, type], keep: Callable[[Entry], bool]
 ) -> None:
-  """Leaves the lines in a file that `keep` wants; sets damaged ones aside.
+  """Rewrites a file with only the lines whose objects `keep` accepts.
 
-  They are moved to the end of `path` + ".damaged", and that is told. The file
-  is replaced as a whole.
+  Damaged lines are appended to `path` + ".damaged", with a warning. The file is
+  replaced atomically.
 
   Args:
-    path: nothing happens where it is no file.
+    path: the file; nothing happens if there is none.
     fields: as in `read`.
-    keep: from an object to whether its line stays.
+    keep: returns whether the line of an object stays.
   """
   if not path.is_file():
     return

@@ -1,6 +1,6 @@
-"""Reads JSON that others wrote: lenient where that is safe, and bounded.
+"""Reads JSON from untrusted files, with limits on its size and depth.
 
-Whatever the bytes are, the outcome is the wanted value or a `JsonError`.
+Any bytes give either a value of the wanted type or a `JsonError`.
 """
 
 import json
@@ -9,17 +9,17 @@ from typing import Any
 
 from clip_jax import errors, regular_files
 
-# Deeper than any file that is read here; whoever walks a value may recurse.
+# No valid file is nested deeper, so that values may be walked recursively.
 MAX_DEPTH = 100
 MAX_BYTES = 2**28
-# Integers of more digits become floats: they are no count and no size of ours,
-# and beyond 4,300 Python refuses them.
+# Integers of more digits become floats: none of them is a count or a size, and
+# Python raises an error beyond 4,300 digits.
 _MAX_DIGITS = 20
 AGAIN = "; fetch or make it again."
 
 
 class JsonError(errors.UserError):
-  """Text that is not the JSON that is wanted.
+  """Text that is not valid JSON, or not of the expected type.
 
   Attributes:
     reason: "not_utf8" or "bad_json".
@@ -42,12 +42,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   if len(made) != len(pairs):
     names = [name for name, _ in pairs]
     twice = next(n for n in names if names.count(n) > 1)
-    raise ValueError(f"the key {twice!r:.100} stands twice")
+    raise ValueError(f"the key {twice!r:.100} occurs twice")
   return made
 
 
 def _refuse_constant(name: str):
-  raise ValueError(f"{name} is no JSON number")
+  raise ValueError(f"{name} is not a JSON number")
 
 
 _DECODER = json.JSONDecoder(parse_int=_integer)
@@ -65,19 +65,19 @@ def parse(
   kind: type | tuple[type, ...] = dict,
   strict: bool = False,
 ) -> Any:
-  """Returns the value of a JSON text of the type `kind`.
+  """Returns the value of a JSON text, which must be of the type `kind`.
 
-  A byte order mark is skipped. NaN and infinities are read as floats and
-  integers of more than 20 digits as the nearest one.
+  A byte order mark is skipped. NaN and infinities are read as floats, and
+  integers of more than 20 digits as the nearest float.
 
   Args:
-    text: UTF-8 where it is bytes.
-    what: begins the messages.
-    kind: of the value.
-    strict: a key that stands twice in an object, and NaN, are errors.
+    text: JSON text; UTF-8 if it is bytes.
+    what: name of the text, with which messages begin.
+    kind: expected type of the value.
+    strict: whether a key that occurs twice in an object, or NaN, is an error.
 
   Raises:
-    JsonError: it is none, is nested too deeply or of another type.
+    JsonError: it is not valid JSON, is nested too deeply or of another type.
   """
   try:
     if isinstance(text, bytes):
@@ -111,12 +111,12 @@ def read(
   max_bytes: int = MAX_BYTES,
   strict: bool = False,
 ) -> Any:
-  """Returns the value in a JSON file, as `parse` does.
+  """Returns the value in a JSON file; see `parse`.
 
   Raises:
-    JsonError: it holds something else, or too much.
-    OSError: it cannot be read.
-    NotRegularError: it is no regular file.
+    JsonError: the content is not valid, or is too large.
+    OSError: the file cannot be read.
+    NotRegularError: it is not a regular file.
   """
   data = regular_files.read_regular(path, limit=max_bytes)
   if len(data) > max_bytes:

@@ -1,4 +1,4 @@
-"""The one way from MODEL, whatever holds one, to a `Clip`."""
+"""Loads a model of any format as a `Clip`."""
 
 import os
 import pathlib
@@ -28,14 +28,15 @@ def load(
 
   Args:
     model: a workdir of `clip-jax train`; a file or directory in any format
-      that `convert` reads, of one tower too; or "hf-hub:ORG/NAME[@REVISION]".
-    step: of a workdir, the checkpoint to take; None takes the newest good one.
-    source_format: a name in `convert.FORMATS`; None finds it out.
-    activation: of the towers, for checkpoints that do not say it.
+      that `convert` reads, also with one tower; or
+      "hf-hub:ORG/NAME[@REVISION]".
+    step: the checkpoint of a workdir to load; None for the newest valid one.
+    source_format: a name in `convert.FORMATS`; None recognises the format.
+    activation: the towers' activation, for checkpoints that do not say it.
 
   Raises:
-    UserError: there is no such model or no such checkpoint, or none is good.
-    AmbiguousError: the checkpoint has several meanings.
+    UserError: there is no such model or checkpoint, or no valid checkpoint.
+    AmbiguousError: the checkpoint has several possible meanings.
   """
   if not isinstance(model, str | os.PathLike):
     raise errors.UserError(
@@ -62,7 +63,7 @@ def load(
     found.variables(),
     spec=found.spec,
     mesh=sharding.local_mesh(),
-    # Of the Hub, with the commit.
+    # The address on the Hub has the commit's hash.
     path=found.source.get("address") or str(path.resolve()),
     files=found.files,
   )
@@ -97,15 +98,15 @@ def assemble(
   """Returns the `Clip` of a module, its variables and its description.
 
   Args:
-    module: of `variants.create_model`.
-    variables: as `module.init` makes them; repeated on every device of `mesh`,
-      or laid on the first one.
-    spec: of `variants.spec`, or of one tower; says how to tokenize and
-      preprocess.
-    mesh: devices that share each batch; None is the one of the variables.
+    module: a module that `variants.create_model` made.
+    variables: variables as `module.init` makes them; replicated on `mesh`, or
+      placed on the first device if there is no mesh.
+    spec: the model's description, as of `variants.spec`, of one tower or two;
+      says how to tokenize and preprocess.
+    mesh: devices that share each batch; None for one device.
     path: where the model came from.
-    step: number of updates it was trained for, if anything says it.
-    files: of the tokenizer by their names, if it has any.
+    step: number of updates it was trained for; None if unknown.
+    files: the tokenizer's files by name, if it has any.
   """
   tokenizer = preprocess = None
   if "text" in spec:

@@ -1,7 +1,7 @@
-"""Names that users choose among, each list once.
+"""Lists of names that users choose from.
 
-The config's schema and the command line read them without importing what they
-name; the tables of functions have the same names, which tests compare.
+The config's schema and the command line read them without importing the code
+behind each name; tests compare them with the tables of functions.
 """
 
 PRECISIONS = ("bfloat16", "float32", "float64")
@@ -16,7 +16,7 @@ DUPLICATES = ("ignore", "mask", "positive")
 CAPTION_CHOICES = ("random", "first")
 TEXT_LAYOUTS = ("auto", "packed", "buckets", "full")
 TASKS = ("zero_shot", "retrieval")
-# Those that train on the features of images, and what features they take.
+# Tasks that train a classifier on image features, and the kinds of features.
 PROBE_TASKS = ("linear_probe", "knn")
 # Further ones of `clip-jax eval`, and one of runs in training.
 FURTHER_TASKS = ("few_shot", "robustness", "groups")
@@ -29,11 +29,11 @@ OPENAI_MODELS = (
   *("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"),
   *("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336"),
 )
-# What retrieval takes an equal caption of another image for.
+# How retrieval counts another image's caption that equals the right one.
 RETRIEVAL_DUPLICATES = ("hits", "misses")
-# How logits become probabilities: of one label among several, or of each alone.
+# How logits become probabilities: over all labels, or for each label alone.
 PROBABILITIES = ("softmax", "sigmoid")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 INDEX_DTYPES = ("float32", "float16")
-# The formats of checkpoints that can be written.
+# The checkpoint formats that can be written.
 TARGETS = ("clip-jax", "openai", "huggingface", "open-clip", "big-vision")

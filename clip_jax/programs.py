@@ -1,9 +1,9 @@
-"""Compiled programs, kept in the user's cache folder for the next process.
+"""A cache of compiled programs in the user's cache folder.
 
-A program is found by a hash of all that it is compiled from: its text, the
-versions, the options and the machine, down to the features of the CPU. A file
-that is not what was written is compiled anew and replaced; whatever else goes
-wrong with the folder costs time, never a result.
+The key is a hash of all that a program is compiled from: its text, the
+versions, the options and the machine, down to the features of the CPU. A
+damaged file is replaced by a newly compiled one; other errors of the folder
+also cost only the time of compiling.
 """
 
 import contextlib
@@ -25,31 +25,31 @@ from clip_jax import kept_files, sharding
 
 _LOGGER = logging.getLogger(__name__)
 
-MOST_BYTES = 2**28  # Of all files together; the longest unused ones go first.
+MOST_BYTES = 2**28  # Of all files; the least recently used ones are deleted.
 _SUFFIX = ".program"
 _PATIENCE_SECONDS = 1.0
-_SHELL_OPTIONS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # Of the compiler.
+_SHELL_OPTIONS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # Read by the compiler.
 
 
 def compile(
   lowered: jax.stages.Lowered, *, devices: Sequence[sharding.Device], what: str
 ) -> jax.stages.Compiled:
-  """Returns the program of a lowered function, from the folder if it is there.
+  """Returns the compiled program of a lowered function, cached if possible.
 
-  Compiling that takes longer than a second is told in the log.
+  Logs a line if compiling takes longer than a second.
 
   Args:
-    lowered: of `jax.jit(f).lower`.
-    devices: those that it was lowered for, in their order; a program whose
-      devices are not known is not kept.
-    what: in words, such as "the image tower".
+    lowered: the result of `jax.jit(f).lower`.
+    devices: the devices that it was lowered for, in order; if empty (unknown),
+      the program is not cached.
+    what: a description for the log, such as "the image tower".
   """
   path = _path_of(lowered, devices)
   if path is not None:
     kept = _read(path, lowered, devices)
     if kept is not None:
       return kept
-  with _told(what):
+  with _logging_if_slow(what):
     compiled = lowered.compile()
   if path is not None:
     _write(path, compiled)
@@ -57,15 +57,15 @@ def compile(
 
 
 def folder() -> pathlib.Path:
-  """Returns where programs are kept."""
+  """Returns the folder of the cached programs."""
   return kept_files.folder("programs")
 
 
 def _path_of(lowered, devices) -> pathlib.Path | None:
-  """Returns the file of a program; None where none is to be kept.
+  """Returns the file of a program; None if it is not to be cached.
 
-  A cache that the user or a training run has set up for JAX takes this one's
-  place, and JAX's switch for its own switches this one off.
+  If the user or a training run has set up JAX's own compilation cache, or
+  switched it off, this cache is not used.
   """
   if (
     not devices
@@ -80,12 +80,12 @@ def _path_of(lowered, devices) -> pathlib.Path | None:
 
 
 def options() -> str:
-  """Returns JAX's settings, which decide what a function is compiled to."""
+  """Returns JAX's settings as text; a compiled program depends on them."""
   return repr(sorted(jax.config.values.items()))
 
 
 def _surroundings(devices) -> str:
-  """Returns what a program depends on besides its text."""
+  """Returns, as text, what a program depends on besides its own text."""
   backend = backend_lib.get_backend()
   return repr(
     [
@@ -103,7 +103,7 @@ def _surroundings(devices) -> str:
 
 @functools.cache
 def _cpu() -> str:
-  """Returns what instructions the CPU has; where unknown, whose it is."""
+  """Returns the CPU's instruction sets; if unknown, the machine's name."""
   with contextlib.suppress(OSError):
     lines = pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     told = [
@@ -130,22 +130,23 @@ def _read(path, lowered, devices) -> jax.stages.Compiled | None:
     kept_files.note_use(path)
   except FileNotFoundError:
     return None
-  except Exception as error:  # Whatever it is: compiling mends it.
+  except Exception as error:  # In any case the program can be compiled anew.
     _LOGGER.debug("%s is not used: %s", path, error)
     return None
   return loaded
 
 
 def _write(path, compiled) -> None:
+  """Writes a program to the cache and deletes old ones."""
   try:
     program, _, _ = serialize_executable.serialize(compiled)
     kept_files.write(path, program, most_bytes=MOST_BYTES)
-  except Exception as error:  # A full disk, a backend that cannot: no matter.
+  except Exception as error:  # Such as a full disk: the cache is optional.
     _LOGGER.debug("%s is not kept: %s", path, error)
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def _logging_if_slow(what: str) -> Iterator[None]:
   timer = threading.Timer(
     _PATIENCE_SECONDS,
     logging.getLogger("clip_jax").warning,

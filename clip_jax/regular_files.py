@@ -1,4 +1,4 @@
-"""Opens files that others named: regular ones only, and none that blocks."""
+"""Opens regular files at untrusted paths; never blocks on a pipe or device."""
 
 import errno
 import functools
@@ -14,24 +14,25 @@ class NotRegularError(errors.UserError):
 
 
 class OutsideError(errors.UserError):
-  """A symbolic link that leads out of the directory it should stay in."""
+  """A symbolic link that leads out of the directory it must stay in."""
 
 
 def open_regular(
   path: str | os.PathLike, *, within: str | None = None
 ) -> BinaryIO:
-  """Opens a regular file for reading; a pipe or a device is not waited for.
+  """Opens a regular file for reading, without blocking on a pipe or device.
 
-  What is checked is what was opened, so that nobody can exchange it between.
+  The open file itself is checked, so that nobody can exchange it between the
+  check and the opening.
 
   Args:
-    path: of the file.
+    path: the file's path.
     within: a directory that symbolic links must not lead out of.
 
   Raises:
     OSError: it cannot be opened, or is a directory.
     ValueError: the path holds a NUL.
-    NotRegularError: it is something else than a file.
+    NotRegularError: it is not a regular file.
     OutsideError: it lies outside of `within`.
   """
   flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -63,8 +64,8 @@ def read_regular(
 ) -> bytes:
   """Returns the content of a regular file, at most `limit` + 1 bytes of it.
 
-  No more is read than the file's size says, so that what the kernel makes up
-  (`/proc`) is empty.
+  It reads no more than the size that the file system gives, so that files which
+  the kernel generates (in `/proc`, of size zero) are empty.
   """
   with open_regular(path, within=within) as file:
     size = os.fstat(file.fileno()).st_size

@@ -1,8 +1,9 @@
-"""The device mesh, its axis names and what moves over them in a step.
+"""The device mesh, its axis names, and the collectives over them in a step.
 
 The batch is split over both axes; parameters and optimizer state are split
-over `fsdp` and repeated over `data`: `models.sharded` says how. Parameters are
-gathered where they are used, gradients are summed in their own, wide type.
+over `fsdp` and replicated over `data` by the rules in `models.sharded`.
+Parameters are gathered where they are used; gradients are summed in the
+parameters' storage type, which is wider than the type of computation.
 """
 
 import functools
@@ -33,7 +34,7 @@ class Device(Protocol):
   device_kind: str
 
   def memory_stats(self) -> dict[str, int] | None:
-    """Returns bytes by name; None where the platform does not tell."""
+    """Returns numbers of bytes by name; None if the platform has none."""
     ...
 
 
@@ -48,7 +49,7 @@ def make_mesh(
   Args:
     data: size of the axis that splits only the batch; -1 takes the rest.
     fsdp: size of the axis that also splits parameters; -1 takes the rest.
-    devices: those to use; None for all, of every process.
+    devices: the devices to use; None for all devices of all processes.
 
   Raises:
     UserError: the sizes do not multiply to the number of devices.
@@ -76,12 +77,12 @@ def make_mesh(
 def check_batch_size(
   batch_size: int, mesh: Mesh, *, micro_batches: int = 1
 ) -> None:
-  """Raises UserError unless the batch splits evenly.
+  """Raises UserError unless the batch splits evenly over the devices.
 
   Args:
-    batch_size: pairs in the global batch.
-    mesh: whose devices split it.
-    micro_batches: parts of what each device has.
+    batch_size: number of pairs in the global batch.
+    mesh: the mesh whose devices share the batch.
+    micro_batches: number of parts into which each device's share is split.
   """
   parts = mesh.size * micro_batches
   if batch_size % parts:
@@ -100,41 +101,41 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of arrays that every device holds whole."""
+  """Returns the sharding of arrays that are whole on every device."""
   return NamedSharding(mesh, P())
 
 
 def split_axis(spec: P) -> int | None:
-  """Returns the axis of an array that `fsdp` splits; None where none is."""
+  """Returns the axis of an array that `fsdp` splits, or None."""
   axes = tuple(spec)
   return axes.index(FSDP) if FSDP in axes else None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def gather(x: jax.Array, axis: int, dtype: jnp.dtype) -> jax.Array:
-  """Returns the whole of an array that `fsdp` splits; inside `shard_map`.
+  """Returns the whole array of which `x` is this device's part over `fsdp`.
 
-  The whole travels in the type that it is used in. Its gradient is summed over
-  the devices in the type of `x`: sums over many devices in bfloat16 would lose
-  what single ones contribute.
+  To be called inside `shard_map`. The array is cast to `dtype` before it is
+  gathered. Its gradient is summed over the devices in the type of `x`: a sum
+  over many devices in bfloat16 would lose the smaller terms.
 
   Args:
     x: this device's part.
-    axis: that is split.
-    dtype: of the result.
+    axis: the axis that is split.
+    dtype: type of the result.
   """
   return jax.lax.all_gather(x.astype(dtype), FSDP, axis=axis, tiled=True)
 
 
 def _gather_forward(x, axis, dtype):
-  # Of `x` the backward pass needs the type alone.
+  # The backward pass needs only the type of `x`.
   return gather(x, axis, dtype), jnp.zeros((), x.dtype)
 
 
 def _gather_backward(axis, dtype, kind, gradient):
   del dtype
-  # An axis of its own for the devices. Along the rows of a table libtpu 0.0.52
-  # pads what it scatters, and cannot compile some steps that do so.
+  # The devices get an axis of their own: libtpu 0.0.52 pads a scatter along the
+  # rows of an embedding table, and then fails to compile some steps.
   devices = jax.lax.axis_size(FSDP)
   shape = gradient.shape
   parts = gradient.astype(kind.dtype).reshape(
@@ -149,31 +150,34 @@ gather.defvjp(_gather_forward, _gather_backward)
 def gather_tree(
   tree: Any, specs: Any, *, dtype: jnp.dtype, layer: bool = False
 ) -> Any:
-  """Returns `tree` with the arrays that `fsdp` splits made whole.
+  """Returns `tree` with the arrays that `fsdp` splits gathered.
+
+  To be called inside `shard_map`.
 
   Args:
-    tree: this device's parts; inside `shard_map`.
+    tree: this device's parts.
     specs: the PartitionSpec of each array.
-    dtype: the type that they are used in.
-    layer: `tree` is one layer of the stacks that `specs` are of.
+    dtype: type of the gathered arrays.
+    layer: True if `tree` is one layer and `specs` are of the whole stack,
+      which has one leading axis more.
   """
 
-  def whole(x, spec):
+  def gathered(x, spec):
     axis = split_axis(spec)
     return x if axis is None else gather(x, axis - int(layer), dtype)
 
-  return jax.tree.map(whole, tree, specs)
+  return jax.tree.map(gathered, tree, specs)
 
 
 def vary(tree: Any, specs: Any) -> Any:
-  """Returns `tree` as arrays that may differ on every device of the mesh.
+  """Returns `tree` as arrays that vary over all axes of the mesh.
 
-  Of such arrays a gradient is this device's share, in their own type, until
-  `sum_gradients` adds the shares. Left to the compiler, shares would be added
-  wherever arrays that are the same everywhere meet others, in any type.
+  The gradient of a varying array is this device's share, in the array's type,
+  until `sum_gradients` sums the shares. Otherwise JAX would sum the shares
+  wherever arrays that do not vary meet arrays that do, in whatever type.
 
   Args:
-    tree: this device's parts; inside `shard_map`.
+    tree: this device's parts, inside `shard_map`.
     specs: the PartitionSpec of each array.
   """
 
@@ -188,8 +192,8 @@ def sum_gradients(gradients: Any, specs: Any) -> Any:
   """Returns gradients summed over the mesh.
 
   Args:
-    gradients: of this device's pairs; where `fsdp` splits a parameter, of this
-      device's part, summed over `fsdp` by `gather` already.
+    gradients: gradients of this device's pairs; if `fsdp` splits a parameter,
+      those of this device's part, which `gather` has summed over `fsdp`.
     specs: the PartitionSpec of each parameter.
   """
 
@@ -205,7 +209,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
-  """Returns which rows of the global batch this process's devices hold."""
+  """Returns the global batch's row numbers on this process's devices."""
   indices = sharding.addressable_devices_indices_map((batch_size,))
   rows = {index[0].indices(batch_size) for index in indices.values() if index}
   return np.unique(np.concatenate([np.arange(*bounds) for bounds in rows]))
@@ -215,8 +219,8 @@ def place(batch: dict[str, Any], sharding: NamedSharding) -> dict[str, Any]:
   """Returns the arrays of `batch` as global `jax.Array`s.
 
   Args:
-    batch: this process's rows, those of `local_rows`, ascending. Entries that
-      are neither arrays nor trees of arrays (`problems`) stay behind.
+    batch: this process's rows, those of `local_rows` in ascending order.
+      Entries that are not arrays or trees of arrays (`problems`) are left out.
     sharding: how the first axis is split over the devices.
   """
   return {
@@ -231,8 +235,8 @@ def _is_arrays(leaves: list) -> bool:
 
 
 def _place_array(local: np.ndarray, sharding):
-  # Blocks of rows are of one size, so the share of this process in any batch
-  # is its share in a batch of one row a device.
+  # All blocks have the same number of rows, so this process's share of a batch
+  # is its share of a batch with one row per device.
   devices = len(sharding.device_set)
   share = len(local_rows(sharding, devices))
   batch_size = len(local) * devices // share
@@ -249,11 +253,11 @@ def _place_array(local: np.ndarray, sharding):
 
 
 def local_mesh() -> Mesh | None:
-  """Returns the mesh of all devices; None where there is one device."""
+  """Returns the mesh of all devices; None if there is only one device."""
   return make_mesh() if jax.device_count() > 1 else None
 
 
 def place_everywhere(variables: Any, mesh: Mesh | None) -> Any:
-  """Returns variables repeated on every device of `mesh`, or on the first."""
+  """Returns variables replicated on `mesh`, or on the first device if None."""
   placement = jax.devices()[0] if mesh is None else replicated(mesh)
   return jax.device_put(variables, placement)

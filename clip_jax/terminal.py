@@ -1,4 +1,4 @@
-"""What people see in a terminal: safe text, aligned tables and progress."""
+"""Output for terminals: safe text, aligned tables and progress bars."""
 
 import contextlib
 import re
@@ -23,10 +23,10 @@ _IN_ASCII = str.maketrans({"─": "-", "█": "#", "░": ".", "…": "~"})
 
 
 def printable(text: str, *, limit: int = 1000) -> str:
-  """Returns `text` on one line, without what could steer a terminal.
+  """Returns `text` on one line, without control characters or escapes.
 
   Args:
-    text: anything, such as a caption from a stranger's data.
+    text: any text, such as a caption from untrusted data.
     limit: longest result, in characters; a longer text ends in an ellipsis.
   """
   text = _ESCAPE.sub("", text[: 4 * limit])
@@ -40,9 +40,9 @@ def printable(text: str, *, limit: int = 1000) -> str:
 
 
 def escaped(name: str, *, limit: int = 1000) -> str:
-  """Returns a name with what cannot be seen in it as an escape sequence.
+  """Returns a name with invisible characters shown as escape sequences.
 
-  A byte that was no UTF-8 is shown as `\\xNN`. Longer names than `limit`
+  A byte that is not valid UTF-8 is shown as `\\xNN`. Names of more than `limit`
   characters end in an ellipsis.
   """
   text = "".join(map(_escape, name[:limit]))
@@ -59,7 +59,7 @@ def _escape(character: str) -> str:
 
 
 def percent(fraction: float) -> str:
-  """Returns a share in percent, with two digits where it is small."""
+  """Returns a fraction in percent, with two significant digits if small."""
   if fraction >= 0.1:
     return f"{100 * fraction:.1f} %"
   if fraction >= 1e-6:
@@ -68,10 +68,10 @@ def percent(fraction: float) -> str:
 
 
 def encodable(text: str, encoding: str | None) -> str:
-  """Returns `text` for a stream that may have less than Unicode.
+  """Returns `text` with only the characters that `encoding` can represent.
 
-  What we draw ourselves becomes ASCII, anything else that is not there "?". A
-  stream without an encoding takes any text.
+  Our own drawing characters become ASCII, all others "?". A stream without an
+  encoding takes any text.
   """
   if encoding is None:
     return text
@@ -84,7 +84,7 @@ def encodable(text: str, encoding: str | None) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """Returns an aligned table: numbers to the right, everything else left."""
+  """Returns a table with numbers aligned to the right, other cells left."""
   cells = [[printable(str(cell), limit=60) for cell in row] for row in rows]
   widths = [
     max(map(len, column)) for column in zip(header, *cells, strict=True)
@@ -108,7 +108,7 @@ def _is_number(cell: str) -> bool:
 
 
 def quantity(number: float) -> str:
-  """Returns a count in three digits and a unit: 1234567 is "1.23 M"."""
+  """Returns a count with three digits and a unit: 1234567 is "1.23 M"."""
   for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
     if abs(number) >= 0.9995 * scale:
       scaled = float(f"{number / scale:.2e}")
@@ -118,7 +118,7 @@ def quantity(number: float) -> str:
 
 
 def size(number_of_bytes: float) -> str:
-  """Returns bytes with a unit: 16911433728 is "15.75 GiB"."""
+  """Returns a number of bytes with a unit: 16911433728 is "15.75 GiB"."""
   for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
     if abs(number_of_bytes) >= unit:
       return f"{number_of_bytes / unit:.2f} {name}"
@@ -126,11 +126,11 @@ def size(number_of_bytes: float) -> str:
 
 
 class Progress:
-  """Progress of a long job: a bar on a terminal, otherwise a line at times.
+  """Shows progress: a bar on a terminal, otherwise a line every few seconds.
 
-  Used as a context manager and called with what is done, then the total:
+  Used as a context manager and called with the number done and the total:
   `with Progress("embed") as progress: progress(3, 10)`. A job shorter than
-  the interval leaves no line.
+  the interval prints nothing.
   """
 
   def __init__(
@@ -157,7 +157,7 @@ class Progress:
       self.stream.flush()
 
   def __call__(self, done: int, total: int | None) -> None:
-    """Shows that `done` of `total` units are done; None is not known."""
+    """Shows that `done` of `total` units (None if unknown) are done."""
     now = time.monotonic()
     if now - self._last < self.interval_seconds:
       return
@@ -175,7 +175,7 @@ class Progress:
     self.stream.flush()
 
   def line(self, done: int, total: int | None, *, seconds: float) -> str:
-    """Returns the progress after `seconds` in words."""
+    """Returns the text for the progress after `seconds`."""
     rate = done / max(seconds, 1e-9)
     if total is None:
       return f"{self.name}: {done} {self.unit}, {rate:.4g}/s"
@@ -191,7 +191,13 @@ class Progress:
 def told(
   progress: bool | Callable[[int, int | None], None], name: str, *, unit: str
 ) -> Iterator[Callable[[int, int | None], None]]:
-  """Gives what is told of progress: a function, a bar for True, or nothing."""
+  """Yields a function to call with (done, total).
+
+  Args:
+    progress: that function; True for a progress bar, False for no output.
+    name: the job's name in the bar.
+    unit: what is counted, in the plural.
+  """
   if callable(progress):
     yield progress
   elif progress:
@@ -202,7 +208,7 @@ def told(
 
 
 def duration(seconds: float) -> str:
-  """Returns a time in words: 75 is "1 min 15 s"."""
+  """Returns a duration as text: 75 is "1 min 15 s"."""
   if seconds == float("inf"):
     return "unknown time"
   total = round(seconds)

@@ -1,7 +1,7 @@
-"""Checks that the other libraries are new enough, with a clear sentence.
+"""Checks that JAX and other libraries are new enough, with a clear error.
 
-Notebook runtimes come with older libraries, and with ones already imported;
-without this check, such a mixture fails deep inside with a missing attribute.
+Notebook runtimes have older libraries installed, some already imported;
+without this check, such a mixture fails later with a missing attribute.
 """
 
 import functools
@@ -15,13 +15,13 @@ from clip_jax import errors
 DISTRIBUTION = "jax-clip"
 # The oldest versions that work, as in setup.cfg.
 REQUIRED = {"jax": (0, 10), "flax": (0, 12)}
-# A module that the other project has in its package `clip_jax`, and this one
-# has not.
+# A module in the `clip_jax` package of the other project; this one has none
+# of that name.
 _OTHERS_MODULE = "partitions.py"
 
 
 class VersionError(errors.UserError, ImportError):
-  """The libraries that are installed do not belong together."""
+  """The installed libraries do not work together."""
 
 
 def install(extra: str) -> str:
@@ -31,7 +31,7 @@ def install(extra: str) -> str:
 
 @functools.cache
 def check() -> None:
-  """Raises VersionError where other libraries are too old or mixed up."""
+  """Raises VersionError if other libraries are too old or mixed up."""
   if os.path.exists(os.path.join(os.path.dirname(__file__), _OTHERS_MODULE)):
     raise VersionError(
       "Two packages are installed as 'clip_jax': this one "
@@ -69,13 +69,13 @@ def _too_old(name: str, found: str) -> str:
 
 
 def _found(name: str) -> str | None:
-  """Returns the version that is imported, or else would be; None for none."""
+  """Returns the version that is or would be imported; None if there is none."""
   if version := getattr(sys.modules.get(name), "__version__", None):
     return version
   try:
     return importlib.metadata.version(name)
   except importlib.metadata.PackageNotFoundError:
-    return None  # A path without metadata, or missing: the import will tell.
+    return None  # No metadata, or missing: see the import.
 
 
 def _numbers(version: str) -> tuple[int, ...]:

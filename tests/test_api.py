@@ -253,7 +253,7 @@ def test_texts_may_come_in_many_ways(clip):
     with pytest.raises(clip_jax.UserError, match=r"shape \(n, 9\)"):
       clip.encode_text(wrong)
   for wrong in (tokens - 60_000, tokens + 49_000):
-    with pytest.raises(clip_jax.UserError, match="knows those from 0 to"):
+    with pytest.raises(clip_jax.UserError, match="knows only the ids 0 to"):
       clip.encode_text(wrong)
 
 

@@ -345,7 +345,7 @@ CASES = {
   ),
   "all checkpoints damaged": Case(
     TRAIN,
-    ("None of the 3 checkpoints", "Bring a copy back", "new workdir"),
+    ("None of the 3 checkpoints", "Restore one from a backup", "new workdir"),
     prepare=_damaged_run,
   ),
   # The model.

@@ -202,7 +202,7 @@ def test_every_verb_takes_every_kind_of_model(
     assert "--" in error  # The flag that settles it.
   elif lacking:
     assert code == 1, error
-    assert "tower alone" in error
+    assert "has only the" in error
     assert f"needs the {lacking.pop()} tower" in error
     assert not (tmp_path / "index").exists() or verb == "search by text"
   else:

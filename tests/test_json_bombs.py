@@ -473,7 +473,7 @@ def test_what_is_lenient_is_read():
     with pytest.raises(json_text.JsonError, match=f"It .*{words}") as raised:
       parse(text, what="It")
     assert str(raised.value).endswith((json_text.AGAIN, "; save it as UTF-8."))
-  with pytest.raises(json_text.JsonError, match="'a' stands twice"):
+  with pytest.raises(json_text.JsonError, match="'a' occurs twice"):
     parse('{"a": 1, "a": 2}', strict=True)
 
 

@@ -1,4 +1,4 @@
-"""Whether what was read is what was saved: digests, shapes and a seal."""
+"""Checks that a checkpoint is read as it was saved: digests and shapes."""
 
 import hashlib
 import json
@@ -19,10 +19,11 @@ _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
 @jax.jit
 def _digest_tree(tree: Any) -> Any:
-  """Returns two checksums (2,) uint32 for each array, however it is split.
+  """Returns two checksums, uint32 (2,), of each array in `tree`.
 
-  The sum of all words and the sum with odd weights by position, modulo 2**32:
-  integer sums are exact in any order, so devices may add their parts.
+  They are the sum of all 32-bit words and their sum with odd weights by
+  position, modulo 2**32. Integer sums are exact in any order, so the checksums
+  do not depend on how an array is split over devices.
   """
 
   def digest(x):
@@ -39,7 +40,7 @@ def _digest_tree(tree: Any) -> Any:
 
 
 def _digest_on_host(x: np.ndarray) -> np.ndarray:
-  """Returns what `_digest_tree` gives for one array, without compiling."""
+  """Returns the checksums of one array as `_digest_tree`, without compiling."""
   x = np.ascontiguousarray(x)
   kind = np.dtype(f"<u{min(x.dtype.itemsize, 4)}")
   words = x.reshape(-1).view(kind)
@@ -80,7 +81,7 @@ def fingerprint(tree: Any) -> str:
 
 
 def check_digests(tree: Any, saved: dict[str, list[int]]) -> None:
-  """Raises ValueError naming the arrays that are not what was saved."""
+  """Raises ValueError if arrays differ from the saved ones, and names one."""
   got = digests(tree)
   damaged = sorted(path for path in got if got[path] != saved.get(path))
   if damaged:
@@ -88,7 +89,7 @@ def check_digests(tree: Any, saved: dict[str, list[int]]) -> None:
 
 
 def shapes(tree: Any) -> dict[str, str]:
-  """Returns {path: such as "float32(3, 5)"} of the arrays in `tree`."""
+  """Returns {path: type and shape, as "float32(3, 5)"} of the arrays."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {
     sharding.path_name(path): f"{leaf.dtype}{tuple(leaf.shape)}"
@@ -97,7 +98,7 @@ def shapes(tree: Any) -> dict[str, str]:
 
 
 def abstract(shapes: dict[str, str]) -> dict[str, Any]:
-  """Returns the tree of shapes that `shapes` was made of, nested by names."""
+  """Returns the inverse of `shapes`: a tree of shapes, nested by names."""
   tree: dict[str, Any] = {}
   for path, text in shapes.items():
     *outer, name = path.split("/")
@@ -113,13 +114,13 @@ def abstract(shapes: dict[str, str]) -> dict[str, Any]:
 def check_shapes(
   tree: Any, saved: dict[str, str], *, step: int, has_model: bool
 ) -> None:
-  """Raises UserError where checkpoint `step` holds other arrays than `tree`.
+  """Raises UserError if checkpoint `step` has other shapes than `tree`.
 
   Args:
     tree: arrays or shapes.
-    saved: what `shapes` gave of those that were saved.
-    step: of the checkpoint.
-    has_model: `tree` is the model in use; else what else a run keeps.
+    saved: the result of `shapes` for the saved arrays.
+    step: the checkpoint's step.
+    has_model: whether `tree` is the item `variables`; False for `progress`.
   """
   wanted = shapes(tree)
   if wanted == saved:
@@ -145,15 +146,15 @@ def check_shapes(
 
 
 def seal(meta: dict[str, Any]) -> dict[str, Any]:
-  """Returns a copy of `meta`, with a checksum of it."""
+  """Returns a copy of `meta` with its checksum added."""
   return {**meta, SEAL: _sha256(meta)}
 
 
 def unseal(meta: dict[str, Any]) -> dict[str, Any]:
-  """Returns what `seal` was given.
+  """Returns `meta` without the checksum that `seal` added.
 
   Raises:
-    ValueError: it is not that any more.
+    ValueError: the checksum is wrong.
   """
   opened = {key: value for key, value in meta.items() if key != SEAL}
   if meta.get(SEAL) != _sha256(opened):

@@ -1,4 +1,4 @@
-"""What the checkpoint of a step holds: its items, read back and verified."""
+"""The items of a checkpoint: made of a state, read back and verified."""
 
 import logging
 import pathlib
@@ -22,14 +22,14 @@ def of_state(state: state_lib.TrainState) -> dict[str, Any]:
     "skipped": state.skipped,
     "opt_state": state.opt_state,
   }
-  if state.ema:  # Then the variables are the averages.
+  if state.ema:  # `state.variables` are the averages then.
     progress["params"] = state.params
     progress["batch_stats"] = state.batch_stats
   return {VARIABLES: state.variables, PROGRESS: progress}
 
 
 def to_state(items: dict[str, Any]) -> state_lib.TrainState:
-  """Returns the state that `of_state` was given."""
+  """Returns the state of the items that `of_state` made."""
   variables, progress = items[VARIABLES], items[PROGRESS]
   if "params" in progress:
     variables = {"ema": variables}
@@ -37,7 +37,7 @@ def to_state(items: dict[str, Any]) -> state_lib.TrainState:
 
 
 def read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-  """Returns a checkpoint's meta; raises anything where it is damaged."""
+  """Returns a checkpoint's meta; may raise any error if it is damaged."""
   read = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
   return integrity.unseal(manager.restore(step, args=read)[META])
 
@@ -52,7 +52,7 @@ def restore(
 
   Raises:
     UserError: the checkpoint holds another model.
-    Exception: of any kind, where the files are damaged.
+    Exception: any error, if the files are damaged.
   """
   for name, tree in abstract.items():
     integrity.check_shapes(
@@ -71,7 +71,7 @@ def restore(
 def warn_of_damage(
   directory: pathlib.Path, step: int, error: Exception
 ) -> None:
-  """Logs that a step is not used, and why."""
+  """Logs that a damaged checkpoint is not used, and the error."""
   _LOGGER.warning(
     "Checkpoint %d in %s is damaged and not used: %s: %s",
     step,

@@ -16,7 +16,7 @@ from clip_jax.models import clip, heads, layers, paths, variants
 def describe(config: config_lib.Config) -> dict[str, Any]:
   """Returns the description of a run's model (`variants.spec`).
 
-  What the run's loss makes of logits is what its model's probabilities are.
+  The loss of the run decides between the probabilities "softmax" and "sigmoid".
 
   Raises:
     UserError: the model or a field of its overrides is unknown.
@@ -82,8 +82,8 @@ def make(config: config_lib.Config) -> clip.CLIP:
     model = model.clone(head=head)
   if config.loss.kind in losses.BIASED_KINDS and model.init_logit_bias is None:
     raise errors.UserError(
-      f"loss.kind={config.loss.kind!r} needs a model with a logit bias, which "
-      f"{config.model!r} has not; add --config.model_overrides."
+      f"loss.kind={config.loss.kind!r} needs a model with a logit bias, but "
+      f"{config.model!r} has none; add --config.model_overrides."
       "init_logit_bias=-10 (its logit scale then starts at 10)."
     )
   return model

@@ -1,4 +1,4 @@
-"""Checkpoints with Orbax: asynchronous, verified, with a way back."""
+"""Saves and restores checkpoints with Orbax: asynchronously, and verified."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def _everywhere(fine: bool) -> bool:
-  """Returns whether it is fine on every process; each must call this."""
+  """Returns whether `fine` is true on every process; all must call this."""
   if jax.process_count() == 1:
     return fine
   return bool(multihost_utils.process_allgather(np.array(fine)).all())
@@ -38,10 +38,10 @@ class Restored(NamedTuple):
 
 
 class _Manager(ocp.CheckpointManager):
-  """Orbax's manager, which leaves the matter of preemption to the loop."""
+  """Orbax's manager without its handling of preemption; the loop handles it."""
 
   def reached_preemption(self, step: int) -> bool:
-    """Returns False; asking JAX about `step` would disturb `Preemption`."""
+    """Returns False; asking JAX would disturb the loop's own handling."""
     del step
     return False
 
@@ -50,11 +50,11 @@ class Checkpoints:
   """The checkpoints of one working directory."""
 
   def __init__(self, path: str | os.PathLike, *, keep: int = 3):
-    """Opens (and makes) the directory and clears unfinished saves.
+    """Opens (and makes) the directory, and deletes unfinished saves.
 
     Args:
-      path: of the workdir.
-      keep: newest checkpoints kept.
+      path: path of the workdir.
+      keep: number of checkpoints to keep, the newest ones.
     """
     storage_errors.silence_echoes()
     self._directory = pathlib.Path(path).absolute() / workdir.DIRECTORY
@@ -68,7 +68,7 @@ class Checkpoints:
   def _open(self) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
       max_to_keep=self._keep,
-      # When to save is the loop's decision, after its evaluations.
+      # The loop decides when to save, after its evaluations.
       save_decision_policy=ocp.checkpoint_managers.AnySavePolicy([]),
       cleanup_tmp_directories=True,
       enable_async_checkpointing=True,
@@ -85,17 +85,17 @@ class Checkpoints:
   def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
     if isinstance(error, Exception) and jax.process_count() > 1:
       return  # A save waits for all processes, and the others may be gone.
-    told = self._failed
+    is_reported = self._failed
     try:
       self.close()
     except errors.UserError as failure:
       if kind is None:
         raise
-      if not told:  # What stopped the run comes first, but not alone.
+      if not is_reported:  # The error that stopped the run is raised anyway.
         _LOGGER.warning("%s", failure)
 
   def latest_step(self) -> int | None:
-    """Returns the newest step that was saved whole, good or damaged."""
+    """Returns the newest step whose save was finished; it may be damaged."""
     return self._manager.latest_step()
 
   def save(
@@ -106,13 +106,13 @@ class Checkpoints:
     config: config_lib.Config,
     counters: dict[str, Any],
   ) -> None:
-    """Starts to save `state`; the arrays may be donated once this returns.
+    """Starts to save `state`; its arrays may be donated once this returns.
 
     Args:
-      state: after `step` updates.
-      step: the checkpoint's number; nothing happens if it is there already.
-      config: of the run.
-      counters: anything JSON that a resumed run needs back.
+      state: the state after `step` updates.
+      step: the checkpoint's number; nothing happens if it exists already.
+      config: the run's config.
+      counters: JSON values that a resumed run needs.
     """
     if self._manager.latest_step() == step:
       return
@@ -130,7 +130,7 @@ class Checkpoints:
     arguments: dict[str, ocp.args.CheckpointArgs] = {
       name: ocp.args.StandardSave(x) for name, x in items.items()
     }
-    # A copy: it is written in the background, while the counters go on.
+    # A copy, since it is written in the background while the counters change.
     meta = integrity.seal(json.loads(json.dumps(meta)))
     arguments[items_lib.META] = ocp.args.JsonSave(meta)
     self.wait()
@@ -140,31 +140,31 @@ class Checkpoints:
 
   def check(self) -> None:
     """Raises UserError if a save in the background has failed; never waits."""
-    # Orbax tells of a failure only to those who wait.
+    # Orbax reports a failure only from its method that waits.
     if self._saving is not None and not self._manager.is_saving_in_progress():
       self.wait()
 
   def wait(self) -> None:
-    """Returns once every save is on disk.
+    """Waits until every save is on disk.
 
     Raises:
-      UserError: one failed: the disk is full, or whatever it is.
+      UserError: a save failed, for example because the disk is full.
     """
     with self._explained():
       self._manager.wait_until_finished()
     self._saving = None
 
   def close(self) -> None:
-    """Waits for the save in flight and frees the manager's threads."""
+    """Waits for an unfinished save and ends the manager's threads."""
     with self._explained():
       self._manager.close()
 
   @contextlib.contextmanager
   def _explained(self) -> Iterator[None]:
-    """Turns whatever a save raises into a UserError."""
+    """Turns any error of a save into a UserError."""
     try:
       yield
-    except Exception as error:  # Orbax and TensorStore raise nearly any.
+    except Exception as error:  # Orbax and TensorStore raise many kinds.
       self._failed = True
       raise errors.UserError(self._explain(error)) from error
 
@@ -175,25 +175,25 @@ class Checkpoints:
     )
     earlier = [s for s in self._manager.all_steps() if s != self._saving]
     if not earlier:
-      return message + "There is none before it; mend that and start again."
+      return message + "There is none before it; fix that and start again."
     return message + (
-      f"The one of step {max(earlier)} is untouched. Mend that (if space is "
-      "short: make some, or lower checkpoint.keep) and give the same command "
-      "again; the run goes on from there."
+      f"The one of step {max(earlier)} is untouched. Fix that (if the disk is "
+      "full: free some space, or lower checkpoint.keep) and give the same "
+      "command again; the run resumes from there."
     )
 
   def restore_latest(self, abstract: state_lib.TrainState) -> Restored | None:
-    """Returns the newest good checkpoint, or None where none was saved.
+    """Returns the newest good checkpoint, or None if none was saved.
 
-    A damaged step is reported and, once an earlier one is found good, moved to
-    `quarantine/`, so that the run can save a step of that number again.
+    Damaged checkpoints are logged and, if an earlier one is good, moved to
+    `quarantine/`, so that the run can save a checkpoint of that step again.
 
     Args:
       abstract: shapes, types and shardings; arrays are read straight into
         them, on any mesh.
 
     Raises:
-      UserError: checkpoints are there, but not one of them is good.
+      UserError: there are checkpoints, but all of them are damaged.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     for number, step in enumerate(steps):
@@ -204,7 +204,7 @@ class Checkpoints:
     if steps:
       raise errors.UserError(
         f"None of the {len(steps)} checkpoints in {self._directory} is good. "
-        "Bring a copy back, or start again in a new workdir."
+        "Restore one from a backup, or start again in a new workdir."
       )
     return None
 
@@ -219,14 +219,14 @@ class Checkpoints:
       restored = Restored(items_lib.to_state(items), meta)
     except errors.UserError:
       raise
-    except Exception as error:  # Damaged files fail in many libraries' ways.
+    except Exception as error:  # Several libraries read the damaged files.
       if storage_errors.is_passing(error):
         raise
       items_lib.warn_of_damage(self._directory, step, error)
     return restored if _everywhere(restored is not None) else None
 
   def _set_aside(self, steps: list[int]) -> None:
-    """Moves damaged steps away and forgets them."""
+    """Moves damaged checkpoints to `quarantine/` and reopens the manager."""
     if not steps:
       return
     self._manager.close()

@@ -1,4 +1,4 @@
-"""The state of a run, and how it is made."""
+"""The training state of a run, and how it is made."""
 
 import os
 from typing import Any
@@ -14,17 +14,18 @@ from clip_jax.models import clip, initialisation, sharded, variants
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything that an update changes.
+  """All arrays that an update changes.
 
   Attributes:
-    step: finished updates, the skipped ones included; also the position in
-      the data.
-    params: of the model, in their storage type.
-    batch_stats: running statistics of batch norms; empty without any.
-    opt_state: of the optimizer.
-    skipped: updates that were not made, for something was not finite.
+    step: number of finished updates, skipped ones included; also the position
+      in the data.
+    params: the model's parameters, in their storage type.
+    batch_stats: running statistics of batch norms; empty if there are none.
+    opt_state: state of the optimizer.
+    skipped: number of updates that were skipped since the loss or a gradient
+      was not finite.
     ema: moving averages of params and batch_stats, under these names; empty
-      where none are kept.
+      if none are kept.
   """
 
   step: jax.Array
@@ -36,9 +37,9 @@ class TrainState:
 
   @property
   def variables(self) -> dict[str, Any]:
-    """The collections of the model to use, as `model.apply` takes them.
+    """The variables of the model to evaluate, as `model.apply` takes them.
 
-    They are the averages where these are kept.
+    These are the moving averages if they are kept.
     """
     return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
@@ -46,7 +47,7 @@ class TrainState:
 def init_variables(
   model: clip.CLIP, seed: int | jax.Array, *, scheme: str = "scaled"
 ) -> dict[str, Any]:
-  """Returns the new collections of `model`; see `initialisation`."""
+  """Returns newly initialised variables of `model`; see `initialisation`."""
   size = model.image.image_size
   images = jnp.zeros((1, size, size, 3), jnp.uint8)
   tokens = jnp.zeros((1, model.text.context_length), jnp.int32)
@@ -58,7 +59,7 @@ def init_variables(
 def _state_of(
   variables: dict[str, Any], tx: optax.GradientTransformation, ema: bool
 ) -> TrainState:
-  """Returns the state that training begins with from these variables."""
+  """Returns the state at step 0 with these variables."""
   params, batch_stats = variables["params"], variables.get("batch_stats", {})
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -77,12 +78,12 @@ def abstract_state(
   *,
   ema: bool = False,
 ) -> TrainState:
-  """Returns shapes, types and shardings of a state, without any array.
+  """Returns shapes, types and shardings of a state; allocates no array.
 
   Args:
-    model: to be trained.
+    model: the model to be trained.
     tx: the optimizer.
-    mesh: whose devices hold the state.
+    mesh: the mesh whose devices hold the state.
     ema: whether moving averages are kept.
   """
   shapes = jax.eval_shape(
@@ -106,7 +107,7 @@ def init_state(
   ema: bool = False,
   scheme: str = "scaled",
 ) -> TrainState:
-  """Returns a new state, born sharded: no device ever holds it whole."""
+  """Returns a new state, created sharded: no device ever holds all of it."""
   abstract = abstract_state(model, tx, mesh, ema=ema)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   # The seed is an argument, so that every seed shares one compilation.
@@ -119,10 +120,10 @@ def init_state(
 
 
 def _quickly_compiled(mesh: Mesh) -> dict[str, int] | None:
-  """Returns the compiler's options for a program that runs once.
+  """Returns compiler options that save compile time, for a program run once.
 
-  On CPUs the program that draws the numbers of `tiny-rn` compiles in 5 s of
-  processor time instead of 13, and draws the same ones.
+  On CPUs the program that draws the parameters of `tiny-rn` compiles in 5 s of
+  processor time instead of 13, and draws the same numbers.
   """
   level = "xla_backend_optimization_level"
   on_cpus = mesh.devices.flat[0].platform == "cpu"

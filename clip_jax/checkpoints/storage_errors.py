@@ -1,4 +1,4 @@
-"""What Orbax and TensorStore say of damage and failure, in a line or less."""
+"""Shortens the errors and logs of Orbax and TensorStore to one line."""
 
 import contextlib
 import errno
@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-# How TensorStore's messages end where the operating system refused.
+# TensorStore's messages about an error of the operating system end with this.
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
-# What may be over by the next try, or is somebody's to mend on the machine.
+# Errors of the machine, not of the files: they may be gone at the next try.
 _PASSING = {
   errno.EACCES,
   errno.EIO,
@@ -27,11 +27,11 @@ _PASSING = {
 
 @functools.cache
 def silence_echoes() -> None:
-  """Drops what many threads say of a failed save, up to the process's end.
+  """Silences the threads' repeated messages about a failed save, for good.
 
   Orbax logs each traceback, asyncio each write that nobody waited for, and
-  TensorStore calls back into event loops that are closed by then. Whoever waits
-  for the save raises its error; that is said once.
+  TensorStore calls back into event loops that are closed already. The caller
+  that waits for the save gets its error, which is enough.
   """
   logging.getLogger("absl").addFilter(
     lambda record: (
@@ -53,7 +53,7 @@ def silence_echoes() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Keeps libraries from reporting at length what we report in a line."""
+  """Silences libraries' logs of errors that we report in one line."""
   loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
   levels = [logger.level for logger in loggers]
   for logger in loggers:
@@ -66,7 +66,7 @@ def quiet() -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-  """Returns why a save failed: in the system's words, where it was that."""
+  """Returns why a save failed: the operating system's message, if any."""
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   if code := _OS_ERROR.search(str(error)):
@@ -75,7 +75,7 @@ def reason(error: Exception) -> str:
 
 
 def is_passing(error: Exception) -> bool:
-  """Returns whether an error speaks of the machine now, not of the files."""
+  """Whether an error is about the machine's present state, not the files."""
   if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
     return True
   code = getattr(error, "errno", None)

@@ -1,4 +1,4 @@
-"""The directory of a run: what lies where in it, and how it is read."""
+"""The working directory of a run: its layout, and how it is read."""
 
 import dataclasses
 import json
@@ -21,21 +21,21 @@ _LOGGER = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 DIRECTORY, QUARANTINE = "checkpoints", "quarantine"
-TOKENIZER = "tokenizer"  # The directory of its files.
-# The counter that holds a digest of the model that a run began with.
+TOKENIZER = "tokenizer"  # The directory of the tokenizer's files.
+# The counter that holds a digest of the model that a run started from.
 ORIGIN = "origin"
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedModel:
-  """The model of a run as one of its checkpoints holds it.
+  """The model in a checkpoint of a run.
 
   Attributes:
-    config: of the run.
+    config: the run's config.
     spec: the description of the model.
-    variables: its collections, in arrays of numpy.
-    step: updates that it was trained for.
-    files: of its tokenizer, by name.
+    variables: its parameters and batch statistics, as numpy arrays.
+    step: number of updates it was trained for.
+    files: its tokenizer's files by name.
   """
 
   config: config_lib.Config
@@ -46,7 +46,7 @@ class SavedModel:
 
 
 def recognise(path: pathlib.Path) -> bool:
-  """Whether `path` is where a run keeps its config and its checkpoints."""
+  """Whether `path` is a workdir: it has a config and checkpoints."""
   return all((path / part).exists() for part in (CONFIG, DIRECTORY))
 
 
@@ -54,7 +54,7 @@ def find(workdir: str | os.PathLike) -> pathlib.Path:
   """Returns the absolute path of `workdir`, which need not exist.
 
   Raises:
-    UserError: it is empty, an address, or a file.
+    UserError: it is empty, a network address, or a file.
   """
   if not str(workdir):
     raise errors.UserError("The workdir is empty; name a directory.")
@@ -71,9 +71,9 @@ def holds_checkpoint(workdir: pathlib.Path) -> bool:
 
 
 def saved_steps(workdir: pathlib.Path) -> list[int]:
-  """Returns the steps saved in `workdir`, good or damaged."""
+  """Returns the steps saved in `workdir`, damaged ones included."""
   saved = workdir / DIRECTORY
-  # A save under way has a name, not a number.
+  # The name of an unfinished save is not a number.
   return [
     int(entry.name)
     for entry in saved.glob("*")
@@ -96,17 +96,17 @@ def load_config(workdir: str | os.PathLike) -> config_lib.Config:
   try:
     return config_lib.from_json(path.read_text("utf-8"))
   except UnicodeDecodeError as error:
-    damage = f"It is no UTF-8 ({error.reason} at byte {error.start})."
+    damage = f"It is not UTF-8 ({error.reason} at byte {error.start})."
   except errors.UserError as error:
     damage = str(error)
   raise errors.UserError(
-    f"{path}: {damage} If the file is damaged, bring a copy back; in a workdir "
-    "without checkpoints, delete it."
+    f"{path}: {damage} If the file is damaged, restore it from a backup; in a "
+    "workdir without checkpoints, delete it."
   )
 
 
 def load_counters(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
-  """Returns what a run had counted when it saved a step that is good."""
+  """Returns the counters that a run saved with an undamaged checkpoint."""
   with _open_to_read(workdir) as manager:
     return items.read_meta(manager, step)["counters"]
 
@@ -117,11 +117,11 @@ def load_model(
   """Returns the model of a workdir; changes nothing there.
 
   Args:
-    workdir: of a run.
-    step: the checkpoint to take; None takes the newest good one.
+    workdir: the working directory of a run.
+    step: the checkpoint to read; None for the newest good one.
 
   Raises:
-    UserError: it is no workdir, holds no such checkpoint, or none is good.
+    UserError: it is not a workdir, has no such checkpoint, or no good one.
   """
   config = load_config(workdir)
   directory = pathlib.Path(workdir).absolute() / DIRECTORY
@@ -170,10 +170,10 @@ def load_model(
 def _stored_shapes(
   config: dict[str, Any], meta: dict[str, Any]
 ) -> dict[str, Any] | None:
-  """Returns shapes of a step's variables, or None where they may not hold.
+  """Returns the stored shapes of a checkpoint's variables, or None.
 
-  Tracing a deep model for its shapes takes seconds. The stored ones hold where
-  this version has written them for a model of the same description.
+  Tracing a deep model for its shapes takes seconds. The stored shapes are used
+  only if this version wrote them, for a model of the same description.
   """
   fields = ("model", "model_overrides", "objective", "precision")
   if meta["versions"]["clip_jax"] == clip_jax.__version__ and all(
@@ -184,14 +184,14 @@ def _stored_shapes(
 
 
 def _host_arrays(shapes: dict[str, Any]) -> dict[str, Any]:
-  """Returns arrays on the host, to be filled with variables."""
+  """Returns empty numpy arrays of these shapes, to be filled."""
   return jax.tree.map(
     lambda x: np.empty(x.shape, x.dtype), {"batch_stats": {}} | shapes
   )
 
 
 def _open_to_read(workdir: str | os.PathLike) -> ocp.CheckpointManager:
-  # Orbax warns that what is read only is read only.
+  # Silences Orbax's warning that a read-only manager cannot save.
   with storage_errors.quiet():
     return ocp.CheckpointManager(
       pathlib.Path(workdir).absolute() / DIRECTORY,
@@ -207,7 +207,7 @@ def tokenizer_files(workdir: pathlib.Path) -> dict[str, bytes]:
 
 
 def keep_tokenizer(workdir: pathlib.Path, files: dict[str, bytes]) -> None:
-  """Copies the tokenizer's files into the workdir, to need no other place."""
+  """Copies the tokenizer's files into the workdir, to make it complete."""
   if not files or jax.process_index():
     return
   directory = workdir / TOKENIZER

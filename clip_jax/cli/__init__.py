@@ -1,8 +1,8 @@
 """The command line: `clip-jax VERB …`.
 
-Exit codes: 0 done; 1 a clear error on stderr; 2 wrong usage, or input with
-several meanings; 75 another process of the run is gone, start all again; 130
-interrupted; 143 told to stop, and saved.
+Exit codes: 0 done; 1 an error, explained on stderr; 2 wrong usage, or input
+with several possible meanings; 75 another process of the run is gone, so start
+all of them again; 130 interrupted; 143 stopped by SIGTERM, after saving.
 """
 
 import logging
@@ -22,8 +22,9 @@ AMBIGUOUS = 2
 INTERRUPTED = 130  # 128 + SIGINT.
 BROKEN_PIPE = 141  # 128 + SIGPIPE.
 
-# The name that a program has in the worker processes which it starts: they
-# import it before the loader, which takes seconds. In other processes it is
+# In a worker process, `multiprocessing` imports this program as `__mp_main__`
+# before it imports the loader, which takes seconds; signals and the parent's
+# end must be handled in that time already. In other processes `__mp_main__` is
 # another name of `__main__`.
 if getattr(sys.modules.get("__mp_main__"), "__name__", "") == "__mp_main__":
   parent.ignore_signals()
@@ -31,7 +32,7 @@ if getattr(sys.modules.get("__mp_main__"), "__name__", "") == "__mp_main__":
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Runs one command; raises SystemExit with its code unless that is 0."""
+  """Runs one command; raises SystemExit if its exit code is not 0."""
   try:
     code = run(sys.argv[1:] if argv is None else argv)
   except Exception:
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     traceback.print_exc()
     code = FAILED
   if code and _has_joined_others():
-    # At its exit JAX would wait for processes that will not come.
+    # On a normal exit JAX would wait for the other processes, perhaps for ever.
     sys.stderr.flush()
     os._exit(code)
   if code:
@@ -89,14 +90,14 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-  # A message may quote a file's name or content: nothing to trust.
+  # A message may quote a file's name or content, which is not trusted.
   for line in message.splitlines():
     print(terminal.printable(line, limit=4000), file=sys.stderr, flush=True)
   return code
 
 
 def _os_error(error: OSError) -> str:
-  """Returns an error of the system in words, with the file it is about."""
+  """Returns the message of an operating system's error, with its file."""
   if error.strerror is None:
     return str(error) or type(error).__name__
   return (

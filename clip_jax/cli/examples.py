@@ -1,4 +1,4 @@
-"""What `clip-jax VERB --help` shows at its end."""
+"""The examples at the end of `clip-jax VERB --help`."""
 
 _TRAIN = "train --config configs/demo.py --workdir runs/demo"
 
@@ -71,6 +71,6 @@ EXAMPLES = {
 
 
 def in_words(verb: str) -> str:
-  """Returns the end of a verb's help."""
+  """Returns the examples of a verb, as the text that ends its help."""
   lines = [f"  clip-jax {example}" for example in EXAMPLES[verb]]
   return "\n".join(["examples:", *lines])

@@ -1,4 +1,4 @@
-"""What the arguments of several verbs are made of."""
+"""The argument parser, and the flags and value types that verbs share."""
 
 import argparse
 import contextlib
@@ -22,13 +22,14 @@ TEMPLATE = "a text with {} for the label, or a file with one a line"
 
 
 class Parser(argparse.ArgumentParser):
-  """An argument parser that knows its flags, to suggest the meant one.
+  """An argument parser that lists its flags, to suggest one for a typo.
 
   Attributes:
-    flags: all that begin with "--".
-    arguments: what was added, in its order.
-    actions: the parsers of a verb's actions, or of the verbs, by their names.
-    takes_overrides: --config.FIELD=VALUE is parted from the words beforehand.
+    flags: the names of all flags that begin with "--".
+    arguments: the arguments in the order in which they were added.
+    actions: the parsers of a verb's actions, or of the verbs, by name.
+    takes_overrides: whether --config.FIELD=VALUE is accepted; these words are
+      taken out before this parser sees the others.
   """
 
   def __init__(self, **settings: Any):
@@ -62,7 +63,7 @@ def _one_of(known: Iterable[str], text: str) -> str:
 
 
 def add_config(parser: Parser) -> None:
-  """Adds --config, without which the verb has nothing to do."""
+  """Adds --config, which is required."""
   parser.add_argument(
     "--config", required=True, metavar="FILE", help="a file of configs/"
   )
@@ -76,18 +77,18 @@ def add_json(parser: Parser) -> None:
 
 
 def add_max_pixels(parser: Parser) -> None:
-  """Adds --max-pixels, for images larger than what is read by default."""
+  """Adds --max-pixels, which allows larger images than the default."""
   parser.add_argument(
     "--max-pixels",
     type=count,
     metavar="N",
-    help="of the largest image that is read (default: 250 million of a JPEG, "
-    "64 million of others)",
+    help="pixels of the largest image that is read (default: 250 million for a "
+    "JPEG, 64 million for others)",
   )
 
 
 def add_batches(parser: Parser) -> None:
-  """Adds how a verb reads and embeds: --batch-size and --threads."""
+  """Adds --batch-size and --threads, for verbs that embed data."""
   parser.add_argument(
     "--batch-size", type=count, default=256, metavar="N", help="default: 256"
   )
@@ -118,36 +119,42 @@ def add_suite(parser: Parser, *, required: bool = False) -> None:
 
 
 def add_duplicates(parser: Parser) -> None:
-  """Adds --duplicates, of retrieval."""
+  """Adds --duplicates, a choice of the retrieval task."""
   parser.add_argument(
     "--duplicates",
     nargs="?",
     const="hits",
     choices=names.RETRIEVAL_DUPLICATES,
-    help="of retrieval: what an equal caption of another image counts as "
-    "(default: hits; published figures count it as a miss)",
+    help="retrieval: what a caption of another image counts as if it equals "
+    "the right one (default: hits; published figures count it as a miss)",
   )
 
 
 def add_interpolate(parser: Parser, *, type: Callable[[str], Any]) -> None:
-  """Adds --interpolate and --with: between a model and its fine-tuned one."""
+  """Adds --interpolate and --with, for weights between two models.
+
+  Args:
+    parser: the verb's parser.
+    type: `share` for one number, `shares` for several.
+  """
   parser.add_argument(
     "--interpolate",
     type=type,
     metavar="A" if type is share else "A,…",
-    help="the share of the fine-tuned weights, from 0 to 1; the rest is of the "
-    "model that the run began with (WiSE-FT)",
+    help="the share of the fine-tuned weights, from 0 to 1; the rest comes "
+    "from the model that the run started from (WiSE-FT)",
   )
   parser.add_argument(
     "--with",
     dest="interpolate_with",
     metavar="MODEL",
-    help="that model, where the workdir does not say it or it has moved",
+    help="the model that the run started from, if the workdir does not say it "
+    "or if it has moved",
   )
 
 
 def check_interpolate(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with --interpolate and --with."""
+  """Returns an error message about --interpolate and --with, or None."""
   if arguments.interpolate_with and arguments.interpolate is None:
     return "--with goes with --interpolate"
   return None
@@ -162,7 +169,7 @@ def share(text: str) -> float:
 
 
 def shares(text: str) -> list[float]:
-  """Returns numbers from 0 to 1 that commas part, for argparse's `type`."""
+  """Returns comma-separated numbers from 0 to 1, for argparse's `type`."""
   return [share(part) for part in text.split(",")]
 
 

@@ -1,4 +1,4 @@
-"""What a command prints: stdout holds the answer, stderr all else."""
+"""The output of a command: its answer on stdout, all else on stderr."""
 
 import contextlib
 import io
@@ -14,15 +14,15 @@ from typing import Any
 from clip_jax import terminal
 from clip_jax.plan import environment
 
-# Below these levels a library's own messages say nothing to a user.
+# Messages of these libraries below these levels are of no use to a user.
 _LIBRARY_LEVELS = {"jax": logging.WARNING, "jaxlib": logging.WARNING}
 _OWN_LOGGER = "clip_jax"
 
 
 def survive_any_encoding() -> None:
-  """Lets a terminal that lacks a character show "?" in its place."""
+  """Makes stdout and stderr print "?" for characters they cannot encode."""
   for stream in (sys.stdout, sys.stderr):
-    # Not every stream can: a test's or a notebook's may not.
+    # The streams of a test or a notebook may be of another class.
     if isinstance(stream, io.TextIOWrapper):
       with contextlib.suppress(ValueError):
         stream.reconfigure(errors="replace")
@@ -30,13 +30,13 @@ def survive_any_encoding() -> None:
 
 @contextlib.contextmanager
 def stdout_kept_clean() -> Iterator[None]:
-  """Sends what libraries print to stderr: stdout holds the answer only.
+  """Redirects what libraries print to stderr, so that stdout has the answer.
 
-  Native code, such as the collectives of several CPU processes, writes to the
-  file descriptor itself.
+  The file descriptor is redirected too, since native code, such as the
+  collectives of several CPU processes, writes to it directly.
   """
   with contextlib.ExitStack() as stack:
-    # Not every stdout has a descriptor: a test's or a notebook's may have none.
+    # The stdout of a test or a notebook may have no descriptor.
     with contextlib.suppress(OSError, ValueError, AttributeError):
       descriptor = sys.stdout.fileno()
       sys.stdout.flush()
@@ -50,7 +50,7 @@ def stdout_kept_clean() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Sends our log lines to stderr, and of the libraries' only what matters."""
+  """Logs our messages to stderr, and only important ones of the libraries."""
   for name, value in {
     "GRPC_VERBOSITY": "ERROR",
     "TF_CPP_MIN_LOG_LEVEL": "1",
@@ -84,7 +84,10 @@ def _matters(record: logging.LogRecord) -> bool:
 
 
 def discard(stream: Any) -> None:
-  """Lets Python flush a stream at its exit that cannot be written to."""
+  """Redirects a broken stream to the null device.
+
+  Python flushes its streams at exit, which would otherwise raise an error.
+  """
   with contextlib.suppress(OSError, ValueError, AttributeError):
     stream.flush()
     return
@@ -93,7 +96,7 @@ def discard(stream: Any) -> None:
 
 
 def to_json(payload: Any) -> str:
-  """Returns strict JSON; a number that is not finite becomes null."""
+  """Returns strict JSON text; numbers that are not finite become null."""
   return json.dumps(_plain(payload), indent=2, allow_nan=False)
 
 
@@ -115,7 +118,7 @@ def _plain(value: Any) -> Any:
   if isinstance(value, float) and not math.isfinite(value):
     return None
   if isinstance(value, str):
-    # Bytes of a name that were no UTF-8 have no place in JSON.
+    # A file's name may hold bytes that are not UTF-8; JSON cannot hold them.
     return value if _is_unicode(value) else terminal.escaped(value)
   if value is None or isinstance(value, bool | int | float):
     return value

@@ -1,4 +1,4 @@
-"""Reads the command line."""
+"""Parses the command line."""
 
 import argparse
 import collections
@@ -13,10 +13,11 @@ _OVERRIDE = "--config."
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-  """Returns the arguments, and three things more.
+  """Returns the parsed arguments of the command line.
 
-  `overrides` holds what --config.FIELD=VALUE sets, `remarks` what is to be told
-  about the command line, and `parser` is the one of all verbs.
+  Besides the verb's own arguments they hold `verb` (its name), `overrides`
+  (texts "FIELD=VALUE" of --config.FIELD=VALUE), `remarks` (warnings to log
+  about the command line) and `parser` (the parser of all verbs).
 
   Raises:
     SystemExit: 2 with the usage on stderr, or 0 after --help and --version.
@@ -32,7 +33,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   if verb.takes_overrides:
     overrides, words = _take_overrides(chosen, words)
   asked = chosen
-  if verb.has_actions:  # Each has a parser of its own.
+  if verb.has_actions:  # Each action has its own parser.
     action = next((word for word in words if not word.startswith("-")), None)
     if action is not None and action not in chosen.actions:
       _refuse(chosen, "action", action, chosen.actions)
@@ -47,7 +48,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
       _refuse(asked, "flag", flag, asked.flags)
   if verb.has_actions:
     arguments = chosen.parse_args(words)
-  else:  # Options may stand before, between and after the others.
+  else:  # Flags may stand before, between and after the other arguments.
     arguments = chosen.parse_intermixed_args(words)
   arguments.verb, arguments.overrides = name, overrides
   arguments.remarks = _repeated(chosen, words, overrides)
@@ -60,7 +61,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _repeated(
   parser: flags.Parser, words: Sequence[str], overrides: Sequence[str]
 ) -> list[str]:
-  """Says which flags are given more than once: all but the last are lost."""
+  """Returns a remark for each flag given twice: only the last one counts."""
   options = {
     name: action
     for each in (parser, *parser.actions.values())
@@ -74,7 +75,7 @@ def _repeated(
     name, equals, value = word.partition("=")
     action = options.get(name if name.startswith("--") else word[:2])
     if action is None or not word.startswith("-") or action.nargs == 0:
-      continue  # What takes no value loses nothing.
+      continue  # A flag without a value may be repeated.
     if not name.startswith("--"):
       name, equals, value = word[:2], word[2:], word[2:]
     following = words[i + 1] if i + 1 < len(words) else ""
@@ -99,7 +100,7 @@ def _refuse(
 
 
 def _hint_at_override(parser: argparse.ArgumentParser, word: str) -> None:
-  """Refuses a flag that is the name of a config's field."""
+  """Exits with a hint if an unknown flag is the name of a config's field."""
   field = word.partition("=")[0].removeprefix("--")
   for name in (field, field.replace("-", "_")):
     if name in verbs.config_fields():
@@ -112,7 +113,7 @@ def _hint_at_override(parser: argparse.ArgumentParser, word: str) -> None:
 def _take_overrides(
   parser: argparse.ArgumentParser, argv: list[str]
 ) -> tuple[list[str], list[str]]:
-  """Parts "--config.a.b=c" and "--config.a.b c" from the other words."""
+  """Separates "--config.a.b=c" and "--config.a.b c" from the other words."""
   overrides, others = [], []
   words = iter(argv)
   for word in words:
@@ -132,7 +133,7 @@ def _take_overrides(
 
 
 def make_parser() -> tuple[flags.Parser, dict[str, flags.Parser]]:
-  """Returns the parser and those of its verbs."""
+  """Returns the parser of the command, and the parsers of its verbs by name."""
   parser = flags.Parser(
     prog="clip-jax",
     description="Train, evaluate and use CLIP models.",

@@ -1,4 +1,4 @@
-"""What a verb of the command line is, and what it answers."""
+"""The types of a verb of the command line and of its answer."""
 
 import argparse
 import dataclasses
@@ -10,7 +10,13 @@ from clip_jax.cli import flags
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """What a verb found: for programs, and for people."""
+  """A verb's answer.
+
+  Attributes:
+    payload: what `--json` prints.
+    text: what is printed otherwise.
+    code: exit code.
+  """
 
   payload: Any
   text: str
@@ -19,11 +25,15 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-  """One verb: its arguments, and the function that does it.
+  """One verb: its arguments, and the function that runs it.
 
-  `check` returns what is wrong with the arguments together, or None. A verb
-  that takes overrides has --config.FIELD=VALUE collected in `overrides`; one
-  with actions has a parser for each of them.
+  Attributes:
+    summary: its line in `clip-jax --help`.
+    add_arguments: adds its arguments to a parser.
+    run: runs it.
+    check: returns an error message if arguments do not go together, or None.
+    takes_overrides: whether it accepts --config.FIELD=VALUE.
+    has_actions: whether it has actions, with a parser for each.
   """
 
   summary: str

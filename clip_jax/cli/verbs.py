@@ -109,5 +109,5 @@ VERBS = {
   ),
 }
 
-# Returns the names of a config's fields; a config is not light to import.
+# Returns the names of a config's fields; imports the config only when called.
 config_fields = _command("completion", "config_fields")

@@ -1,8 +1,9 @@
 """Configs: the schema of a run, config files, overrides and JSON.
 
-A config file is Python with a function `get_config()`, which changes what it
-needs of `default_config()`, a locked `ml_collections.ConfigDict`. `load` reads
-one, applies overrides and returns it as a `Config`: checked, typed and frozen.
+A config file is Python with a function `get_config()`, which takes
+`default_config()`, a locked `ml_collections.ConfigDict`, and changes some of
+its fields. `load` reads such a file, applies overrides and returns a `Config`:
+checked, typed and frozen.
 """
 
 from clip_jax.config.checks import check

@@ -1,4 +1,4 @@
-"""Whether a config's fields are known and allowed."""
+"""Checks that a config's fields are known and that their values are allowed."""
 
 import dataclasses
 import math
@@ -10,15 +10,15 @@ import ml_collections
 from clip_jax import errors
 from clip_jax.config import schema
 
-_MAX_INTEGER = 2**53  # Beyond it a float of JSON or of numpy is inexact.
+_MAX_INTEGER = 2**53  # Larger integers are not exact as floats.
 
 
 def check(config: schema.Config | ml_collections.ConfigDict) -> schema.Config:
   """Returns `config`, frozen, if every field is known and allowed.
 
   Raises:
-    UserError: names the first field that is not, what it got and what it may
-      be.
+    UserError: a field is unknown, missing or not allowed; the message names the
+      first one, its value and the allowed values.
   """
   tree = as_tree(config)
   flat = flatten(tree, leave=schema.OPEN)
@@ -78,7 +78,7 @@ def check_field(path: str, value: Any, field: schema.Field) -> None:
 
 
 def as_tree(config: schema.Config | ml_collections.ConfigDict) -> dict:
-  """Returns the fields of a config as nested dictionaries of its own."""
+  """Returns the fields of a config as new nested dictionaries."""
   if isinstance(config, schema.Config):
     return dataclasses.asdict(config)
   return config.to_dict()
@@ -87,7 +87,7 @@ def as_tree(config: schema.Config | ml_collections.ConfigDict) -> dict:
 def flatten(
   tree: Mapping[str, Any], prefix: str = "", *, leave: Sequence[str] = ()
 ) -> dict[str, Any]:
-  """Returns the leaves of `tree` by their "."-joined paths, but `leave`."""
+  """Returns the leaves of `tree` by "."-joined path, except below `leave`."""
   flat = {}
   for key, value in tree.items():
     path = prefix + key

@@ -1,4 +1,4 @@
-"""Configs from Python files, and as JSON both ways."""
+"""Reads configs from Python files, and reads and writes them as JSON."""
 
 import json
 import pathlib
@@ -16,7 +16,7 @@ from clip_jax.config import checks, overrides, schema
 def load(
   path: str | pathlib.Path, changes: Sequence[str] = ()
 ) -> schema.Config:
-  """Returns the checked config of the file `path` with `changes` on top.
+  """Returns the checked config of the file `path`, with `changes` applied.
 
   Args:
     path: a Python file that defines `get_config()`.
@@ -39,7 +39,7 @@ def load(
         f"{path} defines no get_config(); see configs/demo.py."
       ) from None
     raise errors.UserError(f"{path}: {error.args[0]}") from None
-  except Exception as error:  # Whatever a user's file raises is theirs to mend.
+  except Exception as error:  # The user's file may raise any error.
     raise _file_error(path, error) from None
   if not isinstance(config, ml_collections.ConfigDict):
     raise errors.UserError(
@@ -52,7 +52,7 @@ def load(
 
 
 def _file_error(path: pathlib.Path, error: Exception) -> errors.UserError:
-  """Returns what went wrong in a config file, in one line."""
+  """Returns an error about a config file, in one line."""
   line = getattr(error, "lineno", None) or _line_in(error, str(path))
   locked = re.match(r"""'?Key "(\w+)" does not exist and cannot""", str(error))
   if locked:
@@ -103,7 +103,7 @@ def with_overrides(
 
 
 def _thaw(tree: dict[str, Any]) -> ml_collections.ConfigDict:
-  """Returns the config of nested dictionaries, to be changed."""
+  """Returns a mutable config of nested dictionaries."""
   config = schema.default_config()
   for name in schema.OPEN:
     if not isinstance(open_field := tree.pop(name, {}), dict):

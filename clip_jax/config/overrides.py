@@ -1,4 +1,4 @@
-"""Fields that are set on the command line."""
+"""Applies the fields that are set on the command line to a config."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ import ml_collections
 from clip_jax import errors, json_text
 from clip_jax.config import schema
 
-# Two ways to say how long a run is, of which one is given.
+# Two fields for the length of a run, of which exactly one is given.
 _LENGTHS = {"steps": "epochs", "epochs": "steps"}
 
-# How fields in open dictionaries are named where all are listed.
+# The names of fields in open dictionaries, for messages that list all fields.
 _OPEN_FIELDS = ("evals.NAME.*", "model_overrides.*")
 
 
@@ -42,7 +42,7 @@ def apply_override(config: ml_collections.ConfigDict, override: str) -> None:
     is_eval = parents[0] == "evals"
     try:
       node[leaf] = text if is_eval else _parse_json(text)
-    except TypeError:  # Set before, by the config file, to another type.
+    except TypeError:  # The config file has set it to another type.
       raise errors.UserError(
         f"config.{path} takes {type(node[leaf]).__name__}, got {text!r}."
       ) from None
@@ -52,7 +52,7 @@ def apply_override(config: ml_collections.ConfigDict, override: str) -> None:
   for parent in parents:
     node = node[parent]
   node[leaf] = _parse(path, text, schema.SCHEMA[path].type)
-  # What is typed last decides, also over the file.
+  # An override of one length removes the other, also if the file has set it.
   if path in _LENGTHS:
     config[_LENGTHS[path]] = None
 
@@ -72,7 +72,7 @@ def _parse(path: str, text: str, kind: type) -> Any:
 
 
 def _parse_json(text: str) -> Any:
-  """Returns numbers, booleans and lists as such, anything else as a text."""
+  """Returns the value of JSON text, or the text itself if it is not JSON."""
   try:
     return json_text.parse(text, kind=object)
   except json_text.JsonError:

@@ -1,4 +1,4 @@
-"""The schema of a run: every knob with its default, its unit and its check."""
+"""The schema of a config: every field, its default, unit, check and help."""
 
 import dataclasses
 import typing
@@ -10,10 +10,11 @@ from ml_collections import config_dict
 
 from clip_jax import names
 
-# An evaluation's or a report's data: what `data.held_out` keeps from training.
+# The address, of an evaluation's or a report's data, for the part of the
+# training data that `data.held_out` keeps from training.
 HELD_OUT = "held_out"
 
-# A check returns what is wanted where the value is not allowed, else None.
+# A check returns None for an allowed value, else what is allowed, as text.
 Check = Callable[[Any], str | None]
 
 
@@ -65,13 +66,13 @@ def _knob(
 
 @dataclasses.dataclass(frozen=True)
 class Init:
-  """What a run begins with."""
+  """The weights that a run starts from."""
 
   model: str = _knob(
-    "", help="a model to begin with, in any format; empty: none"
+    "", help="a model to start from, in any format; empty: none"
   )
-  image: str = _knob("", help="a checkpoint whose image tower to begin with")
-  text: str = _knob("", help="a checkpoint whose text tower to begin with")
+  image: str = _knob("", help="a checkpoint whose image tower to start from")
+  text: str = _knob("", help="a checkpoint whose text tower to start from")
   scheme: str = _knob(
     "scaled",
     _one_of(names.INIT_SCHEMES),
@@ -82,7 +83,7 @@ class Init:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """What is trained on, and how it is read."""
+  """The training data, and how they are read."""
 
   train: str = _knob("", _address, "DATA address of the pairs")
   held_out: float = _knob(
@@ -110,8 +111,8 @@ class Data:
   max_pixels: int | None = _knob(
     None,
     _at_least(1),
-    "pixels of the largest image that is read; 250 million of a JPEG (a "
-    "phone's of 200 megapixels fits), 64 million of others",
+    "pixels of the largest image that is read; left out: 250 million for a "
+    "JPEG (a phone's 200 megapixels fit), 64 million for others",
     unit="pixels",
   )
   resize_ratio: float = _knob(
@@ -132,21 +133,21 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-  """How weights move."""
+  """The optimizer and its schedule."""
 
-  name: str = _knob("adamw", _one_of(names.OPTIMIZERS), "how weights move")
+  name: str = _knob("adamw", _one_of(names.OPTIMIZERS), "the optimizer")
   peak_lr: float = _knob(
     5e-4, _positive, "learning rate after warm-up (paper, Table 20)"
   )
   warmup_steps: int | None = _knob(
     None,
     _at_least(0),
-    "updates of linear warm-up; left out: 2000 (paper, Table 18), and no "
-    "more than a tenth of the run",
+    "updates of linear warm-up; left out: 2000 (paper, Table 18), but at "
+    "most a tenth of the run",
     unit="updates",
   )
   weight_decay: float = _knob(
-    0.2, _at_least(0), "decoupled, on matrices (paper, Table 18)"
+    0.2, _at_least(0), "decoupled decay of matrices (paper, Table 18)"
   )
   beta1: float = _knob(0.9, _below_one, "momentum: Adam's beta1")
   beta2: float | None = _knob(
@@ -159,23 +160,23 @@ class Optim:
     1.0, _at_least(0), "largest global gradient norm; 0: no clipping"
   )
   image_lr_factor: float = _knob(
-    1.0, _at_least(0), "learning rate of the image tower over the full"
+    1.0, _at_least(0), "factor on the learning rate of the image tower"
   )
   text_lr_factor: float = _knob(
-    1.0, _at_least(0), "learning rate of the text tower over the full"
+    1.0, _at_least(0), "factor on the learning rate of the text tower"
   )
   layer_decay: float = _knob(
-    1.0, _between(0, 1), "learning rate of a layer over the one above's"
+    1.0, _between(0, 1), "learning rate of a layer over that of the one above"
   )
   ema_decay: float = _knob(
     0.0,
     _below_one,
-    "weights in use are an average of the trained ones, which moves by 1 "
-    "- this an update; 0: no average",
+    "decay, per update, of a moving average of the weights, which is the "
+    "model that is evaluated and loaded; 0: no average",
   )
   frozen: str = _knob(
     "",
-    help="regular expression: parameters that stay as they are; empty: none",
+    help="regular expression of parameters that are not trained; empty: none",
   )
 
 
@@ -205,7 +206,7 @@ class Objective:
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """How images and texts are compared, by the contrastive objectives."""
+  """The losses that compare images and texts: the contrastive objectives."""
 
   kind: str = _knob(
     "softmax",
@@ -213,19 +214,19 @@ class Loss:
     "contrastive objective; auto: sigmoid for a model with a logit bias",
   )
   method: str = _knob(
-    "auto", _one_of(names.LOSS_METHODS), "how the global logits are made"
+    "auto", _one_of(names.LOSS_METHODS), "how the global logits are computed"
   )
   duplicates: str = _knob(
     "ignore",
     _one_of(names.DUPLICATES),
-    "pairs of a batch with the same image or caption: negatives, left "
-    "out, or positives",
+    "how pairs of a batch with the same image or caption count: as "
+    "negatives, left out, or as positives",
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  """How devices share the work."""
+  """The mesh of devices."""
 
   data: int = _knob(
     -1, _axis_size, "devices that split the batch", unit="devices"
@@ -240,13 +241,13 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """What is saved."""
+  """When checkpoints are saved, and how many are kept."""
 
   every_steps: int = _knob(
     1000, _at_least(1), "updates between checkpoints", unit="updates"
   )
   keep: int = _knob(
-    3, _at_least(1), "newest checkpoints kept", unit="checkpoints"
+    3, _at_least(1), "number of newest checkpoints kept", unit="checkpoints"
   )
 
 
@@ -270,9 +271,9 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A run. What `check` returns; its fields cannot be set any more.
+  """The config of a run, checked and frozen; `check` returns it.
 
-  `model_overrides` and `evals` are open: their names are the user's own.
+  `model_overrides` and `evals` are open: users choose the names in them.
   """
 
   model: str = _knob(
@@ -287,7 +288,8 @@ class Config:
   micro_batches: int = _knob(
     1,
     _at_least(1),
-    "parts of a device's pairs that the towers take at a time; the same result",
+    "parts of a device's pairs that the towers compute one after another, to "
+    "save memory; the result is the same",
     unit="parts",
   )
   steps: int | None = _knob(
@@ -302,7 +304,7 @@ class Config:
   min_steps: int = _knob(
     0,
     _at_least(0),
-    "updates at the least, where epochs of few data end",
+    "least number of updates, for epochs of little data",
     unit="updates",
   )
   seed: int = _knob(
@@ -331,7 +333,7 @@ class Config:
   )
   report: str = _knob(
     "",
-    help="DATA address, or held_out, that report.png shows; empty: no report",
+    help="DATA address, or held_out, for report.png; empty: no report",
   )
   model_overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   evals: Mapping[str, Mapping[str, Any]] = dataclasses.field(
@@ -341,7 +343,15 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-  """One knob: its type, its default (None: worked out), check and meaning."""
+  """One field of a config.
+
+  Attributes:
+    type: type of its value.
+    default: default value; None if the program chooses one.
+    check: returns None for an allowed value, else what is allowed, as text.
+    help: its meaning.
+    unit: its unit, in the plural; "" for none.
+  """
 
   type: type
   default: Any
@@ -350,12 +360,12 @@ class Field:
   unit: str
 
 
-# Open dictionaries: names are the user's own, so no lock guards them.
+# Open dictionaries: users choose the names in them, so they are not locked.
 OPEN = ("model_overrides", "evals")
 
 
 def _fields(part: Any, prefix: str = "") -> dict[str, Field]:
-  """Returns the knobs of a dataclass by their "."-joined paths."""
+  """Returns the fields of a dataclass by "."-joined path."""
   hints, found = typing.get_type_hints(part), {}
   for field in dataclasses.fields(part):
     path, kind = prefix + field.name, hints[field.name]
@@ -372,7 +382,7 @@ EVAL_SCHEMA = _fields(Evaluation)
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """Returns the defaults: the paper's recipe, without data."""
+  """Returns the default config: the paper's recipe, without data."""
   tree: dict[str, Any] = {name: {} for name in OPEN}
   for path, field in SCHEMA.items():
     *parents, leaf = path.split(".")
@@ -392,7 +402,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 
 def freeze(tree: Mapping[str, Any]) -> Config:
-  """Returns the config of nested dictionaries, unchecked."""
+  """Returns the frozen config of nested dictionaries, without checking it."""
   parts = {
     field.name: type(field.default)(**tree[field.name])
     for field in dataclasses.fields(Config)

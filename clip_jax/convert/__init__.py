@@ -1,7 +1,7 @@
-"""Checkpoints of every format that matters, in and out, exactly.
+"""Reads and writes checkpoints in the formats of other libraries, exactly.
 
-`formats/table.py` lists the formats; `engine` says what one is made of and how
-to write another.
+`formats/table.py` lists the formats; the docstring of `engine` explains what a
+format consists of and how to add one.
 """
 
 from clip_jax.convert.conversion import convert, open_model

@@ -1,4 +1,4 @@
-"""JSON configs of other libraries, read field by field."""
+"""Reads JSON configs of other libraries field by field."""
 
 import math
 import pathlib
@@ -7,12 +7,12 @@ from typing import Any
 from clip_jax import errors, json_text
 
 MAX_BYTES = 1 << 22
-# Beyond every model: a hostile number must not become a loop or an overflow.
+# More than any model has; a hostile number must not cause a loop or overflow.
 MAX_INTEGER = 1 << 24
 MAX_WIDTH = 1 << 14
 MAX_DEPTH = 1 << 10
 _MAX_PIXELS = 1 << 14
-# Means and deviations of channels, of images from 0 to 1.
+# Named means and standard deviations of channels, for pixels from 0 to 1.
 MAX_CHANNEL = 1e6
 LEAST_DEVIATION = 1e-6
 _REQUIRED = object()
@@ -22,11 +22,11 @@ def read(path: pathlib.Path, *, strict: bool = False) -> dict[str, Any]:
   """Returns the object in a JSON file.
 
   Args:
-    path: of the file.
-    strict: a key that stands twice in an object, and NaN, are errors.
+    path: path of the file.
+    strict: whether a key that occurs twice in an object, or NaN, is an error.
 
   Raises:
-    UserError: there is none.
+    UserError: the file cannot be read, or holds no JSON object.
   """
   try:
     return json_text.read(path, max_bytes=MAX_BYTES, strict=strict)
@@ -42,7 +42,7 @@ def read(path: pathlib.Path, *, strict: bool = False) -> dict[str, Any]:
 
 
 def peek(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the object in a JSON file, an empty one where there is none."""
+  """Returns the object in a JSON file; {} if there is no valid one."""
   try:
     return read(path) if path.is_file() else {}
   except errors.UserError:
@@ -50,7 +50,7 @@ def peek(path: pathlib.Path) -> dict[str, Any]:
 
 
 class Fields:
-  """A config's fields, each taken once; what is left over is an error."""
+  """Fields of a config, each to be taken once; `done` rejects the others."""
 
   def __init__(self, where: str, data: Any):
     if not isinstance(data, dict):
@@ -72,7 +72,7 @@ class Fields:
     *,
     kind: type | tuple[type, ...] = int,
   ) -> Any:
-    """Returns a field of the type `kind`; null passes where it is the default.
+    """Returns a field of the type `kind`; null is valid if it is the default.
 
     Raises:
       UserError: it is missing without a default, or of another type.
@@ -111,30 +111,33 @@ class Fields:
     return value
 
   def choose(self, field: str, default: Any, known: dict[Any, Any]) -> Any:
-    """Returns what `known` has for a field's value."""
+    """Returns the entry of `known` for a field's value."""
     value = self._data.pop(field, default)
     if isinstance(value, list | dict) or value not in known:
       shown = ", ".join(map(repr, known))
       raise errors.UserError(
-        f"{self._where}.{field}={value!r:.100} is not held; known: {shown}."
+        f"{self._where}.{field}={value!r:.100} is not supported; known: "
+        f"{shown}."
       )
     return known[value]
 
   def neutral(self, field: str, *values: Any) -> None:
-    """Takes a field that is held at these values only, the first by default.
+    """Takes a field for which only these values are supported.
+
+    The first of them is the default.
 
     Raises:
-      UserError: it has another value; the field is named.
+      UserError: it has another value; the message names the field.
     """
     value = self._data.pop(field, values[0])
     if not any(value == one and type(value) is type(one) for one in values):
       raise errors.UserError(
-        f"{self._where}.{field}={value!r:.100} is not held here (only "
-        f"{' or '.join(map(repr, values))} is)."
+        f"{self._where}.{field}={value!r:.100} is not supported (only "
+        f"{' or '.join(map(repr, values))})."
       )
 
   def ignore(self, *fields: str) -> None:
-    """Takes fields that say nothing about what is computed."""
+    """Takes fields that do not change what a model computes."""
     for field in fields:
       self._data.pop(field, None)
 
@@ -158,8 +161,8 @@ def square(size: Any, where: str) -> int:
     or not 1 <= sides[0] <= _MAX_PIXELS
   ):
     raise errors.UserError(
-      f"{where}={size!r:.100} is no square size in whole pixels, which towers "
-      "here have."
+      f"{where}={size!r:.100} must be one number of whole pixels, or two equal "
+      "ones: the towers here take square images."
     )
   return sides[0]
 

@@ -1,10 +1,10 @@
-"""Position embeddings of another context length of a text tower.
+"""Changes the context length of a text tower, by its position embedding.
 
-Longer ones as Long-CLIP makes them (Zhang et al. 2024, arXiv 2403.15378,
+A longer one is made as in Long-CLIP (Zhang et al. 2024, arXiv 2403.15378,
 "knowledge-preserved stretching"): the first 20 positions, which most captions
-fill and which training has seen most, stay as they are; those after them are
-stretched by linear interpolation, at most four times: 77 become up to 248.
-Shorter ones are the first rows.
+fill and which are trained best, stay the same; those after them are stretched
+by linear interpolation, at most four times, so that 77 become up to 248. A
+shorter one takes the first positions.
 """
 
 import dataclasses
@@ -17,15 +17,15 @@ from clip_jax.convert.tensor import Tensor
 
 KEPT = 20
 MAX_STRETCH = 4
-LEAST = 3  # A start, an end, and a token between them.
+LEAST = 3  # Start, end, and one token between them.
 _PATH = "params/text/position_embedding"
 
 
 def resize_rows(rows: np.ndarray, length: int) -> np.ndarray:
-  """Returns (length, width) for positions (old length, width), in float64.
+  """Returns positions (length, width), float64, of (old length, width).
 
-  Position KEPT + i lies at KEPT + i / stretch among the old ones; those beyond
-  the last old one lie on the line through the last two.
+  The new position KEPT + i is the old one at KEPT + i / stretch; positions
+  beyond the last old one are extrapolated from the last two.
   """
   rows = rows.astype(np.float64)
   old = len(rows)
@@ -40,13 +40,13 @@ def resize_rows(rows: np.ndarray, length: int) -> np.ndarray:
 
 
 def resize(model: portable.Portable, length: int) -> portable.Portable:
-  """Returns the model for texts of another length in tokens.
+  """Returns the model with another context length.
 
-  Only a Transformer's position embedding changes, when it is read.
+  Only the position embedding of a Transformer changes, at the time it is read.
 
   Args:
-    model: with a text tower.
-    length: the new context length.
+    model: a model with a text tower.
+    length: the new context length in tokens.
 
   Raises:
     UserError: the tower cannot have that length.
@@ -54,7 +54,8 @@ def resize(model: portable.Portable, length: int) -> portable.Portable:
   text = model.spec.get("text")
   if text is None:
     raise errors.UserError(
-      "--context-length is of a text tower; this model has an image tower only."
+      "--context-length changes a text tower; this model has only an image "
+      "tower."
     )
   old = text["context_length"]
   if length == old:
@@ -71,9 +72,9 @@ def resize(model: portable.Portable, length: int) -> portable.Portable:
     )
     if not text["causal"] or text["pooling"] in ("last", "map"):
       model.report.warnings.append(
-        f"The text tower sees padding, of which there is another amount with "
-        f"{length} tokens than with {old}: every text gets another embedding "
-        "until the model has been trained on."
+        "The text tower attends to padding, and the amount of it differs "
+        f"between {length} and {old} tokens: every text gets another "
+        "embedding, so train the model further."
       )
   else:
     how = "as they were"

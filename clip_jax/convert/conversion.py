@@ -1,7 +1,7 @@
-"""From any format to any other, by way of our own tree, and checked.
+"""Converts checkpoints between formats, by way of our own parameter tree.
 
-What is written is read back and compared bit by bit with what was read before
-it takes its name: a conversion either is exact or leaves nothing behind.
+The new checkpoint is read back and compared bit by bit with the source before
+it gets its final name: a conversion is exact, or it leaves no files.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ _ACCEPTED = (
   + ", ".join(name for name in FORMATS if name != "workdir")
 )
 
-# Called with the number of arrays done and of all.
+# Called with the number of arrays done and their total.
 Progress = Callable[[int, int], None]
 
 
@@ -57,20 +57,21 @@ def targets() -> list[str]:
   return [name for name, known in FORMATS.items() if known.write]
 
 
-# A directory's own description: where it is damaged, that is the news.
+# Files that describe a directory. If one is damaged, the error says so instead
+# of "in no known format".
 _DESCRIPTION = "config.json"
 _ADAPTER = "adapter_config.json"
 
 
 def recognise(path: pathlib.Path, options: Options | None = None) -> str:
-  """Returns the name of the format that `path` is in.
+  """Returns the name of the format of `path`.
 
   Args:
-    path: a directory, or a file in a container that is read here.
-    options: what is said about a bare file.
+    path: a directory, or a file of weights.
+    options: options for a file of weights.
 
   Raises:
-    UserError: there is nothing, or nothing that any format knows.
+    UserError: `path` does not exist, or is in no known format.
     AmbiguousError: a file holds several models.
   """
   if not path.exists():
@@ -110,7 +111,7 @@ def _recognise_directory(path: pathlib.Path) -> str:
 
 
 def _recognise_file(path: pathlib.Path, options: Options) -> str:
-  """Returns the format whose names the tensors of a file have."""
+  """Returns the format whose tensor names a file has."""
   tensors = weights_file.read(path, options, report_lib.Report("")).tensors
   for name, known in FORMATS.items():
     if known.knows(tensors):
@@ -132,16 +133,16 @@ def open_model(
   source_format: str | None = None,
   options: Options | None = None,
 ) -> Portable:
-  """Reads the model at `source`; its arrays are read when they are used.
+  """Returns the model at `source`; its arrays are read when they are used.
 
   Args:
     source: a file or a directory in any of `FORMATS`.
-    source_format: one of `FORMATS`; None finds it out.
-    options: what the source does not say by itself.
+    source_format: one of `FORMATS`; None recognises it.
+    options: what the source does not say itself.
 
   Raises:
     UserError: the model cannot be read exactly.
-    AmbiguousError: it has several meanings, and no option says which.
+    AmbiguousError: it has several possible meanings, and no option chooses one.
   """
   options = options or Options()
   address = os.fspath(source)
@@ -169,14 +170,14 @@ def open_model(
 
 
 def open_first(path: str | os.PathLike, other: str | None = None) -> Portable:
-  """Returns the model that a fine-tuning began with.
+  """Returns the model that a fine-tuning run started from.
 
   Args:
-    path: a workdir of `clip-jax train`; any model where `other` is given.
-    other: the model, where it is not where it was, or `path` does not say it.
+    path: a workdir of `clip-jax train`; any model if `other` is given.
+    other: the model, if it has moved or if `path` does not say it.
 
   Raises:
-    UserError: it is not known, gone, or not what it was.
+    UserError: it is not known, does not exist, or has changed since.
   """
   if other is not None:
     return open_model(other)
@@ -185,14 +186,14 @@ def open_first(path: str | os.PathLike, other: str | None = None) -> Portable:
     first = open_model(address)
   except errors.UserError as error:
     raise errors.UserError(
-      f"Cannot open the model that {path} was fine-tuned from: {error} Say "
-      "where it lies now with --with MODEL."
+      f"Cannot open the model that {path} was fine-tuned from: {error} Give "
+      "its path now by --with MODEL."
     ) from None
   interpolation.check_unchanged(first, path)
   return first
 
 
-# What a flag settles, by the ends of the fields' names.
+# The fields that a flag sets, by parts of their names.
 _SETTLES = {
   "activation": ("activation",),
   "config": ("config",),
@@ -204,7 +205,7 @@ _SETTLES = {
 
 
 def _warn_of_unused(options: Options, model: Portable) -> None:
-  """Says which flags changed nothing: the source speaks for itself."""
+  """Warns of flags without effect, since the source says the same itself."""
   told = [
     field
     for field, entry in model.report.inferred.items()
@@ -245,17 +246,17 @@ def convert(
     destination: a new file or directory.
     to: one of `targets()`.
     source_format: as in `open_model`.
-    options: as in `open_model`; `headers_only` checks all that can be without
-      the data, and writes nothing.
-    overwrite: replace what is at `destination`, once the new is complete.
-    progress: told how many arrays have been checked.
+    options: as in `open_model`; with `headers_only`, everything that does not
+      need the data is checked, and nothing is written.
+    overwrite: whether to replace `destination`, once the new one is complete.
+    progress: called with the number of arrays checked and their total.
 
   Returns:
-    The account of the conversion.
+    The report of the conversion.
 
   Raises:
-    UserError: `to` cannot hold the model, the source is damaged, or something
-      is at `destination`.
+    UserError: `to` cannot hold the model, the source is damaged, or
+      `destination` exists.
   """
   options = options or Options()
   target = find_format(to)
@@ -296,10 +297,10 @@ def convert(
 
 
 def _without_useless_bias(model, target, options) -> Portable:
-  """Drops a logit bias that the target has no place for, where that is right.
+  """Returns the model without its logit bias, if the target cannot hold it.
 
-  A bias of 0 adds nothing; any other only goes when a user says so, for
-  probabilities of single pairs change (similarities do not).
+  A bias of 0 has no effect; any other is dropped only if the user asks for it,
+  since the sigmoid probabilities of pairs change (similarities do not).
   """
   if model.spec.get("init_logit_bias") is None:
     return model
@@ -312,7 +313,7 @@ def _without_useless_bias(model, target, options) -> Portable:
     raise errors.UserError(
       f"The format {target.name!r} has no place for the logit bias, {bias:g}. "
       "Give --drop-logit-bias to leave it out: rankings and softmax "
-      "probabilities stay, the sigmoid probability of a pair does not."
+      "probabilities stay the same, sigmoid probabilities of pairs do not."
     )
   model.report.warnings.append(f"The logit bias, {bias:g}, is left out.")
   leaves = {k: v for k, v in model.leaves.items() if k != path}
@@ -354,14 +355,14 @@ def _check_free(
 
 def _check_written(model, partial, target, report, progress) -> None:
   """Reads the new checkpoint and compares every number with the source's."""
-  # A format that does not say all of a model is told the rest again.
+  # If the format cannot say everything of a model, options say the rest again.
   again = target.read(partial, target.told(model.spec))
   sameness.check_described(model.spec, again.spec, target.name)
   kinds = [spec.get("probabilities") for spec in (model.spec, again.spec)]
   if kinds[0] != kinds[1]:
     report.warnings.append(
-      f"Its probabilities are those of a {kinds[0]}; who reads the format "
-      f"{target.name!r} takes them for those of a {kinds[1]}."
+      f"The model was trained for {kinds[0]} probabilities; programs that read "
+      f"the format {target.name!r} take it for a model with {kinds[1]} ones."
     )
   written = again.leaves
   assert written.keys() == model.leaves.keys()

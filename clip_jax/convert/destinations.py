@@ -1,4 +1,4 @@
-"""Where a conversion writes: all of it or nothing is there in the end."""
+"""Writes a new file or directory completely, or not at all."""
 
 import contextlib
 import errno
@@ -13,9 +13,10 @@ from clip_jax import errors
 
 @contextlib.contextmanager
 def new(destination: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
-  """Gives a path beside `destination` that becomes it, or goes away.
+  """Yields a path beside `destination`, which is renamed to it at the end.
 
-  Whatever happens, either what was there stays or what is new is complete.
+  After an error it is deleted. In any case `destination` is either as it was
+  before, or new and complete.
   """
   destination.parent.mkdir(parents=True, exist_ok=True)
   room = pathlib.Path(
@@ -37,7 +38,7 @@ def new(destination: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
 
 
 def _take_place(partial: pathlib.Path, destination: pathlib.Path) -> None:
-  """Names what is complete; never replaces what another put there meanwhile."""
+  """Renames `partial`; never replaces a file that appeared in the meantime."""
   try:
     if partial.is_dir():
       if destination.is_dir():
@@ -48,8 +49,8 @@ def _take_place(partial: pathlib.Path, destination: pathlib.Path) -> None:
   except OSError as error:
     if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
       raise errors.UserError(
-        f"{destination} came into being while the conversion ran; nothing was "
-        "written there. Give another destination."
+        f"{destination} was created by something else while the conversion "
+        "ran; nothing was written there. Give another destination."
       ) from None
     if partial.is_dir():
       raise

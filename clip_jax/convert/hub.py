@@ -9,9 +9,9 @@ PREFIX = "hf-hub:"
 _ADDRESS = re.compile(
   r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII
 )
-# What a model may consist of; nothing that could be executed.
+# The files of a model to download; none of them is ever executed.
 PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors", "*.msgpack", "*.npz")
-# Pickles are read by our own reader, but only where there is nothing better.
+# Pickles, for our own reader; downloaded only if there is no other file.
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
@@ -21,13 +21,13 @@ def is_address(source: str) -> bool:
 
 
 def pinned(source: str, path: pathlib.Path) -> str:
-  """Returns the address with the commit that `download` gave as `path`."""
+  """Returns the address with the commit of `path`, as of `download`."""
   name = source.removeprefix(PREFIX).partition("@")[0]
   return f"{PREFIX}{name}@{path.name}"
 
 
 def download(source: str) -> pathlib.Path:
-  """Returns the local copy of a model; it is downloaded once.
+  """Returns the path of a model's local copy, downloading it if necessary.
 
   Args:
     source: "hf-hub:ORG/NAME", or with "@" and a branch, tag or commit.
@@ -42,7 +42,7 @@ def download(source: str) -> pathlib.Path:
   match = _ADDRESS.fullmatch(source.removeprefix(PREFIX))
   if match is None:
     raise errors.UserError(
-      f"{source!r} is no address of a model; give hf-hub:ORG/NAME or "
+      f"{source!r} is not a valid address; give hf-hub:ORG/NAME or "
       "hf-hub:ORG/NAME@REVISION."
     )
   name, revision = match["name"], match["revision"]

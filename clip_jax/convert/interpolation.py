@@ -1,8 +1,8 @@
-"""Weights between a fine-tuned model and the one that it began with.
+"""Interpolates weights between a fine-tuned model and the original one.
 
-A model that was fine-tuned on one task forgets some of what it knew. On the
-straight line between both, (1 - share) * first + share * fine_tuned, lie models
-that keep the most of either (WiSE-FT; Wortsman et al. 2022, arXiv 2109.01903).
+A model that was fine-tuned on one task gets worse on others. Models on the
+straight line between both, (1 - share) * first + share * fine_tuned, can be
+good at all of them (WiSE-FT; Wortsman et al. 2022, arXiv 2109.01903).
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ def check_share(share: float) -> float:
   if not 0 <= share <= 1:
     raise errors.UserError(
       f"The share {share:g} must be between 0, the model that the training "
-      "began with, and 1, the fine-tuned one."
+      "started from, and 1, the fine-tuned one."
     )
   return share
 
@@ -35,13 +35,13 @@ def check_share(share: float) -> float:
 def interpolate(
   model: portable.Portable, first: portable.Portable, share: float
 ) -> portable.Portable:
-  """Returns the model that has `share` of `model`, and the rest of `first`.
+  """Returns (1 - share) * `first` + share * `model`.
 
-  At 0 and 1 the numbers are those of one of them, bit for bit. Statistics of
-  batch norms and the temperature are on the line too.
+  At 0 and 1 the result equals one of them bit for bit. Statistics of batch
+  norms and the temperature are interpolated, too.
 
   Raises:
-    UserError: the two are not of one architecture.
+    UserError: the two have different architectures.
   """
   check_share(share)
   _check_same(model, first)
@@ -62,7 +62,7 @@ def _between(first: Tensor, last: Tensor, share: float) -> Tensor:
 
 
 def mix(first: np.ndarray, last: np.ndarray, share: float) -> np.ndarray:
-  """Returns numbers between two arrays, in the type of `last`."""
+  """Returns (1 - share) * first + share * last, in the type of `last`."""
   a, b = (np.asarray(x, np.float64) for x in (first, last))
   return ((1 - share) * a + share * b).astype(last.dtype)
 
@@ -70,9 +70,9 @@ def mix(first: np.ndarray, last: np.ndarray, share: float) -> np.ndarray:
 def between(
   first: portable.Portable, variables: Mapping[str, Any], share: float
 ) -> Any:
-  """Returns fine-tuned variables moved towards those of `first`.
+  """Returns (1 - share) * `first` + share * `variables`.
 
-  They lie where `variables` lie.
+  The result has the sharding of `variables`.
 
   Raises:
     UserError: the two do not have the same arrays.
@@ -90,10 +90,10 @@ def between(
 
 
 def first_address(path: str | os.PathLike) -> str:
-  """Returns which model the run in a workdir began with.
+  """Returns the model that the run in a workdir started from (`init.model`).
 
   Raises:
-    UserError: it is no workdir, or of a run without `init.model`.
+    UserError: `path` is not a workdir, or its run has no `init.model`.
   """
   path = pathlib.Path(path).expanduser()
   address = ""
@@ -108,7 +108,7 @@ def first_address(path: str | os.PathLike) -> str:
 
 
 def check_unchanged(first: portable.Portable, path: str | os.PathLike) -> None:
-  """Raises UserError unless the run in a workdir began with these numbers."""
+  """Raises UserError unless the run in a workdir started from these weights."""
   saved = workdir_lib.load_model(path)
   variables = saved.variables
   noted = workdir_lib.load_counters(path, saved.step).get(workdir_lib.ORIGIN)
@@ -122,8 +122,7 @@ def check_unchanged(first: portable.Portable, path: str | os.PathLike) -> None:
   if noted is not None and integrity.fingerprint(found) != noted:
     raise errors.UserError(
       f"The model that {path} was fine-tuned from has changed since then "
-      "(trained further, perhaps). Give a copy of what it was with --with "
-      "MODEL."
+      "(trained further, perhaps). Give a copy of the old one by --with MODEL."
     )
 
 
@@ -135,9 +134,9 @@ def _check_same(model: portable.Portable, first: portable.Portable) -> None:
     for field in sorted(mine.keys() | theirs.keys()):
       if mine.get(field) != theirs.get(field):
         raise errors.UserError(
-          f"There is nothing between these models: {part}.{field} is "
+          f"These models cannot be interpolated: {part}.{field} is "
           f"{mine.get(field)!r} in one and {theirs.get(field)!r} in the other. "
-          "Both must be of one architecture."
+          "Both must have the same architecture."
         )
   _check_arrays(first, model.leaves)
 
@@ -151,7 +150,7 @@ def _check_arrays(first: portable.Portable, arrays: Mapping[str, Any]) -> None:
     ]
     if shapes[0] != shapes[1]:
       raise errors.UserError(
-        f"There is nothing between these models: {path} has the shape "
-        f"{shapes[0]} in one and {shapes[1]} in the other (None: it is not "
-        "there). Both must be of one architecture."
+        f"These models cannot be interpolated: {path} has the shape "
+        f"{shapes[0]} in one and {shapes[1]} in the other (None: it is "
+        "missing). Both must have the same architecture."
       )

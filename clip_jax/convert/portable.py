@@ -1,4 +1,4 @@
-"""A model between formats: its description, its arrays and what came along."""
+"""A model independent of formats: its description, arrays and other files."""
 
 import dataclasses
 import hashlib
@@ -19,31 +19,34 @@ _CHUNK_BYTES = 1 << 22
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What a user may say about a source or a target.
+  """A user's options for reading a source or writing a target.
 
   Attributes:
-    config: of a bare file of weights: an open_clip or a HuggingFace config,
+    config: for a file of weights alone: an open_clip or a HuggingFace config,
       or one of `variants.VARIANTS`.
-    weights: which of several models in a training's checkpoint to take, such
-      as "model_ema".
-    activation: of the towers, where the source does not say it.
-    heads: of the image and of the text tower, where the source does not say.
-    pooling: of a text tower that nothing around it says: "mean" or "cls" of
-      a BERT, "last" of big_vision's Transformers.
-    tokenizer: of big_vision's text towers, where the vocabulary is none of
-      its own: "c4_en", "mc4" or "gemma", which clean, end and pad alike.
-    preprocess: of a bare timm file: "inception", "imagenet" or "openai" for
-      mean and std, and the part of the image that a centre crop keeps, or
-      None where the image is squashed.
-    image_size: to which position embeddings are resized; None keeps it.
+    weights: which of several models in a training checkpoint to read, such as
+      "model_ema".
+    activation: activation of both towers, if the source does not say it.
+    heads: heads of the image and of the text tower, if the source does not say
+      them.
+    pooling: pooling of a text tower, if the source does not say it: "mean" or
+      "cls" for a BERT, "last" for big_vision's Transformers.
+    tokenizer: for text towers of big_vision whose vocabulary is not one of its
+      own: "c4_en", "mc4" or "gemma", the one whose cleaning, end token and
+      padding are the same.
+    preprocess: for a timm file without a config: "inception", "imagenet" or
+      "openai" for mean and std, and the part of the image that a centre crop
+      keeps, or None if the image is squashed.
+    image_size: new image size, for which position embeddings are resized; None
+      keeps the old one.
     resize_method: one of `positions.METHODS`; needed with `image_size`.
-    context_length: to which a text tower's positions are stretched or cut.
-    old_grid: rows and cols of the source's patches, where it is not square.
-    drop_logit_bias: drop the bias for a target that has none.
-    interpolate: share of a fine-tuned model, the rest being of the one that
-      it began with; None leaves it as it is.
-    interpolate_with: that one; None for what a workdir says.
-    headers_only: do not read or check the data.
+    context_length: new context length; None keeps the old one.
+    old_grid: rows and cols of the source's patches, if they are not a square.
+    drop_logit_bias: whether to drop the bias for a target that has none.
+    interpolate: share of the fine-tuned model in an interpolation with the one
+      that it started from; None for no interpolation.
+    interpolate_with: that model; None for the one that the workdir names.
+    headers_only: whether to leave the data unread and unchecked.
   """
 
   config: str | None = None
@@ -65,18 +68,18 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Portable:
-  """A model that every format can be read into and written from.
+  """A model that any format is read into and written from.
 
   Attributes:
-    spec: the resolved description (`models.variants.spec`), every field of it.
+    spec: the complete description (`models.variants.spec`).
     leaves: our arrays by path, read lazily.
-    report: the account of the reading.
-    extras: tensors of the source that hold no parameter, by their names there;
-      an export to the same format gives them back.
-    files: of the tokenizer, by name.
-    source: where it came from: "format", "dialect" (what a writer of the same
-      format needs to give the same names and shapes), "files" (name ->
-      sha256) and what else the format notes.
+    report: the report of the reading.
+    extras: tensors of the source that are not parameters, by their names there;
+      writing the same format writes them again.
+    files: the tokenizer's files by name.
+    source: where the model came from: "format", "dialect" (what a writer of the
+      same format needs to write the same names and shapes), "files" (name ->
+      sha256) and other notes of the format.
     execution: how the source runs it (`models.variants.execution`).
   """
 
@@ -89,15 +92,15 @@ class Portable:
   execution: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def dialect(self, format_name: str) -> dict[str, Any]:
-    """Returns the dialect, if the model came from the format of that name."""
+    """Returns the dialect if the model came from that format, else {}."""
     same = self.source.get("format") == format_name
     return self.source.get("dialect", {}) if same else {}
 
   def variables(self, dtype: Any = np.float32) -> dict[str, Any]:
     """Returns the arrays as a tree for the linen module, in `dtype`.
 
-    A single tower gets the temperature 1, without which the module of
-    `engine.completed` cannot run.
+    A single tower gets the temperature 1, which the module of
+    `engine.completed` needs to run.
     """
     tree = traverse_util.unflatten_dict(
       {path: leaf.read().astype(dtype) for path, leaf in self.leaves.items()},
@@ -119,12 +122,12 @@ def from_variables(
   """Returns the model of a linen module's variables.
 
   Args:
-    variables: of the module of `spec`; arrays that it does not describe, such
-      as a single tower's temperature, are left out.
-    spec: the resolved description.
-    files: of the tokenizer, by name.
+    variables: variables of the module of `spec`; arrays that `spec` does not
+      describe, such as a single tower's temperature, are left out.
+    spec: the complete description.
+    files: the tokenizer's files by name.
     source: where the model came from.
-    report: takes the account.
+    report: the report to write to.
   """
   arrays = engine.flatten(variables)
   leaves = {
@@ -154,17 +157,17 @@ def assemble(
   dialect: dict[str, Any] | None = None,
   noted: dict[str, Any] | None = None,
 ) -> Portable:
-  """Returns the model that a checkpoint's tensors and their description make.
+  """Returns the model of a checkpoint's tensors and their description.
 
   Args:
-    entries, tensors, spec, report, name, ignored, hint: as `engine.to_ours`
-      takes them.
-    options: what the user says.
+    entries, tensors, spec, report, name, ignored, hint: arguments of
+      `engine.to_ours`.
+    options: the user's options.
     configs: small files that were read; their digests are noted.
     weights: files whose digests are noted unless only headers are read.
-    files: of the tokenizer, by name.
+    files: the tokenizer's files by name.
     dialect: what a writer of the same format needs.
-    noted: what else to keep about the source.
+    noted: other notes about the source.
 
   Raises:
     MismatchError: a tensor is missing, unexpected or of another shape.
@@ -207,7 +210,7 @@ def digests(files: Iterable[pathlib.Path]) -> dict[str, str]:
 
 
 def refuse(target: str, problems: Iterable[str]) -> None:
-  """Raises UserError that names what `target` cannot hold, if anything."""
+  """Raises UserError if there are problems: what `target` cannot hold."""
   problems = list(problems)
   if problems:
     raise errors.UserError(

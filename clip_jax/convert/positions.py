@@ -1,8 +1,8 @@
-"""Position embeddings of another image size, by a method that is named.
+"""Resizes position embeddings for another image size, by a named method.
 
-Codebases resize a grid of positions in different ways, which differ by as much
-as the embeddings themselves. Each method here is the matrix that one of them
-applies along an axis, in float64.
+Codebases resize a grid of positions in different ways, whose results differ by
+as much as the embeddings themselves. Each method here is the matrix that one of
+them applies along an axis, in float64.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from clip_jax import errors
 from clip_jax.convert import portable
 from clip_jax.convert.tensor import Tensor
 
-# Of one side, in pixels; a tower for more has no use for a grid of positions.
+# Pixels of one side; towers for larger images do not have a grid of positions.
 MAX_IMAGE_SIZE = 4096
 
 _LEAVES = {
@@ -31,7 +31,7 @@ def _triangle(x: np.ndarray) -> np.ndarray:
 
 
 def _keys(x: np.ndarray, a: float) -> np.ndarray:
-  """The cubic convolution of Keys (1981), with the slope `a` at 1."""
+  """Returns the cubic convolution kernel of Keys (1981); slope `a` at 1."""
   x = np.abs(x)
   near = ((a + 2) * x - (a + 3)) * x * x + 1
   far = a * (((x - 5) * x + 8) * x - 4)
@@ -39,7 +39,7 @@ def _keys(x: np.ndarray, a: float) -> np.ndarray:
 
 
 def _centres(old: int, new: int) -> np.ndarray:
-  """Where the `new` cells' centres lie among the `old` cells."""
+  """Returns the centres of the `new` cells in coordinates of the `old` ones."""
   return (np.arange(new) + 0.5) * old / new - 0.5
 
 
@@ -50,7 +50,7 @@ def _convolve(
   kernel: Callable[[np.ndarray], np.ndarray],
   antialias: bool,
 ) -> np.ndarray:
-  """Weighs cells by `kernel`, wider by the scale where that is above 1."""
+  """Returns weights by `kernel`, which antialiasing widens when shrinking."""
   scale = max(old / new, 1.0) if antialias else 1.0
   away = np.arange(old) - _centres(old, new)[:, None]
   weights = kernel(away / scale)
@@ -58,7 +58,7 @@ def _convolve(
 
 
 def _clamped_cubic(old: int, new: int) -> np.ndarray:
-  """Takes four cells, those beyond the edge being the edge's: torch's."""
+  """Returns torch's cubic weights: four cells, clamped at the edges."""
   centre = _centres(old, new)
   first = np.floor(centre).astype(int) - 1
   weights = np.zeros((new, old))
@@ -73,12 +73,12 @@ def _clamped_cubic(old: int, new: int) -> np.ndarray:
 
 
 def _align_corners(old: int, new: int) -> np.ndarray:
-  """Lays the outermost cells upon each other, as `scipy.ndimage.zoom` does."""
+  """Returns linear weights with aligned corners, as `scipy.ndimage.zoom`."""
   at = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
   return _triangle(np.arange(old) - at[:, None])
 
 
-# From a number of cells to another: the matrix (new, old) of an axis.
+# Functions of (old, new) numbers of cells that return the matrix (new, old).
 METHODS: dict[str, Callable[[int, int], np.ndarray]] = {
   # open_clip, on loading; Pillow's cubic.
   "bicubic_antialias": functools.partial(
@@ -100,7 +100,7 @@ METHODS: dict[str, Callable[[int, int], np.ndarray]] = {
 def resize_grid(
   grid: np.ndarray, new: tuple[int, int], method: str
 ) -> np.ndarray:
-  """Resizes (rows, cols, width) to `new`, by one of `METHODS`, in float64."""
+  """Returns a grid (rows, cols, width) resized to `new`, in float64."""
   rows, cols = (
     METHODS[method](was, becomes)
     for was, becomes in zip(grid.shape, new, strict=False)
@@ -116,17 +116,17 @@ def resized(
   old_grid: tuple[int, int],
   method: str | None,
 ) -> tuple[Tensor, dict[str, Any]]:
-  """Resizes position embeddings; the rows of class tokens stay as they are.
+  """Returns resized position embeddings; those of class tokens do not change.
 
   Args:
     tensor: (class tokens + patches, width).
-    image: the description of the image tower, of images of the old size.
-    image_size: the new one, in pixels.
+    image: the image tower's description, with the old image size.
+    image_size: the new image size in pixels.
     old_grid: rows and cols of the patches.
     method: one of `METHODS`.
 
   Returns:
-    The new embeddings, in their dtype, and what to note about the source.
+    The new embeddings, in their dtype, and notes about the source.
 
   Raises:
     UserError: the patches do not fill `image_size`, or `method` is unknown.
@@ -161,14 +161,15 @@ def old_grid(
   """Returns the rows and cols of `cells` positions.
 
   Raises:
-    UserError: they make no square and none is `given`, or another one.
+    UserError: they do not form a square and no grid is `given`, or `given` has
+      another number of positions.
   """
   side = math.isqrt(cells)
   if given is None and side * side != cells:
     raise errors.UserError(
-      f"The source has {cells} positions, which make no square. Give "
-      "--old-grid ROWSxCOLS, and --image-size for the square images that they "
-      "become."
+      f"The source has {cells} positions, which do not form a square. Give "
+      "--old-grid ROWSxCOLS, and --image-size for the square images of the new "
+      "model."
     )
   rows, cols = given or (side, side)
   if rows * cols != cells:
@@ -182,13 +183,13 @@ def old_grid(
 def resize(
   model: portable.Portable, image_size: int, method: str | None
 ) -> portable.Portable:
-  """Returns the model for images of another size.
+  """Returns the model with another image size.
 
-  Only the image tower's position embedding changes, when it is read.
+  Only the image tower's position embedding changes, at the time it is read.
 
   Args:
-    model: with an image tower.
-    image_size: of the new model, in pixels.
+    model: a model with an image tower.
+    image_size: the new image size in pixels.
     method: one of `METHODS`.
 
   Raises:
@@ -197,10 +198,10 @@ def resize(
   if "image" not in model.spec:
     raise errors.UserError(
       "--image-size resizes the positions of an image tower; this model has "
-      "a text tower only."
+      "only a text tower."
     )
   if model.source.get("resized", {}).get("new_image_size") == image_size:
-    return model  # By its reader, as where its old grid was no square.
+    return model  # Its reader has resized it, since the grid was not square.
   if image_size > MAX_IMAGE_SIZE:
     raise errors.UserError(
       f"--image-size {image_size} is more than {MAX_IMAGE_SIZE} pixels, the "
@@ -225,17 +226,17 @@ def resize(
 
 
 def grid_side(image: dict, image_size: int) -> int:
-  """Returns the rows, and cols, of the features of square images.
+  """Returns the number of rows (and cols) of the features of square images.
 
   Args:
     image: the description of an image tower.
-    image_size: in pixels.
+    image_size: image size in pixels.
 
   Raises:
     UserError: the features do not fill the image.
   """
   if image["kind"] == "resnet":
-    # The stem halves twice, each stage but the first once.
+    # A ResNet's stem halves the size twice, each stage but the first once.
     cell = 2 ** (len(image["depths"]) + 1)
   else:
     cell = image["patch_size"]

@@ -1,4 +1,4 @@
-"""What a conversion did, and why it did not: the account of every tensor."""
+"""The report of a conversion: what became of every tensor, and warnings."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ from clip_jax import errors, terminal
 # Where a field of the description comes from.
 SOURCES = ("config", "shape", "format", "flag", "archive")
 _SHOWN = 10
-# What the lists of tensors are called, in the order in which they are told.
+# Descriptions of the lists of tensors, in the order in which they are shown.
 _ACCOUNT = {
   "stripped": "stripped from the names",
   "left_out": "left out beside the model",
@@ -21,7 +21,7 @@ _ACCOUNT = {
 
 @dataclasses.dataclass
 class Report:
-  """The account of one reading, or of one conversion.
+  """The report of reading a checkpoint, or of a conversion.
 
   Attributes:
     source_format: name of the format read.
@@ -29,13 +29,13 @@ class Report:
     tensors: number of tensors in the source.
     mapped: number of source tensors that became parameters.
     stripped: wrappers and prefixes around the names, from the outside.
-    left_out: what stood beside the model in its file: an optimizer, an epoch.
-    ignored: tensors that hold no parameter, by name.
+    left_out: other content of the file, such as an optimizer or an epoch.
+    ignored: names of tensors that are not parameters.
     missing: tensors that the model needs and the source lacks.
-    unexpected: tensors of the source that no part of the model takes.
+    unexpected: tensors of the source that do not belong to the model.
     shape_mismatch: dicts of "key", "got" and "want".
-    inferred: field -> {"value", "source"}; what was not in the weights.
-    warnings: what a user should know.
+    inferred: field -> {"value", "source"}, for what is not in the weights.
+    warnings: messages for the user.
     facts: sizes, digests, dtypes, counts.
   """
 
@@ -59,7 +59,7 @@ class Report:
     return not (self.missing or self.unexpected or self.shape_mismatch)
 
   def infer(self, field: str, value: Any, source: str) -> Any:
-    """Notes where the value of `field` comes from, and returns it."""
+    """Returns `value`, and notes that `field` has it from `source`."""
     assert source in SOURCES, source
     self.inferred[field] = {"value": value, "source": source}
     return value
@@ -69,7 +69,7 @@ class Report:
     return dataclasses.asdict(self)
 
   def to_text(self) -> str:
-    """Returns the report for people."""
+    """Returns the report as text."""
     arrow = f" -> {self.target_format}" if self.target_format else ""
     lines = [
       f"{self.source_format}{arrow}: {self.mapped} of {self.tensors} tensors "
@@ -89,7 +89,7 @@ class Report:
     return "\n".join(lines)
 
   def account(self, *, ignored: bool = True) -> list[str]:
-    """Returns lines about tensors, a kind each; none for those without."""
+    """Returns a line of text for each list of tensors that is not empty."""
     lines = []
     for field, what in _ACCOUNT.items():
       names = [
@@ -103,7 +103,7 @@ class Report:
 
 
 class MismatchError(errors.UserError):
-  """Tensors of a checkpoint and of the model that it should be differ."""
+  """The tensors of a checkpoint do not match those of its model."""
 
   def __init__(self, report: Report, *, name: str, hint: str = ""):
     super().__init__(

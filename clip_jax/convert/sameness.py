@@ -1,4 +1,4 @@
-"""Whether a model that was written and read back is the one that it was."""
+"""Checks that a model is the same after it was written and read back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +9,8 @@ from clip_jax import errors
 from clip_jax.convert import engine
 from clip_jax.convert.engine import family
 
-# What a format may say less exactly than we do, or not at all; each writer
-# refuses or warns of what it loses.
+# Fields that a format may say less exactly than we do, or not at all; each
+# writer refuses, or warns about, what is lost.
 _ELSEWHERE = frozenset(
   (
     *("init_logit_scale", "max_logit_scale", "pooling", "eos_id"),
@@ -22,7 +22,7 @@ _ELSEWHERE = frozenset(
 def check_described(
   wanted: Mapping[str, Any], found: Mapping[str, Any], target: str
 ) -> None:
-  """Raises UserError where a tower, read back, means something else."""
+  """Raises UserError if a tower's description has changed when read back."""
   wanted, found = family.normal(wanted), family.normal(found)
   for part in engine.towers(wanted):
     got = found[part]
@@ -37,7 +37,7 @@ def check_described(
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-  """Whether two arrays hold the same numbers, to the bit."""
+  """Whether two arrays hold the same numbers, bit for bit."""
   if a.shape != b.shape:
     return False
   if a.dtype != b.dtype:  # Stacked with layers of a wider dtype.

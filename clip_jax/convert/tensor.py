@@ -1,4 +1,4 @@
-"""An array of a checkpoint that is read when it is asked for."""
+"""An array of a checkpoint that is read only when it is used."""
 
 import dataclasses
 import math
@@ -10,17 +10,17 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """A named array's header, and a way to its data.
+  """Shape and dtype of an array, with functions that read its data.
 
-  A conversion handles tens of gigabytes as these: only the few arrays that
-  are being worked on are in memory.
+  So a conversion of tens of gigabytes has only the few arrays in memory that it
+  is working on.
 
   Attributes:
-    shape: of the whole.
-    dtype: that holds every layer exactly; `ml_dtypes.bfloat16` is one.
-    read: returns the whole array, fresh or read-only.
-    layer: returns one element of the first axis, where that is cheaper.
-    layer_dtypes: of the layers of a stack, where they differ.
+    shape: shape of the whole array.
+    dtype: a dtype that holds every layer exactly, `ml_dtypes.bfloat16` too.
+    read: returns the whole array, a new or a read-only one.
+    layer: returns one element of the first axis; None if that is not cheaper.
+    layer_dtypes: dtypes of the layers of a stack, if they differ.
   """
 
   shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class Tensor:
     return cls(array.shape, array.dtype, lambda: array)
 
   def part(self, index: int | None) -> np.ndarray:
-    """Returns one layer of a stack in its own dtype; the whole for None."""
+    """Returns one layer of a stack in its own dtype, or all for None."""
     if index is None:
       return self.read()
     array = self.layer(index) if self.layer else self.read()[index]
@@ -54,7 +54,7 @@ class Tensor:
     return math.prod(self.shape) * self.dtype.itemsize
 
   def checked_read(self) -> np.ndarray:
-    """Returns the array, whose shape and dtype are as announced."""
+    """Returns the array; asserts that it has this shape and dtype."""
     array = self.read()
     assert array.shape == self.shape, f"{array.shape} is not {self.shape}"
     assert array.dtype == self.dtype, f"{array.dtype} is not {self.dtype}"

@@ -1,4 +1,4 @@
-"""The tokenizer in a HuggingFace directory: its files, and what they say."""
+"""Reads the tokenizer's files of a HuggingFace directory."""
 
 import pathlib
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 FAST, WORDS = "tokenizer.json", "vocab.txt"
 VOCAB, MERGES = "vocab.json", "merges.txt"
 SENTENCEPIECE = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
-# All that `AutoTokenizer` looks for.
+# All files that `AutoTokenizer` looks for.
 NAMES = (
   *(FAST, CONFIG, SPECIAL, "added_tokens.json"),
   *(WORDS, VOCAB, MERGES, *SENTENCEPIECE),
@@ -40,17 +40,17 @@ def describe(
   strip_end: bool = False,
   report: report_lib.Report | None = None,
 ) -> dict[str, Any]:
-  """Returns the description of the tokenizer that `files` make.
+  """Returns the description of the tokenizer in `files`.
 
   Args:
-    files: as `carry` returns them.
-    cleaning: of `tokenizer.CLEANINGS`.
-    where: what messages call the directory.
-    strip_end: whether zeros stand for the end token, as CLIPA has it.
-    report: takes all but the cleaning, and where it comes from.
+    files: the result of `carry`.
+    cleaning: one of `tokenizer.CLEANINGS`.
+    where: the directory's name in messages.
+    strip_end: whether zeros take the place of the end token, as in CLIPA.
+    report: gets all fields but the cleaning, and where they come from.
 
   Raises:
-    UserError: they make none, or one that rows here cannot hold.
+    UserError: the files are not a tokenizer, or not one that is supported.
   """
   settings = read_object(files, CONFIG, where)
   if settings.get("padding_side", "right") != "right":
@@ -79,10 +79,10 @@ def describe(
 
 
 def check_ids(tokenizer: dict[str, Any], vocab_size: int, where: str) -> None:
-  """Raises UserError where an id in every row is none of the model's.
+  """Raises UserError if a start, end or padding id is not below `vocab_size`.
 
-  CLIP's own start and end are not looked at: with a model of other sizes they
-  are found out when a text is encoded.
+  Those of CLIP's own tokenizer are not checked: in a model with another
+  vocabulary they are reported when a text is encoded.
   """
   fields = ["pad_id"]
   if tokenizer["kind"] != "clip_bpe":
@@ -92,7 +92,7 @@ def check_ids(tokenizer: dict[str, Any], vocab_size: int, where: str) -> None:
   for field in fields:
     if tokenizer[field] is not None and tokenizer[field] >= vocab_size:
       raise errors.UserError(
-        f"{where}: {field}={tokenizer[field]} is none of the model's "
+        f"{where}: {field}={tokenizer[field]} is not one of the model's "
         f"{vocab_size} ids (vocab_size); the tokenizer belongs to another "
         "model."
       )
@@ -101,7 +101,7 @@ def check_ids(tokenizer: dict[str, Any], vocab_size: int, where: str) -> None:
 def read_object(
   files: Mapping[str, bytes], name: str, where: str = ""
 ) -> dict[str, Any]:
-  """Returns the JSON object in a file, an empty one where there is none.
+  """Returns the JSON object in a file; {} if there is no such file.
 
   Raises:
     UserError: it is damaged.
@@ -114,10 +114,10 @@ def read_object(
 
 
 def controls(data: bytes, where: str) -> tuple[int | None, int | None]:
-  """Returns the ids that a tokenizer.json puts before and after a text.
+  """Returns the ids that a tokenizer.json adds before and after a text.
 
   Raises:
-    UserError: it puts several.
+    UserError: it adds several on one side.
   """
   before, after = tokenizer_lib.read_json(data).controls()
   if len(before) > 1 or len(after) > 1:
@@ -129,14 +129,14 @@ def controls(data: bytes, where: str) -> tuple[int | None, int | None]:
 
 
 def pad_token(files: Mapping[str, bytes], where: str = "") -> Any:
-  """Returns what the files say of the padding token: its text, or anything."""
+  """Returns the files' value for the padding token: its text, if valid."""
   special, config = (read_object(files, x, where) for x in (SPECIAL, CONFIG))
   token = {**special, **config}.get("pad_token")
   return token.get("content") if isinstance(token, dict) else token
 
 
 def token_id(files: Mapping[str, bytes], token: str) -> int | None:
-  """Returns the id that the files give to a token; None if they give none."""
+  """Returns the id of a token in the files; None if it has none."""
   added = read_object(files, CONFIG).get("added_tokens_decoder")
   for i, entry in added.items() if isinstance(added, dict) else ():
     named = isinstance(entry, dict) and entry.get("content") == token

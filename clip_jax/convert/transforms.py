@@ -1,4 +1,4 @@
-"""How one tensor of a checkpoint lies in our tree: layouts, both ways."""
+"""Transforms between a checkpoint's tensors and our arrays, both ways."""
 
 import dataclasses
 import math
@@ -10,9 +10,9 @@ import numpy as np
 
 from clip_jax.models import resnet
 
-# Theirs and ours, axis by axis; what is in brackets lies in one axis. `h` is a
-# number of heads of size `k`; `p` and `q` are the sides of a patch, `r` and `c`
-# the rows and cols of patches. torch's linear layers, [o, i], are transposed.
+# Axes of their tensor and of our array; those in parentheses are one axis. `h`
+# heads have the size `k`; `p` and `q` are the sides of a patch, `r` and `c` the
+# rows and cols of patches. torch's linear layers, [o, i], are transposed.
 LAYOUTS = {
   "T": ("o i", "i o"),
   "conv": ("o i p q", "p q i o"),
@@ -25,24 +25,24 @@ LAYOUTS = {
   "flat_patches": ("(p q i) o", "p q i o"),
   "grid": ("r c o", "(r c) o"),
 }
-# Two or three of ours in one of theirs, one after the other.
+# Their tensor is a concatenation of two or three of our arrays.
 _FUSED = {
   "fused2": ("heads", 2),
   "fused2_bias": ("bias", 2),
   "fused3": ("heads", 3),
   "fused3_bias": ("bias", 3),
 }
-# How many axes of length one theirs has before the others.
+# Number of leading axes of length one in their tensor.
 _BOXES = {"-": 0, "box": 1, "box2": 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-  """A bijection between one tensor of theirs and one or several of ours.
+  """A bijection between one tensor of theirs and one or several of our arrays.
 
   Attributes:
-    ours: takes their tensor, returns ours.
-    theirs: takes our tensors, returns theirs.
+    ours: takes their tensor, returns our arrays.
+    theirs: takes our arrays, returns their tensor.
   """
 
   ours: Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -50,7 +50,7 @@ class Transform:
 
 
 def of_rule(rule: str, tower: Mapping[str, Any]) -> Transform:
-  """Returns what a rule of the tables above means for a tower."""
+  """Returns the transform of a rule of the tables above, for a tower."""
   if rule in _BOXES:
     boxes = _BOXES[rule]
     return Transform(
@@ -74,14 +74,14 @@ IDENTITY = of_rule("-", {})
 
 
 def heads(tower: Mapping[str, Any]) -> int:
-  """Returns the number of attention heads, a ResNet's being in its pool."""
+  """Returns a tower's number of heads; those of a ResNet are in its pool."""
   if "depths" in tower:
     return resnet.pool_heads(tower["width"], len(tower["depths"]))
   return tower["heads"]
 
 
 def _sizes(tower: Mapping[str, Any]) -> dict[str, int]:
-  """Returns the lengths of axes that a tower's description says."""
+  """Returns the lengths of axes that follow from a tower's description."""
   sizes = {}
   if "depths" in tower or "heads" in tower:
     sizes["h"] = heads(tower)
@@ -92,7 +92,7 @@ def _sizes(tower: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _axes(layout: str) -> list[list[str]]:
-  """Returns the names in each axis of a layout."""
+  """Returns a list of names for each axis of a layout."""
   return [x.strip("()").split() for x in re.findall(r"\w+|\(.*?\)", layout)]
 
 

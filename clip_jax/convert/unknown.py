@@ -1,4 +1,4 @@
-"""What somebody may have meant by a model that is not there."""
+"""The error message for a model that does not exist, with suggestions."""
 
 import pathlib
 import re
@@ -8,7 +8,7 @@ from clip_jax.convert import hub
 from clip_jax.models import variants
 
 _ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
-# How near a name must be to be meant.
+# How similar a name must be to be suggested.
 _CLOSE = 0.8
 
 
@@ -16,8 +16,8 @@ def missing(path: pathlib.Path, accepted: str) -> str:
   """Returns the message for a path that does not exist.
 
   Args:
-    path: as it was given.
-    accepted: what can be given, in words.
+    path: the path as the user gave it.
+    accepted: a description of what can be given.
   """
   name = str(path)
   what = f"Model {name!r} does not exist"

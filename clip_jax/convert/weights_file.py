@@ -1,4 +1,4 @@
-"""A file of weights in any container, by the names of the model in it."""
+"""Reads a file of weights in any container, under the model's own names."""
 
 import pathlib
 from collections.abc import Callable
@@ -25,7 +25,7 @@ _Reader = Callable[[pathlib.Path, nested.Select], datafile.Contents]
 def _flat(
   read: Callable[[pathlib.Path], dict[str, Tensor]], separator: str = "."
 ) -> _Reader:
-  """Returns a reader of a container that holds names only."""
+  """Returns a reader of a container with flat names, without nested dicts."""
   return lambda path, select: datafile.Contents(
     select(read(path), separator, lambda leaf: True)
   )
@@ -36,7 +36,7 @@ def _torch_shards(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 _INDEX = ".index.json"
-# By the end of a file's name; the longest end wins, which stands first.
+# By the end of a file's name; longer ends come before shorter ones.
 _READERS: dict[str, _Reader] = {
   f".safetensors{_INDEX}": _flat(
     lambda path: safetensors_file.read_sharded(path).tensors
@@ -54,23 +54,23 @@ SUFFIXES = tuple(suffix for suffix in _READERS if _INDEX not in suffix)
 
 
 def is_one(path: pathlib.Path) -> bool:
-  """Whether `path` is a file in a container that is read here, by its name."""
+  """Whether `path` has the name of a file of weights."""
   return path.is_file() and path.suffix in SUFFIXES
 
 
 def read(
   path: pathlib.Path, options: portable.Options, report: report_lib.Report
 ) -> datafile.Contents:
-  """Reads the headers of a file; wrappers and prefixes are undone.
+  """Reads the headers of a file; wrappers and prefixes are removed.
 
   Args:
     path: a file, or the index of several.
-    options: `weights` says which of several models to take.
-    report: takes what was stripped and what was left out.
+    options: `weights` chooses one of several models.
+    report: gets what was stripped and what was left out.
 
   Raises:
     UserError: it is damaged, or holds adapters.
-    AmbiguousError: it holds several models, and the options say none.
+    AmbiguousError: it holds several models, and the options choose none.
   """
   suffix = next((x for x in _READERS if path.name.endswith(x)), None)
   if suffix is None:
@@ -92,10 +92,10 @@ def read(
 
 
 def _by_content(path: pathlib.Path) -> str:
-  """Returns the suffix that a file of another name should have.
+  """Returns the suffix that fits the content of a file with another name.
 
   Raises:
-    UserError: it is in no container that is read here.
+    UserError: it is in no container that is supported.
   """
   file = datafile.DataFile(path)
   head = file.read(0, min(file.size, 9))
@@ -106,6 +106,6 @@ def _by_content(path: pathlib.Path) -> str:
   if head[8:] == b"{":
     return ".safetensors"
   raise errors.UserError(
-    f"{path} is no file of weights, neither by its content nor by its name, "
+    f"{path} is not a file of weights, neither by its content nor by its name, "
     f"which should end in {', '.join(SUFFIXES)}."
   )

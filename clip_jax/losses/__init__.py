@@ -1,17 +1,17 @@
 """Contrastive losses over the global batch, with their collectives.
 
-First come functions for one device inside `jax.shard_map` (`local_loss`); those
-for whole arrays (`softmax_loss`, `sigmoid_loss`) wrap them. Every method gives
-the value and the gradients of `reference`; they differ in what a device holds:
+`local_loss` is for one device inside `jax.shard_map`; `softmax_loss` and
+`sigmoid_loss` wrap it for whole arrays. All methods give the value and the
+gradients of `reference`; they differ in what a device holds at a time:
 
     dense      all logits
     gathered   the logits of its images with all texts, gathered at once
-    ring       a tile of logits; texts travel from device to device
+    ring       a tile of logits; texts are sent from device to device
     two_level  a tile of logits; texts are gathered over the last mesh axis
-               that is larger than 1 and travel over the others
+               that is larger than 1 and sent around a ring of the others
     auto       chosen by size and mesh, see clip_jax.losses.layout
 
-The walk is in `sweep` and `pairs`, the mathematics in `softmax` and `sigmoid`.
+`sweep` and `pairs` visit all tiles; `softmax` and `sigmoid` have the formulas.
 """
 
 import functools
@@ -49,22 +49,22 @@ versions.check()
 
 
 def _softmax(options, batch, scale, bias):
-  del bias  # A softmax does not see what all logits share.
+  del bias  # A term that is the same in all logits does not change a softmax.
   return softmax.loss(options, batch, scale)
 
 
 def _sigmoid(options, batch, scale, bias):
   if bias is None:
     raise errors.UserError(
-      "The sigmoid loss needs a logit bias, which this model has not; give it "
-      "one with --config.model_overrides.init_logit_bias=-10."
+      "The sigmoid loss needs a logit bias, but this model has none; add one "
+      "with --config.model_overrides.init_logit_bias=-10."
     )
   return sigmoid.loss(options, batch, scale, bias)
 
 
 _LOCAL = {"sigmoid": _sigmoid, "softmax": _softmax}
 
-# Those that need the model's logit bias.
+# The kinds of loss that need the model's logit bias.
 BIASED_KINDS = ("sigmoid",)
 
 
@@ -73,33 +73,32 @@ def local_loss(kind: str) -> Callable[..., jax.Array]:
 
   It takes (image_embeds, text_embeds, logit_scale, logit_bias=None, *, axes=(),
   method="auto", duplicates="ignore", image_ids=None, text_ids=None,
-  tile=Tile()) and returns the scalar loss of the whole batch, in
-  nats and at least float32, the same on every device.
+  tile=Tile()) and returns the scalar loss of the global batch, in nats and at
+  least float32, the same on every device.
 
   - image_embeds, text_embeds: (pairs of this device, embed), unit length; row
-    i of one belongs to row i of the other. Their gradients, of the whole
-    batch's loss, come in their type; everything before is summed in at least
-    float32.
+    i of one belongs to row i of the other. Their gradients, of the global
+    batch's loss, have their type; the sums before are in at least float32.
   - logit_scale multiplies the cosines, logit_bias is added to them; scalars,
-    the same on every device. Where they vary over the mesh as the embeddings
-    do, so do their gradients, each device's being its own share of the sum;
-    where they do not, their gradients are the sums.
+    the same on every device. If they are varying over the mesh, as the
+    embeddings are, their gradient is each device's share of the sum; if they
+    are not, it is the sum.
   - axes: mesh axes that split the batch, in the order that numbers its rows;
     () on one device, without collectives.
   - method: a name in `METHODS`.
-  - duplicates: what pairs (i, j), i != j, are whose image ids or text ids are
-    equal: "ignore" takes them as negatives, "mask" leaves them out, "positive"
+  - duplicates: how pairs (i, j), i != j, with equal image ids or text ids
+    count: "ignore" takes them as negatives, "mask" leaves them out, "positive"
     takes them as positives: the softmax's target is spread evenly over the
     positives of a row and of a column, the sigmoid's label is 1.
-  - image_ids, text_ids: int32 (pairs of this device,); None where unknown.
-    For texts see `text_ids`.
+  - image_ids, text_ids: int32 (pairs of this device,); None if unknown. For
+    texts see `text_ids`.
   - tile: the largest part of the logits that "ring" and "two_level" hold.
 
   Only reverse-mode derivatives are defined.
 
   Raises:
     UserError: unknown kind, method or `duplicates`; no bias for a sigmoid;
-      shapes that do not belong together.
+      shapes that do not match.
   """
   if kind not in _LOCAL:
     raise errors.unknown("loss kind", kind, _LOCAL)
@@ -142,8 +141,8 @@ def _local(
     dtype = jnp.promote_types(dtype, jnp.float32)
   images, texts = (x.astype(dtype) for x in (image_embeds, text_embeds))
   kind = pairs.at_least_float32(images)
-  # Scalars that vary over the mesh as the embeddings do; the transpose of this
-  # addition sums their gradients over the mesh where they did not before.
+  # Makes the scalars vary over the mesh as the embeddings do. If they did not
+  # vary before, the transpose of this addition sums their gradients.
   zero = lax.full_like(images, 0, kind, shape=())
   scale, bias = (
     None if x is None else jnp.asarray(x).astype(kind) + zero
@@ -155,7 +154,7 @@ def _local(
     ids = {}
   gather_all = method == "dense" and axes
   if gather_all:
-    # In float32, so that the sum of the gradients is made in it too.
+    # Gathered in float32, so that the gradients are summed in float32 too.
     images, texts = (
       sweep.gather(x.astype(kind), axes, axis=0).astype(dtype)
       for x in (images, texts)
@@ -166,12 +165,12 @@ def _local(
   )
   options = pairs.Options(layout, duplicates)
   loss = function(options, pairs.Batch(images, texts, ids), scale, bias)
-  # All devices have the same; the mean tells JAX so.
+  # The value is the same on all devices; after the mean JAX knows it, too.
   return lax.pmean(loss, axes) if gather_all else loss
 
 
 def _check_shapes(images, texts, image_ids, text_ids):
-  """Raises UserError unless row i of each is of pair i."""
+  """Raises UserError unless the arrays have a row for each pair."""
   if images.ndim != 2 or images.shape != texts.shape or not images.size:
     raise errors.UserError(
       "The embeddings of images and texts must both be (pairs, embed), of at "
@@ -200,8 +199,8 @@ def _global(
 ) -> jax.Array:
   """Returns the loss of whole arrays, split over `axes` of `mesh`.
 
-  Arguments as `local_loss` has them, of the global batch; `mesh` None is one
-  device.
+  The other arguments are those of `local_loss`, for the global batch. If `mesh`
+  is None, it is computed on one device.
 
   Raises:
     UserError: as `local_loss` does; pairs that do not split over the mesh.
@@ -253,8 +252,9 @@ def softmax_loss(
     text_embeds: (pairs, embed), unit length.
     logit_scale: scalar.
     logit_bias: None; this loss has none.
-    **options: mesh, axes, image_ids, text_ids, method, duplicates and tile, as
-      `local_loss` has them; without a mesh it is computed on one device.
+    **options: `mesh` and the options of `local_loss`: axes, image_ids,
+      text_ids, method, duplicates and tile. Without a mesh the loss is computed
+      on one device.
 
   Raises:
     UserError: as `local_loss` does; pairs that do not split over the mesh.
@@ -273,8 +273,8 @@ def sigmoid_loss(
 ) -> jax.Array:
   """Returns the mean over images of the sum over texts of a binary loss.
 
-  In nats (Zhai et al. 2023, equation 1). Arguments as `softmax_loss` has them;
-  `logit_bias` is a scalar.
+  In nats (Zhai et al. 2023, equation 1). The arguments are those of
+  `softmax_loss`, but `logit_bias` is a scalar.
   """
   return _global(
     "sigmoid", image_embeds, text_embeds, logit_scale, logit_bias, **options

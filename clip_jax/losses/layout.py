@@ -1,6 +1,6 @@
-"""How one device walks over the logits: which axes gather, which form a ring.
+"""How a method divides the logits: gathered mesh axes, ring axes and tiles.
 
-A method's name becomes a `Layout` from sizes alone, before anything runs.
+`choose` makes a `Layout` from a method's name and from sizes alone.
 """
 
 import dataclasses
@@ -12,12 +12,13 @@ from jax import lax
 
 from clip_jax import errors
 
-# The memory of the smallest chip in reach, a TPU v5e: 16 GB
-# (cloud.google.com/tpu/docs/v5e). The devices of a planned run cannot be asked.
+# The memory of the smallest supported chip, a TPU v5e: 16 GB
+# (cloud.google.com/tpu/docs/v5e). A constant, since the devices of a planned
+# run are not here to be asked.
 DEVICE_BYTES = 16 * 10**9
-# What part of it the loss may hold before `auto` leaves the simplest method.
-# Where two axes split the batch, `two_level` is about as fast at any size; on
-# one axis the ring takes as many steps as there are devices, however small.
+# The part of it up to which `auto` chooses `gathered`, the simplest method. If
+# two axes split the batch, `two_level` is about as fast at any size; on one
+# axis the ring has as many steps as there are devices, however small they are.
 GATHERED_PART = {"two axes": 0.002, "one axis": 0.02}
 
 
@@ -26,8 +27,8 @@ class Tile:
   """The largest part of the logits that a device holds at once.
 
   Attributes:
-    rows: images.
-    columns: texts, those of all gathered devices together.
+    rows: number of images.
+    columns: number of texts, of all gathered devices together.
   """
 
   rows: int = 1024
@@ -36,15 +37,15 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """A walk over all logits.
+  """How the logits are divided over devices, steps and tiles.
 
   Attributes:
     axes: mesh axes that split the batch.
-    ring_axes: those on which blocks of texts travel from device to device.
-    gather_axes: those whose devices' texts are seen together.
-    row_tiles: equal parts that this device's images are cut into.
-    chunks: equal parts that a device's texts are cut into; one part of each
-      device on `gather_axes` is gathered at a time.
+    ring_axes: those of them on which texts are sent from device to device.
+    gather_axes: those of them over which texts are gathered.
+    row_tiles: number of equal parts into which a device's images are cut.
+    chunks: number of equal parts into which a device's texts are cut; one part
+      of each device on `gather_axes` is gathered at a time.
   """
 
   axes: tuple[str, ...]
@@ -58,9 +59,9 @@ def _sizes(axes: Sequence[str]) -> dict[str, int]:
   return {axis: lax.axis_size(axis) for axis in axes}
 
 
-# Which of the axes with more than one device each method gathers; texts travel
-# around a ring of the others. `dense` is `gathered` on one device; see
-# `clip_jax.losses` for several.
+# Which of the axes with more than one device each method gathers; the others
+# form a ring. `dense` is `gathered` on one device; on several devices
+# `clip_jax.losses` gathers both images and texts before.
 GATHERED = {
   "dense": slice(None),
   "gathered": slice(None),
@@ -71,29 +72,29 @@ METHODS = ("auto", *GATHERED)
 
 
 def gathered_bytes(pairs: int, devices: int, embed: int, itemsize: int) -> int:
-  """Returns about what `gathered` holds on a device at its peak, in bytes.
+  """Returns an estimate of the peak of `gathered` on a device, in bytes.
 
   Args:
-    pairs: of the global batch.
-    devices: that split it.
+    pairs: number of pairs in the global batch.
+    devices: number of devices that split it.
     embed: dimensions of an embedding.
     itemsize: bytes of a number in an embedding.
   """
   logits = pairs * (pairs // devices) * 4
-  texts = pairs * embed * (itemsize + 4)  # Themselves and their gradients.
+  texts = pairs * embed * (itemsize + 4)  # The texts and their gradients.
   return logits + texts
 
 
 def choose(
   method: str, image_embeds: jax.Array, *, axes: tuple[str, ...], tile: Tile
 ) -> Layout:
-  """Returns the walk of a method; "auto" chooses by size and mesh.
+  """Returns the layout of a method; "auto" chooses by size and mesh.
 
-  While one device's rows of logits and all texts are small against its memory
-  (`GATHERED_PART`), everything is gathered at once. Else memory decides: both
-  other methods need memory in proportion to a device's pairs, and `two_level`
-  takes a square root of the ring's steps, so it is taken where two axes split
-  the batch.
+  If one device's rows of logits and all texts are small compared to its memory
+  (`GATHERED_PART`), "auto" chooses "gathered". Otherwise it chooses a method
+  whose memory is proportional to a device's pairs: "two_level" if two axes
+  split the batch, since it takes about the square root of the ring's steps,
+  else "ring".
 
   Args:
     method: a name in `METHODS`.
@@ -129,13 +130,13 @@ def choose(
 def automatic(
   pairs: int, embed: int, itemsize: int, sizes: Collection[int]
 ) -> str:
-  """Returns the method that "auto" stands for.
+  """Returns the method that "auto" chooses.
 
   Args:
-    pairs: of one device.
+    pairs: number of pairs on one device.
     embed: dimensions of an embedding.
     itemsize: bytes of a number in an embedding.
-    sizes: of the mesh axes that split the batch.
+    sizes: sizes of the mesh axes that split the batch.
   """
   devices = math.prod(sizes)
   needed = gathered_bytes(pairs * devices, devices, embed, itemsize)

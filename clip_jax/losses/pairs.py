@@ -1,4 +1,9 @@
-"""What both losses share: their products, own pairs, walk and gradients."""
+"""Code that both losses share: products, own pairs, the walk and gradients.
+
+The logits of a pair itself, image i with text i, are called "own": own cosines,
+own text. `walk` visits the logits tile by tile; besides the embeddings it
+carries "marks", small arrays with numbers for each image or text.
+"""
 
 import dataclasses
 import math
@@ -12,17 +17,17 @@ from jax import lax
 from clip_jax.losses import layout as layout_lib
 from clip_jax.losses import sweep, targets
 
-# Padding belongs to no pair.
+# The index of padding, which belongs to no pair.
 FILLS = {"index": -1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What a loss is compiled for.
+  """The static options of a loss.
 
   Attributes:
-    layout: the walk over the logits.
-    duplicates: what equal ids mean, a name in `targets.DUPLICATES`.
+    layout: how the logits are divided.
+    duplicates: how pairs with equal ids count, a name in `targets.DUPLICATES`.
   """
 
   layout: layout_lib.Layout
@@ -35,8 +40,8 @@ class Batch(NamedTuple):
   Attributes:
     images: (pairs of this device, embed).
     texts: the same shape and type.
-    ids: int32 (pairs of this device,) under "image_ids" and "text_ids", where
-      they are known.
+    ids: int32 (pairs of this device,) under "image_ids" and "text_ids", if they
+      are known.
   """
 
   images: jax.Array
@@ -45,7 +50,7 @@ class Batch(NamedTuple):
 
   @property
   def kind(self) -> jnp.dtype:
-    """The type of everything that is not a matrix product's operand."""
+    """The type of all but the operands of matrix products."""
     return at_least_float32(self.images)
 
 
@@ -53,7 +58,7 @@ class Seen(NamedTuple):
   """A tile of the logits.
 
   Attributes:
-    cosines: (rows, columns).
+    cosines: (rows, columns), the cosine similarities.
     relations: which of them are excluded, and which are other positives.
     rows: arrays (rows, …) of the images: "embeds" and their marks.
     columns: arrays (columns, …) of the texts: "embeds" and their marks.
@@ -66,7 +71,7 @@ class Seen(NamedTuple):
 
 
 def at_least_float32(x: jax.Array) -> jnp.dtype:
-  """Returns the type of everything that is not a matrix product's operand."""
+  """Returns the type of all but the operands of matrix products."""
   return jnp.promote_types(x.dtype, jnp.float32)
 
 
@@ -84,9 +89,9 @@ def product(
 
 
 def own_cosines(batch: Batch) -> jax.Array:
-  """Returns the cosine of each pair (pairs,), without the matrix around it.
+  """Returns the cosine of each pair (pairs,), without the other logits.
 
-  `jnp.diagonal` of split logits would move all of them.
+  `jnp.diagonal` of logits that are split would send all of them.
   """
   images, texts = (x.astype(batch.kind) for x in (batch.images, batch.texts))
   return (images * texts).sum(axis=-1)
@@ -94,7 +99,7 @@ def own_cosines(batch: Batch) -> jax.Array:
 
 def index(images: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   """Returns the position of each pair in the global batch, int32 (pairs,)."""
-  # Like the images, so that inside a `shard_map` it varies with them.
+  # Made of the images, so that inside `shard_map` it varies as they do.
   position = lax.full_like(images, 0, jnp.int32, shape=(len(images),))
   if axes:
     position += lax.axis_index(axes).astype(jnp.int32) * len(images)
@@ -104,10 +109,10 @@ def index(images: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 def mean(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
   """Returns the mean of `x` (pairs of this device,) over all devices' pairs."""
   total = lax.psum(x.sum(), axes) if axes else x.sum()
-  return total / whole_batch(len(x), axes)
+  return total / global_pairs(len(x), axes)
 
 
-def whole_batch(pairs: int, axes: tuple[str, ...]) -> int:
+def global_pairs(pairs: int, axes: tuple[str, ...]) -> int:
   """Returns the number of pairs on all devices."""
   return pairs * math.prod(lax.axis_size(axis) for axis in axes)
 
@@ -124,18 +129,18 @@ def walk(
   settle: Callable[[Any], Any],
   merge: Callable[[Any, Any], Any],
 ) -> tuple[Any, Any]:
-  """Visits all logits of this device's images, a tile at a time.
+  """Visits the logits of this device's images with all texts, tile by tile.
 
   Args:
-    visit: takes (what is seen, row state, column state) and returns both states
-      with this tile's logits added.
-    options: the walk and the targets.
+    visit: takes (tile, row state, column state) and returns both states with
+      this tile's logits added.
+    options: layout and duplicates.
     batch: this device's pairs.
-    row_marks: arrays (pairs,) of the images that `visit` reads.
-    column_marks: the same of the texts, which travel with them.
-    row_start: makes the first row state; takes a function that returns zeros
+    row_marks: arrays (pairs,) for the images that `visit` reads.
+    column_marks: arrays (pairs,) for the texts; they are sent with the texts.
+    row_start: makes the initial row state; takes a function that returns zeros
       for each row, of the shape it is given.
-    column_start: the same of the column state.
+    column_start: makes the initial column state in the same way.
     settle: see `sweep.sweep`.
     merge: see `sweep.sweep`.
 
@@ -155,7 +160,7 @@ def walk(
     name: sweep.gather(x, layout.gather_axes, axis=1)
     for name, x in marks.items()
   }
-  # Without padding, only the columns at home hold a row's own pair.
+  # Without padding, only the first step has columns with a row's own pair.
   home_marks = {} if padded else {"index": marks.pop("index")}
 
   def tile(rows, columns, row_state, column_state):
@@ -174,7 +179,7 @@ def walk(
     """Returns zeros that vary over the mesh as the images do."""
     return lax.full_like(batch.images, 0, batch.kind, shape=shape)
 
-  wide = whole_batch(texts.shape[1], layout.gather_axes)
+  wide = global_pairs(texts.shape[1], layout.gather_axes)
   row_state, column_state = sweep.sweep(
     tile,
     layout=layout,
@@ -203,17 +208,19 @@ def gradients(
 ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
   """Returns the gradients of images and texts, and the rows' sums.
 
-  The logits are made again tile by tile; a text's gradient travels with the
-  text in float32, or is scattered back over the gathered axes.
+  The logits are recomputed tile by tile. A text's gradient is sent around the
+  ring with its text, in float32, and summed over the gathered axes.
 
   Args:
-    weigh: takes a tile and returns the derivative of the loss by its cosines
-      before `factor`, 0 at own pairs, and `sums` arrays (rows, columns).
-    options: the walk and the targets.
+    weigh: takes a tile and returns the derivative of the loss with respect to
+      its cosines, without `factor` and 0 at own pairs, and a tuple of `sums`
+      arrays (rows, columns).
+    options: layout and duplicates.
     batch: this device's pairs.
-    own: (pairs,), the derivative by the pairs' own cosines before `factor`.
+    own: (pairs,), the derivative with respect to the pairs' own cosines,
+      without `factor`.
     factor: scalar that multiplies both gradients.
-    sums: how many arrays are summed over each row.
+    sums: number of arrays of `weigh` that are summed over each row.
     row_marks: see `walk`.
     column_marks: see `walk`.
   """
@@ -227,8 +234,8 @@ def gradients(
       total + term.sum(axis=1)
       for total, term in zip(totals, terms, strict=True)
     )
-    # As exact as the embeddings: their rounding of the weights is no larger
-    # than that of the gradients, which come out in their type.
+    # In the embeddings' type: rounding the weights to it loses no more than
+    # rounding the gradients, which are returned in that type.
     image_gradient += product(
       "ij,jd->id", weights, seen.columns["embeds"], images.dtype
     )

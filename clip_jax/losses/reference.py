@@ -1,7 +1,8 @@
-"""Both losses with all logits at once, to read and to compare with.
+"""Reference implementations of both losses, with all logits at once.
 
-Plain formulas, differentiated by JAX. The fast ones must give the same loss and
-gradients: `tests/losses` compares them. Nothing else computes with these.
+These are the plain formulas, differentiated by JAX. `tests/losses` checks that
+the fast implementations give the same loss and gradients; nothing else uses
+this module.
 """
 
 import jax
@@ -47,7 +48,7 @@ def sigmoid(
 ) -> Array:
   """Returns the pairwise sigmoid loss (Zhai et al. 2023, equation 1).
 
-  Arguments as `softmax` has them; `bias` is added to the scaled cosines.
+  The arguments are those of `softmax`; `bias` is added to the scaled cosines.
   """
   own = jnp.eye(len(images), dtype=bool)
   logits = scale * images @ texts.T + bias

@@ -1,7 +1,7 @@
-"""The sigmoid loss on one device of many, with its gradient by hand.
+"""The sigmoid loss on one device of many, with a custom gradient.
 
-Each logit counts by itself (SigLIP, Zhai et al. 2023, equation 1 and section
-3.3, where texts travel in chunks), so nothing but a sum is kept of a tile.
+Each logit counts by itself (SigLIP, Zhai et al. 2023, equation 1; section 3.3
+sends texts in chunks), so only a sum is kept of each tile.
 """
 
 import functools
@@ -19,13 +19,13 @@ def loss(
   scale: jax.Array,
   bias: jax.Array,
 ) -> jax.Array:
-  """Returns the loss of the whole batch, the same on every device.
+  """Returns the loss of the global batch, the same on every device.
 
   Args:
-    options: the walk and the targets.
+    options: layout and duplicates.
     batch: this device's pairs.
     scale: scalar of at least float32, varying over the mesh as the images do.
-    bias: the same.
+    bias: scalar, likewise.
   """
 
   def visit(seen, row_losses, column_state):
@@ -71,7 +71,7 @@ def _loss_backward(options, arguments, cotangent):
   cosines = pairs.own_cosines(batch)
   own = -jax.nn.sigmoid(-(scale * cosines + bias))
   factor = cotangent.astype(batch.kind)
-  factor /= pairs.whole_batch(len(cosines), options.layout.axes)
+  factor /= pairs.global_pairs(len(cosines), options.layout.axes)
   images, texts, (temperature, offset) = pairs.gradients(
     weigh,
     options,

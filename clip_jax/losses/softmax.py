@@ -1,22 +1,22 @@
-"""The softmax loss on one device of many, with its gradient by hand.
+"""The softmax loss on one device of many, with a custom gradient.
 
-Everything is measured from a pair's own logit. With a_ij = z_ij - z_ii, row
-i's loss is log(1 + sum_{j != i} exp a_ij), made of logits' differences, which
-keep their digits near convergence, where z_ii - log(sum) would lose them. Its
-gradient is p_ij = exp(a_ij - loss_i) at j != i and expm1(-loss_i) at the own
-text, and the temperature's is sum_j p_ij (cos_ij - cos_ii): no difference of
-large sums. The columns' part is the same with b_ij = z_ij - z_jj.
+All logits are taken relative to the pair's own logit. With a_ij = z_ij - z_ii,
+the loss of row i is log(1 + sum_{j != i} exp a_ij). Such differences keep their
+digits near convergence, where z_ii - log(sum) would lose them. The gradient is
+p_ij = exp(a_ij - loss_i) at j != i and expm1(-loss_i) at the own text; that of
+the temperature is sum_j p_ij (cos_ij - cos_ii), which is not a difference of
+large sums. For the columns b_ij = z_ij - z_jj takes the place of a_ij.
 
-Of k positives, the own text among them, each has a target of 1/k, and near
-convergence all a_ij of theirs are near 0. So 1/k is taken out: the loss is
-rest_i + log k less the positives' mean a_ij, where rest_i is log(1 + (sum of
+If a row has k positives, the own text among them, each has the target 1/k, and
+near convergence their a_ij are near 0. Therefore log k is split off: the loss
+is rest_i + log k - (mean a_ij of the positives), where rest_i = log(1 + (sum of
 exp a_ij over negatives + sum of expm1 a_ij over the other positives) / k), and
 the gradient of a positive is expm1(a_ij - rest_i) / k.
 
-Forward, each row and column keeps (m, s): the largest difference so far, at
-least 0, and the sum of exp(difference - m). Two such merge exactly into one
-(Milakov and Gimelshein 2018, arXiv 1805.02867), in any order, so that rows keep
-theirs on their device and columns send theirs along with their text.
+In the forward pass, each row and column keeps (m, s): the largest difference so
+far, at least 0, and the sum of exp(difference - m). Two of these merge exactly
+into one, in any order (Milakov and Gimelshein 2018, arXiv 1805.02867). So those
+of rows stay on their device, and those of columns are sent with their text.
 """
 
 import functools
@@ -30,10 +30,10 @@ from clip_jax.losses import pairs, sweep, targets
 
 
 class Copies(NamedTuple):
-  """What rows or columns have accumulated of other positives.
+  """Sums over the other positives of each row or column.
 
   Attributes:
-    count: their number.
+    count: number of other positives.
     lead: sum of their differences.
   """
 
@@ -42,13 +42,15 @@ class Copies(NamedTuple):
 
 
 class Totals(NamedTuple):
-  """What rows or columns have accumulated, measured from their own logit.
+  """Sums over the visited logits of each row or column.
+
+  The logits are differences from the row's or column's own logit.
 
   Attributes:
-    largest: the largest difference, at least that of the own logit, 0.
-    others: sum of exp(difference - largest) over all but the own pair; of other
-      positives, of that less exp(-largest).
-    copies: other positives; None where none can be.
+    largest: the largest difference, at least 0, that of the own logit.
+    others: sum of exp(difference - largest) over all but the own pair; for
+      other positives, exp(-largest) is subtracted from each term.
+    copies: sums over other positives; None if there cannot be any.
   """
 
   largest: jax.Array
@@ -57,8 +59,11 @@ class Totals(NamedTuple):
 
   @property
   def rest(self) -> jax.Array:
-    """Log-sum-exp of all differences, less the log of the positives."""
-    # log(others / k + exp(-largest)), exact also where `others` is tiny.
+    """Log-sum-exp of all differences, minus the log of the positives' number.
+
+    This is `rest_i` of the module's docstring.
+    """
+    # largest + log(others / k + exp(-largest)), exact also for tiny `others`.
     others = self.others * self.share
     return self.largest + jnp.log1p(others + jnp.expm1(-self.largest))
 
@@ -93,7 +98,8 @@ def _tile_totals(
   others = jnp.exp(counted - above)
   if relations.copies is None:
     return Totals(largest, others.sum(axis), None)
-  # Of larger differences the plain one is as exact, and overflows nowhere.
+  # For differences above 1 the plain difference is as exact, and cannot
+  # overflow.
   near = jnp.expm1(jnp.minimum(differences, 1)) * jnp.exp(-above)
   near = jnp.where(differences < 1, near, others - jnp.exp(-above))
   others = jnp.where(relations.copies, near, others).sum(axis)
@@ -103,7 +109,7 @@ def _tile_totals(
 
 
 def _scatter(totals: Totals, axes: tuple[str, ...]) -> Totals:
-  """Merges the totals (chunks, columns) of the gathered devices."""
+  """Merges the columns' totals (chunks, columns) over the gathered axes."""
   if not axes:
     return totals
   largest = lax.pmax(totals.largest, axes)
@@ -117,7 +123,7 @@ def _scatter(totals: Totals, axes: tuple[str, ...]) -> Totals:
 
 
 def _forward(options, batch, scale):
-  """Returns (loss, row totals, column totals), the totals of own pairs."""
+  """Returns (loss, row totals, column totals) of this device's pairs."""
   layout = options.layout
 
   def visit(seen, row_totals, column_totals):
@@ -156,10 +162,10 @@ def _forward(options, batch, scale):
 def loss(
   options: pairs.Options, batch: pairs.Batch, scale: jax.Array
 ) -> jax.Array:
-  """Returns the loss of the whole batch, the same on every device.
+  """Returns the loss of the global batch, the same on every device.
 
   Args:
-    options: the walk and the targets.
+    options: layout and duplicates.
     batch: this device's pairs.
     scale: scalar of at least float32, varying over the mesh as the images do.
   """
@@ -197,11 +203,11 @@ def _loss_backward(options, residuals, cotangent):
     | ({} if part.copies is None else {"share": part.share})
     for part in totals
   ]
-  own: Any = 0  # The gradient of each pair's own logit.
+  own: Any = 0  # The gradient with respect to each pair's own logit.
   for part in totals:
     own += part.share * jnp.expm1(-part.rest)
-  whole = pairs.whole_batch(len(own), options.layout.axes)
-  factor = cotangent.astype(batch.kind) / (2 * whole)
+  count = pairs.global_pairs(len(own), options.layout.axes)
+  factor = cotangent.astype(batch.kind) / (2 * count)
   images, texts, (temperature,) = pairs.gradients(
     weigh,
     options,

@@ -1,14 +1,16 @@
-"""The walk over all logits of a batch, a tile at a time.
+"""Visits all logits of a batch tile by tile, with texts sent around a ring.
 
-Every device keeps its images and sees the texts of all devices. Texts travel
-around a ring of devices in blocks, one hop a step; a block is cut into chunks,
-and a chunk is gathered over the axes that are not the ring's, so that a step
-sees the chunks of all of their devices at once. A chunk meets the images in
-row tiles. What a row accumulates stays here; what a column accumulates travels
-with its text, so one walk serves both directions, and after as many hops as
-there are devices on the ring it is at home. This is the ring of Inf-CL (Cheng
-et al. 2024, arXiv 2410.17243), which walks once for each direction and keeps
-the columns' share of the images' walk to itself.
+Every device keeps its images, and visits their logits with the texts of all
+devices. Each device's block of texts is sent around a ring of devices, one hop
+in each step. A block is cut into chunks; a chunk is gathered over the axes that
+are not in the ring, so that a step visits the chunks of all their devices at
+once. A chunk is visited with one row tile of the images after another.
+
+The state of a row (what is accumulated over its logits) stays on its device.
+The state of a column is sent around with its text and is back on its own device
+after as many hops as the ring has devices, so that one pass serves both
+directions. The ring is that of Inf-CL (Cheng et al. 2024, arXiv 2410.17243),
+which makes one pass for each direction.
 """
 
 import itertools
@@ -25,12 +27,14 @@ from clip_jax.losses import layout as layout_lib
 def ring_order(sizes: Sequence[int]) -> list[int]:
   """Returns an order of all devices in which neighbours are one hop apart.
 
-  The reflected Gray code of mixed radix: one coordinate changes by one in each
-  step. It closes over the torus' wrapping link where a size is even; that axis
-  leads. Only hops between neighbours can run beside the computation on a TPU.
+  It is the reflected Gray code of mixed radix: one coordinate changes by one in
+  each step. The last device is a neighbour of the first, over the link that
+  closes the torus, if a size is even; that axis changes slowest. On a TPU only
+  hops between neighbours can run at the same time as the computation.
 
   Args:
-    sizes: of the mesh axes, in the order that numbers the devices row by row.
+    sizes: sizes of the mesh axes, in the order that numbers the devices row by
+      row.
   """
   lead = next((i for i, size in enumerate(sizes) if size % 2 == 0), 0)
   axes = [lead, *(i for i in range(len(sizes)) if i != lead)]
@@ -57,17 +61,17 @@ def _hop(tree: Any, axes: tuple[str, ...]) -> Any:
 
 
 def gather(x: jax.Array, axes: tuple[str, ...], *, axis: int) -> jax.Array:
-  """Concatenates `x` of all devices on mesh `axes` along its `axis`."""
+  """Concatenates `x` of all devices on the mesh `axes` along its `axis`."""
   for name in reversed(axes):
     x = lax.all_gather(x, name, axis=axis, tiled=True)
   return x
 
 
 def scatter_sum(x: jax.Array, axes: tuple[str, ...], *, axis: int) -> jax.Array:
-  """Sums over the devices on mesh `axes`, leaving each its part of `axis`.
+  """Sums over the devices on the mesh `axes`; each keeps its part of `axis`.
 
-  One mesh axis at a time: over several at once XLA makes an all-reduce of the
-  whole and cuts it, for twice the bytes.
+  The mesh axes are summed one by one: for several at once XLA makes an
+  all-reduce and cuts the result, which sends twice the bytes.
   """
   for name in axes:
     x = lax.psum_scatter(x, name, scatter_dimension=axis, tiled=True)
@@ -75,7 +79,7 @@ def scatter_sum(x: jax.Array, axes: tuple[str, ...], *, axis: int) -> jax.Array:
 
 
 def own_part(x: jax.Array, axes: tuple[str, ...], *, axis: int) -> jax.Array:
-  """Returns this device's part of what `gather` made."""
+  """Returns this device's part of an array that `gather` made."""
   if not axes:
     return x
   size = x.shape[axis] // lax.axis_size(axes)
@@ -103,7 +107,7 @@ def join(tree: Any, count: int) -> Any:
 
 
 def _pack(marks: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  """Stacks arrays (chunks, columns) of one type, so that one hop moves them."""
+  """Stacks arrays (chunks, columns) of equal type, to send them in one hop."""
   kinds = sorted({x.dtype.name for x in marks.values()})
   return {
     kind: jnp.stack([x for x in marks.values() if x.dtype == kind], axis=1)
@@ -114,7 +118,7 @@ def _pack(marks: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def _unpack(
   packed: dict[str, jax.Array], marks: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
-  """Undoes `_pack` for one chunk of arrays named as in `marks`."""
+  """Undoes `_pack` for one chunk; `marks` has the arrays' names and types."""
   rows = {kind: iter(stacked) for kind, stacked in packed.items()}
   return {name: next(rows[x.dtype.name]) for name, x in marks.items()}
 
@@ -132,27 +136,29 @@ def sweep(
   settle: Callable[[Any], Any],
   merge: Callable[[Any, Any], Any],
 ) -> tuple[Any, Any]:
-  """Shows every column to every row.
+  """Visits every tile of the logits, for this device's rows and all columns.
 
   Args:
     tile: takes (rows, (texts, marks), row_state, column_state), one tile of
       each, and returns both states with this tile's logits added.
-    layout: the walk.
+    layout: how the logits are divided.
     rows: arrays (row_tiles, rows, …) that `tile` reads.
-    row_state: arrays (row_tiles, rows, …) that it accumulates.
-    texts: (chunks, texts, embed), this device's.
-    marks: small arrays (chunks, columns) of all devices on the gather axes,
-      which travel with the texts.
-    home_marks: those that `tile` gets only with the columns of these devices,
-      among which are the rows' own.
+    row_state: arrays (row_tiles, rows, …) that `tile` accumulates.
+    texts: (chunks, texts, embed), the texts of this device.
+    marks: small arrays (chunks, columns) for the texts of all devices on the
+      gather axes; they are sent around the ring with the texts.
+    home_marks: like `marks`, but not sent: `tile` gets them only in the first
+      step, where the columns are those of these devices and include the rows'
+      own texts.
     start: the column state (columns, …) of a chunk before its first row tile.
     settle: turns the column state of a chunk after its last row tile into the
-      form that travels, which has all chunks as its first axis.
-    merge: adds two of these.
+      form that is sent; those of all chunks are stacked.
+    merge: adds two column states of that form.
 
   Returns:
-    The row state of this device's images over all texts, and the travelling
-    column state of this device's texts over the images of the whole ring.
+    The row state of this device's images over all texts, and the column state,
+    in the form that is sent, of this device's texts over the images of the
+    whole ring.
   """
 
   def see_chunk(row_state, columns):
@@ -173,8 +179,8 @@ def sweep(
 
   def step(carry, _):
     row_state, block, column_state = carry
-    # Neither hop needs this step's result, so both run beside its work: the
-    # column state follows its block one step behind.
+    # Neither hop needs this step's result, so both can run at the same time as
+    # its computation: the column state follows its block one step behind.
     upcoming = _hop(block, layout.ring_axes)
     arrived = _hop(column_state, layout.ring_axes)
     row_state, column_state = see_block(row_state, block, {})
@@ -184,7 +190,7 @@ def sweep(
   row_state, column_state = see_block(row_state, block, home_marks)
   if not layout.ring_axes:
     return row_state, column_state
-  # The first step stands by itself: only it meets own pairs.
+  # The first step is not part of the loop, since only it has own pairs.
   carry = row_state, _hop(block, layout.ring_axes), column_state
   steps = lax.axis_size(layout.ring_axes) - 1
   (row_state, _, column_state), _ = lax.scan(step, carry, length=steps)

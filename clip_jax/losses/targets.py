@@ -12,18 +12,20 @@ import jax.numpy as jnp
 from clip_jax import names
 from clip_jax.packing import packed_text
 
-# "ignore": a copy is a negative like any other. "mask": it is left out.
-# "positive": it is a positive; the own text and all copies share the target.
+# "ignore": a copy counts as a negative. "mask": it is left out. "positive": it
+# counts as a positive; the own text and all copies share the target.
 DUPLICATES = names.DUPLICATES
 
 
 class Relations(NamedTuple):
-  """What the logits of a tile are, apart from those of the own pairs.
+  """The kinds of the logits in a tile.
 
   Attributes:
-    excluded: bool (rows, columns), not a logit of the sum: an own pair, a
-      masked copy, or padding; None where none can be.
-    copies: bool (rows, columns), another positive; None where none can be.
+    excluded: bool (rows, columns), True for logits that are not in the sums
+      over others: own pairs, masked copies, and padding; None if there cannot
+      be any.
+    copies: bool (rows, columns), True for other positives; None if there cannot
+      be any.
   """
 
   excluded: jax.Array | None
@@ -37,13 +39,13 @@ def relations(
   duplicates: str,
   padded: bool,
 ) -> Relations:
-  """Compares a tile's rows with its columns.
+  """Returns the kinds of a tile's logits.
 
   Args:
     rows: "index" int32 (rows,), the position in the global batch, -1 for
-      padding; "image_ids" and "text_ids" int32 (rows,), where they are known.
-    columns: the same of the columns; without "index" there is no padding and
-      none of them is a row's own.
+      padding; "image_ids" and "text_ids" int32 (rows,), if they are known.
+    columns: the same for the columns; without "index" there is no padding and
+      no own pair among them.
     duplicates: a name in `DUPLICATES`.
     padded: whether there can be padding.
   """
@@ -68,7 +70,7 @@ def relations(
 
 
 def without(relations: Relations, x: jax.Array, fill: float = 0) -> jax.Array:
-  """Returns `x` (rows, columns) with `fill` where it is excluded."""
+  """Returns `x` (rows, columns) with excluded logits replaced by `fill`."""
   if relations.excluded is None:
     return x
   return jnp.where(relations.excluded, fill, x)
@@ -77,22 +79,23 @@ def without(relations: Relations, x: jax.Array, fill: float = 0) -> jax.Array:
 def text_ids(tokens: jax.Array | packed_text.PackedText) -> jax.Array:
   """Returns a number for each text, equal for equal texts.
 
-  The sum of a hash of each (token, position), modulo 2**32. Two different
-  texts share an id with a probability of about 2**-32: among 32,768 different
-  texts an accidental pair is met in one batch of eight (32768**2 / 2**33 =
-  1/8), among a million there are about 128 such pairs, of 5e11. Each such pair
-  costs two negatives, or makes two false positives.
+  It is the sum of a hash of each (token, position), modulo 2**32. Two different
+  texts have the same number with a probability of about 2**-32: with 32,768
+  different texts one batch in eight has such a pair (32768**2 / 2**33 = 1/8),
+  and a million texts have about 128 of them, of 5e11 pairs. Each costs two
+  negatives, or makes two false positives.
 
   Args:
-    tokens: int (texts, length), padded alike; or packed captions of one group
-      (a device's micro-batch).
+    tokens: int (texts, length), all padded in the same way; or packed captions
+      of one group (a device's micro-batch).
 
   Returns:
     int32 (texts,).
   """
   if isinstance(tokens, packed_text.PackedText):
     parts = _mix_pairs(tokens.tokens, tokens.positions).reshape(-1)
-    sums = jnp.cumsum(parts, dtype=jnp.uint32)  # Differences wrap around too.
+    # Differences of sums are exact although the sums wrap around.
+    sums = jnp.cumsum(parts, dtype=jnp.uint32)
     first = tokens.ends - tokens.positions.reshape(-1)[tokens.ends]
     sums = sums[tokens.ends] - sums[first] + parts[first]
   else:
@@ -102,8 +105,8 @@ def text_ids(tokens: jax.Array | packed_text.PackedText) -> jax.Array:
 
 
 def _mix_pairs(tokens: jax.Array, positions: jax.Array) -> jax.Array:
-  """Returns a number for each token and position, as if drawn at random."""
-  # 2**32 over the golden ratio: an odd number without a pattern.
+  """Returns a pseudo-random number for each (token, position)."""
+  # 2**32 divided by the golden ratio: an odd number without a pattern.
   tokens = _mix(tokens.astype(jnp.uint32) + jnp.uint32(0x9E3779B9))
   return _mix(tokens ^ (positions.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)))
 

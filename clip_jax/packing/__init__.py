@@ -1,1 +1,1 @@
-"""Several captions in one row of tokens: where they lie, how they are read."""
+"""Packed text: several captions in one row of tokens."""

@@ -1,9 +1,9 @@
-"""Several captions in one row of tokens: text without padding.
+"""Packed text: several captions in one row of tokens, with little padding.
 
-In a causal tower that is read at the end of the text, captions that share a
-row cannot see each other once attention stays within them and each counts its
-positions from zero. The features are then those of one caption a row, and
-there is next to no padding to compute.
+In a causal tower that is read at the end of each text, captions in a row do
+not influence each other if attention is masked to each caption and positions
+are counted from zero in each. The features are then the same as with one
+caption in each row, and hardly any padding is computed.
 """
 
 import flax.struct
@@ -17,9 +17,9 @@ from clip_jax import errors
 class PackedText:
   """Captions that share rows.
 
-  Where a batch is split into groups (devices, micro-batches), every group has
-  rows of its own and as many of them; the arrays hold group after group, so
-  that splitting them by their first axis splits the groups.
+  If a batch is split into groups (devices, micro-batches), every group has its
+  own rows, the same number in each; the arrays hold group after group, so that
+  splitting their first axis evenly splits the groups.
 
   Attributes:
     tokens: int32 (rows, length).
@@ -37,16 +37,16 @@ class PackedText:
 
 
 def visible(segments: jax.Array) -> jax.Array:
-  """Returns which tokens see which: those of their caption, themselves too.
+  """Returns the attention mask that keeps each caption to itself.
 
-  Padding sees padding, so that no row of the softmax is empty. What comes
-  later is for the causal mask to hide.
+  Padding sees padding, so that no row of the softmax is empty. Later tokens of
+  a caption are not masked here; the causal mask does that.
 
   Args:
     segments: (rows, length).
 
   Returns:
-    bools (rows, queries, length).
+    bool (rows, queries, length), True where a query sees a token.
   """
   return segments[:, :, None] == segments[:, None, :]
 
@@ -57,7 +57,7 @@ def read(x: jax.Array, ends: jax.Array) -> jax.Array:
 
 
 def check(packed: PackedText) -> None:
-  """Raises UserError unless the arrays belong together."""
+  """Raises UserError if the arrays' shapes do not match."""
   tokens, ends = packed.tokens.shape, packed.ends.shape
   others = (packed.segments.shape, packed.positions.shape)
   if len(tokens) != 2 or others != (tokens, tokens) or len(ends) != 1:
@@ -68,7 +68,7 @@ def check(packed: PackedText) -> None:
 
 
 def refusal() -> errors.UserError:
-  """Returns the error of a tower that cannot read packed text."""
+  """Returns the error for a tower that cannot read packed text."""
   return errors.UserError(
     "This text tower got packed text, which only towers that are causal and "
     "read at the end of text can read; give it tokens (batch, length) "

@@ -1,14 +1,14 @@
-"""Captions side by side in rows of tokens, so that little of them is padding.
+"""Places captions in rows of tokens, so that little of a row is padding.
 
-Captions are short and rows are not: at the lengths of CC3M's captions (12.3
-tokens in the mean, of 77) one caption a row is 84 % padding. The captions of a
-group (what one device computes at once) are placed by first-fit decreasing:
-longest first, each into the first row with room for it. With 16, 128 and 512
-captions rows of 80 tokens are then 82, 97 and 98 % full, less than a row from
-the fewest rows that could hold them; better searches have nothing to win. What
-is lost beside it is the price of static shapes (see `row_buckets`): the rows
-that a batch is given are 62, 79 and 90 % full. 4,096 captions take 3 ms in one
-group and 20 ms in 32.
+Captions are much shorter than rows: with CC3M's captions (12.3 tokens in the
+mean, of 77) and one caption in each row, 84 % is padding. The captions of a
+group (those that one device computes at once) are placed by first-fit
+decreasing: longest first, each into the first row with room for it. With 16,
+128 and 512 captions, rows of 80 tokens are then 82, 97 and 98 % full, within
+one row of the smallest possible number, so a better search would gain nothing.
+Static shapes cost more (see `row_buckets`): the rows that a batch is given are
+62, 79 and 90 % full. Placing 4,096 captions takes 3 ms in one group and 20 ms
+in 32.
 """
 
 import dataclasses
@@ -18,31 +18,31 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# A batch in a thousand needs more rows than the first bucket has.
+# Share of the batches that need more rows than the first bucket has.
 OVERFLOW_PROBABILITY = 1e-3
-# From bucket to bucket: every one that is used is a compilation.
+# Size of a bucket over the one before. Every bucket in use is compiled.
 _BUCKET_RATIO = 1.5
 _SIMULATED_GROUPS = 64
-# Rows of whole sublanes, of which a TPU has eight: by its compiler, 80 tokens
-# take 0.93 of the time of 77. Longer rows cost attention, and small groups fill
-# them worse: ViT-B/32's text tower with 32 captions takes 131, 153, 155, 193
-# GFLOP a step in rows of 80, 128, 160, 256. With 512 captions they are within
-# 12 %, and 128 leads by 7 % in the time that v5e's compiler gives.
+# Row lengths are multiples of a TPU's eight sublanes: by its compiler, 80
+# tokens take 0.93 of the time of 77. Longer rows need more attention, and small
+# groups fill them less: ViT-B/32's text tower with 32 captions takes 131, 153,
+# 155 and 193 GFLOP a step in rows of 80, 128, 160 and 256. With 512 captions
+# they are within 12 %, and 128 leads by 7 % in the time of v5e's compiler.
 _ROW_MULTIPLE = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-  """Where the captions of some groups lie.
+  """The row and position of each caption, for one or several groups.
 
   Attributes:
-    lengths: (captions,), the tokens of each.
-    row: (captions,), within its group.
-    start: (captions,), where in its row.
-    segment: (captions,), which caption of its row, from 1.
-    groups: that share the captions equally, in their order.
-    length: of a row.
-    rows: that the fullest group takes.
+    lengths: (captions,), number of tokens of each caption.
+    row: (captions,), its row, counted within its group.
+    start: (captions,), position of its first token in the row.
+    segment: (captions,), its number in the row, from 1.
+    groups: number of groups, which share the captions equally, in order.
+    length: tokens in a row.
+    rows: rows needed by the group that needs most.
   """
 
   lengths: np.ndarray
@@ -57,11 +57,11 @@ class Placement:
     """Returns the fields of `clip_jax.packing.packed_text.PackedText`, int32.
 
     Args:
-      tokens: (captions, context), of which the leading `lengths` are taken.
-      rows: of every group.
+      tokens: (captions, context); the first `lengths` tokens of each are used.
+      rows: number of rows of every group.
 
     Raises:
-      ValueError: a group takes more rows.
+      ValueError: a group needs more rows.
     """
     if rows < self.rows:
       raise ValueError(f"{self.rows} rows do not fit into rows={rows}.")
@@ -90,7 +90,7 @@ class Placement:
 
 
 def row_length(context_length: int) -> int:
-  """Returns how long packed rows are, for captions of `context_length`."""
+  """Returns the length of packed rows for captions of `context_length`."""
   return -(-context_length // _ROW_MULTIPLE) * _ROW_MULTIPLE
 
 
@@ -98,9 +98,9 @@ def place(lengths: np.ndarray, *, groups: int, length: int) -> Placement:
   """Places captions into rows, group by group.
 
   Args:
-    lengths: (captions,), tokens of each: 1 to `length`.
-    groups: equal parts of the captions, in their order.
-    length: of a row.
+    lengths: (captions,), tokens of each caption: 1 to `length`.
+    groups: number of equal parts into which the captions are cut, in order.
+    length: tokens in a row.
   """
   lengths = np.asarray(lengths, np.int64)
   assert not len(lengths) % groups, "Groups hold equally many captions."
@@ -124,7 +124,7 @@ def _place_group(lengths: np.ndarray, length: int) -> np.ndarray:
   placed = np.empty((3, len(lengths)), np.int64)
   order = np.argsort(-lengths, kind="stable")
   counts = np.bincount(lengths, minlength=length + 1)
-  # Where the captions of each size begin in `order`, longest first.
+  # Where in `order` the captions of each size begin, longest first.
   after = counts[::-1].cumsum()[::-1] - counts
   row = 0
   for pattern, repeats in _patterns(counts.tolist(), length):
@@ -146,14 +146,14 @@ def _place_group(lengths: np.ndarray, length: int) -> np.ndarray:
 def _patterns(
   counts: list[int], length: int
 ) -> Iterator[tuple[list[tuple[int, int]], int]]:
-  """Yields rows as (size, number) of captions, and how often they repeat.
+  """Yields rows, each as a list of (size, number) of its captions.
 
-  First-fit decreasing, row by row: a row takes the longest caption left that
-  fits, until none does. Equal rows are found at once.
+  With each comes how often it repeats. This is first-fit decreasing, row by
+  row: a row takes the longest remaining caption that fits, until none does.
 
   Args:
-    counts: how many captions there are of each size, by size.
-    length: of a row.
+    counts: number of captions of each size, indexed by size.
+    length: tokens in a row.
   """
   left = sum(counts)
   longest = length
@@ -166,7 +166,7 @@ def _patterns(
       if not size:
         break
       if not pattern:
-        longest = size  # No longer one is left for any later row.
+        longest = size  # No longer caption is left for later rows.
       number = min(counts[size], room // size)
       pattern.append((size, number))
       room -= number * size
@@ -179,7 +179,7 @@ def _patterns(
 
 
 def rows_needed(lengths: np.ndarray, length: int) -> int:
-  """Returns how many rows of `length` one group's captions take."""
+  """Returns the number of rows of `length` that a group's captions need."""
   counts = np.bincount(lengths, minlength=length + 1).tolist()
   return sum(repeats for _, repeats in _patterns(counts, length))
 
@@ -187,27 +187,27 @@ def rows_needed(lengths: np.ndarray, length: int) -> int:
 def row_buckets(
   sample: np.ndarray, *, captions: int, groups: int, length: int
 ) -> tuple[int, ...]:
-  """Returns the numbers of rows that a group may have, ascending.
+  """Returns the numbers of rows that a group may be padded to, ascending.
 
-  The first suffices for all groups of a batch but once in a thousand batches,
-  as far as the sample tells: it is the mean need plus as many deviations as
-  the number of groups asks for. A batch that needs more takes a later one, at
-  the latest that of one caption a row, which always suffices.
+  The first is estimated to suffice for all groups of a batch except once in a
+  thousand batches: it is the mean of the needed rows plus as many standard
+  deviations as the number of groups requires. A batch that needs more takes a
+  later one; the last has one row for each caption, which always suffices.
 
   Args:
     sample: lengths of some captions of the data, at least one.
-    captions: in a group.
-    groups: in a batch; the fullest decides.
-    length: of a row.
+    captions: number of captions in a group.
+    groups: number of groups in a batch; the one that needs most rows decides.
+    length: tokens in a row.
   """
-  rng = np.random.default_rng(0)  # Every process finds the same rows.
-  # Drawn anew for each, the sample shows how uncertain it is itself.
+  rng = np.random.default_rng(0)  # The same on every process.
+  # A bootstrap: resampling the sample accounts for its own uncertainty.
   needs = [
     rows_needed(rng.choice(rng.choice(sample, len(sample)), captions), length)
     for _ in range(_SIMULATED_GROUPS)
   ]
-  # Rows may need more than tokens do: of captions of half a row, the longer
-  # ones find no partner.
+  # The number of rows may vary more than that of tokens: if captions take about
+  # half a row, those that are longer than half need a row of their own.
   variance = sample.var() * captions * (1 + captions / len(sample))
   deviation = max(np.std(needs), math.sqrt(variance) / length)
   tail = statistics.NormalDist().inv_cdf(1 - OVERFLOW_PROBABILITY / groups)

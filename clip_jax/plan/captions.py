@@ -1,4 +1,4 @@
-"""Lengths that stand for those of captions nobody has read."""
+"""Synthetic caption lengths, for planning without data."""
 
 import math
 import statistics
@@ -7,22 +7,23 @@ import numpy as np
 
 # Words of Conceptual Captions (Sharma et al. 2018, table 1).
 _WORDS_MEAN, _WORDS_DEVIATION = 10.3, 4.5
-# Start and end of a text; a caption has a word besides.
+# The start and end tokens; a caption has at least one word besides.
 _ENDS = 2
 _HALVINGS = 40
 
 
 def sample_lengths(mean: int, *, number: int, context: int) -> np.ndarray:
-  """Returns the tokens of some captions (number,), the same ones every time.
+  """Returns the lengths of synthetic captions in tokens, int (number,).
 
-  Words are log-normal with the relative spread of Conceptual Captions, a word
-  is a token, and what is longer than the context is cut. The mean is that of
-  what is left: at the context, all captions are as long.
+  The number of words is log-normal with the relative spread of Conceptual
+  Captions, a word counts as a token, and captions longer than the context are
+  cut. `mean` is the mean after cutting; if it equals the context, all captions
+  have that length. The result is deterministic.
 
   Args:
-    mean: tokens, start and end included.
-    number: of captions.
-    context: the most tokens of one.
+    mean: mean length in tokens, start and end included.
+    number: number of captions.
+    context: the longest caption in tokens.
   """
   if not _ENDS + 1 < mean < context:
     return np.full(number, min(mean, context))

@@ -1,8 +1,8 @@
-"""The exchanges between devices that a traced program asks for.
+"""The collectives of a traced program, read from its jaxpr.
 
-Read from what JAX hands to the compiler. Of its own the compiler adds sums of
-single numbers, for the norms of arrays that devices hold in parts, and takes
-equal exchanges together; see `tools/bench/RESULTS.md`.
+The compiler changes them a little: it adds all-reduces of single numbers, for
+the norms of split arrays, and combines collectives of the same kind; see
+`tools/bench/RESULTS.md`.
 """
 
 import collections
@@ -17,7 +17,7 @@ import numpy as np
 from clip_jax.models import flops
 
 ALL_REDUCE, PERMUTE = "all-reduce", "collective-permute"
-# By JAX's names of them.
+# XLA's kinds of collectives by JAX's primitives.
 _KINDS = {
   "all_gather": "all-gather",
   "all_gather_invariant": "all-gather",
@@ -31,13 +31,13 @@ _KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One exchange.
+  """One collective operation.
 
   Attributes:
-    kind: as XLA names it, such as "all-gather".
-    bytes: of the larger of what one device gives and gets.
+    kind: XLA's name of it, such as "all-gather".
+    bytes: size of one device's input or output, whichever is larger.
     groups: the devices' numbers in the mesh, by group; for a permutation the
-      pairs (from, to). Empty for one group of all.
+      pairs (from, to). Empty for one group of all devices.
   """
 
   kind: str
@@ -46,13 +46,13 @@ class Collective:
 
 
 def read(jaxpr: Any) -> collections.Counter[Collective]:
-  """Counts the exchanges of one run of a program, as one device sees them.
+  """Counts the collectives of one run of a program, on one device.
 
-  Sums that follow each other, over the same devices, are one exchange: the
-  compiler combines them. Axes of one device exchange nothing.
+  Consecutive sums over the same devices count as one, since the compiler
+  combines them. Mesh axes of size one are left out.
 
   Raises:
-    ValueError: an exchange stands in a while loop, whose length is not known.
+    ValueError: a collective is in a while loop, whose length is not known.
   """
   found: collections.Counter[Collective] = collections.Counter()
   numbered = enumerate(flops.calls(jaxpr))
@@ -71,7 +71,7 @@ def read(jaxpr: Any) -> collections.Counter[Collective]:
 
 
 def _group_key(numbered: tuple[int, flops.Call]) -> tuple[Any, int]:
-  """Returns (kind, axes, times) of an exchange, and a number to part others."""
+  """Returns (kind, axes, times) and a number that only combined sums share."""
   number, call = numbered
   kind = _KINDS.get(call.equation.primitive.name)
   if kind is None:
@@ -86,7 +86,7 @@ def _group_key(numbered: tuple[int, flops.Call]) -> tuple[Any, int]:
 
 
 def _groups(kind, axes, call) -> tuple[tuple[int, ...], ...]:
-  """Returns the devices that exchange, or the pairs of a permutation."""
+  """Returns the groups of devices, or the pairs of a permutation."""
   sizes = call.mesh.shape
   names = list(sizes)
   inner = [names.index(axis) for axis in axes]
@@ -107,8 +107,8 @@ def summary(
   """Returns {kind: {"count", "bytes", "seconds"}} of one step on one device.
 
   Args:
-    times: how often each exchange happens.
-    seconds: that one takes; None where that is not known.
+    times: how often each collective runs.
+    seconds: returns the seconds that a collective takes; None if unknown.
   """
   found: dict[str, dict[str, Any]] = {}
   for exchange, count in sorted(times.items(), key=lambda item: item[0].kind):

@@ -1,26 +1,26 @@
-"""Calls the compiler, and words what it refuses."""
+"""Calls the compiler, and reads its errors and its text."""
 
 import pathlib
 import re
 
 import jax
 
-# The compiler's words where a program is too large for the chip.
+# The compiler's message if a program is too large for the chip.
 _TOO_LARGE = re.compile(
   r"\(([\d.]+)([KMGT]?)i?B?\) exceeds available HBM \(([\d.]+)([KMGT]?)"
 )
-# How it names the text of the program that will run: with its estimates.
+# The dumped file with the final program and the compiler's estimates.
 _FINAL = "*.after_codegen.txt"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class TooLargeError(Exception):
-  """A program does not fit; holds the compiler's words and its figures.
+  """A program does not fit into a chip's memory.
 
   Attributes:
-    message: of the compiler, first line.
-    needed_bytes: of one chip; None where it does not say.
-    available_bytes: likewise.
+    message: the first line of the compiler's message.
+    needed_bytes: bytes needed on one chip; None if the message has no figures.
+    available_bytes: bytes available on one chip; None likewise.
   """
 
   def __init__(self, message: str):
@@ -41,7 +41,7 @@ def compile_program(
 
   Args:
     lowered: the program.
-    dump: a directory for what `read_text` may need; see there.
+    dump: a directory for files that `read_text` reads; None for none.
 
   Raises:
     TooLargeError: it needs more memory than a chip has.
@@ -57,10 +57,11 @@ def compile_program(
 
 
 def read_text(compiled: jax.stages.Compiled, dump: str | None) -> str | None:
-  """Returns the text of a compiled program; None where it cannot be had.
+  """Returns the text of a compiled program; None if there is none.
 
-  The compiler's own text comes first. JAX makes one from the compiler's binary
-  form, which a libtpu that is newer or older may write in ways unknown to it.
+  The text that the compiler dumped is preferred. JAX makes a text from the
+  compiler's binary form, which it may not understand if libtpu is of another
+  version.
 
   Args:
     compiled: the program.

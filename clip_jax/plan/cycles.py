@@ -1,15 +1,15 @@
 """The clock cycles that a TPU's compiler estimates for a compiled program.
 
-It writes them beside each operation, exchanges aside; its own sum takes the
-body of a loop once, however often it runs. Nothing else is read of the text.
+The compiler writes them beside each operation, except collectives; its own sum
+counts the body of a loop only once. Nothing else of the text is read.
 """
 
 import functools
 import re
 
-# Strings may hold anything; these characters in them would steer the reading.
+# Strings may hold any text; in them these characters would mislead the parser.
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_STEERING = str.maketrans(dict.fromkeys("\n\r{}()", "_"))
+_SYNTAX = str.maketrans(dict.fromkeys("\n\r{}()", "_"))
 _COMPUTATION = re.compile(
   r"^(ENTRY )?%?([\w.\-]+) \(.*?\{\s*$(.*?)^\}", re.MULTILINE | re.DOTALL
 )
@@ -20,15 +20,15 @@ _BOUND = re.compile(r" = s32\[\]\S* constant\((\d+)\)")
 
 
 def count(text: str) -> int:
-  """Counts the cycles of one device, loops as often as they run.
+  """Returns the cycles of one device; loop bodies count as often as they run.
 
   Args:
-    text: from `compiled.as_text()`.
+    text: the program's text, from `compiled.as_text()`.
 
   Raises:
-    ValueError: it has no cycles, or nobody knows how often a part of it runs.
+    ValueError: it has no cycles, or the number of runs of a part is unknown.
   """
-  text = _STRING.sub(lambda match: match[0].translate(_STEERING), text)
+  text = _STRING.sub(lambda match: match[0].translate(_SYNTAX), text)
   computations, entry = {}, ""
   for first, name, body in _COMPUTATION.findall(text):
     computations[name] = body
@@ -37,7 +37,7 @@ def count(text: str) -> int:
     raise ValueError("the program has conditional parts")
 
   def length(condition: str) -> int:
-    """Returns the bound of a scan, whose counter goes up from 0 by 1."""
+    """Returns the number of turns of a scan, which counts up from 0 by 1."""
     bounds = set(_BOUND.findall(computations[condition]))
     if len(bounds) != 1:
       raise ValueError(f"the length of the loop {condition} is not known")

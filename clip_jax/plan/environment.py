@@ -1,14 +1,14 @@
-"""What libtpu reads from the environment, where no TPU is.
+"""Environment variables for libtpu on a machine without a TPU.
 
-The extra `plan` brings libtpu to machines without one, where it complains of
-that on stderr as soon as JAX looks for devices.
+The extra `plan` installs libtpu on such machines, where it prints errors on
+stderr as soon as JAX looks for devices.
 """
 
 import glob
 import os
 
-# No query for a TPU's description, no lock against a second process, and the
-# answers that libtpu would else miss aloud.
+# Without a query for the TPU's description and without a lock against a second
+# process; the others are values whose absence libtpu reports.
 WITHOUT_TPU = {
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -17,7 +17,7 @@ WITHOUT_TPU = {
   "TPU_WORKER_ID": "0",
 }
 
-# How Linux shows TPUs: up to v5p, and since then.
+# Linux's device files of TPUs: up to v5p, and later ones.
 _DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 
 
@@ -27,7 +27,7 @@ def has_tpu() -> bool:
 
 
 def quiet_libtpu() -> None:
-  """Lets an unused libtpu be silent; changes nothing where a TPU may be."""
+  """Silences libtpu if the machine has no TPU; else changes nothing."""
   if not has_tpu():
     for name, value in WITHOUT_TPU.items():
       os.environ.setdefault(name, value)

@@ -1,4 +1,4 @@
-"""What is published of the chips that a run can be planned for."""
+"""Published figures of the chips that a run can be planned for."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from clip_jax.train import metrics
 
 GIB = 2**30
 GB = 10**9
-# The side of what slices of v4 and v5p are made of.
+# Larger slices of v4 and v5p are made of cubes with this side.
 CUBE = 4
 # docs.cloud.google.com/tpu/docs/v5e and v6e; v4 and v5p, and kubernetes-engine/
 # docs/concepts/plan-tpus. The largest job on a v5p is 16x16x24; a v4's pod has
@@ -24,15 +24,15 @@ class Chip:
   """One accelerator chip, which is one device of JAX here.
 
   Attributes:
-    name: as in a topology, such as "v5e".
-    peak_flops: dense bfloat16 operations a second.
-    memory_bytes: main memory that programs can have.
-    memory_bandwidth: of it, bytes a second.
-    link_bandwidth: of one link in one direction, bytes a second.
-    clock_hertz: that turns the compiler's cycles into seconds.
-    slices: the shapes that there are; those of cubes are not among them.
-    cube_chips: the most chips of a slice of whole cubes of 4 x 4 x 4, its
-      sides ascending; 0 where slices are flat.
+    name: its name in a topology, such as "v5e".
+    peak_flops: peak of dense bfloat16 products, FLOPs a second.
+    memory_bytes: main memory that is available to programs.
+    memory_bandwidth: bytes a second between chip and main memory.
+    link_bandwidth: bytes a second over one network link in one direction.
+    clock_hertz: clock rate, to turn the compiler's cycles into seconds.
+    slices: the shapes of slices, except those made of cubes.
+    cube_chips: the most chips in a slice made of cubes of 4 x 4 x 4, with
+      sides in ascending order; 0 if the network has two dimensions.
   """
 
   name: str
@@ -46,11 +46,11 @@ class Chip:
 
   @property
   def torus_axes(self) -> int:
-    """Dimensions of the network between chips."""
+    """Number of dimensions of the network between chips."""
     return len(self.slices[0])
 
   def has_slice(self, shape: tuple[int, ...]) -> bool:
-    """Whether slices of that shape can be had."""
+    """Whether there are slices of that shape."""
     if shape in self.slices:
       return True
     cubes = len(shape) == self.torus_axes and not any(n % CUBE for n in shape)
@@ -58,7 +58,7 @@ class Chip:
     return cubes and ascending and 0 < math.prod(shape) <= self.cube_chips
 
   def slices_in_words(self) -> str:
-    """Returns the shapes that there are."""
+    """Returns the shapes of all slices, as text."""
     words = ", ".join("x".join(map(str, shape)) for shape in self.slices)
     if self.cube_chips:
       words += (
@@ -79,7 +79,7 @@ class Chip:
 # 1.75 GHz a sum of large arrays comes to 0.86 of its memory's bandwidth by the
 # compiler's cycles, next to 0.72 to 0.81 on the other chips.
 _FIGURES = {
-  # Name in PEAK_FLOPS, GiB, GB/s, GB/s of a link, GHz, slices, most in cubes.
+  # Name in PEAK_FLOPS, GiB, GB/s, GB/s of a link, GHz, slices, cube_chips.
   "v4": ("v4", 30.75, 1200, 50, 1.05, _BELOW_CUBES, 4096),
   "v5e": ("v5e", 15.75, 819, 50, 1.5, _FLAT, 0),
   "v5p": ("v5", 95.73, 2765, 100, 1.75, _BELOW_CUBES, 6144),
@@ -104,7 +104,7 @@ def _make_chip(
 
 CHIPS = {name: _make_chip(name, *row) for name, row in _FIGURES.items()}
 
-# How JAX names them, longest first: "TPU v5" alone is a v5p.
+# JAX's names of them, longest first: "TPU v5" alone is a v5p.
 _KINDS = {
   "v5 lite": "v5e",
   "v5e": "v5e",
@@ -116,7 +116,7 @@ _KINDS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-  """Returns the chip that `device.device_kind` names; None for others."""
+  """Returns the chip of a `device.device_kind`; None if it is not listed."""
   kind = device_kind.lower()
   if "tpu" not in kind:
     return None

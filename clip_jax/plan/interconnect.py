@@ -1,11 +1,11 @@
-"""How long exchanges take on the network between the chips: our own model.
+"""A model of how long collectives take on the network between chips.
 
-The compiler prices an exchange as traffic to the chip's memory and knows no
-network. Here every chip has a link in both directions along each axis; an axis
-closes to a ring or is a line. Gathers and reductions use all axes that their
-group spans at once, and both directions of a ring; a permutation is routed one
-axis after the other and waits for its fullest link. Nothing else shares the
-links, and nothing is measured: these are estimates.
+The compiler's estimates have no network: they count a collective as traffic to
+the chip's memory. In this model every chip has a link in both directions along
+each axis, and an axis is a ring or a line. Gathers and reductions use all axes
+that their group spans at once, and both directions of a ring; a permutation is
+routed one axis after the other, and its time is that of the link with the most
+traffic. Nothing else uses the links. These are estimates, not measurements.
 """
 
 import collections
@@ -19,7 +19,7 @@ from clip_jax.plan import collectives
 # model", chapter 2; no figure of Google's own is published.
 HOP_SECONDS = 1e-6
 
-# How often the data pass the links, next to a gather.
+# How often the data pass over the links, relative to an all-gather.
 _PASSES = {
   "all-gather": 1,
   "all-reduce": 2,  # A reduction that scatters, then a gather.
@@ -29,13 +29,13 @@ _PASSES = {
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """Where the devices of a program sit.
+  """The network between a program's devices, and their places in it.
 
   Attributes:
-    coordinates: of each device, by its number in the program.
-    shape: chips along each axis.
-    wrap: whether an axis closes to a ring.
-    link_bandwidth: of one link in one direction, bytes a second.
+    coordinates: coordinates of each device, by its number in the program.
+    shape: number of chips along each axis.
+    wrap: whether each axis is a ring.
+    link_bandwidth: bytes a second over one link in one direction.
   """
 
   coordinates: tuple[tuple[int, ...], ...]
@@ -44,7 +44,7 @@ class Network:
   link_bandwidth: float
 
   def seconds(self, exchange: collectives.Collective) -> float:
-    """Estimates how long one exchange takes, with the network to itself."""
+    """Returns the estimated seconds of one collective that runs alone."""
     groups = exchange.groups or (tuple(range(len(self.coordinates))),)
     if exchange.kind == "collective-permute":
       return self._permute(exchange.bytes, groups)
@@ -54,7 +54,7 @@ class Network:
     )
 
   def _spans(self, group: tuple[int, ...]) -> tuple[tuple[int, bool], ...]:
-    """Returns the length of each axis that a group spans, and if it rings."""
+    """Returns (length, whether a ring) of each axis that a group spans."""
     spans = []
     for axis, side in enumerate(self.shape):
       places = {self.coordinates[device][axis] for device in group}
@@ -65,7 +65,7 @@ class Network:
     return tuple(spans)
 
   def _group(self, kind: str, size: int, spans) -> float:
-    """Estimates an exchange in a group that spans these axes."""
+    """Returns the seconds of a gather or reduction over these axes."""
     if not spans:  # Devices of one chip.
       return 0.0
     hops = sum(n // 2 if ring else n - 1 for n, ring in spans)
@@ -77,17 +77,17 @@ class Network:
     )
 
   def _permute(self, size: int, pairs) -> float:
-    """Estimates a permutation: the fullest link and the longest way."""
+    """Returns the seconds of a permutation: busiest link and longest route."""
     load: collections.Counter = collections.Counter()
     longest = 0
     for source, target in pairs:
-      links = list(self._way(source, target))
+      links = list(self._route(source, target))
       load.update(links)
       longest = max(longest, len(links))
     fullest = max(load.values(), default=0)
     return size * fullest / self.link_bandwidth + longest * HOP_SECONDS
 
-  def _way(self, source: int, target: int) -> Iterator[tuple]:
+  def _route(self, source: int, target: int) -> Iterator[tuple]:
     """Yields the links from one device to another, axis after axis."""
     here, there = list(self.coordinates[source]), self.coordinates[target]
     for axis, side in enumerate(self.shape):

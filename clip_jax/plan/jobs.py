@@ -1,4 +1,4 @@
-"""A config's step, ready to be compiled for some devices."""
+"""The training step of a config, ready to be compiled for some devices."""
 
 import dataclasses
 from typing import Any
@@ -21,18 +21,18 @@ from clip_jax.train import text_layout
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A config's step, ready to be compiled for some devices.
+  """The training step of a config, ready to be compiled for some devices.
 
   Attributes:
     program: mesh, model and optimizer.
-    where: the devices.
-    state: shapes and shardings.
-    batch: likewise.
-    texts: how the captions lie in memory, in words.
+    target: the devices to compile for.
+    state: shapes and shardings of the training state.
+    batch: shapes and shardings of a batch.
+    texts: a description of the captions' layout in memory.
   """
 
   program: program_lib.Program
-  where: topology.Topology
+  target: topology.Topology
   state: state_lib.TrainState
   batch: dict[str, Any]
   texts: str
@@ -54,7 +54,7 @@ class Job:
 
   @property
   def loss_method(self) -> str:
-    """The method of the loss; what "auto" stands for, for this batch."""
+    """The method of the loss; for "auto" the one it chooses for this batch."""
     config = self.config
     if config.loss.method != "auto":
       return config.loss.method
@@ -68,7 +68,7 @@ class Job:
 
 def make_job(
   config: config_lib.Config,
-  where: topology.Topology,
+  target: topology.Topology,
   *,
   examples: int | None = None,
   caption_tokens: int | None = None,
@@ -76,26 +76,26 @@ def make_job(
   """Returns the step of a config for some devices; opens no data.
 
   Args:
-    config: checked.
-    where: the devices.
-    examples: in the data, for a config that counts epochs.
-    caption_tokens: of a caption in the mean, its start and end included; see
-      `captions`. None for as many as the tower takes in each, the most that a
-      batch can need.
+    config: a checked config.
+    target: the devices to compile for.
+    examples: number of pairs in the data, for a config with `epochs`.
+    caption_tokens: mean length of a caption, start and end included; see
+      `captions`. None for captions as long as the tower takes, which need
+      most memory.
 
   Raises:
-    UserError: the config does not fit the devices, or itself.
+    UserError: the config does not fit the devices, or contradicts itself.
   """
   config = origins_lib.settle(
     config, None, origins_lib.open_sources(config.init, model=config.model)
   )
   step = program_lib.make_program(
-    config, examples=examples, devices=where.devices
+    config, examples=examples, devices=target.devices
   )
   layout, bucket = _make_layout(step, caption_tokens)
   return Job(
     program=step,
-    where=where,
+    target=target,
     state=step.abstract_state(),
     batch=_abstract_batch(step, layout, bucket),
     texts=_describe(step, layout, bucket, caption_tokens),
@@ -103,7 +103,7 @@ def make_job(
 
 
 def takes_micro_batches(job: Job) -> bool:
-  """Whether the model can see some pairs at a time: batch norms cannot."""
+  """Whether the model allows micro-batches: with batch norms it does not."""
   try:
     step_lib.check_micro_batches(
       job.model,
@@ -119,7 +119,7 @@ def takes_micro_batches(job: Job) -> bool:
 def _make_layout(
   step: program_lib.Program, caption_tokens: int | None
 ) -> tuple[text_layout.TextLayout, int]:
-  """Returns how such captions lie in memory, and its size."""
+  """Returns the layout of such captions, and its bucket."""
   context = step.model.text.context_length
 
   def sample(number=text_layout.SAMPLED_CAPTIONS):
@@ -130,7 +130,7 @@ def _make_layout(
   layout = step.make_layout(sample)
   if isinstance(layout, text_layout.Packed):
     return layout, layout.buckets[0]
-  # The longest of a batch decides.
+  # The longest caption of a batch decides.
   need = sample(step.config.batch_size).max()
   return layout, next(bucket for bucket in layout.buckets if bucket >= need)
 
@@ -156,7 +156,7 @@ def _abstract_batch(
   tokens: Any = array(pairs, bucket)
   if isinstance(layout, text_layout.Packed):
     rows = array(pairs // layout.captions * bucket, layout.length)
-    arrays_of: Any = packed_text.PackedText  # Of shapes instead of arrays.
+    arrays_of: Any = packed_text.PackedText  # Holds shapes instead of arrays.
     tokens = arrays_of(rows, rows, rows, ends=array(pairs))
   images, _ = variants.abstract_inputs(step.model, pairs)
   arrays = {"image": array(*images.shape, dtype=images.dtype), "tokens": tokens}

@@ -1,4 +1,4 @@
-"""What lies in a chip's memory during a training step."""
+"""The memory that a training step needs on a chip."""
 
 import math
 import os
@@ -11,16 +11,16 @@ from clip_jax import losses, sharding
 from clip_jax.plan import compiling, jobs, topology
 
 
-def peak_bytes(compiled: jax.stages.Compiled, where: topology.Topology) -> int:
-  """Returns the most memory that a program holds at once, on one device.
+def peak_bytes(compiled: jax.stages.Compiled, target: topology.Topology) -> int:
+  """Returns the peak memory of a program on one device, in bytes.
 
-  Arguments and results are included; what is donated counts once. The
-  compiler's own peak is right for TPUs, whose temporary buffers it does not
-  report whole; elsewhere it leaves the temporary buffers out.
+  Arguments and results are included; donated arrays count once. On TPUs the
+  compiler's own peak is used, since its report of temporary buffers is not
+  complete there; elsewhere that peak leaves the temporary buffers out.
   """
   found = compiled.memory_analysis()
   assert found is not None
-  if where.devices[0].platform == "tpu":
+  if target.devices[0].platform == "tpu":
     return found.peak_memory_in_bytes
   return (
     found.argument_size_in_bytes
@@ -30,15 +30,15 @@ def peak_bytes(compiled: jax.stages.Compiled, where: topology.Topology) -> int:
   )
 
 
-def available_bytes(where: topology.Topology) -> int | None:
-  """Returns what programs can have of one device's memory; None if unknown.
+def available_bytes(target: topology.Topology) -> int | None:
+  """Returns the bytes of a device's memory for programs; None if unknown.
 
-  Simulated devices of a CPU share its memory evenly.
+  Simulated devices on a CPU share its memory evenly.
   """
-  known = where.chip and where.chip.memory_bytes
-  if not where.is_local:
+  known = target.chip and target.chip.memory_bytes
+  if not target.is_local:
     return known
-  device = where.devices[0]
+  device = target.devices[0]
   if device.platform == "cpu":
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return pages // jax.local_device_count()
@@ -47,7 +47,7 @@ def available_bytes(where: topology.Topology) -> int | None:
 
 
 def shard_bytes(tree: Any) -> int:
-  """Returns what one device holds of arrays, given as shapes with shardings."""
+  """Returns a device's bytes of arrays, given as shapes with shardings."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)
@@ -55,12 +55,12 @@ def shard_bytes(tree: Any) -> int:
 
 
 def loss_bytes(job: jobs.Job) -> int:
-  """Returns the peak of the loss and its gradients, compiled by themselves.
+  """Returns the peak bytes of the loss and its gradients, compiled alone.
 
-  Its arguments, the embeddings, are included.
+  The arguments, which are the embeddings, are included.
 
   Raises:
-    compiling.TooLargeError: even that does not fit.
+    compiling.TooLargeError: the loss alone does not fit.
   """
   config, mesh = job.config, job.mesh
   kind, duplicates = config.loss.kind, config.loss.duplicates
@@ -89,4 +89,4 @@ def loss_bytes(job: jobs.Job) -> int:
   ids = dict.fromkeys(names, array(pairs, dtype=jnp.int32))
   compute = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
   lowered = compute.lower(embeds, embeds, scalar, scalar, ids)
-  return peak_bytes(compiling.compile_program(lowered), job.where)
+  return peak_bytes(compiling.compile_program(lowered), job.target)

@@ -1,4 +1,4 @@
-"""Compiles the step that a config would train with, and says what it takes."""
+"""Compiles a config's training step, and estimates its memory and time."""
 
 import collections
 import dataclasses
@@ -24,33 +24,35 @@ from clip_jax.train import step_flops
 
 _LOGGER = logging.getLogger(__name__)
 
-# Kernels by JAX's names of them: a trace does not show what they compute.
+# Primitives of kernels whose operations a trace does not show.
 _HIDDEN = ("dot_product_attention", "ffi_call", "pallas_call")
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What is known of a step before it runs; see `report.to_dict`.
+  """Figures of a step before it runs; see `report.to_dict`.
 
-  What cannot be told is None, and `reasons` says why, by name.
+  Unknown figures are None, and `reasons` says why.
 
   Attributes:
     job: the step.
-    fits: whether it compiles for, or fits in, the devices' memory.
-    peak_bytes: the most that one chip holds.
-    available_bytes: what it has.
-    compiler_message: the compiler's words where it does not fit.
+    fits: whether the step fits in the devices' memory.
+    peak_bytes: peak memory of one chip.
+    available_bytes: memory of one chip that is available to programs.
+    compiler_message: the compiler's message if the step does not fit.
     memory: parts of the peak, in bytes of one chip.
-    flops_analytic: of the towers and the loss, each done once, of all chips.
-    flops_compiled: of the program that is compiled, with what it computes
-      again to save memory, of all chips.
+    flops_analytic: FLOPs of towers and loss on all chips, without anything
+      computed twice.
+    flops_compiled: FLOPs of the compiled program on all chips, with those
+      that are repeated to save memory.
     collectives: {kind: {"count", "bytes", "seconds"}} of one step on one chip;
-      the seconds are None where `step_parts_seconds` is.
-    step_parts_seconds: what a step waits for: "compute", the products at the
-      chip's peak; "memory", their operands and results and the state at the
-      memory's bandwidth; "compiler", the compiler's cycles; "exchanges".
-    compile_seconds: that this took here.
-    reasons: why something is None.
+      the seconds are None if `step_parts_seconds` is.
+    step_parts_seconds: the parts of a step's time: "compute", the products at
+      the chip's peak; "memory", their operands and results and the state at
+      the memory's bandwidth; "compiler", the compiler's cycles; "exchanges",
+      the collectives.
+    compile_seconds: time that compiling took here.
+    reasons: {name of a figure that is None: why}.
   """
 
   job: jobs.Job
@@ -68,11 +70,11 @@ class Plan:
 
   @property
   def step_seconds(self) -> list[float] | None:
-    """Seconds of a step: two ends between which the truth may lie, low first.
+    """Two estimates of a step's time in seconds, [low, high].
 
-    One is the roofline: products, the least traffic and exchanges, all at the
-    same time. The other is what the compiler's cycles add up to, and the
-    exchanges after them. Neither has been measured on a chip.
+    One is the roofline: products, the least memory traffic and collectives, all
+    at the same time. The other is the sum of the compiler's cycles and the
+    collectives. Neither has been measured on a chip.
     """
     if self.step_parts_seconds is None:
       return None
@@ -83,12 +85,12 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What a traced program does in one run.
+  """The work of one run of a traced program.
 
   Attributes:
-    flops: of matrix products and convolutions, of all devices.
-    product_bytes: of their operands and results, of one device.
-    collectives: exchanges of one device, and how often.
+    flops: FLOPs of matrix products and convolutions, on all devices.
+    product_bytes: bytes of their operands and results, on one device.
+    collectives: number of each collective of one device.
     hidden: kernels whose operations cannot be counted.
   """
 
@@ -99,10 +101,10 @@ class Work:
 
 
 def read_work(jaxpr: Any) -> Work:
-  """Counts what a traced program does.
+  """Counts the work of a traced program.
 
   Raises:
-    ValueError: a while loop, whose length is not known, holds such work.
+    ValueError: a collective is in a while loop, whose length is not known.
   """
   operations = product_bytes = 0
   hidden = set()
@@ -121,11 +123,11 @@ def read_work(jaxpr: Any) -> Work:
 
 
 def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
-  """Compiles the step and counts what it takes.
+  """Compiles the step, and estimates its memory, FLOPs and time.
 
   Args:
     job: the step.
-    with_loss: compile the loss by itself too, to tell its part of the memory.
+    with_loss: whether to compile the loss alone too, for its peak memory.
 
   Raises:
     UserError: the step cannot be compiled, for another reason than its size.
@@ -133,19 +135,19 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
   start = time.perf_counter()
   _LOGGER.info(
     "Compiling for %s: a minute or more for a large model or batch ...",
-    job.where.name,
+    job.target.name,
   )
   traced = job.program.make_step().trace(job.state, job.batch)
   reasons: dict[str, str] = {}
   compiled = text = exchanges = operations = parts = peak = fits = None
   refused: compiling.TooLargeError | None = None
-  available = memory.available_bytes(job.where)
+  available = memory.available_bytes(job.target)
   try:
     with tempfile.TemporaryDirectory(prefix="clip_jax_plan_") as directory:
-      # A program that is to run stays as it is in the cache.
-      dump = None if job.where.is_local else directory
+      # A local program may run later: a dump would change its cache key.
+      dump = None if job.target.is_local else directory
       compiled = compiling.compile_program(traced.lower(), dump=dump)
-      if job.where.chip is not None:
+      if job.target.chip is not None:
         text = compiling.read_text(compiled, dump)
   except compiling.TooLargeError as error:
     refused = error
@@ -155,11 +157,11 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
     reasons |= dict.fromkeys(unknown, why)
   except jax.errors.JaxRuntimeError as error:
     raise errors.UserError(
-      f"The compiler refuses this step: {str(error).splitlines()[0]}"
+      f"The compiler rejects this step: {str(error).splitlines()[0]}"
     ) from None
   seconds = time.perf_counter() - start
   if compiled is not None:
-    peak = memory.peak_bytes(compiled, job.where)
+    peak = memory.peak_bytes(compiled, job.target)
     fits = None if available is None else peak <= available
   elif refused is not None:
     peak, fits = refused.needed_bytes, False
@@ -176,7 +178,7 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
     exchanges = collectives.summary(work.collectives)
     try:
       times = _step_parts(job, work, text)
-      network = make_network(job.where, job.mesh)
+      network = make_network(job.target, job.mesh)
       exchanges = collectives.summary(work.collectives, network.seconds)
       times["exchanges"] = sum(x["seconds"] for x in exchanges.values())
       parts = times
@@ -199,7 +201,7 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
 
 
 def analytic_flops(job: jobs.Job) -> int:
-  """Returns the operations of one step of all devices, each done once."""
+  """Returns a step's FLOPs on all devices, without anything computed twice."""
 
   def own(x):  # One device's part.
     return jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype)
@@ -215,7 +217,7 @@ def analytic_flops(job: jobs.Job) -> int:
 
 
 def _memory(job, peak, with_loss, reasons) -> dict[str, int | None]:
-  """Returns the parts of the peak: exact ones, and what is left of it."""
+  """Returns the parts of the peak in bytes: exact ones, and the rest."""
   exact = {
     "parameters": memory.shard_bytes(job.state.params),
     "batch_statistics": memory.shard_bytes(job.state.batch_stats),
@@ -242,20 +244,20 @@ def _memory(job, peak, with_loss, reasons) -> dict[str, int | None]:
 
 
 def _step_parts(job, work, text) -> dict[str, float]:
-  """Returns the seconds of a step by what takes them, without exchanges.
+  """Returns the parts of a step's time in seconds, without collectives.
 
   Raises:
-    ValueError: they cannot be told.
+    ValueError: they cannot be estimated.
   """
-  chip = job.where.chip
+  chip = job.target.chip
   if chip is None:
-    kind = job.where.devices[0].device_kind
-    raise ValueError(f"no figures are at hand for a {kind!r}")
+    kind = job.target.devices[0].device_kind
+    raise ValueError(f"there are no published figures for a {kind!r}")
   if text is None:
     raise ValueError(
-      "this libtpu's programs cannot be read; take the one for this jax"
+      "this libtpu's programs cannot be read; install the version for this jax"
     )
-  # The optimizer reads the whole state and writes it.
+  # The optimizer reads and writes the whole state.
   moved_bytes = work.product_bytes + 2 * memory.shard_bytes(job.state)
   return {
     "compute": work.flops / job.mesh.size / chip.peak_flops,
@@ -265,17 +267,17 @@ def _step_parts(job, work, text) -> dict[str, float]:
 
 
 def make_network(
-  where: topology.Topology, mesh: jax.sharding.Mesh
+  target: topology.Topology, mesh: jax.sharding.Mesh
 ) -> interconnect.Network:
-  """Returns where the devices of a mesh sit in the network."""
-  assert where.chip is not None
+  """Returns the network between the devices of a mesh."""
+  assert target.chip is not None
   coordinates = tuple(tuple(device.coords) for device in mesh.devices.flatten())
-  # TPUs of this machine: as far as they reach, without rings.
+  # For TPUs of this machine: the extent of their coordinates, without rings.
   reach = tuple(max(axis) + 1 for axis in zip(*coordinates, strict=True))
-  shape = tuple(where.shape) or reach
+  shape = tuple(target.shape) or reach
   return interconnect.Network(
     coordinates=coordinates,
     shape=shape,
-    wrap=where.wrap or (False,) * len(shape),
-    link_bandwidth=where.chip.link_bandwidth,
+    wrap=target.wrap or (False,) * len(shape),
+    link_bandwidth=target.chip.link_bandwidth,
   )

@@ -1,4 +1,4 @@
-"""A plan in words, and as data."""
+"""Formats a plan, for JSON and as text."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ _PART_NAMES = {
   "batch": "batch",
   "rest": "activations, with gradients and temporaries",
 }
-# Figures of two ends, in words, and how they are written.
+# Figures that are ranges: their descriptions and number formats.
 _STEP_ROWS = {
   "step_seconds": ("step, s", "{:.4g}"),
   "images_per_second": ("images/s", "{:,.0f}"),
@@ -44,12 +44,12 @@ def to_dict(
   price_per_chip_hour: float | None = None,
   searched: bool = False,
 ) -> dict[str, Any]:
-  """Returns a plan as JSON takes it; what cannot be told is None.
+  """Returns a plan as a dictionary for JSON; unknown figures are None.
 
   Args:
-    plan: of a step.
-    price_per_chip_hour: in any currency; None leaves the cost out.
-    searched: whether it is the best that a search has found.
+    plan: the plan of a step.
+    price_per_chip_hour: price in any currency; None leaves the cost out.
+    searched: whether the plan is the best that a search has found.
   """
   job, reasons = plan.job, dict(plan.reasons)
   config, chips = job.config, job.mesh.size
@@ -58,8 +58,8 @@ def to_dict(
   del own["job"]
   ratio = plan.flops_compiled and plan.flops_compiled / plan.flops_analytic
   return {
-    "topology": job.where.name,
-    "device": job.where.devices[0].device_kind,
+    "topology": job.target.name,
+    "device": job.target.devices[0].device_kind,
     "chips": chips,
     "model": _model_name(config),
     "batch_size": config.batch_size,
@@ -87,7 +87,7 @@ def to_dict(
 
 
 def _model_name(config) -> str:
-  """Returns the model's name, or what a run begins with that has none."""
+  """Returns the model's name, or the checkpoint that the run starts from."""
   if config.model != variants.FROM_INIT:
     return config.model
   named = (config.init.model, config.init.image, config.init.text)
@@ -95,11 +95,11 @@ def _model_name(config) -> str:
 
 
 def utilisation(plan: planner_lib.Plan) -> list[float] | None:
-  """Returns useful FLOPs over what the chips could do, low and high.
+  """Returns useful FLOPs over the chips' peak, [low, high].
 
-  Useful are the analytic ones, or the compiled ones where these are fewer.
+  Useful FLOPs are the analytic ones, or the compiled ones if they are fewer.
   """
-  chip = plan.job.where.chip
+  chip = plan.job.target.chip
   if plan.step_seconds is None or chip is None:
     return None
   useful = min(plan.flops_analytic, plan.flops_compiled or math.inf)
@@ -108,7 +108,7 @@ def utilisation(plan: planner_lib.Plan) -> list[float] | None:
 
 
 def versions() -> dict[str, str]:
-  """Returns those of what compiles."""
+  """Returns the versions of JAX and libtpu."""
   found = {"jax": jax.__version__}
   with contextlib.suppress(importlib.metadata.PackageNotFoundError):
     found["libtpu"] = importlib.metadata.version("libtpu")
@@ -116,7 +116,7 @@ def versions() -> dict[str, str]:
 
 
 def _run(plan, price, reasons) -> dict[str, Any]:
-  """Returns how long the whole run takes, and its cost."""
+  """Returns the duration and the cost of the whole run."""
   job = plan.job
   steps = job.program.total_steps
   names = ("hours", "chip_hours", "cost")
@@ -138,10 +138,10 @@ def _run(plan, price, reasons) -> dict[str, Any]:
 
 
 def chips_needed(plan: planner_lib.Plan) -> int | None:
-  """Estimates from below how many chips would hold a step that does not fit.
+  """Returns a lower bound on the chips needed by a step that does not fit.
 
-  That is the peak of all chips, split evenly over more of them. None for what
-  fits or has no known peak, and where there are fewer pairs than chips.
+  It splits the peak of all chips evenly over more of them. None if the step
+  fits, if its peak is not known, or if the batch has fewer pairs than that.
   """
   if plan.fits is not False or not (plan.peak_bytes and plan.available_bytes):
     return None
@@ -152,11 +152,11 @@ def chips_needed(plan: planner_lib.Plan) -> int | None:
 
 
 def advice(plan: planner_lib.Plan, *, searched: bool = False) -> list[str]:
-  """Returns what to change in a config that does not fit.
+  """Returns changes of a config that may make it fit, as text.
 
   Args:
-    plan: of a step.
-    searched: whether it is the best that a search has found.
+    plan: the plan of a step.
+    searched: whether the plan is the best that a search has found.
   """
   if plan.fits is not False:
     return []
@@ -178,7 +178,7 @@ def _split_advice(plan) -> str | None:
   parts = plan.memory
   state = parts["parameters"] + parts["optimizer"]
   fsdp, devices = plan.job.mesh.shape[sharding.FSDP], plan.job.mesh.size
-  # Gradients are as large as the parameters, and there at the same time.
+  # The gradients need as much memory as the parameters, at the same time.
   small = state + parts["parameters"] <= plan.available_bytes // 4
   if small or fsdp == devices:
     return None
@@ -226,7 +226,7 @@ def _objective(found: dict[str, Any], compared: str) -> str:
 
 
 def to_text(plan: planner_lib.Plan, **options: Any) -> str:
-  """Returns a plan for people; the options are those of `to_dict`."""
+  """Returns a plan as text; the options are those of `to_dict`."""
   found = to_dict(plan, **options)
   mesh, loss = found["mesh"], found["loss"]
   chosen = ", taken by auto" if loss["method"] == "auto" else ""
@@ -295,7 +295,7 @@ def _work_table(found) -> str:
 
 
 def _between(found, names) -> list[tuple[str, str]]:
-  """Returns rows of two ends: {name: (words, format)} of what is known."""
+  """Returns a row for each known range in `names`: (words, "low to high")."""
   rows = []
   for name, (words, form) in names.items():
     if found[name] is not None:

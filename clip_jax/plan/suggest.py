@@ -1,9 +1,8 @@
-"""Searches for the cheapest way to train a config's batch that fits.
+"""Searches for the cheapest way to train a config's batch that fits in memory.
 
-Cheapest is what computes least a second time, then what exchanges least: first
-the memory of the activations is traded for work, in small steps, and at each
-step parameters are split as little as fits. The batch and the result stay as
-they are.
+The cheapest way recomputes least in the backward pass, and among those needs
+the least communication: it splits the parameters as little as fits. The batch
+and the result stay the same.
 """
 
 import dataclasses
@@ -33,13 +32,13 @@ from clip_jax.train import step_flops
 
 _LOGGER = logging.getLogger(__name__)
 
-# What the backward pass computes again, as a part of the forward pass: of a
-# Vision Transformer the products of attention and what is elementwise, or all
-# of it. ("dots" keeps the logits of attention too, the largest arrays of all,
-# so it saves next to nothing.) Only ResNets have blocks to nest; a text tower
-# beside one then keeps as little as it can.
+# What the backward pass recomputes, as a fraction of the forward pass: in a
+# Vision Transformer the products of attention and all elementwise operations
+# ("dots_no_batch"), or everything. ("dots" is left out: it also keeps the
+# logits of attention, the largest arrays of all, so it saves hardly anything.)
+# Only ResNets have nested blocks; the text tower beside one then uses "full".
 _REMAT: dict[str | None, float] = {
-  None: 0.0,  # Of towers that have no choice.
+  None: 0.0,  # For towers without that choice.
   "none": 0.0,
   "dots_no_batch": 0.1,
   "full": 1.0,
@@ -47,8 +46,8 @@ _REMAT: dict[str | None, float] = {
 }
 _MOST_COMPILATIONS = 12
 _MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
-# Estimates of what an untried choice needs may be this far off before the
-# compiler is asked.
+# A choice is compiled if its estimated memory exceeds what is available by at
+# most this factor.
 _MARGIN = 1.25
 
 
@@ -57,10 +56,10 @@ class Choice:
   """One way to train the same batch.
 
   Attributes:
-    fsdp: devices that split parameters and optimizer.
-    remat: what the backward pass keeps; None where no tower can choose.
-    micro_batches: parts that the towers take at a time.
-    method: of the loss.
+    fsdp: number of devices that split parameters and optimizer state.
+    remat: what the backward pass keeps; None if no tower has that choice.
+    micro_batches: number of parts that the towers compute one after another.
+    method: method of the loss.
   """
 
   fsdp: int
@@ -70,12 +69,12 @@ class Choice:
 
   @property
   def order(self) -> tuple:
-    """Returns the sort key: first what computes least a second time."""
+    """Returns the sort key: those that recompute least come first."""
     again = _REMAT[self.remat] + (self.micro_batches > 1)
     return again, self.method != "auto", self.micro_batches, self.fsdp
 
   def overrides(self, job: jobs.Job) -> list[str]:
-    """Returns the changes of the config, as on the command line."""
+    """Returns the changes of the config, as texts "FIELD=VALUE"."""
     return [
       f"mesh.data={job.mesh.size // self.fsdp}",
       f"mesh.fsdp={self.fsdp}",
@@ -85,7 +84,7 @@ class Choice:
     ]
 
   def remat_overrides(self, job: jobs.Job) -> list[str]:
-    """Returns the changes that set what the towers keep."""
+    """Returns the changes that set the towers' remat."""
     changes = []
     for part in paths.TOWERS:
       tower = getattr(job.model, part)
@@ -99,11 +98,11 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-  """What a search has found.
+  """The result of a search.
 
   Attributes:
-    choice: the cheapest that fits, or the closest where none does.
-    plan: of it.
+    choice: the cheapest choice that fits, or else the closest to fitting.
+    plan: the plan of that choice.
     tried: every choice that was compiled, with its plan.
   """
 
@@ -113,79 +112,81 @@ class Suggestion:
 
   @property
   def overrides(self) -> list[str]:
-    """What makes it, as on the command line, without "--config."."""
+    """The changes of the config that make it, as texts "FIELD=VALUE"."""
     return self.choice.overrides(self.plan.job)
 
   @property
   def fits(self) -> bool:
-    """Whether anything fits."""
+    """Whether the choice fits."""
     return bool(self.plan.fits)
 
 
 def suggest(
   config: config_lib.Config,
-  where: topology.Topology,
+  target: topology.Topology,
   **options: int | None,
 ) -> Suggestion:
   """Searches mesh, remat, micro-batches and loss method, cheapest first.
 
-  A choice is not compiled that needs too much by what its towers keep for the
-  backward pass, or far too much by the figures of an earlier one.
+  A choice is not compiled if the arrays that its towers keep for the backward
+  pass are too large, or if by the figures of an earlier choice it needs far too
+  much memory.
 
   Args:
-    config: checked; what it says of these four does not matter.
-    where: the devices.
-    **options: of `jobs.make_job`.
+    config: a checked config; its values of these four fields are ignored.
+    target: the devices to train on.
+    **options: options of `jobs.make_job`.
 
   Raises:
     UserError: the batch does not split over the devices, or the memory of the
       devices is not known.
   """
-  search = _Search(config, where, options)
+  search = _Search(config, target, options)
   choices = sorted(_choices(search.base), key=lambda choice: choice.order)
   for choice in choices:
     if len(search.tried) == _MOST_COMPILATIONS:
       break
     if search.may_fit(choice) and search.compile(choice).fits:
       return Suggestion(*search.tried[-1], search.tried)
-  if not search.tried:  # Not even the parameters go in: show the most frugal.
+  if not search.tried:  # Nothing can fit: compile the choice that needs least.
     search.compile(max(choices, key=lambda choice: (choice.fsdp, choice.order)))
   closest = min(search.tried, key=lambda entry: entry[1].peak_bytes or math.inf)
   return Suggestion(*closest, search.tried)
 
 
 class _Search:
-  """What has been tried of a config, and what choices need at least.
+  """The choices tried so far, and lower bounds on the memory of others.
 
   Attributes:
     base: the job whose choices are searched.
     tried: every choice that was compiled, with its plan.
-    state: returns a device's part of the state, by `fsdp`.
-    kept: returns what the towers keep, by overrides and micro-batches.
+    state: returns the bytes of the state on a device, given `fsdp`.
+    kept: returns the bytes that the towers keep for the backward pass, given
+      overrides and micro-batches.
   """
 
-  def __init__(self, config, where, options):
-    self._config, self._where, self._options = config, where, options
+  def __init__(self, config, target, options):
+    self._config, self._target, self._options = config, target, options
     self.base = self._make_job(
       ["mesh.data=-1", "mesh.fsdp=1", "micro_batches=1"]
     )
     self.tried: list[tuple[Choice, planner.Plan]] = []
     self.state = functools.cache(self._state)
     self.kept = functools.cache(self._kept)
-    available = memory.available_bytes(where)
+    available = memory.available_bytes(target)
     if available is None:
       raise errors.UserError(
-        f"The memory of a {where.devices[0].device_kind!r} is not known, so "
-        "nothing can be told to fit."
+        f"The memory of a {target.devices[0].device_kind!r} is not known, so "
+        "--suggest cannot tell what fits; leave it out, or give a --topology."
       )
     self._available = available
 
   def _make_job(self, changes) -> jobs.Job:
     config = config_lib.with_overrides(self._config, changes)
-    return jobs.make_job(config, self._where, **self._options)
+    return jobs.make_job(config, self._target, **self._options)
 
   def compile(self, choice: Choice) -> planner.Plan:
-    """Returns the plan of a choice, and remembers it."""
+    """Returns the plan of a choice, and adds it to `tried`."""
     changes = choice.overrides(self.base)
     _LOGGER.info("Trying %s", " ".join(changes))
     plan = planner.make_plan(self._make_job(changes), with_loss=False)
@@ -193,7 +194,7 @@ class _Search:
     return plan
 
   def may_fit(self, choice: Choice) -> bool:
-    """Whether a choice could fit, by what it and others need."""
+    """Whether a choice could fit, by lower bounds and by earlier plans."""
     state, available = self.state(choice.fsdp), self._available
     if state > available or self.least(choice) > available:
       return False
@@ -209,14 +210,14 @@ class _Search:
     return True
 
   def least(self, choice: Choice) -> int:
-    """Returns what a device needs at least, in bytes."""
+    """Returns a lower bound on a device's memory, in bytes."""
     changes = tuple(choice.remat_overrides(self.base))
     return self.state(choice.fsdp) + self.kept(changes, choice.micro_batches)
 
   def _state(self, fsdp: int) -> int:
-    """Returns a device's part of the state, the gradients and the batch."""
+    """Returns the bytes of state, gradients and batch on one device."""
     base = self.base
-    mesh = sharding.make_mesh(data=-1, fsdp=fsdp, devices=base.where.devices)
+    mesh = sharding.make_mesh(data=-1, fsdp=fsdp, devices=base.target.devices)
     shapes = (base.state, base.state.params)
     placed = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -226,14 +227,14 @@ class _Search:
     return memory.shard_bytes((placed, base.batch))
 
   def _kept(self, changes: tuple[str, ...], parts: int) -> int:
-    """Returns what the towers keep for the backward pass, on one device.
+    """Returns the bytes that towers keep for the backward pass on one device.
 
-    It is what their transposed function holds, but for its arguments. The
-    compiler may compute some of it again rather than keep it; then it would
-    take a policy's place, and much longer to compile.
+    They are the residuals of the transposed function, without its arguments.
+    The compiler may recompute some of them instead, as a remat policy does, but
+    then takes much longer to compile.
     """
     config, state, batch = self.base.config, self.base.state, self.base.batch
-    # A loop's copies of its kernels are no part of what must be kept.
+    # A loop copies its kernels, which need not be kept.
     model = variants.without_loops(
       run_model.make(config_lib.with_overrides(config, changes))
     )
@@ -248,15 +249,15 @@ class _Search:
     def back(*arrays):
       return step_flops.run_towers(model, frozen, *arrays)[1]
 
-    def whole(x):
+    def unsharded(x):
       return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
     program = jax.make_jaxpr(back)(
-      jax.tree.map(whole, state.variables),
+      jax.tree.map(unsharded, state.variables),
       *jax.tree.map(local, (batch["image"], batch["tokens"])),
     ).jaxpr
     given = set(map(id, program.invars))
-    # What several rules keep is one array.
+    # An array that several rules keep counts once.
     kept = {id(held): held for held in program.outvars}
     return flops.array_bytes(
       *(held for name, held in kept.items() if name not in given)
@@ -264,7 +265,7 @@ class _Search:
 
 
 def _choices(base: jobs.Job) -> Iterator[Choice]:
-  """Yields what can be chosen for these devices and this model."""
+  """Yields all choices for these devices and this model."""
   devices = base.mesh.size
   rows = base.config.batch_size // devices
   parts = [number for number in _MICRO_BATCHES if rows % number == 0]
@@ -274,13 +275,13 @@ def _choices(base: jobs.Job) -> Iterator[Choice]:
   if can_choose and not any(map(_can_nest, towers)):
     remats.remove(block_chain.NESTED)
   for fsdp, remat, number, method in itertools.product(
-    _splits(base.where),
+    _splits(base.target),
     remats,
     parts if jobs.takes_micro_batches(base) else (1,),
     ("auto", "two_level", "ring") if devices > 1 else ("auto",),
   ):
     if method == "two_level" and fsdp in (1, devices):
-      continue  # One axis alone: the same as a gather or a ring.
+      continue  # On one axis it is the same as "gathered" or "ring".
     yield Choice(fsdp, remat, number, method)
 
 
@@ -288,12 +289,12 @@ def _can_nest(tower: Any) -> bool:
   return isinstance(tower, resnet.ModifiedResNet)
 
 
-def _splits(where: topology.Topology) -> list[int]:
-  """Returns sizes of `fsdp`: none, whole axes of the network, all."""
-  devices = len(where.devices)
+def _splits(target: topology.Topology) -> list[int]:
+  """Returns sizes of `fsdp`: 1, products of the network's axes, and all."""
+  devices = len(target.devices)
   sizes = {1, devices}
-  for sides in itertools.permutations(where.shape):
+  for sides in itertools.permutations(target.shape):
     sizes |= set(itertools.accumulate(sides, lambda a, b: a * b))
-  if not where.shape:
+  if not target.shape:
     sizes |= {n for n in (2, 4, 8) if devices % n == 0}
   return sorted(sizes)

@@ -1,4 +1,4 @@
-"""The devices that a run is planned for: here, or only described."""
+"""The devices that a run is planned for: local ones, or described ones."""
 
 import contextlib
 import dataclasses
@@ -16,17 +16,17 @@ from clip_jax.plan import environment, hardware
 LOCAL = "local"
 
 _NAME = re.compile(r"(?P<chip>[\w-]+):(?P<shape>\d{1,9}(?:x\d{1,9}){1,9})")
-# Google's names of machine types, for those who type them.
+# Google's names of machine types are accepted too.
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v5": "v5p", "v6": "v6e"}
 # A side of the network that closes to a ring: 16 chips in a v5e's or v6e's pod
 # of 16x16; any multiple of 4 in a v4's or v5p's cubes (docs.cloud.google.com/
 # tpu/docs/v5e, v5p).
 _RING_2D = 16
-# Chips of one host, as the compiler wants to know: at most 2 x 2.
+# The compiler needs the chips of one host: at most 2 x 2.
 _HOST_SIDE = 2
 # Both cores of a v4 as one device.
 _OPTIONS = {"v4": {"chip_config_name": "megacore"}}
-# A name is shown so far.
+# Characters of a wrong name that a message shows.
 _SHOWN = 40
 
 
@@ -35,11 +35,12 @@ class Topology:
   """Devices and how they are connected.
 
   Attributes:
-    name: as given.
-    devices: of JAX; only programs' compilation may use them, unless local.
-    chip: what is known of one; None for hardware without an entry.
-    shape: of the network, chips along each axis; () where it is not known.
-    wrap: whether an axis closes to a ring.
+    name: the topology's name, as it was given.
+    devices: JAX's devices; unless they are local, programs can be compiled for
+      them but not run.
+    chip: figures of a chip; None for hardware that is not listed.
+    shape: number of chips along each axis of the network; () if unknown.
+    wrap: whether each axis is a ring.
   """
 
   name: str
@@ -50,19 +51,19 @@ class Topology:
 
   @property
   def is_local(self) -> bool:
-    """Whether programs could run."""
+    """Whether the devices are of this machine, so that programs can run."""
     return self.name == LOCAL
 
 
 def make_topology(name: str) -> Topology:
-  """Returns the devices that `name` stands for.
+  """Returns the topology of a name.
 
   Args:
     name: "local", or a chip and the shape of a slice, such as "v5e:16x16".
 
   Raises:
-    UserError: the name is no topology, there is no such slice, or libtpu,
-      which compiles for TPUs, is missing.
+    UserError: the name is not valid, there is no such slice, or libtpu, which
+      compiles for TPUs, is missing.
   """
   if name == LOCAL:
     devices = tuple(jax.devices())
@@ -76,7 +77,7 @@ def parse(name: str) -> tuple[hardware.Chip, tuple[int, ...]]:
   """Returns the chip and the shape of a topology's name.
 
   Raises:
-    UserError: it is no such name.
+    UserError: the name is not valid, or there is no such slice.
   """
   found = _NAME.fullmatch(name.strip().lower())
   if not found:
@@ -105,7 +106,7 @@ def parse(name: str) -> tuple[hardware.Chip, tuple[int, ...]]:
 
 
 def rings(chip: hardware.Chip, shape: tuple[int, ...]) -> tuple[bool, ...]:
-  """Returns which sides of a slice close to a ring."""
+  """Returns, for each axis of a slice, whether it is a ring."""
   if chip.torus_axes == 2:
     return tuple(side == _RING_2D for side in shape)
   closed = all(side % hardware.CUBE == 0 for side in shape)
@@ -116,8 +117,8 @@ def _described(name, chip, shape, wrap) -> tuple[sharding.Device, ...]:
   library = os.environ.get("TPU_LIBRARY_PATH", "")
   if not (os.path.isfile(library) or importlib.util.find_spec("libtpu")):
     raise errors.UserError(
-      f"Planning for {name} needs libtpu, which compiles for TPUs and needs "
-      f"none: {versions.install('plan')}. --topology local plans for the "
+      f"Planning for {name} needs libtpu, which compiles for TPUs without "
+      f"having one: {versions.install('plan')}. --topology local plans for the "
       "devices here."
     )
   host = [min(side, _HOST_SIDE) for side in shape[:2]]
@@ -139,7 +140,7 @@ def _described(name, chip, shape, wrap) -> tuple[sharding.Device, ...]:
 
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
-  """Sets what libtpu reads as it is loaded, where it is not set."""
+  """Sets the variables that libtpu reads while it is loaded, if unset."""
   wanted = environment.WITHOUT_TPU
   added = {k: v for k, v in wanted.items() if k not in os.environ}
   os.environ.update(added)

@@ -46,7 +46,7 @@ class Evaluator:
     try:
       for name, evaluation in self._run.evaluations.items():
         with _progress(name) as progress:
-          shared = {"open_batches": self._open_batches()}
+          shared: dict[str, Any] = {"open_batches": self._open_batches()}
           if isinstance(evaluation, ridge.FewShot):
             shared = {}  # Every process reads all examples of a probe.
           results[name] = evaluation.measure(

@@ -382,9 +382,9 @@ def test_a_fault_of_the_machine_quarantines_nothing(
 
 
 @pytest.mark.parametrize(
-  "content, message", [(b"", "no valid JSON"), (b'{"a": "\xff"}', "no UTF-8")]
+  "content, message", [(b"", "no valid JSON"), (b'{"a": "\xff"}', "not UTF-8")]
 )
 def test_a_damaged_config_is_a_clear_error(tmp_path, content, message):
   (tmp_path / "config.json").write_bytes(content)
-  with pytest.raises(errors.UserError, match=f"{message}.*bring a copy back"):
+  with pytest.raises(errors.UserError, match=f"{message}.*from a backup"):
     workdir_lib.load_config(tmp_path)

@@ -721,7 +721,7 @@ def _naflex_with_a_class_row(arrays):
 
 
 BROKEN = {
-  "towers without names of their own": (_nameless, "begin with img/ and txt/"),
+  "towers without names of their own": (_nameless, "must be img/ and txt/"),
   "a class token in a grid": (_naflex_with_a_class_row, "10 positions"),
   "a layer's array is missing": (
     _without("img/Transformer/encoderblock_1/LayerNorm_1/bias"),

@@ -135,4 +135,6 @@ def test_a_tower_that_sees_padding_is_warned_of():
   model = _model()
   text = {**model.spec["text"], "causal": False, "pooling": "last"}
   model.spec["text"] = text
-  assert "sees padding" in " ".join(context.resize(model, 40).report.warnings)
+  assert "attends to padding" in " ".join(
+    context.resize(model, 40).report.warnings
+  )

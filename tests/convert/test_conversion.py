@@ -80,7 +80,7 @@ def test_what_came_meanwhile_stays(model, tmp_path, monkeypatch):
     (out / "theirs.txt").write_text("precious")
 
   monkeypatch.setattr(conversion, "_check_written", meanwhile)
-  with pytest.raises(errors.UserError, match="came into being"):
+  with pytest.raises(errors.UserError, match="created by something else"):
     convert.convert(model, out, to="clip-jax")
   assert _names(out) == ["theirs.txt"]
   assert _names(tmp_path) == ["models", "out"]

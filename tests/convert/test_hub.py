@@ -60,7 +60,7 @@ def test_pickles_are_asked_for_only_without_anything_better(served):
   ],
 )
 def test_no_address_is_an_error(address):
-  with pytest.raises(errors.UserError, match="no address of a model"):
+  with pytest.raises(errors.UserError, match="not a valid address"):
     hub.download(address)
 
 

@@ -197,8 +197,8 @@ def test_every_name_has_a_config_or_says_why_not(tmp_path, model):
     found = open_clip_files.find(tmp_path / "a.pt", options, report)
     assert found.config["model_cfg"]["vision_cfg"]
   told = " ".join(report.warnings)
-  assert "prepared as for ViT-B-16-SigLIP as published" in told
-  assert "prepared as for ViT-H-14 " not in told
+  assert "as for the published ViT-B-16-SigLIP" in told
+  assert "the published ViT-H-14. " not in told
 
 
 def test_a_checkpoint_of_a_named_model_must_be_of_its_size(model, tmp_path):

@@ -33,9 +33,9 @@ def make_config(*changes):
 
 @pytest.fixture(scope="module")
 def plan():
-  where = topology.make_topology("v5e:4x4")
+  target = topology.make_topology("v5e:4x4")
   config = make_config("mesh.data=4", "mesh.fsdp=4")
-  return planner.make_plan(jobs.make_job(config, where))
+  return planner.make_plan(jobs.make_job(config, target))
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,9 @@ def plan():
   [("v4:2x2x2", 8), ("v5e:1x1", 1), ("v5p:4x4x4", 64), ("v6e:16x16", 256)],
 )
 def test_every_chip_can_be_described(name, chips):
-  where = topology.make_topology(name)
-  assert len(where.devices) == chips
-  places = {tuple(device.coords) for device in where.devices}
+  target = topology.make_topology(name)
+  assert len(target.devices) == chips
+  places = {tuple(device.coords) for device in target.devices}
   assert len(places) == chips  # A device is a whole chip.
 
 
@@ -66,7 +66,7 @@ def test_a_plan_for_a_slice_tells_everything(plan):
 def test_parameters_are_gathered_along_one_side_of_the_slice(plan):
   kinds = set(plan.collectives)
   assert {"all-gather", "all-reduce", "reduce-scatter"} <= kinds
-  network = planner.make_network(plan.job.where, plan.job.mesh)
+  network = planner.make_network(plan.job.target, plan.job.mesh)
   row = [network.coordinates[i] for i in range(4)]
   assert len({place[1] for place in row}) == 1
 
@@ -76,22 +76,22 @@ MANY_WORDS = ("model_overrides.text.vocab_size=12582912", "batch_size=16")
 
 
 def test_what_is_too_large_says_so_in_the_compilers_words():
-  where = topology.make_topology("v5e:1x1")
+  target = topology.make_topology("v5e:1x1")
   plan = planner.make_plan(
-    jobs.make_job(make_config(*MANY_WORDS), where), with_loss=False
+    jobs.make_job(make_config(*MANY_WORDS), target), with_loss=False
   )
   assert plan.fits is False
   assert "exceeds available HBM" in plan.compiler_message
-  assert plan.peak_bytes > plan.available_bytes == where.chip.memory_bytes
+  assert plan.peak_bytes > plan.available_bytes == target.chip.memory_bytes
   assert plan.step_seconds is None
   # It says what helps.
   assert any("smaller batch" in said for said in report.advice(plan))
 
 
 def test_a_search_splits_what_is_too_large():
-  where = topology.make_topology("v5e:2x2")
-  found = suggest.suggest(make_config(*MANY_WORDS), where)
+  target = topology.make_topology("v5e:2x2")
+  found = suggest.suggest(make_config(*MANY_WORDS), target)
   assert found.fits
   assert found.choice.fsdp > 1
-  assert found.plan.peak_bytes <= where.chip.memory_bytes
+  assert found.plan.peak_bytes <= target.chip.memory_bytes
   assert f"mesh.fsdp={found.choice.fsdp}" in found.overrides

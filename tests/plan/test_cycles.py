@@ -90,8 +90,8 @@ def test_programs_whose_cycles_cannot_be_told_are_refused(old, new, message):
 )
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1"])
 def test_large_products_take_the_cycles_of_the_chips_peak(name):
-  where = topology.make_topology(name)
-  mesh = jax.sharding.Mesh(where.devices, ("d",))
+  target = topology.make_topology(name)
+  mesh = jax.sharding.Mesh(target.devices, ("d",))
 
   def array(*shape, spec):
     placed = jax.NamedSharding(mesh, spec)
@@ -102,7 +102,7 @@ def test_large_products_take_the_cycles_of_the_chips_peak(name):
 
   x, w = array(8192, 4096, spec=P("d")), array(4096, 4096, spec=P())
   compiled = jax.jit(nine_times).lower(x, w).compile()
-  seconds = cycles.count(compiled.as_text()) / where.chip.clock_hertz
-  least = 9 * 2 * 2048 * 4096 * 4096 / where.chip.peak_flops
+  seconds = cycles.count(compiled.as_text()) / target.chip.clock_hertz
+  least = 9 * 2 * 2048 * 4096 * 4096 / target.chip.peak_flops
   # Copies between the rounds come on top of the products.
   assert 1 <= seconds / least < 1.5

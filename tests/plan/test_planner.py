@@ -83,8 +83,8 @@ def test_analytic_flops_are_of_what_is_computed(file, local, changes, tokens):
 def chip_job(plan):
   """The job of a plan, as if its devices were chips."""
   chip, shape = topology.parse("v5e:2x4")
-  where = dataclasses.replace(plan.job.where, chip=chip, shape=shape)
-  return dataclasses.replace(plan.job, where=where)
+  target = dataclasses.replace(plan.job.target, chip=chip, shape=shape)
+  return dataclasses.replace(plan.job, target=target)
 
 
 def test_a_time_stands_on_what_is_traced_and_the_compilers_cycles(chip_job):
@@ -94,7 +94,7 @@ def test_a_time_stands_on_what_is_traced_and_the_compilers_cycles(chip_job):
 """
   work = planner.Work(8, 5, collections.Counter(), frozenset())
   found = planner._step_parts(chip_job, work, text)
-  chip = chip_job.where.chip
+  chip = chip_job.target.chip
   moved = 5 + 2 * memory.shard_bytes(chip_job.state)
   assert found == {
     "compute": 1 / chip.peak_flops,
@@ -202,7 +202,7 @@ def test_what_a_cpu_does_not_tell_is_null_with_a_reason(plan):
   assert found.keys() >= CONTRACT
   for name in ("step_seconds", "images_per_second", "utilisation", "hours"):
     assert found[name] is None
-  assert "no figures" in found["reasons"]["step_seconds"]
+  assert "no published figures" in found["reasons"]["step_seconds"]
   assert found["fits"] is True
   assert found["steps"] == 94  # 3 epochs of 1000 pairs in batches of 32.
   json.dumps(found, allow_nan=False)
@@ -233,8 +233,8 @@ def test_times_become_hours_and_costs(plan):
     plan,
     job=dataclasses.replace(
       plan.job,
-      where=dataclasses.replace(
-        plan.job.where, chip=topology.parse("v5e:2x4")[0]
+      target=dataclasses.replace(
+        plan.job.target, chip=topology.parse("v5e:2x4")[0]
       ),
     ),
     step_parts_seconds=parts_of(0.1, 0.2, 0.4, 0.1),
@@ -302,10 +302,10 @@ def test_what_does_not_fit_says_what_would_help(plan, monkeypatch):
 def advice(file, local, *changes, searched=False):
   """Returns what is said of a config that needs 2.5 times what there is."""
   config = config_lib.load(file, ["data.train=nowhere", *changes])
-  where = dataclasses.replace(local, devices=local.devices[:1])
+  target = dataclasses.replace(local, devices=local.devices[:1])
   names = ("parameters", "optimizer", "rest")
   plan = planner.Plan(
-    job=jobs.make_job(config, where),
+    job=jobs.make_job(config, target),
     memory=dict.fromkeys(names, 2**20),
     **{"fits": False, "peak_bytes": 5 * 2**30, "available_bytes": 2**31},
     **dict.fromkeys(("compiler_message", "flops_compiled")),
@@ -354,7 +354,7 @@ def test_of_a_program_that_nobody_can_read_only_the_time_is_unknown(
   monkeypatch.setattr(
     compiling, "compile_program", lambda lowered, dump: object()
   )
-  monkeypatch.setattr(memory, "peak_bytes", lambda compiled, where: 10**9)
+  monkeypatch.setattr(memory, "peak_bytes", lambda compiled, target: 10**9)
   found = report.to_dict(planner.make_plan(chip_job, with_loss=False))
   assert found["peak_bytes"] == 10**9
   assert found["flops_compiled"] > 0

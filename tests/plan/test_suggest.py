@@ -75,7 +75,7 @@ class _Fake:
 
 def search(monkeypatch, config, local, available):
   fake = _Fake(available)
-  monkeypatch.setattr(memory, "available_bytes", lambda where: available)
+  monkeypatch.setattr(memory, "available_bytes", lambda target: available)
   monkeypatch.setattr(planner, "make_plan", fake.make_plan)
   return suggest.suggest(config, local), fake
 
@@ -169,6 +169,6 @@ def test_a_search_prints_overrides(command, monkeypatch, file):
 
 
 def test_unknown_memory_cannot_be_searched(monkeypatch, config, local):
-  monkeypatch.setattr(memory, "available_bytes", lambda where: None)
+  monkeypatch.setattr(memory, "available_bytes", lambda target: None)
   with pytest.raises(errors.UserError, match="is not known"):
     suggest.suggest(config, local)

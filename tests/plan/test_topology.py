@@ -69,10 +69,10 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
 
 
 def test_local_devices_are_those_of_jax():
-  where = topology.make_topology("local")
-  assert where.devices == tuple(jax.devices())
-  assert where.chip is None
-  assert where.is_local
+  target = topology.make_topology("local")
+  assert target.devices == tuple(jax.devices())
+  assert target.chip is None
+  assert target.is_local
 
 
 def test_the_environment_stays_as_it_is():

@@ -1,1 +1,1 @@
-"""What each verb takes: arguments and their checks, light to import."""
+"""The arguments of each verb and their checks; quick to import."""

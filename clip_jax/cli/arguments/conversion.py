@@ -46,7 +46,7 @@ def add_convert(parser: flags.Parser) -> None:
     "--old-grid",
     type=_grid,
     metavar="HxW",
-    help="rows and columns of the source's patches, where not a square",
+    help="rows and columns of the source's patches, if they are not a square",
   )
   flags.add_interpolate(parser, type=flags.share)
   parser.add_argument(
@@ -83,7 +83,7 @@ def add_verify(parser: flags.Parser) -> None:
     "--examples", type=flags.count, default=4, metavar="N", help="default: 4"
   )
   parser.add_argument(
-    "--seed", type=int, default=0, metavar="N", help="of the random inputs"
+    "--seed", type=int, default=0, metavar="N", help="seed of the random inputs"
   )
   flags.add_json(parser)
 
@@ -93,49 +93,49 @@ def _add_reading(parser: flags.Parser) -> None:
     "--from",
     dest="source_format",
     metavar="FORMAT",
-    help="the source's format, where it is not found out right",
+    help="the source's format, if it is not recognised correctly",
   )
   parser.add_argument(
     "--config",
     metavar="FILE|NAME",
-    help="of a bare file of weights: its open_clip_config.json or config.json, "
-    "or a model's name as open_clip has it",
+    help="for a file of weights alone: its open_clip_config.json or "
+    "config.json, or the name of a model of open_clip",
   )
   parser.add_argument(
     "--weights",
     metavar="NAME",
-    help="which of several models in a training's checkpoint, such as "
-    "model_ema",
+    help="which of several models in a training checkpoint, such as model_ema",
   )
   parser.add_argument(
     "--activation",
     choices=names.ACTIVATIONS,
-    help="of both towers, where the source does not say it",
+    help="activation of both towers, if the source does not say it",
   )
   parser.add_argument(
     "--heads",
     type=_heads,
     metavar="IMAGE,TEXT",
-    help="attention heads of the towers, where the source does not say them",
+    help="attention heads of the towers, if the source does not say them",
   )
   parser.add_argument(
     "--pooling",
     choices=("mean", "cls", "last"),
-    help="of a plain BERT (mean or cls), or of an .npz whose text tower is not "
-    "SigLIP's (last)",
+    help="pooling of a plain BERT (mean or cls), or of an .npz whose text "
+    "tower is not SigLIP's (last)",
   )
   parser.add_argument(
     "--tokenizer",
     choices=("c4_en", "mc4", "gemma"),
-    help="of an .npz whose vocabulary is none of theirs: cleaned, ended and "
-    "padded as with this one",
+    help="for an .npz whose vocabulary is not one of these: the one whose "
+    "cleaning, end token and padding it shares",
   )
   parser.add_argument(
     "--preprocess",
     type=_preprocess,
     metavar="NORM:CROP",
-    help="of a bare timm file: inception, imagenet or openai for mean and "
-    "std, and the part kept by a centre crop, or squash; such as inception:0.9",
+    help="for a timm file without a config: inception, imagenet or openai for "
+    "mean and std, and the part kept by a centre crop, or squash; such as "
+    "inception:0.9",
   )
 
 
@@ -162,7 +162,7 @@ def _preprocess(text: str) -> tuple[str, float | None]:
 
 
 def check_convert(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with the arguments together, or None."""
+  """Returns an error message if arguments do not go together, or None."""
   if (arguments.image_size is None) != (arguments.resize_method is None):
     return "--image-size and --resize-method go together"
   if arguments.old_grid is not None and arguments.image_size is None:

@@ -10,7 +10,7 @@ def add_doctor(parser: flags.Parser) -> None:
   parser.add_argument(
     "--config",
     metavar="FILE",
-    help="a file of configs/: look at its data, and learn one batch by heart",
+    help="a file of configs/: check its data, and overfit one batch",
   )
   parser.add_argument(
     "--steps",
@@ -26,7 +26,7 @@ def add_doctor(parser: flags.Parser) -> None:
 
 
 def check_doctor(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with the arguments together, or None."""
+  """Returns an error message if arguments do not go together, or None."""
   if arguments.config is None and (arguments.overrides or arguments.steps):
     return "--steps and --config.FIELD=VALUE need a --config FILE"
   return None

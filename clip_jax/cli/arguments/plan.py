@@ -18,7 +18,7 @@ def add_plan(parser: flags.Parser) -> None:
   parser.add_argument(
     "--suggest",
     action="store_true",
-    help="search mesh, remat, micro-batches and loss for what fits",
+    help="search for the mesh, remat, micro-batches and loss that fit",
   )
   parser.add_argument(
     "--examples",
@@ -30,15 +30,15 @@ def add_plan(parser: flags.Parser) -> None:
     "--caption-tokens",
     type=flags.count,
     metavar="N",
-    help="tokens of a caption in the mean, start and end included, for texts "
-    "that are packed or cut; their spread is taken from CC3M's captions "
-    "(default: each as many as the tower takes)",
+    help="mean tokens of a caption, start and end included, for texts that "
+    "are packed or cut; their spread is that of CC3M's captions (default: the "
+    "tower's full length for each)",
   )
   parser.add_argument(
     "--price-per-chip-hour",
     type=_price,
     metavar="X",
-    help="of one chip for an hour, in any currency; gives the cost",
+    help="price of one chip for an hour, in any currency; adds the cost",
   )
   flags.add_json(parser)
   parser.usage = (

@@ -14,12 +14,12 @@ def add_train(parser: flags.Parser) -> None:
     "--workdir",
     required=True,
     metavar="DIR",
-    help="where everything goes; a run that was stopped goes on from there",
+    help="directory for all files of the run; a stopped run resumes from it",
   )
   parser.add_argument(
     "--allow-changes",
     action="store_true",
-    help="go on with a workdir although the config has changed",
+    help="resume a workdir although the config has changed",
   )
   parser.add_argument(
     "--distributed",
@@ -30,7 +30,7 @@ def add_train(parser: flags.Parser) -> None:
     "--coordinator",
     type=_host_and_port,
     metavar="HOST:PORT",
-    help="address of process 0, where the environment does not say it",
+    help="address of process 0, if the environment does not say it",
   )
   parser.add_argument(
     "--processes", type=flags.count, metavar="N", help="number of processes"
@@ -44,7 +44,7 @@ def add_train(parser: flags.Parser) -> None:
     metavar="SECONDS",
     default=_HEARTBEAT_SECONDS,
     help="a process that is silent for longer counts as gone, and all others"
-    f" end (default: {_HEARTBEAT_SECONDS})",
+    f" stop (default: {_HEARTBEAT_SECONDS})",
   )
   flags.add_json(parser)
   parser.usage = (
@@ -64,7 +64,7 @@ def _host_and_port(text: str) -> str:
 
 
 def check_train(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with how the processes are named."""
+  """Returns an error message about --coordinator and the like, or None."""
   number, processes = arguments.process_id, arguments.processes
   given = [x is not None for x in (arguments.coordinator, processes, number)]
   if any(given) and not all(given):

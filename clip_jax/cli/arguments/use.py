@@ -113,7 +113,7 @@ def add_eval(parser: flags.Parser) -> None:
 
 
 def check_eval(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with the arguments together, or None."""
+  """Returns an error message if arguments do not go together, or None."""
   if problem := _check_suite(arguments):
     return problem
   for flag, takes in _FLAGS_OF.items():
@@ -172,9 +172,9 @@ def add_classify(parser: flags.Parser) -> None:
   parser.add_argument(
     "--probabilities",
     choices=names.PROBABILITIES,
-    help="softmax: those of all labels add up to 100 %%; sigmoid: of each by "
-    "itself, so that none or several may fit (default: what the model was "
-    "trained with)",
+    help="softmax: they add up to 100 %% over the labels; sigmoid: each label "
+    "by itself, so that none or several may fit (default: the one that the "
+    "model was trained with)",
   )
   flags.add_max_pixels(parser)
   flags.add_json(parser)
@@ -214,14 +214,14 @@ def add_search(parser: flags.Parser) -> None:
     help="results (default: 10)",
   )
   parser.add_argument(
-    "--model", metavar="MODEL", help="where the index's model lies now"
+    "--model", metavar="MODEL", help="the index's model, if it has moved"
   )
   flags.add_max_pixels(parser)
   flags.add_json(parser)
 
 
 def check_search(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with the arguments together, or None."""
+  """Returns an error message if arguments do not go together, or None."""
   if (arguments.query is None) == (arguments.image is None):
     return "give a text to search for, or --image FILE"
   if arguments.query is not None and not arguments.query.strip():

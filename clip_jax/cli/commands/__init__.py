@@ -1,5 +1,5 @@
-"""What each verb does: a function calls one part of the library.
+"""The functions that run the verbs, by calls of the library.
 
-The table of verbs imports a module here when its verb is run, so that `--help`
-and usage errors come at once.
+The table of verbs imports a module here only when its verb is run, so that
+`--help` and usage errors appear at once.
 """

@@ -1,8 +1,8 @@
-"""The verb that lets a shell complete the words of a command.
+"""The verb `completion`: prints a script for completion in a shell.
 
-What can be completed is read off the parsers, so that it is never out of date:
-verbs, actions, flags, the fields of a config, and values where they are few.
-Everything else is a file's name.
+The words to complete are read from the parsers, so that they are never out of
+date: verbs, actions, flags, the fields of a config, and values where they are
+few. Everything else is completed as a file name.
 """
 
 import argparse
@@ -69,17 +69,17 @@ fi
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-  """What may follow some first words, such as "" or "data inspect"."""
+  """The words that may follow some first words, such as "data inspect"."""
 
   words: str
-  plain: dict[str, str]  # Verbs, actions and values: what they mean.
+  plain: dict[str, str]  # Help by verb, action or value.
   options: list[argparse.Action]
-  fields: list[str]  # Of a config, as flags.
+  fields: list[str]  # Flags of config fields.
   has_actions: bool
 
 
 def completion(arguments: argparse.Namespace) -> verb.Answer:
-  """Prints the script that a shell reads to complete our commands."""
+  """Prints the completion script of a shell."""
   script = _SCRIPTS[arguments.shell](_commands("", arguments.parser))
   return verb.Answer({"shell": arguments.shell, "script": script}, script)
 
@@ -172,7 +172,7 @@ def _zsh(commands: list[Command]) -> str:
 
 
 def _described(word: str, meaning: str) -> str:
-  """Returns an entry for zsh's `_describe`, which parts at the colon."""
+  """Returns an entry for zsh's `_describe`, which splits it at the colon."""
   word = word.replace(":", "\\:")
   return shlex.quote(f"{word}:{meaning}" if meaning else word)
 

@@ -1,4 +1,4 @@
-"""The verbs about checkpoints: convert and verify."""
+"""The verbs `convert` and `verify`."""
 
 import argparse
 import contextlib
@@ -12,7 +12,7 @@ from clip_jax.convert.verify import verification
 
 
 def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
-  """Returns what the user says about a source that does not say it itself."""
+  """Returns the user's options for what the source does not say itself."""
   fields = ("config", "weights", "activation", "heads", "pooling")
   fields += ("tokenizer", "preprocess")
   return {field: getattr(arguments, field) for field in fields}
@@ -20,7 +20,7 @@ def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _flags_are_known() -> Iterator[None]:
-  """Says what to give here, where the flags that settle it are known."""
+  """Marks an AmbiguousError's flags as flags of this verb."""
   try:
     yield
   except errors.AmbiguousError as error:

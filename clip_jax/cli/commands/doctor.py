@@ -1,4 +1,4 @@
-"""The verb that says what is wrong before it costs a week."""
+"""The verb `doctor`: checks devices, data and learning before a run."""
 
 import argparse
 import textwrap
@@ -11,7 +11,7 @@ FOUND_PROBLEM = 1
 
 
 def doctor(arguments: argparse.Namespace) -> verb.Answer:
-  """Looks at the machine, and with a config at its data and its learning."""
+  """Checks the machine and, given a config, its data and its learning."""
   if arguments.config is None:
     findings = examination.of_machine()
   else:

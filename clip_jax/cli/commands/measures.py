@@ -1,4 +1,4 @@
-"""The measures of an evaluation in words."""
+"""Formats the measures of evaluations as tables."""
 
 from typing import Any
 
@@ -27,8 +27,8 @@ def table(evals: dict[str, Any], *, before: dict[str, Any]) -> str:
   """Returns a run's evaluations as a table.
 
   Args:
-    evals: measures by name.
-    before: those of the model that the run began with; empty without one.
+    evals: measures by the evaluation's name.
+    before: measures of the model that the run started from; {} without one.
   """
   rows = []
   for name, result in evals.items():
@@ -41,7 +41,7 @@ def table(evals: dict[str, Any], *, before: dict[str, Any]) -> str:
 
 
 def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
-  """Returns the measures of an evaluation as pairs of words."""
+  """Returns the measures of an evaluation as (name, value) texts."""
   rows = []
   for name, value in result.items():
     if value is None:

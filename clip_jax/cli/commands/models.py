@@ -1,4 +1,4 @@
-"""The verb that lists the named models."""
+"""The verb `models`: lists the named models."""
 
 import argparse
 import importlib.resources
@@ -11,7 +11,7 @@ COUNTS = "models.json"  # In assets; `tools/count_models.py` writes it.
 
 
 def models(arguments: argparse.Namespace) -> verb.Answer:
-  """Lists the named models as they were counted before; JAX is not needed."""
+  """Lists the named models from a file of counts, without importing JAX."""
   del arguments
   assets = importlib.resources.files("clip_jax") / "assets"
   payload = json.loads((assets / COUNTS).read_text("utf-8"))

@@ -126,7 +126,7 @@ def _probe(arguments, clip) -> dict[str, Any]:
 
 
 def _evaluate_between(arguments, clip, title) -> verb.Answer:
-  """Measures models between a fine-tuned one and the one it began with."""
+  """Measures models between a fine-tuned one and the one it started from."""
   first = conversion.open_first(arguments.model, arguments.interpolate_with)
   found = []
   for share in arguments.interpolate:

@@ -1,4 +1,4 @@
-"""The verb that says what a run needs, before any chip is rented."""
+"""The verb `plan`: estimates a run's memory and time before it starts."""
 
 import argparse
 
@@ -9,21 +9,21 @@ from clip_jax.cli import verb
 from clip_jax.plan import jobs, planner, report, suggest, topology
 
 DOES_NOT_FIT = 1
-# Data are not read: any address will do.
+# The data are not read, so any address is valid.
 _NO_DATA = "data.train=not-read"
 
 
 def plan(arguments: argparse.Namespace) -> verb.Answer:
-  """Compiles the step of a config and words what it takes."""
+  """Compiles the step of a config and prints what it takes."""
   if arguments.topology != "local":
-    # Nothing runs; a TPU that is here stays free for others.
+    # Nothing runs, so a TPU of this machine is left free.
     jax.config.update("jax_platforms", "cpu")
   config = config_lib.load(arguments.config, [*arguments.overrides, _NO_DATA])
-  where = topology.make_topology(arguments.topology)
+  target = topology.make_topology(arguments.topology)
   price = {"price_per_chip_hour": arguments.price_per_chip_hour}
   if arguments.suggest:
-    return _suggest(arguments, config, where, price)
-  job = jobs.make_job(config, where, **_options(arguments))
+    return _suggest(arguments, config, target, price)
+  job = jobs.make_job(config, target, **_options(arguments))
   found = planner.make_plan(job)
   return verb.Answer(
     report.to_dict(found, **price),
@@ -39,8 +39,8 @@ def _options(arguments) -> dict[str, int | None]:
   }
 
 
-def _suggest(arguments, config, where, price) -> verb.Answer:
-  found = suggest.suggest(config, where, **_options(arguments))
+def _suggest(arguments, config, target, price) -> verb.Answer:
+  found = suggest.suggest(config, target, **_options(arguments))
   options = {**price, "searched": True}
   flags_of = " ".join(f"--config.{change}" for change in found.overrides)
   said = "The cheapest that fits" if found.fits else "Nothing fits; closest is"

@@ -1,4 +1,4 @@
-"""The verb that trains."""
+"""The verb `train`."""
 
 import argparse
 import contextlib
@@ -61,7 +61,7 @@ def joined_processes(arguments: argparse.Namespace) -> Iterator[None]:
     yield
     return
   named = arguments.coordinator is not None
-  # The watch knows sooner; what JAX does about it says little.
+  # Our own watch notices a lost process sooner and explains it better than JAX.
   patience = {"heartbeat_seconds": 3 * arguments.heartbeat}
   if not named:
     _initialize(**patience)
@@ -78,7 +78,7 @@ def joined_processes(arguments: argparse.Namespace) -> Iterator[None]:
     _meet()
     yield
     jax.distributed.shutdown()
-  except SystemExit:  # All of them were told to stop, and have saved.
+  except SystemExit:  # All processes got SIGTERM, and have saved.
     jax.distributed.shutdown()
     if watch:
       watch.close()
@@ -92,7 +92,7 @@ def joined_processes(arguments: argparse.Namespace) -> Iterator[None]:
 
 
 def _watch_named(arguments: argparse.Namespace) -> Any:
-  """Connects the processes where the address of process 0 is given."""
+  """Connects the processes, given the address of process 0."""
   others = "process 0" if arguments.process_id else "the other processes"
   _LOGGER.info(
     "Waiting for %s at %s (up to %d s)",
@@ -110,9 +110,9 @@ def _watch_named(arguments: argparse.Namespace) -> Any:
 
 
 def _watch_found(arguments: argparse.Namespace) -> Any:
-  """Connects the processes that JAX has found and joined by itself.
+  """Connects the processes after JAX has found and joined them.
 
-  Returns None where they cannot reach each other so: then JAX alone watches.
+  Returns None if they cannot connect; then only JAX watches them.
   """
   address = np.zeros(64, np.uint8)
   if jax.process_index() == 0:
@@ -138,10 +138,10 @@ def _watch_found(arguments: argparse.Namespace) -> Any:
 
 
 def _meet() -> None:
-  """Runs a sum over all devices, now that all processes are at one point.
+  """Sums a number over all devices, while all processes are at one point.
 
-  On CPUs a process waits for the others at its first sum for 30 s only, and a
-  step's compilation may take one of them longer than that.
+  On CPUs a process waits only 30 s for the others at its first collective, and
+  compiling the step may take one of them longer than that.
   """
   mesh = sharding.make_mesh()
   ones = jax.make_array_from_callback(
@@ -153,7 +153,7 @@ def _meet() -> None:
 
 def _initialize(*, heartbeat_seconds: int, **options: Any) -> None:
   try:
-    # What is not given is found in the cluster's environment.
+    # JAX finds missing options in the cluster's environment.
     jax.distributed.initialize(
       initialization_timeout=_JOIN_SECONDS,
       heartbeat_timeout_seconds=heartbeat_seconds,

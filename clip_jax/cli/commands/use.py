@@ -1,6 +1,7 @@
-"""The verbs that ask a model at once: classify and search.
+"""The verbs `classify` and `search`.
 
-Apart from those that run it over data, whose loaders take long to import.
+The verbs that run a model over data are in `on_data`, since its loaders take
+long to import.
 """
 
 import argparse
@@ -86,7 +87,7 @@ def _usable(clip, paths: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def check_files(paths: Sequence[str]) -> None:
-  """Raises UserError or OSError, before anything long, for an absent image."""
+  """Raises UserError or OSError if an image is missing, before long work."""
   for path in paths:
     errors.check_local("The image", path)
     os.stat(path)
@@ -110,7 +111,7 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
   clip = clip.with_max_pixels(arguments.max_pixels)
   if arguments.image is None and clip.tokenizer is None:
     raise errors.UserError(
-      f"{clip.path} has the image tower alone, and a text needs the text "
+      f"{clip.path} has only the image tower, and a text needs the text "
       "tower: search with --image FILE."
     )
   if arguments.image is None:

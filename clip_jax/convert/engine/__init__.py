@@ -1,14 +1,17 @@
-"""What every checkpoint format is made of.
+"""The parts of a checkpoint format, and the code that all formats share.
 
-A format is data in one file of `convert/formats/`:
+In this package "theirs" is the checkpoint's side, with the other library's
+names, and "ours" is the side of this package. A format is data in one file of
+`convert/formats/`:
 
-- `names.Names`: tables with a row a tensor, "KIND THEIRS OURS", which become a
-  list of `Entry`s: which tensor of theirs goes to which places of ours, and
-  through which transform. From that one list the engine here reads and writes,
-  checks that both sides are covered exactly once, and compares shapes before a
-  byte of data is read. Data move lazily, a tensor at a time.
-- `fields.Field` and its relatives: a row a field of the config. A row reads,
-  writes, says in the report where its value comes from, and refuses.
+- `names.Names`: tables with a row for each tensor, "KIND THEIRS OURS", which
+  become a list of `Entry`s: which tensor of theirs goes to which places of
+  ours, and through which transform. With this list the engine reads and writes,
+  checks that both sides are covered exactly once, and compares shapes before
+  any data are read. Data are read lazily, one tensor at a time.
+- `fields.Field` and similar classes: a row for each field of the config. A row
+  reads and writes the field, reports where its value comes from, and rejects
+  values that are not supported.
 - `family.Family` holds both, with the defaults of the config's classes.
 - `format.Format` says how files of the format are recognised, read and
   written; `convert/formats/table.py` lists them all.
@@ -37,16 +40,16 @@ To write one, after the example of `formats/huggingface_clip.py`:
     )
 
 `FAMILY.describe(Source(config, FAMILY.defaults, …))` reads a config,
-`FAMILY.config(spec)` writes one, `FAMILY.entries(spec)` places every tensor for
-`portable.assemble` and `to_theirs`, and `FAMILY.refusals(spec)` names the
-fields of a model that would not come back from such a config: no refusal is
-written by hand. What takes several fields at once is a class derived from
-`fields.Row`; a layout that no rule has is a line in `transforms.LAYOUTS`.
-Another model of HuggingFace's is a
+`FAMILY.config(spec)` writes one, `FAMILY.entries(spec)` gives the place of
+every tensor to `portable.assemble` and `to_theirs`, and `FAMILY.refusals(spec)`
+lists the fields of a model that would change if such a config were written and
+read again, so that no refusal is written by hand. For a row that needs several
+fields, derive a class from `fields.Row`; for a new layout of a tensor, add a
+line to `transforms.LAYOUTS`. Another model of HuggingFace's is a
 `formats.huggingface_family.HuggingFaceFamily`, listed in
-`formats/huggingface.py`, as `huggingface_chinese_clip.py` is.
-A new class of image processor is a line in `formats/huggingface_images.py`, and
-the model's class one in `verify/huggingface.py`, for `verify`.
+`formats/huggingface.py`, as `huggingface_chinese_clip.py` is. A new class of
+image processor is a line in `formats/huggingface_images.py`, and the model's
+class is one in `verify/huggingface.py`, for `verify`.
 """
 
 import collections
@@ -70,7 +73,7 @@ from clip_jax.models import variants
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-  """A place in our tree: a whole array, or one layer of a stacked one."""
+  """A place in our tree: an array, or one layer of a stacked array."""
 
   path: str
   layer: int | None = None
@@ -89,13 +92,13 @@ class Entry:
 _MAX_ELEMENTS = 2**60
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
-# What a description says about how images are prepared.
+# The fields of a description that say how images are preprocessed.
 IMAGE_FIELDS = (
   *("image_mean", "image_std", "interpolation", "antialias", "resize", "fill"),
   *("crop_rounding", "crop_fraction", "convert_rgb"),
 )
 
-# The least that towers of all kinds can be.
+# The smallest sizes that are valid for all kinds of towers.
 _LEAST = {
   **{"width": 1, "depth": 1, "heads": 1, "image_size": 1, "patch_size": 1},
   **{"context_length": 3, "positions": 3, "vocab_size": 1, "token_types": 1},
@@ -103,13 +106,13 @@ _LEAST = {
 
 
 def stand_in(tower: str, kind: str) -> dict[str, Any]:
-  """Returns the description of a smallest tower, of which nothing is kept."""
+  """Returns the description of the smallest tower, used only as a filler."""
   fields = dataclasses.fields(variants.TOWERS[tower][kind])
   sizes = {x.name: _LEAST[x.name] for x in fields if x.name in _LEAST}
   return {"kind": kind, **sizes}
 
 
-# The other tower of a single one, so that it can be made.
+# Fillers for the missing tower of a single one, so that a model can be made.
 STAND_INS = {
   "image": stand_in("image", "vit"),
   "text": stand_in("text", "cbow"),
@@ -134,7 +137,7 @@ def resolve(spec: dict[str, Any]) -> dict[str, Any]:
 def completed(spec: dict[str, Any]) -> dict[str, Any]:
   """Returns a description that `variants.create_model` takes.
 
-  A single tower gets a stand-in beside it and ends as the tower does.
+  A single tower gets a filler as the other one, and no projections.
   """
   parts = towers(spec)
   if len(parts) == 2:
@@ -149,7 +152,7 @@ def completed(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain_fields(tower: dict[str, Any]) -> dict[str, Any]:
-  """Returns a tower's fields as JSON gives them back, sizes worked out."""
+  """Returns a tower's fields as after JSON, with the default `mlp_dim` set."""
   fields = json.loads(json.dumps(tower))
   if "mlp_dim" in fields and fields["mlp_dim"] is None:
     fields["mlp_dim"] = 4 * fields["width"]
@@ -157,19 +160,19 @@ def plain_fields(tower: dict[str, Any]) -> dict[str, Any]:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-  """Returns the leaves of a tree of variables by their paths."""
+  """Returns the leaves of a tree of variables by path."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {sharding.path_name(path): leaf for path, leaf in leaves}
 
 
 def leaf_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-  """Returns the shape of every array of what `spec` describes, by its path.
+  """Returns the shape of every array of the model of `spec`, by path.
 
-  A description with one tower only has that tower's arrays, and neither
-  projection nor temperature.
+  A model with one tower has only that tower's arrays, and neither projection
+  nor temperature.
   """
-  # Tracing a model takes most of a small conversion, which reads, writes and
-  # reads back the same description.
+  # Cached, since tracing takes most of the time of a small conversion, which
+  # reads, writes and reads back the same description.
   return dict(_leaf_shapes(json.dumps(spec, sort_keys=True, default=list)))
 
 
@@ -196,7 +199,7 @@ def _leaf_shapes(description: str) -> dict[str, tuple[int, ...]]:
 def check_cover(
   entries: Iterable[Entry], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-  """Asserts that the entries fill every place exactly once: our own duty."""
+  """Asserts that the entries fill every place exactly once, as tables must."""
   places = collections.Counter(s for entry in entries for s in entry.slots)
   wanted = set()
   stacked = {slot.path for slot in places if slot.layer is not None}
@@ -216,8 +219,8 @@ def check_cover(
 def their_shape(
   entry: Entry, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[int, ...]:
-  """Returns the shape of an entry's tensor, allocating next to nothing."""
-  # One zero, repeated by strides: transposes and reshapes stay views.
+  """Returns the shape of an entry's tensor, almost without allocating."""
+  # A single zero with strides of 0, so that transposes and reshapes are views.
   zero = np.zeros((), np.bool_)
   slot, *others = entry.slots
   shape = shapes[slot.path] if slot.layer is None else shapes[slot.path][1:]
@@ -237,17 +240,17 @@ def to_ours(
   ignored: Iterable[str] = (),
   hint: str = "",
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-  """Fills our tree with the tensors of a checkpoint, lazily.
+  """Returns our arrays, read lazily from the tensors of a checkpoint.
 
   Args:
-    entries: of the format, for the model that `spec` describes.
-    tensors: of the checkpoint, by their names.
+    entries: the format's entries for the model of `spec`.
+    tensors: the checkpoint's tensors by name.
     spec: the model's description.
-    report: takes the account.
-    name: what messages call the checkpoint.
-    ignored: regular expressions, searched in the names that no entry takes, of
-      tensors that hold no parameter.
-    hint: what a user can do about a difference.
+    report: the report to write to.
+    name: the checkpoint's name in messages.
+    ignored: regular expressions, searched in the names of tensors without an
+      entry, for those that are not parameters.
+    hint: advice for the user in case of a mismatch.
 
   Returns:
     Our leaves by path, and the ignored tensors by name.
@@ -297,7 +300,7 @@ def _leaves(entries, tensors, shapes) -> dict[str, Tensor]:
 
 
 def _leaf(shape, sources, tensors) -> Tensor:
-  """Returns the leaf whose layers lie in the tensors that `sources` names."""
+  """Returns the leaf whose layers are in the tensors named by `sources`."""
   dtypes = {i: tensors[entry.name].dtype for i, (entry, _) in sources.items()}
   dtype = common(dtypes.values())
   layers = None
@@ -319,11 +322,11 @@ def _leaf(shape, sources, tensors) -> Tensor:
 
 
 def common(dtypes: Iterable[np.dtype]) -> np.dtype:
-  """Returns the dtype that holds the numbers of all `dtypes` exactly."""
+  """Returns a dtype that represents the numbers of all `dtypes` exactly."""
   kinds = set(dtypes)
   if len(kinds) == 1:
     return kinds.pop()
-  # Neither of the two half precisions holds the other.
+  # float16 and bfloat16 do not contain each other.
   wide = (
     np.dtype(np.float32) if kind.itemsize == 2 else kind for kind in kinds
   )
@@ -333,7 +336,7 @@ def common(dtypes: Iterable[np.dtype]) -> np.dtype:
 def to_theirs(
   entries: Sequence[Entry], leaves: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-  """Returns the tensors of a format for our leaves, lazily, in its order."""
+  """Returns a format's tensors of our leaves, lazily, in the format's order."""
   shapes = {path: leaf.shape for path, leaf in leaves.items()}
   check_cover(entries, shapes)
   return {entry.name: _their_tensor(entry, leaves, shapes) for entry in entries}

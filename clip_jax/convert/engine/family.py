@@ -1,4 +1,4 @@
-"""A family of models in a format: names, fields and defaults."""
+"""A family of models in a format: tensor names, config fields and defaults."""
 
 import dataclasses
 import json
@@ -14,13 +14,13 @@ from clip_jax.convert.engine.names import Names
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """What a format says of one family of models, as tables.
+  """The tables of one family of models in a format.
 
   Attributes:
-    name: what the format calls the family.
-    names: of its tensors.
-    fields: of its config, in the order in which they are read.
-    defaults: of its config's fields, in sections.
+    name: the format's name for the family.
+    names: tables of tensor names.
+    fields: rows for the config's fields, in the order in which they are read.
+    defaults: default values of the config's fields, in sections.
   """
 
   name: str
@@ -29,13 +29,13 @@ class Family:
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def describe(self, source: fields_lib.Source) -> dict[str, Any]:
-    """Returns the description that a config stands for.
+    """Returns the description of a config's model.
 
-    It has the towers of the source, and lacks what the fields do not say, such
-    as the tokenizer.
+    It has the towers of the source. What no field says, such as the tokenizer,
+    is missing.
 
     Raises:
-      UserError: a field has a value that no model here has.
+      UserError: a field has a value that is not supported.
     """
     found: dict[str, Any] = {}
     rows = self._rows(source)
@@ -46,14 +46,14 @@ class Family:
     return found
 
   def _rows(self, source: fields_lib.Source) -> list[fields_lib.Row]:
-    """Returns the rows of the towers that a config is of."""
+    """Returns the rows of a config's towers."""
     parts = set(source.towers)
-    if len(parts) == 2:  # And what is said of the whole.
+    if len(parts) == 2:  # Includes rows that are about no tower.
       return list(self.fields)
     return [row for row in self.fields if row.ours.split(".")[0] in parts]
 
   def config(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config that stands for a description of both towers."""
+    """Returns a config for a description of both towers."""
     described = normal(spec)
     found: dict[str, Any] = {}
     for row in self.fields:
@@ -63,13 +63,13 @@ class Family:
   def entries(
     self, spec: Mapping[str, Any], variables: Mapping[str, Any] | None = None
   ) -> list[engine.Entry]:
-    """Returns where each tensor goes (`Names.entries`)."""
+    """Returns the entry of each tensor (`Names.entries`)."""
     return self.names.entries(spec, variables)
 
   def refusals(self, spec: Mapping[str, Any]) -> list[str]:
-    """Returns the fields that a config of this family cannot say.
+    """Returns a message for each field that this family's config cannot say.
 
-    They are those that do not come back: the config is written and read again.
+    To find them, the config is written, read again, and compared.
     """
     problems, other, wanted = [], [], normal(spec)
     for row in self.fields:
@@ -106,11 +106,12 @@ class Family:
     *,
     skip: Collection[str] = (),
   ) -> list[str]:
-    """Returns how a description that came back is another one.
+    """Returns a message for each field that differs in a description read back.
 
     Args:
-      wanted: the description, as `normal` returns it.
-      found: what came back, too, with towers of the same kinds.
+      wanted: the description, as of `normal`.
+      found: the description read back, as of `normal`, with towers of the same
+        kinds.
       skip: towers that are not compared.
     """
     rows = {row.ours: row for row in self.fields}
@@ -131,7 +132,7 @@ class Family:
 
 
 def refusal(field: str, value: Any, allowed: tuple[Any, ...]) -> str:
-  """Returns how a field is refused that a format cannot say."""
+  """Returns the message for a field's value that a format cannot hold."""
   shown = " or ".join(map(repr, allowed))
   return f"{field}={value!r} is not supported by this format (only {shown})"
 
@@ -140,11 +141,11 @@ def pinned(
   spec: Mapping[str, Any],
   kinds: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
-  """Yields the fields of both towers that a format has one value of.
+  """Yields (field, its allowed values), for fields with fixed values.
 
   Args:
     spec: a description.
-    kinds: tower -> its kinds there -> field -> value.
+    kinds: tower -> kinds that the format has -> field -> its only value.
   """
   for tower in engine.towers(spec):
     yield f"{tower}.kind", tuple(kinds[tower])
@@ -155,7 +156,7 @@ def pinned(
 def unlike(
   spec: Mapping[str, Any], allowed: Iterable[tuple[str, tuple[Any, ...]]]
 ) -> list[str]:
-  """Returns the refusals of fields that have none of their allowed values."""
+  """Returns messages for the fields whose values are not allowed."""
   return [
     refusal(field, value, values)
     for field, values in allowed
@@ -164,10 +165,10 @@ def unlike(
 
 
 def normal(spec: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a description with what makes no difference in one form.
+  """Returns a description in a normal form, in order to be compared.
 
-  Values are those of JSON; sizes that follow from others are worked out; flags
-  that mean nothing beside others are off.
+  Values are those of JSON; sizes that follow from others are filled in; flags
+  that have no effect are off.
   """
   found = json.loads(json.dumps(spec))
   for tower in engine.towers(found):

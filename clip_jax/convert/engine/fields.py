@@ -2,10 +2,10 @@
 
     Field("text_config.num_hidden_layers", "text.depth", INTEGER)
 
-reads their field into ours, checked; says in the report where the value comes
-from; and writes it. A field that the format always has one value of is
-`Fixed`, and one that only the format has is `Written`. What takes more than
-one field is a class of the format's own, derived from `Row`.
+reads their field into ours and checks it, reports where the value comes from,
+and writes it. A field of ours that has the same value in every model of the
+format is `Fixed`; a field of theirs without one of ours is `Written`. A format
+derives its own class from `Row` for what needs more than one field.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from clip_jax import errors
 from clip_jax.convert import config_file
 from clip_jax.convert import report as report_lib
 
-# Beyond every model; a hostile number must not become a loop or an overflow.
+# More than any model has; a hostile number must not cause a loop or overflow.
 MAX_INTEGER = 1 << 24
 MAX_PIXELS = 1 << 14
 
@@ -26,15 +26,15 @@ Spec = dict[str, Any]
 
 
 class Source:
-  """A config that is read, with what its classes say where it is silent.
+  """A config that is read, with the defaults of its classes.
 
   Args:
-    values: as they stand in the file; dots lead into sections.
-    defaults: of the config's classes, in the same sections.
-    where: what messages call a section; "" is the whole file.
-    report: takes what is read under one of our names.
-    told: what a user says of a field of every tower, such as "activation".
-    towers: that the config is of.
+    values: the values in the file, in nested sections.
+    defaults: default values of the config's classes, in the same sections.
+    where: names of sections in messages; "" is the whole file.
+    report: the report that notes the values of our fields.
+    told: the user's options for fields of every tower, such as "activation".
+    towers: the towers that the config describes.
   """
 
   def __init__(
@@ -55,14 +55,14 @@ class Source:
     self.towers = towers
 
   def given(self, theirs: str) -> bool:
-    """Whether the file itself says the field."""
+    """Whether the file itself has the field."""
     return has(self._values, theirs)
 
   def get(self, theirs: str) -> Any:
-    """Returns a field as it stands, or its default.
+    """Returns the value of a field in the file, or its default.
 
     Raises:
-      UserError: it has neither.
+      UserError: there is neither.
     """
     for values in (self._values, self._defaults):
       if has(values, theirs):
@@ -73,15 +73,15 @@ class Source:
     )
 
   def where(self, theirs: str) -> str:
-    """Returns what messages call the section that a field lies in."""
+    """Returns the name, in messages, of a field's section."""
     section = theirs.rpartition(".")[0]
     return self._where.get(section) or f"{self._where['']}, {section}"
 
   def read(self, theirs: str, kind: "Kind") -> Any:
-    """Returns a field in our words.
+    """Returns the value of a field, translated into ours.
 
     Raises:
-      UserError: its value is none of the kind's.
+      UserError: the value is not allowed.
     """
     value = self.get(theirs)
     try:
@@ -91,7 +91,7 @@ class Source:
       raise self.wrong(theirs, words) from None
 
   def wrong(self, theirs: str, allowed: str) -> errors.UserError:
-    """Returns the error for a field of a wrong value."""
+    """Returns the error for a field whose value is not allowed."""
     return errors.UserError(
       f"{self.where(theirs)}: {_last(theirs)} must be {allowed}; got "
       f"{self.get(theirs)!r:.100}."
@@ -103,33 +103,33 @@ class Source:
     self.report.infer(ours, value, said)
 
   def settle(self, ours: str, value: Any, theirs: str) -> Any:
-    """Returns what a user says instead of `value`, if anything."""
+    """Returns the user's value for a field if there is one, else `value`."""
     field = _last(ours)
     told = self._told.get(field)
     if told in (None, value):
       return value
     self.report.infer(ours, told, "flag")
     self.report.warnings.append(
-      f"--{field} {told} is not what {self.where(theirs)} says: "
+      f"--{field} {told} overrides {self.where(theirs)}, which says "
       f"{self.get(theirs)}."
     )
     return told
 
 
 class _Wrong(ValueError):
-  """A wrong value, with what is allowed instead."""
+  """A value that is not allowed; the message says what is allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """What values a field takes, both ways.
+  """The values of a kind of field, and their translation both ways.
 
   Attributes:
-    allowed: theirs, in words.
-    read: returns ours; raises ValueError for what is not allowed.
-    write: returns theirs; a value of ours that it has none for becomes one
-      that is read as another.
-    values: ours, where they are few.
+    allowed: a description of their allowed values.
+    read: returns our value; raises ValueError if theirs is not allowed.
+    write: returns their value; if they have none, it is one that is read as
+      another value of ours.
+    values: our values, if they are few.
   """
 
   allowed: str
@@ -143,7 +143,7 @@ def checked(
   holds: Callable[[Any], bool],
   convert: Callable[[Any], Any] = lambda value: value,
 ) -> Kind:
-  """Returns the kind of values of which `holds` is true."""
+  """Returns the kind of field whose values satisfy `holds`."""
 
   def read(value):
     if not holds(value):
@@ -154,12 +154,12 @@ def checked(
 
 
 def is_number(value: Any) -> bool:
-  """Whether a value of JSON is a finite number."""
+  """Whether a JSON value is a finite number."""
   return type(value) in (int, float) and math.isfinite(value)
 
 
 def up_to(most: int) -> Kind:
-  """Returns the kind of a whole number from 1 to `most`."""
+  """Returns the kind of field whose values are integers from 1 to `most`."""
   return checked(
     f"a whole number from 1 to {most}",
     lambda x: type(x) is int and 1 <= x <= most,
@@ -186,12 +186,12 @@ def _side(value: Any) -> int:
   return sides[0]
 
 
-# The side of a square: a number, or two equal ones.
+# The side of a square: a number, or two equal numbers.
 PIXELS = Kind(f"a number of pixels, from 1 to {MAX_PIXELS}", _side)
 
 
 def _channels(words: str, least: float) -> Kind:
-  """Returns the kind of a mean or a deviation of each channel."""
+  """Returns the kind of field for means or standard deviations of channels."""
 
   def holds(x):
     numbers = isinstance(x, list) and len(x) == 3 and all(map(is_number, x))
@@ -205,7 +205,7 @@ MEANS = _channels(_THREE, -config_file.MAX_CHANNEL)
 DEVIATIONS = _channels(f"{_THREE}, above 0", config_file.LEAST_DEVIATION)
 
 
-_MAX_LOG_SCALE = 80.0  # Float32 ends at e^88.
+_MAX_LOG_SCALE = 80.0  # The largest float32 is about e^88.
 
 
 def _scale(log: Any) -> float:
@@ -222,10 +222,10 @@ LOG_SCALE = Kind(
 
 
 def one_of(known: Mapping[Any, Any]) -> Kind:
-  """Returns the kind of a field whose values have these meanings.
+  """Returns the kind of field whose values are the keys of `known`.
 
   Args:
-    known: theirs -> ours; of several for one of ours, the first is written.
+    known: their value -> ours; the first of several with the same is written.
   """
   back = {ours: theirs for theirs, ours in reversed(list(known.items()))}
   types = set(map(type, known))
@@ -245,7 +245,7 @@ def one_of(known: Mapping[Any, Any]) -> Kind:
 
 
 def exactly(*values: Any) -> Kind:
-  """Returns the kind of a field that has one of these in all models here."""
+  """Returns the kind of field for which only these values are supported."""
 
   def read(found):
     if not any(found == x and type(found) is type(x) for x in values):
@@ -256,48 +256,50 @@ def exactly(*values: Any) -> Kind:
 
 
 class Row:
-  """A row of a format's fields; others add to it or replace its methods.
+  """A row for a format's config; the base class, whose methods do nothing.
 
   Attributes:
-    ours: our field that the row is about, "text.depth"; a bare "image" or
-      "text" for a row about that tower as a whole, "" for one about none.
-    also: other values of ours that mean the same there.
-    free: any value of ours will do, for the model computes the same.
+    ours: our field that the row is about, such as "text.depth"; "image" or
+      "text" for a row about that tower as a whole, "" for no tower.
+    also: other values of our field that mean the same in this format.
+    free: whether our field may have any value, since the model then computes
+      the same.
   """
 
-  theirs: str  # Only rows that are about a field of theirs have it.
+  theirs: str  # Only rows about a field of theirs have it.
   ours: str
   also: tuple[Any, ...] = ()
   free: bool = False
 
   def read(self, source: Source, spec: Spec) -> None:
-    """Adds what the config says to a description, or raises UserError."""
+    """Adds what the config says to the description; may raise UserError."""
 
   def check(self, source: Source, spec: Spec) -> None:
-    """Raises UserError where fields, all of them read, do not fit together."""
+    """Raises UserError if fields do not fit together; all are read before."""
 
   def write(self, spec: Spec, config: dict[str, Any]) -> None:
-    """Adds what a description says to a config; never raises."""
+    """Adds what the description says to the config; never raises an error."""
 
   def holds(self, value: Any, found: Any) -> bool:
-    """Whether our `value`, written and read back as `found`, is the same."""
+    """Whether our `value` means the same as `found`, which was read back."""
     return self.free or value == found or value in self.also
 
   def values(self, found: Any) -> tuple[Any, ...]:
-    """Returns those of our values that the format has."""
+    """Returns the values of our field that the format can hold."""
     return (found, *self.also)
 
 
 @dataclasses.dataclass(frozen=True)
 class Field(Row):
-  """A field of theirs that says one of ours.
+  """A field of theirs that corresponds to one of ours.
 
   Attributes:
-    theirs: with its sections, "text_config.hidden_act".
-    ours: "text.activation".
-    kind: its values.
-    in_weights: the weights show the value, too, so the report leaves it out.
-    free: as of every `Row`.
+    theirs: their field with its sections, such as "text_config.hidden_act".
+    ours: our field, such as "text.activation".
+    kind: the kind of its values.
+    in_weights: whether the weights show the value too; the report then leaves
+      it out.
+    free: see `Row`.
   """
 
   theirs: str
@@ -318,7 +320,7 @@ class Field(Row):
     put(config, self.theirs, self.kind.write(get(spec, self.ours)))
 
   def values(self, found: Any) -> tuple[Any, ...]:
-    """Returns our values, as far as they are few."""
+    """Returns our values if they are few, else the one found."""
     return self.kind.values or (found,)
 
 
@@ -327,7 +329,7 @@ class Heads(Field):
   """A tower's number of heads, which must divide its width."""
 
   def check(self, source: Source, spec: Spec) -> None:
-    """Compares the heads with the width."""
+    """Raises UserError unless the heads divide the width."""
     tower = spec[self.ours.split(".")[0]]
     if tower["width"] % tower["heads"]:
       raise errors.UserError(
@@ -338,13 +340,13 @@ class Heads(Field):
 
 @dataclasses.dataclass(frozen=True)
 class Fixed(Row):
-  """A field of ours that has one value in every model of the format.
+  """A field of ours that has the same value in every model of the format.
 
   Attributes:
-    ours: "text.causal".
-    value: that value.
-    also, free: as of every `Row`.
-    in_weights: as of a `Field`.
+    ours: our field, such as "text.causal".
+    value: its value.
+    also, free: see `Row`.
+    in_weights: see `Field`.
   """
 
   ours: str
@@ -362,12 +364,12 @@ class Fixed(Row):
 
 @dataclasses.dataclass(frozen=True)
 class Written(Row):
-  """A field of theirs that is written, and says nothing that is ours.
+  """A field of theirs that is written, without a field of ours.
 
   Attributes:
-    theirs: "text_config.attention_dropout".
-    value: what is written, or a function of the description.
-    kind: what a config may say; None where it may say anything.
+    theirs: their field, such as "text_config.attention_dropout".
+    value: the value to write, or a function of the description.
+    kind: the kind of its values; None if any value may be read.
     ours: the tower that it belongs to, "image" or "text".
   """
 
@@ -377,7 +379,7 @@ class Written(Row):
   ours: str = ""
 
   def read(self, source: Source, spec: Spec) -> None:
-    """Checks the field, if it is of a kind."""
+    """Checks the field, if it has a kind."""
     if self.kind:
       source.read(self.theirs, self.kind)
 
@@ -388,12 +390,12 @@ class Written(Row):
 
 
 def within(section: str, tower: str, rows: Iterable[Any]) -> tuple[Any, ...]:
-  """Returns rows of a tower with their full names on both sides.
+  """Returns the rows of a tower with full names on both sides.
 
   Args:
-    section: of their config that holds the tower; "" for none.
+    section: the section of the tower in their config; "" for none.
     tower: "image" or "text".
-    rows: with names below both.
+    rows: rows with names relative to both.
   """
   found = []
   for row in rows:
@@ -407,13 +409,13 @@ def within(section: str, tower: str, rows: Iterable[Any]) -> tuple[Any, ...]:
 def unknown(
   rows: Iterable[Row], values: Mapping[str, Any], section: str
 ) -> list[str]:
-  """Returns the fields of a section, of these values, that no row is about."""
+  """Returns the fields of a section in `values` that no row is about."""
   known = {getattr(row, "theirs", "") for row in rows}
   return [field for field in values if f"{section}.{field}" not in known]
 
 
 def has(values: Mapping[str, Any], path: str) -> bool:
-  """Whether nested mappings hold something at a dotted path."""
+  """Whether nested mappings have a value at a dotted path."""
   for name in path.split("."):
     if not isinstance(values, Mapping) or name not in values:
       return False
@@ -422,7 +424,7 @@ def has(values: Mapping[str, Any], path: str) -> bool:
 
 
 def get(values: Mapping[str, Any], path: str) -> Any:
-  """Returns what nested mappings hold at a dotted path."""
+  """Returns the value in nested mappings at a dotted path."""
   found: Any = values
   for name in path.split("."):
     found = found[name]

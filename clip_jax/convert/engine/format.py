@@ -14,18 +14,18 @@ def _nowhere(known: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """What a conversion asks of a format.
+  """A checkpoint format, as functions.
 
   Attributes:
-    name: that users give.
+    name: the name that users give.
     read: returns the model at a path.
     recognise: whether a directory is of the format.
     knows: whether a file's tensors have the names of the format.
-    write: writes a model to a path; None where the format is only read.
-    refusals: returns what of a description the format cannot say.
-    gives_back: whether a model came from the format as it is, and can go back
-      whatever it cannot say.
-    told: returns the options that reading a written description takes.
+    write: writes a model to a path; None if the format is only read.
+    refusals: returns messages about what of a description it cannot hold.
+    gives_back: whether a model came unchanged from this format, so that it can
+      be written in spite of refusals.
+    told: returns the options needed to read a written description back.
   """
 
   name: str

@@ -1,29 +1,32 @@
-"""The names of a checkpoint's tensors as tables, a row a tensor or a layer:
+"""The names of a checkpoint's tensors, as tables with a row for each:
 
     -      embeddings.class_embedding        class_embedding  if class_token
     conv   embeddings.patch_embedding.weight patch_kernel
     stack  encoder.layers.{i}.               blocks           block
     norm   post_layernorm                    ln_post
 
-A row is KIND THEIRS OURS. THEIRS follows the prefixes of the rows that led to
-the table, and so does OURS. KIND is one of these:
+A row is KIND THEIRS OURS. THEIRS and OURS are relative to the prefixes of the
+rows that led to the table. KIND is one of these:
 
-- a rule of `transforms`: one tensor, and how it is laid out;
+- a rule of `transforms`: one tensor with that layout;
 - a name in the table's `kinds`: a layer with its weight, bias and so on;
-- `part`: the rows of another table, named at the end of the row, below both
-  prefixes. OURS "image" or "text" enters that tower, "." stays where it is;
-- `stack`: the same for each layer of the tower, whose number is `{i}`; without
-  `{i}` the layers are stacked in one array there, too. OURS is "blocks";
-- `stages`: the same for each block of a ResNet, with `{stage}` and `{block}`.
+- `part`: includes the rows of another table, named at the end of the row, with
+  both names as prefixes. OURS "image" or "text" is that tower's prefix, "." is
+  an empty prefix;
+- `stack`: includes a table for each layer of the tower, whose number is `{i}`;
+  without `{i}`, their layers are stacked in one array as ours are. OURS is
+  "blocks";
+- `stages`: includes a table for each block of a ResNet, with `{stage}` and
+  `{block}`.
 
-Several of ours that lie in one tensor are "attention/query,key,value".
+If one tensor holds several of our arrays, OURS is "attention/query,key,value".
 
 A row may end in "if FIELD", "if not FIELD", "if FIELD=VALUE" or
-"if FIELD!=VALUE". FIELD is one of the tower's description, of the model's
-("image.kind"), or of the variables; variables in braces become parts of names.
-A variable "image" or "text" may hold more of them, for the rows of that tower.
-Rows of a tower that a model lacks are left out, and so are rows outside of the
-towers where there is one tower only.
+"if FIELD!=VALUE". FIELD is a field of the tower's description, of the model's
+("image.kind"), or one of the variables; variables in braces become parts of
+names. A variable "image" or "text" may hold more variables, for the rows of
+that tower. Rows of a tower that a model lacks are left out; if it has only one
+tower, rows outside of the towers are left out as well.
 """
 
 import dataclasses
@@ -72,7 +75,7 @@ FLAX: dict[str, Layer] = {
     for part in ("query", "key", "value", "out")
     for name in ("kernel", "bias")
   ),
-  # The same with matrices for attention's kernels.
+  # The same, but attention's kernels are matrices.
   "heads": (("/kernel", "/kernel", "flat_heads"), ("/bias", "/bias", "bias")),
   "out": (("/kernel", "/kernel", "flat_out"), ("/bias", "/bias", "-")),
 }
@@ -84,9 +87,9 @@ class Names:
   """The tables of a format.
 
   Attributes:
-    tables: by name; "whole" is the first.
-    kinds: the layers that rows name: `TORCH` or `FLAX`, or more of them.
-    variables: what braces and conditions may name, with its usual value.
+    tables: tables by name; "whole" is the first one to be read.
+    kinds: kinds of layers by name: `TORCH` or `FLAX`, with additions.
+    variables: default values of the variables in braces and conditions.
   """
 
   tables: Mapping[str, str]
@@ -96,11 +99,11 @@ class Names:
   def entries(
     self, spec: Mapping[str, Any], variables: Mapping[str, Any] | None = None
   ) -> list[Entry]:
-    """Returns where each tensor goes.
+    """Returns the entry of each tensor.
 
     Args:
-      spec: the resolved description, of both towers or of one.
-      variables: those that differ from the usual.
+      spec: the complete description, of both towers or of one.
+      variables: values of variables that differ from the default.
     """
     facts = {**self.variables, **(variables or {})}
     unknown = facts.keys() - self.variables.keys()
@@ -129,14 +132,14 @@ class Names:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-  """Where in both trees a table's rows apply.
+  """The place in both trees to which a table's rows are relative.
 
   Attributes:
     spec: the model's description.
     facts: the variables.
-    theirs: what their names begin with.
-    ours: what our paths begin with, such as "text/".
-    layer: of a stack; None where it is stacked there, too.
+    theirs: prefix of their names.
+    ours: prefix of our paths, such as "text/".
+    layer: number of the layer in a stack; None if theirs are stacked too.
     stacked: whether the place is in a tower's stack of blocks.
   """
 
@@ -154,7 +157,7 @@ class _Place:
 
   @property
   def within(self) -> bool:
-    """Whether this model has such a place: a tower, or both together."""
+    """Whether the model has this place: its tower, or else both towers."""
     return bool(self.tower) or len(towers(self.spec)) == 2
 
   def has(self, ours: str) -> bool:
@@ -179,7 +182,7 @@ class _Place:
         return known[inner]
     if field in self.spec:
       return self.spec[field]
-    raise KeyError(f"a row asks for {field!r}, which nothing says")
+    raise KeyError(f"a row uses {field!r}, not a field or a variable")
 
   def entries(self, theirs: str, ours: str, layer: Layer) -> Iterator[Entry]:
     """Yields the entries of one row."""
@@ -199,11 +202,11 @@ class _Place:
     return Slot(f"{root}/{self.ours}{path}")
 
   def part(self, theirs: str, ours: str) -> Iterator["_Place"]:
-    """Yields the place below both prefixes."""
+    """Yields the place with both names added to the prefixes."""
     below = "" if ours == "." else f"{ours}/"
     name = "" if theirs == "." else theirs.format(**self.facts)
     facts = self.facts
-    # A tower's own variables stand below its name.
+    # A tower's own variables are nested under its name.
     if isinstance(own := facts.get(ours), Mapping):
       facts = {**facts, **own}
     yield dataclasses.replace(

@@ -1,12 +1,12 @@
-"""Sizes read off a checkpoint's tensors, where no config says them.
+"""Reads sizes from the shapes of a checkpoint's tensors, without a config.
 
-A table has a row a size:
+A table has a row for each size:
 
     width  ln_final.weight              0 of 1
     depth  transformer.resblocks.{i}.
 
-It is an axis of a tensor, which must have so many axes; or the number of
-layers, which `{i}` numbers in the tensors' names.
+The first row is the length of axis 0 of a tensor, which must have 1 axis; the
+second is the number of layers, whose numbers take the place of `{i}`.
 """
 
 import math
@@ -19,7 +19,7 @@ from clip_jax.convert.tensor import Tensor
 
 
 class Sizes:
-  """Reads tables of sizes; a tensor that a row lacks is a UserError."""
+  """Reads tables of sizes; raises UserError if a row's tensor is missing."""
 
   def __init__(self, tensors: Mapping[str, Tensor], name: str):
     self._shapes = {key: tensor.shape for key, tensor in tensors.items()}
@@ -46,7 +46,7 @@ class Sizes:
     return shape[int(index)]
 
   def count(self, key: str) -> int:
-    """Returns how many layers the names list by the `{i}` of `key`."""
+    """Returns the number of layers whose names match `key` with its `{i}`."""
     pattern = re.escape(key).replace(r"\{i\}", r"(\d+)")
     found = {m[1] for name in self._shapes if (m := re.match(pattern, name))}
     if not found:
@@ -56,10 +56,11 @@ class Sizes:
     return len(found)
 
   def square(self, cells: int, key: str) -> int:
-    """Returns the side of a square grid of `cells`, which `key` has."""
+    """Returns the side of a square grid of the `cells` positions of `key`."""
     side = math.isqrt(cells)
     if side * side != cells:
       raise errors.UserError(
-        f"{self._name}: {key} has {cells} positions, which make no square."
+        f"{self._name}: {key} has {cells} positions, which do not form a "
+        "square."
       )
     return side

@@ -1,4 +1,4 @@
-"""A file of numbers: bounded reads from it, and writing one as a whole."""
+"""Bounded reads from a file of arrays, and atomic writes."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ CHUNK_BYTES = 1 << 20
 MAX_AXES = 32
 
 _LFS = b"version https://git-lfs"
-# What the parsers below a container raise about bytes that make no sense.
+# Errors that the parsers of containers raise for invalid bytes.
 _PARSER_ERRORS = (
   EOFError,
   MemoryError,
@@ -42,13 +42,13 @@ _PARSER_ERRORS = (
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-  """What a file holds, read without its arrays' data.
+  """The content of a file, without its arrays' data.
 
   Attributes:
-    tensors: by name.
-    others: plain values beside them: flags, numbers, texts and None.
+    tensors: tensors by name.
+    others: other plain values by name: flags, numbers, texts and None.
     torchscript: whether the file is a TorchScript archive.
-    constants: tensors that its traced code mentions: "c0" is `CONSTANTS.c0`.
+    constants: tensors in its traced code by name: "c0" is `CONSTANTS.c0`.
   """
 
   tensors: dict[str, tensor_lib.Tensor]
@@ -61,7 +61,7 @@ class Contents:
 
 @contextlib.contextmanager
 def about(what: str) -> Iterator[None]:
-  """Puts `what` before the reason for which a file is damaged."""
+  """Puts `what` in front of the messages of ValueErrors."""
   try:
     yield
   except errors.UserError:
@@ -72,7 +72,7 @@ def about(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def checked(path: pathlib.Path, kind: str) -> Iterator[None]:
-  """Turns whatever reading `path` as a `kind` raises into a clear error."""
+  """Turns any error of reading `path` as a `kind` of file into a UserError."""
   try:
     yield
   except errors.UserError:
@@ -108,12 +108,12 @@ def damaged(path: pathlib.Path, what: str) -> errors.DamagedError:
 class DataFile:
   """A regular file that is read by position.
 
-  Nothing stays open and nothing is mapped: a model of a thousand tensors
-  costs no resident memory and no file handle before they are read.
+  The file is not kept open and not mapped, so that a model of a thousand
+  tensors needs no memory and no open file before they are read.
   """
 
   def __init__(self, path: str | os.PathLike):
-    """Notes the file's identity: a later read of another file is an error."""
+    """Notes the file's identity; reading is an error if it changes later."""
     self.path = pathlib.Path(path)
     with checked(self.path, "a file"):
       status = self.path.stat()
@@ -126,7 +126,7 @@ class DataFile:
 
   @contextlib.contextmanager
   def opened(self) -> Iterator[io.FileIO]:
-    """Opens the file, provided that it is still the same one."""
+    """Opens the file; raises UserError if it is not the same any more."""
     with self.path.open("rb", buffering=0) as file:
       if _identity(os.fstat(file.fileno())) != self._identity:
         raise errors.UserError(
@@ -135,11 +135,11 @@ class DataFile:
       yield file
 
   def read(self, offset: int, size: int) -> bytes:
-    """Returns `size` bytes from `offset`; fewer are an error."""
+    """Returns `size` bytes from `offset`; it is an error if there are fewer."""
     return self.read_array(offset, size).tobytes()
 
   def read_array(self, offset: int, size: int) -> np.ndarray:
-    """Returns `size` bytes from `offset` as a fresh uint8 array."""
+    """Returns `size` bytes from `offset` as a new uint8 array."""
     self._check_range(offset, size)
     buffer = np.empty(size, np.uint8)
     with self.opened() as file:
@@ -183,17 +183,17 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
 
 
 def byte_count(shape: tuple[int, ...], dtype: np.dtype) -> int:
-  """Returns the size of an array's data.
+  """Returns the size of an array's data in bytes.
 
   Raises:
-    ValueError: numpy can hold no such array.
+    ValueError: numpy cannot hold such an array.
   """
   if len(shape) > MAX_AXES:
     raise ValueError(f"a tensor has {len(shape)} axes, at most {MAX_AXES} do")
   for length in shape:
     if type(length) is not int or length < 0:
       raise ValueError(f"a tensor's shape has the axis {length!r:.50}")
-  # An array without elements still must have addressable strides.
+  # The strides of an array without elements must be valid, too.
   if math.prod(max(length, 1) for length in shape) * dtype.itemsize >= 2**62:
     raise ValueError("a tensor's shape is beyond all memory")
   return math.prod(shape) * dtype.itemsize
@@ -205,7 +205,7 @@ def as_array(
   """Views little-endian bytes as an array, in C order.
 
   Raises:
-    ValueError: a truth value is neither 0 nor 1, which numpy cannot hold.
+    ValueError: a boolean is neither 0 nor 1, which numpy cannot hold.
   """
   if dtype == np.bool_ and raw.size and raw.max() > 1:
     raise ValueError(f"a truth value is stored as {raw.max()}")
@@ -222,7 +222,7 @@ def tensor_bytes(tensor: tensor_lib.Tensor) -> Iterator[memoryview]:
 
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-# By their names, which numpy knows of `ml_dtypes` too.
+# By name; numpy knows the names of `ml_dtypes` too.
 DTYPES = {
   name: np.dtype(name)
   for name in (
@@ -235,9 +235,9 @@ DTYPES = {
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """Opens a file that takes the place of `path` when it is whole.
+  """Opens a new file, which replaces `path` when it is complete.
 
-  Leaving by an exception leaves `path` as it was.
+  After an exception `path` is as it was before.
   """
   path = pathlib.Path(path)
   partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")

@@ -1,7 +1,7 @@
-"""Flax's msgpack files (`flax_model.msgpack`), without what flax would restore.
+"""Reads flax's msgpack files (`flax_model.msgpack`), without flax.
 
-The msgpack package parses; only maps, plain values and flax's two extension
-types for numpy arrays are taken from it.
+The msgpack package parses the file; only maps, plain values and flax's two
+extension types for numpy arrays are accepted.
 """
 
 import dataclasses
@@ -17,22 +17,22 @@ from clip_jax.convert.files import datafile, nested
 _KIND = "a flax msgpack file"
 _NDARRAY, _NUMPY_SCALAR = 1, 3  # Extension types of flax.serialization.
 _CHUNKED = "__msgpack_chunked_array__"
-# Arrays hold shapes and short lists. msgpack allocates by their announced
-# length, before it has seen their items, on each of 1,000 levels.
+# Msgpack's arrays hold only shapes and short lists here. A limit is needed,
+# since msgpack allocates by the length in a header, on each of 1,000 levels.
 MAX_LIST_ITEMS = 4096
 
 
 def read(
   path: str | os.PathLike, *, select: nested.Select = nested.flatten_names
 ) -> datafile.Contents:
-  """Reads a whole flax msgpack file: its arrays stay in memory.
+  """Returns the content of a flax msgpack file; its arrays are in memory.
 
   Args:
-    path: of the file.
+    path: path of the file.
     select: chooses the model in the tree, and its names.
 
   Raises:
-    DamagedError: it is no map of arrays and plain values.
+    DamagedError: it is not a map of arrays and plain values.
   """
   file = datafile.DataFile(path)
   with datafile.checked(file.path, _KIND):
@@ -52,7 +52,7 @@ def read(
 
 @dataclasses.dataclass(frozen=True)
 class _Array:
-  """Marks an array, which `nested` must not take apart."""
+  """Wraps an array, so that `nested` does not take it for a list."""
 
   array: np.ndarray
 
@@ -62,9 +62,9 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _unpack(file: datafile.DataFile) -> Any:
-  """Returns the file's one object, with arrays as `_Array`.
+  """Returns the only object of the file, with arrays as `_Array`.
 
-  The file is fed in pieces: what is parsed leaves the buffer.
+  The file is parsed in pieces, so that the buffer stays small.
   """
   unpacker = msgpack.Unpacker(
     ext_hook=_extension,
@@ -139,7 +139,7 @@ def _no_extension(code: int, data: bytes):
 
 
 def _unchunk(made: dict[str, Any]) -> _Array:
-  """Joins the chunks that flax makes of arrays beyond a gigabyte."""
+  """Joins the chunks into which flax splits arrays above one gigabyte."""
   if set(made) != {_CHUNKED, "shape", "chunks"} or made[_CHUNKED] is not True:
     raise ValueError("an array in chunks is malformed")
   shape = _counted(made["shape"])
@@ -159,7 +159,7 @@ def _unchunk(made: dict[str, Any]) -> _Array:
 
 
 def _counted(items: Any) -> list[Any]:
-  """Returns the values of a map from "0", "1", … in that order."""
+  """Returns the values of a map with the keys "0", "1", …, in that order."""
   if not isinstance(items, dict) or set(items) != set(
     map(str, range(len(items)))
   ):

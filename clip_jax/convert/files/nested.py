@@ -1,10 +1,10 @@
-"""Nested dicts of a file, as one dict of joined names."""
+"""Flattens the nested dicts of a file into one dict with joined names."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# Returns the leaves that make a model, by name: of a tree, with the separator
-# that joins names, and whether a leaf is a tensor.
+# A function that returns the leaves of a model by name. It takes a tree, the
+# separator that joins names, and a function: whether a leaf is a tensor.
 Select = Callable[
   [Mapping[str, Any], str, Callable[[Any], bool]], dict[str, Any]
 ]
@@ -23,8 +23,8 @@ def flatten(value: Any, separator: str) -> dict[str, Any]:
   """
   leaves: dict[str, Any] = {}
   seen = 0
-  # An explicit stack: the depth is the file's choice. Each item is a name, a
-  # value and its depth.
+  # A stack instead of recursion, since the file may be nested deeply. An item
+  # is a name, a value and its depth.
   waiting = [("", value, 0)]
   while waiting:
     name, value, depth = waiting.pop()
@@ -52,6 +52,6 @@ def flatten(value: Any, separator: str) -> dict[str, Any]:
 def flatten_names(
   tree: Mapping[str, Any], separator: str, is_tensor: Callable[[Any], bool]
 ) -> dict[str, Any]:
-  """Selects every leaf."""
+  """Returns all leaves of `tree` by joined name."""
   del is_tensor
   return flatten(tree, separator)

@@ -1,7 +1,7 @@
-"""Numpy's archives of arrays, as big_vision stores its checkpoints.
+"""Reads and writes numpy's archives of arrays, big_vision's checkpoints.
 
 Headers are matched with a pattern and never evaluated. Arrays of bfloat16 are
-there as two-byte voids, in both directions.
+stored as voids of two bytes, as big_vision does.
 """
 
 import os
@@ -19,8 +19,9 @@ _SUFFIX = ".npy"
 _MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 10_000  # numpy's own limit.
 
-# What the arrays of an archive may inflate to. Weights hardly compress; a
-# thousand times, as zeros do, makes a small file fill a machine.
+# Limits on the decompressed size, in bytes and as a ratio. Weights hardly
+# compress; zeros compress a thousand times, so that a small file could fill the
+# memory.
 MAX_INFLATED_BYTES = 1 << 28
 MAX_INFLATED_RATIO = 64
 
@@ -43,10 +44,10 @@ _NUMBERS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"} | {
 
 
 def read(path: str | os.PathLike) -> dict[str, tensor_lib.Tensor]:
-  """Reads the headers of the arrays in an `.npz` file, by name.
+  """Returns the tensors of an `.npz` file by name; reads only their headers.
 
   Raises:
-    DamagedError: it is no archive of plain arrays of numbers.
+    DamagedError: it is not an archive of plain arrays of numbers.
   """
   file = datafile.DataFile(path)
   with datafile.checked(file.path, _KIND):
@@ -91,7 +92,7 @@ def _tensor(
 
 
 def _first_pieces(file, entry) -> Iterator[bytes]:
-  """Yields an entry's first bytes, without checking the rest."""
+  """Yields the first bytes of an entry, without checking the rest."""
   if entry.compressed:
     yield from zip_directory.inflate(file, entry)
   else:
@@ -99,7 +100,7 @@ def _first_pieces(file, entry) -> Iterator[bytes]:
 
 
 def _header_text(head: bytes) -> tuple[str, int]:
-  """Returns an array's header, and where its data begin."""
+  """Returns an array's header, and the position of its data."""
   if head[:6] != _MAGIC:
     raise ValueError("it does not begin as a numpy array does")
   version = tuple(head[6:8])
@@ -114,7 +115,7 @@ def _header_text(head: bytes) -> tuple[str, int]:
 
 
 def _parse(text: str) -> tuple[tuple[int, ...], np.dtype, bool]:
-  """Returns shape, stored dtype and order of an array's header."""
+  """Returns the shape, the stored dtype and the order in an array's header."""
   match = _HEADER.fullmatch(text)
   if not match:
     raise ValueError(f"its header is not numpy's: {text[:80]!r}")
@@ -141,7 +142,7 @@ def _native(dtype: np.dtype) -> np.dtype:
 def _as_array(raw, shape, dtype, fortran: bool) -> np.ndarray:
   if dtype.byteorder == ">":
     raw = raw.view(dtype).astype(_native(dtype)).view(np.uint8)
-  # The data may begin at any byte: numpy needs no alignment, jax does.
+  # The data may begin at any byte; JAX needs them aligned, numpy does not.
   raw = raw if raw.ctypes.data % 16 == 0 else raw.copy()
   array = datafile.as_array(
     raw, shape[::-1] if fortran else shape, _native(dtype)
@@ -154,7 +155,7 @@ def write(
 ) -> None:
   """Writes an archive that `np.load` reads, one array at a time in memory.
 
-  bfloat16 is stored as two-byte voids, which np.load gives back as such. The
+  bfloat16 is stored as voids of two bytes, which np.load returns as voids. The
   same tensors give the same bytes.
   """
   with (

@@ -1,4 +1,4 @@
-"""The parameters in an Orbax manager's directory, read one by one."""
+"""Reads the parameters in the directory of an Orbax checkpoint manager."""
 
 import functools
 import pathlib
@@ -11,14 +11,14 @@ import orbax.checkpoint as ocp
 from clip_jax import errors
 from clip_jax.convert.tensor import Tensor
 
-ITEM = "default"  # Of a step's directory.
+ITEM = "default"  # The item in a step's directory.
 
 
 def newest(path: pathlib.Path) -> pathlib.Path:
-  """Returns the directory of a manager's newest step.
+  """Returns the directory of the newest step.
 
   Raises:
-    UserError: there is none.
+    UserError: there is no step.
   """
   steps = [
     entry
@@ -34,15 +34,15 @@ def newest(path: pathlib.Path) -> pathlib.Path:
 
 
 def read(step: pathlib.Path) -> dict[str, Tensor]:
-  """Returns the parameters of a step, without the boxes that they came in.
+  """Returns the parameters of a step, without flax's boxes around them.
 
   Raises:
-    DamagedError: it has none.
+    DamagedError: it has no parameters.
   """
   path = step / ITEM
   handler = ocp.PyTreeCheckpointHandler()
   try:
-    # It asks for a path of etils and takes any.
+    # Its annotation is a path of etils, but it takes any path.
     there: Any = path.absolute()
     tree = handler.metadata(there).tree
     params = tree["params"]
@@ -52,7 +52,7 @@ def read(step: pathlib.Path) -> dict[str, Tensor]:
       f"({type(error).__name__}: {str(error)[:200]}); fetch or make it again."
     ) from None
 
-  # Layers are asked for one by one, and an array holds all of them.
+  # Cached, since layers are read one by one from an array that holds them all.
   @functools.lru_cache(maxsize=1)
   def restore(names):
     array = _restore(path, names, *about[names])
@@ -63,7 +63,7 @@ def read(step: pathlib.Path) -> dict[str, Tensor]:
   about: dict[tuple[str, ...], tuple[tuple[int, ...], np.dtype]] = {}
   for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
     names = tuple(str(key.key) for key in keys)
-    # Parameters were saved in flax's boxes, whose one field is "value".
+    # Parameters were saved in flax's boxes, whose only field is "value".
     name = "/".join(names[:-1] if names[-1] == "value" else names)
     about[names] = tuple(leaf.shape), np.dtype(leaf.dtype)
     found[name] = Tensor(*about[names], functools.partial(restore, names))
@@ -71,7 +71,7 @@ def read(step: pathlib.Path) -> dict[str, Tensor]:
 
 
 def _restore(path, names, shape, dtype) -> np.ndarray:
-  """Reads one array of a step, and nothing else of it."""
+  """Returns one array of a step, without reading the others."""
   item: Any = jax.ShapeDtypeStruct(shape, dtype)
   for name in reversed(["params", *names]):
     item = {name: item}

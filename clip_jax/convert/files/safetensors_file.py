@@ -1,10 +1,10 @@
-"""Safetensors files, whole and in shards.
+"""Reads and writes safetensors files, single ones and sharded ones.
 
-An own reader of 8 bytes, a JSON header and raw data: the safetensors library
-maps the file, which counts as resident memory of its whole size after a
-conversion, and its writer wants every array in memory at once. This one reads
-a tensor by position when it is asked for, and writes them one by one. The
-tests compare it with the library both ways.
+We do not use the safetensors library: it maps the file, so that after a
+conversion all of it counts as resident memory, and its writer needs every array
+in memory at once. The format is 8 bytes, a JSON header and raw data. This
+module reads each tensor by position when it is used, and writes them one by
+one; the tests compare it with the library both ways.
 """
 
 import json
@@ -30,11 +30,11 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read(path: str | os.PathLike) -> datafile.Contents:
-  """Reads the header of a safetensors file.
+  """Returns the tensors of a safetensors file; reads only its header.
 
   Raises:
-    DamagedError: the header is too long, no JSON, has a key twice, or its
-      offsets do not cover the file once, in order and by the shapes' sizes.
+    DamagedError: the header is too long, is not JSON or has a key twice; or its
+      offsets do not fit the shapes, or do not cover the file exactly once.
   """
   file = datafile.DataFile(path)
   with datafile.checked(file.path, _KIND):
@@ -60,13 +60,13 @@ def read(path: str | os.PathLike) -> datafile.Contents:
       raise ValueError(
         f"its tensors have {end} bytes, the file has {file.size - start}"
       )
-  # In the header's order, which is the writer's.
+  # In the header's order, in which the tensors were written.
   tensors = {name: tensors[name] for name in places}
   return datafile.Contents(tensors, metadata)
 
 
 def _header(file: datafile.DataFile) -> tuple[dict[str, Any], int]:
-  """Returns the parsed header, and where the data begin."""
+  """Returns the parsed header, and the position of the data."""
   size = int.from_bytes(file.read(0, _LENGTH_BYTES), "little")
   if size > min(MAX_HEADER_BYTES, file.size - _LENGTH_BYTES):
     raise ValueError(
@@ -80,20 +80,21 @@ def _header(file: datafile.DataFile) -> tuple[dict[str, Any], int]:
 
 
 def parse_json(text: bytes) -> dict[str, Any]:
-  """Returns a JSON object in which no key stands twice.
+  """Returns a JSON object, in which no key may occur twice.
 
   Raises:
-    ValueError: it is none.
+    ValueError: the text is not such an object.
   """
   try:
     return json_text.parse(text, what="its JSON", strict=True)
-  except json_text.JsonError as error:  # Whoever calls names the file.
-    what = str(error).removesuffix(json_text.AGAIN)  # Which they say, too.
+  except json_text.JsonError as error:  # The caller adds the file's name.
+    # The caller gives the advice, too.
+    what = str(error).removesuffix(json_text.AGAIN)
     raise ValueError(what) from None
 
 
 def _place(name: str, entry: Any) -> tuple[tuple[int, ...], np.dtype, int, int]:
-  """Returns shape, dtype, and the first and last byte of a header's entry."""
+  """Returns shape, dtype, first and last byte of an entry of the header."""
   fields = {"dtype", "shape", "data_offsets"}
   if not isinstance(entry, dict) or entry.keys() != fields:
     raise ValueError(f"the entry of tensor {name!r:.100} is malformed")
@@ -132,7 +133,9 @@ def read_sharded(
   index_path: str | os.PathLike,
   read_shard: Callable[[pathlib.Path], datafile.Contents] = read,
 ) -> datafile.Contents:
-  """Reads the shards that a `model.safetensors.index.json` or another names.
+  """Returns the tensors of all shards in an index file.
+
+  Such an index is `model.safetensors.index.json`.
 
   Raises:
     UserError: the index names files outside of its directory, or a tensor is
@@ -182,13 +185,13 @@ def write(
   tensors: Mapping[str, tensor_lib.Tensor],
   metadata: Mapping[str, str] | None = None,
 ) -> None:
-  """Writes tensors, one at a time in memory.
+  """Writes tensors; only one at a time is in memory.
 
   Args:
-    path: replaced when the new file is whole.
-    tensors: by name.
-    metadata: texts; `{"format": "pt"}` if not given, which loaders of PyTorch
-      models insist on.
+    path: path of the file; replaced when the new one is complete.
+    tensors: tensors by name.
+    metadata: texts by name; the default is `{"format": "pt"}`, which loaders of
+      PyTorch models require.
   """
   header: dict[str, Any] = {
     _METADATA: dict({"format": "pt"} if metadata is None else metadata)

@@ -1,11 +1,11 @@
-"""The pickle inside of a torch file, read by a machine that calls nothing.
+"""Reads the pickle inside of a torch file, without calling anything in it.
 
-Not `pickle.Unpickler` with a `find_class` of our own: before any hook is
-asked, that one sizes its memo by the file's word, and hashes whatever the
-file makes a key (a tuple nested a million deep ends the process). This one
-knows the opcodes and the few names that a state dict needs, builds only
-dicts, lists, tuples, numbers and descriptions of tensors, passes over what
-trainings keep beside their weights, and refuses the rest by name.
+`pickle.Unpickler` with our own `find_class` would not be safe: before it calls
+any hook, it allocates a memo of the size that the file says, and hashes all
+keys of dicts (a tuple nested a million deep crashes the process). This reader
+knows only the opcodes and the few names that a state dict needs. It builds only
+dicts, lists, tuples, numbers and descriptions of tensors, skips what training
+programs save beside the weights, and rejects everything else by name.
 """
 
 import dataclasses
@@ -18,18 +18,18 @@ from clip_jax.convert.files import torch_names
 
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 
-# A tensor takes about 40. A large training state has 10,000 tensors.
+# A tensor needs about 40 opcodes; a large training state has 10,000 tensors.
 MAX_OPCODES = 500_000
 MAX_INT_BYTES = 16
 
 
 class RefusedError(ValueError):
-  """A pickle that needs more than tensors; its argument says what."""
+  """A pickle that needs more than tensors; the message says what."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Global:
-  """A name that the pickle mentions; nothing is imported."""
+  """A name of a Python object in the pickle; it is never imported."""
 
   name: str
 
@@ -56,7 +56,7 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Inert:
-  """An object that is no part of a model; nothing of it was made."""
+  """Stands for an object that is not part of a model, and was not built."""
 
   name: str
 
@@ -66,7 +66,7 @@ class Module(dict):
 
 
 def load(data: bytes, *, torchscript: bool = False) -> Any:
-  """Returns what a pickle describes, in dicts, lists, tuples and `View`s.
+  """Returns the value of a pickle, made of dicts, lists, tuples and `View`s.
 
   Args:
     data: the whole pickle.
@@ -74,7 +74,7 @@ def load(data: bytes, *, torchscript: bool = False) -> Any:
 
   Raises:
     RefusedError: it needs an opcode or a name that no state dict needs.
-    ValueError: it is no well-formed pickle.
+    ValueError: it is not a well-formed pickle.
   """
   machine = _Machine(torchscript)
   for opcode, argument, position in _opcodes(data):
@@ -92,10 +92,10 @@ def load(data: bytes, *, torchscript: bool = False) -> Any:
 
 
 def _opcodes(data: bytes) -> Iterator[tuple[str, Any, int]]:
-  """Yields names, arguments and places of opcodes, until the one to stop.
+  """Yields (name, argument, position) of opcodes, up to the STOP opcode.
 
-  As `pickletools.genops` does, which decodes the argument of an opcode before
-  it can be refused.
+  `pickletools.genops` is not used, since it decodes the argument of an opcode
+  before the opcode can be rejected.
   """
   stream = io.BytesIO(data)
   for _ in range(MAX_OPCODES):
@@ -106,7 +106,7 @@ def _opcodes(data: bytes) -> Iterator[tuple[str, Any, int]]:
     if opcode.name not in _STEPS:
       raise RefusedError(f"the pickle opcode {opcode.name}")
     if opcode.name == "GLOBAL":
-      # pickletools would decode escapes, which no unpickler does.
+      # pickletools would decode escapes here; unpicklers do not.
       argument = [stream.readline(), stream.readline()]
     else:
       argument = opcode.arg.reader(stream) if opcode.arg else None
@@ -117,7 +117,7 @@ def _opcodes(data: bytes) -> Iterator[tuple[str, Any, int]]:
 
 
 class _Machine:
-  """A stack, a memo, and one method per kind of opcode."""
+  """A pickle machine: a stack, a memo, and a method per kind of opcode."""
 
   def __init__(self, torchscript: bool):
     self.torchscript = torchscript
@@ -170,7 +170,7 @@ class _Machine:
     if type(target) is not dict or len(items) % 2:
       raise ValueError("the pickle sets items of what is no dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
-      # No other type is hashed: see the top of this file.
+      # Keys of other types are not hashed: see the module's docstring.
       if type(key) not in (str, int):
         raise ValueError(f"the pickle has a {type(key).__name__} as a key")
       if key in target:
@@ -202,7 +202,7 @@ class _Machine:
     target = self.stack[-1]
     if type(target) is Inert:
       return
-    # A dict is an OrderedDict with `_metadata`, which says nothing of use.
+    # For a dict: an OrderedDict's `_metadata`, which is not needed.
     if type(state) is not dict or type(target) not in (Module, dict):
       raise ValueError("the pickle gives a state to what can have none")
     if type(target) is Module:

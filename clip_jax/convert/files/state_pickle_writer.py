@@ -1,4 +1,4 @@
-"""The pickle of a state dict, as torch.save would write it."""
+"""Writes the pickle of a state dict, as torch.save would."""
 
 import math
 import struct
@@ -22,7 +22,7 @@ def dump(state: Mapping[str, tuple[str, str, tuple[int, ...]]]) -> bytes:
   """Returns the pickle of an OrderedDict of tensors.
 
   Args:
-    state: by name, a tensor's storage key, dtype and shape.
+    state: storage key, dtype and shape of each tensor, by name.
   """
   parts = [_START, _ordered_dict(), _MARK]
   for name, (key, dtype, shape) in state.items():

@@ -1,14 +1,14 @@
-"""The names in a torch file, and the dtypes that they stand for."""
+"""The Python names in a torch file, and the dtypes that they mean."""
 
 REBUILD = "torch._utils._rebuild_tensor_v2"
-# With an explicit dtype, for the dtypes that came after typed storages.
+# The function that has an explicit dtype, for dtypes without a storage class.
 REBUILD_TYPED = "torch._utils._rebuild_tensor_v3"
 PARAMETER = "torch._utils._rebuild_parameter"
 ORDERED_DICT = "collections.OrderedDict"
 UNTYPED_STORAGE = "torch.storage.UntypedStorage"
 
-# The name of a storage class, and of its dtype in torch and here; one of bytes
-# has none.
+# The name of a storage class, and its dtype in torch and here; a storage of
+# bytes has none.
 STORAGES = {
   UNTYPED_STORAGE: None,
   "torch.FloatStorage": "float32",
@@ -22,7 +22,7 @@ STORAGES = {
   "torch.ByteStorage": "uint8",
   "torch.BoolStorage": "bool",
 }
-# torch has no class of storages for these; `_rebuild_tensor_v3` names them.
+# torch has no storage class for these dtypes; `_rebuild_tensor_v3` names them.
 TYPED = {
   f"torch.{name}": name
   for name in (
@@ -30,8 +30,8 @@ TYPED = {
     *("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
   )
 }
-# What trainings keep beside their weights: options, paths, a best score. They
-# become `Inert` objects, and what is in them is not looked at.
+# Objects that training programs save beside the weights: options, paths, a best
+# score. They become `Inert` objects, whose content is skipped.
 INERT = frozenset(
   (
     "_codecs.encode",

@@ -1,9 +1,9 @@
-"""PyTorch's files (`.pt`, `.pth`, `.bin`), without PyTorch.
+"""Reads and writes PyTorch's files (`.pt`, `.pth`, `.bin`), without PyTorch.
 
-A zip archive since PyTorch 1.6: one folder with `data.pkl`, which describes
-the tensors, and `data/<key>` with their bytes; a TorchScript archive has code
-and constants besides. The pickle is read by `state_pickle`, which runs
-nothing; the bytes are read when a tensor is, and compared with the archive's
+Since PyTorch 1.6 they are zip archives: one folder with `data.pkl`, which
+describes the tensors, and `data/<key>` with their bytes; a TorchScript archive
+also has code and constants. `state_pickle` reads the pickle without running any
+code. The bytes are read when a tensor is used, and compared with the archive's
 checksum then.
 """
 
@@ -25,7 +25,7 @@ from clip_jax.convert.files import (
 )
 
 _KIND = "a PyTorch archive"
-# What a file begins with, at which byte; None for what is read here.
+# Kinds of files by their bytes at a position; None for those that are read.
 _KINDS = (
   (0, zip_directory.MAGIC, None),
   (
@@ -41,8 +41,8 @@ _RE_SAVE = (
 )
 MAX_PICKLE_BYTES = 1 << 26
 
-# What the views of one file may add up to: tied tensors are few, and a small
-# file must not describe an endless conversion.
+# Limits on the total size of a file's tensors, in bytes and relative to the
+# file: few are tied, and a small file must not describe an endless conversion.
 MAX_VIEW_BYTES = 1 << 30
 MAX_VIEW_RATIO = 16
 
@@ -50,15 +50,15 @@ MAX_VIEW_RATIO = 16
 def read(
   path: str | os.PathLike, *, select: nested.Select = nested.flatten_names
 ) -> datafile.Contents:
-  """Reads the names, shapes and dtypes of a PyTorch file.
+  """Returns the tensors of a PyTorch file; reads only names, shapes and dtypes.
 
   Args:
-    path: of the file.
-    select: chooses the state dict in what was saved, and its names.
+    path: path of the file.
+    select: chooses the state dict in the saved object, and its names.
 
   Raises:
-    UserError: the file is of another kind, and how to re-save it.
-    DamagedError: it contradicts itself.
+    UserError: the file is of another kind; the message says how to re-save it.
+    DamagedError: the file is inconsistent.
   """
   file = datafile.DataFile(path)
   with datafile.checked(file.path, _KIND):
@@ -94,7 +94,7 @@ def _refuse_other_kinds(file: datafile.DataFile) -> None:
 
 
 class _Source:
-  """The archive's entries, and the tensors in them."""
+  """An archive's entries, and the tensors in them."""
 
   def __init__(self, file: datafile.DataFile):
     self.file = file
@@ -130,7 +130,7 @@ class _Source:
 
   def _byteorder(self) -> str:
     if not self.has("byteorder"):
-      return "little"  # Archives from before PyTorch 2.1.
+      return "little"  # Archives made before PyTorch 2.1 do not say it.
     entry = self.entry("byteorder")
     if entry.size > 16:
       raise ValueError("the byte order is unknown")
@@ -148,28 +148,28 @@ class _Source:
       return state_pickle.load(data, torchscript=self.torchscript)
     except state_pickle.RefusedError as error:
       raise errors.UserError(
-        f"{self.file.path} is refused: it needs {error}, a checkpoint of "
-        "tensors does not. Nothing of it was run. If it is a whole pickled "
-        "model or a training state, re-save its weights in the program that "
-        "made it: torch.save(model.state_dict(), path)."
+        f"{self.file.path} is refused: it needs {error}, which a checkpoint of "
+        "tensors does not need. No code of it was run. If it is a whole "
+        "pickled model or a training state, re-save its weights in the program "
+        "that made it: torch.save(model.state_dict(), path)."
       ) from None
 
   def bind(
     self, leaves: dict[str, Any], folder: str
   ) -> tuple[dict[str, tensor_lib.Tensor], dict[str, Any]]:
-    """Splits leaves into tensors and others."""
+    """Returns the file's contents: leaves split into tensors and others."""
     tensors, others = {}, {}
     for name, leaf in leaves.items():
       if type(leaf) is state_pickle.View:
         with datafile.about(f"tensor {name!r}"):
           tensors[name] = self._tensor(leaf, folder)
-      else:  # None for storages that are no tensors, and inert objects.
+      else:  # Storages without a type and inert objects become None.
         is_plain = type(leaf) in (bool, int, float, str)
         others[name] = leaf if is_plain else None
     return tensors, others
 
   def _tensor(self, view: state_pickle.View, folder: str) -> tensor_lib.Tensor:
-    """Returns the tensor of a view; tied views share one."""
+    """Returns the tensor of a view; tied views share one tensor."""
     dtype = np.dtype(view.dtype)
     size = datafile.byte_count(view.shape, dtype)
     entry = self.entry(f"{folder}/{view.storage.key}")
@@ -215,16 +215,16 @@ class _Source:
         return np.zeros(view.shape, dtype)
       flat = datafile.as_array(raw, (raw.size // dtype.itemsize,), dtype)
       strides = tuple(step * dtype.itemsize for step in view.stride)
-      # numpy checks again that every element lies inside of the buffer.
+      # numpy checks again that every element is inside of the buffer.
       array = np.ndarray(view.shape, dtype, flat, strides=strides)
       return array if array.flags.c_contiguous else array.copy("C")
 
 
 def _span(view: state_pickle.View) -> int:
-  """Returns how many elements lie between a view's first and last one.
+  """Returns the number of elements from a view's first to its last one.
 
   Raises:
-    ValueError: elements share a place, or a stride is negative.
+    ValueError: elements overlap, or a stride is negative.
   """
   if view.offset < 0 or any(step < 0 for step in view.stride):
     raise ValueError("a tensor has a negative stride or offset")
@@ -233,7 +233,7 @@ def _span(view: state_pickle.View) -> int:
   last = 0
   axes = zip(view.stride, view.shape, strict=True)
   for step, length in sorted(axis for axis in axes if axis[1] > 1):
-    # Each axis steps over everything that the finer ones reach.
+    # The stride of an axis must exceed the span of the axes with smaller ones.
     if step <= last:
       raise ValueError("a tensor's elements overlap (an expanded view)")
     last += step * (length - 1)
@@ -248,7 +248,7 @@ def write(
   One tensor is in memory at a time, and the same tensors give the same bytes.
   Names that share one `Tensor` share a storage, as tied parameters do.
   """
-  # The first name of each tensor gets a storage.
+  # A tensor with several names gets one storage.
   keys = {id(tensor): "" for tensor in tensors.values()}
   keys = {identity: str(key) for key, identity in enumerate(keys)}
   storages = {keys[id(tensor)]: tensor for tensor in tensors.values()}

@@ -1,9 +1,9 @@
-"""What training programs put around a state dict, undone for every container.
+"""Removes wrappers that training programs put around a state dict.
 
-A checkpoint of a training is a dict with the weights under some key
-(`state_dict`, `model`, `model_ema`) beside an optimizer; wrapping a module
-(data-parallel, compiled, in another module) puts a prefix before its names.
-Safetensors and numpy's archives have no dicts, so there a key is a prefix too.
+A training checkpoint is a dict with the weights under some key (`state_dict`,
+`model`, `model_ema`) beside an optimizer; wrapping a module (data-parallel,
+compiled, in another module) adds a prefix to its names. Safetensors and numpy's
+archives have no dicts, so there a key is a prefix too.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any
 from clip_jax import errors
 from clip_jax.convert.files import nested
 
-# Keys and attributes under which programs keep a model.
+# Keys and attributes under which programs save a model.
 _WEIGHTS = (
   *("state_dict", "model_state_dict", "model_state", "model", "net", "network"),
   *("module", "clip", "clip_model", "base_model", "online_model"),
@@ -23,29 +23,29 @@ _WEIGHTS = (
   # Wrappers of torch and of DeepSpeed.
   *("_orig_mod", "_forward_module", "_fsdp_wrapped_module"),
 )
-# Those that hold a moving average of the weights.
+# Wrappers with a moving average of the weights.
 _AVERAGES = (
   *("model_ema", "ema_model", "ema", "state_dict_ema", "ema_state_dict"),
   *("model_ema_state_dict", "ema_model_state_dict", "averaged_model"),
   *("avg_model", "swa_model"),
 )
 WRAPPERS = frozenset((*_WEIGHTS, *_AVERAGES))
-# What a training keeps beside, where a container has names only.
+# Prefixes of other parts of a training state, in containers without dicts.
 _TRAINING = frozenset(
   (
     *("optimizer", "optimizers", "optimizer_states", "optimizer_state_dict"),
     *("optim", "lr_scheduler", "lr_schedulers", "scheduler", "scaler"),
     *("epoch", "step", "global_step", "iteration", "rng_state"),
-    "n_averaged",  # torch's own count of an average.
+    "n_averaged",  # The counter of torch's averaged models.
   )
 )
-# Modules around a part of a model: no model here has parts of these names.
+# Modules around a part of a model. No supported model has parts of these names.
 _INNER = re.compile(
   r"(?<=[./])(?:module|_orig_mod|_fsdp_wrapped_module|"
   r"_checkpoint_wrapped_module)[./]"
 )
 _FIRST = re.compile(r"([^./]+)[./]")
-# More layers than anybody wraps: a hostile name may have hundreds.
+# More wrappers than are ever used; a hostile name may have hundreds.
 _MAX_LAYERS = 16
 _LORA = re.compile(r"(^|[./])lora_(A|B|embedding_A|embedding_B|magnitude)")
 MERGE = (
@@ -57,12 +57,12 @@ MERGE = (
 
 @dataclasses.dataclass(frozen=True)
 class Undone:
-  """The leaves of a model by its own names.
+  """The leaves of a model, without wrappers.
 
   Attributes:
-    leaves: tensors and other values.
-    stripped: wrappers and prefixes that were around them, from the outside.
-    left_out: what stood beside a wrapper: an optimizer, an epoch.
+    leaves: tensors and other values by the model's own names.
+    stripped: wrappers and prefixes that were removed, outermost first.
+    left_out: names of other values beside a wrapper: an optimizer, an epoch.
   """
 
   leaves: dict[str, Any]
@@ -81,21 +81,21 @@ def undo(
   """Returns the model in a file's nested dicts, or in its flat names.
 
   Args:
-    tree: as the container holds it.
-    name: what messages call the file.
-    separator: that joins the names of nested dicts.
-    is_tensor: whether a leaf is one.
-    weights: which of several wrapped models to take, such as "model_ema".
+    tree: the content of the container.
+    name: the file's name in messages.
+    separator: separator that joins the names of nested dicts.
+    is_tensor: whether a leaf is a tensor.
+    weights: which of several wrapped models to return, such as "model_ema".
 
   Raises:
-    AmbiguousError: there are several, and `weights` says none.
+    AmbiguousError: there are several, and `weights` chooses none.
     UserError: the file holds LoRA adapters, or no model called `weights`.
     ValueError: it is nested too deep, or two tensors get the same name.
   """
   stripped: list[str] = []
   left_out: list[str] = []
   offered: set[str] = set()
-  # A dict with parameters of its own is a state dict, whatever is beside them.
+  # A dict that has parameters itself is a state dict, not a wrapper.
   while not any(is_tensor(x) and "." in str(key) for key, x in tree.items()):
     inner = {
       key: value
@@ -140,7 +140,7 @@ def _note(stripped: list[str], layer: str) -> None:
 def _choose(
   wrapped: Collection[str], weights: str | None, offered: set[str], name: str
 ) -> str | None:
-  """Returns the wrapper to undo next; None where there is none."""
+  """Returns the wrapper to remove next; None if there is none."""
   offered |= set(wrapped)
   if weights in wrapped:
     return weights
@@ -163,7 +163,7 @@ def _nothing_under(weights, offered, name) -> errors.UserError:
 
 
 def _first_words(leaves, is_tensor) -> set[str]:
-  """Returns the wrappers that names of tensors begin with."""
+  """Returns the wrappers with which names of tensors begin."""
   return {
     match[1]
     for name, leaf in leaves.items()
@@ -174,9 +174,9 @@ def _first_words(leaves, is_tensor) -> set[str]:
 
 
 def _without_first(leaves, word) -> tuple[dict[str, Any], list[str]]:
-  """Returns leaves without a first word, and what a training keeps beside.
+  """Returns leaves with a first word removed, and other parts of a training.
 
-  Names that do not begin with it stay, to be asked for their place.
+  Names that do not begin with it are kept, so that they are reported later.
   """
   heads = {name: re.split(r"[./]", name, maxsplit=1)[0] for name in leaves}
   others = WRAPPERS | _TRAINING

@@ -1,8 +1,7 @@
-"""The entries of a zip archive, and where their bytes lie.
+"""The entries of a zip archive, and the positions of their bytes.
 
-Python's `zipfile` parses the directory; what it says is checked against the
-file, and the bytes are read by position, so that an entry is never inflated
-or trusted because its header says so.
+Python's `zipfile` parses the directory. Its entries are checked against the
+file, and their bytes are read by position, within the sizes that were checked.
 """
 
 import dataclasses
@@ -25,15 +24,15 @@ MAGIC = b"PK\x03\x04"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _FILES = (0, stat.S_IFREG, stat.S_IFDIR)
 _ENCRYPTED = 1 | 1 << 6 | 1 << 13
-_SIZES_FOLLOW = 1 << 3  # The checksum and sizes come after the data.
-_MAX_DESCRIPTOR_BYTES = 24  # What they take there.
+_SIZES_FOLLOW = 1 << 3  # Flag: the checksum and sizes come after the data.
+_MAX_DESCRIPTOR_BYTES = 24  # Bytes that they take there.
 
 _BAD_NAME = re.compile(r"^/|^[A-Za-z]:|\\|\x00|(^|/)\.{1,2}(/|$)|//")
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """One member of an archive: `stored` bytes at `offset`, `size` unpacked."""
+  """An entry of an archive: `stored` bytes at `offset`, `size` unpacked."""
 
   name: str
   offset: int
@@ -47,8 +46,8 @@ def read(file: datafile.DataFile) -> dict[str, Entry]:
   """Returns the entries of a zip archive by name.
 
   Raises:
-    DamagedError: entries overlap, leave the file, are encrypted, links or
-      doubled, or have a name that leads out of a directory.
+    DamagedError: entries overlap, exceed the file, are encrypted, are links,
+      occur twice, or have a name that leads out of a directory.
   """
   _check_directory_size(file)
   with file.opened() as raw, zipfile.ZipFile(raw) as archive:
@@ -68,7 +67,7 @@ def read(file: datafile.DataFile) -> dict[str, Entry]:
 
 
 def _check_directory_size(file: datafile.DataFile) -> None:
-  """Checks how much there is to parse, before `zipfile` parses it."""
+  """Checks the size of the directory, before `zipfile` parses it."""
   # A record of long sizes, its locator, and the end record, which is the last
   # of a file that has no comment.
   tail = file.read(max(file.size - 98, 0), min(file.size, 98)).rjust(98, b"\0")
@@ -85,7 +84,7 @@ def _check_directory_size(file: datafile.DataFile) -> None:
 
 
 def _check_gap(end: int, start: int, slack: int) -> None:
-  """Checks that no entry overlaps another or lies hidden between two."""
+  """Checks that no entry overlaps another, and nothing is hidden between."""
   if not end <= start <= end + slack:
     raise ValueError(
       f"its entries do not follow each other: one ends at byte {end}, the next "
@@ -94,7 +93,7 @@ def _check_gap(end: int, start: int, slack: int) -> None:
 
 
 def _entry(raw, info: zipfile.ZipInfo) -> Entry:
-  """Checks an entry of the directory against its own header."""
+  """Returns an entry of the directory, checked against its own header."""
   name = info.orig_filename
   shown = f"{name!r:.100}"
   compressed = info.compress_type == zipfile.ZIP_DEFLATED
@@ -149,7 +148,7 @@ def content(file: datafile.DataFile, entry: Entry) -> np.ndarray:
 
 
 def inflate(file: datafile.DataFile, entry: Entry) -> Iterator[bytes]:
-  """Yields the content of an entry in small pieces, checked at the end.
+  """Yields the content of an entry in small pieces; the end is checked.
 
   It never yields more than `entry.size` bytes.
   """
@@ -195,10 +194,10 @@ def _compare_crc(entry: Entry, crc: int) -> None:
 
 
 class Writer:
-  """Writes stored entries, the same bytes for the same content.
+  """Writes an archive of uncompressed entries, deterministically.
 
-  A context manager over `zipfile.ZipFile`: fixed times and modes, and data
-  that begins at a multiple of 64 bytes, as torch and mmap like it.
+  It is a context manager around `zipfile.ZipFile`, with fixed times and modes.
+  Data begin at multiples of 64 bytes, which suits torch and mmap.
   """
 
   ALIGNMENT = 64
@@ -214,7 +213,7 @@ class Writer:
     if kind is None:
       self._archive.close()
     else:
-      # Not `close`, which would write a directory of half an entry.
+      # `close` would write a directory with an incomplete entry.
       self._archive.fp = None
 
   def add(self, name: str, pieces: Iterable[Any], size: int) -> None:
@@ -223,9 +222,9 @@ class Writer:
     info.create_system = 3  # Unix, on every system.
     info.external_attr = 0o644 << 16
     info.file_size = size
-    # From here on zipfile adds a field of 20 bytes for the long sizes.
+    # Above this size zipfile adds a field of 20 bytes for long sizes.
     long = size * 1.05 > zipfile.ZIP64_LIMIT
-    # The last 4 are the header of the padding.
+    # The last 4 bytes are the header of the padding.
     start = self._file.tell() + LOCAL_HEADER.size + len(name.encode())
     start += 20 * long + 4
     padding = -start % self.ALIGNMENT

@@ -1,4 +1,4 @@
-"""HuggingFace's BERT, in, as a text tower."""
+"""Reads HuggingFace's BERT as a text tower."""
 
 import pathlib
 from collections.abc import Collection, Iterable
@@ -22,7 +22,7 @@ from clip_jax.convert.formats import huggingface_weights as weights_lib
 from clip_jax.convert.formats.huggingface_family import GELUS, tower
 
 NAME = "bert"
-_POOLINGS = ("mean", "cls")  # What a user may say that a plain one is for.
+_POOLINGS = ("mean", "cls")  # What a user may choose for a plain BERT.
 CONFIG = "config.json"
 # The pooler and the heads of pretraining and of fine-tuning.
 IGNORED = (
@@ -74,7 +74,7 @@ DEFAULTS = tower(
   pruned_heads={},
 )
 _ABSOLUTE = fields.exactly("absolute", None)
-# What makes it another model.
+# Values that would make it another model.
 PLAIN = (
   Written("position_embedding_type", "absolute", _ABSOLUTE),
   Written("is_decoder", False, fields.exactly(False)),
@@ -121,14 +121,14 @@ def knows(names: Collection[str]) -> bool:
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
-  """Reads a BERT; its own pooler is kept aside.
+  """Returns the model of a BERT directory; the BERT's own pooler is an extra.
 
-  A BERT by itself gives a vector for each token, and does not say how these
-  become one.
+  A BERT returns a vector for each token, and its files do not say how they are
+  pooled.
 
   Raises:
     UserError: it is another kind of BERT, or damaged, or has no such pooling.
-    AmbiguousError: the pooling was not told.
+    AmbiguousError: no option says the pooling.
   """
   if path.is_file():
     raise errors.UserError(
@@ -158,16 +158,16 @@ def read_tower(
   context_length: int | None = None,
   cleaning: str | None = None,
 ) -> portable.Portable:
-  """Reads a BERT with what a directory around it says.
+  """Returns the model of a BERT, with settings of the directory around it.
 
   Args:
     path: the directory with the config and the weights.
-    report: takes the account.
-    options: what a user says.
-    pooling: of `models.bert.POOLINGS`.
-    normalize: whether the pooled vector gets unit length.
+    report: the report to write to.
+    options: the user's options.
+    pooling: one of `models.bert.POOLINGS`.
+    normalize: whether the pooled vector is normalised to unit length.
     context_length: the most tokens; None for all positions.
-    cleaning: of `tokenizer.CLEANINGS`; None where nothing says one.
+    cleaning: one of `tokenizer.CLEANINGS`; None if the files do not say it.
   """
   config = config_file.read(path / CONFIG)
   told = {"activation": options.activation}
@@ -208,14 +208,14 @@ def describe_tokenizer(
   where: str = "The directory of this model",
   cleaning: str | None = None,
 ) -> dict[str, Any]:
-  """Returns the description of BERT's tokenizer, which pads as the model.
+  """Returns the description of a BERT's tokenizer; checks its padding id.
 
   Args:
-    files: of `tokenizer_files.carry`.
+    files: the result of `tokenizer_files.carry`.
     text: the description of the text tower.
-    report: takes the fields and where they come from.
-    where: what messages call the directory.
-    cleaning: of `tokenizer.CLEANINGS`; None where nothing says one.
+    report: the report to write to.
+    where: the directory's name in messages.
+    cleaning: one of `tokenizer.CLEANINGS`; None if the files do not say it.
   """
   found = tokenizer_files.describe(
     files, cleaning=cleaning or "none", where=where, report=report
@@ -227,9 +227,9 @@ def describe_tokenizer(
 
 
 def check_pad(text: dict[str, Any], tokenizer: dict, where: str) -> None:
-  """Raises UserError where the tokenizer's ids are not the model's.
+  """Raises UserError if tokenizer and model have different padding ids.
 
-  Padding with another id would not be masked.
+  The model would not mask padding with another id.
   """
   if tokenizer["pad_id"] != text["pad_id"]:
     raise errors.UserError(
@@ -248,13 +248,13 @@ def describe(
   """Returns the text tower of a BERT's config, without its pooling.
 
   Args:
-    config: as it stands in the file.
-    report: takes what the weights do not say.
-    where: what messages call the file.
-    told: what a user says of a field.
+    config: the content of the file.
+    report: the report to write to.
+    where: the file's name in messages.
+    told: the user's values of fields.
 
   Raises:
-    UserError: it names what no tower here has.
+    UserError: a field has a value that is not supported.
   """
   source = fields.Source(
     config,
@@ -268,7 +268,7 @@ def describe(
 
 
 def naming(names: Iterable[str]) -> dict[str, Any]:
-  """Returns how a checkpoint names BERT's tensors: prefix and norms."""
+  """Returns the prefix and the names of norms in a checkpoint of a BERT."""
   names = list(names)
   prefix = "bert." if any(n.startswith("bert.") for n in names) else ""
   legacy = any(n.endswith("LayerNorm.gamma") for n in names)
@@ -276,7 +276,7 @@ def naming(names: Iterable[str]) -> dict[str, Any]:
 
 
 def entries(text: dict[str, Any], **dialect: Any) -> list[engine.Entry]:
-  """Returns where a BertModel's tensors go; `dialect` is that of `naming`."""
+  """Returns the entries of a BertModel; `dialect` is the result of `naming`."""
   return FAMILY.entries({"text": text}, dialect)
 
 

@@ -1,8 +1,9 @@
-"""big_vision's `.npz`, in and out: SigLIP, SigLIP 2, LiT and single ViTs.
+"""Reads and writes big_vision's `.npz`: SigLIP, SigLIP 2, LiT, single ViTs.
 
-Shapes say all of the architecture. What they do not say (activation, epsilons,
-preprocessing) is what big_vision's models have, and is in the report. Pooling
-and tokenizer of a text tower that is not SigLIP's must be told.
+The architecture follows from the arrays' shapes. Activation, epsilons and
+preprocessing do not: the values of big_vision's models are taken, and noted in
+the report. For a text tower that is not SigLIP's, the user must give pooling
+and tokenizer.
 """
 
 import dataclasses
@@ -28,21 +29,21 @@ from clip_jax.convert.tensor import Tensor
 from clip_jax.tokenizer import files as tokenizer_files
 
 NAME = "big-vision"
-# A patch embedding and an embedding of tokens, whatever stands before them.
+# The names of a patch embedding and of a token embedding, with any prefix.
 _MARKS = ("/embedding/kernel", "/Embed_0/embedding", "_ids/embedding")
 
 
 def knows(names: Collection[str]) -> bool:
-  """Whether these are names of one or two of big_vision's towers."""
+  """Whether these are names of one or two towers of big_vision."""
   return any(f"/{name}".endswith(_MARKS) for name in names)
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
-  """Reads a checkpoint of two towers, or of one.
+  """Returns the model of a checkpoint with two towers, or with one.
 
   Raises:
     UserError: the file is damaged, or holds another model.
-    AmbiguousError: its text tower has several meanings.
+    AmbiguousError: its text tower has several possible meanings.
   """
   report = report_lib.Report(NAME)
   tensors = weights_file.read(path, options, report).tensors
@@ -70,18 +71,18 @@ def read_tensors(
   weights: Iterable[pathlib.Path] = (),
   report: report_lib.Report | None = None,
 ) -> portable.Portable:
-  """Reads the arrays of a checkpoint, by their names.
+  """Returns the model of a checkpoint's arrays.
 
   Args:
-    tensors: by their names.
-    options: what the user says.
-    name: what messages call the checkpoint.
-    weights: the files that hold them, for their digests.
-    report: takes the account; None makes one.
+    tensors: the arrays by name.
+    options: the user's options.
+    name: the checkpoint's name in messages.
+    weights: the files with the arrays, for their digests.
+    report: the report to write to; None makes a new one.
 
   Raises:
-    UserError: they are no model of big_vision's.
-    AmbiguousError: their text tower has several meanings.
+    UserError: they are not a model of big_vision.
+    AmbiguousError: their text tower has several possible meanings.
   """
   report = report or report_lib.Report(NAME)
   layout = names_lib.find({k: x.shape for k, x in tensors.items()}, name)
@@ -104,14 +105,14 @@ def read_tensors(
     dialect=layout,
     noted=noted,
   )
-  # An optimizer's state is no part of the model.
+  # An optimizer's state is not part of the model.
   root = layout["root"]
   extras = {k: x for k, x in model.extras.items() if k.startswith(root)}
   return dataclasses.replace(model, extras=extras)
 
 
 def _ignored(layout, spec) -> list[str]:
-  """Returns patterns of the names that hold nothing of the towers."""
+  """Returns patterns for the names of arrays that no tower has."""
   patterns = []
   if root := layout["root"]:  # Whatever else a training checkpoint holds.
     patterns.append(f"^(?!{root})")
@@ -122,7 +123,7 @@ def _ignored(layout, spec) -> list[str]:
 
 
 def _merge_positions(tensors, layout, report) -> dict[str, Tensor]:
-  """Adds up the positions of text towers that were trained with two."""
+  """Replaces two position embeddings of a text tower by their sum."""
   tensors = dict(tensors)
   if not layout["text"]:
     return tensors
@@ -145,9 +146,9 @@ def _merge_positions(tensors, layout, report) -> dict[str, Tensor]:
 
 
 def _square(tensors, layout, options, report):
-  """Resizes positions whose grid is no square to the new, square one.
+  """Returns the arrays with a grid of positions resized to a square one.
 
-  Returns the arrays, and what to note about the source.
+  Returns the arrays, and notes about the source.
   """
   if not layout["image"] or options.old_grid is None:
     return tensors, {}
@@ -186,7 +187,7 @@ def _square(tensors, layout, options, report):
 def write(
   model: portable.Portable, destination: pathlib.Path, options: portable.Options
 ) -> None:
-  """Writes the names and shapes of the source's layout, or today's.
+  """Writes a file with the source's layout, or with big_vision's present one.
 
   Raises:
     UserError: big_vision has no such model.
@@ -197,7 +198,7 @@ def write(
 
 
 def told(spec: dict[str, Any]) -> portable.Options:
-  """Returns what a reader must be told of a model that was written."""
+  """Returns the options needed to read a model back that was written."""
   text = spec.get("text", {})
   if text.get("kind") != "transformer":
     return portable.Options()
@@ -206,7 +207,7 @@ def told(spec: dict[str, Any]) -> portable.Options:
     for name, tokenizer in description.TOKENIZERS.items()
     if not _differences(spec["tokenizer"], tokenizer)
   ]
-  # Where none is alike, the writer has said so: any will do to read it back.
+  # If none is equal, the writer has warned: any one can read it back.
   tokenizer = (others or list(description.TOKENIZERS))[0]
   return portable.Options(
     pooling="last",
@@ -215,7 +216,7 @@ def told(spec: dict[str, Any]) -> portable.Options:
 
 
 def to_tensors(model: portable.Portable) -> dict[str, Tensor]:
-  """Returns the arrays under big_vision's names."""
+  """Returns the model's arrays under big_vision's names."""
   spec = model.spec
   kept = model.extras if model.source.get("format") == NAME else {}
   layout = model.dialect(NAME)
@@ -234,7 +235,7 @@ def to_tensors(model: portable.Portable) -> dict[str, Tensor]:
 
 
 def _unsaid(spec: dict[str, Any]) -> list[str]:
-  """Returns what to tell whoever uses a file that holds arrays alone."""
+  """Returns warnings about what a file of arrays cannot say."""
   said = family.normal(spec)
   differs = {
     field: spec[field]
@@ -253,7 +254,8 @@ def _unsaid(spec: dict[str, Any]) -> list[str]:
     if not usual:
       warnings.append(
         "The file says nothing about the tokenizer, and big_vision has none "
-        f"of {spec['text']['vocab_size']} ids: who reads it must be told."
+        f"of {spec['text']['vocab_size']} ids: give it to whoever reads the "
+        "file."
       )
     elif other := _differences(spec["tokenizer"], usual):
       warnings.append(
@@ -277,7 +279,7 @@ def _unsaid(spec: dict[str, Any]) -> list[str]:
 
 
 def _differences(tokenizer: dict[str, Any], usual: dict[str, Any]) -> list[str]:
-  """Returns the fields of a tokenizer that a reading would not give back."""
+  """Returns the fields of a tokenizer that would change when read back."""
   return [
     f"tokenizer.{field}={tokenizer.get(field)!r} ({want!r} there)"
     for field, want in usual.items()

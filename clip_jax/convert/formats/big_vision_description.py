@@ -1,9 +1,10 @@
-"""What the arrays of a big_vision checkpoint say about its model.
+"""Describes the model of a big_vision checkpoint by its arrays.
 
-Shapes say all of the architecture but a text tower's pooling; the rest is what
-big_vision's models have, and goes into the report as "format". Of text towers
-that is known where they are SigLIP's: two towers with a bias for the sigmoid
-loss, and a vocabulary of big_vision's. Others must be told.
+The architecture follows from shapes, except a text tower's pooling; the rest is
+taken from big_vision's own models, and noted in the report as "format". A text
+tower is taken for SigLIP's if the model has two towers, a bias for the sigmoid
+loss and a vocabulary of big_vision's; for others, the user must give pooling
+and tokenizer.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from clip_jax.convert.formats import big_vision_names as names
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import clip
 
-# What shapes do not say, which is the same in all models of a kind.
+# Fields that shapes do not show; they are the same in all models of a kind.
 ACTIVATION = "gelu_tanh"
 _FIXED: dict[str, dict[str, dict[str, Any]]] = {
   "image": {
@@ -46,7 +47,7 @@ _FIXED: dict[str, dict[str, dict[str, Any]]] = {
     },
   },
 }
-# Of these, what goes into the report; names would show the others.
+# Those of them that are reported; the others show in the arrays' names.
 _REPORTED = ("norm_epsilon", "causal", "pad_id", "pooling")
 _ENCODER = """
 width    {block}_0/{attention}/query/kernel  0 of 3
@@ -81,15 +82,15 @@ token_types     {embed}_segment_ids/embedding   0 of 2
 depth           {layers}_{i}/
 mlp_dim         {layers}_0/mlp_block/mlp/dense_layer/kernel  1 of 2
 """
-# The usual value of what two towers share, and what else is the same to
-# float32. A head comes and goes.
+# Default values of what two towers share, and other values that are equal to
+# them in float32. A projection may be missing.
 ENDS = {
   "image_projection": ("linear_bias", "none"),
   "text_projection": ("linear_bias", "none"),
   "embed_norm": ("l2_plus_1e-8", "l2"),
 }
-BERT_HEAD_DIM = 64  # Of BERT's every size; its kernels do not show it.
-# Trained on images that patches do not fill: (patch, grid) -> pixels.
+BERT_HEAD_DIM = 64  # The same in all sizes of BERT; its kernels do not show it.
+# Models whose image size is not a multiple of the patch: (patch, grid) -> size.
 IMAGE_SIZES = {(14, 27): 384}  # So400m/14 at 384: 6 pixels are left over.
 
 # `value_range(-1, 1)` after `tf.image.resize`, which does not antialias.
@@ -104,7 +105,7 @@ PREPROCESSING = {
   "crop_fraction": 1.0,
   "convert_rgb": "before",
 }
-# By big_vision's names, with the id that pads.
+# Tokenizers by big_vision's names, with the id of padding.
 TOKENIZERS = {
   name: {
     "kind": "sentencepiece",
@@ -127,7 +128,7 @@ _WORDPIECE = {
   "end_id": None,
   "file": "vocab.txt",
 }
-# What messages call what must be told, and the flag that tells it.
+# What a user may have to give: its name in messages, and its flag.
 _SILENT = {
   "text.pooling": ("how its tokens become one vector", "--pooling last"),
   "tokenizer": ("its tokenizer", "--tokenizer c4_en, mc4 or gemma"),
@@ -145,17 +146,17 @@ def describe(
   """Returns the description that the arrays' shapes imply.
 
   Args:
-    tensors: of a checkpoint, by their names.
-    layout: that was found in them.
-    options: with the activation, where it is not the usual one, and with the
+    tensors: the checkpoint's arrays by name.
+    layout: the layout of their names.
+    options: with the activation, if it is not the usual one, and with the
       pooling and the tokenizer of a text tower that is not SigLIP's.
-    report: takes what the shapes do not say.
-    name: what messages call the checkpoint.
+    report: the report to write to.
+    name: the checkpoint's name in messages.
 
   Raises:
     UserError: the model is not supported, or an array misses an axis.
-    AmbiguousError: the text tower is not SigLIP's, and its pooling or its
-      tokenizer was not told.
+    AmbiguousError: the text tower is not SigLIP's, and the options lack its
+      pooling or its tokenizer.
   """
   read = Sizes(tensors, name)
   activation = report.infer(
@@ -257,7 +258,7 @@ def _image_size(patch: int, side: int) -> int:
 def _told(
   tensors, layout, vocab_size, options, name
 ) -> dict[str, tuple[str, str]]:
-  """Returns the pooling and the tokenizer, each with where it comes from."""
+  """Returns the pooling and the tokenizer, each with its source."""
   prefix = names.prefix_of(layout, "text")
   found = {}
   if f"{prefix}{layout['text']['map_head']}probe" in tensors:
@@ -314,14 +315,14 @@ def _bert(read: Sizes, layout, report) -> dict[str, Any]:
 
 
 def is_siglip(vocab_size: int, *, has_bias: bool) -> bool:
-  """Whether a Transformer over texts is taken for SigLIP's, as published."""
+  """Whether a text Transformer is taken for a published one of SigLIP."""
   return has_bias and vocab_size in VOCABULARIES
 
 
 def usual_tokenizer(text: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the tokenizer of big_vision's models with such a text tower.
 
-  It is empty where the vocabulary is none of theirs: a reader must be told.
+  It is {} if they have no such vocabulary; the user must then give it.
   """
   if text["kind"] == "bert":
     return dict(_WORDPIECE)
@@ -329,7 +330,7 @@ def usual_tokenizer(text: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ends(read: Sizes, tensors, layout, spec, report) -> dict[str, Any]:
-  """Returns what the two towers share."""
+  """Returns the fields of the description that are about both towers."""
   found, dims = {}, {}
   for tower in ("image", "text"):
     start = names.prefix_of(layout, tower)
@@ -346,8 +347,8 @@ def _ends(read: Sizes, tensors, layout, spec, report) -> dict[str, Any]:
       dims |= read(f"{tower} {head} 1 of 2")
   if dims["image"] != dims["text"]:
     raise errors.UserError(
-      f"The towers end in {dims['image']} (image) and {dims['text']} (text) "
-      "numbers: they share no space."
+      f"The towers' embeddings have {dims['image']} (image) and "
+      f"{dims['text']} (text) dimensions; they must be equal."
     )
   has_bias = f"{layout['root']}b" in tensors
   return {
@@ -361,12 +362,12 @@ def _ends(read: Sizes, tensors, layout, spec, report) -> dict[str, Any]:
 
 
 def refusals(spec: dict[str, Any]) -> list[str]:
-  """Returns what of a description big_vision's models cannot be."""
+  """Returns messages about what of a description big_vision does not have."""
   return family.unlike(spec, _allowed(spec))
 
 
 def _allowed(spec: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
-  """Yields the fields that shapes do not say, and the values that they have."""
+  """Yields (field, allowed values) for the fields that shapes do not show."""
   yield from family.pinned(spec, _FIXED)
   for tower in engine.towers(spec):
     this = spec[tower]

@@ -1,8 +1,8 @@
-"""The names of big_vision's arrays, which are laid out like ours.
+"""The names of big_vision's arrays, whose axes are like ours.
 
-Names varied over the years, and between the two ways of stacking layers. How a
-checkpoint spells them is its layout, plain data: it is found in the names, and
-gives the same names back.
+Names changed over the years, and differ between the two ways of stacking
+layers. The names of one checkpoint are described by its layout, which is plain
+data: it is found in the names, and the same names can be made from it.
 """
 
 import re
@@ -13,14 +13,14 @@ from clip_jax import errors
 from clip_jax.convert.engine.names import FLAX, Names
 
 BERT = "BertEncoder_0/"
-# Of BERT's first layer: a matrix, or with heads of its own.
+# In BERT's first layer: a matrix, or an array with an axis for heads.
 BERT_QUERY = (
   f"{BERT}encoder_block/layer_sequence/layers_0/attention_block/"
   "attention_layer/query/kernel"
 )
 # Where parameters are in a training checkpoint, now and formerly.
 _ROOTS = ("params/", "opt/target/")
-# What a tower's names begin with beside another tower, and what shows it.
+# The prefix of a tower beside another one, and names that show that tower.
 _PREFIXES = {"image": "img/", "text": "txt/"}
 _MARKS = {
   "image": ("embedding/kernel",),
@@ -30,7 +30,7 @@ _MARKS = {
   ),
 }
 _ENCODERS = {"image": "Transformer/", "text": "Encoder_0/"}
-# Where a tower's positions are; the first that is found, newest first.
+# Names of a tower's position embedding, newest first; the first found counts.
 _POSITIONS = {
   "image": (
     "pos_embedding",
@@ -98,7 +98,7 @@ norm       {norms[1]}     ln_2
 linear     {mlp}/Dense_0  mlp/fc_in
 linear     {mlp}/Dense_1  mlp/fc_out
 """
-# It came after the names of blocks had settled.
+# It is newer than the last change of the blocks' names.
 HEAD = """
 -          probe                           probe
 attention  MultiHeadDotProductAttention_0  attention
@@ -143,14 +143,14 @@ NAMES = Names(
 
 
 def find(shapes: Mapping[str, tuple[int, ...]], name: str) -> dict[str, Any]:
-  """Returns the layout of a checkpoint; a tower that it lacks is None.
+  """Returns the layout of a checkpoint, with None for a missing tower.
 
   Args:
-    shapes: of its arrays, by name.
-    name: what messages call it.
+    shapes: shapes of its arrays by name.
+    name: the checkpoint's name in messages.
 
   Raises:
-    UserError: it has no tower that is known.
+    UserError: it has no known tower.
   """
   root = next((r for r in _ROOTS if any(k.startswith(r) for k in shapes)), "")
   layout: dict[str, Any] = {"root": root}
@@ -172,15 +172,15 @@ def find(shapes: Mapping[str, tuple[int, ...]], name: str) -> dict[str, Any]:
     )
   if layout["image"] == layout["text"]:
     raise errors.UserError(
-      f"{name} has an image tower and a text tower whose names begin alike; "
-      "those of two towers begin with img/ and txt/."
+      f"{name} has an image tower and a text tower with the same prefix; the "
+      "prefixes of two towers must be img/ and txt/."
     )
   for tower in towers:
     layout[tower] |= _find_tower(tower, shapes, prefix_of(layout, tower))
   return layout
 
 
-# Modules of a block: how many it has, and where they stand in a layout.
+# Modules of a block: how many it has, and their field in a layout.
 _MODULES = {
   "MultiHeadDotProductAttention": (1, "attention"),
   "MlpBlock": (1, "mlp"),
@@ -211,10 +211,10 @@ def _find_tower(tower, shapes, prefix) -> dict[str, Any]:
 
 
 def prefix_of(layout: Mapping[str, Any], tower: str) -> str:
-  """Returns what a tower's names begin with, the root included."""
+  """Returns the prefix of a tower's names, with the root."""
   return layout["root"] + layout[tower]["prefix"]
 
 
 def encoder_of(layout: Mapping[str, Any], tower: str) -> str:
-  """Returns what the names of a tower's blocks begin with, up to a number."""
+  """Returns the prefix of the names of a tower's blocks, before the number."""
   return f"{prefix_of(layout, tower)}{_ENCODERS[tower]}encoderblock"

@@ -1,8 +1,8 @@
-"""borisdayma/clip-jax, in: an Orbax directory beside a config.json.
+"""Reads borisdayma/clip-jax: an Orbax directory beside a config.json.
 
-That codebase has models of many shapes. Those of CLIP's own shape are read:
-pre-norm blocks with LayerNorm and biases, learnt positions, plain MLPs, a
-causal text tower read at the end of text. Others are refused by their fields.
+That codebase has many architectures. Only CLIP's is supported: pre-norm blocks
+with LayerNorm and biases, learnt positions, plain MLPs, and a causal text tower
+that is read at the end of the text. Others are rejected by their fields.
 """
 
 import pathlib
@@ -80,7 +80,7 @@ def _optional(default: int | None) -> fields.Kind:
 
 
 def _only(**values: Any) -> tuple[Written, ...]:
-  """Returns rows of fields that have one value in the models here."""
+  """Returns rows of fields for which one value is supported."""
   return tuple(Written(k, v, fields.exactly(v)) for k, v in values.items())
 
 
@@ -90,7 +90,7 @@ def _any(*names: str) -> tuple[Written, ...]:
 
 
 class Registers(Row):
-  """Register tokens, which are left out before the last norm."""
+  """The row of register tokens, which are dropped before the last norm."""
 
   ours = "image.registers"
   theirs = "vision_config.registers"
@@ -103,7 +103,7 @@ class Registers(Row):
 
 
 class Patches(Row):
-  """The grid of patches; reads after the sizes."""
+  """The row of the grid of patches; it must come after those of the sizes."""
 
   ours = "image.drop_edge"
   theirs = "vision_config.position_embedding_shape"
@@ -128,7 +128,7 @@ TOWER = (
   *_only(use_rmsnorm=False, ln_type="preln", use_bias=True, force_scale=True),
   *_only(normalize_qk=False, num_queries=1, position_embedding_type="learnt"),
   *_only(activations=["gelu"]),  # flax's, which is the tanh form.
-  # About training, or numbers that float32 has anyway.
+  # Fields about training or about numeric types.
   *_any("dtype", "float32_logits", "attention_dropout", "mlp_dropout_rate"),
   *_any("unroll", "gradient_checkpointing", "remat_policy", "mask_token_id"),
   *_any("pad_token_id", "bos_token_id", "masked_pred_prob"),
@@ -158,7 +158,7 @@ FIELDS: tuple[Row, ...] = (
   Written(KEEP_REGISTERS, False),
   Patches(),
 )
-# What the codebase takes where a config is silent.
+# Default values of the codebase.
 _TOWER_DEFAULTS = {
   "activations": ["relu"],
   "normalize_qk": False,
@@ -203,10 +203,10 @@ def recognise(path: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
-  """Reads the newest step of a directory.
+  """Returns the model of the newest step of a directory.
 
   Raises:
-    UserError: it is damaged, or holds a model of another shape.
+    UserError: it is damaged, or its architecture is not supported.
   """
   report = report_lib.Report(NAME)
   config = config_file.read(path / CONFIG)
@@ -245,14 +245,14 @@ def describe(
   """Returns the description of a model.
 
   Args:
-    config: the codebase's.
-    tensors: the parameters by name; the projections come and go.
-    files: the tokenizer's, as `tokenizer_files.carry` returns them.
-    report: takes what neither says.
-    where: what messages call the config.
+    config: the content of config.json.
+    tensors: the parameters by name; projections may be missing.
+    files: the tokenizer's files, as of `tokenizer_files.carry`.
+    report: the report to write to.
+    where: the config's name in messages.
 
   Raises:
-    UserError: the model is of another shape; its fields are listed.
+    UserError: the architecture is not supported; the message lists the fields.
   """
   for section in SECTIONS:
     if not isinstance(config.get(section), dict):
@@ -295,7 +295,7 @@ def describe(
 
 
 def _problems(act: Callable[[Row], None]) -> list[str]:
-  """Returns what is wrong with a config, of all rows."""
+  """Returns the messages of all rows that reject the config."""
   found = []
   for row in FIELDS:
     try:
@@ -306,7 +306,7 @@ def _problems(act: Callable[[Row], None]) -> list[str]:
 
 
 def _ends(source, towers, tensors) -> dict[str, Any]:
-  """Returns what the two towers share."""
+  """Returns the fields of the description that are about both towers."""
   projects = "vision_projection/kernel" in tensors
   infer = source.report.infer
   kind = infer("projections", "linear" if projects else "none", "shape")
@@ -321,7 +321,7 @@ def _ends(source, towers, tensors) -> dict[str, Any]:
     "embed_norm": infer("embed_norm", "l2_rsqrt_1e-6", "format"),
     "init_logit_scale": source.read("logit_scale_init_value", fields.LOG_SCALE),
     "init_logit_bias": bias,
-    # A softmax never moves a bias, so that it was none for those who took one.
+    # A softmax loss does not train a bias, so the initial one means none.
     "probabilities": infer(
       "probabilities", "sigmoid" if bias else "softmax", "config"
     ),

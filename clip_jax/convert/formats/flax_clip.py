@@ -1,8 +1,8 @@
-"""The retired FlaxCLIPModel of HuggingFace: `flax_model.msgpack`, to read.
+"""Reads HuggingFace's former FlaxCLIPModel: `flax_model.msgpack`.
 
-transformers 5 has no Flax models any more, but their files are on the Hub
-beside or instead of PyTorch's. Description, preprocessing and tokenizer are
-those of `huggingface`; only names and layouts differ: flax's, like ours.
+transformers 5 has no Flax models any more, but the Hub has their files beside
+or instead of PyTorch's. Description, preprocessing and tokenizer are those of
+`huggingface`; only names and layouts differ, which are flax's, like ours.
 """
 
 import pathlib
@@ -22,7 +22,7 @@ FILE = "flax_model.msgpack"
 
 
 def _flax(torch: str) -> str:
-  """Returns a table of torch's names, or a prefix, as flax has it."""
+  """Returns flax's form of a table of torch's names, or of a prefix."""
   for theirs, ours in (
     ("conv ", "- "),
     ("patch_embedding.weight", "patch_embedding.kernel"),
@@ -41,7 +41,7 @@ NAMES = Names(
 
 
 def recognise(path: pathlib.Path) -> bool:
-  """Whether `path` has such weights, and none for PyTorch."""
+  """Whether `path` has weights for flax, and none for PyTorch."""
   return (
     (path / FILE).is_file()
     and huggingface.model_type(path) is not None
@@ -50,10 +50,10 @@ def recognise(path: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
-  """Reads a directory.
+  """Returns the model of a directory.
 
   Raises:
-    UserError: it is damaged, or holds another model than a CLIP's two towers.
+    UserError: it is damaged, or is not a CLIP of two towers.
   """
   report = report_lib.Report(NAME)
   config = huggingface.read_config(path, report, options.activation)

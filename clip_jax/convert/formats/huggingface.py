@@ -1,7 +1,7 @@
-"""HuggingFace's directories of models of two towers, and of a tower alone.
+"""Reads and writes HuggingFace's directories, of two towers or of one.
 
-config.json says which of `FAMILIES` it is. Weights come as safetensors or
-PyTorch files, whole or in shards; they go out as safetensors.
+config.json says which of `FAMILIES` a model is of. Weights are read from
+safetensors or PyTorch files, single or in shards, and written as safetensors.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ FAMILIES: dict[str, HuggingFaceFamily] = {
 }
 _SECTIONS = {"image": "vision_config", "text": "text_config"}
 
-# `model_type` -> the family, and the tower if it is one alone.
+# `model_type` -> the family, and the tower of a single-tower model.
 MODEL_TYPES: dict[str, tuple[HuggingFaceFamily, str | None]] = {
   f"{name}{suffix}": (family, tower)
   for name, family in FAMILIES.items()
@@ -61,7 +61,7 @@ MODEL_TYPES: dict[str, tuple[HuggingFaceFamily, str | None]] = {
   )
 }
 IGNORED = (r"(^|\.)position_ids$",)
-# What follows a tower alone: a projection, or BERT's pooler.
+# Layers after a single tower: a projection, or BERT's pooler.
 _AFTER_TOWER = (
   r"^(visual|text)_projection\.weight$",
   r"^(text_model\.)?head\.(weight|bias)$",
@@ -71,11 +71,11 @@ _AFTER_TOWER = (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A config.json: its kind and its fields.
+  """The content of a config.json.
 
   Attributes:
     family: one of `FAMILIES`.
-    tower: "text" or "image" for a tower alone, else None.
+    tower: "text" or "image" for a single tower, else None.
     source: the fields.
   """
 
@@ -85,7 +85,7 @@ class Config:
 
 
 def recognise(path: pathlib.Path) -> bool:
-  """Whether `path` is a directory of such a model, or of a relative of one."""
+  """Whether `path` is a directory of such a model, or of a similar one."""
   kind = model_type(path)
   return kind is not None and (kind in MODEL_TYPES or "clip" in kind.lower())
 
@@ -96,11 +96,11 @@ def knows(names: Collection[str]) -> bool:
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
-  """Reads a directory, or a bare file of weights whose config is told.
+  """Returns the model of a directory, or of a file whose config is an option.
 
   Raises:
-    UserError: it is damaged, or holds a model that is not known.
-    AmbiguousError: a bare file, and its config was not told.
+    UserError: it is damaged, or holds an unknown model.
+    AmbiguousError: it is a file, and the options have no config.
   """
   report = report_lib.Report(NAME)
   file = None if path.is_dir() else path
@@ -135,14 +135,14 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   after = [name for name in model.extras if "position_ids" not in name]
   if after:
     report.warnings.append(
-      f"{', '.join(after)} come after the {config.tower} tower and are "
-      "no part of it; they are kept aside."
+      f"{', '.join(after)} come after the {config.tower} tower and are not "
+      "part of it; they are kept as extras."
     )
   return model
 
 
 def _config_directory(file, options, report) -> pathlib.Path:
-  """Returns the directory of a bare file's config."""
+  """Returns the directory of the config for a file of weights."""
   if options.config is None:
     hint = ""
     if (file.parent / CONFIG).is_file():
@@ -164,7 +164,7 @@ def _config_directory(file, options, report) -> pathlib.Path:
 
 
 def model_type(directory: pathlib.Path) -> str | None:
-  """Returns the `model_type` of a directory, None where there is none."""
+  """Returns the `model_type` of a directory; None if there is none."""
   found = config_file.peek(directory / CONFIG).get("model_type")
   return found if isinstance(found, str) else None
 
@@ -174,15 +174,15 @@ def read_config(
   report: report_lib.Report,
   activation: str | None = None,
 ) -> Config:
-  """Reads the config of a model of `FAMILIES`.
+  """Returns the config of a model of `FAMILIES`.
 
   Args:
-    directory: with the file.
-    report: takes what is read.
-    activation: of both towers, if a user says it.
+    directory: the directory with the file.
+    report: the report to write to.
+    activation: activation of both towers, if the user gives it.
 
   Raises:
-    UserError: it is none, or it is damaged.
+    UserError: it is of an unknown model, or damaged.
   """
   path = directory / CONFIG
   data = config_file.read(path, strict=True)
@@ -212,7 +212,7 @@ def read_config(
 
 
 def _part(data, name, family, path) -> dict[str, Any]:
-  """Returns a tower's part; the legacy `*_config_dict` wins as a whole."""
+  """Returns a tower's section; an old `*_config_dict` replaces all of it."""
   values, legacy = (
     _object(data, field, path) for field in (name, f"{name}_dict")
   )
@@ -232,7 +232,7 @@ def _object(data, field, path) -> dict[str, Any] | None:
 
 
 def describe(path: pathlib.Path, config: Config) -> dict[str, Any]:
-  """Returns the whole description of a directory's model."""
+  """Returns the complete description of a directory's model."""
   spec = config.family.describe(config.source)
   family, report = config.family, config.source.report
   if "image" in spec:
@@ -244,25 +244,28 @@ def describe(path: pathlib.Path, config: Config) -> dict[str, Any]:
 
 
 def check_depths(spec: dict[str, Any], tensors: Sized, name: str) -> None:
-  """Raises UserError before anything is as large as a config says."""
+  """Raises UserError if a config's depth exceeds the number of tensors.
+
+  So a hostile config cannot cause large allocations.
+  """
   for part in engine.towers(spec):
     depth = spec[part]["depth"]
     if depth > len(tensors):
       raise errors.UserError(
-        f"{name} has {len(tensors)} tensors, and num_hidden_layers={depth} of "
-        f"the {part} tower is more than that."
+        f"{name} has only {len(tensors)} tensors, but "
+        f"num_hidden_layers={depth} for the {part} tower."
       )
 
 
 def refusals(spec: dict[str, Any]) -> list[str]:
-  """Returns what of a description no family here holds."""
+  """Returns messages about what of a description no family can hold."""
   return _family(spec).refusals(spec) + images.refusals(spec)
 
 
 def _family(spec: dict[str, Any]) -> HuggingFaceFamily:
-  """Returns the family that holds a description, or lacks the least of it.
+  """Returns the family that can hold most of a description.
 
-  To lack a kind of tower is more than to lack any number of its fields.
+  Kinds of towers that a family lacks count first, then the number of fields.
   """
 
   def lacks(family):
@@ -275,7 +278,7 @@ def _family(spec: dict[str, Any]) -> HuggingFaceFamily:
 def write(
   model: portable.Portable, destination: pathlib.Path, options: portable.Options
 ) -> None:
-  """Writes a directory for `from_pretrained`."""
+  """Writes a directory that `from_pretrained` loads."""
   del options
   spec = model.spec
   portable.refuse(NAME, refusals(spec))
@@ -306,9 +309,9 @@ def write(
 
 
 def _fitting(extras, spec) -> dict[str, Any]:
-  """Returns the ignored tensors of the source that fit the model as it is.
+  """Returns the extra tensors of the source that still fit the model.
 
-  Positions' ids do not after a resize; transformers makes its own.
+  After a resize the ids of positions do not; transformers makes its own.
   """
   image = spec["image"]
   grid = image["image_size"] // image["patch_size"]
@@ -325,7 +328,7 @@ def _fitting(extras, spec) -> dict[str, Any]:
 
 
 def _dtype(tensors) -> np.dtype:
-  """Returns the dtype to load in: the one that holds every parameter."""
+  """Returns the dtype for the config, which holds every parameter exactly."""
   kinds = {x.dtype for k, x in tensors.items() if "position_ids" not in k}
   return kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
 

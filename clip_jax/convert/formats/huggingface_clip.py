@@ -67,24 +67,24 @@ NAMES = Names(
 
 
 class Grid(fields.Row):
-  """The pixels at the edge that make no whole patch; reads after the sizes."""
+  """The row of the edge pixels that patches do not cover; after the sizes."""
 
   ours = "image.drop_edge"
 
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Works out whether pixels are left over, and warns of them."""
+    """Stores whether pixels are left over, with a warning if so."""
     image = spec["image"]
     edge = image["image_size"] % image["patch_size"]
     if edge and image["image_size"] > image["patch_size"]:
       source.report.warnings.append(
-        f"image_size={image['image_size']} is no multiple of patch_size="
+        f"image_size={image['image_size']} is not a multiple of patch_size="
         f"{image['patch_size']}: the last {edge} rows and columns of pixels "
-        "are not seen, as in the source."
+        "are ignored, as in the source."
       )
     image["drop_edge"] = source.report.infer(self.ours, edge > 0, "format")
 
   def check(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Asks for one whole patch."""
+    """Raises UserError unless an image has at least one patch."""
     image = spec["image"]
     if image["image_size"] < image["patch_size"]:
       raise errors.UserError(
@@ -125,10 +125,10 @@ VISION_FIELDS = (
 
 @dataclasses.dataclass(frozen=True)
 class EndToken(fields.Row):
-  """The token at which a text is read, and how it is found.
+  """The row of the token at which a text is read, and how it is found.
 
   Attributes:
-    legacy: whether `LEGACY_END_ID` says that the largest id is it.
+    legacy: whether `LEGACY_END_ID` means the largest id.
   """
 
   legacy: bool
@@ -136,7 +136,7 @@ class EndToken(fields.Row):
   theirs: str = "text_config.eos_token_id"
 
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Reads the pooling and the token's id."""
+    """Stores the pooling and the token's id."""
     end_id = source.read(self.theirs, fields.TOKEN_ID)
     largest = self.legacy and end_id == LEGACY_END_ID
     pooling = "argmax" if largest else "eos"
@@ -146,7 +146,7 @@ class EndToken(fields.Row):
     spec["text"] |= {"pooling": pooling, "eos_id": eos_id}
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
-    """Writes the ids of the end token and of those that go with it."""
+    """Writes the ids of the end token and of the other control tokens."""
     end_id = _end_id(spec["text"])
     special = {"bos_token_id": 0, "pad_token_id": 1}
     if end_id == VOCAB_SIZE - 1:
@@ -154,7 +154,7 @@ class EndToken(fields.Row):
     config["text_config"] |= {**special, "eos_token_id": end_id}
 
   def holds(self, value: Any, found: Any) -> bool:
-    """Whether both find the same token: the end token has the largest id."""
+    """Whether both find the same token, as if the end token has the last id."""
     return value == found or (self.legacy and value == "argmax")
 
   def values(self, found: Any) -> tuple[Any, ...]:
@@ -185,7 +185,7 @@ ENDS = (
   ),
   Fixed("init_logit_bias", None, in_weights=True),
   Fixed("embed_norm", "l2"),
-  # What training keeps to; the model itself has no bound.
+  # The bound in training; the model itself has none.
   Fixed("max_logit_scale", 100.0, free=True),
 )
 

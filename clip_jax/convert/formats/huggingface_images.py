@@ -1,4 +1,4 @@
-"""HuggingFace's image processors as our preprocessing, both ways."""
+"""HuggingFace's image processors and our preprocessing, both ways."""
 
 import dataclasses
 import math
@@ -14,11 +14,12 @@ from clip_jax.convert.engine.fields import Field, Fixed, Written
 FILE = "preprocessor_config.json"
 # transformers 5 writes the parts of a processor into one file.
 _WHOLE_FILE = "processor_config.json"
-_LEAST_CROP = 0.1  # Of the resized side; `preprocess` takes no less.
+# The smallest fraction of the resized side that `preprocess` can keep.
+_LEAST_CROP = 0.1
 CLIP, SIGLIP, SIGLIP2 = (
   f"{name}ImageProcessor" for name in ("CLIP", "Siglip", "Siglip2")
 )
-# Classes that differ from another one in nothing but their name.
+# Classes that differ from another one only in their name.
 _SAME = {"ChineseCLIPImageProcessor": CLIP}
 
 
@@ -65,7 +66,7 @@ def _square(side: int) -> dict[str, int]:
 
 
 def _at_size(name: str, side: int, patch_size: int) -> dict[str, Any]:
-  """Returns what a processor of a class says for images of a size."""
+  """Returns the size fields of a processor's class for images of a size."""
   return {
     CLIP: {"size": {"shortest_edge": side}, "crop_size": _square(side)},
     SIGLIP: {"size": _square(side)},
@@ -106,23 +107,23 @@ def describe(
   image: dict[str, Any],
   report: report_lib.Report,
 ) -> dict[str, Any]:
-  """Returns the preprocessing of a model, every one of its fields.
+  """Returns all fields of a model's preprocessing.
 
   Args:
-    directory: of the checkpoint.
-    name: class of the family's image processor, for what its file leaves out.
+    directory: the checkpoint's directory.
+    name: class of the family's image processor, for fields without a value.
     image: the description of the image tower.
-    report: takes the fields and where they come from.
+    report: the report to write to.
 
   Raises:
-    UserError: the processor does what preprocessing here cannot.
+    UserError: the processor does something that is not supported.
   """
   values, path = _read(directory)
   at_size: dict[str, Any] = {}
   if values is None:
     report.warnings.append(
-      f"{path.parent} has no {FILE}: images are prepared as a {name} does by "
-      f"default, for image_size={image['image_size']}."
+      f"{path.parent} has no {FILE}: images are preprocessed as by a {name} "
+      f"with its defaults, for image_size={image['image_size']}."
     )
     at_size = _at_size(name, image["image_size"], image["patch_size"])
   else:
@@ -178,7 +179,7 @@ def _class_name(values, default, path) -> str:
 
 
 def _sizes(source, image) -> dict[str, Any]:
-  """Returns how an image of any shape becomes a square one."""
+  """Returns the fields about how an image is made square."""
   resize, resized = source.read("size", _SIZE)
   side = resized
   if source.read("do_center_crop", _BOOL):
@@ -192,14 +193,14 @@ def _sizes(source, image) -> dict[str, Any]:
   if side != image["image_size"]:
     raise errors.UserError(
       f"{source.where('size')} makes images of {side} pixels, but the model is "
-      f"for image_size={image['image_size']}. Correct the file (or take it "
-      "away: then the defaults of its class hold at the model's size)."
+      f"for image_size={image['image_size']}. Correct the file, or remove it "
+      "to use the defaults of its class at the model's size."
     )
   return {"resize": resize, "crop_fraction": crop_fraction(side, resized)}
 
 
 def crop_fraction(side: int, resized: int) -> float:
-  """Returns the fraction whose quotient with `side` is `resized`, exactly."""
+  """Returns a fraction such that `side` divided by it is exactly `resized`."""
   fraction = side / resized
   while math.floor(side / fraction) < resized:
     fraction = math.nextafter(fraction, 0)
@@ -234,14 +235,14 @@ def _naflex_sizes(source, image) -> dict[str, Any]:
 
 
 def refusals(spec: dict[str, Any]) -> list[str]:
-  """Returns the preprocessing that no image processor here does."""
+  """Returns messages about preprocessing that no image processor does."""
   if spec["resize"] == "longest":
     return [family.refusal("resize", "longest", ("shortest", "squash"))]
   return []
 
 
 def settings(spec: dict[str, Any], name: str) -> dict[str, Any]:
-  """Returns a preprocessor_config.json, of the class `name` if it can be."""
+  """Returns a preprocessor_config.json, of the class `name` if possible."""
   side, patch_size = spec["image"]["image_size"], spec["image"]["patch_size"]
   resized = math.floor(side / spec["crop_fraction"])
   plain = spec["resize"] == "squash" and resized == side
@@ -261,10 +262,10 @@ def settings(spec: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def deviations(spec: dict[str, Any]) -> list[str]:
-  """Returns what HuggingFace's processors do otherwise, by our fields.
+  """Returns small differences from HuggingFace's processors, by our fields.
 
-  They cannot be told. The differences are of a pixel's shift, of palettes'
-  colours, of a filter; the weights are the same.
+  Their settings cannot express these. The differences are shifts by a pixel,
+  colours of palettes, or a filter; the weights are the same.
   """
   return [
     f"{row.ours}={spec[row.ours]!r} here, {row.value!r} in HuggingFace's image "

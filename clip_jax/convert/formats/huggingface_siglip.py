@@ -55,15 +55,15 @@ TABLES = {
 
 
 class LogitBias(Fixed):
-  """Where the logit bias began; the weights have what it has become."""
+  """The row of the initial logit bias; the weights hold the trained one."""
 
   def holds(self, value: Any, found: Any) -> bool:
-    """Whether there is one."""
+    """Whether both have a bias, or neither."""
     return value is not None
 
 
 class EmbedDim(Field):
-  """The embedding's width, the text tower's where the config says none."""
+  """The row of the embedding's width; the default is the text tower's width."""
 
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
     """Reads the field."""
@@ -73,7 +73,7 @@ class EmbedDim(Field):
       super().read(source, spec)
 
   def check(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Compares it with the image tower's width."""
+    """Raises UserError unless it is the image tower's width."""
     width = spec["image"]["width"]
     if spec[self.ours] != width:
       raise errors.UserError(
@@ -94,13 +94,13 @@ _NUM_PATCHES = fields.Kind("a square number, for a fixed resolution", _square)
 
 
 class NaflexGrid(fields.Row):
-  """The sizes of images whose shape is fixed here; reads after the patch's."""
+  """The row of a NaFlex model's fixed image size; after that of patches."""
 
   ours = "image.image_size"
   theirs = "vision_config.num_patches"
 
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Works out the square of the position embeddings."""
+    """Stores the image size that fits the position embeddings' square."""
     side = source.read(self.theirs, _NUM_PATCHES)
     source.report.warnings.append(
       f"This model takes images of any shape (NaFlex); here it is fixed to its "

@@ -1,7 +1,7 @@
-"""Tokenizers of HuggingFace's CLIP and SigLIP directories, both ways.
+"""Reads and writes the tokenizers of HuggingFace's CLIP and SigLIP directories.
 
-Many models keep CLIP's class of tokenizer with tables of their own: what the
-files say is CLIP's only if every step of it is.
+Many models use the class of CLIP's tokenizer with other tables: a tokenizer is
+taken for CLIP's only if every step in its files is the same.
 """
 
 import json
@@ -26,8 +26,8 @@ from clip_jax.convert.tokenizer_files import (
 _SIGLIP_END_ID = 1
 _GEMMA_VOCAB = 256_000  # SigLIP 2's, which pads with 0; SigLIP's pads with 1.
 _START, _END = "<|startoftext|>", "<|endoftext|>"
-# What changes no id: transformers 5 has the control tokens in front of CLIP's
-# pieces, which no text here becomes.
+# A difference that changes no ids: transformers 5 has the control tokens in
+# front of CLIP's pieces; texts never become control tokens here.
 _SILENT = (
   (json.dumps(r"<\|startoftext\|>|<\|endoftext\|>|")[1:-1], ""),
   ('"trim_offsets":false', '"trim_offsets":true'),
@@ -37,12 +37,12 @@ _SILENT = (
 def clip(
   files: dict[str, bytes], text: dict[str, Any], report: report_lib.Report
 ) -> dict[str, Any]:
-  """Returns the description of CLIP's tokenizer, or of another in a file.
+  """Returns the description of CLIP's tokenizer, or of the one in the files.
 
   Args:
-    files: of `tokenizer_files.carry`.
+    files: the result of `tokenizer_files.carry`.
     text: the description of the text tower.
-    report: takes the fields and where they come from.
+    report: the report to write to.
   """
   known = is_clips(files)
   if known is False:
@@ -76,7 +76,7 @@ def clip(
   for field, value in found.items():
     report.infer(f"tokenizer.{field}", value, "config" if known else "format")
   found["cleaning"] = "hf_clip"
-  # What follows the end token changes nothing in a causal tower.
+  # Padding after the end token has no effect in a causal tower.
   found["pad_id"] = _pad_id(files, tokenizer_lib.END_ID, report)
   return _checked(found, files, text, report)
 
@@ -84,7 +84,7 @@ def clip(
 def siglip(
   files: dict[str, bytes], text: dict[str, Any], report: report_lib.Report
 ) -> dict[str, Any]:
-  """Returns the description of SigLIP's tokenizer, as `clip` does of CLIP's."""
+  """Returns the description of SigLIP's tokenizer; arguments as of `clip`."""
   second = text["vocab_size"] == _GEMMA_VOCAB
   model = next((name for name in SENTENCEPIECE if name in files), None)
   name = model or (FAST if FAST in files else SENTENCEPIECE[0])
@@ -116,7 +116,7 @@ def siglip(
 
 
 def _checked(found, files, text, report) -> dict[str, Any]:
-  """Returns a description, after its fields are noted and compared."""
+  """Returns `found`, after its fields were checked and reported."""
   if read_object(files, CONFIG).get("padding_side") == "left":
     report.warnings.append(
       f"{CONFIG} says padding_side='left'; rows are padded on the right here, "
@@ -132,7 +132,7 @@ def _checked(found, files, text, report) -> dict[str, Any]:
 
 
 def _pad_id(files, default: int, report: report_lib.Report) -> int:
-  """Returns the id of the padding token, and notes where it comes from."""
+  """Returns the id of the padding token, and reports its source."""
   token = tokenizer_files.pad_token(files)
   if isinstance(token, str):
     found = tokenizer_files.token_id(files, token)
@@ -147,7 +147,7 @@ def _pad_id(files, default: int, report: report_lib.Report) -> int:
 
 
 def is_clips(files: dict[str, bytes]) -> bool | None:
-  """Whether the files make CLIP's own ids; None where none of them says."""
+  """Whether the files give CLIP's ids; None if none of them can say."""
   if FAST in files:
     return _is_clips_engine(files[FAST])
   found = []
@@ -173,12 +173,12 @@ def _is_clips_engine(data: bytes) -> bool:
 
 
 def _steps(text: str) -> dict[str, Any]:
-  """Returns a tokenizer.json of the library's with what counts in one form."""
+  """Returns the relevant parts of a tokenizer.json in a normal form."""
   for spelling, usual in _SILENT:
     text = text.replace(spelling, usual)
   found = json.loads(text)
   model = found["model"]
-  # Each byte is a token, so that nothing is unknown.
+  # Each byte is a token, so there are no unknown tokens.
   model |= {"unk_token": None, "fuse_unk": False}
   for field in ("dropout", "continuing_subword_prefix"):
     model[field] = model.get(field) or None
@@ -192,10 +192,10 @@ def _merges() -> list[str]:
 def files_for(
   spec: dict[str, Any], files: dict[str, bytes], report: report_lib.Report
 ) -> dict[str, bytes]:
-  """Returns the tokenizer's files of a directory for transformers.
+  """Returns the tokenizer's files for a directory of transformers.
 
-  Those that came with the model, where transformers knows them; else new ones
-  for CLIP's own vocabulary.
+  They are the files that came with the model, if transformers reads them; else
+  new ones for CLIP's own vocabulary.
   """
   names = tokenizer_files.NAMES
   kept = {name: data for name, data in files.items() if name in names}
@@ -260,7 +260,7 @@ def _config(tokenizer: dict[str, Any], length: int) -> dict[str, Any]:
 
 def clips_files(context_length: int) -> dict[str, bytes]:
   """Returns a CLIPTokenizer's files, made from the byte-pair table."""
-  import transformers  # Takes a second, which only this is worth.
+  import transformers  # Imported only here, since it takes a second.
 
   vocabulary, merges = tokenizer_lib.vocabulary(), _merges()
   special = {"bos_token": _START}

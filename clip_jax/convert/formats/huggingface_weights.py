@@ -1,4 +1,4 @@
-"""Weight files of a HuggingFace directory: one, or shards and their index."""
+"""The weight files of a HuggingFace directory: one file, or shards."""
 
 import json
 import pathlib
@@ -11,20 +11,20 @@ from clip_jax.convert.tensor import Tensor
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 TORCH = "pytorch_model.bin"
-MAX_SHARD_BYTES = 5_000_000_000  # Of `save_pretrained` for years.
+MAX_SHARD_BYTES = 5_000_000_000  # The default of `save_pretrained` for years.
 
 # In the order in which transformers looks for them.
 NAMES = (WEIGHTS, INDEX, TORCH, f"{TORCH}.index.json")
 
 
 def find(directory: pathlib.Path) -> pathlib.Path | None:
-  """Returns the file that leads to the weights, None if there is none."""
+  """Returns the file of weights or of their index; None if there is none."""
   paths = (directory / name for name in NAMES)
   return next((path for path in paths if path.is_file()), None)
 
 
 def require(directory: pathlib.Path) -> pathlib.Path:
-  """Returns the file that leads to the weights.
+  """Returns the file of weights or of their index.
 
   Raises:
     UserError: there is none.
@@ -40,7 +40,7 @@ def require(directory: pathlib.Path) -> pathlib.Path:
 
 
 def files(path: pathlib.Path) -> list[pathlib.Path]:
-  """Returns the files that hold the weights to which `path` leads."""
+  """Returns the files of weights: `path`, or the shards of an index."""
   if path.suffix != ".json":
     return [path]
   index = json_text.read(path)

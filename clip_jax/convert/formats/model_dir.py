@@ -1,11 +1,11 @@
-"""Our own model directory: weights, description, tokenizer and provenance.
+"""Reads and writes our own model directory, the format "clip-jax".
 
-It holds all that a model needs, and loading it needs no network:
+It holds all that a model needs, so that loading needs no network:
 
-    clip_jax.json         the description, every field of it; how the model is
-                          run; where it came from
-    weights.safetensors   our arrays by their paths, in their source's dtypes
-    extras.safetensors    what the source held beside, for an exact way back
+    clip_jax.json         the complete description, how the model is run, and
+                          where it came from
+    weights.safetensors   our arrays by path, in the source's dtypes
+    extras.safetensors    other tensors of the source, to write them back
     …                     the tokenizer's files, under their own names
 """
 
@@ -29,18 +29,18 @@ DESCRIPTION = "clip_jax.json"
 WEIGHTS = "weights.safetensors"
 EXTRAS = "extras.safetensors"
 VERSION = 2
-# Before, a description said how its towers are run, too.
+# In older versions the description also said how the towers are run.
 _READ = (1, 2)
 _FIELDS = {
   "version": int,
   **dict.fromkeys(("spec", "source", "layer_dtypes", "files"), dict),
 }
 _WEIGHTS = (WEIGHTS, EXTRAS)
-# Fields that follow from others in descriptions that were written before.
+# Fields of older descriptions that follow from others.
 _LATER = {"probabilities"}
-# Fields that came later, and what their absence means, by the tower's kind.
+# Newer fields, with their value in older descriptions, by the tower's kind.
 _SINCE = {"bert": {"normalize": False}}
-# What a description that makes no sense can raise on its way to a model.
+# Errors that an invalid description may raise while its model is made.
 _SENSELESS = (ArithmeticError, AttributeError, KeyError, TypeError, ValueError)
 
 
@@ -50,7 +50,7 @@ def recognise(path: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
-  """Reads a model directory.
+  """Returns the model of a model directory.
 
   Raises:
     UserError: a part is missing, damaged or of a newer version.
@@ -111,12 +111,12 @@ def _check_digests(path: pathlib.Path, digests: dict[str, Any]) -> None:
 def _check_complete(
   described: dict[str, Any], path: pathlib.Path, *, count: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Returns description and execution; a field left out is an error.
+  """Returns description and execution; raises if a field is missing.
 
   Args:
-    described: what the file says.
-    path: of the file.
-    count: of the tensors, of which each block of a ResNet has some.
+    described: the content of the file.
+    path: path of the file.
+    count: number of tensors; each block of a ResNet has some.
   """
   spec = described["spec"]
   parts = engine.towers(spec)
@@ -156,7 +156,7 @@ def _check_complete(
 
 
 def plain(value: Any) -> Any:
-  """Returns `value` as JSON gives it back: lists for tuples."""
+  """Returns `value` as after JSON, with lists instead of tuples."""
   return json.loads(json.dumps(value))
 
 

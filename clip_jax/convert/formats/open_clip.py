@@ -1,8 +1,8 @@
-"""OpenCLIP's directories, in and out.
+"""Reads and writes OpenCLIP's directories.
 
-A directory has `open_clip_config.json` and weights. Their names come in three
-dialects, tower by tower: OpenAI's names; a text tower under `text.`; towers of
-timm (`visual.trunk.`) and of HuggingFace (`text.transformer.`).
+A directory has `open_clip_config.json` and weights. There are three kinds of
+names, chosen for each tower: OpenAI's names; a text tower under `text.`; towers
+of timm (`visual.trunk.`) and of HuggingFace (`text.transformer.`).
 """
 
 import dataclasses
@@ -99,11 +99,11 @@ def knows(names: Collection[str]) -> bool:
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
-  """Reads a directory, or a bare file of weights whose config is told.
+  """Returns the model of a directory, or of a file whose config is an option.
 
   Raises:
-    UserError: the config names what is not held, or the weights do not fit it.
-    AmbiguousError: a bare file, and its config was not told.
+    UserError: the config is not supported, or the weights do not fit it.
+    AmbiguousError: it is a file, and the options have no config.
   """
   report = report_lib.Report(NAME)
   source = files_lib.find(path, options, report)
@@ -163,7 +163,7 @@ def _bert_config(source: files_lib.Source, name: str) -> dict[str, Any]:
   raise errors.UserError(
     f"{source.where}: hf_model_name={name!r:.100} is not known here. If it is "
     f"a BERT, put its config.json into {source.directories[0]}; other kinds "
-    "are not held. Nearest by name: "
+    "are not supported. Nearest by name: "
     f"{', '.join(errors.nearest(name, open_clip_rows.BERTS))}."
   )
 
@@ -179,8 +179,8 @@ def _tokenizer(
     file = tokenizer_lib_files.find(named, directory=source.directories[0])
     if not file:
       report.warnings.append(
-        f"{source.weights} brings no tokenizer: put its {named} beside the "
-        "file to encode texts."
+        f"{source.weights} has no tokenizer: put its {named} beside the file "
+        "to encode texts."
       )
     return {named: file.read()} if file else {}, source.spec["tokenizer"]
   if described.tokenizer_name is None:
@@ -205,13 +205,13 @@ def _tokenizer(
 
 
 def _override(spec, told, report) -> dict[str, Any]:
-  """Returns the whole description under a user's word on the activation."""
+  """Returns the complete description, with the user's activation if any."""
   spec = engine.resolve(spec)
   for part in ("image", "text"):
     had = spec[part].get("activation", told)
     if told not in (None, had):
       report.warnings.append(
-        f"{part}.activation={had!r} by the config is overridden by {told!r}."
+        f"{part}.activation={had!r} of the config is overridden by {told!r}."
       )
       report.infer(f"{part}.activation", told, "flag")
       spec = {**spec, part: {**spec[part], "activation": told}}
@@ -221,7 +221,7 @@ def _override(spec, told, report) -> dict[str, Any]:
 def _layout(
   described: open_clip_config.Described, tensors: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-  """Returns how a checkpoint spells what its config stands for."""
+  """Returns the kind of names in a checkpoint, by its config and tensors."""
   # Older checkpoints of custom models have OpenAI's names all the same.
   prefix = "" if "positional_embedding" in tensors else described.prefix
   scalars = {
@@ -238,13 +238,13 @@ def _layout(
 
 
 def entries(spec: dict[str, Any], layout: dict[str, Any]) -> list[Entry]:
-  """Returns where each tensor of a checkpoint goes.
+  """Returns the entry of each tensor of a checkpoint.
 
   Args:
     spec: the description.
-    layout: "image_head", where a timm tower keeps its projection ("" for none,
-      None for a tower of OpenCLIP's own); "prefix" of the text tower's names;
-      "scalars", the shapes of the scale and the bias; "legacy_norms" of BERT.
+    layout: "image_head", the module of a timm tower's projection ("" for none,
+      None for a tower of OpenCLIP's own); "prefix", of the text tower's names;
+      "scalars", the shapes of the scale and the bias; "legacy_norms", of BERT.
   """
   head, scalars = layout["image_head"], layout["scalars"]
   is_bert = spec["text"]["kind"] == "bert"
@@ -270,14 +270,14 @@ def entries(spec: dict[str, Any], layout: dict[str, Any]) -> list[Entry]:
 
 
 def gives_back(model: portable.Portable) -> bool:
-  """Whether a model came from this format and goes back as it came."""
+  """Whether a model came unchanged from this format."""
   return _as_it_came(model) is not None
 
 
 def write(
   model: portable.Portable, destination: pathlib.Path, options: portable.Options
 ) -> None:
-  """Writes a directory that open_clip loads by `local-dir:`.
+  """Writes a directory that open_clip loads as `local-dir:`.
 
   Raises:
     UserError: OpenCLIP has no such model.
@@ -303,7 +303,7 @@ def write(
 
 
 def _running_counts(names) -> dict[str, Tensor]:
-  """Returns a count for each norm of a ResNet: torch's strict loading asks."""
+  """Returns a count for each norm of a ResNet, which torch needs to load it."""
   zero = Tensor.from_array(np.zeros((), np.int64))
   return {
     name.replace("running_var", "num_batches_tracked"): zero
@@ -313,7 +313,7 @@ def _running_counts(names) -> dict[str, Tensor]:
 
 
 def _as_it_came(model):
-  """Returns the config and the names of the source, if they still hold."""
+  """Returns the config and the names of the source, if they are still true."""
   dialect = model.dialect(NAME)
   if not dialect:
     return None
@@ -327,7 +327,7 @@ def _as_it_came(model):
 
 
 def _anew(model):
-  """Returns a config and names for a model from elsewhere."""
+  """Returns a config and names for a model of another format."""
   config = open_clip_config.configure(model)
   described = _describe_again(config, open_clip_rows.BERTS.get)
   return config, _layout(described, {}), {}

@@ -1,4 +1,4 @@
-"""OpenCLIP's `open_clip_config.json`, read and written, and what it lacks."""
+"""Reads and writes `open_clip_config.json`, and lists what it cannot say."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
@@ -23,17 +23,17 @@ from clip_jax.models import variants
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-  """What a config stands for.
+  """The model that a config describes.
 
   Attributes:
     spec: the description, without the tokenizer.
-    family: whose rows said so.
-    image_head: where a timm tower keeps its projection, "" for none; None for
+    family: the family whose rows read it.
+    image_head: the module of a timm tower's projection, "" for none; None for
       a tower of OpenCLIP's own.
-    prefix: of the text tower's names in a checkpoint made with this config.
-    cleaning: what is done to a text first.
-    tokenizer_name: of a HuggingFace tokenizer, None for CLIP's own.
-    strip_end: whether zeros stand for the tokenizer's end token.
+    prefix: prefix of the text tower's names in checkpoints with this config.
+    cleaning: how texts are cleaned, one of `tokenizer.CLEANINGS`.
+    tokenizer_name: name of a HuggingFace tokenizer; None for CLIP's own.
+    strip_end: whether zeros take the place of the tokenizer's end token.
   """
 
   spec: dict[str, Any]
@@ -52,16 +52,16 @@ def describe(
   report: report_lib.Report,
   name: str,
 ) -> Described:
-  """Returns what `open_clip_config.json` stands for.
+  """Returns the model that an `open_clip_config.json` describes.
 
   Args:
-    config: the whole file.
+    config: the content of the file.
     bert_config: returns the config of a HuggingFace model by its name.
-    report: takes where each field comes from.
-    name: what messages call the file.
+    report: the report to write to.
+    name: the file's name in messages.
 
   Raises:
-    UserError: a field is unknown, or of a value that is not held.
+    UserError: a field is unknown, or its value is not supported.
   """
   model = config_file.Fields(name, config).take(MODEL, kind=dict)
   parts = config_file.Fields(f"{name}: {MODEL}", model)
@@ -77,7 +77,7 @@ def describe(
     bert_config=bert_config,
   )
   preprocess = config.get("preprocess_cfg")
-  if isinstance(preprocess, dict):  # A null counts as absent there.
+  if isinstance(preprocess, dict):  # A null counts as missing in open_clip.
     preprocess = {k: v for k, v in preprocess.items() if v is not None}
   config = {**config, "preprocess_cfg": preprocess}
   where = {"": name, MODEL: f"{name}: {MODEL}"}
@@ -89,7 +89,7 @@ def describe(
   head = None
   if vision.get("timm_model_name"):
     head = open_clip_rows.TIMM_HEADS[source.get(f"{VISION}.timm_proj")]
-  # Named, be it by null, a HuggingFace tower makes the model a custom one.
+  # The field of a HuggingFace tower, even null, makes the model a custom one.
   custom = source.get(f"{MODEL}.custom_text") or "hf_model_name" in text
   strip = f"{TEXT}.tokenizer_kwargs.strip_sep_token"
   return Described(
@@ -109,7 +109,7 @@ def _refuse_unknown(
   source: fields.Source,
   section: str = "",
 ) -> None:
-  """Raises UserError for a field that no row knows."""
+  """Raises UserError if there are fields without a row."""
   unknown = []
   for field, value in values.items():
     path = f"{section}{field}"
@@ -130,7 +130,7 @@ def _refuse_unknown(
 
 
 def same(described: Described, spec: dict[str, Any]) -> bool:
-  """Whether a config's description is that of the model."""
+  """Whether a config's description equals that of the model."""
   again = engine.resolve({**described.spec, "tokenizer": spec["tokenizer"]})
   wanted, found = normal(_plain(spec)), normal(again)
   return all(
@@ -139,14 +139,14 @@ def same(described: Described, spec: dict[str, Any]) -> bool:
 
 
 def refusals(spec: dict[str, Any]) -> list[str]:
-  """Returns what of a description OpenCLIP cannot be told."""
+  """Returns messages about what of a description OpenCLIP cannot hold."""
   return _choose(spec)[1] + _tokenizer_problems(spec)
 
 
 def _choose(spec: dict[str, Any]) -> tuple[Family, list[str]]:
-  """Returns the family that a model is of, and what that cannot say of it.
+  """Returns the family for a model, and messages about what it cannot hold.
 
-  A tower of OpenCLIP's own is taken where it can be; else timm's, if timm has
+  A tower of OpenCLIP's own is chosen if possible; else one of timm, if timm has
   a name for exactly that image tower.
   """
   spec, problems = _plain(spec), []
@@ -165,7 +165,7 @@ def _choose(spec: dict[str, Any]) -> tuple[Family, list[str]]:
   if text == "bert" and any(one.startswith("text.") for one in found):
     near = open_clip_rows.nearest_bert(spec["text"])
     problems.append(
-      f"of its BERTs, which are published ones, {near} is nearest"
+      f"open_clip has only published BERTs, of which {near} is nearest"
     )
   if found and open_clip_rows.find_timm(spec):
     return timm, timm.refusals(spec) + problems
@@ -175,7 +175,7 @@ def _choose(spec: dict[str, Any]) -> tuple[Family, list[str]]:
 
 
 def _plain(spec: dict[str, Any]) -> dict[str, Any]:
-  """Returns a description without what makes no difference."""
+  """Returns a description without fields that have no effect."""
   text = dict(spec["text"])
   # Without a bias, the norm after the projection undoes this one.
   if "normalize" in text and spec["text_projection"] != "mlp":
@@ -184,7 +184,7 @@ def _plain(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _timm_problems(spec) -> list[str]:
-  """Returns what keeps an image tower from being one of timm's."""
+  """Returns messages about how an image tower differs from timm's."""
   if spec["image"]["kind"] != "vit":
     return []
   if (near := timm_vit.nearest(spec["image"])) is None:
@@ -197,7 +197,7 @@ def _timm_problems(spec) -> list[str]:
 
 
 def _tokenizer_problems(spec) -> list[str]:
-  """Returns why padding differs, where a text tower sees it."""
+  """Returns messages about other padding, if the text tower attends to it."""
   cuts, text = spec["tokenizer"], spec["text"]
   unseen = text["kind"] == "transformer" and text["causal"]
   unseen = unseen and text["pooling"] in ("argmax", "eos")
@@ -210,8 +210,8 @@ def _tokenizer_problems(spec) -> list[str]:
 def configure(model: portable.Portable) -> dict[str, Any]:
   """Returns the config of a model that has no `refusals`.
 
-  What of the preprocessing and of the text's cleaning OpenCLIP does otherwise
-  becomes a warning in the model's report.
+  Small differences of OpenCLIP's preprocessing and cleaning of texts become
+  warnings in the model's report.
   """
   spec, warnings = model.spec, model.report.warnings
   image = {**spec["image"], **model.execution.get("image", {})}

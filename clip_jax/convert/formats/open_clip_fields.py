@@ -1,9 +1,9 @@
-"""OpenCLIP's `open_clip_config.json`: its fields as rows, read and written.
+"""The fields of OpenCLIP's `open_clip_config.json`, as rows.
 
-Every field is either known or refused by its name: one that is passed over
-would be a model that computes something else. An image tower is OpenCLIP's own
-or timm's, a text tower its own or a BERT; each kind has its rows. The defaults
-are those of `CLIPVisionCfg` and `CLIPTextCfg` (open_clip 3.3.0).
+Unknown fields are errors: if one were ignored, the model might compute
+something else. An image tower is OpenCLIP's own or timm's, a text tower its own
+or a BERT; each kind has its rows. The defaults are those of `CLIPVisionCfg` and
+`CLIPTextCfg` (open_clip 3.3.0).
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
-"""Where an OpenCLIP model keeps its config and its weights.
+"""Finds the config and the weights of an OpenCLIP model.
 
-A directory is `open_clip_config.json` beside weights. Other names are held
-where they leave one choice. A bare file of weights is told its config, by a
-file or by the name of a model.
+A directory has `open_clip_config.json` beside weights. Other names are accepted
+if there is only one choice. For a file of weights alone, the user gives the
+config, as a file or by the name of a model.
 """
 
 import dataclasses
@@ -35,15 +35,16 @@ _MAX_CONFIG_BYTES = 1 << 17  # Tokenizers' files are larger.
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """An OpenCLIP model's parts.
+  """The config and files of an OpenCLIP model.
 
   Attributes:
-    config: as `open_clip_config.json` has it, with "model_cfg".
-    where: what messages call the config.
-    weights: the file.
+    config: the content of `open_clip_config.json`, with "model_cfg".
+    where: the config's name in messages.
+    weights: the file of weights.
     configs: files that the config was read from, if any.
-    directories: where a tokenizer or a BERT's config may lie, in order.
-    spec: of a named model: what of the description its config does not say.
+    directories: where to look for a tokenizer or a BERT's config, in order.
+    spec: for a named model, fields of the description that a config does not
+      say.
   """
 
   config: dict[str, Any]
@@ -61,7 +62,7 @@ def is_config(data: dict[str, Any]) -> bool:
 
 
 def find_config(directory: pathlib.Path) -> pathlib.Path | None:
-  """Returns the one config in a directory, by its name or by its content."""
+  """Returns the only config in a directory, by its name or its content."""
   if (directory / CONFIG).is_file():
     return directory / CONFIG
   if not directory.is_dir():
@@ -82,7 +83,7 @@ def find_config(directory: pathlib.Path) -> pathlib.Path | None:
 
 
 def is_usual(path: pathlib.Path) -> bool:
-  """Whether open_clip itself takes a directory as it is."""
+  """Whether open_clip itself can load a directory as it is."""
   return "model_cfg" in config_file.peek(path / CONFIG) and any(
     (path / name).is_file() for name in PREFERRED
   )
@@ -91,11 +92,11 @@ def is_usual(path: pathlib.Path) -> bool:
 def find(
   path: pathlib.Path, options: portable.Options, report: report_lib.Report
 ) -> Source:
-  """Returns the parts of a directory's model, or of a bare file's.
+  """Returns the config and files of a model, given a directory or a file.
 
   Raises:
-    UserError: a part is missing, or there are several.
-    AmbiguousError: a bare file, and its config was not told.
+    UserError: a file is missing, or there are several.
+    AmbiguousError: it is a file, and the options have no config.
   """
   if path.is_dir():
     file = find_config(path)
@@ -127,9 +128,9 @@ def find(
   spec = named(options.config, options)
   if spec["image_mean"] != variants.DEFAULTS["image_mean"]:
     report.warnings.append(
-      f"Images are prepared as for {options.config} as published. A training "
-      "from scratch by open_clip has OpenAI's mean and deviation unless it was "
-      "told others: then give its config with its preprocess_cfg by --config "
+      f"Images are preprocessed as for the published {options.config}. If the "
+      "model was trained from scratch by open_clip, whose default is OpenAI's "
+      "mean and deviation, give its config with its preprocess_cfg by --config "
       "FILE."
     )
   model = portable.Portable(spec, {}, report)
@@ -138,7 +139,7 @@ def find(
 
 
 def read_config(file: pathlib.Path) -> dict[str, Any]:
-  """Returns a config with its "model_cfg", which may stand alone in a file."""
+  """Returns the config of a file, which may be the "model_cfg" alone."""
   data = config_file.read(file)
   if "model_cfg" not in data and is_config(data):
     return {"model_cfg": data}
@@ -146,10 +147,10 @@ def read_config(file: pathlib.Path) -> dict[str, Any]:
 
 
 def named(name: str, options: portable.Options) -> dict[str, Any]:
-  """Returns the description of the model that open_clip has under a name.
+  """Returns the description of open_clip's model of a name.
 
   Raises:
-    AmbiguousError: it has another activation than OpenAI's of that name.
+    AmbiguousError: OpenAI's model of that name has another activation.
   """
   spec = variants.spec(name)
   if f"{name}-gelu" in variants.VARIANTS and options.activation is None:
@@ -172,17 +173,17 @@ def named(name: str, options: portable.Options) -> dict[str, Any]:
 def _find_weights(
   path: pathlib.Path, report: report_lib.Report
 ) -> pathlib.Path:
-  """Returns the file that open_clip would take, or the only one.
+  """Returns the file of weights that open_clip would load, or the only one.
 
   Raises:
-    UserError: there is none, or several under other names.
+    UserError: there is none, or there are several with other names.
   """
   found = [path / name for name in PREFERRED if (path / name).is_file()]
   if found:
     if others := [other.name for other in found[1:]]:
       report.warnings.append(
-        f"{found[0].name} was read, as open_clip does; {', '.join(others)} "
-        "stood beside it."
+        f"{found[0].name} was read, as open_clip does, and not "
+        f"{', '.join(others)}."
       )
     return found[0]
   others = list(filter(weights_file.is_one, sorted(path.iterdir())))

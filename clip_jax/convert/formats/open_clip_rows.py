@@ -1,7 +1,7 @@
-"""Rows of OpenCLIP's config that are more than one field of theirs for ours.
+"""Classes of rows for OpenCLIP's config, beyond one field for one of ours.
 
-Their config is sparse: most fields are written where they differ from their
-default, which therefore stands in the row.
+Their config is sparse: most fields are written only if they differ from their
+default, so each row has the default.
 """
 
 import dataclasses
@@ -58,34 +58,34 @@ class Option(fields.Field):
   """A field with a default.
 
   Attributes:
-    default: theirs.
-    always: whether it is written even then.
+    default: its default value in open_clip.
+    always: whether it is written even if it has that value.
   """
 
   default: Any = None
   always: bool = False
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
-    """Writes the field, if it must be."""
+    """Writes the field, unless it has the default value."""
     if fields.has(spec, self.ours):
       self.put(self.kind.write(fields.get(spec, self.ours)), config)
 
   def put(self, value: Any, config: dict[str, Any]) -> None:
-    """Stores what is to be written, if it must be."""
+    """Stores their value in the config, unless it is the default."""
     if self.always or value != self.default:
       fields.put(config, self.theirs, value)
 
 
 @dataclasses.dataclass(frozen=True)
 class Other(fields.Row):
-  """A field of theirs that no field of ours is read from by itself.
+  """A field of theirs that does not determine a field of ours by itself.
 
   Attributes:
     theirs: its name.
-    default: its value where the file does not say it.
-    kind: what it may say; None for anything.
-    warns: whether another value than the default is worth a warning.
-    written: what is written; nothing where this is not given.
+    default: its value if the file does not have it.
+    kind: the kind of its values; None for any value.
+    warns: whether a value other than the default causes a warning.
+    written: the value to write; if not given, the field is not written.
     ours: the tower that it belongs to.
   """
 
@@ -108,24 +108,24 @@ class Other(fields.Row):
       )
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
-    """Writes what is always written."""
+    """Writes the field, if it is always written."""
     if self.written is not NOTHING:
       fields.put(config, self.theirs, self.written)
 
 
 def only(theirs: str, *values: Any) -> Other:
-  """Returns the row of a field that has these values, the first by default."""
+  """Returns a row for a field with these values; the first is the default."""
   return Other(theirs, values[0], fields.exactly(*values))
 
 
 def without_effect(
   rows: Iterable[Any], *, beside: Iterable[fields.Row]
 ) -> Iterable[Other]:
-  """Yields rows that warn of fields which only another kind of tower reads.
+  """Yields rows that warn of fields that only another kind of tower uses.
 
   Args:
-    rows: of that kind.
-    beside: of the tower itself, whose fields do have an effect.
+    rows: rows of that other kind.
+    beside: rows of the tower itself, whose fields do have an effect.
   """
   done = {"", *map(_first, beside)}
   for row in rows:
@@ -165,7 +165,7 @@ class Derived(Option):
     self.put(self._theirs(spec[self.ours.split(".")[0]]), config)
 
   def holds(self, value: Any, found: Any) -> bool:
-    """Whether it came back, or is not looked at."""
+    """Whether the value was read back, or is not used."""
     return found is None or value == found
 
 
@@ -200,7 +200,7 @@ class NormAfterPool(Derived):
 
 
 class EosId(Derived):
-  """The token whose place is pooled, for the pooling that looks for it."""
+  """The id of the token at which a text is pooled, if the pooling needs it."""
 
   def _ours(self, eos_id, tower):
     return eos_id if tower["pooling"] == "eos" else None
@@ -242,7 +242,7 @@ class Activation(Option):
     fields.put(spec, self.ours, activation)
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
-    """Writes either; with "quick_gelu", no tower has another activation."""
+    """Writes one of both; with "quick_gelu", both towers have QuickGELU."""
     if fields.get(spec, self.ours) == "quick_gelu":
       fields.put(config, QUICK_GELU, True)
       for section in (VISION, TEXT):
@@ -258,12 +258,12 @@ class Activation(Option):
 
 @dataclasses.dataclass(frozen=True)
 class Edge(fields.Row):
-  """The pixels at the edge that make no whole patch."""
+  """Whether there are pixels at the edge that patches do not cover."""
 
   ours: str = "drop_edge"
 
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Works out whether pixels are left over."""
+    """Stores whether pixels are left over."""
     size, patch_size = (spec["image"][k] for k in ("image_size", "patch_size"))
     if size < patch_size:
       raise source.wrong(
@@ -285,24 +285,24 @@ class TextProjection(fields.Row):
     spec[self.ours] = "linear_bias" if bias else kind
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
-    """Writes either, where it is not the default."""
+    """Writes its kind or its bias, if they are not the default."""
     if spec[self.ours] == "linear_bias":
       fields.put(config, f"{TEXT}.proj_bias", True)
     if spec[self.ours] == "none":
       fields.put(config, f"{TEXT}.proj_type", "none")
 
   def values(self, found: Any) -> tuple[Any, ...]:
-    """Returns the projections that it has."""
+    """Returns the projections that the tower can have."""
     return ("linear", "linear_bias", "none")
 
 
 class TimmTower(fields.Row):
-  """An image tower that is all in timm's name for it, and its projection."""
+  """An image tower that is given by timm's name, and its projection."""
 
   ours: str = "image"
 
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Looks the name up."""
+    """Stores the tower that has the name."""
     name, pool, size, head, bias = (
       source.get(f"{VISION}.{field}")
       for field in (
@@ -343,7 +343,7 @@ class TimmTower(fields.Row):
 
 
 def find_timm(spec: dict[str, Any]) -> tuple[str, str] | None:
-  """Returns the name and the pooling of timm's tower that the image's is."""
+  """Returns the name and pooling of timm's tower that equals the image's."""
   projection = spec["image_projection"]
   if spec["image"]["kind"] != "vit" or projection not in TIMM_PROJECTIONS:
     return None
@@ -386,7 +386,7 @@ class BertTower(fields.Row):
     spec["text"] = {**tower, **spec["text"]}
 
   def check(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Compares the longest text with the positions."""
+    """Raises UserError if the longest text exceeds the positions."""
     positions = spec["text"]["positions"]
     if spec["text"]["context_length"] > positions:
       raise source.wrong(
@@ -394,13 +394,13 @@ class BertTower(fields.Row):
       )
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
-    """Writes the name of the nearest."""
+    """Writes the name of the nearest published BERT."""
     name = nearest_bert(spec["text"])
     fields.put(config, f"{TEXT}.hf_model_name", name)
 
 
 def nearest_bert(text: dict[str, Any]) -> str:
-  """Returns the name of the BERT that a tower differs least from."""
+  """Returns the name of the published BERT that is most like a tower."""
 
   def differences(name):
     there = bert.describe(BERTS[name], report_lib.Report(""), name)
@@ -410,10 +410,10 @@ def nearest_bert(text: dict[str, Any]) -> str:
 
 
 class StripEnd(Other):
-  """Whether zeros stand for the end token of a tokenizer, as in CLIPA."""
+  """Whether zeros take the place of a tokenizer's end token, as in CLIPA."""
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
-    """Writes it where the tokenizer ends texts so."""
+    """Writes the field if the tokenizer ends texts in this way."""
     cuts = spec["tokenizer"]
     ends = (cuts.get("start_id"), cuts.get("end_id"))
     if cuts["kind"] == "wordpiece" and ends[1] == 0 != ends[0]:
@@ -421,12 +421,12 @@ class StripEnd(Other):
 
 
 class Ends(fields.Row):
-  """What each tower ends in."""
+  """Checks that each tower ends in the shared embedding space."""
 
   ours: str = ""
 
   def check(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Raises UserError where that is not the shared space."""
+    """Raises UserError if a tower's output is not `embed_dim` wide."""
     for what in ("image", "text"):
       tower, projection = spec[what], spec[f"{what}_projection"]
       ends = projection != "none" or tower["kind"] == "resnet"

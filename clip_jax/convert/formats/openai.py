@@ -1,9 +1,9 @@
-"""OpenAI's `.pt`: a TorchScript archive or a state dict in, a state dict out.
+"""Reads OpenAI's `.pt` (TorchScript or state dict) and writes a state dict.
 
-The description comes from the tensors' shapes by the rules of OpenAI's own
-`build_model`. No tensor says how many heads there are: they follow from the
-sizes of OpenAI's models alone. A state dict does not say which activation it
-was trained with either; an archive does, by the constant of its QuickGELU.
+The description follows from the tensors' shapes, by the rules of OpenAI's own
+`build_model`. The number of heads does not; it is known only for the sizes of
+OpenAI's own models. A state dict does not say its activation either; an archive
+does, by the constant of its QuickGELU.
 """
 
 import json
@@ -57,7 +57,7 @@ depth           transformer.resblocks.{i}.
 mlp_dim         transformer.resblocks.0.mlp.c_fc.weight        0 of 2
 """,
 }
-# What `build_model` takes for granted.
+# Fields that are fixed in `build_model`.
 _FIXED: dict[str, dict[str, dict[str, Any]]] = {
   "image": {
     "vit": {
@@ -80,7 +80,7 @@ _FIXED: dict[str, dict[str, dict[str, Any]]] = {
     },
   },
 }
-# Of `clip.load`'s transform, which differs visibly.
+# Fields that are fixed in `clip.load`'s transform; others differ visibly.
 _PREPROCESSING = (
   "image_mean",
   "image_std",
@@ -88,7 +88,7 @@ _PREPROCESSING = (
   "resize",
   "crop_fraction",
 )
-# Of `clip.tokenize`.
+# Fields that are fixed in `clip.tokenize`.
 _TOKENIZER = {
   "kind": "clip_bpe",
   "start_id": tokenizer.START_ID,
@@ -96,7 +96,7 @@ _TOKENIZER = {
   "pad_id": 0,
   "cleaning": "clip",
 }
-# What OpenAI's code does nearly the same, and what comes of it.
+# Fields in which OpenAI's code may differ a little, with the consequence.
 _SLIGHTLY = "which differs slightly; the weights are the same"
 _NEARLY = {
   "antialias": _SLIGHTLY,
@@ -110,17 +110,16 @@ _MARKS = ("visual.conv1.weight", "text_projection")
 
 
 def knows(names: Collection[str]) -> bool:
-  """Whether these are names of a model under OpenAI's."""
+  """Whether these are names of a model with OpenAI's names."""
   return all(mark in names for mark in _MARKS)
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
-  """Reads an archive or a state dict.
+  """Returns the model of an archive or a state dict.
 
   Raises:
     UserError: the file is damaged, or holds another model.
-    AmbiguousError: nothing says which activation the towers have, or how many
-      heads.
+    AmbiguousError: the towers' activation or number of heads is not known.
   """
   report = report_lib.Report(NAME)
   archive = weights_file.read(path, options, report)
@@ -162,8 +161,8 @@ def _activation(path, archive, options, report) -> str:
   if options.activation:
     if quick and options.activation != "quick_gelu":
       report.warnings.append(
-        f"--activation {options.activation} is not what {path} says: it has "
-        "the constant of quick_gelu."
+        f"--activation {options.activation} overrides {path}, which has the "
+        "constant of quick_gelu."
       )
     return report.infer("activation", options.activation, "flag")
   if quick:
@@ -182,7 +181,7 @@ def _activation(path, archive, options, report) -> str:
 
 
 def _cross_check(archive, spec, path) -> None:
-  """Compares the scalars that an archive carries with what shapes say."""
+  """Raises DamagedError if an archive's scalars contradict its shapes."""
   for name, want in _scalars(spec).items():
     if name in archive.tensors:
       got = np.ravel(archive.tensors[name].read())
@@ -194,7 +193,7 @@ def _cross_check(archive, spec, path) -> None:
 
 
 def _scalars(spec) -> dict[str, int]:
-  """Returns the sizes that OpenAI's archives hold as tensors, by name."""
+  """Returns the sizes that OpenAI's archives hold as scalars, by name."""
   return {
     "input_resolution": spec["image"]["image_size"],
     "context_length": spec["text"]["context_length"],
@@ -213,15 +212,15 @@ def describe(
   """Returns the description that the tensors' shapes imply (`build_model`).
 
   Args:
-    tensors: by name.
-    activation: of both towers.
-    heads: of the image and of the text tower, if they were told.
-    report: takes what the tensors do not say.
-    name: what messages call the checkpoint.
+    tensors: tensors by name.
+    activation: activation of both towers.
+    heads: heads of the image and of the text tower, if the user gives them.
+    report: the report to write to.
+    name: the checkpoint's name in messages.
 
   Raises:
     UserError: a tensor is missing, or misses an axis.
-    AmbiguousError: the sizes are not OpenAI's, and no heads were told.
+    AmbiguousError: the sizes are not OpenAI's, and `heads` is None.
   """
   sizes = Sizes(tensors, name)
   kind = "vit" if "visual.proj" in tensors else "resnet"
@@ -253,19 +252,19 @@ def describe(
 
 
 def refusals(spec: dict[str, Any]) -> list[str]:
-  """Returns what of a description OpenAI's code cannot be told."""
+  """Returns messages about what of a description OpenAI's code lacks."""
   said = _completed(spec)
   return family.unlike(said, _allowed(said))
 
 
 def _completed(spec: dict[str, Any]) -> dict[str, Any]:
-  """Returns a description in JSON's values, the tokenizer's fields complete."""
+  """Returns a description as after JSON, with all fields of the tokenizer."""
   said = json.loads(json.dumps(spec))
   return {**said, "tokenizer": {**_TOKENIZER, **said["tokenizer"]}}
 
 
 def _allowed(said: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
-  """Yields the fields that no tensor shows, and the values that they have."""
+  """Yields (field, allowed values) for the fields that no tensor shows."""
   text = said["text"]
   causal = text.get("causal", False)
   # A text is read at its end token: if that has the last id, its first place
@@ -303,7 +302,7 @@ def _allowed(said: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 
 def deviations(spec: dict[str, Any]) -> list[str]:
-  """Returns where OpenAI's code does nearly the same, by our fields."""
+  """Returns small differences of OpenAI's code, by our fields."""
   said = _completed(spec)
   usual = {**variants.DEFAULTS, "tokenizer": _TOKENIZER}
   return [
@@ -315,7 +314,7 @@ def deviations(spec: dict[str, Any]) -> list[str]:
 
 
 def told(spec: dict[str, Any]) -> portable.Options:
-  """Returns what a reader must be told of a state dict that was written."""
+  """Returns the options needed to read a written state dict back."""
   towers = (spec["image"], spec["text"])
   image_heads, text_heads = map(transforms.heads, towers)
   return portable.Options(
@@ -326,7 +325,7 @@ def told(spec: dict[str, Any]) -> portable.Options:
 def write(
   model: portable.Portable, destination: pathlib.Path, options: portable.Options
 ) -> None:
-  """Writes a state dict that `clip.model.build_model` takes."""
+  """Writes a state dict that `clip.model.build_model` can load."""
   del options
   portable.refuse(NAME, refusals(model.spec))
   model.report.warnings += deviations(model.spec)
@@ -334,7 +333,7 @@ def write(
 
 
 def state_dict(model: portable.Portable) -> dict[str, Tensor]:
-  """Returns the tensors under OpenAI's names, running counts included."""
+  """Returns the tensors under OpenAI's names, with batch norms' counts."""
   tensors = engine.to_theirs(
     openai_names.NAMES.entries(model.spec), model.leaves
   )

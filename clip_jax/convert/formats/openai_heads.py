@@ -1,8 +1,8 @@
-"""How many heads a model under OpenAI's names has: no tensor shows it.
+"""The number of heads of a model with OpenAI's names, which no tensor shows.
 
-OpenAI's own have one head for 64 of the width. Others that share their names
-have not: ViT-H-14, ViT-g-14 and ViT-bigG-14 have 16 heads, at widths which 64
-divides as well.
+OpenAI's own models have width / 64 heads. Other models with the same names do
+not: ViT-H-14, ViT-g-14 and ViT-bigG-14 have 16 heads, although 64 divides their
+widths as well.
 """
 
 from typing import Any
@@ -24,13 +24,13 @@ def find(
 
   Args:
     image: the image tower's sizes.
-    text: the text tower's.
-    told: what a user says, which counts.
-    report: takes the numbers and where they come from.
-    name: what messages call the checkpoint.
+    text: the text tower's sizes.
+    told: the user's numbers, which override others; None for none.
+    report: the report to write to.
+    name: the checkpoint's name in messages.
 
   Raises:
-    AmbiguousError: the sizes are not OpenAI's, and nothing was told.
+    AmbiguousError: the sizes are not OpenAI's, and `told` is None.
     UserError: the heads do not divide the width.
   """
   towers = {"image": image, "text": text}
@@ -54,8 +54,8 @@ def find(
       )
     if ruled and heads != by_rule:
       report.warnings.append(
-        f"--heads says {heads} of the {tower} tower; OpenAI's models of its "
-        f"size have {by_rule}."
+        f"--heads gives the {tower} tower {heads} heads; OpenAI's models of "
+        f"its size have {by_rule}."
       )
     source = "flag" if told else "format"
     found.append(report.infer(f"{tower}.heads", heads, source))
@@ -63,7 +63,7 @@ def find(
 
 
 def _sizes(tower: dict[str, Any]) -> tuple:
-  """Returns what OpenAI's releases are known by."""
+  """Returns the sizes of a tower by which OpenAI's releases are recognised."""
   layers = [tower["depth"]] if "depth" in tower else tower["depths"]
   return (tower["width"], *layers)
 
@@ -74,7 +74,7 @@ def _released(part: str) -> set[tuple]:
 
 
 def _ambiguous(towers, name) -> errors.AmbiguousError:
-  """Returns the error, with the numbers of published models if there are."""
+  """Returns the error, with numbers of published models of that size."""
   sizes = ", ".join(
     f"{part} tower {tower['width']} wide with {tower['depth']} layers"
     if "depth" in tower

@@ -1,4 +1,4 @@
-"""sentence-transformers' directories, in: a BERT as a text tower, or a CLIP."""
+"""Reads sentence-transformers' directories: a BERT or a CLIP."""
 
 import pathlib
 
@@ -35,10 +35,10 @@ def recognise(path: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
-  """Reads a BERT with its pooling, or the CLIP of a `CLIPModel`.
+  """Returns the model: a BERT with its pooling, or the CLIP of a `CLIPModel`.
 
   Raises:
-    UserError: it has other modules or another pooling.
+    UserError: it has other modules, or a pooling that is not supported.
   """
   kinds, directories = _modules(path)
   normalize = "Normalize" in kinds
@@ -79,12 +79,12 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
 
 
 def model_directory(path: pathlib.Path) -> pathlib.Path:
-  """Returns the directory of the model that the other modules come after."""
+  """Returns the directory of the first module, which is the model."""
   return _modules(path)[1][0]
 
 
 def _modules(path: pathlib.Path) -> tuple[list[str], list[pathlib.Path]]:
-  """Returns the kinds of the modules, and their directories."""
+  """Returns the types of the modules, and their directories."""
   listed = json_text.read(path / MODULES, kind=list)
   if not all(isinstance(module, dict) for module in listed):
     raise errors.DamagedError(
@@ -106,9 +106,9 @@ def _modules(path: pathlib.Path) -> tuple[list[str], list[pathlib.Path]]:
     kinds[0] = _CLIP  # As newer versions write it.
   if tuple(kinds) not in _HELD:
     raise errors.UserError(
-      f"{path / MODULES} lists {', '.join(kinds) or 'nothing'}; held are a "
-      "Transformer and a Pooling, or a CLIPModel, and a Normalize after them. "
-      "A Dense or another module is no part of a tower here."
+      f"{path / MODULES} lists {', '.join(kinds) or 'nothing'}; supported are "
+      "a Transformer and a Pooling, or a CLIPModel, and a Normalize after "
+      "them, but not a Dense or other modules."
     )
   # The model may lie at the root, whatever the list says.
   if not (directories[0] / bert.CONFIG).exists():
@@ -128,8 +128,8 @@ def _pooling(path: pathlib.Path) -> str:
     modes.append(word)
   if len(modes) != 1 or modes[0] not in _POOLINGS:
     raise errors.UserError(
-      f"{path} has the poolings {', '.join(modes) or 'none'}; exactly one of "
-      "mean_tokens and cls_token is held."
+      f"{path} has the poolings {', '.join(modes) or 'none'}; it must be "
+      "exactly one of mean_tokens and cls_token."
     )
   return _POOLINGS[modes[0]]
 

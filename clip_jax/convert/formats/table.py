@@ -1,6 +1,6 @@
-"""All formats, in the order in which a path is tried.
+"""The table of all formats, in the order in which they are tried.
 
-A directory can look like several; the first says more about the model.
+A directory may look like several formats; earlier ones say more about a model.
 """
 
 from clip_jax.convert.engine.format import Format

@@ -1,8 +1,8 @@
-"""timm's Vision Transformers, in, as image towers.
+"""Reads timm's Vision Transformers as image towers.
 
-A directory as timm saves it (`config.json` and weights) says what the model
-is. A bare `.safetensors` file has shapes alone: the activation and the
-preprocessing must be told.
+A directory that timm saved (`config.json` and weights) describes the model. A
+`.safetensors` file alone has only shapes: the user must give the activation and
+the preprocessing.
 """
 
 import pathlib
@@ -23,9 +23,9 @@ from clip_jax.models import variants
 NAME = "timm"
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# The classifier, and what trains it.
+# The classifier, and layers that are only used in training.
 IGNORED = (r"^head\.", r"^head_dist\.")
-# Mean and deviation by what timm calls their constants.
+# Mean and standard deviation by timm's names of the constants.
 NORMALISATIONS = {
   "inception": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
   "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
@@ -33,7 +33,7 @@ NORMALISATIONS = {
     list(variants.DEFAULTS[field]) for field in ("image_mean", "image_std")
   ),
 }
-# What timm assumes where a config is silent (`PretrainedCfg`).
+# The defaults of timm's `PretrainedCfg`.
 _DEFAULTS = {
   "mean": NORMALISATIONS["imagenet"][0],
   "std": NORMALISATIONS["imagenet"][1],
@@ -54,7 +54,7 @@ depth       blocks.{i}.
 mlp_dim     blocks.0.mlp.fc1.weight  0 of 2
 positions   pos_embed                1 of 3
 """
-# What the presence of a tensor says.
+# Fields that follow from the presence of a tensor.
 _SHOWN = {
   "class_token": "cls_token",
   "norm_after_pool": "fc_norm.weight",
@@ -79,7 +79,7 @@ _RESIZES = fields.one_of({"center": "shortest", "squash": "squash"})
 
 
 class _Mlp(fields.Row):
-  """The width of the MLPs, as a multiple of the tower's; reads after it."""
+  """The row of the MLPs' width over the tower's; it must come after that."""
 
   ours = "image.mlp_dim"
   theirs = "model_args.mlp_ratio"
@@ -124,7 +124,7 @@ def recognise(path: pathlib.Path) -> bool:
 
 
 def find_weights(path: pathlib.Path) -> pathlib.Path | None:
-  """Returns the file of weights in a directory; None where there is none."""
+  """Returns the file of weights in a directory; None if there is none."""
   found = (path / name for name in WEIGHTS if (path / name).is_file())
   return next(found, None)
 
@@ -135,12 +135,12 @@ def knows(names: Collection[str]) -> bool:
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
-  """Reads an image tower; the classifier is kept aside.
+  """Returns the model of an image tower; its classifier is an extra.
 
   Raises:
-    UserError: it is no plain Vision Transformer, or damaged.
-    AmbiguousError: a bare file, and its activation or preprocessing was not
-      told.
+    UserError: it is not a plain Vision Transformer, or damaged.
+    AmbiguousError: it is a file, and the options lack its activation or its
+      preprocessing.
   """
   report = report_lib.Report(NAME)
   config = config_file.read(path / CONFIG) if path.is_dir() else {}
@@ -171,7 +171,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
 
 
 def _resolved(spec, report, source: str) -> dict[str, Any]:
-  """Returns a whole description; what is not noted yet comes from `source`."""
+  """Returns the complete description; reports new fields as of `source`."""
   for field, value in spec["image"].items():
     seen = field in ("kind", "width", "depth", "mlp_dim")
     if not seen and f"image.{field}" not in report.inferred:
@@ -187,16 +187,16 @@ def describe(
   path: pathlib.Path,
   options: portable.Options,
 ) -> dict[str, Any]:
-  """Returns the description that a config stands for.
+  """Returns the description of a config's model.
 
   Args:
-    config: timm's.
-    report: takes the fields and where they come from.
-    path: of the config.
-    options: with the activation, where it is another.
+    config: the content of timm's config.json.
+    report: the report to write to.
+    path: path of the config.
+    options: with the activation, if it is another one.
 
   Raises:
-    UserError: it describes another model, or none.
+    UserError: it describes an unsupported model, or none.
   """
   where = {"": str(path)}
   told = {"activation": options.activation}
@@ -211,7 +211,7 @@ def describe(
       f"{path}: pretrained_cfg and model_args must be objects; fetch or make "
       "it again."
     )
-  # A field that is null is as good as none.
+  # A field that is null counts as missing.
   given = {k: v for k, v in given.items() if v is not None}
   size = given.get("input_size")
   if not isinstance(size, list) or len(size) != 3:
@@ -263,11 +263,11 @@ def infer(
   report: report_lib.Report,
   name: str,
 ) -> dict[str, Any]:
-  """Returns the description of a bare file, of shapes and of what is told.
+  """Returns the description of a file, from its shapes and the options.
 
   Raises:
-    UserError: the shapes are of another tower.
-    AmbiguousError: the user must say more.
+    UserError: the shapes are those of another kind of tower.
+    AmbiguousError: more options are needed.
   """
   read = Sizes(tensors, name)
   sizes = read(SIZES)
@@ -283,9 +283,9 @@ def infer(
       )
   if heads is None:
     raise errors.AmbiguousError(
-      f"{name}: width {sizes['width']}, depth {sizes['depth']} and MLP "
-      f"{sizes['mlp_dim']} are of no model whose number of heads is known; "
-      "timm's directory has a config.json, which says it.",
+      f"{name}: no known model has width {sizes['width']}, depth "
+      f"{sizes['depth']} and MLP {sizes['mlp_dim']}, so the number of heads is "
+      "not known; timm's directory has a config.json, which says it.",
       flags="--heads N,N",
     )
   _check_told(options, name)
@@ -294,7 +294,7 @@ def infer(
   pooling = "gap" if is_mean else "class"
   if "attn_pool.latent" in tensors:
     pooling = "map"
-  # The class token may have a position or none: a square tells.
+  # The class token may have a position or not: the patches' form a square.
   class_token = shown["class_token"]
   cells = positions - class_token
   position = class_token and round(cells**0.5) ** 2 == cells
@@ -324,7 +324,7 @@ def infer(
 
 
 def _check_told(options: portable.Options, name: str) -> None:
-  """Raises AmbiguousError where a bare file's user has not said enough."""
+  """Raises AmbiguousError if options that a file needs are missing."""
   silent = {}
   if options.activation is None:
     silent["its activation"] = (
@@ -345,7 +345,7 @@ def _check_told(options: portable.Options, name: str) -> None:
 
 
 def _told_preprocessing(options, report) -> dict[str, Any]:
-  """Returns what --preprocess stands for; all of timm's ViTs are bicubic."""
+  """Returns the fields of --preprocess; all of timm's ViTs use bicubic."""
   normalisation, crop = options.preprocess
   if normalisation not in NORMALISATIONS:
     raise errors.unknown("normalisation", normalisation, NORMALISATIONS)

@@ -1,7 +1,7 @@
-"""timm's plain Vision Transformers: what their names mean, and their tensors.
+"""timm's plain Vision Transformers: the meaning of their names, and tensors.
 
-A timm checkpoint says its architecture by name; activation, epsilon, pooling
-and heads follow from it and from nothing else. The table,
+A timm checkpoint names its architecture; activation, epsilon, pooling and heads
+follow from this name and are not stored otherwise. The table,
 `assets/timm_vit.json`, was compared with timm 1.0.31, name by name.
 """
 
@@ -47,15 +47,15 @@ NAMES = Names({"whole": "part  .  image  timm", **TABLES})
 
 _ASSET = importlib.resources.files("clip_jax") / "assets/timm_vit.json"
 _PUBLISHED = json.loads(_ASSET.read_text("utf-8"))
-# Width, depth, heads and MLP by the word for them in a name.
+# Width, depth, heads and MLP width, by the word for a size in a name.
 SIZES: dict[str, dict[str, int]] = _PUBLISHED["sizes"]
-# What the other words stand for; SigLIP was trained with the tanh GELU
-# throughout, and timm has it in some of its names only.
+# The meaning of other words. All SigLIP models were trained with the tanh GELU,
+# but timm uses it only for some of their names.
 FAMILIES: dict[str, dict[str, Any]] = {
   family: {**_PUBLISHED["families"]["plain"], **facts}
   for family, facts in _PUBLISHED["families"].items()
 }
-# The image tower's description by timm's name.
+# The description of the image tower by timm's name.
 MODELS: dict[str, dict[str, Any]] = {
   name: {
     "kind": "vit",
@@ -80,7 +80,7 @@ def describe(name: str) -> dict[str, Any]:
   if name not in MODELS:
     raise errors.UserError(
       f"timm's architecture {name!r} is not among the plain Vision "
-      "Transformers that are held exactly: models with LayerScale, relative "
+      "Transformers that are supported: models with LayerScale, relative "
       "positions, convolutional stems or other blocks are not. Nearest of "
       f"{len(MODELS)} names: {', '.join(errors.nearest(name, MODELS))}."
     )
@@ -97,18 +97,18 @@ def pooled(
   """Returns `tower` with another of timm's poolings.
 
   Args:
-    tower: as `describe` returns it.
+    tower: the result of `describe`.
     pool: timm's `global_pool`.
-    made_so: whether timm makes the model with it, which moves the last norm
-      behind a mean, and can add attention; or sets it afterwards.
-    name: timm's, for messages.
+    made_so: whether timm creates the model with this pooling, which moves the
+      last norm after a mean and can add attention; False if it is set later.
+    name: timm's name, for messages.
 
   Raises:
-    UserError: timm cannot do that, or it gives no single vector.
+    UserError: timm does not support it, or it gives no single vector.
   """
   if pool not in _POOLS:
     raise errors.UserError(
-      f"timm's pooling {pool!r} of {name} is not held; known: "
+      f"timm's pooling {pool!r} of {name} is not supported; known: "
       f"{', '.join(_POOLS)}."
     )
   kind = _POOLS[pool]
@@ -122,13 +122,14 @@ def pooled(
     after = kind == "gap" and (after or tower["pooling"] != "gap")
   if kind != "gap" and after:
     raise errors.UserError(
-      f"{name} has its norm behind the mean; the pooling {pool!r} is not held."
+      f"{name} has its norm after the mean; the pooling {pool!r} is not "
+      "supported."
     )
   return {**tower, "pooling": kind, "norm_after_pool": after}
 
 
 def _named(tower: dict[str, Any]) -> dict[str, Any]:
-  """Returns a tower's fields as a name of timm's decides them."""
+  """Returns the fields of a tower that timm's names determine."""
   return {
     **tower,
     "mlp_dim": tower["mlp_dim"] or 4 * tower["width"],
@@ -137,10 +138,11 @@ def _named(tower: dict[str, Any]) -> dict[str, Any]:
 
 
 def nearest(tower: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-  """Returns the name of a tower of the same sizes, and what it has otherwise.
+  """Returns the name of a tower of the same sizes, and its differences.
 
   Returns:
-    The name, and field -> its value there; None if no sizes are the same.
+    The name, and {field: its value there} for fields that differ; None if no
+    tower has the same sizes.
   """
   wanted = _named(tower)
   sizes = ("image_size", "patch_size", "width", "depth", "heads", "mlp_dim")
@@ -172,7 +174,7 @@ def find(tower: dict[str, Any], *, made_so: bool) -> tuple[str, str] | None:
   return None
 
 
-# Parts of names that stand for what no tower here has.
+# Parts of tensors' names for layers that are not supported.
 _OTHER_BLOCKS = {
   ".ls1.": "LayerScale",
   ".ls2.": "LayerScale",
@@ -182,10 +184,10 @@ _OTHER_BLOCKS = {
 
 
 def refuse_other_blocks(names: Iterable[str], source: str) -> None:
-  """Raises UserError where tensors belong to parts that are not held."""
+  """Raises UserError if tensors belong to layers that are not supported."""
   for name in names:
     for part, what in _OTHER_BLOCKS.items():
       if part in name:
         raise errors.UserError(
-          f"{source} has {what} ({name}), which no tower here has."
+          f"{source} has {what} ({name}), which is not supported."
         )

@@ -1,4 +1,4 @@
-"""A workdir of `clip-jax train`, as a source."""
+"""Reads a workdir of `clip-jax train`."""
 
 import dataclasses
 import os
@@ -20,7 +20,7 @@ recognise = workdir_lib.recognise
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
-  """Reads the newest good checkpoint.
+  """Returns the model of the newest good checkpoint.
 
   Raises:
     UserError: there is none, or its model has no shared embedding.

@@ -1,1 +1,1 @@
-"""Whether a converted model computes what its source does elsewhere."""
+"""Compares a converted model with its source in the source's own library."""

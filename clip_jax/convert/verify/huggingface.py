@@ -1,4 +1,4 @@
-"""HuggingFace transformers as an oracle: its models of two towers and BERT."""
+"""HuggingFace transformers as an oracle: models of two towers, and BERT."""
 
 import dataclasses
 import json
@@ -38,7 +38,8 @@ _TOKENIZER_FILES += ("spiece.model", "tokenizer.model")
 def load(source: Source) -> Oracle:
   """Loads a directory by `from_pretrained`.
 
-  A bare file is laid beside its config first, under its names as they are.
+  A file of weights alone is first written to a directory with its config, with
+  its tensors' names unchanged.
   """
   if source.path.is_dir():
     return _load(source)
@@ -107,10 +108,10 @@ def _load(source: Source) -> Oracle:
 
 
 def _restore_words(model, tensors) -> None:
-  """Puts back the padding token's embedding.
+  """Restores the padding token's embedding.
 
-  transformers 5.24 sets it to zero after it has loaded it, so that what its
-  layers return at padding, which no other token sees, is of another model.
+  transformers 5.24 sets it to zero after loading, so that its layers' outputs
+  at padding would differ (no other token sees them).
   """
   import torch
 
@@ -132,7 +133,7 @@ def _pixels(path, kind):
   _need_one_of(path, _CONFIGS[1:])
   if kind == "siglip2":
     raise MissingError("a NaFlex processor keeps each image's shape")
-  # The other backend resizes tensors, which needs torchvision and is not exact.
+  # The other backend resizes tensors; that needs torchvision and is not exact.
   process = transformers.AutoImageProcessor.from_pretrained(
     path, backend="pil", local_files_only=True
   )
@@ -163,12 +164,12 @@ def _tokens(path, context_length):
 
 
 def _embedding(features):
-  """Returns the embedding, which newer versions wrap in an output object."""
+  """Returns the embedding, which newer versions return in an output object."""
   return getattr(features, "pooler_output", features)
 
 
 def _patches(pixels, patch_size: int) -> dict[str, Any]:
-  """Cuts images into the flat patches that a NaFlex model takes."""
+  """Returns images as the flat patches that a NaFlex model takes."""
   import torch
 
   b, channels, h, w = pixels.shape
@@ -184,14 +185,14 @@ def _patches(pixels, patch_size: int) -> dict[str, Any]:
 
 
 def _ids_and_mask(ids, text: dict[str, Any]) -> dict[str, Any]:
-  """Returns the text inputs of a model; a BERT is told what is padding."""
+  """Returns a model's text inputs; a BERT's have a mask of padding."""
   if text["kind"] != "bert":
     return {"input_ids": ids}
   return {"input_ids": ids, "attention_mask": (ids != text["pad_id"]).long()}
 
 
 def _pooled_bert(model, ids, text: dict[str, Any]) -> dict[str, Any]:
-  """Returns what a description makes of a BERT's last layer."""
+  """Returns a BERT's last layer, pooled as its description says."""
   inputs = _ids_and_mask(ids, text)
   hidden = model(**inputs).last_hidden_state
   pooled = hidden[:, 0]

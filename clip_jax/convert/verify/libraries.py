@@ -1,7 +1,7 @@
-"""The libraries that a model is compared with, where they are installed.
+"""The libraries that a model is compared with, if they are installed.
 
-They run on PyTorch, which this package never needs otherwise. Each module
-loads a source in its own library.
+They need PyTorch, which the rest of this package never does. Each module loads
+a source in its own library.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ from clip_jax.convert.verify import huggingface, openai
 from clip_jax.convert.verify.oracle import Oracle, Source
 
 _TRANSFORMERS = (huggingface.load, "transformers", "pip install torch")
-# Format -> (loader, the library that it needs, what installs it).
+# Format -> (loader, the library that it needs, how to install it).
 LIBRARIES = {
   "huggingface": _TRANSFORMERS,
   "bert": _TRANSFORMERS,
@@ -29,7 +29,7 @@ LIBRARIES = {
 
 
 def load(source_format: str, source: Source) -> Oracle:
-  """Returns a source, in a format of that name, as its own library has it.
+  """Returns a source, loaded by the library of its format.
 
   Raises:
     UserError: no library reads the format, or it is not installed.

@@ -21,8 +21,9 @@ from clip_jax.convert.verify.oracle import (
 def load(source: Source) -> Oracle:
   """Loads a directory strictly, as open_clip's users do.
 
-  A bare file, or a directory with other names, is laid out as open_clip takes
-  it first: its config and its tensors, as they are.
+  A file of weights alone, or a directory with other file names, is first
+  written to a directory as open_clip expects it, with its config and its
+  tensors unchanged.
   """
   if open_clip_files.is_usual(source.path):
     return _load(source.path, double=source.double)

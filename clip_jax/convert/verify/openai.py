@@ -1,4 +1,4 @@
-"""OpenAI's own model as an oracle, from any package that holds its model.py."""
+"""OpenAI's own model as an oracle, from any package that has its model.py."""
 
 import importlib.util
 import pathlib
@@ -15,7 +15,7 @@ from clip_jax.convert.verify.oracle import (
 
 
 def _module():
-  """Returns model.py alone: its package would import torchvision."""
+  """Returns the module model.py alone; its package would import torchvision."""
   package = importlib.util.find_spec("clip")
   assert package and package.submodule_search_locations, "libraries.py checks"
   path = pathlib.Path(package.submodule_search_locations[0]) / "model.py"
@@ -28,7 +28,7 @@ def _module():
 
 
 def load(source: Source) -> Oracle:
-  """Builds the model with its own rules and fills it with the source."""
+  """Builds OpenAI's model and loads the source's weights into it."""
   import torch
 
   library = _module()
@@ -48,11 +48,11 @@ def load(source: Source) -> Oracle:
     text["heads"],
     text["depth"],
   ).to(kind)
-  if source.double:  # Its layer norm would compute in float32.
+  if source.double:  # Else its layer norm computes in float32.
     for module in model.modules():
       if isinstance(module, library.LayerNorm):
         module.forward = torch.nn.LayerNorm.forward.__get__(module)
-  # OpenAI's loader executes the archive; the tensors are the same.
+  # OpenAI's loader would execute the archive; the tensors are the same.
   state = state_dict(source.tensors())
   for size in ("input_resolution", "context_length", "vocab_size"):
     state.pop(size, None)

@@ -1,4 +1,4 @@
-"""A model in the hands of another library, and what its towers hold."""
+"""A model loaded by another library, and the outputs of its layers."""
 
 import dataclasses
 import pathlib
@@ -17,13 +17,13 @@ Stages = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """What an oracle is made of.
+  """A checkpoint from which an oracle is made.
 
   Attributes:
-    path: of a checkpoint.
+    path: the checkpoint's path.
     spec: our description of it.
-    options: what a user says about it.
-    double: compute in float64.
+    options: the user's options for it.
+    double: whether to compute in float64.
   """
 
   path: pathlib.Path
@@ -32,13 +32,13 @@ class Source:
   double: bool
 
   def tensors(self, path: pathlib.Path | None = None) -> dict[str, Tensor]:
-    """Returns the tensors in a file, or in the checkpoint itself."""
+    """Returns the tensors of a file, by default of the checkpoint itself."""
     report = report_lib.Report("")
     return weights_file.read(path or self.path, self.options, report).tensors
 
 
 def state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-  """Returns tensors as PyTorch takes them, in float64."""
+  """Returns tensors as a PyTorch state dict, in float64."""
   import torch
 
   return {
@@ -48,7 +48,7 @@ def state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 class MissingError(Exception):
-  """Why a library cannot prepare images or texts."""
+  """A library cannot preprocess images or texts; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +56,11 @@ class Tower:
   """One tower of a PyTorch model.
 
   Attributes:
-    blocks: its modules of which the outputs are compared, in their order.
-    run: returns what it ends in, by stage, from images (batch, 3, h, w) or ids
-      (batch, length) as a tensor.
-    named: what its blocks are called.
-    sequence_first: the blocks hold (length, batch, width).
+    blocks: the modules whose outputs are compared, in order.
+    run: returns the tower's last outputs by stage, from a tensor of images
+      (batch, 3, h, w) or ids (batch, length).
+    named: name of a block in the table of stages.
+    sequence_first: whether the blocks' outputs are (length, batch, width).
   """
 
   blocks: Iterable[Any]
@@ -69,11 +69,11 @@ class Tower:
   sequence_first: bool = False
 
   def stages(self, inputs: np.ndarray, *, double: bool) -> Stages:
-    """Returns what the blocks and the tower return.
+    """Returns the outputs of the blocks and of the tower, by stage.
 
     Args:
       inputs: normalised images (batch, h, w, 3), or ids (batch, length).
-      double: of the model, which computes in float64.
+      double: whether the model computes in float64.
     """
     import torch
 
@@ -91,7 +91,7 @@ class Tower:
         array = output.detach().numpy()
         if self.sequence_first and array.ndim == 3:
           array = array.swapaxes(0, 1)
-        if array.ndim == 4:  # A feature map: ours has its channels last.
+        if array.ndim == 4:  # A feature map; ours has its channels last.
           array = array.transpose(0, 2, 3, 1)
         stages[name] = np.array(array)
 
@@ -112,16 +112,18 @@ class Tower:
 
 @dataclasses.dataclass(frozen=True)
 class Oracle:
-  """A source in the hands of its own library.
+  """A source, loaded by its own library.
 
   Attributes:
-    library: its name and version.
-    towers: by "image" and "text".
-    model: with a `logit_scale` and perhaps a `logit_bias`; None for one tower.
-    pixels: normalised float images (n, h, w, 3) of Pillow images by the
-      library's own preprocessing; None where it has none here.
-    tokens: ids (n, length) of texts by the library's own tokenizer; likewise.
-    missing: why "pixels" or "tokens" is None.
+    library: the library's name and version.
+    towers: its towers by "image" and "text".
+    model: a model with a `logit_scale` and perhaps a `logit_bias`; None for a
+      single tower.
+    pixels: the library's own preprocessing, from Pillow images to normalised
+      float images (n, h, w, 3); None if it is not available.
+    tokens: the library's own tokenizer, from texts to ids (n, length); None if
+      it is not available.
+    missing: the reasons why "pixels" or "tokens" is None.
   """
 
   library: str
@@ -132,7 +134,7 @@ class Oracle:
   missing: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def logits(self, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Returns (images, texts) from the unit embeddings of both."""
+    """Returns the logits (images, texts) of unit embeddings."""
     scale = self.model.logit_scale.detach().exp().numpy()
     bias = getattr(self.model, "logit_bias", None)
     shift = 0 if bias is None else bias.detach().numpy()
@@ -142,11 +144,12 @@ class Oracle:
 def preparations(
   library: str, **makers: Callable[[], Callable[[list], np.ndarray]]
 ) -> dict[str, Any]:
-  """Returns the fields of an oracle that prepare images and texts.
+  """Returns an oracle's fields "pixels", "tokens" and "missing".
 
   Args:
-    library: its name.
-    makers: of "pixels" and of "tokens". What they raise is why there is none.
+    library: the library's name.
+    makers: functions that make "pixels" and "tokens"; if one raises an error,
+      that becomes the reason in "missing".
   """
   found: dict[str, Any] = {"missing": {}}
   for field, make in makers.items():
@@ -154,13 +157,13 @@ def preparations(
       found[field] = make()
     except MissingError as error:
       found["missing"][field] = str(error)
-    except Exception as error:  # Of any kind: files, or packages.
-      reason = complaint(error)
+    except Exception as error:  # For example, files or packages are missing.
+      reason = first_line(error)
       found["missing"][field] = f"{library} cannot make it: {reason}"
   return found
 
 
-def complaint(error: Exception) -> str:
+def first_line(error: Exception) -> str:
   """Returns the first line of an error that another library raised."""
   lines = str(error).strip().splitlines()
   return lines[0] if lines else type(error).__name__

@@ -1,7 +1,8 @@
-"""Images and texts on which two ways of preparing them would differ.
+"""Images and texts that reveal differences in preprocessing.
 
-They keep to what this package prepares as the libraries do: no transparency,
-no orientation in EXIF, no 16-bit grey, no strips, no control tokens in a text.
+They leave out what this package preprocesses differently on purpose:
+transparency, EXIF orientation, 16-bit grey, very long and narrow images, and
+control tokens in texts.
 """
 
 import itertools
@@ -13,7 +14,7 @@ from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.convert.portable import Portable
 
-# Odd margins to crop, sizes on either side of usual ones, both orientations.
+# Odd margins to crop, sizes above and below usual ones, both orientations.
 _SIZES = ((31, 47), (48, 33), (224, 225), (97, 300), (301, 299), (20, 23))
 _SIZES += ((64, 64), (225, 500), (640, 427), (59, 40))
 _MODES = ("RGB", "P", "RGB", "L")
@@ -62,25 +63,25 @@ def pictures(rng: np.random.Generator) -> list[Image.Image]:
 
 
 def texts(*, lower: bool = False) -> list[str]:
-  """Returns 50 texts, short ones and those that no context holds.
+  """Returns 50 texts, from short ones to some longer than any context.
 
   Args:
-    lower: of lower case alone, for SigLIP 2: this package lowers it, as in
-      training, whatever a tokenizer's file says.
+    lower: whether to use only lower case, for SigLIP 2: this package changes
+      texts to lower case, as in training, whatever the tokenizer's file says.
   """
   found = [*_LINES, *(" ".join([line] * 40) for line in _LINES)]
   return [text.lower() for text in found] if lower else found
 
 
 def prepare(model: Portable, images: list[Image.Image]) -> np.ndarray:
-  """Returns normalised images (n, size, size, 3) as `model` gets them."""
+  """Returns preprocessed, normalised images (n, size, size, 3)."""
   how = preprocess_lib.Preprocess.from_spec(model.spec)
   arrays = [preprocess_lib.eval_image(image, how) for image in images]
   return preprocess_lib.normalize(np.stack(arrays), how)
 
 
 def tokenize(model: Portable, lines: list[str]) -> np.ndarray:
-  """Returns ids (n, length) as `model` gets them."""
+  """Returns the ids (n, length) of texts by the model's tokenizer."""
   tokenizer = tokenizer_lib.make_tokenizer(
     **model.spec["tokenizer"],
     context_length=model.spec["text"]["context_length"],

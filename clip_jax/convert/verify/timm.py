@@ -9,7 +9,7 @@ from clip_jax.convert.verify.oracle import Oracle, Source, Tower, state_dict
 
 
 def load(source: Source) -> Oracle:
-  """Makes the architecture that the directory names and fills it."""
+  """Makes the architecture that the directory names, and loads its weights."""
   path = source.path
   if path.is_file():
     raise errors.UserError(

@@ -1,8 +1,8 @@
-"""Proof by another implementation: a source there, its conversion here.
+"""Compares a source in its own library with its conversion in this one.
 
-Both prepare the same images and texts, and both towers get the same random
-inputs. What they hold is compared stage by stage, so that the first stage above
-its bar shows where a difference comes from.
+Both preprocess the same images and texts, and both get the same random inputs.
+Their outputs are compared stage by stage, so that the first stage above its
+tolerance (its "bar") shows where a difference comes from.
 """
 
 import dataclasses
@@ -17,25 +17,27 @@ from clip_jax import errors, terminal
 from clip_jax.convert import conversion, engine, hub
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.verify import libraries, probes
-from clip_jax.convert.verify.oracle import Oracle, Source, Stages, complaint
+from clip_jax.convert.verify.oracle import Oracle, Source, Stages, first_line
 from clip_jax.models import paths, variants
 
-# Of float64, the largest difference over the largest number.
+# The bar of float64: the largest difference over the largest number.
 DOUBLE_BAR = 1e-12
-# Of float32, what is allowed is this many times as much as the source's own
-# library is off its float64, stage by stage, and at least the floor, a few
-# units in the last place: a tower of real weights loses ten times what one of
-# random weights loses.
+# The bar of float32 is this many times the difference between float32 and
+# float64 in the source's own library, at each stage, and at least the floor of
+# a few units in the last place. It is relative, since a tower with real weights
+# loses ten times as much as one with random weights.
 SINGLE_FACTOR = 8
 SINGLE_FLOOR = 1e-6
-PIXEL_BAR = 1e-6  # No level: what float32 leaves of the normalisation.
+# The rounding of normalisation in float32; pixels must be equal in each level.
+PIXEL_BAR = 1e-6
 TOKEN_BAR = 0.0
-WEIGHTS_BAR = 1e-6  # Equal, but for scalars that are kept as logarithms.
+# Weights are equal, except scalars that are stored as logarithms.
+WEIGHTS_BAR = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One stage: its difference from the oracle's, and what is allowed."""
+  """One stage: its difference from the oracle's, and its bar."""
 
   stage: str
   difference: float
@@ -43,13 +45,13 @@ class Row:
 
   @property
   def passed(self) -> bool:
-    """Whether the stage is within its bar; NaN is not."""
+    """Whether the difference is at most the bar; False for NaN."""
     return self.difference <= self.bar
 
 
 @dataclasses.dataclass(frozen=True)
 class NotCompared:
-  """A stage that neither passes nor fails."""
+  """A stage that could not be compared."""
 
   stage: str
   why: str
@@ -82,7 +84,7 @@ class Verification:
     }
 
   def to_text(self) -> str:
-    """Returns the comparison for people: a table and a verdict."""
+    """Returns the comparison as text: a table and a verdict."""
     rows = [
       (
         row.stage,
@@ -96,7 +98,7 @@ class Verification:
     header = ("stage", "difference", "allowed", "")
     verdict = "PASS" if self.passed else "FAIL"
     left_out = " and ".join(row.stage for row in self.not_compared)
-    # A table would cut the reasons short.
+    # Not in the table, which would cut the reasons.
     reasons = "".join(
       f"\n{row.stage}: not compared ({row.why})" for row in self.not_compared
     )
@@ -123,19 +125,18 @@ def verify(
   Args:
     source: a checkpoint that another library reads.
     model: the same model in any format.
-    source_format: of the source; None finds it out.
-    options: what the source does not say by itself. They are no part of
-      `model`, which is read as it stands.
-    double: compute in float64, with a bar of 1e-12. Else the bar of a stage
-      is a multiple of how far the source's own library is off its float64
-      there.
+    source_format: format of the source; None recognises it.
+    options: what the source does not say itself; not used for `model`.
+    double: whether to compute in float64, with a bar of 1e-12. Otherwise the
+      bar of a stage is a multiple of the difference between float32 and float64
+      in the source's own library.
     examples: number of random images and of random texts.
-    seed: of the random inputs.
+    seed: seed of the random inputs.
 
   Raises:
     UserError: no installed library reads the source, or the two are models of
       different sizes.
-    AmbiguousError: one of them has several meanings.
+    AmbiguousError: one of them has several possible meanings.
   """
   path = pathlib.Path(source).expanduser()
   if hub.is_address(str(source)):
@@ -156,7 +157,7 @@ def verify(
   }
   asked = Source(path, theirs.spec, options, double=True)
   exact = None
-  if not double:  # Gone again before the source is loaded in float32.
+  if not double:  # Freed again before the source is loaded in float32.
     exact = _their_stages(libraries.load(known, asked), inputs, double=True)
   asked = dataclasses.replace(asked, double=double)
   oracle = libraries.load(known, asked)
@@ -178,20 +179,20 @@ def verify(
 
 
 def _open_as_it_stands(model: str) -> Portable:
-  # With the source's options, a mistaken description would be put right here
-  # and nowhere else.
+  # The source's options are not used: they could correct a wrong description
+  # here, which would stay wrong everywhere else.
   try:
     return conversion.open_model(model)
   except errors.AmbiguousError as error:
     raise errors.AmbiguousError(
-      f"{error.problem} Options are for the source alone, and {model} is "
-      "compared as it stands: convert it first, and verify what comes out.",
+      f"{error.problem} Options are only for the source, and {model} is "
+      "compared as it stands: convert it first, and verify the result.",
       flags=error.flags,
     ) from None
 
 
 def _compare_weights(ours: Portable, theirs: Portable) -> Row:
-  """Compares every number of every array, also those no random text meets."""
+  """Returns the row for all numbers of all arrays, unused embeddings too."""
   worst = max(
     difference(leaf.read(), theirs.leaves[path].read())
     for path, leaf in ours.leaves.items()
@@ -200,8 +201,8 @@ def _compare_weights(ours: Portable, theirs: Portable) -> Row:
 
 
 def _compare_inputs(ours: Portable, theirs: Portable, oracle: Oracle):
-  """Yields how images and texts are prepared on both sides."""
-  seed = np.random.default_rng(0)  # The probes are chosen, not drawn.
+  """Yields the rows for preprocessed images and texts."""
+  seed = np.random.default_rng(0)  # The probes are always the same.
   lower = theirs.spec.get("tokenizer", {}).get("cleaning") == "hf_lower"
   stages: Any = (
     (
@@ -229,7 +230,7 @@ def _compare_inputs(ours: Portable, theirs: Portable, oracle: Oracle):
     try:
       want = run_theirs(inputs)
     except Exception as error:  # Another library's, of any kind.
-      yield NotCompared(stage, f"failed there: {complaint(error)}")
+      yield NotCompared(stage, f"failed there: {first_line(error)}")
       continue
     yield Row(stage, compare(got, want), bar)
 
@@ -237,7 +238,7 @@ def _compare_inputs(ours: Portable, theirs: Portable, oracle: Oracle):
 def _their_stages(
   oracle: Oracle, inputs: Mapping[str, np.ndarray], *, double: bool
 ) -> Stages:
-  """Returns the stages of both towers there, and the logits."""
+  """Returns the oracle's stages of both towers, and its logits."""
   found: Stages = {}
   for part, given in inputs.items():
     stages = oracle.towers[part].stages(given, double=double)
@@ -250,13 +251,13 @@ def _their_stages(
 
 
 def _compare(ours: Portable, oracle: Oracle, inputs, exact: Stages | None):
-  """Yields the stages of both towers, and the logits.
+  """Yields the rows for the stages of both towers, and for the logits.
 
   Args:
-    ours: the model here.
-    oracle: the source there.
-    inputs: of each tower.
-    exact: the stages there in float64; None where the model has that already.
+    ours: the model in this library.
+    oracle: the source in its own library.
+    inputs: inputs of each tower.
+    exact: the oracle's stages in float64; None if it computes in float64.
   """
   double = exact is None
   want = _their_stages(oracle, inputs, double=double)
@@ -273,8 +274,8 @@ def _compare(ours: Portable, oracle: Oracle, inputs, exact: Stages | None):
     got["logits"] = np.exp(scale) * images @ texts.T + bias
   if not want.keys() <= got.keys():
     raise errors.UserError(
-      f"The towers differ in their stages: {', '.join(want)} there, "
-      f"{', '.join(got)} here."
+      f"The towers have different stages: {', '.join(want)} in the source's "
+      f"library, {', '.join(got)} here."
     )
   for stage, array in want.items():
     bar = _bar(array, None if double else exact[stage])
@@ -282,7 +283,7 @@ def _compare(ours: Portable, oracle: Oracle, inputs, exact: Stages | None):
 
 
 def _bar(single: np.ndarray, exact: np.ndarray | None) -> float:
-  """Returns what is allowed, by how far float32 is off float64 there."""
+  """Returns the bar, from the oracle's float32 and float64 results."""
   if exact is None:
     return DOUBLE_BAR
   return max(SINGLE_FLOOR, SINGLE_FACTOR * difference(single, exact))
@@ -297,7 +298,7 @@ def difference(got: np.ndarray, want: np.ndarray) -> float:
 
 
 def unequal_rows(got: np.ndarray, want: np.ndarray) -> float:
-  """Returns the share of rows that are not equal."""
+  """Returns the fraction of rows that are not equal."""
   if got.shape != want.shape:
     return float("inf")
   return float((got != want).any(axis=1).mean())
@@ -329,7 +330,7 @@ def random_tokens(
 def our_stages(
   model: Portable, part: str, inputs: np.ndarray, dtype: Any
 ) -> Stages:
-  """Returns what our tower `part` holds on the way, by stage."""
+  """Returns the intermediate results of our tower `part`, by stage."""
   module = variants.create_model(
     engine.completed(model.spec), dtype=dtype, param_dtype=dtype
   )
@@ -363,7 +364,7 @@ def _blocks(tower: dict[str, Any]) -> Stages:
   if stack := paths.layers_in(tower):
     (stacked,) = stack["__call__"]
     return {f"block {i}": np.asarray(x) for i, x in enumerate(stacked, start=1)}
-  # A stage's last block has its name in the end.
+  # The last block of a ResNet's stage has the stage's name.
   blocks = {paths.block_numbers(name): x for name, x in tower.items()}
   return {
     f"stage {place[0]}": np.asarray(blocks[place]["__call__"][0])
