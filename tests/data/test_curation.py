@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from clip_jax import cli, errors
-from clip_jax.data import sources
+from clip_jax.data import prepare, sources
 from clip_jax.data.curation import balancing, curate, matching, queries
 
 WORDS = (
@@ -165,7 +165,9 @@ def test_the_pairs_that_stay_are_those_of_a_loop(seed, pairs, tmp_path):
 def test_order_and_processes_change_nothing(pairs, tmp_path):
   names, texts, image = pairs
   rule = curate.Rule(queries.Queries(WORDS), max_per_query=25)
-  source = Pairs(names, texts, image)
+  prepare.prepare(Pairs(names, texts, image), tmp_path / "pairs")
+  # Of files: another process cannot import what a test defines.
+  source = sources.open_source(f"arrayrecord:{tmp_path / 'pairs'}")
   for workers in (1, 2):
     out = tmp_path / f"{workers}"
     curate.curate(source, out, rule, workers=workers)

@@ -275,7 +275,7 @@ def _write_ragged_pairs(folder, count):
 def test_a_tokenizer_of_another_vocabulary_is_refused():
   overrides = _config().model_overrides | {"text": {"vocab_size": 1000}}
   config = _config(model_overrides=overrides)
-  with pytest.raises(errors.UserError, match="from 0 to 999 only"):
+  with pytest.raises(errors.UserError, match="only the ids 0 to 999"):
     run_lib.make_run(config)
 
 
