@@ -73,8 +73,8 @@ class Functions:
     logit_scale: as in `EmbeddingModel`.
     class_embeddings: called with prompts and `embed_texts`; it may keep what
       it returns (text_weights.py).
-      score_texts: how a model that predicts captions scores texts; its
-        embeddings are not used.
+    score_texts: how a model that predicts captions scores texts; its
+      embeddings are not used.
   """
 
   embed_images: Callable[[np.ndarray], np.ndarray]

@@ -238,8 +238,9 @@ def expected_calibration_error(
 ) -> Reliability:
   """Returns the expected calibration error and the table that it comes from.
 
-  The error is the mean over examples of |accuracy - confidence| of their bin;
-  bins have equal widths (Guo et al. 2017, equation 3).
+  The error is the mean over examples of the absolute difference between
+  accuracy and confidence of their bin; bins have equal widths (Guo et al. 2017,
+  equation 3).
 
   Args:
     confidences: probability of each guess, (n,).
