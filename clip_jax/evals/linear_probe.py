@@ -199,6 +199,8 @@ def read_all(
 def _embed(batches, embed, class_names, address: str) -> Examples:
   features, labels = [], []
   for batch in batches:
+    if not len(batch["image"]):  # All of them are bad.
+      continue
     features.append(np.asarray(embed(batch["image"]), np.float32))
     labels.append(batch["label"])
   if not features:

@@ -31,6 +31,9 @@ class Shots:
   place: np.ndarray
 
 
+_AT_ONCE = 4096  # Labels that are asked for.
+
+
 class Pool:
   """What shots are drawn from.
 
@@ -51,9 +54,13 @@ class Pool:
   @functools.cached_property
   def labels(self) -> np.ndarray:
     """The label of each record; -1 where it is bad."""
+    slots = range(len(self._source))
+    found: list[int] = []
     with concurrent.futures.ThreadPoolExecutor() as pool:
-      found = pool.map(self._label, range(len(self._source)))
-      return np.fromiter(found, np.int64, len(self._source))
+      # In parts: each call that waits takes a kilobyte or two.
+      for start in range(0, len(slots), _AT_ONCE):
+        found += pool.map(self._label, slots[start : start + _AT_ONCE])
+    return np.array(found, np.int64)
 
   def _label(self, slot: int) -> int:
     try:

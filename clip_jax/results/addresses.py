@@ -55,3 +55,19 @@ def distinct(paths: Iterable[str]) -> dict[str, str]:
     path: terminal.printable(name, limit=60) or "?"
     for path, name in names.items()
   }
+
+
+def shown_apart(found: Iterable[str]) -> dict[str, str]:
+  """Returns what `shown` returns of each DATA address, but no two the same.
+
+  Where the last part of the path is not enough, more of it is shown.
+  """
+  found = list(dict.fromkeys(found))
+  names = {address: shown(address) for address in found}
+  alike: dict[str, list[str]] = {}
+  for address, name in names.items():
+    alike.setdefault(name, []).append(address)
+  for several in alike.values():
+    if len(several) > 1:
+      names |= distinct(several)
+  return names

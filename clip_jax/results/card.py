@@ -207,6 +207,12 @@ def _summary(clip: inference.Clip) -> str:
   if clip.preprocess is None or clip.tokenizer is None:
     tower = "text" if clip.preprocess is None else "image"
     return f"The {tower} tower of a model of images and texts, for JAX."
+  if not clip.module.contrastive:
+    return (
+      "A model for JAX that predicts the words of an image's caption (section "
+      "2.3 of the paper compares it with CLIP). It has no text tower: a class "
+      "is scored by how likely its name is as a caption."
+    )
   loss = clip.probabilities
   return (
     "A CLIP model for JAX: an image tower and a text tower whose embeddings of "
@@ -222,6 +228,8 @@ def _usage(name: str, clip: inference.Clip) -> str:
     call = 'clip.encode_text(["a photo of a cat"])'
   elif clip.tokenizer is None:
     call = 'clip.encode_image(["photo.png"])'
+  elif not clip.module.contrastive:
+    call = 'clip.score_texts(["a photo of a cat"]).of_images'
   lines = [
     "import clip_jax",
     "",

@@ -31,6 +31,7 @@ _PASSED_OVER = {
 # What a result has at least one of.
 _MEASURES = (
   "top1",
+  "map_11_point",
   "value",
   "text_to_image",
   "image_to_text",
@@ -85,9 +86,10 @@ def read(places: Iterable[str | os.PathLike]) -> records.Collection:
 def _collect(found: _Found) -> records.Collection:
   keys = [*found.runs, *(key for key, _ in found.results)]
   names = addresses.distinct(keys)
+  data = addresses.shown_apart(_address(values) for _, values in found.results)
   latest: dict[tuple[str, str, str], records.Result] = {}
   for key, values in found.results:
-    result = _result(names[key], key, values)
+    result = _result(names[key], key, values, data[_address(values)])
     same = (result.model, result.task, result.data)
     if same not in latest or (result.step or 0) >= (latest[same].step or 0):
       latest[same] = result
@@ -229,19 +231,26 @@ def _parts(values: Any) -> list[dict[str, Any]]:
   return [values]
 
 
-def _result(model: str, origin: str, values: dict[str, Any]) -> records.Result:
+def _address(values: dict[str, Any]) -> str:
+  """Returns what a result is of."""
+  texts = _texts(values)
+  # A suite's name of a set says more than the address of its files.
+  return texts.get("set", texts.get("data", ""))
+
+
+def _result(
+  model: str, origin: str, values: dict[str, Any], data: str
+) -> records.Result:
   texts = _texts(values)
   recall = "text_to_image" in values or "image_to_text" in values
   task = texts.get("task", "retrieval" if recall else "zero_shot")
-  # A suite's name of a set says more than the address of its files.
-  address = texts.get("set", texts.get("data", ""))
   step = values.get("step")
   return records.Result(
     model=model,
     origin=origin,
     task=addresses.shown(task, limit=40),
-    data=addresses.shown(address) or "unnamed data",
-    set=published.find_set(address),
+    data=data or "unnamed data",
+    set=published.find_set(_address(values)),
     step=step if type(step) is int else None,
     values=values,
   )

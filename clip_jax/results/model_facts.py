@@ -27,8 +27,9 @@ def architecture(clip: inference.Clip) -> Facts:
       ("image size", f"{size} x {size} pixels"),
     ]
   if clip.tokenizer is not None:
+    if clip.module.contrastive:
+      facts.append(("text tower", _tower(spec["text"], params.get("text"))))
     facts += [
-      ("text tower", _tower(spec["text"], params.get("text"))),
       ("context", f"{clip.tokenizer.context_length} tokens"),
       ("tokenizer", str(spec["tokenizer"].get("kind", "?"))),
     ]
@@ -96,6 +97,7 @@ def training(
     ("steps", f"{step:,}"),
     ("batch size", f"{config.batch_size:,} pairs"),
     ("pairs seen", f"{step * config.batch_size:,}"),
+    ("objective", config.objective.kind),
     ("loss", config.loss.kind),
     ("optimizer", f"{rate}, weight decay {optim.weight_decay:g}"),
     ("precision", config.precision),

@@ -50,7 +50,8 @@ class Result:
     A result of a suite has one measure, `value`, whose name is `metric`.
     """
     value = self.values.get(name)
-    if value is None and self.values.get("metric") in (name, _OTHER.get(name)):
+    metric = self.values.get("metric")
+    if value is None and metric and metric in (name, _OTHER.get(name)):
       value = self.values.get("value")
     return fraction(value)
 

@@ -95,7 +95,7 @@ class Evaluator:
     figures = [
       _figure(name, result)
       for name, result in evaluated.items()
-      if "top1" in result
+      if result["task"] == "zero_shot" and "top1" in result
     ]
     if jax.process_index() == 0:
       title = f"{run.name} on {run.program.config.report}"

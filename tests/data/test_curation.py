@@ -301,3 +301,12 @@ def test_the_command_line_curates(tmp_path, capsys, png):
   assert cli.run([*command, "--size", "51", "--ignore-case"]) == 1
   assert "only 50 match" in capsys.readouterr().err
   assert not (tmp_path / "other").exists()
+
+
+def test_queries_that_differ_in_capitals_are_one_where_these_do_not_count():
+  listed = queries.Queries(("Dog", "cat", "dog"), repeated=1)
+  rule = curate.Rule(listed, size=1, ignore_case=True)
+  assert rule.queries == queries.Queries(("Dog", "cat"), repeated=2)
+  assert curate.Rule(listed, size=1).queries == listed
+  with pytest.raises(errors.UserError, match="63 bits"):
+    curate.Rule(listed, size=1, seed=10**70)

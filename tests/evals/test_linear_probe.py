@@ -271,3 +271,16 @@ def test_classes_are_matched_by_name():
         linear_probe.check_classes(opened, ("a", "b"))
   with pytest.raises(errors.UserError, match="no classes"):
     linear_probe.check_classes([Source("dog"), Source()], ("a", "b"))
+
+
+def test_a_batch_of_bad_images_alone_adds_no_features():
+  def embed(images):
+    assert len(images)  # Of none, nobody knows the width.
+    return np.zeros((len(images), 5))
+
+  batches = [
+    {"image": np.zeros((n, 2, 2, 3)), "label": np.zeros(n, int)}
+    for n in (3, 0, 2)
+  ]
+  found = linear_probe._embed(batches, embed, ("a",), "data")
+  assert found.features.shape == (5, 5)

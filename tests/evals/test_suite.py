@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import cli, preprocess
+from clip_jax import cli, errors, preprocess
 from clip_jax.cli.commands import suite
 from clip_jax.evals import embedding_model
 from clip_jax.evals.suite import check, layouts, results, run, table
@@ -571,3 +571,21 @@ def test_openais_architectures_are_recognised():
   for name in ("RN50x4", "ViT-L-14", "ViT-L-14-336"):
     assert suite.architecture(Clip(name)) == name
   assert suite.architecture(Clip("ViT-H-14")) == ""
+
+
+def test_the_crops_are_not_taken_for_the_whole_images(tmp_path):
+  write_tar(
+    tmp_path / "wds_voc2007/test/0.tar", [("0.png", png(0)), ("0.cls", b"1")]
+  )
+  entries = table.entries()
+  assert layouts.find(entries["voc2007"], tmp_path) is None
+  assert layouts.find(entries["voc2007_crops"], tmp_path).layout == "wds"
+
+
+def test_a_parquet_of_another_split_is_not_measured(tmp_path):
+  folder = tmp_path / "mnist/data"
+  folder.mkdir(parents=True)
+  (folder / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
+  entries = table.entries()
+  with pytest.raises(errors.UserError, match="in no layout"):
+    layouts.find(entries["mnist"], tmp_path)

@@ -246,3 +246,29 @@ def test_the_baseline_of_a_shift_is_a_line_in_logits():
     0.500, abs=1e-3
   )
   assert published.expected("imagenet_r", 0.632) is None
+
+
+def test_data_whose_paths_end_alike_stay_apart(tmp_path):
+  for i, name in enumerate(("cifar10", "eurosat")):
+    data = f"parquet:/home/me/{name}/test"
+    write(tmp_path / f"{i}.json", zero_shot(0.1 + i / 2, data=data, model="m"))
+  found = files.read([tmp_path]).results
+  assert [(x.data, x.fraction("top1")) for x in found] == [
+    ("cifar10/test", 0.1),
+    ("eurosat/test", 0.6),
+  ]
+
+
+def test_a_value_without_a_metric_is_no_measure(tmp_path):
+  write(tmp_path / "x.json", {"task": "zero_shot", "data": "d", "value": 0.5})
+  (result,) = files.read([tmp_path]).results
+  names = ("top1", "top5", "mean_per_class", "map_11_point")
+  assert [result.fraction(name) for name in names] == [None] * 4
+
+
+def test_average_precisions_are_a_result(tmp_path):
+  write(
+    tmp_path / "x.json", {"task": "zero_shot", "data": "d", "map_11_point": 0.5}
+  )
+  found = files.read([tmp_path])
+  assert (len(found.results), found.left_out) == (1, [])

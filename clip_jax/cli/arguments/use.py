@@ -18,7 +18,7 @@ _FLAGS_OF = {
   "--groups": ("groups",),
   "--labels": (*names.TASKS, *names.FURTHER_TASKS),
   "--template": (*names.TASKS, *names.FURTHER_TASKS),
-  "--duplicates": names.TASKS,
+  "--duplicates": ("retrieval",),
   "--search-templates": ("zero_shot",),
   "--subtract-prior": ("zero_shot",),
 }
@@ -124,6 +124,8 @@ def check_eval(arguments: argparse.Namespace) -> str | None:
       return f"{flag} works with --task {' or '.join(takes)} only"
   if arguments.search_templates and arguments.templates:
     return "--search-templates finds the templates; leave out --template"
+  if arguments.search_templates and arguments.subtract_prior:
+    return "--subtract-prior does not go with --search-templates"
   if arguments.task == "groups" and not arguments.groups:
     return "--task groups takes a table of the groups: --groups FILE"
   return flags.check_interpolate(arguments)

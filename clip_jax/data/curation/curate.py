@@ -57,6 +57,10 @@ class Rule:
     ((name, value),) = given.items()
     if not 0 < value < float("inf"):
       raise errors.UserError(f"{name}={value} must be above zero.")
+    if self.ignore_case:  # What differs in capitals only is one query.
+      object.__setattr__(self, "queries", self.queries.folded())
+    if abs(self.seed) >= 2**63:
+      raise errors.UserError(f"seed={self.seed} must have at most 63 bits.")
 
   def to_dict(self) -> dict[str, Any]:
     """Returns what identifies the rule, as JSON has it."""

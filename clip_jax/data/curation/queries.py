@@ -22,6 +22,14 @@ class Queries:
   texts: tuple[str, ...]
   repeated: int = 0
 
+  def folded(self) -> "Queries":
+    """Returns the queries without those that differ in capitals only."""
+    first: dict[str, str] = {}
+    for text in self.texts:
+      first.setdefault(text.casefold(), text)
+    again = len(self.texts) - len(first)
+    return Queries(tuple(first.values()), repeated=self.repeated + again)
+
   @property
   def digest(self) -> str:
     """The SHA-256 of the queries, whatever their order."""

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore
 
-from clip_jax import errors, json_text
+from clip_jax import errors, json_text, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
@@ -162,9 +162,10 @@ def open_array_record(path: str, options: dict[str, str]) -> ArrayRecords:
     size = os.path.getsize(name) if os.path.isfile(name) else None
     if size != entry["bytes"]:
       found = "is missing" if size is None else f"has {size} bytes"
+      shown = terminal.escaped(name, limit=200)
       raise errors.UserError(
-        f"{name!r} {found}; {SIDECAR} says {entry['bytes']} bytes. Copy it"
-        " again, or prepare the data again."
+        f"'{shown}' {found}; {SIDECAR} says {entry['bytes']} bytes. Copy it "
+        "again, or prepare the data again."
       )
     names.append(name)
   return ArrayRecords(names, sidecar=sidecar)

@@ -49,7 +49,11 @@ class ImageFiles:
     path, within = next(there, tried[0])
     # A path that the table itself writes, absolute or with "..", is no link.
     named = os.path.normpath(name)
-    if self._follow_links or os.path.isabs(named) or named.startswith(".."):
+    if (
+      self._follow_links
+      or os.path.isabs(named)
+      or named.split(os.sep)[0] == ".."
+    ):
       within = None
     try:
       return folder.read_image(path, key=key, within=within)

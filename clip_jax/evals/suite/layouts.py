@@ -23,6 +23,7 @@ from clip_jax.evals.suite import classes as classes_lib
 from clip_jax.evals.suite import table
 
 SPLITS = ("test", "validation", "val", "valid", "images")
+_OTHER_SPLIT = re.compile("train|dev|unsupervised|extra")
 _SHARD_COUNT = "nshards.txt"  # CLIP_benchmark writes it beside the tars.
 
 
@@ -57,7 +58,13 @@ def find(entry: table.Entry, root: pathlib.Path) -> Found | None:
   Raises:
     UserError: there is a directory of its name that is in no layout.
   """
-  if found := next(_candidates(entry, root), None):
+  try:
+    found = next(_candidates(entry, root), None)
+  except OSError as error:
+    raise errors.UserError(
+      f"{error.filename} cannot be read: {error.strerror}."
+    ) from None
+  if found:
     return found
   last = "captions" if entry.task == "retrieval" else "class folders"
   for name in _directories(entry):
@@ -71,8 +78,10 @@ def find(entry: table.Entry, root: pathlib.Path) -> Found | None:
 
 
 def _directories(entry: table.Entry) -> list[str]:
-  names = (entry.wds, f"wds_{entry.name}", entry.name)
-  return list(dict.fromkeys(filter(None, names)))
+  # Where CLIP_benchmark has a name of its own for the set, `wds_NAME` may be
+  # another set, as wds_voc2007 is that of the crops.
+  names = (entry.wds or f"wds_{entry.name}", entry.name)
+  return list(dict.fromkeys(names))
 
 
 def _candidates(entry: table.Entry, root: pathlib.Path) -> Iterator[Found]:
@@ -97,7 +106,9 @@ def _candidates(entry: table.Entry, root: pathlib.Path) -> Iterator[Found]:
       if _names(directory, f"{split}*.parquet"):
         yield Found("parquet", f"parquet:{directory}/{split}*.parquet")
   for directory in (*_splits(own), own / "data", own):
-    if _names(directory, "*.parquet"):
+    files = _names(directory, "*.parquet")
+    # Another split, such as the one for training, is not what is measured.
+    if files and not any(_OTHER_SPLIT.match(file.name) for file in files):
       yield Found("parquet", f"parquet:{directory}")
   if not retrieval:
     for directory in (*_splits(own), own):

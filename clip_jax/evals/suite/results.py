@@ -69,7 +69,8 @@ def read(out: pathlib.Path, name: str, *, key: str) -> dict[str, Any] | None:
   except (OSError, errors.UserError):
     return None
   finished = found.get("key") == key and found.get("set") == name
-  return found if finished and found.get("values") else None
+  known = found.get("values") or found.get("status") == NO_METRIC
+  return found if finished and known else None
 
 
 def write_csv(

@@ -199,7 +199,14 @@ def _result(
   for sentence in opened.warnings:
     _LOGGER.warning("%s", sentence)
   examples = measured["images" if entry.task == "retrieval" else "examples"]
-  values = _values(entry, measured, subject.architecture, examples)
+  # Bad images do not make it another set than the published one.
+  count = examples if opened.count is None else opened.count
+  values = _values(entry, measured, examples)
+  for metric, value in values.items():
+    figure = table.figure(
+      entry, metric, architecture=subject.architecture, examples=count
+    )
+    value["published"] = None if figure is None else dataclasses.asdict(figure)
   status = results.MEASURED if values else results.NO_METRIC
   if values and (kept.damages or kept.lost or classes_lib.only_damage(bad)):
     status = results.DAMAGED
@@ -244,9 +251,9 @@ def _result(
 
 
 def _values(
-  entry: table.Entry, measured: dict[str, Any], architecture: str, examples: int
+  entry: table.Entry, measured: dict[str, Any], examples: int
 ) -> dict[str, dict[str, Any]]:
-  """Returns the metrics of a set with intervals and published figures.
+  """Returns the metrics of a set with intervals.
 
   Shares of examples have a Clopper-Pearson interval; other metrics are no
   shares, and have none.
@@ -265,11 +272,6 @@ def _values(
       if entry.metric == "accuracy"
       else {"value": value, "interval_95": None}
     )
-  for metric, value in values.items():
-    figure = table.figure(
-      entry, metric, architecture=architecture, examples=examples
-    )
-    value["published"] = None if figure is None else dataclasses.asdict(figure)
   return values
 
 
