@@ -583,7 +583,7 @@ def test_the_crops_are_not_taken_for_the_whole_images(tmp_path):
 
 
 def test_a_parquet_of_another_split_is_not_measured(tmp_path):
-  folder = tmp_path / "mnist/data"
+  folder = tmp_path / "mnist"
   folder.mkdir(parents=True)
   (folder / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
   entries = table.entries()
