@@ -37,7 +37,7 @@ def _with_header(header):
     b"\x93NUMPY",
     # A claim of 80 PB, a header that is cut, and one that is no header.
     _with_header(
-      "{'descr': '<i8', 'fortran_order': False, 'shape': (10000000000000000,), }"
+      f"{{'descr': '<i8', 'fortran_order': False, 'shape': ({10**16},), }}"
     ),
     _with_header("{'descr': '<i8', 'shape': (3,"),
     _with_header("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"),
