@@ -95,6 +95,7 @@ def _check_predictive(config: config_lib.Config) -> None:
   wrong = {
     "loss.duplicates": config.loss.duplicates != "ignore"
     and config.loss.duplicates,
+    "loss.kind": config.loss.kind != "softmax" and config.loss.kind,
     "init.text": config.init.text,
     "objective.captioning_weight": config.objective.captioning_weight,
   }

@@ -88,6 +88,11 @@ def evaluate(
   train_data, data = (
     (train_data, data) if train_data else splits.train_and_test(data)
   )
+  if train_data == data:
+    raise errors.UserError(
+      f"{data} would be trained on and tested on; give two parts of the data, "
+      "or leave --train-data out."
+    )
   opened = [sources.open_source(address) for address in (train_data, data)]
   order = check_classes(opened, (train_data, data))
   total, done, bad = sum(map(len, opened)), 0, collections.Counter()

@@ -48,13 +48,13 @@ class Pool:
       source: the data to draw from.
       address: its DATA address, for messages.
     """
-    self._source = source
+    self.source = source
     self._address = address
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
     """The label of each record; -1 where it is bad."""
-    slots = range(len(self._source))
+    slots = range(len(self.source))
     found: list[int] = []
     with concurrent.futures.ThreadPoolExecutor() as pool:
       # In parts: each call that waits takes a kilobyte or two.
@@ -64,7 +64,7 @@ class Pool:
 
   def _label(self, slot: int) -> int:
     try:
-      label = self._source[slot].label
+      label = self.source[slot].label
     except sources.BadRecord:
       return -1
     if label is None:
@@ -77,7 +77,7 @@ class Pool:
     Raises:
       UserError: it has none.
     """
-    names = self._source.class_names or ()
+    names = self.source.class_names or ()
     counts = np.bincount(self.labels[self.labels >= 0], minlength=len(names))
     if empty := [names[label] for label in np.flatnonzero(counts == 0)]:
       raise errors.UserError(
@@ -101,7 +101,7 @@ class Pool:
     """
     rng = np.random.default_rng(seed)
     drawn = []
-    for label in range(len(self._source.class_names or ())):
+    for label in range(len(self.source.class_names or ())):
       slots = rng.permutation(np.flatnonzero(self.labels == label)).tolist()
       drawn.append([slot for slot in slots if slot not in without][:most])
     return drawn
@@ -138,7 +138,7 @@ class Pool:
       wanted = {slot for draw in drawn for slots in draw for slot in slots}
       if not (new := sorted(wanted - known.keys())):
         return [self._gather(draw, known) for draw in drawn], bad
-      part = views.Part(self._source, np.array(new), "drawn", new)
+      part = views.Part(self.source, np.array(new), "drawn", new)
       with pipeline.eval_batches(
         part, batch_size=batch_size, preprocess=preprocess, threads=threads
       ) as batches:
@@ -157,7 +157,7 @@ class Pool:
   ) -> Shots:
     sizes = [len(slots) for slots in draw]
     if 0 in sizes:
-      name = (self._source.class_names or ())[sizes.index(0)]
+      name = (self.source.class_names or ())[sizes.index(0)]
       raise errors.UserError(
         f"{self._address}: all images of {name} are bad; `clip-jax data "
         "inspect` says what is wrong with which."
@@ -169,7 +169,7 @@ class Pool:
       examples=linear_probe.Examples(
         features,
         np.repeat(np.arange(len(draw)), sizes),
-        tuple(self._source.class_names or ()),
+        tuple(self.source.class_names or ()),
       ),
       place=np.concatenate([np.arange(size) for size in sizes]),
     )

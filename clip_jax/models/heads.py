@@ -61,10 +61,16 @@ def _captioner(text, *, depth, **common):
     context_length=text["context_length"],
     width=text["width"],
     depth=depth or text["depth"],
-    heads=text.get("heads") or max(1, text["width"] // _HEAD_WIDTH),
+    heads=text.get("heads") or _heads(text["width"]),
     **like_the_tower,
     **common,
   )
+
+
+def _heads(width: int) -> int:
+  """Returns the most heads of at least the usual width that divide `width`."""
+  most = max(1, width // _HEAD_WIDTH)
+  return next(n for n in range(most, 0, -1) if width % n == 0)
 
 
 # What a captioner takes of a text tower that is a Transformer like it.

@@ -15,7 +15,11 @@ SOURCES = ("open_clip", "paper")
 # What directories and addresses put before the name of a data set.
 _PREFIXES = re.compile("^(?:wds|vtab|clipbenchmark)+")
 
-_TRAINING = re.compile(r"(?:^|[/=])train\b")
+# Parts of a path below the directory of a set.
+_WITHIN_A_SET = re.compile(
+  r"test|val|valid|validation|data|images|\w+=.*|[\d{*\[].*"
+  r"|(?!captions_).*\.(?:tar|parquet|json|csv|txt|token)"
+)
 
 
 @functools.cache
@@ -42,17 +46,20 @@ def _plain(name: str) -> str:
 def find_set(address: str) -> str | None:
   """Returns the set of `table()` that a DATA address or a name is of, or None.
 
-  It is found by a part of the path: `tfds:cifar10/test`, and `wds_cifar10`. Of
-  a training split nothing is published.
+  It is found by the last part of the path that names no split or file:
+  `tfds:cifar10/test`, `wds:/data/wds_cifar10/test/{0..3}.tar`. Of a training
+  split nothing is published.
   """
   path = address.partition(":")[2] or address
-  if _TRAINING.search(path):
+  if "train" in path.lower():
     return None
   for part in reversed(re.split(r"[/\\?&]", path)):
     name = _plain(part)
     for known in (name, _PREFIXES.sub("", name)):
       if known in _names():
         return _names()[known]
+    if part and not _WITHIN_A_SET.fullmatch(part):
+      return None
   return None
 
 

@@ -102,7 +102,10 @@ class Run:
     config = self.program.config
     data = config.data
     opened = {data.train: self.source}
-    opened |= {e.data: e.source for e in self.evaluations.values()}
+    for evaluation in self.evaluations.values():
+      opened[evaluation.data] = evaluation.source
+      if isinstance(evaluation, ridge.FewShot):
+        opened[evaluation.train_data] = evaluation.pool.source
     if self.report is not None:
       opened[_address(data, config.report)] = self.report
     told = collections.defaultdict(set)  # Of two parts of the same data: once.

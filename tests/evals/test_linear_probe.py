@@ -284,3 +284,11 @@ def test_a_batch_of_bad_images_alone_adds_no_features():
   ]
   found = linear_probe._embed(batches, embed, ("a",), "data")
   assert found.features.shape == (5, 5)
+
+
+def test_a_test_on_the_training_data_is_refused():
+  address = "builtin:digits/test"
+  with pytest.raises(errors.UserError, match="two parts of the data"):
+    linear_probe.evaluate(
+      "knn", address, embed=None, preprocess=None, train_data=address
+    )

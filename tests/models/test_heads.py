@@ -298,3 +298,8 @@ def test_a_captioner_is_made_like_the_text_tower():
   assert (made.depth, made.heads, made.remat) == (5, 4, "full")
   with pytest.raises(errors.UserError, match=r"objective\.depth=2"):
     heads.make("lm", cbow, **common)
+
+
+@pytest.mark.parametrize("width, count", [(200, 2), (320, 5), (64, 1), (24, 1)])
+def test_heads_divide_the_width(width, count):
+  assert heads._heads(width) == count

@@ -212,6 +212,7 @@ def test_a_bag_of_words_takes_the_place_of_the_text_tower():
   [
     (["objective.kind=bag"], "one of contrastive, bow_contrastive, bow, lm"),
     (["objective.kind=lm", "loss.duplicates=mask"], "compares no pairs"),
+    (["objective.kind=bow", "loss.kind=sigmoid"], "compares no pairs"),
     (["objective.kind=bow", "objective.captioning_weight=1"], "compares no"),
     (["objective.kind=lm"], "objective.depth=2"),
     (["objective.captioning_weight=-1"], "at least 0"),
