@@ -92,9 +92,7 @@ def evaluate(
   )
   train, test = sources.open_source(train_data), opened.source
   order = linear_probe.check_classes((train, test), (train_data, data))
-  resolved = zero_shot.make_prompts(
-    test, labels=opened.labels, templates=opened.templates
-  )
+  resolved = opened.class_prompts()
   warnings = [
     *account.tell(train, train_data),
     *account.tell(test, data),

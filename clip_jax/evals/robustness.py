@@ -58,9 +58,7 @@ def evaluate(
     "zero_shot", data, labels=labels, templates=templates
   )
   source = opened.source
-  resolved = zero_shot.make_prompts(
-    source, labels=opened.labels, templates=opened.templates
-  )
+  resolved = opened.class_prompts()
   warnings = account.tell(source, data)
   classes = prompts.class_embeddings(resolved, model.embed_texts)
   kinds = [

@@ -48,6 +48,16 @@ class Evaluation:
   templates: Sequence[str] | None
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+  def class_prompts(self) -> prompts.Prompts:
+    """Returns the prompts of the data's classes, of zero-shot classification.
+
+    Raises:
+      UserError: labels and data do not go together.
+    """
+    return zero_shot.make_prompts(
+      self.source, labels=self.labels, templates=self.templates
+    )
+
   def measure(
     self,
     model: embedding_model.EmbeddingModel,
