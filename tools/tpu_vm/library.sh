@@ -22,6 +22,7 @@ v6e v6e 1 v2-alpha-tpuv6e us-central1-b,us-east1-d,us-east5-a,us-east5-b,europe-
 "
 
 POLL_SECONDS=${CLIP_JAX_POLL_SECONDS:-30}
+CHECK_SECONDS=${CLIP_JAX_CHECK_SECONDS:-120}
 
 NAME="" ZONE="" PROJECT="" DRY_RUN="" YES="" INTERNAL_IP="" IAP=""
 REST=()

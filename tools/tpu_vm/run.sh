@@ -126,12 +126,13 @@ ensure_ready() { # Returns with a slice that is ready.
 
 judge() { # RESULTS: prints running, ending, lost, trained or a code.
   local line code worst=0
-  if grep -q '^worker=0 run=running' <<<"$1"; then
+  if grep -q 'run=absent' <<<"$1"; then
+    echo lost
+  elif grep -q '^worker=0 run=running' <<<"$1"; then
     echo running
   elif grep -q 'run=running' <<<"$1"; then
     echo ending
-  elif [ "$(grep -c '^worker=' <<<"$1")" -lt "$workers" ] ||
-    grep -q 'run=absent' <<<"$1"; then
+  elif [ "$(grep -c . <<<"$1")" -lt "$workers" ]; then
     echo lost
   else
     while read -r line; do
@@ -149,28 +150,65 @@ is_final() { # CODE: whether supervise.sh does not start again after it.
   [ "$1" = 130 ] || { [ "$1" -lt 128 ] && [ "$1" != 75 ]; }
 }
 
+follower="" # The process group that shows worker 0's log.
+
+unfollow() {
+  [ -n "$follower" ] || return 0
+  kill -TERM -- "-$follower" 2>/dev/null || true
+  { wait "$follower"; } 2>/dev/null || true
+  follower=""
+}
+
+leave() {
+  unfollow
+  say ""
+  say "Not following any more; the run goes on. The same command follows it again, run.sh --stop stops it."
+  exit 130
+}
+trap leave INT TERM
+
 watch() { # Follows the run to its end; sets RESULTS and VERDICT.
-  local waited=0
+  local waited=0 ticks state
   VERDICT=running
   while true; do
-    [ "$VERDICT" != running ] || follow || true
-    sleep 1 # The other workers end a moment later.
+    if [ "$VERDICT" = running ] && [ -z "$follower" ]; then
+      set -m # In a group of its own, so that all of it can be ended.
+      follow &
+      follower=$!
+      set +m
+    fi
+    # Asks the workers when the log ends, and now and then: the others wait five
+    # minutes for one that has lost its run.
+    ticks=0
+    while [ "$ticks" -lt "$CHECK_SECONDS" ] && [ -n "$follower" ]; do
+      kill -0 "$follower" 2>/dev/null || follower=""
+      sleep 1
+      ticks=$((ticks + 1))
+    done
     RESULTS=$(on_workers all bash "$WORKER" result) || true
     RESULTS=$(grep '^worker=' <<<"$RESULTS") || true
     VERDICT=$(judge "$RESULTS")
     case $VERDICT in
-      running) ;;
+      running)
+        if [ "$(grep -c . <<<"$RESULTS")" -lt "$workers" ]; then
+          state=$(slice_state) || explain $?
+          if [ "$state" != ready ]; then
+            VERDICT=lost
+            break
+          fi
+        fi
+        ;;
       ending)
         waited=$((waited + 1))
         if [ "$waited" -gt 20 ]; then on_workers all bash "$WORKER" stop || true; fi
         sleep "$POLL_SECONDS"
         ;;
-      *) return ;;
+      *) break ;;
     esac
   done
+  unfollow
 }
 
-trap 'say ""; say "Not following any more; the run goes on. The same command follows it again, run.sh --stop stops it."; exit 130' INT
 saved_project=()
 [ -z "$PROJECT" ] || saved_project=(--project "$PROJECT")
 again=("$NAME" --zone "$ZONE" ${saved_project[@]+"${saved_project[@]}"})
@@ -183,7 +221,7 @@ while true; do
   if ! start; then
     if grep -q '^Error: ' "$SAID"; then worker_failed 1; fi
     unreached=$((unreached + 1))
-    [ "$unreached" -le "$RESTARTS" ] || explain 255
+    [ "$unreached" -le $((4 * RESTARTS)) ] || explain 255
     say "$(lost_workers "$(cat "$SAID")"); trying again in $POLL_SECONDS s."
     sleep "$POLL_SECONDS"
     continue
