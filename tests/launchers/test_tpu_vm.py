@@ -153,10 +153,9 @@ def test_dry_runs_quote_every_word_for_both_shells(cloud):
   words = ("--workdir", "/mnt/a b", "--dry-run", "--", "--config=c.py", hostile)
   lines = cloud("run", *WHERE, *words).splitlines()
   start = shlex.split(lines[1])
-  assert start[:7] == [
-    *("gcloud", "compute", "tpus", "tpu-vm", "ssh", "pod", "--worker=all")
-  ]
-  on_worker = shlex.split(start[7].removeprefix("--command="))
+  assert start[:5] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh"]
+  assert start[-4:-2] == ["pod", "--worker=all"]
+  on_worker = shlex.split(start[-2].removeprefix("--command="))
   assert on_worker[2:4] == ["start", "/mnt/a b"]
   assert on_worker[5:] == ["5", "--config=c.py", hostile]
   said = cloud("setup", *WHERE, "--mount=gs://my-data=/mnt/data", "--dry-run")
@@ -372,7 +371,7 @@ def test_a_preempted_training_ends_as_an_uninterrupted_one(cloud, tmp_path):
   cloud.preempt()
   said = running.communicate(timeout=300)[0]
   assert running.returncode == 0, said
-  assert "was preempted: getting another one" in said
+  assert "getting another one" in said
   assert sum("queued-resources create" in call for call in cloud.calls()) == 2
   got, want = (
     workdir_lib.load_model(path).variables for path in (killed, whole)

@@ -200,6 +200,9 @@ ssh_words() { # ssh or scp: sets WORDS to gcloud's command.
   WORDS=(compute tpus tpu-vm "$1")
   [ -z "$IAP" ] || WORDS=(alpha "${WORDS[@]}" --tunnel-through-iap)
   [ -z "$INTERNAL_IP" ] || WORDS+=(--internal-ip)
+  # A machine that is gone would hold ssh for minutes; gcloud tries ten times.
+  [ "$1" = scp ] || WORDS+=(--ssh-flag=-oConnectTimeout=20
+    --ssh-flag=-oServerAliveInterval=30)
 }
 
 line_on_workers() { # WORKERS LINE: runs a line of a shell on these workers.

@@ -102,15 +102,20 @@ saved() { # FILE: sets SAVED to the arguments that a script was given.
   while IFS= read -r line; do SAVED+=("$line"); done <"$STATE_DIRECTORY/$1"
 }
 
-recreate() {
+recreate() { # STATE
+  local queue
   if [ -z "$RECREATE" ]; then
     die "'$NAME' was preempted, or is gone. The run's last checkpoint is in $WORKDIR; the same command with --recreate --yes goes on from there on a new slice." 75
   fi
-  say "'$NAME' was preempted: getting another one."
+  say "'$NAME' was preempted, or is gone: getting another one."
+  while true; do # What is being taken away cannot be deleted yet.
+    queue=$(queue_state) || explain $?
+    case $queue in SUSPENDING | DELETING) sleep "$POLL_SECONDS" ;; *) break ;; esac
+  done
   saved create
   local created=("${SAVED[@]}")
   saved setup
-  [ "$1" = absent ] || "$HERE/delete.sh" "${again[@]}" --yes
+  [ "$queue" = NONE ] && [ "$1" = absent ] || "$HERE/delete.sh" "${again[@]}" --yes
   "$HERE/create.sh" "${created[@]}"
   "$HERE/setup.sh" "${SAVED[@]}"
 }
@@ -185,7 +190,8 @@ watch() { # Follows the run to its end; sets RESULTS and VERDICT.
       sleep 1
       ticks=$((ticks + 1))
     done
-    RESULTS=$(on_workers all bash "$WORKER" result) || true
+    # Without what gcloud says of each connection.
+    RESULTS=$(on_workers all bash "$WORKER" result 2>/dev/null) || true
     RESULTS=$(grep '^worker=' <<<"$RESULTS") || true
     VERDICT=$(judge "$RESULTS")
     case $VERDICT in

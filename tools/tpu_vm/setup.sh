@@ -49,6 +49,7 @@ if [ -z "$DRY_RUN" ]; then
 fi
 archive=$folder/$REMOTE_CHECKOUT.tar.gz
 
+size=""
 pack() {
   git -C "$CHECKOUT" rev-parse --git-dir >/dev/null 2>&1 ||
     die "$CHECKOUT is no git checkout; clone the repository first."
@@ -84,8 +85,9 @@ if [ -z "$DRY_RUN" ]; then
   read -r type workers <<<"$node"
   say "'$NAME' is ready: $type, $workers worker(s)."
   pack
+  size=$(du -h "$archive" | cut -f 1)
 fi
-say "Copying the checkout."
+say "Copying the checkout${size:+ ($size packed)}."
 copy_to_workers all "$archive" "$REMOTE_CHECKOUT.tar.gz"
 line_on_workers all "$unpack" || worker_failed $?
 if [ ! -s "$LOCK" ]; then
