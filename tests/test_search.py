@@ -6,11 +6,13 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import numpy as np
 import pytest
 
 from clip_jax import errors, search
 from clip_jax.search import builder, layout
+from clip_jax.search.on_device import DeviceIndex
 
 
 def units(seed, rows, dim=5):
@@ -90,6 +92,23 @@ def test_an_index_gives_back_what_was_put_in(tmp_path, dtype, atol):
   assert hits[0].key == "k7"
   assert hits[0].captions == ("caption 7", "zweite\n\u2028Zeile é")
   assert [hit.index for hit in hits] == slow_search(embeds, embeds[7], 3)
+
+
+@pytest.mark.parametrize("rows, k", [(300, 5), (17, 17), (3, 10), (300, 40)])
+@pytest.mark.parametrize("approximate", [False, True])
+def test_devices_find_what_the_host_finds(tmp_path, rows, k, approximate):
+  # Small integers: exact products, many of them equal.
+  embeds, queries = np.round(2 * units(2, rows)), np.round(2 * units(3, 4))
+  make_index(tmp_path, embeds, dtype="float16")
+  index = search.Index(tmp_path)
+  for devices in (jax.devices()[:1], jax.devices()):
+    on_device = DeviceIndex(index, devices=devices, rows_per_chunk=16)
+    found = on_device.search_many(queries, k=k, approximate=approximate)
+    if not approximate:  # On CPUs it is exact, but for the order of ties.
+      assert found == index.search_many(queries, k=k)
+    for hits, query in zip(found, queries, strict=True):
+      wanted = np.sort(embeds @ query)[::-1][:k]
+      assert [hit.score for hit in hits] == wanted.tolist()
 
 
 def test_the_embeddings_are_an_ordinary_npy_file(tmp_path):

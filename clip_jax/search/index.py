@@ -152,9 +152,17 @@ class Index:
 
     The embeddings are read once for all of them.
     """
+    queries = np.asarray(queries)
+    self.check_queries(queries, k=k)
+    return [
+      self.hits(rows, scores)
+      for rows, scores in zip(*nearest(self.embeds, queries, k=k), strict=True)
+    ]
+
+  def check_queries(self, queries: np.ndarray, *, k: int) -> None:
+    """Raises UserError unless `search_many` can answer."""
     if k < 1:
       raise errors.UserError(f"k={k} must be at least 1.")
-    queries = np.asarray(queries)
     if queries.ndim != 2 or queries.shape[1:] != self.embeds.shape[1:]:
       raise errors.UserError(
         f"A query has shape {queries.shape[1:]}, the index holds vectors of "
@@ -163,10 +171,6 @@ class Index:
       )
     if not np.all(np.isfinite(queries)):
       raise errors.UserError("A query's embedding is not finite.")
-    return [
-      self.hits(rows, scores)
-      for rows, scores in zip(*nearest(self.embeds, queries, k=k), strict=True)
-    ]
 
   def hits(self, rows: np.ndarray, scores: np.ndarray) -> list[Hit]:
     """Returns the records at `rows` of the index, with these scores."""
