@@ -45,7 +45,7 @@ class DeviceIndex:
     chunks = -(-own // self._chunk)
     shape = (len(devices) * chunks, self._chunk, width)
 
-    def part(place: tuple[slice, ...]) -> np.ndarray:
+    def part(place: Any) -> np.ndarray:
       first, last, _ = place[0].indices(shape[0])
       piece = index.embeds[first * self._chunk : last * self._chunk]
       padded = np.zeros(((last - first) * self._chunk, width), piece.dtype)
