@@ -186,7 +186,7 @@ class _Host(Peers):
               self._arrived.notify_all()
             return
     except (OSError, ValueError):
-      pass  # Somebody else's, or it is gone: it is told by what is missing.
+      pass  # Not of this run, or lost: `wait` tells which are missing.
     link.close()
 
   def _refuse(self, process: int, processes: int) -> str | None:

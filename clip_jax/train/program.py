@@ -166,7 +166,7 @@ def _steps_of_epochs(
     steps = _MOST_STEPS + 1
   if steps > _MOST_STEPS:
     raise errors.UserError(
-      f"epochs={epochs:g} of these data take more than {_MOST_STEPS:,} steps, "
-      "the largest number of steps; give fewer epochs."
+      f"epochs={epochs:g} of these data take more than the {_MOST_STEPS:,} "
+      "steps that can be counted; give fewer epochs."
     )
   return max(steps, at_least)
