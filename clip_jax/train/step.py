@@ -66,8 +66,8 @@ def check_micro_batches(
   if free := [norm for norm in norms if norm not in locked]:
     raise errors.UserError(
       f"micro_batches={micro_batches} does not go with batch norms in "
-      f"training, {len(free)} of them in {name!r}: their statistics are those "
-      "of the whole batch, and a micro-batch is a part. Set micro_batches=1, "
+      f"training, {len(free)} of them in {name!r}: their statistics are of "
+      "the whole batch, of which a micro-batch is a part. Set micro_batches=1, "
       "take a Vision Transformer, or lock them with "
       "--config.optim.frozen='^image/'."
     )
