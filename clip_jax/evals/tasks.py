@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from clip_jax import errors
 from clip_jax.data import account, pipeline, sources
+from clip_jax.data import record as record_lib
 from clip_jax.evals import embedding_model, prompts, retrieval, zero_shot
 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -149,6 +152,50 @@ def open_evaluation(
     evaluation.source, labels=evaluation.labels, templates=evaluation.templates
   )
   return evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+  """The classes of some data and their embeddings by a model.
+
+  Attributes:
+    source: the data.
+    names: the names of the classes.
+    embeddings: unit embeddings, (classes, embed).
+    warnings: what was told of the data.
+  """
+
+  source: record_lib.Source
+  names: tuple[str, ...]
+  embeddings: np.ndarray
+  warnings: list[str]
+
+
+def open_classifier(
+  data: str,
+  embed_texts: prompts.EmbedTexts,
+  *,
+  labels: str = "",
+  templates: str = "",
+) -> Classifier:
+  """Returns the zero-shot classifier for data.
+
+  Args:
+    data: a DATA address.
+    embed_texts: returns unit embeddings of texts.
+    labels: comma-separated, or a file; empty takes the data's own.
+    templates: one template, or a file; empty takes the data's own.
+
+  Raises:
+    UserError: the data cannot be opened, or labels and data do not go together.
+  """
+  opened = open_evaluation(
+    "zero_shot", data, labels=labels, templates=templates
+  )
+  resolved = opened.class_prompts()
+  warnings = account.tell(opened.source, data)
+  embeddings = prompts.class_embeddings(resolved, embed_texts)
+  return Classifier(opened.source, resolved.names, embeddings, warnings)
 
 
 def evaluate(
