@@ -1,6 +1,7 @@
 """tools/data: hostile drawings, titles and splits, and what is written."""
 
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -9,12 +10,20 @@ import random
 import sys
 import tarfile
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import errors
+from clip_jax import config as config_lib
+from clip_jax import convert, errors, loading, sharding
 from clip_jax.data import sources
+from clip_jax.train import loop, metrics
+
+_PATH = pathlib.Path(__file__).with_name("model_kinds.py")
+_SPEC = importlib.util.spec_from_file_location("model_kinds", _PATH)
+model_kinds = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(model_kinds)
 
 TOOLS = pathlib.Path(__file__).parents[1] / "tools" / "data"
 SVG = 'xmlns="http://www.w3.org/2000/svg"'
@@ -383,3 +392,51 @@ def test_a_missing_library_is_told_by_its_extra(tool, monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "resvg_py", None)
   with pytest.raises(errors.UserError, match=r"\[svg\]"):
     tool.main([str(TOOLS), "--out", str(tmp_path / "out")])
+
+
+@pytest.fixture(scope="module")
+def pairs(tool, tmp_path_factory):
+  """Four drawings to train on, and two of each other kind."""
+  pytest.importorskip("resvg_py")
+  root = tmp_path_factory.mktemp("pairs")
+  tool.make(
+    _folder(root / "svg"), root / "made", size=16, held_out=2, processes=1
+  )
+  return root / "made"
+
+
+@pytest.mark.slow
+def test_the_config_trains_on_drawings_beside_a_locked_text_tower(
+  pairs, tmp_path
+):
+  text = model_kinds.sentence_directory(tmp_path / "text")
+  config = config_lib.load(
+    TOOLS.parents[1] / "configs" / "openclipart.py",
+    [
+      f"init.text={text}",
+      f"data.train=wds:{pairs}/train-*.tar?captions=lines",
+      "model_overrides.embed_dim=12",
+      'model_overrides.image={"width": 16, "depths": [1], "image_size": 16}',
+      "batch_size=8",
+      "steps=2",
+      "optim.warmup_steps=1",
+      f"report=wds:{pairs}/test-00000.tar",
+      *(
+        f"evals.{name}.data=wds:{pairs}/{name}-00000.tar"
+        for name in ("validation", "test", "test_keywords")
+      ),
+    ],
+  )
+  loop.train(config, tmp_path / "run")
+  assert (tmp_path / "run" / "report.png").is_file()
+  lines = (tmp_path / "run" / metrics.METRICS).read_text().splitlines()
+  last = json.loads(lines[-1])
+  assert last["eval/test/text_to_image/r@5"] == 1.0, last  # Of two.
+  clip = loading.load(tmp_path / "run")
+  flat, _ = jax.tree_util.tree_flatten_with_path(clip.variables)
+  arrays = {sharding.path_name(path): array for path, array in flat}
+  start = convert.open_model(text).leaves
+  towers = {path for path in start if path.startswith("text/")}
+  assert towers <= arrays.keys() and towers
+  for path in towers:
+    np.testing.assert_array_equal(arrays[path], start[path].read())

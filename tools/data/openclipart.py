@@ -468,7 +468,7 @@ def main(arguments: list[str] | None = None) -> None:
 if __name__ == "__main__":
   try:
     main()
-  except errors.UserError as error:
+  except (errors.UserError, OSError) as error:
     sys.exit(f"Error: {error}")
   except KeyboardInterrupt:
     sys.exit(130)
