@@ -341,6 +341,7 @@ def make(
       "another directory or remove it."
     )
   versions = drawings.versions()
+  out.parent.mkdir(parents=True, exist_ok=True)
   open_files = from_directory if source.is_dir() else from_package
   total = sum(1 for _ in open_files(source))
   found, skipped = {}, {}
@@ -361,7 +362,6 @@ def make(
     )
   kept, more = choose(found, held_out)
   skipped |= more
-  out.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as t:
     partial = pathlib.Path(t, "made")
     partial.mkdir()
