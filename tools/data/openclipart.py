@@ -24,26 +24,21 @@ import contextlib
 import hashlib
 import io
 import json
-import lzma
-import os
 import pathlib
 import queue
-import subprocess
 import sys
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator
 
 import drawings
+import svg_files
 import titles
 from PIL import Image
 
-from clip_jax import errors, regular_files, terminal
+from clip_jax import errors, terminal
 
-PACKAGE = "openclipart-svg"
 ACCOUNT = "openclipart.json"
-_PAGE = "https://packages.debian.org/stable/openclipart-svg"
 _SHARD = 2000  # Drawings in a tar.
 _JPEG_QUALITY = 92
 
@@ -52,117 +47,6 @@ SERIES_TITLE = "its title names a series or an artist"
 LINK = "a link to another drawing"
 DUPLICATE = "the same picture as another one"
 TITLE_TAKEN = "another drawing of a title that is held out"
-
-
-def from_directory(root: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
-  """Yields the paths and the bytes of SVG files, in order; None for links."""
-  for folder, folders, files in os.walk(root):
-    folders.sort()
-    for name in sorted(files):
-      path = pathlib.Path(folder, name)
-      if path.suffix.lower() != ".svg":
-        continue
-      own = path.relative_to(root).as_posix()
-      if path.is_symlink():
-        yield own, None
-        continue
-      with contextlib.suppress(regular_files.NotRegularError):
-        yield own, regular_files.read_regular(path, limit=drawings.MAX_BYTES)
-
-
-def from_package(path: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
-  """Yields the paths and the bytes of a Debian package's SVG files.
-
-  Raises:
-    UserError: it is damaged, or no such package.
-  """
-  with regular_files.open_regular(path) as file:
-    data = _data_of(file, path)
-    try:
-      with tarfile.open(fileobj=data, mode="r|*") as tar:
-        for member in tar:
-          name = pathlib.PurePosixPath(member.name)
-          if name.suffix.lower() != ".svg":
-            continue
-          own = name.as_posix().removeprefix("usr/share/openclipart/svg/")
-          if not member.isfile():
-            yield own, None
-          else:
-            # One byte too many tells that a file is too large.
-            content = tar.extractfile(member)
-            yield own, content.read(drawings.MAX_BYTES + 1)
-    except (
-      tarfile.TarError,
-      lzma.LZMAError,
-      zlib.error,
-      EOFError,
-      OSError,
-    ) as e:
-      raise errors.UserError(
-        f"The package {str(path)!r} is damaged ({e}); fetch it again."
-      ) from None
-
-
-class _Part(io.RawIOBase):
-  """The next `size` bytes of a file."""
-
-  def __init__(self, file, size):
-    self._file, self._left = file, size
-
-  def readable(self) -> bool:
-    return True
-
-  def readinto(self, buffer) -> int:
-    data = self._file.read(min(len(buffer), self._left))
-    buffer[: len(data)] = data
-    self._left -= len(data)
-    return len(data)
-
-
-def _data_of(file, path) -> io.BufferedReader:
-  """Returns the packed files of a Debian package: an archive of `ar`."""
-  wrong = errors.UserError(
-    f"{str(path)!r} is neither a directory nor a Debian package; take "
-    f"{PACKAGE}_*.deb from `apt-get download {PACKAGE}` or from {_PAGE}."
-  )
-  if file.read(8) != b"!<arch>\n":
-    raise wrong
-  while len(header := file.read(60)) == 60 and header[58:] == b"`\n":
-    name = header[:16].rstrip(b" /").decode("ascii", "replace")
-    digits = header[48:58].strip()
-    if not digits.isdigit():
-      break
-    if name == "data.tar.zst":
-      raise errors.UserError(
-        f"The package {str(path)!r} is packed by zstd, which is not read here; "
-        f"unpack it (`dpkg-deb -x {path} DIR`) and give DIR."
-      )
-    if name.startswith("data.tar"):
-      return io.BufferedReader(_Part(file, int(digits)))
-    file.seek(int(digits) + int(digits) % 2, os.SEEK_CUR)
-  raise wrong
-
-
-def download(folder: pathlib.Path) -> pathlib.Path:
-  """Fetches Debian's package into `folder` and returns its path.
-
-  Raises:
-    UserError: there is no apt-get, or it failed.
-  """
-  command = ["apt-get", "download", PACKAGE]
-  try:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    said = done.stderr.strip().splitlines()
-  except OSError as error:
-    said, done = [str(error)], None
-  found = sorted(folder.glob(f"{PACKAGE}_*.deb"))
-  if done is None or done.returncode or not found:
-    why = f" ({terminal.printable(said[-1], limit=200)})" if said else ""
-    raise errors.UserError(
-      f"`{' '.join(command)}` did not fetch the package{why}. Run `apt-get "
-      f"update` first, or fetch it from {_PAGE} and give it as SOURCE."
-    )
-  return found[0]
 
 
 def read_all(
@@ -342,7 +226,9 @@ def make(
     )
   versions = drawings.versions()
   out.parent.mkdir(parents=True, exist_ok=True)
-  open_files = from_directory if source.is_dir() else from_package
+  open_files = (
+    svg_files.from_directory if source.is_dir() else svg_files.from_package
+  )
   total = sum(1 for _ in open_files(source))
   found, skipped = {}, {}
   reading = read_all(open_files(source), size=size, processes=processes)
@@ -380,7 +266,7 @@ def make(
     (partial / ACCOUNT).write_text(text + "\n", "utf-8")
     with contextlib.suppress(FileNotFoundError):
       out.rmdir()
-    os.rename(partial, out)
+    partial.rename(out)
   return account
 
 
@@ -408,12 +294,12 @@ def main(arguments: list[str] | None = None) -> None:
     nargs="?",
     type=pathlib.Path,
     metavar="SOURCE",
-    help=f"{PACKAGE}_*.deb, or a directory with SVG files",
+    help=f"{svg_files.PACKAGE}_*.deb, or a directory with SVG files",
   )
   source.add_argument(
     "--download",
     action="store_true",
-    help=f"fetch the package by `apt-get download {PACKAGE}`",
+    help=f"fetch the package by `apt-get download {svg_files.PACKAGE}`",
   )
   parser.add_argument(
     "--out", type=pathlib.Path, required=True, metavar="DIR", help="is made"
@@ -445,7 +331,7 @@ def main(arguments: list[str] | None = None) -> None:
   with tempfile.TemporaryDirectory() as folder:
     path = given.source
     if given.download:
-      path = download(pathlib.Path(folder))
+      path = svg_files.download(pathlib.Path(folder))
     elif not path.exists():
       raise errors.UserError(f"There is no {str(path)!r}.")
     account = make(
