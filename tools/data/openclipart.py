@@ -1,6 +1,6 @@
 """Makes image-text pairs of drawings: Debian's openclipart-svg, or any SVGs.
 
-  pip install 'jax-clip[svg]'
+  pip install '.[svg]'
   python tools/data/openclipart.py --download --out data/openclipart
 
 The drawings are in the public domain; Debian's package of 25 MB has 7,458 of
