@@ -9,7 +9,7 @@ import pytest
 from clip_jax import preprocess
 from clip_jax.data import prepare, sources
 from clip_jax.data import record as record_lib
-from clip_jax.data.curation import curate, queries, survey
+from clip_jax.data.curation import curate, findings, queries, survey
 
 
 class Examine:
@@ -98,7 +98,7 @@ def test_ranges_in_any_order_are_joined(source, want):
   cuts = [0, *sorted(rng.choice(np.arange(1, 150), 11, replace=False)), 150]
   ranges = list(itertools.pairwise(cuts))
   parts = [job.run(*map(int, ranges[i])) for i in rng.permutation(12)]
-  found = survey.joined(parts)
+  found = findings.joined(parts)
   assert _rows(found) == want
   assert list(found.bad()) == ["bb", "aa"]
 
@@ -133,7 +133,7 @@ def test_damaged_and_foreign_parts_are_found_anew(
 ):
   survey.survey(source, Examine(), keep=tmp_path)
   other = survey.Job(source, Examine("another"))
-  shelf = survey.Shelf(tmp_path, other.digest())
+  shelf = findings.Shelf(tmp_path, other.digest())
   shelf.put(other.run(0, 5))
   (path,) = tmp_path.glob("*-0-150.found")
   data = path.read_bytes()
@@ -153,7 +153,7 @@ def test_damaged_and_foreign_parts_are_found_anew(
 
 def test_parts_that_overlap_count_once(source, want, tmp_path):
   job = survey.Job(source, Examine())
-  shelf = survey.Shelf(tmp_path, job.digest())
+  shelf = findings.Shelf(tmp_path, job.digest())
   for start, stop in [(10, 40), (30, 60), (70, 71), (60, 90), (100, 150)]:
     shelf.put(job.run(start, stop))
   assert _rows(survey.survey(source, Examine(), keep=tmp_path)) == want
@@ -161,10 +161,10 @@ def test_parts_that_overlap_count_once(source, want, tmp_path):
 
 def test_ranges_that_no_part_has(source):
   job = survey.Job(source, Examine())
-  assert survey.gaps([], 5, length=2) == [(0, 2), (2, 4), (4, 5)]
+  assert findings.gaps([], 5, length=2) == [(0, 2), (2, 4), (4, 5)]
   parts = [job.run(0, 1), job.run(3, 4)]
-  assert survey.gaps(parts, 5) == [(1, 3), (4, 5)]
-  assert survey.gaps([job.run(0, 5)], 5) == []
+  assert findings.gaps(parts, 5, length=9) == [(1, 3), (4, 5)]
+  assert findings.gaps([job.run(0, 5)], 5, length=9) == []
 
 
 def test_processes_find_the_same_as_this_one(pairs, tmp_path):
