@@ -34,11 +34,15 @@ def add_data(parser: flags.Parser) -> None:
     "filter", help="write the part of DATA that passes rules"
   )
   curation.add_filter(filtered)
+  dedupe = actions.add_parser(
+    "dedupe", help="write DATA without duplicates, or what an evaluation has"
+  )
+  curation.add_dedupe(dedupe)
   doctor = actions.add_parser(
     "doctor", help="say which data sets of a suite are there, and are right"
   )
   flags.add_suite(doctor, required=True)
-  for action in (inspect, prepare, curate, filtered, doctor):
+  for action in (inspect, prepare, curate, filtered, dedupe, doctor):
     if action is not doctor:
       flags.add_max_pixels(action)
     flags.add_json(action)
@@ -89,4 +93,8 @@ def check_data(arguments: argparse.Namespace) -> str | None:
   return None if check is None else check(arguments)
 
 
-_CHECKS = {"curate": curation.check_work, "filter": curation.check_filter}
+_CHECKS = {
+  "curate": curation.check_work,
+  "filter": curation.check_filter,
+  "dedupe": curation.check_dedupe,
+}

@@ -146,4 +146,8 @@ def _limits(arguments):
 
 _ACTIONS = {"inspect": _inspect, "prepare": _prepare, "curate": _curate}
 # These open DATA themselves, if they have any.
-_WHOLE = {"doctor": suite.doctor, "filter": curation.filter_pairs}
+_WHOLE = {
+  "doctor": suite.doctor,
+  "filter": curation.filter_pairs,
+  "dedupe": curation.dedupe,
+}
