@@ -14,7 +14,7 @@ from PIL import Image
 from clip_jax import cli, errors, preprocess
 from clip_jax.data import prepare, sources
 from clip_jax.data import record as record_lib
-from clip_jax.data.curation import caption_form, filtering, rules
+from clip_jax.data.curation import caption_form, filtering, pair_rules, rules
 
 WORDS = (
   *(
@@ -91,8 +91,8 @@ def source():
     _png(w, h, (w, h, 0))
     for w, h in [(5, 30), (9, 11), (41, 39), (11, 34), (20, 20), (6, 18)]
   ]
-  texts = [" ".join(rng.choice(WORDS, rng.integers(1, 8))) for _ in range(900)]
-  texts += texts[:150] * 2 + ["dog Hund dog"] * 20 + [" two  dogs "] * 3
+  texts = [" ".join(rng.choice(WORDS, rng.integers(1, 8))) for _ in range(420)]
+  texts += texts[:60] * 2 + ["dog Hund dog"] * 9 + [" two  dogs "] * 3
   rng.shuffle(texts)
   records, at = [], 0
   while at < len(texts):
@@ -174,7 +174,7 @@ def _by_hand(records, limits):
     for name, limit in limits.items():
       if name == "max_caption_repeats":
         texts = [t for t in texts if repeats[t.strip()] <= limit]
-      elif name in filtering._CAPTION:
+      elif name in pair_rules.CAPTION:
         texts = [t for t in texts if not _caption_breaks(name, limit, t)]
       elif _pair_breaks(name, limit, record, size):
         texts = []

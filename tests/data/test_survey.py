@@ -1,15 +1,24 @@
 """Surveys: the same result for any split of the work, and after kills."""
 
 import concurrent.futures
+import importlib.metadata
 import itertools
 
 import numpy as np
 import pytest
 
-from clip_jax import preprocess
+from clip_jax import errors, preprocess
 from clip_jax.data import prepare, sources
 from clip_jax.data import record as record_lib
-from clip_jax.data.curation import curate, findings, queries, survey
+from clip_jax.data.curation import (
+  beam_runner,
+  curate,
+  filtering,
+  findings,
+  queries,
+  rules,
+  survey,
+)
 
 
 class Examine:
@@ -195,3 +204,32 @@ def test_at_most_so_many_ranges_wait():
     assert len(begun) == 3
     assert len(list(found)) == 19
   assert begun == list(range(20))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # Of Beam's own dependencies.
+def test_beam_finds_the_same_as_this_process(pairs, tmp_path):
+  pytest.importorskip("apache_beam")
+  source = Source(pairs(600))
+  prepare.prepare(source, tmp_path / "out")
+  opened = sources.open_source(f"arrayrecord:{tmp_path / 'out'}")
+  limits = rules.Rules(min_chars=12, max_run=3)
+  for name, fill in (("one", None), ("beam", beam_runner.fill())):
+    filtering.filter_pairs(opened, tmp_path / name, limits, fill=fill)
+  one, other = (
+    {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+    for name in ("one", "beam")
+  )
+  assert one == other
+  fill = beam_runner.fill(["--runner=NoSuchRunner"])
+  with pytest.raises(errors.UserError, match="NoSuchRunner"):
+    filtering.filter_pairs(opened, tmp_path / "none", limits, fill=fill)
+
+
+def test_without_beam_the_extra_is_named(monkeypatch):
+  def version(name):
+    raise importlib.metadata.PackageNotFoundError
+
+  monkeypatch.setattr(importlib.metadata, "version", version)
+  with pytest.raises(errors.UserError, match=r"jax-clip\[beam\]"):
+    beam_runner.fill()

@@ -19,6 +19,7 @@ from clip_jax import errors, json_text, names, preprocess, terminal
 from clip_jax.data import prepare
 from clip_jax.data import record as record_lib
 from clip_jax.data.curation import embedding, findings, likeness, survey
+from clip_jax.data.curation import model as model_lib
 from clip_jax.data.sources import views
 
 DUPLICATES = "duplicates.tsv"
@@ -91,7 +92,7 @@ class _Set:
     data = self.found.values["key"][start:end].tobytes()
     return terminal.escaped(data.decode("utf-8", "surrogatepass"))
 
-  def embeds(self, model: embedding.Model, what: str) -> np.ndarray:
+  def embeds(self, model: model_lib.Model, what: str) -> np.ndarray:
     """Returns embeddings of `slots()`, less those that decoding shows bad."""
     slots = self.slots()
     if self._embeds is not None:  # Of these and perhaps of more.
@@ -153,9 +154,10 @@ def dedupe(
   """Writes the pairs of `source` that are no duplicates, for `arrayrecord:OUT`.
 
   Of each group of duplicates the image of the most pixels stays; of equal ones
-  that of the most bytes, then of the smallest hash of key and captions. Groups are transitive: what is
-  near something near is in the group, too. Of several kinds, groups of the same
-  bytes come first, and only what is left is compared further.
+  that of the most bytes, then of the smallest hash of key and captions. Groups
+  are transitive: what is near something near is in the group, too. Of several
+  kinds, groups of the same bytes come first, and only what is left is compared
+  further.
 
   The directory appears complete or not at all, and where it was made of the
   same by the same rule, nothing is done. What an interrupted run has found is

@@ -5,38 +5,17 @@ import hashlib
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import pipeline
 from clip_jax.data import record as record_lib
 from clip_jax.data.curation import findings
+from clip_jax.data.curation import model as model_lib
 from clip_jax.data.sources import views
 
 _RANGE = 4096  # Pairs; what a killed run has not kept is computed again.
-
-
-class Model(Protocol):
-  """A model that embeds images and texts in one space; `Clip` is one."""
-
-  @property
-  def fingerprint(self) -> str:
-    """A digest of everything that the embeddings depend on."""
-    ...
-
-  def needed_preprocess(self) -> preprocess_lib.Preprocess:
-    """Returns how an image becomes an array."""
-    ...
-
-  def embed_images(self, images: np.ndarray, /) -> np.ndarray:
-    """Returns unit embeddings (n, embed) of uint8 (n, size, size, 3)."""
-    ...
-
-  def embed_texts(self, texts: list[str], /) -> np.ndarray:
-    """Returns unit embeddings (n, embed) of n texts."""
-    ...
 
 
 # From a batch of `eval_batches` and its images' embeddings to what is kept of
@@ -45,7 +24,7 @@ _OfBatch = Callable[[dict, np.ndarray], Sequence[Mapping[str, Any]]]
 
 
 def scores(
-  source: record_lib.Source, model: Model, **options: Any
+  source: record_lib.Source, model: model_lib.Model, **options: Any
 ) -> findings.Found:
   """Returns `values["scores"]`, the cosine of each image with each caption.
 
@@ -83,7 +62,7 @@ def keys(found: findings.Found) -> list[str]:
 
 
 def embeds(
-  source: record_lib.Source, model: Model, **options: Any
+  source: record_lib.Source, model: model_lib.Model, **options: Any
 ) -> findings.Found:
   """Returns `columns["embeds"]`, float32 (records, embed) of each image.
 
@@ -107,7 +86,7 @@ def embeds(
 
 def measured(
   source: record_lib.Source,
-  model: Model,
+  model: model_lib.Model,
   of_batch: _OfBatch,
   *,
   columns: Mapping[str, np.dtype],
@@ -157,7 +136,7 @@ def measured(
 
 def _rows(
   part: record_lib.Source,
-  model: Model,
+  model: model_lib.Model,
   of_batch: _OfBatch,
   batch_size: int,
   threads: int,

@@ -62,7 +62,8 @@ def of(image: Image.Image) -> Look:
   """
   rgb = preprocess.to_rgb(image)
   small = rgb.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-  found = fft.dctn(np.asarray(small, np.float64), norm="ortho")[_ROWS, _COLS]
+  waves = fft.dctn(np.asarray(small, np.float64), norm="ortho")
+  found = np.asarray(waves)[_ROWS, _COLS]
   size = np.sqrt(np.mean(np.square(found)))
   # Mirroring turns the sign of the odd frequencies along a row.
   mirrored = found * np.where(_COLS % 2, -1, 1)

@@ -11,11 +11,11 @@ from clip_jax import errors, preprocess
 from clip_jax.data import record as record_lib
 from clip_jax.data.curation import (
   balancing,
-  embedding,
   findings,
   hamming,
   image_hash,
 )
+from clip_jax.data.curation import model as model_lib
 
 MAX_DISTANCE = 6
 MIN_SIMILARITY = 0.95
@@ -33,7 +33,7 @@ class Semantic:
     clusters: pairs are compared within; None is one for each 1000 images.
   """
 
-  model: embedding.Model
+  model: model_lib.Model
   near_within: Callable[..., np.ndarray]
   near_between: Callable[..., np.ndarray]
   min_similarity: float = MIN_SIMILARITY
