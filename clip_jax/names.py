@@ -37,3 +37,6 @@ ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 INDEX_DTYPES = ("float32", "float16")
 # The checkpoint formats that can be written.
 TARGETS = ("clip-jax", "openai", "huggingface", "open-clip", "big-vision")
+
+# How two images may be duplicates, the surest first.
+DUPLICATE_KINDS = ("exact", "near", "semantic")
