@@ -3,6 +3,7 @@
 import argparse
 
 from clip_jax.cli import flags
+from clip_jax.cli.arguments import queries
 
 
 def add_data(parser: flags.Parser) -> None:
@@ -29,13 +30,17 @@ def add_data(parser: flags.Parser) -> None:
     help="write the part of DATA in which no query has too many pairs",
   )
   _add_curate(curate)
+  make_queries = actions.add_parser(
+    "queries", help="make a list of queries, for curate, from texts"
+  )
+  queries.add_queries(make_queries)
   doctor = actions.add_parser(
     "doctor", help="say which data sets of a suite are there, and are right"
   )
   flags.add_suite(doctor, required=True)
-  for action in (inspect, prepare, curate, doctor):
-    if action is not doctor:
-      flags.add_max_pixels(action)
+  for action in (inspect, prepare, curate):
+    flags.add_max_pixels(action)
+  for action in actions.choices.values():
     flags.add_json(action)
 
 

@@ -1,9 +1,10 @@
-"""The verb about data: inspect, prepare, curate and doctor."""
+"""The verb about data: its actions are inspect, prepare, curate and more."""
 
 import argparse
 
 from clip_jax import preprocess, terminal
 from clip_jax.cli import verb
+from clip_jax.cli.commands import queries as queries_command
 from clip_jax.cli.commands import suite
 from clip_jax.data import account, prepare, sources
 from clip_jax.data.curation import curate
@@ -13,9 +14,9 @@ _MOST_BAD_SHOWN = 20  # Lines; --json holds more.
 
 
 def data(arguments: argparse.Namespace) -> verb.Answer:
-  """Inspects, prepares or curates data, or looks at those of a suite."""
-  if arguments.action == "doctor":
-    return suite.doctor(arguments)
+  """Runs an action on data."""
+  if arguments.action in _OWN:
+    return _OWN[arguments.action](arguments)
   source = sources.open_source(arguments.data)
   with terminal.Progress(arguments.action, unit="records") as progress:
     return _ACTIONS[arguments.action](
@@ -144,3 +145,5 @@ def _limits(arguments):
 
 
 _ACTIONS = {"inspect": _inspect, "prepare": _prepare, "curate": _curate}
+# Those that open what they read themselves.
+_OWN = {"doctor": suite.doctor, "queries": queries_command.queries}
