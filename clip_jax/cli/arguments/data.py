@@ -3,7 +3,7 @@
 import argparse
 
 from clip_jax.cli import flags
-from clip_jax.cli.arguments import queries
+from clip_jax.cli.arguments import queries, stats
 
 
 def add_data(parser: flags.Parser) -> None:
@@ -30,6 +30,10 @@ def add_data(parser: flags.Parser) -> None:
     help="write the part of DATA in which no query has too many pairs",
   )
   _add_curate(curate)
+  measure = actions.add_parser(
+    "stats", help="measure captions and images of DATA, and draw them"
+  )
+  stats.add_stats(measure)
   make_queries = actions.add_parser(
     "queries", help="make a list of queries, for curate, from texts"
   )
@@ -38,7 +42,7 @@ def add_data(parser: flags.Parser) -> None:
     "doctor", help="say which data sets of a suite are there, and are right"
   )
   flags.add_suite(doctor, required=True)
-  for action in (inspect, prepare, curate):
+  for action in (inspect, prepare, measure, curate):
     flags.add_max_pixels(action)
   for action in actions.choices.values():
     flags.add_json(action)

@@ -5,7 +5,7 @@ import argparse
 from clip_jax import preprocess, terminal
 from clip_jax.cli import verb
 from clip_jax.cli.commands import queries as queries_command
-from clip_jax.cli.commands import suite
+from clip_jax.cli.commands import stats, suite
 from clip_jax.data import account, prepare, sources
 from clip_jax.data.curation import curate
 from clip_jax.data.curation import queries as queries_lib
@@ -146,4 +146,8 @@ def _limits(arguments):
 
 _ACTIONS = {"inspect": _inspect, "prepare": _prepare, "curate": _curate}
 # Those that open what they read themselves.
-_OWN = {"doctor": suite.doctor, "queries": queries_command.queries}
+_OWN = {
+  "doctor": suite.doctor,
+  "queries": queries_command.queries,
+  "stats": stats.stats,
+}

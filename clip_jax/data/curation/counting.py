@@ -3,7 +3,7 @@
 A table of counts that is full is written to a file, in partitions by a hash of
 the words, and begun anew. At the end one partition after the other is read
 back and added up, a large one in several passes. So nothing is estimated, and
-memory depends on neither the corpus nor its vocabulary: about 150 MB for each
+memory depends on neither the corpus nor its vocabulary: below 200 MB for each
 process that reads, and as much once at the end.
 """
 
