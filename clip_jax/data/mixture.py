@@ -286,7 +286,8 @@ def go_on(
     return source
   olds: list[Mapping[str, Any]] = saved["parts"]
   same = len(olds) == len(parts) and all(
-    _of(part, olds) is old and old["weight"] == part.weight
+    (_same_address(part, old) or _same_records(part, old))
+    and old["weight"] == part.weight
     for part, old in zip(parts, olds, strict=True)
   )
   if same and not isinstance(source, Mixture) and _is_plain(saved):
@@ -304,12 +305,14 @@ def go_on(
     for old, count in zip(olds, seen, strict=True)
   ]
   left += saved["gone"]
-  now = []
-  for part in parts:
-    old = _of(part, left)
-    if old is not None:
-      left.remove(old)
-    now.append(_moved(part, old))
+  stood: dict[int, Mapping[str, Any]] = {}
+  for wanted in (_same_address, _same_records):  # All by their addresses first.
+    for number, part in enumerate(parts):
+      old = next((x for x in left if wanted(part, x)), None)
+      if number not in stood and old is not None:
+        stood[number] = old
+        left.remove(old)
+  now = [_moved(part, stood.get(i)) for i, part in enumerate(parts)]
   return Mixture(now, since=step * batch_size, gone=left)
 
 
@@ -319,18 +322,12 @@ def _is_plain(saved: Mapping[str, Any]) -> bool:
   return not (others or part["start"] or part["tag"] or saved["since"])
 
 
-def _of(
-  part: Part, saved: Sequence[Mapping[str, Any]]
-) -> Mapping[str, Any] | None:
-  """Returns where a source stood: by its address, or what its records are."""
-  for name, value in (
-    ("address", part.address),
-    ("fingerprint", part.source.fingerprint),
-  ):
-    for old in saved:
-      if old[name] == value:
-        return old
-  return None
+def _same_address(part: Part, old: Mapping[str, Any]) -> bool:
+  return part.address == old["address"]
+
+
+def _same_records(part: Part, old: Mapping[str, Any]) -> bool:
+  return part.source.fingerprint == old["fingerprint"]
 
 
 def _moved(part: Part, old: Mapping[str, Any] | None) -> Part:

@@ -284,6 +284,15 @@ def test_data_that_moved_go_on(make):
   assert _slots(moved, after) == _slots(source, after)
 
 
+def test_the_same_records_at_another_address_are_a_source_of_their_own(make):
+  source = make((2, 1), (50, 70))
+  first = source.parts[0]
+  copy = mixture.Part("csv:copy", first.source, 1)
+  more = _go_on(mixture.Mixture([copy, *source.parts]), _position(source), 3)
+  starts = {part.address: part.start for part in more.parts}
+  assert starts == {"csv:copy": 0, "csv:0": 12, "csv:1": 6}
+
+
 def test_accounts_of_all_sources_are_told(make):
   source = make((1, 1))
   for number, part in enumerate(source.parts):

@@ -140,6 +140,7 @@ def test_a_list_is_what_a_slow_loop_counts(files, tmp_path):
     expected[name] = [",".join(filter(None, [of, source])), count, bits]
   assert _table(out.with_suffix(".tsv")) == expected
   assert queries.read(out).texts == tuple(sorted(expected))
+  assert queries.read(out).digest == made["digest"]
   assert made["words"] == words.total() and made["bigrams"] == pairs.total()
   assert made["texts"] == len(lines) + 3 * 2  # Those of two marks, thrice.
   assert made["queries"] == len(expected) and not made["bad"]

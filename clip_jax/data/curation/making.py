@@ -20,7 +20,7 @@ from typing import Any
 
 from clip_jax import errors, names
 from clip_jax.data import parent
-from clip_jax.data.curation import corpus, counting
+from clip_jax.data.curation import corpus, counting, queries
 
 _MAX_CHARACTERS = 1000  # As `queries` reads.
 _SHOWN = 10
@@ -298,6 +298,7 @@ def _written(
     "out": str(out),
     "table": str(table),
     "queries": len(texts),
+    "digest": queries.Queries(tuple(texts)).digest,
     "sources": {
       kind: sum(kind in entry.sources for entry in entries.values())
       for kind in kinds

@@ -14,6 +14,7 @@ from clip_jax.data.statistics import examine, scripts
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _TOP = 20
+_LONGEST = 1000  # Characters of a caption that is named.
 # The lower edges of a histogram's bars; the last one has no upper edge.
 _EDGES: dict[str, Sequence[float]] = {
   "characters": range(0, 301, 10),
@@ -195,7 +196,7 @@ def _caption(
   for text in record.texts:
     data = text.encode("utf-8", "surrogatepass")
     if examine.digest_of(data) == tuple(row["digest"].tolist()):
-      return {"caption": text}
+      return {"caption": text[:_LONGEST]}
   raise _changed(record.key)
 
 
