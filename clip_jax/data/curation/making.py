@@ -99,21 +99,28 @@ class _Reader:
     return table.blocks, table.totals
 
 
-_READER: tuple[_Reader, Any] | None = None  # Of a process of the pool.
+class _StoppedError(Exception):
+  """The list is no longer wanted."""
 
 
-def _begin(reader: _Reader, texts: Any) -> None:
+# Of a process of the pool, with what it shares with the others.
+_READER: tuple[_Reader, Any, Any] | None = None
+
+
+def _begin(reader: _Reader, texts: Any, stopped: Any) -> None:
   global _READER
   parent.ignore_signals()
   parent.watch()
-  _READER = reader, texts
+  _READER = reader, texts, stopped
 
 
 def _read(part: tuple[int, int, int]):
   assert _READER is not None
-  reader, texts = _READER
+  reader, texts, stopped = _READER
 
   def on_text(number: int) -> None:
+    if stopped.is_set():  # A part may take hours.
+      raise _StoppedError
     with texts.get_lock():
       texts.value += number
 
@@ -138,12 +145,12 @@ def _read_all(
     yield from (reader.read(part, on_text) for part in parts)
     return
   spawning = multiprocessing.get_context("spawn")
-  texts = spawning.Value("q", 0)
+  texts, stopped = spawning.Value("q", 0), spawning.Event()
   with concurrent.futures.ProcessPoolExecutor(
     workers,
     mp_context=spawning,
     initializer=_begin,
-    initargs=(reader, texts),
+    initargs=(reader, texts, stopped),
   ) as pool:
     try:
       left = {pool.submit(_read, part) for part in parts}
@@ -161,6 +168,7 @@ def _read_all(
         "give fewer workers. Nothing was written."
       ) from None
     except BaseException:
+      stopped.set()
       pool.shutdown(wait=False, cancel_futures=True)
       raise
 
