@@ -3,7 +3,7 @@
 import argparse
 
 from clip_jax.cli import flags
-from clip_jax.cli.arguments import curation
+from clip_jax.cli.arguments import curation, queries, stats
 
 
 def add_data(parser: flags.Parser) -> None:
@@ -38,13 +38,21 @@ def add_data(parser: flags.Parser) -> None:
     "dedupe", help="write DATA without duplicates, or what an evaluation has"
   )
   curation.add_dedupe(dedupe)
+  measure = actions.add_parser(
+    "stats", help="measure captions and images of DATA, and draw them"
+  )
+  stats.add_stats(measure)
+  make_queries = actions.add_parser(
+    "queries", help="make a list of queries, for curate, from texts"
+  )
+  queries.add_queries(make_queries)
   doctor = actions.add_parser(
     "doctor", help="say which data sets of a suite are there, and are right"
   )
   flags.add_suite(doctor, required=True)
-  for action in (inspect, prepare, curate, filtered, dedupe, doctor):
-    if action is not doctor:
-      flags.add_max_pixels(action)
+  for action in (inspect, prepare, measure, curate, filtered, dedupe):
+    flags.add_max_pixels(action)
+  for action in actions.choices.values():
     flags.add_json(action)
 
 

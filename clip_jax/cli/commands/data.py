@@ -4,7 +4,8 @@ import argparse
 
 from clip_jax import preprocess, terminal
 from clip_jax.cli import verb
-from clip_jax.cli.commands import curation, suite
+from clip_jax.cli.commands import curation, stats, suite
+from clip_jax.cli.commands import queries as queries_command
 from clip_jax.data import account, prepare, sources
 from clip_jax.data.curation import curate
 from clip_jax.data.curation import queries as queries_lib
@@ -145,9 +146,11 @@ def _limits(arguments):
 
 
 _ACTIONS = {"inspect": _inspect, "prepare": _prepare, "curate": _curate}
-# These open DATA themselves, if they have any.
+# These open what they read themselves.
 _WHOLE = {
   "doctor": suite.doctor,
   "filter": curation.filter_pairs,
   "dedupe": curation.dedupe,
+  "queries": queries_command.queries,
+  "stats": stats.stats,
 }
