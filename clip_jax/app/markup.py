@@ -30,7 +30,7 @@ CSS = """
   background: rgba(127, 140, 155, .22); overflow: hidden}
 .cj .fill {height: 100%; border-radius: 5px; background: #3f6fd1}
 .cj .grid {display: grid; gap: 14px;
-  grid-template-columns: repeat(auto-fill, minmax(min(150px, 100%), 1fr))}
+  grid-template-columns: repeat(auto-fill, minmax(min(128px, 100%), 1fr))}
 .cj .card {margin: 0; padding: 8px; border-radius: 8px; min-width: 0;
   border: 1px solid rgba(127, 140, 155, .35)}
 .cj .card img, .cj .card .none {width: 100%; height: 150px; border-radius: 4px;
@@ -45,7 +45,7 @@ CSS = """
   margin: 6px 0}
 .cj th, .cj td {padding: 6px 10px; text-align: left; vertical-align: middle;
   border: 1px solid rgba(127, 140, 155, .3); font-weight: 400;
-  overflow-wrap: anywhere; min-width: 70px; max-width: 240px}
+  overflow-wrap: break-word; min-width: 80px; max-width: 240px}
 .cj td.number {text-align: right; font-variant-numeric: tabular-nums}
 .cj td.best {font-weight: 700}
 .cj th[scope=row] {min-width: 110px}
@@ -53,7 +53,13 @@ CSS = """
 .cj th img {width: 72px; height: 72px; object-fit: contain; margin: 0}
 .cj .wide {max-width: 100%; height: auto; margin: 4px 0; border-radius: 4px;
   background: white}
+.cj .scroll > .wide {min-width: 620px}
 .cj-picture img {width: 100%; height: 100%; object-fit: contain}
+@media (max-width: 480px) {
+  .tab-wrapper .tab-container button {padding: 0 8px; font-size: 14px}
+  .cj .grid {gap: 8px}
+  .cj .card img, .cj .card .none {height: 120px}
+}
 .cj h3 {font-size: 16px; font-weight: 600; margin: 14px 0 2px}
 """
 
@@ -207,8 +213,10 @@ def run(found: watching.Run) -> str:
   if found.missing:
     parts.append(f'<p class="muted">{text(found.missing)}</p>')
   for title, remark, data in found.curves:
-    parts.append(f"<h3>{_plain(title)}</h3>{_wide(data, title)}")
-    parts.append(f'<p class="muted">{_plain(remark)}</p>')
+    parts.append(
+      f'<h3>{_plain(title)}</h3><div class="scroll">{_wide(data, title)}</div>'
+      f'<p class="muted">{_plain(remark)}</p>'
+    )
   if found.results is not None:
     parts.append(_table(found.results))
   if found.report is not None:

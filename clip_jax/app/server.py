@@ -111,18 +111,20 @@ def make_app(
 
 def _listening(host: str, port: int) -> socket.socket:
   """Returns a socket that listens; before anything that takes long."""
-  try:
-    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(kind, socket.SOCK_STREAM)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    found.bind((host, port))
-    found.listen(128)
-  except (OSError, OverflowError, UnicodeError) as error:
-    why = getattr(error, "strerror", None) or error
-    raise errors.UserError(
-      f"The page cannot listen at {host}, port {port}: {why}. Give another "
-      "--port (0 takes a free one) or --host."
-    ) from None
+  kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+  with contextlib.ExitStack() as stack:
+    found = stack.enter_context(socket.socket(kind, socket.SOCK_STREAM))
+    try:
+      found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      found.bind((host, port))
+      found.listen(128)
+    except (OSError, ValueError, TypeError) as error:  # As no name can be.
+      why = getattr(error, "strerror", None) or error
+      raise errors.UserError(
+        f"The page cannot listen at {host!r}, port {port}: {why}. Give another "
+        "--port (0 takes a free one) or --host."
+      ) from None
+    stack.pop_all()
   return found
 
 
