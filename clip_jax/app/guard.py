@@ -35,6 +35,7 @@ _POST = re.compile(
 )
 _PICTURE = re.compile(r"/pictures/([0-9]{1,12})", re.ASCII)
 _LOCAL = ("localhost", "127.0.0.1", "::1")
+_LONGEST_PART = 255  # Of a path: no file has a longer name.
 _DEEPEST = 20  # Levels of a JSON value.
 
 # Gradio's own page has inline scripts, and makes functions of templates.
@@ -160,7 +161,7 @@ class Guard:
   def check_json(self, body: bytes) -> None:
     """Refuses a body that is no JSON object, or names a file not uploaded."""
     try:
-      value = json.loads(body)
+      value = json.loads(body, parse_constant=_no_number)
       if not isinstance(value, dict):
         raise ValueError
       self._check_value(value, 0)
@@ -175,10 +176,12 @@ class Guard:
         if not isinstance(value["path"], str):
           raise ValueError
         self.check_upload(value["path"])
-      value = list(value.values())
+      value = [*value, *value.values()]
     if isinstance(value, list):
       for each in value:
         self._check_value(each, depth + 1)
+    elif isinstance(value, str):
+      value.encode()  # Raises ValueError where a surrogate is alone.
 
   async def _send_picture(self, row: int, scope: Scope, send: Send) -> None:
     try:
@@ -187,6 +190,10 @@ class Guard:
       raise _Refused(404, "There is no picture.") from None
     more = {"cache-control": "private, max-age=600"}
     await _answer(send, 200, data, kind=kind, headers=more, scope=scope)
+
+
+def _no_number(name: str) -> float:
+  raise ValueError(f"{name} is no number of JSON.")
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -200,7 +207,9 @@ def _path(scope: Scope) -> str:
   """Returns the path, which leads nowhere else than it says."""
   path = scope["path"]
   plain = path.isprintable() and "\\" not in path and "//" not in path
-  if not plain or any(part in (".", "..") for part in path.split("/")):
+  parts = path.split("/")
+  fits = all(len(part.encode()) <= _LONGEST_PART for part in parts)
+  if not plain or not fits or {".", ".."} & set(parts):
     raise _Refused(404, "There is nothing here.")
   return path
 

@@ -108,8 +108,16 @@ def _picture(gr, label: str) -> Any:
   return shown
 
 
+def _leave_alone(inputs: list) -> None:
+  """Has Gradio pass on what plain fields hold; `tabs` checks it."""
+  for field in inputs:
+    if type(field).__name__ in ("Textbox", "Slider", "Dropdown"):
+      field.preprocess = lambda payload: payload
+
+
 def _listen(events: list, function: Any, inputs: list, outputs: list) -> None:
   """Calls a function at each of some events; it is no public API."""
+  _leave_alone(inputs)
   for event in events:
     event(
       function,
@@ -205,6 +213,7 @@ def _runs(gr, tabs: tabs_lib.Tabs, tab: Any) -> None:
       return gr.skip(), gr.skip()
     return tabs.watch(name), now
 
+  _leave_alone([run])
   for event in (run.change, tab.select, timer.tick):
     event(
       look,

@@ -95,12 +95,12 @@ def engine(clip):
   return engine_lib.Engine(own)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def hostile():
   return HOSTILE
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_image():
   return _encoded
 

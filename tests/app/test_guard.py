@@ -152,6 +152,7 @@ def test_what_the_page_needs_passes(path):
     *(
       "/monitoring",
       "/monitoring/summary",
+      "/assets/" + "x" * 256,
       "/config",
       "/login",
       "/docs",
@@ -255,6 +256,7 @@ def test_requests_pass_whole_and_name_uploads_only():
 @pytest.mark.parametrize(
   "body",
   [
+    *(b'{"a": NaN}', b'{"a": "\\ud800"}', b'{"\\ud800": 1}'),
     *(
       b"",
       b"{",
