@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from clip_jax import errors, inference
@@ -61,6 +63,7 @@ def serve(
   """
   os.environ.update(_SETTINGS)
   with (
+    _ended_by_sigterm(),
     tempfile.TemporaryDirectory(prefix="clip-jax-app-") as room,
     _listening(host, port) as listening,
   ):
@@ -82,6 +85,23 @@ def serve(
     _LOGGER.info("The page is at %s (Ctrl-C ends it).", address)
     _run(app, listening)
   return address
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+  """Has SIGTERM end the page as Ctrl-C does, so that uploads are removed."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def interrupt(*_):
+    raise KeyboardInterrupt
+
+  before = signal.signal(signal.SIGTERM, interrupt)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def make_app(

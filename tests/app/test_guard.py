@@ -94,7 +94,7 @@ class Server:
     ),
     *("/gradio_api/queue/data",),
     *("/gradio_api/heartbeat/abc",),
-    *(f"/gradio_api/file={FILE}",),
+    *(f"/gradio_api/file={FILE}", f"/gradio_api/file={FILE}\u202egnp.jpg"),
     *(
       "/gradio_api/upload_progress",
       "/gradio_api/startup-events",

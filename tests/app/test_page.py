@@ -388,6 +388,9 @@ def test_a_picture_is_classified(tab, tmp_path, make_image):
   tab.get_by_label("Labels").fill("cat\n<script>alert(1)</script>\nab\u202ecd")
   put(tab, name)
   tab.locator(".bar").first.wait_for()
+  tab.wait_for_function(
+    "document.querySelector('.cj-picture img').naturalWidth == 80"
+  )
   tab.get_by_role("button", name="Classify").click()
   tab.get_by_text("<script>alert(1)</script>", exact=True).wait_for()
   assert tab.locator(".bar").count() == 3
@@ -402,7 +405,7 @@ def test_wrong_pictures_are_told(tab, tmp_path, make_image):
   broken.write_bytes(make_image(3)[:300])
   put(tab, broken)
   tab.get_by_text("broken.png: ").wait_for()
-  large = tmp_path / "large.png"
+  large = tmp_path / "<img src=x onerror=alert(1)>.png"
   large.write_bytes(make_image(3) + b"\0" * limits.UPLOAD_BYTES)
   tab.get_by_label("Remove Image").or_(tab.get_by_label("Clear")).first.click()
   put(tab, large)
