@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, preprocess
 from clip_jax import search as search_lib
 from clip_jax.app import drawn, limits
 from clip_jax.app import engine as engine_lib
@@ -35,12 +35,14 @@ class Pictures:
     why_not: why there are no pictures; "" if there are.
   """
 
-  def __init__(self, index: search_lib.Index, *, limits_of_images):
+  def __init__(
+    self, index: search_lib.Index, *, limits_of_images: preprocess.Limits
+  ):
     """Opens the source of the index; logs where that lies.
 
     Args:
       index: the index.
-      limits_of_images: `preprocess.Limits` of what is decoded.
+      limits_of_images: of what is decoded.
     """
     self._index = index
     self._limits = limits_of_images

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from clip_jax import errors, search
+from clip_jax import errors, preprocess, search
 from clip_jax.app import (
   classifying,
   comparing,
@@ -171,7 +171,7 @@ def test_a_record_with_another_key_is_not_shown(index, folder, request):
 
 
 def limits_of():
-  return engine_lib.inference.preprocess_lib.DEFAULT_LIMITS
+  return preprocess.DEFAULT_LIMITS
 
 
 def test_an_index_of_another_model_is_refused(index, engine):
@@ -323,7 +323,7 @@ def test_thumbnails_are_small_and_made_anew(make_image):
     kind = "png" if max(size) < 100 else "jpeg"
     assert drawn.media_type(made) == f"image/{kind}"
     assert drawn.inline(made).startswith(f"data:image/{kind};base64,")
-    shown = engine_lib.inference.preprocess_lib.decode(made)
+    shown = preprocess.decode(made)
     assert max(shown.size) <= 320
 
 
