@@ -131,6 +131,11 @@ def make_app(
 
 def _listening(host: str, port: int) -> socket.socket:
   """Returns a socket that listens; before anything that takes long."""
+  if not host:
+    raise errors.UserError(
+      "--host is empty; give a name or an address, such as 0.0.0.0 for every "
+      "network of this machine."
+    )
   kind = socket.AF_INET6 if ":" in host else socket.AF_INET
   with contextlib.ExitStack() as stack:
     found = stack.enter_context(socket.socket(kind, socket.SOCK_STREAM))

@@ -108,6 +108,8 @@ def test_an_address_that_cannot_be_listened_at_is_refused_first():
     taken.bind(("127.0.0.1", 0))
     taken.listen()
     port = taken.getsockname()[1]
+    with pytest.raises(errors.UserError, match="is empty"):
+      server.serve(lambda: None, host="", port=port)
     for host in ("127.0.0.1", "203.0.113.7", "no such host", "\udc80", "::g"):
       with pytest.raises(errors.UserError, match="cannot listen"):
         server.serve(lambda: None, host=host, port=port)
