@@ -10,6 +10,8 @@ from clip_jax.evals import prompts
 from clip_jax.results import addresses
 
 TITLE = "clip-jax"
+# By itself: it asks for an old Pillow, and works with the one that is here.
+_INSTALL = "pip install --no-deps gradio==6.31.0"
 _LABELS = "cat\ndog\ncar"
 _SECONDS = 3.0  # Between two looks at a run.
 # Uploads are removed when they are so old, in seconds.
@@ -20,19 +22,21 @@ def gradio() -> types.ModuleType:
   """Returns Gradio.
 
   Raises:
-    UserError: it is not installed, or too old.
+    UserError: it is not installed, or of another version than was tried.
   """
+  install = f"{versions.install('app')} && {_INSTALL}"
   try:
     import gradio  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise errors.UserError(
       f"The page is made with Gradio, which does not import ({error}); "
-      f"install it: {versions.install('app')}"
+      f"install it: {install}"
     ) from error
-  if int(gradio.__version__.partition(".")[0]) < 6:
+  found = tuple(map(int, gradio.__version__.split(".")[:2]))
+  if not (6, 31) <= found < (7,):
     raise errors.UserError(
-      f"The page needs Gradio 6 or later, {gradio.__version__} is installed; "
-      f"run {versions.install('app')}"
+      f"The page needs Gradio 6.31 or a later 6, {gradio.__version__} is "
+      f"installed: {install}"
     )
   return gradio
 
