@@ -62,13 +62,9 @@ FORBIDDEN = {
 # What only one corner needs may be imported inside the function that does.
 # (transformers takes a second to import and is for one kind of export.)
 OPTIONAL = {
-  "fastapi",  # Which gradio brings, as uvicorn.
-  "gradio",
-  "huggingface_hub",
-  "matplotlib",
-  "sentencepiece",
-  "transformers",
-  "uvicorn",
+  *("apache_beam", "huggingface_hub", "matplotlib", "py3langid"),
+  *("sentencepiece", "transformers"),
+  *("gradio", "fastapi", "uvicorn"),  # Gradio brings the other two.
 }
 # What finds a module by its name, in a table that stands there.
 BY_NAME = {
