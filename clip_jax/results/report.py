@@ -57,7 +57,7 @@ def write(
   """
   drawing.check()
   directory = pathlib.Path(out).expanduser()
-  _check_replaceable(directory)
+  check_replaceable(directory)
   collection = files.read(places)
   found = {
     name: draw(collection) for name, (draw, _) in figures.FIGURES.items()
@@ -96,7 +96,7 @@ def write(
   )
 
 
-def _check_replaceable(directory: pathlib.Path) -> None:
+def check_replaceable(directory: pathlib.Path) -> None:
   """Raises UserError where `directory` is not free and holds no report."""
   errors.check_local("The report", directory)
   if directory.exists() and not directory.is_dir():

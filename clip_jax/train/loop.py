@@ -101,6 +101,7 @@ def train(
     stop = enter(preemption.Preemption())
     state, counters = _restore_or_init(run, checkpoints, origins, allow_changes)
     first_step = int(state.step)
+    run = run.going_on(counters.get(journal.POSITION), first_step)
     notes = enter(
       journal.Journal(run, workdir, first_step=first_step, counters=counters)
     )
