@@ -102,13 +102,18 @@ def prepare(
     sidecar.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     for name, data in (beside or {}).items():
       (partial / name).write_bytes(data)
-    shutil.rmtree(partial / FOUND, ignore_errors=True)
-    for path in partial.iterdir():
-      _sync(path)
-    (partial / _LOCK).unlink()
-    os.rename(partial, out)
-    _sync(out.parent)
+    finish(partial, out)
   return summary | {"written": True}
+
+
+def finish(partial: pathlib.Path, out: pathlib.Path) -> None:
+  """Lets what was written in a partial directory become `out`, at once."""
+  shutil.rmtree(partial / FOUND, ignore_errors=True)
+  for path in partial.iterdir():
+    _sync(path)
+  (partial / _LOCK).unlink()
+  os.rename(partial, out)
+  _sync(out.parent)
 
 
 def _is_empty_directory(path: pathlib.Path) -> bool:

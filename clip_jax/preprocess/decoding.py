@@ -134,9 +134,15 @@ def decode(
   return _turn_upright(image) if upright else image
 
 
-def check_header(data: Encoded, *, limits: Limits = DEFAULT_LIMITS) -> None:
-  """Raises `ImageError` unless the header is one that `decode` would read."""
-  _open_checked(data, limits)
+def check_header(
+  data: Encoded, *, limits: Limits = DEFAULT_LIMITS
+) -> tuple[int, int]:
+  """Returns the width and height in the file, before EXIF turns the image.
+
+  Raises:
+    ImageError: `decode` would not read an image with such a header.
+  """
+  return _open_checked(data, limits)[0].size
 
 
 @dataclasses.dataclass(frozen=True)

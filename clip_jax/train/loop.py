@@ -137,7 +137,9 @@ def train(
     checkpoints.wait()
     if evaluated is None:  # The run was resumed after its last step.
       evaluated = evaluator.measure(state) or {}
-    report = evaluator.write_report(state, evaluated, workdir / "report.png")
+    report = evaluator.write_report(
+      state, evaluated, workdir / workdir_lib.REPORT
+    )
     _leave_if_told(stop, checkpoints)
     return Summary(
       steps=total_steps,

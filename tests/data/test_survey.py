@@ -1,15 +1,24 @@
 """Surveys: the same result for any split of the work, and after kills."""
 
 import concurrent.futures
+import importlib.metadata
 import itertools
 
 import numpy as np
 import pytest
 
-from clip_jax import preprocess
+from clip_jax import errors, preprocess
 from clip_jax.data import prepare, sources
 from clip_jax.data import record as record_lib
-from clip_jax.data.curation import curate, queries, survey
+from clip_jax.data.curation import (
+  beam_runner,
+  curate,
+  filtering,
+  findings,
+  queries,
+  rules,
+  survey,
+)
 
 
 class Examine:
@@ -98,7 +107,7 @@ def test_ranges_in_any_order_are_joined(source, want):
   cuts = [0, *sorted(rng.choice(np.arange(1, 150), 11, replace=False)), 150]
   ranges = list(itertools.pairwise(cuts))
   parts = [job.run(*map(int, ranges[i])) for i in rng.permutation(12)]
-  found = survey.joined(parts)
+  found = findings.joined(parts)
   assert _rows(found) == want
   assert list(found.bad()) == ["bb", "aa"]
 
@@ -133,7 +142,7 @@ def test_damaged_and_foreign_parts_are_found_anew(
 ):
   survey.survey(source, Examine(), keep=tmp_path)
   other = survey.Job(source, Examine("another"))
-  shelf = survey.Shelf(tmp_path, other.digest())
+  shelf = findings.Shelf(tmp_path, other.digest())
   shelf.put(other.run(0, 5))
   (path,) = tmp_path.glob("*-0-150.found")
   data = path.read_bytes()
@@ -153,7 +162,7 @@ def test_damaged_and_foreign_parts_are_found_anew(
 
 def test_parts_that_overlap_count_once(source, want, tmp_path):
   job = survey.Job(source, Examine())
-  shelf = survey.Shelf(tmp_path, job.digest())
+  shelf = findings.Shelf(tmp_path, job.digest())
   for start, stop in [(10, 40), (30, 60), (70, 71), (60, 90), (100, 150)]:
     shelf.put(job.run(start, stop))
   assert _rows(survey.survey(source, Examine(), keep=tmp_path)) == want
@@ -161,10 +170,10 @@ def test_parts_that_overlap_count_once(source, want, tmp_path):
 
 def test_ranges_that_no_part_has(source):
   job = survey.Job(source, Examine())
-  assert survey.gaps([], 5, length=2) == [(0, 2), (2, 4), (4, 5)]
+  assert findings.gaps([], 5, length=2) == [(0, 2), (2, 4), (4, 5)]
   parts = [job.run(0, 1), job.run(3, 4)]
-  assert survey.gaps(parts, 5) == [(1, 3), (4, 5)]
-  assert survey.gaps([job.run(0, 5)], 5) == []
+  assert findings.gaps(parts, 5, length=9) == [(1, 3), (4, 5)]
+  assert findings.gaps([job.run(0, 5)], 5, length=9) == []
 
 
 def test_processes_find_the_same_as_this_one(pairs, tmp_path):
@@ -195,3 +204,32 @@ def test_at_most_so_many_ranges_wait():
     assert len(begun) == 3
     assert len(list(found)) == 19
   assert begun == list(range(20))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # Of Beam's own dependencies.
+def test_beam_finds_the_same_as_this_process(pairs, tmp_path):
+  pytest.importorskip("apache_beam")
+  source = Source(pairs(600))
+  prepare.prepare(source, tmp_path / "out")
+  opened = sources.open_source(f"arrayrecord:{tmp_path / 'out'}")
+  limits = rules.Rules(min_chars=12, max_run=3)
+  for name, fill in (("one", None), ("beam", beam_runner.fill())):
+    filtering.filter_pairs(opened, tmp_path / name, limits, fill=fill)
+  one, other = (
+    {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+    for name in ("one", "beam")
+  )
+  assert one == other
+  fill = beam_runner.fill(["--runner=NoSuchRunner"])
+  with pytest.raises(errors.UserError, match="NoSuchRunner"):
+    filtering.filter_pairs(opened, tmp_path / "none", limits, fill=fill)
+
+
+def test_without_beam_the_extra_is_named(monkeypatch):
+  def version(name):
+    raise importlib.metadata.PackageNotFoundError
+
+  monkeypatch.setattr(importlib.metadata, "version", version)
+  with pytest.raises(errors.UserError, match=r"jax-clip\[beam\]"):
+    beam_runner.fill()

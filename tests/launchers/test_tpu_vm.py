@@ -37,6 +37,19 @@ esac
 """
 
 
+# Stands in for Python, which checks the slice, and for the training.
+CHECKS = """#!/bin/sh
+echo worker=$2 workers=2 devices=4 local=2 python=3 jax=0 versions=1
+"""
+TRAINS = """#!/bin/bash
+mkdir -p "$4/checkpoints"
+while step=$(ls "$4/checkpoints" | tail -n 1); [ "${step:-0}" -lt 6 ]; do
+  sleep 0.3
+  [ "$SLURM_PROCID" = 1 ] || mkdir "$4/checkpoints/$((step + 1))"
+done
+"""
+
+
 def write_program(path, text):
   path.write_text(text)
   path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -99,6 +112,22 @@ class Cloud:
     self.write(queue="ACTIVE", node="READY", type="v4-16", name="pod", job="1")
     for worker in range(2):
       (self.folder / f"worker-{worker}").mkdir()
+
+  def computes_nothing(self):
+    """Has the workers install stand-ins for Python and for clip-jax."""
+    folder = self.folder.parent
+    write_program(folder / "python", CHECKS)
+    write_program(folder / "clip-jax", TRAINS)
+    write_program(
+      folder / "programs" / "uv",
+      f"""#!/bin/bash
+case "$1 $2" in
+"pip compile") echo ok >clip_jax.lock ;;
+"venv --quiet") mkdir -p clip_jax_venv/bin
+  cp {folder}/python {folder}/clip-jax clip_jax_venv/bin ;;
+esac
+""",
+    )
 
   def preempt(self):
     """Takes the slice away, as Google does, with all that runs on it."""
@@ -230,7 +259,7 @@ FAILURES = {
   ),
   "ERROR: PERMISSION_DENIED: Permission denied on 'locations/us-east9-z' (or it"
   " may not exist).": "us-central1-b,us-east1-d",
-  "ERROR: The required property [project] is not currently set.": (
+  "ERROR: (gcloud) Failed to find attribute [project]. The attribute can be": (
     "Give --project ID"
   ),
   "ERROR: Insufficient reserved capacity. [EID: 0x7adf]": "no room for this",
@@ -299,6 +328,29 @@ def test_a_lost_worker_and_workdirs_that_differ_are_told(cloud, tmp_path):
   worker.write_text(text.replace('"$1/.seen_by_all"', '"/nowhere/$1"'))
   said = cloud("run", *WHERE, *options, code=1)
   assert "Worker 1: this worker does not see what worker 0 wrote" in said
+
+
+@pytest.mark.slow  # Some fifty calls of gcloud.
+def test_a_slice_that_is_taken_away_is_replaced(cloud, tmp_path):
+  cloud.computes_nothing()
+  cloud("create", *WHERE, "--type=v4-8", "--spot", "--yes")
+  assert "all 4 devices, with the same versions" in cloud("setup", *WHERE)
+  options = ("--workdir", tmp_path / "w", "--recreate", "--yes", "--", "-x")
+  running = cloud.start("run", *WHERE, *options)
+  _wait_for_step(tmp_path / "w", 2, running)
+  cloud.preempt()
+  said = running.communicate(timeout=60)[0]
+  assert running.returncode == 0, said
+  assert "getting another one" in said and "Trained: " in said
+  created = [x for x in cloud.calls() if "queued-resources create" in x]
+  assert len(created) == 2 and created[0] == created[1]
+  # Versions were chosen once.
+  assert sum("worker.sh lock" in call for call in cloud.calls()) == 1
+  # The same command with a finished run is done at once; `--stop` too.
+  assert "Trained: " in cloud("run", *WHERE, *options)
+  cloud("run", *WHERE, "--stop")
+  cloud("delete", *WHERE, "--yes")
+  assert cloud("status", *WHERE) == "pod: absent\n"
 
 
 def supervise(tmp_path, codes, *flags):

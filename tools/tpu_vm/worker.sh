@@ -6,7 +6,9 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 CHECKOUT=$(cd "$HERE/../.." && pwd)
 ENVIRONMENT=$HOME/clip_jax_venv
 LOCK=$HOME/clip_jax.lock
-RUN=$HOME/clip_jax_run # Log, process number, exit code and command of the run.
+# Log of all runs, and of the last one where it begins there (lines), process
+# number, exit code and command.
+RUN=$HOME/clip_jax_run
 # Of files that another worker wrote; mounted buckets show them late.
 SEEN_SECONDS=${CLIP_JAX_SEEN_SECONDS:-60}
 STOP_SECONDS=60
@@ -139,6 +141,7 @@ start() { # WORKDIR TOKEN RESTARTS TRAIN_ARGUMENTS...
     die "this worker does not see what worker 0 wrote in $workdir. All workers need one workdir: a bucket or a disk that is mounted on each (setup.sh --mount)."
   mkdir -p "$RUN"
   rm -f "$RUN/code"
+  count_lines >"$RUN/lines"
   printf '%s' "${command[*]}" >"$RUN/command"
   cd "$CHECKOUT"
   setsid nohup bash "$HERE/supervise.sh" --restarts "$restarts" \
@@ -148,9 +151,17 @@ start() { # WORKDIR TOKEN RESTARTS TRAIN_ARGUMENTS...
   echo $! >"$RUN/pid"
 }
 
-follow() {
+follow() { # From the last start on, but no more than 50 lines of the past.
+  local first start
   [ -s "$RUN/pid" ] || die "no run was started."
-  tail -n 50 -F --pid="$(cat "$RUN/pid")" "$RUN/log" 2>/dev/null
+  start=$(($(cat "$RUN/lines") + 1))
+  first=$(($(count_lines) - 49))
+  if [ "$first" -lt "$start" ]; then first=$start; fi
+  tail -n "+$first" -F --pid="$(cat "$RUN/pid")" "$RUN/log" 2>/dev/null
+}
+
+count_lines() { # Of the log.
+  if [ -e "$RUN/log" ]; then wc -l <"$RUN/log"; else echo 0; fi
 }
 
 result() {

@@ -107,7 +107,7 @@ def curate(
   workers: int = 1,
   limits: preprocess.Limits = preprocess.DEFAULT_LIMITS,
   on_record: Callable[[int], None] | None = None,
-  runner: survey.Runner | None = None,
+  fill: survey.Fill | None = None,
 ) -> dict[str, Any]:
   """Writes the pairs of `source` that stay to `out`, for `arrayrecord:OUT`.
 
@@ -126,7 +126,7 @@ def curate(
     workers: processes that read and match; one does it in this process.
     limits: images beyond these are bad.
     on_record: called with the number of records examined.
-    runner: reads and matches elsewhere, instead of `workers`.
+    fill: reads and matches elsewhere (beam_runner.py).
 
   Returns:
     A dictionary: `pairs` in the source; `matched`, that hold a query; `kept`;
@@ -152,7 +152,7 @@ def curate(
       workers=workers,
       keep=partial / prepare.FOUND,
       on_record=on_record,
-      runner=runner,
+      fill=fill,
     )
     starts = np.concatenate([[0], np.cumsum(found.lengths["queries"])])
     matches = balancing.Matches(
