@@ -31,6 +31,7 @@ FLOORS = (
   "search train",
   "loading",
   "doctor plan results",
+  "app",
   "cli",
   "__main__",
 )
@@ -60,7 +61,11 @@ FORBIDDEN = {
 }
 # What only one corner needs may be imported inside the function that does.
 # (transformers takes a second to import and is for one kind of export.)
-OPTIONAL = {"huggingface_hub", "matplotlib", "sentencepiece", "transformers"}
+OPTIONAL = {
+  *("apache_beam", "huggingface_hub", "matplotlib", "py3langid"),
+  *("sentencepiece", "transformers"),
+  *("gradio", "fastapi", "uvicorn"),  # Gradio brings the other two.
+}
 # What finds a module by its name, in a table that stands there.
 BY_NAME = {
   "clip_jax",

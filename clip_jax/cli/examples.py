@@ -48,6 +48,10 @@ EXAMPLES = {
     'search index "a photo of the number three four" -k 5',
     "search index --image photo.png --json",
   ),
+  "app": (
+    "app runs/demo",
+    "app runs/mine --index index --runs runs --port 8000",
+  ),
   "convert": (
     "convert ViT-B-32.pt models/b32 --to clip-jax",
     "convert runs/mine models/hf --to huggingface --dry-run",
@@ -61,6 +65,10 @@ EXAMPLES = {
     "data inspect 'wds:shards/{00000..00331}.tar'",
     "data prepare csv:pairs.csv prepared --drop-bad",
     "data curate csv:pairs.csv balanced --queries words.txt --max-per-query 20",
+    "data filter csv:pairs.csv clean --min-words 3 --max-aspect 3",
+    "data dedupe csv:pairs.csv single --against folder:test",
+    "data stats csv:pairs.csv --out look --workers 8",
+    "data queries enwiki.xml.bz2 wordnet:/usr/share/wordnet queries.txt",
     "data doctor --suite all --data-root ~/data",
   ),
   "completion": (
