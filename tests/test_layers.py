@@ -64,7 +64,7 @@ FORBIDDEN = {
 OPTIONAL = {
   *("apache_beam", "huggingface_hub", "matplotlib", "py3langid"),
   *("sentencepiece", "transformers"),
-  *("fastapi", "gradio", "uvicorn"),  # Gradio brings the other two.
+  *("gradio", "fastapi", "uvicorn"),  # Gradio brings the other two.
 }
 # What finds a module by its name, in a table that stands there.
 BY_NAME = {

@@ -264,8 +264,8 @@ class Encoder(nn.Module):
         returned, (batch, reads, width), and the last block computes no others.
         The gradients of the parameters are right, but take longer than those of
         the whole output. None for all positions.
-      last_mask: bools (batch, reads, length), what the positions `at` see in
-        the last block, in the place of `mask`.
+      last_mask: bools (batch, reads, length), true for what the positions `at`
+        see in the last block, in the place of `mask`.
     """
     policy = lookup("remat policy", self.remat, REMAT_POLICIES)
     unroll = self.unroll if self.scan else self.depth
@@ -300,7 +300,8 @@ class Encoder(nn.Module):
     if at is not None and stack is not None and not watched:
       block = make_block(parent=None)
 
-      def run(i, x, mask=mask, at=None) -> Any:  # In the order of Flax.
+      # Flax passes them in this order.
+      def run(i, x, mask=mask, at=None) -> Any:
         # A loop over slices of the stack would copy the parameters of all
         # blocks but the last.
         layer = functools.partial(

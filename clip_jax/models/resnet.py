@@ -191,9 +191,9 @@ class ModifiedResNet(nn.Module):
         statistics even if `train` is true.
       axes: the mesh axes that split the batch, if each device runs a part of
         it.
-      each_patch: whether to return (batch, rows, cols, embed_dim), the pool's
-        projected value of each position of the last stage (MaskCLIP, arXiv
-        2112.01071, section 3.2).
+      each_patch: whether to return the pool's projected value of each position
+        of the last stage, (batch, rows, cols, embed_dim): MaskCLIP, arXiv
+        2112.01071, section 3.2.
 
     Raises:
       UserError: sizes do not fit.

@@ -94,9 +94,9 @@ class VisionTransformer(nn.Module):
       locked_norms: has no effect, because there are no batch norms.
       axes: has no effect, because images do not depend on each other.
       each_patch: whether to return features of each patch, (batch, rows, cols,
-        width): those of a pooling that sees this patch alone. If the class
-        token pools, the last block does so, and its patches see only themselves
-        (MaskCLIP, arXiv 2112.01071, section 3.2).
+        width), as of a pooling that sees this patch alone. If it is the class
+        token that pools, the last block does so, and its patches see themselves
+        alone (MaskCLIP, arXiv 2112.01071, section 3.2).
 
     Raises:
       UserError: sizes do not fit, or `pooling` is unknown.
