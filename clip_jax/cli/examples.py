@@ -35,6 +35,10 @@ EXAMPLES = {
     "card runs/demo",
     "card runs/mine --reports results --license mit --out README.md",
   ),
+  "push": (
+    "push runs/mine my-name/my-clip --license mit --dry-run",
+    "push runs/mine my-name/my-clip --to huggingface --private",
+  ),
   "classify": (
     'classify runs/demo photo.png --labels "zero one,one zero"',
     "classify hf-hub:openai/clip-vit-base-patch32 *.jpg --labels labels.txt "

@@ -58,6 +58,8 @@ def quiet() -> Iterator[None]:
     "TRANSFORMERS_VERBOSITY": "error",
   }.items():
     os.environ.setdefault(name, value)
+  if not sys.stderr.isatty():  # Bars are of use on a terminal only.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
   environment.quiet_libtpu()
   handler = logging.StreamHandler(sys.stderr)
   handler.setFormatter(logging.Formatter("%(message)s"))

@@ -65,6 +65,11 @@ VERBS = {
     results.add_card,
     _command("results", "card"),
   ),
+  "push": Verb(
+    "upload a model to the HuggingFace Hub",
+    results.add_push,
+    _command("results", "push"),
+  ),
   "classify": Verb(
     "say which label fits an image",
     use.add_classify,
