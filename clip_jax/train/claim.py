@@ -48,6 +48,7 @@ MAY_CHANGE = (
     if not changes_training
   ),
   "report",
+  "tracker",
 )
 
 

@@ -20,6 +20,8 @@ from clip_jax.train import (
   evaluation,
   journal,
   preemption,
+  profiling,
+  tracking,
 )
 from clip_jax.train import origins as origins_lib
 from clip_jax.train import run as run_lib
@@ -42,6 +44,7 @@ class Summary:
     seconds: that the call took.
     evals: measures at the end, by evaluation.
     report: path of the picture; None where there is none.
+    profile: path of the traces; None where this call has made none.
   """
 
   steps: int
@@ -54,6 +57,7 @@ class Summary:
   seconds: float
   evals: dict[str, Any]
   report: str | None
+  profile: str | None
 
 
 def train(
@@ -61,6 +65,7 @@ def train(
   workdir: str | os.PathLike,
   *,
   allow_changes: bool = False,
+  profile_step: int | None = None,
 ) -> Summary:
   """Runs `config`, resuming from the newest good checkpoint in `workdir`.
 
@@ -68,6 +73,7 @@ def train(
     config: of `config.load`, or what `config.check` takes.
     workdir: gets config, checkpoints, metrics, the ledger and report.png.
     allow_changes: resume although fields differ that change the result.
+    profile_step: the first of the updates to trace; None for no trace.
 
   Raises:
     UserError: the config does not fit the data, the devices or the workdir.
@@ -75,6 +81,7 @@ def train(
   """
   started = time.perf_counter()
   workdir = workdir_lib.find(workdir)
+  tracking.check(config.tracker)
   config, origins = origins_lib.begin(config_lib.check(config), workdir)
   tokenizer = origins_lib.tokenizer_files(workdir, origins)
   run = run_lib.make_run(config, tokenizer_files=tokenizer)
@@ -99,6 +106,15 @@ def train(
     notes = enter(
       journal.Journal(run, workdir, first_step=first_step, counters=counters)
     )
+    profile = enter(
+      profiling.Profile(
+        workdir,
+        profile_step,
+        first_step=first_step,
+        total_steps=total_steps,
+        wait=notes.flush,
+      )
+    )
     batches = enter(run.batches(first_step))
     train_step = run.program.make_step()
     evaluator = evaluation.Evaluator(run, stop)
@@ -111,9 +127,10 @@ def train(
       _LOGGER.info("Compiling the first step ...")
     # `step` counts finished updates: state, data position and log lines agree.
     for step in range(first_step + 1, total_steps + 1):
-      batch = notes.next_batch(batches)
-      state, measured = train_step(state, run.place(batch))
-      notes.note(step, batch, measured)
+      with profile.step(step):
+        batch = notes.next_batch(batches)
+        state, measured = train_step(state, run.place(batch))
+        notes.note(step, batch, measured)
       checkpoints.check()
       last = step == total_steps
       stop.poll()
@@ -144,6 +161,7 @@ def train(
       seconds=time.perf_counter() - started,
       evals=evaluated,
       report=report,
+      profile=None if profile.path is None else str(profile.path),
     )
 
 
