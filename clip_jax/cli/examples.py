@@ -60,7 +60,10 @@ EXAMPLES = {
     "verify ViT-B-32.pt models/b32",
     "verify ViT-B-32.pt models/b32 --float64 --examples 8",
   ),
-  "models": ("models", "models --json"),
+  "models": (
+    "models",
+    "models --filter siglip2 --max-parameters 400M --format open-clip",
+  ),
   "data": (
     "data inspect 'wds:shards/{00000..00331}.tar'",
     "data prepare csv:pairs.csv prepared --drop-bad",

@@ -9,7 +9,7 @@ from typing import Any
 
 import huggingface_hub
 
-from clip_jax import errors, inference, loading, terminal
+from clip_jax import errors, inference, loading, terminal, whole_files
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.results import (
   addresses,
@@ -117,9 +117,7 @@ def save(card: Card, path: str | os.PathLike) -> None:
     )
   if not path.parent.is_dir():
     raise errors.UserError(f"{path.parent} is no directory; make it first.")
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(card.text, "utf-8")
-  partial.replace(path)
+  whole_files.write(path, card.text.encode())
 
 
 def _name(path: str) -> str:

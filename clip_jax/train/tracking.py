@@ -4,7 +4,6 @@ Nothing that a tracker does stops a run: after its first failure it is left
 alone, and metrics.jsonl and the TensorBoard events go on.
 """
 
-import importlib
 import json
 import logging
 import os
@@ -47,7 +46,7 @@ class _WandB:
   def __init__(
     self, workdir: pathlib.Path, identity: str, config: dict[str, Any]
   ):
-    wandb: Any = importlib.import_module("wandb")
+    wandb = _library("wandb")
     self._run = wandb.init(
       project=os.environ.get("WANDB_PROJECT") or PROJECT,
       name=os.environ.get("WANDB_NAME") or workdir.name,
@@ -75,8 +74,7 @@ class _Trackio:
   def __init__(
     self, workdir: pathlib.Path, identity: str, config: dict[str, Any]
   ):
-    trackio: Any = importlib.import_module("trackio")
-    self._run = trackio.init(
+    self._run = _library("trackio").init(
       project=PROJECT,
       name=f"{workdir.name}-{identity}",
       resume="allow",
@@ -100,10 +98,19 @@ TRACKERS = ("none", *_CONNECT)
 
 def check(tracker: str) -> None:
   """Raises UserError where a tracker's library is not installed."""
-  if tracker not in _CONNECT:
-    return
+  if tracker in _CONNECT:
+    _library(tracker)
+
+
+def _library(tracker: str) -> Any:
   try:
-    importlib.import_module(tracker)
+    if tracker == "wandb":
+      import wandb  # pyright: ignore[reportMissingImports]
+
+      return wandb
+    import trackio  # pyright: ignore[reportMissingImports]
+
+    return trackio
   except ImportError as error:
     raise errors.UserError(
       f"config.tracker={tracker!r} needs {tracker}, which does not import "
