@@ -246,10 +246,9 @@ class Clip:
     several = list(inputs)
     is_text = np.array([isinstance(x, str) for x in several], bool)
     embeds = np.zeros((len(several), self.module.embed_dim), np.float32)
-    for encode, chosen in (
-      (self.encode_text, is_text),
-      (self.encode_image, ~is_text),
-    ):
+    ways: tuple[tuple[Callable[..., Any], np.ndarray], ...]
+    ways = (self.encode_text, is_text), (self.encode_image, ~is_text)
+    for encode, chosen in ways:
       if chosen.any():
         embeds[chosen] = encode(
           [several[i] for i in np.flatnonzero(chosen)],

@@ -1,4 +1,4 @@
-"""What README tells a user to type is understood."""
+"""What README and the pages tell a user to type is understood."""
 
 import pathlib
 import re
@@ -11,47 +11,63 @@ from clip_jax.cli import parser
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = {"README.md": README} | {
+  f"docs/{path.name}": path.read_text()
+  for path in sorted((ROOT / "docs").glob("*.md"))
+}
 
 
-def _blocks(language):
-  return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def _blocks(language, text=README):
+  return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def _commands():
-  for block in _blocks("bash"):
+def _commands(text):
+  for block in _blocks("bash", text):
     for line in block.replace("\\\n", " ").splitlines():
-      if "…" in line or "clip-jax" not in line:
+      if "…" in line or "clip-jax" not in line or "[" in line:
         continue
-      words = shlex.split(line, comments=True)
+      words = shlex.split(line.split(" > ")[0], comments=True)
       for word in words:
         # A command in quotes is sent to other machines.
         if word.startswith("--command=clip-jax"):
           words = shlex.split(word.removeprefix("--command="))
-      yield words[words.index("clip-jax") + 1 :]
+      if "clip-jax" in words:
+        yield words[words.index("clip-jax") + 1 :]
 
 
-COMMANDS = list(_commands())
+COMMANDS = [
+  pytest.param(command, id=f"{page}: {' '.join(command)}")
+  for page, text in PAGES.items()
+  for command in _commands(text)
+]
 
 
 def test_there_are_commands():
-  assert len(COMMANDS) >= 7
+  assert len(COMMANDS) >= 40
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_readme_is_a_front_door():
+  assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_parses(command):
   arguments = parser.parse(command)
-  if arguments.verb == "train":
+  # A page may use a config that its reader has written.
+  if arguments.verb == "train" and (ROOT / arguments.config).exists():
     config_lib.load(ROOT / arguments.config, arguments.overrides)
 
 
-@pytest.mark.parametrize("code", _blocks("python"))
-def test_python_compiles(code):
-  compile(code, "README.md", "exec")
+@pytest.mark.parametrize("page", PAGES)
+def test_python_compiles(page):
+  for code in _blocks("python", PAGES[page]):
+    compile(code, page, "exec")
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\((tools/[^)]+)\)", README))
-def test_a_picture_is_there(path):
-  assert (ROOT / path).is_file()
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_are_there(page):
+  for path in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", PAGES[page]):
+    assert (ROOT / page).parent.joinpath(path).exists(), path
 
 
 def test_the_two_first_commands_are_one_line_each():

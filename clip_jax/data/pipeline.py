@@ -363,6 +363,7 @@ def eval_batches(
   preprocess: preprocess_lib.Preprocess,
   threads: int = 4,
   rows: Sequence[int] | np.ndarray | None = None,
+  start: int = 0,
 ) -> Batches:
   """Returns an iterator over all of `source` in order.
 
@@ -378,11 +379,12 @@ def eval_batches(
     preprocess: how an image becomes an array.
     threads: threads that read and decode.
     rows: which slots of each batch to read, ascending; None reads all.
+    start: the number of the first batch.
   """
   chosen = range(batch_size) if rows is None else map(int, rows)
   make_batch = _EvalBatch(source, batch_size, preprocess, tuple(chosen))
   dataset = (
-    grain.MapDataset.range(math.ceil(len(source) / batch_size))
+    grain.MapDataset.range(start, math.ceil(len(source) / batch_size))
     .map(_Guarded(make_batch))
     .to_iter_dataset(_read_options(threads, threads))
   )

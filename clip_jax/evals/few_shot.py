@@ -17,6 +17,7 @@ import numpy as np
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import account, sources
+from clip_jax.data import record as record_lib
 from clip_jax.data.sources import splits
 from clip_jax.evals import (
   linear_probe,
@@ -108,7 +109,8 @@ def evaluate(
     "threads": threads,
   }
   most = max(shots)
-  total = len(test) + min(len(train), seeds * most * len(order))
+  before = min(len(train), seeds * most * len(order))
+  total = before + len(test)
   drawn, bad = pool.embed(
     embed,
     most=most,
@@ -116,24 +118,16 @@ def evaluate(
     progress=progress and (lambda done: progress(done, total)),
     **reading,
   )
-  before = total - len(test)
-  embeddings = []
-
-  def both(images: np.ndarray) -> np.ndarray:
-    embeddings.append(np.asarray(embed_images(images), np.float32))
-    return embeddings[-1] if embed == embed_images else embed(images)
-
-  tested = linear_probe.read_all(
+  tested, embeddings = _read_test(
     test,
     data,
-    both,
+    embed,
+    embed_images,
     bad=bad,
     progress=progress and (lambda done, _: progress(before + done, total)),
     **reading,
   )
-  baseline = zero_shot.accuracy(
-    iter([(np.concatenate(embeddings), tested.labels)]), classes
-  )
+  baseline = zero_shot.accuracy(iter([(embeddings, tested.labels)]), classes)
   found = [_in_order(draw, order, tested.class_names) for draw in drawn]
   entries = [_of_shots(k, found, tested) for k in shots]
   return {
@@ -152,6 +146,32 @@ def evaluate(
     "bad_records": dict(bad),
     "warnings": warnings + short,
   }
+
+
+def _read_test(
+  source: record_lib.Source,
+  data: str,
+  embed: Embed,
+  embed_images: Embed,
+  **reading: Any,
+) -> tuple[linear_probe.Examples, np.ndarray]:
+  """Returns the test examples and their unit embeddings, in one pass.
+
+  Args:
+    source: the test data.
+    data: its address.
+    embed: returns the probe's features.
+    embed_images: returns unit embeddings; it may be `embed`.
+    **reading: of `linear_probe.read_all`.
+  """
+  embeddings = []
+
+  def both(images: np.ndarray) -> np.ndarray:
+    embeddings.append(np.asarray(embed_images(images), np.float32))
+    return embeddings[-1] if embed == embed_images else embed(images)
+
+  examples = linear_probe.read_all(source, data, both, **reading)
+  return examples, np.concatenate(embeddings)
 
 
 def _in_order(draw, order, class_names) -> shots_lib.Shots:

@@ -14,13 +14,8 @@ import numpy as np
 from scipy import special
 
 from clip_jax import errors
-from clip_jax.data import account, pipeline
-from clip_jax.evals import (
-  embedding_model,
-  metrics,
-  prompts,
-  tasks,
-)
+from clip_jax.data import pipeline
+from clip_jax.evals import embedding_model, metrics, tasks, zero_shot
 
 TASK = "groups"
 _MOST_LABELS = 20  # Told of an attribute, as in the paper's section 7.1.
@@ -104,29 +99,16 @@ def evaluate(
       and data do not go together.
   """
   table = read_groups(groups)
-  opened = tasks.open_evaluation(
-    "zero_shot", data, labels=labels, templates=templates
+  classifier = tasks.open_classifier(
+    data, model.embed_texts, labels=labels, templates=templates
   )
-  source = opened.source
-  resolved = opened.class_prompts()
-  warnings = account.tell(source, data)
-  classes = prompts.class_embeddings(resolved, model.embed_texts)
-  keys, guesses, truths = [], [], []
-  bad = collections.Counter()
-  with pipeline.eval_batches(
-    source,
+  keys, guesses, truths, bad = _classify(
+    classifier,
+    model,
     batch_size=batch_size,
-    preprocess=model.preprocess,
     threads=threads,
-  ) as batches:
-    for batch in tasks.watch(
-      batches, bad, total=len(source), progress=progress
-    ):
-      embeds = np.asarray(model.embed_images(batch["image"]), np.float32)
-      units = prompts.normalize(embeds, what="image")
-      guesses += (units @ np.asarray(classes, np.float32).T).argmax(1).tolist()
-      truths += batch["label"].tolist()
-      keys += batch["key"]
+    progress=progress,
+  )
   if not keys:
     raise errors.UserError(f"{data} has no image.")
   if not any(key in members for members in table.values() for key in keys):
@@ -141,7 +123,7 @@ def evaluate(
     name: compare(
       np.array(guesses),
       [members.get(key) for key in keys],
-      resolved.names,
+      classifier.names,
       right=right,
     )
     for name, members in table.items()
@@ -153,10 +135,37 @@ def evaluate(
     "top1": None if right is None else float(right.mean()),
     "attributes": attributes,
     "examples": len(keys),
-    "classes": len(classes),
+    "classes": len(classifier.embeddings),
     "bad_records": dict(bad),
-    "warnings": warnings,
+    "warnings": classifier.warnings,
   }
+
+
+def _classify(
+  classifier: tasks.Classifier,
+  model: embedding_model.EmbeddingModel,
+  *,
+  batch_size: int,
+  threads: int,
+  progress: Callable[[int, int], None] | None,
+) -> tuple[list[str], list[int], list[int], collections.Counter[str]]:
+  """Returns keys, guessed classes, labels, and the counts of bad records."""
+  keys, guesses, truths = [], [], []
+  bad: collections.Counter[str] = collections.Counter()
+  with pipeline.eval_batches(
+    classifier.source,
+    batch_size=batch_size,
+    preprocess=model.preprocess,
+    threads=threads,
+  ) as batches:
+    for batch in tasks.watch(
+      batches, bad, total=len(classifier.source), progress=progress
+    ):
+      embeds = model.embed_images(batch["image"])
+      guesses += zero_shot.guess(embeds, classifier.embeddings).tolist()
+      truths += batch["label"].tolist()
+      keys += batch["key"]
+  return keys, guesses, truths, bad
 
 
 def compare(

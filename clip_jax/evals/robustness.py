@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.data import account, pipeline
+from clip_jax.data import pipeline
 from clip_jax.evals import (
   corruptions,
   embedding_model,
   metrics,
-  prompts,
   tasks,
   zero_shot,
 )
@@ -54,13 +53,10 @@ def evaluate(
   Raises:
     UserError: labels and data do not go together, or all records are bad.
   """
-  opened = tasks.open_evaluation(
-    "zero_shot", data, labels=labels, templates=templates
+  classifier = tasks.open_classifier(
+    data, model.embed_texts, labels=labels, templates=templates
   )
-  source = opened.source
-  resolved = opened.class_prompts()
-  warnings = account.tell(source, data)
-  classes = prompts.class_embeddings(resolved, model.embed_texts)
+  source, classes = classifier.source, classifier.embeddings
   kinds = [
     (name, severity)
     for name in corruptions.CORRUPTIONS
@@ -107,7 +103,7 @@ def evaluate(
     "seed": seed,
     "resamples": RESAMPLES,
     "bad_records": dict(bad),
-    "warnings": warnings,
+    "warnings": classifier.warnings,
   }
 
 
@@ -122,9 +118,7 @@ def _measure(batches, model, classes, records):
     for batch in batches:
       embeds, labels = model.embed_images(batch["image"]), batch["label"]
       yield embeds, labels
-      units = prompts.normalize(np.asarray(embeds, np.float32), what="image")
-      guesses = (units @ np.asarray(classes, np.float32).T).argmax(axis=1)
-      right[batch["record"]] = guesses == labels
+      right[batch["record"]] = zero_shot.guess(embeds, classes) == labels
 
   return zero_shot.accuracy(embedded(), classes), right
 

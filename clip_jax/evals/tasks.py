@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from clip_jax import errors
 from clip_jax.data import account, pipeline, sources
+from clip_jax.data import record as record_lib
 from clip_jax.evals import embedding_model, prompts, retrieval, zero_shot
 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -151,6 +154,50 @@ def open_evaluation(
   return evaluation
 
 
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+  """The classes of some data and their embeddings by a model.
+
+  Attributes:
+    source: the data.
+    names: the names of the classes.
+    embeddings: unit embeddings, (classes, embed).
+    warnings: what was told of the data.
+  """
+
+  source: record_lib.Source
+  names: tuple[str, ...]
+  embeddings: np.ndarray
+  warnings: list[str]
+
+
+def open_classifier(
+  data: str,
+  embed_texts: prompts.EmbedTexts,
+  *,
+  labels: str = "",
+  templates: str = "",
+) -> Classifier:
+  """Returns the zero-shot classifier for data.
+
+  Args:
+    data: a DATA address.
+    embed_texts: returns unit embeddings of texts.
+    labels: comma-separated, or a file; empty takes the data's own.
+    templates: one template, or a file; empty takes the data's own.
+
+  Raises:
+    UserError: the data cannot be opened, or labels and data do not go together.
+  """
+  opened = open_evaluation(
+    "zero_shot", data, labels=labels, templates=templates
+  )
+  resolved = opened.class_prompts()
+  warnings = account.tell(opened.source, data)
+  embeddings = prompts.class_embeddings(resolved, embed_texts)
+  return Classifier(opened.source, resolved.names, embeddings, warnings)
+
+
 def evaluate(
   task: str,
   data: str,
@@ -229,6 +276,7 @@ def watch(
   bad: collections.Counter[str],
   *,
   total: int,
+  done: int = 0,
   progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
   """Yields `batches`, counting their bad records by reason in `bad`.
@@ -237,12 +285,12 @@ def watch(
     batches: of `pipeline.eval_batches`.
     bad: a counter, changed in place.
     total: number of records, good and bad.
+    done: records before these batches, of which `bad` has the bad ones.
     progress: called with the records done and their total.
 
   Raises:
     UserError: after the last batch, if every record was bad.
   """
-  done = 0
   for batch in batches:
     for problem in batch["problems"]:
       bad[problem.reason] += 1

@@ -110,6 +110,16 @@ def accuracy(
   return result
 
 
+def guess(embeds: np.ndarray, classes: np.ndarray) -> np.ndarray:
+  """Returns the number of the most similar class of each image, (n,).
+
+  Args:
+    embeds: embeddings of images, (n, embed).
+    classes: the classes' unit embeddings, (classes, embed).
+  """
+  return (_units(embeds) @ np.asarray(classes, np.float32).T).argmax(axis=1)
+
+
 def _units(embeds: np.ndarray) -> np.ndarray:
   return prompts_lib.normalize(np.asarray(embeds, np.float32), what="image")
 

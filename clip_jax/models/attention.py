@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from clip_jax import errors
 from clip_jax.models import by_platform
 
-# Of cuDNN's fused attention: 16-bit types, heads of at most 128 in eights.
+# What cuDNN's fused attention accepts: 16-bit types, and heads whose size is at
+# most 128 and a multiple of 8.
 _FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
 _FUSED_MAX_HEAD_DIM = 128
 
@@ -17,8 +18,8 @@ _FUSED_MAX_HEAD_DIM = 128
 def is_fused(query: jax.Array, *, backend: str) -> bool:
   """Whether `attend` takes cuDNN's fused attention for such a query.
 
-  JAX takes it only where it is asked for by name. On TPUs its attention
-  compiles to the very program of `attend`.
+  JAX uses cuDNN's attention only if it is requested by name. On TPUs, JAX's own
+  attention compiles to the same program as `attend`.
 
   Args:
     query: (batch, queries, heads, head_dim).
@@ -38,7 +39,7 @@ def fused_attend(
   mask: jax.Array | None,
   implementation: Literal["cudnn", "xla"],
 ) -> jax.Array:
-  """Attends as `attend` does, by an implementation of JAX's.
+  """Computes what `attend` does, with one of JAX's implementations.
 
   Args:
     query: (batch, queries, heads, head_dim).
@@ -46,7 +47,7 @@ def fused_attend(
     value: (batch, length, heads, head_dim).
     causal: as in `attend`.
     mask: as in `attend`.
-    implementation: "cudnn" or "xla", of `jax.nn.dot_product_attention`.
+    implementation: "cudnn" or "xla", passed to `jax.nn.dot_product_attention`.
   """
   return jax.nn.dot_product_attention(
     query,
@@ -73,13 +74,13 @@ def attend(
     key: (batch, length, heads, head_dim).
     value: (batch, length, heads, head_dim).
     causal: whether position i sees the positions up to i only.
-    mask: bools, the positions that may be seen: (batch, length), by all
-      queries alike, or (batch, queries, length); None for all.
+    mask: bools, true for the positions that may be seen: (batch, length) where
+      all queries see the same ones, or (batch, queries, length); None for all.
 
   Returns:
     (batch, queries, heads, head_dim).
   """
-  # A single masked query is little work, which cuDNN was never tried for.
+  # A single masked query is little work; cuDNN was not tested on this case.
   alone = query.shape[1] == 1 and mask is not None
   if not alone and is_fused(query, backend=jax.default_backend()):
     return fused_attend(
@@ -87,7 +88,8 @@ def attend(
     )
   wide = jnp.promote_types(query.dtype, jnp.float32)
   query = query * query.shape[-1] ** -0.5
-  # Batch axes first, as matrix products run fastest: (batch, heads, length, d).
+  # Matrix products are fastest with the batch axes first.
+  # (batch, heads, length, head_dim)
   query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
   scores = jnp.einsum(
     "bhqd,bhkd->bhqk", query, key, preferred_element_type=wide
@@ -102,7 +104,7 @@ def attend(
 def _visible(
   mask: jax.Array | None, *, causal: bool, shape: tuple[int, ...]
 ) -> jax.Array | None:
-  """Returns what queries see, to broadcast over (batch, heads, *shape)."""
+  """Returns a mask that broadcasts to (batch, heads, *shape); None for all."""
   if mask is not None:
     mask = mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
   if not causal:
@@ -118,19 +120,19 @@ def attend_once(
   key: dict[str, jax.Array],
   value: dict[str, jax.Array],
 ) -> jax.Array:
-  """Lets one query an example attend to what a memory is projected to.
+  """Attention with one query per example, including the projections of memory.
 
-  On CPUs the projections move to where they are cheap, for they are linear: the
-  query goes through the key's kernel instead of the whole memory, and the
-  weighted mean of the memory through the value's. With 50 positions and 32
-  heads, as in RN50, that is a 28th of the operations. Other platforms
-  project the memory.
+  Both projections are linear, so on CPUs they are applied where they are cheap:
+  the key's kernel to the query instead of to the whole memory, and the value's
+  kernel to the weighted mean of the memory. With 50 positions and 32 heads, as
+  in RN50, this takes a 28th of the operations. Other platforms project the
+  memory.
 
   Args:
     query: (batch, 1, heads, head_dim).
     memory: (batch, length, width).
     key: "kernel" (width, heads, head_dim) and "bias" (heads, head_dim).
-    value: the same.
+    value: "kernel" and "bias" of the same shapes.
 
   Returns:
     (batch, 1, heads, head_dim).
@@ -154,7 +156,8 @@ def _attend_by_query(query, memory, key, value):
   scores = jnp.einsum(
     "bhc,blc->bhl", asked, memory, preferred_element_type=wide
   )
-  # Equal at all positions, so it changes nothing but by rounding.
+  # The key's bias adds the same number to the logits of all positions, so it
+  # changes the result by rounding only.
   scores += jnp.einsum("bhd,hd->bh", query, key["bias"])[..., None]
   weights = jax.nn.softmax(scores, axis=-1).astype(memory.dtype)
   mean = jnp.einsum("bhl,blc->bhc", weights, memory)
@@ -188,8 +191,9 @@ attend_once.defvjp(_attend_once_forward, _attend_once_backward)
 class MultiHeadAttention(nn.Module):
   """Multi-head attention with kernels of (width, heads, head_dim).
 
-  Kernels start as OpenAI's do: normal, `in_std` for query, key and value and
-  `out_std` for the output; biases start at zero.
+  Kernels are initialised as OpenAI's are: from a normal distribution with the
+  standard deviation `in_std` for query, key and value, and `out_std` for the
+  output. Biases start at zero.
   """
 
   heads: int
@@ -209,14 +213,14 @@ class MultiHeadAttention(nn.Module):
     Args:
       query: (batch, queries, width).
       memory: (batch, length, width).
-      mask: bools (batch, length) or (batch, queries, length), the memory that
-        may be seen; None for all.
+      mask: bools (batch, length) or (batch, queries, length), true for the
+        positions of `memory` that may be seen; None for all.
     """
     width = query.shape[-1]
     if width % self.heads:
       raise errors.UserError(
-        f"width={width} must divide by heads={self.heads}; "
-        f"CLIP has one head for 64 of the width."
+        f"width={width} must divide by heads={self.heads}; CLIP's models "
+        "have one head for every 64 features of the width."
       )
 
     def project(name, x):

@@ -10,9 +10,10 @@ from clip_jax.models import by_platform
 class BatchNorm(nn.Module):
   """Batch norm as torch computes it, over the whole global batch.
 
-  Flax's own keeps a running average of the biased variance; torch's, which the
-  published weights carry, averages the unbiased one. The variance takes two
-  passes, in at least float32. A running average moves by 1 - `momentum`.
+  Flax's batch norm keeps a running average of the biased variance. PyTorch's,
+  whose statistics published weights contain, averages the unbiased variance.
+  The variance is computed in two passes, in at least float32. In each step a
+  running average moves by the fraction 1 - `momentum`.
   """
 
   momentum: float = 0.9
@@ -34,9 +35,12 @@ class BatchNorm(nn.Module):
 
     Args:
       x: of any floating type.
-      train: by the batch's statistics, and the running ones move.
-      locked_norms: those, by their paths in the model, that do not so.
-      axes: of the mesh, that split the batch where each device runs a part.
+      train: whether to normalise by the batch's statistics and to update the
+        running averages.
+      locked_norms: paths in the model of the batch norms that use their running
+        averages even in training.
+      axes: the mesh axes that split the batch, if each device runs a part of
+        it.
     """
     channels = x.shape[-1]
     wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -77,13 +81,13 @@ def _normalise_and_tell(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Normalises (batch, h, w, channels) by the batch's mean and variance.
 
-  The gradient that JAX derives runs over the activations ten times, which is
-  what a CPU waits for: there it is written out, in half as many. Other
-  platforms get the derived one.
+  The gradient that JAX derives reads the activations ten times, and on a CPU
+  this takes most of the time; the gradient for CPUs is written by hand and
+  reads them five times. Other platforms use the derived gradient.
 
   Returns:
-    What is normalised, in at least float32, and the mean and the variance,
-    through which no gradient flows.
+    The normalised activations, in at least float32, and the mean and the
+    variance, through which no gradient flows.
   """
   y, (mean, var, _) = _normalise(x, scale, bias, epsilon, axes)
   return y, mean, var
@@ -113,7 +117,7 @@ def _normalise_forward(x, scale, bias, epsilon, axes):
     bias,
     has_aux=True,
   )
-  # The derived gradient keeps `centred`, too: it is one array.
+  # The derived gradient keeps `centred`, too; it is the same array.
   return (y, mean, var), (derived, centred, var, scale)
 
 
@@ -144,6 +148,6 @@ normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 def _mean(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-  """Means over all but the last axis, and over equal parts on other devices."""
+  """Returns the mean over all axes but the last, and over the mesh `axes`."""
   mean = x.mean(axis=(0, 1, 2))
   return jax.lax.pmean(mean, axes) if axes else mean

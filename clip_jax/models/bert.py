@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from clip_jax import errors
 from clip_jax.models import clip, layers, paths, text
 
-# The fewest tokens that a mean divides by, as in sentence-transformers.
+# A mean over tokens divides by at least this, as in sentence-transformers.
 MIN_COUNT = 1e-9
 
 
@@ -27,7 +27,8 @@ def _first(x: jax.Array, mask: jax.Array) -> jax.Array:
   return x[:, 0]
 
 
-# (batch, length, width) and the mask (batch, length) to (batch, width).
+# Functions of features (batch, length, width) and a mask (batch, length) that
+# return (batch, width).
 POOLINGS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
   "mean": _mean,
   "cls": _first,
@@ -38,11 +39,11 @@ POOLINGS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 class Bert(nn.Module):
   """BERT's bidirectional, post-norm encoder, pooled to one vector.
 
-  Tokens of `pad_id` are not attended to, wherever they stand, and take no part
-  in the mean. All tokens are of type 0. `pooling` takes the mean of the tokens
-  ("mean"), the first one ("cls"), or the first one through a dense layer with
-  tanh ("pooler"). `normalize` divides what comes out by its Euclidean length,
-  as a sentence encoder may end.
+  Tokens equal to `pad_id` are masked at every position and are left out of the
+  mean. All tokens have token type 0. `pooling` is the mean of the tokens
+  ("mean"), the first token ("cls"), or the first token after a dense layer with
+  tanh ("pooler"). `normalize` divides the result by its Euclidean norm, as the
+  last module of some sentence encoders does.
   """
 
   context_length: int
@@ -69,8 +70,8 @@ class Bert(nn.Module):
   def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
     """Maps tokens (batch, length) to features (batch, width).
 
-    Any length up to `context_length` that holds a row's tokens gives the same
-    features.
+    The features do not depend on the length, as long as it is at most
+    `context_length` and holds all tokens of every row.
 
     Raises:
       UserError: tokens of a wrong shape, or fields that contradict each other.
@@ -101,7 +102,7 @@ class Bert(nn.Module):
     return x
 
   def _embed(self, tokens):
-    """Returns the normed sum of three embeddings (batch, length, width)."""
+    """Returns token, position and type embeddings, summed and normalised."""
     dtypes = layers.dtypes_of(self)
     normal = nn.initializers.normal(layers.EMBEDDING_STD)
     x = layers.Embed(

@@ -1,4 +1,4 @@
-"""Blocks one after the other: what is kept of them, and loops over them."""
+"""Runs a sequence of blocks, with rematerialisation or as a loop."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from clip_jax.models import layers
 
-# Blocks are many and their inputs large: "nested" keeps nothing but the inputs
-# of groups of blocks, for a third forward pass.
+# Where there are many blocks with large inputs, "nested" keeps only the inputs
+# of groups of blocks, at the cost of a third forward pass.
 NESTED = "nested"
 REMAT_POLICIES = {
   **layers.REMAT_POLICIES,
@@ -21,11 +21,11 @@ REMAT_POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-  """Runs blocks so that the backward pass keeps what `remat` says.
+  """Runs blocks and keeps for the backward pass what `remat` says.
 
   Attributes:
     remat: a name in `REMAT_POLICIES`.
-    mode: what blocks take besides their input.
+    mode: keyword arguments of every block.
   """
 
   remat: str
@@ -33,7 +33,7 @@ class Chain:
 
   @property
   def policy(self) -> Callable[..., bool]:
-    """What of a block, or a group of them, is kept."""
+    """The policy of `jax.checkpoint` that decides which values are kept."""
     return layers.lookup("remat policy", self.remat, REMAT_POLICIES)
 
   def run(self, blocks: Sequence[nn.Module], x: jax.Array) -> jax.Array:
@@ -50,8 +50,9 @@ class Chain:
       return count
 
     def kept(size):
-      # Inputs of groups, and of the blocks of one. Those of groups are kept
-      # while the backward pass is in later stages, too: rather fewer.
+      # The inputs of all groups, and of the blocks of one group. The former
+      # also stay while the backward pass is in later stages, so of two equal
+      # sums the one with fewer groups is better.
       groups = -(-count // size)
       return groups + size, groups
 
@@ -84,13 +85,14 @@ class Chain:
     """Runs a block with each of `variables`, one after the other, in a loop.
 
     Args:
-      block: that has no parent.
-      variables: of equal shapes, at least one.
-      x: what the first takes; every block returns an array of this shape.
-      whole: makes a device's parts of a block's variables whole.
+      block: a module that is bound to no parent.
+      variables: the variables of each block, of equal shapes; at least one.
+      x: the input of the first block; every block returns an array of this
+        shape.
+      whole: gathers a block's variables from this device's parts.
 
     Returns:
-      What the last returns, and the new batch statistics of each.
+      The output of the last block, and the new batch statistics of each block.
     """
 
     def turn(x, variables):
@@ -102,11 +104,11 @@ class Chain:
       return x, updated["batch_stats"]
 
     if self.remat != "none":
-      # A loop already keeps the two computations apart.
+      # In a loop XLA cannot merge the recomputation with the first pass.
       turn = jax.checkpoint(turn, policy=self.policy, prevent_cse=False)
 
     def stacked(*leaves):
-      # Whole kernels are copied in the type that they are used in.
+      # Kernels that are not split are copied in the compute type.
       kind = leaves[0].dtype
       if whole is None and leaves[0].ndim > 1:
         kind = block.dtype

@@ -1,4 +1,4 @@
-"""Programs in two forms: one for CPUs, one for all other platforms."""
+"""Chooses between a program for CPUs and one for all other platforms."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +13,14 @@ def choose(
 ) -> Any:
   """Returns `default(*args)`, computed as `cpu(*args)` on CPUs.
 
-  The choice falls when a program is lowered, so that one that is compiled for
-  TPUs on a machine without any is the TPUs'. `jax.lax.platform_dependent` does
-  the same, but leaves a conditional in every platform's program; here nothing
-  is left but the form chosen. There is no derivative: use it inside the rules
-  of a `jax.custom_vjp`.
+  The choice is made when a program is lowered, so that compiling for TPUs on a
+  machine without TPUs gives the program for TPUs. `jax.lax.platform_dependent`
+  does the same, but leaves a conditional in the program of every platform; here
+  only the chosen function is left. There is no derivative: use this function
+  inside the rules of a `jax.custom_vjp`.
 
   Args:
-    *args: trees of arrays. The functions close over no other arrays.
+    *args: trees of arrays. The functions must not close over other arrays.
     cpu: a function that returns the same shapes and types as `default`.
     default: any JAX function.
   """

@@ -1,4 +1,4 @@
-"""Captioning: the words of a caption one after the other, from its image.
+"""Captioning: predicts a caption word by word from its image.
 
 The first baseline of the paper's section 2.3, as its appendix A.2 describes the
 LM RN50: the image's features become four prefix tokens of a causal Transformer.
@@ -20,17 +20,17 @@ from scipy import sparse
 from clip_jax.models import layers, text
 
 PREFIX = 4  # Tokens that stand for the image (paper, appendix A.2).
-# Logits that are made at a time; in float32 these are 128 MiB.
+# Logits that are computed at a time; in float32 these take 128 MiB.
 _MOST_LOGITS = 2**25
 
 
 class Captioner(nn.Module):
   """A causal Transformer that continues an image's prefix with its caption.
 
-  It predicts a caption's tokens up to the first `end_id`, that one included;
-  what begins every caption, before the position `first`, is given. Inputs and
-  outputs share one table of embeddings. The fields of `layers.Encoder` have
-  its meaning.
+  It predicts the tokens of a caption up to and including the first `end_id`.
+  The tokens before the position `first`, such as start-of-text, are the same in
+  every caption and are not predicted. Inputs and outputs share one table of
+  embeddings. Fields that `layers.Encoder` also has mean the same as there.
   """
 
   vocab_size: int
@@ -49,11 +49,11 @@ class Captioner(nn.Module):
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
-  # How many units `log_probabilities` takes at a time.
+  # How many units `log_probabilities` should be given at a time.
   UNITS_AT_ONCE = 16
 
   def setup(self) -> None:
-    """Makes the table, the positions, the prefix and the Transformer."""
+    """Makes the token table, the positions, the prefix and the Transformer."""
     dtypes = layers.dtypes_of(self)
     self.table = self.param(
       "token_embedding",
@@ -88,8 +88,8 @@ class Captioner(nn.Module):
   def __call__(self, features: jax.Array, tokens: jax.Array) -> jax.Array:
     """Returns the loss of each caption, (batch,), in nats.
 
-    It is the mean of -log p(token | image, earlier tokens) over the tokens that
-    are predicted, in at least float32. So every caption weighs the same.
+    It is the mean of -log p(token | image, earlier tokens) over the predicted
+    tokens, in at least float32, so that every caption has the same weight.
 
     Args:
       features: of the images, (batch, width of the image tower).
@@ -102,7 +102,7 @@ class Captioner(nn.Module):
   def log_probabilities(
     self, features: jax.Array, units: jax.Array
   ) -> jax.Array:
-    """Returns log p(text | image), its end included, (batch, units).
+    """Returns log p(text | image), including the text's end, (batch, units).
 
     Args:
       features: of the images, (batch, width of the image tower).
@@ -116,13 +116,14 @@ class Captioner(nn.Module):
     return -total.reshape(images, texts)
 
   def units(self, tokens: np.ndarray) -> tuple[np.ndarray, sparse.csr_array]:
-    """Returns texts without the padding that all have, and weights of one.
+    """Returns texts without the padding that all of them have, and weights.
 
     Args:
       tokens: of the texts, (texts, length).
 
     Returns:
-      Tokens (texts, used length) and sparse weights (texts, texts).
+      Tokens (texts, used length), and the identity as sparse weights (texts,
+      texts).
     """
     longest = int(text.first_positions(tokens, self.end_id).max(initial=0)) + 1
     one_each = sparse.csr_array(sparse.eye_array(len(tokens)))
@@ -164,15 +165,16 @@ def token_losses(
 ) -> jax.Array:
   """Returns -log softmax(x @ table.T)[target], (n,), in at least float32.
 
-  Logits beyond `most_logits` are made in parts, and again on the way back. The
-  table's gradient is summed over the parts in at least float32.
+  If there are more than `most_logits` logits, they are computed in parts, and
+  computed again in the backward pass. The gradient of the table is summed over
+  the parts in at least float32.
 
   Args:
     x: (n, width).
     table: (vocabulary, width).
     targets: int32 (n,).
-    most_logits: that are held at a time.
-    keep: make none of them again.
+    most_logits: the number of logits that may be in memory at a time.
+    keep: whether to keep the logits of a part for the backward pass.
   """
   wide = jnp.promote_types(x.dtype, jnp.float32)
   table = table.astype(wide)

@@ -1,4 +1,4 @@
-"""The two-tower model: projections, normalisation, temperature and bias."""
+"""The model of two towers: projections, normalisation, temperature and bias."""
 
 import dataclasses
 import math
@@ -24,19 +24,18 @@ PROJECTIONS = ("linear", "linear_bias", "mlp", "none")
 
 @flax.struct.dataclass
 class ClipOutput:
-  """What a loss needs.
-
-  What a model does not have is None.
+  """The outputs that a loss needs; None for those that a model does not have.
 
   Attributes:
-    image_embeds: (batch, embed), unit length.
-    text_embeds: (batch, embed), unit length.
-    logit_scale: (), the factor of the cosine similarities.
-    logit_bias: (), what is added to the scaled similarities.
-    head_losses: (batch,), of each caption, predicted from its image, in nats.
+    image_embeds: (batch, embed), of unit length.
+    text_embeds: (batch, embed), of unit length.
+    logit_scale: (), the factor that multiplies the cosine similarities.
+    logit_bias: (), the number that is added to the scaled similarities.
+    head_losses: (batch,), the loss of predicting each caption from its image,
+      in nats.
   """
 
-  # Of nearly every model; of others they are None.
+  # Nearly every model has these three; they are None for the others.
   image_embeds: jax.Array = None  # pyright: ignore[reportAssignmentType]
   text_embeds: jax.Array = None  # pyright: ignore[reportAssignmentType]
   logit_scale: jax.Array = None  # pyright: ignore[reportAssignmentType]
@@ -52,8 +51,8 @@ def _rsqrt(x: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + 1e-6)
 
 
-# As the codebases that weights come from do it: OpenAI, open_clip and
-# transformers; big_vision; borisdayma/clip-jax.
+# The normalisations of the code bases that weights come from: OpenAI, open_clip
+# and transformers; big_vision; borisdayma/clip-jax.
 EMBED_NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "l2": lambda x: x / _length(x),
   "l2_plus_1e-8": lambda x: x / (_length(x) + 1e-8),
@@ -62,7 +61,7 @@ EMBED_NORMS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def unit_length(x: jax.Array, how: str = "l2") -> jax.Array:
-  """Divides by the Euclidean norm of the last axis, in at least float32.
+  """Divides by the Euclidean norm along the last axis, in at least float32.
 
   Args:
     x: (..., embed).
@@ -76,7 +75,10 @@ def unit_length(x: jax.Array, how: str = "l2") -> jax.Array:
 
 
 class MlpProjection(nn.Module):
-  """Two bias-free layers around an exact GELU, halving the step in width."""
+  """Two layers without bias around an exact GELU.
+
+  The width between them is the mean of the input's and the output's.
+  """
 
   embed_dim: int
   dtype: jnp.dtype = jnp.float32
@@ -103,16 +105,17 @@ class MlpProjection(nn.Module):
 class CLIP(nn.Module):
   """An image tower and a text tower that meet in one embedding space.
 
-  Images are uint8, which are normalised here by `image_mean` and `image_std`,
-  or floating, which are taken as normalised. Tokens are integers, padded as
-  the text tower expects. Projections are named in `PROJECTIONS`: "none" is for
-  towers that end in the shared space by themselves, such as CLIP's ResNets.
-  With `init_logit_bias` the model has a logit bias, as SigLIP's do. Training
-  keeps the logit scale at `max_logit_scale` or less, unless that is None.
+  Images of type uint8 are normalised here by `image_mean` and `image_std`;
+  images of a floating-point type must have been normalised before. Tokens are
+  integers, padded as the text tower expects. Projections are named in
+  `PROJECTIONS`: "none" is for towers whose output lies in the shared space
+  already, such as CLIP's ResNets. If `init_logit_bias` is given, the model has
+  a logit bias, as SigLIP's models do. Training keeps the logit scale at
+  `max_logit_scale` or less, unless that is None.
 
-  A `head` predicts captions from the image tower's features (`heads`). A model
-  that is not `contrastive` has its head alone: no text tower, no projection
-  and no temperature.
+  A `head` predicts captions from the image tower's features (heads.py). A model
+  that is not `contrastive` has an image tower and a head only: no text tower,
+  no projections and no temperature.
   """
 
   image: nn.Module
@@ -132,7 +135,7 @@ class CLIP(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   def setup(self) -> None:
-    """Makes the projections, the temperature and the bias."""
+    """Makes the projections, the logit scale and the logit bias."""
     self.image_projection = self._projection("image")
     self.text_projection = self._projection("text")
     wide = jnp.promote_types(self.param_dtype, jnp.float32)
@@ -147,7 +150,7 @@ class CLIP(nn.Module):
       self.logit_bias = scalar("logit_bias", self.init_logit_bias)
 
   def _projection(self, part):
-    """Returns the layer after the tower `part`; None where there is none."""
+    """Returns the projection of the tower `part`; None if it has none."""
     kind = getattr(self, f"{part}_projection_kind")
     layers.lookup(f"{part}_projection", kind, dict.fromkeys(PROJECTIONS))
     if kind == "none":
@@ -174,17 +177,20 @@ class CLIP(nn.Module):
     examples: jax.Array | None = None,
     axes: tuple[str, ...] = (),
   ) -> ClipOutput:
-    """Embeds pairs, and has the head predict each caption from its image.
+    """Embeds pairs; the head, if any, predicts each caption from its image.
 
     Args:
       images: (batch, h, w, 3).
       tokens: (batch, length), or packed captions.
-      train: batch statistics move, and patches drop out.
-      locked: "image" or "text", the towers that compute as in use even then.
-      locked_norms: the batch norms that do, such as "image/stem_1/norm".
-      examples: (batch,), the pairs' numbers in the global batch where these
-        are a part of it; what is random depends on them.
-      axes: of the mesh, that split the batch where each device runs a part.
+      train: whether to update batch statistics and to drop patches.
+      locked: "image" or "text": towers that compute as in inference even if
+        `train` is true.
+      locked_norms: paths of the batch norms that do so, such as
+        "image/stem_1/norm".
+      examples: (batch,), the numbers of the pairs in the global batch, if these
+        are a part of it; random choices depend on them.
+      axes: the mesh axes that split the batch, if each device runs a part of
+        it.
     """
     features = self.image(
       self._normalize(images),
@@ -228,17 +234,17 @@ class CLIP(nn.Module):
 
     Args:
       images: (batch, h, w, 3).
-      train: batch statistics move, and patches drop out.
+      train: whether to update batch statistics and to drop patches.
       **training: `examples`, `locked_norms` and `axes`, as in `__call__`.
     """
     x = self.image(self._normalize(images), train=train, **training)
     return self._embed("image", self.image_projection, x)
 
   def image_features(self, images: jax.Array) -> jax.Array:
-    """Returns what the image tower gives before its projection (batch, width).
+    """Returns the image tower's output before its projection (batch, width).
 
-    A ResNet's attention pool projects by itself: of it these are the
-    embeddings, but for their length.
+    The attention pool of a ResNet includes the projection: for a ResNet these
+    are the embeddings before they are divided by their norm.
     """
     return self.image(self._normalize(images), train=False)
 
@@ -247,7 +253,7 @@ class CLIP(nn.Module):
   ) -> jax.Array:
     """Embeds tokens (batch, length) as (batch, embed) of unit length.
 
-    Packed captions, for towers that can read them, give (captions, embed).
+    Packed captions give (captions, embed), if the tower can read them.
     """
     x = self.text(tokens, train=train)
     return self._embed("text", self.text_projection, x)

@@ -1,7 +1,7 @@
-"""Floating-point operations, counted in the program that JAX traces.
+"""Counts floating-point operations in the program that JAX traces.
 
-The compiler's own count takes the body of a loop once, however often it runs;
-here a scan's body counts as often as the scan is long.
+The compiler's own count includes the body of a loop once, however often it
+runs; here the body of a scan counts once for each of its iterations.
 """
 
 import math
@@ -16,37 +16,43 @@ from clip_jax.models import clip, variants
 def count(function: Callable, *args: Any) -> int:
   """Counts the operations of matrix products and convolutions.
 
-  A multiplication and its addition are two. Elementwise work does not count.
-  Of a conditional the dearest branch counts.
+  A multiplication and an addition count as two operations. Elementwise
+  operations do not count. Of a conditional, only the most expensive branch
+  counts.
 
   Args:
     function: any JAX function.
     *args: arrays, or `jax.ShapeDtypeStruct`s; nothing is computed.
 
   Raises:
-    ValueError: a while loop, whose length is not known, holds such work.
+    ValueError: there is such a product in a while loop, whose number of
+      iterations is not known.
   """
   return _count_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def image_flops(model: clip.CLIP) -> int:
-  """Counts one image's embedding, all positions of the last block included.
+  """Counts the operations of one image's embedding.
 
-  Where only one of them is read, encoding computes no others: less than this.
+  All positions of the last block are included. If only one of them is read,
+  `encode_image` does not compute the others and takes less than this.
   """
   images, _ = variants.abstract_inputs(model)
   return _count_method(model, clip.CLIP.encode_image, images)
 
 
 def text_flops(model: clip.CLIP) -> int:
-  """Counts one text's embedding at the full context length, as for images."""
+  """Counts the operations of one text's embedding, as `image_flops` does.
+
+  The text has the full context length.
+  """
   _, tokens = variants.abstract_inputs(model)
   return _count_method(model, clip.CLIP.encode_text, tokens)
 
 
 def _count_method(model, method, inputs):
   def embed(variables, inputs):
-    # A tower whose intermediates are watched computes all of them.
+    # Capturing intermediates makes the tower compute all positions.
     watched = ["intermediates"]
     return model.apply(variables, inputs, method=method, mutable=watched)
 
@@ -57,10 +63,10 @@ class Call(NamedTuple):
   """An equation of a traced program, and how often it runs.
 
   Attributes:
-    equation: of JAX.
-    times: that one device runs it; None inside a while loop, whose length is
-      not known.
-    mesh: of the `shard_map` around it; None outside of any.
+    equation: the equation of the jaxpr.
+    times: how often one device runs it; None inside a while loop, whose number
+      of iterations is not known.
+    mesh: the mesh of the `shard_map` around it; None if there is none.
   """
 
   equation: Any
@@ -71,11 +77,11 @@ class Call(NamedTuple):
 def calls(
   jaxpr: Any, *, times: int | None = 1, mesh: Any = None
 ) -> Iterator[Call]:
-  """Yields the equations of a program and of all that it calls, in order.
+  """Yields the equations of a program and of all programs it calls, in order.
 
-  A scan's body counts as often as the scan is long. Of a conditional only the
-  branch with the most products is followed, of a program that has a form for
-  CPUs only the other one.
+  The body of a scan counts once for each iteration. Of a conditional, only the
+  branch with the most products is followed; of a program that has a version for
+  CPUs (by_platform.py), only the other version.
   """
   for equation in jaxpr.eqns:
     yield Call(equation, times, mesh)
@@ -109,7 +115,7 @@ def _count_jaxpr(jaxpr) -> int:
 
 
 def call_flops(call: Call) -> int:
-  """Returns the operations of one equation, all devices and times together.
+  """Returns the operations of one equation, summed over devices and iterations.
 
   Raises:
     ValueError: it is a product in a while loop.
@@ -119,15 +125,15 @@ def call_flops(call: Call) -> int:
     return 0
   if call.times is None:
     raise ValueError(
-      "Cannot count a while loop that holds matrix products: its length is "
-      "not known. Use a scan, or a fori_loop with fixed bounds."
+      "Cannot count a while loop that holds matrix products: the number of its "
+      "iterations is not known. Use a scan, or a fori_loop with fixed bounds."
     )
   devices = 1 if call.mesh is None else call.mesh.size
   return call.times * devices * count_one(call.equation)
 
 
 def array_bytes(*variables: Any) -> int:
-  """Returns the size of the arrays that an equation takes or gives."""
+  """Returns the size in bytes of an equation's inputs or outputs."""
   return sum(math.prod(x.aval.shape) * x.aval.dtype.itemsize for x in variables)
 
 
@@ -143,7 +149,8 @@ def _convolution(equation) -> int:
   features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
   taps = math.prod(kernel) // features
   outputs = math.prod(equation.outvars[0].aval.shape)
-  # A gradient of a strided convolution reads zeros between its inputs.
+  # The gradient of a strided convolution has zeros between its inputs, which
+  # are not counted.
   zeros = math.prod(equation.params["lhs_dilation"])
   return 2 * taps * outputs // zeros
 

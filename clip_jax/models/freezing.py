@@ -1,10 +1,10 @@
-"""Parameters that stay as they are: locked and partly locked towers.
+"""Frozen parameters: towers that are locked wholly or in part.
 
-A regular expression names them, as in LiT (Zhai et al. 2022): "^image/" locks
-the image tower. The layers of an encoder are stacked in one array each, yet
-have names of their own here (`paths.names`), so that a pattern can free the
-last layers alone. What is frozen has no gradient and no place in the
-optimizer's state.
+A regular expression selects them by name, as in LiT (Zhai et al. 2022):
+"^image/" locks the image tower. The layers of an encoder are stacked in one
+array, but each layer has its own name here (`paths.names`), so that a pattern
+can train the last layers only. Frozen parameters have no gradient and no place
+in the optimizer's state.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from clip_jax.models import paths
 
 _NAMES_SHOWN = 4
 
-# For each array that is partly or wholly trained: the layers, or None for all.
+# For each array that is trained in whole or in part: the trained layers, or
+# None for the whole array.
 Choice = dict[str, np.ndarray | None]
 
 
@@ -33,20 +34,21 @@ def _unflatten(flat: dict[str, Any]) -> Any:
 
 
 def choose(params: Any, pattern: str) -> Choice:
-  """Returns what of `params` (arrays or shapes) is trained, by path.
+  """Returns the trained parameters and layers, by path.
 
   Args:
-    params: the model's.
+    params: the model's parameters, as arrays or shapes.
     pattern: a regular expression, searched in the names of parameters.
 
   Raises:
-    UserError: it is no regular expression, or freezes nothing or everything.
+    UserError: the pattern is not a valid regular expression, or it freezes
+      nothing or everything.
   """
   try:
     search = re.compile(pattern).search
   except re.error as error:
     raise errors.UserError(
-      f"optim.frozen={pattern!r} is no regular expression: {error}."
+      f"optim.frozen={pattern!r} is not a valid regular expression: {error}."
     ) from None
   chosen: Choice = {}
   found = 0
@@ -97,7 +99,7 @@ def merge(params: Any, trained: Any, pattern: str) -> Any:
 
 
 def locked_towers(params: Any, pattern: str) -> tuple[str, ...]:
-  """Returns the towers, "image" and "text", of which nothing is trained."""
+  """Returns those of the towers "image" and "text" that are wholly frozen."""
   if not pattern:
     return ()
   trained = set(map(paths.tower, choose(params, pattern)))
@@ -105,7 +107,7 @@ def locked_towers(params: Any, pattern: str) -> tuple[str, ...]:
 
 
 def is_trained(params: Any, path: str, pattern: str) -> bool:
-  """Whether the array at `path` is trained, be it in part."""
+  """Whether the array at `path` is trained, in whole or in part."""
   return not pattern or path in choose(params, pattern)
 
 
@@ -114,7 +116,8 @@ def locked_norms(
 ) -> tuple[str, ...]:
   """Returns the batch norms, by path, whose scale and bias are frozen.
 
-  They belong to frozen features, which running statistics are part of.
+  They use their running statistics in training, too, because these are part of
+  the frozen features.
   """
   if not pattern:
     return ()
@@ -133,13 +136,13 @@ def norm_paths(batch_stats: Any) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-  """What a pattern freezes of one model.
+  """The parts of one model that a pattern freezes.
 
   Attributes:
-    pattern: the regular expression; empty where nothing is frozen.
-    towers: "image" and "text", those of which nothing is trained.
-    norms: the batch norms, by path, that compute as in use.
-    temperature: whether the logit scale stays as it is.
+    pattern: the regular expression; empty if nothing is frozen.
+    towers: those of "image" and "text" that are wholly frozen.
+    norms: paths of the batch norms that use their running statistics.
+    temperature: whether the logit scale is frozen.
   """
 
   pattern: str
@@ -149,7 +152,7 @@ class Frozen:
 
   @classmethod
   def of(cls, params: Any, batch_stats: Any, pattern: str) -> "Frozen":
-    """Returns what `pattern` freezes of these arrays, or shapes."""
+    """Returns what `pattern` freezes in these arrays or shapes."""
     return cls(
       pattern=pattern,
       towers=locked_towers(params, pattern),
@@ -168,7 +171,8 @@ class Frozen:
   def select_specs(self, params: Any, specs: Any) -> Any:
     """Returns the entries of `specs` that belong to the trained part.
 
-    Layers are never split over devices, so some of them are split as all are.
+    The axis of the layers is never split over devices, so some layers of an
+    array are split as the whole array is.
 
     Args:
       params: arrays or shapes.
@@ -180,7 +184,7 @@ class Frozen:
 
 
 def _index(layers: np.ndarray) -> Any:
-  """Returns an index of the first axis; a slice costs no gather."""
+  """Returns an index of the first axis; a slice, if possible: no gather."""
   first, last = int(layers[0]), int(layers[-1])
   if len(layers) == last - first + 1:
     return slice(first, last + 1)

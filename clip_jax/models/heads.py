@@ -1,8 +1,8 @@
-"""What predicts captions from the image tower's features, by objective.
+"""Heads, which predict captions from the image tower's features.
 
 A head is a linen module whose parameters lie under `paths.HEAD`, beside those
-of the image tower. It is no part of a model's description: it belongs to the
-training, and to the models whose objective ends in no shared embedding.
+of the image tower. A model's description does not include it: it belongs to
+training, and to models whose objective gives no shared embedding space.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,10 +18,10 @@ from clip_jax.models import captioner, layers, word_predictor
 
 
 class Head(Protocol):
-  """A loss in training, and in use the score of a text for an image.
+  """The loss of captions in training, and the scores of texts for an image.
 
-  The score of a text is a weighted sum of log-probabilities of units: of the
-  words that it has, or of the whole text.
+  The score of a text is a weighted sum of the log-probabilities of units: the
+  words of the text, or the whole text as one unit.
   """
 
   def __call__(self, features: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -35,21 +35,22 @@ class Head(Protocol):
     ...
 
   def units(self, tokens: np.ndarray) -> tuple[np.ndarray, sparse.csr_array]:
-    """Returns what texts (texts, length) need, and weights (units, texts)."""
+    """Returns units of texts (texts, length), and weights (units, texts)."""
     ...
 
 
 def _word_predictor(text, *, depth, **common):
-  del depth  # It is one layer.
+  del depth  # A word predictor always has one layer.
   return word_predictor.WordPredictor(vocab_size=text["vocab_size"], **common)
 
 
 def _captioner(text, *, depth, **common):
-  """Returns a Transformer like the text tower, or of its width at least."""
+  """Returns a captioner that shares the sizes of the text tower."""
   if depth is None and "depth" not in text:
     raise errors.UserError(
-      f"A captioner has as many layers as the text tower, and {text['kind']!r} "
-      "has none: give their number, such as --config.objective.depth=2."
+      "By default a captioner has as many layers as the text tower, but a text "
+      f"tower of the kind {text['kind']!r} has no layers; give their number, "
+      "such as --config.objective.depth=2."
     )
   like_the_tower = {
     field: text[field]
@@ -68,16 +69,19 @@ def _captioner(text, *, depth, **common):
 
 
 def _heads(width: int) -> int:
-  """Returns the most heads of at least the usual width that divide `width`."""
+  """Returns the number of heads: the largest that divides `width`.
+
+  A head has at least the usual width.
+  """
   most = max(1, width // _HEAD_WIDTH)
   return next(n for n in range(most, 0, -1) if width % n == 0)
 
 
-# What a captioner takes of a text tower that is a Transformer like it.
+# Fields that a captioner copies from a text tower that is a Transformer.
 _SHARED = ("mlp_dim", "activation", "norm_epsilon", "scan", "remat")
-_HEAD_WIDTH = 64  # Of attention, in all of the paper's models.
+_HEAD_WIDTH = 64  # The width of an attention head in all of the paper's models.
 
-# From the description of the text tower to the head of an objective.
+# Functions that make an objective's head from the text tower's description.
 HEADS: dict[str, Callable[..., nn.Module]] = {
   "bow": _word_predictor,
   "lm": _captioner,
@@ -98,10 +102,10 @@ def make(
   Args:
     kind: one of `HEADS`.
     text: the description of the text tower: its vocabulary and its sizes.
-    depth: layers of a captioner; None for as many as the text tower has.
-    end_id: of the token that ends a text.
-    first: position of a text's first own token.
-    dtypes: in which it computes, and stores its parameters.
+    depth: number of layers of a captioner; None for that of the text tower.
+    end_id: the id of the token that ends a text.
+    first: the position of the first token after start-of-text.
+    dtypes: the types of computation and of the stored parameters.
   """
   make_head = layers.lookup("objective", kind, HEADS)
   return make_head(text, depth=depth, end_id=end_id, first=first, **dtypes)

@@ -1,9 +1,9 @@
-"""How new parameters are drawn: the modules' own way, or OpenAI's code's.
+"""Initialisation of new parameters: our modules' own, or that of OpenAI's code.
 
-The modules draw both towers as OpenAI's published code draws the text tower.
-That code leaves more to PyTorch's defaults than its `initialize_parameters`
-shows: the attention and the MLP of the image tower, and the biases of every MLP
-and of the attention pool. They are all uniform, and biases are not zero.
+Our modules initialise both towers as OpenAI's published code does the text
+tower. Its `initialize_parameters` leaves other parameters to the defaults of
+PyTorch: the attention and the MLP of the image tower, and the biases of every
+MLP and of the attention pool. Those are all uniform, and the biases not zero.
 """
 
 import re
@@ -15,9 +15,10 @@ import jax
 from clip_jax import sharding
 from clip_jax.models import clip, paths, text, vit
 
-# What differs, by the kind of tower, and the bound of the uniform numbers as
-# one over the root of the inputs: of `width` features, of the `mlp_dim` inner
-# ones, or Xavier's for three matrices in one, of (3 + 1) * width / 6.
+# The parameters that differ, by the kind of tower, and the bound of their
+# uniform distribution: one over the square root of the number of inputs, which
+# is `width`, `mlp_dim`, or for Xavier's rule with three matrices in one array
+# (3 + 1) * width / 6.
 _XAVIER = "xavier"
 _MLP_BIASES = {"mlp/fc_in/bias": "width", "mlp/fc_out/bias": "mlp_dim"}
 _ROWS = {
@@ -36,12 +37,12 @@ _POOL_BIAS = re.compile(r"^image/attention_pool/attention/\w+/bias$")
 def redraw(
   variables: Mapping[str, Any], model: clip.CLIP, key: jax.Array, *, scheme: str
 ) -> dict[str, Any]:
-  """Returns new variables as `scheme` draws them.
+  """Returns new variables, initialised as `scheme` says.
 
   Args:
-    variables: of `model.init`, which is "scaled".
+    variables: the result of `model.init`, whose scheme is "scaled".
     model: the module.
-    key: that they were drawn with.
+    key: the random key that `model.init` was given.
     scheme: "scaled" or "openai".
   """
   if scheme == "scaled":
@@ -52,7 +53,8 @@ def redraw(
   for number, (path, leaf) in enumerate(leaves):
     bound = _bound(sharding.path_name(path), model, params)
     if bound is not None:
-      # Flax folds names in, never such numbers: the streams are apart.
+      # Flax folds the names of modules into the key, never such a number, so
+      # these random numbers are independent of Flax's.
       new = jax.random.fold_in(key, number)
       leaf = jax.random.uniform(
         new, leaf.shape, leaf.dtype, minval=-bound, maxval=bound
@@ -64,7 +66,7 @@ def redraw(
 def _bound(
   name: str, model: clip.CLIP, params: Mapping[str, Any]
 ) -> float | None:
-  """Returns the bound of what differs; None for what does not."""
+  """Returns the bound of a parameter that differs; None for the others."""
   if _POOL_BIAS.match(name):
     kernel = params["image"]["attention_pool"]["attention"]["query"]["kernel"]
     return kernel.shape[0] ** -0.5

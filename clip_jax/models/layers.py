@@ -1,4 +1,4 @@
-"""The parts that towers are made of: MLP, encoder stack, pooling."""
+"""Layers that the towers share: embedding, MLP, encoder, pooling."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from clip_jax.models import convolution, paths
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-  """OpenAI's models use this approximation of GELU by a sigmoid."""
+  """Approximates GELU by a sigmoid, as OpenAI's models do."""
   return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
 
-# What the backward pass finds saved; all the rest it computes again.
+# What is saved for the backward pass; it computes everything else again.
 REMAT_POLICIES = {
   "none": jax.checkpoint_policies.everything_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
@@ -37,21 +37,21 @@ _Value = TypeVar("_Value")
 
 
 class Dtypes(TypedDict):
-  """In which types a module computes, and stores its parameters."""
+  """The types in which a module computes and stores its parameters."""
 
   dtype: jnp.dtype
   param_dtype: jnp.dtype
 
 
 class HasDtypes(Protocol):
-  """A module that computes and stores in types of its own."""
+  """A module with a compute type and a storage type."""
 
   dtype: jnp.dtype
   param_dtype: jnp.dtype
 
 
 def dtypes_of(module: HasDtypes) -> Dtypes:
-  """Returns the types of a module, as its parts take them."""
+  """Returns the types of a module, as keyword arguments of its parts."""
   return {"dtype": module.dtype, "param_dtype": module.param_dtype}
 
 
@@ -63,7 +63,7 @@ def lookup(what: str, name: str, known: Mapping[str, _Value]) -> _Value:
 
 
 def layer_norm(epsilon: float, *, name: str, dtypes: Dtypes) -> nn.LayerNorm:
-  """A layer norm with the exact, two-pass variance in at least float32."""
+  """Returns a layer norm with the two-pass variance, in at least float32."""
   return nn.LayerNorm(
     epsilon=epsilon, use_fast_variance=False, name=name, **dtypes
   )
@@ -71,25 +71,25 @@ def layer_norm(epsilon: float, *, name: str, dtypes: Dtypes) -> nn.LayerNorm:
 
 @jax.custom_vjp
 def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
-  """Returns `table[ids]`, whose gradient is summed in at least float32.
+  """Returns `table[ids]`; its gradient is summed in at least float32.
 
-  Every id adds to the gradient of its row. In bfloat16 a sum of some hundred
-  such terms no longer grows by the next one, and some rows, as that of the
-  start of text, are in every caption.
+  Every id adds a term to the gradient of its row. In bfloat16 a sum of some
+  hundred such terms does not change when another is added, and some rows, such
+  as that of the start of text, occur in every caption.
 
   Args:
     table: (rows, width).
     ids: int32 (...), at least 0.
 
   Returns:
-    (..., width), of the table's type, as is the gradient; NaN for rows after
-    the last.
+    (..., width), of the table's type, which is the gradient's type too; NaN for
+    ids beyond the last row.
   """
   return jnp.take(table, ids, axis=0)
 
 
 def _take_rows_forward(table, ids):
-  # Of the table the backward pass needs type and length alone.
+  # The backward pass needs only the type and the length of the table.
   return take_rows(table, ids), (
     jnp.zeros((table.shape[0], 0), table.dtype),
     ids,
@@ -106,12 +106,12 @@ def _take_rows_backward(kept, gradient):
 take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 
 
-# Of the tables' entries at first: CLIP's own, and BERT's `initializer_range`.
+# Standard deviation of new embeddings: CLIP's, and BERT's `initializer_range`.
 EMBEDDING_STD = 0.02
 
 
 class Embed(nn.Module):
-  """A table of embeddings, one a token of the vocabulary."""
+  """A table of embeddings, one for each token of the vocabulary."""
 
   rows: int
   features: int
@@ -161,7 +161,7 @@ class Mlp(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-  """A Transformer layer: norms before its two parts, or after their sums."""
+  """A Transformer layer, with norms before its parts or after the additions."""
 
   depth: int
   heads: int
@@ -182,8 +182,8 @@ class EncoderBlock(nn.Module):
   ) -> jax.Array:
     """Maps (batch, length, width) to the same shape.
 
-    Given positions `at` (batch, reads), it maps to (batch, reads, width), the
-    outputs there; a causal block then takes no other mask.
+    With positions `at` (batch, reads) only the outputs at these positions are
+    computed, (batch, reads, width); a causal block then takes no mask.
     """
     width = x.shape[-1]
     dtypes = dtypes_of(self)
@@ -193,8 +193,8 @@ class EncoderBlock(nn.Module):
     def read(x):
       return x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)
 
-    # As `CLIP.initialize_parameters` of OpenAI's release does for text; both
-    # outputs that add to the residual stream shrink with the depth.
+    # As in OpenAI's `CLIP.initialize_parameters` for the text tower: the two
+    # outputs that are added to the residual stream shrink with the depth.
     out_std = width**-0.5 * (2 * self.depth) ** -0.5
     ln_1 = layer_norm(self.norm_epsilon, name="ln_1", dtypes=dtypes)
     ln_2 = layer_norm(self.norm_epsilon, name="ln_2", dtypes=dtypes)
@@ -223,13 +223,13 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-  """A stack of `depth` blocks whose parameters lie on a leading axis.
+  """A stack of `depth` blocks whose parameters are stacked along a first axis.
 
-  `scan` runs one compiled block in a loop, or `unroll` of them a turn; without
-  it the same parameters feed `depth` copies of the block, which compiles
-  slower. `remat` names what the backward pass keeps: see `REMAT_POLICIES`.
-  `whole` takes the parts of a block's parameters that a device holds and
-  returns the parameters, block by block; None where it holds them all.
+  `scan` runs one compiled block in a loop, or `unroll` of them per iteration;
+  without it the same parameters are used by `depth` copies of the block, which
+  takes longer to compile. `remat` names what is kept for the backward pass: see
+  `REMAT_POLICIES`. `whole` gathers the parameters of one block from the parts
+  that the devices hold; None if every device holds all of them.
   """
 
   depth: int
@@ -257,12 +257,12 @@ class Encoder(nn.Module):
 
     Args:
       x: (batch, length, width).
-      mask: bools (batch, length) or (batch, length, length), the positions that
-        may be seen; None for all.
-      at: positions (batch, reads). Only the outputs there are returned, (batch,
-        reads, width), and the last block computes no others. Gradients of the
-        parameters are right, but slower than by reading a whole output. None
-        for all positions.
+      mask: bools (batch, length) or (batch, length, length), true for the
+        positions that may be seen; None for all.
+      at: positions (batch, reads). Only the outputs at these positions are
+        returned, (batch, reads, width), and the last block computes no others.
+        The gradients of the parameters are right, but take longer than those of
+        the whole output. None for all positions.
     """
     policy = lookup("remat policy", self.remat, REMAT_POLICIES)
     unroll = self.unroll if self.scan else self.depth
@@ -276,7 +276,7 @@ class Encoder(nn.Module):
         make_block, "params", trans_in_fn=self.whole
       )
     if self.remat != "none":
-      # The loop already keeps the two computations apart.
+      # In a loop XLA cannot merge the recomputation with the first pass.
       make_block = nn.remat(
         make_block, policy=policy, prevent_cse=unroll == self.depth
       )
@@ -297,8 +297,9 @@ class Encoder(nn.Module):
     if at is not None and stack is not None and not watched:
       block = make_block(parent=None)
 
-      def run(i, x, at=None) -> Any:  # As flax has it.
-        # A loop over slices of the stack would copy all but the last block.
+      def run(i, x, at=None) -> Any:  # Flax passes them in this order.
+        # A loop over slices of the stack would copy the parameters of all
+        # blocks but the last.
         layer = functools.partial(
           jax.lax.dynamic_index_in_dim, index=i, keepdims=False
         )
@@ -322,9 +323,10 @@ class Encoder(nn.Module):
 
 
 class MapHead(nn.Module):
-  """Pools by a learned query that attends to all tokens, then an MLP.
+  """Pools by a learned query that attends to all tokens, followed by an MLP.
 
-  Multi-head attention pooling of Zhai et al., "Scaling vision transformers".
+  This is the multi-head attention pooling of Zhai et al., "Scaling vision
+  transformers".
   """
 
   heads: int
@@ -367,12 +369,13 @@ def drop_patches(
   Args:
     key: a random key, the same for the whole batch.
     x: (batch, patches, width).
-    rate: the fraction to drop; the number that stays is static and at least 1.
-    examples: (batch,), each row's number in the global batch. What it keeps
-      depends on this alone, not on the rows beside it.
+    rate: the fraction to drop; at least 1 patch is kept, and the number of kept
+      patches is static.
+    examples: (batch,), each row's number in the global batch. The choice of a
+      row's patches depends on this number and the key only.
 
   Returns:
-    (batch, kept, width), each example's patches in their order.
+    (batch, kept, width), the kept patches of each example in their order.
   """
   patches = x.shape[1]
   kept = max(1, round(patches * (1.0 - rate)))

@@ -1,14 +1,14 @@
-"""The names of the tree of parameters: the one module that knows them.
+"""The names in the tree of parameters; no other module knows them.
 
     image/encoder/blocks/ln_1/scale     all layers of an encoder, stacked
     image/stage_1_block_2/conv_1/norm   a block of a ResNet
     image/patch_kernel                  anything else of a tower
-    image_projection/kernel             what maps a tower's output to `embed`
-    log_scale                           of no tower
-    head/encoder/blocks/ln_1/scale      of what predicts captions
+    image_projection/kernel             the projection to the shared space
+    log_scale                           belongs to no tower
+    head/encoder/blocks/ln_1/scale      the head, which predicts captions
 
-Paths are names joined by "/". Where a stack is looked for, other names may
-stand before the tower's: "params/…", or an optimizer's "opt_state/0/mu/…".
+Paths are names joined by "/". Functions that look for a stack accept other
+names before the tower's: "params/…", or an optimizer's "opt_state/0/mu/…".
 """
 
 import re
@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from typing import Any
 
 TOWERS = ("image", "text")
-# What predicts captions, of models that are trained to do so.
+# The module that predicts captions, in models that are trained to do so.
 HEAD = "head"
-# A stack of layers: in the module `BLOCKS` of a tower's module `ENCODER`.
+# The layers of a tower are stacked in the module `BLOCKS` of its `ENCODER`.
 ENCODER = "encoder"
 BLOCKS = "blocks"
-# The modules of a layer that read its input in its attention.
+# The modules of a layer's attention that read the layer's input.
 QUERY_KEY_VALUE = ("attention/query", "attention/key", "attention/value")
 
 _STACK = f"/{ENCODER}/{BLOCKS}/"
@@ -30,19 +30,19 @@ _INPUT = re.compile(r"(\w*embedding|patch_\w+|registers|ln_pre|ln_embed)(/|$)")
 
 
 def tower(path: str) -> str | None:
-  """Returns the tower, "image" or "text", that has `path`; None for others."""
+  """Returns the tower of `path`, "image" or "text"; None if it is in none."""
   first = path.partition("/")[0]
   return first if first in TOWERS else None
 
 
 def is_input(path: str) -> bool:
-  """Whether `path` is what a tower has before its first layer."""
+  """Whether `path` is a parameter that a tower has before its first layer."""
   name, _, rest = path.partition("/")
   return name in TOWERS and _INPUT.match(rest) is not None
 
 
 def projection(tower: str) -> str:
-  """Returns the name of what maps a tower's output to the shared space."""
+  """Returns the name of the projection of a tower's output."""
   return f"{tower}_projection"
 
 
@@ -52,24 +52,24 @@ def stack(tower: str) -> str:
 
 
 def within_layer(path: str) -> str | None:
-  """Returns what follows the stack's path, "ln_1/scale"; None outside of it."""
+  """Returns the path within a layer, such as "ln_1/scale"; None outside."""
   _, found, rest = f"/{path}".partition(_STACK)
   return rest if found else None
 
 
 def is_stacked(path: str) -> bool:
-  """Whether the array at `path` has all layers along its first axis."""
+  """Whether the first axis of the array at `path` is that of the layers."""
   return within_layer(path) is not None
 
 
 def names(path: str, shape: tuple[int, ...]) -> list[str]:
-  """Returns the name of an array, or those of its layers where it is stacked.
+  """Returns the name of an array, or the names of its layers if it is stacked.
 
-  Those of layers have the layer's number: "image/encoder/blocks/11/ln_1/scale".
+  The name of a layer has its number: "image/encoder/blocks/11/ln_1/scale".
 
   Args:
-    path: below "params".
-    shape: of the whole array.
+    path: the path below "params".
+    shape: the shape of the whole array.
   """
   rest = within_layer(path)
   if rest is None:
@@ -79,21 +79,21 @@ def names(path: str, shape: tuple[int, ...]) -> list[str]:
 
 
 def layers_in(tower: Mapping[str, Any]) -> Any | None:
-  """Returns the stacked layers in the tree of a tower; None without any."""
+  """Returns the stacked layers in a tower's tree; None if it has none."""
   return tower.get(ENCODER, {}).get(BLOCKS)
 
 
 def block(stage: int, number: int) -> str:
-  """Returns the name of a ResNet's block; both numbers count from 1."""
+  """Returns the name of a ResNet's block; both numbers start at 1."""
   return f"stage_{stage}_block_{number}"
 
 
 def block_numbers(name: str) -> tuple[int, int] | None:
-  """Returns the stage and the number of a ResNet's block; None for others."""
+  """Returns stage and number of a ResNet's block; None for another name."""
   found = _BLOCK.fullmatch(name)
   return (int(found[1]), int(found[2])) if found else None
 
 
 def is_in_block(path: str) -> bool:
-  """Whether `path` is of a block of a ResNet."""
+  """Whether `path` lies in a block of a ResNet."""
   return any(map(block_numbers, path.split("/")))

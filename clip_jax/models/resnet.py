@@ -18,20 +18,20 @@ from clip_jax.models import (
   paths,
 )
 
-HEAD_DIM = 64  # One head of the attention pool for 64 of its features.
-EXPANSION = 4  # A bottleneck's output channels over its inner ones.
+HEAD_DIM = 64  # Features of one head of the attention pool.
+EXPANSION = 4  # Output channels of a bottleneck for each of its inner channels.
 
-# Fewer equal blocks are as well compiled one by one.
+# With fewer equal blocks a loop saves no compile time.
 _SHORTEST_LOOP = 4
 
 
 def average_pool(x: jax.Array, size: int) -> jax.Array:
-  """Means over (size, size) windows of (batch, h, w, channels)."""
+  """Averages (batch, h, w, channels) over windows of (size, size)."""
   return nn.avg_pool(x, (size, size), strides=(size, size))
 
 
 class ConvNorm(nn.Module):
-  """A bias-free convolution with its batch norm, and a ReLU if wanted."""
+  """A convolution without bias, a batch norm and, optionally, a ReLU."""
 
   features: int
   kernel_size: int
@@ -63,7 +63,7 @@ class ConvNorm(nn.Module):
 
 
 class Bottleneck(nn.Module):
-  """A residual block whose strides are average pools before a convolution."""
+  """A residual block that strides by average pooling before a convolution."""
 
   features: int
   stride: int = 1
@@ -87,7 +87,7 @@ class Bottleneck(nn.Module):
     y = ConvNorm(features, 3, relu=True, name="conv_2", **dtypes)(y, **mode)
     if self.stride > 1:
       y = average_pool(y, self.stride)
-    # Each block starts as the identity.
+    # The last scale is zero, so that each block is the identity at the start.
     y = ConvNorm(
       out, 1, scale_init=nn.initializers.zeros, name="conv_3", **dtypes
     )(y, **mode)
@@ -135,21 +135,21 @@ class AttentionPool(nn.Module):
 
 
 def pool_heads(width: int, stages: int) -> int:
-  """Returns the heads of the attention pool after `stages` stages."""
+  """Returns the number of heads of the attention pool after `stages` stages."""
   return width * EXPANSION * 2 ** (stages - 1) // HEAD_DIM
 
 
 class ModifiedResNet(nn.Module):
   """ResNet-D with a three-convolution stem and attention pooling.
 
-  `depths` counts the blocks of each stage. The pool projects to `embed_dim`
-  by itself, so the model adds no projection. `remat` names what the backward
-  pass keeps of the stem and of each block: see `block_chain`. `scan` runs
-  the blocks of a stage but the first, which are equal, as turns of a loop where
-  they are several: a deep tower compiles in a fraction of the time, and
+  `depths` is the number of blocks of each stage. The pool projects to
+  `embed_dim`, so the model adds no projection. `remat` names what is kept of
+  the stem and of each block for the backward pass: see `block_chain`. `scan`
+  runs all blocks of a stage but the first, which are equal, in a loop if there
+  are enough of them: a deep tower then compiles in a fraction of the time, and
   computes the same from the same parameters. `whole` takes the name of a block
-  and returns what makes a device's parts of its parameters whole; None where it
-  holds them all.
+  and returns the function that gathers its parameters from the devices' parts;
+  None if every device holds all of them.
   """
 
   image_size: int
@@ -176,11 +176,13 @@ class ModifiedResNet(nn.Module):
 
     Args:
       images: of `image_size` by `image_size`.
-      train: normalises by the batch and updates the collection "batch_stats".
-      examples: changes nothing: nothing is random.
-      locked_norms: batch norms, by their paths in the model, that compute as
-        in use even then.
-      axes: of the mesh, that split the batch where each device runs a part.
+      train: whether to normalise by the batch's statistics and to update the
+        collection "batch_stats".
+      examples: has no effect, because nothing is random.
+      locked_norms: paths in the model of the batch norms that use their running
+        statistics even if `train` is true.
+      axes: the mesh axes that split the batch, if each device runs a part of
+        it.
 
     Raises:
       UserError: sizes do not fit.
@@ -223,7 +225,7 @@ class ModifiedResNet(nn.Module):
     )(x)
 
   def _make_block(self, name):
-    """Returns what constructs the block of this name."""
+    """Returns a function that makes the block of this name."""
     if self.whole is None:
       return Bottleneck
     return nn.map_variables(Bottleneck, "params", trans_in_fn=self.whole(name))
@@ -234,12 +236,12 @@ class ModifiedResNet(nn.Module):
       return []
     if len(names) < _SHORTEST_LOOP:
       return []
-    # One compiled block cannot lock norms in some turns alone.
+    # A compiled block cannot lock norms in some iterations only.
     locked = {self._locked(name, locked_norms) for name in names}
     return names if len(locked) == 1 else []
 
   def _locked(self, name, locked_norms):
-    """Returns the locked norms of one block, by their paths in it."""
+    """Returns the paths, within a block, of its locked norms."""
     prefix = "/".join((*self.path, name, ""))
     return tuple(
       sorted(
@@ -257,7 +259,7 @@ class ModifiedResNet(nn.Module):
       {kind: self.variables[kind][name] for kind in ("params", "batch_stats")}
       for name in names
     ]
-    # They are equal: so are the ways in which they are split.
+    # The blocks are equal, and so are their PartitionSpecs.
     whole = self.whole and self.whole(names[0])
     chain = dataclasses.replace(chain, mode=mode)
     x, stats = chain.loop(block, variables, x, whole=whole)
@@ -280,6 +282,6 @@ class ModifiedResNet(nn.Module):
     features = self.width * EXPANSION * 2 ** (len(self.depths) - 1)
     if features % HEAD_DIM:
       raise errors.UserError(
-        f"width={self.width} leads to {features} features, which must divide "
-        f"by the attention pool's head size, {HEAD_DIM}."
+        f"width={self.width} gives {features} features, which must divide by "
+        f"{HEAD_DIM}, the head size of the attention pool."
       )

@@ -1,8 +1,8 @@
-"""A model on devices that hold its parameters in parts.
+"""Runs a model whose parameters are split over the devices.
 
-One rule for all arrays says how they are split. The layers of an encoder and
-the blocks of a ResNet are made whole one by one, where they are used; all else
-is made whole at once, inside `shard_map`.
+One rule says how every array is split. The layers of an encoder and the blocks
+of a ResNet are gathered one by one, where they are used; all other parameters
+are gathered at once, inside `shard_map`.
 """
 
 import math
@@ -17,9 +17,9 @@ from jax.sharding import PartitionSpec as P
 from clip_jax import sharding
 from clip_jax.models import clip, paths
 
-# Arrays below this size are repeated: gathering them costs more than it saves.
+# Smaller arrays are replicated: gathering them would cost more than it saves.
 MIN_SHARDED_ELEMENTS = 2**14
-# Arrays of these names are repeated at any size.
+# Arrays with these names are replicated at any size.
 _REPEATED = re.compile(r"(^|/)(\w*bias|scale|log_scale|mean|var)$")
 
 
@@ -30,15 +30,16 @@ def parameter_spec(
   fsdp: int,
   min_elements: int = MIN_SHARDED_ELEMENTS,
 ) -> P:
-  """Returns how one array is split: its largest dimension that `fsdp` divides.
+  """Returns an array's PartitionSpec: `fsdp` splits its largest dimension.
 
-  The axis of stacked layers, which a loop indexes, is never split.
+  That is the largest of those that `fsdp` divides. The axis of stacked layers,
+  which a loop indexes, is never split.
 
   Args:
-    path: "/"-joined names from the root of the tree.
-    shape: of the whole array.
-    fsdp: size of the mesh axis.
-    min_elements: smaller arrays are repeated.
+    path: names from the root of the tree, joined by "/".
+    shape: the shape of the whole array.
+    fsdp: the size of the mesh axis "fsdp".
+    min_elements: arrays with fewer elements are replicated.
   """
   if fsdp == 1 or math.prod(shape) < min_elements or _REPEATED.search(path):
     return P()
@@ -74,10 +75,10 @@ def tree_specs(tree: Any, mesh: Mesh) -> Any:
 
 
 def place(model: clip.CLIP, specs: Any) -> clip.CLIP:
-  """Returns `model` with parts that gather their layers by themselves.
+  """Returns `model` with towers that gather their layers where they run them.
 
   Args:
-    model: to run with what `whole` returns.
+    model: the model, which is then applied to the result of `whole`.
     specs: the PartitionSpec of each parameter.
   """
   towers = {}
@@ -101,12 +102,12 @@ def _is_split(specs):
 
 
 def whole(params: Any, specs: Any, *, dtype: jnp.dtype) -> Any:
-  """Returns `params` with all but the towers' layers gathered.
+  """Returns `params` with everything gathered but the layers of the towers.
 
   Args:
-    params: this device's parts.
+    params: this device's parts of the parameters.
     specs: the PartitionSpec of each parameter.
-    dtype: the type that they are used in.
+    dtype: the type in which the model computes.
   """
 
   def gather(path, x, spec):
@@ -119,7 +120,7 @@ def whole(params: Any, specs: Any, *, dtype: jnp.dtype) -> Any:
 
 
 def _gatherer(specs, dtype, *, layer=False):
-  """Returns what makes the variables of one layer or block whole."""
+  """Returns a function that gathers the variables of one layer or block."""
 
   def whole(variables):
     params = sharding.gather_tree(
@@ -131,5 +132,5 @@ def _gatherer(specs, dtype, *, layer=False):
 
 
 def _block_gatherer(blocks, dtype):
-  """Returns what makes the variables of a block whole, by its name."""
+  """Returns a function that maps a block's name to its `_gatherer`."""
   return lambda name: _gatherer(blocks[name], dtype)

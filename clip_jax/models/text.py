@@ -15,33 +15,33 @@ TEXT_POOLINGS = ("argmax", "eos", "last", "map")
 
 
 def end_positions(tokens: Any) -> Any:
-  """Positions (batch,) of the end-of-text token in tokens (batch, length).
+  """Returns positions (batch,) of end-of-text in tokens (batch, length).
 
-  Both functions take arrays of JAX or of numpy, and return the same.
-
-  That is the first largest id, as in OpenAI's release: end-of-text is the last
-  entry of the vocabulary.
+  That is the first position of the largest id, as in OpenAI's release:
+  end-of-text is the last entry of the vocabulary. Takes arrays of JAX or of
+  numpy and returns an array of the same library.
   """
   return tokens.argmax(axis=-1)
 
 
 def first_positions(tokens: Any, token: int) -> Any:
-  """First positions (batch,) of `token` in tokens (batch, length).
+  """Returns the first positions (batch,) of `token` in tokens (batch, length).
 
-  Position 0 where a row has none, as in transformers' CLIPTextModel.
+  The position is 0 if a row does not have the token, as in transformers'
+  CLIPTextModel. Takes arrays of JAX or of numpy, as `end_positions` does.
   """
   return (tokens == token).argmax(axis=-1)
 
 
 def word_positions(end: jax.Array, length: int, *, first: int = 1) -> jax.Array:
-  """Returns bools (batch, length): where a caption's own tokens lie.
+  """Returns bools (batch, length), true at the tokens of a caption's words.
 
-  Of an empty caption it is where its end lies.
+  An empty caption is represented by its end-of-text token.
 
   Args:
     end: positions (batch,) of the end-of-text token.
-    length: of the rows.
-    first: position of a caption's first own token.
+    length: the length of the rows.
+    first: the position of the first token after start-of-text.
   """
   position = jnp.arange(length)
   end = end[:, None]
@@ -52,7 +52,7 @@ def word_positions(end: jax.Array, length: int, *, first: int = 1) -> jax.Array:
 def check_length(
   tokens: jax.Array | packed_text.PackedText, context_length: int
 ) -> None:
-  """Raises UserError unless tokens are (batch, length) within the context."""
+  """Raises UserError unless `tokens` are (batch, at most context_length)."""
   if isinstance(tokens, packed_text.PackedText):
     raise packed_text.refusal()
   if tokens.ndim != 2 or tokens.shape[1] > context_length:
@@ -63,7 +63,10 @@ def check_length(
 
 
 def _arrangement(tokens):
-  """Returns ids, their positions (None: their order), what may be seen."""
+  """Returns token ids, their positions and the attention mask.
+
+  The positions are None if they are 0, 1, 2, …; the mask is None for no mask.
+  """
   if isinstance(tokens, packed_text.PackedText):
     mask = packed_text.visible(tokens.segments)
     return tokens.tokens, tokens.positions, mask
@@ -73,11 +76,12 @@ def _arrangement(tokens):
 class TextTransformer(nn.Module):
   """A pre-norm Transformer over tokens, pooled to one vector.
 
-  As it stands, CLIP's: causal, read at the end-of-text token (paper, section
-  2.4). `pooling` takes the first largest id ("argmax"), the first `eos_id`
-  ("eos"), the last position ("last"), or a learned query over all positions
-  ("map"). There is no padding mask: a tower that is not causal, or pools the
-  last position or all, sees padding, and takes rows of `context_length` only.
+  The defaults are those of CLIP: a causal Transformer whose output is read at
+  the end-of-text token (paper, section 2.4). `pooling` reads the first position
+  of the largest id ("argmax"), the first `eos_id` ("eos"), the last position
+  ("last"), or a learned query over all positions ("map"). There is no padding
+  mask: a tower that is not causal, or that pools the last position or all
+  positions, sees padding and takes rows of length `context_length` only.
   """
 
   context_length: int
@@ -104,10 +108,10 @@ class TextTransformer(nn.Module):
   ) -> jax.Array:
     """Maps tokens (batch, length) to features (batch, width).
 
-    Where a causal tower is read at the end of text, a length below
-    `context_length` gives the same features, faster, as long as it holds the
-    end-of-text tokens: no token sees a later one. Packed captions also give
-    the same, (captions, width); their rows may be longer than the context.
+    In a causal tower that is read at the end of text no token sees a later one:
+    rows shorter than `context_length` give the same features in less time, as
+    long as they contain the end-of-text tokens. Packed captions give the same
+    features, (captions, width); their rows may be longer than the context.
 
     Raises:
       UserError: tokens of a wrong shape, fields that contradict each other, or
@@ -156,18 +160,19 @@ class TextTransformer(nn.Module):
         name="map_head",
         **dtypes,
       )(norm(x))
-    # The norm works token by token: pool first and skip the unused ones.
+    # The norm works on each token by itself: pool first, then normalise only
+    # the tokens that are used.
     return norm(x[:, 0] if at is not None else self._read(x, tokens))
 
   def _read(self, x, tokens):
-    """Returns the features (captions, width) that stand for captions."""
+    """Returns the features (captions, width) at the positions that are read."""
     if isinstance(tokens, packed_text.PackedText):
       return packed_text.read(x, tokens.ends)
     at = self._read_position(tokens)[:, None, None]
     return jnp.take_along_axis(x, at, axis=1)[:, 0]
 
   def _read_position(self, tokens):
-    """Returns the positions (batch,) whose features stand for the rows."""
+    """Returns the position of each row that is read, (batch,)."""
     if self.pooling == "argmax":
       return end_positions(tokens)
     if self.eos_id is not None:
@@ -176,15 +181,15 @@ class TextTransformer(nn.Module):
 
   @property
   def sees_padding(self) -> bool:
-    """Whether what follows the end of a text changes its features."""
+    """Whether the padding after the end of a text changes its features."""
     return not self.causal or self.pooling in ("last", "map")
 
   def _check(self, tokens):
     layers.lookup("pooling", self.pooling, dict.fromkeys(TEXT_POOLINGS))
     if (self.pooling == "eos") != (self.eos_id is not None):
       raise errors.UserError(
-        f"pooling='eos' and eos_id belong together; got pooling="
-        f"{self.pooling!r} with eos_id={self.eos_id}."
+        "pooling='eos' needs an eos_id, and no other pooling takes one; got "
+        f"pooling={self.pooling!r} with eos_id={self.eos_id}."
       )
     if isinstance(tokens, packed_text.PackedText):
       if self.sees_padding:
@@ -204,9 +209,9 @@ class BagOfWords(nn.Module):
   """The mean embedding of a caption's tokens (paper, section 2.3).
 
   A caption's tokens lie strictly between the first token, start-of-text, and
-  the first end-of-text: "!" counts although it shares its id with padding. An
-  empty caption has the end-of-text embedding instead, for a mean over nothing
-  has no direction.
+  the first end-of-text: "!" counts although it has the same id as padding. An
+  empty caption gets the end-of-text embedding instead, because a mean of no
+  tokens has no direction.
   """
 
   context_length: int

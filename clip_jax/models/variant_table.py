@@ -5,7 +5,7 @@ ViT-L-14-336 stand for OpenAI's releases, with the sigmoid approximation of
 GELU; open_clip's models of these names, with the exact GELU, end in "-gelu".
 """
 
-# ImageNet's, by which CLIPA's images are normalised.
+# The mean and the standard deviation of ImageNet, which CLIPA normalises by.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -54,8 +54,8 @@ def _cbow(width, context_length):
   }
 
 
-# Image towers by size: width, depth, heads and, where it is not four times the
-# width, mlp_dim. Paper (tables 19, 20); LAION's configurations of open_clip;
+# Image towers by size: width, depth, heads and, if it is not four times the
+# width, mlp_dim. Sources: paper (tables 19, 20); LAION's open_clip configs;
 # Zhai et al., "Scaling vision transformers" (g, G) and "Getting ViT in shape"
 # (SO400M); big_vision's `decode_variant` (g-opt).
 _SIZES = {
@@ -69,7 +69,7 @@ _SIZES = {
   "bigG": {"width": 1664, "depth": 48, "heads": 16, "mlp_dim": 8192},
 }
 
-# The text towers of CLIP that stand beside them, one head for 64 of the width.
+# CLIP's text towers for them, with one head for every 64 features.
 _TEXT_SIZES = {
   "B": {"width": 512, "heads": 8},
   "B+": {"width": 640, "heads": 10},
@@ -81,7 +81,7 @@ _TEXT_SIZES = {
 
 
 def _clip(size, patch_size, image_size, activation="quick_gelu"):
-  """CLIP with a Vision Transformer; it embeds at the text tower's width."""
+  """CLIP with a Vision Transformer; embed_dim is the text tower's width."""
   text = _TEXT_SIZES[size]
   return {
     "embed_dim": text["width"],
@@ -95,8 +95,9 @@ def _clip(size, patch_size, image_size, activation="quick_gelu"):
 def _clipa(size, image_size):
   """CLIPA (Li et al. 2023): mean patches, then the norm, and BERT's words.
 
-  Texts are padded on the right, seen from both sides and read at the last
-  position. BERT's closing token is blanked out, but keeps its place.
+  Texts are padded on the right, attended to in both directions and read at the
+  last position. BERT's closing token is replaced by padding, but keeps its
+  place.
   """
   text = _TEXT_SIZES[size]
   return {
@@ -123,8 +124,8 @@ def _clipa(size, image_size):
       "cleaning": "whitespace_ftfy",
       "lowercase": True,
       "pad_id": 0,
-      "start_id": 101,  # [CLS] of bert-base-uncased.
-      "end_id": 0,  # [SEP], blanked.
+      "start_id": 101,  # The id of [CLS] in bert-base-uncased.
+      "end_id": 0,  # Padding in the place of [SEP].
       "file": "vocab.txt",
     },
     "image_mean": _IMAGENET_MEAN,
@@ -143,9 +144,9 @@ def _siglip(
 ):
   """SigLIP (Zhai et al. 2023) and SigLIP 2 (Tschannen et al. 2025).
 
-  As trained, with the tanh form of GELU throughout; open_clip runs version 1
-  and some of version 2 with the exact one. The text tower beside g-opt is
-  SO400M's.
+  All of them use the tanh approximation of GELU, as in training; open_clip runs
+  version 1 and some models of version 2 with the exact GELU. The text tower of
+  g-opt is that of SO400M.
   """
   numerics = {"activation": "gelu_tanh", "norm_epsilon": 1e-6}
   return {
@@ -218,7 +219,7 @@ VARIANTS: dict[str, dict] = {
   "ViT-B-16": _clip("B", 16, 224),
   "ViT-L-14": _clip("L", 14, 224),
   "ViT-L-14-336": _clip("L", 14, 336),
-  # The same by open_clip's names: MetaCLIP's, and DFN's but for B/32.
+  # The same under open_clip's names: MetaCLIP's, and DFN's except B/32.
   "ViT-B-32-quickgelu": _clip("B", 32, 224),
   "ViT-B-16-quickgelu": _clip("B", 16, 224),
   "ViT-L-14-quickgelu": _clip("L", 14, 224),

@@ -1,8 +1,8 @@
-"""How a model's description, plain data, is completed and becomes a model.
+"""Completes a model's description, which is plain data, and makes the model.
 
-A description says what a model's numbers mean: its architecture. How it is run
-(`EXECUTION`) is no part of it; where overrides name both, they are told apart
-here.
+A description says what the model's parameters mean: its architecture. How the
+model is executed (`EXECUTION`) is not part of it; overrides may contain fields
+of both, which are separated here.
 """
 
 import copy
@@ -40,7 +40,7 @@ TEXT_TOWERS: dict[str, type[nn.Module]] = {
 }
 TOWERS = {"image": IMAGE_TOWERS, "text": TEXT_TOWERS}
 
-# What a model's entry may leave out: OpenAI's preprocessing and tokenizer.
+# Defaults of a description: OpenAI's preprocessing and tokenizer.
 DEFAULTS = {
   "image_mean": (0.48145466, 0.4578275, 0.40821073),
   "image_std": (0.26862954, 0.26130258, 0.27577711),
@@ -57,8 +57,8 @@ DEFAULTS = {
   "init_logit_bias": None,
 }
 
-# What else it may leave out, worked out from the rest: a model with a logit
-# bias starts as SigLIP's (Zhai et al. 2023, section 3.2), without a bound.
+# Defaults that depend on other fields: a model with a logit bias starts at the
+# logit scale of SigLIP (Zhai et al. 2023, section 3.2) and has no bound for it.
 DERIVED = {
   "image_projection": lambda merged: (
     "none" if merged["image"]["kind"] == "resnet" else "linear"
@@ -76,17 +76,18 @@ DERIVED = {
   ),
 }
 
-# How a tower is run: the fields on which no embedding in use depends. True:
-# what a training computes depends on the field.
+# How a tower is executed: fields that do not change embeddings in inference.
+# True: the field changes the result of training.
 EXECUTION = {
   "scan": False,
   "unroll": False,
   "remat": False,
   "patch_dropout": True,
 }
-# Filled in from elsewhere: the whole model's, or the types and the devices.
+# Fields of modules that are set from fields of the whole model, from the types
+# and from the devices.
 _NOT_IN_SPEC = {"parent", "name", "embed_dim", "dtype", "param_dtype", "whole"}
-# Fields of towers that are sizes, or several of them.
+# Fields of towers that are a size or several sizes.
 _SIZES = {
   "context_length",
   "depth",
@@ -101,23 +102,23 @@ _SIZES = {
   "width",
 }
 
-# The name of a model whose description is all in its overrides: a run sets
-# them from the checkpoints that it begins with.
+# The name of a model that is described by its overrides only: a run sets them
+# from the checkpoints with which it begins.
 FROM_INIT = "from_init"
-# Of two towers that were never trained together.
+# The default embed_dim of two towers that were never trained together.
 DEFAULT_EMBED_DIM = 512
 
 
 def spec(
   base: str | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> dict:
-  """Returns the full description of a model, every field of it explicit.
+  """Returns the full description of a model, with every field explicit.
 
   Args:
-    base: one of `VARIANTS`, or a description that may leave fields out.
-    overrides: nested like a variant, only with what differs. A tower of another
-      "kind" keeps the fields that both kinds have. Fields of `EXECUTION` are
-      checked and left out.
+    base: a name in `VARIANTS`, or a description that may leave fields out.
+    overrides: the fields that differ, nested like a variant. If "kind" of a
+      tower differs, the fields that both kinds have are kept. Fields of
+      `EXECUTION` are checked and left out.
 
   Returns:
     A new dict with "embed_dim", the towers "image" and "text", the tokenizer
@@ -135,16 +136,17 @@ def spec(
 def complete(
   base: str | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> dict:
-  """Returns what `spec` does, and how the towers are run among their fields.
+  """Returns the result of `spec` together with the towers' `EXECUTION` fields.
 
   Args:
     base: see `spec`.
-    overrides: see `spec`; what `execution` returns can be such, too.
+    overrides: see `spec`; may also be what `execution` returns.
   """
   if base == FROM_INIT:
     if not {"image", "text"} <= (overrides or {}).keys():
       raise errors.UserError(
-        f"The model {FROM_INIT!r} has no description before its run has begun."
+        f"The model {FROM_INIT!r} has no description before its run has begun: "
+        "the run takes it from the checkpoints that init.* names."
       )
     base, overrides = overrides or {}, None
   elif isinstance(base, str):
@@ -153,7 +155,7 @@ def complete(
     base = VARIANTS[base]
   elif not isinstance(base, Mapping):
     raise errors.UserError(
-      "A model is the name of a variant or a description, got "
+      "A model is the name of a variant or a description (a dict); got "
       f"{type(base).__name__}."
     )
   overrides = dict(overrides or {})
@@ -171,7 +173,7 @@ def complete(
     if part in TOWERS:
       merged[part] = _resolve_tower(part, merged[part], dict(change))
     else:
-      # A tokenizer's fields are the tokenizer module's to check.
+      # The fields of a tokenizer are checked by the package `tokenizer`.
       merged[part] = {**merged[part], **change}
   merged |= overrides
   for field, derive in DERIVED.items():
@@ -186,7 +188,7 @@ def complete(
 
 
 def _check_sizes(description):
-  """Raises UserError for numbers that no model can have."""
+  """Raises UserError for values that are impossible in any model."""
   named = {"embed_dim": description["embed_dim"]}
   for part in TOWERS:
     named |= {
@@ -260,21 +262,21 @@ def create_model(
   dtype: jnp.dtype = jnp.float32,
   param_dtype: jnp.dtype = jnp.float32,
 ) -> clip.CLIP:
-  """Makes the model that `name`, a variant or a description, stands for.
+  """Makes the model of a variant or of a description.
 
   Args:
-    name: one of `VARIANTS`, or a description as `spec` returns it.
-    overrides: see `spec`; may say how the towers are run, too.
-    execution: how they are run, as the function of this name returns it.
-    dtype: the type that the towers compute in.
-    param_dtype: the type that the parameters are stored in.
+    name: a name in `VARIANTS`, or a description as `spec` returns it.
+    overrides: see `spec`; may contain fields of `EXECUTION`.
+    execution: how the towers are executed, as the function `execution` returns.
+    dtype: the type in which the towers compute.
+    param_dtype: the type in which the parameters are stored.
 
   Raises:
     UserError: the name or a field is unknown.
   """
   description = complete(complete(name, overrides), execution)
   dtypes: layers.Dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-  # A ResNet's pool projects.
+  # The attention pool of a ResNet projects to embed_dim.
   pools_to_embed = description["image"]["kind"] == "resnet"
   embed_dim = description["embed_dim"]
   return clip.CLIP(
@@ -299,9 +301,9 @@ def create_model(
 
 
 def execution(model: clip.CLIP) -> dict[str, dict]:
-  """Returns how a model is run, where its kinds' defaults are otherwise.
+  """Returns the `EXECUTION` fields of a model that differ from the defaults.
 
-  It is nested as descriptions are: {"image": {"remat": "full"}}.
+  They are nested as in descriptions: {"image": {"remat": "full"}}.
   """
   found = {}
   for part in TOWERS:
@@ -317,9 +319,9 @@ def execution(model: clip.CLIP) -> dict[str, dict]:
 
 
 def without_loops(model: clip.CLIP) -> clip.CLIP:
-  """Returns a model that runs the blocks of a ResNet one by one.
+  """Returns a model that runs the blocks of a ResNet without a loop.
 
-  It computes the same from the same variables.
+  It computes the same results from the same variables.
   """
   if not isinstance(model.image, resnet.ModifiedResNet):
     return model
@@ -338,9 +340,9 @@ def abstract_inputs(
 
 
 def abstract_variables(model: clip.CLIP) -> dict:
-  """Returns the shapes of the model's variables, computing nothing."""
+  """Returns the shapes of the model's variables; nothing is computed."""
   x64 = jax.config.values["jax_enable_x64"]
-  # Flax's modules can be hashed, which its annotations do not say.
+  # Flax's modules are hashable, although its annotations do not say so.
   shapes = _abstract_variables(model, x64)  # pyright: ignore
   return jax.tree.map(lambda leaf: leaf, shapes)  # The caller's own.
 
@@ -354,6 +356,6 @@ def _abstract_variables(model, x64):
 
 
 def parameter_count(model: clip.CLIP) -> int:
-  """Counts the trained numbers; running statistics are not among them."""
+  """Returns the number of parameters, without running statistics."""
   params = abstract_variables(model)["params"]
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -14,8 +14,9 @@ from clip_jax.models import layers, paths
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
   """Cuts (batch, h, w, channels) into (batch, patches, patch_values).
 
-  Patches run row by row; a patch's values run by row, column and channel.
-  Pixels beyond the last whole patch, right and below, are ignored.
+  Patches are in row-major order; so are the pixels of a patch, with the channel
+  as the last axis. Pixels to the right of the last whole patch and below it are
+  ignored.
   """
   b, h, w, c = images.shape
   rows, cols = h // patch_size, w // patch_size
@@ -36,14 +37,15 @@ def _patch_mean(x: jax.Array, first_patch: int) -> jax.Array:
 
 
 class VisionTransformer(nn.Module):
-  """Vision Transformer with the extra norm before the encoder (paper, 2.4).
+  """A Vision Transformer with an optional norm before the encoder (paper, 2.4).
 
-  Tokens run: class token, registers, patches. Registers have no position, and
-  without `class_position` neither has the class token. `pooling` takes the
-  class token ("class"), the mean patch ("gap"), or a learned query over the
-  patches ("map"), after the last norm; the mean may be taken before it
-  (`norm_after_pool`). `drop_edge` allows an `image_size` that patches do not
-  fill: the rest, right and below, is ignored.
+  The order of tokens is: class token, registers, patches. Registers have no
+  position embedding; the class token has one if `class_position` is true.
+  `pooling` takes the class token ("class"), the mean of the patches ("gap"), or
+  a learned query over the patches ("map"), after the last norm; with
+  `norm_after_pool` the mean is taken before it. `drop_edge` allows an
+  `image_size` that is not a multiple of the patch size: the pixels to the right
+  of the last whole patch and below it are ignored.
   """
 
   image_size: int
@@ -84,11 +86,12 @@ class VisionTransformer(nn.Module):
 
     Args:
       images: of `image_size` by `image_size`.
-      train: drops patches, drawing from the stream "dropout".
-      examples: (batch,), the images' numbers in the global batch, by which
-        patches drop; None where these images are all of it.
-      locked_norms: changes nothing: there are no batch norms.
-      axes: changes nothing: no image sees another.
+      train: whether to drop patches, with random numbers of the stream
+        "dropout".
+      examples: (batch,), the numbers of the images in the global batch, which
+        decide which patches are dropped; None if this is the global batch.
+      locked_norms: has no effect, because there are no batch norms.
+      axes: has no effect, because images do not depend on each other.
 
     Raises:
       UserError: sizes do not fit, or `pooling` is unknown.
@@ -102,7 +105,8 @@ class VisionTransformer(nn.Module):
     first_patch = int(self.class_token) + self.registers
     if self.pre_norm:
       x = layers.layer_norm(self.norm_epsilon, name="ln_pre", dtypes=dtypes)(x)
-    # The class token's features alone are read; while training, see `Encoder`.
+    # Only the features of the class token are read. In training the gradients
+    # would take longer: see `Encoder`.
     class_only = self.pooling == "class" and not train
     x = layers.Encoder(
       depth=self.depth,
@@ -118,7 +122,7 @@ class VisionTransformer(nn.Module):
       **dtypes,
     )(x, at=jnp.zeros((len(x), 1), int) if class_only else None)
     if self.pooling == "class":
-      x = x[:, :1]  # The norm works token by token: skip the unused ones.
+      x = x[:, :1]  # The norm works on each token: skip those not used.
     norm = layers.layer_norm(self.norm_epsilon, name="ln_post", dtypes=dtypes)
     poolings = {
       "class": _class_token,
@@ -155,7 +159,7 @@ class VisionTransformer(nn.Module):
       )
 
   def _embed(self, images, examples, *, train):
-    """Returns the class token, the registers and the patches, positioned."""
+    """Returns class token, registers and patches with position embeddings."""
     p, width = self.patch_size, self.width
     normal = nn.initializers.normal(width**-0.5)
     # A matrix product instead of a strided convolution: the same sums, and a

@@ -1,4 +1,4 @@
-"""Bag-of-words prediction: which words a caption has, in no order.
+"""Bag-of-words prediction: predicts the set of a caption's words.
 
 The baseline of the paper's section 2.3, after Joulin et al. 2016 ("Learning
 visual features from large weakly supervised data"), in its multi-class form.
@@ -16,8 +16,8 @@ from clip_jax.models import text
 class WordPredictor(nn.Module):
   """A linear classifier of images whose classes are the tokens of captions.
 
-  A caption's words are its distinct tokens between the start and the first
-  `end_id`; an empty caption's only word is its end.
+  The words of a caption are its distinct tokens between the start and the first
+  `end_id`; the only word of an empty caption is its end token.
   """
 
   vocab_size: int
@@ -26,7 +26,7 @@ class WordPredictor(nn.Module):
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
-  # How many units `log_probabilities` takes at a time; None for all.
+  # How many units `log_probabilities` should be given at a time; None for all.
   UNITS_AT_ONCE = None
 
   def __call__(self, features: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -57,9 +57,9 @@ class WordPredictor(nn.Module):
     return jax.nn.log_softmax(self._logits(features), axis=1)[:, units]
 
   def units(self, tokens: np.ndarray) -> tuple[np.ndarray, sparse.csr_array]:
-    """Returns the words of texts, and each word's weight in each text's score.
+    """Returns the words of texts, and their weights in the texts' scores.
 
-    A text's score is the mean of its words' log-probabilities: a sum would
+    The score of a text is the mean log-probability of its words: a sum would
     favour texts of few words.
 
     Args:
@@ -98,7 +98,10 @@ class WordPredictor(nn.Module):
     return logits + bias.astype(wide)
 
   def _weights(self, tokens):
-    """Returns one over the number of words at each one's first place, or 0."""
+    """Returns weights (batch, length): one over the number of distinct words.
+
+    Only the first place of each word has this weight; other places have 0.
+    """
     end = text.first_positions(tokens, self.end_id)
     counted = text.word_positions(end, tokens.shape[1], first=self.first)
     same = tokens[:, :, None] == tokens[:, None, :]  # (batch, length, length)

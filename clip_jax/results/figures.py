@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from clip_jax import terminal
-from clip_jax.results import mistakes, picture, published, records, robustness
+from clip_jax.evals import published
+from clip_jax.results import mistakes, picture, records, robustness
 from clip_jax.results.picture import PUBLISHED, Figure, Mark, Panel
 
 _CONTEXT = ("ViT-B-32", "ViT-L-14-336")  # Published beside each data set.

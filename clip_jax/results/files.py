@@ -15,7 +15,8 @@ from typing import Any
 
 from clip_jax import errors, json_lines, json_text
 from clip_jax.checkpoints import workdir as workdir_lib
-from clip_jax.results import addresses, published, records
+from clip_jax.evals import published
+from clip_jax.results import addresses, records
 from clip_jax.train import metrics
 
 # Larger ones are no result; a result of ours has some kilobytes.

@@ -4,7 +4,8 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 
-from clip_jax.results import published, records
+from clip_jax.evals import published
+from clip_jax.results import records
 from clip_jax.results.picture import Figure, Table
 
 # Says that the page was made here, and may be replaced.

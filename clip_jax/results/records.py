@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clip_jax.results import published
+from clip_jax.evals import published
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,8 @@ import collections
 import math
 
 from clip_jax import terminal
-from clip_jax.results import picture, published, records
+from clip_jax.evals import published
+from clip_jax.results import picture, records
 from clip_jax.results.picture import PUBLISHED, Figure, Mark, Panel
 
 _SHIFTS = (

@@ -3,7 +3,8 @@
 from typing import Any
 
 from clip_jax import terminal
-from clip_jax.results import published, records
+from clip_jax.evals import published
+from clip_jax.results import records
 from clip_jax.results.picture import Table
 
 _TASKS = {

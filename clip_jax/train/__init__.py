@@ -1,1 +1,1 @@
-"""Optimizer, step, loop, checkpoints and metrics."""
+"""Training: the optimizer, the step, the loop around it and its metrics."""

@@ -1,4 +1,4 @@
-"""Makes a workdir the one of a run: its lock, its config, its programs."""
+"""Reserves a workdir for a run: its lock, config and compiled programs."""
 
 import contextlib
 import fcntl
@@ -22,13 +22,14 @@ from clip_jax.models import variants
 _LOGGER = logging.getLogger(__name__)
 
 COMPILED = "compiled"
-LOCK = ".lock"  # Names the process that trains here.
+LOCK = ".lock"  # Contains the process that trains in the workdir.
 
-# What may lie in a directory before its first run: a shell's log of this very
-# command, and what every file system has. Hidden files are let be too.
+# Files that a directory may contain before its first run: the log of this very
+# command, what file systems create, and hidden files.
 _NOT_OURS = ("*.log", "lost+found", ".*")
 
-# A resumed run may differ in these; anything else would change its result.
+# Fields that may differ when a run is resumed; all others would change its
+# result.
 MAY_CHANGE = (
   "checkpoint.",
   "data.max_bad_fraction",
@@ -54,12 +55,13 @@ MAY_CHANGE = (
 
 @contextlib.contextmanager
 def hold(workdir: pathlib.Path) -> Iterator[None]:
-  """Makes `workdir` and keeps other trainings out; every process calls this.
+  """Makes `workdir` and locks it; every process must call this.
 
-  The system lets go of the lock when the process dies, in whatever way.
+  The operating system releases the lock when the process ends, however it ends.
 
   Raises:
-    UserError: another process trains there, or it holds something else.
+    UserError: another process trains there, or the directory contains files
+      that are not of a run.
   """
   _check_is_ours(workdir)
   with contextlib.ExitStack() as stack:
@@ -69,13 +71,13 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
       raise errors.UserError(
         f"Another training is under way in {workdir} "
         f"({holder or 'its process is not known'}). Wait "
-        "for its end or stop it, or take a new workdir."
+        "until it ends, stop it, or take a new workdir."
       )
     yield
 
 
 def _check_is_ours(workdir: pathlib.Path) -> None:
-  """Raises UserError where `workdir` holds files that are not of a run."""
+  """Raises UserError if `workdir` contains files that are not of a run."""
   if not workdir.is_dir() or (workdir / workdir_lib.CONFIG).exists():
     return
   if (workdir / workdir_lib.DIRECTORY).exists():
@@ -97,7 +99,7 @@ def _check_is_ours(workdir: pathlib.Path) -> None:
 
 
 def _lock(workdir: pathlib.Path, stack: contextlib.ExitStack) -> bool:
-  """Returns whether this process has the lock, up to the end of `stack`."""
+  """Tries to lock `workdir` until `stack` ends; returns whether it could."""
   workdir.mkdir(parents=True, exist_ok=True)
   file = (workdir / LOCK).open("a", encoding="utf-8")
   stack.callback(file.close)
@@ -105,7 +107,7 @@ def _lock(workdir: pathlib.Path, stack: contextlib.ExitStack) -> bool:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
     return False
-  except OSError as error:  # Some mounted buckets have no locks.
+  except OSError as error:  # Some mounted buckets do not support locks.
     _LOGGER.warning("%s cannot be locked: %s", workdir, error.strerror)
     return True
   file.truncate(0)
@@ -127,16 +129,17 @@ def claim(
   total_steps: int,
   allow_changes: bool,
 ) -> None:
-  """Makes `workdir` the one of this run; every process must call this.
+  """Writes this run's config into `workdir`; every process must call this.
 
   Args:
-    workdir: of `hold`.
-    config: of this run; left in config.json.
-    total_steps: updates of this run.
-    allow_changes: whether the run there may have had another config.
+    workdir: the directory, locked by `hold`.
+    config: the config of this run, which is saved as config.json.
+    total_steps: the number of updates of this run.
+    allow_changes: whether the run in `workdir` may have another config.
 
   Raises:
-    UserError: it belongs to another run, or is further than this one goes.
+    UserError: `workdir` belongs to another run, or its last checkpoint is of a
+      later step than the end of this run.
   """
   path = workdir / workdir_lib.CONFIG
   if path.exists() and not allow_changes:
@@ -146,9 +149,10 @@ def claim(
   if done > total_steps:
     raise errors.UserError(
       f"{workdir} is at step {done} already and cannot go back to a run of "
-      f"{total_steps} steps. Give at least {done}, or take a new workdir."
+      f"{total_steps} steps. Give at least {done} steps, or take a new workdir."
     )
-  # Nobody writes before everybody has looked, nobody goes on before it stands.
+  # No process may write before all have read the old config, and none may go on
+  # before the new one is written.
   _wait_for_all("looked")
   if jax.process_index() == 0:
     partial = path.with_name(path.name + ".partial")
@@ -178,7 +182,7 @@ def _check_changes(
 
 @contextlib.contextmanager
 def explain_interrupt(workdir: pathlib.Path) -> Iterator[None]:
-  """Says, where Ctrl-C ends a run, what is saved and how to go on."""
+  """If Ctrl-C ends a run, logs what is saved and how to resume."""
   try:
     yield
   except KeyboardInterrupt:
@@ -198,7 +202,7 @@ def begin(
   total_steps: int,
   allow_changes: bool,
 ) -> Iterator[None]:
-  """Makes `workdir` the one of this run until its end; see `claim`."""
+  """Locks `workdir` and calls `claim`; holds the lock until the run ends."""
   with hold(workdir):
     claim(workdir, config, total_steps=total_steps, allow_changes=allow_changes)
     with explain_interrupt(workdir), keep_compilations(workdir):
@@ -212,7 +216,10 @@ def _wait_for_all(what: str) -> None:
 
 @contextlib.contextmanager
 def keep_compilations(workdir: pathlib.Path) -> Iterator[None]:
-  """Lets a resumed run load its programs, where no other cache is set."""
+  """Caches compiled programs in `workdir`, unless another cache is set.
+
+  A resumed run then loads its programs instead of compiling them.
+  """
   if jax.config.values["jax_compilation_cache_dir"] is not None:
     yield
     return
@@ -225,5 +232,5 @@ def keep_compilations(workdir: pathlib.Path) -> Iterator[None]:
 
 def _set_cache(path: str | None) -> None:
   jax.config.update("jax_compilation_cache_dir", path)
-  # JAX looks at the setting once, until it is reset.
+  # JAX reads the setting once and ignores changes until the cache is reset.
   compilation_cache.reset_cache()

@@ -1,4 +1,4 @@
-"""The evaluations and the report of a run, on the model as it is now."""
+"""Runs the evaluations and the report of a run with its current model."""
 
 import contextlib
 import dataclasses
@@ -25,14 +25,15 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class _Stopped(Exception):
-  """The run was told to stop."""
+  """Raised where an evaluation ends early because the run was told to stop."""
 
 
 class Evaluator:
   """Evaluates the model of a run, unless the run is told to stop.
 
-  Whether to stop is asked before every batch. The processes share each batch
-  (shared_batches.py) and ask equally often, so that all leave at the same one.
+  It polls before every batch whether to stop. The processes share each batch
+  (shared_batches.py) and poll equally often, so all of them stop at the same
+  batch.
   """
 
   def __init__(self, run: run_lib.Run, stop: preemption.Preemption):
@@ -41,7 +42,7 @@ class Evaluator:
     self._cuts = tokenizer_lib.Cuts()
 
   def measure(self, state: state_lib.TrainState) -> dict[str, Any] | None:
-    """Returns {name: measures} of `config.evals`; None where told to stop."""
+    """Returns {name: measures} of `config.evals`; None if told to stop."""
     results = {}
     try:
       for name, evaluation in self._run.evaluations.items():
@@ -66,14 +67,14 @@ class Evaluator:
     evaluated: dict[str, Any],
     path: pathlib.Path,
   ) -> str | None:
-    """Writes the run's report to `path` and returns that.
+    """Writes the run's report to `path` and returns `path`.
 
-    Returns None where the config wants no report, or where told to stop.
+    Returns None if the config asks for no report, or if told to stop.
 
     Args:
-      state: at the end.
-      evaluated: its measures, by name.
-      path: of the picture.
+      state: the state at the end of the run.
+      evaluated: the measures of that state, by name.
+      path: the file to write.
     """
     run = self._run
     if run.report is None:
@@ -128,7 +129,7 @@ class Evaluator:
     )
 
   def _open_batches(self) -> Callable[..., Any]:
-    # Models that predict captions score whole batches on every process.
+    # With models that predict captions every process scores all batches.
     if jax.process_count() == 1 or not self._run.program.model.contrastive:
       return pipeline.eval_batches
     return functools.partial(
@@ -136,7 +137,7 @@ class Evaluator:
     )
 
   def _scorer(self, ready: Any) -> embedding_model.ScoreTexts | None:
-    """Returns how a model that predicts captions scores texts."""
+    """Returns how a model that predicts captions scores texts, or None."""
     if ready.score_texts is None:
       return None
 
@@ -170,7 +171,7 @@ def _figure(name: str, result: dict[str, Any]) -> report_lib.Figure:
 
 @contextlib.contextmanager
 def _progress(name: str) -> Iterator[Callable[[int, int], None] | None]:
-  """Shows how far `name` is, on the first process."""
+  """Shows the progress of `name` on the first process."""
   if jax.process_index():
     yield None
     return

@@ -1,11 +1,12 @@
 """The loss of the whole batch and its gradients, as one device computes them.
 
-The towers see this device's pairs alone; the loss sees those of all devices.
-With micro-batches the towers see some pairs at a time: gradient caching (Gao
-et al. 2021, arXiv 2101.06983). All pairs are embedded without keeping
-activations, the loss of all embeddings gives their gradients, and each part is
-embedded once more to carry these into the parameters. The result is that of
-the whole batch, for one more forward pass and the memory of one part.
+The towers process this device's pairs only; the loss compares the pairs of all
+devices. With micro-batches the towers process a part of the pairs at a time, by
+gradient caching (Gao et al. 2021, arXiv 2101.06983): all pairs are embedded
+without keeping activations, the loss of all embeddings gives the gradients of
+the embeddings, and each part is embedded once more to propagate these gradients
+to the parameters. The result is that of the whole batch; it costs one more
+forward pass and needs memory for the activations of one part only.
 """
 
 import dataclasses
@@ -26,15 +27,15 @@ class Losses:
   """Losses of the whole batch, in nats, the same on every device.
 
   Attributes:
-    total: what is minimised.
-    terms: those that it is the weighted sum of, by name; empty where it is one.
+    total: the loss that is minimised.
+    terms: if `total` is a weighted sum, the losses in it by name; else empty.
   """
 
   total: jax.Array
   terms: dict[str, jax.Array]
 
 
-# From what the model makes of this device's pairs.
+# Takes the model's output for this device's pairs.
 LossFunction = Callable[[clip.ClipOutput], Losses]
 
 
@@ -45,7 +46,7 @@ class Part:
   Attributes:
     image: uint8 (pairs, height, width, 3).
     tokens: int32 (pairs, length), or `PackedText`.
-    examples: int32 (pairs,), their numbers in the global batch.
+    examples: int32 (pairs,), the numbers of the pairs in the global batch.
   """
 
   image: jax.Array
@@ -55,12 +56,12 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Towers:
-  """A model whose parameters lie on the mesh in parts.
+  """A model whose parameters are split over the mesh.
 
   Attributes:
-    model: of `sharded.place`.
+    model: the result of `sharded.place`.
     specs: the PartitionSpec of each parameter.
-    frozen: what is not trained.
+    frozen: the parameters that are not trained.
   """
 
   model: clip.CLIP
@@ -70,7 +71,7 @@ class Towers:
   def embed(
     self, params: Any, batch_stats: Any, part: Part, key: jax.Array
   ) -> tuple[clip.ClipOutput, Any]:
-    """Returns what the model makes of `part`, and the new statistics."""
+    """Returns the model's output for `part` and the new batch statistics."""
     params = sharded.whole(params, self.specs, dtype=self.model.dtype)
     output, updated = self.model.apply(
       {"params": params, "batch_stats": batch_stats},
@@ -87,7 +88,7 @@ class Towers:
     return output, updated.get("batch_stats", {})
 
   def temperature(self, params: Any) -> tuple[jax.Array, jax.Array | None]:
-    """Returns the logit scale and the logit bias, None without them."""
+    """Returns the logit scale and the logit bias; None for a missing one."""
     found: Any = self.model.apply(
       {"params": params}, method=clip.CLIP.temperature
     )
@@ -102,19 +103,19 @@ def direct(
   part: Part,
   key: jax.Array,
 ) -> tuple[Losses, Any, Any]:
-  """Returns losses, gradients and statistics, all pairs at a time.
+  """Returns losses, gradients and statistics, computed for all pairs at once.
 
   Args:
     towers: the model.
-    loss: of the model's output for this device's pairs.
+    loss: a function of the model's output for this device's pairs.
     params: this device's parts of the parameters.
-    batch_stats: the same on every device.
+    batch_stats: the batch statistics, the same on every device.
     part: this device's pairs.
-    key: of what is random in this update.
+    key: the random key of this update.
 
   Returns:
-    The losses of the whole batch; the gradient of the trained parameters, the
-    share of this device's pairs; the new batch statistics.
+    The losses of the whole batch; this device's share of the gradient of the
+    trained parameters; the new batch statistics.
   """
 
   def objective(trained):
@@ -139,9 +140,10 @@ def cached(
   *,
   micro_batches: int,
 ) -> tuple[Losses, Any, Any]:
-  """Returns the same as `direct`, embedding in `micro_batches` parts.
+  """Returns the same as `direct`; embeds the pairs in `micro_batches` parts.
 
-  Batch norms must be locked: others need the statistics of all pairs at once.
+  All batch norms must be locked, because a batch norm that is not needs the
+  statistics of all pairs.
   """
   trained = towers.frozen.select(params)
   parts = jax.tree.map(
@@ -182,6 +184,6 @@ def cached(
 
 
 def of_pairs(output: clip.ClipOutput) -> clip.ClipOutput:
-  """Returns what belongs to pairs: all but temperature and bias."""
+  """Returns the outputs that belong to pairs, without logit scale and bias."""
   none: Any = None
   return dataclasses.replace(output, logit_scale=none, logit_bias=None)

@@ -1,7 +1,7 @@
-"""What a run notes of each update, and the account that it keeps of its data.
+"""Records the metrics of each update and the bad records of a run.
 
-The devices run ahead of the host: an update's scalars are read when a later
-one has been started, so that reading never stalls them.
+The devices run ahead of the host: the scalars of an update are read after a
+later update has been started, so that reading does not stall the devices.
 """
 
 import collections
@@ -28,17 +28,18 @@ _LOGGER = logging.getLogger(__name__)
 
 LEDGER = "ledger.jsonl"
 EVALUATION_DUE = "evaluation_due"
-BEFORE = "before"  # The measures of the model that a run began with.
+BEFORE = "before"  # Measures of the model with which a run began.
 
-# Updates that may be under way before one is read. Simulated devices share
-# the threads of one CPU and can starve each other's collectives: one at a time.
+# How many updates may be running while the oldest is read. Simulated devices
+# share the threads of one CPU and can starve each other's collectives, so that
+# on CPUs each update is read before the next one starts.
 _IN_FLIGHT = {"cpu": 0}
 _IN_FLIGHT_ELSEWHERE = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pending:
-  """One update whose scalars have not been read yet."""
+  """An update whose scalars have not been read yet."""
 
   step: int
   measured: step_lib.Measured
@@ -49,9 +50,9 @@ class Journal:
   """Metrics, log lines and the ledger of bad records of one run.
 
   Attributes:
-    counters: what a resumed run needs back.
-    evaluation_due: whether the run was stopped at `first_step` before that
-      step's evaluations.
+    counters: the numbers that are saved for a resumed run.
+    evaluation_due: whether the run was stopped at `first_step` before the
+      evaluations of that step.
   """
 
   def __init__(
@@ -62,13 +63,14 @@ class Journal:
     first_step: int,
     counters: dict[str, Any],
   ):
-    """Opens the files where a run at `first_step` goes on.
+    """Opens the files for a run that continues after `first_step`.
 
     Args:
-      run: whose updates are noted.
-      workdir: of the run.
-      first_step: updates done before; later lines are removed.
-      counters: as `self.counters` was at that step; empty at the start.
+      run: the run.
+      workdir: its workdir.
+      first_step: the number of updates done before; lines of later steps are
+        removed.
+      counters: the value of `self.counters` at that step; empty for a new run.
     """
     config, source = run.program.config, run.source
     if jax.process_index() == 0:
@@ -120,7 +122,7 @@ class Journal:
     return self
 
   def __exit__(self, kind: Any, *error: Any) -> None:
-    # On a full disk this fails too; what stopped the run says more.
+    # On a full disk closing fails, too; the first error says more.
     hides = contextlib.suppress(OSError) if kind else contextlib.nullcontext()
     if self._live is not None:
       self._live.__exit__()
@@ -131,7 +133,7 @@ class Journal:
     self._tracker.close(failed=kind is not None and not stopped)
 
   def next_batch(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the next batch of `batches` and notes how long it took."""
+    """Returns the next batch and records how long the host waited for it."""
     start = time.perf_counter()
     batch = next(batches)
     waited = time.perf_counter() - start
@@ -145,10 +147,10 @@ class Journal:
   def note(
     self, step: int, batch: dict[str, Any], measured: step_lib.Measured
   ) -> None:
-    """Takes down update `step`; reads those that must be done by now.
+    """Records update `step` and reads those that must be finished by now.
 
     Raises:
-      UserError: too many records are bad.
+      UserError: there are too many bad records.
     """
     self._pending.append(_Pending(step, measured, batch["problems"]))
     while len(self._pending) > self._in_flight:
@@ -156,18 +158,21 @@ class Journal:
 
   @property
   def different_bad_records(self) -> int:
-    """Number of different bad records that this process met, up to 200."""
+    """How many distinct bad records this process has read, at most 200."""
     return self._ledger.different
 
   def flush(self) -> None:
-    """Reads every update that was started."""
+    """Reads the scalars of every update that was started."""
     while self._pending:
       self._read(self._pending.popleft())
 
   def write_evaluations(
     self, step: int, evaluated: dict[str, Any] | None
   ) -> None:
-    """Writes the numbers of evaluations after `step`; None: they are due."""
+    """Writes the measures of the evaluations after `step`.
+
+    None means that they were interrupted: a resumed run does them first.
+    """
     if evaluated is None:
       self.counters[EVALUATION_DUE] = True
     elif evaluated:
@@ -190,7 +195,7 @@ class Journal:
         self._skipped,
       )
     if not self._started:
-      # The first update compiles; what it took is no rate.
+      # The first update includes compilation, so its time gives no rate.
       self._started = True
       self._throughput.restart()
       self._live = _live_line(step)
@@ -222,7 +227,7 @@ class Journal:
       "learning_rate": float(self._schedule(max(done, 0))),
       "skipped": measured.skipped,
       "bad_records": self.counters["bad_records"],
-      # Equal runs read the same, on any number of processes.
+      # Equal for equal runs on any number of processes.
       "records_crc32": self._digest(step),
     }
     self._writer.write(step, {**values, **rates})
@@ -271,7 +276,7 @@ def _state(measured: step_lib.Measured) -> str:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns the numbers of nested dicts under "/"-joined names."""
+  """Returns the numbers in nested dicts by their keys, joined by "/"."""
   flat = {}
   for key, value in tree.items():
     if isinstance(value, dict):
@@ -282,13 +287,13 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def ledger_path(workdir: pathlib.Path) -> pathlib.Path:
-  """Returns where this process writes: each knows only its own rows."""
+  """Returns this process's ledger; each process knows only its own rows."""
   process = jax.process_index()
   return workdir / (LEDGER if process == 0 else f"ledger-{process}.jsonl")
 
 
 def truncate_abandoned(workdir: pathlib.Path, last_step: int) -> None:
-  """Cuts the ledgers of processes that an earlier part of the run had."""
+  """Truncates ledgers of processes that only an earlier part of the run had."""
   for path in workdir.glob("ledger-*.jsonl"):
     number = path.stem.removeprefix("ledger-")
     if number.isdecimal() and int(number) >= jax.process_count():

@@ -1,4 +1,4 @@
-"""How fast each part of a model learns: factors on the learning rate."""
+"""Factors on the learning rate for the parts of a model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,14 +15,14 @@ from clip_jax.models import freezing, paths
 def factors(optim: config_lib.Optim, params: Any) -> Any:
   """Returns a factor for each parameter: a number, or one for each layer.
 
-  A tower's factor is `image_lr_factor` or `text_lr_factor`; below its top, each
-  layer learns `layer_decay` times as fast as the one above it (Clark et al.
-  2020; Bao et al. 2022), its embeddings slowest. Other parameters learn at the
-  full rate.
+  The factor of a tower is `image_lr_factor` or `text_lr_factor`. The rate of
+  each layer is `layer_decay` times that of the layer above it (Clark et al.
+  2020; Bao et al. 2022); the embeddings have the lowest rate. Parameters
+  outside the towers have the full rate.
 
   Args:
     optim: `config.optim`.
-    params: arrays or shapes, all of the model's.
+    params: all parameters of the model, as arrays or shapes.
 
   Returns:
     A tree like `params` of numpy arrays that broadcast against them.
@@ -47,7 +47,7 @@ def factors(optim: config_lib.Optim, params: Any) -> Any:
 
 
 def _depths(params: Mapping[str, Any]) -> dict[str, int]:
-  """Returns the layers of each tower; 0 where it has no such stack."""
+  """Returns the number of stacked layers of each tower, or 0."""
   depths: dict[str, int] = dict.fromkeys(paths.TOWERS, 0)
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     name = sharding.path_name(path)
@@ -62,8 +62,8 @@ def scale(
 ) -> optax.GradientTransformation:
   """Returns `tx` with its updates multiplied by `factors`.
 
-  Its `init` and `update` take all parameters; gradients and updates are of the
-  trained part alone.
+  Its `init` and `update` take all parameters; gradients and updates are those
+  of the trained parameters only.
   """
   names = ("image_lr_factor", "text_lr_factor", "layer_decay")
   if all(getattr(optim, name) == 1 for name in names):

@@ -1,4 +1,4 @@
-"""Connections between the processes of one run, and what is sent over them."""
+"""Connections between the processes of one run, and their messages."""
 
 import contextlib
 import ipaddress
@@ -11,14 +11,14 @@ from typing import Any
 
 from clip_jax import errors
 
-# A process that fails because another is gone learns so within this time.
+# A process that fails because another has ended learns of it within this time.
 SETTLE_SECONDS = 1.0
 LONGEST_MESSAGE = 4096
 
 
 def send(link: socket.socket, *message: Any) -> None:
-  """Sends a message, which is a list of JSON's values."""
-  with contextlib.suppress(OSError):  # Whoever reads from it will notice.
+  """Sends a message, which is a list of JSON values."""
+  with contextlib.suppress(OSError):  # The thread that reads notices the error.
     link.sendall(json.dumps(message).encode() + b"\n")
 
 
@@ -26,12 +26,12 @@ def receive(link: socket.socket) -> list[Any]:
   """Returns the next message.
 
   Raises:
-    OSError: the connection is closed, or nothing came in time.
-    ValueError: it is no message.
+    OSError: the connection is closed, or nothing arrived in time.
+    ValueError: the bytes are not a message.
   """
   line = b""
   while not line.endswith(b"\n"):
-    # One by one: after a first line may come bytes that are JAX's.
+    # Byte by byte, because bytes for JAX may follow the first line.
     byte = link.recv(1)
     if not byte:
       raise ConnectionResetError("closed")
@@ -45,7 +45,7 @@ def receive(link: socket.socket) -> list[Any]:
 
 
 def is_closed(link: socket.socket) -> bool:
-  """Returns whether the other end of a connection is gone."""
+  """Whether the other end of a connection has closed it."""
   flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
   try:
     return not link.recv(1, flags)
@@ -56,18 +56,18 @@ def is_closed(link: socket.socket) -> bool:
 
 
 def shut(link: socket.socket) -> None:
-  """Ends a connection for those who read from it, here and there."""
+  """Closes a connection, so that reading from it ends on both sides."""
   with contextlib.suppress(OSError):
     link.shutdown(socket.SHUT_RDWR)
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
-  """Copies what comes from one connection into another until either ends."""
+  """Copies bytes from one connection to another until either ends."""
   with contextlib.suppress(OSError):
     while block := source.recv(1 << 16):
       sink.sendall(block)
-  # A client of JAX's aborts its process as soon as its connection closes; if
-  # that is because process 0 is gone, the watch has ended this one before.
+  # JAX's client aborts its process as soon as its connection closes; if the
+  # reason is that process 0 has ended, `Peers` has ended this process before.
   time.sleep(SETTLE_SECONDS)
   for end in (source, sink):
     shut(end)
@@ -75,7 +75,7 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 
 def relay(one: socket.socket, other: socket.socket) -> None:
-  """Copies between two connections, both ways, until either ends."""
+  """Copies bytes between two connections, both ways, until either ends."""
   for link in (one, other):
     link.settimeout(None)
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -91,19 +91,21 @@ def start(function: Callable[..., None], *arguments: Any) -> threading.Thread:
 
 
 def free_port() -> int:
-  """Returns a port of this machine that nobody listens at."""
+  """Returns a free port of this machine."""
   with socket.create_server(("127.0.0.1", 0)) as server:
     return server.getsockname()[1]
 
 
 def own_address() -> str:
-  """Returns HOST:PORT at which other machines reach this one, and it is free.
+  """Returns HOST:PORT of this machine with a free port, for other machines.
 
-  The address of the interface that leads to all others; without one, loopback.
+  The host is the address of the interface of the default route, or loopback if
+  there is none.
   """
   with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
     try:
-      link.connect(("192.0.2.1", 9))  # Sends nothing: RFC 5737's, nobody's.
+      # An address that RFC 5737 reserves; nothing is sent.
+      link.connect(("192.0.2.1", 9))
       host = link.getsockname()[0]
     except OSError:
       host = "127.0.0.1"
@@ -111,9 +113,9 @@ def own_address() -> str:
 
 
 def listen(address: tuple[str, int]) -> socket.socket:
-  """Listens where others look for this process."""
+  """Returns a socket that listens at the address other processes connect to."""
   host, port = address
-  # A machine's own name is often another address for itself than for others.
+  # A machine's name often means another address on it than on other machines.
   if host != "localhost" and not _is_number(host):
     host = ""
   try:
@@ -139,7 +141,7 @@ def _is_number(host: str) -> bool:
 
 
 def connect(address: tuple[str, int], end: float) -> socket.socket:
-  """Connects, trying until `end`."""
+  """Returns a connection to `address`; retries until the time `end`."""
   while True:
     try:
       return socket.create_connection(address, timeout=5)
@@ -147,6 +149,6 @@ def connect(address: tuple[str, int], end: float) -> socket.socket:
       if time.monotonic() > end:
         raise errors.UserError(
           f"Process 0 cannot be reached at {address[0]}:{address[1]}: "
-          f"{error.strerror or error}. Start it, or mend --coordinator."
+          f"{error.strerror or error}. Start it, or correct --coordinator."
         ) from error
       time.sleep(0.2)

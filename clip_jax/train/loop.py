@@ -31,20 +31,23 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """What a call of `train` has done.
+  """The result of a call of `train`.
 
   Attributes:
-    steps: updates of the whole run.
-    steps_now: those that this call has made.
-    skipped: updates that changed nothing, for something was not finite.
-    bad_records: damaged records that were met and replaced, in each pass anew.
-    different_bad_records: those in this process's ledger, up to 200.
-    before: measures of the model that the run began with, by evaluation.
-    lost_records: what the data lost to damaged files, as far as known.
-    seconds: that the call took.
+    steps: the number of updates of the whole run.
+    steps_now: the number of updates of this call.
+    skipped: the number of updates that changed nothing, because a number in
+      them was not finite.
+    bad_records: how often a damaged record was read and replaced; a record
+      counts once in each pass over the data.
+    different_bad_records: the number of distinct damaged records in this
+      process's ledger, at most 200.
+    before: measures of the model with which the run began, by evaluation.
+    lost_records: the number of records lost in damaged files, as far as known.
+    seconds: the duration of the call.
     evals: measures at the end, by evaluation.
-    report: path of the picture; None where there is none.
-    profile: path of the traces; None where this call has made none.
+    report: the path of the picture; None if there is none.
+    profile: the path of the traces; None if this call made none.
   """
 
   steps: int
@@ -70,14 +73,16 @@ def train(
   """Runs `config`, resuming from the newest good checkpoint in `workdir`.
 
   Args:
-    config: of `config.load`, or what `config.check` takes.
-    workdir: gets config, checkpoints, metrics, the ledger and report.png.
-    allow_changes: resume although fields differ that change the result.
-    profile_step: the first of the updates to trace; None for no trace.
+    config: the result of `config.load`, or what `config.check` accepts.
+    workdir: the directory of the run's config, checkpoints, metrics, ledger and
+      report.png.
+    allow_changes: whether to resume even if fields that change the result
+      differ.
+    profile_step: the first update to trace; None for no trace.
 
   Raises:
     UserError: the config does not fit the data, the devices or the workdir.
-    SystemExit: 143, once the run was told to stop and has saved.
+    SystemExit: 143, when the run was told to stop and has saved its state.
   """
   started = time.perf_counter()
   workdir = workdir_lib.find(workdir)
@@ -86,7 +91,7 @@ def train(
   tokenizer = origins_lib.tokenizer_files(workdir, origins)
   run = run_lib.make_run(config, tokenizer_files=tokenizer)
   total_steps = run.total_steps
-  run.announce()  # Also the first to look into the model.
+  run.announce()  # Before `check_data`: this raises if the model is impossible.
   run.check_data()
   origins_lib.check_goes_on(workdir, config.optim)
   with contextlib.ExitStack() as stack:
@@ -125,7 +130,7 @@ def train(
       _leave_if_told(stop, checkpoints)
     if first_step < total_steps and jax.process_index() == 0:
       _LOGGER.info("Compiling the first step ...")
-    # `step` counts finished updates: state, data position and log lines agree.
+    # `step` counts finished updates, in the state, the data and the log alike.
     for step in range(first_step + 1, total_steps + 1):
       with profile.step(step):
         batch = notes.next_batch(batches)
@@ -146,7 +151,7 @@ def train(
         )
       _leave_if_told(stop, checkpoints)
     checkpoints.wait()
-    if evaluated is None:  # Resumed at the end.
+    if evaluated is None:  # The run was resumed after its last step.
       evaluated = evaluator.measure(state) or {}
     report = evaluator.write_report(state, evaluated, workdir / "report.png")
     _leave_if_told(stop, checkpoints)
@@ -172,7 +177,7 @@ def _due(step: int, every_steps: int) -> bool:
 def _leave_if_told(
   stop: preemption.Preemption, checkpoints: saving.Checkpoints
 ) -> None:
-  """Ends the run where it was told to stop; the state must be saved."""
+  """Ends the run if it was told to stop; the state must have been saved."""
   if not stop.told:
     return
   checkpoints.wait()
@@ -183,13 +188,13 @@ def _leave_if_told(
 
 
 def _check_data(run: run_lib.Run, counters: dict[str, Any]) -> None:
-  """Raises UserError where the data are not those that the run began with."""
+  """Raises UserError if the data are not those with which the run began."""
   before = counters.get("data", run.source.fingerprint)
   if before != run.source.fingerprint:
     raise errors.UserError(
       f"{run.program.config.data.train} has changed since this run began "
-      "(files came, went or changed size). Take a new workdir, or pass "
-      "--allow-changes to go on with the data as they are."
+      "(files were added or removed, or their sizes changed). Take a new "
+      "workdir, or pass --allow-changes to go on with the data as they are."
     )
 
 
@@ -220,7 +225,10 @@ def _restore_or_init(
 def _counters_at_the_start(
   state: state_lib.TrainState, origins: origins_lib.Origins
 ) -> dict[str, Any]:
-  """Returns what is noted of a new run; a model to begin with is evaluated."""
+  """Returns the counters of a new run.
+
+  A model with which the run begins is evaluated before the first step.
+  """
   if "model" not in origins:
     return {}
   return {

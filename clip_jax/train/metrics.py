@@ -1,4 +1,4 @@
-"""What a run writes down: lines, TensorBoard, and how fast it goes."""
+"""The metrics of a run: JSON lines, TensorBoard events and throughput."""
 
 import contextlib
 import functools
@@ -19,11 +19,11 @@ from tensorboardX.proto import event_pb2
 from clip_jax import json_lines
 from clip_jax.train import tracking
 
-METRICS = "metrics.jsonl"  # In the workdir.
+METRICS = "metrics.jsonl"  # A file in the workdir.
 
-# Dense bfloat16 FLOP/s of one JAX device, by a part of its kind; from the
-# makers' data sheets. Longer names first: "v5" alone is a v5p. Up to v3 a
-# device is half a chip.
+# Dense bfloat16 FLOP/s of one JAX device, by a part of its kind's name; from
+# the manufacturers' data sheets. Longer names come first: "v5" alone is a v5p.
+# Up to v3 a device is half a chip.
 PEAK_FLOPS = {
   "tpu7x": 1154e12,
   "v6 lite": 918e12,
@@ -45,19 +45,19 @@ PEAK_FLOPS = {
 }
 
 
-_EVALUATION = "eval/"  # How the names of an evaluation's numbers begin.
-_FLUSH_SECONDS = 60.0  # Between flushes of the events, which wait for the disk.
+_EVALUATION = "eval/"  # Prefix of the names of an evaluation's measures.
+_FLUSH_SECONDS = 60.0  # Flushing the events waits for the disk.
 
 
 def peak_flops() -> float:
-  """Returns FLOP/s of one device: from the data sheet, or measured on a CPU.
+  """Returns the peak FLOP/s of one device, from the data sheet or measured.
 
-  A CPU has no honest data sheet figure; its own matrix product stands in.
-  Unknown accelerators give NaN.
+  For a CPU, whose data sheet gives no usable figure, a matrix product is
+  measured. The result is NaN for unknown accelerators.
   """
   device = jax.devices()[0]
   if device.platform == "cpu":
-    # Simulated devices share the one CPU.
+    # Simulated devices share one CPU.
     return _matmul_flops() / jax.local_device_count()
   kind = device.device_kind.lower()
   return next((f for name, f in PEAK_FLOPS.items() if name in kind), math.nan)
@@ -78,30 +78,30 @@ def _matmul_flops(size: int = 1536, repeats: int = 3) -> float:
 
 
 class Throughput:
-  """Measures images per second, utilisation and waiting between two reads."""
+  """Measures images per second, utilisation and data wait between two reads."""
 
   def __init__(self, *, devices: int):
     """Starts the clock.
 
     Args:
-      devices: that share the work.
+      devices: the number of devices that share the work.
     """
     self._peak = peak_flops() * devices
     self.restart()
 
   def restart(self) -> None:
-    """Forgets what was measured, after a pause that is no training."""
+    """Starts measuring again, after a pause that is not training time."""
     self._start = time.perf_counter()
     self._pairs, self._flops, self._waited = 0, 0, 0.0
 
   def add(self, *, pairs: int, flops: int, waited_seconds: float) -> None:
-    """Notes one update, with the operations that it is worth."""
+    """Adds one update."""
     self._pairs += pairs
     self._flops += flops
     self._waited += waited_seconds
 
   def read(self) -> dict[str, float]:
-    """Returns the rates since the last read (or restart)."""
+    """Returns the rates since the last read or restart."""
     seconds = max(time.perf_counter() - self._start, 1e-9)
     rate = self._pairs / seconds
     rates = {
@@ -114,7 +114,7 @@ class Throughput:
 
 
 class Writer:
-  """Appends metrics to `metrics.jsonl` and TensorBoard; only process 0."""
+  """Appends metrics to `metrics.jsonl` and TensorBoard, on process 0 only."""
 
   def __init__(
     self,
@@ -127,11 +127,12 @@ class Writer:
     """Opens the files; lines of steps after `after_step` are removed.
 
     Args:
-      workdir: of the run.
-      after_step: where the run goes on; a killed run may have written more.
-      evaluation_due: whether that step is still to be evaluated; what was
-        written of its evaluation is removed too.
-      tracker: gets the same numbers; None for none.
+      workdir: the workdir of the run.
+      after_step: the step from which the run continues; a run that was killed
+        may have written lines of later steps.
+      evaluation_due: whether that step is still to be evaluated; lines of its
+        evaluation are then removed, too.
+      tracker: receives the same numbers; None for none.
     """
     self._tracker = tracker
     self._active = jax.process_index() == 0
@@ -141,12 +142,12 @@ class Writer:
     truncate_lines(
       self._path, after_step, but=_EVALUATION if evaluation_due else None
     )
-    # Not a SummaryWriter: its thread dies where the disk is full, and the run
-    # would wait for it for ever.
+    # Not a SummaryWriter: its thread ends when the disk is full, and the run
+    # would then wait for it forever.
     self._events_path = os.path.join(os.fspath(workdir), "events")
     self._events = event_file_writer.EventsWriter(self._events_path)
     self._flushed = time.monotonic()
-    if after_step:  # Hides what a killed run wrote of later steps.
+    if after_step:  # Makes TensorBoard hide events of later steps.
       log = event_pb2.SessionLog  # pyright: ignore  # Made when imported.
       started = log(status=log.START)
       self._add_event(step=after_step + 1, session_log=started)
@@ -158,7 +159,7 @@ class Writer:
     self.close()
 
   def write(self, step: int, values: dict[str, Any]) -> None:
-    """Writes one line {"step": step, **values} and its curves."""
+    """Writes one line {"step": step, **values} and the TensorBoard scalars."""
     if not self._active:
       return
     values = {key: _plain(value) for key, value in values.items()}
@@ -174,7 +175,7 @@ class Writer:
       self._flushed = time.monotonic()
 
   def write_evaluations(self, step: int, values: dict[str, Any]) -> None:
-    """Writes the numbers of the evaluations after `step`."""
+    """Writes the measures of the evaluations after `step`."""
     self.write(step, {_EVALUATION + key: x for key, x in values.items()})
 
   def _add_event(self, **fields: Any) -> None:
@@ -191,12 +192,12 @@ class Writer:
 
 
 def _plain(value: Any) -> Any:
-  """Returns a Python number for an array's only element."""
+  """Returns the only element of an array as a Python number."""
   return np.asarray(value).item() if hasattr(value, "dtype") else value
 
 
 def append_line(path: pathlib.Path, entry: dict[str, Any]) -> None:
-  """Appends one line of JSON; non-finite numbers become null."""
+  """Appends one line of JSON, in which numbers that are not finite are null."""
   finite = {
     key: None if isinstance(x, float) and not math.isfinite(x) else x
     for key, x in entry.items()
@@ -207,7 +208,7 @@ def append_line(path: pathlib.Path, entry: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _named(path: str | os.PathLike) -> Iterator[None]:
-  """Puts the file into an error of a write, which does not name it."""
+  """Adds the file's path to an error of a write, which does not name it."""
   try:
     yield
   except OSError as error:
@@ -217,12 +218,13 @@ def _named(path: str | os.PathLike) -> Iterator[None]:
 def truncate_lines(
   path: pathlib.Path, last_step: int, *, but: str | None = None
 ) -> None:
-  """Keeps the lines of steps up to `last_step`; sets damaged ones aside.
+  """Removes the lines of steps after `last_step`; sets damaged lines aside.
 
   Args:
-    path: of JSON lines with a step each.
-    last_step: the last one kept.
-    but: lines of `last_step` go too, if one of their names begins so.
+    path: a file of JSON lines that have a "step" each.
+    last_step: the last step whose lines are kept.
+    but: a line of `last_step` is removed, too, if one of its names begins with
+      this.
   """
 
   def keep(entry: dict[str, Any]) -> bool:

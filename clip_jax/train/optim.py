@@ -1,7 +1,7 @@
-"""Optimizers: the paper's AdamW, and others in its frame.
+"""Optimizers: the paper's AdamW and others.
 
-All share clipping, decoupled weight decay, warm-up and cosine decay; they
-differ in how a gradient becomes a direction.
+All of them share gradient clipping, decoupled weight decay, warm-up and cosine
+decay; they differ in how the direction of an update is computed.
 """
 
 import math
@@ -20,7 +20,7 @@ from clip_jax import errors, sharding
 from clip_jax.models import freezing, paths
 from clip_jax.train import learning_rates
 
-# Adam's numbers by the kind of image tower (paper, Table 18).
+# Adam's hyper-parameters by the kind of image tower (paper, Table 18).
 ADAM = {
   "vit": {"beta2": 0.98, "epsilon": 1e-6},
   "resnet": {"beta2": 0.999, "epsilon": 1e-8},
@@ -28,26 +28,26 @@ ADAM = {
 
 WARMUP_STEPS = 2000  # Paper, Table 18.
 
-# Weight decay is for matrices, not for gains, biases and single vectors
-# (paper, section 2.5). Shapes cannot tell: a scanned stack's gains have two
-# dimensions.
+# Weight decay applies to matrices, not to gains, biases and single vectors
+# (paper, section 2.5). The names decide, not the shapes: the gains of stacked
+# layers have two dimensions.
 NO_DECAY = re.compile(
   r"(^|/)(\w*bias|scale|log_scale|class_embedding|registers|probe)$"
 )
 
-# Muon turns the matrices of encoders' layers; all else is Adam's. Dimensions
-# that a matrix reads and writes, after the axis of the layers.
+# Muon updates the matrices of the encoders' layers, Adam everything else. The
+# input and output dimensions of a matrix, after the axis of the layers.
 _MUON = {
   **{f"{name}/kernel": (1, (2, 3)) for name in paths.QUERY_KEY_VALUE},
   "attention/out/kernel": ((1, 2), 3),
   "mlp/fc_in/kernel": (1, 2),
   "mlp/fc_out/kernel": (1, 2),
 }
-# The smaller side of what Adafactor factors: a head's width is 64 or more, and
-# no stack has as many layers.
+# Adafactor factors dimensions of at least this size: the width of a head is 64
+# or more, and no encoder has as many layers.
 _FACTORED_FROM = 64
-# Root mean square of an update, about that of Adam's, so that one learning
-# rate serves both (Liu et al. 2025, arXiv 2502.16982, section 2.2).
+# Root mean square of an update, about that of Adam's, so that the same learning
+# rate suits both (Liu et al. 2025, arXiv 2502.16982, section 2.2).
 _MUON_RMS = 0.2
 
 
@@ -61,8 +61,8 @@ def schedule(
 ) -> jax.Array:
   """Returns the learning rate of update number `step`, counted from 0.
 
-  Linear warm-up to `peak_lr` in `warmup_steps`, then half a cosine towards 0
-  at `total_steps` (paper, section 2.5); computed in `dtype`.
+  It rises linearly to `peak_lr` in `warmup_steps` and then falls to 0 at
+  `total_steps` along half a cosine (paper, section 2.5). Computed in `dtype`.
   """
   step = jnp.asarray(step).astype(dtype)
   warmup = (step + 1) / max(warmup_steps, 1)
@@ -72,7 +72,7 @@ def schedule(
 
 
 def decays(params: Any) -> Any:
-  """Returns a tree of bools: whether weight decay acts on the parameter."""
+  """Returns a tree of bools: whether weight decay applies to the parameter."""
   return jax.tree_util.tree_map_with_path(
     lambda path, _: not NO_DECAY.search(sharding.path_name(path)), params
   )
@@ -85,8 +85,8 @@ def make_schedule(
 
   Args:
     optim: `config.optim`.
-    precision: of the run; the rate is computed in float32 at least.
-    total_steps: updates of the whole run.
+    precision: the run's precision; the rate is computed in at least float32.
+    total_steps: the number of updates of the whole run.
 
   Raises:
     UserError: the warm-up is longer than the run.
@@ -118,18 +118,18 @@ def _adamw(optim, image_kind):
 
 def _lion(optim, image_kind):
   del image_kind
-  # Chen et al. 2023, arXiv 2302.06675: 0.99 where nothing else is said.
+  # Chen et al. 2023, arXiv 2302.06675; their default for beta2 is 0.99.
   beta2 = 0.99 if optim.beta2 is None else optim.beta2
   return optax.scale_by_lion(b1=optim.beta1, b2=beta2)
 
 
 def _adafactor(optim, image_kind):
-  """Factored second moments, updates clipped to a root mean square of 1.
+  """Adafactor: factored second moments, updates clipped to an RMS of 1.
 
   Shazeer and Stern 2018, arXiv 1804.04235, sections 4 to 7; the momentum is in
-  bfloat16, as in "Scaling vision transformers" (Zhai et al. 2022). Of an
-  attention's kernel, (layers, width, heads, head width), the moments are those
-  of the widths, for each layer and head.
+  bfloat16, as in "Scaling vision transformers" (Zhai et al. 2022). The moments
+  of an attention kernel, (layers, width, heads, head width), are factored over
+  both widths, for each layer and head.
   """
   del image_kind
   return optax.chain(
@@ -140,7 +140,7 @@ def _adafactor(optim, image_kind):
 
 
 def _clip_layers(updates: Any, params: Any) -> Any:
-  """Scales arrays, layer by layer, to a root mean square of at most 1."""
+  """Scales the arrays of each layer to a root mean square of at most 1."""
   del params
 
   def clip(path, x):
@@ -153,7 +153,7 @@ def _clip_layers(updates: Any, params: Any) -> Any:
 
 
 def _muon(optim, image_kind):
-  """Matrices by Newton-Schulz (Jordan et al. 2024), all else by Adam."""
+  """Newton-Schulz for matrices (Jordan et al. 2024), Adam for the rest."""
 
   def labels(params):
     return jax.tree.map(
@@ -178,7 +178,7 @@ def _is_dimensions(x: Any) -> bool:
 
 
 def muon_dimensions(params: Any) -> Any:
-  """Returns what each array's matrices read and write; None: no matrices."""
+  """Returns the dimensions of each array's matrices; None if it has none."""
 
   def dimensions(path, leaf):
     del leaf
@@ -189,7 +189,7 @@ def muon_dimensions(params: Any) -> Any:
 
 
 def _to_adams_size(updates: Any, params: Any) -> Any:
-  """Scales matrices whose singular values are 1 to Adam's usual size."""
+  """Scales matrices with singular values of 1 to the usual size of Adam's."""
   del params
 
   def scale(x, numbers):
@@ -220,18 +220,18 @@ def make_optimizer(
   """Returns the optimizer of a run: by default AdamW as in the paper.
 
   Its `init` and `update` take all parameters of the model; gradients, updates
-  and state are of the trained part alone.
+  and state are those of the trained parameters only.
 
   Args:
     optim: `config.optim`.
-    precision: of the run, for the learning rate.
-    total_steps: updates of the whole run.
-    image_kind: "vit" or "resnet"; sets beta2 and epsilon where the config
-      leaves them open.
+    precision: the run's precision, for the learning rate.
+    total_steps: the number of updates of the whole run.
+    image_kind: "vit" or "resnet"; decides beta2 and epsilon if the config does
+      not.
 
   Raises:
     UserError: the name is unknown, the warm-up is longer than the run, or
-      layers are to learn at rates of their own and the tower has none.
+      `layer_decay` is set and the image tower is a ResNet.
   """
   if optim.layer_decay != 1 and image_kind == "resnet":
     raise errors.UserError(
@@ -256,10 +256,10 @@ def make_optimizer(
 def freeze(
   tx: optax.GradientTransformation, pattern: str
 ) -> optax.GradientTransformation:
-  """Returns `tx` for the part of the parameters that `pattern` leaves trained.
+  """Returns `tx` for the parameters that `pattern` does not freeze.
 
-  Its `init` and `update` take all parameters; gradients and updates are of the
-  part that `freezing.select` returns, and so is the state.
+  Its `init` and `update` take all parameters; gradients, updates and state are
+  those of the part that `freezing.select` returns.
   """
   if not pattern:
     return tx

@@ -1,10 +1,10 @@
-"""Where a run's parameters begin: from nothing, or from checkpoints.
+"""Initial parameters of a run: random, or from checkpoints.
 
-`init.model` names a whole model, `init.image` and `init.text` name towers (or
-models, of which one tower is taken). With `model="from_init"` the description
-comes from there too. One tower beside a named model takes the place of that
-model's own, and the other tower begins from nothing. A named model that both
-towers are given for must agree with them.
+`init.model` names a whole model; `init.image` and `init.text` name towers, or
+models of which one tower is taken. With `model="from_init"` the description
+also comes from the checkpoints. If `model` names a variant and one tower is
+given, this tower replaces the variant's, and the other one starts from random
+parameters. If both towers are given, the variant must agree with them.
 """
 
 import dataclasses
@@ -34,9 +34,9 @@ _LOGGER = logging.getLogger(__name__)
 FROM_INIT = variants.FROM_INIT
 PARTS = ("model", "image", "text")
 
-# What the arrays outside the towers depend on, and what becomes of them.
+# Fields of a description on which the arrays outside the towers depend.
 _HEAD = ("embed_dim", "image_projection", "text_projection", "embed_norm")
-# What `clip-jax convert` changes on request: the flag, and what it is of.
+# Fields that `clip-jax convert` can change: its flags, and the field's name.
 _RESIZES = {
   "image.image_size": (
     "--image-size {} --resize-method bicubic_antialias",
@@ -44,29 +44,31 @@ _RESIZES = {
   ),
   "text.context_length": ("--context-length {}", "context length"),
 }
-# Of a description, what belongs to each tower.
+# Fields of a description that belong to each tower.
 _ABOUT = {"image": engine.IMAGE_FIELDS, "text": ("tokenizer",)}
-# A bound that was kept in half precision may lie this factor higher.
+# A logit scale at its bound, stored in half precision, may exceed it by this
+# factor.
 _ROUNDED_UP = 1.01
 
-# What a run begins with, by part.
+# The models that a run begins with, by part.
 Origins = dict[str, portable.Portable]
 
 
 class Beginning(NamedTuple):
-  """A config with its model described, and what its run begins with."""
+  """A config with its model described, and the models its run begins with."""
 
   config: config_lib.Config
   origins: Origins
 
 
 def begin(config: config_lib.Config, workdir: pathlib.Path) -> Beginning:
-  """Returns the config with its model described, and what the run begins with.
+  """Returns the config with its model described, and the run's origins.
 
-  A run that goes on begins with its checkpoint: its origins may be gone.
+  A resumed run has no origins, because it continues from its own checkpoint;
+  the checkpoints with which it began may have been deleted.
 
   Raises:
-    UserError: an origin cannot be read, or is not what the config says.
+    UserError: an origin cannot be read, or does not fit the config.
   """
   if not any(getattr(config.init, part) for part in PARTS):
     if config.model == FROM_INIT:
@@ -82,13 +84,14 @@ def begin(config: config_lib.Config, workdir: pathlib.Path) -> Beginning:
 
 
 def check_goes_on(workdir: pathlib.Path, optim: config_lib.Optim) -> None:
-  """Raises UserError where the run in `workdir` trains other parameters.
+  """Raises UserError if the run in `workdir` trains other parameters.
 
-  The optimizer's state is of those alone: allowing changes does not help.
+  The optimizer's state covers only the trained parameters, so --allow-changes
+  does not help.
 
   Args:
-    workdir: of the run.
-    optim: `config.optim`, of this start.
+    workdir: the workdir of the run.
+    optim: `config.optim` of this start.
   """
   saved = workdir_lib.holds_checkpoint(workdir)
   if not saved or not (workdir / workdir_lib.CONFIG).exists():
@@ -97,8 +100,8 @@ def check_goes_on(workdir: pathlib.Path, optim: config_lib.Optim) -> None:
   if before != optim.frozen:
     raise errors.UserError(
       f"The run in {workdir} began with optim.frozen={before!r}, and its "
-      "optimizer's state is of the parameters left free then; "
-      f"{optim.frozen!r} frees others. Take a new workdir; "
+      "optimizer's state is that of the parameters trained then; "
+      f"{optim.frozen!r} trains others. Take a new workdir; "
       f"init.model={str(workdir)!r} alone begins with that run's parameters."
     )
 
@@ -112,7 +115,7 @@ def _nothing_to_begin_with() -> errors.UserError:
 
 
 def open_sources(init: config_lib.Init, *, model: str) -> Origins:
-  """Returns what `config.init` names, opened but not read, by part.
+  """Returns the models that `config.init` names, opened but not read, by part.
 
   Args:
     init: `config.init`.
@@ -148,10 +151,10 @@ def open_sources(init: config_lib.Init, *, model: str) -> Origins:
 
 
 def describe(model: str, opened: Origins) -> dict[str, Any]:
-  """Returns the description that the sources add up to, before overrides.
+  """Returns the description of the sources' model, before overrides.
 
-  What a named model says of a tower that no source holds is taken from it.
-  Towers are run as in their sources.
+  The fields of a tower that no source has are those of the variant `model`. The
+  `EXECUTION` fields of towers are those of their sources.
 
   Args:
     model: `config.model`.
@@ -165,11 +168,11 @@ def describe(model: str, opened: Origins) -> dict[str, Any]:
     variants.spec(model)  # Raises where there is no such model.
     described = dict(variants.VARIANTS[model])
   for part, source in opened.items():
-    # It fitted the tower that was there.
+    # The projection belonged to the tower that is replaced.
     described.pop(f"{part}_projection", None)
     described |= {x: source.spec[x] for x in (part, *_ABOUT[part])}
     described[part] = {**described[part], **source.execution.get(part, {})}
-    if source.spec[part]["kind"] == "resnet":  # Ends in the shared space.
+    if source.spec[part]["kind"] == "resnet":  # It includes the projection.
       described["embed_dim"] = source.spec["embed_dim"]
   return described
 
@@ -179,22 +182,22 @@ def settle(
   stored: config_lib.Config | None,
   opened: Origins,
 ) -> config_lib.Config:
-  """Returns `config` with all that its checkpoints decide written out.
+  """Returns `config` with the fields filled in that its checkpoints decide.
 
-  That is the model's description, where it comes from them, and the loss that
-  "auto" stands for.
+  These are the model's description, if it comes from the checkpoints, and the
+  loss, if it is "auto".
 
   Args:
-    config: of a run that is about to start.
-    stored: of the run that began in its workdir, if one did; its description
-      is taken, for its sources may be gone.
-    opened: the sources, if it begins now.
+    config: the config of a run that is about to start.
+    stored: the config of the run in its workdir, if there is one; its
+      description is used, because its sources may have been deleted.
+    opened: the sources, if the run begins now.
 
   Raises:
-    UserError: a source's tower, or what its numbers mean nothing without, is
-      not the config's.
+    UserError: the tower of a source, or a field on which the meaning of its
+      parameters depends, differs from the config's.
   """
-  # One tower beside a named model is described by its checkpoint too.
+  # A single tower beside a variant is described by its checkpoint, too.
   one_tower = bool(config.init.image) != bool(config.init.text)
   described = config.model == FROM_INIT or one_tower
   if described:
@@ -233,14 +236,14 @@ def _tokenizer(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_same(part, wanted, found, *, address, described) -> None:
-  """Raises UserError unless `found` is `wanted` in all that `part` rests on.
+  """Raises UserError unless two descriptions agree in all fields of `part`.
 
   Args:
     part: one of `PARTS`.
-    wanted: description of the config's model.
-    found: description of the source.
-    address: of the source.
-    described: whether its checkpoint describes the model.
+    wanted: the description of the config's model.
+    found: the description of the source.
+    address: the address of the source.
+    described: whether the model's description comes from the source.
   """
   wanted, found = (
     _comparable(part, spec, named=not described) for spec in (wanted, found)
@@ -276,10 +279,10 @@ def _check_same(part, wanted, found, *, address, described) -> None:
 
 
 def _comparable(part, spec, *, named) -> dict[str, Any]:
-  """Returns what a source for `part` and the model must agree in, by name.
+  """Returns the fields in which a source for `part` and the model must agree.
 
-  What is described by its source is prepared for as that was, unless an
-  override says otherwise, knowingly.
+  If the source describes the model, preprocessing and tokenizer are its own,
+  unless the user overrides them; they are then not compared.
   """
   fields: dict[str, Any] = {}
   if part in ("model", "image"):
@@ -312,15 +315,15 @@ def load(
   max_logit_scale: float | None,
   frozen: str,
 ) -> state_lib.TrainState:
-  """Returns a new run's `state` with what the origins hold in its place.
+  """Returns the `state` of a new run with the parameters of the origins.
 
-  Arrays keep their dtype and their sharding: every device is given its part.
+  Arrays keep the dtype and the sharding that they have in `state`.
 
   Args:
-    state: of a new run.
-    opened: as `begin` returns it.
+    state: the state of a new run.
+    opened: the origins, as `begin` returns them.
     init: `config.init`.
-    max_logit_scale: of the model's description.
+    max_logit_scale: that of the model's description.
     frozen: `config.optim.frozen`.
   """
   if not opened:
@@ -328,7 +331,7 @@ def load(
   leaves = {}
   flat, structure = jax.tree_util.tree_flatten_with_path(state.variables)
   arrays = {sharding.path_name(path): array for path, array in flat}
-  # A model that predicts captions takes the image tower alone.
+  # A model that predicts captions takes the image tower only.
   has = {path.split("/")[1] for path in arrays}
   for part, source in opened.items():
     for path, leaf in source.leaves.items():
@@ -385,8 +388,8 @@ def tokenizer_files(workdir: pathlib.Path, opened: Origins) -> dict[str, bytes]:
   """Returns the files of a run's tokenizer by name, if it needs any.
 
   Args:
-    workdir: of the run.
-    opened: what it begins with, if it begins now.
+    workdir: the workdir of the run.
+    opened: the origins, if the run begins now.
   """
   origin = opened.get("model") or opened.get("text")
   return (

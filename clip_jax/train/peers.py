@@ -1,11 +1,11 @@
-"""The processes of one run watch each other: if one is gone, all end.
+"""The processes of one run watch each other: if one ends early, all end.
 
-JAX notices after its heartbeat's timeout that a process is gone, and at once if
-it is process 0; then it aborts the others with the stacks of its own code. Here
-every process keeps a connection to process 0. A closed one, or one on which
-nothing came for too long, ends all processes with one line. What JAX's service
-and its clients tell each other passes through process 0's port too: that a
-connection closes is known here first.
+JAX notices a lost process only after its heartbeat's timeout, or at once if it
+is process 0; it then aborts the others with stack traces of its own code. Here
+every process keeps a connection to process 0. If one is closed, or silent for
+too long, all processes end with a message of one line. The traffic between
+JAX's service and its clients passes through process 0's port as well, so that
+this module learns of a closed connection before JAX does.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from clip_jax import errors
 from clip_jax.train import links
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: another process is gone, try again.
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: another process is lost; try again.
 FAILED = 1  # Another process ended with an error of its own.
 
 HEARTBEAT_SECONDS = 30
@@ -32,8 +32,8 @@ Leave = Callable[[int, str], Any]
 
 
 def _leave(code: int, message: str) -> NoReturn:
-  """Ends the process at once: what would clean up waits for the others."""
-  # Not through sys.stderr, which the main thread may be holding.
+  """Ends the process at once, because cleaning up would wait for the others."""
+  # Not through sys.stderr, which the main thread may have locked.
   os.write(2, f"Error: {message}\n".encode(errors="replace"))
   os._exit(code)
 
@@ -42,7 +42,7 @@ class Peers:
   """This process's connections to the others of a run; a context manager.
 
   Attributes:
-    coordinator: the address that JAX is to take for its coordinator.
+    coordinator: the address that JAX is given as that of its coordinator.
   """
 
   coordinator: str
@@ -55,12 +55,12 @@ class Peers:
     heartbeat_seconds: float,
     leave: Leave,
   ):
-    """Keeps what the watch needs; see `connect`."""
+    """Stores the arguments of `connect`."""
     self.process = process
     self.processes = processes
     self._heartbeat_seconds = heartbeat_seconds
     self._leave = leave
-    self._server: socket.socket  # What others, or JAX here, connect to.
+    self._server: socket.socket  # Others, or JAX here, connect to it.
     self._links: dict[int, socket.socket] = {}
     self._watches: list[threading.Thread] = []
     self._lock = threading.Lock()
@@ -76,7 +76,7 @@ class Peers:
     raise NotImplementedError
 
   def _watch(self, process: int) -> None:
-    """Reads what a process says until it says goodbye, or is gone."""
+    """Reads the messages of a process until it says goodbye or is lost."""
     link, seconds = self._links[process], self._heartbeat_seconds
     name = f"process {process} of {self.processes}"
     try:
@@ -102,7 +102,7 @@ class Peers:
       time.sleep(min(self._heartbeat_seconds / 4, 5))
 
   def _end(self, code: int, message: str) -> None:
-    """Ends this process, after it has told the others why."""
+    """Tells the others why, and ends this process."""
     with self._lock:
       if self._over:
         return
@@ -125,7 +125,7 @@ class Peers:
   def fail(self, error: BaseException) -> None:
     """Tells the others that this process ends with an error.
 
-    If it does because another is gone, that ends it here.
+    If the reason for the error is a lost process, this call ends the process.
     """
     if isinstance(error, Exception):
       time.sleep(links.SETTLE_SECONDS)
@@ -151,7 +151,7 @@ class Peers:
     self._drop()
 
   def _drop(self) -> None:
-    """Lets go of every connection."""
+    """Closes every connection."""
     self._over = True
     for link in (*self._links.values(), self._server):
       links.shut(link)
@@ -159,7 +159,7 @@ class Peers:
 
 
 class _Host(Peers):
-  """Process 0: it listens, and passes on what JAX's service is to hear."""
+  """Process 0: it listens, and relays connections to JAX's service."""
 
   def __init__(self, address: tuple[str, int], **options: Any):
     super().__init__(process=0, **options)
@@ -186,7 +186,7 @@ class _Host(Peers):
               self._arrived.notify_all()
             return
     except (OSError, ValueError):
-      pass  # Somebody else's, or it is gone: it is told by what is missing.
+      pass  # Not of this run, or lost: `wait` tells which are missing.
     link.close()
 
   def _refuse(self, process: int, processes: int) -> str | None:
@@ -198,10 +198,10 @@ class _Host(Peers):
     return None
 
   def wait(self, seconds: float) -> None:
-    """Returns once all processes are here.
+    """Waits until all processes are connected.
 
     Raises:
-      UserError: some did not come in time.
+      UserError: some did not connect in time.
     """
     with self._arrived:
       everybody = self._arrived.wait_for(
@@ -213,7 +213,7 @@ class _Host(Peers):
       raise errors.UserError(
         f"Of {self.processes} processes these did not come within "
         f"{seconds:g} s: {', '.join(map(str, missing[:10]))}. Start them, or "
-        "see why they cannot reach this one."
+        "find out why they cannot reach this one."
       )
     for link in self._links.values():
       links.send(link, "go")
@@ -221,14 +221,14 @@ class _Host(Peers):
 
 
 class _Guest(Peers):
-  """Any other process: it calls process 0, for itself and for JAX."""
+  """Any other process: it connects to process 0, for itself and for JAX."""
 
   def __init__(self, address: tuple[str, int], **options: Any):
     super().__init__(**options)
     self._address = address
 
   def wait(self, seconds: float) -> None:
-    """Returns once process 0 says that all processes are here.
+    """Waits until process 0 says that all processes are connected.
 
     Raises:
       UserError: it cannot be reached, or refuses this process.
@@ -242,8 +242,8 @@ class _Guest(Peers):
     except (OSError, ValueError) as error:
       link.close()
       raise errors.UserError(
-        "Process 0 did not start the run: it is gone, or some other process "
-        "did not come. Start all of them again."
+        "Process 0 did not start the run: it has ended, or some other process "
+        "did not connect. Start all of them again."
       ) from error
     if answer != ["go"]:
       link.close()
@@ -261,7 +261,7 @@ class _Guest(Peers):
     try:
       end = time.monotonic() + self._heartbeat_seconds
       remote = links.connect(self._address, end)
-    except errors.UserError:  # The watch sees it too.
+    except errors.UserError:  # `_watch` sees it, too.
       link.close()
       return
     links.send(remote, "relay")
@@ -277,18 +277,19 @@ def connect(
   heartbeat_seconds: float = HEARTBEAT_SECONDS,
   leave: Leave = _leave,
 ) -> Peers:
-  """Returns once all processes of a run are connected and watched.
+  """Waits until all processes of a run are connected, and watches them.
 
   Args:
     address: HOST:PORT of process 0.
-    process: number of this one, from 0.
-    processes: how many there are.
+    process: the number of this process, from 0.
+    processes: the number of processes.
     join_seconds: how long to wait for the others.
-    heartbeat_seconds: a process that is silent for longer counts as gone.
-    leave: ends this process with an exit code, having said why.
+    heartbeat_seconds: a process that is silent for longer counts as lost.
+    leave: a function that prints a message and ends this process with an exit
+      code.
 
   Raises:
-    UserError: the others cannot be reached, or do not come.
+    UserError: the others cannot be reached, or do not connect.
   """
   host, _, port = address.rpartition(":")
   host_and_port = host.strip("[]"), int(port)

@@ -10,17 +10,17 @@ EXIT_CODE = 143  # 128 + SIGTERM: preempted, and saved.
 
 
 class Preemption:
-  """Whether this run was told to stop, by SIGTERM to any of its processes.
+  """Tells whether one of the run's processes was asked to stop, by SIGTERM.
 
-  Several processes leave at the same point: once one of them is told, JAX's
-  service lets them agree, in the background, on a point that none has passed
-  yet. Asking costs no collective, but all must ask at the same points.
+  Several processes stop at the same point: once one of them is asked, they
+  agree, through JAX's service and in the background, on a point that none has
+  passed yet. Polling costs no collective, but all must poll at the same points.
   """
 
   def __init__(self):
-    """Takes over SIGTERM, but only where a single process runs.
+    """Handles SIGTERM, if this is the only process.
 
-    Several processes have JAX's own handler; one of ours would silence it.
+    Several processes use JAX's handler, which ours would replace.
     """
     self.told = False
     self._points = 0
@@ -40,14 +40,14 @@ class Preemption:
       signal.signal(signal.SIGTERM, self._previous)
 
   def poll(self) -> bool:
-    """Returns whether to save and stop now; `told` keeps the answer.
+    """Returns whether to save and stop now, and stores the answer in `told`.
 
-    Poll after every update and before every batch of an evaluation.
+    Call it after every update and before every batch of an evaluation.
     """
     self._points += 1
     if self._alone:
       self.told = self._signalled.is_set()
     elif not self.told:
-      # Points, not steps: a step with an evaluation has many of them.
+      # The number of calls, not of steps: an evaluation calls many times.
       self.told = ocp.multihost.reached_preemption(self._points)
     return self.told

@@ -17,21 +17,21 @@ from clip_jax.models import clip
 from clip_jax.train import optim, text_layout
 from clip_jax.train import step as step_lib
 
-# Updates are counted in 32 bits.
+# The number of updates is a 32-bit integer.
 _MOST_STEPS = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What a training and its plan have in common.
+  """Mesh, model and optimizer, which a run and its plan have in common.
 
   Attributes:
-    config: checked.
-    mesh: of the devices.
-    spec: of the model, as plain data.
+    config: the checked config.
+    mesh: the mesh of devices.
+    spec: the description of the model.
     model: the module.
     tx: the optimizer.
-    total_steps: updates of the whole run; None where they are not known.
+    total_steps: the number of updates of the whole run; None if not known.
   """
 
   config: config_lib.Config
@@ -43,7 +43,7 @@ class Program:
 
   @property
   def keeps_average(self) -> bool:
-    """Whether the run keeps moving averages of what it trains."""
+    """Whether the run keeps moving averages of its parameters."""
     return self.config.optim.ema_decay > 0
 
   def abstract_state(self) -> state_lib.TrainState:
@@ -53,7 +53,7 @@ class Program:
     )
 
   def init_state(self) -> state_lib.TrainState:
-    """Returns the state that the config's seed begins with."""
+    """Returns the initial state for the config's seed."""
     return state_lib.init_state(
       self.model,
       self.tx,
@@ -65,7 +65,7 @@ class Program:
 
   @property
   def batch_fields(self) -> tuple[str, ...]:
-    """Names what a step takes of a batch."""
+    """The fields of a batch that a step uses."""
     ids = () if self.config.loss.duplicates == "ignore" else ("image_ids",)
     return ("image", "tokens", "bad", *ids)
 
@@ -86,10 +86,10 @@ class Program:
   def make_layout(
     self, sample: Callable[[], np.ndarray]
   ) -> text_layout.TextLayout:
-    """Returns how a batch's captions lie in memory.
+    """Returns the layout of a batch's captions in memory.
 
     Args:
-      sample: makes the lengths of some captions; called only to pack.
+      sample: returns the lengths of some captions; called only for packing.
     """
     groups = self.mesh.size * self.config.micro_batches
     return text_layout.make_layout(
@@ -108,16 +108,16 @@ def make_program(
   examples: int | None = None,
   devices: Sequence[sharding.Device] | None = None,
 ) -> Program:
-  """Returns the step of `config`.
+  """Returns the program of `config`.
 
   Args:
-    config: checked; its model described, not "from_init" alone.
-    examples: in the data, for a config that counts epochs; None where they are
-      not known.
-    devices: those that train; None for all, of every process.
+    config: the checked config, in which a model "from_init" is described.
+    examples: the number of examples, for a config that counts epochs; None if
+      it is not known.
+    devices: the devices that train; None for all devices of all processes.
 
   Raises:
-    UserError: the config does not fit the devices, or itself.
+    UserError: the config does not fit the devices, or contradicts itself.
   """
   mesh = sharding.make_mesh(
     data=config.mesh.data, fsdp=config.mesh.fsdp, devices=devices
@@ -149,7 +149,7 @@ def make_program(
     tx=optim.make_optimizer(
       config.optim,
       precision=config.precision,
-      # The length is a number in the schedule: the program stays the same.
+      # The number of steps is only a constant in the schedule.
       total_steps=total_steps or (config.optim.warmup_steps or 0) + 1,
       image_kind=spec["image"]["kind"],
     ),
@@ -166,7 +166,7 @@ def _steps_of_epochs(
     steps = _MOST_STEPS + 1
   if steps > _MOST_STEPS:
     raise errors.UserError(
-      f"epochs={epochs:g} of these data are more than the "
-      f"{_MOST_STEPS:,} steps that can be counted; take fewer."
+      f"epochs={epochs:g} of these data take more than the {_MOST_STEPS:,} "
+      "steps that can be counted; give fewer epochs."
     )
   return max(steps, at_least)

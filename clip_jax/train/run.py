@@ -31,12 +31,12 @@ class Run:
 
   Attributes:
     program: mesh, model and optimizer, on all devices.
-    source: of the training pairs.
-    evaluations: of `config.evals`, by name.
-    report: the source of `config.report`; None where there is none.
-    preprocess: how an image becomes an array.
-    tokenizer: how texts become ids.
-    layout: how a batch's captions lie in memory.
+    source: the source of the training pairs.
+    evaluations: the evaluations of `config.evals`, by name.
+    report: the source of `config.report`; None if there is none.
+    preprocess: turns images into arrays.
+    tokenizer: turns texts into ids.
+    layout: the layout of a batch's captions in memory.
     encoder: the compiled embedding functions.
   """
 
@@ -51,13 +51,13 @@ class Run:
 
   @property
   def total_steps(self) -> int:
-    """Updates of the whole run, which the number of records settles."""
+    """The number of updates of the whole run, which is known with the data."""
     assert self.program.total_steps is not None
     return self.program.total_steps
 
   @property
   def name(self) -> str:
-    """What people call the model: its own name, or what it began with."""
+    """The name of the model, or of the checkpoints with which it began."""
     config = self.program.config
     if config.model != variants.FROM_INIT:
       return config.model
@@ -65,7 +65,7 @@ class Run:
     return " and ".join(filter(None, origins))
 
   def announce(self) -> None:
-    """Says what is about to run, before the first compilation's silence."""
+    """Logs a summary of the run, before the first compilation starts."""
     program, config = self.program, self.program.config
     devices = program.mesh.devices.flatten()
     count = f"{variants.parameter_count(program.model):,} parameters"
@@ -85,19 +85,19 @@ class Run:
     repeats = len(self.source) < config.batch_size
     if repeats and config.loss.duplicates == "ignore":
       _LOGGER.warning(
-        "Batches of %d pairs hold some of the %d records more than once, as "
-        "negatives of themselves unless loss.duplicates says otherwise; add "
-        "data, or lower batch_size.",
+        "Batches of %d pairs hold some of the %d records more than once, and "
+        "each copy is a negative of the others unless loss.duplicates says "
+        "otherwise; add data, or lower batch_size.",
         config.batch_size,
         len(self.source),
       )
     _LOGGER.info("Texts: %s.", self.layout.describe(self.layout.buckets[0]))
 
   def check_data(self) -> None:
-    """Says what was passed over in all the data of the run.
+    """Logs which parts of the run's data could not be used.
 
     Raises:
-      UserError: more training pairs are lost than the config lets pass.
+      UserError: more training pairs are lost than the config allows.
     """
     config = self.program.config
     data = config.data
@@ -117,7 +117,7 @@ class Run:
     )
 
   def batches(self, start_step: int) -> text_layout.Batches:
-    """Returns the batches from `start_step` on: the rows of this process."""
+    """Returns this process's rows of the batches after `start_step`."""
     config = self.program.config
     rows = sharding.local_rows(
       sharding.batch_sharding(self.program.mesh), config.batch_size
@@ -139,12 +139,12 @@ class Run:
     return text_layout.Batches(batches, self.layout, self.program.mesh)
 
   def place(self, batch: dict[str, Any]) -> dict[str, Any]:
-    """Returns what the devices need of a batch, split over them."""
+    """Returns the fields that a step uses, split over the devices."""
     needed = {name: batch[name] for name in self.program.batch_fields}
     return sharding.place(needed, sharding.batch_sharding(self.program.mesh))
 
   def as_clip(self, state: state_lib.TrainState) -> inference.Clip:
-    """Returns the model in training as the object that users have."""
+    """Returns the current model as the object that users work with."""
     return inference.Clip(
       module=self.program.model,
       variables=state.variables,
@@ -161,16 +161,16 @@ def make_run(
   *,
   tokenizer_files: Mapping[str, bytes] | None = None,
 ) -> Run:
-  """Returns what a run of `config` needs; opens data, starts the devices.
+  """Returns the `Run` of a config; opens the data and starts the devices.
 
   Args:
-    config: checked; its model described, not "from_init" alone.
-    tokenizer_files: by name, if the tokenizer needs any.
+    config: the checked config, in which a model "from_init" is described.
+    tokenizer_files: the tokenizer's files by name, if it needs any.
 
   Raises:
-    UserError: something in the config does not exist or does not fit.
+    UserError: something that the config names does not exist or does not fit.
   """
-  # Evaluations and report may look at the same data.
+  # Evaluations and the report may use the same data, which is opened once.
   open_source = functools.cache(sources.open_source)
   data = config.data
   source = _open_training(data, open_source)
@@ -186,7 +186,7 @@ def make_run(
     context_length=program.spec["text"]["context_length"],
     contents=tokenizer_files,
   )
-  # What begins and ends a text has the largest ids, where there is any.
+  # The tokens of a text's start and end have the largest ids, if they exist.
   inputs.check_ids(tokenizer(["a"]), program.model.text)
   cuts = tokenizer_lib.Cuts("sampled captions")
 
@@ -221,7 +221,7 @@ def make_run(
 
 
 def _check_measurable(config, model, evaluations) -> None:
-  """Raises UserError where the run asks for embeddings that are not there."""
+  """Raises UserError if the run needs embeddings that its model has not."""
   if model.contrastive:
     return
   kind = config.objective.kind
@@ -242,7 +242,7 @@ def _check_measurable(config, model, evaluations) -> None:
 def _open_training(
   data: config_lib.Data, open_source: OpenSource
 ) -> sources.Source:
-  """Opens what is trained on, without what is held out."""
+  """Opens the training data, without the part that is held out."""
   if data.held_out:  # Raises where the address names a split already.
     sources.split_address(data.train, "train", data.held_out)
   source = open_source(data.train)
@@ -266,13 +266,13 @@ def _open(
 
 
 def _address(data: config_lib.Data, address: str) -> str:
-  """Returns the DATA address that an evaluation's or the report's field is."""
+  """Returns the DATA address for a field of an evaluation or of the report."""
   if address != config_lib.HELD_OUT:
     return address
   if not data.held_out:
     raise errors.UserError(
-      f"data={address!r} is what data.held_out keeps from training, which is "
-      "0; set that to a share such as 0.2, or give a DATA address."
+      f"data={address!r} is what data.held_out keeps from training, but this "
+      "is 0; set it to a share such as 0.2, or give a DATA address."
     )
   return sources.split_address(data.train, address, data.held_out)
 
@@ -321,7 +321,7 @@ def _open_evaluations(
   data: config_lib.Data,
   open_source: OpenSource,
 ) -> dict[str, tasks.Evaluation | ridge.FewShot]:
-  """Raises at the start what would else stop the run at an evaluation."""
+  """Opens the evaluations at the start, so that errors are raised now."""
   opened = {}
   for name, entry in entries.items():
     try:

@@ -1,8 +1,8 @@
 """Batches of an evaluation that all processes of a run share.
 
-Each process reads and decodes only those rows of a batch that its devices hold.
-All else that is to be known of a record is exchanged, so that every process
-sees the same whole batches, and measures the same, whatever their number.
+Each process reads and decodes only the rows of a batch that are placed on its
+devices. Keys, labels and texts are exchanged, so that every process has the
+same whole batches and computes the same measures, for any number of processes.
 """
 
 import contextlib
@@ -20,17 +20,18 @@ from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import pipeline, sources
 
 _FACTS = ("label", "labels", "ignored", "texts", "key", "record")
-_LEAST_BYTES = 1024  # Of what is exchanged: sizes are doubled from here.
+_LEAST_BYTES = 1024  # The smallest size of an exchanged text.
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-  """The images of a whole batch, of which this process holds some.
+  """The images of a whole batch, of which this process has some rows.
 
   Attributes:
-    pixels: its rows of the batch, uint8 (rows, size, size, 3); those that hold
-      no image are black.
-    rows: of the whole batch, those that hold an image, ascending.
+    pixels: this process's rows of the batch, uint8 (rows, size, size, 3); rows
+      without an image are black.
+    rows: the numbers of the rows of the whole batch that have an image, in
+      ascending order.
   """
 
   pixels: np.ndarray
@@ -46,9 +47,9 @@ def embed(
   """Returns the unit embeddings of all images of a batch, on each process.
 
   Args:
-    images: of `open_batches`; every process calls with its own part.
-    encoder: whose mesh the batch is split over.
-    variables: of the module.
+    images: the images of `open_batches`; every process passes its own part.
+    encoder: the encoder over whose mesh the batch is split.
+    variables: the variables of the model.
   """
   return encoder.embed_rows(variables, images.pixels)[images.rows]
 
@@ -62,14 +63,15 @@ def open_batches(
   preprocess: preprocess_lib.Preprocess,
   threads: int = 4,
 ) -> Iterator[Iterator[dict[str, Any]]]:
-  """Yields what `pipeline.eval_batches` returns, with `Images` as `image`.
+  """Yields the batches of `pipeline.eval_batches`, with `Images` as `image`.
 
   Args:
     source: the data; the same on every process.
-    encoder: whose mesh the batches are split over.
-    batch_size: rows of a whole batch, about: the nearest of the encoder's.
-    preprocess: how an image becomes an array.
-    threads: threads that read and decode.
+    encoder: the encoder over whose mesh the batches are split.
+    batch_size: the wanted number of rows of a whole batch; the next size of the
+      encoder is used.
+    preprocess: turns images into arrays.
+    threads: the number of threads that read and decode.
   """
   assert encoder.mesh is not None  # Several processes have one.
   size = _batch_size(encoder.image_shapes, min(batch_size, len(source)))
@@ -86,7 +88,7 @@ def open_batches(
 
 
 def _batch_size(shapes: Sequence[embedder.Shape], wanted: int) -> int:
-  """Returns the smallest of the encoder's sizes that holds as many rows."""
+  """Returns the smallest batch size of the encoder that has as many rows."""
   sizes = sorted(shape.rows for shape in shapes)
   return next((size for size in sizes if size >= wanted), sizes[-1])
 
@@ -132,12 +134,12 @@ def _joined(shared: list) -> dict[str, Any]:
 
 
 def _exchanged(text: str) -> list[str]:
-  """Returns the texts of all processes; every one of them calls."""
+  """Returns the texts of all processes; every process must call this."""
   if jax.process_count() == 1:
     return [text]
   content = np.frombuffer(text.encode("ascii"), np.uint8)
   lengths = multihost_utils.process_allgather(np.array(len(content)))
-  # Sizes that repeat: each one is a program by itself.
+  # Few different sizes, because each size compiles a program.
   size = _LEAST_BYTES
   while size < lengths.max():
     size *= 2

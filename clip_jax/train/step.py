@@ -1,6 +1,6 @@
-"""The one function that advances the state of a run.
+"""The training step: the function that updates the state of a run.
 
-The loop jits the step, a planner lowers it, the tests call it.
+The loop runs the step, the planner lowers it, the tests call it.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ class Measured:
   """Scalars of one update, the same on every device.
 
   Attributes:
-    loss: of this batch, before the update, in nats.
-    terms: the losses that it is the weighted sum of, by name; empty where it
-      is one.
-    logit_scale: that multiplied the cosines; None of a model without any.
-    gradient_norm: global norm before clipping.
-    skipped: updates skipped so far, this one included.
-    bad_records: damaged records that this batch met and replaced.
+    loss: the loss of this batch before the update, in nats.
+    terms: if the loss is a weighted sum, the losses in it by name; else empty.
+    logit_scale: the factor of the cosine similarities; None if the model has
+      none.
+    gradient_norm: the global norm of the gradient before clipping.
+    skipped: the number of updates skipped so far, including this one.
+    bad_records: the number of damaged records that were replaced in this batch.
   """
 
   loss: jax.Array
@@ -48,12 +48,12 @@ class Measured:
 def check_micro_batches(
   model: clip.CLIP, *, name: str, micro_batches: int, frozen: str
 ) -> None:
-  """Raises UserError where batch norms would see some pairs at a time.
+  """Raises UserError if batch norms would see a part of the batch at a time.
 
   Args:
-    model: in training.
-    name: of the model, for the message.
-    micro_batches: of a batch.
+    model: the model in training.
+    name: the name of the model, for the message.
+    micro_batches: the number of micro-batches in a batch.
     frozen: `config.optim.frozen`.
   """
   if micro_batches == 1 or not isinstance(model.image, resnet.ModifiedResNet):
@@ -66,8 +66,8 @@ def check_micro_batches(
   if free := [norm for norm in norms if norm not in locked]:
     raise errors.UserError(
       f"micro_batches={micro_batches} does not go with batch norms in "
-      f"training, {len(free)} of them in {name!r}: their statistics "
-      "are of the whole batch, which no micro-batch sees. Set micro_batches=1, "
+      f"training, {len(free)} of them in {name!r}: their statistics are of "
+      "the whole batch, of which a micro-batch is a part. Set micro_batches=1, "
       "take a Vision Transformer, or lock them with "
       "--config.optim.frozen='^image/'."
     )
@@ -86,23 +86,24 @@ def make_train_step(
 ) -> Callable[
   [state_lib.TrainState, dict[str, Any]], tuple[state_lib.TrainState, Measured]
 ]:
-  """Returns the jitted update; it takes over (donates) the state.
+  """Returns the jitted update of the state, whose old arrays are donated.
 
-  The batch holds, all split over the mesh: image uint8 (batch, height, width,
-  3), tokens int32 (batch, length) or `PackedText`, bad int32 (batch,); with
-  `loss.duplicates`, image_ids int32 (batch,), equal for equal images. Where
-  loss, gradient or update are not finite everything stays as it was, but the
-  update counts itself.
+  The batch has these arrays, all split over the mesh: image uint8 (batch,
+  height, width, 3), tokens int32 (batch, length) or `PackedText`, bad int32
+  (batch,); with `loss.duplicates` also image_ids int32 (batch,), equal for
+  equal images. If loss, gradient or update are not finite, the update is
+  skipped: only the counters of the state change.
 
   Args:
-    model: in training.
+    model: the model in training.
     tx: the optimizer.
-    mesh: of the devices.
+    mesh: the mesh of devices.
     loss: `config.loss`.
-    optim: `config.optim`: what is frozen, and how averages move.
-    micro_batches: parts of a device's pairs that the towers take at a time.
-    seed: of dropout.
-    captioning_weight: of a captioner's loss beside a contrastive one.
+    optim: `config.optim`, for the frozen parameters and the moving averages.
+    micro_batches: into how many parts a device's pairs are split.
+    seed: the seed of dropout.
+    captioning_weight: the weight of a captioner's loss, added to the
+      contrastive one.
   """
   abstract = state_lib.abstract_state(model, tx, mesh, ema=optim.ema_decay > 0)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -132,7 +133,7 @@ def make_train_step(
       state, params=params, batch_stats=batch_stats, opt_state=opt_state
     )
     candidate = _average(candidate, state, optim.ema_decay)
-    # One decision for the whole mesh: all three numbers are global.
+    # All three numbers are global, so all devices decide alike.
     finite = jnp.isfinite(found.total) & jnp.isfinite(norm)
     finite &= jnp.isfinite(optax.tree.norm(updates))
     log_scale = state.params.get("log_scale")
@@ -164,9 +165,9 @@ def _make_gradients(
 ):
   """Returns a function of (state, batch): losses, gradients, statistics.
 
-  Every device runs it on its own pairs; what they tell each other is written
-  out. Left to the compiler, gradients would be summed in the towers' type, and
-  activations gathered where parameters should be.
+  Every device runs it on its own pairs, with explicit collectives. If they were
+  left to the compiler, gradients would be summed in the compute type, and
+  activations would be gathered instead of parameters.
   """
   axes = sharding.BATCH_AXES
   specs = sharded.tree_specs(abstract.params, mesh)
@@ -179,7 +180,8 @@ def _make_gradients(
     )
 
   def on_device(params, batch_stats, step, batch):
-    # Varying from here on: gradients are not summed before `sum_gradients`.
+    # Marked as varying, so that gradients are not summed before
+    # `sum_gradients`.
     params = sharding.vary(params, specs)
     image, count = batch["image"], len(batch["image"])
     examples = jax.lax.axis_index(axes) * count + jnp.arange(count)
@@ -207,7 +209,7 @@ def _make_gradients(
 
 
 def _make_loss(settings, dtype, batch, micro_batches, captioning_weight):
-  """Returns the losses on one device, of what the model makes of its pairs."""
+  """Returns a function from the model's output on one device to the losses."""
   compare = _make_comparison(settings, dtype, batch, micro_batches)
 
   def of_output(output):
@@ -224,9 +226,9 @@ def _make_loss(settings, dtype, batch, micro_batches, captioning_weight):
 
 
 def _make_comparison(settings, dtype, batch, micro_batches):
-  """Returns the contrastive loss, of embeddings in the towers' type.
+  """Returns the contrastive loss of embeddings in the compute type.
 
-  Products of bfloat16 are exact in the float32 that they are summed in.
+  Products of bfloat16 numbers are exact in float32, in which they are summed.
   """
   loss = losses.local_loss(settings.kind)
   ids = {}
@@ -252,8 +254,8 @@ def _make_comparison(settings, dtype, batch, micro_batches):
 
 
 def _text_ids(tokens, micro_batches):
-  """Returns int32 (pairs,), equal for equal captions of any device's."""
-  # What packs captions packs those of a micro-batch by themselves.
+  """Returns int32 (pairs,), equal for equal captions on any devices."""
+  # The captions of each micro-batch are packed by themselves.
   parts = jax.tree.map(
     lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), tokens
   )
@@ -263,9 +265,10 @@ def _text_ids(tokens, micro_batches):
 def _average(
   updated: state_lib.TrainState, state: state_lib.TrainState, decay: float
 ) -> state_lib.TrainState:
-  """Returns `updated`, with the averages of `state` moved if it keeps any.
+  """Returns `updated` with new moving averages, if the state has any.
 
-  They follow fast at first, so that the initial numbers soon weigh nothing.
+  The decay is smaller in the first steps, so that the averages soon forget the
+  initial parameters.
   """
   if not state.ema:
     return updated
@@ -280,10 +283,10 @@ def _average(
 
 
 def _cap_temperature(params: Any, max_logit_scale: float | None) -> Any:
-  """Keeps the logit scale at its bound or less (paper, section 2.5).
+  """Clips the logit scale to its bound (paper, section 2.5).
 
-  The parameter itself, not its use in the model: above the bound its gradient
-  would be zero, and it would never come back.
+  The parameter itself is clipped, not its use in the model: there the gradient
+  above the bound would be zero, and the scale could not become smaller again.
   """
   if max_logit_scale is None:
     return params
@@ -292,6 +295,6 @@ def _cap_temperature(params: Any, max_logit_scale: float | None) -> Any:
 
 
 def seed_key(seed: int) -> jax.Array:
-  """Returns the key of a run's dropout; each step folds its number in."""
-  # Parameters come from `seed` itself; one fold keeps the streams apart.
+  """Returns the key of a run's dropout; each step folds in its number."""
+  # Parameters are drawn with the key of `seed` itself; this is another one.
   return jax.random.fold_in(jax.random.key(seed), 2**31 - 1)

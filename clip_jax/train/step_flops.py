@@ -1,9 +1,10 @@
-"""The operations that an update cannot do without, whatever a compiler makes.
+"""Counts the floating-point operations that an update needs.
 
-The towers, and a head that predicts captions, forward and back, for the patches
-that are kept and the texts as they lie in memory, without the gradients that
-nothing trained needs; and the products of all images with all texts. What is
-computed again to save memory is not in.
+These are the forward and backward passes of the towers, and of a head that
+predicts captions, for the patches that are kept and the texts as they lie in
+memory, without gradients that only frozen parameters would need; and the
+products of all images with all texts. Recomputation to save memory is not
+counted.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import jax
 from clip_jax.models import clip, flops, freezing, paths, variants
 from clip_jax.train import gradients, program
 
-_Shapes = Any  # An array, or a tree of them, by shape and type alone.
+_Shapes = Any  # An array or a tree of arrays; only shapes and types are used.
 
 
 def update_flops(
@@ -25,14 +26,14 @@ def update_flops(
   frozen: str = "",
   parts: int = 1,
 ) -> int:
-  """Counts the operations of one update of all devices.
+  """Counts the operations of one update on all devices together.
 
   Args:
-    model: in training.
-    image: of a part of the batch.
-    tokens: of the same part, as they lie in memory.
-    frozen: regular expression of what is not trained.
-    parts: that make the batch.
+    model: the model in training.
+    image: the images of a part of the batch.
+    tokens: the tokens of the same part, as they lie in memory.
+    frozen: a regular expression of the parameters that are not trained.
+    parts: the number of such parts in the batch.
   """
   variables = {"batch_stats": {}} | variants.abstract_variables(model)
   found = freezing.Frozen.of(**variables, pattern=frozen)
@@ -45,17 +46,17 @@ def update_flops(
 
 
 class Counter:
-  """Counts the operations of a run's updates; equal shapes are counted once."""
+  """Counts the operations of a run's updates, once for each set of shapes."""
 
   def __init__(self, step: program.Program):
     self._step = step
     self._known: dict[Any, int] = {}
 
   def __call__(self, batch: dict[str, Any]) -> int:
-    """Returns the operations of the update that `batch` is for.
+    """Returns the number of operations of the update for a batch.
 
     Args:
-      batch: this process's part of it; those of the others have its shapes.
+      batch: this process's part; the parts of the others have the same shapes.
     """
     tokens = batch["tokens"]
     key = tuple(x.shape for x in jax.tree.leaves(tokens))
@@ -71,7 +72,7 @@ class Counter:
 
 
 def _loss_products(variables, frozen: freezing.Frozen) -> int:
-  """Counts the logits, and the gradient of each side that one reaches."""
+  """Counts the products for the logits and for the gradients of each side."""
   trained = jax.eval_shape(frozen.select, variables["params"]).keys()
   return 1 + sum(
     not trained.isdisjoint({tower, paths.projection(tower)})
@@ -80,7 +81,7 @@ def _loss_products(variables, frozen: freezing.Frozen) -> int:
 
 
 def _tower_flops(model, variables, frozen, image, tokens) -> int:
-  """Counts the towers forward and back, on a part of the batch."""
+  """Counts both passes of the towers for a part of the batch."""
 
   def forward_and_back(variables, image, tokens):
     found, back = run_towers(model, frozen, variables, image, tokens)
@@ -96,10 +97,10 @@ def run_towers(
   image: jax.Array,
   tokens: Any,
 ) -> tuple[Any, Callable]:
-  """Returns what the model makes of pairs, in training, and the way back.
+  """Returns the model's output for pairs, in training, and the backward pass.
 
-  That is a function of its gradients, which holds what is kept for the backward
-  pass and gives the gradients of what is trained.
+  The latter maps gradients of the output to gradients of the trained
+  parameters, and holds the values that are kept for it.
   """
   params = variables["params"]
 

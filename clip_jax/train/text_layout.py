@@ -1,9 +1,10 @@
-"""How a run's captions lie in memory: packed, in short rows, or as they are.
+"""The layout of a run's captions in memory: packed, in short rows, or padded.
 
-Where what follows the end of a text changes nothing, it need not be computed.
-Shapes are static: a batch takes the smallest of a few buckets that holds it,
-the same on every process, so each bucket is compiled once. Which bucket that is
-depends on the batch alone, so a resumed run takes the same ones.
+If the padding after the end of a text changes nothing, it need not be computed.
+Shapes are static: a batch is padded to the smallest of a few sizes, the
+buckets, that holds it. It is the same bucket on every process, and each bucket
+is compiled once. The bucket depends only on the batch, so a resumed run uses
+the same ones.
 """
 
 import collections
@@ -25,17 +26,17 @@ from clip_jax.packing import packed_text, placement
 
 _LOGGER = logging.getLogger(__name__)
 
-# Captions that stand for a source's. The mean of so many with CC3M's spread is
-# known to 2 %; the buckets allow for that.
+# The number of captions that are sampled of a source. With the variance of CC3M
+# this gives their mean length to 2 %, for which the buckets leave room.
 SAMPLED_CAPTIONS = 512
 
 
 class TextLayout(Protocol):
-  """What becomes of a batch's tokens."""
+  """Arranges the tokens of a batch."""
 
   @property
   def buckets(self) -> tuple[int, ...]:
-    """The sizes that it may take, ascending; the last always suffices."""
+    """The possible sizes, in ascending order; the last always suffices."""
     ...
 
   def arrange(self, tokens: np.ndarray) -> "Arranged":
@@ -52,8 +53,8 @@ class Arranged:
   """A batch's tokens before their padded size is chosen.
 
   Attributes:
-    need: the least size that holds them.
-    make: of a bucket, the tokens as the model takes them.
+    need: the smallest size that holds the tokens.
+    make: a function from a bucket to the tokens as the model takes them.
   """
 
   need: int
@@ -62,7 +63,7 @@ class Arranged:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """One caption a row, cut to one of a few lengths.
+  """One caption per row, cut to one of a few lengths.
 
   Attributes:
     tower: the text tower.
@@ -84,13 +85,14 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-  """Captions that share rows, within each group of them.
+  """Several captions per row; captions of the same group share rows.
 
   Attributes:
     tower: the text tower.
-    captions: in a group, that is, of one device at a time.
-    length: of a row, in tokens.
-    buckets: rows of a group.
+    captions: the number of captions in a group, which is what a device
+      processes at a time.
+    length: the length of a row, in tokens.
+    buckets: the possible numbers of rows of a group.
   """
 
   tower: nn.Module
@@ -126,19 +128,19 @@ def make_layout(
 ) -> TextLayout:
   """Returns the layout that `config.data.text_layout` names.
 
-  "auto" packs where that is exact and takes fewer tokens, else takes short
-  rows where they are exact, else rows as they are.
+  "auto" packs captions if that is exact and takes fewer tokens; else it uses
+  short rows if they are exact, and rows of the full length otherwise.
 
   Args:
-    name: auto, packed, buckets or full.
+    name: "auto", "packed", "buckets" or "full".
     tower: the text tower.
-    captions: of one device at a time.
-    groups: as many of them make the global batch.
-    sample: makes the lengths of some captions; called only to pack.
-    packs: whether all that reads captions can read packed ones.
+    captions: the number of captions that a device processes at a time.
+    groups: the number of such groups in the global batch.
+    sample: returns the lengths of some captions; called only for packing.
+    packs: whether every module that reads captions can read packed ones.
 
   Raises:
-    UserError: the layout would change what this tower computes.
+    UserError: the layout would change the tower's output.
   """
   context = tower.context_length
   packs = packs and padding.can_be_packed(tower)
@@ -159,12 +161,12 @@ def make_layout(
   exact = "buckets" if padding.can_be_cut(tower) else "full"
   raise errors.UserError(
     f"data.text_layout={name!r} is not exact for this model: its text tower "
-    f"{_why_not(tower)}. Take {exact!r}, or 'auto', which finds what is."
+    f"{_why_not(tower)}. Take {exact!r}, or 'auto', which takes an exact one."
   )
 
 
 def _why_not(tower: nn.Module) -> str:
-  """Returns what keeps a tower from packed, or from shorter, rows."""
+  """Returns why a tower cannot read packed or shorter rows."""
   if getattr(tower, "sees_padding", False):
     return (
       f"(causal={tower.causal}, pooling={tower.pooling!r}) sees what follows "
@@ -182,15 +184,15 @@ def sample_lengths(
   tokenizer: Callable[[list[str]], np.ndarray],
   **options: Any,
 ) -> np.ndarray:
-  """Returns the tokens that the first captions of a run need (captions,).
+  """Returns how many tokens the first captions of a run need, (captions,).
 
-  Those of the run's first examples, whatever step it resumes at.
+  They are the captions of the run's first examples, even if it is resumed.
 
   Args:
-    source: of the pairs.
+    source: the source of the pairs.
     tower: the text tower.
-    tokenizer: called with a list of captions.
-    **options: of `order.first_captions`.
+    tokenizer: a function of a list of captions.
+    **options: keyword arguments of `order.first_captions`.
   """
   found = order.first_captions(source, number=SAMPLED_CAPTIONS, **options)
   if not found:  # Whoever reads the batches says what is wrong.
@@ -204,10 +206,10 @@ def _maximum(mesh: jax.sharding.Mesh) -> Callable[[jax.Array], jax.Array]:
 
 
 def largest(need: int, mesh: jax.sharding.Mesh) -> int | jax.Array:
-  """Returns the largest `need` of all processes; each must call.
+  """Returns the largest `need` of all processes; each process must call this.
 
-  With several it is computed on the devices, in the order of what they have
-  been given to do, and the host does not wait for it here.
+  With several processes it is computed on the devices, after the programs that
+  they were given before, and the host does not wait for it here.
   """
   if jax.process_count() == 1:
     return need
@@ -220,11 +222,11 @@ def largest(need: int, mesh: jax.sharding.Mesh) -> int | jax.Array:
 
 
 class Batches(Iterator[dict]):
-  """Batches whose tokens are arranged; a context manager, as its source is.
+  """Batches with arranged tokens; a context manager, as the batches within.
 
-  With several processes the next batch is loaded one early: their agreement on
-  its bucket is then under way while the devices compute, and waits for nothing.
-  Take batches and run updates from one thread, for both are collectives.
+  With several processes each batch is loaded one step early, so that the
+  processes agree on its bucket while the devices compute. Take batches and run
+  updates from one thread, because both use collectives.
   """
 
   def __init__(
@@ -256,7 +258,7 @@ class Batches(Iterator[dict]):
     return {**batch, "tokens": arranged.make(bucket)}
 
   def _note(self, bucket: int) -> None:
-    """Says why the step is compiled again."""
+    """Logs why the step is compiled again."""
     if self._used and bucket not in self._used and jax.process_index() == 0:
       _LOGGER.info(
         "This batch's captions need %s; the step is compiled once for that.",
@@ -265,7 +267,7 @@ class Batches(Iterator[dict]):
     self._used.add(bucket)
 
   def close(self) -> None:
-    """Stops what loads ahead; the iterator cannot be used after it."""
+    """Stops loading ahead; the iterator cannot be used afterwards."""
     self._batches.close()
 
   def __enter__(self) -> "Batches":

@@ -323,3 +323,31 @@ def test_prepare_says_why_records_are_bad(tmp_path, png, capsys):
     "3 records, 2 of them bad (1 missing_file, 1 empty_caption)"
     in capsys.readouterr().out
   )
+
+
+@pytest.mark.parametrize(
+  "table",
+  [
+    "filepath;title\n0.png;a, b\n",
+    "image_name| comment_number| comment\n0.png| 0| a, b\n",
+    "sep=;\nimage;caption\n0.png;a, b\n",
+    "\ufeffsep=,\r\nFilepath,Title\r\n0.png,a, b\r\n",
+    "IMAGE\tCAPTION\n0.png\ta, b\n",
+  ],
+)
+def test_other_separators_and_capitals_are_known(tmp_path, png, table):
+  (tmp_path / "0.png").write_bytes(png(0))
+  (tmp_path / "pairs.csv").write_text(table, newline="")
+  (record,) = sources.open_source(f"csv:{tmp_path}/pairs.csv")
+  assert [text.strip() for text in record.texts] == ["a, b"]
+
+
+def test_a_column_of_the_very_name_goes_first(tmp_path, png):
+  (tmp_path / "0.png").write_bytes(png(0))
+  path = tmp_path / "pairs.csv"
+  path.write_text("Image,image,Caption,caption\n1.png,0.png,wrong,right\n")
+  (record,) = sources.open_source(f"csv:{path}")
+  assert record.texts == ("right",)
+  path.write_text("Image,IMAGE,caption\n1.png,0.png,a\n")
+  with pytest.raises(errors.UserError, match="no column 'filepath' or 'image'"):
+    sources.open_source(f"csv:{path}")

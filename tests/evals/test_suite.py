@@ -253,11 +253,11 @@ def test_a_result_says_what_it_depends_on(data, tmp_path):
   assert len(saved["prompts_hash"]) == len(saved["data_hash"]) == 64
   assert saved["protocol"]["templates"] == 1
   assert saved["seconds"] > 0 and saved["images_per_second"] > 0
-  # 25 images are not the paper's: CLIP_benchmark's figure stands beside.
+  # 25 images are not the paper's: OpenCLIP's figure stands beside.
   assert saved["values"]["accuracy"]["published"] == {
-    "value": pytest.approx(0.787),
+    "value": pytest.approx(0.7916),
     "model": "ViT-L-14-336",
-    "source": "clip_benchmark",
+    "source": "open_clip",
   }
   (warning,) = saved["warnings"]
   assert "holds 25 test images, but MNIST has 10,000" in warning
@@ -407,6 +407,14 @@ def test_a_set_of_bad_images_alone_is_damaged(tmp_path):
   assert found["hateful_memes"]["status"] == "damaged"
   assert "All 2 records are bad" in found["hateful_memes"]["problem"]
   assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_gives_no_numbers_is_said_once(data, tmp_path):
+  def diverged(images):
+    return np.full((len(images), EMBED), np.nan, np.float32)
+
+  with pytest.raises(errors.UserError, match="of images are not finite"):
+    measure(data[0], tmp_path, "all", subject(images=diverged))
 
 
 def test_a_metric_that_the_data_cannot_give_is_not_replaced(tmp_path):

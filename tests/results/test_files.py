@@ -3,7 +3,8 @@ import json
 import pytest
 
 from clip_jax import errors
-from clip_jax.results import addresses, files, published, tables
+from clip_jax.evals import published
+from clip_jax.results import addresses, files, tables
 
 
 def write(path, values):
@@ -205,7 +206,7 @@ def test_addresses_are_shown_without_directories(address, shown):
     ("wds:/data/wds_imagenet-a/test/{0..3}.tar", "imagenet_a"),
     ("tfds:imagenet2012/validation", "imagenet"),
     ("folder:/data/Oxford Flowers-102", "flowers102"),
-    ("coco:/data/mscoco/captions.json", "mscoco_captions"),
+    ("coco:/data/mscoco/captions.json", "coco"),
     ("Stanford Cars", "stanford_cars"),
     ("tfds:cifar10/train", None),
     ("folder:/data/cifar10?split=train", None),

@@ -7,15 +7,8 @@ import pytest
 from PIL import Image
 
 from clip_jax import errors
-from clip_jax.results import (
-  drawing,
-  figures,
-  files,
-  picture,
-  published,
-  report,
-  tables,
-)
+from clip_jax.evals import published
+from clip_jax.results import drawing, figures, files, picture, report, tables
 
 MODEL = "/home/jane/secret/run"
 

@@ -13,21 +13,18 @@ folders that they lead to are told and not read, unless `?links=follow` allows
 them.
 """
 
-import errno
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from clip_jax import errors, regular_files, terminal
+from clip_jax import errors
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import naming, split_names, strings
+from clip_jax.data.sources import disk, naming, split_names, strings
 
 LAYOUTS = ("classes", "captions")
-LINKS = ("follow",)
-MAX_IMAGE_BYTES = 64 * 2**20
 _IMAGES = (naming.IMAGE, naming.UNREAD_IMAGE)
 _TEXTS = (naming.TEXT, naming.JSON)
 # So many files are read to see whether they hold captions.
@@ -141,7 +138,7 @@ class CaptionFolder:
     return None
 
   def _read(self, name: str, key: str) -> bytes:
-    return read_file(
+    return disk.read_file(
       os.path.join(self._root, name),
       key=key,
       limit=captions_lib.MAX_TEXT_BYTES,
@@ -162,9 +159,9 @@ def open_folder(
   layout = options.get("layout")
   if layout is not None and layout not in LAYOUTS:
     raise errors.unknown("value of layout=", layout, LAYOUTS)
-  within = None if follows_links(options) else root
+  within = None if disk.follows_links(options) else root
   account = account_lib.Account()
-  names = sorted(_walk(root, account, within=within))
+  names = sorted(disk.walk(root, account, within=within))
   kinds = {name: _kind(name) for name in names}
   images = [name for name, kind in kinds.items() if kind in _IMAGES]
   texts = [name for name, kind in kinds.items() if kind in _TEXTS]
@@ -182,7 +179,9 @@ def open_folder(
     raise errors.UserError(
       f"folder:{path} holds no images (files that end in"
       f" {', '.join(naming.IMAGE_SUFFIXES[:9])} and the like)"
-      + (f", but for example {_listed(seen)}." if seen else "; it is empty.")
+      + (
+        f", but for example {disk.listed(seen)}." if seen else "; it is empty."
+      )
     )
   if layout is None:
     layout = _decide(root, images, texts, account.notes, within=within)
@@ -200,9 +199,9 @@ def open_folder(
   account.notes.extend(_note_empty(root, images))
   if outside := [name for name in images if os.sep not in name]:
     raise errors.UserError(
-      f"folder:{path} holds images outside of a class folder, such as"
-      f" {_listed(outside[:1])}. Put each class into a folder of its own, or a"
-      " .txt file with the caption beside each image."
+      f"folder:{path} holds images outside of a class folder, such as "
+      f"{disk.listed(outside[:1])}. Put each class into a folder of its own, "
+      "or a .txt file with the caption beside each image."
     )
   return ClassFolder(root, images, account=account, within=within)
 
@@ -242,7 +241,7 @@ def _decide(
     if 2 * len(outside) > len(images):
       other = ""
     elif outside:
-      other += f", once {_listed(outside[:1])} lies in one, too"
+      other += f", once {disk.listed(outside[:1])} lies in one, too"
     notes.append(
       f"{count} beside them, so captions are read, and the others are bad "
       f"records{other}."
@@ -258,7 +257,7 @@ def _hold_captions(root: str, names: list[str], within: str | None) -> bool:
   limit = captions_lib.MAX_TEXT_BYTES
   for name in names[:_LOOKED_AT]:
     try:
-      data = read_file(
+      data = disk.read_file(
         os.path.join(root, name), key=name, limit=limit, within=within
       )
       if _kind(name) == naming.JSON:
@@ -285,9 +284,9 @@ def _note_splits(path: str, images: list[str], layout: str) -> Iterator[str]:
       first = sorted(splits)[0]
       read = "together" if depth or layout == "captions" else "as classes"
       yield (
-        f"Folders that are named like splits, {_listed(sorted(splits)[:5])}, "
-        f"are read {read}; folder:{os.path.join(path, first)} reads one of "
-        "them."
+        "Folders that are named like splits, "
+        f"{disk.listed(sorted(splits)[:5])}, are read {read}; "
+        f"folder:{os.path.join(path, first)} reads one of them."
       )
       return
 
@@ -304,18 +303,13 @@ def _note_empty(root: str, images: list[str]) -> Iterator[str]:
   empty = sorted(
     entry.name
     for entry in os.scandir(root)
-    if entry.is_dir() and not _is_hidden(entry.name)
+    if entry.is_dir() and not disk.is_hidden(entry.name)
     if entry.name not in classes
   )
   if empty:
     more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-    yield (
-      f"Folders without an image are no classes: {_listed(empty[:5])}{more}."
-    )
-
-
-def _listed(names: Iterable[str]) -> str:
-  return ", ".join(f"'{terminal.escaped(name, limit=80)}'" for name in names)
+    named = disk.listed(empty[:5])
+    yield f"Folders without an image are no classes: {named}{more}."
 
 
 def _kind(name: str) -> int | None:
@@ -332,110 +326,7 @@ def _read_listed(
     raise record_lib.BadRecord("unsafe_name", key)
   if _kind(name) == naming.UNREAD_IMAGE:
     raise record_lib.BadRecord("unsupported_image", key)
-  return read_image(os.path.join(root, name), key=key, within=within)
-
-
-def follows_links(options: dict[str, str]) -> bool:
-  """Returns whether symbolic links may lead out of the data's root."""
-  links = options.get("links")
-  if links is not None and links not in LINKS:
-    raise errors.unknown("value of links=", links, LINKS)
-  return links == "follow"
-
-
-def read_image(path: str, *, key: str, within: str | None) -> bytes:
-  """Reads an image file; raises `BadRecord` where it cannot."""
-  data = read_file(path, key=key, limit=MAX_IMAGE_BYTES, within=within)
-  if not data:
-    raise record_lib.BadRecord("empty_image", key)
-  return data
-
-
-def read_file(path: str, *, key: str, limit: int, within: str | None) -> bytes:
-  """Reads at most `limit` bytes; raises `BadRecord` where it cannot.
-
-  Args:
-    path: of a regular file; a pipe or a device is none.
-    key: of the record.
-    limit: a larger file is bad.
-    within: a directory that symbolic links must not lead out of.
-  """
-  try:
-    data = regular_files.read_regular(path, limit=limit, within=within)
-  except (FileNotFoundError, NotADirectoryError):
-    raise record_lib.BadRecord("missing_file", key) from None
-  except (regular_files.NotRegularError, IsADirectoryError):
-    raise record_lib.BadRecord("not_a_file", key) from None
-  except regular_files.OutsideError:
-    bad = record_lib.BadRecord("link_leads_outside", key)
-    bad.hint = (
-      f"{path} leads out of {within}; add ?links=follow to the address to "
-      "follow such links"
-    )
-    raise bad from None
-  except ValueError:  # A NUL in the path.
-    raise record_lib.BadRecord("read_error", key) from None
-  except OSError as error:
-    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-      raise record_lib.BadRecord("missing_file", key) from None
-    if error.errno in (errno.EACCES, errno.EPERM):
-      raise record_lib.BadRecord("no_permission", key) from None
-    # The disk's fault, not the record's: to replace it would make the batch a
-    # matter of luck.
-    raise errors.UserError(f"Cannot read {path}: {error.strerror}.") from error
-  if len(data) > limit:
-    raise record_lib.BadRecord("too_large", key)
-  return data
-
-
-def _walk(
-  root: str, account: account_lib.Account, *, within: str | None
-) -> Iterator[str]:
-  """Yields files below `root` by relative name; follows links, once each.
-
-  Hidden files and folders are told in `account` instead, and folders that links
-  lead to out of `within`, where it is given.
-  """
-  seen, outside = set(), []
-  inside = within and os.path.join(os.path.realpath(within), "")
-  left_out = account.left_out
-  # Links come after all folders, so that a folder is read by its own name.
-  starts = [root]
-  for start in starts:
-    for directory, subdirectories, names in os.walk(start):
-      real = os.path.realpath(directory)
-      leads_out = inside and not os.path.join(real, "").startswith(inside)
-      if leads_out:
-        outside.append(os.path.relpath(directory, root))
-      if leads_out or real in seen:
-        subdirectories.clear()
-        continue
-      seen.add(real)
-      for name in filter(_is_hidden, subdirectories):
-        left_out.add(_below(root, directory, name) + os.sep)
-      subdirectories[:] = [s for s in subdirectories if not _is_hidden(s)]
-      paths = [os.path.join(directory, s) for s in subdirectories]
-      starts.extend(path for path in paths if os.path.islink(path))
-      for name in names:
-        if _is_hidden(name):
-          left_out.add(_below(root, directory, name))
-        else:
-          yield _below(root, directory, name)
-  if outside:
-    more = f" and {len(outside) - 5} more" if len(outside) > 5 else ""
-    account.notes.append(
-      f"Folders that links lead to out of {terminal.escaped(root)} are not "
-      f"read: {_listed(sorted(outside)[:5])}{more}; add ?links=follow to the "
-      "address to follow such links."
-    )
-
-
-def _is_hidden(name: str) -> bool:
-  return name.startswith(".")
-
-
-def _below(root: str, directory: str, name: str) -> str:
-  return os.path.relpath(os.path.join(directory, name), root)
+  return disk.read_image(os.path.join(root, name), key=key, within=within)
 
 
 def _digest(kind: str, *lists: strings.Strings) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from clip_jax import errors
 from clip_jax.data import record as record_lib
-from clip_jax.data.sources import folder
+from clip_jax.data.sources import disk
 
 _SHOWN_PATHS = 3
 
@@ -56,7 +56,7 @@ class ImageFiles:
     ):
       within = None
     try:
-      return folder.read_image(path, key=key, within=within)
+      return disk.read_image(path, key=key, within=within)
     except record_lib.BadRecord as error:
       if error.reason == "missing_file":
         error.hint = _hint(name, list(dict.fromkeys(path for path, _ in tried)))
@@ -115,6 +115,6 @@ def open_files(
     roots += [base, *filter(os.path.isdir, below)]
   return ImageFiles(
     tuple(dict.fromkeys(roots)),
-    follow_links=folder.follows_links(options),
+    follow_links=disk.follows_links(options),
     flat=flat,
   )

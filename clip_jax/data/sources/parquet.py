@@ -40,7 +40,7 @@ from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import columns as columns_lib
 from clip_jax.data.sources import (
-  folder,
+  disk,
   image_files,
   parquet_files,
   row_groups,
@@ -172,7 +172,7 @@ class ParquetRecords:
       named = [field.name for field in cell.type]
       path = _value(cell["path"], key) if "path" in named else None
       cell = cell["bytes"]
-    image = _value(cell, key, limit=folder.MAX_IMAGE_BYTES)
+    image = _value(cell, key, limit=disk.MAX_IMAGE_BYTES)
     if image is None and path:
       return self._images.read(path, key=key)
     if not image:

@@ -1,14 +1,17 @@
 """Pairs in a table: a comma- or tab-separated file with a header line.
 
-Known without options: `filepath`, `title` (OpenCLIP) and `image`, `caption`
-(Flickr8k's captions.txt, whose images lie beside it or in `Images/`). Rows of
-the same image become one record with several texts, at the place of the first.
+Known without options, in any capitals: `filepath`, `title` (OpenCLIP), `image`,
+`caption` (Flickr8k's captions.txt, whose images lie beside it or in `Images/`)
+and `image_name`, `comment` (Flickr30k's results.csv). Rows of the same image
+become one record with several texts, at the place of the first.
 
 Options:
   image, caption: names of the columns.
   root: directory of the images, seen from the table's or else from the working
     directory; the table's by default.
-  sep: comma, tab, pipe or semicolon; by default a tab where the header has one.
+  sep: comma, tab, pipe or semicolon; by default a tab where the header has one,
+    and a pipe or a semicolon where it has neither tab nor comma. A first line
+    such as `sep=;`, which spreadsheets write, says it too.
   quote: none, where a double quote is a letter like others.
   links: follow, where symbolic links may lead out of the images' directory.
 
@@ -20,6 +23,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
@@ -32,8 +36,9 @@ from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import image_files, strings
 
 SEPARATORS = {"comma": ",", "tab": "\t", "pipe": "|", "semicolon": ";"}
-IMAGE_COLUMNS = ("filepath", "image")
-CAPTION_COLUMNS = ("title", "caption")
+IMAGE_COLUMNS = ("filepath", "image", "image_name")
+CAPTION_COLUMNS = ("title", "caption", "comment")
+_BY_DEFAULT = ("\t", ",", "|", ";")  # The first that the header has.
 QUOTES = ("none",)
 _IMAGE_FOLDERS = ("Images", "images")
 # By the first bytes. The longer mark goes first.
@@ -185,7 +190,12 @@ def _parse(
       f"'{terminal.escaped(header, limit=40)}'. "
       "Unpack it where it is compressed, and save other kinds of tables as CSV."
     )
-  separator = _separator(header, options.get("sep"))
+  declared = re.fullmatch(r"\s*sep=([,;|\t])\s*", header)
+  if declared:
+    header = file.readline()
+  separator = _separator(
+    header, options.get("sep"), declared.group(1) if declared else None
+  )
   quoting = csv.QUOTE_MINIMAL
   if "quote" in options:
     if options["quote"] not in QUOTES:
@@ -266,9 +276,11 @@ def _watched(
     )
 
 
-def _separator(header: str, name: str | None) -> str:
+def _separator(header: str, name: str | None, declared: str | None) -> str:
   if name is None:
-    return "\t" if "\t" in header else ","
+    if declared is not None:
+      return declared
+    return next((one for one in _BY_DEFAULT if one in header), ",")
   if name not in SEPARATORS:
     raise errors.unknown("value of sep=", name, SEPARATORS)
   return SEPARATORS[name]
@@ -281,9 +293,12 @@ def _column(
   option: str,
   path: str,
 ) -> int:
+  folded = [column.casefold() for column in columns]
   for name in usual if wanted is None else (wanted,):
     if name in columns:
       return columns.index(name)
+    if folded.count(name.casefold()) == 1:
+      return folded.index(name.casefold())
   looked_for = " or ".join(map(repr, usual if wanted is None else (wanted,)))
   raise errors.UserError(
     f"csv:{path} has no column {looked_for}; its columns are"

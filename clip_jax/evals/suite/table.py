@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax import errors, names
+from clip_jax.evals import published
 
 PROMPTS_FILE = "suite_prompts.json"  # In assets.
 # The key of an evaluation's result that holds each metric.
@@ -22,7 +23,6 @@ RECALL = "recall"
 WAYS = ("text_to_image", "image_to_text")
 # Whose figures stand beside those of a model that is none of OpenAI's.
 USUAL_MODEL = "ViT-B-32"
-PAPER, CLIP_BENCHMARK = "paper", "clip_benchmark"
 _HUB = "clip-benchmark"  # Of HuggingFace; holds CLIP_benchmark's tars.
 
 
@@ -73,8 +73,7 @@ class Entry:
     tfds_options: of the address.
     karpathy: the file of its captions and splits.
     note: what differs between protocols.
-    published: top-1 or what `metric` says, in percent, by model and by who
-      measured it; of retrieval, recalls by way.
+    published_as: its name in `published.table()`, where it is not `name`.
   """
 
   name: str
@@ -96,7 +95,18 @@ class Entry:
   tfds_options: str = ""
   karpathy: str = ""
   note: str = ""
-  published: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  published_as: str = ""
+
+  @property
+  def published(self) -> dict[str, dict[str, Any]]:
+    """Figures of OpenAI's models by `metric`, by model and by source.
+
+    They are fractions; for retrieval, recalls by way.
+    """
+    measured = METRICS.get(self.metric, RECALL)
+    return published.by_openai(
+      self.task, self.published_as or self.name, measured
+    )
 
   @property
   def task(self) -> str:
@@ -192,7 +202,7 @@ class Figure:
   Attributes:
     value: a fraction.
     model: which of OpenAI's models was measured.
-    source: `PAPER` or `CLIP_BENCHMARK`: their protocols differ.
+    source: one of `published.SOURCES`, whose protocols differ.
   """
 
   value: float
@@ -210,18 +220,22 @@ def figure(
     metric: that of `entry`, or such as "text_to_image_r@1".
     architecture: of the model; its own figures come first, then those of
       `USUAL_MODEL`, then any.
-    examples: test images; where that is not the paper's number,
-      CLIP_benchmark's figures come first.
+    examples: number of test images; if it is not the paper's, the paper's
+      figures come last.
   """
-  own, usual = (CLIP_BENCHMARK, PAPER), (PAPER, CLIP_BENCHMARK)
-  order = own if examples and examples != entry.examples else usual
-  for model in (architecture, USUAL_MODEL, *sorted(entry.published)):
-    rows = entry.published.get(model, {})
+  order = (published.OPEN_CLIP, published.CLIP_BENCHMARK)
+  if examples and examples != entry.examples:
+    order = (*order, published.PAPER)
+  else:
+    order = (published.PAPER, *order)
+  known = entry.published
+  for model in (architecture, USUAL_MODEL, *sorted(known)):
+    rows = known.get(model, {})
     for source in order:
       value = rows.get(source)
       if isinstance(value, Mapping):
         way, _, recall = metric.rpartition("_")
         value = value[way].get(recall)
       if value is not None:
-        return Figure(value / 100, model, source)
+        return Figure(value, model, source)
   return None

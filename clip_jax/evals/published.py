@@ -1,4 +1,10 @@
-"""Published figures to compare with: `assets/published.json`, with sources."""
+"""Published figures to compare with: `assets/published.json`, with sources.
+
+The suite and reports read all such figures here. Where both have a figure,
+OpenCLIP's table is taken instead of CLIP_benchmark's: it is newer (2023 instead
+of 2022), comes from one run for all models, and was measured on the tars that
+`suite/layouts.py` reads.
+"""
 
 import functools
 import importlib.resources
@@ -9,9 +15,9 @@ from typing import Any
 from clip_jax.evals import shifts
 
 FILE = "published.json"  # In assets.
-# Where the same figure is published twice, the first of these counts: it has
-# one protocol for all of the models.
-SOURCES = ("open_clip", "paper")
+PAPER, OPEN_CLIP, CLIP_BENCHMARK = "paper", "open_clip", "clip_benchmark"
+# In the order in which reports show them.
+SOURCES = (OPEN_CLIP, PAPER, CLIP_BENCHMARK)
 # What directories and addresses put before the name of a data set.
 _PREFIXES = re.compile("^(?:wds|vtab|clipbenchmark)+")
 
@@ -87,6 +93,24 @@ def figures(task: str, source: str, key: str) -> dict[str, Any]:
     for name, model in table()["models"].items()
   }
   return {name: value for name, value in found.items() if value is not None}
+
+
+def by_openai(task: str, key: str, measured: str) -> dict[str, dict[str, Any]]:
+  """Returns the figures of OpenAI's models on a set, by model and source.
+
+  Args:
+    task: "zero_shot" or "retrieval".
+    key: of the set; it may be unknown.
+    measured: the measure, such as "top1" or "recall"; figures of other measures
+      are left out.
+  """
+  metrics = table()["sets"].get(key, {}).get("metric", {})
+  found: dict[str, dict[str, Any]] = {}
+  for source in (name for name in SOURCES if metrics.get(name) == measured):
+    for model, value in figures(task, source, key).items():
+      if table()["models"][model]["by"] == "OpenAI":
+        found.setdefault(model, {})[source] = value
+  return found
 
 
 def expected(shift: str, accuracy: float) -> float | None:
