@@ -243,12 +243,13 @@ class Clip:
     """
     if isinstance(inputs, str | Image.Image):
       return self.encode([inputs], batch_size=batch_size)[0]
-    several = list(inputs)
+    several: list[Any] = list(inputs)
     is_text = np.array([isinstance(x, str) for x in several], bool)
     embeds = np.zeros((len(several), self.module.embed_dim), np.float32)
-    ways: tuple[tuple[Callable[..., Any], np.ndarray], ...]
-    ways = (self.encode_text, is_text), (self.encode_image, ~is_text)
-    for encode, chosen in ways:
+    for encode, chosen in (
+      (self.encode_text, is_text),
+      (self.encode_image, ~is_text),
+    ):
       if chosen.any():
         embeds[chosen] = encode(
           [several[i] for i in np.flatnonzero(chosen)],
