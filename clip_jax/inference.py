@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import core
+from PIL import Image
 
 from clip_jax import embedder, errors, sharding, terminal
 from clip_jax import fingerprint as fingerprint_lib
@@ -253,6 +255,55 @@ class Clip:
         parts.append(_now(self.encoder.embed_tokens, self.variables, some))
         tell(start + len(some), len(tokens))
     return _joined(parts, as_numpy)
+
+  def encode(
+    self,
+    inputs: str | Image.Image | Iterable[str | Image.Image],
+    *,
+    batch_size: int | None = None,
+    show_progress_bar: bool = False,
+  ) -> np.ndarray:
+    """Returns unit embeddings, as sentence-transformers' `encode` takes inputs.
+
+    A text is a `str`, never the path of an image: all else is an image.
+
+    Args:
+      inputs: one input, which gives float32 (embed,), or several, texts and
+        images in any order, which give (n, embed).
+      batch_size: as in `encode_image` and `encode_text`.
+      show_progress_bar: whether to show a bar on stderr.
+
+    Raises:
+      UserError: the model lacks the tower of an input.
+    """
+    if isinstance(inputs, str | Image.Image):
+      return self.encode([inputs], batch_size=batch_size)[0]
+    several: list[Any] = list(inputs)
+    is_text = np.array([isinstance(x, str) for x in several], bool)
+    embeds = np.zeros((len(several), self.module.embed_dim), np.float32)
+    for encode, chosen in (
+      (self.encode_text, is_text),
+      (self.encode_image, ~is_text),
+    ):
+      if chosen.any():
+        embeds[chosen] = encode(
+          [several[i] for i in np.flatnonzero(chosen)],
+          batch_size=batch_size,
+          progress=show_progress_bar,
+        )
+    return embeds
+
+  def to_nnx(self) -> nnx.Module:
+    """Returns the model as a module of Flax's NNX, with its own parameters.
+
+    It is called with (images, tokens) as the linen module is, and has the same
+    parameters as `nnx.Param`: for `nnx.jit`, `nnx.grad` and `nnx.Optimizer`.
+    """
+    model = nnx.bridge.ToNNX(self.module)
+    variables = nnx.bridge.variables.linen_vars_to_nnx_attrs(self.variables)
+    for name, value in variables.items():
+      setattr(model, name, nnx.data(value))
+    return model
 
   def embed_texts(
     self, texts: list[str], *, cuts: tokenizer_lib.Cuts | None = None

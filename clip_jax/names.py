@@ -34,6 +34,8 @@ RETRIEVAL_DUPLICATES = ("hits", "misses")
 # How logits become probabilities: over all labels, or for each label alone.
 PROBABILITIES = ("softmax", "sigmoid")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
+# Where metrics go besides the workdir.
+TRACKERS = ("none", "wandb", "trackio")
 INDEX_DTYPES = ("float32", "float16")
 # The checkpoint formats that can be written.
 TARGETS = ("clip-jax", "openai", "huggingface", "open-clip", "big-vision")

@@ -1,7 +1,9 @@
 """Output for terminals: safe text, aligned tables and progress bars."""
 
 import contextlib
+import os
 import re
+import shutil
 import sys
 import time
 import unicodedata
@@ -125,12 +127,22 @@ def size(number_of_bytes: float) -> str:
   return f"{number_of_bytes:.0f} bytes"
 
 
+# Begins the line of a terminal anew.
+CLEAR = "\r\x1b[K"
+
+
+def is_one(stream: TextIO) -> bool:
+  """Whether a stream is a terminal on which a line can be drawn anew."""
+  return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
 class Progress:
   """Shows progress: a bar on a terminal, otherwise a line every few seconds.
 
   Used as a context manager and called with the number done and the total:
   `with Progress("embed") as progress: progress(3, 10)`. A job shorter than
-  the interval prints nothing.
+  the interval prints nothing. There are no colours, so NO_COLOR changes
+  nothing.
   """
 
   def __init__(
@@ -140,11 +152,22 @@ class Progress:
     unit: str = "examples",
     stream: TextIO | None = None,
     interval_seconds: float = 5.0,
+    first: int = 0,
   ):
+    """Starts the clock.
+
+    Args:
+      name: what is done.
+      unit: what is counted, in the plural.
+      stream: where it is shown; None for stderr.
+      interval_seconds: between two lines where that is no terminal.
+      first: how many were done before the clock started.
+    """
     self.name = name
     self.unit = unit
+    self.first = first
     self.stream = sys.stderr if stream is None else stream
-    self.is_terminal = self.stream.isatty()
+    self.is_terminal = is_one(self.stream)
     self.interval_seconds = 0.1 if self.is_terminal else interval_seconds
     self._start = self._last = time.monotonic()
 
@@ -153,30 +176,44 @@ class Progress:
 
   def __exit__(self, *error: Any) -> None:
     if self.is_terminal:
-      self.stream.write("\r\x1b[K")
+      self.stream.write(CLEAR)
       self.stream.flush()
 
-  def __call__(self, done: int, total: int | None) -> None:
-    """Shows that `done` of `total` units (None if unknown) are done."""
+  def __call__(
+    self,
+    done: int,
+    total: int | None,
+    note: Callable[[], str] | None = None,
+  ) -> None:
+    """Shows that `done` of `total` units (None if unknown) are done.
+
+    Args:
+      done: how many are done.
+      total: of how many; None if unknown.
+      note: returns what else is shown; called only when it is.
+    """
     now = time.monotonic()
     if now - self._last < self.interval_seconds:
       return
     self._last = now
     line = self.line(done, total, seconds=now - self._start)
+    if note is not None:
+      line = f"{line}, {note()}"
     if not self.is_terminal:
       self.stream.write(line + "\n")
-    elif total is None:
-      self.stream.write(f"\r\x1b[K{line}")
     else:
-      filled = round(24 * done / max(total, 1))
-      bar = "█" * filled + "░" * (24 - filled)
-      bar = encodable(bar, self.stream.encoding)
-      self.stream.write(f"\r\x1b[K{bar} {line}")
+      if total is not None:
+        filled = round(24 * done / max(total, 1))
+        line = f"{'█' * filled + '░' * (24 - filled)} {line}"
+      line = encodable(line, self.stream.encoding)
+      # A line that wraps could not be drawn anew.
+      width = shutil.get_terminal_size().columns - 1
+      self.stream.write(CLEAR + line[:width])
     self.stream.flush()
 
   def line(self, done: int, total: int | None, *, seconds: float) -> str:
     """Returns the text for the progress after `seconds`."""
-    rate = done / max(seconds, 1e-9)
+    rate = (done - self.first) / max(seconds, 1e-9)
     if total is None:
       return f"{self.name}: {done} {self.unit}, {rate:.4g}/s"
     left = (total - done) / rate if rate else float("inf")

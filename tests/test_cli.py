@@ -440,6 +440,30 @@ def test_models_are_listed_as_they_are_traced(capsys):
   assert row.split()[:4] == ["RN50", "102", "M", "224"]
 
 
+@pytest.mark.parametrize(
+  "words, names_",
+  [
+    ("--filter siglip2-256 --max-parameters 400M", {"B-32", "B-16"}),
+    ("--filter SigLIP2-256 --format open-clip --max-parameters 1.2G", {"B-32"}),
+    ("--filter RN50 --format openai --max-parameters 0.15b", {"RN50"}),
+  ],
+)
+def test_models_are_chosen_by_name_size_and_format(words, names_):
+  listed = call("models", *words.split())
+  found = {entry["name"] for entry in listed}
+  wanted = {x if x == "RN50" else f"ViT-{x}-SigLIP2-256" for x in names_}
+  assert wanted <= found
+  for entry in listed:
+    assert "openai" not in words or "openai" in entry["formats"]
+    assert set(entry["formats"]) <= set(names.TARGETS)
+
+
+def test_no_model_of_this_kind_is_told(fails):
+  assert "lists them all" in fails("models", "--filter", "RN51")
+  said = fails("models", "--max-parameters", "many", code=2)
+  assert "such as 150M" in said
+
+
 def test_models_are_listed_without_importing_jax():
   code = (
     "import sys; from clip_jax import cli; cli.main(['models', '--json'])\n"

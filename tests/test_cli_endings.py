@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from clip_jax import cli, errors
+from clip_jax import cli, errors, terminal
 from clip_jax.cli import verb, verbs
 
 
@@ -106,6 +106,17 @@ def test_json_is_alone_on_stdout_and_strict(monkeypatch, capsys):
   }
   assert captured.out.isascii() and "\x1b" not in captured.out
   assert captured.err == "a library's chatter\n"
+
+
+def test_on_a_terminal_a_log_line_replaces_the_bar(monkeypatch, capsys):
+  def log():
+    logging.getLogger("clip_jax").info("step 1")
+    return verb.Answer(None, "done")
+
+  stub(monkeypatch, log)
+  monkeypatch.setattr(terminal, "is_one", lambda stream: True)
+  cli.main(["models"])
+  assert capsys.readouterr().err == f"{terminal.CLEAR}step 1\n"
 
 
 def test_logs_go_to_stderr_and_libraries_are_kept_quiet(monkeypatch, capsys):

@@ -1,9 +1,16 @@
 """What is typed: options, usage errors, and processes that are joined."""
 
+import re
+import subprocess
+import sys
+import types
+
 import jax
+import jaxlib
 import pytest
 
-from clip_jax import cli, errors
+import clip_jax
+from clip_jax import cli, errors, host_devices
 from clip_jax.cli import parser
 from clip_jax.train import peers
 
@@ -60,6 +67,60 @@ def test_wrong_usage_exits_with_2(fails, arguments, message):
   error = fails(*arguments, code=2)
   assert message in error
   assert error.startswith("usage: clip-jax")
+
+
+def test_versions_and_the_device_are_told_without_starting_it():
+  code = (
+    "import sys; from clip_jax import cli\n"
+    "try: cli.main(['--version'])\n"
+    "finally: assert not {'jax', 'flax', 'numpy'} & set(sys.modules)"
+  )
+  ran = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  first, second, third = ran.stdout.splitlines()
+  assert first == f"clip-jax {clip_jax.__version__}"
+  assert f"jax {jax.__version__}, jaxlib {jaxlib.__version__}" in second
+  assert third.startswith("device: CPU (") and "JAX_PLATFORMS" in third
+
+
+@pytest.mark.parametrize(
+  "has, extra, told",
+  [
+    (None, None, r"CPU \(\d+ cores\)"),
+    ("a TPU", None, r"CPU .*has a TPU, for which jax is not installed"),
+    ("a TPU", "libtpu", "a TPU"),
+    ("an NVIDIA GPU", None, r"CPU .*has 2 x NVIDIA X1, for which"),
+    ("an NVIDIA GPU", "cuda", "2 x NVIDIA X1"),
+  ],
+)
+def test_the_device_is_expected_from_files(
+  monkeypatch, tmp_path, has, extra, told
+):
+  for i in range(2):
+    (tmp_path / str(i)).mkdir()
+    about = f"Model: \t\t NVIDIA X1\nIRQ:  {i}\n"
+    (tmp_path / str(i) / "information").write_text(about)
+  monkeypatch.setattr(host_devices, "_NVIDIA", str(tmp_path))
+  monkeypatch.setattr(host_devices, "accelerator", lambda: has)
+  plugins = (
+    [types.SimpleNamespace(name="xla_cuda12")] if extra == "cuda" else []
+  )
+  finds = {
+    (host_devices.importlib.metadata, "entry_points"): lambda group: plugins,
+    (host_devices.importlib.util, "find_spec"): lambda name: (
+      extra if name == extra else None
+    ),
+  }
+  for (module, name), found in finds.items():
+    monkeypatch.setattr(module, name, found)
+  monkeypatch.delenv("JAX_PLATFORMS")
+  assert re.fullmatch(told + ".*", host_devices.expected())
+
+
+def test_a_platform_that_is_asked_for_is_told(monkeypatch):
+  monkeypatch.setenv("JAX_PLATFORMS", "tpu,cpu")
+  assert host_devices.expected() == "as JAX_PLATFORMS says: tpu,cpu"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])

@@ -7,6 +7,7 @@ import threading
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import clip_jax
@@ -97,6 +98,31 @@ def test_one_text_is_a_list_of_one(clip):
   assert both.shape == (2, 12)
   np.testing.assert_allclose(clip.encode_text("a dog"), both[1:], atol=2e-6)
   assert not np.allclose(both[0], both[1], atol=1e-3)
+
+
+def test_encode_tells_texts_from_images(clip):
+  a, b = (Image.fromarray(x) for x in random_images(2))
+  mixed = clip.encode(["a dog", a, "no/path.png", b])
+  texts = clip.encode_text(["a dog", "no/path.png"])
+  np.testing.assert_array_equal(mixed[[0, 2]], texts)
+  np.testing.assert_array_equal(mixed[[1, 3]], clip.encode_image([a, b]))
+  np.testing.assert_array_equal(clip.encode("a dog"), clip.encode(["a dog"])[0])
+  assert clip.encode(a).shape == (12,) and clip.encode([]).shape == (0, 12)
+
+
+def test_the_model_as_an_nnx_module_computes_the_same(clip):
+  model = clip.to_nnx()
+  images = random_images(2).astype(np.float32)
+  tokens = clip.tokenize(["a dog", "two cats"])
+  want = jax.jit(clip.module.apply)(clip.variables, images, tokens)
+  got = nnx.jit(lambda model, *inputs: model(*inputs))(model, images, tokens)
+  # Two programs of the same numbers.
+  for name in ("image_embeds", "text_embeds", "logit_scale"):
+    a, b = getattr(got, name), getattr(want, name)
+    np.testing.assert_allclose(a, b, atol=1e-6)
+  # nnx finds every parameter, so that it can train them.
+  parameters = jax.tree.leaves(nnx.state(model, nnx.Param))
+  assert len(parameters) == len(jax.tree.leaves(clip.variables["params"]))
 
 
 @pytest.mark.parametrize(

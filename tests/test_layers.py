@@ -20,8 +20,9 @@ PACKAGE, module_name = floors.PACKAGE, floors.module_name
 # The floors of the package, the lowest first; what stands on one imports from
 # its own and from those below.
 FLOORS = (
-  "config errors host_memory json_lines json_text kept_files names packing"
-  " preprocess programs regular_files sharding terminal tokenizer versions",
+  "config errors host_devices host_memory json_lines json_text kept_files"
+  " names packing preprocess programs regular_files sharding terminal tokenizer"
+  " versions whole_files",
   "models",
   "data losses",
   "evals report",
@@ -44,6 +45,7 @@ FORBIDDEN = {
   "config": _HEAVY,
   "data": {"jax", "flax", "optax", "orbax"},
   "errors": _HEAVY,
+  "host_devices": _HEAVY,
   "host_memory": _HEAVY,
   "json_lines": _HEAVY,
   "json_text": _HEAVY,
@@ -58,12 +60,13 @@ FORBIDDEN = {
   "terminal": _HEAVY,
   "tokenizer": _HEAVY,
   "versions": _HEAVY,
+  "whole_files": _HEAVY,
 }
 # What only one corner needs may be imported inside the function that does.
 # (transformers takes a second to import and is for one kind of export.)
 OPTIONAL = {
   *("apache_beam", "huggingface_hub", "matplotlib", "py3langid"),
-  *("sentencepiece", "transformers"),
+  *("sentencepiece", "trackio", "transformers", "wandb"),
   *("gradio", "fastapi", "uvicorn"),  # Gradio brings the other two.
 }
 # What finds a module by its name, in a table that stands there.

@@ -132,6 +132,48 @@ def test_progress_on_a_terminal_is_a_bar_that_goes_away(clock):
   assert stream.getvalue().endswith("\r\x1b[K")
 
 
+def test_a_live_line_tells_what_else_there_is_and_fits_the_terminal(
+  clock, monkeypatch
+):
+  monkeypatch.setenv("COLUMNS", "300")
+  stream, asked = Terminal(), []
+
+  def note():
+    asked.append(None)
+    return "loss 2.5000"
+
+  progress = terminal.Progress("train", unit="steps", stream=stream, first=100)
+  clock[0] += 10
+  progress(120, 200, note)
+  progress(121, 200, note)  # Too soon: nothing is asked for.
+  said = "train: 120/200 steps (60 %), 2/s, 40 s left, loss 2.5000"
+  assert stream.getvalue().endswith(f" {said}") and len(asked) == 1
+  monkeypatch.setenv("COLUMNS", "40")
+  clock[0] += 10
+  progress(140, 200, note)
+  assert len(stream.getvalue().rpartition(terminal.CLEAR)[2]) == 39
+
+
+def test_there_are_no_colours(clock, monkeypatch):
+  monkeypatch.setenv("NO_COLOR", "1")
+  stream = Terminal()
+  with terminal.Progress("train", stream=stream) as progress:
+    clock[0] += 10
+    progress(1, 2)
+  table = terminal.table(("name",), [("x",)])
+  # The only escape sequence is the one that clears the line.
+  assert "\x1b" not in stream.getvalue().replace(terminal.CLEAR, "") + table
+
+
+def test_a_terminal_that_cannot_clear_a_line_gets_lines(clock, monkeypatch):
+  monkeypatch.setenv("TERM", "dumb")
+  stream = Terminal()
+  with terminal.Progress("embed", stream=stream) as progress:
+    clock[0] += 10
+    progress(1, 2)
+  assert stream.getvalue() == "embed: 1/2 examples (50 %), 0.1/s, 10 s left\n"
+
+
 @pytest.mark.parametrize(
   "encoding, want",
   [

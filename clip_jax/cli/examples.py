@@ -35,6 +35,10 @@ EXAMPLES = {
     "card runs/demo",
     "card runs/mine --reports results --license mit --out README.md",
   ),
+  "push": (
+    "push runs/mine my-name/my-clip --license mit --dry-run",
+    "push runs/mine my-name/my-clip --to huggingface --private",
+  ),
   "classify": (
     'classify runs/demo photo.png --labels "zero one,one zero"',
     "classify hf-hub:openai/clip-vit-base-patch32 *.jpg --labels labels.txt "
@@ -60,7 +64,10 @@ EXAMPLES = {
     "verify ViT-B-32.pt models/b32",
     "verify ViT-B-32.pt models/b32 --float64 --examples 8",
   ),
-  "models": ("models", "models --json"),
+  "models": (
+    "models",
+    "models --filter siglip2 --max-parameters 400M --format open-clip",
+  ),
   "data": (
     "data inspect 'wds:shards/{00000..00331}.tar'",
     "data prepare csv:pairs.csv prepared --drop-bad",

@@ -58,9 +58,13 @@ def quiet() -> Iterator[None]:
     "TRANSFORMERS_VERBOSITY": "error",
   }.items():
     os.environ.setdefault(name, value)
+  if not terminal.is_one(sys.stderr):  # Bars are of use on a terminal only.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
   environment.quiet_libtpu()
   handler = logging.StreamHandler(sys.stderr)
-  handler.setFormatter(logging.Formatter("%(message)s"))
+  # On a terminal a bar may stand where the message goes.
+  clear = terminal.CLEAR if terminal.is_one(sys.stderr) else ""
+  handler.setFormatter(logging.Formatter(f"{clear}%(message)s"))
   handler.addFilter(_matters)
   root, own = logging.getLogger(), logging.getLogger(_OWN_LOGGER)
   level = own.level

@@ -3,10 +3,13 @@
 import argparse
 import collections
 import difflib
+import importlib.metadata
+import platform
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import clip_jax
+from clip_jax import host_devices
 from clip_jax.cli import examples, flags, verbs
 
 _OVERRIDE = "--config."
@@ -132,6 +135,20 @@ def _take_overrides(
   return overrides, others
 
 
+class _Version(argparse.Action):
+  """Prints what is installed, and what JAX would compute on."""
+
+  def __call__(self, parser, *_: Any) -> None:
+    versions = ", ".join(
+      f"{name} {importlib.metadata.version(name)}"
+      for name in ("jax", "jaxlib", "flax")
+    )
+    print(f"clip-jax {clip_jax.__version__}")
+    print(f"{versions}, Python {platform.python_version()}")
+    print(f"device: {host_devices.expected()}")
+    parser.exit()
+
+
 def make_parser() -> tuple[flags.Parser, dict[str, flags.Parser]]:
   """Returns the parser of the command, and the parsers of its verbs by name."""
   parser = flags.Parser(
@@ -140,7 +157,10 @@ def make_parser() -> tuple[flags.Parser, dict[str, flags.Parser]]:
     epilog="`clip-jax VERB --help` says more.",
   )
   parser.add_argument(
-    "--version", action="version", version=f"clip-jax {clip_jax.__version__}"
+    "--version",
+    action=_Version,
+    nargs=0,
+    help="show the versions and the device, without starting it, and exit",
   )
   subparsers = parser.add_subparsers(
     dest="verb", metavar="VERB", required=True, parser_class=flags.Parser

@@ -4,12 +4,12 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from clip_jax.cli import flags
 from clip_jax.cli.arguments import (
   completion,
   conversion,
   data,
   doctor,
+  models,
   plan,
   results,
   training,
@@ -65,6 +65,11 @@ VERBS = {
     results.add_card,
     _command("results", "card"),
   ),
+  "push": Verb(
+    "upload a model to the HuggingFace Hub",
+    results.add_push,
+    _command("results", "push"),
+  ),
   "classify": Verb(
     "say which label fits an image",
     use.add_classify,
@@ -98,7 +103,9 @@ VERBS = {
     _command("conversion", "verify"),
   ),
   "models": Verb(
-    "list the named models", flags.add_json, _command("models", "models")
+    "list the named models, their sizes and their formats",
+    models.add_models,
+    _command("models", "models"),
   ),
   "data": Verb(
     "look at data, prepare it, or make a balanced part of it",

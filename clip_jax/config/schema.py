@@ -336,6 +336,11 @@ class Config:
   log_every_steps: int = _knob(
     50, _at_least(1), "updates between log lines", unit="updates"
   )
+  tracker: str = _knob(
+    "none",
+    _one_of(names.TRACKERS),
+    "where metrics, evaluations and the config go besides the workdir",
+  )
   report: str = _knob(
     "",
     help="DATA address, or held_out, for report.png; empty: no report",

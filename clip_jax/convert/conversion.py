@@ -127,6 +127,24 @@ def _recognise_file(path: pathlib.Path, options: Options) -> str:
   )
 
 
+def find(address: str) -> pathlib.Path:
+  """Returns the path of a model, downloading it if it is on the Hub.
+
+  A file of weights without a config is a model by itself, also where it lies in
+  a repository of the Hub.
+
+  Raises:
+    UserError: `address` is on the network, or cannot be downloaded.
+  """
+  if not hub.is_address(address):
+    errors.check_local("MODEL", address)
+    return pathlib.Path(address).expanduser()
+  path = hub.download(address)
+  weights = [file for file in path.iterdir() if weights_file.is_one(file)]
+  alone = len(weights) == 1 and not any(path.glob("*.json"))
+  return weights[0] if alone else path
+
+
 def open_model(
   source: str | os.PathLike,
   *,
@@ -146,15 +164,12 @@ def open_model(
   """
   options = options or Options()
   address = os.fspath(source)
-  if hub.is_address(address):
-    path = hub.download(address)
-  else:
-    errors.check_local("MODEL", address)
-    path = pathlib.Path(address).expanduser()
+  path = find(address)
   name = source_format or recognise(path, options)
   model = find_format(name).read(path, options)
   if hub.is_address(address):
-    pinned = hub.pinned(address, path)
+    snapshot = path.parent if path.is_file() else path
+    pinned = hub.pinned(address, snapshot)
     model = dataclasses.replace(
       model, source={**model.source, "address": pinned}
     )

@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from clip_jax import sharding
+from clip_jax import host_devices, sharding
 from clip_jax import versions as versions_lib
 from clip_jax.doctor.finding import OK, WARNING, Finding
 from clip_jax.train import metrics
@@ -40,28 +40,16 @@ def devices() -> Finding:
   if "bytes_limit" in stats:
     facts["memory_bytes"] = stats["bytes_limit"]
   what = f"{len(found)} x {kind} in {jax.process_count()} process(es)"
-  if found[0].platform == "cpu" and _accelerator_files():
+  if found[0].platform == "cpu" and host_devices.accelerator():
     return Finding(
       "devices",
       WARNING,
       f"{what}, although this machine seems to have "
-      f"{_accelerator_files()}: {versions_lib.install('tpu')}, or its extra "
-      "cuda12 or cuda13, and see that JAX_PLATFORMS is not cpu.",
+      f"{host_devices.accelerator()}: {versions_lib.install('tpu')}, or its "
+      "extra cuda12 or cuda13, and see that JAX_PLATFORMS is not cpu.",
       facts,
     )
   return Finding("devices", OK, f"{what}.", facts)
-
-
-def _accelerator_files() -> str | None:
-  """Returns the accelerator files that the system has; None without any."""
-  for name, path in (
-    ("an NVIDIA GPU", "/dev/nvidia0"),
-    ("a TPU", "/dev/accel0"),
-    ("a TPU", "/dev/vfio/0"),
-  ):
-    if os.path.exists(path):
-      return name
-  return None
 
 
 def versions() -> Finding:

@@ -9,7 +9,7 @@ from typing import Any
 
 import huggingface_hub
 
-from clip_jax import errors, inference, loading, terminal
+from clip_jax import errors, inference, loading, terminal, whole_files
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.results import (
   addresses,
@@ -24,7 +24,9 @@ from clip_jax.train import metrics
 
 # Says that the card was made here, and may be replaced.
 MARK = "<!-- Made by `clip-jax card`. -->"
+# By the format of the model; the hub shows how the library loads it.
 _LIBRARY = "clip_jax"
+_LIBRARIES = {"huggingface": "transformers", "open-clip": "open_clip"}
 _PIPELINE = "zero-shot-image-classification"
 _TASK_TYPES = {
   "zero_shot": _PIPELINE,
@@ -60,6 +62,8 @@ def make(
   reports: Iterable[str | os.PathLike] = (),
   license: str = "other",
   name: str | None = None,
+  address: str | None = None,
+  target: str = "clip-jax",
 ) -> Card:
   """Returns the card of a model.
 
@@ -68,6 +72,8 @@ def make(
     reports: directories or files with results; those of this model are told.
     license: of the model, as the hub writes it.
     name: of the model; None takes the last part of its path.
+    address: what its readers load it by; None for a path of the name.
+    target: the format that they get it in.
 
   Raises:
     UserError: there is no such model, or no result where some are named.
@@ -78,14 +84,16 @@ def make(
   own = path if is_workdir and (path / metrics.METRICS).is_file() else None
   results, left_out = _results(clip, list(reports), own)
   name = terminal.printable(name or _name(clip.path), limit=96) or "model"
-  data = _metadata(name, license, results)
+  library = _LIBRARIES.get(target, _LIBRARY)
+  data = _metadata(name, license, library, results)
   facts = None
   if is_workdir:
     assert clip.step is not None
     facts = model_facts.of_workdir(path, clip.step)
   return Card(
     name=name,
-    text=f"---\n{data.to_yaml()}\n---\n{_body(name, clip, facts, results)}",
+    text=f"---\n{data.to_yaml()}\n---\n"
+    + _body(name, address, clip, facts, results),
     metadata=data.to_dict(),
     results=len(results),
     left_out=left_out,
@@ -109,9 +117,7 @@ def save(card: Card, path: str | os.PathLike) -> None:
     )
   if not path.parent.is_dir():
     raise errors.UserError(f"{path.parent} is no directory; make it first.")
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(card.text, "utf-8")
-  partial.replace(path)
+  whole_files.write(path, card.text.encode())
 
 
 def _name(path: str) -> str:
@@ -150,7 +156,7 @@ def _results(
 
 
 def _metadata(
-  name: str, license: str, results: Sequence[records.Result]
+  name: str, license: str, library: str, results: Sequence[records.Result]
 ) -> huggingface_hub.ModelCardData:
   """Returns the hub's block, with a `model-index` of all measures."""
   measured = [
@@ -170,7 +176,7 @@ def _metadata(
   ]
   return huggingface_hub.ModelCardData(
     license=license,
-    library_name=_LIBRARY,
+    library_name=library,
     pipeline_tag=_PIPELINE,
     tags=["clip", "jax", "contrastive-learning"],
     model_name=name,
@@ -180,12 +186,13 @@ def _metadata(
 
 def _body(
   name: str,
+  address: str | None,
   clip: inference.Clip,
   facts: tuple[model_facts.Facts, model_facts.Facts] | None,
   results: Sequence[records.Result],
 ) -> str:
   parts = [MARK, f"# {markdown.text(name)}", _summary(clip)]
-  parts += ["## How to use it", _usage(name, clip)]
+  parts += ["## How to use it", _usage(name, address, clip)]
   parts += ["## Architecture", _facts(model_facts.architecture(clip))]
   if facts is not None:
     data, training = facts
@@ -221,7 +228,7 @@ def _summary(clip: inference.Clip) -> str:
   )
 
 
-def _usage(name: str, clip: inference.Clip) -> str:
+def _usage(name: str, address: str | None, clip: inference.Clip) -> str:
   """Returns the code that loads the model and uses it."""
   call = 'clip.classify("photo.png", labels=["cat", "dog"])'
   if clip.preprocess is None:
@@ -230,11 +237,11 @@ def _usage(name: str, clip: inference.Clip) -> str:
     call = 'clip.encode_image(["photo.png"])'
   elif not clip.module.contrastive:
     call = 'clip.score_texts(["a photo of a cat"]).of_images'
-  lines = [
-    "import clip_jax",
-    "",
-    "# The directory of the model, or hf-hub:ORG/NAME.",
-    f"clip = clip_jax.load({json.dumps(name)})",
+  lines = ["import clip_jax", ""]
+  if address is None:
+    lines.append("# The directory of the model, or hf-hub:ORG/NAME.")
+  lines += [
+    f"clip = clip_jax.load({json.dumps(address or name)})",
     f"print({call})",
   ]
   # No name ends the block: json.dumps leaves backticks, a fence has more.

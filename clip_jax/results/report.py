@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from clip_jax import errors
+from clip_jax import errors, whole_files
 from clip_jax.results import (
   drawing,
   examples,
@@ -73,18 +73,19 @@ def write(
   }
   if not sheets:
     missing[examples.NAME] = examples.NEEDS
-  directory.mkdir(parents=True, exist_ok=True)
-  for name in figures.FIGURES:  # None of an earlier report stays.
-    (directory / f"{name}.png").unlink(missing_ok=True)
-  for path in directory.glob(f"{examples.NAME}*.png"):
-    path.unlink()
-  pictures = [directory / f"{figure.name}.png" for figure, _ in drawn]
-  for path, (_, png) in zip(pictures, drawn, strict=True):
-    path.write_bytes(png)
   text = page.render(collection, figures=drawn, tables=shown, missing=missing)
-  partial = directory / f"{PAGE}.partial"
-  partial.write_text(text, "utf-8")
-  partial.replace(directory / PAGE)
+  directory.mkdir(parents=True, exist_ok=True)
+  pictures = [directory / f"{figure.name}.png" for figure, _ in drawn]
+  # The page first: it holds everything, and says that this is a report.
+  whole_files.write(directory / PAGE, text.encode())
+  for path, (_, png) in zip(pictures, drawn, strict=True):
+    whole_files.write(path, png)
+  for name in figures.FIGURES:  # None of an earlier report stays.
+    if (path := directory / f"{name}.png") not in pictures:
+      path.unlink(missing_ok=True)
+  for path in directory.glob(f"{examples.NAME}*.png"):
+    if path not in pictures:
+      path.unlink()
   return Report(
     page=str(directory / PAGE),
     pictures=[str(path) for path in pictures],

@@ -49,6 +49,7 @@ MAY_CHANGE = (
     if not changes_training
   ),
   "report",
+  "tracker",
 )
 
 

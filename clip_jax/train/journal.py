@@ -17,9 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from clip_jax import terminal
 from clip_jax.data import account, mixture, order
 from clip_jax.data import ledger as ledger_lib
-from clip_jax.train import metrics, optim, step_flops
+from clip_jax.train import metrics, optim, step_flops, tracking
 from clip_jax.train import run as run_lib
 from clip_jax.train import step as step_lib
 
@@ -94,8 +95,12 @@ class Journal:
     self.counters["records"] = len(source)
     self.counters["devices"] = f"{len(devices)} x {devices[0].device_kind}"
     self.evaluation_due = bool(self.counters.pop(EVALUATION_DUE, False))
+    self._tracker = tracking.Tracking(config, workdir, run.total_steps)
     self._writer = metrics.Writer(
-      workdir, after_step=first_step, evaluation_due=self.evaluation_due
+      workdir,
+      after_step=first_step,
+      evaluation_due=self.evaluation_due,
+      tracker=self._tracker,
     )
     self._throughput = metrics.Throughput(devices=jax.device_count())
     self._count_flops = step_flops.Counter(run.program)
@@ -115,6 +120,7 @@ class Journal:
     platform = jax.devices()[0].platform
     self._in_flight = _IN_FLIGHT.get(platform, _IN_FLIGHT_ELSEWHERE)
     self._started = False
+    self._live: terminal.Progress | None = None
 
   def __enter__(self) -> "Journal":
     return self
@@ -122,8 +128,13 @@ class Journal:
   def __exit__(self, kind: Any, *error: Any) -> None:
     # On a full disk closing fails, too; the first error says more.
     hides = contextlib.suppress(OSError) if kind else contextlib.nullcontext()
+    if self._live is not None:
+      self._live.__exit__()
     with hides:
       self._writer.close()
+    # A run that was told to stop has saved, and will go on.
+    stopped = kind is not None and issubclass(kind, SystemExit)
+    self._tracker.close(failed=kind is not None and not stopped)
 
   def next_batch(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
     """Returns the next batch and records how long the host waited for it."""
@@ -191,6 +202,7 @@ class Journal:
       # The first update includes compilation, so its time gives no rate.
       self._started = True
       self._throughput.restart()
+      self._live = _live_line(step)
       rates: dict[str, float] = {}
     elif step % self._log_every_steps == 0 or step == self._total_steps:
       rates = self._throughput.read()
@@ -198,6 +210,8 @@ class Journal:
       rates = {}
     if step % self._log_every_steps == 0 or step == self._total_steps:
       self._write(pending, measured, rates)
+    if self._live is not None:
+      self._live(step, self._total_steps, lambda: _state(measured))
     self._ledger.check(self.counters["bad_records"], step * self._batch_size)
 
   def _write(
@@ -243,6 +257,26 @@ class Journal:
         values["learning_rate"],
         speed,
       )
+
+
+def _live_line(step: int) -> terminal.Progress | None:
+  """Returns the live line of a run that goes on after `step`.
+
+  Where there is no terminal, the lines of the log say how the run goes.
+  """
+  line = terminal.Progress("train", unit="steps", first=step)
+  return line if line.is_terminal and jax.process_index() == 0 else None
+
+
+def _state(measured: step_lib.Measured) -> str:
+  """Returns loss and device memory, where the device tells it, as text."""
+  words = f"loss {float(measured.loss):.4f}"
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  if all("peak_bytes_in_use" in x and "bytes_limit" in x for x in stats):
+    fullest = max(stats, key=lambda x: x["peak_bytes_in_use"])
+    used, limit = fullest["peak_bytes_in_use"], fullest["bytes_limit"]
+    words += f", {terminal.size(used)} of {terminal.size(limit)}"
+  return words
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -20,6 +20,8 @@ from clip_jax.train import (
   evaluation,
   journal,
   preemption,
+  profiling,
+  tracking,
 )
 from clip_jax.train import origins as origins_lib
 from clip_jax.train import run as run_lib
@@ -45,6 +47,7 @@ class Summary:
     seconds: the duration of the call.
     evals: measures at the end, by evaluation.
     report: the path of the picture; None if there is none.
+    profile: the path of the traces; None if this call made none.
   """
 
   steps: int
@@ -57,6 +60,7 @@ class Summary:
   seconds: float
   evals: dict[str, Any]
   report: str | None
+  profile: str | None
 
 
 def train(
@@ -64,6 +68,7 @@ def train(
   workdir: str | os.PathLike,
   *,
   allow_changes: bool = False,
+  profile_step: int | None = None,
 ) -> Summary:
   """Runs `config`, resuming from the newest good checkpoint in `workdir`.
 
@@ -73,6 +78,7 @@ def train(
       report.png.
     allow_changes: whether to resume even if fields that change the result
       differ.
+    profile_step: the first update to trace; None for no trace.
 
   Raises:
     UserError: the config does not fit the data, the devices or the workdir.
@@ -80,6 +86,7 @@ def train(
   """
   started = time.perf_counter()
   workdir = workdir_lib.find(workdir)
+  tracking.check(config.tracker)
   config, origins = origins_lib.begin(config_lib.check(config), workdir)
   tokenizer = origins_lib.tokenizer_files(workdir, origins)
   run = run_lib.make_run(config, tokenizer_files=tokenizer)
@@ -105,6 +112,15 @@ def train(
     notes = enter(
       journal.Journal(run, workdir, first_step=first_step, counters=counters)
     )
+    profile = enter(
+      profiling.Profile(
+        workdir,
+        profile_step,
+        first_step=first_step,
+        total_steps=total_steps,
+        wait=notes.flush,
+      )
+    )
     batches = enter(run.batches(first_step))
     train_step = run.program.make_step()
     evaluator = evaluation.Evaluator(run, stop)
@@ -117,9 +133,10 @@ def train(
       _LOGGER.info("Compiling the first step ...")
     # `step` counts finished updates, in the state, the data and the log alike.
     for step in range(first_step + 1, total_steps + 1):
-      batch = notes.next_batch(batches)
-      state, measured = train_step(state, run.place(batch))
-      notes.note(step, batch, measured)
+      with profile.step(step):
+        batch = notes.next_batch(batches)
+        state, measured = train_step(state, run.place(batch))
+        notes.note(step, batch, measured)
       checkpoints.check()
       last = step == total_steps
       stop.poll()
@@ -152,6 +169,7 @@ def train(
       seconds=time.perf_counter() - started,
       evals=evaluated,
       report=report,
+      profile=None if profile.path is None else str(profile.path),
     )
 
 

@@ -17,6 +17,7 @@ from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
 from clip_jax import json_lines
+from clip_jax.train import tracking
 
 METRICS = "metrics.jsonl"  # A file in the workdir.
 
@@ -121,6 +122,7 @@ class Writer:
     *,
     after_step: int = 0,
     evaluation_due: bool = False,
+    tracker: tracking.Tracking | None = None,
   ):
     """Opens the files; lines of steps after `after_step` are removed.
 
@@ -130,7 +132,9 @@ class Writer:
         may have written lines of later steps.
       evaluation_due: whether that step is still to be evaluated; lines of its
         evaluation are then removed, too.
+      tracker: receives the same numbers; None for none.
     """
+    self._tracker = tracker
     self._active = jax.process_index() == 0
     if not self._active:
       return
@@ -163,6 +167,8 @@ class Writer:
     for key, value in values.items():
       if isinstance(value, int | float):
         self._add_event(step=step, summary=summary.scalar(key, value))
+    if self._tracker is not None:
+      self._tracker.log(step, values)
     if time.monotonic() - self._flushed > _FLUSH_SECONDS:
       with _named(self._events_path):
         self._events.flush()

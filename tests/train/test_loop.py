@@ -1,6 +1,7 @@
 """The whole loop on a tiny model and real scans."""
 
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -20,7 +21,7 @@ from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.data import sources
 from clip_jax.packing import packed_text
-from clip_jax.train import journal, loop
+from clip_jax.train import journal, loop, profiling
 from clip_jax.train import run as run_lib
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "tiny_rn.py"
@@ -46,13 +47,17 @@ def _lines(workdir):
   return [{k: v for k, v in x.items() if k not in timed} for x in lines]
 
 
+pytestmark = pytest.mark.usefixtures("all_tracked")
+
+
 def _whole_config():
-  return _config(eval_every_steps=4, report="builtin:digits/test")
+  changes = {"report": "builtin:digits/test", "tracker": "wandb"}
+  return _config(eval_every_steps=4, **changes)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-  """A finished run: its workdir, summary, opened data and progress."""
+def whole(tmp_path_factory, all_tracked):
+  """A finished run: its workdir, summary, opened data, progress, tracker."""
   workdir = tmp_path_factory.mktemp("whole") / "a run"
   opened, shown = [], []
   open_source = sources.open_source
@@ -63,10 +68,15 @@ def whole(tmp_path_factory):
     patch.setattr(
       terminal.Progress, "__call__", lambda *args: shown.append(args)
     )
-    summary = loop.train(_whole_config(), workdir)
+    summary = loop.train(_whole_config(), workdir, profile_step=3)
+  tracked = list(all_tracked.calls)
   progress = [(bar.name, done, total) for bar, done, total in shown]
   return types.SimpleNamespace(
-    workdir=workdir, summary=summary, opened=opened, progress=progress
+    workdir=workdir,
+    summary=summary,
+    opened=opened,
+    progress=progress,
+    tracked=tracked,
   )
 
 
@@ -90,6 +100,55 @@ def test_a_run_leaves_what_its_docstring_says(whole):
     assert lines[-2][name] > 0
   assert 0 <= lines[-2]["data_wait"] < 1
   assert list(workdir.glob("events.out.tfevents.*"))
+
+
+def test_a_run_is_tracked_with_evaluations_and_config(whole):
+  (begun,) = (x for name, x in whole.tracked if name == "init")
+  assert begun["name"] == "a run" and begun["config"]["total_steps"] == 6
+  logged = [x["positional"][0] for name, x in whole.tracked if name == "log"]
+  assert [x["step"] for x in logged if "loss" in x] == [2, 4, 6]
+  assert [x["step"] for x in logged if "eval/test/top1" in x] == [4, 6]
+  assert whole.tracked[-1] == ("finish", {"positional": (), "exit_code": 0})
+
+
+def test_a_trace_names_its_steps(whole):
+  traces = pathlib.Path(whole.summary.profile)
+  assert traces == whole.workdir / "plugins" / "profile"
+  (trace,) = traces.glob("*/*.xplane.pb")
+  steps = set()
+  for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
+    for line in plane.lines:
+      for event in line.events:
+        if event.name == "train":
+          steps.add(dict(event.stats)["step_num"])
+  assert steps == {3, 4, 5}
+
+
+def test_a_trace_after_the_end_is_refused(tmp_path):
+  make = functools.partial(
+    profiling.Profile, tmp_path, total_steps=5, wait=lambda: None
+  )
+  with pytest.raises(errors.UserError, match="--profile 6 is after the end"):
+    make(6, first_step=0)
+
+
+def test_a_step_that_was_done_before_has_no_trace(tmp_path, caplog):
+  profile = profiling.Profile(
+    tmp_path, 3, first_step=3, total_steps=5, wait=lambda: None
+  )
+  assert "Step 3 was done before" in caplog.text
+  with profile, profile.step(4):
+    pass
+  assert profile.path is None and not any(tmp_path.iterdir())
+
+
+def test_a_run_that_ends_within_a_trace_keeps_it(tmp_path):
+  profile = profiling.Profile(
+    tmp_path, 2, first_step=0, total_steps=9, wait=lambda: None
+  )
+  with pytest.raises(ZeroDivisionError), profile, profile.step(2):
+    _ = 1 / 0
+  assert list(profile.path.glob("*/*.xplane.pb"))
 
 
 def test_a_finished_run_is_a_model(whole):
@@ -150,8 +209,9 @@ def _train_until(config, workdir, name, done):
 
 @pytest.mark.slow
 def test_an_evaluation_that_was_stopped_is_done_again(
-  tmp_path, whole, monkeypatch
+  tmp_path, whole, monkeypatch, all_tracked
 ):
+  all_tracked.calls.clear()
   config = _whole_config()
   wanted = _lines(whole.workdir)
   saved = tmp_path / "checkpoints"
@@ -177,6 +237,11 @@ def test_an_evaluation_that_was_stopped_is_done_again(
   summary = loop.train(config, tmp_path)
   assert summary.evals == whole.summary.evals
   assert _lines(tmp_path) == wanted and (tmp_path / "report.png").exists()
+  # Stopped, dead, stopped or done, it was one and the same tracked run.
+  begun = [x["id"] for x in all_tracked.called("init")]
+  assert len(begun) == 6 and len(set(begun)) == 1
+  ends = [x["exit_code"] for x in all_tracked.called("finish")]
+  assert ends == [0, 0, 1, 0, 0, 0]
 
 
 def test_a_run_that_died_before_its_first_checkpoint_starts_anew(

@@ -2,7 +2,9 @@
 
 import json
 import math
+import types
 
+import numpy as np
 import pytest
 
 from clip_jax.train import journal, metrics
@@ -48,6 +50,23 @@ def test_throughput_counts_pairs_waiting_and_operations(monkeypatch):
   throughput.add(pairs=3, flops=1000, waited_seconds=0.0)
   rates = throughput.read()
   assert rates == {"images_per_second": 3.0, "data_wait": 0.0, "mfu": 0.5}
+
+
+def test_the_live_line_of_a_run_tells_loss_and_the_fullest_device(monkeypatch):
+  measured = types.SimpleNamespace(loss=np.float32(2.5))
+  assert journal._state(measured) == "loss 2.5000"  # A CPU tells no memory.
+
+  def device(used):
+    stats = {"peak_bytes_in_use": used, "bytes_limit": 16 * 2**30}
+    return types.SimpleNamespace(memory_stats=lambda: stats)
+
+  devices = [device(2**30), device(3 * 2**30)]
+  monkeypatch.setattr(journal.jax, "local_devices", lambda: devices)
+  assert journal._state(measured) == "loss 2.5000, 3.00 GiB of 16.00 GiB"
+  assert journal._live_line(3) is None  # There is no terminal here.
+  stderr = types.SimpleNamespace(isatty=lambda: True)
+  monkeypatch.setattr(journal.terminal.sys, "stderr", stderr)
+  assert journal._live_line(3).first == 3
 
 
 def test_a_pause_is_no_training(monkeypatch):

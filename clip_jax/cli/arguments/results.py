@@ -1,8 +1,9 @@
-"""The arguments of report and card."""
+"""The arguments of report, card and push."""
 
 import argparse
 import re
 
+from clip_jax import names
 from clip_jax.cli import flags
 
 _PLACES = (
@@ -33,6 +34,52 @@ def add_card(parser: flags.Parser) -> None:
     help="where the card is written, such as README.md; a card that is there "
     "is replaced (default: it is printed)",
   )
+  _add_content(parser)
+  parser.add_argument(
+    "--name", metavar="NAME", help="of the model (default: that of its path)"
+  )
+  flags.add_json(parser)
+
+
+def add_push(parser: flags.Parser) -> None:
+  """Adds the arguments of `push`."""
+  parser.add_argument("model", metavar="MODEL", help=flags.MODEL)
+  parser.add_argument(
+    "repository",
+    metavar="ORG/NAME",
+    help="the model's name on the hub; made if it is not there",
+  )
+  parser.add_argument(
+    "--to",
+    default="clip-jax",
+    metavar="FORMAT",
+    choices=names.TARGETS,
+    help=f"{', '.join(names.TARGETS[:-1])} or {names.TARGETS[-1]} (default: "
+    "clip-jax)",
+  )
+  parser.add_argument(
+    "--private",
+    action="store_true",
+    help="let nobody else see it; if it is there and public, nothing is "
+    "uploaded",
+  )
+  parser.add_argument(
+    "--message",
+    type=_message,
+    metavar="TEXT",
+    help="of the commit (default: says the version of clip_jax)",
+  )
+  _add_content(parser)
+  parser.add_argument(
+    "--dry-run",
+    action="store_true",
+    help="make all files, list them, and upload nothing; needs no network",
+  )
+  flags.add_json(parser)
+
+
+def _add_content(parser: flags.Parser) -> None:
+  """Adds what a card tells beside what the model says itself."""
   parser.add_argument(
     "--reports",
     nargs="+",
@@ -48,10 +95,12 @@ def add_card(parser: flags.Parser) -> None:
     help="of the model, as the hub writes it, such as apache-2.0 or mit "
     "(default: other)",
   )
-  parser.add_argument(
-    "--name", metavar="NAME", help="of the model (default: that of its path)"
-  )
-  flags.add_json(parser)
+
+
+def _message(text: str) -> str:
+  if text.strip():
+    return text
+  raise argparse.ArgumentTypeError("is empty; leave it out, or say something")
 
 
 def _license(text: str) -> str:

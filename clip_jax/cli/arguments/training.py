@@ -22,6 +22,13 @@ def add_train(parser: flags.Parser) -> None:
     help="resume a workdir although the config has changed",
   )
   parser.add_argument(
+    "--profile",
+    type=flags.count,
+    metavar="STEP",
+    help="write a trace of STEP and the two after it into the workdir, for "
+    "xprof and TensorBoard; step 1 compiles",
+  )
+  parser.add_argument(
     "--distributed",
     action="store_true",
     help="join the other processes, found by the cluster's environment",
@@ -49,8 +56,9 @@ def add_train(parser: flags.Parser) -> None:
   flags.add_json(parser)
   parser.usage = (
     "%(prog)s --config FILE --workdir DIR [--config.FIELD=VALUE ...] "
-    "[--allow-changes] [--json]\n       [--distributed | --coordinator "
-    "HOST:PORT --processes N --process-id I] [--heartbeat SECONDS]"
+    "[--allow-changes] [--profile STEP]\n       [--json] [--distributed | "
+    "--coordinator HOST:PORT --processes N --process-id I]\n       "
+    "[--heartbeat SECONDS]"
   )
 
 

@@ -1,10 +1,12 @@
-"""The verbs that read results back: report and card."""
+"""The verbs that read results back or publish them: report, card, push."""
 
 import argparse
 import dataclasses
 
+from clip_jax import terminal
 from clip_jax.cli import verb
 from clip_jax.results import card as card_lib
+from clip_jax.results import push as push_lib
 from clip_jax.results import report as report_lib
 
 
@@ -39,3 +41,31 @@ def card(arguments: argparse.Namespace) -> verb.Answer:
     {**dataclasses.asdict(made), "out": arguments.out},
     made.text if arguments.out is None else told,
   )
+
+
+def push(arguments: argparse.Namespace) -> verb.Answer:
+  """Uploads a model to the hub."""
+  with terminal.Progress("export", unit="arrays") as progress:
+    pushed = push_lib.push(
+      arguments.model,
+      arguments.repository,
+      to=arguments.to,
+      private=arguments.private,
+      message=arguments.message,
+      license=arguments.license,
+      reports=arguments.reports,
+      dry_run=arguments.dry_run,
+      progress=progress,
+    )
+  rows = [(file.name, terminal.size(file.bytes)) for file in pushed.files]
+  did = f"Pushed to {pushed.url} (commit {pushed.commit})."
+  if pushed.dry_run:
+    did = f"Nothing was uploaded to {pushed.url} (--dry-run)."
+  lines = [
+    terminal.table(("file", "size"), rows),
+    *(f"Warning: {warning}" for warning in pushed.warnings),
+    "",
+    did,
+    f"Load it by {pushed.address}",
+  ]
+  return verb.Answer(dataclasses.asdict(pushed), "\n".join(lines))

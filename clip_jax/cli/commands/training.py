@@ -35,6 +35,7 @@ def _train(arguments: argparse.Namespace) -> verb.Answer:
     config.load(arguments.config, arguments.overrides),
     arguments.workdir,
     allow_changes=arguments.allow_changes,
+    profile_step=arguments.profile,
   )
   steps, now = summary.steps, summary.steps_now
   lines = [
@@ -51,6 +52,8 @@ def _train(arguments: argparse.Namespace) -> verb.Answer:
     lines += ["", measures.table(summary.evals, before=summary.before)]
   if summary.report:
     lines += ["", f"Report: {summary.report}"]
+  if summary.profile:
+    lines += ["", f"Trace: {summary.profile}"]
   return verb.Answer(dataclasses.asdict(summary), "\n".join(lines))
 
 

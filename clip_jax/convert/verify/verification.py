@@ -6,7 +6,7 @@ tolerance (its "bar") shows where a difference comes from.
 """
 
 import dataclasses
-import pathlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from clip_jax import errors, terminal
-from clip_jax.convert import conversion, engine, hub
+from clip_jax.convert import conversion, engine
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.verify import libraries, probes
 from clip_jax.convert.verify.oracle import Oracle, Source, Stages, first_line
@@ -138,9 +138,7 @@ def verify(
       different sizes.
     AmbiguousError: one of them has several possible meanings.
   """
-  path = pathlib.Path(source).expanduser()
-  if hub.is_address(str(source)):
-    path = hub.download(str(source))
+  path = conversion.find(os.fspath(source))
   options = options or Options()
   known = source_format or conversion.recognise(path, options)
   theirs = conversion.open_model(path, source_format=known, options=options)

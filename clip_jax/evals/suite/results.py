@@ -8,12 +8,11 @@ import csv
 import hashlib
 import io
 import json
-import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from clip_jax import errors, json_text, regular_files
+from clip_jax import errors, json_text, regular_files, whole_files
 from clip_jax.evals.suite import table
 
 FORMAT = 1  # Of the files; a change measures everything anew.
@@ -120,14 +119,9 @@ def _figures(measures: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
-  partial = path.with_name(path.name + ".partial")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("w", encoding="utf-8", newline="") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(partial, path)
+    whole_files.write(path, text.encode())
   except OSError as error:
     raise errors.UserError(
       f"Cannot write {path}: {error.strerror}. Choose another place."
