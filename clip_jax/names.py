@@ -37,3 +37,10 @@ ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 INDEX_DTYPES = ("float32", "float16")
 # The checkpoint formats that can be written.
 TARGETS = ("clip-jax", "openai", "huggingface", "open-clip", "big-vision")
+# How two images may be duplicates, the surest first.
+DUPLICATE_KINDS = ("exact", "near", "semantic")
+# What becomes a query: words and bigrams that occur as often (paper, section
+# 2.2), and bigrams of so many bits of pointwise mutual information; neither the
+# paper nor MetaCLIP says how its own were computed (docs/curation.md).
+QUERY_MIN_COUNT = 100
+QUERY_MIN_PMI = 8.0

@@ -168,7 +168,7 @@ def _index(root):
   }
   search.build(
     root / "index",
-    batches=[batch],
+    batches=lambda start: (batch for _ in range(1)),
     embed_images=lambda images: images,
     model="",
     fingerprint="f",

@@ -60,7 +60,10 @@ FORBIDDEN = {
 }
 # What only one corner needs may be imported inside the function that does.
 # (transformers takes a second to import and is for one kind of export.)
-OPTIONAL = {"huggingface_hub", "matplotlib", "sentencepiece", "transformers"}
+OPTIONAL = {
+  *("apache_beam", "huggingface_hub", "matplotlib", "py3langid"),
+  *("sentencepiece", "transformers"),
+}
 # What finds a module by its name, in a table that stands there.
 BY_NAME = {
   "clip_jax",

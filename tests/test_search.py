@@ -1,3 +1,4 @@
+import collections
 import json
 import os
 import signal
@@ -5,11 +6,13 @@ import subprocess
 import sys
 import textwrap
 
+import jax
 import numpy as np
 import pytest
 
 from clip_jax import errors, search
 from clip_jax.search import builder, layout
+from clip_jax.search.on_device import DeviceIndex
 
 
 def units(seed, rows, dim=5):
@@ -30,7 +33,7 @@ def make_index(directory, embeds, *, parts=3, dtype="float32", **facts):
   ]
   return search.build(
     directory,
-    batches=batches,
+    batches=lambda start: (batch for batch in batches[start:]),
     embed_images=lambda images: images,
     model="/models/m",
     fingerprint="f00d",
@@ -48,18 +51,32 @@ def slow_search(embeds, query, k):
 @pytest.mark.parametrize("k", [1, 4, 29, 100])
 @pytest.mark.parametrize("ties", [False, True])
 def test_search_matches_a_sort_of_all_scores(rows_per_chunk, k, ties):
-  embeds, query = units(0, 29), units(1, 1)[0]
+  embeds, queries = units(0, 29), units(1, 3)
   if ties:  # Small integers: exact products, many of them equal.
-    embeds, query = np.round(2 * embeds), np.round(2 * query)
-    assert len(set((embeds @ query).tolist())) < 15
-  got = search.nearest(embeds, query, k=k, rows_per_chunk=rows_per_chunk)
-  assert [row for row, _ in got] == slow_search(embeds, query, k)
-  np.testing.assert_allclose(
-    [score for _, score in got],
-    [np.dot(embeds[row], query) for row, _ in got],
-    rtol=1e-6,  # Rounding of float32 sums of five products.
-    atol=1e-6,
+    embeds, queries = np.round(2 * embeds), np.round(2 * queries)
+    assert len(set((embeds @ queries[0]).tolist())) < 15
+  rows, scores = search.nearest(
+    embeds, queries, k=k, rows_per_chunk=rows_per_chunk
   )
+  assert rows.shape == scores.shape == (3, min(k, 29))
+  for query, own_rows, own_scores in zip(queries, rows, scores, strict=True):
+    assert own_rows.tolist() == slow_search(embeds, query, k)
+    # Rounding of float32 sums of five products.
+    np.testing.assert_allclose(
+      own_scores, embeds[own_rows] @ query, rtol=1e-6, atol=1e-6
+    )
+
+
+def test_many_queries_are_answered_as_each_by_itself(tmp_path):
+  embeds, queries = units(2, 300), units(3, 9)
+  make_index(tmp_path, embeds)
+  index = search.Index(tmp_path)
+  many = index.search_many(queries, k=5)
+  for query, hits in zip(queries, many, strict=True):
+    assert [hit.index for hit in hits] == slow_search(embeds, query, 5)
+    assert [hit.key for hit in index.search(query, k=5)] == [
+      hit.key for hit in hits
+    ]
 
 
 @pytest.mark.parametrize("dtype, atol", [("float32", 0), ("float16", 5e-4)])
@@ -75,6 +92,23 @@ def test_an_index_gives_back_what_was_put_in(tmp_path, dtype, atol):
   assert hits[0].key == "k7"
   assert hits[0].captions == ("caption 7", "zweite\n\u2028Zeile é")
   assert [hit.index for hit in hits] == slow_search(embeds, embeds[7], 3)
+
+
+@pytest.mark.parametrize("rows, k", [(300, 5), (17, 17), (3, 10), (300, 40)])
+@pytest.mark.parametrize("approximate", [False, True])
+def test_devices_find_what_the_host_finds(tmp_path, rows, k, approximate):
+  # Small integers: exact products, many of them equal.
+  embeds, queries = np.round(2 * units(2, rows)), np.round(2 * units(3, 4))
+  make_index(tmp_path, embeds, dtype="float16")
+  index = search.Index(tmp_path)
+  for devices in (jax.devices()[:1], jax.devices()):
+    on_device = DeviceIndex(index, devices=devices, rows_per_chunk=16)
+    found = on_device.search_many(queries, k=k, approximate=approximate)
+    if not approximate:  # On CPUs it is exact, but for the order of ties.
+      assert found == index.search_many(queries, k=k)
+    for hits, query in zip(found, queries, strict=True):
+      wanted = np.sort(embeds @ query)[::-1][:k]
+      assert [hit.score for hit in hits] == wanted.tolist()
 
 
 def test_the_embeddings_are_an_ordinary_npy_file(tmp_path):
@@ -168,27 +202,129 @@ def test_a_build_killed_at_any_write_leaves_the_old_index_or_the_new(tmp_path):
       return call
     builder.os.replace = counted(os.replace)
     builder.os.fsync = counted(os.fsync)
+    builder.SECONDS_TO_KEEP = 0
+    batch = {"image": np.ones((3, 5)), "key": list("abc"),
+             "texts": [("t",)] * 3}
     search.build(
       sys.argv[1],
-      batches=[{"image": np.ones((3, 5)), "key": list("abc"),
-                "texts": [("t",)] * 3}],
+      batches=lambda start: (batch for _ in range(start, 2)),
       embed_images=lambda images: images, model="", fingerprint="",
-      facts={"version_of": "new"})
+      goes_on_as=sys.argv[3], facts={"version_of": "new"})
     """
   )
-  seen = []
-  for calls in range(12):
-    make_index(tmp_path / "index", units(8, 5), version_of="old")
-    command = [sys.executable, "-c", script, tmp_path / "index", str(calls)]
-    done = subprocess.run(command, check=False)
-    index = search.Index(tmp_path / "index")
-    seen.append(index.meta["version_of"])
-    assert len(index) == (5 if seen[-1] == "old" else 3)
-    if done.returncode == 0:
-      break
-    assert done.returncode == -signal.SIGKILL
-  assert seen[0] == "old" and seen[-1] == "new"
-  assert len(list((tmp_path / "index").iterdir())) == 3
+  for goes_on_as in ("", "x"):
+    seen = []
+    for calls in range(24):
+      make_index(tmp_path / "index", units(8, 5), version_of="old")
+      command = [sys.executable, "-c", script, tmp_path / "index", str(calls)]
+      done = subprocess.run([*command, goes_on_as], check=False)
+      index = search.Index(tmp_path / "index")
+      seen.append(index.meta["version_of"])
+      assert len(index) == (5 if seen[-1] == "old" else 6)
+      if done.returncode == 0:
+        break
+      assert done.returncode == -signal.SIGKILL
+    assert seen[0] == "old" and seen[-1] == "new"
+    assert len(list((tmp_path / "index").iterdir())) == 3
+
+
+class _Stopped(BaseException):
+  """As Ctrl-C."""
+
+
+def _build(directory, embeds, *, stop_after=None, key="same", **fields):
+  """Builds by batches of two rows; returns how many were embedded."""
+  embedded = []
+
+  def batches(start):
+    for i in range(start, len(embeds) // 2):
+      counts["bad"] += 1
+      if len(embedded) == stop_after:
+        raise _Stopped
+      rows = slice(2 * i, 2 * i + 2)
+      names = [f"k{row}" for row in range(rows.start, rows.stop)]
+      yield {"image": embeds[rows], "key": names, "texts": [("t",)] * 2}
+
+  def embed(images):
+    embedded.append(images)
+    return images
+
+  counts = collections.Counter()
+  try:
+    search.build(
+      directory,
+      batches=batches,
+      embed_images=embed,
+      model="m",
+      fingerprint="f",
+      goes_on_as=key,
+      counts=counts,
+      facts={"bad": counts},
+      **fields,
+    )
+  except _Stopped:
+    assert stop_after is not None
+  return len(embedded)
+
+
+def _content(directory):
+  return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.fixture
+def kept_at_once(monkeypatch):
+  monkeypatch.setattr(builder, "SECONDS_TO_KEEP", 0)
+
+
+def test_a_build_goes_on_where_it_was_stopped(tmp_path, kept_at_once):
+  embeds = units(9, 14)
+  assert _build(tmp_path / "whole", embeds) == 7
+  index = tmp_path / "index"
+  # Each one does what is left; the batch that was not kept is done again.
+  assert _build(index, embeds, stop_after=3) == 3
+  with pytest.raises(errors.UserError, match="no index"):
+    search.Index(index)
+  assert _build(index, embeds, stop_after=2) == 2
+  assert _build(index, embeds) == 2
+  assert _content(index) == _content(tmp_path / "whole")
+  assert search.Index(index).meta["bad"] == {"bad": 7}
+
+
+def test_another_build_does_not_go_on(tmp_path, kept_at_once):
+  embeds = units(9, 14)
+  for fields in ({"key": "other"}, {"dtype": "float16"}, {"key": ""}):
+    assert _build(tmp_path / "index", embeds, stop_after=3) == 3
+    assert _build(tmp_path / "index", embeds, **fields) == 7
+    assert len(list((tmp_path / "index").iterdir())) == 3
+
+
+@pytest.mark.parametrize("part", ["journal", "embeddings", "records"])
+@pytest.mark.parametrize("content", [b"", b"{}", None])
+def test_what_a_kill_left_is_not_taken_where_it_is_damaged(
+  tmp_path, kept_at_once, part, content
+):
+  embeds = units(9, 14)
+  _build(tmp_path / "whole", embeds)
+  index = tmp_path / "index"
+  _build(index, embeds, stop_after=4)
+  (path,) = index.glob(f"*-{part}")
+  path.unlink()
+  if content is not None:
+    path.write_bytes(content)
+  assert _build(index, embeds) == 7
+  assert _content(index) == _content(tmp_path / "whole")
+
+
+def test_a_link_in_place_of_what_was_kept_is_not_followed(
+  tmp_path, kept_at_once
+):
+  embeds = units(9, 14)
+  _build(tmp_path / "index", embeds, stop_after=4)
+  (path,) = (tmp_path / "index").glob("*-embeddings")
+  path.rename(tmp_path / "elsewhere")
+  path.symlink_to(tmp_path / "elsewhere")
+  with pytest.raises(errors.UserError, match="is a link"):
+    _build(tmp_path / "index", embeds)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "meta.json"])

@@ -20,6 +20,7 @@ from clip_jax.models import variants
 _LOGGER = logging.getLogger(__name__)
 
 CONFIG = "config.json"
+REPORT = "report.png"  # What a run finds, drawn at its end.
 DIRECTORY, QUARANTINE = "checkpoints", "quarantine"
 TOKENIZER = "tokenizer"  # The directory of the tokenizer's files.
 # The counter that holds a digest of the model that a run started from.

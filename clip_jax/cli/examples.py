@@ -61,6 +61,10 @@ EXAMPLES = {
     "data inspect 'wds:shards/{00000..00331}.tar'",
     "data prepare csv:pairs.csv prepared --drop-bad",
     "data curate csv:pairs.csv balanced --queries words.txt --max-per-query 20",
+    "data filter csv:pairs.csv clean --min-words 3 --max-aspect 3",
+    "data dedupe csv:pairs.csv single --against folder:test",
+    "data stats csv:pairs.csv --out look --workers 8",
+    "data queries enwiki.xml.bz2 wordnet:/usr/share/wordnet queries.txt",
     "data doctor --suite all --data-root ~/data",
   ),
   "completion": (

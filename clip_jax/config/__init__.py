@@ -14,6 +14,7 @@ from clip_jax.config.files import (
   to_json,
   with_overrides,
 )
+from clip_jax.config.mixtures import mixture
 from clip_jax.config.overrides import apply_override
 from clip_jax.config.schema import (
   EVAL_SCHEMA,
@@ -50,6 +51,7 @@ __all__ = [
   "differences",
   "from_json",
   "load",
+  "mixture",
   "to_json",
   "with_overrides",
 ]

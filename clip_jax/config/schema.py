@@ -85,7 +85,12 @@ class Init:
 class Data:
   """The training data, and how they are read."""
 
-  train: str = _knob("", _address, "DATA address of the pairs")
+  train: str = _knob(
+    "",
+    _address,
+    "DATA address of the pairs; of several, a JSON object of addresses and "
+    "weights",
+  )
   held_out: float = _knob(
     0.0,
     _below_one,

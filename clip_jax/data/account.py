@@ -225,6 +225,26 @@ def of(source: record_lib.Source) -> Account:
   return getattr(source, "account", None) or Account()
 
 
+def merged(accounts: Mapping[str, Account]) -> Account:
+  """Returns one account of several sources, by their addresses."""
+  left_out, unread = LeftOut(), LeftOut()
+  for each in accounts.values():
+    left_out.merge(each.left_out)
+    unread.merge(each.unread)
+  return Account(
+    left_out=left_out,
+    unread=unread,
+    damages=[damage for x in accounts.values() for damage in x.damages],
+    lost={
+      path: count
+      for x in accounts.values()
+      for path, count in x._lost_here().items()
+    },
+    notes=[f"{name}: {n}" for name, x in accounts.items() for n in x.notes],
+    choices=[f"{name}: {c}" for name, x in accounts.items() for c in x.choices],
+  )
+
+
 def tell(
   source: record_lib.Source, address: str, *, told: Collection[str] = ()
 ) -> list[str]:

@@ -1,8 +1,10 @@
 """Which record each example of a run reads, and its random generator."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import zlib
+from typing import Protocol
 
 import grain
 import numpy as np
@@ -13,38 +15,73 @@ from clip_jax.data import transforms
 _SHUFFLE_ROUNDS = 4  # As grain's own shuffle.
 
 
+class Order(Protocol):
+  """Which slot of its source each example of a run reads; picklable."""
+
+  def slot(self, g: int, *, attempt: int = 0) -> int:
+    """Returns the slot of example `g`, another one for each attempt."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Shuffled:
+  """The order of one source: a permutation of it for each epoch.
+
+  Attributes:
+    seed: of the run.
+    records: of the source.
+  """
+
+  seed: int
+  records: int
+
+  def slot(self, g: int, *, attempt: int = 0) -> int:
+    """Returns the slot of example `g`, another one for each attempt."""
+    return record_index(
+      g, seed=self.seed, records=self.records, attempt=attempt
+    )
+
+
+def of(source: record_lib.Source, seed: int) -> Order:
+  """Returns the order in which a run with this seed reads `source`."""
+  make_order = getattr(source, "make_order", None)  # A mixture has its own.
+  if make_order is not None:
+    return make_order(seed)
+  return Shuffled(seed, len(source))
+
+
 @functools.lru_cache(maxsize=1024)
-def _shuffle_seed(seed: int, epoch: int, attempt: int) -> int:
-  sequence = np.random.SeedSequence([seed, epoch, attempt])
-  return int(sequence.generate_state(1, np.uint32)[0])
+def _shuffle_seed(seed: int, epoch: int, attempt: int, tag: int) -> int:
+  numbers = [seed, epoch, attempt, *([tag] if tag else [])]
+  return int(np.random.SeedSequence(numbers).generate_state(1, np.uint32)[0])
 
 
-def record_index(g: int, *, seed: int, records: int, attempt: int = 0) -> int:
-  """Returns which of `records` example `g` reads.
+def record_index(
+  g: int, *, seed: int, records: int, attempt: int = 0, tag: int = 0
+) -> int:
+  """Returns which of `records` example `g` of a source reads.
 
   Every epoch is a permutation of the records. `attempt` counts the bad records
   met so far: each attempt follows a permutation of its own, because neighbours
-  of a bad record are often bad too.
+  of a bad record are often bad too. So does each `tag`, which tells a source
+  from others.
   """
   epoch, position = divmod(g, records)
   return grain.experimental.index_shuffle(
     position,
     max_index=records - 1,
-    seed=_shuffle_seed(seed, epoch, attempt),
+    seed=_shuffle_seed(seed, epoch, attempt, tag),
     rounds=_SHUFFLE_ROUNDS,
   )
 
 
-def batch_digest(step: int, *, seed: int, records: int, batch_size: int) -> int:
+def batch_digest(step: int, *, slots: Order, batch_size: int) -> int:
   """Returns a checksum of the records of the whole batch of update `step`.
 
   A bad record counts itself, not the record that is read in its place.
   """
   first = (step - 1) * batch_size  # Updates count from 1.
-  indices = [
-    record_index(g, seed=seed, records=records)
-    for g in range(first, first + batch_size)
-  ]
+  indices = [slots.slot(g) for g in range(first, first + batch_size)]
   return zlib.crc32(np.array(indices, "<i8").tobytes())
 
 
@@ -72,10 +109,11 @@ def first_captions(
     caption: "random" or "first" of the captions of a record.
     threads: that read.
   """
+  slots = of(source, seed)
 
   def read(g: int) -> str | None:
     try:
-      record = source[record_index(g, seed=seed, records=len(source))]
+      record = source[slots.slot(g)]
     except record_lib.BadRecord:
       return None
     return transforms.choose_text(

@@ -89,6 +89,7 @@ class _TrainChunk:
   """Makes one chunk of the rows of a batch: element k -> dict of arrays."""
 
   source: record_lib.Source
+  slots: order.Order
   seed: int
   batch_size: int
   chunks: tuple[np.ndarray, ...]
@@ -133,9 +134,7 @@ class _TrainChunk:
   def _example(self, g: int) -> _Example:
     met: list[record_lib.BadRecord] = []
     while len(met) <= MAX_SUBSTITUTES:
-      slot = order.record_index(
-        g, seed=self.seed, records=len(self.source), attempt=len(met)
-      )
+      slot = self.slots.slot(g, attempt=len(met))
       rng = order.generator(self.seed, g)
       try:
         record = self.source[slot]
@@ -325,6 +324,7 @@ def train_batches(
   chunks = math.ceil(len(rows) / CHUNK_ROWS)
   make_chunk = _TrainChunk(
     source=source,
+    slots=order.of(source, seed),
     seed=seed,
     batch_size=batch_size,
     chunks=tuple(np.array_split(rows, chunks)),
@@ -363,6 +363,7 @@ def eval_batches(
   preprocess: preprocess_lib.Preprocess,
   threads: int = 4,
   rows: Sequence[int] | np.ndarray | None = None,
+  start: int = 0,
 ) -> Batches:
   """Returns an iterator over all of `source` in order.
 
@@ -378,11 +379,12 @@ def eval_batches(
     preprocess: how an image becomes an array.
     threads: threads that read and decode.
     rows: which slots of each batch to read, ascending; None reads all.
+    start: the number of the first batch.
   """
   chosen = range(batch_size) if rows is None else map(int, rows)
   make_batch = _EvalBatch(source, batch_size, preprocess, tuple(chosen))
   dataset = (
-    grain.MapDataset.range(math.ceil(len(source) / batch_size))
+    grain.MapDataset.range(start, math.ceil(len(source) / batch_size))
     .map(_Guarded(make_batch))
     .to_iter_dataset(_read_options(threads, threads))
   )

@@ -16,9 +16,14 @@ from clip_jax.data import record as record_lib
 from clip_jax.data.sources import array_record
 
 SHARD_BYTES = 512 * 2**20
+FOUND = "found"  # In the partial directory: what an interrupted run keeps.
 _LOCK = ".lock"
 
 Item = record_lib.Record | record_lib.BadRecord
+
+
+class Interrupted(errors.UserError):
+  """An error after which the same command goes on from what was found."""
 
 
 def prepare(
@@ -32,6 +37,7 @@ def prepare(
   on_record: Callable[[int], None] | None = None,
   about: Mapping[str, Any] | None = None,
   beside: Mapping[str, bytes] | None = None,
+  partial: pathlib.Path | None = None,
 ) -> dict[str, Any]:
   """Writes `source` to the directory `out`, for `arrayrecord:OUT`.
 
@@ -53,6 +59,8 @@ def prepare(
     on_record: called with the number of records done.
     about: further entries of `dataset.json`.
     beside: further files, by name.
+    partial: where to write, if the caller is within `partial_directory` of
+      `out`; it becomes `out`.
 
   Returns:
     The content of `dataset.json`, and `written`: whether anything was.
@@ -66,7 +74,12 @@ def prepare(
   if made is not None:
     return made | {"written": False}
   origin = _origin(source.fingerprint, limits, drop_bad)
-  with _partial_directory(out) as partial:
+  opened = (
+    partial_directory(out)
+    if partial is None
+    else contextlib.nullcontext(partial)
+  )
+  with opened as partial:
     summary = {
       "format": array_record.FORMAT,
       "version": array_record.VERSION,
@@ -89,12 +102,18 @@ def prepare(
     sidecar.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     for name, data in (beside or {}).items():
       (partial / name).write_bytes(data)
-    for path in partial.iterdir():
-      _sync(path)
-    (partial / _LOCK).unlink()
-    os.rename(partial, out)
-    _sync(out.parent)
+    finish(partial, out)
   return summary | {"written": True}
+
+
+def finish(partial: pathlib.Path, out: pathlib.Path) -> None:
+  """Lets what was written in a partial directory become `out`, at once."""
+  shutil.rmtree(partial / FOUND, ignore_errors=True)
+  for path in partial.iterdir():
+    _sync(path)
+  (partial / _LOCK).unlink()
+  os.rename(partial, out)
+  _sync(out.parent)
 
 
 def _is_empty_directory(path: pathlib.Path) -> bool:
@@ -148,8 +167,19 @@ def existing(
 
 
 @contextlib.contextmanager
-def _partial_directory(out: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Makes the directory to write to; left-overs of a killed run are removed."""
+def partial_directory(out: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Makes the directory to write to, for one process at a time.
+
+  Of what a killed run has left there, its `FOUND` stays; it also stays after
+  an interruption, but after no other error.
+
+  Args:
+    out: what the directory becomes once all is written.
+
+  Raises:
+    UserError: another process writes there.
+  """
+  out = pathlib.Path(out).expanduser()
   partial = out.with_name(f".{out.name}.partial")
   partial.mkdir(parents=True, exist_ok=True)
   with open(partial / _LOCK, "w") as lock:
@@ -159,14 +189,29 @@ def _partial_directory(out: pathlib.Path) -> Iterator[pathlib.Path]:
       raise errors.UserError(
         f"Another process is preparing {str(out)!r} right now."
       ) from None
-    for left_over in partial.iterdir():
-      if left_over.name != _LOCK:
-        left_over.unlink()
+    _clear(partial)
     try:
       yield partial
-    except BaseException:
-      shutil.rmtree(partial, ignore_errors=True)
+    except BaseException as error:
+      failed = isinstance(error, errors.UserError)
+      if failed and not isinstance(error, Interrupted):
+        shutil.rmtree(partial, ignore_errors=True)
+      else:
+        _clear(partial)
+        if not (partial / FOUND).exists():
+          shutil.rmtree(partial, ignore_errors=True)
       raise
+
+
+def _clear(partial: pathlib.Path) -> None:
+  """Removes what a run has left, but for what it has found."""
+  for left_over in partial.iterdir():
+    if left_over.name in (_LOCK, FOUND):
+      continue
+    if left_over.is_dir() and not left_over.is_symlink():
+      shutil.rmtree(left_over, ignore_errors=True)
+    else:
+      left_over.unlink()
 
 
 def _write_shards(

@@ -276,6 +276,7 @@ def watch(
   bad: collections.Counter[str],
   *,
   total: int,
+  done: int = 0,
   progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
   """Yields `batches`, counting their bad records by reason in `bad`.
@@ -284,12 +285,12 @@ def watch(
     batches: of `pipeline.eval_batches`.
     bad: a counter, changed in place.
     total: number of records, good and bad.
+    done: records before these batches, of which `bad` has the bad ones.
     progress: called with the records done and their total.
 
   Raises:
     UserError: after the last batch, if every record was bad.
   """
-  done = 0
   for batch in batches:
     for problem in batch["problems"]:
       bad[problem.reason] += 1

@@ -13,10 +13,12 @@ from clip_jax.preprocess.colour import to_rgb
 from clip_jax.preprocess.crop import eval_image, normalize, train_image
 from clip_jax.preprocess.decoding import (
   DEFAULT_LIMITS,
+  Header,
   ImageError,
   Limits,
   check_header,
   decode,
+  read_header,
 )
 from clip_jax.preprocess.inputs import ImageInput, each
 from clip_jax.preprocess.preprocess import Preprocess
@@ -35,6 +37,7 @@ __all__ = [
   "DEFAULT_LIMITS",
   "INTERPOLATIONS",
   "RESIZES",
+  "Header",
   "ImageError",
   "ImageInput",
   "Limits",
@@ -44,6 +47,7 @@ __all__ = [
   "each",
   "eval_image",
   "normalize",
+  "read_header",
   "to_rgb",
   "train_image",
 ]

@@ -45,6 +45,13 @@ _UNREAD = {
 }
 
 
+# Those that exchange width and height.
+_SIDEWAYS = (
+  *(Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE),
+  *(Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270),
+)
+
+
 class ImageError(errors.UserError):
   """An image that cannot be used; `reason` is one short word for counting.
 
@@ -127,9 +134,47 @@ def decode(
   return _turn_upright(image) if upright else image
 
 
-def check_header(data: Encoded, *, limits: Limits = DEFAULT_LIMITS) -> None:
-  """Raises `ImageError` unless the header is one that `decode` would read."""
-  _open_checked(data, limits)
+def check_header(
+  data: Encoded, *, limits: Limits = DEFAULT_LIMITS
+) -> tuple[int, int]:
+  """Returns the width and height in the file, before EXIF turns the image.
+
+  Raises:
+    ImageError: `decode` would not read an image with such a header.
+  """
+  return _open_checked(data, limits)[0].size
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+  """What the header of an image says.
+
+  Attributes:
+    width: in pixels, of the image turned upright.
+    height: likewise.
+    format: Pillow's name of it.
+    mode: Pillow's name of the pixels' type, as stored.
+  """
+
+  width: int
+  height: int
+  format: str
+  mode: str
+
+
+def read_header(data: Encoded, *, limits: Limits = DEFAULT_LIMITS) -> Header:
+  """Returns what an image's header says; no pixel is decoded.
+
+  Raises:
+    ImageError: it is none that `decode` would read.
+  """
+  image, _ = _open_checked(data, limits)
+  width, height = image.size
+  # A PNG would be decoded in search of what may stand behind its pixels.
+  says = image.format != "PNG" or "exif" in image.info
+  if says and _turn(image) in _SIDEWAYS:
+    width, height = height, width
+  return Header(width, height, image.format or "", image.mode)
 
 
 def _open_checked(data: Encoded, limits: Limits) -> tuple[Image.Image, str]:
@@ -279,11 +324,15 @@ def _broken(error: Exception, name: str) -> ImageError:
   )
 
 
-def _turn_upright(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
   try:
-    method = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 0))
+    return _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 0))
   except Exception:  # Broken metadata does not harm the picture.
-    method = None
+    return None
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+  method = _turn(image)
   if method is None:
     return image
   turned = image.transpose(method)

@@ -3,10 +3,12 @@
 Pages and cards are passed on; a path may hold a user's name.
 """
 
+import contextlib
 import re
 from collections.abc import Iterable
 
-from clip_jax import terminal
+from clip_jax import errors, terminal
+from clip_jax.data import mixture
 
 # Schemes whose path is a name, unless it begins with a slash.
 _NAMED = ("builtin", "tfds")
@@ -17,8 +19,13 @@ _ROOTED = re.compile(r"^(?:[/\\~.]|[A-Za-z]:[/\\])")
 def shown(address: str, *, limit: int = 80) -> str:
   """Returns a DATA address with the last part of its path alone.
 
-  Of its options `split` stays, which says what was measured.
+  Of its options `split` stays, which says what was measured. Of a mixture, each
+  address stands behind its weight.
   """
+  with contextlib.suppress(errors.UserError):
+    if (weights := mixture.parse(address)) is not None:
+      named = (f"{w} x {shown(each)}" for each, w in weights.items())
+      return terminal.printable(" + ".join(named), limit=limit)
   scheme, colon, path = address.partition(":")
   part = _PART.search(path)
   path = re.split(r"\?[a-z_]+=", path)[0]

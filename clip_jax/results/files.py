@@ -16,7 +16,7 @@ from typing import Any
 from clip_jax import errors, json_lines, json_text
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.evals import published
-from clip_jax.results import addresses, records
+from clip_jax.results import addresses, examples, records
 from clip_jax.train import metrics
 
 # Larger ones are no result; a result of ours has some kilobytes.
@@ -156,6 +156,7 @@ def _read_run(path: pathlib.Path) -> dict[str, Any]:
     "evaluations": {
       key: sorted(values.items()) for key, values in evaluations.items()
     },
+    "examples": examples.read(path.parent),
   }
 
 

@@ -48,8 +48,21 @@ def render(
     tables: after the figures.
     missing: what is not on the page, and what it is drawn from.
   """
-  title = f"Report: {', '.join(collection.models)}"
   parts = [
+    line
+    for figure, png in figures
+    for line in picture(figure.name, figure.title, figure.note, png)
+  ]
+  parts += map(as_table, tables)
+  parts += _rest(collection, missing)
+  if any(table.published_columns or table.published_rows for table in tables):
+    parts += _sources()
+  return document(f"Report: {', '.join(collection.models)}", parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+  """Returns a page of this title; `parts` are HTML."""
+  begin = [
     "<!DOCTYPE html>",
     '<html lang="en"><head><meta charset="utf-8">',
     '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
@@ -59,26 +72,26 @@ def render(
     f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>",
     f"<h1>{_text(title)}</h1>",
   ]
-  for figure, png in figures:
-    inlined = base64.b64encode(png).decode("ascii")
-    parts += [
-      f'<h2 id="{figure.name}">{_text(figure.title)}</h2>',
-      f"<p>{_text(figure.note)}</p>",
-      f'<div class="wide"><img alt="{_text(figure.title)}" '
-      f'src="data:image/png;base64,{inlined}"></div>',
-    ]
-  parts += map(_table, tables)
-  parts += _rest(collection, missing)
-  if any(table.published_columns or table.published_rows for table in tables):
-    parts += _sources()
-  return "\n".join([*parts, "</body></html>", ""])
+  return "\n".join([*begin, *parts, "</body></html>", ""])
+
+
+def picture(name: str, title: str, note: str, png: bytes) -> list[str]:
+  """Returns a picture with its heading, as lines of HTML."""
+  inlined = base64.b64encode(png).decode("ascii")
+  return [
+    f'<h2 id="{name}">{_text(title)}</h2>',
+    f"<p>{_text(note)}</p>",
+    f'<div class="wide"><img alt="{_text(title)}" '
+    f'src="data:image/png;base64,{inlined}"></div>',
+  ]
 
 
 def _text(text: str) -> str:
   return html.escape(text)
 
 
-def _table(table: Table) -> str:
+def as_table(table: Table) -> str:
+  """Returns a table with its heading, as HTML."""
   rows = []
   for i, row in enumerate(table.rows):
     is_published = i >= len(table.rows) - table.published_rows

@@ -94,11 +94,13 @@ class Run:
     model: the short name, as of its results.
     losses: steps and losses.
     evaluations: steps and values, by evaluation and measure.
+    examples: its contact sheet, as PNG; None where it has none.
   """
 
   model: str
   losses: Sequence[tuple[int, float]]
   evaluations: Mapping[tuple[str, str], Sequence[tuple[int, float]]]
+  examples: bytes | None = None
 
 
 @dataclasses.dataclass(frozen=True)

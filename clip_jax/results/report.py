@@ -6,7 +6,15 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from clip_jax import errors
-from clip_jax.results import drawing, figures, files, page, records, tables
+from clip_jax.results import (
+  drawing,
+  examples,
+  figures,
+  files,
+  page,
+  records,
+  tables,
+)
 
 PAGE = "index.html"
 
@@ -49,21 +57,27 @@ def write(
   """
   drawing.check()
   directory = pathlib.Path(out).expanduser()
-  _check_replaceable(directory)
+  check_replaceable(directory)
   collection = files.read(places)
   found = {
     name: draw(collection) for name, (draw, _) in figures.FIGURES.items()
   }
   drawn = [(x, drawing.draw(x)) for x in found.values() if x is not None]
+  sheets = examples.sheets(collection)
+  drawn += sheets
   made = {name: make(collection) for name, (make, _) in tables.TABLES.items()}
   shown = [table for table in made.values() if table is not None]
   needs = {name: x[1] for name, x in (figures.FIGURES | tables.TABLES).items()}
   missing = {
     name: needs[name] for name, x in (found | made).items() if x is None
   }
+  if not sheets:
+    missing[examples.NAME] = examples.NEEDS
   directory.mkdir(parents=True, exist_ok=True)
   for name in figures.FIGURES:  # None of an earlier report stays.
     (directory / f"{name}.png").unlink(missing_ok=True)
+  for path in directory.glob(f"{examples.NAME}*.png"):
+    path.unlink()
   pictures = [directory / f"{figure.name}.png" for figure, _ in drawn]
   for path, (_, png) in zip(pictures, drawn, strict=True):
     path.write_bytes(png)
@@ -82,7 +96,7 @@ def write(
   )
 
 
-def _check_replaceable(directory: pathlib.Path) -> None:
+def check_replaceable(directory: pathlib.Path) -> None:
   """Raises UserError where `directory` is not free and holds no report."""
   errors.check_local("The report", directory)
   if directory.exists() and not directory.is_dir():

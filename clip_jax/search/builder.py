@@ -1,22 +1,34 @@
-"""Writing an index: row by row, seen by readers only when it is whole."""
+"""Writing an index: row by row, seen by readers only when it is whole.
 
+What a build that was stopped has written stays in its directory, hidden, with a
+journal of how far it is good. The same build goes on from there; another one
+removes it when it ends.
+"""
+
+import collections
 import contextlib
 import fcntl
+import hashlib
 import io
 import json
 import logging
 import os
 import pathlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, names, regular_files
+from clip_jax import errors, json_text, names, regular_files
 from clip_jax.search import layout
 
 _LOGGER = logging.getLogger(__name__)
+
+SECONDS_TO_KEEP = 10.0  # Work that a kill undoes, at most.
+_PARTIAL = ".partial-"
+_JOURNAL = "journal"
 
 
 class Builder:
@@ -32,6 +44,7 @@ class Builder:
     model: str,
     fingerprint: str,
     dtype: str = "float32",
+    goes_on_as: str = "",
   ):
     """Prepares to write; nothing is touched before the context is entered.
 
@@ -40,12 +53,20 @@ class Builder:
       model: where the model lies that makes the embeddings.
       fingerprint: of that model.
       dtype: float32, or float16 for half the size.
+      goes_on_as: what all rows follow from, such as a digest of model, data and
+        options: where a build of the same was stopped, this one goes on; empty
+        begins anew.
     """
     if dtype not in names.INDEX_DTYPES:
       raise errors.unknown("dtype of an index", dtype, names.INDEX_DTYPES)
     self.directory = pathlib.Path(directory)
     self.dtype = np.dtype(dtype)
     self.rows = 0
+    self.state: dict[str, Any] = {}  # Of `keep_so_far`, by a build before.
+    self._name = None
+    if goes_on_as:
+      digest = hashlib.sha256(f"{goes_on_as}\0{dtype}".encode()).hexdigest()
+      self._name = f"{_PARTIAL}kept-{digest[:16]}"
     self._embed_dim = 0
     self.meta: dict[str, Any] = {}  # Once it is written.
     self.facts: dict[str, Any] = {"model": model, "fingerprint": fingerprint}
@@ -54,16 +75,61 @@ class Builder:
   def __enter__(self) -> "Builder":
     check_replaceable(self.directory)
     with self._stack as stack:
-      stack.enter_context(_hold(self.directory))
-      self._embeds = stack.enter_context(_partial_file(self.directory))
-      self._records = stack.enter_context(_partial_file(self.directory))
+      self._hold = stack.enter_context(_Hold(self.directory))
+      if self._name is None:
+        self._embeds = stack.enter_context(_partial_file(self.directory))
+        self._records = stack.enter_context(_partial_file(self.directory))
+      else:
+        self._begin_or_go_on(stack, self._name)
       self._stack = stack.pop_all()
     return self
 
-  def __exit__(self, kind: Any, *_: Any) -> None:
+  def _begin_or_go_on(self, stack: contextlib.ExitStack, name: str) -> None:
+    """Opens the files of a build that was stopped, or new ones."""
+    self._embeds, self._records = files = [
+      stack.enter_context(_open_to_go_on(self.directory / f"{name}-{part}"))
+      for part in layout.PARTS
+    ]
+    journal = _read_journal(self.directory / f"{name}-{_JOURNAL}")
+    sizes = [journal.get(part, 0) for part in layout.PARTS]
+    ends = [file.seek(0, os.SEEK_END) for file in files]
+    if any(end < size for end, size in zip(ends, sizes, strict=True)):
+      journal, sizes = {}, [0, 0]  # What does not belong together is not taken.
+    for file, size in zip(files, sizes, strict=True):
+      file.truncate(size)
+      file.seek(size)
+    self.rows = journal.get("rows", 0)
+    self._embed_dim = journal.get("embed_dim", 0)
+    self.state = journal.get("state", {})
+
+  def keep_so_far(self, state: dict[str, Any]) -> None:
+    """Makes the rows so far the start of this build when it is begun again.
+
+    Args:
+      state: what `state` is then, as JSON has it.
+    """
+    if self._name is None or not self.rows:
+      return
+    for file in (self._embeds, self._records):
+      _sync(file)
+    journal = {
+      "rows": self.rows,
+      "embed_dim": self._embed_dim,
+      "embeddings": self._embeds.tell(),
+      "records": self._records.tell(),
+      "state": state,
+    }
+    with _partial_file(self.directory) as file:
+      file.write(json.dumps(journal).encode())
+      _sync(file)
+      os.replace(file.name, self.directory / f"{self._name}-{_JOURNAL}")
+
+  def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
     with self._stack:
       if kind is None:
         self._commit()
+      elif self._name is not None and not issubclass(kind, Exception):
+        self._hold.keep(self._name)  # It was stopped: Ctrl-C, SIGTERM.
 
   def add(
     self, embeds: np.ndarray, records: list[tuple[str, tuple[str, ...]]]
@@ -140,6 +206,36 @@ class Builder:
     return {"name": name, "bytes": size, "sha256": digest}
 
 
+def _open_to_go_on(path: pathlib.Path) -> io.BufferedRandom:
+  """Opens a file, which is made where it is missing, to read and write."""
+
+  def create(name: str, flags: int) -> int:
+    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.open(name, flags, 0o666)
+
+  try:
+    return open(path, "r+b", opener=create)
+  except OSError as error:
+    if not path.is_symlink():
+      raise
+    raise errors.UserError(
+      f"{path} is a link, which a build does not leave; remove it."
+    ) from error
+
+
+def _read_journal(path: pathlib.Path) -> dict[str, Any]:
+  """Returns what a build that was stopped says of its files, or nothing."""
+  try:
+    data = regular_files.read_regular(path, limit=layout.MOST_META_BYTES)
+    journal = json_text.parse(data, what=str(path))
+  except (OSError, regular_files.NotRegularError, json_text.JsonError):
+    return {}
+  numbers = ("rows", "embed_dim", *layout.PARTS)
+  good = all(isinstance(journal.get(field), int) for field in numbers)
+  good = good and isinstance(journal.get("state"), dict)
+  return journal if good else {}
+
+
 def check_replaceable(directory: str | os.PathLike) -> None:
   """Raises UserError if `directory` holds anything but an index."""
   errors.check_local("The index", directory)
@@ -173,27 +269,36 @@ def _is_of_index(meta: pathlib.Path) -> bool:
   return layout.FORMAT.encode() in content
 
 
-@contextlib.contextmanager
-def _hold(directory: pathlib.Path) -> Iterator[None]:
+class _Hold:
   """Makes and locks the directory; removes leftovers at the end.
 
   The lock is on the directory itself: it leaves no file, and the system lets
   go of it when the process dies, in whatever way.
   """
-  while True:
-    directory.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):  # Another has just removed it.
-      descriptor = os.open(directory, os.O_RDONLY)
-      if _lock(descriptor, directory):
-        break
-      os.close(descriptor)
-  try:
-    yield
-  finally:
-    _clean(directory)
+
+  def __init__(self, directory: pathlib.Path):
+    self._directory = directory
+    self._kept = ""
+
+  def keep(self, prefix: str) -> None:
+    """Lets files whose names begin so stay."""
+    self._kept = prefix
+
+  def __enter__(self) -> "_Hold":
+    while True:
+      self._directory.mkdir(parents=True, exist_ok=True)
+      # Another may just have removed it.
+      with contextlib.suppress(FileNotFoundError):
+        self._descriptor = os.open(self._directory, os.O_RDONLY)
+        if _lock(self._descriptor, self._directory):
+          return self
+        os.close(self._descriptor)
+
+  def __exit__(self, *_: Any) -> None:
+    _clean(self._directory, self._kept)
     with contextlib.suppress(OSError):
-      directory.rmdir()  # Only where nothing was written.
-    os.close(descriptor)
+      self._directory.rmdir()  # Only where nothing was written.
+    os.close(self._descriptor)
 
 
 def _lock(descriptor: int, directory: pathlib.Path) -> bool:
@@ -214,7 +319,7 @@ def _lock(descriptor: int, directory: pathlib.Path) -> bool:
 @contextlib.contextmanager
 def _partial_file(directory: pathlib.Path) -> Iterator[io.BufferedRandom]:
   """Opens a new file, which is removed at the end unless it was renamed."""
-  path = directory / f".partial-{os.getpid()}-{secrets.token_hex(4)}"
+  path = directory / f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}"
   try:
     with path.open("x+b") as file:
       yield file
@@ -235,8 +340,13 @@ def _sync_directory(directory: pathlib.Path) -> None:
     os.close(descriptor)
 
 
-def _clean(directory: pathlib.Path) -> None:
-  """Removes files that `meta.json` does not name, left by other builds."""
+def _clean(directory: pathlib.Path, kept: str) -> None:
+  """Removes files that `meta.json` does not name, left by other builds.
+
+  Args:
+    directory: of the index.
+    kept: what the names of those that stay begin with; empty for none.
+  """
   try:
     files = layout.read_meta(directory)["files"]
   except errors.UserError:
@@ -246,6 +356,8 @@ def _clean(directory: pathlib.Path) -> None:
     *(files[part]["name"] for part in files if part in layout.PARTS),
   }
   for entry in directory.iterdir():
+    if kept and entry.name.startswith(kept):
+      continue
     if entry.name not in keep and layout.is_own(entry.name):
       entry.unlink(missing_ok=True)
 
@@ -253,22 +365,28 @@ def _clean(directory: pathlib.Path) -> None:
 def build(
   directory: str | os.PathLike,
   *,
-  batches: Iterable[dict[str, Any]],
+  batches: Callable[[int], Generator[dict[str, Any]]],
   embed_images: Callable[[np.ndarray], np.ndarray],
   model: str,
   fingerprint: str,
   dtype: str = "float32",
+  goes_on_as: str = "",
+  counts: collections.Counter[str] | None = None,
   facts: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Embeds all images of some data into an index and returns its meta.
 
   Args:
     directory: new, empty, or an index to replace.
-    batches: the data's images, with their keys and texts.
+    batches: called with a number, the data's images from that batch on, with
+      their keys and texts.
     embed_images: uint8 (n, size, size, 3) to unit (n, embed).
     model: where the model lies.
     fingerprint: of the model.
     dtype: float32, or float16 for half the size.
+    goes_on_as: as in `Builder`.
+    counts: what `batches` counts; where a build goes on, what was counted
+      before is added to it first.
     facts: more to keep in the meta; read when all batches are done.
 
   Raises:
@@ -276,11 +394,27 @@ def build(
       embedding is not finite.
   """
   builder = Builder(
-    directory, model=model, fingerprint=fingerprint, dtype=dtype
+    directory,
+    model=model,
+    fingerprint=fingerprint,
+    dtype=dtype,
+    goes_on_as=goes_on_as,
   )
+  counts = collections.Counter() if counts is None else counts
   with builder:
-    for batch in batches:
-      embeds = embed_images(batch["image"])
-      builder.add(embeds, list(zip(batch["key"], batch["texts"], strict=True)))
+    done = builder.state.get("batches", 0)
+    if done:
+      _LOGGER.info("Going on after %d images.", builder.rows)
+      counts.update(builder.state["counts"])
+    kept = time.monotonic()
+    with contextlib.closing(batches(done)) as rest:
+      for batch in rest:
+        embeds = embed_images(batch["image"])
+        records = zip(batch["key"], batch["texts"], strict=True)
+        builder.add(embeds, list(records))
+        done += 1
+        if time.monotonic() - kept >= SECONDS_TO_KEEP:
+          builder.keep_so_far({"batches": done, "counts": dict(counts)})
+          kept = time.monotonic()
     builder.facts |= facts or {}
   return builder.meta

@@ -145,21 +145,40 @@ class Index:
     Raises:
       UserError: `k` is not positive, or the query does not fit the index.
     """
+    return self.search_many(np.asarray(query)[None], k=k)[0]
+
+  def search_many(self, queries: np.ndarray, *, k: int = 10) -> list[list[Hit]]:
+    """Returns what `search` does for each of the queries (queries, embed).
+
+    The embeddings are read once for all of them.
+    """
+    queries = np.asarray(queries)
+    self.check_queries(queries, k=k)
+    return [
+      self.hits(rows, scores)
+      for rows, scores in zip(*nearest(self.embeds, queries, k=k), strict=True)
+    ]
+
+  def check_queries(self, queries: np.ndarray, *, k: int) -> None:
+    """Raises UserError unless `search_many` can answer."""
     if k < 1:
       raise errors.UserError(f"k={k} must be at least 1.")
-    if query.shape != self.embeds.shape[1:]:
+    if queries.ndim != 2 or queries.shape[1:] != self.embeds.shape[1:]:
       raise errors.UserError(
-        f"The query has shape {query.shape}, the index holds vectors of shape "
-        f"{self.embeds.shape[1:]}; search with the model that made the index."
+        f"A query has shape {queries.shape[1:]}, the index holds vectors of "
+        f"shape {self.embeds.shape[1:]}; search with the model that made the "
+        "index."
       )
-    if not np.all(np.isfinite(query)):
-      raise errors.UserError("The query's embedding is not finite.")
-    best = nearest(self.embeds, query, k=k)
-    hits = []
-    for index, score in best:
+    if not np.all(np.isfinite(queries)):
+      raise errors.UserError("A query's embedding is not finite.")
+
+  def hits(self, rows: np.ndarray, scores: np.ndarray) -> list[Hit]:
+    """Returns the records at `rows` of the index, with these scores."""
+    found = []
+    for index, score in zip(rows.tolist(), scores.tolist(), strict=True):
       key, captions = self._record(index)
-      hits.append(Hit(key, score, captions, index))
-    return hits
+      found.append(Hit(key, score, captions, index))
+    return found
 
   def _record(self, index: int) -> tuple[str, tuple[str, ...]]:
     start = int(self._ends[index - 1]) if index else 0
@@ -178,30 +197,61 @@ class Index:
 
 def nearest(
   embeds: np.ndarray,
-  query: np.ndarray,
+  queries: np.ndarray,
   *,
   k: int,
   rows_per_chunk: int = _ROWS_PER_CHUNK,
-) -> list[tuple[int, float]]:
-  """Returns (row, score) of the `k` largest products, best first.
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the rows of the `k` largest products of each query, and these.
 
-  Rows are read in chunks; of equal scores the lower row comes first.
+  Rows are read in chunks. Of the largest so far, the least of each query is a
+  bar: few products of a later chunk pass it, so that hardly any are sorted.
+
+  Args:
+    embeds: (rows, embed), of any type of floats.
+    queries: (queries, embed).
+    k: how many; fewer where there are fewer rows.
+    rows_per_chunk: rows that are multiplied at once.
+
+  Returns:
+    Rows and products (queries, k), the largest first; of equal ones the lower
+    row.
   """
-  rows = np.zeros(0, np.int64)
-  scores = np.zeros(0, np.float32)
-  query = np.asarray(query, np.float32)
+  queries = np.asarray(queries, np.float32)
+  k = min(k, len(embeds))
+  rows = np.zeros((len(queries), 0), np.int64)
+  scores = np.zeros((len(queries), 0), np.float32)
   for start in range(0, len(embeds), rows_per_chunk):
     chunk = np.asarray(embeds[start : start + rows_per_chunk], np.float32)
-    new = chunk @ query  # (rows,)
-    kept = np.arange(len(new))
-    if len(new) > k:
-      # All that reach the k-th largest score, so that ties go by row below.
-      kept = np.flatnonzero(new >= np.partition(new, -k)[-k])
-    rows = np.concatenate([rows, start + kept])
-    scores = np.concatenate([scores, new[kept]])
-    order = np.lexsort((rows, -scores))[:k]
-    rows, scores = rows[order], scores[order]
-  return list(zip(rows.tolist(), scores.tolist(), strict=True))
+    new = queries @ chunk.T  # (queries, rows)
+    if scores.shape[1] < k:
+      more = np.arange(start, start + len(chunk))
+      pairs = (
+        _largest(np.concatenate(pair), np.append(own_rows, more), k)
+        for *pair, own_rows in zip(scores, new, rows, strict=True)
+      )
+      rows, scores = map(np.stack, zip(*pairs, strict=True))
+      continue
+    # A later row does not displace an equal one.
+    above = new > scores[:, -1:]
+    for i in np.flatnonzero(above.any(axis=1)):
+      kept = np.flatnonzero(above[i])
+      rows[i], scores[i] = _largest(
+        np.append(scores[i], new[i, kept]), np.append(rows[i], start + kept), k
+      )
+  return rows, scores
+
+
+def _largest(
+  scores: np.ndarray, rows: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the rows and scores of the `k` largest scores, largest first."""
+  if len(scores) > k:
+    # All that reach the k-th largest, so that ties go by row below.
+    kept = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
+    scores, rows = scores[kept], rows[kept]
+  order = np.lexsort((rows, -scores))[:k]
+  return rows[order], scores[order]
 
 
 def _line_ends(content: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from clip_jax.data import account, order
+from clip_jax.data import account, mixture, order
 from clip_jax.data import ledger as ledger_lib
 from clip_jax.train import metrics, optim, step_flops
 from clip_jax.train import run as run_lib
@@ -27,6 +27,8 @@ _LOGGER = logging.getLogger(__name__)
 
 LEDGER = "ledger.jsonl"
 EVALUATION_DUE = "evaluation_due"
+# Where each source of the data stood: `mixture.position`.
+POSITION = "position"
 BEFORE = "before"  # Measures of the model with which a run began.
 
 # How many updates may be running while the oldest is read. Simulated devices
@@ -84,6 +86,9 @@ class Journal:
     start = {"bad_records": 0, "skipped": 0}
     self.counters: dict[str, Any] = start | counters
     self.counters["data"] = source.fingerprint
+    self.counters[POSITION] = mixture.position(
+      source, address=config.data.train, batch_size=config.batch_size
+    )
     # For the model card.
     devices = jax.devices()
     self.counters["records"] = len(source)
@@ -99,8 +104,7 @@ class Journal:
     )
     self._digest = functools.partial(
       order.batch_digest,
-      seed=config.seed,
-      records=len(source),
+      slots=order.of(source, config.seed),
       batch_size=config.batch_size,
     )
     self._batch_size = config.batch_size

@@ -101,6 +101,7 @@ def train(
     stop = enter(preemption.Preemption())
     state, counters = _restore_or_init(run, checkpoints, origins, allow_changes)
     first_step = int(state.step)
+    run = run.going_on(counters.get(journal.POSITION), first_step)
     notes = enter(
       journal.Journal(run, workdir, first_step=first_step, counters=counters)
     )
@@ -136,7 +137,9 @@ def train(
     checkpoints.wait()
     if evaluated is None:  # The run was resumed after its last step.
       evaluated = evaluator.measure(state) or {}
-    report = evaluator.write_report(state, evaluated, workdir / "report.png")
+    report = evaluator.write_report(
+      state, evaluated, workdir / workdir_lib.REPORT
+    )
     _leave_if_told(stop, checkpoints)
     return Summary(
       steps=total_steps,

@@ -12,7 +12,7 @@ from clip_jax import embedder, errors, inference, inputs, sharding
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.data import account, pipeline, sources
+from clip_jax.data import account, mixture, pipeline, sources
 from clip_jax.data.sources import views
 from clip_jax.evals import prompts, ridge, tasks
 from clip_jax.models import freezing, variants
@@ -82,6 +82,10 @@ class Run:
       len(devices),
       devices[0].device_kind,
     )
+    if isinstance(self.source, mixture.Mixture):
+      examples = self.total_steps * config.batch_size
+      for sentence in self.source.describe(examples):
+        _LOGGER.info("%s", sentence)
     repeats = len(self.source) < config.batch_size
     if repeats and config.loss.duplicates == "ignore":
       _LOGGER.warning(
@@ -101,7 +105,8 @@ class Run:
     """
     config = self.program.config
     data = config.data
-    opened = {data.train: self.source}
+    parts = mixture.parts_of(self.source, data.train)
+    opened = {part.address: part.source for part in parts}
     for evaluation in self.evaluations.values():
       opened[evaluation.data] = evaluation.source
       if isinstance(evaluation, ridge.FewShot):
@@ -115,6 +120,23 @@ class Run:
     account.check(
       self.source, data.train, max_bad_fraction=data.max_bad_fraction
     )
+
+  def going_on(self, position: Mapping[str, Any] | None, step: int) -> "Run":
+    """Returns the run with each source of its data where `step` has left it.
+
+    Args:
+      position: of `mixture.position`, as a checkpoint holds it, or None.
+      step: updates done.
+    """
+    config = self.program.config
+    source = mixture.go_on(
+      self.source,
+      position,
+      address=config.data.train,
+      step=step,
+      batch_size=config.batch_size,
+    )
+    return dataclasses.replace(self, source=source)
 
   def batches(self, start_step: int) -> text_layout.Batches:
     """Returns this process's rows of the batches after `start_step`."""
@@ -243,11 +265,36 @@ def _open_training(
   data: config_lib.Data, open_source: OpenSource
 ) -> sources.Source:
   """Opens the training data, without the part that is held out."""
+  if (weights := mixture.parse(data.train)) is not None:
+    return _open_mixture(weights, data, open_source)
   if data.held_out:  # Raises where the address names a split already.
     sources.split_address(data.train, "train", data.held_out)
   source = open_source(data.train)
   if data.held_out:
     source = views.part(source, "train", held_out=data.held_out)
+  return _captioned(source, data)
+
+
+def _open_mixture(
+  weights: Mapping[str, int], data: config_lib.Data, open_source: OpenSource
+) -> sources.Source:
+  if data.held_out:
+    raise errors.UserError(
+      f"data.held_out={data.held_out:g} holds out a part of one address, and "
+      "data.train has several; give each `split=train` "
+      "(ADDRESS?split=train) and evaluate on ADDRESS?split=held_out."
+    )
+  parts = []
+  for address, weight in weights.items():
+    source = open_source(address)
+    if not len(source):
+      raise errors.UserError(f"data.train: {address} holds no records.")
+    parts.append(mixture.Part(address, _captioned(source, data), weight))
+  return mixture.Mixture(parts)
+
+
+def _captioned(source: sources.Source, data: config_lib.Data) -> sources.Source:
+  """Returns a source with the captions of the config's template, if any."""
   if not data.template:
     return source
   template = prompts.parse_template(data.template)

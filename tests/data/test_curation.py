@@ -179,6 +179,32 @@ def test_order_and_processes_change_nothing(pairs, tmp_path):
   assert sorted(_keys(tmp_path / "shuffled")) == _keys(tmp_path / "1")
 
 
+def test_an_interrupted_run_goes_on_and_a_failed_one_leaves_nothing(
+  pairs, tmp_path
+):
+  names, texts, image = pairs
+  source = Pairs(names, texts, image)
+  rule = curate.Rule(queries.Queries(WORDS), max_per_query=25)
+  curate.curate(source, tmp_path / "whole", rule)
+
+  def interrupt(done):
+    if done > 300:
+      raise KeyboardInterrupt
+
+  for _ in range(2):
+    with pytest.raises(KeyboardInterrupt):
+      curate.curate(source, tmp_path / "out", rule, on_record=interrupt)
+  assert not (tmp_path / "out").exists()
+  done = []
+  curate.curate(source, tmp_path / "out", rule, on_record=done.append)
+  assert done[0] > 300
+  assert _content(tmp_path / "out") == _content(tmp_path / "whole")
+  rule = curate.Rule(queries.Queries(("no such word",)), max_per_query=25)
+  with pytest.raises(errors.UserError, match="None of the"):
+    curate.curate(source, tmp_path / "failed", rule)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]
+
+
 def test_each_query_keeps_its_share_and_rare_ones_all():
   rng = np.random.default_rng(3)
   number = 6000

@@ -409,6 +409,14 @@ def test_a_set_of_bad_images_alone_is_damaged(tmp_path):
   assert not (tmp_path / "out").exists()
 
 
+def test_a_model_that_gives_no_numbers_is_said_once(data, tmp_path):
+  def diverged(images):
+    return np.full((len(images), EMBED), np.nan, np.float32)
+
+  with pytest.raises(errors.UserError, match="of images are not finite"):
+    measure(data[0], tmp_path, "all", subject(images=diverged))
+
+
 def test_a_metric_that_the_data_cannot_give_is_not_replaced(tmp_path):
   folders = {name: name for name in table.classes_of("voc2007").names}
   write_folders(tmp_path / "voc2007" / "test", folders, 40)

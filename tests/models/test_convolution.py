@@ -149,6 +149,11 @@ CASES = {
     lambda x, kernel: plain_convolution(x, kernel, 1),
     ((2, 6, 4, 3), (3, 3, 3, 5)),
   ),
+  "large convolution": (
+    lambda x, kernel: convolution.convolve(x, kernel, 1),
+    lambda x, kernel: plain_convolution(x, kernel, 1),
+    ((2, 8, 32, 80), (3, 3, 80, 96)),
+  ),
   "product": (
     convolution.multiply,
     lambda x, kernel: x @ kernel,

@@ -251,7 +251,7 @@ def test_a_report_is_a_page_with_all_pictures_in_it(tmp_path):
   for path in made.pictures:
     with Image.open(path) as image:
       assert image.format == "PNG" and image.width > 300
-  assert made.missing.keys() == {"loss", "evaluations"}
+  assert made.missing.keys() == {"loss", "evaluations", "examples"}
   (left,) = made.left_out
   assert "no valid JSON" in left.why
   text = (out / "index.html").read_text("utf-8")
@@ -283,6 +283,52 @@ def test_a_report_replaces_a_report_and_nothing_else(tmp_path):
   assert [path.name for path in other.iterdir()] == ["index.html"]
   with pytest.raises(errors.UserError, match="is a file"):
     report.write([everything], everything / "cifar.json")
+
+
+def _run(directory, name, sheet):
+  run = directory / name
+  run.mkdir(parents=True)
+  (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
+  if sheet is not None:
+    (run / "report.png").write_bytes(sheet)
+  return run
+
+
+def _png(color):
+  file = io.BytesIO()
+  Image.new("RGBA", (5, 3), color).save(file, "PNG")
+  return file.getvalue() + b"secret"
+
+
+def test_what_runs_find_is_shown_as_they_drew_it(tmp_path):
+  runs = [
+    _run(tmp_path, name, sheet)
+    for name, sheet in {
+      "one": _png("red"),
+      "two": _png("blue"),
+      "none": None,
+      "no picture": b"<script>",
+    }.items()
+  ]
+  (_run(tmp_path, "a folder", None) / "report.png").mkdir()
+  out = tmp_path / "out"
+  made = report.write([*runs, tmp_path / "a folder"], out)
+  sheets = [path for path in made.pictures if "examples" in path]
+  assert [path.rpartition("/")[2] for path in sheets] == [
+    "examples_1.png",
+    "examples_2.png",
+  ]
+  for path, color in zip(sheets, ((255, 0, 0), (0, 0, 255)), strict=True):
+    with Image.open(path) as image:
+      assert image.size == (5, 3) and image.getpixel((0, 0)) == color
+    with open(path, "rb") as file:
+      assert b"secret" not in file.read()
+  assert "What two finds" in (out / "index.html").read_text()
+  again = report.write([runs[0]], out)
+  assert "examples" not in again.missing
+  assert {path.name for path in out.glob("examples*")} == {"examples.png"}
+  assert "examples" in report.write([runs[2]], out).missing
+  assert not list(out.glob("examples*"))
 
 
 def test_names_without_glyphs_and_of_any_length_are_drawn():

@@ -3,6 +3,7 @@
 import argparse
 
 from clip_jax.cli import flags
+from clip_jax.cli.arguments import curation, queries, stats
 
 
 def add_data(parser: flags.Parser) -> None:
@@ -29,13 +30,29 @@ def add_data(parser: flags.Parser) -> None:
     help="write the part of DATA in which no query has too many pairs",
   )
   _add_curate(curate)
+  filtered = actions.add_parser(
+    "filter", help="write the part of DATA that passes rules"
+  )
+  curation.add_filter(filtered)
+  dedupe = actions.add_parser(
+    "dedupe", help="write DATA without duplicates, or what an evaluation has"
+  )
+  curation.add_dedupe(dedupe)
+  measure = actions.add_parser(
+    "stats", help="measure captions and images of DATA, and draw them"
+  )
+  stats.add_stats(measure)
+  make_queries = actions.add_parser(
+    "queries", help="make a list of queries, for curate, from texts"
+  )
+  queries.add_queries(make_queries)
   doctor = actions.add_parser(
     "doctor", help="say which data sets of a suite are there, and are right"
   )
   flags.add_suite(doctor, required=True)
-  for action in (inspect, prepare, curate, doctor):
-    if action is not doctor:
-      flags.add_max_pixels(action)
+  for action in (inspect, prepare, measure, curate, filtered, dedupe):
+    flags.add_max_pixels(action)
+  for action in actions.choices.values():
     flags.add_json(action)
 
 
@@ -71,13 +88,7 @@ def _add_curate(parser: flags.Parser) -> None:
     action="store_true",
     help="let capitals make no difference",
   )
-  parser.add_argument(
-    "--workers",
-    metavar="N",
-    type=flags.count,
-    default=1,
-    help="processes that read and match (default: 1)",
-  )
+  curation.add_work(parser)
 
 
 def check_data(arguments: argparse.Namespace) -> str | None:
@@ -86,4 +97,12 @@ def check_data(arguments: argparse.Namespace) -> str | None:
     (arguments.max_per_query is None) == (arguments.size is None)
   ):
     return "give --max-per-query or --size, one of the two"
-  return None
+  check = _CHECKS.get(arguments.action)
+  return None if check is None else check(arguments)
+
+
+_CHECKS = {
+  "curate": curation.check_work,
+  "filter": curation.check_filter,
+  "dedupe": curation.check_dedupe,
+}

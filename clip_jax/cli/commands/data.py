@@ -1,10 +1,11 @@
-"""The verb about data: inspect, prepare, curate and doctor."""
+"""The verb about data: its actions, and what only one of them does."""
 
 import argparse
 
 from clip_jax import preprocess, terminal
 from clip_jax.cli import verb
-from clip_jax.cli.commands import suite
+from clip_jax.cli.commands import curation, stats, suite
+from clip_jax.cli.commands import queries as queries_command
 from clip_jax.data import account, prepare, sources
 from clip_jax.data.curation import curate
 from clip_jax.data.curation import queries as queries_lib
@@ -14,8 +15,8 @@ _MOST_BAD_SHOWN = 20  # Lines; --json holds more.
 
 def data(arguments: argparse.Namespace) -> verb.Answer:
   """Inspects, prepares or curates data, or looks at those of a suite."""
-  if arguments.action == "doctor":
-    return suite.doctor(arguments)
+  if (whole := _WHOLE.get(arguments.action)) is not None:
+    return whole(arguments)
   source = sources.open_source(arguments.data)
   with terminal.Progress(arguments.action, unit="records") as progress:
     return _ACTIONS[arguments.action](
@@ -109,6 +110,7 @@ def _curate(arguments, source, on_record) -> verb.Answer:
     workers=arguments.workers,
     limits=_limits(arguments),
     on_record=on_record,
+    fill=curation.fill(arguments),
   )
   did = "Kept" if found["written"] else "Already there:"
   repeated = found["queries_repeated"]
@@ -144,3 +146,11 @@ def _limits(arguments):
 
 
 _ACTIONS = {"inspect": _inspect, "prepare": _prepare, "curate": _curate}
+# These open what they read themselves.
+_WHOLE = {
+  "doctor": suite.doctor,
+  "filter": curation.filter_pairs,
+  "dedupe": curation.dedupe,
+  "queries": queries_command.queries,
+  "stats": stats.stats,
+}

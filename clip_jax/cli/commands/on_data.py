@@ -3,6 +3,7 @@
 import argparse
 import collections
 import dataclasses
+from collections.abc import Generator
 from typing import Any
 
 from clip_jax import host_memory, loading, names, terminal
@@ -155,22 +156,32 @@ def embed(arguments: argparse.Namespace) -> verb.Answer:
   source = sources.open_source(arguments.data)
   warnings = account.tell(source, arguments.data)
   bad = collections.Counter()
-  with (
-    terminal.Progress("embed") as progress,
-    pipeline.eval_batches(
-      source,
-      batch_size=arguments.batch_size,
-      preprocess=preprocess,
-      threads=arguments.threads,
-    ) as batches,
-  ):
+  size, total = arguments.batch_size, len(source)
+  with terminal.Progress("embed") as progress:
+
+    def batches(start: int) -> Generator[dict[str, Any]]:
+      with pipeline.eval_batches(
+        source,
+        batch_size=size,
+        preprocess=preprocess,
+        threads=arguments.threads,
+        start=start,
+      ) as read:
+        before = min(start * size, total)
+        yield from tasks.watch(
+          read, bad, total=total, done=before, progress=progress
+        )
+
     meta = search_lib.build(
       arguments.out,
-      batches=tasks.watch(batches, bad, total=len(source), progress=progress),
+      batches=batches,
       embed_images=clip.embed_images,
       model=clip.path,
       fingerprint=clip.fingerprint,
       dtype=arguments.dtype,
+      goes_on_as=f"{clip.fingerprint} {source.fingerprint} {size} "
+      f"{arguments.max_pixels}",
+      counts=bad,
       facts={"step": clip.step, "data": arguments.data, "bad_records": bad},
     )
   left_out = f", {bad.total()} bad records left out" if bad else ""

@@ -7,4 +7,6 @@ independently.
 
 `queries.py` reads the list, `matching.py` finds queries in captions,
 `balancing.py` decides which pairs stay, `curate.py` does it to a source.
+`making.py` makes a list of queries: `corpus.py` reads texts, with
+`wikipedia.py` and `wordnet.py`, and `counting.py` counts their words.
 """

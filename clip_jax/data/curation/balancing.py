@@ -50,6 +50,14 @@ def hash_text(text: str, *, seed: int = 0) -> int:
   )
 
 
+def digest(data: bytes) -> tuple[int, int]:
+  """Returns 128 bits that depend on every bit of `data`, as two numbers."""
+  found = hashlib.blake2b(data, digest_size=16).digest()
+  return int.from_bytes(found[:8], "little"), int.from_bytes(
+    found[8:], "little"
+  )
+
+
 def _mixed(x: np.ndarray) -> np.ndarray:
   """Returns SplitMix64's output for each number (Steele et al., 2014)."""
   x = x + np.uint64(0x9E3779B97F4A7C15)

@@ -4,26 +4,22 @@ Every pair is accounted for: it stays, or is dropped because it is bad, holds no
 query, or lost every draw of its queries.
 """
 
-import collections
-import concurrent.futures
-import concurrent.futures.process
 import dataclasses
-import multiprocessing
+import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from clip_jax import errors, preprocess
-from clip_jax.data import parent, prepare
+from clip_jax.data import prepare
 from clip_jax.data import record as record_lib
-from clip_jax.data.curation import balancing, matching
+from clip_jax.data.curation import balancing, matching, survey
 from clip_jax.data.curation import queries as queries_lib
 from clip_jax.data.sources import views
 
 COUNTS = "queries.tsv"
-_CHUNK = 512  # Records that a process reads before it answers.
 _TOP = 20
 
 
@@ -73,91 +69,33 @@ class Rule:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Examined:
-  """Pairs that were read: of bad ones the reason, of others the queries."""
+class _Examine:
+  """Finds the queries of a record; picklable, for other processes."""
 
-  pairs: np.ndarray
-  lengths: np.ndarray
-  queries: np.ndarray
-  bad: dict[int, str]
+  columns: Mapping[str, np.dtype] = {"pair": np.dtype(np.uint64)}
+  ragged: Mapping[str, np.dtype] = {"queries": np.dtype(np.uint32)}
 
-
-class _Examiner:
-  """Reads ranges of a source; picklable, for other processes."""
-
-  def __init__(
-    self, source: record_lib.Source, rule: Rule, limits: preprocess.Limits
-  ):
-    self._source = source
+  def __init__(self, rule: Rule, limits: preprocess.Limits):
     self._seed = rule.seed
     self._limits = limits
     self._matcher = matching.Matcher(
       rule.queries.texts, ignore_case=rule.ignore_case
     )
+    # Queries are told by their positions, so that their order counts.
+    texts = "\n".join(rule.queries.texts).encode()
+    self.identity = (
+      *(hashlib.sha256(texts).hexdigest(), rule.seed, rule.ignore_case),
+      limits.max_pixels,
+    )
 
-  def examine(self, start: int, stop: int) -> _Examined:
-    """Matches the records of the slots from `start` up to `stop`."""
-    hashes = np.zeros(stop - start, np.uint64)
-    lengths = np.zeros(stop - start, np.int64)
-    found: list[int] = []
-    bad: dict[int, str] = {}
-    for i, slot in enumerate(range(start, stop)):
-      try:
-        record = self._source[slot]
-        preprocess.check_header(record.image, limits=self._limits)
-      except (record_lib.BadRecord, preprocess.ImageError) as error:
-        bad[slot] = error.reason
-        continue
-      # Keys of different shards may be equal.
-      name = "\0".join((record.key, *record.texts))
-      hashes[i] = balancing.hash_text(name, seed=self._seed)
-      numbers = self._matcher.find(record.texts)
-      lengths[i] = len(numbers)
-      found += numbers
-    return _Examined(hashes, lengths, np.array(found, np.uint32), bad)
-
-
-_EXAMINER: _Examiner | None = None  # Of a process of the pool.
-
-
-def _begin(examiner: _Examiner) -> None:
-  global _EXAMINER
-  parent.ignore_signals()
-  parent.watch()
-  _EXAMINER = examiner
-
-
-def _examine(start: int, stop: int) -> _Examined:
-  assert _EXAMINER is not None
-  return _EXAMINER.examine(start, stop)
-
-
-def _parts(
-  examiner: _Examiner, slots: int, workers: int
-) -> Iterator[_Examined]:
-  """Yields what was found in each chunk of the source, in order."""
-  starts = list(range(0, slots, _CHUNK))
-  stops = [min(start + _CHUNK, slots) for start in starts]
-  if workers == 1:
-    yield from map(examiner.examine, starts, stops)
-    return
-  with concurrent.futures.ProcessPoolExecutor(
-    workers,
-    mp_context=multiprocessing.get_context("spawn"),
-    initializer=_begin,
-    initargs=(examiner,),
-  ) as pool:
-    try:
-      yield from pool.map(_examine, starts, stops)
-    except concurrent.futures.process.BrokenProcessPool:
-      raise errors.UserError(
-        "A process that read the data was killed, perhaps for its memory; give "
-        "fewer workers. Nothing was written."
-      ) from None
-    except BaseException:
-      pool.shutdown(wait=False, cancel_futures=True)
-      raise
+  def __call__(self, record: record_lib.Record) -> Mapping[str, Any]:
+    preprocess.check_header(record.image, limits=self._limits)
+    # Keys of different shards may be equal.
+    name = "\0".join((record.key, *record.texts))
+    return {
+      "pair": balancing.hash_text(name, seed=self._seed),
+      "queries": self._matcher.find(record.texts),
+    }
 
 
 def curate(
@@ -169,6 +107,7 @@ def curate(
   workers: int = 1,
   limits: preprocess.Limits = preprocess.DEFAULT_LIMITS,
   on_record: Callable[[int], None] | None = None,
+  fill: survey.Fill | None = None,
 ) -> dict[str, Any]:
   """Writes the pairs of `source` that stay to `out`, for `arrayrecord:OUT`.
 
@@ -176,7 +115,8 @@ def curate(
   are those of the source, and so is the order. A file `queries.tsv` beside the
   records has each query, its pairs before and after. The directory appears
   complete or not at all; where it is there already and was made of the same
-  source by the same rule, nothing is done.
+  source by the same rule, nothing is done. What an interrupted run has found
+  is not looked for again.
 
   Args:
     source: what to choose from.
@@ -186,6 +126,7 @@ def curate(
     workers: processes that read and match; one does it in this process.
     limits: images beyond these are bad.
     on_record: called with the number of records examined.
+    fill: reads and matches elsewhere (beam_runner.py).
 
   Returns:
     A dictionary: `pairs` in the source; `matched`, that hold a query; `kept`;
@@ -204,12 +145,40 @@ def curate(
   fingerprint = views.Part(source, nothing, *how).fingerprint
   if (made := prepare.existing(out, fingerprint, limits)) is not None:
     return made.get("curation", {}) | {"written": False}
-  examiner = _Examiner(source, rule, limits)
-  matches, bad = _match(examiner, len(source), workers, on_record)
-  counts = matches.counts(len(rule.queries.texts))
+  with prepare.partial_directory(out) as partial:
+    found = survey.survey(
+      source,
+      _Examine(rule, limits),
+      workers=workers,
+      keep=partial / prepare.FOUND,
+      on_record=on_record,
+      fill=fill,
+    )
+    starts = np.concatenate([[0], np.cumsum(found.lengths["queries"])])
+    matches = balancing.Matches(
+      found.columns["pair"], starts, found.values["queries"]
+    )
+    stays, said, table = _decided(matches, rule, found.bad())
+    prepare.prepare(
+      views.Part(source, np.flatnonzero(stays), *how),
+      out,
+      address=address,
+      limits=limits,
+      about={"curation": said},
+      beside={COUNTS: table},
+      partial=partial,
+    )
+  return said | {"written": True}
+
+
+def _decided(
+  matches: balancing.Matches, rule: Rule, bad: dict[str, int]
+) -> tuple[np.ndarray, dict[str, Any], bytes]:
+  """Returns which pairs stay, what is told of it, and the table of queries."""
+  pairs, counts = len(matches.pairs), matches.counts(len(rule.queries.texts))
   if not len(matches.queries):
     raise errors.UserError(
-      f"None of the {len(source)} pairs holds one of the {len(counts)} queries"
+      f"None of the {pairs} pairs holds one of the {len(counts)} queries"
       f"{f' ({sum(bad.values())} pairs are bad)' if bad else ''}; the first "
       f"query is {rule.queries.texts[0]!r}. Capitals count: ignore_case lets "
       "them make no difference."
@@ -223,42 +192,14 @@ def curate(
   stays = balancing.kept(matches, hashes, threshold)
   if not stays.any():
     raise errors.UserError(
-      f"Of {len(source)} pairs none stays at {threshold:.3g} pairs a query; "
+      f"Of {pairs} pairs none stays at {threshold:.3g} pairs a query; "
       "ask for more."
     )
   after = np.bincount(
     matches.queries[stays[matches.rows()]], minlength=len(counts)
   )
   said = _summary(rule, matches, counts, after, stays, bad, threshold)
-  prepare.prepare(
-    views.Part(source, np.flatnonzero(stays), *how),
-    out,
-    address=address,
-    limits=limits,
-    about={"curation": said},
-    beside={COUNTS: _table(rule.queries.texts, counts, after)},
-  )
-  return said | {"written": True}
-
-
-def _match(
-  examiner: _Examiner,
-  slots: int,
-  workers: int,
-  on_record: Callable[[int], None] | None,
-) -> tuple[balancing.Matches, dict[str, int]]:
-  """Returns the queries of all pairs, and how many are bad by reason."""
-  parts, done = [], 0
-  bad: collections.Counter[str] = collections.Counter()
-  for part in _parts(examiner, slots, workers):
-    parts.append((part.pairs, part.lengths, part.queries))
-    bad.update(part.bad.values())
-    done += len(part.pairs)
-    if on_record is not None:
-      on_record(done)
-  pairs, lengths, queries = map(np.concatenate, zip(*parts, strict=True))
-  starts = np.concatenate([[0], np.cumsum(lengths)])
-  return balancing.Matches(pairs, starts, queries), dict(bad)
+  return stays, said, _table(rule.queries.texts, counts, after)
 
 
 def _summary(

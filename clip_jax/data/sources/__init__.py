@@ -19,6 +19,7 @@ __all__ = [
   "BadRecord",
   "Record",
   "Source",
+  "has_scheme",
   "open_source",
   "parse_address",
   "split_address",
@@ -60,6 +61,11 @@ _SCHEMES = {
 _OF_ALL_SCHEMES = ("split", "held_out")
 # The "?" of a glob is not followed by `name=`.
 _OPTIONS = re.compile(r"\?((?:[a-z_]+=[^&?]*)(?:&[a-z_]+=[^&?]*)*)$")
+
+
+def has_scheme(text: str) -> bool:
+  """Tells whether `text` begins with a scheme, as an address does."""
+  return text.partition(":")[0] in _SCHEMES and ":" in text
 
 
 def parse_address(address: str) -> tuple[str, str, dict[str, str]]:

@@ -1,6 +1,8 @@
 """Views of a source: a part of its records, or other captions for them."""
 
+import dataclasses
 import hashlib
+import itertools
 import os
 from typing import Any
 
@@ -46,6 +48,39 @@ class Part(_View):
     if not 0 <= index < len(self):
       raise IndexError(index)
     return self._source[int(self._slots[index])]
+
+
+class Chosen(Part):
+  """Some of the records of a source, and of each some of its captions."""
+
+  def __init__(
+    self,
+    source: record_lib.Source,
+    slots: np.ndarray,
+    starts: np.ndarray,
+    stays: np.ndarray,
+    *how: Any,
+  ):
+    """Stores the arguments.
+
+    Args:
+      source: the source.
+      slots: of the records, int64 (n,).
+      starts: where each record's captions begin in `stays`, and the end of
+        all, int64 (n + 1,).
+      stays: whether each caption stays, bool (captions,); at least one does.
+      *how: the choice was made.
+    """
+    super().__init__(source, slots, *how)
+    self._starts, self._stays = starts, stays
+
+  def __getitem__(self, index: int) -> record_lib.Record:
+    record = super().__getitem__(index)
+    stays = self._stays[self._starts[index] : self._starts[index + 1]]
+    if stays.all():
+      return record
+    texts = tuple(itertools.compress(record.texts, stays))
+    return dataclasses.replace(record, texts=texts)
 
 
 class Captioned(_View):

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from clip_jax import errors
 from clip_jax.data import account
 from clip_jax.evals import embedding_model, metrics, retrieval, tasks
@@ -70,7 +72,8 @@ def run(
     progress: called with the set's name, records done and their total.
 
   Raises:
-    UserError: `root` is no directory, or `out` cannot be written to.
+    UserError: `root` is no directory, `out` cannot be written to, or the model
+      gives no numbers.
   """
   place = layouts.check_root(root)
   for entry in entries:
@@ -100,6 +103,7 @@ def run(
         progress=_named(progress, entry.name),
       )
     except errors.UserError as error:
+      _check_finite(subject)
       _LOGGER.warning("%s: %s", entry.name, error)
       about |= {"data": found.address, "layout": found.layout}
       yield {**about, "status": results.DAMAGED, "problem": str(error)}
@@ -127,6 +131,24 @@ def _about(entry: table.Entry, root: str) -> dict[str, Any]:
     "expected_examples": entry.examples,
     "get": entry.how_to_get(root),
   }
+
+
+def _check_finite(subject: Subject) -> None:
+  """Raises UserError where it is the model that no set can be measured with."""
+  model = subject.model
+  if embedding_model.scorer(model) is not None:
+    return
+  size = model.preprocess.image_size
+  for name, embeddings in (
+    ("images", model.embed_images(np.zeros((1, size, size, 3), np.uint8))),
+    ("texts", model.embed_texts(["a photo"])),
+  ):
+    if not np.all(np.isfinite(embeddings)):
+      raise errors.UserError(
+        f"The embeddings that {subject.path} gives of {name} are not finite, "
+        "so nothing can be measured with it. A training that has diverged, or "
+        "weights outside the range of their type, are like that."
+      )
 
 
 def _named(

@@ -1,0 +1,55 @@
+"""The arguments of `data queries`."""
+
+from clip_jax import names
+from clip_jax.cli import flags
+
+
+def add_queries(parser: flags.Parser) -> None:
+  """Adds the arguments of `data queries`."""
+  parser.add_argument(
+    "texts",
+    metavar="TEXT",
+    nargs="+",
+    help="plain text, .parquet, or a dump of Wikipedia (.xml), the first and "
+    "the last also .gz or .bz2; a DATA address, for its captions; titles:FILE, "
+    "a title a line; wordnet:DIR",
+  )
+  parser.add_argument(
+    "out", metavar="OUT", help="a new file, for data curate --queries"
+  )
+  parser.add_argument(
+    "--min-count",
+    metavar="N",
+    type=flags.count,
+    default=names.QUERY_MIN_COUNT,
+    help="least number of times that a word or a bigram occurs (default: "
+    f"{names.QUERY_MIN_COUNT}, the paper's)",
+  )
+  parser.add_argument(
+    "--min-pmi",
+    metavar="BITS",
+    type=float,
+    default=names.QUERY_MIN_PMI,
+    help="least pointwise mutual information of a bigram (default: "
+    f"{names.QUERY_MIN_PMI:g})",
+  )
+  parser.add_argument(
+    "--min-views",
+    metavar="N",
+    type=flags.count,
+    help="of titles:FILE, whose lines then are TITLE, a tab and the number of "
+    "views: the least number",
+  )
+  parser.add_argument(
+    "--column", metavar="NAME", help="the column of .parquet that has texts"
+  )
+  parser.add_argument(
+    "--ignore-case", action="store_true", help="write all without capitals"
+  )
+  parser.add_argument(
+    "--workers",
+    metavar="N",
+    type=flags.count,
+    default=1,
+    help="processes that read and count (default: 1)",
+  )

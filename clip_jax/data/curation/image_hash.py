@@ -1,0 +1,97 @@
+"""What an image looks like, in 8 + 48 bytes: near images differ little in them.
+
+The hash of 64 bits finds candidates fast (`hamming.py`). Drawings on white have
+much in common at so low frequencies, so that candidates must also have nearly
+the same colours in the same places: the correlation of thumbnails of 4 x 4
+pixels is at least `MIN_CORRELATION`.
+"""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+from scipy import fft
+
+from clip_jax import preprocess
+
+BITS = 64
+THUMB = 4
+MIN_CORRELATION = 0.99
+_SIDE = 32
+# A coefficient counts as positive beyond this share of their mean magnitude: in
+# symmetrical drawings half of them are zero, of which any noise would flip.
+_MARGIN = 0.25
+_FLAT = 1.0  # Grey levels; less than this root mean square shows nothing.
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """What an image looks like.
+
+  Attributes:
+    bits: the hash.
+    mirrored: the hash of the mirror image.
+    thumb: a thumbnail, uint8 (4, 4, 3).
+    flat: whether it shows nothing, so that the hash says nothing.
+  """
+
+  bits: int
+  mirrored: int
+  thumb: np.ndarray
+  flat: bool
+
+
+NOTHING = Look(0, 0, np.zeros((THUMB, THUMB, 3), np.uint8), flat=True)
+
+
+def _lowest() -> tuple[np.ndarray, np.ndarray]:
+  """Returns rows and columns of the 64 lowest frequencies but the constant."""
+  rows, cols = np.divmod(np.arange(_SIDE**2), _SIDE)
+  order = np.lexsort((rows, cols, rows**2 + cols**2))[1 : BITS + 1]
+  return rows[order], cols[order]
+
+
+_ROWS, _COLS = _lowest()
+
+
+def of(image: Image.Image) -> Look:
+  """Returns what `image` looks like.
+
+  The bits are the signs of the lowest frequencies of the grey image, by a
+  discrete cosine transform (pHash; Zauner, 2010).
+  """
+  rgb = preprocess.to_rgb(image)
+  small = rgb.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+  waves = fft.dctn(np.asarray(small, np.float64), norm="ortho")
+  found = np.asarray(waves)[_ROWS, _COLS]
+  size = np.sqrt(np.mean(np.square(found)))
+  # Mirroring turns the sign of the odd frequencies along a row.
+  mirrored = found * np.where(_COLS % 2, -1, 1)
+  margin = _MARGIN * np.abs(found).mean()
+  return Look(
+    bits=_packed(found > margin),
+    mirrored=_packed(mirrored > margin),
+    thumb=np.asarray(rgb.resize((THUMB, THUMB), Image.Resampling.BOX)),
+    flat=bool(size * np.sqrt(BITS) / _SIDE < _FLAT),
+  )
+
+
+def _packed(bits: np.ndarray) -> int:
+  return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def are_alike(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+  """Returns whether thumbnails correlate, bool (n,).
+
+  Args:
+    first: uint8 (n, 4, 4, 3).
+    second: likewise.
+  """
+  first, second = map(_centred, (first, second))
+  return np.einsum("nx,nx->n", first, second) >= MIN_CORRELATION
+
+
+def _centred(thumbs: np.ndarray) -> np.ndarray:
+  x = thumbs.reshape(len(thumbs), 3 * THUMB**2).astype(np.float32)
+  x -= x.mean(axis=1, keepdims=True)
+  return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)

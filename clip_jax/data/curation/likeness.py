@@ -1,0 +1,323 @@
+"""Which images of a set are the same or nearly: by bytes, looks, embeddings."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from clip_jax import errors, preprocess
+from clip_jax.data import record as record_lib
+from clip_jax.data.curation import (
+  balancing,
+  findings,
+  hamming,
+  image_hash,
+)
+from clip_jax.data.curation import model as model_lib
+
+MAX_DISTANCE = 6
+MIN_SIMILARITY = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Semantic:
+  """How embeddings are compared.
+
+  Attributes:
+    model: gives them.
+    near_within: `search.clusters.near_within`.
+    near_between: `search.clusters.near_between`.
+    min_similarity: cosine of a pair, at least.
+    clusters: pairs are compared within; None is one for each 1000 images.
+  """
+
+  model: model_lib.Model
+  near_within: Callable[..., np.ndarray]
+  near_between: Callable[..., np.ndarray]
+  min_similarity: float = MIN_SIMILARITY
+  clusters: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """What counts as a duplicate.
+
+  Attributes:
+    exact: whether images of the same bytes do.
+    max_distance: bits in which the hashes of near images differ, at most; None
+      looks for no near images.
+    mirrored: whether mirror images are near, too.
+    semantic: how embeddings are compared; None compares none.
+  """
+
+  exact: bool = True
+  max_distance: int | None = MAX_DISTANCE
+  mirrored: bool = False
+  semantic: Semantic | None = None
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns what identifies the rule, as JSON has it."""
+    semantic = self.semantic
+    return {
+      "exact": self.exact,
+      "max_distance": self.max_distance,
+      "mirrored": self.mirrored,
+      "min_similarity": semantic and semantic.min_similarity,
+      "clusters": semantic and semantic.clusters,
+      "model": semantic and semantic.model.fingerprint,
+    }
+
+
+class Examine:
+  """Finds what an image is and looks like; picklable, for other processes."""
+
+  columns: Mapping[str, np.dtype] = {
+    "exact": np.dtype((np.uint64, (2,))),
+    "name": np.dtype(np.uint64),
+    "pixels": np.dtype(np.int64),
+    "bytes": np.dtype(np.int64),
+    "bits": np.dtype(np.uint64),
+    "mirrored": np.dtype(np.uint64),
+    "thumb": np.dtype((np.uint8, (image_hash.THUMB, image_hash.THUMB, 3))),
+    "flat": np.dtype(bool),
+  }
+  ragged: Mapping[str, np.dtype] = {"key": np.dtype(np.uint8)}
+
+  def __init__(self, limits: preprocess.Limits, *, looks: bool):
+    """Stores the arguments.
+
+    Args:
+      limits: images beyond these are bad.
+      looks: whether to decode images for what they look like.
+    """
+    self._limits = limits
+    self._looks = looks
+    self.identity = (limits.max_pixels, looks)
+
+  def __call__(self, record: record_lib.Record) -> Mapping[str, Any]:
+    """Returns a value for each of `columns`, and the key in UTF-8."""
+    width, height = preprocess.check_header(record.image, limits=self._limits)
+    look = image_hash.NOTHING
+    if self._looks:
+      image = preprocess.decode(record.image, limits=self._limits)
+      look = image_hash.of(image)
+    return {
+      "exact": balancing.digest(record.image),
+      "name": balancing.hash_text("\0".join((record.key, *record.texts))),
+      "pixels": width * height,
+      "bytes": len(record.image),
+      **dataclasses.asdict(look),
+      "key": record.key.encode("utf-8", "surrogatepass"),
+    }
+
+
+def ranks(found: findings.Found) -> np.ndarray:
+  """Returns the place of each slot in the order in which one of a group stays.
+
+  The image of the most pixels comes first, of equal ones that of the most
+  bytes, then the smallest hash of key and captions.
+  """
+  columns = found.columns
+  order = np.lexsort(
+    (
+      *(columns["exact"][:, 1], columns["exact"][:, 0], columns["name"]),
+      *(-columns["bytes"], -columns["pixels"]),
+    )
+  )
+  places = np.empty(len(order), np.int64)
+  places[order] = np.arange(len(order))
+  return places
+
+
+def groups(pairs: np.ndarray, number: int) -> np.ndarray:
+  """Returns a label for each of `number` nodes, the same where connected.
+
+  Args:
+    pairs: of nodes, int64 (pairs, 2).
+    number: of nodes.
+  """
+  graph = sparse.coo_array(
+    (np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])),
+    shape=(number, number),
+  )
+  return sparse.csgraph.connected_components(graph, directed=False)[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Nodes:
+  """What some slots look like, each look once, in an order of its own.
+
+  Attributes:
+    bits: hashes, uint64 (nodes,).
+    mirrored: of mirror images, uint64 (nodes,).
+    thumb: uint8 (nodes, 4, 4, 3).
+    of: the node of each slot, int64 (slots,); -1 where an image shows nothing.
+  """
+
+  bits: np.ndarray
+  mirrored: np.ndarray
+  thumb: np.ndarray
+  of: np.ndarray
+
+  @classmethod
+  def at(cls, found: findings.Found, slots: np.ndarray) -> "Nodes":
+    """Returns the nodes of `slots`."""
+    shown = slots[~found.columns["flat"][slots]]
+    names = ("bits", "mirrored", "thumb")
+    columns = {name: found.columns[name][shown] for name in names}
+    thumb = columns["thumb"].reshape(len(shown), 3 * image_hash.THUMB**2)
+    hashes = [columns[name].reshape(-1, 1) for name in names[:2]]
+    hashes = [x.view(np.uint8) for x in hashes]
+    rows = np.concatenate([*hashes, thumb], axis=1)
+    rows = np.ascontiguousarray(rows).view(f"V{rows.shape[1]}").ravel()
+    _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
+    of = np.full(len(slots), -1)
+    of[~found.columns["flat"][slots]] = inverse
+    return cls(**{k: x[first] for k, x in columns.items()}, of=of)
+
+  def near(
+    self, others: "Nodes", rule: Rule, *, within: bool = False
+  ) -> np.ndarray:
+    """Returns near pairs of nodes, int64 (pairs, 2).
+
+    Args:
+      others: of another set, or this one.
+      rule: says what is near.
+      within: whether to give each pair of one set once, i < j.
+    """
+    assert rule.max_distance is not None
+    sides = [(self.bits, self.thumb)]
+    if rule.mirrored:
+      sides.append((self.mirrored, self.thumb[:, :, ::-1]))
+    found = []
+    for bits, thumb in sides:
+
+      def confirm(i, j, thumb=thumb):
+        sure = i < j if within else np.ones(len(i), bool)
+        sure[sure] = image_hash.are_alike(thumb[i[sure]], others.thumb[j[sure]])
+        return sure
+
+      pairs = hamming.near(
+        bits, others.bits, rule.max_distance, confirm=confirm
+      )
+      found.append(np.stack(pairs, axis=1))
+    return np.concatenate(found)
+
+
+def check(rule: Rule) -> None:
+  """Raises UserError for limits that mean nothing."""
+  if rule.max_distance is not None:
+    hamming.check(rule.max_distance)
+  if rule.semantic and not 0 < rule.semantic.min_similarity <= 1:
+    raise errors.UserError(
+      f"min_similarity={rule.semantic.min_similarity} must be above 0 and at "
+      "most 1: it is a cosine."
+    )
+
+
+def exact_labels(found: findings.Found, slots: np.ndarray) -> np.ndarray:
+  """Returns a label for each slot, the same for the same bytes."""
+  return _labels(found.columns["exact"][slots])
+
+
+def _labels(digests: np.ndarray) -> np.ndarray:
+  """Returns a number for each row of two, the same for equal rows."""
+  order = np.lexsort((digests[:, 1], digests[:, 0]))
+  new = np.ones(len(order), bool)
+  new[1:] = (np.diff(digests[order], axis=0) != 0).any(axis=1)
+  labels = np.empty(len(order), np.int64)
+  labels[order] = np.cumsum(new) - 1
+  return labels
+
+
+def near_labels(
+  found: findings.Found, slots: np.ndarray, rule: Rule
+) -> np.ndarray:
+  """Returns a label for each slot, the same for near images."""
+  nodes = Nodes.at(found, slots)
+  labels = groups(nodes.near(nodes, rule, within=True), len(nodes.bits))
+  # What shows nothing is near nothing.
+  alone = len(nodes.bits) + np.arange(len(slots))
+  return np.where(nodes.of >= 0, np.append(labels, -1)[nodes.of], alone)
+
+
+def same_bytes(
+  found: findings.Found,
+  slots: np.ndarray,
+  other: findings.Found,
+  others: np.ndarray,
+) -> np.ndarray:
+  """Returns positions of slots of two sets with the same bytes, (pairs, 2).
+
+  Args:
+    found: of the first set.
+    slots: some of it.
+    other: of the second set.
+    others: some of it.
+  """
+  rows = np.concatenate(
+    [found.columns["exact"][slots], other.columns["exact"][others]]
+  )
+  of = _labels(rows)
+  return _joined(of[: len(slots)], of[len(slots) :])
+
+
+def near_looks(
+  found: findings.Found,
+  slots: np.ndarray,
+  other: findings.Found,
+  others: np.ndarray,
+  rule: Rule,
+) -> np.ndarray:
+  """Returns positions of slots of two sets that look alike, (pairs, 2).
+
+  Args:
+    found: of the first set.
+    slots: some of it.
+    other: of the second set.
+    others: some of it.
+    rule: says what is near.
+  """
+  mine, theirs = Nodes.at(found, slots), Nodes.at(other, others)
+  pairs = np.unique(mine.near(theirs, rule), axis=0)
+  first = _joined(mine.of, pairs[:, 0])  # A slot, and a row of `pairs`.
+  second = _joined(pairs[first[:, 1], 1], theirs.of)
+  return np.stack([first[second[:, 0], 0], second[:, 1]], axis=1)
+
+
+def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+  """Returns i and j of all equal numbers of two arrays, (pairs, 2)."""
+  order = np.argsort(second, kind="stable")
+  low = np.searchsorted(second[order], first, side="left")
+  counts = np.searchsorted(second[order], first, side="right") - low
+  counts[first < 0] = 0
+  i = np.repeat(np.arange(len(first)), counts)
+  offset = np.arange(len(i)) - np.repeat(np.cumsum(counts) - counts, counts)
+  return np.stack([i, order[np.repeat(low, counts) + offset]], axis=1)
+
+
+def distance(
+  found: findings.Found,
+  slots: np.ndarray,
+  other: findings.Found,
+  others: np.ndarray,
+  *,
+  mirrored: bool,
+) -> np.ndarray:
+  """Returns the bits in which the hashes of pairs differ, int64 (n,).
+
+  Args:
+    found: of the first images.
+    slots: of these, int64 (n,).
+    other: of the second images.
+    others: the slots of these, int64 (n,).
+    mirrored: whether mirror images are compared, too.
+  """
+  bits = other.columns["bits"][others]
+  bits = np.bitwise_count(found.columns["bits"][slots] ^ bits).astype(np.int64)
+  if mirrored:
+    turned = found.columns["mirrored"][slots] ^ other.columns["bits"][others]
+    bits = np.minimum(bits, np.bitwise_count(turned))
+  return bits

@@ -1,0 +1,247 @@
+"""Reads every record of a source once and keeps what a function says of it.
+
+The function is pure: what it says of a record depends on the record alone. So
+the result is the same for any number of processes and in whatever order ranges
+of the source are read, and a range that a killed run has finished is not read
+again: it is kept in a file, under a digest of what it depends on.
+
+    found = survey.survey(source, examine, workers=4, keep=directory)
+    found.columns["side"][found.good]
+
+`curate.py`, `filtering.py` and `dedupe.py` decide from what was found.
+"""
+
+import concurrent.futures
+import concurrent.futures.process
+import contextlib
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from clip_jax import preprocess
+from clip_jax.data import parent, prepare
+from clip_jax.data import record as record_lib
+from clip_jax.data.curation import findings
+
+_VERSION = 1
+_CHUNK = 64  # Records that a process reads before it answers.
+_WAITING = 4  # Chunks that wait for each process.
+_KEEP_SECONDS = 5.0  # A killed run loses about that much.
+
+
+class Examine(Protocol):
+  """What is found out about each record; picklable, and pure.
+
+  Attributes:
+    columns: by name the type of a number, or of an array of fixed shape, that
+      is found for each record.
+    ragged: by name the type of any number of numbers for each record.
+    identity: everything the answers depend on besides the record, as JSON can
+      hold it.
+  """
+
+  columns: Mapping[str, np.dtype]
+  ragged: Mapping[str, np.dtype]
+  identity: Any
+
+  def __call__(self, record: record_lib.Record) -> Mapping[str, Any]:
+    """Returns a value for each name; BadRecord or ImageError for bad ones."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """Reads ranges of a source; picklable, for other processes.
+
+  Attributes:
+    source: what is read.
+    examine: what is found out about each record.
+  """
+
+  source: record_lib.Source
+  examine: Examine
+
+  def digest(self) -> bytes:
+    """Returns a digest of what the answers depend on."""
+    about = [
+      *(_VERSION, self.source.fingerprint, len(self.source)),
+      *(type(self.examine).__qualname__, self.examine.identity),
+    ]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).digest()
+
+  def run(self, start: int, stop: int) -> findings.Found:
+    """Examines the records of the slots from `start` up to `stop`."""
+    examine = self.examine
+    return findings.collected(
+      start,
+      (self._said(slot) for slot in range(start, stop)),
+      columns=examine.columns,
+      ragged=examine.ragged,
+    )
+
+  def _said(self, slot: int) -> Mapping[str, Any] | str:
+    try:
+      return self.examine(self.source[slot])
+    except (record_lib.BadRecord, preprocess.ImageError) as error:
+      return error.reason
+
+
+Ranges = list[tuple[int, int]]
+# Runs a job on ranges somewhere else and puts what it finds on the shelf; is
+# also given what to call with the number of records examined.
+Fill = Callable[
+  [Job, Ranges, findings.Shelf, Callable[[int], None] | None], None
+]
+
+
+def survey(
+  source: record_lib.Source,
+  examine: Examine,
+  *,
+  workers: int = 1,
+  keep: str | os.PathLike | None = None,
+  on_record: Callable[[int], None] | None = None,
+  fill: Fill | None = None,
+) -> findings.Found:
+  """Returns what `examine` says of all records of `source`.
+
+  Args:
+    source: what is read.
+    examine: what is found out about each record.
+    workers: processes that read; one reads in this process.
+    keep: a directory for what is found; a later call with the same arguments
+      reads there what an earlier one has found. It is left to the caller.
+    on_record: called with the number of records examined.
+    fill: does the work elsewhere and needs `keep`.
+
+  Raises:
+    Interrupted: a process that read was killed.
+  """
+  job = Job(source, examine)
+  slots = len(source)
+  shelf = None if keep is None else findings.Shelf(keep, job.digest())
+  parts = [] if shelf is None else shelf.parts(slots)
+  if fill is not None and (
+    todo := findings.gaps(parts, slots, length=max(slots, 1))
+  ):
+    assert shelf is not None
+    fill(job, todo, shelf, on_record)
+    parts = shelf.parts(slots)
+  todo = findings.gaps(parts, slots, length=_CHUNK)
+  done = slots - sum(stop - start for start, stop in todo)
+  run = in_processes(workers) if workers > 1 else _in_order
+  fresh: list[findings.Found] = []
+  last = time.monotonic()
+  try:
+    with contextlib.closing(run(job, todo)) as found:
+      for part in found:
+        fresh.append(part)
+        done += part.stop - part.start
+        if on_record is not None:
+          on_record(done)
+        if time.monotonic() - last > _KEEP_SECONDS:
+          parts += _put_away(fresh, shelf)
+          fresh, last = [], time.monotonic()
+  except BaseException:
+    _put_away(fresh, shelf)
+    raise
+  # With the rest on its shelf, what follows may be killed, too.
+  parts += _put_away(fresh, shelf)
+  return findings.joined(parts or [job.run(0, 0)])
+
+
+def _put_away(
+  parts: list[findings.Found], shelf: findings.Shelf | None
+) -> list[findings.Found]:
+  """Returns `parts`, those that follow each other as one, and keeps them."""
+  rows: list[list[findings.Found]] = []
+  for part in sorted(parts, key=lambda part: part.start):
+    if rows and rows[-1][-1].stop == part.start:
+      rows[-1].append(part)
+    else:
+      rows.append([part])
+  together = [findings.joined(row) for row in rows]
+  if shelf is not None:
+    for part in together:
+      shelf.put(part)
+  return together
+
+
+def _in_order(
+  job: Job, ranges: Ranges
+) -> Generator[findings.Found, None, None]:
+  for start, stop in ranges:
+    yield job.run(start, stop)
+
+
+_JOB: Job | None = None  # Of a process of the pool.
+
+
+def _begin(job: Job) -> None:
+  global _JOB
+  parent.ignore_signals()
+  parent.watch()
+  _JOB = job
+
+
+def _run(start: int, stop: int) -> findings.Found:
+  assert _JOB is not None
+  return _JOB.run(start, stop)
+
+
+def in_processes(
+  workers: int,
+) -> Callable[[Job, Ranges], Generator[findings.Found, None, None]]:
+  """Returns what runs a job in this many processes of this machine."""
+
+  def run(job: Job, ranges: Ranges) -> Generator[findings.Found, None, None]:
+    if not ranges:
+      return
+    with concurrent.futures.ProcessPoolExecutor(
+      workers,
+      mp_context=multiprocessing.get_context("spawn"),
+      initializer=_begin,
+      initargs=(job,),
+    ) as pool:
+      try:
+        yield from _as_they_come(pool, ranges, _WAITING * workers)
+      except concurrent.futures.process.BrokenProcessPool:
+        raise prepare.Interrupted(
+          "A process that read the data was killed, perhaps for its memory; "
+          "give fewer workers. Nothing was written, but what was found is "
+          "kept: the same command goes on from there."
+        ) from None
+      except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+  return run
+
+
+def _as_they_come(
+  pool: concurrent.futures.Executor,
+  ranges: Ranges,
+  most: int,
+) -> Generator[findings.Found, None, None]:
+  """Yields what was found, with at most `most` ranges begun or waiting."""
+  left = iter(ranges)
+  pending: set[concurrent.futures.Future] = set()
+  while True:
+    for start, stop in left:
+      pending.add(pool.submit(_run, start, stop))
+      if len(pending) >= most:
+        break
+    if not pending:
+      return
+    done, pending = concurrent.futures.wait(
+      pending, return_when=concurrent.futures.FIRST_COMPLETED
+    )
+    for future in done:
+      yield future.result()

@@ -1,0 +1,468 @@
+"""Duplicates: each decision equals a slow loop's; planted ones are found."""
+
+import collections
+import hashlib
+import io
+import itertools
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from clip_jax import cli, errors, preprocess
+from clip_jax.data import prepare, sources
+from clip_jax.data import record as record_lib
+from clip_jax.data.curation import dedupe, hamming, image_hash, likeness
+from clip_jax.search import clusters
+
+
+def _drawing(seed, size=48):
+  rng = np.random.default_rng(seed)
+  image = Image.new("RGB", (size, size + 6), tuple(rng.integers(90, 256, 3)))
+  draw = ImageDraw.Draw(image)
+  for _ in range(5):
+    x, y, w, h = rng.integers(0, size // 2 + 6, 4)
+    colour = tuple(rng.integers(0, 256, 3).tolist())
+    shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
+    shape([x, y, x + w + 6, y + h + 6], fill=colour)
+  return image
+
+
+def _encoded(image, file_format="PNG", **options):
+  file = io.BytesIO()
+  image.save(file, file_format, **options)
+  return file.getvalue()
+
+
+COPIES = {
+  "recaptioned": lambda image: _encoded(image),
+  "recompressed": lambda image: _encoded(image, "JPEG", quality=60),
+  "smaller": lambda image: _encoded(image.resize((36, 41), 3)),
+  "darker": lambda image: _encoded(image.point(lambda v: int(v * 0.9))),
+  "mirrored": lambda image: _encoded(image.transpose(0)),
+}
+
+
+class Source:
+  """Pairs in memory; those with a "bad" key are bad."""
+
+  class_names = templates = None
+
+  def __init__(self, records):
+    self.records = records
+    said = sorted((r.key, *r.texts) for r in records)
+    self.fingerprint = hashlib.sha256(repr(said).encode()).hexdigest()
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitem__(self, index):
+    record = self.records[index]
+    if record.key.startswith("bad"):
+      raise record_lib.BadRecord("missing_image", record.key)
+    return record
+
+
+def _record(key, image):
+  return record_lib.Record(image, (f"caption of {key}",), key)
+
+
+@pytest.fixture(scope="module")
+def planted():
+  """A source, and the original of each copy."""
+  records, originals = [], {}
+  for number in range(72):
+    image = _drawing(number)
+    records.append(_record(f"{number:03d}", _encoded(image)))
+    for kind, copy in list(COPIES.items())[number % 6 :][:1]:
+      key = f"{number:03d}_{kind}"
+      originals[key] = f"{number:03d}"
+      records.append(_record(key, copy(image)))
+  records += [_record(f"bad{i}", b"") for i in range(3)]
+  # Nothing to see on them: near nothing, whatever their hash.
+  grey = [Image.new("RGB", (20, 20), (v, v, v)) for v in (40, 90, 140)]
+  records += [_record(f"grey{i}", _encoded(x)) for i, x in enumerate(grey)]
+  order = np.random.default_rng(0).permutation(len(records))
+  return Source([records[i] for i in order]), originals
+
+
+def _keys(out):
+  source = sources.open_source(f"arrayrecord:{out}")
+  return [source[i].key for i in range(len(source))]
+
+
+def _table(path):
+  return [line.split("\t") for line in path.read_text().splitlines()[1:]]
+
+
+def _content(directory):
+  return {
+    path.name: path.read_bytes()
+    for path in sorted(pathlib.Path(directory).iterdir())
+  }
+
+
+RULE = likeness.Rule(mirrored=True)
+
+
+def _groups(keys, near):
+  """Connects keys in a loop; returns the sets."""
+  sets = {key: {key} for key in keys}
+  for a, b in itertools.combinations(keys, 2):
+    if near(a, b) and sets[a] is not sets[b]:
+      sets[a] |= sets[b]
+      for key in sets[b]:
+        sets[key] = sets[a]
+  return {frozenset(s) for s in sets.values()}
+
+
+def _look(record):
+  return image_hash.of(preprocess.decode(record.image))
+
+
+def _by_hand(records, rule):
+  """Returns the keys that stay, and those dropped by kind."""
+  good = {r.key: r for r in records if not r.key.startswith("bad")}
+  looks = {key: _look(record) for key, record in good.items()}
+  left, dropped = list(good), collections.Counter()
+
+  def alike(a, b, bits, thumb):
+    rows = [x.astype(float).ravel() for x in (thumb, looks[b].thumb)]
+    return (
+      bits ^ looks[b].bits
+    ).bit_count() <= rule.max_distance and np.corrcoef(*rows)[0, 1] >= 0.99
+
+  def near(a, b):
+    if looks[a].flat or looks[b].flat:
+      return False
+    turned = [(x, y) for x, y in ((a, b), (b, a))]
+    return alike(a, b, looks[a].bits, looks[a].thumb) or (
+      rule.mirrored
+      and any(
+        alike(x, y, looks[x].mirrored, looks[x].thumb[:, ::-1])
+        for x, y in turned
+      )
+    )
+
+  def rank(key):
+    record = good[key]
+    width, height = Image.open(io.BytesIO(record.image)).size
+    name = "\0".join((key, *record.texts)).encode()
+    digest = hashlib.blake2b(name, digest_size=8, key=b"0").digest()
+    smallest = int.from_bytes(digest, "little")
+    return -width * height, -len(record.image), smallest
+
+  for kind, is_near in (
+    ("exact", lambda a, b: good[a].image == good[b].image),
+    ("near", near),
+  ):
+    for group in _groups(left, is_near):
+      for key in sorted(group, key=rank)[1:]:
+        left.remove(key)
+        dropped[kind] += 1
+  return left, dict(dropped)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_what_stays_is_what_a_loop_keeps(mirrored, planted, tmp_path):
+  source, originals = planted
+  rule = likeness.Rule(mirrored=mirrored)
+  found = dedupe.dedupe(source, tmp_path / "o", rule)
+  want, dropped = _by_hand(source.records, rule)
+  assert _keys(tmp_path / "o") == want
+  assert found["dropped"] == {"missing_image": 3, **dropped}
+  assert found["kept"] + sum(found["dropped"].values()) == found["pairs"]
+  rows = _table(tmp_path / "o" / "duplicates.tsv")
+  assert len(rows) == sum(dropped.values())
+  assert {row[0] for row in rows}.isdisjoint(want)
+  assert {row[1] for row in rows} <= set(want)
+  # What was planted is found, and (nearly) nothing else.
+  pairs = {frozenset(row[:2]) for row in rows}
+  planted_pairs = {
+    frozenset(pair)
+    for pair in originals.items()
+    if mirrored or not pair[0].endswith("mirrored")
+  }
+  assert len(pairs & planted_pairs) >= 0.95 * len(planted_pairs)
+  assert len(pairs & planted_pairs) >= 0.95 * len(pairs)
+  assert all(row[2] == "exact" for row in rows if "recaptioned" in row[0])
+
+
+@pytest.mark.parametrize(
+  "workers", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_order_processes_and_interruptions_change_nothing(
+  workers, planted, tmp_path
+):
+  source, _ = planted
+  prepare.prepare(source, tmp_path / "pairs")
+  opened = sources.open_source(f"arrayrecord:{tmp_path / 'pairs'}")
+  dedupe.dedupe(opened, tmp_path / "o", RULE)
+  work = dedupe.Work(workers=2)
+  if workers:
+    dedupe.dedupe(opened, tmp_path / "again", RULE, work=work)
+    assert _content(tmp_path / "again") == _content(tmp_path / "o")
+    return
+
+  def interrupt(what, done, total):
+    raise KeyboardInterrupt
+
+  for _ in range(2):
+    with pytest.raises(KeyboardInterrupt):
+      dedupe.dedupe(
+        opened,
+        tmp_path / "again",
+        RULE,
+        work=dedupe.Work(on_record=interrupt),
+      )
+  done = []
+  work = dedupe.Work(on_record=lambda what, n, total: done.append(n))
+  dedupe.dedupe(opened, tmp_path / "again", RULE, work=work)
+  assert done[0] > 2 * 64
+  assert _content(tmp_path / "again") == _content(tmp_path / "o")
+  again = dedupe.dedupe(opened, tmp_path / "again", RULE)
+  assert not again["written"]
+  order = np.random.default_rng(1).permutation(len(source))
+  turned = Source([source.records[i] for i in order])
+  dedupe.dedupe(turned, tmp_path / "turned", RULE)
+  assert sorted(_keys(tmp_path / "turned")) == sorted(_keys(tmp_path / "o"))
+
+
+def test_near_hashes_are_those_of_all_pairs():
+  rng = np.random.default_rng(0)
+  hashes = rng.integers(0, 2**64, 300, dtype=np.uint64)
+  queries = hashes[rng.integers(0, 300, 250)].copy()
+  for _ in range(14):  # Flips of single bits.
+    bits = np.uint64(1) << rng.integers(0, 64, 250).astype(np.uint64)
+    queries ^= np.where(rng.random(250) < 0.6, bits, 0).astype(np.uint64)
+  distances = np.bitwise_count(queries[:, None] ^ hashes[None])
+  for most in (0, 1, 3, 4, 7, 12):
+    asked = []
+
+    def confirm(i, j, asked=asked):
+      asked.append(len(i))
+      return (i + j) % 3 > 0
+
+    found = np.stack(hamming.near(queries, hashes, most, confirm=confirm), 1)
+    want = np.argwhere(distances <= most)
+    assert np.array_equal(found, want[want.sum(1) % 3 > 0])
+  assert len(want) > 100
+  assert not len(hamming.near(queries[:0], hashes, 3, confirm=confirm)[0])
+  assert not len(hamming.near(queries, hashes[:0], 3, confirm=confirm)[0])
+  with pytest.raises(errors.UserError, match="give 0 to 12"):
+    hamming.near(queries, hashes, 13, confirm=confirm)
+
+
+def test_many_hashes_are_searched_in_little_memory(monkeypatch):
+  monkeypatch.setattr(hamming, "_AT_ONCE", 100)
+  hashes = np.repeat(np.arange(40, dtype=np.uint64) << np.uint64(9), 3)
+  most = []
+
+  def confirm(i, j):
+    most.append(len(i))
+    return i < j
+
+  found = np.stack(hamming.near(hashes, hashes, 1, confirm=confirm), 1)
+  want = np.argwhere(np.bitwise_count(hashes[:, None] ^ hashes[None]) <= 1)
+  assert np.array_equal(found, want[want[:, 0] < want[:, 1]])
+  assert max(most) <= 100 + len(hashes)
+
+
+def test_a_mirror_image_has_the_mirrored_hash():
+  for seed in range(20):
+    image = _drawing(seed)
+    look, turned = image_hash.of(image), image_hash.of(image.transpose(0))
+    assert turned.bits == look.mirrored
+    assert not look.flat
+  assert image_hash.of(Image.new("L", (9, 9), 77)).flat
+
+
+class Model:
+  """Embeds an image by the colour of its corner, on a circle."""
+
+  fingerprint = "a model"
+
+  def __init__(self):
+    self.images = 0
+
+  def needed_preprocess(self):
+    return preprocess.Preprocess(8, mean=(0, 0, 0), std=(1, 1, 1))
+
+  def embed_images(self, images):
+    self.images += len(images)
+    angle = images[:, 0, 0, 0] / 255 * np.pi
+    return np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+
+  def embed_texts(self, texts):
+    raise AssertionError
+
+
+def _plain(levels):
+  """A source of plain images, one of each level of red."""
+  return Source(
+    [
+      _record(f"{i}", _encoded(Image.new("RGB", (8 + i, 9), (level, 0, 0))))
+      for i, level in enumerate(levels)
+    ]
+  )
+
+
+def _semantic(model, similarity, clusters_=1):
+  return likeness.Semantic(
+    model,
+    clusters.near_within,
+    clusters.near_between,
+    min_similarity=similarity,
+    clusters=clusters_,
+  )
+
+
+def test_semantic_groups_are_transitive(tmp_path):
+  # Steps of 10 are near, and so is the end of a row of them to its start.
+  source = _plain([0, 10, 20, 30, 100, 110, 200])
+  similarity = float(np.cos(11 / 255 * np.pi))
+  rule = likeness.Rule(
+    exact=False, max_distance=None, semantic=_semantic(Model(), similarity)
+  )
+  found = dedupe.dedupe(source, tmp_path / "o", rule)
+  assert _keys(tmp_path / "o") == ["3", "5", "6"]  # The largest of each.
+  assert found["dropped"] == {"semantic": 4}
+  assert found["groups"] == {"semantic": 2}
+  assert found["largest_group"] == 4
+  rows = {row[0]: row for row in _table(tmp_path / "o" / "duplicates.tsv")}
+  assert rows["0"][1:3] == ["3", "semantic"]
+  far = 1 - np.cos(30 / 255 * np.pi)
+  assert float(rows["0"][3]) == pytest.approx(far, abs=1e-5)
+
+
+def test_what_an_evaluation_set_has_goes_and_is_told(tmp_path):
+  source = _plain([0, 10, 50, 100, 200, 203])
+  against = _plain([255, 200, 12, 90])
+  # Of exact bytes: example "1" is of another size; take one that is not.
+  against.records[3] = _record("same", source.records[3].image)
+  model = Model()
+  similarity = float(np.cos(4 / 255 * np.pi))
+  rule = likeness.Rule(max_distance=None, semantic=_semantic(model, similarity))
+  found = dedupe.dedupe(source, tmp_path / "o", rule, against=against)
+  assert _keys(tmp_path / "o") == ["0", "2"]
+  assert found["dropped"] == {"overlap": 4}
+  assert found["overlap"] == {
+    "examples": 4,
+    "bad": {},
+    "found": 3,
+    "share": 0.75,
+    "pairs": 4,
+    "by": {"exact": 1, "semantic": 3},
+    "keys": ["1", "2", "same"],
+  }
+  rows = [row[:3] for row in _table(tmp_path / "o" / "overlap.tsv")]
+  assert rows == [
+    ["1", "2", "semantic"],
+    ["3", "same", "exact"],
+    ["4", "1", "semantic"],
+    ["5", "1", "semantic"],
+  ]
+  # Only told: the same tables, and no records.
+  told = dedupe.dedupe(
+    source, tmp_path / "r", rule, against=against, report_only=True
+  )
+  names = sorted(path.name for path in (tmp_path / "r").iterdir())
+  assert names == ["duplicates.tsv", "overlap.tsv", "report.json"]
+  assert told["overlap"] == found["overlap"]
+  again = dedupe.dedupe(
+    source, tmp_path / "r", rule, against=against, report_only=True
+  )
+  assert again == told | {"written": False}
+  with pytest.raises(errors.UserError, match="nothing is overwritten"):
+    dedupe.dedupe(source, tmp_path / "r", rule, against=against)
+  with pytest.raises(errors.UserError, match="nothing is overwritten"):
+    dedupe.dedupe(source, tmp_path / "r", rule, report_only=True)
+
+
+def test_looks_link_two_sets_as_a_loop_does(planted, tmp_path):
+  source, _ = planted
+  half = Source(source.records[::2])
+  other = Source(source.records[1::2])
+  rule = likeness.Rule(exact=False, max_distance=4)
+  found = dedupe.dedupe(
+    half, tmp_path / "o", rule, against=other, report_only=True
+  )
+  looks = [
+    {r.key: _look(r) for r in s.records if not r.key.startswith("bad")}
+    for s in (half, other)
+  ]
+  want = collections.defaultdict(set)
+  for (a, x), (b, y) in itertools.product(*(side.items() for side in looks)):
+    rows = [z.thumb.astype(float).ravel() for z in (x, y)]
+    if (
+      not (x.flat or y.flat)
+      and (x.bits ^ y.bits).bit_count() <= 4
+      and np.corrcoef(*rows)[0, 1] >= 0.99
+    ):
+      want[a].add(b)
+  rows = _table(tmp_path / "o" / "overlap.tsv")
+  assert {row[0] for row in rows} == set(want)
+  assert all(row[1] in want[row[0]] for row in rows)
+  assert found["overlap"]["found"] == len(set().union(*want.values()))
+
+
+def test_clusters_find_what_all_pairs_of_a_cluster_do():
+  rng = np.random.default_rng(0)
+  centres = rng.normal(size=(6, 16))
+  embeds = centres[rng.integers(0, 6, 300)] + 0.2 * rng.normal(size=(300, 16))
+  embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)
+  embeds = embeds.astype(np.float32)
+  numbers = clusters.assign(embeds, clusters.kmeans(embeds, 5))
+  assert len(set(numbers.tolist())) > 3
+  cosines = embeds.astype(np.float64) @ embeds.T.astype(np.float64)
+  similarity = 0.93
+  # No pair is so near the limit that rounding decides.
+  assert np.abs(cosines - similarity).min() > 1e-6
+  near = (cosines >= similarity) & (numbers[:, None] == numbers[None])
+  pairs = clusters.near_within(embeds, similarity=similarity, clusters=5)
+  want = likeness.groups(np.argwhere(near), 300)
+  assert np.array_equal(_first(likeness.groups(pairs, 300)), _first(want))
+  assert len(set(want.tolist())) < 290
+  between = clusters.near_between(
+    embeds[:70], embeds[70:], similarity=similarity
+  )
+  assert np.array_equal(between, np.argwhere(cosines[:70, 70:] >= similarity))
+  empty = clusters.near_within(embeds[:0], similarity=similarity)
+  assert empty.shape == (0, 2)
+
+
+def _first(labels):
+  """Names each group by its first member."""
+  _, first, of = np.unique(labels, return_index=True, return_inverse=True)
+  return first[of]
+
+
+def test_the_command_line_dedupes(planted, tmp_path, capsys):
+  source, _ = planted
+  prepare.prepare(Source(source.records[:60]), tmp_path / "pairs")
+  prepare.prepare(Source(source.records[50:70]), tmp_path / "test")
+  command = ["data", "dedupe", f"arrayrecord:{tmp_path / 'pairs'}"]
+  command += [str(tmp_path / "o"), "--max-distance", "4"]
+  command += ["--against", f"arrayrecord:{tmp_path / 'test'}"]
+  assert cli.run([*command, "--json"]) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert found["kept"] + sum(found["dropped"].values()) == found["pairs"] == 60
+  assert found["dropped"]["overlap"] >= 10
+  assert found["overlap"]["against"] == f"arrayrecord:{tmp_path / 'test'}"
+  assert found["max_distance"] == 4
+  assert cli.run(command) == 0
+  assert "Already there: " in capsys.readouterr().out
+  for wrong in (
+    ["--by", "exact,semantic"],
+    ["--by", "exact", "--mirrored"],
+    ["--by", "alike"],
+    ["--clusters", "3"],
+    ["--beam-options", "x"],
+  ):
+    with pytest.raises(SystemExit, match="2"):
+      cli.run([*command[:4], *wrong])
+  capsys.readouterr()
+  assert cli.run([*command[:4], "--max-distance", "40"]) == 1
+  assert "give 0 to 12" in capsys.readouterr().err

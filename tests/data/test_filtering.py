@@ -1,0 +1,467 @@
+"""Filters: each decision equals that of a slow loop written from the docs."""
+
+import collections
+import hashlib
+import io
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_jax import cli, errors, preprocess
+from clip_jax.data import prepare, sources
+from clip_jax.data import record as record_lib
+from clip_jax.data.curation import caption_form, filtering, pair_rules, rules
+
+WORDS = (
+  *(
+    "dog",
+    "Hund",
+    "犬の写真",
+    "St.",
+    "42",
+    "1,000",
+    "٤٢",
+    "aaaa",
+    "!!!!!",
+    "नमस्ते",
+  ),
+  *("https://shop.example.com/a?b=1", "www.x.org", "see img.cdn.net now"),
+  *(
+    "EXAMPLE.COM.",
+    "notexample.com",
+    "Bad Word",
+    "bad",
+    "word",
+    "x" * 40,
+    "नमस्ते",
+  ),
+)
+LIMITS = {
+  "min_side": 6,
+  "max_side": 40,
+  "max_aspect": 3,
+  "block_domains": ("example.com",),
+  "block_words": ("bad word", "Hund 42"),
+  "min_chars": 5,
+  "max_chars": 60,
+  "min_words": 2,
+  "max_words": 6,
+  "min_letters": 0.5,
+  "max_digits": 0.2,
+  "max_urls": 0.3,
+  "max_run": 4,
+  "max_caption_repeats": 3,
+}
+
+
+def _png(width, height, colour):
+  file = io.BytesIO()
+  Image.new("RGB", (width, height), colour).save(file, "PNG")
+  return file.getvalue()
+
+
+class Source:
+  """Pairs in memory."""
+
+  class_names = templates = None
+
+  def __init__(self, records):
+    self.records = records
+    said = sorted((r.key, *r.texts) for r in records)
+    self.fingerprint = hashlib.sha256(repr(said).encode()).hexdigest()
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitem__(self, slot):
+    record = self.records[slot]
+    if record.key.endswith("7"):
+      raise record_lib.BadRecord("missing_image", record.key)
+    return record
+
+
+@pytest.fixture(scope="module")
+def source():
+  rng = np.random.default_rng(0)
+  images = [
+    _png(w, h, (w, h, 0))
+    for w, h in [(5, 30), (9, 11), (41, 39), (11, 34), (20, 20), (6, 18)]
+  ]
+  texts = [" ".join(rng.choice(WORDS, rng.integers(1, 8))) for _ in range(420)]
+  texts += texts[:60] * 2 + ["dog Hund dog"] * 9 + [" two  dogs "] * 3
+  rng.shuffle(texts)
+  records, at = [], 0
+  while at < len(texts):
+    count = int(rng.choice([1, 1, 1, 2, 3]))
+    records.append(
+      record_lib.Record(
+        images[rng.integers(len(images))],
+        tuple(texts[at : at + count]),
+        f"key{len(records)}",
+      )
+    )
+    at += count
+  return Source(records)
+
+
+def _spaceless(text):
+  return re.sub(r"\s", "", text)
+
+
+def _caption_breaks(name, limit, text):
+  """Whether a caption breaks a rule, as docs/curation.md has it."""
+  text, bare = text.strip(), _spaceless(text)
+  if name == "min_letters":
+    import unicodedata
+
+    marks = [unicodedata.category(c) for c in bare]
+    return sum(m.startswith(("L", "M")) for m in marks) < limit * len(bare)
+  return {
+    "min_chars": lambda: len(text) < limit,
+    "max_chars": lambda: len(text) > limit,
+    "min_words": lambda: len(re.findall(r"\S+", text)) < limit,
+    "max_words": lambda: len(re.findall(r"\S+", text)) > limit,
+    "max_digits": lambda: len(re.findall(r"\d", bare)) > limit * len(bare),
+    "max_urls": lambda: (
+      len("".join(re.findall(r"https?://\S+|www\.\S+", text)))
+      > limit * len(bare)
+    ),
+    "max_run": lambda: re.search(rf"(\S)\1{{{limit}}}", text) is not None,
+  }[name]()
+
+
+def _pair_breaks(name, limit, record, size):
+  low, high = min(size), max(size)
+  whole = " ".join([record.key, *record.texts]).lower()
+  return {
+    "min_side": lambda: low < limit,
+    "max_side": lambda: high > limit,
+    "max_aspect": lambda: high / low > limit,
+    "block_domains": lambda: any(
+      re.search(rf"(?<![\w.-])([\w-]+\.)*{re.escape(d)}(?![\w-]|\.\w)", whole)
+      for d in limit
+    ),
+    "block_words": lambda: any(
+      re.search(
+        rf"(?<!\S){re.escape(w.lower())}(?!\S)",
+        re.sub(r"([,.;:?!`])", r" \1 ", text.lower()),
+      )
+      for w in limit
+      for text in record.texts
+    ),
+  }[name]()
+
+
+def _by_hand(records, limits):
+  """Returns by key the captions that stay, and the pairs dropped by rule."""
+  repeats = collections.Counter(
+    text
+    for record in records
+    if not record.key.endswith("7")
+    for text in {text.strip() for text in record.texts}
+  )
+  kept, dropped = {}, collections.Counter()
+  for record in records:
+    if record.key.endswith("7"):
+      dropped["missing_image"] += 1
+      continue
+    size = Image.open(io.BytesIO(record.image)).size
+    texts = list(record.texts)
+    for name, limit in limits.items():
+      if name == "max_caption_repeats":
+        texts = [t for t in texts if repeats[t.strip()] <= limit]
+      elif name in pair_rules.CAPTION:
+        texts = [t for t in texts if not _caption_breaks(name, limit, t)]
+      elif _pair_breaks(name, limit, record, size):
+        texts = []
+      if not texts:
+        dropped[name] += 1
+        break
+    else:
+      kept[record.key] = tuple(texts)
+  return kept, dict(dropped)
+
+
+def _read(out):
+  source = sources.open_source(f"arrayrecord:{out}")
+  records = [source[i] for i in range(len(source))]
+  return {record.key: record.texts for record in records}
+
+
+def _content(directory):
+  return {
+    path.name: path.read_bytes()
+    for path in sorted(pathlib.Path(directory).iterdir())
+  }
+
+
+@pytest.mark.parametrize("name", [*LIMITS, "all"])
+def test_what_stays_is_what_a_loop_keeps(name, source, tmp_path):
+  limits = LIMITS if name == "all" else {name: LIMITS[name]}
+  found = filtering.filter_pairs(source, tmp_path / "o", rules.Rules(**limits))
+  kept, dropped = _by_hand(source.records, limits)
+  assert found["dropped"] == dropped
+  assert set(dropped) == {"missing_image", *limits}  # Each rule drops some.
+  assert _read(tmp_path / "o") == kept
+  assert found["kept"] + sum(dropped.values()) == found["pairs"]
+  assert found["captions_kept"] == sum(map(len, kept.values()))
+
+
+def test_order_and_interruptions_change_nothing(source, tmp_path):
+  limits = rules.Rules(**LIMITS)
+  filtering.filter_pairs(source, tmp_path / "o", limits)
+
+  def interrupt(done):
+    raise KeyboardInterrupt
+
+  for _ in range(3):
+    with pytest.raises(KeyboardInterrupt):
+      filtering.filter_pairs(
+        source, tmp_path / "again", limits, on_record=interrupt
+      )
+  done = []
+  filtering.filter_pairs(
+    source, tmp_path / "again", limits, on_record=done.append
+  )
+  assert done[0] == 256  # Three times 64 were there.
+  assert _content(tmp_path / "again") == _content(tmp_path / "o")
+  order = np.random.default_rng(1).permutation(len(source))
+  turned = Source([source.records[i] for i in order])
+  filtering.filter_pairs(turned, tmp_path / "turned", limits)
+  assert _read(tmp_path / "turned") == _read(tmp_path / "o")
+
+
+class Model:
+  """Embeds by hashes; its scores are few, so that many are equal."""
+
+  fingerprint = "a model"
+
+  def __init__(self):
+    self.batches = []
+
+  def needed_preprocess(self):
+    return preprocess.Preprocess(8, mean=(0, 0, 0), std=(1, 1, 1))
+
+  def embed_images(self, images):
+    self.batches.append(len(images))
+    return self._turned(images[:, 0, 0, 0].astype(int))
+
+  def embed_texts(self, texts):
+    return self._turned(np.array([len(text) for text in texts]))
+
+  def _turned(self, numbers):
+    angles = numbers % 5 / 5
+    return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+
+
+def _score(record, text):
+  red = np.asarray(Image.open(io.BytesIO(record.image)))[0, 0, 0]
+  return np.cos((int(red) % 5 - len(text) % 5) / 5)
+
+
+@pytest.mark.parametrize(
+  "limit", [{"min_score": 0.9}, {"keep_share": 0.6}, {"keep_share": 1.0}]
+)
+def test_scores_decide_by_value_or_by_share(limit, source, tmp_path):
+  found = filtering.filter_pairs(
+    source,
+    tmp_path / "o",
+    rules.Rules(min_words=2, **limit),
+    model=Model(),
+    batch_size=32,
+  )
+  others, dropped = _by_hand(source.records, {"min_words": 2})
+  records = {r.key: r for r in source.records}
+  scores = {
+    key: [_score(records[key], text) for text in texts]
+    for key, texts in others.items()
+  }
+  best = sorted((max(row) for row in scores.values()), reverse=True)
+  threshold = limit.get("min_score")
+  if threshold is None:
+    threshold = best[int(np.ceil(limit["keep_share"] * len(best))) - 1] - 1e-6
+  kept = {
+    key: tuple(
+      t for t, s in zip(texts, scores[key], strict=True) if s >= threshold
+    )
+    for key, texts in others.items()
+    if max(scores[key]) >= threshold
+  }
+  assert _read(tmp_path / "o") == kept
+  (name,) = limit
+  if len(kept) < len(others):
+    dropped[name] = len(others) - len(kept)
+  assert found["dropped"] == dropped
+  assert found["score_quantiles"][-1] == pytest.approx(best[0], abs=1e-6)
+  table = (tmp_path / "o" / "scores.tsv").read_text().splitlines()[1:]
+  rows = [line.split("\t") for line in table]
+  assert len(rows) == sum(map(len, others.values()))
+  stayed = collections.Counter(key for key, _, _, stays in rows if stays == "1")
+  assert stayed == {key: len(texts) for key, texts in kept.items()}
+  for key, number, score, _ in rows[:50]:
+    want = _score(records[key], records[key].texts[int(number)])
+    assert float(score) == pytest.approx(want, abs=2e-6)
+
+
+def test_scores_are_computed_once_whatever_the_threshold(
+  source, tmp_path, monkeypatch
+):
+  from clip_jax.data.curation import embedding
+
+  monkeypatch.setattr(embedding, "_RANGE", 64)
+  limits = rules.Rules(keep_share=0.5)
+  whole = Model()
+  filtering.filter_pairs(
+    source, tmp_path / "whole", limits, model=whole, batch_size=32
+  )
+
+  def interrupt(done, total):
+    if done > 200:
+      raise KeyboardInterrupt
+
+  model = Model()
+  with pytest.raises(KeyboardInterrupt):
+    filtering.filter_pairs(
+      source,
+      tmp_path / "o",
+      limits,
+      model=model,
+      batch_size=32,
+      on_score=interrupt,
+    )
+  filtering.filter_pairs(
+    source, tmp_path / "o", limits, model=model, batch_size=32
+  )
+  assert len(model.batches) <= len(whole.batches) + 2
+  assert _content(tmp_path / "o") == _content(tmp_path / "whole")
+  # One shape of batches, so that no rounding depends on the rest.
+  assert set(model.batches) == {32}
+
+
+def test_an_image_that_decoding_shows_to_be_bad_is_counted(tmp_path):
+  whole = _png(30, 30, (1, 2, 3))
+  source = Source(
+    [
+      record_lib.Record(whole, ("a dog",), "a"),
+      record_lib.Record(whole[:-30], ("a dog",), "b"),
+    ]
+  )
+  found = filtering.filter_pairs(
+    source, tmp_path / "o", rules.Rules(min_score=-1), model=Model()
+  )
+  assert found["kept"] == 1
+  assert sum(found["dropped"].values()) == 1
+  assert set(found["dropped"]) <= {"truncated", "damaged"}
+
+
+def test_shares_of_characters():
+  assert caption_form.letters("ab 12") == 0.5
+  assert caption_form.letters("नमस्ते") == 1.0
+  assert caption_form.digits("٤٢ab") == 0.5
+  assert caption_form.urls("http://a b") == 8 / 9
+  assert caption_form.run("a   bbb") == 3
+  for share in (caption_form.letters, caption_form.digits, caption_form.urls):
+    assert share("") == share(" \n") == 0
+  assert caption_form.run("") == 0
+  found = set(caption_form.domains("at HTTPS://Img.Example.com/x.png?"))
+  assert {"img.example.com", "example.com", "x.png"} <= found
+  assert not list(caption_form.domains("a." * 200))
+
+
+@pytest.mark.parametrize(
+  ("limits", "message"),
+  [
+    ({"min_words": 0}, "min_words must be a whole number, at least 1; got 0"),
+    ({"min_words": True}, "got True"),
+    ({"min_words": 2.5}, "whole number"),
+    ({"max_aspect": 0.5}, "at least 1"),
+    ({"max_digits": 1.2}, "from 0 to 1"),
+    ({"min_score": float("nan")}, "must be a number"),
+    ({"keep_share": "half"}, "from 0 to 1; got 'half'"),
+    ({"languages": [3]}, "must be texts"),
+    ({"min_score": 0.2, "keep_share": 0.3}, "one of the two"),
+    ({"min_side": 9, "max_side": 8}, "nothing passes"),
+  ],
+)
+def test_limits_that_are_none_are_refused(limits, message):
+  with pytest.raises(errors.UserError, match=message):
+    rules.Rules(**limits)
+
+
+def test_rules_come_from_a_file_and_flags_win(tmp_path):
+  words = tmp_path / "words.txt"
+  words.write_text("bad word\n\nother\n")
+  (tmp_path / "r.toml").write_text(
+    f'min_words = 3\nblock_words = "{words}"\nscore_model = "m"\n'
+    'block_domains = ["a.com"]\nlanguages = "en, de"\n'
+  )
+  read = rules.read(tmp_path / "r.toml")
+  found = rules.of(read, {"min_words": 5, "max_words": None})
+  assert found.given() == {
+    "min_words": 5,
+    "block_words": ("bad word", "other"),
+    "block_domains": ("a.com",),
+    "languages": ("en", "de"),
+  }
+  for name, content, message in [
+    ("a.toml", "min_word = 3", "Did you mean 'min_words'"),
+    ("a.toml", "min_words = ", "not valid TOML"),
+    ("a.toml", b"\xff", "not valid TOML"),
+    ("a.json", "[1]", "JSON object"),
+    ("a.txt", "min_words = 3", "must end in .toml or .json"),
+  ]:
+    data = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(errors.UserError, match=message):
+      rules.read(tmp_path / name)
+
+
+def test_languages_are_told_where_the_library_is(source, tmp_path):
+  pytest.importorskip("py3langid")
+  image = source.records[0].image
+  texts = [
+    "a photo of a dog in the garden",
+    "ein Foto von einem Hund im Garten",
+    "une photo d'un chien dans le jardin",
+  ]
+  pairs = Source(
+    [record_lib.Record(image, (t,), f"{i}") for i, t in enumerate(texts)]
+  )
+  found = filtering.filter_pairs(
+    pairs, tmp_path / "o", rules.Rules(languages=("en", "de"))
+  )
+  assert list(_read(tmp_path / "o")) == ["0", "1"]
+  assert found["dropped"] == {"languages": 1}
+  with pytest.raises(errors.UserError, match="Unknown language 'english'"):
+    filtering.filter_pairs(
+      pairs, tmp_path / "p", rules.Rules(languages=("english",))
+    )
+
+
+def test_the_command_line_filters(tmp_path, capsys, source):
+  prepare.prepare(source, tmp_path / "pairs")
+  command = ["data", "filter", f"arrayrecord:{tmp_path / 'pairs'}"]
+  command += [str(tmp_path / "o"), "--min-words", "2", "--json"]
+  assert cli.run([*command, "--max-aspect", "3"]) == 0
+  found = json.loads(capsys.readouterr().out)
+  kept, dropped = _by_hand(source.records, {"max_aspect": 3, "min_words": 2})
+  assert found["kept"] == len(kept)
+  assert found["dropped"] == dropped
+  assert found["thresholds"] == {"max_aspect": 3.0, "min_words": 2}
+  assert list(found["dropped"]) == ["missing_image", "max_aspect", "min_words"]
+  assert cli.run([*command[:-1], "--max-aspect", "3"]) == 0
+  assert "Already there: " in capsys.readouterr().out
+  assert cli.run(command) == 1  # Other rules, the same OUT.
+  assert "nothing is overwritten" in capsys.readouterr().err
+  command[3] = str(tmp_path / "none")
+  assert cli.run([*command, "--min-chars", "5000"]) == 1
+  assert "None of the" in capsys.readouterr().err
+  assert not list(tmp_path.glob("*none*"))
+  with pytest.raises(SystemExit, match="2"):
+    cli.run(["data", "filter", "csv:x.csv", "o"])
+  assert cli.run([*command[:4], "--min-score", "0.2"]) == 1
+  assert "go together" in capsys.readouterr().err
