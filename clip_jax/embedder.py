@@ -167,7 +167,8 @@ class Embedder:
     Args:
       variables: the module's parameters and batch statistics.
       images: preprocessed images, uint8 (n, size, size, 3).
-      method: the module's method to apply; "image_features" gives (n, width).
+      method: the module's method to apply; "image_features" gives (n, width),
+        "encode_patches" (n, rows, cols, embed).
     """
     images = np.asarray(images)
     return self._run(
@@ -267,7 +268,7 @@ class Embedder:
       collect()
     if not found:
       return np.zeros((0, self.module.embed_dim), np.float32)
-    embeds = np.empty((len(inputs), found[0][1].shape[1]), np.float32)
+    embeds = np.empty((len(inputs), *found[0][1].shape[1:]), np.float32)
     for rows, part in found:
       embeds[rows] = part
     return embeds

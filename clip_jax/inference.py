@@ -179,6 +179,41 @@ class Clip:
     )
     return _now(method, self.variables, images)
 
+  def patch_embeddings(self, images: np.ndarray) -> np.ndarray:
+    """Returns unit embeddings (n, rows, cols, embed) of the patches of images.
+
+    Args:
+      images: preprocessed uint8 (n, size, size, 3).
+    """
+    self.check_embeds()
+    method = functools.partial(
+      self.encoder.embed_images, method="encode_patches"
+    )
+    return _now(method, self.variables, images)
+
+  def patch_similarity(
+    self, image: preprocess_lib.ImageInput, text: str
+  ) -> np.ndarray:
+    """Returns the cosine similarity of each patch of an image with a text.
+
+    The result is float32 (rows, cols), of the image as the model sees it, which
+    `preprocess` crops and resizes. How a patch is embedded: MaskCLIP, arXiv
+    2112.01071, section 3.2.
+
+    Args:
+      image: as in `encode_image`.
+      text: such as "a photo of a cat".
+
+    Raises:
+      UserError: the model has one tower only, or the image cannot be read.
+    """
+    self.check_towers("image", "text")
+    pixels = inputs_lib.read_image(image, self.needed_preprocess(), name="")
+    text_embed = self.embed_texts(inputs_lib.listed_texts(text))
+    if len(text_embed) != 1:
+      raise errors.UserError(f"One text was expected, got {len(text_embed)}.")
+    return self.patch_embeddings(pixels[None])[0] @ text_embed[0]
+
   def encode_text(
     self,
     texts: Texts | np.ndarray | jax.Array,

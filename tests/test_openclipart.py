@@ -436,7 +436,7 @@ def test_the_config_trains_on_drawings_beside_a_locked_text_tower(
   flat, _ = jax.tree_util.tree_flatten_with_path(clip.variables)
   arrays = {sharding.path_name(path): array for path, array in flat}
   start = convert.open_model(text).leaves
-  towers = {path for path in start if path.startswith("text/")}
+  towers = {path for path in start if path.startswith("params/text/")}
   assert towers <= arrays.keys() and towers
   for path in towers:
     np.testing.assert_array_equal(arrays[path], start[path].read())

@@ -29,6 +29,8 @@ def _commands():
     for block in _blocks(page, "bash"):
       for line in block.replace("\\\n", " ").splitlines():
         words = line.split("clip-jax ")[-1]
+        if words.startswith("app "):  # Which goes on until it is stopped.
+          continue
         if line.startswith("clip-jax") and any(
           words.split(" ", 1)[1].lstrip('"').startswith(m) for m in MODELS
         ):

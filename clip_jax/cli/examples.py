@@ -48,6 +48,10 @@ EXAMPLES = {
     'search index "a photo of the number three four" -k 5',
     "search index --image photo.png --json",
   ),
+  "app": (
+    "app runs/demo",
+    "app runs/mine --index index --runs runs --port 8000",
+  ),
   "convert": (
     "convert ViT-B-32.pt models/b32 --to clip-jax",
     "convert runs/mine models/hf --to huggingface --dry-run",

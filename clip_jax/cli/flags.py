@@ -183,6 +183,16 @@ def count(text: str) -> int:
   )
 
 
+def port(text: str) -> int:
+  """Returns the number of a TCP port, or 0, for argparse's `type`."""
+  with contextlib.suppress(ValueError):
+    if 0 <= (number := int(text)) <= 65_535:
+      return number
+  raise argparse.ArgumentTypeError(
+    f"must be a whole number from 0 to 65535; got {text!r}"
+  )
+
+
 def counts(text: str) -> list[int]:
   """Returns whole numbers of at least 1 that commas part, for argparse."""
   return [count(part) for part in text.split(",")]

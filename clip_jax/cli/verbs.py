@@ -81,6 +81,11 @@ VERBS = {
     _command("use", "search"),
     check=use.check_search,
   ),
+  "app": Verb(
+    "show a model on a page in the browser",
+    use.add_app,
+    _command("app", "app"),
+  ),
   "convert": Verb(
     "turn a checkpoint into another format, exactly",
     conversion.add_convert,

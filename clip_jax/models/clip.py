@@ -240,6 +240,17 @@ class CLIP(nn.Module):
     x = self.image(self._normalize(images), train=train, **training)
     return self._embed("image", self.image_projection, x)
 
+  def encode_patches(self, images: jax.Array) -> jax.Array:
+    """Embeds each patch of images (batch, h, w, 3) in the shared space.
+
+    The result is (batch, rows, cols, embed) of unit length: the image tower's
+    features of each patch by itself (`each_patch`), projected as an image's
+    are. What it is near to says where in the image a text fits (MaskCLIP, arXiv
+    2112.01071, section 3.2).
+    """
+    x = self.image(self._normalize(images), train=False, each_patch=True)
+    return self._embed("image", self.image_projection, x)
+
   def image_features(self, images: jax.Array) -> jax.Array:
     """Returns the image tower's output before its projection (batch, width).
 

@@ -118,22 +118,20 @@ def _convolve_backward(stride, kept, gradient):
       lambda kernel: _convolve(x, kernel, stride), kernel, gradient
     )
 
-  def product(x, gradient):
-    if winograd.pays_for_kernel(x, kernel):
-      return winograd.kernel_gradient(x, gradient)
+  def products(x, gradient):
     size = kernel.shape[0]
     return kernel_gradients.of_odd_kernel(x, gradient, size=size)
 
   if stride > 1 or kernel.shape[0] % 2 == 0:
     return of_x(gradient, kernel), of_kernel(x, gradient)
-  if winograd.pays(gradient, kernel):
-    gradient_of_x = by_platform.choose(
-      gradient, kernel, cpu=winograd.input_gradient, default=of_x
+  if not winograd.pays(x, kernel):
+    return of_x(gradient, kernel), by_platform.choose(
+      x, gradient, cpu=products, default=of_kernel
     )
-  else:
-    gradient_of_x = of_x(gradient, kernel)
-  return gradient_of_x, by_platform.choose(
-    x, gradient, cpu=product, default=of_kernel
+  return by_platform.choose(
+    gradient, kernel, cpu=winograd.input_gradient, default=of_x
+  ), by_platform.choose(
+    x, gradient, cpu=winograd.kernel_gradient, default=of_kernel
   )
 
 

@@ -252,6 +252,7 @@ class Encoder(nn.Module):
     x: jax.Array,
     mask: jax.Array | None = None,
     at: jax.Array | None = None,
+    last_mask: jax.Array | None = None,
   ) -> jax.Array:
     """Maps (batch, length, width) to the same shape.
 
@@ -263,6 +264,8 @@ class Encoder(nn.Module):
         returned, (batch, reads, width), and the last block computes no others.
         The gradients of the parameters are right, but take longer than those of
         the whole output. None for all positions.
+      last_mask: bools (batch, reads, length), true for what the positions `at`
+        see in the last block, in the place of `mask`.
     """
     policy = lookup("remat policy", self.remat, REMAT_POLICIES)
     unroll = self.unroll if self.scan else self.depth
@@ -297,7 +300,8 @@ class Encoder(nn.Module):
     if at is not None and stack is not None and not watched:
       block = make_block(parent=None)
 
-      def run(i, x, at=None) -> Any:  # Flax passes them in this order.
+      # Flax passes them in this order.
+      def run(i, x, mask=mask, at=None) -> Any:
         # A loop over slices of the stack would copy the parameters of all
         # blocks but the last.
         layer = functools.partial(
@@ -308,7 +312,8 @@ class Encoder(nn.Module):
 
       last = self.depth - 1
       x = jax.lax.fori_loop(0, last, run, x, unroll=min(unroll, last) or 1)
-      return run(last, x, at)
+      return run(last, x, mask if last_mask is None else last_mask, at)
+    assert last_mask is None  # Neither initialised nor watched.
     block = make_block(name=paths.BLOCKS)
     layers = nn.scan(
       lambda block, x, mask: (block(x, mask), None),
@@ -337,18 +342,22 @@ class MapHead(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps (batch, length, width) to (batch, width)."""
-    b, _, width = x.shape
+  def __call__(self, x: jax.Array, *, each: bool = False) -> jax.Array:
+    """Maps (batch, length, width) to (batch, width).
+
+    With `each`, the query sees one position at a time: (batch, length, width).
+    """
+    b, length, width = x.shape
     dtypes = dtypes_of(self)
     std = width**-0.5
     probe = self.param(
       "probe", nn.initializers.normal(std), (1, 1, width), self.param_dtype
     )
-    probe = jnp.broadcast_to(probe.astype(self.dtype), (b, 1, width))
+    queries = length if each else 1
+    probe = jnp.broadcast_to(probe.astype(self.dtype), (b, queries, width))
     x = attention_lib.MultiHeadAttention(
       heads=self.heads, in_std=std, out_std=std, name="attention", **dtypes
-    )(probe, x)  # (batch, 1, width)
+    )(probe, x, itself(x) if each else None)  # (batch, queries, width)
     y = layer_norm(self.norm_epsilon, name="ln", dtypes=dtypes)(x)
     x = x + Mlp(
       mlp_dim=self.mlp_dim or 4 * width,
@@ -358,7 +367,13 @@ class MapHead(nn.Module):
       name="mlp",
       **dtypes,
     )(y)
-    return x[:, 0]
+    return x if each else x[:, 0]
+
+
+def itself(x: jax.Array) -> jax.Array:
+  """Returns a mask by which each position of (batch, length, …) sees itself."""
+  b, length = x.shape[:2]
+  return jnp.broadcast_to(jnp.eye(length, dtype=bool), (b, length, length))
 
 
 def drop_patches(

@@ -107,8 +107,12 @@ class AttentionPool(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps (batch, h, w, features) to (batch, out_dim)."""
+  def __call__(self, x: jax.Array, *, each: bool = False) -> jax.Array:
+    """Maps (batch, h, w, features) to (batch, out_dim).
+
+    With `each` it gives what a query would that sees one position alone, which
+    is the position's projected value: (batch, h, w, out_dim).
+    """
     b, h, w, features = x.shape
     std = features**-0.5
     x = x.reshape(b, h * w, features)
@@ -122,7 +126,7 @@ class AttentionPool(nn.Module):
       self.param_dtype,
     )
     x = x + positions.astype(x.dtype)
-    x = attention.MultiHeadAttention(
+    attend = attention.MultiHeadAttention(
       heads=self.heads,
       in_std=std,
       out_std=std,
@@ -130,8 +134,11 @@ class AttentionPool(nn.Module):
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name="attention",
-    )(x[:, :1], x)
-    return x[:, 0]
+    )
+    if each:
+      x = x[:, 1:]
+      return attend(x, x, layers.itself(x)).reshape(b, h, w, self.out_dim)
+    return attend(x[:, :1], x)[:, 0]
 
 
 def pool_heads(width: int, stages: int) -> int:
@@ -171,6 +178,7 @@ class ModifiedResNet(nn.Module):
     examples: jax.Array | None = None,
     locked_norms: tuple[str, ...] = (),
     axes: tuple[str, ...] = (),
+    each_patch: bool = False,
   ) -> jax.Array:
     """Maps normalised images (batch, h, w, 3) to (batch, embed_dim).
 
@@ -183,6 +191,9 @@ class ModifiedResNet(nn.Module):
         statistics even if `train` is true.
       axes: the mesh axes that split the batch, if each device runs a part of
         it.
+      each_patch: whether to return the pool's projected value of each position
+        of the last stage, (batch, rows, cols, embed_dim): MaskCLIP, arXiv
+        2112.01071, section 3.2.
 
     Raises:
       UserError: sizes do not fit.
@@ -222,7 +233,7 @@ class ModifiedResNet(nn.Module):
       out_dim=self.embed_dim,
       name="attention_pool",
       **dtypes,
-    )(x)
+    )(x, each=each_patch)
 
   def _make_block(self, name):
     """Returns a function that makes the block of this name."""

@@ -81,6 +81,7 @@ class VisionTransformer(nn.Module):
     examples: jax.Array | None = None,
     locked_norms: tuple[str, ...] = (),
     axes: tuple[str, ...] = (),
+    each_patch: bool = False,
   ) -> jax.Array:
     """Maps normalised images (batch, h, w, 3) to features (batch, width).
 
@@ -92,6 +93,10 @@ class VisionTransformer(nn.Module):
         decide which patches are dropped; None if this is the global batch.
       locked_norms: has no effect, because there are no batch norms.
       axes: has no effect, because images do not depend on each other.
+      each_patch: whether to return features of each patch, (batch, rows, cols,
+        width), as of a pooling that sees this patch alone. If it is the class
+        token that pools, the last block does so, and its patches see themselves
+        alone (MaskCLIP, arXiv 2112.01071, section 3.2).
 
     Raises:
       UserError: sizes do not fit, or `pooling` is unknown.
@@ -105,9 +110,36 @@ class VisionTransformer(nn.Module):
     first_patch = int(self.class_token) + self.registers
     if self.pre_norm:
       x = layers.layer_norm(self.norm_epsilon, name="ln_pre", dtypes=dtypes)(x)
+    x = self._encode(x, first_patch, train=train, each_patch=each_patch)
+    norm = layers.layer_norm(self.norm_epsilon, name="ln_post", dtypes=dtypes)
+    if each_patch:
+      x = norm(x)
+      if self.pooling == "map":
+        x = self._attention_pool(x, 0, each=True)
+      rows = self.image_size // self.patch_size
+      return x.reshape(len(x), rows, rows, self.width)
+    poolings = {
+      "class": _class_token,
+      "gap": _patch_mean,
+      "map": self._attention_pool,
+    }
+    pool = layers.lookup("pooling", self.pooling, poolings)
+    if self.norm_after_pool:
+      return norm(pool(x, first_patch))
+    return pool(norm(x), first_patch)
+
+  def _encode(self, x, first_patch, *, train, each_patch):
+    """Returns the tokens after the blocks: all, the class token, or patches."""
     # Only the features of the class token are read. In training the gradients
     # would take longer: see `Encoder`.
-    class_only = self.pooling == "class" and not train
+    class_only = self.pooling == "class" and not (train or each_patch)
+    at = last_mask = None
+    if class_only:
+      at = jnp.zeros((len(x), 1), int)
+    elif each_patch and self.pooling == "class":
+      at = jnp.arange(first_patch, x.shape[1])
+      at = jnp.broadcast_to(at, (len(x), len(at)))
+      last_mask = layers.itself(x)[:, first_patch:]
     x = layers.Encoder(
       depth=self.depth,
       heads=self.heads,
@@ -119,20 +151,13 @@ class VisionTransformer(nn.Module):
       remat=self.remat,
       whole=self.whole,
       name=paths.ENCODER,
-      **dtypes,
-    )(x, at=jnp.zeros((len(x), 1), int) if class_only else None)
-    if self.pooling == "class":
+      **layers.dtypes_of(self),
+    )(x, at=at, last_mask=last_mask)
+    if each_patch and at is None:
+      return x[:, first_patch:]
+    if self.pooling == "class" and not each_patch:
       x = x[:, :1]  # The norm works on each token: skip those not used.
-    norm = layers.layer_norm(self.norm_epsilon, name="ln_post", dtypes=dtypes)
-    poolings = {
-      "class": _class_token,
-      "gap": _patch_mean,
-      "map": self._attention_pool,
-    }
-    pool = layers.lookup("pooling", self.pooling, poolings)
-    if self.norm_after_pool:
-      return norm(pool(x, first_patch))
-    return pool(norm(x), first_patch)
+    return x
 
   def _check(self, shape):
     size = self.image_size
@@ -207,7 +232,7 @@ class VisionTransformer(nn.Module):
     prefix = [jnp.broadcast_to(t, (b, *t.shape)) for t in prefix]
     return jnp.concatenate([*prefix, x], axis=1)
 
-  def _attention_pool(self, x, first_patch):
+  def _attention_pool(self, x, first_patch, *, each=False):
     return layers.MapHead(
       heads=self.heads,
       mlp_dim=self.mlp_dim,
@@ -216,4 +241,4 @@ class VisionTransformer(nn.Module):
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name="map_head",
-    )(x[:, first_patch:])
+    )(x[:, first_patch:], each=each)

@@ -48,40 +48,25 @@ _OF_PRODUCTS: Matrix = (
   (0, 1, -1, 8, -8, 1),
 )
 
-# Measured on one core (tools/bench/RESULTS.md, "ResNets"). With fewer channels
-# the transforms of values outweigh the products, with fewer pixels those of
-# kernels.
+# Measured in blocks of RN50 (tools/bench/RESULTS.md, "ResNets"). With fewer
+# channels the transforms of values outweigh the products that are saved, with
+# fewer pixels those of kernels.
 _LEAST_CHANNELS = 80
-_LEAST_PIXELS = 512
-# A kernel's gradient gains earlier: its plain form is slow with few channels,
-# and no kernel is transformed.
-_LEAST_CHANNELS_OF_GRADIENT = 32
-_LEAST_PIXELS_OF_GRADIENT = 128
+_LEAST_PIXELS = 2048
 
 
 def pays(x: jax.Array, kernel: jax.Array) -> bool:
-  """Whether `convolve` is faster on a CPU than XLA's convolution.
+  """Whether the functions here are faster on a CPU than the plain ones.
 
   Args:
     x: (batch, h, w, channels).
     kernel: (size, size, channels, features), which moves by 1.
   """
-  return _pays(x, kernel, _LEAST_CHANNELS, _LEAST_PIXELS)
-
-
-def pays_for_kernel(x: jax.Array, kernel: jax.Array) -> bool:
-  """Whether `kernel_gradient` is faster on a CPU than the plain products."""
-  return _pays(
-    x, kernel, _LEAST_CHANNELS_OF_GRADIENT, _LEAST_PIXELS_OF_GRADIENT
-  )
-
-
-def _pays(x, kernel, channels, pixels):
   batch, height, width, _ = x.shape
   return (
     kernel.shape[:2] == (3, 3)
-    and min(kernel.shape[2:]) >= channels
-    and batch * height * width >= pixels
+    and min(kernel.shape[2:]) >= _LEAST_CHANNELS
+    and batch * height * width >= _LEAST_PIXELS
     # Of the rows at most a fifth is added.
     and 5 * ROWS * _groups(height) <= 6 * height
     # The matrices magnify the rounding of narrower types too much.
@@ -133,9 +118,8 @@ def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
     x: (batch, h, w, channels), its input.
     gradient: (batch, h, w, features), of its output.
   """
-  height = x.shape[1]
-  padded = _pad(gradient, axis=1, after=ROWS * _groups(height) - height)
-  rows = [padded[:, i::ROWS] for i in range(ROWS)]
+  # The first and the last of its six rows are not the group's own.
+  rows = _rows(gradient)[1:-1]
   of_products = _combine(_transposed(_OF_PRODUCTS), rows)
   of_rows = [
     kernel_gradients.of_row(inputs, product, size=3)
@@ -150,11 +134,19 @@ def _groups(height):
 
 def _transformed(x):
   """Returns six arrays of (batch, groups, w, channels)."""
+  return _combine(_OF_INPUTS, _rows(x))
+
+
+def _rows(x):
+  """Returns the six rows that each group of four reads, zeros around them.
+
+  Whoever takes the same rows takes them of one padded array. Without it, XLA
+  computes what gave x once for each of them.
+  """
   height, groups = x.shape[1], _groups(x.shape[1])
   padded = _pad(x, axis=1, before=1, after=ROWS * groups + 1 - height)
   last = ROWS * (groups - 1) + 1
-  rows = [padded[:, i : i + last : ROWS] for i in range(len(_OF_INPUTS))]
-  return _combine(_OF_INPUTS, rows)
+  return [padded[:, i : i + last : ROWS] for i in range(len(_OF_INPUTS))]
 
 
 def _combine(matrix: Matrix, terms: Sequence[jax.Array]) -> list[jax.Array]:

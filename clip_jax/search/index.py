@@ -180,6 +180,10 @@ class Index:
       found.append(Hit(key, score, captions, index))
     return found
 
+  def key(self, index: int) -> str:
+    """Returns the key of the record at a position, from 0."""
+    return self._record(index)[0]
+
   def _record(self, index: int) -> tuple[str, tuple[str, ...]]:
     start = int(self._ends[index - 1]) if index else 0
     line = self._records[start : self._ends[index]].tobytes()

@@ -259,7 +259,7 @@ FAILURES = {
   ),
   "ERROR: PERMISSION_DENIED: Permission denied on 'locations/us-east9-z' (or it"
   " may not exist).": "us-central1-b,us-east1-d",
-  "ERROR: The required property [project] is not currently set.": (
+  "ERROR: (gcloud) Failed to find attribute [project]. The attribute can be": (
     "Give --project ID"
   ),
   "ERROR: Insufficient reserved capacity. [EID: 0x7adf]": "no room for this",

@@ -1,5 +1,7 @@
 """What several tests of the models need."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ def make_variables():
   would hide its use.
   """
 
-  def make(module, *inputs, dtype=np.float32, scale=0.2, seed=7):
+  def make(module, *inputs, method=None, dtype=np.float32, scale=0.2, seed=7):
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -21,7 +23,8 @@ def make_variables():
       value = positive + scale * rng.standard_normal(leaf.shape)
       return (np.abs(value) if positive else value).astype(dtype)
 
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    init = functools.partial(module.init, method=method)
+    shapes = jax.eval_shape(init, jax.random.key(0), *inputs)
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
   return make

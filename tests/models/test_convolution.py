@@ -152,7 +152,7 @@ CASES = {
   "large convolution": (
     lambda x, kernel: convolution.convolve(x, kernel, 1),
     lambda x, kernel: plain_convolution(x, kernel, 1),
-    ((2, 8, 32, 80), (3, 3, 80, 96)),
+    ((2, 16, 64, 80), (3, 3, 80, 96)),
   ),
   "product": (
     convolution.multiply,

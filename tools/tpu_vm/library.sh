@@ -237,7 +237,7 @@ explain() { # CODE: ends the script and says what gcloud's words mean.
   case $said in
     *"active account"* | *"gcloud auth login"* | *"auth tokens"* | *eauthentication*)
       die "gcloud is not logged in, or its login has expired. Run: gcloud auth login" ;;
-    *"property [project]"*)
+    *"property [project]"* | *"attribute [project]"*)
       die "gcloud knows no project. Give --project ID, or run: gcloud config set project ID" ;;
     *SERVICE_DISABLED* | *"API has not been used"* | *"tpu.googleapis.com"*"not enabled"*)
       die "The project's Cloud TPU API is off. Run: gcloud services enable tpu.googleapis.com" ;;

@@ -1,4 +1,4 @@
-"""The arguments of eval, classify, embed and search."""
+"""The arguments of eval, classify, embed, search and app."""
 
 import argparse
 import os
@@ -231,3 +231,50 @@ def check_search(arguments: argparse.Namespace) -> str | None:
   if arguments.query is not None and os.path.isfile(arguments.query):
     return f"{arguments.query} is a file; search with --image {arguments.query}"
   return None
+
+
+def add_app(parser: flags.Parser) -> None:
+  """Adds the arguments of `app`."""
+  parser.add_argument("model", metavar="MODEL", help=flags.MODEL)
+  parser.add_argument(
+    "--index",
+    metavar="DIR",
+    help="an index that `clip-jax embed` made of this model, to search in",
+  )
+  parser.add_argument(
+    "--runs",
+    "--workdir",
+    metavar="DIR",
+    help="a workdir, or a directory of several, to watch (default: MODEL, "
+    "where that is a workdir)",
+  )
+  parser.add_argument(
+    "--labels",
+    default="",
+    metavar="LABELS",
+    help="labels that are there at first, comma-separated",
+  )
+  parser.add_argument(
+    "--host",
+    default="127.0.0.1",
+    metavar="NAME",
+    help="where the page listens; 0.0.0.0 for every network of this machine "
+    "(default: 127.0.0.1, for this machine alone)",
+  )
+  parser.add_argument(
+    "--port",
+    type=flags.port,
+    default=7860,
+    metavar="N",
+    help="0 takes a free one (default: 7860)",
+  )
+  parser.add_argument(
+    "--password",
+    default="",
+    metavar="WORD",
+    help="that visitors are asked for, with any user name; other users of this "
+    "machine can see arguments, but not CLIP_JAX_APP_PASSWORD, the variable "
+    "that it may stand in instead",
+  )
+  flags.add_max_pixels(parser)
+  flags.add_json(parser)

@@ -9,7 +9,7 @@ import numpy as np
 from clip_jax import errors, preprocess, terminal
 from clip_jax.data import account
 from clip_jax.data import record as record_lib
-from clip_jax.data.curation import survey
+from clip_jax.data.curation import findings, survey
 from clip_jax.data.statistics import examine, scripts
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -55,7 +55,7 @@ def look(
   decode: bool = False,
   limits: preprocess.Limits = preprocess.DEFAULT_LIMITS,
   on_record: Callable[[int], None] | None = None,
-) -> survey.Found:
+) -> findings.Found:
   """Returns what `examine.Examine` finds of every record.
 
   Args:
@@ -72,7 +72,7 @@ def look(
   return survey.survey(source, asked, workers=workers, on_record=on_record)
 
 
-def summarize(found: survey.Found, source: record_lib.Source) -> dict[str, Any]:
+def summarize(found: findings.Found, source: record_lib.Source) -> dict[str, Any]:
   """Returns all numbers, as `--json` holds them; exact, not estimated.
 
   Reads the records of the most frequent captions and images again.
@@ -208,7 +208,7 @@ def _changed(key: str) -> errors.UserError:
 
 
 def samples(
-  found: survey.Found, source: record_lib.Source, number: int
+  found: findings.Found, source: record_lib.Source, number: int
 ) -> list[Sample]:
   """Returns `number` different images, the same in any order of the data.
 

@@ -1,0 +1,343 @@
+"""What stands before the page: who may ask, for what, and how much.
+
+It is a plain ASGI application around another one. Gradio serves far more than
+a page needs (files, proxies, addresses that it fetches): only the routes of
+`_GET` and `_POST` pass, and no path but those of uploads that this page took.
+"""
+
+import base64
+import binascii
+import dataclasses
+import hmac
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from clip_jax import errors
+from clip_jax.app import limits
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Scope = MutableMapping[str, Any]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_GET = re.compile(
+  r"/(theme\.css|favicon\.ico|(assets|static|svelte)/[\w./@+-]+"
+  r"|gradio_api/(theme\.css|app_id|startup-events|upload_progress|queue/data"
+  r"|heartbeat/\w+))?"
+)
+_UPLOAD = "/gradio_api/upload"
+_FILE = "/gradio_api/file="
+_POST = re.compile(
+  rf"{_UPLOAD}|/gradio_api/(queue/join|reset|cancel)", re.ASCII
+)
+_PICTURE = re.compile(r"/pictures/([0-9]{1,12})", re.ASCII)
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
+_LONGEST_PART = 255  # Of a path: no file has a longer name.
+_DEEPEST = 20  # Levels of a JSON value.
+
+# Gradio's own page has inline scripts, and makes functions of templates.
+_POLICY = (
+  "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+  "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+  "font-src 'self' data:; connect-src 'self'; object-src 'none'; "
+  "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+)
+# Of files that somebody has uploaded: a picture, whatever it says that it is.
+_POLICY_OF_FILES = "default-src 'none'; sandbox"
+_HEADERS = {
+  "x-content-type-options": "nosniff",
+  "referrer-policy": "no-referrer",
+  "cross-origin-resource-policy": "same-origin",
+}
+
+
+class _Refused(Exception):
+  """An answer that refuses a request."""
+
+  def __init__(self, status: int, words: str):
+    super().__init__(words)
+    self.status = status
+    self.words = words
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+  """Lets requests of the page through to `app`, and answers all others.
+
+  Attributes:
+    app: the page.
+    uploads: the directory that it puts uploads into, an absolute path.
+    thumbnail: row of the index to PNG or JPEG; raises UserError without one.
+    host: what the server is bound to.
+    password: what is asked for, with any user name; "" for nothing.
+  """
+
+  app: App
+  uploads: str
+  thumbnail: Callable[[int], Awaitable[tuple[str, bytes]]]
+  host: str
+  password: str = ""
+
+  async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers one request."""
+    if scope["type"] == "lifespan":
+      return await self.app(scope, receive, send)
+    if scope["type"] != "http":
+      return await send({"type": "websocket.close", "code": 1008})
+    headers = _headers(scope)
+    try:
+      self._check_sender(headers)
+      path = _path(scope)
+      if found := _PICTURE.fullmatch(path):
+        _allow(scope, ("GET", "HEAD"))
+        return await self._send_picture(int(found[1]), scope, send)
+      await self._pass_on(path, headers, scope, receive, send)
+    except _Refused as refused:
+      await _answer(send, refused.status, refused.words.encode(), scope=scope)
+
+  def _check_sender(self, headers: Mapping[str, str]) -> None:
+    """Refuses other names of this server, other pages, and wrong passwords."""
+    host = headers.get("host", "")
+    name = _name(host)
+    open_to_all = self.host in ("", "0.0.0.0", "::")
+    # A name that leads here, of a page elsewhere that means to read this one.
+    if not (self.password or open_to_all or name in (*_LOCAL, self.host)):
+      raise _Refused(421, "This name is not of this page; ask its address.")
+    origin = headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != host:
+      raise _Refused(403, "Other pages may not ask this one.")
+    if self.password and not _knows(headers, self.password):
+      raise _Refused(401, "A password is needed.")
+
+  async def _pass_on(self, path, headers, scope, receive, send) -> None:
+    """Lets what the page needs through to the application."""
+    policy = _POLICY
+    if scope["method"] in ("GET", "HEAD"):
+      if path.startswith(_FILE):
+        self.check_upload(path.removeprefix(_FILE))
+        policy = _POLICY_OF_FILES
+      elif not _GET.fullmatch(path):
+        raise _Refused(404, "There is nothing here.")
+      most = limits.JSON_BYTES
+    elif not _POST.fullmatch(path):
+      _allow(scope, ("POST",))
+      raise _Refused(404, "There is nothing here.")
+    else:
+      _allow(scope, ("POST",))
+      most = limits.REQUEST_BYTES if path == _UPLOAD else limits.JSON_BYTES
+    length = headers.get("content-length", "0")
+    if not length.isascii() or not length.isdigit() or int(length) > most:
+      raise _Refused(413, _too_large(most))
+    if scope["method"] == "POST" and path != _UPLOAD:
+      body = await _body(receive, most)
+      self.check_json(body)
+      receive = _replay(body, receive)
+      return await self.app(scope, receive, _Guarded(send, policy))
+    counted = _Counted(receive, most)
+    guarded = _Guarded(send, policy, counted)
+    try:
+      await self.app(scope, counted, guarded)
+    except Exception:
+      if not counted.is_too_large:  # Else this is what came of it.
+        raise
+    if counted.is_too_large and not guarded.started:
+      raise _Refused(413, _too_large(most))
+
+  def check_upload(self, path: str) -> None:
+    """Refuses a path unless this page made it for an upload."""
+    room, _, name = path.removeprefix(f"{self.uploads}/").partition("/")
+    if (
+      not path.startswith(f"{self.uploads}/")
+      or not re.fullmatch(r"[0-9a-f]{64}", room)
+      or not name
+      or name in (".", "..")
+      or "/" in name
+    ):
+      raise _Refused(404, "There is nothing here.")
+
+  def check_json(self, body: bytes) -> None:
+    """Refuses a body that is no JSON object, or names a file not uploaded."""
+    try:
+      value = json.loads(body, parse_constant=_no_number)
+      if not isinstance(value, dict):
+        raise ValueError
+      self._check_value(value, 0)
+    except (ValueError, RecursionError):
+      raise _Refused(400, "This is no request of the page.") from None
+
+  def _check_value(self, value: Any, depth: int) -> None:
+    if depth > _DEEPEST:
+      raise ValueError
+    if isinstance(value, dict):
+      if "path" in value:
+        if not isinstance(value["path"], str):
+          raise ValueError
+        self.check_upload(value["path"])
+      value = [*value, *value.values()]
+    if isinstance(value, list):
+      for each in value:
+        self._check_value(each, depth + 1)
+    elif isinstance(value, str):
+      value.encode()  # Raises ValueError where a surrogate is alone.
+
+  async def _send_picture(self, row: int, scope: Scope, send: Send) -> None:
+    try:
+      kind, data = await self.thumbnail(row)
+    except errors.UserError:
+      raise _Refused(404, "There is no picture.") from None
+    more = {"cache-control": "private, max-age=600"}
+    await _answer(send, 200, data, kind=kind, headers=more, scope=scope)
+
+
+def _no_number(name: str) -> float:
+  raise ValueError(f"{name} is no number of JSON.")
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+  return {
+    name.decode("latin-1").lower(): value.decode("latin-1")
+    for name, value in scope["headers"]
+  }
+
+
+def _path(scope: Scope) -> str:
+  """Returns the path, which leads nowhere else than it says."""
+  path = scope["path"]
+  # Names of files may hold any marks of direction, but no controls.
+  plain = not _CONTROL.search(path) and "//" not in path
+  parts = path.split("/")
+  fits = all(len(part.encode()) <= _LONGEST_PART for part in parts)
+  if not plain or not fits or {".", ".."} & set(parts):
+    raise _Refused(404, "There is nothing here.")
+  return path
+
+
+def _name(host: str) -> str:
+  """Returns the name in a Host header, without the port."""
+  if host.startswith("["):
+    return host[1:].partition("]")[0]
+  return host.partition(":")[0].lower()
+
+
+def _knows(headers: Mapping[str, str], password: str) -> bool:
+  kind, _, coded = headers.get("authorization", "").partition(" ")
+  if kind.lower() != "basic":
+    return False
+  try:
+    given = base64.b64decode(coded, validate=True).partition(b":")[2]
+  except (binascii.Error, ValueError):
+    return False
+  return hmac.compare_digest(given, password.encode())
+
+
+def _allow(scope: Scope, methods: tuple[str, ...]) -> None:
+  if scope["method"] not in methods:
+    raise _Refused(405, "This cannot be done here.")
+
+
+def _too_large(most: int) -> str:
+  return f"The request has more than the {most:,} bytes allowed."
+
+
+class _Counted:
+  """A body that ends where it becomes too large.
+
+  Attributes:
+    is_too_large: whether it has.
+  """
+
+  def __init__(self, receive: Receive, most: int):
+    self._receive = receive
+    self._left = most
+    self.is_too_large = False
+
+  async def __call__(self) -> Message:
+    """Returns the next part of the body."""
+    if self.is_too_large:
+      return {"type": "http.disconnect"}
+    message = await self._receive()
+    self._left -= len(message.get("body", b""))
+    if self._left < 0:
+      self.is_too_large = True
+      return {"type": "http.disconnect"}
+    return message
+
+
+async def _body(receive: Receive, most: int) -> bytes:
+  parts, length, more = [], 0, True
+  while more:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+      raise _Refused(400, "The request ended early.")
+    parts.append(message.get("body", b""))
+    length += len(parts[-1])
+    more = message.get("more_body", False)
+    if length > most:
+      raise _Refused(413, _too_large(most))
+  return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+  waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+  async def again() -> Message:
+    return waiting.pop() if waiting else await receive()
+
+  return again
+
+
+class _Guarded:
+  """Sends with more headers; nothing at all once a body is too large.
+
+  Attributes:
+    started: whether an answer has begun.
+  """
+
+  def __init__(self, send: Send, policy: str, body: _Counted | None = None):
+    self._send = send
+    self._added = {**_HEADERS, "content-security-policy": policy}
+    self._body = body
+    self.started = False
+
+  async def __call__(self, message: Message) -> None:
+    """Sends a part of the answer."""
+    if self._body is not None and self._body.is_too_large:
+      return
+    if message["type"] == "http.response.start":
+      self.started = True
+      kept = [x for x in message["headers"] if x[0].decode() not in self._added]
+      message = {**message, "headers": [*kept, *_encoded(self._added)]}
+    await self._send(message)
+
+
+def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+  return [(name.encode(), value.encode()) for name, value in headers.items()]
+
+
+async def _answer(
+  send: Send,
+  status: int,
+  body: bytes,
+  *,
+  scope: Scope,
+  kind: str = "text/plain; charset=utf-8",
+  headers: Mapping[str, str] | None = None,
+) -> None:
+  """Sends a whole answer."""
+  all_headers = {
+    **_HEADERS,
+    "content-security-policy": _POLICY_OF_FILES,
+    "content-type": kind,
+    "content-length": str(len(body)),
+    **(headers or {}),
+  }
+  if status == 401:
+    all_headers["www-authenticate"] = 'Basic realm="clip-jax", charset="UTF-8"'
+  start = {"status": status, "headers": _encoded(all_headers)}
+  await send({"type": "http.response.start", **start})
+  sent = b"" if scope["method"] == "HEAD" else body
+  await send({"type": "http.response.body", "body": sent})

@@ -1,0 +1,115 @@
+"""Runs as they are watched, and the start of the server."""
+
+import json
+import socket
+
+import pytest
+from PIL import Image
+
+from clip_jax import errors
+from clip_jax.app import markup, page, server, tabs, watching
+from clip_jax.results import drawing
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  path = tmp_path / "runs" / "first <b>"
+  path.mkdir(parents=True)
+  lines = [
+    {"step": s, "loss": 3.0 / s, "logit_scale": 10 + s, "eval/x/top1": 0.1 * s}
+    for s in (1, 2, 3)
+  ]
+  text = "\n".join(map(json.dumps, lines)) + '\n{"step": 4, "lo'
+  (path / "metrics.jsonl").write_text(text)
+  return path
+
+
+def test_runs_are_found_here_or_right_below(workdir, tmp_path):
+  (tmp_path / "runs" / "empty").mkdir()
+  assert watching.find(workdir) == {"first <b>": workdir}
+  assert watching.find(workdir.parent) == {"first <b>": workdir}
+  for wrong in (tmp_path, tmp_path / "none", workdir / "metrics.jsonl"):
+    with pytest.raises(errors.UserError, match="director"):
+      watching.find(wrong)
+  with pytest.raises(errors.UserError, match="remote"):
+    watching.find("gs://bucket/runs")
+
+
+def test_a_run_is_shown_as_it_stands(workdir, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(
+    drawing, "draw", lambda figure: drawn.append(figure) or b"\x89PNG"
+  )
+  found = watching.look(workdir)
+  assert (found.step, found.report, found.missing) == (3, None, "")
+  assert found.latest["loss"] == 1.0
+  training, evaluations = drawn
+  assert [panel.title for panel in training.panels] == ["loss", "logit scale"]
+  assert training.panels[0].marks[0].y == [3.0, 1.5, 1.0]
+  assert evaluations.panels[0].marks[0].x == [1, 2, 3]
+  text = markup.run(found)
+  assert "<b>" not in text and "step 3, loss 1" in text
+  (workdir / "metrics.jsonl").unlink()
+  assert "nothing is logged yet" in markup.run(watching.look(workdir))
+
+
+def test_a_stamp_changes_with_the_metrics_and_the_report(workdir):
+  seen = [watching.stamp(workdir)]
+  with (workdir / "metrics.jsonl").open("a") as file:
+    file.write("x\n")
+  seen.append(watching.stamp(workdir))
+  Image.new("RGB", (20, 30)).save(workdir / "report.png")
+  seen.append(watching.stamp(workdir))
+  assert len(set(seen)) == 3
+  assert watching.stamp(workdir) == seen[-1]
+
+
+def test_only_a_png_in_the_workdir_is_a_report(workdir, tmp_path, monkeypatch):
+  monkeypatch.setattr(drawing, "draw", lambda figure: b"\x89PNG")
+  report = workdir / "report.png"
+  Image.new("RGB", (20, 30)).save(tmp_path / "other.png")
+  report.symlink_to(tmp_path / "other.png")
+  assert watching.look(workdir).report is None
+  report.unlink()
+  report.write_text("<script>")
+  assert watching.look(workdir).report is None
+  report.write_bytes((tmp_path / "other.png").read_bytes())
+  assert watching.look(workdir).report == report.read_bytes()
+
+
+def test_without_matplotlib_the_page_says_so(workdir, monkeypatch):
+  def draw(figure):
+    raise errors.UserError("install it")
+
+  monkeypatch.setattr(drawing, "draw", draw)
+  found = watching.look(workdir)
+  assert found.missing == "install it" and found.latest["loss"] == 1.0
+
+
+def test_tabs_know_runs_by_their_names_only(engine, workdir, monkeypatch):
+  monkeypatch.setattr(drawing, "draw", lambda figure: b"\x89PNG")
+  page_tabs = tabs.Tabs(engine, uploads="/nowhere", runs=watching.find(workdir))
+  assert "step 3" in page_tabs.watch("first <b>")
+  assert page_tabs.stamp("first <b>") == watching.stamp(workdir)
+  for name in ("../first <b>", str(workdir), "", "..", None, 3):
+    assert "no such run" in page_tabs.watch(name)
+
+
+def test_without_gradio_the_extra_is_named(monkeypatch):
+  monkeypatch.setitem(__import__("sys").modules, "gradio", None)
+  with pytest.raises(errors.UserError, match=r"jax-clip\[app\]"):
+    page.gradio()
+  with pytest.raises(errors.UserError, match=r"jax-clip\[app\]"):
+    server.serve(lambda: None, port=0)
+
+
+def test_an_address_that_cannot_be_listened_at_is_refused_first():
+  with socket.socket() as taken:
+    taken.bind(("127.0.0.1", 0))
+    taken.listen()
+    port = taken.getsockname()[1]
+    with pytest.raises(errors.UserError, match="is empty"):
+      server.serve(lambda: None, host="", port=port)
+    for host in ("127.0.0.1", "203.0.113.7", "no such host", "\udc80", "::g"):
+      with pytest.raises(errors.UserError, match="cannot listen"):
+        server.serve(lambda: None, host=host, port=port)
