@@ -72,7 +72,9 @@ def look(
   return survey.survey(source, asked, workers=workers, on_record=on_record)
 
 
-def summarize(found: findings.Found, source: record_lib.Source) -> dict[str, Any]:
+def summarize(
+  found: findings.Found, source: record_lib.Source
+) -> dict[str, Any]:
   """Returns all numbers, as `--json` holds them; exact, not estimated.
 
   Reads the records of the most frequent captions and images again.
