@@ -135,8 +135,9 @@ def test_report_and_card_tell_what_a_run_has_left(trained, tmp_path):
   made = call("report", workdir, results, "--out", tmp_path / "page")
   assert made["models"] == ["run"] and made["results"] == 3
   names = [pathlib.Path(path).stem for path in made["pictures"]]
-  assert names == ["accuracy", "confusions"]  # One step is logged: no curve.
-  assert pathlib.Path(made["page"]).read_text().count("<img") == 2
+  # One step is logged: no curve.
+  assert names == ["accuracy", "confusions", "examples"]
+  assert pathlib.Path(made["page"]).read_text().count("<img") == 3
   out = tmp_path / "README.md"
   card = call("card", workdir, "--reports", results, "--out", out)
   text = out.read_text()

@@ -3,10 +3,7 @@
 XLA's convolutions run on a CPU at the rate of its matrix products, but for the
 gradient of a kernel: it is a convolution by a kernel as large as the images,
 after two transposing copies, at half that rate. On CPUs it is a few matrix
-products here, and where it pays, a 3 x 3 convolution that is differentiated
-takes half the multiplications (`winograd`); one that is not, as in encoding,
-keeps its full accuracy. Other platforms get the program that JAX derives by
-itself.
+products here. Other platforms get the program that JAX derives by itself.
 """
 
 import functools
@@ -15,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from clip_jax.models import by_platform, kernel_gradients, winograd
+from clip_jax.models import by_platform
 
 # PyTorch's default for convolutions, which OpenAI left in place.
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -64,7 +61,7 @@ def _multiply_backward(kept, gradient):
     return _transpose(lambda kernel: x @ kernel, kernel, gradient)
 
   def product(x, gradient):
-    return kernel_gradients.contract(x, gradient)
+    return _contract(x, gradient)
 
   of_x = _transpose(lambda x: x @ kernel, x, gradient)
   return of_x, by_platform.choose(x, gradient, cpu=product, default=derived)
@@ -96,46 +93,58 @@ def _convolve(x, kernel, stride):
   )
 
 
-def _convolve_forward(x, kernel, stride):
-  def plain(x, kernel):
-    return _convolve(x, kernel, stride)
-
-  if stride == 1 and winograd.pays(x, kernel):
-    y = by_platform.choose(x, kernel, cpu=winograd.convolve, default=plain)
-  else:
-    y = plain(x, kernel)
-  return y, (x, kernel)
-
-
 def _convolve_backward(stride, kept, gradient):
   x, kernel = kept
 
-  def of_x(gradient, kernel):
-    return _transpose(lambda x: _convolve(x, kernel, stride), x, gradient)
-
-  def of_kernel(x, gradient):
+  def derived(x, gradient):
     return _transpose(
       lambda kernel: _convolve(x, kernel, stride), kernel, gradient
     )
 
-  def products(x, gradient):
-    size = kernel.shape[0]
-    return kernel_gradients.of_odd_kernel(x, gradient, size=size)
+  def product(x, gradient):
+    return _kernel_gradient(x, gradient, size=kernel.shape[0])
 
+  of_x = _transpose(lambda x: _convolve(x, kernel, stride), x, gradient)
   if stride > 1 or kernel.shape[0] % 2 == 0:
-    return of_x(gradient, kernel), of_kernel(x, gradient)
-  if not winograd.pays(x, kernel):
-    return of_x(gradient, kernel), by_platform.choose(
-      x, gradient, cpu=products, default=of_kernel
-    )
-  return by_platform.choose(
-    gradient, kernel, cpu=winograd.input_gradient, default=of_x
-  ), by_platform.choose(
-    x, gradient, cpu=winograd.kernel_gradient, default=of_kernel
+    return of_x, derived(x, gradient)
+  return of_x, by_platform.choose(x, gradient, cpu=product, default=derived)
+
+
+convolve.defvjp(
+  lambda x, kernel, stride: (_convolve(x, kernel, stride), (x, kernel)),
+  _convolve_backward,
+)
+
+
+def _kernel_gradient(x, gradient, *, size):
+  """Returns the gradient of an odd kernel that moves by 1, as products.
+
+  Tap (i, j) sums x[h + i, w + j] * gradient[h, w] over all images. Beside each
+  gradient stand those of the columns around it, so that one product gives the
+  taps of a row: products of single taps run at half the rate. A single product
+  of all taps is no faster, for x must be copied beside itself, too.
+  """
+  channels, features, half = x.shape[-1], gradient.shape[-1], size // 2
+  shifts = range(-half, half + 1)
+  beside = jnp.concatenate(
+    [_moved(gradient, -shift, axis=2) for shift in shifts], axis=-1
   )
+  taps = [_contract(_moved(x, shift, axis=1), beside) for shift in shifts]
+  return jnp.stack(taps).reshape(size, channels, size, features).swapaxes(1, 2)
 
 
-convolve.defvjp(_convolve_forward, _convolve_backward)
+def _moved(x, shift, *, axis):
+  """Moves x against an axis, and zeros in from behind."""
+  edges = [(0, 0, 0)] * x.ndim
+  edges[axis] = (-shift, shift, 0)
+  return jax.lax.pad(x, jnp.zeros((), x.dtype), edges)
+
+
+def _contract(x, y):
+  """Sums the outer products of the last axes over all others."""
+  # Two axes each, or XLA transposes the first by a copy.
+  x, y = (z.reshape(-1, z.shape[-1]) for z in (x, y))
+  return jax.lax.dot_general(x, y, (((0,), (0,)), ((), ())))
 
 
 def _transpose(function, like, gradient):

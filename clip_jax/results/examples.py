@@ -34,17 +34,21 @@ def read(workdir: pathlib.Path) -> bytes | None:
 
 def sheets(collection: records.Collection) -> list[tuple[Figure, bytes]]:
   """Returns the sheets of all runs that have one, as figures."""
-  found = [run for run in collection.runs if run.examples is not None]
+  found = [
+    (run.model, run.examples)
+    for run in collection.runs
+    if run.examples is not None
+  ]
   return [
     (
       Figure(
         name=NAME if len(found) == 1 else f"{NAME}_{number}",
-        title=f"What {run.model} finds",
+        title=f"What {model} finds",
         note="At the end of training: for texts the nearest images, for images "
         "the most probable texts, and what it takes for something else.",
         panels=(),
       ),
-      run.examples,
+      examples,
     )
-    for number, run in enumerate(found, 1)
+    for number, (model, examples) in enumerate(found, 1)
   ]

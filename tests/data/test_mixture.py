@@ -16,7 +16,7 @@ from clip_jax.results import addresses
 BATCH = 6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=7))
 def test_every_source_has_its_share_within_one(weights):
   found = shares.period(tuple(weights))
@@ -35,7 +35,7 @@ def test_every_source_has_its_share_within_one(weights):
     assert row.tolist() == weights
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 200))
 def test_places_and_counts_are_those_of_a_loop(weights, n):
   weights = tuple(weights)

@@ -149,11 +149,6 @@ CASES = {
     lambda x, kernel: plain_convolution(x, kernel, 1),
     ((2, 6, 4, 3), (3, 3, 3, 5)),
   ),
-  "large convolution": (
-    lambda x, kernel: convolution.convolve(x, kernel, 1),
-    lambda x, kernel: plain_convolution(x, kernel, 1),
-    ((2, 16, 64, 80), (3, 3, 80, 96)),
-  ),
   "product": (
     convolution.multiply,
     lambda x, kernel: x @ kernel,

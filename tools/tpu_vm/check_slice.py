@@ -5,6 +5,7 @@ python check_slice.py WORKER
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import sys
 
@@ -25,13 +26,14 @@ def versions() -> str:
 
 def main() -> None:
   jax.distributed.initialize(initialization_timeout=_JOIN_SECONDS)
-  print(
+  line = (
     f"worker={sys.argv[1]} workers={jax.process_count()} "
     f"devices={jax.device_count()} local={jax.local_device_count()} "
     f"python={platform.python_version()} jax={jax.__version__} "
-    f"versions={versions()}",
-    flush=True,
+    f"versions={versions()}"
   )
+  # At once, and a line by itself: the others write to the same place.
+  os.write(1, f"\n{line}\n".encode())
   jax.distributed.shutdown()
 
 

@@ -58,7 +58,7 @@ def add_work(parser: flags.Parser) -> None:
     "--beam-options",
     metavar="WORDS",
     help="for --runner beam: Beam's own options in one text, such as "
-    "'--runner=FlinkRunner --flink_master=host:8081'",
+    "--beam-options='--runner=FlinkRunner --flink_master=host:8081'",
   )
 
 

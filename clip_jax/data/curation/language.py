@@ -17,7 +17,7 @@ def check(codes: Iterable[str]) -> None:
     codes: of ISO 639-1, such as "en".
   """
   try:
-    import py3langid
+    import py3langid  # pyright: ignore[reportMissingImports]
   except ImportError:
     raise errors.UserError(_MISSING) from None
   known = {str(code) for code, _ in py3langid.rank("")}
@@ -31,6 +31,6 @@ def of(text: str) -> str:
 
   A few words say little of their language: what is returned then is a guess.
   """
-  import py3langid
+  import py3langid  # pyright: ignore[reportMissingImports]
 
   return str(py3langid.classify(text)[0])
