@@ -60,6 +60,7 @@ def test_any_number_of_images_is_embedded_as_the_module_does(
   np.testing.assert_allclose(embeds, plain_embeds[:count], atol=2e-6)
 
 
+@pytest.mark.slow
 def test_split_layers_embed_the_same_and_are_never_all_whole():
   sizes = {"width": 128, "depth": 12}
   module = variants.create_model(

@@ -313,9 +313,9 @@ def test_a_plain_berts_pooling_must_be_told(make):
 @pytest.mark.parametrize("name", ["bert-base-uncased", "bert-large-uncased"])
 def test_published_berts_have_transformers_names_and_shapes(name):
   from clip_jax.convert import report as report_lib
-  from clip_jax.convert.formats import open_clip_rows
+  from clip_jax.convert.formats import open_clip_named
 
-  config = open_clip_rows.BERTS[name]
+  config = open_clip_named.BERTS[name]
   text = bert.describe(config, report_lib.Report("bert"), name)
   text |= {"pooling": "pooler", "context_length": 512}
   spec = {"text": text, "tokenizer": {"kind": "clip_bpe"}}

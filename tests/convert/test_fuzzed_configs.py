@@ -48,11 +48,11 @@ def _places(value, path=()):
 
 
 def _changed(data, path, value):
-  data = copy.deepcopy(data)
-  inner = data
-  for key in path[:-1]:
-    inner = inner[key]
-  inner[path[-1]] = value
+  """Returns `data` with another value at `path`; shares all that is equal."""
+  if not path:
+    return value
+  data = copy.copy(data)
+  data[path[0]] = _changed(data[path[0]], path[1:], value)
   return data
 
 

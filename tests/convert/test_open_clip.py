@@ -25,7 +25,7 @@ from clip_jax.convert.formats import (
   open_clip,
   open_clip_config,
   open_clip_files,
-  open_clip_rows,
+  open_clip_named,
 )
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.tensor import Tensor
@@ -280,7 +280,7 @@ def _shipped():
 def _describe(model_cfg):
   return open_clip_config.describe(
     {"model_cfg": model_cfg},
-    bert_config=lambda name: open_clip_rows.BERTS.get(name) or {}[name],
+    bert_config=lambda name: open_clip_named.BERTS.get(name) or {}[name],
     report=report_lib.Report("open-clip"),
     name="x",
   )

@@ -162,10 +162,10 @@ class _Slow:
 def test_a_loader_that_is_slower_than_the_step_is_told():
   config = config_lib.load(TINY, [])
   setup = learning.prepare(config)
-  seconds = 0.05
+  seconds = 0.02
   source = _Slow(setup.run.source, seconds)
   run = dataclasses.replace(setup.run, source=source)
-  trial = learning.overfit(dataclasses.replace(setup, run=run), steps=5)
+  trial = learning.overfit(dataclasses.replace(setup, run=run), steps=2)
   # The threads sleep at the same time: no faster than that.
   fastest = config.data.threads / seconds
   found = diagnosis.balance(

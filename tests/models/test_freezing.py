@@ -58,7 +58,7 @@ def test_layers_of_a_stack_are_frozen_one_by_one(pattern, layers):
   [
     ("^imge/", "freezes no parameter"),
     (".", "freezes every parameter"),
-    ("(", "no regular expression"),
+    ("(", "not a valid regular expression"),
   ],
 )
 def test_a_useless_pattern_is_refused(pattern, message):

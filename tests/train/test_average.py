@@ -65,6 +65,7 @@ def _batch(mesh, *, good=True):
   return sharding.place(batch, sharding.batch_sharding(mesh))
 
 
+@pytest.mark.slow
 def test_the_average_is_that_of_the_parameters_on_fsdp_and_is_kept(tmp_path):
   model, tx, mesh = _parts()
   state = state_lib.init_state(model, tx, mesh, seed=0, ema=True)

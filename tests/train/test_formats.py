@@ -16,6 +16,7 @@ from clip_jax import errors
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.data import order, prepare, sources
 from clip_jax.train import loop
+from clip_jax.train import program as program_lib
 
 RECORDS, BATCH, STEPS, SEED = 250, 32, 8, 3
 FORMATS = ("folder", "csv", "wds", "arrayrecord", "parquet", "coco")
@@ -165,7 +166,22 @@ def _config(address, max_bad_fraction):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, addresses):
+def one_step():
+  """Lets all runs, which differ in their data alone, trace one step."""
+  make_step, made = program_lib.Program.make_step, []
+
+  def make_once(self):
+    if not made:
+      made.append(make_step(self))
+    return made[0]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(program_lib.Program, "make_step", make_once)
+    yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, addresses, one_step):
   """A finished run on each format: its workdir and summary."""
   root = tmp_path_factory.mktemp("runs")
   return {
@@ -260,9 +276,9 @@ def test_the_ledger_has_every_bad_record_with_its_reason(runs, name):
 
 
 # To the rest of the loop, the ledger above is all that differs.
-@pytest.mark.parametrize("name", FORMATS[:4])
+@pytest.mark.parametrize("name", ["folder", "wds"])
 def test_too_many_bad_records_stop_every_format_at_the_same_step(
-  addresses, tmp_path, name
+  addresses, one_step, tmp_path, name
 ):
   limit = 0.01
   ledger = _expected_ledger(name, STEPS)

@@ -110,7 +110,11 @@ def _distance(got, wanted):
 
 @pytest.mark.parametrize(
   ("mesh_shape", "kind"),
-  [((1, 1), "softmax"), ((2, 2), "softmax"), ((2, 2), "sigmoid")],
+  [
+    pytest.param((1, 1), "softmax", marks=pytest.mark.slow),
+    ((2, 2), "softmax"),
+    ((2, 2), "sigmoid"),
+  ],
   ids=str,
 )
 def test_micro_batches_equal_one_big_batch_in_float64(mesh_shape, kind):
@@ -121,6 +125,7 @@ def test_micro_batches_equal_one_big_batch_in_float64(mesh_shape, kind):
   assert _distance(got_change, change) < 1e-12
 
 
+@pytest.mark.slow
 def test_micro_batches_equal_one_big_batch_in_float32():
   loss, change = _updated((1, 2), "float32", "softmax", 1)
   got_loss, got_change = _updated((1, 2), "float32", "softmax", PARTS)
@@ -136,7 +141,7 @@ def test_a_locked_tower_stays_as_it_is_in_micro_batches():
   assert _distance(got["text"], change["text"]) < 1e-12
 
 
-@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_copies_in_a_batch_are_no_negatives_where_they_are_masked(parts):
   """A batch of pairs that come twice loses what the halves' copies cost."""
   config = _config("float32", "softmax", parts)

@@ -252,6 +252,7 @@ def packed_trainer():
     yield _Trainer(config, "packed", (2, 2))
 
 
+@pytest.mark.slow
 def test_updates_are_those_of_rows_as_they_are(packed_trainer):
   full = _Trainer(_config(precision="float64"), "full", (1, 1))
   batches = _batches(2, longest=12)

@@ -28,7 +28,7 @@ from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import (
   bert,
   open_clip_config,
-  open_clip_rows,
+  open_clip_named,
   openai_names,
   timm_vit,
 )
@@ -158,13 +158,13 @@ def _bert_config(source: files_lib.Source, name: str) -> dict[str, Any]:
     beside = config_file.peek(directory / bert.CONFIG)
     if beside.get("model_type") == "bert":
       return beside
-  if name in open_clip_rows.BERTS:
-    return open_clip_rows.BERTS[name]
+  if name in open_clip_named.BERTS:
+    return open_clip_named.BERTS[name]
   raise errors.UserError(
     f"{source.where}: hf_model_name={name!r:.100} is not known here. If it is "
     f"a BERT, put its config.json into {source.directories[0]}; other kinds "
     "are not supported. Nearest by name: "
-    f"{', '.join(errors.nearest(name, open_clip_rows.BERTS))}."
+    f"{', '.join(errors.nearest(name, open_clip_named.BERTS))}."
   )
 
 
@@ -329,7 +329,7 @@ def _as_it_came(model):
 def _anew(model):
   """Returns a config and names for a model of another format."""
   config = open_clip_config.configure(model)
-  described = _describe_again(config, open_clip_rows.BERTS.get)
+  described = _describe_again(config, open_clip_named.BERTS.get)
   return config, _layout(described, {}), {}
 
 

@@ -9,7 +9,7 @@ from clip_jax.convert import config_file, engine, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.family import Family, normal, refusal
-from clip_jax.convert.formats import open_clip_rows, timm_vit
+from clip_jax.convert.formats import open_clip_named, timm_vit
 from clip_jax.convert.formats.open_clip_fields import (
   ALWAYS,
   CLEANINGS,
@@ -88,7 +88,7 @@ def describe(
   spec = found.describe(source)
   head = None
   if vision.get("timm_model_name"):
-    head = open_clip_rows.TIMM_HEADS[source.get(f"{VISION}.timm_proj")]
+    head = open_clip_named.TIMM_HEADS[source.get(f"{VISION}.timm_proj")]
   # The field of a HuggingFace tower, even null, makes the model a custom one.
   custom = source.get(f"{MODEL}.custom_text") or "hf_model_name" in text
   strip = f"{TEXT}.tokenizer_kwargs.strip_sep_token"
@@ -163,11 +163,11 @@ def _choose(spec: dict[str, Any]) -> tuple[Family, list[str]]:
   )
   found = own.refusals(spec)
   if text == "bert" and any(one.startswith("text.") for one in found):
-    near = open_clip_rows.nearest_bert(spec["text"])
+    near = open_clip_named.nearest_bert(spec["text"])
     problems.append(
       f"open_clip has only published BERTs, of which {near} is nearest"
     )
-  if found and open_clip_rows.find_timm(spec):
+  if found and open_clip_named.find_timm(spec):
     return timm, timm.refusals(spec) + problems
   if any(one.startswith(("image.", "image_projection")) for one in found):
     found += _timm_problems(spec)

@@ -17,6 +17,7 @@ from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.family import Family
 from clip_jax.convert.engine.fields import Field, Fixed
 from clip_jax.convert.engine.names import Names
+from clip_jax.convert.formats import open_clip_named
 from clip_jax.convert.formats import open_clip_rows as rows_lib
 from clip_jax.convert.formats.open_clip_rows import (
   FLAG,
@@ -142,7 +143,7 @@ _POOLER = (Other("attn_pooler_queries"), Other("attn_pooler_heads"))
 _DROPOUT = Option("patch_dropout", "patch_dropout", fields.NUMBER, default=0.0)
 _TIMM_FIELDS = (
   Other("timm_model_name", None, _STRING),
-  Other("timm_proj", "linear", fields.one_of(rows_lib.TIMM_HEADS)),
+  Other("timm_proj", "linear", fields.one_of(open_clip_named.TIMM_HEADS)),
   Other("timm_proj_bias", False, FLAG),
   Other("timm_pool", "avg", _STRING),
   Other("timm_model_pretrained"),
@@ -236,7 +237,7 @@ IMAGES: dict[str, tuple[fields.Row, ...]] = {
   ),
   "timm": (
     *_image((*_TIMM, *without_effect(_VIT, beside=_TIMM))),
-    rows_lib.TimmTower(),
+    open_clip_named.TimmTower(),
   ),
 }
 # Rows by the kind of a text tower; a BERT's come before its `BertTower`.
@@ -335,7 +336,7 @@ def family(
   text: str,
   *,
   own_tokenizer: bool,
-  bert_config: Callable[[str], Any] = rows_lib.BERTS.get,
+  bert_config: Callable[[str], Any] = open_clip_named.BERTS.get,
 ) -> Family:
   """Returns the rows of models with these towers.
 
@@ -350,7 +351,7 @@ def family(
     only(f"{MODEL}.multimodal_cfg", None),  # Says most about the model.
     *IMAGES[image],
     *TEXTS[text],
-    *((rows_lib.BertTower(bert_config),) if text == "bert" else ()),
+    *((open_clip_named.BertTower(bert_config),) if text == "bert" else ()),
     *TOKENIZERS[own_tokenizer],
     Other(
       f"{MODEL}.custom_text",
