@@ -2,7 +2,7 @@
 
 The suite and reports read all such figures here. Where both have a figure,
 OpenCLIP's table is taken instead of CLIP_benchmark's: it is newer (2023 instead
-of 2022), comes from one run for all models, and was measured on the tars that
+of 2022), has all twelve models, and calls the sets as the tars are called that
 `suite/layouts.py` reads.
 """
 
