@@ -60,6 +60,8 @@ def _words(verb, given, out):
   return VERBS[verb].format(**given, out=out).split()
 
 
+# A scan of a directory that is cut short is closed by the collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
   "verb",
   [pytest.param(verb, marks=_SLOW if verb in _LONG else ()) for verb in VERBS],
