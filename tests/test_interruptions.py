@@ -19,7 +19,7 @@ model_kinds = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(model_kinds)
 
 _SLOW = pytest.mark.slow
-_LONG = ("report", "card", "card, over")
+_LONG = ("report", "card", "card, over", "curate")
 # Each verb writes to `out`, which may be a file or a directory.
 VERBS = {
   "convert": "convert {model} {out} --to clip-jax",
