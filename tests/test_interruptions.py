@@ -52,7 +52,8 @@ def _files(directory):
   return {
     path.relative_to(directory): path.read_bytes()
     for path in directory.rglob("*")
-    if path.is_file()
+    # A hidden directory is what `data curate` goes on from.
+    if path.is_file() and ".out.partial" not in path.parts
   }
 
 
