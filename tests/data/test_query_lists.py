@@ -314,3 +314,19 @@ def test_wrong_use_says_what_to_do(tmp_path, capsys, words, said):
     cli.main(["data", "queries", *(w.format(tmp_path) for w in words)])
   assert ended.value.code == 1
   assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["犬、" * 40, "ab" * 80, "é" * 33 + "a" * 32])
+def test_a_line_without_spaces_is_cut_between_characters(
+  tmp_path, monkeypatch, text
+):
+  monkeypatch.setattr(corpus, "PIECE_BYTES", 16)
+  path = tmp_path / "a.txt"
+  path.write_text(f"{text}\nred dog\n", "utf-8")
+  size = path.stat().st_size
+  for stop in (1, 16, 32, 33, size):
+    pieces = list(corpus.Lines(str(path)).read(0, stop))
+    pieces += corpus.Lines(str(path)).read(stop, size) if stop < size else []
+    assert not any(piece.bad for piece in pieces)
+    read = "".join(piece.text for piece in pieces)
+    assert read.split() == [text, "red", "dog"]

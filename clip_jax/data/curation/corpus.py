@@ -83,31 +83,42 @@ def _blocks(file: Any, size: int) -> Iterator[bytes]:
   """Yields whole lines from where `file` stands, up to `size` bytes on.
 
   The last line is yielded whole, also where it goes on behind that. A line
-  beyond a block is cut at its last space.
+  beyond a block is cut at its last space, or between two characters.
   """
-  rest = b""
+  rest, ended = b"", True
   while size > 0:
     data = file.read(min(PIECE_BYTES, size))
     if not data:
       break
     size -= len(data)
     data = rest + data
+    ended = data.endswith(b"\n")
     cut = data.rfind(b"\n") + 1
     if not cut and len(data) > PIECE_BYTES:
-      cut = data.rfind(b" ") + 1 or len(data)
+      cut = _cut(data)
     rest = data[cut:]
     if cut:
       yield data[:cut]
-  if rest and not size:  # What is behind the range, up to the line's end.
+  if not ended and not size:  # What is behind the range, up to the line's end.
     while (more := file.readline(PIECE_BYTES)) and not more.endswith(b"\n"):
       rest += more
       if len(rest) > PIECE_BYTES:
-        cut = rest.rfind(b" ") + 1 or len(rest)
+        cut = _cut(rest)
         yield rest[:cut]
         rest = rest[cut:]
     rest += more
   if rest:
     yield rest
+
+
+def _cut(line: bytes) -> int:
+  """Returns where to cut what has no end: within no character of UTF-8."""
+  if cut := line.rfind(b" ") + 1:
+    return cut
+  for at in range(len(line) - 1, max(0, len(line) - 4), -1):
+    if line[at] & 0xC0 != 0x80:  # A character begins here.
+      return at if line[at] >= 0xC0 else len(line)
+  return len(line)
 
 
 def _decoded(block: bytes) -> Iterator[Piece]:
