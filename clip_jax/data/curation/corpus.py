@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import gzip
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ PIECE_BYTES = 2**20
 _PART_BYTES = 64 * 2**20
 _PART_RECORDS = 8192
 _TITLES, _WORDNET = "titles:", "wordnet:"
+_HEADER = re.compile(rb"\Apage_title\r?\n")  # Of all-titles-in-ns0.
 _OPENERS = {".gz": gzip.open, ".bz2": bz2.open}
 # Where a Parquet file has several columns of text.
 _COLUMNS = ("text", "caption", "captions", "TEXT", "content", "title")
@@ -166,6 +168,8 @@ class Lines:
       for number, block in enumerate(_blocks(file, stop - start)):
         if not number and not start:
           block = block.removeprefix(b"\xef\xbb\xbf")
+          if self.are_titles:
+            block = _HEADER.sub(b"", block)
         for piece in _decoded(block):
           yield self._as_titles(piece) if self.are_titles else piece
 
