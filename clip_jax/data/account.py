@@ -226,18 +226,35 @@ def of(source: record_lib.Source) -> Account:
 
 
 def merged(accounts: Mapping[str, Account]) -> Account:
-  """Returns one account of several sources, by their addresses."""
+  """Returns one account of several sources, by their addresses.
+
+  A file that several sources read is named with the address of each, as each
+  has lost what is damaged in it.
+  """
   left_out, unread = LeftOut(), LeftOut()
   for each in accounts.values():
     left_out.merge(each.left_out)
     unread.merge(each.unread)
+  read = collections.Counter(
+    path
+    for x in accounts.values()
+    for path in {*x.lost, *(path for path, _, _ in x.damages)}
+  )
+
+  def named(address: str, path: str) -> str:
+    return f"{address}: {path}" if read[path] > 1 else path
+
   return Account(
     left_out=left_out,
     unread=unread,
-    damages=[damage for x in accounts.values() for damage in x.damages],
+    damages=[
+      (named(name, path), at, why)
+      for name, x in accounts.items()
+      for path, at, why in x.damages
+    ],
     lost={
-      path: count
-      for x in accounts.values()
+      named(name, path): count
+      for name, x in accounts.items()
       for path, count in x._lost_here().items()
     },
     notes=[f"{name}: {n}" for name, x in accounts.items() for n in x.notes],

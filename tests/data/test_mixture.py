@@ -311,3 +311,12 @@ def test_classes_stay_where_all_sources_have_the_same(make):
   assert mixture.Mixture(parts).class_names == ("a", "b")
   parts[0].source.class_names = None
   assert mixture.Mixture(parts).class_names is None
+
+
+def test_a_damaged_file_of_two_addresses_is_lost_twice():
+  one = account.Account(damages=[("0.tar", 7, "zeros")], lost={"0.tar": 3})
+  found = account.merged({"wds:a": one, "wds:b": one})
+  assert found.lost_records == 6
+  assert found.lost == {"wds:a: 0.tar": 3, "wds:b: 0.tar": 3}
+  assert len(found.warnings()) == 2
+  assert account.merged({"wds:a": one}).lost == one.lost
