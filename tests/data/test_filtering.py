@@ -465,3 +465,19 @@ def test_the_command_line_filters(tmp_path, capsys, source):
     cli.run(["data", "filter", "csv:x.csv", "o"])
   assert cli.run([*command[:4], "--min-score", "0.2"]) == 1
   assert "go together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("entry", "said"),
+  [
+    ("https://Example.com/", "'example.com'"),
+    ("*.shop.org", "'shop.org'"),
+    *(("a b", "'example.com'"), ("..", "'example.com'")),
+  ],
+)
+def test_a_domain_that_blocks_nothing_is_refused(tmp_path, entry, said):
+  path = tmp_path / "domains.txt"
+  path.write_text(f"com\n.a.org\nM\u00fcnchen.de\n{entry}\n", "utf-8")
+  with pytest.raises(errors.UserError, match="no domain") as error:
+    rules.of({"block_domains": str(path)})
+  assert repr(entry) in str(error.value) and f"such as {said}" in str(error.value)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax import errors, json_text, regular_files
-from clip_jax.data.curation import queries
+from clip_jax.data.curation import caption_form, queries
 
 # What a rule's value may be; the flags of the command line have the same kinds.
 COUNT, FACTOR, NUMBER, SHARE, TEXTS, LIST = (
@@ -82,6 +82,8 @@ class Rules:
       if value is not None:
         checked = _checked(field.name, field.metadata["kind"], value)
         object.__setattr__(self, field.name, checked)
+    for entry in self.block_domains:
+      _check_domain(entry)
     if None not in (self.min_score, self.keep_share):
       raise errors.UserError(
         "Give min_score or keep_share, one of the two: both are limits of the "
@@ -133,6 +135,19 @@ def _checked(name: str, kind: str, value: Any) -> Any:
   if not fits or isinstance(value, bool) or not _allowed(kind, value):
     raise errors.UserError(f"{name} must be {wanted}; got {value!r:.100}.")
   return value
+
+
+def _check_domain(entry: str) -> None:
+  """Raises UserError for an entry that no pair can have as a domain."""
+  name = entry.lower().strip(".")
+  within = name if "." in name else f"a.{name}"
+  if name in caption_form.domains(within):
+    return
+  named = next(caption_form.domains(name), "example.com")
+  raise errors.UserError(
+    f"block_domains: {entry!r:.100} is no domain and would block nothing; "
+    f"write a name alone, such as {named!r:.100}; what is below it goes, too."
+  )
 
 
 def _allowed(kind: str, value: float) -> bool:
