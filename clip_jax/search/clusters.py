@@ -112,21 +112,37 @@ def near_within(
   order = np.argsort(numbers, kind="stable")
   found = [np.zeros((0, 2), np.int64)]
   for rows in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
-    some = embeds[rows]
-    pairs = near_between(some, some, similarity=similarity)
-    found.append(rows[_spanning(pairs, len(rows))])
+    labels = _groups(embeds[rows], similarity)
+    _, first, of = np.unique(labels, return_index=True, return_inverse=True)
+    stars = np.stack([rows[first[of]], rows], axis=1)
+    found.append(stars[stars[:, 0] < stars[:, 1]])
   return np.concatenate(found)
 
 
-def _spanning(pairs: np.ndarray, number: int) -> np.ndarray:
-  """Returns pairs of each group's first with its others."""
-  graph = sparse.coo_array(
-    (np.ones(len(pairs), bool), tuple(pairs.T)), shape=(number, number)
-  )
-  _, labels = sparse.csgraph.connected_components(graph, directed=False)
-  _, first, of = np.unique(labels, return_index=True, return_inverse=True)
-  stars = np.stack([first[of], np.arange(number)], axis=1)
-  return stars[stars[:, 0] < stars[:, 1]]
+def _groups(embeds: np.ndarray, similarity: float) -> np.ndarray:
+  """Returns a label for each row, the same where near ones connect them."""
+  labels = np.arange(len(embeds), dtype=np.int32)
+  for i, j, above in _near_blocks(embeds, embeds, similarity, once=True):
+    # Each group takes one pair to another, so that they are half as many after
+    # each round, and no list of all pairs is made.
+    first = labels[i : i + above.shape[0]]
+    second = labels[j : j + above.shape[1]]
+    while True:
+      leaving = above & (first[:, None] != second[None])
+      down = np.flatnonzero(leaving.any(axis=1))
+      right = np.flatnonzero(leaving.any(axis=0))
+      if not len(down):
+        break
+      pairs = (
+        np.append(first[down], first[leaving[:, right].argmax(axis=0)]),
+        np.append(second[leaving[down].argmax(axis=1)], second[right]),
+      )
+      graph = sparse.coo_array(
+        (np.ones(len(pairs[0]), bool), pairs), shape=(len(labels),) * 2
+      )
+      joined = sparse.csgraph.connected_components(graph, directed=False)[1]
+      labels[:] = joined[labels]
+  return labels
 
 
 def near_between(
@@ -140,18 +156,38 @@ def near_between(
     similarity: cosine of `embeds[i]` and `others[j]`, at least.
   """
   found = [np.zeros((0, 2), np.int64)]
+  for i, j, above in _near_blocks(embeds, others, similarity):
+    found.append(np.argwhere(above) + np.array([i, j]))
+  return np.concatenate(found)
+
+
+def _near_blocks(
+  embeds: np.ndarray,
+  others: np.ndarray,
+  similarity: float,
+  *,
+  once: bool = False,
+) -> Iterator[tuple[int, int, np.ndarray]]:
+  """Yields where a block begins, and which of its pairs are near, bool.
+
+  Args:
+    embeds: of the first of each pair.
+    others: of the second.
+    similarity: cosine of a near pair, at least.
+    once: whether both are the same, so that (j, i) is left out for (i, j).
+  """
   for i in _starts(len(embeds)):
     first = embeds[i : i + _ROWS]
     for j in _starts(len(others)):
+      if once and j < i:
+        continue
       second = others[j : j + _ROWS]
       above = _above(
         _padded(first, _block(len(first))),
         _padded(second, _block(len(second))),
         similarity,
       )
-      pairs = np.argwhere(np.asarray(above)[: len(first), : len(second)])
-      found.append(pairs + np.array([i, j]))
-  return np.concatenate(found)
+      yield i, j, np.asarray(above)[: len(first), : len(second)]
 
 
 def _block(rows: int) -> int:

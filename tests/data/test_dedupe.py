@@ -433,6 +433,23 @@ def test_clusters_find_what_all_pairs_of_a_cluster_do():
   assert empty.shape == (0, 2)
 
 
+def test_equal_embeddings_are_joined_block_by_block(monkeypatch):
+  monkeypatch.setattr(clusters, "_ROWS", 64)
+  rng = np.random.default_rng(1)
+  # Two clumps, and a chain of which only neighbours are near.
+  angles = np.concatenate(
+    [np.zeros(99), np.full(50, 3), 1 + np.arange(80) / 80]
+  )
+  angles = rng.permutation(angles)
+  embeds = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+  cosine = float(np.cos(1.5 / 80))
+  want = likeness.groups(np.argwhere(embeds @ embeds.T >= cosine), len(embeds))
+  pairs = clusters.near_within(embeds, similarity=cosine, clusters=1)
+  assert len(pairs) == len(embeds) - 3 and (pairs[:, 0] < pairs[:, 1]).all()
+  got = likeness.groups(pairs, len(embeds))
+  assert np.array_equal(_first(got), _first(want))
+
+
 def _first(labels):
   """Names each group by its first member."""
   _, first, of = np.unique(labels, return_index=True, return_inverse=True)
