@@ -44,5 +44,6 @@ DUPLICATE_KINDS = ("exact", "near", "semantic")
 # What becomes a query: words and bigrams that occur as often (paper, section
 # 2.2), and bigrams of so many bits of pointwise mutual information; neither the
 # paper nor MetaCLIP says how its own were computed (docs/curation.md).
+TITLES = "titles:"  # Before a file of titles, of `data queries`.
 QUERY_MIN_COUNT = 100
 QUERY_MIN_PMI = 8.0

@@ -17,6 +17,7 @@ DATA = (
   "wds:PATH/{0000..0012}.tar, parquet:PATH, coco:PATH, arrayrecord:PATH, "
   "tfds:NAME/SPLIT"
 )
+BATCH_SIZE, THREADS = 256, 4
 LABELS = "comma-separated, or a file: text with a label a line, or JSON"
 TEMPLATE = "a text with {} for the label, or a file with one a line"
 
@@ -90,14 +91,18 @@ def add_max_pixels(parser: Parser) -> None:
 def add_batches(parser: Parser) -> None:
   """Adds --batch-size and --threads, for verbs that embed data."""
   parser.add_argument(
-    "--batch-size", type=count, default=256, metavar="N", help="default: 256"
+    "--batch-size",
+    type=count,
+    default=BATCH_SIZE,
+    metavar="N",
+    help=f"default: {BATCH_SIZE}",
   )
   parser.add_argument(
     "--threads",
     type=count,
-    default=4,
+    default=THREADS,
     metavar="N",
-    help="threads that read and decode (default: 4)",
+    help=f"threads that read and decode (default: {THREADS})",
   )
 
 

@@ -343,3 +343,21 @@ def test_the_header_of_a_list_of_titles_is_no_title(tmp_path):
   out = tmp_path / "q.txt"
   making.make([corpus.open_input(f"titles:{path}")], out, making.Rule())
   assert out.read_text() == "A b\npage title 2\n"
+
+
+@pytest.mark.parametrize(
+  ("words", "said"),
+  [
+    (["queries", "a.txt", "q", "--min-views", "70"], "goes with titles:FILE"),
+    (["queries", "a.txt", "q", "--column", "x"], "goes with a file"),
+    (["queries", "parquet:a.parquet", "q", "--column", "x"], "goes with a"),
+    (["filter", "a", "o", "--min-side", "1", "--threads", "3"], "score-model"),
+    (["filter", "a", "o", "--min-side", "1", "--batch-size", "3"], "score-mod"),
+    (["dedupe", "a", "o", "--batch-size", "3"], "--by semantic"),
+  ],
+)
+def test_a_flag_that_would_do_nothing_is_wrong_use(capsys, words, said):
+  with pytest.raises(SystemExit) as ended:
+    cli.main(["data", *words])
+  assert ended.value.code == 2
+  assert said in capsys.readouterr().err

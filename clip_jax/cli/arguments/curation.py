@@ -69,6 +69,17 @@ def check_work(arguments: argparse.Namespace) -> str | None:
   return None
 
 
+def _add_batches(parser: flags.Parser) -> None:
+  """Adds the flags of embedding; None tells that one is not given."""
+  flags.add_batches(parser)
+  parser.set_defaults(batch_size=None, threads=None)
+
+
+def has_batches(arguments: argparse.Namespace) -> bool:
+  """Tells whether a flag of embedding is given."""
+  return (arguments.batch_size, arguments.threads) != (None, None)
+
+
 def add_filter(parser: flags.Parser) -> None:
   """Adds the arguments of `data filter`."""
   parser.add_argument("data", metavar="DATA", help=flags.DATA)
@@ -92,7 +103,7 @@ def add_filter(parser: flags.Parser) -> None:
     metavar="MODEL",
     help=f"gives the scores: {flags.MODEL}",
   )
-  flags.add_batches(parser)
+  _add_batches(parser)
   add_work(parser)
 
 
@@ -101,6 +112,9 @@ def check_filter(arguments: argparse.Namespace) -> str | None:
   given = [getattr(arguments, name) for name in rules.NAMES]
   if arguments.config is None and given == [None] * len(given):
     return "give a rule, such as --min-words 3, or --config FILE"
+  has_no_model = arguments.score_model is None and arguments.config is None
+  if has_no_model and has_batches(arguments):
+    return "--batch-size and --threads go with --score-model"
   return check_work(arguments)
 
 
@@ -157,7 +171,7 @@ def add_dedupe(parser: flags.Parser) -> None:
     action="store_true",
     help="write the tables of duplicates and overlap, and no records",
   )
-  flags.add_batches(parser)
+  _add_batches(parser)
   add_work(parser)
 
 
@@ -176,6 +190,8 @@ def check_dedupe(arguments: argparse.Namespace) -> str | None:
   semantic = "semantic" in arguments.by
   if semantic != (arguments.model is not None):
     return "--by …,semantic and --model go together"
+  if not semantic and has_batches(arguments):
+    return "--batch-size and --threads go with --by semantic"
   for name in ("min_similarity", "clusters"):
     if getattr(arguments, name) is not None and not semantic:
       return f"--{name.replace('_', '-')} goes with --by semantic"

@@ -105,4 +105,5 @@ _CHECKS = {
   "curate": curation.check_work,
   "filter": curation.check_filter,
   "dedupe": curation.check_dedupe,
+  "queries": queries.check_queries,
 }

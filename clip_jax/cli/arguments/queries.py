@@ -1,5 +1,7 @@
 """The arguments of `data queries`."""
 
+import argparse
+
 from clip_jax import names
 from clip_jax.cli import flags
 
@@ -53,3 +55,18 @@ def add_queries(parser: flags.Parser) -> None:
     default=1,
     help="processes that read and count (default: 1)",
   )
+
+
+def check_queries(arguments: argparse.Namespace) -> str | None:
+  """Returns what is wrong with the flags of `data queries` together."""
+  texts = arguments.texts
+  if arguments.min_views is not None and not any(
+    text.startswith(names.TITLES) for text in texts
+  ):
+    return f"--min-views goes with {names.TITLES}FILE"
+  if arguments.column is not None and not any(
+    text.lower().endswith(".parquet") and ":" not in text.partition("/")[0]
+    for text in texts
+  ):
+    return "--column goes with a file that ends in .parquet"
+  return None

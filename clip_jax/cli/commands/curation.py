@@ -11,7 +11,8 @@ import numpy as np
 
 from clip_jax import errors, host_memory, loading, preprocess, terminal
 from clip_jax import tokenizer as tokenizer_lib
-from clip_jax.cli import verb
+from clip_jax.cli import flags, verb
+from clip_jax.cli.arguments import curation
 from clip_jax.data import account, sources
 from clip_jax.data.curation import beam_runner, filtering, likeness, survey
 from clip_jax.data.curation import dedupe as dedupe_lib
@@ -46,6 +47,11 @@ def filter_pairs(arguments: argparse.Namespace) -> verb.Answer:
   written = {} if arguments.config is None else rules_lib.read(arguments.config)
   rules = rules_lib.of(written, flagged)
   path = flagged["score_model"] or written.get("score_model")
+  if path is None and curation.has_batches(arguments):
+    raise errors.UserError(
+      f"--batch-size and --threads go with a score model, and "
+      f"{arguments.config} names none; leave them out or give --score-model."
+    )
   how = fill(arguments)
   source = sources.open_source(arguments.data)
   model = (
@@ -63,8 +69,8 @@ def filter_pairs(arguments: argparse.Namespace) -> verb.Answer:
       model=model,
       address=arguments.data,
       workers=arguments.workers,
-      batch_size=arguments.batch_size,
-      threads=arguments.threads,
+      batch_size=_or(arguments.batch_size, flags.BATCH_SIZE),
+      threads=_or(arguments.threads, flags.THREADS),
       limits=preprocess.Limits(max_pixels=arguments.max_pixels),
       on_record=lambda done: progress(done, len(source)),
       on_score=scored,
@@ -162,8 +168,8 @@ def dedupe(arguments: argparse.Namespace) -> verb.Answer:
       address=arguments.data,
       work=dedupe_lib.Work(
         workers=arguments.workers,
-        batch_size=arguments.batch_size,
-        threads=arguments.threads,
+        batch_size=_or(arguments.batch_size, flags.BATCH_SIZE),
+        threads=_or(arguments.threads, flags.THREADS),
         limits=preprocess.Limits(max_pixels=arguments.max_pixels),
         on_record=progress,
         fill=how,

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from clip_jax import errors, regular_files
+from clip_jax import errors, names, regular_files
 from clip_jax.data import record as record_lib
 from clip_jax.data import sources
 from clip_jax.data.curation import wikipedia, wordnet
@@ -24,7 +24,7 @@ from clip_jax.data.sources import row_groups
 PIECE_BYTES = 2**20
 _PART_BYTES = 64 * 2**20
 _PART_RECORDS = 8192
-_TITLES, _WORDNET = "titles:", "wordnet:"
+_TITLES, _WORDNET = names.TITLES, "wordnet:"
 _HEADER = re.compile(rb"\Apage_title\r?\n")  # Of all-titles-in-ns0.
 _OPENERS = {".gz": gzip.open, ".bz2": bz2.open}
 # Where a Parquet file has several columns of text.

@@ -38,9 +38,7 @@ _OPENS = frozenset(_CLOSES.values())
 _MAX_NESTED = 50
 _NAMESPACE = re.compile(r"\s*[^\s:|]+:\S")  # "File:", "Category:", "de:".
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
-_OUTSIDE = re.compile(
-  r"\[(?:[a-z]{3,6}:)?//[^\s\[\]]*+[ \t]*+([^\[\]\n]*+)\]"
-)
+_OUTSIDE = re.compile(r"\[(?:[a-z]{3,6}:)?//[^\s\[\]]*+[ \t]*+([^\[\]\n]*+)\]")
 _ADDRESS = re.compile(r"\b(?:https?|ftp)://\S+")
 _QUOTES = re.compile("'{2,}")
 _SWITCH = re.compile(r"__[A-Z]+__")
