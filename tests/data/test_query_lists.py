@@ -361,3 +361,19 @@ def test_a_flag_that_would_do_nothing_is_wrong_use(capsys, words, said):
     cli.main(["data", *words])
   assert ended.value.code == 2
   assert said in capsys.readouterr().err
+
+
+def test_a_table_is_written_when_it_is_full_not_with_each_part(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(corpus, "_PART_BYTES", 8)
+  (tmp_path / "a.txt").write_text("red dog\n" * 50)
+  source = corpus.open_input(f"{tmp_path}/a.txt")
+  seen = []
+  monkeypatch.setattr(
+    *(counting.Table, "flush"),
+    lambda self, flush=counting.Table.flush: seen.append(flush(self)),
+  )
+  made = making.make([source], tmp_path / "q.txt", making.Rule(50, -9))
+  assert len(source.parts()) == 50 and len(seen) == 1
+  assert made["texts"] == 50 and made["queries"] == 3

@@ -15,7 +15,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from clip_jax import errors, names
@@ -70,7 +70,7 @@ def pmi(both: int, first: int, second: int, totals: counting.Totals) -> float:
 
 
 class _Reader:
-  """Reads parts of all inputs into one table; picklable while it is new."""
+  """Reads parts of all inputs, each process into one table; picklable."""
 
   def __init__(
     self, inputs: Sequence[corpus.Input], directory: str, ignore_case: bool
@@ -80,22 +80,25 @@ class _Reader:
     self._ignore_case = ignore_case
 
   def read(
-    self, part: tuple[int, int, int], on_text: Callable[[int], None]
+    self,
+    parts: Iterable[tuple[int, int, int]],
+    on_text: Callable[[int], None],
   ) -> tuple[list[counting.Block], counting.Totals]:
-    """Counts one part; calls `on_text` with the texts that were just read."""
-    number, start, stop = part
+    """Counts some parts; calls `on_text` with the texts just read, or none."""
     path = os.path.join(self._directory, f"{os.getpid()}.counts")
     table = counting.Table(
       path, ignore_case=self._ignore_case, most_keys=counting.MOST_KEYS
     )
     told = 0
-    for piece in self._inputs[number].read(start, stop):
-      table.add(piece)
-      if table.totals.texts >= told + 1000:
-        on_text(table.totals.texts - told)
-        told = table.totals.texts
+    for number, start, stop in parts:
+      for piece in self._inputs[number].read(start, stop):
+        table.add(piece)
+        if table.totals.texts >= told + 1000:
+          on_text(table.totals.texts - told)
+          told = table.totals.texts
+      on_text(table.totals.texts - told)
+      told = table.totals.texts
     table.flush()
-    on_text(table.totals.texts - told)
     return table.blocks, table.totals
 
 
@@ -103,28 +106,56 @@ class _StoppedError(Exception):
   """The list is no longer wanted."""
 
 
-# Of a process of the pool, with what it shares with the others.
-_READER: tuple[_Reader, Any, Any] | None = None
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+  """What the processes of the pool share.
+
+  Attributes:
+    reader: reads parts.
+    parts: of all inputs.
+    taken: the number of parts that some process reads or has read.
+    texts: the number of texts that were read.
+    stopped: whether the list is no longer wanted.
+  """
+
+  reader: _Reader
+  parts: Sequence[tuple[int, int, int]]
+  taken: Any
+  texts: Any
+  stopped: Any
+
+  def take(self) -> Iterator[tuple[int, int, int]]:
+    """Yields parts that no other process has taken."""
+    while True:
+      with self.taken.get_lock():
+        at = self.taken.value
+        self.taken.value += 1
+      if at >= len(self.parts):
+        return
+      yield self.parts[at]
 
 
-def _begin(reader: _Reader, texts: Any, stopped: Any) -> None:
-  global _READER
+_SHARED: _Shared | None = None  # Of a process of the pool.
+
+
+def _begin(shared: _Shared) -> None:
+  global _SHARED
   parent.ignore_signals()
   parent.watch()
-  _READER = reader, texts, stopped
+  _SHARED = shared
 
 
-def _read(part: tuple[int, int, int]):
-  assert _READER is not None
-  reader, texts, stopped = _READER
+def _read() -> tuple[list[counting.Block], counting.Totals]:
+  assert _SHARED is not None
+  shared = _SHARED
 
   def on_text(number: int) -> None:
-    if stopped.is_set():  # A part may take hours.
+    if shared.stopped.is_set():  # A part may take hours.
       raise _StoppedError
-    with texts.get_lock():
-      texts.value += number
+    with shared.texts.get_lock():
+      shared.texts.value += number
 
-  return reader.read(part, on_text)
+  return shared.reader.read(shared.take(), on_text)
 
 
 def _read_all(
@@ -133,7 +164,7 @@ def _read_all(
   workers: int,
   on_texts: Callable[[int], None],
 ) -> Iterator[tuple[list[counting.Block], counting.Totals]]:
-  """Yields what was counted in each part, in no order."""
+  """Yields what each process has counted, in no order."""
   if workers == 1:
     told = 0
 
@@ -142,18 +173,19 @@ def _read_all(
       told += number
       on_texts(told)
 
-    yield from (reader.read(part, on_text) for part in parts)
+    yield reader.read(parts, on_text)
     return
   spawning = multiprocessing.get_context("spawn")
-  texts, stopped = spawning.Value("q", 0), spawning.Event()
+  taken, texts = spawning.Value("q", 0), spawning.Value("q", 0)
+  shared = _Shared(reader, tuple(parts), taken, texts, spawning.Event())
   with concurrent.futures.ProcessPoolExecutor(
     workers,
     mp_context=spawning,
     initializer=_begin,
-    initargs=(reader, texts, stopped),
+    initargs=(shared,),
   ) as pool:
     try:
-      left = {pool.submit(_read, part) for part in parts}
+      left = {pool.submit(_read) for _ in range(workers)}
       while left:
         done, left = concurrent.futures.wait(
           left,
@@ -168,7 +200,7 @@ def _read_all(
         "give fewer workers. Nothing was written."
       ) from None
     except BaseException:
-      stopped.set()
+      shared.stopped.set()
       pool.shutdown(wait=False, cancel_futures=True)
       raise
 
