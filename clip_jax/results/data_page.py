@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from clip_jax import errors, preprocess, terminal
+from clip_jax import errors, preprocess, terminal, whole_files
 from clip_jax.data.statistics import examine, summary
 from clip_jax.report import page as report_page
 from clip_jax.results import drawing, page, report
@@ -17,6 +17,8 @@ from clip_jax.results.picture import Figure, Mark, Panel, Table
 
 SHEET, NUMBERS = "contact_sheet.png", "stats.json"
 SAMPLES = 60
+# Says that the page is of data, and no report of an evaluation.
+MARK = '<meta name="generator" content="clip_jax data">'
 _COLUMNS, _TILE, _GAP = 10, 110, 6
 _MOST_BARS = 15
 _SHOWN = 200  # Characters of a caption.
@@ -27,7 +29,8 @@ def check(out: str) -> None:
   """Raises UserError where nothing can be drawn to `out`."""
   drawing.check()
   errors.check_local("The page", out)
-  report.check_replaceable(pathlib.Path(out).expanduser())
+  directory = pathlib.Path(out).expanduser()
+  report.check_replaceable(directory, what="page of data", mark=MARK)
 
 
 def write(
@@ -65,14 +68,16 @@ def write(
   parts += map(page.as_table, _tables(found, samples))
   title = f"Data: {terminal.printable(address, limit=_SHOWN)}"
   directory.mkdir(parents=True, exist_ok=True)
-  for figure, png in figures:
-    (directory / f"{figure.name}.png").write_bytes(png)
-  (directory / SHEET).write_bytes(sheet)
-  numbers = json.dumps({"data": address, **found}, indent=2)
-  (directory / NUMBERS).write_text(numbers + "\n", "utf-8")
-  partial = directory / f"{report.PAGE}.partial"
-  partial.write_text(page.document(title, parts), "utf-8")
-  partial.replace(directory / report.PAGE)
+  numbers = json.dumps({"data": address, **found}, indent=2) + "\n"
+  # The page first: it says that what is here may be replaced.
+  files = {
+    report.PAGE: page.document(title, parts, mark=MARK).encode(),
+    **{f"{figure.name}.png": png for figure, png in figures},
+    SHEET: sheet,
+    NUMBERS: numbers.encode(),
+  }
+  for name, data in files.items():
+    whole_files.write(directory / name, data)
   return str(directory / report.PAGE)
 
 

@@ -60,15 +60,15 @@ def render(
   return document(f"Report: {', '.join(collection.models)}", parts)
 
 
-def document(title: str, parts: Sequence[str]) -> str:
-  """Returns a page of this title; `parts` are HTML."""
+def document(title: str, parts: Sequence[str], *, mark: str = MARK) -> str:
+  """Returns a page of this title; `parts` are HTML, `mark` says its kind."""
   begin = [
     "<!DOCTYPE html>",
     '<html lang="en"><head><meta charset="utf-8">',
     '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
     "img-src data:; style-src 'unsafe-inline'\">",
     '<meta name="viewport" content="width=device-width, initial-scale=1">',
-    MARK,
+    mark,
     f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>",
     f"<h1>{_text(title)}</h1>",
   ]

@@ -97,17 +97,30 @@ def write(
   )
 
 
-def check_replaceable(directory: pathlib.Path) -> None:
-  """Raises UserError where `directory` is not free and holds no report."""
-  errors.check_local("The report", directory)
+def check_replaceable(
+  directory: pathlib.Path, *, what: str = "report", mark: str = page.MARK
+) -> None:
+  """Raises UserError where `directory` is not free and holds no such page.
+
+  Args:
+    directory: where the page is to be.
+    what: the page is, for messages.
+    mark: in its head, of this kind of pages alone.
+  """
+  errors.check_local(f"The {what}", directory)
   if directory.exists() and not directory.is_dir():
     raise errors.UserError(f"{directory} is a file; give a directory.")
-  if not directory.exists() or not any(directory.iterdir()):
+  if not directory.exists() or all(map(_is_partial, directory.iterdir())):
     return
   path = directory / PAGE
   head = path.read_bytes()[:2000] if path.is_file() else b""
-  if page.MARK.encode() not in head:
+  if mark.encode() not in head:
     raise errors.UserError(
-      f"{directory} holds other files than a report; give a new directory "
+      f"{directory} holds other files than a {what}; give a new directory "
       "with --out."
     )
+
+
+def _is_partial(path: pathlib.Path) -> bool:
+  """Tells whether a file is what is left of a page whose writing was killed."""
+  return path.name.startswith(f".{PAGE}.") and path.name.endswith(".partial")

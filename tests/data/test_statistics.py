@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import cli, preprocess, tokenizer
+from clip_jax import cli, errors, preprocess, tokenizer, whole_files
 from clip_jax.data import record as record_lib
 from clip_jax.data.statistics import scripts, summary
+from clip_jax.results import data_page, page, report
 
 TEXTS = (
   *("a red car", "a red car", "Ein rotes Auto", "красная машина", "赤い車です"),
@@ -247,3 +248,30 @@ def test_what_cannot_be_measured_is_said(folder, tmp_path, capsys):
     assert ended.value.code == code
     printed = capsys.readouterr()
     assert said in printed.err + printed.out
+
+
+def test_a_page_that_was_interrupted_is_replaced_and_no_report(
+  folder, tmp_path, monkeypatch, capsys
+):
+  out, written = tmp_path / "look", []
+
+  def write(path, data, write=whole_files.write):
+    if written:
+      raise KeyboardInterrupt
+    written.append(path.name)
+    write(path, data)
+
+  words = ["data", "stats", f"folder:{folder}", "--out", str(out)]
+  with monkeypatch.context() as patch:
+    patch.setattr(whole_files, "write", write)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+      cli.main(words)
+  assert written == ["index.html"]
+  (out / ".index.html.00.partial").write_bytes(b"cut")
+  cli.main(words)
+  with pytest.raises(errors.UserError, match="than a report"):
+    report.check_replaceable(out)
+  (out / "index.html").write_text(page.document("Report", []))
+  with pytest.raises(errors.UserError, match="than a page of data"):
+    data_page.check(str(out))
+  report.check_replaceable(out)
