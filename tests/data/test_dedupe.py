@@ -270,6 +270,70 @@ def test_many_hashes_are_searched_in_little_memory(monkeypatch):
   assert max(most) <= 100 + len(hashes)
 
 
+def test_hashes_are_joined_as_all_pairs_join_them(monkeypatch):
+  rng = np.random.default_rng(2)
+  hashes = rng.integers(0, 2**64, 400, dtype=np.uint64)
+  hashes[:150] = hashes[0]  # A clump, within a group of fewer, and others.
+  hashes[150:300] = hashes[150:180].repeat(5)
+  for _ in range(4):
+    bits = np.uint64(1) << rng.integers(0, 64, 400).astype(np.uint64)
+    hashes ^= np.where(np.arange(400) < 300, bits, 0).astype(np.uint64)
+  hashes = rng.permutation(hashes)
+  for most, at_once in ((0, 5), (3, 50), (5, 1000), (8, 2**18)):
+    monkeypatch.setattr(hamming, "_JOINED_AT_ONCE", at_once)
+    labels = np.arange(400)
+    labels[7] = 3
+
+    def confirm(i, j):
+      return (i < j) & ((i + j) % 5 > 0)
+
+    got = hamming.join(hashes, hashes, most, labels, confirm=confirm)
+    near = np.bitwise_count(hashes[:, None] ^ hashes[None]) <= most
+    pairs = np.argwhere(near)
+    pairs = np.append(pairs[confirm(*pairs.T)], [[3, 7]], axis=0)
+    want = likeness.groups(pairs, 400)
+    assert np.array_equal(_first(got), _first(want))
+    assert len(set(want.tolist())) < 400 or not most
+  nothing = np.zeros(0, np.int64)
+  assert not len(hamming.join(hashes[:0], hashes[:0], 3, nothing, confirm=None))
+
+
+def test_variants_of_one_look_are_joined_without_all_their_pairs(monkeypatch):
+  monkeypatch.setattr(hamming, "_JOINED_AT_ONCE", 2**12)
+  rng, number = np.random.default_rng(0), 3000
+  hashes = np.zeros(number, np.uint64)
+  for _ in range(3):
+    hashes ^= np.uint64(1) << rng.integers(0, 64, number).astype(np.uint64)
+  asked = []
+
+  def confirm(i, j):
+    asked.append(len(i))
+    return i < j
+
+  labels = np.arange(number)
+  labels = hamming.join(hashes, hashes, 6, labels, confirm=confirm)
+  assert not labels.any()
+  assert sum(asked) < 60 * number  # Of 1500 each.
+
+
+def test_looks_of_two_sets_are_named_without_all_their_pairs():
+  rng = np.random.default_rng(0)
+  mine, theirs = rng.integers(-1, 9, 60), rng.integers(-1, 7, 50)
+  places = rng.permutation(50)
+  near = rng.random((9, 7)) < 0.2
+  known = [np.isin(np.arange(n), x) for n, x in ((9, mine), (7, theirs))]
+  pairs = np.argwhere(near & known[0][:, None] & known[1])
+  found = likeness._named(mine, theirs, pairs, places)
+  whole = near[mine[:, None], theirs] & (mine >= 0)[:, None] & (theirs >= 0)
+  assert whole[tuple(found.T)].all() and len(found) <= 110
+  assert set(found[:, 1]) == set(np.flatnonzero(whole.any(0)))
+  for i in range(60):
+    js = found[found[:, 0] == i, 1]
+    want = np.flatnonzero(whole[i])
+    assert len(js) > 0 or not len(want)
+    assert places[js].min(initial=99) == places[want].min(initial=99)
+
+
 def test_a_mirror_image_has_the_mirrored_hash():
   for seed in range(20):
     image = _drawing(seed)

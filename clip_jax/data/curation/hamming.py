@@ -10,12 +10,15 @@ import itertools
 from collections.abc import Callable
 
 import numpy as np
+from scipy import sparse
 
 from clip_jax import errors
 
 MAX_DISTANCE = 12
 _PARTS, _PART_BITS = 4, 16
 _AT_ONCE = 2**22  # Candidates, for bounded memory.
+_JOINED_AT_ONCE = 2**18  # Likewise; fewer, as each block may spare others.
+_MANY = 8  # Members of a group that it is worth while to pass over.
 
 
 def near(
@@ -45,6 +48,122 @@ def near(
   return np.divmod(both, max(len(hashes), 1))
 
 
+def join(
+  queries: np.ndarray,
+  hashes: np.ndarray,
+  distance: int,
+  labels: np.ndarray,
+  *,
+  confirm: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> np.ndarray:
+  """Returns labels, the same where near pairs connect, int64 (n,).
+
+  Of what is joined already no pair is looked at again, so that many hashes near
+  each other take little more time than as many that are not.
+
+  Args:
+    queries: of the first of each pair, uint64 (n,).
+    hashes: of the second, uint64 (n,).
+    distance: bits in which `queries[i]` and `hashes[j]` differ, at most.
+    labels: from 0 to n - 1, the same for what is joined already.
+    confirm: of arrays i and j, says which of these pairs count, bool.
+
+  Raises:
+    UserError: the distance is above `MAX_DISTANCE`.
+  """
+  check(distance)
+  groups = _Groups(labels)
+
+  def near(i: np.ndarray, j: np.ndarray) -> None:
+    close = np.bitwise_count(queries[i] ^ hashes[j]) <= distance
+    close[close] = groups.labels[i[close]] != groups.labels[j[close]]
+    i, j = i[close], j[close]
+    sure = confirm(i, j)
+    groups.add(i[sure], j[sure])
+
+  for part in range(_PARTS):
+    wanted, values = (
+      (bits >> np.uint64(part * _PART_BITS)).astype(np.int64) % 2**_PART_BITS
+      for bits in (queries, hashes)
+    )
+    for flips in _flips(distance // _PARTS):
+      _join_in(groups, wanted ^ flips, values, near)
+  groups.settle()
+  return groups.labels
+
+
+class _Groups:
+  """Labels that are joined, many pairs at a time."""
+
+  def __init__(self, labels: np.ndarray):
+    self.labels = labels.astype(np.int64)
+    self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    self._waiting = 0
+
+  def add(self, i: np.ndarray, j: np.ndarray) -> None:
+    """Takes in pairs, which count from the next `settle` on at the latest."""
+    if len(i):
+      self._pairs.append((self.labels[i], self.labels[j]))
+      self._waiting += len(i)
+    if self._waiting > len(self.labels):
+      self.settle()
+
+  def settle(self) -> None:
+    """Joins what was taken in."""
+    if not self._waiting:
+      return
+    pairs = tuple(
+      np.concatenate(side) for side in zip(*self._pairs, strict=True)
+    )
+    graph = sparse.coo_array(
+      (np.ones(self._waiting, bool), pairs), shape=(len(self.labels),) * 2
+    )
+    joined = sparse.csgraph.connected_components(graph, directed=False)[1]
+    self.labels = joined.astype(np.int64)[self.labels]
+    self._pairs, self._waiting = [], 0
+
+
+def _join_in(
+  groups: _Groups,
+  probes: np.ndarray,
+  values: np.ndarray,
+  near: Callable[[np.ndarray, np.ndarray], None],
+) -> None:
+  """Gives to `near` the pairs of one value and of two labels.
+
+  What is joined meanwhile is left out after the first block of candidates, and
+  then each time that twice as many are done.
+  """
+  start, blocks, number = 0, 1, len(values)
+  sizes = np.bincount(values, minlength=2**_PART_BITS)
+  ends = np.cumsum(sizes) - sizes
+  while start < number:
+    groups.settle()
+    # In the order of values, then of large groups, each of these is in a row.
+    labels = groups.labels
+    large = np.bincount(labels)[labels] >= _MANY
+    keys = values * (number + 1) + np.where(large, labels + 1, 0)
+    order = np.argsort(keys)
+    keys = keys[order]
+    low, counts = ends[probes[start:]], sizes[probes[start:]]
+    own_low, own_size = np.zeros((2, len(low)), np.int64)
+    rows = np.flatnonzero(large[start:])
+    own = (probes * (number + 1) + labels + 1)[start:][rows]
+    own_low[rows] = np.searchsorted(keys, own)
+    own_size[rows] = np.searchsorted(keys, own, "right") - own_low[rows]
+    counts = counts - own_size
+    for rows in _blocks(counts, _JOINED_AT_ONCE)[:blocks]:
+      some = counts[rows]
+      i = np.repeat(np.arange(rows.start, rows.stop), some)
+      at = np.arange(len(i)) + np.repeat(
+        low[rows] - np.cumsum(some) + some, some
+      )
+      at += np.where(at >= own_low[i], own_size[i], 0)
+      near(start + i, order[at])
+      done = rows.stop
+    start, blocks = start + done, 2 * blocks
+
+
 def check(distance: int) -> None:
   """Raises UserError for a distance that is not searched for."""
   if not 0 <= distance <= MAX_DISTANCE:
@@ -67,7 +186,7 @@ def _near_in(queries, hashes, distance, shift, confirm) -> list[np.ndarray]:
   for flips in _flips(distance // _PARTS):
     probes = wanted ^ flips
     first, counts = ends[probes], ends[probes + 1] - ends[probes]
-    for rows in _blocks(counts):
+    for rows in _blocks(counts, _AT_ONCE):
       some = counts[rows]
       i = np.repeat(np.arange(rows.start, rows.stop), some)
       # The candidates of a query stand in a row of `order`.
@@ -89,9 +208,9 @@ def _flips(most: int) -> list[int]:
   ]
 
 
-def _blocks(counts: np.ndarray) -> list[slice]:
-  """Returns rows of about `_AT_ONCE` candidates together, at least one row."""
-  number = np.cumsum(counts) // _AT_ONCE
+def _blocks(counts: np.ndarray, at_once: int) -> list[slice]:
+  """Returns rows of about so many candidates together, at least one row."""
+  number = np.cumsum(counts) // at_once
   starts = np.flatnonzero(np.diff(number, prepend=-1))
   edges = [*starts.tolist(), len(counts)]
   return [slice(a, b) for a, b in itertools.pairwise(edges)]

@@ -177,27 +177,37 @@ class Nodes:
     of[~found.columns["flat"][slots]] = inverse
     return cls(**{k: x[first] for k, x in columns.items()}, of=of)
 
-  def near(
-    self, others: "Nodes", rule: Rule, *, within: bool = False
-  ) -> np.ndarray:
-    """Returns near pairs of nodes, int64 (pairs, 2).
-
-    Args:
-      others: of another set, or this one.
-      rule: says what is near.
-      within: whether to give each pair of one set once, i < j.
-    """
-    assert rule.max_distance is not None
+  def _sides(self, rule: Rule) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns hashes and thumbnails that may be near others."""
     sides = [(self.bits, self.thumb)]
     if rule.mirrored:
       sides.append((self.mirrored, self.thumb[:, :, ::-1]))
-    found = []
-    for bits, thumb in sides:
+    return sides
+
+  def labels(self, rule: Rule) -> np.ndarray:
+    """Returns a label for each node, the same where near ones connect them."""
+    assert rule.max_distance is not None
+    labels = np.arange(len(self.bits))
+    for bits, thumb in self._sides(rule):
 
       def confirm(i, j, thumb=thumb):
-        sure = i < j if within else np.ones(len(i), bool)
-        sure[sure] = image_hash.are_alike(thumb[i[sure]], others.thumb[j[sure]])
+        sure = i < j
+        sure[sure] = image_hash.are_alike(thumb[i[sure]], self.thumb[j[sure]])
         return sure
+
+      labels = hamming.join(
+        bits, self.bits, rule.max_distance, labels, confirm=confirm
+      )
+    return labels
+
+  def near(self, others: "Nodes", rule: Rule) -> np.ndarray:
+    """Returns near pairs of nodes of two sets, int64 (pairs, 2)."""
+    assert rule.max_distance is not None
+    found = []
+    for bits, thumb in self._sides(rule):
+
+      def confirm(i, j, thumb=thumb):
+        return image_hash.are_alike(thumb[i], others.thumb[j])
 
       pairs = hamming.near(
         bits, others.bits, rule.max_distance, confirm=confirm
@@ -237,7 +247,7 @@ def near_labels(
 ) -> np.ndarray:
   """Returns a label for each slot, the same for near images."""
   nodes = Nodes.at(found, slots)
-  labels = groups(nodes.near(nodes, rule, within=True), len(nodes.bits))
+  labels = nodes.labels(rule)
   # What shows nothing is near nothing.
   alone = len(nodes.bits) + np.arange(len(slots))
   return np.where(nodes.of >= 0, np.append(labels, -1)[nodes.of], alone)
@@ -251,6 +261,9 @@ def same_bytes(
 ) -> np.ndarray:
   """Returns positions of slots of two sets with the same bytes, (pairs, 2).
 
+  Of all pairs those are given that name each such slot of either set, and for
+  each of the first that of the second which comes first by `ranks`.
+
   Args:
     found: of the first set.
     slots: some of it.
@@ -261,7 +274,10 @@ def same_bytes(
     [found.columns["exact"][slots], other.columns["exact"][others]]
   )
   of = _labels(rows)
-  return _joined(of[: len(slots)], of[len(slots) :])
+  mine, theirs = of[: len(slots)], of[len(slots) :]
+  both = np.intersect1d(mine, theirs)
+  pairs = np.stack([both, both], axis=1)
+  return _named(mine, theirs, pairs, ranks(other)[others])
 
 
 def near_looks(
@@ -273,6 +289,8 @@ def near_looks(
 ) -> np.ndarray:
   """Returns positions of slots of two sets that look alike, (pairs, 2).
 
+  Of all pairs those are given that `same_bytes` gives.
+
   Args:
     found: of the first set.
     slots: some of it.
@@ -281,21 +299,45 @@ def near_looks(
     rule: says what is near.
   """
   mine, theirs = Nodes.at(found, slots), Nodes.at(other, others)
-  pairs = np.unique(mine.near(theirs, rule), axis=0)
-  first = _joined(mine.of, pairs[:, 0])  # A slot, and a row of `pairs`.
-  second = _joined(pairs[first[:, 1], 1], theirs.of)
-  return np.stack([first[second[:, 0], 0], second[:, 1]], axis=1)
+  pairs = mine.near(theirs, rule)
+  return _named(mine.of, theirs.of, pairs, ranks(other)[others])
 
 
-def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-  """Returns i and j of all equal numbers of two arrays, (pairs, 2)."""
-  order = np.argsort(second, kind="stable")
-  low = np.searchsorted(second[order], first, side="left")
-  counts = np.searchsorted(second[order], first, side="right") - low
-  counts[first < 0] = 0
-  i = np.repeat(np.arange(len(first)), counts)
-  offset = np.arange(len(i)) - np.repeat(np.cumsum(counts) - counts, counts)
-  return np.stack([i, order[np.repeat(low, counts) + offset]], axis=1)
+def _named(
+  mine: np.ndarray, theirs: np.ndarray, pairs: np.ndarray, places: np.ndarray
+) -> np.ndarray:
+  """Returns pairs i and j that name all that is near, at most n + m of them.
+
+  Args:
+    mine: the node of each i, int64 (n,); -1 for none.
+    theirs: the node of each j, int64 (m,); likewise.
+    pairs: of these nodes, all that are near, int64 (pairs, 2).
+    places: of each j; each i that is near some is given the first of these.
+  """
+  # The first j of each of their nodes, and of each of mine by way of these.
+  by_place = np.argsort(places)
+  of, first = np.unique(theirs[by_place], return_index=True)
+  best = np.full(1 + theirs.max(initial=-1), -1)
+  best[of[of >= 0]] = by_place[first[of >= 0]]
+  pairs = pairs[np.argsort(places[best[pairs[:, 1]]], kind="stable")]
+  found = np.full(1 + mine.max(initial=-1), -1)
+  nodes, first = np.unique(pairs[:, 0], return_index=True)
+  found[nodes] = best[pairs[first, 1]]
+  i = np.flatnonzero(mine >= 0)
+  i = i[found[mine[i]] >= 0]
+  # Some i of each of my nodes, and of each of theirs by way of these.
+  some = np.full(len(found), -1)
+  some[mine[i]] = i
+  back = np.full(len(best), -1)
+  back[pairs[:, 1]] = some[pairs[:, 0]]
+  j = np.flatnonzero(theirs >= 0)
+  j = j[back[theirs[j]] >= 0]
+  return np.concatenate(
+    [
+      np.stack([i, found[mine[i]]], axis=1),
+      np.stack([back[theirs[j]], j], axis=1),
+    ]
+  )
 
 
 def distance(
