@@ -377,3 +377,8 @@ def test_a_table_is_written_when_it_is_full_not_with_each_part(
   made = making.make([source], tmp_path / "q.txt", making.Rule(50, -9))
   assert len(source.parts()) == 50 and len(seen) == 1
   assert made["texts"] == 50 and made["queries"] == 3
+
+
+def test_a_reference_to_no_character_is_no_error():
+  found = wikipedia.plain(f"red&#{'1' * 5000};dog &#82;")
+  assert found == "red\ufffddog R"

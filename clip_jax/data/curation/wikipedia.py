@@ -39,6 +39,7 @@ _MAX_NESTED = 50
 _NAMESPACE = re.compile(r"\s*[^\s:|]+:\S")  # "File:", "Category:", "de:".
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 _OUTSIDE = re.compile(r"\[(?:[a-z]{3,6}:)?//[^\s\[\]]*+[ \t]*+([^\[\]\n]*+)\]")
+_NO_CHARACTER = re.compile(r"&#[0-9]{100,};?")  # Python reads no such number.
 _ADDRESS = re.compile(r"\b(?:https?|ftp)://\S+")
 _QUOTES = re.compile("'{2,}")
 _SWITCH = re.compile(r"__[A-Z]+__")
@@ -162,7 +163,7 @@ def plain(text: str) -> str:
   the words stay, and of headings, lists, emphasis and other tags the text.
   """
   text = _TAG.sub(" ", _without_nested(text))
-  text = html.unescape(text)
+  text = html.unescape(_NO_CHARACTER.sub("\ufffd", text))
   text = _ADDRESS.sub(" ", _OUTSIDE.sub(r"\1", text))
   text = _SWITCH.sub(" ", _QUOTES.sub("", text))
   lines = (line.strip("*#:;=| \t") for line in text.splitlines())
