@@ -384,6 +384,7 @@ def supervise(tmp_path, codes, *flags):
     ((75, 143, "s9", "s6", 0), 0, 5),
     ((75, 75, 75, 0), 75, 3),  # No checkpoint: it gives up.
     (("p1", "p2", "p3", "p4", 0), 0, 5),  # One each time.
+    (("p800", "p900", "p1000", "p1100", 0), 0, 5),  # Numbers, not text.
   ],
 )
 def test_the_supervisor_restarts_what_a_restart_mends(
@@ -392,6 +393,15 @@ def test_the_supervisor_restarts_what_a_restart_mends(
   limit = "4" if "s9" in codes else "2"
   got = supervise(tmp_path, codes, "--restarts", limit)
   assert got[:2] == (code, runs), got[2]
+
+
+def test_the_newest_checkpoint_is_the_highest_number(tmp_path):
+  for step in ("800", "900", "1000", "1100", "1200.tmp"):
+    (tmp_path / "checkpoints" / step).mkdir(parents=True)
+  said = subprocess.check_output(
+    [SCRIPTS / "worker.sh", "mark", tmp_path, "token"], text=True
+  )
+  assert said == "checkpoint=1100\n"
 
 
 def _trains(workdir):

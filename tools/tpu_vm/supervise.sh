@@ -71,7 +71,8 @@ finish() { # CODE
 
 newest() { # The run's last checkpoint; a save under way is none.
   [ -z "$progress" ] || find "$progress" -mindepth 1 -maxdepth 1 \
-    -name '[0-9]*' ! -name '*[!0-9]*' 2>/dev/null | sort | tail -n 1
+    -name '[0-9]*' ! -name '*[!0-9]*' 2>/dev/null |
+    sed 's|.*/||' | sort -n | tail -n 1
 }
 
 child="" told=""

@@ -115,7 +115,8 @@ mark() { # WORKDIR TOKEN: prints the run's newest checkpoint too.
   { mkdir -p "$1" && echo "$2" >"$1/.seen_by_all"; } ||
     die "$1 cannot be written. Is the disk or the bucket mounted? (setup.sh --mount)"
   echo "checkpoint=$(find "$1/checkpoints" -mindepth 1 -maxdepth 1 \
-    -name '[0-9]*' ! -name '*[!0-9]*' 2>/dev/null | sort | tail -n 1)"
+    -name '[0-9]*' ! -name '*[!0-9]*' 2>/dev/null |
+    sed 's|.*/||' | sort -n | tail -n 1)"
 }
 
 sees_mark() { # WORKDIR TOKEN
