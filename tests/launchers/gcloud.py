@@ -50,7 +50,7 @@ def delete_slice():
 
 
 def describe(what, flags):
-  if not state(what):
+  if not (FOLDER / what).exists():
     fail(f"ERROR: (gcloud.compute.tpus) NOT_FOUND: Resource '{what}' not found")
   print(
     {

@@ -306,6 +306,20 @@ def test_the_queue_and_a_slice_that_is_gone_are_told(cloud):
   assert "'pod' is ready" in waiting.communicate(timeout=30)[0]
 
 
+def test_a_slice_that_is_not_for_certain_gone_is_kept(cloud):
+  options = ("--recreate", "--yes", *NEEDS["run"])
+  cloud.has_slice()
+  for node, told in {"STOPPED": "STOPPED", "\n": "without a state"}.items():
+    cloud.write(node=node)
+    said = cloud("run", *WHERE, *options, code=1)
+    assert f"neither ready nor gone: its node is {told}. " in said
+    assert "another one" not in said
+  assert all(" describe " in call for call in cloud.calls())
+  for node in ("PREEMPTED", "TERMINATED", "DELETING"):
+    cloud.write(node=node)
+    assert cloud("status", *WHERE) == "pod: gone\n"
+
+
 def test_a_lost_worker_and_workdirs_that_differ_are_told(cloud, tmp_path):
   cloud.has_slice()
   for worker in range(2):

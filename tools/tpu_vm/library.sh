@@ -302,7 +302,7 @@ describe_node() { # FORMAT: prints a part of the node, NONE where there is none.
   fi
 }
 
-slice_state() { # Prints ready, starting, waiting, failed, gone or absent.
+slice_state() { # Prints ready, starting, waiting, failed, gone, absent or node=….
   local queue node
   queue=$(queue_state) || return 1
   case $queue in
@@ -325,7 +325,9 @@ slice_state() { # Prints ready, starting, waiting, failed, gone or absent.
     READY) printf ready ;;
     CREATING | STARTING | RESTARTING | REPAIRING | REIMAGING) printf starting ;;
     NONE) if [ "$queue" = NONE ]; then printf absent; else printf gone; fi ;;
-    *) printf gone ;;
+    PREEMPTED | TERMINATED | DELETING) printf gone ;;
+    # Not for certain gone: what may be there is never deleted for another one.
+    *) printf 'node=%s' "${node:-without a state}" ;;
   esac
 }
 
@@ -346,6 +348,7 @@ wait_until_ready() { # Ends the script where the slice will never be ready.
         failed) die "The request for '$NAME' failed: $(why_failed) It never starts now. Remove it (delete.sh $NAME --zone $ZONE --yes), then create it anew, perhaps smaller, in another zone or with --spot." ;;
         gone) die "'$NAME' was preempted, or is being deleted. run.sh --recreate --yes gets another one; delete.sh removes what is left." ;;
         absent) die "There is no '$NAME' in $ZONE of this project. create.sh makes it." ;;
+        node=*) die "'$NAME' is neither ready nor gone: its node is $(shown "${state#node=}"). Give the same command again in a while; a STOPPED one is started by: gcloud compute tpus tpu-vm start $NAME --zone=$ZONE. delete.sh removes it." ;;
       esac
       before=$state
     fi
