@@ -418,6 +418,46 @@ def test_the_newest_checkpoint_is_the_highest_number(tmp_path):
   assert said == "checkpoint=1100\n"
 
 
+def test_a_machine_that_goes_down_does_not_stop_the_run(tmp_path):
+  """Its SIGTERM to all processes is no `run.sh --stop`."""
+  (tmp_path / "clip_jax_venv" / "bin").mkdir(parents=True)
+  write_program(
+    tmp_path / "clip_jax_venv" / "bin" / "clip-jax",
+    "#!/bin/bash\ntrap 'exit 143' TERM\ntouch ~/began\nwhile :; do sleep 0.1; done\n",
+  )
+
+  def worker(*words):
+    return subprocess.check_output(
+      [SCRIPTS / "worker.sh", *words],
+      env=os.environ | {"HOME": str(tmp_path), "CLIP_JAX_WORKER": "0"},
+      text=True,
+    )
+
+  def wait_until(is_true):
+    end = time.monotonic() + 30
+    while not is_true():
+      assert time.monotonic() < end
+      time.sleep(0.02)
+
+  began = tmp_path / "began"
+  for told, want in (
+    ("worker", "ended code=143"),
+    ("machine", "absent code=-"),
+    ("worker", "ended code=143"),
+  ):
+    began.unlink(missing_ok=True)
+    worker("mark", tmp_path / "w", "token")
+    worker("start", tmp_path / "w", "token", "5", "--config=c.py")
+    wait_until(began.exists)
+    if told == "worker":
+      worker("stop")
+    else:
+      pid = int((tmp_path / "clip_jax_run" / "pid").read_text())
+      os.killpg(pid, signal.SIGTERM)
+      wait_until(lambda: "running" not in worker("result"))
+    assert worker("result") == f"worker=0 run={want}\n"
+
+
 def _trains(workdir):
   return (
     *(*WHERE, "--workdir", workdir, "--recreate", "--yes", "--"),
