@@ -3,8 +3,10 @@
 The folder $GCLOUD_STAND_IN holds `queue` and `node`, the states of the queued
 resource and of the slice; `type`; `calls`, a line for each call; `fail`, what
 to fail with; and worker-0, worker-1, …, the workers' home directories. A worker
-with a file `lost` in it cannot be reached. The printed texts and exit codes are
-those of gcloud 528 (googlecloudsdk/command_lib/compute/tpus/tpu_vm/ssh.py).
+with a file `lost` in it cannot be reached. `meanwhile`, a verb and a state
+directory, has delete.sh begin while that verb is under way. The printed texts
+and exit codes are those of gcloud 528
+(googlecloudsdk/command_lib/compute/tpus/tpu_vm/ssh.py).
 """
 
 import os
@@ -129,6 +131,10 @@ def main():
   if text := state("fail"):
     fail(text)
   verb = " ".join(words[:4])
+  moment, _, folder = state("meanwhile").partition(" ")
+  if moment and verb.endswith(f"queued-resources {moment}"):
+    for name in ("create", "recreating"):
+      pathlib.Path(folder, name).unlink(missing_ok=True)
   number = flags.get("--worker", "0")
   workers = range(WORKERS) if number == "all" else [int(number)]
   if verb == "compute tpus queued-resources create":

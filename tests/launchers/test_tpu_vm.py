@@ -320,6 +320,28 @@ def test_a_slice_that_is_not_for_certain_gone_is_kept(cloud):
     assert cloud("status", *WHERE) == "pod: gone\n"
 
 
+@pytest.mark.parametrize("moment", ["before", "delete", "create"])
+def test_what_the_user_deletes_is_not_created_again(cloud, moment):
+  """Whether delete.sh comes before run.sh replaces the slice, or meanwhile."""
+  cloud("create", *WHERE, "--type=v4-8", "--yes")
+  (state,) = cloud.folder.parent.glob("state/**/create")
+  state.with_name("setup").write_text("pod\n--zone\nus-east5-b\n")
+  cloud.write(queue="SUSPENDING", node="PREEMPTED")
+  running = cloud.start("run", *WHERE, "--recreate", "--yes", *NEEDS["run"])
+  assert "getting another one" in running.stdout.readline()
+  if moment == "before":
+    cloud("delete", *WHERE, "--yes")
+  else:  # What delete.sh does first, while gcloud does this.
+    cloud.write(meanwhile=f"{moment} {state.parent}", queue="SUSPENDED")
+  said = running.communicate(timeout=60)[0]
+  created = [x for x in cloud.calls() if "queued-resources create" in x]
+  assert len(created) == (2 if moment == "create" else 1)
+  assert not (cloud.folder / "queue").exists() and not state.exists()
+  told = {"before": "delete.sh was told to delete it", "delete": "was deleted"}
+  assert told.get(moment, "was deleted, not preempted") in said
+  assert running.returncode == (1 if moment == "before" else 75)
+
+
 def test_a_lost_worker_and_workdirs_that_differ_are_told(cloud, tmp_path):
   cloud.has_slice()
   for worker in range(2):
@@ -363,7 +385,13 @@ def test_a_slice_that_is_taken_away_is_replaced(cloud, tmp_path):
   # The same command with a finished run is done at once; `--stop` too.
   assert "Trained: " in cloud("run", *WHERE, *options)
   cloud("run", *WHERE, "--stop")
+  options = ("--workdir", tmp_path / "v", *options[2:])
+  running = cloud.start("run", *WHERE, *options)
+  _wait_for_step(tmp_path / "v", 2, running)
   cloud("delete", *WHERE, "--yes")
+  said = running.communicate(timeout=60)[0]
+  assert running.returncode == 75 and "was deleted, not preempted" in said
+  assert sum("queued-resources create" in x for x in cloud.calls()) == 2
   assert cloud("status", *WHERE) == "pod: absent\n"
 
 
@@ -423,7 +451,8 @@ def test_a_machine_that_goes_down_does_not_stop_the_run(tmp_path):
   (tmp_path / "clip_jax_venv" / "bin").mkdir(parents=True)
   write_program(
     tmp_path / "clip_jax_venv" / "bin" / "clip-jax",
-    "#!/bin/bash\ntrap 'exit 143' TERM\ntouch ~/began\nwhile :; do sleep 0.1; done\n",
+    "#!/bin/bash\ntrap 'exit 143' TERM\ntouch ~/began\n"
+    "while :; do sleep 0.1; done\n",
   )
 
   def worker(*words):

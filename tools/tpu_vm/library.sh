@@ -331,6 +331,19 @@ slice_state() { # Prints ready, starting, waiting, failed, gone, absent or node=
   esac
 }
 
+delete_slice() { # Ends the script where there is nothing to delete.
+  local queue node
+  queue=$(queue_state) || explain $?
+  if [ "$queue" != NONE ]; then
+    or_explain compute tpus queued-resources delete "$NAME" --force --quiet
+  else # Made by hand, without a queue.
+    node=$(describe_node "value(state)") || explain $?
+    [ "$node" != NONE ] ||
+      die "There is no '$NAME' in $ZONE of this project: nothing to delete, and nothing is billed for it."
+    or_explain compute tpus tpu-vm delete "$NAME" --quiet
+  fi
+}
+
 why_failed() { # Prints what Google says of a queued resource that failed.
   query compute tpus queued-resources describe "$NAME" \
     "--format=value(state.failedData.error.message)" || true
