@@ -1,11 +1,11 @@
 """Stands in for gcloud: a slice whose workers are folders and processes here.
 
 The folder $GCLOUD_STAND_IN holds `queue` and `node`, the states of the queued
-resource and of the slice; `type`; `calls`, a line for each call; `fail`, what
-to fail with; and worker-0, worker-1, …, the workers' home directories. A worker
-with a file `lost` in it cannot be reached. `meanwhile`, a verb and a state
-directory, has delete.sh begin while that verb is under way. The printed texts
-and exit codes are those of gcloud 528
+resource and of the slice; `type`; `project`, gcloud's own; `calls`, a line for
+each call; `fail`, what to fail with; and worker-0, worker-1, …, the workers' home
+directories. A worker with a file `lost` in it cannot be reached. `meanwhile`, a
+verb and a state directory, has delete.sh begin while that verb is under way. The
+printed texts and exit codes are those of gcloud 528
 (googlecloudsdk/command_lib/compute/tpus/tpu_vm/ssh.py).
 """
 
@@ -132,6 +132,9 @@ def main():
     fail(text)
   verb = " ".join(words[:4])
   moment, _, folder = state("meanwhile").partition(" ")
+  if words == ["config", "get-value", "project"]:
+    print(state("project") or "my-own-project")
+    return
   if moment and verb.endswith(f"queued-resources {moment}"):
     for name in ("create", "recreating"):
       pathlib.Path(folder, name).unlink(missing_ok=True)

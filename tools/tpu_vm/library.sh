@@ -110,8 +110,6 @@ parse() { # VALUES SWITCHES ARGUMENTS...: the tables hold FLAG=VARIABLE.
   check --zone "$ZONE" '^[a-z]+-[a-z]+[0-9]+-[a-z0-9]+$' "us-east5-b"
   [ -z "$PROJECT" ] || check --project "$PROJECT" \
     '^([a-z0-9.-]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]$' "my-project-1"
-  STATE_DIRECTORY=${XDG_STATE_HOME:-$HOME/.local/state}/clip_jax/tpu_vm
-  STATE_DIRECTORY=$STATE_DIRECTORY/$ZONE.$NAME
 }
 
 check() { # WHAT VALUE PATTERN EXAMPLE
@@ -171,9 +169,19 @@ check_type() { # TYPE
 SAID=$(mktemp "${TMPDIR:-/tmp}/clip_jax_said.XXXXXX") # What it wrote to stderr.
 trap 'rm -f "$SAID"' EXIT
 
-needs_gcloud() {
-  [ -n "$DRY_RUN" ] || command -v gcloud >/dev/null || die \
-    "gcloud is not installed, or not on PATH: https://cloud.google.com/sdk/docs/install tells how to get it. --dry-run works without it."
+needs_gcloud() { # Finds the project, and sets STATE_DIRECTORY, the slice's own.
+  local project=${PROJECT:-${CLOUDSDK_CORE_PROJECT:-}}
+  if [ -z "$DRY_RUN" ]; then
+    command -v gcloud >/dev/null || die \
+      "gcloud is not installed, or not on PATH: https://cloud.google.com/sdk/docs/install tells how to get it. --dry-run works without it."
+    [ -n "$project" ] || project=$(
+      gcloud config get-value project --quiet 2>/dev/null </dev/null
+    ) || project=""
+    # For scripts that this one calls too, whatever gcloud's own becomes.
+    [ -z "$project" ] || export CLOUDSDK_CORE_PROJECT="$project"
+  fi
+  STATE_DIRECTORY=${XDG_STATE_HOME:-$HOME/.local/state}/clip_jax/tpu_vm
+  STATE_DIRECTORY=$STATE_DIRECTORY/${project:-PROJECT}/$ZONE.$NAME
 }
 
 cloud() { # WORDS...: runs gcloud in the zone, or prints how it would be run.
