@@ -185,7 +185,7 @@ def open_folder(
     )
   if layout is None:
     layout = _decide(root, images, texts, account.notes, within=within)
-  splits = _note_splits(path, images, layout)
+  splits = [*_note_splits(path, images, layout)]
   account.notes.extend(splits)
   if layout == "captions":
     return CaptionFolder(
