@@ -2,10 +2,10 @@
 
 The folder $GCLOUD_STAND_IN holds `queue` and `node`, the states of the queued
 resource and of the slice; `type`; `project`, gcloud's own; `calls`, a line for
-each call; `fail`, what to fail with; and worker-0, worker-1, …, the workers' home
-directories. A worker with a file `lost` in it cannot be reached. `meanwhile`, a
-verb and a state directory, has delete.sh begin while that verb is under way. The
-printed texts and exit codes are those of gcloud 528
+each call; `fail`, what to fail with; and worker-0, worker-1, …, the workers'
+home directories. A worker with a file `lost` in it cannot be reached.
+`meanwhile`, a verb and a state directory, has delete.sh begin while that verb
+is under way. The printed texts and exit codes are those of gcloud 528
 (googlecloudsdk/command_lib/compute/tpus/tpu_vm/ssh.py).
 """
 
