@@ -342,6 +342,36 @@ def test_scores_are_computed_once_whatever_the_threshold(
   assert set(model.batches) == {32}
 
 
+class Ramp(Model):
+  """Of each red value another score: the more red, the lower."""
+
+  def embed_images(self, images):
+    self.batches.append(len(images))
+    angles = images[:, 0, 0, 0] / 255
+    return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+
+  def embed_texts(self, texts):
+    return np.tile(np.array([[1, 0]], np.float32), (len(texts), 1))
+
+
+def _ramp(sides):
+  """Returns pairs of images of these sides, each redder than the last."""
+  return Source(
+    [
+      record_lib.Record(_png(side, side, (10 * i, 0, 0)), ("a",), f"k{i:02d}x")
+      for i, side in enumerate(sides)
+    ]
+  )
+
+
+def test_a_share_is_taken_as_it_was_written(tmp_path):
+  assert 0.28 * 25 > 7  # As floats have it.
+  found = filtering.filter_pairs(
+    _ramp([2] * 25), tmp_path / "o", rules.Rules(keep_share=0.28), model=Ramp()
+  )
+  assert found["kept"] == 7
+
+
 def test_an_image_that_decoding_shows_to_be_bad_is_counted(tmp_path):
   whole = _png(30, 30, (1, 2, 3))
   source = Source(
@@ -382,6 +412,8 @@ def test_shares_of_characters():
     ({"max_digits": 1.2}, "from 0 to 1"),
     ({"min_score": float("nan")}, "must be a number"),
     ({"keep_share": "half"}, "from 0 to 1; got 'half'"),
+    ({"min_side": 10**400}, "min_side must be"),
+    ({"min_score": -(10**400)}, "min_score must be"),
     ({"languages": [3]}, "must be texts"),
     ({"min_score": 0.2, "keep_share": 0.3}, "one of the two"),
     ({"min_side": 9, "max_side": 8}, "nothing passes"),
@@ -411,6 +443,7 @@ def test_rules_come_from_a_file_and_flags_win(tmp_path):
     ("a.toml", "min_word = 3", "Did you mean 'min_words'"),
     ("a.toml", "min_words = ", "not valid TOML"),
     ("a.toml", b"\xff", "not valid TOML"),
+    ("a.toml", f"min_words = {'1' * 5000}", "not valid TOML"),
     ("a.json", "[1]", "JSON object"),
     ("a.txt", "min_words = 3", "must end in .toml or .json"),
   ]:

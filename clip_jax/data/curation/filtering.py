@@ -5,6 +5,7 @@ first rule that it breaks, in the order of `rules.Rules`.
 """
 
 import dataclasses
+import fractions
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -228,7 +229,8 @@ def _score(
   threshold, name = rules.min_score, "min_score"
   if rules.keep_share is not None:
     name = "keep_share"
-    count = math.ceil(rules.keep_share * len(best))
+    # The share as it was written: 0.07 of 100 is 7, as a float a bit more.
+    count = math.ceil(fractions.Fraction(str(rules.keep_share)) * len(best))
     # Equal scores stay together, so that no order decides.
     threshold = float(np.sort(best)[-count]) if count else math.inf
   assert threshold is not None
