@@ -372,6 +372,29 @@ def test_a_share_is_taken_as_it_was_written(tmp_path):
   assert found["kept"] == 7
 
 
+def test_scores_of_other_pairs_are_not_taken(tmp_path, monkeypatch):
+  source = _ramp([16, 2, 2] * 4)
+  limits = [preprocess.Limits(max_pixels=n) for n in (100, 1000)]
+
+  def run(name, limits):
+    return filtering.filter_pairs(
+      source,
+      tmp_path / name,
+      rules.Rules(min_score=0.9),
+      model=Ramp(),
+      limits=limits,
+    )
+
+  def stop(*_, **__):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    patched.setattr(prepare, "prepare", stop)
+    run("o", limits[0])  # All is scored, and nothing is written.
+  assert run("o", limits[1]) == run("fresh", limits[1])
+  assert _content(tmp_path / "o") == _content(tmp_path / "fresh")
+
+
 def test_an_image_that_decoding_shows_to_be_bad_is_counted(tmp_path):
   whole = _png(30, 30, (1, 2, 3))
   source = Source(

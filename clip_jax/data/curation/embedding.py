@@ -112,6 +112,7 @@ def measured(
   about = (
     *(sorted(columns), sorted(ragged), batch_size),
     *(source.fingerprint, model.fingerprint),
+    model.needed_preprocess().limits.max_pixels,
   )
   shelf = findings.Shelf(keep, hashlib.sha256(repr(about).encode()).digest())
   pairs = len(source)

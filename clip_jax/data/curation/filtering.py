@@ -6,6 +6,7 @@ first rule that it breaks, in the order of `rules.Rules`.
 
 import dataclasses
 import fractions
+import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -66,6 +67,11 @@ class _Decisions:
     lengths = self.found.lengths["stays"][slots]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     return views.Chosen(source, slots, starts, stays, *how)
+
+  def digest(self) -> str:
+    """Returns a digest of which pairs and captions `view` has."""
+    both = np.packbits(self.kept).tobytes() + np.packbits(self.stays).tobytes()
+    return hashlib.sha256(both).hexdigest()
 
   def dropped(self) -> dict[str, int]:
     """Returns the number of pairs by what drops them, in order."""
@@ -152,7 +158,7 @@ def filter_pairs(
     scored, beside = {}, {}
     if model is not None and decided.kept.any():
       measured = embedding.scores(
-        decided.view(source, *how),
+        decided.view(source, *how, decided.digest()),
         model,
         keep=partial / prepare.FOUND,
         batch_size=batch_size,
