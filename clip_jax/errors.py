@@ -70,6 +70,14 @@ def nearest(
   )
 
 
+def not_finite(key: str) -> UserError:
+  """Returns the error for a record whose embedding is not finite."""
+  return UserError(
+    f"The embedding of {key!r:.200} is not finite; the model is damaged or its "
+    "training diverged. Use an earlier checkpoint."
+  )
+
+
 def check_local(what: str, path: object) -> None:
   """Raises UserError if `path` is a network address such as gs://…"""
   if "://" in str(path):

@@ -143,10 +143,7 @@ class Builder:
     assert embeds.ndim == 2 and len(embeds) == len(records), embeds.shape
     if not np.all(np.isfinite(embeds)):
       row = int(np.flatnonzero(~np.isfinite(embeds).all(axis=1))[0])
-      raise errors.UserError(
-        f"The embedding of {records[row][0]!r} is not finite; the model is "
-        "damaged or its training diverged. Use an earlier checkpoint."
-      )
+      raise errors.not_finite(records[row][0])
     if not self.rows:
       self._embed_dim = embeds.shape[1]
       self._write_header()

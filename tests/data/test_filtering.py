@@ -395,6 +395,22 @@ def test_scores_of_other_pairs_are_not_taken(tmp_path, monkeypatch):
   assert _content(tmp_path / "o") == _content(tmp_path / "fresh")
 
 
+@pytest.mark.parametrize("what", ["images", "texts"])
+def test_a_model_that_gives_no_numbers_is_refused(what, tmp_path, monkeypatch):
+  source, real = _ramp([2] * 4), getattr(Ramp, f"embed_{what}")
+
+  def embed(model, given):
+    embeds = real(model, given)
+    embeds[2] = np.nan
+    return embeds
+
+  monkeypatch.setattr(Ramp, f"embed_{what}", embed)
+  with pytest.raises(errors.UserError, match="'k02x' is not finite"):
+    filtering.filter_pairs(
+      source, tmp_path / "o", rules.Rules(keep_share=0.5), model=Ramp()
+    )
+
+
 def test_an_image_that_decoding_shows_to_be_bad_is_counted(tmp_path):
   whole = _png(30, 30, (1, 2, 3))
   source = Source(
