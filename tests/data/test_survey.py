@@ -3,6 +3,7 @@
 import concurrent.futures
 import importlib.metadata
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -166,6 +167,23 @@ def test_parts_that_overlap_count_once(source, want, tmp_path):
   for start, stop in [(10, 40), (30, 60), (70, 71), (60, 90), (100, 150)]:
     shelf.put(job.run(start, stop))
   assert _rows(survey.survey(source, Examine(), keep=tmp_path)) == want
+
+
+def test_two_machines_may_write_the_same_part(source, tmp_path, monkeypatch):
+  job = survey.Job(source, Examine())
+  shelf = findings.Shelf(tmp_path, job.digest())
+  written, real = [], os.replace
+
+  def replace(partial, path):
+    written.append(partial)
+    if len(written) == 1:
+      shelf.put(job.run(0, 5))  # Of a process of the same number.
+    real(partial, path)
+
+  monkeypatch.setattr(os, "replace", replace)
+  shelf.put(job.run(0, 5))
+  assert len({*written}) == 2
+  assert len(shelf.parts(150)) == 1
 
 
 def test_ranges_that_no_part_has(source):

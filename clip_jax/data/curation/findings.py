@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax import whole_files
+
 _SUFFIX = ".found"
 _GOOD = -1
 
@@ -152,10 +154,9 @@ class Shelf:
       **arrays,
     )
     name = f"{self._digest.hex()[:12]}-{found.start}-{found.stop}"
-    partial = self._directory / f"{name}.{os.getpid()}.partial"
     data = payload.getvalue()
-    partial.write_bytes(self._sealed(data) + data)
-    os.replace(partial, self._directory / (name + _SUFFIX))
+    path = self._directory / (name + _SUFFIX)
+    whole_files.write(path, self._sealed(data) + data)
 
   def _sealed(self, data: bytes) -> bytes:
     return hashlib.sha256(self._digest + data).digest()
