@@ -68,7 +68,7 @@ def prepare(
   Raises:
     UserError: `out` holds something else, or is being written right now.
   """
-  errors.check_local("OUT", out)
+  errors.check_out(out)
   out = pathlib.Path(out).expanduser()
   made = existing(out, source.fingerprint, limits, drop_bad=drop_bad)
   if made is not None:

@@ -10,6 +10,7 @@ import pytest
 
 from clip_jax import cli, errors
 from clip_jax.data import prepare, sources
+from clip_jax.data.curation import making
 from clip_jax.data.sources import array_record
 
 
@@ -100,6 +101,16 @@ def test_the_copy_appears_complete_or_not_at_all(mixed, tmp_path):
     "00000.array_record",
     "dataset.json",
   ]
+
+
+@pytest.mark.parametrize("out", [".", "", "./", "/", "..", "x/..", "~/.."])
+def test_a_place_without_a_name_is_refused(out, mixed, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(errors.UserError, match="no name of its own"):
+    prepare.prepare(mixed, out)
+  with pytest.raises(errors.UserError, match="no name of its own"):
+    making.make([], out, making.Rule())
+  assert os.listdir(tmp_path) == []
 
 
 def test_two_processes_do_not_write_the_same_copy(mixed, tmp_path):

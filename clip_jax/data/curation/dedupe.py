@@ -183,7 +183,7 @@ def dedupe(
   Raises:
     UserError: `out` holds something else, or nothing stays or is compared.
   """
-  errors.check_local("OUT", out)
+  errors.check_out(out)
   out, work = pathlib.Path(out).expanduser(), work or Work()
   _check(rule)
   how = (

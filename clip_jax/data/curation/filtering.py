@@ -130,7 +130,7 @@ def filter_pairs(
     UserError: `out` holds something else, no pair stays, or rules and model do
       not go together.
   """
-  errors.check_local("OUT", out)
+  errors.check_out(out)
   _check(rules, model)
   how = (
     *("filter", sorted(rules.given().items())),
