@@ -215,8 +215,7 @@ def in_processes(
       except concurrent.futures.process.BrokenProcessPool:
         raise prepare.Interrupted(
           "A process that read the data was killed, perhaps for its memory; "
-          "give fewer workers. Nothing was written, but what was found is "
-          "kept: the same command goes on from there."
+          "give fewer workers. Nothing was written."
         ) from None
       except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
