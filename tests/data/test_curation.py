@@ -179,9 +179,7 @@ def test_order_and_processes_change_nothing(pairs, tmp_path):
   assert sorted(_keys(tmp_path / "shuffled")) == _keys(tmp_path / "1")
 
 
-def test_an_interrupted_run_goes_on_and_so_does_a_failed_one(
-  pairs, tmp_path
-):
+def test_an_interrupted_run_goes_on_and_so_does_a_failed_one(pairs, tmp_path):
   names, texts, image = pairs
   source = Pairs(names, texts, image)
   rule = curate.Rule(queries.Queries(WORDS), max_per_query=25)

@@ -224,6 +224,32 @@ def test_at_most_so_many_ranges_wait():
   assert begun == list(range(20))
 
 
+def test_what_workers_put_elsewhere_is_not_read_again_in_silence(
+  source, want, tmp_path
+):
+  reached = [50, 150]
+
+  def fill(job, todo, shelf, on_record):
+    for start, stop in todo:
+      shelf.put(job.run(start, min(stop, reached[0])))
+
+  examine = Examine()
+  with pytest.raises(prepare.Interrupted, match="in 100 of 150 records"):
+    survey.survey(source, examine, keep=tmp_path, fill=fill)
+  assert len(examine.seen) < 50
+  del reached[0]
+  found = survey.survey(source, examine, keep=tmp_path, fill=fill)
+  assert _rows(found) == want
+  assert len(examine.seen) == len(want)
+
+
+def test_a_pipeline_that_ended_otherwise_has_failed():
+  for state in (None, "DONE"):
+    beam_runner._check_done(state)
+  with pytest.raises(RuntimeError, match="FAILED"):
+    beam_runner._check_done("FAILED")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # Of Beam's own dependencies.
 def test_beam_finds_the_same_as_this_process(pairs, tmp_path):
@@ -240,7 +266,7 @@ def test_beam_finds_the_same_as_this_process(pairs, tmp_path):
   )
   assert one == other
   fill = beam_runner.fill(["--runner=NoSuchRunner"])
-  with pytest.raises(errors.UserError, match="NoSuchRunner"):
+  with pytest.raises(prepare.Interrupted, match="NoSuchRunner"):
     filtering.filter_pairs(opened, tmp_path / "none", limits, fill=fill)
 
 

@@ -133,9 +133,9 @@ class Shelf:
       directory: for such files only; several jobs may share it.
       digest: of what the answers depend on; files of others are passed over.
     """
-    self._directory = pathlib.Path(directory)
+    self.directory = pathlib.Path(directory)
     self._digest = digest
-    self._directory.mkdir(parents=True, exist_ok=True)
+    self.directory.mkdir(parents=True, exist_ok=True)
 
   def put(self, found: Found) -> None:
     """Writes a file, whole or not at all."""
@@ -155,7 +155,7 @@ class Shelf:
     )
     name = f"{self._digest.hex()[:12]}-{found.start}-{found.stop}"
     data = payload.getvalue()
-    path = self._directory / (name + _SUFFIX)
+    path = self.directory / (name + _SUFFIX)
     whole_files.write(path, self._sealed(data) + data)
 
   def _sealed(self, data: bytes) -> bytes:
@@ -168,7 +168,7 @@ class Shelf:
 
   def _files(self) -> list[pathlib.Path]:
     mine = f"{self._digest.hex()[:12]}-*-*{_SUFFIX}"
-    return sorted(self._directory.glob(mine))
+    return sorted(self.directory.glob(mine))
 
   def parts(self, slots: int) -> list[Found]:
     """Returns what is there, in order; damaged and foreign files are not.
