@@ -1,8 +1,8 @@
 """Writing an index: row by row, seen by readers only when it is whole.
 
-What a build that was stopped has written stays in its directory, hidden, with a
-journal of how far it is good. The same build goes on from there; another one
-removes it when it ends.
+What a build that was stopped or has failed has written stays in its directory,
+hidden, with a journal of how far it is good. The same build goes on from there;
+another one removes it when it ends.
 """
 
 import collections
@@ -34,7 +34,8 @@ _JOURNAL = "journal"
 class Builder:
   """Writes an index row by row: a context manager that commits at its end.
 
-  Leaving it by an exception leaves the directory as it was.
+  Leaving it by an exception leaves the directory as it was, but for what a
+  build that goes on has kept.
   """
 
   def __init__(
@@ -80,6 +81,7 @@ class Builder:
         self._embeds = stack.enter_context(_partial_file(self.directory))
         self._records = stack.enter_context(_partial_file(self.directory))
       else:
+        self._hold.keep(self._name)  # Until it is done, whatever happens.
         self._begin_or_go_on(stack, self._name)
       self._stack = stack.pop_all()
     return self
@@ -128,8 +130,7 @@ class Builder:
     with self._stack:
       if kind is None:
         self._commit()
-      elif self._name is not None and not issubclass(kind, Exception):
-        self._hold.keep(self._name)  # It was stopped: Ctrl-C, SIGTERM.
+        self._hold.keep("")
 
   def add(
     self, embeds: np.ndarray, records: list[tuple[str, tuple[str, ...]]]
@@ -142,6 +143,7 @@ class Builder:
     embeds = np.asarray(embeds)
     assert embeds.ndim == 2 and len(embeds) == len(records), embeds.shape
     if not np.all(np.isfinite(embeds)):
+      self._hold.keep("")  # It would be so again.
       row = int(np.flatnonzero(~np.isfinite(embeds).all(axis=1))[0])
       raise errors.not_finite(records[row][0])
     if not self.rows:
@@ -173,9 +175,10 @@ class Builder:
     self._write_header()
     size = self.rows * self._embed_dim * self.dtype.itemsize
     assert self._embeds.tell() + size == end, (self._embeds.tell(), size, end)
+    # All that takes space comes before the files lose the names to go on from.
     files = {
-      "embeddings": self._keep(self._embeds, "embeddings-{}.npy"),
-      "records": self._keep(self._records, "records-{}.jsonl"),
+      "embeddings": _entry(self._embeds, "embeddings-{}.npy"),
+      "records": _entry(self._records, "records-{}.jsonl"),
     }
     self.meta = {
       "format": layout.FORMAT,
@@ -186,21 +189,25 @@ class Builder:
       "files": files,
       **self.facts,
     }
-    _sync_directory(self.directory)
     with _partial_file(self.directory) as file:
       file.write((json.dumps(self.meta, indent=2) + "\n").encode())
       _sync(file)
+      for part, whole in (
+        ("embeddings", self._embeds),
+        ("records", self._records),
+      ):
+        os.replace(whole.name, self.directory / files[part]["name"])
+      _sync_directory(self.directory)
       os.replace(file.name, self.directory / layout.META)
     _sync_directory(self.directory)
 
-  def _keep(self, file: io.BufferedRandom, pattern: str) -> dict[str, Any]:
-    """Renames a finished file; returns its entry in the meta, with checksum."""
-    _sync(file)
-    digest = layout.sha256(file)
-    name = pattern.format(digest[:16])
-    os.replace(file.name, self.directory / name)
-    size = (self.directory / name).stat().st_size
-    return {"name": name, "bytes": size, "sha256": digest}
+
+def _entry(file: io.BufferedRandom, pattern: str) -> dict[str, Any]:
+  """Returns the entry of a finished file in the meta, with its checksum."""
+  _sync(file)
+  digest = layout.sha256(file)
+  size = os.fstat(file.fileno()).st_size
+  return {"name": pattern.format(digest[:16]), "bytes": size, "sha256": digest}
 
 
 def _open_to_go_on(path: pathlib.Path) -> io.BufferedRandom:
@@ -278,7 +285,7 @@ class _Hold:
     self._kept = ""
 
   def keep(self, prefix: str) -> None:
-    """Lets files whose names begin so stay."""
+    """Lets files whose names begin so stay, if a journal is among them."""
     self._kept = prefix
 
   def __enter__(self) -> "_Hold":
@@ -292,7 +299,8 @@ class _Hold:
         os.close(self._descriptor)
 
   def __exit__(self, *_: Any) -> None:
-    _clean(self._directory, self._kept)
+    journal = self._directory / f"{self._kept}-{_JOURNAL}"
+    _clean(self._directory, self._kept if journal.is_file() else "")
     with contextlib.suppress(OSError):
       self._directory.rmdir()  # Only where nothing was written.
     os.close(self._descriptor)
