@@ -7,7 +7,6 @@ another one removes it when it ends.
 
 import collections
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -22,13 +21,12 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors, json_text, names, regular_files
-from clip_jax.search import layout
+from clip_jax.search import holding, layout
 
 _LOGGER = logging.getLogger(__name__)
 
 SECONDS_TO_KEEP = 10.0  # Work that a kill undoes, at most.
 _PARTIAL = ".partial-"
-_JOURNAL = "journal"
 
 
 class Builder:
@@ -74,9 +72,9 @@ class Builder:
     self._stack = contextlib.ExitStack()
 
   def __enter__(self) -> "Builder":
-    check_replaceable(self.directory)
+    holding.check_replaceable(self.directory)
     with self._stack as stack:
-      self._hold = stack.enter_context(_Hold(self.directory))
+      self._hold = stack.enter_context(holding.Hold(self.directory))
       if self._name is None:
         self._embeds = stack.enter_context(_partial_file(self.directory))
         self._records = stack.enter_context(_partial_file(self.directory))
@@ -92,7 +90,7 @@ class Builder:
       stack.enter_context(_open_to_go_on(self.directory / f"{name}-{part}"))
       for part in layout.PARTS
     ]
-    journal = _read_journal(self.directory / f"{name}-{_JOURNAL}")
+    journal = _read_journal(self.directory / f"{name}-{holding.JOURNAL}")
     sizes = [journal.get(part, 0) for part in layout.PARTS]
     ends = [file.seek(0, os.SEEK_END) for file in files]
     if any(end < size for end, size in zip(ends, sizes, strict=True)):
@@ -124,7 +122,7 @@ class Builder:
     with _partial_file(self.directory) as file:
       file.write(json.dumps(journal).encode())
       _sync(file)
-      os.replace(file.name, self.directory / f"{self._name}-{_JOURNAL}")
+      os.replace(file.name, self.directory / f"{self._name}-{holding.JOURNAL}")
 
   def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
     with self._stack:
@@ -240,87 +238,6 @@ def _read_journal(path: pathlib.Path) -> dict[str, Any]:
   return journal if good else {}
 
 
-def check_replaceable(directory: str | os.PathLike) -> None:
-  """Raises UserError if `directory` holds anything but an index."""
-  errors.check_local("The index", directory)
-  directory = pathlib.Path(directory)
-  if directory.exists() and not directory.is_dir():
-    raise errors.UserError(f"{directory} is a file; name a new directory.")
-  if not directory.is_dir():
-    return
-  others = sorted(
-    entry.name for entry in directory.iterdir() if not layout.is_own(entry.name)
-  )
-  if others:
-    raise errors.UserError(
-      f"{directory} is no index (it holds {', '.join(others[:3])}) and is left "
-      "alone; name a new directory, or an index to replace."
-    )
-  meta = directory / layout.META
-  # A damaged index may be replaced; anybody else's meta.json may not.
-  if os.path.lexists(meta) and not _is_of_index(meta):
-    raise errors.UserError(
-      f"{meta} is not of an index and is left alone; name a new directory."
-    )
-
-
-def _is_of_index(meta: pathlib.Path) -> bool:
-  """Returns whether it is a file that says that it is of an index."""
-  try:
-    content = regular_files.read_regular(meta, limit=layout.MOST_META_BYTES)
-  except (OSError, regular_files.NotRegularError):
-    return False
-  return layout.FORMAT.encode() in content
-
-
-class _Hold:
-  """Makes and locks the directory; removes leftovers at the end.
-
-  The lock is on the directory itself: it leaves no file, and the system lets
-  go of it when the process dies, in whatever way.
-  """
-
-  def __init__(self, directory: pathlib.Path):
-    self._directory = directory
-    self._kept = ""
-
-  def keep(self, prefix: str) -> None:
-    """Lets files whose names begin so stay, if a journal is among them."""
-    self._kept = prefix
-
-  def __enter__(self) -> "_Hold":
-    while True:
-      self._directory.mkdir(parents=True, exist_ok=True)
-      # Another may just have removed it.
-      with contextlib.suppress(FileNotFoundError):
-        self._descriptor = os.open(self._directory, os.O_RDONLY)
-        if _lock(self._descriptor, self._directory):
-          return self
-        os.close(self._descriptor)
-
-  def __exit__(self, *_: Any) -> None:
-    journal = self._directory / f"{self._kept}-{_JOURNAL}"
-    _clean(self._directory, self._kept if journal.is_file() else "")
-    with contextlib.suppress(OSError):
-      self._directory.rmdir()  # Only where nothing was written.
-    os.close(self._descriptor)
-
-
-def _lock(descriptor: int, directory: pathlib.Path) -> bool:
-  """Locks the directory; returns whether it is still the one at its path."""
-  try:
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    os.close(descriptor)
-    raise errors.UserError(
-      f"Another `clip-jax embed` is writing {directory}. Wait for its end or "
-      "stop it, or name another directory."
-    ) from None
-  except OSError as error:  # Some mounted buckets have no locks.
-    _LOGGER.warning("%s cannot be locked: %s", directory, error.strerror)
-  return os.path.samestat(os.fstat(descriptor), os.stat(directory))
-
-
 @contextlib.contextmanager
 def _partial_file(directory: pathlib.Path) -> Iterator[io.BufferedRandom]:
   """Opens a new file, which is removed at the end unless it was renamed."""
@@ -343,28 +260,6 @@ def _sync_directory(directory: pathlib.Path) -> None:
     os.fsync(descriptor)
   finally:
     os.close(descriptor)
-
-
-def _clean(directory: pathlib.Path, kept: str) -> None:
-  """Removes files that `meta.json` does not name, left by other builds.
-
-  Args:
-    directory: of the index.
-    kept: what the names of those that stay begin with; empty for none.
-  """
-  try:
-    files = layout.read_meta(directory)["files"]
-  except errors.UserError:
-    files = {}
-  keep = {
-    layout.META,
-    *(files[part]["name"] for part in files if part in layout.PARTS),
-  }
-  for entry in directory.iterdir():
-    if kept and entry.name.startswith(kept):
-      continue
-    if entry.name not in keep and layout.is_own(entry.name):
-      entry.unlink(missing_ok=True)
 
 
 def build(
