@@ -15,7 +15,7 @@ import numpy as np
 from clip_jax import errors, json_text
 from clip_jax.data import prepare
 from clip_jax.data import record as record_lib
-from clip_jax.data.curation import likeness, linking
+from clip_jax.data.curation import findings, likeness, linking
 from clip_jax.data.sources import views
 
 DUPLICATES = "duplicates.tsv"
@@ -91,13 +91,8 @@ def dedupe(
       )
     links, groups, largest = linking.duplicates(pairs, rule)
     tables[DUPLICATES] = links.table("key\tkept\tkind\tdistance", pairs, pairs)
-    near = overlap["pairs"] if overlap else 0
     said = {
-      "pairs": len(pairs),
-      "kept": int(pairs.left.sum()),
-      "dropped": pairs.found.bad()
-      | ({"overlap": near} if near else {})
-      | links.counts(),
+      **_summary(pairs, links, overlap),
       "groups": groups,
       "largest_group": largest,
       "overlap": overlap,
@@ -113,6 +108,18 @@ def dedupe(
     else:
       _write(pairs, how, out, address, work, said, tables, partial)
   return said | {"written": True}
+
+
+def _summary(
+  pairs: linking.Set, links: linking.Links, overlap: dict[str, Any] | None
+) -> dict[str, Any]:
+  near = overlap["pairs"] if overlap else 0
+  dropped = {"overlap": near} if near else {}
+  return {
+    "pairs": len(pairs),
+    "kept": int(pairs.left.sum()),
+    "dropped": pairs.found.bad() | dropped | links.counts(),
+  }
 
 
 def _check(rule: likeness.Rule) -> None:
@@ -142,12 +149,7 @@ def _made(
 
 def _write(pairs, how, out, address, work, said, tables, partial) -> None:
   if not pairs.left.any():
-    error = errors.UserError(
-      f"None of the {len(pairs)} pairs stays; dropped: "
-      f"{', '.join(f'{n} {why}' for why, n in said['dropped'].items())}."
-    )
-    error.payload = said
-    raise error
+    raise findings.none_stays(said)
   prepare.prepare(
     views.Part(pairs.source, np.flatnonzero(pairs.left), *how),
     out,

@@ -168,12 +168,7 @@ def filter_pairs(
       scored, beside = _score(decided, measured, rules)
     said = _summary(decided, rules, scored)
     if not said["kept"]:
-      error = errors.UserError(
-        f"None of the {said['pairs']} pairs stays; dropped: "
-        f"{', '.join(f'{n} {why}' for why, n in said['dropped'].items())}."
-      )
-      error.payload = said
-      raise error
+      raise findings.none_stays(said)
     prepare.prepare(
       decided.view(source, *how),
       out,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import whole_files
+from clip_jax import errors, whole_files
 
 _SUFFIX = ".found"
 _GOOD = -1
@@ -211,6 +211,16 @@ def _unpacked(data: bytes) -> Found:
     reasons=reasons,
     words=words,
   )
+
+
+def none_stays(said: Mapping[str, Any]) -> errors.UserError:
+  """Returns the error where all `pairs` are `dropped`, as `said` has them."""
+  dropped = ", ".join(f"{n} {why}" for why, n in said["dropped"].items())
+  error = errors.UserError(
+    f"None of the {said['pairs']} pairs stays; dropped: {dropped}."
+  )
+  error.payload = said
+  return error
 
 
 def gaps(
