@@ -13,7 +13,13 @@ from clip_jax import errors, host_memory, loading, preprocess, terminal
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.cli import verb
 from clip_jax.data import account, sources
-from clip_jax.data.curation import beam_runner, filtering, likeness, survey
+from clip_jax.data.curation import (
+  beam_runner,
+  filtering,
+  likeness,
+  linking,
+  survey,
+)
 from clip_jax.data.curation import dedupe as dedupe_lib
 from clip_jax.data.curation import rules as rules_lib
 from clip_jax.search import clusters
@@ -160,7 +166,7 @@ def dedupe(arguments: argparse.Namespace) -> verb.Answer:
       against=against,
       report_only=arguments.report_only,
       address=arguments.data,
-      work=dedupe_lib.Work(
+      work=linking.Work(
         workers=arguments.workers,
         batch_size=arguments.batch_size,
         threads=arguments.threads,
