@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.app import limits
+from clip_jax.app import hosts, limits
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -34,7 +34,6 @@ _POST = re.compile(
   rf"{_UPLOAD}|/gradio_api/(queue/join|reset|cancel)", re.ASCII
 )
 _PICTURE = re.compile(r"/pictures/([0-9]{1,12})", re.ASCII)
-_LOCAL = ("localhost", "127.0.0.1", "::1")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 _LONGEST_PART = 255  # Of a path: no file has a longer name.
 _DEEPEST = 20  # Levels of a JSON value.
@@ -102,10 +101,8 @@ class Guard:
   def _check_sender(self, headers: Mapping[str, str]) -> None:
     """Refuses other names of this server, other pages, and wrong passwords."""
     host = headers.get("host", "")
-    name = _name(host)
-    open_to_all = self.host in ("", "0.0.0.0", "::")
     # A name that leads here, of a page elsewhere that means to read this one.
-    if not (self.password or open_to_all or name in (*_LOCAL, self.host)):
+    if not (self.password or hosts.is_ours(host, self.host)):
       raise _Refused(421, "This name is not of this page; ask its address.")
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2] != host:
@@ -214,13 +211,6 @@ def _path(scope: Scope) -> str:
   if not plain or not fits or {".", ".."} & set(parts):
     raise _Refused(404, "There is nothing here.")
   return path
-
-
-def _name(host: str) -> str:
-  """Returns the name in a Host header, without the port."""
-  if host.startswith("["):
-    return host[1:].partition("]")[0]
-  return host.partition(":")[0].lower()
 
 
 def _knows(headers: Mapping[str, str], password: str) -> bool:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from clip_jax import errors
-from clip_jax.app import guard, limits
+from clip_jax.app import guard, hosts, limits
 
 UPLOADS = "/tmp/room"
 FILE = f"{UPLOADS}/{'0a' * 32}/cat.png"
@@ -321,11 +321,35 @@ def test_errors_of_the_page_are_not_swallowed():
     ("127.0.0.1", "", 421),
     ("10.0.0.5", "10.0.0.5:80", 200),
     ("10.0.0.5", "evil.example", 421),
-    ("0.0.0.0", "any.example", 200),
+    ("MyBox", "mybox:7860", 200),
+    ("MyBox", "MYBOX", 200),
+    ("MyBox", "evil.example", 421),
+    *(
+      (everywhere, asked, status)
+      for everywhere in ("0.0.0.0", "::")
+      for asked, status in (
+        ("evil.example", 421),
+        ("evil.example:7860", 421),
+        ("10.0.0.5.evil.example", 421),
+        ("", 421),
+        (None, 421),
+        ("10.0.0.5:7860", 200),
+        ("[fe80::1]:7860", 200),
+        ("localhost", 200),
+        ("Box:7860", 200),
+        ("box.lab.example", 200),
+      )
+    ),
   ],
 )
-def test_other_names_of_the_server_are_refused(host, asked, status):
+def test_other_names_of_the_server_are_refused(
+  host, asked, status, monkeypatch
+):
+  hosts._names_of_machine.cache_clear()
+  monkeypatch.setattr(hosts.socket, "gethostname", lambda: "box")
+  monkeypatch.setattr(hosts.socket, "getfqdn", lambda: "Box.lab.example")
   assert Server(host=host).ask("/", host=asked)[0] == status
+  hosts._names_of_machine.cache_clear()
 
 
 @pytest.mark.parametrize(
