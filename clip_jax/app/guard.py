@@ -5,6 +5,7 @@ a page needs (files, proxies, addresses that it fetches): only the routes of
 `_GET` and `_POST` pass, and no path but those of uploads that this page took.
 """
 
+import asyncio
 import base64
 import binascii
 import dataclasses
@@ -80,6 +81,8 @@ class Guard:
   thumbnail: Callable[[int], Awaitable[tuple[str, bytes]]]
   host: str
   password: str = ""
+  # The most bytes of each upload that is on its way.
+  _coming: list[int] = dataclasses.field(default_factory=list, init=False)
 
   async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
     """Answers one request."""
@@ -136,13 +139,27 @@ class Guard:
       return await self.app(scope, receive, _Guarded(send, policy))
     counted = _Counted(receive, most)
     guarded = _Guarded(send, policy, counted)
+    expected = 0 if scope["method"] != "POST" else int(length) or most
+    self._coming.append(expected)  # Before the wait: others ask meanwhile.
     try:
+      if expected:
+        await self._check_room()
       await self.app(scope, counted, guarded)
     except Exception:
       if not counted.is_too_large:  # Else this is what came of it.
         raise
+    finally:
+      self._coming.remove(expected)
     if counted.is_too_large and not guarded.started:
       raise _Refused(413, _too_large(most))
+
+  async def _check_room(self) -> None:
+    """Refuses an upload where too much is kept, or on its way."""
+    kept = await asyncio.to_thread(limits.kept, self.uploads)
+    if kept + sum(self._coming) > limits.UPLOADS_BYTES:
+      raise _Refused(
+        507, "The page keeps as many uploads as it may; try again in an hour."
+      )
 
   def check_upload(self, path: str) -> None:
     """Refuses a path unless this page made it for an upload."""
