@@ -1,6 +1,8 @@
 """Errors that a user can cause, and how their messages are made."""
 
 import difflib
+import os
+import pathlib
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -70,6 +72,14 @@ def nearest(
   )
 
 
+def not_finite(key: str) -> UserError:
+  """Returns the error for a record whose embedding is not finite."""
+  return UserError(
+    f"The embedding of {key!r:.200} is not finite; the model is damaged or its "
+    "training diverged. Use an earlier checkpoint."
+  )
+
+
 def check_local(what: str, path: object) -> None:
   """Raises UserError if `path` is a network address such as gs://…"""
   if "://" in str(path):
@@ -80,6 +90,17 @@ def check_local(what: str, path: object) -> None:
     raise UserError(
       f"{what} {str(path)!r} is remote; {todo} and give the path where it is "
       f"{'then' if is_web else 'mounted'}."
+    )
+
+
+def check_out(path: str | os.PathLike) -> None:
+  """Raises UserError unless `path` may name what a command is to make."""
+  check_local("OUT", path)
+  # What is not complete yet lies beside it, under a name made of its name.
+  if pathlib.PurePath(os.path.expanduser(path)).name in ("", ".."):
+    raise UserError(
+      f"OUT {os.fspath(path)!r} has no name of its own; give that of something "
+      "new, such as ./out."
     )
 
 

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import core
-from PIL import Image
 
 from clip_jax import embedder, errors, sharding, terminal
 from clip_jax import fingerprint as fingerprint_lib
@@ -258,14 +257,15 @@ class Clip:
 
   def encode(
     self,
-    inputs: str | Image.Image | Iterable[str | Image.Image],
+    inputs: Images,
     *,
     batch_size: int | None = None,
     show_progress_bar: bool = False,
   ) -> np.ndarray:
     """Returns unit embeddings, as sentence-transformers' `encode` takes inputs.
 
-    A text is a `str`, never the path of an image: all else is an image.
+    A text is a `str`, never the path of an image: all else is an image, of any
+    kind that `encode_image` takes.
 
     Args:
       inputs: one input, which gives float32 (embed,), or several, texts and
@@ -274,11 +274,11 @@ class Clip:
       show_progress_bar: whether to show a bar on stderr.
 
     Raises:
-      UserError: the model lacks the tower of an input.
+      UserError: the model lacks the tower of an input, or an input is neither.
     """
-    if isinstance(inputs, str | Image.Image):
-      return self.encode([inputs], batch_size=batch_size)[0]
-    several: list[Any] = list(inputs)
+    several: list[Any] = list(preprocess_lib.each(inputs))
+    if len(several) == 1 and several[0] is inputs:
+      return self.encode(several, batch_size=batch_size)[0]
     is_text = np.array([isinstance(x, str) for x in several], bool)
     embeds = np.zeros((len(several), self.module.embed_dim), np.float32)
     for encode, chosen in (

@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -34,6 +35,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
+
+# A job in the background of a shell ignores Ctrl-C, as would what it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Fixtures that need a library of tests/oracles.txt.
 ORACLES = {"library", "openai_model"}

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from clip_jax import cli, loading, names
+from clip_jax.cli.commands import measures
 from clip_jax.convert import conversion as convert_lib
 from clip_jax.evals import (
   corruptions,
@@ -515,3 +516,15 @@ def test_what_is_wrong_in_a_config_is_an_error_not_a_usage(
   )
   assert message in error
   assert not (tmp_path / "run").exists()
+
+
+def test_what_a_fine_tuning_made_worse_is_said():
+  recalls = {"text_to_image": {"r@1": 0.5}, "image_to_text": {"r@1": 0.5}}
+  better = {"text_to_image": {"r@1": 0.6}, "image_to_text": {"r@1": 0.1}}
+  before = {"own": {"top1": 0.2}, "other": recalls, "third": recalls}
+  after = {"own": {"top1": 0.0}, "other": better, "new": {"top1": 0.0}}
+  _, sentence = measures.falls(after, before=before)
+  assert sentence.startswith("own: top-1 fell from 20.00 to 0.00 %.")
+  assert "--interpolate" in sentence
+  assert not measures.falls({"own": {"top1": 0.2}}, before=before)
+  assert not measures.falls(after, before={})

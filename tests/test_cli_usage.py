@@ -1,5 +1,6 @@
 """What is typed: options, usage errors, and processes that are joined."""
 
+import json
 import re
 import subprocess
 import sys
@@ -82,6 +83,19 @@ def test_versions_and_the_device_are_told_without_starting_it():
   assert first == f"clip-jax {clip_jax.__version__}"
   assert f"jax {jax.__version__}, jaxlib {jaxlib.__version__}" in second
   assert third.startswith("device: CPU (") and "JAX_PLATFORMS" in third
+
+
+@pytest.mark.parametrize("words", ["--version --json", "--json --version"])
+def test_versions_come_as_json_too(words, capsys):
+  with pytest.raises(SystemExit) as ended:
+    cli.main(words.split())
+  assert ended.value.code == 0
+  found = json.loads(capsys.readouterr().out)
+  libraries = ["jax", "jaxlib", "flax"]
+  assert list(found) == ["clip_jax", *libraries, "python", "device"]
+  assert found["clip_jax"] == clip_jax.__version__
+  assert found["jaxlib"] == jaxlib.__version__
+  assert found["device"].startswith("CPU (")
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,22 @@ def test_encode_tells_texts_from_images(clip):
   assert clip.encode(a).shape == (12,) and clip.encode([]).shape == (0, 12)
 
 
+def test_encode_takes_one_image_of_any_kind(clip, tmp_path):
+  image = random_images(1)[0]
+  path = tmp_path / "a.png"
+  Image.fromarray(image).save(path)
+  want = clip.encode_image(image)[0]
+  for one in (image, jax.numpy.asarray(image), path, path.read_bytes()):
+    np.testing.assert_array_equal(clip.encode(one), want)
+  with path.open("rb") as file:
+    np.testing.assert_array_equal(clip.encode(file), want)
+  for several in ([image], image[None], (x for x in [path])):
+    np.testing.assert_array_equal(clip.encode(several), want[None])
+  for wrong in (5, None, {"a": image}, [5]):
+    with pytest.raises(errors.UserError):
+      clip.encode(wrong)
+
+
 def test_the_model_as_an_nnx_module_computes_the_same(clip):
   model = clip.to_nnx()
   images = random_images(2).astype(np.float32)

@@ -290,6 +290,41 @@ def test_a_build_goes_on_where_it_was_stopped(tmp_path, kept_at_once):
   assert search.Index(index).meta["bad"] == {"bad": 7}
 
 
+@pytest.mark.parametrize("at", ["batch", "commit", "digest"])
+def test_a_build_that_failed_goes_on(tmp_path, kept_at_once, monkeypatch, at):
+  embeds, index = units(9, 14), tmp_path / "index"
+  _build(tmp_path / "whole", embeds)
+  full, calls = OSError(28, "No space left on device"), []
+
+  def fail(function, after):
+    def call(*arguments):
+      calls.append(arguments)
+      if len(calls) > after:
+        raise full
+      return function(*arguments)
+
+    return call
+
+  with monkeypatch.context() as patch, pytest.raises(OSError, match="space"):
+    if at == "batch":  # Of each one three files are synced.
+      patch.setattr(builder, "_sync", fail(builder._sync, 4 * 3))
+    elif at == "commit":
+      patch.setattr(builder, "_sync", fail(builder._sync, 7 * 3))
+    else:
+      patch.setattr(layout, "sha256", fail(layout.sha256, 1))
+    _build(index, embeds)
+  assert _build(index, embeds) == (3 if at == "batch" else 0)
+  assert _content(index) == _content(tmp_path / "whole")
+
+
+def test_what_would_fail_again_is_not_kept(tmp_path, kept_at_once):
+  embeds = units(9, 14)
+  embeds[12, 1] = np.nan
+  with pytest.raises(errors.UserError, match="'k12' is not finite"):
+    _build(tmp_path / "index", embeds)
+  assert not (tmp_path / "index").exists()
+
+
 def test_another_build_does_not_go_on(tmp_path, kept_at_once):
   embeds = units(9, 14)
   for fields in ({"key": "other"}, {"dtype": "float16"}, {"key": ""}):

@@ -5,6 +5,7 @@ a page needs (files, proxies, addresses that it fetches): only the routes of
 `_GET` and `_POST` pass, and no path but those of uploads that this page took.
 """
 
+import asyncio
 import base64
 import binascii
 import dataclasses
@@ -15,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.app import limits
+from clip_jax.app import hosts, limits
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -34,7 +35,6 @@ _POST = re.compile(
   rf"{_UPLOAD}|/gradio_api/(queue/join|reset|cancel)", re.ASCII
 )
 _PICTURE = re.compile(r"/pictures/([0-9]{1,12})", re.ASCII)
-_LOCAL = ("localhost", "127.0.0.1", "::1")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 _LONGEST_PART = 255  # Of a path: no file has a longer name.
 _DEEPEST = 20  # Levels of a JSON value.
@@ -81,6 +81,8 @@ class Guard:
   thumbnail: Callable[[int], Awaitable[tuple[str, bytes]]]
   host: str
   password: str = ""
+  # The most bytes of each upload that is on its way.
+  _coming: list[int] = dataclasses.field(default_factory=list, init=False)
 
   async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
     """Answers one request."""
@@ -102,10 +104,8 @@ class Guard:
   def _check_sender(self, headers: Mapping[str, str]) -> None:
     """Refuses other names of this server, other pages, and wrong passwords."""
     host = headers.get("host", "")
-    name = _name(host)
-    open_to_all = self.host in ("", "0.0.0.0", "::")
     # A name that leads here, of a page elsewhere that means to read this one.
-    if not (self.password or open_to_all or name in (*_LOCAL, self.host)):
+    if not (self.password or hosts.is_ours(host, self.host)):
       raise _Refused(421, "This name is not of this page; ask its address.")
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2] != host:
@@ -139,13 +139,27 @@ class Guard:
       return await self.app(scope, receive, _Guarded(send, policy))
     counted = _Counted(receive, most)
     guarded = _Guarded(send, policy, counted)
+    expected = 0 if scope["method"] != "POST" else int(length) or most
+    self._coming.append(expected)  # Before the wait: others ask meanwhile.
     try:
+      if expected:
+        await self._check_room()
       await self.app(scope, counted, guarded)
     except Exception:
       if not counted.is_too_large:  # Else this is what came of it.
         raise
+    finally:
+      self._coming.remove(expected)
     if counted.is_too_large and not guarded.started:
       raise _Refused(413, _too_large(most))
+
+  async def _check_room(self) -> None:
+    """Refuses an upload where too much is kept, or on its way."""
+    kept = await asyncio.to_thread(limits.kept, self.uploads)
+    if kept + sum(self._coming) > limits.UPLOADS_BYTES:
+      raise _Refused(
+        507, "The page keeps as many uploads as it may; try again in an hour."
+      )
 
   def check_upload(self, path: str) -> None:
     """Refuses a path unless this page made it for an upload."""
@@ -214,13 +228,6 @@ def _path(scope: Scope) -> str:
   if not plain or not fits or {".", ".."} & set(parts):
     raise _Refused(404, "There is nothing here.")
   return path
-
-
-def _name(host: str) -> str:
-  """Returns the name in a Host header, without the port."""
-  if host.startswith("["):
-    return host[1:].partition("]")[0]
-  return host.partition(":")[0].lower()
 
 
 def _knows(headers: Mapping[str, str], password: str) -> bool:

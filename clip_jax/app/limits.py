@@ -1,9 +1,14 @@
-"""How much one request to the page may ask for."""
+"""How much one request to the page may ask for, and all uploads may take."""
+
+import os
 
 from clip_jax import errors
 
 UPLOAD_BYTES = 20 * 2**20  # Of one file.
 REQUEST_BYTES = 64 * 2**20  # Of one request that uploads files.
+# Of all uploads that are kept at a time, where each counts as so many at least.
+UPLOADS_BYTES = 2**30
+LEAST_BYTES = 2**16
 JSON_BYTES = 2**20  # Of any other request.
 PICTURES = 16
 LABELS = 200
@@ -12,6 +17,19 @@ PROMPTS = 4000  # Labels times templates.
 TEXTS = 32  # To compare with.
 TEXT_CHARACTERS = 1000  # Of one label, template or text.
 RESULTS = 60
+
+
+def kept(directory: str) -> int:
+  """Returns the bytes that all uploads below a directory count as."""
+  total = 0
+  for place, _, names in os.walk(directory):
+    for name in names:
+      try:
+        size = os.stat(os.path.join(place, name)).st_size
+      except OSError:  # It was removed meanwhile.
+        continue
+      total += max(size, LEAST_BYTES)
+  return total
 
 
 def listed(text: object, what: str, *, most: int) -> list[str]:

@@ -194,7 +194,8 @@ def heat_maps(
   for shown, values in zip(pictures, maps, strict=True):
     rows, cols = values.shape
     name = text(terminal.escaped(shown.name, limit=60))
-    laid = _picture(drawn.heat_map(shown.pixels, values), f"Heat map of {name}")
+    alt = f"Heat map of {shown.name}"
+    laid = _picture(drawn.heat_map(shown.pixels, values), alt)
     cards.append(
       f'<figure class="card">{_picture(shown.pixels, shown.name)}{laid}'
       f"<figcaption>{name}<br>from {values.min():.3f} (dark) to "

@@ -1,5 +1,6 @@
 """The layout of the page, with Gradio. What happens in it stands in `tabs`."""
 
+import functools
 import types
 from typing import Any
 
@@ -59,14 +60,15 @@ def build(tabs: tabs_lib.Tabs, *, labels: str = _LABELS) -> Any:
       f'<div class="cj"><h1>{TITLE}</h1><p class="muted">'
       f"{markup.text(addresses.last(tabs.engine.clip.path))}</p></div>"
     )
-    with gr.Tab("Classify"):
+    with gr.Tab("Classify") as classify_tab:
       _classify(gr, tabs, labels)
-    with gr.Tab("Search"):
+    with gr.Tab("Search") as search_tab:
       _search(gr, tabs)
-    with gr.Tab("Compare"):
+    with gr.Tab("Compare") as compare_tab:
       _compare(gr, tabs)
     with gr.Tab("Runs") as runs_tab:
-      _runs(gr, tabs, runs_tab)
+      others = [classify_tab, search_tab, compare_tab]
+      _runs(gr, tabs, runs_tab, others)
   # Several may wait; the device takes one at a time.
   blocks.queue(api_open=False, max_size=64, default_concurrency_limit=4)
   return _mounted(gr, blocks)
@@ -196,7 +198,7 @@ def _compare(gr, tabs: tabs_lib.Tabs) -> None:
   _listen([heat.click, text.submit], tabs.heat, [files, text], [maps])
 
 
-def _runs(gr, tabs: tabs_lib.Tabs, tab: Any) -> None:
+def _runs(gr, tabs: tabs_lib.Tabs, tab: Any, others: list) -> None:
   if not tabs.runs:
     gr.HTML(
       markup.note(
@@ -212,21 +214,27 @@ def _runs(gr, tabs: tabs_lib.Tabs, tab: Any) -> None:
   timer = gr.Timer(_SECONDS, active=False)
 
   def look(name, seen):
-    now = (name, *tabs.stamp(name))
+    there = tabs.find_runs()
+    now = (sorted(there), name, *tabs.stamp(name))
     if now == seen:
-      return gr.skip(), gr.skip()
-    return tabs.watch(name), now
+      return gr.skip(), gr.skip(), gr.skip()
+    return gr.update(choices=there), tabs.watch(name), now
 
   _leave_alone([run])
   for event in (run.change, tab.select, timer.tick):
     event(
       look,
       [run, seen],
-      [shown, seen],
+      [run, shown, seen],
       api_visibility="private",
       show_progress="hidden",
     )
   # While another tab is open it costs nothing.
-  tab.select(
-    lambda: gr.Timer(active=True), None, [timer], api_visibility="private"
-  )
+  for each in (tab, *others):
+    each.select(
+      functools.partial(gr.Timer, active=each is tab),
+      None,
+      [timer],
+      api_visibility="private",
+      show_progress="hidden",
+    )

@@ -102,7 +102,8 @@ class Pictures:
       at = bisect.bisect_left(self._rows, row)
       known = self._rows[at] == row
       first, last = self._offsets[at if known else at - 1], self._offsets[at]
-    for offset in range(first, min(last, first + _MOST_TRIES) + 1):
+    most = min(last, first + _MOST_TRIES)
+    for offset in range(first, most + 1):
       try:
         record = self._source[row + offset]
       except sources.BadRecord:
@@ -110,6 +111,11 @@ class Pictures:
       if record.key == key:
         self._remember(row, offset)
         return record.image
+    if most < last:
+      raise NoPictureError(
+        f"The record of this key lies behind more than {_MOST_TRIES} that the "
+        "index left out, or is gone; no more are looked through."
+      )
     raise NoPictureError("The data has no record of this key any more.")
 
   def _remember(self, row: int, offset: int) -> None:

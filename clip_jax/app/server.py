@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -70,10 +71,13 @@ def serve(
     uploads = os.path.realpath(room)
     os.environ["GRADIO_TEMP_DIR"] = uploads  # Read when Gradio is imported.
     page.gradio()
-    workdirs = None if runs is None else watching.find(runs)
+    find = None if runs is None else functools.partial(watching.find, runs)
+    workdirs = None if find is None else find()
     engine = engine_lib.Engine(load())
     opened = None if index is None else searching.open_index(index, engine)
-    tabs = tabs_lib.Tabs(engine, uploads=uploads, index=opened, runs=workdirs)
+    tabs = tabs_lib.Tabs(
+      engine, uploads=uploads, index=opened, runs=workdirs, find=find
+    )
     _LOGGER.info("Compiling the model for the page.")
     engine.warm_up()
     app = make_app(tabs, host=host, password=password, labels=labels)

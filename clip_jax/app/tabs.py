@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import pathlib
+import time
 from collections.abc import Callable, Mapping
 
 from clip_jax import errors, regular_files
@@ -23,6 +24,7 @@ from clip_jax.app import (
 )
 from clip_jax.app import engine as engine_lib
 
+_SECONDS = 10.0  # Between two looks for new runs, whoever asks.
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -60,7 +62,9 @@ class Tabs:
     uploads: str,
     index: search_lib.Index | None = None,
     runs: Mapping[str, pathlib.Path] | None = None,
+    find: Callable[[], Mapping[str, pathlib.Path]] | None = None,
   ):
+    """Takes what `Attributes` says; `find` looks for the runs again."""
     self.engine = engine
     self.uploads = uploads
     self.index = index
@@ -69,6 +73,7 @@ class Tabs:
       of_images = engine.clip.needed_preprocess().limits
       self.pictures = searching.Pictures(index, limits_of_images=of_images)
     self.runs = dict(runs or {})
+    self._find, self._found_at = find, time.monotonic()
 
   @_answered
   def classify(self, upload: object, labels: object, templates: object) -> str:
@@ -108,6 +113,17 @@ class Tabs:
   def watch(self, name: object) -> str:
     """Returns the curves of a run of this name."""
     return markup.run(watching.look(self._run(name)))
+
+  def find_runs(self) -> list[str]:
+    """Returns the names of the runs, also of those that began since."""
+    now = time.monotonic()
+    if self._find is not None and now - self._found_at >= _SECONDS:
+      self._found_at = now
+      try:
+        self.runs = dict(self._find())
+      except (errors.UserError, OSError) as error:  # They may come back.
+        _LOGGER.info("The runs are not there: %s", error)
+    return list(self.runs)
 
   def stamp(self, name: object) -> tuple[float, ...]:
     """Returns numbers that change when a run does; none of an unknown one."""

@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 
 import clip_jax
 from clip_jax import host_devices
-from clip_jax.cli import examples, flags, verbs
+from clip_jax.cli import examples, flags, output, verbs
 
 _OVERRIDE = "--config."
+_LIBRARIES = ("jax", "jaxlib", "flax")  # Whose versions are told.
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -26,6 +27,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     SystemExit: 2 with the usage on stderr, or 0 after --help and --version.
   """
   parser, parsers = make_parser()
+  if set(argv) == {"--version", "--json"}:
+    print(output.to_json(_installed()))
+    parser.exit()
   if not argv or argv[0].startswith("-"):
     return parser.parse_args(argv)  # Exits: no verb is named.
   name, *words = argv
@@ -139,14 +143,22 @@ class _Version(argparse.Action):
   """Prints what is installed, and what JAX would compute on."""
 
   def __call__(self, parser, *_: Any) -> None:
-    versions = ", ".join(
-      f"{name} {importlib.metadata.version(name)}"
-      for name in ("jax", "jaxlib", "flax")
-    )
-    print(f"clip-jax {clip_jax.__version__}")
-    print(f"{versions}, Python {platform.python_version()}")
-    print(f"device: {host_devices.expected()}")
+    found = _installed()
+    versions = ", ".join(f"{name} {found[name]}" for name in _LIBRARIES)
+    print(f"clip-jax {found['clip_jax']}")
+    print(f"{versions}, Python {found['python']}")
+    print(f"device: {found['device']}")
     parser.exit()
+
+
+def _installed() -> dict[str, str]:
+  """Returns the versions of what is installed, and the device in words."""
+  return {
+    "clip_jax": clip_jax.__version__,
+    **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+    "python": platform.python_version(),
+    "device": host_devices.expected(),
+  }
 
 
 def make_parser() -> tuple[flags.Parser, dict[str, flags.Parser]]:
@@ -160,7 +172,8 @@ def make_parser() -> tuple[flags.Parser, dict[str, flags.Parser]]:
     "--version",
     action=_Version,
     nargs=0,
-    help="show the versions and the device, without starting it, and exit",
+    help="show the versions and the device, without starting it, and exit; "
+    "with --json as JSON",
   )
   subparsers = parser.add_subparsers(
     dest="verb", metavar="VERB", required=True, parser_class=flags.Parser

@@ -153,8 +153,8 @@ class Mixture:
     self.parts = tuple(
       part
       if part.tag or part.start or len(parts) == 1
-      else dataclasses.replace(part, tag=_tag(part.source))
-      for part in parts
+      else dataclasses.replace(part, tag=_tag(part.source, since, number))
+      for number, part in enumerate(parts)
     )
     self.since, self.gone = since, tuple(gone)
     self._ends = list(
@@ -221,9 +221,19 @@ class Mixture:
     ]
 
 
-def _tag(source: record_lib.Source) -> int:
-  """Returns a number above 0 that depends on what the records are."""
-  digest = hashlib.sha256(source.fingerprint.encode()).digest()
+def _tag(source: record_lib.Source, since: int, number: int) -> int:
+  """Returns a number above 0, of a source that comes in at an example.
+
+  The same records at two addresses must not come in the same order: an image
+  would meet itself in every batch.
+
+  Args:
+    source: the records.
+    since: the first example of the run that may be of this source.
+    number: its place among the sources.
+  """
+  text = f"{since} {number} {source.fingerprint}"
+  digest = hashlib.sha256(text.encode()).digest()
   return int.from_bytes(digest[:4], "little") or 1
 
 
@@ -290,9 +300,9 @@ def go_on(
     and old["weight"] == part.weight
     for part, old in zip(parts, olds, strict=True)
   )
-  if same and not isinstance(source, Mixture) and _is_plain(saved):
-    return source
   if same and saved["batch_size"] == batch_size:
+    if not isinstance(source, Mixture) and _is_plain(saved):
+      return source
     return Mixture(
       [_moved(part, old) for part, old in zip(parts, olds, strict=True)],
       since=saved["since"],
@@ -312,8 +322,14 @@ def go_on(
       if number not in stood and old is not None:
         stood[number] = old
         left.remove(old)
-  now = [_moved(part, stood.get(i)) for i, part in enumerate(parts)]
-  return Mixture(now, since=step * batch_size, gone=left)
+  since = step * batch_size
+  now = [
+    _moved(part, stood[i])
+    if i in stood
+    else dataclasses.replace(part, tag=_tag(part.source, since, i))
+    for i, part in enumerate(parts)
+  ]
+  return Mixture(now, since=since, gone=left)
 
 
 def _is_plain(saved: Mapping[str, Any]) -> bool:
@@ -330,7 +346,5 @@ def _same_records(part: Part, old: Mapping[str, Any]) -> bool:
   return part.source.fingerprint == old["fingerprint"]
 
 
-def _moved(part: Part, old: Mapping[str, Any] | None) -> Part:
-  if old is None:
-    return dataclasses.replace(part, tag=_tag(part.source))
+def _moved(part: Part, old: Mapping[str, Any]) -> Part:
   return dataclasses.replace(part, start=old["start"], tag=old["tag"])

@@ -23,7 +23,10 @@ Item = record_lib.Record | record_lib.BadRecord
 
 
 class Interrupted(errors.UserError):
-  """An error after which the same command goes on from what was found."""
+  """An error that lies in no data and no rule: the same command may succeed.
+
+  Within `partial_directory` its message also says so.
+  """
 
 
 def prepare(
@@ -68,7 +71,7 @@ def prepare(
   Raises:
     UserError: `out` holds something else, or is being written right now.
   """
-  errors.check_local("OUT", out)
+  errors.check_out(out)
   out = pathlib.Path(out).expanduser()
   made = existing(out, source.fingerprint, limits, drop_bad=drop_bad)
   if made is not None:
@@ -108,9 +111,11 @@ def prepare(
 
 def finish(partial: pathlib.Path, out: pathlib.Path) -> None:
   """Lets what was written in a partial directory become `out`, at once."""
-  shutil.rmtree(partial / FOUND, ignore_errors=True)
   for path in partial.iterdir():
-    _sync(path)
+    if path.name != FOUND:
+      _sync(path)
+  # Last: as long as something may fail, what was found is kept.
+  shutil.rmtree(partial / FOUND, ignore_errors=True)
   (partial / _LOCK).unlink()
   os.rename(partial, out)
   _sync(out.parent)
@@ -170,8 +175,8 @@ def existing(
 def partial_directory(out: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Makes the directory to write to, for one process at a time.
 
-  Of what a killed run has left there, its `FOUND` stays; it also stays after
-  an interruption, but after no other error.
+  Of what a run has left there that was killed or failed, its `FOUND` stays, and
+  the message of a UserError says so.
 
   Args:
     out: what the directory becomes once all is written.
@@ -193,13 +198,16 @@ def partial_directory(out: str | os.PathLike) -> Iterator[pathlib.Path]:
     try:
       yield partial
     except BaseException as error:
-      failed = isinstance(error, errors.UserError)
-      if failed and not isinstance(error, Interrupted):
+      _clear(partial)
+      if not any(partial.glob(f"{FOUND}/*")):
         shutil.rmtree(partial, ignore_errors=True)
-      else:
-        _clear(partial)
-        if not (partial / FOUND).exists():
-          shutil.rmtree(partial, ignore_errors=True)
+      elif isinstance(error, errors.UserError):
+        same = isinstance(error, Interrupted)
+        command = "The same command" if same else "A command with the same OUT"
+        error.args = (
+          f"{error} {command} goes on from what was found, which is kept in "
+          f"{str(partial)!r}.",
+        )
       raise
 
 

@@ -313,18 +313,34 @@ class Encoder(nn.Module):
       last = self.depth - 1
       x = jax.lax.fori_loop(0, last, run, x, unroll=min(unroll, last) or 1)
       return run(last, x, mask if last_mask is None else last_mask, at)
-    assert last_mask is None  # Neither initialised nor watched.
+    if last_mask is not None and at is not None:
+      mask = _masks(self.depth, x, mask, at, last_mask)
     block = make_block(name=paths.BLOCKS)
     layers = nn.scan(
       lambda block, x, mask: (block(x, mask), None),
       variable_axes={"params": 0, "intermediates": 0},
       split_rngs={"params": True},
-      in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+      in_axes=nn.broadcast if last_mask is None else 0,  # pyright: ignore
       length=self.depth,
       unroll=unroll,
     )
     x, _ = layers(block, x, mask)
     return x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)
+
+
+def _masks(depth, x, mask, at, last_mask):
+  """Returns the mask of each block, bools (depth, batch, length, length).
+
+  They are `mask`, and in the last block `last_mask` at the positions `at`.
+  """
+  b, length = x.shape[:2]
+  if mask is None:
+    mask = jnp.ones((b, length), bool)
+  if mask.ndim == 2:
+    mask = mask[:, None]
+  mask = jnp.broadcast_to(mask, (b, length, length))
+  last = mask.at[jnp.arange(b)[:, None], at].set(last_mask)
+  return jnp.stack([mask] * (depth - 1) + [last])
 
 
 class MapHead(nn.Module):

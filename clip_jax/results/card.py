@@ -78,11 +78,12 @@ def make(
   Raises:
     UserError: there is no such model, or no result where some are named.
   """
-  clip = loading.load(model)
   path = pathlib.Path(model).expanduser()
   is_workdir = workdir_lib.recognise(path)
   own = path if is_workdir and (path / metrics.METRICS).is_file() else None
-  results, left_out = _results(clip, list(reports), own)
+  found = _read(list(reports), own)  # Before the model, which takes longer.
+  clip = loading.load(model)
+  results, left_out = _results(clip, found)
   name = terminal.printable(name or _name(clip.path), limit=96) or "model"
   library = _LIBRARIES.get(target, _LIBRARY)
   data = _metadata(name, license, library, results)
@@ -126,19 +127,23 @@ def _name(path: str) -> str:
   return last.partition("@")[0] if path.startswith("hf-hub:") else last
 
 
-def _results(
-  clip: inference.Clip,
-  reports: Sequence[str | os.PathLike],
-  own: pathlib.Path | None,
-) -> tuple[list[records.Result], list[records.LeftOut]]:
-  """Returns the results of this model at its step, and what was left out."""
+def _read(
+  reports: Sequence[str | os.PathLike], own: pathlib.Path | None
+) -> records.Collection | None:
+  """Returns what the reports and the run itself hold; None without any."""
   try:
     places = [*reports] if own is None else [own, *reports]
-    collection = files.read(places) if places else None
+    return files.read(places) if places else None
   except errors.UserError:
     if reports:
       raise
-    collection = None  # A run without a line of metrics.
+    return None  # A run without a line of metrics.
+
+
+def _results(
+  clip: inference.Clip, collection: records.Collection | None
+) -> tuple[list[records.Result], list[records.LeftOut]]:
+  """Returns the results of this model at its step, and what was left out."""
   if collection is None:
     return [], []
   taken, left_out = [], list(collection.left_out)

@@ -90,17 +90,17 @@ def push(
   """
   repository_lib.check_name(repository)
   there = None if dry_run else repository_lib.Repository(repository)
+  card = card_lib.make(  # Before the conversion, which takes longer.
+    model,
+    reports=reports,
+    license=license,
+    name=repository.partition("/")[2],
+    address=f"{hub.PREFIX}{repository}",
+    target=to,
+  )
   with tempfile.TemporaryDirectory(prefix="clip-jax-push-") as room:
     folder = pathlib.Path(room) / "model"
     warnings = _write(model, folder, to=to, progress=progress)
-    card = card_lib.make(
-      model,
-      reports=reports,
-      license=license,
-      name=repository.partition("/")[2],
-      address=f"{hub.PREFIX}{repository}",
-      target=to,
-    )
     card_lib.save(card, folder / _README)
     held, commit = None, None
     if there is not None:

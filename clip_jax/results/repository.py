@@ -179,7 +179,8 @@ class Repository:
   def _no_room(self, said: str) -> errors.UserError:
     return errors.UserError(
       f"The hub has no room for {self.name}: {said} Free some of the account's "
-      "storage, or push to another ORG. Nothing there was changed."
+      "storage, or push to another ORG. No file there was changed; a "
+      "repository that was made for this stays, empty."
     )
 
   def _refusal(

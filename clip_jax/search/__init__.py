@@ -5,7 +5,8 @@ with their checksums, and is replaced last and at once: a reader sees the old
 index or the new one, whenever a build is killed.
 """
 
-from clip_jax.search.builder import Builder, build, check_replaceable
+from clip_jax.search.builder import Builder, build
+from clip_jax.search.holding import check_replaceable
 from clip_jax.search.index import Hit, Index, nearest
 
 __all__ = ["Builder", "Hit", "Index", "build", "check_replaceable", "nearest"]

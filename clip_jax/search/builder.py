@@ -1,13 +1,12 @@
 """Writing an index: row by row, seen by readers only when it is whole.
 
-What a build that was stopped has written stays in its directory, hidden, with a
-journal of how far it is good. The same build goes on from there; another one
-removes it when it ends.
+What a build that was stopped or has failed has written stays in its directory,
+hidden, with a journal of how far it is good. The same build goes on from there;
+another one removes it when it ends.
 """
 
 import collections
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -22,19 +21,19 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors, json_text, names, regular_files
-from clip_jax.search import layout
+from clip_jax.search import holding, layout
 
 _LOGGER = logging.getLogger(__name__)
 
 SECONDS_TO_KEEP = 10.0  # Work that a kill undoes, at most.
 _PARTIAL = ".partial-"
-_JOURNAL = "journal"
 
 
 class Builder:
   """Writes an index row by row: a context manager that commits at its end.
 
-  Leaving it by an exception leaves the directory as it was.
+  Leaving it by an exception leaves the directory as it was, but for what a
+  build that goes on has kept.
   """
 
   def __init__(
@@ -73,13 +72,14 @@ class Builder:
     self._stack = contextlib.ExitStack()
 
   def __enter__(self) -> "Builder":
-    check_replaceable(self.directory)
+    holding.check_replaceable(self.directory)
     with self._stack as stack:
-      self._hold = stack.enter_context(_Hold(self.directory))
+      self._hold = stack.enter_context(holding.Hold(self.directory))
       if self._name is None:
         self._embeds = stack.enter_context(_partial_file(self.directory))
         self._records = stack.enter_context(_partial_file(self.directory))
       else:
+        self._hold.keep(self._name)  # Until it is done, whatever happens.
         self._begin_or_go_on(stack, self._name)
       self._stack = stack.pop_all()
     return self
@@ -90,7 +90,7 @@ class Builder:
       stack.enter_context(_open_to_go_on(self.directory / f"{name}-{part}"))
       for part in layout.PARTS
     ]
-    journal = _read_journal(self.directory / f"{name}-{_JOURNAL}")
+    journal = _read_journal(self.directory / f"{name}-{holding.JOURNAL}")
     sizes = [journal.get(part, 0) for part in layout.PARTS]
     ends = [file.seek(0, os.SEEK_END) for file in files]
     if any(end < size for end, size in zip(ends, sizes, strict=True)):
@@ -122,14 +122,13 @@ class Builder:
     with _partial_file(self.directory) as file:
       file.write(json.dumps(journal).encode())
       _sync(file)
-      os.replace(file.name, self.directory / f"{self._name}-{_JOURNAL}")
+      os.replace(file.name, self.directory / f"{self._name}-{holding.JOURNAL}")
 
   def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
     with self._stack:
       if kind is None:
         self._commit()
-      elif self._name is not None and not issubclass(kind, Exception):
-        self._hold.keep(self._name)  # It was stopped: Ctrl-C, SIGTERM.
+        self._hold.keep("")
 
   def add(
     self, embeds: np.ndarray, records: list[tuple[str, tuple[str, ...]]]
@@ -142,11 +141,9 @@ class Builder:
     embeds = np.asarray(embeds)
     assert embeds.ndim == 2 and len(embeds) == len(records), embeds.shape
     if not np.all(np.isfinite(embeds)):
+      self._hold.keep("")  # It would be so again.
       row = int(np.flatnonzero(~np.isfinite(embeds).all(axis=1))[0])
-      raise errors.UserError(
-        f"The embedding of {records[row][0]!r} is not finite; the model is "
-        "damaged or its training diverged. Use an earlier checkpoint."
-      )
+      raise errors.not_finite(records[row][0])
     if not self.rows:
       self._embed_dim = embeds.shape[1]
       self._write_header()
@@ -176,9 +173,10 @@ class Builder:
     self._write_header()
     size = self.rows * self._embed_dim * self.dtype.itemsize
     assert self._embeds.tell() + size == end, (self._embeds.tell(), size, end)
+    # All that takes space comes before the files lose the names to go on from.
     files = {
-      "embeddings": self._keep(self._embeds, "embeddings-{}.npy"),
-      "records": self._keep(self._records, "records-{}.jsonl"),
+      "embeddings": _entry(self._embeds, "embeddings-{}.npy"),
+      "records": _entry(self._records, "records-{}.jsonl"),
     }
     self.meta = {
       "format": layout.FORMAT,
@@ -189,21 +187,25 @@ class Builder:
       "files": files,
       **self.facts,
     }
-    _sync_directory(self.directory)
     with _partial_file(self.directory) as file:
       file.write((json.dumps(self.meta, indent=2) + "\n").encode())
       _sync(file)
+      for part, whole in (
+        ("embeddings", self._embeds),
+        ("records", self._records),
+      ):
+        os.replace(whole.name, self.directory / files[part]["name"])
+      _sync_directory(self.directory)
       os.replace(file.name, self.directory / layout.META)
     _sync_directory(self.directory)
 
-  def _keep(self, file: io.BufferedRandom, pattern: str) -> dict[str, Any]:
-    """Renames a finished file; returns its entry in the meta, with checksum."""
-    _sync(file)
-    digest = layout.sha256(file)
-    name = pattern.format(digest[:16])
-    os.replace(file.name, self.directory / name)
-    size = (self.directory / name).stat().st_size
-    return {"name": name, "bytes": size, "sha256": digest}
+
+def _entry(file: io.BufferedRandom, pattern: str) -> dict[str, Any]:
+  """Returns the entry of a finished file in the meta, with its checksum."""
+  _sync(file)
+  digest = layout.sha256(file)
+  size = os.fstat(file.fileno()).st_size
+  return {"name": pattern.format(digest[:16]), "bytes": size, "sha256": digest}
 
 
 def _open_to_go_on(path: pathlib.Path) -> io.BufferedRandom:
@@ -236,86 +238,6 @@ def _read_journal(path: pathlib.Path) -> dict[str, Any]:
   return journal if good else {}
 
 
-def check_replaceable(directory: str | os.PathLike) -> None:
-  """Raises UserError if `directory` holds anything but an index."""
-  errors.check_local("The index", directory)
-  directory = pathlib.Path(directory)
-  if directory.exists() and not directory.is_dir():
-    raise errors.UserError(f"{directory} is a file; name a new directory.")
-  if not directory.is_dir():
-    return
-  others = sorted(
-    entry.name for entry in directory.iterdir() if not layout.is_own(entry.name)
-  )
-  if others:
-    raise errors.UserError(
-      f"{directory} is no index (it holds {', '.join(others[:3])}) and is left "
-      "alone; name a new directory, or an index to replace."
-    )
-  meta = directory / layout.META
-  # A damaged index may be replaced; anybody else's meta.json may not.
-  if os.path.lexists(meta) and not _is_of_index(meta):
-    raise errors.UserError(
-      f"{meta} is not of an index and is left alone; name a new directory."
-    )
-
-
-def _is_of_index(meta: pathlib.Path) -> bool:
-  """Returns whether it is a file that says that it is of an index."""
-  try:
-    content = regular_files.read_regular(meta, limit=layout.MOST_META_BYTES)
-  except (OSError, regular_files.NotRegularError):
-    return False
-  return layout.FORMAT.encode() in content
-
-
-class _Hold:
-  """Makes and locks the directory; removes leftovers at the end.
-
-  The lock is on the directory itself: it leaves no file, and the system lets
-  go of it when the process dies, in whatever way.
-  """
-
-  def __init__(self, directory: pathlib.Path):
-    self._directory = directory
-    self._kept = ""
-
-  def keep(self, prefix: str) -> None:
-    """Lets files whose names begin so stay."""
-    self._kept = prefix
-
-  def __enter__(self) -> "_Hold":
-    while True:
-      self._directory.mkdir(parents=True, exist_ok=True)
-      # Another may just have removed it.
-      with contextlib.suppress(FileNotFoundError):
-        self._descriptor = os.open(self._directory, os.O_RDONLY)
-        if _lock(self._descriptor, self._directory):
-          return self
-        os.close(self._descriptor)
-
-  def __exit__(self, *_: Any) -> None:
-    _clean(self._directory, self._kept)
-    with contextlib.suppress(OSError):
-      self._directory.rmdir()  # Only where nothing was written.
-    os.close(self._descriptor)
-
-
-def _lock(descriptor: int, directory: pathlib.Path) -> bool:
-  """Locks the directory; returns whether it is still the one at its path."""
-  try:
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    os.close(descriptor)
-    raise errors.UserError(
-      f"Another `clip-jax embed` is writing {directory}. Wait for its end or "
-      "stop it, or name another directory."
-    ) from None
-  except OSError as error:  # Some mounted buckets have no locks.
-    _LOGGER.warning("%s cannot be locked: %s", directory, error.strerror)
-  return os.path.samestat(os.fstat(descriptor), os.stat(directory))
-
-
 @contextlib.contextmanager
 def _partial_file(directory: pathlib.Path) -> Iterator[io.BufferedRandom]:
   """Opens a new file, which is removed at the end unless it was renamed."""
@@ -338,28 +260,6 @@ def _sync_directory(directory: pathlib.Path) -> None:
     os.fsync(descriptor)
   finally:
     os.close(descriptor)
-
-
-def _clean(directory: pathlib.Path, kept: str) -> None:
-  """Removes files that `meta.json` does not name, left by other builds.
-
-  Args:
-    directory: of the index.
-    kept: what the names of those that stay begin with; empty for none.
-  """
-  try:
-    files = layout.read_meta(directory)["files"]
-  except errors.UserError:
-    files = {}
-  keep = {
-    layout.META,
-    *(files[part]["name"] for part in files if part in layout.PARTS),
-  }
-  for entry in directory.iterdir():
-    if kept and entry.name.startswith(kept):
-      continue
-    if entry.name not in keep and layout.is_own(entry.name):
-      entry.unlink(missing_ok=True)
 
 
 def build(

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from clip_jax import errors
-from clip_jax.app import guard, limits
+from clip_jax.app import guard, hosts, limits
 
 UPLOADS = "/tmp/room"
 FILE = f"{UPLOADS}/{'0a' * 32}/cat.png"
@@ -16,12 +16,14 @@ FILE = f"{UPLOADS}/{'0a' * 32}/cat.png"
 class Server:
   """Asks a guard, whose page answers with what it has read."""
 
-  def __init__(self, *, host="127.0.0.1", password="", reads=True):
+  def __init__(
+    self, *, host="127.0.0.1", password="", reads=True, uploads=UPLOADS
+  ):
     self.asked = []
     self.reads = reads
     self.guard = guard.Guard(
       app=self.page,
-      uploads=UPLOADS,
+      uploads=uploads,
       thumbnail=self.thumbnail,
       host=host,
       password=password,
@@ -296,6 +298,27 @@ def test_bodies_have_limits_whether_they_tell_their_length_or_not(monkeypatch):
     assert answer[0] == 413, length
 
 
+def test_uploads_have_a_limit_together(tmp_path, monkeypatch):
+  monkeypatch.setattr(limits, "UPLOADS_BYTES", 1000)
+  monkeypatch.setattr(limits, "LEAST_BYTES", 100)
+  upload = {"path": "/gradio_api/upload", "method": "POST"}
+  server = Server(uploads=str(tmp_path))
+  for room, size in (("a", 500), ("b", 3)):  # Which count as 600.
+    (tmp_path / room).mkdir()
+    (tmp_path / room / "x.png").write_bytes(bytes(size))
+  for size, status in ((400, 200), (401, 507), (400, 200)):
+    answer = server.ask(**upload, body=b"x" * size, content_length=str(size))
+    assert answer[0] == status
+  assert b"in an hour" in server.ask(**upload, body=b"x")[2]  # Of any length.
+  assert join(server, {})[0] == 200  # All else goes on.
+  server.guard._coming.append(300)  # Another's, on its way.
+  assert server.ask(**upload, content_length="101")[0] == 507
+  assert server.guard._coming == [300]
+  (tmp_path / "a" / "x.png").unlink()
+  assert server.ask(**upload, body=b"x", content_length="101")[0] == 200
+  assert server.guard._coming == [300]
+
+
 def test_errors_of_the_page_are_not_swallowed():
   server = Server()
   body = b"x" * 10
@@ -321,11 +344,35 @@ def test_errors_of_the_page_are_not_swallowed():
     ("127.0.0.1", "", 421),
     ("10.0.0.5", "10.0.0.5:80", 200),
     ("10.0.0.5", "evil.example", 421),
-    ("0.0.0.0", "any.example", 200),
+    ("MyBox", "mybox:7860", 200),
+    ("MyBox", "MYBOX", 200),
+    ("MyBox", "evil.example", 421),
+    *(
+      (everywhere, asked, status)
+      for everywhere in ("0.0.0.0", "::")
+      for asked, status in (
+        ("evil.example", 421),
+        ("evil.example:7860", 421),
+        ("10.0.0.5.evil.example", 421),
+        ("", 421),
+        (None, 421),
+        ("10.0.0.5:7860", 200),
+        ("[fe80::1]:7860", 200),
+        ("localhost", 200),
+        ("Box:7860", 200),
+        ("box.lab.example", 200),
+      )
+    ),
   ],
 )
-def test_other_names_of_the_server_are_refused(host, asked, status):
+def test_other_names_of_the_server_are_refused(
+  host, asked, status, monkeypatch
+):
+  hosts._names_of_machine.cache_clear()
+  monkeypatch.setattr(hosts.socket, "gethostname", lambda: "box")
+  monkeypatch.setattr(hosts.socket, "getfqdn", lambda: "Box.lab.example")
   assert Server(host=host).ask("/", host=asked)[0] == status
+  hosts._names_of_machine.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ and a Chromium, whose path may stand in CLIP_JAX_CHROMIUM.
 """
 
 import concurrent.futures
+import functools
 import http.server
 import importlib.util
 import json
@@ -138,6 +139,7 @@ def served(tmp_path_factory, folder, hostile, make_image, compiled):
     uploads=str(uploads),
     index=search.Index(room / "index"),
     runs=watching.find(room / "runs"),
+    find=functools.partial(watching.find, room / "runs"),
   )
   app = server.make_app(made, host="127.0.0.1", labels="cat,dog")
   import uvicorn
@@ -461,6 +463,36 @@ def test_a_run_is_watched_live(tab, served):
   metrics.write_text(whole + '\n{"step": 9, "loss": 0.05}\n')
   tab.get_by_text("step 9").wait_for(timeout=15_000)
   metrics.write_text(whole)
+
+
+def test_a_run_that_begins_later_appears(tab, served, monkeypatch):
+  monkeypatch.setattr(tabs, "_SECONDS", 0.0)
+  tab.get_by_role("tab", name="Runs").click()
+  tab.get_by_text("step 8").wait_for()
+  later = served.room / "runs" / "later"
+  later.mkdir()
+  try:
+    (later / "metrics.jsonl").write_text('{"step": 77, "loss": 2.0}\n')
+    time.sleep(2 * page._SECONDS)
+    tab.get_by_label("Run", exact=True).click()
+    tab.get_by_role("option", name="later").click()
+    tab.get_by_text("step 77").wait_for()
+  finally:
+    shutil.rmtree(later)
+
+
+def test_no_run_is_looked_at_while_another_tab_is_open(tab):
+  asked = []
+  tab.on("request", lambda request: asked.append(request.url))
+  tab.get_by_role("tab", name="Runs").click()
+  tab.get_by_text("step 8").wait_for()
+  tab.wait_for_timeout(1000 * page._SECONDS + 1500)
+  assert sum("queue/join" in url for url in asked) >= 2, asked
+  tab.get_by_role("tab", name="Compare").click()
+  tab.wait_for_timeout(2000)
+  asked.clear()
+  tab.wait_for_timeout(2000 * page._SECONDS)
+  assert not [url for url in asked if "queue" in url]
 
 
 def test_gradio_is_new_enough():

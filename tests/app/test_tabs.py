@@ -327,6 +327,25 @@ def test_thumbnails_are_small_and_made_anew(make_image):
     assert max(shown.size) <= 320
 
 
+def test_a_heat_map_is_named_as_its_picture_is():
+  picture = engine_lib.Picture("a & <b>.png", np.zeros((4, 4, 3), np.uint8))
+  read = Read(markup.heat_maps([picture], [np.zeros((2, 2))], "a cat"))
+  named = [value for name, value in read.attributes if name == "alt"]
+  assert named == ["a & <b>.png", "Heat map of a & <b>.png"]
+
+
+def test_a_record_far_behind_is_not_said_to_be_gone(index, folder, monkeypatch):
+  pictures = searching.Pictures(index, limits_of_images=limits_of())
+  monkeypatch.setattr(searching, "_MOST_TRIES", 1)  # Three are left out.
+  with pytest.raises(searching.NoPictureError, match="behind more than 1 that"):
+    pictures.thumbnail(8)
+  monkeypatch.setattr(searching, "_MOST_TRIES", 3)
+  assert pictures.thumbnail(8)
+  monkeypatch.setattr(index, "key", lambda row: "another")
+  with pytest.raises(searching.NoPictureError, match="any more"):
+    pictures.thumbnail(7)
+
+
 def test_a_heat_map_is_bright_where_values_are_great():
   pixels = np.full((16, 16, 3), 128, np.uint8)
   values = np.array([[0.1, 0.2], [0.3, 0.9]])

@@ -95,6 +95,31 @@ def test_tabs_know_runs_by_their_names_only(engine, workdir, monkeypatch):
     assert "no such run" in page_tabs.watch(name)
 
 
+def test_runs_that_begin_later_are_found(engine, workdir, monkeypatch):
+  seconds = [100.0]
+  monkeypatch.setattr(tabs.time, "monotonic", lambda: seconds[0])
+  asked = []
+
+  def find():
+    asked.append(1)
+    return watching.find(workdir.parent)
+
+  page_tabs = tabs.Tabs(engine, uploads="/nowhere", runs=find(), find=find)
+  later = workdir.parent / "later"
+  later.mkdir()
+  (later / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+  seconds[0] += tabs._SECONDS / 2
+  assert page_tabs.find_runs() == ["first <b>"] and len(asked) == 1
+  seconds[0] += tabs._SECONDS
+  for _ in range(3):
+    assert set(page_tabs.find_runs()) == {"first <b>", "later"}
+  assert len(asked) == 2
+  for run in (workdir, later):
+    (run / "metrics.jsonl").unlink()
+  seconds[0] += tabs._SECONDS
+  assert len(page_tabs.find_runs()) == 2  # As it was, until one is there.
+
+
 def test_without_gradio_the_extra_is_named(monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "gradio", None)
   with pytest.raises(errors.UserError, match=r"jax-clip\[app\]"):

@@ -179,9 +179,7 @@ def test_order_and_processes_change_nothing(pairs, tmp_path):
   assert sorted(_keys(tmp_path / "shuffled")) == _keys(tmp_path / "1")
 
 
-def test_an_interrupted_run_goes_on_and_a_failed_one_leaves_nothing(
-  pairs, tmp_path
-):
+def test_an_interrupted_run_goes_on_and_so_does_a_failed_one(pairs, tmp_path):
   names, texts, image = pairs
   source = Pairs(names, texts, image)
   rule = curate.Rule(queries.Queries(WORDS), max_per_query=25)
@@ -202,7 +200,20 @@ def test_an_interrupted_run_goes_on_and_a_failed_one_leaves_nothing(
   rule = curate.Rule(queries.Queries(("no such word",)), max_per_query=25)
   with pytest.raises(errors.UserError, match="None of the"):
     curate.curate(source, tmp_path / "failed", rule)
-  assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]
+  hidden = ".failed.partial"
+  assert sorted(p.name for p in tmp_path.iterdir()) == [hidden, "out", "whole"]
+  rule = curate.Rule(queries.Queries(WORDS), size=10**6)
+  for _ in range(2):
+    done = []
+    with pytest.raises(errors.UserError, match=f"same OUT goes.*{hidden}'"):
+      curate.curate(source, tmp_path / "failed", rule, on_record=done.append)
+  assert not done  # Nothing is read again for another size.
+  rule = curate.Rule(queries.Queries(WORDS), size=50)
+  curate.curate(source, tmp_path / "failed", rule, on_record=done.append)
+  assert not done
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+    *("failed", "out", "whole"),
+  ]
 
 
 def test_each_query_keeps_its_share_and_rare_ones_all():

@@ -14,7 +14,13 @@ from PIL import Image, ImageDraw
 from clip_jax import cli, errors, preprocess
 from clip_jax.data import prepare, sources
 from clip_jax.data import record as record_lib
-from clip_jax.data.curation import dedupe, hamming, image_hash, likeness
+from clip_jax.data.curation import (
+  dedupe,
+  hamming,
+  image_hash,
+  likeness,
+  linking,
+)
 from clip_jax.search import clusters
 
 
@@ -200,7 +206,7 @@ def test_order_processes_and_interruptions_change_nothing(
   prepare.prepare(source, tmp_path / "pairs")
   opened = sources.open_source(f"arrayrecord:{tmp_path / 'pairs'}")
   dedupe.dedupe(opened, tmp_path / "o", RULE)
-  work = dedupe.Work(workers=2)
+  work = linking.Work(workers=2)
   if workers:
     dedupe.dedupe(opened, tmp_path / "again", RULE, work=work)
     assert _content(tmp_path / "again") == _content(tmp_path / "o")
@@ -215,10 +221,10 @@ def test_order_processes_and_interruptions_change_nothing(
         opened,
         tmp_path / "again",
         RULE,
-        work=dedupe.Work(on_record=interrupt),
+        work=linking.Work(on_record=interrupt),
       )
   done = []
-  work = dedupe.Work(on_record=lambda what, n, total: done.append(n))
+  work = linking.Work(on_record=lambda what, n, total: done.append(n))
   dedupe.dedupe(opened, tmp_path / "again", RULE, work=work)
   assert done[0] > 2 * 64
   assert _content(tmp_path / "again") == _content(tmp_path / "o")

@@ -342,6 +342,75 @@ def test_scores_are_computed_once_whatever_the_threshold(
   assert set(model.batches) == {32}
 
 
+class Ramp(Model):
+  """Of each red value another score: the more red, the lower."""
+
+  def embed_images(self, images):
+    self.batches.append(len(images))
+    angles = images[:, 0, 0, 0] / 255
+    return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+
+  def embed_texts(self, texts):
+    return np.tile(np.array([[1, 0]], np.float32), (len(texts), 1))
+
+
+def _ramp(sides):
+  """Returns pairs of images of these sides, each redder than the last."""
+  return Source(
+    [
+      record_lib.Record(_png(side, side, (10 * i, 0, 0)), ("a",), f"k{i:02d}x")
+      for i, side in enumerate(sides)
+    ]
+  )
+
+
+def test_a_share_is_taken_as_it_was_written(tmp_path):
+  assert 0.28 * 25 > 7  # As floats have it.
+  found = filtering.filter_pairs(
+    _ramp([2] * 25), tmp_path / "o", rules.Rules(keep_share=0.28), model=Ramp()
+  )
+  assert found["kept"] == 7
+
+
+def test_scores_of_other_pairs_are_not_taken(tmp_path, monkeypatch):
+  source = _ramp([16, 2, 2] * 4)
+  limits = [preprocess.Limits(max_pixels=n) for n in (100, 1000)]
+
+  def run(name, limits):
+    return filtering.filter_pairs(
+      source,
+      tmp_path / name,
+      rules.Rules(min_score=0.9),
+      model=Ramp(),
+      limits=limits,
+    )
+
+  def stop(*_, **__):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    patched.setattr(prepare, "prepare", stop)
+    run("o", limits[0])  # All is scored, and nothing is written.
+  assert run("o", limits[1]) == run("fresh", limits[1])
+  assert _content(tmp_path / "o") == _content(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("what", ["images", "texts"])
+def test_a_model_that_gives_no_numbers_is_refused(what, tmp_path, monkeypatch):
+  source, real = _ramp([2] * 4), getattr(Ramp, f"embed_{what}")
+
+  def embed(model, given):
+    embeds = real(model, given)
+    embeds[2] = np.nan
+    return embeds
+
+  monkeypatch.setattr(Ramp, f"embed_{what}", embed)
+  with pytest.raises(errors.UserError, match="'k02x' is not finite"):
+    filtering.filter_pairs(
+      source, tmp_path / "o", rules.Rules(keep_share=0.5), model=Ramp()
+    )
+
+
 def test_an_image_that_decoding_shows_to_be_bad_is_counted(tmp_path):
   whole = _png(30, 30, (1, 2, 3))
   source = Source(
@@ -382,6 +451,8 @@ def test_shares_of_characters():
     ({"max_digits": 1.2}, "from 0 to 1"),
     ({"min_score": float("nan")}, "must be a number"),
     ({"keep_share": "half"}, "from 0 to 1; got 'half'"),
+    ({"min_side": 10**400}, "min_side must be"),
+    ({"min_score": -(10**400)}, "min_score must be"),
     ({"languages": [3]}, "must be texts"),
     ({"min_score": 0.2, "keep_share": 0.3}, "one of the two"),
     ({"min_side": 9, "max_side": 8}, "nothing passes"),
@@ -411,6 +482,7 @@ def test_rules_come_from_a_file_and_flags_win(tmp_path):
     ("a.toml", "min_word = 3", "Did you mean 'min_words'"),
     ("a.toml", "min_words = ", "not valid TOML"),
     ("a.toml", b"\xff", "not valid TOML"),
+    ("a.toml", f"min_words = {'1' * 5000}", "not valid TOML"),
     ("a.json", "[1]", "JSON object"),
     ("a.txt", "min_words = 3", "must end in .toml or .json"),
   ]:
@@ -460,7 +532,7 @@ def test_the_command_line_filters(tmp_path, capsys, source):
   command[3] = str(tmp_path / "none")
   assert cli.run([*command, "--min-chars", "5000"]) == 1
   assert "None of the" in capsys.readouterr().err
-  assert not list(tmp_path.glob("*none*"))
+  assert [path.name for path in tmp_path.glob("*none*")] == [".none.partial"]
   with pytest.raises(SystemExit, match="2"):
     cli.run(["data", "filter", "csv:x.csv", "o"])
   assert cli.run([*command[:4], "--min-score", "0.2"]) == 1

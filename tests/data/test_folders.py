@@ -143,3 +143,13 @@ def test_a_pair_beside_class_folders_names_the_other_layout(folder):
   source = folder(CLASSES | {"n.png": None, "n.txt": b"a note"})
   (note,) = source.account.notes
   assert "?layout=classes" in note and "once 'n.png' lies in one" in note
+
+
+def test_a_single_class_is_told(tmp_path, png):
+  (tmp_path / "cat").mkdir()
+  (tmp_path / "cat" / "a.png").write_bytes(png(0))
+  source = sources.open_source(f"folder:{tmp_path}")
+  assert any("one class, 'cat'" in note for note in source.account.notes)
+  (tmp_path / "dog").mkdir()
+  (tmp_path / "dog" / "a.png").write_bytes(png(1))
+  assert not sources.open_source(f"folder:{tmp_path}").account.notes

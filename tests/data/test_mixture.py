@@ -271,6 +271,27 @@ def test_another_batch_size_skips_and_repeats_nothing(make):
   assert keys + more == _keys(source, range(4 * BATCH + 50))
 
 
+def test_a_source_alone_goes_on_with_another_batch_size(make):
+  alone = make((1,), (50,)).parts[0].source
+  saved = _position(alone)
+  keys = [alone[slot].key for slot in _slots(alone, range(4 * BATCH))]
+  wider = _go_on(alone, saved, 4, batch_size=10)
+  # The rest of the epoch, and all of the next one.
+  more = _keys(wider, range(40, 40 + 2 * 50 - 4 * BATCH))
+  _check_epochs(keys + more, (50,))
+  assert _go_on(alone, saved, 4) is alone
+
+
+def test_the_same_records_given_twice_come_in_two_orders(make):
+  (part,) = make((1,), (50,)).parts
+  again = mixture.Part("csv:again", part.source, 1)
+  twice = mixture.Mixture([part, again])
+  added = _go_on(mixture.Mixture([again, part]), _position(part.source), 4)
+  for source, first in ((twice, 0), (added, 4 * BATCH)):
+    slots = np.array(_slots(source, range(first, first + 60))) % 50
+    assert np.mean(slots[::2] == slots[1::2]) < 0.2
+
+
 def test_data_that_moved_go_on(make):
   source = make((2, 1), (50, 70))
   moved = mixture.Mixture(

@@ -10,6 +10,7 @@ import pytest
 
 from clip_jax import cli, errors
 from clip_jax.data import prepare, sources
+from clip_jax.data.curation import making
 from clip_jax.data.sources import array_record
 
 
@@ -100,6 +101,43 @@ def test_the_copy_appears_complete_or_not_at_all(mixed, tmp_path):
     "00000.array_record",
     "dataset.json",
   ]
+
+
+def test_what_was_found_stays_until_the_copy_is_on_the_disk(
+  tmp_path, monkeypatch
+):
+  def stop(path):
+    raise OSError(5, "Input/output error")
+
+  found = tmp_path / ".copy.partial" / prepare.FOUND / "part"
+
+  def run():
+    with prepare.partial_directory(tmp_path / "copy") as partial:
+      found.parent.mkdir(exist_ok=True)
+      found.touch()
+      (partial / "shard").touch()
+      prepare.finish(partial, tmp_path / "copy")
+
+  with monkeypatch.context() as patch, pytest.raises(OSError, match="Input"):
+    patch.setattr(prepare, "_sync", stop)
+    run()
+  assert sorted(p.name for p in found.parent.parent.iterdir()) == [
+    *(".lock", "found"),
+  ]
+  assert found.exists()
+  run()
+  assert os.listdir(tmp_path) == ["copy"]
+  assert os.listdir(tmp_path / "copy") == ["shard"]
+
+
+@pytest.mark.parametrize("out", [".", "", "./", "/", "..", "x/..", "~/.."])
+def test_a_place_without_a_name_is_refused(out, mixed, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(errors.UserError, match="no name of its own"):
+    prepare.prepare(mixed, out)
+  with pytest.raises(errors.UserError, match="no name of its own"):
+    making.make([], out, making.Rule())
+  assert os.listdir(tmp_path) == []
 
 
 def test_two_processes_do_not_write_the_same_copy(mixed, tmp_path):

@@ -3,6 +3,7 @@
 import concurrent.futures
 import importlib.metadata
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -168,6 +169,23 @@ def test_parts_that_overlap_count_once(source, want, tmp_path):
   assert _rows(survey.survey(source, Examine(), keep=tmp_path)) == want
 
 
+def test_two_machines_may_write_the_same_part(source, tmp_path, monkeypatch):
+  job = survey.Job(source, Examine())
+  shelf = findings.Shelf(tmp_path, job.digest())
+  written, real = [], os.replace
+
+  def replace(partial, path):
+    written.append(partial)
+    if len(written) == 1:
+      shelf.put(job.run(0, 5))  # Of a process of the same number.
+    real(partial, path)
+
+  monkeypatch.setattr(os, "replace", replace)
+  shelf.put(job.run(0, 5))
+  assert len({*written}) == 2
+  assert len(shelf.parts(150)) == 1
+
+
 def test_ranges_that_no_part_has(source):
   job = survey.Job(source, Examine())
   assert findings.gaps([], 5, length=2) == [(0, 2), (2, 4), (4, 5)]
@@ -206,6 +224,32 @@ def test_at_most_so_many_ranges_wait():
   assert begun == list(range(20))
 
 
+def test_what_workers_put_elsewhere_is_not_read_again_in_silence(
+  source, want, tmp_path
+):
+  reached = [50, 150]
+
+  def fill(job, todo, shelf, on_record):
+    for start, stop in todo:
+      shelf.put(job.run(start, min(stop, reached[0])))
+
+  examine = Examine()
+  with pytest.raises(prepare.Interrupted, match="in 100 of 150 records"):
+    survey.survey(source, examine, keep=tmp_path, fill=fill)
+  assert len(examine.seen) < 50
+  del reached[0]
+  found = survey.survey(source, examine, keep=tmp_path, fill=fill)
+  assert _rows(found) == want
+  assert len(examine.seen) == len(want)
+
+
+def test_a_pipeline_that_ended_otherwise_has_failed():
+  for state in (None, "DONE"):
+    beam_runner._check_done(state)
+  with pytest.raises(RuntimeError, match="FAILED"):
+    beam_runner._check_done("FAILED")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # Of Beam's own dependencies.
 def test_beam_finds_the_same_as_this_process(pairs, tmp_path):
@@ -222,7 +266,7 @@ def test_beam_finds_the_same_as_this_process(pairs, tmp_path):
   )
   assert one == other
   fill = beam_runner.fill(["--runner=NoSuchRunner"])
-  with pytest.raises(errors.UserError, match="NoSuchRunner"):
+  with pytest.raises(prepare.Interrupted, match="NoSuchRunner"):
     filtering.filter_pairs(opened, tmp_path / "none", limits, fill=fill)
 
 

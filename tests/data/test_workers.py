@@ -20,9 +20,7 @@ MEMORY = pathlib.Path("/dev/shm")
 LINUX = pytest.mark.skipif(not MEMORY.is_dir(), reason="needs /dev/shm")
 
 _RUN = """
-import numpy as np, signal, sys, time
-# A job in the background of a shell ignores it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+import numpy as np, sys, time
 from clip_jax import preprocess, tokenizer
 from clip_jax.data import pipeline, sources
 from clip_jax.models import variants

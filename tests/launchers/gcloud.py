@@ -1,10 +1,12 @@
 """Stands in for gcloud: a slice whose workers are folders and processes here.
 
 The folder $GCLOUD_STAND_IN holds `queue` and `node`, the states of the queued
-resource and of the slice; `type`; `calls`, a line for each call; `fail`, what
-to fail with; and worker-0, worker-1, …, the workers' home directories. A worker
-with a file `lost` in it cannot be reached. The printed texts and exit codes are
-those of gcloud 528 (googlecloudsdk/command_lib/compute/tpus/tpu_vm/ssh.py).
+resource and of the slice; `type`; `project`, gcloud's own; `calls`, a line for
+each call; `fail`, what to fail with; and worker-0, worker-1, …, the workers'
+home directories. A worker with a file `lost` in it cannot be reached.
+`meanwhile`, a verb and a state directory, has delete.sh begin while that verb
+is under way. The printed texts and exit codes are those of gcloud 528
+(googlecloudsdk/command_lib/compute/tpus/tpu_vm/ssh.py).
 """
 
 import os
@@ -50,7 +52,7 @@ def delete_slice():
 
 
 def describe(what, flags):
-  if not state(what):
+  if not (FOLDER / what).exists():
     fail(f"ERROR: (gcloud.compute.tpus) NOT_FOUND: Resource '{what}' not found")
   print(
     {
@@ -129,6 +131,13 @@ def main():
   if text := state("fail"):
     fail(text)
   verb = " ".join(words[:4])
+  moment, _, folder = state("meanwhile").partition(" ")
+  if words == ["config", "get-value", "project"]:
+    print(state("project") or "my-own-project")
+    return
+  if moment and verb.endswith(f"queued-resources {moment}"):
+    for name in ("create", "recreating"):
+      pathlib.Path(folder, name).unlink(missing_ok=True)
   number = flags.get("--worker", "0")
   workers = range(WORKERS) if number == "all" else [int(number)]
   if verb == "compute tpus queued-resources create":

@@ -50,7 +50,7 @@ def slurm(tmp_path):
   """Runs the batch script with stand-ins; returns its code and their calls."""
   for name, text in {
     "srun": 'echo "srun $*" >>"$CALLS"; [ -z "$SAVES" ] ||'
-    ' mkdir -p "$SAVES/checkpoints/7"; exit "$CODE"',
+    ' mkdir -p "$SAVES/checkpoints/1000"; exit "$CODE"',
     "scontrol": 'echo "scontrol $*" >>"$CALLS"',
     "clip-jax": "exit 9",
   }.items():
@@ -91,6 +91,7 @@ def test_slurm_requeues_what_a_restart_mends(slurm, tmp_path):
   for code in (peers.EXIT_CODE, preemption.EXIT_CODE, 137):
     assert slurm(*words, CODE=str(code))[:2] == (0, [train, again])
   # Many restarts are fine, as long as they bring checkpoints.
+  (tmp_path / "work dir" / "checkpoints" / "900").mkdir(parents=True)
   options = {"CODE": "75", "SLURM_RESTART_COUNT": "5"}
   code, calls, said = slurm(*words, **options)
   assert (code, calls) == (75, [train]) and "giving up" in said

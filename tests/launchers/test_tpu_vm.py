@@ -72,6 +72,7 @@ class Cloud:
     self.environment = os.environ | {
       "PATH": f"{programs}:{os.environ['PATH']}",
       "GCLOUD_STAND_IN": str(self.folder),
+      "CLOUDSDK_CORE_PROJECT": "",
       "XDG_STATE_HOME": str(folder / "state"),
       "CLIP_JAX_POLL_SECONDS": "0.2",
       "CLIP_JAX_SEEN_SECONDS": "1",
@@ -306,6 +307,59 @@ def test_the_queue_and_a_slice_that_is_gone_are_told(cloud):
   assert "'pod' is ready" in waiting.communicate(timeout=30)[0]
 
 
+def test_each_project_has_its_own_slices(cloud):
+  """The arguments of a slice are not those of its namesake elsewhere."""
+  cloud("create", *WHERE, "--type=v4-8", "--yes")
+  kept = cloud.folder.parent / "state/clip_jax/tpu_vm"
+  (state,) = kept.glob("**/create")
+  assert state.parent == kept / "my-own-project" / "us-east5-b.pod"
+  state.with_name("setup").write_text("pod\n--zone\nus-east5-b\n")
+  cloud.write(queue="SUSPENDED", project="my-other-project")
+  options = ("--recreate", "--yes", *NEEDS["run"])
+  for words in ((), ("--project=my-third-project",)):
+    said = cloud("run", *WHERE, *words, *options, code=1)
+    assert "Nothing is known of how 'pod' was made" in said
+  assert "queued-resources delete" not in " ".join(cloud.calls())
+  said = cloud("setup", *WHERE, "--project=my-third-project", "--dry-run")
+  assert "/my-third-project/us-east5-b.pod/lock-" in said
+
+
+def test_a_slice_that_is_not_for_certain_gone_is_kept(cloud):
+  options = ("--recreate", "--yes", *NEEDS["run"])
+  cloud.has_slice()
+  for node, told in {"STOPPED": "STOPPED", "\n": "without a state"}.items():
+    cloud.write(node=node)
+    said = cloud("run", *WHERE, *options, code=1)
+    assert f"neither ready nor gone: its node is {told}. " in said
+    assert "another one" not in said
+  assert not any("queued-resources delete" in call for call in cloud.calls())
+  for node in ("PREEMPTED", "TERMINATED", "DELETING"):
+    cloud.write(node=node)
+    assert cloud("status", *WHERE) == "pod: gone\n"
+
+
+@pytest.mark.parametrize("moment", ["before", "delete", "create"])
+def test_what_the_user_deletes_is_not_created_again(cloud, moment):
+  """Whether delete.sh comes before run.sh replaces the slice, or meanwhile."""
+  cloud("create", *WHERE, "--type=v4-8", "--yes")
+  (state,) = cloud.folder.parent.glob("state/**/create")
+  state.with_name("setup").write_text("pod\n--zone\nus-east5-b\n")
+  cloud.write(queue="SUSPENDING", node="PREEMPTED")
+  running = cloud.start("run", *WHERE, "--recreate", "--yes", *NEEDS["run"])
+  assert "getting another one" in running.stdout.readline()
+  if moment == "before":
+    cloud("delete", *WHERE, "--yes")
+  else:  # What delete.sh does first, while gcloud does this.
+    cloud.write(meanwhile=f"{moment} {state.parent}", queue="SUSPENDED")
+  said = running.communicate(timeout=60)[0]
+  created = [x for x in cloud.calls() if "queued-resources create" in x]
+  assert len(created) == (2 if moment == "create" else 1)
+  assert not (cloud.folder / "queue").exists() and not state.exists()
+  told = {"before": "delete.sh was told to delete it", "delete": "was deleted"}
+  assert told.get(moment, "was deleted, not preempted") in said
+  assert running.returncode == (1 if moment == "before" else 75)
+
+
 def test_a_lost_worker_and_workdirs_that_differ_are_told(cloud, tmp_path):
   cloud.has_slice()
   for worker in range(2):
@@ -349,7 +403,13 @@ def test_a_slice_that_is_taken_away_is_replaced(cloud, tmp_path):
   # The same command with a finished run is done at once; `--stop` too.
   assert "Trained: " in cloud("run", *WHERE, *options)
   cloud("run", *WHERE, "--stop")
+  options = ("--workdir", tmp_path / "v", *options[2:])
+  running = cloud.start("run", *WHERE, *options)
+  _wait_for_step(tmp_path / "v", 2, running)
   cloud("delete", *WHERE, "--yes")
+  said = running.communicate(timeout=60)[0]
+  assert running.returncode == 75 and "was deleted, not preempted" in said
+  assert sum("queued-resources create" in x for x in cloud.calls()) == 2
   assert cloud("status", *WHERE) == "pod: absent\n"
 
 
@@ -384,6 +444,7 @@ def supervise(tmp_path, codes, *flags):
     ((75, 143, "s9", "s6", 0), 0, 5),
     ((75, 75, 75, 0), 75, 3),  # No checkpoint: it gives up.
     (("p1", "p2", "p3", "p4", 0), 0, 5),  # One each time.
+    (("p800", "p900", "p1000", "p1100", 0), 0, 5),  # Numbers, not text.
   ],
 )
 def test_the_supervisor_restarts_what_a_restart_mends(
@@ -392,6 +453,56 @@ def test_the_supervisor_restarts_what_a_restart_mends(
   limit = "4" if "s9" in codes else "2"
   got = supervise(tmp_path, codes, "--restarts", limit)
   assert got[:2] == (code, runs), got[2]
+
+
+def test_the_newest_checkpoint_is_the_highest_number(tmp_path):
+  for step in ("800", "900", "1000", "1100", "1200.tmp"):
+    (tmp_path / "checkpoints" / step).mkdir(parents=True)
+  said = subprocess.check_output(
+    [SCRIPTS / "worker.sh", "mark", tmp_path, "token"], text=True
+  )
+  assert said == "checkpoint=1100\n"
+
+
+def test_a_machine_that_goes_down_does_not_stop_the_run(tmp_path):
+  """Its SIGTERM to all processes is no `run.sh --stop`."""
+  (tmp_path / "clip_jax_venv" / "bin").mkdir(parents=True)
+  write_program(
+    tmp_path / "clip_jax_venv" / "bin" / "clip-jax",
+    "#!/bin/bash\ntrap 'exit 143' TERM\ntouch ~/began\n"
+    "while :; do sleep 0.1; done\n",
+  )
+
+  def worker(*words):
+    return subprocess.check_output(
+      [SCRIPTS / "worker.sh", *words],
+      env=os.environ | {"HOME": str(tmp_path), "CLIP_JAX_WORKER": "0"},
+      text=True,
+    )
+
+  def wait_until(is_true):
+    end = time.monotonic() + 30
+    while not is_true():
+      assert time.monotonic() < end
+      time.sleep(0.02)
+
+  began = tmp_path / "began"
+  for told, want in (
+    ("worker", "ended code=143"),
+    ("machine", "absent code=-"),
+    ("worker", "ended code=143"),
+  ):
+    began.unlink(missing_ok=True)
+    worker("mark", tmp_path / "w", "token")
+    worker("start", tmp_path / "w", "token", "5", "--config=c.py")
+    wait_until(began.exists)
+    if told == "worker":
+      worker("stop")
+    else:
+      pid = int((tmp_path / "clip_jax_run" / "pid").read_text())
+      os.killpg(pid, signal.SIGTERM)
+      wait_until(lambda: "running" not in worker("result"))
+    assert worker("result") == f"worker=0 run={want}\n"
 
 
 def _trains(workdir):

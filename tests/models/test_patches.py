@@ -66,6 +66,39 @@ def test_patches_of_a_class_token_see_themselves_in_the_last_block(
   )
 
 
+def test_patches_are_the_same_where_the_blocks_are_watched(
+  make_variables, apply
+):
+  for scan in (True, False):
+    tower = vit.VisionTransformer(
+      image_size=8, patch_size=4, registers=1, scan=scan, **TOWER
+    )
+    images = make_images()
+    variables = make_variables(tower, images)
+    want = apply(tower, variables, images, each_patch=True)
+    got, seen = jax.jit(
+      lambda variables, images, tower=tower: tower.apply(
+        variables,
+        images,
+        each_patch=True,
+        capture_intermediates=True,
+        mutable=["intermediates"],
+      )
+    )(variables, images)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    (blocks,) = seen["intermediates"]["encoder"]["blocks"]["__call__"]
+    assert jax.tree.leaves(blocks)[0].shape == (2, 2, 6, 24)
+  again = jax.eval_shape(
+    lambda images: tower.init(jax.random.key(0), images, each_patch=True),
+    images,
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_equal(a.shape, b.shape),
+    again,
+    dict(variables),
+  )
+
+
 def test_the_mean_of_patches_is_what_mean_pooling_gives(make_variables, apply):
   tower = vit.VisionTransformer(
     image_size=9, patch_size=2, drop_edge=True, pooling="gap", **TOWER

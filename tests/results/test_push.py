@@ -235,9 +235,13 @@ def test_a_name_of_somebody_else_is_told(hub, folder):
 @pytest.mark.parametrize(
   "request_, fault, words",
   [
-    (("POST", "batch"), (403, "Storage limit reached."), "has no room"),
-    (("POST", "commit"), (413, ""), "has no room"),
-    (("POST", "commit"), (402, "Payment required."), "has no room"),
+    (
+      ("POST", "batch"),
+      (403, "Storage limit reached."),
+      "has no room .*No file",
+    ),
+    (("POST", "commit"), (413, ""), "has no room .*No file"),
+    (("POST", "commit"), (402, "Payment required."), "has no room .*No file"),
     (("POST", "commit"), (401, "Expired."), "may not write"),
     (("POST", "commit"), (409, "Conflict."), "changed by somebody else"),
     (
@@ -276,3 +280,13 @@ def test_ctrl_c_during_an_upload_leaves_nothing_behind(hub, model, fails):
   said = fails("push", model, "me/mine", code=130)
   assert said.splitlines()[-1] == "Interrupted." and "Traceback" not in said
   assert hub.files("me/mine").keys() == {".gitattributes"}
+
+
+def test_reports_are_read_before_the_model_is(offline, model, monkeypatch):
+  def never(*_, **__):
+    raise AssertionError("The reports come first.")
+
+  monkeypatch.setattr(card.loading, "load", never)
+  monkeypatch.setattr(convert, "convert", never)
+  with pytest.raises(errors.UserError, match="none is not there"):
+    push.push(model, "me/mine", reports=[offline / "none"], dry_run=True)

@@ -219,7 +219,10 @@ def draw(data: bytes, size: int) -> bytes:
 
 
 def _panic() -> type[BaseException]:
-  """Returns what a panic of Rust is raised as; it is no `Exception`."""
+  """Returns the class of the error that a crash in Rust code raises here.
+
+  It is no subclass of `Exception`.
+  """
   return getattr(sys.modules.get("pyo3_runtime"), "PanicException", Exception)
 
 

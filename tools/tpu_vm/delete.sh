@@ -8,7 +8,7 @@ usage() {
 Usage: delete.sh NAME --zone ZONE --yes
 
 Deletes a queued resource with its slice and the disks of its workers. What lies
-in a bucket stays.
+in a bucket stays. A run.sh --recreate of this machine gets no other slice.
 
 $COMMON_HELP
   --yes                yes, delete it
@@ -21,18 +21,11 @@ parse "" "--yes=YES" "$@"
   wrong "This deletes '$NAME' and the disks of its workers. Give --yes, or --dry-run to see the command."
 needs_gcloud
 
-delete_queue=(compute tpus queued-resources delete "$NAME" --force --quiet)
 if [ -n "$DRY_RUN" ]; then
-  cloud "${delete_queue[@]}"
+  cloud compute tpus queued-resources delete "$NAME" --force --quiet
   exit
 fi
-queue=$(queue_state) || explain $?
-if [ "$queue" != NONE ]; then
-  or_explain "${delete_queue[@]}"
-else # Made by hand, without a queue.
-  node=$(describe_node "value(state)") || explain $?
-  [ "$node" != NONE ] ||
-    die "There is no '$NAME' in $ZONE of this project: nothing to delete, and nothing is billed for it."
-  or_explain compute tpus tpu-vm delete "$NAME" --quiet
-fi
+# First, so that no run.sh --recreate takes the slice for preempted.
+rm -f "$STATE_DIRECTORY/create" "$STATE_DIRECTORY/recreating"
+delete_slice
 say "Deleted '$NAME'."

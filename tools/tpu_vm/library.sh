@@ -110,8 +110,6 @@ parse() { # VALUES SWITCHES ARGUMENTS...: the tables hold FLAG=VARIABLE.
   check --zone "$ZONE" '^[a-z]+-[a-z]+[0-9]+-[a-z0-9]+$' "us-east5-b"
   [ -z "$PROJECT" ] || check --project "$PROJECT" \
     '^([a-z0-9.-]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]$' "my-project-1"
-  STATE_DIRECTORY=${XDG_STATE_HOME:-$HOME/.local/state}/clip_jax/tpu_vm
-  STATE_DIRECTORY=$STATE_DIRECTORY/$ZONE.$NAME
 }
 
 check() { # WHAT VALUE PATTERN EXAMPLE
@@ -171,9 +169,19 @@ check_type() { # TYPE
 SAID=$(mktemp "${TMPDIR:-/tmp}/clip_jax_said.XXXXXX") # What it wrote to stderr.
 trap 'rm -f "$SAID"' EXIT
 
-needs_gcloud() {
-  [ -n "$DRY_RUN" ] || command -v gcloud >/dev/null || die \
-    "gcloud is not installed, or not on PATH: https://cloud.google.com/sdk/docs/install tells how to get it. --dry-run works without it."
+needs_gcloud() { # Finds the project, and sets STATE_DIRECTORY, the slice's own.
+  local project=${PROJECT:-${CLOUDSDK_CORE_PROJECT:-}}
+  if [ -z "$DRY_RUN" ]; then
+    command -v gcloud >/dev/null || die \
+      "gcloud is not installed, or not on PATH: https://cloud.google.com/sdk/docs/install tells how to get it. --dry-run works without it."
+    [ -n "$project" ] || project=$(
+      gcloud config get-value project --quiet 2>/dev/null </dev/null
+    ) || project=""
+    # For scripts that this one calls too, whatever gcloud's own becomes.
+    [ -z "$project" ] || export CLOUDSDK_CORE_PROJECT="$project"
+  fi
+  STATE_DIRECTORY=${XDG_STATE_HOME:-$HOME/.local/state}/clip_jax/tpu_vm
+  STATE_DIRECTORY=$STATE_DIRECTORY/${project:-PROJECT}/$ZONE.$NAME
 }
 
 cloud() { # WORDS...: runs gcloud in the zone, or prints how it would be run.
@@ -302,7 +310,7 @@ describe_node() { # FORMAT: prints a part of the node, NONE where there is none.
   fi
 }
 
-slice_state() { # Prints ready, starting, waiting, failed, gone or absent.
+slice_state() { # Prints ready, starting, waiting, failed, gone, absent or node=….
   local queue node
   queue=$(queue_state) || return 1
   case $queue in
@@ -325,8 +333,23 @@ slice_state() { # Prints ready, starting, waiting, failed, gone or absent.
     READY) printf ready ;;
     CREATING | STARTING | RESTARTING | REPAIRING | REIMAGING) printf starting ;;
     NONE) if [ "$queue" = NONE ]; then printf absent; else printf gone; fi ;;
-    *) printf gone ;;
+    PREEMPTED | TERMINATED | DELETING) printf gone ;;
+    # Not for certain gone: what may be there is never deleted for another one.
+    *) printf 'node=%s' "${node:-without a state}" ;;
   esac
+}
+
+delete_slice() { # Ends the script where there is nothing to delete.
+  local queue node
+  queue=$(queue_state) || explain $?
+  if [ "$queue" != NONE ]; then
+    or_explain compute tpus queued-resources delete "$NAME" --force --quiet
+  else # Made by hand, without a queue.
+    node=$(describe_node "value(state)") || explain $?
+    [ "$node" != NONE ] ||
+      die "There is no '$NAME' in $ZONE of this project: nothing to delete, and nothing is billed for it."
+    or_explain compute tpus tpu-vm delete "$NAME" --quiet
+  fi
 }
 
 why_failed() { # Prints what Google says of a queued resource that failed.
@@ -346,6 +369,7 @@ wait_until_ready() { # Ends the script where the slice will never be ready.
         failed) die "The request for '$NAME' failed: $(why_failed) It never starts now. Remove it (delete.sh $NAME --zone $ZONE --yes), then create it anew, perhaps smaller, in another zone or with --spot." ;;
         gone) die "'$NAME' was preempted, or is being deleted. run.sh --recreate --yes gets another one; delete.sh removes what is left." ;;
         absent) die "There is no '$NAME' in $ZONE of this project. create.sh makes it." ;;
+        node=*) die "'$NAME' is neither ready nor gone: its node is $(shown "${state#node=}"). Give the same command again in a while; a STOPPED one is started by: gcloud compute tpus tpu-vm start $NAME --zone=$ZONE. delete.sh removes it." ;;
       esac
       before=$state
     fi

@@ -98,12 +98,12 @@ saved() { # FILE: sets SAVED to the arguments that a script was given.
   local line
   SAVED=()
   [ -s "$STATE_DIRECTORY/$1" ] || die \
-    "Nothing is known of how '$NAME' was made: --recreate needs a slice that create.sh and setup.sh of this machine made."
+    "Nothing is known of how '$NAME' was made, or delete.sh was told to delete it: --recreate needs a slice that create.sh and setup.sh of this machine made."
   while IFS= read -r line; do SAVED+=("$line"); done <"$STATE_DIRECTORY/$1"
 }
 
 recreate() { # STATE
-  local queue
+  local queue node
   if [ -z "$RECREATE" ]; then
     die "'$NAME' was preempted, or is gone. The run's last checkpoint is in $WORKDIR; the same command with --recreate --yes goes on from there on a new slice." 75
   fi
@@ -112,12 +112,27 @@ recreate() { # STATE
     queue=$(queue_state) || explain $?
     case $queue in SUSPENDING | DELETING) sleep "$POLL_SECONDS" ;; *) break ;; esac
   done
+  if [ -n "$ran" ] && [ "$queue" = NONE ]; then
+    # What is preempted is still there: somebody has deleted this one.
+    node=$(describe_node "value(state)") || explain $?
+    [ "$node" != NONE ] || deleted
+  fi
   saved create
   local created=("${SAVED[@]}")
   saved setup
-  [ "$queue" = NONE ] && [ "$1" = absent ] || "$HERE/delete.sh" "${again[@]}" --yes
+  touch "$STATE_DIRECTORY/recreating" # delete.sh removes it.
+  [ "$queue" = NONE ] && [ "$1" = absent ] || delete_slice
+  [ -e "$STATE_DIRECTORY/recreating" ] || deleted
   "$HERE/create.sh" "${created[@]}"
+  if [ ! -e "$STATE_DIRECTORY/recreating" ]; then # Told while it was made.
+    "$HERE/delete.sh" "${again[@]}" --yes
+    deleted
+  fi
   "$HERE/setup.sh" "${SAVED[@]}"
+}
+
+deleted() { # Ends the script.
+  die "'$NAME' was deleted, not preempted: no other one is made. The run's last checkpoint is in $WORKDIR." 75
 }
 
 ensure_ready() { # Returns with a slice that is ready.
@@ -219,7 +234,7 @@ saved_project=()
 [ -z "$PROJECT" ] || saved_project=(--project "$PROJECT")
 again=("$NAME" --zone "$ZONE" ${saved_project[@]+"${saved_project[@]}"})
 
-workers=1 unreached=0
+workers=1 unreached=0 ran=""
 while true; do
   ensure_ready
   workers=$(describe_node "value(networkEndpoints.len())") || explain $?
@@ -232,7 +247,7 @@ while true; do
     sleep "$POLL_SECONDS"
     continue
   fi
-  unreached=0
+  unreached=0 ran=1
   if [ -n "$DETACH" ]; then
     say "Started. status.sh ${again[*]} --logs follows it, run.sh ${again[*]} --stop stops it."
     exit

@@ -30,17 +30,17 @@ parse "--python=PYTHON --extra=EXTRA --lock=LOCK --mount=MOUNT" \
 [ ${#REST[@]} = 0 ] || wrong "Nothing goes after --."
 check --python "$PYTHON" '^3\.1[1-9](\.[0-9]+)?$' "3.12 (3.11 is the oldest)"
 check --extra "$EXTRA" '^[a-z][a-z0-9]*$' tpu
-if [ -z "$LOCK" ]; then
-  # Another one where what is asked for has changed.
-  asked=$(printf '%s\n' "$PYTHON" "$EXTRA" | cat - "$CHECKOUT/setup.cfg" | cksum)
-  LOCK=$STATE_DIRECTORY/lock-${asked%% *}.txt
-fi
-check_text --lock "$LOCK"
+[ -z "$LOCK" ] || check_text --lock "$LOCK"
 if [ -n "$MOUNT" ]; then
   check --mount "$MOUNT" '^gs://[a-z0-9][-a-z0-9_.]+[a-z0-9]=/[A-Za-z0-9_./-]+$' \
     gs://my-bucket=/mnt/bucket
 fi
 needs_gcloud
+if [ -z "$LOCK" ]; then
+  # Another one where what is asked for has changed.
+  asked=$(printf '%s\n' "$PYTHON" "$EXTRA" | cat - "$CHECKOUT/setup.cfg" | cksum)
+  LOCK=$STATE_DIRECTORY/lock-${asked%% *}.txt
+fi
 
 folder=${TMPDIR:-/tmp}
 if [ -z "$DRY_RUN" ]; then

@@ -5,7 +5,7 @@ set -uo pipefail
 usage() {
   cat <<END
 Usage: supervise.sh [--restarts N] [--pause SECONDS] [--progress DIR]
-                    [--code FILE] -- COMMAND...
+                    [--code FILE] [--stopped FILE] -- COMMAND...
 
 Runs COMMAND, a "clip-jax train …", and again where it ended with
 
@@ -22,17 +22,20 @@ is the end.
   --pause SECONDS   before a restart (default 10)
   --progress DIR    the run's checkpoints
   --code FILE       write the last exit code there
+  --stopped FILE    whoever stops the run makes this file first. SIGTERM without
+                    it comes from a machine that goes down: no code that a
+                    restart mends is written then, for the run is not ended
 END
 }
 
-restarts=5 pause=10 progress="" code_file=""
+restarts=5 pause=10 progress="" code_file="" stopped=""
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help)
       usage
       exit
       ;;
-    --restarts | --pause | --progress | --code)
+    --restarts | --pause | --progress | --code | --stopped)
       if [ $# -lt 2 ]; then
         echo "Error: $1 takes a value." >&2
         exit 2
@@ -42,6 +45,7 @@ while [ $# -gt 0 ]; do
         --pause) pause=$2 ;;
         --progress) progress=$2 ;;
         --code) code_file=$2 ;;
+        --stopped) stopped=$2 ;;
       esac
       shift 2
       ;;
@@ -62,8 +66,15 @@ fi
 
 say() { echo "supervise: $(date -u +%FT%TZ) $*" >&2; }
 
+is_final() { # CODE: whether a restart does not mend it.
+  [ "$1" = 130 ] || { [ "$1" -le 128 ] && [ "$1" != 75 ]; }
+}
+
 finish() { # CODE
-  if [ -n "$code_file" ]; then
+  if [ -n "$told" ] && [ -n "$stopped" ] && [ ! -e "$stopped" ] &&
+    ! is_final "$1"; then
+    say "nobody stopped the run: the machine goes down."
+  elif [ -n "$code_file" ]; then
     echo "$1" >"$code_file.new" && mv "$code_file.new" "$code_file"
   fi
   exit "$1"
@@ -71,7 +82,8 @@ finish() { # CODE
 
 newest() { # The run's last checkpoint; a save under way is none.
   [ -z "$progress" ] || find "$progress" -mindepth 1 -maxdepth 1 \
-    -name '[0-9]*' ! -name '*[!0-9]*' 2>/dev/null | sort | tail -n 1
+    -name '[0-9]*' ! -name '*[!0-9]*' 2>/dev/null |
+    sed 's|.*/||' | sort -n | tail -n 1
 }
 
 child="" told=""

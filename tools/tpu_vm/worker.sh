@@ -7,7 +7,7 @@ CHECKOUT=$(cd "$HERE/../.." && pwd)
 ENVIRONMENT=$HOME/clip_jax_venv
 LOCK=$HOME/clip_jax.lock
 # Log of all runs, and of the last one where it begins there (lines), process
-# number, exit code and command.
+# number, exit code, command, and whether it was stopped on purpose.
 RUN=$HOME/clip_jax_run
 # Of files that another worker wrote; mounted buckets show them late.
 SEEN_SECONDS=${CLIP_JAX_SEEN_SECONDS:-60}
@@ -115,7 +115,8 @@ mark() { # WORKDIR TOKEN: prints the run's newest checkpoint too.
   { mkdir -p "$1" && echo "$2" >"$1/.seen_by_all"; } ||
     die "$1 cannot be written. Is the disk or the bucket mounted? (setup.sh --mount)"
   echo "checkpoint=$(find "$1/checkpoints" -mindepth 1 -maxdepth 1 \
-    -name '[0-9]*' ! -name '*[!0-9]*' 2>/dev/null | sort | tail -n 1)"
+    -name '[0-9]*' ! -name '*[!0-9]*' 2>/dev/null |
+    sed 's|.*/||' | sort -n | tail -n 1)"
 }
 
 sees_mark() { # WORKDIR TOKEN
@@ -140,12 +141,12 @@ start() { # WORKDIR TOKEN RESTARTS TRAIN_ARGUMENTS...
   sees_mark "$workdir" "$token" ||
     die "this worker does not see what worker 0 wrote in $workdir. All workers need one workdir: a bucket or a disk that is mounted on each (setup.sh --mount)."
   mkdir -p "$RUN"
-  rm -f "$RUN/code"
+  rm -f "$RUN/code" "$RUN/stopped"
   count_lines >"$RUN/lines"
   printf '%s' "${command[*]}" >"$RUN/command"
   cd "$CHECKOUT"
   setsid nohup bash "$HERE/supervise.sh" --restarts "$restarts" \
-    --progress "$workdir/checkpoints" --code "$RUN/code" \
+    --progress "$workdir/checkpoints" --code "$RUN/code" --stopped "$RUN/stopped" \
     --pause "${CLIP_JAX_PAUSE_SECONDS:-10}" -- "${command[@]}" \
     >>"$RUN/log" 2>&1 </dev/null &
   echo $! >"$RUN/pid"
@@ -179,6 +180,7 @@ stop() {
   local pid waited=0
   is_alive || return 0
   pid=$(cat "$RUN/pid")
+  touch "$RUN/stopped" # Without it, the machine goes down.
   kill -TERM "$pid"
   while is_alive; do
     if [ "$waited" -ge "$STOP_SECONDS" ]; then

@@ -14,7 +14,13 @@ from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.cli import flags, verb
 from clip_jax.cli.arguments import curation
 from clip_jax.data import account, sources
-from clip_jax.data.curation import beam_runner, filtering, likeness, survey
+from clip_jax.data.curation import (
+  beam_runner,
+  filtering,
+  likeness,
+  linking,
+  survey,
+)
 from clip_jax.data.curation import dedupe as dedupe_lib
 from clip_jax.data.curation import rules as rules_lib
 from clip_jax.search import clusters
@@ -166,7 +172,7 @@ def dedupe(arguments: argparse.Namespace) -> verb.Answer:
       against=against,
       report_only=arguments.report_only,
       address=arguments.data,
-      work=dedupe_lib.Work(
+      work=linking.Work(
         workers=arguments.workers,
         batch_size=_or(arguments.batch_size, flags.BATCH_SIZE),
         threads=_or(arguments.threads, flags.THREADS),

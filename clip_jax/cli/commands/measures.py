@@ -40,6 +40,33 @@ def table(evals: dict[str, Any], *, before: dict[str, Any]) -> str:
   return terminal.table(("evaluation", "measure", *values), rows)
 
 
+def falls(evals: dict[str, Any], *, before: dict[str, Any]) -> list[str]:
+  """Returns a sentence about each evaluation that a fine-tuning made worse.
+
+  Args:
+    evals: measures by the evaluation's name.
+    before: measures of the model that the run started from; {} without one.
+  """
+  said = []
+  for name, result in evals.items():
+    measure, after = _first(result)
+    if measure and after < (earlier := _first(before.get(name, {}))[1]):
+      said.append(
+        f"{name}: {measure} fell from {100 * earlier:.2f} to {100 * after:.2f} "
+        "%. A lower or a higher optim.peak_lr, locked norms "
+        "(optim.frozen=/norm/) or a mixture with the model before "
+        "(--interpolate) may keep more."
+      )
+  return ["", *said] if said else []
+
+
+def _first(result: dict[str, Any]) -> tuple[str, float]:
+  """Returns the name and value of what an evaluation is judged by."""
+  if "text_to_image" in result:
+    return "text to image, R@1", result["text_to_image"]["r@1"]
+  return ("top-1", result["top1"]) if "top1" in result else ("", 0.0)
+
+
 def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
   """Returns the measures of an evaluation as (name, value) texts."""
   rows = []

@@ -50,6 +50,7 @@ def _train(arguments: argparse.Namespace) -> verb.Answer:
     )
   if summary.evals:
     lines += ["", measures.table(summary.evals, before=summary.before)]
+    lines += measures.falls(summary.evals, before=summary.before)
   if summary.report:
     lines += ["", f"Report: {summary.report}"]
   if summary.profile:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from clip_jax import errors, terminal
+from clip_jax.data import prepare
 from clip_jax.data.curation import findings, survey
 
 _POLL_SECONDS = 0.5
@@ -30,8 +31,8 @@ def fill(options: Sequence[str] = (), *, workers: int = 1) -> survey.Fill:
     workers: processes of this machine, where no runner is named.
 
   Raises:
-    UserError: Beam is not installed; from the function also where the pipeline
-      fails.
+    UserError: Beam is not installed; from the function `prepare.Interrupted`
+      where the pipeline fails.
   """
   try:
     importlib.metadata.version("apache-beam")
@@ -82,15 +83,21 @@ def _fill(
         | "Spread" >> beam.Reshuffle()
         | "Examine" >> beam.Map(functools.partial(_put, payload))
       )
-      pipeline.run().wait_until_finish()
+      _check_done(pipeline.run().wait_until_finish())
   except (Exception, SystemExit) as error:  # A runner may raise anything.
     said = (str(error).strip() or repr(error)).splitlines()[-1]
     if isinstance(error, SystemExit):  # Beam's parser has said more.
       said = "its options are not understood."
-    raise errors.UserError(
+    raise prepare.Interrupted(
       f"The Beam pipeline ({' '.join(words)}) failed: "
       f"{terminal.printable(said, limit=400)}"
     ) from error
+
+
+def _check_done(state: str | None) -> None:
+  """Raises RuntimeError unless a pipeline ended well; some runners say None."""
+  if state not in (None, "DONE"):
+    raise RuntimeError(f"it ended as {state}; its runner's log says why.")
 
 
 def _put(payload: bytes, part: tuple[int, int]) -> None:

@@ -139,7 +139,7 @@ def curate(
   Raises:
     UserError: `out` holds something else, or no pair stays.
   """
-  errors.check_local("OUT", out)
+  errors.check_out(out)
   how = ("curate", sorted(rule.to_dict().items()))
   nothing = np.zeros(0, np.int64)
   fingerprint = views.Part(source, nothing, *how).fingerprint

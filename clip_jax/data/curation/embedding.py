@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax import errors
 from clip_jax.data import pipeline
 from clip_jax.data import record as record_lib
 from clip_jax.data.curation import findings
@@ -40,6 +41,7 @@ def scores(
     counts = [len(texts) for texts in batch["texts"]]
     texts = model.embed_texts([t for texts in batch["texts"] for t in texts])
     owners = np.repeat(np.arange(len(counts)), counts)
+    _check_finite(texts, [batch["key"][i] for i in owners])
     cosines = np.einsum("ne,ne->n", images[owners], texts)
     split = np.split(cosines, np.cumsum(counts)[:-1])
     return [
@@ -108,10 +110,14 @@ def measured(
     batch_size: pairs that are embedded at a time.
     threads: that read and decode.
     on_pair: called with the number of pairs done, and of all.
+
+  Raises:
+    UserError: an embedding is not finite.
   """
   about = (
     *(sorted(columns), sorted(ragged), batch_size),
     *(source.fingerprint, model.fingerprint),
+    model.needed_preprocess().limits.max_pixels,
   )
   shelf = findings.Shelf(keep, hashlib.sha256(repr(about).encode()).digest())
   pairs = len(source)
@@ -132,6 +138,13 @@ def measured(
     shelf.put(parts[-1])
     done += stop - start
   return findings.joined(parts or [collected(0, [])])
+
+
+def _check_finite(embeds: np.ndarray, keys: Sequence[str]) -> None:
+  """Raises UserError where an embedding of the record `keys[row]` is not."""
+  finite = np.isfinite(embeds).all(axis=1)
+  if not finite.all():
+    raise errors.not_finite(keys[int(np.argmin(finite))])
 
 
 def _rows(
@@ -159,7 +172,9 @@ def _rows(
         # Always as many rows: a program of another shape may round otherwise.
         filling = np.repeat(images[:1], batch_size - len(images), axis=0)
         embedded = model.embed_images(np.concatenate([images, filling]))
-        said = of_batch(batch, embedded[: len(images)])
+        embedded = embedded[: len(images)]
+        _check_finite(embedded, batch["key"])
+        said = of_batch(batch, embedded)
         for slot, row in zip(batch["record"].tolist(), said, strict=True):
           rows[slot] = row
       done += len(images) + len(batch["problems"])

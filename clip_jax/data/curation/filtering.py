@@ -5,6 +5,8 @@ first rule that it breaks, in the order of `rules.Rules`.
 """
 
 import dataclasses
+import fractions
+import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -66,6 +68,11 @@ class _Decisions:
     starts = np.concatenate([[0], np.cumsum(lengths)])
     return views.Chosen(source, slots, starts, stays, *how)
 
+  def digest(self) -> str:
+    """Returns a digest of which pairs and captions `view` has."""
+    both = np.packbits(self.kept).tobytes() + np.packbits(self.stays).tobytes()
+    return hashlib.sha256(both).hexdigest()
+
   def dropped(self) -> dict[str, int]:
     """Returns the number of pairs by what drops them, in order."""
     rules = self.rule[self.found.good]
@@ -123,7 +130,7 @@ def filter_pairs(
     UserError: `out` holds something else, no pair stays, or rules and model do
       not go together.
   """
-  errors.check_local("OUT", out)
+  errors.check_out(out)
   _check(rules, model)
   how = (
     *("filter", sorted(rules.given().items())),
@@ -151,7 +158,7 @@ def filter_pairs(
     scored, beside = {}, {}
     if model is not None and decided.kept.any():
       measured = embedding.scores(
-        decided.view(source, *how),
+        decided.view(source, *how, decided.digest()),
         model,
         keep=partial / prepare.FOUND,
         batch_size=batch_size,
@@ -161,12 +168,7 @@ def filter_pairs(
       scored, beside = _score(decided, measured, rules)
     said = _summary(decided, rules, scored)
     if not said["kept"]:
-      error = errors.UserError(
-        f"None of the {said['pairs']} pairs stays; dropped: "
-        f"{', '.join(f'{n} {why}' for why, n in said['dropped'].items())}."
-      )
-      error.payload = said
-      raise error
+      raise findings.none_stays(said)
     prepare.prepare(
       decided.view(source, *how),
       out,
@@ -228,7 +230,8 @@ def _score(
   threshold, name = rules.min_score, "min_score"
   if rules.keep_share is not None:
     name = "keep_share"
-    count = math.ceil(rules.keep_share * len(best))
+    # The share as it was written: 0.07 of 100 is 7, as a float a bit more.
+    count = math.ceil(fractions.Fraction(str(rules.keep_share)) * len(best))
     # Equal scores stay together, so that no order decides.
     threshold = float(np.sort(best)[-count]) if count else math.inf
   assert threshold is not None

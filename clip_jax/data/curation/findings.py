@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax import errors, whole_files
+
 _SUFFIX = ".found"
 _GOOD = -1
 
@@ -131,9 +133,9 @@ class Shelf:
       directory: for such files only; several jobs may share it.
       digest: of what the answers depend on; files of others are passed over.
     """
-    self._directory = pathlib.Path(directory)
+    self.directory = pathlib.Path(directory)
     self._digest = digest
-    self._directory.mkdir(parents=True, exist_ok=True)
+    self.directory.mkdir(parents=True, exist_ok=True)
 
   def put(self, found: Found) -> None:
     """Writes a file, whole or not at all."""
@@ -152,10 +154,9 @@ class Shelf:
       **arrays,
     )
     name = f"{self._digest.hex()[:12]}-{found.start}-{found.stop}"
-    partial = self._directory / f"{name}.{os.getpid()}.partial"
     data = payload.getvalue()
-    partial.write_bytes(self._sealed(data) + data)
-    os.replace(partial, self._directory / (name + _SUFFIX))
+    path = self.directory / (name + _SUFFIX)
+    whole_files.write(path, self._sealed(data) + data)
 
   def _sealed(self, data: bytes) -> bytes:
     return hashlib.sha256(self._digest + data).digest()
@@ -167,7 +168,7 @@ class Shelf:
 
   def _files(self) -> list[pathlib.Path]:
     mine = f"{self._digest.hex()[:12]}-*-*{_SUFFIX}"
-    return sorted(self._directory.glob(mine))
+    return sorted(self.directory.glob(mine))
 
   def parts(self, slots: int) -> list[Found]:
     """Returns what is there, in order; damaged and foreign files are not.
@@ -210,6 +211,16 @@ def _unpacked(data: bytes) -> Found:
     reasons=reasons,
     words=words,
   )
+
+
+def none_stays(said: Mapping[str, Any]) -> errors.UserError:
+  """Returns the error where all `pairs` are `dropped`, as `said` has them."""
+  dropped = ", ".join(f"{n} {why}" for why, n in said["dropped"].items())
+  error = errors.UserError(
+    f"None of the {said['pairs']} pairs stays; dropped: {dropped}."
+  )
+  error.payload = said
+  return error
 
 
 def gaps(

@@ -237,7 +237,7 @@ def make(
   Raises:
     UserError: an input cannot be used, `out` is there, or nothing is found.
   """
-  errors.check_local("OUT", out)
+  errors.check_out(out)
   out = pathlib.Path(out).expanduser()
   table = out.with_suffix(".tsv")
   _check_new(out, table)

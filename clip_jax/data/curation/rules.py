@@ -151,7 +151,10 @@ def _check_domain(entry: str) -> None:
 
 
 def _allowed(kind: str, value: float) -> bool:
-  if not math.isfinite(value):
+  try:
+    if not math.isfinite(value):
+      return False
+  except OverflowError:  # A whole number of hundreds of digits.
     return False
   if kind == SHARE:
     return 0 <= value <= 1
@@ -175,7 +178,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     data = regular_files.read_regular(path, limit=json_text.MAX_BYTES)
     try:
       found = tomllib.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except ValueError as error:  # Of the encoding, the syntax or a number.
       raise errors.UserError(f"{path} is not valid TOML: {error}.") from None
     except RecursionError:
       raise errors.UserError(f"{path} is nested too deeply.") from None

@@ -122,7 +122,7 @@ def survey(
     fill: does the work elsewhere and needs `keep`.
 
   Raises:
-    Interrupted: a process that read was killed.
+    Interrupted: a process that read was killed, or `fill` left records out.
   """
   job = Job(source, examine)
   slots = len(source)
@@ -134,6 +134,7 @@ def survey(
     assert shelf is not None
     fill(job, todo, shelf, on_record)
     parts = shelf.parts(slots)
+    _check_filled(parts, slots, shelf)
   todo = findings.gaps(parts, slots, length=_CHUNK)
   done = slots - sum(stop - start for start, stop in todo)
   run = in_processes(workers) if workers > 1 else _in_order
@@ -155,6 +156,21 @@ def survey(
   # With the rest on its shelf, what follows may be killed, too.
   parts += _put_away(fresh, shelf)
   return findings.joined(parts or [job.run(0, 0)])
+
+
+def _check_filled(
+  parts: list[findings.Found], slots: int, shelf: findings.Shelf
+) -> None:
+  """Raises Interrupted where others have not put all of it on the shelf."""
+  left = findings.gaps(parts, slots, length=max(slots, 1))
+  if left:
+    missing = sum(stop - start for start, stop in left)
+    raise prepare.Interrupted(
+      f"The workers have ended, but what they found in {missing} of {slots} "
+      f"records is not in {str(shelf.directory)!r}. Every worker must see DATA "
+      "and OUT at the paths where this process sees them, as on a mounted "
+      "bucket."
+    )
 
 
 def _put_away(
@@ -215,8 +231,7 @@ def in_processes(
       except concurrent.futures.process.BrokenProcessPool:
         raise prepare.Interrupted(
           "A process that read the data was killed, perhaps for its memory; "
-          "give fewer workers. Nothing was written, but what was found is "
-          "kept: the same command goes on from there."
+          "give fewer workers. Nothing was written."
         ) from None
       except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from clip_jax import errors
+from clip_jax import errors, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
@@ -185,7 +185,8 @@ def open_folder(
     )
   if layout is None:
     layout = _decide(root, images, texts, account.notes, within=within)
-  account.notes.extend(_note_splits(path, images, layout))
+  splits = [*_note_splits(path, images, layout)]
+  account.notes.extend(splits)
   if layout == "captions":
     return CaptionFolder(
       root,
@@ -203,7 +204,14 @@ def open_folder(
       f"{disk.listed(outside[:1])}. Put each class into a folder of its own, "
       "or a .txt file with the caption beside each image."
     )
-  return ClassFolder(root, images, account=account, within=within)
+  source = ClassFolder(root, images, account=account, within=within)
+  if len(source.class_names) == 1 and not splits:
+    name = terminal.escaped(source.class_names[0], limit=80)
+    account.notes.append(
+      f"All images are of one class, '{name}', which leaves nothing to tell "
+      "apart."
+    )
+  return source
 
 
 def _decide(

@@ -1,0 +1,118 @@
+"""The directory of an index that is built: locked, and cleaned at the end."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import pathlib
+from typing import Any
+
+from clip_jax import errors, regular_files
+from clip_jax.search import layout
+
+_LOGGER = logging.getLogger(__name__)
+
+JOURNAL = "journal"  # How the name of a file ends that says what is kept.
+
+
+def check_replaceable(directory: str | os.PathLike) -> None:
+  """Raises UserError if `directory` holds anything but an index."""
+  errors.check_local("The index", directory)
+  directory = pathlib.Path(directory)
+  if directory.exists() and not directory.is_dir():
+    raise errors.UserError(f"{directory} is a file; name a new directory.")
+  if not directory.is_dir():
+    return
+  others = sorted(
+    entry.name for entry in directory.iterdir() if not layout.is_own(entry.name)
+  )
+  if others:
+    raise errors.UserError(
+      f"{directory} is no index (it holds {', '.join(others[:3])}) and is left "
+      "alone; name a new directory, or an index to replace."
+    )
+  meta = directory / layout.META
+  # A damaged index may be replaced; anybody else's meta.json may not.
+  if os.path.lexists(meta) and not _is_of_index(meta):
+    raise errors.UserError(
+      f"{meta} is not of an index and is left alone; name a new directory."
+    )
+
+
+def _is_of_index(meta: pathlib.Path) -> bool:
+  """Returns whether it is a file that says that it is of an index."""
+  try:
+    content = regular_files.read_regular(meta, limit=layout.MOST_META_BYTES)
+  except (OSError, regular_files.NotRegularError):
+    return False
+  return layout.FORMAT.encode() in content
+
+
+class Hold:
+  """Makes and locks the directory; removes leftovers at the end.
+
+  The lock is on the directory itself: it leaves no file, and the system lets
+  go of it when the process dies, in whatever way.
+  """
+
+  def __init__(self, directory: pathlib.Path):
+    self._directory = directory
+    self._kept = ""
+
+  def keep(self, prefix: str) -> None:
+    """Lets files whose names begin so stay, if a journal is among them."""
+    self._kept = prefix
+
+  def __enter__(self) -> "Hold":
+    while True:
+      self._directory.mkdir(parents=True, exist_ok=True)
+      # Another may just have removed it.
+      with contextlib.suppress(FileNotFoundError):
+        self._descriptor = os.open(self._directory, os.O_RDONLY)
+        if _lock(self._descriptor, self._directory):
+          return self
+        os.close(self._descriptor)
+
+  def __exit__(self, *_: Any) -> None:
+    journal = self._directory / f"{self._kept}-{JOURNAL}"
+    _clean(self._directory, self._kept if journal.is_file() else "")
+    with contextlib.suppress(OSError):
+      self._directory.rmdir()  # Only where nothing was written.
+    os.close(self._descriptor)
+
+
+def _lock(descriptor: int, directory: pathlib.Path) -> bool:
+  """Locks the directory; returns whether it is still the one at its path."""
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    os.close(descriptor)
+    raise errors.UserError(
+      f"Another `clip-jax embed` is writing {directory}. Wait for its end or "
+      "stop it, or name another directory."
+    ) from None
+  except OSError as error:  # Some mounted buckets have no locks.
+    _LOGGER.warning("%s cannot be locked: %s", directory, error.strerror)
+  return os.path.samestat(os.fstat(descriptor), os.stat(directory))
+
+
+def _clean(directory: pathlib.Path, kept: str) -> None:
+  """Removes files that `meta.json` does not name, left by other builds.
+
+  Args:
+    directory: of the index.
+    kept: what the names of those that stay begin with; empty for none.
+  """
+  try:
+    files = layout.read_meta(directory)["files"]
+  except errors.UserError:
+    files = {}
+  keep = {
+    layout.META,
+    *(files[part]["name"] for part in files if part in layout.PARTS),
+  }
+  for entry in directory.iterdir():
+    if kept and entry.name.startswith(kept):
+      continue
+    if entry.name not in keep and layout.is_own(entry.name):
+      entry.unlink(missing_ok=True)
