@@ -57,8 +57,9 @@ class Profile:
       step = None
     self.path: pathlib.Path | None = None
     self._workdir = workdir
-    self._first = 0 if step is None else step
-    self._last = min(self._first + STEPS - 1, total_steps)
+    self._steps = range(0)
+    if step is not None:
+      self._steps = range(step, min(step + STEPS, total_steps + 1))
     self._wait = wait
     self._active = False
 
@@ -72,7 +73,7 @@ class Profile:
   @contextlib.contextmanager
   def step(self, step: int) -> Iterator[None]:
     """Names what runs inside as update `step`, if it is one of the traced."""
-    if not self._first <= step <= self._last:
+    if step not in self._steps:
       yield
       return
     if not self._active:
@@ -83,7 +84,7 @@ class Profile:
       self._active = True
     with jax.profiler.StepTraceAnnotation(_NAME, step_num=step):
       yield
-    if step == self._last:
+    if step == self._steps[-1]:
       self._wait()
       self._stop()
 
@@ -94,7 +95,7 @@ class Profile:
     _LOGGER.info(
       "Trace of step %d and those after it: %s (open it by `xprof --logdir "
       "%s`, or in TensorBoard with its profile plugin)",
-      self._first,
+      self._steps[0],
       self.path,
       self._workdir,
     )

@@ -143,6 +143,17 @@ def test_a_step_that_was_done_before_has_no_trace(tmp_path, caplog):
   assert profile.path is None and not any(tmp_path.iterdir())
 
 
+def test_without_the_flag_no_step_is_traced(tmp_path):
+  profile = profiling.Profile(
+    tmp_path, None, first_step=0, total_steps=5, wait=lambda: None
+  )
+  with profile:
+    for step in range(1, 6):
+      with profile.step(step):
+        pass
+  assert profile.path is None and not any(tmp_path.iterdir())
+
+
 def test_a_run_that_ends_within_a_trace_keeps_it(tmp_path):
   profile = profiling.Profile(
     tmp_path, 2, first_step=0, total_steps=9, wait=lambda: None
