@@ -79,7 +79,8 @@ class Pipe:
     self.data = data
 
   def read(self, size):
-    return self.data[:size]
+    part, self.data = self.data[:size], self.data[size:]
+    return part
 
 
 def at_its_end(data):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
-from clip_jax.preprocess import crop
+from clip_jax.preprocess import crop, inputs
 
 MEAN, STD = (0.5, 0.25, 0.125), (0.5, 0.25, 0.2)
 MODES = ["L", "RGB", "P", "CMYK", "1", "YCbCr", "LA", "RGBA"]
@@ -377,3 +377,21 @@ def test_normalize_takes_off_the_mean_and_divides_by_the_deviation():
   assert actual.dtype == np.float32
   # A float32 quotient and difference: two roundings of numbers up to 5.
   np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_a_file_that_gives_a_little_at_a_time_is_read_whole():
+  class Slow(io.RawIOBase):
+    def __init__(self, data):
+      self._left = data
+
+    def readable(self):
+      return True
+
+    def read(self, size=-1):
+      part, self._left = self._left[:7], self._left[7:]
+      return part
+
+  buffer = io.BytesIO()
+  Image.new("RGB", (9, 9), "red").save(buffer, "PNG")
+  image = inputs.read(Slow(buffer.getvalue()))
+  assert image.size == (9, 9)

@@ -186,9 +186,15 @@ def _stored_shapes(
 
 def _host_arrays(shapes: dict[str, Any]) -> dict[str, Any]:
   """Returns empty numpy arrays of these shapes, to be filled."""
-  return jax.tree.map(
-    lambda x: np.empty(x.shape, x.dtype), {"batch_stats": {}} | shapes
-  )
+  try:
+    return jax.tree.map(
+      lambda x: np.empty(x.shape, x.dtype), {"batch_stats": {}} | shapes
+    )
+  except (MemoryError, ValueError) as error:
+    raise errors.UserError(
+      "The model that the workdir's config describes does not fit in memory "
+      f"({error}); the config is damaged, or this machine is too small."
+    ) from None
 
 
 def _open_to_read(workdir: str | os.PathLike) -> ocp.CheckpointManager:

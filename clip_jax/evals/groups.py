@@ -6,6 +6,7 @@ image is of, and the labels are what is looked for.
 
 import collections
 import csv
+import io
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from clip_jax import errors
+from clip_jax import errors, regular_files
 from clip_jax.data import pipeline
 from clip_jax.evals import embedding_model, metrics, tasks, zero_shot
 
@@ -35,11 +36,11 @@ def read_groups(path: str) -> dict[str, dict[str, str]]:
     UserError: the file cannot be read so.
   """
   try:
-    with (
-      pathlib.Path(path)
-      .expanduser()
-      .open(encoding="utf-8-sig", newline="") as file
-    ):
+    with io.TextIOWrapper(
+      regular_files.open_regular(pathlib.Path(path).expanduser()),
+      encoding="utf-8-sig",
+      newline="",
+    ) as file:
       rows = list(csv.reader(file, strict=True))
   except (OSError, ValueError, csv.Error) as error:
     raise errors.UserError(

@@ -102,7 +102,12 @@ def _content(file: Any, limits: decoding.Limits) -> bytes:
       "mode 'rb'.",
       reason="unreadable",
     )
-  return bytes(data)
+  parts, size = [bytes(data)], len(data)
+  while data and size <= limits.max_encoded_bytes:  # Pipes give less at a time.
+    data = file.read(limits.max_encoded_bytes + 1 - size) or b""
+    parts.append(bytes(data))
+    size += len(data)
+  return b"".join(parts)
 
 
 def _is_array(value: Any) -> bool:

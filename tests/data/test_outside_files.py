@@ -112,7 +112,7 @@ def test_links_out_of_a_folder_are_refused_unless_asked_for(
     with pytest.raises(sources.BadRecord) as caught:
       sources.open_source(address)[1]
     assert "add ?links=follow to the address" in caught.value.hint
-    (note,) = sources.open_source(address).account.notes
+    note, *_ = sources.open_source(address).account.notes
     assert "'ant/up'; add ?links=follow" in note
     source = sources.open_source(f"{address}?links=follow&layout={layout}")
     assert _reasons(source)[:2] == [None, None]

@@ -382,3 +382,28 @@ def test_class_names_given_twice_are_told(tmp_path, write_tar, png):
   found = prepare.inspect(sources.open_source(f"wds:{tmp_path}/a.tar"))
   assert "the same name" in found["notes"][-1]
   assert "'missile'." in found["notes"][-1]
+
+
+def test_a_blank_line_among_class_names_is_an_error(tmp_path, write_tar, png):
+  path = write_tar(tmp_path / "a.tar", [("a.png", png(0)), ("a.cls", b"1")])
+  names = tmp_path / "names.txt"
+  names.write_bytes(b"cat\r\n\r\ndog\n")
+  with pytest.raises(errors.UserError, match=r"Line 2 .* is blank"):
+    sources.open_source(f"wds:{path}?classes={names}")
+  names.write_bytes(b"cat\r\ndog\n\n\n")
+  source = sources.open_source(f"wds:{path}?classes={names}")
+  assert source.class_names == ("cat", "dog")
+
+
+def test_a_few_texts_of_several_lines_are_told_too(tmp_path, write_tar, png):
+  members = [
+    member
+    for i in range(12)
+    for member in [
+      (f"{i}.png", png(i)),
+      (f"{i}.txt", b"one\ntwo\n" if i < 2 else b"one\n"),
+    ]
+  ]
+  path = write_tar(tmp_path / "a.tar", members)
+  (note,) = sources.open_source(f"wds:{path}").account.notes
+  assert "2 of 12 captions" in note and "?captions=lines" in note

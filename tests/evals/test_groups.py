@@ -1,5 +1,7 @@
 """Zero-shot by groups, beside tables counted by hand."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -108,3 +110,9 @@ def test_data_without_labels_have_rates_only(tmp_path):
   assert who["largest_gap"] is None and "top1" not in who["groups"]["x"]
   assert who["groups"]["x"]["rates"]["red"]["rate"] == 1
   assert [entry["label"] for entry in who["labels"]] == ["red", "blue"]
+
+
+def test_a_pipe_in_place_of_the_table_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / "groups.csv")
+  with pytest.raises(errors.UserError, match="cannot be read"):
+    groups.read_groups(str(tmp_path / "groups.csv"))

@@ -8,12 +8,14 @@ import argparse
 import functools
 import logging
 import os
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from clip_jax import errors, loading, terminal
 from clip_jax import search as search_lib
+from clip_jax.checkpoints import workdir
 from clip_jax.cli import verb
 from clip_jax.evals import prompts
 
@@ -100,8 +102,10 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
   index = search_lib.Index(arguments.index)
   path = index.model_path(arguments.model)
   try:
-    # Only a workdir has a step.
-    clip = loading.load(path, step=index.meta.get("step") or None)
+    # Only a workdir has steps, and --model may name another kind of model.
+    own = workdir.recognise(pathlib.Path(path).expanduser())
+    step = index.meta.get("step") if own else None
+    clip = loading.load(path, step=step or None)
   except errors.UserError as error:
     raise errors.UserError(
       f"Cannot load the model of index {arguments.index}: {error} Give the "

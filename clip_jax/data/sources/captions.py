@@ -139,12 +139,20 @@ def read_classes(path: str) -> tuple[str, ...]:
   Raises:
     UserError: it cannot be read, or names none.
   """
-  names = read_lines(path)
+  names = [line.strip() for line in re.split("\r\n?|\n", _read_text(path))]
+  while names and not names[-1]:
+    names.pop()
   if not names:
     raise errors.UserError(
       f"{path} names no class; write one name a line, or remove it."
     )
-  return names
+  if "" in names:
+    raise errors.UserError(
+      f"Line {names.index('') + 1} of {path} is blank, but a class is known by "
+      "its line: write its name there, or take the line out if no class is "
+      "meant."
+    )
+  return tuple(names)
 
 
 def read_lines(path: str) -> tuple[str, ...]:
@@ -153,9 +161,15 @@ def read_lines(path: str) -> tuple[str, ...]:
   Raises:
     UserError: it cannot be read.
   """
+  # In a text U+2028 and others end a line too, which end no name.
+  lines = re.split(r"[\r\n]+", _read_text(path))
+  return tuple(line.strip() for line in lines if line.strip())
+
+
+def _read_text(path: str) -> str:
   try:
     with regular_files.open_regular(path) as file:
-      text = file.read().decode("utf-8-sig")
+      return file.read().decode("utf-8-sig")
   except UnicodeDecodeError as error:
     raise errors.UserError(
       f"{path} is not UTF-8 ({error.reason} at byte {error.start}); it must "
@@ -166,9 +180,6 @@ def read_lines(path: str) -> tuple[str, ...]:
       f"{path} cannot be read ({error.strerror}); it must be text with one "
       "name a line."
     ) from None
-  # In a text U+2028 and others end a line too, which end no name.
-  lines = re.split(r"[\r\n]+", text)
-  return tuple(line.strip() for line in lines if line.strip())
 
 
 def _decode(data: bytes, key: str) -> str:
@@ -193,7 +204,7 @@ def checked(pieces: Iterable[str], *, key: str) -> tuple[str, ...]:
 def propose_lines(
   text_of: Callable[[int], bytes | None], *, slots: int
 ) -> list[str]:
-  """Returns a sentence where most texts have several lines, else nothing.
+  """Returns a sentence where texts have several lines, else nothing.
 
   Args:
     text_of: the bytes of the `.txt` file of a slot, where it has one.
@@ -208,7 +219,7 @@ def propose_lines(
     if text is not None:
       looked += 1
       several += sum(bool(line.strip()) for line in text.splitlines()) > 1
-  if not several or 2 * several < looked:
+  if not several:
     return []
   return [
     f"{several} of {looked} captions looked at have several lines, and each is "
