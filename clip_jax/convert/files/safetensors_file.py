@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, json_text
+from clip_jax import errors, json_text, whole_files
 from clip_jax.convert import tensor as tensor_lib
 from clip_jax.convert.files import datafile
 
@@ -216,7 +216,7 @@ def write(
     end += tensor.nbytes
   text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
   text += b" " * (-len(text) % 8)
-  with datafile.replacing(path) as file:
+  with whole_files.replacing(pathlib.Path(path)) as file:
     file.write(len(text).to_bytes(_LENGTH_BYTES, "little"))
     file.write(text)
     for name in order:

@@ -7,14 +7,14 @@ code. The bytes are read when a tensor is used, and compared with the archive's
 checksum then.
 """
 
-import collections
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, whole_files
 from clip_jax.convert import tensor as tensor_lib
 from clip_jax.convert.files import (
   datafile,
@@ -203,7 +203,7 @@ class _Source:
         raw = zip_directory.content(self.file, entry)
       else:
         if entry.name not in self._checked:
-          collections.deque(zip_directory.inflate(self.file, entry), maxlen=0)
+          zip_directory.check(self.file, entry)
           self._checked.add(entry.name)
         raw = self.file.read_array(
           entry.offset + view.offset * dtype.itemsize,
@@ -259,7 +259,7 @@ def write(
     }
   )
   with (
-    datafile.replacing(path) as file,
+    whole_files.replacing(pathlib.Path(path)) as file,
     zip_directory.Writer(file) as archive,
   ):
     archive.add("archive/data.pkl", [header], len(header))

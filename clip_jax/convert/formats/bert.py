@@ -81,8 +81,8 @@ PLAIN = (
   Written("add_cross_attention", False, fields.exactly(False)),
   Written("pruned_heads", {}, fields.exactly({}, None)),
 )
-_WIDTH = fields.up_to(config_file.MAX_WIDTH)
-_DEPTH = fields.up_to(config_file.MAX_DEPTH)
+_WIDTH = fields.WIDTH
+_DEPTH = fields.DEPTH
 FIELDS = (
   Fixed("kind", "bert", in_weights=True),
   Field("vocab_size", "vocab_size", in_weights=True),

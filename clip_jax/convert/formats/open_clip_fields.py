@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from clip_jax.convert import config_file
 from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.family import Family
 from clip_jax.convert.engine.fields import Field, Fixed
@@ -63,8 +62,8 @@ def _multiple_for_resnet(unit: int, kind: fields.Kind) -> fields.Kind:
   )
 
 
-_WIDTH = fields.up_to(config_file.MAX_WIDTH)
-_DEPTH = fields.up_to(config_file.MAX_DEPTH)
+_WIDTH = fields.WIDTH
+_DEPTH = fields.DEPTH
 _STAGES = dataclasses.replace(
   fields.checked(
     "four numbers of blocks",
@@ -83,10 +82,6 @@ _BIAS = fields.checked(
 _WHOLE_NUMBER = fields.checked("a whole number", lambda x: type(x) is int)
 _SECTION = fields.checked(
   "a JSON object, or null", lambda x: x is None or isinstance(x, dict)
-)
-_CHANNELS = fields.Kind(
-  "three numbers, red, green and blue",
-  lambda x: config_file.channels(x, "channels"),
 )
 _INVERSE = fields.one_of({False: True, True: False})
 _IMAGE_POOLINGS = fields.one_of({"tok": "class", "avg": "gap"})
@@ -299,7 +294,7 @@ def _choice(theirs: str, ours: str, *names: str) -> Option:
 
 _PREPROCESSING = (
   *(
-    _prepared(name, ours, _CHANNELS, list(variants.DEFAULTS[ours]))
+    _prepared(name, ours, fields.MEANS, list(variants.DEFAULTS[ours]))
     for name, ours in (("mean", "image_mean"), ("std", "image_std"))
   ),
   _choice("interpolation", "interpolation", "bicubic", "bilinear"),

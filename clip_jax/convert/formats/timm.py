@@ -63,8 +63,8 @@ _SHOWN = {
 }
 
 
-_WIDTH = fields.up_to(config_file.MAX_WIDTH)
-_DEPTH = fields.up_to(config_file.MAX_DEPTH)
+_WIDTH = fields.WIDTH
+_DEPTH = fields.DEPTH
 # `preprocess` takes no less.
 _CROP = fields.checked(
   "from 0.1 to 1", lambda x: fields.is_number(x) and 0.1 <= x <= 1, float
