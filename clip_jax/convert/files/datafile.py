@@ -11,7 +11,6 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -41,17 +40,15 @@ _PARSER_ERRORS = (
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-  """The content of a file, without its arrays' data.
+  """The tensors of a file, and what else it says about the model.
 
   Attributes:
     tensors: tensors by name.
-    others: other plain values by name: flags, numbers, texts and None.
     torchscript: whether the file is a TorchScript archive.
     constants: tensors in its traced code by name: "c0" is `CONSTANTS.c0`.
   """
 
   tensors: dict[str, tensor_lib.Tensor]
-  others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   torchscript: bool = False
   constants: Mapping[str, tensor_lib.Tensor] = dataclasses.field(
     default_factory=dict
