@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from clip_jax import errors
 from clip_jax.convert.engine import fields
+from clip_jax.convert.engine.source import has
 
 MODEL = "model_cfg"
 VISION, TEXT = f"{MODEL}.vision_cfg", f"{MODEL}.text_cfg"
@@ -33,7 +34,7 @@ class Option(fields.Field):
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
     """Writes the field, unless it has the default value."""
-    if fields.has(spec, self.ours):
+    if has(spec, self.ours):
       self.put(self.kind.write(fields.get(spec, self.ours)), config)
 
   def put(self, value: Any, config: dict[str, Any]) -> None:
@@ -212,9 +213,9 @@ class Activation(Option):
     if fields.get(spec, self.ours) == "quick_gelu":
       fields.put(config, QUICK_GELU, True)
       for section in (VISION, TEXT):
-        if fields.has(config, section):
+        if has(config, section):
           fields.get(config, section).pop("act_kwargs", None)
-    elif not fields.has(config, QUICK_GELU):
+    elif not has(config, QUICK_GELU):
       super().write(spec, config)
 
   def values(self, found: Any) -> tuple[Any, ...]:
