@@ -300,7 +300,7 @@ def convert(
   if options.headers_only:
     return report
   with destinations.new(destination, overwrite) as partial:
-    target.write(model, partial, options)
+    target.write(model, partial)
     _check_written(model, partial, target, report, progress)
     files = sorted(partial.rglob("*")) if partial.is_dir() else [partial]
     digests = portable.digests(path for path in files if path.is_file())

@@ -110,8 +110,7 @@ FAMILY = Family(
 
 def recognise(path: pathlib.Path) -> bool:
   """Whether `path` is a directory with a BERT."""
-  config = config_file.peek(path / CONFIG)
-  return config.get("model_type") == "bert"
+  return config_file.peek(path / CONFIG).get("model_type") == "bert"
 
 
 def knows(names: Collection[str]) -> bool:
@@ -273,11 +272,6 @@ def naming(names: Iterable[str]) -> dict[str, Any]:
   prefix = "bert." if any(n.startswith("bert.") for n in names) else ""
   legacy = any(n.endswith("LayerNorm.gamma") for n in names)
   return {"prefix": prefix, "legacy_norms": legacy}
-
-
-def entries(text: dict[str, Any], **dialect: Any) -> list[engine.Entry]:
-  """Returns the entries of a BertModel; `dialect` is the result of `naming`."""
-  return FAMILY.entries({"text": text}, dialect)
 
 
 FORMAT = Format(NAME, read, recognise=recognise, knows=knows)

@@ -184,15 +184,12 @@ def _square(tensors, layout, options, report):
   return {**tensors, key: new}, {"resized": what}
 
 
-def write(
-  model: portable.Portable, destination: pathlib.Path, options: portable.Options
-) -> None:
+def write(model: portable.Portable, destination: pathlib.Path) -> None:
   """Writes a file with the source's layout, or with big_vision's present one.
 
   Raises:
     UserError: big_vision has no such model.
   """
-  del options
   portable.refuse(NAME, description.refusals(model.spec))
   npz.write(destination, to_tensors(model))
 

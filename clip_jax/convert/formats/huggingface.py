@@ -275,11 +275,8 @@ def _family(spec: dict[str, Any]) -> HuggingFaceFamily:
   return min(FAMILIES.values(), key=lacks)
 
 
-def write(
-  model: portable.Portable, destination: pathlib.Path, options: portable.Options
-) -> None:
+def write(model: portable.Portable, destination: pathlib.Path) -> None:
   """Writes a directory that `from_pretrained` loads."""
-  del options
   spec = model.spec
   portable.refuse(NAME, refusals(spec))
   dialect = model.dialect(NAME)

@@ -15,7 +15,7 @@ from typing import Any
 from clip_jax.convert import config_file
 from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.family import Family
-from clip_jax.convert.engine.fields import Field, Fixed
+from clip_jax.convert.engine.fields import Field, Fixed, Written
 from clip_jax.convert.engine.names import Names
 from clip_jax.convert.formats import open_clip_named
 from clip_jax.convert.formats import open_clip_rows as rows_lib
@@ -188,7 +188,7 @@ _RESNET = (
   Option("layers", "depths", _STAGES, default=None),
   _size("width", "width", _multiple_for_resnet(2, _WIDTH), default=768),
   only("head_width", resnet.HEAD_DIM),
-  Other("patch_size", written=None),
+  *(Other("patch_size"), Written("patch_size", None)),
   Other("patch_dropout", 0.0, fields.NUMBER),
   only("attentional_pool", False),
   *(*_OFF, *_POOLER),
@@ -275,7 +275,7 @@ TOKENIZERS: dict[bool, tuple[fields.Row, ...]] = {
   False: (
     _clean(default="whitespace"),
     _EVERY_TOKENIZER,
-    Other(_TOKENIZER, None, _STRING, written="."),
+    *(Other(_TOKENIZER, None, _STRING), Written(_TOKENIZER, ".")),
     rows_lib.StripEnd(f"{_KWARGS}.strip_sep_token", False, FLAG),
     only(f"{_KWARGS}.language", None),
   ),
@@ -283,7 +283,7 @@ TOKENIZERS: dict[bool, tuple[fields.Row, ...]] = {
 # What their preprocessing always does; another rounding or antialiasing makes
 # a small difference, of which an export warns.
 ALWAYS = {"antialias": True, "crop_rounding": "round", "convert_rgb": "after"}
-_PRE = "preprocess_cfg"
+_PRE, _CUSTOM = "preprocess_cfg", f"{MODEL}.custom_text"
 
 
 def _prepared(
@@ -346,19 +346,14 @@ def family(
     own_tokenizer: whether the tokenizer is CLIP's own.
     bert_config: returns the config of a HuggingFace model by its name.
   """
-  custom = image == "timm" or text == "bert"
   rows = (
     only(f"{MODEL}.multimodal_cfg", None),  # Says most about the model.
     *IMAGES[image],
     *TEXTS[text],
     *((open_clip_named.BertTower(bert_config),) if text == "bert" else ()),
     *TOKENIZERS[own_tokenizer],
-    Other(
-      f"{MODEL}.custom_text",
-      False,
-      FLAG,
-      written=True if custom else rows_lib.NOTHING,
-    ),
+    Other(_CUSTOM, False, FLAG),
+    *((Written(_CUSTOM, True),) if image == "timm" or text == "bert" else ()),
     *_WHOLE,
   )
   defaults: dict[str, Any] = {}

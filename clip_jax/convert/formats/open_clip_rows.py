@@ -16,7 +16,6 @@ MODEL = "model_cfg"
 VISION, TEXT = f"{MODEL}.vision_cfg", f"{MODEL}.text_cfg"
 QUICK_GELU = f"{MODEL}.quick_gelu"
 FLAG = fields.exactly(False, True)
-NOTHING = object()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +50,6 @@ class Other(fields.Row):
     default: its value if the file does not have it.
     kind: the kind of its values; None for any value.
     warns: whether a value other than the default causes a warning.
-    written: the value to write; if not given, the field is not written.
     ours: the tower that it belongs to.
   """
 
@@ -59,7 +57,6 @@ class Other(fields.Row):
   default: Any = None
   kind: fields.Kind | None = None
   warns: bool = False
-  written: Any = NOTHING
   ours: str = ""
 
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
@@ -72,11 +69,6 @@ class Other(fields.Row):
       source.report.warnings.append(
         f"{where}.{name}={value!r:.100} has no effect there."
       )
-
-  def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
-    """Writes the field, if it is always written."""
-    if self.written is not NOTHING:
-      fields.put(config, self.theirs, self.written)
 
 
 def only(theirs: str, *values: Any) -> Other:
