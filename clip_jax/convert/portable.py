@@ -14,8 +14,6 @@ from clip_jax.convert import engine
 from clip_jax.convert.report import Report
 from clip_jax.convert.tensor import Tensor
 
-_CHUNK_BYTES = 1 << 22
-
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -201,11 +199,8 @@ def digests(files: Iterable[pathlib.Path]) -> dict[str, str]:
   """Returns the sha256 (hex) of each file by its name."""
   found = {}
   for path in files:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-      while chunk := file.read(_CHUNK_BYTES):
-        digest.update(chunk)
-    found[path.name] = digest.hexdigest()
+      found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
   return found
 
 

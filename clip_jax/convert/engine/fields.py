@@ -15,12 +15,16 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import config_file
 from clip_jax.convert import report as report_lib
 
 # More than any model has; a hostile number must not cause a loop or overflow.
 MAX_INTEGER = 1 << 24
 MAX_PIXELS = 1 << 14
+MAX_WIDTH = 1 << 14
+MAX_DEPTH = 1 << 10
+# Of means and standard deviations of channels, for pixels from 0 to 1.
+MAX_CHANNEL = 1e6
+LEAST_DEVIATION = 1e-6
 
 Spec = dict[str, Any]
 
@@ -167,6 +171,8 @@ def up_to(most: int) -> Kind:
 
 
 INTEGER = up_to(MAX_INTEGER)
+WIDTH = up_to(MAX_WIDTH)
+DEPTH = up_to(MAX_DEPTH)
 TOKEN_ID = checked(
   f"the id of one token, from 0 to {MAX_INTEGER}",
   lambda x: type(x) is int and 0 <= x <= MAX_INTEGER,
@@ -195,14 +201,14 @@ def _channels(words: str, least: float) -> Kind:
 
   def holds(x):
     numbers = isinstance(x, list) and len(x) == 3 and all(map(is_number, x))
-    return numbers and least <= min(x) <= max(x) <= config_file.MAX_CHANNEL
+    return numbers and least <= min(x) <= max(x) <= MAX_CHANNEL
 
   return checked(words, holds, lambda x: [float(number) for number in x])
 
 
 _THREE = "three numbers, red, green and blue"
-MEANS = _channels(_THREE, -config_file.MAX_CHANNEL)
-DEVIATIONS = _channels(f"{_THREE}, above 0", config_file.LEAST_DEVIATION)
+MEANS = _channels(_THREE, -MAX_CHANNEL)
+DEVIATIONS = _channels(f"{_THREE}, above 0", LEAST_DEVIATION)
 
 
 _MAX_LOG_SCALE = 80.0  # The largest float32 is about e^88.

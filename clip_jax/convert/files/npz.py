@@ -5,12 +5,13 @@ stored as voids of two bytes, as big_vision does.
 """
 
 import os
+import pathlib
 import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, whole_files
 from clip_jax.convert import tensor as tensor_lib
 from clip_jax.convert.files import datafile, zip_directory
 
@@ -70,12 +71,9 @@ def read(path: str | os.PathLike) -> dict[str, tensor_lib.Tensor]:
 def _tensor(
   file: datafile.DataFile, entry: zip_directory.Entry
 ) -> tensor_lib.Tensor:
-  head = bytearray()
-  for piece in _first_pieces(file, entry):
-    head += piece
-    if len(head) >= MAX_HEADER_BYTES + 12:
-      break
-  text, start = _header_text(bytes(head))
+  text, start = _header_text(
+    zip_directory.head(file, entry, MAX_HEADER_BYTES + 12)
+  )
   shape, dtype, fortran = _parse(text)
   size = datafile.byte_count(shape, dtype)
   if start + size != entry.size:
@@ -89,14 +87,6 @@ def _tensor(
       return _as_array(raw, shape, dtype, fortran)
 
   return tensor_lib.Tensor(shape, _native(dtype), read_data)
-
-
-def _first_pieces(file, entry) -> Iterator[bytes]:
-  """Yields the first bytes of an entry, without checking the rest."""
-  if entry.compressed:
-    yield from zip_directory.inflate(file, entry)
-  else:
-    yield file.read(entry.offset, min(entry.stored, MAX_HEADER_BYTES + 12))
 
 
 def _header_text(head: bytes) -> tuple[str, int]:
@@ -159,7 +149,7 @@ def write(
   same tensors give the same bytes.
   """
   with (
-    datafile.replacing(path) as file,
+    whole_files.replacing(pathlib.Path(path)) as file,
     zip_directory.Writer(file) as archive,
   ):
     for name, tensor in tensors.items():

@@ -81,13 +81,11 @@ PLAIN = (
   Written("add_cross_attention", False, fields.exactly(False)),
   Written("pruned_heads", {}, fields.exactly({}, None)),
 )
-_WIDTH = fields.up_to(config_file.MAX_WIDTH)
-_DEPTH = fields.up_to(config_file.MAX_DEPTH)
 FIELDS = (
   Fixed("kind", "bert", in_weights=True),
   Field("vocab_size", "vocab_size", in_weights=True),
-  Field("hidden_size", "width", _WIDTH, in_weights=True),
-  Field("num_hidden_layers", "depth", _DEPTH, in_weights=True),
+  Field("hidden_size", "width", fields.WIDTH, in_weights=True),
+  Field("num_hidden_layers", "depth", fields.DEPTH, in_weights=True),
   Heads("num_attention_heads", "heads"),
   Field("intermediate_size", "mlp_dim", in_weights=True),
   Field("max_position_embeddings", "positions", in_weights=True),

@@ -29,8 +29,7 @@ def _channels(least: float) -> fields.Kind:
   def read(value):
     numbers = value if isinstance(value, list) else [value] * 3
     if len(numbers) != 3 or not all(
-      fields.is_number(x) and least <= x <= config_file.MAX_CHANNEL
-      for x in numbers
+      fields.is_number(x) and least <= x <= fields.MAX_CHANNEL for x in numbers
     ):
       raise ValueError
     return [float(x) for x in numbers]
@@ -51,8 +50,8 @@ FIELDS = (
   Written("do_rescale", True, fields.exactly(True)),
   Written("rescale_factor", 1 / 255, _TO_ONE),
   Written("do_normalize", True, _BOOL),
-  Field("image_mean", "image_mean", _channels(-config_file.MAX_CHANNEL)),
-  Field("image_std", "image_std", _channels(config_file.LEAST_DEVIATION)),
+  Field("image_mean", "image_mean", _channels(-fields.MAX_CHANNEL)),
+  Field("image_std", "image_std", _channels(fields.LEAST_DEVIATION)),
   Field("resample", "interpolation", _RESAMPLE),
   Fixed("crop_rounding", "floor"),
   Fixed("convert_rgb", "before"),

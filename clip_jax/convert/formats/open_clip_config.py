@@ -65,10 +65,10 @@ def describe(
   Raises:
     UserError: a field is unknown, or its value is not supported.
   """
-  model = config_file.Fields(name, config).take(MODEL, kind=dict)
-  parts = config_file.Fields(f"{name}: {MODEL}", model)
+  model = config_file.section(config, MODEL, name)
   vision, text = (
-    parts.take(part, kind=dict) for part in ("vision_cfg", "text_cfg")
+    config_file.section(model, part, f"{name}: {MODEL}")
+    for part in ("vision_cfg", "text_cfg")
   )
   tokenizer_name = text.get("hf_tokenizer_name") or None
   kind = "resnet" if isinstance(vision.get("layers"), list) else "vit"

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from clip_jax.convert import config_file
 from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.fields import Field, Fixed, Heads, Written
 from clip_jax.convert.engine.names import Names
@@ -62,13 +61,11 @@ def _multiple_for_resnet(unit: int, kind: fields.Kind) -> fields.Kind:
   )
 
 
-_WIDTH = fields.up_to(config_file.MAX_WIDTH)
-_DEPTH = fields.up_to(config_file.MAX_DEPTH)
 _STAGES = dataclasses.replace(
   fields.checked(
     "four numbers of blocks",
     lambda depths: len(depths) == 4,
-    lambda depths: [_DEPTH.read(depth) for depth in depths],
+    lambda depths: [fields.DEPTH.read(depth) for depth in depths],
   ),
   # Of another number of stages, what is written is read as another model.
   write=lambda ours: [*ours, 1, 1, 1, 1][:4],
@@ -82,10 +79,6 @@ _BIAS = fields.checked(
 _WHOLE_NUMBER = fields.checked("a whole number", lambda x: type(x) is int)
 _SECTION = fields.checked(
   "a JSON object, or null", lambda x: x is None or isinstance(x, dict)
-)
-_CHANNELS = fields.Kind(
-  "three numbers, red, green and blue",
-  lambda x: config_file.channels(x, "channels"),
 )
 _INVERSE = fields.one_of({False: True, True: False})
 _IMAGE_POOLINGS = fields.one_of({"tok": "class", "avg": "gap"})
@@ -127,7 +120,7 @@ _OFF = (
   ),
 )
 _TRANSFORMER = (
-  _size("layers", "depth", _DEPTH),
+  _size("layers", "depth", fields.DEPTH),
   rows_lib.MlpRatio("mlp_ratio", "mlp_dim", _RATIO, in_weights=True),
   rows_lib.Activation("act_kwargs.approximate", "activation", _APPROXIMATE),
   Field("norm_kwargs.eps", "norm_epsilon", fields.EPSILON),
@@ -153,7 +146,7 @@ _VIT = (
   Field("image_size", "image_size", fields.PIXELS),
   Field("patch_size", "patch_size", fields.PIXELS),
   rows_lib.Edge(),
-  _size("width", "width", _WIDTH),
+  _size("width", "width", fields.WIDTH),
   rows_lib.HeadWidth("head_width", "heads", _HEAD_WIDTH),
   *_TRANSFORMER,
   Field("no_ln_pre", "pre_norm", _INVERSE),
@@ -172,7 +165,7 @@ _RESNET = (
   Fixed("kind", "resnet"),
   Field("image_size", "image_size", _multiple_for_resnet(32, fields.PIXELS)),
   Field("layers", "depths", _STAGES),
-  _size("width", "width", _multiple_for_resnet(2, _WIDTH)),
+  _size("width", "width", _multiple_for_resnet(2, fields.WIDTH)),
   only("head_width", resnet.HEAD_DIM),
   Written("patch_size", None),
   Other("patch_dropout", fields.NUMBER),
@@ -187,7 +180,7 @@ _EVERY_TEXT = (
 _OWN_TEXT = (
   Fixed("kind", "transformer"),
   Field("vocab_size", "vocab_size"),
-  _size("width", "width", _WIDTH),
+  _size("width", "width", fields.WIDTH),
   Heads("heads", "heads"),
   *_TRANSFORMER,
   Field("no_causal_mask", "causal", _INVERSE),
@@ -264,8 +257,8 @@ def _choice(*names: str) -> fields.Kind:
 
 
 _PREPROCESSING = (
-  Field(f"{_PRE}.mean", "image_mean", _CHANNELS),
-  Field(f"{_PRE}.std", "image_std", _CHANNELS),
+  Field(f"{_PRE}.mean", "image_mean", fields.MEANS),
+  Field(f"{_PRE}.std", "image_std", fields.MEANS),
   Field(
     f"{_PRE}.interpolation", "interpolation", _choice("bicubic", "bilinear")
   ),
@@ -279,7 +272,7 @@ _PREPROCESSING = (
   Fixed("crop_fraction", 1.0),
 )
 _WHOLE = (
-  Field(f"{MODEL}.embed_dim", "embed_dim", _WIDTH, in_weights=True),
+  Field(f"{MODEL}.embed_dim", "embed_dim", fields.WIDTH, in_weights=True),
   Other(rows_lib.QUICK_GELU, FLAG),
   Field(
     f"{MODEL}.init_logit_scale",

@@ -64,8 +64,6 @@ _SHOWN = {
 }
 
 
-_WIDTH = fields.up_to(config_file.MAX_WIDTH)
-_DEPTH = fields.up_to(config_file.MAX_DEPTH)
 # `preprocess` takes no less.
 _CROP = fields.checked(
   "from 0.1 to 1", lambda x: fields.is_number(x) and 0.1 <= x <= 1, float
@@ -99,8 +97,8 @@ _ROWS = (
     "model_args",
     "image",
     (
-      Field("embed_dim", "width", _WIDTH, in_weights=True),
-      Field("depth", "depth", _DEPTH, in_weights=True),
+      Field("embed_dim", "width", fields.WIDTH, in_weights=True),
+      Field("depth", "depth", fields.DEPTH, in_weights=True),
       Heads("num_heads", "heads", in_weights=True),
       Field("patch_size", "patch_size", fields.PIXELS, in_weights=True),
       Field("img_size", "image_size", fields.PIXELS, in_weights=True),
