@@ -79,7 +79,7 @@ def convert(
   if options.headers_only:
     return report
   with destinations.new(destination, overwrite) as partial:
-    target.write(model, partial, options)
+    target.write(model, partial)
     # What the format cannot say of a model, options say again.
     again = target.read(partial, target.told(model.spec))
     sameness.check_written(model, again, report, progress)

@@ -41,7 +41,7 @@ def model(tmp_path):
     extras={"kept": Tensor.from_array(np.arange(3))},
     files={"vocab.txt": b"a\nb\n"},
   )
-  model_dir.write(portable, path, Options())
+  model_dir.write(portable, path)
   return path
 
 
@@ -146,8 +146,8 @@ def test_a_writer_that_changes_the_meaning_is_caught(
 ):
   write = model_dir.write
 
-  def wrong(portable, destination, options):
-    write(portable, destination, options)
+  def wrong(portable, destination):
+    write(portable, destination)
     path = destination / model_dir.DESCRIPTION
     path.write_text(path.read_text().replace('"quick_gelu"', '"gelu"'))
 
@@ -321,7 +321,7 @@ def test_a_bias_that_stays_although_it_should_go_is_told(model, tmp_path):
     leaf = Tensor.from_array(np.float32(-9))
     leaves = {**read.leaves, **({"params/logit_bias": leaf} if told else {})}
     source = tmp_path / f"source {bias}"
-    model_dir.write(Portable(spec, leaves, read.report), source, Options())
+    model_dir.write(Portable(spec, leaves, read.report), source)
     report = convert.convert(
       source, tmp_path / f"out {bias}", to="clip-jax", options=options
     )

@@ -23,6 +23,7 @@ from clip_jax.convert.engine.source import (
   last,
   put,
 )
+from clip_jax.convert.engine.source import has as has  # For the formats' rows.
 
 # More than any model has; a hostile number must not cause a loop or overflow.
 MAX_INTEGER = 1 << 24
