@@ -232,29 +232,26 @@ def analytic_flops(job: jobs.Job) -> int:
 
 def _memory(job, peak, with_loss, reasons) -> dict[str, int | None]:
   """Returns the parts of the peak in bytes: exact ones, and the rest."""
-  exact = {
-    "parameters": memory.shard_bytes(job.state.params),
-    "batch_statistics": memory.shard_bytes(job.state.batch_stats),
-    "optimizer": memory.shard_bytes(job.state.opt_state),
-    "average": memory.shard_bytes(job.state.ema),
-    "batch": memory.shard_bytes(job.batch),
+  state = job.state
+  trees = {
+    **{"parameters": state.params, "batch_statistics": state.batch_stats},
+    **{"optimizer": state.opt_state, "average": state.ema, "batch": job.batch},
   }
-  parts: dict[str, int | None] = {**exact}
-  parts["rest"] = None if peak is None else peak - sum(exact.values())
+  exact = {part: memory.shard_bytes(tree) for part, tree in trees.items()}
+  rest = None if peak is None else peak - sum(exact.values())
   if peak is None:
     reasons["memory.rest"] = reasons["peak_bytes"]
-  parts["loss_alone"] = None
-  if not with_loss:
-    reasons["memory.loss_alone"] = "not asked for"
-    return parts
-  if not job.model.contrastive:
-    reasons["memory.loss_alone"] = "the objective compares no pairs"
-    return parts
+  loss = None
   try:
-    parts["loss_alone"] = memory.loss_bytes(job)
+    if not with_loss:
+      reasons["memory.loss_alone"] = "not asked for"
+    elif not job.model.contrastive:
+      reasons["memory.loss_alone"] = "the objective compares no pairs"
+    else:
+      loss = memory.loss_bytes(job)
   except compiling.TooLargeError as error:
     reasons["memory.loss_alone"] = f"too large by itself: {error.message}"
-  return parts
+  return {**exact, "rest": rest, "loss_alone": loss}
 
 
 def _step_parts(job, work, text) -> dict[str, float]:

@@ -114,8 +114,7 @@ def _run(plan, price, reasons) -> dict[str, Any]:
   """Returns the duration and the cost of the whole run."""
   job = plan.job
   steps = job.program.total_steps
-  names = ("hours", "chip_hours", "cost")
-  run: dict[str, Any] = {"steps": steps, **dict.fromkeys(names)}
+  run: dict[str, Any] = {"steps": steps, **dict.fromkeys(_RUN_ROWS)}
   run["price_per_chip_hour"] = price
   if steps is None:
     reasons["hours"] = "epochs of how many examples? Give --examples, or steps"
