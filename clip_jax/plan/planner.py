@@ -177,7 +177,7 @@ def _compile(job, traced) -> tuple[jax.stages.Compiled, str | None]:
       compiled = compiling.compile_program(traced.lower(), dump=dump)
     except jax.errors.JaxRuntimeError as error:
       raise errors.UserError(
-        f"The compiler rejects this step: {str(error).splitlines()[0]}"
+        f"The compiler rejects this step: {errors.first_line(error)}"
       ) from None
     return compiled, job.target.chip and compiling.read_text(compiled, dump)
 

@@ -17,7 +17,7 @@ from clip_jax import errors, terminal
 from clip_jax.convert import engine, opening
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.verify import libraries, probes
-from clip_jax.convert.verify.oracle import Oracle, Source, Stages, first_line
+from clip_jax.convert.verify.oracle import Oracle, Source, Stages
 from clip_jax.models import paths, variants
 
 # The bar of float64: the largest difference over the largest number.
@@ -228,7 +228,7 @@ def _compare_inputs(ours: Portable, theirs: Portable, oracle: Oracle):
     try:
       want = run_theirs(inputs)
     except Exception as error:  # Another library's, of any kind.
-      yield NotCompared(stage, f"failed there: {first_line(error)}")
+      yield NotCompared(stage, f"failed there: {errors.first_line(error)}")
       continue
     yield Row(stage, compare(got, want), bar)
 
