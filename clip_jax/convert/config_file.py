@@ -43,6 +43,6 @@ def section(config: dict[str, Any], field: str, where: str) -> dict[str, Any]:
     )
   if not isinstance(config[field], dict):
     raise errors.UserError(
-      f"{where}.{field}={config[field]!r:.100} must be a JSON object."
+      f"{where}: {field} must be a JSON object; got {config[field]!r:.100}."
     )
   return config[field]
