@@ -7,7 +7,7 @@ safetensors or PyTorch files, single or in shards, and written as safetensors.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Sized
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   file = file or weights.require(path)
   tensors = weights_file.read(file, options, report).tensors
   spec = describe(path, config)
+  check_depths(spec, tensors, f"{path}: {file.name}")
   dialect: dict[str, Any] = {"weights": file.name}
   if config.family.name == "siglip2" and "image" in spec:
     dialect["naflex"] = True
@@ -234,6 +235,20 @@ def describe(path: pathlib.Path, config: Config) -> dict[str, Any]:
     files = tokenizer_files.carry(path)
     spec["tokenizer"] = family.tokenizer(files, spec["text"], report)
   return engine.resolve(spec)
+
+
+def check_depths(spec: dict[str, Any], tensors: Sized, name: str) -> None:
+  """Raises UserError if a config's depth exceeds the number of tensors.
+
+  So a hostile config cannot cause large allocations.
+  """
+  for part in engine.towers(spec):
+    depth = spec[part]["depth"]
+    if depth > len(tensors):
+      raise errors.UserError(
+        f"{name} has only {len(tensors)} tensors, but "
+        f"num_hidden_layers={depth} for the {part} tower."
+      )
 
 
 def refusals(spec: dict[str, Any]) -> list[str]:
