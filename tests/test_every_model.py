@@ -115,7 +115,7 @@ def _load_model(model, data, here):
   towers = {
     name
     for name, there in (("image", clip.preprocess), ("text", clip.tokenizer))
-    if there is not None
+    if there
   }
   return 0, {"towers": towers, "probabilities": clip.probabilities}, ""
 
