@@ -93,7 +93,7 @@ EXAMPLES = {
   ),
   "data stats": (
     "data stats csv:pairs.csv --out look --workers 8",
-    "data stats builtin:digits --decode --json",
+    "data stats builtin:digits/test --decode --json",
   ),
   "data queries": (
     "data queries enwiki.xml.bz2 wordnet:/usr/share/wordnet queries.txt",
