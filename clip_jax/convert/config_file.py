@@ -16,6 +16,7 @@ _MAX_PIXELS = 1 << 14
 MAX_CHANNEL = 1e6
 LEAST_DEVIATION = 1e-6
 _REQUIRED = object()
+_MEND = "Correct the file, or fetch it again."
 
 
 def read(path: pathlib.Path, *, strict: bool = False) -> dict[str, Any]:
@@ -95,7 +96,7 @@ class Fields:
     if not fits:
       names = " or ".join(one.__name__ for one in kinds)
       raise errors.UserError(
-        f"{self._where}.{field}={value!r:.100} must be of type {names}."
+        f"{self._where}.{field}={value!r:.100} must be of type {names}. {_MEND}"
       )
     return value
 
@@ -106,7 +107,7 @@ class Fields:
     value = self.take(field, default)
     if not 1 <= value <= most:
       raise errors.UserError(
-        f"{self._where}.{field}={value!r:.20} must be from 1 to {most}."
+        f"{self._where}.{field}={value!r:.20} must be from 1 to {most}. {_MEND}"
       )
     return value
 
@@ -147,7 +148,8 @@ class Fields:
       raise errors.UserError(
         f"{self._where} has fields that are not known: "
         f"{', '.join(sorted(map(str, self._data)))}. A newer version of its "
-        "library may have written it; they cannot be ignored."
+        "library may have written it; they cannot be ignored. Update clip_jax, or "
+        "remove them if they change nothing."
       )
 
 
@@ -162,7 +164,7 @@ def square(size: Any, where: str) -> int:
   ):
     raise errors.UserError(
       f"{where}={size!r:.100} must be one number of whole pixels, or two equal "
-      "ones: the towers here take square images."
+      f"ones: the towers here take square images. {_MEND}"
     )
   return sides[0]
 
@@ -180,6 +182,7 @@ def channels(values: Any, where: str) -> list[float]:
     )
   ):
     raise errors.UserError(
-      f"{where}={values!r:.100} must be three numbers, red, green and blue."
+      f"{where}={values!r:.100} must be three numbers, red, green and blue. "
+      f"{_MEND}"
     )
   return [float(value) for value in values]

@@ -97,4 +97,7 @@ def download(source: str) -> pathlib.Path:
     ) from None
   except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError) as error:
     first = str(error).splitlines()[0]
-    raise errors.UserError(f"{source} cannot be downloaded: {first}") from None
+    raise errors.UserError(
+      f"{source} cannot be downloaded: {first}. Try again, or download it "
+      "elsewhere and give its directory."
+    ) from None

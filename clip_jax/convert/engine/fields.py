@@ -334,7 +334,7 @@ class Heads(Field):
     if tower["width"] % tower["heads"]:
       raise errors.UserError(
         f"{source.where(self.theirs)}: {_last(self.theirs)}={tower['heads']} "
-        f"must divide the width, {tower['width']}."
+        f"must divide the width, {tower['width']}; correct the file."
       )
 
 

@@ -240,7 +240,8 @@ def describe(
   if unknown := fields.unknown(ROWS, arguments, "model_args"):
     raise errors.UserError(
       f"{path}: model_args has fields that are not known: "
-      f"{', '.join(unknown)}. They cannot be ignored."
+      f"{', '.join(unknown)}. They cannot be ignored: update clip_jax, "
+      "or remove them if they change nothing."
     )
   if pool := about.get("model_args.global_pool"):
     spec["image"] = timm_vit.pooled(tower, pool, made_so=True, name=name)
@@ -279,7 +280,8 @@ def infer(
     heads = report.infer("image.heads", options.heads[0], "flag")
     if heads < 1 or sizes["width"] % heads:
       raise errors.UserError(
-        f"{name}: {heads} heads do not divide the width, {sizes['width']}."
+        f"{name}: {heads} heads do not divide the width, {sizes['width']}. "
+        "Give others by --heads."
       )
   if heads is None:
     raise errors.AmbiguousError(
