@@ -16,7 +16,6 @@ _MAX_PIXELS = 1 << 14
 MAX_CHANNEL = 1e6
 LEAST_DEVIATION = 1e-6
 _REQUIRED = object()
-_MEND = "Correct the file, or fetch it again."
 
 
 def read(path: pathlib.Path, *, strict: bool = False) -> dict[str, Any]:
@@ -96,7 +95,7 @@ class Fields:
     if not fits:
       names = " or ".join(one.__name__ for one in kinds)
       raise errors.UserError(
-        f"{self._where}.{field}={value!r:.100} must be of type {names}. {_MEND}"
+        f"{self._where}.{field}={value!r:.100} must be of type {names}."
       )
     return value
 
@@ -107,7 +106,7 @@ class Fields:
     value = self.take(field, default)
     if not 1 <= value <= most:
       raise errors.UserError(
-        f"{self._where}.{field}={value!r:.20} must be from 1 to {most}. {_MEND}"
+        f"{self._where}.{field}={value!r:.20} must be from 1 to {most}."
       )
     return value
 
@@ -148,8 +147,7 @@ class Fields:
       raise errors.UserError(
         f"{self._where} has fields that are not known: "
         f"{', '.join(sorted(map(str, self._data)))}. A newer version of its "
-        "library may have written it; they cannot be ignored. Update clip_jax, or "
-        "remove them if they change nothing."
+        "library may have written it; they cannot be ignored."
       )
 
 
@@ -164,7 +162,7 @@ def square(size: Any, where: str) -> int:
   ):
     raise errors.UserError(
       f"{where}={size!r:.100} must be one number of whole pixels, or two equal "
-      f"ones: the towers here take square images. {_MEND}"
+      "ones: the towers here take square images."
     )
   return sides[0]
 
@@ -182,7 +180,6 @@ def channels(values: Any, where: str) -> list[float]:
     )
   ):
     raise errors.UserError(
-      f"{where}={values!r:.100} must be three numbers, red, green and blue. "
-      f"{_MEND}"
+      f"{where}={values!r:.100} must be three numbers, red, green and blue."
     )
   return [float(value) for value in values]

@@ -94,7 +94,7 @@ class Source:
     """Returns the error for a field whose value is not allowed."""
     return errors.UserError(
       f"{self.where(theirs)}: {_last(theirs)} must be {allowed}; got "
-      f"{self.get(theirs)!r:.100}."
+      f"{self.get(theirs)!r:.100}. Correct the file, or fetch it again."
     )
 
   def note(self, ours: str, value: Any, theirs: str) -> None:
@@ -334,7 +334,7 @@ class Heads(Field):
     if tower["width"] % tower["heads"]:
       raise errors.UserError(
         f"{source.where(self.theirs)}: {_last(self.theirs)}={tower['heads']} "
-        f"must divide the width, {tower['width']}; correct the file."
+        f"must divide the width, {tower['width']}."
       )
 
 

@@ -249,7 +249,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     partial.replace(path)
   except FileNotFoundError as error:
     raise errors.UserError(
-      f"{path} cannot be written: {error.strerror}. Make its directory first."
+      f"{path} cannot be written: {error.strerror}."
     ) from None
   except BaseException:
     partial.unlink(missing_ok=True)

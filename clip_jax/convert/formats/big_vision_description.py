@@ -266,8 +266,8 @@ def _told(
   elif options.pooling is not None:
     if options.pooling != "last":
       raise errors.UserError(
-        f"{name}: --pooling {options.pooling} is not supported for a Transformer "
-        "over texts; give --pooling last."
+        f"{name}: --pooling {options.pooling} is not supported for a "
+        "Transformer over texts; give --pooling last."
       )
     found["text.pooling"] = ("last", "flag")
   elif is_siglip(vocab_size, has_bias=f"{layout['root']}b" in tensors):

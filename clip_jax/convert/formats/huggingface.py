@@ -227,8 +227,7 @@ def _object(data, field, path) -> dict[str, Any] | None:
   value = data.get(field)
   if value is not None and not isinstance(value, dict):
     raise errors.UserError(
-      f"{path}: {field} must be a JSON object; got {value!r:.100}. "
-      "Fetch or make the file again."
+      f"{path}: {field} must be a JSON object; got {value!r:.100}."
     )
   return value
 
@@ -255,8 +254,7 @@ def check_depths(spec: dict[str, Any], tensors: Sized, name: str) -> None:
     if depth > len(tensors):
       raise errors.UserError(
         f"{name} has only {len(tensors)} tensors, but "
-        f"num_hidden_layers={depth} for the {part} tower; fetch the config and "
-        "the weights again."
+        f"num_hidden_layers={depth} for the {part} tower."
       )
 
 

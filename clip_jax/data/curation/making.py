@@ -284,7 +284,9 @@ def _check_new(out: pathlib.Path, table: pathlib.Path) -> None:
         "remove it."
       )
   if not out.parent.is_dir():
-    raise errors.UserError(f"There is no directory {str(out.parent)!r}.")
+    raise errors.UserError(
+      f"There is no directory {str(out.parent)!r}; make it first."
+    )
 
 
 def _entries(
