@@ -75,10 +75,20 @@ def check_known(what: str, name: object, known: Iterable[str]) -> None:
 def nearest(
   name: str, known: Iterable[str], *, cutoff: float = 0.0
 ) -> list[str]:
-  """Returns the at most three `known` names that are nearest to `name`."""
-  return difflib.get_close_matches(
-    str(name)[:100], list(known), n=3, cutoff=cutoff
+  """Returns the at most three `known` names that are nearest to `name`.
+
+  Capitals and signs make no difference: vit_b_32 is near ViT-B-32.
+  """
+  names = {plain(x) or x: x for x in known}
+  near = difflib.get_close_matches(
+    plain(str(name)[:100]) or str(name)[:100], names, n=3, cutoff=cutoff
   )
+  return [names[x] for x in near]
+
+
+def plain(name: str) -> str:
+  """Returns the letters and digits of a name, without capitals."""
+  return re.sub(r"[\W_]", "", name.casefold())
 
 
 def beside(path: str | os.PathLike) -> str:
@@ -95,7 +105,7 @@ def beside(path: str | os.PathLike) -> str:
   except (OSError, ValueError):
     return ""
   names = [
-    str(path.with_name(x)) for x in nearest(path.name, there, cutoff=0.6)
+    str(path.with_name(x)) for x in nearest(path.name, there, cutoff=0.7)
   ]
   return f" Did you mean {' or '.join(map(repr, names))}?" if names else ""
 

@@ -1,7 +1,6 @@
 """The error message for a model that does not exist, with suggestions."""
 
 import pathlib
-import re
 
 from clip_jax import errors
 from clip_jax.convert import hub
@@ -34,10 +33,10 @@ def missing(path: pathlib.Path, accepted: str) -> str:
   """
   name = str(path)
   what = f"Model {name!r} does not exist"
-  known = {_plain(x): x for x in variants.VARIANTS}
+  known = {errors.plain(x): x for x in variants.VARIANTS}
   # OpenAI writes ViT-L/14@336px; open_clip has a tag, ViT-B-32/openai.
-  for plain in map(_plain, (name, name.rpartition("/")[0])):
-    if found := known.get(plain):
+  for spelling in (name.removesuffix("px"), name.rpartition("/")[0]):
+    if found := known.get(errors.plain(spelling)):
       return (
         f"{what} as a file or directory. {found} is the name of an "
         "architecture, which has no weights by itself: "
@@ -62,17 +61,13 @@ def missing(path: pathlib.Path, accepted: str) -> str:
   return f"{what}.{hint}{errors.beside(path)} Give {accepted}."
 
 
-def _plain(name: str) -> str:
-  return re.sub("[^a-z0-9]|px$", "", name.lower())
-
-
 def _near(name, known) -> list[str]:
   """Returns at most three `known` names that are like `name` or hold it."""
-  plain = {_plain(x): x for x in known}
-  wanted = _plain(name)
-  if wanted in plain:
-    return [plain[wanted]]
-  near = [x for x in plain if wanted in x and len(wanted) >= _PART]
-  if not near and errors.nearest(wanted, plain, cutoff=_CLOSE):
-    near = plain
-  return [plain[x] for x in errors.nearest(wanted, near)]
+  wanted = errors.plain(name)
+  plain = {x: errors.plain(x) for x in known}
+  if same := [x for x in plain if plain[x] == wanted]:
+    return same
+  near = [x for x in plain if wanted in plain[x] and len(wanted) >= _PART]
+  if not near and errors.nearest(name, plain, cutoff=_CLOSE):
+    near = list(plain)
+  return errors.nearest(name, near)

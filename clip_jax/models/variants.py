@@ -151,7 +151,13 @@ def complete(
     base, overrides = overrides or {}, None
   elif isinstance(base, str):
     if base not in VARIANTS:
-      raise errors.unknown("model", base, VARIANTS)
+      unknown = errors.unknown("model", base, VARIANTS)
+      if "/" not in base or "Did you mean" in str(unknown):
+        raise unknown
+      raise errors.UserError(
+        f"{unknown} A checkpoint is no variant: clip_jax.load reads it, and a "
+        "run starts from it by --config.init.model."
+      )
     base = VARIANTS[base]
   elif not isinstance(base, Mapping):
     raise errors.UserError(
