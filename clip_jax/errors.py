@@ -105,7 +105,7 @@ def beside(path: str | os.PathLike) -> str:
   except (OSError, ValueError):
     return ""
   names = [
-    str(path.with_name(x)) for x in nearest(path.name, there, cutoff=0.7)
+    str(path.with_name(x)) for x in nearest(path.name, there, cutoff=0.75)
   ]
   return f" Did you mean {' or '.join(map(repr, names))}?" if names else ""
 

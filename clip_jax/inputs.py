@@ -105,7 +105,7 @@ def check_file(path: str) -> None:
   try:
     os.stat(path)
   except FileNotFoundError as error:
-    said = f"{error.strerror}: {path}.{_about(path)}"
+    said = f"{error.strerror}: {path or repr(path)}.{_about(path)}"
     raise errors.UserError(said) from None
 
 
