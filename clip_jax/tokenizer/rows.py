@@ -206,7 +206,8 @@ class Tokenizer:
         break
       if not 0 <= i < self.vocab_size:
         raise errors.UserError(
-          f"Id {i} is outside the {self.vocab_size} known ids."
+          f"Id {i} is outside the {self.vocab_size} known ids: another "
+          "tokenizer made it."
         )
       if i != self.start_id:
         text.append(i)
