@@ -5,9 +5,9 @@ import re
 import pytest
 from PIL import Image
 
-from clip_jax import errors, loading
+from clip_jax import convert, errors, loading
 from clip_jax.cli import run
-from clip_jax.convert import conversion, hub, unknown
+from clip_jax.convert import hub, unknown
 from clip_jax.convert.formats import timm_vit
 from clip_jax.models import variants
 
@@ -34,7 +34,7 @@ from clip_jax.models import variants
 )
 def test_a_name_that_is_no_path_suggests_what_it_may_be(name, parts):
   with pytest.raises(errors.UserError, match="does not exist") as raised:
-    conversion.open_model(name)
+    convert.open_model(name)
   message = str(raised.value)
   assert all(part in message for part in parts), message
   assert len(message.partition(" Give a workdir")[0]) < 400
@@ -55,7 +55,7 @@ def test_a_name_that_is_no_path_suggests_what_it_may_be(name, parts):
 )
 def test_a_url_is_answered_by_what_to_give_instead(name, said):
   with pytest.raises(errors.UserError, match=said):
-    conversion.open_model(name)
+    convert.open_model(name)
   with pytest.raises(errors.UserError, match=said):
     loading.load(name, source_format="openai")
 
@@ -69,7 +69,7 @@ def test_a_mistyped_path_names_what_is_near_it(tmp_path):
   for name in ("model.pt", "models", "notes"):
     (tmp_path / name).write_text("")
   with pytest.raises(errors.UserError, match=r"Did you mean '.*/model\.pt'"):
-    conversion.open_model(tmp_path / "modle.pt")
+    convert.open_model(tmp_path / "modle.pt")
 
 
 def test_a_refusal_names_the_three_nearest_and_no_list():
