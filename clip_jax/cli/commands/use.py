@@ -25,7 +25,7 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
   """Gives each image the probability of each label."""
   labels = prompts.read_labels(arguments.labels)
   templates = None
-  if arguments.templates is not None:
+  if arguments.templates:
     templates = prompts.read_templates(arguments.templates)
   names = prompts.resolve(labels, templates).names
   if not any(map(os.path.exists, arguments.images)):
