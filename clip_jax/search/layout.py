@@ -86,7 +86,7 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
     ) from None
   except NotADirectoryError:
     raise errors.UserError(
-      f"{directory} is a file; give the directory of an index."
+      f"{directory} is a file, no index; give the directory of one."
     ) from None
   if meta.get("format") != FORMAT:
     raise errors.UserError(f"{directory / META} is no index of clip_jax.")
