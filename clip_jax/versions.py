@@ -15,8 +15,9 @@ from clip_jax import errors
 DISTRIBUTION = "jax-clip"
 # The oldest versions that work, as in setup.cfg.
 REQUIRED = {"jax": (0, 10), "flax": (0, 12)}
-# A module in the `clip_jax` package of the other project; this one has none
+# The other project, and a module in its `clip_jax` package; this one has none
 # of that name.
+_OTHER = "clip-jax"
 _OTHERS_MODULE = "partitions.py"
 
 
@@ -32,11 +33,12 @@ def install(extra: str) -> str:
 @functools.cache
 def check() -> None:
   """Raises VersionError if other libraries are too old or mixed up."""
-  if os.path.exists(os.path.join(os.path.dirname(__file__), _OTHERS_MODULE)):
+  here = os.path.dirname(__file__)
+  if found(_OTHER) or os.path.exists(os.path.join(here, _OTHERS_MODULE)):
     raise VersionError(
       "Two packages are installed as 'clip_jax': this one "
-      f"({DISTRIBUTION}) and another project, PyPI's clip-jax, which "
-      "overwrite each other's files; run: pip uninstall clip-jax "
+      f"({DISTRIBUTION}) and another project, PyPI's {_OTHER}, which "
+      f"overwrite each other's files; run: pip uninstall {_OTHER} "
       f"{DISTRIBUTION}, and install this one again."
     )
   for name, least in REQUIRED.items():

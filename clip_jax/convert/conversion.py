@@ -56,7 +56,7 @@ def convert(
     raise errors.unknown("target format", to, names.TARGETS)
   errors.check_local("DEST", destination)
   # "." and ".." have no name that a directory could take.
-  destination = pathlib.Path(destination).expanduser().resolve()
+  destination = pathlib.Path(os.path.expanduser(destination)).resolve()
   _check_free(os.fspath(source), destination, overwrite)
   model = opening.open_model(
     source, source_format=source_format, options=options
@@ -121,7 +121,7 @@ def _check_free(
 ) -> None:
   """Raises UserError unless the conversion may write to `destination`."""
   if not hub.is_address(source):
-    path = pathlib.Path(source).expanduser().resolve()
+    path = pathlib.Path(os.path.expanduser(source)).resolve()
     if path == destination or destination in path.parents:
       raise errors.UserError(
         f"{destination} is or holds the source, {source}; give another "

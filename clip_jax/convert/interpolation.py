@@ -95,7 +95,7 @@ def first_address(path: str | os.PathLike) -> str:
   Raises:
     UserError: `path` is not a workdir, or its run has no `init.model`.
   """
-  path = pathlib.Path(path).expanduser()
+  path = pathlib.Path(os.path.expanduser(path))
   address = ""
   if workdir_lib.recognise(path):
     address = workdir_lib.load_config(path).init.model

@@ -27,7 +27,7 @@ _ADAPTER = "adapter_config.json"
 _SHOWN = 5
 _ACCEPTED = (
   "a workdir of `clip-jax train` (a directory with config.json and "
-  "checkpoints/), or a checkpoint in one of the formats "
+  f"checkpoints/), {hub.PREFIX}ORG/NAME, or a checkpoint in one of the formats "
   + ", ".join(name for name in FORMATS if name != "workdir")
 )
 
@@ -38,8 +38,7 @@ def find_format(name: str) -> Format:
   Raises:
     UserError: there is no such format.
   """
-  if name not in FORMATS:
-    raise errors.unknown("format", name, FORMATS)
+  errors.check_known("format", name, FORMATS)
   return FORMATS[name]
 
 
@@ -51,11 +50,9 @@ def recognise(path: pathlib.Path, options: Options | None = None) -> str:
     options: options for a file of weights.
 
   Raises:
-    UserError: `path` does not exist, or is in no known format.
+    UserError: `path` is in no known format.
     AmbiguousError: a file holds several models.
   """
-  if not path.exists():
-    raise errors.UserError(unknown.missing(path, _ACCEPTED))
   if path.is_dir():
     return _recognise_directory(path)
   if not weights_file.is_one(path):
@@ -114,11 +111,17 @@ def find(address: str) -> pathlib.Path:
   a repository of the Hub.
 
   Raises:
-    UserError: `address` is on the network, or cannot be downloaded.
+    UserError: there is no such model, or it cannot be downloaded.
   """
   if not hub.is_address(address):
+    if not address:
+      raise errors.UserError(f"MODEL is empty; give {_ACCEPTED}.")
+    hub.check_spelling(address)
     errors.check_local("MODEL", address)
-    return pathlib.Path(address).expanduser()
+    path = pathlib.Path(os.path.expanduser(address))
+    if not os.path.exists(path):  # Path.exists raises on names that are long.
+      raise errors.UserError(unknown.missing(path, _ACCEPTED))
+    return path
   path = hub.download(address)
   weights = [file for file in path.iterdir() if weights_file.is_one(file)]
   alone = len(weights) == 1 and not any(path.glob("*.json"))
@@ -145,7 +148,7 @@ def open_model(
   options = options or Options()
   address = os.fspath(source)
   path = find(address)
-  name = source_format or recognise(path, options)
+  name = recognise(path, options) if source_format is None else source_format
   model = find_format(name).read(path, options)
   if hub.is_address(address):
     snapshot = path.parent if path.is_file() else path

@@ -143,7 +143,8 @@ def open_sources(init: config_lib.Init, *, model: str) -> Origins:
     have = engine.towers(opened[part].spec)
     if part not in have and not (part == "model" and len(have) == 2):
       raise errors.UserError(
-        f"init.{part}={address!r} holds the {have[0]} tower alone."
+        f"init.{part}={address!r} holds the {have[0]} tower alone; give it as "
+        f"init.{have[0]}, and another model for the rest."
       )
   return opened
 

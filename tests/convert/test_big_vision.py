@@ -654,8 +654,8 @@ def test_a_text_tower_that_is_not_siglips_must_be_told(case):
   assert " ".join(re.findall(r"--\w+", str(caught.value))) == flags
 
 
-def test_a_pooling_that_ours_has_not_is_refused_by_its_field():
-  with pytest.raises(errors.UserError, match=r"text\.pooling='mean'") as caught:
+def test_a_pooling_that_ours_has_not_is_refused_by_its_flag():
+  with pytest.raises(errors.UserError, match=r"--pooling mean") as caught:
     _headers(NO_BIAS, Options(pooling="mean"))
   assert not isinstance(caught.value, errors.AmbiguousError)
 

@@ -102,7 +102,7 @@ class Source:
     """Returns the error for a field whose value is not allowed."""
     return errors.UserError(
       f"{self.where(theirs)}: {last(theirs)} must be {allowed}; got "
-      f"{self.get(theirs)!r:.100}."
+      f"{self.get(theirs)!r:.100}. Correct the file, or fetch it again."
     )
 
   def note(self, ours: str, value: Any, theirs: str) -> None:

@@ -231,7 +231,8 @@ def check_pad(text: dict[str, Any], tokenizer: dict, where: str) -> None:
   if tokenizer["pad_id"] != text["pad_id"]:
     raise errors.UserError(
       f"{where}: the tokenizer pads with {tokenizer['pad_id']}, the model "
-      f"masks {text['pad_id']} (pad_token_id of its config)."
+      f"masks {text['pad_id']} (pad_token_id of its config). Correct the one "
+      "that is wrong."
     )
   tokenizer_files.check_ids(tokenizer, text["vocab_size"], where)
 

@@ -129,7 +129,7 @@ def _merge_positions(tensors, layout, report) -> dict[str, Tensor]:
   if (a.shape, a.dtype) != (b.shape, b.dtype):
     raise errors.UserError(
       f"{first} {list(a.shape)} and {second} {list(b.shape)} are to be added, "
-      "and differ in shape or dtype."
+      "and differ in shape or dtype; fetch or make the file again."
     )
   tensors[first] = Tensor(a.shape, a.dtype, lambda: a.read() + b.read())
   report.warnings.append(

@@ -6,6 +6,7 @@ safetensors or PyTorch files, single or in shards, and written as safetensors.
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Collection, Sized
 from typing import Any
@@ -152,7 +153,7 @@ def _config_directory(file, options, report) -> pathlib.Path:
       f"config.{hint}",
       flags=f"--config {CONFIG}",
     )
-  config = pathlib.Path(options.config).expanduser()
+  config = pathlib.Path(os.path.expanduser(options.config))
   directory = config if config.is_dir() else config.parent
   if not (directory / CONFIG).is_file():
     raise errors.UserError(

@@ -82,7 +82,8 @@ class Grid(fields.Row):
     if image["image_size"] < image["patch_size"]:
       raise errors.UserError(
         f"{source.where('vision_config.image_size')}: image_size="
-        f"{image['image_size']} is below patch_size={image['patch_size']}."
+        f"{image['image_size']} is below patch_size={image['patch_size']}. "
+        "Correct the file."
       )
 
 

@@ -73,7 +73,7 @@ class EmbedDim(Field):
       raise errors.UserError(
         f"{source.where(self.theirs)}: projection_size={spec[self.ours]} must "
         f"be the image tower's hidden_size, {width}: that tower has no "
-        "projection."
+        "projection. Correct the file."
       )
 
 

@@ -135,7 +135,8 @@ def _refuse_unknown(
     raise errors.UserError(
       f"{source.where(section)} has fields that are not known: "
       f"{', '.join(sorted(unknown))}. A newer version of its library may have "
-      "written it; they cannot be ignored."
+      "written it; they cannot be ignored. Update clip_jax, or remove them if "
+      "they change nothing."
     )
 
 

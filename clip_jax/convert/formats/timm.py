@@ -235,7 +235,8 @@ def describe(
   if unknown := fields.unknown(FAMILY.fields, arguments, "model_args"):
     raise errors.UserError(
       f"{path}: model_args has fields that are not known: "
-      f"{', '.join(unknown)}. They cannot be ignored."
+      f"{', '.join(unknown)}. They cannot be ignored: update clip_jax, "
+      "or remove them if they change nothing."
     )
   image = tower | spec["image"]
   if pool := source.get("model_args.global_pool"):
@@ -274,7 +275,8 @@ def infer(
     heads = report.infer("image.heads", options.heads[0], "flag")
     if heads < 1 or sizes["width"] % heads:
       raise errors.UserError(
-        f"{name}: {heads} heads do not divide the width, {sizes['width']}."
+        f"{name}: {heads} heads do not divide the width, {sizes['width']}. "
+        "Give others by --heads."
       )
   if heads is None:
     raise errors.AmbiguousError(

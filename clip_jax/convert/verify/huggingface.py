@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import tempfile
@@ -46,7 +47,7 @@ def load(source: Source) -> Oracle:
   if source.path.is_dir():
     return _load(source)
   assert source.options.config, "a bare file was read with it"
-  config = pathlib.Path(source.options.config).expanduser()
+  config = pathlib.Path(os.path.expanduser(source.options.config))
   config = config if config.is_dir() else config.parent
   with tempfile.TemporaryDirectory() as directory:
     usual = pathlib.Path(directory)

@@ -145,7 +145,8 @@ def verify(
   ours = _open_as_it_stands(model)
   if engine.leaf_shapes(ours.spec) != engine.leaf_shapes(theirs.spec):
     raise errors.UserError(
-      f"{model} is not {source} converted: their arrays differ in size."
+      f"{model} is not {source} converted: their arrays differ in size. "
+      "Give the source that it was converted from."
     )
   rng = np.random.default_rng(seed)
   makers = {"image": random_images, "text": random_tokens}
