@@ -64,6 +64,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     )
   tensors = weights_file.read(path / FILE, options, report).tensors
   spec = huggingface.describe(path, config)
+  huggingface.check_depths(spec, tensors, f"{path}: {FILE}")
   return portable.assemble(
     NAMES.entries(spec),
     tensors,

@@ -7,7 +7,7 @@ safetensors or PyTorch files, single or in shards, and written as safetensors.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Sized
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   file = file or weights.require(path)
   tensors = weights_file.read(file, options, report).tensors
   spec = describe(path, config)
+  check_depths(spec, tensors, f"{path}: {file.name}")
   dialect: dict[str, Any] = {"weights": file.name}
   if config.family.name == "siglip2" and "image" in spec:
     dialect["naflex"] = True
@@ -213,15 +214,21 @@ def read_config(
 def _part(data, name, family, path) -> dict[str, Any]:
   """Returns a tower's section; an old `*_config_dict` replaces all of it."""
   values, legacy = (
-    None
-    if data.get(field) is None
-    else config_file.section(data, field, str(path))
-    for field in (name, f"{name}_dict")
+    _object(data, field, path) for field in (name, f"{name}_dict")
   )
   if legacy is None or not family.legacy_parts:
     return values or {}
   # transformers completes the legacy part with defaults before it overrides.
   return {**(values or {}), **family.defaults[name], **legacy}
+
+
+def _object(data, field, path) -> dict[str, Any] | None:
+  value = data.get(field)
+  if value is not None and not isinstance(value, dict):
+    raise errors.UserError(
+      f"{path}: {field} must be a JSON object; got {value!r:.100}."
+    )
+  return value
 
 
 def describe(path: pathlib.Path, config: Config) -> dict[str, Any]:
@@ -234,6 +241,20 @@ def describe(path: pathlib.Path, config: Config) -> dict[str, Any]:
     files = tokenizer_files.carry(path)
     spec["tokenizer"] = family.tokenizer(files, spec["text"], report)
   return engine.resolve(spec)
+
+
+def check_depths(spec: dict[str, Any], tensors: Sized, name: str) -> None:
+  """Raises UserError if a config's depth exceeds the number of tensors.
+
+  So a hostile config cannot cause large allocations.
+  """
+  for part in engine.towers(spec):
+    depth = spec[part]["depth"]
+    if depth > len(tensors):
+      raise errors.UserError(
+        f"{name} has only {len(tensors)} tensors, but "
+        f"num_hidden_layers={depth} for the {part} tower."
+      )
 
 
 def refusals(spec: dict[str, Any]) -> list[str]:

@@ -88,7 +88,7 @@ class Grid(fields.Row):
 
 TOWER = (
   Field("hidden_size", "width", in_weights=True),
-  Field("num_hidden_layers", "depth", fields.DEPTH, in_weights=True),
+  Field("num_hidden_layers", "depth", in_weights=True),
   Heads("num_attention_heads", "heads"),
   Field("intermediate_size", "mlp_dim", in_weights=True),
   Field("layer_norm_eps", "norm_epsilon", fields.EPSILON),
