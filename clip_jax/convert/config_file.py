@@ -4,6 +4,7 @@ import pathlib
 from typing import Any
 
 from clip_jax import errors, json_text
+from clip_jax.convert.files import datafile
 
 MAX_BYTES = 1 << 22
 
@@ -18,17 +19,8 @@ def read(path: pathlib.Path, *, strict: bool = False) -> dict[str, Any]:
   Raises:
     UserError: the file cannot be read, or holds no JSON object.
   """
-  try:
+  with datafile.checked(path, "a JSON file"):
     return json_text.read(path, max_bytes=MAX_BYTES, strict=strict)
-  except FileNotFoundError:
-    raise errors.UserError(
-      f"{path} does not exist; fetch it, as it belongs to the model."
-    ) from None
-  except OSError as error:
-    raise errors.UserError(
-      f"{path} cannot be read: {error.strerror}. Make it readable, or fetch it "
-      "again."
-    ) from None
 
 
 def peek(path: pathlib.Path) -> dict[str, Any]:
@@ -51,6 +43,6 @@ def section(config: dict[str, Any], field: str, where: str) -> dict[str, Any]:
     )
   if not isinstance(config[field], dict):
     raise errors.UserError(
-      f"{where}.{field}={config[field]!r:.100} must be a JSON object."
+      f"{where}: {field} must be a JSON object; got {config[field]!r:.100}."
     )
   return config[field]

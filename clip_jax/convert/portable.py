@@ -213,10 +213,3 @@ def refuse(target: str, problems: Iterable[str]) -> None:
       f"{'; '.join(problems)}. Choose another --to, or clip-jax, which holds "
       "every model."
     )
-
-
-def find_nonfinite(array: np.ndarray) -> bool:
-  """Whether an array holds NaN or infinity."""
-  if not np.issubdtype(array.dtype, np.inexact) and array.dtype.kind != "V":
-    return False
-  return not bool(np.isfinite(array).all())

@@ -4,6 +4,7 @@ Headers are matched with a pattern and never evaluated. Arrays of bfloat16 are
 stored as voids of two bytes, as big_vision does.
 """
 
+import io
 import os
 import pathlib
 import re
@@ -37,11 +38,8 @@ _HEADER = re.compile(
   re.DOTALL,
 )
 _DESCR = re.compile(r"'([<>|=])?([biufV])(\d{1,2})'")
-_NUMBERS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"} | {
-  "f2",
-  "f4",
-  "f8",
-}
+_NUMBERS = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
+_NUMBERS |= {"b1", "f2", "f4", "f8"}
 
 
 def read(path: str | os.PathLike) -> dict[str, tensor_lib.Tensor]:
@@ -169,12 +167,11 @@ def _header(name: str, tensor: tensor_lib.Tensor) -> bytes:
       f"A numpy archive cannot hold {name!r} of dtype {tensor.dtype}: it is "
       "neither a number of numpy's nor bfloat16."
     )
-  text = (
-    f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {tensor.shape}, }}"
-  ).encode()
-  # numpy aligns the data to 64 bytes; 11 are the magic, size and line end.
-  text += b" " * (-(len(text) + 11) % 64) + b"\n"
-  return _MAGIC + b"\x01\x00" + len(text).to_bytes(2, "little") + text
+  header = io.BytesIO()
+  np.lib.format.write_array_header_1_0(
+    header, {"descr": descr, "fortran_order": False, "shape": tensor.shape}
+  )
+  return header.getvalue()
 
 
 def _pieces(header: bytes, tensor: tensor_lib.Tensor) -> Iterator:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, json_text, whole_files
+from clip_jax import errors, json_text, regular_files, whole_files
 from clip_jax.convert import tensor as tensor_lib
 from clip_jax.convert.files import datafile
 
@@ -150,7 +150,7 @@ def read_sharded(
       raise ValueError("it has no weight_map")
     expected: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
-      if not isinstance(shard, str) or not _is_plain(shard):
+      if not isinstance(shard, str) or not regular_files.is_plain_name(shard):
         raise ValueError(
           f"tensor {name!r:.100} should be in {shard!r:.100}, which is no "
           "plain file name: shards lie beside their index"
@@ -168,14 +168,6 @@ def read_sharded(
       )
     tensors |= found.tensors
   return datafile.Contents({name: tensors[name] for name in weight_map})
-
-
-def _is_plain(name: str) -> bool:
-  return (
-    name not in ("", ".", "..")
-    and not any(sign in name for sign in "/\\\0:")
-    and len(name) <= 255
-  )
 
 
 def write(
