@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -114,3 +117,20 @@ def test_nested_results_become_curves():
     {"a": {"top1": 0.5, "data": "x", "way": {"r@1": 1}}}, "eval/"
   )
   assert flat == {"eval/a/top1": 0.5, "eval/a/way/r@1": 1}
+
+
+def test_events_are_written_without_pytorch(tmp_path):
+  (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')")
+  code = (
+    "import sys; from clip_jax.train import event_files\n"
+    "assert 'torch' not in sys.modules; import torch"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    check=False,
+    env={**os.environ, "PYTHONPATH": str(tmp_path)},
+  )
+  # What runs afterwards finds it.
+  assert done.stderr == "torch is imported\n"
