@@ -92,11 +92,14 @@ class Throughput:
     self._start = time.perf_counter()
     self._pairs, self._flops, self._waited = 0, 0, 0.0
 
-  def add(self, *, pairs: int, flops: int, waited_seconds: float) -> None:
-    """Adds one update."""
+  def add(self, *, pairs: int, flops: int) -> None:
+    """Adds one update that is done."""
     self._pairs += pairs
     self._flops += flops
-    self._waited += waited_seconds
+
+  def wait(self, seconds: float) -> None:
+    """Adds time in which the host waited for data."""
+    self._waited += seconds
 
   def read(self) -> dict[str, float]:
     """Returns the rates since the last read or restart."""
