@@ -18,7 +18,7 @@ _OVERRIDE = "--config."
 # be read does not keep the others from being used.
 _PATHS = (
   *("DATA", "DATA2", "DEST", "DIR", "FILE", "FILE|NAME", "INDEX", "MODEL"),
-  *("OUT", "SOURCE"),
+  *("OUT", "SOURCE", "[LANGUAGE=]FILE"),
 )
 _TEXTS_OR_FILES = ("labels", "templates")  # By their names in the namespace.
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
