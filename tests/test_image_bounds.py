@@ -56,7 +56,7 @@ def tiff(entries, tail=b""):
 JPEG, PNG = encode(), encode("PNG")
 GIF = encode("GIF", mode="P")
 GIF_BODY = 13 + 3 * 2 ** ((GIF[10] & 7) + 1)
-BMP = bytearray(encode("BMP", (4000, 2500), "P")[:1078])
+BMP = bytearray(encode("BMP", (3000, 2500), "P")[:1078])
 BMP[30:34] = struct.pack("<I", 1)  # Run lengths.
 
 
@@ -79,6 +79,20 @@ BOMBS = {
   "BMP lines": after(BMP, len(BMP), b"\0\0"),
   "PPM as text": after(b"P3 4000 2000 255 ", 17, b"1 "),
   "PPM of few levels": b"P6 2000 1000 7 " + bytes(6_000_000),
+  "PPM comments": b"P2 7000 7000 255\n" + b"#\n" * 400_000,
+  "PNG profiles": after(
+    PNG, 33, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**6)))
+  ),
+  # 100 tiles of 16 x 2**20 pixels, all of them the same bytes.
+  "TIFF tiles": tiff(
+    [
+      *((256, 4, 1, 1600), (257, 4, 1, 1), (258, 3, 1, 8), (259, 3, 1, 8)),
+      *((262, 3, 1, 1), (277, 3, 1, 1), (322, 4, 1, 16), (323, 4, 1, 2**20)),
+      *((324, 4, 100, 130), (325, 4, 100, 530)),
+    ],
+    struct.pack("<200I", *[930] * 100, *[16323] * 100)
+    + zlib.compress(bytes(2**24), 9),
+  ),
   "TIFF tags": tiff([(t, 7, BYTES, 8) for t in range(1000, 60000)])
   + bytes(BYTES),
   "TIFF strips": tiff([(256, 4, 1, 9), (257, 4, 1, 9), (273, 4, 200_000, 99)])
@@ -97,6 +111,26 @@ def test_work_in_many_small_pieces_is_refused(name):
   found, seconds = decode(BOMBS[name])
   assert found in ("too_complex", "damaged")
   assert seconds < 2
+
+
+@pytest.mark.parametrize(
+  ("data", "was", "size", "most"),
+  [
+    (
+      encode("JPEG2000"),
+      (">II", 30, 40),
+      (5000, 5100),
+      "25,000,000 .*JPEG2000",
+    ),
+    (encode("AVIF"), (">II", 40, 30), (8000, 6300), "50,000,000 .*AVIF"),
+    (BMP, ("<ii", 3000, 2500), (16_000, 3900), "8,000,000 .*BMP_RLE"),
+  ],
+  ids=["JPEG 2000", "AVIF", "BMP"],
+)
+def test_few_bytes_of_many_pixels_are_refused(data, was, size, most):
+  large = bytes(data).replace(struct.pack(*was), struct.pack(was[0], *size))
+  with pytest.raises(preprocess.ImageError, match=f"{most}.*--max-pixels"):
+    preprocess.decode(large)
 
 
 @pytest.mark.parametrize("name", HARMLESS)

@@ -61,6 +61,7 @@ def run(argv: Sequence[str]) -> int:
   stdout = sys.stdout
   try:
     versions.check()
+    parser.check_local(arguments)
     with output.stdout_kept_clean(), output.quiet():
       for remark in arguments.remarks:
         _LOGGER.warning("%s", remark)

@@ -90,8 +90,8 @@ def add_max_pixels(parser: Parser) -> None:
     "--max-pixels",
     type=count,
     metavar="N",
-    help="pixels of the largest image that is read (default: 250 million for a "
-    "JPEG, 64 million for others)",
+    help="pixels of the largest image that is read (default: 250 million of a "
+    "JPEG, 25 of a JPEG 2000, 50 of an AVIF, 64 of others)",
   )
 
 

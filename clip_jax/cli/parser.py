@@ -5,15 +5,24 @@ import collections
 import difflib
 import importlib.metadata
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import clip_jax
-from clip_jax import host_devices
+from clip_jax import errors, host_devices
 from clip_jax.cli import examples, flags, output, verbs
 
 _OVERRIDE = "--config."
+# Arguments that name files, by their names in the usage; an IMAGE that cannot
+# be read does not keep the others from being used.
+_PATHS = (
+  *("DATA", "DATA2", "DEST", "DIR", "FILE", "FILE|NAME", "INDEX", "MODEL"),
+  *("OUT", "SOURCE", "[LANGUAGE=]FILE"),
+)
+_TEXTS_OR_FILES = ("labels", "templates")  # By their names in the namespace.
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
 _LIBRARIES = ("jax", "jaxlib", "flax")  # Whose versions are told.
 
 
@@ -22,7 +31,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
   Besides the verb's own arguments they hold `verb` (its name), `overrides`
   (texts "FIELD=VALUE" of --config.FIELD=VALUE), `remarks` (warnings to log
-  about the command line) and `parser` (the parser of all verbs).
+  about the command line), `parser` (the parser of all verbs) and `asked` (that
+  of the verb or its action).
 
   Raises:
     SystemExit: 2 with the usage on stderr, or 0 after --help and --version.
@@ -64,10 +74,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments = chosen.parse_intermixed_args(words)
   arguments.verb, arguments.overrides = name, overrides
   arguments.remarks = _repeated(chosen, words, overrides)
-  arguments.parser = parser
+  arguments.parser, arguments.asked = parser, asked
   if wrong := verb.check(arguments):
     chosen.error(wrong)
   return arguments
+
+
+def check_local(arguments: argparse.Namespace) -> None:
+  """Raises UserError where an argument that names files is an address."""
+  for action in arguments.asked.arguments:
+    given = getattr(arguments, action.dest, None)
+    for value in given if isinstance(given, list) else [given]:
+      is_path = action.metavar in _PATHS or (
+        action.dest in _TEXTS_OR_FILES and _REMOTE.match(str(value))
+      )
+      if is_path and isinstance(value, str):
+        flag = next(iter(action.option_strings), action.metavar)
+        errors.check_local(str(flag), value)
 
 
 def _repeated(

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from clip_jax import errors, preprocess
+from clip_jax import errors, preprocess, tokenizer
 from clip_jax.data import account
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import array_record
@@ -344,13 +344,13 @@ def inspect(
     if on_record is not None:
       on_record(slot + 1)
   about = account.of(source).to_dict()
-  # Most tokenizers know no capitals.
-  names = collections.Counter(map(str.lower, source.class_names or ()))
+  names = collections.Counter(map(tokenizer.plain, source.class_names or ()))
   if twice := sorted(name for name, count in names.items() if count > 1):
     more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
     about["notes"].append(
-      "Several classes have the same name, but for capitals, and most models "
-      f"cannot tell them apart: {', '.join(map(repr, twice[:5]))}{more}."
+      "Several classes have the same name, but for capitals and spaces, and "
+      "most models cannot tell them apart: "
+      f"{', '.join(map(repr, twice[:5]))}{more}."
     )
   return {
     "records": len(source),

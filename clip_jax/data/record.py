@@ -5,6 +5,11 @@ import re
 from typing import Protocol
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_HINTS = {
+  "unsafe_name": "a name may hold no `..`, no control character and, in a tar, "
+  "no / at its beginning: rename it; a table's names with `..` are read with "
+  "?links=follow at the end of the address",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class BadRecord(Exception):
     super().__init__(reason, key)
     self.reason = reason
     self.key = key
-    self.hint = ""
+    self.hint = _HINTS.get(reason, "")
 
   def __str__(self) -> str:
     return f"{self.key}: {self.reason}"
@@ -59,9 +64,14 @@ def has_control(name: str) -> bool:
   return bool(_CONTROL.search(name))
 
 
+def climbs(name: str) -> bool:
+  """Tells whether a name goes up by `..`, wherever that leads."""
+  return ".." in name.split("/")
+
+
 def is_unsafe(key: str) -> bool:
   """Tells whether a relative name is refused: it leads out, or has controls."""
-  return key.startswith("/") or ".." in key.split("/") or has_control(key)
+  return key.startswith("/") or climbs(key) or has_control(key)
 
 
 class Records(Protocol):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from clip_jax import errors, json_text
+from clip_jax import errors, json_text, tokenizer
 
 DEFAULT_TEMPLATE = "a photo of a {}."  # Paper, section 3.1.4.
 _PROMPTS_PER_CALL = 1024
@@ -230,6 +230,18 @@ def repeated(names: Sequence[str]) -> list[str]:
   """Returns the names that stand for more than one class, sorted."""
   counts = collections.Counter(names)
   return sorted(name for name, count in counts.items() if count > 1)
+
+
+def look_alikes(prompts: Prompts) -> list[str]:
+  """Returns the names that most models cannot tell from a later class's.
+
+  Such are those whose prompts differ in capitals and white space alone, or in
+  nothing.
+  """
+  groups: dict[str, list[str]] = {}
+  for name, texts in zip(prompts.names, prompts.texts, strict=True):
+    groups.setdefault(tokenizer.plain("\n".join(texts)), []).append(name)
+  return [names[0] for names in groups.values() if len(names) > 1]
 
 
 def parse_template(template: str) -> tuple[str, str]:

@@ -326,17 +326,18 @@ def check(
 
   Those are labels that go by position, and names of several classes.
   """
-  names = make_prompts(source, labels=labels, templates=templates).names
-  if source.class_names is None:
-    return
-  if twice := prompts_lib.repeated(names):
+  prompts = make_prompts(source, labels=labels, templates=templates)
+  if alike := prompts_lib.look_alikes(prompts):
     _LOGGER.warning(
-      "The data give more than one class the name %s: their images count as "
+      "There is more than one class of the name %s, but for capitals and "
+      "spaces, which most models cannot tell apart: their images count as "
       "right for the first of them only. Give all classes names that differ "
       "with --labels.",
-      " and ".join(map(repr, twice[:5])),
+      " and ".join(map(repr, alike[:5])),
     )
-  for name, own in zip(names, source.class_names, strict=True):
+  if source.class_names is None:
+    return
+  for name, own in zip(prompts.names, source.class_names, strict=True):
     if name != own:
       _LOGGER.warning(
         "The labels are not named as the classes of the data and are taken in "

@@ -29,12 +29,18 @@ _TIFF_COMPRESSIONS = (
   *("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate"),
 )
 _TILE_SIZE_TAGS = (322, 323)  # TIFF 6.0, section 15.
-_MAX_TILE_PIXELS = 2**24
+_MAX_TILE_PIXELS = 2**24  # Of one tile, and beside the image's own, of all.
 _MAX_TIFF_VALUES = 100_000  # Of one tag; Pillow makes each a Python number.
 _BYTE_TYPES = (1, 2, 6, 7)
-# OpenJPEG reads 7 MB a second of what does not compress, Pillow's Python
-# decoder of numbers written as text 2 MB.
-_MAX_BYTES = {"JPEG2000": 8_000_000, "PPM as text": 1_000_000}
+# What takes a second: OpenJPEG reads 7 MB of what does not compress, dav1d
+# 15 MB, Pillow's Python decoder of numbers written as text 2 MB.
+_MAX_BYTES = {
+  "JPEG2000": 8_000_000,
+  "AVIF": 16_000_000,
+  "PPM as text": 1_000_000,
+}
+_MAX_PPM_COMMENTS = 1000  # Each copies what follows it.
+_MAX_PROFILES = 16  # Of colours, in a PNG; each may unpack to a megabyte.
 
 _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
 _SOS, _EOI, _ALONE = 0xDA, 0xD9, (0x01, 0xD8)
@@ -67,6 +73,7 @@ class MeteredFile(io.BytesIO):
     super().__init__(encoded)
     self._size = len(encoded)
     self._exif_bytes = 0
+    self._profiles = 0
     self._allow(_HEADER_READS)
 
   def allow_load(self) -> None:
@@ -93,11 +100,26 @@ class MeteredFile(io.BytesIO):
       self._exif_bytes += len(piece)
       if self._exif_bytes > _MAX_EXIF_BYTES:
         raise WorkError(f"its EXIF has more than {_MAX_EXIF_BYTES:,} bytes")
+    if piece[4:] == b"iCCP":  # The header of a PNG's chunk.
+      self._profiles += 1
+      if self._profiles > _MAX_PROFILES:
+        raise WorkError(f"it has more than {_MAX_PROFILES} colour profiles")
+
+
+def kind_of(image: Image.Image) -> str | None:
+  """Returns Pillow's name of an opened image's format, for a limit of pixels.
+
+  A BMP of run lengths is a kind of its own, as Pillow decodes it in Python.
+  """
+  tiles = getattr(image, "tile", ())
+  if tiles and tiles[0][0] == "bmp_rle":
+    return "BMP_RLE"
+  return image.format
 
 
 def check_encoded(plugin: str, encoded: bytes) -> None:
   """Raises WorkError where `plugin` should not even open the bytes."""
-  if plugin == "JPEG2000":
+  if plugin in _MAX_BYTES:
     _check_bytes(plugin, encoded)
   elif plugin == "TIFF":
     if encoded[2] == _BIG_TIFF:
@@ -124,11 +146,20 @@ def check_opened(
     w, h = (int(image.tag_v2.get(tag, 1)) for tag in _TILE_SIZE_TAGS)
     if w * h > _MAX_TILE_PIXELS:
       raise WorkError(f"its tiles have {w} x {h} pixels")
+    tiles = -(-image.width // max(w, 1)) * -(-image.height // max(h, 1))
+    most = _MAX_TILE_PIXELS + 2 * image.width * image.height
+    if _TILE_SIZE_TAGS[0] in image.tag_v2 and tiles * w * h > most:
+      raise WorkError(
+        f"its {tiles:,} tiles of {w} x {h} pixels hold far more than its "
+        f"{image.width} x {image.height} pixels"
+      )
   elif (
     isinstance(image, PpmImagePlugin.PpmImageFile)
     and image.tile[0][0] == "ppm_plain"
   ):
     _check_bytes("PPM as text", encoded)
+    if encoded.count(b"#") > _MAX_PPM_COMMENTS:
+      raise WorkError(f"it has more than {_MAX_PPM_COMMENTS} comments")
 
 
 def _check_bytes(kind: str, encoded: bytes) -> None:

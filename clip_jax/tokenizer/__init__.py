@@ -6,7 +6,7 @@ the open web: every step is linear in the text, none raises on any `str`, and a
 typed control token is text.
 """
 
-from clip_jax.tokenizer.cleaning import CLEANINGS, clean_clip
+from clip_jax.tokenizer.cleaning import CLEANINGS, clean_clip, plain
 from clip_jax.tokenizer.clip_bpe import (
   END_ID,
   MERGES_FILE,
@@ -39,6 +39,7 @@ __all__ = [
   "listed_texts",
   "make_tokenizer",
   "merges_text",
+  "plain",
   "read_json",
   "vocabulary",
 ]

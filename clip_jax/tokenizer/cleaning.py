@@ -204,3 +204,8 @@ def _unescape(text: str) -> str:
   """Is `html.unescape` without its limit on a reference's digits."""
   text = _LEADING_ZEROS.sub("&#", text)
   return html.unescape(_LONG_REFERENCE.sub(r"\1", text))
+
+
+def plain(text: str) -> str:
+  """Returns what most tokenizers see of a name: no capitals, single spaces."""
+  return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -46,6 +46,7 @@ class _Pending:
   step: int
   measured: step_lib.Measured
   problems: list[ledger_lib.Problem]
+  flops: int
 
 
 class Journal:
@@ -102,7 +103,7 @@ class Journal:
       evaluation_due=self.evaluation_due,
       tracker=self._tracker,
     )
-    self._throughput = metrics.Throughput(devices=jax.device_count())
+    self._throughput = metrics.Throughput(devices=run.program.mesh.devices.size)
     self._count_flops = step_flops.Counter(run.program)
     self._schedule = optim.make_schedule(
       config.optim, precision=config.precision, total_steps=run.total_steps
@@ -141,11 +142,7 @@ class Journal:
     start = time.perf_counter()
     batch = next(batches)
     waited = time.perf_counter() - start
-    self._throughput.add(
-      pairs=self._batch_size,
-      flops=self._count_flops(batch),
-      waited_seconds=waited,
-    )
+    self._throughput.wait(waited)
     return batch
 
   def note(
@@ -156,7 +153,8 @@ class Journal:
     Raises:
       UserError: there are too many bad records.
     """
-    self._pending.append(_Pending(step, measured, batch["problems"]))
+    flops = self._count_flops(batch)
+    self._pending.append(_Pending(step, measured, batch["problems"], flops))
     while len(self._pending) > self._in_flight:
       self._read(self._pending.popleft())
 
@@ -188,6 +186,8 @@ class Journal:
   def _read(self, pending: _Pending) -> None:
     step = pending.step
     measured = jax.tree.map(np.asarray, pending.measured)
+    # Now that it is done: those in flight belong to the next rates.
+    self._throughput.add(pairs=self._batch_size, flops=pending.flops)
     self._ledger.add(step, pending.problems)
     self.counters["bad_records"] += int(measured.bad_records)
     self.counters["skipped"] = int(measured.skipped)

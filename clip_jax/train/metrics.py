@@ -13,11 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tensorboardX import event_file_writer, summary
-from tensorboardX.proto import event_pb2
 
 from clip_jax import json_lines
-from clip_jax.train import tracking
+from clip_jax.train import event_files, tracking
 
 METRICS = "metrics.jsonl"  # A file in the workdir.
 
@@ -94,11 +92,14 @@ class Throughput:
     self._start = time.perf_counter()
     self._pairs, self._flops, self._waited = 0, 0, 0.0
 
-  def add(self, *, pairs: int, flops: int, waited_seconds: float) -> None:
-    """Adds one update."""
+  def add(self, *, pairs: int, flops: int) -> None:
+    """Adds one update that is done."""
     self._pairs += pairs
     self._flops += flops
-    self._waited += waited_seconds
+
+  def wait(self, seconds: float) -> None:
+    """Adds time in which the host waited for data."""
+    self._waited += seconds
 
   def read(self) -> dict[str, float]:
     """Returns the rates since the last read or restart."""
@@ -145,10 +146,10 @@ class Writer:
     # Not a SummaryWriter: its thread ends when the disk is full, and the run
     # would then wait for it forever.
     self._events_path = os.path.join(os.fspath(workdir), "events")
-    self._events = event_file_writer.EventsWriter(self._events_path)
+    self._events = event_files.EventsWriter(self._events_path)
     self._flushed = time.monotonic()
     if after_step:  # Makes TensorBoard hide events of later steps.
-      log = event_pb2.SessionLog  # pyright: ignore  # Made when imported.
+      log = event_files.SessionLog
       started = log(status=log.START)
       self._add_event(step=after_step + 1, session_log=started)
 
@@ -166,7 +167,7 @@ class Writer:
     append_line(self._path, {"step": step, **values})
     for key, value in values.items():
       if isinstance(value, int | float):
-        self._add_event(step=step, summary=summary.scalar(key, value))
+        self._add_event(step=step, summary=event_files.scalar(key, value))
     if self._tracker is not None:
       self._tracker.log(step, values)
     if time.monotonic() - self._flushed > _FLUSH_SECONDS:
@@ -179,8 +180,7 @@ class Writer:
     self.write(step, {_EVALUATION + key: x for key, x in values.items()})
 
   def _add_event(self, **fields: Any) -> None:
-    make = event_pb2.Event  # pyright: ignore  # Made when imported.
-    event = make(wall_time=time.time(), **fields)
+    event = event_files.Event(wall_time=time.time(), **fields)
     with _named(self._events_path):
       self._events.write_event(event)
 

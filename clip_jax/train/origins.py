@@ -28,11 +28,12 @@ from clip_jax.convert.engine import family
 from clip_jax.convert.formats import model_dir
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import freezing, variants
+from clip_jax.train import origin_paths
 
 _LOGGER = logging.getLogger(__name__)
 
 FROM_INIT = variants.FROM_INIT
-PARTS = ("model", "image", "text")
+PARTS = origin_paths.PARTS
 
 # Fields of a description on which the arrays outside the towers depend.
 _HEAD = ("embed_dim", "image_projection", "text_projection", "embed_norm")
@@ -75,10 +76,13 @@ def begin(config: config_lib.Config, workdir: pathlib.Path) -> Beginning:
   stored = None
   if workdir_lib.holds_checkpoint(workdir):
     stored = workdir_lib.load_config(workdir)
-  if stored is not None and stored.init == config.init:
+  if stored is not None and origin_paths.is_same(stored.init, config.init):
+    config = dataclasses.replace(config, init=stored.init)
     return Beginning(settle(config, stored, {}), {})
   opened = open_sources(config.init, model=config.model)
-  return Beginning(settle(config, None, opened), opened)
+  settled = settle(config, None, opened)
+  init = origin_paths.whole(config.init)
+  return Beginning(dataclasses.replace(settled, init=init), opened)
 
 
 def check_goes_on(workdir: pathlib.Path, optim: config_lib.Optim) -> None:

@@ -42,7 +42,8 @@ def odd_files(tmp_path, png):
     "/dev/zero": "not_a_file",
     "/dev/stdin": "not_a_file",
     "/proc/self/environ": "empty_image",
-    "../secret.png": None,
+    "../secret.png": "unsafe_name",
+    "dir.png/../good.png": "unsafe_name",
     str(secret): None,
   }
   (root / "pairs.csv").write_text(
@@ -85,7 +86,28 @@ def test_links_lead_outside_on_request(odd_files, png):
   source = sources.open_source(address)
   number = list(rows).index("outside.png")
   assert source[number].image == png(9)
-  assert _reasons(source)[number + 1] == "missing_file"
+  found = dict(zip(rows, _reasons(source), strict=True))
+  assert found["loop.png"] == "missing_file"
+  assert found["../secret.png"] is None
+  assert found["dir.png/../good.png"] is None
+
+
+def test_a_table_and_a_tar_agree_on_names_that_climb(
+  tmp_path, write_tar, png, capsys
+):
+  (tmp_path / "x.png").write_bytes(png(0))
+  (tmp_path / "data").mkdir()
+  table = tmp_path / "data" / "t.csv"
+  table.write_text("image,caption\n../x.png,a\n")
+  members = [("../x.png", png(0)), ("../x.txt", b"a")]
+  tar = write_tar(tmp_path / "data" / "t.tar", members)
+  for address in (f"csv:{table}", f"wds:{tar}"):
+    assert cli.run(["data", "inspect", address]) == 1
+    out = capsys.readouterr().out
+    assert "../x" in out
+    assert "unsafe_name: a name may hold no `..`" in out
+    assert "?links=follow" in out
+  assert cli.run(["data", "inspect", f"csv:{table}?links=follow"]) == 0
 
 
 @pytest.mark.parametrize("layout", ["classes", "captions"])

@@ -153,7 +153,7 @@ def test_data_may_name_two_classes_alike(labels, caplog):
   embedder = Embedder()
   source = fake_source(("cat", "dog", "cat"), None)
   zero_shot.check(source, labels=labels)
-  assert "more than one class the name 'cat'" in caplog.text
+  assert "more than one class of the name 'cat'" in caplog.text
   got = zero_shot.evaluate(
     source,
     model=embedder,
@@ -163,6 +163,17 @@ def test_data_may_name_two_classes_alike(labels, caplog):
   assert (got["classes"], got["top1"], got["top5"]) == (3, 0.5, 1.0)
   with pytest.raises(errors.UserError, match="more than once: cat"):
     zero_shot.check(source, labels=["cat", "cat", "owl"])
+
+
+def test_names_that_differ_in_capitals_or_spaces_are_told(caplog):
+  names = ["Siamese  cat", "dog", "siamese cat"]
+  zero_shot.check(fake_source(("cat", "dog", "owl"), None), labels=names)
+  assert "the name 'Siamese  cat', but for capitals" in caplog.text
+  caplog.clear()
+  # Of full prompts the prompts count, and not the names.
+  prompts = {"cat": "a cat", "Cat": "a drawing", "owl": "an owl"}
+  zero_shot.check(fake_source(("cat", "Cat", "owl"), None), labels=prompts)
+  assert not caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,11 @@
 """What a run writes down, and how it measures its speed."""
 
+import collections
 import json
 import math
+import os
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -42,12 +46,13 @@ def test_throughput_counts_pairs_waiting_and_operations(monkeypatch):
   monkeypatch.setattr(metrics, "peak_flops", lambda: 1000.0)
   throughput = metrics.Throughput(devices=2)
   for flops in (200, 500, 600, 700):  # As captions take more or less room.
-    throughput.add(pairs=10, flops=flops, waited_seconds=0.5)
+    throughput.add(pairs=10, flops=flops)
+    throughput.wait(0.5)
   now[0] += 8
   rates = throughput.read()
   assert rates == {"images_per_second": 5.0, "data_wait": 0.25, "mfu": 0.125}
   now[0] += 1
-  throughput.add(pairs=3, flops=1000, waited_seconds=0.0)
+  throughput.add(pairs=3, flops=1000)
   rates = throughput.read()
   assert rates == {"images_per_second": 3.0, "data_wait": 0.0, "mfu": 0.5}
 
@@ -74,13 +79,68 @@ def test_a_pause_is_no_training(monkeypatch):
   monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
   monkeypatch.setattr(metrics, "peak_flops", lambda: 1.0)
   throughput = metrics.Throughput(devices=1)
-  throughput.add(pairs=10, flops=8, waited_seconds=1.0)
+  throughput.add(pairs=10, flops=8)
   now[0] += 100
   throughput.restart()
   now[0] += 2
-  throughput.add(pairs=4, flops=3, waited_seconds=0.0)
+  throughput.add(pairs=4, flops=3)
   rates = throughput.read()
   assert (rates["images_per_second"], rates["mfu"]) == (2.0, 1.5)
+
+
+@pytest.mark.parametrize("in_flight", [0, 2])
+@pytest.mark.parametrize("first_step", [0, 7])
+def test_updates_in_flight_count_when_they_are_done(
+  in_flight, first_step, monkeypatch
+):
+  now, rates = [0.0], {}
+  monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+  monkeypatch.setattr(metrics, "peak_flops", lambda: 1.0)
+  log = journal.Journal.__new__(journal.Journal)
+  nothing = types.SimpleNamespace(
+    add=lambda *_: None,
+    check=lambda *_: None,
+    write_evaluations=lambda *_: None,
+  )
+  log.__dict__.update(
+    {"_pending": collections.deque(), "_in_flight": in_flight, "_skipped": 0},
+    _throughput=metrics.Throughput(devices=1),
+    _count_flops=lambda batch: batch["flops"],
+    _batch_size=10,
+    _ledger=nothing,
+    _writer=nothing,
+    counters={"bad_records": 0},
+    _started=False,
+    _live=None,
+    _log_every_steps=5,
+    _total_steps=40,
+    _write=lambda pending, _, found: rates.__setitem__(pending.step, found),
+  )
+  measured = types.SimpleNamespace(bad_records=0, skipped=0)
+  monkeypatch.setattr(journal.jax.tree, "map", lambda _, x: x)
+  # A device takes 2 s for an update; the host goes on before it is done.
+  for step in range(first_step + 1, 41):
+    # Which one is read now, and so done; an evaluation leaves none in flight.
+    behind = min(in_flight, (step - first_step - 1) % 10)
+    now[0] += 2 if behind == in_flight else 0
+    log.note(step, {"problems": [], "flops": step}, measured)
+    if (step - first_step) % 10 == 0 or step == 40:
+      for _ in range(len(log._pending)):
+        now[0] += 2
+        log._read(log._pending.popleft())
+      now[0] += 1000  # An evaluation.
+      log.write_evaluations(step, {"a": 1})
+  pauses = range(first_step, 41, 10)
+  for step, found in rates.items():
+    if not found:  # The first update of a run.
+      continue
+    # Since the last reading, or the last evaluation within it.
+    since = max(p for p in (*pauses, *range(0, 41, 5)) if p < step)
+    since = max(since, first_step + 1)
+    worth = sum(range(since + 1, step + 1)) / (2 * (step - since))
+    assert found["images_per_second"] == pytest.approx(5.0), step
+    assert found["mfu"] == pytest.approx(worth), step
+  assert {15, 20, 25, 40} <= rates.keys()
 
 
 @pytest.mark.parametrize(
@@ -114,3 +174,20 @@ def test_nested_results_become_curves():
     {"a": {"top1": 0.5, "data": "x", "way": {"r@1": 1}}}, "eval/"
   )
   assert flat == {"eval/a/top1": 0.5, "eval/a/way/r@1": 1}
+
+
+def test_events_are_written_without_pytorch(tmp_path):
+  (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')")
+  code = (
+    "import sys; from clip_jax.train import event_files\n"
+    "assert 'torch' not in sys.modules; import torch"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    check=False,
+    env={**os.environ, "PYTHONPATH": str(tmp_path)},
+  )
+  # What runs afterwards finds it.
+  assert done.stderr == "torch is imported\n"

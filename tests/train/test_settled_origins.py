@@ -214,3 +214,36 @@ def test_the_loss_is_the_models_own_where_it_is_left_open(bias, kind):
   config = _small_config(**{"loss.kind": "auto"})
   config.model_overrides.init_logit_bias = bias
   assert _settle(config, None, {}).loss.kind == kind
+
+
+def test_a_workdir_keeps_where_its_origin_is(tmp_path, monkeypatch):
+  fields = {"data.train": "builtin:digits/train", "steps": 1}
+  config = _small_config(**fields, **{"init.model": "runs/small"})
+  opened = _origins(config, "model")
+  config = config_lib.check(config)
+  monkeypatch.setattr(origins_lib, "open_sources", lambda *_, **__: opened)
+  (tmp_path / "runs" / "small").mkdir(parents=True)
+  (tmp_path / "elsewhere").mkdir()
+  monkeypatch.chdir(tmp_path)
+  begun = origins_lib.begin(config, tmp_path / "run").config
+  assert begun.init.model == str(tmp_path / "runs" / "small")
+  # A resume, from wherever, needs it no more.
+  monkeypatch.setattr(
+    origins_lib.workdir_lib, "holds_checkpoint", lambda _: True
+  )
+  monkeypatch.setattr(origins_lib.workdir_lib, "load_config", lambda _: begun)
+  monkeypatch.setattr(origins_lib, "open_sources", None)
+  for folder, given in (
+    (".", "runs/small"),
+    ("elsewhere", "runs/small"),
+    ("elsewhere", "../runs/small"),
+    ("elsewhere", str(tmp_path / "runs" / "small")),
+  ):
+    monkeypatch.chdir(tmp_path / folder)
+    again = _small_config(**fields, **{"init.model": given})
+    again = config_lib.check(again)
+    assert origins_lib.begin(again, tmp_path / "run").config == begun
+  other = origins_lib.origin_paths
+  hub = config_lib.Init(text="hf-hub:a/b")
+  assert other.whole(hub) == hub
+  assert not other.is_same(begun.init, config_lib.Init(model="small2"))

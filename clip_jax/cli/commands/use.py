@@ -27,7 +27,14 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
   templates = None
   if arguments.templates:
     templates = prompts.read_templates(arguments.templates)
-  names = prompts.resolve(labels, templates).names
+  resolved = prompts.resolve(labels, templates)
+  names = resolved.names
+  if alike := prompts.look_alikes(resolved):
+    _LOGGER.warning(
+      "Another label differs from %s in capitals or spaces alone, and most "
+      "models cannot tell them apart: they share the probability.",
+      " and ".join(map(repr, alike[:5])),
+    )
   if not any(map(os.path.exists, arguments.images)):
     for image in arguments.images:
       inputs.check_file(image)

@@ -24,7 +24,7 @@ class ImageFiles:
 
     Args:
       roots: directories that relative names are tried in, in this order.
-      follow_links: whether symbolic links may lead out of the roots.
+      follow_links: whether symbolic links and `..` may lead out of the roots.
       flat: whether the file may lie in a root without its name's folders.
     """
     self._roots = roots
@@ -40,20 +40,16 @@ class ImageFiles:
     key = name if key is None else key
     if not name:
       raise record_lib.BadRecord("missing_image", key)
-    if record_lib.has_control(name):
+    climbs = record_lib.climbs(name) and not self._follow_links
+    if record_lib.has_control(name) or climbs:
       raise record_lib.BadRecord("unsafe_name", key)
     tried = [(os.path.join(root, name), root) for root in self._roots]
     if self._flat and (base := os.path.basename(name)) != name:
       tried += [(os.path.join(root, base), root) for root in self._roots]
     there = (place for place in tried if os.path.exists(place[0]))
     path, within = next(there, tried[0])
-    # A path that the table itself writes, absolute or with "..", is no link.
-    named = os.path.normpath(name)
-    if (
-      self._follow_links
-      or os.path.isabs(named)
-      or named.split(os.sep)[0] == ".."
-    ):
+    # An absolute path was written for this machine, and says where it leads.
+    if self._follow_links or os.path.isabs(name):
       within = None
     try:
       return disk.read_image(path, key=key, within=within)

@@ -109,11 +109,12 @@ def run(
       yield {**about, "status": results.DAMAGED, "problem": str(error)}
       continue
     seconds = time.perf_counter() - started
+    read = len(opened.source) - sum(measured["bad_records"].values())
     result = {
       **about,
       **_result(entry, opened, evaluation, measured, subject),
       "seconds": seconds,
-      "images_per_second": len(opened.source) / seconds,
+      "images_per_second": read / seconds,
       "key": key,
     }
     results.write(out, result)
