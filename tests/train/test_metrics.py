@@ -1,5 +1,6 @@
 """What a run writes down, and how it measures its speed."""
 
+import functools
 import json
 import math
 import types
@@ -114,3 +115,13 @@ def test_nested_results_become_curves():
     {"a": {"top1": 0.5, "data": "x", "way": {"r@1": 1}}}, "eval/"
   )
   assert flat == {"eval/a/top1": 0.5, "eval/a/way/r@1": 1}
+
+
+def test_the_pace_of_a_run_is_told_in_plain_words():
+  run = types.SimpleNamespace(_total_steps=100, _batch_size=32)
+  rates = {"images_per_second": 64.0, "data_wait": 0.04, "mfu": 0.2}
+  told = functools.partial(journal.Journal._pace, run)
+  assert told(40, rates) == ["64 images/s", "30 s left"]
+  waiting = "51 % of the time waiting for data"
+  rates["data_wait"] = 0.51
+  assert told(100, rates) == ["64 images/s", waiting]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from clip_jax import terminal
+from clip_jax.evals import calibration
 
 _FRACTIONS = {
   "top1": "top-1",
@@ -98,7 +99,7 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     elif name == "roc_auc":
       rows.append(("area under the ROC curve", f"{value:.4f}"))
     elif name == "calibration":
-      rows += _calibration(value)
+      rows += [] if _few(result) else _calibration(value)
     elif name == "search":
       rows += _search(value)
     elif name == "regularisation" and "shots" not in result:
@@ -110,6 +111,21 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
       reasons = ", ".join(f"{n} {reason}" for reason, n in value.items())
       rows.append(("left out as bad", reasons))
   return rows
+
+
+def left_out(result: dict[str, Any]) -> str:
+  """Returns a line on what `to_rows` leaves out, or an empty text."""
+  if "calibration" not in result or not _few(result):
+    return ""
+  least = calibration.LEAST_EXAMPLES
+  return (
+    f"\n\nThe calibration is left out: of fewer than {least} examples it is "
+    "mostly chance (--json has it)."
+  )
+
+
+def _few(result: dict[str, Any]) -> bool:
+  return result["examples"] < calibration.LEAST_EXAMPLES
 
 
 def _calibration(found: dict[str, Any]) -> list[tuple[str, str]]:
