@@ -41,21 +41,24 @@ def table(evals: dict[str, Any], *, before: dict[str, Any]) -> str:
   return terminal.table(("evaluation", "measure", *values), rows)
 
 
-def falls(evals: dict[str, Any], *, before: dict[str, Any]) -> list[str]:
+def falls(
+  evals: dict[str, Any], *, before: dict[str, Any], frozen: str = ""
+) -> list[str]:
   """Returns a sentence about each evaluation that a fine-tuning made worse.
 
   Args:
     evals: measures by the evaluation's name.
     before: measures of the model that the run started from; {} without one.
+    frozen: `config.optim.frozen` of the run.
   """
+  locked = "" if frozen else "locked norms (optim.frozen=/norm/) "
   said = []
   for name, result in evals.items():
     measure, after = _first(result)
     if measure and after < (earlier := _first(before.get(name, {}))[1]):
       said.append(
         f"{name}: {measure} fell from {100 * earlier:.2f} to {100 * after:.2f} "
-        "%. A lower or a higher optim.peak_lr, locked norms "
-        "(optim.frozen=/norm/) or a mixture with the model before "
+        f"%. Another optim.peak_lr, {locked}or a mixture with the model before "
         "(--interpolate) may keep more."
       )
   return ["", *said] if said else []
