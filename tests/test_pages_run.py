@@ -49,7 +49,9 @@ NOT_RUN = {
   "configs/openclipart.py": "an hour, and drawings of a Debian package",
   "enwiki-latest": "hours, and a dump of 20 GB; tests/data/test_query_lists.py",
   "--suite": "data sets that nobody may pass on; tests/evals/test_suite.py",
+  "--queries en=": "the extra `language`; tests/data/test_curation.py",
   "--runner beam": "a cluster of Flink; tests/data/test_dedupe.py",
+  "--profile": "tests/train/test_loop.py traces a run",
   "configs/objectives.py": "minutes: tests/train/test_objectives.py",
   "runs/bow": "minutes: tests/train/test_objectives.py",
   "ViT-B-32.pt models": "OpenAI's own file; tests/convert/test_openai.py",
@@ -103,7 +105,7 @@ def _write_small_configs(room):
   tiny = tiny["get_config"]().to_dict()
   names = ("batch_size", "model", "model_overrides", "precision")
   fields = {name: tiny[name] for name in names}
-  fields |= {"epochs": None, "steps": 24}
+  fields |= {"epochs": None, "steps": 2}
   fields["model_overrides"]["image"]["image_size"] = 16
   (room / "configs").mkdir()
   for name in ("demo", "vit_b32", "my_run"):
@@ -113,7 +115,9 @@ def _write_small_configs(room):
       f"  config = runpy.run_path({str(real)!r})['get_config']()\n"
       f"  config.update({fields!r})\n"
       "  config.data.update({'workers': 0, 'threads': 1})\n"
-      "  config.optim.warmup_steps = 1\n  return config\n"
+      "  config.optim.warmup_steps = 1\n"
+      "  config.evals = {'unseen': {'data': 'builtin:two_digits/unseen'}}\n"
+      "  return config\n"
     )
 
 
