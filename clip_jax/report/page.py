@@ -237,7 +237,7 @@ class Page:
     self.draw.line(points, fill=_RIGHT, width=3, joint="curve")
 
   def _bar(
-    self, ends: tuple[int, int], y: float, share: float, colour: str
+    self, ends: tuple[float, float], y: float, share: float, colour: str
   ) -> None:
     left, right = ends
     self.draw.rectangle((left, y - 7, right, y + 6), fill=_FAINT)

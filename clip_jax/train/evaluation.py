@@ -214,7 +214,9 @@ def _changes(
     earlier = {x["name"]: x for x in before[name].get("per_class", [])}
     for entry in result.get("per_class", []):
       if was := earlier.get(entry["name"]):
-        yield report_lib.Change(entry["name"], *map(_of_class, (was, entry)))
+        yield report_lib.Change(
+          entry["name"], before=_of_class(was), after=_of_class(entry)
+        )
 
 
 def _of_class(entry: dict[str, Any]) -> report_lib.Share:
