@@ -104,6 +104,12 @@ def check_out(path: str | os.PathLike) -> None:
     )
 
 
+def first_line(error: BaseException) -> str:
+  """Returns the first line of an error's message, or else its type's name."""
+  lines = str(error).strip().splitlines()
+  return lines[0] if lines else type(error).__name__
+
+
 def of_device(error: RuntimeError) -> str | None:
   """Returns advice for a device error of JAX; None for other errors."""
   first = str(error).partition("\n")[0]

@@ -585,7 +585,7 @@ class Clip:
       model, execution=variants.execution(self.module)
     )
     with destinations.new(destination, overwrite=False) as partial:
-      model_dir.write(model, partial, portable.Options())
+      model_dir.write(model, partial)
 
   @functools.cached_property
   def fingerprint(self) -> str:

@@ -40,19 +40,19 @@ def check() -> None:
       f"{DISTRIBUTION}, and install this one again."
     )
   for name, least in REQUIRED.items():
-    if (found := _found(name)) is not None and _numbers(found) < least:
-      raise VersionError(_too_old(name, found))
+    if (there := found(name)) is not None and _numbers(there) < least:
+      raise VersionError(_too_old(name, there))
 
 
-def _too_old(name: str, found: str) -> str:
+def _too_old(name: str, there: str) -> str:
   required = " and ".join(
     f"{name} {_text(least)}" for name, least in REQUIRED.items()
   )
-  message = f"clip_jax needs {required} or later, but {name} is {found}"
+  message = f"clip_jax needs {required} or later, but {name} is {there}"
   try:
     installed = importlib.metadata.version(name)
   except importlib.metadata.PackageNotFoundError:
-    installed = found
+    installed = there
   if _numbers(installed) >= REQUIRED[name]:
     return (
       f"{message} in this Python process, although {installed} is installed: "
@@ -68,7 +68,7 @@ def _too_old(name: str, found: str) -> str:
   )
 
 
-def _found(name: str) -> str | None:
+def found(name: str) -> str | None:
   """Returns the version that is or would be imported; None if there is none."""
   if version := getattr(sys.modules.get(name), "__version__", None):
     return version

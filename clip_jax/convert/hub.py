@@ -76,5 +76,6 @@ def download(source: str) -> pathlib.Path:
       "check the name, or log in with `hf auth login`."
     ) from None
   except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError) as error:
-    first = str(error).splitlines()[0]
-    raise errors.UserError(f"{source} cannot be downloaded: {first}") from None
+    raise errors.UserError(
+      f"{source} cannot be downloaded: {errors.first_line(error)}"
+    ) from None

@@ -7,7 +7,7 @@ from PIL import Image
 
 from clip_jax import errors
 from clip_jax.cli import run
-from clip_jax.convert import conversion
+from clip_jax.convert import opening
 from clip_jax.convert.formats import timm_vit
 from clip_jax.models import variants
 
@@ -26,7 +26,7 @@ from clip_jax.models import variants
 )
 def test_a_name_that_is_no_path_suggests_what_it_may_be(name, parts):
   with pytest.raises(errors.UserError, match="does not exist") as raised:
-    conversion.open_model(name)
+    opening.open_model(name)
   message = str(raised.value)
   assert all(part in message for part in parts), message
   assert len(message) < 600
@@ -36,7 +36,7 @@ def test_a_mistyped_path_names_what_is_near_it(tmp_path):
   for name in ("model.pt", "models", "notes"):
     (tmp_path / name).write_text("")
   with pytest.raises(errors.UserError, match=r"Near it are model.*models"):
-    conversion.open_model(tmp_path / "modle.pt")
+    opening.open_model(tmp_path / "modle.pt")
 
 
 def test_a_refusal_names_the_three_nearest_and_no_list():

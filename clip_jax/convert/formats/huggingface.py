@@ -214,21 +214,15 @@ def read_config(
 def _part(data, name, family, path) -> dict[str, Any]:
   """Returns a tower's section; an old `*_config_dict` replaces all of it."""
   values, legacy = (
-    _object(data, field, path) for field in (name, f"{name}_dict")
+    None
+    if data.get(field) is None
+    else config_file.section(data, field, str(path))
+    for field in (name, f"{name}_dict")
   )
   if legacy is None or not family.legacy_parts:
     return values or {}
   # transformers completes the legacy part with defaults before it overrides.
   return {**(values or {}), **family.defaults[name], **legacy}
-
-
-def _object(data, field, path) -> dict[str, Any] | None:
-  value = data.get(field)
-  if value is not None and not isinstance(value, dict):
-    raise errors.UserError(
-      f"{path}: {field} must be a JSON object; got {value!r:.100}."
-    )
-  return value
 
 
 def describe(path: pathlib.Path, config: Config) -> dict[str, Any]:
@@ -275,11 +269,8 @@ def _family(spec: dict[str, Any]) -> HuggingFaceFamily:
   return min(FAMILIES.values(), key=lacks)
 
 
-def write(
-  model: portable.Portable, destination: pathlib.Path, options: portable.Options
-) -> None:
+def write(model: portable.Portable, destination: pathlib.Path) -> None:
   """Writes a directory that `from_pretrained` loads."""
-  del options
   spec = model.spec
   portable.refuse(NAME, refusals(spec))
   dialect = model.dialect(NAME)

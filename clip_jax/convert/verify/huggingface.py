@@ -31,8 +31,10 @@ _CLASSES = {
   "bert": "BertModel",
 }
 _CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
-_TOKENIZER_FILES += ("spiece.model", "tokenizer.model")
+_TOKENIZER_FILES = (
+  *(tokenizer_files.FAST, tokenizer_files.VOCAB, tokenizer_files.WORDS),
+  *tokenizer_files.SENTENCEPIECE,
+)
 
 
 def load(source: Source) -> Oracle:
