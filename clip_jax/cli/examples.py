@@ -5,6 +5,8 @@ _TRAIN = "train --config configs/demo.py --workdir runs/demo"
 EXAMPLES = {
   "train": (
     _TRAIN,
+    "train --config configs/finetune.py --workdir runs/pets "
+    "--config.init.model=runs/demo --config.data.train=folder:pets",
     "train --config configs/vit_b32.py --workdir runs/mine "
     "--config.data.train=csv:pairs.csv --config.batch_size=512",
   ),
@@ -121,3 +123,11 @@ def in_words(verb: str) -> str:
     first for name, (first, *_) in EXAMPLES.items() if name.startswith(verb)
   ]
   return "\n".join(["examples:", *(f"  clip-jax {x}" for x in shown)])
+
+
+def to_begin() -> str:
+  """Returns the text that ends the help of the command itself."""
+  first = "\n".join(
+    f"  clip-jax {EXAMPLES[verb][0]}" for verb in ("train", "classify")
+  )
+  return f"to begin:\n{first}\n\n`clip-jax VERB --help` says more."

@@ -19,7 +19,10 @@ DATA = (
 )
 BATCH_SIZE, THREADS = 256, 4
 LABELS = "comma-separated, or a file: text with a label a line, or JSON"
-TEMPLATE = "a text with {} for the label, or a file with one a line"
+TEMPLATE = (
+  "what a label becomes: a text with {} for it, or a file with several, one a "
+  "line (default: "
+)
 
 
 class Parser(argparse.ArgumentParser):

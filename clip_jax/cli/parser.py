@@ -200,7 +200,7 @@ def make_parser() -> tuple[flags.Parser, dict[str, flags.Parser]]:
   parser = flags.Parser(
     prog="clip-jax",
     description="Train, evaluate and use CLIP models.",
-    epilog="`clip-jax VERB --help` says more.",
+    epilog=examples.to_begin(),
   )
   parser.add_argument(
     "--version",

@@ -9,6 +9,9 @@ from scipy import special
 
 from clip_jax.evals import metrics
 
+# Of a model whose probabilities are right, `ece` of 12 examples is 27 % on
+# average, of 200 still 8 %, of 1000 3 %: of fewer than this it is not told.
+LEAST_EXAMPLES = 200
 _SCORES_PER_BLOCK = 1 << 22  # 32 MiB of float64.
 # Of the logits that a temperature is fitted on, float32: 256 MiB.
 _SCORES_FITTED = 1 << 26

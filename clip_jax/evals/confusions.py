@@ -1,4 +1,4 @@
-"""Which classes are taken for which others, counted batch by batch."""
+"""Which classes are right, and taken for which others, batch by batch."""
 
 import collections
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# The most frequent ones are told.
+# The most frequent ones are told; of classes, those with most examples.
 MOST = 20
 
 
@@ -20,6 +20,7 @@ class Confusions:
       names: of the classes, in their order.
     """
     self._names = names
+    self._totals = np.zeros((2, len(names)), np.int64)  # Examples, right ones.
     self._counts: collections.Counter[tuple[int, int]] = collections.Counter()
 
   def update(self, scores: np.ndarray, labels: np.ndarray) -> None:
@@ -29,6 +30,8 @@ class Confusions:
     """
     guesses = scores.argmax(axis=1)
     wrong = guesses != labels
+    for total, of in zip(self._totals, (labels, labels[~wrong]), strict=True):
+      total += np.bincount(of, minlength=len(total))
     pairs = zip(labels[wrong].tolist(), guesses[wrong].tolist(), strict=True)
     self._counts.update(pairs)
 
@@ -42,4 +45,17 @@ class Confusions:
         "count": count,
       }
       for (true, guess), count in pairs[:MOST]
+    ]
+
+  def per_class(self) -> list[dict[str, Any]]:
+    """Returns `name`, `examples` and `right` of the classes that have any."""
+    examples, right = self._totals
+    chosen = np.argsort(-examples, kind="stable")[:MOST]
+    return [
+      {
+        "name": self._names[i],
+        "examples": int(examples[i]),
+        "right": int(right[i]),
+      }
+      for i in sorted(chosen[examples[chosen] > 0])
     ]

@@ -21,6 +21,9 @@ SOURCES = (OPEN_CLIP, PAPER, CLIP_BENCHMARK)
 # What directories and addresses put before the name of a data set.
 _PREFIXES = re.compile("^(?:wds|vtab|clipbenchmark)+")
 
+# Names of sets that a folder of anybody's own pictures may have.
+_WORDS = frozenset(["aircraft", "cars", "flowers", "pets"])
+
 # Parts of a path below the directory of a set.
 _WITHIN_A_SET = re.compile(
   r"test|val|valid|validation|data|images|\w+=.*|[\d{*\[].*"
@@ -54,15 +57,18 @@ def find_set(address: str) -> str | None:
 
   It is found by the last part of the path that names no split or file:
   `tfds:cifar10/test`, `wds:/data/wds_cifar10/test/{0..3}.tar`. Of a training
-  split nothing is published.
+  split, or of one's own (`held_out`), nothing is published. A folder or a table
+  that is called `pets` is not taken for Oxford Pets.
   """
-  path = address.partition(":")[2] or address
-  if "train" in path.lower():
+  scheme, _, path = address.partition(":")
+  path = path or address
+  if "train" in path.lower() or "held_out" in path:
     return None
+  own = _WORDS if scheme in ("folder", "csv") else frozenset()
   for part in reversed(re.split(r"[/\\?&]", path)):
     name = _plain(part)
     for known in (name, _PREFIXES.sub("", name)):
-      if known in _names():
+      if known in _names() and known not in own:
         return _names()[known]
     if part and not _WITHIN_A_SET.fullmatch(part):
       return None

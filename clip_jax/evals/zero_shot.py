@@ -74,7 +74,7 @@ def accuracy(
     batches: pairs of (n, embed) and (n,).
     classes: the classes' unit embeddings, (classes, embed).
     logit_scale: of the model; adds `calibration` (calibration.py).
-    names: of the classes; adds `confusions` (confusions.py).
+    names: of the classes; adds `confusions` and `per_class` (confusions.py).
 
   Raises:
     UserError: a label is missing (-1) or no class, or there is no example.
@@ -100,6 +100,7 @@ def accuracy(
   result = counts.result()
   if names is not None:
     result["confusions"] = confusions.result()
+    result["per_class"] = confusions.per_class()
   if len(classes) == 2 and 0 < labels.sum() < len(labels):
     margins = np.diff((embeds @ classes.T).astype(np.float64), axis=1)
     result["roc_auc"] = metrics.roc_auc(margins[:, 0], labels == 1)

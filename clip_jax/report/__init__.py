@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from PIL import Image
 
 from clip_jax import json_lines, whole_files
-from clip_jax.report.page import Figure, Page
+from clip_jax.report.page import Change, Figure, Page, Share
 from clip_jax.report.rows import Found, Guess, Rows, find_rows
 
 __all__ = [
+  "Change",
   "Figure",
   "Found",
   "Guess",
   "Rows",
+  "Share",
   "find_rows",
   "make_report",
   "read_losses",
@@ -30,6 +32,7 @@ def make_report(
   *,
   title: str,
   figures: Sequence[Figure] = (),
+  changes: Sequence[Change] = (),
   losses: Sequence[tuple[int, float]] = (),
 ) -> Image.Image:
   """Draws `rows` under a title.
@@ -38,10 +41,14 @@ def make_report(
     rows: of `find_rows`.
     title: the first line, such as the model and its data.
     figures: numbers for the top of the page.
+    changes: what a fine-tuning made of the model with which it began.
     losses: steps and the loss there, in order; drawn from two on.
   """
   page = Page()
   page.header(title, figures)
+  if changes:
+    page.section("Before and after", "right, of how many, and 95 % intervals")
+    page.changes(changes)
   if len(losses) > 1:
     page.section("Loss", "on the training pairs, by step")
     page.curve(losses)

@@ -19,6 +19,7 @@ _TEXT_ROW = _TILE + 52
 _IMAGE_ROW = _TILE + 32
 _LINE = _TILE / 5
 _FIGURES, _CURVE = 108, 150
+_CHANGE, _CHANGE_ROW = 366, 30  # A column's width, a row's height.
 _GROWTH = 400
 
 _INK, _MUTED, _FAINT = "#1d2733", "#66727f", "#e6eaef"
@@ -32,6 +33,26 @@ class Figure:
   name: str
   value: str
   range: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Share:
+  """A fraction of `examples` that are right, with its 95 % interval."""
+
+  value: float
+  low: float
+  high: float
+  examples: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Change:
+  """What a training made of a share; `main` is drawn apart from its parts."""
+
+  name: str
+  before: Share
+  after: Share
+  main: bool = False
 
 
 class Page:
@@ -118,6 +139,38 @@ class Page:
     self.text(right, bottom + 10, final, size=16, ink=_MUTED, anchor="ra")
     self._down(_CURVE + 46)
 
+  def changes(self, changes: Sequence[Change]) -> None:
+    """Draws shares before and after, side by side."""
+    columns = [_WIDTH - _MARGIN - (2 - i) * _CHANGE for i in range(2)]
+    for x, name in zip(columns, ("before", "after"), strict=True):
+      self.text(x, self.y, name, size=16, ink=_MUTED)
+    self._down(30)
+    for change in changes:
+      y = self.y + 12
+      examples = f"  {change.after.examples}"
+      room = columns[0] - _MARGIN - 24 - _length(examples, 16)
+      name = fit(terminal.printable(change.name), size=18, width=room)
+      self.text(_MARGIN, y, name, size=18, anchor="lm")
+      x = _MARGIN + _length(name, 18)
+      self.text(x, y, examples, size=16, ink=_MUTED, anchor="lm")
+      for x, share in zip(columns, (change.before, change.after), strict=True):
+        self._share(x, y, share, _NEUTRAL if change.main else _RIGHT)
+      self._down(_CHANGE_ROW)
+    self._down(_GAP)
+
+  def _share(self, x: float, y: float, share: Share, colour: str) -> None:
+    """Draws a bar with its interval, and both in figures."""
+    bar = (x, x + 150)
+    self._bar(bar, y, share.value, colour)
+    low, high = (x + 150 * end for end in (share.low, share.high))
+    self.draw.line((low, y, high, y), fill=_INK, width=2)
+    for end in (low, high):
+      self.draw.line((end, y - 4, end, y + 4), fill=_INK, width=2)
+    value = f"{100 * share.value:.1f} %"
+    between = f"{100 * share.low:.1f} to {100 * share.high:.1f}"
+    self.text(x + 232, y, value, size=18, anchor="rm")
+    self.text(x + 244, y, between, size=16, ink=_MUTED, anchor="lm")
+
   def section(self, heading: str, note: str) -> None:
     """Starts a section with a rule."""
     self.draw.line(
@@ -184,7 +237,7 @@ class Page:
     self.draw.line(points, fill=_RIGHT, width=3, joint="curve")
 
   def _bar(
-    self, ends: tuple[int, int], y: float, share: float, colour: str
+    self, ends: tuple[float, float], y: float, share: float, colour: str
   ) -> None:
     left, right = ends
     self.draw.rectangle((left, y - 7, right, y + 6), fill=_FAINT)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from clip_jax import terminal
-from clip_jax.evals import published
+from clip_jax.evals import calibration, published
 from clip_jax.results import mistakes, picture, records, robustness
 from clip_jax.results.picture import PUBLISHED, Figure, Mark, Panel
 
@@ -203,7 +203,10 @@ FIGURES: dict[str, tuple[_Draw, str]] = {
   ),
   "corruptions": (robustness.corruptions, "results of --task robustness"),
   "few_shot": (few_shot, "results of --task few_shot"),
-  "reliability": (mistakes.reliability, "zero-shot results with `calibration`"),
+  "reliability": (
+    mistakes.reliability,
+    f"zero-shot results of {calibration.LEAST_EXAMPLES} examples or more",
+  ),
   "confusions": (mistakes.confusions, "zero-shot results with `confusions`"),
 }
 

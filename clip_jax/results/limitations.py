@@ -59,10 +59,7 @@ def measured(results: Sequence[records.Result]) -> list[str]:
 
 
 def _sureness(result: records.Result) -> list[str]:
-  calibration = result.values.get("calibration")
-  if not isinstance(calibration, dict):
-    return []
-  ece = records.fraction(calibration.get("ece"))
+  ece = records.fraction(result.calibration.get("ece"))
   if ece is None:
     return []
   return [

@@ -13,10 +13,8 @@ def reliability(collection: records.Collection) -> Figure | None:
   """Draws how often a confidence is right."""
   panels = []
   for result in collection.results:
-    calibration = result.values.get("calibration")
-    calibration = calibration if isinstance(calibration, dict) else {}
     bins = []
-    for entry in records.entries(calibration.get("reliability")):
+    for entry in records.entries(result.calibration.get("reliability")):
       names = ("low", "high", "accuracy", "confidence")
       low, high, right, sure = (records.fraction(entry.get(x)) for x in names)
       count = records.number(entry.get("count"))
@@ -27,7 +25,7 @@ def reliability(collection: records.Collection) -> Figure | None:
     ends = [(100 * low, 100 * high) for low, high, *_ in bins]
     total = sum(count for *_, count in bins)
     words = f"{result.model} on {result.title}"
-    if (ece := records.fraction(calibration.get("ece"))) is not None:
+    if (ece := records.fraction(result.calibration.get("ece"))) is not None:
       words += f"\nECE {100 * ece:.1f} %"
     marks = [
       Mark(

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clip_jax.evals import published
+from clip_jax.evals import calibration, published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,13 @@ class Result:
     if value is None and metric and metric in (name, _OTHER.get(name)):
       value = self.values.get("value")
     return fraction(value)
+
+  @property
+  def calibration(self) -> Mapping[str, Any]:
+    """How far probabilities fit; {} where that is not known, or of too few."""
+    examples, found = self.number("examples"), self.values.get("calibration")
+    few = examples is not None and examples < calibration.LEAST_EXAMPLES
+    return {} if few or not isinstance(found, dict) else found
 
   def interval(self, name: str) -> tuple[float, float] | None:
     """Returns the 95 % interval of a measure, in fractions, if there is one.

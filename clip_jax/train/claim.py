@@ -15,13 +15,17 @@ from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 
 from clip_jax import config as config_lib
-from clip_jax import errors
+from clip_jax import errors, terminal
+from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.models import variants
 
 _LOGGER = logging.getLogger(__name__)
 
 COMPILED = "compiled"
+# Whose parameters the optimizer's state is of.
+_FROZEN = "optim.frozen"
+_MOST_LISTED = 8  # Fields of a message.
 LOCK = ".lock"  # Contains the process that trains in the workdir.
 
 # Files that a directory may contain before its first run: the log of this very
@@ -142,15 +146,14 @@ def claim(
       later step than the end of this run.
   """
   path = workdir / workdir_lib.CONFIG
-  if path.exists() and not allow_changes:
-    before = workdir_lib.load_config(workdir)
-    _check_changes(workdir, config_lib.differences(before, config))
   done = max(workdir_lib.saved_steps(workdir), default=0)
   if done > total_steps:
     raise errors.UserError(
       f"{workdir} is at step {done} already and cannot go back to a run of "
       f"{total_steps} steps. Give at least {done} steps, or take a new workdir."
     )
+  # Again: another run may have begun here before the directory was locked.
+  check_config(workdir, config, allow_changes=allow_changes)
   # No process may write before all have read the old config, and none may go on
   # before the new one is written.
   _wait_for_all("looked")
@@ -161,23 +164,81 @@ def claim(
   _wait_for_all("claimed")
 
 
-def _check_changes(
-  workdir: pathlib.Path, differences: dict[str, tuple[Any, Any]]
+def check_config(
+  workdir: pathlib.Path, config: config_lib.Config, *, allow_changes: bool
 ) -> None:
-  changed = [
-    f"{field}: {old!r} -> {new!r}"
-    for field, (old, new) in differences.items()
+  """Raises UserError if the run in `workdir` cannot go on with `config`.
+
+  Args:
+    workdir: the directory, which need not exist.
+    config: the config of this run.
+    allow_changes: whether fields that change the result may differ.
+  """
+  if not (workdir / workdir_lib.CONFIG).exists():
+    return
+  before = workdir_lib.load_config(workdir)
+  changed = {
+    field: values
+    for field, values in config_lib.differences(before, config).items()
     if not field.startswith(MAY_CHANGE)
-  ]
+  }
   if not changed:
     return
   is_empty = not workdir_lib.holds_checkpoint(workdir)
+  fixed = [] if is_empty else _fixed(changed, before, config)
+  if allow_changes and not fixed:
+    return
+  saved = ", which saved no checkpoint" if is_empty else ""
+  said = (
+    f"{workdir} holds a run of another config ({_listed(changed)}){saved}. "
+    "Give the old values to go on with it, take another workdir"
+  )
+  if fixed:
+    if fixed == [_FROZEN]:
+      said += f" (--config.init.model={workdir} begins with its parameters)"
+    raise errors.UserError(
+      f"{said}. --allow-changes does not help: its checkpoints do not fit "
+      f"another {' or '.join(fixed)}."
+    )
   way_on = "start anew" if is_empty else "go on"
   raise errors.UserError(
-    f"{workdir} holds a run of another config ({', '.join(changed)})"
-    f"{', which saved no checkpoint' if is_empty else ''}. Take a new workdir, "
-    f"or pass --allow-changes to {way_on} with the new values."
+    f"{said}, or pass --allow-changes to {way_on} with the new values."
   )
+
+
+def _listed(changed: dict[str, tuple[Any, Any]]) -> str:
+  """Returns fields with their old and new values, a model's many last."""
+  fields = sorted(changed, key=lambda x: x.startswith("model_overrides."))
+  words = [
+    f"{field}: {' -> '.join(_short(value) for value in changed[field])}"
+    for field in fields[:_MOST_LISTED]
+  ]
+  if more := len(fields) - len(words):
+    words.append(f"and {more} more than those; {workdir_lib.CONFIG} has them")
+  return ", ".join(words)
+
+
+def _short(value: Any) -> str:
+  return terminal.printable(repr(value), limit=80)
+
+
+def _fixed(
+  changed: dict[str, tuple[Any, Any]],
+  before: config_lib.Config,
+  config: config_lib.Config,
+) -> list[str]:
+  """Returns the fields with whose new values no checkpoint can be read."""
+  fixed = [_FROZEN] if _FROZEN in changed else []
+  if any(field.startswith(("model", "objective.")) for field in changed):
+    old, new = (
+      jax.tree.map(
+        lambda x: x.shape, variants.abstract_variables(run_model.make(x))
+      )
+      for x in (before, config)
+    )
+    if old != new:
+      fixed.append("model")
+  return fixed
 
 
 @contextlib.contextmanager
@@ -187,11 +248,15 @@ def explain_interrupt(workdir: pathlib.Path) -> Iterator[None]:
     yield
   except KeyboardInterrupt:
     steps = workdir_lib.saved_steps(workdir)
-    _LOGGER.warning(
-      "%s; the same command goes on from there.",
-      f"Step {max(steps)} is saved" if steps else "No step is saved yet",
-    )
+    _LOGGER.warning("%s", what_is_saved(max(steps, default=None)))
     raise
+
+
+def what_is_saved(step: int | None) -> str:
+  """Returns where the same command goes on, given the last step saved."""
+  if step is None:
+    return "No step is saved yet: the same command starts anew."
+  return f"Step {step} is saved: the same command goes on from there."
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -66,6 +67,8 @@ class Evaluator:
     state: state_lib.TrainState,
     evaluated: dict[str, Any],
     path: pathlib.Path,
+    *,
+    before: dict[str, Any],
   ) -> str | None:
     """Writes the run's report to `path` and returns `path`.
 
@@ -75,13 +78,14 @@ class Evaluator:
       state: the state at the end of the run.
       evaluated: the measures of that state, by name.
       path: the file to write.
+      before: the measures of the model with which the run began, if any.
     """
     run = self._run
     if run.report is None:
       return None
     clip = run.as_clip(state)
     try:
-      with _progress("report") as progress:
+      with _progress("report", "Drawing") as progress:
         rows = report_lib.find_rows(
           run.report,
           model=self._model(state),
@@ -93,17 +97,17 @@ class Evaluator:
         )
     except _Stopped:
       return None
-    figures = [
-      _figure(name, result)
-      for name, result in evaluated.items()
-      if result["task"] == "zero_shot" and "top1" in result
-    ]
+    changes = list(_changes(before, evaluated, shown=run.report_data))
+    title = f"{run.name} on {run.report_data}"
+    if changes:
+      began = " and ".join(map(os.path.basename, run.began_with))
+      title = f"{path.parent.name}, fine-tuned from {began}"
     if jax.process_index() == 0:
-      title = f"{run.name} on {run.program.config.report}"
       picture = report_lib.make_report(
         rows,
         title=title,
-        figures=figures,
+        figures=[] if changes else _figures(evaluated),
+        changes=changes,
         losses=report_lib.read_losses(path.with_name(metrics.METRICS)),
       )
       report_lib.save(picture, path)
@@ -159,22 +163,74 @@ class Evaluator:
     return embed_unless_told
 
 
-def _figure(name: str, result: dict[str, Any]) -> report_lib.Figure:
-  right = round(result["top1"] * result["examples"])
-  low, high = eval_metrics.clopper_pearson(right, result["examples"])
-  return report_lib.Figure(
-    f"{name}, top-1",
-    f"{100 * result['top1']:.1f} %",
-    f"95 %: {100 * low:.1f} to {100 * high:.1f}",
-  )
+def _figures(evaluated: dict[str, Any]) -> list[report_lib.Figure]:
+  return [
+    report_lib.Figure(
+      f"{name}, top-1",
+      f"{100 * share.value:.1f} %",
+      f"95 %: {100 * share.low:.1f} to {100 * share.high:.1f}",
+    )
+    for name, result in evaluated.items()
+    if (share := _shares(result).get("top-1"))
+  ]
+
+
+def _share(value: float, examples: int) -> report_lib.Share:
+  low, high = eval_metrics.clopper_pearson(round(value * examples), examples)
+  return report_lib.Share(value, low, high, examples)
+
+
+def _shares(result: dict[str, Any]) -> dict[str, report_lib.Share]:
+  """Returns by name the fractions that an evaluation is judged by."""
+  if result["task"] == "zero_shot" and "top1" in result:
+    return {"top-1": _share(result["top1"], result["examples"])}
+  return {
+    f"{way.replace('_', ' ')}, R@1": _share(result[way]["r@1"], result[asked])
+    for way, asked in (("text_to_image", "texts"), ("image_to_text", "images"))
+    if way in result
+  }
+
+
+def _changes(
+  before: dict[str, Any], evaluated: dict[str, Any], *, shown: str
+) -> Iterator[report_lib.Change]:
+  """Yields what changed of each evaluation, and of the classes of one.
+
+  Args:
+    before: measures of the model with which the run began, by evaluation.
+    evaluated: measures at the end.
+    shown: address of the data that the report shows: its classes are listed.
+  """
+  first = sorted(evaluated, key=lambda name: evaluated[name]["data"] != shown)
+  for name in first:
+    result = evaluated[name]
+    began = _shares(before[name]) if name in before else {}
+    for measure, share in _shares(result).items():
+      if measure in began:
+        full = f"{name}: {measure}"
+        yield report_lib.Change(full, began[measure], share, main=True)
+    if not began or result["data"] != shown:
+      continue
+    earlier = {x["name"]: x for x in before[name].get("per_class", [])}
+    for entry in result.get("per_class", []):
+      if was := earlier.get(entry["name"]):
+        yield report_lib.Change(
+          entry["name"], before=_of_class(was), after=_of_class(entry)
+        )
+
+
+def _of_class(entry: dict[str, Any]) -> report_lib.Share:
+  return _share(entry["right"] / entry["examples"], entry["examples"])
 
 
 @contextlib.contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int], None] | None]:
+def _progress(
+  name: str, does: str = "Evaluating"
+) -> Iterator[Callable[[int, int], None] | None]:
   """Shows the progress of `name` on the first process."""
   if jax.process_index():
     yield None
     return
-  _LOGGER.info("Evaluating %s ...", name)
+  _LOGGER.info("%s %s ...", does, name)
   with terminal.Progress(name) as progress:
     yield progress

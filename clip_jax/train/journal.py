@@ -37,6 +37,7 @@ BEFORE = "before"  # Measures of the model with which a run began.
 # on CPUs each update is read before the next one starts.
 _IN_FLIGHT = {"cpu": 0}
 _IN_FLIGHT_ELSEWHERE = 2
+_LONG_WAIT = 0.05  # A share of the time that is worth telling.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +195,8 @@ class Journal:
     if int(measured.skipped) > self._skipped:
       self._skipped = int(measured.skipped)
       _LOGGER.warning(
-        "Step %d: loss or gradient not finite; nothing was changed (%d so far)",
+        "Step %d was skipped: its loss or gradient is not a finite number (%d "
+        "skipped so far).",
         step,
         self._skipped,
       )
@@ -236,27 +238,27 @@ class Journal:
     }
     self._writer.write(step, {**values, **rates})
     if jax.process_index() == 0:
-      speed = ""
-      if rates:
-        speed = (
-          f", {rates['images_per_second']:.0f} images/s, "
-          f"MFU {100 * rates['mfu']:.1f} %, "
-          f"data wait {100 * rates['data_wait']:.1f} %"
-        )
-      terms = [
+      words = [
         f"{name.replace('_', ' ')} {float(value):.4f}"
         for name, value in (("loss", measured.loss), *measured.terms.items())
       ]
-      if scale is not None:
-        terms.append(f"logit scale {float(scale):.2f}")
-      _LOGGER.info(
-        "Step %d/%d: %s, learning rate %.3g%s",
-        step,
-        self._total_steps,
-        ", ".join(terms),
-        values["learning_rate"],
-        speed,
+      words.append(f"learning rate {values['learning_rate']:.3g}")
+      if rates:
+        words += self._pace(step, rates)
+      _LOGGER.info("Step %d/%d: %s", step, self._total_steps, ", ".join(words))
+
+  def _pace(self, step: int, rates: dict[str, float]) -> list[str]:
+    """Returns how fast the training goes; the rest is in the metrics."""
+    rate = rates["images_per_second"]
+    words = [f"{rate:.0f} images/s"]
+    if rates["data_wait"] >= _LONG_WAIT:
+      words.append(
+        f"{100 * rates['data_wait']:.0f} % of the time waiting for data"
       )
+    if left := self._total_steps - step:
+      seconds = left * self._batch_size / rate
+      words.append(f"{terminal.duration(seconds)} left")
+    return words
 
 
 def _live_line(step: int) -> terminal.Progress | None:

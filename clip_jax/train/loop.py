@@ -88,12 +88,12 @@ def train(
   workdir = workdir_lib.find(workdir)
   tracking.check(config.tracker)
   config, origins = origins_lib.begin(config_lib.check(config), workdir)
+  claim.check_config(workdir, config, allow_changes=allow_changes)
   tokenizer = origins_lib.tokenizer_files(workdir, origins)
   run = run_lib.make_run(config, tokenizer_files=tokenizer)
   total_steps = run.total_steps
   run.announce()  # Before `check_data`: this raises if the model is impossible.
   run.check_data()
-  origins_lib.check_goes_on(workdir, config.optim)
   with contextlib.ExitStack() as stack:
     enter = stack.enter_context
     enter(
@@ -154,8 +154,9 @@ def train(
     checkpoints.wait()
     if evaluated is None:  # The run was resumed after its last step.
       evaluated = evaluator.measure(state) or {}
+    before = notes.counters.get(journal.BEFORE, {})
     report = evaluator.write_report(
-      state, evaluated, workdir / workdir_lib.REPORT
+      state, evaluated, workdir / workdir_lib.REPORT, before=before
     )
     _leave_if_told(stop, checkpoints)
     return Summary(
@@ -164,7 +165,7 @@ def train(
       skipped=int(state.skipped),
       bad_records=notes.counters["bad_records"],
       different_bad_records=notes.different_bad_records,
-      before=notes.counters.get(journal.BEFORE, {}),
+      before=before,
       lost_records=account.of(run.source).lost_records,
       seconds=time.perf_counter() - started,
       evals=evaluated,
@@ -185,8 +186,7 @@ def _leave_if_told(
     return
   checkpoints.wait()
   step = checkpoints.latest_step()
-  saved = "no step is saved yet" if step is None else f"saved step {step}"
-  _LOGGER.warning("Told to stop: %s.", saved)
+  _LOGGER.warning("Told to stop. %s", claim.what_is_saved(step))
   raise SystemExit(preemption.EXIT_CODE)
 
 
@@ -221,7 +221,10 @@ def _restore_or_init(
   state, meta = restored
   if not allow_changes:
     _check_data(run, meta["counters"])
-  _LOGGER.info("Resumed at step %d.", meta["step"])
+  if meta["step"] < run.total_steps:
+    _LOGGER.info("Resumed at step %d.", meta["step"])
+  else:
+    _LOGGER.info("Already trained: all %d steps are done.", meta["step"])
   return state, meta["counters"]
 
 

@@ -85,29 +85,6 @@ def begin(config: config_lib.Config, workdir: pathlib.Path) -> Beginning:
   return Beginning(dataclasses.replace(settled, init=init), opened)
 
 
-def check_goes_on(workdir: pathlib.Path, optim: config_lib.Optim) -> None:
-  """Raises UserError if the run in `workdir` trains other parameters.
-
-  The optimizer's state covers only the trained parameters, so --allow-changes
-  does not help.
-
-  Args:
-    workdir: the workdir of the run.
-    optim: `config.optim` of this start.
-  """
-  saved = workdir_lib.holds_checkpoint(workdir)
-  if not saved or not (workdir / workdir_lib.CONFIG).exists():
-    return
-  before = workdir_lib.load_config(workdir).optim.frozen
-  if before != optim.frozen:
-    raise errors.UserError(
-      f"The run in {workdir} began with optim.frozen={before!r}, and its "
-      "optimizer's state is that of the parameters trained then; "
-      f"{optim.frozen!r} trains others. Take a new workdir; "
-      f"init.model={str(workdir)!r} alone begins with that run's parameters."
-    )
-
-
 def _nothing_to_begin_with() -> errors.UserError:
   return errors.UserError(
     f"model={FROM_INIT!r} takes the towers from checkpoints: give init.model, "
@@ -342,13 +319,11 @@ def load(
       if group in has and part in ("model", group):
         leaves[path] = leaf
   assert leaves.keys() <= arrays.keys()
-  rest = "; the others begin at random" if len(leaves) < len(arrays) else ""
+  rest = len(arrays) - len(leaves)
   _LOGGER.info(
-    "%d of %d arrays come from %s%s.",
-    len(leaves),
-    len(arrays),
+    "Starting from %s%s.",
     " and ".join(getattr(init, part) for part in opened),
-    rest,
+    f"; {rest} of {len(arrays)} arrays are new, at random" if rest else "",
   )
   if "params/log_scale" in leaves:
     trained = freezing.is_trained(state.params, "log_scale", frozen)

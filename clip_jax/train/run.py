@@ -58,11 +58,21 @@ class Run:
   @property
   def name(self) -> str:
     """The name of the model, or of the checkpoints with which it began."""
+    if self.program.config.model != variants.FROM_INIT:
+      return self.program.config.model
+    return " and ".join(self.began_with)
+
+  @property
+  def began_with(self) -> list[str]:
+    """The addresses of the checkpoints with which the run began."""
+    init = self.program.config.init
+    return list(filter(None, (getattr(init, x) for x in origins_lib.PARTS)))
+
+  @property
+  def report_data(self) -> str:
+    """The DATA address of what the report shows; empty if there is none."""
     config = self.program.config
-    if config.model != variants.FROM_INIT:
-      return config.model
-    origins = (getattr(config.init, part) for part in origins_lib.PARTS)
-    return " and ".join(filter(None, origins))
+    return _address(config.data, config.report)
 
   def announce(self) -> None:
     """Logs a summary of the run, before the first compilation starts."""
@@ -95,7 +105,6 @@ class Run:
         config.batch_size,
         len(self.source),
       )
-    _LOGGER.info("Texts: %s.", self.layout.describe(self.layout.buckets[0]))
 
   def check_data(self) -> None:
     """Logs which parts of the run's data could not be used.
@@ -112,7 +121,7 @@ class Run:
       if isinstance(evaluation, ridge.FewShot):
         opened[evaluation.train_data] = evaluation.pool.source
     if self.report is not None:
-      opened[_address(data, config.report)] = self.report
+      opened[self.report_data] = self.report
     told = collections.defaultdict(set)  # Of two parts of the same data: once.
     for address, source in opened.items():
       said = told[sources.without_split(address)]

@@ -261,7 +261,7 @@ class Batches(Iterator[dict]):
     """Logs why the step is compiled again."""
     if self._used and bucket not in self._used and jax.process_index() == 0:
       _LOGGER.info(
-        "This batch's captions need %s; the step is compiled once for that.",
+        "Longer captions, in %s: the step is compiled again, once for these.",
         self._layout.describe(bucket),
       )
     self._used.add(bucket)

@@ -47,3 +47,27 @@ def test_accuracy_has_confusions_where_classes_are_named():
   ]
   # The errors and the right guesses are all of the examples.
   assert round(found["top1"] * 3) + 2 == found["examples"]
+
+
+def test_classes_are_counted_as_by_hand():
+  rng = np.random.default_rng(0)
+  names = [f"class {i}" for i in range(30)]
+  counted = confusions.Confusions(names)
+  want = {name: [0, 0] for name in names}
+  for n in (7, 90):
+    scores = rng.normal(size=(n, 30)).round(1)  # With ties.
+    labels = rng.integers(0, 25, n)
+    scores[np.arange(n), labels] += 1
+    counted.update(scores, labels)
+    for row, label in zip(scores, labels, strict=True):
+      want[names[label]][0] += 1
+      want[names[label]][1] += list(row).index(max(row)) == label
+  found = counted.per_class()
+  for entry in found:
+    assert [entry["examples"], entry["right"]] == want[entry["name"]]
+  shown = [names.index(entry["name"]) for entry in found]
+  assert len(shown) == confusions.MOST and shown == sorted(shown)
+  rest = [
+    count for name, (count, _) in want.items() if names.index(name) not in shown
+  ]
+  assert max(rest) <= min(entry["examples"] for entry in found)

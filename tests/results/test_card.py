@@ -195,6 +195,8 @@ def test_limits_are_told_as_measured():
     [
       result("clevr_counts", top1=0.25),
       result("imagenet", top1=0.5, calibration={"ece": 0.0625}),
+      # Of a handful, which says nothing.
+      result("pets", top1=0.5, calibration={"ece": 0.5}, examples=12),
       result("imagenet_v2", top1=0.375),
       result("cifar10", "robustness", corruptions=corruptions),
       result("mnist", "linear_probe", top1=0.99),

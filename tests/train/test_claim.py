@@ -125,3 +125,69 @@ def test_an_interrupted_run_says_what_is_saved(tmp_path, caplog, steps, said):
   ):
     raise KeyboardInterrupt
   assert said in caplog.text and "same command" in caplog.text
+
+
+def _began_with(workdir, **fields):
+  config = _tiny(**fields)
+  workdir.mkdir(exist_ok=True)
+  (workdir / "checkpoints" / "3").mkdir(parents=True, exist_ok=True)
+  (workdir / "config.json").write_text(config_lib.to_json(config))
+
+
+def _tiny(**fields):
+  config = config_lib.default_config()
+  config.data.train, config.model, config.steps = "csv:x", "tiny-vit", 3
+  config.update_from_flattened_dict(fields)
+  return config_lib.check(config)
+
+
+def test_another_config_is_told_field_by_field_with_what_to_do(tmp_path):
+  claim.check_config(tmp_path / "new", _tiny(), allow_changes=False)
+  _began_with(tmp_path, seed=4)
+  claim.check_config(
+    tmp_path, _tiny(seed=4, report="csv:y"), allow_changes=False
+  )
+  other = _tiny(**{"optim.peak_lr": 0.5})
+  with pytest.raises(errors.UserError) as caught:
+    claim.check_config(tmp_path, other, allow_changes=False)
+  said = str(caught.value)
+  old = config_lib.default_config().optim.peak_lr
+  assert f"(optim.peak_lr: {old} -> 0.5, seed: 4 -> 0)" in said
+  for way_on in ("the old values", "another workdir", "--allow-changes to go"):
+    assert way_on in said
+  claim.check_config(tmp_path, other, allow_changes=True)
+
+
+@pytest.mark.parametrize("allow_changes", [False, True])
+@pytest.mark.parametrize(
+  ("fields", "why"),
+  [
+    ({"optim.frozen": "^image/"}, "optim.frozen"),
+    ({"model": "tiny-rn"}, "model"),
+    ({"model": "tiny-rn", "optim.frozen": "x"}, "optim.frozen or model"),
+  ],
+)
+def test_what_checkpoints_cannot_follow_has_other_ways_on(
+  tmp_path, fields, why, allow_changes
+):
+  _began_with(tmp_path)
+  kept = (tmp_path / "config.json").read_bytes()
+  with pytest.raises(errors.UserError) as caught:
+    claim.claim(
+      tmp_path, _tiny(**fields), total_steps=9, allow_changes=allow_changes
+    )
+  said = str(caught.value)
+  begins = f"--config.init.model={tmp_path}" in said
+  assert begins == (why == "optim.frozen")
+  assert f"do not fit another {why}." in said
+  assert (tmp_path / "config.json").read_bytes() == kept
+
+
+def test_of_many_fields_the_first_are_told_and_long_values_cut(tmp_path):
+  _began_with(tmp_path)
+  many = {f"optim.{x}": 0.5 for x in ("peak_lr", "beta1", "beta2", "epsilon")}
+  many |= {"seed": 1, "steps": 9, "data.train": "csv:" + "x" * 500}
+  many |= {"batch_size": 7, "optim.weight_decay": 0.25, "precision": "float32"}
+  with pytest.raises(errors.UserError) as caught:
+    claim.check_config(tmp_path, _tiny(**many), allow_changes=False)
+  assert "more than those" in str(caught.value) and len(str(caught.value)) < 900

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import pathlib
 import re
@@ -13,14 +14,14 @@ import shutil
 import numpy as np
 import pytest
 
-from clip_jax import cli, convert, errors, loading
+from clip_jax import cli, convert, errors, loading, report
 from clip_jax import config as config_lib
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.config import schema
 from clip_jax.convert import interpolation
 from clip_jax.data import sources
 from clip_jax.models import variants
-from clip_jax.train import loop
+from clip_jax.train import evaluation, loop
 from clip_jax.train import origins as origins_lib
 from clip_jax.train import run as run_lib
 
@@ -133,7 +134,9 @@ def test_the_table_shows_before_and_after(room, tuned, capsys):
   cli.main(
     ["train", "--config", str(CONFIG), "--workdir", str(tuned[0]), *flags]
   )
-  out = capsys.readouterr().out  # Resumed at its end: before is remembered.
+  out, log = capsys.readouterr()  # Resumed at its end: before is remembered.
+  assert "Already trained: all 4 steps are done." in log
+  assert "Resumed" not in log and "Compiling" not in log
   assert re.search(r"evaluation +measure +before +after", out)
   before = 100 * tuned[1].before["own"]["top1"]
   after = 100 * tuned[1].evals["own"]["top1"]
@@ -316,6 +319,49 @@ def test_readmes_section_runs_as_it_stands(room, monkeypatch, capsys):
   out = capsys.readouterr().out
   assert re.search(r"own +top-1 ", out) and re.search(r"other +top-1 ", out)
   assert re.search(r"share +top-1 ", out)
+  assert "calibration is left out: of fewer than 200" in out
+  assert "temperature" not in out
   last = out.rpartition("score")[2]
   assert any(name in last for name in CLASSES)
   assert os.path.isfile("runs/pets/report.png")
+
+
+def test_the_report_has_each_share_before_and_after_with_its_interval():
+  def result(data, right, examples, *classes):
+    names = ("name", "examples", "right")
+    return {
+      **{"task": "zero_shot", "data": data, "top1": right / examples},
+      "examples": examples,
+      "per_class": [dict(zip(names, x, strict=True)) for x in classes],
+    }
+
+  old = result("builtin:x", 9, 10, ("zero", 10, 9))
+  before = {"a": old, "own": result("mine", 1, 6, ("dog", 2, 0), ("cat", 4, 1))}
+  after = {"a": old, "own": result("mine", 5, 6, ("dog", 2, 1), ("cat", 4, 4))}
+  recall = {"task": "retrieval", "data": "y", "images": 2, "texts": 8}
+  recall |= {"text_to_image": {"r@1": 0.5}, "image_to_text": {"r@1": 1.0}}
+  before["pairs"] = after["pairs"] = recall
+  after["new"] = old  # Not measured before.
+  found = list(evaluation._changes(before, after, shown="mine"))
+  assert [
+    (x.name, x.before.value, x.after.value, x.after.examples, x.main)
+    for x in found
+  ] == [
+    ("own: top-1", 1 / 6, 5 / 6, 6, True),
+    ("dog", 0.0, 0.5, 2, False),
+    ("cat", 0.25, 1.0, 4, False),
+    ("a: top-1", 0.9, 0.9, 10, True),
+    ("pairs: text to image, R@1", 0.5, 0.5, 8, True),
+    ("pairs: image to text, R@1", 1.0, 1.0, 2, True),
+  ]
+  own = found[0].after  # Of 6 are 5 right: what each end makes of that.
+  at_least = [
+    math.comb(6, k) * own.low**k * (1 - own.low) ** (6 - k) for k in (5, 6)
+  ]
+  assert sum(at_least) == pytest.approx(0.025)
+  assert 1 - own.high**6 == pytest.approx(0.025)
+  page = report.make_report(report.Rows([], []), title="t", changes=found)
+  none = report.make_report(report.Rows([], []), title="t")
+  assert page.height > none.height + 30 * len(found)
+  assert np.asarray(page)[:, -40:].min() == 255  # Nothing runs over the edge.
+  assert not list(evaluation._changes({}, after, shown="mine"))

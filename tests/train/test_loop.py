@@ -334,7 +334,7 @@ def test_skipped_steps_are_counted_and_logged(tmp_path, monkeypatch, caplog):
   assert summary.skipped == 2
   lines = _lines(tmp_path)
   assert [(x["loss"], x["skipped"]) for x in lines] == [(None, 1), (None, 2)]
-  assert "not finite; nothing was changed (2 so far)" in caplog.text
+  assert "not a finite number (2 skipped so far)" in caplog.text
   # A skipped update does not use up the warm-up.
   assert lines[0]["learning_rate"] == lines[1]["learning_rate"]
 

@@ -1,6 +1,7 @@
 """What a run writes down, and how it measures its speed."""
 
 import collections
+import functools
 import json
 import math
 import os
@@ -191,3 +192,13 @@ def test_events_are_written_without_pytorch(tmp_path):
   )
   # What runs afterwards finds it.
   assert done.stderr == "torch is imported\n"
+
+
+def test_the_pace_of_a_run_is_told_in_plain_words():
+  run = types.SimpleNamespace(_total_steps=100, _batch_size=32)
+  rates = {"images_per_second": 64.0, "data_wait": 0.04, "mfu": 0.2}
+  told = functools.partial(journal.Journal._pace, run)
+  assert told(40, rates) == ["64 images/s", "30 s left"]
+  waiting = "51 % of the time waiting for data"
+  rates["data_wait"] = 0.51
+  assert told(100, rates) == ["64 images/s", waiting]

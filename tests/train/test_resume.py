@@ -186,7 +186,7 @@ def test_sigterm_saves_the_step_and_the_run_ends_the_same(
   _expect(process, 143, workdir)
   stderr = _said(workdir)
   saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
-  assert saved == _count_lines(workdir) and "saved step" in stderr
+  assert saved == _count_lines(workdir) and f"Step {saved} is saved" in stderr
   assert "Traceback" not in stderr
   _finish(workdir)
   _assert_same_run(workdir, uninterrupted)

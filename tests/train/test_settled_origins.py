@@ -165,21 +165,6 @@ def test_a_temperature_that_will_be_clipped_is_announced(
   assert float(state.params["log_scale"]) == float(array)
 
 
-def test_a_run_cannot_go_on_with_other_parameters_frozen(tmp_path):
-  origins_lib.check_goes_on(
-    tmp_path, _small_config().optim
-  )  # Nothing is there.
-  (tmp_path / "checkpoints" / "3").mkdir(parents=True)
-  fields = {"optim.frozen": "^image/", "data.train": "builtin:two_digits/train"}
-  fields["steps"] = 2
-  before = _small_config(**fields)
-  (tmp_path / "config.json").write_text(config_lib.to_json(before))
-  origins_lib.check_goes_on(tmp_path, before.optim)
-  message = r"optim.frozen='\^image/', and its.*new workdir; init.model="
-  with pytest.raises(errors.UserError, match=message):
-    origins_lib.check_goes_on(tmp_path, _small_config().optim)
-
-
 def test_one_tower_keeps_nothing_of_the_one_whose_place_it_takes():
   """Not a field of the tokenizer, and no projection that fitted that one."""
   bert = _small_config()

@@ -128,7 +128,7 @@ def test_overflowing_batches_take_the_next_bucket(caplog):
   rows = [len(x.tokens) // 2 for x in got]
   assert rows[0] == rows[2] == layout.buckets[0]
   assert rows[1] in layout.buckets[1:]
-  assert any("compiled once for that" in x for x in caplog.messages)
+  assert any("compiled again, once" in x for x in caplog.messages)
   # Two groups have rows of their own.
   ends = got[1].ends.reshape(2, -1)
   assert ends.max() < rows[1] * layout.length

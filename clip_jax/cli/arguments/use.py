@@ -97,7 +97,7 @@ def add_eval(parser: flags.Parser) -> None:
     "--templates",
     default="",
     dest="templates",
-    help=flags.TEMPLATE,
+    help=f"{flags.TEMPLATE}the data's own, else 'a photo of a {{}}.')",
   )
   flags.add_duplicates(parser)
   parser.add_argument(
@@ -169,7 +169,7 @@ def add_classify(parser: flags.Parser) -> None:
     "--templates",
     default="",
     dest="templates",
-    help=flags.TEMPLATE,
+    help=f"{flags.TEMPLATE}'a photo of a {{}}.')",
   )
   parser.add_argument(
     "--probabilities",

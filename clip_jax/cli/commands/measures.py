@@ -3,6 +3,7 @@
 from typing import Any
 
 from clip_jax import terminal
+from clip_jax.evals import calibration
 
 _FRACTIONS = {
   "top1": "top-1",
@@ -40,21 +41,24 @@ def table(evals: dict[str, Any], *, before: dict[str, Any]) -> str:
   return terminal.table(("evaluation", "measure", *values), rows)
 
 
-def falls(evals: dict[str, Any], *, before: dict[str, Any]) -> list[str]:
+def falls(
+  evals: dict[str, Any], *, before: dict[str, Any], frozen: str = ""
+) -> list[str]:
   """Returns a sentence about each evaluation that a fine-tuning made worse.
 
   Args:
     evals: measures by the evaluation's name.
     before: measures of the model that the run started from; {} without one.
+    frozen: `config.optim.frozen` of the run.
   """
+  locked = "" if frozen else "locked norms (optim.frozen=/norm/) "
   said = []
   for name, result in evals.items():
     measure, after = _first(result)
     if measure and after < (earlier := _first(before.get(name, {}))[1]):
       said.append(
         f"{name}: {measure} fell from {100 * earlier:.2f} to {100 * after:.2f} "
-        "%. A lower or a higher optim.peak_lr, locked norms "
-        "(optim.frozen=/norm/) or a mixture with the model before "
+        f"%. Another optim.peak_lr, {locked}or a mixture with the model before "
         "(--interpolate) may keep more."
       )
   return ["", *said] if said else []
@@ -98,7 +102,7 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     elif name == "roc_auc":
       rows.append(("area under the ROC curve", f"{value:.4f}"))
     elif name == "calibration":
-      rows += _calibration(value)
+      rows += [] if _few(result) else _calibration(value)
     elif name == "search":
       rows += _search(value)
     elif name == "regularisation" and "shots" not in result:
@@ -110,6 +114,21 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
       reasons = ", ".join(f"{n} {reason}" for reason, n in value.items())
       rows.append(("left out as bad", reasons))
   return rows
+
+
+def left_out(result: dict[str, Any]) -> str:
+  """Returns a line on what `to_rows` leaves out, or an empty text."""
+  if "calibration" not in result or not _few(result):
+    return ""
+  least = calibration.LEAST_EXAMPLES
+  return (
+    f"\n\nThe calibration is left out: of fewer than {least} examples it is "
+    "mostly chance (--json has it)."
+  )
+
+
+def _few(result: dict[str, Any]) -> bool:
+  return result["examples"] < calibration.LEAST_EXAMPLES
 
 
 def _calibration(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -40,9 +40,8 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
     return _evaluate_between(arguments, clip, title)
   result = _measure(arguments, clip)
   rows = measures.to_rows(result)
-  return verb.Answer(
-    result, f"{title}\n\n{terminal.table(('measure', 'value'), rows)}"
-  )
+  table = terminal.table(("measure", "value"), rows)
+  return verb.Answer(result, f"{title}\n\n{table}{measures.left_out(result)}")
 
 
 def _measure(arguments, clip) -> dict[str, Any]:
@@ -142,7 +141,8 @@ def _evaluate_between(arguments, clip, title) -> verb.Answer:
   table = terminal.table(("share", *names), rows)
   return verb.Answer(
     {"interpolate": found},
-    f"{title}: share of the fine-tuned weights\n\n{table}",
+    f"{title}: share of the fine-tuned weights\n\n{table}"
+    f"{measures.left_out(found[0])}",
   )
 
 

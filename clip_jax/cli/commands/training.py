@@ -31,8 +31,9 @@ def train(arguments: argparse.Namespace) -> verb.Answer:
 
 
 def _train(arguments: argparse.Namespace) -> verb.Answer:
+  run = config.load(arguments.config, arguments.overrides)
   summary = loop.train(
-    config.load(arguments.config, arguments.overrides),
+    run,
     arguments.workdir,
     allow_changes=arguments.allow_changes,
     profile_step=arguments.profile,
@@ -50,7 +51,9 @@ def _train(arguments: argparse.Namespace) -> verb.Answer:
     )
   if summary.evals:
     lines += ["", measures.table(summary.evals, before=summary.before)]
-    lines += measures.falls(summary.evals, before=summary.before)
+    lines += measures.falls(
+      summary.evals, before=summary.before, frozen=run.optim.frozen
+    )
   if summary.report:
     lines += ["", f"Report: {summary.report}"]
   if summary.profile:
