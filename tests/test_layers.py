@@ -66,7 +66,7 @@ FORBIDDEN = {
 # (transformers takes a second to import and is for one kind of export.)
 OPTIONAL = {
   *("apache_beam", "huggingface_hub", "matplotlib", "py3langid"),
-  *("sentencepiece", "trackio", "transformers", "wandb"),
+  *("sentencepiece", "simplejpeg", "trackio", "transformers", "wandb"),
   *("gradio", "fastapi", "uvicorn"),  # Gradio brings the other two.
 }
 # What finds a module by its name, in a table that stands there.

@@ -21,6 +21,7 @@ from clip_jax.preprocess.decoding import (
   read_header,
 )
 from clip_jax.preprocess.inputs import ImageInput, each
+from clip_jax.preprocess.jpeg import decoder
 from clip_jax.preprocess.preprocess import Preprocess
 from clip_jax.preprocess.spec import (
   ALPHAS,
@@ -44,6 +45,7 @@ __all__ = [
   "Preprocess",
   "check_header",
   "decode",
+  "decoder",
   "each",
   "eval_image",
   "normalize",
