@@ -65,7 +65,8 @@ FORBIDDEN = {
 # What only one corner needs may be imported inside the function that does.
 # (transformers takes a second to import and is for one kind of export.)
 OPTIONAL = {
-  *("apache_beam", "huggingface_hub", "matplotlib", "py3langid"),
+  *("apache_beam", "google_crc32c", "huggingface_hub", "matplotlib"),
+  "py3langid",
   *("sentencepiece", "simplejpeg", "trackio", "transformers", "wandb"),
   *("gradio", "fastapi", "uvicorn"),  # Gradio brings the other two.
 }

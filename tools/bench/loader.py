@@ -6,9 +6,9 @@ Bare is what any loader must do: decode a JPEG of 500 x 375 pixels, resize it to
 a shortest side of 224 with Pillow's bicubic filter and crop; decoded by Pillow,
 and by simplejpeg (extra `fast`). Ours does the same for batches of a run (one
 thread, no workers), and besides reads the captions and tokenizes them, draws
-the crops, counts bad records and joins batches. All of that is on one core and in
-processor time, so that other jobs disturb it less. Rounds alternate; a ratio is
-the median of those within a round, ours over the other's images a second.
+the crops, counts bad records and joins batches. All of that is on one core and
+in processor time, so that other jobs disturb it less. Rounds alternate; a ratio
+is the median of those within a round, ours over the other's images a second.
 
 Decoders are timed for three sizes, with the largest difference in levels from
 Pillow's pixels, after resizing where they shrink while they decode. With two

@@ -28,7 +28,7 @@ import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ _MAX_CLASSES = 100_000
 
 
 class ParquetRecords:
-  """The rows of Parquet files; the module says what they hold.
+  """The rows of tables; the module says what they hold.
 
   Attributes:
     account: files that are damaged, and which columns are read.
@@ -71,6 +71,7 @@ class ParquetRecords:
     images: image_files.ImageFiles,
     class_names: tuple[str, ...] | None,
     account: account_lib.Account,
+    opener: Callable[[str], row_groups.TableFile],
   ):
     """Reads the paths of images and the names of classes, where rows have them.
 
@@ -81,6 +82,7 @@ class ParquetRecords:
       images: reads images by their paths.
       class_names: of labels, in order; None takes those that are texts.
       account: of the files.
+      opener: opens a file.
     """
     self.account = account
     self._columns = columns
@@ -88,7 +90,9 @@ class ParquetRecords:
     places = list(map(os.path.abspath, paths))
     top = os.path.commonpath(list(map(os.path.dirname, places)))
     self._names = strings.Strings(os.path.relpath(p, top) for p in places)
-    self._groups = row_groups.RowGroups(paths, columns=columns.names)
+    self._groups = row_groups.RowGroups(
+      paths, columns=columns.names, opener=opener
+    )
     # Of each row group: its file, its number there and the end of its rows.
     counts = [len(footer.rows) for footer in footers]
     self._files = np.repeat(np.arange(len(counts)), counts)
@@ -282,13 +286,41 @@ def _elements(cell: Any, key: str) -> list[Any]:
 
 def open_parquet(path: str, options: dict[str, str]) -> record_lib.Source:
   """Opens the files that `path` names; the module says what the options are."""
-  listing = parquet_files.list_files(path)
+  return open_tables(
+    parquet_files.list_files(path),
+    options,
+    address=f"parquet:{path}",
+    opener=row_groups.ParquetFile,
+  )
+
+
+def open_tables(
+  listing: parquet_files.Listing,
+  options: dict[str, str],
+  *,
+  address: str,
+  opener: Callable[[str], row_groups.TableFile],
+) -> record_lib.Source:
+  """Opens files of tables of any kind.
+
+  Args:
+    listing: the files.
+    options: as the module says.
+    address: the scheme and the path, for messages.
+    opener: opens a file.
+
+  Raises:
+    UserError: no file is whole, or an option does not fit.
+  """
+  scheme = address.partition(":")[0]
   split = options.get("split")
   if split is not None and listing.splits and listing.split is None:
-    listing, split = listing.of_split(split, what=f"parquet:{path}"), None
-  footers, damages = _read_footers(listing.files)
+    listing, split = listing.of_split(split, what=address), None
+  footers, damages = _read_footers(listing.files, opener, scheme)
   first = next(iter(footers))
-  columns = columns_lib.find(footers[first].schema, options, path=first)
+  columns = columns_lib.find(
+    footers[first].schema, options, path=f"{scheme}:{first}"
+  )
   lost: dict[str, int | None] = {}
   for name, footer in list(footers.items()):
     if not columns.are_in(footer.schema):
@@ -297,13 +329,20 @@ def open_parquet(path: str, options: dict[str, str]) -> record_lib.Source:
   total = sum(sum(footer.rows) for footer in footers.values())
   for name in damages:
     lost.setdefault(name, max(1, round(total / len(footers))))
+  sites = [(name, 0, reason) for name, reason in damages.items()]
+  for name, footer in footers.items():
+    if footer.damage is not None:
+      offset, reason, lost[name] = footer.damage
+      sites.append((name, offset, reason))
+  if any(footer.index is not None for footer in footers.values()):
+    opener = row_groups.Reopen(opener, footers)
   classes = options.get("classes")
   source = ParquetRecords(
     list(footers),
     list(footers.values()),
     columns=columns,
     images=image_files.open_files(
-      dict.fromkeys(map(os.path.dirname, footers)), options, scheme="parquet"
+      dict.fromkeys(map(os.path.dirname, footers)), options, scheme=scheme
     ),
     class_names=(
       columns.class_names
@@ -311,24 +350,27 @@ def open_parquet(path: str, options: dict[str, str]) -> record_lib.Source:
       else captions_lib.read_classes(classes)
     ),
     account=account_lib.Account(
-      damages=[(name, 0, reason) for name, reason in damages.items()],
+      damages=sites,
       lost=lost,
       choices=list(_choices(columns, list(footers.values()))),
     ),
+    opener=opener,
   )
   if not len(source):
-    raise errors.UserError(f"parquet:{path} has no rows.")
+    raise errors.UserError(f"{address} has no rows.")
   return source if split is None else views.part(source, split)
 
 
 def _read_footers(
   names: Sequence[str],
+  opener: Callable[[str], row_groups.TableFile],
+  scheme: str,
 ) -> tuple[dict[str, row_groups.Footer], dict[str, str]]:
   """Returns the footers of whole files, and why others are not, by path."""
 
   def read(name: str) -> row_groups.Footer | str:
     try:
-      return row_groups.ParquetFile(name).footer
+      return opener(name).footer
     except row_groups.DamagedError as error:
       return error.reason
 
@@ -340,7 +382,7 @@ def _read_footers(
     name, reason = next(iter(damages.items()))
     more = len(damages) - 1
     raise errors.UserError(
-      f"parquet:{terminal.escaped(name)} {account_lib.WORDS[reason]}"
+      f"{scheme}:{terminal.escaped(name)} {account_lib.WORDS[reason]}"
       f"{f', and {more} more are damaged, too' if more else ''}; copy or "
       "download it again."
     )
