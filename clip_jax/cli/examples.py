@@ -71,6 +71,7 @@ EXAMPLES = {
   "data": (
     "data inspect 'wds:shards/{00000..00331}.tar'",
     "data prepare csv:pairs.csv prepared --drop-bad",
+    "data prepare wds:a.tar small --shortest-side 256 --workers 8",
     "data curate csv:pairs.csv balanced --queries words.txt --max-per-query 20",
     "data filter csv:pairs.csv clean --min-words 3 --max-aspect 3",
     "data dedupe csv:pairs.csv single --against folder:test",

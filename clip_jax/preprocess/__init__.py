@@ -23,6 +23,7 @@ from clip_jax.preprocess.decoding import (
 from clip_jax.preprocess.inputs import ImageInput, each
 from clip_jax.preprocess.jpeg import decoder
 from clip_jax.preprocess.preprocess import Preprocess
+from clip_jax.preprocess.shrinking import shrink
 from clip_jax.preprocess.spec import (
   ALPHAS,
   CONVERSIONS,
@@ -50,6 +51,7 @@ __all__ = [
   "eval_image",
   "normalize",
   "read_header",
+  "shrink",
   "to_rgb",
   "train_image",
 ]
