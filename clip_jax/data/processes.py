@@ -3,9 +3,12 @@
 import collections
 import concurrent.futures
 import concurrent.futures.process
+import contextlib
 import itertools
 import multiprocessing
-from collections.abc import Generator, Iterable
+import signal
+import threading
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from clip_jax import errors
@@ -70,6 +73,8 @@ def run(
     initargs=(job,),
   ) as pool:
     try:
+      with ctrl_c_waits():
+        pool.submit(int)  # Starts all processes.
       yield from in_turn(pool, ranges, _WAITING * workers)
     except concurrent.futures.process.BrokenProcessPool:
       raise Interrupted(
@@ -79,6 +84,25 @@ def run(
     except BaseException:
       pool.shutdown(wait=False, cancel_futures=True)
       raise
+
+
+@contextlib.contextmanager
+def ctrl_c_waits() -> Iterator[None]:
+  """Puts Ctrl-C off until the end of the block.
+
+  A process that is given half of what it needs to start ends in a traceback.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  told = threading.Event()
+  before = signal.signal(signal.SIGINT, lambda *_: told.set())
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, before)
+  if told.is_set():
+    signal.raise_signal(signal.SIGINT)
 
 
 def in_turn(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -166,3 +167,13 @@ def test_the_command_tells_how_many_were_made_smaller(table, tmp_path, capsys):
   )
   cli.main([*command, "--json"])
   assert json.loads(capsys.readouterr().out)["resized"] == 16
+
+
+def test_ctrl_c_waits_until_processes_have_started():
+  reached = []
+  with pytest.raises(KeyboardInterrupt), processes.ctrl_c_waits():
+    signal.raise_signal(signal.SIGINT)
+    reached.append(True)
+  assert reached
+  with pytest.raises(KeyboardInterrupt):
+    signal.raise_signal(signal.SIGINT)
