@@ -259,6 +259,10 @@ def test_damaged_saved_data_are_told(tmp_path, table, read_all):
     except errors.UserError:
       seen.add("refused")
   assert {"damaged_record", "refused"} <= seen
+  for name in (b"image", b"bytes"):
+    path.write_bytes(whole.replace(name, name[:-1] + b"\xec"))
+    with pytest.raises(errors.UserError, match="has no readable footer"):
+      sources.open_source(f"hf:{tmp_path}")
   path.write_bytes(b"text")
   with pytest.raises(errors.UserError, match="is no Arrow file"):
     sources.open_source(f"hf:{tmp_path}")

@@ -25,7 +25,9 @@ last are kept.
 
 import concurrent.futures
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import pyarrow as pa
 
 from clip_jax import errors, terminal
 from clip_jax.data import account as account_lib
@@ -130,7 +132,11 @@ def _read_footers(
 
   def read(name: str) -> row_groups.Footer | str:
     try:
-      return opener(name).footer
+      footer = opener(name).footer
+      _read_names(footer.schema)
+      return footer
+    except UnicodeDecodeError:
+      return "bad_footer"
     except row_groups.DamagedError as error:
       return error.reason
 
@@ -147,6 +153,13 @@ def _read_footers(
       "download it again."
     )
   return footers, damages
+
+
+def _read_names(fields: Iterable[pa.Field]) -> None:
+  """Raises UnicodeDecodeError where a name, also of a part, is no text."""
+  for field in fields:
+    _ = field.name
+    _read_names(field.type.field(i) for i in range(field.type.num_fields))
 
 
 def _choices(
