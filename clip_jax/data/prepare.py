@@ -75,7 +75,7 @@ def prepare(
   """
   rule = copying.Rule(drop_bad, shortest_side, quality, limits)
   errors.check_out(out)
-  out = pathlib.Path(out).expanduser()
+  out = pathlib.Path(os.path.expanduser(out))
   made = existing(out, source.fingerprint, limits, rule=rule)
   if made is not None:
     return made | {"written": False}
@@ -154,7 +154,7 @@ def existing(
   Raises:
     UserError: `out` holds something else.
   """
-  out = pathlib.Path(out).expanduser()
+  out = pathlib.Path(os.path.expanduser(out))
   if not out.exists() or _is_empty_directory(out):
     return None
   summary = {}
@@ -187,7 +187,7 @@ def partial_directory(out: str | os.PathLike) -> Iterator[pathlib.Path]:
   Raises:
     UserError: another process writes there.
   """
-  out = pathlib.Path(out).expanduser()
+  out = pathlib.Path(os.path.expanduser(out))
   partial = out.with_name(f".{out.name}.partial")
   partial.mkdir(parents=True, exist_ok=True)
   with open(partial / _LOCK, "w") as lock:
