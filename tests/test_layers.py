@@ -65,8 +65,9 @@ FORBIDDEN = {
 # What only one corner needs may be imported inside the function that does.
 # (transformers takes a second to import and is for one kind of export.)
 OPTIONAL = {
-  *("apache_beam", "huggingface_hub", "matplotlib", "py3langid"),
-  *("sentencepiece", "trackio", "transformers", "wandb"),
+  *("apache_beam", "google_crc32c", "huggingface_hub", "matplotlib"),
+  "py3langid",
+  *("sentencepiece", "simplejpeg", "trackio", "transformers", "wandb"),
   *("gradio", "fastapi", "uvicorn"),  # Gradio brings the other two.
 }
 # What finds a module by its name, in a table that stands there.

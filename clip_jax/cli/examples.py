@@ -77,6 +77,7 @@ EXAMPLES = {
   "data prepare": (
     "data prepare csv:pairs.csv prepared --drop-bad",
     "data prepare folder:pictures prepared --max-pixels 100000000",
+    "data prepare wds:a.tar small --shortest-side 256 --workers 8",
   ),
   "data curate": (
     "data curate csv:pairs.csv balanced --queries words.txt --max-per-query 20",

@@ -14,8 +14,8 @@ MODEL = (
 )
 DATA = (
   "a DATA address, such as builtin:digits/test, folder:PATH, csv:PATH, "
-  "wds:PATH/{0000..0012}.tar, parquet:PATH, coco:PATH, arrayrecord:PATH, "
-  "tfds:NAME/SPLIT"
+  "wds:PATH/{0000..0012}.tar, parquet:PATH, hf:PATH, tfrecord:PATH, coco:PATH, "
+  "arrayrecord:PATH, tfds:NAME/SPLIT"
 )
 BATCH_SIZE, THREADS = 256, 4
 LABELS = "comma-separated, or a file: text with a label a line, or JSON"

@@ -19,14 +19,19 @@ _SHOWN_FILES = 10
 _SHOWN_SUFFIXES = 10
 # What is wrong with a container, by the reason of its damage.
 WORDS = {
+  "bad_batch": "has a damaged batch of rows, or ends in one",
   "bad_footer": "has no readable footer, as if it had been cut",
   "compressed": "is compressed; unpack it to a plain tar",
+  "cut_record": "ends within a record",
   "damaged_header": "has a damaged header",
   "dangling_link": "is a link to a file that is not there",
   "empty": "is empty",
+  "gzip": "is compressed; unpack it by gunzip",
   "lfs_pointer": "is a pointer of Git LFS; get the file by `git lfs pull`",
   "no_end_marker": "ends without an end marker, as if it had been cut",
+  "not_arrow": "is no Arrow file",
   "not_parquet": "is no Parquet file",
+  "not_tfrecord": "is no TFRecord file",
   "other_columns": "has not the columns of the first file",
   "shifted": "has lost or gained bytes",
   "trailing_bytes": "has more bytes after its end",
@@ -37,7 +42,7 @@ WORDS = {
 # At no place in the file.
 _WHOLE_FILE = (
   *("bad_footer", "compressed", "dangling_link", "empty", "lfs_pointer"),
-  *("not_parquet", "other_columns"),
+  *("not_parquet", "other_columns", "not_arrow", "not_tfrecord", "gzip"),
 )
 
 

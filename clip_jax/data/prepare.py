@@ -11,22 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from clip_jax import errors, preprocess, tokenizer
-from clip_jax.data import account
+from clip_jax.data import account, copying, processes
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import array_record
 
 SHARD_BYTES = 512 * 2**20
 FOUND = "found"  # In the partial directory: what an interrupted run keeps.
 _LOCK = ".lock"
-
-Item = record_lib.Record | record_lib.BadRecord
-
-
-class Interrupted(errors.UserError):
-  """An error that lies in no data and no rule: the same command may succeed.
-
-  Within `partial_directory` its message also says so.
-  """
 
 
 def prepare(
@@ -36,6 +27,9 @@ def prepare(
   address: str = "",
   drop_bad: bool = False,
   limits: preprocess.Limits = preprocess.DEFAULT_LIMITS,
+  shortest_side: int | None = None,
+  quality: int = copying.QUALITY,
+  workers: int = 1,
   shard_bytes: int = SHARD_BYTES,
   on_record: Callable[[int], None] | None = None,
   about: Mapping[str, Any] | None = None,
@@ -48,7 +42,9 @@ def prepare(
   of the original, record by record. A file that does not begin as an image is a
   bad slot too, and none of its bytes are copied: a table can name any file.
 
-  The directory appears complete or not at all. Where it is there already and
+  The directory appears complete or not at all; an interrupted run keeps its
+  whole files for the next one with the same arguments. The bytes are the same
+  for any number of workers. Where the directory is there already and
   was made from the same source in the same way, nothing is done.
 
   Args:
@@ -58,6 +54,10 @@ def prepare(
     drop_bad: decode every image and leave bad slots out; the copy then has an
       order of its own.
     limits: what is too large to be used.
+    shortest_side: in pixels; larger images are stored as JPEGs of this size,
+      others as they are. None stores all as they are.
+    quality: of these JPEGs, from 1 to 100.
+    workers: processes that read and decode; one does so in this process.
     shard_bytes: a new file is begun after this many.
     on_record: called with the number of records done.
     about: further entries of `dataset.json`.
@@ -66,17 +66,20 @@ def prepare(
       `out`; it becomes `out`.
 
   Returns:
-    The content of `dataset.json`, and `written`: whether anything was.
+    The content of `dataset.json`, and `written`: whether anything was. With a
+    `shortest_side`, `resized` is the number of images made smaller.
 
   Raises:
-    UserError: `out` holds something else, or is being written right now.
+    UserError: `out` holds something else, or is being written right now; a size
+      or quality is none.
   """
+  rule = copying.Rule(drop_bad, shortest_side, quality, limits)
   errors.check_out(out)
   out = pathlib.Path(os.path.expanduser(out))
-  made = existing(out, source.fingerprint, limits, drop_bad=drop_bad)
+  made = existing(out, source.fingerprint, limits, rule=rule)
   if made is not None:
     return made | {"written": False}
-  origin = _origin(source.fingerprint, limits, drop_bad)
+  origin = {"fingerprint": source.fingerprint, **rule.to_dict()}
   opened = (
     partial_directory(out)
     if partial is None
@@ -91,7 +94,15 @@ def prepare(
       "source": {"address": address, **origin},
       "account": account.of(source).to_dict(),
       **(about or {}),
-    } | _write_shards(source, partial, drop_bad, limits, shard_bytes, on_record)
+    } | copying.write(
+      source,
+      partial,
+      rule,
+      keep=partial / FOUND,
+      shard_bytes=shard_bytes,
+      workers=workers,
+      on_record=on_record,
+    )
     bad = summary["bad"]
     if summary["records"] <= (0 if drop_bad else sum(bad.values())):
       said = ", ".join(f"{count} {reason}" for reason, count in bad.items())
@@ -113,27 +124,16 @@ def finish(partial: pathlib.Path, out: pathlib.Path) -> None:
   """Lets what was written in a partial directory become `out`, at once."""
   for path in partial.iterdir():
     if path.name != FOUND:
-      _sync(path)
+      copying.sync(path)
   # Last: as long as something may fail, what was found is kept.
   shutil.rmtree(partial / FOUND, ignore_errors=True)
   (partial / _LOCK).unlink()
   os.rename(partial, out)
-  _sync(out.parent)
+  copying.sync(out.parent)
 
 
 def _is_empty_directory(path: pathlib.Path) -> bool:
   return path.is_dir() and not any(path.iterdir())
-
-
-def _origin(
-  fingerprint: str, limits: preprocess.Limits, drop_bad: bool
-) -> dict[str, Any]:
-  """Returns what a copy was made from, and how."""
-  return {
-    "fingerprint": fingerprint,
-    "drop_bad": drop_bad,
-    "max_pixels": limits.max_pixels,
-  }
 
 
 def existing(
@@ -141,7 +141,7 @@ def existing(
   fingerprint: str,
   limits: preprocess.Limits,
   *,
-  drop_bad: bool = False,
+  rule: copying.Rule | None = None,
 ) -> dict[str, Any] | None:
   """Returns the `dataset.json` of the copy that is in `out`, if there is one.
 
@@ -149,7 +149,7 @@ def existing(
     out: a directory, or nothing yet.
     fingerprint: of the source.
     limits: that the copy should have been made with.
-    drop_bad: whether it should have been made without bad records.
+    rule: how it should have been made, if not by the default one with `limits`.
 
   Raises:
     UserError: `out` holds something else.
@@ -161,8 +161,11 @@ def existing(
   with contextlib.suppress(OSError, errors.UserError):
     summary = array_record.read_sidecar(out / array_record.SIDECAR)
   made_from = summary.get("source", {})
-  origin = _origin(fingerprint, limits, drop_bad)
-  if origin.items() <= ({"max_pixels": None} | made_from).items():
+  rule = rule or copying.Rule(limits=limits)
+  origin = {"fingerprint": fingerprint, **rule.to_dict()}
+  # An earlier version's copy says nothing of what it could not do.
+  earlier = dict.fromkeys(rule.to_dict())
+  if origin.items() <= (earlier | made_from).items():
     return {"records": 0, "bad": {}} | summary
   what = f"made from {made_from.get('address')!r}" if made_from else "in use"
   raise errors.UserError(
@@ -202,7 +205,7 @@ def partial_directory(out: str | os.PathLike) -> Iterator[pathlib.Path]:
       if not any(partial.glob(f"{FOUND}/*")):
         shutil.rmtree(partial, ignore_errors=True)
       elif isinstance(error, errors.UserError):
-        same = isinstance(error, Interrupted)
+        same = isinstance(error, processes.Interrupted)
         command = "The same command" if same else "A command with the same OUT"
         error.args = (
           f"{error} {command} goes on from what was found, which is kept in "
@@ -222,67 +225,9 @@ def _clear(partial: pathlib.Path) -> None:
       left_over.unlink()
 
 
-def _write_shards(
-  source: record_lib.Source,
-  directory: pathlib.Path,
-  drop_bad: bool,
-  limits: preprocess.Limits,
-  shard_bytes: int,
-  on_record: Callable[[int], None] | None,
-) -> dict[str, Any]:
-  bad: collections.Counter[str] = collections.Counter()
-  counts: list[int] = []
-  writer, written = None, 0
-  try:
-    for slot in range(len(source)):
-      item = _read(source, slot)
-      check = preprocess.decode if drop_bad else preprocess.check_header
-      item, _ = _checked(item, check, limits)
-      if isinstance(item, record_lib.BadRecord):
-        bad[item.reason] += 1
-        if drop_bad:
-          continue
-      if writer is None or written >= shard_bytes:
-        if writer is not None:
-          writer.close()
-        path = directory / _shard_name(len(counts))
-        writer = array_record.open_writer(str(path))
-        counts.append(0)
-        written = 0
-      data = array_record.encode(item)
-      writer.write(data)
-      written += len(data)
-      counts[-1] += 1
-      if on_record is not None:
-        on_record(slot + 1)
-  finally:
-    if writer is not None:
-      writer.close()
-  names = [_shard_name(number) for number in range(len(counts))]
-  return {
-    "records": sum(counts),
-    "bad": dict(bad),
-    "files": [
-      {"name": name, "records": n, "bytes": (directory / name).stat().st_size}
-      for name, n in zip(names, counts, strict=True)
-    ],
-  }
-
-
-def _shard_name(number: int) -> str:
-  return f"{number:05d}{array_record.SUFFIX}"
-
-
-def _read(source: record_lib.Source, slot: int) -> Item:
-  try:
-    return source[slot]
-  except record_lib.BadRecord as error:
-    return error
-
-
 def _checked(
-  item: Item, check: Callable[..., Any], limits: preprocess.Limits
-) -> tuple[Item, Any]:
+  item: copying.Item, check: Callable[..., Any], limits: preprocess.Limits
+) -> tuple[copying.Item, Any]:
   """Returns `item`, or a bad record for a bad image; and what `check` found."""
   if isinstance(item, record_lib.BadRecord):
     return item, None
@@ -290,14 +235,6 @@ def _checked(
     return item, check(item.image, limits=limits)
   except preprocess.ImageError as error:
     return record_lib.BadRecord(error.reason, item.key), None
-
-
-def _sync(path: pathlib.Path) -> None:
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
 
 
 def inspect(
@@ -325,7 +262,7 @@ def inspect(
   shown: list[dict[str, Any]] = []
   texts = image_bytes = 0
   for slot in range(len(source)):
-    item = _read(source, slot)
+    item = copying.read(source, slot)
     item, image = _checked(item, preprocess.decode, limits)
     if isinstance(item, record_lib.BadRecord):
       bad[item.reason] += 1

@@ -160,19 +160,41 @@ def _unlearned(trial: Trial) -> list[Cause]:
   ]
 
 
+# What to do about the slowest stage of loading, besides more workers.
+_REMEDIES = {
+  "read": "Check the disk, or copy the data to a nearer one.",
+  "decode": "Store smaller images: `clip-jax data prepare --shortest-side`; "
+  "the extra `fast` decodes small JPEGs sooner.",
+  "resize": "Store smaller images: `clip-jax data prepare --shortest-side`.",
+  "tokens": "See that captions are no longer than the context needs.",
+}
+
+
 def balance(trial: Trial) -> Finding:
-  """Says whether the loader keeps up with the devices.
+  """Says whether the loader keeps up with the devices, and what is slowest.
 
   One process was timed; so many of them make at most so many times as much, and
   no more run at once than there are cores.
   """
+  cores = os.cpu_count() or 1
   one = trial.pairs / trial.loader_seconds
-  all_of_them = one * max(1, min(trial.workers, os.cpu_count() or 1))
+  all_of_them = one * max(1, min(trial.workers, cores))
   step = trial.pairs / trial.step_seconds
+  needed = 0 if one >= step else math.ceil(step / one)
+  waits = all_of_them < step
+  bottleneck = "step"
+  if waits:
+    bottleneck = max(trial.stage_seconds, key=trial.stage_seconds.__getitem__)
+  elif trial.transfer_seconds > trial.step_seconds:
+    bottleneck = "transfer"
   facts = {
     "loader_images_per_second": one,
     "loader_bound_images_per_second": all_of_them,
     "step_images_per_second": step,
+    "transfer_images_per_second": trial.pairs / trial.transfer_seconds,
+    "stage_seconds": trial.stage_seconds,
+    "bottleneck": bottleneck,
+    "workers_needed": needed,
     "pairs": trial.pairs,
   }
   words = f"The loader gives {one:.0f} images/s"
@@ -182,13 +204,35 @@ def balance(trial: Trial) -> Finding:
       f"data.workers={trial.workers} on these cores"
     )
   words += f"; the step takes {step:.0f}"
-  if all_of_them < step:
-    return Finding(
-      "loader against step",
-      WARNING,
-      f"{words}: training will wait for data (data.threads={trial.threads}, "
-      f"data.workers={trial.workers}). Raise data.workers, store smaller "
-      "images (`clip-jax data prepare`), or check the disk.",
-      facts,
+  if not waits:
+    is_step = bottleneck == "step"
+    what = (
+      "the step"
+      if is_step
+      else (
+        "the transfer to the devices, "
+        f"{facts['transfer_images_per_second']:.0f} images/s"
+      )
     )
-  return Finding("loader against step", OK, f"{words}.", facts)
+    words += f". The bottleneck is {what}; data.workers={needed} is enough."
+    return Finding(
+      "loader against step", OK if is_step else WARNING, words, facts
+    )
+  words += _waiting(trial, bottleneck, needed=needed, cores=cores)
+  return Finding("loader against step", WARNING, words, facts)
+
+
+def _waiting(trial: Trial, bottleneck: str, *, needed: int, cores: int) -> str:
+  """Returns the end of a sentence: what loading waits for, and what helps."""
+  total = sum(trial.stage_seconds.values()) or 1.0
+  shares = ", ".join(
+    f"{name} {seconds / total:.0%}"
+    for name, seconds in trial.stage_seconds.items()
+  )
+  too_many = f", but there are {cores} cores" if needed > cores else ""
+  return (
+    f": training will wait for data (data.threads={trial.threads}, "
+    f"data.workers={trial.workers}). The bottleneck is {bottleneck} of "
+    f"{shares}. This step needs data.workers={needed}{too_many}. "
+    f"{_REMEDIES[bottleneck]}"
+  )

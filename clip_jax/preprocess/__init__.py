@@ -21,7 +21,9 @@ from clip_jax.preprocess.decoding import (
   read_header,
 )
 from clip_jax.preprocess.inputs import ImageInput, each
+from clip_jax.preprocess.jpeg import decoder
 from clip_jax.preprocess.preprocess import Preprocess
+from clip_jax.preprocess.shrinking import shrink
 from clip_jax.preprocess.spec import (
   ALPHAS,
   CONVERSIONS,
@@ -44,10 +46,12 @@ __all__ = [
   "Preprocess",
   "check_header",
   "decode",
+  "decoder",
   "each",
   "eval_image",
   "normalize",
   "read_header",
+  "shrink",
   "to_rgb",
   "train_image",
 ]

@@ -14,6 +14,9 @@ from clip_jax.preprocess.spec import PreprocessSpec
 # round elsewhere, so that levels may differ by two.
 _MAX_RESIZED_PIXELS = 2**24
 
+# Up to this ratio of its sides Pillow resizes any image along its rows first.
+_MAX_RATIO = 2
+
 # The number of pixels to lose on an axis -> the first one kept.
 _CENTRES: dict[str, Callable[[int], int]] = {
   "round": lambda margin: round(margin / 2),  # Halves to the even number.
@@ -103,7 +106,12 @@ def _resize_and_crop(
   w, h = resized
   top, left = corner(max(h - size, 0)), corner(max(w - size, 0))
   if w * h <= _MAX_RESIZED_PIXELS:
-    image = _resize(image, spec, resized)
+    if _is_in_two_passes(image, spec, resized):
+      # Pillow's own two passes; the second has only the crop's columns to do.
+      image = _resize(image, spec, (w, image.height))
+      image = image.crop((left, 0, left + size, image.height))
+      left, w = 0, size
+    image = _resize(image, spec, (w, h))
     image = _pad(image, size, spec.fill)
     image = image.crop((left, top, left + size, top + size))
   else:
@@ -114,6 +122,21 @@ def _resize_and_crop(
       image, spec, (size, size), box=(left * x, top * y, right, bottom)
     )
   return np.array(colour.convert(image, "RGB"))  # (size, size, 3)
+
+
+def _is_in_two_passes(image, spec, resized) -> bool:
+  """Whether Pillow resizes along rows and then columns, both to fewer pixels.
+
+  It is so for any image that is at most twice as high as wide; what is padded
+  or not cropped at its sides gains nothing.
+  """
+  w, h = resized
+  return (
+    spec.antialias
+    and image.mode in ("RGB", "L")
+    and spec.image_size < w < image.width
+    and spec.image_size <= h < image.height <= _MAX_RATIO * image.width
+  )
 
 
 def _resize(image, spec, size, *, box=None):

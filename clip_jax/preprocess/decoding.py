@@ -10,7 +10,7 @@ import warnings
 from PIL import Image
 
 from clip_jax import errors, regular_files
-from clip_jax.preprocess import bounds
+from clip_jax.preprocess import bounds, jpeg
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.3, section 4.6.4.
 _UPRIGHT = {
@@ -134,7 +134,9 @@ def decode(
     image, name = data, "The image"
     _check_size(image, limits, name)
   else:
-    image, name = _open_checked(data, limits)
+    image, name, encoded = _open_checked(data, limits)
+    if (fast := jpeg.decode(image, encoded)) is not None:
+      image = fast
     _shrink_while_decoding(image)
   try:
     with _no_warnings(image.format):
@@ -178,7 +180,7 @@ def read_header(data: Encoded, *, limits: Limits = DEFAULT_LIMITS) -> Header:
   Raises:
     ImageError: it is none that `decode` would read.
   """
-  image, _ = _open_checked(data, limits)
+  image, *_ = _open_checked(data, limits)
   width, height = image.size
   # A PNG would be decoded in search of what may stand behind its pixels.
   says = image.format != "PNG" or "exif" in image.info
@@ -187,8 +189,10 @@ def read_header(data: Encoded, *, limits: Limits = DEFAULT_LIMITS) -> Header:
   return Header(width, height, image.format or "", image.mode)
 
 
-def _open_checked(data: Encoded, limits: Limits) -> tuple[Image.Image, str]:
-  """Returns the image, not decoded yet, and its name in messages."""
+def _open_checked(
+  data: Encoded, limits: Limits
+) -> tuple[Image.Image, str, bytes]:
+  """Returns the image, not decoded yet, its name in messages and its bytes."""
   encoded, name = _read(data, limits)
   file = bounds.MeteredFile(encoded)
   image = _open(encoded, file, limits, name)
@@ -200,7 +204,7 @@ def _open_checked(data: Encoded, limits: Limits) -> tuple[Image.Image, str]:
   except Exception as error:  # A TIFF's tags may be of any type.
     raise _broken(error, name) from error
   file.allow_load()
-  return image, name
+  return image, name, encoded
 
 
 def _shrink_while_decoding(image: Image.Image) -> None:

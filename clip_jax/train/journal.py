@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from clip_jax import terminal
+from clip_jax import preprocess, terminal
 from clip_jax.data import account, mixture, order
 from clip_jax.data import ledger as ledger_lib
 from clip_jax.train import metrics, optim, step_flops, tracking
@@ -48,6 +48,22 @@ class _Pending:
   measured: step_lib.Measured
   problems: list[ledger_lib.Problem]
   flops: int
+
+
+def tell_decoder(counters: dict[str, Any]) -> None:
+  """Warns where a resumed run decodes images with other libraries.
+
+  Args:
+    counters: of the run so far; empty for a new one.
+  """
+  before, now = counters.get("decoder"), preprocess.decoder()
+  if before not in (None, now):
+    _LOGGER.warning(
+      "Images were decoded by %s so far, now by %s: single levels of some "
+      "pixels may differ.",
+      before,
+      now,
+    )
 
 
 class Journal:
@@ -95,6 +111,8 @@ class Journal:
     # For the model card.
     devices = jax.devices()
     self.counters["records"] = len(source)
+    tell_decoder(counters)
+    self.counters["decoder"] = preprocess.decoder()
     self.counters["devices"] = f"{len(devices)} x {devices[0].device_kind}"
     self.evaluation_due = bool(self.counters.pop(EVALUATION_DUE, False))
     self._tracker = tracking.Tracking(config, workdir, run.total_steps)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clip_jax import cli, errors
-from clip_jax.data import prepare, sources
+from clip_jax.data import copying, prepare, sources
 from clip_jax.data.curation import making
 from clip_jax.data.sources import array_record
 
@@ -119,7 +119,7 @@ def test_what_was_found_stays_until_the_copy_is_on_the_disk(
       prepare.finish(partial, tmp_path / "copy")
 
   with monkeypatch.context() as patch, pytest.raises(OSError, match="Input"):
-    patch.setattr(prepare, "_sync", stop)
+    patch.setattr(copying, "sync", stop)
     run()
   assert sorted(p.name for p in found.parent.parent.iterdir()) == [
     *(".lock", "found"),

@@ -25,6 +25,8 @@ GOOD = learning.Trial(
   step_seconds=0.1,
   compile_seconds=3.0,
   loader_seconds=0.05,
+  stage_seconds={"read": 1e-4, "decode": 2e-3, "resize": 1e-3, "tokens": 1e-5},
+  transfer_seconds=0.001,
   workers=0,
   threads=4,
 )
@@ -108,3 +110,38 @@ def test_workers_on_many_cores_may_make_up_for_one_process(monkeypatch):
   assert found.verdict == finding.OK and "at most 256" in found.message
   monkeypatch.setattr(os, "cpu_count", lambda: 2)
   assert diagnosis.balance(many).verdict == finding.WARNING
+
+
+def test_the_bottleneck_and_the_workers_that_a_step_needs_are_named(
+  monkeypatch,
+):
+  monkeypatch.setattr(os, "cpu_count", lambda: 4)
+  found = diagnosis.balance(GOOD)
+  assert found.facts["bottleneck"] == "step"
+  assert found.facts["workers_needed"] == 0
+  assert "data.workers=0 is enough" in found.message
+  # 16 pairs: one process makes 160 images/s, the step takes 400.
+  slow = dataclasses.replace(GOOD, loader_seconds=0.1, step_seconds=0.04)
+  found = diagnosis.balance(slow)
+  assert found.facts["bottleneck"] == "decode"
+  assert found.facts["workers_needed"] == 3
+  assert "needs data.workers=3. Store smaller" in found.message
+  assert "decode 64%" in found.message
+  enough = diagnosis.balance(dataclasses.replace(slow, workers=3))
+  assert (enough.verdict, enough.facts["bottleneck"]) == (finding.OK, "step")
+  many = dataclasses.replace(slow, step_seconds=0.01)
+  assert "but there are 4 cores" in diagnosis.balance(many).message
+  for stage, words in (
+    ("read", "Check the disk"),
+    ("tokens", "bottleneck is tokens"),
+  ):
+    times = GOOD.stage_seconds | {stage: 1.0}
+    found = diagnosis.balance(dataclasses.replace(slow, stage_seconds=times))
+    assert found.facts["bottleneck"] == stage and words in found.message
+  moved = dataclasses.replace(GOOD, transfer_seconds=0.2)
+  found = diagnosis.balance(moved)
+  assert (found.verdict, found.facts["bottleneck"]) == (
+    finding.WARNING,
+    "transfer",
+  )
+  assert "80 images/s" in found.message

@@ -174,6 +174,7 @@ def test_a_loader_that_is_slower_than_the_step_is_told():
   assert 0 < found.facts["loader_images_per_second"] < 1.1 * fastest
   assert found.verdict == finding.WARNING
   assert "training will wait" in found.message
+  assert found.facts["bottleneck"] == "read"
 
 
 def test_a_loader_that_is_faster_than_the_step_is_fine():

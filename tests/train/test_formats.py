@@ -1,8 +1,10 @@
 """The same pairs in every format train to the same bits, damage included."""
 
 import collections
+import importlib.util
 import io
 import json
+import struct
 import tarfile
 
 import jax
@@ -10,16 +12,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from clip_jax import config as config_lib
 from clip_jax import errors
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.data import order, prepare, sources
+from clip_jax.data.sources import tfrecord
 from clip_jax.train import loop
 from clip_jax.train import program as program_lib
 
 RECORDS, BATCH, STEPS, SEED = 250, 32, 8, 3
-FORMATS = ("folder", "csv", "wds", "arrayrecord", "parquet", "coco")
+FORMATS = ("folder", "csv", "wds", "arrayrecord", "parquet", "coco", "hf")
+if importlib.util.find_spec("google_crc32c"):
+  FORMATS += ("tfrecord",)
 SHARD_RECORDS = 130
 
 # One percent of the images is damaged, in three ways, and one sample of a tar
@@ -33,6 +39,8 @@ LOST_REASONS = {
   "arrayrecord": "damaged_header",  # As in the tar it was made from.
   "parquet": "missing_file",  # The row has a path only.
   "coco": "missing_file",
+  "hf": "missing_file",
+  "tfrecord": "missing_image",
 }
 ROW_GROUP = 40
 
@@ -95,9 +103,25 @@ def _write_parquet(root, pairs):
       for i, (key, image, _) in enumerate(part)
     ]
     table = pa.table({"image": images, "text": [text for _, _, text in part]})
-    number = start // SHARD_RECORDS
-    name = f"train-{number:05d}-of-00002.parquet"
-    parquet.write_table(table, root / name, row_group_size=ROW_GROUP)
+    name = f"{start // SHARD_RECORDS:05d}-of-00002"
+    path = root / f"train-{name}.parquet"
+    parquet.write_table(table, path, row_group_size=ROW_GROUP)
+    # As `datasets` saves it.
+    with pa.ipc.new_stream(root / f"data-{name}.arrow", table.schema) as file:
+      file.write_table(table, max_chunksize=ROW_GROUP)
+
+
+def _write_tfrecord(path, pairs):
+  with open(path, "wb") as file:
+    for slot, (_, image, text) in enumerate(pairs):
+      example = tf_example_generated_pb2.Example()
+      feature = example.features.feature
+      feature["txt"].bytes_list.value.append(text.encode())
+      if slot != LOST:
+        feature["png"].bytes_list.value.append(image)
+      data = example.SerializeToString()
+      for part in (struct.pack("<Q", len(data)), data):
+        file.write(part + struct.pack("<I", tfrecord.masked_crc(part)))
 
 
 def _write_coco(root, pairs):
@@ -124,17 +148,22 @@ def addresses(tmp_path_factory):
   _write_table(root, pairs)
   _write_tars(root / "tars", pairs)
   _write_parquet(root / "parquet", pairs)
+  if "tfrecord" in FORMATS:
+    _write_tfrecord(root / "pairs.tfrecord", pairs)
   _write_coco(root, pairs)  # Beside images/, as the table of text.
   tars = f"wds:{root}/tars/{{0000..0001}}.tar"
   prepare.prepare(sources.open_source(tars), root / "prepared", address=tars)
-  return {
+  found = {
     "folder": f"folder:{root}/folder",
     "csv": f"csv:{root}/pairs.tsv",
     "wds": tars,
     "arrayrecord": f"arrayrecord:{root}/prepared",
     "parquet": f"parquet:{root}/parquet/train",
     "coco": f"coco:{root}/captions_train.json",
+    "hf": f"hf:{root}/parquet",
+    "tfrecord": f"tfrecord:{root}/pairs.tfrecord",
   }
+  return {name: found[name] for name in FORMATS}
 
 
 def _config(address, max_bad_fraction):
@@ -196,10 +225,15 @@ def _lines(workdir, name):
 
 
 def _key(slot, name):
+  number, row = divmod(slot, SHARD_RECORDS)
   if name == "parquet":
-    number, row = divmod(slot, SHARD_RECORDS)
     return f"train-{number:05d}-of-00002.parquet[{row}]"
-  forms = {"csv": "images/{:04d}.png", "coco": "{:04d}.png"}
+  if name == "hf":
+    return f"data-{number:05d}-of-00002.arrow[{row}]"
+  forms = {
+    **{"csv": "images/{:04d}.png", "coco": "{:04d}.png"},
+    "tfrecord": "pairs.tfrecord[{}]",
+  }
   return forms.get(name, "{:04d}").format(slot)
 
 

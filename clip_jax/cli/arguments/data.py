@@ -25,6 +25,25 @@ def add_data(parser: flags.Parser) -> None:
     action="store_true",
     help="decode every image and leave the bad ones out",
   )
+  prepare.add_argument(
+    "--shortest-side",
+    metavar="N",
+    type=flags.count,
+    help="store larger images as JPEGs whose shortest side has N pixels",
+  )
+  prepare.add_argument(
+    "--quality",
+    metavar="Q",
+    type=_quality,
+    help="of these JPEGs, from 1 to 100 (default: 90)",
+  )
+  prepare.add_argument(
+    "--workers",
+    metavar="N",
+    type=flags.count,
+    default=1,
+    help="processes that read and decode; the copy is the same (default: 1)",
+  )
   curate = actions.add_parser(
     "curate",
     help="write the part of DATA in which no query has too many pairs",
@@ -100,6 +119,12 @@ def _add_curate(parser: flags.Parser) -> None:
   curation.add_work(parser)
 
 
+def _quality(text: str) -> int:
+  if (quality := flags.count(text)) > 100:
+    raise argparse.ArgumentTypeError(f"{text} is not from 1 to 100")
+  return quality
+
+
 def check_data(arguments: argparse.Namespace) -> str | None:
   """Returns what is wrong with the flags of an action together."""
   if arguments.action == "curate" and (
@@ -107,6 +132,12 @@ def check_data(arguments: argparse.Namespace) -> str | None:
     != 2
   ):
     return "give one of --max-per-query, --tail-share and --size"
+  if (
+    arguments.action == "prepare"
+    and arguments.quality is not None
+    and arguments.shortest_side is None
+  ):
+    return "--quality is of images that --shortest-side makes; give both"
   check = _CHECKS.get(arguments.action)
   return None if check is None else check(arguments)
 

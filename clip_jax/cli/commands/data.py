@@ -6,7 +6,7 @@ from clip_jax import preprocess, terminal
 from clip_jax.cli import verb
 from clip_jax.cli.commands import curation, stats, suite
 from clip_jax.cli.commands import queries as queries_command
-from clip_jax.data import account, prepare, sources
+from clip_jax.data import account, copying, prepare, sources
 from clip_jax.data.curation import curate
 from clip_jax.data.curation import queries as queries_lib
 
@@ -78,14 +78,19 @@ def _prepare(arguments, source, on_record) -> verb.Answer:
     address=arguments.data,
     drop_bad=arguments.drop_bad,
     limits=_limits(arguments),
+    shortest_side=arguments.shortest_side,
+    quality=arguments.quality or copying.QUALITY,
+    workers=arguments.workers,
     on_record=on_record,
   )
   did = "Wrote" if summary["written"] else "Already there:"
+  resizes = arguments.shortest_side is not None
   bad = sum(summary["bad"].values())
   what = "bad ones left out" if arguments.drop_bad else "of them bad"
   why = f" ({_counts(summary['bad'])})" if bad else ""
+  small = f"{summary['resized']} images made smaller, " if resizes else ""
   text = (
-    f"{did} {summary['records']} records, {bad} {what}{why}"
+    f"{did} {summary['records']} records, {small}{bad} {what}{why}"
     f"{f', {kept.lost_in_words} lost' if kept.lost_records else ''}; "
     f"train on arrayrecord:{arguments.out}"
   )

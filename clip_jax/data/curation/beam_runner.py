@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from clip_jax import errors, terminal
-from clip_jax.data import prepare
+from clip_jax.data import processes
 from clip_jax.data.curation import findings, survey
 
 _POLL_SECONDS = 0.5
@@ -31,7 +31,7 @@ def fill(options: Sequence[str] = (), *, workers: int = 1) -> survey.Fill:
     workers: processes of this machine, where no runner is named.
 
   Raises:
-    UserError: Beam is not installed; from the function `prepare.Interrupted`
+    UserError: Beam is not installed; from the function `processes.Interrupted`
       where the pipeline fails.
   """
   try:
@@ -55,7 +55,7 @@ def fill(options: Sequence[str] = (), *, workers: int = 1) -> survey.Fill:
 def _fill(
   words: Sequence[str],
   job: survey.Job,
-  gaps: survey.Ranges,
+  gaps: processes.Ranges,
   shelf: findings.Shelf,
   on_record: Callable[[int], None] | None,
 ) -> None:
@@ -88,7 +88,7 @@ def _fill(
     said = (str(error).strip() or repr(error)).splitlines()[-1]
     if isinstance(error, SystemExit):  # Beam's parser has said more.
       said = "its options are not understood."
-    raise prepare.Interrupted(
+    raise processes.Interrupted(
       f"The Beam pipeline ({' '.join(words)}) failed: "
       f"{terminal.printable(said, limit=400)}"
     ) from error

@@ -11,28 +11,24 @@ again: it is kept in a file, under a digest of what it depends on.
 `curate.py`, `filtering.py` and `dedupe.py` decide from what was found.
 """
 
-import concurrent.futures
-import concurrent.futures.process
 import contextlib
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from clip_jax import preprocess
-from clip_jax.data import parent, prepare
+from clip_jax.data import processes
 from clip_jax.data import record as record_lib
 from clip_jax.data.curation import findings
 
 _VERSION = 1
 _CHUNK = 64  # Records that a process reads before it answers.
-_WAITING = 4  # Chunks that wait for each process.
 _KEEP_SECONDS = 5.0  # A killed run loses about that much.
 
 
@@ -93,11 +89,10 @@ class Job:
       return error.reason
 
 
-Ranges = list[tuple[int, int]]
 # Runs a job on ranges somewhere else and puts what it finds on the shelf; is
 # also given what to call with the number of records examined.
 Fill = Callable[
-  [Job, Ranges, findings.Shelf, Callable[[int], None] | None], None
+  [Job, processes.Ranges, findings.Shelf, Callable[[int], None] | None], None
 ]
 
 
@@ -137,11 +132,10 @@ def survey(
     _check_filled(parts, slots, shelf)
   todo = findings.gaps(parts, slots, length=_CHUNK)
   done = slots - sum(stop - start for start, stop in todo)
-  run = in_processes(workers) if workers > 1 else _in_order
   fresh: list[findings.Found] = []
   last = time.monotonic()
   try:
-    with contextlib.closing(run(job, todo)) as found:
+    with contextlib.closing(processes.run(job, todo, workers=workers)) as found:
       for part in found:
         fresh.append(part)
         done += part.stop - part.start
@@ -165,7 +159,7 @@ def _check_filled(
   left = findings.gaps(parts, slots, length=max(slots, 1))
   if left:
     missing = sum(stop - start for start, stop in left)
-    raise prepare.Interrupted(
+    raise processes.Interrupted(
       f"The workers have ended, but what they found in {missing} of {slots} "
       f"records is not in {str(shelf.directory)!r}. Every worker must see DATA "
       "and OUT at the paths where this process sees them, as on a mounted "
@@ -188,75 +182,3 @@ def _put_away(
     for part in together:
       shelf.put(part)
   return together
-
-
-def _in_order(
-  job: Job, ranges: Ranges
-) -> Generator[findings.Found, None, None]:
-  for start, stop in ranges:
-    yield job.run(start, stop)
-
-
-_JOB: Job | None = None  # Of a process of the pool.
-
-
-def _begin(job: Job) -> None:
-  global _JOB
-  parent.ignore_signals()
-  parent.watch()
-  _JOB = job
-
-
-def _run(start: int, stop: int) -> findings.Found:
-  assert _JOB is not None
-  return _JOB.run(start, stop)
-
-
-def in_processes(
-  workers: int,
-) -> Callable[[Job, Ranges], Generator[findings.Found, None, None]]:
-  """Returns what runs a job in this many processes of this machine."""
-
-  def run(job: Job, ranges: Ranges) -> Generator[findings.Found, None, None]:
-    if not ranges:
-      return
-    with concurrent.futures.ProcessPoolExecutor(
-      workers,
-      mp_context=multiprocessing.get_context("spawn"),
-      initializer=_begin,
-      initargs=(job,),
-    ) as pool:
-      try:
-        yield from _as_they_come(pool, ranges, _WAITING * workers)
-      except concurrent.futures.process.BrokenProcessPool:
-        raise prepare.Interrupted(
-          "A process that read the data was killed, perhaps for its memory; "
-          "give fewer workers. Nothing was written."
-        ) from None
-      except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-
-  return run
-
-
-def _as_they_come(
-  pool: concurrent.futures.Executor,
-  ranges: Ranges,
-  most: int,
-) -> Generator[findings.Found, None, None]:
-  """Yields what was found, with at most `most` ranges begun or waiting."""
-  left = iter(ranges)
-  pending: set[concurrent.futures.Future] = set()
-  while True:
-    for start, stop in left:
-      pending.add(pool.submit(_run, start, stop))
-      if len(pending) >= most:
-        break
-    if not pending:
-      return
-    done, pending = concurrent.futures.wait(
-      pending, return_when=concurrent.futures.FIRST_COMPLETED
-    )
-    for future in done:
-      yield future.result()

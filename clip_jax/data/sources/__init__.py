@@ -42,6 +42,11 @@ _SCHEMES = {
     ("image", "caption", "root", "sep", "quote", "links"),
   ),
   "folder": ("sources.folder", "open_folder", ("layout", "captions", "links")),
+  "hf": (
+    "sources.hf",
+    "open_hf",
+    ("image", "caption", "label", "classes", "root", "links", "split"),
+  ),
   "parquet": (
     "sources.parquet",
     "open_parquet",
@@ -51,6 +56,11 @@ _SCHEMES = {
     "sources.tfds",
     "open_tfds",
     ("data_dir", "image", "caption", "label", "ignored"),
+  ),
+  "tfrecord": (
+    "sources.tfrecord",
+    "open_tfrecord",
+    ("image", "caption", "label", "classes"),
   ),
   "wds": (
     "sources.webdataset",

@@ -1,4 +1,4 @@
-"""Which columns of a Parquet table hold images, captions and labels.
+"""Which columns of a table hold images, captions and labels.
 
 They are known by their types, their usual names and, in tables of the library
 `datasets`, by the features that it writes into the schema's metadata.
@@ -16,15 +16,23 @@ from clip_jax import errors, json_text
 from clip_jax.data.sources import naming
 
 _METADATA = b"huggingface"
-_IMAGES = ("image", "img", "picture", *naming.IMAGE_SUFFIXES)
+# With a slash in TFRecords, by TFDS and others.
+_IMAGES = (
+  *("image", "img", "picture", "image/encoded"),
+  *naming.IMAGE_SUFFIXES,
+)
 _PATHS = ("filepath", "image_path", "img_path", "file_name", "filename", "path")
 _CAPTIONS = (
   *("caption", "captions", "text", "texts", "txt", "title", "sentences"),
   *("sentence", "raw", "TEXT", "alt_text", "description", "answer"),
+  *("captions/text", "image/caption"),
 )
 # Captions in a column for each, as `caption_0` to `caption_4`.
 _NUMBERED = re.compile(r"(caption|text|sentence)s?[_-]?\d+")
-_LABELS = ("label", "labels", "cls", "class", "target", "fine_label")
+_LABELS = (
+  *("label", "labels", "cls", "class", "target", "fine_label"),
+  "image/class/label",
+)
 _KEYS = re.compile(r"(.*_)?(key|url|id|ids|sha256|md5|license|split|source)_*")
 
 
@@ -90,7 +98,7 @@ def find(
     schema: of a file.
     options: `image`, `caption` (several joined by commas) and `label` of an
       address, where they are given.
-    path: of the file, for messages.
+    path: of the file, its scheme in front, for messages.
 
   Raises:
     UserError: there are no images, or neither captions nor labels, or several
@@ -110,7 +118,7 @@ def find(
     captions = table.find_only_text(but=(image,))
   if not captions and label is None:
     raise errors.UserError(
-      f"parquet:{path} has neither captions nor labels that are known as such; "
+      f"{path} has neither captions nor labels that are known as such; "
       f"its columns are {table.listed()}. Name one with ?caption=COLUMN or "
       "?label=COLUMN."
     )
@@ -149,7 +157,7 @@ class _Table:
       raise errors.unknown(f"column for {option}=", name, self.fields)
     if not is_kind(self.fields[name]):
       raise errors.UserError(
-        f"parquet:{self.path}: the column {name!r} cannot be the {option}, by "
+        f"{self.path}: the column {name!r} cannot be the {option}, by "
         f"its type; the columns are {self.listed()}."
       )
     return name
@@ -173,11 +181,11 @@ class _Table:
         return [*usual, *found][0]
       if any_name and found:
         raise errors.UserError(
-          f"parquet:{self.path}: several columns may hold the images: "
+          f"{self.path}: several columns may hold the images: "
           f"{', '.join(map(repr, found))}. Choose with ?image=COLUMN."
         )
     raise errors.UserError(
-      f"parquet:{self.path} has no column of images, neither encoded ones nor "
+      f"{self.path} has no column of images, neither encoded ones nor "
       f"paths by a usual name; its columns are {self.listed()}. Name one with "
       "?image=COLUMN."
     )

@@ -1,4 +1,4 @@
-"""Parquet files, mapped into memory and read by groups of rows.
+"""Files of tables, read by groups of rows; Parquet files, mapped into memory.
 
 A row group is the least that can be unpacked. Those used last are kept, up to a
 number of bytes, so that reading in order unpacks each of them once.
@@ -13,8 +13,8 @@ import itertools
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 from pyarrow import parquet as pq
@@ -33,11 +33,11 @@ _MAX_PIECES = 256
 _MAGIC = b"PAR1"
 _LFS = b"version https://git-lfs"
 # What pyarrow raises for bytes that are none of its own.
-_BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)
+BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)
 
 
 class DamagedError(errors.UserError):
-  """A file that is no whole Parquet file.
+  """A file that is not whole, or of another kind.
 
   Attributes:
     reason: one word, a key of `account.WORDS`.
@@ -57,12 +57,27 @@ class Footer:
     rows: the number of rows in each row group.
     group_bytes: the size of each row group when unpacked.
     digest: of the footer, which has sizes and extremes of all columns.
+    index: where the groups are, to open the file again without a search.
+    damage: the offset and reason of one, after which nothing is read, and how
+      many rows are lost; None where nobody knows.
   """
 
   schema: pa.Schema
   rows: tuple[int, ...]
   group_bytes: tuple[int, ...]
   digest: str
+  damage: tuple[int, str, int | None] | None = None
+  index: Any = None
+
+
+class TableFile(Protocol):
+  """A file and what it says of itself; safe to read from threads."""
+
+  footer: Footer
+
+  def unpack(self, group: int, columns: Sequence[str]) -> "Unpacked":
+    """Returns the rows of a row group, up to a damage in it."""
+    ...
 
 
 class ParquetFile:
@@ -75,7 +90,7 @@ class ParquetFile:
       DamagedError: it is none, or not whole.
       UserError: it cannot be read.
     """
-    self._map = _map(path)
+    self._map = map_file(path, magic=(_MAGIC,), other="not_parquet")
     self._buffer = pa.py_buffer(self._map)
     try:
       opened = self._open()
@@ -90,7 +105,7 @@ class ParquetFile:
         tuple(group.total_byte_size for group in groups),
         self._digest(),
       )
-    except _BROKEN:
+    except BROKEN:
       raise DamagedError(path, "bad_footer") from None
     rows = self.footer.rows
     most = _MAX_ROWS_A_BYTE * self._buffer.size
@@ -127,7 +142,7 @@ class ParquetFile:
           problem = "too_large"
           break
         pieces.append(piece)
-    except _BROKEN:
+    except BROKEN:
       pass  # The rows that are missing are bad records.
     return Unpacked(pieces, problem)
 
@@ -156,13 +171,18 @@ class Unpacked:
     return {name: piece.column(name)[at] for name in piece.schema.names}
 
 
-def _map(path: str) -> mmap.mmap:
-  """Maps a regular file that begins like Parquet."""
+def map_file(path: str, *, magic: tuple[bytes, ...], other: str) -> mmap.mmap:
+  """Maps a regular file that begins with one of `magic`.
+
+  Raises:
+    DamagedError: it does not, for the reason `other`, or is not there.
+    UserError: it cannot be read.
+  """
   try:
     with regular_files.open_regular(path) as file:
       size = os.fstat(file.fileno()).st_size
       head = file.read(len(_LFS))
-      if size and head.startswith(_MAGIC):
+      if size and head.startswith(magic):
         return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
   except FileNotFoundError:
     raise DamagedError(path, "dangling_link") from None
@@ -170,23 +190,48 @@ def _map(path: str) -> mmap.mmap:
     raise errors.UserError(f"Cannot read {path}: {error.strerror}.") from error
   if not size:
     raise DamagedError(path, "empty")
-  raise DamagedError(path, "lfs_pointer" if head == _LFS else "not_parquet")
+  raise DamagedError(path, "lfs_pointer" if head == _LFS else other)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reopen:
+  """Opens files again by what they said at first; picklable.
+
+  Attributes:
+    opener: takes a path and a footer.
+    footers: by path.
+  """
+
+  opener: Callable[..., TableFile]
+  footers: Mapping[str, Footer]
+  KEPT_BYTES: ClassVar[int] = 0  # A group is read where it lies.
+
+  def __call__(self, path: str) -> TableFile:
+    """Opens a file; nothing is searched in it."""
+    return self.opener(path, self.footers[path])
 
 
 class RowGroups:
-  """Cells of Parquet files, by file, row group and row.
+  """Cells of tables, by file, row group and row.
 
   Safe to read from threads; a copy in another process maps the files anew.
   """
 
-  def __init__(self, paths: Sequence[str], *, columns: Sequence[str]):
+  def __init__(
+    self,
+    paths: Sequence[str],
+    *,
+    columns: Sequence[str],
+    opener: Callable[[str], TableFile],
+  ):
     """Opens nothing; `columns` are those that are read."""
-    self.files = files.Pool(paths, opener=ParquetFile)
+    self.files = files.Pool(paths, opener=opener)
     self._columns = tuple(columns)
-    self._kept = _Kept(KEPT_BYTES)
+    self._kept = _Kept(getattr(opener, "KEPT_BYTES", KEPT_BYTES))
+    self._opener = opener
 
   def __reduce__(self) -> tuple:
-    return _remake, (self.files.paths, self._columns)
+    return _remake, (self.files.paths, self._columns, self._opener)
 
   def row(self, file: int, group: int, row: int, *, key: str) -> dict[str, Any]:
     """Returns Arrow's scalar of each column.
@@ -202,8 +247,8 @@ class RowGroups:
     return self._kept.get((file, group), unpack).row(row, key=key)
 
 
-def _remake(paths: tuple[str, ...], columns: tuple[str, ...]) -> RowGroups:
-  return RowGroups(paths, columns=columns)
+def _remake(paths, columns, opener) -> RowGroups:
+  return RowGroups(paths, columns=columns, opener=opener)
 
 
 class _Kept:

@@ -4,7 +4,14 @@ import os
 
 from clip_jax import errors
 from clip_jax.data import builtin, sources
-from clip_jax.data.sources import parquet_files, split_names, views
+from clip_jax.data.sources import (
+  hf_files,
+  parquet_files,
+  split_names,
+  views,
+)
+
+_LISTS = {"parquet": parquet_files.list_files, "hf": hf_files.list_files}
 
 
 def train_and_test(
@@ -13,8 +20,8 @@ def train_and_test(
   """Returns the addresses of both parts; opens nothing.
 
   Built-in data and TensorFlow Datasets have the splits `train` and `test`. A
-  folder may hold two of these names, and one of Parquet files files of two. Of
-  other data a fifth is held out.
+  folder may hold two of these names, and tables files of two. Of other data a
+  fifth is held out.
 
   Args:
     address: a DATA address.
@@ -29,7 +36,7 @@ def train_and_test(
   if scheme == "builtin" and data_set not in builtin.SPLITS:
     raise errors.unknown("built-in data", data_set, builtin.SPLITS)
   named = scheme in ("builtin", "tfds") and slash
-  listed = parquet_files.list_files(path) if scheme == "parquet" else None
+  listed = _LISTS[scheme](path) if scheme in _LISTS else None
   named = named or (listed and listed.split)
   if "split" in options or named:
     raise errors.UserError(
@@ -42,7 +49,7 @@ def train_and_test(
     train, test = (f"folder:{os.path.join(path, name)}" for name in parts)
     return f"{train}{rest}", f"{test}{rest}"
   if listed and (parts := split_names.train_and_test(listed.splits)):
-    train, test = (f"parquet:{os.path.join(path, name)}" for name in parts)
+    train, test = (f"{scheme}:{os.path.join(path, name)}" for name in parts)
     return f"{train}{rest}", f"{test}{rest}"
   if listed and listed.splits:
     train, test = (

@@ -1,0 +1,86 @@
+"""Data sets that the library `datasets` has saved, by `save_to_disk`.
+
+Such a directory holds Arrow files, which `state.json` lists; one of several
+splits has a directory for each, which `dataset_dict.json` lists. An Arrow file
+by itself, as the library's cache has them, can be named, too. Columns and
+options are those of `parquet:`.
+
+Files are mapped into memory, and any row is read where it lies.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from clip_jax.data import record as record_lib
+from clip_jax.data.sources import hf_files, parquet, row_groups
+
+_OF_FILES, _OF_STREAMS = b"ARROW1", b"\xff\xff\xff\xff"
+
+
+class ArrowFile:
+  """A mapped Arrow file, whose batches are its row groups."""
+
+  def __init__(self, path: str):
+    """Reads where the batches lie.
+
+    Raises:
+      DamagedError: it is no Arrow file, or its first batch is damaged.
+      UserError: it cannot be read.
+    """
+    magic = (_OF_FILES, _OF_STREAMS)
+    self._map = row_groups.map_file(path, magic=magic, other="not_arrow")
+    buffer = pa.py_buffer(self._map)
+    self._size = buffer.size
+    self._batches: list[pa.RecordBatch] = []
+    damage = None
+    try:
+      if self._map[: len(_OF_FILES)] == _OF_FILES:
+        file = pa.ipc.open_file(buffer)
+        schema, batches = file.schema, self._of_file(file)
+      else:
+        schema = (batches := pa.ipc.open_stream(buffer)).schema
+    except row_groups.BROKEN:
+      raise row_groups.DamagedError(path, "bad_footer") from None
+    try:
+      self._batches.extend(batches)
+    except row_groups.BROKEN:
+      damage = (0, "bad_batch", None)
+    if damage and not self._batches:
+      raise row_groups.DamagedError(path, "bad_batch")
+    rows = tuple(batch.num_rows for batch in self._batches)
+    about = repr((self._size, rows)).encode() + schema.serialize().to_pybytes()
+    self.footer = row_groups.Footer(
+      schema,
+      rows,
+      (0,) * len(rows),  # Nothing is unpacked.
+      hashlib.sha256(about).hexdigest(),
+      damage,
+    )
+
+  def _of_file(self, file: Any):
+    return (file.get_batch(i) for i in range(file.num_record_batches))
+
+  def unpack(self, group: int, columns: Sequence[str]) -> row_groups.Unpacked:
+    """Returns the rows of a batch; none of one that is damaged."""
+    # To read a mapped file where it ends no longer kills the process.
+    if self._map.size() < self._size:
+      return row_groups.Unpacked([], "truncated")
+    try:
+      batch = self._batches[group].select(list(columns))
+      batch.validate(full=True)  # Offsets may point anywhere.
+    except row_groups.BROKEN:
+      return row_groups.Unpacked([], "damaged_record")
+    return row_groups.Unpacked([batch], "damaged_record")
+
+
+def open_hf(path: str, options: dict[str, str]) -> record_lib.Source:
+  """Opens a saved data set, one of its splits, or Arrow files."""
+  return parquet.open_tables(
+    hf_files.list_files(path),
+    options,
+    address=f"hf:{path}",
+    opener=ArrowFile,
+  )

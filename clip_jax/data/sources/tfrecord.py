@@ -1,0 +1,223 @@
+"""TFRecord files of `tf.train.Example`, as big_vision, OpenVision and
+img2dataset have them; read without TensorFlow.
+
+A file is a row of records: the length of the data (8 bytes, little-endian), a
+checksum of that, the data, a checksum of them; a checksum is the CRC-32C,
+rotated by 15 bits, plus 0xa282ead8. Opening reads all lengths, and a record its
+own bytes only; all checksums are compared.
+
+Features are the columns, by the options of `parquet:`: texts are features of
+bytes that are UTF-8 in the first records, images those that are not, labels
+integers.
+"""
+
+import functools
+import hashlib
+import os
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from google.protobuf import message
+from tensorflow_datasets.proto import tf_example_generated_pb2
+
+from clip_jax import errors, versions
+from clip_jax.data import record as record_lib
+from clip_jax.data.sources import (
+  disk,
+  files,
+  parquet,
+  parquet_files,
+  paths,
+  row_groups,
+)
+
+_Example: Any = vars(tf_example_generated_pb2)["Example"]
+_HEAD = struct.Struct("<QI")
+_CRC = struct.Struct("<I")
+_MASK = 0xA282EAD8
+_LOOKED_AT = 16  # Records whose features make the columns.
+_GZIP = b"\x1f\x8b"
+_SUFFIX = ".tfrecord"
+_NAMED = re.compile(r"\.tfrec(ord)?s?\b", re.IGNORECASE)
+# Image and texts of a record; more is not read.
+_MAX_BYTES = disk.MAX_IMAGE_BYTES + 2**24
+
+
+@functools.cache
+def _crc32c() -> Any:
+  try:
+    import google_crc32c
+  except ImportError:
+    raise errors.UserError(
+      "tfrecord: needs google-crc32c, for the checksums of its records: "
+      f"{versions.install('tfrecord')}."
+    ) from None
+  return google_crc32c.value
+
+
+def masked_crc(data: bytes) -> int:
+  """Returns the checksum that a TFRecord file has for `data`."""
+  crc = _crc32c()(data)
+  return ((crc >> 15 | crc << 17) + _MASK) & 0xFFFFFFFF
+
+
+class TFRecordFile:
+  """A TFRecord file, each record of which is a row group."""
+
+  def __init__(self, path: str, footer: row_groups.Footer | None = None):
+    """Reads all lengths, and the features of the first records.
+
+    Args:
+      path: of the file.
+      footer: of the same file, where it is known; then nothing is read.
+
+    Raises:
+      DamagedError: it is none.
+      UserError: it cannot be read, or a library is missing.
+    """
+    _crc32c()
+    try:
+      self._file = files.RawFile(path)
+      size = os.stat(path).st_size
+    except FileNotFoundError:
+      raise row_groups.DamagedError(path, "dangling_link") from None
+    except OSError as error:
+      raise errors.UserError(
+        f"Cannot read {path}: {error.strerror}."
+      ) from error
+    if footer is not None:
+      self.footer = footer
+      self._starts, self._sizes = footer.index.T
+      return
+    if not size:
+      raise row_groups.DamagedError(path, "empty")
+    self._damage: tuple[int, str, int | None] | None = None
+    bounds = np.fromiter(self._scan(size), np.dtype((np.int64, 2)))
+    self._starts, self._sizes = bounds.T
+    if not len(bounds):
+      gzip = self._file.read(offset=0, size=2) == _GZIP
+      raise row_groups.DamagedError(path, "gzip" if gzip else "not_tfrecord")
+    self.footer = row_groups.Footer(
+      self._find_schema(),
+      (1,) * len(bounds),
+      (0,) * len(bounds),
+      hashlib.sha256(bounds.tobytes() + str(size).encode()).hexdigest(),
+      self._damage,
+      bounds,
+    )
+
+  def _scan(self, size: int) -> Iterator[tuple[int, int]]:
+    """Yields offset and length of each record's data, up to a damage."""
+    at = count = 0
+    while at < size:
+      head = self._file.read(offset=at, size=_HEAD.size)
+      length, crc = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, -1)
+      if crc >= 0 and crc != masked_crc(head[:8]):
+        # Nothing tells where the next record begins.
+        left = round((size - at) * count / at) if at else 0
+        self._damage = (at, "damaged_header", max(1, left))
+        return
+      end = at + _HEAD.size + length + _CRC.size
+      if crc < 0 or end > size:
+        self._damage = (at, "cut_record", None)
+        return
+      yield at + _HEAD.size, length
+      at, count = end, count + 1
+
+  def _example(self, number: int) -> Any:
+    """Returns the features of a record by name, or the reason it has none."""
+    size = int(self._sizes[number])
+    if size > _MAX_BYTES:
+      return "too_large"
+    offset = int(self._starts[number])
+    data = self._file.read(offset=offset, size=size + _CRC.size)
+    if len(data) < size + _CRC.size:
+      return "truncated"
+    if _CRC.unpack_from(data, size)[0] != masked_crc(data[:size]):
+      return "damaged_record"
+    try:
+      example = _Example.FromString(data[:size])
+    except message.DecodeError:
+      return "not_an_example"
+    return example.features.feature
+
+  def _find_schema(self) -> pa.Schema:
+    seen: dict[str, list[list[Any]]] = {}
+    for number in range(min(_LOOKED_AT, len(self._starts))):
+      features = self._example(number)
+      if not isinstance(features, str):
+        for name in sorted(features):
+          seen.setdefault(name, []).append(_values(features[name]))
+    fields = ((name, _kind(values)) for name, values in seen.items())
+    return pa.schema([field for field in fields if field[1] is not None])
+
+  def unpack(self, group: int, columns: Sequence[str]) -> row_groups.Unpacked:
+    """Returns the one row of a record, or what is the matter with it."""
+    features = self._example(group)
+    if isinstance(features, str):
+      return row_groups.Unpacked([], features)
+    cells = []
+    for name in columns:
+      kind = self.footer.schema.field(name).type
+      # To look a name up in protobuf's map would add it.
+      values = _values(features[name]) if name in features else []
+      if pa.types.is_list(kind):
+        cell = values
+      elif len(values) > 1:
+        return row_groups.Unpacked([], "several_values")
+      else:
+        cell = values[0] if values else None
+      try:
+        cells.append(pa.array([cell], kind))
+      except (pa.ArrowException, TypeError, OverflowError):
+        texts = all(isinstance(value, bytes) for value in values)
+        return row_groups.Unpacked([], "not_utf8" if texts else "other_type")
+    row = pa.RecordBatch.from_arrays(cells, names=list(columns))
+    return row_groups.Unpacked([row], "damaged_record")
+
+
+def _values(feature: Any) -> list[Any]:
+  kind = feature.WhichOneof("kind")
+  return list(getattr(feature, kind).value) if kind else []
+
+
+def _kind(seen: list[list[Any]]) -> pa.DataType | None:
+  """Returns the type of a column whose first cells are `seen`."""
+  values = [value for cell in seen for value in cell]
+  if not values:
+    return None
+  if isinstance(values[0], bytes):
+    kind = pa.string() if all(map(_is_utf8, values)) else pa.binary()
+  else:
+    kind = pa.int64() if isinstance(values[0], int) else pa.float64()
+  return pa.list_(kind) if any(len(cell) > 1 for cell in seen) else kind
+
+
+def _is_utf8(value: Any) -> bool:
+  try:
+    value.decode("utf-8")
+  except (UnicodeDecodeError, AttributeError):
+    return False
+  return True
+
+
+def open_tfrecord(path: str, options: dict[str, str]) -> record_lib.Source:
+  """Opens the files that `path` names; in a directory, those named as such."""
+  path = os.path.expanduser(path)
+  names: list[str] = []
+  if os.path.isdir(path):
+    # Also `NAME.tfrecord-00000-of-00010`.
+    found = sorted(filter(_NAMED.search, os.listdir(path)))
+    names = [os.path.join(path, name) for name in found]
+  return parquet.open_tables(
+    parquet_files.Listing(
+      tuple(names or paths.find_files(path, suffix=_SUFFIX))
+    ),
+    options,
+    address=f"tfrecord:{path}",
+    opener=TFRecordFile,
+  )

@@ -1,0 +1,284 @@
+"""TFRecords, and data sets that `datasets` has saved: records and damage."""
+
+import json
+import pickle
+import struct
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clip_jax import errors
+from clip_jax.data import account, sources
+from clip_jax.data.sources import tfrecord
+
+N = 7
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def _crc(data: bytes) -> int:
+  """CRC-32C bit by bit (RFC 3720, appendix B.4)."""
+  crc = 0xFFFFFFFF
+  for byte in data:
+    crc ^= byte
+    for _ in range(8):
+      crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+  crc ^= 0xFFFFFFFF
+  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _varint(number: int) -> bytes:
+  out = b""
+  while number > 127:
+    out, number = out + bytes([number & 127 | 128]), number >> 7
+  return out + bytes([number])
+
+
+def _field(number: int, data: bytes) -> bytes:
+  return bytes([number << 3 | 2]) + _varint(len(data)) + data
+
+
+def _example(**features) -> bytes:
+  """A `tf.train.Example`, written by the rules of protobuf's encoding."""
+  entries = b""
+  for name, values in features.items():
+    values = values if isinstance(values, list) else [values]
+    if isinstance(values[0], bytes):
+      feature = _field(1, b"".join(_field(1, value) for value in values))
+    else:
+      packed = b"".join(_varint(v & (1 << 64) - 1) for v in values)
+      feature = _field(3, _field(1, packed))
+    entry = _field(1, name.replace("__", "/").encode()) + _field(2, feature)
+    entries += _field(1, entry)
+  return _field(1, entries)
+
+
+def _framed(data: bytes) -> bytes:
+  length = struct.pack("<Q", len(data))
+  head, tail = (struct.pack("<I", _crc(each)) for each in (length, data))
+  return length + head + data + tail
+
+
+def _write(path, *examples: bytes):
+  path.write_bytes(b"".join(map(_framed, examples)))
+  return f"tfrecord:{path}"
+
+
+@pytest.fixture
+def captioned(png):
+  """Returns the examples of a small file."""
+  pytest.importorskip("google_crc32c")
+  return [
+    _example(jpg=png(i), txt=f"caption é {i}".encode(), key=b"%d" % i)
+    for i in range(N)
+  ]
+
+
+def _save(directory, table, *, batch=3, name="data-00000-of-00001.arrow"):
+  """Writes what `Dataset.save_to_disk` does."""
+  directory.mkdir(parents=True, exist_ok=True)
+  with pa.ipc.new_stream(directory / name, table.schema) as writer:
+    writer.write_table(table, max_chunksize=batch)
+  state = {"_data_files": [{"filename": name}], "_fingerprint": "0"}
+  (directory / "state.json").write_text(json.dumps(state))
+  return directory / name
+
+
+@pytest.fixture
+def table(png):
+  """Returns a table of images and captions."""
+  return pa.table(
+    {
+      "image": pa.array(
+        [{"bytes": png(i), "path": None} for i in range(N)], IMAGE
+      ),
+      "text": [f"caption é {i}" for i in range(N)],
+    }
+  )
+
+
+def test_features_of_several_values_and_labels_are_read(tmp_path, png):
+  pytest.importorskip("google_crc32c")
+  address = _write(
+    tmp_path / "a.tfrecord-00000-of-00001",
+    _example(
+      image__encoded=png(0), captions__text=[b"one", b"two"], label=2, x=[1, 2]
+    ),
+    _example(image__encoded=png(1), captions__text=b"three", label=-1),
+  )
+  source = sources.open_source(address)
+  found = [source[i] for i in range(2)]
+  assert [(r.image, r.texts, r.label) for r in found] == [
+    (png(0), ("one", "two"), 2),
+    (png(1), ("three",), None),
+  ]
+  assert found[0].key == "a.tfrecord-00000-of-00001[0]"
+  # A directory stands for the files that are named so.
+  (tmp_path / "dataset_info.json").write_text("{}")
+  whole = sources.open_source(f"tfrecord:{tmp_path}")
+  # As another process gets it, which searches nothing anew.
+  copy = pickle.loads(pickle.dumps(whole))
+  assert [copy[i] for i in range(2)] == found
+  assert len(whole) == 2 and whole.fingerprint == source.fingerprint
+  (tmp_path / "names.txt").write_text("ant\nbee\nsea lion\n")
+  only = f"{address}?label=label&classes={tmp_path}/names.txt"
+  assert sources.open_source(only)[0].label == 2
+
+
+def test_checksums_are_those_of_the_standard():
+  pytest.importorskip("google_crc32c")
+  for data in (b"", b"123456789", bytes(range(256))):
+    assert tfrecord.masked_crc(data) == _crc(data)
+
+
+def test_damage_costs_what_it_hits_and_is_told(tmp_path, captioned, read_all):
+  path = tmp_path / "a.tfrecord"
+  address = _write(path, *captioned)
+  whole = path.read_bytes()
+  frames = [len(_framed(example)) for example in captioned]
+  starts = np.cumsum([0, *frames])
+
+  def opened(data):
+    path.write_bytes(data)
+    source = sources.open_source(address)
+    return read_all(source), account.of(source)
+
+  # In the data of record 2: that record alone.
+  data = bytearray(whole)
+  data[starts[2] + 30] ^= 4
+  items, kept = opened(bytes(data))
+  assert items[2] == "damaged_record" and not kept.lost_records
+  assert sum(isinstance(item, str) for item in items) == 1
+  # In a length: all that follows; about so many as there were.
+  data = bytearray(whole)
+  data[starts[3]] ^= 1
+  items, kept = opened(bytes(data))
+  assert len(items) == 3 and kept.lost_records == N - 3
+  assert kept.damages == [(str(path), starts[3], "damaged_header")]
+  # Cut within a record, or within a header.
+  for end in (starts[5] + 40, starts[5] + 5):
+    items, kept = opened(whole[:end])
+    assert len(items) == 5 and kept.lost_in_words == "at least 1"
+    assert "ends within a record (byte" in kept.warnings()[0]
+
+
+def test_a_file_that_shrinks_later_is_a_bad_record(tmp_path, captioned):
+  path = tmp_path / "a.tfrecord"
+  source = sources.open_source(_write(path, *captioned))
+  with open(path, "r+b") as file:
+    file.truncate(50)
+  with pytest.raises(sources.BadRecord, match="truncated"):
+    source[3]
+
+
+def test_records_of_other_kinds_are_bad_records(
+  tmp_path, captioned, png, read_all
+):
+  address = _write(
+    tmp_path / "a.tfrecord",
+    *captioned,
+    *captioned,
+    *captioned,
+    b"\xff" * 9,
+    b"",
+    _example(jpg=png(0), txt=[b"one", b"two"]),
+    _example(jpg=3, txt=b"a number"),
+    _example(jpg=png(0), txt=b"\xff\xfe"),
+    _example(jpg=b"", txt=b"nothing"),
+  )
+  found = read_all(sources.open_source(address))[3 * N :]
+  assert found == [
+    *("not_an_example", "missing_image", "several_values", "other_type"),
+    *("not_utf8", "empty_image"),
+  ]
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (b"", "is empty"),
+    (b"\x1f\x8b\x08" + bytes(60), "unpack it by gunzip"),
+    (b"PAR1" + bytes(60), "is no TFRecord file"),
+    # Eight bytes of length, told to be right, and far more than the file has.
+    (
+      struct.pack("<QI", 2**62, _crc(struct.pack("<Q", 2**62))),
+      "is no TFRecord file",
+    ),
+  ],
+)
+def test_no_tfrecord_is_a_clear_error(tmp_path, content, message):
+  pytest.importorskip("google_crc32c")
+  (tmp_path / "a.tfrecord").write_bytes(content)
+  with pytest.raises(errors.UserError, match=message):
+    sources.open_source(f"tfrecord:{tmp_path}/a.tfrecord")
+
+
+def test_without_the_library_of_checksums_its_extra_is_named(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, "google_crc32c", None)
+  tfrecord._crc32c.cache_clear()
+  (tmp_path / "a.tfrecord").write_bytes(bytes(20))
+  with pytest.raises(errors.UserError, match=r"jax-clip\[tfrecord\]"):
+    sources.open_source(f"tfrecord:{tmp_path}/a.tfrecord")
+  tfrecord._crc32c.cache_clear()
+
+
+def test_saved_splits_are_read_by_name(tmp_path, table):
+  for name, rows in (("train", 5), ("test", 2)):
+    _save(tmp_path / name, table.slice(0, rows))
+  (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+  sizes = {
+    address: len(sources.open_source(f"hf:{tmp_path}{address}"))
+    for address in ("", "/train", "/test", "/train+test", "?split=test")
+  }
+  assert list(sizes.values()) == [7, 5, 2, 7, 2]
+  source = pickle.loads(pickle.dumps(sources.open_source(f"hf:{tmp_path}")))
+  assert source[6].texts == ("caption é 1",)
+  with pytest.raises(errors.UserError, match=r"Did you mean 'test'"):
+    sources.open_source(f"hf:{tmp_path}/tset")
+
+
+def test_damaged_saved_data_are_told(tmp_path, table, read_all):
+  path = _save(tmp_path, table)
+  whole = path.read_bytes()
+  path.write_bytes(whole[: len(whole) // 2])
+  source = sources.open_source(f"hf:{tmp_path}")
+  assert 0 < len(source) < N
+  assert account.of(source).lost_in_words == "at least 1"
+  # Offsets that point anywhere must not be followed.
+  seen = set()
+  for at in range(0, len(whole), 97):
+    data = bytearray(whole)
+    data[at : at + 4] = b"\xfe\xff\xff\x7f"
+    path.write_bytes(bytes(data))
+    try:
+      items = read_all(sources.open_source(f"hf:{tmp_path}"))
+      seen.update(item for item in items if isinstance(item, str))
+    except errors.UserError:
+      seen.add("refused")
+  assert {"damaged_record", "refused"} <= seen
+  for name in (b"image", b"bytes"):
+    path.write_bytes(whole.replace(name, name[:-1] + b"\xec"))
+    with pytest.raises(errors.UserError, match="has no readable footer"):
+      sources.open_source(f"hf:{tmp_path}")
+  path.write_bytes(b"text")
+  with pytest.raises(errors.UserError, match="is no Arrow file"):
+    sources.open_source(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+  ("state", "message"),
+  [
+    ('{"_data_files": [{"filename": "../x.arrow"}]}', "no list of names"),
+    ('{"_data_files": []}', "no list of names"),
+    ('{"_data_files": 3}', "no list of names"),
+    ('{"_indices_data_files": [{"filename": "i"}]}', "old version"),
+    ("[", "state.json"),
+  ],
+)
+def test_a_state_that_names_no_files_is_refused(tmp_path, state, message):
+  (tmp_path / "state.json").write_text(state)
+  with pytest.raises(errors.UserError, match=message):
+    sources.open_source(f"hf:{tmp_path}")
