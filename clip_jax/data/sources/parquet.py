@@ -24,15 +24,14 @@ last are kept.
 """
 
 import concurrent.futures
-import contextlib
 import hashlib
-import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clip_jax import errors, terminal
 from clip_jax.data import account as account_lib
@@ -41,6 +40,7 @@ from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import columns as columns_lib
 from clip_jax.data.sources import (
   disk,
+  grouping,
   image_files,
   parquet_files,
   row_groups,
@@ -205,23 +205,24 @@ class ParquetRecords:
       )
     raise error
 
-  def _walk(self, column: str) -> Iterator[tuple[int, Any]]:
-    """Yields (row, value) of a column of texts; passes over damaged ones."""
+  def _walk(self, column: str) -> Iterator[tuple[int, pa.Array]]:
+    """Yields (first row, texts as large binaries) of the pieces of a column."""
     start = 0
     for slot, end in enumerate(self._ends.tolist()):
       file = self._groups.files.get(int(self._files[slot]))
       unpacked = file.unpack(int(self._numbers[slot]), (column,))
-      cells = itertools.islice(unpacked.column(column), end - start)
-      for row, cell in enumerate(cells, start):
-        with contextlib.suppress(record_lib.BadRecord):
-          yield row, _value(cell, "")
+      for piece in unpacked.pieces(column):
+        piece = piece[: max(0, end - start)]
+        if len(piece):
+          yield start, _good_texts(piece)
+        start += len(piece)
       start = end
 
   def _find_classes(self, column: str) -> list[str]:
     names: set[str] = set()
-    for _, name in self._walk(column):
-      if name is not None:
-        names.add(name)
+    for _, piece in self._walk(column):
+      found = piece.unique().drop_null().to_pylist()
+      names.update(name.decode() for name in found)
       if len(names) > _MAX_CLASSES:
         raise errors.UserError(
           f"The column {column!r} has more than {_MAX_CLASSES} different texts,"
@@ -233,14 +234,20 @@ class ParquetRecords:
   def _group_rows(self, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the rows in an order where those of a path are together."""
     total = int(self._ends[-1]) if len(self._ends) else 0
-    first = np.arange(total)  # Of the rows of the same path.
-    seen: dict[str, int] = {}
-    for row, path in self._walk(column):
-      if path:
-        first[row] = seen.setdefault(path, row)
-    order = np.argsort(first, kind="stable")
-    starts = np.flatnonzero(np.diff(first[order], prepend=-1))
-    return order, np.append(starts, total)
+    # Rows whose paths are missing or damaged are records by themselves.
+    hashes = grouping.hash_numbers(np.arange(total))
+    for start, piece in self._walk(column):
+      _, ends, data = piece.buffers()
+      bounds = np.frombuffer(ends, np.int64)[piece.offset :][: len(piece) + 1]
+      first, last = bounds[[0, -1]].tolist()
+      named = np.asarray(piece.is_valid()) & (np.diff(bounds) > 0)
+      hashes[:, start + np.flatnonzero(named)] = grouping.hash_names(
+        data.slice(first, last - first).to_pybytes() if last > first else b"",
+        bounds[:-1][named] - first,
+        np.diff(bounds)[named],
+      )
+    order, bounds = grouping.group(hashes)
+    return np.arange(total) if order is None else order, bounds
 
   def _digest(self, footers: Sequence[row_groups.Footer]) -> str:
     columns = self._columns
@@ -252,6 +259,28 @@ class ParquetRecords:
     if self._order is not None and self._bounds is not None:
       digest.update(self._order.tobytes() + self._bounds.tobytes())
     return digest.hexdigest()
+
+
+def _good_texts(piece: pa.Array) -> pa.Array:
+  """Returns texts as large binaries; null where `_value` raises."""
+  if pa.types.is_dictionary(piece.type):
+    piece = piece.dictionary_decode()
+  texts = piece.cast(pa.large_binary())
+  good = pc.less_equal(pc.binary_length(texts), captions_lib.MAX_TEXT_BYTES)
+  try:
+    piece.validate(full=True)
+  except pa.ArrowInvalid:
+    decodable = [text is None or _is_utf8(text) for text in texts.to_pylist()]
+    good = pc.and_(good, pa.array(decodable))
+  return pc.if_else(good, texts, None)
+
+
+def _is_utf8(text: bytes) -> bool:
+  try:
+    text.decode()
+  except UnicodeDecodeError:
+    return False
+  return True
 
 
 def _value(

@@ -141,10 +141,13 @@ class Unpacked:
     self._ends = list(itertools.accumulate(piece.num_rows for piece in pieces))
     self.nbytes = sum(piece.nbytes for piece in pieces)
 
+  def pieces(self, name: str) -> list[pa.Array]:
+    """Returns a column in pieces, up to a damage."""
+    return [piece.column(name) for piece in self._pieces]
+
   def column(self, name: str) -> Iterator[Any]:
     """Yields Arrow's scalars of a column, up to a damage."""
-    for piece in self._pieces:
-      yield from piece.column(name)
+    return itertools.chain.from_iterable(self.pieces(name))
 
   def row(self, row: int, *, key: str) -> dict[str, Any]:
     """Returns Arrow's scalar of each column; raises `BadRecord`."""
