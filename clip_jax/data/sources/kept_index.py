@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import kept_files, regular_files
+from clip_jax import errors, kept_files, regular_files
 
 VERSION = 1  # Of what the arrays and facts mean; of no use after a change.
 LEAST_BYTES = 2**20  # Of the files; smaller ones are as quickly read.
@@ -56,9 +56,20 @@ class Index:
     if self.path is not None:
       with contextlib.suppress(OSError):
         if self.path.stat().st_ino == self.inode:
-          return _open, (self.path,)
+          return _reopen, (self.path, self.inode)
     arrays = {name: np.array(array) for name, array in self.arrays.items()}
     return Index, (arrays, dict(self.facts))
+
+
+def _reopen(path: pathlib.Path, inode: int) -> Index:
+  with contextlib.suppress(OSError, ValueError):
+    found = _open(path)
+    if found.inode == inode:
+      return found
+  raise errors.UserError(
+    f"{path}, an index of the data, was removed or replaced while worker "
+    "processes started; start again."
+  )
 
 
 def keep(

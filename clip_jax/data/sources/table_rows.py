@@ -415,7 +415,7 @@ class _Lines:
     ends = stops.copy()
     if len(returns):
       before = held[np.maximum(stops - 1, 0)] == _RETURN
-      ends -= before & (stops > starts) & (held[nexts - 1] == _NEWLINE)
+      ends -= before & (stops > starts)
     return starts, ends, nexts
 
   def _find_quoted(self, separator: int) -> np.ndarray:
