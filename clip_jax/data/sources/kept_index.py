@@ -156,7 +156,7 @@ def _pieces(
   head += b" " * (-behind % _ALIGNMENT)
   yield _LENGTH.pack(len(head)) + head
   for array in arrays.values():
-    yield memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     yield b"\0" * (-array.nbytes % _ALIGNMENT)
 
 

@@ -24,6 +24,7 @@ last are kept.
 """
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from clip_jax import errors, terminal
 from clip_jax.data import account as account_lib
@@ -51,6 +51,37 @@ from clip_jax.data.sources import (
 _OPEN_THREADS = 8  # Hides the latency of network storage.
 LARGE_GROUP_BYTES = 4 * 2**20
 _MAX_CLASSES = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class _Texts:
+  """The texts of a piece of a column, as bytes.
+
+  Attributes:
+    array: large binaries.
+    bounds: where each begins in Arrow's buffer, int64 (texts + 1,).
+    good: whether it is there, and `_value` returns it, bool (texts,).
+  """
+
+  array: pa.Array
+  bounds: np.ndarray
+  good: np.ndarray
+
+  @classmethod
+  def of(cls, piece: pa.Array) -> "_Texts":
+    if pa.types.is_dictionary(piece.type):
+      piece = piece.dictionary_decode()
+    array = piece.cast(pa.large_binary())
+    bounds = np.frombuffer(array.buffers()[1], np.int64)
+    bounds = bounds[array.offset :][: len(array) + 1]
+    good = np.asarray(array.is_valid())
+    good &= np.diff(bounds) <= captions_lib.MAX_TEXT_BYTES
+    try:
+      piece.validate(full=True)
+    except pa.ArrowInvalid:
+      values = array.to_pylist()
+      good &= [text is None or _is_utf8(text) for text in values]
+    return cls(array, bounds, good)
 
 
 class ParquetRecords:
@@ -205,8 +236,8 @@ class ParquetRecords:
       )
     raise error
 
-  def _walk(self, column: str) -> Iterator[tuple[int, pa.Array]]:
-    """Yields (first row, texts as large binaries) of the pieces of a column."""
+  def _walk(self, column: str) -> Iterator[tuple[int, _Texts]]:
+    """Yields (first row, texts) of the pieces of a column."""
     start = 0
     for slot, end in enumerate(self._ends.tolist()):
       file = self._groups.files.get(int(self._files[slot]))
@@ -214,14 +245,14 @@ class ParquetRecords:
       for piece in unpacked.pieces(column):
         piece = piece[: max(0, end - start)]
         if len(piece):
-          yield start, _good_texts(piece)
+          yield start, _Texts.of(piece)
         start += len(piece)
       start = end
 
   def _find_classes(self, column: str) -> list[str]:
     names: set[str] = set()
-    for _, piece in self._walk(column):
-      found = piece.unique().drop_null().to_pylist()
+    for _, texts in self._walk(column):
+      found = texts.array.filter(pa.array(texts.good)).unique().to_pylist()
       names.update(name.decode() for name in found)
       if len(names) > _MAX_CLASSES:
         raise errors.UserError(
@@ -236,15 +267,15 @@ class ParquetRecords:
     total = int(self._ends[-1]) if len(self._ends) else 0
     # Rows whose paths are missing or damaged are records by themselves.
     hashes = grouping.hash_numbers(np.arange(total))
-    for start, piece in self._walk(column):
-      _, ends, data = piece.buffers()
-      bounds = np.frombuffer(ends, np.int64)[piece.offset :][: len(piece) + 1]
-      first, last = bounds[[0, -1]].tolist()
-      named = np.asarray(piece.is_valid()) & (np.diff(bounds) > 0)
+    for start, texts in self._walk(column):
+      first, last = texts.bounds[[0, -1]].tolist()
+      data = texts.array.buffers()[2]
+      sizes = np.diff(texts.bounds)
+      named = texts.good & (sizes > 0)
       hashes[:, start + np.flatnonzero(named)] = grouping.hash_names(
         data.slice(first, last - first).to_pybytes() if last > first else b"",
-        bounds[:-1][named] - first,
-        np.diff(bounds)[named],
+        texts.bounds[:-1][named] - first,
+        sizes[named],
       )
     order, bounds = grouping.group(hashes)
     return np.arange(total) if order is None else order, bounds
@@ -259,20 +290,6 @@ class ParquetRecords:
     if self._order is not None and self._bounds is not None:
       digest.update(self._order.tobytes() + self._bounds.tobytes())
     return digest.hexdigest()
-
-
-def _good_texts(piece: pa.Array) -> pa.Array:
-  """Returns texts as large binaries; null where `_value` raises."""
-  if pa.types.is_dictionary(piece.type):
-    piece = piece.dictionary_decode()
-  texts = piece.cast(pa.large_binary())
-  good = pc.less_equal(pc.binary_length(texts), captions_lib.MAX_TEXT_BYTES)
-  try:
-    piece.validate(full=True)
-  except pa.ArrowInvalid:
-    decodable = [text is None or _is_utf8(text) for text in texts.to_pylist()]
-    good = pc.and_(good, pa.array(decodable))
-  return pc.if_else(good, texts, None)
 
 
 def _is_utf8(text: bytes) -> bool:

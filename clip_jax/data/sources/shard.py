@@ -77,7 +77,9 @@ def join(shards: Sequence[Shard]) -> kept_index.Index:
   ]
   arrays = {
     "key_ends": np.concatenate([ends for ends, _ in buffers]),
-    "keys": np.frombuffer(b"".join(keys for _, keys in buffers), np.uint8),
+    "keys": np.frombuffer(
+      b"".join(bytes(keys) for _, keys in buffers), np.uint8
+    ),
     "bounds": np.concatenate([shard.bounds for shard in shards]),
     "problems": np.array(problems, np.int64).reshape(-1, 2),
   }

@@ -26,17 +26,17 @@ class Strings:
     encoded = list(map(encode, values))
     sizes = np.fromiter(map(len, encoded), np.int64, len(encoded))
     self._ends = np.cumsum(sizes)
-    self._data = b"".join(encoded)
+    self._data: bytes | np.ndarray = b"".join(encoded)
 
   @classmethod
-  def of_buffers(cls, ends: np.ndarray, data: bytes) -> "Strings":
+  def of_buffers(cls, ends: np.ndarray, data: bytes | np.ndarray) -> "Strings":
     """Returns the strings that end so in `data`, UTF-8."""
     made = cls(())
     made._ends, made._data = ends, data
     return made
 
   @property
-  def buffers(self) -> tuple[np.ndarray, bytes]:
+  def buffers(self) -> tuple[np.ndarray, bytes | np.ndarray]:
     """What `of_buffers` takes."""
     return self._ends, self._data
 

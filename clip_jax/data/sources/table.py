@@ -301,18 +301,16 @@ def _form(
   separator = _separator(
     header, options.get("sep"), declared.group(1) if declared else None
   )
-  quoting = csv.QUOTE_MINIMAL
-  if "quote" in options:
-    if options["quote"] not in QUOTES:
-      raise errors.unknown("value of quote=", options["quote"], QUOTES)
-    quoting = csv.QUOTE_NONE
+  quote = options.get("quote")
+  if quote is not None and quote not in QUOTES:
+    raise errors.unknown("value of quote=", quote, QUOTES)
   columns = [
     name.strip() for name in next(csv.reader([header], delimiter=separator), [])
   ]
   form = table_rows.Form(
     path,
     separator,
-    quoting,
+    quotes=quote is None,
     columns=len(columns),
     image=_column(columns, options.get("image"), IMAGE_COLUMNS, "image", path),
     caption=_column(

@@ -33,7 +33,7 @@ class Form:
   Attributes:
     path: of the table, for messages.
     separator: of its fields.
-    quoting: one of csv's constants.
+    quotes: whether fields may stand in double quotes.
     columns: number of the header's.
     image: number of the column of images.
     caption: number of the column of captions.
@@ -41,7 +41,7 @@ class Form:
 
   path: str
   separator: str
-  quoting: int
+  quotes: bool
   columns: int
   image: int
   caption: int
@@ -134,8 +134,8 @@ class Collected:
 
   def span(self, name: str, text: str | None) -> tuple[int, int, int, int]:
     """Keeps a row's texts; returns the starts and sizes that `add` takes."""
-    own = (-1, TOO_LONG) if text is None else self._put(text)
-    return (*self._put(name), *own)
+    text_start, text_size = (-1, TOO_LONG) if text is None else self._put(text)
+    return *self._put(name), text_start, text_size
 
   def finish(self) -> Rows:
     """Returns all rows; what is here is given away."""
@@ -184,7 +184,7 @@ class Reader:
     return csv.reader(
       lines,
       delimiter=self._form.separator,
-      quoting=self._form.quoting,
+      quoting=csv.QUOTE_MINIMAL if self._form.quotes else csv.QUOTE_NONE,
       strict=True,
     )
 
@@ -371,7 +371,7 @@ class _Lines:
     self.odd = self.ends - self.starts > MAX_TEXT_BYTES
     (self._parts,) = np.nonzero(self.bytes == ord(form.separator))
     self._quoted = None
-    if form.quoting != csv.QUOTE_NONE and b'"' in block and len(self.starts):
+    if form.quotes and b'"' in block and len(self.starts):
       self._quoted = self._find_quoted(ord(form.separator))
     self._first = np.searchsorted(self._parts, self.starts)
     self.fields = np.searchsorted(self._parts, self.ends) - self._first + 1
