@@ -16,10 +16,11 @@ from clip_jax.data import sources
 from clip_jax.data.sources import (
   grouping,
   kept_index,
-  parquet,
+  row_groups,
   shard,
   strings,
   table,
+  table_lines,
   table_rows,
 )
 
@@ -111,7 +112,7 @@ def test_blocks_of_a_table_are_read_as_csv_reads_it(tmp_path, monkeypatch):
 
 
 def test_rows_that_are_too_long_are_the_same_for_csv(tmp_path, monkeypatch):
-  monkeypatch.setattr(table_rows, "MAX_TEXT_BYTES", 20)
+  monkeypatch.setattr(table_lines, "MAX_TEXT_BYTES", 20)
   path = tmp_path / "a.csv"
   long = "é" * 21
   path.write_text(
@@ -317,7 +318,7 @@ def test_names_with_half_a_hash_in_common_stay_apart():
 def test_paths_of_a_parquet_table_are_grouped_as_by_a_dict(
   tmp_path, kind, monkeypatch
 ):
-  monkeypatch.setattr(parquet.captions_lib, "MAX_TEXT_BYTES", 20)
+  monkeypatch.setattr(row_groups.captions_lib, "MAX_TEXT_BYTES", 20)
   names = ["a.jpg", None, "b.jpg", "", "a.jpg", "x" * 21, None, "x" * 21, "猫"]
   columns = {"filepath": pa.array(names, kind), "caption": pa.array(["c"] * 9)}
   path = tmp_path / "a.parquet"

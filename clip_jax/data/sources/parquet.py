@@ -24,7 +24,6 @@ last are kept.
 """
 
 import concurrent.futures
-import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -51,37 +50,6 @@ from clip_jax.data.sources import (
 _OPEN_THREADS = 8  # Hides the latency of network storage.
 LARGE_GROUP_BYTES = 4 * 2**20
 _MAX_CLASSES = 100_000
-
-
-@dataclasses.dataclass(frozen=True)
-class _Texts:
-  """The texts of a piece of a column, as bytes.
-
-  Attributes:
-    array: large binaries.
-    bounds: where each begins in Arrow's buffer, int64 (texts + 1,).
-    good: whether it is there, and `_value` returns it, bool (texts,).
-  """
-
-  array: pa.Array
-  bounds: np.ndarray
-  good: np.ndarray
-
-  @classmethod
-  def of(cls, piece: pa.Array) -> "_Texts":
-    if pa.types.is_dictionary(piece.type):
-      piece = piece.dictionary_decode()
-    array = piece.cast(pa.large_binary())
-    bounds = np.frombuffer(array.buffers()[1], np.int64)
-    bounds = bounds[array.offset :][: len(array) + 1]
-    good = np.asarray(array.is_valid())
-    good &= np.diff(bounds) <= captions_lib.MAX_TEXT_BYTES
-    try:
-      piece.validate(full=True)
-    except pa.ArrowInvalid:
-      values = array.to_pylist()
-      good &= [text is None or _is_utf8(text) for text in values]
-    return cls(array, bounds, good)
 
 
 class ParquetRecords:
@@ -236,7 +204,7 @@ class ParquetRecords:
       )
     raise error
 
-  def _walk(self, column: str) -> Iterator[tuple[int, _Texts]]:
+  def _walk(self, column: str) -> Iterator[tuple[int, row_groups.Texts]]:
     """Yields (first row, texts) of the pieces of a column."""
     start = 0
     for slot, end in enumerate(self._ends.tolist()):
@@ -245,7 +213,7 @@ class ParquetRecords:
       for piece in unpacked.pieces(column):
         piece = piece[: max(0, end - start)]
         if len(piece):
-          yield start, _Texts.of(piece)
+          yield start, row_groups.Texts.of(piece)
         start += len(piece)
       start = end
 
@@ -290,14 +258,6 @@ class ParquetRecords:
     if self._order is not None and self._bounds is not None:
       digest.update(self._order.tobytes() + self._bounds.tobytes())
     return digest.hexdigest()
-
-
-def _is_utf8(text: bytes) -> bool:
-  try:
-    text.decode()
-  except UnicodeDecodeError:
-    return False
-  return True
 
 
 def _value(

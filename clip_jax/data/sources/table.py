@@ -41,6 +41,7 @@ from clip_jax.data.sources import (
   image_files,
   kept_index,
   strings,
+  table_lines,
   table_rows,
 )
 
@@ -280,7 +281,7 @@ def _long_fields() -> Iterator[None]:
 
 def _form(
   file: TextIO, path: str, options: dict[str, str]
-) -> tuple[table_rows.Form, str]:
+) -> tuple[table_lines.Form, str]:
   """Reads the header; returns what it says, and it."""
   header = read = file.readline()
   if not header.strip():
@@ -307,7 +308,7 @@ def _form(
   columns = [
     name.strip() for name in next(csv.reader([header], delimiter=separator), [])
   ]
-  form = table_rows.Form(
+  form = table_lines.Form(
     path,
     separator,
     quotes=quote is None,
