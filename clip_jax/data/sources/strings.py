@@ -5,7 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
-_PIECES = 2**16  # Read at a time.
+_PIECES = 2**18  # Read at a time.
+_WINDOW_BYTES = 2**16  # Of a file, where strings are far apart.
 _DENSE = 8  # A run that is at most so many times as long is read as a whole.
 
 
@@ -132,11 +133,29 @@ class Pieces:
     if inside.any():
       low, high = int(starts[inside].min()), int(ends[inside].max())
     if high - low > max(2**20, _DENSE * int(sizes.sum())):
-      spans = zip(starts.tolist(), sizes.tolist(), strict=True)
-      return [self._read(start, size) for start, size in spans]
+      return self._scattered(starts, sizes, high)
     run = self._read(low, high - low)
     spans = zip((starts - low).tolist(), (ends - low).tolist(), strict=True)
     pieces = [run[start:end] for start, end in spans]
     for slot in np.flatnonzero((starts < 0) & (sizes > 0)):
       pieces[slot] = self._read(int(starts[slot]), int(sizes[slot]))
+    return pieces
+
+  def _scattered(
+    self, starts: np.ndarray, sizes: np.ndarray, high: int
+  ) -> list[bytes]:
+    """Returns the bytes of strings up to `high`, read in the file's order."""
+    pieces = [b""] * len(starts)
+    order = np.argsort(starts)
+    low, run = 0, b""
+    for slot, start, size in zip(
+      order.tolist(), starts[order].tolist(), sizes[order].tolist(), strict=True
+    ):
+      if start < 0:
+        pieces[slot] = self._read(start, size)
+      elif size:
+        if start + size > low + len(run):
+          low = start
+          run = self._read(low, min(max(_WINDOW_BYTES, size), high - low))
+        pieces[slot] = run[start - low : start - low + size]
     return pieces

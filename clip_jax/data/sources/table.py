@@ -160,22 +160,23 @@ def index_rows(
   """Groups rows by image; those without one are records by themselves."""
   rows = collected.finish()
   order, bounds = grouping.group(rows.hashes)
+  arrays = vars(rows).copy()
+  del rows, arrays["hashes"]  # They are most of the memory.
   heads = bounds[:-1] if order is None else order[bounds[:-1]]
-  text_starts, text_sizes = rows.text_starts, rows.text_sizes
+  if len(heads) < len(collected):
+    for name in ("name_starts", "name_sizes"):
+      arrays[name] = arrays[name][heads]
+  kept = arrays["text_sizes"] != table_rows.TOO_LONG
   if order is not None:
-    text_starts, text_sizes = text_starts[order], text_sizes[order]
-  kept = text_sizes != table_rows.TOO_LONG
+    kept = kept[order]
+  for name in ("text_starts", "text_sizes"):
+    if order is not None:
+      arrays[name] = arrays[name][order]
+    if not kept.all():
+      arrays[name] = arrays[name][kept]
   if not kept.all():
     bounds = np.append(0, np.cumsum(kept))[bounds]
-    text_starts, text_sizes = text_starts[kept], text_sizes[kept]
-  arrays = {
-    "name_starts": rows.name_starts[heads],
-    "name_sizes": rows.name_sizes[heads],
-    "text_starts": text_starts,
-    "text_sizes": text_sizes,
-    "bounds": bounds,
-    "beside": rows.beside,
-  }
+  arrays["bounds"] = bounds
   names, texts = _strings(kept_index.Index(arrays, {}), file)
   digest = hashlib.sha256()
   names.update(digest)

@@ -112,13 +112,22 @@ class Collected:
 
   def finish(self) -> Rows:
     """Returns all rows; what is here is given away."""
-    joined = []
-    kinds = [np.int64, np.int32, np.int64, np.int32, np.uint64, np.uint64]
-    for column, kind in zip(self._columns, kinds, strict=True):
-      joined.append(np.concatenate([np.empty(0, kind), *column]))
-      column.clear()
+    rows, parts = self._rows, iter(self._columns)
+    kinds = (np.int64, np.int32, np.int64, np.int32)
+    spans = [_joined(np.empty(rows, kind), next(parts)) for kind in kinds]
+    hashes = np.empty((2, rows), np.uint64)
+    for out in hashes:
+      _joined(out, next(parts))
     beside = np.frombuffer(bytes(self._beside), np.uint8)
-    return Rows(*joined[:4], hashes=np.stack(joined[4:]), beside=beside)
+    return Rows(*spans, hashes=hashes, beside=beside)
+
+
+def _joined(out: np.ndarray, pieces: list[np.ndarray]) -> np.ndarray:
+  """Copies pieces into one array, and gives them away."""
+  if pieces:
+    np.concatenate(pieces, out=out)
+    pieces.clear()
+  return out
 
 
 class Reader:
@@ -238,12 +247,14 @@ class Reader:
     """Takes the whole rows of a block; returns the bytes that they have."""
     lines = table_lines.Lines(block, self._form, at_end=at_end)
     count, base, at = len(lines.starts), self._rows, 0
-    is_row = lines.ends > lines.starts
+    is_row = bytearray(lines.ends > lines.starts)  # Quicker for single lines.
     pairs: dict[int, tuple[str, str | None]] = {}
-    for slot in np.flatnonzero(lines.odd & is_row).tolist():
+    for slot in np.flatnonzero(
+      lines.odd & (lines.ends > lines.starts)
+    ).tolist():
       if slot < at:
         continue  # It belongs to the row before.
-      self._rows += int(np.count_nonzero(is_row[at:slot]))
+      self._rows += is_row.count(1, at, slot)
       feed = table_lines.Feed(lines, slot)
       rows = self._csv(feed)
       try:
@@ -254,11 +265,11 @@ class Reader:
           break
         raise
       at = slot + rows.line_num
-      is_row[slot:at] = False
+      is_row[slot:at] = bytes(at - slot)
       if row:
-        is_row[slot] = True
+        is_row[slot] = 1
         pairs[slot] = self._pair(row)
-    (slots,) = np.nonzero(is_row[:count])
+    (slots,) = np.nonzero(np.frombuffer(is_row, bool, count))
     self._rows, self._lines = base + len(slots), self._lines + count
     spans = lines.spans[:, slots]
     self._count(lines, slots, spans, pairs, base)
