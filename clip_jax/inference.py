@@ -36,6 +36,8 @@ Texts = str | Iterable[str]
 # Called with the number of inputs done and the total (None for a generator).
 Progress = Callable[[int, int | None], None]
 
+# What each tower's inputs pass first.
+_INPUTS = {"image": "preprocess", "text": "tokenizer"}
 _LABEL_SETS_KEPT = 16
 _AT_ONCE = 256
 
@@ -54,9 +56,10 @@ class Clip:
   Attributes:
     module: the two-tower linen module.
     variables: its parameters and batch statistics.
-    tokenizer: turns texts into tokens (n, length); None without a text tower.
+    tokenizer: turns texts into tokens (n, length). Without a text tower it is
+      false, and using it raises UserError.
     preprocess: turns an image of any kind into the model's input, uint8
-      (size, size, 3); None without an image tower.
+      (size, size, 3). Without an image tower it is false, as above.
     encoder: the compiled embedding functions.
     path: where the model was loaded from; "" if it was not loaded.
     step: number of updates it was trained for; None if unknown.
@@ -66,8 +69,8 @@ class Clip:
 
   module: clip_lib.CLIP
   variables: Any
-  tokenizer: tokenizer_lib.Tokenizer | None
-  preprocess: preprocess_lib.Preprocess | None
+  tokenizer: tokenizer_lib.Tokenizer
+  preprocess: preprocess_lib.Preprocess
   encoder: embedder.Embedder
   path: str = ""
   step: int | None = None
@@ -81,6 +84,12 @@ class Clip:
   _lock: Any = dataclasses.field(
     default_factory=threading.Lock, init=False, repr=False
   )
+
+  def __post_init__(self) -> None:
+    for part, name in _INPUTS.items():
+      if getattr(self, name) is None:
+        lacking = inputs_lib.NoTower(self._lacks(part))
+        object.__setattr__(self, name, lacking)
 
   def __getstate__(self) -> dict[str, Any]:
     """Returns the state to pickle: numpy arrays, and nothing compiled."""
@@ -130,6 +139,7 @@ class Clip:
     """
     preprocess = self.needed_preprocess()
     self.check_embeds()
+    inputs_lib.check_progress(progress)
     images = inputs_lib.stacked(images)
     if inputs_lib.is_traced(images):
       return self._traced("image", images)
@@ -157,7 +167,7 @@ class Clip:
 
   def with_max_pixels(self, max_pixels: int | None) -> "Clip":
     """Returns this model with another limit on the pixels of an input image."""
-    if self.preprocess is None:
+    if not self.preprocess:
       return self
     preprocess = self.preprocess.with_max_pixels(max_pixels)
     return dataclasses.replace(self, preprocess=preprocess)
@@ -167,7 +177,13 @@ class Clip:
     self.check_embeds()
     if inputs_lib.is_traced(images):
       return self._traced("image", images)  # pyright: ignore
-    return _now(self.encoder.embed_images, self.variables, images)
+    return self._of_pixels(images, "encode_image")
+
+  def _of_pixels(self, images, method) -> np.ndarray:
+    size = self.needed_preprocess().image_size
+    inputs_lib.check_pixels(images, size)
+    embed = functools.partial(self.encoder.embed_images, method=method)
+    return _now(embed, self.variables, images)
 
   def image_features(self, images: np.ndarray) -> np.ndarray:
     """Returns features (n, width) of preprocessed uint8 (n, size, size, 3).
@@ -175,10 +191,7 @@ class Clip:
     Features are the image tower's output before its projection, which the
     paper's linear probes use (appendix A.3).
     """
-    method = functools.partial(
-      self.encoder.embed_images, method="image_features"
-    )
-    return _now(method, self.variables, images)
+    return self._of_pixels(images, "image_features")
 
   def patch_embeddings(self, images: np.ndarray) -> np.ndarray:
     """Returns unit embeddings (n, rows, cols, embed) of the patches of images.
@@ -187,10 +200,7 @@ class Clip:
       images: preprocessed uint8 (n, size, size, 3).
     """
     self.check_embeds()
-    method = functools.partial(
-      self.encoder.embed_images, method="encode_patches"
-    )
-    return _now(method, self.variables, images)
+    return self._of_pixels(images, "encode_patches")
 
   def patch_similarity(
     self, image: preprocess_lib.ImageInput, text: str
@@ -210,7 +220,7 @@ class Clip:
     """
     self.check_towers("image", "text")
     pixels = inputs_lib.read_image(image, self.needed_preprocess(), name="")
-    text_embed = self.embed_texts(inputs_lib.listed_texts(text))
+    text_embed = self.embed_texts(tokenizer_lib.listed_texts(text))
     if len(text_embed) != 1:
       raise errors.UserError(f"One text was expected, got {len(text_embed)}.")
     return self.patch_embeddings(pixels[None])[0] @ text_embed[0]
@@ -240,6 +250,7 @@ class Clip:
     """
     self.check_towers("text")
     self.check_embeds()
+    inputs_lib.check_progress(progress)
     texts = inputs_lib.stacked(texts)
     if inputs_lib.is_traced(texts):
       return self._traced("text", texts)
@@ -325,6 +336,11 @@ class Clip:
       texts: of any number.
       cuts: as in `encode_text`.
     """
+    if self.module.contrastive:
+      raise errors.UserError(
+        f"{self.path or 'The model'} compares embeddings; only a model that "
+        "predicts captions has scores_of. Use similarity or classify."
+      )
     head: Any = self.module.head
     tokens = self._tokens(texts, cuts)
     units, weights = head.units(tokens)
@@ -348,7 +364,11 @@ class Clip:
       UserError: the model has no text tower, or an input is not a text.
     """
     tokenizer = self.needed_tokenizer()
-    texts = inputs_lib.listed_texts(texts)
+    texts = tokenizer_lib.listed_texts(texts)
+    if not isinstance(cuts, tokenizer_lib.Cuts | None):
+      raise errors.UserError(
+        f"cuts is a clip_jax.tokenizer.Cuts or None, got {cuts!r:.100}."
+      )
     rows = tokenizer.rows(texts)
     counted = tokenizer_lib.Cuts() if cuts is None else cuts
     counted.add(texts, rows.cut)
@@ -415,9 +435,9 @@ class Clip:
   def classify(
     self,
     images: Images,
-    labels: prompts_lib.Labels | str,
+    labels: prompts_lib.Labels | str | os.PathLike,
     *,
-    templates: str | Sequence[str] | None = None,
+    templates: str | os.PathLike | Sequence[str] | None = None,
     probabilities: str | None = None,
     batch_size: int | None = None,
     progress: bool | Progress = False,
@@ -445,14 +465,15 @@ class Clip:
     """
     self.check_towers("image", "text")
     self.check_embeds()
-    if isinstance(labels, str):
+    if isinstance(labels, str | os.PathLike):
       labels = prompts_lib.read_labels(labels)
-    if isinstance(templates, str):
+    if isinstance(templates, str | os.PathLike):
       templates = prompts_lib.read_templates(templates)
     of_logits = functools.partial(
       probabilities_lib.of,
       kind=probabilities_lib.check(
-        probabilities or self.probabilities, logit_bias=self.logit_bias
+        self.probabilities if probabilities is None else probabilities,
+        logit_bias=self.logit_bias,
       ),
       logit_scale=self.logit_scale,
       logit_bias=self.logit_bias,
@@ -466,6 +487,11 @@ class Clip:
 
   def class_embeddings(self, prompts: prompts_lib.Prompts) -> np.ndarray:
     """Returns a unit vector for each class; caches the latest label sets."""
+    if not isinstance(prompts, prompts_lib.Prompts):
+      raise errors.UserError(
+        "class_embeddings takes what clip_jax.evals.prompts.resolve(labels) "
+        f"returns; got {type(prompts).__name__}."
+      )
     with self._lock:
       if prompts in self._label_sets:
         self._label_sets.move_to_end(prompts)
@@ -527,15 +553,19 @@ class Clip:
 
   def check_towers(self, *needed: str) -> None:
     """Raises UserError if a needed tower ("image" or "text") is missing."""
-    towers = {"image": self.preprocess, "text": self.tokenizer}
     for part in needed:
-      if towers[part] is None:
-        (there,) = towers.keys() - {part}
-        raise errors.UserError(
-          f"{self.path or 'The model'} has only the {there} tower, and this "
-          f"needs the {part} tower. Give a model with both, or train one that "
-          f"starts from this tower (init.{there} in a config)."
-        )
+      errors.check_known("tower", part, _INPUTS)
+      if not getattr(self, _INPUTS[part]):
+        raise errors.UserError(self._lacks(part))
+
+  def _lacks(self, part: str) -> str:
+    """Returns the message of a model without the tower `part`."""
+    (there,) = _INPUTS.keys() - {part}
+    return (
+      f"{self.path or 'The model'} has only the {there} tower, and this "
+      f"needs the {part} tower. Give a model with both, or train one that "
+      f"starts from this tower (init.{there} in a config)."
+    )
 
   def check_embeds(self) -> None:
     """Raises UserError unless images and texts share an embedding space."""
@@ -550,13 +580,11 @@ class Clip:
   def needed_preprocess(self) -> preprocess_lib.Preprocess:
     """Returns `preprocess`; raises UserError without an image tower."""
     self.check_towers("image")
-    assert self.preprocess is not None
     return self.preprocess
 
   def needed_tokenizer(self) -> tokenizer_lib.Tokenizer:
     """Returns `tokenizer`; raises UserError without a text tower."""
     self.check_towers("text")
-    assert self.tokenizer is not None
     return self.tokenizer
 
   def save(self, path: str | os.PathLike) -> None:
@@ -568,8 +596,12 @@ class Clip:
     self.check_embeds()
     if not self.spec:
       raise errors.UserError("A model without a description cannot be saved.")
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+      raise errors.UserError(
+        f"save takes the path of a new directory, got {path!r:.100}."
+      )
     errors.check_local("The new model", path)
-    destination = pathlib.Path(path).expanduser().resolve()
+    destination = pathlib.Path(os.path.expanduser(path)).resolve()
     if destination.exists() and not (
       destination.is_dir() and not any(destination.iterdir())
     ):
@@ -585,7 +617,7 @@ class Clip:
       model, execution=variants.execution(self.module)
     )
     with destinations.new(destination, overwrite=False) as partial:
-      model_dir.write(model, partial, portable.Options())
+      model_dir.write(model, partial)
 
   @functools.cached_property
   def fingerprint(self) -> str:

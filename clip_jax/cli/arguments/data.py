@@ -9,7 +9,7 @@ from clip_jax.cli.arguments import curation, queries, stats
 def add_data(parser: flags.Parser) -> None:
   """Adds the arguments of `data`."""
   actions = parser.add_subparsers(
-    dest="action", metavar="ACTION", required=True, parser_class=flags.Parser
+    dest="action", metavar="ACTION", required=True
   )
   inspect = actions.add_parser(
     "inspect", help="say what is in DATA and what is wrong with it"
