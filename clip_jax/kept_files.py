@@ -6,11 +6,12 @@ time where it is lost, so nothing here needs a user's care.
 
 import contextlib
 import hashlib
+import mmap
 import os
 import pathlib
 import tempfile
 
-_DIGEST_BYTES = hashlib.sha256().digest_size
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def folder(name: str) -> pathlib.Path:
@@ -32,10 +33,17 @@ def read(path: pathlib.Path) -> bytes | None:
     OSError: it is not there, or cannot be read.
     ValueError: it is not what was written.
   """
+  content = map_file(path)
+  return None if content is None else content.tobytes()
+
+
+def map_file(path: pathlib.Path) -> memoryview | None:
+  """Returns the same as `read`, mapped into memory."""
   if not _is_private(path.parent):
     return None
-  whole = path.read_bytes()
-  digest, content = whole[:_DIGEST_BYTES], whole[_DIGEST_BYTES:]
+  with path.open("rb") as file:  # An empty one is a ValueError.
+    whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+  digest, content = whole[:DIGEST_BYTES], whole[DIGEST_BYTES:]
   if hashlib.sha256(content).digest() != digest:
     raise ValueError("it is damaged")
   return content
@@ -46,26 +54,33 @@ def note_use(path: pathlib.Path) -> None:
   os.utime(path)
 
 
-def write(path: pathlib.Path, content: bytes, *, most_bytes: int) -> None:
+def write(
+  path: pathlib.Path, *content: bytes | memoryview, most_bytes: int
+) -> None:
   """Keeps `content`, whole or not at all, and makes room for it.
 
   Args:
     path: in a folder that holds such files only; it is made where missing.
-    content: nothing is written where it is larger than `most_bytes`.
+    *content: one piece after the other; nothing is written where it is larger
+      than `most_bytes`.
     most_bytes: of all files of the folder.
 
   Raises:
     OSError: it cannot be written; then nothing is left of it.
   """
   path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-  if not _is_private(path.parent) or len(content) > most_bytes:
+  if not _is_private(path.parent) or sum(map(len, content)) > most_bytes:
     return
+  digest = hashlib.sha256()
+  for piece in content:
+    digest.update(piece)
   handle, partial = tempfile.mkstemp(dir=path.parent)
   try:
     with open(handle, "wb") as file:
-      file.write(hashlib.sha256(content).digest() + content)
+      file.write(digest.digest())
+      file.writelines(content)
     os.replace(partial, path)
-  except OSError:
+  except BaseException:  # Ctrl-C, too.
     with contextlib.suppress(OSError):
       os.unlink(partial)
     raise

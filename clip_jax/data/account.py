@@ -53,6 +53,18 @@ class LeftOut:
     self.counts: collections.Counter[str] = collections.Counter()
     self.names: dict[str, list[str]] = {}
 
+  def as_json(self) -> dict[str, Any]:
+    """Returns what `from_json` takes."""
+    return {"counts": dict(self.counts), "names": self.names}
+
+  @classmethod
+  def from_json(cls, content: Mapping[str, Any]) -> "LeftOut":
+    """Returns what was written by `as_json`."""
+    made = cls()
+    made.counts.update(content["counts"])
+    made.names.update((k, list(names)) for k, names in content["names"].items())
+    return made
+
   def add(self, name: str) -> None:
     """Counts the file `name` under its suffix."""
     suffix = os.path.splitext(name)[1].removeprefix(".").lower()

@@ -95,7 +95,7 @@ def open_coco(path: str, options: dict[str, str]) -> record_lib.Source:
     flat=True,
   )
   pairs = _pairs(images, _most_captions(options))
-  source = table.Table(files, pairs, notes=notes)
+  source = table.of_pairs(files, pairs, notes=notes)
   return source if part is None else views.part(source, part)
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from clip_jax import regular_files
+from clip_jax import errors, regular_files
 
 # Well below the usual limit of 1,024 open files a process.
 _MAX_OPEN = 128
@@ -58,6 +58,10 @@ class RawFile:
     if hasattr(self, "_file"):
       self._file.close()
 
+  def status(self) -> os.stat_result:
+    """Returns what the system says of the open file."""
+    return os.fstat(self._file.fileno())
+
   def read(self, *, offset: int, size: int) -> bytes:
     """Reads up to `size` bytes; fewer only at the end of the file."""
     pieces = []
@@ -69,3 +73,37 @@ class RawFile:
       offset += len(piece)
       size -= len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class SameFile:
+  """A file that is read at given positions as long as nobody changes it."""
+
+  def __init__(self, path: str, *, size: int, changed_ns: int):
+    """Opens nothing; the size and the time of change are what they must be."""
+    self._path, self._size, self._changed_ns = path, size, changed_ns
+    self._raw: RawFile | None = None
+
+  def __reduce__(self) -> tuple:
+    return _same_file, (self._path, self._size, self._changed_ns)
+
+  def read(self, *, offset: int, size: int) -> bytes:
+    """Reads `size` bytes; raises `UserError` where they are not to be had."""
+    try:
+      raw = self._raw = self._raw or RawFile(self._path)
+      found = raw.status()
+      if (found.st_size, found.st_mtime_ns) == (self._size, self._changed_ns):
+        data = raw.read(offset=offset, size=size)
+        if len(data) == size:
+          return data
+    except OSError as error:
+      raise errors.UserError(
+        f"Cannot read {self._path}: {error.strerror}."
+      ) from error
+    raise errors.UserError(
+      f"{self._path} has changed since it was opened; start again, and leave "
+      "it alone meanwhile."
+    )
+
+
+def _same_file(path: str, size: int, changed_ns: int) -> SameFile:
+  return SameFile(path, size=size, changed_ns=changed_ns)

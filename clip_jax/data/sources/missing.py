@@ -95,7 +95,7 @@ def _within(
   for slot, damage in shard.sites:
     if not damage.at_end:
       sites[slot].append(damage)
-  step = _step(shard, set(sites))
+  step = _step(shard, set(sites)) if sites else None
   lost = 0
   for slot, damages in sites.items():
     gap = None

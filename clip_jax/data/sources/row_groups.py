@@ -16,11 +16,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import parquet as pq
 
 from clip_jax import errors, regular_files
 from clip_jax.data import record as record_lib
+from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import files
 
 KEPT_BYTES = 256 * 2**20
@@ -156,10 +158,13 @@ class Unpacked:
     self._ends = list(itertools.accumulate(piece.num_rows for piece in pieces))
     self.nbytes = sum(piece.nbytes for piece in pieces)
 
+  def pieces(self, name: str) -> list[pa.Array]:
+    """Returns a column in pieces, up to a damage."""
+    return [piece.column(name) for piece in self._pieces]
+
   def column(self, name: str) -> Iterator[Any]:
     """Yields Arrow's scalars of a column, up to a damage."""
-    for piece in self._pieces:
-      yield from piece.column(name)
+    return itertools.chain.from_iterable(self.pieces(name))
 
   def row(self, row: int, *, key: str) -> dict[str, Any]:
     """Returns Arrow's scalar of each column; raises `BadRecord`."""
@@ -169,6 +174,46 @@ class Unpacked:
     piece = self._pieces[number]
     at = row - (self._ends[number - 1] if number else 0)
     return {name: piece.column(name)[at] for name in piece.schema.names}
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+  """The texts of a piece of a column, as bytes.
+
+  Attributes:
+    array: large binaries.
+    bounds: where each begins in Arrow's buffer, int64 (texts + 1,).
+    good: whether it is there, valid and not too long, bool (texts,).
+  """
+
+  array: pa.Array
+  bounds: np.ndarray
+  good: np.ndarray
+
+  @classmethod
+  def of(cls, piece: pa.Array) -> "Texts":
+    """Looks at texts, as they are or in a dictionary."""
+    if pa.types.is_dictionary(piece.type):
+      piece = piece.dictionary_decode()
+    array = piece.cast(pa.large_binary())
+    bounds = np.frombuffer(array.buffers()[1], np.int64)
+    bounds = bounds[array.offset :][: len(array) + 1]
+    good = np.asarray(array.is_valid())
+    good &= np.diff(bounds) <= captions_lib.MAX_TEXT_BYTES
+    try:
+      piece.validate(full=True)
+    except pa.ArrowInvalid:
+      values = array.to_pylist()
+      good &= [text is None or _is_utf8(text) for text in values]
+    return cls(array, bounds, good)
+
+
+def _is_utf8(text: bytes) -> bool:
+  try:
+    text.decode()
+  except UnicodeDecodeError:
+    return False
+  return True
 
 
 def map_file(path: str, *, magic: tuple[bytes, ...], other: str) -> mmap.mmap:

@@ -1,8 +1,6 @@
 """Records from rows of tables of any kind; `parquet` says what they hold."""
 
-import contextlib
 import hashlib
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,7 +13,13 @@ from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import columns as columns_lib
-from clip_jax.data.sources import disk, image_files, row_groups, strings
+from clip_jax.data.sources import (
+  disk,
+  grouping,
+  image_files,
+  row_groups,
+  strings,
+)
 
 _MAX_CLASSES = 100_000
 
@@ -176,23 +180,24 @@ class Rows:
       )
     raise error
 
-  def _walk(self, column: str) -> Iterator[tuple[int, Any]]:
-    """Yields (row, value) of a column of texts; passes over damaged ones."""
+  def _walk(self, column: str) -> Iterator[tuple[int, row_groups.Texts]]:
+    """Yields (first row, texts) of the pieces of a column."""
     start = 0
     for slot, end in enumerate(self._ends.tolist()):
       file = self._groups.files.get(int(self._files[slot]))
       unpacked = file.unpack(int(self._numbers[slot]), (column,))
-      cells = itertools.islice(unpacked.column(column), end - start)
-      for row, cell in enumerate(cells, start):
-        with contextlib.suppress(record_lib.BadRecord):
-          yield row, _value(cell, "")
+      for piece in unpacked.pieces(column):
+        piece = piece[: max(0, end - start)]
+        if len(piece):
+          yield start, row_groups.Texts.of(piece)
+        start += len(piece)
       start = end
 
   def _find_classes(self, column: str) -> list[str]:
     names: set[str] = set()
-    for _, name in self._walk(column):
-      if name is not None:
-        names.add(name)
+    for _, texts in self._walk(column):
+      found = texts.array.filter(pa.array(texts.good)).unique().to_pylist()
+      names.update(name.decode() for name in found)
       if len(names) > _MAX_CLASSES:
         raise errors.UserError(
           f"The column {column!r} has more than {_MAX_CLASSES} different texts,"
@@ -204,14 +209,20 @@ class Rows:
   def _group_rows(self, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the rows in an order where those of a path are together."""
     total = int(self._ends[-1]) if len(self._ends) else 0
-    first = np.arange(total)  # Of the rows of the same path.
-    seen: dict[str, int] = {}
-    for row, path in self._walk(column):
-      if path:
-        first[row] = seen.setdefault(path, row)
-    order = np.argsort(first, kind="stable")
-    starts = np.flatnonzero(np.diff(first[order], prepend=-1))
-    return order, np.append(starts, total)
+    # Rows whose paths are missing or damaged are records by themselves.
+    hashes = grouping.hash_numbers(np.arange(total))
+    for start, texts in self._walk(column):
+      first, last = texts.bounds[[0, -1]].tolist()
+      data = texts.array.buffers()[2]
+      sizes = np.diff(texts.bounds)
+      named = texts.good & (sizes > 0)
+      hashes[:, start + np.flatnonzero(named)] = grouping.hash_names(
+        data.slice(first, last - first).to_pybytes() if last > first else b"",
+        texts.bounds[:-1][named] - first,
+        sizes[named],
+      )
+    order, bounds = grouping.group(hashes)
+    return np.arange(total) if order is None else order, bounds
 
   def _digest(self, footers: Sequence[row_groups.Footer]) -> str:
     columns = self._columns

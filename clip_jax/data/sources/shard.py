@@ -3,14 +3,14 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Container
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from clip_jax import errors, json_text
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
-from clip_jax.data.sources import naming, strings, tar
+from clip_jax.data.sources import kept_index, naming, strings, tar
 from clip_jax.data.sources.naming import IMAGE, JSON, LABEL, TEXT, UNREAD_IMAGE
 
 _PARTS = (IMAGE, TEXT, JSON, LABEL)
@@ -62,7 +62,65 @@ class Shard:
   unread: account_lib.LeftOut  # Images that make a slot bad.
   members: int
   size: int
-  stated: int | None  # Slots that it should have.
+  stated: int | None = None  # Slots that it should have.
+
+
+def join(shards: Sequence[Shard]) -> kept_index.Index:
+  """Returns the content of shards, but for `stated`, as `split` reads it."""
+  buffers = [shard.keys.buffers for shard in shards]
+  reasons = sorted({r for shard in shards for r in shard.problems.values()})
+  codes = {reason: code for code, reason in enumerate(reasons)}
+  problems = [
+    (slot, codes[reason])
+    for shard in shards
+    for slot, reason in shard.problems.items()
+  ]
+  arrays = {
+    "key_ends": np.concatenate([ends for ends, _ in buffers]),
+    "keys": np.frombuffer(
+      b"".join(bytes(keys) for _, keys in buffers), np.uint8
+    ),
+    "bounds": np.concatenate([shard.bounds for shard in shards]),
+    "problems": np.array(problems, np.int64).reshape(-1, 2),
+  }
+  facts = [
+    {
+      "slots": len(shard.keys),
+      "problems": len(shard.problems),
+      "sites": shard.sites,
+      "left_out": shard.left_out.as_json(),
+      "unread": shard.unread.as_json(),
+      "members": shard.members,
+      "size": shard.size,
+    }
+    for shard in shards
+  ]
+  return kept_index.Index(arrays, {"reasons": reasons, "shards": facts})
+
+
+def split(
+  index: kept_index.Index, stated: Iterable[int | None]
+) -> Iterator[Shard]:
+  """Yields the shards that were joined, with the numbers that are stated."""
+  slot = key = problem = 0
+  reasons = index.facts["reasons"]
+  for facts, count in zip(index.facts["shards"], stated, strict=True):
+    here = slice(slot, slot + facts["slots"])
+    ends = index.arrays["key_ends"][here]
+    keys = index.arrays["keys"][key : key + int(ends[-1]) if len(ends) else key]
+    own = index.arrays["problems"][problem : problem + facts["problems"]]
+    slot, key, problem = here.stop, key + len(keys), problem + len(own)
+    yield Shard(
+      strings.Strings.of_buffers(ends, keys),
+      index.arrays["bounds"][here],
+      {at: reasons[code] for at, code in own.tolist()},
+      tuple((at, tar.Damage(*damage)) for at, damage in facts["sites"]),
+      account_lib.LeftOut.from_json(facts["left_out"]),
+      account_lib.LeftOut.from_json(facts["unread"]),
+      members=facts["members"],
+      size=facts["size"],
+      stated=count,
+    )
 
 
 def index_shard(path: str, *, labels: Container[str] = ()) -> Shard:
@@ -84,9 +142,7 @@ def index_shard(path: str, *, labels: Container[str] = ()) -> Shard:
       grouper.left_out.add(item.name)
     else:
       grouper.add(part, item)
-  stated = stated_count(path)
-  size = os.path.getsize(path) if os.path.exists(path) else 0
-  return grouper.finish(size=size, stated=stated)
+  return grouper.finish(os.path.getsize(path) if os.path.exists(path) else 0)
 
 
 def stated_count(path: str) -> int | None:
@@ -146,7 +202,7 @@ class _Grouper:
     self._by_key[key] = sample
     return sample
 
-  def finish(self, *, size: int, stated: int | None) -> Shard:
+  def finish(self, size: int) -> Shard:
     bounds = np.full((len(self._samples), len(_PARTS), 2), MISSING, np.int64)
     problems = {}
     for slot, sample in enumerate(self._samples):
@@ -169,5 +225,4 @@ class _Grouper:
       self._unread,
       members=sum(len(sample.fields) for sample in self._samples),
       size=size,
-      stated=stated,
     )

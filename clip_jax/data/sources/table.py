@@ -18,8 +18,10 @@ Options:
 A table is UTF-8, or UTF-16 where it looks like it, which is told.
 """
 
+import codecs
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import os
@@ -33,13 +35,23 @@ from clip_jax import errors, regular_files, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import image_files, strings
+from clip_jax.data.sources import (
+  files,
+  grouping,
+  image_files,
+  kept_index,
+  strings,
+  table_lines,
+  table_rows,
+)
 
 SEPARATORS = {"comma": ",", "tab": "\t", "pipe": "|", "semicolon": ";"}
 IMAGE_COLUMNS = ("filepath", "image", "image_name")
 CAPTION_COLUMNS = ("title", "caption", "comment")
 _BY_DEFAULT = ("\t", ",", "|", ";")  # The first that the header has.
 QUOTES = ("none",)
+_READ_BY = ("image", "caption", "sep", "quote")  # Options.
+_UTF_8 = "utf-8-sig"
 _IMAGE_FOLDERS = ("Images", "images")
 # By the first bytes. The longer mark goes first.
 _UTF_32, _UTF_16 = (
@@ -54,6 +66,7 @@ class Table:
 
   Attributes:
     account: notes on how the table was read.
+    names: of the images.
   """
 
   class_names = templates = None
@@ -61,35 +74,26 @@ class Table:
   def __init__(
     self,
     images: image_files.ImageFiles,
-    pairs: Iterable[tuple[str, str | None]],
+    index: kept_index.Index,
     *,
-    notes: list[str],
+    file: strings.File | None = None,
   ):
-    """Groups `pairs` of image path and caption.
+    """Stores what `index_rows` has made.
 
     Args:
       images: reads them.
-      pairs: as they stand in the table; a caption that is too long is None.
-      notes: for the account; may grow while `pairs` are taken.
+      index: of the table.
+      file: the table, where names and captions are read from it.
     """
-    texts: dict[str | int, list[str]] = {}  # By number where no image is named.
-    for number, (image, caption) in enumerate(pairs):
-      captions = texts.setdefault(image or number, [])
-      if caption is not None:
-        captions.append(caption)
-    self.account = account_lib.Account(notes=notes)
-    self._images = images
-    self.names = strings.Strings(
-      image if isinstance(image, str) else "" for image in texts
-    )
+    self.account = account_lib.Account(notes=list(index.facts["notes"]))
+    self.fingerprint = index.facts["fingerprint"]
+    self._images, self._index, self._file = images, index, file
+    self.names, self._texts = _strings(index, file)
     # Record i has the texts from bound i to bound i + 1.
-    self._bounds = np.cumsum([0, *map(len, texts.values())])
-    self._texts = strings.Strings(
-      caption for captions in texts.values() for caption in captions
-    )
-    digest = hashlib.sha256(self.names.tobytes())
-    digest.update(self._bounds.tobytes() + self._texts.tobytes())
-    self.fingerprint = digest.hexdigest()
+    self._bounds = index.arrays["bounds"]
+
+  def __reduce__(self) -> tuple:
+    return _remake, (self._images, self._index, self._file)
 
   def __len__(self) -> int:
     return len(self.names)
@@ -110,6 +114,78 @@ class Table:
     return record_lib.Record(image=self._images.read(key), texts=texts, key=key)
 
 
+def _remake(images, index, file) -> Table:
+  return Table(images, index, file=file)
+
+
+def _strings(
+  index: kept_index.Index, file: strings.File | None
+) -> list[strings.Pieces]:
+  """Returns the names of the images, and the captions in their order."""
+  return [
+    strings.Pieces(
+      index.arrays[f"{what}_starts"],
+      index.arrays[f"{what}_sizes"],
+      file=file,
+      beside=index.arrays["beside"],
+    )
+    for what in ("name", "text")
+  ]
+
+
+def of_pairs(
+  images: image_files.ImageFiles,
+  pairs: Iterable[tuple[str, str | None]],
+  *,
+  notes: list[str],
+) -> Table:
+  """Returns the records of `pairs` of image path and caption.
+
+  Args:
+    images: reads them.
+    pairs: a caption that is too long is None.
+    notes: for the account; may grow while `pairs` are taken.
+  """
+  collected = table_rows.Collected()
+  collected.add_pairs(pairs)
+  return Table(images, index_rows(collected, notes, file=None))
+
+
+def index_rows(
+  collected: table_rows.Collected,
+  notes: list[str],
+  *,
+  file: strings.File | None,
+) -> kept_index.Index:
+  """Groups rows by image; those without one are records by themselves."""
+  rows = collected.finish()
+  order, bounds = grouping.group(rows.hashes)
+  arrays = vars(rows).copy()
+  del rows, arrays["hashes"]  # They are most of the memory.
+  heads = bounds[:-1] if order is None else order[bounds[:-1]]
+  if len(heads) < len(collected):
+    for name in ("name_starts", "name_sizes"):
+      arrays[name] = arrays[name][heads]
+  kept = arrays["text_sizes"] != table_rows.TOO_LONG
+  if order is not None:
+    kept = kept[order]
+  for name in ("text_starts", "text_sizes"):
+    if order is not None:
+      arrays[name] = arrays[name][order]
+    if not kept.all():
+      arrays[name] = arrays[name][kept]
+  if not kept.all():
+    bounds = np.append(0, np.cumsum(kept))[bounds]
+  arrays["bounds"] = bounds
+  names, texts = _strings(kept_index.Index(arrays, {}), file)
+  digest = hashlib.sha256()
+  names.update(digest)
+  digest.update(bounds.tobytes())
+  texts.update(digest)
+  facts = {"notes": notes, "fingerprint": digest.hexdigest()}
+  return kept_index.Index(arrays, facts)
+
+
 def open_table(path: str, options: dict[str, str]) -> Table:
   """Opens the table at `path`; the module says what the options are."""
   path = os.path.expanduser(path)
@@ -121,11 +197,38 @@ def open_table(path: str, options: dict[str, str]) -> Table:
   images = image_files.open_files(
     [os.path.dirname(path)], options, scheme="csv", folders=_IMAGE_FOLDERS
   )
+  found = os.stat(path)
+  file = files.SameFile(path, size=found.st_size, changed_ns=found.st_mtime_ns)
+  index = kept_index.keep(
+    "table",
+    [path],
+    {name: options.get(name) for name in _READ_BY},
+    functools.partial(_index, path, options, file),
+    sampled=True,
+  )
+  return Table(images, index, file=file)
+
+
+def _index(
+  path: str, options: dict[str, str], file: strings.File
+) -> kept_index.Index:
   notes: list[str] = []
-  table = Table(images, read_pairs(path, options, notes), notes=notes)
-  if not len(table):
+  collected = table_rows.Collected()
+  with open_text(path, notes) as text, _long_fields():
+    form, header = _form(text, path, options)
+    reader = table_rows.Reader(form)
+    if text.encoding == _UTF_8:
+      text.buffer.seek(0)
+      mark = codecs.BOM_UTF8
+      begin = len(mark) if text.buffer.read(len(mark)) == mark else 0
+      text.buffer.seek(begin + len(strings.encode(header)))
+      reader.scan(text.buffer, collected)
+    else:
+      collected.add_pairs(reader.pairs(text))
+  notes.extend(reader.notes())
+  if not len(collected):
     raise errors.UserError(f"csv:{path} has a header and no rows.")
-  return table
+  return index_rows(collected, notes, file=file)
 
 
 def read_pairs(
@@ -142,7 +245,9 @@ def read_pairs(
     UserError: it cannot be read as a table.
   """
   with open_text(path, notes) as file, _long_fields():
-    yield from _parse(file, path, options, notes)
+    reader = table_rows.Reader(_form(file, path, options)[0])
+    yield from reader.pairs(file)
+  notes.extend(reader.notes())
 
 
 def open_text(path: str, notes: list[str]) -> TextIO:
@@ -160,8 +265,8 @@ def open_text(path: str, notes: list[str]) -> TextIO:
   elif 2 * head[::2].count(0) > len(head[::2]):
     encoding = "utf-16-be"
   else:
-    encoding, undecodable = "utf-8-sig", "surrogateescape"
-  if encoding != "utf-8-sig":
+    encoding, undecodable = _UTF_8, "surrogateescape"
+  if encoding != _UTF_8:
     notes.append(
       f"The table is read as {encoding.upper()}, by its first bytes."
     )
@@ -178,10 +283,11 @@ def _long_fields() -> Iterator[None]:
     csv.field_size_limit(before)
 
 
-def _parse(
-  file: TextIO, path: str, options: dict[str, str], notes: list[str]
-) -> Iterator[tuple[str, str | None]]:
-  header = file.readline()
+def _form(
+  file: TextIO, path: str, options: dict[str, str]
+) -> tuple[table_lines.Form, str]:
+  """Reads the header; returns what it says, and it."""
+  header = read = file.readline()
   if not header.strip():
     raise errors.UserError(
       f"csv:{path} is empty; its first line must name the columns, such as"
@@ -196,87 +302,27 @@ def _parse(
   declared = re.fullmatch(r"\s*sep=([,;|\t])\s*", header)
   if declared:
     header = file.readline()
+    read += header
   separator = _separator(
     header, options.get("sep"), declared.group(1) if declared else None
   )
-  quoting = csv.QUOTE_MINIMAL
-  if "quote" in options:
-    if options["quote"] not in QUOTES:
-      raise errors.unknown("value of quote=", options["quote"], QUOTES)
-    quoting = csv.QUOTE_NONE
+  quote = options.get("quote")
+  if quote is not None and quote not in QUOTES:
+    raise errors.unknown("value of quote=", quote, QUOTES)
   columns = [
     name.strip() for name in next(csv.reader([header], delimiter=separator), [])
   ]
-  image = _column(columns, options.get("image"), IMAGE_COLUMNS, "image", path)
-  caption = _column(
-    columns, options.get("caption"), CAPTION_COLUMNS, "caption", path
+  form = table_lines.Form(
+    path,
+    separator,
+    quotes=quote is None,
+    columns=len(columns),
+    image=_column(columns, options.get("image"), IMAGE_COLUMNS, "image", path),
+    caption=_column(
+      columns, options.get("caption"), CAPTION_COLUMNS, "caption", path
+    ),
   )
-  rows = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
-  silent: list[str] = []  # Images of rows without a caption.
-  longer: list[int] = []  # Rows with more fields than the header.
-  for number, row in enumerate(_watched(rows, path, separator, notes), 1):
-    if len(row) > len(columns) and caption < len(columns) - 1:
-      longer.append(number)
-    name = row[image].strip() if image < len(row) else ""
-    text = row[caption] if caption < len(row) else ""
-    if caption == len(columns) - 1:
-      # Commas of a caption that was not quoted.
-      text = separator.join(row[caption:])
-    if len(name) > captions_lib.MAX_TEXT_BYTES:
-      name = ""
-    if not text.strip():
-      silent.append(name)
-    yield name, text if len(text) <= captions_lib.MAX_TEXT_BYTES else None
-
-  if longer:
-    rows_have = "1 row has" if len(longer) == 1 else f"{len(longer)} rows have"
-    notes.append(
-      f"{rows_have} more fields than the header's {len(columns)}, the first is "
-      f"row {longer[0]}, and what comes after a separator within a field is "
-      "lost; put such fields in quotes, or name another separator by ?sep=."
-    )
-  if silent:
-    rows_are = "1 row has" if len(silent) == 1 else f"{len(silent)} rows have"
-    notes.append(
-      f"{rows_are} no caption, the first for the image "
-      f"'{terminal.escaped(silent[0], limit=80)}'; only its other rows count."
-    )
-
-
-def _watched(
-  rows, path: str, separator: str, notes: list[str]
-) -> Iterator[list[str]]:
-  """Yields the rows that are not empty; tells of quotes that may be letters.
-
-  A quote that opens a caption swallows what follows, up to the next one.
-  """
-  suspects, number, first = 0, 0, ""
-  try:
-    start = 2  # The header is line 1.
-    for row in rows:
-      number, end = number + bool(row), rows.line_num + 1
-      # An ordinary quoted field may have several lines, or the separator.
-      if end > start and any(
-        separator in field and ("\n" in field or "\r" in field) for field in row
-      ):
-        suspects += 1
-        first = first or f"Row {number} (lines {start} to {end})"
-      start = end + 1
-      if row:
-        yield row
-  except csv.Error as error:
-    raise errors.UserError(
-      f"csv:{path} cannot be read as a table: {error} (line "
-      f"{rows.line_num + 1}, after row {number}). Where double quotes are"
-      " letters like others, say so with ?quote=none."
-    ) from error
-  if suspects:
-    more = f", and so have {suspects - 1} more rows" if suspects > 1 else ""
-    notes.append(
-      f"{first} has a quoted field that spans lines and contains the separator"
-      f"{more}. If that is several rows, double quotes are letters here: add "
-      "?quote=none to the address."
-    )
+  return form, read
 
 
 def _separator(header: str, name: str | None, declared: str | None) -> str:

@@ -148,12 +148,13 @@ def _groups(source: record_lib.Source) -> list[np.ndarray]:
   if names is None:
     # This generator's numbers are the same in every version of numpy.
     return [np.random.RandomState(0).permutation(len(source))]
-  groups: dict[str, list[tuple[bytes, int]]] = {}
+  ranks = np.empty(len(source), np.uint64)
+  groups: dict[str, list[int]] = {}
   for slot, name in enumerate(names):
-    group = name.split(os.sep)[0] if source.class_names else ""
     data = name.encode("utf-8", "surrogateescape")
     rank = hashlib.blake2b(data, digest_size=8).digest()
-    groups.setdefault(group, []).append((rank, slot))
-  return [
-    np.array([slot for _, slot in sorted(group)]) for group in groups.values()
-  ]
+    ranks[slot] = int.from_bytes(rank, "big")
+    if source.class_names:
+      groups.setdefault(name.split(os.sep)[0], []).append(slot)
+  slots = map(np.array, groups.values()) if groups else [np.arange(len(source))]
+  return [own[np.argsort(ranks[own], kind="stable")] for own in slots]

@@ -6,9 +6,8 @@ img2dataset and of CLIP_benchmark are of this kind; the latter's
 `classnames.txt` and `zeroshot_classification_templates.txt`, next to the shards
 or one directory up, give names and prompts to the labels.
 
-Opening reads every header once (about 5 microseconds each from memory); for
-more than some million samples, `clip-jax data prepare` makes a copy that opens
-at once.
+The first opening reads every header once; what it finds is kept in the user's
+cache, and later ones read the shards' sizes and times only.
 """
 
 import concurrent.futures
@@ -16,7 +15,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from clip_jax import errors, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import files, missing, paths
+from clip_jax.data.sources import files, kept_index, missing, paths
 from clip_jax.data.sources import shard as shard_lib
 from clip_jax.data.sources.naming import IMAGE, JSON, LABEL, TEXT
 
@@ -69,11 +68,21 @@ class WebDataset:
     self._captions = captions_lib.check_choice(captions or "text")
     self.class_names = class_names
     self.templates = templates
-    with concurrent.futures.ThreadPoolExecutor(_SCAN_THREADS) as pool:
-      index = functools.partial(
-        shard_lib.index_shard, labels=("npy",) if self._several else ()
-      )
-      self._shards = list(pool.map(index, self._files.paths))
+    suffixes = ("npy",) if self._several else ()
+    self._index = kept_index.keep(
+      "tar",
+      self._files.paths,
+      suffixes,
+      lambda: shard_lib.join(
+        _in_threads(
+          functools.partial(shard_lib.index_shard, labels=suffixes),
+          self._files.paths,
+        )
+      ),
+      sampled=False,  # A second start reads no tar.
+    )
+    stated = _in_threads(shard_lib.stated_count, self._files.paths)
+    self._shards = list(shard_lib.split(self._index, stated))
     self._ends = np.cumsum([len(shard.keys) for shard in self._shards])
     if not len(self):
       raise errors.UserError(self._why_empty())
@@ -83,6 +92,14 @@ class WebDataset:
       self.account.notes.extend(
         captions_lib.propose_lines(self._text, slots=len(self))
       )
+
+  def __getstate__(self) -> dict[str, Any]:
+    # The shards are views of the index.
+    return {**self.__dict__, "_shards": [s.stated for s in self._shards]}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._shards = list(shard_lib.split(self._index, state["_shards"]))
 
   def __len__(self) -> int:
     return int(self._ends[-1])
@@ -228,6 +245,13 @@ class WebDataset:
       digest.update(shard.keys.tobytes() + shard.bounds.tobytes())
       digest.update(repr(sorted(shard.problems.items())).encode())
     return digest.hexdigest()
+
+
+def _in_threads(
+  function: Callable[[str], Any], paths: Iterable[str]
+) -> list[Any]:
+  with concurrent.futures.ThreadPoolExecutor(_SCAN_THREADS) as pool:
+    return list(pool.map(function, paths))
 
 
 def open_webdataset(path: str, options: dict[str, Any]) -> WebDataset:

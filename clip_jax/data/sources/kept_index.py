@@ -1,0 +1,184 @@
+"""Indexes of data that are made in one pass, and kept in the user's cache.
+
+An index is arrays, mapped from a file of the cache where they are kept, and
+facts beside them. It is used as long as the sizes and times of the files that
+it is of stay the same, and the samples of their bytes, where these are taken.
+Where it cannot be kept, as in a folder that is full or read-only, it is made at
+each start. Several processes may make one at a time: the last one stays.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from clip_jax import errors, kept_files, regular_files
+
+VERSION = 1  # Of what the arrays and facts mean; of no use after a change.
+LEAST_BYTES = 2**20  # Of the files; smaller ones are as quickly read.
+MOST_BYTES = 32 * 2**30  # Of all indexes.
+# Files that have changed since are not trusted to keep their times: a change
+# within one tick of the clock would not show.
+SETTLED_SECONDS = 2.0
+_SAMPLES, _SAMPLE_BYTES = 64, 4096
+_ALIGNMENT = 64
+_LENGTH = struct.Struct("<q")
+_Stamp = list[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+  """Arrays and facts; mapped from `path`, or in memory where that is None.
+
+  Attributes:
+    arrays: by name, read-only where they are mapped.
+    facts: what JSON can hold.
+    path: of the file.
+    inode: of the file.
+  """
+
+  arrays: Mapping[str, np.ndarray]
+  facts: Mapping[str, Any]
+  path: pathlib.Path | None = None
+  inode: int = 0
+
+  def __reduce__(self) -> tuple:
+    # By its place while that is the same file; else by its content.
+    if self.path is not None:
+      with contextlib.suppress(OSError):
+        if self.path.stat().st_ino == self.inode:
+          return _reopen, (self.path, self.inode)
+    arrays = {name: np.array(array) for name, array in self.arrays.items()}
+    return Index, (arrays, dict(self.facts))
+
+
+def _reopen(path: pathlib.Path, inode: int) -> Index:
+  with contextlib.suppress(OSError, ValueError):
+    found = _open(path)
+    if found.inode == inode:
+      return found
+  raise errors.UserError(
+    f"{path}, an index of the data, was removed or replaced while worker "
+    "processes started; start again."
+  )
+
+
+def keep(
+  what: str,
+  paths: Sequence[str],
+  settings: Any,
+  make: Callable[[], Index],
+  *,
+  sampled: bool,
+) -> Index:
+  """Returns the index that is kept of some files, or else makes and keeps it.
+
+  Args:
+    what: the kind of index.
+    paths: of the files that it is of, in order.
+    settings: that the index depends on, too; their `repr` counts.
+    make: makes the index from the files.
+    sampled: whether samples of the files are read and compared as well.
+  """
+  places = [os.path.realpath(path) for path in paths]
+  key = repr((VERSION, what, places, settings)).encode("utf-8", "replace")
+  path = kept_files.folder("indexes") / hashlib.sha256(key).hexdigest()
+  stamp = _stamp(paths, sampled=sampled)
+  with contextlib.suppress(OSError, ValueError):
+    found = _open(path)
+    if stamp is not None and found.facts["stamp"] == stamp:
+      kept_files.note_use(path)
+      return found
+  started = time.time()
+  made = make()
+  if stamp is None or not _is_to_be_kept(stamp, started):
+    return made
+  if _stamp(paths, sampled=sampled) != stamp:
+    return made
+  facts = {**made.facts, "stamp": stamp}
+  with contextlib.suppress(OSError, ValueError):
+    kept_files.write(path, *_pieces(made.arrays, facts), most_bytes=MOST_BYTES)
+    found = _open(path)
+    if found.facts["stamp"] == stamp:
+      return found
+  return made
+
+
+def _stamp(paths: Sequence[str], *, sampled: bool) -> _Stamp | None:
+  """Returns what tells files from changed ones; None where one is not there."""
+  stamp = []
+  try:
+    for path in paths:
+      found = os.stat(path)
+      times = [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+      samples = [_sample(path, found.st_size)] if sampled else []
+      stamp.append(times + samples)
+  except (OSError, regular_files.NotRegularError):
+    return None
+  return stamp
+
+
+def _sample(path: str, size: int) -> str:
+  digest = hashlib.sha256()
+  last = max(0, size - _SAMPLE_BYTES)
+  with regular_files.open_regular(path) as file:
+    for number in range(_SAMPLES):
+      place = last * number // (_SAMPLES - 1)
+      digest.update(os.pread(file.fileno(), _SAMPLE_BYTES, place))
+  return digest.hexdigest()
+
+
+def _is_to_be_kept(stamp: _Stamp, started: float) -> bool:
+  newest = max((max(each[1:3]) for each in stamp), default=0)
+  return (
+    sum(each[0] for each in stamp) >= LEAST_BYTES
+    and newest / 1e9 < started - SETTLED_SECONDS
+  )
+
+
+def _pieces(
+  arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+) -> Iterator[bytes | memoryview]:
+  """Yields what a kept file holds: JSON after its length, then arrays."""
+  shapes = {name: [a.dtype.str, *a.shape] for name, a in arrays.items()}
+  head = json.dumps({"arrays": shapes, "facts": facts}).encode()
+  # In the file, the arrays begin at multiples of the alignment.
+  behind = kept_files.DIGEST_BYTES + _LENGTH.size + len(head)
+  head += b" " * (-behind % _ALIGNMENT)
+  yield _LENGTH.pack(len(head)) + head
+  for array in arrays.values():
+    yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    yield b"\0" * (-array.nbytes % _ALIGNMENT)
+
+
+def _open(path: pathlib.Path) -> Index:
+  """Returns a kept index.
+
+  Raises:
+    OSError: it is not there.
+    ValueError: it is none.
+  """
+  inode = path.stat().st_ino
+  content = kept_files.map_file(path)
+  if content is None:
+    raise ValueError("others can write there")
+  (length,) = _LENGTH.unpack_from(content)
+  end = _LENGTH.size + length
+  head = json.loads(content[_LENGTH.size : end].tobytes())
+  whole = np.frombuffer(content, np.uint8)
+  arrays = {}
+  for name, (kind, *shape) in head["arrays"].items():
+    dtype = np.dtype(kind)
+    size = dtype.itemsize * math.prod(shape)
+    arrays[name] = whole[end : end + size].view(dtype).reshape(shape)
+    end += size + -size % _ALIGNMENT
+  return Index(arrays, head["facts"], path, inode)
