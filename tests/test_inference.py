@@ -12,7 +12,7 @@ from PIL import Image
 
 import clip_jax
 from clip_jax import config as config_lib
-from clip_jax import errors, inference, loading
+from clip_jax import encoding, errors, inference, loading
 from clip_jax.checkpoints import saving
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.models import variants
@@ -82,7 +82,7 @@ def test_more_images_than_are_decoded_at_once_keep_their_order(
   clip, monkeypatch
 ):
   images = random_images(7)
-  monkeypatch.setattr(inference, "_AT_ONCE", 3)
+  monkeypatch.setattr(encoding, "_AT_ONCE", 3)
   np.testing.assert_allclose(
     clip.encode_image(list(images)), clip.embed_images(images), atol=2e-6
   )

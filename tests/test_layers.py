@@ -28,7 +28,7 @@ FLOORS = (
   "evals report",
   "checkpoints",
   "convert",
-  "embedder fingerprint inference inputs",
+  "embedder encoding fingerprint inference inputs",
   "search train",
   "loading",
   "doctor plan results",

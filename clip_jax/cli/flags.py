@@ -106,6 +106,24 @@ def add_batches(parser: Parser) -> None:
   )
 
 
+def add_data(parser: Parser, *, out: str = "") -> None:
+  """Adds DATA and, where `out` says what it is, OUT."""
+  parser.add_argument("data", metavar="DATA", help=DATA)
+  if out:
+    parser.add_argument("out", metavar="OUT", help=out)
+
+
+def add_workers(parser: Parser, does: str) -> None:
+  """Adds --workers; `does` says what they do."""
+  parser.add_argument(
+    "--workers",
+    metavar="N",
+    type=count,
+    default=1,
+    help=f"processes that {does} (default: 1)",
+  )
+
+
 def add_suite(parser: Parser, *, required: bool = False) -> None:
   """Adds --suite and --data-root."""
   parser.add_argument(

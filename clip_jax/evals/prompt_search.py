@@ -122,23 +122,15 @@ def evaluate(
   _check(train, test)
   account.tell(train.source, train_data)
   bad: collections.Counter[str] = collections.Counter()
-  with pipeline.eval_batches(
-    train.source,
+  examples = _embed(
+    train,
+    model,
+    bad,
     batch_size=batch_size,
-    preprocess=model.preprocess,
     threads=threads,
-  ) as batches:
-    examples = zero_shot.embed(
-      model,
-      tasks.watch(batches, bad, total=len(train.source), progress=progress),
-      classes=len(train.source.class_names or train.labels or ()),
-    )
+    progress=progress,
+  )
   names = test.templates or ()
-  if examples.several:
-    raise errors.UserError(
-      f"{train_data} has several labels an image; templates are chosen by the "
-      "accuracy, which needs one."
-    )
   found = choose(examples.embeds, examples.labels, _sums(train, model))
   chosen = [names[k] for k in found.chosen]
   measured = tasks.run(
@@ -160,6 +152,31 @@ def evaluate(
     ],
   }
   return {**measured, "search": search}
+
+
+def _embed(
+  train: tasks.Evaluation,
+  model: embedding_model.EmbeddingModel,
+  bad: collections.Counter[str],
+  *,
+  progress: Callable[[int, int], None] | None,
+  **reading: int,
+) -> zero_shot.Examples:
+  """Returns the examples to choose templates by; counts the bad records."""
+  with pipeline.eval_batches(
+    train.source, preprocess=model.preprocess, **reading
+  ) as batches:
+    examples = zero_shot.embed(
+      model,
+      tasks.watch(batches, bad, total=len(train.source), progress=progress),
+      classes=len(train.source.class_names or train.labels or ()),
+    )
+  if examples.several:
+    raise errors.UserError(
+      f"{train.data} has several labels an image; templates are chosen by the "
+      "accuracy, which needs one."
+    )
+  return examples
 
 
 def _sums(

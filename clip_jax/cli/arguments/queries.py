@@ -48,13 +48,7 @@ def add_queries(parser: flags.Parser) -> None:
   parser.add_argument(
     "--ignore-case", action="store_true", help="write all without capitals"
   )
-  parser.add_argument(
-    "--workers",
-    metavar="N",
-    type=flags.count,
-    default=1,
-    help="processes that read and count (default: 1)",
-  )
+  flags.add_workers(parser, "read and count")
 
 
 def check_queries(arguments: argparse.Namespace) -> str | None:

@@ -101,13 +101,18 @@ def dedupe(
     }
     if report_only:
       report = {"fingerprint": fingerprint, "dedupe": said}
-      tables[REPORT] = json.dumps(report, indent=2).encode() + b"\n"
-      for name, data in tables.items():
-        (partial / name).write_bytes(data)
-      prepare.finish(partial, out)
+      _write_tables(report, tables, partial, out)
     else:
       _write(pairs, how, out, address, work, said, tables, partial)
   return said | {"written": True}
+
+
+def _write_tables(report, tables, partial, out) -> None:
+  """Writes what --report-only leaves: the tables and `report.json`."""
+  tables[REPORT] = json.dumps(report, indent=2).encode() + b"\n"
+  for name, data in tables.items():
+    (partial / name).write_bytes(data)
+  prepare.finish(partial, out)
 
 
 def _summary(

@@ -9,7 +9,7 @@ import numpy as np
 from clip_jax import errors, preprocess, terminal
 from clip_jax.data import account
 from clip_jax.data import record as record_lib
-from clip_jax.data.curation import findings, survey
+from clip_jax.data.curation import balancing, findings, survey
 from clip_jax.data.statistics import examine, scripts
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -197,7 +197,7 @@ def _caption(
   record = _again(source, slot)
   for text in record.texts:
     data = text.encode("utf-8", "surrogatepass")
-    if examine.digest_of(data) == tuple(row["digest"].tolist()):
+    if balancing.digest(data) == tuple(row["digest"].tolist()):
       return {"caption": text[:_LONGEST]}
   raise _changed(record.key)
 
