@@ -2,7 +2,6 @@ import concurrent.futures
 import hashlib
 import html
 import importlib.resources
-import importlib.util
 import itertools
 import json
 import pathlib
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+import by_path
 from clip_jax import errors
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.tokenizer import clip_bpe
@@ -121,19 +121,11 @@ def test_ids_equal_those_of_openais_tokenizer(row):
   assert actual.tolist() == [expected]
 
 
-def _load_script():
-  path = pathlib.Path(__file__).parents[1] / "tools" / "golden" / "clip_bpe.py"
-  spec = importlib.util.spec_from_file_location("golden_clip_bpe", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
 @pytest.mark.parametrize(
   "count", [4000, pytest.param(20_000, marks=pytest.mark.slow)]
 )
 def test_ids_of_odd_captions_equal_openais(count):
-  script = _load_script()
+  script = by_path.load("tools/golden/clip_bpe.py")
   golden = json.loads(script.GOLDEN.read_text())
   captions = script.captions()
   assert script.text_digest(captions) == golden["captions"]

@@ -1,10 +1,8 @@
 """Tokenizers that come with a model, beside the libraries that define them."""
 
 import html
-import importlib.util
 import io
 import json
-import pathlib
 import pickle
 import random
 import re
@@ -20,6 +18,7 @@ import sentencepiece
 import tokenizers
 import transformers
 
+import by_path
 from clip_jax import errors
 from clip_jax import tokenizer as tokenizer_lib
 
@@ -28,17 +27,9 @@ UNIGRAM, BPE, VOCAB = "spiece.model", "bpe.model", "vocab.txt"
 JSON = "tokenizer.json"
 
 
-def _load_script():
-  path = pathlib.Path(__file__).parents[1] / "tools" / "golden" / "clip_bpe.py"
-  spec = importlib.util.spec_from_file_location("golden_clip_bpe", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
 @pytest.fixture(scope="module")
 def captions():
-  return _load_script().captions()[:2500]
+  return by_path.load("tools/golden/clip_bpe.py").captions()[:2500]
 
 
 def train_sentencepiece(lines, **options):

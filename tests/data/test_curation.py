@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import memory_source
 from clip_jax import cli, errors
 from clip_jax.data import prepare, sources
+from clip_jax.data import record as record_lib
 from clip_jax.data.curation import balancing, curate, matching, queries
 
 WORDS = (
@@ -101,27 +103,14 @@ def _kept_by_hand(names, texts, entries, limit, seed):
   return stays, counts
 
 
-class Pairs:
-  """Pairs in memory, with an image that has a header."""
-
-  class_names = templates = None
-
-  def __init__(self, names, texts, image, bad=()):
-    self._pairs = list(zip(names, texts, strict=True))
-    self._image, self._bad = image, bad
-    # Of a set: the order of the pairs is none of its business.
-    self.fingerprint = hashlib.sha256(
-      repr(sorted(self._pairs)).encode()
-    ).hexdigest()
-
-  def __len__(self):
-    return len(self._pairs)
-
-  def __getitem__(self, slot):
-    name, text = self._pairs[slot]
-    if name in self._bad:
-      raise sources.BadRecord("missing_image", name)
-    return sources.Record(image=self._image, texts=(text,), key=name)
+def _source(names, texts, image, bad=()):
+  records = [
+    record_lib.Record(image, (text,), name)
+    for name, text in zip(names, texts, strict=True)
+  ]
+  return memory_source.MemorySource(
+    records, dict.fromkeys(bad, "missing_image")
+  )
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +141,7 @@ def _content(directory):
 def test_the_pairs_that_stay_are_those_of_a_loop(seed, pairs, tmp_path):
   names, texts, image = pairs
   rule = curate.Rule(queries.Queries(WORDS), max_per_query=30, seed=seed)
-  found = curate.curate(Pairs(names, texts, image), tmp_path / "out", rule)
+  found = curate.curate(_source(names, texts, image), tmp_path / "out", rule)
   want, counts = _kept_by_hand(names, texts, WORDS, 30, seed)
   assert _keys(tmp_path / "out") == want
   assert found["kept"] == len(want)
@@ -165,7 +154,7 @@ def test_the_pairs_that_stay_are_those_of_a_loop(seed, pairs, tmp_path):
 def test_order_and_processes_change_nothing(pairs, tmp_path):
   names, texts, image = pairs
   rule = curate.Rule(queries.Queries(WORDS), max_per_query=25)
-  prepare.prepare(Pairs(names, texts, image), tmp_path / "pairs")
+  prepare.prepare(_source(names, texts, image), tmp_path / "pairs")
   # Of files: another process cannot import what a test defines.
   source = sources.open_source(f"arrayrecord:{tmp_path / 'pairs'}")
   for workers in (1, 2):
@@ -173,7 +162,9 @@ def test_order_and_processes_change_nothing(pairs, tmp_path):
     curate.curate(source, out, rule, workers=workers)
   assert _content(tmp_path / "1") == _content(tmp_path / "2")
   order = np.random.default_rng(2).permutation(len(names))
-  shuffled = Pairs([names[i] for i in order], [texts[i] for i in order], image)
+  shuffled = _source(
+    [names[i] for i in order], [texts[i] for i in order], image
+  )
   turned = curate.Rule(queries.Queries(WORDS[::-1]), max_per_query=25)
   curate.curate(shuffled, tmp_path / "shuffled", turned)
   assert sorted(_keys(tmp_path / "shuffled")) == _keys(tmp_path / "1")
@@ -181,7 +172,7 @@ def test_order_and_processes_change_nothing(pairs, tmp_path):
 
 def test_an_interrupted_run_goes_on_and_so_does_a_failed_one(pairs, tmp_path):
   names, texts, image = pairs
-  source = Pairs(names, texts, image)
+  source = _source(names, texts, image)
   rule = curate.Rule(queries.Queries(WORDS), max_per_query=25)
   curate.curate(source, tmp_path / "whole", rule)
 
@@ -262,7 +253,7 @@ def test_each_query_keeps_its_share_and_rare_ones_all():
 
 def test_every_pair_is_accounted_for(pairs, tmp_path):
   names, texts, image = pairs
-  source = Pairs(names, texts, image, bad=set(names[::7]))
+  source = _source(names, texts, image, bad=set(names[::7]))
   rule = curate.Rule(queries.Queries(("cat", "U.S.")), size=80)
   found = curate.curate(source, tmp_path / "out", rule)
   assert (

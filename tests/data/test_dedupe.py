@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+import memory_source
 from clip_jax import cli, errors, preprocess
 from clip_jax.data import prepare, sources
 from clip_jax.data import record as record_lib
@@ -51,24 +52,10 @@ COPIES = {
 }
 
 
-class Source:
-  """Pairs in memory; those with a "bad" key are bad."""
-
-  class_names = templates = None
-
-  def __init__(self, records):
-    self.records = records
-    said = sorted((r.key, *r.texts) for r in records)
-    self.fingerprint = hashlib.sha256(repr(said).encode()).hexdigest()
-
-  def __len__(self):
-    return len(self.records)
-
-  def __getitem__(self, index):
-    record = self.records[index]
-    if record.key.startswith("bad"):
-      raise record_lib.BadRecord("missing_image", record.key)
-    return record
+def _source(records):
+  """Returns a source in which keys with "bad" are bad."""
+  bad = {r.key: "missing_image" for r in records if r.key.startswith("bad")}
+  return memory_source.MemorySource(records, bad)
 
 
 def _record(key, image):
@@ -91,7 +78,7 @@ def planted():
   grey = [Image.new("RGB", (20, 20), (v, v, v)) for v in (40, 90, 140)]
   records += [_record(f"grey{i}", _encoded(x)) for i, x in enumerate(grey)]
   order = np.random.default_rng(0).permutation(len(records))
-  return Source([records[i] for i in order]), originals
+  return _source([records[i] for i in order]), originals
 
 
 def _keys(out):
@@ -231,7 +218,7 @@ def test_order_processes_and_interruptions_change_nothing(
   again = dedupe.dedupe(opened, tmp_path / "again", RULE)
   assert not again["written"]
   order = np.random.default_rng(1).permutation(len(source))
-  turned = Source([source.records[i] for i in order])
+  turned = _source([source.records[i] for i in order])
   dedupe.dedupe(turned, tmp_path / "turned", RULE)
   assert sorted(_keys(tmp_path / "turned")) == sorted(_keys(tmp_path / "o"))
 
@@ -371,7 +358,7 @@ class Model:
 
 def _plain(levels):
   """A source of plain images, one of each level of red."""
-  return Source(
+  return _source(
     [
       _record(f"{i}", _encoded(Image.new("RGB", (8 + i, 9), (level, 0, 0))))
       for i, level in enumerate(levels)
@@ -453,8 +440,8 @@ def test_what_an_evaluation_set_has_goes_and_is_told(tmp_path):
 
 def test_looks_link_two_sets_as_a_loop_does(planted, tmp_path):
   source, _ = planted
-  half = Source(source.records[::2])
-  other = Source(source.records[1::2])
+  half = _source(source.records[::2])
+  other = _source(source.records[1::2])
   rule = likeness.Rule(exact=False, max_distance=4)
   found = dedupe.dedupe(
     half, tmp_path / "o", rule, against=other, report_only=True
@@ -528,8 +515,8 @@ def _first(labels):
 
 def test_the_command_line_dedupes(planted, tmp_path, capsys):
   source, _ = planted
-  prepare.prepare(Source(source.records[:60]), tmp_path / "pairs")
-  prepare.prepare(Source(source.records[50:70]), tmp_path / "test")
+  prepare.prepare(_source(source.records[:60]), tmp_path / "pairs")
+  prepare.prepare(_source(source.records[50:70]), tmp_path / "test")
   command = ["data", "dedupe", f"arrayrecord:{tmp_path / 'pairs'}"]
   command += [str(tmp_path / "o"), "--max-distance", "4"]
   command += ["--against", f"arrayrecord:{tmp_path / 'test'}"]

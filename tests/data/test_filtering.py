@@ -1,7 +1,6 @@
 """Filters: each decision equals that of a slow loop written from the docs."""
 
 import collections
-import hashlib
 import io
 import json
 import pathlib
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import memory_source
 from clip_jax import cli, errors, preprocess
 from clip_jax.data import prepare, sources
 from clip_jax.data import record as record_lib
@@ -64,24 +64,10 @@ def _png(width, height, colour):
   return file.getvalue()
 
 
-class Source:
-  """Pairs in memory."""
-
-  class_names = templates = None
-
-  def __init__(self, records):
-    self.records = records
-    said = sorted((r.key, *r.texts) for r in records)
-    self.fingerprint = hashlib.sha256(repr(said).encode()).hexdigest()
-
-  def __len__(self):
-    return len(self.records)
-
-  def __getitem__(self, slot):
-    record = self.records[slot]
-    if record.key.endswith("7"):
-      raise record_lib.BadRecord("missing_image", record.key)
-    return record
+def _source(records):
+  """Returns a source in which every tenth key or so is bad."""
+  bad = {r.key: "missing_image" for r in records if r.key.endswith("7")}
+  return memory_source.MemorySource(records, bad)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +91,7 @@ def source():
       )
     )
     at += count
-  return Source(records)
+  return _source(records)
 
 
 def _spaceless(text):
@@ -230,7 +216,7 @@ def test_order_and_interruptions_change_nothing(source, tmp_path):
   assert done[0] == 256  # Three times 64 were there.
   assert _content(tmp_path / "again") == _content(tmp_path / "o")
   order = np.random.default_rng(1).permutation(len(source))
-  turned = Source([source.records[i] for i in order])
+  turned = _source([source.records[i] for i in order])
   filtering.filter_pairs(turned, tmp_path / "turned", limits)
   assert _read(tmp_path / "turned") == _read(tmp_path / "o")
 
@@ -356,7 +342,7 @@ class Ramp(Model):
 
 def _ramp(sides):
   """Returns pairs of images of these sides, each redder than the last."""
-  return Source(
+  return _source(
     [
       record_lib.Record(_png(side, side, (10 * i, 0, 0)), ("a",), f"k{i:02d}x")
       for i, side in enumerate(sides)
@@ -413,7 +399,7 @@ def test_a_model_that_gives_no_numbers_is_refused(what, tmp_path, monkeypatch):
 
 def test_an_image_that_decoding_shows_to_be_bad_is_counted(tmp_path):
   whole = _png(30, 30, (1, 2, 3))
-  source = Source(
+  source = _source(
     [
       record_lib.Record(whole, ("a dog",), "a"),
       record_lib.Record(whole[:-30], ("a dog",), "b"),
@@ -500,7 +486,7 @@ def test_languages_are_told_where_the_library_is(source, tmp_path):
     "ein Foto von einem Hund im Garten",
     "une photo d'un chien dans le jardin",
   ]
-  pairs = Source(
+  pairs = _source(
     [record_lib.Record(image, (t,), f"{i}") for i, t in enumerate(texts)]
   )
   found = filtering.filter_pairs(
