@@ -211,7 +211,7 @@ class Embedder:
   def log_probabilities(
     self, variables: Any, images: np.ndarray, units: np.ndarray
   ) -> np.ndarray:
-    """Returns what a head says of `units` for images, float32 (n, units).
+    """Returns a head's log-probabilities of `units`, float32 (n, units).
 
     The image tower sees each image once.
 

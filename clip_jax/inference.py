@@ -104,7 +104,7 @@ class Clip(encoding.Encoding):
   def scores_of(
     self, texts: list[str], *, cuts: tokenizer_lib.Cuts | None = None
   ) -> embedding_model.Likelihoods:
-    """Returns how a model that predicts captions scores texts.
+    """Returns the likelihoods of texts under a model that predicts captions.
 
     Args:
       texts: of any number.
@@ -193,7 +193,7 @@ class Clip(encoding.Encoding):
   def for_evaluation(
     self, cuts: tokenizer_lib.Cuts | None = None
   ) -> embedding_model.Functions:
-    """Returns what `evals.tasks.evaluate` takes; keeps class embeddings.
+    """Returns the functions for `evals.tasks.evaluate`; keeps class embeddings.
 
     Args:
       cuts: as in `encode_text`.

@@ -128,7 +128,7 @@ def _is_empty_directory(path: pathlib.Path) -> bool:
 def _origin(
   fingerprint: str, limits: preprocess.Limits, drop_bad: bool
 ) -> dict[str, Any]:
-  """Returns what a copy was made from, and how."""
+  """Returns the record of a copy: what it was made from, and how."""
   return {
     "fingerprint": fingerprint,
     "drop_bad": drop_bad,

@@ -159,12 +159,19 @@ class _Opened:
 
 
 def _open(
-  data: str, train_data: str, shots: Sequence[int], **classes: str
+  data: str,
+  train_data: str,
+  shots: Sequence[int],
+  *,
+  labels: str,
+  templates: str,
 ) -> _Opened:
   """Opens both splits and tells what is wrong with them; embeds nothing."""
   if not train_data:
     train_data, data = splits.train_and_test(data)
-  opened = tasks.open_evaluation("zero_shot", data, **classes)
+  opened = tasks.open_evaluation(
+    "zero_shot", data, labels=labels, templates=templates
+  )
   train, test = sources.open_source(train_data), opened.source
   order = linear_probe.check_classes((train, test), (train_data, data))
   resolved = opened.class_prompts()
@@ -265,7 +272,7 @@ def fit(
 def label_efficiency(
   shots: Sequence[int], accuracies: Sequence[float], zero_shot_accuracy: float
 ) -> dict[str, Any]:
-  """Returns how many examples a class a probe needs to equal zero-shot.
+  """Returns the number of examples a class with which a probe equals zero-shot.
 
   `shots` is that number, interpolated linearly over the logarithm of the
   shots (paper, section 3.1.4 and Figure 7), or None where it lies beyond those

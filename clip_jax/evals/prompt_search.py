@@ -160,7 +160,7 @@ def _embed(
   bad: collections.Counter[str],
   *,
   progress: Callable[[int, int], None] | None,
-  **reading: int,
+  **reading: Any,
 ) -> zero_shot.Examples:
   """Returns the examples to choose templates by; counts the bad records."""
   with pipeline.eval_batches(
@@ -202,9 +202,5 @@ def _check(train: tasks.Evaluation, test: tasks.Evaluation) -> None:
       "The labels are full prompts, which no template changes; a search for "
       "templates needs the names of the classes."
     )
-  own, others = (set(e.source.class_names or ()) for e in (train, test))
-  if odd := sorted(own ^ others):
-    raise errors.UserError(
-      f"{train.data} and {test.data} have different classes: "
-      f"{', '.join(odd[:5])} {'is' if len(odd) == 1 else 'are'} in one only."
-    )
+  classes = [each.source.class_names or () for each in (train, test)]
+  splits.check_same_classes(classes, (train.data, test.data))

@@ -62,6 +62,14 @@ def lookup(what: str, name: str, known: Mapping[str, _Value]) -> _Value:
   return known[name]
 
 
+def check_images(shape: tuple[int, ...], size: int) -> None:
+  """Raises UserError unless `shape` is (batch, size, size, 3)."""
+  if shape[1:] != (size, size, 3):
+    raise errors.UserError(
+      f"Images must be (batch, {size}, {size}, 3); got {shape}."
+    )
+
+
 def layer_norm(epsilon: float, *, name: str, dtypes: Dtypes) -> nn.LayerNorm:
   """Returns a layer norm with the two-pass variance, in at least float32."""
   return nn.LayerNorm(

@@ -169,10 +169,7 @@ class VisionTransformer(nn.Module):
         f"try {max(1, size // self.patch_size) * self.patch_size}, or "
         "drop_edge=True to ignore the pixels beyond the last whole patch."
       )
-    if shape[1:] != (size, size, 3):
-      raise errors.UserError(
-        f"Images must be (batch, {size}, {size}, 3); got {shape}."
-      )
+    layers.check_images(shape, size)
     if self.pooling == "class" and not self.class_token:
       raise errors.UserError(
         "pooling='class' needs class_token=True; try pooling='gap'."

@@ -57,7 +57,7 @@ def add_work(parser: flags.Parser) -> None:
 
 
 def check_work(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with the flags of `add_work` together."""
+  """Returns the error in the flags of `add_work`, or None."""
   if arguments.beam_options is not None and arguments.runner != "beam":
     return "--beam-options goes with --runner beam"
   return None
@@ -101,7 +101,7 @@ def add_filter(parser: flags.Parser) -> None:
 
 
 def check_filter(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with the flags of `data filter` together."""
+  """Returns the error in the flags of `data filter`, or None."""
   given = [getattr(arguments, name) for name in rules.NAMES]
   if arguments.config is None and given == [None] * len(given):
     return "give a rule, such as --min-words 3, or --config FILE"
@@ -179,7 +179,7 @@ def _kinds(text: str) -> list[str]:
 
 
 def check_dedupe(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with the flags of `data dedupe` together."""
+  """Returns the error in the flags of `data dedupe`, or None."""
   semantic = "semantic" in arguments.by
   if semantic != (arguments.model is not None):
     return "--by …,semantic and --model go together"

@@ -62,7 +62,7 @@ def _add_curate(parser: flags.Parser) -> None:
 
 
 def check_data(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with the flags of an action together."""
+  """Returns the error in the flags of an action, or None."""
   if arguments.action == "curate" and (
     (arguments.max_per_query is None) == (arguments.size is None)
   ):

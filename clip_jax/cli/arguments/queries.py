@@ -52,7 +52,7 @@ def add_queries(parser: flags.Parser) -> None:
 
 
 def check_queries(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with the flags of `data queries` together."""
+  """Returns the error in the flags of `data queries`, or None."""
   texts = arguments.texts
   if arguments.min_views is not None and not any(
     text.startswith(names.TITLES) for text in texts

@@ -147,7 +147,7 @@ def _given(arguments: argparse.Namespace, flag: str) -> Any:
 
 
 def _check_suite(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with --suite and what goes with it, or without it."""
+  """Returns the error of --suite and the flags that go with it, or None."""
   one_task = {"--task": arguments.task, "--data": arguments.data}
   of_suite = {
     "--data-root": arguments.data_root,

@@ -27,7 +27,7 @@ from clip_jax.search import clusters
 
 
 def fill(arguments: argparse.Namespace) -> survey.Fill | None:
-  """Returns what does the work of --runner; None for processes here."""
+  """Returns the function for --runner; None for processes here."""
   if arguments.runner == "local":
     return None
   try:

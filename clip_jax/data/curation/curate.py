@@ -59,7 +59,7 @@ class Rule:
       raise errors.UserError(f"seed={self.seed} must have at most 63 bits.")
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns what identifies the rule, as JSON has it."""
+    """Returns the fields that identify the rule, as JSON has them."""
     return {
       "queries_digest": self.queries.digest,
       "max_per_query": self.max_per_query,
@@ -174,7 +174,7 @@ def curate(
 def _decided(
   matches: balancing.Matches, rule: Rule, bad: dict[str, int]
 ) -> tuple[np.ndarray, dict[str, Any], bytes]:
-  """Returns which pairs stay, what is told of it, and the table of queries."""
+  """Returns the pairs that stay, a summary, and the table of queries."""
   pairs, counts = len(matches.pairs), matches.counts(len(rule.queries.texts))
   if not len(matches.queries):
     raise errors.UserError(

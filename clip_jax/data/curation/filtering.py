@@ -191,7 +191,7 @@ def _check(rules: rules_lib.Rules, model: model_lib.Model | None) -> None:
 
 
 def _decide(found: findings.Found, rules: rules_lib.Rules) -> _Decisions:
-  """Returns what the rules decide that need no model."""
+  """Returns the decisions of the rules that need no model."""
   decided = _Decisions(
     found, found.columns["rule"].copy(), found.values["stays"].copy()
   )
@@ -202,7 +202,7 @@ def _decide(found: findings.Found, rules: rules_lib.Rules) -> _Decisions:
 
 
 def _repeated(decided: _Decisions, limit: int) -> np.ndarray:
-  """Returns which captions more than `limit` good pairs have, bool."""
+  """Returns a mask of the captions that more than `limit` good pairs have."""
   captions, owners = decided.found.values["captions"], decided.owners()
   hashes, of = np.unique(captions, return_inverse=True)
   # A pair that has a caption twice counts once.

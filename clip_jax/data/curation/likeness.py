@@ -55,7 +55,7 @@ class Rule:
   semantic: Semantic | None = None
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns what identifies the rule, as JSON has it."""
+    """Returns the fields that identify the rule, as JSON has them."""
     semantic = self.semantic
     return {
       "exact": self.exact,

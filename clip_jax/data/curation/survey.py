@@ -110,7 +110,7 @@ def survey(
   on_record: Callable[[int], None] | None = None,
   fill: Fill | None = None,
 ) -> findings.Found:
-  """Returns what `examine` says of all records of `source`.
+  """Returns the findings of `examine` about all records of `source`.
 
   Args:
     source: what is read.
@@ -215,7 +215,7 @@ def _run(start: int, stop: int) -> findings.Found:
 def in_processes(
   workers: int,
 ) -> Callable[[Job, Ranges], Generator[findings.Found, None, None]]:
-  """Returns what runs a job in this many processes of this machine."""
+  """Returns a function that runs a job in processes of this machine."""
 
   def run(job: Job, ranges: Ranges) -> Generator[findings.Found, None, None]:
     if not ranges:
