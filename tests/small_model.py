@@ -1,11 +1,10 @@
 """A model so small that embedding with it takes no time."""
 
-import io
-
 import jax
 import numpy as np
 from PIL import Image
 
+import image_bytes
 from clip_jax.models import variants
 
 OVERRIDES = {
@@ -35,6 +34,4 @@ def random_images(count, size=16, seed=0):
 
 def encoded(array):
   """Returns the bytes of a PNG."""
-  buffer = io.BytesIO()
-  Image.fromarray(array).save(buffer, format="PNG")
-  return buffer.getvalue()
+  return image_bytes.encode(Image.fromarray(array))

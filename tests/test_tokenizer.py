@@ -6,8 +6,6 @@ import itertools
 import json
 import pathlib
 import pickle
-import subprocess
-import sys
 import unicodedata
 
 import ftfy
@@ -317,23 +315,6 @@ def test_threads_share_one_encoder():
     results = list(pool.map(lambda _: tokenizer(texts), range(4)))
   for result in results:
     np.testing.assert_array_equal(result, tokenizer(texts))
-
-
-def test_a_forked_process_encodes_without_a_warning():
-  script = (
-    "import os\n"
-    "from clip_jax import tokenizer\n"
-    "encode = tokenizer.make_tokenizer()\n"
-    "before = encode(['a cat', 'a dog']).tolist()\n"
-    "child = os.fork()\n"
-    "same = encode(['a cat', 'a dog']).tolist() == before\n"
-    "if child == 0: os._exit(0 if same else 3)\n"
-    "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
-  )
-  done = subprocess.run(
-    [sys.executable, "-c", script], capture_output=True, text=True
-  )
-  assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_mistakes_are_named():

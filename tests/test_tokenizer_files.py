@@ -527,10 +527,10 @@ def test_a_json_file_with_padding_and_a_length_obeys_the_fields(directory):
   np.testing.assert_array_equal(changed(text), make("t5", directory)(text))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, None])
 def test_a_forked_process_encodes_without_a_warning(family, directory):
-  fields = {**FIELDS[family], "context_length": LENGTH}
-  folder = str(directory / FOLDERS.get(family, "."))
+  fields = {**FIELDS.get(family, {}), "context_length": LENGTH}
+  folder = family and str(directory / FOLDERS.get(family, "."))
   script = (
     "import os\n"
     "from clip_jax import tokenizer\n"

@@ -3,13 +3,14 @@
 import collections
 import io
 import json
-import pathlib
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import image_bytes
+import made_data
 import memory_source
 from clip_jax import cli, errors, preprocess
 from clip_jax.data import prepare, sources
@@ -59,9 +60,7 @@ LIMITS = {
 
 
 def _png(width, height, colour):
-  file = io.BytesIO()
-  Image.new("RGB", (width, height), colour).save(file, "PNG")
-  return file.getvalue()
+  return image_bytes.encode(Image.new("RGB", (width, height), colour))
 
 
 def _source(records):
@@ -178,13 +177,6 @@ def _read(out):
   return {record.key: record.texts for record in records}
 
 
-def _content(directory):
-  return {
-    path.name: path.read_bytes()
-    for path in sorted(pathlib.Path(directory).iterdir())
-  }
-
-
 @pytest.mark.parametrize("name", [*LIMITS, "all"])
 def test_what_stays_is_what_a_loop_keeps(name, source, tmp_path):
   limits = LIMITS if name == "all" else {name: LIMITS[name]}
@@ -214,7 +206,9 @@ def test_order_and_interruptions_change_nothing(source, tmp_path):
     source, tmp_path / "again", limits, on_record=done.append
   )
   assert done[0] == 256  # Three times 64 were there.
-  assert _content(tmp_path / "again") == _content(tmp_path / "o")
+  assert made_data.content(tmp_path / "again") == made_data.content(
+    tmp_path / "o"
+  )
   order = np.random.default_rng(1).permutation(len(source))
   turned = _source([source.records[i] for i in order])
   filtering.filter_pairs(turned, tmp_path / "turned", limits)
@@ -323,7 +317,9 @@ def test_scores_are_computed_once_whatever_the_threshold(
     source, tmp_path / "o", limits, model=model, batch_size=32
   )
   assert len(model.batches) <= len(whole.batches) + 2
-  assert _content(tmp_path / "o") == _content(tmp_path / "whole")
+  assert made_data.content(tmp_path / "o") == made_data.content(
+    tmp_path / "whole"
+  )
   # One shape of batches, so that no rounding depends on the rest.
   assert set(model.batches) == {32}
 
@@ -378,7 +374,9 @@ def test_scores_of_other_pairs_are_not_taken(tmp_path, monkeypatch):
     patched.setattr(prepare, "prepare", stop)
     run("o", limits[0])  # All is scored, and nothing is written.
   assert run("o", limits[1]) == run("fresh", limits[1])
-  assert _content(tmp_path / "o") == _content(tmp_path / "fresh")
+  assert made_data.content(tmp_path / "o") == made_data.content(
+    tmp_path / "fresh"
+  )
 
 
 @pytest.mark.parametrize("what", ["images", "texts"])

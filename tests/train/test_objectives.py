@@ -105,16 +105,7 @@ def _updated(mesh_shape, kind, weight, parts):
     initial,
     state_lib.abstract_state(model, TX, mesh),
   )
-  step = step_lib.make_train_step(
-    model,
-    TX,
-    mesh,
-    loss=config.loss,
-    optim=config.optim,
-    micro_batches=parts,
-    seed=config.seed,
-    captioning_weight=weight,
-  )
+  step = program_lib.Program(config, mesh, {}, model, TX, None).make_step()
   batch = sharding.place(_batch(), sharding.batch_sharding(mesh))
   with pytest.MonkeyPatch.context() as patch:
     if kind == "lm":  # Its logits in parts, of three tokens each.
