@@ -9,6 +9,8 @@ drawn from a generator keyed by `(seed, g)`. To resume is to start at a step.
 import dataclasses
 import functools
 import math
+import queue
+import threading
 import traceback
 import weakref
 import zlib
@@ -39,6 +41,9 @@ __all__ = [
 CHUNK_ROWS = 256
 MAX_SUBSTITUTES = 100
 _ENDLESS_STEPS = 2**40
+
+# Seconds that closing waits for an element that was asked for.
+_LAST_WAIT = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +203,42 @@ class _EvalBatch:
     }
 
 
+class _Puller:
+  """Takes elements from grain in a thread of its own.
+
+  Ctrl-C raises in the main thread, wherever that is. Inside the locks that it
+  would share with grain's threads, a wake-up would be lost, and closing would
+  wait for ever; the queues between this thread and the caller are safe there.
+  """
+
+  def __init__(self, elements: grain.DatasetIterator):
+    self._elements = elements
+    self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    self._given: queue.SimpleQueue[tuple] = queue.SimpleQueue()
+    self._thread = threading.Thread(target=self._pull, daemon=True)
+    self._thread.start()
+
+  def _pull(self) -> None:
+    while self._asked.get():
+      try:
+        self._given.put((next(self._elements), None))
+      except BaseException as error:  # Raised again where it was asked for.
+        self._given.put((None, error))
+
+  def __next__(self) -> Any:
+    self._asked.put(True)
+    element, error = self._given.get()
+    if error is not None:
+      raise error
+    return element
+
+  def close(self) -> None:
+    """Stops what loads ahead."""
+    self._asked.put(False)
+    self._thread.join(_LAST_WAIT)
+    self._elements.close()
+
+
 class Batches(Iterator[dict]):
   """Iterates over batches; a context manager that stops threads and workers."""
 
@@ -209,7 +250,7 @@ class Batches(Iterator[dict]):
     endless: bool,
     owner: str | None = None,
   ):
-    self._elements = [elements]
+    self._elements = [_Puller(elements)]
     self._chunks = chunks
     self._endless = endless
     # Also at exit: grain's own clean-up comes too late there.
@@ -252,7 +293,7 @@ class Batches(Iterator[dict]):
     self.close()
 
 
-def _close(elements: list[grain.DatasetIterator], owner: str | None) -> None:
+def _close(elements: list[_Puller], owner: str | None) -> None:
   # Let go of at once: its destructor fails where the interpreter ends.
   elements.pop().close()
   worker_processes.end(owner)

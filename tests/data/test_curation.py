@@ -2,6 +2,7 @@
 
 import collections
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,10 +10,16 @@ from scipy import stats
 
 import made_data
 import memory_source
-from clip_jax import cli, errors
+from clip_jax import cli, errors, preprocess
 from clip_jax.data import prepare, sources
 from clip_jax.data import record as record_lib
-from clip_jax.data.curation import balancing, curate, matching, queries
+from clip_jax.data.curation import (
+  balancing,
+  curate,
+  language,
+  matching,
+  queries,
+)
 
 WORDS = (
   *("dog", "Dog", "cat", "hot dog", "new york", "St. Louis", "U.S.", "a"),
@@ -238,7 +245,9 @@ def test_each_query_keeps_its_share_and_rare_ones_all():
   expected = balancing.expected_size(matches, counts, threshold)
   assert abs(np.mean([s.sum() for s in kept]) - expected) < 30
   # The limit of a size is found from the mean, not from one draw.
-  limit = balancing.threshold_of_size(matches, counts, 1000)
+  limit = balancing.limit_of_size(
+    matches, counts, 1000, threshold=float, highest=float(counts.max())
+  )
   assert balancing.expected_size(matches, counts, limit) == pytest.approx(1000)
 
 
@@ -325,7 +334,150 @@ def test_the_command_line_curates(tmp_path, capsys, png):
 def test_queries_that_differ_in_capitals_are_one_where_these_do_not_count():
   listed = queries.Queries(("Dog", "cat", "dog"), repeated=1)
   rule = curate.Rule(listed, size=1, ignore_case=True)
-  assert rule.queries == queries.Queries(("Dog", "cat"), repeated=2)
-  assert curate.Rule(listed, size=1).queries == listed
+  assert rule.lists == (queries.Queries(("Dog", "cat"), repeated=2),)
+  assert curate.Rule(listed, size=1).lists == (listed,)
   with pytest.raises(errors.UserError, match="63 bits"):
     curate.Rule(listed, size=1, seed=10**70)
+
+
+# By language: its name, queries, pieces of its captions.
+LANGUAGES = {
+  "en": (
+    ("the dog", "cat", "house of cards"),
+    ("the dog", "a cat", "and", "is in the garden", "a house of cards"),
+  ),
+  "ru": (
+    ("собака", "большой дом"),
+    ("собака", "кошка", "стоит", "где река", "большой дом", "собаками"),
+  ),
+  "zh": (
+    ("猫", "黑猫", "iPhone手机", "公园"),
+    (
+      "黑猫",
+      "在",
+      "公园里",
+      "睡觉",
+      "一只猫",
+      "我的iPhone手机",
+      "。",
+      "很好看",
+    ),
+  ),
+  "ja": (
+    ("犬", "東京タワー"),
+    ("犬が", "東京タワーの", "前で", "走っている", "きれいな"),
+  ),
+  "th": (("แมว", "ทะเล"), ("แมว", "นอนอยู่", "ริมทะเล", "สวยงาม", "วันนี้")),
+  "ko": (
+    ("고양이", "서울 타워"),
+    ("고양이", "고양이가", "서울 타워", "앞에", "앉아 있다"),
+  ),
+}
+UNSPACED = {"zh", "ja", "th"}
+
+
+def _worldwide(number):
+  """Captions of several languages, each with the language that it is in."""
+  rng = np.random.default_rng(1)
+  found = []
+  for _ in range(number):
+    code = rng.choice(list(LANGUAGES))
+    pieces = rng.choice(LANGUAGES[code][1], rng.integers(3, 7))
+    found.append((str(code), ("" if code in UNSPACED else " ").join(pieces)))
+  return found
+
+
+def _is_in(query, text):
+  """MetaCLIP 2's rule: spaces go around the ends that are written with them."""
+  row = [re.escape(query)]
+  if query[0].isascii() or ord(query[0]) < 0x0E00 or "가" <= query[0] <= "힣":
+    row.insert(0, r"(?<![^\s.])(?<![A-Za-z])")
+  if (
+    query[-1].isascii() or ord(query[-1]) < 0x0E00 or "가" <= query[-1] <= "힣"
+  ):
+    row.append(r"(?![^\s.])")
+  return re.search("".join(row), text) is not None
+
+
+def test_each_language_has_its_list_and_its_tail(tmp_path, png, monkeypatch):
+  spoken = _worldwide(1500)
+  monkeypatch.setattr(language, "of", dict(map(reversed, spoken)).__getitem__)
+  names = [f"{i}" for i in range(len(spoken))]
+  source = _source(names, [text for _, text in spoken], png(0))
+  lists = {
+    code: queries.Queries(entries) for code, (entries, _) in LANGUAGES.items()
+  }
+  matched = collections.Counter()
+  pairs_of = collections.Counter()
+  for code, text in spoken:
+    here = [
+      q for q in LANGUAGES[code][0] if _is_in(q, text.replace("我的", " "))
+    ]
+    matched.update((code, query) for query in here)
+    pairs_of[code] += bool(here)
+  rule = curate.Rule(lists, max_per_query=40, seed=3)
+  found = curate.curate(source, tmp_path / "out", rule)
+  rows = (tmp_path / "out" / "queries.tsv").read_text().splitlines()
+  assert rows[0] == "query\tbefore\tafter\tlanguage"
+  told = {
+    (r[3], r[0]): int(r[1]) for r in (row.split("\t") for row in rows[1:])
+  }
+  assert {k: n for k, n in told.items() if n} == dict(matched)
+  by_code = {each["language"]: each for each in found["languages"]}
+  assert {c: each["matched"] for c, each in by_code.items()} == dict(pairs_of)
+  assert by_code["en"]["threshold"] == found["threshold"] == 40
+  tail = by_code["en"]["tail_share"]
+  for code, (entries, _) in LANGUAGES.items():
+    counts = sorted(matched[code, query] for query in entries)
+    below = np.cumsum(counts) / sum(counts)
+    if code != "en":
+      assert by_code[code]["threshold"] == counts[np.argmax(below >= tail)]
+  assert sum(each["kept"] for each in by_code.values()) == found["kept"]
+
+
+def test_real_languages_are_told_apart(png):
+  examine = curate._Examine(
+    curate.Rule(
+      {
+        "en": queries.Queries(("dog", "cat")),
+        "de": queries.Queries(("Hund", "Katze")),
+        "ja": queries.Queries(("犬",)),
+      },
+      tail_share=0.06,
+    ),
+    preprocess.DEFAULT_LIMITS,
+  )
+  texts = (
+    "The dog and the cat are playing in the garden behind our house",
+    "Der Hund und die Katze spielen im Garten hinter unserem Haus",
+    "庭で遊んでいる犬です",
+  )
+  for text, numbers in zip(texts, ([0, 1], [2, 3], [4]), strict=True):
+    record = sources.Record(image=png(0), texts=(text,), key="x")
+    assert examine(record)["queries"] == numbers
+
+
+@pytest.mark.parametrize(
+  ("flags", "code", "message"),
+  [
+    (
+      ["--queries", "en=q.txt", "--queries", "q.txt"],
+      1,
+      "each is LANGUAGE=FILE",
+    ),
+    (["--queries", "en=q.txt", "--queries", "en=q.txt"], 1, "after another of"),
+    (["--queries", "zz=q.txt"], 1, "language 'zz'"),
+    (["--queries", "de=q.txt"], 1, "None of the 1 pairs holds"),
+  ],
+)
+def test_lists_of_languages_that_are_wrong(
+  flags, code, message, tmp_path, monkeypatch, capsys, png
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "0.png").write_bytes(png(0))
+  (tmp_path / "p.csv").write_text("image,caption\n0.png,a dog in the park")
+  (tmp_path / "q.txt").write_text("Hund\n")
+  command = ["data", "curate", "csv:p.csv", "out", "--tail-share", "0.06"]
+  assert cli.run([*command, *flags]) == code
+  assert message in capsys.readouterr().err
+  assert not (tmp_path / "out").exists()

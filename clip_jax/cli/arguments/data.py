@@ -33,16 +33,25 @@ def _add_curate(parser: flags.Parser) -> None:
   flags.add_data(parser, out=curation.OUT)
   parser.add_argument(
     "--queries",
-    metavar="FILE",
+    metavar="[LANGUAGE=]FILE",
     required=True,
+    action="append",
     help="what captions are searched for: text with a query a line, or a list "
-    "in JSON",
+    "in JSON; once for each language (en=FILE), or one FILE for all captions",
   )
   parser.add_argument(
     "--max-per-query",
     metavar="N",
     type=flags.count,
-    help="pairs that each query keeps, on average (the paper: 20000)",
+    help="pairs that each query keeps, on average (the paper: 20000); of "
+    "several languages, each query of the first",
+  )
+  parser.add_argument(
+    "--tail-share",
+    metavar="P",
+    type=flags.share,
+    help="the part of all matches, in each language, that rare queries have "
+    "and that loses nothing (MetaCLIP: 0.06)",
   )
   parser.add_argument(
     "--size",
@@ -64,9 +73,10 @@ def _add_curate(parser: flags.Parser) -> None:
 def check_data(arguments: argparse.Namespace) -> str | None:
   """Returns the error in the flags of an action, or None."""
   if arguments.action == "curate" and (
-    (arguments.max_per_query is None) == (arguments.size is None)
+    [arguments.max_per_query, arguments.tail_share, arguments.size].count(None)
+    != 2
   ):
-    return "give --max-per-query or --size, one of the two"
+    return "give one of --max-per-query, --tail-share and --size"
   check = _CHECKS.get(arguments.action)
   return None if check is None else check(arguments)
 

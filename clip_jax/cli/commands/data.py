@@ -95,8 +95,9 @@ def _prepare(arguments, source, on_record) -> verb.Answer:
 def _curate(arguments, source, on_record) -> verb.Answer:
   account.tell(source, arguments.data)
   rule = curate.Rule(
-    queries_lib.read(arguments.queries),
+    queries_lib.read_all(arguments.queries),
     max_per_query=arguments.max_per_query,
+    tail_share=arguments.tail_share,
     size=arguments.size,
     seed=arguments.seed,
     ignore_case=arguments.ignore_case,
@@ -124,6 +125,13 @@ def _curate(arguments, source, on_record) -> verb.Answer:
     f"queries have more, and {found['limited_share']:.1%} of all matches",
     f"entropy of queries: {entropy['before']:.2f} bits before, "
     f"{entropy['after']:.2f} after",
+  ]
+  lines += [
+    f"{each['language']}: {each['matched']} pairs hold one of "
+    f"{each['queries_matched']} queries, {each['kept']} of them stay; "
+    f"threshold {each['threshold']:.6g}, below it {each['tail_share']:.1%} of "
+    "matches"
+    for each in found.get("languages", ())
   ]
   rows = [
     (terminal.escaped(top["query"], limit=60), top["before"], top["after"])

@@ -11,6 +11,7 @@ order of the pairs nor on how the work is split.
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -77,13 +78,17 @@ def draws(pairs: np.ndarray, queries: np.ndarray) -> np.ndarray:
   return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def probabilities(counts: np.ndarray, threshold: float) -> np.ndarray:
+# Pairs that a query keeps, on average: of all queries, or of each, (queries,).
+Threshold = float | np.ndarray
+
+
+def probabilities(counts: np.ndarray, threshold: Threshold) -> np.ndarray:
   """Returns with what probability a query keeps one of its pairs, float64."""
   return np.minimum(1.0, threshold / np.maximum(counts, 1))
 
 
 def kept(
-  matches: Matches, query_hashes: np.ndarray, threshold: float
+  matches: Matches, query_hashes: np.ndarray, threshold: Threshold
 ) -> np.ndarray:
   """Returns whether each pair stays, bool (pairs,).
 
@@ -100,7 +105,7 @@ def kept(
 
 
 def expected_size(
-  matches: Matches, counts: np.ndarray, threshold: float
+  matches: Matches, counts: np.ndarray, threshold: Threshold
 ) -> float:
   """Returns the number of pairs that stay on average."""
   p = probabilities(counts, threshold)[matches.queries]
@@ -112,8 +117,41 @@ def expected_size(
   return float(-np.expm1(gone).sum())
 
 
-def threshold_of_size(matches: Matches, counts: np.ndarray, size: int) -> float:
-  """Returns the threshold at which `size` pairs stay on average.
+def tail_share(counts: np.ndarray, threshold: float) -> float:
+  """Returns the share of all matches that queries below a threshold have."""
+  total = counts.sum()
+  return float(counts[counts < threshold].sum() / total) if total else 0.0
+
+
+def threshold_of_tail(counts: np.ndarray, share: float) -> float:
+  """Returns the least count up to which queries have this share of matches.
+
+  MetaCLIP 2 (section 3.3) so gives each language the threshold at which its
+  tail is as large as that of English. 0 where nothing matches.
+  """
+  ascending = np.sort(counts[counts > 0])
+  if not len(ascending):
+    return 0.0
+  reached = np.cumsum(ascending) >= share * ascending.sum()
+  return float(ascending[np.argmax(reached)])
+
+
+def limit_of_size(
+  matches: Matches,
+  counts: np.ndarray,
+  size: int,
+  *,
+  threshold: Callable[[float], Threshold],
+  highest: float,
+) -> float:
+  """Returns the limit at which `size` pairs stay on average.
+
+  Args:
+    matches: of all pairs.
+    counts: pairs of each query.
+    size: pairs that stay.
+    threshold: of a limit; no pair more may stay at a lower limit.
+    highest: a limit at which all stay.
 
   Raises:
     UserError: fewer pairs match a query.
@@ -124,10 +162,10 @@ def threshold_of_size(matches: Matches, counts: np.ndarray, size: int) -> float:
       f"{size} pairs are asked for, but only {matched} match a query; ask for "
       "fewer, or add data or queries."
     )
-  low, high = 0.0, float(counts.max(initial=1))
+  low, high = 0.0, highest
   for _ in range(60):
     middle = (low + high) / 2
-    if expected_size(matches, counts, middle) < size:
+    if expected_size(matches, counts, threshold(middle)) < size:
       low = middle
     else:
       high = middle

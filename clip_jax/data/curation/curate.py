@@ -5,9 +5,11 @@ query, or lost every draw of its queries.
 """
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import numpy as np
 from clip_jax import errors, preprocess
 from clip_jax.data import prepare
 from clip_jax.data import record as record_lib
-from clip_jax.data.curation import balancing, matching, survey
+from clip_jax.data.curation import balancing, language, matching, survey
 from clip_jax.data.curation import queries as queries_lib
 from clip_jax.data.sources import views
 
@@ -28,41 +30,83 @@ class Rule:
   """What decides which pairs stay.
 
   Attributes:
-    queries: the list.
-    max_per_query: pairs that a query keeps, on average; or
-    size: pairs that stay in all, on average; the threshold follows from it.
+    queries: the list; or one for each language, by its code in ISO 639-1: a
+      caption is then searched for the queries of its own language.
+    max_per_query: pairs that a query keeps, on average; of several languages,
+      one of the first, and the others' tails are as large as its tail is; or
+    tail_share: of all matches, the part that queries have which lose nothing,
+      in each language; or
+    size: pairs that stay in all, on average; `max_per_query` follows from it.
     seed: of the draws.
     ignore_case: whether capitals make no difference when queries are matched.
   """
 
-  queries: queries_lib.Queries
+  queries: queries_lib.Queries | Mapping[str, queries_lib.Queries]
   max_per_query: float | None = None
+  tail_share: float | None = None
   size: int | None = None
   seed: int = 0
   ignore_case: bool = False
 
   def __post_init__(self) -> None:
     """Raises UserError unless exactly one limit is given, and above zero."""
-    limits = {"max_per_query": self.max_per_query, "size": self.size}
+    limits = {
+      name: getattr(self, name)
+      for name in ("max_per_query", "tail_share", "size")
+    }
     given = {name: value for name, value in limits.items() if value is not None}
     if len(given) != 1:
       raise errors.UserError(
-        "Give either the most pairs of a query (max_per_query) or the number "
-        f"of pairs in all (size); got {given or 'neither'}."
+        "Give one of the most pairs of a query (max_per_query), the share of "
+        "matches that lose nothing (tail_share) and the number of pairs in all "
+        f"(size); got {given or 'none'}."
       )
     ((name, value),) = given.items()
-    if not 0 < value < float("inf"):
-      raise errors.UserError(f"{name}={value} must be above zero.")
-    if self.ignore_case:  # What differs in capitals only is one query.
-      object.__setattr__(self, "queries", self.queries.folded())
+    highest = 1 if name == "tail_share" else float("inf")
+    if not 0 < value < highest:
+      below = " and below one" if name == "tail_share" else ""
+      raise errors.UserError(f"{name}={value} must be above zero{below}.")
+    if self.languages:
+      language.check(self.languages)
     if abs(self.seed) >= 2**63:
       raise errors.UserError(f"seed={self.seed} must have at most 63 bits.")
 
+  @property
+  def languages(self) -> tuple[str, ...]:
+    """The languages that have a list; none where one serves all."""
+    lists = self.queries
+    return tuple(lists) if isinstance(lists, Mapping) else ()
+
+  @functools.cached_property
+  def lists(self) -> tuple[queries_lib.Queries, ...]:
+    """The lists; of queries that differ in capitals the first, if told to."""
+    several = self.queries
+    lists = several.values() if isinstance(several, Mapping) else (several,)
+    return tuple(each.folded() if self.ignore_case else each for each in lists)
+
+  @functools.cached_property
+  def texts(self) -> tuple[str, ...]:
+    """The queries of all lists, one list after the other."""
+    return tuple(text for each in self.lists for text in each.texts)
+
+  def each(self, values: Sequence[Any]) -> np.ndarray:
+    """Returns a value of each list for each of its queries, (queries,)."""
+    return np.repeat(values, [len(found.texts) for found in self.lists])
+
+  @property
+  def parts(self) -> list[slice]:
+    """Where the queries of each list stand among `texts`."""
+    ends = np.cumsum([len(each.texts) for each in self.lists]).tolist()
+    return [slice(*part) for part in itertools.pairwise([0, *ends])]
+
   def to_dict(self) -> dict[str, Any]:
     """Returns the fields that identify the rule, as JSON has them."""
+    digests = [each.digest for each in self.lists]
+    named = dict(zip(self.languages, digests, strict=bool(self.languages)))
     return {
-      "queries_digest": self.queries.digest,
+      "queries_digest": named or digests[0],
       "max_per_query": self.max_per_query,
+      **({"tail_share": self.tail_share} if self.tail_share else {}),
       "size": self.size,
       "seed": self.seed,
       "ignore_case": self.ignore_case,
@@ -78,14 +122,22 @@ class _Examine:
   def __init__(self, rule: Rule, limits: preprocess.Limits):
     self._seed = rule.seed
     self._limits = limits
-    self._matcher = matching.Matcher(
-      rule.queries.texts, ignore_case=rule.ignore_case
-    )
+    self._starts = [part.start for part in rule.parts]
+    self._languages = rule.languages
+    self._matchers = [
+      matching.Matcher(
+        each.texts,
+        ignore_case=rule.ignore_case,
+        characters=bool(rule.languages),
+      )
+      for each in rule.lists
+    ]
     # Queries are told by their positions, so that their order counts.
-    texts = "\n".join(rule.queries.texts).encode()
+    texts = "\n".join(rule.texts).encode()
     self.identity = (
       *(hashlib.sha256(texts).hexdigest(), rule.seed, rule.ignore_case),
       limits.max_pixels,
+      *zip(rule.languages, self._starts, strict=bool(rule.languages)),
     )
 
   def __call__(self, record: record_lib.Record) -> Mapping[str, Any]:
@@ -94,8 +146,22 @@ class _Examine:
     name = "\0".join((record.key, *record.texts))
     return {
       "pair": balancing.hash_text(name, seed=self._seed),
-      "queries": self._matcher.find(record.texts),
+      "queries": self._found(record.texts),
     }
+
+  def _found(self, texts: Sequence[str]) -> list[int]:
+    if not self._languages:
+      return self._matchers[0].find(texts)
+    spoken = [language.of(text) for text in texts]
+    found: list[int] = []
+    for code, start, matcher in zip(
+      self._languages, self._starts, self._matchers, strict=True
+    ):
+      own = [
+        text for text, is_in in zip(texts, spoken, strict=True) if is_in == code
+      ]
+      found += (start + number for number in matcher.find(own))
+    return found
 
 
 def curate(
@@ -132,8 +198,9 @@ def curate(
     A dictionary: `pairs` in the source; `matched`, that hold a query; `kept`;
     `dropped` by reason, so that kept and dropped add up to pairs; `queries` in
     the list, `queries_matched`, `queries_limited`, that lose pairs;
-    `limited_share` of all matches that are theirs; `threshold`; `expected`,
-    the mean of `kept` over seeds; `entropy_bits` and `top`, the most frequent
+    `limited_share` of all matches that are theirs; `threshold`, of the first
+    language; `languages`, what is told of each; `expected`, the mean of
+    `kept` over seeds; `entropy_bits` and `top`, the most frequent
     queries, before and after; and `written`, whether anything was.
 
   Raises:
@@ -175,31 +242,92 @@ def _decided(
   matches: balancing.Matches, rule: Rule, bad: dict[str, int]
 ) -> tuple[np.ndarray, dict[str, Any], bytes]:
   """Returns the pairs that stay, a summary, and the table of queries."""
-  pairs, counts = len(matches.pairs), matches.counts(len(rule.queries.texts))
+  pairs, counts = len(matches.pairs), matches.counts(len(rule.texts))
   if not len(matches.queries):
     raise errors.UserError(
       f"None of the {pairs} pairs holds one of the {len(counts)} queries"
       f"{f' ({sum(bad.values())} pairs are bad)' if bad else ''}; the first "
-      f"query is {rule.queries.texts[0]!r}. Capitals count: ignore_case lets "
+      f"query is {rule.texts[0]!r}. Capitals count: ignore_case lets "
       "them make no difference."
     )
-  threshold = (
-    float(rule.max_per_query)
-    if rule.max_per_query is not None
-    else balancing.threshold_of_size(matches, counts, rule.size or 0)
-  )
-  hashes = np.array([*map(balancing.hash_text, rule.queries.texts)], np.uint64)
-  stays = balancing.kept(matches, hashes, threshold)
+  thresholds = _thresholds(matches, counts, rule)
+  each = rule.each(thresholds)
+  hashes = np.array([*map(balancing.hash_text, rule.texts)], np.uint64)
+  stays = balancing.kept(matches, hashes, each)
   if not stays.any():
     raise errors.UserError(
-      f"Of {pairs} pairs none stays at {threshold:.3g} pairs a query; "
+      f"Of {pairs} pairs none stays at {thresholds[0]:.3g} pairs a query; "
       "ask for more."
     )
   after = np.bincount(
     matches.queries[stays[matches.rows()]], minlength=len(counts)
   )
-  said = _summary(rule, matches, counts, after, stays, bad, threshold)
-  return stays, said, _table(rule.queries.texts, counts, after)
+  said = _summary(rule, matches, counts, after, stays, bad, each)
+  if rule.languages:
+    said["languages"] = _by_language(rule, matches, counts, stays, thresholds)
+  return stays, said, _table(rule, counts, after)
+
+
+def _thresholds(
+  matches: balancing.Matches, counts: np.ndarray, rule: Rule
+) -> list[float]:
+  """Returns the pairs that a query of each list keeps, on average."""
+  first, *others = (counts[part] for part in rule.parts)
+
+  def of_tail(share: float) -> list[float]:
+    return [balancing.threshold_of_tail(each, share) for each in others]
+
+  def of_limit(limit: float) -> list[float]:
+    return [limit, *of_tail(balancing.tail_share(first, limit))]
+
+  if rule.tail_share is not None:
+    share = rule.tail_share
+    return [balancing.threshold_of_tail(first, share), *of_tail(share)]
+  if others and not first.any():
+    raise errors.UserError(
+      f"No caption in {rule.languages[0]!r} holds a query, so that its limit "
+      "says nothing of the other languages; put the list of a language that "
+      "the captions are in first, or give tail_share."
+    )
+  if rule.max_per_query is not None:
+    return of_limit(float(rule.max_per_query))
+  limit = balancing.limit_of_size(
+    matches,
+    counts,
+    rule.size or 0,
+    threshold=lambda limit: rule.each(of_limit(limit)),
+    # Above the first's most, the tail is all, in each language.
+    highest=float(first.max(initial=1)) + bool(others),
+  )
+  return of_limit(limit)
+
+
+def _by_language(
+  rule: Rule,
+  matches: balancing.Matches,
+  counts: np.ndarray,
+  stays: np.ndarray,
+  thresholds: list[float],
+) -> list[dict[str, Any]]:
+  """Returns the summary of each language."""
+  told, rows = [], matches.rows()
+  for code, part, threshold in zip(
+    rule.languages, rule.parts, thresholds, strict=True
+  ):
+    own = (matches.queries >= part.start) & (matches.queries < part.stop)
+    pairs = np.unique(rows[own])
+    told.append(
+      {
+        "language": code,
+        "queries": part.stop - part.start,
+        "queries_matched": int(np.count_nonzero(counts[part])),
+        "threshold": threshold,
+        "tail_share": balancing.tail_share(counts[part], threshold),
+        "matched": len(pairs),
+        "kept": int(stays[pairs].sum()),
+      }
+    )
+  return told
 
 
 def _summary(
@@ -209,11 +337,11 @@ def _summary(
   after: np.ndarray,
   stays: np.ndarray,
   bad: dict[str, int],
-  threshold: float,
+  thresholds: np.ndarray,
 ) -> dict[str, Any]:
   matched = int(np.count_nonzero(np.diff(matches.starts)))
   kept = int(stays.sum())
-  limited = before > threshold
+  limited = before > thresholds
   dropped = {
     **bad,
     "no_query": len(stays) - sum(bad.values()) - matched,
@@ -227,19 +355,19 @@ def _summary(
     "kept": kept,
     "dropped": {reason: n for reason, n in dropped.items() if n},
     "queries": len(before),
-    "queries_repeated": rule.queries.repeated,
+    "queries_repeated": sum(each.repeated for each in rule.lists),
     "queries_matched": int(np.count_nonzero(before)),
     "queries_limited": int(limited.sum()),
     "limited_share": float(before[limited].sum() / before.sum()),
-    "threshold": threshold,
-    "expected": balancing.expected_size(matches, before, threshold),
+    "threshold": float(thresholds[0]),
+    "expected": balancing.expected_size(matches, before, thresholds),
     "entropy_bits": {
       "before": balancing.entropy(before),
       "after": balancing.entropy(after),
     },
     "top": [
       {
-        "query": rule.queries.texts[i],
+        "query": rule.texts[i],
         "before": int(before[i]),
         "after": int(after[i]),
       }
@@ -250,11 +378,13 @@ def _summary(
   }
 
 
-def _table(
-  texts: tuple[str, ...], before: np.ndarray, after: np.ndarray
-) -> bytes:
+def _table(rule: Rule, before: np.ndarray, after: np.ndarray) -> bytes:
   """Returns each query with its pairs before and after, the frequent first."""
   order = np.argsort(-before, kind="stable")
-  names = [text.replace("\t", " ") for text in texts]  # A tab parts columns.
-  rows = [f"{names[i]}\t{before[i]}\t{after[i]}" for i in order]
-  return ("\n".join(["query\tbefore\tafter", *rows]) + "\n").encode()
+  head, ends = "query\tbefore\tafter", [""] * len(rule.lists)
+  if rule.languages:
+    head, ends = f"{head}\tlanguage", [f"\t{code}" for code in rule.languages]
+  names = [text.replace("\t", " ") for text in rule.texts]  # Tabs part columns.
+  ended = rule.each(ends)
+  rows = [f"{names[i]}\t{before[i]}\t{after[i]}{ended[i]}" for i in order]
+  return ("\n".join([head, *rows]) + "\n").encode()

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from clip_jax import errors
 
 _MISSING = (
-  "The rule about languages needs py3langid: pip install "
-  "'jax-clip[language]'. Or leave languages out."
+  "Languages are told apart by py3langid: pip install 'jax-clip[language]'. Or "
+  "do without languages."
 )
 
 

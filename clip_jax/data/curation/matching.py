@@ -5,6 +5,10 @@ and around the whole caption, and a query matches where it stands between two
 spaces. Capitals count. Such a query is a row of whole words of the caption, so
 that a dictionary of rows of words finds the same ones. Queries get spaces
 around their own punctuation, too: without them "St. Louis" could match nothing.
+
+Where each language has a list of its own (MetaCLIP 2, arXiv 2507.22062), each
+character of a script that is written without spaces counts as a word, so that
+such queries match wherever they stand.
 """
 
 import re
@@ -12,6 +16,11 @@ from collections.abc import Iterable, Sequence
 
 _PUNCTUATION = re.compile(r"([,.;:?!`])")
 _SPACES = str.maketrans("\t\n\r", "   ")
+# Thai and Lao, Tibetan, Burmese, Khmer, kana, Han.
+_UNSPACED = re.compile(
+  "([\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff"
+  "\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
+)
 
 
 def spaced(text: str) -> str:
@@ -22,13 +31,22 @@ def spaced(text: str) -> str:
 class Matcher:
   """Finds which of the queries a caption holds; picklable."""
 
-  def __init__(self, queries: Sequence[str], *, ignore_case: bool = False):
+  def __init__(
+    self,
+    queries: Sequence[str],
+    *,
+    ignore_case: bool = False,
+    characters: bool = False,
+  ):
     """Makes the dictionary.
 
     Args:
       queries: each once; a match is told by its position.
       ignore_case: whether capitals make no difference.
+      characters: whether those of scripts without spaces are words, and any
+        number of spaces is one.
     """
+    self._characters = characters
     self._fold = str.casefold if ignore_case else str
     self._numbers: dict[str, list[int]] = {}
     lengths: dict[str, set[int]] = {}
@@ -40,6 +58,8 @@ class Matcher:
 
   def _words(self, text: str, *, strip: bool = False) -> list[str]:
     text = spaced(self._fold(text))
+    if self._characters:
+      return _UNSPACED.sub(r" \1 ", text).split()
     return (text.strip(" ") if strip else text).split(" ")
 
   def find(self, texts: Iterable[str]) -> list[int]:

@@ -3,11 +3,14 @@
 import dataclasses
 import hashlib
 import os
+import re
+from collections.abc import Sequence
 
 from clip_jax import errors, json_text, regular_files, terminal
 
 MAX_FILE_BYTES = 2**30
 _MAX_CHARACTERS = 1000
+_LANGUAGE = re.compile(r"(?P<language>[a-z]{2,3})=(?P<file>.+)", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,29 @@ def read(path: str | os.PathLike) -> Queries:
   if not texts:
     raise errors.UserError(f"{path} holds no query; put one on each line.")
   return Queries(texts, repeated=len(found) - len(texts))
+
+
+def read_all(names: Sequence[str]) -> Queries | dict[str, Queries]:
+  """Returns the list in a file, or of several `LANGUAGE=FILE` that of each.
+
+  Raises:
+    OSError: a file cannot be read.
+    UserError: as `read`; or a file says not which language it is of, where
+      another does or there are several, or says what another has said.
+  """
+  named = [_LANGUAGE.fullmatch(name) for name in names]
+  if len(names) == 1 and not named[0]:
+    return read(names[0])
+  found: dict[str, Queries] = {}
+  for name, match in zip(names, named, strict=True):
+    if match is None or match["language"] in found:
+      raise errors.UserError(
+        f"Of several lists of queries each is LANGUAGE=FILE, such as "
+        f"en=words.txt, each language once; got {name!r}"
+        f"{' after another of it' if match else ''}."
+      )
+    found[match["language"]] = read(match["file"])
+  return found
 
 
 def _decoded(data: bytes, path: str) -> list[str]:
