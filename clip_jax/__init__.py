@@ -5,7 +5,16 @@ names are resolved on first use.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+_OLDEST_PYTHON = (3, 11)
+if sys.version_info[:2] < _OLDEST_PYTHON:
+  raise ImportError(
+    "clip_jax needs Python 3.11 or later, and this is "
+    f"{'.'.join(map(str, sys.version_info[:3]))}. Make an environment with a "
+    "newer one, such as `uv venv --python 3.12`, and install it there."
+  )
 
 if TYPE_CHECKING:  # At run time `_LAZY` resolves these names.
   from clip_jax.errors import AmbiguousError, UserError

@@ -25,6 +25,8 @@ Texts = str | Iterable[str]
 Progress = Callable[[int, int | None], None]
 
 _AT_ONCE = 256
+# What each tower's inputs pass first.
+_INPUTS = {"image": "preprocess", "text": "tokenizer"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,19 +40,26 @@ class Encoding:
   Attributes:
     module: the two-tower linen module.
     variables: its parameters and batch statistics.
-    tokenizer: turns texts into tokens (n, length); None without a text tower.
+    tokenizer: turns texts into tokens (n, length). Without a text tower it is
+      false, and using it raises UserError.
     preprocess: turns an image of any kind into the model's input, uint8
-      (size, size, 3); None without an image tower.
+      (size, size, 3). Without an image tower it is false, as above.
     encoder: the compiled embedding functions.
     path: where the model was loaded from; "" if it was not loaded.
   """
 
   module: clip_lib.CLIP
   variables: Any
-  tokenizer: tokenizer_lib.Tokenizer | None
-  preprocess: preprocess_lib.Preprocess | None
+  tokenizer: tokenizer_lib.Tokenizer
+  preprocess: preprocess_lib.Preprocess
   encoder: embedder.Embedder
   path: str = ""
+
+  def __post_init__(self) -> None:
+    for part, name in _INPUTS.items():
+      if getattr(self, name) is None:
+        lacking = inputs_lib.NoTower(self._lacks(part))
+        object.__setattr__(self, name, lacking)
 
   def encode_image(
     self,
@@ -77,6 +86,7 @@ class Encoding:
     """
     preprocess = self.needed_preprocess()
     self.check_embeds()
+    inputs_lib.check_progress(progress)
     images = inputs_lib.stacked(images)
     if inputs_lib.is_traced(images):
       return self._traced("image", images)
@@ -107,7 +117,13 @@ class Encoding:
     self.check_embeds()
     if inputs_lib.is_traced(images):
       return self._traced("image", images)  # pyright: ignore
-    return _now(self.encoder.embed_images, self.variables, images)
+    return self._of_pixels(images, "encode_image")
+
+  def _of_pixels(self, images, method) -> np.ndarray:
+    size = self.needed_preprocess().image_size
+    inputs_lib.check_pixels(images, size)
+    embed = functools.partial(self.encoder.embed_images, method=method)
+    return _now(embed, self.variables, images)
 
   def image_features(self, images: np.ndarray) -> np.ndarray:
     """Returns features (n, width) of preprocessed uint8 (n, size, size, 3).
@@ -115,10 +131,7 @@ class Encoding:
     Features are the image tower's output before its projection, which the
     paper's linear probes use (appendix A.3).
     """
-    method = functools.partial(
-      self.encoder.embed_images, method="image_features"
-    )
-    return _now(method, self.variables, images)
+    return self._of_pixels(images, "image_features")
 
   def patch_embeddings(self, images: np.ndarray) -> np.ndarray:
     """Returns unit embeddings (n, rows, cols, embed) of the patches of images.
@@ -127,10 +140,7 @@ class Encoding:
       images: preprocessed uint8 (n, size, size, 3).
     """
     self.check_embeds()
-    method = functools.partial(
-      self.encoder.embed_images, method="encode_patches"
-    )
-    return _now(method, self.variables, images)
+    return self._of_pixels(images, "encode_patches")
 
   def patch_similarity(
     self, image: preprocess_lib.ImageInput, text: str
@@ -150,7 +160,7 @@ class Encoding:
     """
     self.check_towers("image", "text")
     pixels = inputs_lib.read_image(image, self.needed_preprocess(), name="")
-    text_embed = self.embed_texts(inputs_lib.listed_texts(text))
+    text_embed = self.embed_texts(tokenizer_lib.listed_texts(text))
     if len(text_embed) != 1:
       raise errors.UserError(f"One text was expected, got {len(text_embed)}.")
     return self.patch_embeddings(pixels[None])[0] @ text_embed[0]
@@ -180,6 +190,7 @@ class Encoding:
     """
     self.check_towers("text")
     self.check_embeds()
+    inputs_lib.check_progress(progress)
     texts = inputs_lib.stacked(texts)
     if inputs_lib.is_traced(texts):
       return self._traced("text", texts)
@@ -252,7 +263,11 @@ class Encoding:
       UserError: the model has no text tower, or an input is not a text.
     """
     tokenizer = self.needed_tokenizer()
-    texts = inputs_lib.listed_texts(texts)
+    texts = tokenizer_lib.listed_texts(texts)
+    if not isinstance(cuts, tokenizer_lib.Cuts | None):
+      raise errors.UserError(
+        f"cuts is a clip_jax.tokenizer.Cuts or None, got {cuts!r:.100}."
+      )
     rows = tokenizer.rows(texts)
     counted = tokenizer_lib.Cuts() if cuts is None else cuts
     counted.add(texts, rows.cut)
@@ -318,15 +333,19 @@ class Encoding:
 
   def check_towers(self, *needed: str) -> None:
     """Raises UserError if a needed tower ("image" or "text") is missing."""
-    towers = {"image": self.preprocess, "text": self.tokenizer}
     for part in needed:
-      if towers[part] is None:
-        (there,) = towers.keys() - {part}
-        raise errors.UserError(
-          f"{self.path or 'The model'} has only the {there} tower, and this "
-          f"needs the {part} tower. Give a model with both, or train one that "
-          f"starts from this tower (init.{there} in a config)."
-        )
+      errors.check_known("tower", part, _INPUTS)
+      if not getattr(self, _INPUTS[part]):
+        raise errors.UserError(self._lacks(part))
+
+  def _lacks(self, part: str) -> str:
+    """Returns the message of a model without the tower `part`."""
+    (there,) = _INPUTS.keys() - {part}
+    return (
+      f"{self.path or 'The model'} has only the {there} tower, and this "
+      f"needs the {part} tower. Give a model with both, or train one that "
+      f"starts from this tower (init.{there} in a config)."
+    )
 
   def check_embeds(self) -> None:
     """Raises UserError unless images and texts share an embedding space."""
@@ -341,13 +360,11 @@ class Encoding:
   def needed_preprocess(self) -> preprocess_lib.Preprocess:
     """Returns `preprocess`; raises UserError without an image tower."""
     self.check_towers("image")
-    assert self.preprocess is not None
     return self.preprocess
 
   def needed_tokenizer(self) -> tokenizer_lib.Tokenizer:
     """Returns `tokenizer`; raises UserError without a text tower."""
     self.check_towers("text")
-    assert self.tokenizer is not None
     return self.tokenizer
 
 

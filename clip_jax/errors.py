@@ -1,9 +1,11 @@
 """Errors that a user can cause, and how their messages are made."""
 
 import difflib
+import itertools
 import os
 import pathlib
 import re
+import urllib.parse
 from collections.abc import Iterable
 from typing import Any
 
@@ -47,6 +49,7 @@ class DamagedError(UserError):
 
 # Above this number only the nearest names are listed.
 _MAX_LISTED = 300
+_MOST_LOOKED_AT = 10_000  # Names of a directory.
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
@@ -63,13 +66,48 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
   return UserError(f"Unknown {what} {str(name)!r:.100}.{hint} {listed}")
 
 
+def check_known(what: str, name: object, known: Iterable[str]) -> None:
+  """Raises UserError unless `name`, of any type, is one of the `known` ones."""
+  if not isinstance(name, str) or name not in known:
+    raise unknown(what, str(name), known)
+
+
 def nearest(
   name: str, known: Iterable[str], *, cutoff: float = 0.0
 ) -> list[str]:
-  """Returns the at most three `known` names that are nearest to `name`."""
-  return difflib.get_close_matches(
-    str(name)[:100], list(known), n=3, cutoff=cutoff
+  """Returns the at most three `known` names that are nearest to `name`.
+
+  Capitals and signs make no difference: vit_b_32 is near ViT-B-32.
+  """
+  names = {plain(x) or x: x for x in known}
+  near = difflib.get_close_matches(
+    plain(str(name)[:100]) or str(name)[:100], names, n=3, cutoff=cutoff
   )
+  return [names[x] for x in near]
+
+
+def plain(name: str) -> str:
+  """Returns the letters and digits of a name, without capitals."""
+  return re.sub(r"[\W_]", "", name.casefold())
+
+
+def beside(path: str | os.PathLike) -> str:
+  """Returns the sentence that names what lies where `path` does not exist.
+
+  It begins with a space; it is "" where no name there is like the path's.
+  """
+  path = pathlib.Path(os.path.expanduser(path))
+  if os.path.exists(path):
+    return ""
+  try:
+    with os.scandir(path.parent) as entries:
+      there = [x.name for x in itertools.islice(entries, _MOST_LOOKED_AT)]
+  except (OSError, ValueError):
+    return ""
+  names = [
+    str(path.with_name(x)) for x in nearest(path.name, there, cutoff=0.75)
+  ]
+  return f" Did you mean {' or '.join(map(repr, names))}?" if names else ""
 
 
 def not_finite(key: str) -> UserError:
@@ -82,13 +120,18 @@ def not_finite(key: str) -> UserError:
 
 def check_local(what: str, path: object) -> None:
   """Raises UserError if `path` is a network address such as gs://…"""
-  if "://" in str(path):
-    is_web = re.search("https?://", str(path))
+  if (text := str(path)).startswith("file://"):
+    raise UserError(
+      f"{what} {text!r} is a URL; give the path in it, "
+      f"{urllib.parse.unquote(urllib.parse.urlsplit(text).path)!r}."
+    )
+  if "://" in text:
+    is_web = re.search("https?://", text)
     todo = (
       "download it" if is_web else "mount the bucket (gcsfuse, mountpoint-s3)"
     )
     raise UserError(
-      f"{what} {str(path)!r} is remote; {todo} and give the path where it is "
+      f"{what} {text!r} is remote; {todo} and give the path where it is "
       f"{'then' if is_web else 'mounted'}."
     )
 
@@ -102,6 +145,12 @@ def check_out(path: str | os.PathLike) -> None:
       f"OUT {os.fspath(path)!r} has no name of its own; give that of something "
       "new, such as ./out."
     )
+
+
+def first_line(error: BaseException) -> str:
+  """Returns the first line of an error's message, or else its type's name."""
+  lines = str(error).strip().splitlines()
+  return lines[0] if lines else type(error).__name__
 
 
 def of_device(error: RuntimeError) -> str | None:

@@ -30,9 +30,9 @@ def of(
   """
   digest = hashlib.sha256()
   digest.update(repr(module).encode())
-  if tokenizer is not None:
+  if tokenizer:
     digest.update(tokenizer.fingerprint.encode())
-  if preprocess is not None:
+  if preprocess:
     preprocessing = preprocess.to_dict()
     digest.update(json.dumps(preprocessing, sort_keys=True).encode())
   leaves = jax.tree_util.tree_flatten_with_path(variables)[0]

@@ -79,7 +79,7 @@ class Clip(encoding.Encoding):
 
   def with_max_pixels(self, max_pixels: int | None) -> "Clip":
     """Returns this model with another limit on the pixels of an input image."""
-    if self.preprocess is None:
+    if not self.preprocess:
       return self
     preprocess = self.preprocess.with_max_pixels(max_pixels)
     return dataclasses.replace(self, preprocess=preprocess)
@@ -104,12 +104,17 @@ class Clip(encoding.Encoding):
   def scores_of(
     self, texts: list[str], *, cuts: tokenizer_lib.Cuts | None = None
   ) -> embedding_model.Likelihoods:
-    """Returns the likelihoods of texts under a model that predicts captions.
+    """Returns how a model that predicts captions scores texts.
 
     Args:
       texts: of any number.
       cuts: as in `encode_text`.
     """
+    if self.module.contrastive:
+      raise errors.UserError(
+        f"{self.path or 'The model'} compares embeddings; only a model that "
+        "predicts captions has scores_of. Use similarity or classify."
+      )
     head: Any = self.module.head
     tokens = self._tokens(texts, cuts)
     units, weights = head.units(tokens)
@@ -123,9 +128,9 @@ class Clip(encoding.Encoding):
   def classify(
     self,
     images: encoding.Images,
-    labels: prompts_lib.Labels | str,
+    labels: prompts_lib.Labels | str | os.PathLike,
     *,
-    templates: str | Sequence[str] | None = None,
+    templates: str | os.PathLike | Sequence[str] | None = None,
     probabilities: str | None = None,
     batch_size: int | None = None,
     progress: bool | encoding.Progress = False,
@@ -153,14 +158,15 @@ class Clip(encoding.Encoding):
     """
     self.check_towers("image", "text")
     self.check_embeds()
-    if isinstance(labels, str):
+    if isinstance(labels, str | os.PathLike):
       labels = prompts_lib.read_labels(labels)
-    if isinstance(templates, str):
+    if isinstance(templates, str | os.PathLike):
       templates = prompts_lib.read_templates(templates)
     of_logits = functools.partial(
       probabilities_lib.of,
       kind=probabilities_lib.check(
-        probabilities or self.probabilities, logit_bias=self.logit_bias
+        self.probabilities if probabilities is None else probabilities,
+        logit_bias=self.logit_bias,
       ),
       logit_scale=self.logit_scale,
       logit_bias=self.logit_bias,
@@ -174,6 +180,11 @@ class Clip(encoding.Encoding):
 
   def class_embeddings(self, prompts: prompts_lib.Prompts) -> np.ndarray:
     """Returns a unit vector for each class; caches the latest label sets."""
+    if not isinstance(prompts, prompts_lib.Prompts):
+      raise errors.UserError(
+        "class_embeddings takes what clip_jax.evals.prompts.resolve(labels) "
+        f"returns; got {type(prompts).__name__}."
+      )
     with self._lock:
       if prompts in self._label_sets:
         self._label_sets.move_to_end(prompts)
@@ -193,7 +204,7 @@ class Clip(encoding.Encoding):
   def for_evaluation(
     self, cuts: tokenizer_lib.Cuts | None = None
   ) -> embedding_model.Functions:
-    """Returns the functions for `evals.tasks.evaluate`; keeps class embeddings.
+    """Returns what `evals.tasks.evaluate` takes; keeps class embeddings.
 
     Args:
       cuts: as in `encode_text`.
@@ -242,8 +253,12 @@ class Clip(encoding.Encoding):
     self.check_embeds()
     if not self.spec:
       raise errors.UserError("A model without a description cannot be saved.")
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+      raise errors.UserError(
+        f"save takes the path of a new directory, got {path!r:.100}."
+      )
     errors.check_local("The new model", path)
-    destination = pathlib.Path(path).expanduser().resolve()
+    destination = pathlib.Path(os.path.expanduser(path)).resolve()
     if destination.exists() and not (
       destination.is_dir() and not any(destination.iterdir())
     ):
@@ -259,7 +274,7 @@ class Clip(encoding.Encoding):
       model, execution=variants.execution(self.module)
     )
     with destinations.new(destination, overwrite=False) as partial:
-      model_dir.write(model, partial, portable.Options())
+      model_dir.write(model, partial)
 
   @functools.cached_property
   def fingerprint(self) -> str:

@@ -2,7 +2,6 @@
 
 import numbers
 import os
-from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
 import flax.linen as nn
@@ -15,9 +14,28 @@ from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.models import padding
 
-_DECODE: dict[type, str] = dict.fromkeys(
-  (bytes, bytearray), "; write it as .decode()."
-)
+
+class NoTower:
+  """What a model of one tower has in place of the other's input.
+
+  It is false. Any other use raises UserError.
+  """
+
+  def __init__(self, message: str):
+    """Stores what the error says."""
+    self._message = message
+
+  def __bool__(self) -> bool:
+    return False
+
+  def __call__(self, *_: Any, **__: Any) -> Any:
+    """Raises UserError."""
+    raise errors.UserError(self._message)
+
+  def __getattr__(self, name: str) -> Any:
+    if name.startswith("_"):  # Python itself asks for these, as to copy.
+      raise AttributeError(name)
+    raise errors.UserError(self._message)
 
 
 def check_ids(tokens: np.ndarray, tower: nn.Module) -> None:
@@ -69,14 +87,49 @@ def read_image(
   try:
     return preprocess(image)
   except errors.UserError as error:
+    advice = ""
     if isinstance(image, str | os.PathLike):
       name = "" if str(image) in str(error) else str(image)
-    if not name:
+      advice = _about(image)
+    if not (name or advice):
       raise
-    message = f"{name}: {error}"
+    message = f"{f'{name}: ' if name else ''}{error}{advice}"
     if isinstance(error, preprocess_lib.ImageError):
       raise preprocess_lib.ImageError(message, reason=error.reason) from None
     raise errors.UserError(message) from None
+
+
+def check_file(path: str) -> None:
+  """Raises UserError or OSError if an image is missing, before long work."""
+  errors.check_local("The image", path)
+  try:
+    os.stat(path)
+  except FileNotFoundError as error:
+    said = f"{error.strerror}: {path or repr(path)}.{_about(path)}"
+    raise errors.UserError(said) from None
+
+
+def _about(path: str | os.PathLike) -> str:
+  """Returns what to do about a path that is no file; "" where it is one."""
+  if not os.path.isdir(path):
+    return "" if os.path.exists(path) else errors.beside(path)
+  inside = os.path.join(path, "*.jpg")
+  return (
+    f" Give its images, such as {inside}, or measure all of them by `clip-jax "
+    f"eval MODEL --task zero_shot --data folder:{os.fspath(path)}`."
+  )
+
+
+def check_pixels(images: Any, size: int) -> None:
+  """Raises UserError unless images are uint8 (n, size, size, 3)."""
+  shape = tuple(getattr(images, "shape", ()))
+  kind = str(getattr(images, "dtype", type(images).__name__))
+  if not kind.endswith("uint8") or shape[1:] != (size, size, 3):
+    raise errors.UserError(
+      f"Preprocessed images must be uint8 (n, {size}, {size}, 3), each by "
+      f"clip.preprocess; got {kind} {shape or ''}. clip.encode_image takes "
+      "images of any kind."
+    )
 
 
 def check_traced_images(images: jax.Array, size: int) -> None:
@@ -102,6 +155,15 @@ def batch_size(given: int | None, default: int) -> int:
   return int(given or max(default, 1))
 
 
+def check_progress(progress: Any) -> None:
+  """Raises UserError unless `progress` is a truth value or a function."""
+  if not isinstance(progress, bool) and not callable(progress):
+    raise errors.UserError(
+      "progress is True, False or a function of the number done and the total; "
+      f"got {progress!r:.100}."
+    )
+
+
 def is_traced(inputs: Any) -> TypeGuard[jax.Array]:
   """Whether this is an abstract array of a JAX trace."""
   return isinstance(inputs, core.Tracer)
@@ -112,18 +174,3 @@ def stacked(inputs: Any) -> Any:
   if isinstance(inputs, list | tuple) and any(map(is_traced, inputs)):
     return jnp.stack([jnp.asarray(each) for each in inputs])
   return inputs
-
-
-def listed_texts(texts: str | Iterable[str]) -> list[str]:
-  """Returns a list of texts, from one text or several.
-
-  Raises:
-    UserError: the argument is neither.
-  """
-  refused = bytes | bytearray | Mapping | set | frozenset  # Sets have no order.
-  if isinstance(texts, refused) or not isinstance(texts, Iterable):
-    raise errors.UserError(
-      "Texts are given as one str or as a list of several, got "
-      f"{type(texts).__name__}{_DECODE.get(type(texts), '.')}"
-    )
-  return [texts] if isinstance(texts, str) else list(texts)

@@ -12,7 +12,7 @@ from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import workdir as workdir_lib
-from clip_jax.convert import engine
+from clip_jax.convert import engine, hub, opening
 from clip_jax.convert.formats import workdir
 from clip_jax.models import clip, variants
 
@@ -43,7 +43,11 @@ def load(
       "A model is named by a path or by hf-hub:ORG/NAME, got "
       f"{type(model).__name__}."
     )
-  path = pathlib.Path(model).expanduser()
+  path = pathlib.Path(model)
+  if not hub.is_address(os.fspath(model)):
+    path = opening.find(os.fspath(model))
+  if source_format is not None:
+    opening.find_format(source_format)
   if source_format in (None, workdir.NAME) and workdir.recognise(path):
     return _load_workdir(path, step)
   if step is not None:
@@ -108,7 +112,8 @@ def assemble(
     step: number of updates it was trained for; None if unknown.
     files: the tokenizer's files by name, if it has any.
   """
-  tokenizer = preprocess = None
+  tokenizer: Any = None
+  preprocess: Any = None
   if "text" in spec:
     tokenizer = tokenizer_lib.make_tokenizer(
       **spec["tokenizer"],

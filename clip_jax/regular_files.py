@@ -72,6 +72,19 @@ def read_regular(
     return file.read(min(size, limit + 1))
 
 
+def is_plain_name(name: str) -> bool:
+  """Whether a name can only be that of a file in a given directory.
+
+  It holds nothing of what any system's paths are made of.
+  """
+  return (
+    name not in ("", ".", "..")
+    and len(name) <= 255
+    and name.isprintable()
+    and not any(sign in name for sign in "/\\:")
+  )
+
+
 def _is_inside(descriptor: int, path: str | os.PathLike, within: str) -> bool:
   root = _real_root(os.path.abspath(within))
   try:

@@ -15,8 +15,9 @@ from clip_jax import errors
 DISTRIBUTION = "jax-clip"
 # The oldest versions that work, as in setup.cfg.
 REQUIRED = {"jax": (0, 10), "flax": (0, 12)}
-# A module in the `clip_jax` package of the other project; this one has none
+# The other project, and a module in its `clip_jax` package; this one has none
 # of that name.
+_OTHER = "clip-jax"
 _OTHERS_MODULE = "partitions.py"
 
 
@@ -32,27 +33,28 @@ def install(extra: str) -> str:
 @functools.cache
 def check() -> None:
   """Raises VersionError if other libraries are too old or mixed up."""
-  if os.path.exists(os.path.join(os.path.dirname(__file__), _OTHERS_MODULE)):
+  here = os.path.dirname(__file__)
+  if found(_OTHER) or os.path.exists(os.path.join(here, _OTHERS_MODULE)):
     raise VersionError(
       "Two packages are installed as 'clip_jax': this one "
-      f"({DISTRIBUTION}) and another project, PyPI's clip-jax, which "
-      "overwrite each other's files; run: pip uninstall clip-jax "
+      f"({DISTRIBUTION}) and another project, PyPI's {_OTHER}, which "
+      f"overwrite each other's files; run: pip uninstall {_OTHER} "
       f"{DISTRIBUTION}, and install this one again."
     )
   for name, least in REQUIRED.items():
-    if (found := _found(name)) is not None and _numbers(found) < least:
-      raise VersionError(_too_old(name, found))
+    if (there := found(name)) is not None and _numbers(there) < least:
+      raise VersionError(_too_old(name, there))
 
 
-def _too_old(name: str, found: str) -> str:
+def _too_old(name: str, there: str) -> str:
   required = " and ".join(
     f"{name} {_text(least)}" for name, least in REQUIRED.items()
   )
-  message = f"clip_jax needs {required} or later, but {name} is {found}"
+  message = f"clip_jax needs {required} or later, but {name} is {there}"
   try:
     installed = importlib.metadata.version(name)
   except importlib.metadata.PackageNotFoundError:
-    installed = found
+    installed = there
   if _numbers(installed) >= REQUIRED[name]:
     return (
       f"{message} in this Python process, although {installed} is installed: "
@@ -68,7 +70,7 @@ def _too_old(name: str, found: str) -> str:
   )
 
 
-def _found(name: str) -> str | None:
+def found(name: str) -> str | None:
   """Returns the version that is or would be imported; None if there is none."""
   if version := getattr(sys.modules.get(name), "__version__", None):
     return version

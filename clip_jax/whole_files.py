@@ -1,8 +1,11 @@
 """Writes files completely, or not at all."""
 
+import contextlib
 import os
 import pathlib
 import secrets
+from collections.abc import Iterator
+from typing import BinaryIO
 
 
 def write(path: pathlib.Path, data: bytes) -> None:
@@ -11,10 +14,23 @@ def write(path: pathlib.Path, data: bytes) -> None:
   Raises:
     OSError: it cannot be written.
   """
+  with replacing(path) as file:
+    file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """Opens a new file, which replaces `path` when it is complete.
+
+  After an error `path` is as it was before.
+
+  Raises:
+    OSError: it cannot be written.
+  """
   partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.partial")
   try:
     with partial.open("xb") as file:
-      file.write(data)
+      yield file
       file.flush()
       os.fsync(file.fileno())
     os.replace(partial, path)

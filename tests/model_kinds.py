@@ -259,7 +259,8 @@ def bert_directory(directory):
   }
   spec = engine.resolve({"text": text, "tokenizer": {"kind": "clip_bpe"}})
   safetensors_file.write(
-    directory / "model.safetensors", _tensors(bert.entries(text), spec)
+    directory / "model.safetensors",
+    _tensors(bert.FAMILY.entries({"text": text}), spec),
   )
   return directory
 

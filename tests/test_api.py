@@ -1,5 +1,6 @@
 """What the Python API takes and gives."""
 
+import dataclasses
 import io
 import json
 import logging
@@ -540,3 +541,120 @@ def test_a_model_of_the_hub_is_remembered_with_its_commit(
   clip = clip_jax.load("hf-hub:org/name")
   assert clip.path == "hf-hub:org/name@0a1b2c3d"
   assert clip_jax.load(clip.path).fingerprint == clip.fingerprint
+
+
+GOOD = np.zeros((16, 16, 3), np.uint8)
+# What people give by mistake, of which no call takes anything.
+WRONG = (
+  *(5, {}, {"a": 1}, [None], [[GOOD]], "a\0b", b"xx", object),
+  *(np.zeros(()), np.zeros((2, 2)), np.zeros((16, 16, 3))),
+  *(np.full((16, 16, 3), np.nan), np.zeros((3, 16, 16), np.uint8)),
+  *(np.array([[1, None]], object), np.zeros((4, 4, 3), "M8[s]")),
+  *(torch.zeros(16, 16, 3, dtype=torch.bfloat16), jnp.zeros((3, 16, 16))),
+)
+
+
+@pytest.mark.parametrize("value", WRONG, ids=lambda x: repr(x)[:20])
+def test_what_a_call_cannot_take_is_a_user_error(clip, value):
+  is_text = isinstance(value, str)
+  calls = {
+    "encode_image": lambda: clip.encode_image(value),
+    "preprocess": lambda: clip.preprocess(value),
+    "embed_images": lambda: clip.embed_images(value),
+    "image_features": lambda: clip.image_features(value),
+    "patch_embeddings": lambda: clip.patch_embeddings(value),
+    "batch_size": lambda: clip.encode_image(GOOD, batch_size=value),
+    "progress": lambda: clip.encode_image(GOOD, progress=value),
+    "probabilities": lambda: clip.classify(GOOD, ["a"], probabilities=value),
+    "templates": lambda: clip.classify(GOOD, ["a"], templates=value),
+    "cuts": lambda: clip.tokenize("a", cuts=value),
+    "class_embeddings": lambda: clip.class_embeddings(value),
+    "scores_of": lambda: clip.scores_of(value),
+    "check_towers": lambda: clip.check_towers(value),
+    "save": lambda: clip.save(value),
+    "load": lambda: clip_jax.load(value),
+    "create_model": lambda: clip_jax.create_model(value),
+    "source_format": lambda: clip_jax.load(".", source_format=value),
+    "Preprocess": lambda: clip_jax.Preprocess(
+      image_size=value, mean=(0, 0, 0), std=(1, 1, 1)
+    ),
+    "mean": lambda: clip_jax.Preprocess(
+      image_size=9, mean=value, std=(1, 1, 1)
+    ),
+    "interpolation": lambda: dataclasses.replace(
+      clip.preprocess, interpolation=value
+    ),
+    **(
+      {}
+      if is_text
+      else {
+        "encode_text": lambda: clip.encode_text(value),
+        "tokenizer": lambda: clip.tokenizer(value),
+      }
+    ),
+  }
+  if callable(value):
+    del calls["progress"]
+  if isinstance(value, int):
+    del calls["batch_size"], calls["Preprocess"]
+  for name, call in calls.items():
+    try:
+      call()
+    except clip_jax.UserError:
+      continue
+    except Exception as error:
+      pytest.fail(f"{name}: {error!r}")
+    pytest.fail(f"{name} takes {value!r}")
+
+
+@pytest.mark.parametrize("ids", ["a", [1.5], None, [[1], [2, 3]], object()])
+def test_only_whole_numbers_are_decoded(clip, ids):
+  with pytest.raises(clip_jax.UserError, match="whole numbers"):
+    clip.tokenizer.decode(ids)
+
+
+def test_an_error_of_the_user_s_own_generator_is_not_hidden(clip):
+  def images():
+    yield GOOD
+    raise RuntimeError("mine")
+
+  for call in (clip.encode_image, clip.encode):
+    with pytest.raises(RuntimeError, match="mine"):
+      call(images())
+
+
+@pytest.mark.parametrize("there", ["image", "text"])
+def test_the_tower_that_a_model_lacks_is_named_by_every_use(clip, there):
+  lacking = {"image": "tokenizer", "text": "preprocess"}[there]
+  one = dataclasses.replace(clip, **{lacking: None}, path="/a/b")
+  one = dataclasses.replace(one, step=3)  # What is lacking stays so.
+  uses = [lambda: getattr(one, lacking)("a"), lambda: getattr(one, lacking).x]
+  if there == "text":
+    uses += [
+      lambda: one.encode_image(GOOD),
+      lambda: one.embed_images(GOOD[None]),
+      lambda: one.image_features(GOOD[None]),
+      lambda: one.patch_embeddings(GOOD[None]),
+    ]
+  else:
+    uses += [lambda: one.encode_text("a"), lambda: one.tokenize("a")]
+  uses += [
+    lambda: one.similarity(GOOD, "a"),
+    lambda: one.classify(GOOD, ["a"]),
+    lambda: one.patch_similarity(GOOD, "a"),
+    one.for_evaluation,
+  ]
+  for use in uses:
+    with pytest.raises(clip_jax.UserError, match=f"/a/b has only the {there}"):
+      use()
+  kept = pickle.loads(pickle.dumps(one))
+  assert not getattr(kept, lacking) and "Clip(" in repr(kept)
+
+
+def test_labels_and_templates_may_be_paths(clip, tmp_path):
+  labels, templates = tmp_path / "labels.txt", tmp_path / "templates.txt"
+  labels.write_text("cat\ndog\n")
+  templates.write_text("one {}\n")
+  got = clip.classify(GOOD, labels, templates=templates)
+  want = clip.classify(GOOD, ["cat", "dog"], templates=["one {}"])
+  np.testing.assert_array_equal(got, want)

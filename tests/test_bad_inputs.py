@@ -385,9 +385,13 @@ CASES = {
   ),
   # Images, labels and templates.
   "missing image": Case(
-    CLASSIFY + "$here/none.jpg", ("none.jpg", "No such file")
+    CLASSIFY + "$here/phto.jpg",
+    ("phto.jpg", "No such file", "Did you mean", "photo.jpg"),
+    prepare=_write("photo.jpg"),
   ),
-  "directory as an image": Case(CLASSIFY + "$here", ("Is a directory",)),
+  "directory as an image": Case(
+    CLASSIFY + "$here", ("Is a directory", "*.jpg", "--data folder:")
+  ),
   "image of zero bytes": Case(
     CLASSIFY + "$here/empty.jpg",
     ("empty.jpg", "0 bytes"),
@@ -410,8 +414,30 @@ CASES = {
     "classify $workdir $image --labels a,b,a", ("more than once: a",)
   ),
   "missing file of labels": Case(
-    "classify $workdir $image --labels labels.txt",
-    ("'labels.txt' does not exist",),
+    "classify $workdir $image --labels $here/lables.txt",
+    ("lables.txt' does not exist", "Did you mean", "labels.txt"),
+    prepare=_write("labels.txt"),
+  ),
+  "directory of labels": Case(
+    "classify $workdir $image --labels $here", ("are a directory", "commas")
+  ),
+  "labels that are not UTF-8": Case(
+    "classify $workdir $image --labels $here/labels.txt",
+    ("labels.txt", "no UTF-8", "caf", "Save it as UTF-8"),
+    prepare=_write("labels.txt", b"caf\xe9"),
+  ),
+  "labels in UTF-16": Case(
+    "classify $workdir $image --labels $here/labels.txt",
+    ("labels.txt", "UTF-16", "Save it as UTF-8"),
+    prepare=_write("labels.txt", "cat\ndog".encode("utf-16")),
+  ),
+  "image as the labels": Case(
+    "classify $workdir $image --labels $image", ("no UTF-8", "PNG")
+  ),
+  "labels as the image": Case(
+    CLASSIFY + "$here/labels.txt",
+    ("labels.txt", "is text, not an image"),
+    prepare=_write("labels.txt", b"cat\ndog"),
   ),
   "template without a placeholder": Case(
     CLASSIFY + "$image --template photo", ("'photo'", "placeholder {}")

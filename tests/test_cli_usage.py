@@ -19,7 +19,7 @@ from clip_jax.train import peers
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    ([], "required: VERB"),
+    ([], "say which label fits an image"),
     (["trian"], "Did you mean train?"),
     (["models", "--jsn"], "Did you mean --json?"),
     (["models", "extra"], "unrecognized arguments: extra"),

@@ -14,6 +14,7 @@ from PIL import Image
 import by_path
 import model_kinds
 from clip_jax import cli, terminal
+from clip_jax.app import engine
 
 HERE = pathlib.Path(__file__).parent
 GOLDEN = by_path.load("tools/golden/open_clip_models.py")
@@ -52,6 +53,11 @@ VERBS = {
   "embed": {"image"},
   "search by text": {"image", "text"},
   "search by image": {"image"},
+  "app": {"image", "text"},
+  "card": set(),
+  "push": set(),
+  "data filter": {"image", "text"},
+  "data dedupe": {"image"},
 }
 QUICK = {"workdir, sigmoid", "huggingface, SigLIP", "timm", "bert"}
 
@@ -108,7 +114,7 @@ def _load_model(model, data, here):
   towers = {
     name
     for name, there in (("image", clip.preprocess), ("text", clip.tokenizer))
-    if there is not None
+    if there
   }
   return 0, {"towers": towers, "probabilities": clip.probabilities}, ""
 
@@ -142,7 +148,42 @@ def _search(*words):
   return search
 
 
+def _app(model, data, here):
+  """What `app` does before it shows the page, which Gradio makes."""
+  from clip_jax import errors, load
+
+  try:
+    engine.Engine(load(model))
+  except errors.UserError as error:
+    return 1 + isinstance(error, errors.AmbiguousError), None, str(error)
+  return 0, None, ""
+
+
+def _card(model, data, here):
+  code, _, error = run("card", model, "--out", here / "card.md")
+  text = "" if code else (here / "card.md").read_text()
+  return code, text, error
+
+
+def _push(model, data, here):
+  return run("push", model, "my-name/my-clip", "--dry-run")
+
+
+def _data(action, *flags):
+  def call(model, data, here):
+    words = [word.format(model) for word in flags]
+    pairs = f"csv:{data}/pairs.csv"
+    return run("data", action, pairs, here / "out", *words)
+
+  return call
+
+
 RUN = {
+  "app": _app,
+  "card": _card,
+  "push": _push,
+  "data filter": _data("filter", "--score-model={}", "--keep-share=0.5"),
+  "data dedupe": _data("dedupe", "--by=semantic", "--model={}"),
   "load": _load_model,
   "classify": _classify,
   "zero_shot": _eval("zero_shot", "folder:{}/pets"),
@@ -169,6 +210,20 @@ def check_answer(verb, kind, answer):
     assert (answer["images"], answer["texts"]) == (4, 4)
   elif verb == "embed":
     assert answer["count"] == 4
+  elif verb == "app":
+    assert answer is None
+  elif verb == "card":
+    lacking = {"image", "text"} - TOWERS.get(kind, {"image", "text"})
+    assert "\nlicense: other\n" in answer
+    assert not any(f"| {part} tower |" in answer for part in lacking)
+  elif verb == "push":
+    assert answer["dry_run"] and "weights.safetensors" in {
+      file["name"] for file in answer["files"]
+    }
+  elif verb == "data filter":
+    assert (answer["pairs"], answer["kept"]) == (4, 2)
+  elif verb == "data dedupe":
+    assert answer["pairs"] == 4
   else:
     assert len(answer["results"]) == 2
   if verb == "search by image":  # The image itself is in the data.

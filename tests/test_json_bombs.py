@@ -325,7 +325,7 @@ def _bert(root):
   text = bert.describe(BERT_FILES["config.json"], report.Report("bert"), "")
   text |= {"pooling": "mean", "context_length": 9}
   spec = engine.resolve({"text": text, "tokenizer": {"kind": "clip_bpe"}})
-  _weights(root, bert.entries(text), engine.leaf_shapes(spec))
+  _weights(root, bert.FAMILY.entries({"text": text}), engine.leaf_shapes(spec))
   return root
 
 

@@ -10,17 +10,40 @@ from clip_jax import cli
 from clip_jax.cli import parser, verbs
 from clip_jax.cli import verb as verb_lib
 
+PARSERS = parser.make_parser()[1]
 
-@pytest.mark.parametrize("verb", verbs.VERBS)
+
+@pytest.mark.parametrize(
+  "verb",
+  [
+    *PARSERS,
+    *(f"{name} {x}" for name, each in PARSERS.items() for x in each.actions),
+  ],
+)
 def test_the_help_of_a_verb_ends_with_examples_that_parse(verb, capsys):
+  verb, *action = verb.split()
   with pytest.raises(SystemExit):
-    cli.main([verb, "--help"])
+    cli.main([verb, *action, "--help"])
   shown = capsys.readouterr().out.partition("examples:\n")[2].splitlines()
   assert len(shown) >= 2
   for line in shown:
     program, *words = shlex.split(line.partition(" > ")[0])
     assert program == "clip-jax"
-    assert parser.parse(words).verb == verb
+    found = parser.parse(words)
+    assert found.verb == verb
+    assert not action or found.action == action[0]
+
+
+@pytest.mark.parametrize("words", [[], ["data"]])
+def test_nothing_to_do_lists_what_there_is_with_a_line_each(words, capsys):
+  with pytest.raises(SystemExit, match="2"):
+    cli.main(words)
+  out, error = capsys.readouterr()
+  names = PARSERS["data"].actions if words else PARSERS
+  lines = [line.split() for line in error.splitlines()]
+  assert out == ""
+  for name in names:
+    assert any(line[:1] == [name] for line in lines), name
 
 
 @pytest.mark.parametrize(

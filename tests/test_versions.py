@@ -121,6 +121,35 @@ def test_the_other_project_of_this_name_is_told(tmp_path):
     assert "pip uninstall clip-jax jax-clip" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("last", ["ours", "theirs"])
+def test_another_distribution_of_this_name_is_told_by_its_metadata(
+  tmp_path, last
+):
+  _install(tmp_path, "clip_jax", "0.0.2")
+  (tmp_path / "clip_jax-0.0.2.dist-info" / "METADATA").write_text(
+    "Metadata-Version: 2.1\nName: clip-jax\nVersion: 0.0.2\n"
+  )
+  init = (tmp_path / "clip_jax" / "__init__.py").read_text()
+  shutil.rmtree(tmp_path / "clip_jax")
+  shutil.copytree(PACKAGE, tmp_path / "clip_jax")
+  if last == "theirs":  # Of ours only the command works still.
+    (tmp_path / "clip_jax" / "__init__.py").write_text(init)
+  result = _run(tmp_path, "-m", "clip_jax", "models")
+  assert result.returncode == 1
+  assert "pip uninstall clip-jax jax-clip" in result.stderr
+  assert "Traceback" not in result.stderr
+
+
+def test_a_python_that_is_too_old_is_told_in_one_sentence(tmp_path):
+  code = "import sys\nsys.version_info = (3, 10, 13)\nimport clip_jax"
+  result = _run(tmp_path, "-c", code)
+  last = result.stderr.splitlines()[-1]
+  assert "needs Python 3.11 or later, and this is 3.10.13" in last
+  assert "uv venv --python 3.12" in last
+  oldest = _settings()["options"]["python_requires"]
+  assert oldest == ">=" + ".".join(map(str, clip_jax._OLDEST_PYTHON))
+
+
 @pytest.fixture(autouse=True)
 def _forget():
   versions.check.cache_clear()

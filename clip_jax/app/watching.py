@@ -57,7 +57,7 @@ def find(directory: str | os.PathLike) -> dict[str, pathlib.Path]:
     UserError: there is none.
   """
   errors.check_local("The directory of runs", directory)
-  path = pathlib.Path(directory).expanduser().resolve()
+  path = pathlib.Path(os.path.expanduser(directory)).resolve()
   if not path.is_dir():
     raise errors.UserError(f"{directory} is not a directory of runs.")
   if _is_run(path):

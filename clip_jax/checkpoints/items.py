@@ -6,7 +6,8 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from clip_jax.checkpoints import integrity, storage_errors
+from clip_jax import errors
+from clip_jax.checkpoints import integrity
 from clip_jax.checkpoints import state as state_lib
 
 _LOGGER = logging.getLogger(__name__)
@@ -77,5 +78,5 @@ def warn_of_damage(
     step,
     directory,
     type(error).__name__,
-    storage_errors.first_line(error),
+    errors.first_line(error)[:300],
   )

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from clip_jax import errors
+
 # TensorStore's messages about an error of the operating system end with this.
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 # Errors of the machine, not of the files: they may be gone at the next try.
@@ -71,7 +73,7 @@ def reason(error: Exception) -> str:
     return error.strerror
   if code := _OS_ERROR.search(str(error)):
     return os.strerror(int(code[1]))
-  return f"{type(error).__name__}: {first_line(error)}"
+  return f"{type(error).__name__}: {errors.first_line(error)[:300]}"
 
 
 def is_passing(error: Exception) -> bool:
@@ -82,8 +84,3 @@ def is_passing(error: Exception) -> bool:
   if found := _OS_ERROR.search(str(error)):
     code = int(found[1])
   return code in _PASSING
-
-
-def first_line(error: Exception) -> str:
-  """Returns the first line of a message, shortened."""
-  return (str(error).splitlines() or [""])[0][:300]

@@ -68,15 +68,40 @@ EXAMPLES = {
     "models",
     "models --filter siglip2 --max-parameters 400M --format open-clip",
   ),
-  "data": (
+  "data inspect": (
     "data inspect 'wds:shards/{00000..00331}.tar'",
+    "data inspect 'csv:pairs.csv?root=pictures' --json",
+  ),
+  "data prepare": (
     "data prepare csv:pairs.csv prepared --drop-bad",
+    "data prepare folder:pictures prepared --max-pixels 100000000",
+  ),
+  "data curate": (
     "data curate csv:pairs.csv balanced --queries words.txt --max-per-query 20",
+    "data curate csv:pairs.csv balanced --queries words.txt --size 100000 "
+    "--workers 8",
+  ),
+  "data filter": (
     "data filter csv:pairs.csv clean --min-words 3 --max-aspect 3",
+    "data filter csv:pairs.csv clean --score-model ViT-B-32.pt "
+    "--keep-share 0.3",
+  ),
+  "data dedupe": (
     "data dedupe csv:pairs.csv single --against folder:test",
+    "data dedupe csv:pairs.csv single --by exact,near,semantic "
+    "--model ViT-B-32.pt",
+  ),
+  "data stats": (
     "data stats csv:pairs.csv --out look --workers 8",
+    "data stats builtin:digits/test --decode --json",
+  ),
+  "data queries": (
     "data queries enwiki.xml.bz2 wordnet:/usr/share/wordnet queries.txt",
+    "data queries csv:pairs.csv queries.txt --min-count 20",
+  ),
+  "data doctor": (
     "data doctor --suite all --data-root ~/data",
+    "data doctor --suite cifar10,food101 --data-root ~/data --json",
   ),
   "completion": (
     "completion bash > ~/.local/share/bash-completion/completions/clip-jax",
@@ -86,6 +111,13 @@ EXAMPLES = {
 
 
 def in_words(verb: str) -> str:
-  """Returns the examples of a verb, as the text that ends its help."""
-  lines = [f"  clip-jax {example}" for example in EXAMPLES[verb]]
-  return "\n".join(["examples:", *lines])
+  """Returns the examples of a verb, as the text that ends its help.
+
+  Args:
+    verb: a verb, or a verb and an action, such as "data inspect". A verb that
+      has actions shows the first example of each.
+  """
+  shown = EXAMPLES.get(verb) or [
+    first for name, (first, *_) in EXAMPLES.items() if name.startswith(verb)
+  ]
+  return "\n".join(["examples:", *(f"  clip-jax {x}" for x in shown)])

@@ -52,8 +52,15 @@ class Parser(argparse.ArgumentParser):
 
   def add_subparsers(self, **settings: Any) -> Any:
     """Adds parsers of actions as argparse does."""
-    added = super().add_subparsers(**settings)
+    added = super().add_subparsers(parser_class=Parser, **settings)
     self.actions = added.choices
+    add = added.add_parser
+
+    def add_described(name: str, *, help: str, **settings: Any) -> Parser:
+      described = f"{help[0].upper()}{help[1:]}."
+      return add(name, help=help, description=described, **settings)
+
+    added.add_parser = add_described  # pyright: ignore
     return added
 
 

@@ -5,6 +5,7 @@ import collections
 import difflib
 import importlib.metadata
 import platform
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -30,7 +31,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   if set(argv) == {"--version", "--json"}:
     print(output.to_json(_installed()))
     parser.exit()
-  if not argv or argv[0].startswith("-"):
+  if not argv:
+    _list(parser)
+  if argv[0].startswith("-"):
     return parser.parse_args(argv)  # Exits: no verb is named.
   name, *words = argv
   if name not in parsers:
@@ -42,6 +45,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   asked = chosen
   if verb.has_actions:  # Each action has its own parser.
     action = next((word for word in words if not word.startswith("-")), None)
+    if not words:
+      _list(chosen)
     if action is not None and action not in chosen.actions:
       _refuse(chosen, "action", action, chosen.actions)
     asked = chosen.actions.get(action or "", chosen)
@@ -96,6 +101,12 @@ def _repeated(
     for name, value in pairs[-1:]
     if len(pairs) > 1
   ]
+
+
+def _list(parser: argparse.ArgumentParser) -> NoReturn:
+  """Exits with the list of what may follow, where nothing does."""
+  parser.print_help(sys.stderr)
+  parser.exit(2)
 
 
 def _refuse(
@@ -175,18 +186,14 @@ def make_parser() -> tuple[flags.Parser, dict[str, flags.Parser]]:
     help="show the versions and the device, without starting it, and exit; "
     "with --json as JSON",
   )
-  subparsers = parser.add_subparsers(
-    dest="verb", metavar="VERB", required=True, parser_class=flags.Parser
-  )
+  subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
   parsers = {}
   for name, verb in verbs.VERBS.items():
-    summary = verb.summary
     parsers[name] = subparsers.add_parser(
-      name,
-      help=summary,
-      description=summary[0].upper() + summary[1:] + ".",
-      epilog=examples.in_words(name),
+      name, help=verb.summary, epilog=examples.in_words(name)
     )
     parsers[name].takes_overrides = verb.takes_overrides
     verb.add_arguments(parsers[name])
+    for action, its_parser in parsers[name].actions.items():
+      its_parser.epilog = examples.in_words(f"{name} {action}")
   return parser, parsers

@@ -28,8 +28,8 @@ def load(
   path = pathlib.Path(path)
   if not path.is_file():
     raise errors.UserError(
-      f"Config file {str(path)!r} does not exist; check the path, or take one "
-      "of configs/."
+      f"Config file {str(path)!r} does not exist.{errors.beside(path)} Check "
+      "the path, or take one of configs/."
     )
   try:
     config = runpy.run_path(str(path))["get_config"]()

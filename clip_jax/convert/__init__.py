@@ -4,7 +4,8 @@
 format consists of and how to add one.
 """
 
-from clip_jax.convert.conversion import convert, open_model
+from clip_jax.convert.conversion import convert
+from clip_jax.convert.opening import open_model
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.report import MismatchError, Report
 

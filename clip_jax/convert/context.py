@@ -55,7 +55,7 @@ def resize(model: portable.Portable, length: int) -> portable.Portable:
   if text is None:
     raise errors.UserError(
       "--context-length changes a text tower; this model has only an image "
-      "tower."
+      "tower. Leave it out."
     )
   old = text["context_length"]
   if length == old:

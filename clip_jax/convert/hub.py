@@ -9,6 +9,12 @@ PREFIX = "hf-hub:"
 _ADDRESS = re.compile(
   r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII
 )
+# As other programs and browsers write it.
+_FOREIGN = re.compile(
+  r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://(?:models/)?"
+  r"|(?:hf|hub|hf_hub|huggingface):)(?P<name>[\w.-]+/[\w.-]+)(?:/.*)?",
+  re.ASCII | re.IGNORECASE,
+)
 # The files of a model to download; none of them is ever executed.
 PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors", "*.msgpack", "*.npz")
 # Pickles, for our own reader; downloaded only if there is no other file.
@@ -18,6 +24,20 @@ _PICKLES = ("*.bin", "*.pt", "*.pth")
 def is_address(source: str) -> bool:
   """Whether `source` names a model of the Hub."""
   return source.startswith(PREFIX)
+
+
+def is_name(source: str) -> bool:
+  """Whether `source` may be the rest of an address, ORG/NAME[@REVISION]."""
+  return _ADDRESS.fullmatch(source) is not None
+
+
+def check_spelling(source: str) -> None:
+  """Raises UserError for a model of the Hub in the words of other programs."""
+  if match := _FOREIGN.fullmatch(source):
+    raise errors.UserError(
+      f"MODEL {source!r} is on the HuggingFace Hub; give it as "
+      f"{PREFIX}{match['name']}."
+    )
 
 
 def pinned(source: str, path: pathlib.Path) -> str:
@@ -76,5 +96,8 @@ def download(source: str) -> pathlib.Path:
       "check the name, or log in with `hf auth login`."
     ) from None
   except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError) as error:
-    first = str(error).splitlines()[0]
-    raise errors.UserError(f"{source} cannot be downloaded: {first}") from None
+    raise errors.UserError(
+      f"{source} cannot be downloaded: {errors.first_line(error)}. Try again, "
+      "or download it "
+      "elsewhere and give its directory."
+    ) from None

@@ -95,7 +95,7 @@ def first_address(path: str | os.PathLike) -> str:
   Raises:
     UserError: `path` is not a workdir, or its run has no `init.model`.
   """
-  path = pathlib.Path(path).expanduser()
+  path = pathlib.Path(os.path.expanduser(path))
   address = ""
   if workdir_lib.recognise(path):
     address = workdir_lib.load_config(path).init.model
@@ -132,25 +132,24 @@ def _check_same(model: portable.Portable, first: portable.Portable) -> None:
       family.normal(spec).get(part, {}) for spec in (model.spec, first.spec)
     )
     for field in sorted(mine.keys() | theirs.keys()):
-      if mine.get(field) != theirs.get(field):
-        raise errors.UserError(
-          f"These models cannot be interpolated: {part}.{field} is "
-          f"{mine.get(field)!r} in one and {theirs.get(field)!r} in the other. "
-          "Both must have the same architecture."
-        )
+      _check_equal(f"{part}.{field}", mine.get(field), theirs.get(field))
   _check_arrays(first, model.leaves)
 
 
 def _check_arrays(first: portable.Portable, arrays: Mapping[str, Any]) -> None:
   """Raises UserError unless `first` has arrays of these names and shapes."""
   for path in sorted(arrays.keys() | first.leaves.keys()):
-    shapes = [
-      None if path not in tree else tuple(tree[path].shape)
+    shapes = (
+      tuple(tree[path].shape) if path in tree else None
       for tree in (arrays, first.leaves)
-    ]
-    if shapes[0] != shapes[1]:
-      raise errors.UserError(
-        f"These models cannot be interpolated: {path} has the shape "
-        f"{shapes[0]} in one and {shapes[1]} in the other (None: it is "
-        "missing). Both must have the same architecture."
-      )
+    )
+    _check_equal(f"the shape of {path}", *shapes)
+
+
+def _check_equal(what: str, one: Any, other: Any) -> None:
+  if one != other:
+    raise errors.UserError(
+      f"These models cannot be interpolated: {what} is {one!r} in one and "
+      f"{other!r} in the other (None: it is missing). Both must have the same "
+      "architecture."
+    )

@@ -14,8 +14,6 @@ from clip_jax.convert import engine
 from clip_jax.convert.report import Report
 from clip_jax.convert.tensor import Tensor
 
-_CHUNK_BYTES = 1 << 22
-
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -201,11 +199,8 @@ def digests(files: Iterable[pathlib.Path]) -> dict[str, str]:
   """Returns the sha256 (hex) of each file by its name."""
   found = {}
   for path in files:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-      while chunk := file.read(_CHUNK_BYTES):
-        digest.update(chunk)
-    found[path.name] = digest.hexdigest()
+      found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
   return found
 
 
@@ -218,10 +213,3 @@ def refuse(target: str, problems: Iterable[str]) -> None:
       f"{'; '.join(problems)}. Choose another --to, or clip-jax, which holds "
       "every model."
     )
-
-
-def find_nonfinite(array: np.ndarray) -> bool:
-  """Whether an array holds NaN or infinity."""
-  if not np.issubdtype(array.dtype, np.inexact) and array.dtype.kind != "V":
-    return False
-  return not bool(np.isfinite(array).all())

@@ -175,7 +175,7 @@ def old_grid(
   if rows * cols != cells:
     raise errors.UserError(
       f"--old-grid {rows}x{cols} has {rows * cols} patches; the source has "
-      f"{cells} positions."
+      f"{cells} positions. Give numbers whose product that is."
     )
   return rows, cols
 
@@ -198,7 +198,7 @@ def resize(
   if "image" not in model.spec:
     raise errors.UserError(
       "--image-size resizes the positions of an image tower; this model has "
-      "only a text tower."
+      "only a text tower. Leave it out."
     )
   if model.source.get("resized", {}).get("new_image_size") == image_size:
     return model  # Its reader has resized it, since the grid was not square.

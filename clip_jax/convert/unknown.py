@@ -1,15 +1,27 @@
 """The error message for a model that does not exist, with suggestions."""
 
 import pathlib
-import re
 
 from clip_jax import errors
 from clip_jax.convert import hub
 from clip_jax.models import variants
 
-_ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
-# How similar a name must be to be suggested.
-_CLOSE = 0.8
+# Repositories of the Hub that people know by a part of the name, by what they
+# hold.
+REPOSITORIES = {
+  "ViT-B-32": "openai/clip-vit-base-patch32",
+  "ViT-B-16": "openai/clip-vit-base-patch16",
+  "ViT-L-14": "openai/clip-vit-large-patch14",
+  "ViT-L-14-336": "openai/clip-vit-large-patch14-336",
+  "ViT-B-32-gelu": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+  "ViT-L-14-gelu": "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
+  "ViT-H-14": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+  "ViT-B-16-SigLIP": "google/siglip-base-patch16-224",
+  "ViT-SO400M-14-SigLIP-384": "google/siglip-so400m-patch14-384",
+  "ViT-B-16-SigLIP2": "google/siglip2-base-patch16-224",
+}
+# How similar a name must be to be suggested, or how long a part of one.
+_CLOSE, _PART = 0.8, 5
 
 
 def missing(path: pathlib.Path, accepted: str) -> str:
@@ -21,32 +33,41 @@ def missing(path: pathlib.Path, accepted: str) -> str:
   """
   name = str(path)
   what = f"Model {name!r} does not exist"
-  # OpenAI writes ViT-L/14@336px.
-  variant = name.replace("/", "-").replace("@336px", "-336")
-  known = {x.lower(): x for x in variants.VARIANTS}
-  if variant.lower() in known:
-    found = known[variant.lower()]
-    return (
-      f"{what} as a file or directory. {found} is the name of an architecture, "
-      f"which has no weights by itself: clip_jax.create_model({found!r}) makes "
-      f"it untrained, `clip-jax train --config … --config.model={found}` "
-      "trains it, and a checkpoint of it is given by its path or as "
-      f"{hub.PREFIX}ORG/NAME."
+  known = {errors.plain(x): x for x in variants.VARIANTS}
+  # OpenAI writes ViT-L/14@336px; open_clip has a tag, ViT-B-32/openai.
+  for spelling in (name.removesuffix("px"), name.rpartition("/")[0]):
+    if found := known.get(errors.plain(spelling)):
+      return (
+        f"{what} as a file or directory. {found} is the name of an "
+        "architecture, which has no weights by itself: "
+        f"clip_jax.create_model({found!r}) makes it untrained, `clip-jax train "
+        f"--config … --config.model={found}` trains it, and a checkpoint of it "
+        "is given by its path or as "
+        f"{hub.PREFIX}{REPOSITORIES.get(found, 'ORG/NAME')}."
+      )
+  hint = ""
+  if near := _near(name, REPOSITORIES.values()):
+    near = [hub.PREFIX + x for x in near]
+    hint += f" Like it on the HuggingFace Hub: {', '.join(near)}."
+  elif hub.is_name(name) and not path.parent.exists():
+    hint += (
+      f" If it is a model of the HuggingFace Hub, give {hub.PREFIX}{name}."
     )
-  if errors.nearest(variant, variants.VARIANTS, cutoff=_CLOSE):
-    near = errors.nearest(variant, variants.VARIANTS)
-    return (
-      f"{what}. The nearest names of architectures, which have no weights, are "
-      f"{', '.join(near)} (`clip-jax models`); give {accepted}."
+  if near := _near(name, variants.VARIANTS):
+    hint += (
+      f" The nearest names of architectures are {', '.join(near)}: "
+      "clip_jax.create_model makes them, untrained (`clip-jax models`)."
     )
-  if _ON_THE_HUB.fullmatch(name) and not path.parent.exists():
-    return (
-      f"{what} here. If it is a model of the HuggingFace Hub, give "
-      f"{hub.PREFIX}{name}; else {accepted}."
-    )
-  beside = []
-  if path.parent.is_dir():
-    names = [entry.name for entry in path.parent.iterdir()]
-    beside = errors.nearest(path.name, names, cutoff=0.5)
-  hint = f" Near it are {', '.join(beside)}." if beside else ""
-  return f"{what}.{hint} Give {accepted}."
+  return f"{what}.{hint}{errors.beside(path)} Give {accepted}."
+
+
+def _near(name, known) -> list[str]:
+  """Returns at most three `known` names that are like `name` or hold it."""
+  wanted = errors.plain(name)
+  plain = {x: errors.plain(x) for x in known}
+  if same := [x for x in plain if plain[x] == wanted]:
+    return same
+  near = [x for x in plain if wanted in plain[x] and len(wanted) >= _PART]
+  if not near and errors.nearest(name, plain, cutoff=_CLOSE):
+    near = list(plain)
+  return errors.nearest(name, near)

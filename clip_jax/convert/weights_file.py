@@ -26,9 +26,7 @@ def _flat(
   read: Callable[[pathlib.Path], dict[str, Tensor]], separator: str = "."
 ) -> _Reader:
   """Returns a reader of a container with flat names, without nested dicts."""
-  return lambda path, select: datafile.Contents(
-    select(read(path), separator, lambda leaf: True)
-  )
+  return lambda path, select: datafile.Contents(select(read(path), separator))
 
 
 def _torch_shards(path: pathlib.Path) -> dict[str, Tensor]:
@@ -76,12 +74,11 @@ def read(
   if suffix is None:
     suffix = _by_content(path)
 
-  def select(tree, separator, is_tensor) -> dict[str, Any]:
+  def select(tree, separator) -> dict[str, Any]:
     undone = wrappers.undo(
       tree,
       name=str(path),
       separator=separator,
-      is_tensor=is_tensor,
       weights=options.weights,
     )
     report.stripped += undone.stripped

@@ -72,7 +72,7 @@ def prepare(
     UserError: `out` holds something else, or is being written right now.
   """
   errors.check_out(out)
-  out = pathlib.Path(out).expanduser()
+  out = pathlib.Path(os.path.expanduser(out))
   made = existing(out, source.fingerprint, limits, drop_bad=drop_bad)
   if made is not None:
     return made | {"written": False}
@@ -154,7 +154,7 @@ def existing(
   Raises:
     UserError: `out` holds something else.
   """
-  out = pathlib.Path(out).expanduser()
+  out = pathlib.Path(os.path.expanduser(out))
   if not out.exists() or _is_empty_directory(out):
     return None
   summary = {}
@@ -184,7 +184,7 @@ def partial_directory(out: str | os.PathLike) -> Iterator[pathlib.Path]:
   Raises:
     UserError: another process writes there.
   """
-  out = pathlib.Path(out).expanduser()
+  out = pathlib.Path(os.path.expanduser(out))
   partial = out.with_name(f".{out.name}.partial")
   partial.mkdir(parents=True, exist_ok=True)
   with open(partial / _LOCK, "w") as lock:

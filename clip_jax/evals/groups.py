@@ -7,6 +7,7 @@ image is of, and the labels are what is looked for.
 import collections
 import csv
 import io
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -37,7 +38,7 @@ def read_groups(path: str) -> dict[str, dict[str, str]]:
   """
   try:
     with io.TextIOWrapper(
-      regular_files.open_regular(pathlib.Path(path).expanduser()),
+      regular_files.open_regular(pathlib.Path(os.path.expanduser(path))),
       encoding="utf-8-sig",
       newline="",
     ) as file:

@@ -44,8 +44,7 @@ def check(kind: str, *, logit_bias: Any | None) -> str:
   Raises:
     UserError: it is unknown, or one that needs a bias that is None.
   """
-  if kind not in KINDS:
-    raise errors.unknown("kind of probabilities", kind, KINDS)
+  errors.check_known("kind of probabilities", kind, KINDS)
   if kind == "sigmoid" and logit_bias is None:
     raise errors.UserError(
       "Sigmoid probabilities need a logit bias, which this model does not "

@@ -40,7 +40,7 @@ class Prompts:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def read_labels(text: str) -> Labels:
+def read_labels(text: str | os.PathLike) -> Labels:
   """Returns the labels of a text: a file, or names separated by commas.
 
   A text file holds a label a line; a JSON file a list of labels (an inner list
@@ -49,10 +49,13 @@ def read_labels(text: str) -> Labels:
   """
   path = _as_file(text, what="labels")
   if path is None:
+    text = os.fspath(text)
     if os.path.isdir(text) or (os.sep in text and "," not in text):
+      what = "are a directory" if os.path.isdir(text) else "are no file"
       raise errors.UserError(
-        f"The labels {text!r} look like a path, and no file is there. Write "
-        "names separated by commas, or the path of a file."
+        f"The labels {text!r} look like a path, and {what}."
+        f"{errors.beside(text)} Write names separated by commas, or the path "
+        "of a file."
       )
     return [part.strip() for part in text.split(",")]
   labels = _read(path, what="labels")
@@ -63,14 +66,14 @@ def read_labels(text: str) -> Labels:
   return labels
 
 
-def read_templates(text: str) -> tuple[str, ...]:
+def read_templates(text: str | os.PathLike) -> tuple[str, ...]:
   """Returns the templates of a text: a file, or itself one template.
 
   A text file holds a template a line, a JSON file a list of templates.
   """
   path = _as_file(text, what="templates")
   if path is None:
-    return (text,)
+    return (os.fspath(text),)
   templates = _read(path, what="templates")
   if not isinstance(templates, list):
     raise errors.UserError(f"{path}: templates are a list, not a dictionary.")
@@ -81,15 +84,18 @@ def read_templates(text: str) -> tuple[str, ...]:
   return tuple(templates)
 
 
-def _as_file(text: str, *, what: str) -> pathlib.Path | None:
+def _as_file(text: str | os.PathLike, *, what: str) -> pathlib.Path | None:
   """Returns the file that `text` names, None where it names none."""
+  text = os.fspath(text)
   if "{" in text or "\n" in text or len(text) > 1024:
     return None
-  path = pathlib.Path(text).expanduser()
+  path = pathlib.Path(os.path.expanduser(text))
   if os.path.isfile(path):  # Unlike Path.is_file, False for too long a name.
     return path
   if path.suffix in (".txt", ".json"):
-    raise errors.UserError(f"The file of {what} {text!r} does not exist.")
+    raise errors.UserError(
+      f"The file of {what} {text!r} does not exist.{errors.beside(path)}"
+    )
   return None
 
 
@@ -99,10 +105,17 @@ def _read(path: pathlib.Path, *, what: str) -> list | dict:
     if path.suffix != ".json":
       return [line.strip() for line in text.splitlines() if line.strip()]
     content = json_text.parse(text, kind=(list, dict))
-  except ValueError as error:  # Not UTF-8 or not JSON.
+  except UnicodeDecodeError as error:
+    start = error.object[:20]
+    known = "UTF-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "no UTF-8"
     raise errors.UserError(
-      f"{path}: cannot read {what} ({error}); write UTF-8 text with one a "
-      "line, or JSON with a list."
+      f"The file of {what} {str(path)!r} is {known} text: it begins {start!r}. "
+      "Save it as UTF-8 text with one a line, or as JSON with a list."
+    ) from None
+  except ValueError as error:
+    raise errors.UserError(
+      f"{path}: cannot read {what} ({error}); write text with one a line, "
+      "or JSON with a list."
     ) from None
   return content
 
@@ -127,6 +140,11 @@ def resolve(
     UserError: no label, an empty one or one given twice; no template, or one
       without exactly one placeholder.
   """
+  if isinstance(templates, str) or not isinstance(templates, Sequence | None):
+    raise errors.UserError(
+      "Templates must be a list of texts with a placeholder {}, got "
+      f"{templates!r:.100}."
+    )
   if templates is not None and not len(templates):
     raise errors.UserError(
       "There is no template in an empty list; leave templates out to take "
@@ -137,7 +155,9 @@ def resolve(
       f"Labels must be a list of texts, got the text {labels!r}; write "
       f"[{labels!r}]."
     )
-  if isinstance(labels, set | frozenset) or not isinstance(labels, Iterable):
+  if isinstance(labels, set | frozenset) or (
+    not isinstance(labels, Iterable) or getattr(labels, "shape", None) == ()
+  ):
     ordered = "; a set has no order: write sorted(labels)"
     raise errors.UserError(
       f"Labels must be a list of texts, got {type(labels).__name__}"

@@ -142,7 +142,7 @@ def complete(
     base: see `spec`.
     overrides: see `spec`; may also be what `execution` returns.
   """
-  if base == FROM_INIT:
+  if isinstance(base, str) and base == FROM_INIT:
     if not {"image", "text"} <= (overrides or {}).keys():
       raise errors.UserError(
         f"The model {FROM_INIT!r} has no description before its run has begun: "
@@ -151,7 +151,13 @@ def complete(
     base, overrides = overrides or {}, None
   elif isinstance(base, str):
     if base not in VARIANTS:
-      raise errors.unknown("model", base, VARIANTS)
+      unknown = errors.unknown("model", base, VARIANTS)
+      if "/" not in base or "Did you mean" in str(unknown):
+        raise unknown
+      raise errors.UserError(
+        f"{unknown} A checkpoint is no variant: clip_jax.load reads it, and a "
+        "run starts from it by --config.init.model."
+      )
     base = VARIANTS[base]
   elif not isinstance(base, Mapping):
     raise errors.UserError(
@@ -169,6 +175,11 @@ def complete(
     if not hasattr(change, "keys"):
       raise errors.UserError(
         f"Model field {part!r} takes a dict of fields; got {change!r}."
+      )
+    if part not in merged:
+      raise errors.UserError(
+        f"The description of a model lacks {part!r}; give a dict with image, "
+        "text and embed_dim, or the name of a variant."
       )
     if part in TOWERS:
       merged[part] = _resolve_tower(part, merged[part], dict(change))

@@ -85,41 +85,24 @@ _FIGURES = {
   "v5p": ("v5", 95.73, 2765, 100, 1.75, _BELOW_CUBES, 6144),
   "v6e": ("v6e", 31.24, 1638, 100, 1.75, _FLAT, 0),
 }
-
-
-def _make_chip(
-  name, peak, gibibytes, bandwidth, link, gigahertz, slices, cube_chips
-) -> Chip:
-  return Chip(
+CHIPS = {
+  name: Chip(
     name=name,
     peak_flops=metrics.PEAK_FLOPS[peak],
-    memory_bytes=int(gibibytes * GIB),
-    memory_bandwidth=bandwidth * GB,
+    memory_bytes=int(size * GIB),
+    memory_bandwidth=rate * GB,
     link_bandwidth=link * GB,
-    clock_hertz=gigahertz * GB,
+    clock_hertz=clock * GB,
     slices=slices,
-    cube_chips=cube_chips,
+    cube_chips=cubes,
   )
-
-
-CHIPS = {name: _make_chip(name, *row) for name, row in _FIGURES.items()}
-
-# JAX's names of them, longest first: "TPU v5" alone is a v5p.
-_KINDS = {
-  "v5 lite": "v5e",
-  "v5e": "v5e",
-  "v6 lite": "v6e",
-  "v6e": "v6e",
-  "v5": "v5p",
-  "v4": "v4",
+  for name, (peak, size, rate, link, clock, slices, cubes) in _FIGURES.items()
 }
 
 
 def chip_of(device_kind: str) -> Chip | None:
   """Returns the chip of a `device.device_kind`; None if it is not listed."""
-  kind = device_kind.lower()
-  if "tpu" not in kind:
-    return None
-  return next(
-    (CHIPS[name] for part, name in _KINDS.items() if part in kind), None
-  )
+  kind = device_kind.lower().replace(" lite", "e")
+  # A v5e before what is "TPU v5" alone, a v5p.
+  known = [name for name, (part, *_) in _FIGURES.items() if part in kind]
+  return CHIPS[known[0]] if known and "tpu" in kind else None

@@ -139,65 +139,79 @@ def make_plan(job: jobs.Job, *, with_loss: bool = True) -> Plan:
   )
   traced = job.program.make_step().trace(job.state, job.batch)
   reasons: dict[str, str] = {}
-  compiled = text = exchanges = operations = parts = peak = fits = None
-  refused: compiling.TooLargeError | None = None
+  compiled = text = message = fits = None
   available = memory.available_bytes(job.target)
   try:
-    with tempfile.TemporaryDirectory(prefix="clip_jax_plan_") as directory:
-      # A local program may run later: a dump would change its cache key.
-      dump = None if job.target.is_local else directory
-      compiled = compiling.compile_program(traced.lower(), dump=dump)
-      if job.target.chip is not None:
-        text = compiling.read_text(compiled, dump)
+    compiled, text = _compile(job, traced)
   except compiling.TooLargeError as error:
-    refused = error
+    message, peak, fits = error.message, error.needed_bytes, False
     available = error.available_bytes or available
-    unknown = ("flops_compiled", "collectives", "step_seconds")
-    why = "the step does not compile for this memory"
-    reasons |= dict.fromkeys(unknown, why)
-  except jax.errors.JaxRuntimeError as error:
-    raise errors.UserError(
-      f"The compiler rejects this step: {str(error).splitlines()[0]}"
-    ) from None
   seconds = time.perf_counter() - start
   if compiled is not None:
     peak = memory.peak_bytes(compiled, job.target)
     fits = None if available is None else peak <= available
-  elif refused is not None:
-    peak, fits = refused.needed_bytes, False
   if peak is None:
     reasons["peak_bytes"] = "the compiler does not say how much it needs"
   if fits is None:
     reasons["fits"] = "the memory of these devices is not known"
-  if refused is None:
-    work = read_work(traced.jaxpr.jaxpr)
-    operations = None if work.hidden else work.flops
-    if work.hidden:
-      names = ", ".join(sorted(work.hidden))
-      reasons["flops_compiled"] = f"operations of {names} cannot be counted"
-    exchanges = collectives.summary(work.collectives)
-    try:
-      times = _step_parts(job, work, text)
-      network = make_network(job.target, job.mesh)
-      exchanges = collectives.summary(work.collectives, network.seconds)
-      times["exchanges"] = sum(x["seconds"] for x in exchanges.values())
-      parts = times
-    except ValueError as error:
-      reasons["step_seconds"] = str(error)
   return Plan(
     job=job,
     fits=fits,
     peak_bytes=peak,
     available_bytes=available,
-    compiler_message=refused and refused.message,
+    compiler_message=message,
     memory=_memory(job, peak, with_loss, reasons),
     flops_analytic=analytic_flops(job),
-    flops_compiled=operations,
-    collectives=exchanges,
-    step_parts_seconds=parts,
+    **_work_figures(job, traced if compiled else None, text, reasons),
     compile_seconds=seconds,
     reasons=reasons,
   )
+
+
+def _compile(job, traced) -> tuple[jax.stages.Compiled, str | None]:
+  """Returns the compiled step, and its text for a chip with known figures."""
+  with tempfile.TemporaryDirectory(prefix="clip_jax_plan_") as directory:
+    # A local program may run later: a dump would change its cache key.
+    dump = None if job.target.is_local else directory
+    try:
+      compiled = compiling.compile_program(traced.lower(), dump=dump)
+    except jax.errors.JaxRuntimeError as error:
+      raise errors.UserError(
+        f"The compiler rejects this step: {errors.first_line(error)}"
+      ) from None
+    return compiled, job.target.chip and compiling.read_text(compiled, dump)
+
+
+def _work_figures(job, traced, text, reasons) -> dict[str, Any]:
+  """Returns the fields of a plan about the work of a step.
+
+  Args:
+    job: the step.
+    traced: the traced step; None if it does not compile.
+    text: the compiled program's text; None if there is none.
+    reasons: gets the reasons why figures are None.
+  """
+  names = ("flops_compiled", "collectives", "step_parts_seconds")
+  if traced is None:
+    unknown = (*names[:2], "step_seconds")
+    why = "the step does not compile for this memory"
+    reasons |= dict.fromkeys(unknown, why)
+    return dict.fromkeys(names)
+  work = read_work(traced.jaxpr.jaxpr)
+  if work.hidden:
+    hidden = ", ".join(sorted(work.hidden))
+    reasons["flops_compiled"] = f"operations of {hidden} cannot be counted"
+  parts = seconds_of = None
+  try:
+    parts = _step_parts(job, work, text)
+    seconds_of = make_network(job.target, job.mesh).seconds
+  except ValueError as error:
+    reasons["step_seconds"] = str(error)
+  exchanges = collectives.summary(work.collectives, seconds_of)
+  if parts is not None:
+    parts["exchanges"] = sum(x["seconds"] for x in exchanges.values())
+  operations = None if work.hidden else work.flops
+  return dict(zip(names, (operations, exchanges, parts), strict=True))
 
 
 def analytic_flops(job: jobs.Job) -> int:
@@ -218,29 +232,26 @@ def analytic_flops(job: jobs.Job) -> int:
 
 def _memory(job, peak, with_loss, reasons) -> dict[str, int | None]:
   """Returns the parts of the peak in bytes: exact ones, and the rest."""
-  exact = {
-    "parameters": memory.shard_bytes(job.state.params),
-    "batch_statistics": memory.shard_bytes(job.state.batch_stats),
-    "optimizer": memory.shard_bytes(job.state.opt_state),
-    "average": memory.shard_bytes(job.state.ema),
-    "batch": memory.shard_bytes(job.batch),
+  state = job.state
+  trees = {
+    **{"parameters": state.params, "batch_statistics": state.batch_stats},
+    **{"optimizer": state.opt_state, "average": state.ema, "batch": job.batch},
   }
-  parts: dict[str, int | None] = {**exact}
-  parts["rest"] = None if peak is None else peak - sum(exact.values())
+  exact = {part: memory.shard_bytes(tree) for part, tree in trees.items()}
+  rest = None if peak is None else peak - sum(exact.values())
   if peak is None:
     reasons["memory.rest"] = reasons["peak_bytes"]
-  parts["loss_alone"] = None
-  if not with_loss:
-    reasons["memory.loss_alone"] = "not asked for"
-    return parts
-  if not job.model.contrastive:
-    reasons["memory.loss_alone"] = "the objective compares no pairs"
-    return parts
+  loss = None
   try:
-    parts["loss_alone"] = memory.loss_bytes(job)
+    if not with_loss:
+      reasons["memory.loss_alone"] = "not asked for"
+    elif not job.model.contrastive:
+      reasons["memory.loss_alone"] = "the objective compares no pairs"
+    else:
+      loss = memory.loss_bytes(job)
   except compiling.TooLargeError as error:
     reasons["memory.loss_alone"] = f"too large by itself: {error.message}"
-  return parts
+  return {**exact, "rest": rest, "loss_alone": loss}
 
 
 def _step_parts(job, work, text) -> dict[str, float]:

@@ -1,14 +1,11 @@
 """Formats a plan, for JSON and as text."""
 
-import contextlib
 import dataclasses
-import importlib.metadata
 import math
 from typing import Any
 
-import jax
-
 from clip_jax import names, sharding, terminal
+from clip_jax import versions as versions_lib
 from clip_jax.models import block_chain, variants
 from clip_jax.plan import jobs
 from clip_jax.plan import planner as planner_lib
@@ -109,18 +106,15 @@ def utilisation(plan: planner_lib.Plan) -> list[float] | None:
 
 def versions() -> dict[str, str]:
   """Returns the versions of JAX and libtpu."""
-  found = {"jax": jax.__version__}
-  with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-    found["libtpu"] = importlib.metadata.version("libtpu")
-  return found
+  known = {name: versions_lib.found(name) for name in ("jax", "libtpu")}
+  return {name: version for name, version in known.items() if version}
 
 
 def _run(plan, price, reasons) -> dict[str, Any]:
   """Returns the duration and the cost of the whole run."""
   job = plan.job
   steps = job.program.total_steps
-  names = ("hours", "chip_hours", "cost")
-  run: dict[str, Any] = {"steps": steps, **dict.fromkeys(names)}
+  run: dict[str, Any] = {"steps": steps, **dict.fromkeys(_RUN_ROWS)}
   run["price_per_chip_hour"] = price
   if steps is None:
     reasons["hours"] = "epochs of how many examples? Give --examples, or steps"

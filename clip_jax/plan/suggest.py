@@ -24,7 +24,6 @@ from clip_jax.models import (
   freezing,
   paths,
   resnet,
-  sharded,
   variants,
 )
 from clip_jax.plan import jobs, memory, planner, topology
@@ -218,13 +217,8 @@ class _Search:
     """Returns the bytes of state, gradients and batch on one device."""
     base = self.base
     mesh = sharding.make_mesh(data=-1, fsdp=fsdp, devices=base.target.devices)
-    shapes = (base.state, base.state.params)
-    placed = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      shapes,
-      sharded.tree_shardings(shapes, mesh),
-    )
-    return memory.shard_bytes((placed, base.batch))
+    state = dataclasses.replace(base.program, mesh=mesh).abstract_state()
+    return memory.shard_bytes((state, state.params, base.batch))
 
   def _kept(self, changes: tuple[str, ...], parts: int) -> int:
     """Returns the bytes that towers keep for the backward pass on one device.

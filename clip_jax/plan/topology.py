@@ -133,7 +133,7 @@ def _described(name, chip, shape, wrap) -> tuple[sharding.Device, ...]:
       )
   except jax.errors.JaxRuntimeError as error:
     raise errors.UserError(
-      f"There is no slice {name}: {str(error).splitlines()[0]}"
+      f"There is no slice {name}: {errors.first_line(error)}"
     ) from None
   return tuple(described.devices)
 

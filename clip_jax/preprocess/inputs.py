@@ -17,6 +17,7 @@ from clip_jax.preprocess import decoding
 ImageInput = Image.Image | np.ndarray | decoding.Encoded | IO[bytes]
 
 _CHANNELS = (1, 3, 4)  # Grey, RGB, RGBA.
+_NUMBERS = ("int", "uint", "float")  # Types that can be made to bytes.
 _ACCEPTED = (
   "a path, encoded bytes, an open file, a Pillow image or a uint8 array"
 )
@@ -158,6 +159,8 @@ def _remedy(array: Any, kind: str, *, moved: bool) -> str:
   if kind == "uint8":
     return f"Write {x}."
   as_bytes = ".byte()" if is_torch else ".astype('uint8')"
+  if kind not in ("bool", "bfloat16") and not kind.startswith(_NUMBERS):
+    return "Give the image as bytes from 0 to 255."
   low, high = 0.0, 0.0
   if 0 not in array.shape:
     low, high = float(array.min()), float(array.max())

@@ -32,6 +32,14 @@ _SAME_IN_SPEC = (
 )
 
 
+def _numbers(values: Any) -> tuple[float, ...]:
+  """Returns the values as numbers; none at all where one is no number."""
+  try:
+    return tuple(float(value) for value in values)
+  except (TypeError, ValueError):
+    return ()
+
+
 @dataclasses.dataclass(frozen=True)
 class PreprocessSpec:
   """How an image becomes the array that a model was trained on.
@@ -80,18 +88,18 @@ class PreprocessSpec:
       ("convert_rgb", CONVERSIONS),
       ("alpha", ALPHAS),
     ):
-      if getattr(self, name) not in known:
-        raise errors.unknown(name, getattr(self, name), known)
+      errors.check_known(name, getattr(self, name), known)
     self._check_numbers()
     for name in ("mean", "std"):
-      channels = tuple(float(value) for value in getattr(self, name))
+      channels = _numbers(getattr(self, name))
       if (
         len(channels) != 3
         or not all(map(math.isfinite, channels))
         or (name == "std" and min(channels) <= 0)
       ):
         raise errors.UserError(
-          f"{name}={channels} must be three numbers, red, green and blue"
+          f"{name}={getattr(self, name)!r:.100} must be three numbers, red, "
+          "green and blue"
           f"{', all above 0' if name == 'std' else ''}."
         )
       object.__setattr__(self, name, channels)  # A tuple, also from JSON.
@@ -105,9 +113,10 @@ class PreprocessSpec:
       )
 
   def _check_numbers(self):
-    if self.image_size < 1:
+    if not (isinstance(self.image_size, int) and self.image_size >= 1):
       raise errors.UserError(
-        f"image_size={self.image_size} must be at least 1 pixel."
+        f"image_size={self.image_size!r:.100} must be a whole number of "
+        "pixels, at least 1."
       )
     if not isinstance(self.antialias, bool):
       raise errors.UserError(
@@ -117,9 +126,10 @@ class PreprocessSpec:
       raise errors.UserError(
         f"fill={self.fill!r} must be a whole level from 0 to 255."
       )
-    if not 0.1 <= self.crop_fraction <= 1:
+    fraction = self.crop_fraction
+    if not (isinstance(fraction, int | float) and 0.1 <= fraction <= 1):
       raise errors.UserError(
-        f"crop_fraction={self.crop_fraction} must be from 0.1 to 1."
+        f"crop_fraction={fraction!r:.100} must be a number from 0.1 to 1."
       )
 
   @property
@@ -150,6 +160,10 @@ class PreprocessSpec:
       UserError: a field is unknown, missing or not valid. None has a default
         here: what a checkpoint was trained with is not guessed.
     """
+    if not isinstance(fields, dict):
+      raise errors.UserError(
+        f"The preprocessing is a dict of fields, got {fields!r:.100}."
+      )
     known = [field.name for field in dataclasses.fields(cls)]
     known.remove("limits")
     for name in fields:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from clip_jax import json_lines
+from clip_jax import json_lines, whole_files
 from clip_jax.report.page import Figure, Page
 from clip_jax.report.rows import Found, Guess, Rows, find_rows
 
@@ -77,9 +77,6 @@ def read_losses(path: str | os.PathLike) -> list[tuple[int, float]]:
 
 def save(image: Image.Image, path: str | os.PathLike) -> None:
   """Writes a PNG whole or not at all."""
-  path = pathlib.Path(path)
   buffer = io.BytesIO()
   image.save(buffer, format="PNG", optimize=True)
-  partial = path.with_name(path.name + ".partial")
-  partial.write_bytes(buffer.getvalue())
-  partial.replace(path)
+  whole_files.write(pathlib.Path(path), buffer.getvalue())

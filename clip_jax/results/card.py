@@ -78,7 +78,7 @@ def make(
   Raises:
     UserError: there is no such model, or no result where some are named.
   """
-  path = pathlib.Path(model).expanduser()
+  path = pathlib.Path(os.path.expanduser(model))
   is_workdir = workdir_lib.recognise(path)
   own = path if is_workdir and (path / metrics.METRICS).is_file() else None
   found = _read(list(reports), own)  # Before the model, which takes longer.
@@ -108,7 +108,7 @@ def save(card: Card, path: str | os.PathLike) -> None:
     UserError: something else than a card is at `path`.
   """
   errors.check_local("The card", path)
-  path = pathlib.Path(path).expanduser()
+  path = pathlib.Path(os.path.expanduser(path))
   if path.exists() and not (
     path.is_file() and MARK in path.read_text("utf-8", errors="replace")
   ):
@@ -216,8 +216,8 @@ def _body(
 
 
 def _summary(clip: inference.Clip) -> str:
-  if clip.preprocess is None or clip.tokenizer is None:
-    tower = "text" if clip.preprocess is None else "image"
+  if not (clip.preprocess and clip.tokenizer):
+    tower = "image" if clip.preprocess else "text"
     return f"The {tower} tower of a model of images and texts, for JAX."
   if not clip.module.contrastive:
     return (
@@ -236,9 +236,9 @@ def _summary(clip: inference.Clip) -> str:
 def _usage(name: str, address: str | None, clip: inference.Clip) -> str:
   """Returns the code that loads the model and uses it."""
   call = 'clip.classify("photo.png", labels=["cat", "dog"])'
-  if clip.preprocess is None:
+  if not clip.preprocess:
     call = 'clip.encode_text(["a photo of a cat"])'
-  elif clip.tokenizer is None:
+  elif not clip.tokenizer:
     call = 'clip.encode_image(["photo.png"])'
   elif not clip.module.contrastive:
     call = 'clip.score_texts(["a photo of a cat"]).of_images'

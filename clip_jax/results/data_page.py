@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +30,7 @@ def check(out: str) -> None:
   """Raises UserError where nothing can be drawn to `out`."""
   drawing.check()
   errors.check_local("The page", out)
-  directory = pathlib.Path(out).expanduser()
+  directory = pathlib.Path(os.path.expanduser(out))
   report.check_replaceable(directory, what="page of data", mark=MARK)
 
 
@@ -52,7 +53,7 @@ def write(
     UserError: matplotlib is missing, or `out` holds something else.
   """
   check(out)
-  directory = pathlib.Path(out).expanduser()
+  directory = pathlib.Path(os.path.expanduser(out))
   figures = [(x, drawing.draw(x)) for x in _figures(found)]
   sheet = contact_sheet(samples)
   parts: list[str] = []

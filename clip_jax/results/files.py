@@ -67,7 +67,7 @@ def read(places: Iterable[str | os.PathLike]) -> records.Collection:
   found, named = _Found(), list(places)
   for place in named:
     errors.check_local("The directory", place)
-    path = pathlib.Path(place).expanduser()
+    path = pathlib.Path(os.path.expanduser(place))
     if not path.exists():
       raise errors.UserError(
         f"{place} is not there; give workdirs of `clip-jax train`, or "

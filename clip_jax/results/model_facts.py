@@ -19,14 +19,14 @@ def architecture(clip: inference.Clip) -> Facts:
   """Returns the towers and sizes of a model."""
   params, spec = clip.variables["params"], clip.spec
   facts = [("parameters", f"{_count(params):,}")]
-  if clip.preprocess is not None:
+  if clip.preprocess:
     image = spec["image"]
     size = clip.preprocess.image_size
     facts += [
       ("image tower", _tower(image, params.get("image"))),
       ("image size", f"{size} x {size} pixels"),
     ]
-  if clip.tokenizer is not None:
+  if clip.tokenizer:
     if clip.module.contrastive:
       facts.append(("text tower", _tower(spec["text"], params.get("text"))))
     facts += [

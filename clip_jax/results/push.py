@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import clip_jax
 from clip_jax import convert, errors, terminal
-from clip_jax.convert import conversion, hub, portable, weights_file
+from clip_jax.convert import hub, portable, sameness, weights_file
 from clip_jax.results import card as card_lib
 from clip_jax.results import repository as repository_lib
 
@@ -65,7 +65,7 @@ def push(
   license: str = "other",
   reports: Iterable[str | os.PathLike] = (),
   dry_run: bool = False,
-  progress: conversion.Progress | None = None,
+  progress: sameness.Progress | None = None,
 ) -> Pushed:
   """Writes a model in a format of `convert`, and uploads it to the hub.
 
@@ -76,7 +76,7 @@ def push(
   Args:
     model: any that `loading.load` takes.
     repository: "ORG/NAME"; it is made if it is not there.
-    to: one of `convert.conversion.targets()`.
+    to: one of `names.TARGETS`.
     private: whether nobody else may see it.
     message: of the commit; None for one with the version of clip_jax.
     license: of the model, as the hub writes it.
@@ -135,7 +135,7 @@ def _write(
   folder: pathlib.Path,
   *,
   to: str,
-  progress: conversion.Progress | None,
+  progress: sameness.Progress | None,
 ) -> list[str]:
   """Writes the model to a new folder; returns what its readers should know."""
   folder.mkdir()

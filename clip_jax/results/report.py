@@ -56,7 +56,7 @@ def write(
       of another kind.
   """
   drawing.check()
-  directory = pathlib.Path(out).expanduser()
+  directory = pathlib.Path(os.path.expanduser(out))
   check_replaceable(directory)
   collection = files.read(places)
   found = {

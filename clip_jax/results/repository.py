@@ -43,7 +43,7 @@ def check_name(name: str) -> None:
     try:
       hub_utils.validate_repo_id(name)
     except hub_errors.HFValidationError as error:
-      problem = str(error).splitlines()[0].rstrip(".")
+      problem = errors.first_line(error).rstrip(".")
   if problem:
     raise errors.UserError(
       f"A model on the hub is called ORG/NAME, such as my-name/my-model; got "

@@ -170,7 +170,10 @@ class Index:
         "index."
       )
     if not np.all(np.isfinite(queries)):
-      raise errors.UserError("A query's embedding is not finite.")
+      raise errors.UserError(
+        "A query's embedding is not finite; the model is damaged. Use an "
+        "earlier checkpoint."
+      )
 
   def hits(self, rows: np.ndarray, scores: np.ndarray) -> list[Hit]:
     """Returns the records at `rows` of the index, with these scores."""

@@ -19,6 +19,7 @@ PARTS = {
   "embeddings": re.compile(r"embeddings-[0-9a-f]{16}\.npy"),
   "records": re.compile(r"records-[0-9a-f]{16}\.jsonl"),
 }
+_AGAIN = "Make the index again with `clip-jax embed`."
 _PARTIAL = re.compile(r"\.partial-.*")
 MOST_META_BYTES = 1 << 20
 
@@ -84,19 +85,21 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
       "--data DATA --out DIR` makes one."
     ) from None
   except NotADirectoryError:
-    raise errors.UserError(f"{directory} is a file, no index.") from None
+    raise errors.UserError(
+      f"{directory} is a file, no index; give the directory of one."
+    ) from None
   if meta.get("format") != FORMAT:
     raise errors.UserError(f"{directory / META} is no index of clip_jax.")
   if meta.get("version") != VERSION:
     raise errors.UserError(
       f"{directory} has format version {meta.get('version')}, this program "
-      f"reads {VERSION}; make the index again with `clip-jax embed`."
+      f"reads {VERSION}. {_AGAIN}"
     )
   for field, kind in _META_FIELDS.items():
     if not isinstance(meta.get(field), kind):
       raise errors.UserError(
         f"{directory / META} is damaged: {field} must be a {kind.__name__}, "
-        f"got {meta.get(field)!r}."
+        f"got {meta.get(field)!r}. {_AGAIN}"
       )
   for part, pattern in PARTS.items():
     entry = meta["files"].get(part)
@@ -110,7 +113,7 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
       and isinstance(entry.get("sha256"), str)
     ):
       raise errors.UserError(
-        f"{directory / META} is damaged: files.{part} is {entry!r}."
+        f"{directory / META} is damaged: files.{part} is {entry!r}. {_AGAIN}"
       )
   return meta
 

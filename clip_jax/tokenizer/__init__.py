@@ -17,6 +17,7 @@ from clip_jax.tokenizer.clip_bpe import (
   vocabulary,
 )
 from clip_jax.tokenizer.cuts import Cuts
+from clip_jax.tokenizer.given import texts as listed_texts
 from clip_jax.tokenizer.rows import (
   KINDS,
   Tokenizer,
@@ -35,6 +36,7 @@ __all__ = [
   "Tokenizer",
   "clean_clip",
   "huggingface_clip",
+  "listed_texts",
   "make_tokenizer",
   "merges_text",
   "read_json",

@@ -75,14 +75,7 @@ def find(
 
 def check_name(name: str) -> None:
   """Raises UserError unless `name` is one of a file in the same directory."""
-  # Nothing of what any system's paths are made of: a model may move.
-  if (
-    not isinstance(name, str)
-    or name in ("", ".", "..")
-    or len(name) > 255
-    or not name.isprintable()
-    or any(c in name for c in "/\\:")
-  ):
+  if not isinstance(name, str) or not regular_files.is_plain_name(name):
     raise errors.UserError(
       f"The tokenizer's file {name!r} must be the plain name of a file in the "
       "model's directory."

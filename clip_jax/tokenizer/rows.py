@@ -13,7 +13,7 @@ import numpy as np
 
 from clip_jax import errors
 from clip_jax.tokenizer import cleaning as cleaning_lib
-from clip_jax.tokenizer import clip_bpe, subwords
+from clip_jax.tokenizer import clip_bpe, given, subwords
 from clip_jax.tokenizer import files as files_lib
 
 
@@ -145,17 +145,13 @@ class Tokenizer:
     Raises:
       UserError: a text is no string, or the tokenizer's file is missing.
     """
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = given.texts(texts)
     ids = np.full((len(texts), self.context_length), self.pad_id, np.int32)
     cut = np.zeros(len(texts), bool)
     start = [] if self.start_id is None else [self.start_id]
     end = [] if self.end_id is None else [self.end_id]
     room = self.context_length - len(start) - len(end)
     for i, text in enumerate(texts):
-      if not isinstance(text, str):
-        raise errors.UserError(
-          f"A caption must be a string, got {type(text).__name__}."
-        )
       lines = cleaning_lib.clean(text, name=self.cleaning)
       with _blaming(self.kind, self.source):
         encoded = self._engine.encode(lines, room=room + 1)
@@ -205,12 +201,13 @@ class Tokenizer:
     """Returns the text of one row of ids, up to its end."""
     text = []
     stop = self.pad_id if self.end_id is None else self.end_id
-    for i in np.asarray(ids).ravel().tolist():
+    for i in given.ids(ids):
       if i == stop:
         break
       if not 0 <= i < self.vocab_size:
         raise errors.UserError(
-          f"Id {i} is outside the {self.vocab_size} known ids."
+          f"Id {i} is outside the {self.vocab_size} known ids: another "
+          "tokenizer made it."
         )
       if i != self.start_id:
         text.append(i)

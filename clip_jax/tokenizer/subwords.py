@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import tokenizers
 
-from clip_jax import errors, json_text
+from clip_jax import errors, json_text, versions
 
 _UNKNOWN = "[UNK]"  # BERT's, which a vocab.txt must have.
 
@@ -67,7 +67,7 @@ class SentencePiece:
     except ImportError:
       raise errors.UserError(
         "A SentencePiece vocabulary needs the library that reads it: "
-        "pip install 'jax-clip[sentencepiece]'."
+        f"{versions.install('sentencepiece')}."
       ) from None
     self._model = sentencepiece.SentencePieceProcessor()
     self._model.LoadFromSerializedProto(data)

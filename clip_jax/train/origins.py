@@ -23,7 +23,7 @@ from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
-from clip_jax.convert import conversion, engine, portable
+from clip_jax.convert import engine, opening, portable
 from clip_jax.convert.engine import family
 from clip_jax.convert.formats import model_dir
 from clip_jax.convert.tensor import Tensor
@@ -44,8 +44,6 @@ _RESIZES = {
   ),
   "text.context_length": ("--context-length {}", "context length"),
 }
-# Fields of a description that belong to each tower.
-_ABOUT = {"image": engine.IMAGE_FIELDS, "text": ("tokenizer",)}
 # A logit scale at its bound, stored in half precision, may exceed it by this
 # factor.
 _ROUNDED_UP = 1.01
@@ -135,7 +133,7 @@ def open_sources(init: config_lib.Init, *, model: str) -> Origins:
     if not (address := getattr(init, part)):
       continue
     try:
-      opened[part] = conversion.open_model(address)
+      opened[part] = opening.open_model(address)
     except errors.AmbiguousError as error:
       raise errors.AmbiguousError(
         f"init.{part}: {error.problem}", flags=error.flags
@@ -145,7 +143,8 @@ def open_sources(init: config_lib.Init, *, model: str) -> Origins:
     have = engine.towers(opened[part].spec)
     if part not in have and not (part == "model" and len(have) == 2):
       raise errors.UserError(
-        f"init.{part}={address!r} holds the {have[0]} tower alone."
+        f"init.{part}={address!r} holds the {have[0]} tower alone; give it as "
+        f"init.{have[0]}, and another model for the rest."
       )
   return opened
 
@@ -170,7 +169,7 @@ def describe(model: str, opened: Origins) -> dict[str, Any]:
   for part, source in opened.items():
     # The projection belonged to the tower that is replaced.
     described.pop(f"{part}_projection", None)
-    described |= {x: source.spec[x] for x in (part, *_ABOUT[part])}
+    described |= {x: source.spec[x] for x in (part, *engine.ABOUT[part])}
     described[part] = {**described[part], **source.execution.get(part, {})}
     if source.spec[part]["kind"] == "resnet":  # It includes the projection.
       described["embed_dim"] = source.spec["embed_dim"]

@@ -214,7 +214,7 @@ def test_a_model_directory_keeps_every_bit(make, tmp_path, dtype, rename, more):
   model = convert.open_model(tmp_path / "ours")
   dialect = dict(model.source["dialect"])
   dialect.pop("config")
-  entries = bert.entries(model.spec["text"], **dialect)
+  entries = bert.FAMILY.entries(model.spec, dialect)
   back = {**engine.to_theirs(entries, model.leaves), **model.extras}
   want = safetensors_file.read(source / "model.safetensors").tensors
   assert back.keys() == want.keys()
@@ -322,7 +322,7 @@ def test_published_berts_have_transformers_names_and_shapes(name):
   shapes = engine.leaf_shapes(engine.resolve(spec))
   got = {
     entry.name: engine.their_shape(entry, shapes)
-    for entry in bert.entries(text)
+    for entry in bert.FAMILY.entries({"text": text})
   }
   with torch.device("meta"):
     model = transformers.BertModel(transformers.BertConfig(**config))

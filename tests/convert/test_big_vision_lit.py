@@ -269,7 +269,7 @@ def test_an_older_vit_comes_back_under_its_own_names(tmp_path, names, root):
   assert model.spec["image"]["pooling"] == "class"
   assert model.spec["image"]["class_position"] == ("folded" not in names)
   assert model.report.ignored == sorted(f"{root}{x}" for x in _classifier())
-  big_vision.write(model, tmp_path / "b.npz", NO_OPTIONS)
+  big_vision.write(model, tmp_path / "b.npz")
   _same_files(source, tmp_path / "b.npz")
 
 
@@ -319,7 +319,7 @@ def test_attention_pools_of_an_older_time_lie_in_the_tower_itself(tmp_path):
   source = _save(tmp_path / "a.npz", arrays)
   model = _read(source)
   assert model.spec["image"]["pooling"] == "map"
-  big_vision.write(model, tmp_path / "b.npz", NO_OPTIONS)
+  big_vision.write(model, tmp_path / "b.npz")
   _same_files(source, tmp_path / "b.npz")
 
 

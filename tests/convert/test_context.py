@@ -91,7 +91,7 @@ def _embed(model, tokens):
 @pytest.mark.parametrize("length", [32, 248])
 def test_short_texts_keep_their_embeddings(length, tmp_path, capsys):
   source, out = tmp_path / "source", tmp_path / "out"
-  model_dir.write(_model(), source, Options())
+  model_dir.write(_model(), source)
   command = ["convert", str(source), str(out), "--to=clip-jax"]
   assert run([*command, f"--context-length={length}", "--json"]) == 0
   account = json.loads(capsys.readouterr().out)
@@ -110,7 +110,7 @@ def test_short_texts_keep_their_embeddings(length, tmp_path, capsys):
 @pytest.mark.parametrize("target", ["huggingface", "open-clip"])
 def test_other_formats_hold_the_new_length(target, tmp_path):
   source, out = tmp_path / "source", tmp_path / "out"
-  model_dir.write(_model(), source, Options())
+  model_dir.write(_model(), source)
   options = Options(context_length=120)
   report = convert.convert(source, out, to=target, options=options)
   assert report.inferred["text.context_length"]["value"] == 120

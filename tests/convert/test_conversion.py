@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clip_jax import convert, errors
-from clip_jax.convert import conversion, engine
+from clip_jax.convert import engine, opening, sameness
 from clip_jax.convert.engine import names as names_lib
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import model_dir
@@ -41,7 +41,7 @@ def model(tmp_path):
     extras={"kept": Tensor.from_array(np.arange(3))},
     files={"vocab.txt": b"a\nb\n"},
   )
-  model_dir.write(portable, path, Options())
+  model_dir.write(portable, path)
   return path
 
 
@@ -71,7 +71,7 @@ def test_only_a_model_is_overwritten(model, tmp_path):
 
 
 def test_what_came_meanwhile_stays(model, tmp_path, monkeypatch):
-  check = conversion._check_written
+  check = sameness.check_written
   out = tmp_path / "out"
 
   def meanwhile(*arguments):
@@ -79,7 +79,7 @@ def test_what_came_meanwhile_stays(model, tmp_path, monkeypatch):
     out.mkdir()
     (out / "theirs.txt").write_text("precious")
 
-  monkeypatch.setattr(conversion, "_check_written", meanwhile)
+  monkeypatch.setattr(sameness, "check_written", meanwhile)
   with pytest.raises(errors.UserError, match="created by something else"):
     convert.convert(model, out, to="clip-jax")
   assert _names(out) == ["theirs.txt"]
@@ -146,13 +146,13 @@ def test_a_writer_that_changes_the_meaning_is_caught(
 ):
   write = model_dir.write
 
-  def wrong(portable, destination, options):
-    write(portable, destination, options)
+  def wrong(portable, destination):
+    write(portable, destination)
     path = destination / model_dir.DESCRIPTION
     path.write_text(path.read_text().replace('"quick_gelu"', '"gelu"'))
 
-  known = dataclasses.replace(conversion.FORMATS["clip-jax"], write=wrong)
-  monkeypatch.setitem(conversion.FORMATS, "clip-jax", known)
+  known = dataclasses.replace(opening.FORMATS["clip-jax"], write=wrong)
+  monkeypatch.setitem(opening.FORMATS, "clip-jax", known)
   with pytest.raises(errors.UserError, match="activation is 'quick_gelu'"):
     convert.convert(model, tmp_path / "out", to="clip-jax")
   assert _names(tmp_path) == ["models"]
@@ -305,12 +305,12 @@ def test_flags_that_change_nothing_are_told(model):
     **{"activation": "gelu", "heads": (2, 3), "pooling": "mean"},
     **{"tokenizer": "mc4", "weights": "model_ema"},
   }
-  read = conversion.open_model(model, options=Options(**told))
+  read = opening.open_model(model, options=Options(**told))
   assert any(
     " and ".join(f"--{name}" for name in told) + " changed nothing" in warning
     for warning in read.report.warnings
   )
-  assert not conversion.open_model(model).report.warnings
+  assert not opening.open_model(model).report.warnings
 
 
 def test_a_bias_that_stays_although_it_should_go_is_told(model, tmp_path):
@@ -321,7 +321,7 @@ def test_a_bias_that_stays_although_it_should_go_is_told(model, tmp_path):
     leaf = Tensor.from_array(np.float32(-9))
     leaves = {**read.leaves, **({"params/logit_bias": leaf} if told else {})}
     source = tmp_path / f"source {bias}"
-    model_dir.write(Portable(spec, leaves, read.report), source, Options())
+    model_dir.write(Portable(spec, leaves, read.report), source)
     report = convert.convert(
       source, tmp_path / f"out {bias}", to="clip-jax", options=options
     )
@@ -346,11 +346,11 @@ def test_a_shape_takes_no_memory_however_large_the_config_says_it_is():
 def test_an_image_size_beyond_all_memory_is_refused(model):
   options = Options(image_size=10**7, resize_method="bicubic")
   with pytest.raises(errors.UserError, match="more than 4096 pixels"):
-    conversion.open_model(model, options=options)
+    opening.open_model(model, options=options)
 
 
 def test_a_damaged_description_is_the_news(tmp_path):
   (tmp_path / "config.json").write_text('{"model_type": "clip", ')
   (tmp_path / "model.safetensors").write_bytes(b"")
   with pytest.raises(errors.UserError, match=r"config\.json.*JSON"):
-    conversion.open_model(tmp_path)
+    opening.open_model(tmp_path)

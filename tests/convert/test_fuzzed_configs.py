@@ -197,7 +197,12 @@ def plain_bert(tmp_path):
   text = bert.describe(BERT, report.Report("bert"), "")
   text |= {"pooling": "mean", "context_length": 9}
   spec = engine.resolve({"text": text, "tokenizer": {"kind": "clip_bpe"}})
-  _write(tmp_path, bert.entries(text), engine.leaf_shapes(spec), BERT)
+  _write(
+    tmp_path,
+    bert.FAMILY.entries({"text": text}),
+    engine.leaf_shapes(spec),
+    BERT,
+  )
   (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
   models.edit(tmp_path, "tokenizer_config.json", do_lower_case=True)
   return tmp_path

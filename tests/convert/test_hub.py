@@ -6,7 +6,7 @@ from huggingface_hub import errors as hub_errors
 
 from clip_jax import convert, errors
 from clip_jax.cli import run
-from clip_jax.convert import hub
+from clip_jax.convert import hub, opening
 
 
 @pytest.fixture
@@ -98,9 +98,9 @@ def test_the_commit_is_part_of_the_provenance(served, monkeypatch):
   path, _ = served
   (path / "model.safetensors").write_bytes(b"")
   portable = convert.Portable({}, {}, convert.Report("x"))
-  monkeypatch.setattr(convert.conversion, "recognise", lambda *_: "huggingface")
+  monkeypatch.setattr(opening, "recognise", lambda *_: "huggingface")
   monkeypatch.setattr(
-    convert.conversion,
+    opening,
     "find_format",
     lambda name: type("Format", (), {"read": lambda path, options: portable}),
   )

@@ -215,7 +215,7 @@ def test_a_trained_model_goes_to_transformers(tmp_path, perturb):
   }
   report = report_lib.Report("test")
   model = convert.Portable(spec=spec, leaves=leaves, report=report)
-  huggingface.write(model, tmp_path / "out", convert.Options())
+  huggingface.write(model, tmp_path / "out")
   loaded = _load(tmp_path / "out", CLIP)
   assert loaded.config.text_config.eos_token_id == 49407
   processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")

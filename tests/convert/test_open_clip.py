@@ -26,6 +26,7 @@ from clip_jax.convert.formats import (
   open_clip_config,
   open_clip_files,
   open_clip_named,
+  openai_names,
 )
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.tensor import Tensor
@@ -149,9 +150,9 @@ def test_a_description_alone_makes_the_same_model(make, case, tmp_path):
   model = dataclasses.replace(model, source={}, extras={})
   if case.startswith("timm_bert"):
     with pytest.raises(errors.UserError, match=r"text\.width=40"):
-      open_clip.write(model, tmp_path / "made", Options())
+      open_clip.write(model, tmp_path / "made")
     return
-  open_clip.write(model, tmp_path / "made", Options())
+  open_clip.write(model, tmp_path / "made")
   again = convert.open_model(tmp_path / "made")
   assert open_clip.gives_back(dataclasses.replace(model, source=again.source))
   assert again.leaves.keys() == model.leaves.keys()
@@ -295,7 +296,7 @@ def _check_shipped(name):
   shapes = engine.leaf_shapes(spec)
   engine.check_cover(entries, shapes)
   theirs = {e.name: list(engine.their_shape(e, shapes)) for e in entries}
-  for key in open_clip._running_counts(theirs):
+  for key in openai_names.running_counts(theirs):
     theirs[key] = []
   assert GOLDEN.digest(theirs) == entry["digest"]
   assert not open_clip_config.refusals(spec)
@@ -399,7 +400,7 @@ def test_open_clip_loads_what_was_trained_here(
   model = Portable(
     spec=spec, leaves=leaves, report=report_lib.Report("workdir")
   )
-  open_clip.write(model, tmp_path / "out", Options())
+  open_clip.write(model, tmp_path / "out")
   theirs = GOLDEN.load(library, tmp_path / "out")
   wanted = GOLDEN.outputs(theirs, images, tokens)
   for got, want in zip(outputs(model, images, tokens), wanted, strict=True):

@@ -212,7 +212,7 @@ def test_a_checkpoint_of_a_named_model_must_be_of_its_size(model, tmp_path):
 def test_the_share_of_dropped_patches_travels_with_a_model(model, tmp_path):
   run_so = {"image": {"patch_dropout": 0.5}}
   open_clip.write(
-    dataclasses.replace(model, execution=run_so), tmp_path / "out", Options()
+    dataclasses.replace(model, execution=run_so), tmp_path / "out"
   )
   read = convert.open_model(tmp_path / "out")
   assert read.execution == run_so

@@ -5,9 +5,9 @@ import re
 import pytest
 from PIL import Image
 
-from clip_jax import errors
+from clip_jax import convert, errors, loading
 from clip_jax.cli import run
-from clip_jax.convert import conversion
+from clip_jax.convert import hub, unknown
 from clip_jax.convert.formats import timm_vit
 from clip_jax.models import variants
 
@@ -20,23 +20,56 @@ from clip_jax.models import variants
     ("ViT-B-32", ["clip_jax.create_model('ViT-B-32')", "has no weights"]),
     ("ViT-B/32", ["clip_jax.create_model('ViT-B-32')"]),
     ("vit-l/14@336px", ["clip_jax.create_model('ViT-L-14-336')"]),
-    ("ViT-B32", ["ViT-B-32, ", "`clip-jax models`"]),
+    ("ViT-B32", ["clip_jax.create_model('ViT-B-32')", "hf-hub:openai/clip-"]),
+    ("vit_b_32", ["clip_jax.create_model('ViT-B-32')"]),
+    ("ViT-B-32/openai", ["clip_jax.create_model('ViT-B-32')"]),
+    ("ViT-B-33", ["ViT-B-32, ", "`clip-jax models`", "create_model"]),
+    ("clip-vit-base-patch32", ["hf-hub:openai/clip-vit-base-patch32. Give"]),
+    ("siglip", ["hf-hub:google/siglip-base-patch16-224", "ViT-B-16-SigLIP"]),
+    ("laion2b", ["hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"]),
     ("runs/demo", ["does not exist"]),
+    ("~no-such-user/model", ["hf-hub:ORG/NAME"]),
+    ("m" * 300, ["hf-hub:ORG/NAME"]),
   ],
 )
 def test_a_name_that_is_no_path_suggests_what_it_may_be(name, parts):
   with pytest.raises(errors.UserError, match="does not exist") as raised:
-    conversion.open_model(name)
+    convert.open_model(name)
   message = str(raised.value)
   assert all(part in message for part in parts), message
-  assert len(message) < 600
+  assert len(message.partition(" Give a workdir")[0]) < 400
+  with pytest.raises(errors.UserError, match="does not exist"):
+    loading.load(name)
+
+
+@pytest.mark.parametrize(
+  ("name", "said"),
+  [
+    ("https://huggingface.co/a/b/tree/main", r"give it as hf-hub:a/b\."),
+    ("hf://a/b", r"give it as hf-hub:a/b\."),
+    ("file:///a%20b/c.pt", "'/a b/c.pt'"),
+    ("https://example.org/a.pt", "download it"),
+    ("gs://bucket/a", "mount the bucket"),
+    ("", "MODEL is empty"),
+  ],
+)
+def test_a_url_is_answered_by_what_to_give_instead(name, said):
+  with pytest.raises(errors.UserError, match=said):
+    convert.open_model(name)
+  with pytest.raises(errors.UserError, match=said):
+    loading.load(name, source_format="openai")
+
+
+def test_the_repositories_that_are_suggested_are_of_named_models():
+  assert unknown.REPOSITORIES.keys() <= variants.VARIANTS.keys()
+  assert all(map(hub.is_name, unknown.REPOSITORIES.values()))
 
 
 def test_a_mistyped_path_names_what_is_near_it(tmp_path):
   for name in ("model.pt", "models", "notes"):
     (tmp_path / name).write_text("")
-  with pytest.raises(errors.UserError, match=r"Near it are model.*models"):
-    conversion.open_model(tmp_path / "modle.pt")
+  with pytest.raises(errors.UserError, match=r"Did you mean '.*/model\.pt'"):
+    convert.open_model(tmp_path / "modle.pt")
 
 
 def test_a_refusal_names_the_three_nearest_and_no_list():

@@ -111,7 +111,7 @@ def test_the_first_bad_stage_is_the_mistaken_one(pairs, tmp_path):
   array[1] *= 1 + 1e-4  # In the second block only.
   leaves = {**model.leaves, path: Tensor.from_array(array)}
   wrong = dataclasses.replace(model, leaves=leaves)
-  model_dir.write(wrong, tmp_path / "wrong", QUICK["vit"])
+  model_dir.write(wrong, tmp_path / "wrong")
   for double in (False, True):
     found = verification.verify(
       source, tmp_path / "wrong", options=QUICK["vit"], double=double
@@ -133,7 +133,7 @@ def test_a_number_that_no_random_text_meets_is_compared_too(pairs, tmp_path):
   array[unmet[0]] += 1e-3
   leaves = {**model.leaves, path: Tensor.from_array(array)}
   wrong = dataclasses.replace(model, leaves=leaves)
-  model_dir.write(wrong, tmp_path / "wrong", QUICK["vit"])
+  model_dir.write(wrong, tmp_path / "wrong")
   found = verification.verify(source, tmp_path / "wrong", options=QUICK["vit"])
   assert [row.stage for row in found.rows if not row.passed] == ["weights"]
 
@@ -146,7 +146,7 @@ def test_the_command_says_pass_or_fail(pairs, tmp_path, capsys):
   model = convert.open_model(ours)
   spec = {**model.spec, "text": {**model.spec["text"], "activation": "gelu"}}
   wrong = dataclasses.replace(model, spec=spec)
-  model_dir.write(wrong, tmp_path / "wrong", QUICK["vit"])
+  model_dir.write(wrong, tmp_path / "wrong")
   command = ["verify", source, str(tmp_path / "wrong"), *arguments, "--json"]
   assert run(command) == 1
   found = json.loads(capsys.readouterr().out)
@@ -271,7 +271,7 @@ def test_a_mistake_in_the_preparation_shows_in_its_row(
   if isinstance(value, dict):
     value = {**model.spec[field], **value}
   wrong = dataclasses.replace(model, spec={**model.spec, field: value})
-  model_dir.write(wrong, tmp_path / "wrong", Options())
+  model_dir.write(wrong, tmp_path / "wrong")
   found = verification.verify(source, tmp_path / "wrong")
   assert [row.stage for row in found.rows if not row.passed] == [failed]
 

@@ -128,7 +128,7 @@ def test_templates_are_read_from_the_command_line_and_from_files(tmp_path):
   [
     ("missing.txt", None, "does not exist"),
     ("broken.json", b"[1,", "cannot read labels"),
-    ("latin.txt", b"caf\xe9", "cannot read labels"),
+    ("latin.txt", b"caf\xe9", "no UTF-8"),
     ("number.json", b"3", "list or object"),
   ],
 )

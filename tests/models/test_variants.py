@@ -274,6 +274,10 @@ def test_a_resolved_description_makes_the_same_model():
   ("name", "overrides", "message"),
   [
     ("ViT-B32", {}, "Unknown model 'ViT-B32'. Did you mean 'ViT-B-32'"),
+    ("vit_b_32", {}, "Did you mean 'ViT-B-32'"),
+    ("ViT-B/32", {}, "Did you mean 'ViT-B-32'"),
+    ("hf-hub:org/name", {}, "clip_jax.load reads it, .*--config.init.model"),
+    ({}, {}, "lacks 'image'"),
     ("tiny-vit", {"image": {"widht": 3}}, r"image\.widht.*image\.width"),
     ("tiny-vit", {"txt": {}}, "Unknown model field 'txt'"),
     ("tiny-vit", {"text": {"kind": "bow"}}, "text tower 'bow'"),

@@ -15,7 +15,6 @@ queries for a sample of the pairs, with the limit scaled as the sample is.
 import argparse
 import dataclasses
 import io
-import itertools
 import pathlib
 import re
 import tarfile
@@ -44,12 +43,16 @@ _SCALES = (400_000_000, 10_000_000_000)
 _VOCABULARY = 1_000_000
 _EXPONENT = 1.0  # Of Zipf's law, as words of English have it.
 _WORDS = 10  # Of a caption, on average.
-# Of what is simulated: pairs, limit of a query, exponent of Zipf's law.
+# Of what is simulated: pairs that hold a query, and the limit of a query; the
+# first three as MetaCLIP has them (arXiv 2309.16671), and what it kept.
 _POOLS = (
-  (400e6, 1.6e9, 10e9),
-  (20_000, 170_000),
-  (1.0, 1.2),
+  (1.6e9, 20_000, 0.4e9),
+  (10.7e9, 20_000, 1.0e9),
+  (10.7e9, 170_000, 2.5e9),
+  (400e6, 20_000, None),
+  (10e9, 20_000, None),
 )
+_COUNTS_EXPONENT = 1.3  # Of the law of the queries' counts; see docs/scale.md.
 _QUERIES_A_PAIR = 3.5
 
 
@@ -229,7 +232,7 @@ def measure(directory: pathlib.Path, number: int, queries: list[str]) -> dict:
     )
   seconds = cpu_seconds(lambda: prepare.prepare(source, directory / "copy"))
   costs["any: write what stays"] = Cost(seconds / number, 0)
-  matches = _matches(2_000_000, len(queries), 1.0, _QUERIES_A_PAIR)
+  matches = _matches(2_000_000, len(queries), _COUNTS_EXPONENT, _QUERIES_A_PAIR)
   hashes = np.arange(len(queries), dtype=np.uint64)
   seconds = cpu_seconds(lambda: balancing.kept(matches, hashes, 20.0))
   costs["curate: decide"] = Cost(seconds / len(matches.pairs), 0)
@@ -280,23 +283,22 @@ def simulate(queries: int, sample: int) -> list[dict[str, float]]:
   """
   found = []
   hashes = np.arange(queries, dtype=np.uint64)
-  for total, limit, exponent in itertools.product(*_POOLS):
-    row: dict[str, float] = {
+  for total, limit, published in _POOLS:
+    row: dict[str, Any] = {
       "pairs": total,
       "limit": limit,
-      "exponent": exponent,
+      "published": published,
     }
     for name, number in (("kept", sample), ("kept_by_half", sample // 2)):
-      matches = _matches(number, queries, exponent, _QUERIES_A_PAIR)
+      matches = _matches(number, queries, _COUNTS_EXPONENT, _QUERIES_A_PAIR)
       counts = matches.counts(queries)
       scaled = limit * number / total
       row[name] = (
         balancing.expected_size(matches, counts, scaled) / number * total
       )
-      row[f"{name}_in_a_draw"] = (
-        balancing.kept(matches, hashes, scaled).mean() * total
-      )
-      row["limited"] = int((counts > scaled).sum())
+    drawn = balancing.kept(matches, hashes, scaled).mean()
+    row["kept_in_a_draw"] = drawn * total
+    row["head_share"] = 1 - balancing.tail_share(counts, scaled)
     found.append(row)
   return found
 
@@ -334,12 +336,14 @@ def report(
   ]
   lines += [
     "",
-    "| pairs | limit | exponent | kept | by half of the sample | by one draw |",
-    "|---|---|---|---|---|---|",
+    "| pairs | limit | kept | by half of the sample | by one draw | matches of "
+    "limited queries | published |",
+    "|---|---|---|---|---|---|---|",
     *(
-      f"| {row['pairs'] / 1e6:,.0f}M | {row['limit']:,} | {row['exponent']} | "
+      f"| {row['pairs'] / 1e6:,.0f}M | {row['limit']:,} | "
       f"{row['kept'] / 1e6:,.0f}M | {row['kept_by_half'] / 1e6:,.0f}M | "
-      f"{row['kept_in_a_draw'] / 1e6:,.0f}M |"
+      f"{row['kept_in_a_draw'] / 1e6:,.0f}M | {row['head_share']:.1%} | "
+      + (f"{row['published'] / 1e6:,.0f}M |" if row["published"] else "|")
       for row in kept
     ),
   ]

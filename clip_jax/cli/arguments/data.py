@@ -10,7 +10,7 @@ from clip_jax.cli.arguments import curation, queries, stats
 def add_data(parser: flags.Parser) -> None:
   """Adds the arguments of `data`."""
   actions = parser.add_subparsers(
-    dest="action", metavar="ACTION", required=True, parser_class=flags.Parser
+    dest="action", metavar="ACTION", required=True
   )
   for name, (said, add) in _ACTIONS.items():
     action = actions.add_parser(name, help=said)

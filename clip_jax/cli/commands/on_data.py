@@ -11,7 +11,7 @@ from clip_jax import search as search_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.cli import verb
 from clip_jax.cli.commands import measures, suite
-from clip_jax.convert import conversion, interpolation
+from clip_jax.convert import interpolation, opening
 from clip_jax.data import account, pipeline, sources
 from clip_jax.evals import (
   few_shot,
@@ -128,7 +128,7 @@ def _probe(arguments, clip) -> dict[str, Any]:
 
 def _evaluate_between(arguments, clip, title) -> verb.Answer:
   """Measures models between a fine-tuned one and the one it started from."""
-  first = conversion.open_first(arguments.model, arguments.interpolate_with)
+  first = opening.open_first(arguments.model, arguments.interpolate_with)
   found = []
   for share in arguments.interpolate:
     variables = interpolation.between(first, clip.variables, share)

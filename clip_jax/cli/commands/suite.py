@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import os
 import pathlib
 import re
 from typing import Any
@@ -38,7 +39,7 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
     step=clip.step,
     architecture=architecture(clip),
   )
-  out = pathlib.Path(arguments.out or _default_out(subject)).expanduser()
+  out = pathlib.Path(os.path.expanduser(arguments.out or _default_out(subject)))
   with terminal.Progress("eval", unit="images") as progress:
 
     def show(name: str, done: int, total: int) -> None:

@@ -9,11 +9,10 @@ import functools
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
 
 import numpy as np
 
-from clip_jax import errors, loading, terminal
+from clip_jax import errors, inputs, loading, terminal
 from clip_jax import search as search_lib
 from clip_jax.checkpoints import workdir
 from clip_jax.cli import verb
@@ -30,13 +29,14 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
     templates = prompts.read_templates(arguments.templates)
   names = prompts.resolve(labels, templates).names
   if not any(map(os.path.exists, arguments.images)):
-    check_files(arguments.images)
+    for image in arguments.images:
+      inputs.check_file(image)
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   kind = arguments.probabilities or clip.probabilities
   if len(names) == 1 and kind == "softmax":
     _LOGGER.warning(
       "There is one label, %r, so it has all of the probability. Several are "
-      "parted by commas.",
+      "parted by commas, or stand on a line each in a file.",
       names[0],
     )
   ask = functools.partial(
@@ -46,7 +46,7 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
   try:
     probabilities = ask(images)
   except (errors.UserError, OSError):
-    if clip.preprocess is None or len(images) == 1:
+    if not clip.preprocess or len(images) == 1:
       raise
     images, wrong = _usable(clip, images)
     if not wrong:
@@ -81,29 +81,22 @@ def _usable(clip, paths: list[str]) -> tuple[list[str], dict[str, str]]:
   wrong = {}
   for path in paths:
     try:
-      clip.preprocess(path)
+      inputs.read_image(path, clip.preprocess, name=path)
     except (errors.UserError, OSError) as error:
       said = str(error)
       wrong[path] = said if path in said else f"{path}: {said}"
   return [path for path in paths if path not in wrong], wrong
 
 
-def check_files(paths: Sequence[str]) -> None:
-  """Raises UserError or OSError if an image is missing, before long work."""
-  for path in paths:
-    errors.check_local("The image", path)
-    os.stat(path)
-
-
 def search(arguments: argparse.Namespace) -> verb.Answer:
   """Finds the records of an index that are nearest to a text or an image."""
   if arguments.image is not None:
-    check_files([arguments.image])
+    inputs.check_file(arguments.image)
   index = search_lib.Index(arguments.index)
   path = index.model_path(arguments.model)
   try:
     # Only a workdir has steps, and --model may name another kind of model.
-    own = workdir.recognise(pathlib.Path(path).expanduser())
+    own = workdir.recognise(pathlib.Path(os.path.expanduser(path)))
     step = index.meta.get("step") if own else None
     clip = loading.load(path, step=step or None)
   except errors.UserError as error:
@@ -113,12 +106,17 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
     ) from None
   index.check_model(clip.path, clip.fingerprint)
   clip = clip.with_max_pixels(arguments.max_pixels)
-  if arguments.image is None and clip.tokenizer is None:
+  if arguments.image is None and not clip.tokenizer:
     raise errors.UserError(
       f"{clip.path} has only the image tower, and a text needs the text "
       "tower: search with --image FILE."
     )
   if arguments.image is None:
+    if os.path.isfile(arguments.query):
+      _LOGGER.warning(
+        "%r is searched for as a text; for the image in it give --image.",
+        arguments.query,
+      )
     query = clip.encode_text(arguments.query)[0]
   else:
     query = clip.encode_image(arguments.image)[0]

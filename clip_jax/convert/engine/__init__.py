@@ -98,6 +98,9 @@ IMAGE_FIELDS = (
   *("crop_rounding", "crop_fraction", "convert_rgb"),
 )
 
+# The fields of a description that belong to each tower, besides its own.
+ABOUT = {"image": IMAGE_FIELDS, "text": ("tokenizer",)}
+
 # The smallest sizes that are valid for all kinds of towers.
 _LEAST = {
   **{"width": 1, "depth": 1, "heads": 1, "image_size": 1, "patch_size": 1},
@@ -130,8 +133,7 @@ def resolve(spec: dict[str, Any]) -> dict[str, Any]:
   if len(parts) == 2:
     return variants.spec(spec)
   whole = variants.spec({"embed_dim": 1, **STAND_INS, **spec})
-  about = {"image": IMAGE_FIELDS, "text": ("tokenizer",)}[parts[0]]
-  return {field: whole[field] for field in (parts[0], *about)}
+  return {field: whole[field] for field in (*parts, *ABOUT[parts[0]])}
 
 
 def completed(spec: dict[str, Any]) -> dict[str, Any]:
@@ -149,14 +151,6 @@ def completed(spec: dict[str, Any]) -> dict[str, Any]:
     "image_projection": "none",
     "text_projection": "none",
   }
-
-
-def plain_fields(tower: dict[str, Any]) -> dict[str, Any]:
-  """Returns a tower's fields as after JSON, with the default `mlp_dim` set."""
-  fields = json.loads(json.dumps(tower))
-  if "mlp_dim" in fields and fields["mlp_dim"] is None:
-    fields["mlp_dim"] = 4 * fields["width"]
-  return fields
 
 
 def flatten(tree: Any) -> dict[str, Any]:

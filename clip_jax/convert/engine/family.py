@@ -172,7 +172,9 @@ def normal(spec: Mapping[str, Any]) -> dict[str, Any]:
   """
   found = json.loads(json.dumps(spec))
   for tower in engine.towers(found):
-    fields = found[tower] = engine.plain_fields(found[tower])
+    fields = found[tower]
+    if fields.get("mlp_dim", 0) is None:
+      fields["mlp_dim"] = 4 * fields["width"]
     if "class_position" in fields:
       fields["class_position"] &= fields["class_token"]
     if "drop_edge" in fields:

@@ -15,127 +15,26 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import config_file
-from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine.source import (
+  Kind,
+  Source,
+  Wrong,
+  get,
+  last,
+  put,
+)
+from clip_jax.convert.engine.source import has as has  # For the formats' rows.
 
 # More than any model has; a hostile number must not cause a loop or overflow.
 MAX_INTEGER = 1 << 24
 MAX_PIXELS = 1 << 14
+MAX_WIDTH = 1 << 14
+MAX_DEPTH = 1 << 10
+# Of means and standard deviations of channels, for pixels from 0 to 1.
+MAX_CHANNEL = 1e6
+LEAST_DEVIATION = 1e-6
 
 Spec = dict[str, Any]
-
-
-class Source:
-  """A config that is read, with the defaults of its classes.
-
-  Args:
-    values: the values in the file, in nested sections.
-    defaults: default values of the config's classes, in the same sections.
-    where: names of sections in messages; "" is the whole file.
-    report: the report that notes the values of our fields.
-    told: the user's options for fields of every tower, such as "activation".
-    towers: the towers that the config describes.
-  """
-
-  def __init__(
-    self,
-    values: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    *,
-    where: Mapping[str, str],
-    report: report_lib.Report,
-    told: Mapping[str, Any] | None = None,
-    towers: tuple[str, ...] = ("image", "text"),
-  ):
-    self._values = values
-    self._defaults = defaults
-    self._where = where
-    self._told = told or {}
-    self.report = report
-    self.towers = towers
-
-  def given(self, theirs: str) -> bool:
-    """Whether the file itself has the field."""
-    return has(self._values, theirs)
-
-  def get(self, theirs: str) -> Any:
-    """Returns the value of a field in the file, or its default.
-
-    Raises:
-      UserError: there is neither.
-    """
-    for values in (self._values, self._defaults):
-      if has(values, theirs):
-        return get(values, theirs)
-    raise errors.UserError(
-      f"{self.where(theirs)} lacks {_last(theirs)}; fetch or make the file "
-      "again."
-    )
-
-  def where(self, theirs: str) -> str:
-    """Returns the name, in messages, of a field's section."""
-    section = theirs.rpartition(".")[0]
-    return self._where.get(section) or f"{self._where['']}, {section}"
-
-  def read(self, theirs: str, kind: "Kind") -> Any:
-    """Returns the value of a field, translated into ours.
-
-    Raises:
-      UserError: the value is not allowed.
-    """
-    value = self.get(theirs)
-    try:
-      return kind.read(value)
-    except (ValueError, TypeError, OverflowError) as error:
-      words = str(error) if isinstance(error, _Wrong) else kind.allowed
-      raise self.wrong(theirs, words) from None
-
-  def wrong(self, theirs: str, allowed: str) -> errors.UserError:
-    """Returns the error for a field whose value is not allowed."""
-    return errors.UserError(
-      f"{self.where(theirs)}: {_last(theirs)} must be {allowed}; got "
-      f"{self.get(theirs)!r:.100}."
-    )
-
-  def note(self, ours: str, value: Any, theirs: str) -> None:
-    """Notes that `ours` comes from their field, or from its default."""
-    said = "config" if self.given(theirs) else "format"
-    self.report.infer(ours, value, said)
-
-  def settle(self, ours: str, value: Any, theirs: str) -> Any:
-    """Returns the user's value for a field if there is one, else `value`."""
-    field = _last(ours)
-    told = self._told.get(field)
-    if told in (None, value):
-      return value
-    self.report.infer(ours, told, "flag")
-    self.report.warnings.append(
-      f"--{field} {told} overrides {self.where(theirs)}, which says "
-      f"{self.get(theirs)}."
-    )
-    return told
-
-
-class _Wrong(ValueError):
-  """A value that is not allowed; the message says what is allowed."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-  """The values of a kind of field, and their translation both ways.
-
-  Attributes:
-    allowed: a description of their allowed values.
-    read: returns our value; raises ValueError if theirs is not allowed.
-    write: returns their value; if they have none, it is one that is read as
-      another value of ours.
-    values: our values, if they are few.
-  """
-
-  allowed: str
-  read: Callable[[Any], Any]
-  write: Callable[[Any], Any] = lambda value: value
-  values: tuple[Any, ...] = ()
 
 
 def checked(
@@ -167,6 +66,8 @@ def up_to(most: int) -> Kind:
 
 
 INTEGER = up_to(MAX_INTEGER)
+WIDTH = up_to(MAX_WIDTH)
+DEPTH = up_to(MAX_DEPTH)
 TOKEN_ID = checked(
   f"the id of one token, from 0 to {MAX_INTEGER}",
   lambda x: type(x) is int and 0 <= x <= MAX_INTEGER,
@@ -182,7 +83,7 @@ def _side(value: Any) -> int:
   ):
     raise ValueError
   if sides[0] != sides[1]:
-    raise _Wrong("square, which all models here are")
+    raise Wrong("square, which all models here are")
   return sides[0]
 
 
@@ -195,14 +96,14 @@ def _channels(words: str, least: float) -> Kind:
 
   def holds(x):
     numbers = isinstance(x, list) and len(x) == 3 and all(map(is_number, x))
-    return numbers and least <= min(x) <= max(x) <= config_file.MAX_CHANNEL
+    return numbers and least <= min(x) <= max(x) <= MAX_CHANNEL
 
   return checked(words, holds, lambda x: [float(number) for number in x])
 
 
 _THREE = "three numbers, red, green and blue"
-MEANS = _channels(_THREE, -config_file.MAX_CHANNEL)
-DEVIATIONS = _channels(f"{_THREE}, above 0", config_file.LEAST_DEVIATION)
+MEANS = _channels(_THREE, -MAX_CHANNEL)
+DEVIATIONS = _channels(f"{_THREE}, above 0", LEAST_DEVIATION)
 
 
 _MAX_LOG_SCALE = 80.0  # The largest float32 is about e^88.
@@ -333,7 +234,7 @@ class Heads(Field):
     tower = spec[self.ours.split(".")[0]]
     if tower["width"] % tower["heads"]:
       raise errors.UserError(
-        f"{source.where(self.theirs)}: {_last(self.theirs)}={tower['heads']} "
+        f"{source.where(self.theirs)}: {last(self.theirs)}={tower['heads']} "
         f"must divide the width, {tower['width']}."
       )
 
@@ -412,32 +313,3 @@ def unknown(
   """Returns the fields of a section in `values` that no row is about."""
   known = {getattr(row, "theirs", "") for row in rows}
   return [field for field in values if f"{section}.{field}" not in known]
-
-
-def has(values: Mapping[str, Any], path: str) -> bool:
-  """Whether nested mappings have a value at a dotted path."""
-  for name in path.split("."):
-    if not isinstance(values, Mapping) or name not in values:
-      return False
-    values = values[name]
-  return True
-
-
-def get(values: Mapping[str, Any], path: str) -> Any:
-  """Returns the value in nested mappings at a dotted path."""
-  found: Any = values
-  for name in path.split("."):
-    found = found[name]
-  return found
-
-
-def put(values: dict[str, Any], path: str, value: Any) -> None:
-  """Stores a value in nested mappings at a dotted path."""
-  *sections, last = path.split(".")
-  for name in sections:
-    values = values.setdefault(name, {})
-  values[last] = value
-
-
-def _last(path: str) -> str:
-  return path.rpartition(".")[2]

@@ -32,7 +32,7 @@ class Format:
   read: Callable[[pathlib.Path, Options], Portable]
   recognise: Callable[[pathlib.Path], bool] = _nowhere
   knows: Callable[[Collection[str]], bool] = _nowhere
-  write: Callable[[Portable, pathlib.Path, Options], None] | None = None
+  write: Callable[[Portable, pathlib.Path], None] | None = None
   refusals: Callable[[dict[str, Any]], list[str]] = lambda spec: []
   gives_back: Callable[[Portable], bool] = _nowhere
   told: Callable[[dict[str, Any]], Options] = lambda spec: Options()

@@ -1,4 +1,4 @@
-"""Bounded reads from a file of arrays, and atomic writes."""
+"""Bounded reads from a file of arrays."""
 
 import contextlib
 import dataclasses
@@ -6,13 +6,11 @@ import io
 import math
 import os
 import pathlib
-import secrets
 import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -42,17 +40,15 @@ _PARSER_ERRORS = (
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-  """The content of a file, without its arrays' data.
+  """The tensors of a file, and what else it says about the model.
 
   Attributes:
     tensors: tensors by name.
-    others: other plain values by name: flags, numbers, texts and None.
     torchscript: whether the file is a TorchScript archive.
     constants: tensors in its traced code by name: "c0" is `CONSTANTS.c0`.
   """
 
   tensors: dict[str, tensor_lib.Tensor]
-  others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   torchscript: bool = False
   constants: Mapping[str, tensor_lib.Tensor] = dataclasses.field(
     default_factory=dict
@@ -125,9 +121,9 @@ class DataFile:
     self._identity = _identity(status)
 
   @contextlib.contextmanager
-  def opened(self) -> Iterator[io.FileIO]:
+  def opened(self) -> Iterator[io.BufferedReader]:
     """Opens the file; raises UserError if it is not the same any more."""
-    with self.path.open("rb", buffering=0) as file:
+    with self.path.open("rb") as file:
       if _identity(os.fstat(file.fileno())) != self._identity:
         raise errors.UserError(
           f"{self.path} was changed while it was being read; start again."
@@ -140,42 +136,24 @@ class DataFile:
 
   def read_array(self, offset: int, size: int) -> np.ndarray:
     """Returns `size` bytes from `offset` as a new uint8 array."""
-    self._check_range(offset, size)
-    buffer = np.empty(size, np.uint8)
-    with self.opened() as file:
-      file.seek(offset)
-      read_into(file, buffer.data, self.path)
-    return buffer
-
-  def chunks(self, offset: int, size: int) -> Iterator[bytes]:
-    """Yields `size` bytes from `offset` in pieces of at most 1 MiB."""
-    self._check_range(offset, size)
-    with self.opened() as file:
-      file.seek(offset)
-      while size:
-        piece = bytearray(min(size, CHUNK_BYTES))
-        read_into(file, memoryview(piece), self.path)
-        size -= len(piece)
-        yield bytes(piece)
-
-  def _check_range(self, offset: int, size: int) -> None:
     if offset < 0 or size < 0 or offset + size > self.size:
       raise damaged(
         self.path,
         f"it has {self.size} bytes, bytes {offset} to {offset + size} are "
         "asked for",
       )
+    buffer = np.empty(size, np.uint8)
+    with self.opened() as file:
+      file.seek(offset)
+      if file.readinto(buffer.data) != size:
+        raise damaged(self.path, "it ends early")
+    return buffer
 
-
-def read_into(
-  file: io.RawIOBase | io.BufferedIOBase, view: memoryview, path: pathlib.Path
-) -> None:
-  """Fills `view` from `file`."""
-  while view:
-    count = file.readinto(view)
-    if not count:
-      raise damaged(path, "it ends early")
-    view = view[count:]
+  def chunks(self, offset: int, size: int) -> Iterator[bytes]:
+    """Yields `size` bytes from `offset` in pieces of at most 1 MiB."""
+    end = offset + size
+    for at in range(offset, end, CHUNK_BYTES):
+      yield self.read(at, min(CHUNK_BYTES, end - at))
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
@@ -231,26 +209,3 @@ DTYPES = {
     *("float8_e4m3fn", "float8_e5m2"),
   )
 }
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """Opens a new file, which replaces `path` when it is complete.
-
-  After an exception `path` is as it was before.
-  """
-  path = pathlib.Path(path)
-  partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
-  try:
-    with partial.open("xb") as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-    partial.replace(path)
-  except FileNotFoundError as error:
-    raise errors.UserError(
-      f"{path} cannot be written: {error.strerror}."
-    ) from None
-  except BaseException:
-    partial.unlink(missing_ok=True)
-    raise

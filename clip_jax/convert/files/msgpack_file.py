@@ -4,15 +4,14 @@ The msgpack package parses the file; only maps, plain values and flax's two
 extension types for numpy arrays are accepted.
 """
 
-import dataclasses
 import os
 from typing import Any
 
 import msgpack
 import numpy as np
 
-from clip_jax.convert import tensor as tensor_lib
 from clip_jax.convert.files import datafile, nested
+from clip_jax.convert.tensor import Tensor
 
 _KIND = "a flax msgpack file"
 _NDARRAY, _NUMPY_SCALAR = 1, 3  # Extension types of flax.serialization.
@@ -23,7 +22,7 @@ MAX_LIST_ITEMS = 4096
 
 
 def read(
-  path: str | os.PathLike, *, select: nested.Select = nested.flatten_names
+  path: str | os.PathLike, *, select: nested.Select = nested.flatten
 ) -> datafile.Contents:
   """Returns the content of a flax msgpack file; its arrays are in memory.
 
@@ -39,30 +38,17 @@ def read(
     tree = _unpack(file)
     if not isinstance(tree, dict):
       raise ValueError(f"it holds a {type(tree).__name__}, no map of arrays")
-    tensors, others = {}, {}
-    for name, leaf in select(tree, "/", _is_array).items():
-      if isinstance(leaf, _Array):
-        tensors[name] = tensor_lib.Tensor.from_array(leaf.array)
-      elif leaf is None or isinstance(leaf, bool | int | float | str):
-        others[name] = leaf
-      else:
+    tensors = {}
+    for name, leaf in select(tree, "/").items():
+      if isinstance(leaf, Tensor):
+        tensors[name] = leaf
+      elif not isinstance(leaf, bool | int | float | str | None):
         raise ValueError(f"{name!r} is a {type(leaf).__name__}, no array")
-  return datafile.Contents(tensors, others)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Array:
-  """Wraps an array, so that `nested` does not take it for a list."""
-
-  array: np.ndarray
-
-
-def _is_array(leaf: Any) -> bool:
-  return isinstance(leaf, _Array)
+  return datafile.Contents(tensors)
 
 
 def _unpack(file: datafile.DataFile) -> Any:
-  """Returns the only object of the file, with arrays as `_Array`.
+  """Returns the only object of the file, with arrays as `Tensor`s.
 
   The file is parsed in pieces, so that the buffer stays small.
   """
@@ -103,7 +89,7 @@ def _map(pairs: list[tuple[Any, Any]]) -> Any:
   return _unchunk(made) if _CHUNKED in made else made
 
 
-def _extension(code: int, data: bytes) -> _Array:
+def _extension(code: int, data: bytes) -> Tensor:
   if code not in (_NDARRAY, _NUMPY_SCALAR):
     raise ValueError(f"it has a value of the extension type {code}")
   # At most a shape, a dtype's name and the data.
@@ -131,31 +117,31 @@ def _extension(code: int, data: bytes) -> _Array:
   if code == _NUMPY_SCALAR and shape:
     raise ValueError("a scalar has a shape")
   flat = np.frombuffer(raw, np.uint8)
-  return _Array(datafile.as_array(flat, tuple(shape), dtype))
+  return Tensor.from_array(datafile.as_array(flat, tuple(shape), dtype))
 
 
 def _no_extension(code: int, data: bytes):
   raise ValueError(f"an array holds a value of the extension type {code}")
 
 
-def _unchunk(made: dict[str, Any]) -> _Array:
+def _unchunk(made: dict[str, Any]) -> Tensor:
   """Joins the chunks into which flax splits arrays above one gigabyte."""
   if set(made) != {_CHUNKED, "shape", "chunks"} or made[_CHUNKED] is not True:
     raise ValueError("an array in chunks is malformed")
   shape = _counted(made["shape"])
   chunks = _counted(made["chunks"])
   if not chunks or not all(
-    isinstance(chunk, _Array) and chunk.array.ndim == 1 for chunk in chunks
+    isinstance(chunk, Tensor) and len(chunk.shape) == 1 for chunk in chunks
   ):
     raise ValueError("an array's chunks are no flat arrays")
-  dtype = chunks[0].array.dtype
-  if any(chunk.array.dtype != dtype for chunk in chunks):
+  dtype = chunks[0].dtype
+  if any(chunk.dtype != dtype for chunk in chunks):
     raise ValueError("an array's chunks have several dtypes")
-  total = sum(chunk.array.nbytes for chunk in chunks)
+  total = sum(chunk.nbytes for chunk in chunks)
   if datafile.byte_count(tuple(shape), dtype) != total:
     raise ValueError(f"an array's chunks have {total} bytes, not its shape's")
-  flat = np.concatenate([chunk.array for chunk in chunks])
-  return _Array(flat.reshape(shape))
+  flat = np.concatenate([chunk.read() for chunk in chunks])
+  return Tensor.from_array(flat.reshape(shape))
 
 
 def _counted(items: Any) -> list[Any]:

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# A function that returns the leaves of a model by name. It takes a tree, the
-# separator that joins names, and a function: whether a leaf is a tensor.
-Select = Callable[
-  [Mapping[str, Any], str, Callable[[Any], bool]], dict[str, Any]
-]
+# A function of a tree and the separator that joins names, such as `flatten`; it
+# returns the leaves of a model by name.
+Select = Callable[[Mapping[str, Any], str], dict[str, Any]]
 
 MAX_DEPTH = 64
 MAX_LEAVES = 300_000
@@ -47,11 +45,3 @@ def flatten(value: Any, separator: str) -> dict[str, Any]:
       children.append((joined, child, depth + 1))
     waiting.extend(reversed(children))
   return leaves
-
-
-def flatten_names(
-  tree: Mapping[str, Any], separator: str, is_tensor: Callable[[Any], bool]
-) -> dict[str, Any]:
-  """Returns all leaves of `tree` by joined name."""
-  del is_tensor
-  return flatten(tree, separator)

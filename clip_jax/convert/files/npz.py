@@ -4,13 +4,15 @@ Headers are matched with a pattern and never evaluated. Arrays of bfloat16 are
 stored as voids of two bytes, as big_vision does.
 """
 
+import io
 import os
+import pathlib
 import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, whole_files
 from clip_jax.convert import tensor as tensor_lib
 from clip_jax.convert.files import datafile, zip_directory
 
@@ -36,11 +38,8 @@ _HEADER = re.compile(
   re.DOTALL,
 )
 _DESCR = re.compile(r"'([<>|=])?([biufV])(\d{1,2})'")
-_NUMBERS = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"} | {
-  "f2",
-  "f4",
-  "f8",
-}
+_NUMBERS = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
+_NUMBERS |= {"b1", "f2", "f4", "f8"}
 
 
 def read(path: str | os.PathLike) -> dict[str, tensor_lib.Tensor]:
@@ -70,12 +69,9 @@ def read(path: str | os.PathLike) -> dict[str, tensor_lib.Tensor]:
 def _tensor(
   file: datafile.DataFile, entry: zip_directory.Entry
 ) -> tensor_lib.Tensor:
-  head = bytearray()
-  for piece in _first_pieces(file, entry):
-    head += piece
-    if len(head) >= MAX_HEADER_BYTES + 12:
-      break
-  text, start = _header_text(bytes(head))
+  text, start = _header_text(
+    zip_directory.head(file, entry, MAX_HEADER_BYTES + 12)
+  )
   shape, dtype, fortran = _parse(text)
   size = datafile.byte_count(shape, dtype)
   if start + size != entry.size:
@@ -89,14 +85,6 @@ def _tensor(
       return _as_array(raw, shape, dtype, fortran)
 
   return tensor_lib.Tensor(shape, _native(dtype), read_data)
-
-
-def _first_pieces(file, entry) -> Iterator[bytes]:
-  """Yields the first bytes of an entry, without checking the rest."""
-  if entry.compressed:
-    yield from zip_directory.inflate(file, entry)
-  else:
-    yield file.read(entry.offset, min(entry.stored, MAX_HEADER_BYTES + 12))
 
 
 def _header_text(head: bytes) -> tuple[str, int]:
@@ -159,7 +147,7 @@ def write(
   same tensors give the same bytes.
   """
   with (
-    datafile.replacing(path) as file,
+    whole_files.replacing(pathlib.Path(path)) as file,
     zip_directory.Writer(file) as archive,
   ):
     for name, tensor in tensors.items():
@@ -179,12 +167,11 @@ def _header(name: str, tensor: tensor_lib.Tensor) -> bytes:
       f"A numpy archive cannot hold {name!r} of dtype {tensor.dtype}: it is "
       "neither a number of numpy's nor bfloat16."
     )
-  text = (
-    f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {tensor.shape}, }}"
-  ).encode()
-  # numpy aligns the data to 64 bytes; 11 are the magic, size and line end.
-  text += b" " * (-(len(text) + 11) % 64) + b"\n"
-  return _MAGIC + b"\x01\x00" + len(text).to_bytes(2, "little") + text
+  header = io.BytesIO()
+  np.lib.format.write_array_header_1_0(
+    header, {"descr": descr, "fortran_order": False, "shape": tensor.shape}
+  )
+  return header.getvalue()
 
 
 def _pieces(header: bytes, tensor: tensor_lib.Tensor) -> Iterator:

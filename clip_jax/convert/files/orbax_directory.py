@@ -54,19 +54,18 @@ def read(step: pathlib.Path) -> dict[str, Tensor]:
 
   # Cached, since layers are read one by one from an array that holds them all.
   @functools.lru_cache(maxsize=1)
-  def restore(names):
-    array = _restore(path, names, *about[names])
+  def restore(names, shape, dtype):
+    array = _restore(path, names, shape, dtype)
     array.flags.writeable = False
     return array
 
   found: dict[str, Tensor] = {}
-  about: dict[tuple[str, ...], tuple[tuple[int, ...], np.dtype]] = {}
   for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
     names = tuple(str(key.key) for key in keys)
     # Parameters were saved in flax's boxes, whose only field is "value".
     name = "/".join(names[:-1] if names[-1] == "value" else names)
-    about[names] = tuple(leaf.shape), np.dtype(leaf.dtype)
-    found[name] = Tensor(*about[names], functools.partial(restore, names))
+    about = tuple(leaf.shape), np.dtype(leaf.dtype)
+    found[name] = Tensor(*about, functools.partial(restore, names, *about))
   return found
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, json_text
+from clip_jax import errors, json_text, regular_files, whole_files
 from clip_jax.convert import tensor as tensor_lib
 from clip_jax.convert.files import datafile
 
@@ -62,7 +62,7 @@ def read(path: str | os.PathLike) -> datafile.Contents:
       )
   # In the header's order, in which the tensors were written.
   tensors = {name: tensors[name] for name in places}
-  return datafile.Contents(tensors, metadata)
+  return datafile.Contents(tensors)
 
 
 def _header(file: datafile.DataFile) -> tuple[dict[str, Any], int]:
@@ -150,14 +150,13 @@ def read_sharded(
       raise ValueError("it has no weight_map")
     expected: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
-      if not isinstance(shard, str) or not _is_plain(shard):
+      if not isinstance(shard, str) or not regular_files.is_plain_name(shard):
         raise ValueError(
           f"tensor {name!r:.100} should be in {shard!r:.100}, which is no "
           "plain file name: shards lie beside their index"
         )
       expected.setdefault(shard, set()).add(name)
   tensors: dict[str, tensor_lib.Tensor] = {}
-  others: dict[str, Any] = {}
   for shard, names in expected.items():
     found = read_shard(file.path.parent / shard)
     odd = sorted(names.symmetric_difference(found.tensors))
@@ -168,16 +167,7 @@ def read_sharded(
         f"{', '.join(odd[:10])[:500]}",
       )
     tensors |= found.tensors
-    others |= found.others
-  return datafile.Contents({name: tensors[name] for name in weight_map}, others)
-
-
-def _is_plain(name: str) -> bool:
-  return (
-    name not in ("", ".", "..")
-    and not any(sign in name for sign in "/\\\0:")
-    and len(name) <= 255
-  )
+  return datafile.Contents({name: tensors[name] for name in weight_map})
 
 
 def write(
@@ -216,7 +206,7 @@ def write(
     end += tensor.nbytes
   text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
   text += b" " * (-len(text) % 8)
-  with datafile.replacing(path) as file:
+  with whole_files.replacing(pathlib.Path(path)) as file:
     file.write(len(text).to_bytes(_LENGTH_BYTES, "little"))
     file.write(text)
     for name in order:

@@ -7,14 +7,14 @@ code. The bytes are read when a tensor is used, and compared with the archive's
 checksum then.
 """
 
-import collections
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, whole_files
 from clip_jax.convert import tensor as tensor_lib
 from clip_jax.convert.files import (
   datafile,
@@ -48,7 +48,7 @@ MAX_VIEW_RATIO = 16
 
 
 def read(
-  path: str | os.PathLike, *, select: nested.Select = nested.flatten_names
+  path: str | os.PathLike, *, select: nested.Select = nested.flatten
 ) -> datafile.Contents:
   """Returns the tensors of a PyTorch file; reads only names, shapes and dtypes.
 
@@ -67,18 +67,14 @@ def read(
     state = source.unpickle("data.pkl")
     if not isinstance(state, dict):
       raise ValueError(f"it holds a {type(state).__name__}, no state dict")
-    tensors, others = source.bind(select(state, ".", _is_view), "data")
+    tensors = source.bind(select(state, "."), "data")
     constants = {}
     if source.torchscript and source.has("constants.pkl"):
       flat = nested.flatten(source.unpickle("constants.pkl"), ".")
-      constants, _ = source.bind(
+      constants = source.bind(
         {f"c{name}": leaf for name, leaf in flat.items()}, "constants"
       )
-  return datafile.Contents(tensors, others, source.torchscript, constants)
-
-
-def _is_view(leaf: Any) -> bool:
-  return type(leaf) is state_pickle.View
+  return datafile.Contents(tensors, source.torchscript, constants)
 
 
 def _refuse_other_kinds(file: datafile.DataFile) -> None:
@@ -156,17 +152,14 @@ class _Source:
 
   def bind(
     self, leaves: dict[str, Any], folder: str
-  ) -> tuple[dict[str, tensor_lib.Tensor], dict[str, Any]]:
-    """Returns the file's contents: leaves split into tensors and others."""
-    tensors, others = {}, {}
+  ) -> dict[str, tensor_lib.Tensor]:
+    """Returns the tensors among the leaves of a pickle."""
+    tensors = {}
     for name, leaf in leaves.items():
-      if type(leaf) is state_pickle.View:
+      if isinstance(leaf, state_pickle.View):
         with datafile.about(f"tensor {name!r}"):
           tensors[name] = self._tensor(leaf, folder)
-      else:  # Storages without a type and inert objects become None.
-        is_plain = type(leaf) in (bool, int, float, str)
-        others[name] = leaf if is_plain else None
-    return tensors, others
+    return tensors
 
   def _tensor(self, view: state_pickle.View, folder: str) -> tensor_lib.Tensor:
     """Returns the tensor of a view; tied views share one tensor."""
@@ -203,7 +196,7 @@ class _Source:
         raw = zip_directory.content(self.file, entry)
       else:
         if entry.name not in self._checked:
-          collections.deque(zip_directory.inflate(self.file, entry), maxlen=0)
+          zip_directory.check(self.file, entry)
           self._checked.add(entry.name)
         raw = self.file.read_array(
           entry.offset + view.offset * dtype.itemsize,
@@ -259,7 +252,7 @@ def write(
     }
   )
   with (
-    datafile.replacing(path) as file,
+    whole_files.replacing(pathlib.Path(path)) as file,
     zip_directory.Writer(file) as archive,
   ):
     archive.add("archive/data.pkl", [header], len(header))

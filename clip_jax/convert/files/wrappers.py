@@ -8,11 +8,12 @@ archives have no dicts, so there a key is a prefix too.
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert.files import nested
+from clip_jax.convert.files import nested, state_pickle
+from clip_jax.convert.tensor import Tensor
 
 # Keys and attributes under which programs save a model.
 _WEIGHTS = (
@@ -75,7 +76,6 @@ def undo(
   *,
   name: str,
   separator: str,
-  is_tensor: Callable[[Any], bool],
   weights: str | None = None,
 ) -> Undone:
   """Returns the model in a file's nested dicts, or in its flat names.
@@ -84,7 +84,6 @@ def undo(
     tree: the content of the container.
     name: the file's name in messages.
     separator: separator that joins the names of nested dicts.
-    is_tensor: whether a leaf is a tensor.
     weights: which of several wrapped models to return, such as "model_ema".
 
   Raises:
@@ -96,13 +95,13 @@ def undo(
   left_out: list[str] = []
   offered: set[str] = set()
   # A dict that has parameters itself is a state dict, not a wrapper.
-  while not any(is_tensor(x) and "." in str(key) for key, x in tree.items()):
+  while not any(_is_tensor(x) and "." in str(key) for key, x in tree.items()):
     inner = {
       key: value
       for key, value in tree.items()
       if key in WRAPPERS
       and isinstance(value, dict)
-      and any(map(is_tensor, nested.flatten(value, separator).values()))
+      and any(map(_is_tensor, nested.flatten(value, separator).values()))
     }
     chosen = _choose(inner, weights, offered, name)
     if chosen is None:
@@ -111,9 +110,7 @@ def undo(
     left_out += (str(key) for key in tree if key != chosen)
     tree = inner[chosen]
   leaves = nested.flatten(tree, separator)
-  while chosen := _choose(
-    _first_words(leaves, is_tensor), weights, offered, name
-  ):
+  while chosen := _choose(_first_words(leaves), weights, offered, name):
     leaves, beside = _without_first(leaves, chosen)
     _note(stripped, f"{chosen}.")
     left_out += beside
@@ -162,14 +159,18 @@ def _nothing_under(weights, offered, name) -> errors.UserError:
   )
 
 
-def _first_words(leaves, is_tensor) -> set[str]:
+def _is_tensor(leaf: Any) -> bool:
+  return isinstance(leaf, Tensor | state_pickle.View)
+
+
+def _first_words(leaves) -> set[str]:
   """Returns the wrappers with which names of tensors begin."""
   return {
     match[1]
     for name, leaf in leaves.items()
     if (match := _FIRST.match(name))
     and match[1] in WRAPPERS
-    and is_tensor(leaf)
+    and _is_tensor(leaf)
   }
 
 

@@ -10,7 +10,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -135,54 +135,39 @@ def _entry(raw, info: zipfile.ZipInfo) -> Entry:
 
 def content(file: datafile.DataFile, entry: Entry) -> np.ndarray:
   """Returns the bytes of an entry as a uint8 array, checked."""
-  if not entry.compressed:
-    data = file.read_array(entry.offset, entry.stored)
-    _compare_crc(entry, zlib.crc32(data.data))
-    return data
-  data = np.empty(entry.size, np.uint8)
-  at = 0
-  for piece in inflate(file, entry):
-    data[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
-    at += len(piece)
+  data = file.read_array(entry.offset, entry.stored)
+  if entry.compressed:
+    data = np.frombuffer(_inflate(entry, data.data), np.uint8)
+  _compare_crc(entry, zlib.crc32(data.data))
   return data
 
 
-def inflate(file: datafile.DataFile, entry: Entry) -> Iterator[bytes]:
-  """Yields the content of an entry in small pieces; the end is checked.
+def head(file: datafile.DataFile, entry: Entry, size: int) -> bytes:
+  """Returns up to `size` of an entry's first bytes; the rest is unchecked."""
+  data = file.read(entry.offset, min(entry.stored, size))
+  if entry.compressed:
+    data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size)
+  return data
 
-  It never yields more than `entry.size` bytes.
-  """
+
+def check(file: datafile.DataFile, entry: Entry) -> None:
+  """Compares the bytes of an uncompressed entry with their checksum."""
   crc = 0
-  left = entry.size
-  for piece in _inflated(file, entry):
+  for piece in file.chunks(entry.offset, entry.stored):
     crc = zlib.crc32(piece, crc)
-    left -= len(piece)
-    if left < 0:
-      raise ValueError(f"entry {entry.name!r:.100} is longer than it says")
-    yield piece
-  if left:
-    raise ValueError(f"entry {entry.name!r:.100} is shorter than it says")
   _compare_crc(entry, crc)
 
 
-def _inflated(file: datafile.DataFile, entry: Entry) -> Iterator[bytes]:
-  chunks = file.chunks(entry.offset, entry.stored)
-  if not entry.compressed:
-    yield from chunks
-    return
+def _inflate(entry: Entry, data: memoryview) -> bytes:
+  """Returns the unpacked bytes; never makes more than the entry's size."""
   inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-  for chunk in chunks:
-    while chunk:
-      if inflater.eof:
-        raise ValueError(f"entry {entry.name!r:.100} has bytes after its end")
-      piece = inflater.decompress(chunk, datafile.CHUNK_BYTES)
-      if piece:
-        yield piece
-      chunk = inflater.unconsumed_tail or inflater.unused_data
-  while piece := inflater.decompress(b"", datafile.CHUNK_BYTES):
-    yield piece
-  if not inflater.eof:
-    raise ValueError(f"entry {entry.name!r:.100} ends early")
+  # With room for one more, so that a longer entry is noticed.
+  found = inflater.decompress(data, entry.size + 1)
+  if len(found) != entry.size or not inflater.eof or inflater.unused_data:
+    raise ValueError(
+      f"entry {entry.name!r:.100} has not the {entry.size} bytes that it says"
+    )
+  return found
 
 
 def _compare_crc(entry: Entry, crc: int) -> None:

@@ -81,13 +81,11 @@ PLAIN = (
   Written("add_cross_attention", False, fields.exactly(False)),
   Written("pruned_heads", {}, fields.exactly({}, None)),
 )
-_WIDTH = fields.up_to(config_file.MAX_WIDTH)
-_DEPTH = fields.up_to(config_file.MAX_DEPTH)
 FIELDS = (
   Fixed("kind", "bert", in_weights=True),
   Field("vocab_size", "vocab_size", in_weights=True),
-  Field("hidden_size", "width", _WIDTH, in_weights=True),
-  Field("num_hidden_layers", "depth", _DEPTH, in_weights=True),
+  Field("hidden_size", "width", fields.WIDTH, in_weights=True),
+  Field("num_hidden_layers", "depth", fields.DEPTH, in_weights=True),
   Heads("num_attention_heads", "heads"),
   Field("intermediate_size", "mlp_dim", in_weights=True),
   Field("max_position_embeddings", "positions", in_weights=True),
@@ -110,8 +108,7 @@ FAMILY = Family(
 
 def recognise(path: pathlib.Path) -> bool:
   """Whether `path` is a directory with a BERT."""
-  config = config_file.peek(path / CONFIG)
-  return config.get("model_type") == "bert"
+  return config_file.peek(path / CONFIG).get("model_type") == "bert"
 
 
 def knows(names: Collection[str]) -> bool:
@@ -234,7 +231,8 @@ def check_pad(text: dict[str, Any], tokenizer: dict, where: str) -> None:
   if tokenizer["pad_id"] != text["pad_id"]:
     raise errors.UserError(
       f"{where}: the tokenizer pads with {tokenizer['pad_id']}, the model "
-      f"masks {text['pad_id']} (pad_token_id of its config)."
+      f"masks {text['pad_id']} (pad_token_id of its config). Correct the one "
+      "that is wrong."
     )
   tokenizer_files.check_ids(tokenizer, text["vocab_size"], where)
 
@@ -273,11 +271,6 @@ def naming(names: Iterable[str]) -> dict[str, Any]:
   prefix = "bert." if any(n.startswith("bert.") for n in names) else ""
   legacy = any(n.endswith("LayerNorm.gamma") for n in names)
   return {"prefix": prefix, "legacy_norms": legacy}
-
-
-def entries(text: dict[str, Any], **dialect: Any) -> list[engine.Entry]:
-  """Returns the entries of a BertModel; `dialect` is the result of `naming`."""
-  return FAMILY.entries({"text": text}, dialect)
 
 
 FORMAT = Format(NAME, read, recognise=recognise, knows=knows)

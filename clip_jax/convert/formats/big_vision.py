@@ -91,6 +91,12 @@ def read_tensors(
   spec = description.describe(
     tensors, layout, options, report=report, name=name
   )
+  root = layout["root"]
+  # Whatever else a training checkpoint holds.
+  ignored = [f"^(?!{root})"] if root else []
+  if engine.towers(spec) == ("image",):  # A classifier.
+    prefix = names_lib.prefix_of(layout, "image")
+    ignored.append(f"^{prefix}(head|pre_logits)/")
   model = portable.assemble(
     names_lib.NAMES.entries(spec, layout),
     tensors,
@@ -99,27 +105,15 @@ def read_tensors(
     name=name,
     options=options,
     weights=weights,
-    ignored=_ignored(layout, spec),
+    ignored=ignored,
     hint="Only models as big_vision's vit.py, text_transformer.py and "
     "two_towers.py make them, and LiT's, can be read.",
     dialect=layout,
     noted=noted,
   )
   # An optimizer's state is not part of the model.
-  root = layout["root"]
   extras = {k: x for k, x in model.extras.items() if k.startswith(root)}
   return dataclasses.replace(model, extras=extras)
-
-
-def _ignored(layout, spec) -> list[str]:
-  """Returns patterns for the names of arrays that no tower has."""
-  patterns = []
-  if root := layout["root"]:  # Whatever else a training checkpoint holds.
-    patterns.append(f"^(?!{root})")
-  if engine.towers(spec) == ("image",):  # A classifier.
-    prefix = names_lib.prefix_of(layout, "image")
-    patterns.append(f"^{prefix}(head|pre_logits)/")
-  return patterns
 
 
 def _merge_positions(tensors, layout, report) -> dict[str, Tensor]:
@@ -135,7 +129,7 @@ def _merge_positions(tensors, layout, report) -> dict[str, Tensor]:
   if (a.shape, a.dtype) != (b.shape, b.dtype):
     raise errors.UserError(
       f"{first} {list(a.shape)} and {second} {list(b.shape)} are to be added, "
-      "and differ in shape or dtype."
+      "and differ in shape or dtype; fetch or make the file again."
     )
   tensors[first] = Tensor(a.shape, a.dtype, lambda: a.read() + b.read())
   report.warnings.append(
@@ -184,15 +178,12 @@ def _square(tensors, layout, options, report):
   return {**tensors, key: new}, {"resized": what}
 
 
-def write(
-  model: portable.Portable, destination: pathlib.Path, options: portable.Options
-) -> None:
+def write(model: portable.Portable, destination: pathlib.Path) -> None:
   """Writes a file with the source's layout, or with big_vision's present one.
 
   Raises:
     UserError: big_vision has no such model.
   """
-  del options
   portable.refuse(NAME, description.refusals(model.spec))
   npz.write(destination, to_tensors(model))
 

@@ -266,8 +266,8 @@ def _told(
   elif options.pooling is not None:
     if options.pooling != "last":
       raise errors.UserError(
-        f"{name}: text.pooling={options.pooling!r} of a Transformer over texts "
-        "is not supported; it must be the last token's, or a MAP head."
+        f"{name}: --pooling {options.pooling} is not supported for a "
+        "Transformer over texts; give --pooling last."
       )
     found["text.pooling"] = ("last", "flag")
   elif is_siglip(vocab_size, has_bias=f"{layout['root']}b" in tensors):
@@ -348,7 +348,8 @@ def _ends(read: Sizes, tensors, layout, spec, report) -> dict[str, Any]:
   if dims["image"] != dims["text"]:
     raise errors.UserError(
       f"The towers' embeddings have {dims['image']} (image) and "
-      f"{dims['text']} (text) dimensions; they must be equal."
+      f"{dims['text']} (text) dimensions; they must be equal. Fetch or "
+      "make the file again."
     )
   has_bias = f"{layout['root']}b" in tensors
   return {

@@ -235,7 +235,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
 
 
 def describe(
-  config: Mapping[str, Any],
+  config: dict[str, Any],
   tensors: Mapping[str, Tensor],
   files: Mapping[str, bytes],
   *,
@@ -255,10 +255,7 @@ def describe(
     UserError: the architecture is not supported; the message lists the fields.
   """
   for section in SECTIONS:
-    if not isinstance(config.get(section), dict):
-      raise errors.UserError(
-        f"{where} has no {section}; fetch or make it again."
-      )
+    config_file.section(config, section, where)
   source = fields.Source(
     config,
     DEFAULTS,

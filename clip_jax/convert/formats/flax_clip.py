@@ -60,7 +60,8 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   if config.family.name != "clip" or config.tower:
     raise errors.UserError(
       f"{path}: {FILE} is read for model_type='clip' only; this is "
-      f"{huggingface.model_type(path)!r}."
+      f"{huggingface.model_type(path)!r}. Save its weights as safetensors with "
+      "the program that made it."
     )
   tensors = weights_file.read(path / FILE, options, report).tensors
   spec = huggingface.describe(path, config)

@@ -6,6 +6,7 @@ safetensors or PyTorch files, single or in shards, and written as safetensors.
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Collection, Sized
 from typing import Any
@@ -152,7 +153,7 @@ def _config_directory(file, options, report) -> pathlib.Path:
       f"config.{hint}",
       flags=f"--config {CONFIG}",
     )
-  config = pathlib.Path(options.config).expanduser()
+  config = pathlib.Path(os.path.expanduser(options.config))
   directory = config if config.is_dir() else config.parent
   if not (directory / CONFIG).is_file():
     raise errors.UserError(
@@ -214,21 +215,15 @@ def read_config(
 def _part(data, name, family, path) -> dict[str, Any]:
   """Returns a tower's section; an old `*_config_dict` replaces all of it."""
   values, legacy = (
-    _object(data, field, path) for field in (name, f"{name}_dict")
+    None
+    if data.get(field) is None
+    else config_file.section(data, field, str(path))
+    for field in (name, f"{name}_dict")
   )
   if legacy is None or not family.legacy_parts:
     return values or {}
   # transformers completes the legacy part with defaults before it overrides.
   return {**(values or {}), **family.defaults[name], **legacy}
-
-
-def _object(data, field, path) -> dict[str, Any] | None:
-  value = data.get(field)
-  if value is not None and not isinstance(value, dict):
-    raise errors.UserError(
-      f"{path}: {field} must be a JSON object; got {value!r:.100}."
-    )
-  return value
 
 
 def describe(path: pathlib.Path, config: Config) -> dict[str, Any]:
@@ -275,11 +270,8 @@ def _family(spec: dict[str, Any]) -> HuggingFaceFamily:
   return min(FAMILIES.values(), key=lacks)
 
 
-def write(
-  model: portable.Portable, destination: pathlib.Path, options: portable.Options
-) -> None:
+def write(model: portable.Portable, destination: pathlib.Path) -> None:
   """Writes a directory that `from_pretrained` loads."""
-  del options
   spec = model.spec
   portable.refuse(NAME, refusals(spec))
   dialect = model.dialect(NAME)

@@ -10,18 +10,14 @@ from clip_jax.convert.engine.fields import Field, Fixed
 from clip_jax.convert.engine.names import Names
 from clip_jax.convert.formats import bert
 from clip_jax.convert.formats import huggingface_clip as clip
-from clip_jax.convert.formats.huggingface_family import (
-  PREFIXES,
-  HuggingFaceFamily,
-  classes,
-)
+from clip_jax.convert.formats import huggingface_family as family
 
 NAMES = Names(
   {
     **{"whole": clip.WHOLE, "image": clip.IMAGE, "block": clip.BLOCK},
     **{"text": bert.TOWER, "bert_block": bert.BLOCK},
   },
-  variables={**PREFIXES, "legacy_norms": False},
+  variables={**family.PREFIXES, "legacy_norms": False},
 )
 TEXT_FIELDS = (
   # The config knows one length, which is that of the table of positions.
@@ -33,11 +29,11 @@ TEXT_FIELDS = (
 )
 
 
-CHINESE_CLIP = HuggingFaceFamily(
+CHINESE_CLIP = family.HuggingFaceFamily(
   "chinese_clip",
   NAMES,
   (
-    *classes("chinese_clip", "ChineseCLIPModel"),
+    *family.classes("chinese_clip", "ChineseCLIPModel"),
     *fields.within("vision_config", "image", clip.VISION_FIELDS),
     clip.Grid(),
     *fields.within("text_config", "text", TEXT_FIELDS),

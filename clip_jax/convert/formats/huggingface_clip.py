@@ -12,21 +12,14 @@ from clip_jax import errors
 from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.fields import Field, Fixed, Heads, Written
 from clip_jax.convert.engine.names import Names
-from clip_jax.convert.formats.huggingface_family import (
-  GELUS,
-  PREFIXES,
-  HuggingFaceFamily,
-  classes,
-  structure,
-  tower,
-)
+from clip_jax.convert.formats import huggingface_family as family
 
 # Configs from before transformers 4.31 name this end token, which no tokenizer
 # gives; CLIPTextModel then takes the largest id, and MetaClip2TextModel does
 # not (transformers#24773, #39821).
 LEGACY_END_ID = 2
 VOCAB_SIZE = 49408
-ACTIVATIONS = {"quick_gelu": "quick_gelu", **GELUS}
+ACTIVATIONS = {"quick_gelu": "quick_gelu", **family.GELUS}
 
 BLOCK = """
 norm    layer_norm1         ln_1
@@ -62,7 +55,7 @@ weight  text_projection      text_projection
 """
 NAMES = Names(
   {"whole": WHOLE, "text": TEXT, "image": IMAGE, "block": BLOCK},
-  variables=PREFIXES,
+  variables=family.PREFIXES,
 )
 
 
@@ -89,7 +82,8 @@ class Grid(fields.Row):
     if image["image_size"] < image["patch_size"]:
       raise errors.UserError(
         f"{source.where('vision_config.image_size')}: image_size="
-        f"{image['image_size']} is below patch_size={image['patch_size']}."
+        f"{image['image_size']} is below patch_size={image['patch_size']}. "
+        "Correct the file."
       )
 
 
@@ -114,12 +108,12 @@ PATCHES = (
 )
 PIXELS = (Field("image_size", "image_size", fields.PIXELS), *PATCHES)
 VISION_FIELDS = (
-  *structure(kind="vit"),
+  *family.structure(kind="vit"),
   *PIXELS,
   *TOWER,
   Fixed("pooling", "class"),
-  *structure(class_token=True, class_position=True, registers=0),
-  *structure(pre_norm=True, patch_bias=False, norm_after_pool=False),
+  *family.structure(class_token=True, class_position=True, registers=0),
+  *family.structure(pre_norm=True, patch_bias=False, norm_after_pool=False),
 )
 
 
@@ -172,7 +166,7 @@ def _end_id(text: Mapping[str, Any]) -> int:
 
 
 ENDS = (
-  *structure(image_projection="linear", text_projection="linear"),
+  *family.structure(image_projection="linear", text_projection="linear"),
   Field("projection_dim", "embed_dim", in_weights=True),
   Written("text_config.projection_dim", lambda spec: spec["embed_dim"]),
   Written("vision_config.projection_dim", lambda spec: spec["embed_dim"]),
@@ -190,12 +184,12 @@ ENDS = (
 )
 
 
-def _family(name, architecture, *, legacy) -> HuggingFaceFamily:
-  return HuggingFaceFamily(
+def _family(name, architecture, *, legacy) -> family.HuggingFaceFamily:
+  return family.HuggingFaceFamily(
     name,
     NAMES,
     (
-      *classes(name, architecture),
+      *family.classes(name, architecture),
       *fields.within("vision_config", "image", VISION_FIELDS),
       Grid(),
       *fields.within("text_config", "text", TEXT_FIELDS),
@@ -212,14 +206,14 @@ _TOWER = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 DEFAULTS = {
   "projection_dim": 512,
   "logit_scale_init_value": 2.6592,
-  "text_config": tower(
+  "text_config": family.tower(
     512,
     vocab_size=VOCAB_SIZE,
     max_position_embeddings=77,
     eos_token_id=VOCAB_SIZE - 1,
     **_TOWER,
   ),
-  "vision_config": tower(
+  "vision_config": family.tower(
     768, num_channels=3, image_size=224, patch_size=32, **_TOWER
   ),
 }

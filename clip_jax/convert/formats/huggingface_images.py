@@ -10,6 +10,7 @@ from clip_jax.convert import config_file
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import family, fields
 from clip_jax.convert.engine.fields import Field, Fixed, Written
+from clip_jax.models import variants
 
 FILE = "preprocessor_config.json"
 # transformers 5 writes the parts of a processor into one file.
@@ -29,8 +30,7 @@ def _channels(least: float) -> fields.Kind:
   def read(value):
     numbers = value if isinstance(value, list) else [value] * 3
     if len(numbers) != 3 or not all(
-      fields.is_number(x) and least <= x <= config_file.MAX_CHANNEL
-      for x in numbers
+      fields.is_number(x) and least <= x <= fields.MAX_CHANNEL for x in numbers
     ):
       raise ValueError
     return [float(x) for x in numbers]
@@ -51,8 +51,8 @@ FIELDS = (
   Written("do_rescale", True, fields.exactly(True)),
   Written("rescale_factor", 1 / 255, _TO_ONE),
   Written("do_normalize", True, _BOOL),
-  Field("image_mean", "image_mean", _channels(-config_file.MAX_CHANNEL)),
-  Field("image_std", "image_std", _channels(config_file.LEAST_DEVIATION)),
+  Field("image_mean", "image_mean", _channels(-fields.MAX_CHANNEL)),
+  Field("image_std", "image_std", _channels(fields.LEAST_DEVIATION)),
   Field("resample", "interpolation", _RESAMPLE),
   Fixed("crop_rounding", "floor"),
   Fixed("convert_rgb", "before"),
@@ -77,27 +77,23 @@ def _at_size(name: str, side: int, patch_size: int) -> dict[str, Any]:
   }[name]
 
 
-def _defaults(name: str, side: int = 224, **more: Any) -> dict[str, Any]:
-  """Returns the defaults of an image processor's class (transformers 5)."""
-  return {
-    **dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True),
-    **{"do_pad": False, "do_center_crop": False, "crop_size": None},
-    **{"rescale_factor": 1 / 255, "resample": 3},
-    **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
-    **_at_size(name, side, 16),
-    **more,
-  }
-
-
-_DEFAULTS = {
-  CLIP: _defaults(
-    CLIP,
-    image_mean=[0.48145466, 0.4578275, 0.40821073],
-    image_std=[0.26862954, 0.26130258, 0.27577711],
-    do_center_crop=True,
-  ),
-  SIGLIP: _defaults(SIGLIP),
-  SIGLIP2: _defaults(SIGLIP2, 256, resample=2),
+# The defaults of the classes (transformers 5).
+_EVERY = {
+  **dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), True),
+  **{"do_pad": False, "do_center_crop": False, "crop_size": None},
+  **{"rescale_factor": 1 / 255, "resample": 3},
+  **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+}
+_OPENAI = {x: list(variants.DEFAULTS[x]) for x in ("image_mean", "image_std")}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+  CLIP: {
+    **_EVERY,
+    **_OPENAI,
+    **_at_size(CLIP, 224, 16),
+    "do_center_crop": True,
+  },
+  SIGLIP: {**_EVERY, **_at_size(SIGLIP, 224, 16)},
+  SIGLIP2: {**_EVERY, **_at_size(SIGLIP2, 256, 16), "resample": 2},
 }
 
 

@@ -14,14 +14,8 @@ from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.fields import Field, Fixed, Written
 from clip_jax.convert.engine.names import Names
 from clip_jax.convert.formats import huggingface_clip as clip
+from clip_jax.convert.formats import huggingface_family as family
 from clip_jax.convert.formats import huggingface_tokenizer as tokenizers
-from clip_jax.convert.formats.huggingface_family import (
-  PREFIXES,
-  HuggingFaceFamily,
-  classes,
-  structure,
-  tower,
-)
 from clip_jax.models import clip as model
 
 WHOLE = """
@@ -79,7 +73,7 @@ class EmbedDim(Field):
       raise errors.UserError(
         f"{source.where(self.theirs)}: projection_size={spec[self.ours]} must "
         f"be the image tower's hidden_size, {width}: that tower has no "
-        "projection."
+        "projection. Correct the file."
       )
 
 
@@ -123,22 +117,22 @@ _HEAD = dataclasses.replace(
   "only of patches",
 )
 VISION_FIELDS = (
-  *structure(kind="vit"),
+  *family.structure(kind="vit"),
   Written("vision_use_head", True, _HEAD),
   *clip.TOWER,
   Fixed("pooling", "map"),
-  *structure(class_token=False, class_position=False, registers=0),
-  *structure(pre_norm=False, patch_bias=True, norm_after_pool=False),
+  *family.structure(class_token=False, class_position=False, registers=0),
+  *family.structure(pre_norm=False, patch_bias=True, norm_after_pool=False),
 )
 
 
 def _family(name, architecture, *, grid, pixels, processor):
   """Returns a family; `pixels` are the defaults of the grid's fields."""
-  return HuggingFaceFamily(
+  return family.HuggingFaceFamily(
     name,
-    Names(TABLES, variables={**PREFIXES, "naflex": name == "siglip2"}),
+    Names(TABLES, variables={**family.PREFIXES, "naflex": name == "siglip2"}),
     (
-      *classes(name, architecture),
+      *family.classes(name, architecture),
       *grid,
       *fields.within("vision_config", "image", VISION_FIELDS),
       *fields.within("text_config", "text", clip.TEXT_FIELDS),
@@ -150,7 +144,7 @@ def _family(name, architecture, *, grid, pixels, processor):
       Written("text_config.bos_token_id", None),
       Written("text_config.eos_token_id", 1),
       Written("text_config.pad_token_id", 0),
-      *structure(image_projection="none", text_projection="linear_bias"),
+      *family.structure(image_projection="none", text_projection="linear_bias"),
       EmbedDim("text_config.projection_size", "embed_dim", in_weights=True),
       Fixed(
         "init_logit_scale",
@@ -166,14 +160,14 @@ def _family(name, architecture, *, grid, pixels, processor):
       Fixed("max_logit_scale", None, free=True),
     ),
     {
-      "text_config": tower(
+      "text_config": family.tower(
         768,
         vocab_size=32000,
         max_position_embeddings=64,
         projection_size=None,
         **_TOWER,
       ),
-      "vision_config": tower(
+      "vision_config": family.tower(
         768,
         num_channels=3,
         patch_size=16,

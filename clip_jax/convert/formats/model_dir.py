@@ -19,6 +19,7 @@ import numpy as np
 from clip_jax import errors, json_text
 from clip_jax.convert import engine, portable
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine.format import Format
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import paths, variants
@@ -204,11 +205,8 @@ def _read_file(path: pathlib.Path, name: str) -> bytes:
   return file.read()
 
 
-def write(
-  model: portable.Portable, destination: pathlib.Path, options: portable.Options
-) -> None:
+def write(model: portable.Portable, destination: pathlib.Path) -> None:
   """Writes a model directory."""
-  del options
   destination.mkdir(parents=True, exist_ok=True)
   taken = {DESCRIPTION, WEIGHTS, EXTRAS} & model.files.keys()
   assert not taken, taken
@@ -232,3 +230,6 @@ def write(
   }
   text = json.dumps(described, indent=2, allow_nan=False)
   (destination / DESCRIPTION).write_text(text + "\n", "utf-8")
+
+
+FORMAT = Format(NAME, read, recognise=recognise, write=write)

@@ -11,8 +11,6 @@ import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import numpy as np
-
 from clip_jax import errors, tokenizer
 from clip_jax.convert import (
   config_file,
@@ -23,6 +21,7 @@ from clip_jax.convert import (
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import Entry
+from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.names import Names
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import (
@@ -82,8 +81,6 @@ NAMES = Names(
     )
   ),
 )
-
-refusals = open_clip_config.refusals
 
 
 def recognise(path: pathlib.Path) -> bool:
@@ -274,22 +271,22 @@ def gives_back(model: portable.Portable) -> bool:
   return _as_it_came(model) is not None
 
 
-def write(
-  model: portable.Portable, destination: pathlib.Path, options: portable.Options
-) -> None:
+def write(model: portable.Portable, destination: pathlib.Path) -> None:
   """Writes a directory that open_clip loads as `local-dir:`.
 
   Raises:
     UserError: OpenCLIP has no such model.
   """
-  del options
   came = _as_it_came(model)
   if came is None:
-    portable.refuse(NAME, refusals(model.spec))
-  config, layout, extras = came or _anew(model)
+    portable.refuse(NAME, open_clip_config.refusals(model.spec))
+    config = open_clip_config.configure(model)
+    described = _describe_again(config, open_clip_named.BERTS.get)
+    came = config, _layout(described, {}), {}
+  config, layout, extras = came
   tensors = engine.to_theirs(entries(model.spec, layout), model.leaves)
   destination.mkdir(parents=True, exist_ok=True)
-  tensors = {**tensors, **_running_counts(tensors), **extras}
+  tensors = {**tensors, **openai_names.running_counts(tensors), **extras}
   safetensors_file.write(destination / WEIGHTS, tensors)
   for name, data in model.files.items():
     (destination / name).write_bytes(data)
@@ -300,16 +297,6 @@ def write(
     (destination / bert.CONFIG).write_text(text + "\n", "utf-8")
   text = json.dumps(config, indent=2, allow_nan=False)
   (destination / CONFIG).write_text(text + "\n", "utf-8")
-
-
-def _running_counts(names) -> dict[str, Tensor]:
-  """Returns a count for each norm of a ResNet, which torch needs to load it."""
-  zero = Tensor.from_array(np.zeros((), np.int64))
-  return {
-    name.replace("running_var", "num_batches_tracked"): zero
-    for name in names
-    if name.endswith("running_var")
-  }
 
 
 def _as_it_came(model):
@@ -326,13 +313,6 @@ def _as_it_came(model):
   return dialect["config"], dialect["layout"], model.extras
 
 
-def _anew(model):
-  """Returns a config and names for a model of another format."""
-  config = open_clip_config.configure(model)
-  described = _describe_again(config, open_clip_named.BERTS.get)
-  return config, _layout(described, {}), {}
-
-
 def _describe_again(config, bert_config) -> open_clip_config.Described:
   return open_clip_config.describe(
     config,
@@ -340,3 +320,14 @@ def _describe_again(config, bert_config) -> open_clip_config.Described:
     report=report_lib.Report(NAME),
     name=CONFIG,
   )
+
+
+FORMAT = Format(
+  NAME,
+  read,
+  recognise=recognise,
+  knows=knows,
+  write=write,
+  refusals=open_clip_config.refusals,
+  gives_back=gives_back,
+)

@@ -9,16 +9,18 @@ from clip_jax.convert import config_file, engine, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.family import Family, normal, refusal
+from clip_jax.convert.formats import open_clip_fields as tables
 from clip_jax.convert.formats import open_clip_named, timm_vit
-from clip_jax.convert.formats.open_clip_fields import (
-  ALWAYS,
-  CLEANINGS,
-  NEAREST,
-  TEXTS,
-  family,
-)
 from clip_jax.convert.formats.open_clip_rows import MODEL, TEXT, VISION
 from clip_jax.models import variants
+
+# Their fields about towers of any kind.
+_OF_TOWERS = {
+  getattr(row, "theirs", "")
+  for kinds in (tables.IMAGES, tables.TEXTS)
+  for rows in kinds.values()
+  for row in rows
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +65,14 @@ def describe(
   Raises:
     UserError: a field is unknown, or its value is not supported.
   """
-  model = config_file.Fields(name, config).take(MODEL, kind=dict)
-  parts = config_file.Fields(f"{name}: {MODEL}", model)
+  model = config_file.section(config, MODEL, name)
   vision, text = (
-    parts.take(part, kind=dict) for part in ("vision_cfg", "text_cfg")
+    config_file.section(model, part, f"{name}: {MODEL}")
+    for part in ("vision_cfg", "text_cfg")
   )
   tokenizer_name = text.get("hf_tokenizer_name") or None
   kind = "resnet" if isinstance(vision.get("layers"), list) else "vit"
-  found = family(
+  found = tables.family(
     "timm" if vision.get("timm_model_name") else kind,
     "bert" if text.get("hf_model_name") else "transformer",
     own_tokenizer=tokenizer_name is None,
@@ -109,24 +111,38 @@ def _refuse_unknown(
   source: fields.Source,
   section: str = "",
 ) -> None:
-  """Raises UserError if there are fields without a row."""
+  """Raises UserError if there are fields without a row.
+
+  Those that only another kind of tower uses cause a warning.
+  """
   unknown = []
   for field, value in values.items():
     path = f"{section}{field}"
     if path in known:
       continue
-    if not any(name.startswith(f"{path}.") for name in known):
+    if any(name.startswith(f"{path}.") for name in known):
+      if isinstance(value, dict):
+        _refuse_unknown(value, known, source, f"{path}.")
+      elif value is not None:
+        raise source.wrong(path, "a JSON object")
+    elif not any(f"{name}.".startswith(f"{path}.") for name in _OF_TOWERS):
       unknown.append(str(field))
-    elif isinstance(value, dict):
-      _refuse_unknown(value, known, source, f"{path}.")
-    elif value is not None:
-      raise source.wrong(path, "a JSON object")
+    elif value not in (None, False, _default(path)):
+      source.report.warnings.append(
+        f"{source.where(path)}.{field}={value!r:.100} has no effect there."
+      )
   if unknown:
     raise errors.UserError(
       f"{source.where(section)} has fields that are not known: "
       f"{', '.join(sorted(unknown))}. A newer version of its library may have "
-      "written it; they cannot be ignored."
+      "written it; they cannot be ignored. Update clip_jax, or remove them if "
+      "they change nothing."
     )
+
+
+def _default(path: str) -> Any:
+  found = fields.has(tables.DEFAULTS, path)
+  return fields.get(tables.DEFAULTS, path) if found else None
 
 
 def same(described: Described, spec: dict[str, Any]) -> bool:
@@ -150,15 +166,15 @@ def _choose(spec: dict[str, Any]) -> tuple[Family, list[str]]:
   a name for exactly that image tower.
   """
   spec, problems = _plain(spec), []
-  if spec["text"]["kind"] not in TEXTS:
-    problems = [refusal("text.kind", spec["text"]["kind"], tuple(TEXTS))]
+  if spec["text"]["kind"] not in tables.TEXTS:
+    problems = [refusal("text.kind", spec["text"]["kind"], tuple(tables.TEXTS))]
     # Another one stands in, to name what else there is.
     text = dict(variants.VARIANTS["ViT-B-32"]["text"])
     text["activation"] = spec["image"].get("activation", "gelu")
     spec = engine.resolve({**spec, "text": text, "text_projection": "linear"})
   text, cuts = spec["text"]["kind"], spec["tokenizer"]["kind"]
   own, timm = (
-    family(image, text, own_tokenizer=cuts == "clip_bpe")
+    tables.family(image, text, own_tokenizer=cuts == "clip_bpe")
     for image in (spec["image"]["kind"], "timm")
   )
   found = own.refusals(spec)
@@ -219,15 +235,15 @@ def configure(model: portable.Portable) -> dict[str, Any]:
   warnings += [
     f"{field}={spec[field]!r} is {value!r} in open_clip, which differs "
     "slightly; the weights are the same."
-    for field, value in {**ALWAYS, "embed_norm": "l2"}.items()
+    for field, value in {**tables.ALWAYS, "embed_norm": "l2"}.items()
     if spec[field] != value
   ]
   cuts = spec["tokenizer"]
   cleaning = cuts.get("cleaning", "clip")
-  if cleaning not in CLEANINGS.values():
+  if cleaning not in tables.CLEANINGS.values():
     warnings.append(
       f"tokenizer.cleaning={cleaning!r} becomes open_clip's "
-      f"{NEAREST[cleaning]!r}, the nearest: some texts get other ids."
+      f"{tables.NEAREST[cleaning]!r}, the nearest: some texts get other ids."
     )
   if cuts["kind"] != "clip_bpe" and "tokenizer_config.json" not in model.files:
     warnings.append(

@@ -6,16 +6,15 @@ or a BERT; each kind has its rows. The defaults are those of `CLIPVisionCfg` and
 `CLIPTextCfg` (open_clip 3.3.0).
 """
 
+import copy
 import dataclasses
 import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
-from clip_jax.convert import config_file
 from clip_jax.convert.engine import fields
-from clip_jax.convert.engine.family import Family
-from clip_jax.convert.engine.fields import Field, Fixed
+from clip_jax.convert.engine.fields import Field, Fixed, Heads, Written
 from clip_jax.convert.engine.names import Names
 from clip_jax.convert.formats import open_clip_named
 from clip_jax.convert.formats import open_clip_rows as rows_lib
@@ -24,10 +23,9 @@ from clip_jax.convert.formats.open_clip_rows import (
   MODEL,
   TEXT,
   VISION,
-  Option,
+  Optional,
   Other,
   only,
-  without_effect,
 )
 from clip_jax.models import clip, resnet, variants
 
@@ -63,13 +61,11 @@ def _multiple_for_resnet(unit: int, kind: fields.Kind) -> fields.Kind:
   )
 
 
-_WIDTH = fields.up_to(config_file.MAX_WIDTH)
-_DEPTH = fields.up_to(config_file.MAX_DEPTH)
 _STAGES = dataclasses.replace(
   fields.checked(
     "four numbers of blocks",
     lambda depths: len(depths) == 4,
-    lambda depths: [_DEPTH.read(depth) for depth in depths],
+    lambda depths: [fields.DEPTH.read(depth) for depth in depths],
   ),
   # Of another number of stages, what is written is read as another model.
   write=lambda ours: [*ours, 1, 1, 1, 1][:4],
@@ -83,10 +79,6 @@ _BIAS = fields.checked(
 _WHOLE_NUMBER = fields.checked("a whole number", lambda x: type(x) is int)
 _SECTION = fields.checked(
   "a JSON object, or null", lambda x: x is None or isinstance(x, dict)
-)
-_CHANNELS = fields.Kind(
-  "three numbers, red, green and blue",
-  lambda x: config_file.channels(x, "channels"),
 )
 _INVERSE = fields.one_of({False: True, True: False})
 _IMAGE_POOLINGS = fields.one_of({"tok": "class", "avg": "gap"})
@@ -113,9 +105,7 @@ _CLEAN = dataclasses.replace(
   fields.one_of(CLEANINGS), write=lambda ours: ({**NEAREST, **_known})[ours]
 )
 
-# A field that is always written, and one that the weights show as well.
-_always = functools.partial(Option, always=True)
-_size = functools.partial(_always, in_weights=True)
+_size = functools.partial(Field, in_weights=True)  # The weights show it, too.
 
 # Parts of their own attention blocks and heads: known where they are off.
 _OFF = (
@@ -130,46 +120,38 @@ _OFF = (
   ),
 )
 _TRANSFORMER = (
-  _size("layers", "depth", _DEPTH, default=12),
-  rows_lib.MlpRatio(
-    "mlp_ratio", "mlp_dim", _RATIO, in_weights=True, default=4.0
-  ),
-  rows_lib.Activation(
-    "act_kwargs.approximate", "activation", _APPROXIMATE, default="none"
-  ),
-  Option("norm_kwargs.eps", "norm_epsilon", fields.EPSILON, default=1e-5),
+  _size("layers", "depth", fields.DEPTH),
+  rows_lib.MlpRatio("mlp_ratio", "mlp_dim", _RATIO, in_weights=True),
+  rows_lib.Activation("act_kwargs.approximate", "activation", _APPROXIMATE),
+  Field("norm_kwargs.eps", "norm_epsilon", fields.EPSILON),
 )
 _POOLER = (Other("attn_pooler_queries"), Other("attn_pooler_heads"))
-_DROPOUT = Option("patch_dropout", "patch_dropout", fields.NUMBER, default=0.0)
+_DROPOUT = Optional("patch_dropout", "patch_dropout", fields.NUMBER)
 _TIMM_FIELDS = (
-  Other("timm_model_name", None, _STRING),
-  Other("timm_proj", "linear", fields.one_of(open_clip_named.TIMM_HEADS)),
-  Other("timm_proj_bias", False, FLAG),
-  Other("timm_pool", "avg", _STRING),
+  Other("timm_model_name", _STRING),
+  Other("timm_proj", fields.one_of(open_clip_named.TIMM_HEADS)),
+  Other("timm_proj_bias", FLAG),
+  Other("timm_pool", _STRING),
   Other("timm_model_pretrained"),
   Other("timm_drop"),
   Other("timm_drop_path"),
 )
 _TIMM = (
-  Other("image_size", 224, fields.PIXELS),
+  Other("image_size", fields.PIXELS),
   *(*_TIMM_FIELDS, _DROPOUT, *_POOLER),
 )
 _NO_TIMM = tuple(Other(row.theirs) for row in _TIMM_FIELDS)
 _VIT = (
   Fixed("kind", "vit"),
-  _always("image_size", "image_size", fields.PIXELS, default=224),
-  _always("patch_size", "patch_size", fields.PIXELS, default=16),
+  Field("image_size", "image_size", fields.PIXELS),
+  Field("patch_size", "patch_size", fields.PIXELS),
   rows_lib.Edge(),
-  _size("width", "width", _WIDTH, default=768),
-  rows_lib.HeadWidth(
-    "head_width", "heads", _HEAD_WIDTH, default=resnet.HEAD_DIM
-  ),
+  _size("width", "width", fields.WIDTH),
+  rows_lib.HeadWidth("head_width", "heads", _HEAD_WIDTH),
   *_TRANSFORMER,
-  Option("no_ln_pre", "pre_norm", _INVERSE, default=False),
-  Option("pool_type", "pooling", _IMAGE_POOLINGS, default="tok"),
-  rows_lib.NormAfterPool(
-    "final_ln_after_pool", "norm_after_pool", FLAG, default=False
-  ),
+  Field("no_ln_pre", "pre_norm", _INVERSE),
+  Field("pool_type", "pooling", _IMAGE_POOLINGS),
+  rows_lib.NormAfterPool("final_ln_after_pool", "norm_after_pool", FLAG),
   # Fixed sines and cosines are stored as any positions are.
   only("pos_embed_type", "learnable", "sin_cos_2d"),
   Fixed("class_token", True),
@@ -181,42 +163,39 @@ _VIT = (
 )
 _RESNET = (
   Fixed("kind", "resnet"),
-  _always(
-    *("image_size", "image_size", _multiple_for_resnet(32, fields.PIXELS)),
-    default=224,
-  ),
-  Option("layers", "depths", _STAGES, default=None),
-  _size("width", "width", _multiple_for_resnet(2, _WIDTH), default=768),
+  Field("image_size", "image_size", _multiple_for_resnet(32, fields.PIXELS)),
+  Field("layers", "depths", _STAGES),
+  _size("width", "width", _multiple_for_resnet(2, fields.WIDTH)),
   only("head_width", resnet.HEAD_DIM),
-  Other("patch_size", written=None),
-  Other("patch_dropout", 0.0, fields.NUMBER),
+  Written("patch_size", None),
+  Other("patch_dropout", fields.NUMBER),
   only("attentional_pool", False),
   *(*_OFF, *_POOLER),
 )
 _EVERY_TEXT = (
-  _always("context_length", "context_length", default=77),
+  Field("context_length", "context_length"),
   Other("pad_id"),  # Only a mask of padding reads it, which no config turns on.
   Other("final_ln_after_pool"),
 )
 _OWN_TEXT = (
   Fixed("kind", "transformer"),
-  _always("vocab_size", "vocab_size", default=49408),
-  _size("width", "width", _WIDTH, default=512),
-  rows_lib.OptionalHeads("heads", "heads", default=8, always=True),
+  Field("vocab_size", "vocab_size"),
+  _size("width", "width", fields.WIDTH),
+  Heads("heads", "heads"),
   *_TRANSFORMER,
-  Option("no_causal_mask", "causal", _INVERSE, default=False),
-  Option("pool_type", "pooling", _TEXT_POOLINGS, default="argmax"),
-  rows_lib.EosId("eos_id", "eos_id", fields.TOKEN_ID, default=2),
-  Other("proj_type", "linear", fields.exactly("linear", "none")),
-  Other("proj_bias", False, FLAG),
+  Field("no_causal_mask", "causal", _INVERSE),
+  Field("pool_type", "pooling", _TEXT_POOLINGS),
+  rows_lib.EosId("eos_id", "eos_id", fields.TOKEN_ID),
+  only("proj_type", "linear", "none"),
+  Other("proj_bias", FLAG),
   *_OFF,
   only("embed_cls", False),
 )
 _BERT = (
-  _always("hf_pooler_type", "pooling", _POOLERS, default="mean_pooler"),
-  Other("hf_model_name", None, _STRING),
-  Other("hf_model_config", None, _SECTION),
-  Other("hf_model_pretrained", True),
+  Field("hf_pooler_type", "pooling", _POOLERS),
+  Other("hf_model_name", _STRING),
+  Other("hf_model_config", _SECTION),
+  Other("hf_model_pretrained"),
 )
 _NO_BERT = tuple(
   Other(name) for name in (*(row.theirs for row in _BERT), "hf_proj_type")
@@ -232,13 +211,10 @@ IMAGES: dict[str, tuple[fields.Row, ...]] = {
     Fixed("image_projection", "linear", in_weights=True),
   ),
   "resnet": (
-    *_image((*_RESNET, *_NO_TIMM, *without_effect(_VIT, beside=_RESNET))),
+    *_image((*_RESNET, *_NO_TIMM)),
     Fixed("image_projection", "none", in_weights=True),
   ),
-  "timm": (
-    *_image((*_TIMM, *without_effect(_VIT, beside=_TIMM))),
-    open_clip_named.TimmTower(),
-  ),
+  "timm": (*_image(_TIMM), open_clip_named.TimmTower()),
 }
 # Rows by the kind of a text tower; a BERT's come before its `BertTower`.
 TEXTS: dict[str, tuple[fields.Row, ...]] = {
@@ -248,79 +224,63 @@ TEXTS: dict[str, tuple[fields.Row, ...]] = {
   ),
   "bert": (
     *_text((*_EVERY_TEXT, *_BERT)),
-    *_text(without_effect(_OWN_TEXT, beside=(*_EVERY_TEXT, *_BERT))),
-    _size(
-      f"{TEXT}.hf_proj_type",
-      "text_projection",
-      _BERT_PROJECTIONS,
-      default="mlp",
-    ),
+    _size(f"{TEXT}.hf_proj_type", "text_projection", _BERT_PROJECTIONS),
   ),
 }
 _TOKENIZER, _KWARGS = f"{TEXT}.hf_tokenizer_name", f"{TEXT}.tokenizer_kwargs"
 _EVERY_TOKENIZER = only(f"{TEXT}.tokenizer_mode", None, "")
-_clean = functools.partial(
-  Option, f"{_KWARGS}.clean", "tokenizer.cleaning", _CLEAN
-)
+_CLEANING = Optional(f"{_KWARGS}.clean", "tokenizer.cleaning", _CLEAN)
 # Rows by whether the tokenizer is CLIP's own or files beside the config. With
 # `local-dir:` open_clip takes the directory, whatever the name is.
 TOKENIZERS: dict[bool, tuple[fields.Row, ...]] = {
   True: (
-    _clean(default="lower"),
-    _EVERY_TOKENIZER,
-    Other(_TOKENIZER, None, _NAME),
+    *(_CLEANING, _EVERY_TOKENIZER),
+    Other(_TOKENIZER, _NAME),
     only(f"{_KWARGS}.reduction_mask", "", None),
     only(f"{_KWARGS}.additional_special_tokens", None),
   ),
   False: (
-    _clean(default="whitespace"),
-    _EVERY_TOKENIZER,
-    Other(_TOKENIZER, None, _STRING, written="."),
-    rows_lib.StripEnd(f"{_KWARGS}.strip_sep_token", False, FLAG),
+    *(Other(_TOKENIZER, _STRING), Written(_TOKENIZER, ".")),
+    *(_CLEANING, _EVERY_TOKENIZER),
+    rows_lib.StripEnd(f"{_KWARGS}.strip_sep_token", FLAG),
     only(f"{_KWARGS}.language", None),
   ),
 }
 # What their preprocessing always does; another rounding or antialiasing makes
 # a small difference, of which an export warns.
 ALWAYS = {"antialias": True, "crop_rounding": "round", "convert_rgb": "after"}
-_PRE = "preprocess_cfg"
+_PRE, _CUSTOM = "preprocess_cfg", f"{MODEL}.custom_text"
 
 
-def _prepared(
-  theirs: str, ours: str, kind: fields.Kind, default: Any
-) -> Option:
-  return _always(f"{_PRE}.{theirs}", ours, kind, default=default)
-
-
-def _choice(theirs: str, ours: str, *names: str) -> Option:
-  kind = fields.one_of({name: name for name in names})
-  return _prepared(theirs, ours, kind, names[0])
+def _choice(*names: str) -> fields.Kind:
+  return fields.one_of({name: name for name in names})
 
 
 _PREPROCESSING = (
-  *(
-    _prepared(name, ours, _CHANNELS, list(variants.DEFAULTS[ours]))
-    for name, ours in (("mean", "image_mean"), ("std", "image_std"))
+  Field(f"{_PRE}.mean", "image_mean", fields.MEANS),
+  Field(f"{_PRE}.std", "image_std", fields.MEANS),
+  Field(
+    f"{_PRE}.interpolation", "interpolation", _choice("bicubic", "bilinear")
   ),
-  _choice("interpolation", "interpolation", "bicubic", "bilinear"),
-  _choice("resize_mode", "resize", "shortest", "squash", "longest"),
-  _prepared("fill_color", "fill", _WHOLE_NUMBER, 0),
+  Field(
+    f"{_PRE}.resize_mode", "resize", _choice("shortest", "squash", "longest")
+  ),
+  Field(f"{_PRE}.fill_color", "fill", _WHOLE_NUMBER),
   only(f"{_PRE}.mode", "RGB"),
   Other(f"{_PRE}.size"),  # The image tower's size counts.
   *(Fixed(ours, value, free=True) for ours, value in ALWAYS.items()),
   Fixed("crop_fraction", 1.0),
 )
 _WHOLE = (
-  Field(f"{MODEL}.embed_dim", "embed_dim", _WIDTH, in_weights=True),
-  Other(rows_lib.QUICK_GELU, False, FLAG),
-  Option(
+  Field(f"{MODEL}.embed_dim", "embed_dim", fields.WIDTH, in_weights=True),
+  Other(rows_lib.QUICK_GELU, FLAG),
+  Field(
     f"{MODEL}.init_logit_scale",
     "init_logit_scale",
     dataclasses.replace(fields.LOG_SCALE, write=_log),
     free=True,
-    default=INIT_LOG_SCALE,
   ),
-  Option(f"{MODEL}.init_logit_bias", "init_logit_bias", _BIAS),
+  Field(f"{MODEL}.init_logit_bias", "init_logit_bias", _BIAS),
   # The first shows in the weights' shapes, the second is about Python.
   Other(f"{MODEL}.nonscalar_logit_scale"),
   Other(f"{MODEL}.output_dict"),
@@ -328,6 +288,49 @@ _WHOLE = (
   Fixed("embed_norm", "l2", also=("l2_plus_1e-8",)),
   *_PREPROCESSING,
   rows_lib.Ends(),
+)
+# Of both kinds of towers of OpenCLIP's own.
+_BLOCKS = {
+  **{"layers": 12, "mlp_ratio": 4.0, "norm_kwargs": {"eps": 1e-5}},
+  "act_kwargs": {"approximate": "none"},
+}
+DEFAULTS: dict[str, Any] = {
+  MODEL: {
+    **{"quick_gelu": False, "custom_text": False},
+    **{"init_logit_scale": INIT_LOG_SCALE, "init_logit_bias": None},
+    "vision_cfg": {
+      **{"image_size": 224, "patch_size": 16, "width": 768, **_BLOCKS},
+      **{"head_width": resnet.HEAD_DIM, "no_ln_pre": False, "pool_type": "tok"},
+      **{"final_ln_after_pool": False, "pos_embed_type": "learnable"},
+      **{"patch_dropout": 0.0, "timm_model_name": None, "timm_pool": "avg"},
+      **{"timm_proj": "linear", "timm_proj_bias": False},
+    },
+    "text_cfg": {
+      **{"context_length": 77, "vocab_size": 49408, "width": 512, **_BLOCKS},
+      **{"heads": 8, "no_causal_mask": False, "pool_type": "argmax"},
+      **{"eos_id": rows_lib.EOS_ID, "proj_type": "linear", "proj_bias": False},
+      **{"hf_model_name": None, "hf_model_config": None},
+      **{"hf_pooler_type": "mean_pooler", "hf_proj_type": "mlp"},
+      "hf_tokenizer_name": None,
+      "tokenizer_kwargs": {"strip_sep_token": False},
+    },
+  },
+  _PRE: {
+    "mean": list(variants.DEFAULTS["image_mean"]),
+    "std": list(variants.DEFAULTS["image_std"]),
+    **{"interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0},
+  },
+}
+# What is written even if it has its default.
+_ALWAYS = frozenset(
+  f"{section}.{field}"
+  for section, names in (
+    (VISION, "image_size patch_size layers width timm_pool timm_proj"),
+    (TEXT, "context_length vocab_size layers width heads"),
+    (TEXT, "hf_pooler_type hf_proj_type"),
+    (_PRE, "mean std interpolation resize_mode fill_color"),
+  )
+  for field in names.split()
 )
 
 
@@ -337,7 +340,7 @@ def family(
   *,
   own_tokenizer: bool,
   bert_config: Callable[[str], Any] = open_clip_named.BERTS.get,
-) -> Family:
+) -> rows_lib.SparseFamily:
   """Returns the rows of models with these towers.
 
   Args:
@@ -346,23 +349,19 @@ def family(
     own_tokenizer: whether the tokenizer is CLIP's own.
     bert_config: returns the config of a HuggingFace model by its name.
   """
-  custom = image == "timm" or text == "bert"
   rows = (
     only(f"{MODEL}.multimodal_cfg", None),  # Says most about the model.
     *IMAGES[image],
     *TEXTS[text],
     *((open_clip_named.BertTower(bert_config),) if text == "bert" else ()),
     *TOKENIZERS[own_tokenizer],
-    Other(
-      f"{MODEL}.custom_text",
-      False,
-      FLAG,
-      written=True if custom else rows_lib.NOTHING,
-    ),
+    Other(_CUSTOM, FLAG),
+    *((Written(_CUSTOM, True),) if image == "timm" or text == "bert" else ()),
     *_WHOLE,
   )
-  defaults: dict[str, Any] = {}
-  for row in rows:
-    if isinstance(row, Option | Other):
-      fields.put(defaults, row.theirs, row.default)
-  return Family("open-clip", Names({"whole": ""}), rows, defaults)
+  clean = "lower" if own_tokenizer else "whitespace"
+  defaults = copy.deepcopy(DEFAULTS)
+  fields.put(defaults, f"{_KWARGS}.clean", clean)
+  return rows_lib.SparseFamily(
+    "open-clip", Names({"whole": ""}), rows, defaults, _ALWAYS
+  )

@@ -6,6 +6,7 @@ config, as a file or by the name of a model.
 """
 
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -111,7 +112,7 @@ def find(
       flags="--config FILE (open_clip_config.json, or the model's JSON of "
       "open_clip) or --config NAME (such as ViT-B-16-SigLIP)",
     )
-  file = pathlib.Path(options.config).expanduser()
+  file = pathlib.Path(os.path.expanduser(options.config))
   if file.is_dir():
     file = find_config(file) or file / CONFIG
   if file.is_file():

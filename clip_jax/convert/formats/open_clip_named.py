@@ -123,7 +123,7 @@ class BertTower(fields.Row):
     if not source.get(f"{TEXT}.hf_tokenizer_name"):
       raise errors.UserError(
         f"{source.where(theirs)} lacks hf_tokenizer_name: CLIP's tokenizer "
-        f"does not fit hf_model_name={name!r:.100}."
+        f"does not fit hf_model_name={name!r:.100}. Add its tokenizer's name."
       )
     config = source.get(f"{TEXT}.hf_model_config")
     if config is None:

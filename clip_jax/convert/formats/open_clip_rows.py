@@ -1,45 +1,57 @@
 """Classes of rows for OpenCLIP's config, beyond one field for one of ours.
 
 Their config is sparse: most fields are written only if they differ from their
-default, so each row has the default.
+default.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 from clip_jax import errors
 from clip_jax.convert.engine import fields
+from clip_jax.convert.engine.family import Family
 
 MODEL = "model_cfg"
 VISION, TEXT = f"{MODEL}.vision_cfg", f"{MODEL}.text_cfg"
 QUICK_GELU = f"{MODEL}.quick_gelu"
 FLAG = fields.exactly(False, True)
-NOTHING = object()
 
 
 @dataclasses.dataclass(frozen=True)
-class Option(fields.Field):
-  """A field with a default.
+class SparseFamily(Family):
+  """A family whose configs leave out what has its default.
 
   Attributes:
-    default: its default value in open_clip.
-    always: whether it is written even if it has that value.
+    always: fields that are written all the same.
   """
 
-  default: Any = None
-  always: bool = False
+  always: Collection[str] = ()
+
+  def config(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config for a description of both towers."""
+    return self._sparse(super().config(spec), self.defaults)
+
+  def _sparse(self, values, defaults, section="") -> dict[str, Any]:
+    found = {}
+    for name, value in values.items():
+      path, default = f"{section}{name}", defaults.get(name)
+      if isinstance(value, dict):
+        if inner := self._sparse(value, default or {}, f"{path}."):
+          found[name] = inner
+      elif path in self.always or value != default:
+        found[name] = value
+    return found
+
+
+class Optional(fields.Field):
+  """A field that is written only if the description has ours."""
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
-    """Writes the field, unless it has the default value."""
+    """Writes the field, if there is something to write."""
     if fields.has(spec, self.ours):
-      self.put(self.kind.write(fields.get(spec, self.ours)), config)
-
-  def put(self, value: Any, config: dict[str, Any]) -> None:
-    """Stores their value in the config, unless it is the default."""
-    if self.always or value != self.default:
-      fields.put(config, self.theirs, value)
+      super().write(spec, config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,69 +60,27 @@ class Other(fields.Row):
 
   Attributes:
     theirs: its name.
-    default: its value if the file does not have it.
     kind: the kind of its values; None for any value.
-    warns: whether a value other than the default causes a warning.
-    written: the value to write; if not given, the field is not written.
     ours: the tower that it belongs to.
   """
 
   theirs: str
-  default: Any = None
   kind: fields.Kind | None = None
-  warns: bool = False
-  written: Any = NOTHING
   ours: str = ""
 
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Checks the field."""
-    if self.kind:
+    """Checks the field, if the file has it."""
+    if self.kind and source.given(self.theirs):
       source.read(self.theirs, self.kind)
-    value = source.get(self.theirs)
-    if self.warns and value != self.default:
-      where, name = source.where(self.theirs), self.theirs.rpartition(".")[2]
-      source.report.warnings.append(
-        f"{where}.{name}={value!r:.100} has no effect there."
-      )
-
-  def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
-    """Writes the field, if it is always written."""
-    if self.written is not NOTHING:
-      fields.put(config, self.theirs, self.written)
 
 
 def only(theirs: str, *values: Any) -> Other:
-  """Returns a row for a field with these values; the first is the default."""
-  return Other(theirs, values[0], fields.exactly(*values))
-
-
-def without_effect(
-  rows: Iterable[Any], *, beside: Iterable[fields.Row]
-) -> Iterable[Other]:
-  """Yields rows that warn of fields that only another kind of tower uses.
-
-  Args:
-    rows: rows of that other kind.
-    beside: rows of the tower itself, whose fields do have an effect.
-  """
-  done = {"", *map(_first, beside)}
-  for row in rows:
-    if (name := _first(row)) not in done:
-      done.add(name)
-      default = None if "." in row.theirs else row.default
-      yield Other(name, default, warns=True)
-
-
-def _first(row: fields.Row) -> str:
-  return getattr(row, "theirs", "").split(".")[0]
-
-
-class OptionalHeads(Option, fields.Heads):
-  """A tower's number of heads."""
+  """Returns a row for a field for which only these values are supported."""
+  return Other(theirs, fields.exactly(*values))
 
 
 @dataclasses.dataclass(frozen=True)
-class Derived(Option):
+class Derived(fields.Field):
   """A field whose meaning depends on others of its tower, read before."""
 
   _ours: ClassVar[Callable[..., Any]]  # From their value and our tower.
@@ -128,7 +98,8 @@ class Derived(Option):
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
     """Writes the field."""
-    self.put(self._theirs(spec[self.ours.split(".")[0]]), config)
+    value = self._theirs(spec[self.ours.split(".")[0]])
+    fields.put(config, self.theirs, value)
 
   def holds(self, value: Any, found: Any) -> bool:
     """Whether the value was read back, or is not used."""
@@ -165,6 +136,9 @@ class NormAfterPool(Derived):
     return tower["norm_after_pool"]
 
 
+EOS_ID = 2  # Their default, which only the pooling "eos" uses.
+
+
 class EosId(Derived):
   """The id of the token at which a text is pooled, if the pooling needs it."""
 
@@ -172,7 +146,7 @@ class EosId(Derived):
     return eos_id if tower["pooling"] == "eos" else None
 
   def _theirs(self, tower):
-    return tower["eos_id"] if tower["pooling"] == "eos" else self.default
+    return tower["eos_id"] if tower["pooling"] == "eos" else EOS_ID
 
 
 def _positive(number: int) -> int:
@@ -193,7 +167,7 @@ def mlp_ratio(width: int, mlp_dim: int) -> float:
   return ratio
 
 
-class Activation(Option):
+class Activation(fields.Field):
   """A tower's activation: by "quick_gelu" of the model, or by its own field."""
 
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:

@@ -322,11 +322,8 @@ def told(spec: dict[str, Any]) -> portable.Options:
   )
 
 
-def write(
-  model: portable.Portable, destination: pathlib.Path, options: portable.Options
-) -> None:
+def write(model: portable.Portable, destination: pathlib.Path) -> None:
   """Writes a state dict that `clip.model.build_model` can load."""
-  del options
   portable.refuse(NAME, refusals(model.spec))
   model.report.warnings += deviations(model.spec)
   torch_zip.write(destination, state_dict(model))
@@ -334,19 +331,14 @@ def write(
 
 def state_dict(model: portable.Portable) -> dict[str, Tensor]:
   """Returns the tensors under OpenAI's names, with batch norms' counts."""
-  tensors = engine.to_theirs(
-    openai_names.NAMES.entries(model.spec), model.leaves
-  )
+  entries = openai_names.NAMES.entries(model.spec)
+  tensors = engine.to_theirs(entries, model.leaves)
   kept = dict(model.extras) if model.source.get("format") == NAME else {}
   for key, value in _scalars(model.spec).items():
     if key in kept:  # The model may have been resized since.
       array = np.full(kept[key].shape, value, kept[key].dtype)
       kept[key] = Tensor.from_array(array)
-  for key in list(tensors):
-    if key.endswith("running_var"):  # Torch's strict loading wants a count.
-      count = key.replace("running_var", "num_batches_tracked")
-      tensors[count] = Tensor.from_array(np.zeros((), np.int64))
-  return {**tensors, **kept}
+  return {**tensors, **openai_names.running_counts(tensors), **kept}
 
 
 FORMAT = Format(

@@ -42,7 +42,10 @@ def find(
       width *= resnet.EXPANSION * 2 ** (len(sizes["depths"]) - 1)
     by_rule = width // resnet.HEAD_DIM
     # A ResNet has its heads at its end only, by the rule in every codebase.
-    ruled = is_resnet or _sizes(sizes) in _released(tower)
+    ruled = is_resnet or any(
+      _sizes(sizes) == _sizes(variants.VARIANTS[known][tower])
+      for known in names.OPENAI_MODELS
+    )
     if not (told or ruled):
       raise _ambiguous(towers, name)
     heads = told[number] if told else by_rule
@@ -66,11 +69,6 @@ def _sizes(tower: dict[str, Any]) -> tuple:
   """Returns the sizes of a tower by which OpenAI's releases are recognised."""
   layers = [tower["depth"]] if "depth" in tower else tower["depths"]
   return (tower["width"], *layers)
-
-
-def _released(part: str) -> set[tuple]:
-  """Returns the sizes that no model with other numbers of heads has."""
-  return {_sizes(variants.VARIANTS[name][part]) for name in names.OPENAI_MODELS}
 
 
 def _ambiguous(towers, name) -> errors.AmbiguousError:

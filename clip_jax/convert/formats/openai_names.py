@@ -1,6 +1,11 @@
 """The names of OpenAI's tensors, some of which OpenCLIP has as well."""
 
+from collections.abc import Iterable
+
+import numpy as np
+
 from clip_jax.convert.engine.names import Names
+from clip_jax.convert.tensor import Tensor
 
 TEXT = """
 -        token_embedding.weight      token_embedding/embedding
@@ -65,3 +70,13 @@ part     .                text   text
 -        text_projection  text_projection/kernel
 """
 NAMES = Names({"whole": WHOLE, **TABLES})
+
+
+def running_counts(names: Iterable[str]) -> dict[str, Tensor]:
+  """Returns a count for each norm of a ResNet, which torch needs to load it."""
+  zero = Tensor.from_array(np.zeros((), np.int64))
+  return {
+    name.replace("running_var", "num_batches_tracked"): zero
+    for name in names
+    if name.endswith("running_var")
+  }

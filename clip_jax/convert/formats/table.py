@@ -19,31 +19,9 @@ from clip_jax.convert.formats import (
 )
 
 FORMATS: dict[str, Format] = {
-  known.name: known
+  known.FORMAT.name: known.FORMAT
   for known in (
-    Format(
-      "clip-jax",
-      model_dir.read,
-      recognise=model_dir.recognise,
-      write=model_dir.write,
-    ),
-    Format("workdir", workdir.read, recognise=workdir.recognise),
-    openai.FORMAT,
-    Format(
-      "open-clip",
-      open_clip.read,
-      recognise=open_clip.recognise,
-      knows=open_clip.knows,
-      write=open_clip.write,
-      refusals=open_clip.refusals,
-      gives_back=open_clip.gives_back,
-    ),
-    big_vision.FORMAT,
-    borisdayma.FORMAT,
-    flax_clip.FORMAT,
-    sentence_transformers.FORMAT,
-    huggingface.FORMAT,
-    bert.FORMAT,
-    timm.FORMAT,
+    *(model_dir, workdir, openai, open_clip, big_vision, borisdayma, flax_clip),
+    *(sentence_transformers, huggingface, bert, timm),
   )
 }

@@ -13,6 +13,7 @@ from clip_jax import errors
 from clip_jax.convert import config_file, engine, portable, weights_file
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import fields
+from clip_jax.convert.engine.family import Family
 from clip_jax.convert.engine.fields import Field, Heads, Written
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.sizes import Sizes
@@ -63,8 +64,6 @@ _SHOWN = {
 }
 
 
-_WIDTH = fields.up_to(config_file.MAX_WIDTH)
-_DEPTH = fields.up_to(config_file.MAX_DEPTH)
 # `preprocess` takes no less.
 _CROP = fields.checked(
   "from 0.1 to 1", lambda x: fields.is_number(x) and 0.1 <= x <= 1, float
@@ -93,13 +92,13 @@ class _Mlp(fields.Row):
     spec["image"]["mlp_dim"] = mlp_dim
 
 
-ROWS: tuple[fields.Row, ...] = (
+_ROWS = (
   *fields.within(
     "model_args",
     "image",
     (
-      Field("embed_dim", "width", _WIDTH, in_weights=True),
-      Field("depth", "depth", _DEPTH, in_weights=True),
+      Field("embed_dim", "width", fields.WIDTH, in_weights=True),
+      Field("depth", "depth", fields.DEPTH, in_weights=True),
       Heads("num_heads", "heads", in_weights=True),
       Field("patch_size", "patch_size", fields.PIXELS, in_weights=True),
       Field("img_size", "image_size", fields.PIXELS, in_weights=True),
@@ -115,6 +114,7 @@ ROWS: tuple[fields.Row, ...] = (
   Field("pretrained_cfg.crop_pct", "crop_fraction", _CROP),
   Field("pretrained_cfg.crop_mode", "resize", _RESIZES),
 )
+FAMILY = Family("timm", timm_vit.NAMES, _ROWS)
 
 
 def recognise(path: pathlib.Path) -> bool:
@@ -198,11 +198,6 @@ def describe(
   Raises:
     UserError: it describes an unsupported model, or none.
   """
-  where = {"": str(path)}
-  told = {"activation": options.activation}
-  source = fields.Source(config, {}, where=where, report=report, told=told)
-  name = source.read("architecture", _NAME)
-  tower = timm_vit.describe(name)
   # In older files, the fields of `pretrained_cfg` stood at the top.
   given = config.get("pretrained_cfg") or config
   arguments = config.get("model_args") or {}
@@ -213,10 +208,20 @@ def describe(
     )
   # A field that is null counts as missing.
   given = {k: v for k, v in given.items() if v is not None}
+  defaults: dict[str, Any] = {"pretrained_cfg": _DEFAULTS}
+  source = fields.Source(
+    {**config, "model_args": arguments, "pretrained_cfg": given},
+    defaults,
+    where={"": str(path)},
+    report=report,
+    told={"activation": options.activation},
+  )
+  name = source.read("architecture", _NAME)
+  tower = timm_vit.describe(name)
   size = given.get("input_size")
   if not isinstance(size, list) or len(size) != 3:
     size = [3, tower["image_size"], tower["image_size"]]
-  usual = {
+  defaults["model_args"] = {
     "embed_dim": tower["width"],
     "depth": tower["depth"],
     "num_heads": tower["heads"],
@@ -226,27 +231,18 @@ def describe(
     "in_chans": 3,
     "global_pool": None,
   }
-  about = fields.Source(
-    {"model_args": arguments, "pretrained_cfg": given},
-    {"model_args": usual, "pretrained_cfg": _DEFAULTS},
-    where=where,
-    report=report,
-  )
-  spec = {"image": tower}
-  for row in ROWS:
-    row.read(about, spec)
-  for row in ROWS:
-    row.check(about, spec)
-  if unknown := fields.unknown(ROWS, arguments, "model_args"):
+  spec = FAMILY.describe(source)
+  if unknown := fields.unknown(FAMILY.fields, arguments, "model_args"):
     raise errors.UserError(
       f"{path}: model_args has fields that are not known: "
-      f"{', '.join(unknown)}. They cannot be ignored."
+      f"{', '.join(unknown)}. They cannot be ignored: update clip_jax, "
+      "or remove them if they change nothing."
     )
-  if pool := about.get("model_args.global_pool"):
-    spec["image"] = timm_vit.pooled(tower, pool, made_so=True, name=name)
-  image = spec["image"]
+  image = tower | spec["image"]
+  if pool := source.get("model_args.global_pool"):
+    image = timm_vit.pooled(image, pool, made_so=True, name=name)
   if image["image_size"] < image["patch_size"]:
-    raise about.wrong(
+    raise source.wrong(
       "model_args.img_size", f"at least patch_size={image['patch_size']}"
     )
   image["drop_edge"] = image["image_size"] % image["patch_size"] != 0
@@ -254,7 +250,7 @@ def describe(
     "image.activation", image["activation"], "architecture"
   )
   report.infer("image.kind", name, "config")
-  return _resolved(spec, report, "config")
+  return _resolved({**spec, "image": image}, report, "config")
 
 
 def infer(
@@ -279,7 +275,8 @@ def infer(
     heads = report.infer("image.heads", options.heads[0], "flag")
     if heads < 1 or sizes["width"] % heads:
       raise errors.UserError(
-        f"{name}: {heads} heads do not divide the width, {sizes['width']}."
+        f"{name}: {heads} heads do not divide the width, {sizes['width']}. "
+        "Give others by --heads."
       )
   if heads is None:
     raise errors.AmbiguousError(
@@ -290,23 +287,22 @@ def infer(
     )
   _check_told(options, name)
   shown = {field: key in tensors for field, key in _SHOWN.items()}
-  is_mean = shown["norm_after_pool"] or not shown["class_token"]
+  class_token = shown["class_token"]
+  is_mean = shown["norm_after_pool"] or not class_token
   pooling = "gap" if is_mean else "class"
   if "attn_pool.latent" in tensors:
     pooling = "map"
   # The class token may have a position or not: the patches' form a square.
-  class_token = shown["class_token"]
   cells = positions - class_token
   position = class_token and round(cells**0.5) ** 2 == cells
   side = read.square(positions - position, "pos_embed")
-  registers = {"registers": 0}
   if "reg_token" in tensors:
-    registers = read("registers  reg_token  1 of 3")
+    sizes |= read("registers  reg_token  1 of 3")
   tower = {
     "kind": "vit",
+    "registers": 0,
     **sizes,
     **shown,
-    **registers,
     "image_size": patch_size * side,
     "patch_size": patch_size,
     "heads": heads,

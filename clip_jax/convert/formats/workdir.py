@@ -11,6 +11,7 @@ from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import portable
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine.format import Format
 from clip_jax.convert.formats import model_dir
 from clip_jax.models import paths, variants
 
@@ -51,3 +52,6 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     source={"format": NAME, "path": os.fspath(path), "step": saved.step},
   )
   return dataclasses.replace(model, execution=variants.execution(module))
+
+
+FORMAT = Format(NAME, read, recognise=recognise)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import tempfile
@@ -31,8 +32,10 @@ _CLASSES = {
   "bert": "BertModel",
 }
 _CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
-_TOKENIZER_FILES += ("spiece.model", "tokenizer.model")
+_TOKENIZER_FILES = (
+  *(tokenizer_files.FAST, tokenizer_files.VOCAB, tokenizer_files.WORDS),
+  *tokenizer_files.SENTENCEPIECE,
+)
 
 
 def load(source: Source) -> Oracle:
@@ -44,7 +47,7 @@ def load(source: Source) -> Oracle:
   if source.path.is_dir():
     return _load(source)
   assert source.options.config, "a bare file was read with it"
-  config = pathlib.Path(source.options.config).expanduser()
+  config = pathlib.Path(os.path.expanduser(source.options.config))
   config = config if config.is_dir() else config.parent
   with tempfile.TemporaryDirectory() as directory:
     usual = pathlib.Path(directory)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 import clip_jax.convert.formats.open_clip as open_clip_format
-from clip_jax.convert import portable
 from clip_jax.convert.formats import open_clip_files
 from clip_jax.convert.verify.oracle import (
   Oracle,
@@ -31,9 +30,7 @@ def load(source: Source) -> Oracle:
     usual = pathlib.Path(directory)
     # Written by the config and the names that it came with.
     open_clip_format.write(
-      open_clip_format.read(source.path, source.options),
-      usual,
-      portable.Options(),
+      open_clip_format.read(source.path, source.options), usual
     )
     return _load(usual, double=source.double)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax import errors
 from clip_jax.convert import portable, weights_file
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.tensor import Tensor
@@ -158,15 +159,9 @@ def preparations(
     except MissingError as error:
       found["missing"][field] = str(error)
     except Exception as error:  # For example, files or packages are missing.
-      reason = first_line(error)
+      reason = errors.first_line(error)
       found["missing"][field] = f"{library} cannot make it: {reason}"
   return found
-
-
-def first_line(error: Exception) -> str:
-  """Returns the first line of an error that another library raised."""
-  lines = str(error).strip().splitlines()
-  return lines[0] if lines else type(error).__name__
 
 
 def image_tower(visual: Any, **keywords: Any) -> Tower:

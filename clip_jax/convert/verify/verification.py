@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from clip_jax import errors, terminal
-from clip_jax.convert import conversion, engine
+from clip_jax.convert import engine, opening
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.verify import libraries, probes
-from clip_jax.convert.verify.oracle import Oracle, Source, Stages, first_line
+from clip_jax.convert.verify.oracle import Oracle, Source, Stages
 from clip_jax.models import paths, variants
 
 # The bar of float64: the largest difference over the largest number.
@@ -138,14 +138,15 @@ def verify(
       different sizes.
     AmbiguousError: one of them has several possible meanings.
   """
-  path = conversion.find(os.fspath(source))
+  path = opening.find(os.fspath(source))
   options = options or Options()
-  known = source_format or conversion.recognise(path, options)
-  theirs = conversion.open_model(path, source_format=known, options=options)
+  known = source_format or opening.recognise(path, options)
+  theirs = opening.open_model(path, source_format=known, options=options)
   ours = _open_as_it_stands(model)
   if engine.leaf_shapes(ours.spec) != engine.leaf_shapes(theirs.spec):
     raise errors.UserError(
-      f"{model} is not {source} converted: their arrays differ in size."
+      f"{model} is not {source} converted: their arrays differ in size. "
+      "Give the source that it was converted from."
     )
   rng = np.random.default_rng(seed)
   makers = {"image": random_images, "text": random_tokens}
@@ -180,7 +181,7 @@ def _open_as_it_stands(model: str) -> Portable:
   # The source's options are not used: they could correct a wrong description
   # here, which would stay wrong everywhere else.
   try:
-    return conversion.open_model(model)
+    return opening.open_model(model)
   except errors.AmbiguousError as error:
     raise errors.AmbiguousError(
       f"{error.problem} Options are only for the source, and {model} is "
@@ -228,7 +229,7 @@ def _compare_inputs(ours: Portable, theirs: Portable, oracle: Oracle):
     try:
       want = run_theirs(inputs)
     except Exception as error:  # Another library's, of any kind.
-      yield NotCompared(stage, f"failed there: {first_line(error)}")
+      yield NotCompared(stage, f"failed there: {errors.first_line(error)}")
       continue
     yield Row(stage, compare(got, want), bar)
 

@@ -67,7 +67,7 @@ def dedupe(
     UserError: `out` holds something else, or nothing stays or is compared.
   """
   errors.check_out(out)
-  out, work = pathlib.Path(out).expanduser(), work or linking.Work()
+  out, work = pathlib.Path(os.path.expanduser(out)), work or linking.Work()
   _check(rule)
   how = (
     *("dedupe", sorted(rule.to_dict().items())),

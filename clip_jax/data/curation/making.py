@@ -238,7 +238,7 @@ def make(
     UserError: an input cannot be used, `out` is there, or nothing is found.
   """
   errors.check_out(out)
-  out = pathlib.Path(out).expanduser()
+  out = pathlib.Path(os.path.expanduser(out))
   table = out.with_suffix(".tsv")
   _check_new(out, table)
   directory = tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)
@@ -284,7 +284,9 @@ def _check_new(out: pathlib.Path, table: pathlib.Path) -> None:
         "remove it."
       )
   if not out.parent.is_dir():
-    raise errors.UserError(f"There is no directory {str(out.parent)!r}.")
+    raise errors.UserError(
+      f"There is no directory {str(out.parent)!r}; make it first."
+    )
 
 
 def _entries(

@@ -51,7 +51,7 @@ def _read(path: str) -> list[str]:
   if len(data) > _MAX_FILE_BYTES:
     raise errors.UserError(
       f"{path} has more than {terminal.size(_MAX_FILE_BYTES)}, too much for a "
-      "file of WordNet's."
+      "file of WordNet's; get it again."
     )
   names = []
   for number, line in enumerate(data.splitlines(), 1):
@@ -64,6 +64,7 @@ def _read(path: str) -> list[str]:
       names.append(_MARKER.sub("", fields[4]).replace("_", " "))
     except (ValueError, IndexError):
       raise errors.UserError(
-        f"Line {number} of {path} is none of WordNet's: {line[:60]!r}."
+        f"Line {number} of {path} is none of WordNet's: {line[:60]!r}; get "
+        "the file again."
       ) from None
   return names

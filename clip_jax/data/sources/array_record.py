@@ -182,7 +182,7 @@ def read_sidecar(path: str | os.PathLike) -> dict[str, Any]:
     raise errors.UserError(
       f"{path} has format {sidecar.get('format')!r:.60}, version "
       f"{sidecar.get('version')!r:.60}; this clip_jax reads {FORMAT!r}, "
-      f"version {VERSION}."
+      f"version {VERSION}. Prepare the data again."
     )
   for name in ("class_names", "templates"):
     if not _are_texts(sidecar.get(name, [])):
@@ -242,7 +242,8 @@ def _open_reader(path: str) -> Any:
       reader.read([0])
     except RuntimeError as error:
       raise errors.UserError(
-        f"{path!r} is not a whole ArrayRecord file: {error}."
+        f"{path!r} is not a whole ArrayRecord file: {error}. Copy it again, or "
+        "prepare the data again."
       ) from error
   return reader
 

@@ -105,7 +105,10 @@ def _locate(path: str) -> tuple[str, str | None]:
   if not os.path.lexists(path):
     head, _, tail = path.rstrip("/").rpartition("/")
     if not os.path.exists(head) or tail.lower().endswith(_SUFFIXES):
-      raise errors.UserError(f"coco:{path} does not exist.")
+      raise errors.UserError(
+        f"coco:{path} does not exist.{errors.beside(path)} Check the path, "
+        "which is taken from the working directory."
+      )
     path, split = head, tail
   if os.path.isdir(path):
     path = _find(path)

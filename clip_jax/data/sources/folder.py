@@ -153,8 +153,8 @@ def open_folder(
   root = os.path.expanduser(path)
   if not os.path.isdir(root):
     raise errors.UserError(
-      f"folder:{path} is not a directory; check the path, which is taken from"
-      " the working directory."
+      f"folder:{path} is not a directory; check the path, which is taken from "
+      f"the working directory.{errors.beside(root)}"
     )
   layout = options.get("layout")
   if layout is not None and layout not in LAYOUTS:

@@ -44,8 +44,9 @@ def find_files(pattern: str, *, suffix: str) -> list[str]:
   if missing:
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
     raise errors.UserError(
-      f"File {missing[0]!r}{more} does not exist. Check the path, and the"
-      " range where it has one; they are taken from the working directory."
+      f"File {missing[0]!r}{more} does not exist.{errors.beside(missing[0])} "
+      "Check the path, and the range where it has one; they are taken from the "
+      "working directory."
     )
   return files
 

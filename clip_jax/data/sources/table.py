@@ -114,7 +114,10 @@ def open_table(path: str, options: dict[str, str]) -> Table:
   """Opens the table at `path`; the module says what the options are."""
   path = os.path.expanduser(path)
   if not os.path.isfile(path):
-    raise errors.UserError(f"csv:{path} is not a file.")
+    raise errors.UserError(
+      f"csv:{path} is not a file.{errors.beside(path)} Check the path, which "
+      "is taken from the working directory."
+    )
   images = image_files.open_files(
     [os.path.dirname(path)], options, scheme="csv", folders=_IMAGE_FOLDERS
   )

@@ -43,7 +43,7 @@ class Found:
 def check_root(root: str) -> pathlib.Path:
   """Returns `root` as a path; raises UserError where it is no directory."""
   errors.check_local("The directory of data sets", root)
-  path = pathlib.Path(root).expanduser()
+  path = pathlib.Path(os.path.expanduser(root))
   if not path.is_dir():
     raise errors.UserError(
       f"--data-root {root} is no directory; make it, and put the data sets "

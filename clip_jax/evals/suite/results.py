@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -98,7 +99,7 @@ def write_csv(
         "model_fullname": f"{model} {weights}",
       }
       writer.writerow([row.get(column, "") for column in _COLUMNS])
-  _replace(pathlib.Path(path).expanduser(), text.getvalue())
+  _replace(pathlib.Path(os.path.expanduser(path)), text.getvalue())
 
 
 def _figures(measures: Mapping[str, Any]) -> dict[str, float]:

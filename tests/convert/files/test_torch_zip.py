@@ -154,16 +154,14 @@ def test_a_torchscript_archive_is_read_with_its_constants(tmp_path):
   _assert_same({name: archive.tensors[name] for name in wanted}, dict(wanted))
   assert archive.tensors.keys() == wanted.keys()
   assert archive.torchscript
-  assert archive.others["fc.training"] is False
   assert [float(c.read()) for c in archive.constants.values()] == [1.702]
 
 
-def test_nested_dicts_are_joined_and_other_values_kept_aside(tmp_path):
+def test_nested_dicts_are_joined_and_other_values_left_out(tmp_path):
   state = {"a": {"b": torch.ones(2), "c": True}, "d": [torch.ones(3), "x", 2]}
   torch.save(state, tmp_path / "w.pt")
   archive = torch_zip.read(tmp_path / "w.pt")
   assert list(archive.tensors) == ["a.b", "d.0"]
-  assert archive.others == {"a.c": True, "d.1": "x", "d.2": 2}
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

@@ -1,0 +1,227 @@
+"""Opens models: finds them, recognises their format, applies options."""
+
+import dataclasses
+import os
+import pathlib
+
+from clip_jax import errors
+from clip_jax.convert import (
+  config_file,
+  context,
+  hub,
+  interpolation,
+  positions,
+  unknown,
+  weights_file,
+)
+from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine.format import Format
+from clip_jax.convert.files import wrappers
+from clip_jax.convert.formats.table import FORMATS
+from clip_jax.convert.portable import Options, Portable
+
+# Files that describe a directory. If one is damaged, the error says so instead
+# of "in no known format".
+_DESCRIPTION = "config.json"
+_ADAPTER = "adapter_config.json"
+_SHOWN = 5
+_ACCEPTED = (
+  "a workdir of `clip-jax train` (a directory with config.json and "
+  f"checkpoints/), {hub.PREFIX}ORG/NAME, or a checkpoint in one of the formats "
+  + ", ".join(name for name in FORMATS if name != "workdir")
+)
+
+
+def find_format(name: str) -> Format:
+  """Returns a format by its name.
+
+  Raises:
+    UserError: there is no such format.
+  """
+  errors.check_known("format", name, FORMATS)
+  return FORMATS[name]
+
+
+def recognise(path: pathlib.Path, options: Options | None = None) -> str:
+  """Returns the name of the format of `path`.
+
+  Args:
+    path: a directory, or a file of weights.
+    options: options for a file of weights.
+
+  Raises:
+    UserError: `path` is in no known format.
+    AmbiguousError: a file holds several models.
+  """
+  if path.is_dir():
+    return _recognise_directory(path)
+  if not weights_file.is_one(path):
+    raise errors.UserError(
+      f"Model {str(path)!r} is a file in no known format, judged by its name; "
+      f"give {_ACCEPTED}. Files of weights end in "
+      f"{', '.join(weights_file.SUFFIXES)}."
+    )
+  return _recognise_file(path, options or Options())
+
+
+def _recognise_directory(path: pathlib.Path) -> str:
+  if (path / _ADAPTER).is_file():
+    base = config_file.peek(path / _ADAPTER).get("base_model_name_or_path")
+    of = f" of {base!r:.100}" if isinstance(base, str) else ""
+    raise errors.UserError(
+      f"Model {str(path)!r} holds LoRA adapters{of} ({_ADAPTER}), not a whole "
+      f"model. {wrappers.MERGE}"
+    )
+  for name, known in FORMATS.items():
+    if known.recognise(path):
+      return name
+  found = sorted(entry.name for entry in path.iterdir())
+  shown = ", ".join(found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
+  if (path / _DESCRIPTION).exists():
+    config_file.read(path / _DESCRIPTION)  # Raises where it cannot be read.
+  files = [name for name in found if weights_file.is_one(path / name)]
+  hint = f" To read {files[0]}, give its own path." if files else ""
+  raise errors.UserError(
+    f"Model {str(path)!r} is in no known format (found: "
+    f"{shown or 'nothing'}); give {_ACCEPTED}.{hint}"
+  )
+
+
+def _recognise_file(path: pathlib.Path, options: Options) -> str:
+  """Returns the format whose tensor names a file has."""
+  tensors = weights_file.read(path, options, report_lib.Report("")).tensors
+  for name, known in FORMATS.items():
+    if known.knows(tensors):
+      # OpenAI's names say less than a config, which open_clip's models have.
+      return "open-clip" if name == "openai" and options.config else name
+  shown = ", ".join(list(tensors)[:_SHOWN]) or "nothing"
+  hint = ""
+  if (path.parent / _DESCRIPTION).exists():
+    hint = f" {path.parent} has a config: give that directory."
+  raise errors.UserError(
+    f"{path} holds no model under names that are known (OpenAI's, OpenCLIP's, "
+    f"HuggingFace's, timm's, BERT's or big_vision's); it has {shown}, … .{hint}"
+  )
+
+
+def find(address: str) -> pathlib.Path:
+  """Returns the path of a model, downloading it if it is on the Hub.
+
+  A file of weights without a config is a model by itself, also where it lies in
+  a repository of the Hub.
+
+  Raises:
+    UserError: there is no such model, or it cannot be downloaded.
+  """
+  if not hub.is_address(address):
+    if not address:
+      raise errors.UserError(f"MODEL is empty; give {_ACCEPTED}.")
+    hub.check_spelling(address)
+    errors.check_local("MODEL", address)
+    path = pathlib.Path(os.path.expanduser(address))
+    if not os.path.exists(path):  # Path.exists raises on names that are long.
+      raise errors.UserError(unknown.missing(path, _ACCEPTED))
+    return path
+  path = hub.download(address)
+  weights = [file for file in path.iterdir() if weights_file.is_one(file)]
+  alone = len(weights) == 1 and not any(path.glob("*.json"))
+  return weights[0] if alone else path
+
+
+def open_model(
+  source: str | os.PathLike,
+  *,
+  source_format: str | None = None,
+  options: Options | None = None,
+) -> Portable:
+  """Returns the model at `source`; its arrays are read when they are used.
+
+  Args:
+    source: a file or a directory in any of `FORMATS`.
+    source_format: one of `FORMATS`; None recognises it.
+    options: what the source does not say itself.
+
+  Raises:
+    UserError: the model cannot be read exactly.
+    AmbiguousError: it has several possible meanings, and no option chooses one.
+  """
+  options = options or Options()
+  address = os.fspath(source)
+  path = find(address)
+  name = recognise(path, options) if source_format is None else source_format
+  model = find_format(name).read(path, options)
+  if hub.is_address(address):
+    snapshot = path.parent if path.is_file() else path
+    pinned = hub.pinned(address, snapshot)
+    model = dataclasses.replace(
+      model, source={**model.source, "address": pinned}
+    )
+  if options.interpolate is not None:
+    first = open_first(path, options.interpolate_with)
+    model = interpolation.interpolate(model, first, options.interpolate)
+  if options.image_size is not None:
+    model = positions.resize(model, options.image_size, options.resize_method)
+  if options.context_length is not None:
+    model = context.resize(model, options.context_length)
+  _warn_of_unused(options, model)
+  return model
+
+
+def open_first(path: str | os.PathLike, other: str | None = None) -> Portable:
+  """Returns the model that a fine-tuning run started from.
+
+  Args:
+    path: a workdir of `clip-jax train`; any model if `other` is given.
+    other: the model, if it has moved or if `path` does not say it.
+
+  Raises:
+    UserError: it is not known, does not exist, or has changed since.
+  """
+  if other is not None:
+    return open_model(other)
+  address = interpolation.first_address(path)
+  try:
+    first = open_model(address)
+  except errors.UserError as error:
+    raise errors.UserError(
+      f"Cannot open the model that {path} was fine-tuned from: {error} Give "
+      "its path now by --with MODEL."
+    ) from None
+  interpolation.check_unchanged(first, path)
+  return first
+
+
+# The fields that a flag sets, by parts of their names.
+_SETTLES = {
+  "activation": ("activation",),
+  "config": ("config",),
+  "heads": (".heads",),
+  "pooling": ("text.pooling",),
+  "tokenizer": ("tokenizer",),
+  "preprocess": ("image_mean", "image_std", "preprocess", "resize", "crop"),
+}
+
+
+def _warn_of_unused(options: Options, model: Portable) -> None:
+  """Warns of flags without effect, since the source says the same itself."""
+  told = [
+    field
+    for field, entry in model.report.inferred.items()
+    if entry["source"] == "flag"
+  ]
+  unused = [
+    f"--{name}"
+    for name, ends in _SETTLES.items()
+    if getattr(options, name) is not None
+    and not any(end in field for field in told for end in ends)
+  ]
+  taken = [layer.strip(".") for layer in model.report.stripped]
+  if options.weights is not None and options.weights not in taken:
+    unused.append("--weights")
+  resized = model.report.facts.get("resized", {})
+  if options.old_grid and list(options.old_grid) != resized.get("old_grid"):
+    unused.append("--old-grid")
+  if unused:
+    model.report.warnings.append(
+      f"{' and '.join(unused)} changed nothing: the source says it by itself."
+    )
