@@ -92,7 +92,7 @@ def _embed(variables, inputs, *, module, method, mesh):
   placed = sharded.place(module, specs["params"])
 
   def on_device(variables, inputs):
-    params = sharded.whole(
+    params = sharded.gather_beside_layers(
       variables["params"], specs["params"], dtype=module.dtype
     )
     return embed(placed, {**variables, "params": params}, inputs)
@@ -121,7 +121,7 @@ def _log_probabilities(variables, features, units, *, module, mesh):
   placed = sharded.place(module, specs)
 
   def on_device(params, features, units):
-    whole = sharded.whole(params, specs, dtype=module.dtype)
+    whole = sharded.gather_beside_layers(params, specs, dtype=module.dtype)
     return predict(placed, whole, features, units)
 
   split = P(sharding.BATCH_AXES)
@@ -211,7 +211,7 @@ class Embedder:
   def log_probabilities(
     self, variables: Any, images: np.ndarray, units: np.ndarray
   ) -> np.ndarray:
-    """Returns what a head says of `units` for images, float32 (n, units).
+    """Returns a head's log-probabilities of `units`, float32 (n, units).
 
     The image tower sees each image once.
 

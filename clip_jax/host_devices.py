@@ -20,7 +20,7 @@ _FILES = (
 
 
 def accelerator() -> str | None:
-  """Returns what this machine has by its files; None for a CPU alone."""
+  """Returns the accelerator that files here show; None for a CPU alone."""
   return next((name for name, path in _FILES if os.path.exists(path)), None)
 
 

@@ -27,7 +27,7 @@ def _home() -> pathlib.Path:
 
 
 def read(path: pathlib.Path) -> bytes | None:
-  """Returns what was written to `path`; None where others can write there.
+  """Returns the content of `path`; None where others can write there.
 
   Raises:
     OSError: it is not there, or cannot be read.

@@ -39,8 +39,11 @@ TRACKERS = ("none", "wandb", "trackio")
 INDEX_DTYPES = ("float32", "float16")
 # The checkpoint formats that can be written.
 TARGETS = ("clip-jax", "openai", "huggingface", "open-clip", "big-vision")
+HEARTBEAT_SECONDS = 30  # Without a sign of life a process counts as lost.
 # How two images may be duplicates, the surest first.
 DUPLICATE_KINDS = ("exact", "near", "semantic")
+DUPLICATE_DISTANCE = 6  # Bits of 64, at most.
+DUPLICATE_SIMILARITY = 0.95  # Cosine, at least.
 # What becomes a query: words and bigrams that occur as often (paper, section
 # 2.2), and bigrams of so many bits of pointwise mutual information; neither the
 # paper nor MetaCLIP says how its own were computed (docs/curation.md).

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 # A whole escape sequence: an operating system command up to its terminator, a
@@ -107,6 +107,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _is_number(cell: str) -> bool:
   return bool(re.fullmatch(r"[-+]?[\d.,]+(?:e[-+]?\d+)?\s?[%\w]{0,2}|-", cell))
+
+
+def counts(numbers: Mapping[str, int]) -> str:
+  """Returns numbers by name in words: "3 jpeg, 1 png", or "none"."""
+  return ", ".join(f"{n} {name}" for name, n in numbers.items()) or "none"
 
 
 def quantity(number: float) -> str:

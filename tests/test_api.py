@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import clip_jax
+import small_model
 from clip_jax import loading, names, sharding
 from clip_jax.convert import hub
 from clip_jax.convert.formats import model_dir
@@ -67,12 +68,6 @@ def pixels(count=3):
   return rng.integers(0, 256, (count, 16, 16, 3), np.uint8)
 
 
-def encoded(array):
-  buffer = io.BytesIO()
-  Image.fromarray(array).save(buffer, format="PNG")
-  return buffer.getvalue()
-
-
 class Pipe:
   """An open file that cannot go back, as of a socket."""
 
@@ -101,12 +96,12 @@ INPUTS = {
   "jax": jnp.asarray,
   "torch": torch.from_numpy,
   "pillow": Image.fromarray,
-  "bytes": encoded,
-  "bytearray": lambda x: bytearray(encoded(x)),
-  "memoryview": lambda x: memoryview(encoded(x)),
-  "file": lambda x: io.BytesIO(encoded(x)),
-  "file at its end": lambda x: at_its_end(encoded(x)),
-  "pipe": lambda x: Pipe(encoded(x)),
+  "bytes": small_model.encoded,
+  "bytearray": lambda x: bytearray(small_model.encoded(x)),
+  "memoryview": lambda x: memoryview(small_model.encoded(x)),
+  "file": lambda x: io.BytesIO(small_model.encoded(x)),
+  "file at its end": lambda x: at_its_end(small_model.encoded(x)),
+  "pipe": lambda x: Pipe(small_model.encoded(x)),
 }
 
 
@@ -149,7 +144,7 @@ def test_several_images_may_come_in_many_ways(clip, several):
 
 def test_an_array_of_paths_is_a_list_of_them(clip, tmp_path):
   for i, image in enumerate(pixels(2)):
-    (tmp_path / f"{i}.png").write_bytes(encoded(image))
+    (tmp_path / f"{i}.png").write_bytes(small_model.encoded(image))
   paths = np.array([str(tmp_path / "0.png"), str(tmp_path / "1.png")])
   want = clip.embed_images(pixels(2))
   np.testing.assert_array_equal(clip.encode_image(paths), want)

@@ -1,10 +1,11 @@
 """ARCHITECTURE.md is true of the code beside it."""
 
-import importlib.util
 import pathlib
 import re
 
 import pytest
+
+import by_path
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXT = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
@@ -16,11 +17,7 @@ ROWS = [line for line in TEXT.splitlines() if line.startswith("|")]
 
 
 def test_the_picture_is_what_the_imports_draw():
-  spec = importlib.util.spec_from_file_location(
-    "floors", ROOT / "tools/floors.py"
-  )
-  floors = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(floors)
+  floors = by_path.load("tools/floors.py")
   assert floors.with_picture(TEXT) == TEXT, "Run python tools/floors.py."
 
 

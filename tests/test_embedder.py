@@ -5,33 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import small_model
 from clip_jax import embedder, sharding
 from clip_jax.models import sharded, variants
 
-OVERRIDES = {
-  "embed_dim": 12,
-  "image": {"image_size": 16, "patch_size": 8, "width": 24, "depth": 1},
-  "text": {"context_length": 9, "width": 20, "depth": 1},
-}
-SPEC = variants.spec("tiny-vit", OVERRIDES)
+SPEC = small_model.SPEC
+random_images = small_model.random_images
 
 
 @pytest.fixture(scope="module")
 def model():
-  """A module with random numbers: its own initialisers take long to compile."""
-  module = variants.create_model(SPEC)
-  rng = np.random.default_rng(0)
-  variables = jax.tree.map(
-    lambda x: rng.normal(size=x.shape, scale=0.2).astype(x.dtype),
-    variants.abstract_variables(module),
-  )
-  variables["params"]["log_scale"] = np.float32(np.log(1 / 0.07))
-  return module, variables
-
-
-def random_images(count, size=16, seed=0):
-  shape = (count, size, size, 3)
-  return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+  return small_model.make()
 
 
 @pytest.fixture(scope="module")

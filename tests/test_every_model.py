@@ -11,20 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import by_path
+import model_kinds
 from clip_jax import cli, terminal
 from clip_jax.app import engine
 
-
-def _load(path):
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
 HERE = pathlib.Path(__file__).parent
-KINDS = _load(HERE / "model_kinds.py")
-GOLDEN = _load(HERE.parent / "tools/golden/open_clip_models.py")
+GOLDEN = by_path.load("tools/golden/open_clip_models.py")
 
 # Kinds with one tower, or that must be told something, by the flag.
 TOWERS = {
@@ -76,7 +69,7 @@ def models(tmp_path_factory):
   def make(kind):
     if kind not in made:
       directory = tmp_path_factory.mktemp("kind") / "it"
-      made[kind] = KINDS.MAKERS[kind](directory)
+      made[kind] = model_kinds.MAKERS[kind](directory)
     return made[kind]
 
   return make
@@ -243,7 +236,7 @@ def check_answer(verb, kind, answer):
   "kind",
   [
     kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow)
-    for kind in KINDS.MAKERS
+    for kind in model_kinds.MAKERS
   ],
 )
 def test_every_verb_takes_every_kind_of_model(
@@ -269,7 +262,7 @@ def test_every_verb_takes_every_kind_of_model(
   "kind",
   [
     kind if kind in TOLD else pytest.param(kind, marks=pytest.mark.slow)
-    for kind in KINDS.MAKERS
+    for kind in model_kinds.MAKERS
   ],
 )
 def test_every_kind_converts_to_a_directory_that_needs_no_flags(

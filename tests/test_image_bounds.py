@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import image_bytes
 from clip_jax import preprocess
 
 # The size of each bomb; 20 MB is what was measured for the pull request.
@@ -19,9 +20,8 @@ PROGRESSIVE = int(os.environ.get("CLIP_JAX_PROGRESSIVE_FILES", 6))
 
 
 def encode(file_format="JPEG", size=(40, 30), mode="RGB", **options):
-  file = io.BytesIO()
-  Image.new(mode, size, 99).save(file, file_format, **options)
-  return file.getvalue()
+  image = Image.new(mode, size, 99)
+  return image_bytes.encode(image, file_format, **options)
 
 
 def decode(data, **limits):
@@ -41,11 +41,6 @@ def scans(jpeg):
     starts.append(at)
     at = jpeg.find(b"\xff\xda", at + 1)
   return [jpeg[a:b] for a, b in zip(starts, [*starts[1:], -2], strict=True)]
-
-
-def chunk(kind, data):
-  crc = struct.pack(">I", zlib.crc32(kind + data))
-  return struct.pack(">I", len(data)) + kind + data + crc
 
 
 def tiff(entries, tail=b""):
@@ -71,8 +66,8 @@ BOMBS = {
   "JPEG metadata": JPEG[:2]
   + (b"\xff\xe1\x40\x00Exif\0\0II*\0" + bytes(0x3FF4)) * 70
   + JPEG[2:],
-  "empty PNG chunks": after(PNG, 33, chunk(b"abCd", b"")),
-  "PNG texts": after(PNG, 33, chunk(b"tEXt", b"a\0b")),
+  "empty PNG chunks": after(PNG, 33, image_bytes.chunk(b"abCd", b"")),
+  "PNG texts": after(PNG, 33, image_bytes.chunk(b"tEXt", b"a\0b")),
   "GIF comment": after(GIF + b"\0", GIF_BODY, b"\x21\xfe\1a\0"),
   "GIF junk": after(GIF, GIF_BODY, b"\1"),
   "BMP runs": after(BMP, len(BMP), b"\1\5"),
@@ -81,7 +76,7 @@ BOMBS = {
   "PPM of few levels": b"P6 2000 1000 7 " + bytes(6_000_000),
   "PPM comments": b"P2 7000 7000 255\n" + b"#\n" * 400_000,
   "PNG profiles": after(
-    PNG, 33, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**6)))
+    PNG, 33, image_bytes.chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**6)))
   ),
   # 100 tiles of 16 x 2**20 pixels, all of them the same bytes.
   "TIFF tiles": tiff(
@@ -100,7 +95,7 @@ BOMBS = {
 }
 HARMLESS = {
   "PNG of many zeros": PNG[:33]
-  + chunk(b"IDAT", zlib.compress(bytes(50_000_000)))
+  + image_bytes.chunk(b"IDAT", zlib.compress(bytes(50_000_000)))
   + PNG[-12:],
   "trailing zeros": JPEG + bytes(BYTES),
 }

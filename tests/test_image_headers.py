@@ -1,6 +1,5 @@
 """Files that are no image, or whose header asks for too much, have a reason."""
 
-import io
 import struct
 import warnings
 import zlib
@@ -8,24 +7,19 @@ import zlib
 import pytest
 from PIL import Image
 
+import image_bytes
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
 
 
-def encode(image, file_format="PNG", **options):
-  file = io.BytesIO()
-  image.save(file, file_format, **options)
-  return file.getvalue()
-
-
 def png_header(width, height):
-  def chunk(kind, data):
-    crc = struct.pack(">I", zlib.crc32(kind + data))
-    return struct.pack(">I", len(data)) + kind + data + crc
-
   header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
   pixels = zlib.compress(bytes(1000))
-  chunks = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+  chunks = (
+    image_bytes.chunk(b"IHDR", header)
+    + image_bytes.chunk(b"IDAT", pixels)
+    + image_bytes.chunk(b"IEND", b"")
+  )
   return b"\x89PNG\r\n\x1a\n" + chunks
 
 
@@ -62,7 +56,7 @@ def webp_header(width, height):
     ("Zugriff verweigert: ungültig\n".encode(), "not_an_image"),
     (b"\0\0\0\x18ftypheic\0\0\0\0mif1", "unsupported_image"),
     (b"<?xml version='1.0'?>\n<svg width='9'></svg>", "unsupported_image"),
-    (encode(Image.new("RGB", (4, 4)), "EPS"), "not_an_image"),
+    (image_bytes.encode(Image.new("RGB", (4, 4)), "EPS"), "not_an_image"),
     (b"\xff\xd8\xff\xe0", "damaged"),
     (b"\x89PNG\r\n\x1a\n", "damaged"),
     (bytes(64 * 2**20 + 1), "too_many_bytes"),

@@ -1,5 +1,4 @@
 import dataclasses
-import io
 import json
 import pathlib
 import threading
@@ -11,47 +10,26 @@ from flax import nnx
 from PIL import Image
 
 import clip_jax
+import small_model
 from clip_jax import config as config_lib
-from clip_jax import errors, inference, loading
+from clip_jax import encoding, errors, inference, loading
 from clip_jax.checkpoints import saving
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.models import variants
 
-OVERRIDES = {
-  "embed_dim": 12,
-  "image": {"image_size": 16, "patch_size": 8, "width": 24, "depth": 1},
-  "text": {"context_length": 9, "width": 20, "depth": 1},
-}
-SPEC = variants.spec("tiny-vit", OVERRIDES)
+SPEC = small_model.SPEC
+random_images = small_model.random_images
+encoded = small_model.encoded
 
 
 @pytest.fixture(scope="module")
 def model():
-  """A module with random numbers: its own initialisers take long to compile."""
-  module = variants.create_model(SPEC)
-  rng = np.random.default_rng(0)
-  variables = jax.tree.map(
-    lambda x: rng.normal(size=x.shape, scale=0.2).astype(x.dtype),
-    variants.abstract_variables(module),
-  )
-  variables["params"]["log_scale"] = np.float32(np.log(1 / 0.07))
-  return module, variables
+  return small_model.make()
 
 
 @pytest.fixture
 def clip(model):
   return loading.assemble(*model, spec=SPEC)
-
-
-def random_images(count, size=16, seed=0):
-  shape = (count, size, size, 3)
-  return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
-
-
-def encoded(array):
-  buffer = io.BytesIO()
-  Image.fromarray(array).save(buffer, format="PNG")
-  return buffer.getvalue()
 
 
 def test_every_kind_of_image_input_gives_the_same_embedding(clip, tmp_path):
@@ -82,7 +60,7 @@ def test_more_images_than_are_decoded_at_once_keep_their_order(
   clip, monkeypatch
 ):
   images = random_images(7)
-  monkeypatch.setattr(inference, "_AT_ONCE", 3)
+  monkeypatch.setattr(encoding, "_AT_ONCE", 3)
   np.testing.assert_allclose(
     clip.encode_image(list(images)), clip.embed_images(images), atol=2e-6
   )
@@ -256,7 +234,7 @@ def workdir(model, tmp_path_factory):
   path = tmp_path_factory.mktemp("run")
   config = config_lib.default_config()
   config.model, config.precision = "tiny-vit", "float32"
-  config.model_overrides.update(OVERRIDES)
+  config.model_overrides.update(small_model.OVERRIDES)
   config.data.train, config.steps = "builtin:digits/train", 4
   (path / "config.json").write_text(config_lib.to_json(config))
   with saving.Checkpoints(path) as checkpoints:

@@ -1,9 +1,7 @@
 """Ctrl-C in the middle of a verb that writes: one line, and no half a file."""
 
-import importlib.util
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -11,12 +9,8 @@ import time
 
 import pytest
 
+import model_kinds
 from clip_jax import cli, whole_files
-
-_PATH = pathlib.Path(__file__).parent / "model_kinds.py"
-_SPEC = importlib.util.spec_from_file_location("model_kinds", _PATH)
-model_kinds = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(model_kinds)
 
 _SLOW = pytest.mark.slow
 _LONG = ("report", "card", "card, over", "curate")

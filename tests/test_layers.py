@@ -2,19 +2,15 @@
 
 import ast
 import graphlib
-import importlib.util
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
+import by_path
 import clip_jax
 
-_PATH = pathlib.Path(__file__).parents[1] / "tools/floors.py"
-_SPEC = importlib.util.spec_from_file_location("floors", _PATH)
-floors = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(floors)
+floors = by_path.load("tools/floors.py")
 PACKAGE, module_name = floors.PACKAGE, floors.module_name
 
 # The floors of the package, the lowest first; what stands on one imports from
@@ -28,7 +24,7 @@ FLOORS = (
   "evals report",
   "checkpoints",
   "convert",
-  "embedder fingerprint inference inputs",
+  "embedder encoding fingerprint inference inputs",
   "search train",
   "loading",
   "doctor plan results",

@@ -1,7 +1,6 @@
 """tools/data: hostile drawings, titles and splits, and what is written."""
 
 import importlib
-import importlib.util
 import io
 import json
 import os
@@ -15,15 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import model_kinds
 from clip_jax import config as config_lib
 from clip_jax import convert, errors, loading, sharding
 from clip_jax.data import sources
 from clip_jax.train import loop, metrics
-
-_PATH = pathlib.Path(__file__).with_name("model_kinds.py")
-_SPEC = importlib.util.spec_from_file_location("model_kinds", _PATH)
-model_kinds = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(model_kinds)
 
 TOOLS = pathlib.Path(__file__).parents[1] / "tools" / "data"
 SVG = 'xmlns="http://www.w3.org/2000/svg"'

@@ -10,18 +10,6 @@ from clip_jax import cli
 from clip_jax.cli import parser, verbs
 from clip_jax.cli import verb as verb_lib
 
-
-def fails(capsys, *arguments, code=1):
-  """Runs a command that must fail and returns what stderr says."""
-  with pytest.raises(SystemExit) as caught:
-    cli.main([str(argument) for argument in arguments])
-  assert caught.value.code == code
-  captured = capsys.readouterr()
-  assert captured.out == ""
-  assert "Traceback" not in captured.err
-  return captured.err
-
-
 PARSERS = parser.make_parser()[1]
 
 
@@ -134,5 +122,5 @@ def test_a_remark_goes_to_stderr_and_the_answer_to_stdout(capsys, monkeypatch):
     "data queries gs://bucket/text.txt out",
   ],
 )
-def test_what_is_remote_is_to_be_mounted(words, capsys):
-  assert "is remote; mount the bucket" in fails(capsys, *words.split())
+def test_what_is_remote_is_to_be_mounted(words, fails):
+  assert "is remote; mount the bucket" in fails(*words.split())

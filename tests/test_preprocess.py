@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import image_bytes
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.preprocess import crop, inputs
@@ -40,12 +41,6 @@ def make_image(mode, width, height, *, seed=0):
     alpha = make_image("L", width, height, seed=seed + 1)
     return Image.merge("LA", [image.convert("L"), alpha])
   return image if image.mode == mode else image.convert(mode)
-
-
-def encode(image, file_format="PNG", **options):
-  file = io.BytesIO()
-  image.save(file, file_format, **options)
-  return file.getvalue()
 
 
 def openai_path(image, n):
@@ -85,7 +80,7 @@ def test_evaluation_equals_openais_path_level_by_level(mode, size):
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_a_jpeg_equals_openais_path_level_by_level(mode):
-  data = encode(make_image(mode, 83, 50), "JPEG")
+  data = image_bytes.encode(make_image(mode, 83, 50), "JPEG")
   actual = preprocess_lib.eval_image(preprocess_lib.decode(data), make_spec())
   expected = openai_path(Image.open(io.BytesIO(data)), 24)
   np.testing.assert_array_equal(actual, expected)
@@ -133,10 +128,14 @@ def test_transparent_pixels_become_white(kind):
   elif kind == "palette":
     image = Image.fromarray(black[..., 3] // 255).convert("P")
     image.putpalette([0, 0, 0] * 2)
-    image = preprocess_lib.decode(encode(image, transparency=bytes([0, 255])))
+    image = preprocess_lib.decode(
+      image_bytes.encode(image, transparency=bytes([0, 255]))
+    )
   elif kind == "colour key":
     image = Image.fromarray(black[..., :3] + (black[..., 3:] == 0))
-    image = preprocess_lib.decode(encode(image, transparency=(1, 1, 1)))
+    image = preprocess_lib.decode(
+      image_bytes.encode(image, transparency=(1, 1, 1))
+    )
   actual = preprocess_lib.eval_image(image, make_spec(8))
   np.testing.assert_array_equal(actual[:, :4], 255)
   np.testing.assert_array_equal(actual[:, 4:], 0)
@@ -162,7 +161,7 @@ def test_sixteen_bits_are_scaled_not_clipped():
     [[0, 128, 129, 257 * 100], [257 * 200, 65406, 65407, 65535]]
   )
   expected = [[0, 0, 1, 100], [200, 254, 255, 255]]
-  data = encode(Image.fromarray(levels.astype(np.uint16)))
+  data = image_bytes.encode(Image.fromarray(levels.astype(np.uint16)))
   image = preprocess_lib.decode(data)
   assert image.mode == "I;16"
   actual = np.asarray(preprocess_lib.to_rgb(image))
@@ -193,7 +192,7 @@ TURNS = {  # EXIF orientation: how a viewer turns the stored array.
 def test_exif_orientation_is_applied_once(file_format, orientation):
   exif = Image.Exif()
   exif[0x0112] = orientation
-  data = encode(make_image("RGB", 16, 24), file_format, exif=exif)
+  data = image_bytes.encode(make_image("RGB", 16, 24), file_format, exif=exif)
   stored = np.asarray(preprocess_lib.decode(data, upright=False))
   image = preprocess_lib.decode(data)
   np.testing.assert_array_equal(np.asarray(image), TURNS[orientation](stored))
@@ -205,12 +204,14 @@ def test_exif_orientation_is_applied_once(file_format, orientation):
 def test_an_impossible_orientation_is_ignored(orientation):
   exif = Image.Exif()
   exif[0x0112] = orientation
-  data = encode(make_image("RGB", 7, 5), exif=exif)
+  data = image_bytes.encode(make_image("RGB", 7, 5), exif=exif)
   assert preprocess_lib.decode(data).size == (7, 5)
 
 
 def test_broken_exif_spoils_no_picture():
-  data = encode(make_image("RGB", 7, 5), "JPEG", exif=b"Exif\0\0II*\0\xff\xff")
+  data = image_bytes.encode(
+    make_image("RGB", 7, 5), "JPEG", exif=b"Exif\0\0II*\0\xff\xff"
+  )
   assert preprocess_lib.decode(data).size == (7, 5)
 
 
@@ -218,7 +219,7 @@ def test_broken_exif_spoils_no_picture():
 def test_the_first_frame_of_an_animation_is_taken(file_format):
   frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue")]
   options = {"lossless": True} if file_format == "WEBP" else {}
-  data = encode(
+  data = image_bytes.encode(
     frames[0], file_format, save_all=True, append_images=frames[1:], **options
   )
   image = preprocess_lib.to_rgb(preprocess_lib.decode(data))
@@ -228,7 +229,9 @@ def test_the_first_frame_of_an_animation_is_taken(file_format):
 def test_a_photograph_of_two_pictures_is_its_first():
   # Phones write such "MPO" files under the name of JPEG.
   frames = [Image.new("RGB", (16, 16), colour) for colour in ("white", "black")]
-  data = encode(frames[0], "MPO", save_all=True, append_images=frames[1:])
+  data = image_bytes.encode(
+    frames[0], "MPO", save_all=True, append_images=frames[1:]
+  )
   assert preprocess_lib.decode(data).getpixel((0, 0)) == (255, 255, 255)
 
 
@@ -309,7 +312,7 @@ def test_the_narrowest_images_fit(mode, size):
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
 @pytest.mark.parametrize("part", [0.03, 0.5, 0.95])
 def test_a_truncated_file_is_an_error(file_format, part):
-  data = encode(make_image("RGB", 120, 90), file_format)
+  data = image_bytes.encode(make_image("RGB", 120, 90), file_format)
   preprocess_lib.decode(data)
   with pytest.raises(preprocess_lib.ImageError) as info:
     preprocess_lib.decode(data[: int(len(data) * part)])
@@ -321,7 +324,7 @@ def test_a_truncated_file_is_an_error(file_format, part):
 
 @pytest.mark.parametrize("file_format", preprocess_lib.DEFAULT_LIMITS.formats)
 def test_damaged_files_raise_nothing_but_image_errors(file_format):
-  data = encode(make_image("RGB", 60, 50), file_format)
+  data = image_bytes.encode(make_image("RGB", 60, 50), file_format)
   rng = random.Random(file_format)
   for _ in range(100):
     damaged = bytearray(data)
@@ -336,7 +339,7 @@ def test_damaged_files_raise_nothing_but_image_errors(file_format):
 
 
 def test_limits_can_be_changed():
-  data = encode(make_image("RGB", 20, 10))
+  data = image_bytes.encode(make_image("RGB", 20, 10))
   decode = preprocess_lib.decode
   for name, value in (
     ("max_encoded_bytes", len(data)),
@@ -349,16 +352,16 @@ def test_limits_can_be_changed():
       decode(data, limits=dataclasses.replace(limits, **{name: value - 1}))
   limits = preprocess_lib.Limits(formats=("PNG", "TIFF"))
   for file_format in ("PNG", "TIFF"):
-    image = encode(make_image("RGB", 20, 10), file_format)
+    image = image_bytes.encode(make_image("RGB", 20, 10), file_format)
     assert decode(image, limits=limits).size == (20, 10)
   with pytest.raises(preprocess_lib.ImageError, match="one of PNG, TIFF"):
-    decode(encode(make_image("RGB", 20, 10), "PPM"), limits=limits)
+    decode(image_bytes.encode(make_image("RGB", 20, 10), "PPM"), limits=limits)
 
 
 def test_bytes_paths_and_images_are_decoded_alike(tmp_path):
   image = make_image("RGB", 20, 10)
   path = tmp_path / "image.dat"
-  path.write_bytes(encode(image))
+  path.write_bytes(image_bytes.encode(image))
   for data in (path, str(path), path.read_bytes(), Image.open(path), image):
     decoded = preprocess_lib.decode(data)
     np.testing.assert_array_equal(np.asarray(decoded), np.asarray(image))

@@ -4,7 +4,7 @@ The hashes are of the families' own libraries, see tools/golden/preprocess.py,
 which also draws the images.
 """
 
-import importlib.util
+import importlib
 import json
 import math
 import pathlib
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+import by_path
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
 
@@ -21,15 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 MEAN, STD = (0.5, 0.25, 0.125), (0.5, 0.25, 0.2)
 
 
-def _load_script():
-  path = ROOT / "tools" / "golden" / "preprocess.py"
-  spec = importlib.util.spec_from_file_location("golden_preprocess", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-script = _load_script()
+script = by_path.load("tools/golden/preprocess.py")
 GOLDEN = json.loads(script.GOLDEN.read_text())
 N = script.IMAGE_SIZE
 

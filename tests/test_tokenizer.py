@@ -2,13 +2,10 @@ import concurrent.futures
 import hashlib
 import html
 import importlib.resources
-import importlib.util
 import itertools
 import json
 import pathlib
 import pickle
-import subprocess
-import sys
 import unicodedata
 
 import ftfy
@@ -17,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+import by_path
 from clip_jax import errors
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.tokenizer import clip_bpe
@@ -121,19 +119,11 @@ def test_ids_equal_those_of_openais_tokenizer(row):
   assert actual.tolist() == [expected]
 
 
-def _load_script():
-  path = pathlib.Path(__file__).parents[1] / "tools" / "golden" / "clip_bpe.py"
-  spec = importlib.util.spec_from_file_location("golden_clip_bpe", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
 @pytest.mark.parametrize(
   "count", [4000, pytest.param(20_000, marks=pytest.mark.slow)]
 )
 def test_ids_of_odd_captions_equal_openais(count):
-  script = _load_script()
+  script = by_path.load("tools/golden/clip_bpe.py")
   golden = json.loads(script.GOLDEN.read_text())
   captions = script.captions()
   assert script.text_digest(captions) == golden["captions"]
@@ -325,23 +315,6 @@ def test_threads_share_one_encoder():
     results = list(pool.map(lambda _: tokenizer(texts), range(4)))
   for result in results:
     np.testing.assert_array_equal(result, tokenizer(texts))
-
-
-def test_a_forked_process_encodes_without_a_warning():
-  script = (
-    "import os\n"
-    "from clip_jax import tokenizer\n"
-    "encode = tokenizer.make_tokenizer()\n"
-    "before = encode(['a cat', 'a dog']).tolist()\n"
-    "child = os.fork()\n"
-    "same = encode(['a cat', 'a dog']).tolist() == before\n"
-    "if child == 0: os._exit(0 if same else 3)\n"
-    "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
-  )
-  done = subprocess.run(
-    [sys.executable, "-c", script], capture_output=True, text=True
-  )
-  assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_mistakes_are_named():

@@ -58,7 +58,7 @@ def heat(
   pictures: Sequence[engine_lib.Picture],
   text: object,
 ) -> list[np.ndarray]:
-  """Returns how similar each patch of each picture is to one text.
+  """Returns the similarity of each patch of each picture to one text.
 
   Args:
     engine: the model.

@@ -134,7 +134,7 @@ class Engine:
       return self.clip.patch_embeddings(pixels[None])[0]
 
   def count_cut(self, texts: Sequence[str]) -> int:
-    """Returns how many of the texts are longer than the model reads."""
+    """Returns the number of texts that are longer than the model reads."""
     cuts = tokenizer_lib.Cuts()
     self.clip.tokenize(list(texts), cuts=cuts)
     return cuts.cut

@@ -10,7 +10,6 @@ from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.results import drawing, figures, files, picture, records, tables
 from clip_jax.train import metrics
 
-REPORT = "report.png"  # Which `clip-jax train` draws at its end.
 _MOST_RUNS = 200
 _REPORT_BYTES = 20 * 2**20
 # What is drawn of each logged step, with its unit.
@@ -82,7 +81,7 @@ def _is_run(path: pathlib.Path) -> bool:
 def stamp(workdir: pathlib.Path) -> tuple[float, ...]:
   """Returns numbers that change when the metrics or the report do."""
   found = []
-  for name in (metrics.METRICS, REPORT):
+  for name in (metrics.METRICS, workdir_lib.REPORT):
     try:
       status = os.stat(workdir / name)
       found += [status.st_mtime, float(status.st_size)]
@@ -144,7 +143,7 @@ def _report(workdir: pathlib.Path) -> bytes | None:
   """Returns the report's picture, if it is one."""
   try:
     data = regular_files.read_regular(
-      workdir / REPORT, limit=_REPORT_BYTES, within=str(workdir)
+      workdir / workdir_lib.REPORT, limit=_REPORT_BYTES, within=str(workdir)
     )
     preprocess.check_header(
       data, limits=preprocess.Limits(formats=("PNG",), max_side=65_535)

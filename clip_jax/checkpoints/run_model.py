@@ -73,7 +73,7 @@ def make(config: config_lib.Config) -> clip.CLIP:
   description = complete(config)
   model = variants.create_model(description, **dtypes)
   if not is_contrastive(config.objective):
-    _check_predictive(config)
+    _check_predictive(config.objective, config.loss, config.init)
     kind = config.objective.kind
     head = _make_head(kind, config.objective.depth, description, dtypes)
     return model.clone(head=head, contrastive=False)
@@ -89,22 +89,25 @@ def make(config: config_lib.Config) -> clip.CLIP:
   return model
 
 
-def _check_predictive(config: config_lib.Config) -> None:
+def _check_predictive(
+  objective: config_lib.Objective,
+  loss: config_lib.Loss,
+  init: config_lib.Init,
+) -> None:
   """Raises UserError where a config compares pairs that it never will."""
-  kind = config.objective.kind
   wrong = {
-    "loss.duplicates": config.loss.duplicates != "ignore"
-    and config.loss.duplicates,
-    "loss.kind": config.loss.kind != "softmax" and config.loss.kind,
-    "init.text": config.init.text,
-    "objective.captioning_weight": config.objective.captioning_weight,
+    "loss.duplicates": loss.duplicates != "ignore" and loss.duplicates,
+    "loss.kind": loss.kind != "softmax" and loss.kind,
+    "init.text": init.text,
+    "objective.captioning_weight": objective.captioning_weight,
   }
   for field, value in wrong.items():
     if value:
       raise errors.UserError(
-        f"{field}={value!r} does not go with objective.kind={kind!r}, which "
-        "predicts captions: it compares no pairs and has no text tower. Leave "
-        f"{field} out, or take a contrastive objective."
+        f"{field}={value!r} does not go with objective.kind="
+        f"{objective.kind!r}, which predicts captions: it compares no pairs "
+        f"and has no text tower. Leave {field} out, or take a contrastive "
+        "objective."
       )
 
 

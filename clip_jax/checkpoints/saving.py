@@ -9,25 +9,17 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 import clip_jax
 from clip_jax import config as config_lib
-from clip_jax import errors
+from clip_jax import errors, sharding
 from clip_jax.checkpoints import integrity, storage_errors, workdir
 from clip_jax.checkpoints import items as items_lib
 from clip_jax.checkpoints import state as state_lib
 
 _LOGGER = logging.getLogger(__name__)
-
-
-def _everywhere(fine: bool) -> bool:
-  """Returns whether `fine` is true on every process; all must call this."""
-  if jax.process_count() == 1:
-    return fine
-  return bool(multihost_utils.process_allgather(np.array(fine)).all())
 
 
 class Restored(NamedTuple):
@@ -223,7 +215,7 @@ class Checkpoints:
       if storage_errors.is_passing(error):
         raise
       items_lib.warn_of_damage(self._directory, step, error)
-    return restored if _everywhere(restored is not None) else None
+    return restored if sharding.everywhere(restored is not None) else None
 
   def _set_aside(self, steps: list[int]) -> None:
     """Moves damaged checkpoints to `quarantine/` and reopens the manager."""

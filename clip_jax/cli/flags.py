@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -116,6 +117,24 @@ def add_batches(parser: Parser) -> None:
   )
 
 
+def add_data(parser: Parser, *, out: str = "") -> None:
+  """Adds DATA and, where `out` says what it is, OUT."""
+  parser.add_argument("data", metavar="DATA", help=DATA)
+  if out:
+    parser.add_argument("out", metavar="OUT", help=out)
+
+
+def add_workers(parser: Parser, does: str) -> None:
+  """Adds --workers; `does` says what they do."""
+  parser.add_argument(
+    "--workers",
+    metavar="N",
+    type=count,
+    default=1,
+    help=f"processes that {does} (default: 1)",
+  )
+
+
 def add_suite(parser: Parser, *, required: bool = False) -> None:
   """Adds --suite and --data-root."""
   parser.add_argument(
@@ -175,12 +194,16 @@ def check_interpolate(arguments: argparse.Namespace) -> str | None:
   return None
 
 
+def _number(text: str, read: Callable[[str], Any], low, high, said: str) -> Any:
+  with contextlib.suppress(ValueError):
+    if low <= (number := read(text)) <= high:
+      return number
+  raise argparse.ArgumentTypeError(f"must be {said}; got {text!r}")
+
+
 def share(text: str) -> float:
   """Returns a number from 0 to 1, for argparse's `type`."""
-  with contextlib.suppress(ValueError):
-    if 0 <= (number := float(text)) <= 1:
-      return number
-  raise argparse.ArgumentTypeError(f"must be from 0 to 1; got {text!r}")
+  return _number(text, float, 0, 1, "from 0 to 1")
 
 
 def shares(text: str) -> list[float]:
@@ -190,22 +213,12 @@ def shares(text: str) -> list[float]:
 
 def count(text: str) -> int:
   """Returns a whole number of at least 1, for argparse's `type`."""
-  with contextlib.suppress(ValueError):
-    if (number := int(text)) >= 1:
-      return number
-  raise argparse.ArgumentTypeError(
-    f"must be a whole number, at least 1; got {text!r}"
-  )
+  return _number(text, int, 1, math.inf, "a whole number, at least 1")
 
 
 def port(text: str) -> int:
   """Returns the number of a TCP port, or 0, for argparse's `type`."""
-  with contextlib.suppress(ValueError):
-    if 0 <= (number := int(text)) <= 65_535:
-      return number
-  raise argparse.ArgumentTypeError(
-    f"must be a whole number from 0 to 65535; got {text!r}"
-  )
+  return _number(text, int, 0, 65_535, "a whole number from 0 to 65535")
 
 
 def counts(text: str) -> list[int]:

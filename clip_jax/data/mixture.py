@@ -247,7 +247,7 @@ def parts_of(source: record_lib.Source, address: str) -> tuple[Part, ...]:
 def position(
   source: record_lib.Source, *, address: str, batch_size: int
 ) -> dict[str, Any]:
-  """Returns what a checkpoint holds, so that a run with other data goes on.
+  """Returns the counters of a checkpoint that lets a run change its data.
 
   Args:
     source: of the training pairs.

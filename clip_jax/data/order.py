@@ -59,7 +59,7 @@ def _shuffle_seed(seed: int, epoch: int, attempt: int, tag: int) -> int:
 def record_index(
   g: int, *, seed: int, records: int, attempt: int = 0, tag: int = 0
 ) -> int:
-  """Returns which of `records` example `g` of a source reads.
+  """Returns the number, of `records`, that example `g` of a source reads.
 
   Every epoch is a permutation of the records. `attempt` counts the bad records
   met so far: each attempt follows a permutation of its own, because neighbours

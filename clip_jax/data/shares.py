@@ -51,7 +51,7 @@ def period(weights: tuple[int, ...]) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def ranks(weights: tuple[int, ...]) -> np.ndarray:
-  """Returns how many examples before it in the period are of its source."""
+  """Returns the number of examples of its source before it in the period."""
   order = period(weights)
   found = np.zeros(len(order), np.int64)
   for source in range(len(weights)):
@@ -68,7 +68,7 @@ def place(weights: tuple[int, ...], n: int) -> tuple[int, int]:
 
 
 def counts(weights: Sequence[int], n: int) -> list[int]:
-  """Returns how many of the first `n` examples are of each source."""
+  """Returns the number of each source's among the first `n` examples."""
   number, at = divmod(n, sum(weights))
   begun = np.bincount(
     period(tuple(weights))[:at], minlength=len(weights)

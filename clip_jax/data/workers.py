@@ -40,7 +40,7 @@ _numbers = itertools.count()
 
 
 def _start_time(pid: int | str) -> str | None:
-  """Returns when a process started, by the kernel's clock; None: it is dead."""
+  """Returns the kernel's time of a process's start; None if it is dead."""
   try:
     text = (_PROC / str(pid) / "stat").read_text("utf-8", "replace")
   except (FileNotFoundError, ProcessLookupError):

@@ -301,7 +301,7 @@ def _bounds(batch, images, texts, loss) -> dict[str, float]:
 def _accuracy(
   cosines: np.ndarray, images: np.ndarray, texts: np.ndarray
 ) -> float:
-  """Returns how often the nearest is a pair's own, or a copy of it."""
+  """Returns the share of pairs whose nearest is their own, or a copy of it."""
   right = (images[:, None] == images) | (texts[:, None] == texts)
   own = np.arange(len(images))
   by_image = right[own, cosines.argmax(axis=1)]

@@ -24,7 +24,7 @@ def measure(
   *,
   logit_scale: float,
 ) -> dict[str, Any]:
-  """Returns how well the softmax's probabilities fit, before and after scaling.
+  """Returns the softmax's calibration, before and after scaling.
 
   `ece`, `nll` (nats) and `brier` are of all examples, `reliability` is the
   table of `ece`. `temperature` is fitted on every second example, from the

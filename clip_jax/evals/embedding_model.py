@@ -58,7 +58,7 @@ class EmbeddingModel(Protocol):
 
 
 def scorer(model: EmbeddingModel) -> ScoreTexts | None:
-  """Returns how a model scores texts by itself; None where it embeds them."""
+  """Returns the scorer of a model that has its own; None where it embeds."""
   return getattr(model, "score_texts", None)
 
 

@@ -7,6 +7,7 @@ one example a class it is `ONE_SHOT_PENALTY`. Of equal penalties the largest
 counts.
 """
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -85,32 +86,16 @@ def evaluate(
       f"shots={list(shots)} must be whole numbers of at least 1, such as 1,4."
     )
   shots = sorted(set(shots))
-  train_data, data = (
-    (train_data, data) if train_data else splits.train_and_test(data)
-  )
-  opened = tasks.open_evaluation(
-    "zero_shot", data, labels=labels, templates=templates
-  )
-  train, test = sources.open_source(train_data), opened.source
-  order = linear_probe.check_classes((train, test), (train_data, data))
-  resolved = opened.class_prompts()
-  warnings = [
-    *account.tell(train, train_data),
-    *account.tell(test, data),
-  ]
-  pool = shots_lib.Pool(train, train_data)
-  short = shots_lib.too_few(shots, pool.fewest())
-  for warning in short:
-    _LOGGER.warning("%s", warning)
-  classes = prompts.class_embeddings(resolved, embed_texts)
+  opened = _open(data, train_data, shots, labels=labels, templates=templates)
+  classes = prompts.class_embeddings(opened.prompts, embed_texts)
   reading = {
     "preprocess": preprocess,
     "batch_size": batch_size,
     "threads": threads,
   }
-  most = max(shots)
-  before = min(len(train), seeds * most * len(order))
-  total = before + len(test)
+  pool, order, most = opened.pool, opened.order, max(shots)
+  before = min(len(opened.train), seeds * most * len(order))
+  total = before + len(opened.test)
   drawn, bad = pool.embed(
     embed,
     most=most,
@@ -119,8 +104,8 @@ def evaluate(
     **reading,
   )
   tested, embeddings = _read_test(
-    test,
-    data,
+    opened.test,
+    opened.data,
     embed,
     embed_images,
     bad=bad,
@@ -132,8 +117,8 @@ def evaluate(
   entries = [_of_shots(k, found, tested) for k in shots]
   return {
     "task": TASK,
-    "data": data,
-    "train_data": train_data,
+    "data": opened.data,
+    "train_data": opened.train_data,
     "top1": entries[-1]["mean"],
     "regularisation": float(np.median(entries[-1]["regularisation"])),
     "zero_shot": baseline,
@@ -144,8 +129,60 @@ def evaluate(
     "examples": baseline["examples"],
     "classes": baseline["classes"],
     "bad_records": dict(bad),
-    "warnings": warnings + short,
+    "warnings": opened.warnings,
   }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+  """Both splits, checked against each other.
+
+  Attributes:
+    train_data: the address of the training data.
+    data: that of the test data.
+    train: the training data.
+    test: the test data.
+    order: the test data's number of each class of the training data.
+    prompts: of the test data's classes.
+    pool: from which shots are drawn.
+    warnings: for the result.
+  """
+
+  train_data: str
+  data: str
+  train: record_lib.Source
+  test: record_lib.Source
+  order: np.ndarray
+  prompts: prompts.Prompts
+  pool: shots_lib.Pool
+  warnings: list[str]
+
+
+def _open(
+  data: str,
+  train_data: str,
+  shots: Sequence[int],
+  *,
+  labels: str,
+  templates: str,
+) -> _Opened:
+  """Opens both splits and tells what is wrong with them; embeds nothing."""
+  if not train_data:
+    train_data, data = splits.train_and_test(data)
+  opened = tasks.open_evaluation(
+    "zero_shot", data, labels=labels, templates=templates
+  )
+  train, test = sources.open_source(train_data), opened.source
+  order = linear_probe.check_classes((train, test), (train_data, data))
+  resolved = opened.class_prompts()
+  told = [*account.tell(train, train_data), *account.tell(test, data)]
+  pool = shots_lib.Pool(train, train_data)
+  short = shots_lib.too_few(shots, pool.fewest())
+  for warning in short:
+    _LOGGER.warning("%s", warning)
+  return _Opened(
+    train_data, data, train, test, order, resolved, pool, told + short
+  )
 
 
 def _read_test(
@@ -235,7 +272,7 @@ def fit(
 def label_efficiency(
   shots: Sequence[int], accuracies: Sequence[float], zero_shot_accuracy: float
 ) -> dict[str, Any]:
-  """Returns how many examples a class a probe needs to equal zero-shot.
+  """Returns the number of examples a class with which a probe equals zero-shot.
 
   `shots` is that number, interpolated linearly over the logarithm of the
   shots (paper, section 3.1.4 and Figure 7), or None where it lies beyond those

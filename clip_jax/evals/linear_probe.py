@@ -132,6 +132,11 @@ def _further(progress: Progress, before: int, total: int, done: int, _) -> None:
   progress(before + done, total)
 
 
+def unlabelled(address: str) -> errors.UserError:
+  """Returns the error for data of which a probe needs the labels."""
+  return errors.UserError(f"{address} has examples without a label.")
+
+
 def check_classes(
   opened: Sequence[sources.Source], addresses: Sequence[str]
 ) -> np.ndarray:
@@ -151,11 +156,7 @@ def check_classes(
         "such as builtin:digits or a folder of class folders."
       )
   train, test = (source.class_names or () for source in opened)
-  if odd := sorted(set(train) ^ set(test)):
-    raise errors.UserError(
-      f"{addresses[0]} and {addresses[1]} have different classes: "
-      f"{', '.join(odd[:5])} {'is' if len(odd) == 1 else 'are'} in one only."
-    )
+  splits.check_same_classes((train, test), addresses)
   if tuple(train) == tuple(test):
     return np.arange(len(train))
   if twice := prompts.repeated(train) or prompts.repeated(test):
@@ -214,7 +215,7 @@ def _embed(batches, embed, class_names, address: str) -> Examples:
     np.concatenate(features), np.concatenate(labels), tuple(class_names or ())
   )
   if np.any(examples.labels < 0):
-    raise errors.UserError(f"{address} has examples without a label.")
+    raise unlabelled(address)
   if not np.all(np.isfinite(examples.features)):
     raise errors.UserError(NOT_FINITE)
   return examples
@@ -269,7 +270,7 @@ def linear_probe(
 def part_of(
   regression: logistic.Regression, chosen: np.ndarray
 ) -> tuple[logistic.Regression, np.ndarray | None]:
-  """Returns what to fit to some of the examples by, and what then counts.
+  """Returns the regression for some of the examples, and which of its count.
 
   Many examples are parted, which saves the work of the others; few are not,
   because one program then does for all fits, and to compile takes longer.

@@ -24,7 +24,7 @@ _VALUES_PER_BLOCK = 1 << 22  # 32 MiB of float64.
 
 
 def ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Returns how many classes come before the true one; ties go by index.
+  """Returns the number of classes before the true one; ties go by index.
 
   Args:
     scores: (n, classes).

@@ -14,7 +14,7 @@ def has_several(batch: dict[str, Any]) -> bool:
 
 
 def marks(batch: dict[str, Any], classes: int) -> np.ndarray:
-  """Returns which classes each image is of, int8 (n, classes).
+  """Returns the classes of each image, int8 (n, classes).
 
   1 stands for a class that it is of, -1 for one that is ignored, 0 for others.
 
@@ -31,13 +31,18 @@ def marks(batch: dict[str, Any], classes: int) -> np.ndarray:
     if labels is None:
       raise mixed()
     if (largest := max((*labels, *ignored), default=0)) >= classes:
-      raise errors.UserError(
-        f"The data has label {largest}, but only {classes} labels are named; "
-        "name one for every class of the data, in its order."
-      )
+      raise unnamed(largest, classes)
     row[list(ignored)] = -1
     row[list(labels)] = 1
   return found
+
+
+def unnamed(label: int, classes: int) -> errors.UserError:
+  """Returns the error for a label beyond the classes that are named."""
+  return errors.UserError(
+    f"The data has label {label}, but only {classes} labels are named; name "
+    "one for every class of the data, in its order."
+  )
 
 
 def mixed() -> errors.UserError:

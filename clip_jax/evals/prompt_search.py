@@ -122,23 +122,15 @@ def evaluate(
   _check(train, test)
   account.tell(train.source, train_data)
   bad: collections.Counter[str] = collections.Counter()
-  with pipeline.eval_batches(
-    train.source,
+  examples = _embed(
+    train,
+    model,
+    bad,
     batch_size=batch_size,
-    preprocess=model.preprocess,
     threads=threads,
-  ) as batches:
-    examples = zero_shot.embed(
-      model,
-      tasks.watch(batches, bad, total=len(train.source), progress=progress),
-      classes=len(train.source.class_names or train.labels or ()),
-    )
+    progress=progress,
+  )
   names = test.templates or ()
-  if examples.several:
-    raise errors.UserError(
-      f"{train_data} has several labels an image; templates are chosen by the "
-      "accuracy, which needs one."
-    )
   found = choose(examples.embeds, examples.labels, _sums(train, model))
   chosen = [names[k] for k in found.chosen]
   measured = tasks.run(
@@ -160,6 +152,31 @@ def evaluate(
     ],
   }
   return {**measured, "search": search}
+
+
+def _embed(
+  train: tasks.Evaluation,
+  model: embedding_model.EmbeddingModel,
+  bad: collections.Counter[str],
+  *,
+  progress: Callable[[int, int], None] | None,
+  **reading: Any,
+) -> zero_shot.Examples:
+  """Returns the examples to choose templates by; counts the bad records."""
+  with pipeline.eval_batches(
+    train.source, preprocess=model.preprocess, **reading
+  ) as batches:
+    examples = zero_shot.embed(
+      model,
+      tasks.watch(batches, bad, total=len(train.source), progress=progress),
+      classes=len(train.source.class_names or train.labels or ()),
+    )
+  if examples.several:
+    raise errors.UserError(
+      f"{train.data} has several labels an image; templates are chosen by the "
+      "accuracy, which needs one."
+    )
+  return examples
 
 
 def _sums(
@@ -185,9 +202,5 @@ def _check(train: tasks.Evaluation, test: tasks.Evaluation) -> None:
       "The labels are full prompts, which no template changes; a search for "
       "templates needs the names of the classes."
     )
-  own, others = (set(e.source.class_names or ()) for e in (train, test))
-  if odd := sorted(own ^ others):
-    raise errors.UserError(
-      f"{train.data} and {test.data} have different classes: "
-      f"{', '.join(odd[:5])} {'is' if len(odd) == 1 else 'are'} in one only."
-    )
+  classes = [each.source.class_names or () for each in (train, test)]
+  splits.check_same_classes(classes, (train.data, test.data))

@@ -76,12 +76,12 @@ def find_set(address: str) -> str | None:
 
 
 def title(key: str) -> str:
-  """Returns what people call a set of `table()`."""
+  """Returns the usual name of a set of `table()`."""
   return table()["sets"][key]["title"]
 
 
 def metric(key: str, source: str) -> str | None:
-  """Returns what a source measures on a set, such as "top1"; None: nothing."""
+  """Returns a source's measure on a set, such as "top1"; None without one."""
   return table()["sets"][key]["metric"].get(source)
 
 

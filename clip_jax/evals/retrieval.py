@@ -24,7 +24,7 @@ def text_to_image_ranks(
   *,
   text_ids: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Returns how many images come before the first of each text's own.
+  """Returns the number of images before the first of each text's own.
 
   Args:
     text_embeds: (texts, embed).
@@ -48,7 +48,7 @@ def image_to_text_ranks(
   *,
   text_ids: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Returns how many texts come before the first of each image's own.
+  """Returns the number of texts before the first of each image's own.
 
   An image may have any number of texts from one up. With `text_ids` the equals
   of its texts are its own too.
@@ -72,7 +72,7 @@ def _grouped(numbers: np.ndarray) -> list[np.ndarray]:
 def _ranks(
   queries: np.ndarray, candidates: np.ndarray, own: Sequence[np.ndarray]
 ) -> np.ndarray:
-  """Returns how many candidates come before the best own one; ties by index."""
+  """Returns the number of candidates before the best own; ties by index."""
   ranks = np.empty(len(queries), np.int64)
   for rows, scores in _blocks(queries, candidates):
     counts = [len(candidates_of_row) for candidates_of_row in own[rows]]
@@ -162,7 +162,7 @@ def numbered(texts: Sequence[str]) -> np.ndarray:
 
 
 def count_repeated(text_ids: np.ndarray, image_of_text: np.ndarray) -> int:
-  """Returns how many texts have an equal one that is another image's."""
+  """Returns the number of texts that equal one of another image."""
   pairs = np.unique(np.stack([text_ids, image_of_text]), axis=1)
   images = np.bincount(pairs[0])
   return int((images[text_ids] > 1).sum())
@@ -242,7 +242,7 @@ def around_captions(
   labels: prompts_lib.Labels | None = None,
   templates: Sequence[str] | None = None,
 ) -> tuple[str, str]:
-  """Returns what the template puts before and after every caption.
+  """Returns the words of the template before and after every caption.
 
   Raises:
     UserError: labels or several templates are given.

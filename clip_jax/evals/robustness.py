@@ -62,32 +62,28 @@ def evaluate(
     for name in corruptions.CORRUPTIONS
     for severity in corruptions.SEVERITIES
   ]
-  total, bad = len(source) * (1 + len(kinds)), collections.Counter()
-  all_right, clean = [], {}
+  total = len(source) * (1 + len(kinds))
+  all_right, clean, bad = [], {}, collections.Counter()
   for number, kind in enumerate([None, *kinds]):
-    changed = source
-    if kind is not None:
-      changed = corruptions.Corrupted(
+    changed = (
+      source
+      if kind is None
+      else corruptions.Corrupted(
         source, *kind, seed=seed, limits=model.preprocess.limits
       )
+    )
     before = number * len(source)
-    found = collections.Counter()
-    with pipeline.eval_batches(
+    measured, right = _measure(
       changed,
+      model,
+      classes,
+      bad,
+      progress=progress
+      and (lambda done, _, before=before: progress(before + done, total)),
       batch_size=batch_size,
-      preprocess=model.preprocess,
       threads=threads,
-    ) as batches:
-      watched = tasks.watch(
-        batches,
-        found,
-        total=len(source),
-        progress=progress
-        and (lambda done, _, before=before: progress(before + done, total)),
-      )
-      measured, right = _measure(watched, model, classes, len(source))
+    )
     clean = clean or measured
-    bad |= found
     all_right.append(right)
   # An image counts where it can be read in all forms.
   table = np.stack(all_right)  # (1 + kinds, records); -1 where it cannot.
@@ -107,20 +103,27 @@ def evaluate(
   }
 
 
-def _measure(batches, model, classes, records):
+def _measure(source, model, classes, bad, *, progress, **reading):
   """Returns zero-shot's measures, and of each record whether it is right.
 
-  That is 1 or 0, and -1 for a record that is bad.
+  That is 1 or 0, and -1 for a record that is bad. `bad` counts the bad ones.
   """
-  right = np.full(records, -1, np.int8)
+  right = np.full(len(source), -1, np.int8)
+  found = collections.Counter()
 
-  def embedded():
+  def embedded(batches):
     for batch in batches:
       embeds, labels = model.embed_images(batch["image"]), batch["label"]
       yield embeds, labels
       right[batch["record"]] = zero_shot.guess(embeds, classes) == labels
 
-  return zero_shot.accuracy(embedded(), classes), right
+  with pipeline.eval_batches(
+    source, preprocess=model.preprocess, **reading
+  ) as batches:
+    watched = tasks.watch(batches, found, total=len(source), progress=progress)
+    measured = zero_shot.accuracy(embedded(watched), classes)
+  bad |= found
+  return measured, right
 
 
 def summary(

@@ -68,7 +68,7 @@ class Pool:
     except sources.BadRecord:
       return -1
     if label is None:
-      raise errors.UserError(f"{self._address} has examples without a label.")
+      raise linear_probe.unlabelled(self._address)
     return label
 
   def fewest(self) -> int:

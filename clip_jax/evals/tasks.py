@@ -256,7 +256,7 @@ def run(
   threads: int = 4,
   progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-  """Returns what `evaluate` does, of an evaluation that is open."""
+  """Returns the result of `evaluate`, of an evaluation that is open."""
   warnings = account.tell(evaluation.source, evaluation.data)
   started = time.perf_counter()
   measured = evaluation.measure(

@@ -32,7 +32,7 @@ def class_embeddings(
   fingerprint: Callable[[], str],
   note_texts: Callable[[list[str]], object],
 ) -> np.ndarray:
-  """Returns what `prompts.class_embeddings` does, kept from an earlier call.
+  """Returns `prompts.class_embeddings`, kept from an earlier call if possible.
 
   Args:
     prompts: of the classes.
@@ -56,7 +56,7 @@ def class_embeddings(
 
 
 def folder() -> pathlib.Path:
-  """Returns where class embeddings are kept."""
+  """Returns the folder of the class embeddings that are kept."""
   return kept_files.folder("classes")
 
 

@@ -41,7 +41,7 @@ class Accuracy:
     rank, labels = map(np.concatenate, (self._ranks, self._labels))
     examples = len(labels)
     if not examples:
-      raise errors.UserError("There is no example to classify.")
+      raise _no_example()
     found = {"top1": int(np.sum(rank < 1)), "top5": int(np.sum(rank < 5))}
     intervals = {
       name: list(metrics.clopper_pearson(right, examples))
@@ -86,7 +86,7 @@ def accuracy(
     _check_labels(labels, len(classes))
     kept.append((_units(embeds), labels))
   if not sum(len(labels) for _, labels in kept):
-    raise errors.UserError("There is no example to classify.")
+    raise _no_example()
   embeds, labels = map(np.concatenate, zip(*kept, strict=True))
   counts = Accuracy(len(classes))
   confusions = confusions_lib.Confusions(names or ())
@@ -145,6 +145,10 @@ def of_scores(
   return counts.result()
 
 
+def _no_example() -> errors.UserError:
+  return errors.UserError("There is no example to classify.")
+
+
 def _check_labels(labels: np.ndarray, classes: int) -> None:
   if np.any(labels < 0):
     raise errors.UserError(
@@ -152,10 +156,7 @@ def _check_labels(labels: np.ndarray, classes: int) -> None:
       "labelled data such as builtin:digits/test or a folder of class folders."
     )
   if np.any(labels >= classes):
-    raise errors.UserError(
-      f"The data has label {labels.max()}, but only {classes} labels are "
-      "named; name one for every class of the data, in its order."
-    )
+    raise multi_label.unnamed(labels.max(), classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +208,7 @@ def embed(
       raise multi_label.mixed()
     embeds.append(_units(model.embed_images(batch["image"])))
   if not embeds:
-    raise errors.UserError("There is no example to classify.")
+    raise _no_example()
   return Examples(np.concatenate(embeds), np.concatenate(labels))
 
 

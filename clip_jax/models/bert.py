@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import clip, layers, paths, text
+from clip_jax.models import clip, encoder, layers, paths, text
 
 # A mean over tokens divides by at least this, as in sentence-transformers.
 MIN_COUNT = 1e-9
@@ -80,20 +80,9 @@ class Bert(nn.Module):
     self._check(tokens)
     dtypes = layers.dtypes_of(self)
     mask = tokens != self.pad_id  # (batch, length)
-    x = layers.Encoder(
-      depth=self.depth,
-      heads=self.heads,
-      mlp_dim=self.mlp_dim,
-      activation=self.activation,
-      norm_epsilon=self.norm_epsilon,
-      post_norm=True,
-      scan=self.scan,
-      unroll=self.unroll,
-      remat=self.remat,
-      whole=self.whole,
-      name=paths.ENCODER,
-      **dtypes,
-    )(self._embed(tokens), mask)
+    x = encoder.of_tower(self, post_norm=True, name=paths.ENCODER)(
+      self._embed(tokens), mask
+    )
     x = POOLINGS[self.pooling](x, mask)
     if self.pooling == "pooler":
       x = jnp.tanh(nn.Dense(self.width, name="pooler", **dtypes)(x))

@@ -8,13 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from clip_jax.models import layers
+from clip_jax.models import encoder, layers
 
 # Where there are many blocks with large inputs, "nested" keeps only the inputs
 # of groups of blocks, at the cost of a third forward pass.
 NESTED = "nested"
 REMAT_POLICIES = {
-  **layers.REMAT_POLICIES,
+  **encoder.REMAT_POLICIES,
   NESTED: jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from scipy import sparse
 
-from clip_jax.models import layers, text
+from clip_jax.models import encoder, layers, text
 
 PREFIX = 4  # Tokens that stand for the image (paper, appendix A.2).
 # Logits that are computed at a time; in float32 these take 128 MiB.
@@ -30,7 +30,7 @@ class Captioner(nn.Module):
   It predicts the tokens of a caption up to and including the first `end_id`.
   The tokens before the position `first`, such as start-of-text, are the same in
   every caption and are not predicted. Inputs and outputs share one table of
-  embeddings. Fields that `layers.Encoder` also has mean the same as there.
+  embeddings. Fields that `encoder.Encoder` also has mean the same as there.
   """
 
   vocab_size: int
@@ -69,18 +69,7 @@ class Captioner(nn.Module):
       self.param_dtype,
     )
     self.prefix = nn.Dense(PREFIX * self.width, **dtypes)
-    self.encoder = layers.Encoder(
-      depth=self.depth,
-      heads=self.heads,
-      mlp_dim=self.mlp_dim,
-      activation=self.activation,
-      causal=True,
-      norm_epsilon=self.norm_epsilon,
-      scan=self.scan,
-      remat=self.remat,
-      whole=self.whole,
-      **dtypes,
-    )
+    self.encoder = encoder.of_tower(self, causal=True)
     self.ln_final = nn.LayerNorm(
       epsilon=self.norm_epsilon, use_fast_variance=False, **dtypes
     )

@@ -152,7 +152,7 @@ class Frozen:
 
   @classmethod
   def of(cls, params: Any, batch_stats: Any, pattern: str) -> "Frozen":
-    """Returns what `pattern` freezes in these arrays or shapes."""
+    """Returns the parts of these arrays or shapes that `pattern` freezes."""
     return cls(
       pattern=pattern,
       towers=locked_towers(params, pattern),

@@ -286,10 +286,7 @@ class ModifiedResNet(nn.Module):
         f"image_size={size} must divide by {stride}, the stride of "
         f"{len(self.depths)} stages; try {max(1, size // stride) * stride}."
       )
-    if shape[1:] != (size, size, 3):
-      raise errors.UserError(
-        f"Images must be (batch, {size}, {size}, 3); got {shape}."
-      )
+    layers.check_images(shape, size)
     features = self.width * EXPANSION * 2 ** (len(self.depths) - 1)
     if features % HEAD_DIM:
       raise errors.UserError(

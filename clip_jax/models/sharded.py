@@ -101,7 +101,7 @@ def _is_split(specs):
   return any(axis is not None for axis in axes)
 
 
-def whole(params: Any, specs: Any, *, dtype: jnp.dtype) -> Any:
+def gather_beside_layers(params: Any, specs: Any, *, dtype: jnp.dtype) -> Any:
   """Returns `params` with everything gathered but the layers of the towers.
 
   Args:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import layers, paths
+from clip_jax.models import encoder, layers, paths
 from clip_jax.packing import packed_text
 
 TEXT_POOLINGS = ("argmax", "eos", "last", "map")
@@ -136,20 +136,7 @@ class TextTransformer(nn.Module):
     at = None
     if not (train or self.pooling == "map" or mask is not None):
       at = self._read_position(tokens)[:, None]
-    x = layers.Encoder(
-      depth=self.depth,
-      heads=self.heads,
-      mlp_dim=self.mlp_dim,
-      activation=self.activation,
-      causal=self.causal,
-      norm_epsilon=self.norm_epsilon,
-      scan=self.scan,
-      unroll=self.unroll,
-      remat=self.remat,
-      whole=self.whole,
-      name=paths.ENCODER,
-      **dtypes,
-    )(x, mask, at)
+    x = encoder.of_tower(self, name=paths.ENCODER)(x, mask, at)
     norm = layers.layer_norm(self.norm_epsilon, name="ln_final", dtypes=dtypes)
     if self.pooling == "map":
       return layers.MapHead(

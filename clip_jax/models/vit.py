@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import errors
-from clip_jax.models import layers, paths
+from clip_jax.models import encoder, layers, paths
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
@@ -140,19 +140,9 @@ class VisionTransformer(nn.Module):
       at = jnp.arange(first_patch, x.shape[1])
       at = jnp.broadcast_to(at, (len(x), len(at)))
       last_mask = layers.itself(x)[:, first_patch:]
-    x = layers.Encoder(
-      depth=self.depth,
-      heads=self.heads,
-      mlp_dim=self.mlp_dim,
-      activation=self.activation,
-      norm_epsilon=self.norm_epsilon,
-      scan=self.scan,
-      unroll=self.unroll,
-      remat=self.remat,
-      whole=self.whole,
-      name=paths.ENCODER,
-      **layers.dtypes_of(self),
-    )(x, at=at, last_mask=last_mask)
+    x = encoder.of_tower(self, name=paths.ENCODER)(
+      x, at=at, last_mask=last_mask
+    )
     if each_patch and at is None:
       return x[:, first_patch:]
     if self.pooling == "class" and not each_patch:
@@ -169,10 +159,7 @@ class VisionTransformer(nn.Module):
         f"try {max(1, size // self.patch_size) * self.patch_size}, or "
         "drop_edge=True to ignore the pixels beyond the last whole patch."
       )
-    if shape[1:] != (size, size, 3):
-      raise errors.UserError(
-        f"Images must be (batch, {size}, {size}, 3); got {shape}."
-      )
+    layers.check_images(shape, size)
     if self.pooling == "class" and not self.class_token:
       raise errors.UserError(
         "pooling='class' needs class_token=True; try pooling='gap'."

@@ -175,7 +175,7 @@ class Header:
 
 
 def read_header(data: Encoded, *, limits: Limits = DEFAULT_LIMITS) -> Header:
-  """Returns what an image's header says; no pixel is decoded.
+  """Returns the facts of an image's header; no pixel is decoded.
 
   Raises:
     ImageError: it is none that `decode` would read.

@@ -148,7 +148,7 @@ def _checked(array: Any) -> np.ndarray:
 
 
 def _remedy(array: Any, kind: str, *, moved: bool) -> str:
-  """Returns what to do about an array of the wrong type or order of axes."""
+  """Returns the advice about an array of the wrong type or order of axes."""
   library = type(array).__module__.partition(".")[0]
   is_torch = library == "torch"
   x = "x"

@@ -65,7 +65,7 @@ def distinct(paths: Iterable[str]) -> dict[str, str]:
 
 
 def shown_apart(found: Iterable[str]) -> dict[str, str]:
-  """Returns what `shown` returns of each DATA address, but no two the same.
+  """Returns `shown` of each DATA address, but no two the same.
 
   Where the last part of the path is not enough, more of it is shown.
   """

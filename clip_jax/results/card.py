@@ -130,7 +130,7 @@ def _name(path: str) -> str:
 def _read(
   reports: Sequence[str | os.PathLike], own: pathlib.Path | None
 ) -> records.Collection | None:
-  """Returns what the reports and the run itself hold; None without any."""
+  """Returns the results of the reports and of the run; None without any."""
   try:
     places = [*reports] if own is None else [own, *reports]
     return files.read(places) if places else None
@@ -255,7 +255,7 @@ def _usage(name: str, address: str | None, clip: inference.Clip) -> str:
 
 
 def _longest_run(name: str) -> int:
-  """Returns how many backticks stand beside each other at most."""
+  """Returns the length of the longest run of backticks."""
   runs = "".join(c if c == "`" else " " for c in name).split()
   return max(map(len, runs), default=0)
 

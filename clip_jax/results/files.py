@@ -56,7 +56,7 @@ class _Found:
 
 
 def read(places: Iterable[str | os.PathLike]) -> records.Collection:
-  """Returns what runs and evaluations have left in some directories.
+  """Returns the results that runs and evaluations left in directories.
 
   Args:
     places: workdirs, directories of results with all below them, or files.
@@ -234,7 +234,7 @@ def _parts(values: Any) -> list[dict[str, Any]]:
 
 
 def _address(values: dict[str, Any]) -> str:
-  """Returns what a result is of."""
+  """Returns the data that a result is of: a name or an address."""
   texts = _texts(values)
   # A suite's name of a set says more than the address of its files.
   return texts.get("set", texts.get("data", ""))

@@ -59,16 +59,16 @@ def _tower(tower: Mapping[str, Any], params: Any) -> str:
   return ", ".join(parts)
 
 
-def data(config: config_lib.Config, counters: Mapping[str, Any]) -> Facts:
-  """Returns what a run was trained on, without directories."""
-  facts = [("training data", addresses.shown(config.data.train))]
+def data(settings: config_lib.Data, counters: Mapping[str, Any]) -> Facts:
+  """Returns the data that a run was trained on, without directories."""
+  facts = [("training data", addresses.shown(settings.train))]
   if isinstance(records := counters.get("records"), int):
     facts.append(("records", f"{records:,}"))
-  if config.data.held_out:
-    share = terminal.percent(config.data.held_out)
+  if settings.held_out:
+    share = terminal.percent(settings.held_out)
     facts.append(("held out", f"{share} of it, not trained on"))
-  if config.data.template:
-    facts.append(("captions", addresses.last(config.data.template)))
+  if settings.template:
+    facts.append(("captions", addresses.last(settings.template)))
   if bad := counters.get("bad_records"):
     facts.append(("bad records", f"met {bad} times and replaced"))
   return facts
@@ -81,7 +81,7 @@ def training(
   counters: Mapping[str, Any],
   path: pathlib.Path,
 ) -> Facts:
-  """Returns how a run was trained.
+  """Returns the facts of a run's training.
 
   Args:
     config: of the run.
@@ -140,6 +140,6 @@ def of_workdir(path: pathlib.Path, step: int) -> tuple[Facts, Facts]:
   config = workdir_lib.load_config(path)
   counters = workdir_lib.load_counters(path, step)
   return (
-    data(config, counters),
+    data(config.data, counters),
     training(config, step=step, counters=counters, path=path),
   )

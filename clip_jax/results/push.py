@@ -15,7 +15,6 @@ from clip_jax.results import repository as repository_lib
 
 _LOGGER = logging.getLogger(__name__)
 
-_README = "README.md"
 # The formats that are one file; the others are directories.
 _FILES = {"openai": "model.pt", "big-vision": "model.npz"}
 
@@ -101,7 +100,7 @@ def push(
   with tempfile.TemporaryDirectory(prefix="clip-jax-push-") as room:
     folder = pathlib.Path(room) / "model"
     warnings = _write(model, folder, to=to, progress=progress)
-    card_lib.save(card, folder / _README)
+    card_lib.save(card, folder / repository_lib.README)
     held, commit = None, None
     if there is not None:
       held = there.create(private=private)
@@ -155,9 +154,10 @@ def _keep(held: repository_lib.Held, folder: pathlib.Path) -> list[str]:
   """Leaves out a card that would replace somebody's page; returns warnings."""
   warnings = []
   if held.readme is not None and card_lib.MARK not in held.readme:
-    (folder / _README).unlink()
+    (folder / repository_lib.README).unlink()
     warnings.append(
-      f"The {_README} there was not made by `clip-jax card` and stays as it is."
+      f"The {repository_lib.README} there was not made by `clip-jax card` and "
+      "stays as it is."
     )
   ours = {path.name for path in folder.iterdir()}
   others = {x for x in held.files if x.endswith(tuple(weights_file.SUFFIXES))}

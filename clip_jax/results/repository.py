@@ -15,7 +15,7 @@ from huggingface_hub import utils as hub_utils
 from clip_jax import errors, terminal
 
 _FORM = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_README = "README.md"
+README = "README.md"
 _NO_ROOM = re.compile(r"storage|quota|too large|payment|billing", re.IGNORECASE)
 # The base of all errors of HTTP, also of those without an answer.
 _HTTP_ERROR: Any = hub_errors.HfHubHTTPError.__mro__[1]
@@ -115,9 +115,9 @@ class Repository:
       info = self._api.model_info(self.name)
       files = [entry.rfilename for entry in info.siblings or ()]
       readme = None
-      if _README in files:
+      if README in files:
         with tempfile.TemporaryDirectory() as room:
-          path = self._api.hf_hub_download(self.name, _README, local_dir=room)
+          path = self._api.hf_hub_download(self.name, README, local_dir=room)
           readme = pathlib.Path(path).read_text("utf-8", errors="replace")
     if private and not info.private:
       raise errors.UserError(

@@ -27,7 +27,7 @@ _RECALLS = ("r@1", "r@5", "r@10")
 
 
 def task_words(task: str) -> str:
-  """Returns what a task is called."""
+  """Returns the name of a task."""
   return _TASKS.get(task, task)
 
 
@@ -52,7 +52,7 @@ def measured(result: records.Result) -> list[tuple[str, float, str]]:
 
 
 def measure_words(name: str) -> str:
-  """Returns what a measure of `measured` is called."""
+  """Returns the name of a measure of `measured`."""
   way, slash, recall = name.partition("/")
   if slash:
     return f"{WAYS[way]}, {recall.upper()}"
@@ -60,7 +60,7 @@ def measure_words(name: str) -> str:
 
 
 def protocol(result: records.Result) -> str:
-  """Returns what a result says of how it was measured; "" for nothing."""
+  """Returns a note on how a result was measured; "" without one."""
   found = result.values.get("protocol")
   return terminal.printable(found, limit=300) if isinstance(found, str) else ""
 

@@ -226,7 +226,7 @@ def _open_to_go_on(path: pathlib.Path) -> io.BufferedRandom:
 
 
 def _read_journal(path: pathlib.Path) -> dict[str, Any]:
-  """Returns what a build that was stopped says of its files, or nothing."""
+  """Returns the journal of a stopped build; empty without a good one."""
   try:
     data = regular_files.read_regular(path, limit=layout.MOST_META_BYTES)
     journal = json_text.parse(data, what=str(path))

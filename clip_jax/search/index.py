@@ -148,7 +148,7 @@ class Index:
     return self.search_many(np.asarray(query)[None], k=k)[0]
 
   def search_many(self, queries: np.ndarray, *, k: int = 10) -> list[list[Hit]]:
-    """Returns what `search` does for each of the queries (queries, embed).
+    """Returns the results of `search` for each of the queries (queries, embed).
 
     The embeddings are read once for all of them.
     """
@@ -262,7 +262,7 @@ def _largest(
 
 
 def _line_ends(content: np.ndarray) -> np.ndarray:
-  """Returns where each line of a file, given as uint8, ends."""
+  """Returns the end of each line of a file, given as uint8."""
   ends = [np.zeros(0, np.int64)]
   for start in range(0, len(content), _BYTES_PER_READ):
     block = content[start : start + _BYTES_PER_READ]

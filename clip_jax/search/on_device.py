@@ -59,7 +59,7 @@ class DeviceIndex:
   def search_many(
     self, queries: np.ndarray, *, k: int = 10, approximate: bool = False
   ) -> list[list[index_lib.Hit]]:
-    """Returns what `Index.search_many` does.
+    """Returns the results of `Index.search_many`.
 
     Products are summed in float32. Their order of summation is the device's, so
     that scores that differ by rounding alone may change places.

@@ -188,7 +188,7 @@ class Tokenizer:
     }
 
   def files(self) -> dict[str, bytes]:
-    """Returns what to write into a model's directory: names and contents.
+    """Returns the files for a model's directory: contents by name.
 
     Raises:
       UserError: the file is missing.
@@ -285,7 +285,7 @@ def make_tokenizer(
 
 
 def read_json(data: bytes) -> subwords.Subwords:
-  """Returns what a `tokenizer.json` makes.
+  """Returns the tokenizer of a `tokenizer.json`.
 
   Raises:
     UserError: it is not a valid one.

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 
 from clip_jax import config as config_lib
-from clip_jax import errors, terminal
+from clip_jax import errors, sharding, terminal
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.models import variants
@@ -70,7 +69,7 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
   _check_is_ours(workdir)
   with contextlib.ExitStack() as stack:
     mine = jax.process_index() != 0 or _lock(workdir, stack)
-    if not _on_all(mine):
+    if not sharding.everywhere(mine):
       holder = (workdir / LOCK).read_text(errors="replace")
       raise errors.UserError(
         f"Another training is under way in {workdir} "
@@ -118,12 +117,6 @@ def _lock(workdir: pathlib.Path, stack: contextlib.ExitStack) -> bool:
   file.write(f"process {os.getpid()} on {socket.gethostname()}")
   file.flush()
   return True
-
-
-def _on_all(fine: bool) -> bool:
-  if jax.process_count() == 1:
-    return fine
-  return bool(multihost_utils.process_allgather(np.array(fine)).all())
 
 
 def claim(

@@ -141,7 +141,7 @@ class Evaluator:
     )
 
   def _scorer(self, ready: Any) -> embedding_model.ScoreTexts | None:
-    """Returns how a model that predicts captions scores texts, or None."""
+    """Returns the scorer of a model that predicts captions; None for others."""
     if ready.score_texts is None:
       return None
 

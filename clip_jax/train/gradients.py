@@ -72,7 +72,9 @@ class Towers:
     self, params: Any, batch_stats: Any, part: Part, key: jax.Array
   ) -> tuple[clip.ClipOutput, Any]:
     """Returns the model's output for `part` and the new batch statistics."""
-    params = sharded.whole(params, self.specs, dtype=self.model.dtype)
+    params = sharded.gather_beside_layers(
+      params, self.specs, dtype=self.model.dtype
+    )
     output, updated = self.model.apply(
       {"params": params, "batch_stats": batch_stats},
       part.image,

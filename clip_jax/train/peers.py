@@ -16,13 +16,12 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from clip_jax import errors
+from clip_jax import errors, names
 from clip_jax.train import links
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: another process is lost; try again.
 FAILED = 1  # Another process ended with an error of its own.
 
-HEARTBEAT_SECONDS = 30
 _AGAIN = (
   "This process ends too. Start all of them again with the same commands: the "
   "run goes on from its last checkpoint."
@@ -274,7 +273,7 @@ def connect(
   process: int,
   processes: int,
   join_seconds: float,
-  heartbeat_seconds: float = HEARTBEAT_SECONDS,
+  heartbeat_seconds: float = names.HEARTBEAT_SECONDS,
   leave: Leave = _leave,
 ) -> Peers:
   """Waits until all processes of a run are connected, and watches them.

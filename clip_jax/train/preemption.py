@@ -15,6 +15,9 @@ class Preemption:
   Several processes stop at the same point: once one of them is asked, they
   agree, through JAX's service and in the background, on a point that none has
   passed yet. Polling costs no collective, but all must poll at the same points.
+
+  Attributes:
+    told: whether the run was told to stop, as of the last `poll`.
   """
 
   def __init__(self):

@@ -211,7 +211,9 @@ def make_run(
   evaluations = _open_evaluations(entries, data, open_source)
   report = _open_report(config.report, data, open_source)
   program = program_lib.make_program(config, examples=len(source))
-  _check_measurable(config, program.model, evaluations)
+  _check_measurable(
+    program.model, evaluations, config.objective.kind, config.report
+  )
   tokenizer = tokenizer_lib.make_tokenizer(
     **program.spec["tokenizer"],
     context_length=program.spec["text"]["context_length"],
@@ -251,11 +253,10 @@ def make_run(
   )
 
 
-def _check_measurable(config, model, evaluations) -> None:
+def _check_measurable(model, evaluations, kind, report) -> None:
   """Raises UserError if the run needs embeddings that its model has not."""
   if model.contrastive:
     return
-  kind = config.objective.kind
   for name, evaluation in evaluations.items():
     if evaluation.task != "zero_shot":
       raise errors.UserError(
@@ -263,9 +264,9 @@ def _check_measurable(config, model, evaluations) -> None:
         f"objective.kind={kind!r} has none that images and texts share; "
         "measure zero_shot on data with classes, or leave it out."
       )
-  if config.report:
+  if report:
     raise errors.UserError(
-      f"report={config.report!r} shows probabilities of embeddings, and a "
+      f"report={report!r} shows probabilities of embeddings, and a "
       f"model of objective.kind={kind!r} has none; leave it out."
     )
 

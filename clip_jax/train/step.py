@@ -133,16 +133,10 @@ def make_train_step(
       state, params=params, batch_stats=batch_stats, opt_state=opt_state
     )
     candidate = _average(candidate, state, optim.ema_decay)
-    # All three numbers are global, so all devices decide alike.
-    finite = jnp.isfinite(found.total) & jnp.isfinite(norm)
-    finite &= jnp.isfinite(optax.tree.norm(updates))
     log_scale = state.params.get("log_scale")
-    state = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old), candidate, state
-    )
-    state = dataclasses.replace(
-      state, step=state.step + 1, skipped=state.skipped + ~finite
-    )
+    # All three numbers are global, so all devices decide alike.
+    numbers = found.total, norm, optax.tree.norm(updates)
+    state = _if_finite(numbers, candidate, state)
     return state, Measured(
       loss=found.total,
       terms=found.terms,
@@ -260,6 +254,17 @@ def _text_ids(tokens, micro_batches):
     lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), tokens
   )
   return jax.vmap(losses.text_ids)(parts).reshape(-1)
+
+
+def _if_finite(numbers, candidate, state):
+  """Returns `candidate` if all numbers are finite, else `state`; counts."""
+  finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, numbers))
+  chosen = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old), candidate, state
+  )
+  return dataclasses.replace(
+    chosen, step=chosen.step + 1, skipped=chosen.skipped + ~finite
+  )
 
 
 def _average(

@@ -184,7 +184,7 @@ def sample_lengths(
   tokenizer: Callable[[list[str]], np.ndarray],
   **options: Any,
 ) -> np.ndarray:
-  """Returns how many tokens the first captions of a run need, (captions,).
+  """Returns the number of tokens that a run's first captions need, (captions,).
 
   They are the captions of the run's first examples, even if it is resumed.
 

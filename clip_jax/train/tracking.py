@@ -134,16 +134,13 @@ class Tracking:
     self._name = config.tracker
     self._connection: Connection | None = None
     if jax.process_index() == 0 and self._name in _CONNECT:
-      self._try(lambda: self._connect(config, workdir, total_steps))
+      sent = json.loads(config_lib.to_json(config))
+      sent["total_steps"] = total_steps
+      self._try(lambda: self._connect(sent, workdir))
 
-  def _connect(
-    self, config: config_lib.Config, workdir: pathlib.Path, total_steps: int
-  ) -> None:
-    tree = json.loads(config_lib.to_json(config))
+  def _connect(self, sent: dict[str, Any], workdir: pathlib.Path) -> None:
     connect = _CONNECT[self._name]
-    self._connection = connect(
-      workdir, _identity(workdir), {**tree, "total_steps": total_steps}
-    )
+    self._connection = connect(workdir, _identity(workdir), sent)
 
   def log(self, step: int, values: Mapping[str, Any]) -> None:
     """Sends the numbers among the values of a step."""

@@ -7,7 +7,6 @@ and a Chromium, whose path may stand in CLIP_JAX_CHROMIUM.
 import concurrent.futures
 import functools
 import http.server
-import importlib.util
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ import jax
 import numpy as np
 import pytest
 
+import model_kinds
 from clip_jax import loading, search
 from clip_jax.app import engine as engine_lib
 from clip_jax.app import limits, page, server, tabs, watching
@@ -36,14 +36,6 @@ SECRET = "top-secret-9f1c"
 COMPILED = "/jax/core/compile/backend_compile_duration"
 # The events of the page, in the order in which it makes them.
 CLASSIFY, SEARCH, COMPARE, HEAT, WATCH = 0, 4, 8, 9, 11
-
-
-def _load_kinds():
-  path = pathlib.Path(__file__).parents[1] / "model_kinds.py"
-  spec = importlib.util.spec_from_file_location("model_kinds", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +103,7 @@ def served(tmp_path_factory, folder, hostile, make_image, compiled):
   """A page with a model of random numbers, an index and a run."""
   pytest.importorskip("gradio")
   room = tmp_path_factory.mktemp("page")
-  clip = loading.load(_load_kinds().clip_directory(room / "model"))
+  clip = loading.load(model_kinds.clip_directory(room / "model"))
   source = sources.open_source(folder)
   builder = search.Builder(
     room / "index", model="m", fingerprint=clip.fingerprint

@@ -1,17 +1,18 @@
 """Curation: each decision equals that of a slow loop written from the paper."""
 
 import collections
-import hashlib
 import json
-import pathlib
 import re
 
 import numpy as np
 import pytest
 from scipy import stats
 
+import made_data
+import memory_source
 from clip_jax import cli, errors, preprocess
 from clip_jax.data import prepare, sources
+from clip_jax.data import record as record_lib
 from clip_jax.data.curation import (
   balancing,
   curate,
@@ -108,27 +109,14 @@ def _kept_by_hand(names, texts, entries, limit, seed):
   return stays, counts
 
 
-class Pairs:
-  """Pairs in memory, with an image that has a header."""
-
-  class_names = templates = None
-
-  def __init__(self, names, texts, image, bad=()):
-    self._pairs = list(zip(names, texts, strict=True))
-    self._image, self._bad = image, bad
-    # Of a set: the order of the pairs is none of its business.
-    self.fingerprint = hashlib.sha256(
-      repr(sorted(self._pairs)).encode()
-    ).hexdigest()
-
-  def __len__(self):
-    return len(self._pairs)
-
-  def __getitem__(self, slot):
-    name, text = self._pairs[slot]
-    if name in self._bad:
-      raise sources.BadRecord("missing_image", name)
-    return sources.Record(image=self._image, texts=(text,), key=name)
+def _source(names, texts, image, bad=()):
+  records = [
+    record_lib.Record(image, (text,), name)
+    for name, text in zip(names, texts, strict=True)
+  ]
+  return memory_source.MemorySource(
+    records, dict.fromkeys(bad, "missing_image")
+  )
 
 
 @pytest.fixture(scope="module")
@@ -143,25 +131,13 @@ def pairs(tmp_path_factory):
   return names, texts, path.read_bytes()
 
 
-def _keys(out):
-  source = sources.open_source(f"arrayrecord:{out}")
-  return [source[i].key for i in range(len(source))]
-
-
-def _content(directory):
-  return {
-    path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-    for path in sorted(pathlib.Path(directory).iterdir())
-  }
-
-
 @pytest.mark.parametrize("seed", [0, 5, -1])
 def test_the_pairs_that_stay_are_those_of_a_loop(seed, pairs, tmp_path):
   names, texts, image = pairs
   rule = curate.Rule(queries.Queries(WORDS), max_per_query=30, seed=seed)
-  found = curate.curate(Pairs(names, texts, image), tmp_path / "out", rule)
+  found = curate.curate(_source(names, texts, image), tmp_path / "out", rule)
   want, counts = _kept_by_hand(names, texts, WORDS, 30, seed)
-  assert _keys(tmp_path / "out") == want
+  assert made_data.keys(tmp_path / "out") == want
   assert found["kept"] == len(want)
   rows = (tmp_path / "out" / "queries.tsv").read_text().splitlines()[1:]
   table = {query: int(n) for query, n, _ in (row.split("\t") for row in rows)}
@@ -172,23 +148,27 @@ def test_the_pairs_that_stay_are_those_of_a_loop(seed, pairs, tmp_path):
 def test_order_and_processes_change_nothing(pairs, tmp_path):
   names, texts, image = pairs
   rule = curate.Rule(queries.Queries(WORDS), max_per_query=25)
-  prepare.prepare(Pairs(names, texts, image), tmp_path / "pairs")
+  prepare.prepare(_source(names, texts, image), tmp_path / "pairs")
   # Of files: another process cannot import what a test defines.
   source = sources.open_source(f"arrayrecord:{tmp_path / 'pairs'}")
   for workers in (1, 2):
     out = tmp_path / f"{workers}"
     curate.curate(source, out, rule, workers=workers)
-  assert _content(tmp_path / "1") == _content(tmp_path / "2")
+  assert made_data.content(tmp_path / "1") == made_data.content(tmp_path / "2")
   order = np.random.default_rng(2).permutation(len(names))
-  shuffled = Pairs([names[i] for i in order], [texts[i] for i in order], image)
+  shuffled = _source(
+    [names[i] for i in order], [texts[i] for i in order], image
+  )
   turned = curate.Rule(queries.Queries(WORDS[::-1]), max_per_query=25)
   curate.curate(shuffled, tmp_path / "shuffled", turned)
-  assert sorted(_keys(tmp_path / "shuffled")) == _keys(tmp_path / "1")
+  assert sorted(made_data.keys(tmp_path / "shuffled")) == made_data.keys(
+    tmp_path / "1"
+  )
 
 
 def test_an_interrupted_run_goes_on_and_so_does_a_failed_one(pairs, tmp_path):
   names, texts, image = pairs
-  source = Pairs(names, texts, image)
+  source = _source(names, texts, image)
   rule = curate.Rule(queries.Queries(WORDS), max_per_query=25)
   curate.curate(source, tmp_path / "whole", rule)
 
@@ -203,7 +183,9 @@ def test_an_interrupted_run_goes_on_and_so_does_a_failed_one(pairs, tmp_path):
   done = []
   curate.curate(source, tmp_path / "out", rule, on_record=done.append)
   assert done[0] > 300
-  assert _content(tmp_path / "out") == _content(tmp_path / "whole")
+  assert made_data.content(tmp_path / "out") == made_data.content(
+    tmp_path / "whole"
+  )
   rule = curate.Rule(queries.Queries(("no such word",)), max_per_query=25)
   with pytest.raises(errors.UserError, match="None of the"):
     curate.curate(source, tmp_path / "failed", rule)
@@ -271,7 +253,7 @@ def test_each_query_keeps_its_share_and_rare_ones_all():
 
 def test_every_pair_is_accounted_for(pairs, tmp_path):
   names, texts, image = pairs
-  source = Pairs(names, texts, image, bad=set(names[::7]))
+  source = _source(names, texts, image, bad=set(names[::7]))
   rule = curate.Rule(queries.Queries(("cat", "U.S.")), size=80)
   found = curate.curate(source, tmp_path / "out", rule)
   assert (
@@ -279,7 +261,7 @@ def test_every_pair_is_accounted_for(pairs, tmp_path):
   )
   assert found["dropped"]["missing_image"] == len(names[::7])
   assert found["expected"] == pytest.approx(80)
-  assert not set(_keys(tmp_path / "out")) & set(names[::7])
+  assert not set(made_data.keys(tmp_path / "out")) & set(names[::7])
   # Asked for again, nothing is done; asked for otherwise, nothing is lost.
   again = curate.curate(source, tmp_path / "out", rule)
   assert again == found | {"written": False}
@@ -331,7 +313,7 @@ def test_the_command_line_curates(tmp_path, capsys, png):
   assert found["threshold"] == 5
   assert 1 < found["kept"] < 20
   assert found["dropped"]["missing_file"] == 1
-  keys = _keys(tmp_path / "out")
+  keys = made_data.keys(tmp_path / "out")
   assert len(keys) == found["kept"]
   # Of an image with several captions all stay.
   last = sources.open_source(f"arrayrecord:{tmp_path / 'out'}")[len(keys) - 1]
@@ -421,7 +403,7 @@ def test_each_language_has_its_list_and_its_tail(tmp_path, png, monkeypatch):
   spoken = _worldwide(1500)
   monkeypatch.setattr(language, "of", dict(map(reversed, spoken)).__getitem__)
   names = [f"{i}" for i in range(len(spoken))]
-  source = Pairs(names, [text for _, text in spoken], png(0))
+  source = _source(names, [text for _, text in spoken], png(0))
   lists = {
     code: queries.Queries(entries) for code, (entries, _) in LANGUAGES.items()
   }

@@ -5,12 +5,14 @@ import hashlib
 import io
 import itertools
 import json
-import pathlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+import image_bytes
+import made_data
+import memory_source
 from clip_jax import cli, errors, preprocess
 from clip_jax.data import prepare, sources
 from clip_jax.data import record as record_lib
@@ -36,39 +38,21 @@ def _drawing(seed, size=48):
   return image
 
 
-def _encoded(image, file_format="PNG", **options):
-  file = io.BytesIO()
-  image.save(file, file_format, **options)
-  return file.getvalue()
-
-
 COPIES = {
-  "recaptioned": lambda image: _encoded(image),
-  "recompressed": lambda image: _encoded(image, "JPEG", quality=60),
-  "smaller": lambda image: _encoded(image.resize((36, 41), 3)),
-  "darker": lambda image: _encoded(image.point(lambda v: int(v * 0.9))),
-  "mirrored": lambda image: _encoded(image.transpose(0)),
+  "recaptioned": lambda image: image_bytes.encode(image),
+  "recompressed": lambda image: image_bytes.encode(image, "JPEG", quality=60),
+  "smaller": lambda image: image_bytes.encode(image.resize((36, 41), 3)),
+  "darker": lambda image: image_bytes.encode(
+    image.point(lambda v: int(v * 0.9))
+  ),
+  "mirrored": lambda image: image_bytes.encode(image.transpose(0)),
 }
 
 
-class Source:
-  """Pairs in memory; those with a "bad" key are bad."""
-
-  class_names = templates = None
-
-  def __init__(self, records):
-    self.records = records
-    said = sorted((r.key, *r.texts) for r in records)
-    self.fingerprint = hashlib.sha256(repr(said).encode()).hexdigest()
-
-  def __len__(self):
-    return len(self.records)
-
-  def __getitem__(self, index):
-    record = self.records[index]
-    if record.key.startswith("bad"):
-      raise record_lib.BadRecord("missing_image", record.key)
-    return record
+def _source(records):
+  """Returns a source in which keys with "bad" are bad."""
+  bad = {r.key: "missing_image" for r in records if r.key.startswith("bad")}
+  return memory_source.MemorySource(records, bad)
 
 
 def _record(key, image):
@@ -81,7 +65,7 @@ def planted():
   records, originals = [], {}
   for number in range(72):
     image = _drawing(number)
-    records.append(_record(f"{number:03d}", _encoded(image)))
+    records.append(_record(f"{number:03d}", image_bytes.encode(image)))
     for kind, copy in list(COPIES.items())[number % 6 :][:1]:
       key = f"{number:03d}_{kind}"
       originals[key] = f"{number:03d}"
@@ -89,25 +73,15 @@ def planted():
   records += [_record(f"bad{i}", b"") for i in range(3)]
   # Nothing to see on them: near nothing, whatever their hash.
   grey = [Image.new("RGB", (20, 20), (v, v, v)) for v in (40, 90, 140)]
-  records += [_record(f"grey{i}", _encoded(x)) for i, x in enumerate(grey)]
+  records += [
+    _record(f"grey{i}", image_bytes.encode(x)) for i, x in enumerate(grey)
+  ]
   order = np.random.default_rng(0).permutation(len(records))
-  return Source([records[i] for i in order]), originals
-
-
-def _keys(out):
-  source = sources.open_source(f"arrayrecord:{out}")
-  return [source[i].key for i in range(len(source))]
+  return _source([records[i] for i in order]), originals
 
 
 def _table(path):
   return [line.split("\t") for line in path.read_text().splitlines()[1:]]
-
-
-def _content(directory):
-  return {
-    path.name: path.read_bytes()
-    for path in sorted(pathlib.Path(directory).iterdir())
-  }
 
 
 RULE = likeness.Rule(mirrored=True)
@@ -177,7 +151,7 @@ def test_what_stays_is_what_a_loop_keeps(mirrored, planted, tmp_path):
   rule = likeness.Rule(mirrored=mirrored)
   found = dedupe.dedupe(source, tmp_path / "o", rule)
   want, dropped = _by_hand(source.records, rule)
-  assert _keys(tmp_path / "o") == want
+  assert made_data.keys(tmp_path / "o") == want
   assert found["dropped"] == {"missing_image": 3, **dropped}
   assert found["kept"] + sum(found["dropped"].values()) == found["pairs"]
   rows = _table(tmp_path / "o" / "duplicates.tsv")
@@ -209,7 +183,9 @@ def test_order_processes_and_interruptions_change_nothing(
   work = linking.Work(workers=2)
   if workers:
     dedupe.dedupe(opened, tmp_path / "again", RULE, work=work)
-    assert _content(tmp_path / "again") == _content(tmp_path / "o")
+    assert made_data.content(tmp_path / "again") == made_data.content(
+      tmp_path / "o"
+    )
     return
 
   def interrupt(what, done, total):
@@ -227,13 +203,17 @@ def test_order_processes_and_interruptions_change_nothing(
   work = linking.Work(on_record=lambda what, n, total: done.append(n))
   dedupe.dedupe(opened, tmp_path / "again", RULE, work=work)
   assert done[0] > 2 * 64
-  assert _content(tmp_path / "again") == _content(tmp_path / "o")
+  assert made_data.content(tmp_path / "again") == made_data.content(
+    tmp_path / "o"
+  )
   again = dedupe.dedupe(opened, tmp_path / "again", RULE)
   assert not again["written"]
   order = np.random.default_rng(1).permutation(len(source))
-  turned = Source([source.records[i] for i in order])
+  turned = _source([source.records[i] for i in order])
   dedupe.dedupe(turned, tmp_path / "turned", RULE)
-  assert sorted(_keys(tmp_path / "turned")) == sorted(_keys(tmp_path / "o"))
+  assert sorted(made_data.keys(tmp_path / "turned")) == sorted(
+    made_data.keys(tmp_path / "o")
+  )
 
 
 def test_near_hashes_are_those_of_all_pairs():
@@ -371,9 +351,11 @@ class Model:
 
 def _plain(levels):
   """A source of plain images, one of each level of red."""
-  return Source(
+  return _source(
     [
-      _record(f"{i}", _encoded(Image.new("RGB", (8 + i, 9), (level, 0, 0))))
+      _record(
+        f"{i}", image_bytes.encode(Image.new("RGB", (8 + i, 9), (level, 0, 0)))
+      )
       for i, level in enumerate(levels)
     ]
   )
@@ -397,7 +379,11 @@ def test_semantic_groups_are_transitive(tmp_path):
     exact=False, max_distance=None, semantic=_semantic(Model(), similarity)
   )
   found = dedupe.dedupe(source, tmp_path / "o", rule)
-  assert _keys(tmp_path / "o") == ["3", "5", "6"]  # The largest of each.
+  assert made_data.keys(tmp_path / "o") == [
+    "3",
+    "5",
+    "6",
+  ]  # The largest of each.
   assert found["dropped"] == {"semantic": 4}
   assert found["groups"] == {"semantic": 2}
   assert found["largest_group"] == 4
@@ -416,7 +402,7 @@ def test_what_an_evaluation_set_has_goes_and_is_told(tmp_path):
   similarity = float(np.cos(4 / 255 * np.pi))
   rule = likeness.Rule(max_distance=None, semantic=_semantic(model, similarity))
   found = dedupe.dedupe(source, tmp_path / "o", rule, against=against)
-  assert _keys(tmp_path / "o") == ["0", "2"]
+  assert made_data.keys(tmp_path / "o") == ["0", "2"]
   assert found["dropped"] == {"overlap": 4}
   assert found["overlap"] == {
     "examples": 4,
@@ -453,8 +439,8 @@ def test_what_an_evaluation_set_has_goes_and_is_told(tmp_path):
 
 def test_looks_link_two_sets_as_a_loop_does(planted, tmp_path):
   source, _ = planted
-  half = Source(source.records[::2])
-  other = Source(source.records[1::2])
+  half = _source(source.records[::2])
+  other = _source(source.records[1::2])
   rule = likeness.Rule(exact=False, max_distance=4)
   found = dedupe.dedupe(
     half, tmp_path / "o", rule, against=other, report_only=True
@@ -528,8 +514,8 @@ def _first(labels):
 
 def test_the_command_line_dedupes(planted, tmp_path, capsys):
   source, _ = planted
-  prepare.prepare(Source(source.records[:60]), tmp_path / "pairs")
-  prepare.prepare(Source(source.records[50:70]), tmp_path / "test")
+  prepare.prepare(_source(source.records[:60]), tmp_path / "pairs")
+  prepare.prepare(_source(source.records[50:70]), tmp_path / "test")
   command = ["data", "dedupe", f"arrayrecord:{tmp_path / 'pairs'}"]
   command += [str(tmp_path / "o"), "--max-distance", "4"]
   command += ["--against", f"arrayrecord:{tmp_path / 'test'}"]

@@ -1,16 +1,17 @@
 """Filters: each decision equals that of a slow loop written from the docs."""
 
 import collections
-import hashlib
 import io
 import json
-import pathlib
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import image_bytes
+import made_data
+import memory_source
 from clip_jax import cli, errors, preprocess
 from clip_jax.data import prepare, sources
 from clip_jax.data import record as record_lib
@@ -59,29 +60,13 @@ LIMITS = {
 
 
 def _png(width, height, colour):
-  file = io.BytesIO()
-  Image.new("RGB", (width, height), colour).save(file, "PNG")
-  return file.getvalue()
+  return image_bytes.encode(Image.new("RGB", (width, height), colour))
 
 
-class Source:
-  """Pairs in memory."""
-
-  class_names = templates = None
-
-  def __init__(self, records):
-    self.records = records
-    said = sorted((r.key, *r.texts) for r in records)
-    self.fingerprint = hashlib.sha256(repr(said).encode()).hexdigest()
-
-  def __len__(self):
-    return len(self.records)
-
-  def __getitem__(self, slot):
-    record = self.records[slot]
-    if record.key.endswith("7"):
-      raise record_lib.BadRecord("missing_image", record.key)
-    return record
+def _source(records):
+  """Returns a source in which every tenth key or so is bad."""
+  bad = {r.key: "missing_image" for r in records if r.key.endswith("7")}
+  return memory_source.MemorySource(records, bad)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +90,7 @@ def source():
       )
     )
     at += count
-  return Source(records)
+  return _source(records)
 
 
 def _spaceless(text):
@@ -192,13 +177,6 @@ def _read(out):
   return {record.key: record.texts for record in records}
 
 
-def _content(directory):
-  return {
-    path.name: path.read_bytes()
-    for path in sorted(pathlib.Path(directory).iterdir())
-  }
-
-
 @pytest.mark.parametrize("name", [*LIMITS, "all"])
 def test_what_stays_is_what_a_loop_keeps(name, source, tmp_path):
   limits = LIMITS if name == "all" else {name: LIMITS[name]}
@@ -228,9 +206,11 @@ def test_order_and_interruptions_change_nothing(source, tmp_path):
     source, tmp_path / "again", limits, on_record=done.append
   )
   assert done[0] == 256  # Three times 64 were there.
-  assert _content(tmp_path / "again") == _content(tmp_path / "o")
+  assert made_data.content(tmp_path / "again") == made_data.content(
+    tmp_path / "o"
+  )
   order = np.random.default_rng(1).permutation(len(source))
-  turned = Source([source.records[i] for i in order])
+  turned = _source([source.records[i] for i in order])
   filtering.filter_pairs(turned, tmp_path / "turned", limits)
   assert _read(tmp_path / "turned") == _read(tmp_path / "o")
 
@@ -337,7 +317,9 @@ def test_scores_are_computed_once_whatever_the_threshold(
     source, tmp_path / "o", limits, model=model, batch_size=32
   )
   assert len(model.batches) <= len(whole.batches) + 2
-  assert _content(tmp_path / "o") == _content(tmp_path / "whole")
+  assert made_data.content(tmp_path / "o") == made_data.content(
+    tmp_path / "whole"
+  )
   # One shape of batches, so that no rounding depends on the rest.
   assert set(model.batches) == {32}
 
@@ -356,7 +338,7 @@ class Ramp(Model):
 
 def _ramp(sides):
   """Returns pairs of images of these sides, each redder than the last."""
-  return Source(
+  return _source(
     [
       record_lib.Record(_png(side, side, (10 * i, 0, 0)), ("a",), f"k{i:02d}x")
       for i, side in enumerate(sides)
@@ -392,7 +374,9 @@ def test_scores_of_other_pairs_are_not_taken(tmp_path, monkeypatch):
     patched.setattr(prepare, "prepare", stop)
     run("o", limits[0])  # All is scored, and nothing is written.
   assert run("o", limits[1]) == run("fresh", limits[1])
-  assert _content(tmp_path / "o") == _content(tmp_path / "fresh")
+  assert made_data.content(tmp_path / "o") == made_data.content(
+    tmp_path / "fresh"
+  )
 
 
 @pytest.mark.parametrize("what", ["images", "texts"])
@@ -413,7 +397,7 @@ def test_a_model_that_gives_no_numbers_is_refused(what, tmp_path, monkeypatch):
 
 def test_an_image_that_decoding_shows_to_be_bad_is_counted(tmp_path):
   whole = _png(30, 30, (1, 2, 3))
-  source = Source(
+  source = _source(
     [
       record_lib.Record(whole, ("a dog",), "a"),
       record_lib.Record(whole[:-30], ("a dog",), "b"),
@@ -500,7 +484,7 @@ def test_languages_are_told_where_the_library_is(source, tmp_path):
     "ein Foto von einem Hund im Garten",
     "une photo d'un chien dans le jardin",
   ]
-  pairs = Source(
+  pairs = _source(
     [record_lib.Record(image, (t,), f"{i}") for i, t in enumerate(texts)]
   )
   found = filtering.filter_pairs(

@@ -8,9 +8,9 @@ import os
 import numpy as np
 import pytest
 
+import memory_source
 from clip_jax import errors, preprocess
 from clip_jax.data import prepare, processes, sources
-from clip_jax.data import record as record_lib
 from clip_jax.data.curation import (
   beam_runner,
   curate,
@@ -44,27 +44,19 @@ class Examine:
     }
 
 
-class Source:
-  """Records in memory; every seventh is bad, in one of two ways."""
-
-  class_names = templates = None
-  fingerprint = "in memory"
-
-  def __init__(self, pairs):
-    self._pairs = pairs
-
-  def __len__(self):
-    return len(self._pairs)
-
-  def __getitem__(self, slot):
-    if slot % 7 == 3:
-      raise record_lib.BadRecord("bb" if slot % 2 else "aa", str(slot))
-    return self._pairs[slot]
+def _source(records):
+  """Returns a source in which every seventh is bad, in one of two ways."""
+  bad = {
+    record.key: "bb" if slot % 2 else "aa"
+    for slot, record in enumerate(records)
+    if slot % 7 == 3
+  }
+  return memory_source.MemorySource(records, bad)
 
 
 @pytest.fixture(scope="module")
 def source(pairs):
-  return Source(pairs(150))
+  return _source(pairs(150))
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +187,7 @@ def test_ranges_that_no_part_has(source):
 
 
 def test_processes_find_the_same_as_this_one(pairs, tmp_path):
-  source = Source(pairs(150))
+  source = _source(pairs(150))
   prepare.prepare(source, tmp_path / "out")
   opened = sources.open_source(f"arrayrecord:{tmp_path / 'out'}")
   # Another process cannot import what a test defines.
@@ -254,7 +246,7 @@ def test_a_pipeline_that_ended_otherwise_has_failed():
 @pytest.mark.filterwarnings("default")  # Of Beam's own dependencies.
 def test_beam_finds_the_same_as_this_process(pairs, tmp_path):
   pytest.importorskip("apache_beam")
-  source = Source(pairs(600))
+  source = _source(pairs(600))
   prepare.prepare(source, tmp_path / "out")
   opened = sources.open_source(f"arrayrecord:{tmp_path / 'out'}")
   limits = rules.Rules(min_chars=12, max_run=3)

@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import errors, preprocess
+import colours
+from clip_jax import errors
 from clip_jax.data import sources
 from clip_jax.data.sources import views
 from clip_jax.evals import embedding_model, few_shot, linear_probe, ridge, shots
-
-SPEC = preprocess.Preprocess(image_size=4, mean=(0, 0, 0), std=(1, 1, 1))
-COLOURS = {"blue": 2, "green": 1, "red": 0}
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +19,13 @@ def data(tmp_path_factory):
   path = tmp_path_factory.mktemp("colours")
   rng = np.random.default_rng(0)
   for split, count in {"train": 6, "test": 3}.items():
-    for name, channel in COLOURS.items():
+    for name, channel in colours.COLOURS.items():
       (path / split / name).mkdir(parents=True)
       for i in range(count):
         pixels = rng.integers(0, 120, (5, 6, 3), np.uint8)
         pixels[..., channel] += 60
         Image.fromarray(pixels).save(path / split / name / f"{i}.png")
-  (path / "train" / "red" / "2.png").write_bytes(b"\x89PNG no more")
+  (path / "train" / "red" / "2.png").write_bytes(colours.NO_PNG)
   return f"folder:{path}"
 
 
@@ -36,18 +34,13 @@ def embed(images):
   return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
-def embed_texts(texts):
-  axes = [next(i for name, i in COLOURS.items() if name in t) for t in texts]
-  return np.eye(3)[axes]
-
-
 def evaluate(data, **options):
   return few_shot.evaluate(
     data,
     embed=embed,
     embed_images=embed,
-    embed_texts=embed_texts,
-    preprocess=SPEC,
+    embed_texts=colours.embed_texts,
+    preprocess=colours.SPEC,
     batch_size=4,
     threads=1,
     **options,
@@ -73,8 +66,10 @@ def test_shots_depend_on_the_seed_and_their_number_alone(data):
 
 def test_a_bad_image_is_replaced_by_the_next_of_its_class(data):
   some = pool(data)
-  red = sorted(COLOURS).index("red")
-  (first, bad) = some.embed(embed, most=5, seeds=2, preprocess=SPEC, threads=1)
+  red = sorted(colours.COLOURS).index("red")
+  (first, bad) = some.embed(
+    embed, most=5, seeds=2, preprocess=colours.SPEC, threads=1
+  )
   assert bad.total() == 1
   for draw in first:
     assert np.bincount(draw.examples.labels).tolist() == [5, 5, 5]
@@ -121,7 +116,9 @@ def test_a_class_without_an_example_to_draw_is_named(data):
     shots.Pool(blue_and_red, data).fewest()
   only_bad = views.Part(source, np.array([0, 1, 6, 7, 14]), "bad")
   with pytest.raises(errors.UserError, match="all images of red are bad"):
-    shots.Pool(only_bad, data).embed(embed, most=1, seeds=1, preprocess=SPEC)
+    shots.Pool(only_bad, data).embed(
+      embed, most=1, seeds=1, preprocess=colours.SPEC
+    )
   with pytest.raises(errors.UserError, match="at least 1"):
     evaluate("builtin:digits", shots=(0, 1))
 
@@ -200,7 +197,7 @@ def test_ridge_is_least_squares_with_further_rows(examples):
 
 
 def test_the_ridge_probe_of_a_run_measures_a_model(data):
-  model = embedding_model.Functions(embed, embed_texts, SPEC)
+  model = embedding_model.Functions(embed, colours.embed_texts, colours.SPEC)
   probe = ridge.open_few_shot(data)
   found = probe.measure(model, batch_size=4, threads=1)
   assert [entry["k"] for entry in found["shots"]] == [1, 5, 10, 25]

@@ -7,36 +7,29 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from clip_jax import errors, preprocess
-from clip_jax.evals import embedding_model, groups
-
-SPEC = preprocess.Preprocess(image_size=4, mean=(0, 0, 0), std=(1, 1, 1))
-COLOURS = {"blue": 2, "green": 1, "red": 0}
+import colours
+from clip_jax import errors
+from clip_jax.evals import groups
 
 
 @pytest.fixture
 def data(tmp_path):
   """Three folders of two images; those called 1 are all blue."""
-  for name, channel in COLOURS.items():
-    (tmp_path / "data" / name).mkdir(parents=True)
+  for name, channel in colours.COLOURS.items():
     for i in range(2):
-      pixels = np.full((5, 6, 3), 40, np.uint8)
-      pixels[..., 2 if i else channel] = 200
-      Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
+      path = tmp_path / "data" / name / f"{i}.png"
+      colours.save(path, 2 if i else channel, dark=40, bright=200)
   return f"folder:{tmp_path / 'data'}"
 
 
-def embed_texts(texts):
-  axes = [next(i for name, i in COLOURS.items() if name in t) for t in texts]
-  return np.eye(3)[axes]
-
-
 def evaluate(data, table, **options):
-  model = embedding_model.Functions(
-    lambda images: images.mean(axis=(1, 2)) / 255, embed_texts, SPEC
-  )
   return groups.evaluate(
-    data, model, groups=str(table), batch_size=4, threads=1, **options
+    data,
+    colours.functions(),
+    groups=str(table),
+    batch_size=4,
+    threads=1,
+    **options,
   )
 
 
@@ -44,7 +37,7 @@ def test_groups_are_measured_by_themselves(data, tmp_path):
   table = tmp_path / "groups.csv"
   lines = [
     f"{name}/{i}.png,{'second' if i else 'first'},{name if i else ''}"
-    for name in COLOURS
+    for name in colours.COLOURS
     for i in range(2)
   ]
   table.write_text("\n".join(["key,order,empty at first", *lines, ""]))

@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import colours
 from clip_jax import errors, preprocess
 from clip_jax.data import sources
-from clip_jax.evals import corruptions, embedding_model, robustness, shifts
-
-SPEC = preprocess.Preprocess(image_size=4, mean=(0, 0, 0), std=(1, 1, 1))
-COLOURS = {"blue": 2, "green": 1, "red": 0}
+from clip_jax.evals import corruptions, robustness, shifts
 
 
 def picture(height=20, width=30):
@@ -110,19 +108,12 @@ def test_unknown_corruptions_are_refused():
 
 @pytest.fixture
 def data(tmp_path):
-  for name, channel in COLOURS.items():
-    (tmp_path / name).mkdir()
+  for name, channel in colours.COLOURS.items():
     for i in range(2):
-      pixels = np.full((5, 6, 3), 40, np.uint8)
-      pixels[..., channel] = 200
-      Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
-  (tmp_path / "red" / "1.png").write_bytes(b"\x89PNG no more")
+      path = tmp_path / name / f"{i}.png"
+      colours.save(path, channel, dark=40, bright=200)
+  (tmp_path / "red" / "1.png").write_bytes(colours.NO_PNG)
   return f"folder:{tmp_path}"
-
-
-def embed_texts(texts):
-  axes = [next(i for name, i in COLOURS.items() if name in t) for t in texts]
-  return np.eye(3)[axes]
 
 
 def test_corrupted_records_keep_all_but_their_image(data):
@@ -142,13 +133,10 @@ def test_corrupted_records_keep_all_but_their_image(data):
 
 
 def test_robustness_measures_every_corruption_at_every_severity(data):
-  def embed_images(images):
-    return images.mean(axis=(1, 2)) / 255 + 1e-3
-
   seen = []
   found = robustness.evaluate(
     data,
-    embedding_model.Functions(embed_images, embed_texts, SPEC),
+    colours.functions(),
     batch_size=4,
     threads=1,
     progress=lambda *counts: seen.append(counts),

@@ -1,43 +1,23 @@
-import numpy as np
 import pytest
-from PIL import Image
 
-from clip_jax import errors, names, preprocess
-from clip_jax.evals import embedding_model, tasks
-
-SPEC = preprocess.Preprocess(image_size=4, mean=(0, 0, 0), std=(1, 1, 1))
-COLOURS = {"blue": 2, "green": 1, "red": 0}
+import colours
+from clip_jax import errors, names
+from clip_jax.evals import tasks
 
 
 @pytest.fixture
 def data(tmp_path):
   """A folder of class folders: one image red, two green, two blue, one bad."""
   for name, count in {"red": 1, "green": 2, "blue": 2}.items():
-    pixels = np.zeros((5, 6, 3), np.uint8)
-    pixels[..., COLOURS[name]] = 255
-    (tmp_path / name).mkdir()
     for i in range(count):
-      Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
-  (tmp_path / "blue" / "0.png").write_bytes(b"\x89PNG no more")
+      colours.save(tmp_path / name / f"{i}.png", colours.COLOURS[name])
+  (tmp_path / "blue" / "0.png").write_bytes(colours.NO_PNG)
   return f"folder:{tmp_path}"
-
-
-def embed_images(images):
-  return images.mean(axis=(1, 2)) / 255 + 1e-3
-
-
-def embed_texts(texts):
-  axes = [next(i for name, i in COLOURS.items() if name in t) for t in texts]
-  return np.eye(3)[axes]
 
 
 def evaluate(data, task="zero_shot", **options):
   return tasks.evaluate(
-    task,
-    data,
-    embedding_model.Functions(embed_images, embed_texts, SPEC),
-    batch_size=2,
-    **options,
+    task, data, colours.functions(), batch_size=2, **options
   )
 
 
@@ -52,10 +32,8 @@ def test_bad_records_are_left_out_and_counted(data):
 
 
 def test_retrieval_tells_captions_that_stand_one_a_line(tmp_path, caplog):
-  for name in COLOURS:
-    pixels = np.zeros((5, 6, 3), np.uint8)
-    pixels[..., COLOURS[name]] = 255
-    Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+  for name in colours.COLOURS:
+    colours.save(tmp_path / f"{name}.png", colours.COLOURS[name])
     (tmp_path / f"{name}.txt").write_text(f"{name}\nvery {name}\n")
   result = evaluate(f"folder:{tmp_path}", task="retrieval")
   assert (result["images"], result["texts"]) == (3, 3)

@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers
 
+import torch_names
 from clip_jax import errors
 from clip_jax.models import bert
 
@@ -33,18 +34,6 @@ def make_tokens():
   return tokens
 
 
-def norm_tensors(name, norm):
-  return {f"{name}.weight": norm["scale"], f"{name}.bias": norm["bias"]}
-
-
-def dense_tensors(name, dense):
-  """A dense layer, whose several axes on a side become one."""
-  bias = np.asarray(dense["bias"])
-  width = dense["kernel"].size // bias.size
-  kernel = np.asarray(dense["kernel"]).reshape(width, bias.size)
-  return {f"{name}.weight": kernel.T, f"{name}.bias": bias.reshape(-1)}
-
-
 def torch_tensors(params):
   """Names and lays out our parameters as transformers' BertModel does."""
   tensors = {
@@ -56,22 +45,22 @@ def torch_tensors(params):
   }
   words = params["token_embedding"]["embedding"]
   tensors["embeddings.word_embeddings.weight"] = words
-  tensors |= norm_tensors("embeddings.LayerNorm", params["ln_embed"])
-  tensors |= dense_tensors("pooler.dense", params["pooler"])
+  tensors |= torch_names.norm("embeddings.LayerNorm", params["ln_embed"])
+  tensors |= torch_names.dense("pooler.dense", params["pooler"])
   for i in range(FIELDS["depth"]):
     block = jax.tree.map(lambda x, i=i: x[i], params["encoder"]["blocks"])
     layer, attention = f"encoder.layer.{i}", block["attention"]
     for name in ("query", "key", "value"):
-      tensors |= dense_tensors(
+      tensors |= torch_names.dense(
         f"{layer}.attention.self.{name}", attention[name]
       )
     output = f"{layer}.attention.output"
-    tensors |= dense_tensors(f"{output}.dense", attention["out"])
-    tensors |= norm_tensors(f"{output}.LayerNorm", block["ln_1"])
+    tensors |= torch_names.dense(f"{output}.dense", attention["out"])
+    tensors |= torch_names.norm(f"{output}.LayerNorm", block["ln_1"])
     mlp = block["mlp"]
-    tensors |= dense_tensors(f"{layer}.intermediate.dense", mlp["fc_in"])
-    tensors |= dense_tensors(f"{layer}.output.dense", mlp["fc_out"])
-    tensors |= norm_tensors(f"{layer}.output.LayerNorm", block["ln_2"])
+    tensors |= torch_names.dense(f"{layer}.intermediate.dense", mlp["fc_in"])
+    tensors |= torch_names.dense(f"{layer}.output.dense", mlp["fc_out"])
+    tensors |= torch_names.norm(f"{layer}.output.LayerNorm", block["ln_2"])
   return {k: torch.from_numpy(np.array(v)) for k, v in tensors.items()}
 
 
@@ -121,16 +110,12 @@ def params(make_variables):
   return make_variables(tower, make_tokens(), dtype=np.float64)["params"]
 
 
-def relative_error(got, want):
-  return np.abs(got - want).max() / np.abs(want).max()
-
-
 def test_every_pooling_matches_transformers_in_float64(params):
   tokens = make_tokens()
   for pooling, want in want_features(params, tokens).items():
     got = get_features(params, tokens, pooling=pooling)
     assert got.shape == (6, 24)
-    assert relative_error(got, want) < TOLERANCE
+    assert torch_names.relative_error(got, want) < TOLERANCE
 
 
 def swap(params, one, other):
@@ -165,7 +150,7 @@ def test_the_tolerance_sees_a_mistake(params, change, fields):
   if change is not None:
     params = change(params)
   got = get_features(params, tokens, **fields)
-  assert relative_error(got, want) > 1e4 * TOLERANCE
+  assert torch_names.relative_error(got, want) > 1e4 * TOLERANCE
 
 
 def test_padding_changes_nothing(params):
@@ -180,7 +165,7 @@ def test_how_layers_run_does_not_change_the_features(params, fields):
   tokens = make_tokens()
   want = get_features(params, tokens)
   got = get_features(params, tokens, **fields)
-  assert relative_error(got, want) < TOLERANCE
+  assert torch_names.relative_error(got, want) < TOLERANCE
 
 
 def test_low_precision_stays_close(make_variables, apply):
@@ -191,7 +176,7 @@ def test_low_precision_stays_close(make_variables, apply):
   assert got.dtype == jnp.bfloat16
   want = apply(bert.Bert(**FIELDS), variables, tokens)
   # bfloat16 keeps eight bits, over two layers.
-  assert relative_error(np.float32(got), want) < 0.1
+  assert torch_names.relative_error(np.float32(got), want) < 0.1
 
 
 @pytest.mark.parametrize(

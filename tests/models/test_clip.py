@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers
 
+import torch_names
 from clip_jax.models import clip, variants
 
 END = 36
@@ -38,36 +39,19 @@ TOLERANCE = 1e-12
 def torch_tensors(params):
   """Names and lays out our parameters as transformers' CLIPModel does."""
   tensors = {"logit_scale": params["log_scale"]}
-  for ours, theirs, width, norms in (
-    ("image", "vision_model", 24, ("pre_layrnorm", "post_layernorm")),
-    ("text", "text_model", 20, (None, "final_layer_norm")),
+  for ours, theirs, norms in (
+    ("image", "vision_model", ("pre_layrnorm", "post_layernorm")),
+    ("text", "text_model", (None, "final_layer_norm")),
   ):
     tower = params[ours]
     names = ("ln_pre", "ln_post") if ours == "image" else (None, "ln_final")
     for our_norm, their_norm in zip(names, norms, strict=True):
       if our_norm:
-        tensors |= norm_tensors(f"{theirs}.{their_norm}", tower[our_norm])
+        tensors |= torch_names.norm(f"{theirs}.{their_norm}", tower[our_norm])
     tensors[f"{theirs}.embeddings.position_embedding.weight"] = tower[
       "position_embedding"
     ]
-    blocks = tower["encoder"]["blocks"]
-    for i in range(blocks["ln_1"]["bias"].shape[0]):
-      block = jax.tree.map(lambda leaf, i=i: leaf[i], blocks)
-      layer = f"{theirs}.encoder.layers.{i}"
-      tensors |= norm_tensors(f"{layer}.layer_norm1", block["ln_1"])
-      tensors |= norm_tensors(f"{layer}.layer_norm2", block["ln_2"])
-      attention, mlp = block["attention"], block["mlp"]
-      for name in ("query", "key", "value"):
-        prefix = f"{layer}.self_attn.{name[0]}_proj"
-        kernel = attention[name]["kernel"].reshape(width, width)
-        tensors[f"{prefix}.weight"] = kernel.T
-        tensors[f"{prefix}.bias"] = attention[name]["bias"].reshape(width)
-      kernel = attention["out"]["kernel"].reshape(width, width)
-      tensors[f"{layer}.self_attn.out_proj.weight"] = kernel.T
-      tensors[f"{layer}.self_attn.out_proj.bias"] = attention["out"]["bias"]
-      for name, dense in (("fc1", "fc_in"), ("fc2", "fc_out")):
-        tensors[f"{layer}.mlp.{name}.weight"] = mlp[dense]["kernel"].T
-        tensors[f"{layer}.mlp.{name}.bias"] = mlp[dense]["bias"]
+    tensors |= torch_names.encoder(theirs, tower["encoder"]["blocks"])
   image, text = params["image"], params["text"]
   tensors |= {
     "text_model.embeddings.token_embedding.weight": text["token_embedding"][
@@ -83,28 +67,20 @@ def torch_tensors(params):
   return {name: np.array(value) for name, value in tensors.items()}
 
 
-def norm_tensors(name, norm):
-  return {f"{name}.weight": norm["scale"], f"{name}.bias": norm["bias"]}
-
-
 def torch_model(params, *, activation="quick_gelu", epsilon=1e-5):
-  def tower(fields, **more):
-    return {
-      "hidden_size": fields["width"],
-      "intermediate_size": fields["mlp_dim"],
-      "num_hidden_layers": fields["depth"],
-      "num_attention_heads": fields["heads"],
-      "hidden_act": activation,
-      "layer_norm_eps": epsilon,
-      **more,
-    }
-
   image, text = SPEC["image"], SPEC["text"]
+  both = {"hidden_act": activation, "layer_norm_eps": epsilon}
   config = transformers.CLIPConfig(
     projection_dim=SPEC["embed_dim"],
-    vision_config=tower(image, image_size=12, patch_size=4),
-    text_config=tower(
-      text, vocab_size=END + 1, max_position_embeddings=7, eos_token_id=END
+    vision_config=torch_names.tower_config(
+      image, image_size=12, patch_size=4, **both
+    ),
+    text_config=torch_names.tower_config(
+      text,
+      vocab_size=END + 1,
+      max_position_embeddings=7,
+      eos_token_id=END,
+      **both,
     ),
   )
   model = transformers.CLIPModel._from_config(
@@ -127,10 +103,6 @@ def make_inputs(dtype=np.float64):
     tokens[row, end + 1 :] = 0
   tokens[2, 5] = END  # Only the first end-of-text counts.
   return images, tokens
-
-
-def relative_error(got, want):
-  return np.abs(got - want).max() / np.abs(want).max()
 
 
 def make_params(make_variables, dtype=np.float64):
@@ -177,9 +149,9 @@ def test_float64_embeddings_and_gradients_match_pytorch(make_variables):
 
   assert output.image_embeds.dtype == np.float64
   want = image_embeds.detach().numpy()
-  assert relative_error(output.image_embeds, want) < TOLERANCE
+  assert torch_names.relative_error(output.image_embeds, want) < TOLERANCE
   want = text_embeds.detach().numpy()
-  assert relative_error(output.text_embeds, want) < TOLERANCE
+  assert torch_names.relative_error(output.text_embeds, want) < TOLERANCE
   want = {
     name: value.grad.numpy() for name, value in reference.named_parameters()
   }
@@ -216,7 +188,9 @@ def test_the_parity_tolerance_sees_a_wrong_field(
     (output.image_embeds, image_embeds),
     (output.text_embeds, text_embeds),
   ):
-    assert relative_error(got, want.detach().numpy()) > 1e6 * TOLERANCE
+    assert (
+      torch_names.relative_error(got, want.detach().numpy()) > 1e6 * TOLERANCE
+    )
 
 
 def test_bytes_give_the_same_as_normalised_floats(make_variables, apply):
@@ -303,6 +277,8 @@ def test_bfloat16_multiplies_narrow_and_normalises_wide(make_variables, apply):
   assert output.image_embeds.dtype == jnp.float32
   exact = apply(variants.create_model(SPEC), variables, *inputs)
   # bfloat16 keeps 8 bits: 0.4 % a rounding, over 18 components and 3 layers.
-  assert relative_error(output.image_embeds, exact.image_embeds) < 0.05
+  assert (
+    torch_names.relative_error(output.image_embeds, exact.image_embeds) < 0.05
+  )
   shapes = variants.abstract_variables(model)
   assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == wide

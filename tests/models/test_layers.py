@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from clip_jax import errors
+from clip_jax.models import encoder as encoder_lib
 from clip_jax.models import layers
 
 
@@ -23,7 +24,7 @@ def test_activations_have_their_values(name, want):
 
 
 def make_encoder(**fields):
-  return layers.Encoder(depth=3, heads=2, mlp_dim=10, **fields)
+  return encoder_lib.Encoder(depth=3, heads=2, mlp_dim=10, **fields)
 
 
 def value_and_grads(encoder, variables, x):
@@ -37,7 +38,7 @@ def value_and_grads(encoder, variables, x):
 @pytest.mark.parametrize(
   "fields",
   [{"scan": False}, {"unroll": 2}, {"unroll": 3}]
-  + [{"remat": name} for name in sorted(layers.REMAT_POLICIES)]
+  + [{"remat": name} for name in sorted(encoder_lib.REMAT_POLICIES)]
   + [{"remat": "full", "scan": False}],
 )
 def test_how_layers_run_changes_neither_values_nor_gradients(
@@ -157,7 +158,7 @@ def test_unknown_names_list_the_known_ones():
   with pytest.raises(errors.UserError, match="depth 3, got 4"):
     make_encoder(unroll=4).init(jax.random.key(0), x)
   with pytest.raises(errors.UserError, match=r"width=8 .* heads=3"):
-    layers.Encoder(depth=1, heads=3).init(jax.random.key(0), x)
+    encoder_lib.Encoder(depth=1, heads=3).init(jax.random.key(0), x)
 
 
 def test_rows_that_many_ids_name_get_the_whole_sum():

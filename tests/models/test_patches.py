@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clip_jax.models import clip, layers, resnet, vit
+from clip_jax.models import clip, encoder, layers, resnet, vit
 
 DTYPES = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 TOWER = {"depth": 2, "heads": 3, "mlp_dim": 10, "width": 24}
@@ -46,7 +46,7 @@ def test_patches_of_a_class_token_see_themselves_in_the_last_block(
   got = apply(tower, variables, images, each_patch=True)
   assert got.shape == (2, 4, 4, 24)
   x, params = tokens_and_params(tower, variables, images)
-  block = layers.EncoderBlock(
+  block = encoder.EncoderBlock(
     depth=2,
     heads=3,
     mlp_dim=10,

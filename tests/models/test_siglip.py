@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers
 
+import torch_names
 from clip_jax import errors
 from clip_jax.models import clip, text, variants
 
@@ -49,47 +50,20 @@ SPEC = {
 TOLERANCE = 1e-12
 
 
-def norm_tensors(name, norm):
-  return {f"{name}.weight": norm["scale"], f"{name}.bias": norm["bias"]}
-
-
-def dense_tensors(name, dense):
-  """A dense layer, whose several axes on a side become one."""
-  bias = np.asarray(dense["bias"])
-  width = dense["kernel"].size // bias.size
-  kernel = np.asarray(dense["kernel"]).reshape(width, bias.size)
-  return {f"{name}.weight": kernel.T, f"{name}.bias": bias.reshape(-1)}
-
-
-def encoder_tensors(prefix, blocks):
-  tensors = {}
-  for i in range(blocks["ln_1"]["bias"].shape[0]):
-    block = jax.tree.map(lambda leaf, i=i: leaf[i], blocks)
-    layer = f"{prefix}.encoder.layers.{i}"
-    tensors |= norm_tensors(f"{layer}.layer_norm1", block["ln_1"])
-    tensors |= norm_tensors(f"{layer}.layer_norm2", block["ln_2"])
-    for name, dense in block["attention"].items():
-      short = "out" if name == "out" else name[0]
-      tensors |= dense_tensors(f"{layer}.self_attn.{short}_proj", dense)
-    tensors |= dense_tensors(f"{layer}.mlp.fc1", block["mlp"]["fc_in"])
-    tensors |= dense_tensors(f"{layer}.mlp.fc2", block["mlp"]["fc_out"])
-  return tensors
-
-
 def head_tensors(prefix, head):
   attention = head["attention"]
   tensors = {f"{prefix}.probe": head["probe"]}
   parts = [
-    dense_tensors("", attention[name]) for name in ("query", "key", "value")
+    torch_names.dense("", attention[name]) for name in ("query", "key", "value")
   ]
   for kind in ("weight", "bias"):
     tensors[f"{prefix}.attention.in_proj_{kind}"] = np.concatenate(
       [part[f".{kind}"] for part in parts]
     )
-  tensors |= dense_tensors(f"{prefix}.attention.out_proj", attention["out"])
-  tensors |= norm_tensors(f"{prefix}.layernorm", head["ln"])
-  tensors |= dense_tensors(f"{prefix}.mlp.fc1", head["mlp"]["fc_in"])
-  return tensors | dense_tensors(f"{prefix}.mlp.fc2", head["mlp"]["fc_out"])
+  tensors |= torch_names.dense(f"{prefix}.attention.out_proj", attention["out"])
+  tensors |= torch_names.norm(f"{prefix}.layernorm", head["ln"])
+  tensors |= torch_names.dense(f"{prefix}.mlp.fc1", head["mlp"]["fc_in"])
+  return tensors | torch_names.dense(f"{prefix}.mlp.fc2", head["mlp"]["fc_out"])
 
 
 def torch_tensors(params):
@@ -112,28 +86,21 @@ def torch_tensors(params):
       "position_embedding"
     ],
   }
-  tensors |= encoder_tensors("vision_model", image["encoder"]["blocks"])
-  tensors |= encoder_tensors("text_model", words["encoder"]["blocks"])
-  tensors |= norm_tensors("vision_model.post_layernorm", image["ln_post"])
-  tensors |= norm_tensors("text_model.final_layer_norm", words["ln_final"])
+  tensors |= torch_names.encoder("vision_model", image["encoder"]["blocks"])
+  tensors |= torch_names.encoder("text_model", words["encoder"]["blocks"])
+  tensors |= torch_names.norm("vision_model.post_layernorm", image["ln_post"])
+  tensors |= torch_names.norm("text_model.final_layer_norm", words["ln_final"])
   tensors |= head_tensors("vision_model.head", image["map_head"])
-  tensors |= dense_tensors("text_model.head", params["text_projection"])
+  tensors |= torch_names.dense("text_model.head", params["text_projection"])
   return {k: torch.from_numpy(np.array(v)) for k, v in tensors.items()}
 
 
 def torch_model(params):
-  def tower(fields, **more):
-    return {
-      "hidden_size": fields["width"],
-      "intermediate_size": fields["mlp_dim"],
-      "num_hidden_layers": fields["depth"],
-      "num_attention_heads": fields["heads"],
-      **more,
-    }
-
   config = transformers.SiglipConfig(
-    vision_config=tower(SPEC["image"], image_size=14, patch_size=4),
-    text_config=tower(
+    vision_config=torch_names.tower_config(
+      SPEC["image"], image_size=14, patch_size=4
+    ),
+    text_config=torch_names.tower_config(
       SPEC["text"],
       vocab_size=37,
       max_position_embeddings=7,
@@ -191,8 +158,7 @@ def want_output(params):
 
 
 def relative_error(got, want):
-  want = want.numpy()
-  return np.abs(got - want).max() / np.abs(want).max()
+  return torch_names.relative_error(got, want.numpy())
 
 
 def logits(output):

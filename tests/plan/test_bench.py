@@ -1,10 +1,10 @@
 """The table of plans in tools/bench."""
 
-import importlib.util
 import pathlib
 
 import pytest
 
+import by_path
 from clip_jax.plan import report
 
 _PATH = pathlib.Path(__file__).parents[2] / "tools/bench/plan.py"
@@ -12,10 +12,7 @@ _PATH = pathlib.Path(__file__).parents[2] / "tools/bench/plan.py"
 
 @pytest.fixture(scope="module")
 def bench():
-  spec = importlib.util.spec_from_file_location("bench_plan", _PATH)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+  return by_path.load("tools/bench/plan.py")
 
 
 def test_rows_of_other_versions_or_another_search_are_not_current(

@@ -1,19 +1,13 @@
-import importlib.util
 import json
-import pathlib
 
 import markdown_it
 import pytest
 import yaml
 
+import model_kinds
 from clip_jax import errors
 from clip_jax.results import card as card_lib
 from clip_jax.results import limitations, markdown, records
-
-_PATH = pathlib.Path(__file__).parents[1] / "model_kinds.py"
-_SPEC = importlib.util.spec_from_file_location("model_kinds", _PATH)
-model_kinds = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(model_kinds)
 
 EVIL = "<img src=x onerror=alert(1)> | `x` [a](b) --- 'y': {z}"
 

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import pathlib
@@ -12,6 +11,8 @@ import numpy as np
 import pytest
 
 import clip_jax
+import hub_stand_in
+import model_kinds
 from clip_jax import cli, convert, errors
 from clip_jax.convert import sameness
 from clip_jax.results import card, push, repository
@@ -20,16 +21,6 @@ from clip_jax.results import card, push, repository
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:Warning")
 
 _TESTS = pathlib.Path(__file__).parents[1]
-
-
-def _module(name):
-  spec = importlib.util.spec_from_file_location(name, _TESTS / f"{name}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-hub_stand_in, model_kinds = _module("hub_stand_in"), _module("model_kinds")
 
 
 @pytest.fixture

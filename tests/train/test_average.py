@@ -11,7 +11,7 @@ from clip_jax import sharding
 from clip_jax.checkpoints import run_model, saving
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
-from clip_jax.train import optim
+from clip_jax.train import optim, program
 from clip_jax.train import step as step_lib
 
 DECAY = 0.3
@@ -70,15 +70,7 @@ def test_the_average_is_that_of_the_parameters_on_fsdp_and_is_kept(tmp_path):
   model, tx, mesh = _parts()
   state = state_lib.init_state(model, tx, mesh, seed=0, ema=True)
   config = _config()
-  step = step_lib.make_train_step(
-    model,
-    tx,
-    mesh,
-    loss=config.loss,
-    optim=config.optim,
-    micro_batches=config.micro_batches,
-    seed=config.seed,
-  )
+  step = program.Program(config, mesh, {}, model, tx, None).make_step()
   want = jax.tree.map(np.asarray, state.params)
   for decay in DECAYS:
     state, measured = step(state, _batch(mesh))
@@ -127,15 +119,7 @@ def test_an_update_that_is_not_finite_changes_nothing():
   state = state_lib.init_state(model, tx, mesh, seed=0, ema=True)
   before = jax.tree.map(np.asarray, state)
   config = _config()
-  step = step_lib.make_train_step(
-    model,
-    tx,
-    mesh,
-    loss=config.loss,
-    optim=config.optim,
-    micro_batches=config.micro_batches,
-    seed=config.seed,
-  )
+  step = program.Program(config, mesh, {}, model, tx, None).make_step()
   state, measured = step(state, _batch(mesh))
   assert np.isfinite(measured.loss) and np.isfinite(measured.gradient_norm)
   assert int(measured.skipped) == 1

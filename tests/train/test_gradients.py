@@ -11,7 +11,7 @@ from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.train import optim
+from clip_jax.train import optim, program
 from clip_jax.train import step as step_lib
 
 BATCH, LENGTH, PARTS = 32, 7, 8
@@ -81,15 +81,7 @@ def _updated(mesh_shape, precision, kind, parts, frozen=""):
     initial,
     state_lib.abstract_state(model, tx, mesh),
   )
-  step = step_lib.make_train_step(
-    model,
-    tx,
-    mesh,
-    loss=config.loss,
-    optim=config.optim,
-    micro_batches=config.micro_batches,
-    seed=config.seed,
-  )
+  step = program.Program(config, mesh, {}, model, tx, None).make_step()
   batch = sharding.place(_batch(), sharding.batch_sharding(mesh))
   state, measured = step(state, batch)
   change = jax.tree.map(
@@ -151,15 +143,7 @@ def test_copies_in_a_batch_are_no_negatives_where_they_are_masked(parts):
   tx = optim.make_optimizer(
     config.optim, precision=config.precision, total_steps=2500, image_kind="vit"
   )
-  step = step_lib.make_train_step(
-    model,
-    tx,
-    mesh,
-    loss=config.loss,
-    optim=config.optim,
-    micro_batches=config.micro_batches,
-    seed=config.seed,
-  )
+  step = program.Program(config, mesh, {}, model, tx, None).make_step()
 
   initial = jax.tree.map(
     np.asarray, state_lib.init_state(model, tx, mesh, seed=3)
@@ -200,15 +184,7 @@ def _activation_bytes(parts):
   tx = optim.make_optimizer(
     config.optim, precision=config.precision, total_steps=2500, image_kind="vit"
   )
-  step = step_lib.make_train_step(
-    model,
-    tx,
-    mesh,
-    loss=config.loss,
-    optim=config.optim,
-    micro_batches=config.micro_batches,
-    seed=config.seed,
-  )
+  step = program.Program(config, mesh, {}, model, tx, None).make_step()
   batch = {
     name: jax.ShapeDtypeStruct((256, *x.shape[1:]), x.dtype)
     for name, x in _batch().items()

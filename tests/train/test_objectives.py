@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import pathlib
 import shutil
@@ -13,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+import model_kinds
 from clip_jax import cli, convert, errors, loading, sharding
 from clip_jax import config as config_lib
 from clip_jax.checkpoints import run_model
@@ -105,16 +105,7 @@ def _updated(mesh_shape, kind, weight, parts):
     initial,
     state_lib.abstract_state(model, TX, mesh),
   )
-  step = step_lib.make_train_step(
-    model,
-    TX,
-    mesh,
-    loss=config.loss,
-    optim=config.optim,
-    micro_batches=parts,
-    seed=config.seed,
-    captioning_weight=weight,
-  )
+  step = program_lib.Program(config, mesh, {}, model, TX, None).make_step()
   batch = sharding.place(_batch(), sharding.batch_sharding(mesh))
   with pytest.MonkeyPatch.context() as patch:
     if kind == "lm":  # Its logits in parts, of three tokens each.
@@ -265,17 +256,6 @@ def test_a_head_is_resumed_bit_for_bit(tmp_path, changes):
   else:
     total = first["contrastive_loss"] + 2 * first["captioning_loss"]
     np.testing.assert_allclose(first["loss"], total, rtol=1e-6)
-
-
-def _load_model_kinds():
-  path = HERE / "model_kinds.py"
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-model_kinds = _load_model_kinds()
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ from clip_jax import errors, sharding
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.models import freezing, sharded
-from clip_jax.train import optim
-from clip_jax.train import step as step_lib
+from clip_jax.train import optim, program
 
 BATCH, LENGTH = 16, 9
 MESHES = [(2, 2), (1, 8)]
@@ -107,15 +106,7 @@ def _make_program(config, mesh_shape):
     total_steps=50,
     image_kind="vit",
   )
-  step = step_lib.make_train_step(
-    model,
-    tx,
-    mesh,
-    loss=config.loss,
-    optim=config.optim,
-    micro_batches=config.micro_batches,
-    seed=config.seed,
-  )
+  step = program.Program(config, mesh, {}, model, tx, None).make_step()
   return model, tx, mesh, step
 
 

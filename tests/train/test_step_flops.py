@@ -1,13 +1,12 @@
 """Operations of an update, and what a run prints of them, counted by hand."""
 
-import importlib.util
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+import by_path
 from clip_jax import config as config_lib
 from clip_jax.checkpoints import run_model
 from clip_jax.packing import packed_text, placement
@@ -165,11 +164,9 @@ def test_a_runs_utilisation_is_its_rate_times_what_a_pair_is_worth(
 
 
 def test_the_bench_of_the_step_prints_what_is_computed(monkeypatch):
-  path = pathlib.Path(__file__).parents[2] / "tools" / "bench" / "train_step.py"
-  monkeypatch.syspath_prepend(str(path.parent))  # For its tables.
-  spec = importlib.util.spec_from_file_location("bench_train_step", path)
-  bench = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(bench)
+  # For its tables.
+  monkeypatch.syspath_prepend(str(by_path.ROOT / "tools" / "bench"))
+  bench = by_path.load("tools/bench/train_step.py")
   operations = bench.work(
     run_model.make(_config()), BATCH, bench.SETTINGS["cpu"]
   )

@@ -15,8 +15,7 @@ from clip_jax.checkpoints import state as state_lib
 from clip_jax.data import order, sources
 from clip_jax.models import bert, text
 from clip_jax.packing import packed_text
-from clip_jax.train import step as step_lib
-from clip_jax.train import text_layout
+from clip_jax.train import program, text_layout
 
 BATCH, CONTEXT, VOCABULARY = 16, 19, 64
 SIZES = {"context_length": CONTEXT, "vocab_size": VOCABULARY, "width": 12}
@@ -206,15 +205,9 @@ class _Trainer:
       layout_name, model.text, captions=BATCH // groups, groups=groups
     )
     self.state = state_lib.init_state(model, tx, self.mesh, seed=3)
-    self.step = step_lib.make_train_step(
-      model,
-      tx,
-      self.mesh,
-      loss=config.loss,
-      optim=config.optim,
-      micro_batches=config.micro_batches,
-      seed=config.seed,
-    )
+    self.step = program.Program(
+      config, self.mesh, {}, model, tx, None
+    ).make_step()
 
   def run(self, batches):
     losses = []

@@ -11,7 +11,7 @@ from clip_jax.cli import flags
 from clip_jax.data.curation import rules
 
 RUNNERS = ("local", "beam")
-_OUT = "a new directory, for arrayrecord:OUT"
+OUT = "a new directory, for arrayrecord:OUT"
 
 
 def _number(text: str) -> float:
@@ -40,13 +40,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
 
 def add_work(parser: flags.Parser) -> None:
   """Adds --workers, --runner and --beam-options."""
-  parser.add_argument(
-    "--workers",
-    metavar="N",
-    type=flags.count,
-    default=1,
-    help="processes that read and examine (default: 1)",
-  )
+  flags.add_workers(parser, "read and examine")
   parser.add_argument(
     "--runner",
     choices=RUNNERS,
@@ -63,7 +57,7 @@ def add_work(parser: flags.Parser) -> None:
 
 
 def check_work(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with the flags of `add_work` together."""
+  """Returns the error in the flags of `add_work`, or None."""
   if arguments.beam_options is not None and arguments.runner != "beam":
     return "--beam-options goes with --runner beam"
   return None
@@ -82,8 +76,7 @@ def has_batches(arguments: argparse.Namespace) -> bool:
 
 def add_filter(parser: flags.Parser) -> None:
   """Adds the arguments of `data filter`."""
-  parser.add_argument("data", metavar="DATA", help=flags.DATA)
-  parser.add_argument("out", metavar="OUT", help=_OUT)
+  flags.add_data(parser, out=OUT)
   parser.add_argument(
     "--config",
     metavar="FILE",
@@ -108,7 +101,7 @@ def add_filter(parser: flags.Parser) -> None:
 
 
 def check_filter(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with the flags of `data filter` together."""
+  """Returns the error in the flags of `data filter`, or None."""
   given = [getattr(arguments, name) for name in rules.NAMES]
   if arguments.config is None and given == [None] * len(given):
     return "give a rule, such as --min-words 3, or --config FILE"
@@ -120,8 +113,7 @@ def check_filter(arguments: argparse.Namespace) -> str | None:
 
 def add_dedupe(parser: flags.Parser) -> None:
   """Adds the arguments of `data dedupe`."""
-  parser.add_argument("data", metavar="DATA", help=flags.DATA)
-  parser.add_argument("out", metavar="OUT", help=_OUT)
+  flags.add_data(parser, out=OUT)
   parser.add_argument(
     "--by",
     metavar="KIND,…",
@@ -135,7 +127,7 @@ def add_dedupe(parser: flags.Parser) -> None:
     metavar="BITS",
     type=int,
     help="of 64 bits of what images look like, those in which near ones "
-    "differ, at most (default: 6)",
+    f"differ, at most (default: {names.DUPLICATE_DISTANCE})",
   )
   parser.add_argument(
     "--mirrored",
@@ -151,7 +143,8 @@ def add_dedupe(parser: flags.Parser) -> None:
     "--min-similarity",
     metavar="X",
     type=_number,
-    help="cosine of semantic duplicates, at least (default: 0.95)",
+    help="cosine of semantic duplicates, at least (default: "
+    f"{names.DUPLICATE_SIMILARITY})",
   )
   parser.add_argument(
     "--clusters",
@@ -186,7 +179,7 @@ def _kinds(text: str) -> list[str]:
 
 
 def check_dedupe(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with the flags of `data dedupe` together."""
+  """Returns the error in the flags of `data dedupe`, or None."""
   semantic = "semantic" in arguments.by
   if semantic != (arguments.model is not None):
     return "--by …,semantic and --model go together"

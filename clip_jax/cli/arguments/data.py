@@ -1,6 +1,7 @@
 """The arguments of `data` and its actions."""
 
 import argparse
+import functools
 
 from clip_jax.cli import flags
 from clip_jax.cli.arguments import curation, queries, stats
@@ -11,75 +12,44 @@ def add_data(parser: flags.Parser) -> None:
   actions = parser.add_subparsers(
     dest="action", metavar="ACTION", required=True
   )
-  inspect = actions.add_parser(
-    "inspect", help="say what is in DATA and what is wrong with it"
-  )
-  inspect.add_argument("data", metavar="DATA", help=flags.DATA)
-  prepare = actions.add_parser(
-    "prepare", help="copy DATA into ArrayRecord files, for fast random access"
-  )
-  prepare.add_argument("data", metavar="DATA", help=flags.DATA)
-  prepare.add_argument("out", metavar="OUT", help="a new directory")
-  prepare.add_argument(
+  for name, (said, add) in _ACTIONS.items():
+    action = actions.add_parser(name, help=said)
+    add(action)
+    if name not in _READ_NO_IMAGES:
+      flags.add_max_pixels(action)
+    flags.add_json(action)
+
+
+def _add_prepare(parser: flags.Parser) -> None:
+  flags.add_data(parser, out="a new directory")
+  parser.add_argument(
     "--drop-bad",
     action="store_true",
     help="decode every image and leave the bad ones out",
   )
-  prepare.add_argument(
+  parser.add_argument(
     "--shortest-side",
     metavar="N",
     type=flags.count,
     help="store larger images as JPEGs whose shortest side has N pixels",
   )
-  prepare.add_argument(
+  parser.add_argument(
     "--quality",
     metavar="Q",
     type=_quality,
     help="of these JPEGs, from 1 to 100 (default: 90)",
   )
-  prepare.add_argument(
+  parser.add_argument(
     "--workers",
     metavar="N",
     type=flags.count,
     default=1,
     help="processes that read and decode; the copy is the same (default: 1)",
   )
-  curate = actions.add_parser(
-    "curate",
-    help="write the part of DATA in which no query has too many pairs",
-  )
-  _add_curate(curate)
-  filtered = actions.add_parser(
-    "filter", help="write the part of DATA that passes rules"
-  )
-  curation.add_filter(filtered)
-  dedupe = actions.add_parser(
-    "dedupe", help="write DATA without duplicates, or what an evaluation has"
-  )
-  curation.add_dedupe(dedupe)
-  measure = actions.add_parser(
-    "stats", help="measure captions and images of DATA, and draw them"
-  )
-  stats.add_stats(measure)
-  make_queries = actions.add_parser(
-    "queries", help="make a list of queries, for curate, from texts"
-  )
-  queries.add_queries(make_queries)
-  doctor = actions.add_parser(
-    "doctor", help="say which data sets of a suite are there, and are right"
-  )
-  flags.add_suite(doctor, required=True)
-  for action in (inspect, prepare, measure, curate, filtered, dedupe):
-    flags.add_max_pixels(action)
-  for action in actions.choices.values():
-    flags.add_json(action)
 
 
 def _add_curate(parser: flags.Parser) -> None:
-  parser.add_argument("data", metavar="DATA", help=flags.DATA)
-  parser.add_argument(
-    "out", metavar="OUT", help="a new directory, for arrayrecord:OUT"
-  )
+  flags.add_data(parser, out=curation.OUT)
   parser.add_argument(
     "--queries",
     metavar="[LANGUAGE=]FILE",
@@ -126,7 +96,7 @@ def _quality(text: str) -> int:
 
 
 def check_data(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with the flags of an action together."""
+  """Returns the error in the flags of an action, or None."""
   if arguments.action == "curate" and (
     [arguments.max_per_query, arguments.tail_share, arguments.size].count(None)
     != 2
@@ -142,6 +112,36 @@ def check_data(arguments: argparse.Namespace) -> str | None:
   return None if check is None else check(arguments)
 
 
+# What each action does, and what adds its arguments.
+_ACTIONS = {
+  "inspect": ("say what is in DATA and what is wrong with it", flags.add_data),
+  "prepare": (
+    "copy DATA into ArrayRecord files, for fast random access",
+    _add_prepare,
+  ),
+  "curate": (
+    "write the part of DATA in which no query has too many pairs",
+    _add_curate,
+  ),
+  "filter": ("write the part of DATA that passes rules", curation.add_filter),
+  "dedupe": (
+    "write DATA without duplicates, or what an evaluation has",
+    curation.add_dedupe,
+  ),
+  "stats": (
+    "measure captions and images of DATA, and draw them",
+    stats.add_stats,
+  ),
+  "queries": (
+    "make a list of queries, for curate, from texts",
+    queries.add_queries,
+  ),
+  "doctor": (
+    "say which data sets of a suite are there, and are right",
+    functools.partial(flags.add_suite, required=True),
+  ),
+}
+_READ_NO_IMAGES = ("queries", "doctor")
 _CHECKS = {
   "curate": curation.check_work,
   "filter": curation.check_filter,

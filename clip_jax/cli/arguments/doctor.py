@@ -15,7 +15,6 @@ def add_doctor(parser: flags.Parser) -> None:
   parser.add_argument(
     "--steps",
     type=flags.count,
-    default=None,
     metavar="N",
     help="updates on the one batch",
   )

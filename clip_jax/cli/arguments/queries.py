@@ -48,17 +48,11 @@ def add_queries(parser: flags.Parser) -> None:
   parser.add_argument(
     "--ignore-case", action="store_true", help="write all without capitals"
   )
-  parser.add_argument(
-    "--workers",
-    metavar="N",
-    type=flags.count,
-    default=1,
-    help="processes that read and count (default: 1)",
-  )
+  flags.add_workers(parser, "read and count")
 
 
 def check_queries(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with the flags of `data queries` together."""
+  """Returns the error in the flags of `data queries`, or None."""
   texts = arguments.texts
   if arguments.min_views is not None and not any(
     text.startswith(names.TITLES) for text in texts

@@ -5,7 +5,7 @@ from clip_jax.cli import flags
 
 def add_stats(parser: flags.Parser) -> None:
   """Adds the arguments of `data stats`."""
-  parser.add_argument("data", metavar="DATA", help=flags.DATA)
+  flags.add_data(parser)
   parser.add_argument(
     "--out",
     metavar="DIR",
@@ -16,10 +16,4 @@ def add_stats(parser: flags.Parser) -> None:
     action="store_true",
     help="decode every image; otherwise only headers are read",
   )
-  parser.add_argument(
-    "--workers",
-    metavar="N",
-    type=flags.count,
-    default=1,
-    help="processes that read (default: 1)",
-  )
+  flags.add_workers(parser, "read")

@@ -2,9 +2,8 @@
 
 import argparse
 
+from clip_jax import names
 from clip_jax.cli import flags
-
-_HEARTBEAT_SECONDS = 30
 
 
 def add_train(parser: flags.Parser) -> None:
@@ -49,9 +48,9 @@ def add_train(parser: flags.Parser) -> None:
     "--heartbeat",
     type=flags.count,
     metavar="SECONDS",
-    default=_HEARTBEAT_SECONDS,
+    default=names.HEARTBEAT_SECONDS,
     help="a process that is silent for longer counts as gone, and all others"
-    f" stop (default: {_HEARTBEAT_SECONDS})",
+    f" stop (default: {names.HEARTBEAT_SECONDS})",
   )
   flags.add_json(parser)
   parser.usage = (

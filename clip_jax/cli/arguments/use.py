@@ -34,6 +34,30 @@ def add_eval(parser: flags.Parser) -> None:
     help=", ".join(_EVAL_TASKS),
   )
   parser.add_argument("--data", metavar="DATA", help=flags.DATA)
+  _add_suite(parser)
+  _add_of_tasks(parser)
+  parser.add_argument("--labels", default="", help=f"classes; {flags.LABELS}")
+  parser.add_argument(
+    "--template",
+    "--templates",
+    default="",
+    dest="templates",
+    help=f"{flags.TEMPLATE}the data's own, else 'a photo of a {{}}.')",
+  )
+  flags.add_duplicates(parser)
+  parser.add_argument(
+    "--subtract-prior",
+    action="store_true",
+    help="of a model that predicts captions (objective.kind bow or lm): "
+    "subtract the logarithm of the mean probability over all images",
+  )
+  flags.add_interpolate(parser, type=flags.shares)
+  flags.add_batches(parser)
+  flags.add_max_pixels(parser)
+  flags.add_json(parser)
+
+
+def _add_suite(parser: flags.Parser) -> None:
   flags.add_suite(parser)
   parser.add_argument(
     "--out",
@@ -46,6 +70,10 @@ def add_eval(parser: flags.Parser) -> None:
     metavar="FILE",
     help="of a suite: also write the measures as CLIP_benchmark does",
   )
+
+
+def _add_of_tasks(parser: flags.Parser) -> None:
+  """Adds flags of probes, of few_shot, of groups and of template search."""
   probes = ", ".join(_FLAGS_OF["--train-data"])
   parser.add_argument(
     "--train-data",
@@ -91,25 +119,6 @@ def add_eval(parser: flags.Parser) -> None:
     help="groups: a CSV file of the images' keys and, in further columns, "
     "their groups",
   )
-  parser.add_argument("--labels", default="", help=f"classes; {flags.LABELS}")
-  parser.add_argument(
-    "--template",
-    "--templates",
-    default="",
-    dest="templates",
-    help=f"{flags.TEMPLATE}the data's own, else 'a photo of a {{}}.')",
-  )
-  flags.add_duplicates(parser)
-  parser.add_argument(
-    "--subtract-prior",
-    action="store_true",
-    help="of a model that predicts captions (objective.kind bow or lm): "
-    "subtract the logarithm of the mean probability over all images",
-  )
-  flags.add_interpolate(parser, type=flags.shares)
-  flags.add_batches(parser)
-  flags.add_max_pixels(parser)
-  flags.add_json(parser)
 
 
 def check_eval(arguments: argparse.Namespace) -> str | None:
@@ -138,7 +147,7 @@ def _given(arguments: argparse.Namespace, flag: str) -> Any:
 
 
 def _check_suite(arguments: argparse.Namespace) -> str | None:
-  """Returns what is wrong with --suite and what goes with it, or without it."""
+  """Returns the error of --suite and the flags that go with it, or None."""
   one_task = {"--task": arguments.task, "--data": arguments.data}
   of_suite = {
     "--data-root": arguments.data_root,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, host_memory, loading, preprocess, terminal
+from clip_jax import errors, host_memory, loading, names, preprocess, terminal
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.cli import flags, verb
 from clip_jax.cli.arguments import curation
@@ -27,7 +27,7 @@ from clip_jax.search import clusters
 
 
 def fill(arguments: argparse.Namespace) -> survey.Fill | None:
-  """Returns what does the work of --runner; None for processes here."""
+  """Returns the function for --runner; None for processes here."""
   if arguments.runner == "local":
     return None
   try:
@@ -38,11 +38,6 @@ def fill(arguments: argparse.Namespace) -> survey.Fill | None:
       f"{error}."
     ) from None
   return beam_runner.fill(words, workers=arguments.workers)
-
-
-def counts(numbers: dict[str, int]) -> str:
-  """Returns numbers by name in words."""
-  return ", ".join(f"{n} {name}" for name, n in numbers.items()) or "none"
 
 
 def filter_pairs(arguments: argparse.Namespace) -> verb.Answer:
@@ -87,7 +82,7 @@ def filter_pairs(arguments: argparse.Namespace) -> verb.Answer:
     f"{did} {found['kept']} of {found['pairs']} pairs and "
     f"{found['captions_kept']} of {found['captions']} captions; train on "
     f"arrayrecord:{arguments.out}",
-    f"dropped: {counts(found['dropped'])}",
+    f"dropped: {terminal.counts(found['dropped'])}",
   ]
   if found["score_threshold"] is not None:
     tenths = ", ".join(f"{q:.3f}" for q in found["score_quantiles"] or ())
@@ -145,10 +140,10 @@ def dedupe(arguments: argparse.Namespace) -> verb.Answer:
       _model(arguments.model, arguments, "image"),
       clusters.near_within,
       clusters.near_between,
-      min_similarity=_or(arguments.min_similarity, likeness.MIN_SIMILARITY),
+      min_similarity=_or(arguments.min_similarity, names.DUPLICATE_SIMILARITY),
       clusters=arguments.clusters,
     )
-  distance = _or(arguments.max_distance, likeness.MAX_DISTANCE)
+  distance = _or(arguments.max_distance, names.DUPLICATE_DISTANCE)
   rule = likeness.Rule(
     exact="exact" in arguments.by,
     max_distance=distance if "near" in arguments.by else None,
@@ -202,10 +197,10 @@ def _deduped(
   else:
     did = "Kept" if found["written"] else "Already there:"
     yield f"{did} {kept}; train on arrayrecord:{arguments.out}"
-  yield f"dropped: {counts(found['dropped'])}"
+  yield f"dropped: {terminal.counts(found['dropped'])}"
   yield (
-    f"groups of duplicates: {counts(found['groups'])}; the largest has "
-    f"{found['largest_group']} images (duplicates.tsv lists all)"
+    f"groups of duplicates: {terminal.counts(found['groups'])}; the largest "
+    f"has {found['largest_group']} images (duplicates.tsv lists all)"
   )
   if (overlap := found["overlap"]) is not None:
     yield (

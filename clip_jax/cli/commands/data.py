@@ -28,11 +28,10 @@ def _inspect(arguments, source, on_record) -> verb.Answer:
   found = prepare.inspect(
     source, limits=_limits(arguments), on_record=on_record
   )
-  bad = _counts(found["bad"])
   lines = [
     f"{arguments.data}: {found['records']} records, {found['good']} good, "
     f"{found['texts']} texts, {terminal.quantity(found['image_bytes'])}B",
-    f"bad: {bad or 'none'}",
+    f"bad: {terminal.counts(found['bad'])}",
   ]
   bad_keys = found["bad_keys"][:_MOST_BAD_SHOWN]
   lines += [f"  {terminal.escaped(k)}: {why}" for k, why in bad_keys]
@@ -87,7 +86,7 @@ def _prepare(arguments, source, on_record) -> verb.Answer:
   resizes = arguments.shortest_side is not None
   bad = sum(summary["bad"].values())
   what = "bad ones left out" if arguments.drop_bad else "of them bad"
-  why = f" ({_counts(summary['bad'])})" if bad else ""
+  why = f" ({terminal.counts(summary['bad'])})" if bad else ""
   small = f"{summary['resized']} images made smaller, " if resizes else ""
   text = (
     f"{did} {summary['records']} records, {small}{bad} {what}{why}"
@@ -124,7 +123,7 @@ def _curate(arguments, source, on_record) -> verb.Answer:
   lines = [
     f"{did} {found['kept']} of {found['pairs']} pairs; train on "
     f"arrayrecord:{arguments.out}",
-    f"dropped: {_counts(found['dropped']) or 'none'}",
+    f"dropped: {terminal.counts(found['dropped'])}",
     f"queries: {found['queries']}, {found['queries_matched']} of them in "
     f"captions{f'; {repeated} more lines repeat one' if repeated else ''}",
     f"threshold: {found['threshold']:.6g} pairs; {found['queries_limited']} "
@@ -148,10 +147,6 @@ def _curate(arguments, source, on_record) -> verb.Answer:
     {"data": arguments.data, "out": arguments.out, **found},
     "\n".join([*lines, "", table]),
   )
-
-
-def _counts(bad: dict[str, int]) -> str:
-  return ", ".join(f"{n} {reason}" for reason, n in bad.items())
 
 
 def _limits(arguments):

@@ -1,6 +1,7 @@
 """The verb `doctor`: checks devices, data and learning before a run."""
 
 import argparse
+import dataclasses
 import textwrap
 
 from clip_jax import config as config_lib
@@ -20,15 +21,7 @@ def doctor(arguments: argparse.Namespace) -> verb.Answer:
   verdict = finding.worst(findings)
   payload = {
     "verdict": verdict,
-    "findings": [
-      {
-        "check": f.check,
-        "verdict": f.verdict,
-        "message": f.message,
-        "facts": f.facts,
-      }
-      for f in findings
-    ],
+    "findings": [dataclasses.asdict(each) for each in findings],
   }
   text = "\n".join(_paragraph(f.verdict, f.check, f.message) for f in findings)
   code = FOUND_PROBLEM if verdict == finding.PROBLEM else 0

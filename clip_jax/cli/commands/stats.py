@@ -6,7 +6,7 @@ from typing import Any
 from clip_jax import preprocess, terminal
 from clip_jax.cli import verb
 from clip_jax.data import account, sources
-from clip_jax.data.statistics import summary
+from clip_jax.data.statistics import examine, summary
 from clip_jax.results import data_page
 
 _ROWS = {
@@ -52,13 +52,13 @@ def _text(address: str, found: dict[str, Any]) -> str:
   captions, images = found["captions"], found["images"]
   lines = [
     f"{address}: {found['records']} records, {found['good']} good",
-    f"bad: {_counts(found['bad']) or 'none'}",
+    f"bad: {terminal.counts(found['bad'])}",
     f"captions: {captions['number']}, {captions['different']} different; "
     f"{captions['cut']} ({terminal.percent(captions['cut_share'])}) have more "
-    "than 77 tokens and are cut",
-    f"scripts: {_counts(captions['scripts']) or 'none'}",
+    f"than {examine.CONTEXT} tokens and are cut",
+    f"scripts: {terminal.counts(captions['scripts'])}",
     f"images: {images['different']} different; "
-    f"{_counts(images['formats']) or 'none'}; {_counts(images['modes'])}",
+    f"{terminal.counts(images['formats'])}; {terminal.counts(images['modes'])}",
   ]
   rows = []
   for name, (part, key) in _ROWS.items():
@@ -74,7 +74,3 @@ def _text(address: str, found: dict[str, Any]) -> str:
       shown = [(terminal.escaped(x[name], limit=60), x["count"]) for x in top]
       lines += ["", terminal.table((f"repeated {name}", "times"), shown)]
   return "\n".join(lines)
-
-
-def _counts(counts: dict[str, int]) -> str:
-  return ", ".join(f"{n} {name}" for name, n in counts.items())

@@ -85,7 +85,7 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
 
 
 def architecture(clip: inference.Clip) -> str:
-  """Returns which of OpenAI's models `clip` is built like; "" for none."""
+  """Returns the name of OpenAI's model that is built so; "" for none."""
   for name in names.OPENAI_MODELS:
     tower = variants.spec(name)["image"]
     own = clip.spec.get("image", {})

@@ -34,7 +34,7 @@ class Matches:
   queries: np.ndarray
 
   def counts(self, number: int) -> np.ndarray:
-    """Returns how many pairs each of `number` queries matches, int64."""
+    """Returns the number of pairs that match each query, int64 (number,)."""
     return np.bincount(self.queries, minlength=number)
 
   def rows(self) -> np.ndarray:
@@ -107,7 +107,7 @@ def kept(
 def expected_size(
   matches: Matches, counts: np.ndarray, threshold: Threshold
 ) -> float:
-  """Returns how many pairs stay on average."""
+  """Returns the number of pairs that stay on average."""
   p = probabilities(counts, threshold)[matches.queries]
   with np.errstate(divide="ignore"):
     log_gone = np.log1p(-p)

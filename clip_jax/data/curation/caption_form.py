@@ -32,7 +32,7 @@ def urls(text: str) -> float:
 
 
 def run(text: str) -> int:
-  """Returns how many times a character stands in a row, at most; no space."""
+  """Returns the length of the longest run of one character; no space."""
   return max(
     (
       sum(1 for _ in row)

@@ -114,7 +114,7 @@ def _blocks(file: Any, size: int) -> Iterator[bytes]:
 
 
 def _cut(line: bytes) -> int:
-  """Returns where to cut what has no end: within no character of UTF-8."""
+  """Returns the place to cut bytes without an end: within no character."""
   if cut := line.rfind(b" ") + 1:
     return cut
   for at in range(len(line) - 1, max(0, len(line) - 4), -1):

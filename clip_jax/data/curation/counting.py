@@ -172,7 +172,7 @@ def _hash(data: bytes) -> int:
 
 
 def _name(title: str) -> str:
-  """Returns what an article is called, without "(…)" to tell it from others."""
+  """Returns an article's title without the "(…)" that tells it from others."""
   return _APART.sub("", title.replace("_", " ").strip())
 
 

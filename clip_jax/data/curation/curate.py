@@ -100,7 +100,7 @@ class Rule:
     return [slice(*part) for part in itertools.pairwise([0, *ends])]
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns what identifies the rule, as JSON has it."""
+    """Returns the fields that identify the rule, as JSON has them."""
     digests = [each.digest for each in self.lists]
     named = dict(zip(self.languages, digests, strict=bool(self.languages)))
     return {
@@ -241,7 +241,7 @@ def curate(
 def _decided(
   matches: balancing.Matches, rule: Rule, bad: dict[str, int]
 ) -> tuple[np.ndarray, dict[str, Any], bytes]:
-  """Returns which pairs stay, what is told of it, and the table of queries."""
+  """Returns the pairs that stay, a summary, and the table of queries."""
   pairs, counts = len(matches.pairs), matches.counts(len(rule.texts))
   if not len(matches.queries):
     raise errors.UserError(
@@ -309,7 +309,7 @@ def _by_language(
   stays: np.ndarray,
   thresholds: list[float],
 ) -> list[dict[str, Any]]:
-  """Returns what is told of each language."""
+  """Returns the summary of each language."""
   told, rows = [], matches.rows()
   for code, part, threshold in zip(
     rule.languages, rule.parts, thresholds, strict=True

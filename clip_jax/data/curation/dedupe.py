@@ -101,13 +101,18 @@ def dedupe(
     }
     if report_only:
       report = {"fingerprint": fingerprint, "dedupe": said}
-      tables[REPORT] = json.dumps(report, indent=2).encode() + b"\n"
-      for name, data in tables.items():
-        (partial / name).write_bytes(data)
-      prepare.finish(partial, out)
+      _write_tables(report, tables, partial, out)
     else:
       _write(pairs, how, out, address, work, said, tables, partial)
   return said | {"written": True}
+
+
+def _write_tables(report, tables, partial, out) -> None:
+  """Writes what --report-only leaves: the tables and `report.json`."""
+  tables[REPORT] = json.dumps(report, indent=2).encode() + b"\n"
+  for name, data in tables.items():
+    (partial / name).write_bytes(data)
+  prepare.finish(partial, out)
 
 
 def _summary(
@@ -137,7 +142,7 @@ def _check(rule: likeness.Rule) -> None:
 def _made(
   out: pathlib.Path, fingerprint: str, work: linking.Work, report_only: bool
 ) -> dict[str, Any] | None:
-  """Returns what was told when `out` was made, if it was."""
+  """Returns the summary that `out` was made with, if it was made."""
   report = out / REPORT
   if report_only and report.is_file():
     found = json_text.read(report)
@@ -164,7 +169,7 @@ def _write(pairs, how, out, address, work, said, tables, partial) -> None:
 def _told(
   links: linking.Links, seen: np.ndarray, others: linking.Set
 ) -> dict[str, Any]:
-  """Returns what is said of an overlap (paper, section 5)."""
+  """Returns the summary of an overlap (paper, section 5)."""
   examples, found = int(others.found.good.sum()), int(seen.sum())
   return {
     "examples": examples,

@@ -98,7 +98,7 @@ def measured(
   threads: int = 4,
   on_pair: Callable[[int, int], None] | None = None,
 ) -> findings.Found:
-  """Returns what `of_batch` says of all pairs.
+  """Returns the findings of `of_batch` about all pairs.
 
   Args:
     source: the pairs. Its fingerprint says which pairs and captions they are.
@@ -155,7 +155,7 @@ def _rows(
   threads: int,
   tell: Callable[[int], None] | None,
 ) -> list[Mapping[str, Any] | str]:
-  """Returns what is kept of each slot, or the reason why it is bad."""
+  """Returns the values of each slot, or the reason why it is bad."""
   rows: list[Mapping[str, Any] | str] = [""] * len(part)
   done = 0
   with pipeline.eval_batches(

@@ -149,12 +149,7 @@ def filter_pairs(
       on_record=on_record,
       fill=fill,
     )
-    decided = _Decisions(
-      found, found.columns["rule"].copy(), found.values["stays"].copy()
-    )
-    if rules.max_caption_repeats is not None:
-      too_often = _repeated(decided, rules.max_caption_repeats)
-      decided.remove("max_caption_repeats", too_often)
+    decided = _decide(found, rules)
     scored, beside = {}, {}
     if model is not None and decided.kept.any():
       measured = embedding.scores(
@@ -195,8 +190,19 @@ def _check(rules: rules_lib.Rules, model: model_lib.Model | None) -> None:
     language.check(rules.languages)
 
 
+def _decide(found: findings.Found, rules: rules_lib.Rules) -> _Decisions:
+  """Returns the decisions of the rules that need no model."""
+  decided = _Decisions(
+    found, found.columns["rule"].copy(), found.values["stays"].copy()
+  )
+  if rules.max_caption_repeats is not None:
+    too_often = _repeated(decided, rules.max_caption_repeats)
+    decided.remove("max_caption_repeats", too_often)
+  return decided
+
+
 def _repeated(decided: _Decisions, limit: int) -> np.ndarray:
-  """Returns which captions more than `limit` good pairs have, bool."""
+  """Returns a mask of the captions that more than `limit` good pairs have."""
   captions, owners = decided.found.values["captions"], decided.owners()
   hashes, of = np.unique(captions, return_inverse=True)
   # A pair that has a caption twice counts once.

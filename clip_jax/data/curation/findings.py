@@ -89,7 +89,7 @@ def collected(
   columns: Mapping[str, np.dtype],
   ragged: Mapping[str, np.dtype],
 ) -> Found:
-  """Returns what is said of each slot as arrays.
+  """Returns the findings about each slot as arrays.
 
   Args:
     start: the first slot.
@@ -171,7 +171,7 @@ class Shelf:
     return sorted(self.directory.glob(mine))
 
   def parts(self, slots: int) -> list[Found]:
-    """Returns what is there, in order; damaged and foreign files are not.
+    """Returns the parts in order, without damaged and foreign files.
 
     Args:
       slots: of the source.

@@ -55,7 +55,7 @@ _ROWS, _COLS = _lowest()
 
 
 def of(image: Image.Image) -> Look:
-  """Returns what `image` looks like.
+  """Returns the looks of `image`.
 
   The bits are the signs of the lowest frequencies of the grey image, by a
   discrete cosine transform (pHash; Zauner, 2010).

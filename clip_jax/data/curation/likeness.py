@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from clip_jax import errors, preprocess
+from clip_jax import errors, names, preprocess
 from clip_jax.data import record as record_lib
 from clip_jax.data.curation import (
   balancing,
@@ -16,9 +16,6 @@ from clip_jax.data.curation import (
   image_hash,
 )
 from clip_jax.data.curation import model as model_lib
-
-MAX_DISTANCE = 6
-MIN_SIMILARITY = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Semantic:
   model: model_lib.Model
   near_within: Callable[..., np.ndarray]
   near_between: Callable[..., np.ndarray]
-  min_similarity: float = MIN_SIMILARITY
+  min_similarity: float = names.DUPLICATE_SIMILARITY
   clusters: int | None = None
 
 
@@ -53,12 +50,12 @@ class Rule:
   """
 
   exact: bool = True
-  max_distance: int | None = MAX_DISTANCE
+  max_distance: int | None = names.DUPLICATE_DISTANCE
   mirrored: bool = False
   semantic: Semantic | None = None
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns what identifies the rule, as JSON has it."""
+    """Returns the fields that identify the rule, as JSON has them."""
     semantic = self.semantic
     return {
       "exact": self.exact,

@@ -16,7 +16,7 @@ class Model(Protocol):
     ...
 
   def needed_preprocess(self) -> preprocess_lib.Preprocess:
-    """Returns how an image becomes an array."""
+    """Returns the preprocessing of images."""
     ...
 
   def embed_images(self, images: np.ndarray, /) -> np.ndarray:

@@ -105,7 +105,7 @@ def survey(
   on_record: Callable[[int], None] | None = None,
   fill: Fill | None = None,
 ) -> findings.Found:
-  """Returns what `examine` says of all records of `source`.
+  """Returns the findings of `examine` about all records of `source`.
 
   Args:
     source: what is read.

@@ -78,7 +78,7 @@ class Columns:
     )
 
   def describe(self) -> str:
-    """Returns what is read from which column."""
+    """Returns a phrase: what is read from which column."""
     parts = [
       f"{'paths of images' if self.has_paths else 'images'} from {self.image!r}"
     ]

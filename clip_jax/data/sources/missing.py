@@ -48,7 +48,7 @@ def lost_records(shards: Sequence[shard_lib.Shard]) -> list[int | None]:
 
 
 def _whole_counts(shards: Sequence[shard_lib.Shard]) -> tuple[list[int], bool]:
-  """Returns what undamaged shards hold, and whether all hold the same."""
+  """Returns the records of each undamaged shard, and whether all are equal."""
   counts = [len(s.keys) for s in shards if len(s.keys) and not s.sites]
   # The last shard holds what is left over: it is no measure of others.
   if len(counts) > 1 and not shards[-1].sites and counts[-1] < min(counts[:-1]):
@@ -80,7 +80,7 @@ def _may_be_rest(
 
 
 def _behind(shard: shard_lib.Shard) -> int | None:
-  """Returns what is missing at the end by its size; None without any."""
+  """Returns the number missing at the end by its size; None without any."""
   _, damage = next(site for site in shard.sites if site[1].at_end)
   if damage.reason == "zeros" and damage.offset:
     return round(damage.size * len(shard.keys) / damage.offset)
@@ -125,7 +125,7 @@ def _step(shard: shard_lib.Shard, broken: set[int]) -> int | None:
 
 
 def _gap(shard: shard_lib.Shard, slot: int, step: int) -> int | None:
-  """Returns how many keys are left out before `slot`; None if unknown."""
+  """Returns the number of keys left out before `slot`; None if unknown."""
   if slot == len(shard.keys):
     return None
   last, here = _number(shard.keys[slot - 1]), _number(shard.keys[slot])
@@ -153,7 +153,7 @@ def _gap_at_start(
 
 
 def _number(key: str) -> tuple[str, int] | None:
-  """Returns what stands before the number that a key ends in, and it."""
+  """Returns a key's prefix and the number that it ends in."""
   match = _NUMBER.fullmatch(key)
   return (match[1], int(match[2])) if match and len(match[2]) < 20 else None
 

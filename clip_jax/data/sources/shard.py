@@ -40,7 +40,7 @@ class _Sample:
     self.problem = self.problem or member.problem
 
   def close(self) -> str:
-    """Returns what is wrong with the sample, or ""."""
+    """Returns the reason why the sample is bad, or ""."""
     if self.problem:
       return self.problem
     if IMAGE not in self.parts:

@@ -1,6 +1,7 @@
 """The parts of some data to train on and to test on."""
 
 import os
+from collections.abc import Sequence
 
 from clip_jax import errors
 from clip_jax.data import builtin, sources
@@ -66,3 +67,20 @@ def _folders(path: str) -> tuple[str, str] | None:
   path = os.path.expanduser(path)
   names = os.listdir(path) if os.path.isdir(path) else []
   return split_names.train_and_test(names)
+
+
+def check_same_classes(
+  classes: Sequence[Sequence[str]], addresses: Sequence[str]
+) -> None:
+  """Raises UserError unless two parts have the same classes, in any order.
+
+  Args:
+    classes: the names of each part's.
+    addresses: of both, for the message.
+  """
+  first, second = classes
+  if odd := sorted(set(first) ^ set(second)):
+    raise errors.UserError(
+      f"{addresses[0]} and {addresses[1]} have different classes: "
+      f"{', '.join(odd[:5])} {'is' if len(odd) == 1 else 'are'} in one only."
+    )

@@ -228,7 +228,7 @@ class _Scan:
     return where
 
   def _trailing_zeros(self) -> int:
-    """Returns how many bytes at the end of the file are zeros."""
+    """Returns the number of zero bytes at the end of the file."""
     zeros = 0
     while zeros < self._end:
       start = max(0, self._end - zeros - _PIECE)

@@ -1,6 +1,5 @@
 """What is found out about each record for `clip-jax data stats`."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 from clip_jax import preprocess
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.data import record as record_lib
+from clip_jax.data.curation import balancing
 from clip_jax.data.statistics import scripts
 
 # Ids of a caption, with begin and end, are counted up to this many.
@@ -24,14 +24,6 @@ CAPTION = np.dtype(
     ("digest", *_DIGEST),
   ]
 )
-
-
-def digest_of(data: bytes) -> tuple[int, int]:
-  """Returns 128 bits of a digest, as two numbers."""
-  digest = hashlib.blake2b(data, digest_size=16).digest()
-  return int.from_bytes(digest[:8], "little"), int.from_bytes(
-    digest[8:], "little"
-  )
 
 
 _COLUMNS = {
@@ -80,7 +72,7 @@ class Examine:
       "bytes": len(record.image),
       "format": header.format.encode(),
       "mode": header.mode.encode(),
-      "digest": digest_of(record.image),
+      "digest": balancing.digest(record.image),
       "captions": [self._of_caption(text) for text in record.texts],
     }
 
@@ -91,5 +83,5 @@ class Examine:
       len(text.split()),
       int(np.argmax(ids == tokenizer_lib.END_ID)) + 1,
       scripts.SCRIPTS.index(scripts.of_text(text)),
-      digest_of(text.encode("utf-8", "surrogatepass")),
+      balancing.digest(text.encode("utf-8", "surrogatepass")),
     )

@@ -9,7 +9,7 @@ import numpy as np
 from clip_jax import errors, preprocess, terminal
 from clip_jax.data import account
 from clip_jax.data import record as record_lib
-from clip_jax.data.curation import findings, survey
+from clip_jax.data.curation import balancing, findings, survey
 from clip_jax.data.statistics import examine, scripts
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -56,7 +56,7 @@ def look(
   limits: preprocess.Limits = preprocess.DEFAULT_LIMITS,
   on_record: Callable[[int], None] | None = None,
 ) -> findings.Found:
-  """Returns what `examine.Examine` finds of every record.
+  """Returns the findings of `examine.Examine` about every record.
 
   Args:
     source: what is read.
@@ -146,7 +146,7 @@ def _described(values: np.ndarray, kind: str) -> dict[str, Any]:
 
 
 def _by_name(values: np.ndarray) -> dict[str, int]:
-  """Returns how often each name stands there, the most frequent first."""
+  """Returns the count of each name, the most frequent first."""
   names, counts = np.unique(values, return_counts=True)
   order = np.argsort(-counts, kind="stable")
   return {names[i].item().decode(): int(counts[i]) for i in order}
@@ -161,7 +161,7 @@ def _by_number(values: np.ndarray, names: Sequence[str]) -> dict[str, int]:
 def _repeats(
   digests: np.ndarray, describe: Callable[[int], dict[str, str]]
 ) -> dict[str, Any]:
-  """Returns how many are different, and those that are there most often.
+  """Returns the number of different ones, and the most frequent.
 
   Args:
     digests: uint64 (n, 2).
@@ -197,7 +197,7 @@ def _caption(
   record = _again(source, slot)
   for text in record.texts:
     data = text.encode("utf-8", "surrogatepass")
-    if examine.digest_of(data) == tuple(row["digest"].tolist()):
+    if balancing.digest(data) == tuple(row["digest"].tolist()):
       return {"caption": text[:_LONGEST]}
   raise _changed(record.key)
 

@@ -23,7 +23,7 @@ _LETTER = re.compile(r"^/[a-z]/")  # SUN397 writes "/a/abbey".
 
 
 def normalise(name: str) -> str:
-  """Returns what of a class's name is compared: letters and digits.
+  """Returns the part of a class's name that is compared: letters and digits.
 
   Of a number, its zeros at the beginning do not count.
   """

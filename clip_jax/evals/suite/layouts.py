@@ -53,7 +53,7 @@ def check_root(root: str) -> pathlib.Path:
 
 
 def find(entry: table.Entry, root: pathlib.Path) -> Found | None:
-  """Returns where `entry` lies below `root`; None where it does not.
+  """Returns `entry` as it lies below `root`; None where it does not.
 
   Raises:
     UserError: there is a directory of its name that is in no layout.

@@ -215,7 +215,7 @@ def _result(
   measured: dict[str, Any],
   subject: Subject,
 ) -> dict[str, Any]:
-  """Returns what a measured set's file holds beside its name and times."""
+  """Returns the content of a measured set's file, but its name and times."""
   bad = measured.pop("bad_records")
   kept = account.of(opened.source)
   warnings = [*opened.warnings, *account.tell(opened.source, measured["data"])]
