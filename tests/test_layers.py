@@ -17,8 +17,8 @@ PACKAGE, module_name = floors.PACKAGE, floors.module_name
 # its own and from those below.
 FLOORS = (
   "config errors host_devices host_memory hosts json_lines json_text"
-  " kept_files names packing preprocess programs regular_files sharding terminal"
-  " tokenizer versions whole_files",
+  " kept_files names packing preprocess programs regular_files sharding"
+  " terminal tokenizer versions whole_files",
   "models",
   "data losses",
   "evals report",
