@@ -36,7 +36,7 @@ PROBABILITIES = ("softmax", "sigmoid")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 # Where metrics go besides the workdir.
 TRACKERS = ("none", "wandb", "trackio")
-INDEX_DTYPES = ("float32", "float16")
+INDEX_DTYPES = ("float32", "float16", "int8")
 # The checkpoint formats that can be written.
 TARGETS = ("clip-jax", "openai", "huggingface", "open-clip", "big-vision")
 HEARTBEAT_SECONDS = 30  # Without a sign of life a process counts as lost.

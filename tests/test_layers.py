@@ -65,6 +65,7 @@ OPTIONAL = {
   *("apache_beam", "google_crc32c", "huggingface_hub", "matplotlib"),
   "py3langid",
   *("sentencepiece", "simplejpeg", "trackio", "transformers", "wandb"),
+  *("faiss", "usearch"),
   *("gradio", "fastapi", "uvicorn"),  # Gradio brings the other two.
 }
 # What finds a module by its name, in a table that stands there.

@@ -57,6 +57,7 @@ NOT_RUN = {
   "ViT-B-32.pt models": "OpenAI's own file; tests/convert/test_openai.py",
   "clip-jax plan": "minutes a plan: tests/plan",
   "clip-jax verify": "PyTorch: tests/convert/test_verification.py",
+  "index.faiss": "the extra `search`; tests/test_search_exchange.py",
   "clip-jax app": "it goes on until it is stopped: tests/app",
   "--coordinator": "two processes: tests/test_cli_processes.py",
   "runs/pets": "tests/train/test_finetuning.py runs README's section",

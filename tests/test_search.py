@@ -79,13 +79,17 @@ def test_many_queries_are_answered_as_each_by_itself(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("dtype, atol", [("float32", 0), ("float16", 5e-4)])
+@pytest.mark.parametrize(
+  "dtype, atol", [("float32", 0), ("float16", 5e-4), ("int8", 6e-3)]
+)
 def test_an_index_gives_back_what_was_put_in(tmp_path, dtype, atol):
   embeds = units(2, 11)
   meta = make_index(tmp_path / "index", embeds, dtype=dtype, data="builtin:x")
   index = search.Index(tmp_path / "index")
-  # float16 has 11 bits: half a unit in the last place of a value below 1.
-  np.testing.assert_allclose(index.embeds, embeds, rtol=0, atol=atol)
+  # float16 has 11 bits: half a unit in the last place of a value below 1. int8
+  # has steps of at most 1 / 127, of which half, and a little for the length.
+  rows = layout.floats(index.embeds)
+  np.testing.assert_allclose(rows, embeds, rtol=0, atol=atol)
   assert index.meta == meta
   assert (meta["model"], meta["data"]) == ("/models/m", "builtin:x")
   hits = index.search(embeds[7], k=3)
@@ -276,16 +280,17 @@ def kept_at_once(monkeypatch):
   monkeypatch.setattr(builder, "SECONDS_TO_KEEP", 0)
 
 
-def test_a_build_goes_on_where_it_was_stopped(tmp_path, kept_at_once):
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_build_goes_on_where_it_was_stopped(tmp_path, kept_at_once, dtype):
   embeds = units(9, 14)
-  assert _build(tmp_path / "whole", embeds) == 7
+  assert _build(tmp_path / "whole", embeds, dtype=dtype) == 7
   index = tmp_path / "index"
   # Each one does what is left; the batch that was not kept is done again.
-  assert _build(index, embeds, stop_after=3) == 3
+  assert _build(index, embeds, stop_after=3, dtype=dtype) == 3
   with pytest.raises(errors.UserError, match="no index"):
     search.Index(index)
-  assert _build(index, embeds, stop_after=2) == 2
-  assert _build(index, embeds) == 2
+  assert _build(index, embeds, stop_after=2, dtype=dtype) == 2
+  assert _build(index, embeds, dtype=dtype) == 2
   assert _content(index) == _content(tmp_path / "whole")
   assert search.Index(index).meta["bad"] == {"bad": 7}
 
@@ -511,6 +516,40 @@ def test_only_files_of_the_index_itself_are_opened(tmp_path, name, kind):
     os.mkfifo(path)
   with pytest.raises(errors.UserError, match=f"{name} is (a link|no file)"):
     search.Index(tmp_path / "index")
+
+
+def test_int8_keeps_directions_and_devices_agree(tmp_path):
+  embeds, queries = units(21, 70, dim=32), units(22, 3, dim=32)
+  embeds[5] = 0  # Has no direction, and no division by its length.
+  make_index(tmp_path, embeds, dtype="int8")
+  index = search.Index(tmp_path)
+  assert index.embeds.dtype == np.int8
+  codes = [[int(v) for v in row] for row in np.asarray(index.embeds)]
+  for row, own in zip(embeds, codes, strict=True):
+    largest = max(map(abs, row.tolist())) or 1
+    # Rounding of float32 may take the other of two equally near numbers.
+    assert all(
+      abs(c - 127 * x / largest) <= 0.5001
+      for c, x in zip(own, row, strict=True)
+    )
+  scores = [
+    [
+      sum(c * float(x) for c, x in zip(own, query, strict=True))
+      / (sum(c * c for c in own) ** 0.5 or 1)
+      for own in codes
+    ]
+    for query in queries
+  ]
+  on_devices = DeviceIndex(index, rows_per_chunk=16)
+  for found in (index.search_many(queries), on_devices.search_many(queries)):
+    for hits, wanted in zip(found, scores, strict=True):
+      assert [hit.index for hit in hits] == sorted(
+        range(70), key=lambda i: -wanted[i]
+      )[:10]
+      # Rounding of float32 sums of 32 products.
+      np.testing.assert_allclose(
+        [hit.score for hit in hits], sorted(wanted)[:-11:-1], atol=1e-6
+      )
 
 
 def test_two_builds_of_one_index_do_not_mix(tmp_path):

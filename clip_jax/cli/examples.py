@@ -53,6 +53,8 @@ EXAMPLES = {
   "search": (
     'search index "a photo of the number three four" -k 5',
     "search index --image photo.png --json",
+    "search index --export index.faiss",
+    'search index.faiss "a photo of the number three four"',
   ),
   "app": (
     "app runs/demo",

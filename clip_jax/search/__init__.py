@@ -6,7 +6,18 @@ index or the new one, whenever a build is killed.
 """
 
 from clip_jax.search.builder import Builder, build
+from clip_jax.search.exchange import ExportedIndex, export, open_index
 from clip_jax.search.holding import check_replaceable
 from clip_jax.search.index import Hit, Index, nearest
 
-__all__ = ["Builder", "Hit", "Index", "build", "check_replaceable", "nearest"]
+__all__ = [
+  "Builder",
+  "ExportedIndex",
+  "Hit",
+  "Index",
+  "build",
+  "check_replaceable",
+  "export",
+  "nearest",
+  "open_index",
+]

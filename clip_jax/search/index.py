@@ -39,7 +39,7 @@ class Index:
 
   Attributes:
     meta: the content of `meta.json`: model, fingerprint, data, count and more.
-    embeds: (count, embed).
+    embeds: (count, embed), as stored; `layout.floats` makes int8 unit vectors.
   """
 
   def __init__(self, directory: str | os.PathLike):
@@ -154,10 +154,13 @@ class Index:
     """
     queries = np.asarray(queries)
     self.check_queries(queries, k=k)
-    return [
-      self.hits(rows, scores)
-      for rows, scores in zip(*nearest(self.embeds, queries, k=k), strict=True)
-    ]
+    return [self.hits(*pair) for pair in self._nearest(queries, k=k)]
+
+  def _nearest(
+    self, queries: np.ndarray, *, k: int
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns rows and scores of each query, the best first."""
+    return list(zip(*nearest(self.embeds, queries, k=k), strict=True))
 
   def check_queries(self, queries: np.ndarray, *, k: int) -> None:
     """Raises UserError unless `search_many` can answer."""
@@ -215,7 +218,7 @@ def nearest(
   bar: few products of a later chunk pass it, so that hardly any are sorted.
 
   Args:
-    embeds: (rows, embed), of any type of floats.
+    embeds: (rows, embed), floats, or the int8 of an index.
     queries: (queries, embed).
     k: how many; fewer where there are fewer rows.
     rows_per_chunk: rows that are multiplied at once.
@@ -229,7 +232,7 @@ def nearest(
   rows = np.zeros((len(queries), 0), np.int64)
   scores = np.zeros((len(queries), 0), np.float32)
   for start in range(0, len(embeds), rows_per_chunk):
-    chunk = np.asarray(embeds[start : start + rows_per_chunk], np.float32)
+    chunk = layout.floats(embeds[start : start + rows_per_chunk])
     new = queries @ chunk.T  # (queries, rows)
     if scores.shape[1] < k:
       more = np.arange(start, start + len(chunk))

@@ -8,6 +8,8 @@ import re
 import stat
 from typing import Any
 
+import numpy as np
+
 from clip_jax import errors, json_text
 
 FORMAT = "clip_jax index"
@@ -116,6 +118,29 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
         f"{directory / META} is damaged: files.{part} is {entry!r}. {_AGAIN}"
       )
   return meta
+
+
+def stored(embeds: np.ndarray, dtype: np.dtype) -> np.ndarray:
+  """Returns unit embeddings (n, embed) as an index of this type stores them.
+
+  As int8 a row is divided by its largest magnitude, which becomes 127. That
+  scale need not be stored: rows have unit length, so `floats` finds it.
+  """
+  if dtype == np.int8:
+    embeds = embeds.astype(np.float32)
+    largest = np.abs(embeds).max(axis=1, keepdims=True)
+    tiny = np.finfo(np.float32).tiny
+    embeds = np.rint(127 * (embeds / np.maximum(largest, tiny)))
+  return np.ascontiguousarray(embeds, dtype)
+
+
+def floats(embeds: np.ndarray) -> np.ndarray:
+  """Returns stored embeddings (n, embed) in float32: of int8, unit vectors."""
+  rows = np.asarray(embeds, np.float32)
+  if embeds.dtype != np.int8:
+    return rows
+  length = np.linalg.norm(rows, axis=1, keepdims=True)
+  return rows / np.maximum(length, 1)  # Of zeros alone the length is 0.
 
 
 def sha256(file: io.BufferedIOBase) -> str:

@@ -205,7 +205,7 @@ def add_embed(parser: flags.Parser) -> None:
     "--dtype",
     default="float32",
     choices=names.INDEX_DTYPES,
-    help="how the index stores numbers (default: float32)",
+    help="how the index stores numbers (default: float32; int8: a quarter)",
   )
   flags.add_batches(parser)
   flags.add_max_pixels(parser)
@@ -214,7 +214,11 @@ def add_embed(parser: flags.Parser) -> None:
 
 def add_search(parser: flags.Parser) -> None:
   """Adds the arguments of `search`."""
-  parser.add_argument("index", metavar="INDEX", help="made by `clip-jax embed`")
+  parser.add_argument(
+    "index",
+    metavar="INDEX",
+    help="made by `clip-jax embed`; or a FILE.faiss or FILE.usearch of one",
+  )
   parser.add_argument("query", metavar="TEXT", nargs="?", help="what to find")
   parser.add_argument("--image", metavar="FILE", help="an image to find like")
   parser.add_argument(
@@ -225,6 +229,17 @@ def add_search(parser: flags.Parser) -> None:
     help="results (default: 10)",
   )
   parser.add_argument(
+    "--keys",
+    metavar="DIR",
+    help="of a FILE.faiss or FILE.usearch: the index that it was made of "
+    "(default: DIR of DIR.faiss)",
+  )
+  parser.add_argument(
+    "--export",
+    metavar="FILE",
+    help="write INDEX as FILE.faiss or FILE.usearch instead of searching",
+  )
+  parser.add_argument(
     "--model", metavar="MODEL", help="the index's model, if it has moved"
   )
   flags.add_max_pixels(parser)
@@ -233,6 +248,13 @@ def add_search(parser: flags.Parser) -> None:
 
 def check_search(arguments: argparse.Namespace) -> str | None:
   """Returns an error message if arguments do not go together, or None."""
+  if arguments.export is not None:
+    rest = (arguments.query, arguments.image, arguments.model, arguments.keys)
+    if any(value is not None for value in rest):
+      return (
+        "--export writes INDEX; leave out TEXT, --image, --model and --keys"
+      )
+    return None
   if (arguments.query is None) == (arguments.image is None):
     return "give a text to search for, or --image FILE"
   if arguments.query is not None and not arguments.query.strip():

@@ -95,11 +95,27 @@ def _usable(clip, paths: list[str]) -> tuple[list[str], dict[str, str]]:
   return [path for path in paths if path not in wrong], wrong
 
 
+def _export(arguments: argparse.Namespace) -> verb.Answer:
+  index = search_lib.Index(arguments.index)
+  search_lib.export(index, arguments.export)
+  rows, embed_dim = index.embeds.shape
+  payload = {
+    "export": arguments.export,
+    "count": rows,
+    "embed_dim": embed_dim,
+    "index": arguments.index,
+  }
+  said = f"Wrote {rows} embeddings of {embed_dim} numbers: {arguments.export}"
+  return verb.Answer(payload, said)
+
+
 def search(arguments: argparse.Namespace) -> verb.Answer:
   """Finds the records of an index that are nearest to a text or an image."""
   if arguments.image is not None:
     inputs.check_file(arguments.image)
-  index = search_lib.Index(arguments.index)
+  if arguments.export is not None:
+    return _export(arguments)
+  index = search_lib.open_index(arguments.index, keys=arguments.keys)
   path = index.model_path(arguments.model)
   try:
     # Only a workdir has steps, and --model may name another kind of model.

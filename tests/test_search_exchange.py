@@ -1,0 +1,161 @@
+import sys
+
+import numpy as np
+import pytest
+
+from clip_jax import cli, errors, search
+from clip_jax.search import exchange
+
+SUFFIXES = exchange.SUFFIXES
+
+
+def units(seed, rows, dim=16):
+  x = np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
+  return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def make(directory, embeds, dtype="float32"):
+  with search.Builder(
+    directory, model="/models/m", fingerprint="f00d", dtype=dtype
+  ) as builder:
+    builder.add(
+      embeds, [(f"k{i}", (f"caption {i}",)) for i in range(len(embeds))]
+    )
+  return search.Index(directory)
+
+
+@pytest.fixture(params=SUFFIXES)
+def suffix(request):
+  library = {".faiss": "faiss", ".usearch": "usearch.index"}[request.param]
+  pytest.importorskip(library, exc_type=ImportError)
+  return request.param
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_an_exported_index_finds_what_its_index_finds(tmp_path, suffix, dtype):
+  embeds, queries = units(0, 90), units(1, 7)
+  embeds[40] = embeds[20]  # Of equal scores the earlier row comes first.
+  queries[0] = embeds[20]
+  index = make(tmp_path / "index", embeds, dtype)
+  path = tmp_path / f"index{suffix}"
+  search.export(index, path)
+  assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+    "index",
+    path.name,
+  ]
+  exported = search.open_index(path)
+  # float16 of usearch has 11 bits; a flat index differs by rounding of sums.
+  atol = 2e-3 if suffix == ".usearch" else 1e-6
+  for k in (1, 5, 90, 200):
+    many = exported.search_many(queries, k=k)
+    for hits, own in zip(many, index.search_many(queries, k=k), strict=True):
+      # Of equal ones a graph may drop the earlier.
+      if suffix == ".faiss" or (dtype == "float32" and own[0].index != 20):
+        assert [hit.index for hit in hits] == [hit.index for hit in own]
+        assert [hit.key for hit in hits] == [hit.key for hit in own]
+      np.testing.assert_allclose(
+        [hit.score for hit in hits], [hit.score for hit in own], atol=atol
+      )
+    one = exported.search(queries[1], k=k)
+    assert [hit.index for hit in one] == [hit.index for hit in many[1]]
+
+
+def test_a_file_of_another_index_is_refused(tmp_path, suffix):
+  path = tmp_path / f"a{suffix}"
+  search.export(make(tmp_path / "a", units(0, 20)), path)
+  for name, embeds, message in (
+    ("rows", units(0, 21), "has 20 vectors of 16 numbers"),
+    ("dims", units(0, 20, dim=8), "has 20 of 8"),
+    ("other", units(1, 20), "other vectors"),
+  ):
+    make(tmp_path / name, embeds)
+    with pytest.raises(errors.UserError, match=message):
+      search.open_index(path, keys=tmp_path / name)
+  path.write_bytes(path.read_bytes()[:40])
+  with pytest.raises(errors.UserError, match="cannot be read as an index of"):
+    search.open_index(path)
+  path.rename(tmp_path / f"alone{suffix}")
+  with pytest.raises(errors.UserError, match="--keys"):
+    search.open_index(tmp_path / f"alone{suffix}")
+
+
+def test_another_metric_and_wrong_identifiers_are_refused(tmp_path):
+  faiss = pytest.importorskip("faiss")
+  embeds = units(0, 20)
+  make(tmp_path / "a", embeds)
+  path = str(tmp_path / "a.faiss")
+  of_l2 = faiss.IndexFlatL2(16)
+  of_l2.add(embeds)
+  faiss.write_index(of_l2, path)
+  with pytest.raises(errors.UserError, match="not the inner product"):
+    search.open_index(path)
+  shifted = faiss.IndexIDMap(faiss.IndexFlatIP(16))
+  shifted.add_with_ids(embeds, np.arange(5, 25))
+  faiss.write_index(shifted, path)
+  with pytest.raises(errors.UserError, match="are no rows of"):
+    search.open_index(path).search(embeds[0], k=20)
+
+
+def test_an_approximate_index_may_find_fewer(tmp_path):
+  faiss = pytest.importorskip("faiss")
+  embeds = units(0, 80)
+  index = make(tmp_path / "a", embeds)
+  lists = faiss.IndexFlatIP(16)
+  lists.add(embeds[:8])
+  made = faiss.IndexIVFFlat(lists, 16, 8, faiss.METRIC_INNER_PRODUCT)
+  made.is_trained = True
+  made.add(embeds)
+  faiss.write_index(made, str(tmp_path / "a.faiss"))
+  hits = search.open_index(tmp_path / "a.faiss").search(embeds[0], k=80)
+  assert 0 < len(hits) < 80
+  exact = {hit.index: hit.score for hit in index.search(embeds[0], k=80)}
+  for hit in hits:  # Rounding of float32 sums.
+    assert hit.score == pytest.approx(exact[hit.index], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+  "name, message",
+  [
+    ("a.npy", "must end in .faiss or .usearch"),
+    ("no/a.faiss", "is in no directory"),
+    ("dir.faiss", "is a directory"),
+  ],
+)
+def test_a_place_that_cannot_be_written_is_refused(tmp_path, name, message):
+  (tmp_path / "dir.faiss").mkdir()
+  index = make(tmp_path / "a", units(0, 4))
+  with pytest.raises(errors.UserError, match=message):
+    search.export(index, tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_missing_library_names_the_extra(tmp_path, monkeypatch, suffix):
+  for name in ("faiss", "usearch", "usearch.index"):
+    monkeypatch.setitem(sys.modules, name, None)
+  index = make(tmp_path / "a", units(0, 4))
+  path = tmp_path / f"a{suffix}"
+  with pytest.raises(errors.UserError, match=r"jax-clip\[search\]"):
+    search.export(index, path)
+  assert not path.exists()
+  path.write_bytes(b"x")
+  with pytest.raises(errors.UserError, match=r"jax-clip\[search\]"):
+    search.open_index(path)
+
+
+def test_the_command_exports_and_says_what_does_not_go_together(
+  tmp_path, suffix, capsys
+):
+  make(tmp_path / "a", units(0, 20))
+  path = tmp_path / f"a{suffix}"
+  cli.main(["search", str(tmp_path / "a"), "--export", str(path)])
+  assert "20 embeddings of 16 numbers" in capsys.readouterr().out
+  assert len(search.open_index(path)) == 20
+  for arguments, message in (
+    ([str(tmp_path / "a"), "x", "--export", str(path)], "leave out TEXT"),
+    ([str(tmp_path / "a"), "x", "--keys", str(tmp_path)], "has its own"),
+    ([str(tmp_path / f"none{suffix}"), "x"], "does not exist"),
+    ([str(path), "x"], "Cannot load the model"),
+  ):
+    with pytest.raises(SystemExit):
+      cli.main(["search", *arguments])
+    assert message in capsys.readouterr().err
