@@ -647,6 +647,7 @@ def test_the_tower_that_a_model_lacks_is_named_by_every_use(clip, there):
   for use in uses:
     with pytest.raises(clip_jax.UserError, match=f"/a/b has only the {there}"):
       use()
+  assert not hasattr(getattr(one, lacking), "x")
   kept = pickle.loads(pickle.dumps(one))
   assert not getattr(kept, lacking) and "Clip(" in repr(kept)
 
@@ -658,3 +659,9 @@ def test_labels_and_templates_may_be_paths(clip, tmp_path):
   got = clip.classify(GOOD, labels, templates=templates)
   want = clip.classify(GOOD, ["cat", "dog"], templates=["one {}"])
   np.testing.assert_array_equal(got, want)
+  # A path is never a label by itself.
+  missing = pathlib.Path("labels")
+  with pytest.raises(clip_jax.UserError, match="'labels' does not exist"):
+    clip.classify(GOOD, missing)
+  with pytest.raises(clip_jax.UserError, match="'labels' does not exist"):
+    clip.classify(GOOD, ["a"], templates=missing)
