@@ -161,7 +161,7 @@ def batch_size(given: int | None, default: int) -> int:
 
 def check_progress(progress: Any) -> None:
   """Raises UserError unless `progress` is a truth value or a function."""
-  if not isinstance(progress, bool) and not callable(progress):
+  if not isinstance(progress, bool | None) and not callable(progress):
     raise errors.UserError(
       "progress is True, False or a function of the number done and the total; "
       f"got {progress!r:.100}."

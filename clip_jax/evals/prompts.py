@@ -140,6 +140,8 @@ def resolve(
     UserError: no label, an empty one or one given twice; no template, or one
       without exactly one placeholder.
   """
+  if isinstance(templates, np.ndarray) and templates.ndim == 1:
+    templates = templates.tolist()
   if isinstance(templates, str) or not isinstance(templates, Sequence | None):
     raise errors.UserError(
       "Templates must be a list of texts with a placeholder {}, got "
