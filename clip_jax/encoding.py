@@ -120,8 +120,9 @@ class Encoding:
     return self._of_pixels(images, "encode_image")
 
   def _of_pixels(self, images, method) -> np.ndarray:
-    size = self.needed_preprocess().image_size
-    inputs_lib.check_pixels(images, size)
+    self.check_towers("image")
+    # Not of `preprocess`, in whose place may stand any function.
+    inputs_lib.check_pixels(images, self.module.image.image_size)
     embed = functools.partial(self.encoder.embed_images, method=method)
     return _now(embed, self.variables, images)
 
@@ -293,7 +294,8 @@ class Encoding:
       inputs = jnp.atleast_2d(inputs)
       inputs_lib.check_length(inputs, self.module.text)
     else:
-      size = self.needed_preprocess().image_size
+      self.check_towers("image")
+      size = self.module.image.image_size
       inputs_lib.check_traced_images(inputs, size)
       inputs = inputs.reshape(-1, size, size, 3)
     embeds: Any = self.module.apply(

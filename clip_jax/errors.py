@@ -50,6 +50,13 @@ class DamagedError(UserError):
 # Above this number only the nearest names are listed.
 _MAX_LISTED = 300
 _MOST_LOOKED_AT = 10_000  # Names of a directory.
+# A model of the Hub as other programs and browsers write it.
+_ON_THE_HUB = re.compile(
+  r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://(?:models/)?"
+  r"|(?:hf|hub|hf_hub|huggingface):)(?!datasets/|spaces/)"
+  r"(?P<name>[\w.-]+/[\w.-]+)(?:/.*)?",
+  re.ASCII | re.IGNORECASE,
+)
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
@@ -134,6 +141,21 @@ def check_local(what: str, path: object) -> None:
       f"{what} {text!r} is remote; {todo} and give the path where it is "
       f"{'then' if is_web else 'mounted'}."
     )
+
+
+def check_model(what: str, address: str) -> None:
+  """Raises UserError if a model is a network address that is not understood.
+
+  A path that is there is one, whatever its name looks like.
+  """
+  if os.path.exists(address):
+    return
+  if match := _ON_THE_HUB.fullmatch(address):
+    raise UserError(
+      f"{what} {address!r} is on the HuggingFace Hub; give it as "
+      f"hf-hub:{match['name']}."
+    )
+  check_local(what, address)
 
 
 def check_out(path: str | os.PathLike) -> None:

@@ -15,6 +15,10 @@ from clip_jax import preprocess as preprocess_lib
 from clip_jax.models import padding
 
 
+class NoTowerError(errors.UserError, AttributeError):
+  """A model lacks a tower; to `hasattr` the attribute is not there."""
+
+
 class NoTower:
   """What a model of one tower has in place of the other's input.
 
@@ -30,12 +34,12 @@ class NoTower:
 
   def __call__(self, *_: Any, **__: Any) -> Any:
     """Raises UserError."""
-    raise errors.UserError(self._message)
+    raise NoTowerError(self._message)
 
   def __getattr__(self, name: str) -> Any:
     if name.startswith("_"):  # Python itself asks for these, as to copy.
       raise AttributeError(name)
-    raise errors.UserError(self._message)
+    raise NoTowerError(self._message)
 
 
 def check_ids(tokens: np.ndarray, tower: nn.Module) -> None:
@@ -157,7 +161,7 @@ def batch_size(given: int | None, default: int) -> int:
 
 def check_progress(progress: Any) -> None:
   """Raises UserError unless `progress` is a truth value or a function."""
-  if not isinstance(progress, bool) and not callable(progress):
+  if not isinstance(progress, bool | None) and not callable(progress):
     raise errors.UserError(
       "progress is True, False or a function of the number done and the total; "
       f"got {progress!r:.100}."

@@ -607,6 +607,17 @@ def test_what_a_call_cannot_take_is_a_user_error(clip, value):
     pytest.fail(f"{name} takes {value!r}")
 
 
+def test_any_function_may_prepare_images(clip):
+  want = clip.encode_image(pixels())
+  by_hand = dataclasses.replace(clip, preprocess=lambda x: clip.preprocess(x))
+  np.testing.assert_array_equal(by_hand.encode_image(pixels()), want)
+  got = jax.jit(by_hand.encode_image)(pixels())
+  np.testing.assert_allclose(got, want, atol=2e-6)
+  np.testing.assert_array_equal(
+    clip.encode_image(pixels(), progress=None), want
+  )
+
+
 @pytest.mark.parametrize("ids", ["a", [1.5], None, [[1], [2, 3]], object()])
 def test_only_whole_numbers_are_decoded(clip, ids):
   with pytest.raises(clip_jax.UserError, match="whole numbers"):
@@ -647,6 +658,7 @@ def test_the_tower_that_a_model_lacks_is_named_by_every_use(clip, there):
   for use in uses:
     with pytest.raises(clip_jax.UserError, match=f"/a/b has only the {there}"):
       use()
+  assert not hasattr(getattr(one, lacking), "x")
   kept = pickle.loads(pickle.dumps(one))
   assert not getattr(kept, lacking) and "Clip(" in repr(kept)
 
@@ -658,3 +670,12 @@ def test_labels_and_templates_may_be_paths(clip, tmp_path):
   got = clip.classify(GOOD, labels, templates=templates)
   want = clip.classify(GOOD, ["cat", "dog"], templates=["one {}"])
   np.testing.assert_array_equal(got, want)
+  several = clip.classify(GOOD, ["cat"], templates=np.array(["a {}", "{}"]))
+  want = clip.classify(GOOD, ["cat"], templates=["a {}", "{}"])
+  np.testing.assert_array_equal(several, want)
+  # A path is never a label by itself.
+  missing = pathlib.Path("labels")
+  with pytest.raises(clip_jax.UserError, match="'labels' does not exist"):
+    clip.classify(GOOD, missing)
+  with pytest.raises(clip_jax.UserError, match="'labels' does not exist"):
+    clip.classify(GOOD, ["a"], templates=missing)

@@ -1,7 +1,6 @@
 """Commands of README and the pages run as they stand, beside small data."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+import model_kinds
 from clip_jax import cli
 from clip_jax import config as config_lib
 from clip_jax.cli import parser
@@ -26,12 +26,6 @@ from clip_jax.train import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
-_SPEC = importlib.util.spec_from_file_location(
-  "model_kinds", ROOT / "tests" / "model_kinds.py"
-)
-assert _SPEC and _SPEC.loader
-model_kinds = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(model_kinds)
 
 # Why a command that begins so, or holds this, is not run here.
 NOT_RUN = {

@@ -17,9 +17,10 @@ from clip_jax.cli import examples, flags, output, verbs
 _OVERRIDE = "--config."
 # Arguments that name files, by their names in the usage; an IMAGE that cannot
 # be read does not keep the others from being used.
+_MODELS = ("MODEL", "SOURCE")
 _PATHS = (
-  *("DATA", "DATA2", "DEST", "DIR", "FILE", "FILE|NAME", "INDEX", "MODEL"),
-  *("OUT", "SOURCE", "[LANGUAGE=]FILE"),
+  *("DATA", "DATA2", "DEST", "DIR", "FILE", "FILE|NAME", "INDEX", "OUT"),
+  *("[LANGUAGE=]FILE", *_MODELS),
 )
 _TEXTS_OR_FILES = ("labels", "templates")  # By their names in the namespace.
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
@@ -89,8 +90,9 @@ def check_local(arguments: argparse.Namespace) -> None:
         action.dest in _TEXTS_OR_FILES and _REMOTE.match(str(value))
       )
       if is_path and isinstance(value, str):
-        flag = next(iter(action.option_strings), action.metavar)
-        errors.check_local(str(flag), value)
+        is_model = action.metavar in _MODELS
+        check = errors.check_model if is_model else errors.check_local
+        check(str(next(iter(action.option_strings), action.metavar)), value)
 
 
 def _repeated(

@@ -9,12 +9,6 @@ PREFIX = "hf-hub:"
 _ADDRESS = re.compile(
   r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII
 )
-# As other programs and browsers write it.
-_FOREIGN = re.compile(
-  r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://(?:models/)?"
-  r"|(?:hf|hub|hf_hub|huggingface):)(?P<name>[\w.-]+/[\w.-]+)(?:/.*)?",
-  re.ASCII | re.IGNORECASE,
-)
 # The files of a model to download; none of them is ever executed.
 PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors", "*.msgpack", "*.npz")
 # Pickles, for our own reader; downloaded only if there is no other file.
@@ -29,15 +23,6 @@ def is_address(source: str) -> bool:
 def is_name(source: str) -> bool:
   """Whether `source` may be the rest of an address, ORG/NAME[@REVISION]."""
   return _ADDRESS.fullmatch(source) is not None
-
-
-def check_spelling(source: str) -> None:
-  """Raises UserError for a model of the Hub in the words of other programs."""
-  if match := _FOREIGN.fullmatch(source):
-    raise errors.UserError(
-      f"MODEL {source!r} is on the HuggingFace Hub; give it as "
-      f"{PREFIX}{match['name']}."
-    )
 
 
 def pinned(source: str, path: pathlib.Path) -> str:

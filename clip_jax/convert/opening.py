@@ -116,8 +116,7 @@ def find(address: str) -> pathlib.Path:
   if not hub.is_address(address):
     if not address:
       raise errors.UserError(f"MODEL is empty; give {_ACCEPTED}.")
-    hub.check_spelling(address)
-    errors.check_local("MODEL", address)
+    errors.check_model("MODEL", address)
     path = pathlib.Path(os.path.expanduser(address))
     if not os.path.exists(path):  # Path.exists raises on names that are long.
       raise errors.UserError(unknown.missing(path, _ACCEPTED))

@@ -1,5 +1,6 @@
 """The error message for a model that does not exist, with suggestions."""
 
+import os
 import pathlib
 
 from clip_jax import errors
@@ -49,7 +50,7 @@ def missing(path: pathlib.Path, accepted: str) -> str:
   if near := _near(name, REPOSITORIES.values()):
     near = [hub.PREFIX + x for x in near]
     hint += f" Like it on the HuggingFace Hub: {', '.join(near)}."
-  elif hub.is_name(name) and not path.parent.exists():
+  elif hub.is_name(name) and not os.path.exists(path.parent):
     hint += (
       f" If it is a model of the HuggingFace Hub, give {hub.PREFIX}{name}."
     )

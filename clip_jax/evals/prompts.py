@@ -86,13 +86,13 @@ def read_templates(text: str | os.PathLike) -> tuple[str, ...]:
 
 def _as_file(text: str | os.PathLike, *, what: str) -> pathlib.Path | None:
   """Returns the file that `text` names, None where it names none."""
-  text = os.fspath(text)
-  if "{" in text or "\n" in text or len(text) > 1024:
+  is_path, text = isinstance(text, os.PathLike), os.fspath(text)
+  if not is_path and ("{" in text or "\n" in text or len(text) > 1024):
     return None
   path = pathlib.Path(os.path.expanduser(text))
   if os.path.isfile(path):  # Unlike Path.is_file, False for too long a name.
     return path
-  if path.suffix in (".txt", ".json"):
+  if is_path or path.suffix in (".txt", ".json"):
     raise errors.UserError(
       f"The file of {what} {text!r} does not exist.{errors.beside(path)}"
     )
@@ -140,6 +140,8 @@ def resolve(
     UserError: no label, an empty one or one given twice; no template, or one
       without exactly one placeholder.
   """
+  if isinstance(templates, np.ndarray) and templates.ndim == 1:
+    templates = templates.tolist()
   if isinstance(templates, str) or not isinstance(templates, Sequence | None):
     raise errors.UserError(
       "Templates must be a list of texts with a placeholder {}, got "

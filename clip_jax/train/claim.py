@@ -1,6 +1,7 @@
 """Reserves a workdir for a run: its lock, config and compiled programs."""
 
 import contextlib
+import dataclasses
 import fcntl
 import logging
 import os
@@ -18,6 +19,7 @@ from clip_jax import errors, hosts, terminal
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.models import clip, variants
+from clip_jax.train import origin_paths
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -170,6 +172,8 @@ def check_config(
   if not (workdir / workdir_lib.CONFIG).exists():
     return
   before = workdir_lib.load_config(workdir)
+  if origin_paths.is_same(before.init, config.init):  # One may be relative.
+    before = dataclasses.replace(before, init=config.init)
   changed = {
     field: values
     for field, values in config_lib.differences(before, config).items()

@@ -24,7 +24,7 @@ def is_same(kept: config_lib.Init, given: config_lib.Init) -> bool:
 
   def same(part: str) -> bool:
     old, new = getattr(kept, part), getattr(given, part)
-    unseen = bool(new) and not os.path.exists(new)
+    unseen = not (os.path.isabs(new) or os.path.exists(new or os.curdir))
     return _whole(old) == _whole(new) or (
       unseen and old.endswith(os.path.join(os.sep, os.path.normpath(new)))
     )

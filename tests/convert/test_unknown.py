@@ -5,9 +5,9 @@ import re
 import pytest
 from PIL import Image
 
-from clip_jax import convert, errors, loading
+from clip_jax import cli, convert, errors, loading
 from clip_jax.cli import run
-from clip_jax.convert import hub, unknown
+from clip_jax.convert import hub, opening, unknown
 from clip_jax.convert.formats import timm_vit
 from clip_jax.models import variants
 
@@ -47,17 +47,35 @@ def test_a_name_that_is_no_path_suggests_what_it_may_be(name, parts):
   [
     ("https://huggingface.co/a/b/tree/main", r"give it as hf-hub:a/b\."),
     ("hf://a/b", r"give it as hf-hub:a/b\."),
+    ("hf://datasets/a/b", "is remote"),
     ("file:///a%20b/c.pt", "'/a b/c.pt'"),
     ("https://example.org/a.pt", "download it"),
     ("gs://bucket/a", "mount the bucket"),
     ("", "MODEL is empty"),
   ],
 )
-def test_a_url_is_answered_by_what_to_give_instead(name, said):
+def test_a_url_is_answered_by_what_to_give_instead(name, said, capsys):
   with pytest.raises(errors.UserError, match=said):
     convert.open_model(name)
   with pytest.raises(errors.UserError, match=said):
     loading.load(name, source_format="openai")
+  with pytest.raises(SystemExit):
+    cli.main(["classify", name, "a.png", "--labels=a,b"])
+  assert name == "" or re.search(said, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["huggingface.co/a/b", "hf:a/b", "hub:a/b"])
+def test_a_directory_that_is_there_is_a_model_whatever_its_name(
+  name, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / name).mkdir(parents=True)
+  assert opening.find(name).is_dir()
+
+
+def test_a_folder_of_too_long_a_name_does_not_exist():
+  with pytest.raises(errors.UserError, match="does not exist"):
+    opening.find("m" * 300 + "/x")
 
 
 def test_the_repositories_that_are_suggested_are_of_named_models():

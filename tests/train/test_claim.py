@@ -183,6 +183,19 @@ def test_what_checkpoints_cannot_follow_has_other_ways_on(
   assert (tmp_path / "config.json").read_bytes() == kept
 
 
+def test_an_origin_may_be_relative_in_a_workdir_of_before(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  _began_with(tmp_path / "run", **{"init.model": "demo"})
+  whole = str(tmp_path / "demo")
+  config = _tiny(**{"init.model": whole})
+  claim.check_config(tmp_path / "run", config, allow_changes=False)
+  other = _tiny(**{"init.model": f"{whole}2"})
+  with pytest.raises(errors.UserError, match=r"init\.model: 'demo' -> "):
+    claim.check_config(tmp_path / "run", other, allow_changes=False)
+
+
 def test_of_many_fields_the_first_are_told_and_long_values_cut(tmp_path):
   _began_with(tmp_path)
   many = {f"optim.{x}": 0.5 for x in ("peak_lr", "beta1", "beta2", "epsilon")}

@@ -230,6 +230,7 @@ def test_a_workdir_keeps_where_its_origin_is(tmp_path, monkeypatch):
     again = config_lib.check(again)
     assert beginnings.begin(again, tmp_path / "run")[0] == begun
   other = origins_lib.origin_paths
+  assert not other.is_same(begun.init, config_lib.Init(model="/runs/small"))
   hub = config_lib.Init(text="hf-hub:a/b")
   assert other.whole(hub) == hub
   assert not other.is_same(begun.init, config_lib.Init(model="small2"))
