@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -251,13 +250,6 @@ def _place_array(local: np.ndarray, sharding):
 
   shape = (batch_size, *local.shape[1:])
   return jax.make_array_from_callback(shape, sharding, block)
-
-
-def everywhere(fine: bool) -> bool:
-  """Whether `fine` is true on every process; all of them must call this."""
-  if jax.process_count() == 1:
-    return fine
-  return bool(multihost_utils.process_allgather(np.array(fine)).all())
 
 
 def local_mesh() -> Mesh | None:

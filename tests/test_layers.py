@@ -16,9 +16,9 @@ PACKAGE, module_name = floors.PACKAGE, floors.module_name
 # The floors of the package, the lowest first; what stands on one imports from
 # its own and from those below.
 FLOORS = (
-  "config errors host_devices host_memory json_lines json_text kept_files"
-  " names packing preprocess programs regular_files sharding terminal tokenizer"
-  " versions whole_files",
+  "config errors host_devices host_memory hosts json_lines json_text"
+  " kept_files names packing preprocess programs regular_files sharding"
+  " terminal tokenizer versions whole_files",
   "models",
   "data losses",
   "evals report",
@@ -43,6 +43,7 @@ FORBIDDEN = {
   "errors": _HEAVY,
   "host_devices": _HEAVY,
   "host_memory": _HEAVY,
+  "hosts": _OUTSIDE_OF_MODELS,
   "json_lines": _HEAVY,
   "json_text": _HEAVY,
   "kept_files": _HEAVY,

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 import clip_jax
 from clip_jax import config as config_lib
-from clip_jax import errors, sharding
+from clip_jax import errors, hosts
 from clip_jax.checkpoints import integrity, storage_errors, workdir
 from clip_jax.checkpoints import items as items_lib
 from clip_jax.checkpoints import state as state_lib
@@ -215,7 +215,7 @@ class Checkpoints:
       if storage_errors.is_passing(error):
         raise
       items_lib.warn_of_damage(self._directory, step, error)
-    return restored if sharding.everywhere(restored is not None) else None
+    return restored if hosts.everywhere(restored is not None) else None
 
   def _set_aside(self, steps: list[int]) -> None:
     """Moves damaged checkpoints to `quarantine/` and reopens the manager."""

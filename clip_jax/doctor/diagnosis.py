@@ -184,7 +184,7 @@ def balance(trial: Trial) -> Finding:
   waits = all_of_them < step
   bottleneck = "step"
   if waits:
-    bottleneck = max(trial.stage_seconds, key=trial.stage_seconds.__getitem__)
+    bottleneck = max(trial.part_seconds, key=trial.part_seconds.__getitem__)
   elif trial.transfer_seconds > trial.step_seconds:
     bottleneck = "transfer"
   facts = {
@@ -192,7 +192,7 @@ def balance(trial: Trial) -> Finding:
     "loader_bound_images_per_second": all_of_them,
     "step_images_per_second": step,
     "transfer_images_per_second": trial.pairs / trial.transfer_seconds,
-    "stage_seconds": trial.stage_seconds,
+    "part_seconds": trial.part_seconds,
     "bottleneck": bottleneck,
     "workers_needed": needed,
     "pairs": trial.pairs,
@@ -224,10 +224,10 @@ def balance(trial: Trial) -> Finding:
 
 def _waiting(trial: Trial, bottleneck: str, *, needed: int, cores: int) -> str:
   """Returns the end of a sentence: what loading waits for, and what helps."""
-  total = sum(trial.stage_seconds.values()) or 1.0
+  total = sum(trial.part_seconds.values()) or 1.0
   shares = ", ".join(
     f"{name} {seconds / total:.0%}"
-    for name, seconds in trial.stage_seconds.items()
+    for name, seconds in trial.part_seconds.items()
   )
   too_many = f", but there are {cores} cores" if needed > cores else ""
   return (

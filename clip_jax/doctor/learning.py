@@ -72,7 +72,7 @@ class Trial:
     step_seconds: the fastest update.
     compile_seconds: of the first update.
     loader_seconds: of one batch of the same size, made by one process.
-    stage_seconds: of one example in each stage of `stages.LOADING`.
+    part_seconds: of one example in each stage of `stages.LOADING`.
     transfer_seconds: in which a batch reaches the devices.
     workers: loader processes that a whole run would have.
     threads: of each of them.
@@ -94,7 +94,7 @@ class Trial:
   step_seconds: float
   compile_seconds: float
   loader_seconds: float
-  stage_seconds: dict[str, float]
+  part_seconds: dict[str, float]
   transfer_seconds: float
   workers: int
   threads: int
@@ -186,7 +186,7 @@ def overfit(setup: Setup, *, steps: int) -> Trial:
     batch = next(batches)
     _LOGGER.info("Timing the loader ...")
     loader_seconds = _batch_seconds(batches, threads=config.data.threads)
-  stage_seconds = stages.of_loading(run)
+  part_seconds = stages.of_loading(run)
   before = jax.tree.map(np.asarray, state.params)
   state, history = _train(run, state, batch, steps=steps)
   # Of several terms the one that the bounds are of.
@@ -214,7 +214,7 @@ def overfit(setup: Setup, *, steps: int) -> Trial:
     step_seconds=min(seconds[1:] or seconds),
     compile_seconds=seconds[0],
     loader_seconds=loader_seconds,
-    stage_seconds=stage_seconds,
+    part_seconds=part_seconds,
     transfer_seconds=stages.of_transfer(run, batch),
     workers=setup.workers,
     threads=config.data.threads,

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 
 from clip_jax import config as config_lib
-from clip_jax import errors, sharding, terminal
+from clip_jax import errors, hosts, terminal
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.models import variants
@@ -69,7 +69,7 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
   _check_is_ours(workdir)
   with contextlib.ExitStack() as stack:
     mine = jax.process_index() != 0 or _lock(workdir, stack)
-    if not sharding.everywhere(mine):
+    if not hosts.everywhere(mine):
       holder = (workdir / LOCK).read_text(errors="replace")
       raise errors.UserError(
         f"Another training is under way in {workdir} "

@@ -25,7 +25,12 @@ GOOD = learning.Trial(
   step_seconds=0.1,
   compile_seconds=3.0,
   loader_seconds=0.05,
-  stage_seconds={"read": 1e-4, "decode": 2e-3, "resize": 1e-3, "tokens": 1e-5},
+  part_seconds={
+    "read": 1e-4,
+    "decode": 2e-3,
+    "resize": 1e-3,
+    "tokens": 1e-5,
+  },
   transfer_seconds=0.001,
   workers=0,
   threads=4,
@@ -135,8 +140,8 @@ def test_the_bottleneck_and_the_workers_that_a_step_needs_are_named(
     ("read", "Check the disk"),
     ("tokens", "bottleneck is tokens"),
   ):
-    times = GOOD.stage_seconds | {stage: 1.0}
-    found = diagnosis.balance(dataclasses.replace(slow, stage_seconds=times))
+    times = GOOD.part_seconds | {stage: 1.0}
+    found = diagnosis.balance(dataclasses.replace(slow, part_seconds=times))
     assert found.facts["bottleneck"] == stage and words in found.message
   moved = dataclasses.replace(GOOD, transfer_seconds=0.2)
   found = diagnosis.balance(moved)
