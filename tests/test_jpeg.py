@@ -86,6 +86,17 @@ def test_damaged_files_come_to_the_same_end(pillow_alone):
   assert {"truncated", "damaged", "RGB"} <= ends
 
 
+@pytest.mark.parametrize("factors", [0x12, 0x14, 0x22, 0x31, 0x41, 0x44])
+@pytest.mark.parametrize("kind", ["plain", "whole colours"])
+def test_any_sampling_of_colours_comes_to_the_same_end(
+  pillow_alone, kind, factors
+):
+  data = bytearray(_jpeg(**_KINDS[kind]))
+  frame = data.index(b"\xff\xc0")
+  data[frame + 11] = factors  # Of the first component (ITU T.81, B.2.2).
+  assert _decoded(bytes(data)) == pillow_alone(bytes(data))
+
+
 def test_it_is_simplejpeg_that_decodes_small_colour_jpegs(monkeypatch):
   library = pytest.importorskip("simplejpeg")
   opened = preprocess.decoding._open_checked

@@ -65,7 +65,7 @@ def begin(config, path):
       },
     }
     spec = run_model.spec(
-      dataclasses.replace(config, model_overrides=overrides)
+      config.model, overrides, objective=config.objective.kind
     )
     module = variants.create_model(spec)
     loading.assemble(

@@ -13,37 +13,43 @@ from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.models import clip, heads, layers, paths, variants
 
 
-def describe(config: config_lib.Config) -> dict[str, Any]:
+def spec(
+  model: str,
+  overrides: Mapping[str, Any],
+  *,
+  objective: str,
+  loss: str | None = None,
+) -> dict[str, Any]:
   """Returns the description of a run's model (`variants.spec`).
 
-  The loss of the run decides between the probabilities "softmax" and "sigmoid".
+  Args:
+    model: `config.model`.
+    overrides: `config.model_overrides`.
+    objective: `config.objective.kind`.
+    loss: `config.loss.kind`, which decides between the probabilities "softmax"
+      and "sigmoid"; None leaves them to the model.
 
   Raises:
     UserError: the model or a field of its overrides is unknown.
   """
-  return spec(config, probabilities=config.loss.kind)
+  defaults = {} if loss is None else {"probabilities": loss}
+  return variants.spec(
+    complete(model, {**defaults, **overrides}, objective=objective)
+  )
 
 
-def spec(config: config_lib.Config, **defaults: Any) -> dict[str, Any]:
-  """Returns the description of a run's model, its loss aside.
-
-  Args:
-    config: of the run.
-    **defaults: fields that its overrides may replace.
-  """
-  return variants.spec(complete(config, **defaults))
-
-
-def complete(config: config_lib.Config, **defaults: Any) -> dict[str, Any]:
+def complete(
+  model: str, overrides: Mapping[str, Any], *, objective: str
+) -> dict[str, Any]:
   """Returns `variants.complete` with the text tower that the objective has.
 
   Args:
-    config: of the run.
-    **defaults: as in `spec`.
+    model: `config.model`.
+    overrides: `config.model_overrides`.
+    objective: `config.objective.kind`.
   """
-  overrides = {**defaults, **config.model_overrides}
-  description = variants.complete(config.model, overrides)
-  if config.objective.kind == "bow_contrastive":
+  description = variants.complete(model, overrides)
+  if objective == "bow_contrastive":
     cbow = {"text": {"kind": "cbow"}}  # Of the same width and vocabulary.
     description = variants.complete(description, cbow)
   return description
@@ -70,11 +76,11 @@ def make(config: config_lib.Config) -> clip.CLIP:
     "dtype": dtype,
     "param_dtype": jnp.promote_types(dtype, jnp.float32),
   }
-  description = complete(config)
+  kind = config.objective.kind
+  description = complete(config.model, config.model_overrides, objective=kind)
   model = variants.create_model(description, **dtypes)
   if not is_contrastive(config.objective):
     _check_predictive(config.objective, config.loss, config.init)
-    kind = config.objective.kind
     head = _make_head(kind, config.objective.depth, description, dtypes)
     return model.clone(head=head, contrastive=False)
   if config.objective.captioning_weight:

@@ -157,7 +157,12 @@ def load_model(
           _LOGGER.warning("Using step %d instead.", candidate)
         return SavedModel(
           config=config,
-          spec=run_model.describe(config),
+          spec=run_model.spec(
+            config.model,
+            config.model_overrides,
+            objective=config.objective.kind,
+            loss=config.loss.kind,
+          ),
           variables=found[items.VARIABLES],
           step=candidate,
           files=tokenizer_files(pathlib.Path(workdir)),

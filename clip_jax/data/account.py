@@ -22,6 +22,8 @@ WORDS = {
   "bad_batch": "has a damaged batch of rows, or ends in one",
   "bad_footer": "has no readable footer, as if it had been cut",
   "compressed": "is compressed; unpack it to a plain tar",
+  "compressed_arrow": "has compressed batches, which cannot be mapped; save it "
+  "without compression",
   "cut_record": "ends within a record",
   "damaged_header": "has a damaged header",
   "dangling_link": "is a link to a file that is not there",
@@ -43,6 +45,7 @@ WORDS = {
 _WHOLE_FILE = (
   *("bad_footer", "compressed", "dangling_link", "empty", "lfs_pointer"),
   *("not_parquet", "other_columns", "not_arrow", "not_tfrecord", "gzip"),
+  "compressed_arrow",
 )
 
 

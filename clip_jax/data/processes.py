@@ -57,12 +57,12 @@ def run(
   Args:
     job: what is done.
     ranges: of records.
-    workers: processes that do it; one does it in this process.
+    workers: processes that do it; up to one, this process does it.
 
   Raises:
     Interrupted: a process was killed.
   """
-  if workers == 1 or not ranges:
+  if workers <= 1 or not ranges:
     for start, stop in ranges:
       yield job.run(start, stop)
     return

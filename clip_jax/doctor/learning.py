@@ -100,29 +100,6 @@ class Trial:
   threads: int
 
 
-def small_config(config: config_lib.Config, devices: int) -> config_lib.Config:
-  """Returns `config` for one small batch at the full learning rate.
-
-  Args:
-    config: whose batch is no smaller than the number of devices.
-    devices: that split it.
-  """
-  each = min(config.batch_size // devices, _PAIRS_PER_DEVICE)
-  return dataclasses.replace(
-    config,
-    batch_size=each * devices,
-    micro_batches=1,
-    steps=_ENDLESS_STEPS,
-    epochs=None,
-    # The weights in use are those that learn.
-    optim=dataclasses.replace(config.optim, warmup_steps=0, ema_decay=0.0),
-    # Workers take longer to start than to be timed.
-    data=dataclasses.replace(config.data, text_layout="full", workers=0),
-    evals={},
-    report="",
-  )
-
-
 def prepare(config: config_lib.Config) -> Setup:
   """Returns the run of a small config, and its initial state.
 
@@ -141,7 +118,21 @@ def prepare(config: config_lib.Config) -> Setup:
     )
   elif config.batch_size < mesh.size:  # Of another mesh, it need only suffice.
     sharding.check_batch_size(config.batch_size, mesh)
-  small = small_config(config, mesh.size)
+  # One small batch, at the full learning rate.
+  each = min(config.batch_size // mesh.size, _PAIRS_PER_DEVICE)
+  small = dataclasses.replace(
+    config,
+    batch_size=each * mesh.size,
+    micro_batches=1,
+    steps=_ENDLESS_STEPS,
+    epochs=None,
+    # The weights in use are those that learn.
+    optim=dataclasses.replace(config.optim, warmup_steps=0, ema_decay=0.0),
+    # Workers take longer to start than to be timed.
+    data=dataclasses.replace(config.data, text_layout="full", workers=0),
+    evals={},
+    report="",
+  )
   origins = origins_lib.open_sources(small.init, model=small.model)
   small = origins_lib.settle(small, None, origins)
   files = {}

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+from clip_jax import config as config_lib
 from clip_jax import names, sharding, terminal
 from clip_jax import versions as versions_lib
 from clip_jax.models import block_chain, variants
@@ -58,7 +59,7 @@ def to_dict(
     "topology": job.target.name,
     "device": job.target.devices[0].device_kind,
     "chips": chips,
-    "model": _model_name(config),
+    "model": _model_name(config.model, config.init),
     "batch_size": config.batch_size,
     "micro_batches": config.micro_batches,
     "mesh": dict(job.mesh.shape),
@@ -83,12 +84,11 @@ def to_dict(
   }
 
 
-def _model_name(config) -> str:
+def _model_name(model: str, init: config_lib.Init) -> str:
   """Returns the model's name, or the checkpoint that the run starts from."""
-  if config.model != variants.FROM_INIT:
-    return config.model
-  named = (config.init.model, config.init.image, config.init.text)
-  return " + ".join(filter(None, named))
+  if model != variants.FROM_INIT:
+    return model
+  return " + ".join(filter(None, (init.model, init.image, init.text)))
 
 
 def utilisation(plan: planner_lib.Plan) -> list[float] | None:

@@ -10,7 +10,7 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -140,7 +140,12 @@ def suggest(
     UserError: the batch does not split over the devices, or the memory of the
       devices is not known.
   """
-  search = _Search(config, target, options)
+
+  def make_job(changes):
+    changed = config_lib.with_overrides(config, changes)
+    return jobs.make_job(changed, target, **options)
+
+  search = _Search(make_job)
   choices = sorted(_choices(search.base), key=lambda choice: choice.order)
   for choice in choices:
     if len(search.tried) == _MOST_COMPILATIONS:
@@ -156,6 +161,9 @@ def suggest(
 class _Search:
   """The choices tried so far, and lower bounds on the memory of others.
 
+  Args:
+    make_job: returns the job with the given overrides.
+
   Attributes:
     base: the job whose choices are searched.
     tried: every choice that was compiled, with its plan.
@@ -164,14 +172,15 @@ class _Search:
       overrides and micro-batches.
   """
 
-  def __init__(self, config, target, options):
-    self._config, self._target, self._options = config, target, options
+  def __init__(self, make_job: Callable[[list[str]], jobs.Job]):
+    self._make_job = make_job
     self.base = self._make_job(
       ["mesh.data=-1", "mesh.fsdp=1", "micro_batches=1"]
     )
     self.tried: list[tuple[Choice, planner.Plan]] = []
     self.state = functools.cache(self._state)
     self.kept = functools.cache(self._kept)
+    target = self.base.target
     available = memory.available_bytes(target)
     if available is None:
       raise errors.UserError(
@@ -179,10 +188,6 @@ class _Search:
         "--suggest cannot tell what fits; leave it out, or give a --topology."
       )
     self._available = available
-
-  def _make_job(self, changes) -> jobs.Job:
-    config = config_lib.with_overrides(self._config, changes)
-    return jobs.make_job(config, self._target, **self._options)
 
   def compile(self, choice: Choice) -> planner.Plan:
     """Returns the plan of a choice, and adds it to `tried`."""

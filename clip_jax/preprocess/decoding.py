@@ -115,6 +115,7 @@ def decode(
   *,
   limits: Limits = DEFAULT_LIMITS,
   upright: bool = True,
+  least_side: int = 1,
 ) -> Image.Image:
   """Decodes one image of any origin, the first frame of an animated one.
 
@@ -122,6 +123,8 @@ def decode(
     data: the encoded bytes, the path of a file, or a Pillow image.
     limits: what is refused before it is decoded.
     upright: turn the image as EXIF says; OpenAI's path does not.
+    least_side: pixels a side that a JPEG keeps, if it has them, where it is so
+      large that it is decoded at a fraction of its size.
 
   Returns:
     The loaded image in its file's own mode, since OpenAI's path resizes before
@@ -137,7 +140,7 @@ def decode(
     image, name, encoded = _open_checked(data, limits)
     if (fast := jpeg.decode(image, encoded)) is not None:
       image = fast
-    _shrink_while_decoding(image)
+    _shrink_while_decoding(image, least_side)
   try:
     with _no_warnings(image.format):
       image.load()
@@ -207,13 +210,15 @@ def _open_checked(
   return image, name, encoded
 
 
-def _shrink_while_decoding(image: Image.Image) -> None:
+def _shrink_while_decoding(image: Image.Image, least_side: int) -> None:
   w, h = image.size
   if image.format not in _JPEGS or w * h <= _WHOLE_JPEG_PIXELS:
     return
   scale = 2
   while scale < 8 and w * h > _WHOLE_JPEG_PIXELS * scale**2:
     scale *= 2
+  while scale > 1 and min(w, h) < scale * least_side:
+    scale //= 2
   image.draft(None, (w // scale, h // scale))
 
 

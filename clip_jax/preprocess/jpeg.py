@@ -55,7 +55,7 @@ def decode(opened: Image.Image, encoded: bytes) -> Image.Image | None:
     if library.decode_jpeg_header(encoded)[:2] != (h, w):
       return None
     image = Image.fromarray(library.decode_jpeg(encoded, "RGB"))
-  except ValueError:  # Damaged, or of a kind that TurboJPEG does not know.
+  except Exception:  # Damaged, or of a kind that it has no name for: KeyError.
     return None
   image.info = opened.info
   return image

@@ -31,7 +31,7 @@ def shrink(
   """
   if min(decoding.check_header(data, limits=limits)) <= shortest_side:
     return None
-  image = decoding.decode(data, limits=limits)
+  image = decoding.decode(data, limits=limits, least_side=shortest_side)
   if image.mode != "L":
     image = colour.to_rgb(image)
   w, h = image.size

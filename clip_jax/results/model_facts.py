@@ -74,32 +74,24 @@ def data(settings: config_lib.Data, counters: Mapping[str, Any]) -> Facts:
   return facts
 
 
-def training(
-  config: config_lib.Config,
-  *,
-  step: int,
-  counters: Mapping[str, Any],
-  path: pathlib.Path,
-) -> Facts:
-  """Returns the facts of a run's training.
-
-  Args:
-    config: of the run.
-    step: updates done.
-    counters: of its checkpoint.
-    path: the workdir.
-  """
-  optim = config.optim
+def _optimizer(optim: config_lib.Optim) -> str:
   rate = f"{optim.name}, peak learning rate {optim.peak_lr:g}"
   if optim.warmup_steps is not None:
     rate += f" after {optim.warmup_steps} steps"
+  return f"{rate}, weight decay {optim.weight_decay:g}"
+
+
+def of_workdir(path: pathlib.Path, step: int) -> tuple[Facts, Facts]:
+  """Returns the data and the training of a workdir's checkpoint."""
+  config = workdir_lib.load_config(path)
+  counters = workdir_lib.load_counters(path, step)
   facts = [
     ("steps", f"{step:,}"),
     ("batch size", f"{config.batch_size:,} pairs"),
     ("pairs seen", f"{step * config.batch_size:,}"),
     ("objective", config.objective.kind),
     ("loss", config.loss.kind),
-    ("optimizer", f"{rate}, weight decay {optim.weight_decay:g}"),
+    ("optimizer", _optimizer(config.optim)),
     ("precision", config.precision),
     ("seed", str(config.seed)),
   ]
@@ -107,8 +99,8 @@ def training(
   began = [x for x in (init.model, init.image, init.text) if x]
   if began:
     facts.append(("began with", " and ".join(map(addresses.last, began))))
-  if optim.frozen:
-    facts.append(("not trained", optim.frozen))
+  if frozen := config.optim.frozen:
+    facts.append(("not trained", frozen))
   if isinstance(devices := counters.get("devices"), str):
     facts.append(("devices", devices))
   if seconds := _seconds(path / metrics.METRICS, config.batch_size):
@@ -119,7 +111,7 @@ def training(
         "evaluating",
       )
     )
-  return facts
+  return data(config.data, counters), facts
 
 
 def _seconds(path: pathlib.Path, batch_size: int) -> float:
@@ -133,13 +125,3 @@ def _seconds(path: pathlib.Path, batch_size: int) -> float:
       seconds += (entry["step"] - previous) * batch_size / rate
     previous = entry["step"]
   return seconds
-
-
-def of_workdir(path: pathlib.Path, step: int) -> tuple[Facts, Facts]:
-  """Returns the data and the training of a workdir's checkpoint."""
-  config = workdir_lib.load_config(path)
-  counters = workdir_lib.load_counters(path, step)
-  return (
-    data(config.data, counters),
-    training(config, step=step, counters=counters, path=path),
-  )

@@ -17,7 +17,7 @@ from clip_jax import config as config_lib
 from clip_jax import errors, hosts, terminal
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import workdir as workdir_lib
-from clip_jax.models import variants
+from clip_jax.models import clip, variants
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -178,9 +178,23 @@ def check_config(
   if not changed:
     return
   is_empty = not workdir_lib.holds_checkpoint(workdir)
-  fixed = [] if is_empty else _fixed(changed, before, config)
-  if allow_changes and not fixed:
-    return
+  fixed = [_FROZEN] if _FROZEN in changed and not is_empty else []
+  may_reshape = any(x.startswith(("model", "objective.")) for x in changed)
+  if may_reshape and not is_empty:
+    old, new = (_shapes(run_model.make(x)) for x in (before, config))
+    fixed += ["model"] if old != new else []
+  if not allow_changes or fixed:
+    raise _refusal(workdir, changed, fixed=fixed, is_empty=is_empty)
+
+
+def _refusal(
+  workdir: pathlib.Path,
+  changed: dict[str, tuple[Any, Any]],
+  *,
+  fixed: list[str],
+  is_empty: bool,
+) -> errors.UserError:
+  """Returns why a run does not go on; `fixed` fits no checkpoint."""
   saved = ", which saved no checkpoint" if is_empty else ""
   said = (
     f"{workdir} holds a run of another config ({_listed(changed)}){saved}. "
@@ -189,12 +203,12 @@ def check_config(
   if fixed:
     if fixed == [_FROZEN]:
       said += f" (--config.init.model={workdir} begins with its parameters)"
-    raise errors.UserError(
+    return errors.UserError(
       f"{said}. --allow-changes does not help: its checkpoints do not fit "
       f"another {' or '.join(fixed)}."
     )
   way_on = "start anew" if is_empty else "go on"
-  raise errors.UserError(
+  return errors.UserError(
     f"{said}, or pass --allow-changes to {way_on} with the new values."
   )
 
@@ -215,23 +229,8 @@ def _short(value: Any) -> str:
   return terminal.printable(repr(value), limit=80)
 
 
-def _fixed(
-  changed: dict[str, tuple[Any, Any]],
-  before: config_lib.Config,
-  config: config_lib.Config,
-) -> list[str]:
-  """Returns the fields with whose new values no checkpoint can be read."""
-  fixed = [_FROZEN] if _FROZEN in changed else []
-  if any(field.startswith(("model", "objective.")) for field in changed):
-    old, new = (
-      jax.tree.map(
-        lambda x: x.shape, variants.abstract_variables(run_model.make(x))
-      )
-      for x in (before, config)
-    )
-    if old != new:
-      fixed.append("model")
-  return fixed
+def _shapes(model: clip.CLIP) -> Any:
+  return jax.tree.map(lambda x: x.shape, variants.abstract_variables(model))
 
 
 @contextlib.contextmanager
@@ -250,21 +249,6 @@ def what_is_saved(step: int | None) -> str:
   if step is None:
     return "No step is saved yet: the same command starts anew."
   return f"Step {step} is saved: the same command goes on from there."
-
-
-@contextlib.contextmanager
-def begin(
-  workdir: pathlib.Path,
-  config: config_lib.Config,
-  *,
-  total_steps: int,
-  allow_changes: bool,
-) -> Iterator[None]:
-  """Locks `workdir` and calls `claim`; holds the lock until the run ends."""
-  with hold(workdir):
-    claim(workdir, config, total_steps=total_steps, allow_changes=allow_changes)
-    with explain_interrupt(workdir), keep_compilations(workdir):
-      yield
 
 
 def _wait_for_all(what: str) -> None:

@@ -8,6 +8,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import pathlib
 import time
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from clip_jax import config as config_lib
 from clip_jax import preprocess, terminal
 from clip_jax.data import account, mixture, order
 from clip_jax.data import ledger as ledger_lib
@@ -115,7 +117,10 @@ class Journal:
     self.counters["decoder"] = preprocess.decoder()
     self.counters["devices"] = f"{len(devices)} x {devices[0].device_kind}"
     self.evaluation_due = bool(self.counters.pop(EVALUATION_DUE, False))
-    self._tracker = tracking.Tracking(config, workdir, run.total_steps)
+    described = json.loads(config_lib.to_json(config))
+    self._tracker = tracking.Tracking(
+      config.tracker, workdir, described | {"total_steps": run.total_steps}
+    )
     self._writer = metrics.Writer(
       workdir,
       after_step=first_step,

@@ -87,7 +87,12 @@ def train(
   started = time.perf_counter()
   workdir = workdir_lib.find(workdir)
   tracking.check(config.tracker)
-  config, origins = origins_lib.begin(config_lib.check(config), workdir)
+  config = config_lib.check(config)
+  init, stored, origins = origins_lib.begin(
+    config.init, workdir, model=config.model
+  )
+  config = origins_lib.settle(config, stored, origins)
+  config = dataclasses.replace(config, init=init)
   claim.check_config(workdir, config, allow_changes=allow_changes)
   tokenizer = origins_lib.tokenizer_files(workdir, origins)
   run = run_lib.make_run(config, tokenizer_files=tokenizer)
@@ -96,11 +101,12 @@ def train(
   run.check_data()
   with contextlib.ExitStack() as stack:
     enter = stack.enter_context
-    enter(
-      claim.begin(
-        workdir, config, total_steps=total_steps, allow_changes=allow_changes
-      )
+    enter(claim.hold(workdir))
+    claim.claim(
+      workdir, config, total_steps=total_steps, allow_changes=allow_changes
     )
+    enter(claim.explain_interrupt(workdir))
+    enter(claim.keep_compilations(workdir))
     workdir_lib.keep_tokenizer(workdir, tokenizer)
     checkpoints = enter(
       saving.Checkpoints(workdir, keep=config.checkpoint.keep)

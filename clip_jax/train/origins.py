@@ -54,35 +54,46 @@ Origins = dict[str, portable.Portable]
 
 
 class Beginning(NamedTuple):
-  """A config with its model described, and the models its run begins with."""
+  """What a run begins with.
 
-  config: config_lib.Config
+  Attributes:
+    init: `config.init` with absolute paths.
+    stored: the config of the run that goes on, if it began with models too.
+    origins: the models, if the run begins now.
+  """
+
+  init: config_lib.Init
+  stored: config_lib.Config | None
   origins: Origins
 
 
-def begin(config: config_lib.Config, workdir: pathlib.Path) -> Beginning:
-  """Returns the config with its model described, and the run's origins.
+def begin(
+  init: config_lib.Init, workdir: pathlib.Path, *, model: str
+) -> Beginning:
+  """Returns what a run begins with, for `settle`.
 
   A resumed run has no origins, because it continues from its own checkpoint;
   the checkpoints with which it began may have been deleted.
 
+  Args:
+    init: `config.init`.
+    workdir: of the run.
+    model: `config.model`.
+
   Raises:
-    UserError: an origin cannot be read, or does not fit the config.
+    UserError: an origin cannot be read.
   """
-  if not any(getattr(config.init, part) for part in PARTS):
-    if config.model == FROM_INIT:
+  if not any(getattr(init, part) for part in PARTS):
+    if model == FROM_INIT:
       raise _nothing_to_begin_with()
-    return Beginning(settle(config, None, {}), {})
+    return Beginning(init, None, {})
   stored = None
   if workdir_lib.holds_checkpoint(workdir):
     stored = workdir_lib.load_config(workdir)
-  if stored is not None and origin_paths.is_same(stored.init, config.init):
-    config = dataclasses.replace(config, init=stored.init)
-    return Beginning(settle(config, stored, {}), {})
-  opened = open_sources(config.init, model=config.model)
-  settled = settle(config, None, opened)
-  init = origin_paths.whole(config.init)
-  return Beginning(dataclasses.replace(settled, init=init), opened)
+  if stored is not None and origin_paths.is_same(stored.init, init):
+    return Beginning(stored.init, stored, {})
+  opened = open_sources(init, model=model)
+  return Beginning(origin_paths.whole(init), None, opened)
 
 
 def _nothing_to_begin_with() -> errors.UserError:
@@ -194,7 +205,9 @@ def settle(
     if "probabilities" not in overrides:  # They are of the run's own loss.
       spec.pop("probabilities", None)
     config = dataclasses.replace(config, model_overrides=spec)
-  spec = run_model.spec(config)
+  spec = run_model.spec(
+    config.model, config.model_overrides, objective=config.objective.kind
+  )
   if config.loss.kind == "auto":
     biased = spec["init_logit_bias"] is not None
     kind = "sigmoid" if biased else "softmax"

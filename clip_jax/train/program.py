@@ -125,7 +125,12 @@ def make_program(
   sharding.check_batch_size(
     config.batch_size, mesh, micro_batches=config.micro_batches
   )
-  spec = run_model.describe(config)
+  spec = run_model.spec(
+    config.model,
+    config.model_overrides,
+    objective=config.objective.kind,
+    loss=config.loss.kind,
+  )
   model = run_model.make(config)
   step_lib.check_micro_batches(
     model,

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import jax
 
-from clip_jax import config as config_lib
 from clip_jax import errors, versions
 
 _LOGGER = logging.getLogger(__name__)
@@ -122,25 +121,23 @@ class Tracking:
   """The tracker of one run, or none; only process 0 has one."""
 
   def __init__(
-    self, config: config_lib.Config, workdir: pathlib.Path, total_steps: int
+    self, tracker: str, workdir: pathlib.Path, described: dict[str, Any]
   ):
     """Begins the tracked run of `workdir`, or goes on with it.
 
     Args:
-      config: of the run, which is sent too.
+      tracker: `config.tracker`.
       workdir: keeps which tracked run is its own.
-      total_steps: updates of the whole run.
+      described: JSON values, sent as what the tracker calls a config.
     """
-    self._name = config.tracker
+    self._name = tracker
     self._connection: Connection | None = None
     if jax.process_index() == 0 and self._name in _CONNECT:
-      sent = json.loads(config_lib.to_json(config))
-      sent["total_steps"] = total_steps
-      self._try(lambda: self._connect(sent, workdir))
+      self._try(lambda: self._connect(described, workdir))
 
-  def _connect(self, sent: dict[str, Any], workdir: pathlib.Path) -> None:
+  def _connect(self, described: dict[str, Any], workdir: pathlib.Path) -> None:
     connect = _CONNECT[self._name]
-    self._connection = connect(workdir, _identity(workdir), sent)
+    self._connection = connect(workdir, _identity(workdir), described)
 
   def log(self, step: int, values: Mapping[str, Any]) -> None:
     """Sends the numbers among the values of a step."""

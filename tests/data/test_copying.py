@@ -89,12 +89,24 @@ def test_large_images_are_stored_small_and_others_as_they_are(
   assert not again.getexif() and "comment" not in again.info
 
 
+@pytest.mark.parametrize("side", [7, 14, 15, 29])
+def test_no_image_is_made_smaller_than_it_is_stored(images, monkeypatch, side):
+  options = {"shortest_side": side, "quality": 90}
+  monkeypatch.setattr(preprocess.jpeg, "_library", lambda: None)
+  whole = preprocess.shrink(images["large"], **options)
+  # Of 40 x 30 pixels; decoded at a quarter of them.
+  monkeypatch.setattr(preprocess.decoding, "_WHOLE_JPEG_PIXELS", 300)
+  found = preprocess.shrink(images["large"], **options)
+  assert Image.open(io.BytesIO(found)).height == side
+  assert (found == whole) == (side > 15)
+
+
 def test_the_bytes_are_the_same_for_any_number_of_workers(table, tmp_path):
   one = _prepare(table, tmp_path / "one", shortest_side=SIDE)
   assert len(one["files"]) > 1
   _prepare(table, tmp_path / "two", shortest_side=SIDE, workers=2)
   assert _content(tmp_path / "one") == _content(tmp_path / "two")
-  _prepare(table, tmp_path / "plain", workers=1)
+  _prepare(table, tmp_path / "plain", workers=0)
   assert _content(tmp_path / "plain") != _content(tmp_path / "one")
 
 

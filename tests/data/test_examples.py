@@ -268,6 +268,17 @@ def test_damaged_saved_data_are_told(tmp_path, table, read_all):
     sources.open_source(f"hf:{tmp_path}")
 
 
+@pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
+def test_compressed_batches_are_refused(tmp_path, table, new):
+  path = tmp_path / "a.arrow"
+  for compression in ("zstd", "lz4"):
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with new(path, table.schema, options=options) as writer:
+      writer.write_table(table)
+    with pytest.raises(errors.UserError, match="save it without compression"):
+      sources.open_source(f"hf:{path}")
+
+
 @pytest.mark.parametrize(
   ("state", "message"),
   [

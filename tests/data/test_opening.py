@@ -220,6 +220,26 @@ def test_a_kept_index_is_pickled_by_its_place(tmp_path, cache):
   assert list(again._texts) == list(opened._texts)
 
 
+def test_workers_get_the_index_that_was_opened(tmp_path, cache):
+  path = tmp_path / "a.csv"
+  _write(path)
+  opened = table.open_table(str(path), {})
+  packed = pickle.dumps(opened)
+  (kept,) = (cache / "clip_jax" / "indexes").iterdir()
+  same = kept.read_bytes()
+  kept.unlink()
+  kept_index.kept_files.write(kept, same[32:], most_bytes=2**20)
+  # Another start has made the same one: no reason to stop.
+  assert list(pickle.loads(packed)._texts) == list(opened._texts)
+  inode = kept.stat().st_ino
+  with kept.open("r+b") as file:  # As of a number that is used again.
+    file.write(hashlib.sha256(same[32:] + b"0").digest() + same[32:] + b"0")
+  assert kept.stat().st_ino == inode
+  with pytest.raises(errors.UserError, match="removed or replaced"):
+    pickle.loads(packed)
+  assert len(pickle.dumps(opened)) > len(packed)  # By its content.
+
+
 def test_indexes_made_at_once_do_no_harm(tmp_path):
   path = tmp_path / "a.csv"
   _write(path, rows=3000)

@@ -341,10 +341,10 @@ def test_a_search_that_finds_nothing_says_how_many_chips_might_do(file, local):
 
 def test_a_model_without_a_name_is_called_after_what_it_begins_with():
   config = config_lib.default_config()
-  assert report._model_name(config) == config.model
+  assert report._model_name(config.model, config.init) == config.model
   config.model = "from_init"
   config.init.image, config.init.text = "a/tower", "runs/bert"
-  assert report._model_name(config) == "a/tower + runs/bert"
+  assert report._model_name(config.model, config.init) == "a/tower + runs/bert"
 
 
 def test_of_a_program_that_nobody_can_read_only_the_time_is_unknown(

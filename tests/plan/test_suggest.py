@@ -109,6 +109,14 @@ def test_the_search_trades_work_for_memory(monkeypatch, config, local):
   assert len(fake.compiled) < 12
 
 
+def bounds_of(config, local):
+  return suggest._Search(
+    lambda changes: jobs.make_job(
+      config_lib.with_overrides(config, changes), local
+    )
+  )
+
+
 def test_what_towers_keep_is_told_without_the_compiler(file, local):
   config = config_lib.load(
     file,
@@ -119,7 +127,7 @@ def test_what_towers_keep_is_told_without_the_compiler(file, local):
       "precision=bfloat16",
     ],
   )
-  bounds = suggest._Search(config, local, {})
+  bounds = bounds_of(config, local)
   none, full = (
     bounds.least(choice(remat=remat)) - bounds.state(1)
     for remat in ("none", "full")
@@ -139,7 +147,7 @@ def test_what_a_resnet_keeps_is_the_same_with_blocks_in_a_loop(local):
   for scan in (False, True):
     sizes = {"width": 32, "depths": (1, 5), "scan": scan}
     config = dataclasses.replace(config, model_overrides={"image": sizes})
-    bounds = suggest._Search(config, local, {})
+    bounds = bounds_of(config, local)
     least.append(bounds.least(choice(remat="full")))
   assert least[0] == least[1]
 

@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 
+import beginnings
 import numpy as np
 import pytest
 
@@ -144,7 +145,7 @@ def test_the_table_shows_before_and_after(room, tuned, capsys):
 
 
 def _make_run(config, tmp_path):
-  settled, origins = origins_lib.begin(config, tmp_path / "run")
+  settled, origins = beginnings.begin(config, tmp_path / "run")
   files = origins_lib.tokenizer_files(tmp_path / "run", origins)
   return run_lib.make_run(settled, tokenizer_files=files)
 

@@ -105,7 +105,9 @@ def test_a_run_leaves_what_its_docstring_says(whole):
 
 def test_a_run_is_tracked_with_evaluations_and_config(whole):
   (begun,) = (x for name, x in whole.tracked if name == "init")
-  assert begun["name"] == "a run" and begun["config"]["total_steps"] == 6
+  saved = json.loads((whole.workdir / "config.json").read_text("utf-8"))
+  assert begun["name"] == "a run"
+  assert begun["config"] == {**saved, "total_steps": 6}
   logged = [x["positional"][0] for name, x in whole.tracked if name == "log"]
   assert [x["step"] for x in logged if "loss" in x] == [2, 4, 6]
   assert [x["step"] for x in logged if "eval/test/top1" in x] == [4, 6]

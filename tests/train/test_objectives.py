@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 
+import beginnings
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -190,7 +191,9 @@ def test_a_bag_of_words_takes_the_place_of_the_text_tower():
   assert jax.tree.map(lambda x: x.shape, shapes["text"]) == {
     "token_embedding": {"embedding": (WORDS, 64)}
   }
-  assert run_model.describe(config)["text"] == {
+  assert run_model.spec(
+    config.model, config.model_overrides, objective="bow_contrastive"
+  )["text"] == {
     "kind": "cbow",
     "context_length": LENGTH,
     "vocab_size": WORDS,
@@ -337,7 +340,7 @@ def test_a_model_without_a_text_tower_is_no_beginning(saved):
 
 def test_a_prediction_takes_the_image_tower_of_a_clip(tmp_path):
   config = config_lib.load(CONFIG, ["objective.kind=bow"])
-  spec = run_model.spec(config)
+  spec = run_model.spec(config.model, config.model_overrides, objective="bow")
   shapes = variants.abstract_variables(variants.create_model(spec))
   rng = np.random.default_rng(0)
   drawn = jax.tree.map(
@@ -347,7 +350,7 @@ def test_a_prediction_takes_the_image_tower_of_a_clip(tmp_path):
     tmp_path / "clip"
   )
   init = config_lib.Init(model=str(tmp_path / "clip"))
-  config, origins = origins_lib.begin(
+  config, origins = beginnings.begin(
     dataclasses.replace(config, init=init), tmp_path / "run"
   )
   program = program_lib.make_program(config, devices=jax.devices()[:1])

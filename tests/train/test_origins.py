@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 
+import beginnings
 import jax
 import numpy as np
 import pytest
@@ -180,7 +181,7 @@ def test_the_last_layers_alone_can_be_free(room, tmp_path):
 
 def test_free_towers_begin_at_their_checkpoints(room, tmp_path):
   begun = _config(room, **{"optim.frozen": ""})
-  config, origins = origins_lib.begin(begun, tmp_path / "run")
+  config, origins = beginnings.begin(begun, tmp_path / "run")
   program = program_lib.make_program(config, devices=jax.devices()[:1])
   state = origins_lib.load(
     program.init_state(),
@@ -299,7 +300,7 @@ def test_a_pretrained_image_tower_stands_beside_a_variants_text_tower(
   room, tmp_path
 ):
   config = _config(room, **{**TINY, "init.text": ""})
-  settled, origins = origins_lib.begin(config, tmp_path / "run")
+  settled, origins = beginnings.begin(config, tmp_path / "run")
   spec = variants.spec(settled.model, settled.model_overrides)
   assert spec["tokenizer"]["kind"] == "clip_bpe"
   assert (spec["image"]["depth"], spec["image"]["image_size"]) == (DEPTH, SIZE)

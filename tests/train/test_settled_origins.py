@@ -2,6 +2,7 @@
 
 import logging
 
+import beginnings
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -210,7 +211,7 @@ def test_a_workdir_keeps_where_its_origin_is(tmp_path, monkeypatch):
   (tmp_path / "runs" / "small").mkdir(parents=True)
   (tmp_path / "elsewhere").mkdir()
   monkeypatch.chdir(tmp_path)
-  begun = origins_lib.begin(config, tmp_path / "run").config
+  begun = beginnings.begin(config, tmp_path / "run")[0]
   assert begun.init.model == str(tmp_path / "runs" / "small")
   # A resume, from wherever, needs it no more.
   monkeypatch.setattr(
@@ -227,7 +228,7 @@ def test_a_workdir_keeps_where_its_origin_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / folder)
     again = _small_config(**fields, **{"init.model": given})
     again = config_lib.check(again)
-    assert origins_lib.begin(again, tmp_path / "run").config == begun
+    assert beginnings.begin(again, tmp_path / "run")[0] == begun
   other = origins_lib.origin_paths
   hub = config_lib.Init(text="hf-hub:a/b")
   assert other.whole(hub) == hub

@@ -1,6 +1,5 @@
 """What a tracker gets of a run, and what its failures do: nothing."""
 
-import dataclasses
 import json
 import sys
 import threading
@@ -14,16 +13,9 @@ from clip_jax.train import metrics, tracking
 NAMES = ("wandb", "trackio")
 
 
-def _config(tracker):
-  config = config_lib.default_config()
-  config.data.train, config.steps, config.tracker = "builtin:digits", 7, tracker
-  config.evals = {"seen": {"data": "builtin:digits/test"}}
-  return config_lib.check(config)
-
-
 def _write(workdir, tracker, steps=(1, 2), failed=False):
   workdir.mkdir(exist_ok=True)
-  tracked = tracking.Tracking(_config(tracker), workdir, 7)
+  tracked = tracking.Tracking(tracker, workdir, {"tracker": tracker})
   with metrics.Writer(
     workdir, after_step=steps[0] - 1, tracker=tracked
   ) as writer:
@@ -45,10 +37,7 @@ def test_metrics_evaluations_and_config_go_to_the_tracker(
   (begun,) = tracked.called("init")
   assert begun["project"] == "clip_jax" and begun["resume"] == "allow"
   assert begun["name"].startswith("mine")
-  config = begun["config"]
-  assert config["total_steps"] == 7 and config["tracker"] == name
-  assert config["evals"]["seen"]["data"] == "builtin:digits/test"
-  json.dumps(config)
+  assert begun["config"] == {"tracker": name}
   got = []
   for call in tracked.called("log"):
     (values,) = call["positional"]
@@ -108,7 +97,7 @@ def test_an_end_that_never_comes_is_not_waited_for(
 ):
   monkeypatch.setattr(tracking, "_FINISH_SECONDS", 0.02)
   release = threading.Event()
-  tracker = tracking.Tracking(_config("trackio"), tmp_path, 7)
+  tracker = tracking.Tracking("trackio", tmp_path, {})
   tracked.ends = lambda: release.wait(10)
   tracker.close()
   release.set()
@@ -135,8 +124,10 @@ def test_a_missing_library_is_told_before_anything_else(
 
 
 def test_an_unknown_tracker_lists_the_known_ones():
+  config = config_lib.default_config()
+  config.data.train, config.steps, config.tracker = "here", 7, "tensorbord"
   with pytest.raises(errors.UserError, match="none, wandb, trackio"):
-    config_lib.check(dataclasses.replace(_config("none"), tracker="tensorbord"))
+    config_lib.check(config)
 
 
 # What the libraries warn of by themselves.

@@ -22,13 +22,14 @@ def plan(arguments: argparse.Namespace) -> verb.Answer:
   target = topology.make_topology(arguments.topology)
   price = {"price_per_chip_hour": arguments.price_per_chip_hour}
   if arguments.suggest:
-    return _suggest(arguments, config, target, price)
+    found = suggest.suggest(config, target, **_options(arguments))
+    return _suggested(found, price)
   job = jobs.make_job(config, target, **_options(arguments))
-  found = planner.make_plan(job)
+  planned = planner.make_plan(job)
   return verb.Answer(
-    report.to_dict(found, **price),
-    report.to_text(found, **price),
-    code=DOES_NOT_FIT if found.fits is False else 0,
+    report.to_dict(planned, **price),
+    report.to_text(planned, **price),
+    code=DOES_NOT_FIT if planned.fits is False else 0,
   )
 
 
@@ -39,8 +40,7 @@ def _options(arguments) -> dict[str, int | None]:
   }
 
 
-def _suggest(arguments, config, target, price) -> verb.Answer:
-  found = suggest.suggest(config, target, **_options(arguments))
+def _suggested(found: suggest.Suggestion, price) -> verb.Answer:
   options = {**price, "searched": True}
   flags_of = " ".join(f"--config.{change}" for change in found.overrides)
   said = "The cheapest that fits" if found.fits else "Nothing fits; closest is"

@@ -36,7 +36,11 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
       "contrastive objective; `clip-jax eval` measures this one."
     )
   saved = workdir_lib.load_model(path)
-  module = variants.create_model(run_model.complete(saved.config))
+  module = variants.create_model(
+    run_model.complete(
+      config.model, config.model_overrides, objective=config.objective.kind
+    )
+  )
   report = report_lib.Report(NAME)
   report.facts["step"] = saved.step
   if head := saved.variables["params"].get(paths.HEAD):

@@ -27,7 +27,8 @@ class ArrowFile:
     """Reads where the batches lie.
 
     Raises:
-      DamagedError: it is no Arrow file, or its first batch is damaged.
+      DamagedError: it is no Arrow file, or its first batch is damaged, or it
+        is compressed: a few bytes could unpack to any size.
       UserError: it cannot be read.
     """
     magic = (_OF_FILES, _OF_STREAMS)
@@ -44,10 +45,19 @@ class ArrowFile:
         schema = (batches := pa.ipc.open_stream(buffer)).schema
     except row_groups.BROKEN:
       raise row_groups.DamagedError(path, "bad_footer") from None
+    lie_here = True
     try:
-      self._batches.extend(batches)
+      for batch in batches:
+        lie_here = _lies_within(batch, buffer)
+        if not lie_here:
+          break
+        self._batches.append(batch)
+    except UnicodeDecodeError:  # The name of a part.
+      raise row_groups.DamagedError(path, "bad_footer") from None
     except row_groups.BROKEN:
       damage = (0, "bad_batch", None)
+    if not lie_here:
+      raise row_groups.DamagedError(path, "compressed_arrow")
     if damage and not self._batches:
       raise row_groups.DamagedError(path, "bad_batch")
     rows = tuple(batch.num_rows for batch in self._batches)
@@ -74,6 +84,17 @@ class ArrowFile:
     except row_groups.BROKEN:
       return row_groups.Unpacked([], "damaged_record")
     return row_groups.Unpacked([batch], "damaged_record")
+
+
+def _lies_within(batch: pa.RecordBatch, mapped: pa.Buffer) -> bool:
+  """Tells whether a batch is read where it lies, and was not unpacked."""
+  parts = (part for column in batch.columns for part in column.buffers())
+  end = mapped.address + mapped.size
+  return all(
+    mapped.address <= part.address and part.address + part.size <= end
+    for part in parts
+    if part is not None and part.size
+  )
 
 
 def open_hf(path: str, options: dict[str, str]) -> record_lib.Source:

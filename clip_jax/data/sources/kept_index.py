@@ -43,28 +43,28 @@ class Index:
     arrays: by name, read-only where they are mapped.
     facts: what JSON can hold.
     path: of the file.
-    inode: of the file.
+    digest: that the file begins with: one made anew has the same.
   """
 
   arrays: Mapping[str, np.ndarray]
   facts: Mapping[str, Any]
   path: pathlib.Path | None = None
-  inode: int = 0
+  digest: bytes = b""
 
   def __reduce__(self) -> tuple:
-    # By its place while that is the same file; else by its content.
+    # By its place while it is there; else by its content.
     if self.path is not None:
-      with contextlib.suppress(OSError):
-        if self.path.stat().st_ino == self.inode:
-          return _reopen, (self.path, self.inode)
+      with contextlib.suppress(OSError), self.path.open("rb") as file:
+        if file.read(kept_files.DIGEST_BYTES) == self.digest:
+          return _reopen, (self.path, self.digest)
     arrays = {name: np.array(array) for name, array in self.arrays.items()}
     return Index, (arrays, dict(self.facts))
 
 
-def _reopen(path: pathlib.Path, inode: int) -> Index:
+def _reopen(path: pathlib.Path, digest: bytes) -> Index:
   with contextlib.suppress(OSError, ValueError):
     found = _open(path)
-    if found.inode == inode:
+    if found.digest == digest:
       return found
   raise errors.UserError(
     f"{path}, an index of the data, was removed or replaced while worker "
@@ -167,7 +167,6 @@ def _open(path: pathlib.Path) -> Index:
     OSError: it is not there.
     ValueError: it is none.
   """
-  inode = path.stat().st_ino
   content = kept_files.map_file(path)
   if content is None:
     raise ValueError("others can write there")
@@ -181,4 +180,6 @@ def _open(path: pathlib.Path) -> Index:
     size = dtype.itemsize * math.prod(shape)
     arrays[name] = whole[end : end + size].view(dtype).reshape(shape)
     end += size + -size % _ALIGNMENT
-  return Index(arrays, head["facts"], path, inode)
+  # Of the bytes that are mapped; the file may have been replaced.
+  digest = bytes(memoryview(content.obj)[: kept_files.DIGEST_BYTES])
+  return Index(arrays, head["facts"], path, digest)
