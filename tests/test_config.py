@@ -134,6 +134,9 @@ def test_a_wrong_override_is_named(override, message):
     ("x = 1", "defines no get_config"),
     (HEAD + "  config.evals.seen = 3\n  return config", "evals.seen must be"),
     (HEAD + "  config.steps = True\n  return config", "steps takes int|bool"),
+    (HEAD + "  raise SystemExit(0)", "line 7: SystemExit: 0"),
+    (HEAD + "  raise KeyError", "line 7: KeyError: $"),
+    (HEAD + "  return {}['get_config']", "line 7: KeyError: 'get_config'"),
   ],
 )
 def test_a_wrong_file_says_where_and_what(tmp_path, body, message):
@@ -146,6 +149,11 @@ def test_a_wrong_file_says_where_and_what(tmp_path, body, message):
 def test_a_missing_file_is_named():
   with pytest.raises(errors.UserError, match=r"'no/such.py' does not exist"):
     config_lib.load("no/such.py")
+
+
+def test_a_directory_is_no_config_file(tmp_path):
+  with pytest.raises(errors.UserError, match="is not a file"):
+    config_lib.load(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"stepz": 3}', '{"steps": "x"}'])

@@ -27,20 +27,20 @@ def load(
   """
   path = pathlib.Path(path)
   if not path.is_file():
+    what = "is not a file" if path.exists() else "does not exist"
     raise errors.UserError(
-      f"Config file {str(path)!r} does not exist.{errors.beside(path)} Check "
+      f"Config file {str(path)!r} {what}.{errors.beside(path)} Check "
       "the path, or take one of configs/."
     )
   try:
-    config = runpy.run_path(str(path))["get_config"]()
-  except KeyError as error:
-    if error.args == ("get_config",):
-      raise errors.UserError(
-        f"{path} defines no get_config(); see configs/demo.py."
-      ) from None
-    raise errors.UserError(f"{path}: {error.args[0]}") from None
-  except Exception as error:  # The user's file may raise any error.
+    names = runpy.run_path(str(path))
+    config = names["get_config"]() if "get_config" in names else None
+  except (Exception, SystemExit) as error:  # The user's file may raise any.
     raise _file_error(path, error) from None
+  if "get_config" not in names:
+    raise errors.UserError(
+      f"{path} defines no get_config(); see configs/demo.py."
+    )
   if not isinstance(config, ml_collections.ConfigDict):
     raise errors.UserError(
       f"{path}: get_config() returned {type(config).__name__}; start from "
@@ -51,9 +51,12 @@ def load(
   return checks.check(config)
 
 
-def _file_error(path: pathlib.Path, error: Exception) -> errors.UserError:
+def _file_error(
+  path: pathlib.Path, error: Exception | SystemExit
+) -> errors.UserError:
   """Returns an error about a config file, in one line."""
   line = getattr(error, "lineno", None) or _line_in(error, str(path))
+  place = path if line is None else f"{path}, line {line}"
   locked = re.match(r"""'?Key "(\w+)" does not exist and cannot""", str(error))
   if locked:
     names = {name for field in schema.SCHEMA for name in field.split(".")}
@@ -61,12 +64,12 @@ def _file_error(path: pathlib.Path, error: Exception) -> errors.UserError:
   else:
     first = (str(error).splitlines() or [""])[0]
     message = f"{type(error).__name__}: {first}"
-  return errors.UserError(f"{path}, line {line}: {message}")
+  return errors.UserError(f"{place}: {message}")
 
 
-def _line_in(error: BaseException, path: str) -> int | str:
+def _line_in(error: BaseException, path: str) -> int | None:
   """Returns the last line of the file `path` in the error's traceback."""
-  line, traceback = "?", error.__traceback__
+  line, traceback = None, error.__traceback__
   while traceback is not None:
     if traceback.tb_frame.f_code.co_filename == path:
       line = traceback.tb_lineno

@@ -17,11 +17,11 @@ def new(destination: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
 
   After an error it is deleted. In any case `destination` is either as it was
   before, or new and complete.
+
+  Raises:
+    UserError: nothing can be written there.
   """
-  destination.parent.mkdir(parents=True, exist_ok=True)
-  room = pathlib.Path(
-    tempfile.mkdtemp(prefix=".clip-jax-", dir=destination.parent)
-  )
+  room = _room(destination)
   partial, old = room / destination.name, room / "replaced"
   try:
     yield partial
@@ -35,6 +35,19 @@ def new(destination: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
       raise
   finally:
     shutil.rmtree(room, ignore_errors=True)
+
+
+def _room(destination: pathlib.Path) -> pathlib.Path:
+  """Makes an empty directory beside `destination`, and what leads there."""
+  parent = destination.parent
+  try:
+    parent.mkdir(parents=True, exist_ok=True)
+    return pathlib.Path(tempfile.mkdtemp(prefix=".clip-jax-", dir=parent))
+  except OSError as error:
+    raise errors.UserError(
+      f"Cannot write {destination}: {parent} cannot be made or written "
+      f"({error.strerror}). Give another destination."
+    ) from error
 
 
 def _take_place(partial: pathlib.Path, destination: pathlib.Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clip_jax import convert, errors
-from clip_jax.convert import engine, opening, sameness
+from clip_jax.convert import destinations, engine, opening, sameness
 from clip_jax.convert.engine import names as names_lib
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import model_dir
@@ -354,3 +354,16 @@ def test_a_damaged_description_is_the_news(tmp_path):
   (tmp_path / "model.safetensors").write_bytes(b"")
   with pytest.raises(errors.UserError, match=r"config\.json.*JSON"):
     opening.open_model(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["file/below", "/proc/out"])
+def test_a_place_that_cannot_be_written_is_told_by_its_own_name(
+  tmp_path, place
+):
+  (tmp_path / "file").write_bytes(b"")
+  wanted = f"Cannot write {tmp_path / place}: .*Give another destination"
+  with (
+    pytest.raises(errors.UserError, match=wanted),
+    destinations.new(tmp_path / place, overwrite=False),
+  ):
+    pass

@@ -235,6 +235,12 @@ def test_towers_trained_here_with_two_stages_or_bags_of_words_are_refused():
   assert not open_clip_config.refusals(variants.spec("tiny-vit"))
 
 
+def test_a_size_that_open_clip_refuses_is_no_fault_of_a_file():
+  spec = variants.spec("RN50", {"image": {"image_size": 24}})
+  (problem,) = open_clip_config.refusals(spec)
+  assert problem.endswith("must be a multiple of 32 for a ResNet; got 24")
+
+
 def test_a_siglip_with_tanh_throughout_is_refused_by_its_activation():
   siglip = timm_vit.describe("vit_base_patch16_siglip_224")
   text = {**NATIVE["text"], "activation": "gelu_tanh"}

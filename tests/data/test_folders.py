@@ -153,3 +153,16 @@ def test_a_single_class_is_told(tmp_path, png):
   (tmp_path / "dog").mkdir()
   (tmp_path / "dog" / "a.png").write_bytes(png(1))
   assert not sources.open_source(f"folder:{tmp_path}").account.notes
+
+
+def test_links_to_folders_that_are_read_already_are_told(folder, tmp_path):
+  for name in CLASSES:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+  (tmp_path / "elk").symlink_to("cat")
+  (tmp_path / "cat" / "self").symlink_to(".")
+  source = folder(CLASSES, "?links=follow")
+  assert source.class_names == ("cat", "dog")
+  assert source.account.notes == [
+    "Links to folders that are read by another name are not read again: "
+    "'cat/self', 'elk'."
+  ]

@@ -373,3 +373,33 @@ def test_a_column_of_the_very_name_goes_first(tmp_path, png):
   path.write_text("Image,IMAGE,caption\n1.png,0.png,a\n")
   with pytest.raises(errors.UserError, match="no column 'filepath' or 'image'"):
     sources.open_source(f"csv:{path}")
+
+
+@pytest.mark.parametrize(
+  ("header", "options", "text", "told"),
+  [
+    ("image,Caption,title", "", "right", "from the column 'title', not from"),
+    ("image,Caption,title", "?caption=Caption", "left", None),
+    ("image,caption,Caption", "", "left", "'Caption'; choose with ?caption="),
+    ("image,caption,filepath", "", "left", "The images are read from"),
+    ("image,caption,notes", "", "left", None),
+  ],
+)
+def test_columns_that_might_be_meant_as_well_are_told(
+  tmp_path, png, header, options, text, told
+):
+  (tmp_path / "x.png").write_bytes(png(0))
+  table = tmp_path / "pairs.csv"
+  last = "x.png" if header.endswith("filepath") else "right"
+  table.write_text(f"{header}\nx.png,left,{last}\n")
+  source = sources.open_source(f"csv:{table}{options}")
+  assert source[0].texts == (text,)
+  assert [told in note for note in source.account.notes] == [True] * bool(told)
+
+
+@pytest.mark.parametrize("options", ["", "?caption=caption"])
+def test_two_columns_of_one_name_are_refused(tmp_path, options):
+  table = tmp_path / "pairs.csv"
+  table.write_text("image,caption,caption\nx.png,a,b\n")
+  with pytest.raises(errors.UserError, match=r"2 columns .* 'caption'; rename"):
+    sources.open_source(f"csv:{table}{options}")

@@ -86,6 +86,7 @@ class Family:
       self.defaults,
       where={"": "The config that it would get"},
       report=report_lib.Report(""),
+      remedy="",  # There is no file yet.
     )
     found: dict[str, Any] = {}
     try:
@@ -96,7 +97,7 @@ class Family:
       for row in () if problems else self.fields:
         row.check(source, found)
     except errors.UserError as error:
-      problems.append(str(error))
+      problems.append(str(error).removesuffix("."))
     return problems
 
   def differences(

@@ -43,6 +43,7 @@ class Source:
     report: the report that notes the values of our fields.
     told: the user's options for fields of every tower, such as "activation".
     towers: the towers that the config describes.
+    remedy: what to do about a wrong value, for messages; "" is nothing.
   """
 
   def __init__(
@@ -54,11 +55,13 @@ class Source:
     report: report_lib.Report,
     told: Mapping[str, Any] | None = None,
     towers: tuple[str, ...] = ("image", "text"),
+    remedy: str = "Correct the file, or fetch it again.",
   ):
     self._values = values
     self._defaults = defaults
     self._where = where
     self._told = told or {}
+    self._remedy = remedy
     self.report = report
     self.towers = towers
 
@@ -102,7 +105,7 @@ class Source:
     """Returns the error for a field whose value is not allowed."""
     return errors.UserError(
       f"{self.where(theirs)}: {last(theirs)} must be {allowed}; got "
-      f"{self.get(theirs)!r:.100}. Correct the file, or fetch it again."
+      f"{self.get(theirs)!r:.100}. {self._remedy}".rstrip()
     )
 
   def note(self, ours: str, value: Any, theirs: str) -> None:

@@ -74,10 +74,11 @@ def walk(
 ) -> Iterator[str]:
   """Yields files below `root` by relative name; follows links, once each.
 
-  Hidden files and folders are told in `account` instead, and folders that links
-  lead to out of `within`, where it is given.
+  Told in `account` instead are hidden files and folders, links to folders that
+  are read by another name, and those that lead out of `within`, where it is
+  given.
   """
-  seen, outside = set(), []
+  seen, outside, again = set(), [], []
   inside = within and os.path.join(os.path.realpath(within), "")
   left_out = account.left_out
   # Links come after all folders, so that a folder is read by its own name.
@@ -88,6 +89,8 @@ def walk(
       leads_out = inside and not os.path.join(real, "").startswith(inside)
       if leads_out:
         outside.append(os.path.relpath(directory, root))
+      elif real in seen:
+        again.append(os.path.relpath(directory, root))
       if leads_out or real in seen:
         subdirectories.clear()
         continue
@@ -103,17 +106,26 @@ def walk(
         else:
           yield _below(root, directory, name)
   if outside:
-    more = f" and {len(outside) - 5} more" if len(outside) > 5 else ""
     account.notes.append(
       f"Folders that links lead to out of {terminal.escaped(root)} are not "
-      f"read: {listed(sorted(outside)[:5])}{more}; add ?links=follow to the "
-      "address to follow such links."
+      f"read: {_first(outside)}; add ?links=follow to the address to follow "
+      "such links."
+    )
+  if again:
+    account.notes.append(
+      "Links to folders that are read by another name are not read again: "
+      f"{_first(again)}."
     )
 
 
 def is_hidden(name: str) -> bool:
   """Whether a file or a folder is passed over: its name begins with a dot."""
   return name.startswith(".")
+
+
+def _first(names: list[str]) -> str:
+  more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+  return listed(sorted(names)[:5]) + more
 
 
 def _below(root: str, directory: str, name: str) -> str:

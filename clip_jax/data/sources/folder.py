@@ -306,12 +306,16 @@ def _class_name(directory: str) -> str:
 
 
 def _note_empty(root: str, images: list[str]) -> Iterator[str]:
-  """Yields a sentence that names the class folders without an image."""
+  """Yields a sentence that names the class folders without an image.
+
+  Links to folders are told by `disk.walk`.
+  """
   classes = {name.split(os.sep)[0] for name in images}
   empty = sorted(
     entry.name
     for entry in os.scandir(root)
-    if entry.is_dir() and not disk.is_hidden(entry.name)
+    if entry.is_dir() and not entry.is_symlink()
+    if not disk.is_hidden(entry.name)
     if entry.name not in classes
   )
   if empty:

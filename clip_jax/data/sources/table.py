@@ -215,7 +215,7 @@ def _index(
   notes: list[str] = []
   collected = table_rows.Collected()
   with open_text(path, notes) as text, _long_fields():
-    form, header = _form(text, path, options)
+    form, header = _form(text, path, options, notes)
     reader = table_rows.Reader(form)
     if text.encoding == _UTF_8:
       text.buffer.seek(0)
@@ -245,7 +245,7 @@ def read_pairs(
     UserError: it cannot be read as a table.
   """
   with open_text(path, notes) as file, _long_fields():
-    reader = table_rows.Reader(_form(file, path, options)[0])
+    reader = table_rows.Reader(_form(file, path, options, notes)[0])
     yield from reader.pairs(file)
   notes.extend(reader.notes())
 
@@ -284,9 +284,12 @@ def _long_fields() -> Iterator[None]:
 
 
 def _form(
-  file: TextIO, path: str, options: dict[str, str]
+  file: TextIO, path: str, options: dict[str, str], notes: list[str]
 ) -> tuple[table_lines.Form, str]:
-  """Reads the header; returns what it says, and it."""
+  """Reads the header; returns what it says, and it.
+
+  `notes` grow by which of several columns that might be meant is read.
+  """
   header = read = file.readline()
   if not header.strip():
     raise errors.UserError(
@@ -312,15 +315,20 @@ def _form(
   columns = [
     name.strip() for name in next(csv.reader([header], delimiter=separator), [])
   ]
+  image, caption = (
+    _column(columns, options.get(option), usual, option, path, notes)
+    for option, usual in (
+      ("image", IMAGE_COLUMNS),
+      ("caption", CAPTION_COLUMNS),
+    )
+  )
   form = table_lines.Form(
     path,
     separator,
     quotes=quote is None,
     columns=len(columns),
-    image=_column(columns, options.get("image"), IMAGE_COLUMNS, "image", path),
-    caption=_column(
-      columns, options.get("caption"), CAPTION_COLUMNS, "caption", path
-    ),
+    image=image,
+    caption=caption,
   )
   return form, read
 
@@ -341,14 +349,35 @@ def _column(
   usual: tuple[str, ...],
   option: str,
   path: str,
+  notes: list[str],
 ) -> int:
+  """Returns the place of a column; `notes` grow where others might be meant."""
   folded = [column.casefold() for column in columns]
-  for name in usual if wanted is None else (wanted,):
+  names = usual if wanted is None else (wanted,)
+  for name in names:
+    if columns.count(name) > 1:
+      raise errors.UserError(
+        f"csv:{path} has {columns.count(name)} columns that are named "
+        f"{name!r}; rename all but the right one in its first line."
+      )
     if name in columns:
-      return columns.index(name)
-    if folded.count(name.casefold()) == 1:
-      return folded.index(name.casefold())
-  looked_for = " or ".join(map(repr, usual if wanted is None else (wanted,)))
+      found = columns.index(name)
+    elif folded.count(name.casefold()) == 1:
+      found = folded.index(name.casefold())
+    else:
+      continue
+    others = [
+      column
+      for place, column in enumerate(columns)
+      if wanted is None and place != found and folded[place] in usual
+    ]
+    if others:
+      notes.append(
+        f"The {option}s are read from the column {columns[found]!r}, not from "
+        f"{', '.join(map(repr, others))}; choose with ?{option}=COLUMN."
+      )
+    return found
+  looked_for = " or ".join(map(repr, names))
   raise errors.UserError(
     f"csv:{path} has no column {looked_for}; its columns are"
     f" {', '.join(map(repr, columns))}. Name the right one with"
