@@ -243,7 +243,7 @@ def _make_usearch(index: index_lib.Index) -> Any:
 
 def _faiss() -> types.ModuleType:
   try:
-    import faiss
+    import faiss  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise _missing("faiss", error) from error
   return faiss
@@ -251,7 +251,7 @@ def _faiss() -> types.ModuleType:
 
 def _usearch() -> types.ModuleType:
   try:
-    import usearch.index
+    import usearch.index  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise _missing("usearch", error) from error
   return usearch.index
