@@ -18,6 +18,7 @@ import pytest
 from pyarrow import parquet
 
 import model_kinds
+import tf_examples
 from clip_jax import cli
 from clip_jax import config as config_lib
 from clip_jax.cli import parser
@@ -176,6 +177,17 @@ def _write_hub_data(room, records):
     table = pa.Table.from_pylist(rows, schema=schema)
     name = f"{split}-00000-of-00001.parquet"
     parquet.write_table(table, room / "data" / "food101" / name)
+  saved = room / "data" / "saved" / "validation"  # By `save_to_disk`.
+  saved.mkdir(parents=True)
+  with pa.ipc.new_stream(saved / "data-00000-of-00001.arrow", schema) as file:
+    file.write_table(table)
+  (room / "data" / "shards").mkdir()
+  tf_examples.write(
+    room / "data" / "shards" / "a.tfrecord",
+    *(
+      tf_examples.example(jpg=x.image, txt=x.texts[0].encode()) for x in records
+    ),
+  )
   images = []
   for i, record in enumerate(records):
     (room / "data" / f"{i}.png").write_bytes(record.image)

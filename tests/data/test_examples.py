@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import tf_examples
 from clip_jax import errors
 from clip_jax.data import account, sources
 from clip_jax.data.sources import tfrecord
@@ -17,60 +18,14 @@ N = 7
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def _crc(data: bytes) -> int:
-  """CRC-32C bit by bit (RFC 3720, appendix B.4)."""
-  crc = 0xFFFFFFFF
-  for byte in data:
-    crc ^= byte
-    for _ in range(8):
-      crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-  crc ^= 0xFFFFFFFF
-  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def _varint(number: int) -> bytes:
-  out = b""
-  while number > 127:
-    out, number = out + bytes([number & 127 | 128]), number >> 7
-  return out + bytes([number])
-
-
-def _field(number: int, data: bytes) -> bytes:
-  return bytes([number << 3 | 2]) + _varint(len(data)) + data
-
-
-def _example(**features) -> bytes:
-  """A `tf.train.Example`, written by the rules of protobuf's encoding."""
-  entries = b""
-  for name, values in features.items():
-    values = values if isinstance(values, list) else [values]
-    if isinstance(values[0], bytes):
-      feature = _field(1, b"".join(_field(1, value) for value in values))
-    else:
-      packed = b"".join(_varint(v & (1 << 64) - 1) for v in values)
-      feature = _field(3, _field(1, packed))
-    entry = _field(1, name.replace("__", "/").encode()) + _field(2, feature)
-    entries += _field(1, entry)
-  return _field(1, entries)
-
-
-def _framed(data: bytes) -> bytes:
-  length = struct.pack("<Q", len(data))
-  head, tail = (struct.pack("<I", _crc(each)) for each in (length, data))
-  return length + head + data + tail
-
-
-def _write(path, *examples: bytes):
-  path.write_bytes(b"".join(map(_framed, examples)))
-  return f"tfrecord:{path}"
-
-
 @pytest.fixture
 def captioned(png):
   """Returns the examples of a small file."""
   pytest.importorskip("google_crc32c")
   return [
-    _example(jpg=png(i), txt=f"caption é {i}".encode(), key=b"%d" % i)
+    tf_examples.example(
+      jpg=png(i), txt=f"caption é {i}".encode(), key=b"%d" % i
+    )
     for i in range(N)
   ]
 
@@ -100,12 +55,14 @@ def table(png):
 
 def test_features_of_several_values_and_labels_are_read(tmp_path, png):
   pytest.importorskip("google_crc32c")
-  address = _write(
+  address = tf_examples.write(
     tmp_path / "a.tfrecord-00000-of-00001",
-    _example(
+    tf_examples.example(
       image__encoded=png(0), captions__text=[b"one", b"two"], label=2, x=[1, 2]
     ),
-    _example(image__encoded=png(1), captions__text=b"three", label=-1),
+    tf_examples.example(
+      image__encoded=png(1), captions__text=b"three", label=-1
+    ),
   )
   source = sources.open_source(address)
   found = [source[i] for i in range(2)]
@@ -129,14 +86,14 @@ def test_features_of_several_values_and_labels_are_read(tmp_path, png):
 def test_checksums_are_those_of_the_standard():
   pytest.importorskip("google_crc32c")
   for data in (b"", b"123456789", bytes(range(256))):
-    assert tfrecord.masked_crc(data) == _crc(data)
+    assert tfrecord.masked_crc(data) == tf_examples.crc(data)
 
 
 def test_damage_costs_what_it_hits_and_is_told(tmp_path, captioned, read_all):
   path = tmp_path / "a.tfrecord"
-  address = _write(path, *captioned)
+  address = tf_examples.write(path, *captioned)
   whole = path.read_bytes()
-  frames = [len(_framed(example)) for example in captioned]
+  frames = [len(tf_examples.framed(example)) for example in captioned]
   starts = np.cumsum([0, *frames])
 
   def opened(data):
@@ -165,7 +122,7 @@ def test_damage_costs_what_it_hits_and_is_told(tmp_path, captioned, read_all):
 
 def test_a_file_that_shrinks_later_is_a_bad_record(tmp_path, captioned):
   path = tmp_path / "a.tfrecord"
-  source = sources.open_source(_write(path, *captioned))
+  source = sources.open_source(tf_examples.write(path, *captioned))
   with open(path, "r+b") as file:
     file.truncate(50)
   with pytest.raises(sources.BadRecord, match="truncated"):
@@ -175,17 +132,17 @@ def test_a_file_that_shrinks_later_is_a_bad_record(tmp_path, captioned):
 def test_records_of_other_kinds_are_bad_records(
   tmp_path, captioned, png, read_all
 ):
-  address = _write(
+  address = tf_examples.write(
     tmp_path / "a.tfrecord",
     *captioned,
     *captioned,
     *captioned,
     b"\xff" * 9,
     b"",
-    _example(jpg=png(0), txt=[b"one", b"two"]),
-    _example(jpg=3, txt=b"a number"),
-    _example(jpg=png(0), txt=b"\xff\xfe"),
-    _example(jpg=b"", txt=b"nothing"),
+    tf_examples.example(jpg=png(0), txt=[b"one", b"two"]),
+    tf_examples.example(jpg=3, txt=b"a number"),
+    tf_examples.example(jpg=png(0), txt=b"\xff\xfe"),
+    tf_examples.example(jpg=b"", txt=b"nothing"),
   )
   found = read_all(sources.open_source(address))[3 * N :]
   assert found == [
@@ -202,7 +159,7 @@ def test_records_of_other_kinds_are_bad_records(
     (b"PAR1" + bytes(60), "is no TFRecord file"),
     # Eight bytes of length, told to be right, and far more than the file has.
     (
-      struct.pack("<QI", 2**62, _crc(struct.pack("<Q", 2**62))),
+      struct.pack("<QI", 2**62, tf_examples.crc(struct.pack("<Q", 2**62))),
       "is no TFRecord file",
     ),
   ],
