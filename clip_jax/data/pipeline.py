@@ -9,13 +9,9 @@ drawn from a generator keyed by `(seed, g)`. To resume is to start at a step.
 import dataclasses
 import functools
 import math
-import queue
-import threading
-import traceback
-import weakref
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -26,6 +22,7 @@ from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import order, transforms
 from clip_jax.data import record as record_lib
 from clip_jax.data import workers as worker_processes
+from clip_jax.data.batches import Batches, Guarded
 from clip_jax.data.ledger import Problem
 
 __all__ = [
@@ -41,42 +38,6 @@ __all__ = [
 CHUNK_ROWS = 256
 MAX_SUBSTITUTES = 100
 _ENDLESS_STEPS = 2**40
-
-# Seconds that closing waits for an element that was asked for.
-_LAST_WAIT = 2.0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Failure:
-  """An exception, passed on as an element: one raised would lose records."""
-
-  message: str
-  is_user_error: bool
-
-  @classmethod
-  def current(cls, error: Exception) -> "_Failure":
-    if isinstance(error, errors.UserError | OSError):
-      return cls(str(error), True)
-    return cls("".join(traceback.format_exception(error)), False)
-
-  def reraise(self) -> NoReturn:
-    if self.is_user_error:
-      raise errors.UserError(self.message)
-    raise RuntimeError(f"The data loader failed:\n{self.message}")
-
-
-class _Guarded(grain.transforms.Map):
-  """A map that returns its exceptions as elements (`_Failure`)."""
-
-  def __init__(self, function: Callable[[int], dict]):
-    self._function = function
-
-  def map(self, element: int) -> dict | _Failure:
-    """Returns the function's result for `element`, or the failure."""
-    try:
-      return self._function(element)
-    except Exception as error:
-      return _Failure.current(error)
 
 
 class _Example(NamedTuple):
@@ -203,120 +164,6 @@ class _EvalBatch:
     }
 
 
-class _Puller:
-  """Takes elements from grain in a thread of its own.
-
-  Ctrl-C raises in the main thread, wherever that is. Inside the locks that it
-  would share with grain's threads, a wake-up would be lost, and closing would
-  wait for ever; the queues between this thread and the caller are safe there.
-  """
-
-  def __init__(self, elements: grain.DatasetIterator):
-    self._elements = elements
-    self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
-    self._given: queue.SimpleQueue[tuple] = queue.SimpleQueue()
-    self._thread = threading.Thread(target=self._pull, daemon=True)
-    self._thread.start()
-
-  def _pull(self) -> None:
-    while self._asked.get():
-      try:
-        self._given.put((next(self._elements), None))
-      except BaseException as error:  # Raised again where it was asked for.
-        self._given.put((None, error))
-
-  def __next__(self) -> Any:
-    self._asked.put(True)
-    element, error = self._given.get()
-    if error is not None:
-      raise error
-    return element
-
-  def close(self) -> None:
-    """Stops what loads ahead."""
-    self._asked.put(False)
-    self._thread.join(_LAST_WAIT)
-    self._elements.close()
-
-
-class Batches(Iterator[dict]):
-  """Iterates over batches; a context manager that stops threads and workers."""
-
-  def __init__(
-    self,
-    elements: grain.DatasetIterator,
-    *,
-    chunks: int,
-    endless: bool,
-    owner: str | None = None,
-  ):
-    self._elements = [_Puller(elements)]
-    self._chunks = chunks
-    self._endless = endless
-    # Also at exit: grain's own clean-up comes too late there.
-    self._finalizer = weakref.finalize(self, _close, self._elements, owner)
-
-  def __next__(self) -> dict:
-    parts = [self._next_element() for _ in range(self._chunks)]
-    return {name: _join([part[name] for part in parts]) for name in parts[0]}
-
-  def _next_element(self) -> dict:
-    if not self._elements:
-      raise RuntimeError("The data loader is closed.")
-    try:
-      element = next(self._elements[0])
-    except StopIteration:
-      if not self._endless:
-        raise
-      raise RuntimeError("The data loader ended before the run did.") from None
-    except RuntimeError as error:
-      if "terminated unexpectedly" not in str(error):
-        raise
-      self.close()
-      raise errors.UserError(
-        "A data worker process died (out of memory, or killed): "
-        f"{error} Try fewer data.workers; 0 loads in threads only."
-      ) from error
-    if isinstance(element, _Failure):
-      self.close()
-      element.reraise()
-    return element
-
-  def close(self) -> None:
-    """Stops what loads ahead; the iterator cannot be used after it."""
-    self._finalizer()
-
-  def __enter__(self) -> "Batches":
-    return self
-
-  def __exit__(self, *_: Any) -> None:
-    self.close()
-
-
-def _close(elements: list[_Puller], owner: str | None) -> None:
-  # Let go of at once: its destructor fails where the interpreter ends.
-  elements.pop().close()
-  worker_processes.end(owner)
-
-
-def _join(parts: list) -> np.ndarray | list:
-  if isinstance(parts[0], list):
-    return [item for part in parts for item in part]
-  if len(parts) == 1 and isinstance(parts[0], np.ndarray):
-    return parts[0]
-  rows = sum(part.shape[0] for part in parts)
-  out = np.empty((rows, *parts[0].shape[1:]), parts[0].dtype)
-  start = 0
-  for part in parts:
-    end = start + part.shape[0]
-    if isinstance(part, worker_processes.SharedArray):
-      part.move_to(out[start:end])
-    else:
-      out[start:end] = part
-    start = end
-  return out
-
-
 def train_batches(
   source: record_lib.Source,
   *,
@@ -378,7 +225,7 @@ def train_batches(
   )
   dataset = (
     grain.MapDataset.range(start_step * chunks, _ENDLESS_STEPS * chunks)
-    .map(_Guarded(make_chunk))
+    .map(Guarded(make_chunk))
     .to_iter_dataset(_read_options(threads, prefetch))
   )
   worker_processes.remove_leftovers()
@@ -426,7 +273,7 @@ def eval_batches(
   make_batch = _EvalBatch(source, batch_size, preprocess, tuple(chosen))
   dataset = (
     grain.MapDataset.range(start, math.ceil(len(source) / batch_size))
-    .map(_Guarded(make_batch))
+    .map(Guarded(make_batch))
     .to_iter_dataset(_read_options(threads, threads))
   )
   return Batches(iter(dataset), chunks=1, endless=False)

@@ -13,7 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from clip_jax.data import pipeline, workers
+from clip_jax.data import batches as batches_lib
+from clip_jax.data import workers
 
 # CLIP_JAX_KILLS=20 takes some minutes.
 KILLS = int(os.environ.get("CLIP_JAX_KILLS", "4")) // 2
@@ -154,7 +155,7 @@ def test_ctrl_c_strikes_outside_of_grains_locks():
       taken_in.append(None)
 
   taken_in = []
-  with pipeline.Batches(Elements(), chunks=2, endless=True) as batches:
+  with batches_lib.Batches(Elements(), chunks=2, endless=True) as batches:
     assert [next(batches)["key"] for _ in range(2)] == [[1, 2], [3, 4]]
     assert threading.main_thread() not in taken_in
   assert len(taken_in) == 5 and taken_in[-1] is None
