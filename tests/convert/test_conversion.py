@@ -158,6 +158,40 @@ def test_a_writer_that_changes_the_meaning_is_caught(
   assert _names(tmp_path) == ["models"]
 
 
+@pytest.mark.parametrize("number", [0, np.nan, np.inf])
+def test_no_number_is_written_otherwise_and_none_is_infinite(
+  number, model, tmp_path, monkeypatch
+):
+  """The last number of every array in turn, which is a layer's last, too."""
+  write = model_dir.write
+  source = opening.open_model(model)
+  is_finite = np.isfinite(number)
+
+  def changed(path):
+    array = source.leaves[path].read().copy()
+    last = array.reshape(-1)[-1]
+    array.reshape(-1)[-1] = np.nextafter(last, np.inf) if is_finite else number
+    leaves = source.leaves | {path: Tensor.from_array(array)}
+    return dataclasses.replace(source, leaves=leaves)
+
+  for i, path in enumerate(source.leaves):
+    read = model
+    if is_finite:
+      known = dataclasses.replace(
+        opening.FORMATS["clip-jax"],
+        write=lambda _, to, p=path: write(changed(p), to),
+      )
+      monkeypatch.setitem(opening.FORMATS, "clip-jax", known)
+      message = f"{path} .*did not come back as it was written"
+    else:
+      read = tmp_path / "models" / f"bad {i}"
+      write(changed(path), read)
+      message = f"NaN or infinity in what becomes {path}"
+    with pytest.raises(errors.UserError, match=message):
+      convert.convert(read, tmp_path / "out", to="clip-jax")
+  assert _names(tmp_path) == ["models"]
+
+
 def test_a_model_directory_comes_back_whole(model):
   again = convert.open_model(model)
   assert again.files == {"vocab.txt": b"a\nb\n"}
