@@ -103,21 +103,26 @@ def prepare(
       workers=workers,
       on_record=on_record,
     )
-    bad = summary["bad"]
-    if summary["records"] <= (0 if drop_bad else sum(bad.values())):
-      said = ", ".join(f"{count} {reason}" for reason, count in bad.items())
-      error = errors.UserError(
-        f"The source has no usable record to write ({said or 'it is empty'}); "
-        "`clip-jax data inspect` says more."
-      )
-      error.payload = {"records": 0, "bad": bad}
-      raise error
+    _check_any(summary["records"], summary["bad"], drop_bad=drop_bad)
     sidecar = partial / array_record.SIDECAR
     sidecar.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     for name, data in (beside or {}).items():
       (partial / name).write_bytes(data)
     finish(partial, out)
   return summary | {"written": True}
+
+
+def _check_any(records: int, bad: dict[str, int], *, drop_bad: bool) -> None:
+  """Raises UserError where none of the records can be used."""
+  if records > (0 if drop_bad else sum(bad.values())):
+    return
+  said = ", ".join(f"{count} {reason}" for reason, count in bad.items())
+  error = errors.UserError(
+    f"The source has no usable record to write ({said or 'it is empty'}); "
+    "`clip-jax data inspect` says more."
+  )
+  error.payload = {"records": 0, "bad": bad}
+  raise error
 
 
 def finish(partial: pathlib.Path, out: pathlib.Path) -> None:

@@ -250,3 +250,11 @@ def test_a_state_that_names_no_files_is_refused(tmp_path, state, message):
   (tmp_path / "state.json").write_text(state)
   with pytest.raises(errors.UserError, match=message):
     sources.open_source(f"hf:{tmp_path}")
+
+
+def test_the_type_of_a_column_may_differ_between_records():
+  text, other, number = [b"a"], [b"\xff"], [3]
+  assert tfrecord._kind([text, text]) == pa.string()
+  assert tfrecord._kind([text, other]) == pa.binary()
+  assert tfrecord._kind([text, number]) == pa.binary()
+  assert tfrecord._kind([text, [b"a", b"b"]]) == pa.list_(pa.string())

@@ -204,11 +204,12 @@ class Texts:
       piece.validate(full=True)
     except pa.ArrowInvalid:
       values = array.to_pylist()
-      good &= [text is None or _is_utf8(text) for text in values]
+      good &= [text is None or is_utf8(text) for text in values]
     return cls(array, bounds, good)
 
 
-def _is_utf8(text: bytes) -> bool:
+def is_utf8(text: bytes) -> bool:
+  """Whether the bytes are a text."""
   try:
     text.decode()
   except UnicodeDecodeError:

@@ -191,18 +191,14 @@ def _kind(seen: list[list[Any]]) -> pa.DataType | None:
   if not values:
     return None
   if isinstance(values[0], bytes):
-    kind = pa.string() if all(map(_is_utf8, values)) else pa.binary()
+    # Records may differ in the type of a feature.
+    is_text = all(
+      isinstance(value, bytes) and row_groups.is_utf8(value) for value in values
+    )
+    kind = pa.string() if is_text else pa.binary()
   else:
     kind = pa.int64() if isinstance(values[0], int) else pa.float64()
   return pa.list_(kind) if any(len(cell) > 1 for cell in seen) else kind
-
-
-def _is_utf8(value: Any) -> bool:
-  try:
-    value.decode("utf-8")
-  except (UnicodeDecodeError, AttributeError):
-    return False
-  return True
 
 
 def open_tfrecord(path: str, options: dict[str, str]) -> record_lib.Source:
