@@ -387,7 +387,7 @@ def test_search_finds_by_image_the_image_itself(index, tmp_path):
 def test_search_takes_a_moved_model_but_no_other(
   index, workdir, tmp_path, fails, monkeypatch
 ):
-  from clip_jax.search import layout
+  from clip_jax.search import index_files
 
   meta = json.loads((index / "meta.json").read_text())
   moved = tmp_path / "index"
@@ -395,15 +395,15 @@ def test_search_takes_a_moved_model_but_no_other(
   for entry in index.iterdir():
     (moved / entry.name).write_bytes(entry.read_bytes())
   gone = meta | {"model": "/gone"}
-  (moved / layout.META).write_text(json.dumps(gone))
+  (moved / index_files.META).write_text(json.dumps(gone))
   assert "--model" in fails("search", moved, "three")
   assert call("search", moved, "three", "--model", workdir)["results"]
   other = gone | {"fingerprint": "0" * 64}
-  (moved / layout.META).write_text(json.dumps(other))
+  (moved / index_files.META).write_text(json.dumps(other))
   error = fails("search", moved, "three", "--model", workdir)
   assert "not the one that made index" in error
   later = gone | {"step": 7}
-  (moved / layout.META).write_text(json.dumps(later))
+  (moved / index_files.META).write_text(json.dumps(later))
   error = fails("search", moved, "three", "--model", workdir)
   assert "no checkpoint of step 7" in error
 

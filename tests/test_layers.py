@@ -1,6 +1,7 @@
 """Imports point down only, and importing the package is light."""
 
 import ast
+import collections
 import graphlib
 import subprocess
 import sys
@@ -21,7 +22,7 @@ FLOORS = (
   " terminal tokenizer versions whole_files",
   "models",
   "data losses",
-  "evals report",
+  "contact_sheet evals",
   "checkpoints",
   "convert",
   "embedder encoding fingerprint inference inputs",
@@ -75,6 +76,13 @@ BY_NAME = {
   "clip_jax.data.sources",
 }
 EVERYWHERE = {"torch", "tensorflow", "torchvision", "open_clip", "timm"}
+# Folders whose modules are named after verbs, and after formats.
+AFTER_OTHERS = (
+  *("clip_jax.cli.arguments", "clip_jax.cli.commands"),
+  *("clip_jax.convert.formats", "clip_jax.convert.verify"),
+)
+# One is the lists that users choose from, the other a checkpoint's tensors.
+TWICE = {"names": ["clip_jax.convert.engine", "clip_jax"]}
 # Compares with other libraries, and imports them inside its functions only.
 ORACLES = "clip_jax.convert.verify"
 
@@ -151,3 +159,16 @@ def test_import_is_light_and_starts_no_device():
 def test_an_unknown_attribute_is_an_attribute_error():
   with pytest.raises(AttributeError, match="no attribute 'lod'"):
     clip_jax.lod  # noqa: B018
+
+
+def test_a_module_has_its_name_alone():
+  """A module called `report` beside three others says nothing.
+
+  Packages count, too: `results` may not be a module's name elsewhere.
+  """
+  places = collections.defaultdict(list)
+  for path in MODULES:
+    folder, _, name = module_name(path).rpartition(".")
+    if folder not in AFTER_OTHERS:
+      places[name].append(folder)
+  assert {n: x for n, x in places.items() if len(x) > 1} == TWICE

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from clip_jax import errors, search
-from clip_jax.search import builder, layout
+from clip_jax.search import builder, index_files
 from clip_jax.search.on_device import DeviceIndex
 
 
@@ -88,7 +88,7 @@ def test_an_index_gives_back_what_was_put_in(tmp_path, dtype, atol):
   index = search.Index(tmp_path / "index")
   # float16 has 11 bits: half a unit in the last place of a value below 1. int8
   # has steps of at most 1 / 127, of which half, and a little for the length.
-  rows = layout.floats(index.embeds)
+  rows = index_files.floats(index.embeds)
   np.testing.assert_allclose(rows, embeds, rtol=0, atol=atol)
   assert index.meta == meta
   assert (meta["model"], meta["data"]) == ("/models/m", "builtin:x")
@@ -174,7 +174,7 @@ def test_a_build_that_fails_at_its_end_keeps_the_old_index(
   real = os.replace
 
   def fail_on_meta(source, target):
-    if str(target).endswith(layout.META):
+    if str(target).endswith(index_files.META):
       raise OSError(28, "No space left on device")
     real(source, target)
 
@@ -316,7 +316,7 @@ def test_a_build_that_failed_goes_on(tmp_path, kept_at_once, monkeypatch, at):
     elif at == "commit":
       patch.setattr(builder, "_sync", fail(builder._sync, 7 * 3))
     else:
-      patch.setattr(layout, "sha256", fail(layout.sha256, 1))
+      patch.setattr(index_files, "sha256", fail(index_files.sha256, 1))
     _build(index, embeds)
   assert _build(index, embeds) == (3 if at == "batch" else 0)
   assert _content(index) == _content(tmp_path / "whole")
@@ -453,7 +453,7 @@ def test_pickled_embeddings_are_never_loaded(tmp_path):
   path = tmp_path / entry["name"]
   np.save(path, np.array([{"a": 1}] * 4, object), allow_pickle=True)
   with path.open("rb") as file:
-    entry |= {"bytes": path.stat().st_size, "sha256": layout.sha256(file)}
+    entry |= {"bytes": path.stat().st_size, "sha256": index_files.sha256(file)}
   (tmp_path / "meta.json").write_text(json.dumps(meta))
   with pytest.raises(errors.UserError, match="damaged"):
     search.Index(tmp_path)
@@ -465,7 +465,7 @@ def replace_file(path, lines):
   entry = meta["files"]["records"]
   (path / entry["name"]).write_bytes(lines)
   with (path / entry["name"]).open("rb") as file:
-    entry |= {"bytes": len(lines), "sha256": layout.sha256(file)}
+    entry |= {"bytes": len(lines), "sha256": index_files.sha256(file)}
   (path / "meta.json").write_text(json.dumps(meta))
 
 

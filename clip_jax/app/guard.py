@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.app import hosts, limits
+from clip_jax.app import host_names, limits
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -105,7 +105,7 @@ class Guard:
     """Refuses other names of this server, other pages, and wrong passwords."""
     host = headers.get("host", "")
     # A name that leads here, of a page elsewhere that means to read this one.
-    if not (self.password or hosts.is_ours(host, self.host)):
+    if not (self.password or host_names.is_ours(host, self.host)):
       raise _Refused(421, "This name is not of this page; ask its address.")
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2] != host:

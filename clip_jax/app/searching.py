@@ -9,8 +9,7 @@ import numpy as np
 
 from clip_jax import errors, preprocess
 from clip_jax import search as search_lib
-from clip_jax.app import drawn, limits
-from clip_jax.app import engine as engine_lib
+from clip_jax.app import answering, drawn, limits
 from clip_jax.data import sources
 
 _LOGGER = logging.getLogger(__name__)
@@ -126,7 +125,7 @@ class Pictures:
         self._offsets.insert(at, offset)
 
 
-def open_index(path: str, engine: engine_lib.Engine) -> search_lib.Index:
+def open_index(path: str, engine: answering.Engine) -> search_lib.Index:
   """Returns an index that this model made.
 
   Raises:
@@ -143,11 +142,11 @@ def open_index(path: str, engine: engine_lib.Engine) -> search_lib.Index:
 
 
 def search(
-  engine: engine_lib.Engine,
+  engine: answering.Engine,
   index: search_lib.Index,
   *,
   text: object = "",
-  picture: engine_lib.Picture | None = None,
+  picture: answering.Picture | None = None,
   count: object = 12,
 ) -> list[search_lib.Hit]:
   """Returns the records nearest to a picture, or to a text if there is none.

@@ -7,7 +7,7 @@ from typing import Any
 from clip_jax import errors, json_text
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.convert import report as report_lib
-from clip_jax.tokenizer import files as files_lib
+from clip_jax.tokenizer import tokenizer_file
 
 CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 FAST, WORDS = "tokenizer.json", "vocab.txt"
@@ -28,7 +28,7 @@ def carry(directory: pathlib.Path) -> dict[str, bytes]:
   return {
     name: file.read()
     for name in NAMES
-    if (file := files_lib.find(name, directory=directory)) is not None
+    if (file := tokenizer_file.find(name, directory=directory)) is not None
   }
 
 

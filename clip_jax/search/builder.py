@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors, json_text, names, regular_files
-from clip_jax.search import holding, layout
+from clip_jax.search import holding, index_files
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -88,10 +88,10 @@ class Builder:
     """Opens the files of a build that was stopped, or new ones."""
     self._embeds, self._records = files = [
       stack.enter_context(_open_to_go_on(self.directory / f"{name}-{part}"))
-      for part in layout.PARTS
+      for part in index_files.PARTS
     ]
     journal = _read_journal(self.directory / f"{name}-{holding.JOURNAL}")
-    sizes = [journal.get(part, 0) for part in layout.PARTS]
+    sizes = [journal.get(part, 0) for part in index_files.PARTS]
     ends = [file.seek(0, os.SEEK_END) for file in files]
     if any(end < size for end, size in zip(ends, sizes, strict=True)):
       journal, sizes = {}, [0, 0]  # What does not belong together is not taken.
@@ -148,7 +148,7 @@ class Builder:
       self._embed_dim = embeds.shape[1]
       self._write_header()
     assert embeds.shape[1] == self._embed_dim, embeds.shape
-    self._embeds.write(layout.stored(embeds, self.dtype).data)
+    self._embeds.write(index_files.stored(embeds, self.dtype).data)
     for key, captions in records:
       line = json.dumps({"key": key, "captions": list(captions)}) + "\n"
       self._records.write(line.encode())
@@ -179,8 +179,8 @@ class Builder:
       "records": _entry(self._records, "records-{}.jsonl"),
     }
     self.meta = {
-      "format": layout.FORMAT,
-      "version": layout.VERSION,
+      "format": index_files.FORMAT,
+      "version": index_files.VERSION,
       "count": self.rows,
       "embed_dim": self._embed_dim,
       "dtype": self.dtype.name,
@@ -196,14 +196,14 @@ class Builder:
       ):
         os.replace(whole.name, self.directory / files[part]["name"])
       _sync_directory(self.directory)
-      os.replace(file.name, self.directory / layout.META)
+      os.replace(file.name, self.directory / index_files.META)
     _sync_directory(self.directory)
 
 
 def _entry(file: io.BufferedRandom, pattern: str) -> dict[str, Any]:
   """Returns the entry of a finished file in the meta, with its checksum."""
   _sync(file)
-  digest = layout.sha256(file)
+  digest = index_files.sha256(file)
   size = os.fstat(file.fileno()).st_size
   return {"name": pattern.format(digest[:16]), "bytes": size, "sha256": digest}
 
@@ -228,11 +228,11 @@ def _open_to_go_on(path: pathlib.Path) -> io.BufferedRandom:
 def _read_journal(path: pathlib.Path) -> dict[str, Any]:
   """Returns the journal of a stopped build; empty without a good one."""
   try:
-    data = regular_files.read_regular(path, limit=layout.MOST_META_BYTES)
+    data = regular_files.read_regular(path, limit=index_files.MOST_META_BYTES)
     journal = json_text.parse(data, what=str(path))
   except (OSError, regular_files.NotRegularError, json_text.JsonError):
     return {}
-  numbers = ("rows", "embed_dim", *layout.PARTS)
+  numbers = ("rows", "embed_dim", *index_files.PARTS)
   good = all(isinstance(journal.get(field), int) for field in numbers)
   good = good and isinstance(journal.get("state"), dict)
   return journal if good else {}

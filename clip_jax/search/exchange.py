@@ -13,7 +13,7 @@ import numpy as np
 
 from clip_jax import errors, versions, whole_files
 from clip_jax.search import index as index_lib
-from clip_jax.search import layout
+from clip_jax.search import index_files
 
 SUFFIXES = (".faiss", ".usearch")
 _ROWS_PER_CHUNK = 1 << 16
@@ -126,7 +126,7 @@ class ExportedIndex(index_lib.Index):
       )
     rows = np.linspace(0, len(self) - 1, _ROWS_COMPARED).astype(np.int64)
     vectors = self._other.vectors(rows)
-    own = layout.floats(self.embeds[rows])
+    own = index_files.floats(self.embeds[rows])
     if vectors is not None and not np.allclose(
       vectors, own, rtol=0, atol=_TOLERANCE
     ):
@@ -226,7 +226,7 @@ def _make_faiss(index: index_lib.Index) -> Any:
   faiss = _faiss()
   made = faiss.IndexFlatIP(index.embeds.shape[1])
   for start in range(0, len(index), _ROWS_PER_CHUNK):
-    made.add(layout.floats(index.embeds[start : start + _ROWS_PER_CHUNK]))
+    made.add(index_files.floats(index.embeds[start : start + _ROWS_PER_CHUNK]))
   return lambda path: faiss.write_index(made, path)
 
 
@@ -236,7 +236,7 @@ def _make_usearch(index: index_lib.Index) -> Any:
   dtype = "f16" if index.embeds.dtype == np.float16 else "f32"
   made = usearch.Index(ndim=index.embeds.shape[1], metric="ip", dtype=dtype)
   for start in range(0, len(index), _ROWS_PER_CHUNK):
-    rows = layout.floats(index.embeds[start : start + _ROWS_PER_CHUNK])
+    rows = index_files.floats(index.embeds[start : start + _ROWS_PER_CHUNK])
     made.add(np.arange(start, start + len(rows), dtype=np.uint64), rows)
   return made.save
 

@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 from clip_jax import errors, regular_files
-from clip_jax.search import layout
+from clip_jax.search import index_files
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -24,14 +24,16 @@ def check_replaceable(directory: str | os.PathLike) -> None:
   if not directory.is_dir():
     return
   others = sorted(
-    entry.name for entry in directory.iterdir() if not layout.is_own(entry.name)
+    entry.name
+    for entry in directory.iterdir()
+    if not index_files.is_own(entry.name)
   )
   if others:
     raise errors.UserError(
       f"{directory} is no index (it holds {', '.join(others[:3])}) and is left "
       "alone; name a new directory, or an index to replace."
     )
-  meta = directory / layout.META
+  meta = directory / index_files.META
   # A damaged index may be replaced; anybody else's meta.json may not.
   if os.path.lexists(meta) and not _is_of_index(meta):
     raise errors.UserError(
@@ -42,10 +44,12 @@ def check_replaceable(directory: str | os.PathLike) -> None:
 def _is_of_index(meta: pathlib.Path) -> bool:
   """Returns whether it is a file that says that it is of an index."""
   try:
-    content = regular_files.read_regular(meta, limit=layout.MOST_META_BYTES)
+    content = regular_files.read_regular(
+      meta, limit=index_files.MOST_META_BYTES
+    )
   except (OSError, regular_files.NotRegularError):
     return False
-  return layout.FORMAT.encode() in content
+  return index_files.FORMAT.encode() in content
 
 
 class Hold:
@@ -104,15 +108,15 @@ def _clean(directory: pathlib.Path, kept: str) -> None:
     kept: what the names of those that stay begin with; empty for none.
   """
   try:
-    files = layout.read_meta(directory)["files"]
+    files = index_files.read_meta(directory)["files"]
   except errors.UserError:
     files = {}
   keep = {
-    layout.META,
-    *(files[part]["name"] for part in files if part in layout.PARTS),
+    index_files.META,
+    *(files[part]["name"] for part in files if part in index_files.PARTS),
   }
   for entry in directory.iterdir():
     if kept and entry.name.startswith(kept):
       continue
-    if entry.name not in keep and layout.is_own(entry.name):
+    if entry.name not in keep and index_files.is_own(entry.name):
       entry.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from clip_jax import errors, json_text, names
-from clip_jax.search import layout
+from clip_jax.search import index_files
 
 _ROWS_PER_CHUNK = 1 << 16
 _BYTES_PER_READ = 1 << 22
@@ -50,13 +50,13 @@ class Index:
     """
     self.directory = pathlib.Path(directory)
     for attempt in range(3):
-      self.meta = layout.read_meta(self.directory)
+      self.meta = index_files.read_meta(self.directory)
       try:
         self._open()
         break
       except FileNotFoundError as error:
         # A build may just have replaced the index.
-        if attempt == 2 or self.meta == layout.read_meta(self.directory):
+        if attempt == 2 or self.meta == index_files.read_meta(self.directory):
           name = pathlib.Path(error.filename).name
           raise self._damaged(f"{name} is missing") from None
 
@@ -91,10 +91,10 @@ class Index:
 
   def _verified(self, part: str) -> io.BufferedIOBase:
     entry = self.meta["files"][part]
-    file = layout.open_file(self.directory, entry["name"])
+    file = index_files.open_file(self.directory, entry["name"])
     if (
       os.fstat(file.fileno()).st_size != entry["bytes"]
-      or layout.sha256(file) != entry["sha256"]
+      or index_files.sha256(file) != entry["sha256"]
     ):
       file.close()
       raise self._damaged(
@@ -232,7 +232,7 @@ def nearest(
   rows = np.zeros((len(queries), 0), np.int64)
   scores = np.zeros((len(queries), 0), np.float32)
   for start in range(0, len(embeds), rows_per_chunk):
-    chunk = layout.floats(embeds[start : start + rows_per_chunk])
+    chunk = index_files.floats(embeds[start : start + rows_per_chunk])
     new = queries @ chunk.T  # (queries, rows)
     if scores.shape[1] < k:
       more = np.arange(start, start + len(chunk))

@@ -23,7 +23,7 @@ from clip_jax.convert.engine.format import Format
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import paths, variants
-from clip_jax.tokenizer import files as tokenizer_files
+from clip_jax.tokenizer import tokenizer_file as tokenizer_files
 
 NAME = "clip-jax"
 DESCRIPTION = "clip_jax.json"

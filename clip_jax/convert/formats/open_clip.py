@@ -34,7 +34,7 @@ from clip_jax.convert.formats import (
 from clip_jax.convert.formats import open_clip_files as files_lib
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import clip
-from clip_jax.tokenizer import files as tokenizer_lib_files
+from clip_jax.tokenizer import tokenizer_file as tokenizer_lib_files
 
 NAME = "open-clip"
 CONFIG, WEIGHTS = files_lib.CONFIG, files_lib.WEIGHTS

@@ -27,7 +27,7 @@ from clip_jax import errors, json_text, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import files, paths
+from clip_jax.data.sources import globs, open_files
 
 FORMAT = "clip_jax records"
 VERSION = 1
@@ -96,7 +96,7 @@ class ArrayRecords:
   """The records of ArrayRecord files, one file after the other."""
 
   def __init__(self, names: Sequence[str], *, sidecar: dict[str, Any]):
-    self._files = files.Pool(names, opener=_open_reader)
+    self._files = open_files.Pool(names, opener=_open_reader)
     counts = [entry["records"] for entry in sidecar.get("files", ())]
     if not counts:
       with concurrent.futures.ThreadPoolExecutor(_OPEN_THREADS) as pool:
@@ -153,7 +153,7 @@ def open_array_record(path: str, options: dict[str, str]) -> ArrayRecords:
   assert not options
   sidecar_path = os.path.join(os.path.expanduser(path), SIDECAR)
   if not os.path.isfile(sidecar_path):
-    names = paths.find_files(path, suffix=SUFFIX)
+    names = globs.find_files(path, suffix=SUFFIX)
     return ArrayRecords(names, sidecar={})
   sidecar = read_sidecar(sidecar_path)
   names = []

@@ -10,7 +10,7 @@ import os
 import re
 
 from clip_jax import errors, terminal
-from clip_jax.data.sources import paths, split_names
+from clip_jax.data.sources import globs, split_names
 
 SUFFIX = ".parquet"
 # The name of a split is in front of a file's number among its files; older
@@ -63,7 +63,7 @@ def list_files(path: str) -> Listing:
     # A file that is missing is called so.
     if listing and listing.splits and not split.endswith(SUFFIX):
       return listing.of_split(split, what=f"parquet:{directory}")
-  return Listing(tuple(paths.find_files(path, suffix=SUFFIX)))
+  return Listing(tuple(globs.find_files(path, suffix=SUFFIX)))
 
 
 def _list_directory(path: str) -> Listing:
@@ -72,7 +72,7 @@ def _list_directory(path: str) -> Listing:
     if found := sorted(glob.glob(pattern)):
       break
   else:
-    return Listing(tuple(paths.find_files(path, suffix=SUFFIX)))
+    return Listing(tuple(globs.find_files(path, suffix=SUFFIX)))
   below = [os.path.relpath(os.path.dirname(name), path) for name in found]
   data_sets = sorted({_data_set(folder) for folder in below})
   if len(data_sets) > 1:

@@ -23,7 +23,7 @@ from pyarrow import parquet as pq
 from clip_jax import errors, regular_files
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import files
+from clip_jax.data.sources import open_files
 
 KEPT_BYTES = 256 * 2**20
 # A few kilobytes of a stranger's file can unpack to any size.
@@ -271,7 +271,7 @@ class RowGroups:
     opener: Callable[[str], TableFile],
   ):
     """Opens nothing; `columns` are those that are read."""
-    self.files = files.Pool(paths, opener=opener)
+    self.files = open_files.Pool(paths, opener=opener)
     self._columns = tuple(columns)
     self._kept = _Kept(getattr(opener, "KEPT_BYTES", KEPT_BYTES))
     self._opener = opener

@@ -36,10 +36,10 @@ from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import (
-  files,
   grouping,
   image_files,
   kept_index,
+  open_files,
   strings,
   table_lines,
   table_rows,
@@ -198,7 +198,9 @@ def open_table(path: str, options: dict[str, str]) -> Table:
     [os.path.dirname(path)], options, scheme="csv", folders=_IMAGE_FOLDERS
   )
   found = os.stat(path)
-  file = files.SameFile(path, size=found.st_size, changed_ns=found.st_mtime_ns)
+  file = open_files.SameFile(
+    path, size=found.st_size, changed_ns=found.st_mtime_ns
+  )
   index = kept_index.keep(
     "table",
     [path],

@@ -24,7 +24,7 @@ from clip_jax import errors, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import files, kept_index, missing, paths
+from clip_jax.data.sources import globs, kept_index, missing, open_files
 from clip_jax.data.sources import shard as shard_lib
 from clip_jax.data.sources.naming import IMAGE, JSON, LABEL, TEXT
 
@@ -64,7 +64,7 @@ class WebDataset:
     if labels is not None and labels not in LABELS:
       raise errors.unknown("value of labels=", labels, LABELS)
     self._several = labels == "several"
-    self._files = files.Pool(list(shards), opener=files.RawFile)
+    self._files = open_files.Pool(list(shards), opener=open_files.RawFile)
     self._captions = captions_lib.check_choice(captions or "text")
     self.class_names = class_names
     self.templates = templates
@@ -263,7 +263,7 @@ def open_webdataset(path: str, options: dict[str, Any]) -> WebDataset:
   of them, from `KEY.cls` ("3 7") or `KEY.npy` (a 1 for each class that is
   there).
   """
-  shards = paths.find_files(path, suffix=".tar")
+  shards = globs.find_files(path, suffix=".tar")
   class_names = templates = None
   names = options.get("classes") or _beside(shards[0], _CLASS_NAMES)
   if names:

@@ -1,4 +1,4 @@
-"""The rows of a report: a model's nearest images and texts in some data."""
+"""The rows of a contact sheet: the images and texts nearest to each other."""
 
 import collections
 import dataclasses
@@ -40,7 +40,7 @@ class Guess:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rows:
-  """The rows of a report: texts with images, and images with texts.
+  """The rows of a sheet: texts with images, and images with texts.
 
   Of the `missed` images, whose most probable text is not one of theirs, those
   where the model was surest of it are in `misses`; `images` were looked at.
@@ -79,13 +79,13 @@ def find_rows(
   progress: Callable[[int, int], None] | None = None,
   open_batches: Callable[..., Any] = pipeline.eval_batches,
 ) -> Rows:
-  """Returns the rows of a report on a model and the records of `source`.
+  """Returns the rows of a sheet about a model and the records of `source`.
 
   The texts are the class names where the data has them, else its captions.
 
   Args:
     source: of `sources.open_source`.
-    model: the model to report on.
+    model: the model to show.
     logit_scale: factor between cosine similarity and logit.
     logit_bias: what is added to it; None for models that have none.
     probabilities: how logits become probabilities, "softmax" or "sigmoid".
