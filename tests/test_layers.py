@@ -22,7 +22,7 @@ FLOORS = (
   " terminal tokenizer versions whole_files",
   "models",
   "data losses",
-  "contact_sheet evals",
+  "evals report",
   "checkpoints",
   "convert",
   "embedder encoding fingerprint inference inputs",
@@ -81,8 +81,12 @@ AFTER_OTHERS = (
   *("clip_jax.cli.arguments", "clip_jax.cli.commands"),
   *("clip_jax.convert.formats", "clip_jax.convert.verify"),
 )
-# One is the lists that users choose from, the other a checkpoint's tensors.
-TWICE = {"names": ["clip_jax.convert.engine", "clip_jax"]}
+TWICE = {
+  # The lists that users choose from, and a checkpoint's tensors.
+  "names": ["clip_jax.convert.engine", "clip_jax"],
+  # What became of each tensor, and the picture at a training's end.
+  "report": ["clip_jax.convert", "clip_jax"],
+}
 # Compares with other libraries, and imports them inside its functions only.
 ORACLES = "clip_jax.convert.verify"
 

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from clip_jax import errors, preprocess, terminal, whole_files
-from clip_jax.contact_sheet import canvas
 from clip_jax.data.statistics import examine, summary
+from clip_jax.report import canvas
 from clip_jax.results import drawing, html_page, report_files
 from clip_jax.results.picture import Figure, Mark, Panel, Table
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from clip_jax import contact_sheet, terminal
+from clip_jax import report, terminal
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.data import pipeline
@@ -85,7 +85,7 @@ class Evaluator:
     clip = run.as_clip(state)
     try:
       with _progress("report", "Drawing") as progress:
-        rows = contact_sheet.find_rows(
+        rows = report.find_rows(
           run.report,
           model=self._model(state),
           logit_scale=clip.logit_scale,
@@ -102,14 +102,14 @@ class Evaluator:
       began = " and ".join(map(os.path.basename, run.began_with))
       title = f"{path.parent.name}, fine-tuned from {began}"
     if jax.process_index() == 0:
-      picture = contact_sheet.draw(
+      picture = report.draw(
         rows,
         title=title,
         figures=[] if changes else _figures(evaluated),
         changes=changes,
-        losses=contact_sheet.read_losses(path.with_name(metric_log.METRICS)),
+        losses=report.read_losses(path.with_name(metric_log.METRICS)),
       )
-      contact_sheet.save(picture, path)
+      report.save(picture, path)
     return str(path)
 
   def _model(
@@ -162,9 +162,9 @@ class Evaluator:
     return embed_unless_told
 
 
-def _figures(evaluated: dict[str, Any]) -> list[contact_sheet.Figure]:
+def _figures(evaluated: dict[str, Any]) -> list[report.Figure]:
   return [
-    contact_sheet.Figure(
+    report.Figure(
       f"{name}, top-1",
       f"{100 * share.value:.1f} %",
       f"95 %: {100 * share.low:.1f} to {100 * share.high:.1f}",
@@ -174,12 +174,12 @@ def _figures(evaluated: dict[str, Any]) -> list[contact_sheet.Figure]:
   ]
 
 
-def _share(value: float, examples: int) -> contact_sheet.Share:
+def _share(value: float, examples: int) -> report.Share:
   low, high = eval_metrics.clopper_pearson(round(value * examples), examples)
-  return contact_sheet.Share(value, low, high, examples)
+  return report.Share(value, low, high, examples)
 
 
-def _shares(result: dict[str, Any]) -> dict[str, contact_sheet.Share]:
+def _shares(result: dict[str, Any]) -> dict[str, report.Share]:
   """Returns by name the fractions that an evaluation is judged by."""
   if result["task"] == "zero_shot" and "top1" in result:
     return {"top-1": _share(result["top1"], result["examples"])}
@@ -192,7 +192,7 @@ def _shares(result: dict[str, Any]) -> dict[str, contact_sheet.Share]:
 
 def _changes(
   before: dict[str, Any], evaluated: dict[str, Any], *, shown: str
-) -> Iterator[contact_sheet.Change]:
+) -> Iterator[report.Change]:
   """Yields what changed of each evaluation, and of the classes of one.
 
   Args:
@@ -207,18 +207,18 @@ def _changes(
     for measure, share in _shares(result).items():
       if measure in began:
         full = f"{name}: {measure}"
-        yield contact_sheet.Change(full, began[measure], share, main=True)
+        yield report.Change(full, began[measure], share, main=True)
     if not began or result["data"] != shown:
       continue
     earlier = {x["name"]: x for x in before[name].get("per_class", [])}
     for entry in result.get("per_class", []):
       if was := earlier.get(entry["name"]):
-        yield contact_sheet.Change(
+        yield report.Change(
           entry["name"], before=_of_class(was), after=_of_class(entry)
         )
 
 
-def _of_class(entry: dict[str, Any]) -> contact_sheet.Share:
+def _of_class(entry: dict[str, Any]) -> report.Share:
   return _share(entry["right"] / entry["examples"], entry["examples"])
 
 

@@ -15,7 +15,7 @@ import beginnings
 import numpy as np
 import pytest
 
-from clip_jax import cli, contact_sheet, convert, errors, loading
+from clip_jax import cli, convert, errors, loading, report
 from clip_jax import config as config_lib
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.config import schema
@@ -361,10 +361,8 @@ def test_the_report_has_each_share_before_and_after_with_its_interval():
   ]
   assert sum(at_least) == pytest.approx(0.025)
   assert 1 - own.high**6 == pytest.approx(0.025)
-  page = contact_sheet.draw(
-    contact_sheet.Rows([], []), title="t", changes=found
-  )
-  none = contact_sheet.draw(contact_sheet.Rows([], []), title="t")
+  page = report.draw(report.Rows([], []), title="t", changes=found)
+  none = report.draw(report.Rows([], []), title="t")
   assert page.height > none.height + 30 * len(found)
   assert np.asarray(page)[:, -40:].min() == 255  # Nothing runs over the edge.
   assert not list(evaluation._changes({}, after, shown="mine"))

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import contact_sheet, errors, preprocess
-from clip_jax.contact_sheet import canvas, nearest
+from clip_jax import errors, preprocess, report
 from clip_jax.data import builtin, sources
 from clip_jax.evals import embedding_model, probabilities
+from clip_jax.report import canvas, nearest
 
 
 def picture(shade, size=(8, 8)):
@@ -20,24 +20,20 @@ def apart(i):
 
 
 def make_rows(count=2, text="a photo of a cat"):
-  found = [
-    contact_sheet.Found(picture(40 * i), 0.9 - i / 10, i < 3) for i in range(5)
-  ]
-  guesses = [contact_sheet.Guess(text, 0.5**i, i == 1) for i in range(5)]
-  return contact_sheet.Rows(
-    [(text, found)] * count, [(picture(200), guesses)] * count
-  )
+  found = [report.Found(picture(40 * i), 0.9 - i / 10, i < 3) for i in range(5)]
+  guesses = [report.Guess(text, 0.5**i, i == 1) for i in range(5)]
+  return report.Rows([(text, found)] * count, [(picture(200), guesses)] * count)
 
 
 @pytest.mark.parametrize(
   "figures",
-  [(), [contact_sheet.Figure("top-1", "97 %", "95 %: 96 to 98")] * 20],
+  [(), [report.Figure("top-1", "97 %", "95 %: 96 to 98")] * 20],
 )
 @pytest.mark.parametrize(
   "text", ["a cat", "word " * 500, "x" * 5000, "\x1b[31m\u202e", "日本語", ""]
 )
 def test_any_text_fits_on_the_page(text, figures):
-  image = contact_sheet.draw(
+  image = report.draw(
     make_rows(text=text), title=text or "title", figures=figures
   )
   assert image.width == 1120
@@ -50,7 +46,7 @@ def test_any_text_fits_on_the_page(text, figures):
 
 
 def test_the_page_shows_every_image_with_its_colours():
-  pixels = np.asarray(contact_sheet.draw(make_rows(count=1), title="t"))
+  pixels = np.asarray(report.draw(make_rows(count=1), title="t"))
   for shade in (40, 80, 120, 160, 200):
     same = np.all(pixels == (shade, 0, 0), axis=-1).sum()
     assert same == 128 * 128
@@ -59,11 +55,9 @@ def test_the_page_shows_every_image_with_its_colours():
   assert right.sum() > 1000 and wrong.sum() > 1000
 
 
-@pytest.mark.parametrize(
-  "rows", [contact_sheet.Rows([], []), make_rows(count=1)]
-)
+@pytest.mark.parametrize("rows", [report.Rows([], []), make_rows(count=1)])
 def test_a_sheet_may_have_few_rows_or_none(rows):
-  assert contact_sheet.draw(rows, title="t").height > 90
+  assert report.draw(rows, title="t").height > 90
 
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 4), (300, 100), (1, 500)])
@@ -119,8 +113,8 @@ def test_misses_are_shown_and_counted_the_surest_first():
   assert seen == [20, 40]
   assert all(not guesses[0].correct for _, guesses in rows.misses)
   assert rows.misses[0][1][0].probability > rows.misses[1][1][0].probability
-  few = contact_sheet.draw(make_rows(), title="t")
-  more = contact_sheet.draw(
+  few = report.draw(make_rows(), title="t")
+  more = report.draw(
     dataclasses.replace(make_rows(), misses=rows.misses, missed=2, images=4),
     title="t",
   )
@@ -168,7 +162,7 @@ def test_images_of_the_rows_above_are_not_shown_again():
 
 def test_losses_are_read_from_metrics_whatever_else_is_in_them(tmp_path):
   path = tmp_path / "metrics.jsonl"
-  assert contact_sheet.read_losses(path) == []
+  assert report.read_losses(path) == []
   lines = [
     *('{"step": 2, "loss": 1.5}', '{"step": 1, "loss": 2.0}', '{"step": 3'),
     *('{"step": 4, "loss": null}', "[]", "5", "", '{"step": 5, "loss": NaN}'),
@@ -179,19 +173,19 @@ def test_losses_are_read_from_metrics_whatever_else_is_in_them(tmp_path):
     f'{{"step": {"9" * 400}, "loss": 1}}',
   ]
   path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
-  assert contact_sheet.read_losses(path) == [(1, 2.0), (2, 1.25)]
+  assert report.read_losses(path) == [(1, 2.0), (2, 1.25)]
 
 
 @pytest.mark.parametrize(
   "losses", [[(1, 3.0), (9, 1.0)], [(1, -2.0), (2, -2.0)], [(0, 0.0), (1, 0.0)]]
 )
 def test_the_loss_is_drawn_from_two_steps_on(losses):
-  plain = contact_sheet.draw(make_rows(), title="t")
-  page = contact_sheet.draw(make_rows(), title="t", losses=losses)
+  plain = report.draw(make_rows(), title="t")
+  page = report.draw(make_rows(), title="t", losses=losses)
   assert page.height > plain.height
   line = np.all(np.asarray(page) == (0x3F, 0x6F, 0xD1), axis=-1)
   assert line.any(axis=0).sum() > 900  # As wide as the page.
-  one = contact_sheet.draw(make_rows(), title="t", losses=losses[:1])
+  one = report.draw(make_rows(), title="t", losses=losses[:1])
   assert one.height == plain.height
 
 
@@ -233,7 +227,7 @@ def knows_labels(source):
 
 def test_a_perfect_model_has_only_correct_rows_on_labelled_data():
   source = sources.open_source("builtin:digits/test")
-  rows = contact_sheet.find_rows(
+  rows = report.find_rows(
     source,
     model=knows_labels(source),
     logit_scale=100,
@@ -251,7 +245,7 @@ def test_a_perfect_model_has_only_correct_rows_on_labelled_data():
 
 def test_a_sigmoid_models_guesses_are_each_by_itself():
   source = sources.open_source("builtin:digits/test")
-  rows = contact_sheet.find_rows(
+  rows = report.find_rows(
     source,
     model=knows_labels(source),
     logit_scale=8,
@@ -287,7 +281,7 @@ class Captions:
 
 
 def test_captions_take_the_place_of_classes_where_there_are_none():
-  rows = contact_sheet.find_rows(
+  rows = report.find_rows(
     Captions(),
     model=embedding_model.Functions(
       embed_images=lambda images: np.eye(4)[: len(images)],
@@ -314,7 +308,7 @@ def test_captions_take_the_place_of_classes_where_there_are_none():
 
 def test_a_sheet_on_nothing_is_an_error():
   with pytest.raises(errors.UserError, match="no usable record"):
-    contact_sheet.find_rows(
+    report.find_rows(
       Captions(0),
       model=embedding_model.Functions(None, None, SPEC),
       logit_scale=1,
@@ -331,8 +325,8 @@ def test_a_spread_covers_all_of_a_source(total, most):
 
 
 def test_the_file_is_a_png_and_appears_at_once(tmp_path):
-  image = contact_sheet.draw(make_rows(), title="t")
-  contact_sheet.save(image, tmp_path / "report.png")
+  image = report.draw(make_rows(), title="t")
+  report.save(image, tmp_path / "report.png")
   with Image.open(tmp_path / "report.png") as saved:
     assert (saved.format, saved.size) == ("PNG", image.size)
   assert [path.name for path in tmp_path.iterdir()] == ["report.png"]
@@ -345,5 +339,5 @@ def test_a_sheet_that_cannot_be_written_leaves_the_old_one(
   path.write_bytes(b"old")
   broken = types.SimpleNamespace(save=lambda *_, **__: 1 / 0)
   with pytest.raises(ZeroDivisionError):
-    contact_sheet.save(broken, path)
+    report.save(broken, path)
   assert path.read_bytes() == b"old"

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from PIL import Image
 
 from clip_jax import json_lines, whole_files
-from clip_jax.contact_sheet.canvas import Canvas, Change, Figure, Share
-from clip_jax.contact_sheet.nearest import Found, Guess, Rows, find_rows
+from clip_jax.report.canvas import Canvas, Change, Figure, Share
+from clip_jax.report.nearest import Found, Guess, Rows, find_rows
 
 __all__ = [
   "Change",

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import terminal
-from clip_jax.contact_sheet.nearest import Found, Guess
+from clip_jax.report.nearest import Found, Guess
 
 _WIDTH = 1120
 _MARGIN = 48
