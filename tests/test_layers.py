@@ -17,7 +17,7 @@ PACKAGE, module_name = floors.PACKAGE, floors.module_name
 # The floors of the package, the lowest first; what stands on one imports from
 # its own and from those below.
 FLOORS = (
-  "config errors host_devices host_memory hosts json_lines json_text"
+  "config errors host_devices host_memory hosts interrupts json_lines json_text"
   " kept_files names packing preprocess programs regular_files sharding"
   " terminal tokenizer versions whole_files",
   "models",
@@ -45,6 +45,7 @@ FORBIDDEN = {
   "host_devices": _HEAVY,
   "host_memory": _HEAVY,
   "hosts": _OUTSIDE_OF_MODELS,
+  "interrupts": _HEAVY,
   "json_lines": _HEAVY,
   "json_text": _HEAVY,
   "kept_files": _HEAVY,
