@@ -120,7 +120,7 @@ class Builder:
       "state": state,
     }
     with _partial_file(self.directory) as file:
-      file.write(json.dumps(journal).encode())
+      file.write(json.dumps(json_text.seal(journal)).encode())
       _sync(file)
       os.replace(file.name, self.directory / f"{self._name}-{holding.JOURNAL}")
 
@@ -229,13 +229,9 @@ def _read_journal(path: pathlib.Path) -> dict[str, Any]:
   """Returns the journal of a stopped build; empty without a good one."""
   try:
     data = regular_files.read_regular(path, limit=index_files.MOST_META_BYTES)
-    journal = json_text.parse(data, what=str(path))
-  except (OSError, regular_files.NotRegularError, json_text.JsonError):
+    return json_text.unseal(json_text.parse(data, what=str(path)))
+  except (OSError, regular_files.NotRegularError, ValueError):
     return {}
-  numbers = ("rows", "embed_dim", *index_files.PARTS)
-  good = all(isinstance(journal.get(field), int) for field in numbers)
-  good = good and isinstance(journal.get("state"), dict)
-  return journal if good else {}
 
 
 @contextlib.contextmanager

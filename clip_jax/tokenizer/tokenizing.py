@@ -92,7 +92,7 @@ class Tokenizer:
   def __post_init__(self) -> None:
     if self.kind not in KINDS:
       raise errors.unknown("tokenizer", self.kind, KINDS)
-    if self.cleaning not in cleaning_lib.CLEANINGS:
+    if self.cleaning not in tuple(cleaning_lib.CLEANINGS):
       raise errors.unknown("cleaning", self.cleaning, cleaning_lib.CLEANINGS)
     for name in ("pad_id", "start_id", "end_id"):
       value = getattr(self, name)

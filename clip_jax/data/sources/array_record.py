@@ -71,7 +71,7 @@ def decode(data: bytes) -> record_lib.Record:
   try:
     fields = json_text.parse(data[_HEADER_START:end], what="Its header")
     if "bad" in fields:
-      raise record_lib.BadRecord(fields["bad"], fields["key"])
+      raise record_lib.BadRecord(str(fields["bad"]), str(fields["key"]))
     labels = fields.get("labels")
     record = record_lib.Record(
       image=data[end:],
@@ -87,6 +87,10 @@ def decode(data: bytes) -> record_lib.Record:
     isinstance(text, str) for text in (record.key, *record.texts)
   ):
     raise ValueError("a record of clip_jax whose key or texts are no text")
+  try:
+    "".join(record.texts).encode("utf-8")
+  except UnicodeEncodeError:
+    raise record_lib.BadRecord("not_utf8", record.key) from None
   if any(type(label) is not int for label in record.all_labels()):
     raise ValueError("a record of clip_jax whose label is not a number")
   return record

@@ -1,6 +1,7 @@
 """Reading from many files, from many threads and processes."""
 
 import collections
+import concurrent.futures
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from clip_jax import errors, regular_files
 
 # Well below the usual limit of 1,024 open files a process.
 _MAX_OPEN = 128
+_STATUS_THREADS = 8  # Hides the latency of network storage.
 
 
 class Pool:
@@ -99,10 +101,37 @@ class SameFile:
       raise errors.UserError(
         f"Cannot read {self._path}: {error.strerror}."
       ) from error
-    raise errors.UserError(
-      f"{self._path} has changed since it was opened; start again, and leave "
-      "it alone meanwhile."
-    )
+    raise changed(self._path)
+
+
+def changed(path: str) -> errors.UserError:
+  """Returns the error where a file is not the one that was opened."""
+  return errors.UserError(
+    f"{path} has changed since it was opened; start again, and leave it alone "
+    "meanwhile."
+  )
+
+
+class SameFiles:
+  """Opens files as `SameFile`, as they were when this was made; picklable."""
+
+  def __init__(self, paths: Sequence[str]):
+    with concurrent.futures.ThreadPoolExecutor(_STATUS_THREADS) as pool:
+      self._found = dict(zip(paths, pool.map(_status, paths), strict=True))
+
+  def __call__(self, path: str) -> SameFile:
+    """Returns a reader of the file at `path`, which it opens later."""
+    size, changed_ns = self._found[path]
+    return SameFile(path, size=size, changed_ns=changed_ns)
+
+
+def _status(path: str) -> tuple[int, int]:
+  """Returns a file's size and time of change; -1 of one that is not there."""
+  try:
+    found = os.stat(path)
+  except OSError:
+    return -1, -1
+  return found.st_size, found.st_mtime_ns
 
 
 def _same_file(path: str, size: int, changed_ns: int) -> SameFile:

@@ -17,8 +17,9 @@ MAX_MEMBER_BYTES = 64 * 2**20
 MAX_EXTENSION_BYTES = 2**20  # Long names and pax headers.
 # Archives are padded to a multiple of this, by GNU tar, BSD tar and Python.
 _RECORD = 20 * BLOCK
-# An end marker has two blocks of zeros and padding; a longer run is damage.
-_MAX_END_BYTES = 2 * BLOCK + _RECORD
+# An end marker has two blocks of zeros and less than a record of padding, by
+# whole blocks; a longer run is damage.
+_MAX_END_BYTES = 2 * BLOCK + _RECORD - BLOCK
 _PIECE = 2**20  # Bytes read at a time while searching.
 # Bytes behind a member's data that are zeros, unless data were pushed there.
 _TELLING = 16
@@ -90,6 +91,13 @@ def scan(path: str) -> Iterator[Member | Damage]:
     return
   with regular_files.open_regular(path) as file:
     yield from _Scan(file.fileno()).run()
+
+
+def heads(block: bytes, size: int) -> bool:
+  """Whether `block` may be the header of a member of so many bytes."""
+  header = _parse(block)
+  # A pax header may give the size in place of this one.
+  return header is not None and header.size in (size, 0)
 
 
 class _Scan:
