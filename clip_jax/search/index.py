@@ -39,7 +39,8 @@ class Index:
 
   Attributes:
     meta: the content of `meta.json`: model, fingerprint, data, count and more.
-    embeds: (count, embed), as stored; `index_files.floats` makes int8 unit vectors.
+    embeds: (count, embed), as stored; `index_files.floats` makes int8 unit
+      vectors.
   """
 
   def __init__(self, directory: str | os.PathLike):
