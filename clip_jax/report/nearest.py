@@ -10,10 +10,10 @@ from PIL import Image
 
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
-from clip_jax.data import pipeline
-from clip_jax.evals import embedding_model, tasks
+from clip_jax.evals import embedding_model
 from clip_jax.evals import probabilities as probabilities_lib
 from clip_jax.evals import prompts as prompts_lib
+from clip_jax.evals import reading as reading_lib
 
 # Pictures are compared at this size, and are the same one where no value of 0
 # to 255 differs by more: JPEG's losses stay below that.
@@ -76,8 +76,7 @@ def find_rows(
   probabilities: str = "softmax",
   count: int = 4,
   most_records: int = 1000,
-  progress: Callable[[int, int], None] | None = None,
-  open_batches: Callable[..., Any] = pipeline.eval_batches,
+  reading: reading_lib.Reading = reading_lib.DEFAULT,
 ) -> Rows:
   """Returns the rows of a sheet about a model and the records of `source`.
 
@@ -91,19 +90,16 @@ def find_rows(
     probabilities: how logits become probabilities, "softmax" or "sigmoid".
     count: texts and images shown.
     most_records: records looked at, spread evenly over the data.
-    progress: called with the records done and their total.
-    open_batches: as in `evals.tasks.Evaluation.measure`.
+    reading: how the data are read.
 
   Raises:
     UserError: there is no usable record.
   """
   shown = Spread(source, most_records)
   embeds, labels, texts, records = [], [], [], []
-  with open_batches(
-    shown, batch_size=256, preprocess=model.preprocess
-  ) as batches:
-    bad = collections.Counter()
-    for batch in tasks.watch(batches, bad, total=len(shown), progress=progress):
+  bad: collections.Counter[str] = collections.Counter()
+  with reading.watched(shown, model.preprocess, bad) as batches:
+    for batch in batches:
       embeds.append(model.embed_images(batch["image"]))
       labels.extend(batch["label"].tolist())
       texts.extend(batch["texts"])

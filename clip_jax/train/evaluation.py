@@ -16,7 +16,7 @@ from clip_jax import report, terminal
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.data import pipeline
-from clip_jax.evals import embedding_model, ridge
+from clip_jax.evals import embedding_model, reading, ridge
 from clip_jax.evals import metrics as eval_metrics
 from clip_jax.train import metric_log, preemption, shared_batches
 from clip_jax.train import run as run_lib
@@ -47,15 +47,13 @@ class Evaluator:
     try:
       for name, evaluation in self._run.evaluations.items():
         with _progress(name) as progress:
-          shared: dict[str, Any] = {"open_batches": self._open_batches()}
-          if isinstance(evaluation, ridge.FewShot):
-            shared = {}  # Every process reads all examples of a probe.
-          results[name] = evaluation.measure(
-            self._model(state),
-            threads=self._run.program.config.data.threads,
-            progress=progress,
-            **shared,
+          how = reading.Reading(
+            threads=self._run.program.config.data.threads, progress=progress
           )
+          # Every process reads all examples of a probe.
+          if not isinstance(evaluation, ridge.FewShot):
+            how = dataclasses.replace(how, open_batches=self._open_batches())
+          results[name] = evaluation.measure(self._model(state), reading=how)
     except _Stopped:
       return None
     self._cuts.tell(self._run.tokenizer.context_length)
@@ -91,8 +89,9 @@ class Evaluator:
           logit_scale=clip.logit_scale,
           logit_bias=clip.logit_bias,
           probabilities=clip.probabilities,
-          progress=progress,
-          open_batches=self._open_batches(),
+          reading=reading.Reading(
+            progress=progress, open_batches=self._open_batches()
+          ),
         )
     except _Stopped:
       return None

@@ -115,8 +115,7 @@ def test_what_was_found_stays_until_the_copy_is_on_the_disk(
     with prepare.partial_directory(tmp_path / "copy") as partial:
       found.parent.mkdir(exist_ok=True)
       found.touch()
-      (partial / "shard").touch()
-      prepare.finish(partial, tmp_path / "copy")
+      prepare.finish(partial, tmp_path / "copy", {"shard": b""})
 
   with monkeypatch.context() as patch, pytest.raises(OSError, match="Input"):
     patch.setattr(copying, "sync", stop)

@@ -208,8 +208,7 @@ def curate(
   """
   errors.check_out(out)
   how = ("curate", sorted(rule.to_dict().items()))
-  nothing = np.zeros(0, np.int64)
-  fingerprint = views.Part(source, nothing, *how).fingerprint
+  fingerprint = views.fingerprint(source, *how)
   if (made := prepare.existing(out, fingerprint, limits)) is not None:
     return made.get("curation", {}) | {"written": False}
   with prepare.partial_directory(out) as partial:

@@ -11,7 +11,7 @@ import numpy as np
 
 from clip_jax import errors
 from clip_jax.data import account
-from clip_jax.evals import embedding_model, metrics, retrieval, tasks
+from clip_jax.evals import embedding_model, metrics, reading, retrieval, tasks
 from clip_jax.evals import prompts as prompts_lib
 from clip_jax.evals.suite import classes as classes_lib
 from clip_jax.evals.suite import data_sets, layouts, result_files
@@ -62,7 +62,7 @@ def run(
   holds already, with all that it depends on unchanged, is not measured again.
 
   Args:
-    entries: of `table.choose`.
+    entries: of `data_sets.choose`.
     root: the directory of the data sets.
     subject: the model.
     out: the directory of the results.
@@ -98,9 +98,9 @@ def run(
     try:
       measured = evaluation.measure(
         subject.model,
-        batch_size=batch_size,
-        threads=threads,
-        progress=_named(progress, entry.name),
+        reading=reading.Reading(
+          batch_size, threads, _named(progress, entry.name)
+        ),
       )
     except errors.UserError as error:
       _check_finite(subject)
