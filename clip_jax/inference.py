@@ -258,7 +258,7 @@ class Clip(encoding.Encoding):
       raise errors.UserError(
         f"save takes the path of a new directory, got {path!r:.100}."
       )
-    errors.check_local("The new model", path)
+    errors.check_new("The new model", path)
     destination = pathlib.Path(os.path.expanduser(path)).resolve()
     if destination.exists() and not (
       destination.is_dir() and not any(destination.iterdir())

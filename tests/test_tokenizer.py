@@ -352,3 +352,9 @@ def test_half_a_character_is_an_error(text):
     at = next(i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff")
     assert f"at position {at}," in str(caught.value)
   assert tokenize("\U0001f468\u200d\U0001f469").any()
+
+
+@pytest.mark.parametrize("value", [None, [None], {}, 5, "openay"])
+def test_a_cleaning_that_is_none_is_refused(value):
+  with pytest.raises(errors.UserError, match="Unknown cleaning"):
+    tokenizer_lib.make_tokenizer(cleaning=value)

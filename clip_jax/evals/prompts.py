@@ -172,6 +172,10 @@ def resolve(
       f"Labels must be a list of texts, got the text {labels!r}; write "
       f"[{labels!r}]."
     )
+  if isinstance(labels, bytes | bytearray):
+    raise errors.UserError(
+      "Labels must be a list of texts, got bytes; write them as .decode()."
+    )
   if isinstance(labels, set | frozenset) or (
     not isinstance(labels, Iterable) or getattr(labels, "shape", None) == ()
   ):

@@ -17,7 +17,7 @@ JOURNAL = "journal"  # How the name of a file ends that says what is kept.
 
 def check_replaceable(directory: str | os.PathLike) -> None:
   """Raises UserError if `directory` holds anything but an index."""
-  errors.check_local("The index", directory)
+  errors.check_new("The index", directory)
   directory = pathlib.Path(directory)
   if directory.exists() and not directory.is_dir():
     raise errors.UserError(f"{directory} is a file; name a new directory.")

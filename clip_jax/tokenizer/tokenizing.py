@@ -90,10 +90,8 @@ class Tokenizer:
   source: tokenizer_file.File | None = None
 
   def __post_init__(self) -> None:
-    if self.kind not in KINDS:
-      raise errors.unknown("tokenizer", self.kind, KINDS)
-    if self.cleaning not in tuple(cleaning_lib.CLEANINGS):
-      raise errors.unknown("cleaning", self.cleaning, cleaning_lib.CLEANINGS)
+    errors.check_known("tokenizer", self.kind, KINDS)
+    errors.check_known("cleaning", self.cleaning, cleaning_lib.CLEANINGS)
     for name in ("pad_id", "start_id", "end_id"):
       value = getattr(self, name)
       optional = value is None and name != "pad_id"
