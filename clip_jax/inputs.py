@@ -20,7 +20,7 @@ class NoTowerError(errors.UserError, AttributeError):
 
 
 class NoTower:
-  """What a model of one tower has in place of the other's input.
+  """Stands for the tokenizer or preprocessing of a tower that a model lacks.
 
   It is false. Any other use raises UserError.
   """

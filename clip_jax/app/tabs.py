@@ -45,7 +45,7 @@ def _answered(function: Callable[..., str]) -> Callable[..., str]:
 
 
 class Tabs:
-  """What stands behind the tabs.
+  """Answers the requests of the page's tabs.
 
   Attributes:
     engine: the model.

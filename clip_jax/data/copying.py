@@ -67,7 +67,7 @@ class Rule:
 
 
 class _Copied(NamedTuple):
-  """What is written of a slot: none of a bad record that is left out."""
+  """What is written for a slot; `data` is None if it is left out as bad."""
 
   data: bytes | None
   bad: str

@@ -1,4 +1,4 @@
-"""Where the time of loading goes: each stage by itself, on one core."""
+"""Times each stage of loading by itself, on one core."""
 
 import time
 from typing import Any

@@ -162,7 +162,7 @@ def check_header(
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-  """What the header of an image says.
+  """The properties of an image that its header gives.
 
   Attributes:
     width: in pixels, of the image turned upright.

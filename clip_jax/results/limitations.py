@@ -1,4 +1,4 @@
-"""What a model card says of limits: those measured, and those of all CLIPs."""
+"""The limits that a model card states: measured ones and those of all CLIPs."""
 
 from collections.abc import Sequence
 

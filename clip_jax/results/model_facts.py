@@ -1,4 +1,4 @@
-"""What is known of a model for its card: architecture, data and training."""
+"""Facts about a model for its card: architecture, data and training."""
 
 import pathlib
 from collections.abc import Mapping

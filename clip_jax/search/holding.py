@@ -64,7 +64,7 @@ class Hold:
     self._kept = ""
 
   def keep(self, prefix: str) -> None:
-    """Lets files whose names begin so stay, if a journal is among them."""
+    """Keeps files whose names have this prefix, if one of them is a journal."""
     self._kept = prefix
 
   def __enter__(self) -> "Hold":

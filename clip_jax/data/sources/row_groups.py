@@ -52,7 +52,7 @@ class DamagedError(errors.UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Footer:
-  """What a file says of itself.
+  """The metadata of a file, from its footer.
 
   Attributes:
     schema: Arrow's, with the metadata of the file.
@@ -298,7 +298,7 @@ def _remake(paths, columns, opener) -> RowGroups:
 
 
 class _Kept:
-  """What was unpacked last, up to some bytes; nothing twice at a time."""
+  """A cache of what was unpacked last; no two threads unpack the same."""
 
   def __init__(self, limit: int):
     self._limit = limit

@@ -1,4 +1,4 @@
-"""Which class of the table each label of some data is: by names alone.
+"""Matches the labels of data with the classes of the table, by their names.
 
 Data sources order the classes of the same data set in different ways, so a
 label's number says nothing.
