@@ -34,7 +34,6 @@ NOT_FINITE = (
   "its training diverged. Use an earlier checkpoint."
 )
 
-Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
