@@ -525,10 +525,19 @@ def test_what_a_fine_tuning_made_worse_is_said():
   better = {"text_to_image": {"r@1": 0.6}, "image_to_text": {"r@1": 0.1}}
   before = {"own": {"top1": 0.2}, "other": recalls, "third": recalls}
   after = {"own": {"top1": 0.0}, "other": better, "new": {"top1": 0.0}}
-  _, sentence = measures.falls(after, before=before)
+  _, sentence = measures.remarks(after, before=before)
   assert sentence.startswith("own: top-1 fell from 20.00 to 0.00 %.")
   assert "--interpolate" in sentence and "locked norms" in sentence
-  _, sentence = measures.falls(after, before=before, frozen="/norm/")
+  _, sentence = measures.remarks(after, before=before, frozen="/norm/")
   assert "locked norms" not in sentence
-  assert not measures.falls({"own": {"top1": 0.2}}, before=before)
-  assert not measures.falls(after, before={})
+  assert not measures.remarks({"own": {"top1": 0.2}}, before=before)
+  assert not measures.remarks(after, before={})
+
+
+def test_what_a_fine_tuning_did_not_teach_is_said():
+  before = {"own": {"top1": 0.2}, "other": {"top1": 0.5}}
+  (_, sentence) = measures.remarks(before, before=before, own=["own", "new"])
+  assert sentence.startswith("own: top-1 is 20.00 % as before. More steps")
+  assert not measures.remarks(before, before={}, own=["own"])
+  better = {"own": {"top1": 0.3}, "new": {"top1": 0.0}}
+  assert not measures.remarks(better, before=before, own=["own", "new"])

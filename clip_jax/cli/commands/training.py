@@ -51,8 +51,13 @@ def _train(arguments: argparse.Namespace) -> verb.Answer:
     )
   if summary.evals:
     lines += ["", measures.table(summary.evals, before=summary.before)]
-    lines += measures.falls(
-      summary.evals, before=summary.before, frozen=run.optim.frozen
+    lines += measures.remarks(
+      summary.evals,
+      before=summary.before,
+      frozen=run.optim.frozen,
+      own=[
+        name for name, x in run.evals.items() if x["data"] == config.HELD_OUT
+      ],
     )
   if summary.report:
     lines += ["", f"Report: {summary.report}"]
