@@ -130,6 +130,7 @@ def read(
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
   """Returns a copy of `content`, as JSON has it, with its checksum added."""
+  content = json.loads(json.dumps(content))
   return {**content, _SEAL: _sha256(content)}
 
 

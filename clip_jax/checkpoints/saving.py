@@ -123,7 +123,7 @@ class Checkpoints:
       name: ocp.args.StandardSave(x) for name, x in items.items()
     }
     # A copy, since it is written in the background while the counters change.
-    meta = json_text.seal(json.loads(json.dumps(meta)))
+    meta = json_text.seal(meta)
     arguments[items_lib.META] = ocp.args.JsonSave(meta)
     self.wait()
     self._saving = step

@@ -143,7 +143,10 @@ def token_id(files: Mapping[str, bytes], token: str) -> int | None:
     if named and i.isdecimal() and len(i) <= _MAX_DIGITS:
       return int(i)
   if FAST in files:
-    return tokenizer_lib.read_json(files[FAST]).engine.token_to_id(token)
+    try:
+      return tokenizer_lib.read_json(files[FAST]).engine.token_to_id(token)
+    except UnicodeEncodeError:  # Half a character is in no vocabulary.
+      return None
   found = read_object(files, VOCAB).get(token)
   return found if type(found) is int else None
 

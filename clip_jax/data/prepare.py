@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from clip_jax import errors, preprocess, tokenizer
+from clip_jax import errors, json_text, preprocess, tokenizer
 from clip_jax.data import account, copying, processes
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import array_record
@@ -98,6 +98,28 @@ def prepare(
     sidecar = json.dumps(summary, indent=2).encode() + b"\n"
     finish(partial, out, {array_record.SIDECAR: sidecar, **(beside or {})})
   return summary | {"written": True}
+
+
+def said(
+  made: Mapping[str, Any], name: str, out: str | os.PathLike
+) -> dict[str, Any]:
+  """Returns what is said of how a copy was made.
+
+  Args:
+    made: what is kept in the copy.
+    name: of an entry, sealed, in it.
+    out: the directory, for messages.
+
+  Raises:
+    UserError: the entry is missing, damaged or was changed by hand.
+  """
+  try:
+    return json_text.unseal(made[name])
+  except (KeyError, AttributeError, ValueError):
+    raise errors.UserError(
+      f"{str(out)!r} is there already, but what it says of how it was made, "
+      f"{name!r}, is damaged or was changed. Remove it, or give another name."
+    ) from None
 
 
 def _check_any(records: int, bad: dict[str, int], *, drop_bad: bool) -> None:

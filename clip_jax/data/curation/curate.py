@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, preprocess
+from clip_jax import errors, json_text, preprocess
 from clip_jax.data import prepare
 from clip_jax.data import record as record_lib
 from clip_jax.data.curation import balancing, language, matching, survey
@@ -210,7 +210,7 @@ def curate(
   how = ("curate", sorted(rule.to_dict().items()))
   fingerprint = views.fingerprint(source, *how)
   if (made := prepare.existing(out, fingerprint, limits)) is not None:
-    return made.get("curation", {}) | {"written": False}
+    return prepare.said(made, "curation", out) | {"written": False}
   with prepare.partial_directory(out) as partial:
     found = survey.survey(
       source,
@@ -230,7 +230,7 @@ def curate(
       out,
       address=address,
       limits=limits,
-      about={"curation": said},
+      about={"curation": json_text.seal(said)},
       beside={COUNTS: table},
       partial=partial,
     )

@@ -94,7 +94,7 @@ def dedupe(
       **rule.to_dict(),
     }
     if report_only:
-      report = {"fingerprint": fingerprint, "dedupe": said}
+      report = {"fingerprint": fingerprint, "dedupe": json_text.seal(said)}
       _write_tables(report, tables, partial, out)
     else:
       _write(pairs, how, out, address, work, said, tables, partial)
@@ -149,9 +149,9 @@ def _made(
   if report_only and report.is_file():
     found = json_text.read(report)
     if found.get("fingerprint") == fingerprint:
-      return found["dedupe"]
+      return prepare.said(found, "dedupe", out)
   made = prepare.existing(out, fingerprint, work.limits)
-  return None if made is None else made.get("dedupe", {})
+  return None if made is None else prepare.said(made, "dedupe", out)
 
 
 def _write(pairs, how, out, address, work, said, tables, partial) -> None:
@@ -162,7 +162,7 @@ def _write(pairs, how, out, address, work, said, tables, partial) -> None:
     out,
     address=address,
     limits=work.limits,
-    about={"dedupe": said},
+    about={"dedupe": json_text.seal(said)},
     beside=tables,
     partial=partial,
   )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, preprocess, terminal
+from clip_jax import errors, json_text, preprocess, terminal
 from clip_jax.data import prepare
 from clip_jax.data import record as record_lib
 from clip_jax.data.curation import (
@@ -135,7 +135,7 @@ def filter_pairs(
   how = ("filter", sorted(rules.given().items()), *_fingerprints(model))
   fingerprint = views.fingerprint(source, *how)
   if (made := prepare.existing(out, fingerprint, limits)) is not None:
-    return made.get("filter", {}) | {"written": False}
+    return prepare.said(made, "filter", out) | {"written": False}
   with prepare.partial_directory(out) as partial:
     found = survey.survey(
       source,
@@ -163,7 +163,7 @@ def filter_pairs(
       out,
       address=address,
       limits=limits,
-      about={"filter": said},
+      about={"filter": json_text.seal(said)},
       beside=beside,
       partial=partial,
     )
