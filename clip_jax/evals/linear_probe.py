@@ -35,7 +35,6 @@ NOT_FINITE = (
 )
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Examples:
   """Image features with their labels.
