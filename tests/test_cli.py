@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from clip_jax import cli, loading, names
-from clip_jax.cli.commands import measures
+from clip_jax.cli.commands import measures, training
 from clip_jax.convert.formats.table import FORMATS
 from clip_jax.evals import (
   corruptions,
@@ -518,6 +518,24 @@ def test_what_is_wrong_in_a_config_is_an_error_not_a_usage(
   )
   assert message in error
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("remains", [False, True])
+def test_a_workdir_that_goes_during_a_run_is_told(
+  fails, tmp_path, monkeypatch, remains
+):
+  (tmp_path / "tiny.py").write_text(CONFIG)
+  if remains:
+    (tmp_path / "run").mkdir()
+
+  def lose(*_, **__):
+    (tmp_path / "run" / "x" / "metrics.jsonl").read_text()
+
+  monkeypatch.setattr(training.loop, "train", lose)
+  words = ("--config", tmp_path / "tiny.py", "--workdir", tmp_path / "run")
+  said = fails("train", *words)
+  assert ("No such file" in said) == remains
+  assert (f"{tmp_path / 'run'} is gone" in said) == (not remains)
 
 
 def test_what_a_fine_tuning_made_worse_is_said():
