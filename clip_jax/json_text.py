@@ -125,6 +125,11 @@ def read(
     raise JsonError(
       f"{os.fspath(path)} has more than the {max_bytes:,} bytes allowed{AGAIN}"
     )
+  if data.startswith(regular_files.LFS):
+    raise JsonError(
+      f"{os.fspath(path)} is a pointer of Git LFS; get the file by `git lfs "
+      "pull`."
+    )
   return parse(data, what=os.fspath(path), kind=kind, strict=strict)
 
 

@@ -437,7 +437,9 @@ def test_a_replaced_tar_is_noticed_where_times_have_coarse_steps(
   monkeypatch.setattr(
     kept_index,
     "_stamp",
-    lambda paths, **how: [[size, 0, 0] for size, *_ in stamp(paths, **how)],
+    lambda paths, **how: [
+      [size, 0, 0] for size, *_ in stamp(paths, **how) or ()
+    ],
   )
   path = tmp_path / "a.tar"
   write_tar(path, [("a.png", png(0)), ("a.txt", b"a longer text")])

@@ -127,8 +127,9 @@ class ArrayRecords:
     number = int(np.searchsorted(self._ends, index, side="right"))
     position = index - (int(self._ends[number - 1]) if number else 0)
     name = f"{os.path.basename(self._files.paths[number])}[{position}]"
+    reader = self._files.get(number)
     try:
-      (data,) = self._files.get(number).read([position])
+      (data,) = reader.read([position])
       record = decode(data)
     except (RuntimeError, ValueError, struct.error, errors.UserError):
       raise record_lib.BadRecord("damaged_record", name) from None

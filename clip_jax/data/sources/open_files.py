@@ -22,13 +22,17 @@ class Pool:
   """
 
   def __init__(self, paths: Sequence[str], *, opener: Callable[[str], Any]):
+    self._start(paths, opener, statuses(paths))
+
+  def _start(self, paths, opener, found):
     self.paths = tuple(paths)
     self._opener = opener
+    self._found = found
     self._lock = threading.Lock()
     self._open: collections.OrderedDict[int, Any] = collections.OrderedDict()
 
   def __reduce__(self) -> tuple:
-    return _remake, (self.paths, self._opener)
+    return _remake, (self.paths, self._opener, self._found)
 
   def get(self, number: int) -> Any:
     """Returns the reader of file `number`."""
@@ -39,15 +43,24 @@ class Pool:
         return reader
     # Opened outside of the lock: on network storage this takes a while.
     reader = self._opener(self.paths[number])
+    self.check(number)
     with self._lock:
       self._open[number] = reader
       while len(self._open) > _MAX_OPEN:
         self._open.popitem(last=False)
     return reader
 
+  def check(self, number: int) -> None:
+    """Raises UserError where file `number` is not as it was at first."""
+    path = self.paths[number]
+    if status(path) != self._found[path]:
+      raise changed(path)
 
-def _remake(paths: tuple[str, ...], opener: Callable[[str], Any]) -> Pool:
-  return Pool(paths, opener=opener)
+
+def _remake(paths, opener, found) -> Pool:
+  pool = Pool.__new__(Pool)
+  pool._start(paths, opener, found)
+  return pool
 
 
 class RawFile:
@@ -116,8 +129,7 @@ class SameFiles:
   """Opens files as `SameFile`, as they were when this was made; picklable."""
 
   def __init__(self, paths: Sequence[str]):
-    with concurrent.futures.ThreadPoolExecutor(_STATUS_THREADS) as pool:
-      self._found = dict(zip(paths, pool.map(_status, paths), strict=True))
+    self._found = statuses(paths)
 
   def __call__(self, path: str) -> SameFile:
     """Returns a reader of the file at `path`, which it opens later."""
@@ -125,7 +137,13 @@ class SameFiles:
     return SameFile(path, size=size, changed_ns=changed_ns)
 
 
-def _status(path: str) -> tuple[int, int]:
+def statuses(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
+  """Returns the `status` of each file, by its path."""
+  with concurrent.futures.ThreadPoolExecutor(_STATUS_THREADS) as pool:
+    return dict(zip(paths, pool.map(status, paths), strict=True))
+
+
+def status(path: str) -> tuple[int, int]:
   """Returns a file's size and time of change; -1 of one that is not there."""
   try:
     found = os.stat(path)

@@ -33,7 +33,6 @@ _MAX_ROWS_A_BYTE, _FEW_ROWS = 100, 2**20
 _MIN_ROWS = 16  # Unpacked at once.
 _MAX_PIECES = 256
 _MAGIC = b"PAR1"
-_LFS = b"version https://git-lfs"
 # What pyarrow raises for bytes that are none of its own.
 BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)
 
@@ -227,7 +226,7 @@ def map_file(path: str, *, magic: tuple[bytes, ...], other: str) -> mmap.mmap:
   try:
     with regular_files.open_regular(path) as file:
       size = os.fstat(file.fileno()).st_size
-      head = file.read(len(_LFS))
+      head = file.read(len(regular_files.LFS))
       if size and head.startswith(magic):
         return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
   except FileNotFoundError:
@@ -236,7 +235,9 @@ def map_file(path: str, *, magic: tuple[bytes, ...], other: str) -> mmap.mmap:
     raise errors.UserError(f"Cannot read {path}: {error.strerror}.") from error
   if not size:
     raise DamagedError(path, "empty")
-  raise DamagedError(path, "lfs_pointer" if head == _LFS else other)
+  raise DamagedError(
+    path, "lfs_pointer" if head == regular_files.LFS else other
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +278,7 @@ class RowGroups:
     self._opener = opener
 
   def __reduce__(self) -> tuple:
-    return _remake, (self.files.paths, self._columns, self._opener)
+    return _remake, (self.files, self._columns, self._opener)
 
   def row(self, file: int, group: int, row: int, *, key: str) -> dict[str, Any]:
     """Returns Arrow's scalar of each column.
@@ -288,13 +289,17 @@ class RowGroups:
     """
 
     def unpack() -> Unpacked:
-      return self.files.get(file).unpack(group, self._columns)
+      opened = self.files.get(file)
+      self.files.check(file)  # Files that are mapped may be written anew.
+      return opened.unpack(group, self._columns)
 
     return self._kept.get((file, group), unpack).row(row, key=key)
 
 
-def _remake(paths, columns, opener) -> RowGroups:
-  return RowGroups(paths, columns=columns, opener=opener)
+def _remake(files, columns, opener) -> RowGroups:
+  made = RowGroups((), columns=columns, opener=opener)
+  made.files = files
+  return made
 
 
 class _Kept:

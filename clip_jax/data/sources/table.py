@@ -298,6 +298,10 @@ def _form(
       f"csv:{path} is empty; its first line must name the columns, such as"
       " image,caption."
     )
+  if header.encode("utf-8", "replace").startswith(regular_files.LFS):
+    raise errors.UserError(
+      f"csv:{path} is a pointer of Git LFS; get the file by `git lfs pull`."
+    )
   if record_lib.has_control("".join(header.split())):
     raise errors.UserError(
       f"csv:{path} is no text: it begins with "

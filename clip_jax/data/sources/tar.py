@@ -61,7 +61,7 @@ class Damage(NamedTuple):
     offset: where it begins.
     reason: damaged_header, shifted (bytes are missing or too many), zeros,
       truncated (inside a header), no_end_marker, trailing_bytes, empty,
-      compressed or dangling_link.
+      compressed, lfs_pointer or dangling_link.
     size: bytes passed over.
     headers: headers of members among them.
     at_end: whether an unknown number of bytes is missing behind it.
@@ -123,6 +123,9 @@ class _Scan:
     self._last = None
 
   def run(self) -> Iterator[Member | Damage]:
+    if self._read(0, len(regular_files.LFS)) == regular_files.LFS:
+      yield Damage(0, "lfs_pointer", self._end, at_end=True)
+      return
     if self._read(0, 8).startswith(_COMPRESSED):
       yield Damage(0, "compressed", self._end, at_end=True)
       return
