@@ -19,7 +19,9 @@ _REFUSED = re.compile(
   re.IGNORECASE,
 )
 _NO_CREDENTIALS = re.compile(r"OAuth2|credentials", re.IGNORECASE)
-_NOT_THERE = re.compile(r"NO_SUCH_(KEY|BUCKET)|NOT_FOUND|does not exist")
+_NOT_THERE = re.compile(
+  r"NO_SUCH_(KEY|BUCKET)|NOT_FOUND|does not exist|Bucket .* not found"
+)
 # A read of a few bytes has no room for the error that comes in their place.
 _UNREADABLE = "Failed to flush response stream"
 _LOG_IN = {
