@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from clip_jax import regular_files
 from clip_jax.data.sources import open_files
 
 BLOCK = 512
