@@ -18,9 +18,8 @@ def make(directory, embeds, dtype="float32"):
   with search.Builder(
     directory, model="/models/m", fingerprint="f00d", dtype=dtype
   ) as builder:
-    builder.add(
-      embeds, [(f"k{i}", (f"caption {i}",)) for i in range(len(embeds))]
-    )
+    names = range(len(embeds))
+    builder.add(embeds, [search.Entry(f"k{i}", (f"c {i}",)) for i in names])
   return search.Index(directory)
 
 

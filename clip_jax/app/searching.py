@@ -12,6 +12,7 @@ from clip_jax import search as search_lib
 from clip_jax.app import drawn, limits
 from clip_jax.app import engine as engine_lib
 from clip_jax.data import sources
+from clip_jax.search import table
 
 _LOGGER = logging.getLogger(__name__)
 _THUMBNAILS_KEPT = 512
@@ -108,7 +109,7 @@ class Pictures:
         record = self._source[row + offset]
       except sources.BadRecord:
         continue
-      if record.key == key:
+      if table.text(record.key) == key:
         self._remember(row, offset)
         return record.image
     if most < last:

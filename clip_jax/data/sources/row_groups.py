@@ -85,14 +85,22 @@ class TableFile(Protocol):
 class ParquetFile:
   """A mapped file and its footer, safe to read from threads."""
 
-  def __init__(self, path: str):
+  def __init__(self, path: str, *, mapped: mmap.mmap | None = None):
     """Reads the footer.
+
+    Args:
+      path: of the file.
+      mapped: the file, where it is open already.
 
     Raises:
       DamagedError: it is none, or not whole.
       UserError: it cannot be read.
     """
-    self._map = map_file(path, magic=(_MAGIC,), other="not_parquet")
+    self._map = (
+      map_file(path, magic=(_MAGIC,), other="not_parquet")
+      if mapped is None
+      else mapped
+    )
     self._buffer = pa.py_buffer(self._map)
     try:
       opened = self._open()
