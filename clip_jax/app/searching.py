@@ -127,13 +127,20 @@ class Pictures:
         self._offsets.insert(at, offset)
 
 
-def open_index(path: str, engine: engine_lib.Engine) -> search_lib.Index:
+def open_index(
+  path: str, engine: engine_lib.Engine, *, keys: str | None = None
+) -> search_lib.Index:
   """Returns an index that this model made.
+
+  Args:
+    path: a directory, or a file of FAISS or usearch.
+    engine: the model.
+    keys: of a file, the index that it was made of; None for that beside it.
 
   Raises:
     UserError: it is no index, damaged, or of another model.
   """
-  index = search_lib.Index(path)
+  index = search_lib.open_index(path, keys=keys)
   if index.meta["fingerprint"] != engine.clip.fingerprint:
     raise errors.UserError(
       f"Index {path} was made by another model ({index.meta['model'] or '?'}), "

@@ -7,12 +7,18 @@ new one, whenever a build is killed.
 """
 
 from clip_jax.search.builder import Builder, build
-from clip_jax.search.exchange import ExportedIndex, export, open_index
+from clip_jax.search.exchange import (
+  SUFFIXES,
+  ExportedIndex,
+  export,
+  open_index,
+)
 from clip_jax.search.holding import check_replaceable
 from clip_jax.search.index import Hit, Index, nearest
 from clip_jax.search.table import Entry
 
 __all__ = [
+  "SUFFIXES",
   "Builder",
   "Entry",
   "ExportedIndex",
