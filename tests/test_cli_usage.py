@@ -31,6 +31,7 @@ from clip_jax.train import peers
     (["classify", "m", "--labels", "a"], "required: IMAGE"),
     (["app"], "required: MODEL"),
     (["app", "m", "--port", "65536"], "whole number from 0 to 65535"),
+    (["app", "m", "--keys", "a"], "--keys goes with --index"),
     (["app", "m", "--prot=1"], "Did you mean --port?"),
     (["search", "index"], "give a text"),
     (["search", "index", " "], "is empty"),

@@ -164,6 +164,7 @@ def _index(root):
     "image": embeds,
     "key": list("abc"),
     "texts": [("x",)] * 3,
+    "path": [""] * 3,
     "record": np.arange(3),
   }
   search.build(

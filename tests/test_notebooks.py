@@ -7,7 +7,11 @@ import re
 
 import pytest
 
+from clip_jax import config as config_lib
+from clip_jax.train import loop
+
 NOTEBOOKS = pathlib.Path(__file__).parents[1] / "tools" / "colab"
+CONFIG = pathlib.Path(__file__).parent / "configs" / "tiny_bow.py"
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 # Few, but more than the demo warms up.
 SHORT = ["steps=60"]
@@ -48,14 +52,46 @@ def test_outputs_are_stripped_and_cells_are_python(name):
 @pytest.mark.notebooks
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
+  lines = [f"DEMO += {SHORT}", f"CHANGES += {SHORT}"]
+  printed = _execute(name, tmp_path, monkeypatch, lines)
+  if name == "train":
+    assert "8 devices" in printed
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+  """A model that is trained in a few seconds."""
+  workdir = tmp_path_factory.mktemp("small") / "run"
+  loop.train(config_lib.load(CONFIG), workdir)
+  return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["search", "zero_shot"])
+def test_a_notebook_runs_with_a_model_of_ones_own(
+  name, small, tmp_path, monkeypatch
+):
+  _execute(name, tmp_path, monkeypatch, [f"MODEL = {str(small)!r}"])
+
+
+def _execute(name, room, monkeypatch, lines):
+  """Runs a notebook, looks at what it shows, and returns what it prints.
+
+  Args:
+    name: of the notebook.
+    room: where it writes.
+    monkeypatch: of the test.
+    lines: what stands after the parameters that these lines name.
+  """
   nbclient = pytest.importorskip("nbclient")
   nbformat = pytest.importorskip("nbformat")
+  pytest.importorskip("ipykernel")
   notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
   for cell in notebook.cells:
     if "parameters" in cell.metadata.get("tags", ()):
-      for variable in ("DEMO", "CHANGES"):
-        if f"{variable} = " in cell.source:
-          cell.source += f"\n{variable} += {SHORT}"
+      for line in lines:
+        if f"{line.split()[0]} = " in cell.source:
+          cell.source += f"\n{line}"
   # A cell looks for the checkout in the folders above.
   folder = NOTEBOOKS.parents[1]
   notebook.cells.insert(
@@ -65,7 +101,7 @@ def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
     ),
   )
   setup = next(c for c in notebook.cells[1:] if c.cell_type == "code")
-  setup.source += f"\nos.chdir({str(tmp_path)!r})\n"
+  setup.source += f"\nos.chdir({str(room)!r})\n"
   if name != "train":
     monkeypatch.setenv("XLA_FLAGS", os.environ["CLIP_JAX_TEST_XLA_FLAGS"])
   nbclient.NotebookClient(
@@ -82,5 +118,4 @@ def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
   ending, count = ENDS[name]
   assert re.search(ending, printed), printed
   assert len(pictures) >= count
-  if name == "train":
-    assert "8 devices" in printed
+  return printed

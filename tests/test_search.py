@@ -1,17 +1,21 @@
 import collections
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from clip_jax import errors, search
-from clip_jax.search import builder, index_files
+from clip_jax.search import builder, index_files, record_table
 from clip_jax.search.on_device import DeviceIndex
 
 
@@ -28,6 +32,7 @@ def make_index(directory, embeds, *, parts=3, dtype="float32", **facts):
       "image": embeds[part],
       "key": [f"k{i}" for i in part],
       "texts": [(f"caption {i}", "zweite\n\u2028Zeile é") for i in part],
+      "path": [f"data/k{i}.png" for i in part],
     }
     for part in rows
   ]
@@ -95,6 +100,7 @@ def test_an_index_gives_back_what_was_put_in(tmp_path, dtype, atol):
   hits = index.search(embeds[7], k=3)
   assert hits[0].key == "k7"
   assert hits[0].captions == ("caption 7", "zweite\n\u2028Zeile é")
+  assert hits[0].path == "data/k7.png"
   assert [hit.index for hit in hits] == slow_search(embeds, embeds[7], 3)
 
 
@@ -120,6 +126,80 @@ def test_the_embeddings_are_an_ordinary_npy_file(tmp_path):
   meta = make_index(tmp_path, embeds)
   name = meta["files"]["embeddings"]["name"]
   np.testing.assert_array_equal(np.load(tmp_path / name), embeds)
+
+
+def test_the_records_are_an_ordinary_parquet_table(tmp_path, monkeypatch):
+  monkeypatch.setattr(record_table, "ROWS_PER_GROUP", 4)
+  embeds = units(3, 11)
+  meta = make_index(tmp_path, embeds)
+  path = tmp_path / meta["files"]["records"]["name"]
+  read = parquet.read_table(path)
+  assert read.to_pylist() == [
+    {
+      "key": f"k{i}",
+      "captions": [f"caption {i}", "zweite\n\u2028Zeile é"],
+      "path": f"data/k{i}.png",
+    }
+    for i in range(11)
+  ]
+  assert parquet.ParquetFile(path).metadata.num_row_groups == 3
+  (hits,) = search.Index(tmp_path).search_many(embeds[:1], k=11)
+  assert sorted((hit.index, hit.key) for hit in hits) == [
+    (i, f"k{i}") for i in range(11)
+  ]
+
+
+def test_names_that_are_no_utf8_are_written_as_json_has_them(tmp_path):
+  names = ("caf\udce9.jpg", "\ud800")
+  with search.Builder(tmp_path, model="", fingerprint="") as made:
+    made.add(units(5, 2), [search.Entry(n, (n,), n) for n in names])
+  index = search.Index(tmp_path)
+  assert [index.key(i) for i in range(2)] == ["caf\\udce9.jpg", "\\ud800"]
+  assert index.key(0) == record_table.text(names[0])
+
+
+def test_texts_are_not_all_in_memory(tmp_path):
+  rows, batches = record_table.ROWS_PER_GROUP, 10
+  caption = "a" * 3000  # 30 MB of all batches.
+  tracemalloc.start()
+  try:
+    with search.Builder(tmp_path, model="", fingerprint="") as made:
+      for batch in range(batches):
+        names = [f"{batch} {i}" for i in range(rows)]
+        entries = [search.Entry(n, (f"{n} {caption}",)) for n in names]
+        made.add(units(5, rows), entries)
+    del entries
+    hits = search.Index(tmp_path).search(units(5, rows)[3], k=batches)
+    _, most = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert sorted(hit.key for hit in hits) == [f"{i} 3" for i in range(batches)]
+  assert most < 20e6  # A group is 3 MB, some times over; all are 31 MB.
+
+
+def _of_version_1(directory):
+  """Makes an index as it was before there was a table."""
+  meta = make_index(directory, units(4, 6)) | {"version": 1}
+  entry = meta["files"]["records"]
+  path = directory / entry["name"]
+  entry["name"] = entry["name"].replace("parquet", "jsonl")
+  path.rename(directory / entry["name"])
+  (directory / "meta.json").write_text(json.dumps(meta))
+
+
+def test_an_older_index_stays_until_another_is_whole(tmp_path):
+  _of_version_1(tmp_path)
+  before = _content(tmp_path)
+  with pytest.raises(errors.UserError, match="version 1, this program reads 2"):
+    search.Index(tmp_path)
+  broken = units(7, 9)
+  broken[8, 1] = np.nan
+  with pytest.raises(errors.UserError, match="not finite"):
+    make_index(tmp_path, broken)
+  assert _content(tmp_path) == before
+  make_index(tmp_path, units(5, 4))
+  assert len(search.Index(tmp_path)) == 4
+  assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_new_build_replaces_the_index_and_leaves_nothing_of_the_old(tmp_path):
@@ -208,7 +288,7 @@ def test_a_build_killed_at_any_write_leaves_the_old_index_or_the_new(tmp_path):
     builder.os.fsync = counted(os.fsync)
     builder.SECONDS_TO_KEEP = 0
     batch = {"image": np.ones((3, 5)), "key": list("abc"),
-             "texts": [("t",)] * 3}
+             "texts": [("t",)] * 3, "path": [""] * 3}
     search.build(
       sys.argv[1],
       batches=lambda start: (batch for _ in range(start, 2)),
@@ -247,7 +327,8 @@ def _build(directory, embeds, *, stop_after=None, key="same", **fields):
         raise _Stopped
       rows = slice(2 * i, 2 * i + 2)
       names = [f"k{row}" for row in range(rows.start, rows.stop)]
-      yield {"image": embeds[rows], "key": names, "texts": [("t",)] * 2}
+      more = {"texts": [("t",)] * 2, "path": ["a", "b"]}
+      yield {"image": embeds[rows], "key": names, **more}
 
   def embed(images):
     embedded.append(images)
@@ -355,6 +436,19 @@ def test_what_a_kill_left_is_not_taken_where_it_is_damaged(
   assert _content(index) == _content(tmp_path / "whole")
 
 
+def test_a_damaged_line_that_a_kill_left_is_told_once(tmp_path, kept_at_once):
+  embeds = units(9, 14)
+  _build(tmp_path / "whole", embeds)
+  index = tmp_path / "index"
+  _build(index, embeds, stop_after=4)
+  (path,) = index.glob("*-records")
+  path.write_bytes(path.read_bytes().replace(b'"k2"', b'"k2\x00'))
+  with pytest.raises(errors.UserError, match=r"damaged; it is removed"):
+    _build(index, embeds)
+  assert _build(index, embeds) == 7
+  assert _content(index) == _content(tmp_path / "whole")
+
+
 def test_a_link_in_place_of_what_was_kept_is_not_followed(
   tmp_path, kept_at_once
 ):
@@ -424,7 +518,7 @@ def test_a_damaged_file_is_named_and_can_be_built_again(
   [
     ({"count": 5}, "damaged"),
     ({"count": "4"}, "count must be a int"),
-    ({"version": 2}, "format version 2"),
+    ({"version": 1}, "format version 1, this program reads 2. Make the index"),
     ({"format": "faiss"}, "no index"),
     ({"files": {}}, "files.embeddings"),
     (
@@ -459,32 +553,60 @@ def test_pickled_embeddings_are_never_loaded(tmp_path):
     search.Index(tmp_path)
 
 
-def replace_file(path, lines):
-  """Makes a part of an index anew, its checksum with it."""
+def replace_table(path, content):
+  """Makes the table of an index anew, its checksum with it."""
   meta = json.loads((path / "meta.json").read_text())
   entry = meta["files"]["records"]
-  (path / entry["name"]).write_bytes(lines)
+  (path / entry["name"]).write_bytes(content)
   with (path / entry["name"]).open("rb") as file:
-    entry |= {"bytes": len(lines), "sha256": index_files.sha256(file)}
+    entry |= {"bytes": len(content), "sha256": index_files.sha256(file)}
   (path / "meta.json").write_text(json.dumps(meta))
 
 
+def as_parquet(rows):
+  """A table of keys, captions and paths, without any check of ours."""
+  kinds = (pa.string(), pa.list_(pa.string()), pa.string())
+  columns = [
+    pa.array(own, kind)
+    for own, kind in zip(zip(*rows, strict=True), kinds, strict=True)
+  ]
+  file = io.BytesIO()
+  parquet.write_table(pa.table(columns, schema=record_table.SCHEMA), file)
+  return file.getvalue()
+
+
+def _not_utf8(content):
+  return content.replace(b"captionX", b"caption\xff")
+
+
 @pytest.mark.parametrize(
-  "line",
+  "content, message",
   [
-    b"5",
-    b"{}",
-    b'{"key": 5, "captions": []}',
-    b'{"key": "a", "captions": [null]}',
-    b'{"key": "a", "captions": 5}',
-    b"[" * 100_000,
-    b"9" * 5_000,
-    b"\xff",
+    (as_parquet([("a", ["x"], "")] * 3), "3 records for 4 embeddings"),
+    (as_parquet([("a", ["x"], "")] * 4)[:-9] + b"x" * 9, "bad_footer"),
+    (b"PAR1", "bad_footer"),
+    (b'{"key": "a"}\n' * 4, "bad_footer"),
+    (as_parquet([("a", ["x"], "")] * 4).replace(b"path", b"tree"), "columns"),
   ],
 )
-def test_a_record_that_is_none_is_an_error_when_it_is_found(tmp_path, line):
+def test_a_table_that_is_none_is_refused(tmp_path, content, message):
   make_index(tmp_path, units(12, 4))
-  replace_file(tmp_path, b"\n".join([line] * 4) + b"\n")
+  replace_table(tmp_path, content)
+  with pytest.raises(errors.UserError, match=f"damaged: .*{message}"):
+    search.Index(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    _not_utf8(as_parquet([("a", ["captionX"], "")] * 4)),
+    as_parquet([("a", [None], "")] * 4),
+    b"PAR1" + 20 * b"\xff" + as_parquet([("a", ["x" * 9], "")] * 4)[24:],
+  ],
+)
+def test_a_record_that_is_none_is_an_error_when_it_is_found(tmp_path, content):
+  make_index(tmp_path, units(12, 4))
+  replace_table(tmp_path, content)
   with pytest.raises(errors.UserError, match="damaged: record"):
     search.Index(tmp_path).search(units(1, 1)[0], k=2)
 
@@ -555,7 +677,7 @@ def test_int8_keeps_directions_and_devices_agree(tmp_path):
 def test_two_builds_of_one_index_do_not_mix(tmp_path):
   make_index(tmp_path, units(4, 6))
   with search.Builder(tmp_path, model="", fingerprint="") as first:
-    first.add(units(5, 3), [("k", ("t",))] * 3)
+    first.add(units(5, 3), [search.Entry("k", ("t",))] * 3)
     with pytest.raises(errors.UserError, match="is writing"):
       make_index(tmp_path, units(6, 7))
     assert len(search.Index(tmp_path)) == 6

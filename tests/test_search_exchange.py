@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from clip_jax import cli, errors, search
-from clip_jax.search import exchange
 
-SUFFIXES = exchange.SUFFIXES
+SUFFIXES = search.SUFFIXES
 
 
 def units(seed, rows, dim=16):
@@ -18,9 +17,8 @@ def make(directory, embeds, dtype="float32"):
   with search.Builder(
     directory, model="/models/m", fingerprint="f00d", dtype=dtype
   ) as builder:
-    builder.add(
-      embeds, [(f"k{i}", (f"caption {i}",)) for i in range(len(embeds))]
-    )
+    names = range(len(embeds))
+    builder.add(embeds, [search.Entry(f"k{i}", (f"c {i}",)) for i in names])
   return search.Index(directory)
 
 
@@ -93,7 +91,7 @@ def test_another_metric_and_wrong_identifiers_are_refused(tmp_path):
   shifted.add_with_ids(embeds, np.arange(5, 25))
   faiss.write_index(shifted, path)
   with pytest.raises(errors.UserError, match="are no rows of"):
-    search.open_index(path).search(embeds[0], k=20)
+    search.open_index(path)
 
 
 def test_an_approximate_index_may_find_fewer(tmp_path):
@@ -111,6 +109,33 @@ def test_an_approximate_index_may_find_fewer(tmp_path):
   exact = {hit.index: hit.score for hit in index.search(embeds[0], k=80)}
   for hit in hits:  # Rounding of float32 sums.
     assert hit.score == pytest.approx(exact[hit.index], abs=1e-6)
+
+
+KINDS = ("IVF8,Flat", "HNSW8", "SQ8", "IVF8,PQ8x4", "PCA8,Flat", "Flat")
+
+
+@pytest.mark.filterwarnings("ignore:.*swig.*:DeprecationWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_kind_of_index_is_known_by_what_it_finds(tmp_path, kind):
+  faiss = pytest.importorskip("faiss")
+  embeds = units(0, 300)
+  embeds[200:220] = embeds[7]  # One picture many times.
+  index = make(tmp_path / "a", embeds)
+
+  def write(vectors):
+    made = faiss.index_factory(16, kind, faiss.METRIC_INNER_PRODUCT)
+    made.train(vectors)
+    made.add(vectors)
+    faiss.write_index(made, str(tmp_path / "a.faiss"))
+
+  write(embeds)
+  hits = search.open_index(tmp_path / "a.faiss").search(embeds[7], k=5)
+  assert {hit.index for hit in hits} <= {7, *range(200, 220)} or "," in kind
+  for other in (units(1, 300), np.roll(embeds, 100, axis=0)):
+    write(other)
+    with pytest.raises(errors.UserError, match="other vectors than index"):
+      search.open_index(tmp_path / "a.faiss")
+  assert len(index) == 300
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from clip_jax import errors, preprocess
 from clip_jax import search as search_lib
 from clip_jax.app import answering, drawn, limits
 from clip_jax.data import sources
+from clip_jax.search import record_table
 
 _LOGGER = logging.getLogger(__name__)
 _THUMBNAILS_KEPT = 512
@@ -107,7 +108,7 @@ class Pictures:
         record = self._source[row + offset]
       except sources.BadRecord:
         continue
-      if record.key == key:
+      if record_table.text(record.key) == key:
         self._remember(row, offset)
         return record.image
     if most < last:
@@ -125,13 +126,20 @@ class Pictures:
         self._offsets.insert(at, offset)
 
 
-def open_index(path: str, engine: answering.Engine) -> search_lib.Index:
+def open_index(
+  path: str, engine: answering.Engine, *, keys: str | None = None
+) -> search_lib.Index:
   """Returns an index that this model made.
+
+  Args:
+    path: a directory, or a file of FAISS or usearch.
+    engine: the model.
+    keys: of a file, the index that it was made of; None for that beside it.
 
   Raises:
     UserError: it is no index, damaged, or of another model.
   """
-  index = search_lib.Index(path)
+  index = search_lib.open_index(path, keys=keys)
   if index.meta["fingerprint"] != engine.clip.fingerprint:
     raise errors.UserError(
       f"Index {path} was made by another model ({index.meta['model'] or '?'}), "

@@ -37,6 +37,7 @@ def serve(
   load: Callable[[], inference.Clip],
   *,
   index: str | None = None,
+  keys: str | None = None,
   runs: str | None = None,
   host: str = LOCAL[0],
   port: int = PORT,
@@ -47,7 +48,9 @@ def serve(
 
   Args:
     load: returns the model; called once the rest is found to be in order.
-    index: directory of an index that `clip-jax embed` made of this model.
+    index: that `clip-jax embed` made of this model, its directory; or a file of
+      FAISS or usearch that was made of one.
+    keys: of such a file, the directory; None for that of the same name.
     runs: a workdir, or a directory of several, to watch.
     host: name or address to listen at; anybody who reaches it may ask.
     port: to listen at; 0 takes a free one.
@@ -73,7 +76,9 @@ def serve(
     find = None if runs is None else functools.partial(watching.find, runs)
     workdirs = None if find is None else find()
     engine = answering.Engine(load())
-    opened = None if index is None else searching.open_index(index, engine)
+    opened = None
+    if index is not None:
+      opened = searching.open_index(index, engine, keys=keys)
     tabs = tabs_lib.Tabs(
       engine, uploads=uploads, index=opened, runs=workdirs, find=find
     )

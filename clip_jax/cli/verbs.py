@@ -92,6 +92,7 @@ VERBS = {
     "show a model on a page in the browser",
     use.add_app,
     _command("app", "app"),
+    check=use.check_app,
   ),
   "convert": Verb(
     "turn a checkpoint into another format, exactly",

@@ -160,6 +160,7 @@ class _EvalBatch:
       "record": np.array([slot for slot, _, _ in good], np.int64),
       "texts": [record.texts for _, record, _ in good],
       "key": [record.key for _, record, _ in good],
+      "path": [record.path for _, record, _ in good],
       "problems": problems,
     }
 
@@ -257,9 +258,9 @@ def eval_batches(
 
   A batch is a dict of the usable records among `batch_size` slots: `image`
   uint8 (n, size, size, 3), `label` int64 (n,), -1 where there is none, `record`
-  int64 (n,), lists of length n: `labels`, `ignored`, `texts` and `key` as a
-  `Record` has them, and `problems`: a list of `Problem` with the slots that had
-  to be left out.
+  int64 (n,), lists of length n: `labels`, `ignored`, `texts`, `key` and `path`
+  as a `Record` has them, and `problems`: a list of `Problem` with the slots
+  that had to be left out.
 
   Args:
     source: where the records come from.

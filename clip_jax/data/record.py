@@ -29,6 +29,8 @@ class Record:
       None where it has one `label` or none.
     ignored: classes of which nobody says whether it is of them, as of objects
       that are marked as difficult.
+    path: of the file that the image was read from: its own, or the tar or table
+      that holds it; "" where there is none.
   """
 
   image: bytes
@@ -37,6 +39,8 @@ class Record:
   label: int | None = None
   labels: tuple[int, ...] | None = None
   ignored: tuple[int, ...] = ()
+  # A copy of the record lies elsewhere, and is the same.
+  path: str = dataclasses.field(default="", compare=False)
 
   def all_labels(self) -> tuple[int, ...]:
     """Returns every class that the record names in any way."""

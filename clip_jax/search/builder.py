@@ -9,6 +9,7 @@ import collections
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors, json_text, names, regular_files
-from clip_jax.search import holding, index_files
+from clip_jax.search import holding, index_files, record_table
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ class Builder:
     self.state: dict[str, Any] = {}  # Of `keep_so_far`, by a build before.
     self._name = None
     if goes_on_as:
-      digest = hashlib.sha256(f"{goes_on_as}\0{dtype}".encode()).hexdigest()
+      what = f"{goes_on_as}\0{dtype}\0{index_files.VERSION}"
+      digest = hashlib.sha256(what.encode()).hexdigest()
       self._name = f"{_PARTIAL}kept-{digest[:16]}"
     self._embed_dim = 0
     self.meta: dict[str, Any] = {}  # Once it is written.
@@ -130,29 +132,25 @@ class Builder:
         self._commit()
         self._hold.keep("")
 
-  def add(
-    self, embeds: np.ndarray, records: list[tuple[str, tuple[str, ...]]]
-  ) -> None:
-    """Appends unit embeddings (n, embed) and n pairs of key and captions.
+  def add(self, embeds: np.ndarray, entries: list[record_table.Entry]) -> None:
+    """Appends unit embeddings (n, embed) and their n entries of the table.
 
     Raises:
       UserError: an embedding is not finite.
     """
     embeds = np.asarray(embeds)
-    assert embeds.ndim == 2 and len(embeds) == len(records), embeds.shape
+    assert embeds.ndim == 2 and len(embeds) == len(entries), embeds.shape
     if not np.all(np.isfinite(embeds)):
       self._hold.keep("")  # It would be so again.
       row = int(np.flatnonzero(~np.isfinite(embeds).all(axis=1))[0])
-      raise errors.not_finite(records[row][0])
+      raise errors.not_finite(entries[row].key)
     if not self.rows:
       self._embed_dim = embeds.shape[1]
       self._write_header()
     assert embeds.shape[1] == self._embed_dim, embeds.shape
     self._embeds.write(index_files.stored(embeds, self.dtype).data)
-    for key, captions in records:
-      line = json.dumps({"key": key, "captions": list(captions)}) + "\n"
-      self._records.write(line.encode())
-    self.rows += len(records)
+    self._records.writelines(map(record_table.to_line, entries))
+    self.rows += len(entries)
 
   def _write_header(self) -> None:
     """Writes the header of the .npy file, whose size is always the same."""
@@ -174,9 +172,19 @@ class Builder:
     size = self.rows * self._embed_dim * self.dtype.itemsize
     assert self._embeds.tell() + size == end, (self._embeds.tell(), size, end)
     # All that takes space comes before the files lose the names to go on from.
+    self._records.seek(0)
+    written = self._stack.enter_context(_partial_file(self.directory))
+    try:
+      record_table.write(written, self._records)
+    except record_table.DamagedError:
+      self._hold.keep("")  # It would be so again.
+      raise errors.UserError(
+        f"What a stopped build has left in {self.directory} is damaged; it is "
+        "removed. Give the command again."
+      ) from None
     files = {
       "embeddings": _entry(self._embeds, "embeddings-{}.npy"),
-      "records": _entry(self._records, "records-{}.jsonl"),
+      "records": _entry(written, "records-{}.parquet"),
     }
     self.meta = {
       "format": index_files.FORMAT,
@@ -190,10 +198,7 @@ class Builder:
     with _partial_file(self.directory) as file:
       file.write((json.dumps(self.meta, indent=2) + "\n").encode())
       _sync(file)
-      for part, whole in (
-        ("embeddings", self._embeds),
-        ("records", self._records),
-      ):
+      for part, whole in (("embeddings", self._embeds), ("records", written)):
         os.replace(whole.name, self.directory / files[part]["name"])
       _sync_directory(self.directory)
       os.replace(file.name, self.directory / index_files.META)
@@ -275,7 +280,7 @@ def build(
   Args:
     directory: new, empty, or an index to replace.
     batches: called with a number, the data's images from that batch on, with
-      their keys and texts.
+      their keys, texts and paths.
     embed_images: uint8 (n, size, size, 3) to unit (n, embed).
     model: where the model lies.
     fingerprint: of the model.
@@ -306,8 +311,11 @@ def build(
     with contextlib.closing(batches(done)) as rest:
       for batch in rest:
         embeds = embed_images(batch["image"])
-        records = zip(batch["key"], batch["texts"], strict=True)
-        builder.add(embeds, list(records))
+        columns = (batch[name] for name in ("key", "texts", "path"))
+        entries = zip(*columns, strict=True)
+        builder.add(
+          embeds, list(itertools.starmap(record_table.Entry, entries))
+        )
         done += 1
         if time.monotonic() - kept >= SECONDS_TO_KEEP:
           builder.keep_so_far({"batches": done, "counts": dict(counts)})

@@ -35,21 +35,20 @@ def check_replaceable(directory: str | os.PathLike) -> None:
     )
   meta = directory / index_files.META
   # A damaged index may be replaced; anybody else's meta.json may not.
-  if os.path.lexists(meta) and not _is_of_index(meta):
+  if os.path.lexists(meta) and index_files.FORMAT.encode() not in _content(
+    meta
+  ):
     raise errors.UserError(
       f"{meta} is not of an index and is left alone; name a new directory."
     )
 
 
-def _is_of_index(meta: pathlib.Path) -> bool:
-  """Returns whether it is a file that says that it is of an index."""
+def _content(meta: pathlib.Path) -> bytes:
+  """Returns the bytes of a file; empty where there is none to read."""
   try:
-    content = regular_files.read_regular(
-      meta, limit=index_files.MOST_META_BYTES
-    )
+    return regular_files.read_regular(meta, limit=index_files.MOST_META_BYTES)
   except (OSError, regular_files.NotRegularError):
-    return False
-  return index_files.FORMAT.encode() in content
+    return b""
 
 
 class Hold:
@@ -104,19 +103,13 @@ def _clean(directory: pathlib.Path, kept: str) -> None:
   """Removes files that `meta.json` does not name, left by other builds.
 
   Args:
-    directory: of the index.
+    directory: of the index; it may be of another version.
     kept: what the names of those that stay begin with; empty for none.
   """
-  try:
-    files = index_files.read_meta(directory)["files"]
-  except errors.UserError:
-    files = {}
-  keep = {
-    index_files.META,
-    *(files[part]["name"] for part in files if part in index_files.PARTS),
-  }
+  meta = _content(directory / index_files.META)
   for entry in directory.iterdir():
     if kept and entry.name.startswith(kept):
       continue
-    if entry.name not in keep and index_files.is_own(entry.name):
+    named = entry.name == index_files.META or os.fsencode(entry.name) in meta
+    if index_files.is_own(entry.name) and not named:
       entry.unlink(missing_ok=True)

@@ -2,16 +2,17 @@
 
 import dataclasses
 import io
+import mmap
 import os
 import pathlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from clip_jax import errors, json_text, names
-from clip_jax.search import index_files
+from clip_jax import errors, names
+from clip_jax.search import index_files, record_table
 
 _ROWS_PER_CHUNK = 1 << 16
-_BYTES_PER_READ = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,12 +24,14 @@ class Hit:
     score: cosine similarity with the query.
     captions: of the record.
     index: position in the index.
+    path: of the file that holds the image; "" where there is none.
   """
 
   key: str
   score: float
   captions: tuple[str, ...]
   index: int
+  path: str = ""
 
 
 class Index:
@@ -64,12 +67,16 @@ class Index:
   def _open(self) -> None:
     with self._verified("embeddings") as file:
       self.embeds = self._mapped(file)
+    name = self.meta["files"]["records"]["name"]
     with self._verified("records") as file:
-      self._records = np.memmap(file, np.uint8, "r")
-    self._ends = _line_ends(self._records)
-    if len(self._ends) != len(self.embeds):
+      mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+      self._table = record_table.Table(mapped, name=name)
+    except record_table.DamagedError as error:
+      raise self._damaged(str(error)) from None
+    if len(self._table) != len(self.embeds):
       raise self._damaged(
-        f"{len(self._ends)} records for {len(self.embeds)} embeddings"
+        f"{len(self._table)} records for {len(self.embeds)} embeddings"
       )
 
   def _mapped(self, file: io.BufferedIOBase) -> np.ndarray:
@@ -155,7 +162,7 @@ class Index:
     """
     queries = np.asarray(queries)
     self.check_queries(queries, k=k)
-    return [self.hits(*pair) for pair in self._nearest(queries, k=k)]
+    return self.hits(self._nearest(queries, k=k))
 
   def _nearest(
     self, queries: np.ndarray, *, k: int
@@ -179,31 +186,34 @@ class Index:
         "earlier checkpoint."
       )
 
-  def hits(self, rows: np.ndarray, scores: np.ndarray) -> list[Hit]:
-    """Returns the records at `rows` of the index, with these scores."""
-    found = []
-    for index, score in zip(rows.tolist(), scores.tolist(), strict=True):
-      key, captions = self._record(index)
-      found.append(Hit(key, score, captions, index))
-    return found
+  def hits(
+    self, found: Sequence[tuple[np.ndarray, np.ndarray]]
+  ) -> list[list[Hit]]:
+    """Returns the records at rows of the index, which have these scores.
+
+    Args:
+      found: of each query, the rows and their scores.
+    """
+    if not found:
+      return []
+    entries = self._entries(np.concatenate([rows for rows, _ in found]))
+    return [
+      [
+        Hit(entries[i].key, score, entries[i].captions, i, entries[i].path)
+        for i, score in zip(rows.tolist(), scores.tolist(), strict=True)
+      ]
+      for rows, scores in found
+    ]
 
   def key(self, index: int) -> str:
     """Returns the key of the record at a position, from 0."""
-    return self._record(index)[0]
+    return self._entries([index])[index].key
 
-  def _record(self, index: int) -> tuple[str, tuple[str, ...]]:
-    start = int(self._ends[index - 1]) if index else 0
-    line = self._records[start : self._ends[index]].tobytes()
+  def _entries(self, rows: Iterable[int]) -> dict[int, record_table.Entry]:
     try:
-      record = json_text.parse(line, what=f"record {index}")
-    except json_text.JsonError as error:
-      raise self._damaged(str(error).rstrip(".")) from None
-    key, captions = record.get("key"), record.get("captions")
-    if not isinstance(captions, list) or not all(
-      isinstance(text, str) for text in [key, *captions]
-    ):
-      raise self._damaged(f"record {index} lacks its key or captions")
-    return key, tuple(captions)
+      return self._table.entries(rows)
+    except record_table.DamagedError as error:
+      raise self._damaged(str(error)) from None
 
 
 def nearest(
@@ -263,12 +273,3 @@ def _largest(
     scores, rows = scores[kept], rows[kept]
   order = np.lexsort((rows, -scores))[:k]
   return rows[order], scores[order]
-
-
-def _line_ends(content: np.ndarray) -> np.ndarray:
-  """Returns the end of each line of a file, given as uint8."""
-  ends = [np.zeros(0, np.int64)]
-  for start in range(0, len(content), _BYTES_PER_READ):
-    block = content[start : start + _BYTES_PER_READ]
-    ends.append(start + np.flatnonzero(block == ord("\n")) + 1)
-  return np.concatenate(ends)

@@ -13,14 +13,15 @@ import numpy as np
 from clip_jax import errors, json_text
 
 FORMAT = "clip_jax index"
-VERSION = 1
+VERSION = 2
 META = "meta.json"
 
 # The files that hold the data, each named after its content.
 PARTS = {
   "embeddings": re.compile(r"embeddings-[0-9a-f]{16}\.npy"),
-  "records": re.compile(r"records-[0-9a-f]{16}\.jsonl"),
+  "records": re.compile(r"records-[0-9a-f]{16}\.parquet"),
 }
+_OF_VERSION_1 = re.compile(r"records-[0-9a-f]{16}\.jsonl")
 _AGAIN = "Make the index again with `clip-jax embed`."
 _PARTIAL = re.compile(r"\.partial-.*")
 MOST_META_BYTES = 1 << 20
@@ -40,7 +41,7 @@ _META_FIELDS = {
 
 def is_own(name: str) -> bool:
   """Whether `name` is one of an index's files, finished or not."""
-  patterns = (*PARTS.values(), _PARTIAL)
+  patterns = (*PARTS.values(), _OF_VERSION_1, _PARTIAL)
   return name == META or any(pattern.fullmatch(name) for pattern in patterns)
 
 

@@ -91,11 +91,11 @@ class DeviceIndex:
       np.moveaxis(np.asarray(x), 1, 0).reshape(len(queries), -1)
       for x in (scores, found)
     )
-    hits = []
+    best = []
     for own_scores, own_rows in zip(scores, found, strict=True):
       order = np.lexsort((own_rows, -own_scores))[:k]
-      hits.append(self.index.hits(own_rows[order], own_scores[order]))
-    return hits
+      best.append((own_rows[order], own_scores[order]))
+    return self.index.hits(best)
 
 
 @functools.partial(

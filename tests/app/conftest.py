@@ -143,7 +143,7 @@ def index_path(folder, clip, tmp_path_factory):
       pixels = clip.preprocess(record.image)[None]
       builder.add(
         clip.embed_images(pixels),
-        [(record.key, (HOSTILE[i], f"caption {i}"))],
+        [search.Entry(record.key, (HOSTILE[i], f"caption {i}"))],
       )
     builder.facts["data"] = folder
   return path

@@ -111,8 +111,9 @@ def served(tmp_path_factory, folder, hostile, make_image, compiled):
     for i in range(12):
       if i not in (2, 3, 9):
         pixels = clip.preprocess(source[i].image)[None]
-        records = [(source[i].key, (hostile[i], f"caption {i}"))]
-        builder.add(clip.embed_images(pixels), records)
+        captions = (hostile[i], f"caption {i}")
+        entries = [search.Entry(source[i].key, captions)]
+        builder.add(clip.embed_images(pixels), entries)
     builder.facts["data"] = folder
   run = room / "runs" / "a run"
   run.mkdir(parents=True)

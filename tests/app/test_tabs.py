@@ -1,5 +1,6 @@
 """What the tabs answer, without Gradio."""
 
+import concurrent.futures
 import html.parser
 import pathlib
 import re
@@ -180,6 +181,34 @@ def test_an_index_of_another_model_is_refused(index, engine):
   engine.clip.__dict__["fingerprint"] = "another"
   with pytest.raises(errors.UserError, match="another model"):
     searching.open_index(str(index.directory), engine)
+
+
+@pytest.mark.parametrize("suffix", search.SUFFIXES)
+def test_a_file_of_another_library_is_searched_by_many(
+  engine, index, uploads, tmp_path, suffix
+):
+  library = {".faiss": "faiss", ".usearch": "usearch.index"}[suffix]
+  pytest.importorskip(library, exc_type=ImportError)
+  path = tmp_path / f"own{suffix}"
+  search.export(index, path)
+  with pytest.raises(errors.UserError, match="--keys"):
+    searching.open_index(str(path), engine)
+  opened = searching.open_index(str(path), engine, keys=str(index.directory))
+  page = tabs.Tabs(engine, uploads=str(uploads), index=opened)
+  plain = tabs.Tabs(engine, uploads=str(uploads), index=index)
+  texts = [f"{name} {i}" for i in range(9) for name in ("cat", "dog")]
+  wanted = [_pictures(plain.search(text, None, 3)) for text in texts]
+  with concurrent.futures.ThreadPoolExecutor(6) as pool:
+    found = pool.map(lambda text: page.search(text, None, 3), texts)
+    assert [_pictures(each) for each in found] == wanted
+  assert page.thumbnail(0) == plain.thumbnail(0)
+
+
+def _pictures(answer):
+  """The pictures that an answer shows, in their order."""
+  sources_of = [v for name, v in Read(answer).attributes if name == "src"]
+  assert len(sources_of) == 3
+  return sources_of
 
 
 def test_nothing_that_is_typed_becomes_markup(page, uploads, hostile):

@@ -8,6 +8,7 @@ from clip_jax import names
 from clip_jax.cli import flags
 
 _EVAL_TASKS = (*names.TASKS, *names.PROBE_TASKS, *names.FURTHER_TASKS)
+_OR_FILE = "or a FILE.faiss or FILE.usearch of one"
 # Flags of `eval` that only some tasks take.
 _FLAGS_OF = {
   "--train-data": (*names.PROBE_TASKS, "few_shot"),
@@ -212,12 +213,21 @@ def add_embed(parser: flags.Parser) -> None:
   flags.add_json(parser)
 
 
+def _add_keys(parser: flags.Parser) -> None:
+  parser.add_argument(
+    "--keys",
+    metavar="DIR",
+    help="of a FILE.faiss or FILE.usearch: the index that it was made of "
+    "(default: DIR of DIR.faiss)",
+  )
+
+
 def add_search(parser: flags.Parser) -> None:
   """Adds the arguments of `search`."""
   parser.add_argument(
     "index",
     metavar="INDEX",
-    help="made by `clip-jax embed`; or a FILE.faiss or FILE.usearch of one",
+    help=f"made by `clip-jax embed`; {_OR_FILE}",
   )
   parser.add_argument("query", metavar="TEXT", nargs="?", help="what to find")
   parser.add_argument("--image", metavar="FILE", help="an image to find like")
@@ -228,12 +238,7 @@ def add_search(parser: flags.Parser) -> None:
     metavar="N",
     help="results (default: 10)",
   )
-  parser.add_argument(
-    "--keys",
-    metavar="DIR",
-    help="of a FILE.faiss or FILE.usearch: the index that it was made of "
-    "(default: DIR of DIR.faiss)",
-  )
+  _add_keys(parser)
   parser.add_argument(
     "--export",
     metavar="FILE",
@@ -269,9 +274,10 @@ def add_app(parser: flags.Parser) -> None:
   parser.add_argument("model", metavar="MODEL", help=flags.MODEL)
   parser.add_argument(
     "--index",
-    metavar="DIR",
-    help="an index that `clip-jax embed` made of this model, to search in",
+    metavar="INDEX",
+    help="to search in, made of this model by `clip-jax embed`; " + _OR_FILE,
   )
+  _add_keys(parser)
   parser.add_argument(
     "--runs",
     "--workdir",
@@ -309,3 +315,10 @@ def add_app(parser: flags.Parser) -> None:
   )
   flags.add_max_pixels(parser)
   flags.add_json(parser)
+
+
+def check_app(arguments: argparse.Namespace) -> str | None:
+  """Returns an error message if arguments do not go together, or None."""
+  if arguments.keys is not None and arguments.index is None:
+    return "--keys goes with --index"
+  return None

@@ -27,6 +27,7 @@ def app(arguments: argparse.Namespace) -> verb.Answer:
   address = server.serve(
     load,
     index=arguments.index,
+    keys=arguments.keys,
     runs=runs,
     host=arguments.host,
     port=arguments.port,

@@ -150,6 +150,7 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
       "score": hit.score,
       "caption": hit.captions[0],
       "captions": list(hit.captions),
+      "path": hit.path,
     }
     for hit in hits
   ]

@@ -58,8 +58,12 @@ def encode(record: record_lib.Record | record_lib.BadRecord) -> bytes:
   return _MAGIC + _LENGTH.pack(len(header)) + header + image
 
 
-def decode(data: bytes) -> record_lib.Record:
+def decode(data: bytes, *, path: str = "") -> record_lib.Record:
   """Returns the record that `encode` wrote; raises `BadRecord` for a bad slot.
+
+  Args:
+    data: what `encode` returned.
+    path: of the file that it was read from.
 
   Raises:
     ValueError: the bytes are something else.
@@ -80,6 +84,7 @@ def decode(data: bytes) -> record_lib.Record:
       label=fields.get("label"),
       labels=None if labels is None else tuple(labels),
       ignored=tuple(fields.get("ignored", ())),
+      path=path,
     )
   except (KeyError, TypeError) as error:
     raise ValueError(f"a record of clip_jax without {error}") from error
@@ -130,7 +135,7 @@ class ArrayRecords:
     reader = self._files.get(number)
     try:
       (data,) = reader.read([position])
-      record = decode(data)
+      record = decode(data, path=self._files.paths[number])
     except (RuntimeError, ValueError, struct.error, errors.UserError):
       raise record_lib.BadRecord("damaged_record", name) from None
     if self.class_names is not None:

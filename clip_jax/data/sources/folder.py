@@ -62,11 +62,13 @@ class ClassFolder:
       raise IndexError(index)
     name = self._names[index]
     label = self._labels[name.split(os.sep)[0]]
+    path = os.path.join(self._root, name)
     return record_lib.Record(
-      image=_read_listed(self._root, name, key=name, within=self._within),
+      image=_read_listed(path, name, key=name, within=self._within),
       texts=(self.class_names[label],),
       key=name,
       label=label,
+      path=path,
     )
 
 
@@ -115,8 +117,9 @@ class CaptionFolder:
     if any(len(self._named(index, (kind,))) > 1 for kind in _TEXTS):
       raise record_lib.BadRecord("several_captions", key)
     texts = self._texts(index, key)
-    image = _read_listed(self._root, images[0], key=key, within=self._within)
-    return record_lib.Record(image=image, texts=texts, key=key)
+    path = os.path.join(self._root, images[0])
+    image = _read_listed(path, images[0], key=key, within=self._within)
+    return record_lib.Record(image=image, texts=texts, key=key, path=path)
 
   def _named(self, index: int, kinds: tuple[int, ...]) -> list[str]:
     """Returns the files of a slot that are of one of `kinds`."""
@@ -333,14 +336,14 @@ def _kind(name: str) -> int | None:
 
 
 def _read_listed(
-  root: str, name: str, *, key: str, within: str | None
+  path: str, name: str, *, key: str, within: str | None
 ) -> bytes:
-  """Reads an image below `root`; raises `BadRecord` where it cannot."""
+  """Reads the image `name`; raises `BadRecord` where it cannot."""
   if record_lib.is_unsafe(name):
     raise record_lib.BadRecord("unsafe_name", key)
   if _kind(name) == naming.UNREAD_IMAGE:
     raise record_lib.BadRecord("unsupported_image", key)
-  return disk.read_image(os.path.join(root, name), key=key, within=within)
+  return disk.read_image(path, key=key, within=within)
 
 
 def _digest(kind: str, *lists: strings.Strings) -> str:

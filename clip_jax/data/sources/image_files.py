@@ -2,12 +2,20 @@
 
 import os
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from clip_jax import buckets, errors, places
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import disk
 
 _SHOWN_PATHS = 3
+
+
+class ImageFile(NamedTuple):
+  """An image that was read, and where it lies."""
+
+  path: str
+  data: bytes
 
 
 class ImageFiles:
@@ -31,8 +39,8 @@ class ImageFiles:
     self._follow_links = follow_links
     self._flat = flat
 
-  def read(self, name: str, *, key: str | None = None) -> bytes:
-    """Returns the bytes of the image `name`.
+  def read(self, name: str, *, key: str | None = None) -> ImageFile:
+    """Returns the image `name`.
 
     Raises:
       BadRecord: it cannot be read; with this key, or the name.
@@ -53,7 +61,7 @@ class ImageFiles:
     if self._follow_links or os.path.isabs(name):
       within = None
     try:
-      return disk.read_image(path, key=key, within=within)
+      return ImageFile(path, disk.read_image(path, key=key, within=within))
     except record_lib.BadRecord as error:
       if error.reason == "missing_file":
         error.hint = _hint(name, list(dict.fromkeys(path for path, _ in tried)))

@@ -84,15 +84,19 @@ class TableFile(Protocol):
 class ParquetFile:
   """A mapped file and its footer, safe to read from threads."""
 
-  def __init__(self, path: str):
+  def __init__(self, path: str, *, mapped: mmap.mmap | None = None):
     """Reads the footer.
+
+    Args:
+      path: of the file.
+      mapped: the file, where it is open already.
 
     Raises:
       DamagedError: it is none, or not whole.
       UserError: it cannot be read.
     """
     self._bytes: _Mapped | _Object = (
-      _Object(path) if buckets.is_address(path) else _Mapped(path)
+      _Object(path) if buckets.is_address(path) else _Mapped(path, mapped)
     )
     try:
       opened = self._open()
@@ -150,8 +154,12 @@ class ParquetFile:
 class _Mapped:
   """The bytes of a file of the disk."""
 
-  def __init__(self, path: str):
-    self._map = map_file(path, magic=(_MAGIC,), other="not_parquet")
+  def __init__(self, path: str, mapped: mmap.mmap | None):
+    self._map = (
+      map_file(path, magic=(_MAGIC,), other="not_parquet")
+      if mapped is None
+      else mapped
+    )
     self._buffer = pa.py_buffer(self._map)
     self.size = self._buffer.size
 

@@ -98,16 +98,25 @@ class Rows:
     found = list(map(self._cells, rows))
     cells, key = found[0]
     label = self._label(cells, key)
+    cell = cells[self._columns.image]
     if self._columns.has_paths:
-      key, image = self._read(cells[self._columns.image], key)
+      key = self._name(cell, key)
+      path, image = self._images.read(key)
     else:
-      image = self._encoded(cells[self._columns.image], key)
+      path, image = self._encoded(cell, key, table=self._path(rows[0]))
     texts = [text for row, of in found for text in self._texts(row, of)]
     if texts:
       checked = captions_lib.checked(texts, key=key)
     else:
       checked = self._class_as_caption(label, key)
-    return record_lib.Record(image=image, texts=checked, key=key, label=label)
+    return record_lib.Record(
+      image=image, texts=checked, key=key, label=label, path=path
+    )
+
+  def _path(self, row: int) -> str:
+    """Returns the path of the file that has a row."""
+    slot = int(np.searchsorted(self._ends, row, side="right"))
+    return self._groups.files.paths[int(self._files[slot])]
 
   def _cells(self, row: int) -> tuple[dict[str, Any], str]:
     """Returns the cells of a row of all files, and a key for it."""
@@ -134,14 +143,17 @@ class Rows:
       captions_lib.check_label(value, key=key, classes=len(self.class_names))
     return value
 
-  def _read(self, cell: Any, key: str) -> tuple[str, bytes]:
-    """Returns the path in a cell, and the image that lies there."""
-    path = _value(cell, key)
-    if not path:
+  def _name(self, cell: Any, key: str) -> str:
+    """Returns the name of an image in a cell."""
+    name = _value(cell, key)
+    if not name:
       raise record_lib.BadRecord("missing_image", key)
-    return path, self._images.read(path)
+    return name
 
-  def _encoded(self, cell: Any, key: str) -> bytes:
+  def _encoded(
+    self, cell: Any, key: str, *, table: str
+  ) -> image_files.ImageFile:
+    """Returns the image in a cell of the file `table`, or that it names."""
     path = None
     if isinstance(cell, pa.StructScalar) and cell.is_valid:
       named = [field.name for field in cell.type]
@@ -153,7 +165,7 @@ class Rows:
     if not image:
       reason = "missing_image" if image is None else "empty_image"
       raise record_lib.BadRecord(reason, key)
-    return image
+    return image_files.ImageFile(table, image)
 
   def _texts(self, cells: dict[str, Any], key: str) -> Iterator[str]:
     """Yields the texts in a row's cells."""

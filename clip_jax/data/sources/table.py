@@ -111,7 +111,8 @@ class Table:
       raise record_lib.BadRecord("too_large", key)
     pieces = (self._texts[i] for i in range(first, end))
     texts = captions_lib.checked(pieces, key=key)
-    return record_lib.Record(image=self._images.read(key), texts=texts, key=key)
+    path, image = self._images.read(key)
+    return record_lib.Record(image=image, texts=texts, key=key, path=path)
 
 
 def _remake(images, index, file) -> Table:

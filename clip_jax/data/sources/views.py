@@ -112,6 +112,7 @@ class Captioned(_View):
       texts=(self._texts[record.label],),
       key=record.key,
       label=record.label,
+      path=record.path,
     )
 
 

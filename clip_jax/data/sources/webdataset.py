@@ -126,7 +126,12 @@ class WebDataset:
     if not image:
       raise record_lib.BadRecord("empty_image", key)
     return record_lib.Record(
-      image=image, texts=texts, key=key, label=label, labels=labels
+      image=image,
+      texts=texts,
+      key=key,
+      label=label,
+      labels=labels,
+      path=self._files.paths[number],
     )
 
   def _why_empty(self) -> str:
