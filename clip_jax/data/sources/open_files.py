@@ -163,10 +163,10 @@ def statuses(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
 def status(path: str) -> tuple[int, int]:
   """Returns a file's size and time of change; -1 of one that is not there."""
   try:
-    found = os.stat(path)
+    found = places.status(path)
   except OSError:
     return -1, -1
-  return found.st_size, found.st_mtime_ns
+  return found.size, found.changed_ns
 
 
 def _same_file(path: str, size: int, changed_ns: int) -> SameFile:
