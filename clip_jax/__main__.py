@@ -1,6 +1,22 @@
-"""`python -m clip_jax` is the `clip-jax` command."""
+"""The `clip-jax` command, and `python -m clip_jax`."""
 
-from clip_jax import cli
+import signal
+
+from clip_jax import interrupts
+
+interrupts.end_at_once()  # Before the imports, which take some time.
+
+from clip_jax import cli  # noqa: E402
+
+
+def main() -> None:
+  """Runs the command of this process's arguments, and ends with its code."""
+  try:
+    cli.main()
+  finally:
+    # What follows only ends the process: no Ctrl-C needs a traceback there.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 
 if __name__ == "__main__":
-  cli.main()
+  main()

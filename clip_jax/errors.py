@@ -158,9 +158,27 @@ def check_model(what: str, address: str) -> None:
   check_local(what, address)
 
 
+def check_new(what: str, path: object) -> None:
+  """Raises UserError if `path`, of something new, is an address."""
+  check_local(what, path)
+  scheme, colon, name = str(path).partition(":")
+  if not colon or os.path.exists(str(path)):
+    return
+  if scheme == "hf-hub":
+    raise UserError(
+      f"{what} {str(path)!r} is on the HuggingFace Hub; give a new path here, "
+      f"and upload what is there then by `clip-jax push MODEL {name}`."
+    )
+  if scheme == "arrayrecord":
+    raise UserError(
+      f"{what} {str(path)!r} is the address of data that are there; give its "
+      f"path alone, {name!r}."
+    )
+
+
 def check_out(path: str | os.PathLike) -> None:
   """Raises UserError unless `path` may name what a command is to make."""
-  check_local("OUT", path)
+  check_new("OUT", path)
   # What is not complete yet lies beside it, under a name made of its name.
   if pathlib.PurePath(os.path.expanduser(path)).name in ("", ".."):
     raise UserError(

@@ -1,4 +1,4 @@
-"""What JAX would compute on here, told without starting it.
+"""Tells which devices JAX would use here, without starting it.
 
 Starting it takes seconds, and a TPU serves one process at a time: a command
 that only tells versions must not take it away from a training.

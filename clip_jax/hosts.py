@@ -1,4 +1,4 @@
-"""What the processes of a run agree on."""
+"""Agreement among the processes of a run."""
 
 import jax
 import numpy as np

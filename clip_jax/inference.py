@@ -18,6 +18,7 @@ from clip_jax import embedder, encoding, errors, sharding
 from clip_jax import fingerprint as fingerprint_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.convert import destinations, portable
+from clip_jax.convert.engine import family
 from clip_jax.convert.formats import model_dir
 from clip_jax.evals import embedding_model, text_weights
 from clip_jax.evals import probabilities as probabilities_lib
@@ -257,7 +258,7 @@ class Clip(encoding.Encoding):
       raise errors.UserError(
         f"save takes the path of a new directory, got {path!r:.100}."
       )
-    errors.check_local("The new model", path)
+    errors.check_new("The new model", path)
     destination = pathlib.Path(os.path.expanduser(path)).resolve()
     if destination.exists() and not (
       destination.is_dir() and not any(destination.iterdir())
@@ -266,7 +267,7 @@ class Clip(encoding.Encoding):
     files = self.tokenizer.files() if self.tokenizer else {}
     model = portable.from_variables(
       self.variables,
-      model_dir.plain(self.spec),
+      family.plain(self.spec),
       files={**files, **self.files},
       source={"format": "clip", "path": self.path, "step": self.step},
     )

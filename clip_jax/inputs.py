@@ -20,7 +20,7 @@ class NoTowerError(errors.UserError, AttributeError):
 
 
 class NoTower:
-  """What a model of one tower has in place of the other's input.
+  """Stands for the tokenizer or preprocessing of a tower that a model lacks.
 
   It is false. Any other use raises UserError.
   """
@@ -151,7 +151,9 @@ def batch_size(given: int | None, default: int) -> int:
   Raises:
     UserError: `given` is not a positive integer.
   """
-  is_integer = isinstance(given, numbers.Integral)
+  is_integer = isinstance(given, numbers.Integral) and not isinstance(
+    given, bool
+  )
   if given is not None and not (is_integer and given >= 1):
     raise errors.UserError(
       f"batch_size={given!r} must be a whole number, at least 1."

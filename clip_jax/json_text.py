@@ -3,6 +3,7 @@
 Any bytes give either a value of the wanted type or a `JsonError`.
 """
 
+import hashlib
 import json
 import os
 from typing import Any
@@ -16,6 +17,7 @@ MAX_BYTES = 2**28
 # Python raises an error beyond 4,300 digits.
 _MAX_DIGITS = 20
 AGAIN = "; fetch or make it again."
+_SEAL = "sha256"
 
 
 class JsonError(errors.UserError):
@@ -123,7 +125,35 @@ def read(
     raise JsonError(
       f"{os.fspath(path)} has more than the {max_bytes:,} bytes allowed{AGAIN}"
     )
+  if data.startswith(regular_files.LFS):
+    raise JsonError(
+      f"{os.fspath(path)} is a pointer of Git LFS; get the file by `git lfs "
+      "pull`."
+    )
   return parse(data, what=os.fspath(path), kind=kind, strict=strict)
+
+
+def seal(content: dict[str, Any]) -> dict[str, Any]:
+  """Returns a copy of `content`, as JSON has it, with its checksum added."""
+  content = json.loads(json.dumps(content))
+  return {**content, _SEAL: _sha256(content)}
+
+
+def unseal(content: dict[str, Any]) -> dict[str, Any]:
+  """Returns `content` without the checksum that `seal` added.
+
+  Raises:
+    ValueError: the checksum is wrong: it is damaged, or was changed by hand.
+  """
+  opened = {name: value for name, value in content.items() if name != _SEAL}
+  if content.get(_SEAL) != _sha256(opened):
+    raise ValueError("it is damaged: its checksum is wrong")
+  return opened
+
+
+def _sha256(content: dict[str, Any]) -> str:
+  text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_deep(value: Any) -> bool:

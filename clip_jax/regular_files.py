@@ -8,6 +8,8 @@ from typing import BinaryIO
 
 from clip_jax import errors
 
+LFS = b"version https://git-lfs"  # With it begins what stands for a file.
+
 
 class NotRegularError(errors.UserError):
   """A pipe, device or socket where a file should be."""

@@ -26,7 +26,7 @@ from clip_jax import cli, errors
 from clip_jax.checkpoints import saving
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.data import sources
-from clip_jax.train import metrics
+from clip_jax.train import metric_log
 from clip_jax.train import run as run_lib
 
 # Where checkpoints are damaged, TensorStore's threads complain after the fact,
@@ -683,11 +683,11 @@ def test_what_stopped_a_run_comes_before_a_failed_save(
 def test_a_log_that_cannot_be_written_is_an_error_and_no_wait(tmp_path):
   def append():
     for step in range(1000):
-      metrics.append_line(tmp_path / "lines", {"step": step, "x" * 1000: 1})
+      metric_log.append_line(tmp_path / "lines", {"step": step, "x" * 1000: 1})
 
   def write():
     (tmp_path / "metrics.jsonl").symlink_to(os.devnull)
-    with metrics.Writer(tmp_path) as writer:
+    with metric_log.Writer(tmp_path) as writer:
       for step in range(1000):
         writer.write(step, {"x" * 1000: 1.5})
 

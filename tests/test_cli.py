@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from clip_jax import cli, loading, names
-from clip_jax.cli.commands import measures
+from clip_jax.cli.commands import measures, training
 from clip_jax.convert.formats.table import FORMATS
 from clip_jax.evals import (
   corruptions,
@@ -387,7 +387,7 @@ def test_search_finds_by_image_the_image_itself(index, tmp_path):
 def test_search_takes_a_moved_model_but_no_other(
   index, workdir, tmp_path, fails, monkeypatch
 ):
-  from clip_jax.search import layout
+  from clip_jax.search import index_files
 
   meta = json.loads((index / "meta.json").read_text())
   moved = tmp_path / "index"
@@ -395,15 +395,15 @@ def test_search_takes_a_moved_model_but_no_other(
   for entry in index.iterdir():
     (moved / entry.name).write_bytes(entry.read_bytes())
   gone = meta | {"model": "/gone"}
-  (moved / layout.META).write_text(json.dumps(gone))
+  (moved / index_files.META).write_text(json.dumps(gone))
   assert "--model" in fails("search", moved, "three")
   assert call("search", moved, "three", "--model", workdir)["results"]
   other = gone | {"fingerprint": "0" * 64}
-  (moved / layout.META).write_text(json.dumps(other))
+  (moved / index_files.META).write_text(json.dumps(other))
   error = fails("search", moved, "three", "--model", workdir)
   assert "not the one that made index" in error
   later = gone | {"step": 7}
-  (moved / layout.META).write_text(json.dumps(later))
+  (moved / index_files.META).write_text(json.dumps(later))
   error = fails("search", moved, "three", "--model", workdir)
   assert "no checkpoint of step 7" in error
 
@@ -520,15 +520,42 @@ def test_what_is_wrong_in_a_config_is_an_error_not_a_usage(
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("remains", [False, True])
+def test_a_workdir_that_goes_during_a_run_is_told(
+  fails, tmp_path, monkeypatch, remains
+):
+  (tmp_path / "tiny.py").write_text(CONFIG)
+  if remains:
+    (tmp_path / "run").mkdir()
+
+  def lose(*_, **__):
+    (tmp_path / "run" / "x" / "metrics.jsonl").read_text()
+
+  monkeypatch.setattr(training.loop, "train", lose)
+  words = ("--config", tmp_path / "tiny.py", "--workdir", tmp_path / "run")
+  said = fails("train", *words)
+  assert ("No such file" in said) == remains
+  assert (f"{tmp_path / 'run'} is gone" in said) == (not remains)
+
+
 def test_what_a_fine_tuning_made_worse_is_said():
   recalls = {"text_to_image": {"r@1": 0.5}, "image_to_text": {"r@1": 0.5}}
   better = {"text_to_image": {"r@1": 0.6}, "image_to_text": {"r@1": 0.1}}
   before = {"own": {"top1": 0.2}, "other": recalls, "third": recalls}
   after = {"own": {"top1": 0.0}, "other": better, "new": {"top1": 0.0}}
-  _, sentence = measures.falls(after, before=before)
+  _, sentence = measures.remarks(after, before=before)
   assert sentence.startswith("own: top-1 fell from 20.00 to 0.00 %.")
   assert "--interpolate" in sentence and "locked norms" in sentence
-  _, sentence = measures.falls(after, before=before, frozen="/norm/")
+  _, sentence = measures.remarks(after, before=before, frozen="/norm/")
   assert "locked norms" not in sentence
-  assert not measures.falls({"own": {"top1": 0.2}}, before=before)
-  assert not measures.falls(after, before={})
+  assert not measures.remarks({"own": {"top1": 0.2}}, before=before)
+  assert not measures.remarks(after, before={})
+
+
+def test_what_a_fine_tuning_did_not_teach_is_said():
+  before = {"own": {"top1": 0.2}, "other": {"top1": 0.5}}
+  (_, sentence) = measures.remarks(before, before=before, own=["own", "new"])
+  assert sentence.startswith("own: top-1 is 20.00 % as before. More steps")
+  assert not measures.remarks(before, before={}, own=["own"])
+  better = {"own": {"top1": 0.3}, "new": {"top1": 0.0}}
+  assert not measures.remarks(better, before=before, own=["own", "new"])

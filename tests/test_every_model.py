@@ -14,7 +14,7 @@ from PIL import Image
 import by_path
 import model_kinds
 from clip_jax import cli, terminal
-from clip_jax.app import engine
+from clip_jax.app import answering
 
 HERE = pathlib.Path(__file__).parent
 GOLDEN = by_path.load("tools/golden/open_clip_models.py")
@@ -153,7 +153,7 @@ def _app(model, data, here):
   from clip_jax import errors, load
 
   try:
-    engine.Engine(load(model))
+    answering.Engine(load(model))
   except errors.UserError as error:
     return 1 + isinstance(error, errors.AmbiguousError), None, str(error)
   return 0, None, ""

@@ -307,3 +307,24 @@ def test_the_package_offers_its_error():
 
   assert clip_jax.UserError is errors.UserError
   assert "UserError" in dir(clip_jax)
+
+
+def test_an_address_is_no_place_for_something_new(clip, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(errors.UserError, match="clip-jax push MODEL me/mine"):
+    clip.save("hf-hub:me/mine")
+  with pytest.raises(errors.UserError, match="give its path alone, 'out'"):
+    errors.check_out("arrayrecord:out")
+  assert not any(tmp_path.iterdir())
+  errors.check_new("DEST", "a:b")  # A name like others.
+
+
+@pytest.mark.parametrize("size", [True, False, 0, -1, 1.5, "4"])
+def test_a_batch_size_is_a_whole_number(clip, size):
+  with pytest.raises(errors.UserError, match="must be a whole number"):
+    clip.encode_text("a cat", batch_size=size)
+
+
+def test_labels_as_bytes_say_how_to_decode_them(clip):
+  with pytest.raises(errors.UserError, match=r"got bytes; write .* \.decode"):
+    clip.classify(random_images(1), labels=b"a cat,a dog")

@@ -27,7 +27,7 @@ from clip_jax.convert.tensor import Tensor
 from clip_jax.data import ledger, prepare, record, sources
 from clip_jax.data.sources import array_record, captions
 from clip_jax.evals import prompts
-from clip_jax.train import metrics
+from clip_jax.train import metric_log
 
 BOMBS = int(os.environ.get("CLIP_JAX_JSON_BOMBS", 4))
 
@@ -140,7 +140,7 @@ def _lines(root, line, read):
 def _metrics(root):
   line = b'{"step": 1, "loss": 0.5, "eval/seen/top1": 0.25}'
   return _lines(
-    root, line, lambda path: metrics.truncate_lines(path, 1, but="eval/")
+    root, line, lambda path: metric_log.truncate_lines(path, 1, but="eval/")
   )
 
 
@@ -484,12 +484,12 @@ def test_damaged_lines_are_set_aside_and_told(tmp_path, caplog):
   good = [b'{"step": %d}' % step for step in range(1, 7)]
   lines = [line for pair in zip(good[:5], bad, strict=True) for line in pair]
   path.write_bytes(b"\n".join(lines))
-  metrics.truncate_lines(path, 4)
+  metric_log.truncate_lines(path, 4)
   assert path.read_bytes() == b"\n".join([*good[:4], b""])
   aside = pathlib.Path(f"{path}.damaged")
   assert aside.read_bytes() == b"\n".join([*bad, b""])
   assert "5 damaged lines are set aside" in caplog.text
   shutil.copy(path, aside)
   caplog.clear()
-  metrics.truncate_lines(path, 4)
+  metric_log.truncate_lines(path, 4)
   assert not caplog.text

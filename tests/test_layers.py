@@ -1,6 +1,7 @@
 """Imports point down only, and importing the package is light."""
 
 import ast
+import collections
 import graphlib
 import subprocess
 import sys
@@ -16,7 +17,7 @@ PACKAGE, module_name = floors.PACKAGE, floors.module_name
 # The floors of the package, the lowest first; what stands on one imports from
 # its own and from those below.
 FLOORS = (
-  "config errors host_devices host_memory hosts json_lines json_text"
+  "config errors host_devices host_memory hosts interrupts json_lines json_text"
   " kept_files names packing preprocess programs regular_files sharding"
   " terminal tokenizer versions whole_files",
   "models",
@@ -44,6 +45,7 @@ FORBIDDEN = {
   "host_devices": _HEAVY,
   "host_memory": _HEAVY,
   "hosts": _OUTSIDE_OF_MODELS,
+  "interrupts": _HEAVY,
   "json_lines": _HEAVY,
   "json_text": _HEAVY,
   "kept_files": _HEAVY,
@@ -75,6 +77,17 @@ BY_NAME = {
   "clip_jax.data.sources",
 }
 EVERYWHERE = {"torch", "tensorflow", "torchvision", "open_clip", "timm"}
+# Folders whose modules are named after verbs, and after formats.
+AFTER_OTHERS = (
+  *("clip_jax.cli.arguments", "clip_jax.cli.commands"),
+  *("clip_jax.convert.formats", "clip_jax.convert.verify"),
+)
+TWICE = {
+  # The lists that users choose from, and a checkpoint's tensors.
+  "names": ["clip_jax.convert.engine", "clip_jax"],
+  # What became of each tensor, and the picture at a training's end.
+  "report": ["clip_jax.convert", "clip_jax"],
+}
 # Compares with other libraries, and imports them inside its functions only.
 ORACLES = "clip_jax.convert.verify"
 
@@ -151,3 +164,16 @@ def test_import_is_light_and_starts_no_device():
 def test_an_unknown_attribute_is_an_attribute_error():
   with pytest.raises(AttributeError, match="no attribute 'lod'"):
     clip_jax.lod  # noqa: B018
+
+
+def test_a_module_has_its_name_alone():
+  """A module called `report` beside three others says nothing.
+
+  Packages count, too: `results` may not be a module's name elsewhere.
+  """
+  places = collections.defaultdict(list)
+  for path in MODULES:
+    folder, _, name = module_name(path).rpartition(".")
+    if folder not in AFTER_OTHERS:
+      places[name].append(folder)
+  assert {n: x for n, x in places.items() if len(x) > 1} == TWICE

@@ -18,7 +18,7 @@ import model_kinds
 from clip_jax import config as config_lib
 from clip_jax import convert, errors, loading, sharding
 from clip_jax.data import sources
-from clip_jax.train import loop, metrics
+from clip_jax.train import loop, metric_log
 
 TOOLS = pathlib.Path(__file__).parents[1] / "tools" / "data"
 SVG = 'xmlns="http://www.w3.org/2000/svg"'
@@ -424,7 +424,7 @@ def test_the_config_trains_on_drawings_beside_a_locked_text_tower(
   )
   loop.train(config, tmp_path / "run")
   assert (tmp_path / "run" / "report.png").is_file()
-  lines = (tmp_path / "run" / metrics.METRICS).read_text().splitlines()
+  lines = (tmp_path / "run" / metric_log.METRICS).read_text().splitlines()
   last = json.loads(lines[-1])
   assert last["eval/test/text_to_image/r@5"] == 1.0, last  # Of two.
   clip = loading.load(tmp_path / "run")

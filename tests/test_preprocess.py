@@ -11,7 +11,7 @@ from PIL import Image
 import image_bytes
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
-from clip_jax.preprocess import crop, inputs
+from clip_jax.preprocess import crop, image_inputs
 
 MEAN, STD = (0.5, 0.25, 0.125), (0.5, 0.25, 0.2)
 MODES = ["L", "RGB", "P", "CMYK", "1", "YCbCr", "LA", "RGBA"]
@@ -396,5 +396,5 @@ def test_a_file_that_gives_a_little_at_a_time_is_read_whole():
 
   buffer = io.BytesIO()
   Image.new("RGB", (9, 9), "red").save(buffer, "PNG")
-  image = inputs.read(Slow(buffer.getvalue()))
+  image = image_inputs.read(Slow(buffer.getvalue()))
   assert image.size == (9, 9)

@@ -77,3 +77,10 @@ def test_the_two_first_commands_are_one_line_each():
     "--workdir runs/demo"
   )
   assert install_and_test.strip() == "pip install '.[test]' && pytest"
+
+
+def test_the_source_distribution_holds_what_the_commands_need():
+  lines = (ROOT / "MANIFEST.in").read_text().splitlines()
+  held = {line.split()[1] for line in lines if line.startswith("graft ")}
+  named = set(re.findall(r"\b(configs|docs|tests|tools)/", README))
+  assert named and named <= held

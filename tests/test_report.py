@@ -8,8 +8,7 @@ from PIL import Image
 from clip_jax import errors, preprocess, report
 from clip_jax.data import builtin, sources
 from clip_jax.evals import embedding_model, probabilities
-from clip_jax.report import page as page_lib
-from clip_jax.report import rows as rows_lib
+from clip_jax.report import canvas, nearest
 
 
 def picture(shade, size=(8, 8)):
@@ -27,13 +26,14 @@ def make_rows(count=2, text="a photo of a cat"):
 
 
 @pytest.mark.parametrize(
-  "figures", [(), [report.Figure("top-1", "97 %", "95 %: 96 to 98")] * 20]
+  "figures",
+  [(), [report.Figure("top-1", "97 %", "95 %: 96 to 98")] * 20],
 )
 @pytest.mark.parametrize(
   "text", ["a cat", "word " * 500, "x" * 5000, "\x1b[31m\u202e", "日本語", ""]
 )
 def test_any_text_fits_on_the_page(text, figures):
-  image = report.make_report(
+  image = report.draw(
     make_rows(text=text), title=text or "title", figures=figures
   )
   assert image.width == 1120
@@ -46,7 +46,7 @@ def test_any_text_fits_on_the_page(text, figures):
 
 
 def test_the_page_shows_every_image_with_its_colours():
-  pixels = np.asarray(report.make_report(make_rows(count=1), title="t"))
+  pixels = np.asarray(report.draw(make_rows(count=1), title="t"))
   for shade in (40, 80, 120, 160, 200):
     same = np.all(pixels == (shade, 0, 0), axis=-1).sum()
     assert same == 128 * 128
@@ -56,13 +56,13 @@ def test_the_page_shows_every_image_with_its_colours():
 
 
 @pytest.mark.parametrize("rows", [report.Rows([], []), make_rows(count=1)])
-def test_a_report_may_have_few_rows_or_none(rows):
-  assert report.make_report(rows, title="t").height > 90
+def test_a_sheet_may_have_few_rows_or_none(rows):
+  assert report.draw(rows, title="t").height > 90
 
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 4), (300, 100), (1, 500)])
 def test_images_of_any_shape_keep_their_proportions_in_the_tile(size):
-  tile = page_lib.enlarge(picture(90, size), 64)
+  tile = canvas.enlarge(picture(90, size), 64)
   assert tile.size == (64, 64)
   ours = np.all(np.asarray(tile) == (90, 0, 0), axis=-1)
   height, width = ours.any(axis=1).sum(), ours.any(axis=0).sum()
@@ -73,7 +73,7 @@ def test_images_of_any_shape_keep_their_proportions_in_the_tile(size):
 def test_small_images_are_enlarged_without_a_blur():
   checkers = np.indices((4, 4)).sum(axis=0) % 2 * 255
   image = Image.fromarray(checkers.astype(np.uint8))
-  tile = np.asarray(page_lib.enlarge(image, 64))
+  tile = np.asarray(canvas.enlarge(image, 64))
   np.testing.assert_array_equal(
     tile[..., 0], checkers.repeat(16, axis=0).repeat(16, axis=1)
   )
@@ -88,7 +88,7 @@ def test_rows_hold_the_best_matches_in_order_with_probabilities():
     [[0.9, 0.1], [0.2, 0.8], [0.9, 0.3], [0.5, 0.5]], np.float32
   )
   owns = np.array([[1, 0], [0, 1], [0, 1], [1, 0]], bool)
-  rows = rows_lib._rank(
+  rows = nearest._rank(
     scores, owns, ["cat", "dog"], apart, probabilities=softmax(10), count=4
   )
   assert [text for text, _ in rows.by_text] == ["cat", "dog"]
@@ -105,7 +105,7 @@ def test_rows_hold_the_best_matches_in_order_with_probabilities():
 def test_misses_are_shown_and_counted_the_surest_first():
   scores = np.array([[0.9, 0.1], [0.9, 0.2], [0.7, 0.1], [0.1, 0.9]])
   owns = np.array([[1, 0], [0, 1], [0, 1], [0, 1]], bool)
-  rows = rows_lib._rank(
+  rows = nearest._rank(
     scores, owns, ["cat", "dog"], apart, probabilities=softmax(10), count=4
   )
   assert (rows.missed, rows.images) == (2, 4)
@@ -113,8 +113,8 @@ def test_misses_are_shown_and_counted_the_surest_first():
   assert seen == [20, 40]
   assert all(not guesses[0].correct for _, guesses in rows.misses)
   assert rows.misses[0][1][0].probability > rows.misses[1][1][0].probability
-  few = report.make_report(make_rows(), title="t")
-  more = report.make_report(
+  few = report.draw(make_rows(), title="t")
+  more = report.draw(
     dataclasses.replace(make_rows(), misses=rows.misses, missed=2, images=4),
     title="t",
   )
@@ -125,7 +125,7 @@ def test_a_miss_shows_the_right_text_however_far_down_it_is():
   scores = np.arange(9)[None] / 10.0
   owns = np.zeros((1, 9), bool)
   owns[0, [1, 2]] = True
-  rows = rows_lib._rank(
+  rows = nearest._rank(
     scores, owns, list("abcdefghi"), picture, probabilities=softmax(1), count=1
   )
   ((_, guesses),) = rows.misses
@@ -142,7 +142,7 @@ def test_a_row_and_the_rows_show_different_pictures():
   def image(i):
     return apart(i) if i > 5 else picture(100 + int(i))
 
-  rows = rows_lib._rank(
+  rows = nearest._rank(
     scores, owns, list("abc"), image, probabilities=softmax(9), count=3
   )
   for _, found in rows.by_text:
@@ -154,10 +154,10 @@ def test_a_row_and_the_rows_show_different_pictures():
 
 def test_images_of_the_rows_above_are_not_shown_again():
   owns = np.eye(20, dtype=bool)[np.arange(40) % 20]
-  taken = rows_lib._of_different_texts(owns, set(range(20)), 4)
+  taken = nearest._of_different_texts(owns, set(range(20)), 4)
   assert len(taken) == 4 and min(taken) >= 20
   assert len({i % 20 for i in taken}) == 4
-  assert rows_lib._of_different_texts(owns[:2], {0, 1}, 4) == [0, 1]
+  assert nearest._of_different_texts(owns[:2], {0, 1}, 4) == [0, 1]
 
 
 def test_losses_are_read_from_metrics_whatever_else_is_in_them(tmp_path):
@@ -180,19 +180,19 @@ def test_losses_are_read_from_metrics_whatever_else_is_in_them(tmp_path):
   "losses", [[(1, 3.0), (9, 1.0)], [(1, -2.0), (2, -2.0)], [(0, 0.0), (1, 0.0)]]
 )
 def test_the_loss_is_drawn_from_two_steps_on(losses):
-  plain = report.make_report(make_rows(), title="t")
-  page = report.make_report(make_rows(), title="t", losses=losses)
+  plain = report.draw(make_rows(), title="t")
+  page = report.draw(make_rows(), title="t", losses=losses)
   assert page.height > plain.height
   line = np.all(np.asarray(page) == (0x3F, 0x6F, 0xD1), axis=-1)
   assert line.any(axis=0).sum() > 900  # As wide as the page.
-  one = report.make_report(make_rows(), title="t", losses=losses[:1])
+  one = report.draw(make_rows(), title="t", losses=losses[:1])
   assert one.height == plain.height
 
 
 def test_only_texts_that_have_an_image_are_looked_for():
   owns = np.zeros((4, 6), bool)
   owns[:, [2, 5]] = True
-  rows = rows_lib._rank(
+  rows = nearest._rank(
     np.zeros((4, 6)),
     owns,
     list("abcdef"),
@@ -306,7 +306,7 @@ def test_captions_take_the_place_of_classes_where_there_are_none():
   assert len(rows.by_image) == 4
 
 
-def test_a_report_on_nothing_is_an_error():
+def test_a_sheet_on_nothing_is_an_error():
   with pytest.raises(errors.UserError, match="no usable record"):
     report.find_rows(
       Captions(0),
@@ -317,7 +317,7 @@ def test_a_report_on_nothing_is_an_error():
 
 @pytest.mark.parametrize("total, most", [(10, 4), (4, 4), (3, 4), (1001, 7)])
 def test_a_spread_covers_all_of_a_source(total, most):
-  spread = rows_lib.Spread(range(total), most)
+  spread = nearest.Spread(range(total), most)
   picked = [spread[i] for i in range(len(spread))]
   assert len(picked) == len(set(picked)) == min(total, most)
   gaps = np.diff([*picked, total])
@@ -325,14 +325,14 @@ def test_a_spread_covers_all_of_a_source(total, most):
 
 
 def test_the_file_is_a_png_and_appears_at_once(tmp_path):
-  image = report.make_report(make_rows(), title="t")
+  image = report.draw(make_rows(), title="t")
   report.save(image, tmp_path / "report.png")
   with Image.open(tmp_path / "report.png") as saved:
     assert (saved.format, saved.size) == ("PNG", image.size)
   assert [path.name for path in tmp_path.iterdir()] == ["report.png"]
 
 
-def test_a_report_that_cannot_be_written_leaves_the_old_one(
+def test_a_sheet_that_cannot_be_written_leaves_the_old_one(
   tmp_path, monkeypatch
 ):
   path = tmp_path / "report.png"

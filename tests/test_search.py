@@ -15,7 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from clip_jax import errors, search
-from clip_jax.search import builder, layout, table
+from clip_jax.search import builder, entry_table, index_files
 from clip_jax.search.on_device import DeviceIndex
 
 
@@ -93,7 +93,7 @@ def test_an_index_gives_back_what_was_put_in(tmp_path, dtype, atol):
   index = search.Index(tmp_path / "index")
   # float16 has 11 bits: half a unit in the last place of a value below 1. int8
   # has steps of at most 1 / 127, of which half, and a little for the length.
-  rows = layout.floats(index.embeds)
+  rows = index_files.floats(index.embeds)
   np.testing.assert_allclose(rows, embeds, rtol=0, atol=atol)
   assert index.meta == meta
   assert (meta["model"], meta["data"]) == ("/models/m", "builtin:x")
@@ -129,7 +129,7 @@ def test_the_embeddings_are_an_ordinary_npy_file(tmp_path):
 
 
 def test_the_records_are_an_ordinary_parquet_table(tmp_path, monkeypatch):
-  monkeypatch.setattr(table, "ROWS_PER_GROUP", 4)
+  monkeypatch.setattr(entry_table, "ROWS_PER_GROUP", 4)
   embeds = units(3, 11)
   meta = make_index(tmp_path, embeds)
   path = tmp_path / meta["files"]["records"]["name"]
@@ -155,11 +155,11 @@ def test_names_that_are_no_utf8_are_written_as_json_has_them(tmp_path):
     made.add(units(5, 2), [search.Entry(n, (n,), n) for n in names])
   index = search.Index(tmp_path)
   assert [index.key(i) for i in range(2)] == ["caf\\udce9.jpg", "\\ud800"]
-  assert index.key(0) == table.text(names[0])
+  assert index.key(0) == entry_table.text(names[0])
 
 
 def test_texts_are_not_all_in_memory(tmp_path):
-  rows, batches = table.ROWS_PER_GROUP, 10
+  rows, batches = entry_table.ROWS_PER_GROUP, 10
   caption = "a" * 3000  # 30 MB of all batches.
   tracemalloc.start()
   try:
@@ -254,7 +254,7 @@ def test_a_build_that_fails_at_its_end_keeps_the_old_index(
   real = os.replace
 
   def fail_on_meta(source, target):
-    if str(target).endswith(layout.META):
+    if str(target).endswith(index_files.META):
       raise OSError(28, "No space left on device")
     real(source, target)
 
@@ -397,7 +397,7 @@ def test_a_build_that_failed_goes_on(tmp_path, kept_at_once, monkeypatch, at):
     elif at == "commit":
       patch.setattr(builder, "_sync", fail(builder._sync, 7 * 3))
     else:
-      patch.setattr(layout, "sha256", fail(layout.sha256, 1))
+      patch.setattr(index_files, "sha256", fail(index_files.sha256, 1))
     _build(index, embeds)
   assert _build(index, embeds) == (3 if at == "batch" else 0)
   assert _content(index) == _content(tmp_path / "whole")
@@ -547,7 +547,7 @@ def test_pickled_embeddings_are_never_loaded(tmp_path):
   path = tmp_path / entry["name"]
   np.save(path, np.array([{"a": 1}] * 4, object), allow_pickle=True)
   with path.open("rb") as file:
-    entry |= {"bytes": path.stat().st_size, "sha256": layout.sha256(file)}
+    entry |= {"bytes": path.stat().st_size, "sha256": index_files.sha256(file)}
   (tmp_path / "meta.json").write_text(json.dumps(meta))
   with pytest.raises(errors.UserError, match="damaged"):
     search.Index(tmp_path)
@@ -559,7 +559,7 @@ def replace_table(path, content):
   entry = meta["files"]["records"]
   (path / entry["name"]).write_bytes(content)
   with (path / entry["name"]).open("rb") as file:
-    entry |= {"bytes": len(content), "sha256": layout.sha256(file)}
+    entry |= {"bytes": len(content), "sha256": index_files.sha256(file)}
   (path / "meta.json").write_text(json.dumps(meta))
 
 
@@ -571,7 +571,7 @@ def as_parquet(rows):
     for own, kind in zip(zip(*rows, strict=True), kinds, strict=True)
   ]
   file = io.BytesIO()
-  parquet.write_table(pa.table(columns, schema=table.SCHEMA), file)
+  parquet.write_table(pa.table(columns, schema=entry_table.SCHEMA), file)
   return file.getvalue()
 
 

@@ -26,7 +26,7 @@ from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.data import builtin
 from clip_jax.evals import efficiency
 from clip_jax.models import variants
-from clip_jax.train import loop, metrics, step_flops
+from clip_jax.train import loop, metric_log, step_flops
 from clip_jax.train import run as run_lib
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "objectives.py"
@@ -98,7 +98,7 @@ def measure(kind, seed, out, changes):
   seconds = loop.train(config, workdir).seconds
   lines = [
     json.loads(line)
-    for line in (workdir / metrics.METRICS).read_text().splitlines()
+    for line in (workdir / metric_log.METRICS).read_text().splitlines()
   ]
   points = [
     line for line in lines if line["step"] and f"eval/{DATA[0]}/top1" in line

@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.app import engine as engine_lib
-from clip_jax.app import limits
+from clip_jax.app import answering, limits
 from clip_jax.evals import probabilities, prompts
 
 
@@ -30,8 +29,8 @@ class Classified:
 
 
 def classify(
-  engine: engine_lib.Engine,
-  picture: engine_lib.Picture,
+  engine: answering.Engine,
+  picture: answering.Picture,
   labels: object,
   templates: object,
 ) -> Classified:

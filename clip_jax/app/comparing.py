@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.app import engine as engine_lib
-from clip_jax.app import limits
+from clip_jax.app import answering, limits
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,15 +20,15 @@ class Compared:
     cut: number of texts that the model did not read to their end.
   """
 
-  pictures: tuple[engine_lib.Picture, ...]
+  pictures: tuple[answering.Picture, ...]
   texts: tuple[str, ...]
   similarity: np.ndarray
   cut: int
 
 
 def compare(
-  engine: engine_lib.Engine,
-  pictures: Sequence[engine_lib.Picture],
+  engine: answering.Engine,
+  pictures: Sequence[answering.Picture],
   texts: object,
 ) -> Compared:
   """Returns the similarity of each picture with each text.
@@ -54,8 +53,8 @@ def compare(
 
 
 def heat(
-  engine: engine_lib.Engine,
-  pictures: Sequence[engine_lib.Picture],
+  engine: answering.Engine,
+  pictures: Sequence[answering.Picture],
   text: object,
 ) -> list[np.ndarray]:
   """Returns the similarity of each patch of each picture to one text.

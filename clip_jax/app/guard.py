@@ -1,4 +1,4 @@
-"""What stands before the page: who may ask, for what, and how much.
+"""Checks each request before it reaches the page: sender, path and size.
 
 It is a plain ASGI application around another one. Gradio serves far more than
 a page needs (files, proxies, addresses that it fetches): only the routes of
@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.app import hosts, limits
+from clip_jax.app import host_names, limits
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -46,7 +46,7 @@ _POLICY = (
   "font-src 'self' data:; connect-src 'self'; object-src 'none'; "
   "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
-# Of files that somebody has uploaded: a picture, whatever it says that it is.
+# For uploaded files: a browser may show them as pictures and run nothing.
 _POLICY_OF_FILES = "default-src 'none'; sandbox"
 _HEADERS = {
   "x-content-type-options": "nosniff",
@@ -81,7 +81,7 @@ class Guard:
   thumbnail: Callable[[int], Awaitable[tuple[str, bytes]]]
   host: str
   password: str = ""
-  # The most bytes of each upload that is on its way.
+  # For each upload that is being received, the most bytes that it may have.
   _coming: list[int] = dataclasses.field(default_factory=list, init=False)
 
   async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,9 +104,11 @@ class Guard:
   def _check_sender(self, headers: Mapping[str, str]) -> None:
     """Refuses other names of this server, other pages, and wrong passwords."""
     host = headers.get("host", "")
-    # A name that leads here, of a page elsewhere that means to read this one.
-    if not (self.password or hosts.is_ours(host, self.host)):
-      raise _Refused(421, "This name is not of this page; ask its address.")
+    # DNS rebinding: another page's name that was made to lead to this machine.
+    if not (self.password or host_names.is_ours(host, self.host)):
+      raise _Refused(
+        421, "This host name is not one of the page's; open its own address."
+      )
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2] != host:
       raise _Refused(403, "Other pages may not ask this one.")
@@ -140,13 +142,13 @@ class Guard:
     counted = _Counted(receive, most)
     guarded = _Guarded(send, policy, counted)
     expected = 0 if scope["method"] != "POST" else int(length) or most
-    self._coming.append(expected)  # Before the wait: others ask meanwhile.
+    self._coming.append(expected)  # Before `await`: others may upload, too.
     try:
       if expected:
         await self._check_room()
       await self.app(scope, counted, guarded)
     except Exception:
-      if not counted.is_too_large:  # Else this is what came of it.
+      if not counted.is_too_large:  # Else the cut body caused the error.
         raise
     finally:
       self._coming.remove(expected)
@@ -219,7 +221,7 @@ def _headers(scope: Scope) -> dict[str, str]:
 
 
 def _path(scope: Scope) -> str:
-  """Returns the path, which leads nowhere else than it says."""
+  """Returns the path; refuses `..`, empty parts and control characters."""
   path = scope["path"]
   # Names of files may hold any marks of direction, but no controls.
   plain = not _CONTROL.search(path) and "//" not in path
@@ -251,7 +253,7 @@ def _too_large(most: int) -> str:
 
 
 class _Counted:
-  """A body that ends where it becomes too large.
+  """The body of a request, cut off where it becomes too large.
 
   Attributes:
     is_too_large: whether it has.

@@ -1,4 +1,4 @@
-"""How much one request to the page may ask for, and all uploads may take."""
+"""Limits of a request to the page, and of the space that all uploads take."""
 
 import os
 

@@ -8,8 +8,7 @@ from PIL import Image
 
 from clip_jax import search as search_lib
 from clip_jax import terminal
-from clip_jax.app import classifying, comparing, drawn, watching
-from clip_jax.app import engine as engine_lib
+from clip_jax.app import answering, classifying, comparing, drawn, watching
 from clip_jax.results import picture as picture_lib
 
 _BARS = 20  # More labels are told by their number.
@@ -187,7 +186,7 @@ def matrix(found: comparing.Compared) -> str:
 
 
 def heat_maps(
-  pictures: Sequence[engine_lib.Picture], maps: Iterable[np.ndarray], words: str
+  pictures: Sequence[answering.Picture], maps: Iterable[np.ndarray], words: str
 ) -> str:
   """Returns each picture with the similarity of its patches to a text."""
   cards = []

@@ -9,10 +9,9 @@ import numpy as np
 
 from clip_jax import errors, preprocess
 from clip_jax import search as search_lib
-from clip_jax.app import drawn, limits
-from clip_jax.app import engine as engine_lib
+from clip_jax.app import answering, drawn, limits
 from clip_jax.data import sources
-from clip_jax.search import table
+from clip_jax.search import entry_table
 
 _LOGGER = logging.getLogger(__name__)
 _THUMBNAILS_KEPT = 512
@@ -109,7 +108,7 @@ class Pictures:
         record = self._source[row + offset]
       except sources.BadRecord:
         continue
-      if table.text(record.key) == key:
+      if entry_table.text(record.key) == key:
         self._remember(row, offset)
         return record.image
     if most < last:
@@ -128,7 +127,7 @@ class Pictures:
 
 
 def open_index(
-  path: str, engine: engine_lib.Engine, *, keys: str | None = None
+  path: str, engine: answering.Engine, *, keys: str | None = None
 ) -> search_lib.Index:
   """Returns an index that this model made.
 
@@ -151,11 +150,11 @@ def open_index(
 
 
 def search(
-  engine: engine_lib.Engine,
+  engine: answering.Engine,
   index: search_lib.Index,
   *,
   text: object = "",
-  picture: engine_lib.Picture | None = None,
+  picture: answering.Picture | None = None,
   count: object = 12,
 ) -> list[search_lib.Hit]:
   """Returns the records nearest to a picture, or to a text if there is none.

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from clip_jax import errors, inference
-from clip_jax.app import engine as engine_lib
+from clip_jax.app import answering, page, searching, watching
 from clip_jax.app import guard as guard_lib
-from clip_jax.app import page, searching, watching
 from clip_jax.app import tabs as tabs_lib
 
 _LOGGER = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ def serve(
     page.gradio()
     find = None if runs is None else functools.partial(watching.find, runs)
     workdirs = None if find is None else find()
-    engine = engine_lib.Engine(load())
+    engine = answering.Engine(load())
     opened = None
     if index is not None:
       opened = searching.open_index(index, engine, keys=keys)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from clip_jax import errors, regular_files
 from clip_jax import search as search_lib
 from clip_jax.app import (
+  answering,
   classifying,
   comparing,
   drawn,
@@ -22,7 +23,6 @@ from clip_jax.app import (
   searching,
   watching,
 )
-from clip_jax.app import engine as engine_lib
 
 _SECONDS = 10.0  # Between two looks for new runs, whoever asks.
 _LOGGER = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def _answered(function: Callable[..., str]) -> Callable[..., str]:
 
 
 class Tabs:
-  """What stands behind the tabs.
+  """Answers the requests of the page's tabs.
 
   Attributes:
     engine: the model.
@@ -57,7 +57,7 @@ class Tabs:
 
   def __init__(
     self,
-    engine: engine_lib.Engine,
+    engine: answering.Engine,
     *,
     uploads: str,
     index: search_lib.Index | None = None,
@@ -148,13 +148,13 @@ class Tabs:
       raise errors.UserError("There is no such run.")
     return self.runs[name]
 
-  def _read_all(self, uploads: object) -> list[engine_lib.Picture]:
+  def _read_all(self, uploads: object) -> list[answering.Picture]:
     if not isinstance(uploads, list | None):
       raise errors.UserError("Pictures are uploaded as a list of files.")
     comparing.check_pictures(len(uploads or []))
     return [self._read(upload) for upload in uploads or []]
 
-  def _read(self, upload: object) -> engine_lib.Picture:
+  def _read(self, upload: object) -> answering.Picture:
     """Returns an uploaded picture; reads no file but an upload."""
     if not isinstance(upload, str):
       raise errors.UserError("A picture is an uploaded file.")

@@ -7,8 +7,15 @@ import threading
 
 from clip_jax import errors, json_lines, preprocess, regular_files
 from clip_jax.checkpoints import workdir as workdir_lib
-from clip_jax.results import drawing, figures, files, picture, records, tables
-from clip_jax.train import metrics
+from clip_jax.results import (
+  collected,
+  drawing,
+  figures,
+  gathering,
+  picture,
+  tables,
+)
+from clip_jax.train import metric_log
 
 _MOST_RUNS = 200
 _REPORT_BYTES = 20 * 2**20
@@ -74,14 +81,14 @@ def find(directory: str | os.PathLike) -> dict[str, pathlib.Path]:
 
 def _is_run(path: pathlib.Path) -> bool:
   return any(
-    (path / name).is_file() for name in (metrics.METRICS, workdir_lib.CONFIG)
+    (path / name).is_file() for name in (metric_log.METRICS, workdir_lib.CONFIG)
   )
 
 
 def stamp(workdir: pathlib.Path) -> tuple[float, ...]:
   """Returns numbers that change when the metrics or the report do."""
   found = []
-  for name in (metrics.METRICS, workdir_lib.REPORT):
+  for name in (metric_log.METRICS, workdir_lib.REPORT):
     try:
       status = os.stat(workdir / name)
       found += [status.st_mtime, float(status.st_size)]
@@ -94,12 +101,12 @@ def look(workdir: pathlib.Path) -> Run:
   """Returns a run as it stands, with everything drawn."""
   values: dict[str, list[tuple[int, float]]] = {}
   step = None
-  for _, entry in json_lines.read(workdir / metrics.METRICS, {"step": int}):
+  for _, entry in json_lines.read(workdir / metric_log.METRICS, {"step": int}):
     if entry is None:  # A line that is being written.
       continue
     step = entry["step"]
     for name, value in entry.items():
-      if (number := records.number(value)) is not None and name != "step":
+      if (number := collected.number(value)) is not None and name != "step":
         values.setdefault(name, []).append((step, number))
   curves, results, missing = _drawn(workdir, values)
   return Run(
@@ -126,7 +133,7 @@ def _drawn(workdir, values):
   found = [picture.assemble("training", "Training", note, panels)]
   results = None
   try:
-    collection = files.read([workdir])
+    collection = gathering.read([workdir])
     found.append(figures.evaluations(collection))
     results = tables.results(collection)
   except errors.UserError:

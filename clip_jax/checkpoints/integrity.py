@@ -11,8 +11,6 @@ from jax import lax
 
 from clip_jax import errors, sharding
 
-SEAL = "sha256"
-
 _WORDS_AT_ONCE = 2**22  # On the host: 16 MB, several times.
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
@@ -143,25 +141,3 @@ def check_shapes(
     f"Checkpoint {step} holds {what}: missing {missing}, unexpected "
     f"{unexpected}, of another shape {other}. {then}"
   )
-
-
-def seal(meta: dict[str, Any]) -> dict[str, Any]:
-  """Returns a copy of `meta` with its checksum added."""
-  return {**meta, SEAL: _sha256(meta)}
-
-
-def unseal(meta: dict[str, Any]) -> dict[str, Any]:
-  """Returns `meta` without the checksum that `seal` added.
-
-  Raises:
-    ValueError: the checksum is wrong.
-  """
-  opened = {key: value for key, value in meta.items() if key != SEAL}
-  if meta.get(SEAL) != _sha256(opened):
-    raise ValueError("its meta item is damaged")
-  return opened
-
-
-def _sha256(meta: dict[str, Any]) -> str:
-  text = json.dumps(meta, sort_keys=True, separators=(",", ":"))
-  return hashlib.sha256(text.encode()).hexdigest()

@@ -6,7 +6,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from clip_jax import errors
+from clip_jax import errors, json_text
 from clip_jax.checkpoints import integrity
 from clip_jax.checkpoints import state as state_lib
 
@@ -40,7 +40,7 @@ def to_state(items: dict[str, Any]) -> state_lib.TrainState:
 def read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
   """Returns a checkpoint's meta; may raise any error if it is damaged."""
   read = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
-  return integrity.unseal(manager.restore(step, args=read)[META])
+  return json_text.unseal(manager.restore(step, args=read)[META])
 
 
 def restore(

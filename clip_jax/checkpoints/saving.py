@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 import clip_jax
 from clip_jax import config as config_lib
-from clip_jax import errors, hosts
+from clip_jax import errors, hosts, json_text
 from clip_jax.checkpoints import integrity, storage_errors, workdir
 from clip_jax.checkpoints import items as items_lib
 from clip_jax.checkpoints import state as state_lib
@@ -123,7 +123,7 @@ class Checkpoints:
       name: ocp.args.StandardSave(x) for name, x in items.items()
     }
     # A copy, since it is written in the background while the counters change.
-    meta = integrity.seal(json.loads(json.dumps(meta)))
+    meta = json_text.seal(meta)
     arguments[items_lib.META] = ocp.args.JsonSave(meta)
     self.wait()
     self._saving = step

@@ -59,7 +59,7 @@ def find(workdir: str | os.PathLike) -> pathlib.Path:
   """
   if not str(workdir):
     raise errors.UserError("The workdir is empty; name a directory.")
-  errors.check_local("The workdir", workdir)
+  errors.check_new("The workdir", workdir)
   path = pathlib.Path(workdir).absolute()
   if path.exists() and not path.is_dir():
     raise errors.UserError(f"The workdir {path} is a file; name a directory.")

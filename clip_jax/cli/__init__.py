@@ -5,13 +5,14 @@ with several possible meanings; 75 another process of the run is gone, so start
 all of them again; 130 interrupted; 143 stopped by SIGTERM, after saving.
 """
 
+import argparse
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 
-from clip_jax import errors, terminal, versions
+from clip_jax import errors, interrupts, terminal, versions
 from clip_jax.cli import output, parser, verbs
 from clip_jax.data import parent
 
@@ -19,7 +20,6 @@ _LOGGER = logging.getLogger(__name__)
 
 FAILED = 1
 AMBIGUOUS = 2
-INTERRUPTED = 130  # 128 + SIGINT.
 BROKEN_PIPE = 141  # 128 + SIGPIPE.
 
 # In a worker process, `multiprocessing` imports this program as `__mp_main__`
@@ -57,7 +57,13 @@ def _has_joined_others() -> bool:
 def run(argv: Sequence[str]) -> int:
   """Runs one command and returns its exit code; wrong usage exits with 2."""
   output.survive_any_encoding()
-  arguments = parser.parse(argv)
+  try:
+    return _run(parser.parse(argv))
+  except KeyboardInterrupt:
+    return _fail(interrupts.MESSAGE, interrupts.EXIT_CODE)
+
+
+def _run(arguments: argparse.Namespace) -> int:
   stdout = sys.stdout
   try:
     versions.check()
@@ -70,8 +76,6 @@ def run(argv: Sequence[str]) -> int:
     text = terminal.encodable(text, getattr(stdout, "encoding", None))
     print(text, file=stdout, flush=True)
     return answer.code
-  except KeyboardInterrupt:
-    return _fail("Interrupted.", INTERRUPTED)
   except BrokenPipeError:
     output.discard(stdout)
     return BROKEN_PIPE

@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from clip_jax import interrupts
 from clip_jax.cli.arguments import (
   completion,
   conversion,
@@ -23,7 +24,8 @@ def _command(module: str, function: str) -> Callable[..., Any]:
 
   def call(*arguments: Any) -> Any:
     commands = importlib.import_module(f"clip_jax.cli.commands.{module}")
-    return getattr(commands, function)(*arguments)
+    with interrupts.raised():
+      return getattr(commands, function)(*arguments)
 
   return call
 

@@ -7,7 +7,7 @@ checked, typed and frozen.
 """
 
 from clip_jax.config.checks import check
-from clip_jax.config.files import (
+from clip_jax.config.config_files import (
   differences,
   from_json,
   load,

@@ -1,5 +1,6 @@
-"""Reads JSON configs of other libraries."""
+"""Reads and writes JSON configs."""
 
+import json
 import pathlib
 from typing import Any
 
@@ -21,6 +22,11 @@ def read(path: pathlib.Path, *, strict: bool = False) -> dict[str, Any]:
   """
   with datafile.checked(path, "a JSON file"):
     return json_text.read(path, max_bytes=MAX_BYTES, strict=strict)
+
+
+def write(path: pathlib.Path, value: dict[str, Any]) -> None:
+  """Writes an object as JSON, which has no NaN and no infinity."""
+  path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
 def peek(path: pathlib.Path) -> dict[str, Any]:

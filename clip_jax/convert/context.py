@@ -7,8 +7,6 @@ by linear interpolation, at most four times, so that 77 become up to 248. A
 shorter one takes the first positions.
 """
 
-import dataclasses
-
 import numpy as np
 
 from clip_jax import errors
@@ -87,12 +85,8 @@ def resize(model: portable.Portable, length: int) -> portable.Portable:
   model.report.infer("text.context_length", length, "flag")
   what = {"old": old, "new": length, "positions": how}
   model.report.facts["context"] = what
-  return dataclasses.replace(
-    model,
-    spec={**model.spec, "text": {**text, "context_length": length}},
-    leaves=leaves,
-    source={**model.source, "context": what},
-  )
+  spec = {**model.spec, "text": {**text, "context_length": length}}
+  return model.changed("context", what, spec=spec, leaves=leaves)
 
 
 def _check(length: int, old: int) -> None:

@@ -54,7 +54,7 @@ def convert(
   target = opening.find_format(to)
   if not target.write:
     raise errors.unknown("target format", to, names.TARGETS)
-  errors.check_local("DEST", destination)
+  errors.check_new("DEST", destination)
   # "." and ".." have no name that a directory could take.
   destination = pathlib.Path(os.path.expanduser(destination)).resolve()
   _check_free(os.fspath(source), destination, overwrite)

@@ -5,7 +5,6 @@ straight line between both, (1 - share) * first + share * fine_tuned, can be
 good at all of them (WiSE-FT; Wortsman et al. 2022, arXiv 2109.01903).
 """
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
@@ -49,9 +48,9 @@ def interpolate(
     path: _between(first.leaves[path], leaf, share)
     for path, leaf in model.leaves.items()
   }
-  source = {**model.source, "interpolated": {"share": share}}
   model.report.infer("interpolate", share, "flag")
-  return dataclasses.replace(model, leaves=leaves, source=source, extras={})
+  note = {"share": share}
+  return model.changed("interpolated", note, leaves=leaves, extras={})
 
 
 def _between(first: Tensor, last: Tensor, share: float) -> Tensor:
@@ -127,12 +126,8 @@ def check_unchanged(first: portable.Portable, path: str | os.PathLike) -> None:
 
 
 def _check_same(model: portable.Portable, first: portable.Portable) -> None:
-  for part in engine.towers(model.spec):
-    mine, theirs = (
-      family.normal(spec).get(part, {}) for spec in (model.spec, first.spec)
-    )
-    for field in sorted(mine.keys() | theirs.keys()):
-      _check_equal(f"{part}.{field}", mine.get(field), theirs.get(field))
+  for field, mine, theirs in family.changes(model.spec, first.spec):
+    _check_equal(field, mine, theirs)
   _check_arrays(first, model.leaves)
 
 

@@ -94,6 +94,13 @@ class Portable:
     same = self.source.get("format") == format_name
     return self.source.get("dialect", {}) if same else {}
 
+  def changed(
+    self, note: str, what: dict[str, Any], **parts: Any
+  ) -> "Portable":
+    """Returns the model with other parts, and a note about what was changed."""
+    source = {**self.source, note: what}
+    return dataclasses.replace(self, source=source, **parts)
+
   def variables(self, dtype: Any = np.float32) -> dict[str, Any]:
     """Returns the arrays as a tree for the linen module, in `dtype`.
 

@@ -5,7 +5,6 @@ as much as the embeddings themselves. Each method here is the matrix that one of
 them applies along an axis, in float64.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -221,8 +220,7 @@ def resize(
   spec = {**model.spec, "image": image}
   model.report.infer("image.image_size", image_size, "flag")
   model.report.facts["resized"] = what
-  source = {**model.source, "resized": what}
-  return dataclasses.replace(model, spec=spec, leaves=leaves, source=source)
+  return model.changed("resized", what, spec=spec, leaves=leaves)
 
 
 def grid_side(image: dict, image_size: int) -> int:

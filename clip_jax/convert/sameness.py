@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import engine, portable
+from clip_jax.convert import portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import family
 from clip_jax.models import paths
@@ -28,16 +28,12 @@ def check_described(
   wanted: Mapping[str, Any], found: Mapping[str, Any], target: str
 ) -> None:
   """Raises UserError if a tower's description has changed when read back."""
-  wanted, found = family.normal(wanted), family.normal(found)
-  for part in engine.towers(wanted):
-    got = found[part]
-    for field, value in wanted[part].items():
-      if field in _ELSEWHERE or got.get(field) == value:
-        continue
+  for field, want, got in family.changes(wanted, found):
+    if field.partition(".")[2] not in _ELSEWHERE:
       raise errors.UserError(
-        f"{part}.{field} is {value!r} in the source and came back from the "
-        f"format {target!r} as {got.get(field)!r}: the format cannot hold this "
-        "model. Nothing was written."
+        f"{field} is {want!r} in the source and came back from the format "
+        f"{target!r} as {got!r}: the format cannot hold this model. Nothing "
+        "was written."
       )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from clip_jax import errors, json_text
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.convert import report as report_lib
-from clip_jax.tokenizer import files as files_lib
+from clip_jax.tokenizer import tokenizer_file
 
 CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 FAST, WORDS = "tokenizer.json", "vocab.txt"
@@ -28,7 +28,7 @@ def carry(directory: pathlib.Path) -> dict[str, bytes]:
   return {
     name: file.read()
     for name in NAMES
-    if (file := files_lib.find(name, directory=directory)) is not None
+    if (file := tokenizer_file.find(name, directory=directory)) is not None
   }
 
 
@@ -143,7 +143,10 @@ def token_id(files: Mapping[str, bytes], token: str) -> int | None:
     if named and i.isdecimal() and len(i) <= _MAX_DIGITS:
       return int(i)
   if FAST in files:
-    return tokenizer_lib.read_json(files[FAST]).engine.token_to_id(token)
+    try:
+      return tokenizer_lib.read_json(files[FAST]).engine.token_to_id(token)
+    except UnicodeEncodeError:  # Half a character is in no vocabulary.
+      return None
   found = read_object(files, VOCAB).get(token)
   return found if type(found) is int else None
 

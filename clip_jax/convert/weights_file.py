@@ -17,36 +17,26 @@ from clip_jax.convert.files import (
   wrappers,
   zip_directory,
 )
-from clip_jax.convert.tensor import Tensor
 
 _Reader = Callable[[pathlib.Path, nested.Select], datafile.Contents]
 
 
-def _flat(
-  read: Callable[[pathlib.Path], dict[str, Tensor]], separator: str = "."
-) -> _Reader:
+def _flat(read: Callable[..., Any], *args: Any, join: str = ".") -> _Reader:
   """Returns a reader of a container with flat names, without nested dicts."""
-  return lambda path, select: datafile.Contents(select(read(path), separator))
-
-
-def _torch_shards(path: pathlib.Path) -> dict[str, Tensor]:
-  return safetensors_file.read_sharded(path, torch_zip.read).tensors
+  return lambda path, select: datafile.Contents(
+    select(read(path, *args).tensors, join)
+  )
 
 
 _INDEX = ".index.json"
 # By the end of a file's name; longer ends come before shorter ones.
 _READERS: dict[str, _Reader] = {
-  f".safetensors{_INDEX}": _flat(
-    lambda path: safetensors_file.read_sharded(path).tensors
-  ),
-  f".bin{_INDEX}": _flat(_torch_shards),
-  ".safetensors": _flat(lambda path: safetensors_file.read(path).tensors),
-  ".npz": _flat(npz.read, "/"),
-  ".msgpack": lambda path, select: msgpack_file.read(path, select=select),
-  **dict.fromkeys(
-    (".pt", ".pth", ".bin", ".ckpt"),
-    lambda path, select: torch_zip.read(path, select=select),
-  ),
+  f".safetensors{_INDEX}": _flat(safetensors_file.read_sharded),
+  f".bin{_INDEX}": _flat(safetensors_file.read_sharded, torch_zip.read),
+  ".safetensors": _flat(safetensors_file.read),
+  ".npz": _flat(npz.read, join="/"),
+  ".msgpack": msgpack_file.read,
+  **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), torch_zip.read),
 }
 SUFFIXES = tuple(suffix for suffix in _READERS if _INDEX not in suffix)
 

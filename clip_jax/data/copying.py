@@ -67,7 +67,7 @@ class Rule:
 
 
 class _Copied(NamedTuple):
-  """What is written of a slot: none of a bad record that is left out."""
+  """What is written for a slot; `data` is None if it is left out as bad."""
 
   data: bytes | None
   bad: str
@@ -176,7 +176,8 @@ class _Shards:
     path.rename(self._shelf / self._name)
     self.done.append(entry)
     new = self._shelf / f"{_DONE}.new"
-    new.write_text(json.dumps({"done": self.done}), "utf-8")
+    sealed = json_text.seal({"done": self.done})
+    new.write_text(json.dumps(sealed), "utf-8")
     new.replace(self._shelf / _DONE)
 
   def take_out(self) -> None:
@@ -187,10 +188,13 @@ class _Shards:
 
 
 def _kept(shelf: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the entries of the first files that are there and whole."""
+  """Returns the entries of the first files that are there and whole.
+
+  A list that is damaged, or was changed by hand, is none.
+  """
   kept: list[dict[str, Any]] = []
-  with contextlib.suppress(OSError, errors.UserError):
-    for entry in json_text.read(shelf / _DONE)["done"]:
+  with contextlib.suppress(OSError, ValueError):
+    for entry in json_text.unseal(json_text.read(shelf / _DONE))["done"]:
       if (shelf / entry["name"]).stat().st_size != entry["bytes"]:
         break
       kept.append(entry)

@@ -9,8 +9,8 @@ from typing import Protocol
 import grain
 import numpy as np
 
+from clip_jax.data import elements
 from clip_jax.data import record as record_lib
-from clip_jax.data import transforms
 
 _SHUFFLE_ROUNDS = 4  # As grain's own shuffle.
 
@@ -116,9 +116,7 @@ def first_captions(
       record = source[slots.slot(g)]
     except record_lib.BadRecord:
       return None
-    return transforms.choose_text(
-      record, rng=generator(seed, g), caption=caption
-    )
+    return elements.choose_text(record, rng=generator(seed, g), caption=caption)
 
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     found = list(pool.map(read, range(min(number, len(source)))))

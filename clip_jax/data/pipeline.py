@@ -19,7 +19,7 @@ from absl import flags
 
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
-from clip_jax.data import order, transforms
+from clip_jax.data import elements, order
 from clip_jax.data import record as record_lib
 from clip_jax.data import workers as worker_processes
 from clip_jax.data.batches import Batches, Guarded
@@ -64,7 +64,7 @@ class _TrainChunk:
   resize_ratio: float
   caption: str
   image_ids: bool
-  decode: transforms.Decoder
+  decode: elements.Decoder
 
   def __call__(self, element: int) -> dict:
     step, chunk = divmod(element, len(self.chunks))
@@ -104,7 +104,7 @@ class _TrainChunk:
       rng = order.generator(self.seed, g)
       try:
         record = self.source[slot]
-        pixels, caption = transforms.train_element(
+        pixels, caption = elements.train_element(
           record,
           decode=self.decode,
           preprocess=self.preprocess,
@@ -142,7 +142,7 @@ class _EvalBatch:
     for slot in slots:
       try:
         record = self.source[slot]
-        pixels = transforms.eval_element(record, preprocess=self.preprocess)
+        pixels = elements.eval_element(record, preprocess=self.preprocess)
       except record_lib.BadRecord as error:
         problems.append(Problem(slot, error.key, error.reason, substitute=-1))
         continue
@@ -222,7 +222,7 @@ def train_batches(
     resize_ratio=resize_ratio,
     caption=caption,
     image_ids=image_ids,
-    decode=transforms.Decoder(preprocess.limits),
+    decode=elements.Decoder(preprocess.limits),
   )
   dataset = (
     grain.MapDataset.range(start_step * chunks, _ENDLESS_STEPS * chunks)

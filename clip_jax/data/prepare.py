@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from clip_jax import errors, preprocess, tokenizer
+from clip_jax import errors, json_text, preprocess, tokenizer
 from clip_jax.data import account, copying, processes
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import array_record
@@ -79,22 +79,13 @@ def prepare(
   made = existing(out, source.fingerprint, limits, rule=rule)
   if made is not None:
     return made | {"written": False}
-  origin = {"fingerprint": source.fingerprint, **rule.to_dict()}
   opened = (
     partial_directory(out)
     if partial is None
     else contextlib.nullcontext(partial)
   )
   with opened as partial:
-    summary = {
-      "format": array_record.FORMAT,
-      "version": array_record.VERSION,
-      "class_names": source.class_names,
-      "templates": source.templates,
-      "source": {"address": address, **origin},
-      "account": account.of(source).to_dict(),
-      **(about or {}),
-    } | copying.write(
+    summary = _described(source, address, rule, about or {}) | copying.write(
       source,
       partial,
       rule,
@@ -104,12 +95,31 @@ def prepare(
       on_record=on_record,
     )
     _check_any(summary["records"], summary["bad"], drop_bad=drop_bad)
-    sidecar = partial / array_record.SIDECAR
-    sidecar.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
-    for name, data in (beside or {}).items():
-      (partial / name).write_bytes(data)
-    finish(partial, out)
+    sidecar = json.dumps(summary, indent=2).encode() + b"\n"
+    finish(partial, out, {array_record.SIDECAR: sidecar, **(beside or {})})
   return summary | {"written": True}
+
+
+def said(
+  made: Mapping[str, Any], name: str, out: str | os.PathLike
+) -> dict[str, Any]:
+  """Returns what is said of how a copy was made.
+
+  Args:
+    made: what is kept in the copy.
+    name: of an entry, sealed, in it.
+    out: the directory, for messages.
+
+  Raises:
+    UserError: the entry is missing, damaged or was changed by hand.
+  """
+  try:
+    return json_text.unseal(made[name])
+  except (KeyError, AttributeError, ValueError):
+    raise errors.UserError(
+      f"{str(out)!r} is there already, but what it says of how it was made, "
+      f"{name!r}, is damaged or was changed. Remove it, or give another name."
+    ) from None
 
 
 def _check_any(records: int, bad: dict[str, int], *, drop_bad: bool) -> None:
@@ -125,8 +135,41 @@ def _check_any(records: int, bad: dict[str, int], *, drop_bad: bool) -> None:
   raise error
 
 
-def finish(partial: pathlib.Path, out: pathlib.Path) -> None:
-  """Lets what was written in a partial directory become `out`, at once."""
+def _described(
+  source: record_lib.Source,
+  address: str,
+  rule: copying.Rule,
+  about: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Returns what `dataset.json` says before the records are counted."""
+  return {
+    "format": array_record.FORMAT,
+    "version": array_record.VERSION,
+    "class_names": source.class_names,
+    "templates": source.templates,
+    "source": {"address": address, **_origin(source.fingerprint, rule)},
+    "account": account.of(source).to_dict(),
+    **about,
+  }
+
+
+def _origin(fingerprint: str, rule: copying.Rule) -> dict[str, Any]:
+  """Returns what a copy was made from, and how."""
+  return {"fingerprint": fingerprint, **rule.to_dict()}
+
+
+def finish(
+  partial: pathlib.Path, out: pathlib.Path, files: Mapping[str, bytes]
+) -> None:
+  """Renames a partial directory to `out`, once everything is written.
+
+  Args:
+    partial: of `partial_directory`.
+    out: what it becomes.
+    files: further ones, by name, which are written first.
+  """
+  for name, data in files.items():
+    (partial / name).write_bytes(data)
   for path in partial.iterdir():
     if path.name != FOUND:
       copying.sync(path)
@@ -167,7 +210,7 @@ def existing(
     summary = array_record.read_sidecar(out / array_record.SIDECAR)
   made_from = summary.get("source", {})
   rule = rule or copying.Rule(limits=limits)
-  origin = {"fingerprint": fingerprint, **rule.to_dict()}
+  origin = _origin(fingerprint, rule)
   # An earlier version's copy says nothing of what it could not do.
   earlier = dict.fromkeys(rule.to_dict())
   if origin.items() <= (earlier | made_from).items():

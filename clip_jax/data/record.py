@@ -6,6 +6,10 @@ from typing import Protocol
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _HINTS = {
+  "lfs_pointer": "these are pointers of Git LFS; get the files by `git lfs "
+  "pull`",
+  "parts_not_adjacent": "the parts of a sample must follow one another in a "
+  "tar; pack it anew by `tar --sort=name`",
   "unsafe_name": "a name may hold no `..`, no control character and, in a tar, "
   "no / at its beginning: rename it; a table's names with `..` are read with "
   "?links=follow at the end of the address",

@@ -6,7 +6,13 @@ from collections.abc import Iterator
 
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding, terminal
-from clip_jax.doctor import captions, diagnosis, learning, machine, records
+from clip_jax.doctor import (
+  caption_checks,
+  diagnosis,
+  learning,
+  machine,
+  sampling,
+)
 from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
 
 _LOGGER = logging.getLogger(__name__)
@@ -68,12 +74,14 @@ def _of_data(setup: learning.Setup) -> list[Finding]:
   run, config = setup.run, setup.run.program.config
   _LOGGER.info("Looking at the records of %s ...", config.data.train)
   with terminal.Progress("read", unit="records") as progress:
-    sample = records.read(run.source, run.preprocess, progress=progress)
+    sample = sampling.read(run.source, run.preprocess, progress=progress)
   limit = config.data.max_bad_fraction
   return [
-    records.account(run.source, max_bad_fraction=limit),
-    records.check(sample, max_bad_fraction=limit),
-    *captions.check(sample, run.tokenizer, duplicates=config.loss.duplicates),
+    sampling.account(run.source, max_bad_fraction=limit),
+    sampling.check(sample, max_bad_fraction=limit),
+    *caption_checks.check(
+      sample, run.tokenizer, duplicates=config.loss.duplicates
+    ),
   ]
 
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from clip_jax import host_devices, sharding
 from clip_jax import versions as versions_lib
 from clip_jax.doctor.finding import OK, WARNING, Finding
-from clip_jax.train import metrics
+from clip_jax.train import metric_log
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 _BYTES_PER_DEVICE = 2**24
@@ -33,7 +33,7 @@ def devices() -> Finding:
     "kind": kind,
     "devices": len(found),
     "processes": jax.process_count(),
-    "peak_flops": metrics.peak_flops(),
+    "peak_flops": metric_log.peak_flops(),
     "cpu_cores": os.cpu_count(),
   }
   stats = found[0].memory_stats() or {}

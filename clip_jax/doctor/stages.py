@@ -1,4 +1,4 @@
-"""Where the time of loading goes: each stage by itself, on one core."""
+"""Times each stage of loading by itself, on one core."""
 
 import time
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from clip_jax import preprocess as preprocess_lib
-from clip_jax.data import order, transforms
+from clip_jax.data import elements, order
 from clip_jax.data import record as record_lib
 from clip_jax.train import run as run_lib
 
@@ -55,7 +55,7 @@ def _of_example(run: run_lib.Run, slot: int, g: int) -> dict[str, float]:
     image, run.preprocess, rng=rng, resize_ratio=config.data.resize_ratio
   )
   clock.append(time.perf_counter())
-  text = transforms.choose_text(record, rng=rng, caption=config.data.caption)
+  text = elements.choose_text(record, rng=rng, caption=config.data.caption)
   run.tokenizer([text])
   clock.append(time.perf_counter())
   return dict(zip(LOADING, np.diff(clock).tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Whether the probabilities of a zero-shot classifier can be believed."""
+"""Calibration: whether a zero-shot classifier is right as often as it says."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -9,11 +9,12 @@ from scipy import special
 
 from clip_jax.evals import metrics
 
-# Of a model whose probabilities are right, `ece` of 12 examples is 27 % on
-# average, of 200 still 8 %, of 1000 3 %: of fewer than this it is not told.
+# Few examples give too large an error: that of a perfectly calibrated model is
+# 27 % on average with 12 examples, 8 % with 200 and 3 % with 1000. With fewer
+# examples than this, `ece` is not shown.
 LEAST_EXAMPLES = 200
 _SCORES_PER_BLOCK = 1 << 22  # 32 MiB of float64.
-# Of the logits that a temperature is fitted on, float32: 256 MiB.
+# The most logits that a temperature is fitted on: 256 MiB of float32.
 _SCORES_FITTED = 1 << 26
 
 
@@ -29,7 +30,7 @@ def measure(
   `ece`, `nll` (nats) and `brier` are of all examples, `reliability` is the
   table of `ece`. `temperature` is fitted on every second example, from the
   first on; `ece_after` is of the other half with it, `ece_held_out` of that
-  half without. None stands for what a single example cannot give.
+  half without. With a single example these three are None.
 
   Args:
     embeds: unit embeddings of images, (n, embed).
@@ -59,7 +60,7 @@ def _scaled(embeds, labels, weights) -> dict[str, Any]:
   )
   if len(labels) < 2:
     return dict.fromkeys(names)
-  # Fewer where their logits would take too much memory, evenly spread.
+  # Skips examples evenly if all their logits would take too much memory.
   step = 2 * -(-len(labels) * len(weights) // (2 * _SCORES_FITTED))
   fitted = metrics.fit_temperature(
     (embeds[::step] @ weights.T).astype(np.float32), labels[::step]
@@ -75,7 +76,7 @@ def _scaled(embeds, labels, weights) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class _Fit:
-  """What is gathered of each example, block by block."""
+  """The values of each example that the measures need, block by block."""
 
   confidences: list[np.ndarray] = dataclasses.field(default_factory=list)
   correct: list[np.ndarray] = dataclasses.field(default_factory=list)

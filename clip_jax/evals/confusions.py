@@ -1,4 +1,4 @@
-"""Which classes are right, and taken for which others, batch by batch."""
+"""Counts how often each class is taken for which other, batch by batch."""
 
 import collections
 from collections.abc import Sequence

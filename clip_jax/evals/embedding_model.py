@@ -1,4 +1,4 @@
-"""What evaluations and reports need of a model."""
+"""The interface of a model to evaluations and reports."""
 
 import dataclasses
 from collections.abc import Callable

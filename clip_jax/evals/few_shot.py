@@ -27,6 +27,7 @@ from clip_jax.evals import (
   tasks,
   zero_shot,
 )
+from clip_jax.evals import reading as reading_lib
 from clip_jax.evals import shots as shots_lib
 
 _LOGGER = logging.getLogger(__name__)
@@ -52,9 +53,7 @@ def evaluate(
   seeds: int = shots_lib.SEEDS,
   labels: str = "",
   templates: str = "",
-  batch_size: int = 256,
-  threads: int = 4,
-  progress: Callable[[int, int], None] | None = None,
+  reading: reading_lib.Reading = reading_lib.DEFAULT,
 ) -> dict[str, Any]:
   """Returns the accuracy of probes on a few examples, and of zero-shot.
 
@@ -74,25 +73,14 @@ def evaluate(
     seeds: draws of each number, of the seeds 0, 1, ….
     labels: comma-separated, or a file; empty takes the data's own.
     templates: one template, or a file; empty takes the data's own.
-    batch_size: images embedded at once.
-    threads: threads that read and decode.
-    progress: called with the images done and their total.
+    reading: how the data are read.
 
   Raises:
     UserError: the data have no classes, or not the same in both splits.
   """
-  if not shots or min(shots) < 1:
-    raise errors.UserError(
-      f"shots={list(shots)} must be whole numbers of at least 1, such as 1,4."
-    )
-  shots = sorted(set(shots))
+  shots = _ascending(shots)
   opened = _open(data, train_data, shots, labels=labels, templates=templates)
   classes = prompts.class_embeddings(opened.prompts, embed_texts)
-  reading = {
-    "preprocess": preprocess,
-    "batch_size": batch_size,
-    "threads": threads,
-  }
   pool, order, most = opened.pool, opened.order, max(shots)
   before = min(len(opened.train), seeds * most * len(order))
   total = before + len(opened.test)
@@ -100,8 +88,8 @@ def evaluate(
     embed,
     most=most,
     seeds=seeds,
-    progress=progress and (lambda done: progress(done, total)),
-    **reading,
+    preprocess=preprocess,
+    reading=reading.part(0, total),
   )
   tested, embeddings = _read_test(
     opened.test,
@@ -109,8 +97,8 @@ def evaluate(
     embed,
     embed_images,
     bad=bad,
-    progress=progress and (lambda done, _: progress(before + done, total)),
-    **reading,
+    preprocess=preprocess,
+    reading=reading.part(before, total),
   )
   baseline = zero_shot.accuracy(iter([(embeddings, tested.labels)]), classes)
   found = [_in_order(draw, order, tested.class_names) for draw in drawn]
@@ -131,6 +119,15 @@ def evaluate(
     "bad_records": dict(bad),
     "warnings": opened.warnings,
   }
+
+
+def _ascending(shots: Sequence[int]) -> list[int]:
+  """Returns the numbers of shots in order, each once."""
+  if not shots or min(shots) < 1:
+    raise errors.UserError(
+      f"shots={list(shots)} must be whole numbers of at least 1, such as 1,4."
+    )
+  return sorted(set(shots))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +187,7 @@ def _read_test(
   data: str,
   embed: Embed,
   embed_images: Embed,
-  **reading: Any,
+  **how: Any,
 ) -> tuple[linear_probe.Examples, np.ndarray]:
   """Returns the test examples and their unit embeddings, in one pass.
 
@@ -199,7 +196,7 @@ def _read_test(
     data: its address.
     embed: returns the probe's features.
     embed_images: returns unit embeddings; it may be `embed`.
-    **reading: of `linear_probe.read_all`.
+    **how: of `linear_probe.read_all`.
   """
   embeddings = []
 
@@ -207,7 +204,7 @@ def _read_test(
     embeddings.append(np.asarray(embed_images(images), np.float32))
     return embeddings[-1] if embed == embed_images else embed(images)
 
-  examples = linear_probe.read_all(source, data, both, **reading)
+  examples = linear_probe.read_all(source, data, both, **how)
   return examples, np.concatenate(embeddings)
 
 

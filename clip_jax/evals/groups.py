@@ -9,15 +9,15 @@ import csv
 import io
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import special
 
 from clip_jax import errors, regular_files
-from clip_jax.data import pipeline
 from clip_jax.evals import embedding_model, metrics, tasks, zero_shot
+from clip_jax.evals import reading as reading_lib
 
 TASK = "groups"
 _MOST_LABELS = 20  # Told of an attribute, as in the paper's section 7.1.
@@ -77,9 +77,7 @@ def evaluate(
   groups: str,
   labels: str = "",
   templates: str = "",
-  batch_size: int = 256,
-  threads: int = 4,
-  progress: Callable[[int, int], None] | None = None,
+  reading: reading_lib.Reading = reading_lib.DEFAULT,
 ) -> dict[str, Any]:
   """Returns zero-shot's results by group.
 
@@ -92,9 +90,7 @@ def evaluate(
     groups: the path of the table, as `read_groups` takes it.
     labels: comma-separated, or a file; empty takes the data's own.
     templates: one template, or a file; empty takes the data's own.
-    batch_size: images embedded at once.
-    threads: threads that read and decode.
-    progress: called with the images done and their total.
+    reading: how the data are read.
 
   Raises:
     UserError: the table cannot be read or names no image of the data; labels
@@ -104,13 +100,7 @@ def evaluate(
   classifier = tasks.open_classifier(
     data, model.embed_texts, labels=labels, templates=templates
   )
-  keys, guesses, truths, bad = _classify(
-    classifier,
-    model,
-    batch_size=batch_size,
-    threads=threads,
-    progress=progress,
-  )
+  keys, guesses, truths, bad = _classify(classifier, model, reading)
   if not keys:
     raise errors.UserError(f"{data} has no image.")
   if not any(key in members for members in table.values() for key in keys):
@@ -146,23 +136,13 @@ def evaluate(
 def _classify(
   classifier: tasks.Classifier,
   model: embedding_model.EmbeddingModel,
-  *,
-  batch_size: int,
-  threads: int,
-  progress: Callable[[int, int], None] | None,
+  reading: reading_lib.Reading,
 ) -> tuple[list[str], list[int], list[int], collections.Counter[str]]:
   """Returns keys, guessed classes, labels, and the counts of bad records."""
   keys, guesses, truths = [], [], []
   bad: collections.Counter[str] = collections.Counter()
-  with pipeline.eval_batches(
-    classifier.source,
-    batch_size=batch_size,
-    preprocess=model.preprocess,
-    threads=threads,
-  ) as batches:
-    for batch in tasks.watch(
-      batches, bad, total=len(classifier.source), progress=progress
-    ):
+  with reading.watched(classifier.source, model.preprocess, bad) as batches:
+    for batch in batches:
       embeds = model.embed_images(batch["image"])
       guesses += zero_shot.guess(embeds, classifier.embeddings).tolist()
       truths += batch["label"].tolist()

@@ -6,7 +6,6 @@ A.3), or the embeddings themselves.
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,9 +15,10 @@ import numpy as np
 
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
-from clip_jax.data import account, pipeline, sources
+from clip_jax.data import account, sources
 from clip_jax.data.sources import splits
-from clip_jax.evals import logistic, prompts, tasks, zero_shot
+from clip_jax.evals import logistic, prompts, zero_shot
+from clip_jax.evals import reading as reading_lib
 
 # The paper's grid of penalties: eight a decade from 1e-6 to 1e6.
 PENALTIES = tuple(10 ** (k / 8 - 6) for k in range(97))
@@ -33,8 +33,6 @@ NOT_FINITE = (
   "The model gives features that are not finite; its parameters are damaged or "
   "its training diverged. Use an earlier checkpoint."
 )
-
-Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +62,7 @@ def evaluate(
   train_data: str = "",
   seed: int = 0,
   neighbours: int = NEIGHBOURS,
-  batch_size: int = 256,
-  threads: int = 4,
-  progress: Progress | None = None,
+  reading: reading_lib.Reading = reading_lib.DEFAULT,
 ) -> dict[str, Any]:
   """Returns the accuracy of a classifier that is trained on one split.
 
@@ -78,9 +74,7 @@ def evaluate(
     train_data: a DATA address; empty takes the other split of `data`.
     seed: of the examples that are kept to choose the penalty by.
     neighbours: that vote, of `knn`.
-    batch_size: images embedded at once.
-    threads: threads that read and decode.
-    progress: called with the examples done and their total.
+    reading: how the data are read.
 
   Raises:
     UserError: the data have no classes, or not the same in both splits.
@@ -95,11 +89,11 @@ def evaluate(
     )
   opened = [sources.open_source(address) for address in (train_data, data)]
   order = check_classes(opened, (train_data, data))
-  total, done, bad = sum(map(len, opened)), 0, collections.Counter()
+  total, done = sum(map(len, opened)), 0
+  bad: collections.Counter[str] = collections.Counter()
   read, warnings = [], []
   for source, address in zip(opened, (train_data, data), strict=True):
     warnings += account.tell(source, address)
-    further = progress and functools.partial(_further, progress, done, total)
     read.append(
       read_all(
         source,
@@ -107,9 +101,7 @@ def evaluate(
         embed,
         bad=bad,
         preprocess=preprocess,
-        batch_size=batch_size,
-        threads=threads,
-        progress=further,
+        reading=reading.part(done, total),
       )
     )
     done += len(source)
@@ -126,10 +118,6 @@ def evaluate(
     "bad_records": dict(bad),
     "warnings": warnings,
   }
-
-
-def _further(progress: Progress, before: int, total: int, done: int, _) -> None:
-  progress(before + done, total)
 
 
 def unlabelled(address: str) -> errors.UserError:
@@ -175,9 +163,7 @@ def read_all(
   *,
   bad: collections.Counter[str],
   preprocess: preprocess_lib.Preprocess,
-  batch_size: int = 256,
-  threads: int = 4,
-  progress: Progress | None = None,
+  reading: reading_lib.Reading = reading_lib.DEFAULT,
 ) -> Examples:
   """Returns the features of labelled data.
 
@@ -187,19 +173,14 @@ def read_all(
     embed: returns features (n, width) of uint8 images (n, size, size, 3).
     bad: a counter of bad records by reason, changed in place.
     preprocess: how an image becomes an array.
-    batch_size: images embedded at once.
-    threads: threads that read and decode.
-    progress: called with the records done and their total.
+    reading: how the data are read.
 
   Raises:
     UserError: there is no example, or one without a label; features are not
       finite.
   """
-  with pipeline.eval_batches(
-    source, batch_size=batch_size, preprocess=preprocess, threads=threads
-  ) as batches:
-    watched = tasks.watch(batches, bad, total=len(source), progress=progress)
-    return _embed(watched, embed, source.class_names, address)
+  with reading.watched(source, preprocess, bad) as batches:
+    return _embed(batches, embed, source.class_names, address)
 
 
 def _embed(batches, embed, class_names, address: str) -> Examples:

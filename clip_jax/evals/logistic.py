@@ -156,7 +156,7 @@ class Regression:
 
 
 class _Search(NamedTuple):
-  """Where a search for the minimum is; everything in scaled coordinates.
+  """The state of the search for the minimum, in scaled coordinates.
 
   Attributes:
     point: the best so far, (classes, width + 1).

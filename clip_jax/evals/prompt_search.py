@@ -7,16 +7,17 @@ the examples that they were chosen by would say too much.
 import collections
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.data import account, pipeline
+from clip_jax.data import account
 from clip_jax.data.sources import splits
 from clip_jax.evals import embedding_model, tasks, zero_shot
 from clip_jax.evals import prompts as prompts_lib
+from clip_jax.evals import reading as reading_lib
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -83,9 +84,7 @@ def evaluate(
   templates: str,
   train_data: str = "",
   labels: str = "",
-  batch_size: int = 256,
-  threads: int = 4,
-  progress: Callable[[int, int], None] | None = None,
+  reading: reading_lib.Reading = reading_lib.DEFAULT,
 ) -> dict[str, Any]:
   """Returns zero-shot measures with the templates that a search chooses.
 
@@ -99,9 +98,7 @@ def evaluate(
     templates: to choose from: a file, or one template.
     train_data: a DATA address; empty takes the other split of `data`.
     labels: as in `tasks.evaluate`.
-    batch_size: images embedded at once.
-    threads: threads that read and decode.
-    progress: called with the examples done and their total, of each split.
+    reading: how the data are read.
 
   Raises:
     UserError: data, labels and templates do not go together.
@@ -122,23 +119,12 @@ def evaluate(
   _check(train, test)
   account.tell(train.source, train_data)
   bad: collections.Counter[str] = collections.Counter()
-  examples = _embed(
-    train,
-    model,
-    bad,
-    batch_size=batch_size,
-    threads=threads,
-    progress=progress,
-  )
+  examples = _embed(train, model, bad, reading)
   names = test.templates or ()
   found = choose(examples.embeds, examples.labels, _sums(train, model))
   chosen = [names[k] for k in found.chosen]
   measured = tasks.run(
-    dataclasses.replace(test, templates=chosen),
-    model,
-    batch_size=batch_size,
-    threads=threads,
-    progress=progress,
+    dataclasses.replace(test, templates=chosen), model, reading=reading
   )
   search = {
     "train_data": train_data,
@@ -158,17 +144,13 @@ def _embed(
   train: tasks.Evaluation,
   model: embedding_model.EmbeddingModel,
   bad: collections.Counter[str],
-  *,
-  progress: Callable[[int, int], None] | None,
-  **reading: Any,
+  reading: reading_lib.Reading,
 ) -> zero_shot.Examples:
   """Returns the examples to choose templates by; counts the bad records."""
-  with pipeline.eval_batches(
-    train.source, preprocess=model.preprocess, **reading
-  ) as batches:
+  with reading.watched(train.source, model.preprocess, bad) as batches:
     examples = zero_shot.embed(
       model,
-      tasks.watch(batches, bad, total=len(train.source), progress=progress),
+      batches,
       classes=len(train.source.class_names or train.labels or ()),
     )
   if examples.several:

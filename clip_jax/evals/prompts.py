@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import string
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from clip_jax import errors, json_text, tokenizer
+
+_LOGGER = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATE = "a photo of a {}."  # Paper, section 3.1.4.
 _PROMPTS_PER_CALL = 1024
@@ -50,7 +53,13 @@ def read_labels(text: str | os.PathLike) -> Labels:
   path = _as_file(text, what="labels")
   if path is None:
     text = os.fspath(text)
-    if os.path.isdir(text) or (os.sep in text and "," not in text):
+    if os.sep not in text and os.path.isdir(text):
+      _LOGGER.warning(
+        "%r is a directory here, too, and is read as one label, not as a "
+        "file of labels.",
+        text,
+      )
+    elif os.path.isdir(text) or (os.sep in text and "," not in text):
       what = "are a directory" if os.path.isdir(text) else "are no file"
       raise errors.UserError(
         f"The labels {text!r} look like a path, and {what}."
@@ -58,6 +67,12 @@ def read_labels(text: str | os.PathLike) -> Labels:
         "of a file."
       )
     return [part.strip() for part in text.split(",")]
+  if not path.suffix and str(path) == text:
+    _LOGGER.warning(
+      "The labels are read from the file %r, which is here; for one label of "
+      'this name give a file with ["%s"].',
+      *(text, text),
+    )
   labels = _read(path, what="labels")
   if isinstance(labels, dict) and len(labels) == 1:
     names = labels.get("names")
@@ -156,6 +171,10 @@ def resolve(
     raise errors.UserError(
       f"Labels must be a list of texts, got the text {labels!r}; write "
       f"[{labels!r}]."
+    )
+  if isinstance(labels, bytes | bytearray):
+    raise errors.UserError(
+      "Labels must be a list of texts, got bytes; write them as .decode()."
     )
   if isinstance(labels, set | frozenset) or (
     not isinstance(labels, Iterable) or getattr(labels, "shape", None) == ()

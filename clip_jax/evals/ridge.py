@@ -14,6 +14,7 @@ import numpy as np
 from clip_jax.data import sources
 from clip_jax.data.sources import splits
 from clip_jax.evals import embedding_model, linear_probe
+from clip_jax.evals import reading as reading_lib
 from clip_jax.evals import shots as shots_lib
 
 TASK = "few_shot_lsr"
@@ -47,42 +48,35 @@ class FewShot:
     self,
     model: embedding_model.EmbeddingModel,
     *,
-    batch_size: int = 256,
-    threads: int = 4,
-    progress: Callable[[int, int], None] | None = None,
+    reading: reading_lib.Reading = reading_lib.DEFAULT,
   ) -> dict[str, Any]:
     """Returns the accuracy of probes on a model's embeddings.
 
     Args:
       model: to measure.
-      batch_size: images embedded at once.
-      threads: threads that read and decode.
-      progress: called with the images done and their total.
+      reading: how the data are read.
 
     Raises:
       UserError: the data cannot be used, or a class has no example.
     """
-    reading = {
-      "preprocess": model.preprocess,
-      "batch_size": batch_size,
-      "threads": threads,
-    }
     short = shots_lib.too_few(SHOTS, self.pool.fewest())
     seeds, most = shots_lib.SEEDS, max(SHOTS)
     before = min(len(self.pool.labels), seeds * most * len(self.order))
-    tell = progress and (
-      lambda done, _=0: progress(done, before + len(self.source))
-    )
+    total = before + len(self.source)
     draws, bad = self.pool.embed(
-      model.embed_images, most=most, seeds=seeds, progress=tell, **reading
+      model.embed_images,
+      most=most,
+      seeds=seeds,
+      preprocess=model.preprocess,
+      reading=reading.part(0, total),
     )
     test = linear_probe.read_all(
       self.source,
       self.data,
       model.embed_images,
       bad=bad,
-      progress=tell and (lambda done, _: tell(before + done)),
-      **reading,
+      preprocess=model.preprocess,
+      reading=reading.part(before, total),
     )
     entries = []
     for k in SHOTS:

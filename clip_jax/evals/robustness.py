@@ -1,12 +1,10 @@
 """Zero-shot accuracy on corrupted images, beside that on the clean ones."""
 
 import collections
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from clip_jax.data import pipeline
 from clip_jax.evals import (
   corruptions,
   embedding_model,
@@ -14,6 +12,7 @@ from clip_jax.evals import (
   tasks,
   zero_shot,
 )
+from clip_jax.evals import reading as reading_lib
 
 TASK = "robustness"
 RESAMPLES = 1000
@@ -28,9 +27,7 @@ def evaluate(
   labels: str = "",
   templates: str = "",
   seed: int = 0,
-  batch_size: int = 256,
-  threads: int = 4,
-  progress: Callable[[int, int], None] | None = None,
+  reading: reading_lib.Reading = reading_lib.DEFAULT,
 ) -> dict[str, Any]:
   """Returns the accuracy under each corruption at each severity.
 
@@ -46,9 +43,7 @@ def evaluate(
     labels: comma-separated, or a file; empty takes the data's own.
     templates: one template, or a file; empty takes the data's own.
     seed: of noise, of the direction of a shift and of the bootstrap.
-    batch_size: images embedded at once.
-    threads: threads that read and decode.
-    progress: called with the images done and their total.
+    reading: how the data are read.
 
   Raises:
     UserError: labels and data do not go together, or all records are bad.
@@ -72,16 +67,12 @@ def evaluate(
         source, *kind, seed=seed, limits=model.preprocess.limits
       )
     )
-    before = number * len(source)
     measured, right = _measure(
       changed,
       model,
       classes,
       bad,
-      progress=progress
-      and (lambda done, _, before=before: progress(before + done, total)),
-      batch_size=batch_size,
-      threads=threads,
+      reading.part(number * len(source), total),
     )
     clean = clean or measured
     all_right.append(right)
@@ -103,7 +94,7 @@ def evaluate(
   }
 
 
-def _measure(source, model, classes, bad, *, progress, **reading):
+def _measure(source, model, classes, bad, reading):
   """Returns zero-shot's measures, and of each record whether it is right.
 
   That is 1 or 0, and -1 for a record that is bad. `bad` counts the bad ones.
@@ -117,11 +108,8 @@ def _measure(source, model, classes, bad, *, progress, **reading):
       yield embeds, labels
       right[batch["record"]] = zero_shot.guess(embeds, classes) == labels
 
-  with pipeline.eval_batches(
-    source, preprocess=model.preprocess, **reading
-  ) as batches:
-    watched = tasks.watch(batches, found, total=len(source), progress=progress)
-    measured = zero_shot.accuracy(embedded(watched), classes)
+  with reading.watched(source, model.preprocess, found) as batches:
+    measured = zero_shot.accuracy(embedded(batches), classes)
   bad |= found
   return measured, right
 

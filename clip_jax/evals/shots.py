@@ -11,9 +11,10 @@ import numpy as np
 
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
-from clip_jax.data import pipeline, sources
+from clip_jax.data import sources
 from clip_jax.data.sources import views
 from clip_jax.evals import linear_probe
+from clip_jax.evals import reading as reading_lib
 
 SEEDS = 3  # Draws whose mean and deviation are told, as big_vision's probe.
 
@@ -113,9 +114,7 @@ class Pool:
     most: int,
     seeds: int,
     preprocess: preprocess_lib.Preprocess,
-    batch_size: int = 256,
-    threads: int = 4,
-    progress: Callable[[int], None] | None = None,
+    reading: reading_lib.Reading = reading_lib.DEFAULT,
   ) -> tuple[list[Shots], collections.Counter[str]]:
     """Returns the draws of each seed, and why records could not be drawn.
 
@@ -126,9 +125,7 @@ class Pool:
       most: examples of a class.
       seeds: draws, of the seeds 0, 1, ….
       preprocess: how an image becomes an array.
-      batch_size: images embedded at once.
-      threads: threads that read and decode.
-      progress: called with the number of images embedded.
+      reading: how the data are read; progress counts images, not seeds.
     """
     known: dict[int, np.ndarray] = {}
     damaged: set[int] = set()
@@ -139,9 +136,7 @@ class Pool:
       if not (new := sorted(wanted - known.keys())):
         return [self._gather(draw, known) for draw in drawn], bad
       part = views.Part(self.source, np.array(new), "drawn", new)
-      with pipeline.eval_batches(
-        part, batch_size=batch_size, preprocess=preprocess, threads=threads
-      ) as batches:
+      with reading.open(part, preprocess) as batches:
         for batch in batches:
           for problem in batch["problems"]:
             bad[problem.reason] += 1
@@ -149,8 +144,8 @@ class Pool:
           if rows := batch["record"].tolist():
             features = np.asarray(embed(batch["image"]), np.float32)
             known.update(zip((new[row] for row in rows), features, strict=True))
-          if progress is not None:
-            progress(len(known))
+          if reading.progress is not None:
+            reading.progress(len(known), len(wanted))
 
   def _gather(
     self, draw: Sequence[Sequence[int]], known: dict[int, np.ndarray]

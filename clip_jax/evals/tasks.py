@@ -3,15 +3,16 @@
 import collections
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.data import account, pipeline, sources
+from clip_jax.data import account, sources
 from clip_jax.data import record as record_lib
 from clip_jax.evals import embedding_model, prompts, retrieval, zero_shot
+from clip_jax.evals import reading as reading_lib
 
 TASKS: dict[str, Callable[..., dict[str, Any]]] = {
   "retrieval": retrieval.evaluate,
@@ -65,33 +66,20 @@ class Evaluation:
     self,
     model: embedding_model.EmbeddingModel,
     *,
-    batch_size: int = 256,
-    threads: int = 4,
-    progress: Callable[[int, int], None] | None = None,
-    open_batches: Callable[..., Any] = pipeline.eval_batches,
+    reading: reading_lib.Reading = reading_lib.DEFAULT,
   ) -> dict[str, Any]:
     """Returns the measures of a model, as the function `evaluate` does.
 
     Args:
       model: to measure.
-      batch_size: images embedded at once.
-      threads: threads that read and decode.
-      progress: called with the examples done and their total.
-      open_batches: what gives the batches; where several processes share
-        them, another function of the same arguments.
+      reading: how the data are read.
     """
     bad: collections.Counter[str] = collections.Counter()
-    total = len(self.source)
-    with open_batches(
-      self.source,
-      batch_size=batch_size,
-      preprocess=model.preprocess,
-      threads=threads,
-    ) as batches:
+    with reading.watched(self.source, model.preprocess, bad) as batches:
       measured = TASKS[self.task](
         self.source,
         model=model,
-        batches=watch(batches, bad, total=total, progress=progress),
+        batches=batches,
         labels=self.labels,
         templates=self.templates,
         **self.options,
@@ -207,9 +195,7 @@ def evaluate(
   templates: str = "",
   duplicates: str | None = None,
   subtract_prior: bool = False,
-  batch_size: int = 256,
-  threads: int = 4,
-  progress: Callable[[int, int], None] | None = None,
+  reading: reading_lib.Reading = reading_lib.DEFAULT,
 ) -> dict[str, Any]:
   """Returns the measures of one task on one data set.
 
@@ -224,9 +210,7 @@ def evaluate(
     templates: one template, or a file; empty takes the data's own.
     duplicates: of retrieval: one of `names.RETRIEVAL_DUPLICATES`.
     subtract_prior: of zero_shot: see `likelihood.scores`.
-    batch_size: images embedded at once.
-    threads: threads that read and decode.
-    progress: called with the examples done and their total.
+    reading: how the data are read.
 
   Raises:
     UserError: task or data are unknown, or do not go together.
@@ -239,68 +223,20 @@ def evaluate(
     duplicates=duplicates,
     subtract_prior=subtract_prior,
   )
-  return run(
-    evaluation,
-    model,
-    batch_size=batch_size,
-    threads=threads,
-    progress=progress,
-  )
+  return run(evaluation, model, reading=reading)
 
 
 def run(
   evaluation: Evaluation,
   model: embedding_model.EmbeddingModel,
   *,
-  batch_size: int = 256,
-  threads: int = 4,
-  progress: Callable[[int, int], None] | None = None,
+  reading: reading_lib.Reading = reading_lib.DEFAULT,
 ) -> dict[str, Any]:
   """Returns the result of `evaluate`, of an evaluation that is open."""
   warnings = account.tell(evaluation.source, evaluation.data)
   started = time.perf_counter()
-  measured = evaluation.measure(
-    model,
-    batch_size=batch_size,
-    threads=threads,
-    progress=progress,
-  )
+  measured = evaluation.measure(model, reading=reading)
   seconds = time.perf_counter() - started
   read = len(evaluation.source) - sum(measured["bad_records"].values())
   timed = {"seconds": seconds, "images_per_second": read / seconds}
   return {**measured, **timed, "warnings": warnings}
-
-
-def watch(
-  batches: Iterable[dict[str, Any]],
-  bad: collections.Counter[str],
-  *,
-  total: int,
-  done: int = 0,
-  progress: Callable[[int, int], None] | None = None,
-) -> Iterator[dict[str, Any]]:
-  """Yields `batches`, counting their bad records by reason in `bad`.
-
-  Args:
-    batches: of `pipeline.eval_batches`.
-    bad: a counter, changed in place.
-    total: number of records, good and bad.
-    done: records before these batches, of which `bad` has the bad ones.
-    progress: called with the records done and their total.
-
-  Raises:
-    UserError: after the last batch, if every record was bad.
-  """
-  for batch in batches:
-    for problem in batch["problems"]:
-      bad[problem.reason] += 1
-    yield batch
-    done += len(batch["image"]) + len(batch["problems"])
-    if progress is not None:
-      progress(done, total)
-  if done and bad.total() == done:
-    reasons = ", ".join(f"{n} {reason}" for reason, n in bad.most_common())
-    raise errors.UserError(
-      f"All {done} records are bad ({reasons}); `clip-jax data inspect` says "
-      "what is wrong with which."
-    )

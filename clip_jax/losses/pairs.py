@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from clip_jax.losses import layout as layout_lib
-from clip_jax.losses import sweep, targets
+from clip_jax.losses import division, sweep, targets
 
 # The index of padding, which belongs to no pair.
 FILLS = {"index": -1}
@@ -30,7 +29,7 @@ class Options:
     duplicates: how pairs with equal ids count, a name in `targets.DUPLICATES`.
   """
 
-  layout: layout_lib.Layout
+  layout: division.Layout
   duplicates: str = "ignore"
 
 

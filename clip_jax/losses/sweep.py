@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from clip_jax.losses import layout as layout_lib
+from clip_jax.losses import division
 
 
 def ring_order(sizes: Sequence[int]) -> list[int]:
@@ -126,7 +126,7 @@ def _unpack(
 def sweep(
   tile: Callable[[Any, Any, Any, Any], tuple[Any, Any]],
   *,
-  layout: layout_lib.Layout,
+  layout: division.Layout,
   rows: Any,
   row_state: Any,
   texts: jax.Array,

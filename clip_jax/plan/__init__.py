@@ -2,5 +2,5 @@
 
 The training step is compiled ahead of time, for devices that need not be
 present: `jobs.make_job`, then `planner.make_plan`. `suggest.suggest` searches
-for a config that fits, `report` formats a plan.
+for a config that fits, `presentation` formats a plan.
 """

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from clip_jax.train import metrics
+from clip_jax.train import metric_log
 
 GIB = 2**30
 GB = 10**9
@@ -88,7 +88,7 @@ _FIGURES = {
 CHIPS = {
   name: Chip(
     name=name,
-    peak_flops=metrics.PEAK_FLOPS[peak],
+    peak_flops=metric_log.PEAK_FLOPS[peak],
     memory_bytes=int(size * GIB),
     memory_bandwidth=rate * GB,
     link_bandwidth=link * GB,

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.losses import layout as loss_layout
+from clip_jax.losses import division
 from clip_jax.models import clip, variants
 from clip_jax.packing import packed_text
-from clip_jax.plan import captions, topology
+from clip_jax.plan import caption_lengths, topology
 from clip_jax.train import origins as origins_lib
 from clip_jax.train import program as program_lib
 from clip_jax.train import step as step_lib
@@ -58,7 +58,7 @@ class Job:
     config = self.config
     if config.loss.method != "auto":
       return config.loss.method
-    return loss_layout.automatic(
+    return division.automatic(
       config.batch_size // self.mesh.size,
       self.model.embed_dim,
       jnp.dtype(config.precision).itemsize,
@@ -123,7 +123,7 @@ def _make_layout(
   context = step.model.text.context_length
 
   def sample(number=text_layout.SAMPLED_CAPTIONS):
-    return captions.sample_lengths(
+    return caption_lengths.sample_lengths(
       caption_tokens or context, number=number, context=context
     )
 

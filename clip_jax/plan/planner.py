@@ -30,7 +30,7 @@ _HIDDEN = ("dot_product_attention", "ffi_call", "pallas_call")
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Figures of a step before it runs; see `report.to_dict`.
+  """Figures of a step before it runs; see `presentation.to_dict`.
 
   Unknown figures are None, and `reasons` says why.
 

@@ -9,6 +9,7 @@ RGB last. It departs from them where they give no sensible picture, and says so:
 (`decode`), and no image is too narrow to be resized.
 """
 
+from clip_jax.preprocess.callable_spec import Preprocess
 from clip_jax.preprocess.colour import to_rgb
 from clip_jax.preprocess.crop import eval_image, normalize, train_image
 from clip_jax.preprocess.decoding import (
@@ -20,9 +21,8 @@ from clip_jax.preprocess.decoding import (
   decode,
   read_header,
 )
-from clip_jax.preprocess.inputs import ImageInput, each
+from clip_jax.preprocess.image_inputs import ImageInput, each
 from clip_jax.preprocess.jpeg import decoder
-from clip_jax.preprocess.preprocess import Preprocess
 from clip_jax.preprocess.shrinking import shrink
 from clip_jax.preprocess.spec import (
   ALPHAS,

@@ -66,9 +66,9 @@ _SIDEWAYS = (
 class ImageError(errors.UserError):
   """An image that cannot be used; `reason` is one short word for counting.
 
-  One of unreadable, empty, too_many_bytes, not_an_image, unknown_format,
-  unsupported_image, side_too_long, too_many_pixels, too_many_scans,
-  too_complex, truncated, damaged and unsupported_mode.
+  One of unreadable, empty, too_many_bytes, not_an_image, lfs_pointer,
+  unknown_format, unsupported_image, side_too_long, too_many_pixels,
+  too_many_scans, too_complex, truncated, damaged and unsupported_mode.
   """
 
   def __init__(self, message: str, *, reason: str = "damaged"):
@@ -162,7 +162,7 @@ def check_header(
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-  """What the header of an image says.
+  """The properties of an image that its header gives.
 
   Attributes:
     width: in pixels, of the image turned upright.
@@ -281,6 +281,11 @@ def _open(
         f" to one of {', '.join(limits.formats)}.",
         reason="unsupported_image",
       )
+  if encoded.startswith(regular_files.LFS):
+    raise ImageError(
+      f"{name}: is a pointer of Git LFS; get the image by `git lfs pull`.",
+      reason="lfs_pointer",
+    )
   text = _is_text(encoded[:256])
   raise ImageError(
     f"{name}: is {'text' if text else 'in an unknown format'}, not an image of "

@@ -1,4 +1,4 @@
-"""Draws a report: for texts the nearest images, for images the best texts."""
+"""Draws contact sheets: texts with the nearest images, images with texts."""
 
 import contextlib
 import io
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from PIL import Image
 
 from clip_jax import json_lines, whole_files
-from clip_jax.report.page import Change, Figure, Page, Share
-from clip_jax.report.rows import Found, Guess, Rows, find_rows
+from clip_jax.report.canvas import Canvas, Change, Figure, Share
+from clip_jax.report.nearest import Found, Guess, Rows, find_rows
 
 __all__ = [
   "Change",
@@ -20,14 +20,14 @@ __all__ = [
   "Guess",
   "Rows",
   "Share",
+  "draw",
   "find_rows",
-  "make_report",
   "read_losses",
   "save",
 ]
 
 
-def make_report(
+def draw(
   rows: Rows,
   *,
   title: str,
@@ -44,7 +44,7 @@ def make_report(
     changes: what a fine-tuning made of the model with which it began.
     losses: steps and the loss there, in order; drawn from two on.
   """
-  page = Page()
+  page = Canvas()
   page.header(title, figures)
   if changes:
     page.section("Before and after", "right, of how many, and 95 % intervals")

@@ -13,14 +13,14 @@ from clip_jax import errors, inference, loading, terminal, whole_files
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.results import (
   addresses,
-  files,
+  collected,
+  gathering,
   limitations,
   markdown,
   model_facts,
-  records,
   tables,
 )
-from clip_jax.train import metrics
+from clip_jax.train import metric_log
 
 # Says that the card was made here, and may be replaced.
 MARK = "<!-- Made by `clip-jax card`. -->"
@@ -53,7 +53,7 @@ class Card:
   text: str
   metadata: Mapping[str, Any]
   results: int
-  left_out: Sequence[records.LeftOut]
+  left_out: Sequence[collected.LeftOut]
 
 
 def make(
@@ -80,7 +80,7 @@ def make(
   """
   path = pathlib.Path(os.path.expanduser(model))
   is_workdir = workdir_lib.recognise(path)
-  own = path if is_workdir and (path / metrics.METRICS).is_file() else None
+  own = path if is_workdir and (path / metric_log.METRICS).is_file() else None
   found = _read(list(reports), own)  # Before the model, which takes longer.
   clip = loading.load(model)
   results, left_out = _results(clip, found)
@@ -129,11 +129,11 @@ def _name(path: str) -> str:
 
 def _read(
   reports: Sequence[str | os.PathLike], own: pathlib.Path | None
-) -> records.Collection | None:
+) -> collected.Collection | None:
   """Returns the results of the reports and of the run; None without any."""
   try:
     places = [*reports] if own is None else [own, *reports]
-    return files.read(places) if places else None
+    return gathering.read(places) if places else None
   except errors.UserError:
     if reports:
       raise
@@ -141,8 +141,8 @@ def _read(
 
 
 def _results(
-  clip: inference.Clip, collection: records.Collection | None
-) -> tuple[list[records.Result], list[records.LeftOut]]:
+  clip: inference.Clip, collection: collected.Collection | None
+) -> tuple[list[collected.Result], list[collected.LeftOut]]:
   """Returns the results of this model at its step, and what was left out."""
   if collection is None:
     return [], []
@@ -151,17 +151,17 @@ def _results(
     named = isinstance(result.values.get("model"), str)
     about = f"{result.model}: {result.task} on {result.data}"
     if named and result.origin != clip.path:
-      left_out.append(records.LeftOut(about, "is of another model"))
+      left_out.append(collected.LeftOut(about, "is of another model"))
     elif None not in (result.step, clip.step) and result.step != clip.step:
       why = f"is of step {result.step}, and the model of step {clip.step}"
-      left_out.append(records.LeftOut(about, why))
+      left_out.append(collected.LeftOut(about, why))
     else:
       taken.append(result)
   return taken, left_out
 
 
 def _metadata(
-  name: str, license: str, library: str, results: Sequence[records.Result]
+  name: str, license: str, library: str, results: Sequence[collected.Result]
 ) -> huggingface_hub.ModelCardData:
   """Returns the hub's block, with a `model-index` of all measures."""
   measured = [
@@ -194,7 +194,7 @@ def _body(
   address: str | None,
   clip: inference.Clip,
   facts: tuple[model_facts.Facts, model_facts.Facts] | None,
-  results: Sequence[records.Result],
+  results: Sequence[collected.Result],
 ) -> str:
   parts = [MARK, f"# {markdown.text(name)}", _summary(clip)]
   parts += ["## How to use it", _usage(name, address, clip)]
@@ -268,7 +268,7 @@ def _list(sentences: Iterable[str]) -> str:
   return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
-def _table_of(results: Sequence[records.Result]) -> str:
+def _table_of(results: Sequence[collected.Result]) -> str:
   rows = [
     (
       tables.task_words(result.task),

@@ -12,8 +12,8 @@ from PIL import Image
 
 from clip_jax import errors, preprocess, terminal, whole_files
 from clip_jax.data.statistics import examine, summary
-from clip_jax.report import page as report_page
-from clip_jax.results import drawing, page, report
+from clip_jax.report import canvas
+from clip_jax.results import drawing, html_page, report_files
 from clip_jax.results.picture import Figure, Mark, Panel, Table
 
 SHEET, NUMBERS = "contact_sheet.png", "stats.json"
@@ -31,7 +31,7 @@ def check(out: str) -> None:
   drawing.check()
   errors.check_local("The page", out)
   directory = pathlib.Path(os.path.expanduser(out))
-  report.check_replaceable(directory, what="page of data", mark=MARK)
+  report_files.check_replaceable(directory, what="page of data", mark=MARK)
 
 
 def write(
@@ -58,28 +58,28 @@ def write(
   sheet = contact_sheet(samples)
   parts: list[str] = []
   for figure, png in figures:
-    parts += page.picture(figure.name, figure.title, figure.note, png)
+    parts += html_page.picture(figure.name, figure.title, figure.note, png)
   if samples:
-    parts += page.picture(
+    parts += html_page.picture(
       "contact_sheet",
       "Some of the images",
       f"{len(samples)} different images, drawn by their digests.",
       sheet,
     )
-  parts += map(page.as_table, _tables(found, samples))
+  parts += map(html_page.as_table, _tables(found, samples))
   title = f"Data: {terminal.printable(address, limit=_SHOWN)}"
   directory.mkdir(parents=True, exist_ok=True)
   numbers = json.dumps({"data": address, **found}, indent=2) + "\n"
   # The page first: it says that what is here may be replaced.
   files = {
-    report.PAGE: page.document(title, parts, mark=MARK).encode(),
+    report_files.PAGE: html_page.document(title, parts, mark=MARK).encode(),
     **{f"{figure.name}.png": png for figure, png in figures},
     SHEET: sheet,
     NUMBERS: numbers.encode(),
   }
   for name, data in files.items():
     whole_files.write(directory / name, data)
-  return str(directory / report.PAGE)
+  return str(directory / report_files.PAGE)
 
 
 def contact_sheet(samples: Sequence[summary.Sample]) -> bytes:
@@ -95,7 +95,7 @@ def contact_sheet(samples: Sequence[summary.Sample]) -> bytes:
       image = preprocess.decode(sample.image)
     except preprocess.ImageError:  # Only its header was read before.
       continue
-    sheet.paste(report_page.enlarge(image, _TILE), place)
+    sheet.paste(canvas.enlarge(image, _TILE), place)
   buffer = io.BytesIO()
   sheet.save(buffer, "PNG")
   return buffer.getvalue()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from clip_jax import terminal
 from clip_jax.evals import calibration, published
-from clip_jax.results import mistakes, picture, records, robustness
+from clip_jax.results import collected, mistakes, picture, robustness_figures
 from clip_jax.results.picture import PUBLISHED, Figure, Mark, Panel
 
 _CONTEXT = ("ViT-B-32", "ViT-L-14-336")  # Published beside each data set.
@@ -16,7 +16,7 @@ _MEASURES = {
 }
 
 
-def loss(collection: records.Collection) -> Figure | None:
+def loss(collection: collected.Collection) -> Figure | None:
   """Draws the loss of each run by step."""
   marks = [
     Mark(
@@ -33,7 +33,7 @@ def loss(collection: records.Collection) -> Figure | None:
   return picture.assemble("loss", "Loss", note, [panel] if marks else [])
 
 
-def evaluations(collection: records.Collection) -> Figure | None:
+def evaluations(collection: collected.Collection) -> Figure | None:
   """Draws what was evaluated in training, by step."""
   panels = []
   for measure, words in _MEASURES.items():
@@ -59,7 +59,7 @@ def evaluations(collection: records.Collection) -> Figure | None:
   )
 
 
-def accuracy(collection: records.Collection) -> Figure | None:
+def accuracy(collection: collected.Collection) -> Figure | None:
   """Draws zero-shot against linear probe, per data set (paper, Figure 8)."""
   found = [
     result
@@ -103,7 +103,7 @@ def accuracy(collection: records.Collection) -> Figure | None:
   )
 
 
-def _main(result: records.Result) -> float | None:
+def _main(result: collected.Result) -> float | None:
   """Returns the measure of a result that the paper takes for its set."""
   wanted = published.metric(result.set, "paper") if result.set else None
   for name in (wanted, "top1", "value"):
@@ -112,7 +112,7 @@ def _main(result: records.Result) -> float | None:
   return None
 
 
-def _range(result: records.Result) -> tuple[float, float]:
+def _range(result: collected.Result) -> tuple[float, float]:
   value = _main(result) or 0.0
   is_top1 = value == result.fraction("top1")
   low, high = (is_top1 and result.interval("top1")) or (value, value)
@@ -146,18 +146,18 @@ def _published_accuracy(
   return marks
 
 
-def few_shot(collection: records.Collection) -> Figure | None:
+def few_shot(collection: collected.Collection) -> Figure | None:
   """Draws accuracy by examples a class, beside zero-shot (paper, Figure 6)."""
   panels = {}
   for result in collection.of_task("few_shot"):
     points = {}
-    for entry in records.entries(result.values.get("shots")):
+    for entry in collected.entries(result.values.get("shots")):
       k, mean = (
-        records.number(entry.get("k")),
-        records.fraction(entry.get("mean")),
+        collected.number(entry.get("k")),
+        collected.fraction(entry.get("mean")),
       )
       if k is not None and k > 0 and mean is not None:
-        points[k] = (mean, records.fraction(entry.get("std")) or 0.0)
+        points[k] = (mean, collected.fraction(entry.get("std")) or 0.0)
     if not points:
       continue
     colour = collection.models.index(result.model)
@@ -172,7 +172,7 @@ def few_shot(collection: records.Collection) -> Figure | None:
         spread=[100 * points[k][1] for k in counts],
       )
     )
-    zero = records.top1(result.values.get("zero_shot"))
+    zero = collected.top1(result.values.get("zero_shot"))
     if zero is not None:
       ends = [counts[0], counts[-1]]
       label = f"{result.model}, zero-shot"
@@ -188,7 +188,7 @@ def few_shot(collection: records.Collection) -> Figure | None:
   return picture.assemble("few_shot", "Few-shot", note, drawn)
 
 
-_Draw = Callable[[records.Collection], Figure | None]
+_Draw = Callable[[collected.Collection], Figure | None]
 # Each figure, with what it is drawn from.
 FIGURES: dict[str, tuple[_Draw, str]] = {
   "loss": (loss, "a workdir of `clip-jax train` with two logged steps"),
@@ -198,10 +198,13 @@ FIGURES: dict[str, tuple[_Draw, str]] = {
   ),
   "accuracy": (accuracy, "results of --task zero_shot or linear_probe"),
   "shifts": (
-    robustness.shifts,
+    robustness_figures.shifts,
     "zero-shot results on ImageNet and on a shift of it, of the same model",
   ),
-  "corruptions": (robustness.corruptions, "results of --task robustness"),
+  "corruptions": (
+    robustness_figures.corruptions,
+    "results of --task robustness",
+  ),
   "few_shot": (few_shot, "results of --task few_shot"),
   "reliability": (
     mistakes.reliability,
@@ -211,5 +214,5 @@ FIGURES: dict[str, tuple[_Draw, str]] = {
 }
 
 
-def _colour(collection: records.Collection, run: records.Run) -> int:
+def _colour(collection: collected.Collection, run: collected.Run) -> int:
   return collection.models.index(run.model)

@@ -1,8 +1,8 @@
-"""What a model card says of limits: those measured, and those of all CLIPs."""
+"""The limits that a model card states: measured ones and those of all CLIPs."""
 
 from collections.abc import Sequence
 
-from clip_jax.results import records, tables
+from clip_jax.results import collected, tables
 
 # Sets on which models of this kind are weak (paper, sections 3.1.5 and 6).
 _WEAK = {
@@ -40,7 +40,7 @@ INTENDED = (
 )
 
 
-def measured(results: Sequence[records.Result]) -> list[str]:
+def measured(results: Sequence[collected.Result]) -> list[str]:
   """Returns a sentence for each limit that some results show."""
   sentences = []
   for words, sets in _WEAK.items():
@@ -58,8 +58,8 @@ def measured(results: Sequence[records.Result]) -> list[str]:
   return sentences + _shifts(results)
 
 
-def _sureness(result: records.Result) -> list[str]:
-  ece = records.fraction(result.calibration.get("ece"))
+def _sureness(result: collected.Result) -> list[str]:
+  ece = collected.fraction(result.calibration.get("ece"))
   if ece is None:
     return []
   return [
@@ -68,10 +68,10 @@ def _sureness(result: records.Result) -> list[str]:
   ]
 
 
-def _confusions(result: records.Result) -> list[str]:
+def _confusions(result: collected.Result) -> list[str]:
   pairs = [
     f"“{entry['true']}” for “{entry['predicted']}” ({entry['count']})"
-    for entry in records.entries(result.values.get("confusions"))
+    for entry in collected.entries(result.values.get("confusions"))
     if {"true", "predicted", "count"} <= entry.keys()
   ]
   if not pairs:
@@ -80,11 +80,11 @@ def _confusions(result: records.Result) -> list[str]:
   return [f"On {result.title} it most often takes {listed}."]
 
 
-def _corruptions(result: records.Result) -> list[str]:
+def _corruptions(result: collected.Result) -> list[str]:
   worst = [
     (value, entry.get("name"), entry.get("severity"))
-    for entry in records.entries(result.values.get("corruptions"))
-    if (value := records.fraction(entry.get("top1"))) is not None
+    for entry in collected.entries(result.values.get("corruptions"))
+    if (value := collected.fraction(entry.get("top1"))) is not None
   ]
   if not worst:
     return []
@@ -95,7 +95,7 @@ def _corruptions(result: records.Result) -> list[str]:
   ]
 
 
-def _shifts(results: Sequence[records.Result]) -> list[str]:
+def _shifts(results: Sequence[collected.Result]) -> list[str]:
   values = {
     x.set: x.fraction("top1")
     for x in results

@@ -3,21 +3,21 @@
 from collections.abc import Iterable
 
 from clip_jax import terminal
-from clip_jax.results import picture, records
+from clip_jax.results import collected, picture
 from clip_jax.results.picture import PUBLISHED, Figure, Mark, Panel
 
 _MOST_PAIRS = 20
 
 
-def reliability(collection: records.Collection) -> Figure | None:
+def reliability(collection: collected.Collection) -> Figure | None:
   """Draws how often a confidence is right."""
   panels = []
   for result in collection.results:
     bins = []
-    for entry in records.entries(result.calibration.get("reliability")):
+    for entry in collected.entries(result.calibration.get("reliability")):
       names = ("low", "high", "accuracy", "confidence")
-      low, high, right, sure = (records.fraction(entry.get(x)) for x in names)
-      count = records.number(entry.get("count"))
+      low, high, right, sure = (collected.fraction(entry.get(x)) for x in names)
+      count = collected.number(entry.get("count"))
       if None not in (low, high, right, sure, count) and count:
         bins.append((low, high, right, sure, count))
     if not bins:
@@ -25,7 +25,7 @@ def reliability(collection: records.Collection) -> Figure | None:
     ends = [(100 * low, 100 * high) for low, high, *_ in bins]
     total = sum(count for *_, count in bins)
     words = f"{result.model} on {result.title}"
-    if (ece := records.fraction(result.calibration.get("ece"))) is not None:
+    if (ece := collected.fraction(result.calibration.get("ece"))) is not None:
       words += f"\nECE {100 * ece:.1f} %"
     marks = [
       Mark(
@@ -66,13 +66,13 @@ def _middles(ends: Iterable[tuple[float, float]]) -> list[float]:
   return [(low + high) / 2 for low, high in ends]
 
 
-def confusions(collection: records.Collection) -> Figure | None:
+def confusions(collection: collected.Collection) -> Figure | None:
   """Draws which classes are taken for which others most often."""
   panels = []
   for result in collection.results:
     pairs = []
-    for entry in records.entries(result.values.get("confusions")):
-      count = records.number(entry.get("count"))
+    for entry in collected.entries(result.values.get("confusions")):
+      count = collected.number(entry.get("count"))
       words = [
         terminal.printable(str(entry.get(key, "?")), limit=28)
         for key in ("true", "predicted")

@@ -1,4 +1,4 @@
-"""What is known of a model for its card: architecture, data and training."""
+"""Facts about a model for its card: architecture, data and training."""
 
 import pathlib
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ import jax
 from clip_jax import config as config_lib
 from clip_jax import inference, json_lines, terminal
 from clip_jax.checkpoints import workdir as workdir_lib
-from clip_jax.results import addresses, records
-from clip_jax.train import metrics
+from clip_jax.results import addresses, collected
+from clip_jax.train import metric_log
 
 Facts = list[tuple[str, str]]
 
@@ -103,7 +103,7 @@ def of_workdir(path: pathlib.Path, step: int) -> tuple[Facts, Facts]:
     facts.append(("not trained", frozen))
   if isinstance(devices := counters.get("devices"), str):
     facts.append(("devices", devices))
-  if seconds := _seconds(path / metrics.METRICS, config.batch_size):
+  if seconds := _seconds(path / metric_log.METRICS, config.batch_size):
     facts.append(
       (
         "time",
@@ -120,7 +120,7 @@ def _seconds(path: pathlib.Path, batch_size: int) -> float:
   for _, entry in json_lines.read(path, {"step": int}):
     if entry is None or "loss" not in entry:
       continue
-    rate = records.number(entry.get("images_per_second"))
+    rate = collected.number(entry.get("images_per_second"))
     if rate is not None and rate > 0 and entry["step"] > previous:
       seconds += (entry["step"] - previous) * batch_size / rate
     previous = entry["step"]

@@ -1,4 +1,4 @@
-"""What a picture or a table shows, before anything is drawn."""
+"""The content of pictures and tables, before anything is drawn."""
 
 import dataclasses
 from collections.abc import Sequence

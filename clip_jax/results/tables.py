@@ -4,7 +4,7 @@ from typing import Any
 
 from clip_jax import terminal
 from clip_jax.evals import published
-from clip_jax.results import records
+from clip_jax.results import collected
 from clip_jax.results.picture import Table
 
 _TASKS = {
@@ -36,7 +36,7 @@ def percent(value: float) -> str:
   return f"{100 * value:.1f}"
 
 
-def measured(result: records.Result) -> list[tuple[str, float, str]]:
+def measured(result: collected.Result) -> list[tuple[str, float, str]]:
   """Returns the measures of a result: name, fraction and interval in words."""
   rows = []
   values = {name: result.fraction(name) for name in MEASURES}
@@ -59,7 +59,7 @@ def measure_words(name: str) -> str:
   return MEASURES[name]
 
 
-def protocol(result: records.Result) -> str:
+def protocol(result: collected.Result) -> str:
   """Returns a note on how a result was measured; "" without one."""
   found = result.values.get("protocol")
   return terminal.printable(found, limit=300) if isinstance(found, str) else ""
@@ -70,11 +70,11 @@ def recalls_of(values: Any, way: str) -> dict[str, float]:
   entry = values.get(way)
   if not isinstance(entry, dict):
     return {}
-  found = {name: records.fraction(entry.get(name)) for name in _RECALLS}
+  found = {name: collected.fraction(entry.get(name)) for name in _RECALLS}
   return {name: value for name, value in found.items() if value is not None}
 
 
-def results(collection: records.Collection) -> Table | None:
+def results(collection: collected.Collection) -> Table | None:
   """Returns all measures of all results."""
   rows = [
     (
@@ -104,14 +104,14 @@ def results(collection: records.Collection) -> Table | None:
   return Table("results", "Results", note, header, rows) if rows else None
 
 
-def _count(result: records.Result) -> str:
+def _count(result: collected.Result) -> str:
   for name in ("examples", "images"):
     if (count := result.number(name)) is not None:
       return f"{count:,.0f}"
   return ""
 
 
-def compared(collection: records.Collection) -> Table | None:
+def compared(collection: collected.Collection) -> Table | None:
   """Returns results on data sets of the paper beside published figures."""
   models = list(published.table()["models"])
   rows = []
@@ -156,7 +156,7 @@ def _cell(value: float | None) -> str:
   return "" if value is None else percent(value)
 
 
-def retrieval(collection: records.Collection) -> Table | None:
+def retrieval(collection: collected.Collection) -> Table | None:
   """Returns recalls, and below them what is published on the same sets."""
   found = [x for x in collection.results if x.task == "retrieval"]
   rows = [
@@ -203,7 +203,7 @@ def retrieval(collection: records.Collection) -> Table | None:
 
 def _rank(entry: Any) -> str:
   rank = entry.get("median_rank") if isinstance(entry, dict) else None
-  found = records.number(rank)
+  found = collected.number(rank)
   return "" if found is None else f"{found:g}"
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors, json_text, names, regular_files
-from clip_jax.search import holding, layout, table
+from clip_jax.search import entry_table, holding, index_files
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Builder:
     self.state: dict[str, Any] = {}  # Of `keep_so_far`, by a build before.
     self._name = None
     if goes_on_as:
-      what = f"{goes_on_as}\0{dtype}\0{layout.VERSION}"
+      what = f"{goes_on_as}\0{dtype}\0{index_files.VERSION}"
       digest = hashlib.sha256(what.encode()).hexdigest()
       self._name = f"{_PARTIAL}kept-{digest[:16]}"
     self._embed_dim = 0
@@ -90,10 +90,10 @@ class Builder:
     """Opens the files of a build that was stopped, or new ones."""
     self._embeds, self._records = files = [
       stack.enter_context(_open_to_go_on(self.directory / f"{name}-{part}"))
-      for part in layout.PARTS
+      for part in index_files.PARTS
     ]
     journal = _read_journal(self.directory / f"{name}-{holding.JOURNAL}")
-    sizes = [journal.get(part, 0) for part in layout.PARTS]
+    sizes = [journal.get(part, 0) for part in index_files.PARTS]
     ends = [file.seek(0, os.SEEK_END) for file in files]
     if any(end < size for end, size in zip(ends, sizes, strict=True)):
       journal, sizes = {}, [0, 0]  # What does not belong together is not taken.
@@ -122,7 +122,7 @@ class Builder:
       "state": state,
     }
     with _partial_file(self.directory) as file:
-      file.write(json.dumps(journal).encode())
+      file.write(json.dumps(json_text.seal(journal)).encode())
       _sync(file)
       os.replace(file.name, self.directory / f"{self._name}-{holding.JOURNAL}")
 
@@ -132,7 +132,7 @@ class Builder:
         self._commit()
         self._hold.keep("")
 
-  def add(self, embeds: np.ndarray, entries: list[table.Entry]) -> None:
+  def add(self, embeds: np.ndarray, entries: list[entry_table.Entry]) -> None:
     """Appends unit embeddings (n, embed) and their n entries of the table.
 
     Raises:
@@ -148,8 +148,8 @@ class Builder:
       self._embed_dim = embeds.shape[1]
       self._write_header()
     assert embeds.shape[1] == self._embed_dim, embeds.shape
-    self._embeds.write(layout.stored(embeds, self.dtype).data)
-    self._records.writelines(map(table.to_line, entries))
+    self._embeds.write(index_files.stored(embeds, self.dtype).data)
+    self._records.writelines(map(entry_table.to_line, entries))
     self.rows += len(entries)
 
   def _write_header(self) -> None:
@@ -175,8 +175,8 @@ class Builder:
     self._records.seek(0)
     written = self._stack.enter_context(_partial_file(self.directory))
     try:
-      table.write(written, self._records)
-    except table.DamagedError:
+      entry_table.write(written, self._records)
+    except entry_table.DamagedError:
       self._hold.keep("")  # It would be so again.
       raise errors.UserError(
         f"What a stopped build has left in {self.directory} is damaged; it is "
@@ -187,8 +187,8 @@ class Builder:
       "records": _entry(written, "records-{}.parquet"),
     }
     self.meta = {
-      "format": layout.FORMAT,
-      "version": layout.VERSION,
+      "format": index_files.FORMAT,
+      "version": index_files.VERSION,
       "count": self.rows,
       "embed_dim": self._embed_dim,
       "dtype": self.dtype.name,
@@ -201,14 +201,14 @@ class Builder:
       for part, whole in (("embeddings", self._embeds), ("records", written)):
         os.replace(whole.name, self.directory / files[part]["name"])
       _sync_directory(self.directory)
-      os.replace(file.name, self.directory / layout.META)
+      os.replace(file.name, self.directory / index_files.META)
     _sync_directory(self.directory)
 
 
 def _entry(file: io.BufferedRandom, pattern: str) -> dict[str, Any]:
   """Returns the entry of a finished file in the meta, with its checksum."""
   _sync(file)
-  digest = layout.sha256(file)
+  digest = index_files.sha256(file)
   size = os.fstat(file.fileno()).st_size
   return {"name": pattern.format(digest[:16]), "bytes": size, "sha256": digest}
 
@@ -233,14 +233,10 @@ def _open_to_go_on(path: pathlib.Path) -> io.BufferedRandom:
 def _read_journal(path: pathlib.Path) -> dict[str, Any]:
   """Returns the journal of a stopped build; empty without a good one."""
   try:
-    data = regular_files.read_regular(path, limit=layout.MOST_META_BYTES)
-    journal = json_text.parse(data, what=str(path))
-  except (OSError, regular_files.NotRegularError, json_text.JsonError):
+    data = regular_files.read_regular(path, limit=index_files.MOST_META_BYTES)
+    return json_text.unseal(json_text.parse(data, what=str(path)))
+  except (OSError, regular_files.NotRegularError, ValueError):
     return {}
-  numbers = ("rows", "embed_dim", *layout.PARTS)
-  good = all(isinstance(journal.get(field), int) for field in numbers)
-  good = good and isinstance(journal.get("state"), dict)
-  return journal if good else {}
 
 
 @contextlib.contextmanager
@@ -317,7 +313,7 @@ def build(
         embeds = embed_images(batch["image"])
         columns = (batch[name] for name in ("key", "texts", "path"))
         entries = zip(*columns, strict=True)
-        builder.add(embeds, list(itertools.starmap(table.Entry, entries)))
+        builder.add(embeds, list(itertools.starmap(entry_table.Entry, entries)))
         done += 1
         if time.monotonic() - kept >= SECONDS_TO_KEEP:
           builder.keep_so_far({"batches": done, "counts": dict(counts)})

@@ -14,7 +14,7 @@ import numpy as np
 
 from clip_jax import errors, versions, whole_files
 from clip_jax.search import index as index_lib
-from clip_jax.search import layout
+from clip_jax.search import index_files
 
 SUFFIXES = (".faiss", ".usearch")
 _ROWS_PER_CHUNK = 1 << 16
@@ -131,7 +131,7 @@ class ExportedIndex(index_lib.Index):
       )
     rows = np.linspace(0, len(self) - 1, _ROWS_COMPARED).astype(np.int64)
     vectors = self._other.vectors(rows)
-    own = layout.floats(self.embeds[rows])
+    own = index_files.floats(self.embeds[rows])
     if vectors is None:
       is_same = self._finds(own)
     else:
@@ -147,7 +147,7 @@ class ExportedIndex(index_lib.Index):
     few = min(10, 1 + len(self) // 100)  # By chance that happens to few.
     found = 0
     for vector, (rows, _) in zip(own, self._nearest(own, k=few), strict=True):
-      cosines = layout.floats(self.embeds[rows]) @ vector
+      cosines = index_files.floats(self.embeds[rows]) @ vector
       found += cosines.max(initial=-1) >= vector @ vector - _TOLERANCE
     return found >= _SHARE_FOUND * len(own)
 
@@ -245,7 +245,7 @@ def _make_faiss(index: index_lib.Index) -> Any:
   faiss = _faiss()
   made = faiss.IndexFlatIP(index.embeds.shape[1])
   for start in range(0, len(index), _ROWS_PER_CHUNK):
-    made.add(layout.floats(index.embeds[start : start + _ROWS_PER_CHUNK]))
+    made.add(index_files.floats(index.embeds[start : start + _ROWS_PER_CHUNK]))
   return lambda path: faiss.write_index(made, path)
 
 
@@ -255,7 +255,7 @@ def _make_usearch(index: index_lib.Index) -> Any:
   dtype = "f16" if index.embeds.dtype == np.float16 else "f32"
   made = usearch.Index(ndim=index.embeds.shape[1], metric="ip", dtype=dtype)
   for start in range(0, len(index), _ROWS_PER_CHUNK):
-    rows = layout.floats(index.embeds[start : start + _ROWS_PER_CHUNK])
+    rows = index_files.floats(index.embeds[start : start + _ROWS_PER_CHUNK])
     made.add(np.arange(start, start + len(rows), dtype=np.uint64), rows)
   return made.save
 

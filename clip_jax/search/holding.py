@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 from clip_jax import errors, regular_files
-from clip_jax.search import layout
+from clip_jax.search import index_files
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -17,23 +17,27 @@ JOURNAL = "journal"  # How the name of a file ends that says what is kept.
 
 def check_replaceable(directory: str | os.PathLike) -> None:
   """Raises UserError if `directory` holds anything but an index."""
-  errors.check_local("The index", directory)
+  errors.check_new("The index", directory)
   directory = pathlib.Path(directory)
   if directory.exists() and not directory.is_dir():
     raise errors.UserError(f"{directory} is a file; name a new directory.")
   if not directory.is_dir():
     return
   others = sorted(
-    entry.name for entry in directory.iterdir() if not layout.is_own(entry.name)
+    entry.name
+    for entry in directory.iterdir()
+    if not index_files.is_own(entry.name)
   )
   if others:
     raise errors.UserError(
       f"{directory} is no index (it holds {', '.join(others[:3])}) and is left "
       "alone; name a new directory, or an index to replace."
     )
-  meta = directory / layout.META
+  meta = directory / index_files.META
   # A damaged index may be replaced; anybody else's meta.json may not.
-  if os.path.lexists(meta) and layout.FORMAT.encode() not in _content(meta):
+  if os.path.lexists(meta) and index_files.FORMAT.encode() not in _content(
+    meta
+  ):
     raise errors.UserError(
       f"{meta} is not of an index and is left alone; name a new directory."
     )
@@ -42,7 +46,7 @@ def check_replaceable(directory: str | os.PathLike) -> None:
 def _content(meta: pathlib.Path) -> bytes:
   """Returns the bytes of a file; empty where there is none to read."""
   try:
-    return regular_files.read_regular(meta, limit=layout.MOST_META_BYTES)
+    return regular_files.read_regular(meta, limit=index_files.MOST_META_BYTES)
   except (OSError, regular_files.NotRegularError):
     return b""
 
@@ -59,7 +63,7 @@ class Hold:
     self._kept = ""
 
   def keep(self, prefix: str) -> None:
-    """Lets files whose names begin so stay, if a journal is among them."""
+    """Keeps files whose names have this prefix, if one of them is a journal."""
     self._kept = prefix
 
   def __enter__(self) -> "Hold":
@@ -102,10 +106,10 @@ def _clean(directory: pathlib.Path, kept: str) -> None:
     directory: of the index; it may be of another version.
     kept: what the names of those that stay begin with; empty for none.
   """
-  meta = _content(directory / layout.META)
+  meta = _content(directory / index_files.META)
   for entry in directory.iterdir():
     if kept and entry.name.startswith(kept):
       continue
-    named = entry.name == layout.META or os.fsencode(entry.name) in meta
-    if layout.is_own(entry.name) and not named:
+    named = entry.name == index_files.META or os.fsencode(entry.name) in meta
+    if index_files.is_own(entry.name) and not named:
       entry.unlink(missing_ok=True)

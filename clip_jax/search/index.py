@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from clip_jax import errors, names
-from clip_jax.search import layout, table
+from clip_jax.search import entry_table, index_files
 
 _ROWS_PER_CHUNK = 1 << 16
 
@@ -42,7 +42,8 @@ class Index:
 
   Attributes:
     meta: the content of `meta.json`: model, fingerprint, data, count and more.
-    embeds: (count, embed), as stored; `layout.floats` makes int8 unit vectors.
+    embeds: (count, embed), as stored; `index_files.floats` makes int8 unit
+      vectors.
   """
 
   def __init__(self, directory: str | os.PathLike):
@@ -53,13 +54,13 @@ class Index:
     """
     self.directory = pathlib.Path(directory)
     for attempt in range(3):
-      self.meta = layout.read_meta(self.directory)
+      self.meta = index_files.read_meta(self.directory)
       try:
         self._open()
         break
       except FileNotFoundError as error:
         # A build may just have replaced the index.
-        if attempt == 2 or self.meta == layout.read_meta(self.directory):
+        if attempt == 2 or self.meta == index_files.read_meta(self.directory):
           name = pathlib.Path(error.filename).name
           raise self._damaged(f"{name} is missing") from None
 
@@ -70,8 +71,8 @@ class Index:
     with self._verified("records") as file:
       mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
-      self._table = table.Table(mapped, name=name)
-    except table.DamagedError as error:
+      self._table = entry_table.Table(mapped, name=name)
+    except entry_table.DamagedError as error:
       raise self._damaged(str(error)) from None
     if len(self._table) != len(self.embeds):
       raise self._damaged(
@@ -98,10 +99,10 @@ class Index:
 
   def _verified(self, part: str) -> io.BufferedIOBase:
     entry = self.meta["files"][part]
-    file = layout.open_file(self.directory, entry["name"])
+    file = index_files.open_file(self.directory, entry["name"])
     if (
       os.fstat(file.fileno()).st_size != entry["bytes"]
-      or layout.sha256(file) != entry["sha256"]
+      or index_files.sha256(file) != entry["sha256"]
     ):
       file.close()
       raise self._damaged(
@@ -208,10 +209,10 @@ class Index:
     """Returns the key of the record at a position, from 0."""
     return self._entries([index])[index].key
 
-  def _entries(self, rows: Iterable[int]) -> dict[int, table.Entry]:
+  def _entries(self, rows: Iterable[int]) -> dict[int, entry_table.Entry]:
     try:
       return self._table.entries(rows)
-    except table.DamagedError as error:
+    except entry_table.DamagedError as error:
       raise self._damaged(str(error)) from None
 
 
@@ -242,7 +243,7 @@ def nearest(
   rows = np.zeros((len(queries), 0), np.int64)
   scores = np.zeros((len(queries), 0), np.float32)
   for start in range(0, len(embeds), rows_per_chunk):
-    chunk = layout.floats(embeds[start : start + rows_per_chunk])
+    chunk = index_files.floats(embeds[start : start + rows_per_chunk])
     new = queries @ chunk.T  # (queries, rows)
     if scores.shape[1] < k:
       more = np.arange(start, start + len(chunk))

@@ -123,7 +123,7 @@ def _search(
     def visit(best, chunk):
       embeds, number = chunk
       rows_of_chunk = embeds.astype(jnp.float32)
-      if embeds.dtype == jnp.int8:  # As `layout.floats` has it.
+      if embeds.dtype == jnp.int8:  # As `index_files.floats` has it.
         length = jnp.linalg.norm(rows_of_chunk, axis=1, keepdims=True)
         rows_of_chunk /= jnp.maximum(length, 1)
       scores = jax.lax.dot_general(

@@ -18,7 +18,7 @@ from clip_jax.tokenizer.clip_bpe import (
 )
 from clip_jax.tokenizer.cuts import Cuts
 from clip_jax.tokenizer.given import texts as listed_texts
-from clip_jax.tokenizer.rows import (
+from clip_jax.tokenizer.tokenizing import (
   KINDS,
   Tokenizer,
   make_tokenizer,

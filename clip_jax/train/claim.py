@@ -174,6 +174,9 @@ def check_config(
   before = workdir_lib.load_config(workdir)
   if origin_paths.is_same(before.init, config.init):  # One may be relative.
     before = dataclasses.replace(before, init=config.init)
+  if origin_paths.may_be_same_data(before.data.train, config.data.train):
+    data = dataclasses.replace(before.data, train=config.data.train)
+    before = dataclasses.replace(before, data=data)
   changed = {
     field: values
     for field, values in config_lib.differences(before, config).items()

@@ -12,14 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from clip_jax import report as report_lib
-from clip_jax import terminal
+from clip_jax import report, terminal
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.data import pipeline
-from clip_jax.evals import embedding_model, ridge
+from clip_jax.evals import embedding_model, reading, ridge
 from clip_jax.evals import metrics as eval_metrics
-from clip_jax.train import metrics, preemption, shared_batches
+from clip_jax.train import metric_log, preemption, shared_batches
 from clip_jax.train import run as run_lib
 
 _LOGGER = logging.getLogger(__name__)
@@ -48,15 +47,13 @@ class Evaluator:
     try:
       for name, evaluation in self._run.evaluations.items():
         with _progress(name) as progress:
-          shared: dict[str, Any] = {"open_batches": self._open_batches()}
-          if isinstance(evaluation, ridge.FewShot):
-            shared = {}  # Every process reads all examples of a probe.
-          results[name] = evaluation.measure(
-            self._model(state),
-            threads=self._run.program.config.data.threads,
-            progress=progress,
-            **shared,
+          how = reading.Reading(
+            threads=self._run.program.config.data.threads, progress=progress
           )
+          # Every process reads all examples of a probe.
+          if not isinstance(evaluation, ridge.FewShot):
+            how = dataclasses.replace(how, open_batches=self._open_batches())
+          results[name] = evaluation.measure(self._model(state), reading=how)
     except _Stopped:
       return None
     self._cuts.tell(self._run.tokenizer.context_length)
@@ -86,14 +83,15 @@ class Evaluator:
     clip = run.as_clip(state)
     try:
       with _progress("report", "Drawing") as progress:
-        rows = report_lib.find_rows(
+        rows = report.find_rows(
           run.report,
           model=self._model(state),
           logit_scale=clip.logit_scale,
           logit_bias=clip.logit_bias,
           probabilities=clip.probabilities,
-          progress=progress,
-          open_batches=self._open_batches(),
+          reading=reading.Reading(
+            progress=progress, open_batches=self._open_batches()
+          ),
         )
     except _Stopped:
       return None
@@ -103,14 +101,14 @@ class Evaluator:
       began = " and ".join(map(os.path.basename, run.began_with))
       title = f"{path.parent.name}, fine-tuned from {began}"
     if jax.process_index() == 0:
-      picture = report_lib.make_report(
+      picture = report.draw(
         rows,
         title=title,
         figures=[] if changes else _figures(evaluated),
         changes=changes,
-        losses=report_lib.read_losses(path.with_name(metrics.METRICS)),
+        losses=report.read_losses(path.with_name(metric_log.METRICS)),
       )
-      report_lib.save(picture, path)
+      report.save(picture, path)
     return str(path)
 
   def _model(
@@ -163,9 +161,9 @@ class Evaluator:
     return embed_unless_told
 
 
-def _figures(evaluated: dict[str, Any]) -> list[report_lib.Figure]:
+def _figures(evaluated: dict[str, Any]) -> list[report.Figure]:
   return [
-    report_lib.Figure(
+    report.Figure(
       f"{name}, top-1",
       f"{100 * share.value:.1f} %",
       f"95 %: {100 * share.low:.1f} to {100 * share.high:.1f}",
@@ -175,12 +173,12 @@ def _figures(evaluated: dict[str, Any]) -> list[report_lib.Figure]:
   ]
 
 
-def _share(value: float, examples: int) -> report_lib.Share:
+def _share(value: float, examples: int) -> report.Share:
   low, high = eval_metrics.clopper_pearson(round(value * examples), examples)
-  return report_lib.Share(value, low, high, examples)
+  return report.Share(value, low, high, examples)
 
 
-def _shares(result: dict[str, Any]) -> dict[str, report_lib.Share]:
+def _shares(result: dict[str, Any]) -> dict[str, report.Share]:
   """Returns by name the fractions that an evaluation is judged by."""
   if result["task"] == "zero_shot" and "top1" in result:
     return {"top-1": _share(result["top1"], result["examples"])}
@@ -193,7 +191,7 @@ def _shares(result: dict[str, Any]) -> dict[str, report_lib.Share]:
 
 def _changes(
   before: dict[str, Any], evaluated: dict[str, Any], *, shown: str
-) -> Iterator[report_lib.Change]:
+) -> Iterator[report.Change]:
   """Yields what changed of each evaluation, and of the classes of one.
 
   Args:
@@ -208,18 +206,18 @@ def _changes(
     for measure, share in _shares(result).items():
       if measure in began:
         full = f"{name}: {measure}"
-        yield report_lib.Change(full, began[measure], share, main=True)
+        yield report.Change(full, began[measure], share, main=True)
     if not began or result["data"] != shown:
       continue
     earlier = {x["name"]: x for x in before[name].get("per_class", [])}
     for entry in result.get("per_class", []):
       if was := earlier.get(entry["name"]):
-        yield report_lib.Change(
+        yield report.Change(
           entry["name"], before=_of_class(was), after=_of_class(entry)
         )
 
 
-def _of_class(entry: dict[str, Any]) -> report_lib.Share:
+def _of_class(entry: dict[str, Any]) -> report.Share:
   return _share(entry["right"] / entry["examples"], entry["examples"])
 
 

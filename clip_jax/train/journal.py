@@ -22,7 +22,7 @@ from clip_jax import config as config_lib
 from clip_jax import preprocess, terminal
 from clip_jax.data import account, mixture, order
 from clip_jax.data import ledger as ledger_lib
-from clip_jax.train import metrics, optim, step_flops, tracking
+from clip_jax.train import metric_log, optim, step_flops, tracking
 from clip_jax.train import run as run_lib
 from clip_jax.train import step as step_lib
 
@@ -121,13 +121,15 @@ class Journal:
     self._tracker = tracking.Tracking(
       config.tracker, workdir, described | {"total_steps": run.total_steps}
     )
-    self._writer = metrics.Writer(
+    self._writer = metric_log.Writer(
       workdir,
       after_step=first_step,
       evaluation_due=self.evaluation_due,
       tracker=self._tracker,
     )
-    self._throughput = metrics.Throughput(devices=run.program.mesh.devices.size)
+    self._throughput = metric_log.Throughput(
+      devices=run.program.mesh.devices.size
+    )
     self._count_flops = step_flops.Counter(run.program)
     self._schedule = optim.make_schedule(
       config.optim, precision=config.precision, total_steps=run.total_steps
@@ -326,4 +328,4 @@ def truncate_abandoned(workdir: pathlib.Path, last_step: int) -> None:
   for path in workdir.glob("ledger-*.jsonl"):
     number = path.stem.removeprefix("ledger-")
     if number.isdecimal() and int(number) >= jax.process_count():
-      metrics.truncate_lines(path, last_step)
+      metric_log.truncate_lines(path, last_step)

@@ -1,12 +1,14 @@
-"""Where the models with which a run begins are, from any working directory."""
+"""Where a run's models and data are, from any working directory."""
 
 import dataclasses
 import os
 
 from clip_jax import config as config_lib
 from clip_jax.convert import hub
+from clip_jax.data import mixture, sources
 
 PARTS = ("model", "image", "text")
+_NAMED = ("builtin", "tfds")  # Their addresses hold names, not paths.
 
 
 def whole(init: config_lib.Init) -> config_lib.Init:
@@ -30,6 +32,33 @@ def is_same(kept: config_lib.Init, given: config_lib.Init) -> bool:
     )
 
   return kept.scheme == given.scheme and all(map(same, PARTS))
+
+
+def may_be_same_data(kept: str, given: str) -> bool:
+  """Tells whether values of `data.train` may name the same data.
+
+  The kept paths may be relative to another working directory. Whether the data
+  are those with which the run began is told by their fingerprint.
+  """
+  old, new = (list((mixture.parse(x) or {x: 1}).items()) for x in (kept, given))
+  return len(old) == len(new) and all(
+    share == other and _may_be_same_address(before, now)
+    for (before, share), (now, other) in zip(old, new, strict=True)
+  )
+
+
+def _may_be_same_address(kept: str, given: str) -> bool:
+  if kept == given:
+    return True
+  scheme, old, options = sources.parse_address(kept)
+  new_scheme, new, new_options = sources.parse_address(given)
+  if (scheme, options) != (new_scheme, new_options) or scheme in _NAMED:
+    return False
+  inner = [part for part in os.path.normpath(old).split(os.sep) if part != ".."]
+  return _whole(new) == _whole(old) or (
+    not os.path.isabs(os.path.expanduser(old))
+    and _whole(new).endswith(os.path.join(os.sep, *inner))
+  )
 
 
 def _whole(address: str) -> str:

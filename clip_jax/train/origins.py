@@ -25,7 +25,6 @@ from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import engine, opening, portable
 from clip_jax.convert.engine import family
-from clip_jax.convert.formats import model_dir
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import freezing, variants
 from clip_jax.train import origin_paths
@@ -201,7 +200,7 @@ def settle(
     spec = variants.complete(base, overrides)
     if config.model != FROM_INIT:  # No field of its own tokenizer may stay.
       spec["tokenizer"] = _tokenizer(spec)
-    spec = model_dir.plain(spec)
+    spec = family.plain(spec)
     if "probabilities" not in overrides:  # They are of the run's own loss.
       spec.pop("probabilities", None)
     config = dataclasses.replace(config, model_overrides=spec)
@@ -292,7 +291,7 @@ def _comparable(part, spec, *, named) -> dict[str, Any]:
     fields |= {field: spec[field] for field in _HEAD}
     # Its presence; the number is a parameter.
     fields["init_logit_bias"] = spec["init_logit_bias"]
-  return model_dir.plain(fields)
+  return family.plain(fields)
 
 
 def _nested(name, fields) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Profile:
     total_steps: int,
     wait: Callable[[], None],
   ):
-    """Says which updates.
+    """Chooses the updates that are traced.
 
     Args:
       workdir: gets the trace, below `TRACES`.

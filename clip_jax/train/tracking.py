@@ -35,7 +35,7 @@ class Connection(Protocol):
   """A run at a tracker."""
 
   def log(self, step: int, values: Mapping[str, Any]) -> None:
-    """Takes the numbers of a step."""
+    """Logs the numbers of a step."""
 
   def finish(self, *, failed: bool) -> None:
     """Ends the run there."""

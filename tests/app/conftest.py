@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from clip_jax import embedder, loading, search
-from clip_jax.app import engine as engine_lib
+from clip_jax.app import answering
 from clip_jax.data import sources
 from clip_jax.models import variants
 
@@ -92,7 +92,7 @@ def clip():
 def engine(clip):
   own = dataclasses.replace(clip, encoder=Encoder(clip.module.embed_dim))
   own.__dict__["fingerprint"] = clip.fingerprint  # Which takes a while.
-  return engine_lib.Engine(own)
+  return answering.Engine(own)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from clip_jax import errors
-from clip_jax.app import guard, hosts, limits
+from clip_jax.app import guard, host_names, limits
 
 UPLOADS = "/tmp/room"
 FILE = f"{UPLOADS}/{'0a' * 32}/cat.png"
@@ -368,11 +368,11 @@ def test_errors_of_the_page_are_not_swallowed():
 def test_other_names_of_the_server_are_refused(
   host, asked, status, monkeypatch
 ):
-  hosts._names_of_machine.cache_clear()
-  monkeypatch.setattr(hosts.socket, "gethostname", lambda: "box")
-  monkeypatch.setattr(hosts.socket, "getfqdn", lambda: "Box.lab.example")
+  host_names._names_of_machine.cache_clear()
+  monkeypatch.setattr(host_names.socket, "gethostname", lambda: "box")
+  monkeypatch.setattr(host_names.socket, "getfqdn", lambda: "Box.lab.example")
   assert Server(host=host).ask("/", host=asked)[0] == status
-  hosts._names_of_machine.cache_clear()
+  host_names._names_of_machine.cache_clear()
 
 
 @pytest.mark.parametrize(

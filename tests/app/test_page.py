@@ -24,8 +24,7 @@ import pytest
 
 import model_kinds
 from clip_jax import loading, search
-from clip_jax.app import engine as engine_lib
-from clip_jax.app import limits, page, server, tabs, watching
+from clip_jax.app import answering, limits, page, server, tabs, watching
 from clip_jax.data import sources
 
 pytestmark = [pytest.mark.app, pytest.mark.filterwarnings("ignore")]
@@ -125,7 +124,7 @@ def served(tmp_path_factory, folder, hostile, make_image, compiled):
   uploads = room / "uploads"
   uploads.mkdir()
   os.environ.update(server._SETTINGS, GRADIO_TEMP_DIR=str(uploads))
-  engine = engine_lib.Engine(clip)
+  engine = answering.Engine(clip)
   engine.warm_up()
   made = tabs.Tabs(
     engine,

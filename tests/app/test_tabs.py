@@ -10,6 +10,7 @@ import pytest
 
 from clip_jax import errors, preprocess, search
 from clip_jax.app import (
+  answering,
   classifying,
   comparing,
   drawn,
@@ -18,7 +19,6 @@ from clip_jax.app import (
   searching,
   tabs,
 )
-from clip_jax.app import engine as engine_lib
 
 TEMPLATES = "a photo of a {}.\na drawing of the {}"
 
@@ -130,7 +130,7 @@ def test_texts_are_embedded_once_and_forgotten_in_order(engine):
     asked.append(texts)
     return np.array([[len(text)] for text in texts])
 
-  cache = engine_lib.TextCache(embed, kept=3)
+  cache = answering.TextCache(embed, kept=3)
   assert cache.embed(["a", "bb", "a"]).tolist() == [[1], [2], [1]]
   assert cache.embed(["bb", "ccc"]).tolist() == [[2], [3]]
   assert cache.embed(["dddd"]).tolist() == [[4]]
@@ -357,7 +357,7 @@ def test_thumbnails_are_small_and_made_anew(make_image):
 
 
 def test_a_heat_map_is_named_as_its_picture_is():
-  picture = engine_lib.Picture("a & <b>.png", np.zeros((4, 4, 3), np.uint8))
+  picture = answering.Picture("a & <b>.png", np.zeros((4, 4, 3), np.uint8))
   read = Read(markup.heat_maps([picture], [np.zeros((2, 2))], "a cat"))
   named = [value for name, value in read.attributes if name == "alt"]
   assert named == ["a & <b>.png", "Heat map of a & <b>.png"]

@@ -10,6 +10,7 @@ from clip_jax import convert, errors
 from clip_jax.cli import run
 from clip_jax.convert import context, engine
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine import family
 from clip_jax.convert.formats import model_dir
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.tensor import Tensor
@@ -73,7 +74,7 @@ def _model(length=77, **text):
   }
   if not text:
     tiny["text"] |= {"width": 24, "depth": 1, "heads": 3, "vocab_size": 30}
-  spec = model_dir.plain(engine.resolve(variants.spec("tiny-vit", tiny)))
+  spec = family.plain(engine.resolve(variants.spec("tiny-vit", tiny)))
   rng = np.random.default_rng(0)
   leaves = {
     path: Tensor.from_array(rng.normal(size=shape).astype(np.float32))

@@ -10,6 +10,7 @@ import pytest
 
 from clip_jax import convert, errors
 from clip_jax.convert import destinations, engine, opening, sameness
+from clip_jax.convert.engine import family
 from clip_jax.convert.engine import names as names_lib
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import model_dir
@@ -35,7 +36,7 @@ def model(tmp_path):
   }
   path = tmp_path / "models" / "ours"
   portable = Portable(
-    model_dir.plain(spec),
+    family.plain(spec),
     leaves,
     convert.Report("test"),
     extras={"kept": Tensor.from_array(np.arange(3))},

@@ -12,9 +12,9 @@ from clip_jax import convert, errors
 from clip_jax.cli import run
 from clip_jax.convert import engine
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine import family
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import (
-  model_dir,
   open_clip,
   open_clip_config,
   open_clip_files,
@@ -58,7 +58,7 @@ def model():
     name="test",
   )
   tokenizer = {"tokenizer": {"kind": "clip_bpe"}}
-  spec = model_dir.plain(engine.resolve({**described.spec, **tokenizer}))
+  spec = family.plain(engine.resolve({**described.spec, **tokenizer}))
   rng = np.random.default_rng(0)
   leaves = {
     path: Tensor.from_array(rng.normal(size=shape).astype(np.float32))

@@ -13,8 +13,9 @@ from clip_jax import convert, errors
 from clip_jax.cli import run
 from clip_jax.convert import engine, weights_file
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine import family
 from clip_jax.convert.files import safetensors_file
-from clip_jax.convert.formats import model_dir, openai
+from clip_jax.convert.formats import openai
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
@@ -29,7 +30,7 @@ FLAGS = ["--activation=quick_gelu", "--heads=2,3"]
 
 
 def _model():
-  spec = model_dir.plain(engine.resolve(variants.spec("tiny-vit", TINY)))
+  spec = family.plain(engine.resolve(variants.spec("tiny-vit", TINY)))
   rng = np.random.default_rng(0)
   leaves = {
     path: Tensor.from_array(rng.normal(size=shape).astype(np.float32))

@@ -189,3 +189,56 @@ def test_ctrl_c_waits_until_processes_have_started():
   assert reached
   with pytest.raises(KeyboardInterrupt):
     signal.raise_signal(signal.SIGINT)
+
+
+def _paths(value, path=()):
+  """Yields where each value of nested JSON stands."""
+  items = ()
+  if isinstance(value, dict):
+    items = value.items()
+  elif isinstance(value, list):
+    items = enumerate(value)
+  for name, inner in items:
+    yield (*path, name)
+    yield from _paths(inner, (*path, name))
+
+
+def test_a_list_of_kept_files_that_was_edited_is_not_believed(table, tmp_path):
+  def stop(done):
+    if done == 24:
+      raise KeyboardInterrupt
+
+  def begin(on_record):
+    _prepare(table, tmp_path / "out", shortest_side=SIDE, on_record=on_record)
+
+  def first_read():
+    """Returns the number of the first record that is copied; keeps all."""
+    read = []
+
+    def note(done):
+      read.append(done)
+      raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+      begin(note)
+    return read[0]
+
+  with pytest.raises(KeyboardInterrupt):
+    begin(stop)
+  (path,) = tmp_path.glob(".out.partial/found/copy-*/done.json")
+  good = json.loads(path.read_text())
+  assert first_read() > 1
+  for where in _paths(good):
+    for value in (None, True, -1, 10**6, "x", [], {"x": 1}, KeyError):
+      edited = json.loads(path.read_text())
+      holder = edited
+      for name in where[:-1]:
+        holder = holder[name]
+      if value is KeyError:
+        del holder[where[-1]]
+      else:
+        holder[where[-1]] = value
+      path.write_text(json.dumps(edited))
+      assert first_read() == 1, (where, value)
+      path.write_text(json.dumps(good))
+  assert first_read() > 1

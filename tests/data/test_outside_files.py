@@ -3,14 +3,18 @@
 import gzip
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from clip_jax import cli, errors, preprocess, regular_files
-from clip_jax.data import prepare, sources
+from clip_jax.data import prepare, record, sources
+from clip_jax.data.sources import array_record
 
 
 @pytest.fixture
@@ -403,3 +407,57 @@ def test_two_columns_of_one_name_are_refused(tmp_path, options):
   table.write_text("image,caption,caption\nx.png,a,b\n")
   with pytest.raises(errors.UserError, match=r"2 columns .* 'caption'; rename"):
     sources.open_source(f"csv:{table}{options}")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+  ("scheme", "name"),
+  [
+    *(("wds", "a.tar"), ("csv", "a.csv"), ("coco", "a.json")),
+    *(("parquet", "a.parquet"), ("hf", "data.arrow")),
+  ],
+)
+def test_a_pointer_of_git_lfs_is_called_so(tmp_path, scheme, name):
+  (tmp_path / name).write_bytes(POINTER)
+  with pytest.raises(errors.UserError, match="is a pointer of Git LFS"):
+    sources.open_source(f"{scheme}:{tmp_path / name}")
+
+
+def test_an_image_that_is_a_pointer_of_git_lfs_is_called_so(tmp_path, png):
+  (tmp_path / "cat").mkdir()
+  (tmp_path / "cat" / "0.png").write_bytes(POINTER)
+  (tmp_path / "cat" / "1.png").write_bytes(png(1))
+  found = prepare.inspect(sources.open_source(f"folder:{tmp_path}"))
+  assert found["bad"] == {"lfs_pointer": 1}
+  assert "git lfs pull" in found["hints"]["lfs_pointer"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrayrecord"])
+def test_a_container_that_was_replaced_is_noticed(tmp_path, pairs, png, kind):
+  def write(word):
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+      columns = {"image": [png(0)] * 4, "caption": [f"a {word}"] * 4}
+      parquet.write_table(pyarrow.table(columns), path, row_group_size=1)
+    else:
+      path = tmp_path / f"a{array_record.SUFFIX}"
+      writer = array_record.open_writer(str(path))
+      for _ in range(4):
+        writer.write(
+          array_record.encode(record.Record(png(0), (f"a {word}",), "k"))
+        )
+      writer.close()
+    return path
+
+  path = write("dog")
+  source = sources.open_source(f"{kind}:{path}")
+  assert source[0].texts == ("a dog",)
+  worker = pickle.dumps(source)
+  path.unlink()
+  write("cat")
+  os.utime(path, (1, 1))
+  for each in (pickle.loads(worker), source)[: 2 if kind == "parquet" else 1]:
+    with pytest.raises(errors.UserError, match="has changed since"):
+      each[3]

@@ -360,13 +360,13 @@ def test_a_damaged_row_group_costs_its_rows_only(tmp_path, captioned, read_all):
   ]
 
 
-def test_a_file_that_is_cut_while_it_is_read_ends_nothing(tmp_path, captioned):
+def test_a_file_that_is_cut_while_it_is_read_is_noticed(tmp_path, captioned):
   path = captioned(tmp_path / "a.parquet", rows=2)
   source = sources.open_source(f"parquet:{path}")
   source[0]
   os.truncate(path, 10)
   assert source[1].texts  # Of the row group that is kept.
-  with pytest.raises(sources.BadRecord, match="truncated"):
+  with pytest.raises(errors.UserError, match=r"a\.parquet has changed since"):
     source[2]
 
 

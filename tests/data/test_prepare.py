@@ -115,8 +115,7 @@ def test_what_was_found_stays_until_the_copy_is_on_the_disk(
     with prepare.partial_directory(tmp_path / "copy") as partial:
       found.parent.mkdir(exist_ok=True)
       found.touch()
-      (partial / "shard").touch()
-      prepare.finish(partial, tmp_path / "copy")
+      prepare.finish(partial, tmp_path / "copy", {"shard": b""})
 
   with monkeypatch.context() as patch, pytest.raises(OSError, match="Input"):
     patch.setattr(copying, "sync", stop)
@@ -290,3 +289,50 @@ def test_the_command_shows_some_bad_records_and_counts_the_rest(
   assert "bad: 23 not_an_image" in lines
   assert len([line for line in lines if "not_an_image" in line]) == 1 + 20
   assert "  and 3 more; --json lists 23" in lines
+
+
+@pytest.mark.parametrize(
+  ("verb", "entry", "file"),
+  [
+    (["filter", "--min-words", "1"], "filter", "dataset.json"),
+    (["dedupe"], "dedupe", "dataset.json"),
+    (["dedupe", "--report-only"], "dedupe", "report.json"),
+    (
+      ["curate", "--queries", "queries.txt", "--max-per-query", "9"],
+      *("curation", "dataset.json"),
+    ),
+  ],
+)
+def test_what_a_copy_says_of_itself_is_not_believed_when_it_was_edited(
+  tmp_path, monkeypatch, write_tar, png, capsys, verb, entry, file
+):
+  monkeypatch.chdir(tmp_path)
+  members = [(f"{i}.{s}", d) for i in range(2) for s, d in _parts(png(i))]
+  write_tar(tmp_path / "a.tar", members)
+  (tmp_path / "queries.txt").write_text("cat\n")
+  name, *flags = verb
+  command = ["data", name, "wds:a.tar", "out", *flags, "--json"]
+
+  def run():
+    cli.main(command)
+    return json.loads(capsys.readouterr().out)
+
+  first = run()
+  assert first["written"] and run() == first | {"written": False}
+  good = (tmp_path / "out" / file).read_text()
+  for key in json.loads(good)[entry]:
+    for value in (None, "x"):
+      edited = json.loads(good)
+      if value is None:
+        del edited[entry][key]
+      else:
+        edited[entry][key] = value
+      (tmp_path / "out" / file).write_text(json.dumps(edited))
+      with pytest.raises(SystemExit):
+        cli.main(command)
+      said = capsys.readouterr().err
+      assert "is damaged or was changed. Remove it" in said, (key, value)
+
+
+def _parts(image):
+  return ("png", image), ("txt", b"a cat on a mat")

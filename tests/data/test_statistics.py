@@ -13,7 +13,7 @@ from PIL import Image
 from clip_jax import cli, errors, preprocess, tokenizer, whole_files
 from clip_jax.data import record as record_lib
 from clip_jax.data.statistics import scripts, summary
-from clip_jax.results import data_page, page, report
+from clip_jax.results import data_page, html_page, report_files
 
 TEXTS = (
   *("a red car", "a red car", "Ein rotes Auto", "красная машина", "赤い車です"),
@@ -270,8 +270,8 @@ def test_a_page_that_was_interrupted_is_replaced_and_no_report(
   (out / ".index.html.00.partial").write_bytes(b"cut")
   cli.main(words)
   with pytest.raises(errors.UserError, match="than a report"):
-    report.check_replaceable(out)
-  (out / "index.html").write_text(page.document("Report", []))
+    report_files.check_replaceable(out)
+  (out / "index.html").write_text(html_page.document("Report", []))
   with pytest.raises(errors.UserError, match="than a page of data"):
     data_page.check(str(out))
-  report.check_replaceable(out)
+  report_files.check_replaceable(out)

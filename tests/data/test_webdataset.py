@@ -2,12 +2,15 @@
 
 import csv
 import json
+import os
 import pickle
+import tarfile
 
 import pytest
 
 from clip_jax import cli, errors
 from clip_jax.data import prepare, record, sources
+from clip_jax.data.sources import kept_index
 
 
 @pytest.fixture
@@ -199,7 +202,7 @@ def test_a_shard_cut_after_it_was_opened_is_noticed(tmp_path, write_tar, png):
   path = write_tar(tmp_path / "a.tar", [("a.txt", b"t"), ("a.png", png(0))])
   source = sources.open_source(f"wds:{path}")
   path.write_bytes(path.read_bytes()[:1600])
-  with pytest.raises(sources.BadRecord, match="truncated"):
+  with pytest.raises(errors.UserError, match=r"a\.tar has changed since"):
     source[0]
 
 
@@ -407,3 +410,71 @@ def test_a_few_texts_of_several_lines_are_told_too(tmp_path, write_tar, png):
   path = write_tar(tmp_path / "a.tar", members)
   (note,) = sources.open_source(f"wds:{path}").account.notes
   assert "2 of 12 captions" in note and "?captions=lines" in note
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_tar_that_was_replaced_is_noticed(tmp_path, write_tar, png, opened):
+  path = tmp_path / "a.tar"
+  write_tar(path, [("a.png", png(0)), ("a.txt", b"one"), ("b.png", png(1))])
+  source = sources.open_source(f"wds:{path}")
+  if opened:
+    assert source[0].texts == ("one",)
+  write_tar(path, [("c.png", png(2)), ("c.txt", b"two"), ("b.png", png(3))])
+  os.utime(path, (1, 1))
+  for each in (source, pickle.loads(pickle.dumps(source))):
+    with pytest.raises(errors.UserError, match=r"a\.tar has changed since"):
+      each[0]
+
+
+def test_a_replaced_tar_is_noticed_where_times_have_coarse_steps(
+  tmp_path, write_tar, png, monkeypatch
+):
+  # As on a network's disk: the size and all times are those of before.
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  monkeypatch.setattr(kept_index, "LEAST_BYTES", 0)
+  monkeypatch.setattr(kept_index, "SETTLED_SECONDS", -1e9)
+  stamp = kept_index._stamp
+  monkeypatch.setattr(
+    kept_index,
+    "_stamp",
+    lambda paths, **how: [
+      [size, 0, 0] for size, *_ in stamp(paths, **how) or ()
+    ],
+  )
+  path = tmp_path / "a.tar"
+  write_tar(path, [("a.png", png(0)), ("a.txt", b"a longer text")])
+  os.utime(path, (1, 1))
+  assert sources.open_source(f"wds:{path}")[0].texts == ("a longer text",)
+  size = path.stat().st_size
+  write_tar(path, [("a.txt", b"short"), ("a.png", png(0))])
+  os.utime(path, (1, 1))
+  assert path.stat().st_size == size
+  with pytest.raises(errors.UserError, match=r"a\.tar has changed since"):
+    sources.open_source(f"wds:{path}")[0]
+  assert sources.open_source(f"wds:{path}")[0].texts == ("short",)
+
+
+@pytest.mark.parametrize("inner", ["0.tar", "d/shard.TAR.gz", "x.tgz"])
+def test_a_tar_of_tars_says_to_unpack_it(tmp_path, write_tar, inner):
+  path = write_tar(tmp_path / "a.tar", [(inner, b"x"), ("README", b"y")])
+  with pytest.raises(errors.UserError, match="unpack it by `tar -xf`"):
+    sources.open_source(f"wds:{path}")
+
+
+def test_a_tar_without_samples_says_nothing_of_tars(tmp_path, write_tar):
+  path = write_tar(tmp_path / "a.tar", [("a.tar.md5", b"x"), ("b.npz.gz", b"")])
+  with pytest.raises(errors.UserError, match="holds no samples") as caught:
+    sources.open_source(f"wds:{path}")
+  assert "unpack" not in str(caught.value)
+
+
+def test_parts_that_are_apart_say_how_to_pack_them(read_all, tmp_path, capsys):
+  with tarfile.open(tmp_path / "a.tar", "w") as tar:
+    for name in ("0.png", "1.png", "0.txt", "1.txt"):
+      tar.addfile(tarfile.TarInfo(name))
+  with pytest.raises(SystemExit):
+    cli.main(["data", "inspect", f"wds:{tmp_path}/a.tar"])
+  assert (
+    "parts_not_adjacent: the parts of a sample must follow one another"
+    in (capsys.readouterr().out)
+  )

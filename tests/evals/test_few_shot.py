@@ -10,7 +10,14 @@ import colours
 from clip_jax import errors
 from clip_jax.data import sources
 from clip_jax.data.sources import views
-from clip_jax.evals import embedding_model, few_shot, linear_probe, ridge, shots
+from clip_jax.evals import (
+  embedding_model,
+  few_shot,
+  linear_probe,
+  reading,
+  ridge,
+  shots,
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +41,14 @@ def embed(images):
   return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
-def evaluate(data, **options):
+def evaluate(data, *, progress=None, **options):
   return few_shot.evaluate(
     data,
     embed=embed,
     embed_images=embed,
     embed_texts=colours.embed_texts,
     preprocess=colours.SPEC,
-    batch_size=4,
-    threads=1,
+    reading=reading.Reading(4, 1, progress),
     **options,
   )
 
@@ -67,9 +73,7 @@ def test_shots_depend_on_the_seed_and_their_number_alone(data):
 def test_a_bad_image_is_replaced_by_the_next_of_its_class(data):
   some = pool(data)
   red = sorted(colours.COLOURS).index("red")
-  (first, bad) = some.embed(
-    embed, most=5, seeds=2, preprocess=colours.SPEC, threads=1
-  )
+  (first, bad) = some.embed(embed, most=5, seeds=2, preprocess=colours.SPEC)
   assert bad.total() == 1
   for draw in first:
     assert np.bincount(draw.examples.labels).tolist() == [5, 5, 5]
@@ -199,11 +203,12 @@ def test_ridge_is_least_squares_with_further_rows(examples):
 def test_the_ridge_probe_of_a_run_measures_a_model(data):
   model = embedding_model.Functions(embed, colours.embed_texts, colours.SPEC)
   probe = ridge.open_few_shot(data)
-  found = probe.measure(model, batch_size=4, threads=1)
+  how = reading.Reading(batch_size=4, threads=1)
+  found = probe.measure(model, reading=how)
   assert [entry["k"] for entry in found["shots"]] == [1, 5, 10, 25]
   assert (found["task"], found["data"]) == ("few_shot_lsr", f"{data}/test")
   assert found["top1"] == found["shots"][-1]["mean"] > 0.5
   assert (found["regularisation"], found["features"]) == (1024, "embedding")
-  assert found == probe.measure(model, batch_size=4, threads=1)
+  assert found == probe.measure(model, reading=how)
   with pytest.raises(errors.UserError, match="names one split"):
     ridge.open_few_shot("builtin:digits/test")

@@ -9,7 +9,7 @@ from scipy import stats
 
 import colours
 from clip_jax import errors
-from clip_jax.evals import groups
+from clip_jax.evals import groups, reading
 
 
 @pytest.fixture
@@ -27,8 +27,7 @@ def evaluate(data, table, **options):
     data,
     colours.functions(),
     groups=str(table),
-    batch_size=4,
-    threads=1,
+    reading=reading.Reading(batch_size=4, threads=1),
     **options,
   )
 

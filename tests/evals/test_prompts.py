@@ -143,6 +143,25 @@ def test_a_file_of_labels_that_cannot_be_read_is_named(
   assert name in str(caught.value)
 
 
+def test_it_is_told_how_a_label_is_read_that_is_a_path_too(
+  tmp_path, monkeypatch, caplog
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "one").mkdir()
+  assert prompts.read_labels("one") == ["one"]
+  assert "'one' is a directory here, too, and is read as one label" in (
+    caplog.text
+  )
+  caplog.clear()
+  (tmp_path / "two").write_text("a\nb\n")
+  assert prompts.read_labels("two") == ["a", "b"]
+  assert "The labels are read from the file 'two'" in caplog.text
+  caplog.clear()
+  assert prompts.read_labels(tmp_path / "two") == ["a", "b"]
+  assert prompts.read_labels("one,two") == ["one", "two"]
+  assert not caplog.text
+
+
 @pytest.mark.parametrize("directory", [False, True])
 def test_labels_that_look_like_a_path_are_no_label(tmp_path, directory):
   path = tmp_path / "labels"

@@ -10,7 +10,7 @@ from PIL import Image
 import colours
 from clip_jax import errors, preprocess
 from clip_jax.data import sources
-from clip_jax.evals import corruptions, robustness, shifts
+from clip_jax.evals import corruptions, reading, robustness, shifts
 
 
 def picture(height=20, width=30):
@@ -137,9 +137,7 @@ def test_robustness_measures_every_corruption_at_every_severity(data):
   found = robustness.evaluate(
     data,
     colours.functions(),
-    batch_size=4,
-    threads=1,
-    progress=lambda *counts: seen.append(counts),
+    reading=reading.Reading(4, 1, lambda *counts: seen.append(counts)),
   )
   kinds = [(x["name"], x["severity"]) for x in found["corruptions"]]
   assert kinds == [(n, s) for n in corruptions.CORRUPTIONS for s in range(1, 6)]

@@ -16,7 +16,13 @@ from PIL import Image
 from clip_jax import cli, errors, preprocess
 from clip_jax.cli.commands import suite
 from clip_jax.evals import embedding_model
-from clip_jax.evals.suite import check, layouts, results, run, table
+from clip_jax.evals.suite import (
+  check,
+  data_sets,
+  layouts,
+  measuring,
+  result_files,
+)
 from clip_jax.models import variants
 
 SIZE, EMBED = 4, 7
@@ -25,7 +31,7 @@ PREPROCESS = preprocess.Preprocess(
 )
 _PROJECTION = np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, EMBED))
 WDS = [str(digit) for digit in (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)]
-STL10 = [*reversed(table.classes_of("stl10").names)]
+STL10 = [*reversed(data_sets.classes_of("stl10").names)]
 FOLDERS = {
   "AnnualCrop": "annual crop land",
   "Forest": "forest",
@@ -69,7 +75,7 @@ def embed_texts(texts):
 
 def subject(fingerprint="f" * 64, images=embed_images, **fields):
   model = embedding_model.Functions(images, embed_texts, PREPROCESS)
-  return run.Subject(model, fingerprint, "somewhere/model", **fields)
+  return measuring.Subject(model, fingerprint, "somewhere/model", **fields)
 
 
 def write_tar(path, members):
@@ -161,8 +167,8 @@ def data(tmp_path_factory):
 
 
 def measure(root, out, suite, whom=None, **options):
-  entries = table.choose(suite)
-  found = run.run(
+  entries = data_sets.choose(suite)
+  found = measuring.run(
     entries, str(root), whom or subject(), out=out, batch_size=4, **options
   )
   return {result["set"]: result for result in found}
@@ -170,7 +176,7 @@ def measure(root, out, suite, whom=None, **options):
 
 def scores_by_hand(name, truth):
   """Returns the cosines of images and classes, and the true classes."""
-  of_table = table.classes_of(name)
+  of_table = data_sets.classes_of(name)
   heads = []
   for several in of_table.synonyms:
     texts = [t.replace("{}", s) for s in several for t in of_table.templates]
@@ -321,12 +327,12 @@ def test_a_change_measures_a_set_again(tmp_path, change):
 def test_a_change_of_the_prompts_measures_a_set_again(tmp_path, monkeypatch):
   write_folders(tmp_path / "hateful_memes", MEMES, 300)
   measure(tmp_path, tmp_path / "out", "hateful_memes")
-  other = table.Classes(
-    synonyms=table.classes_of("hateful_memes").synonyms,
+  other = data_sets.Classes(
+    synonyms=data_sets.classes_of("hateful_memes").synonyms,
     templates=("one {}.",),
     also={"hateful": "hatespeech meme", "not hateful": "meme"},
   )
-  monkeypatch.setattr(table, "classes", lambda entry: other)
+  monkeypatch.setattr(data_sets, "classes", lambda entry: other)
   found = measure(tmp_path, tmp_path / "out", "hateful_memes")
   assert not found["hateful_memes"]["kept"]
 
@@ -384,7 +390,7 @@ def test_a_wrong_set_is_told_and_the_rest_goes_on(tmp_path, damage):
   assert found["mnist"]["status"] == "wrong"
   assert any(part in found["mnist"]["problem"] for part in said.split("|"))
   assert found["hateful_memes"]["status"] == "measured"
-  (of_doctor,) = check.check(table.choose("mnist"), str(tmp_path))
+  (of_doctor,) = check.check(data_sets.choose("mnist"), str(tmp_path))
   assert of_doctor["state"] == "wrong"
   assert of_doctor["problem"] == found["mnist"]["problem"]
 
@@ -418,7 +424,7 @@ def test_a_model_that_gives_no_numbers_is_said_once(data, tmp_path):
 
 
 def test_a_metric_that_the_data_cannot_give_is_not_replaced(tmp_path):
-  folders = {name: name for name in table.classes_of("voc2007").names}
+  folders = {name: name for name in data_sets.classes_of("voc2007").names}
   write_folders(tmp_path / "voc2007" / "test", folders, 40)
   result = measure(tmp_path, tmp_path / "out", "voc2007")["voc2007"]
   assert (result["status"], result["values"]) == ("no_metric", {})
@@ -427,12 +433,12 @@ def test_a_metric_that_the_data_cannot_give_is_not_replaced(tmp_path):
 
 
 def test_classes_that_are_not_measured_are_left_out(tmp_path):
-  keys = dict.fromkeys(table.classes_of("objectnet").keys)
+  keys = dict.fromkeys(data_sets.classes_of("objectnet").keys)
   place = tmp_path / "objectnet" / "images"
   for folder in (*keys, "squeegee"):
     (place / folder).mkdir(parents=True)
     (place / folder / "a.png").write_bytes(png(len(folder)))
-  entry = table.entries()["objectnet"]
+  entry = data_sets.entries()["objectnet"]
   found = layouts.find(entry, tmp_path)
   opened = layouts.open_found(entry, found)
   assert (opened.count, opened.warnings) == (None, ())
@@ -443,11 +449,11 @@ def test_classes_that_are_not_measured_are_left_out(tmp_path):
 
 def test_the_doctor_names_every_set_with_its_classes(data):
   root, truths = data
-  found = {s["set"]: s for s in check.check(table.choose("all"), str(root))}
-  assert list(found) == list(table.entries())
+  found = {s["set"]: s for s in check.check(data_sets.choose("all"), str(root))}
+  assert list(found) == list(data_sets.entries())
   for name, said in found.items():
     if said["classes"] is not None:
-      known = table.classes(table.entries()[name])
+      known = data_sets.classes(data_sets.entries()[name])
       assert said["classes"] == len(known.synonyms)
     assert said["get"] and said["expected_examples"][0] > 0
     assert said["state"] == ("wrong" if name in truths else "missing")
@@ -460,7 +466,7 @@ def test_the_csv_has_clip_benchmarks_columns(data, tmp_path):
   root, _ = data
   found = measure(root, tmp_path, "mnist,flickr8k,cifar10").values()
   path = tmp_path / "all.csv"
-  results.write_csv(str(path), found, model="ViT-B-32", weights="mine")
+  result_files.write_csv(str(path), found, model="ViT-B-32", weights="mine")
   with path.open(newline="") as file:
     classified, retrieved = csv.DictReader(file)
   measures = {r["set"]: r["measures"] for r in found if "measures" in r}
@@ -540,7 +546,7 @@ def test_the_doctor_command_lists_what_is_missing(tmp_path, capsys):
   with pytest.raises(SystemExit):
     cli.main(["data", "doctor", "--suite", "all", "--data-root", str(tmp_path)])
   shown = capsys.readouterr().out
-  for name in table.entries():
+  for name in data_sets.entries():
     assert f"\n{name}: " in shown
 
 
@@ -585,7 +591,7 @@ def test_the_crops_are_not_taken_for_the_whole_images(tmp_path):
   write_tar(
     tmp_path / "wds_voc2007/test/0.tar", [("0.png", png(0)), ("0.cls", b"1")]
   )
-  entries = table.entries()
+  entries = data_sets.entries()
   assert layouts.find(entries["voc2007"], tmp_path) is None
   assert layouts.find(entries["voc2007_crops"], tmp_path).layout == "wds"
 
@@ -594,6 +600,6 @@ def test_a_parquet_of_another_split_is_not_measured(tmp_path):
   folder = tmp_path / "mnist"
   folder.mkdir(parents=True)
   (folder / "train-00000-of-00001.parquet").write_bytes(b"PAR1")
-  entries = table.entries()
+  entries = data_sets.entries()
   with pytest.raises(errors.UserError, match="in no layout"):
     layouts.find(entries["mnist"], tmp_path)

@@ -2,7 +2,7 @@ import pytest
 
 import colours
 from clip_jax import errors, names
-from clip_jax.evals import tasks
+from clip_jax.evals import reading, tasks
 
 
 @pytest.fixture
@@ -15,10 +15,9 @@ def data(tmp_path):
   return f"folder:{tmp_path}"
 
 
-def evaluate(data, task="zero_shot", **options):
-  return tasks.evaluate(
-    task, data, colours.functions(), batch_size=2, **options
-  )
+def evaluate(data, task="zero_shot", *, progress=None, **options):
+  how = reading.Reading(batch_size=2, progress=progress)
+  return tasks.evaluate(task, data, colours.functions(), reading=how, **options)
 
 
 def test_bad_records_are_left_out_and_counted(data):

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from clip_jax import config as config_lib
-from clip_jax.plan import jobs, planner, report, suggest, topology
+from clip_jax.plan import jobs, planner, presentation, suggest, topology
 
 pytestmark = [
   pytest.mark.slow,
@@ -50,7 +50,7 @@ def test_every_chip_can_be_described(name, chips):
 
 
 def test_a_plan_for_a_slice_tells_everything(plan):
-  found = report.to_dict(plan, price_per_chip_hour=1.0)
+  found = presentation.to_dict(plan, price_per_chip_hour=1.0)
   assert found["fits"] is True
   assert found["device"] == "TPU v5 lite"
   assert not found["reasons"]
@@ -85,7 +85,7 @@ def test_what_is_too_large_says_so_in_the_compilers_words():
   assert plan.peak_bytes > plan.available_bytes == target.chip.memory_bytes
   assert plan.step_seconds is None
   # It says what helps.
-  assert any("smaller batch" in said for said in report.advice(plan))
+  assert any("smaller batch" in said for said in presentation.advice(plan))
 
 
 def test_a_search_splits_what_is_too_large():

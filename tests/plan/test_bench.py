@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 import by_path
-from clip_jax.plan import report
+from clip_jax.plan import presentation
 
 _PATH = pathlib.Path(__file__).parents[2] / "tools/bench/plan.py"
 
@@ -24,7 +24,7 @@ def test_rows_of_other_versions_or_another_search_are_not_current(
   assert not bench.is_current(row, case, True)
   assert not bench.is_current(row, bench.CASES[1], False)
   assert not bench.is_current({}, case, False)
-  monkeypatch.setattr(report, "versions", lambda: {"jax": "0.0.1"})
+  monkeypatch.setattr(presentation, "versions", lambda: {"jax": "0.0.1"})
   assert not bench.is_current(row, case, False)
 
 

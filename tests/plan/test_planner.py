@@ -17,7 +17,7 @@ from clip_jax.plan import (
   jobs,
   memory,
   planner,
-  report,
+  presentation,
   topology,
 )
 
@@ -198,7 +198,7 @@ def test_a_program_exchanges_what_its_trace_does_and_single_numbers(
 
 
 def test_what_a_cpu_does_not_tell_is_null_with_a_reason(plan):
-  found = report.to_dict(plan)
+  found = presentation.to_dict(plan)
   assert found.keys() >= CONTRACT
   for name in ("step_seconds", "images_per_second", "utilisation", "hours"):
     assert found[name] is None
@@ -209,13 +209,15 @@ def test_what_a_cpu_does_not_tell_is_null_with_a_reason(plan):
 
 
 def test_a_plan_says_which_loss_auto_takes(plan):
-  found = report.to_dict(plan)
+  found = presentation.to_dict(plan)
   assert found["loss"] == {
     "kind": "softmax",
     "method": "auto",
     "takes": "gathered",
   }
-  assert "\nLoss: softmax, gathered, taken by auto\n" in report.to_text(plan)
+  assert "\nLoss: softmax, gathered, taken by auto\n" in presentation.to_text(
+    plan
+  )
   for changes, method in (([], "two_level"), (["loss.method=ring"], "ring")):
     changes = ["batch_size=1048576", *changes]
     config = config_lib.with_overrides(plan.job.config, changes)
@@ -239,7 +241,7 @@ def test_times_become_hours_and_costs(plan):
     ),
     step_parts_seconds=parts_of(0.1, 0.2, 0.4, 0.1),
   )
-  found = report.to_dict(timed, price_per_chip_hour=2.0)
+  found = presentation.to_dict(timed, price_per_chip_hour=2.0)
   assert found["step_seconds"] == [0.2, 0.5]
   assert found["images_per_second"] == [64, 160]
   hours = [94 * 0.2 / 3600, 94 * 0.5 / 3600]
@@ -249,7 +251,7 @@ def test_times_become_hours_and_costs(plan):
   low, high = found["utilisation"]
   assert low == pytest.approx(plan.flops_analytic / (8 * 197e12 * 0.5))
   assert high == pytest.approx(2.5 * low)
-  text = report.to_text(timed, price_per_chip_hour=2.0)
+  text = presentation.to_text(timed, price_per_chip_hour=2.0)
   assert "estimates" in text
   assert "64 to 160" in text
   step, run = text.split("of the whole run, 94 steps")
@@ -292,7 +294,7 @@ def test_what_does_not_fit_says_what_would_help(plan, monkeypatch):
   small = dataclasses.replace(
     plan, fits=False, available_bytes=plan.peak_bytes // 2
   )
-  text = report.to_text(small)
+  text = presentation.to_text(small)
   assert "Does not fit" in text
   assert "--config.micro_batches=2" in text
   assert "--config.model_overrides.image.remat=full" in text
@@ -312,7 +314,7 @@ def advice(file, local, *changes, searched=False):
     **{"flops_analytic": 1, "collectives": None, "step_parts_seconds": None},
     **{"compile_seconds": 0.0, "reasons": {}},
   )
-  return report.advice(plan, searched=searched)
+  return presentation.advice(plan, searched=searched)
 
 
 @pytest.mark.parametrize(
@@ -341,10 +343,12 @@ def test_a_search_that_finds_nothing_says_how_many_chips_might_do(file, local):
 
 def test_a_model_without_a_name_is_called_after_what_it_begins_with():
   config = config_lib.default_config()
-  assert report._model_name(config.model, config.init) == config.model
+  assert presentation._model_name(config.model, config.init) == config.model
   config.model = "from_init"
   config.init.image, config.init.text = "a/tower", "runs/bert"
-  assert report._model_name(config.model, config.init) == "a/tower + runs/bert"
+  assert (
+    presentation._model_name(config.model, config.init) == "a/tower + runs/bert"
+  )
 
 
 def test_of_a_program_that_nobody_can_read_only_the_time_is_unknown(
@@ -355,7 +359,7 @@ def test_of_a_program_that_nobody_can_read_only_the_time_is_unknown(
     compiling, "compile_program", lambda lowered, dump: object()
   )
   monkeypatch.setattr(memory, "peak_bytes", lambda compiled, target: 10**9)
-  found = report.to_dict(planner.make_plan(chip_job, with_loss=False))
+  found = presentation.to_dict(planner.make_plan(chip_job, with_loss=False))
   assert found["peak_bytes"] == 10**9
   assert found["flops_compiled"] > 0
   assert found["collectives"]["all-gather"]["bytes"] > 0

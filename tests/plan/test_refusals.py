@@ -7,7 +7,7 @@ from clip_jax.plan import (
   compiling,
   jobs,
   planner,
-  report,
+  presentation,
 )
 
 MESSAGE = (
@@ -47,7 +47,7 @@ def test_a_step_too_large_to_compile_is_a_plan(config, local, monkeypatch):
     raise compiling.TooLargeError(MESSAGE)
 
   monkeypatch.setattr(compiling, "compile_program", refuse)
-  found = report.to_dict(planner.make_plan(jobs.make_job(config, local)))
+  found = presentation.to_dict(planner.make_plan(jobs.make_job(config, local)))
   assert found["fits"] is False
   assert found["peak_bytes"] == int(22.03 * 2**30)
   assert found["available_bytes"] == int(15.75 * 2**30)

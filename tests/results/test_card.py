@@ -7,7 +7,7 @@ import yaml
 import model_kinds
 from clip_jax import errors
 from clip_jax.results import card as card_lib
-from clip_jax.results import limitations, markdown, records
+from clip_jax.results import collected, limitations, markdown
 
 EVIL = "<img src=x onerror=alert(1)> | `x` [a](b) --- 'y': {z}"
 
@@ -179,7 +179,7 @@ def test_reports_that_are_not_there_are_an_error(workdir, tmp_path):
 
 def test_limits_are_told_as_measured():
   def result(key, task="zero_shot", **values):
-    return records.Result("m", "m", task, "d", key, None, values)
+    return collected.Result("m", "m", task, "d", key, None, values)
 
   corruptions = [
     {"name": "blur", "severity": 5, "top1": 0.125},

@@ -8,7 +8,14 @@ from PIL import Image
 
 from clip_jax import errors
 from clip_jax.evals import published
-from clip_jax.results import drawing, figures, files, picture, report, tables
+from clip_jax.results import (
+  drawing,
+  figures,
+  gathering,
+  picture,
+  report_files,
+  tables,
+)
 
 MODEL = "/home/jane/secret/run"
 
@@ -92,7 +99,7 @@ def collection(tmp_path):
     {"step": 4, "eval/seen/top1": 0.5, "eval/p/image_to_text/r@1": 0.5},
   ]
   (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-  return files.read([run, write_all(tmp_path / "results", results())])
+  return gathering.read([run, write_all(tmp_path / "results", results())])
 
 
 def marks(panel):
@@ -211,7 +218,7 @@ def test_values_of_any_kind_are_survived(tmp_path, name, broken):
     for i, task in enumerate(tasks)
   }
   made = (figures.FIGURES | tables.TABLES)[name][0]
-  made(files.read([write_all(tmp_path / "results", found)]))
+  made(gathering.read([write_all(tmp_path / "results", found)]))
 
 
 class _Reader(html.parser.HTMLParser):
@@ -241,7 +248,7 @@ def test_a_report_is_a_page_with_all_pictures_in_it(tmp_path):
   source = write_all(tmp_path / "in", results(**more))
   (source / f"{evil.replace('/', '')}.json").write_text("{")
   out = tmp_path / "out"
-  made = report.write([source], out)
+  made = report_files.write([source], out)
   assert made.models == ["run", "script>"] and made.results == 9
   names = ["accuracy", "shifts", "corruptions", "few_shot", "reliability"]
   names += ["confusions"]
@@ -271,18 +278,18 @@ def test_a_report_is_a_page_with_all_pictures_in_it(tmp_path):
 def test_a_report_replaces_a_report_and_nothing_else(tmp_path):
   out = tmp_path / "out"
   everything = write_all(tmp_path / "in", results())
-  report.write([everything], out)
+  report_files.write([everything], out)
   assert (out / "few_shot.png").exists()
-  report.write([everything / "cifar.json"], out)
+  report_files.write([everything / "cifar.json"], out)
   assert not (out / "few_shot.png").exists()
   other = tmp_path / "other"
   other.mkdir()
   (other / "index.html").write_text("<html>mine</html>")
   with pytest.raises(errors.UserError, match="holds other files"):
-    report.write([everything], other)
+    report_files.write([everything], other)
   assert [path.name for path in other.iterdir()] == ["index.html"]
   with pytest.raises(errors.UserError, match="is a file"):
-    report.write([everything], everything / "cifar.json")
+    report_files.write([everything], everything / "cifar.json")
 
 
 def _run(directory, name, sheet):
@@ -312,7 +319,7 @@ def test_what_runs_find_is_shown_as_they_drew_it(tmp_path):
   ]
   (_run(tmp_path, "a folder", None) / "report.png").mkdir()
   out = tmp_path / "out"
-  made = report.write([*runs, tmp_path / "a folder"], out)
+  made = report_files.write([*runs, tmp_path / "a folder"], out)
   sheets = [path for path in made.pictures if "examples" in path]
   assert [path.rpartition("/")[2] for path in sheets] == [
     "examples_1.png",
@@ -324,10 +331,10 @@ def test_what_runs_find_is_shown_as_they_drew_it(tmp_path):
     with open(path, "rb") as file:
       assert b"secret" not in file.read()
   assert "What two finds" in (out / "index.html").read_text()
-  again = report.write([runs[0]], out)
+  again = report_files.write([runs[0]], out)
   assert "examples" not in again.missing
   assert {path.name for path in out.glob("examples*")} == {"examples.png"}
-  assert "examples" in report.write([runs[2]], out).missing
+  assert "examples" in report_files.write([runs[2]], out).missing
   assert not list(out.glob("examples*"))
 
 
@@ -343,4 +350,4 @@ def test_names_without_glyphs_and_of_any_length_are_drawn():
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, "matplotlib", None)
   with pytest.raises(errors.UserError, match=r"pip install 'jax-clip\[report"):
-    report.write(["."], "out")
+    report_files.write(["."], "out")

@@ -196,6 +196,42 @@ def test_an_origin_may_be_relative_in_a_workdir_of_before(
     claim.check_config(tmp_path / "run", other, allow_changes=False)
 
 
+@pytest.mark.parametrize(
+  ("kept", "given", "same"),
+  [
+    ("folder:pets", "folder:{}/pets", True),
+    ("folder:pets", "folder:../pets", True),
+    ("folder:../in/pets/", "folder:{}/in/pets", True),
+    ("folder:{}/pets", "folder:../pets", True),
+    ("wds:a/{{0..3}}.tar", "wds:{}/a/{{0..3}}.tar", True),
+    ("folder:pets", "folder:{}/dogs", False),
+    ("folder:pets", "folder:{}/mypets", False),
+    ("folder:{}/old/pets", "folder:{}/pets", False),
+    ("folder:pets", "wds:{}/pets", False),
+    ("csv:a.csv?sep=,", "csv:{}/a.csv", False),
+    ("builtin:digits/train", "builtin:my/digits/train", False),
+    ('["csv:a.csv", "csv:b.csv"]', '["csv:{}/a.csv", "csv:{}/b.csv"]', True),
+    ('["csv:a.csv", "csv:b.csv"]', '["csv:{}/b.csv", "csv:{}/a.csv"]', False),
+    ('{{"csv:a.csv": 2, "csv:b": 1}}', '["csv:{}/a.csv", "csv:{}/b"]', False),
+  ],
+)
+def test_data_may_be_named_from_another_working_directory(
+  tmp_path, monkeypatch, kept, given, same
+):
+  kept, given = (x.replace("{}", str(tmp_path)) for x in (kept, given))
+  kept, given = (x.replace("{{", "{").replace("}}", "}") for x in (kept, given))
+  monkeypatch.chdir(tmp_path)
+  _began_with(tmp_path / "run", **{"data.train": kept})
+  (tmp_path / "elsewhere").mkdir()
+  monkeypatch.chdir(tmp_path / "elsewhere")
+  config = _tiny(**{"data.train": given})
+  if same:
+    claim.check_config(tmp_path / "run", config, allow_changes=False)
+    return
+  with pytest.raises(errors.UserError, match=r"data\.train: "):
+    claim.check_config(tmp_path / "run", config, allow_changes=False)
+
+
 def test_of_many_fields_the_first_are_told_and_long_values_cut(tmp_path):
   _began_with(tmp_path)
   many = {f"optim.{x}": 0.5 for x in ("peak_lr", "beta1", "beta2", "epsilon")}

@@ -361,8 +361,8 @@ def test_the_report_has_each_share_before_and_after_with_its_interval():
   ]
   assert sum(at_least) == pytest.approx(0.025)
   assert 1 - own.high**6 == pytest.approx(0.025)
-  page = report.make_report(report.Rows([], []), title="t", changes=found)
-  none = report.make_report(report.Rows([], []), title="t")
+  page = report.draw(report.Rows([], []), title="t", changes=found)
+  none = report.draw(report.Rows([], []), title="t")
   assert page.height > none.height + 30 * len(found)
   assert np.asarray(page)[:, -40:].min() == 255  # Nothing runs over the edge.
   assert not list(evaluation._changes({}, after, shown="mine"))

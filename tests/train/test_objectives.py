@@ -21,7 +21,7 @@ from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.doctor import examination, finding
 from clip_jax.models import captioner, variants
-from clip_jax.plan import jobs, planner, report, topology
+from clip_jax.plan import jobs, planner, presentation, topology
 from clip_jax.train import loop, step_flops
 from clip_jax.train import origins as origins_lib
 from clip_jax.train import program as program_lib
@@ -408,7 +408,7 @@ def test_the_planner_and_the_doctor_know_objectives():
   assert plan.fits and plan.flops_analytic > 0
   assert plan.memory["loss_alone"] is None
   assert "compares no pairs" in plan.reasons["memory.loss_alone"]
-  assert "Objective: bow" in report.to_text(plan)
+  assert "Objective: bow" in presentation.to_text(plan)
   found = examination.of_config(config, steps=4)
   (last,) = [x for x in found if x.check == "overfit one batch"]
   assert last.verdict == finding.OK

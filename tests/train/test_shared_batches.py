@@ -12,7 +12,7 @@ from PIL import Image
 from clip_jax import embedder, preprocess, sharding
 from clip_jax.data import pipeline
 from clip_jax.data import record as record_lib
-from clip_jax.evals import embedding_model, tasks
+from clip_jax.evals import embedding_model, reading, tasks
 from clip_jax.models import variants
 from clip_jax.train import shared_batches
 
@@ -92,7 +92,7 @@ def measured(devices, records, *, shared):
         shared_batches.open_batches, encoder=encoder
       )
     found[task] = evaluation.measure(
-      model, batch_size=8, threads=2, open_batches=open_batches
+      model, reading=reading.Reading(8, 2, open_batches=open_batches)
     )
     read.append(sorted(source.read))
   assert read[0] == read[-1]

@@ -10,7 +10,7 @@ import by_path
 from clip_jax import config as config_lib
 from clip_jax.checkpoints import run_model
 from clip_jax.packing import packed_text, placement
-from clip_jax.train import loop, metrics, program, step_flops
+from clip_jax.train import loop, metric_log, program, step_flops
 
 BATCH, EMBED = 8, 12
 IMAGE = {"image_size": 32, "patch_size": 8, "width": 24, "depth": 2, "heads": 3}
@@ -148,7 +148,7 @@ def test_parts_make_the_batch_and_equal_shapes_are_counted_once(monkeypatch):
 def test_a_runs_utilisation_is_its_rate_times_what_a_pair_is_worth(
   tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(metrics, "peak_flops", lambda: 1e9)
+  monkeypatch.setattr(metric_log, "peak_flops", lambda: 1e9)
   fields = {"data.text_layout": "packed", "log_every_steps": 1}
   fields |= {"optim.frozen": "^image/", "mesh.data": -1}
   loop.train(_config(**fields), tmp_path / "run")

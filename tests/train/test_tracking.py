@@ -9,7 +9,7 @@ import pytest
 
 from clip_jax import config as config_lib
 from clip_jax import errors, names
-from clip_jax.train import metrics, tracking
+from clip_jax.train import metric_log, tracking
 
 NAMES = ("wandb", "trackio")
 
@@ -17,7 +17,7 @@ NAMES = ("wandb", "trackio")
 def _write(workdir, tracker, steps=(1, 2), failed=False):
   workdir.mkdir(exist_ok=True)
   tracked = tracking.Tracking(tracker, workdir, {"tracker": tracker})
-  with metrics.Writer(
+  with metric_log.Writer(
     workdir, after_step=steps[0] - 1, tracker=tracked
   ) as writer:
     for step in steps:

@@ -21,7 +21,7 @@ import logging
 import pathlib
 
 from clip_jax import config as config_lib
-from clip_jax.plan import jobs, planner, report, suggest, topology
+from clip_jax.plan import jobs, planner, presentation, suggest, topology
 
 GIB = 2**30
 
@@ -105,7 +105,7 @@ def key(case, search):
   return {
     "choice": dataclasses.asdict(case),
     "searched": search,
-    "versions": report.versions(),
+    "versions": presentation.versions(),
   }
 
 
@@ -120,10 +120,10 @@ def measure(case, search):
   config = case.make_config()
   if search:
     found = suggest.suggest(config, where)
-    row = report.to_dict(found.plan, searched=True)
+    row = presentation.to_dict(found.plan, searched=True)
     return {**row, "overrides": found.overrides}
   plan = planner.make_plan(jobs.make_job(config, where), with_loss=False)
-  return {**report.to_dict(plan), "overrides": case.overrides()}
+  return {**presentation.to_dict(plan), "overrides": case.overrides()}
 
 
 def percent(numbers):

@@ -55,7 +55,7 @@ import torch_resnet  # Beside this script.
 
 from clip_jax import host_memory, losses
 from clip_jax.models import flops, resnet, variants
-from clip_jax.train import metrics, step_flops
+from clip_jax.train import metric_log, step_flops
 
 MEMORY_SHARE = float(os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"])
 WARM_UPS = 2
@@ -423,7 +423,7 @@ def main():
     "batch_size": batch_size,
     "dtype": setting.dtype,
     "machine": machine,
-    "peak_flops": metrics.peak_flops(),
+    "peak_flops": metric_log.peak_flops(),
     "versions": {
       name: importlib.metadata.version(name)
       for name in ("jax", "torch", setting.opponent)

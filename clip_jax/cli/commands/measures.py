@@ -1,5 +1,6 @@
 """Formats the measures of evaluations as tables."""
 
+from collections.abc import Collection
 from typing import Any
 
 from clip_jax import terminal
@@ -41,15 +42,20 @@ def table(evals: dict[str, Any], *, before: dict[str, Any]) -> str:
   return terminal.table(("evaluation", "measure", *values), rows)
 
 
-def falls(
-  evals: dict[str, Any], *, before: dict[str, Any], frozen: str = ""
+def remarks(
+  evals: dict[str, Any],
+  *,
+  before: dict[str, Any],
+  frozen: str = "",
+  own: Collection[str] = (),
 ) -> list[str]:
-  """Returns a sentence about each evaluation that a fine-tuning made worse.
+  """Returns a sentence about each evaluation that fine-tuning did no good.
 
   Args:
     evals: measures by the evaluation's name.
     before: measures of the model that the run started from; {} without one.
     frozen: `config.optim.frozen` of the run.
+    own: names of those on held-out training data; they should get better.
   """
   locked = "" if frozen else "locked norms (optim.frozen=/norm/) "
   said = []
@@ -60,6 +66,11 @@ def falls(
         f"{name}: {measure} fell from {100 * earlier:.2f} to {100 * after:.2f} "
         f"%. Another optim.peak_lr, {locked}or a mixture with the model before "
         "(--interpolate) may keep more."
+      )
+    elif measure and name in own and name in before and after == earlier:
+      said.append(
+        f"{name}: {measure} is {100 * after:.2f} % as before. More steps "
+        "(min_steps) or another optim.peak_lr may teach it more."
       )
   return ["", *said] if said else []
 

@@ -18,6 +18,7 @@ from clip_jax.evals import (
   groups,
   linear_probe,
   prompt_search,
+  reading,
   robustness,
   shots,
   tasks,
@@ -51,14 +52,9 @@ def _measure(arguments, clip) -> dict[str, Any]:
   if arguments.task != "zero_shot" or arguments.search_templates:
     clip.check_embeds()
   model = clip.for_evaluation(cuts)
-  options = {
-    "labels": arguments.labels,
-    "templates": arguments.templates,
-    "batch_size": arguments.batch_size,
-    "threads": arguments.threads,
-  }
+  options = {"labels": arguments.labels, "templates": arguments.templates}
   with terminal.Progress("eval") as progress:
-    options["progress"] = progress
+    options["reading"] = _reading(arguments, progress)
     if arguments.task == few_shot.TASK:
       result = _few_shot(arguments, clip, model, options)
     elif arguments.task == robustness.TASK:
@@ -77,6 +73,15 @@ def _measure(arguments, clip) -> dict[str, Any]:
   cuts.tell(clip.tokenizer.context_length)
   about = {"texts_cut": cuts.cut, "model": clip.path, "step": clip.step}
   return {**result, **about}
+
+
+def _reading(arguments, progress) -> reading.Reading:
+  """Returns how data are read, by the flags of `flags.add_batches`."""
+  return reading.Reading(
+    batch_size=arguments.batch_size,
+    threads=arguments.threads,
+    progress=progress,
+  )
 
 
 def _few_shot(arguments, clip, model, options) -> dict[str, Any]:
@@ -113,9 +118,7 @@ def _probe(arguments, clip) -> dict[str, Any]:
       preprocess=clip.preprocess,
       train_data=arguments.train_data,
       neighbours=arguments.neighbours or linear_probe.NEIGHBOURS,
-      batch_size=arguments.batch_size,
-      threads=arguments.threads,
-      progress=progress,
+      reading=_reading(arguments, progress),
     )
   return {
     **result,
@@ -168,7 +171,7 @@ def embed(arguments: argparse.Namespace) -> verb.Answer:
         start=start,
       ) as read:
         before = min(start * size, total)
-        yield from tasks.watch(
+        yield from reading.watch(
           read, bad, total=total, done=before, progress=progress
         )
 

@@ -6,7 +6,7 @@ import jax
 
 from clip_jax import config as config_lib
 from clip_jax.cli import verb
-from clip_jax.plan import jobs, planner, report, suggest, topology
+from clip_jax.plan import jobs, planner, presentation, suggest, topology
 
 DOES_NOT_FIT = 1
 # The data are not read, so any address is valid.
@@ -27,8 +27,8 @@ def plan(arguments: argparse.Namespace) -> verb.Answer:
   job = jobs.make_job(config, target, **_options(arguments))
   planned = planner.make_plan(job)
   return verb.Answer(
-    report.to_dict(planned, **price),
-    report.to_text(planned, **price),
+    presentation.to_dict(planned, **price),
+    presentation.to_text(planned, **price),
     code=DOES_NOT_FIT if planned.fits is False else 0,
   )
 
@@ -45,7 +45,7 @@ def _suggested(found: suggest.Suggestion, price) -> verb.Answer:
   flags_of = " ".join(f"--config.{change}" for change in found.overrides)
   said = "The cheapest that fits" if found.fits else "Nothing fits; closest is"
   payload = {
-    **report.to_dict(found.plan, **options),
+    **presentation.to_dict(found.plan, **options),
     "overrides": found.overrides,
     "tried": [
       {
@@ -56,5 +56,7 @@ def _suggested(found: suggest.Suggestion, price) -> verb.Answer:
       for choice, tried in found.tried
     ],
   }
-  text = f"{said}:\n\n  {flags_of}\n\n{report.to_text(found.plan, **options)}"
+  text = (
+    f"{said}:\n\n  {flags_of}\n\n{presentation.to_text(found.plan, **options)}"
+  )
   return verb.Answer(payload, text, code=0 if found.fits else DOES_NOT_FIT)

@@ -7,12 +7,12 @@ from clip_jax import terminal
 from clip_jax.cli import verb
 from clip_jax.results import card as card_lib
 from clip_jax.results import push as push_lib
-from clip_jax.results import report as report_lib
+from clip_jax.results import report_files
 
 
 def report(arguments: argparse.Namespace) -> verb.Answer:
   """Draws the results of runs and evaluations."""
-  written = report_lib.write(arguments.places, arguments.out)
+  written = report_files.write(arguments.places, arguments.out)
   lines = [
     f"Report on {', '.join(written.models)} ({written.results} results): "
     f"{written.page}",

@@ -10,7 +10,7 @@ from typing import Any
 from clip_jax import host_memory, inference, loading, names, terminal
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.cli import verb
-from clip_jax.evals.suite import check, results, run, table
+from clip_jax.evals.suite import check, data_sets, measuring, result_files
 from clip_jax.models import variants
 
 _OUT = pathlib.Path("runs/eval")
@@ -18,21 +18,21 @@ _OUT = pathlib.Path("runs/eval")
 _SHAPE = ("kind", "width", "depth", "depths", "patch_size", "image_size")
 _NO_ARCHITECTURE = "clip_jax"  # In CLIP_benchmark's CSV.
 _SAID = {
-  results.DAMAGED: "damaged",
-  results.WRONG: "not what the table says",
-  results.NO_METRIC: "without a figure",
-  results.MISSING: "not there",
+  result_files.DAMAGED: "damaged",
+  result_files.WRONG: "not what the table says",
+  result_files.NO_METRIC: "without a figure",
+  result_files.MISSING: "not there",
 }
 
 
 def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   """Measures a model on the data sets of a suite."""
   host_memory.keep_freed()
-  entries = table.choose(arguments.suite)
+  entries = data_sets.choose(arguments.suite)
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   clip.check_towers("image", "text")
   cuts = tokenizer_lib.Cuts()
-  subject = run.Subject(
+  subject = measuring.Subject(
     model=clip.for_evaluation(cuts),
     fingerprint=clip.fingerprint,
     path=clip.path,
@@ -47,7 +47,7 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
       progress(done, total)
 
     found = list(
-      run.run(
+      measuring.run(
         entries,
         arguments.data_root,
         subject,
@@ -60,15 +60,15 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
     )
   cuts.tell(clip.needed_tokenizer().context_length)
   if arguments.csv:
-    results.write_csv(
+    result_files.write_csv(
       arguments.csv,
       found,
       model=subject.architecture or _NO_ARCHITECTURE,
       weights=subject.path,
     )
   counts = collections.Counter(result["status"] for result in found)
-  damaged = counts[results.DAMAGED] + counts[results.WRONG]
-  good = counts[results.MEASURED] and not damaged
+  damaged = counts[result_files.DAMAGED] + counts[result_files.WRONG]
+  good = counts[result_files.MEASURED] and not damaged
   payload = {
     "suite": arguments.suite,
     "data_root": arguments.data_root,
@@ -94,7 +94,7 @@ def architecture(clip: inference.Clip) -> str:
   return ""
 
 
-def _default_out(subject: run.Subject) -> pathlib.Path:
+def _default_out(subject: measuring.Subject) -> pathlib.Path:
   name = re.sub(r"[^\w.-]+", "-", pathlib.Path(subject.path).name)
   return _OUT / f"{name or 'model'}-{subject.fingerprint[:8]}"
 
@@ -129,7 +129,7 @@ def _text(found: list[dict[str, Any]], out: pathlib.Path) -> str:
     f"{result['set']}: {sentence}"
     for result in found
     for sentence in result.get("warnings", ())
-    if result["status"] == results.MEASURED
+    if result["status"] == result_files.MEASURED
   ]
   kept = sum(bool(result.get("kept")) for result in found)
   if kept:
@@ -153,7 +153,7 @@ def _published(figure: dict[str, Any] | None) -> tuple[str, str]:
 
 
 def _why(result: dict[str, Any]) -> str:
-  if result["status"] == results.MISSING:
+  if result["status"] == result_files.MISSING:
     return result["get"]
   if problem := result.get("problem"):
     return problem
@@ -164,7 +164,7 @@ def _why(result: dict[str, Any]) -> str:
 
 def doctor(arguments: argparse.Namespace) -> verb.Answer:
   """Says which data sets of a suite are there, and how to get the others."""
-  entries = table.choose(arguments.suite)
+  entries = data_sets.choose(arguments.suite)
   found = list(check.check(entries, arguments.data_root))
   rows = [
     (

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,12 +33,21 @@ def train(arguments: argparse.Namespace) -> verb.Answer:
 
 def _train(arguments: argparse.Namespace) -> verb.Answer:
   run = config.load(arguments.config, arguments.overrides)
-  summary = loop.train(
-    run,
-    arguments.workdir,
-    allow_changes=arguments.allow_changes,
-    profile_step=arguments.profile,
-  )
+  try:
+    summary = loop.train(
+      run,
+      arguments.workdir,
+      allow_changes=arguments.allow_changes,
+      profile_step=arguments.profile,
+    )
+  except FileNotFoundError as error:
+    if os.path.isdir(arguments.workdir):
+      raise
+    raise errors.UserError(
+      f"{arguments.workdir} is gone: it was removed or renamed, or its disk "
+      "was unmounted, while the run trained in it. Bring it back, and the same "
+      "command goes on; without it, the run begins anew."
+    ) from error
   steps, now = summary.steps, summary.steps_now
   lines = [
     f"Trained {steps} steps{f' ({now} of them now)' if now < steps else ''} in "
@@ -51,8 +61,13 @@ def _train(arguments: argparse.Namespace) -> verb.Answer:
     )
   if summary.evals:
     lines += ["", measures.table(summary.evals, before=summary.before)]
-    lines += measures.falls(
-      summary.evals, before=summary.before, frozen=run.optim.frozen
+    lines += measures.remarks(
+      summary.evals,
+      before=summary.before,
+      frozen=run.optim.frozen,
+      own=[
+        name for name, x in run.evals.items() if x["data"] == config.HELD_OUT
+      ],
     )
   if summary.report:
     lines += ["", f"Report: {summary.report}"]

@@ -82,7 +82,7 @@ class Family:
         wanted[tower] = normal(small)[tower]
         other.append(tower)
     source = fields_lib.Source(
-      json.loads(json.dumps(self.config(wanted))),
+      plain(self.config(wanted)),
       self.defaults,
       where={"": "The config that it would get"},
       report=report_lib.Report(""),
@@ -132,6 +132,11 @@ class Family:
     return problems
 
 
+def plain(value: Any) -> Any:
+  """Returns `value` as after JSON, with lists instead of tuples."""
+  return json.loads(json.dumps(value))
+
+
 def refusal(field: str, value: Any, allowed: tuple[Any, ...]) -> str:
   """Returns the message for a field's value that a format cannot hold."""
   shown = " or ".join(map(repr, allowed))
@@ -165,13 +170,26 @@ def unlike(
   ]
 
 
+def changes(
+  wanted: Mapping[str, Any], found: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+  """Yields (field, wanted, found) where fields of towers differ."""
+  wanted, found = normal(wanted), normal(found)
+  for tower in engine.towers(wanted):
+    pair = wanted[tower], found.get(tower, {})
+    for field in sorted(pair[0].keys() | pair[1].keys()):
+      want, got = (fields.get(field) for fields in pair)
+      if want != got:
+        yield f"{tower}.{field}", want, got
+
+
 def normal(spec: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a description in a normal form, in order to be compared.
 
   Values are those of JSON; sizes that follow from others are filled in; flags
   that have no effect are off.
   """
-  found = json.loads(json.dumps(spec))
+  found = plain(spec)
   for tower in engine.towers(found):
     fields = found[tower]
     if fields.get("mlp_dim", 0) is None:

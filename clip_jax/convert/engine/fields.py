@@ -52,6 +52,14 @@ def checked(
   return Kind(allowed, read)
 
 
+def or_null(kind: Kind, null: Any = None) -> Kind:
+  """Returns the kind of field that may also be null, which means `null`."""
+  return Kind(
+    f"{kind.allowed}, or null",
+    lambda value: null if value is None else kind.read(value),
+  )
+
+
 def is_number(value: Any) -> bool:
   """Whether a JSON value is a finite number."""
   return type(value) in (int, float) and math.isfinite(value)
@@ -72,6 +80,7 @@ TOKEN_ID = checked(
   f"the id of one token, from 0 to {MAX_INTEGER}",
   lambda x: type(x) is int and 0 <= x <= MAX_INTEGER,
 )
+TEXT = checked("text", lambda x: type(x) is str)
 NUMBER = checked("a finite number", is_number, float)
 EPSILON = checked("from 0 to 1", lambda x: is_number(x) and 0 <= x < 1, float)
 
@@ -145,6 +154,11 @@ def one_of(known: Mapping[Any, Any]) -> Kind:
   )
 
 
+def choice(*names: str) -> Kind:
+  """Returns the kind of field whose values have the same names as ours."""
+  return one_of({name: name for name in names})
+
+
 def exactly(*values: Any) -> Kind:
   """Returns the kind of field for which only these values are supported."""
 
@@ -154,6 +168,21 @@ def exactly(*values: Any) -> Kind:
     return found
 
   return Kind(" or ".join(map(json.dumps, values)), read)
+
+
+FLAG = exactly(True, False)
+
+
+# The width of an MLP over its tower's; more than 64 is no model's.
+RATIO = checked(
+  "a number above 0 that makes an MLP, 64 at most",
+  lambda x: is_number(x) and 0 < x <= 64,
+)
+
+
+def mlp_dim(ratio: float, tower: Spec) -> int:
+  """Returns the width of a tower's MLPs; raises ValueError if it is none."""
+  return INTEGER.read(int(tower["width"] * ratio))
 
 
 class Row:
@@ -225,13 +254,46 @@ class Field(Row):
     return self.kind.values or (found,)
 
 
+def _tower(row: Row, spec: Spec) -> Spec:
+  return spec[row.ours.split(".")[0]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Derived(Field):
+  """A field whose meaning depends on others of its tower, read before.
+
+  Attributes:
+    decode: returns our value, from theirs and our tower.
+    encode: returns their value, from our tower.
+  """
+
+  decode: Callable[[Any, Spec], Any] = lambda value, tower: value
+  encode: Callable[[Spec], Any] = lambda tower: None
+
+  def read(self, source: Source, spec: Spec) -> None:
+    """Reads the field."""
+    tower = _tower(self, spec)
+    kind = dataclasses.replace(
+      self.kind, read=lambda x: self.decode(self.kind.read(x), tower)
+    )
+    Field.read(dataclasses.replace(self, kind=kind), source, spec)
+
+  def write(self, spec: Spec, config: dict[str, Any]) -> None:
+    """Writes the field."""
+    put(config, self.theirs, self.encode(_tower(self, spec)))
+
+  def holds(self, value: Any, found: Any) -> bool:
+    """Whether the value was read back, or is not used."""
+    return found is None or value == found
+
+
 @dataclasses.dataclass(frozen=True)
 class Heads(Field):
   """A tower's number of heads, which must divide its width."""
 
   def check(self, source: Source, spec: Spec) -> None:
     """Raises UserError unless the heads divide the width."""
-    tower = spec[self.ours.split(".")[0]]
+    tower = _tower(self, spec)
     if tower["width"] % tower["heads"]:
       raise errors.UserError(
         f"{source.where(self.theirs)}: {last(self.theirs)}={tower['heads']} "
@@ -288,6 +350,56 @@ class Written(Row):
     """Writes the field."""
     value = self.value(spec) if callable(self.value) else self.value
     put(config, self.theirs, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Other(Row):
+  """A field of theirs that does not determine a field of ours by itself.
+
+  Attributes:
+    theirs: its name.
+    kind: the kind of its values; None for any value.
+    ours: the tower that it belongs to.
+  """
+
+  theirs: str
+  kind: Kind | None = None
+  ours: str = ""
+
+  def read(self, source: Source, spec: Spec) -> None:
+    """Checks the field, if the file has it."""
+    if self.kind and source.given(self.theirs):
+      source.read(self.theirs, self.kind)
+
+
+def only(theirs: str, *values: Any) -> Other:
+  """Returns a row for a field for which only these values are supported."""
+  return Other(theirs, exactly(*values))
+
+
+@dataclasses.dataclass(frozen=True)
+class Edge(Row):
+  """Whether there are pixels that patches do not cover; after both sizes.
+
+  Attributes:
+    theirs: their field of the image size.
+  """
+
+  theirs: str = "image_size"
+  ours: str = "drop_edge"
+
+  def read(self, source: Source, spec: Spec) -> None:
+    """Stores whether pixels are left over, with a warning if so."""
+    size, patch = (spec["image"][x] for x in ("image_size", "patch_size"))
+    if size < patch:
+      raise source.wrong(self.theirs, f"at least patch_size={patch}")
+    if edge := size % patch:
+      source.report.warnings.append(
+        f"image_size={size} is not a multiple of patch_size={patch}: the last "
+        f"{edge} rows and columns of pixels are ignored, as in the source."
+      )
+    drop_edge = source.report.infer(self.ours, edge > 0, "format")
+    spec["image"]["drop_edge"] = drop_edge
 
 
 def within(section: str, tower: str, rows: Iterable[Any]) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import ml_dtypes
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, regular_files
 from clip_jax.convert import tensor as tensor_lib
 
 CHUNK_BYTES = 1 << 20
@@ -23,7 +23,6 @@ CHUNK_BYTES = 1 << 20
 # numpy's own limit is 64 axes, torch's and safetensors' have none.
 MAX_AXES = 32
 
-_LFS = b"version https://git-lfs"
 # Errors that the parsers of containers raise for invalid bytes.
 _PARSER_ERRORS = (
   EOFError,
@@ -90,7 +89,7 @@ def checked(path: pathlib.Path, kind: str) -> Iterator[None]:
 def damaged(path: pathlib.Path, what: str) -> errors.DamagedError:
   """Returns the error for a file whose content contradicts itself."""
   with contextlib.suppress(OSError), open(path, "rb") as file:
-    if file.read(len(_LFS)) == _LFS:
+    if file.read(len(regular_files.LFS)) == regular_files.LFS:
       return errors.DamagedError(
         f"{path} is a pointer of Git LFS, not the file that it stands for; "
         "fetch that with `git lfs pull`."

@@ -22,7 +22,7 @@ MAX_LIST_ITEMS = 4096
 
 
 def read(
-  path: str | os.PathLike, *, select: nested.Select = nested.flatten
+  path: str | os.PathLike, select: nested.Select = nested.flatten
 ) -> datafile.Contents:
   """Returns the content of a flax msgpack file; its arrays are in memory.
 

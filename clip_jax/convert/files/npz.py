@@ -42,7 +42,7 @@ _NUMBERS = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
 _NUMBERS |= {"b1", "f2", "f4", "f8"}
 
 
-def read(path: str | os.PathLike) -> dict[str, tensor_lib.Tensor]:
+def read(path: str | os.PathLike) -> datafile.Contents:
   """Returns the tensors of an `.npz` file by name; reads only their headers.
 
   Raises:
@@ -63,7 +63,7 @@ def read(path: str | os.PathLike) -> dict[str, tensor_lib.Tensor]:
         raise ValueError(f"its entry {name!r:.100} is no array")
       with datafile.about(f"array {name!r:.100}"):
         tensors[name.removesuffix(_SUFFIX)] = _tensor(file, entry)
-  return tensors
+  return datafile.Contents(tensors)
 
 
 def _tensor(

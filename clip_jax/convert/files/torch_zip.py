@@ -48,7 +48,7 @@ MAX_VIEW_RATIO = 16
 
 
 def read(
-  path: str | os.PathLike, *, select: nested.Select = nested.flatten
+  path: str | os.PathLike, select: nested.Select = nested.flatten
 ) -> datafile.Contents:
   """Returns the tensors of a PyTorch file; reads only names, shapes and dtypes.
 

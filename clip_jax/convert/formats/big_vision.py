@@ -26,7 +26,7 @@ from clip_jax.convert.files import npz
 from clip_jax.convert.formats import big_vision_description as description
 from clip_jax.convert.formats import big_vision_names as names_lib
 from clip_jax.convert.tensor import Tensor
-from clip_jax.tokenizer import files as tokenizer_files
+from clip_jax.tokenizer import tokenizer_file as tokenizer_files
 
 NAME = "big-vision"
 # The names of a patch embedding and of a token embedding, with any prefix.

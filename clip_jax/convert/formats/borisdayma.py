@@ -5,6 +5,7 @@ with LayerNorm and biases, learnt positions, plain MLPs, and a causal text tower
 that is read at the end of the text. Others are rejected by their fields.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from clip_jax import errors
 from clip_jax.convert import config_file, engine, portable, tokenizer_files
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import fields
-from clip_jax.convert.engine.fields import Field, Heads, Row, Written
+from clip_jax.convert.engine.fields import Field, Heads, Other, Row, Written
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.names import FLAX, Names
 from clip_jax.convert.files import orbax_directory
@@ -72,11 +73,7 @@ NAMES = Names(
 _POOLINGS = {"tok": "class", "gap": "gap", "map": "map"}
 
 
-def _optional(default: int | None) -> fields.Kind:
-  return fields.Kind(
-    "a whole number from 0 on, or null",
-    lambda x: default if x is None else fields.TOKEN_ID.read(x),
-  )
+_or_null = functools.partial(fields.or_null, fields.TOKEN_ID)
 
 
 def _only(**values: Any) -> tuple[Written, ...]:
@@ -86,7 +83,7 @@ def _only(**values: Any) -> tuple[Written, ...]:
 
 def _any(*names: str) -> tuple[Written, ...]:
   """Returns rows of fields that may have any value."""
-  return tuple(Written(name, None) for name in names)
+  return tuple(map(Other, names))
 
 
 class Registers(Row):
@@ -97,8 +94,9 @@ class Registers(Row):
 
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
     """Reads their number."""
-    spec["image"]["registers"] = source.read(self.theirs, _optional(0))
-    if spec["image"]["registers"] and source.get(KEEP_REGISTERS):
+    count = source.read(self.theirs, _or_null(0))
+    spec["image"]["registers"] = count
+    if count and source.get(KEEP_REGISTERS):
       raise source.wrong(KEEP_REGISTERS, "false")
 
 
@@ -155,7 +153,7 @@ FIELDS: tuple[Row, ...] = (
   *fields.within("text_config", "text", TEXT_FIELDS),
   *fields.within("vision_config", "image", VISION_FIELDS),
   Registers(),
-  Written(KEEP_REGISTERS, False),
+  Other(KEEP_REGISTERS),
   Patches(),
 )
 # Default values of the codebase.
@@ -337,8 +335,8 @@ def _tokenizer(source, text, files, where) -> dict[str, Any]:
   return {
     "kind": "hf_json",
     "cleaning": "none",
-    "pad_id": source.read("text_config.pad_token_id", _optional(0)),
-    "start_id": source.read("text_config.bos_token_id", _optional(None)),
+    "pad_id": source.read("text_config.pad_token_id", _or_null(0)),
+    "start_id": source.read("text_config.bos_token_id", _or_null(None)),
     "end_id": text["eos_id"],
     "file": "tokenizer.json",
   }

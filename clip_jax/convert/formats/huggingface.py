@@ -5,7 +5,6 @@ safetensors or PyTorch files, single or in shards, and written as safetensors.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Collection, Sized
@@ -288,10 +287,9 @@ def write(model: portable.Portable, destination: pathlib.Path) -> None:
   warnings += images.deviations(spec)
   destination.mkdir(parents=True, exist_ok=True)
   weights.write(destination, tensors)
-  _write_json(destination / CONFIG, config)
-  _write_json(
-    destination / images.FILE, images.settings(spec, family.processor)
-  )
+  config_file.write(destination / CONFIG, config)
+  settings = images.settings(spec, family.processor)
+  config_file.write(destination / images.FILE, settings)
   files = tokenizer.files_for(spec, model.files, model.report)
   if files:
     again = family.tokenizer(files, spec["text"], report_lib.Report(""))
@@ -323,10 +321,6 @@ def _dtype(tensors) -> np.dtype:
   """Returns the dtype for the config, which holds every parameter exactly."""
   kinds = {x.dtype for k, x in tensors.items() if "position_ids" not in k}
   return kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
-
-
-def _write_json(path: pathlib.Path, value: dict[str, Any]) -> None:
-  path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
 FORMAT = Format(

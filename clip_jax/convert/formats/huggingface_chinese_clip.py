@@ -35,7 +35,6 @@ CHINESE_CLIP = family.HuggingFaceFamily(
   (
     *family.classes("chinese_clip", "ChineseCLIPModel"),
     *fields.within("vision_config", "image", clip.VISION_FIELDS),
-    clip.Grid(),
     *fields.within("text_config", "text", TEXT_FIELDS),
     *clip.ENDS,
   ),

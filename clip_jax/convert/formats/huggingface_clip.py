@@ -8,9 +8,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from clip_jax import errors
 from clip_jax.convert.engine import fields
-from clip_jax.convert.engine.fields import Field, Fixed, Heads, Written
+from clip_jax.convert.engine.fields import Edge, Field, Fixed, Heads, Written
 from clip_jax.convert.engine.names import Names
 from clip_jax.convert.formats import huggingface_family as family
 
@@ -59,34 +58,6 @@ NAMES = Names(
 )
 
 
-class Grid(fields.Row):
-  """The row of the edge pixels that patches do not cover; after the sizes."""
-
-  ours = "image.drop_edge"
-
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Stores whether pixels are left over, with a warning if so."""
-    image = spec["image"]
-    edge = image["image_size"] % image["patch_size"]
-    if edge and image["image_size"] > image["patch_size"]:
-      source.report.warnings.append(
-        f"image_size={image['image_size']} is not a multiple of patch_size="
-        f"{image['patch_size']}: the last {edge} rows and columns of pixels "
-        "are ignored, as in the source."
-      )
-    image["drop_edge"] = source.report.infer(self.ours, edge > 0, "format")
-
-  def check(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Raises UserError unless an image has at least one patch."""
-    image = spec["image"]
-    if image["image_size"] < image["patch_size"]:
-      raise errors.UserError(
-        f"{source.where('vision_config.image_size')}: image_size="
-        f"{image['image_size']} is below patch_size={image['patch_size']}. "
-        "Correct the file."
-      )
-
-
 TOWER = (
   Field("hidden_size", "width", in_weights=True),
   Field("num_hidden_layers", "depth", in_weights=True),
@@ -106,7 +77,9 @@ PATCHES = (
   Field("patch_size", "patch_size", fields.PIXELS, in_weights=True),
   Written("num_channels", 3, fields.exactly(3)),
 )
-PIXELS = (Field("image_size", "image_size", fields.PIXELS), *PATCHES)
+PIXELS = (
+  *(Field("image_size", "image_size", fields.PIXELS), *PATCHES, Edge()),
+)
 VISION_FIELDS = (
   *family.structure(kind="vit"),
   *PIXELS,
@@ -191,7 +164,6 @@ def _family(name, architecture, *, legacy) -> family.HuggingFaceFamily:
     (
       *family.classes(name, architecture),
       *fields.within("vision_config", "image", VISION_FIELDS),
-      Grid(),
       *fields.within("text_config", "text", TEXT_FIELDS),
       Fixed("text.causal", True),
       Fixed("text.eos_id", None, in_weights=True, free=True),

@@ -24,21 +24,15 @@ CLIP, SIGLIP, SIGLIP2 = (
 _SAME = {"ChineseCLIPImageProcessor": CLIP}
 
 
-def _channels(least: float) -> fields.Kind:
-  """Returns the kind of a number a channel, or of one for all of them."""
+def _spread(kind: fields.Kind) -> fields.Kind:
+  """Returns a kind of channels for which one number may stand for all."""
 
   def read(value):
-    numbers = value if isinstance(value, list) else [value] * 3
-    if len(numbers) != 3 or not all(
-      fields.is_number(x) and least <= x <= fields.MAX_CHANNEL for x in numbers
-    ):
-      raise ValueError
-    return [float(x) for x in numbers]
+    return kind.read(value if isinstance(value, list) else [value] * 3)
 
-  return fields.Kind("three numbers, red, green and blue", read)
+  return dataclasses.replace(kind, read=read)
 
 
-_BOOL = fields.exactly(True, False)
 _TO_ONE = fields.checked(
   "1/255", lambda x: type(x) is float and math.isclose(x, 1 / 255)
 )
@@ -50,9 +44,9 @@ FIELDS = (
   Written("do_resize", True, fields.exactly(True)),
   Written("do_rescale", True, fields.exactly(True)),
   Written("rescale_factor", 1 / 255, _TO_ONE),
-  Written("do_normalize", True, _BOOL),
-  Field("image_mean", "image_mean", _channels(-fields.MAX_CHANNEL)),
-  Field("image_std", "image_std", _channels(fields.LEAST_DEVIATION)),
+  Written("do_normalize", True, fields.FLAG),
+  Field("image_mean", "image_mean", _spread(fields.MEANS)),
+  Field("image_std", "image_std", _spread(fields.DEVIATIONS)),
   Field("resample", "interpolation", _RESAMPLE),
   Fixed("crop_rounding", "floor"),
   Fixed("convert_rgb", "before"),
@@ -178,7 +172,7 @@ def _sizes(source, image) -> dict[str, Any]:
   """Returns the fields about how an image is made square."""
   resize, resized = source.read("size", _SIZE)
   side = resized
-  if source.read("do_center_crop", _BOOL):
+  if source.read("do_center_crop", fields.FLAG):
     _, side = source.read("crop_size", _CROP)
   elif resize == "shortest":
     raise source.wrong("do_center_crop", "true where size has a shortest_edge")

@@ -186,10 +186,7 @@ _TOWER = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 SIGLIP = _family(
   "siglip",
   "SiglipModel",
-  grid=(
-    *fields.within("vision_config", "image", clip.PIXELS),
-    clip.Grid(),
-  ),
+  grid=fields.within("vision_config", "image", clip.PIXELS),
   pixels={"image_size": 224},
   processor="SiglipImageProcessor",
 )

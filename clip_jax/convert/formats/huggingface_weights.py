@@ -1,10 +1,10 @@
 """The weight files of a HuggingFace directory: one file, or shards."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 
 from clip_jax import errors, json_text
+from clip_jax.convert import config_file
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.tensor import Tensor
 
@@ -69,4 +69,4 @@ def write(directory: pathlib.Path, tensors: Mapping[str, Tensor]) -> None:
     weight_map |= dict.fromkeys(shard, file_name)
   total = sum(tensor.nbytes for tensor in tensors.values())
   index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-  (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+  config_file.write(directory / INDEX, index)

@@ -10,20 +10,20 @@ It holds all that a model needs, so that loading needs no network:
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from clip_jax import errors, json_text
-from clip_jax.convert import engine, portable
+from clip_jax.convert import config_file, engine, portable
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine import family
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import paths, variants
-from clip_jax.tokenizer import files as tokenizer_files
+from clip_jax.tokenizer import tokenizer_file as tokenizer_files
 
 NAME = "clip-jax"
 DESCRIPTION = "clip_jax.json"
@@ -126,7 +126,7 @@ def _check_complete(
       f"{path} describes no tower; convert the model again."
     )
   try:
-    resolved = plain(engine.resolve(spec))
+    resolved = family.plain(engine.resolve(spec))
     if (blocks := sum(resolved.get("image", {}).get("depths", ()))) > count:
       raise errors.DamagedError(
         f"{path} describes {blocks} blocks of a ResNet, and {WEIGHTS} has "
@@ -154,11 +154,6 @@ def _check_complete(
         "nothing about a converted model is a default. Convert it again."
       )
   return resolved, variants.execution(module)
-
-
-def plain(value: Any) -> Any:
-  """Returns `value` as after JSON, with lists instead of tuples."""
-  return json.loads(json.dumps(value))
 
 
 def _leaves(tensors, spec, layer_dtypes, report, path):
@@ -228,8 +223,7 @@ def write(model: portable.Portable, destination: pathlib.Path) -> None:
     },
     "files": portable.digests(destination / name for name in written),
   }
-  text = json.dumps(described, indent=2, allow_nan=False)
-  (destination / DESCRIPTION).write_text(text + "\n", "utf-8")
+  config_file.write(destination / DESCRIPTION, described)
 
 
 FORMAT = Format(NAME, read, recognise=recognise, write=write)

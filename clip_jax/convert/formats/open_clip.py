@@ -6,7 +6,6 @@ of timm (`visual.trunk.`) and of HuggingFace (`text.transformer.`).
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -34,7 +33,7 @@ from clip_jax.convert.formats import (
 from clip_jax.convert.formats import open_clip_files as files_lib
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import clip
-from clip_jax.tokenizer import files as tokenizer_lib_files
+from clip_jax.tokenizer import tokenizer_file as tokenizer_lib_files
 
 NAME = "open-clip"
 CONFIG, WEIGHTS = files_lib.CONFIG, files_lib.WEIGHTS
@@ -293,10 +292,8 @@ def write(model: portable.Portable, destination: pathlib.Path) -> None:
   if model.spec["text"]["kind"] == "bert":
     # What its name stands for, so that nothing has to be fetched.
     about = bert.FAMILY.config({"text": model.spec["text"]})
-    text = json.dumps(about, indent=2)
-    (destination / bert.CONFIG).write_text(text + "\n", "utf-8")
-  text = json.dumps(config, indent=2, allow_nan=False)
-  (destination / CONFIG).write_text(text + "\n", "utf-8")
+    config_file.write(destination / bert.CONFIG, about)
+  config_file.write(destination / CONFIG, config)
 
 
 def _as_it_came(model):

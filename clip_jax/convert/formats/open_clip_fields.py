@@ -14,18 +14,24 @@ from collections.abc import Callable
 from typing import Any
 
 from clip_jax.convert.engine import fields
-from clip_jax.convert.engine.fields import Field, Fixed, Heads, Written
+from clip_jax.convert.engine.fields import (
+  Derived,
+  Edge,
+  Field,
+  Fixed,
+  Heads,
+  Other,
+  Written,
+  only,
+)
 from clip_jax.convert.engine.names import Names
 from clip_jax.convert.formats import open_clip_named
 from clip_jax.convert.formats import open_clip_rows as rows_lib
 from clip_jax.convert.formats.open_clip_rows import (
-  FLAG,
   MODEL,
   TEXT,
   VISION,
   Optional,
-  Other,
-  only,
 )
 from clip_jax.models import clip, resnet, variants
 
@@ -71,18 +77,13 @@ _STAGES = dataclasses.replace(
   write=lambda ours: [*ours, 1, 1, 1, 1][:4],
   values=("four stages",),
 )
-_STRING = fields.checked("text", lambda x: type(x) is str)
-_NAME = fields.checked("text, or null", lambda x: x is None or type(x) is str)
-_BIAS = fields.checked(
-  "a finite number, or null", lambda x: x is None or fields.is_number(x)
-)
 _WHOLE_NUMBER = fields.checked("a whole number", lambda x: type(x) is int)
-_SECTION = fields.checked(
-  "a JSON object, or null", lambda x: x is None or isinstance(x, dict)
-)
+_BIAS = fields.or_null(fields.NUMBER)
+_OBJECT = fields.checked("a JSON object", lambda x: isinstance(x, dict))
 _INVERSE = fields.one_of({False: True, True: False})
+EOS_ID = 2  # The default of `eos_id`.
 _IMAGE_POOLINGS = fields.one_of({"tok": "class", "avg": "gap"})
-_TEXT_POOLINGS = fields.one_of({x: x for x in ("argmax", "last", "eos")})
+_TEXT_POOLINGS = fields.choice("argmax", "last", "eos")
 _POOLERS = fields.one_of(
   {
     "mean_pooler": "mean",
@@ -92,9 +93,6 @@ _POOLERS = fields.one_of(
 )
 _BERT_PROJECTIONS = fields.one_of(
   {"linear": "linear", "mlp": "mlp", None: "none"}
-)
-_RATIO = dataclasses.replace(
-  fields.NUMBER, allowed="a number above 0 that makes an MLP, 64 at most"
 )
 _HEAD_WIDTH = dataclasses.replace(
   fields.INTEGER, allowed="a whole number from 1 on, the width at most"
@@ -121,17 +119,22 @@ _OFF = (
 )
 _TRANSFORMER = (
   _size("layers", "depth", fields.DEPTH),
-  rows_lib.MlpRatio("mlp_ratio", "mlp_dim", _RATIO, in_weights=True),
+  Derived(
+    *("mlp_ratio", "mlp_dim", fields.RATIO),
+    in_weights=True,
+    decode=fields.mlp_dim,
+    encode=lambda x: rows_lib.mlp_ratio(x["width"], x["mlp_dim"]),
+  ),
   rows_lib.Activation("act_kwargs.approximate", "activation", _APPROXIMATE),
   Field("norm_kwargs.eps", "norm_epsilon", fields.EPSILON),
 )
 _POOLER = (Other("attn_pooler_queries"), Other("attn_pooler_heads"))
 _DROPOUT = Optional("patch_dropout", "patch_dropout", fields.NUMBER)
 _TIMM_FIELDS = (
-  Other("timm_model_name", _STRING),
+  Other("timm_model_name", fields.TEXT),
   Other("timm_proj", fields.one_of(open_clip_named.TIMM_HEADS)),
-  Other("timm_proj_bias", FLAG),
-  Other("timm_pool", _STRING),
+  Other("timm_proj_bias", fields.FLAG),
+  Other("timm_pool", fields.TEXT),
   Other("timm_model_pretrained"),
   Other("timm_drop"),
   Other("timm_drop_path"),
@@ -145,13 +148,21 @@ _VIT = (
   Fixed("kind", "vit"),
   Field("image_size", "image_size", fields.PIXELS),
   Field("patch_size", "patch_size", fields.PIXELS),
-  rows_lib.Edge(),
+  Edge(),
   _size("width", "width", fields.WIDTH),
-  rows_lib.HeadWidth("head_width", "heads", _HEAD_WIDTH),
+  rows_lib.HeadWidth(
+    *("head_width", "heads", _HEAD_WIDTH),
+    decode=lambda width, x: fields.INTEGER.read(x["width"] // width),
+    encode=lambda x: x["width"] // x["heads"],
+  ),
   *_TRANSFORMER,
   Field("no_ln_pre", "pre_norm", _INVERSE),
   Field("pool_type", "pooling", _IMAGE_POOLINGS),
-  rows_lib.NormAfterPool("final_ln_after_pool", "norm_after_pool", FLAG),
+  Derived(  # For one token it is the same.
+    *("final_ln_after_pool", "norm_after_pool", fields.FLAG),
+    decode=lambda after, x: after and x["pooling"] == "gap",
+    encode=lambda x: x["norm_after_pool"],
+  ),
   # Fixed sines and cosines are stored as any positions are.
   only("pos_embed_type", "learnable", "sin_cos_2d"),
   Fixed("class_token", True),
@@ -185,16 +196,20 @@ _OWN_TEXT = (
   *_TRANSFORMER,
   Field("no_causal_mask", "causal", _INVERSE),
   Field("pool_type", "pooling", _TEXT_POOLINGS),
-  rows_lib.EosId("eos_id", "eos_id", fields.TOKEN_ID),
+  Derived(  # Only this pooling needs it.
+    *("eos_id", "eos_id", fields.TOKEN_ID),
+    decode=lambda found, x: found if x["pooling"] == "eos" else None,
+    encode=lambda x: x["eos_id"] if x["pooling"] == "eos" else EOS_ID,
+  ),
   only("proj_type", "linear", "none"),
-  Other("proj_bias", FLAG),
+  Other("proj_bias", fields.FLAG),
   *_OFF,
   only("embed_cls", False),
 )
 _BERT = (
   Field("hf_pooler_type", "pooling", _POOLERS),
-  Other("hf_model_name", _STRING),
-  Other("hf_model_config", _SECTION),
+  Other("hf_model_name", fields.TEXT),
+  Other("hf_model_config", fields.or_null(_OBJECT)),
   Other("hf_model_pretrained"),
 )
 _NO_BERT = tuple(
@@ -235,14 +250,14 @@ _CLEANING = Optional(f"{_KWARGS}.clean", "tokenizer.cleaning", _CLEAN)
 TOKENIZERS: dict[bool, tuple[fields.Row, ...]] = {
   True: (
     *(_CLEANING, _EVERY_TOKENIZER),
-    Other(_TOKENIZER, _NAME),
+    Other(_TOKENIZER, fields.or_null(fields.TEXT)),
     only(f"{_KWARGS}.reduction_mask", "", None),
     only(f"{_KWARGS}.additional_special_tokens", None),
   ),
   False: (
-    *(Other(_TOKENIZER, _STRING), Written(_TOKENIZER, ".")),
+    *(Other(_TOKENIZER, fields.TEXT), Written(_TOKENIZER, ".")),
     *(_CLEANING, _EVERY_TOKENIZER),
-    rows_lib.StripEnd(f"{_KWARGS}.strip_sep_token", FLAG),
+    rows_lib.StripEnd(f"{_KWARGS}.strip_sep_token", fields.FLAG),
     only(f"{_KWARGS}.language", None),
   ),
 }
@@ -252,19 +267,13 @@ ALWAYS = {"antialias": True, "crop_rounding": "round", "convert_rgb": "after"}
 _PRE, _CUSTOM = "preprocess_cfg", f"{MODEL}.custom_text"
 
 
-def _choice(*names: str) -> fields.Kind:
-  return fields.one_of({name: name for name in names})
-
-
+_FILTERS = fields.choice("bicubic", "bilinear")
+_RESIZES = fields.choice("shortest", "squash", "longest")
 _PREPROCESSING = (
   Field(f"{_PRE}.mean", "image_mean", fields.MEANS),
   Field(f"{_PRE}.std", "image_std", fields.MEANS),
-  Field(
-    f"{_PRE}.interpolation", "interpolation", _choice("bicubic", "bilinear")
-  ),
-  Field(
-    f"{_PRE}.resize_mode", "resize", _choice("shortest", "squash", "longest")
-  ),
+  Field(f"{_PRE}.interpolation", "interpolation", _FILTERS),
+  Field(f"{_PRE}.resize_mode", "resize", _RESIZES),
   Field(f"{_PRE}.fill_color", "fill", _WHOLE_NUMBER),
   only(f"{_PRE}.mode", "RGB"),
   Other(f"{_PRE}.size"),  # The image tower's size counts.
@@ -273,14 +282,16 @@ _PREPROCESSING = (
 )
 _WHOLE = (
   Field(f"{MODEL}.embed_dim", "embed_dim", fields.WIDTH, in_weights=True),
-  Other(rows_lib.QUICK_GELU, FLAG),
+  Other(rows_lib.QUICK_GELU, fields.FLAG),
   Field(
     f"{MODEL}.init_logit_scale",
     "init_logit_scale",
     dataclasses.replace(fields.LOG_SCALE, write=_log),
     free=True,
   ),
-  Field(f"{MODEL}.init_logit_bias", "init_logit_bias", _BIAS),
+  Field(
+    f"{MODEL}.init_logit_bias", "init_logit_bias", fields.or_null(fields.NUMBER)
+  ),
   # The first shows in the weights' shapes, the second is about Python.
   Other(f"{MODEL}.nonscalar_logit_scale"),
   Other(f"{MODEL}.output_dict"),
@@ -308,7 +319,7 @@ DEFAULTS: dict[str, Any] = {
     "text_cfg": {
       **{"context_length": 77, "vocab_size": 49408, "width": 512, **_BLOCKS},
       **{"heads": 8, "no_causal_mask": False, "pool_type": "argmax"},
-      **{"eos_id": rows_lib.EOS_ID, "proj_type": "linear", "proj_bias": False},
+      **{"eos_id": EOS_ID, "proj_type": "linear", "proj_bias": False},
       **{"hf_model_name": None, "hf_model_config": None},
       **{"hf_pooler_type": "mean_pooler", "hf_proj_type": "mlp"},
       "hf_tokenizer_name": None,
@@ -355,7 +366,7 @@ def family(
     *TEXTS[text],
     *((open_clip_named.BertTower(bert_config),) if text == "bert" else ()),
     *TOKENIZERS[own_tokenizer],
-    Other(_CUSTOM, FLAG),
+    Other(_CUSTOM, fields.FLAG),
     *((Written(_CUSTOM, True),) if image == "timm" or text == "bert" else ()),
     *_WHOLE,
   )

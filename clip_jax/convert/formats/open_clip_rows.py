@@ -6,8 +6,8 @@ default.
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, ClassVar
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from clip_jax import errors
 from clip_jax.convert.engine import fields
@@ -16,7 +16,6 @@ from clip_jax.convert.engine.family import Family
 MODEL = "model_cfg"
 VISION, TEXT = f"{MODEL}.vision_cfg", f"{MODEL}.text_cfg"
 QUICK_GELU = f"{MODEL}.quick_gelu"
-FLAG = fields.exactly(False, True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,105 +53,8 @@ class Optional(fields.Field):
       super().write(spec, config)
 
 
-@dataclasses.dataclass(frozen=True)
-class Other(fields.Row):
-  """A field of theirs that does not determine a field of ours by itself.
-
-  Attributes:
-    theirs: its name.
-    kind: the kind of its values; None for any value.
-    ours: the tower that it belongs to.
-  """
-
-  theirs: str
-  kind: fields.Kind | None = None
-  ours: str = ""
-
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Checks the field, if the file has it."""
-    if self.kind and source.given(self.theirs):
-      source.read(self.theirs, self.kind)
-
-
-def only(theirs: str, *values: Any) -> Other:
-  """Returns a row for a field for which only these values are supported."""
-  return Other(theirs, fields.exactly(*values))
-
-
-@dataclasses.dataclass(frozen=True)
-class Derived(fields.Field):
-  """A field whose meaning depends on others of its tower, read before."""
-
-  _ours: ClassVar[Callable[..., Any]]  # From their value and our tower.
-  _theirs: ClassVar[Callable[..., Any]]  # From our tower.
-
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Reads the field."""
-    tower = spec[self.ours.split(".")[0]]
-
-    def read(value):
-      return self._ours(self.kind.read(value), tower)
-
-    kind = dataclasses.replace(self.kind, read=read)
-    fields.Field.read(dataclasses.replace(self, kind=kind), source, spec)
-
-  def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
-    """Writes the field."""
-    value = self._theirs(spec[self.ours.split(".")[0]])
-    fields.put(config, self.theirs, value)
-
-  def holds(self, value: Any, found: Any) -> bool:
-    """Whether the value was read back, or is not used."""
-    return found is None or value == found
-
-
-class HeadWidth(Derived, fields.Heads):
+class HeadWidth(fields.Derived, fields.Heads):
   """The width of each head; a remainder of the tower's is dropped, as there."""
-
-  def _ours(self, head_width, tower):
-    return _positive(tower["width"] // head_width)
-
-  def _theirs(self, tower):
-    return tower["width"] // tower["heads"]
-
-
-class MlpRatio(Derived):
-  """The width of an MLP as a multiple of the tower's."""
-
-  def _ours(self, ratio, tower):
-    return _positive(int(tower["width"] * ratio) if ratio <= 64 else 0)
-
-  def _theirs(self, tower):
-    return mlp_ratio(tower["width"], tower["mlp_dim"])
-
-
-class NormAfterPool(Derived):
-  """Whether the last norm follows the pooling: for one token it is the same."""
-
-  def _ours(self, after, tower):
-    return after and tower["pooling"] == "gap"
-
-  def _theirs(self, tower):
-    return tower["norm_after_pool"]
-
-
-EOS_ID = 2  # Their default, which only the pooling "eos" uses.
-
-
-class EosId(Derived):
-  """The id of the token at which a text is pooled, if the pooling needs it."""
-
-  def _ours(self, eos_id, tower):
-    return eos_id if tower["pooling"] == "eos" else None
-
-  def _theirs(self, tower):
-    return tower["eos_id"] if tower["pooling"] == "eos" else EOS_ID
-
-
-def _positive(number: int) -> int:
-  if number < 1:
-    raise ValueError
-  return number
 
 
 def mlp_ratio(width: int, mlp_dim: int) -> float:
@@ -173,7 +75,7 @@ class Activation(fields.Field):
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
     """Reads both."""
     activation = source.read(self.theirs, self.kind)
-    if source.read(QUICK_GELU, FLAG):
+    if source.read(QUICK_GELU, fields.FLAG):
       if source.given(self.theirs):
         raise source.wrong(self.theirs, "left out beside quick_gelu")
       activation = "quick_gelu"
@@ -194,23 +96,6 @@ class Activation(fields.Field):
   def values(self, found: Any) -> tuple[Any, ...]:
     """Returns the activation that goes with the other tower's."""
     return (found,)
-
-
-@dataclasses.dataclass(frozen=True)
-class Edge(fields.Row):
-  """Whether there are pixels at the edge that patches do not cover."""
-
-  ours: str = "drop_edge"
-
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Stores whether pixels are left over."""
-    size, patch_size = (spec["image"][k] for k in ("image_size", "patch_size"))
-    if size < patch_size:
-      raise source.wrong(
-        f"{VISION}.image_size", f"at least patch_size={patch_size}"
-      )
-    spec["image"]["drop_edge"] = size % patch_size != 0
-    source.report.infer(self.ours, spec["image"]["drop_edge"], "format")
 
 
 class TextProjection(fields.Row):
@@ -236,7 +121,7 @@ class TextProjection(fields.Row):
     return ("linear", "linear_bias", "none")
 
 
-class StripEnd(Other):
+class StripEnd(fields.Other):
   """Whether zeros take the place of a tokenizer's end token, as in CLIPA."""
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ OpenAI's own models. A state dict does not say its activation either; an archive
 does, by the constant of its QuickGELU.
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
@@ -259,7 +258,7 @@ def refusals(spec: dict[str, Any]) -> list[str]:
 
 def _completed(spec: dict[str, Any]) -> dict[str, Any]:
   """Returns a description as after JSON, with all fields of the tokenizer."""
-  said = json.loads(json.dumps(spec))
+  said = family.plain(spec)
   return {**said, "tokenizer": {**_TOKENIZER, **said["tokenizer"]}}
 
 
@@ -293,7 +292,7 @@ def _allowed(said: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
   yield "embed_norm", ("l2",)
   yield "init_logit_bias", (None,)
   for field in _PREPROCESSING:
-    yield field, (json.loads(json.dumps(variants.DEFAULTS[field])),)
+    yield field, (family.plain(variants.DEFAULTS[field]),)
   for field in ("kind", "start_id", "end_id"):
     yield f"tokenizer.{field}", (_TOKENIZER[field],)
   # Nothing after the end token reaches the embedding of these.

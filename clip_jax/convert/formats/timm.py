@@ -14,7 +14,7 @@ from clip_jax.convert import config_file, engine, portable, weights_file
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.family import Family
-from clip_jax.convert.engine.fields import Field, Heads, Written
+from clip_jax.convert.engine.fields import Derived, Field, Heads, Written
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.sizes import Sizes
 from clip_jax.convert.formats import timm_vit
@@ -68,30 +68,8 @@ _SHOWN = {
 _CROP = fields.checked(
   "from 0.1 to 1", lambda x: fields.is_number(x) and 0.1 <= x <= 1, float
 )
-_RATIO = fields.checked(
-  "above 0, and at most 64", lambda x: fields.is_number(x) and 0 < x <= 64
-)
-_NAME = fields.checked("a name", lambda x: type(x) is str)
-_POOL = fields.checked("a name", lambda x: x is None or type(x) is str)
-_FILTERS = fields.one_of({name: name for name in ("bicubic", "bilinear")})
+_FILTERS = fields.choice("bicubic", "bilinear")
 _RESIZES = fields.one_of({"center": "shortest", "squash": "squash"})
-
-
-class _Mlp(fields.Row):
-  """The row of the MLPs' width over the tower's; it must come after that."""
-
-  ours = "image.mlp_dim"
-  theirs = "model_args.mlp_ratio"
-
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
-    """Reads the ratio."""
-    width = spec["image"]["width"]
-    mlp_dim = int(width * source.read(self.theirs, _RATIO))
-    if mlp_dim < 1:
-      raise source.wrong(self.theirs, f"large enough for embed_dim={width}")
-    spec["image"]["mlp_dim"] = mlp_dim
-
-
 _ROWS = (
   *fields.within(
     "model_args",
@@ -102,11 +80,16 @@ _ROWS = (
       Heads("num_heads", "heads", in_weights=True),
       Field("patch_size", "patch_size", fields.PIXELS, in_weights=True),
       Field("img_size", "image_size", fields.PIXELS, in_weights=True),
+      Derived(
+        *("mlp_ratio", "mlp_dim", fields.RATIO),
+        in_weights=True,
+        decode=fields.mlp_dim,
+      ),
+      fields.Edge("img_size"),
     ),
   ),
-  _Mlp(),
   Written("model_args.in_chans", 3, fields.exactly(3)),
-  Written("model_args.global_pool", None, _POOL),
+  Written("model_args.global_pool", None, fields.or_null(fields.TEXT)),
   Written("model_args.num_classes", None),
   Field("pretrained_cfg.mean", "image_mean", fields.MEANS),
   Field("pretrained_cfg.std", "image_std", fields.DEVIATIONS),
@@ -216,7 +199,7 @@ def describe(
     report=report,
     told={"activation": options.activation},
   )
-  name = source.read("architecture", _NAME)
+  name = source.read("architecture", fields.TEXT)
   tower = timm_vit.describe(name)
   size = given.get("input_size")
   if not isinstance(size, list) or len(size) != 3:
@@ -241,11 +224,6 @@ def describe(
   image = tower | spec["image"]
   if pool := source.get("model_args.global_pool"):
     image = timm_vit.pooled(image, pool, made_so=True, name=name)
-  if image["image_size"] < image["patch_size"]:
-    raise source.wrong(
-      "model_args.img_size", f"at least patch_size={image['patch_size']}"
-    )
-  image["drop_edge"] = image["image_size"] % image["patch_size"] != 0
   image["activation"] = source.settle(
     "image.activation", image["activation"], "architecture"
   )

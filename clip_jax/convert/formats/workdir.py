@@ -11,8 +11,8 @@ from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import portable
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine import family
 from clip_jax.convert.engine.format import Format
-from clip_jax.convert.formats import model_dir
 from clip_jax.models import paths, variants
 
 NAME = "workdir"
@@ -50,7 +50,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     )
   model = portable.from_variables(
     saved.variables,
-    model_dir.plain(saved.spec),
+    family.plain(saved.spec),
     files=saved.files,
     report=report,
     source={"format": NAME, "path": os.fspath(path), "step": saved.step},

@@ -1,4 +1,4 @@
-"""Which pairs stay, so that frequent queries take no more than their part.
+"""Chooses the pairs that stay, so that no query has more than its part.
 
 A pair with the queries Q stays with the probability
 

@@ -127,7 +127,7 @@ def _quiet() -> Iterator[None]:
 def _polled(
   shelf: findings.Shelf, on_record: Callable[[int], None] | None
 ) -> Iterator[None]:
-  """Tells the progress by what is on the shelf."""
+  """Reports progress, by counting the results on the shelf."""
   ended = threading.Event()
 
   def poll() -> None:

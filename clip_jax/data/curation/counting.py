@@ -31,7 +31,7 @@ KINDS = ("words", "bigrams", "titles", "wordnet")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Block:
-  """Where some counts stand in a file: a kind, of one partition."""
+  """The place in a file of the counts of one kind in one partition."""
 
   kind: str
   partition: int
@@ -42,12 +42,12 @@ class Block:
 
 @dataclasses.dataclass
 class Totals:
-  """What was read.
+  """How much text was counted.
 
   Attributes:
     texts: lines and captions that are not empty.
-    words: in them, one that repeats as often as it stands there.
-    bigrams: neighbours without a mark between them, likewise.
+    words: in these texts, repeated ones included.
+    bigrams: neighbouring words without a mark between them, likewise.
     bad: number of texts that could not be read, by reason.
   """
 

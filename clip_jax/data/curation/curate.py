@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, preprocess
+from clip_jax import errors, json_text, preprocess
 from clip_jax.data import prepare
 from clip_jax.data import record as record_lib
 from clip_jax.data.curation import balancing, language, matching, survey
@@ -208,10 +208,9 @@ def curate(
   """
   errors.check_out(out)
   how = ("curate", sorted(rule.to_dict().items()))
-  nothing = np.zeros(0, np.int64)
-  fingerprint = views.Part(source, nothing, *how).fingerprint
+  fingerprint = views.fingerprint(source, *how)
   if (made := prepare.existing(out, fingerprint, limits)) is not None:
-    return made.get("curation", {}) | {"written": False}
+    return prepare.said(made, "curation", out) | {"written": False}
   with prepare.partial_directory(out) as partial:
     found = survey.survey(
       source,
@@ -231,7 +230,7 @@ def curate(
       out,
       address=address,
       limits=limits,
-      about={"curation": said},
+      about={"curation": json_text.seal(said)},
       beside={COUNTS: table},
       partial=partial,
     )

@@ -73,8 +73,7 @@ def dedupe(
     *("dedupe", sorted(rule.to_dict().items())),
     *(against and against.fingerprint, report_only),
   )
-  nothing = np.zeros(0, np.int64)
-  fingerprint = views.Part(source, nothing, *how).fingerprint
+  fingerprint = views.fingerprint(source, *how)
   if (made := _made(out, fingerprint, work, report_only)) is not None:
     return made | {"written": False}
   with prepare.partial_directory(out) as partial:
@@ -83,13 +82,8 @@ def dedupe(
     overlap, tables = None, {}
     if against is not None:
       others = linking.Set(against, rule, work, keep)
-      links, seen = linking.overlap(pairs, others, rule)
-      pairs.left[[row[0] for row in links.rows]] = False
-      overlap = _told(links, seen, others)
-      tables[OVERLAP] = links.table(
-        "key\texample\tkind\tdistance", pairs, others
-      )
-    links, groups, largest = linking.duplicates(pairs, rule)
+      overlap, tables[OVERLAP] = _drop_overlap(pairs, others, rule)
+    links, groups, largest = linking.drop_duplicates(pairs, rule)
     tables[DUPLICATES] = links.table("key\tkept\tkind\tdistance", pairs, pairs)
     said = {
       **_summary(pairs, links, overlap),
@@ -100,19 +94,27 @@ def dedupe(
       **rule.to_dict(),
     }
     if report_only:
-      report = {"fingerprint": fingerprint, "dedupe": said}
+      report = {"fingerprint": fingerprint, "dedupe": json_text.seal(said)}
       _write_tables(report, tables, partial, out)
     else:
       _write(pairs, how, out, address, work, said, tables, partial)
   return said | {"written": True}
 
 
+def _drop_overlap(
+  pairs: linking.Set, others: linking.Set, rule: likeness.Rule
+) -> tuple[dict[str, Any], bytes]:
+  """Drops the pairs near one of `others`; returns a summary and the table."""
+  links, seen = linking.overlap(pairs, others, rule)
+  pairs.left[[row[0] for row in links.rows]] = False
+  table = links.table("key\texample\tkind\tdistance", pairs, others)
+  return _told(links, seen, others), table
+
+
 def _write_tables(report, tables, partial, out) -> None:
   """Writes what --report-only leaves: the tables and `report.json`."""
   tables[REPORT] = json.dumps(report, indent=2).encode() + b"\n"
-  for name, data in tables.items():
-    (partial / name).write_bytes(data)
-  prepare.finish(partial, out)
+  prepare.finish(partial, out, tables)
 
 
 def _summary(
@@ -147,9 +149,9 @@ def _made(
   if report_only and report.is_file():
     found = json_text.read(report)
     if found.get("fingerprint") == fingerprint:
-      return found["dedupe"]
+      return prepare.said(found, "dedupe", out)
   made = prepare.existing(out, fingerprint, work.limits)
-  return None if made is None else made.get("dedupe", {})
+  return None if made is None else prepare.said(made, "dedupe", out)
 
 
 def _write(pairs, how, out, address, work, said, tables, partial) -> None:
@@ -160,7 +162,7 @@ def _write(pairs, how, out, address, work, said, tables, partial) -> None:
     out,
     address=address,
     limits=work.limits,
-    about={"dedupe": said},
+    about={"dedupe": json_text.seal(said)},
     beside=tables,
     partial=partial,
   )

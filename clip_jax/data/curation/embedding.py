@@ -1,4 +1,4 @@
-"""What a model says of pairs: embeddings and cosines, kept as they come."""
+"""Embeddings and cosines of pairs, stored while they are computed."""
 
 import functools
 import hashlib

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, preprocess, terminal
+from clip_jax import errors, json_text, preprocess, terminal
 from clip_jax.data import prepare
 from clip_jax.data import record as record_lib
 from clip_jax.data.curation import (
@@ -132,14 +132,10 @@ def filter_pairs(
   """
   errors.check_out(out)
   _check(rules, model)
-  how = (
-    *("filter", sorted(rules.given().items())),
-    *(() if model is None else (model.fingerprint,)),
-  )
-  nothing = np.zeros(0, np.int64)
-  fingerprint = views.Part(source, nothing, *how).fingerprint
+  how = ("filter", sorted(rules.given().items()), *_fingerprints(model))
+  fingerprint = views.fingerprint(source, *how)
   if (made := prepare.existing(out, fingerprint, limits)) is not None:
-    return made.get("filter", {}) | {"written": False}
+    return prepare.said(made, "filter", out) | {"written": False}
   with prepare.partial_directory(out) as partial:
     found = survey.survey(
       source,
@@ -149,10 +145,11 @@ def filter_pairs(
       on_record=on_record,
       fill=fill,
     )
-    decided = _decide(found, rules)
-    scored, beside = {}, {}
+    decided, scored, beside = _decide(found, rules), {}, {}
     if model is not None and decided.kept.any():
-      measured = embedding.scores(
+      scored, beside = _score(
+        decided,
+        rules,
         decided.view(source, *how, decided.digest()),
         model,
         keep=partial / prepare.FOUND,
@@ -160,20 +157,21 @@ def filter_pairs(
         threads=threads,
         on_pair=on_score,
       )
-      scored, beside = _score(decided, measured, rules)
     said = _summary(decided, rules, scored)
-    if not said["kept"]:
-      raise findings.none_stays(said)
     prepare.prepare(
       decided.view(source, *how),
       out,
       address=address,
       limits=limits,
-      about={"filter": said},
+      about={"filter": json_text.seal(said)},
       beside=beside,
       partial=partial,
     )
   return said | {"written": True}
+
+
+def _fingerprints(model: model_lib.Model | None) -> tuple[str, ...]:
+  return () if model is None else (model.fingerprint,)
 
 
 def _check(rules: rules_lib.Rules, model: model_lib.Model | None) -> None:
@@ -215,10 +213,24 @@ def _repeated(decided: _Decisions, limit: int) -> np.ndarray:
 
 def _score(
   decided: _Decisions,
-  measured: findings.Found,
   rules: rules_lib.Rules,
+  left: record_lib.Source,
+  model: model_lib.Model,
+  **how: Any,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-  """Applies the rule about scores; returns what is told, and the table."""
+  """Scores pairs and applies the rule about scores.
+
+  Args:
+    decided: by the other rules; changed in place.
+    rules: with a limit of the scores.
+    left: the pairs and captions that `decided` has left.
+    model: gives the scores.
+    **how: of `embedding.scores`.
+
+  Returns:
+    What is told of the scores, and the files to write beside the records.
+  """
+  measured = embedding.scores(left, model, **how)
   slots = np.flatnonzero(decided.kept)
   captions = np.flatnonzero(decided.stays & decided.kept[decided.owners()])
   # Images that only decoding has shown to be bad.
@@ -270,10 +282,15 @@ def _table(
 def _summary(
   decided: _Decisions, rules: rules_lib.Rules, scored: Mapping[str, Any]
 ) -> dict[str, Any]:
+  """Returns what `filter_pairs` returns.
+
+  Raises:
+    UserError: no pair stays.
+  """
   kept = decided.kept
   good = decided.found.good[decided.owners()]
   stays = decided.stays & kept[decided.owners()]
-  return {
+  said = {
     "pairs": len(kept),
     "kept": int(kept.sum()),
     "dropped": decided.dropped(),
@@ -288,3 +305,6 @@ def _summary(
     "score_quantiles": None,
     **scored,
   }
+  if not said["kept"]:
+    raise findings.none_stays(said)
+  return said

@@ -1,4 +1,4 @@
-"""What was found out about records, as arrays, and files that keep it."""
+"""Results of examining records: arrays, and the files that store them."""
 
 import collections
 import dataclasses
@@ -20,7 +20,7 @@ _GOOD = -1
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What was found in the slots from `start` up to `stop`.
+  """The results for the slots from `start` up to `stop`.
 
   Attributes:
     start: the first slot.

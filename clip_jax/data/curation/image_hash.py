@@ -1,4 +1,4 @@
-"""What an image looks like, in 8 + 48 bytes: near images differ little in them.
+"""Perceptual hashes, of 8 + 48 bytes: those of similar images differ little.
 
 The hash of 64 bits finds candidates fast (`hamming.py`). Drawings on white have
 much in common at so low frequencies, so that candidates must also have nearly
@@ -26,7 +26,7 @@ _FLAT = 1.0  # Grey levels; less than this root mean square shows nothing.
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-  """What an image looks like.
+  """The perceptual hashes of an image.
 
   Attributes:
     bits: the hash.

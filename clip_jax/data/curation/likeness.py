@@ -1,4 +1,4 @@
-"""Which images of a set are the same or nearly: by bytes, looks, embeddings."""
+"""Finds equal and similar images of a set: by bytes, looks or embeddings."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -144,7 +144,7 @@ def groups(pairs: np.ndarray, number: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Nodes:
-  """What some slots look like, each look once, in an order of its own.
+  """The distinct perceptual hashes of some slots, and the hash of each slot.
 
   Attributes:
     bits: hashes, uint64 (nodes,).

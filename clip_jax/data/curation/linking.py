@@ -102,7 +102,7 @@ class Set:
 
 @dataclasses.dataclass(frozen=True)
 class Links:
-  """What pairs of one set or of two are linked with, by kind.
+  """Links between the pairs of one set or of two, by kind.
 
   Attributes:
     rows: (slot, slot it is linked with, kind, distance).
@@ -127,7 +127,7 @@ class Links:
     return ("\n".join([header, *lines]) + "\n").encode()
 
 
-def duplicates(
+def drop_duplicates(
   pairs: Set, rule: likeness.Rule
 ) -> tuple[Links, dict[str, int], int]:
   """Drops the duplicates; returns them, the groups by kind, and the largest.
@@ -211,7 +211,7 @@ def overlap(
   seen = np.zeros(len(others), bool)
 
   def link(kind: str, slots, theirs, near: np.ndarray, far) -> None:
-    """Takes in what positions of `slots` and `theirs` are near."""
+    """Adds links for `near`, rows of positions in `slots` and `theirs`."""
     seen[theirs[near[:, 1]]] = True
     # Of several examples the first by what it is, not by where it is.
     order = np.lexsort((others.ranks[theirs[near[:, 1]]], near[:, 0]))

@@ -29,7 +29,7 @@ _POLL_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """What becomes a query.
+  """Says which words, bigrams and titles become queries.
 
   Attributes:
     min_count: words and bigrams occur at least as often.

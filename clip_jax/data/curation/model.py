@@ -1,4 +1,4 @@
-"""What curation needs of a model."""
+"""The interface of a model to curation."""
 
 from typing import Protocol
 

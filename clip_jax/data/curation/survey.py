@@ -1,9 +1,9 @@
-"""Reads every record of a source once and keeps what a function says of it.
+"""Applies a function to every record of a source once, and keeps the results.
 
-The function is pure: what it says of a record depends on the record alone. So
-the result is the same for any number of processes and in whatever order ranges
-of the source are read, and a range that a killed run has finished is not read
-again: it is kept in a file, under a digest of what it depends on.
+The function is pure: its result for a record depends on the record alone. So
+all results are the same for any number of processes and in whatever order
+ranges of the source are read. The results of a range are kept in a file, under
+a digest of what they depend on; a run that was killed need not read it again.
 
     found = survey.survey(source, examine, workers=4, keep=directory)
     found.columns["side"][found.good]
@@ -36,11 +36,11 @@ class Examine(Protocol):
   """What is found out about each record; picklable, and pure.
 
   Attributes:
-    columns: by name the type of a number, or of an array of fixed shape, that
-      is found for each record.
-    ragged: by name the type of any number of numbers for each record.
-    identity: everything the answers depend on besides the record, as JSON can
-      hold it.
+    columns: names and types of what has the same shape for each record: a
+      number, or an array.
+    ragged: names and types of lists of numbers, which differ in length.
+    identity: everything that the results depend on besides the record, as
+      values that JSON can hold.
   """
 
   columns: Mapping[str, np.dtype]
@@ -48,7 +48,7 @@ class Examine(Protocol):
   identity: Any
 
   def __call__(self, record: record_lib.Record) -> Mapping[str, Any]:
-    """Returns a value for each name; BadRecord or ImageError for bad ones."""
+    """Returns a value for each name; raises BadRecord or ImageError."""
     ...
 
 
@@ -65,7 +65,7 @@ class Job:
   examine: Examine
 
   def digest(self) -> bytes:
-    """Returns a digest of what the answers depend on."""
+    """Returns a digest of what the results depend on."""
     about = [
       *(_VERSION, self.source.fingerprint, len(self.source)),
       *(type(self.examine).__qualname__, self.examine.identity),
@@ -89,8 +89,9 @@ class Job:
       return error.reason
 
 
-# Runs a job on ranges somewhere else and puts what it finds on the shelf; is
-# also given what to call with the number of records examined.
+# Runs a job on ranges of slots elsewhere, such as on Beam's workers, and puts
+# the results on the shelf. Its last argument is called with the number of
+# records examined.
 Fill = Callable[
   [Job, processes.Ranges, findings.Shelf, Callable[[int], None] | None], None
 ]
@@ -147,7 +148,7 @@ def survey(
   except BaseException:
     _put_away(fresh, shelf)
     raise
-  # With the rest on its shelf, what follows may be killed, too.
+  # Everything is in files now: who is killed later loses nothing.
   parts += _put_away(fresh, shelf)
   return findings.joined(parts or [job.run(0, 0)])
 
@@ -155,7 +156,7 @@ def survey(
 def _check_filled(
   parts: list[findings.Found], slots: int, shelf: findings.Shelf
 ) -> None:
-  """Raises Interrupted where others have not put all of it on the shelf."""
+  """Raises Interrupted if results of some records are not on the shelf."""
   left = findings.gaps(parts, slots, length=max(slots, 1))
   if left:
     missing = sum(stop - start for start, stop in left)
@@ -170,7 +171,7 @@ def _check_filled(
 def _put_away(
   parts: list[findings.Found], shelf: findings.Shelf | None
 ) -> list[findings.Found]:
-  """Returns `parts`, those that follow each other as one, and keeps them."""
+  """Joins parts that follow each other; returns them, kept on the shelf."""
   rows: list[list[findings.Found]] = []
   for part in sorted(parts, key=lambda part: part.start):
     if rows and rows[-1][-1].stop == part.start:

@@ -27,7 +27,7 @@ from clip_jax import errors, json_text, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import files, paths
+from clip_jax.data.sources import globs, open_files
 
 FORMAT = "clip_jax records"
 VERSION = 1
@@ -75,7 +75,7 @@ def decode(data: bytes, *, path: str = "") -> record_lib.Record:
   try:
     fields = json_text.parse(data[_HEADER_START:end], what="Its header")
     if "bad" in fields:
-      raise record_lib.BadRecord(fields["bad"], fields["key"])
+      raise record_lib.BadRecord(str(fields["bad"]), str(fields["key"]))
     labels = fields.get("labels")
     record = record_lib.Record(
       image=data[end:],
@@ -92,6 +92,10 @@ def decode(data: bytes, *, path: str = "") -> record_lib.Record:
     isinstance(text, str) for text in (record.key, *record.texts)
   ):
     raise ValueError("a record of clip_jax whose key or texts are no text")
+  try:
+    "".join(record.texts).encode("utf-8")
+  except UnicodeEncodeError:
+    raise record_lib.BadRecord("not_utf8", record.key) from None
   if any(type(label) is not int for label in record.all_labels()):
     raise ValueError("a record of clip_jax whose label is not a number")
   return record
@@ -101,7 +105,7 @@ class ArrayRecords:
   """The records of ArrayRecord files, one file after the other."""
 
   def __init__(self, names: Sequence[str], *, sidecar: dict[str, Any]):
-    self._files = files.Pool(names, opener=_open_reader)
+    self._files = open_files.Pool(names, opener=_open_reader)
     counts = [entry["records"] for entry in sidecar.get("files", ())]
     if not counts:
       with concurrent.futures.ThreadPoolExecutor(_OPEN_THREADS) as pool:
@@ -128,8 +132,9 @@ class ArrayRecords:
     number = int(np.searchsorted(self._ends, index, side="right"))
     position = index - (int(self._ends[number - 1]) if number else 0)
     name = f"{os.path.basename(self._files.paths[number])}[{position}]"
+    reader = self._files.get(number)
     try:
-      (data,) = self._files.get(number).read([position])
+      (data,) = reader.read([position])
       record = decode(data, path=self._files.paths[number])
     except (RuntimeError, ValueError, struct.error, errors.UserError):
       raise record_lib.BadRecord("damaged_record", name) from None
@@ -158,7 +163,7 @@ def open_array_record(path: str, options: dict[str, str]) -> ArrayRecords:
   assert not options
   sidecar_path = os.path.join(os.path.expanduser(path), SIDECAR)
   if not os.path.isfile(sidecar_path):
-    names = paths.find_files(path, suffix=SUFFIX)
+    names = globs.find_files(path, suffix=SUFFIX)
     return ArrayRecords(names, sidecar={})
   sidecar = read_sidecar(sidecar_path)
   names = []

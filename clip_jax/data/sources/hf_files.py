@@ -4,7 +4,7 @@ import os
 
 from clip_jax import errors, json_text
 from clip_jax.data import record as record_lib
-from clip_jax.data.sources import parquet_files, paths
+from clip_jax.data.sources import globs, parquet_files
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _SUFFIX = ".arrow"
@@ -37,7 +37,7 @@ def _files(path: str) -> tuple[str, ...]:
   """Returns the Arrow files of a data set without splits."""
   state = os.path.join(path, _STATE)
   if not os.path.isfile(state):
-    return tuple(paths.find_files(path, suffix=_SUFFIX))
+    return tuple(globs.find_files(path, suffix=_SUFFIX))
   if json_text.read(state).get("_indices_data_files"):
     raise errors.UserError(
       f"{path} was saved by an old version of the library datasets, with rows "

@@ -1,4 +1,4 @@
-"""Image files that a table names, below one of several directories."""
+"""Reads image files that a table names, from one of several directories."""
 
 import os
 from collections.abc import Iterable
@@ -93,7 +93,7 @@ def open_files(
   """Returns the files below `?root=`, or else below `bases`.
 
   Args:
-    bases: directories; that of the table first, from where a root is seen.
+    bases: directories; first the table's own, where a relative root begins.
     options: `root` and `links` of an address.
     scheme: of the address, for messages.
     folders: usual places below the bases or the root.

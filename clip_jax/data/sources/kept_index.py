@@ -113,6 +113,12 @@ def keep(
   return made
 
 
+def forget(index: Index) -> None:
+  """Removes a kept index that is not of the files as they are."""
+  if index.path is not None:
+    index.path.unlink(missing_ok=True)
+
+
 def _stamp(paths: Sequence[str], *, sampled: bool) -> _Stamp | None:
   """Returns what tells files from changed ones; None where one is not there."""
   stamp = []

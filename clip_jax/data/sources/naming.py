@@ -42,7 +42,7 @@ _FIELD = re.compile(r"[A-Za-z][\w-]*")
 
 
 class Part(NamedTuple):
-  """What a file is of its sample; `field` is all of its suffix, lower case."""
+  """The part of a sample in a file; `field` is its whole suffix, lower case."""
 
   key: str
   field: str

@@ -1,4 +1,4 @@
-"""The Parquet files of some data, and which splits they are of.
+"""Finds the Parquet files of a data set, and the split of each.
 
 The HuggingFace hub publishes `data/train-00000-of-00004.parquet` in a folder
 for each data set, or `DATA_SET/train/0000.parquet`.
@@ -10,7 +10,7 @@ import os
 import re
 
 from clip_jax import errors, terminal
-from clip_jax.data.sources import paths, split_names
+from clip_jax.data.sources import globs, split_names
 
 SUFFIX = ".parquet"
 # The name of a split is in front of a file's number among its files; older
@@ -26,8 +26,8 @@ class Listing:
 
   Attributes:
     files: their paths, in order.
-    splits: the files of each split, where a directory's files are of splits.
-    split: the one that was named; `files` are only those of it.
+    splits: the files of each split; empty if the directory has no splits.
+    split: the one that was asked for; `files` has only those of this split.
   """
 
   files: tuple[str, ...]
@@ -60,10 +60,10 @@ def list_files(path: str) -> Listing:
   directory, _, split = path.rstrip("/").rpartition("/")
   if not os.path.lexists(path) and os.path.isdir(directory):
     listing = _list_directory(directory) if not glob.has_magic(path) else None
-    # A file that is missing is called so.
+    # What ends like a file is reported as a missing file, not as a split.
     if listing and listing.splits and not split.endswith(SUFFIX):
       return listing.of_split(split, what=f"parquet:{directory}")
-  return Listing(tuple(paths.find_files(path, suffix=SUFFIX)))
+  return Listing(tuple(globs.find_files(path, suffix=SUFFIX)))
 
 
 def _list_directory(path: str) -> Listing:
@@ -72,7 +72,7 @@ def _list_directory(path: str) -> Listing:
     if found := sorted(glob.glob(pattern)):
       break
   else:
-    return Listing(tuple(paths.find_files(path, suffix=SUFFIX)))
+    return Listing(tuple(globs.find_files(path, suffix=SUFFIX)))
   below = [os.path.relpath(os.path.dirname(name), path) for name in found]
   data_sets = sorted({_data_set(folder) for folder in below})
   if len(data_sets) > 1:
@@ -96,7 +96,7 @@ def _list_directory(path: str) -> Listing:
 
 
 def _data_set(folder: str) -> str:
-  """Returns a data set's folder; that of a file may be a split's in it."""
+  """Returns the folder of a data set, from a file's: its own or a split's."""
   head, _, tail = folder.rpartition(os.sep)
   return head if split_names.is_usual(tail) else folder
 

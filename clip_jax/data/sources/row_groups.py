@@ -23,7 +23,7 @@ from pyarrow import parquet as pq
 from clip_jax import errors, regular_files
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import files
+from clip_jax.data.sources import open_files
 
 KEPT_BYTES = 256 * 2**20
 # A few kilobytes of a stranger's file can unpack to any size.
@@ -33,7 +33,6 @@ _MAX_ROWS_A_BYTE, _FEW_ROWS = 100, 2**20
 _MIN_ROWS = 16  # Unpacked at once.
 _MAX_PIECES = 256
 _MAGIC = b"PAR1"
-_LFS = b"version https://git-lfs"
 # What pyarrow raises for bytes that are none of its own.
 BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)
 
@@ -52,7 +51,7 @@ class DamagedError(errors.UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Footer:
-  """What a file says of itself.
+  """The metadata of a file, from its footer.
 
   Attributes:
     schema: Arrow's, with the metadata of the file.
@@ -235,7 +234,7 @@ def map_file(path: str, *, magic: tuple[bytes, ...], other: str) -> mmap.mmap:
   try:
     with regular_files.open_regular(path) as file:
       size = os.fstat(file.fileno()).st_size
-      head = file.read(len(_LFS))
+      head = file.read(len(regular_files.LFS))
       if size and head.startswith(magic):
         return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
   except FileNotFoundError:
@@ -244,7 +243,9 @@ def map_file(path: str, *, magic: tuple[bytes, ...], other: str) -> mmap.mmap:
     raise errors.UserError(f"Cannot read {path}: {error.strerror}.") from error
   if not size:
     raise DamagedError(path, "empty")
-  raise DamagedError(path, "lfs_pointer" if head == _LFS else other)
+  raise DamagedError(
+    path, "lfs_pointer" if head == regular_files.LFS else other
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,13 +280,13 @@ class RowGroups:
     opener: Callable[[str], TableFile],
   ):
     """Opens nothing; `columns` are those that are read."""
-    self.files = files.Pool(paths, opener=opener)
+    self.files = open_files.Pool(paths, opener=opener)
     self._columns = tuple(columns)
     self._kept = _Kept(getattr(opener, "KEPT_BYTES", KEPT_BYTES))
     self._opener = opener
 
   def __reduce__(self) -> tuple:
-    return _remake, (self.files.paths, self._columns, self._opener)
+    return _remake, (self.files, self._columns, self._opener)
 
   def row(self, file: int, group: int, row: int, *, key: str) -> dict[str, Any]:
     """Returns Arrow's scalar of each column.
@@ -296,17 +297,21 @@ class RowGroups:
     """
 
     def unpack() -> Unpacked:
-      return self.files.get(file).unpack(group, self._columns)
+      opened = self.files.get(file)
+      self.files.check(file)  # Files that are mapped may be written anew.
+      return opened.unpack(group, self._columns)
 
     return self._kept.get((file, group), unpack).row(row, key=key)
 
 
-def _remake(paths, columns, opener) -> RowGroups:
-  return RowGroups(paths, columns=columns, opener=opener)
+def _remake(files, columns, opener) -> RowGroups:
+  made = RowGroups((), columns=columns, opener=opener)
+  made.files = files
+  return made
 
 
 class _Kept:
-  """What was unpacked last, up to some bytes; nothing twice at a time."""
+  """A cache of what was unpacked last; no two threads unpack the same."""
 
   def __init__(self, limit: int):
     self._limit = limit

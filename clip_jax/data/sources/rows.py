@@ -47,11 +47,11 @@ class Rows:
     """Reads the paths of images and the names of classes, where rows have them.
 
     Args:
-      paths: of the files; what follows their common directory names rows.
+      paths: of the files; without their common directory, they begin the keys.
       footers: of the same files.
       columns: that are read.
       images: reads images by their paths.
-      class_names: of labels, in order; None takes those that are texts.
+      class_names: of labels, in order; None takes the texts of that column.
       account: of the files.
       opener: opens a file.
     """

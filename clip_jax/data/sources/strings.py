@@ -54,7 +54,7 @@ class Strings:
 
 
 class File(Protocol):
-  """Bytes of a file, as `files.SameFile` reads them."""
+  """Bytes of a file, as `open_files.SameFile` reads them."""
 
   def read(self, *, offset: int, size: int) -> bytes:
     """Returns so many bytes."""

@@ -36,10 +36,10 @@ from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import (
-  files,
   grouping,
   image_files,
   kept_index,
+  open_files,
   strings,
   table_lines,
   table_rows,
@@ -199,7 +199,9 @@ def open_table(path: str, options: dict[str, str]) -> Table:
     [os.path.dirname(path)], options, scheme="csv", folders=_IMAGE_FOLDERS
   )
   found = os.stat(path)
-  file = files.SameFile(path, size=found.st_size, changed_ns=found.st_mtime_ns)
+  file = open_files.SameFile(
+    path, size=found.st_size, changed_ns=found.st_mtime_ns
+  )
   index = kept_index.keep(
     "table",
     [path],
@@ -296,6 +298,10 @@ def _form(
     raise errors.UserError(
       f"csv:{path} is empty; its first line must name the columns, such as"
       " image,caption."
+    )
+  if header.encode("utf-8", "replace").startswith(regular_files.LFS):
+    raise errors.UserError(
+      f"csv:{path} is a pointer of Git LFS; get the file by `git lfs pull`."
     )
   if record_lib.has_control("".join(header.split())):
     raise errors.UserError(

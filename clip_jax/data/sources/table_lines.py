@@ -1,4 +1,4 @@
-"""Takes the lines of a table apart with numpy, a block of bytes at a time.
+"""Splits the lines of a table into cells with numpy, block by block.
 
 What it does not decide, such as a line whose quoted field goes on in the next
 one, is odd, and left to Python's csv.

@@ -22,7 +22,7 @@ _BATCH_ROWS = 2**12
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """Where the images' names and captions of all rows stand.
+  """The positions of the names of images and of the captions, of all rows.
 
   A start is an offset in the table, or ~offset in `beside`.
 
@@ -307,7 +307,7 @@ class Reader:
 
 
 class _First:
-  """How many rows something is to be told of, and the first of them."""
+  """Counts the rows with some problem, and remembers the first of them."""
 
   def __init__(self):
     self.count, self.number, self.said = 0, 0, ""

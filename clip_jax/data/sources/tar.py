@@ -17,8 +17,9 @@ MAX_MEMBER_BYTES = 64 * 2**20
 MAX_EXTENSION_BYTES = 2**20  # Long names and pax headers.
 # Archives are padded to a multiple of this, by GNU tar, BSD tar and Python.
 _RECORD = 20 * BLOCK
-# An end marker has two blocks of zeros and padding; a longer run is damage.
-_MAX_END_BYTES = 2 * BLOCK + _RECORD
+# An end marker has two blocks of zeros and less than a record of padding, by
+# whole blocks; a longer run is damage.
+_MAX_END_BYTES = 2 * BLOCK + _RECORD - BLOCK
 _PIECE = 2**20  # Bytes read at a time while searching.
 # Bytes behind a member's data that are zeros, unless data were pushed there.
 _TELLING = 16
@@ -60,7 +61,7 @@ class Damage(NamedTuple):
     offset: where it begins.
     reason: damaged_header, shifted (bytes are missing or too many), zeros,
       truncated (inside a header), no_end_marker, trailing_bytes, empty,
-      compressed or dangling_link.
+      compressed, lfs_pointer or dangling_link.
     size: bytes passed over.
     headers: headers of members among them.
     at_end: whether an unknown number of bytes is missing behind it.
@@ -92,6 +93,13 @@ def scan(path: str) -> Iterator[Member | Damage]:
     yield from _Scan(file.fileno()).run()
 
 
+def heads(block: bytes, size: int) -> bool:
+  """Whether `block` may be the header of a member of so many bytes."""
+  header = _parse(block)
+  # A pax header may give the size in place of this one.
+  return header is not None and header.size in (size, 0)
+
+
 class _Scan:
   """One pass over one archive."""
 
@@ -115,6 +123,9 @@ class _Scan:
     self._last = None
 
   def run(self) -> Iterator[Member | Damage]:
+    if self._read(0, len(regular_files.LFS)) == regular_files.LFS:
+      yield Damage(0, "lfs_pointer", self._end, at_end=True)
+      return
     if self._read(0, 8).startswith(_COMPRESSED):
       yield Damage(0, "compressed", self._end, at_end=True)
       return

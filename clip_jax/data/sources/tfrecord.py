@@ -28,10 +28,10 @@ from clip_jax import errors, versions
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import (
   disk,
-  files,
+  globs,
+  open_files,
   parquet,
   parquet_files,
-  paths,
   row_groups,
 )
 
@@ -81,7 +81,7 @@ class TFRecordFile:
     """
     _crc32c()
     try:
-      self._file = files.RawFile(path)
+      self._file = open_files.RawFile(path)
       size = os.stat(path).st_size
     except FileNotFoundError:
       raise row_groups.DamagedError(path, "dangling_link") from None
@@ -211,7 +211,7 @@ def open_tfrecord(path: str, options: dict[str, str]) -> record_lib.Source:
     names = [os.path.join(path, name) for name in found]
   return parquet.open_tables(
     parquet_files.Listing(
-      tuple(names or paths.find_files(path, suffix=_SUFFIX))
+      tuple(names or globs.find_files(path, suffix=_SUFFIX))
     ),
     options,
     address=f"tfrecord:{path}",

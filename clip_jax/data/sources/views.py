@@ -15,6 +15,12 @@ SPLITS = ("train", "held_out")
 HELD_OUT = 0.2  # The share that is held out by default.
 
 
+def fingerprint(source: record_lib.Source, *how: Any) -> str:
+  """Returns the fingerprint of what is made of `source` in the way `how`."""
+  said = repr((source.fingerprint, *how))
+  return hashlib.sha256(said.encode()).hexdigest()
+
+
 class _View:
   """A view of a source; what it does not change is the source's."""
 
@@ -24,8 +30,7 @@ class _View:
     self.templates = source.templates
     self.names = getattr(source, "names", None)
     self.account = getattr(source, "account", None)
-    said = repr((source.fingerprint, *how))
-    self.fingerprint = hashlib.sha256(said.encode()).hexdigest()
+    self.fingerprint = fingerprint(source, *how)
 
   def __len__(self) -> int:
     return len(self._source)

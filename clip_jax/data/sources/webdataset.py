@@ -24,7 +24,7 @@ from clip_jax import errors, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import files, kept_index, missing, paths
+from clip_jax.data.sources import globs, kept_index, missing, open_files, tar
 from clip_jax.data.sources import shard as shard_lib
 from clip_jax.data.sources.naming import IMAGE, JSON, LABEL, TEXT
 
@@ -32,6 +32,7 @@ _SCAN_THREADS = 8  # Hides the latency of network storage.
 LABELS = ("one", "several")
 _CLASS_NAMES = "classnames.txt"
 _TEMPLATES = "zeroshot_classification_templates.txt"
+_TAR = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
 # Beside shards in a directory: what they were unpacked from, or should be.
 _PACKED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 
@@ -64,7 +65,8 @@ class WebDataset:
     if labels is not None and labels not in LABELS:
       raise errors.unknown("value of labels=", labels, LABELS)
     self._several = labels == "several"
-    self._files = files.Pool(list(shards), opener=files.RawFile)
+    shards = list(shards)
+    self._files = open_files.Pool(shards, opener=open_files.SameFiles(shards))
     self._captions = captions_lib.check_choice(captions or "text")
     self.class_names = class_names
     self.templates = templates
@@ -143,9 +145,14 @@ class WebDataset:
         seen = ", ".join(
           f"'{terminal.escaped(name, limit=80)}'" for name in names
         )
+        advice = ""
+        if any(map(_TAR.search, names)):
+          advice = (
+            " It holds tar files: unpack it by `tar -xf`, and give those in it."
+          )
         return (
           f"{says}: no member is named like KEY.jpg or KEY.txt, but for "
-          f"example {seen}."
+          f"example {seen}.{advice}"
         )
     reason = shard.sites[0][1].reason if shard.sites else "empty"
     return f"{says}: it {account_lib.WORDS[reason]} ({shard.size} bytes)."
@@ -195,17 +202,16 @@ class WebDataset:
       return None
     if part != IMAGE and size > captions_lib.MAX_TEXT_BYTES:
       raise record_lib.BadRecord("too_large", key)
-    try:
-      data = self._files.get(number).read(offset=offset, size=size)
-    except OSError as error:
-      # The disk's fault, not the record's: to replace it would make the batch
-      # a matter of luck.
-      path = self._files.paths[number]
-      raise errors.UserError(
-        f"Cannot read {path}: {error.strerror}."
-      ) from error
-    if len(data) < size:
-      raise record_lib.BadRecord("truncated", key)
+    # What fails here is not the record's fault: to replace it would make the
+    # batch a matter of luck.
+    found = self._files.get(number).read(
+      offset=offset - tar.BLOCK, size=tar.BLOCK + size
+    )
+    if not tar.heads(found[: tar.BLOCK], size):
+      # Times with coarse steps did not show it; nor would they the next time.
+      kept_index.forget(self._index)
+      raise open_files.changed(self._files.paths[number])
+    data = found[tar.BLOCK :]
     if data and not data.lstrip(b"\0"):  # A hole in the file.
       raise record_lib.BadRecord("damaged_member", key)
     return data
@@ -268,7 +274,7 @@ def open_webdataset(path: str, options: dict[str, Any]) -> WebDataset:
   of them, from `KEY.cls` ("3 7") or `KEY.npy` (a 1 for each class that is
   there).
   """
-  shards = paths.find_files(path, suffix=".tar")
+  shards = globs.find_files(path, suffix=".tar")
   class_names = templates = None
   names = options.get("classes") or _beside(shards[0], _CLASS_NAMES)
   if names:

@@ -1,4 +1,4 @@
-"""What is found out about each record for `clip-jax data stats`."""
+"""Measures each record for `clip-jax data stats`."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.evals.suite import layouts, table
+from clip_jax.evals.suite import data_sets, layouts
 
 THERE, MISSING, WRONG = "there", "missing", "wrong"
 
 
 def check(
-  entries: Iterable[table.Entry], root: str
+  entries: Iterable[data_sets.Entry], root: str
 ) -> Iterator[dict[str, Any]]:
   """Yields what is known of each data set below `root`.
 

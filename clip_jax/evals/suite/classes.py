@@ -1,4 +1,4 @@
-"""Which class of the table each label of some data is: by names alone.
+"""Matches the labels of data with the classes of the table, by their names.
 
 Data sources order the classes of the same data set in different ways, so a
 label's number says nothing.
@@ -14,7 +14,7 @@ import numpy as np
 from clip_jax import errors
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
-from clip_jax.evals.suite import table
+from clip_jax.evals.suite import data_sets
 
 OTHER_CLASS = "other_class"  # The reason of a record that is not measured.
 _NONE = -1
@@ -32,7 +32,7 @@ def normalise(name: str) -> str:
   return str(int(kept)) if kept.isascii() and kept.isdigit() else kept
 
 
-def known_names(classes: table.Classes) -> dict[str, list[int]]:
+def known_names(classes: data_sets.Classes) -> dict[str, list[int]]:
   """Returns, for each name that a source may use, the classes it may mean.
 
   Several are meant where classes have the same name, as in ImageNet.
@@ -53,9 +53,9 @@ def known_names(classes: table.Classes) -> dict[str, list[int]]:
 
 def match(
   names: Sequence[str],
-  classes: table.Classes,
+  classes: data_sets.Classes,
   *,
-  within: table.Classes | None = None,
+  within: data_sets.Classes | None = None,
   others_left_out: bool = False,
 ) -> np.ndarray:
   """Returns the class of each label of some data, (labels,); -1 for none.

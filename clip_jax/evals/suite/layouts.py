@@ -20,7 +20,7 @@ from clip_jax import errors, regular_files
 from clip_jax.data import record as record_lib
 from clip_jax.data import sources
 from clip_jax.evals.suite import classes as classes_lib
-from clip_jax.evals.suite import table
+from clip_jax.evals.suite import data_sets
 
 SPLITS = ("test", "validation", "val", "valid", "images")
 _OTHER_SPLIT = re.compile("train|dev|unsupervised|extra")
@@ -52,7 +52,7 @@ def check_root(root: str) -> pathlib.Path:
   return path
 
 
-def find(entry: table.Entry, root: pathlib.Path) -> Found | None:
+def find(entry: data_sets.Entry, root: pathlib.Path) -> Found | None:
   """Returns `entry` as it lies below `root`; None where it does not.
 
   Raises:
@@ -77,14 +77,14 @@ def find(entry: table.Entry, root: pathlib.Path) -> Found | None:
   return None
 
 
-def _directories(entry: table.Entry) -> list[str]:
+def _directories(entry: data_sets.Entry) -> list[str]:
   # Where CLIP_benchmark has a name of its own for the set, `wds_NAME` may be
   # another set, as wds_voc2007 is that of the crops.
   names = (entry.wds or f"wds_{entry.name}", entry.name)
   return list(dict.fromkeys(names))
 
 
-def _candidates(entry: table.Entry, root: pathlib.Path) -> Iterator[Found]:
+def _candidates(entry: data_sets.Entry, root: pathlib.Path) -> Iterator[Found]:
   retrieval = entry.task == "retrieval"
   for name in _directories(entry):
     for directory in _splits(root / name):
@@ -147,7 +147,7 @@ class Opened:
   warnings: tuple[str, ...]
 
 
-def open_found(entry: table.Entry, found: Found) -> Opened:
+def open_found(entry: data_sets.Entry, found: Found) -> Opened:
   """Opens a data set and checks its classes; reads no record.
 
   Raises:
@@ -168,11 +168,11 @@ def open_found(entry: table.Entry, found: Found) -> Opened:
         "about its class: add the names (for tar files, classnames.txt beside "
         "them)."
       )
-    of_table = table.classes(entry)
+    of_table = data_sets.classes(entry)
     numbers = classes_lib.match(
       source.class_names,
       of_table,
-      within=table.classes_of(entry.within) if entry.within else None,
+      within=data_sets.classes_of(entry.within) if entry.within else None,
       others_left_out=entry.others_left_out,
     )
     if entry.others_left_out and (numbers < 0).any():

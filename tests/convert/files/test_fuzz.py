@@ -193,7 +193,7 @@ class NumpyFile:
     return mutate(rng, data)
 
   def read(self, path):
-    return _read_all(npz.read(path))
+    return _read_all(npz.read(path).tensors)
 
   def reference(self, data):
     return ARRAYS

@@ -49,7 +49,7 @@ def _assert_same(read, arrays):
 def test_numpys_archives_are_read_bit_by_bit(save, tmp_path):
   arrays = _arrays()
   save(tmp_path / "w.npz", **arrays)
-  _assert_same(npz.read(tmp_path / "w.npz"), arrays)
+  _assert_same(npz.read(tmp_path / "w.npz").tensors, arrays)
 
 
 def test_numpy_reads_what_is_written(tmp_path):
@@ -67,8 +67,8 @@ def test_numpy_reads_what_is_written(tmp_path):
         assert loaded[name].dtype == array.dtype
       assert loaded[name].shape == array.shape
       assert loaded[name].tobytes() == array.tobytes()
-  _assert_same(npz.read(path), arrays)
-  npz.write(tmp_path / "again.npz", npz.read(path))
+  _assert_same(npz.read(path).tensors, arrays)
+  npz.write(tmp_path / "again.npz", npz.read(path).tensors)
   assert (tmp_path / "again.npz").read_bytes() == path.read_bytes()
 
 
@@ -76,7 +76,7 @@ def test_big_endian_arrays_are_read_and_written(tmp_path):
   path = tmp_path / "w.npz"
   arrays = {"w": np.arange(6, dtype=">f4").reshape(2, 3)}
   np.savez(path, **arrays)
-  _assert_same(npz.read(path), arrays)
+  _assert_same(npz.read(path).tensors, arrays)
   npz.write(path, {"w": tensor_lib.Tensor.from_array(arrays["w"])})
   assert np.array_equal(np.load(path)["w"], arrays["w"])
 
@@ -88,7 +88,7 @@ def test_every_version_of_the_header_is_read(version, tmp_path):
   np.lib.format.write_array(member, array, version=version)
   with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
     archive.writestr("w.npy", member.getvalue())
-  _assert_same(npz.read(tmp_path / "w.npz"), {"w": array})
+  _assert_same(npz.read(tmp_path / "w.npz").tensors, {"w": array})
 
 
 def test_long_integers_of_python_2_are_read(tmp_path):
@@ -97,7 +97,7 @@ def test_long_integers_of_python_2_are_read(tmp_path):
   member = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header
   with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
     archive.writestr("w.npy", member + data.tobytes())
-  _assert_same(npz.read(tmp_path / "w.npz"), {"w": data})
+  _assert_same(npz.read(tmp_path / "w.npz").tensors, {"w": data})
 
 
 def test_a_dtype_beyond_the_format_is_refused_by_name(tmp_path):

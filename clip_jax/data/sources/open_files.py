@@ -1,6 +1,7 @@
 """Reading from many files, from many threads and processes."""
 
 import collections
+import concurrent.futures
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from clip_jax import errors, regular_files
 
 # Well below the usual limit of 1,024 open files a process.
 _MAX_OPEN = 128
+_STATUS_THREADS = 8  # Hides the latency of network storage.
 
 
 class Pool:
@@ -20,13 +22,17 @@ class Pool:
   """
 
   def __init__(self, paths: Sequence[str], *, opener: Callable[[str], Any]):
+    self._start(paths, opener, statuses(paths))
+
+  def _start(self, paths, opener, found):
     self.paths = tuple(paths)
     self._opener = opener
+    self._found = found
     self._lock = threading.Lock()
     self._open: collections.OrderedDict[int, Any] = collections.OrderedDict()
 
   def __reduce__(self) -> tuple:
-    return _remake, (self.paths, self._opener)
+    return _remake, (self.paths, self._opener, self._found)
 
   def get(self, number: int) -> Any:
     """Returns the reader of file `number`."""
@@ -37,15 +43,24 @@ class Pool:
         return reader
     # Opened outside of the lock: on network storage this takes a while.
     reader = self._opener(self.paths[number])
+    self.check(number)
     with self._lock:
       self._open[number] = reader
       while len(self._open) > _MAX_OPEN:
         self._open.popitem(last=False)
     return reader
 
+  def check(self, number: int) -> None:
+    """Raises UserError where file `number` is not as it was at first."""
+    path = self.paths[number]
+    if status(path) != self._found[path]:
+      raise changed(path)
 
-def _remake(paths: tuple[str, ...], opener: Callable[[str], Any]) -> Pool:
-  return Pool(paths, opener=opener)
+
+def _remake(paths, opener, found) -> Pool:
+  pool = Pool.__new__(Pool)
+  pool._start(paths, opener, found)
+  return pool
 
 
 class RawFile:
@@ -99,10 +114,42 @@ class SameFile:
       raise errors.UserError(
         f"Cannot read {self._path}: {error.strerror}."
       ) from error
-    raise errors.UserError(
-      f"{self._path} has changed since it was opened; start again, and leave "
-      "it alone meanwhile."
-    )
+    raise changed(self._path)
+
+
+def changed(path: str) -> errors.UserError:
+  """Returns the error where a file is not the one that was opened."""
+  return errors.UserError(
+    f"{path} has changed since it was opened; start again, and leave it alone "
+    "meanwhile."
+  )
+
+
+class SameFiles:
+  """Opens files as `SameFile`, as they were when this was made; picklable."""
+
+  def __init__(self, paths: Sequence[str]):
+    self._found = statuses(paths)
+
+  def __call__(self, path: str) -> SameFile:
+    """Returns a reader of the file at `path`, which it opens later."""
+    size, changed_ns = self._found[path]
+    return SameFile(path, size=size, changed_ns=changed_ns)
+
+
+def statuses(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
+  """Returns the `status` of each file, by its path."""
+  with concurrent.futures.ThreadPoolExecutor(_STATUS_THREADS) as pool:
+    return dict(zip(paths, pool.map(status, paths), strict=True))
+
+
+def status(path: str) -> tuple[int, int]:
+  """Returns a file's size and time of change; -1 of one that is not there."""
+  try:
+    found = os.stat(path)
+  except OSError:
+    return -1, -1
+  return found.st_size, found.st_mtime_ns
 
 
 def _same_file(path: str, size: int, changed_ns: int) -> SameFile:

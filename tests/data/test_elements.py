@@ -5,11 +5,11 @@ import pickle
 import pytest
 
 from clip_jax import preprocess
-from clip_jax.data import pipeline, transforms
+from clip_jax.data import elements, pipeline
 
 
 def test_small_images_are_decoded_once_and_are_the_same(png):
-  decode = transforms.Decoder()
+  decode = elements.Decoder()
   data = png(0)
   image = decode(data)
   assert image.tobytes() == preprocess.decode(data).tobytes()
@@ -20,19 +20,19 @@ def test_small_images_are_decoded_once_and_are_the_same(png):
 
 
 def test_what_is_kept_is_limited(png, monkeypatch):
-  decode = transforms.Decoder()
+  decode = elements.Decoder()
   many_pixels, many_bytes = _blank(65, 64), png(0, 60, 60)
   assert len(many_pixels) < 4096 < len(many_bytes)
   for data in (many_pixels, many_bytes):
     assert decode(data) is not decode(data)
-  monkeypatch.setattr(transforms, "_KEPT_TOTAL_PIXELS", 2 * 9 * 11)
-  decode = transforms.Decoder()
+  monkeypatch.setattr(elements, "_KEPT_TOTAL_PIXELS", 2 * 9 * 11)
+  decode = elements.Decoder()
   kept = [decode(png(i)) is decode(png(i)) for i in range(4)]
   assert kept == [True, True, False, False]
 
 
 def test_a_broken_image_is_broken_each_time(png):
-  decode = transforms.Decoder()
+  decode = elements.Decoder()
   for _ in range(2):
     with pytest.raises(preprocess.ImageError):
       decode(png(0)[:-30])
@@ -51,7 +51,7 @@ def test_training_and_evaluation_bound_the_pixels(
     problems = next(batches)["problems"]
   reasons = [] if fits else ["too_many_pixels"] * 2
   assert [problem.reason for problem in problems] == reasons
-  decode = pickle.loads(pickle.dumps(transforms.Decoder(spec.limits)))
+  decode = pickle.loads(pickle.dumps(elements.Decoder(spec.limits)))
   if fits:
     assert decode(png(0)).size == (9, 11)
     return

@@ -1,4 +1,4 @@
-"""What was found: runs, results of evaluations, and files that hold neither.
+"""What directories hold: runs, results of evaluations, and other files.
 
 A result's values are of a file, which may hold anything: they are read by the
 functions here, which give None for what a value cannot be.
@@ -37,7 +37,7 @@ class Result:
 
   @property
   def title(self) -> str:
-    """What the data is called."""
+    """The name of the data."""
     return self.data if self.set is None else published.title(self.set)
 
   def number(self, name: str) -> float | None:
@@ -57,7 +57,7 @@ class Result:
 
   @property
   def calibration(self) -> Mapping[str, Any]:
-    """How far probabilities fit; {} where that is not known, or of too few."""
+    """Measures of calibration; {} if unknown, or of too few examples."""
     examples, found = self.number("examples"), self.values.get("calibration")
     few = examples is not None and examples < calibration.LEAST_EXAMPLES
     return {} if few or not isinstance(found, dict) else found
@@ -95,7 +95,7 @@ _OTHER = {"top1": "accuracy"}
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What a workdir's metrics say, by step.
+  """The metrics of a workdir, by step.
 
   Attributes:
     model: the short name, as of its results.

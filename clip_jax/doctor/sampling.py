@@ -10,8 +10,8 @@ import numpy as np
 from clip_jax import errors, terminal
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import account as account_lib
+from clip_jax.data import elements, sources
 from clip_jax.data import record as record_lib
-from clip_jax.data import sources, transforms
 from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
 
 READ = 2000
@@ -77,7 +77,7 @@ def read(
       if done % stride:
         continue
       decoded, reasons = decoded + 1, undecodable
-      transforms.eval_element(record, preprocess=preprocess)
+      elements.eval_element(record, preprocess=preprocess)
     except record_lib.BadRecord as error:
       reasons[error.reason] += 1
       keys.append(error.key)

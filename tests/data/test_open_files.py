@@ -5,7 +5,7 @@ import pickle
 import weakref
 from typing import ClassVar
 
-from clip_jax.data.sources import files
+from clip_jax.data.sources import open_files
 
 
 class _Reader:
@@ -19,8 +19,8 @@ class _Reader:
 
 
 def test_readers_used_last_are_kept_and_others_let_go(monkeypatch):
-  monkeypatch.setattr(files, "_MAX_OPEN", 2)
-  pool = files.Pool("abcd", opener=_Reader)
+  monkeypatch.setattr(open_files, "_MAX_OPEN", 2)
+  pool = open_files.Pool("abcd", opener=_Reader)
   first = pool.get(0)
   pool.get(1)
   assert pool.get(0) is first
@@ -36,7 +36,7 @@ def test_readers_used_last_are_kept_and_others_let_go(monkeypatch):
 
 def test_a_raw_file_reads_pieces_and_travels_by_its_path(tmp_path):
   (tmp_path / "a b").write_bytes(bytes(range(100)))
-  pool = files.Pool([str(tmp_path / "a b")], opener=files.RawFile)
+  pool = open_files.Pool([str(tmp_path / "a b")], opener=open_files.RawFile)
   for reader in (pool.get(0), pickle.loads(pickle.dumps(pool)).get(0)):
     assert reader.read(offset=10, size=5) == bytes(range(10, 15))
     assert reader.read(offset=98, size=5) == bytes([98, 99])

@@ -13,8 +13,7 @@ import numpy as np
 
 from clip_jax import errors
 from clip_jax.tokenizer import cleaning as cleaning_lib
-from clip_jax.tokenizer import clip_bpe, given, subwords
-from clip_jax.tokenizer import files as files_lib
+from clip_jax.tokenizer import clip_bpe, given, subwords, tokenizer_file
 
 
 class Engine(Protocol):
@@ -88,13 +87,11 @@ class Tokenizer:
   end_id: int | None
   file: str | None = None
   lowercase: bool | None = None
-  source: files_lib.File | None = None
+  source: tokenizer_file.File | None = None
 
   def __post_init__(self) -> None:
-    if self.kind not in KINDS:
-      raise errors.unknown("tokenizer", self.kind, KINDS)
-    if self.cleaning not in cleaning_lib.CLEANINGS:
-      raise errors.unknown("cleaning", self.cleaning, cleaning_lib.CLEANINGS)
+    errors.check_known("tokenizer", self.kind, KINDS)
+    errors.check_known("cleaning", self.cleaning, cleaning_lib.CLEANINGS)
     for name in ("pad_id", "start_id", "end_id"):
       value = getattr(self, name)
       optional = value is None and name != "pad_id"
@@ -124,7 +121,7 @@ class Tokenizer:
         f"The tokenizer {self.kind} needs the name of its file."
       )
     else:
-      files_lib.check_name(self.file)
+      tokenizer_file.check_name(self.file)
     if isinstance(self.lowercase, bool) != (self.kind == "wordpiece"):
       raise errors.UserError(
         f"lowercase={self.lowercase} of the tokenizer {self.kind}: it is true "
@@ -220,7 +217,7 @@ class Tokenizer:
       return _CLIP_ENGINES.get(self.cleaning, _CLIP_ENGINE)
     return _read_engine(self.kind, self._found(), self.lowercase)
 
-  def _found(self) -> files_lib.File:
+  def _found(self) -> tokenizer_file.File:
     if self.source is None:
       raise errors.UserError(
         f"The tokenizer's file {self.file!r} ({self.kind}) is missing: nothing "
@@ -276,7 +273,7 @@ def make_tokenizer(
     )
   source = None
   if kind != "clip_bpe" and fields["file"] is not None:
-    source = files_lib.find(
+    source = tokenizer_file.find(
       fields["file"], directory=directory, contents=contents
     )
   return Tokenizer(
@@ -290,7 +287,9 @@ def read_json(data: bytes) -> subwords.Subwords:
   Raises:
     UserError: it is not a valid one.
   """
-  file = files_lib.find("tokenizer.json", contents={"tokenizer.json": data})
+  file = tokenizer_file.find(
+    "tokenizer.json", contents={"tokenizer.json": data}
+  )
   engine = _read_engine("hf_json", file, None)
   assert isinstance(engine, subwords.Subwords)
   return engine
@@ -298,7 +297,7 @@ def read_json(data: bytes) -> subwords.Subwords:
 
 @functools.lru_cache(maxsize=4)
 def _read_engine(
-  kind: str, file: files_lib.File, lowercase: bool | None
+  kind: str, file: tokenizer_file.File, lowercase: bool | None
 ) -> Engine:
   """Reads an engine, once a process and on first use."""
   options = {} if lowercase is None else {"lowercase": lowercase}
@@ -308,7 +307,7 @@ def _read_engine(
 
 
 @contextlib.contextmanager
-def _blaming(kind: str, file: files_lib.File | None) -> Iterator[None]:
+def _blaming(kind: str, file: tokenizer_file.File | None) -> Iterator[None]:
   """Turns a library's failure into a UserError that names the file.
 
   The libraries raise bare exceptions, and a panic in Rust is no `Exception`.

@@ -16,8 +16,8 @@ from typing import Any
 from clip_jax import errors, json_lines, json_text
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.evals import published
-from clip_jax.results import addresses, examples, records
-from clip_jax.train import metrics
+from clip_jax.results import addresses, collected, contact_sheets
+from clip_jax.train import metric_log
 
 # Larger ones are no result; a result of ours has some kilobytes.
 _MAX_BYTES = 2**24
@@ -52,10 +52,10 @@ class _Found:
   results: list[tuple[str, dict[str, Any]]] = dataclasses.field(
     default_factory=list
   )
-  left_out: list[records.LeftOut] = dataclasses.field(default_factory=list)
+  left_out: list[collected.LeftOut] = dataclasses.field(default_factory=list)
 
 
-def read(places: Iterable[str | os.PathLike]) -> records.Collection:
+def read(places: Iterable[str | os.PathLike]) -> collected.Collection:
   """Returns the results that runs and evaluations left in directories.
 
   Args:
@@ -84,20 +84,20 @@ def read(places: Iterable[str | os.PathLike]) -> records.Collection:
   return _collect(found)
 
 
-def _collect(found: _Found) -> records.Collection:
+def _collect(found: _Found) -> collected.Collection:
   keys = [*found.runs, *(key for key, _ in found.results)]
   names = addresses.distinct(keys)
   data = addresses.shown_apart(_address(values) for _, values in found.results)
-  latest: dict[tuple[str, str, str], records.Result] = {}
+  latest: dict[tuple[str, str, str], collected.Result] = {}
   for key, values in found.results:
     result = _result(names[key], key, values, data[_address(values)])
     same = (result.model, result.task, result.data)
     if same not in latest or (result.step or 0) >= (latest[same].step or 0):
       latest[same] = result
-  return records.Collection(
+  return collected.Collection(
     models=list(dict.fromkeys(names[key] for key in keys)),
     runs=[
-      records.Run(model=names[key], **run) for key, run in found.runs.items()
+      collected.Run(model=names[key], **run) for key, run in found.runs.items()
     ],
     results=list(latest.values()),
     left_out=found.left_out,
@@ -111,9 +111,9 @@ def _read_place(path: pathlib.Path, found: _Found) -> None:
   for count, file in enumerate(_walk(path)):
     if count == _MOST_FILES:
       why = f"more than {_MOST_FILES} files; the rest was not read"
-      found.left_out.append(records.LeftOut(addresses.last(str(path)), why))
+      found.left_out.append(collected.LeftOut(addresses.last(str(path)), why))
       return
-    if file.name == metrics.METRICS:
+    if file.name == metric_log.METRICS:
       if any((run := _read_run(file)).values()):
         found.runs[str(file.parent)] = run
         # Before other results, which have more in them.
@@ -132,8 +132,10 @@ def _walk(path: pathlib.Path) -> Iterator[pathlib.Path]:
       if name not in _PASSED_OVER and not name.startswith(".")
     )
     for name in sorted(names):
-      is_config = name == workdir_lib.CONFIG and metrics.METRICS in names
-      if name == metrics.METRICS or (name.endswith(".json") and not is_config):
+      is_config = name == workdir_lib.CONFIG and metric_log.METRICS in names
+      if name == metric_log.METRICS or (
+        name.endswith(".json") and not is_config
+      ):
         yield pathlib.Path(directory) / name
 
 
@@ -145,18 +147,18 @@ def _read_run(path: pathlib.Path) -> dict[str, Any]:
     if entry is None:
       continue
     step = entry["step"]
-    if (loss := records.number(entry.get("loss"))) is not None:
+    if (loss := collected.number(entry.get("loss"))) is not None:
       losses[step] = loss
     for name, value in entry.items():
       match = _RECALL.match(name) or _EVALUATION.match(name)
-      if match and (value := records.number(value)) is not None:
+      if match and (value := collected.number(value)) is not None:
         evaluations[match[1], match[2]][step] = value
   return {
     "losses": sorted(losses.items()),
     "evaluations": {
       key: sorted(values.items()) for key, values in evaluations.items()
     },
-    "examples": examples.read(path.parent),
+    "examples": contact_sheets.read(path.parent),
   }
 
 
@@ -172,11 +174,11 @@ def _read_file(
     values = json_text.read(path, kind=(dict, list), max_bytes=_MAX_BYTES)
   except (errors.UserError, OSError) as error:
     why = str(error).replace(str(path), path.name)
-    found.left_out.append(records.LeftOut(name, why))
+    found.left_out.append(collected.LeftOut(name, why))
     return []
   if isinstance(values, dict) and "interpolate" in values:
     why = "results between two models (--interpolate) are not drawn"
-    found.left_out.append(records.LeftOut(name, why))
+    found.left_out.append(collected.LeftOut(name, why))
     return []
   results = []
   for part in map(_flat, _parts(values) or [{}]):
@@ -187,7 +189,7 @@ def _read_file(
     why = "holds no result of `clip-jax eval … --json`"
     if {"set", "status"} <= texts.keys():  # Of a suite, which tells why.
       why = f"{texts['set']} was not measured: {texts['status']}"
-    found.left_out.append(records.LeftOut(name, why))
+    found.left_out.append(collected.LeftOut(name, why))
   home = (
     _texts(_flat(values)).get("model") if isinstance(values, dict) else None
   )
@@ -221,14 +223,14 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
 def _parts(values: Any) -> list[dict[str, Any]]:
   """Returns the results of a JSON value: one, or those of a list or a suite."""
   if isinstance(values, list):
-    return [dict(entry) for entry in records.entries(values)]
+    return [dict(entry) for entry in collected.entries(values)]
   if "task" in values or "metric" in values:
     return [values]
   for name in ("results", "sets", "evals"):
     inner = values.get(name)
     if isinstance(inner, dict):
       inner = list(inner.values())
-    if inner := records.entries(inner):
+    if inner := collected.entries(inner):
       return [dict(entry) for entry in inner]
   return [values]
 
@@ -242,12 +244,12 @@ def _address(values: dict[str, Any]) -> str:
 
 def _result(
   model: str, origin: str, values: dict[str, Any], data: str
-) -> records.Result:
+) -> collected.Result:
   texts = _texts(values)
   recall = "text_to_image" in values or "image_to_text" in values
   task = texts.get("task", "retrieval" if recall else "zero_shot")
   step = values.get("step")
-  return records.Result(
+  return collected.Result(
     model=model,
     origin=origin,
     task=addresses.shown(task, limit=40),
@@ -268,7 +270,7 @@ def _evaluations(workdir: pathlib.Path, found: _Found) -> list[dict[str, Any]]:
   except (errors.UserError, OSError) as error:
     why = str(error).replace(str(workdir), workdir.name)
     found.left_out.append(
-      records.LeftOut(f"{workdir.name}/{workdir_lib.CONFIG}", why)
+      collected.LeftOut(f"{workdir.name}/{workdir_lib.CONFIG}", why)
     )
     return []
   lines = found.runs[str(workdir)]["evaluations"]

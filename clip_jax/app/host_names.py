@@ -1,4 +1,4 @@
-"""By which names a page may be asked: those that lead nowhere else."""
+"""The host names by which the page may be asked: only those of this machine."""
 
 import functools
 import ipaddress

@@ -7,30 +7,30 @@ import numpy as np
 import pytest
 
 from clip_jax import errors, names
-from clip_jax.evals.suite import classes, layouts, table
+from clip_jax.evals.suite import classes, data_sets, layouts
 from clip_jax.models import variants
 
 
 def test_the_groups_hold_what_they_are_named_after():
-  count = collections.Counter(e.group for e in table.choose("all"))
+  count = collections.Counter(e.group for e in data_sets.choose("all"))
   assert count["paper27"] == 27 and count["robustness"] == 7
   assert list(count) == list(names.SUITE_GROUPS)
-  assert [e.name for e in table.choose("retrieval, dtd,dtd")] == [
+  assert [e.name for e in data_sets.choose("retrieval, dtd,dtd")] == [
     *("flickr30k", "coco", "flickr8k", "dtd")
   ]
   with pytest.raises(errors.UserError, match="Did you mean 'cifar10'"):
-    table.choose("cifar-10")
+    data_sets.choose("cifar-10")
 
 
 def test_every_entry_is_complete():
-  for entry in table.entries().values():
+  for entry in data_sets.entries().values():
     assert entry.examples > 0 and entry.how_to_get("data")
     assert entry.task in names.TASKS
-    if entry.metric == table.RECALL:
+    if entry.metric == data_sets.RECALL:
       assert entry.texts
       continue
-    assert entry.metric in table.METRICS
-    known = table.classes(entry)
+    assert entry.metric in data_sets.METRICS
+    known = data_sets.classes(entry)
     assert entry.classes == len(known.synonyms)
     assert len(known.keys) in (0, entry.classes)
     for template in known.templates:
@@ -39,10 +39,10 @@ def test_every_entry_is_complete():
 
 
 def test_names_of_classes_are_told_apart():
-  for entry in table.entries().values():
-    if entry.metric == table.RECALL:
+  for entry in data_sets.entries().values():
+    if entry.metric == data_sets.RECALL:
       continue
-    known = classes.known_names(table.classes(entry))
+    known = classes.known_names(data_sets.classes(entry))
     shared = {name for name, numbers in known.items() if len(numbers) > 1}
     # ImageNet has two missiles and two kinds of sunglasses of one name.
     twins = {"missile", "sunglasses"}
@@ -50,40 +50,40 @@ def test_names_of_classes_are_told_apart():
 
 
 def test_figures_are_shares_of_openais_models():
-  for entry in table.entries().values():
+  for entry in data_sets.entries().values():
     assert set(entry.published) <= set(names.OPENAI_MODELS)
   assert set(names.OPENAI_MODELS) <= set(variants.VARIANTS)
   # The means over the 27 sets that the paper's rows give.
   for model, mean in (("ViT-B-32", 57.9), ("ViT-L-14-336", 67.6)):
-    rows = [e.published[model]["paper"] for e in table.choose("paper27")]
+    rows = [e.published[model]["paper"] for e in data_sets.choose("paper27")]
     assert 100 * np.mean(rows) == pytest.approx(mean, abs=0.06)
 
 
 def test_the_figure_beside_a_measure_is_the_nearest():
-  imagenet = table.entries()["imagenet"]
+  imagenet = data_sets.entries()["imagenet"]
   for model, value in (("RN50x4", 65.8), ("", 63.2), ("ViT-g-14", 63.2)):
-    figure = table.figure(imagenet, "accuracy", architecture=model)
+    figure = data_sets.figure(imagenet, "accuracy", architecture=model)
     assert figure.value == pytest.approx(value / 100)
     assert figure.source == "paper"
-  cifar = table.entries()["cifar10"]
-  other = table.figure(cifar, "accuracy", examples=9)
+  cifar = data_sets.entries()["cifar10"]
+  other = data_sets.figure(cifar, "accuracy", examples=9)
   assert (other.source, other.value) == ("open_clip", 0.8983)
-  flickr = table.entries()["flickr30k"]
-  recall = table.figure(
+  flickr = data_sets.entries()["flickr30k"]
+  recall = data_sets.figure(
     flickr, "image_to_text_r@1", architecture="ViT-L-14-336"
   )
   assert (recall.value, recall.source) == (pytest.approx(0.88), "paper")
-  assert table.figure(table.entries()["cifar10_1"], "accuracy") is None
+  assert data_sets.figure(data_sets.entries()["cifar10_1"], "accuracy") is None
   # One set in two measures: the paper's 11-point precision, and crops' top-1.
   for name, metric, value in (
     ("voc2007", "map_11_point", 0.831),
     ("voc2007_crops", "accuracy", 0.764),
   ):
-    assert table.figure(table.entries()[name], metric).value == value
+    assert data_sets.figure(data_sets.entries()[name], metric).value == value
 
 
 def test_a_figure_of_both_benchmarks_is_that_of_the_newer_one():
-  for entry in table.entries().values():
+  for entry in data_sets.entries().values():
     for rows in entry.published.values():
       assert not {"open_clip", "clip_benchmark"} <= set(rows), entry.name
 
@@ -103,9 +103,9 @@ def test_the_names_of_tfds_are_matched_and_not_its_numbers(name, builder):
   import tensorflow_datasets as tfds
 
   labels = tfds.builder(builder).info.features["label"].names
-  entry = table.entries()[name]
-  known = table.classes(entry)
-  within = table.classes_of(entry.within) if entry.within else None
+  entry = data_sets.entries()[name]
+  known = data_sets.classes(entry)
+  within = data_sets.classes_of(entry.within) if entry.within else None
   found = classes.match(labels, known, within=within)
   assert sorted(found[found >= 0]) == list(range(len(known.synonyms)))
   backwards = classes.match(labels[::-1], known, within=within)
@@ -118,7 +118,7 @@ def test_the_names_of_tfds_are_matched_and_not_its_numbers(name, builder):
 
 
 def test_equal_names_stand_for_classes_in_their_order():
-  known = table.classes_of("imagenet")
+  known = data_sets.classes_of("imagenet")
   found = classes.match(known.names, known)
   np.testing.assert_array_equal(found, np.arange(1000))
   with pytest.raises(errors.UserError, match=r"More than once.*'missile'"):
@@ -189,7 +189,7 @@ def _touch(path):
 )
 def test_a_set_is_found_in_its_layout(tmp_path, name, file, address):
   _touch(tmp_path / file)
-  found = layouts.find(table.entries()[name], tmp_path)
+  found = layouts.find(data_sets.entries()[name], tmp_path)
   expected = address and address.format(tmp_path)
   assert (found and found.address) == expected
 

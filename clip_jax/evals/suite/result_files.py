@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from clip_jax import errors, json_text, regular_files, whole_files
-from clip_jax.evals.suite import table
+from clip_jax.evals.suite import data_sets
 
 FORMAT = 1  # Of the files; a change measures everything anew.
 MEASURED, DAMAGED, MISSING = "measured", "damaged", "missing"
@@ -89,7 +89,7 @@ def write_csv(
   writer.writerow(_COLUMNS)
   for result in results:
     if result["status"] in (MEASURED, DAMAGED) and result.get("measures"):
-      entry = table.entries()[result["set"]]
+      entry = data_sets.entries()[result["set"]]
       row = {
         **_figures(result["measures"]),
         "dataset": entry.clip_benchmark or entry.name,
@@ -113,7 +113,7 @@ def _figures(measures: Mapping[str, Any]) -> dict[str, float]:
   found = {
     column: measures[name] for column, name in names.items() if name in measures
   }
-  for column, way in zip(("image", "text"), table.WAYS, strict=True):
+  for column, way in zip(("image", "text"), data_sets.WAYS, strict=True):
     if way in measures:
       found[f"{column}_retrieval_recall@5"] = measures[way]["r@5"]
   return found

@@ -5,7 +5,7 @@ import collections
 import numpy as np
 
 from clip_jax import tokenizer as tokenizer_lib
-from clip_jax.doctor import records
+from clip_jax.doctor import sampling
 from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
 
 # A batch's pairs of equal captions are called negatives. Below this share the
@@ -16,7 +16,7 @@ _SHOWN = 3
 
 
 def check(
-  sample: records.Sample,
+  sample: sampling.Sample,
   tokenizer: tokenizer_lib.Tokenizer,
   *,
   duplicates: str = "ignore",

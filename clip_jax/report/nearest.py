@@ -1,4 +1,4 @@
-"""The rows of a report: a model's nearest images and texts in some data."""
+"""The rows of a contact sheet: the images and texts nearest to each other."""
 
 import collections
 import dataclasses
@@ -10,10 +10,10 @@ from PIL import Image
 
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
-from clip_jax.data import pipeline
-from clip_jax.evals import embedding_model, tasks
+from clip_jax.evals import embedding_model
 from clip_jax.evals import probabilities as probabilities_lib
 from clip_jax.evals import prompts as prompts_lib
+from clip_jax.evals import reading as reading_lib
 
 # Pictures are compared at this size, and are the same one where no value of 0
 # to 255 differs by more: JPEG's losses stay below that.
@@ -40,7 +40,7 @@ class Guess:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rows:
-  """The rows of a report: texts with images, and images with texts.
+  """The rows of a sheet: texts with images, and images with texts.
 
   Of the `missed` images, whose most probable text is not one of theirs, those
   where the model was surest of it are in `misses`; `images` were looked at.
@@ -76,34 +76,30 @@ def find_rows(
   probabilities: str = "softmax",
   count: int = 4,
   most_records: int = 1000,
-  progress: Callable[[int, int], None] | None = None,
-  open_batches: Callable[..., Any] = pipeline.eval_batches,
+  reading: reading_lib.Reading = reading_lib.DEFAULT,
 ) -> Rows:
-  """Returns the rows of a report on a model and the records of `source`.
+  """Returns the rows of a sheet about a model and the records of `source`.
 
   The texts are the class names where the data has them, else its captions.
 
   Args:
     source: of `sources.open_source`.
-    model: the model to report on.
+    model: the model to show.
     logit_scale: factor between cosine similarity and logit.
     logit_bias: what is added to it; None for models that have none.
     probabilities: how logits become probabilities, "softmax" or "sigmoid".
     count: texts and images shown.
     most_records: records looked at, spread evenly over the data.
-    progress: called with the records done and their total.
-    open_batches: as in `evals.tasks.Evaluation.measure`.
+    reading: how the data are read.
 
   Raises:
     UserError: there is no usable record.
   """
   shown = Spread(source, most_records)
   embeds, labels, texts, records = [], [], [], []
-  with open_batches(
-    shown, batch_size=256, preprocess=model.preprocess
-  ) as batches:
-    bad = collections.Counter()
-    for batch in tasks.watch(batches, bad, total=len(shown), progress=progress):
+  bad: collections.Counter[str] = collections.Counter()
+  with reading.watched(shown, model.preprocess, bad) as batches:
+    for batch in batches:
       embeds.append(model.embed_images(batch["image"]))
       labels.extend(batch["label"].tolist())
       texts.extend(batch["texts"])

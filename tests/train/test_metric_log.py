@@ -12,7 +12,7 @@ import types
 import numpy as np
 import pytest
 
-from clip_jax.train import journal, metrics
+from clip_jax.train import journal, metric_log
 
 
 def _read(path):
@@ -20,13 +20,13 @@ def _read(path):
 
 
 def test_lines_of_steps_that_are_run_again_are_removed(tmp_path):
-  with metrics.Writer(tmp_path) as writer:
+  with metric_log.Writer(tmp_path) as writer:
     for step in (1, 2, 3):
       writer.write(step, {"loss": 0.5 * step})
   path = tmp_path / "metrics.jsonl"
   with path.open("a") as file:
     file.write('{"step": 4, "lo')  # Killed in the middle of a line.
-  with metrics.Writer(tmp_path, after_step=2) as writer:
+  with metric_log.Writer(tmp_path, after_step=2) as writer:
     writer.write(3, {"loss": 7.0})
   assert _read(path) == [
     {"step": 1, "loss": 0.5},
@@ -37,15 +37,15 @@ def test_lines_of_steps_that_are_run_again_are_removed(tmp_path):
 
 def test_numbers_that_are_not_finite_are_null(tmp_path):
   path = tmp_path / "lines"
-  metrics.append_line(path, {"step": 1, "loss": math.nan, "scale": math.inf})
+  metric_log.append_line(path, {"step": 1, "loss": math.nan, "scale": math.inf})
   assert _read(path) == [{"step": 1, "loss": None, "scale": None}]
 
 
 def test_throughput_counts_pairs_waiting_and_operations(monkeypatch):
   now = [100.0]
-  monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
-  monkeypatch.setattr(metrics, "peak_flops", lambda: 1000.0)
-  throughput = metrics.Throughput(devices=2)
+  monkeypatch.setattr(metric_log.time, "perf_counter", lambda: now[0])
+  monkeypatch.setattr(metric_log, "peak_flops", lambda: 1000.0)
+  throughput = metric_log.Throughput(devices=2)
   for flops in (200, 500, 600, 700):  # As captions take more or less room.
     throughput.add(pairs=10, flops=flops)
     throughput.wait(0.5)
@@ -77,9 +77,9 @@ def test_the_live_line_of_a_run_tells_loss_and_the_fullest_device(monkeypatch):
 
 def test_a_pause_is_no_training(monkeypatch):
   now = [0.0]
-  monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
-  monkeypatch.setattr(metrics, "peak_flops", lambda: 1.0)
-  throughput = metrics.Throughput(devices=1)
+  monkeypatch.setattr(metric_log.time, "perf_counter", lambda: now[0])
+  monkeypatch.setattr(metric_log, "peak_flops", lambda: 1.0)
+  throughput = metric_log.Throughput(devices=1)
   throughput.add(pairs=10, flops=8)
   now[0] += 100
   throughput.restart()
@@ -95,8 +95,8 @@ def test_updates_in_flight_count_when_they_are_done(
   in_flight, first_step, monkeypatch
 ):
   now, rates = [0.0], {}
-  monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
-  monkeypatch.setattr(metrics, "peak_flops", lambda: 1.0)
+  monkeypatch.setattr(metric_log.time, "perf_counter", lambda: now[0])
+  monkeypatch.setattr(metric_log, "peak_flops", lambda: 1.0)
   log = journal.Journal.__new__(journal.Journal)
   nothing = types.SimpleNamespace(
     add=lambda *_: None,
@@ -105,7 +105,7 @@ def test_updates_in_flight_count_when_they_are_done(
   )
   log.__dict__.update(
     {"_pending": collections.deque(), "_in_flight": in_flight, "_skipped": 0},
-    _throughput=metrics.Throughput(devices=1),
+    _throughput=metric_log.Throughput(devices=1),
     _count_flops=lambda batch: batch["flops"],
     _batch_size=10,
     _ledger=nothing,
@@ -153,8 +153,8 @@ def test_the_peak_is_the_data_sheets(monkeypatch, kind, peak):
     platform = "other"
     device_kind = kind
 
-  monkeypatch.setattr(metrics.jax, "devices", lambda: [Device()])
-  assert metrics.peak_flops() == peak
+  monkeypatch.setattr(metric_log.jax, "devices", lambda: [Device()])
+  assert metric_log.peak_flops() == peak
 
 
 def test_an_unknown_accelerator_has_no_peak(monkeypatch):
@@ -162,12 +162,12 @@ def test_an_unknown_accelerator_has_no_peak(monkeypatch):
     platform = "other"
     device_kind = "abacus"
 
-  monkeypatch.setattr(metrics.jax, "devices", lambda: [Device()])
-  assert math.isnan(metrics.peak_flops())
+  monkeypatch.setattr(metric_log.jax, "devices", lambda: [Device()])
+  assert math.isnan(metric_log.peak_flops())
 
 
 def test_a_cpu_is_measured():
-  assert 1e8 < metrics.peak_flops() < 1e14
+  assert 1e8 < metric_log.peak_flops() < 1e14
 
 
 def test_nested_results_become_curves():

@@ -5,7 +5,7 @@ import math
 
 from clip_jax import terminal
 from clip_jax.evals import published
-from clip_jax.results import picture, records
+from clip_jax.results import collected, picture
 from clip_jax.results.picture import PUBLISHED, Figure, Mark, Panel
 
 _SHIFTS = (
@@ -17,7 +17,7 @@ _SHIFTS = (
 )
 
 
-def shifts(collection: records.Collection) -> Figure | None:
+def shifts(collection: collected.Collection) -> Figure | None:
   """Draws accuracy under a shift against that on ImageNet (paper, Fig. 13)."""
   on = collections.defaultdict(dict)
   for result in collection.of_task("zero_shot"):
@@ -90,18 +90,18 @@ def _lines(shift: str, low: float, high: float) -> list[Mark]:
   return marks
 
 
-def corruptions(collection: records.Collection) -> Figure | None:
+def corruptions(collection: collected.Collection) -> Figure | None:
   """Draws accuracy by severity of each corruption, from the clean images."""
   panels = []
   for result in collection.of_task("robustness"):
     curves = collections.defaultdict(dict)
-    for entry in records.entries(result.values.get("corruptions")):
-      severity = records.number(entry.get("severity"))
-      value = records.fraction(entry.get("top1"))
+    for entry in collected.entries(result.values.get("corruptions")):
+      severity = collected.number(entry.get("severity"))
+      value = collected.fraction(entry.get("top1"))
       if severity is not None and value is not None:
         name = terminal.printable(str(entry.get("name", "?")))
         curves[name][severity] = 100 * value
-    clean = records.top1(result.values.get("clean"))
+    clean = collected.top1(result.values.get("clean"))
     marks = []
     for number, (name, curve) in enumerate(curves.items()):
       points = {**({} if clean is None else {0.0: 100 * clean}), **curve}

@@ -11,10 +11,10 @@ import numpy as np
 
 from clip_jax import errors
 from clip_jax.data import account
-from clip_jax.evals import embedding_model, metrics, retrieval, tasks
+from clip_jax.evals import embedding_model, metrics, reading, retrieval, tasks
 from clip_jax.evals import prompts as prompts_lib
 from clip_jax.evals.suite import classes as classes_lib
-from clip_jax.evals.suite import layouts, results, table
+from clip_jax.evals.suite import data_sets, layouts, result_files
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Subject:
 
 
 def run(
-  entries: Sequence[table.Entry],
+  entries: Sequence[data_sets.Entry],
   root: str,
   subject: Subject,
   *,
@@ -62,7 +62,7 @@ def run(
   holds already, with all that it depends on unchanged, is not measured again.
 
   Args:
-    entries: of `table.choose`.
+    entries: of `data_sets.choose`.
     root: the directory of the data sets.
     subject: the model.
     out: the directory of the results.
@@ -81,16 +81,16 @@ def run(
     try:
       found = layouts.find(entry, place)
       if found is None:
-        yield {**about, "status": results.MISSING}
+        yield {**about, "status": result_files.MISSING}
         continue
       opened = layouts.open_found(entry, found)
       evaluation = _evaluation(entry, opened)
     except errors.UserError as error:
       _LOGGER.warning("%s: %s", entry.name, error)
-      yield {**about, "status": results.WRONG, "problem": str(error)}
+      yield {**about, "status": result_files.WRONG, "problem": str(error)}
       continue
     key = _key(entry, opened, evaluation, subject, max_pixels)
-    kept = results.read(out, entry.name, key=key)
+    kept = result_files.read(out, entry.name, key=key)
     if kept is not None:
       yield {**kept, "kept": True}
       continue
@@ -98,15 +98,15 @@ def run(
     try:
       measured = evaluation.measure(
         subject.model,
-        batch_size=batch_size,
-        threads=threads,
-        progress=_named(progress, entry.name),
+        reading=reading.Reading(
+          batch_size, threads, _named(progress, entry.name)
+        ),
       )
     except errors.UserError as error:
       _check_finite(subject)
       _LOGGER.warning("%s: %s", entry.name, error)
       about |= {"data": found.address, "layout": found.layout}
-      yield {**about, "status": results.DAMAGED, "problem": str(error)}
+      yield {**about, "status": result_files.DAMAGED, "problem": str(error)}
       continue
     seconds = time.perf_counter() - started
     read = len(opened.source) - sum(measured["bad_records"].values())
@@ -117,13 +117,13 @@ def run(
       "images_per_second": read / seconds,
       "key": key,
     }
-    results.write(out, result)
+    result_files.write(out, result)
     yield {**result, "kept": False}
 
 
-def _about(entry: table.Entry, root: str) -> dict[str, Any]:
+def _about(entry: data_sets.Entry, root: str) -> dict[str, Any]:
   return {
-    "format": results.FORMAT,
+    "format": result_files.FORMAT,
     "set": entry.name,
     "title": entry.title,
     "group": entry.group,
@@ -160,13 +160,15 @@ def _named(
   return lambda done, total: progress(name, done, total)
 
 
-def _evaluation(entry: table.Entry, opened: layouts.Opened) -> tasks.Evaluation:
+def _evaluation(
+  entry: data_sets.Entry, opened: layouts.Opened
+) -> tasks.Evaluation:
   """Returns the evaluation that the protocol of `entry` wants."""
   labels, templates, options = None, (RETRIEVAL_TEMPLATE,), {}
   if entry.task == "retrieval":
     options["duplicates"] = _DUPLICATES
   else:
-    classes = table.classes(entry)
+    classes = data_sets.classes(entry)
     labels = [list(several) for several in classes.synonyms]
     templates = classes.templates
   return tasks.Evaluation(
@@ -181,22 +183,22 @@ def _evaluation(entry: table.Entry, opened: layouts.Opened) -> tasks.Evaluation:
 
 def _prompts_hash(evaluation: tasks.Evaluation) -> str:
   if evaluation.labels is None:
-    return results.digest(list(evaluation.templates or ()))
+    return result_files.digest(list(evaluation.templates or ()))
   return prompts_lib.resolve(
     evaluation.labels, evaluation.templates, may_repeat=True
   ).digest
 
 
 def _key(
-  entry: table.Entry,
+  entry: data_sets.Entry,
   opened: layouts.Opened,
   evaluation: tasks.Evaluation,
   subject: Subject,
   max_pixels: int | None,
 ) -> str:
-  return results.digest(
+  return result_files.digest(
     {
-      "format": results.FORMAT,
+      "format": result_files.FORMAT,
       "model": subject.fingerprint,
       "data": opened.source.fingerprint,
       "prompts": _prompts_hash(evaluation),
@@ -209,7 +211,7 @@ def _key(
 
 
 def _result(
-  entry: table.Entry,
+  entry: data_sets.Entry,
   opened: layouts.Opened,
   evaluation: tasks.Evaluation,
   measured: dict[str, Any],
@@ -226,13 +228,13 @@ def _result(
   count = examples if opened.count is None else opened.count
   values = _values(entry, measured, examples)
   for metric, value in values.items():
-    figure = table.figure(
+    figure = data_sets.figure(
       entry, metric, architecture=subject.architecture, examples=count
     )
     value["published"] = None if figure is None else dataclasses.asdict(figure)
-  status = results.MEASURED if values else results.NO_METRIC
+  status = result_files.MEASURED if values else result_files.NO_METRIC
   if values and (kept.damages or kept.lost or classes_lib.only_damage(bad)):
-    status = results.DAMAGED
+    status = result_files.DAMAGED
   found = {
     "status": status,
     "data": opened.found.address,
@@ -251,7 +253,9 @@ def _result(
       "metric": entry.metric,
       "templates": len(evaluation.templates or ()),
       "test_images": opened.count,
-      "classes_hash": results.digest(list(opened.source.class_names or ())),
+      "classes_hash": result_files.digest(
+        list(opened.source.class_names or ())
+      ),
       "note": entry.note,
       "text": measured.get("protocol", ""),
     },
@@ -265,16 +269,16 @@ def _result(
       "architecture": subject.architecture,
     },
   }
-  if status == results.NO_METRIC:
+  if status == result_files.NO_METRIC:
     found["problem"] = (
       f"The metric {entry.metric} is not available for these data, which give "
-      f"{', '.join(sorted(set(measured) & set(table.METRICS.values())))}."
+      f"{', '.join(sorted(set(measured) & set(data_sets.METRICS.values())))}."
     )
   return found
 
 
 def _values(
-  entry: table.Entry, measured: dict[str, Any], examples: int
+  entry: data_sets.Entry, measured: dict[str, Any], examples: int
 ) -> dict[str, dict[str, Any]]:
   """Returns the metrics of a set with intervals.
 
@@ -284,11 +288,11 @@ def _values(
   values: dict[str, dict[str, Any]] = {}
   if entry.task == "retrieval":
     counts = (measured["texts"], measured["images"])
-    for way, count in zip(table.WAYS, counts, strict=True):
+    for way, count in zip(data_sets.WAYS, counts, strict=True):
       for k in retrieval.CUTOFFS:
         share = measured[way][f"r@{k}"]
         values[f"{way}_r@{k}"] = _share(share, count)
-  elif (key := table.METRICS[entry.metric]) in measured:
+  elif (key := data_sets.METRICS[entry.metric]) in measured:
     value = measured[key]
     values[entry.metric] = (
       _share(value, examples)

@@ -1,4 +1,4 @@
-"""The page that a report is drawn on."""
+"""The page that a contact sheet is drawn on."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import terminal
-from clip_jax.report.rows import Found, Guess
+from clip_jax.report.nearest import Found, Guess
 
 _WIDTH = 1120
 _MARGIN = 48
@@ -55,7 +55,7 @@ class Change:
   main: bool = False
 
 
-class Page:
+class Canvas:
   """A white page that is filled from the top."""
 
   def __init__(self):

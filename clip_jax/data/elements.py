@@ -31,7 +31,7 @@ class Decoder:
     return Decoder, (self._limits,)
 
   def __call__(self, data: bytes) -> Image.Image:
-    """Returns the image; nobody may change it.
+    """Returns the image, which may be shared: it must not be changed.
 
     Raises:
       ImageError: it cannot be decoded.

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from clip_jax import errors, whole_files
 from clip_jax.results import (
+  collected,
+  contact_sheets,
   drawing,
-  examples,
   figures,
-  files,
-  page,
-  records,
+  gathering,
+  html_page,
   tables,
 )
 
@@ -39,7 +39,7 @@ class Report:
   models: Sequence[str]
   results: int
   missing: Mapping[str, str]
-  left_out: Sequence[records.LeftOut]
+  left_out: Sequence[collected.LeftOut]
 
 
 def write(
@@ -58,12 +58,12 @@ def write(
   drawing.check()
   directory = pathlib.Path(os.path.expanduser(out))
   check_replaceable(directory)
-  collection = files.read(places)
+  collection = gathering.read(places)
   found = {
     name: draw(collection) for name, (draw, _) in figures.FIGURES.items()
   }
   drawn = [(x, drawing.draw(x)) for x in found.values() if x is not None]
-  sheets = examples.sheets(collection)
+  sheets = contact_sheets.sheets(collection)
   drawn += sheets
   made = {name: make(collection) for name, (make, _) in tables.TABLES.items()}
   shown = [table for table in made.values() if table is not None]
@@ -72,8 +72,10 @@ def write(
     name: needs[name] for name, x in (found | made).items() if x is None
   }
   if not sheets:
-    missing[examples.NAME] = examples.NEEDS
-  text = page.render(collection, figures=drawn, tables=shown, missing=missing)
+    missing[contact_sheets.NAME] = contact_sheets.NEEDS
+  text = html_page.render(
+    collection, figures=drawn, tables=shown, missing=missing
+  )
   directory.mkdir(parents=True, exist_ok=True)
   pictures = [directory / f"{figure.name}.png" for figure, _ in drawn]
   # The page first: it holds everything, and says that this is a report.
@@ -83,7 +85,7 @@ def write(
   for name in figures.FIGURES:  # None of an earlier report stays.
     if (path := directory / f"{name}.png") not in pictures:
       path.unlink(missing_ok=True)
-  for path in directory.glob(f"{examples.NAME}*.png"):
+  for path in directory.glob(f"{contact_sheets.NAME}*.png"):
     if path not in pictures:
       path.unlink()
   return Report(
@@ -98,7 +100,7 @@ def write(
 
 
 def check_replaceable(
-  directory: pathlib.Path, *, what: str = "report", mark: str = page.MARK
+  directory: pathlib.Path, *, what: str = "report", mark: str = html_page.MARK
 ) -> None:
   """Raises UserError where `directory` is not free and holds no such page.
 

@@ -9,7 +9,7 @@ from PIL import Image
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.data import record as record_lib
-from clip_jax.doctor import captions, finding, records
+from clip_jax.doctor import caption_checks, finding, sampling
 from clip_jax.models import variants
 
 
@@ -50,8 +50,8 @@ def preprocess():
 @pytest.fixture
 def check(tokenizer, preprocess):
   def run(*args, **options):
-    sample = records.read(_Source(*args), preprocess)
-    found = captions.check(sample, tokenizer, **options)
+    sample = sampling.read(_Source(*args), preprocess)
+    found = caption_checks.check(sample, tokenizer, **options)
     return {one.check: one for one in found}
 
   return run
@@ -106,30 +106,30 @@ def test_long_and_empty_captions_are_told(check):
 def test_bad_records_are_held_against_what_a_run_lets_pass(preprocess):
   texts = [f"photo {i}" for i in range(10)]
   images = [_png(i) for i in range(10)]
-  fine = records.read(_Source(texts, images), preprocess)
-  assert records.check(fine, max_bad_fraction=0.0).verdict == finding.OK
+  fine = sampling.read(_Source(texts, images), preprocess)
+  assert sampling.check(fine, max_bad_fraction=0.0).verdict == finding.OK
   texts[3], images[7] = None, images[7][:40]
-  sample = records.read(_Source(texts, images), preprocess)
+  sample = sampling.read(_Source(texts, images), preprocess)
   # A tenth is missing; of nine images, one is broken.
   assert sample.bad_fraction == pytest.approx(0.2)
-  found = records.check(sample, max_bad_fraction=0.3)
+  found = sampling.check(sample, max_bad_fraction=0.3)
   assert found.verdict == finding.WARNING and found.facts["bad"] == 2
   assert "1 missing_caption" in found.message and "first 3, 7" in found.message
-  found = records.check(sample, max_bad_fraction=0.1)
+  found = sampling.check(sample, max_bad_fraction=0.1)
   assert found.verdict == finding.PROBLEM and "10.00%" in found.message
 
 
 def test_nothing_is_said_of_captions_that_cannot_be_read(check, preprocess):
   assert check([None, None]) == {}
-  sample = records.read(_Source([None, None]), preprocess)
-  found = records.check(sample, max_bad_fraction=0.5)
+  sample = sampling.read(_Source([None, None]), preprocess)
+  found = sampling.check(sample, max_bad_fraction=0.5)
   assert found.verdict == finding.PROBLEM
 
 
 def test_a_large_source_is_sampled_evenly(check, preprocess):
-  texts = [f"photo {i}" for i in range(records.READ * 3)]
+  texts = [f"photo {i}" for i in range(sampling.READ * 3)]
   found = check(texts)["duplicate captions"]
-  assert found.facts["sampled"] == records.READ
-  assert np.isclose(found.facts["distinct"], records.READ)
-  sample = records.read(_Source(texts), preprocess)
-  assert sample.decoded == records.DECODED
+  assert found.facts["sampled"] == sampling.READ
+  assert np.isclose(found.facts["distinct"], sampling.READ)
+  sample = sampling.read(_Source(texts), preprocess)
+  assert sample.decoded == sampling.DECODED

@@ -21,6 +21,7 @@ import transformers
 import by_path
 from clip_jax import errors
 from clip_jax import tokenizer as tokenizer_lib
+from clip_jax.convert import tokenizer_files
 
 LENGTH = 24
 UNIGRAM, BPE, VOCAB = "spiece.model", "bpe.model", "vocab.txt"
@@ -569,3 +570,11 @@ def test_a_missing_library_is_named_with_what_installs_it(
   tokenizer = make("siglip", directory, context_length=LENGTH + 1)
   with pytest.raises(errors.UserError, match=r"jax-clip\[sentencepiece\]"):
     tokenizer("a cat")
+
+
+def test_half_a_character_is_no_token():
+  words = tokenizers.models.WordLevel({"a": 3}, "a")
+  data = tokenizers.Tokenizer(words).to_str().encode()
+  files = {tokenizer_files.FAST: data}
+  assert tokenizer_files.token_id(files, "a") == 3
+  assert tokenizer_files.token_id(files, "\ud800") is None

@@ -5,7 +5,7 @@ import html
 from collections.abc import Mapping, Sequence
 
 from clip_jax.evals import published
-from clip_jax.results import records
+from clip_jax.results import collected
 from clip_jax.results.picture import Figure, Table
 
 # Says that the page was made here, and may be replaced.
@@ -34,7 +34,7 @@ li { overflow-wrap: anywhere; }
 
 
 def render(
-  collection: records.Collection,
+  collection: collected.Collection,
   *,
   figures: Sequence[tuple[Figure, bytes]],
   tables: Sequence[Table],
@@ -123,7 +123,7 @@ def _class(table: Table, column: int, own: str = "") -> str:
 
 
 def _rest(
-  collection: records.Collection, missing: Mapping[str, str]
+  collection: collected.Collection, missing: Mapping[str, str]
 ) -> list[str]:
   parts = []
   if missing:

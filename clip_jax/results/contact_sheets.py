@@ -5,7 +5,7 @@ import pathlib
 
 from clip_jax import preprocess, regular_files
 from clip_jax.checkpoints import workdir as workdir_lib
-from clip_jax.results import records
+from clip_jax.results import collected
 from clip_jax.results.picture import Figure
 
 NAME = "examples"
@@ -32,7 +32,7 @@ def read(workdir: pathlib.Path) -> bytes | None:
   return file.getvalue()
 
 
-def sheets(collection: records.Collection) -> list[tuple[Figure, bytes]]:
+def sheets(collection: collected.Collection) -> list[tuple[Figure, bytes]]:
   """Returns the sheets of all runs that have one, as figures."""
   found = [
     (run.model, run.examples)

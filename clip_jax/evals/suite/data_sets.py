@@ -197,7 +197,7 @@ def classes(entry: Entry) -> Classes:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-  """What somebody published.
+  """A published figure of a data set.
 
   Attributes:
     value: a fraction.

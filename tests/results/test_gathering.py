@@ -4,7 +4,7 @@ import pytest
 
 from clip_jax import errors
 from clip_jax.evals import published
-from clip_jax.results import addresses, files, tables
+from clip_jax.results import addresses, gathering, tables
 
 
 def write(path, values):
@@ -27,7 +27,7 @@ def test_results_of_one_model_are_joined_across_directories(tmp_path):
   write_metrics(run, {"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5})
   write(tmp_path / "a/x.json", zero_shot(model=str(run)))
   write(tmp_path / "b/deep/y.json", zero_shot(data="csv:d.csv", model=str(run)))
-  found = files.read([run, tmp_path / "a", tmp_path / "b"])
+  found = gathering.read([run, tmp_path / "a", tmp_path / "b"])
   assert found.models == ["mine"]
   assert [run.losses for run in found.runs] == [[(1, 2.0), (2, 1.5)]]
   assert [result.model for result in found.results] == ["mine", "mine"]
@@ -36,7 +36,7 @@ def test_results_of_one_model_are_joined_across_directories(tmp_path):
 def test_models_of_the_same_name_stay_apart(tmp_path):
   for i, model in enumerate(("/home/me/a/demo", "/home/me/b/demo")):
     write(tmp_path / f"{i}.json", zero_shot(0.1 + i / 2, model=model))
-  found = files.read([tmp_path])
+  found = gathering.read([tmp_path])
   assert found.models == ["a/demo", "b/demo"]
   assert [x.fraction("top1") for x in found.results] == [0.1, 0.6]
 
@@ -44,7 +44,7 @@ def test_models_of_the_same_name_stay_apart(tmp_path):
 def test_the_latest_step_counts(tmp_path):
   for i, (step, top1) in enumerate(((5, 0.9), (9, 0.7), (7, 0.8))):
     write(tmp_path / f"{i}.json", zero_shot(top1, step=step, model="m"))
-  (result,) = files.read([tmp_path]).results
+  (result,) = gathering.read([tmp_path]).results
   assert (result.step, result.fraction("top1")) == (9, 0.7)
 
 
@@ -56,7 +56,7 @@ def test_metrics_give_evaluations_by_name_measure_and_step(tmp_path):
     {"step": 4, "eval/seen/top1": 0.75, "eval/seen/examples": 4},
     {"step": 4, "loss": None},
   )
-  (run,) = files.read([tmp_path]).runs
+  (run,) = gathering.read([tmp_path]).runs
   assert run.losses == [(1, 3.0)]
   assert run.evaluations["seen", "top1"] == [(2, 0.25), (4, 0.75)]
   assert run.evaluations["p", "text_to_image/r@1"] == [(2, 0.5)]
@@ -68,7 +68,9 @@ def test_a_suites_files_say_what_they_measured(tmp_path):
     tmp_path / "a.json", {**suite, "metric": "mean_per_class", "value": 0.8}
   )
   write(tmp_path / "b.json", {**suite, "metric": "accuracy", "value": 0.75})
-  one, two = (files.read([tmp_path / name]) for name in ("a.json", "b.json"))
+  one, two = (
+    gathering.read([tmp_path / name]) for name in ("a.json", "b.json")
+  )
   (one,), (two,) = one.results, two.results
   assert (one.set, one.title) == ("oxford_pets", "Oxford Pets")
   assert one.fraction("mean_per_class") == 0.8
@@ -98,7 +100,7 @@ def test_a_whole_suite_is_read_as_its_sets(tmp_path):
   }
   missing = {"set": "ucf101", "task": "zero_shot", "status": "missing"}
   write(tmp_path / "all.json", {"sets": [pets, flickr, missing]})
-  found = files.read([tmp_path])
+  found = gathering.read([tmp_path])
   assert found.models == ["run"]
   one, two = found.results
   assert (one.set, one.step, one.data) == ("oxford_pets", 7, "oxford_pets")
@@ -114,7 +116,7 @@ def test_a_whole_suite_is_read_as_its_sets(tmp_path):
 def test_intervals_of_several_measures_go_by_name(tmp_path):
   both = {"top1": [0.4, 0.6], "top5": [0.8, 0.9]}
   write(tmp_path / "a.json", zero_shot(top5=0.85, interval_95=both))
-  (result,) = files.read([tmp_path]).results
+  (result,) = gathering.read([tmp_path]).results
   assert result.interval("top1") == (0.4, 0.6)
   assert result.interval("top5") == (0.8, 0.9)
   assert result.interval("mean_per_class") is None
@@ -124,7 +126,7 @@ def test_lists_and_summaries_hold_several_results(tmp_path):
   write(tmp_path / "list.json", [zero_shot(data=f"csv:{i}") for i in range(3)])
   summary = {"steps": 3, "evals": {"x": zero_shot(data="csv:x")}}
   write(tmp_path / "summary.json", summary)
-  assert len(files.read([tmp_path]).results) == 4
+  assert len(gathering.read([tmp_path]).results) == 4
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_lists_and_summaries_hold_several_results(tmp_path):
 def test_damaged_and_foreign_files_are_told_and_left_out(tmp_path, text, why):
   (tmp_path / "bad.json").write_text(text)
   write(tmp_path / "good.json", zero_shot())
-  found = files.read([tmp_path])
+  found = gathering.read([tmp_path])
   assert len(found.results) == 1
   (left,) = found.left_out
   assert left.path.endswith("bad.json") and why in left.why
@@ -153,19 +155,19 @@ def test_damaged_and_foreign_files_are_told_and_left_out(tmp_path, text, why):
 )
 def test_values_that_are_no_fractions_are_none(tmp_path, value):
   write(tmp_path / "x.json", zero_shot(value, top1_interval_95=[value, 0.9]))
-  (result,) = files.read([tmp_path]).results
+  (result,) = gathering.read([tmp_path]).results
   assert result.fraction("top1") is None
   assert result.interval("top1") is None
 
 
 def test_nothing_to_report_on_is_an_error(tmp_path):
   with pytest.raises(errors.UserError, match="is not there"):
-    files.read([tmp_path / "none"])
+    gathering.read([tmp_path / "none"])
   (tmp_path / "config.json").write_text("{}")
   with pytest.raises(errors.UserError, match=r"no result in .*--json"):
-    files.read([tmp_path])
+    gathering.read([tmp_path])
   with pytest.raises(errors.UserError, match="remote"):
-    files.read(["gs://bucket/run"])
+    gathering.read(["gs://bucket/run"])
 
 
 def test_a_workdirs_own_files_are_no_results(tmp_path):
@@ -173,7 +175,7 @@ def test_a_workdirs_own_files_are_no_results(tmp_path):
   write(tmp_path / "checkpoints/3/meta.json", zero_shot())
   write(tmp_path / ".hidden/x.json", zero_shot())
   (tmp_path / "config.json").write_text("{")
-  found = files.read([tmp_path])
+  found = gathering.read([tmp_path])
   assert not found.results and len(found.runs) == 1
   # The config was asked for the evaluations' data, and is damaged.
   assert [left.path for left in found.left_out] == [
@@ -263,7 +265,7 @@ def test_data_whose_paths_end_alike_stay_apart(tmp_path):
   for i, name in enumerate(("cifar10", "eurosat")):
     data = f"parquet:/home/me/{name}/test"
     write(tmp_path / f"{i}.json", zero_shot(0.1 + i / 2, data=data, model="m"))
-  found = files.read([tmp_path]).results
+  found = gathering.read([tmp_path]).results
   assert [(x.data, x.fraction("top1")) for x in found] == [
     ("cifar10/test", 0.1),
     ("eurosat/test", 0.6),
@@ -272,7 +274,7 @@ def test_data_whose_paths_end_alike_stay_apart(tmp_path):
 
 def test_a_value_without_a_metric_is_no_measure(tmp_path):
   write(tmp_path / "x.json", {"task": "zero_shot", "data": "d", "value": 0.5})
-  (result,) = files.read([tmp_path]).results
+  (result,) = gathering.read([tmp_path]).results
   names = ("top1", "top5", "mean_per_class", "map_11_point")
   assert [result.fraction(name) for name in names] == [None] * 4
 
@@ -281,5 +283,5 @@ def test_average_precisions_are_a_result(tmp_path):
   write(
     tmp_path / "x.json", {"task": "zero_shot", "data": "d", "map_11_point": 0.5}
   )
-  found = files.read([tmp_path])
+  found = gathering.read([tmp_path])
   assert (len(found.results), found.left_out) == (1, [])
