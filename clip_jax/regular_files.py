@@ -6,7 +6,7 @@ import os
 import stat
 from typing import BinaryIO
 
-from clip_jax import errors
+from clip_jax import buckets, errors
 
 LFS = b"version https://git-lfs"  # With it begins what stands for a file.
 
@@ -28,7 +28,7 @@ def open_regular(
   check and the opening.
 
   Args:
-    path: the file's path.
+    path: the file's path, or its address in a bucket.
     within: a directory that symbolic links must not lead out of.
 
   Raises:
@@ -37,6 +37,8 @@ def open_regular(
     NotRegularError: it is not a regular file.
     OutsideError: it lies outside of `within`.
   """
+  if buckets.is_address(path):
+    return buckets.stream(buckets.File(os.fspath(path)))
   flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
   try:
     descriptor = os.open(path, flags)
@@ -69,6 +71,8 @@ def read_regular(
   It reads no more than the size that the file system gives, so that files which
   the kernel generates (in `/proc`, of size zero) are empty.
   """
+  if buckets.is_address(path):
+    return buckets.read(os.fspath(path), limit=limit)
   with open_regular(path, within=within) as file:
     size = os.fstat(file.fileno()).st_size
     return file.read(min(size, limit + 1))

@@ -17,8 +17,9 @@ PACKAGE, module_name = floors.PACKAGE, floors.module_name
 # The floors of the package, the lowest first; what stands on one imports from
 # its own and from those below.
 FLOORS = (
-  "config errors host_devices host_memory hosts interrupts json_lines json_text"
-  " kept_files names packing preprocess programs regular_files sharding"
+  "buckets config errors host_devices host_memory hosts interrupts json_lines"
+  " json_text kept_files names packing places preprocess programs regular_files"
+  " sharding"
   " terminal tokenizer versions whole_files",
   "models",
   "data losses",
@@ -39,6 +40,7 @@ FLOOR_OF = {name: i for i, row in enumerate(FLOORS) for name in row.split()}
 _HEAVY = {"jax", "flax", "optax", "orbax", "grain"}
 _OUTSIDE_OF_MODELS = {"optax", "orbax", "grain", "PIL"}
 FORBIDDEN = {
+  "buckets": _HEAVY,
   "config": _HEAVY,
   "data": {"jax", "flax", "optax", "orbax"},
   "errors": _HEAVY,
@@ -52,6 +54,7 @@ FORBIDDEN = {
   "losses": _OUTSIDE_OF_MODELS,
   "models": _OUTSIDE_OF_MODELS,
   "packing": _OUTSIDE_OF_MODELS,
+  "places": _HEAVY,
   "preprocess": _HEAVY,
   "programs": _OUTSIDE_OF_MODELS,
   "regular_files": _HEAVY,
@@ -68,6 +71,8 @@ OPTIONAL = {
   "py3langid",
   *("sentencepiece", "simplejpeg", "trackio", "transformers", "wandb"),
   *("faiss", "usearch"),
+  # Clients of buckets, which start threads; pyarrow is at the top elsewhere.
+  *("pyarrow", "tensorstore"),
   *("gradio", "fastapi", "uvicorn"),  # Gradio brings the other two.
 }
 # What finds a module by its name, in a table that stands there.

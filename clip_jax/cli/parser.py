@@ -18,8 +18,9 @@ _OVERRIDE = "--config."
 # Arguments that name files, by their names in the usage; an IMAGE that cannot
 # be read does not keep the others from being used.
 _MODELS = ("MODEL", "SOURCE")
+# DATA is checked where it is opened.
 _PATHS = (
-  *("DATA", "DATA2", "DEST", "DIR", "FILE", "FILE|NAME", "INDEX", "OUT"),
+  *("DEST", "DIR", "FILE", "FILE|NAME", "INDEX", "OUT"),
   *("[LANGUAGE=]FILE", *_MODELS),
 )
 _TEXTS_OR_FILES = ("labels", "templates")  # By their names in the namespace.

@@ -11,7 +11,6 @@ import numpy as np
 
 from clip_jax import errors
 from clip_jax.convert import portable
-from clip_jax.convert.tensor import Tensor
 
 KEPT = 20
 MAX_STRETCH = 4
@@ -61,13 +60,9 @@ def resize(model: portable.Portable, length: int) -> portable.Portable:
   leaves = dict(model.leaves)
   if text["kind"] == "transformer":
     _check(length, old)
-    leaf = leaves[_PATH]
     how = "cut" if length < old else f"stretched from position {KEPT} on"
-    leaves[_PATH] = Tensor(
-      (length, *leaf.shape[1:]),
-      leaf.dtype,
-      lambda: resize_rows(leaf.read(), length).astype(leaf.dtype),
-    )
+    shape = (length, *leaves[_PATH].shape[1:])
+    leaves[_PATH] = leaves[_PATH].map(lambda x: resize_rows(x, length), shape)
     if not text["causal"] or text["pooling"] in ("last", "map"):
       model.report.warnings.append(
         "The text tower attends to padding, and the amount of it differs "

@@ -5,6 +5,7 @@ straight line between both, (1 - share) * first + share * fine_tuned, can be
 good at all of them (WiSE-FT; Wortsman et al. 2022, arXiv 2109.01903).
 """
 
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ def interpolate(
   check_share(share)
   _check_same(model, first)
   leaves = {
-    path: _between(first.leaves[path], leaf, share)
+    path: leaf.map(functools.partial(_mix_after, first.leaves[path], share))
     for path, leaf in model.leaves.items()
   }
   model.report.infer("interpolate", share, "flag")
@@ -53,11 +54,8 @@ def interpolate(
   return model.changed("interpolated", note, leaves=leaves, extras={})
 
 
-def _between(first: Tensor, last: Tensor, share: float) -> Tensor:
-  def read():
-    return mix(first.read(), last.read(), share)
-
-  return Tensor(last.shape, last.dtype, read)
+def _mix_after(first: Tensor, share: float, last: np.ndarray) -> np.ndarray:
+  return mix(first.read(), last, share)
 
 
 def mix(first: np.ndarray, last: np.ndarray, share: float) -> np.ndarray:

@@ -76,7 +76,7 @@ def _recognise_directory(path: pathlib.Path) -> str:
     if known.recognise(path):
       return name
   found = sorted(entry.name for entry in path.iterdir())
-  shown = ", ".join(found[:_SHOWN]) + (", …" if len(found) > _SHOWN else "")
+  shown = report_lib.shown(found, _SHOWN)
   if (path / _DESCRIPTION).exists():
     config_file.read(path / _DESCRIPTION)  # Raises where it cannot be read.
   files = [name for name in found if weights_file.is_one(path / name)]

@@ -144,14 +144,13 @@ def resized(
   rows, width = tensor.shape
   class_rows = rows - math.prod(old_grid)
 
-  def read():
-    array = tensor.read()
+  def change(array):
     grid = array[class_rows:].reshape(*old_grid, width)
     new = resize_grid(grid, new_grid, method).reshape(-1, width)
     return np.concatenate([array[:class_rows], new.astype(tensor.dtype)])
 
   shape = (class_rows + math.prod(new_grid), width)
-  return Tensor(shape, tensor.dtype, read), what
+  return tensor.map(change, shape), what
 
 
 def old_grid(

@@ -1,6 +1,7 @@
 """The report of a conversion: what became of every tensor, and warnings."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from clip_jax import errors, terminal
@@ -97,8 +98,7 @@ class Report:
         for x in getattr(self, field)
       ]
       if names and (ignored or field != "ignored"):
-        more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
-        lines.append(f"  {what}: {', '.join(names[:_SHOWN])}{more}")
+        lines.append(f"  {what}: {shown(names)}")
     return lines
 
 
@@ -118,6 +118,12 @@ class MismatchError(errors.UserError):
     )
     self.report = report
     self.payload = report.to_dict()
+
+
+def shown(names: Sequence[str], most: int = _SHOWN) -> str:
+  """Returns the first names, joined, and how many there are if not all."""
+  more = f", … ({len(names)} in all)" if len(names) > most else ""
+  return ", ".join(names[:most]) + more
 
 
 def _words(value: Any) -> str:

@@ -35,6 +35,21 @@ class Tensor:
     array = np.asarray(array)
     return cls(array.shape, array.dtype, lambda: array)
 
+  def map(
+    self,
+    change: Callable[[np.ndarray], np.ndarray],
+    shape: tuple[int, ...] | None = None,
+  ) -> Self:
+    """Returns what `change` makes of the array, by default of its shape.
+
+    It has this array's dtype, and is made when it is read.
+    """
+    return type(self)(
+      self.shape if shape is None else shape,
+      self.dtype,
+      lambda: change(self.read()).astype(self.dtype, copy=False),
+    )
+
   def part(self, index: int | None) -> np.ndarray:
     """Returns one layer of a stack in its own dtype, or all for None."""
     if index is None:

@@ -1,7 +1,7 @@
 """Reads a file of weights in any container, under the model's own names."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from clip_jax import errors
@@ -44,6 +44,12 @@ SUFFIXES = tuple(suffix for suffix in _READERS if _INDEX not in suffix)
 def is_one(path: pathlib.Path) -> bool:
   """Whether `path` has the name of a file of weights."""
   return path.is_file() and path.suffix in SUFFIXES
+
+
+def first(directory: pathlib.Path, names: Iterable[str]) -> pathlib.Path | None:
+  """Returns the first of some files that exists; None if none does."""
+  paths = (directory / name for name in names)
+  return next((path for path in paths if path.is_file()), None)
 
 
 def read(

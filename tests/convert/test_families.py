@@ -171,7 +171,9 @@ def test_what_a_user_says_counts_and_is_told():
   )
   assert spec["text"]["width"] == 32
   assert report.inferred["text.width"]["source"] == "flag"
-  assert report.warnings == ["--width 32 overrides toy.json, t, which says 24."]
+  assert report.warnings == [
+    "--width 32 overrides toy.json, t, which says dim=24."
+  ]
 
 
 @pytest.mark.parametrize(

@@ -320,7 +320,10 @@ def test_a_user_may_override_the_activation(tmp_path):
   directory = _write(tmp_path / "a", MODEL)
   model = convert.open_model(directory, options=Options(activation="gelu_tanh"))
   assert model.spec["image"]["activation"] == "gelu_tanh"
-  assert any("overridden" in warning for warning in model.report.warnings)
+  for warning in model.report.warnings[:2]:  # One for each tower.
+    assert warning.startswith("--activation gelu_tanh overrides")
+    assert warning.endswith("which says approximate='none'.")
+  assert model.report.inferred["text.activation"]["source"] == "flag"
 
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "circle", "##s")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import cli, errors, preprocess
+from clip_jax import cli, errors, json_text, preprocess
 from clip_jax.cli.commands import suite
 from clip_jax.evals import embedding_model
 from clip_jax.evals.suite import (
@@ -248,7 +248,7 @@ def test_a_result_says_what_it_depends_on(data, tmp_path):
   root, _ = data
   whom = subject(step=12, architecture="ViT-L-14-336")
   result = measure(root, tmp_path, "mnist", whom)["mnist"]
-  saved = json.loads((tmp_path / "mnist.json").read_text())
+  saved = json_text.unseal(json_text.read(tmp_path / "mnist.json"))
   assert saved == {k: v for k, v in result.items() if k != "kept"}
   assert saved["model"] == {
     "path": "somewhere/model",
@@ -310,8 +310,27 @@ def _damaged_file(root, out):
   return {}
 
 
+def _without_status(root, out):
+  path = out / "hateful_memes.json"
+  said = json.loads(path.read_text())
+  del said["status"]
+  path.write_text(json.dumps(said))
+  return {}
+
+
+def _other_type(root, out):
+  path = out / "hateful_memes.json"
+  said = json.loads(path.read_text()) | {"measures": "good"}
+  path.write_text(json.dumps(said))
+  return {}
+
+
 @pytest.mark.parametrize(
-  "change", [_other_model, _other_limit, _other_data, _damaged_file]
+  "change",
+  [
+    *(_other_model, _other_limit, _other_data, _damaged_file),
+    *(_without_status, _other_type),
+  ],
 )
 def test_a_change_measures_a_set_again(tmp_path, change):
   root, out = tmp_path / "root", tmp_path / "out"

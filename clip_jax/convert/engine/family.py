@@ -10,6 +10,7 @@ from clip_jax.convert import engine
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import fields as fields_lib
 from clip_jax.convert.engine.names import Names
+from clip_jax.models import variants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +142,12 @@ def refusal(field: str, value: Any, allowed: tuple[Any, ...]) -> str:
   """Returns the message for a field's value that a format cannot hold."""
   shown = " or ".join(map(repr, allowed))
   return f"{field}={value!r} is not supported by this format (only {shown})"
+
+
+def published(name: str, tower: str, fields: str) -> dict[str, Any]:
+  """Returns the fields, named in a text, of a published model's tower."""
+  described = variants.spec(name)[tower]
+  return {field: described[field] for field in fields.split()}
 
 
 def pinned(

@@ -24,9 +24,9 @@ If one tensor holds several of our arrays, OURS is "attention/query,key,value".
 A row may end in "if FIELD", "if not FIELD", "if FIELD=VALUE" or
 "if FIELD!=VALUE". FIELD is a field of the tower's description, of the model's
 ("image.kind"), or one of the variables; variables in braces become parts of
-names. A variable "image" or "text" may hold more variables, for the rows of
-that tower. Rows of a tower that a model lacks are left out; if it has only one
-tower, rows outside of the towers are left out as well.
+names, or a KIND. A variable "image" or "text" may hold more variables, for the
+rows of that tower. Rows of a tower that a model lacks are left out; if it has
+only one tower, rows outside of the towers are left out as well.
 """
 
 import dataclasses
@@ -116,6 +116,7 @@ class Names:
       if not row.strip():
         continue
       kind, theirs, ours, *inner = row.split()
+      kind = kind.format(**place.facts)
       if kind == "part" and not place.has(ours):
         continue
       if kind != "part" and not place.within:

@@ -60,7 +60,7 @@ class Source:
     self._values = values
     self._defaults = defaults
     self._where = where
-    self._told = told or {}
+    self.told: dict[str, Any] = dict(told or {})
     self._remedy = remedy
     self.report = report
     self.towers = towers
@@ -116,13 +116,13 @@ class Source:
   def settle(self, ours: str, value: Any, theirs: str) -> Any:
     """Returns the user's value for a field if there is one, else `value`."""
     field = last(ours)
-    told = self._told.get(field)
+    told = self.told.get(field)
     if told in (None, value):
       return value
     self.report.infer(ours, told, "flag")
     self.report.warnings.append(
       f"--{field} {told} overrides {self.where(theirs)}, which says "
-      f"{self.get(theirs)}."
+      f"{last(theirs)}={self.get(theirs)!r:.100}."
     )
     return told
 

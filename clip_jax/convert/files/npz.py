@@ -5,6 +5,7 @@ stored as voids of two bytes, as big_vision does.
 """
 
 import io
+import itertools
 import os
 import pathlib
 import re
@@ -146,15 +147,15 @@ def write(
   bfloat16 is stored as voids of two bytes, which np.load returns as voids. The
   same tensors give the same bytes.
   """
-  with (
-    whole_files.replacing(pathlib.Path(path)) as file,
-    zip_directory.Writer(file) as archive,
-  ):
-    for name, tensor in tensors.items():
-      header = _header(name, tensor)
-      archive.add(
-        name + _SUFFIX, _pieces(header, tensor), len(header) + tensor.nbytes
-      )
+  with whole_files.replacing(pathlib.Path(path)) as file:
+    zip_directory.write(file, itertools.starmap(_entry, tensors.items()))
+
+
+def _entry(name: str, tensor: tensor_lib.Tensor) -> tuple[str, Iterator, int]:
+  """Returns name, bytes and size of an array's entry."""
+  header = _header(name, tensor)
+  pieces = itertools.chain([header], datafile.tensor_bytes(tensor))
+  return name + _SUFFIX, pieces, len(header) + tensor.nbytes
 
 
 def _header(name: str, tensor: tensor_lib.Tensor) -> bytes:
@@ -172,8 +173,3 @@ def _header(name: str, tensor: tensor_lib.Tensor) -> bytes:
     header, {"descr": descr, "fortran_order": False, "shape": tensor.shape}
   )
   return header.getvalue()
-
-
-def _pieces(header: bytes, tensor: tensor_lib.Tensor) -> Iterator:
-  yield header
-  yield from datafile.tensor_bytes(tensor)

@@ -1,7 +1,7 @@
 """Writes the pickle of a state dict, as torch.save would."""
 
 import math
-import struct
+import pickle
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,7 +12,7 @@ from clip_jax.convert.files import torch_names
 # Opcodes of pickle protocol 2.
 _START = b"\x80\x02"
 _MARK, _TUPLE, _REDUCE, _SETITEMS, _STOP = b"(", b"t", b"R", b"u", b"."
-_EMPTY_TUPLE, _FALSE, _PERSISTENT = b")", b"\x89", b"Q"
+_EMPTY_TUPLE, _PERSISTENT = b")", b"Q"
 
 _STORAGE_OF = {x: kind for kind, x in torch_names.STORAGES.items() if x}
 _TYPE_OF = {name: kind for kind, name in torch_names.TYPED.items()}
@@ -26,7 +26,7 @@ def dump(state: Mapping[str, tuple[str, str, tuple[int, ...]]]) -> bytes:
   """
   parts = [_START, _ordered_dict(), _MARK]
   for name, (key, dtype, shape) in state.items():
-    parts += [_text(name), _tensor(key, dtype, shape)]
+    parts += [_value(name), _tensor(key, dtype, shape)]
   return b"".join([*parts, _SETITEMS, _STOP])
 
 
@@ -46,13 +46,14 @@ def _tensor(key: str, dtype: str, shape: tuple[int, ...]) -> bytes:
   else:
     raise errors.unknown("dtype for PyTorch", dtype, _STORAGE_OF | _TYPE_OF)
   # No gradient is required, and there are no hooks.
-  parts = [_int(0), _ints(shape), _ints(stride), _FALSE, _ordered_dict(), last]
+  view = [_value(x) for x in (0, tuple(shape), tuple(stride), False)]
+  parts = [*view, _ordered_dict(), last]
   parts = [_name(function), _MARK, storage, *parts, _TUPLE, _REDUCE]
   return b"".join(parts)
 
 
 def _storage(kind: str, key: str, count: int) -> bytes:
-  parts = [_text("storage"), _name(kind), _text(key), _text("cpu"), _int(count)]
+  parts = [_value("storage"), _name(kind), *map(_value, (key, "cpu", count))]
   return b"".join([_MARK, *parts, _TUPLE, _PERSISTENT])
 
 
@@ -60,22 +61,10 @@ def _ordered_dict() -> bytes:
   return _name("collections.OrderedDict") + _EMPTY_TUPLE + _REDUCE
 
 
-def _ints(numbers) -> bytes:
-  return b"".join([_MARK, *map(_int, numbers), _TUPLE])
-
-
 def _name(name: str) -> bytes:
   module, _, attribute = name.rpartition(".")
   return f"c{module}\n{attribute}\n".encode()
 
 
-def _text(text: str) -> bytes:
-  data = text.encode()
-  return b"X" + struct.pack("<I", len(data)) + data
-
-
-def _int(number: int) -> bytes:
-  if -(2**31) <= number < 2**31:
-    return b"J" + struct.pack("<i", number)
-  data = number.to_bytes(number.bit_length() // 8 + 1, "little", signed=True)
-  return b"\x8a" + bytes([len(data)]) + data
+def _value(value: str | int | tuple[int, ...]) -> bytes:
+  return pickle.dumps(value, protocol=2)[len(_START) : -len(_STOP)]

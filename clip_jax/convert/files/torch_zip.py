@@ -251,13 +251,15 @@ def write(
       for name, tensor in tensors.items()
     }
   )
-  with (
-    whole_files.replacing(pathlib.Path(path)) as file,
-    zip_directory.Writer(file) as archive,
-  ):
-    archive.add("archive/data.pkl", [header], len(header))
-    archive.add("archive/byteorder", [b"little"], len(b"little"))
-    for key, tensor in storages.items():
-      data = datafile.tensor_bytes(tensor)
-      archive.add(f"archive/data/{key}", data, tensor.nbytes)
-    archive.add("archive/version", [b"3\n"], len(b"3\n"))
+  data = (
+    (f"archive/data/{key}", datafile.tensor_bytes(tensor), tensor.nbytes)
+    for key, tensor in storages.items()
+  )
+  entries = [
+    ("archive/data.pkl", [header], len(header)),
+    ("archive/byteorder", [b"little"], len(b"little")),
+    *data,
+    ("archive/version", [b"3\n"], len(b"3\n")),
+  ]
+  with whole_files.replacing(pathlib.Path(path)) as file:
+    zip_directory.write(file, entries)

@@ -21,6 +21,7 @@ from clip_jax.convert.files import datafile
 MAX_DIRECTORY_BYTES = 1 << 21
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 MAGIC = b"PK\x03\x04"
+ALIGNMENT = 64
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _FILES = (0, stat.S_IFREG, stat.S_IFDIR)
 _ENCRYPTED = 1 | 1 << 6 | 1 << 13
@@ -178,42 +179,39 @@ def _compare_crc(entry: Entry, crc: int) -> None:
     )
 
 
-class Writer:
+def write(
+  file: BinaryIO, entries: Iterable[tuple[str, Iterable[Any], int]]
+) -> None:
   """Writes an archive of uncompressed entries, deterministically.
 
-  It is a context manager around `zipfile.ZipFile`, with fixed times and modes.
-  Data begin at multiples of 64 bytes, which suits torch and mmap.
+  Times and modes are fixed. Data begin at multiples of 64 bytes, which suits
+  torch and mmap.
+
+  Args:
+    file: a new file.
+    entries: name, buffers and size in bytes of each entry.
   """
+  archive = zipfile.ZipFile(file, "w", zipfile.ZIP_STORED)
+  try:
+    for name, pieces, size in entries:
+      with archive.open(_info(name, size, file.tell()), "w") as entry:
+        entry.writelines(pieces)
+  except BaseException:
+    archive.fp = None  # Else a directory with an incomplete entry is written.
+    raise
+  archive.close()
 
-  ALIGNMENT = 64
 
-  def __init__(self, file: BinaryIO):
-    self._file = file
-    self._archive = zipfile.ZipFile(file, "w", zipfile.ZIP_STORED)
-
-  def __enter__(self) -> "Writer":
-    return self
-
-  def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
-    if kind is None:
-      self._archive.close()
-    else:
-      # `close` would write a directory with an incomplete entry.
-      self._archive.fp = None
-
-  def add(self, name: str, pieces: Iterable[Any], size: int) -> None:
-    """Writes an entry of `size` bytes from an iterable of buffers."""
-    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-    info.create_system = 3  # Unix, on every system.
-    info.external_attr = 0o644 << 16
-    info.file_size = size
-    # Above this size zipfile adds a field of 20 bytes for long sizes.
-    long = size * 1.05 > zipfile.ZIP64_LIMIT
-    # The last 4 bytes are the header of the padding.
-    start = self._file.tell() + LOCAL_HEADER.size + len(name.encode())
-    start += 20 * long + 4
-    padding = -start % self.ALIGNMENT
-    info.extra = struct.pack("<2sH", b"FB", padding) + b"\0" * padding
-    with self._archive.open(info, "w") as entry:
-      for piece in pieces:
-        entry.write(piece)
+def _info(name: str, size: int, at: int) -> zipfile.ZipInfo:
+  """Returns the header of an entry, padded such that its data are aligned."""
+  info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+  info.create_system = 3  # Unix, on every system.
+  info.external_attr = 0o644 << 16
+  info.file_size = size
+  # Above this size zipfile adds a field of 20 bytes for long sizes.
+  long = size * 1.05 > zipfile.ZIP64_LIMIT
+  # The last 4 bytes are the header of the padding.
+  padding = -(at + LOCAL_HEADER.size + len(name.encode()) + 20 * long + 4)
+  padding %= ALIGNMENT
+  info.extra = struct.pack("<2sH", b"FB", padding) + b"\0" * padding
+  return info

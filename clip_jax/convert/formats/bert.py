@@ -36,8 +36,7 @@ TOWER = """
 -       embeddings.word_embeddings.weight        token_embedding/embedding
 -       embeddings.position_embeddings.weight    position_embedding
 -       embeddings.token_type_embeddings.weight  token_type_embedding
-norm    embeddings.LayerNorm   ln_embed  if not legacy_norms
-gamma   embeddings.LayerNorm   ln_embed  if legacy_norms
+{norms}  embeddings.LayerNorm  ln_embed
 stack   encoder.layer.{i}.     blocks  bert_block
 linear  pooler.dense           pooler  if pooling=pooler
 """
@@ -48,15 +47,13 @@ heads   attention.self.value        attention/value
 out     attention.output.dense      attention/out
 linear  intermediate.dense          mlp/fc_in
 linear  output.dense                mlp/fc_out
-norm    attention.output.LayerNorm  ln_1  if not legacy_norms
-gamma   attention.output.LayerNorm  ln_1  if legacy_norms
-norm    output.LayerNorm            ln_2  if not legacy_norms
-gamma   output.LayerNorm            ln_2  if legacy_norms
+{norms}  attention.output.LayerNorm  ln_1
+{norms}  output.LayerNorm            ln_2
 """
 TABLES = {"bert": TOWER, "bert_block": BLOCK}
 NAMES = Names(
   {"whole": "part {prefix} text bert", **TABLES},
-  variables={"prefix": "", "legacy_norms": False},
+  variables={"prefix": "", "norms": "norm"},
 )
 # The defaults are `BertConfig`'s of transformers.
 DEFAULTS = tower(
@@ -266,11 +263,11 @@ def describe(
 
 
 def naming(names: Iterable[str]) -> dict[str, Any]:
-  """Returns the prefix and the names of norms in a checkpoint of a BERT."""
+  """Returns the prefix and the kind of norms in a checkpoint of a BERT."""
   names = list(names)
   prefix = "bert." if any(n.startswith("bert.") for n in names) else ""
   legacy = any(n.endswith("LayerNorm.gamma") for n in names)
-  return {"prefix": prefix, "legacy_norms": legacy}
+  return {"prefix": prefix, "norms": "gamma" if legacy else "norm"}
 
 
 FORMAT = Format(NAME, read, recognise=recognise, knows=knows)

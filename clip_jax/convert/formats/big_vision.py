@@ -131,7 +131,7 @@ def _merge_positions(tensors, layout, report) -> dict[str, Tensor]:
       f"{first} {list(a.shape)} and {second} {list(b.shape)} are to be added, "
       "and differ in shape or dtype; fetch or make the file again."
     )
-  tensors[first] = Tensor(a.shape, a.dtype, lambda: a.read() + b.read())
+  tensors[first] = a.map(lambda x: x + b.read())
   report.warnings.append(
     f"{second} is added to {first}, as big_vision does on loading; an export "
     "holds the sum."
@@ -163,10 +163,9 @@ def _square(tensors, layout, options, report):
   # As many, but for a class token's.
   patches = cells - (cells == rows * cols + 1)
   new, what = positions.resized(
-    Tensor(old.shape[1:], old.dtype, lambda: old.read()[0]),
+    old.map(lambda x: x[0], old.shape[1:]),
     {
-      "kind": "vit",
-      "patch_size": patch,
+      **{"kind": "vit", "patch_size": patch},
       "image_size": [rows * patch, cols * patch],
     },
     options.image_size,
@@ -174,7 +173,7 @@ def _square(tensors, layout, options, report):
     method=options.resize_method,
   )
   report.facts["resized"] = what
-  new = Tensor((1, *new.shape), new.dtype, lambda read=new.read: read()[None])
+  new = new.map(lambda x: x[None], (1, *new.shape))
   return {**tensors, key: new}, {"resized": what}
 
 

@@ -21,23 +21,15 @@ from clip_jax.models import clip
 
 # Fields that shapes do not show; they are the same in all models of a kind.
 ACTIVATION = "gelu_tanh"
-_FIXED: dict[str, dict[str, dict[str, Any]]] = {
-  "image": {
-    "vit": {
-      "activation": ACTIVATION,
-      "norm_epsilon": 1e-6,
-      "norm_after_pool": False,
-      "pre_norm": False,
-      "patch_bias": True,
-      "registers": 0,
-    },
-  },
+_SIGLIP = "ViT-B-16-SigLIP"
+_ENCODER_FACTS = "activation norm_epsilon"
+_VIT_FACTS = f"{_ENCODER_FACTS} norm_after_pool pre_norm patch_bias registers"
+_FIXED = {
+  "image": {"vit": family.published(_SIGLIP, "image", _VIT_FACTS)},
   "text": {
-    "transformer": {
-      "activation": ACTIVATION,
-      "norm_epsilon": 1e-6,
-      "causal": False,
-    },
+    "transformer": family.published(
+      *(_SIGLIP, "text", f"{_ENCODER_FACTS} causal"),
+    ),
     "bert": {
       "activation": ACTIVATION,
       "norm_epsilon": 1e-12,

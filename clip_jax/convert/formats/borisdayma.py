@@ -18,6 +18,7 @@ from clip_jax.convert.engine.fields import Field, Heads, Other, Row, Written
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.names import FLAX, Names
 from clip_jax.convert.files import orbax_directory
+from clip_jax.convert.formats import big_vision_description
 from clip_jax.convert.formats.huggingface_family import structure
 from clip_jax.convert.tensor import Tensor
 
@@ -81,7 +82,7 @@ def _only(**values: Any) -> tuple[Written, ...]:
   return tuple(Written(k, v, fields.exactly(v)) for k, v in values.items())
 
 
-def _any(*names: str) -> tuple[Written, ...]:
+def _any(*names: str) -> tuple[Other, ...]:
   """Returns rows of fields that may have any value."""
   return tuple(map(Other, names))
 
@@ -180,16 +181,10 @@ DEFAULTS = {
     "keep_registers": False,
   },
 }
+# As of big_vision, but for the crop.
 PREPROCESSING = {
-  "image_mean": (0.5, 0.5, 0.5),
-  "image_std": (0.5, 0.5, 0.5),
-  "interpolation": "bilinear",
-  "antialias": True,
-  "resize": "shortest",
-  "fill": 0,
-  "crop_rounding": "floor",
-  "crop_fraction": 1.0,
-  "convert_rgb": "before",
+  **big_vision_description.PREPROCESSING,
+  **{"antialias": True, "resize": "shortest", "crop_rounding": "floor"},
 }
 
 

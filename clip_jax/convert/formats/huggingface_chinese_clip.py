@@ -17,7 +17,7 @@ NAMES = Names(
     **{"whole": clip.WHOLE, "image": clip.IMAGE, "block": clip.BLOCK},
     **{"text": bert.TOWER, "bert_block": bert.BLOCK},
   },
-  variables={**family.PREFIXES, "legacy_norms": False},
+  variables={**family.PREFIXES, "norms": "norm"},
 )
 TEXT_FIELDS = (
   # The config knows one length, which is that of the table of positions.

@@ -77,14 +77,11 @@ class EmbedDim(Field):
       )
 
 
-def _square(patches: Any) -> int:
-  patches = fields.INTEGER.read(patches)
-  if math.isqrt(patches) ** 2 != patches:
-    raise ValueError
-  return math.isqrt(patches)
-
-
-_NUM_PATCHES = fields.Kind("a square number, for a fixed resolution", _square)
+_NUM_PATCHES = fields.checked(
+  "a square number, for a fixed resolution",
+  lambda x: math.isqrt(fields.INTEGER.read(x)) ** 2 == x,
+  math.isqrt,
+)
 
 
 class NaflexGrid(fields.Row):

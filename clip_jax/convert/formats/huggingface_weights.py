@@ -1,10 +1,11 @@
 """The weight files of a HuggingFace directory: one file, or shards."""
 
+import functools
 import pathlib
 from collections.abc import Mapping
 
 from clip_jax import errors, json_text
-from clip_jax.convert import config_file
+from clip_jax.convert import config_file, report, weights_file
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.tensor import Tensor
 
@@ -17,10 +18,8 @@ MAX_SHARD_BYTES = 5_000_000_000  # The default of `save_pretrained` for years.
 NAMES = (WEIGHTS, INDEX, TORCH, f"{TORCH}.index.json")
 
 
-def find(directory: pathlib.Path) -> pathlib.Path | None:
-  """Returns the file of weights or of their index; None if there is none."""
-  paths = (directory / name for name in NAMES)
-  return next((path for path in paths if path.is_file()), None)
+# The file of weights or of their index; None if there is none.
+find = functools.partial(weights_file.first, names=NAMES)
 
 
 def require(directory: pathlib.Path) -> pathlib.Path:
@@ -31,10 +30,10 @@ def require(directory: pathlib.Path) -> pathlib.Path:
   """
   path = find(directory)
   if path is None:
-    found = sorted(entry.name for entry in directory.iterdir())
+    found = report.shown(sorted(entry.name for entry in directory.iterdir()))
     raise errors.UserError(
       f"{directory} has a config.json but no weights: none of "
-      f"{', '.join(NAMES)} (found: {', '.join(found[:10])}). Put them there."
+      f"{', '.join(NAMES)} (found: {found}). Put them there."
     )
   return path
 

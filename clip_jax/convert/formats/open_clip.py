@@ -44,9 +44,8 @@ IGNORED = (
   r"^visual\..*\.num_batches_tracked$",
 )
 WHOLE = """
--       logit_scale   log_scale   if not boxed_scale
-box     logit_scale   log_scale   if boxed_scale
-part    .             .           bias    if init_logit_bias!=None
+{scale} logit_scale   log_scale
+{bias}  logit_bias    logit_bias  if init_logit_bias!=None
 part    visual.       image       vit     if image_names=vit
 part    visual.       image       resnet  if image_names=resnet
 part    visual.trunk. image       timm    if image_names=timm
@@ -63,20 +62,12 @@ weight  {prefix}{text_head}.0  text_projection/fc_in    if text_end=mlp
 weight  {prefix}{text_head}.2  text_projection/fc_out   if text_end=mlp
 part    {prefix}transformer.   text        bert  if text.kind=bert
 """
-BIAS = """
--    logit_bias  logit_bias  if not boxed_bias
-box  logit_bias  logit_bias  if boxed_bias
-"""
 NAMES = Names(
-  {
-    "whole": WHOLE,
-    "bias": BIAS,
-    **(openai_names.TABLES | timm_vit.TABLES | bert.TABLES),
-  },
+  {"whole": WHOLE} | openai_names.TABLES | timm_vit.TABLES | bert.TABLES,
   variables=dict.fromkeys(
     (
-      *("boxed_scale", "boxed_bias", "image_names", "image_end", "image_head"),
-      *("prefix", "text_end", "text_head", "legacy_norms"),
+      *("scale", "bias", "image_names", "image_end", "image_head"),
+      *("prefix", "text_end", "text_head", "norms"),
     )
   ),
 )
@@ -108,6 +99,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     bert_config=lambda name: _bert_config(source, name),
     report=report,
     name=source.where,
+    activation=options.activation,
   )
   tensors = weights_file.read(source.weights, options, report).tensors
   files, cuts = _tokenizer(described, source, report)
@@ -121,10 +113,8 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     # A named model's cleaning may not be the config's.
     noted = report.inferred.get(f"tokenizer.{field}", {})
     report.infer(f"tokenizer.{field}", value, noted.get("source", "format"))
-  spec = _override(
-    {**described.spec, "tokenizer": cuts, "max_logit_scale": limit},
-    options.activation,
-    report,
+  spec = engine.resolve(
+    {**described.spec, "tokenizer": cuts, "max_logit_scale": limit}
   )
   layout = _layout(described, tensors)
   timm_vit.refuse_other_blocks(tensors, str(path))
@@ -200,20 +190,6 @@ def _tokenizer(
   return carried[where], found
 
 
-def _override(spec, told, report) -> dict[str, Any]:
-  """Returns the complete description, with the user's activation if any."""
-  spec = engine.resolve(spec)
-  for part in ("image", "text"):
-    had = spec[part].get("activation", told)
-    if told not in (None, had):
-      report.warnings.append(
-        f"{part}.activation={had!r} of the config is overridden by {told!r}."
-      )
-      report.infer(f"{part}.activation", told, "flag")
-      spec = {**spec, part: {**spec[part], "activation": told}}
-  return spec
-
-
 def _layout(
   described: open_clip_config.Described, tensors: Mapping[str, Tensor]
 ) -> dict[str, Any]:
@@ -229,7 +205,7 @@ def _layout(
     "image_head": described.image_head,
     "prefix": prefix,
     "scalars": scalars,
-    "legacy_norms": bert.naming(tensors)["legacy_norms"],
+    "legacy_norms": bert.naming(tensors)["norms"] == "gamma",
   }
 
 
@@ -252,15 +228,15 @@ def entries(spec: dict[str, Any], layout: dict[str, Any]) -> list[Entry]:
   return NAMES.entries(
     spec,
     {
-      "boxed_scale": bool(scalars.get("logit_scale")),
-      "boxed_bias": bool(scalars.get("logit_bias")),
+      "scale": "box" if scalars.get("logit_scale") else "-",
+      "bias": "box" if scalars.get("logit_bias") else "-",
       "image_names": spec["image"]["kind"] if head is None else "timm",
       "image_end": image_end,
       "image_head": head,
       "prefix": layout["prefix"],
       "text_end": text_end,
       "text_head": "proj" if is_bert else "text_projection",
-      "legacy_norms": layout["legacy_norms"],
+      "norms": "gamma" if layout["legacy_norms"] else "norm",
     },
   )
 

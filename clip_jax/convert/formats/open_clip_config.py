@@ -53,6 +53,7 @@ def describe(
   bert_config: Callable[[str], dict[str, Any]],
   report: report_lib.Report,
   name: str,
+  activation: str | None = None,
 ) -> Described:
   """Returns the model that an `open_clip_config.json` describes.
 
@@ -61,6 +62,7 @@ def describe(
     bert_config: returns the config of a HuggingFace model by its name.
     report: the report to write to.
     name: the file's name in messages.
+    activation: activation of both towers, if the user gives it.
 
   Raises:
     UserError: a field is unknown, or its value is not supported.
@@ -84,7 +86,10 @@ def describe(
   config = {**config, "preprocess_cfg": preprocess}
   where = {"": name, MODEL: f"{name}: {MODEL}"}
   where |= {VISION: f"{name}: vision_cfg", TEXT: f"{name}: text_cfg"}
-  source = fields.Source(config, found.defaults, where=where, report=report)
+  told = {"activation": activation}
+  source = fields.Source(
+    config, found.defaults, where=where, report=report, told=told
+  )
   known = {getattr(row, "theirs", "") for row in found.fields}
   _refuse_unknown(config, known, source)
   spec = found.describe(source)

@@ -30,7 +30,6 @@ PREFERRED = (
   "model.pth",
 )
 _TOWERS = ("vision_cfg", "text_cfg")
-_SHOWN = 5
 _MAX_CONFIG_BYTES = 1 << 17  # Tokenizers' files are larger.
 
 
@@ -204,6 +203,4 @@ def _find_weights(
 
 
 def _names(paths) -> str:
-  names = [path.name for path in paths]
-  more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
-  return ", ".join(names[:_SHOWN]) + more
+  return report_lib.shown([path.name for path in paths], 5)

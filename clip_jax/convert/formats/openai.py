@@ -56,29 +56,12 @@ depth           transformer.resblocks.{i}.
 mlp_dim         transformer.resblocks.0.mlp.c_fc.weight        0 of 2
 """,
 }
-# Fields that are fixed in `build_model`.
-_FIXED: dict[str, dict[str, dict[str, Any]]] = {
-  "image": {
-    "vit": {
-      "norm_epsilon": 1e-5,
-      "pooling": "class",
-      "class_token": True,
-      "class_position": True,
-      "pre_norm": True,
-      "patch_bias": False,
-      "registers": 0,
-      "drop_edge": False,
-    },
-    "resnet": {},
-  },
-  "text": {
-    "transformer": {
-      "norm_epsilon": 1e-5,
-      "causal": True,
-      "pooling": "argmax",
-    },
-  },
-}
+# Fields that are fixed in `build_model`, so that each of its models has them.
+_VIT_FACTS = "norm_epsilon pooling class_token class_position pre_norm "
+_VIT_FACTS += "patch_bias registers drop_edge"
+_VIT = family.published("ViT-B-32", "image", _VIT_FACTS)
+_TEXT = family.published("ViT-B-32", "text", "norm_epsilon causal pooling")
+_FIXED = {"image": {"vit": _VIT, "resnet": {}}, "text": {"transformer": _TEXT}}
 # Fields that are fixed in `clip.load`'s transform; others differ visibly.
 _PREPROCESSING = (
   "image_mean",

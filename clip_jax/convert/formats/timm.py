@@ -5,6 +5,7 @@ A directory that timm saved (`config.json` and weights) describes the model. A
 the preprocessing.
 """
 
+import functools
 import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -24,6 +25,7 @@ from clip_jax.models import variants
 NAME = "timm"
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+find_weights = functools.partial(weights_file.first, names=WEIGHTS)
 # The classifier, and layers that are only used in training.
 IGNORED = (r"^head\.", r"^head_dist\.")
 # Mean and standard deviation by timm's names of the constants.
@@ -104,12 +106,6 @@ def recognise(path: pathlib.Path) -> bool:
   """Whether `path` is a directory with timm's config."""
   config = config_file.peek(path / CONFIG)
   return "architecture" in config and find_weights(path) is not None
-
-
-def find_weights(path: pathlib.Path) -> pathlib.Path | None:
-  """Returns the file of weights in a directory; None if there is none."""
-  found = (path / name for name in WEIGHTS if (path / name).is_file())
-  return next(found, None)
 
 
 def knows(names: Collection[str]) -> bool:

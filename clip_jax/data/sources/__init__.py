@@ -11,7 +11,7 @@ import importlib
 import re
 import urllib.parse
 
-from clip_jax import errors
+from clip_jax import buckets, errors
 from clip_jax.data.record import BadRecord, Record, Source
 from clip_jax.data.sources import views
 
@@ -68,6 +68,8 @@ _SCHEMES = {
     ("captions", "classes", "labels"),
   ),
 }
+# Whose paths may be addresses in buckets, gs://… and s3://….
+_IN_BUCKETS = ("csv", "folder", "parquet", "wds")
 _OF_ALL_SCHEMES = ("split", "held_out")
 # The "?" of a glob is not followed by `name=`.
 _OPTIONS = re.compile(r"\?((?:[a-z_]+=[^&?]*)(?:&[a-z_]+=[^&?]*)*)$")
@@ -83,8 +85,8 @@ def parse_address(address: str) -> tuple[str, str, dict[str, str]]:
 
   A "%26" in a value stands for "&" (percent-encoding as in URLs).
   """
-  errors.check_local("DATA", address)
   scheme, colon, path = address.partition(":")
+  _check_place(address, scheme, path)
   if not colon:
     raise errors.UserError(
       f"DATA address {address!r} has no scheme. Put one of these in front of"
@@ -104,6 +106,25 @@ def parse_address(address: str) -> tuple[str, str, dict[str, str]]:
   if not path:
     raise errors.UserError(f"DATA address {address!r} names no data.")
   return scheme, path, options
+
+
+def _check_place(address: str, scheme: str, path: str) -> None:
+  """Raises UserError for a remote address that this kind is not read from."""
+  if buckets.is_address(path) and scheme in _IN_BUCKETS:
+    return
+  if buckets.is_address(address):
+    known = " or ".join(f"{name}:{address}" for name in _IN_BUCKETS)
+    raise errors.UserError(
+      f"DATA address {address!r} does not say what kind of data it is; give "
+      f"{known}."
+    )
+  if buckets.is_address(path) and scheme in _SCHEMES:
+    raise errors.UserError(
+      f"DATA {address!r}: {scheme}: is not read from buckets, only "
+      f"{', '.join(f'{name}:' for name in _IN_BUCKETS)} are. Mount the bucket "
+      "(gcsfuse, mountpoint-s3) and give the path where it is mounted."
+    )
+  errors.check_local("DATA", path if scheme in _IN_BUCKETS else address)
 
 
 def open_source(address: str) -> Source:

@@ -1,4 +1,4 @@
-"""Reads files of a disk: walks folders, and gives the bytes of one file.
+"""Reads files of a disk or a bucket: walks folders, gives one file's bytes.
 
 What cannot be read is a `BadRecord`, so that another record can replace it;
 only errors of the disk itself end a run.
@@ -8,7 +8,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 
-from clip_jax import errors, regular_files, terminal
+from clip_jax import buckets, errors, regular_files, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 
@@ -78,6 +78,9 @@ def walk(
   are read by another name, and those that lead out of `within`, where it is
   given.
   """
+  if buckets.is_address(root):
+    yield from _objects(root, account)
+    return
   seen, outside, again = set(), [], []
   inside = within and os.path.join(os.path.realpath(within), "")
   left_out = account.left_out
@@ -116,6 +119,23 @@ def walk(
       "Links to folders that are read by another name are not read again: "
       f"{_first(again)}."
     )
+
+
+def _objects(root: str, account: account_lib.Account) -> Iterator[str]:
+  """Yields what `walk` does, of a bucket: there are no links."""
+  told: set[str] = set()
+  for entry in buckets.entries(root, below=True):
+    parts = entry.name.split("/")
+    hidden = next((i for i, part in enumerate(parts) if is_hidden(part)), None)
+    if hidden is None:
+      yield entry.name
+    elif hidden == len(parts) - 1:
+      account.left_out.add(entry.name)
+    else:  # Once for all that is in it.
+      folder = "/".join(parts[: hidden + 1]) + os.sep
+      if folder not in told:
+        told.add(folder)
+        account.left_out.add(folder)
 
 
 def is_hidden(name: str) -> bool:

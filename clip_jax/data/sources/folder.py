@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from clip_jax import errors, terminal
+from clip_jax import buckets, errors, places, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
@@ -153,8 +153,8 @@ def open_folder(
   path: str, options: dict[str, str]
 ) -> ClassFolder | CaptionFolder:
   """Opens a folder; options: `layout`, `links`, `captions` (captions.py)."""
-  root = os.path.expanduser(path)
-  if not os.path.isdir(root):
+  root = places.expanded(path)
+  if not places.is_folder(root):
     raise errors.UserError(
       f"folder:{path} is not a directory; check the path, which is taken from "
       f"the working directory.{errors.beside(root)}"
@@ -314,6 +314,8 @@ def _note_empty(root: str, images: list[str]) -> Iterator[str]:
   Links to folders are told by `disk.walk`.
   """
   classes = {name.split(os.sep)[0] for name in images}
+  if buckets.is_address(root):  # Where a folder without objects is none.
+    return
   empty = sorted(
     entry.name
     for entry in os.scandir(root)

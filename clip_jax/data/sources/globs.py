@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 
-from clip_jax import errors, terminal
+from clip_jax import errors, places, terminal
 
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -23,16 +23,16 @@ def find_files(pattern: str, *, suffix: str) -> list[str]:
   Raises:
     UserError: a file is missing, by name, or a glob or directory has none.
   """
-  pattern = os.path.expanduser(pattern)
-  if os.path.exists(pattern):
+  pattern = places.expanded(pattern)
+  if places.exists(pattern):
     return _list_directory(pattern, suffix)
   files: list[str] = []
   missing: list[str] = []
   for name in expand_braces(pattern):
-    if os.path.exists(name):
+    if places.exists(name):
       files += _list_directory(name, suffix)
     elif glob.has_magic(name):
-      found = sorted(glob.glob(name, recursive=True))
+      found = places.matching(name)
       if not found:
         raise errors.UserError(f"No file matches {name!r}.")
       # Beside shards lie lists and notes, which a plain * names, too.
@@ -53,11 +53,11 @@ def find_files(pattern: str, *, suffix: str) -> list[str]:
 
 def _list_directory(path: str, suffix: str) -> list[str]:
   leads_nowhere = os.path.islink(path) and not os.path.exists(path)
-  if os.path.isfile(path) or leads_nowhere:  # Which is told where it is read.
+  if places.is_file(path) or leads_nowhere:  # Which is told where it is read.
     return [path]
-  if not os.path.isdir(path):
+  if not places.is_folder(path):
     raise errors.UserError(f"{path!r} is neither a file nor a directory.")
-  there = sorted(os.listdir(path))
+  there = places.names(path)
   names = [name for name in there if name.lower().endswith(suffix)]
   if not names:
     seen = ", ".join(

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from clip_jax import errors
+from clip_jax import buckets, errors, places
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import disk
 
@@ -54,8 +54,9 @@ class ImageFiles:
     tried = [(os.path.join(root, name), root) for root in self._roots]
     if self._flat and (base := os.path.basename(name)) != name:
       tried += [(os.path.join(root, base), root) for root in self._roots]
-    there = (place for place in tried if os.path.exists(place[0]))
-    path, within = next(there, tried[0])
+    there = (place for place in tried if places.exists(place[0]))
+    # Not asked where there is no choice: in a bucket it takes a request.
+    path, within = next(there, tried[0]) if len(tried) > 1 else tried[0]
     # An absolute path was written for this machine, and says where it leads.
     if self._follow_links or os.path.isabs(name):
       within = None
@@ -104,9 +105,10 @@ def open_files(
   """
   bases, folders = list(bases), list(folders)
   if "root" in options:
-    root = os.path.expanduser(options["root"])
-    places = (os.path.join(bases[0], root), root)
-    found = next(filter(os.path.isdir, places), None)
+    root = places.expanded(options["root"])
+    beside = os.path.join(bases[0], root)
+    tried = (root,) if buckets.is_address(root) else (beside, root)
+    found = next(filter(places.is_folder, tried), None)
     if found is None:
       raise errors.UserError(
         f"{scheme}: root={root} is not a directory, neither beside the table in"
@@ -116,7 +118,7 @@ def open_files(
   roots = []
   for base in bases:
     below = (os.path.join(base, name) for name in folders)
-    roots += [base, *filter(os.path.isdir, below)]
+    roots += [base, *filter(places.is_folder, below)]
   return ImageFiles(
     tuple(dict.fromkeys(roots)),
     follow_links=disk.follows_links(options),

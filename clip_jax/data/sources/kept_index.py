@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, kept_files, regular_files
+from clip_jax import buckets, errors, kept_files, places, regular_files
 
 VERSION = 1  # Of what the arrays and facts mean; of no use after a change.
 LEAST_BYTES = 2**20  # Of the files; smaller ones are as quickly read.
@@ -89,8 +89,8 @@ def keep(
     make: makes the index from the files.
     sampled: whether samples of the files are read and compared as well.
   """
-  places = [os.path.realpath(path) for path in paths]
-  key = repr((VERSION, what, places, settings)).encode("utf-8", "replace")
+  real = [places.real(path) for path in paths]
+  key = repr((VERSION, what, real, settings)).encode("utf-8", "replace")
   path = kept_files.folder("indexes") / hashlib.sha256(key).hexdigest()
   stamp = _stamp(paths, sampled=sampled)
   with contextlib.suppress(OSError, ValueError):
@@ -124,9 +124,11 @@ def _stamp(paths: Sequence[str], *, sampled: bool) -> _Stamp | None:
   stamp = []
   try:
     for path in paths:
-      found = os.stat(path)
-      times = [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-      samples = [_sample(path, found.st_size)] if sampled else []
+      found = places.status(path)
+      # Objects are replaced, never changed, and a sample takes a request.
+      is_sampled = sampled and not buckets.is_address(path)
+      times = [found.size, found.changed_ns, found.moved_ns]
+      samples = [_sample(path, found.size)] if is_sampled else []
       stamp.append(times + samples)
   except (OSError, regular_files.NotRegularError):
     return None

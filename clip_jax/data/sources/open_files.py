@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from clip_jax import errors, regular_files
+from clip_jax import buckets, errors, places, regular_files
 
 # Well below the usual limit of 1,024 open files a process.
 _MAX_OPEN = 128
@@ -66,19 +66,36 @@ def _remake(paths, opener, found) -> Pool:
 class RawFile:
   """A file that is read at given positions."""
 
-  def __init__(self, path: str):
-    self._file = regular_files.open_regular(path)
+  def __init__(self, path: str, *, ahead: bool = False):
+    """Opens the file.
+
+    Args:
+      path: of the disk, or an address in a bucket.
+      ahead: whether one thread reads it from front to back: from a bucket,
+        more is then read at a time.
+    """
+    self._object = None
+    if buckets.is_address(path):
+      self._object = buckets.File(path, ahead=ahead)
+    else:
+      self._file = regular_files.open_regular(path)
 
   def __del__(self) -> None:
     if hasattr(self, "_file"):
       self._file.close()
 
-  def status(self) -> os.stat_result:
+  def status(self) -> places.Status:
     """Returns what the system says of the open file."""
-    return os.fstat(self._file.fileno())
+    if self._object is not None:
+      found = self._object.status()
+      return places.Status(found.size, found.changed_ns, found.changed_ns)
+    found = os.fstat(self._file.fileno())
+    return places.Status(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
   def read(self, *, offset: int, size: int) -> bytes:
     """Reads up to `size` bytes; fewer only at the end of the file."""
+    if self._object is not None:
+      return self._object.read(offset=offset, size=size)
     pieces = []
     while size > 0:
       piece = os.pread(self._file.fileno(), size, offset)
@@ -106,7 +123,7 @@ class SameFile:
     try:
       raw = self._raw = self._raw or RawFile(self._path)
       found = raw.status()
-      if (found.st_size, found.st_mtime_ns) == (self._size, self._changed_ns):
+      if (found.size, found.changed_ns) == (self._size, self._changed_ns):
         data = raw.read(offset=offset, size=size)
         if len(data) == size:
           return data
@@ -146,10 +163,10 @@ def statuses(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
 def status(path: str) -> tuple[int, int]:
   """Returns a file's size and time of change; -1 of one that is not there."""
   try:
-    found = os.stat(path)
+    found = places.status(path)
   except OSError:
     return -1, -1
-  return found.st_size, found.st_mtime_ns
+  return found.size, found.changed_ns
 
 
 def _same_file(path: str, size: int, changed_ns: int) -> SameFile:

@@ -9,7 +9,7 @@ import glob
 import os
 import re
 
-from clip_jax import errors, terminal
+from clip_jax import errors, places, terminal
 from clip_jax.data.sources import globs, split_names
 
 SUFFIX = ".parquet"
@@ -54,11 +54,13 @@ def list_files(path: str) -> Listing:
   Raises:
     UserError: there is none, or a directory holds several data sets.
   """
-  path = os.path.expanduser(path)
-  if os.path.isdir(path):
+  path = places.expanded(path)
+  if places.is_folder(path):
     return _list_directory(path)
   directory, _, split = path.rstrip("/").rpartition("/")
-  if not os.path.lexists(path) and os.path.isdir(directory):
+  if not (places.exists(path) or os.path.islink(path)) and places.is_folder(
+    directory
+  ):
     listing = _list_directory(directory) if not glob.has_magic(path) else None
     # What ends like a file is reported as a missing file, not as a split.
     if listing and listing.splits and not split.endswith(SUFFIX):
@@ -69,7 +71,7 @@ def list_files(path: str) -> Listing:
 def _list_directory(path: str) -> Listing:
   for folders in _FOLDERS:
     pattern = os.path.join(glob.escape(path), folders, f"*{SUFFIX}")
-    if found := sorted(glob.glob(pattern)):
+    if found := places.matching(pattern):
       break
   else:
     return Listing(tuple(globs.find_files(path, suffix=SUFFIX)))
@@ -87,7 +89,7 @@ def _list_directory(path: str) -> Listing:
   for name in found:
     if (split := _split_of(name, path)) is not None:
       splits.setdefault(split, []).append(name)
-  own = os.path.basename(os.path.abspath(path))
+  own = os.path.basename(places.absolute(path).rstrip("/"))
   return Listing(
     tuple(found),
     {name: tuple(files) for name, files in splits.items()},

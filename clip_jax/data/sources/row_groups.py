@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet as pq
 
-from clip_jax import errors, regular_files
+from clip_jax import buckets, errors, regular_files
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import open_files
@@ -95,12 +95,9 @@ class ParquetFile:
       DamagedError: it is none, or not whole.
       UserError: it cannot be read.
     """
-    self._map = (
-      map_file(path, magic=(_MAGIC,), other="not_parquet")
-      if mapped is None
-      else mapped
+    self._bytes: _Mapped | _Object = (
+      _Object(path) if buckets.is_address(path) else _Mapped(path, mapped)
     )
-    self._buffer = pa.py_buffer(self._map)
     try:
       opened = self._open()
       self._metadata = opened.metadata
@@ -117,28 +114,26 @@ class ParquetFile:
     except BROKEN:
       raise DamagedError(path, "bad_footer") from None
     rows = self.footer.rows
-    most = _MAX_ROWS_A_BYTE * self._buffer.size
+    most = _MAX_ROWS_A_BYTE * self._bytes.size
     if min(rows, default=0) < 0 or sum(rows) > max(most, _FEW_ROWS):
       raise DamagedError(path, "bad_footer")
 
   def _digest(self) -> str:
     """Returns a digest of the footer; its size stands behind it."""
-    size = int.from_bytes(
-      self._buffer.slice(self._buffer.size - 8, 4), "little"
-    )
-    start = max(0, self._buffer.size - 8 - size)
-    return hashlib.sha256(self._buffer.slice(start)).hexdigest()
+    whole = self._bytes.size
+    size = int.from_bytes(self._bytes.read(max(0, whole - 8), 4), "little")
+    start = max(0, whole - 8 - size)
+    return hashlib.sha256(self._bytes.read(start, whole - start)).hexdigest()
 
   def _open(self, metadata: Any = None) -> pq.ParquetFile:
-    source = pa.BufferReader(self._buffer)
+    source = self._bytes.open()
     return pq.ParquetFile(source, metadata=metadata, pre_buffer=False)
 
   def unpack(self, group: int, columns: Sequence[str]) -> "Unpacked":
     """Returns the rows of a row group, up to a damage in it."""
     step = max(_MIN_ROWS, self.footer.rows[group] // _MAX_PIECES)
     pieces, total, problem = [], 0, "damaged_record"
-    # To read a mapped file where it ends no longer kills the process.
-    if self._map.size() < self._buffer.size:
+    if self._bytes.is_cut():
       return Unpacked([], "truncated")
     try:
       # A reader of its own: those of pyarrow are not made for several threads.
@@ -154,6 +149,50 @@ class ParquetFile:
     except BROKEN:
       pass  # The rows that are missing are bad records.
     return Unpacked(pieces, problem)
+
+
+class _Mapped:
+  """The bytes of a file of the disk."""
+
+  def __init__(self, path: str, mapped: mmap.mmap | None):
+    if mapped is None:
+      mapped = map_file(path, magic=(_MAGIC,), other="not_parquet")
+    self._map = mapped
+    self._buffer = pa.py_buffer(self._map)
+    self.size = self._buffer.size
+
+  def read(self, start: int, size: int) -> Any:
+    return self._buffer.slice(start, size)
+
+  def open(self) -> Any:
+    return pa.BufferReader(self._buffer)
+
+  def is_cut(self) -> bool:
+    """Whether it is shorter now: to read on there would kill the process."""
+    return self._map.size() < self.size
+
+
+class _Object:
+  """The bytes of an object in a bucket."""
+
+  def __init__(self, path: str):
+    try:
+      self._file = buckets.File(path)
+    except FileNotFoundError:
+      raise DamagedError(path, "dangling_link") from None
+    self.size = self._file.status().size
+    head = self.read(0, len(regular_files.LFS))
+    if not head.startswith(_MAGIC):
+      raise _damage(path, head, "not_parquet")
+
+  def read(self, start: int, size: int) -> bytes:
+    return self._file.read(offset=start, size=size)
+
+  def open(self) -> Any:
+    return pa.PythonFile(buckets.stream(self._file), mode="r")
+
+  def is_cut(self) -> bool:
+    return False  # Objects are replaced, never changed; that is told.
 
 
 class Unpacked:
@@ -235,17 +274,20 @@ def map_file(path: str, *, magic: tuple[bytes, ...], other: str) -> mmap.mmap:
     with regular_files.open_regular(path) as file:
       size = os.fstat(file.fileno()).st_size
       head = file.read(len(regular_files.LFS))
-      if size and head.startswith(magic):
+      if head.startswith(magic):
         return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
   except FileNotFoundError:
     raise DamagedError(path, "dangling_link") from None
   except OSError as error:
     raise errors.UserError(f"Cannot read {path}: {error.strerror}.") from error
-  if not size:
-    raise DamagedError(path, "empty")
-  raise DamagedError(
-    path, "lfs_pointer" if head == regular_files.LFS else other
-  )
+  raise _damage(path, head, other)
+
+
+def _damage(path: str, head: bytes, other: str) -> DamagedError:
+  if not head:
+    return DamagedError(path, "empty")
+  is_pointer = head == regular_files.LFS
+  return DamagedError(path, "lfs_pointer" if is_pointer else other)
 
 
 @dataclasses.dataclass(frozen=True)

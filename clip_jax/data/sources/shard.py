@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from clip_jax import errors, json_text
+from clip_jax import errors, json_text, places
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import kept_index, naming, strings, tar
@@ -142,7 +142,7 @@ def index_shard(path: str, *, labels: Container[str] = ()) -> Shard:
       grouper.left_out.add(item.name)
     else:
       grouper.add(part, item)
-  return grouper.finish(os.path.getsize(path) if os.path.exists(path) else 0)
+  return grouper.finish(places.status(path).size if places.exists(path) else 0)
 
 
 def stated_count(path: str) -> int | None:

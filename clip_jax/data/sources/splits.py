@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from clip_jax import errors
+from clip_jax import errors, places
 from clip_jax.data import builtin, sources
 from clip_jax.data.sources import (
   hf_files,
@@ -64,8 +64,8 @@ def train_and_test(
 
 def _folders(path: str) -> tuple[str, str] | None:
   """Returns the folders to train and to test on inside of one, or None."""
-  path = os.path.expanduser(path)
-  names = os.listdir(path) if os.path.isdir(path) else []
+  path = places.expanded(path)
+  names = places.names(path) if places.is_folder(path) else []
   return split_names.train_and_test(names)
 
 

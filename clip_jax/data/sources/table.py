@@ -31,7 +31,7 @@ from typing import TextIO
 
 import numpy as np
 
-from clip_jax import errors, regular_files, terminal
+from clip_jax import errors, places, regular_files, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
@@ -189,8 +189,8 @@ def index_rows(
 
 def open_table(path: str, options: dict[str, str]) -> Table:
   """Opens the table at `path`; the module says what the options are."""
-  path = os.path.expanduser(path)
-  if not os.path.isfile(path):
+  path = places.expanded(path)
+  if not places.is_file(path):
     raise errors.UserError(
       f"csv:{path} is not a file.{errors.beside(path)} Check the path, which "
       "is taken from the working directory."
@@ -198,10 +198,8 @@ def open_table(path: str, options: dict[str, str]) -> Table:
   images = image_files.open_files(
     [os.path.dirname(path)], options, scheme="csv", folders=_IMAGE_FOLDERS
   )
-  found = os.stat(path)
-  file = open_files.SameFile(
-    path, size=found.st_size, changed_ns=found.st_mtime_ns
-  )
+  found = places.status(path)
+  file = open_files.SameFile(path, size=found.size, changed_ns=found.changed_ns)
   index = kept_index.keep(
     "table",
     [path],

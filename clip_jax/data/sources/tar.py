@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from clip_jax import regular_files
+from clip_jax.data.sources import open_files
 
 BLOCK = 512
 MAX_MEMBER_BYTES = 64 * 2**20
@@ -89,8 +90,7 @@ def scan(path: str) -> Iterator[Member | Damage]:
   if os.path.islink(path) and not os.path.exists(path):
     yield Damage(0, "dangling_link", at_end=True)
     return
-  with regular_files.open_regular(path) as file:
-    yield from _Scan(file.fileno()).run()
+  yield from _Scan(open_files.RawFile(path, ahead=True)).run()
 
 
 def heads(block: bytes, size: int) -> bool:
@@ -103,9 +103,9 @@ def heads(block: bytes, size: int) -> bool:
 class _Scan:
   """One pass over one archive."""
 
-  def __init__(self, descriptor: int):
-    self._descriptor = descriptor
-    self._end = os.fstat(descriptor).st_size
+  def __init__(self, file: open_files.RawFile):
+    self._file = file
+    self._end = file.status().size
     # What a long name or a pax header says about the header after it.
     self._next: dict[str, bytes] = {}
     # The last member, held back until the header behind it is found: whether
@@ -115,7 +115,7 @@ class _Scan:
     self._ended = False
 
   def _read(self, offset: int, size: int) -> bytes:
-    return os.pread(self._descriptor, size, offset)
+    return self._file.read(offset=offset, size=size)
 
   def _release(self) -> Iterator[Member]:
     if self._last is not None:

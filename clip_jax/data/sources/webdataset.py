@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, terminal
+from clip_jax import errors, places, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
@@ -290,17 +290,17 @@ def open_webdataset(path: str, options: dict[str, Any]) -> WebDataset:
     class_names=class_names,
     templates=templates,
   )
-  directory = os.path.expanduser(path)
-  if os.path.isdir(directory):
-    for name in sorted(filter(_PACKED.search, os.listdir(directory))):
+  directory = places.expanded(path)
+  if places.is_folder(directory):
+    for name in filter(_PACKED.search, places.names(directory)):
       source.account.left_out.add(name)
   return source
 
 
 def _beside(shard: str, name: str) -> str | None:
-  directory = os.path.dirname(os.path.abspath(shard))
+  directory = os.path.dirname(places.absolute(shard))
   for place in (directory, os.path.dirname(directory)):
     candidate = os.path.join(place, name)
-    if os.path.isfile(candidate):
+    if places.is_file(candidate):
       return candidate
   return None

@@ -52,21 +52,24 @@ def path_of(out: pathlib.Path, name: str) -> pathlib.Path:
 
 def write(out: pathlib.Path, result: Mapping[str, Any]) -> None:
   """Writes one set's result, as a whole or not at all."""
-  text = json.dumps(result, indent=2, ensure_ascii=True) + "\n"
+  sealed = json_text.seal(dict(result))
+  text = json.dumps(sealed, indent=2, ensure_ascii=True) + "\n"
   _replace(path_of(out, result["set"]), text)
 
 
 def read(out: pathlib.Path, name: str, *, key: str) -> dict[str, Any] | None:
   """Returns the finished result of a set, if its key is `key`.
 
-  A file that is damaged counts as none.
+  A file that is damaged, or was changed by hand, counts as none.
   """
   path = path_of(out, name)
   try:
-    found = json_text.parse(
-      regular_files.read_regular(path, limit=json_text.MAX_BYTES)
+    found = json_text.unseal(
+      json_text.parse(
+        regular_files.read_regular(path, limit=json_text.MAX_BYTES)
+      )
     )
-  except (OSError, errors.UserError):
+  except (OSError, ValueError):
     return None
   finished = found.get("key") == key and found.get("set") == name
   known = found.get("values") or found.get("status") == NO_METRIC

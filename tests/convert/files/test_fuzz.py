@@ -106,18 +106,16 @@ def _read_all(tensors):
 def _repacked(data: bytes, rng, member) -> bytes:
   """Mutates one member of a zip archive under a correct checksum."""
   file = io.BytesIO()
-  with (
-    zipfile.ZipFile(io.BytesIO(data)) as archive,
-    zip_directory.Writer(file) as packed,
-  ):
+  with zipfile.ZipFile(io.BytesIO(data)) as archive:
     names = archive.namelist()
     chosen = [name for name in names if member(name)]
     chosen = chosen[int(rng.integers(len(chosen)))]
-    for name in names:
-      content = archive.read(name)
-      if name == chosen:
-        content = mutate(rng, content)
-      packed.add(name, [content], len(content))
+    contents = {name: archive.read(name) for name in names}
+  contents[chosen] = mutate(rng, contents[chosen])
+  zip_directory.write(
+    file,
+    [(name, [content], len(content)) for name, content in contents.items()],
+  )
   return file.getvalue()
 
 

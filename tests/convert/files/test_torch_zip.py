@@ -197,11 +197,8 @@ def test_big_endian_archives_are_read(tmp_path):
   torch.save(tensors, buffer)
   path = tmp_path / "w.pt"
   names = list(tensors)
-  with (
-    zipfile.ZipFile(buffer) as archive,
-    path.open("wb") as file,
-    zip_directory.Writer(file) as swapped,
-  ):
+  swapped = []
+  with zipfile.ZipFile(buffer) as archive:
     for name in archive.namelist():
       data = archive.read(name)
       if name.endswith("byteorder"):
@@ -209,7 +206,9 @@ def test_big_endian_archives_are_read(tmp_path):
       elif "/data/" in name:
         dtype = np.dtype(DTYPES[names[int(name.rpartition("/")[2])]])
         data = np.frombuffer(data, f"u{dtype.itemsize}").byteswap().tobytes()
-      swapped.add(name, [data], len(data))
+      swapped.append((name, [data], len(data)))
+  with path.open("wb") as file:
+    zip_directory.write(file, swapped)
   _assert_same(torch_zip.read(path).tensors, tensors)
 
 

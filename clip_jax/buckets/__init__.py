@@ -1,0 +1,227 @@
+"""Objects in buckets: gs://BUCKET/NAME and s3://BUCKET/NAME.
+
+Arrow's clients list objects and read S3. TensorStore's reads Cloud Storage,
+where Arrow's keeps all threads of Python waiting. Both are installed anyway,
+and find the credentials that the programs of Google and Amazon find. Other
+servers are named by `AWS_ENDPOINT_URL`, and by `STORAGE_EMULATOR_HOST` together
+with `TENSORSTORE_GCS_HTTP_URL`.
+
+What fails for a moment is tried again, eight times in all, after waits that
+double; what will not mend itself is a `UserError` at once.
+"""
+
+import io
+import os
+import re
+from typing import Any, NamedTuple
+
+from clip_jax import errors
+from clip_jax.buckets import attempts, clients
+
+_AHEAD_BYTES = 2**20
+_ADDRESS = re.compile(r"(gs|s3)://")
+
+
+class Status(NamedTuple):
+  """The size of an object and when it was written, in nanoseconds."""
+
+  size: int
+  changed_ns: int
+
+
+class Entry(NamedTuple):
+  """What lies below a folder.
+
+  Attributes:
+    name: its path below the folder.
+    is_folder: whether it is a folder of further objects.
+  """
+
+  name: str
+  is_folder: bool
+
+
+def is_address(path: object) -> bool:
+  """Whether `path` is the address of something in a bucket."""
+  return _ADDRESS.match(str(path)) is not None
+
+
+def status(address: str) -> Status:
+  """Returns what is known of an object.
+
+  Raises:
+    FileNotFoundError: there is none of this name.
+    UserError: it cannot be known.
+  """
+  found = _info(address)
+  if not found.is_file:
+    raise FileNotFoundError(2, "No such object", address)
+  return _status(found)
+
+
+def kind(address: str) -> str | None:
+  """Returns "file", "folder", or None where there is nothing.
+
+  Raises:
+    UserError: it cannot be known.
+  """
+  found = _info(address)
+  if found.is_file:
+    return "file"
+  return "folder" if found.type.name == "Directory" else None
+
+
+def entries(address: str, *, below: bool = False) -> list[Entry]:
+  """Returns what lies in a folder, in order of names; none where nothing is.
+
+  Args:
+    address: of the folder.
+    below: whether to list the objects of its folders, too.
+
+  Raises:
+    UserError: it cannot be listed.
+  """
+  from pyarrow import fs
+
+  place = clients.place(address)
+  # Cloud Storage's client tells of no folders: they are parts of names.
+  deep = below or address.startswith("gs:")
+
+  def ask() -> list[Any]:
+    selector = fs.FileSelector(place, recursive=deep, allow_not_found=True)
+    return clients.client(address).get_file_info(selector)
+
+  names: dict[str, bool] = {}
+  for found in attempts.retried(address, ask):
+    name, is_folder = found.path[len(place) :].strip("/"), not found.is_file
+    if below and is_folder:
+      continue
+    if not below:
+      name, slash, _ = name.partition("/")
+      is_folder = is_folder or bool(slash)
+    if name:
+      names[name] = names.get(name, False) or is_folder
+  return [Entry(name, names[name]) for name in sorted(names)]
+
+
+class File:
+  """An object that is read at given positions, from any threads."""
+
+  def __init__(self, address: str, *, ahead: bool = False):
+    """Asks for its size.
+
+    Args:
+      address: of the object.
+      ahead: whether more is read at a time than is asked for, and kept; then
+        one thread only may read.
+
+    Raises:
+      FileNotFoundError: there is none.
+      UserError: it cannot be read.
+    """
+    self.address = address
+    self._status = status(address)
+    self._ahead = ahead
+    self._window, self._start = b"", 0
+    self._reader = clients.READERS[address[:2]](address)
+
+  def status(self) -> Status:
+    """Returns what was known of it when it was opened."""
+    return self._status
+
+  def read(self, *, offset: int, size: int) -> bytes:
+    """Reads up to `size` bytes; fewer only at the end of the object.
+
+    Raises:
+      UserError: they cannot be read.
+    """
+    size = max(0, min(size, self._status.size - offset))
+    if not size:
+      return b""
+    if not self._ahead:
+      return self._read(offset, size)
+    at = offset - self._start
+    if at < 0 or at + size > len(self._window):
+      most = min(max(size, _AHEAD_BYTES), self._status.size - offset)
+      self._window, self._start, at = self._read(offset, most), offset, 0
+    return self._window[at : at + size]
+
+  def _read(self, offset: int, size: int) -> bytes:
+    def ask() -> bytes:
+      data = self._reader.read(offset, size)
+      if len(data) != size:
+        raise OSError(f"only {len(data):,} of {size:,} bytes came")
+      return data
+
+    try:
+      return attempts.retried(self.address, ask)
+    except FileNotFoundError:
+      raise errors.UserError(
+        f"{self.address} was removed or replaced since it was opened; start "
+        "again, and leave it alone meanwhile."
+      ) from None
+
+
+class _Stream(io.RawIOBase):
+  """A `File` as Python reads files."""
+
+  def __init__(self, file: File):
+    self._file, self._at = file, 0
+
+  def readable(self) -> bool:
+    return True
+
+  def seekable(self) -> bool:
+    return True
+
+  def tell(self) -> int:
+    return self._at
+
+  def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+    base = {
+      os.SEEK_SET: 0,
+      os.SEEK_CUR: self._at,
+      os.SEEK_END: self._file.status().size,
+    }[whence]
+    self._at = max(0, base + offset)
+    return self._at
+
+  def readinto(self, buffer: Any) -> int:
+    data = self._file.read(offset=self._at, size=len(buffer))
+    buffer[: len(data)] = data
+    self._at += len(data)
+    return len(data)
+
+
+def stream(
+  file: File, *, buffer_bytes: int = _AHEAD_BYTES
+) -> io.BufferedReader:
+  """Returns `file` as a file of Python's, which reads ahead."""
+  return io.BufferedReader(_Stream(file), buffer_bytes)
+
+
+def read(address: str, *, limit: int) -> bytes:
+  """Returns an object's bytes, at most `limit` + 1 of them.
+
+  Raises:
+    FileNotFoundError: there is none.
+    UserError: it cannot be read.
+  """
+  file = File(address)
+  return file.read(offset=0, size=min(file.status().size, limit + 1))
+
+
+def _info(address: str) -> Any:
+  place = clients.place(address)
+  try:
+    return attempts.retried(
+      address, lambda: clients.client(address).get_file_info(place)
+    )
+  except FileNotFoundError:
+    from pyarrow import fs
+
+    return fs.FileInfo(place, fs.FileType.NotFound)
+
+
+def _status(found: Any) -> Status:
+  return Status(found.size, found.mtime_ns or 0)

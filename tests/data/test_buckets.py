@@ -1,0 +1,258 @@
+"""Data in buckets are those on disk, also where the network has faults."""
+
+import pickle
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet as pq
+
+import bucket_stand_in
+from clip_jax import buckets, cli, errors, places
+from clip_jax.buckets import attempts, clients
+from clip_jax.data import sources
+
+SCHEMES = ("gs", "s3")
+FAULTS = ("500", "503", "429", "cut", "reset")
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+  """A store that both schemes lead to; attempts follow each other at once."""
+  monkeypatch.setattr(attempts, "FIRST_WAIT_SECONDS", 0.001)
+  monkeypatch.setattr(attempts, "LONGEST_WAIT_SECONDS", 0.01)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  with bucket_stand_in.serve() as store:
+    store.objects["data-1"] = {}
+    for name, value in store.environment.items():
+      monkeypatch.setenv(name, value)
+    yield store
+
+
+@pytest.fixture
+def data(tmp_path, pairs, write_tar, members):
+  """A folder with the same pairs in each form."""
+  root, records = tmp_path / "data", pairs(6)
+  for name in ("tars", "files", "classes/a b", "classes/c"):
+    (root / name).mkdir(parents=True)
+  write_tar(root / "tars/x-0.tar", members(records[:4]))
+  write_tar(root / "tars/x-1.tar", members(records[4:]))
+  (root / "tars/x-0_stats.json").write_text('{"successes": 5}')
+  lines = ["filepath,title"]
+  for number, record in enumerate(records):
+    (root / f"files/{record.key}.png").write_bytes(record.image)
+    (root / f"files/{record.key}.txt").write_text(record.texts[0])
+    lines.append(f'{record.key}.png,"{record.texts[0]}"')
+    folder = ("a b", "c")[number % 2]
+    (root / f"classes/{folder}/{record.key}.png").write_bytes(record.image)
+  (root / "files/.hidden").write_text("no")
+  (root / "files/pairs.csv").write_text("\n".join(lines))
+  table = pa.table(
+    {
+      "image": [record.image for record in records],
+      "caption": [record.texts[0] for record in records],
+    }
+  )
+  (root / "tables").mkdir()
+  pq.write_table(table, root / "tables/train-00000-of-00001.parquet")
+  return root
+
+
+ADDRESSES = (
+  "wds:{}/tars/x-{{0..1}}.tar",
+  "wds:{}/tars/x-*.tar",
+  "wds:{}/**/x-[01].tar",
+  "wds:{}/tars",
+  "csv:{}/files/pairs.csv",
+  "csv:{}/files/pairs.csv?root={}/files",
+  "folder:{}/files",
+  "folder:{}/classes",
+  "parquet:{}/tables",
+  "parquet:{}/tables/train",
+  "parquet:{}/tables/*.parquet?split=held_out",
+)
+
+
+def _content(address):
+  source = sources.open_source(address)
+  records = []
+  for index in range(len(source)):
+    record = source[index]
+    records.append((record.key, record.image, record.texts, record.label))
+  told = source.account
+  return (
+    records,
+    source.fingerprint,
+    source.class_names,
+    told.left_out.as_json(),
+    [(path.rpartition("/")[2], *rest) for path, *rest in told.damages],
+  )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_a_bucket_holds_what_the_disk_does(address, scheme, store, data):
+  store.upload("data-1", data)
+  bucket = f"{scheme}://data-1"
+  found = _content(address.format(*[bucket] * address.count("{}")))
+  assert found == _content(address.format(*[data] * address.count("{}")))
+  assert len(found[0]) >= 1
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_twenty_faults_change_nothing(scheme, store, data):
+  store.upload("data-1", data)
+  addresses = [x for x in ADDRESSES if x.count("{}") == 1]
+  disk = [_content(address.format(data)) for address in addresses]
+  # After a fault of other requests, Google's client waits for a second.
+  store.faulty = "alt=media" if scheme == "gs" else ""
+  for fault in FAULTS * 4:
+    store.faults.extend((fault, ""))
+  found = []
+  for address in addresses:
+    found.append(_content(address.format(f"{scheme}://data-1")))
+    if not store.faults:
+      break
+  assert store.happened == list(FAULTS * 4)
+  assert found == disk[: len(found)]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_listing_is_asked_for_again(scheme, store):
+  store.put("data-1", "a/b.tar", b"x")
+  store.faults.append("503")
+  assert buckets.entries(f"{scheme}://data-1") == [buckets.Entry("a", True)]
+  assert store.happened == ["503"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_an_answer_that_does_not_come_is_asked_for_again(
+  scheme, store, monkeypatch
+):
+  store.put("data-1", "a.bin", bytes(range(100)))
+  file = buckets.File(f"{scheme}://data-1/a.bin")
+  assert file.read(offset=90, size=20) == bytes(range(90, 100))
+  monkeypatch.setattr(clients, "TIMEOUT_SECONDS", 0.3)
+  store.faults.append("stall")
+  assert file.read(offset=10, size=5) == bytes(range(10, 15))
+  assert store.happened == ["stall"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_stays_broken_is_told_after_some_attempts(scheme, store):
+  store.put("data-1", "a.bin", b"abc")
+  file = buckets.File(f"{scheme}://data-1/a.bin")
+  store.refuse = 503
+  with pytest.raises(errors.UserError, match="could not be reached, 8 times"):
+    file.read(offset=0, size=3)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_who_may_not_read_is_told_so_at_once(scheme, store):
+  store.put("data-1", "a.bin", b"abc")
+  file = buckets.File(f"{scheme}://data-1/a.bin")
+  store.refuse = 403
+  for ask in (
+    lambda: file.read(offset=0, size=3),
+    lambda: buckets.kind(f"{scheme}://data-1/a.bin"),
+    lambda: buckets.entries(f"{scheme}://data-1"),
+    lambda: sources.open_source(f"wds:{scheme}://data-1/{{0..3}}.tar"),
+  ):
+    before = len(store.requests)
+    with pytest.raises(errors.UserError, match=r"denied.*Ask for the right"):
+      ask()
+    assert len(store.requests) - before <= 4
+
+
+def test_who_has_no_credentials_is_told_which_to_give(
+  store, monkeypatch, tmp_path
+):
+  monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+  key = tmp_path / "none.json"
+  monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key))
+  with pytest.raises(errors.UserError, match="gcloud auth application-default"):
+    buckets.kind("gs://data-1/a")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+  ("address", "said"),
+  [
+    ("wds:{}/none.tar", "none.tar' does not exist"),
+    ("wds:{}/*.tar", "No file matches"),
+    ("wds:{}x/a.tar", "data-1x/a.tar' does not exist"),
+    ("csv:{}/none.csv", "is not a file"),
+    ("folder:{}/none", "is not a directory"),
+    ("parquet:{}/none.parquet", "holds no .parquet files"),
+    ("csv:{}/a.csv?root=gs://data-1/none", "is not a directory"),
+  ],
+)
+def test_what_is_not_in_a_bucket_is_named(address, said, scheme, store):
+  store.put("data-1", "a.csv", b"filepath,title\na.png,a\n")
+  with pytest.raises(errors.UserError, match=said):
+    sources.open_source(address.format(f"{scheme}://data-1"))
+
+
+def test_a_server_that_is_not_there_is_told(store, monkeypatch):
+  monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+  with pytest.raises(errors.UserError, match=r"8 times: .*connect to server"):
+    sources.open_source("wds:s3://data-1/a.tar")
+
+
+def test_data_that_changed_since_are_not_read_on(store):
+  store.put("data-1", "a.bin", b"abc")
+  file = buckets.File("gs://data-1/a.bin")
+  assert file.read(offset=0, size=2) == b"ab"
+  del store.objects["data-1"]["a.bin"]
+  with pytest.raises(errors.UserError, match="removed or replaced"):
+    file.read(offset=0, size=3)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_source_goes_to_other_processes(scheme, store, data):
+  store.upload("data-1", data)
+  source = sources.open_source(f"wds:{scheme}://data-1/tars")
+  other = pickle.loads(pickle.dumps(source))
+  assert other[3].image == source[3].image
+
+
+def test_an_image_is_one_request_and_headers_few(store, data):
+  store.upload("data-1", data)
+  source = sources.open_source("wds:s3://data-1/tars/x-{0..1}.tar")
+  source[0]
+  store.requests.clear()
+  source[1]
+  assert len(store.requests) == 2  # The text and the image.
+
+
+@pytest.mark.parametrize(
+  ("pattern", "expected"),
+  [
+    ("*", ["a.tar", "b"]),
+    ("b/*", ["b/c.tar", "b/d"]),
+    ("**/*.tar", ["a.tar", "b/c.tar", "b/d/e.tar"]),
+    ("?/[!x].tar", ["b/c.tar"]),
+    ("*/.*", ["b/.f.tar"]),
+  ],
+)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_globs_match_as_on_disk(pattern, expected, scheme, store, tmp_path):
+  for name in ("a.tar", "b/c.tar", "b/d/e.tar", "b/.f.tar", "b/.g/h.tar"):
+    store.put("data-1", name, b"x")
+  store.upload("data-1", tmp_path / "none")
+  names = places.matching(f"{scheme}://data-1/{pattern}")
+  assert [
+    name.removeprefix(f"{scheme}://data-1/") for name in names
+  ] == expected
+
+
+def test_the_command_line_reads_a_bucket(store, data, capsys):
+  store.upload("data-1", data)
+  for address in ("wds:gs://data-1/tars", "csv:s3://data-1/files/pairs.csv"):
+    cli.main(["data", "inspect", address, "--json"])
+    assert '"records": 6' in capsys.readouterr().out
+  with pytest.raises(SystemExit):
+    cli.main(["data", "inspect", "gs://data-1/tars"])
+  assert "give csv:gs://data-1/tars or" in capsys.readouterr().err
+  with pytest.raises(SystemExit):
+    cli.main(["data", "inspect", "tfrecord:gs://data-1/tars"])
+  assert "is not read from buckets" in capsys.readouterr().err
