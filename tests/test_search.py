@@ -15,7 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from clip_jax import errors, search
-from clip_jax.search import builder, index_files, record_table
+from clip_jax.search import builder, entry_table, index_files
 from clip_jax.search.on_device import DeviceIndex
 
 
@@ -129,7 +129,7 @@ def test_the_embeddings_are_an_ordinary_npy_file(tmp_path):
 
 
 def test_the_records_are_an_ordinary_parquet_table(tmp_path, monkeypatch):
-  monkeypatch.setattr(record_table, "ROWS_PER_GROUP", 4)
+  monkeypatch.setattr(entry_table, "ROWS_PER_GROUP", 4)
   embeds = units(3, 11)
   meta = make_index(tmp_path, embeds)
   path = tmp_path / meta["files"]["records"]["name"]
@@ -155,11 +155,11 @@ def test_names_that_are_no_utf8_are_written_as_json_has_them(tmp_path):
     made.add(units(5, 2), [search.Entry(n, (n,), n) for n in names])
   index = search.Index(tmp_path)
   assert [index.key(i) for i in range(2)] == ["caf\\udce9.jpg", "\\ud800"]
-  assert index.key(0) == record_table.text(names[0])
+  assert index.key(0) == entry_table.text(names[0])
 
 
 def test_texts_are_not_all_in_memory(tmp_path):
-  rows, batches = record_table.ROWS_PER_GROUP, 10
+  rows, batches = entry_table.ROWS_PER_GROUP, 10
   caption = "a" * 3000  # 30 MB of all batches.
   tracemalloc.start()
   try:
@@ -571,7 +571,7 @@ def as_parquet(rows):
     for own, kind in zip(zip(*rows, strict=True), kinds, strict=True)
   ]
   file = io.BytesIO()
-  parquet.write_table(pa.table(columns, schema=record_table.SCHEMA), file)
+  parquet.write_table(pa.table(columns, schema=entry_table.SCHEMA), file)
   return file.getvalue()
 
 

@@ -11,7 +11,7 @@ from clip_jax import errors, preprocess
 from clip_jax import search as search_lib
 from clip_jax.app import answering, drawn, limits
 from clip_jax.data import sources
-from clip_jax.search import record_table
+from clip_jax.search import entry_table
 
 _LOGGER = logging.getLogger(__name__)
 _THUMBNAILS_KEPT = 512
@@ -108,7 +108,7 @@ class Pictures:
         record = self._source[row + offset]
       except sources.BadRecord:
         continue
-      if record_table.text(record.key) == key:
+      if entry_table.text(record.key) == key:
         self._remember(row, offset)
         return record.image
     if most < last:

@@ -7,6 +7,7 @@ new one, whenever a build is killed.
 """
 
 from clip_jax.search.builder import Builder, build
+from clip_jax.search.entry_table import Entry
 from clip_jax.search.exchange import (
   SUFFIXES,
   ExportedIndex,
@@ -15,7 +16,6 @@ from clip_jax.search.exchange import (
 )
 from clip_jax.search.holding import check_replaceable
 from clip_jax.search.index import Hit, Index, nearest
-from clip_jax.search.table import Entry
 
 __all__ = [
   "SUFFIXES",

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors, json_text, names, regular_files
-from clip_jax.search import holding, index_files, record_table
+from clip_jax.search import entry_table, holding, index_files
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Builder:
         self._commit()
         self._hold.keep("")
 
-  def add(self, embeds: np.ndarray, entries: list[record_table.Entry]) -> None:
+  def add(self, embeds: np.ndarray, entries: list[entry_table.Entry]) -> None:
     """Appends unit embeddings (n, embed) and their n entries of the table.
 
     Raises:
@@ -149,7 +149,7 @@ class Builder:
       self._write_header()
     assert embeds.shape[1] == self._embed_dim, embeds.shape
     self._embeds.write(index_files.stored(embeds, self.dtype).data)
-    self._records.writelines(map(record_table.to_line, entries))
+    self._records.writelines(map(entry_table.to_line, entries))
     self.rows += len(entries)
 
   def _write_header(self) -> None:
@@ -175,8 +175,8 @@ class Builder:
     self._records.seek(0)
     written = self._stack.enter_context(_partial_file(self.directory))
     try:
-      record_table.write(written, self._records)
-    except record_table.DamagedError:
+      entry_table.write(written, self._records)
+    except entry_table.DamagedError:
       self._hold.keep("")  # It would be so again.
       raise errors.UserError(
         f"What a stopped build has left in {self.directory} is damaged; it is "
@@ -313,9 +313,7 @@ def build(
         embeds = embed_images(batch["image"])
         columns = (batch[name] for name in ("key", "texts", "path"))
         entries = zip(*columns, strict=True)
-        builder.add(
-          embeds, list(itertools.starmap(record_table.Entry, entries))
-        )
+        builder.add(embeds, list(itertools.starmap(entry_table.Entry, entries)))
         done += 1
         if time.monotonic() - kept >= SECONDS_TO_KEEP:
           builder.keep_so_far({"batches": done, "counts": dict(counts)})

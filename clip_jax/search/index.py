@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from clip_jax import errors, names
-from clip_jax.search import index_files, record_table
+from clip_jax.search import entry_table, index_files
 
 _ROWS_PER_CHUNK = 1 << 16
 
@@ -71,8 +71,8 @@ class Index:
     with self._verified("records") as file:
       mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
-      self._table = record_table.Table(mapped, name=name)
-    except record_table.DamagedError as error:
+      self._table = entry_table.Table(mapped, name=name)
+    except entry_table.DamagedError as error:
       raise self._damaged(str(error)) from None
     if len(self._table) != len(self.embeds):
       raise self._damaged(
@@ -209,10 +209,10 @@ class Index:
     """Returns the key of the record at a position, from 0."""
     return self._entries([index])[index].key
 
-  def _entries(self, rows: Iterable[int]) -> dict[int, record_table.Entry]:
+  def _entries(self, rows: Iterable[int]) -> dict[int, entry_table.Entry]:
     try:
       return self._table.entries(rows)
-    except record_table.DamagedError as error:
+    except entry_table.DamagedError as error:
       raise self._damaged(str(error)) from None
 
 

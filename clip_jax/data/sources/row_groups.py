@@ -155,11 +155,9 @@ class _Mapped:
   """The bytes of a file of the disk."""
 
   def __init__(self, path: str, mapped: mmap.mmap | None):
-    self._map = (
-      map_file(path, magic=(_MAGIC,), other="not_parquet")
-      if mapped is None
-      else mapped
-    )
+    if mapped is None:
+      mapped = map_file(path, magic=(_MAGIC,), other="not_parquet")
+    self._map = mapped
     self._buffer = pa.py_buffer(self._map)
     self.size = self._buffer.size
 
