@@ -47,6 +47,10 @@ class DamagedError(UserError):
   """A file whose content is not valid for its format."""
 
 
+class UnreachableError(UserError):
+  """Data that cannot be read now, whatever they hold: no fault of theirs."""
+
+
 # Above this number only the nearest names are listed.
 _MAX_LISTED = 300
 _MOST_LOOKED_AT = 10_000  # Names of a directory.

@@ -54,7 +54,7 @@ class Store:
     objects: by bucket and name.
     faults: what happens to the next requests, one each: "500", "503", "429",
       "stall" (no answer), "cut" (half of the answer), "reset" or "" (none).
-    faulty: what a request has in its path to meet one of them.
+    faulty: what the method and path of a request hold to meet one of them.
     happened: the faults that requests met.
     refuse: a status that all requests get, or None.
     requests: method and path of each request.
@@ -136,8 +136,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     )
     self.fault = ""
     with self.store.lock:
-      self.store.requests.append(f"{self.command} {self.path}")
-      if self.store.faults and self.store.faulty in self.path:
+      asked = f"{self.command} {self.path}"
+      self.store.requests.append(asked)
+      if self.store.faults and self.store.faulty in asked:
         self.fault = self.store.faults.popleft()
         if self.fault:
           self.store.happened.append(self.fault)

@@ -7,7 +7,7 @@ servers are named by `AWS_ENDPOINT_URL`, and by `STORAGE_EMULATOR_HOST` together
 with `TENSORSTORE_GCS_HTTP_URL`.
 
 What fails for a moment is tried again, eight times in all, after waits that
-double; what will not mend itself is a `UserError` at once.
+double; what will not mend itself is an `UnreachableError` at once.
 """
 
 import io
@@ -51,7 +51,7 @@ def status(address: str) -> Status:
 
   Raises:
     FileNotFoundError: there is none of this name.
-    UserError: it cannot be known.
+    UnreachableError: it cannot be known.
   """
   found = _info(address)
   if not found.is_file:
@@ -63,7 +63,7 @@ def kind(address: str) -> str | None:
   """Returns "file", "folder", or None where there is nothing.
 
   Raises:
-    UserError: it cannot be known.
+    UnreachableError: it cannot be known.
   """
   found = _info(address)
   if found.is_file:
@@ -79,7 +79,7 @@ def entries(address: str, *, below: bool = False) -> list[Entry]:
     below: whether to list the objects of its folders, too.
 
   Raises:
-    UserError: it cannot be listed.
+    UnreachableError: it cannot be listed.
   """
   from pyarrow import fs
 
@@ -117,7 +117,7 @@ class File:
 
     Raises:
       FileNotFoundError: there is none.
-      UserError: it cannot be read.
+      UnreachableError: it cannot be read.
     """
     self.address = address
     self._status = status(address)
@@ -133,7 +133,7 @@ class File:
     """Reads up to `size` bytes; fewer only at the end of the object.
 
     Raises:
-      UserError: they cannot be read.
+      UnreachableError: they cannot be read.
     """
     size = max(0, min(size, self._status.size - offset))
     if not size:
@@ -156,7 +156,7 @@ class File:
     try:
       return attempts.retried(self.address, ask)
     except FileNotFoundError:
-      raise errors.UserError(
+      raise errors.UnreachableError(
         f"{self.address} was removed or replaced since it was opened; start "
         "again, and leave it alone meanwhile."
       ) from None
@@ -205,7 +205,7 @@ def read(address: str, *, limit: int) -> bytes:
 
   Raises:
     FileNotFoundError: there is none.
-    UserError: it cannot be read.
+    UnreachableError: it cannot be read.
   """
   file = File(address)
   return file.read(offset=0, size=min(file.status().size, limit + 1))

@@ -55,7 +55,7 @@ def retried(address: str, ask: Callable[[], _Result]) -> _Result:
       # Not all at once: many processes may wait for the same server.
       time.sleep(wait * random.uniform(0.5, 1.0))
       wait = min(2 * wait, LONGEST_WAIT_SECONDS)
-  raise errors.UserError(
+  raise errors.UnreachableError(
     f"{address} could not be reached, {ATTEMPTS} times: "
     f"{_shortened(reason)}. Check the network, and give the same command again."
   ) from failure
@@ -93,15 +93,15 @@ def _hidden_reason(address: str) -> str | None:
   return None
 
 
-def _refusal(address: str, reason: str) -> errors.UserError:
+def _refusal(address: str, reason: str) -> errors.UnreachableError:
   scheme = address[:2]
   if _REFUSED.search(reason):
-    return errors.UserError(
+    return errors.UnreachableError(
       f"Access to {address} is denied ({_shortened(reason)}). Ask for the "
       "right to read and list that bucket, or take another account: "
       f"{_LOG_IN[scheme]}."
     )
-  return errors.UserError(
+  return errors.UnreachableError(
     f"There are no credentials to read {address}; {_LOG_IN[scheme]}."
   )
 

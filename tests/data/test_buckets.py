@@ -10,6 +10,7 @@ import bucket_stand_in
 from clip_jax import buckets, cli, errors, places
 from clip_jax.buckets import attempts, clients
 from clip_jax.data import sources
+from clip_jax.data.sources import shard
 
 SCHEMES = ("gs", "s3")
 FAULTS = ("500", "503", "429", "cut", "reset")
@@ -144,6 +145,49 @@ def test_what_stays_broken_is_told_after_some_attempts(scheme, store):
   store.refuse = 503
   with pytest.raises(errors.UserError, match="could not be reached, 8 times"):
     file.read(offset=0, size=3)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+  "address", ["wds:{}/tars", "csv:{}/files/pairs.csv", "folder:{}/classes"]
+)
+def test_no_record_is_bad_because_it_cannot_be_read_now(
+  address, scheme, store, data, monkeypatch
+):
+  monkeypatch.setattr(attempts, "ATTEMPTS", 1)
+  store.upload("data-1", data)
+  source = sources.open_source(address.format(f"{scheme}://data-1"))
+  store.refuse = 503
+  with pytest.raises(errors.UserError, match="could not be reached"):
+    source[1]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_no_table_is_damaged_because_it_cannot_be_read_now(
+  scheme, store, data, monkeypatch
+):
+  monkeypatch.setattr(attempts, "ATTEMPTS", 1)
+  store.upload("data-1", data)
+  address = f"{scheme}://data-1/tables/train-00000-of-00001.parquet"
+  # Its size and its first bytes are told, but no more.
+  store.faulty = "alt=media" if scheme == "gs" else "GET"
+  first = [""] if scheme == "gs" else ["", ""]  # S3 is listed, too.
+  for told in range(1, 6):
+    store.faults.clear()
+    store.faults.extend([*first, *[""] * told, *["503"] * 2])
+    with pytest.raises(errors.UserError, match="could not be reached"):
+      sources.open_source(f"parquet:{address}")[0]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_stated_count_that_cannot_be_read_now_is_told(
+  scheme, store, data, monkeypatch
+):
+  monkeypatch.setattr(attempts, "ATTEMPTS", 1)
+  store.upload("data-1", data)
+  store.refuse = 503
+  with pytest.raises(errors.UserError, match="could not be reached"):
+    shard.stated_count(f"{scheme}://data-1/tars/x-0.tar")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

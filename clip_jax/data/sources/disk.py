@@ -54,6 +54,8 @@ def read_file(path: str, *, key: str, limit: int, within: str | None) -> bytes:
       "follow such links"
     )
     raise bad from None
+  except errors.UnreachableError:
+    raise  # The network's fault, as below.
   except ValueError:  # A NUL in the path.
     raise record_lib.BadRecord("read_error", key) from None
   except OSError as error:

@@ -111,6 +111,8 @@ class ParquetFile:
         tuple(group.total_byte_size for group in groups),
         self._digest(),
       )
+    except errors.UnreachableError:
+      raise
     except BROKEN:
       raise DamagedError(path, "bad_footer") from None
     rows = self.footer.rows
@@ -146,6 +148,8 @@ class ParquetFile:
           problem = "too_large"
           break
         pieces.append(piece)
+    except errors.UnreachableError:
+      raise
     except BROKEN:
       pass  # The rows that are missing are bad records.
     return Unpacked(pieces, problem)

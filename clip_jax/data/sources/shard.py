@@ -1,6 +1,5 @@
 """The index of a WebDataset tar shard: its members, put together to samples."""
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -150,11 +149,14 @@ def stated_count(path: str) -> int | None:
   directory, name = os.path.split(path)
   stem = os.path.splitext(name)[0]
   for beside, field in ((f"{stem}_stats.json", "successes"), (_SIZES, name)):
-    # Any other content says nothing of this shard.
-    with contextlib.suppress(OSError, errors.UserError):
+    try:
       count = json_text.read(os.path.join(directory, beside)).get(field)
-      if type(count) is int:
-        return count
+    except errors.UnreachableError:
+      raise
+    except (OSError, errors.UserError):
+      continue  # Any other content says nothing of this shard.
+    if type(count) is int:
+      return count
   return None
 
 
