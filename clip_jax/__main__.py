@@ -3,8 +3,12 @@
 import signal
 
 from clip_jax import interrupts
+from clip_jax.data import parent
 
-interrupts.end_at_once()  # Before the imports, which take some time.
+# Before the imports, which take some time. A worker process, which imports this
+# module where the installed command is its program, ignores Ctrl-C instead.
+parent.begin_if_worker()
+interrupts.end_at_once()
 
 from clip_jax import cli  # noqa: E402
 

@@ -122,3 +122,17 @@ def test_a_remark_goes_to_stderr_and_the_answer_to_stdout(capsys, monkeypatch):
 )
 def test_what_is_remote_is_to_be_mounted(words, fails):
   assert "mount the bucket" in fails(*words.split()).lower()
+
+
+@pytest.mark.parametrize(
+  "words",
+  [
+    "eval none --task zero_shot --data gs://bucket/a",
+    "eval none --task knn --data builtin:digits --train-data s3://bucket/a",
+    "embed none --data gs://bucket/a --out out",
+  ],
+)
+def test_data_without_a_kind_are_refused_before_a_model_is_looked_for(
+  words, fails
+):
+  assert "does not say what kind of data it is" in fails(*words.split())

@@ -22,13 +22,7 @@ FAILED = 1
 AMBIGUOUS = 2
 BROKEN_PIPE = 141  # 128 + SIGPIPE.
 
-# In a worker process, `multiprocessing` imports this program as `__mp_main__`
-# before it imports the loader, which takes seconds; signals and the parent's
-# end must be handled in that time already. In other processes `__mp_main__` is
-# another name of `__main__`.
-if getattr(sys.modules.get("__mp_main__"), "__name__", "") == "__mp_main__":
-  parent.ignore_signals()
-  parent.watch()
+parent.begin_if_worker()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

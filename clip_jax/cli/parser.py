@@ -13,12 +13,13 @@ from typing import Any, NoReturn
 import clip_jax
 from clip_jax import errors, host_devices
 from clip_jax.cli import examples, flags, output, verbs
+from clip_jax.data import schemes
 
 _OVERRIDE = "--config."
 # Arguments that name files, by their names in the usage; an IMAGE that cannot
 # be read does not keep the others from being used.
 _MODELS = ("MODEL", "SOURCE")
-# DATA is checked where it is opened.
+_DATA = ("DATA", "DATA2")
 _PATHS = (
   *("DEST", "DIR", "FILE", "FILE|NAME", "INDEX", "OUT"),
   *("[LANGUAGE=]FILE", *_MODELS),
@@ -83,10 +84,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def check_local(arguments: argparse.Namespace) -> None:
-  """Raises UserError where an argument that names files is an address."""
+  """Raises UserError where an argument that names files is an address.
+
+  Data may be in buckets, by some schemes; all else is on a disk.
+  """
   for action in arguments.asked.arguments:
     given = getattr(arguments, action.dest, None)
     for value in given if isinstance(given, list) else [given]:
+      if action.metavar in _DATA and "://" in str(value):
+        schemes.parse_address(str(value))
       is_path = action.metavar in _PATHS or (
         action.dest in _TEXTS_OR_FILES and _REMOTE.match(str(value))
       )

@@ -4,8 +4,10 @@ Imports nothing heavy: the command line calls it in a worker before the imports
 that take seconds.
 """
 
+import functools
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -46,3 +48,17 @@ def watch() -> None:
       time.sleep(0.2)
 
   end_after(wait)
+
+
+@functools.cache  # Once, whichever module of the command asks first.
+def begin_if_worker() -> None:
+  """Ignores signals and watches the parent, if this is a worker's start.
+
+  There `multiprocessing` imports the program as `__mp_main__` before it imports
+  the loader, which takes seconds; signals and the parent's end must be handled
+  in that time already. In other processes `__mp_main__` is another name of
+  `__main__`.
+  """
+  if getattr(sys.modules.get("__mp_main__"), "__name__", "") == "__mp_main__":
+    ignore_signals()
+    watch()

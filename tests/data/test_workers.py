@@ -162,19 +162,34 @@ def test_ctrl_c_strikes_outside_of_grains_locks():
 
 
 @pytest.mark.skipif(not workers._PROC.is_dir(), reason="needs /proc")
-def test_a_worker_that_still_imports_ends_with_its_parent(tmp_path):
-  # As the command line's program is imported in a process that it starts;
-  # what comes then takes longer than this test.
-  (tmp_path / "program.py").write_text("""
+@pytest.mark.parametrize("slow", ["clip_jax.cli", "grain"])
+def test_a_worker_that_still_imports_ends_with_its_parent(tmp_path, slow):
+  # As the installed command's program is imported in a process that it starts;
+  # the import of `slow` takes longer than this test.
+  (tmp_path / "program.py").write_text(f"""
+import importlib.abc
 import multiprocessing
+import signal
+import sys
 import time
-from clip_jax import cli
+
+class Finder(importlib.abc.MetaPathFinder):
+  def find_spec(self, name, path, target=None):
+    if __name__ == "__mp_main__" and name == {slow!r}:
+      print("importing", flush=True)
+      time.sleep(60)
+
+sys.meta_path.insert(0, Finder())
+from clip_jax.__main__ import main
 
 if __name__ == "__mp_main__":
-  print("importing", flush=True)
-  time.sleep(60)
+  import grain
 elif __name__ == "__main__":
-  multiprocessing.get_context("spawn").Process(target=print).start()
+  worker = multiprocessing.get_context("spawn").Process(target=print)
+  worker.start()
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  worker.join()
+  print("the worker has ended", flush=True)
 """)
   process = subprocess.Popen(
     [sys.executable, tmp_path / "program.py"],
@@ -183,10 +198,12 @@ elif __name__ == "__main__":
   )
   try:
     assert process.stdout.readline() == b"importing\n"
-    os.killpg(process.pid, signal.SIGINT)  # The parent alone heeds it.
-    assert len(group(process.pid)) >= 2
+    os.killpg(process.pid, signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):  # The worker does not heed.
+      process.wait(0.3)
     process.kill()
     assert wait_until(lambda: not group(process.pid), 5)
+    assert process.stdout.read() == b""
   finally:
     with contextlib.suppress(ProcessLookupError):
       os.killpg(process.pid, signal.SIGKILL)

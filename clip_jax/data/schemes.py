@@ -1,0 +1,130 @@
+"""Addresses of data: parsed, before anything is opened or imported for it."""
+
+import re
+import urllib.parse
+
+from clip_jax import buckets, errors
+
+# Scheme: module, function, names of its options. With `split` among them, the
+# function takes splits of the data's own.
+SCHEMES = {
+  "arrayrecord": ("sources.array_record", "open_array_record", ()),
+  "builtin": ("builtin", "open_builtin", ()),
+  "coco": (
+    "sources.coco",
+    "open_coco",
+    ("root", "captions", "images", "links", "split"),
+  ),
+  "csv": (
+    "sources.table",
+    "open_table",
+    ("image", "caption", "root", "sep", "quote", "links"),
+  ),
+  "folder": ("sources.folder", "open_folder", ("layout", "captions", "links")),
+  "hf": (
+    "sources.hf",
+    "open_hf",
+    ("image", "caption", "label", "classes", "root", "links", "split"),
+  ),
+  "parquet": (
+    "sources.parquet",
+    "open_parquet",
+    ("image", "caption", "label", "classes", "root", "links", "split"),
+  ),
+  "tfds": (
+    "sources.tfds",
+    "open_tfds",
+    ("data_dir", "image", "caption", "label", "ignored"),
+  ),
+  "tfrecord": (
+    "sources.tfrecord",
+    "open_tfrecord",
+    ("image", "caption", "label", "classes"),
+  ),
+  "wds": (
+    "sources.webdataset",
+    "open_webdataset",
+    ("captions", "classes", "labels"),
+  ),
+}
+# Whose paths may be addresses in buckets, gs://… and s3://….
+_IN_BUCKETS = ("csv", "folder", "parquet", "wds")
+OF_ALL = ("split", "held_out")
+# The "?" of a glob is not followed by `name=`.
+_OPTIONS = re.compile(r"\?((?:[a-z_]+=[^&?]*)(?:&[a-z_]+=[^&?]*)*)$")
+
+
+def has_scheme(text: str) -> bool:
+  """Tells whether `text` begins with a scheme, as an address does."""
+  return text.partition(":")[0] in SCHEMES and ":" in text
+
+
+def parse_address(address: str) -> tuple[str, str, dict[str, str]]:
+  """Splits `SCHEME:PATH?name=value&...` into scheme, path and options.
+
+  A "%26" in a value stands for "&" (percent-encoding as in URLs).
+  """
+  scheme, colon, path = address.partition(":")
+  _check_place(address, scheme, path)
+  if not colon:
+    raise errors.UserError(
+      f"DATA address {address!r} has no scheme. Put one of these in front of"
+      f" it: {', '.join(f'{name}:' for name in sorted(SCHEMES))}."
+    )
+  if scheme not in SCHEMES:
+    raise errors.unknown("DATA scheme", scheme, SCHEMES)
+  options: dict[str, str] = {}
+  if match := _OPTIONS.search(path):
+    path = path[: match.start()]
+    known = dict.fromkeys((*SCHEMES[scheme][2], *OF_ALL))
+    for item in match[1].split("&"):
+      name, _, value = item.partition("=")
+      if name not in known:
+        raise errors.unknown(f"option of {scheme}:", name, known)
+      options[name] = urllib.parse.unquote(value)
+  if not path:
+    raise errors.UserError(f"DATA address {address!r} names no data.")
+  return scheme, path, options
+
+
+def _check_place(address: str, scheme: str, path: str) -> None:
+  """Raises UserError for a remote address that this kind is not read from."""
+  if buckets.is_address(path) and scheme in _IN_BUCKETS:
+    return
+  if buckets.is_address(address):
+    known = " or ".join(f"{name}:{address}" for name in _IN_BUCKETS)
+    raise errors.UserError(
+      f"DATA address {address!r} does not say what kind of data it is; give "
+      f"{known}."
+    )
+  if buckets.is_address(path) and scheme in SCHEMES:
+    raise errors.UserError(
+      f"DATA {address!r}: {scheme}: is not read from buckets, only "
+      f"{', '.join(f'{name}:' for name in _IN_BUCKETS)} are. Mount the bucket "
+      "(gcsfuse, mountpoint-s3) and give the path where it is mounted."
+    )
+  errors.check_local("DATA", path if scheme in _IN_BUCKETS else address)
+
+
+def without_split(address: str) -> str:
+  """Returns `address` without its split, its options in a fixed order."""
+  scheme, path, options = parse_address(address)
+  rest = sorted(x for x in options.items() if x[0] not in OF_ALL)
+  return f"{scheme}:{path}?{rest}"
+
+
+def split_address(address: str, split: str, held_out: float) -> str:
+  """Returns the address of one of the two parts of the data at `address`.
+
+  Raises:
+    UserError: it names a split already.
+  """
+  options = parse_address(address)[2]
+  if "split" in options:
+    raise errors.UserError(
+      f"{address} names its split already: leave that out, or set "
+      "data.held_out=0 and give the evaluations their own data."
+    )
+  return (
+    f"{address}{'&' if options else '?'}split={split}&held_out={held_out:g}"
+  )
