@@ -1,11 +1,17 @@
 """Files and folders at paths of the disk, or at addresses in buckets."""
 
+import concurrent.futures
 import fnmatch
 import glob
 import os
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
 
 from clip_jax import buckets
+
+_THREADS = 32  # Hides the latency of buckets and of network storage.
+_Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
 
 
 class Status(NamedTuple):
@@ -21,6 +27,21 @@ def expanded(path: str) -> str:
   return os.path.expanduser(path)
 
 
+def of_each(
+  function: Callable[[_Item], _Answer], items: Iterable[_Item]
+) -> list[_Answer]:
+  """Returns what `function` returns for each item, called in threads."""
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    return list(pool.map(function, items))
+
+
+def seen_from(path: str) -> str:
+  """Returns what an error says of where paths begin; of addresses, nothing."""
+  if buckets.is_address(path):
+    return ""
+  return ", as it is seen from the working directory"
+
+
 def exists(path: str) -> bool:
   """Whether there is a file or a folder."""
   if buckets.is_address(path):
@@ -28,18 +49,25 @@ def exists(path: str) -> bool:
   return os.path.exists(path)
 
 
+def kind(path: str) -> str | None:
+  """Returns "file", "folder", "other", or None where there is nothing."""
+  if buckets.is_address(path):
+    return buckets.kind(path)
+  if os.path.isfile(path):
+    return "file"
+  if os.path.isdir(path):
+    return "folder"
+  return "other" if os.path.exists(path) else None
+
+
 def is_file(path: str) -> bool:
   """Whether there is a file."""
-  if buckets.is_address(path):
-    return buckets.kind(path) == "file"
-  return os.path.isfile(path)
+  return kind(path) == "file"
 
 
 def is_folder(path: str) -> bool:
   """Whether there is a folder."""
-  if buckets.is_address(path):
-    return buckets.kind(path) == "folder"
-  return os.path.isdir(path)
+  return kind(path) == "folder"
 
 
 def status(path: str) -> Status:

@@ -17,6 +17,7 @@ import re
 import socket
 import struct
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from xml.sax import saxutils
@@ -58,6 +59,7 @@ class Store:
     happened: the faults that requests met.
     refuse: a status that all requests get, or None.
     requests: method and path of each request.
+    seconds: that pass before each answer.
   """
 
   def __init__(self):
@@ -67,6 +69,7 @@ class Store:
     self.happened: list[str] = []
     self.refuse: int | None = None
     self.requests: list[str] = []
+    self.seconds = 0.0
     self.uploads: dict[str, tuple[str, str, dict[int, bytes]]] = {}
     self.numbers = itertools.count(1)
     self.lock = threading.Lock()
@@ -142,6 +145,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.fault = self.store.faults.popleft()
         if self.fault:
           self.store.happened.append(self.fault)
+    time.sleep(self.store.seconds)
     if self.store.closing.is_set():  # Of a connection that was kept open.
       self.close_connection = True
     elif self.fault == "stall":
@@ -397,6 +401,7 @@ def _described(bucket: str, name: str, found: Object) -> dict[str, object]:
 
 class _Server(http.server.ThreadingHTTPServer):
   daemon_threads = True
+  request_queue_size = 128  # With few, some connections take a second.
 
   def handle_error(self, request, client_address) -> None:
     pass  # A client that hung up; what goes wrong shows at the client.

@@ -1,6 +1,7 @@
 """Data in buckets are those on disk, also where the network has faults."""
 
 import pickle
+import time
 
 import pyarrow as pa
 import pytest
@@ -187,7 +188,7 @@ def test_a_stated_count_that_cannot_be_read_now_is_told(
   store.upload("data-1", data)
   store.refuse = 503
   with pytest.raises(errors.UserError, match="could not be reached"):
-    shard.stated_count(f"{scheme}://data-1/tars/x-0.tar")
+    shard.stated_counts([f"{scheme}://data-1/tars/x-0.tar"])
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -266,6 +267,24 @@ def test_an_image_is_one_request_and_headers_few(store, data):
   store.requests.clear()
   source[1]
   assert len(store.requests) == 2  # The text and the image.
+
+
+@pytest.mark.parametrize(("scheme", "most"), [("gs", 8), ("s3", 9)])
+def test_many_shards_are_opened_by_few_requests_and_several_at_a_time(
+  scheme, most, store, data
+):
+  store.upload("data-1", data)
+  tar, shards = store.objects["data-1"]["tars/x-0.tar"].data, 24
+  for number in range(shards):
+    store.put("data-1", f"many/{number:02d}.tar", tar)
+  store.seconds = 0.03
+  started = time.monotonic()
+  address = f"wds:{scheme}://data-1/many/{{00..{shards - 1}}}.tar?captions=text"
+  assert len(sources.open_source(address)) == 4 * shards
+  seconds = time.monotonic() - started
+  assert len(store.requests) <= most * shards + 20
+  # One after the other they would take longer than all answers.
+  assert seconds < len(store.requests) * store.seconds / 2
 
 
 @pytest.mark.parametrize(

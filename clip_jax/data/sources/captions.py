@@ -7,6 +7,7 @@ Where there are both, the `.txt` counts.
 """
 
 import codecs
+import contextlib
 import io
 import math
 import re
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from clip_jax import errors, json_text, regular_files
+from clip_jax import errors, json_text, places, regular_files
 from clip_jax.data import record as record_lib
 
 # "text": a `.txt` is one caption; "lines": each of its lines is one.
@@ -210,15 +211,16 @@ def propose_lines(
     text_of: the bytes of the `.txt` file of a slot, where it has one.
     slots: number of slots.
   """
-  looked = several = 0
-  for slot in np.linspace(0, slots - 1, min(slots, _LOOKED_AT)).astype(int):
-    try:
-      text = text_of(int(slot))
-    except record_lib.BadRecord:
-      continue
-    if text is not None:
-      looked += 1
-      several += sum(bool(line.strip()) for line in text.splitlines()) > 1
+
+  def lines_of(slot: int) -> int | None:
+    with contextlib.suppress(record_lib.BadRecord):
+      if (text := text_of(slot)) is not None:
+        return sum(bool(line.strip()) for line in text.splitlines())
+    return None
+
+  some = np.linspace(0, slots - 1, min(slots, _LOOKED_AT)).astype(int).tolist()
+  counts = [x for x in places.of_each(lines_of, some) if x is not None]
+  looked, several = len(counts), sum(count > 1 for count in counts)
   if not several:
     return []
   return [

@@ -156,8 +156,8 @@ def open_folder(
   root = places.expanded(path)
   if not places.is_folder(root):
     raise errors.UserError(
-      f"folder:{path} is not a directory; check the path, which is taken from "
-      f"the working directory.{errors.beside(root)}"
+      f"folder:{path} is not a directory; check the path"
+      f"{places.seen_from(root)}.{errors.beside(root)}"
     )
   layout = options.get("layout")
   if layout is not None and layout not in LAYOUTS:

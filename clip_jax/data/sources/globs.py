@@ -24,38 +24,41 @@ def find_files(pattern: str, *, suffix: str) -> list[str]:
     UserError: a file is missing, by name, or a glob or directory has none.
   """
   pattern = places.expanded(pattern)
-  if places.exists(pattern):
-    return _list_directory(pattern, suffix)
+  if (kind := places.kind(pattern)) is not None:
+    return _listed(pattern, kind, suffix)
   files: list[str] = []
   missing: list[str] = []
-  for name in expand_braces(pattern):
-    if places.exists(name):
-      files += _list_directory(name, suffix)
+  names = expand_braces(pattern)
+  for name, kind in zip(names, places.of_each(places.kind, names), strict=True):
+    if kind is not None:
+      files += _listed(name, kind, suffix)
     elif glob.has_magic(name):
       found = places.matching(name)
       if not found:
         raise errors.UserError(f"No file matches {name!r}.")
       # Beside shards lie lists and notes, which a plain * names, too.
       shards = [each for each in found if each.lower().endswith(suffix)]
-      for each in shards or found:
-        files += _list_directory(each, suffix)
+      found = shards or found
+      kinds = places.of_each(places.kind, found)
+      for each, its_kind in zip(found, kinds, strict=True):
+        files += _listed(each, its_kind, suffix)
     else:
       missing.append(name)
   if missing:
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
     raise errors.UserError(
       f"File {missing[0]!r}{more} does not exist.{errors.beside(missing[0])} "
-      "Check the path, and the range where it has one; they are taken from the "
-      "working directory."
+      "Check the path, and the range where it has one"
+      f"{places.seen_from(missing[0])}."
     )
   return files
 
 
-def _list_directory(path: str, suffix: str) -> list[str]:
-  leads_nowhere = os.path.islink(path) and not os.path.exists(path)
-  if places.is_file(path) or leads_nowhere:  # Which is told where it is read.
+def _listed(path: str, kind: str | None, suffix: str) -> list[str]:
+  leads_nowhere = kind is None and os.path.islink(path)
+  if kind == "file" or leads_nowhere:  # Which is told where it is read.
     return [path]
-  if not places.is_folder(path):
+  if kind != "folder":
     raise errors.UserError(f"{path!r} is neither a file nor a directory.")
   there = places.names(path)
   names = [name for name in there if name.lower().endswith(suffix)]

@@ -121,18 +121,18 @@ def forget(index: Index) -> None:
 
 def _stamp(paths: Sequence[str], *, sampled: bool) -> _Stamp | None:
   """Returns what tells files from changed ones; None where one is not there."""
-  stamp = []
+
+  def of_file(path: str) -> list[Any]:
+    found = places.status(path)
+    # Objects are replaced, never changed, and a sample takes a request.
+    is_sampled = sampled and not buckets.is_address(path)
+    times = [found.size, found.changed_ns, found.moved_ns]
+    return times + ([_sample(path, found.size)] if is_sampled else [])
+
   try:
-    for path in paths:
-      found = places.status(path)
-      # Objects are replaced, never changed, and a sample takes a request.
-      is_sampled = sampled and not buckets.is_address(path)
-      times = [found.size, found.changed_ns, found.moved_ns]
-      samples = [_sample(path, found.size)] if is_sampled else []
-      stamp.append(times + samples)
+    return places.of_each(of_file, paths)
   except (OSError, regular_files.NotRegularError):
     return None
-  return stamp
 
 
 def _sample(path: str, size: int) -> str:

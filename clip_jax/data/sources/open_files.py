@@ -1,17 +1,17 @@
 """Reading from many files, from many threads and processes."""
 
 import collections
-import concurrent.futures
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clip_jax import buckets, errors, places, regular_files
 
+# Size and time of change of files, by their paths.
+Statuses = Mapping[str, tuple[int, int]]
 # Well below the usual limit of 1,024 open files a process.
 _MAX_OPEN = 128
-_STATUS_THREADS = 8  # Hides the latency of network storage.
 
 
 class Pool:
@@ -21,8 +21,21 @@ class Pool:
   may still be reading when the pool lets go of it.
   """
 
-  def __init__(self, paths: Sequence[str], *, opener: Callable[[str], Any]):
-    self._start(paths, opener, statuses(paths))
+  def __init__(
+    self,
+    paths: Sequence[str],
+    *,
+    opener: Callable[[str], Any],
+    found: Statuses | None = None,
+  ):
+    """Opens nothing.
+
+    Args:
+      paths: of the files.
+      opener: makes the reader of one.
+      found: their `statuses`, where these are known.
+    """
+    self._start(paths, opener, statuses(paths) if found is None else found)
 
   def _start(self, paths, opener, found):
     self.paths = tuple(paths)
@@ -43,7 +56,8 @@ class Pool:
         return reader
     # Opened outside of the lock: on network storage this takes a while.
     reader = self._opener(self.paths[number])
-    self.check(number)
+    if not isinstance(reader, SameFile):  # Which checks itself.
+      self.check(number)
     with self._lock:
       self._open[number] = reader
       while len(self._open) > _MAX_OPEN:
@@ -143,10 +157,10 @@ def changed(path: str) -> errors.UserError:
 
 
 class SameFiles:
-  """Opens files as `SameFile`, as they were when this was made; picklable."""
+  """Opens files as `SameFile`, which have the status given; picklable."""
 
-  def __init__(self, paths: Sequence[str]):
-    self._found = statuses(paths)
+  def __init__(self, found: Statuses):
+    self._found = found
 
   def __call__(self, path: str) -> SameFile:
     """Returns a reader of the file at `path`, which it opens later."""
@@ -156,8 +170,7 @@ class SameFiles:
 
 def statuses(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
   """Returns the `status` of each file, by its path."""
-  with concurrent.futures.ThreadPoolExecutor(_STATUS_THREADS) as pool:
-    return dict(zip(paths, pool.map(status, paths), strict=True))
+  return dict(zip(paths, places.of_each(status, paths), strict=True))
 
 
 def status(path: str) -> tuple[int, int]:

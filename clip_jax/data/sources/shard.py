@@ -3,13 +3,14 @@
 import dataclasses
 import os
 from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from clip_jax import errors, json_text, places
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
-from clip_jax.data.sources import kept_index, naming, strings, tar
+from clip_jax.data.sources import kept_index, naming, open_files, strings, tar
 from clip_jax.data.sources.naming import IMAGE, JSON, LABEL, TEXT, UNREAD_IMAGE
 
 _PARTS = (IMAGE, TEXT, JSON, LABEL)
@@ -141,23 +142,40 @@ def index_shard(path: str, *, labels: Container[str] = ()) -> Shard:
       grouper.left_out.add(item.name)
     else:
       grouper.add(part, item)
-  return grouper.finish(places.status(path).size if places.exists(path) else 0)
+  return grouper.finish(max(0, open_files.status(path)[0]))  # -1: a dead link.
 
 
-def stated_count(path: str) -> int | None:
-  """Returns the number of records that a file beside the shard says it has."""
-  directory, name = os.path.split(path)
-  stem = os.path.splitext(name)[0]
-  for beside, field in ((f"{stem}_stats.json", "successes"), (_SIZES, name)):
-    try:
-      count = json_text.read(os.path.join(directory, beside)).get(field)
-    except errors.UnreachableError:
-      raise
-    except (OSError, errors.UserError):
-      continue  # Any other content says nothing of this shard.
-    if type(count) is int:
-      return count
-  return None
+def stated_counts(paths: Sequence[str]) -> list[int | None]:
+  """Returns the number of records that each shard should have, or None.
+
+  A file beside a shard tells it, or one for all shards of a folder.
+  """
+  folders = list({os.path.dirname(path): None for path in paths})
+  tables = [os.path.join(folder, _SIZES) for folder in folders]
+  sizes = dict(zip(folders, places.of_each(_beside, tables), strict=True))
+  stems = [os.path.splitext(path)[0] for path in paths]
+  told = places.of_each(_beside, [f"{stem}_stats.json" for stem in stems])
+  return [
+    _count(own, "successes", _count(sizes[folder], name))
+    for own, (folder, name) in zip(told, map(os.path.split, paths), strict=True)
+  ]
+
+
+def _count(
+  told: dict[str, Any], field: str, otherwise: int | None = None
+) -> int | None:
+  count = told.get(field)
+  return count if type(count) is int else otherwise
+
+
+def _beside(path: str) -> dict[str, Any]:
+  """Returns what a JSON file says; nothing where it is none."""
+  try:
+    return json_text.read(path)
+  except errors.UnreachableError:
+    raise
+  except (OSError, errors.UserError):
+    return {}  # Any other content says nothing of shards.
 
 
 class _Grouper:

@@ -66,7 +66,10 @@ class WebDataset:
       raise errors.unknown("value of labels=", labels, LABELS)
     self._several = labels == "several"
     shards = list(shards)
-    self._files = open_files.Pool(shards, opener=open_files.SameFiles(shards))
+    found = open_files.statuses(shards)
+    self._files = open_files.Pool(
+      shards, opener=open_files.SameFiles(found), found=found
+    )
     self._captions = captions_lib.check_choice(captions or "text")
     self.class_names = class_names
     self.templates = templates
@@ -83,7 +86,7 @@ class WebDataset:
       ),
       sampled=False,  # A second start reads no tar.
     )
-    stated = _in_threads(shard_lib.stated_count, self._files.paths)
+    stated = shard_lib.stated_counts(self._files.paths)
     self._shards = list(shard_lib.split(self._index, stated))
     self._ends = np.cumsum([len(shard.keys) for shard in self._shards])
     if not len(self):
