@@ -133,6 +133,7 @@ class ArrayRecords:
     position = index - (int(self._ends[number - 1]) if number else 0)
     name = f"{os.path.basename(self._files.paths[number])}[{position}]"
     reader = self._files.get(number)
+    self._files.check(number)  # It may be written anew where it lies.
     try:
       (data,) = reader.read([position])
       record = decode(data, path=self._files.paths[number])

@@ -110,9 +110,10 @@ def open_files(
     tried = (root,) if buckets.is_address(root) else (beside, root)
     found = next(filter(places.is_folder, tried), None)
     if found is None:
+      where = f"neither beside the table in {bases[0] or '.'} nor in"
+      where = f", {where} the working directory" if len(tried) > 1 else ""
       raise errors.UserError(
-        f"{scheme}: root={root} is not a directory, neither beside the table in"
-        f" {bases[0] or '.'} nor in the working directory."
+        f"{scheme}: root={root} is not a directory{where}."
       )
     bases = [found]
   roots = []

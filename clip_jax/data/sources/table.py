@@ -192,8 +192,8 @@ def open_table(path: str, options: dict[str, str]) -> Table:
   path = places.expanded(path)
   if not places.is_file(path):
     raise errors.UserError(
-      f"csv:{path} is not a file.{errors.beside(path)} Check the path, which "
-      "is taken from the working directory."
+      f"csv:{path} is not a file.{errors.beside(path)} Check the path"
+      f"{places.seen_from(path)}."
     )
   images = image_files.open_files(
     [os.path.dirname(path)], options, scheme="csv", folders=_IMAGE_FOLDERS
