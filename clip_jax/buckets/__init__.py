@@ -19,6 +19,8 @@ from clip_jax import errors
 from clip_jax.buckets import attempts, clients
 
 _AHEAD_BYTES = 2**20
+# Of one request: a slow network, too, gives them before the time is over.
+_MOST_BYTES = 2**24
 _ADDRESS = re.compile(r"(gs|s3)://")
 
 
@@ -147,6 +149,15 @@ class File:
     return self._window[at : at + size]
 
   def _read(self, offset: int, size: int) -> bytes:
+    if size <= _MOST_BYTES:
+      return self._ask(offset, size)
+    end = offset + size
+    return b"".join(
+      self._ask(start, min(_MOST_BYTES, end - start))
+      for start in range(offset, end, _MOST_BYTES)
+    )
+
+  def _ask(self, offset: int, size: int) -> bytes:
     def ask() -> bytes:
       data = self._reader.read(offset, size)
       if len(data) != size:

@@ -140,6 +140,17 @@ def test_an_answer_that_does_not_come_is_asked_for_again(
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
+def test_much_is_asked_for_in_pieces(scheme, store, monkeypatch):
+  monkeypatch.setattr(buckets, "_MOST_BYTES", 30)
+  store.put("data-1", "a.bin", bytes(range(100)))
+  file = buckets.File(f"{scheme}://data-1/a.bin")
+  file.read(offset=0, size=1)
+  store.requests.clear()
+  assert file.read(offset=5, size=100) == bytes(range(5, 100))
+  assert len(store.requests) == 4
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_what_stays_broken_is_told_after_some_attempts(scheme, store):
   store.put("data-1", "a.bin", b"abc")
   file = buckets.File(f"{scheme}://data-1/a.bin")
