@@ -29,6 +29,9 @@ _LOG_IN = {
   "GOOGLE_APPLICATION_CREDENTIALS to the file of a service account",
   "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
 }
+# Schemes whose credentials were good in this process: an error of theirs is then
+# one of the server that renews them.
+_answered: set[str] = set()
 _Result = TypeVar("_Result")
 
 
@@ -39,7 +42,9 @@ def retried(address: str, ask: Callable[[], _Result]) -> _Result:
   wait, failure, reason = FIRST_WAIT_SECONDS, None, ""
   for attempt in range(1, ATTEMPTS + 1):
     try:
-      return _in_time(ask)
+      result = _in_time(ask)
+      _answered.add(address[:2])
+      return result
     except FileNotFoundError:
       raise
     except (OSError, pyarrow.ArrowException) as error:
@@ -49,7 +54,9 @@ def retried(address: str, ask: Callable[[], _Result]) -> _Result:
       reason = _hidden_reason(address) or reason
     if _NOT_THERE.search(reason):
       raise FileNotFoundError(2, "No such object", address) from failure
-    if _REFUSED.search(reason) or _NO_CREDENTIALS.search(reason):
+    if _REFUSED.search(reason) or (
+      _NO_CREDENTIALS.search(reason) and address[:2] not in _answered
+    ):
       raise _refusal(address, reason) from failure
     if attempt < ATTEMPTS:
       # Not all at once: many processes may wait for the same server.

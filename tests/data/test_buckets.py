@@ -22,6 +22,7 @@ def store(monkeypatch, tmp_path):
   """A store that both schemes lead to; attempts follow each other at once."""
   monkeypatch.setattr(attempts, "FIRST_WAIT_SECONDS", 0.001)
   monkeypatch.setattr(attempts, "LONGEST_WAIT_SECONDS", 0.01)
+  monkeypatch.setattr(attempts, "_answered", set())
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   with bucket_stand_in.serve() as store:
     store.objects["data-1"] = {}
@@ -227,6 +228,22 @@ def test_who_has_no_credentials_is_told_which_to_give(
   monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(key))
   with pytest.raises(errors.UserError, match="gcloud auth application-default"):
     buckets.kind("gs://data-1/a")
+
+
+def test_credentials_that_were_good_are_waited_for(monkeypatch):
+  monkeypatch.setattr(attempts, "FIRST_WAIT_SECONDS", 0.001)
+  monkeypatch.setattr(attempts, "_answered", set())
+  left = [OSError("UNAVAILABLE: no OAuth2 access token")] * 3
+
+  def ask():
+    if left:
+      raise left.pop()
+    return "data"
+
+  with pytest.raises(errors.UserError, match="There are no credentials"):
+    attempts.retried("gs://data-1/a", ask)
+  assert attempts.retried("gs://data-1/a", lambda: "data") == "data"
+  assert attempts.retried("gs://data-1/a", ask) == "data"
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
