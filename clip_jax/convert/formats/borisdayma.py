@@ -271,6 +271,8 @@ def describe(
     raise errors.UserError(
       f"{where} describes a model that is not supported. {' '.join(problems)}"
     )
+  # The list of problems named the file once; from here on each message does.
+  source = fields.Source(config, DEFAULTS, where={"": where}, report=report)
   report.infer("activation", "gelu_tanh", "config")
   report.infer("norm_epsilon", 1e-6, "format")
   report.infer("text.pooling", "eos", "config")
