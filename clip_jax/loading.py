@@ -31,7 +31,7 @@ def load(
       that `convert` reads, also with one tower; or
       "hf-hub:ORG/NAME[@REVISION]".
     step: the checkpoint of a workdir to load; None for the newest valid one.
-    source_format: a name in `convert.FORMATS`; None recognises the format.
+    source_format: a name in `opening.FORMATS`; None recognises the format.
     activation: the towers' activation, for checkpoints that do not say it.
 
   Raises:

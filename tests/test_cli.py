@@ -520,22 +520,30 @@ def test_what_is_wrong_in_a_config_is_an_error_not_a_usage(
   assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("remains", [False, True])
+@pytest.mark.parametrize(
+  ("remains", "missing"),
+  [
+    *((False, "run/x/metrics.jsonl"), (True, "run/x"), (True, "pairs.csv")),
+    *((None, "pairs.csv"), (None, "running/x")),
+  ],
+)
 def test_a_workdir_that_goes_during_a_run_is_told(
-  fails, tmp_path, monkeypatch, remains
+  fails, tmp_path, monkeypatch, remains, missing
 ):
+  """None is a workdir that was not made yet, and is not what is missed."""
   (tmp_path / "tiny.py").write_text(CONFIG)
   if remains:
     (tmp_path / "run").mkdir()
 
   def lose(*_, **__):
-    (tmp_path / "run" / "x" / "metrics.jsonl").read_text()
+    (tmp_path / missing).read_text()
 
   monkeypatch.setattr(training.loop, "train", lose)
   words = ("--config", tmp_path / "tiny.py", "--workdir", tmp_path / "run")
   said = fails("train", *words)
-  assert ("No such file" in said) == remains
-  assert (f"{tmp_path / 'run'} is gone" in said) == (not remains)
+  told = remains is False
+  assert ("No such file" in said) == (not told)
+  assert (f"{tmp_path / 'run'} is gone" in said) == told
 
 
 def test_what_a_fine_tuning_made_worse_is_said():
@@ -556,6 +564,12 @@ def test_what_a_fine_tuning_did_not_teach_is_said():
   before = {"own": {"top1": 0.2}, "other": {"top1": 0.5}}
   (_, sentence) = measures.remarks(before, before=before, own=["own", "new"])
   assert sentence.startswith("own: top-1 is 20.00 % as before. More steps")
+  (_, sentence) = measures.remarks(
+    before, before=before, own=["own"], longer="steps"
+  )
+  assert "More steps (steps)" in sentence
   assert not measures.remarks(before, before={}, own=["own"])
+  best = {"own": {"top1": 1.0}}
+  assert not measures.remarks(best, before=best, own=["own"])
   better = {"own": {"top1": 0.3}, "new": {"top1": 0.0}}
   assert not measures.remarks(better, before=before, own=["own", "new"])

@@ -24,7 +24,8 @@ class Options:
       or one of `variants.VARIANTS`.
     weights: which of several models in a training checkpoint to read, such as
       "model_ema".
-    activation: activation of both towers, if the source does not say it.
+    activation: activation of both towers, if the source does not say it; it
+      also overrides another one in a config, with a warning.
     heads: heads of the image and of the text tower, if the source does not say
       them.
     pooling: pooling of a text tower, if the source does not say it: "mean" or

@@ -1,4 +1,4 @@
-"""Records that cannot be read, and images that cannot be decoded."""
+"""A sample of the records: which cannot be read, which images not decoded."""
 
 import collections
 import dataclasses

@@ -53,7 +53,8 @@ def read_labels(text: str | os.PathLike) -> Labels:
   path = _as_file(text, what="labels")
   if path is None:
     text = os.fspath(text)
-    if os.sep not in text and os.path.isdir(text):
+    is_name = os.sep not in text and text not in (os.curdir, os.pardir)
+    if is_name and os.path.isdir(text):
       _LOGGER.warning(
         "%r is a directory here, too, and is read as one label, not as a "
         "file of labels.",

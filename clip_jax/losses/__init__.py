@@ -9,7 +9,7 @@ gradients of `reference`; they differ in what a device holds at a time:
     ring       a tile of logits; texts are sent from device to device
     two_level  a tile of logits; texts are gathered over the last mesh axis
                that is larger than 1 and sent around a ring of the others
-    auto       chosen by size and mesh, see clip_jax.losses.division
+    auto       chosen by size and mesh, see clip_jax.losses.methods
 
 `sweep` and `pairs` visit all tiles; `softmax` and `sigmoid` have the formulas.
 """
@@ -26,8 +26,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import errors, versions
-from clip_jax.losses import division, pairs, reference, sigmoid, softmax, sweep
-from clip_jax.losses.division import METHODS, Tile
+from clip_jax.losses import methods, pairs, reference, sigmoid, softmax, sweep
+from clip_jax.losses.methods import METHODS, Tile
 from clip_jax.losses.targets import DUPLICATES, text_ids
 
 __all__ = [
@@ -159,7 +159,7 @@ def _local(
       for x in (images, texts)
     )
     ids = {name: sweep.gather(x, axes, axis=0) for name, x in ids.items()}
-  layout = division.choose(
+  layout = methods.choose(
     method, images, axes=() if gather_all else axes, tile=tile
   )
   options = pairs.Options(layout, duplicates)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from clip_jax.losses import division, sweep, targets
+from clip_jax.losses import methods, sweep, targets
 
 # The index of padding, which belongs to no pair.
 FILLS = {"index": -1}
@@ -29,7 +29,7 @@ class Options:
     duplicates: how pairs with equal ids count, a name in `targets.DUPLICATES`.
   """
 
-  layout: division.Layout
+  layout: methods.Layout
   duplicates: str = "ignore"
 
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from clip_jax.losses import division
+from clip_jax.losses import methods
 
 
 def ring_order(sizes: Sequence[int]) -> list[int]:
@@ -126,7 +126,7 @@ def _unpack(
 def sweep(
   tile: Callable[[Any, Any, Any, Any], tuple[Any, Any]],
   *,
-  layout: division.Layout,
+  layout: methods.Layout,
   rows: Any,
   row_state: Any,
   texts: jax.Array,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from clip_jax import config as config_lib
 from clip_jax import errors, sharding
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.losses import division
+from clip_jax.losses import methods
 from clip_jax.models import clip, variants
 from clip_jax.packing import packed_text
 from clip_jax.plan import caption_lengths, topology
@@ -58,7 +58,7 @@ class Job:
     config = self.config
     if config.loss.method != "auto":
       return config.loss.method
-    return division.automatic(
+    return methods.automatic(
       config.batch_size // self.mesh.size,
       self.model.embed_dim,
       jnp.dtype(config.precision).itemsize,

@@ -149,6 +149,13 @@ def claim(
     )
   # Again: another run may have begun here before the directory was locked.
   check_config(workdir, config, allow_changes=allow_changes)
+  if not allow_changes and path.exists() and jax.process_index() == 0:
+    kept = workdir_lib.load_config(workdir).data.train
+    if kept != config.data.train:
+      _LOGGER.info(
+        "data.train=%s stands for %s, with which this run began.",
+        *(config.data.train, kept),
+      )
   # No process may write before all have read the old config, and none may go on
   # before the new one is written.
   _wait_for_all("looked")

@@ -47,12 +47,10 @@ class Evaluator:
     try:
       for name, evaluation in self._run.evaluations.items():
         with _progress(name) as progress:
-          how = reading.Reading(
-            threads=self._run.program.config.data.threads, progress=progress
-          )
-          # Every process reads all examples of a probe.
-          if not isinstance(evaluation, ridge.FewShot):
-            how = dataclasses.replace(how, open_batches=self._open_batches())
+          how = self._reading(progress)
+          if isinstance(evaluation, ridge.FewShot):
+            # Every process reads all examples of a probe.
+            how = dataclasses.replace(how, open_batches=pipeline.eval_batches)
           results[name] = evaluation.measure(self._model(state), reading=how)
     except _Stopped:
       return None
@@ -89,9 +87,7 @@ class Evaluator:
           logit_scale=clip.logit_scale,
           logit_bias=clip.logit_bias,
           probabilities=clip.probabilities,
-          reading=reading.Reading(
-            progress=progress, open_batches=self._open_batches()
-          ),
+          reading=self._reading(progress),
         )
     except _Stopped:
       return None
@@ -128,6 +124,14 @@ class Evaluator:
         functools.partial(ready.embed_texts, cuts=self._cuts)
       ),
       preprocess=ready.needed_preprocess(),
+    )
+
+  def _reading(self, progress: reading.Progress | None) -> reading.Reading:
+    """Returns how data are read; several processes share the batches."""
+    return reading.Reading(
+      threads=self._run.program.config.data.threads,
+      progress=progress,
+      open_batches=self._open_batches(),
     )
 
   def _open_batches(self) -> Callable[..., Any]:

@@ -201,9 +201,10 @@ def _check_data(run: run_lib.Run, counters: dict[str, Any]) -> None:
   before = counters.get("data", run.source.fingerprint)
   if before != run.source.fingerprint:
     raise errors.UserError(
-      f"{run.program.config.data.train} has changed since this run began "
-      "(files were added or removed, or their sizes changed). Take a new "
-      "workdir, or pass --allow-changes to go on with the data as they are."
+      f"{run.program.config.data.train} does not hold what this run began with "
+      "(files were added or removed, their sizes changed, or it is another "
+      "place of that name). Give the data of before, take a new workdir, or "
+      "pass --allow-changes to go on with the data as they are."
     )
 
 

@@ -1,6 +1,7 @@
 """Where a run's models and data are, from any working directory."""
 
 import dataclasses
+import itertools
 import os
 
 from clip_jax import config as config_lib
@@ -9,6 +10,7 @@ from clip_jax.data import mixture, sources
 
 PARTS = ("model", "image", "text")
 _NAMED = ("builtin", "tfds")  # Their addresses hold names, not paths.
+_PATTERN = set("*?[{")
 
 
 def whole(init: config_lib.Init) -> config_lib.Init:
@@ -54,11 +56,22 @@ def _may_be_same_address(kept: str, given: str) -> bool:
   new_scheme, new, new_options = sources.parse_address(given)
   if (scheme, options) != (new_scheme, new_options) or scheme in _NAMED:
     return False
+  before, now = (os.path.realpath(_whole(path)) for path in (old, new))
+  if before == now:
+    return True
+  # Data that are seen from here are those that the path means from here.
+  if os.path.isabs(os.path.expanduser(old)) or _is_seen(before):
+    return False
   inner = [part for part in os.path.normpath(old).split(os.sep) if part != ".."]
-  return _whole(new) == _whole(old) or (
-    not os.path.isabs(os.path.expanduser(old))
-    and _whole(new).endswith(os.path.join(os.sep, *inner))
+  return _whole(new).endswith(os.path.join(os.sep, *inner))
+
+
+def _is_seen(path: str) -> bool:
+  """Whether `path` exists, or the folder in front of its first pattern."""
+  plain = itertools.takewhile(
+    lambda part: not set(part) & _PATTERN, path.split(os.sep)
   )
+  return os.path.exists(os.path.join(os.sep, *plain))
 
 
 def _whole(address: str) -> str:

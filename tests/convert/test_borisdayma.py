@@ -347,6 +347,19 @@ def test_what_is_not_held_is_listed_by_its_fields(tmp_path):
     assert field in str(raised.value)
 
 
+def test_a_number_that_is_none_is_refused_with_its_file_and_field(tmp_path):
+  path = _save(tmp_path / "a", _config(), _params(_config()))
+  file = path / "config.json"
+  file.write_text(json.dumps(_config(vision={"registers": -1})))
+  words = "registers must be a whole number from 0 on, or null; got -1"
+  with pytest.raises(errors.UserError, match=words):
+    convert.open_model(path)
+  file.write_text(json.dumps(_config(text={"pad_token_id": -1})))
+  words = f"{file}, text_config: pad_token_id must be the id of one token"
+  with pytest.raises(errors.UserError, match=words):
+    convert.open_model(path)
+
+
 def test_a_field_that_is_not_given_is_what_the_codebase_takes(tmp_path):
   config = _config()
   del config["vision_config"]["position_embedding_type"]  # sincos2d

@@ -172,7 +172,12 @@ def test_what_a_user_says_counts_and_is_told():
   assert spec["text"]["width"] == 32
   assert report.inferred["text.width"]["source"] == "flag"
   assert report.warnings == [
-    "--width 32 overrides toy.json, t, which says dim=24."
+    "--width 32 overrides toy.json, t, whose default is dim=24."
+  ]
+  given = {"t": {"length": 7, "vocab": 9, "dim": 16}}
+  _, report = _read(_toy(), given, told={"width": 32})
+  assert report.warnings == [
+    "--width 32 overrides toy.json, t, which says dim=16."
   ]
 
 

@@ -320,10 +320,17 @@ def test_a_user_may_override_the_activation(tmp_path):
   directory = _write(tmp_path / "a", MODEL)
   model = convert.open_model(directory, options=Options(activation="gelu_tanh"))
   assert model.spec["image"]["activation"] == "gelu_tanh"
-  for warning in model.report.warnings[:2]:  # One for each tower.
+  told = [x for x in model.report.warnings if "overrides" in x]
+  assert len(told) == 2  # One for each tower.
+  for warning in told:
     assert warning.startswith("--activation gelu_tanh overrides")
-    assert warning.endswith("which says approximate='none'.")
+    assert warning.endswith("whose default is approximate='none'.")
   assert model.report.inferred["text.activation"]["source"] == "flag"
+  directory = _write(tmp_path / "b", MODEL | {"quick_gelu": True})
+  model = convert.open_model(directory, options=Options(activation="gelu_tanh"))
+  told = [x for x in model.report.warnings if "overrides" in x]
+  assert len(told) == 2
+  assert all(x.endswith("which says quick_gelu=True.") for x in told)
 
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "circle", "##s")

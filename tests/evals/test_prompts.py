@@ -160,6 +160,9 @@ def test_it_is_told_how_a_label_is_read_that_is_a_path_too(
   assert prompts.read_labels(tmp_path / "two") == ["a", "b"]
   assert prompts.read_labels("one,two") == ["one", "two"]
   assert not caplog.text
+  for path in (".", ".."):  # These are no names.
+    with pytest.raises(errors.UserError, match="look like a path, and are a"):
+      prompts.read_labels(path)
 
 
 @pytest.mark.parametrize("directory", [False, True])

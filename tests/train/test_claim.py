@@ -232,6 +232,30 @@ def test_data_may_be_named_from_another_working_directory(
     claim.check_config(tmp_path / "run", config, allow_changes=False)
 
 
+@pytest.mark.parametrize(
+  ("kept", "given"),
+  [("folder:pets", "folder:{}/in/pets"), ("wds:a/*.tar", "wds:{}/in/a/*.tar")],
+)
+def test_data_that_are_here_are_not_taken_for_others_of_their_name(
+  tmp_path, monkeypatch, caplog, kept, given
+):
+  workdir = tmp_path / "run"
+  _began_with(workdir, **{"data.train": kept})
+  monkeypatch.chdir(tmp_path)
+  config = _tiny(**{"data.train": given.format(tmp_path)})
+  with caplog.at_level("INFO"):
+    claim.claim(workdir, config, total_steps=9, allow_changes=False)
+  assert f"stands for {kept}, with which this run began" in caplog.text
+  _began_with(workdir, **{"data.train": kept})
+  for name in ("pets", "a"):
+    (tmp_path / name).mkdir()
+  with pytest.raises(errors.UserError, match=r"data\.train: "):
+    claim.check_config(workdir, config, allow_changes=False)
+  (tmp_path / "link").symlink_to(tmp_path)
+  linked = _tiny(**{"data.train": kept.replace(":", f":{tmp_path}/link/")})
+  claim.check_config(workdir, linked, allow_changes=False)
+
+
 def test_of_many_fields_the_first_are_told_and_long_values_cut(tmp_path):
   _began_with(tmp_path)
   many = {f"optim.{x}": 0.5 for x in ("peak_lr", "beta1", "beta2", "epsilon")}

@@ -48,6 +48,7 @@ def remarks(
   before: dict[str, Any],
   frozen: str = "",
   own: Collection[str] = (),
+  longer: str = "min_steps",
 ) -> list[str]:
   """Returns a sentence about each evaluation that fine-tuning did no good.
 
@@ -56,6 +57,7 @@ def remarks(
     before: measures of the model that the run started from; {} without one.
     frozen: `config.optim.frozen` of the run.
     own: names of those on held-out training data; they should get better.
+    longer: the field of the config that makes the run longer.
   """
   locked = "" if frozen else "locked norms (optim.frozen=/norm/) "
   said = []
@@ -67,10 +69,10 @@ def remarks(
         f"%. Another optim.peak_lr, {locked}or a mixture with the model before "
         "(--interpolate) may keep more."
       )
-    elif measure and name in own and name in before and after == earlier:
+    elif measure and name in own and name in before and after == earlier < 1:
       said.append(
         f"{name}: {measure} is {100 * after:.2f} % as before. More steps "
-        "(min_steps) or another optim.peak_lr may teach it more."
+        f"({longer}) or another optim.peak_lr may teach it more."
       )
   return ["", *said] if said else []
 

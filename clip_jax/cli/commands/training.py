@@ -41,7 +41,7 @@ def _train(arguments: argparse.Namespace) -> verb.Answer:
       profile_step=arguments.profile,
     )
   except FileNotFoundError as error:
-    if os.path.isdir(arguments.workdir):
+    if not _is_gone(arguments.workdir, error):
       raise
     raise errors.UserError(
       f"{arguments.workdir} is gone: it was removed or renamed, or its disk "
@@ -68,12 +68,24 @@ def _train(arguments: argparse.Namespace) -> verb.Answer:
       own=[
         name for name, x in run.evals.items() if x["data"] == config.HELD_OUT
       ],
+      # `min_steps` is of no use beside `steps`.
+      longer="steps" if run.epochs is None else "min_steps",
     )
   if summary.report:
     lines += ["", f"Report: {summary.report}"]
   if summary.profile:
     lines += ["", f"Trace: {summary.profile}"]
   return verb.Answer(dataclasses.asdict(summary), "\n".join(lines))
+
+
+def _is_gone(workdir: str, error: FileNotFoundError) -> bool:
+  """Whether a missing file is missed because its whole workdir is."""
+  if os.path.isdir(workdir):
+    return False
+  # Some libraries tell no name.
+  inside = os.path.join(os.path.abspath(workdir), "")
+  path = os.path.abspath(os.fsdecode(error.filename or inside))
+  return os.path.join(path, "").startswith(inside)
 
 
 @contextlib.contextmanager

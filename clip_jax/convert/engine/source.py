@@ -120,8 +120,9 @@ class Source:
     if told in (None, value):
       return value
     self.report.infer(ours, told, "flag")
+    says = "which says" if self.given(theirs) else "whose default is"
     self.report.warnings.append(
-      f"--{field} {told} overrides {self.where(theirs)}, which says "
+      f"--{field} {told} overrides {self.where(theirs)}, {says} "
       f"{last(theirs)}={self.get(theirs)!r:.100}."
     )
     return told

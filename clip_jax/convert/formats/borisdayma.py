@@ -74,7 +74,11 @@ NAMES = Names(
 _POOLINGS = {"tok": "class", "gap": "gap", "map": "map"}
 
 
-_or_null = functools.partial(fields.or_null, fields.TOKEN_ID)
+_COUNT = fields.checked(
+  "a whole number from 0 on",
+  lambda x: type(x) is int and 0 <= x <= fields.MAX_INTEGER,
+)
+_id_or_null = functools.partial(fields.or_null, fields.TOKEN_ID)
 
 
 def _only(**values: Any) -> tuple[Written, ...]:
@@ -95,7 +99,7 @@ class Registers(Row):
 
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
     """Reads their number."""
-    count = source.read(self.theirs, _or_null(0))
+    count = source.read(self.theirs, fields.or_null(_COUNT, 0))
     spec["image"]["registers"] = count
     if count and source.get(KEEP_REGISTERS):
       raise source.wrong(KEEP_REGISTERS, "false")
@@ -267,6 +271,8 @@ def describe(
     raise errors.UserError(
       f"{where} describes a model that is not supported. {' '.join(problems)}"
     )
+  # The list of problems named the file once; from here on each message does.
+  source = fields.Source(config, DEFAULTS, where={"": where}, report=report)
   report.infer("activation", "gelu_tanh", "config")
   report.infer("norm_epsilon", 1e-6, "format")
   report.infer("text.pooling", "eos", "config")
@@ -330,8 +336,8 @@ def _tokenizer(source, text, files, where) -> dict[str, Any]:
   return {
     "kind": "hf_json",
     "cleaning": "none",
-    "pad_id": source.read("text_config.pad_token_id", _or_null(0)),
-    "start_id": source.read("text_config.bos_token_id", _or_null(None)),
+    "pad_id": source.read("text_config.pad_token_id", _id_or_null(0)),
+    "start_id": source.read("text_config.bos_token_id", _id_or_null(None)),
     "end_id": text["eos_id"],
     "file": "tokenizer.json",
   }

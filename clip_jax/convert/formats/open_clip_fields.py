@@ -289,9 +289,7 @@ _WHOLE = (
     dataclasses.replace(fields.LOG_SCALE, write=_log),
     free=True,
   ),
-  Field(
-    f"{MODEL}.init_logit_bias", "init_logit_bias", fields.or_null(fields.NUMBER)
-  ),
+  Field(f"{MODEL}.init_logit_bias", "init_logit_bias", _BIAS),
   # The first shows in the weights' shapes, the second is about Python.
   Other(f"{MODEL}.nonscalar_logit_scale"),
   Other(f"{MODEL}.output_dict"),

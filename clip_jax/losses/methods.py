@@ -1,4 +1,4 @@
-"""How a method divides the logits: gathered mesh axes, ring axes and tiles.
+"""The methods: how each divides the logits over mesh axes, rings and tiles.
 
 `choose` makes a `Layout` from a method's name and from sizes alone.
 """

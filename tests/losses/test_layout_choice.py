@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import losses
-from clip_jax.losses import division, sweep
+from clip_jax.losses import methods, sweep
 
 AXES = ("data", "fsdp")
 
@@ -43,7 +43,7 @@ def chosen(data, fsdp, pairs, *, method="auto", embed=768, tile=None):
 
   def on_device(images):
     found.append(
-      division.choose(method, images, axes=AXES, tile=tile or division.Tile())
+      methods.choose(method, images, axes=AXES, tile=tile or methods.Tile())
     )
     return images
 
