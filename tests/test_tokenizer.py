@@ -338,22 +338,6 @@ def test_mistakes_are_named():
     tokenizer_lib.make_tokenizer()([b"a cat"])
 
 
-@pytest.mark.parametrize(
-  "text", ["\ud800", "a caf\udce9", "x" * 50 + "\ud83d y"]
-)
-def test_half_a_character_is_an_error(text):
-  tokenize = tokenizer_lib.make_tokenizer()
-  for given in (text, ["a cat", text]):
-    with pytest.raises(
-      errors.UserError, match="which is no character"
-    ) as caught:
-      tokenize(given)
-    str(caught.value).encode("ascii")  # Any terminal can show it.
-    at = next(i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff")
-    assert f"at position {at}," in str(caught.value)
-  assert tokenize("\U0001f468\u200d\U0001f469").any()
-
-
 @pytest.mark.parametrize("value", [None, [None], {}, 5, "openay"])
 def test_a_cleaning_that_is_none_is_refused(value):
   with pytest.raises(errors.UserError, match="Unknown cleaning"):

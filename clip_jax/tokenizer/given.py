@@ -16,11 +16,9 @@ def texts(given: Any) -> list[str]:
   """Returns a list of texts, from one text or several.
 
   Raises:
-    UserError: the argument is neither, or one of them is no text or holds what
-      is no character.
+    UserError: the argument is neither, or one of them is no text.
   """
   if isinstance(given, str):
-    _check_characters(given)
     return [given]
   # Sets have no order; an array may have no axis.
   refused = bytes | bytearray | Mapping | set | frozenset
@@ -37,24 +35,7 @@ def texts(given: Any) -> list[str]:
         f"A text must be a str, got {type(text).__name__}"
         f"{_DECODE.get(type(text), '.')}"
       )
-    _check_characters(text)
   return found
-
-
-def _check_characters(text: str) -> None:
-  """Raises UserError where a text holds half of a pair of surrogates."""
-  if text.isascii():
-    return
-  try:
-    text.encode("utf-8")
-  except UnicodeEncodeError as error:
-    start = max(0, error.start - 20)
-    raise errors.UserError(
-      f"A text holds {text[error.start]!a} at position {error.start}, which is "
-      "no character: its bytes were no UTF-8, or it was cut within a "
-      f"character. It reads {text[start : error.start + 20]!a} there; decode "
-      "or cut it anew."
-    ) from None
 
 
 def ids(given: Any) -> list[int]:
