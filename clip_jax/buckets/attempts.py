@@ -29,8 +29,8 @@ _LOG_IN = {
   "GOOGLE_APPLICATION_CREDENTIALS to the file of a service account",
   "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
 }
-# Schemes whose credentials were good in this process: an error of theirs is then
-# one of the server that renews them.
+# Schemes whose credentials were good in this process: an error of theirs is
+# then one of the server that renews them.
 _answered: set[str] = set()
 _Result = TypeVar("_Result")
 
