@@ -4,7 +4,7 @@ import concurrent.futures
 import fnmatch
 import glob
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 from clip_jax import buckets
@@ -58,6 +58,13 @@ def kind(path: str) -> str | None:
   if os.path.isdir(path):
     return "folder"
   return "other" if os.path.exists(path) else None
+
+
+def kinds(paths: Sequence[str]) -> list[str | None]:
+  """Returns the `kind` of each path; of those in buckets, asked in threads."""
+  if paths and buckets.is_address(paths[0]):
+    return of_each(kind, paths)
+  return list(map(kind, paths))
 
 
 def is_file(path: str) -> bool:

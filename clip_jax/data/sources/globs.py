@@ -29,7 +29,7 @@ def find_files(pattern: str, *, suffix: str) -> list[str]:
   files: list[str] = []
   missing: list[str] = []
   names = expand_braces(pattern)
-  for name, kind in zip(names, places.of_each(places.kind, names), strict=True):
+  for name, kind in zip(names, places.kinds(names), strict=True):
     if kind is not None:
       files += _listed(name, kind, suffix)
     elif glob.has_magic(name):
@@ -39,7 +39,7 @@ def find_files(pattern: str, *, suffix: str) -> list[str]:
       # Beside shards lie lists and notes, which a plain * names, too.
       shards = [each for each in found if each.lower().endswith(suffix)]
       found = shards or found
-      kinds = places.of_each(places.kind, found)
+      kinds = places.kinds(found)
       for each, its_kind in zip(found, kinds, strict=True):
         files += _listed(each, its_kind, suffix)
     else:
