@@ -288,6 +288,24 @@ def test_a_source_goes_to_other_processes(scheme, store, data):
   assert other[3].image == source[3].image
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_no_table_leads_to_a_bucket(
+  kind, scheme, store, data, tmp_path, monkeypatch
+):
+  store.upload("data-1", data)
+  name = f"{scheme}://data-1/files/000.png"
+  (tmp_path / "a.csv").write_text(f"filepath,title\n{name},a\n")
+  table = pa.table({"filepath": [name], "title": ["a"]})
+  pq.write_table(table, tmp_path / "a.parquet")
+  monkeypatch.chdir(tmp_path)  # Where the table's own folder has no name.
+  source = sources.open_source(f"{kind}:a.{kind}")
+  with pytest.raises(sources.BadRecord, match="missing_file") as bad:
+    source[0]
+  assert "add ?root=gs://BUCKET/FOLDER" in bad.value.hint
+  assert not store.requests
+
+
 def test_an_image_is_one_request_and_headers_few(store, data):
   store.upload("data-1", data)
   source = sources.open_source("wds:s3://data-1/tars/x-{0..1}.tar")

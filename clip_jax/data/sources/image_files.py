@@ -51,6 +51,13 @@ class ImageFiles:
     climbs = record_lib.climbs(name) and not self._follow_links
     if record_lib.has_control(name) or climbs:
       raise record_lib.BadRecord("unsafe_name", key)
+    if buckets.is_address(name):  # A stranger's table, but your account.
+      bad = record_lib.BadRecord("missing_file", key)
+      bad.hint = (
+        "an address in a table is not followed; write names below one folder "
+        "there, and add ?root=gs://BUCKET/FOLDER (or s3://) to the address"
+      )
+      raise bad
     tried = [(os.path.join(root, name), root) for root in self._roots]
     if self._flat and (base := os.path.basename(name)) != name:
       tried += [(os.path.join(root, base), root) for root in self._roots]
