@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 from clip_jax import buckets
+from clip_jax.buckets import attempts
 
 _THREADS = 32  # Hides the latency of buckets and of network storage.
 _Item = TypeVar("_Item")
@@ -28,11 +29,19 @@ def expanded(path: str) -> str:
 
 
 def of_each(
-  function: Callable[[_Item], _Answer], items: Iterable[_Item]
+  function: Callable[[_Item], _Answer],
+  items: Iterable[_Item],
+  *,
+  threads: int = _THREADS,
 ) -> list[_Answer]:
   """Returns what `function` returns for each item, called in threads."""
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    return list(pool.map(function, items))
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    try:
+      return list(pool.map(function, items))
+    except KeyboardInterrupt:
+      with attempts.given_up():  # Else Ctrl-C would wait for a server.
+        pool.shutdown(cancel_futures=True)
+      raise
 
 
 def seen_from(path: str) -> str:

@@ -1,10 +1,11 @@
 """What is asked of servers, and asked again where it fails for a moment."""
 
+import contextlib
 import random
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from clip_jax import errors
@@ -32,7 +33,20 @@ _LOG_IN = {
 # Schemes whose credentials were good in this process: an error of theirs is
 # then one of the server that renews them.
 _answered: set[str] = set()
+# While it is set, nobody waits for an answer any more.
+_given_up = threading.Event()
+_LOOKED_SECONDS = 0.2  # Between two looks at it.
 _Result = TypeVar("_Result")
+
+
+@contextlib.contextmanager
+def given_up() -> Iterator[None]:
+  """Ends what waits for answers, by an error, until the end of the block."""
+  _given_up.set()
+  try:
+    yield
+  finally:
+    _given_up.clear()
 
 
 def retried(address: str, ask: Callable[[], _Result]) -> _Result:
@@ -60,7 +74,7 @@ def retried(address: str, ask: Callable[[], _Result]) -> _Result:
       raise _refusal(address, reason) from failure
     if attempt < ATTEMPTS:
       # Not all at once: many processes may wait for the same server.
-      time.sleep(wait * random.uniform(0.5, 1.0))
+      _given_up.wait(wait * random.uniform(0.5, 1.0))
       wait = min(2 * wait, LONGEST_WAIT_SECONDS)
   raise errors.UnreachableError(
     f"{address} could not be reached, {ATTEMPTS} times: "
@@ -81,7 +95,11 @@ def _in_time(ask: Callable[[], _Result]) -> _Result:
   # A thread of its own: Arrow's reads cannot be interrupted.
   thread = threading.Thread(target=run, daemon=True)
   thread.start()
-  thread.join(clients.TIMEOUT_SECONDS)
+  until = time.monotonic() + clients.TIMEOUT_SECONDS
+  while thread.is_alive() and (left := until - time.monotonic()) > 0:
+    thread.join(min(left, _LOOKED_SECONDS))
+    if _given_up.is_set():
+      raise errors.UnreachableError("The command was interrupted.")
   if not outcome:
     raise TimeoutError(f"no answer within {clients.TIMEOUT_SECONDS:g} s")
   result, error = outcome[0]

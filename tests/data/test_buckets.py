@@ -1,6 +1,8 @@
 """Data in buckets are those on disk, also where the network has faults."""
 
 import pickle
+import signal
+import threading
 import time
 
 import pyarrow as pa
@@ -138,6 +140,22 @@ def test_an_answer_that_does_not_come_is_asked_for_again(
   store.faults.append("stall")
   assert file.read(offset=10, size=5) == bytes(range(10, 15))
   assert store.happened == ["stall"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_ctrl_c_does_not_wait_for_a_server(scheme, store, monkeypatch):
+  store.put("data-1", "00.tar", b"x")
+  assert places.kind(f"{scheme}://data-1/00.tar") == "file"
+  store.faults.extend(["stall"] * 100)
+  main = threading.main_thread().ident
+  told = threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT))
+  told.start()
+  started = time.monotonic()
+  with pytest.raises(KeyboardInterrupt):
+    places.of_each(places.kind, [f"{scheme}://data-1/{i}.tar" for i in "abcd"])
+  assert time.monotonic() - started < 5
+  store.faults.clear()
+  assert places.kind(f"{scheme}://data-1/00.tar") == "file"  # As before.
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -10,12 +10,11 @@ The first opening reads every header once; what it finds is kept in the user's
 cache, and later ones read the shards' sizes and times only.
 """
 
-import concurrent.futures
 import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from clip_jax.data.sources import globs, kept_index, missing, open_files, tar
 from clip_jax.data.sources import shard as shard_lib
 from clip_jax.data.sources.naming import IMAGE, JSON, LABEL, TEXT
 
-_SCAN_THREADS = 8  # Hides the latency of network storage.
+_SCAN_THREADS = 8  # More would only wait for each other.
 LABELS = ("one", "several")
 _CLASS_NAMES = "classnames.txt"
 _TEMPLATES = "zeroshot_classification_templates.txt"
@@ -79,9 +78,10 @@ class WebDataset:
       self._files.paths,
       suffixes,
       lambda: shard_lib.join(
-        _in_threads(
+        places.of_each(
           functools.partial(shard_lib.index_shard, labels=suffixes),
           self._files.paths,
+          threads=_SCAN_THREADS,
         )
       ),
       sampled=False,  # A second start reads no tar.
@@ -259,13 +259,6 @@ class WebDataset:
       digest.update(shard.keys.tobytes() + shard.bounds.tobytes())
       digest.update(repr(sorted(shard.problems.items())).encode())
     return digest.hexdigest()
-
-
-def _in_threads(
-  function: Callable[[str], Any], paths: Iterable[str]
-) -> list[Any]:
-  with concurrent.futures.ThreadPoolExecutor(_SCAN_THREADS) as pool:
-    return list(pool.map(function, paths))
 
 
 def open_webdataset(path: str, options: dict[str, Any]) -> WebDataset:
