@@ -49,7 +49,8 @@ def tar(tmp_path, png):
 
 @pytest.mark.parametrize("encode", [npy, cls])
 def test_labels_are_read_and_survive_a_copy(tar, encode, tmp_path):
-  address = tar(encode) + "?labels=several"
+  plain = tar(encode)
+  address = plain + "?labels=several"
   source = sources.open_source(address)
   assert [record.labels for record in source] == list(LABELS.values())
   assert [record.label for record in source] == [None] * 5
@@ -57,9 +58,9 @@ def test_labels_are_read_and_survive_a_copy(tar, encode, tmp_path):
   assert source[1].texts == ("none of the classes",)
   if encode is cls:
     with pytest.raises(sources.BadRecord, match="bad_label"):
-      sources.open_source(tar(encode))[0]
+      sources.open_source(plain)[0]
     # The fingerprint of an address without the option is as it was.
-    one, two = (sources.open_source(tar(cls) + x) for x in ("", "?labels=one"))
+    one, two = (sources.open_source(plain + x) for x in ("", "?labels=one"))
     assert one.fingerprint == two.fingerprint != source.fingerprint
   prepare.prepare(source, tmp_path / "copy", address=address)
   copy = sources.open_source(f"arrayrecord:{tmp_path / 'copy'}")
