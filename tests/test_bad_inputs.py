@@ -138,7 +138,7 @@ def _damaged_index(here):
 
 def _index_without_a_file(here):
   _copy("index")(here)
-  (path,) = (here / "copy").glob("records-*.jsonl")
+  (path,) = (here / "copy").glob("records-*.parquet")
   path.unlink()
 
 
