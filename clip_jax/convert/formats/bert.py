@@ -13,7 +13,7 @@ from clip_jax.convert import (
   weights_file,
 )
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.engine import fields
+from clip_jax.convert.engine import fields, kinds
 from clip_jax.convert.engine.family import Family
 from clip_jax.convert.engine.fields import Field, Fixed, Heads, Written
 from clip_jax.convert.engine.format import Format
@@ -70,26 +70,26 @@ DEFAULTS = tower(
   add_cross_attention=False,
   pruned_heads={},
 )
-_ABSOLUTE = fields.exactly("absolute", None)
+_ABSOLUTE = kinds.exactly("absolute", None)
 # Values that would make it another model.
 PLAIN = (
   Written("position_embedding_type", "absolute", _ABSOLUTE),
-  Written("is_decoder", False, fields.exactly(False)),
-  Written("add_cross_attention", False, fields.exactly(False)),
-  Written("pruned_heads", {}, fields.exactly({}, None)),
+  Written("is_decoder", False, kinds.exactly(False)),
+  Written("add_cross_attention", False, kinds.exactly(False)),
+  Written("pruned_heads", {}, kinds.exactly({}, None)),
 )
 FIELDS = (
   Fixed("kind", "bert", in_weights=True),
   Field("vocab_size", "vocab_size", in_weights=True),
-  Field("hidden_size", "width", fields.WIDTH, in_weights=True),
-  Field("num_hidden_layers", "depth", fields.DEPTH, in_weights=True),
+  Field("hidden_size", "width", kinds.WIDTH, in_weights=True),
+  Field("num_hidden_layers", "depth", kinds.DEPTH, in_weights=True),
   Heads("num_attention_heads", "heads"),
   Field("intermediate_size", "mlp_dim", in_weights=True),
   Field("max_position_embeddings", "positions", in_weights=True),
   Field("type_vocab_size", "token_types", in_weights=True),
-  Field("hidden_act", "activation", fields.one_of(GELUS)),
-  Field("layer_norm_eps", "norm_epsilon", fields.EPSILON),
-  Field("pad_token_id", "pad_id", fields.TOKEN_ID),
+  Field("hidden_act", "activation", kinds.one_of(GELUS)),
+  Field("layer_norm_eps", "norm_epsilon", kinds.EPSILON),
+  Field("pad_token_id", "pad_id", kinds.TOKEN_ID),
 )
 FAMILY = Family(
   NAME,
@@ -97,7 +97,7 @@ FAMILY = Family(
   fields.within(
     "",
     "text",
-    (Written("model_type", "bert", fields.exactly("bert")), *PLAIN, *FIELDS),
+    (Written("model_type", "bert", kinds.exactly("bert")), *PLAIN, *FIELDS),
   ),
   DEFAULTS,
 )

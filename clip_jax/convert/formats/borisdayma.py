@@ -13,7 +13,7 @@ from typing import Any
 from clip_jax import errors
 from clip_jax.convert import config_file, engine, portable, tokenizer_files
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.engine import fields
+from clip_jax.convert.engine import fields, kinds
 from clip_jax.convert.engine.fields import Field, Heads, Other, Row, Written
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.names import FLAX, Names
@@ -74,16 +74,16 @@ NAMES = Names(
 _POOLINGS = {"tok": "class", "gap": "gap", "map": "map"}
 
 
-_COUNT = fields.checked(
+_COUNT = kinds.checked(
   "a whole number from 0 on",
-  lambda x: type(x) is int and 0 <= x <= fields.MAX_INTEGER,
+  lambda x: type(x) is int and 0 <= x <= kinds.MAX_INTEGER,
 )
-_id_or_null = functools.partial(fields.or_null, fields.TOKEN_ID)
+_id_or_null = functools.partial(kinds.or_null, kinds.TOKEN_ID)
 
 
 def _only(**values: Any) -> tuple[Written, ...]:
   """Returns rows of fields for which one value is supported."""
-  return tuple(Written(k, v, fields.exactly(v)) for k, v in values.items())
+  return tuple(Written(k, v, kinds.exactly(v)) for k, v in values.items())
 
 
 def _any(*names: str) -> tuple[Other, ...]:
@@ -99,7 +99,7 @@ class Registers(Row):
 
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
     """Reads their number."""
-    count = source.read(self.theirs, fields.or_null(_COUNT, 0))
+    count = source.read(self.theirs, kinds.or_null(_COUNT, 0))
     spec["image"]["registers"] = count
     if count and source.get(KEEP_REGISTERS):
       raise source.wrong(KEEP_REGISTERS, "false")
@@ -151,7 +151,7 @@ VISION_FIELDS = (
   *TOWER,
   Field("image_size", "image_size", in_weights=True),
   Field("patch_size", "patch_size", in_weights=True),
-  Field("pool_type", "pooling", fields.one_of(_POOLINGS), in_weights=True),
+  Field("pool_type", "pooling", kinds.one_of(_POOLINGS), in_weights=True),
   *_only(use_causal_mask=False, position_embedding_factorized=False),
 )
 FIELDS: tuple[Row, ...] = (
@@ -306,16 +306,16 @@ def _ends(source, towers, tensors) -> dict[str, Any]:
   projects = "vision_projection/kernel" in tensors
   infer = source.report.infer
   kind = infer("projections", "linear" if projects else "none", "shape")
-  bias = source.read("logit_bias_init_value", fields.NUMBER)
+  bias = source.read("logit_bias_init_value", kinds.NUMBER)
   embed_dim = towers["text"]["width"]
   if projects:
-    embed_dim = source.read("projection_dim", fields.INTEGER)
+    embed_dim = source.read("projection_dim", kinds.INTEGER)
   return {
     "embed_dim": embed_dim,
     "image_projection": kind,
     "text_projection": kind,
     "embed_norm": infer("embed_norm", "l2_rsqrt_1e-6", "format"),
-    "init_logit_scale": source.read("logit_scale_init_value", fields.LOG_SCALE),
+    "init_logit_scale": source.read("logit_scale_init_value", kinds.LOG_SCALE),
     "init_logit_bias": bias,
     # A softmax loss does not train a bias, so the initial one means none.
     "probabilities": infer(

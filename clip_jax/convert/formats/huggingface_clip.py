@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from clip_jax.convert.engine import fields
+from clip_jax.convert.engine import fields, kinds
 from clip_jax.convert.engine.fields import Edge, Field, Fixed, Heads, Written
 from clip_jax.convert.engine.names import Names
 from clip_jax.convert.formats import huggingface_family as family
@@ -63,8 +63,8 @@ TOWER = (
   Field("num_hidden_layers", "depth", in_weights=True),
   Heads("num_attention_heads", "heads"),
   Field("intermediate_size", "mlp_dim", in_weights=True),
-  Field("layer_norm_eps", "norm_epsilon", fields.EPSILON),
-  Field("hidden_act", "activation", fields.one_of(ACTIVATIONS)),
+  Field("layer_norm_eps", "norm_epsilon", kinds.EPSILON),
+  Field("hidden_act", "activation", kinds.one_of(ACTIVATIONS)),
   Written("attention_dropout", 0.0),
 )
 TEXT_FIELDS = (
@@ -74,12 +74,10 @@ TEXT_FIELDS = (
   *TOWER,
 )
 PATCHES = (
-  Field("patch_size", "patch_size", fields.PIXELS, in_weights=True),
-  Written("num_channels", 3, fields.exactly(3)),
+  Field("patch_size", "patch_size", kinds.PIXELS, in_weights=True),
+  Written("num_channels", 3, kinds.exactly(3)),
 )
-PIXELS = (
-  *(Field("image_size", "image_size", fields.PIXELS), *PATCHES, Edge()),
-)
+PIXELS = (*(Field("image_size", "image_size", kinds.PIXELS), *PATCHES, Edge()),)
 VISION_FIELDS = (
   *family.structure(kind="vit"),
   *PIXELS,
@@ -104,7 +102,7 @@ class EndToken(fields.Row):
 
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
     """Stores the pooling and the token's id."""
-    end_id = source.read(self.theirs, fields.TOKEN_ID)
+    end_id = source.read(self.theirs, kinds.TOKEN_ID)
     largest = self.legacy and end_id == LEGACY_END_ID
     pooling = "argmax" if largest else "eos"
     shown = pooling if largest else f"eos, first id {end_id}"
@@ -146,7 +144,7 @@ ENDS = (
   Field(
     "logit_scale_init_value",
     "init_logit_scale",
-    fields.LOG_SCALE,
+    kinds.LOG_SCALE,
     in_weights=True,
     free=True,
   ),

@@ -8,7 +8,7 @@ from typing import Any
 from clip_jax import errors
 from clip_jax.convert import config_file
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.engine import family, fields
+from clip_jax.convert.engine import family, fields, kinds
 from clip_jax.convert.engine.fields import Field, Fixed, Written
 from clip_jax.models import variants
 
@@ -33,20 +33,20 @@ def _spread(kind: fields.Kind) -> fields.Kind:
   return dataclasses.replace(kind, read=read)
 
 
-_TO_ONE = fields.checked(
+_TO_ONE = kinds.checked(
   "1/255", lambda x: type(x) is float and math.isclose(x, 1 / 255)
 )
 _RESAMPLE = dataclasses.replace(
-  fields.one_of({2: "bilinear", 3: "bicubic"}),  # Pillow's numbers.
+  kinds.one_of({2: "bilinear", 3: "bicubic"}),  # Pillow's numbers.
   allowed="2 (bilinear) or 3 (bicubic)",
 )
 FIELDS = (
-  Written("do_resize", True, fields.exactly(True)),
-  Written("do_rescale", True, fields.exactly(True)),
+  Written("do_resize", True, kinds.exactly(True)),
+  Written("do_rescale", True, kinds.exactly(True)),
   Written("rescale_factor", 1 / 255, _TO_ONE),
-  Written("do_normalize", True, fields.FLAG),
-  Field("image_mean", "image_mean", _spread(fields.MEANS)),
-  Field("image_std", "image_std", _spread(fields.DEVIATIONS)),
+  Written("do_normalize", True, kinds.FLAG),
+  Field("image_mean", "image_mean", _spread(kinds.MEANS)),
+  Field("image_std", "image_std", _spread(kinds.DEVIATIONS)),
   Field("resample", "interpolation", _RESAMPLE),
   Fixed("crop_rounding", "floor"),
   Fixed("convert_rgb", "before"),
@@ -128,7 +128,7 @@ def describe(
   found: dict[str, Any] = {}
   for row in FIELDS:
     row.read(source, found)
-  source.read("do_pad", fields.exactly(False))
+  source.read("do_pad", kinds.exactly(False))
   if not source.get("do_normalize"):
     found |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     for field in ("image_mean", "image_std"):
@@ -172,7 +172,7 @@ def _sizes(source, image) -> dict[str, Any]:
   """Returns the fields about how an image is made square."""
   resize, resized = source.read("size", _SIZE)
   side = resized
-  if source.read("do_center_crop", fields.FLAG):
+  if source.read("do_center_crop", kinds.FLAG):
     _, side = source.read("crop_size", _CROP)
   elif resize == "shortest":
     raise source.wrong("do_center_crop", "true where size has a shortest_edge")
@@ -206,7 +206,7 @@ def _edge(value: Any) -> tuple[str, int]:
     ("height", "width"): "squash",
     ("shortest_edge",): "shortest",
   }.get(tuple(sorted(sides)))
-  edges = list(map(fields.up_to((1 << 16) - 1).read, sides.values()))
+  edges = list(map(kinds.up_to((1 << 16) - 1).read, sides.values()))
   if resize is None or edges[0] != edges[-1]:
     raise ValueError
   return resize, edges[0]

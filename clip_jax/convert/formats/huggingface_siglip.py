@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert.engine import fields
+from clip_jax.convert.engine import fields, kinds
 from clip_jax.convert.engine.fields import Field, Fixed, Written
 from clip_jax.convert.engine.names import Names
 from clip_jax.convert.formats import huggingface_clip as clip
@@ -77,9 +77,9 @@ class EmbedDim(Field):
       )
 
 
-_NUM_PATCHES = fields.checked(
+_NUM_PATCHES = kinds.checked(
   "a square number, for a fixed resolution",
-  lambda x: math.isqrt(fields.INTEGER.read(x)) ** 2 == x,
+  lambda x: math.isqrt(kinds.INTEGER.read(x)) ** 2 == x,
   math.isqrt,
 )
 
@@ -109,7 +109,7 @@ class NaflexGrid(fields.Row):
 
 
 _HEAD = dataclasses.replace(
-  fields.exactly(True),
+  kinds.exactly(True),
   allowed="true: without it, this tower gives no feature of a whole image, "
   "only of patches",
 )

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from clip_jax.convert.engine import fields
+from clip_jax.convert.engine import fields, kinds
 from clip_jax.convert.engine.fields import (
   Derived,
   Edge,
@@ -55,12 +55,12 @@ NEAREST = {
 
 
 def _log(scale: float) -> float:
-  log = fields.LOG_SCALE.write(scale)
+  log = kinds.LOG_SCALE.write(scale)
   return INIT_LOG_SCALE if math.isclose(log, INIT_LOG_SCALE) else log
 
 
 def _multiple_for_resnet(unit: int, kind: fields.Kind) -> fields.Kind:
-  return fields.checked(
+  return kinds.checked(
     f"a multiple of {unit} for a ResNet",
     lambda value: kind.read(value) % unit == 0,
     kind.read,
@@ -68,39 +68,39 @@ def _multiple_for_resnet(unit: int, kind: fields.Kind) -> fields.Kind:
 
 
 _STAGES = dataclasses.replace(
-  fields.checked(
+  kinds.checked(
     "four numbers of blocks",
     lambda depths: len(depths) == 4,
-    lambda depths: [fields.DEPTH.read(depth) for depth in depths],
+    lambda depths: [kinds.DEPTH.read(depth) for depth in depths],
   ),
   # Of another number of stages, what is written is read as another model.
   write=lambda ours: [*ours, 1, 1, 1, 1][:4],
   values=("four stages",),
 )
-_WHOLE_NUMBER = fields.checked("a whole number", lambda x: type(x) is int)
-_BIAS = fields.or_null(fields.NUMBER)
-_OBJECT = fields.checked("a JSON object", lambda x: isinstance(x, dict))
-_INVERSE = fields.one_of({False: True, True: False})
+_WHOLE_NUMBER = kinds.checked("a whole number", lambda x: type(x) is int)
+_BIAS = kinds.or_null(kinds.NUMBER)
+_OBJECT = kinds.checked("a JSON object", lambda x: isinstance(x, dict))
+_INVERSE = kinds.one_of({False: True, True: False})
 EOS_ID = 2  # The default of `eos_id`.
-_IMAGE_POOLINGS = fields.one_of({"tok": "class", "avg": "gap"})
-_TEXT_POOLINGS = fields.choice("argmax", "last", "eos")
-_POOLERS = fields.one_of(
+_IMAGE_POOLINGS = kinds.one_of({"tok": "class", "avg": "gap"})
+_TEXT_POOLINGS = kinds.choice("argmax", "last", "eos")
+_POOLERS = kinds.one_of(
   {
     "mean_pooler": "mean",
     "cls_pooler": "pooler",
     "cls_last_hidden_state_pooler": "cls",
   }
 )
-_BERT_PROJECTIONS = fields.one_of(
+_BERT_PROJECTIONS = kinds.one_of(
   {"linear": "linear", "mlp": "mlp", None: "none"}
 )
 _HEAD_WIDTH = dataclasses.replace(
-  fields.INTEGER, allowed="a whole number from 1 on, the width at most"
+  kinds.INTEGER, allowed="a whole number from 1 on, the width at most"
 )
-_APPROXIMATE = fields.one_of({"none": "gelu", "tanh": "gelu_tanh"})
+_APPROXIMATE = kinds.one_of({"none": "gelu", "tanh": "gelu_tanh"})
 _known = {ours: theirs for theirs, ours in CLEANINGS.items()}
 _CLEAN = dataclasses.replace(
-  fields.one_of(CLEANINGS), write=lambda ours: ({**NEAREST, **_known})[ours]
+  kinds.one_of(CLEANINGS), write=lambda ours: ({**NEAREST, **_known})[ours]
 )
 
 _size = functools.partial(Field, in_weights=True)  # The weights show it, too.
@@ -118,48 +118,48 @@ _OFF = (
   ),
 )
 _TRANSFORMER = (
-  _size("layers", "depth", fields.DEPTH),
+  _size("layers", "depth", kinds.DEPTH),
   Derived(
-    *("mlp_ratio", "mlp_dim", fields.RATIO),
+    *("mlp_ratio", "mlp_dim", kinds.RATIO),
     in_weights=True,
-    decode=fields.mlp_dim,
+    decode=kinds.mlp_dim,
     encode=lambda x: rows_lib.mlp_ratio(x["width"], x["mlp_dim"]),
   ),
   rows_lib.Activation("act_kwargs.approximate", "activation", _APPROXIMATE),
-  Field("norm_kwargs.eps", "norm_epsilon", fields.EPSILON),
+  Field("norm_kwargs.eps", "norm_epsilon", kinds.EPSILON),
 )
 _POOLER = (Other("attn_pooler_queries"), Other("attn_pooler_heads"))
-_DROPOUT = Optional("patch_dropout", "patch_dropout", fields.NUMBER)
+_DROPOUT = Optional("patch_dropout", "patch_dropout", kinds.NUMBER)
 _TIMM_FIELDS = (
-  Other("timm_model_name", fields.TEXT),
-  Other("timm_proj", fields.one_of(open_clip_named.TIMM_HEADS)),
-  Other("timm_proj_bias", fields.FLAG),
-  Other("timm_pool", fields.TEXT),
+  Other("timm_model_name", kinds.TEXT),
+  Other("timm_proj", kinds.one_of(open_clip_named.TIMM_HEADS)),
+  Other("timm_proj_bias", kinds.FLAG),
+  Other("timm_pool", kinds.TEXT),
   Other("timm_model_pretrained"),
   Other("timm_drop"),
   Other("timm_drop_path"),
 )
 _TIMM = (
-  Other("image_size", fields.PIXELS),
+  Other("image_size", kinds.PIXELS),
   *(*_TIMM_FIELDS, _DROPOUT, *_POOLER),
 )
 _NO_TIMM = tuple(Other(row.theirs) for row in _TIMM_FIELDS)
 _VIT = (
   Fixed("kind", "vit"),
-  Field("image_size", "image_size", fields.PIXELS),
-  Field("patch_size", "patch_size", fields.PIXELS),
+  Field("image_size", "image_size", kinds.PIXELS),
+  Field("patch_size", "patch_size", kinds.PIXELS),
   Edge(),
-  _size("width", "width", fields.WIDTH),
+  _size("width", "width", kinds.WIDTH),
   rows_lib.HeadWidth(
     *("head_width", "heads", _HEAD_WIDTH),
-    decode=lambda width, x: fields.INTEGER.read(x["width"] // width),
+    decode=lambda width, x: kinds.INTEGER.read(x["width"] // width),
     encode=lambda x: x["width"] // x["heads"],
   ),
   *_TRANSFORMER,
   Field("no_ln_pre", "pre_norm", _INVERSE),
   Field("pool_type", "pooling", _IMAGE_POOLINGS),
   Derived(  # For one token it is the same.
-    *("final_ln_after_pool", "norm_after_pool", fields.FLAG),
+    *("final_ln_after_pool", "norm_after_pool", kinds.FLAG),
     decode=lambda after, x: after and x["pooling"] == "gap",
     encode=lambda x: x["norm_after_pool"],
   ),
@@ -174,12 +174,12 @@ _VIT = (
 )
 _RESNET = (
   Fixed("kind", "resnet"),
-  Field("image_size", "image_size", _multiple_for_resnet(32, fields.PIXELS)),
+  Field("image_size", "image_size", _multiple_for_resnet(32, kinds.PIXELS)),
   Field("layers", "depths", _STAGES),
-  _size("width", "width", _multiple_for_resnet(2, fields.WIDTH)),
+  _size("width", "width", _multiple_for_resnet(2, kinds.WIDTH)),
   only("head_width", resnet.HEAD_DIM),
   Written("patch_size", None),
-  Other("patch_dropout", fields.NUMBER),
+  Other("patch_dropout", kinds.NUMBER),
   only("attentional_pool", False),
   *(*_OFF, *_POOLER),
 )
@@ -191,25 +191,25 @@ _EVERY_TEXT = (
 _OWN_TEXT = (
   Fixed("kind", "transformer"),
   Field("vocab_size", "vocab_size"),
-  _size("width", "width", fields.WIDTH),
+  _size("width", "width", kinds.WIDTH),
   Heads("heads", "heads"),
   *_TRANSFORMER,
   Field("no_causal_mask", "causal", _INVERSE),
   Field("pool_type", "pooling", _TEXT_POOLINGS),
   Derived(  # Only this pooling needs it.
-    *("eos_id", "eos_id", fields.TOKEN_ID),
+    *("eos_id", "eos_id", kinds.TOKEN_ID),
     decode=lambda found, x: found if x["pooling"] == "eos" else None,
     encode=lambda x: x["eos_id"] if x["pooling"] == "eos" else EOS_ID,
   ),
   only("proj_type", "linear", "none"),
-  Other("proj_bias", fields.FLAG),
+  Other("proj_bias", kinds.FLAG),
   *_OFF,
   only("embed_cls", False),
 )
 _BERT = (
   Field("hf_pooler_type", "pooling", _POOLERS),
-  Other("hf_model_name", fields.TEXT),
-  Other("hf_model_config", fields.or_null(_OBJECT)),
+  Other("hf_model_name", kinds.TEXT),
+  Other("hf_model_config", kinds.or_null(_OBJECT)),
   Other("hf_model_pretrained"),
 )
 _NO_BERT = tuple(
@@ -250,14 +250,14 @@ _CLEANING = Optional(f"{_KWARGS}.clean", "tokenizer.cleaning", _CLEAN)
 TOKENIZERS: dict[bool, tuple[fields.Row, ...]] = {
   True: (
     *(_CLEANING, _EVERY_TOKENIZER),
-    Other(_TOKENIZER, fields.or_null(fields.TEXT)),
+    Other(_TOKENIZER, kinds.or_null(kinds.TEXT)),
     only(f"{_KWARGS}.reduction_mask", "", None),
     only(f"{_KWARGS}.additional_special_tokens", None),
   ),
   False: (
-    *(Other(_TOKENIZER, fields.TEXT), Written(_TOKENIZER, ".")),
+    *(Other(_TOKENIZER, kinds.TEXT), Written(_TOKENIZER, ".")),
     *(_CLEANING, _EVERY_TOKENIZER),
-    rows_lib.StripEnd(f"{_KWARGS}.strip_sep_token", fields.FLAG),
+    rows_lib.StripEnd(f"{_KWARGS}.strip_sep_token", kinds.FLAG),
     only(f"{_KWARGS}.language", None),
   ),
 }
@@ -267,11 +267,11 @@ ALWAYS = {"antialias": True, "crop_rounding": "round", "convert_rgb": "after"}
 _PRE, _CUSTOM = "preprocess_cfg", f"{MODEL}.custom_text"
 
 
-_FILTERS = fields.choice("bicubic", "bilinear")
-_RESIZES = fields.choice("shortest", "squash", "longest")
+_FILTERS = kinds.choice("bicubic", "bilinear")
+_RESIZES = kinds.choice("shortest", "squash", "longest")
 _PREPROCESSING = (
-  Field(f"{_PRE}.mean", "image_mean", fields.MEANS),
-  Field(f"{_PRE}.std", "image_std", fields.MEANS),
+  Field(f"{_PRE}.mean", "image_mean", kinds.MEANS),
+  Field(f"{_PRE}.std", "image_std", kinds.MEANS),
   Field(f"{_PRE}.interpolation", "interpolation", _FILTERS),
   Field(f"{_PRE}.resize_mode", "resize", _RESIZES),
   Field(f"{_PRE}.fill_color", "fill", _WHOLE_NUMBER),
@@ -281,12 +281,12 @@ _PREPROCESSING = (
   Fixed("crop_fraction", 1.0),
 )
 _WHOLE = (
-  Field(f"{MODEL}.embed_dim", "embed_dim", fields.WIDTH, in_weights=True),
-  Other(rows_lib.QUICK_GELU, fields.FLAG),
+  Field(f"{MODEL}.embed_dim", "embed_dim", kinds.WIDTH, in_weights=True),
+  Other(rows_lib.QUICK_GELU, kinds.FLAG),
   Field(
     f"{MODEL}.init_logit_scale",
     "init_logit_scale",
-    dataclasses.replace(fields.LOG_SCALE, write=_log),
+    dataclasses.replace(kinds.LOG_SCALE, write=_log),
     free=True,
   ),
   Field(f"{MODEL}.init_logit_bias", "init_logit_bias", _BIAS),
@@ -364,7 +364,7 @@ def family(
     *TEXTS[text],
     *((open_clip_named.BertTower(bert_config),) if text == "bert" else ()),
     *TOKENIZERS[own_tokenizer],
-    Other(_CUSTOM, fields.FLAG),
+    Other(_CUSTOM, kinds.FLAG),
     *((Written(_CUSTOM, True),) if image == "timm" or text == "bert" else ()),
     *_WHOLE,
   )

@@ -6,7 +6,7 @@ from typing import Any
 
 from clip_jax import errors
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.engine import fields
+from clip_jax.convert.engine import fields, kinds
 from clip_jax.convert.formats import bert, timm_vit
 from clip_jax.convert.formats.open_clip_rows import TEXT, VISION
 
@@ -62,7 +62,7 @@ class TimmTower(fields.Row):
     made_so = head != "head.proj"
     if pool or made_so:
       tower = timm_vit.pooled(tower, pool, made_so=made_so, name=name)
-    if fields.PIXELS.read(size) != tower["image_size"]:
+    if kinds.PIXELS.read(size) != tower["image_size"]:
       raise errors.UserError(
         f"{source.where(f'{VISION}.image_size')}: image_size={size}, but "
         f"{name} is made for {tower['image_size']}; give the timm_model_name "

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert.engine import fields
+from clip_jax.convert.engine import fields, kinds
 from clip_jax.convert.engine.family import Family
 
 MODEL = "model_cfg"
@@ -75,7 +75,7 @@ class Activation(fields.Field):
   def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
     """Reads both."""
     activation = source.read(self.theirs, self.kind)
-    if source.read(QUICK_GELU, fields.FLAG):
+    if source.read(QUICK_GELU, kinds.FLAG):
       if source.given(self.theirs):
         raise source.wrong(self.theirs, "left out beside quick_gelu")
       activation = "quick_gelu"

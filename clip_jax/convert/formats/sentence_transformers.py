@@ -5,7 +5,7 @@ import pathlib
 from clip_jax import errors, json_text
 from clip_jax.convert import config_file, portable
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.engine import fields
+from clip_jax.convert.engine import fields, kinds
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.formats import bert, huggingface
 
@@ -23,7 +23,7 @@ _POOLINGS = {
   **{"cls_token": "cls", "cls": "cls"},
   **{"mean_tokens": "mean", "mean": "mean"},
 }
-_LENGTH = fields.checked(
+_LENGTH = kinds.checked(
   "a number of tokens that leaves room for text, 3 or more, or null",
   lambda x: x is None or (type(x) is int and x >= 3),
 )
@@ -40,9 +40,9 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   Raises:
     UserError: it has other modules, or a pooling that is not supported.
   """
-  kinds, directories = _modules(path)
-  normalize = "Normalize" in kinds
-  if kinds[0] == _CLIP:
+  modules, directories = _modules(path)
+  normalize = "Normalize" in modules
+  if modules[0] == _CLIP:
     model = huggingface.read(directories[0], options)
     if normalize:
       model.report.warnings.append(
@@ -66,7 +66,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     where={"": str(file)},
     report=report,
   )
-  lower = settings.read("do_lower_case", fields.exactly(True, False))
+  lower = settings.read("do_lower_case", kinds.FLAG)
   return bert.read_tower(
     directories[0],
     report,
@@ -90,7 +90,7 @@ def _modules(path: pathlib.Path) -> tuple[list[str], list[pathlib.Path]]:
     raise errors.DamagedError(
       f"{path / MODULES} must hold a list of objects; fetch or make it again."
     )
-  kinds = [str(module.get("type", "")).split(".")[-1] for module in listed]
+  modules = [str(module.get("type", "")).split(".")[-1] for module in listed]
   names = [module.get("path") for module in listed]
   # A name that leads elsewhere.
   if any(
@@ -102,18 +102,18 @@ def _modules(path: pathlib.Path) -> tuple[list[str], list[pathlib.Path]]:
       "make it again."
     )
   directories = [path / name for name in names]
-  if kinds[:1] == ["Transformer"] and huggingface.recognise(directories[0]):
-    kinds[0] = _CLIP  # As newer versions write it.
-  if tuple(kinds) not in _HELD:
+  if modules[:1] == ["Transformer"] and huggingface.recognise(directories[0]):
+    modules[0] = _CLIP  # As newer versions write it.
+  if tuple(modules) not in _HELD:
     raise errors.UserError(
-      f"{path / MODULES} lists {', '.join(kinds) or 'nothing'}; supported are "
-      "a Transformer and a Pooling, or a CLIPModel, and a Normalize after "
+      f"{path / MODULES} lists {', '.join(modules) or 'nothing'}; supported "
+      "are a Transformer and a Pooling, or a CLIPModel, and a Normalize after "
       "them, but not a Dense or other modules."
     )
   # The model may lie at the root, whatever the list says.
   if not (directories[0] / bert.CONFIG).exists():
     directories[0] = path
-  return kinds, directories
+  return modules, directories
 
 
 def _pooling(path: pathlib.Path) -> str:

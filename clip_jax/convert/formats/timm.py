@@ -13,7 +13,7 @@ from typing import Any
 from clip_jax import errors
 from clip_jax.convert import config_file, engine, portable, weights_file
 from clip_jax.convert import report as report_lib
-from clip_jax.convert.engine import fields
+from clip_jax.convert.engine import fields, kinds
 from clip_jax.convert.engine.family import Family
 from clip_jax.convert.engine.fields import Derived, Field, Heads, Written
 from clip_jax.convert.engine.format import Format
@@ -67,34 +67,34 @@ _SHOWN = {
 
 
 # `preprocess` takes no less.
-_CROP = fields.checked(
-  "from 0.1 to 1", lambda x: fields.is_number(x) and 0.1 <= x <= 1, float
+_CROP = kinds.checked(
+  "from 0.1 to 1", lambda x: kinds.is_number(x) and 0.1 <= x <= 1, float
 )
-_FILTERS = fields.choice("bicubic", "bilinear")
-_RESIZES = fields.one_of({"center": "shortest", "squash": "squash"})
+_FILTERS = kinds.choice("bicubic", "bilinear")
+_RESIZES = kinds.one_of({"center": "shortest", "squash": "squash"})
 _ROWS = (
   *fields.within(
     "model_args",
     "image",
     (
-      Field("embed_dim", "width", fields.WIDTH, in_weights=True),
-      Field("depth", "depth", fields.DEPTH, in_weights=True),
+      Field("embed_dim", "width", kinds.WIDTH, in_weights=True),
+      Field("depth", "depth", kinds.DEPTH, in_weights=True),
       Heads("num_heads", "heads", in_weights=True),
-      Field("patch_size", "patch_size", fields.PIXELS, in_weights=True),
-      Field("img_size", "image_size", fields.PIXELS, in_weights=True),
+      Field("patch_size", "patch_size", kinds.PIXELS, in_weights=True),
+      Field("img_size", "image_size", kinds.PIXELS, in_weights=True),
       Derived(
-        *("mlp_ratio", "mlp_dim", fields.RATIO),
+        *("mlp_ratio", "mlp_dim", kinds.RATIO),
         in_weights=True,
-        decode=fields.mlp_dim,
+        decode=kinds.mlp_dim,
       ),
       fields.Edge("img_size"),
     ),
   ),
-  Written("model_args.in_chans", 3, fields.exactly(3)),
-  Written("model_args.global_pool", None, fields.or_null(fields.TEXT)),
+  Written("model_args.in_chans", 3, kinds.exactly(3)),
+  Written("model_args.global_pool", None, kinds.or_null(kinds.TEXT)),
   Written("model_args.num_classes", None),
-  Field("pretrained_cfg.mean", "image_mean", fields.MEANS),
-  Field("pretrained_cfg.std", "image_std", fields.DEVIATIONS),
+  Field("pretrained_cfg.mean", "image_mean", kinds.MEANS),
+  Field("pretrained_cfg.std", "image_std", kinds.DEVIATIONS),
   Field("pretrained_cfg.interpolation", "interpolation", _FILTERS),
   Field("pretrained_cfg.crop_pct", "crop_fraction", _CROP),
   Field("pretrained_cfg.crop_mode", "resize", _RESIZES),
@@ -195,7 +195,7 @@ def describe(
     report=report,
     told={"activation": options.activation},
   )
-  name = source.read("architecture", fields.TEXT)
+  name = source.read("architecture", kinds.TEXT)
   tower = timm_vit.describe(name)
   size = given.get("input_size")
   if not isinstance(size, list) or len(size) != 3:
