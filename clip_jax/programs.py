@@ -21,7 +21,7 @@ import jaxlib
 from jax.experimental import serialize_executable
 from jax.extend import backend as backend_lib
 
-from clip_jax import kept_files, sharding
+from clip_jax import cpu_compiler, kept_files, sharding
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ def compile(
     if kept is not None:
       return kept
   with _logging_if_slow(what):
-    compiled = lowered.compile()
+    options = cpu_compiler.options(devices[0]) if devices else None
+    compiled = lowered.compile(compiler_options=options)
   if path is not None:
     _write(path, compiled)
   return compiled

@@ -17,10 +17,9 @@ PACKAGE, module_name = floors.PACKAGE, floors.module_name
 # The floors of the package, the lowest first; what stands on one imports from
 # its own and from those below.
 FLOORS = (
-  "buckets config errors host_devices host_memory hosts interrupts json_lines"
-  " json_text kept_files names packing places preprocess programs regular_files"
-  " sharding"
-  " terminal tokenizer versions whole_files",
+  "buckets config cpu_compiler errors host_devices host_memory hosts interrupts"
+  " json_lines json_text kept_files names packing places preprocess programs"
+  " regular_files sharding terminal tokenizer versions whole_files",
   "models",
   "data losses",
   "evals report",
@@ -42,6 +41,7 @@ _OUTSIDE_OF_MODELS = {"optax", "orbax", "grain", "PIL"}
 FORBIDDEN = {
   "buckets": _HEAVY,
   "config": _HEAVY,
+  "cpu_compiler": _OUTSIDE_OF_MODELS,
   "data": {"jax", "flax", "optax", "orbax"},
   "errors": _HEAVY,
   "host_devices": _HEAVY,

@@ -184,7 +184,7 @@ def test_another_process_need_not_compile_again(tmp_path):
 
 
 class Slow:
-  def compile(self):
+  def compile(self, compiler_options=None):
     time.sleep(0.1)
 
 

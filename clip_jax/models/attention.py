@@ -1,5 +1,6 @@
 """Attention, by itself and as a layer."""
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -80,9 +81,8 @@ def attend(
   Returns:
     (batch, queries, heads, head_dim).
   """
-  # A single masked query is little work; cuDNN was not tested on this case.
-  alone = query.shape[1] == 1 and mask is not None
-  if not alone and is_fused(query, backend=jax.default_backend()):
+  # A single query is little work; cuDNN was not tested on its gradient.
+  if query.shape[1] > 1 and is_fused(query, backend=jax.default_backend()):
     return fused_attend(
       query, key, value, causal=causal, mask=mask, implementation="cudnn"
     )
@@ -119,6 +119,7 @@ def attend_once(
   memory: jax.Array,
   key: dict[str, jax.Array],
   value: dict[str, jax.Array],
+  mask: jax.Array | None = None,
 ) -> jax.Array:
   """Attention with one query per example, including the projections of memory.
 
@@ -133,23 +134,30 @@ def attend_once(
     memory: (batch, length, width).
     key: "kernel" (width, heads, head_dim) and "bias" (heads, head_dim).
     value: "kernel" and "bias" of the same shapes.
+    mask: as in `attend`.
 
   Returns:
     (batch, 1, heads, head_dim).
   """
   return by_platform.choose(
-    query, memory, key, value, cpu=_attend_by_query, default=_attend_by_memory
+    query,
+    memory,
+    key,
+    value,
+    mask,
+    cpu=_attend_by_query,
+    default=_attend_by_memory,
   )
 
 
-def _attend_by_memory(query, memory, key, value):
+def _attend_by_memory(query, memory, key, value, mask):
   key, value = (
     jnp.tensordot(memory, x["kernel"], 1) + x["bias"] for x in (key, value)
   )
-  return attend(query, key, value)
+  return attend(query, key, value, mask=mask)
 
 
-def _attend_by_query(query, memory, key, value):
+def _attend_by_query(query, memory, key, value, mask):
   wide = jnp.promote_types(query.dtype, jnp.float32)
   query = query[:, 0] * query.shape[-1] ** -0.5  # (batch, heads, head_dim)
   asked = jnp.einsum("bhd,chd->bhc", query, key["kernel"])
@@ -159,6 +167,9 @@ def _attend_by_query(query, memory, key, value):
   # The key's bias adds the same number to the logits of all positions, so it
   # changes the result by rounding only.
   scores += jnp.einsum("bhd,hd->bh", query, key["bias"])[..., None]
+  if mask is not None:
+    mask = mask if mask.ndim == 3 else mask[:, None]
+    scores = jnp.where(mask, scores, jnp.finfo(wide).min)
   weights = jax.nn.softmax(scores, axis=-1).astype(memory.dtype)
   mean = jnp.einsum("bhl,blc->bhc", weights, memory)
   x = jnp.einsum("bhc,chd->bhd", mean, value["kernel"]) + value["bias"]
@@ -166,7 +177,9 @@ def _attend_by_query(query, memory, key, value):
 
 
 def _attend_once_forward(*args):
-  x, derived = jax.vjp(_attend_by_memory, *args)
+  *differentiable, mask = args
+  by_memory = functools.partial(_attend_by_memory, mask=mask)
+  x, derived = jax.vjp(by_memory, *differentiable)
   x = by_platform.choose(
     x, args, cpu=lambda _, args: _attend_by_query(*args), default=lambda x, _: x
   )
@@ -175,14 +188,18 @@ def _attend_once_forward(*args):
 
 def _attend_once_backward(kept, gradient):
   def by_query(kept, gradient):
-    _, args = kept
-    return jax.vjp(_attend_by_query, *args)[1](gradient)
+    _, (*args, mask) = kept
+    attend_by_query = functools.partial(_attend_by_query, mask=mask)
+    return jax.vjp(attend_by_query, *args)[1](gradient)
 
   def by_memory(kept, gradient):
     derived, _ = kept
     return derived(gradient)
 
-  return by_platform.choose(kept, gradient, cpu=by_query, default=by_memory)
+  gradients = by_platform.choose(
+    kept, gradient, cpu=by_query, default=by_memory
+  )
+  return *gradients, None  # A mask has none.
 
 
 attend_once.defvjp(_attend_once_forward, _attend_once_backward)
@@ -232,14 +249,14 @@ class MultiHeadAttention(nn.Module):
         name=name,
       )(x)  # (batch, length, heads, head_dim)
 
-    asks_once = query.shape[1] == 1 < memory.shape[1] and mask is None
+    asks_once = query.shape[1] == 1 < memory.shape[1]
     query = project("query", query)
     if asks_once and not self.causal and not self.is_initializing():
       params = {
         name: self.variables["params"][name] for name in ("key", "value")
       }
       params = jax.tree.map(lambda x: x.astype(self.dtype), params)
-      x = attend_once(query, memory.astype(self.dtype), **params)
+      x = attend_once(query, memory.astype(self.dtype), **params, mask=mask)
     else:
       key, value = project("key", memory), project("value", memory)
       x = attend(query, key, value, causal=self.causal, mask=mask)

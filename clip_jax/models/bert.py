@@ -22,18 +22,7 @@ def _mean(x: jax.Array, mask: jax.Array) -> jax.Array:
   return (total / count).astype(x.dtype)
 
 
-def _first(x: jax.Array, mask: jax.Array) -> jax.Array:
-  del mask
-  return x[:, 0]
-
-
-# Functions of features (batch, length, width) and a mask (batch, length) that
-# return (batch, width).
-POOLINGS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-  "mean": _mean,
-  "cls": _first,
-  "pooler": _first,
-}
+POOLINGS = ("mean", "cls", "pooler")
 
 
 class Bert(nn.Module):
@@ -80,10 +69,12 @@ class Bert(nn.Module):
     self._check(tokens)
     dtypes = layers.dtypes_of(self)
     mask = tokens != self.pad_id  # (batch, length)
+    of_all = self.pooling == "mean"
+    at = None if of_all else jnp.zeros((len(tokens), 1), int)
     x = encoder.of_tower(self, post_norm=True, name=paths.ENCODER)(
-      self._embed(tokens), mask
+      self._embed(tokens), mask, at
     )
-    x = POOLINGS[self.pooling](x, mask)
+    x = _mean(x, mask) if of_all else x[:, 0]
     if self.pooling == "pooler":
       x = jnp.tanh(nn.Dense(self.width, name="pooler", **dtypes)(x))
     if self.normalize:
@@ -112,7 +103,7 @@ class Bert(nn.Module):
 
   def _check(self, tokens):
     text.check_length(tokens, self.context_length)
-    layers.lookup("pooling", self.pooling, POOLINGS)
+    layers.lookup("pooling", self.pooling, dict.fromkeys(POOLINGS))
     if self.context_length > self.positions:
       raise errors.UserError(
         f"context_length={self.context_length} is more than the "

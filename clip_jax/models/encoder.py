@@ -8,14 +8,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from clip_jax import errors
 from clip_jax.models import attention as attention_lib
 from clip_jax.models import layers, paths
 
+_LAYER = "layer"  # Parameters that lie in the stack anyway.
 # What is saved for the backward pass; it computes everything else again.
 REMAT_POLICIES = {
-  "none": jax.checkpoint_policies.everything_saveable,
+  "none": jax.checkpoint_policies.save_anything_except_these_names(_LAYER),
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_saveable,
   "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -124,8 +126,7 @@ class Encoder(nn.Module):
         positions that may be seen; None for all.
       at: positions (batch, reads). Only the outputs at these positions are
         returned, (batch, reads, width), and the last block computes no others.
-        The gradients of the parameters are right, but take longer than those of
-        the whole output. None for all positions.
+        None for all positions.
       last_mask: bools (batch, reads, length), true for what the positions `at`
         see in the last block, in the place of `mask`.
     """
@@ -135,49 +136,48 @@ class Encoder(nn.Module):
       raise errors.UserError(
         f"unroll must be between 1 and the depth {self.depth}, got {unroll}."
       )
+    # In a loop XLA cannot merge the recomputation with the first pass.
+    keep = {"policy": policy, "prevent_cse": unroll == self.depth}
     make_block = EncoderBlock
     if self.whole is not None:
       make_block = nn.map_variables(
         make_block, "params", trans_in_fn=self.whole
       )
-    if self.remat != "none":
-      # In a loop XLA cannot merge the recomputation with the first pass.
-      make_block = nn.remat(
-        make_block, policy=policy, prevent_cse=unroll == self.depth
-      )
-    make_block = functools.partial(
-      make_block,
-      depth=self.depth,
-      heads=self.heads,
-      mlp_dim=self.mlp_dim or 4 * x.shape[-1],
-      activation=self.activation,
-      causal=self.causal,
-      norm_epsilon=self.norm_epsilon,
-      post_norm=self.post_norm,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-    )
+    fields = {
+      "depth": self.depth,
+      "heads": self.heads,
+      "mlp_dim": self.mlp_dim or 4 * x.shape[-1],
+      "activation": self.activation,
+      "causal": self.causal,
+      "norm_epsilon": self.norm_epsilon,
+      "post_norm": self.post_norm,
+      **layers.dtypes_of(self),
+    }
     watched = self.is_mutable_collection("intermediates")
     stack = self.variables.get("params", {}).get(paths.BLOCKS)
     if at is not None and stack is not None and not watched:
-      block = make_block(parent=None)
+      block = make_block(**fields, parent=None)
 
-      # Flax passes them in this order.
-      def run(i, x, mask=mask, at=None) -> Any:
-        # A loop over slices of the stack would copy the parameters of all
-        # blocks but the last.
-        layer = functools.partial(
-          jax.lax.dynamic_index_in_dim, index=i, keepdims=False
-        )
-        params = jax.tree.map(layer, stack)
+      @functools.partial(jax.checkpoint, **keep)
+      def run(i, part, x, mask, at=None) -> Any:
+        params = _read_layer(jax.lax.stop_gradient(stack), i, part)
+        # Flax passes the inputs in this order.
         return block.apply({"params": params}, x, mask, at)
 
       last = self.depth - 1
-      x = jax.lax.fori_loop(0, last, run, x, unroll=min(unroll, last) or 1)
-      return run(last, x, mask if last_mask is None else last_mask, at)
+      x, _ = jax.lax.scan(
+        lambda x, layer: (run(*layer, x, mask), None),
+        x,
+        (jnp.arange(last), jax.tree.map(lambda p: p[:last], stack)),
+        unroll=min(unroll, last) or 1,
+      )
+      part = jax.tree.map(lambda p: p[last], stack)
+      return run(last, part, x, mask if last_mask is None else last_mask, at)
     if last_mask is not None and at is not None:
       mask = _masks(self.depth, x, mask, at, last_mask)
-    block = make_block(name=paths.BLOCKS)
+    if self.remat != "none":
+      make_block = nn.remat(make_block, **keep)
+    block = make_block(**fields, name=paths.BLOCKS)
     stacked = nn.scan(
       lambda block, x, mask: (block(x, mask), None),
       variable_axes={"params": 0, "intermediates": 0},
@@ -188,6 +188,27 @@ class Encoder(nn.Module):
     )
     x, _ = stacked(block, x, mask)
     return x if at is None else jnp.take_along_axis(x, at[..., None], axis=1)
+
+
+@jax.custom_vjp
+def _read_layer(stack, i, part):
+  """Returns the parameters of block `i`; the gradient goes to `part`.
+
+  `part` is that block's slice of the stack, and nobody reads it: a loop over
+  slices would copy the parameters, and an index into the stack would have a
+  gradient of the size of the whole stack in every block.
+  """
+  return _index(stack, i, part)[0]
+
+
+def _index(stack, i, part):
+  del part
+  read = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+  params = jax.tree.map(lambda p: read(p, i), stack)
+  return checkpoint_name(params, _LAYER), None
+
+
+_read_layer.defvjp(_index, lambda _, gradient: (None, None, gradient))
 
 
 _FIELDS = {x.name for x in dataclasses.fields(Encoder)} - {"parent", "name"}

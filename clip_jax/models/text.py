@@ -134,7 +134,7 @@ class TextTransformer(nn.Module):
       rows = layers.take_rows(positions, positioned)
     x = x + rows.astype(x.dtype)
     at = None
-    if not (train or self.pooling == "map" or mask is not None):
+    if self.pooling != "map" and mask is None:
       at = self._read_position(tokens)[:, None]
     x = encoder.of_tower(self, name=paths.ENCODER)(x, mask, at)
     norm = layers.layer_norm(self.norm_epsilon, name="ln_final", dtypes=dtypes)

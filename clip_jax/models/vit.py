@@ -110,7 +110,7 @@ class VisionTransformer(nn.Module):
     first_patch = int(self.class_token) + self.registers
     if self.pre_norm:
       x = layers.layer_norm(self.norm_epsilon, name="ln_pre", dtypes=dtypes)(x)
-    x = self._encode(x, first_patch, train=train, each_patch=each_patch)
+    x = self._encode(x, first_patch, each_patch=each_patch)
     norm = layers.layer_norm(self.norm_epsilon, name="ln_post", dtypes=dtypes)
     if each_patch:
       x = norm(x)
@@ -128,14 +128,11 @@ class VisionTransformer(nn.Module):
       return norm(pool(x, first_patch))
     return pool(norm(x), first_patch)
 
-  def _encode(self, x, first_patch, *, train, each_patch):
+  def _encode(self, x, first_patch, *, each_patch):
     """Returns the tokens after the blocks: all, the class token, or patches."""
-    # Only the features of the class token are read. In training the gradients
-    # would take longer: see `Encoder`.
-    class_only = self.pooling == "class" and not (train or each_patch)
     at = last_mask = None
-    if class_only:
-      at = jnp.zeros((len(x), 1), int)
+    if self.pooling == "class" and not each_patch:
+      at = jnp.zeros((len(x), 1), int)  # Only the class token is read.
     elif each_patch and self.pooling == "class":
       at = jnp.arange(first_patch, x.shape[1])
       at = jnp.broadcast_to(at, (len(x), len(at)))
@@ -143,11 +140,7 @@ class VisionTransformer(nn.Module):
     x = encoder.of_tower(self, name=paths.ENCODER)(
       x, at=at, last_mask=last_mask
     )
-    if each_patch and at is None:
-      return x[:, first_patch:]
-    if self.pooling == "class" and not each_patch:
-      x = x[:, :1]  # The norm works on each token: skip those not used.
-    return x
+    return x[:, first_patch:] if each_patch and at is None else x
 
   def _check(self, shape):
     size = self.image_size

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import config as config_lib
-from clip_jax import errors, losses, sharding
+from clip_jax import cpu_compiler, errors, losses, sharding
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.models import clip, freezing, resnet, sharded, variants
 from clip_jax.train import gradients as gradients_lib
@@ -151,6 +151,7 @@ def make_train_step(
     donate_argnums=0,
     in_shardings=(shardings, sharding.batch_sharding(mesh)),
     out_shardings=(shardings, sharding.replicated(mesh)),
+    compiler_options=cpu_compiler.options(mesh.devices.flat[0]),
   )
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import optax
 
-from clip_jax import sharding
+from clip_jax import cpu_compiler, sharding
 from clip_jax.checkpoints import state
 from clip_jax.models import variants
 
@@ -26,10 +26,11 @@ model = variants.create_model(
 )
 mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
 quick = state.init_state(model, optax.adam(1.0), mesh, seed=3)
-assert state._quickly_compiled(mesh)
-# Where the flags name the level, it is left alone: XLA has read them by now.
-os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=3"
-assert not state._quickly_compiled(mesh)
+# Where the flags name an option, it is left alone: XLA has read them by now.
+options = cpu_compiler.options(jax.devices()[0], run_once=True)
+assert "xla_backend_optimization_level" in options
+os.environ["XLA_FLAGS"] = " ".join(f"--{name}=3" for name in options)
+assert cpu_compiler.options(jax.devices()[0], run_once=True) is None
 slow = state.init_state(model, optax.adam(1.0), mesh, seed=3)
 jax.tree.map(np.testing.assert_array_equal, slow, quick)
 """

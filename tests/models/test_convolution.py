@@ -142,6 +142,33 @@ def test_one_query_attends_as_to_the_projected_memory():
   )
 
 
+@pytest.mark.parametrize("shape", [(2, 6), (2, 1, 6)])
+def test_one_query_sees_what_its_mask_says(shape):
+  mask = random(*shape, seed=9) > -0.5
+  mask[..., 0] = True
+  query, memory, *params = (
+    jnp.float32(random(*shape, seed=i))
+    for i, shape in enumerate(ATTENTION_SHAPES)
+  )
+  key, value = (
+    {"kernel": params[i], "bias": params[i + 1]} for i in range(0, 4, 2)
+  )
+  projected = [
+    jnp.tensordot(memory, x["kernel"], 1) + x["bias"] for x in (key, value)
+  ]
+
+  def once(query, memory):
+    return attention.attend_once(query, memory, key, value, mask)
+
+  got, pull = jax.vjp(once, query, memory)
+  want = attention.attend(query, *projected, mask=mask)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+  # What is not seen has no gradient.
+  unseen = ~mask.reshape(2, 6)
+  assert unseen.any()
+  assert not np.asarray(pull(jnp.ones_like(got))[1])[unseen].any()
+
+
 CASES = {
   "attention": (our_attention, plain_attention, ATTENTION_SHAPES),
   "convolution": (

@@ -24,7 +24,9 @@ def test_activations_have_their_values(name, want):
 
 
 def make_encoder(**fields):
-  return encoder_lib.Encoder(depth=3, heads=2, mlp_dim=10, **fields)
+  return encoder_lib.Encoder(
+    **{"depth": 3, "heads": 2, "mlp_dim": 10, **fields}
+  )
 
 
 def value_and_grads(encoder, variables, x):
@@ -61,13 +63,19 @@ def test_how_layers_run_changes_neither_values_nor_gradients(
 
 
 @pytest.mark.parametrize(
-  "fields",
-  [{"causal": True, "unroll": 2}, {"post_norm": True, "remat": "none"}],
+  ("fields", "at"),
+  [
+    ({"causal": True, "unroll": 2}, [[1, 4, 0], [3, 3, 2]]),
+    ({"causal": True, "remat": "full"}, [[3], [1]]),
+    ({"post_norm": True, "remat": "none"}, [[1, 4, 0], [3, 3, 2]]),
+    ({"scan": False}, [[0], [0]]),
+    ({"depth": 1}, [[0], [2]]),
+  ],
 )
 def test_positions_that_are_read_alone_are_those_of_the_whole_output(
-  fields, make_variables
+  fields, at, make_variables
 ):
-  at = np.array([[1, 4, 0], [3, 3, 2]])
+  at = np.array(at)
   with jax.enable_x64(True):
     x = np.random.default_rng(3).standard_normal((2, 5, 8))
     encoder = make_encoder(dtype=jnp.float64, param_dtype=jnp.float64, **fields)
@@ -89,7 +97,7 @@ def test_positions_that_are_read_alone_are_those_of_the_whole_output(
       return found
 
     got, want = value_and_gradient(variables)
-  assert got[0].shape == (2, 3, 8)
+  assert got[0].shape == (*at.shape, 8)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12),
     got,

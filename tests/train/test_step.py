@@ -277,25 +277,6 @@ def test_parameters_are_born_sharded():
   assert after.sharding.is_equivalent_to(table.sharding, 2)
 
 
-def test_the_program_that_draws_a_state_compiles_quickly(monkeypatch):
-  mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
-  assert (
-    state_lib._quickly_compiled(mesh) is None
-  )  # The tests' own flags count.
-  monkeypatch.setenv("XLA_FLAGS", "")
-  options = state_lib._quickly_compiled(mesh)
-
-  def drawn(options):
-    draw = jax.jit(
-      lambda seed: jax.random.normal(jax.random.key(seed), (5, 7)),
-      compiler_options=options,
-    )
-    return np.asarray(draw(jnp.uint32(3)))
-
-  usual = drawn({name: 3 for name in options})
-  np.testing.assert_array_equal(drawn(options), usual)
-
-
 def test_fsdp_gathers_layer_by_layer_and_no_activations():
   config = _config("tiny-vit", "float32")
   config.model_overrides.text.width = 64  # Wide enough to be split.

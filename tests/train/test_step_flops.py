@@ -43,19 +43,19 @@ def _blocks(width, depth, *, rows, length):
 def _image(passes, *, patches=PATCHES):
   """The image tower for `passes` of its blocks: 1 forward, 3 with back."""
   stem = 2 * PATCHES * 3 * 8 * 8 * 24  # Pixels need no gradient: 1 or 2.
-  length = patches + 1
-  blocks = _blocks(24, 2, rows=1, length=length)
-  if passes == 1:  # A locked tower.
-    blocks = _blocks(24, 1, rows=1, length=length) + _last_block(length)
+  blocks = _read_once(24, 2, length=patches + 1)
   return BATCH * (passes * blocks + {1: 1, 3: 2}[passes] * stem)
 
 
-def _last_block(length=PATCHES + 1):
-  """The last block, for one token."""
-  return 2 * (length * 2 * 24 * 24 + 10 * 24 * 24 + 2 * length * 24)
+def _read_once(width, depth, *, length):
+  """A stack of blocks for one row, whose last block is read at one token."""
+  # Keys and values of all tokens; query, output, MLP and attention of one.
+  last = length * 2 * width**2 + 10 * width**2 + 2 * length * width
+  return _blocks(width, depth - 1, rows=1, length=length) + 2 * last
 
 
 def _text(passes, *, rows, length):
+  """The text tower with all of its last block, as for texts that share rows."""
   return passes * _blocks(16, 3, rows=rows, length=length)
 
 
@@ -71,7 +71,7 @@ PACKED = packed_text.PackedText(
   *[jax.ShapeDtypeStruct((3, 64), jnp.int32)] * 3,
   ends=jax.ShapeDtypeStruct((BATCH,), jnp.int32),
 )
-FULL = _text(3, rows=BATCH, length=40)
+FULL = 3 * BATCH * _read_once(16, 3, length=40)
 BOTH = _projection(24, 3) + _projection(16, 3)
 
 
@@ -174,8 +174,7 @@ def test_the_bench_of_the_step_prints_what_is_computed(monkeypatch):
   # The whole last block, which the other library computes.
   whole = _image(1) + BATCH * (
     _blocks(24, 2, rows=1, length=PATCHES + 1)
-    - _blocks(24, 1, rows=1, length=PATCHES + 1)
-    - _last_block()
+    - _read_once(24, 2, length=PATCHES + 1)
   )
   assert operations["encode_image"] == whole + _projection(24, 1)
   task = {"ratio": 0.5, "ratio_quartiles": [0.4, 0.6], "pairs": 6}

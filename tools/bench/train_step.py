@@ -321,7 +321,11 @@ def measure(ours, theirs, pairs):
 
 
 def work(model, batch_size, setting):
-  """Returns the floating-point operations of each task."""
+  """Returns the floating-point operations of each task.
+
+  Training counts those of this project, which reads one position of a
+  Transformer's last layer and computes no others; torch computes all.
+  """
   inputs = variants.abstract_inputs(model, batch_size)
   return {
     "gemm": 2 * setting.gemm_size**3,
