@@ -107,6 +107,7 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
+WITHOUT_MEANING = ("I", "F")  # Modes whose numbers have no known range.
 NAMELESS = "The image"  # In messages, where it has no path.
 Encoded = bytes | bytearray | memoryview | str | os.PathLike
 
@@ -147,7 +148,18 @@ def decode(
       image.load()
   except Exception as error:  # Pillow's decoders raise nearly any type.
     raise _broken(error, name) from error
+  if image.mode in WITHOUT_MEANING:
+    raise unsupported_mode(image)
   return _turn_upright(image) if upright else image
+
+
+def unsupported_mode(image: Image.Image) -> ImageError:
+  """Returns the error for pixels of a type that is no colour."""
+  return ImageError(
+    f"An image of Pillow's mode {image.mode!r} has no agreed meaning as red, "
+    "green and blue; convert it to 8-bit RGB first.",
+    reason="unsupported_mode",
+  )
 
 
 def check_header(
