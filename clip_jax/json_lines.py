@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from clip_jax import json_text, regular_files
+from clip_jax import json_text, regular_files, whole_files
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def rewrite(
   partial = path.with_name(path.name + ".partial")
   damaged = path.with_name(path.name + ".damaged")
   bad = 0
-  with partial.open("wb") as kept:
+  with whole_files.named(path), partial.open("wb") as kept:
     for line, entry in read(path, fields):
       if entry is not None:
         if keep(entry):

@@ -19,6 +19,17 @@ def write(path: pathlib.Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
+def named(path: str | os.PathLike) -> Iterator[None]:
+  """Adds a file's path to an error of reading or writing, which lacks it."""
+  try:
+    yield
+  except OSError as error:
+    if error.filename is None and error.errno is not None:
+      error.filename = os.fspath(path)
+    raise
+
+
+@contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
   """Opens a new file, which replaces `path` when it is complete.
 
@@ -29,7 +40,7 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
   """
   partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.partial")
   try:
-    with partial.open("xb") as file:
+    with named(path), partial.open("xb") as file:
       yield file
       file.flush()
       os.fsync(file.fileno())

@@ -229,6 +229,32 @@ def test_what_is_no_image_is_a_clear_error(clip, images, message):
     clip.encode_image(images)
 
 
+def _deleted():
+  array = jnp.zeros((16, 16, 3), jnp.uint8)
+  array.delete()
+  return array
+
+
+@pytest.mark.parametrize(
+  ("array", "said"),
+  [
+    (torch.empty(16, 16, 3, dtype=torch.uint8, device="meta"), "no data"),
+    (torch.empty(16, 16, 3, device="meta"), "meta tensor"),
+    (torch.zeros(16, 16, 3, dtype=torch.uint8).to_sparse(), "(?i)sparse"),
+    (_deleted(), "deleted"),
+    # More than any memory holds, if it were copied.
+    (
+      np.broadcast_to(np.uint8(0), (10**6, 10**6, 3)),
+      "is 1000000 x 1000000 pixels; a side may have",
+    ),
+  ],
+)
+def test_an_array_that_cannot_be_copied_is_a_clear_error(clip, array, said):
+  for images in (array, [array]):
+    with pytest.raises(clip_jax.UserError, match=said):
+      clip.encode_image(images)
+
+
 def test_texts_may_come_in_many_ways(clip):
   texts = ["a cat", "a dog"]
   want = clip.encode_text(texts)

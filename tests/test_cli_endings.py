@@ -61,8 +61,16 @@ def test_one_of_several_processes_does_not_wait_for_the_others_when_it_fails(
   [
     (errors.UserError("what to do"), 1, "Error: what to do\n"),
     (errors.UserError("bad \x1b[31mname"), 1, "Error: bad name\n"),
-    (OSError(28, "No space left", "file"), 1, "Error: No space left: file\n"),
-    (OSError(28, "No space left"), 1, "Error: No space left\n"),
+    (
+      OSError(28, "No space left", "file"),
+      1,
+      "Error: No space left: file. Make room there, or write elsewhere.\n",
+    ),
+    (
+      OSError(28, "No space left"),
+      1,
+      "Error: No space left. Make room there, or write elsewhere.\n",
+    ),
     (TimeoutError(), 1, "Error: TimeoutError\n"),
     (KeyboardInterrupt(), 130, "Interrupted.\n"),
     (SystemExit(143), 143, ""),

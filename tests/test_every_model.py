@@ -385,6 +385,12 @@ def test_cut_captions_are_told_once_with_their_number(models, data, tmp_path):
   assert (code, answer["texts_cut"]) == (0, 2)
   assert error.count("cut off") == 1
   assert "2 of 4 texts are longer than the 12 tokens" in error
+  between = ["--interpolate=0,1", "--with", models("clip-jax")]
+  code, answer, error = run(
+    "eval", models("clip-jax"), "--task=retrieval", "--data", where, *between
+  )
+  assert (code, error.count("cut off")) == (0, 1)
+  assert [found["texts_cut"] for found in answer["interpolate"]] == [2, 2]
   image = data / "pets/cat/0.png"
   long = "cat," + "a very small " * 9
   _, _, error = run("classify", models("clip-jax"), image, "--labels", long)

@@ -173,6 +173,10 @@ def test_modes_without_a_range_are_refused(mode):
   with pytest.raises(preprocess_lib.ImageError) as info:
     preprocess_lib.eval_image(Image.new(mode, (9, 9)), make_spec())
   assert info.value.reason == "unsupported_mode"
+  # What inspects data does not convert: it must count them, too.
+  with pytest.raises(preprocess_lib.ImageError) as info:
+    preprocess_lib.decode(image_bytes.encode(Image.new(mode, (9, 9)), "TIFF"))
+  assert info.value.reason == "unsupported_mode"
 
 
 TURNS = {  # EXIF orientation: how a viewer turns the stored array.

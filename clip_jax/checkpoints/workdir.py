@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 
 import clip_jax
 from clip_jax import config as config_lib
-from clip_jax import errors
+from clip_jax import errors, whole_files
 from clip_jax.checkpoints import integrity, items, run_model, storage_errors
 from clip_jax.models import variants
 
@@ -225,4 +225,4 @@ def keep_tokenizer(workdir: pathlib.Path, files: dict[str, bytes]) -> None:
   directory = workdir / TOKENIZER
   directory.mkdir(exist_ok=True)
   for name, data in files.items():
-    (directory / name).write_bytes(data)
+    whole_files.write(directory / name, data)

@@ -6,6 +6,7 @@ all of them again; 130 interrupted; 143 stopped by SIGTERM, after saving.
 """
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -21,6 +22,11 @@ _LOGGER = logging.getLogger(__name__)
 FAILED = 1
 AMBIGUOUS = 2
 BROKEN_PIPE = 141  # 128 + SIGPIPE.
+_NO_ROOM = {  # What to do where a file cannot be written.
+  errno.ENOSPC: "Make room there, or write elsewhere.",
+  errno.EDQUOT: "Make room there, or write elsewhere.",
+  errno.EFBIG: "Raise the limit of a file's size (`ulimit -f`).",
+}
 
 parent.begin_if_worker()
 
@@ -99,8 +105,7 @@ def _os_error(error: OSError) -> str:
   """Returns the message of an operating system's error, with its file."""
   if error.strerror is None:
     return str(error) or type(error).__name__
-  return (
-    f"{error.strerror}: {error.filename}"
-    if error.filename
-    else (error.strerror)
-  )
+  said = f"{error.strerror}: {error.filename}"
+  said = said if error.filename else error.strerror
+  advice = _NO_ROOM.get(error.errno or 0)
+  return f"{said}. {advice}" if advice else said

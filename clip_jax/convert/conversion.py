@@ -8,7 +8,7 @@ import dataclasses
 import os
 import pathlib
 
-from clip_jax import errors, names
+from clip_jax import errors, names, whole_files
 from clip_jax.convert import (
   destinations,
   engine,
@@ -78,7 +78,10 @@ def convert(
   report = dataclasses.replace(model.report, target_format=to)
   if options.headers_only:
     return report
-  with destinations.new(destination, overwrite) as partial:
+  with (
+    whole_files.named(destination),
+    destinations.new(destination, overwrite) as partial,
+  ):
     target.write(model, partial)
     # What the format cannot say of a model, options say again.
     again = target.read(partial, target.told(model.spec))

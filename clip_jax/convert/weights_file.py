@@ -81,7 +81,9 @@ def read(
     report.left_out += undone.left_out
     return undone.leaves
 
-  return _READERS[suffix](path, select)
+  # A reader of flat names selects when it is done, outside of its own check.
+  with datafile.checked(path, "a file of weights"):
+    return _READERS[suffix](path, select)
 
 
 def _by_content(path: pathlib.Path) -> str:

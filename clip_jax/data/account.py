@@ -26,7 +26,7 @@ WORDS = {
   "without compression",
   "cut_record": "ends within a record",
   "damaged_header": "has a damaged header",
-  "dangling_link": "is a link to a file that is not there",
+  "dangling_link": "is not there, or links to a file that is not",
   "empty": "is empty",
   "gzip": "is compressed; unpack it by gunzip",
   "lfs_pointer": "is a pointer of Git LFS; get the file by `git lfs pull`",

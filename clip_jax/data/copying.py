@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from clip_jax import errors, json_text, preprocess
+from clip_jax import errors, json_text, preprocess, whole_files
 from clip_jax.data import processes
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import array_record
@@ -146,7 +146,7 @@ class _Shards:
       self._name = f"{len(self.done):05d}{array_record.SUFFIX}"
       self._records = self.written = 0
       path = str(self._directory / self._name)
-      self._writer = array_record.open_writer(path)
+      self._writer = array_record.Writer(path)
     self._writer.write(data)
     self._records += 1
     self.written += len(data)
@@ -177,7 +177,8 @@ class _Shards:
     self.done.append(entry)
     new = self._shelf / f"{_DONE}.new"
     sealed = json_text.seal({"done": self.done})
-    new.write_text(json.dumps(sealed), "utf-8")
+    with whole_files.named(new):
+      new.write_text(json.dumps(sealed), "utf-8")
     new.replace(self._shelf / _DONE)
 
   def take_out(self) -> None:

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from clip_jax import errors, json_lines, terminal
+from clip_jax import errors, json_lines, terminal, whole_files
 
 # A fraction of fewer examples than this says little: until then the limit is
 # the fraction of this many (or of the whole source, if that is shorter).
@@ -83,11 +83,11 @@ class Ledger:
     lines = [{"step": step} | problem._asdict() for problem in problems]
     for line in lines:
       self._count(line)
-    try:
-      with open(self._path, "a", encoding="utf-8") as file:
-        file.write("".join(map(_to_line, lines)))
-    except OSError as error:  # A write does not name its file, an open does.
-      raise OSError(error.errno, error.strerror, str(self._path)) from error
+    with (
+      whole_files.named(self._path),
+      open(self._path, "a", encoding="utf-8") as file,
+    ):
+      file.write("".join(map(_to_line, lines)))
 
   def truncate_after(self, step: int) -> None:
     """Removes the lines written after `step`, which will be run again.

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from clip_jax import errors, json_text, preprocess, tokenizer
+from clip_jax import errors, json_text, preprocess, tokenizer, whole_files
 from clip_jax.data import account, copying, processes
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import array_record
@@ -169,7 +169,8 @@ def finish(
     files: further ones, by name, which are written first.
   """
   for name, data in files.items():
-    (partial / name).write_bytes(data)
+    with whole_files.named(partial / name):
+      (partial / name).write_bytes(data)
   for path in partial.iterdir():
     if path.name != FOUND:
       copying.sync(path)

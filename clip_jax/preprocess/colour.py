@@ -17,8 +17,8 @@ def flatten(image: Image.Image, alpha: str) -> Image.Image:
     # Pillow's conversion would clip: everything above 255 of 65535 is white.
     levels = (np.asarray(image).astype(np.uint32) + 128) // 257
     return Image.fromarray(levels.astype(np.uint8))
-  if image.mode in ("I", "F"):
-    raise _unsupported(image)
+  if image.mode in decoding.WITHOUT_MEANING:
+    raise decoding.unsupported_mode(image)
   if image.mode == "PA":  # Else a palette's indices would be interpolated.
     image = image.convert("RGBA")
   if not image.has_transparency_data:
@@ -41,12 +41,4 @@ def convert(image: Image.Image, mode: str) -> Image.Image:
   try:
     return image if image.mode == mode else image.convert(mode)
   except ValueError as error:
-    raise _unsupported(image) from error
-
-
-def _unsupported(image: Image.Image) -> decoding.ImageError:
-  return decoding.ImageError(
-    f"An image of Pillow's mode {image.mode!r} has no agreed meaning as red, "
-    "green and blue; convert it to 8-bit RGB first.",
-    reason="unsupported_mode",
-  )
+    raise decoding.unsupported_mode(image) from error

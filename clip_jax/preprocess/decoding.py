@@ -107,6 +107,8 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
+WITHOUT_MEANING = ("I", "F")  # Modes whose numbers have no known range.
+NAMELESS = "The image"  # In messages, where it has no path.
 Encoded = bytes | bytearray | memoryview | str | os.PathLike
 
 
@@ -134,8 +136,8 @@ def decode(
     ImageError: whatever is wrong with `data`.
   """
   if isinstance(data, Image.Image):
-    image, name = data, "The image"
-    _check_size(image, limits, name)
+    image, name = data, NAMELESS
+    check_size(image.size, limits, kind=bounds.kind_of(image))
   else:
     image, name, encoded = _open_checked(data, limits)
     if (fast := jpeg.decode(image, encoded)) is not None:
@@ -146,7 +148,18 @@ def decode(
       image.load()
   except Exception as error:  # Pillow's decoders raise nearly any type.
     raise _broken(error, name) from error
+  if image.mode in WITHOUT_MEANING:
+    raise unsupported_mode(image)
   return _turn_upright(image) if upright else image
+
+
+def unsupported_mode(image: Image.Image) -> ImageError:
+  """Returns the error for pixels of a type that is no colour."""
+  return ImageError(
+    f"An image of Pillow's mode {image.mode!r} has no agreed meaning as red, "
+    "green and blue; convert it to 8-bit RGB first.",
+    reason="unsupported_mode",
+  )
 
 
 def check_header(
@@ -199,7 +212,7 @@ def _open_checked(
   encoded, name = _read(data, limits)
   file = bounds.MeteredFile(encoded)
   image = _open(encoded, file, limits, name)
-  _check_size(image, limits, name)
+  check_size(image.size, limits, kind=bounds.kind_of(image), name=name)
   try:
     bounds.check_opened(
       image, encoded, max_scan_seconds=limits.max_scan_seconds
@@ -225,10 +238,10 @@ def _shrink_while_decoding(image: Image.Image, least_side: int) -> None:
 def _read(data: Encoded, limits: Limits) -> tuple[bytes, str]:
   """Returns the encoded bytes and their name in messages."""
   if isinstance(data, bytes | bytearray | memoryview):
-    encoded, name = bytes(data), "The image"
+    encoded, name = bytes(data), NAMELESS
   elif isinstance(data, str | os.PathLike):
     name = os.fspath(data)
-    errors.check_local("The image", name)
+    errors.check_local(NAMELESS, name)
     try:
       encoded = regular_files.read_regular(name, limit=limits.max_encoded_bytes)
     except regular_files.NotRegularError as error:
@@ -314,8 +327,22 @@ def _no_warnings(plugin: str | None):
     yield
 
 
-def _check_size(image: Image.Image, limits: Limits, name: str) -> None:
-  w, h = image.size
+def check_size(
+  size: tuple[int, int],
+  limits: Limits,
+  *,
+  kind: str | None = None,
+  name: str = NAMELESS,
+) -> None:
+  """Raises ImageError unless an image of a size may be decoded.
+
+  Args:
+    size: width and height in pixels.
+    limits: on them.
+    kind: of the image, by `bounds.kind_of`.
+    name: of the image in messages.
+  """
+  w, h = size
   if min(w, h) < 1:
     raise ImageError(f"{name}: has no pixels ({w} x {h}).", reason="empty")
   if max(w, h) > limits.max_side:
@@ -323,7 +350,6 @@ def _check_size(image: Image.Image, limits: Limits, name: str) -> None:
       f"{name}: is {w} x {h} pixels; a side may have {limits.max_side:,}.",
       reason="side_too_long",
     )
-  kind = bounds.kind_of(image)
   if w * h > (most := limits.pixels_of(kind)):
     raise ImageError(
       f"{name}: is {w} x {h} pixels, {w * h:,} in all; {most:,} are allowed"

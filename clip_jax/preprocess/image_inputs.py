@@ -4,6 +4,7 @@ Arrays of numpy, JAX and PyTorch are recognised by their shape and dtype, so
 that none of these libraries is imported only to recognise its arrays.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
@@ -75,6 +76,8 @@ def read(
     if array.ndim == 3 and array.shape[2] == 1:
       array = array[:, :, 0]
     if array.size:
+      h, w = array.shape[:2]
+      decoding.check_size((w, h), limits)  # Before Pillow has a copy.
       return decoding.decode(Image.fromarray(array), limits=limits)
     image = b""
   elif hasattr(image, "read"):
@@ -131,20 +134,34 @@ def _checked(array: Any) -> np.ndarray:
   first = axes >= 3 and shape[-1] not in _CHANNELS and shape[-3] in _CHANNELS
   fits = axes == 2 or (axes in (3, 4) and shape[-1] in _CHANNELS)
   if kind == "uint8" and fits:
-    if hasattr(array, "cpu"):  # Of PyTorch, whose tensor may be remote.
-      array = array.cpu()
-    return np.asarray(array)
+    with _readable(kind, shape):
+      if hasattr(array, "cpu"):  # Of PyTorch, whose tensor may be remote.
+        array = array.cpu()
+      return np.asarray(array)
   got = f"{kind} of shape {shape}"
   if first:
     got += ", channels first"
   if not fits and not first:
     way_on = "Give (height, width, 3), or a list of such arrays."
   else:
-    way_on = _remedy(array, kind, moved=first)
+    with _readable(kind, shape):
+      way_on = _remedy(array, kind, moved=first)
   raise errors.UserError(
     "An image array must be uint8 from 0 to 255 of shape (height, width, 3); "
     f"got {got}. {way_on}"
   )
+
+
+@contextlib.contextmanager
+def _readable(kind: str, shape: tuple[int, ...]) -> Iterator[None]:
+  """Turns what a library says of an array without numbers into a UserError."""
+  try:
+    yield
+  except (NotImplementedError, RuntimeError, TypeError) as error:
+    raise errors.UserError(
+      f"An image array of {kind} and shape {shape} cannot be read: "
+      f"{errors.first_line(error)} Give one that holds its numbers, dense."
+    ) from None
 
 
 def _remedy(array: Any, kind: str, *, moved: bool) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, json_text, names, regular_files
+from clip_jax import errors, json_text, names, regular_files, whole_files
 from clip_jax.search import entry_table, holding, index_files
 
 _LOGGER = logging.getLogger(__name__)
@@ -112,6 +112,10 @@ class Builder:
     """
     if self._name is None or not self.rows:
       return
+    with whole_files.named(self.directory):
+      self._keep(state)
+
+  def _keep(self, state: dict[str, Any]) -> None:
     for file in (self._embeds, self._records):
       _sync(file)
     journal = {
@@ -127,7 +131,7 @@ class Builder:
       os.replace(file.name, self.directory / f"{self._name}-{holding.JOURNAL}")
 
   def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-    with self._stack:
+    with whole_files.named(self.directory), self._stack:
       if kind is None:
         self._commit()
         self._hold.keep("")
@@ -148,8 +152,9 @@ class Builder:
       self._embed_dim = embeds.shape[1]
       self._write_header()
     assert embeds.shape[1] == self._embed_dim, embeds.shape
-    self._embeds.write(index_files.stored(embeds, self.dtype).data)
-    self._records.writelines(map(entry_table.to_line, entries))
+    with whole_files.named(self.directory):
+      self._embeds.write(index_files.stored(embeds, self.dtype).data)
+      self._records.writelines(map(entry_table.to_line, entries))
     self.rows += len(entries)
 
   def _write_header(self) -> None:

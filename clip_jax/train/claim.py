@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 
 from clip_jax import config as config_lib
-from clip_jax import errors, hosts, terminal
+from clip_jax import errors, hosts, terminal, whole_files
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.models import clip, variants
@@ -160,9 +160,7 @@ def claim(
   # before the new one is written.
   _wait_for_all("looked")
   if jax.process_index() == 0:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(config_lib.to_json(config))
-    partial.replace(path)
+    whole_files.write(path, config_lib.to_json(config).encode())
   _wait_for_all("claimed")
 
 

@@ -1,20 +1,18 @@
 """The metrics of a run: JSON lines, TensorBoard events and throughput."""
 
-import contextlib
 import functools
 import json
 import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clip_jax import json_lines
+from clip_jax import json_lines, whole_files
 from clip_jax.train import event_files, tracking
 
 METRICS = "metrics.jsonl"  # A file in the workdir.
@@ -171,7 +169,7 @@ class Writer:
     if self._tracker is not None:
       self._tracker.log(step, values)
     if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-      with _named(self._events_path):
+      with whole_files.named(self._events_path):
         self._events.flush()
       self._flushed = time.monotonic()
 
@@ -181,13 +179,13 @@ class Writer:
 
   def _add_event(self, **fields: Any) -> None:
     event = event_files.Event(wall_time=time.time(), **fields)
-    with _named(self._events_path):
+    with whole_files.named(self._events_path):
       self._events.write_event(event)
 
   def close(self) -> None:
     """Flushes and closes the files."""
     if self._active:
-      with _named(self._events_path):
+      with whole_files.named(self._events_path):
         self._events.close()
 
 
@@ -202,17 +200,8 @@ def append_line(path: pathlib.Path, entry: dict[str, Any]) -> None:
     key: None if isinstance(x, float) and not math.isfinite(x) else x
     for key, x in entry.items()
   }
-  with _named(path), path.open("a") as file:
+  with whole_files.named(path), path.open("a") as file:
     file.write(json.dumps(finite) + "\n")
-
-
-@contextlib.contextmanager
-def _named(path: str | os.PathLike) -> Iterator[None]:
-  """Adds the file's path to an error of a write, which does not name it."""
-  try:
-    yield
-  except OSError as error:
-    raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def truncate_lines(

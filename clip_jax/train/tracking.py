@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import jax
 
-from clip_jax import errors, versions
+from clip_jax import errors, versions, whole_files
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -190,5 +190,5 @@ def _identity(workdir: pathlib.Path) -> str:
   except (OSError, ValueError, KeyError, TypeError):
     pass  # None yet, or not one of ours.
   identity = uuid.uuid4().hex[:8]
-  path.write_text(json.dumps({"id": identity}) + "\n", "utf-8")
+  whole_files.write(path, (json.dumps({"id": identity}) + "\n").encode())
   return identity

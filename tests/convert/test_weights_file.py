@@ -257,10 +257,20 @@ def test_a_file_is_judged_by_the_names_in_it(tmp_path):
     convert.open_model(tmp_path / "a.onnx")
 
 
-def test_a_name_of_hundreds_of_wrappers_is_refused(tmp_path):
-  _torch(tmp_path / "a.pt", {"ema." * 200 + "visual.proj": ONES["weight"]})
-  with pytest.raises(errors.UserError, match="more than 16 times"):
-    convert.open_model(tmp_path / "a.pt")
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(
+  ("names", "said"),
+  [
+    (["x" * 1001], r"x'… is too long"),
+    (["visual.proj", "module.visual.proj"], "two tensors are called"),
+    (["ema." * 200 + "visual.proj"], "more than 16 times"),
+  ],
+)
+def test_odd_names_are_refused_in_every_container(tmp_path, name, names, said):
+  WRITERS[name](tmp_path / name, dict.fromkeys(names, ONES["weight"]))
+  with pytest.raises(errors.UserError, match=said) as raised:
+    convert.open_model(tmp_path / name, options=TOLD)
+  assert str(tmp_path / name) in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a.npz"])

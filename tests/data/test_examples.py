@@ -243,6 +243,7 @@ def test_compressed_batches_are_refused(tmp_path, table, new):
     ('{"_data_files": []}', "no list of names"),
     ('{"_data_files": 3}', "no list of names"),
     ('{"_indices_data_files": [{"filename": "i"}]}', "old version"),
+    ('{"_data_files": ["gone.arrow"]}', r"gone\.arrow is not there, or links"),
     ("[", "state.json"),
   ],
 )

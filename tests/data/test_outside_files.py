@@ -443,7 +443,7 @@ def test_a_container_that_was_replaced_is_noticed(tmp_path, pairs, png, kind):
       parquet.write_table(pyarrow.table(columns), path, row_group_size=1)
     else:
       path = tmp_path / f"a{array_record.SUFFIX}"
-      writer = array_record.open_writer(str(path))
+      writer = array_record.Writer(str(path))
       for _ in range(4):
         writer.write(
           array_record.encode(record.Record(png(0), (f"a {word}",), "k"))

@@ -226,6 +226,15 @@ def test_a_table_that_cannot_be_read_is_a_clear_error(
     sources.open_source(address)
 
 
+def test_columns_of_the_same_name_are_said_to_be_left_out(tmp_path):
+  columns = [pa.array([b"x"]), pa.array(["x"]), pa.array(["y"])]
+  table = pa.table(columns, names=["image", "text", "text"])
+  pq.write_table(table, tmp_path / "a.parquet")
+  left_out = r"'image' \(binary\); left out are .* same name, such as 'text'\."
+  with pytest.raises(errors.UserError, match=left_out):
+    sources.open_source(f"parquet:{tmp_path}/a.parquet")
+
+
 def test_rows_of_the_same_path_become_one_record_as_in_a_csv(
   tmp_path, png, read_all
 ):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clip_jax.data import record as record_lib
 from clip_jax.data import sources
 from clip_jax.data.sources import shard, tar
 
@@ -128,12 +129,13 @@ def test_sizes_are_limited(tmp_path, write_tar, monkeypatch):
   assert damages == []
 
 
-def test_a_size_beyond_the_end_costs_one_member(tmp_path):
+@pytest.mark.parametrize("size", [2**40, 2**80])
+def test_a_size_beyond_the_end_costs_one_member(tmp_path, size):
   path = tmp_path / "a.tar"
   with tarfile.open(path, "w") as archive:
     archive.addfile(tarfile.TarInfo("a.txt"))
     liar = tarfile.TarInfo("liar.txt")
-    liar.size = 2**40
+    liar.size = size
     archive.fileobj.write(liar.tobuf(tarfile.GNU_FORMAT))
     archive.offset += 512
     archive.addfile(tarfile.TarInfo("b.txt"))
@@ -143,6 +145,7 @@ def test_a_size_beyond_the_end_costs_one_member(tmp_path):
     ("liar.txt", "truncated"),
     ("b.txt", ""),
   ]
+  assert len(shard.index_shard(str(path)).keys) == 3
 
 
 def test_a_hostile_long_name_does_not_fill_the_memory(tmp_path, write_tar):
@@ -174,6 +177,51 @@ def test_a_damaged_pax_header_costs_no_other_member(tmp_path, payload):
   found, damages = _split(path)
   assert [m.name for m in found] == ["a.txt", "b.txt"]
   assert [d.reason for d in damages] == ["damaged_header"] * bool(payload)
+
+
+@pytest.mark.parametrize(
+  ("told", "stated", "problem"),
+  [
+    (b"5", 0, ""),  # As of a size that the header has no digits for.
+    (b"5", 5, ""),
+    (b"4", 5, "damaged_header"),
+    (b"0", 5, "damaged_header"),
+    (b"-5", 5, ""),  # No size, so that the header's stays.
+    (b"1_0", 5, ""),
+    (b"9" * 5000, 5, "truncated"),
+  ],
+)
+def test_a_pax_size_that_contradicts_the_header_costs_one_record(
+  tmp_path, told, stated, problem
+):
+  length = len(told) + len(" size=\n")
+  length += len(str(length + len(str(length))))
+  pax = tarfile.TarInfo("pax")
+  line = b"%d size=%s\n" % (length, told)
+  pax.type, pax.size = tarfile.XHDTYPE, len(line)
+  liar = tarfile.TarInfo("a.txt")
+  liar.size = stated
+  path = tmp_path / "a.tar"
+  with tarfile.open(path, "w") as archive:
+    for header, body in ((pax, line), (liar, b"12345")):
+      data = header.tobuf(tarfile.USTAR_FORMAT) + body
+      data += bytes(-len(data) % 512)
+      archive.fileobj.write(data)
+      archive.offset += len(data)
+    for name, body in (("a.jpg", b"6"), ("b.jpg", b"7"), ("b.txt", b"8")):
+      info = tarfile.TarInfo(name)
+      info.size = 1
+      archive.addfile(info, io.BytesIO(body))
+  found, _ = _split(path)
+  assert [m.problem for m in found] == [problem, "", "", ""]
+  source = sources.open_source(f"wds:{path}")
+  assert len(source) == 2
+  if problem:
+    with pytest.raises(record_lib.BadRecord, match=problem):
+      source[0]
+  else:
+    assert (source[0].image, source[0].texts) == (b"6", ("12345",))
+  assert (source[1].image, source[1].texts) == (b"7", ("8",))
 
 
 @pytest.mark.parametrize("member", [0, 3, 6])

@@ -103,7 +103,7 @@ def _parquet(rows: int, directory: pathlib.Path, image: bytes) -> str:
 def _array_record(rows: int, directory: pathlib.Path, image: bytes) -> str:
   path = directory / f"table-{rows}.arrayrecord"
   if not path.exists():
-    writer = array_record.open_writer(str(path))
+    writer = array_record.Writer(str(path))
     for start, stop in _pieces(rows):
       names, captions = _names(start, stop), _captions(start, stop)
       for name, caption in zip(names, captions, strict=True):

@@ -45,7 +45,7 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   return verb.Answer(result, f"{title}\n\n{table}{measures.left_out(result)}")
 
 
-def _measure(arguments, clip) -> dict[str, Any]:
+def _measure(arguments, clip, *, tell: bool = True) -> dict[str, Any]:
   if arguments.task in linear_probe.TASKS:
     return _probe(arguments, clip)
   cuts = tokenizer_lib.Cuts()
@@ -70,7 +70,8 @@ def _measure(arguments, clip) -> dict[str, Any]:
       options["duplicates"] = arguments.duplicates
       options["subtract_prior"] = arguments.subtract_prior
       result = tasks.evaluate(arguments.task, arguments.data, model, **options)
-  cuts.tell(clip.tokenizer.context_length)
+  if tell:
+    cuts.tell(clip.tokenizer.context_length)
   about = {"texts_cut": cuts.cut, "model": clip.path, "step": clip.step}
   return {**result, **about}
 
@@ -135,7 +136,9 @@ def _evaluate_between(arguments, clip, title) -> verb.Answer:
   for share in arguments.interpolate:
     variables = interpolation.between(first, clip.variables, share)
     between = dataclasses.replace(clip, variables=variables)
-    found.append({"share": share, **_measure(arguments, between)})
+    # What is cut is the same for all.
+    result = _measure(arguments, between, tell=not found)
+    found.append({"share": share, **result})
   rows = [
     (f"{result['share']:g}", *(value for _, value in measures.to_rows(result)))
     for result in found

@@ -89,7 +89,7 @@ def parse_json(text: bytes) -> dict[str, Any]:
     return json_text.parse(text, what="its JSON", strict=True)
   except json_text.JsonError as error:  # The caller adds the file's name.
     # The caller gives the advice, too.
-    what = str(error).removesuffix(json_text.AGAIN)
+    what = str(error).removesuffix(json_text.AGAIN).removesuffix(".")
     raise ValueError(what) from None
 
 

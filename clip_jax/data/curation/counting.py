@@ -18,6 +18,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
+from clip_jax import whole_files
 from clip_jax.data.curation import corpus, matching
 
 MAX_WORD = 64  # Characters; what is longer is no word.
@@ -147,7 +148,7 @@ class Table:
 
   def flush(self) -> None:
     """Writes all counts and forgets them."""
-    with open(self._path, "ab") as file:
+    with whole_files.named(self._path), open(self._path, "ab") as file:
       for kind, counts in self._counts.items():
         self.blocks += self._written(file, kind, counts)
         counts.clear()

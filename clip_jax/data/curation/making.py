@@ -8,6 +8,7 @@ articles above a volume of searches, and WordNet's synsets. MetaCLIP (arXiv
 
 import concurrent.futures
 import concurrent.futures.process
+import contextlib
 import dataclasses
 import math
 import multiprocessing
@@ -16,9 +17,9 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
-from clip_jax import errors, names
+from clip_jax import errors, names, whole_files
 from clip_jax.data import parent
 from clip_jax.data.curation import corpus, counting, queries
 
@@ -318,6 +319,15 @@ def _entries(
   return entries
 
 
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[TextIO]:
+  with (
+    whole_files.named(path),
+    open(path, "w", encoding="utf-8", newline="\n") as file,
+  ):
+    yield file
+
+
 def _written(
   entries: dict[str, _Entry],
   totals: counting.Totals,
@@ -328,9 +338,9 @@ def _written(
 ) -> dict[str, Any]:
   texts = sorted(entries)
   new = pathlib.Path(directory, "queries"), pathlib.Path(directory, "table")
-  with open(new[0], "w", encoding="utf-8", newline="\n") as file:
+  with _writing(new[0]) as file:
     file.writelines(f"{text}\n" for text in texts)
-  with open(new[1], "w", encoding="utf-8", newline="\n") as file:
+  with _writing(new[1]) as file:
     file.write("query\tsources\tcount\tpmi\n")
     file.writelines(_row(text, entries[text]) for text in texts)
   for made, path in zip(new, (out, table), strict=True):

@@ -13,11 +13,14 @@ record and never goes unseen.
 """
 
 import concurrent.futures
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -238,9 +241,37 @@ def _damaged_sidecar(path: str | os.PathLike, name: str) -> errors.UserError:
   )
 
 
-def open_writer(path: str) -> Any:
-  """Opens a new file, in which each record is a chunk by itself."""
-  return array_record_module.ArrayRecordWriter(path, "group_size:1")
+class Writer:
+  """Writes a new file, in which each record is a chunk by itself."""
+
+  def __init__(self, path: str):
+    """Opens the file; this and the rest raise OSError where a write fails."""
+    self._path = path
+    with self._os_error():
+      self._writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+
+  def write(self, data: bytes) -> None:
+    """Adds a record."""
+    with self._os_error():
+      self._writer.write(data)
+
+  def close(self) -> None:
+    """Ends the file."""
+    with self._os_error():
+      self._writer.close()
+
+  @contextlib.contextmanager
+  def _os_error(self) -> Iterator[None]:
+    try:
+      yield
+    except RuntimeError as error:
+      # "write() failed: No space left on device; writing PATH; at byte 512".
+      failed = re.search(r"\(\) failed: ([^;]+)", str(error))
+      if failed is None:
+        raise
+      codes = {os.strerror(code): code for code in errno.errorcode}
+      code = codes.get(failed[1], errno.EIO)
+      raise OSError(code, failed[1], self._path) from error
 
 
 def _open_reader(path: str) -> Any:

@@ -104,7 +104,9 @@ def find(
     UserError: there are no images, or neither captions nor labels, or several
       columns might be meant, or an option names none or one of another kind.
   """
-  table = _Table(_fields(schema), _features(schema), path)
+  fields = _fields(schema)
+  repeated = tuple(dict.fromkeys(n for n in schema.names if n not in fields))
+  table = _Table(fields, _features(schema), repeated, path)
   image = table.named(options.get("image"), "image", _is_image)
   image = image or table.find_image()
   captions = tuple(
@@ -135,17 +137,22 @@ def find(
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-  """The columns of a file, by name."""
+  """The columns of a file, by name; `repeated` are names of several."""
 
   fields: dict[str, pa.DataType]
   features: dict[str, Any]
+  repeated: tuple[str, ...]
   path: str
 
   def listed(self) -> str:
     shown = [f"{name!r} ({kind})" for name, kind in self.fields.items()]
     shown = [text if len(text) < 100 else f"{text[:97]}…)" for text in shown]
     more = f" and {len(shown) - 20} more" if len(shown) > 20 else ""
-    return ", ".join(shown[:20]) + more if shown else "none"
+    said = ", ".join(shown[:20]) + more if shown else "none"
+    if self.repeated:
+      names = ", ".join(f"{name!r:.100}" for name in self.repeated[:3])
+      said += f"; left out are those of the same name, such as {names}"
+    return said
 
   def named(
     self, name: str | None, option: str, is_kind: Callable[[Any], bool]

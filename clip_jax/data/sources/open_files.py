@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clip_jax import buckets, errors, places, regular_files
+from clip_jax import buckets, errors, places, regular_files, whole_files
 
 # Size and time of change of files, by their paths.
 Statuses = Mapping[str, tuple[int, int]]
@@ -88,7 +88,7 @@ class RawFile:
       ahead: whether one thread reads it from front to back: from a bucket,
         more is then read at a time.
     """
-    self._object = None
+    self._object, self._path = None, path
     if buckets.is_address(path):
       self._object = buckets.File(path, ahead=ahead)
     else:
@@ -112,7 +112,8 @@ class RawFile:
       return self._object.read(offset=offset, size=size)
     pieces = []
     while size > 0:
-      piece = os.pread(self._file.fileno(), size, offset)
+      with whole_files.named(self._path):
+        piece = os.pread(self._file.fileno(), size, offset)
       if not piece:
         break
       pieces.append(piece)

@@ -31,7 +31,7 @@ from typing import TextIO
 
 import numpy as np
 
-from clip_jax import errors, places, regular_files, terminal
+from clip_jax import errors, places, regular_files, terminal, whole_files
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
@@ -215,7 +215,8 @@ def _index(
 ) -> kept_index.Index:
   notes: list[str] = []
   collected = table_rows.Collected()
-  with open_text(path, notes) as text, _long_fields():
+  named = whole_files.named(path)
+  with named, open_text(path, notes) as text, _long_fields():
     form, header = _form(text, path, options, notes)
     reader = table_rows.Reader(form)
     if text.encoding == _UTF_8:
@@ -245,7 +246,8 @@ def read_pairs(
   Raises:
     UserError: it cannot be read as a table.
   """
-  with open_text(path, notes) as file, _long_fields():
+  named = whole_files.named(path)
+  with named, open_text(path, notes) as file, _long_fields():
     reader = table_rows.Reader(_form(file, path, options, notes)[0])
     yield from reader.pairs(file)
   notes.extend(reader.notes())
@@ -254,7 +256,11 @@ def read_pairs(
 def open_text(path: str, notes: list[str]) -> TextIO:
   """Opens a table in its encoding; one byte spoils its own row only."""
   file = regular_files.open_regular(path)
-  head = file.read(64)
+  try:
+    head = file.read(64)
+  except OSError:
+    file.close()
+    raise
   file.seek(0)
   undecodable = "replace"
   if head.startswith(_UTF_32):

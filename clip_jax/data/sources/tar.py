@@ -24,6 +24,7 @@ _MAX_END_BYTES = 2 * BLOCK + _RECORD - BLOCK
 _PIECE = 2**20  # Bytes read at a time while searching.
 # Bytes behind a member's data that are zeros, unless data were pushed there.
 _TELLING = 16
+_SIZE_DIGITS = 20
 _MAGIC = b"ustar"
 _MAGIC_AT = 257
 # Type flags of POSIX, and GNU's for long names.
@@ -96,8 +97,7 @@ def scan(path: str) -> Iterator[Member | Damage]:
 def heads(block: bytes, size: int) -> bool:
   """Whether `block` may be the header of a member of so many bytes."""
   header = _parse(block)
-  # A pax header may give the size in place of this one.
-  return header is not None and header.size in (size, 0)
+  return header is not None and _agrees(header, size)
 
 
 class _Scan:
@@ -312,10 +312,9 @@ class _Scan:
   def _size(self, header: _Header) -> int:
     if header.kind in _WITHOUT_DATA:
       return 0
-    try:
-      return max(0, int(self._next.get("size", header.size)))
-    except ValueError:
-      return header.size
+    told = self._next.get("size", b"")
+    # Of so many digits, numbers are beyond any file.
+    return int(told[:_SIZE_DIGITS]) if told.isdigit() else header.size
 
   def _member(self, header: _Header, data: int) -> int:
     """Holds the member of `header` back; returns the size of its data."""
@@ -333,10 +332,20 @@ class _Scan:
       problem = "truncated"
     elif size > MAX_MEMBER_BYTES:
       problem = "too_large"
+    elif not _agrees(header, size):
+      problem = "damaged_header"  # Two sizes, of which one is wrong.
     self._last = Member(
-      name.decode("utf-8", "surrogateescape"), data, size, problem
+      name.decode("utf-8", "surrogateescape"),
+      data,
+      min(size, self._end - data),  # No number is too large to be kept.
+      problem,
     )
     return size
+
+
+def _agrees(header: _Header, size: int) -> bool:
+  # A pax header gives a size that is too large for this one, which is then 0.
+  return header.size in (size, 0)
 
 
 def _parse(block: bytes) -> _Header | None:
