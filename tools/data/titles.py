@@ -4,8 +4,10 @@ Many titles name a collection or who drew it: "Clipart by A. N. Other - apple".
 A part of a title that very many drawings share names no drawing. It still tells
 that they belong together, as do equal titles, titles that begin with the same
 two words as many others, equal names of files but for numbers, and equal
-descriptions. What belongs together stays in one split. A drawing that is left
-without a title is called after its file, and is only trained on.
+descriptions. What belongs together stays in one split. A part of a title that
+has no word names nothing either: "M", "12". A drawing that is left without a
+title is called after its file, and is only trained on; where neither can be
+read, because most words are unknown, it is called by its keywords.
 """
 
 import collections
@@ -14,7 +16,7 @@ import hashlib
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 # More drawings than this share a part of a title only where it names a series.
 MOST_SHARED = 12
@@ -22,6 +24,8 @@ MOST_SHARED = 12
 _LARGEST_HELD_OUT = 12
 # Characters of a caption: in rows of 16 tokens, a locked tower costs least.
 LONGEST = 30
+# What no two splits share: a series, which is harder, or a title alone.
+SPLIT_BY = ("series", "title")
 # Words of which a keyword names a collection, or its place in one.
 _OF_SERIES = {
   "clipart",
@@ -39,6 +43,7 @@ _EMPTY = re.compile(
 )
 _ADDRESS = re.compile(r"@|www\.|https?:|\.(?:com|net|org)\b")
 _HUMPS = re.compile(r"(?<=[a-z])(?=[A-Z])")  # WrittenLikeThis.
+_WORD = re.compile(r"[^\W\d_]{2,}")  # Of at least two letters.
 _NUMBERS = re.compile(r"\d+|\b[a-z]\b|\([^)]*\)")
 
 
@@ -65,12 +70,16 @@ def plain(text: str) -> str:
   return " ".join(text.split())
 
 
-def name_all(paths: Sequence[str], words: Sequence) -> list[Named]:
+def name_all(
+  paths: Sequence[str], words: Sequence, *, known: Container[str] | None = None
+) -> list[Named]:
   """Returns the names of drawings; each depends on all of them.
 
   Args:
     paths: of the files, below one directory.
     words: `drawings.Words` of each.
+    known: words, in plain letters, that the reader of the titles knows; None:
+      all.
   """
   parts = [_parts(own.title) for own in words]
   counts = collections.Counter(
@@ -85,6 +94,7 @@ def name_all(paths: Sequence[str], words: Sequence) -> list[Named]:
     told=collections.Counter(plain(own.description) for own in words),
     people={plain(person) for own in words for person in own.people},
     begun=collections.Counter(_beginning(own) for own in parts),
+    known=known,
   )
   return [
     _name(
@@ -106,6 +116,14 @@ class _Context:
   told: collections.Counter  # Descriptions.
   people: set[str]
   begun: collections.Counter  # The first two words of titles.
+  known: Container[str] | None
+
+  def reads(self, text: str) -> bool:
+    """Whether most words of a text are known."""
+    if self.known is None:
+      return bool(text)
+    found = [word in self.known for word in _WORD.findall(plain(text))]
+    return 2 * sum(found) > len(found)
 
 
 def _parts(title: str) -> list[str]:
@@ -142,6 +160,7 @@ def _name(path, words, parts, *, file, context) -> Named:
     for part in parts
     if part not in shared
     and not names_people(part)
+    and _WORD.search(part)
     and not _EMPTY.fullmatch(plain(part))
     and not _ADDRESS.search(plain(part))
   ]
@@ -150,10 +169,8 @@ def _name(path, words, parts, *, file, context) -> Named:
   beginning = _beginning(parts)
   if beginning and context.begun[beginning] > MOST_SHARED:
     series.add(f"beginning {beginning}")
-  own = bool(title)
-  title = title or (file if words.title else "")
-  if title:
-    series |= {f"title {plain(title)}", f"stem {_stem(plain(title))}"}
+  file_title = file if words.title else ""
+  called_so = title or file_title
   series.add(f"file {pathlib.PurePosixPath(path).parent}/{plain(file)}")
   description = plain(words.description)
   if description and context.told[description] > 1:
@@ -164,9 +181,16 @@ def _name(path, words, parts, *, file, context) -> Named:
     if keyword
     and not names_no_content(keyword, people=context.people, own=people)
     and keyword not in context.shared
-    and keyword != plain(title)
+    and keyword != plain(called_so)
   ]
-  return Named(title, own, tuple(keywords), frozenset(series))
+  own = context.reads(title)
+  if own or context.reads(file_title):
+    name = title if own else file_title
+  else:  # Of what has a title, the keywords may still be read.
+    name, keywords = _cut(keywords) if called_so and keywords else "", []
+  for text in filter(None, map(plain, (called_so, name))):
+    series |= {f"title {text}", f"stem {_stem(text)}"}
+  return Named(name, own, tuple(keywords), frozenset(series))
 
 
 def names_no_content(keyword: str, *, people: set[str], own: set[str]) -> bool:
@@ -255,6 +279,7 @@ def split(
   named: Sequence[Named],
   held_out: dict[str, int],
   *,
+  by: str = "series",
   rest: str = "train",
 ) -> list[str | None]:
   """Returns the split of each drawing; no group is in two.
@@ -268,6 +293,8 @@ def split(
     paths: of the files.
     named: the drawings, each with a title.
     held_out: titles of each split that is held out.
+    by: what makes a group, of `SPLIT_BY`. By series, titles that differ in a
+      number, a single letter or what is in brackets are one title.
     rest: the split of all others.
 
   Raises:
@@ -275,7 +302,13 @@ def split(
   """
   order = sorted(range(len(paths)), key=lambda index: order_of(paths[index]))
   own = [index for index in order if named[index].own]
-  groups = group([named[index].series for index in own])
+  alike = {"series": _stem, "title": str}[by]
+  called = [alike(plain(one.title)) for one in named]
+  belongs = [
+    one.series if by == "series" else frozenset((title,))
+    for one, title in zip(named, called, strict=True)
+  ]
+  groups = group([belongs[index] for index in own])
   members: dict[int, list[int]] = collections.defaultdict(list)
   for index, number in zip(own, groups, strict=True):
     members[number].append(index)
@@ -289,17 +322,17 @@ def split(
         raise ValueError(name)
       first: dict[str, int] = {}
       for index in group_of:
-        first.setdefault(plain(named[index].title), index)
+        first.setdefault(called[index], index)
       if len(group_of) > _LARGEST_HELD_OUT or len(first) > count:
         continue
       for index in group_of:
-        taken |= named[index].series
+        taken |= belongs[index]
         splits[index] = None
       for index in first.values():
         splits[index] = name
       count -= len(first)
   for index, one in enumerate(named):
-    if not one.own and one.series & taken:
+    if not one.own and belongs[index] & taken:
       splits[index] = None
   return splits
 
