@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from clip_jax import convert, embedder, errors, inference, sharding
+from clip_jax import buckets, convert, embedder, errors, inference, sharding
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import run_model
@@ -28,8 +28,8 @@ def load(
 
   Args:
     model: a workdir of `clip-jax train`; a file or directory in any format
-      that `convert` reads, also with one tower; or
-      "hf-hub:ORG/NAME[@REVISION]".
+      that `convert` reads, also with one tower, also in a bucket ("gs://…",
+      "s3://…"); or "hf-hub:ORG/NAME[@REVISION]".
     step: the checkpoint of a workdir to load; None for the newest valid one.
     source_format: a name in `opening.FORMATS`; None recognises the format.
     activation: the towers' activation, for checkpoints that do not say it.
@@ -45,11 +45,14 @@ def load(
     )
   path = pathlib.Path(model)
   if not hub.is_address(os.fspath(model)):
-    path = opening.find(os.fspath(model))
+    path = opening.find(os.fspath(model), step=step)
   if source_format is not None:
     opening.find_format(source_format)
   if source_format in (None, workdir.NAME) and workdir.recognise(path):
-    return _load_workdir(path, step)
+    where = (
+      os.fspath(model) if buckets.is_address(model) else str(path.resolve())
+    )
+    return _load_workdir(path, step, where)
   if step is not None:
     raise errors.UserError(
       f"{model} is no workdir of `clip-jax train`: it has no steps to choose "
@@ -67,13 +70,15 @@ def load(
     found.variables(),
     spec=found.spec,
     mesh=sharding.local_mesh(),
-    # The address on the Hub has the commit's hash.
+    # That on the Hub has the commit's hash.
     path=found.source.get("address") or str(path.resolve()),
     files=found.files,
   )
 
 
-def _load_workdir(path: pathlib.Path, step: int | None) -> inference.Clip:
+def _load_workdir(
+  path: pathlib.Path, step: int | None, where: str
+) -> inference.Clip:
   saved = workdir_lib.load_model(path, step=step)
   module, variables = run_model.for_use(
     run_model.make(saved.config), saved.variables
@@ -83,7 +88,7 @@ def _load_workdir(path: pathlib.Path, step: int | None) -> inference.Clip:
     variables,
     spec=saved.spec,
     mesh=sharding.local_mesh(),
-    path=str(path.resolve()),
+    path=where,
     step=saved.step,
     files=saved.files,
   )

@@ -20,7 +20,10 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
+from typing import Any
 from xml.sax import saxutils
+
+from clip_jax.buckets import attempts
 
 STALL_SECONDS = 60.0  # Longer than any client here waits.
 _NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
@@ -162,6 +165,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self._json_api(path)
     else:
       self._s3(urllib.parse.unquote(path).lstrip("/"))
+
+  def handle_expect_100(self) -> bool:
+    self.send_response_only(100)
+    self.end_headers()
+    self.wfile.flush()  # Else the client waits for a second.
+    return True
 
   do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve
 
@@ -405,6 +414,27 @@ class _Server(http.server.ThreadingHTTPServer):
 
   def handle_error(self, request, client_address) -> None:
     pass  # A client that hung up; what goes wrong shows at the client.
+
+
+@contextlib.contextmanager
+def reached(monkeypatch: Any, cache: pathlib.Path) -> Iterator[Store]:
+  """Serves a store that both schemes lead to, with the bucket data-1.
+
+  Attempts follow each other at once.
+
+  Args:
+    monkeypatch: of pytest.
+    cache: the user's cache folder meanwhile.
+  """
+  monkeypatch.setattr(attempts, "FIRST_WAIT_SECONDS", 0.001)
+  monkeypatch.setattr(attempts, "LONGEST_WAIT_SECONDS", 0.01)
+  monkeypatch.setattr(attempts, "_answered", set())
+  monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+  with serve() as store:
+    store.objects["data-1"] = {}
+    for name, value in store.environment.items():
+      monkeypatch.setenv(name, value)
+    yield store
 
 
 @contextlib.contextmanager

@@ -334,9 +334,9 @@ CASES = {
     ("Not a directory", "file"),
     prepare=_write("file", b"mine"),
   ),
-  "workdir on a bucket": Case(
-    "train --config $config --workdir gs://bucket/run",
-    ("gs://bucket/run", "mount"),
+  "workdir on the web": Case(
+    "train --config $config --workdir https://bucket/run",
+    ("https://bucket/run", "download it"),
   ),
   "checkpoints without a config": Case(
     TRAIN,

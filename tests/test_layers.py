@@ -18,7 +18,8 @@ PACKAGE, module_name = floors.PACKAGE, floors.module_name
 # its own and from those below.
 FLOORS = (
   "buckets config cpu_compiler errors host_devices host_memory hosts interrupts"
-  " json_lines json_text kept_files names packing places preprocess programs"
+  " json_lines json_text kept_files mirrors names packing places preprocess"
+  " programs"
   " regular_files sharding terminal tokenizer versions whole_files",
   "models",
   "data losses",
@@ -52,6 +53,7 @@ FORBIDDEN = {
   "json_text": _HEAVY,
   "kept_files": _HEAVY,
   "losses": _OUTSIDE_OF_MODELS,
+  "mirrors": _HEAVY,
   "models": _OUTSIDE_OF_MODELS,
   "packing": _OUTSIDE_OF_MODELS,
   "places": _HEAVY,

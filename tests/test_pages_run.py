@@ -37,7 +37,7 @@ NOT_RUN = {
   "gcloud ": "cloud",
   "export CLIP_JAX": "a variable of a cluster's scripts: tests/launchers",
   "hf-hub:": "network",
-  "my-bucket/": "network and an account: tests/data/test_buckets.py",
+  "my-bucket/": "network and an account: tests/mirrors",
   "tracker=wandb": "network and an account; tests/train/test_tracking.py",
   "my-name/my-clip --license mit --reports": "network and an account",
   "my-name/my-clip-hf": "network and an account",

@@ -13,6 +13,7 @@ double; what will not mend itself is an `UnreachableError` at once.
 import io
 import os
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from clip_jax import errors
@@ -83,19 +84,11 @@ def entries(address: str, *, below: bool = False) -> list[Entry]:
   Raises:
     UnreachableError: it cannot be listed.
   """
-  from pyarrow import fs
-
-  place = clients.place(address)
   # Cloud Storage's client tells of no folders: they are parts of names.
   deep = below or address.startswith("gs:")
-
-  def ask() -> list[Any]:
-    selector = fs.FileSelector(place, recursive=deep, allow_not_found=True)
-    return clients.client(address).get_file_info(selector)
-
   names: dict[str, bool] = {}
-  for found in attempts.retried(address, ask):
-    name, is_folder = found.path[len(place) :].strip("/"), not found.is_file
+  for name, found in _listed(address, deep=deep):
+    is_folder = not found.is_file
     if below and is_folder:
       continue
     if not below:
@@ -104,6 +97,33 @@ def entries(address: str, *, below: bool = False) -> list[Entry]:
     if name:
       names[name] = names.get(name, False) or is_folder
   return [Entry(name, names[name]) for name in sorted(names)]
+
+
+def objects(address: str) -> dict[str, Status]:
+  """Returns what is known of all objects below a folder, by their names there.
+
+  Raises:
+    UnreachableError: it cannot be listed.
+  """
+  return {
+    name: _status(found)
+    for name, found in _listed(address, deep=True)
+    if found.is_file and name
+  }
+
+
+def _listed(address: str, *, deep: bool) -> Iterator[tuple[str, Any]]:
+  """Yields names below a folder and what is known of them."""
+  from pyarrow import fs
+
+  place = clients.place(address)
+
+  def ask() -> list[Any]:
+    selector = fs.FileSelector(place, recursive=deep, allow_not_found=True)
+    return clients.client(address).get_file_info(selector)
+
+  for found in attempts.retried(address, ask):
+    yield found.path[len(place) :].strip("/"), found
 
 
 class File:
@@ -220,6 +240,16 @@ def read(address: str, *, limit: int) -> bytes:
   """
   file = File(address)
   return file.read(offset=0, size=min(file.status().size, limit + 1))
+
+
+def read_current(address: str, *, limit: int) -> bytes:
+  """Returns the same as `read`, of one that may be replaced meanwhile."""
+  while True:
+    file = File(address)
+    data = file.read(offset=0, size=min(file.status().size, limit + 1))
+    # Its size is asked for first, and may be that of the one before.
+    if status(address).size == file.status().size:
+      return data
 
 
 def _info(address: str) -> Any:

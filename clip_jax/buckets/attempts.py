@@ -49,14 +49,27 @@ def given_up() -> Iterator[None]:
     _given_up.clear()
 
 
-def retried(address: str, ask: Callable[[], _Result]) -> _Result:
-  """Returns what `ask` does, tried again where it fails for a moment."""
+def retried(
+  address: str,
+  ask: Callable[[], _Result],
+  *,
+  rights: str = "read and list",
+  seconds: float | None = None,
+) -> _Result:
+  """Returns what `ask` does, tried again where it fails for a moment.
+
+  Args:
+    address: what is asked for.
+    ask: asks once.
+    rights: what the account must be allowed to do to the bucket.
+    seconds: for one attempt; None for those of a short answer.
+  """
   import pyarrow
 
   wait, failure, reason = FIRST_WAIT_SECONDS, None, ""
   for attempt in range(1, ATTEMPTS + 1):
     try:
-      result = _in_time(ask)
+      result = _in_time(ask, seconds)
       _answered.add(address[:2])
       return result
     except FileNotFoundError:
@@ -71,7 +84,7 @@ def retried(address: str, ask: Callable[[], _Result]) -> _Result:
     if _REFUSED.search(reason) or (
       _NO_CREDENTIALS.search(reason) and address[:2] not in _answered
     ):
-      raise _refusal(address, reason) from failure
+      raise _refusal(address, reason, rights) from failure
     if attempt < ATTEMPTS:
       # Not all at once: many processes may wait for the same server.
       _given_up.wait(wait * random.uniform(0.5, 1.0))
@@ -82,8 +95,11 @@ def retried(address: str, ask: Callable[[], _Result]) -> _Result:
   ) from failure
 
 
-def _in_time(ask: Callable[[], _Result]) -> _Result:
+def _in_time(
+  ask: Callable[[], _Result], seconds: float | None = None
+) -> _Result:
   """Returns what `ask` does; raises TimeoutError where it takes too long."""
+  limit = clients.TIMEOUT_SECONDS if seconds is None else seconds
   outcome: list[Any] = []
 
   def run() -> None:
@@ -95,13 +111,13 @@ def _in_time(ask: Callable[[], _Result]) -> _Result:
   # A thread of its own: Arrow's reads cannot be interrupted.
   thread = threading.Thread(target=run, daemon=True)
   thread.start()
-  until = time.monotonic() + clients.TIMEOUT_SECONDS
+  until = time.monotonic() + limit
   while thread.is_alive() and (left := until - time.monotonic()) > 0:
     thread.join(min(left, _LOOKED_SECONDS))
     if _given_up.is_set():
       raise errors.UnreachableError("The command was interrupted.")
   if not outcome:
-    raise TimeoutError(f"no answer within {clients.TIMEOUT_SECONDS:g} s")
+    raise TimeoutError(f"no answer within {limit:.0f} s")
   result, error = outcome[0]
   if error is not None:
     raise error
@@ -118,16 +134,16 @@ def _hidden_reason(address: str) -> str | None:
   return None
 
 
-def _refusal(address: str, reason: str) -> errors.UnreachableError:
+def _refusal(address: str, reason: str, rights: str) -> errors.UnreachableError:
   scheme = address[:2]
   if _REFUSED.search(reason):
     return errors.UnreachableError(
       f"Access to {address} is denied ({_shortened(reason)}). Ask for the "
-      "right to read and list that bucket, or take another account: "
+      f"right to {rights} that bucket, or take another account: "
       f"{_LOG_IN[scheme]}."
     )
   return errors.UnreachableError(
-    f"There are no credentials to read {address}; {_LOG_IN[scheme]}."
+    f"There are no credentials for {address}; {_LOG_IN[scheme]}."
   )
 
 

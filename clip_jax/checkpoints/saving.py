@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -38,24 +39,55 @@ class _Manager(ocp.CheckpointManager):
     return False
 
 
+def _among_processes(
+  is_shared: bool,
+) -> ocp.options.MultiprocessingOptions:
+  if is_shared:
+    return ocp.options.MultiprocessingOptions()
+  own = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=own,
+    active_processes={own},
+    barrier_sync_key_prefix=f"process-{own}",
+  )
+
+
+def _whole(x: Any) -> np.ndarray:
+  """Returns a copy of an array, of which each process may hold a part.
+
+  All processes must call this.
+  """
+  if isinstance(x, jax.Array) and not (
+    x.is_fully_addressable or x.is_fully_replicated
+  ):
+    return multihost_utils.process_allgather(x, tiled=True)
+  return np.array(x)  # The array itself may be donated.
+
+
 class Checkpoints:
   """The checkpoints of one working directory."""
 
-  def __init__(self, path: str | os.PathLike, *, keep: int = 3):
+  def __init__(
+    self, path: str | os.PathLike, *, keep: int = 3, is_shared: bool = True
+  ):
     """Opens (and makes) the directory, and deletes unfinished saves.
 
     Args:
       path: path of the workdir.
       keep: number of checkpoints to keep, the newest ones.
+      is_shared: whether all processes see the same directory; if not, the first
+        saves the whole state in its own, and each restores from its own.
     """
     storage_errors.silence_echoes()
     self._directory = pathlib.Path(path).absolute() / workdir.DIRECTORY
     self._quarantine = pathlib.Path(path).absolute() / workdir.QUARANTINE
     self._directory.mkdir(parents=True, exist_ok=True)
-    self._keep = keep
+    self._keep, self._is_shared = keep, is_shared
     self._saving: int | None = None  # The step that may not be on disk yet.
     self._failed = False
     self._manager = self._open()
+    # Of processes that save nothing themselves.
+    self._latest = self._manager.latest_step()
 
   def _open(self) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
@@ -63,7 +95,9 @@ class Checkpoints:
       # The loop decides when to save, after its evaluations.
       save_decision_policy=ocp.checkpoint_managers.AnySavePolicy([]),
       cleanup_tmp_directories=True,
+      create=self._is_shared,  # Orbax makes no other; it is there.
       enable_async_checkpointing=True,
+      multiprocessing_options=_among_processes(self._is_shared),
     )
     return _Manager(
       self._directory,
@@ -88,7 +122,7 @@ class Checkpoints:
 
   def latest_step(self) -> int | None:
     """Returns the newest step whose save was finished; it may be damaged."""
-    return self._manager.latest_step()
+    return self._manager.latest_step() if self._is_shared else self._latest
 
   def save(
     self,
@@ -106,9 +140,14 @@ class Checkpoints:
       config: the run's config.
       counters: JSON values that a resumed run needs.
     """
-    if self._manager.latest_step() == step:
+    if self.latest_step() == step:
       return
     items = items_lib.of_state(state)
+    if not self._is_shared:
+      self._latest = step
+      items = jax.tree.map(_whole, items)
+      if jax.process_index():
+        return
     meta = {
       "step": step,
       "counters": counters,
@@ -192,6 +231,7 @@ class Checkpoints:
       restored = self._try_restore(step, abstract)
       if restored is not None:
         self._set_aside(steps[:number])
+        self._latest = step
         return restored
     if steps:
       raise errors.UserError(
@@ -222,7 +262,7 @@ class Checkpoints:
     if not steps:
       return
     self._manager.close()
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 or not self._is_shared:
       self._quarantine.mkdir(parents=True, exist_ok=True)
       for step in steps:
         taken = len(list(self._quarantine.iterdir()))

@@ -12,8 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import clip_jax
+from clip_jax import buckets, errors, whole_files
 from clip_jax import config as config_lib
-from clip_jax import errors, whole_files
 from clip_jax.checkpoints import integrity, items, run_model, storage_errors
 from clip_jax.models import variants
 
@@ -51,19 +51,23 @@ def recognise(path: pathlib.Path) -> bool:
   return all((path / part).exists() for part in (CONFIG, DIRECTORY))
 
 
-def find(workdir: str | os.PathLike) -> pathlib.Path:
+def find(workdir: str | os.PathLike) -> str:
   """Returns the absolute path of `workdir`, which need not exist.
 
+  What lies in a bucket is named by its address.
+
   Raises:
-    UserError: it is empty, a network address, or a file.
+    UserError: it is empty, another network address, or a file.
   """
   if not str(workdir):
     raise errors.UserError("The workdir is empty; name a directory.")
+  if buckets.is_address(workdir):
+    return str(workdir)
   errors.check_new("The workdir", workdir)
   path = pathlib.Path(workdir).absolute()
   if path.exists() and not path.is_dir():
     raise errors.UserError(f"The workdir {path} is a file; name a directory.")
-  return path
+  return str(path)
 
 
 def holds_checkpoint(workdir: pathlib.Path) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import clip_jax
-from clip_jax import errors, host_devices
+from clip_jax import buckets, errors, host_devices
 from clip_jax.cli import examples, flags, output, verbs
 from clip_jax.data import schemes
 
@@ -23,6 +23,11 @@ _DATA = ("DATA", "DATA2")
 _PATHS = (
   *("DEST", "DIR", "FILE", "FILE|NAME", "INDEX", "OUT"),
   *("[LANGUAGE=]FILE", *_MODELS),
+)
+# What may be in a bucket beside models, by its verb and name in the namespace.
+_IN_BUCKETS = (
+  *("train workdir", "embed out", "convert destination"),
+  *("search index", "search keys", "app index", "app keys"),
 )
 _TEXTS_OR_FILES = ("labels", "templates")  # By their names in the namespace.
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
@@ -86,7 +91,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def check_local(arguments: argparse.Namespace) -> None:
   """Raises UserError where an argument that names files is an address.
 
-  Data may be in buckets, by some schemes; all else is on a disk.
+  Data may be in buckets, by some schemes, and models and indexes, too.
   """
   for action in arguments.asked.arguments:
     given = getattr(arguments, action.dest, None)
@@ -98,6 +103,10 @@ def check_local(arguments: argparse.Namespace) -> None:
       )
       if is_path and isinstance(value, str):
         is_model = action.metavar in _MODELS
+        if buckets.is_address(value) and (
+          is_model or f"{arguments.verb} {action.dest}" in _IN_BUCKETS
+        ):
+          continue
         check = errors.check_model if is_model else errors.check_local
         check(str(next(iter(action.option_strings), action.metavar)), value)
 

@@ -8,11 +8,10 @@ import dataclasses
 import os
 import pathlib
 
-from clip_jax import errors, names, whole_files
+from clip_jax import buckets, errors, mirrors, names, whole_files
 from clip_jax.convert import (
   destinations,
   engine,
-  hub,
   opening,
   portable,
   sameness,
@@ -34,8 +33,8 @@ def convert(
   """Writes the model at `source` to `destination` in the format `to`.
 
   Args:
-    source: a file or a directory in any of `FORMATS`.
-    destination: a new file or directory.
+    source: a file or a directory in any of `FORMATS`, also in a bucket.
+    destination: a new file or directory, also in a bucket.
     to: one of `names.TARGETS`.
     source_format: as in `opening.open_model`.
     options: as in `opening.open_model`; with `headers_only`, everything that
@@ -54,10 +53,12 @@ def convert(
   target = opening.find_format(to)
   if not target.write:
     raise errors.unknown("target format", to, names.TARGETS)
-  errors.check_new("DEST", destination)
-  # "." and ".." have no name that a directory could take.
-  destination = pathlib.Path(os.path.expanduser(destination)).resolve()
-  _check_free(os.fspath(source), destination, overwrite)
+  where = os.fspath(destination)
+  if not (in_bucket := buckets.is_address(where)):
+    errors.check_new("DEST", where)
+    # "." and ".." have no name that a directory could take.
+    where = str(pathlib.Path(os.path.expanduser(where)).resolve())
+    _check_free(os.fspath(source), pathlib.Path(where), overwrite)
   model = opening.open_model(
     source, source_format=source_format, options=options
   )
@@ -78,9 +79,10 @@ def convert(
   report = dataclasses.replace(model.report, target_format=to)
   if options.headers_only:
     return report
+  make = mirrors.new if in_bucket else destinations.new
   with (
-    whole_files.named(destination),
-    destinations.new(destination, overwrite) as partial,
+    whole_files.named(where),
+    make(where, overwrite=overwrite) as partial,
   ):
     target.write(model, partial)
     # What the format cannot say of a model, options say again.
@@ -89,7 +91,7 @@ def convert(
     files = sorted(partial.rglob("*")) if partial.is_dir() else [partial]
     digests = portable.digests(path for path in files if path.is_file())
     if not partial.is_dir():
-      digests = {destination.name: digests[partial.name]}
+      digests = {pathlib.PurePath(where).name: digests[partial.name]}
   report.facts["sha256_source"] = model.source.get("files", {})
   report.facts["sha256_target"] = digests
   return report
@@ -123,7 +125,7 @@ def _check_free(
   source: str, destination: pathlib.Path, overwrite: bool
 ) -> None:
   """Raises UserError unless the conversion may write to `destination`."""
-  if not hub.is_address(source):
+  if not opening.is_remote(source):
     path = pathlib.Path(os.path.expanduser(source)).resolve()
     if path == destination or destination in path.parents:
       raise errors.UserError(

@@ -12,7 +12,9 @@ from clip_jax import errors
 
 
 @contextlib.contextmanager
-def new(destination: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
+def new(
+  destination: str | os.PathLike, *, overwrite: bool
+) -> Iterator[pathlib.Path]:
   """Yields a path beside `destination`, which is renamed to it at the end.
 
   After an error it is deleted. In any case `destination` is either as it was
@@ -21,6 +23,7 @@ def new(destination: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
   Raises:
     UserError: nothing can be written there.
   """
+  destination = pathlib.Path(destination)
   room = _room(destination)
   partial, old = room / destination.name, room / "replaced"
   try:

@@ -12,7 +12,7 @@ _ADDRESS = re.compile(
 # The files of a model to download; none of them is ever executed.
 PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors", "*.msgpack", "*.npz")
 # Pickles, for our own reader; downloaded only if there is no other file.
-_PICKLES = ("*.bin", "*.pt", "*.pth")
+PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
 def is_address(source: str) -> bool:
@@ -62,7 +62,7 @@ def download(source: str) -> pathlib.Path:
   try:
     path = get(PATTERNS)
     if not any(path.rglob("*.safetensors")) and not any(path.glob("*.npz")):
-      path = get((*PATTERNS, *_PICKLES))
+      path = get((*PATTERNS, *PICKLES))
     return path
   except hub_errors.LocalEntryNotFoundError:
     raise errors.UserError(

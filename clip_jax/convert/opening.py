@@ -4,8 +4,9 @@ import dataclasses
 import os
 import pathlib
 
-from clip_jax import errors
+from clip_jax import buckets, errors
 from clip_jax.convert import (
+  bucket_models,
   config_file,
   context,
   hub,
@@ -104,15 +105,26 @@ def _recognise_file(path: pathlib.Path, options: Options) -> str:
   )
 
 
-def find(address: str) -> pathlib.Path:
-  """Returns the path of a model, downloading it if it is on the Hub.
+def is_remote(address: str) -> bool:
+  """Whether a model is on the Hub or in a bucket."""
+  return hub.is_address(address) or buckets.is_address(address)
+
+
+def find(address: str, *, step: int | None = None) -> pathlib.Path:
+  """Returns the path of a model, or of a copy: of one on the Hub, in a bucket.
 
   A file of weights without a config is a model by itself, also where it lies in
   a repository of the Hub.
 
+  Args:
+    address: of the model.
+    step: the checkpoint of a workdir that is to be read; None for the newest.
+
   Raises:
     UserError: there is no such model, or it cannot be downloaded.
   """
+  if buckets.is_address(address):
+    return bucket_models.download(address, step=step)
   if not hub.is_address(address):
     if not address:
       raise errors.UserError(f"MODEL is empty; give {_ACCEPTED}.")
@@ -155,6 +167,10 @@ def open_model(
     model = dataclasses.replace(
       model, source={**model.source, "address": pinned}
     )
+  elif buckets.is_address(address):
+    model = dataclasses.replace(
+      model, source={**model.source, "address": address}
+    )
   if options.interpolate is not None:
     first = open_first(path, options.interpolate_with)
     model = interpolation.interpolate(model, first, options.interpolate)
@@ -178,6 +194,8 @@ def open_first(path: str | os.PathLike, other: str | None = None) -> Portable:
   """
   if other is not None:
     return open_model(other)
+  where = os.fspath(path)
+  path = find(where) if buckets.is_address(where) else path
   address = interpolation.first_address(path)
   try:
     first = open_model(address)

@@ -9,8 +9,9 @@ from typing import Any
 
 import huggingface_hub
 
-from clip_jax import errors, inference, loading, terminal, whole_files
+from clip_jax import buckets, errors, inference, loading, terminal, whole_files
 from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.convert import opening
 from clip_jax.results import (
   addresses,
   collected,
@@ -78,7 +79,10 @@ def make(
   Raises:
     UserError: there is no such model, or no result where some are named.
   """
-  path = pathlib.Path(os.path.expanduser(model))
+  where = os.fspath(model)
+  path = pathlib.Path(os.path.expanduser(where))
+  if buckets.is_address(where):
+    path = opening.find(where)
   is_workdir = workdir_lib.recognise(path)
   own = path if is_workdir and (path / metric_log.METRICS).is_file() else None
   found = _read(list(reports), own)  # Before the model, which takes longer.

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors, json_text, names, regular_files, whole_files
-from clip_jax.search import entry_table, holding, index_files
+from clip_jax.search import bucket_index, entry_table, holding, index_files
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -283,7 +283,7 @@ def build(
   """Embeds all images of some data into an index and returns its meta.
 
   Args:
-    directory: new, empty, or an index to replace.
+    directory: new, empty, or an index to replace, also in a bucket.
     batches: called with a number, the data's images from that batch on, with
       their keys, texts and paths.
     embed_images: uint8 (n, size, size, 3) to unit (n, embed).
@@ -299,15 +299,17 @@ def build(
     UserError: the directory holds something else, there is no image, or an
       embedding is not finite.
   """
-  builder = Builder(
-    directory,
-    model=model,
-    fingerprint=fingerprint,
-    dtype=dtype,
-    goes_on_as=goes_on_as,
-  )
   counts = collections.Counter() if counts is None else counts
-  with builder:
+  with (
+    bucket_index.written(directory) as place,
+    Builder(
+      place,
+      model=model,
+      fingerprint=fingerprint,
+      dtype=dtype,
+      goes_on_as=goes_on_as,
+    ) as builder,
+  ):
     done = builder.state.get("batches", 0)
     if done:
       _LOGGER.info("Going on after %d images.", builder.rows)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, versions, whole_files
+from clip_jax import buckets, errors, mirrors, versions, whole_files
 from clip_jax.search import index as index_lib
 from clip_jax.search import index_files
 
@@ -39,22 +39,27 @@ def open_index(
   """Opens an index of clip_jax, or a file of FAISS or usearch.
 
   Args:
-    path: a directory, or a file that ends in .faiss or .usearch.
+    path: a directory, or a file that ends in .faiss or .usearch, also in a
+      bucket.
     keys: of a file, the directory of the index that it was made of; by default
       the one beside it with its name: `my/index` for `my/index.faiss`.
 
   Raises:
     UserError: it cannot be read, or file and directory do not go together.
   """
-  path = pathlib.Path(path)
+  where, path = os.fspath(path), pathlib.Path(path)
+  in_bucket = buckets.is_address(where)
   if not is_exported(path) or path.is_dir():
     if keys is not None:
       raise errors.UserError(
         f"keys go with a file that ends in {' or '.join(SUFFIXES)}; {path} is "
         "none, and an index of clip_jax has its own."
       )
-    return index_lib.Index(path)
-  errors.check_local("The index", path)
+    return index_lib.Index(where)
+  if in_bucket:
+    keys = keys or where.removesuffix(path.suffix)
+    return ExportedIndex(mirrors.fetched(where), keys)
+  errors.check_local("The index", where)
   if not path.is_file():
     raise errors.UserError(
       f"{path} does not exist or is no file. `clip-jax search INDEX --export "

@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import Any
 
-from clip_jax import errors, regular_files
+from clip_jax import buckets, errors, places, regular_files
 from clip_jax.search import index_files
 
 _LOGGER = logging.getLogger(__name__)
@@ -17,33 +17,30 @@ JOURNAL = "journal"  # How the name of a file ends that says what is kept.
 
 def check_replaceable(directory: str | os.PathLike) -> None:
   """Raises UserError if `directory` holds anything but an index."""
-  errors.check_new("The index", directory)
-  directory = pathlib.Path(directory)
-  if directory.exists() and not directory.is_dir():
-    raise errors.UserError(f"{directory} is a file; name a new directory.")
-  if not directory.is_dir():
+  if not buckets.is_address(directory):
+    errors.check_new("The index", directory)
+  directory = str(directory).rstrip("/")
+  if (kind := places.kind(directory)) is None:
     return
-  others = sorted(
-    entry.name
-    for entry in directory.iterdir()
-    if not index_files.is_own(entry.name)
-  )
+  if kind != "folder":
+    raise errors.UserError(f"{directory} is a file; name a new directory.")
+  names = places.names(directory)
+  others = [name for name in names if not index_files.is_own(name)]
   if others:
     raise errors.UserError(
       f"{directory} is no index (it holds {', '.join(others[:3])}) and is left "
       "alone; name a new directory, or an index to replace."
     )
-  meta = directory / index_files.META
+  meta = f"{directory}/{index_files.META}"
   # A damaged index may be replaced; anybody else's meta.json may not.
-  if os.path.lexists(meta) and index_files.FORMAT.encode() not in _content(
-    meta
-  ):
+  known = index_files.FORMAT.encode()
+  if index_files.META in names and known not in _content(meta):
     raise errors.UserError(
       f"{meta} is not of an index and is left alone; name a new directory."
     )
 
 
-def _content(meta: pathlib.Path) -> bytes:
+def _content(meta: str | os.PathLike) -> bytes:
   """Returns the bytes of a file; empty where there is none to read."""
   try:
     return regular_files.read_regular(meta, limit=index_files.MOST_META_BYTES)

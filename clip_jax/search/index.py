@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from clip_jax import errors, names
-from clip_jax.search import entry_table, index_files
+from clip_jax import buckets, errors, names
+from clip_jax.search import bucket_index, entry_table, index_files
 
 _ROWS_PER_CHUNK = 1 << 16
 
@@ -47,11 +47,13 @@ class Index:
   """
 
   def __init__(self, directory: str | os.PathLike):
-    """Opens and verifies the index in `directory`.
+    """Opens and verifies the index in `directory`, also of a bucket.
 
     Raises:
       UserError: it is no index, or a file is damaged or missing.
     """
+    if buckets.is_address(directory):
+      directory = bucket_index.fetched(str(directory))
     self.directory = pathlib.Path(directory)
     for attempt in range(3):
       self.meta = index_files.read_meta(self.directory)

@@ -83,16 +83,33 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
         file.read(MOST_META_BYTES), what=str(directory / META)
       )
   except FileNotFoundError:
-    raise errors.UserError(
-      f"{directory} is no index: it has no {META}. `clip-jax embed MODEL "
-      "--data DATA --out DIR` makes one."
-    ) from None
+    raise no_index(directory) from None
   except NotADirectoryError:
     raise errors.UserError(
       f"{directory} is a file, no index; give the directory of one."
     ) from None
+  return check_meta(meta, directory)
+
+
+def no_index(directory: str | os.PathLike) -> errors.UserError:
+  """Returns the error for a place without an index."""
+  return errors.UserError(
+    f"{directory} is no index: it has no {META}. `clip-jax embed MODEL "
+    "--data DATA --out DIR` makes one."
+  )
+
+
+def check_meta(
+  meta: dict[str, Any], directory: str | os.PathLike
+) -> dict[str, Any]:
+  """Returns the content of `meta.json` of a directory, or of an address.
+
+  Raises:
+    UserError: it is not what a `Builder` writes.
+  """
+  where = f"{directory}/{META}"
   if meta.get("format") != FORMAT:
-    raise errors.UserError(f"{directory / META} is no index of clip_jax.")
+    raise errors.UserError(f"{where} is no index of clip_jax.")
   if meta.get("version") != VERSION:
     raise errors.UserError(
       f"{directory} has format version {meta.get('version')}, this program "
@@ -101,7 +118,7 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
   for field, kind in _META_FIELDS.items():
     if not isinstance(meta.get(field), kind):
       raise errors.UserError(
-        f"{directory / META} is damaged: {field} must be a {kind.__name__}, "
+        f"{where} is damaged: {field} must be a {kind.__name__}, "
         f"got {meta.get(field)!r}. {_AGAIN}"
       )
   for part, pattern in PARTS.items():
@@ -116,7 +133,7 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
       and isinstance(entry.get("sha256"), str)
     ):
       raise errors.UserError(
-        f"{directory / META} is damaged: files.{part} is {entry!r}. {_AGAIN}"
+        f"{where} is damaged: files.{part} is {entry!r}. {_AGAIN}"
       )
   return meta
 

@@ -72,7 +72,9 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
   with contextlib.ExitStack() as stack:
     mine = jax.process_index() != 0 or _lock(workdir, stack)
     if not hosts.everywhere(mine):
-      holder = (workdir / LOCK).read_text(errors="replace")
+      holder = ""
+      with contextlib.suppress(FileNotFoundError):  # It may be another's disk.
+        holder = (workdir / LOCK).read_text(errors="replace")
       raise errors.UserError(
         f"Another training is under way in {workdir} "
         f"({holder or 'its process is not known'}). Wait "

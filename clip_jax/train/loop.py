@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from clip_jax import config as config_lib
-from clip_jax import errors
+from clip_jax import errors, mirrors
 from clip_jax.checkpoints import integrity, saving
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
@@ -75,7 +75,7 @@ def train(
   Args:
     config: the result of `config.load`, or what `config.check` accepts.
     workdir: the directory of the run's config, checkpoints, metrics, ledger and
-      report.png.
+      report.png, also in a bucket.
     allow_changes: whether to resume even if fields that change the result
       differ.
     profile_step: the first update to trace; None for no trace.
@@ -85,31 +85,41 @@ def train(
     SystemExit: 143, when the run was told to stop and has saved its state.
   """
   started = time.perf_counter()
-  workdir = workdir_lib.find(workdir)
-  tracking.check(config.tracker)
-  config = config_lib.check(config)
-  init, stored, origins = origins_lib.begin(
-    config.init, workdir, model=config.model
-  )
-  config = origins_lib.settle(config, stored, origins)
-  config = dataclasses.replace(config, init=init)
-  claim.check_config(workdir, config, allow_changes=allow_changes)
-  tokenizer = origins_lib.tokenizer_files(workdir, origins)
-  run = run_lib.make_run(config, tokenizer_files=tokenizer)
-  total_steps = run.total_steps
-  run.announce()  # Before `check_data`: this raises if the model is impossible.
-  run.check_data()
   with contextlib.ExitStack() as stack:
     enter = stack.enter_context
+    place = enter(
+      mirrors.opened(
+        workdir_lib.find(workdir),
+        process=jax.process_index(),
+        processes=jax.process_count(),
+      )
+    )
+    workdir = place.path
+    tracking.check(config.tracker)
+    config = config_lib.check(config)
+    init, stored, origins = origins_lib.begin(
+      config.init, workdir, model=config.model
+    )
+    config = origins_lib.settle(config, stored, origins)
+    config = dataclasses.replace(config, init=init)
+    claim.check_config(workdir, config, allow_changes=allow_changes)
+    tokenizer = origins_lib.tokenizer_files(workdir, origins)
+    run = run_lib.make_run(config, tokenizer_files=tokenizer)
+    total_steps = run.total_steps
+    run.announce()  # Before the data: this raises if the model is impossible.
+    run.check_data()
     enter(claim.hold(workdir))
     claim.claim(
       workdir, config, total_steps=total_steps, allow_changes=allow_changes
     )
+    place.claim()
     enter(claim.explain_interrupt(workdir))
     enter(claim.keep_compilations(workdir))
     workdir_lib.keep_tokenizer(workdir, tokenizer)
     checkpoints = enter(
-      saving.Checkpoints(workdir, keep=config.checkpoint.keep)
+      saving.Checkpoints(
+        workdir, keep=config.checkpoint.keep, is_shared=place.is_shared
+      )
     )
     stop = enter(preemption.Preemption())
     state, counters = _restore_or_init(run, checkpoints, origins, allow_changes)
@@ -144,6 +154,7 @@ def train(
         state, measured = train_step(state, run.place(batch))
         notes.note(step, batch, measured)
       checkpoints.check()
+      place.check()
       last = step == total_steps
       stop.poll()
       if last or _due(step, config.eval_every_steps):
@@ -175,8 +186,8 @@ def train(
       lost_records=account.of(run.source).lost_records,
       seconds=time.perf_counter() - started,
       evals=evaluated,
-      report=report,
-      profile=None if profile.path is None else str(profile.path),
+      report=place.told(report),
+      profile=place.told(profile.path),
     )
 
 

@@ -5,7 +5,7 @@ import itertools
 import os
 
 from clip_jax import config as config_lib
-from clip_jax.convert import hub
+from clip_jax.convert import opening
 from clip_jax.data import mixture, sources
 
 PARTS = ("model", "image", "text")
@@ -75,6 +75,6 @@ def _is_seen(path: str) -> bool:
 
 
 def _whole(address: str) -> str:
-  if not address or hub.is_address(address):
+  if not address or opening.is_remote(address):
     return address
   return os.path.abspath(os.path.expanduser(address))

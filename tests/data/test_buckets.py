@@ -22,14 +22,7 @@ FAULTS = ("500", "503", "429", "cut", "reset")
 @pytest.fixture
 def store(monkeypatch, tmp_path):
   """A store that both schemes lead to; attempts follow each other at once."""
-  monkeypatch.setattr(attempts, "FIRST_WAIT_SECONDS", 0.001)
-  monkeypatch.setattr(attempts, "LONGEST_WAIT_SECONDS", 0.01)
-  monkeypatch.setattr(attempts, "_answered", set())
-  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-  with bucket_stand_in.serve() as store:
-    store.objects["data-1"] = {}
-    for name, value in store.environment.items():
-      monkeypatch.setenv(name, value)
+  with bucket_stand_in.reached(monkeypatch, tmp_path / "cache") as store:
     yield store
 
 

@@ -316,7 +316,7 @@ def test_checkpoints_without_a_config_are_left_alone(tmp_path):
 
 def test_a_remote_workdir_is_refused():
   with pytest.raises(errors.UserError, match="mount the bucket"):
-    loop.train(_config(), "gs://bucket/run")
+    loop.train(_config(), "hdfs://bucket/run")
 
 
 def test_skipped_steps_are_counted_and_logged(tmp_path, monkeypatch, caplog):

@@ -12,7 +12,7 @@ import pathlib
 
 import numpy as np
 
-from clip_jax import errors, inputs, loading, terminal
+from clip_jax import buckets, errors, inputs, loading, terminal
 from clip_jax import search as search_lib
 from clip_jax.checkpoints import workdir
 from clip_jax.cli import verb
@@ -119,7 +119,9 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
   path = index.model_path(arguments.model)
   try:
     # Only a workdir has steps, and --model may name another kind of model.
-    own = workdir.recognise(pathlib.Path(os.path.expanduser(path)))
+    own = buckets.is_address(path) or workdir.recognise(
+      pathlib.Path(os.path.expanduser(path))
+    )
     step = index.meta.get("step") if own else None
     clip = loading.load(path, step=step or None)
   except errors.UserError as error:

@@ -1,0 +1,49 @@
+"""Models in buckets: which of a folder's objects are copied to be read."""
+
+import fnmatch
+import pathlib
+from collections.abc import Sequence
+
+from clip_jax import mirrors
+from clip_jax.checkpoints import items, workdir
+from clip_jax.convert import hub
+
+_METRICS = "metrics.jsonl"  # For a card.
+_PATTERNS = (*hub.PATTERNS, *hub.PICKLES)
+
+
+def download(address: str, *, step: int | None = None) -> pathlib.Path:
+  """Returns the path of a copy of the model at an address in a bucket.
+
+  Args:
+    address: of a file, or of a folder.
+    step: the checkpoint of a workdir; None for the newest.
+
+  Raises:
+    UserError: there is none, or it cannot be read.
+  """
+
+  def choose(names: Sequence[str]) -> list[str]:
+    steps = {
+      int(parts[1])
+      for parts in (name.split("/") for name in names)
+      if parts[0] == workdir.DIRECTORY and parts[1].isdecimal()
+    }
+    if workdir.CONFIG not in names or not steps:
+      return [x for x in names if _fits(x)]
+    wanted = step if step in steps else max(steps)
+    return [x for x in names if _is_of_model(x.split("/"), str(wanted))]
+
+  return mirrors.fetched(address, choose)
+
+
+def _fits(name: str) -> bool:
+  return any(fnmatch.fnmatchcase(name, pattern) for pattern in _PATTERNS)
+
+
+def _is_of_model(parts: list[str], step: str) -> bool:
+  """Whether a file of a workdir is needed to use a checkpoint's model."""
+  if parts[0] == workdir.DIRECTORY:
+    return parts[1] == step and items.PROGRESS not in parts[2:3]
+  about = ([workdir.CONFIG], [_METRICS], [workdir.TOKENIZER, parts[-1]])
+  return parts in about

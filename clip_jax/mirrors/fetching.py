@@ -1,0 +1,282 @@
+"""Copies objects of buckets into the user's cache folder."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from clip_jax import buckets, errors, kept_files, places, terminal
+from clip_jax.mirrors import manifest as manifest_lib
+
+_LOGGER = logging.getLogger(__name__)
+
+_PIECE_BYTES = 2**24
+_THREADS = 8
+_ATTEMPTS, _WAIT_SECONDS = 5, 0.5  # While another process replaces files.
+
+Choose = Callable[[Sequence[str]], Sequence[str]]
+
+
+class _Changed(Exception):
+  """What was to be copied was replaced or removed meanwhile."""
+
+
+class _Wanted(NamedTuple):
+  """What the copy of an object is known by: its digest, or size and time."""
+
+  address: str
+  stamp: str
+  is_digest: bool
+
+
+def local_path(address: str, *, use: str = "read") -> pathlib.Path:
+  """Returns where the copy of a file or folder lies, or will lie.
+
+  Args:
+    address: in a bucket.
+    use: what the copy is for, each of which has its own.
+  """
+  digest = hashlib.sha256(address.encode()).hexdigest()[:16]
+  name = address.rpartition("/")[2]
+  return kept_files.folder("buckets") / f"{digest}-{use}" / name
+
+
+def names(address: str) -> list[str]:
+  """Returns the names of all files of a folder: as listed, or all objects.
+
+  Raises:
+    UserError: it cannot be read, or is not complete.
+  """
+  return sorted(_files(address.rstrip("/")))
+
+
+def fetched(
+  address: str,
+  choose: Choose = lambda names: names,
+  *,
+  files: dict[str, str] | None = None,
+  use: str = "read",
+) -> pathlib.Path:
+  """Returns the path of a copy of a file or of a folder.
+
+  Args:
+    address: of it.
+    choose: returns those of a folder's files that are copied.
+    files: SHA-256 of each file of a folder that is copied, by name, where they
+      are known; None takes what its list says, or else what is there.
+    use: as in `local_path`.
+
+  Raises:
+    UserError: there is nothing, it is not complete, or it cannot be read.
+  """
+  address = address.rstrip("/")
+  path = local_path(address, use=use)
+  with locked(path):
+    for attempt in range(1, _ATTEMPTS + 1):
+      try:
+        return _fetch(address, path, choose, files)
+      except _Changed as error:
+        if attempt == _ATTEMPTS:
+          raise errors.UserError(
+            f"{error}. Where a command that writes there was stopped, give "
+            "that again; otherwise make it anew."
+          ) from None
+        time.sleep(_WAIT_SECONDS)
+  raise AssertionError
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+  """Keeps other processes from changing the copy at `path`."""
+  path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+  with path.parent.with_suffix(".lock").open("a") as file:
+    # Some home folders lie where nothing can be locked.
+    with contextlib.suppress(OSError):
+      fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def _fetch(address, path, choose, files) -> pathlib.Path:
+  if files is None and buckets.kind(address) == "file":
+    with _told(address):
+      status = buckets.status(address)
+    wanted = {"": _Wanted(address, _stamp(status), False)}
+  else:
+    found = _files(address) if files is None else _digests(address, files)
+    wanted = {name: found[name] for name in choose(sorted(found))}
+  if path.is_dir() != ("" not in wanted):
+    _remove(path)
+  kept = _read_stamps(path)
+  missing = {
+    name: each
+    for name, each in wanted.items()
+    if not _is_good(path / name, kept.get(name), each)
+  }
+  if missing:
+    kept |= _copy_all(address, path, missing)
+    _write_stamps(path, {x: kept[x] for x in wanted if x in kept})
+  if path.is_dir():
+    _remove_others(path, wanted)
+  return path
+
+
+def _remove_others(path: pathlib.Path, wanted: Container[str]) -> None:
+  """Removes what is not wanted of a copy, and folders that hold nothing."""
+  for folder, _, files in os.walk(path, topdown=False):
+    for name in files:
+      each = pathlib.Path(folder, name)
+      if each.relative_to(path).as_posix() not in wanted:
+        each.unlink()
+    with contextlib.suppress(OSError):
+      os.rmdir(folder)
+
+
+def _files(address: str) -> dict[str, _Wanted]:
+  """Returns all files of a folder."""
+  listed = manifest_lib.read(address)
+  if listed is not None and listed.kind != manifest_lib.WORKDIR:
+    if not listed.complete:
+      raise errors.UserError(
+        f"{address} is not complete: a command is writing it, or was stopped. "
+        "Wait for its end, or give it again."
+      )
+    return _digests(address, listed.files)
+  objects = buckets.objects(address)
+  if not objects:
+    raise errors.UserError(f"There is nothing at {address}; check the name.")
+  objects.pop(manifest_lib.NAME, None)
+  found = {}
+  for name, status in objects.items():
+    manifest_lib.check_name(name)
+    found[name] = _Wanted(f"{address}/{name}", _stamp(status), False)
+  if listed is None:
+    return found
+  # Of a run that may be under way.
+  rest = {x: found[x] for x in found if not manifest_lib.is_listed(x)}
+  return rest | _digests(address, listed.files)
+
+
+def _digests(address: str, files: dict[str, str]) -> dict[str, _Wanted]:
+  return {
+    name: _Wanted(f"{address}/{name}", digest, True)
+    for name, digest in files.items()
+  }
+
+
+def _stamp(status: buckets.Status) -> str:
+  return f"{status.size} bytes of {status.changed_ns}"
+
+
+def _is_good(path: pathlib.Path, kept: Any, wanted: _Wanted) -> bool:
+  """Whether a copy is that of the object, byte by byte."""
+  try:
+    if wanted.is_digest:
+      return manifest_lib.digest(path) == wanted.stamp
+    stamp, digest = kept
+    return stamp == wanted.stamp and manifest_lib.digest(path) == digest
+  except (OSError, TypeError, ValueError):
+    return False
+
+
+def _copy_all(
+  address: str, path: pathlib.Path, missing: dict[str, _Wanted]
+) -> dict[str, list[str]]:
+  """Copies objects, and returns what their copies are known by."""
+  opened = {name: _opened(each) for name, each in missing.items()}
+  total = sum(file.status().size for file in opened.values())
+  if total > (free := shutil.disk_usage(path.parent).free):
+    raise errors.UserError(
+      f"{address} takes {terminal.size(total)}, and {path.parent} has room for "
+      f"{terminal.size(free)}. Free some space, or set XDG_CACHE_HOME to a "
+      "folder on another disk."
+    )
+  _LOGGER.info(
+    "Copying %s (%s) from its bucket.", address, terminal.size(total)
+  )
+  done = places.of_each(
+    lambda name: _copy(opened[name], path / name, missing[name]),
+    missing,
+    threads=_THREADS,
+  )
+  return {
+    name: [missing[name].stamp, digest]
+    for name, digest in zip(missing, done, strict=True)
+  }
+
+
+def _opened(wanted: _Wanted) -> buckets.File:
+  try:
+    return buckets.File(wanted.address)
+  except FileNotFoundError:
+    raise _Changed(f"{wanted.address} is missing") from None
+
+
+def _copy(file: buckets.File, path: pathlib.Path, wanted: _Wanted) -> str:
+  """Copies an object; returns its digest."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f".{secrets.token_hex(8)}.partial")
+  size, digest = file.status().size, hashlib.sha256()
+  try:
+    with partial.open("xb") as copy:
+      for offset in range(0, size, _PIECE_BYTES):
+        piece = file.read(offset=offset, size=_PIECE_BYTES)
+        digest.update(piece)
+        copy.write(piece)
+    if wanted.is_digest and digest.hexdigest() != wanted.stamp:
+      raise _Changed(f"{wanted.address} is not what was written there")
+    if not wanted.is_digest and _opened(wanted).status() != file.status():
+      raise _Changed(f"{wanted.address} has changed while it was read")
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)
+  return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _told(address: str) -> Iterator[None]:
+  try:
+    yield
+  except FileNotFoundError:
+    raise errors.UserError(
+      f"There is nothing at {address}; check the name."
+    ) from None
+
+
+def local_names(path: pathlib.Path) -> set[str]:
+  """Returns the names of all files of a folder, as those of its objects."""
+  return {
+    each.relative_to(path).as_posix()
+    for each in path.rglob("*")
+    if not each.is_dir() or each.is_symlink()
+  }
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)
+
+
+def _read_stamps(path: pathlib.Path) -> dict[str, Any]:
+  """Returns what the copies at `path` were known by when they were made."""
+  try:
+    found = json.loads(path.parent.with_suffix(".json").read_bytes())
+  except (OSError, ValueError):
+    return {}
+  return found if isinstance(found, dict) else {}
+
+
+def _write_stamps(path: pathlib.Path, stamps: dict[str, list[str]]) -> None:
+  file = path.parent.with_suffix(".json")
+  partial = file.with_suffix(f".{secrets.token_hex(4)}")
+  partial.write_text(json.dumps(stamps))
+  os.replace(partial, file)

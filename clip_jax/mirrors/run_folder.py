@@ -1,0 +1,371 @@
+"""The workdir of a run in a bucket: worked on in a copy on the disk.
+
+Another thread copies what has changed into the bucket. A checkpoint counts when
+the list of files has it, which is written after all of its objects, and these
+after the metrics and the ledger, which a resumed run cuts at its step: killed
+at any moment, a run goes on from the bucket as it would from the disk.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import logging
+import os
+import pathlib
+import secrets
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from clip_jax import buckets, errors
+from clip_jax.buckets import attempts, writing
+from clip_jax.mirrors import fetching, uploads
+from clip_jax.mirrors import manifest as manifest_lib
+
+_LOGGER = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 1.0  # Between two looks for a new checkpoint.
+_METRICS_SECONDS = 30.0  # Between two copies of files that grow.
+_CONFIG = "config.json"  # By which a folder is known as a workdir.
+# Of this machine, or of no use: compiled programs, damaged checkpoints.
+_STAY = ("compiled", "quarantine")
+
+
+class Workdir:
+  """The workdir of a run on a disk, which all of its processes see.
+
+  Attributes:
+    path: of the folder.
+    is_shared: whether all processes work in the same folder.
+  """
+
+  is_shared = True
+
+  def __init__(self, path: str | os.PathLike):
+    """Names it; it need not exist."""
+    self.path = pathlib.Path(path)
+
+  def claim(self) -> None:
+    """Begins to write there; the run will train."""
+
+  def check(self) -> None:
+    """Raises UserError if the run cannot go on in it; never waits."""
+
+  def told(self, path: str | os.PathLike | None) -> str | None:
+    """Returns where a user finds what lies at `path`, in it, if anything."""
+    return None if path is None else str(path)
+
+
+class _InBucket(Workdir):
+  """The workdir of a run in a bucket, and the process's own copy of it."""
+
+  def __init__(self, address: str, *, process: int, processes: int):
+    super().__init__(fetching.local_path(address, use=f"run{process}"))
+    self.is_shared = processes == 1
+    self._address, self._process = address, process
+    self._writer = (
+      f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
+    )
+    self._manifest = manifest_lib.Manifest(
+      manifest_lib.WORKDIR, {}, writer=self._writer
+    )
+    self._found: manifest_lib.Manifest | None = None
+    self._stamps: dict[str, tuple[int, int]] = {}
+    self._stop = threading.Event()
+    self._lost: errors.UserError | None = None
+    self._thread = threading.Thread(target=self._follow, daemon=True)
+
+  def begin(self) -> None:
+    """Makes the copy what the bucket holds."""
+    self._found = self._remote()
+    if self.is_shared and self._goes_on(self._found):
+      return
+    if self._found is not None or buckets.entries(self._address):
+      use = f"run{self._process}"
+      fetching.fetched(self._address, _worth, use=use)
+    else:
+      shutil.rmtree(self.path, ignore_errors=True)
+
+  def claim(self) -> None:
+    """Makes the bucket's folder that of this run, and begins to copy."""
+    if self._process == 0:
+      if self._remote() != self._found:
+        raise errors.UserError(
+          f"{self._address} has changed since it was looked at: another run "
+          "goes on there. Wait until it ends, stop it, or take a new workdir."
+        )
+      if self._found is None:  # Somebody may have copied a run there.
+        files = self._digests(self._steps())
+      else:
+        files = self._found.files
+      self._write(dataclasses.replace(self._manifest, files=files), first=True)
+      self._remove_unlisted()
+    self._thread.start()
+
+  def check(self) -> None:
+    """Raises UserError if another run has taken the bucket's folder."""
+    if self._lost is not None:
+      raise self._lost
+
+  def told(self, path: str | os.PathLike | None) -> str | None:
+    """Returns the address in the bucket of what lies at `path`."""
+    if path is None:
+      return None
+    return f"{self._address}/{pathlib.Path(path).relative_to(self.path)}"
+
+  def _remote(self) -> manifest_lib.Manifest | None:
+    remote = manifest_lib.read(self._address)
+    if remote is not None and remote.kind == manifest_lib.WORKDIR:
+      return remote
+    try:
+      names = [entry.name for entry in buckets.entries(self._address)]
+    except FileNotFoundError:
+      raise errors.UserError(
+        f"There is no bucket for {self._address}; make it, or name another."
+      ) from None
+    strange = [x for x in names if not x.startswith(".")]
+    if strange and (remote is not None or _CONFIG not in names):
+      raise errors.UserError(
+        f"{self._address} is no workdir: it holds {', '.join(strange[:3])}. "
+        "Name a new or an empty folder."
+      )
+    return None
+
+  def _goes_on(self, remote: manifest_lib.Manifest | None) -> bool:
+    """Whether the copy is what became of the bucket's content here."""
+    try:
+      written = self._note().read_bytes()
+    except OSError:
+      return False
+    if remote is None or written != remote.to_json():
+      return False
+    there = max(_steps_of(remote.files), default=-1)
+    return self.path.is_dir() and max(self._steps(), default=-1) >= there
+
+  def _note(self) -> pathlib.Path:
+    """Returns the file of the list that this process wrote last."""
+    return self.path.parent.with_suffix(".written")
+
+  def _follow(self) -> None:
+    """Copies what changes, until told to stop."""
+    copied = time.monotonic()
+    while not self._stop.wait(_LOOK_SECONDS):
+      listed = _steps_of(self._manifest.files)
+      has_new = self._process == 0 and set(self._steps()) - listed
+      if not has_new and time.monotonic() - copied < _METRICS_SECONDS:
+        continue
+      try:
+        self.copy()
+      except errors.UnreachableError as error:
+        _LOGGER.warning("%s It is tried again.", error)
+      except errors.UserError as error:
+        self._lost = error
+        return
+      except OSError as error:
+        _LOGGER.warning("%s is not copied: %s", self._address, error)
+      copied = time.monotonic()
+
+  def copy(self) -> None:
+    """Copies all that has changed into the bucket."""
+    if self._process:
+      self._copy_changed([x for x in self._names() if _is_of(x, self._process)])
+      return
+    self._copy_changed(self._names())
+    listed = _steps_of(self._manifest.files)
+    for step in sorted(set(self._steps()) - listed, reverse=True):
+      self._commit(step)
+    steps = set(self._steps())
+    if listed <= steps or not steps & _steps_of(self._manifest.files):
+      return  # Nothing to remove, or nothing newer there yet.
+    kept = {x: y for x, y in self._manifest.files.items() if _step(x) in steps}
+    self._write(dataclasses.replace(self._manifest, files=kept))
+    self._remove_unlisted()
+
+  def _copy_changed(self, names: Sequence[str]) -> None:
+    for name in names:
+      # A file may be removed at any time.
+      with contextlib.suppress(FileNotFoundError):
+        found = (self.path / name).stat()
+        stamp = found.st_size, found.st_mtime_ns
+        if self._stamps.get(name) != stamp:
+          writing.put_file(f"{self._address}/{name}", self.path / name)
+          self._stamps[name] = stamp
+
+  def _commit(self, step: int) -> None:
+    """Copies a checkpoint, and lists its files."""
+    try:
+      digests = self._digests([step])
+      uploads.put_files(self.path, self._address, digests)
+      # It may be removed meanwhile, being one too many.
+      is_whole = digests.keys() == self._digests([step]).keys()
+    except FileNotFoundError:
+      is_whole = False
+    if is_whole:
+      files = self._manifest.files | digests
+      self._write(dataclasses.replace(self._manifest, files=files))
+
+  def _write(
+    self, manifest: manifest_lib.Manifest, *, first: bool = False
+  ) -> None:
+    """Writes the list of files, unless another run has done so."""
+    if not first:
+      found = manifest_lib.read(self._address)
+      if found is None or found.writer != self._writer:
+        raise errors.UserError(
+          f"Another run has taken {self._address}"
+          f"{f' ({found.writer})' if found else ''}; this one ends, and "
+          "nothing of it is copied there anymore."
+        )
+    manifest_lib.write(self._address, manifest)
+    self._manifest = manifest
+    self._note().write_bytes(manifest.to_json())
+
+  def _remove_unlisted(self) -> None:
+    """Removes checkpoints of the bucket that its list does not have."""
+    folder = f"{self._address}/{manifest_lib.CHECKPOINTS}"
+    listed = _steps_of(self._manifest.files)
+    for entry in buckets.entries(folder):
+      if entry.is_folder and not (
+        entry.name.isdecimal() and int(entry.name) in listed
+      ):
+        writing.remove_folder(f"{folder}/{entry.name}")
+
+  def _steps(self) -> list[int]:
+    """Returns the steps of the checkpoints on the disk; all are complete."""
+    try:
+      names = os.listdir(self.path / manifest_lib.CHECKPOINTS)
+    except FileNotFoundError:
+      return []
+    return [int(name) for name in names if name.isdecimal()]
+
+  def _digests(self, steps: Sequence[int]) -> dict[str, str]:
+    found = {}
+    for step in steps:
+      folder = f"{manifest_lib.CHECKPOINTS}/{step}"
+      for name in sorted(fetching.local_names(self.path / folder)):
+        path = f"{folder}/{name}"
+        found[path] = manifest_lib.digest(self.path / path)
+    return found
+
+  def _names(self) -> list[str]:
+    """Returns the files that may change, in order."""
+    return sorted(
+      name for name in fetching.local_names(self.path) if _is_copied(name)
+    )
+
+  def end(self, kind: type[BaseException] | None) -> None:
+    """Copies what is left, and removes the copy on the disk after all is done.
+
+    Raises:
+      UserError: not all could be copied.
+    """
+    if self._thread.ident is None:
+      return  # The run has not begun.
+    self._stop.set()
+    if kind is KeyboardInterrupt:
+      with attempts.given_up():
+        self._thread.join()
+      _LOGGER.warning("%s", self._what_is_there())
+      return
+    self._thread.join()
+    if self._lost is not None:
+      if kind is None:
+        raise self._lost
+      return
+    try:
+      self.copy()
+    except (errors.UserError, OSError) as error:
+      said = f"{error} {self._what_is_there()}"
+      if kind is None or kind is SystemExit:
+        raise errors.UserError(said) from error
+      _LOGGER.warning("%s", said)
+    else:
+      if kind is None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+  def _what_is_there(self) -> str:
+    steps = _steps_of(self._manifest.files)
+    holds = f"step {max(steps)}" if steps else "no checkpoint"
+    return (
+      f"{self._address} holds {holds}; what is newer lies in {self.path}, from "
+      "where the same command goes on here."
+    )
+
+
+@contextlib.contextmanager
+def opened(
+  workdir: str | os.PathLike, *, process: int, processes: int
+) -> Iterator[Workdir]:
+  """Yields the workdir at a path, or at an address in a bucket.
+
+  Args:
+    workdir: of a run; it need not exist.
+    process: the number of this process of the run.
+    processes: how many there are.
+
+  Raises:
+    UserError: the bucket's folder is another's, or cannot be read or written.
+  """
+  if not buckets.is_address(workdir):
+    yield Workdir(workdir)
+    return
+  found = _InBucket(
+    str(workdir).rstrip("/"), process=process, processes=processes
+  )
+  with _held(found.path, str(workdir)):
+    found.begin()
+    try:
+      yield found
+    except BaseException as error:
+      found.end(type(error))
+      raise
+    found.end(None)
+
+
+@contextlib.contextmanager
+def _held(path: pathlib.Path, address: str) -> Iterator[None]:
+  """Keeps other runs of this machine from the copy, until the end."""
+  path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+  with path.parent.with_suffix(".held").open("a") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise errors.UserError(
+        f"Another training is under way in {address} on this machine. Wait "
+        "until it ends, stop it, or take a new workdir."
+      ) from None
+    except OSError as error:
+      _LOGGER.warning("%s cannot be locked: %s", path, error.strerror)
+    yield
+
+
+def _worth(names: Sequence[str]) -> Sequence[str]:
+  return [x for x in names if manifest_lib.is_listed(x) or _is_copied(x)]
+
+
+def _is_copied(name: str) -> bool:
+  """Whether a file of a workdir, of no checkpoint, belongs into the bucket."""
+  parts = name.split("/")
+  return not (
+    manifest_lib.is_listed(name)
+    or parts[0] in _STAY
+    or parts[-1].endswith(".partial")
+    or any(part.startswith(".") for part in parts)
+  )
+
+
+def _is_of(name: str, process: int) -> bool:
+  """Whether a file is one that a process beside the first writes."""
+  return name == f"ledger-{process}.jsonl" or name.startswith("plugins/")
+
+
+def _step(name: str) -> int:
+  return int(name.split("/")[1])
+
+
+def _steps_of(files: dict[str, Any]) -> set[int]:
+  """Returns the steps of listed files."""
+  return {_step(name) for name in files}

@@ -1,0 +1,206 @@
+"""Copies of buckets are what is there, whole, and fetched once."""
+
+import hashlib
+import pathlib
+import shutil
+
+import pytest
+
+from clip_jax import buckets, errors, mirrors
+from clip_jax.buckets import writing
+from clip_jax.mirrors import fetching
+from clip_jax.mirrors import manifest as manifest_lib
+
+SCHEMES = ("gs", "s3")
+FAULTS = ("500", "503", "429", "cut", "reset")
+
+
+def _content(path):
+  return {
+    each.relative_to(path).as_posix(): each.read_bytes()
+    for each in path.rglob("*")
+    if each.is_file()
+  }
+
+
+def _objects(store, prefix):
+  return {
+    name.removeprefix(prefix): each.data
+    for name, each in store.objects["data-1"].items()
+    if name.startswith(prefix) and not name.endswith("/")
+  }
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_objects_are_written_and_removed_despite_faults(scheme, store):
+  store.faults.extend(x for fault in FAULTS for x in (fault, ""))
+  for number in range(6):
+    writing.put(f"{scheme}://data-1/a/b/{number}", b"%d" % number)
+  writing.remove(f"{scheme}://data-1/a/b/0")
+  writing.remove(f"{scheme}://data-1/a/b/none")
+  assert store.happened == list(FAULTS)
+  assert _objects(store, "a/b/") == {str(x): b"%d" % x for x in range(1, 6)}
+  store.put("data-1", "a/rest", b"")
+  writing.remove_folder(f"{scheme}://data-1/a/b")
+  assert _objects(store, "a/") == {"rest": b""}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_file_is_written_in_pieces(scheme, store, tmp_path, monkeypatch):
+  monkeypatch.setattr(writing, "_PIECE_BYTES", 30)
+  path = tmp_path / "file"
+  path.write_bytes(bytes(range(100)))
+  writing.put_file(f"{scheme}://data-1/file", path)
+  assert store.objects["data-1"]["file"].data == path.read_bytes()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_cannot_be_written_is_told(scheme, store):
+  with pytest.raises(errors.UserError, match="there is no bucket 'none'"):
+    writing.put(f"{scheme}://none/a", b"")
+  store.refuse = 403
+  with pytest.raises(errors.UserError, match="right to read, list, write"):
+    writing.put(f"{scheme}://data-1/a", b"")
+  store.refuse = 503
+  with pytest.raises(errors.UserError, match="could not be reached, 8 times"):
+    writing.put(f"{scheme}://data-1/a", b"")
+  assert not store.objects["data-1"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_copy_is_the_folder_and_fetched_once(scheme, store):
+  for name in ("m/a.json", "m/b/c.txt", "m2/other"):
+    store.put("data-1", name, name.encode())
+  address = f"{scheme}://data-1/m/"
+  path = mirrors.fetched(address)
+  assert path.name == "m"
+  assert _content(path) == {"a.json": b"m/a.json", "b/c.txt": b"m/b/c.txt"}
+  store.requests.clear()
+  assert mirrors.fetched(address) == path
+  assert not any(
+    "alt=media" in x or x == "GET /data-1/m" for x in store.requests
+  )
+  # What was changed here is fetched again; what is gone there goes here.
+  (path / "a.json").write_bytes(b"m/A.json")
+  del store.objects["data-1"]["m/b/c.txt"]
+  mirrors.fetched(address)
+  assert _content(path) == {"a.json": b"m/a.json"}
+  # S3 tells times in seconds: there the size tells of it.
+  store.put("data-1", "m/a.json", b"anew!!!!" + b"!" * (scheme == "s3"))
+  mirrors.fetched(address)
+  assert _content(path) == _objects(store, "m/")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_file_is_copied_under_its_name(scheme, store):
+  store.put("data-1", "m/model.pt", b"weights")
+  path = mirrors.fetched(f"{scheme}://data-1/m/model.pt")
+  assert (path.name, path.read_bytes()) == ("model.pt", b"weights")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_faults_change_no_copy(scheme, store):
+  for number in range(8):
+    store.put("data-1", f"m/{number}", bytes(range(100 + number)))
+  # After a fault of other requests, Google's client waits for a second.
+  store.faulty = "alt=media" if scheme == "gs" else ""
+  store.faults.extend(x for fault in FAULTS for x in (fault, ""))
+  path = mirrors.fetched(f"{scheme}://data-1/m")
+  assert store.happened == list(FAULTS)
+  assert _content(path) == _objects(store, "m/")
+
+
+def test_a_folder_is_read_when_all_of_it_is_there(store, monkeypatch):
+  monkeypatch.setattr(fetching, "_WAIT_SECONDS", 0.001)
+  address = "gs://data-1/m"
+  store.put("data-1", "m/a", b"old")
+  digest = hashlib.sha256(b"new").hexdigest()
+  manifest = manifest_lib.Manifest("model", {"a": digest}, complete=False)
+  manifest_lib.write(address, manifest)
+  with pytest.raises(errors.UserError, match="is not complete"):
+    mirrors.fetched(address)
+  manifest_lib.write(address, manifest_lib.Manifest("model", {"a": digest}))
+  with pytest.raises(errors.UserError, match="is not what was written there"):
+    mirrors.fetched(address)
+  store.put("data-1", "m/a", b"new")
+  store.put("data-1", "m/stray", b"")
+  assert _content(mirrors.fetched(address)) == {"a": b"new"}
+
+
+@pytest.mark.parametrize(
+  "content",
+  [b"{", b"{}", b'{"files": {"../a": "00"}, "kind": "", "writer": ""}'],
+)
+def test_a_damaged_list_is_told(content, store):
+  store.put("data-1", f"m/{manifest_lib.NAME}", content)
+  with pytest.raises(errors.UserError, match=r"JSON|damaged|named"):
+    mirrors.fetched("gs://data-1/m")
+
+
+def test_nothing_is_written_beside_the_copy(store, tmp_path):
+  store.put("data-1", "m/a/../../../x", b"no")
+  with pytest.raises(errors.UserError, match="cannot be the path of a file"):
+    mirrors.fetched("gs://data-1/m")
+  assert not _content(tmp_path / "cache/clip_jax/buckets").keys() - {
+    x.name for x in tmp_path.rglob("*.lock")
+  }
+
+
+def test_a_copy_that_does_not_fit_is_not_begun(store, monkeypatch):
+  store.put("data-1", "m/a", bytes(1000))
+  full = shutil.disk_usage("/")._replace(free=999)
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+  with pytest.raises(errors.UserError, match="Free some space, or set XDG_"):
+    mirrors.fetched("gs://data-1/m")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_nothing_there_is_told(scheme, store):
+  with pytest.raises(errors.UserError, match="There is nothing at"):
+    mirrors.fetched(f"{scheme}://data-1/m")
+  assert buckets.objects(f"{scheme}://data-1/m") == {}
+
+
+def test_a_model_counts_when_its_list_is_there(store, monkeypatch):
+  address = "gs://data-1/m"
+
+  def write(content, *, overwrite=False):
+    with mirrors.new(address, overwrite=overwrite) as path:
+      path.mkdir()
+      for name, data in content.items():
+        (path / name).write_bytes(data)
+
+  write({"a": b"1", "b": b"2"})
+  assert _content(mirrors.fetched(address)) == {"a": b"1", "b": b"2"}
+  with pytest.raises(errors.UserError, match="exists; give another"):
+    write({})
+  put = writing.put_file
+
+  def killed(address, path):
+    if address.endswith("/c"):
+      raise KeyboardInterrupt
+    put(address, path)
+
+  monkeypatch.setattr(writing, "put_file", killed)
+  with pytest.raises(KeyboardInterrupt):
+    write({"a": b"3", "c": b"4"}, overwrite=True)
+  with pytest.raises(errors.UserError, match="is not complete"):
+    mirrors.fetched(address)
+  monkeypatch.setattr(writing, "put_file", put)
+  write({"a": b"3", "c": b"4"})  # The same command again.
+  assert _content(mirrors.fetched(address)) == {"a": b"3", "c": b"4"}
+  assert _objects(store, "m/").keys() == {"a", "c", manifest_lib.NAME}
+
+
+def test_what_is_no_model_is_not_replaced(store):
+  store.put("data-1", "m/a", b"mine")
+  for name in ("m", "m/a"):
+    with (
+      pytest.raises(errors.UserError, match="remove it yourself"),
+      mirrors.new(f"gs://data-1/{name}", overwrite=True),
+    ):
+      pass
+  assert _objects(store, "m/") == {"a": b"mine"}
+  assert (
+    pathlib.Path(mirrors.fetched("gs://data-1/m/a")).read_bytes() == b"mine"
+  )

@@ -1,0 +1,291 @@
+"""A run's folder in a bucket is good at every moment."""
+
+import contextlib
+import dataclasses
+import shutil
+import threading
+import time
+
+import pytest
+
+from clip_jax import errors, mirrors
+from clip_jax.buckets import attempts
+from clip_jax.mirrors import manifest as manifest_lib
+from clip_jax.mirrors import run_folder
+
+SCHEMES = ("gs", "s3")
+FAULTS = ("500", "503", "429", "cut", "reset")
+KEEP = 2
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+  monkeypatch.setattr(run_folder, "_LOOK_SECONDS", 0.01)
+
+
+@contextlib.contextmanager
+def _begun(address, *, process=0, processes=1):
+  with mirrors.opened(address, process=process, processes=processes) as place:
+    place.path.mkdir(parents=True, exist_ok=True)
+    place.claim()
+    yield place
+
+
+def _steps(path):
+  folder = path / "checkpoints"
+  return sorted(map(int, (x.name for x in folder.glob("[0-9]*"))))
+
+
+def _save(path, step):
+  """Writes what a step does: metrics, then a checkpoint, whole at once."""
+  with (path / "metrics.jsonl").open("a") as file:
+    file.write(f"{step}\n")
+  (path / "config.json").write_text("{}")
+  folder = path / f"checkpoints/{step}"
+  partial = folder.with_name(f"{step}.orbax-checkpoint-tmp")
+  (partial / "d").mkdir(parents=True)
+  (partial / "meta").write_text(f"of {step}")
+  (partial / "d/0").write_bytes(bytes([step]) * 50)
+  partial.rename(folder)
+  for old in _steps(path)[:-KEEP]:
+    shutil.rmtree(path / f"checkpoints/{old}")
+
+
+def _wait_for(address, *steps):
+  end = time.monotonic() + 20
+  while time.monotonic() < end:
+    listed = manifest_lib.read(address)
+    if {int(x.split("/")[1]) for x in listed.files} == set(steps):
+      return
+    time.sleep(0.01)
+  raise AssertionError(f"{steps} are not there: {listed}")
+
+
+def _names(store):
+  return sorted(x for x in store.objects["data-1"] if not x.endswith("/"))
+
+
+def _expected(*steps):
+  return sorted(
+    [f"run/{x}" for x in ("config.json", "metrics.jsonl", manifest_lib.NAME)]
+    + [f"run/checkpoints/{x}/{name}" for x in steps for name in ("d/0", "meta")]
+  )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_a_run_writes_is_copied_while_it_goes(scheme, store, tmp_path):
+  address = f"{scheme}://data-1/run"
+  with _begun(address) as place:
+    assert place.is_shared and not _steps(place.path)
+    (place.path / ".lock").write_text("")
+    for folder in ("compiled", "quarantine"):
+      (place.path / folder).mkdir()
+      (place.path / folder / "x").write_text("")
+    for step in (1, 2, 3):
+      _save(place.path, step)
+      _wait_for(address, *range(max(step - KEEP + 1, 1), step + 1))
+    told = place.told(place.path / "report.png")
+    assert told == f"{scheme}://data-1/run/report.png"
+  assert _names(store) == _expected(2, 3)
+  assert not place.path.exists()  # All is there.
+  assert store.objects["data-1"]["run/metrics.jsonl"].data == b"1\n2\n3\n"
+  with mirrors.opened(address, process=0, processes=1) as place:
+    assert _steps(place.path) == [2, 3]
+    assert (place.path / "checkpoints/3/d/0").read_bytes() == b"\3" * 50
+
+
+@pytest.mark.parametrize(
+  # After a fault, Google's client waits for a second.
+  "scheme",
+  [pytest.param("gs", marks=pytest.mark.slow), "s3"],
+)
+def test_faults_change_nothing(scheme, store):
+  address = f"{scheme}://data-1/run"
+  for fault in FAULTS * 4:
+    store.faults.extend((fault, *[""] * 6))
+  with _begun(address) as place:
+    for step in range(1, 4):
+      _save(place.path, step)
+      _wait_for(address, *range(max(step - KEEP + 1, 1), step + 1))
+  while store.faults:
+    manifest_lib.read(address)
+  assert store.happened == list(FAULTS * 4)
+  assert _names(store) == _expected(2, 3)
+
+
+class _Asked(list):
+  """The requests of a store, and what it held at each of them."""
+
+  def __init__(self, store):
+    self.store, self.held = store, []
+    super().__init__()
+
+  def append(self, asked):
+    self.held.append(dict(self.store.objects["data-1"]))
+    super().append(asked)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_kill_at_any_request_leaves_a_good_checkpoint(
+  scheme, store, tmp_path
+):
+  address = f"{scheme}://data-1/run"
+  store.requests = asked = _Asked(store)
+  with _begun(address) as place:
+    for step in range(1, 5):
+      _save(place.path, step)
+      _wait_for(address, *range(max(step - KEEP + 1, 1), step + 1))
+  store.requests = []
+  held = list({tuple(x.items()): x for x in asked.held}.values())
+  assert len(held) > 20
+  newest = 0
+  for objects in held:
+    store.objects["data-1"] = dict(objects)
+    shutil.rmtree(tmp_path / "cache")
+    with mirrors.opened(address, process=0, processes=1) as place:
+      steps = _steps(place.path)
+      for step in steps:
+        path = place.path / f"checkpoints/{step}"
+        assert (path / "meta").read_text() == f"of {step}"
+        assert (path / "d/0").read_bytes() == bytes([step]) * 50
+      assert max(steps, default=0) >= newest
+      newest = max(steps, default=0)
+      lines = []
+      if newest:
+        lines = (place.path / "metrics.jsonl").read_text().split()
+      assert lines[:newest] == [str(x) for x in range(1, newest + 1)]
+  assert newest == 4
+  # What a killed run has left is removed by the next one.
+  store.objects["data-1"] = dict(held[-1])
+  store.put("data-1", "run/checkpoints/9/meta", b"half")
+  with _begun(address):
+    pass
+  assert _names(store) == _expected(3, 4)
+
+
+def test_the_same_machine_goes_on_with_what_was_not_copied(store, monkeypatch):
+  monkeypatch.setattr(attempts, "ATTEMPTS", 2)
+  address = "gs://data-1/run"
+  with (
+    pytest.raises(errors.UserError, match="holds step 1; what is newer"),
+    _begun(address) as place,
+  ):
+    _save(place.path, 1)
+    _wait_for(address, 1)
+    store.refuse = 503
+    _save(place.path, 2)
+  store.refuse = None
+  with _begun(address) as place:
+    assert _steps(place.path) == [1, 2]
+  assert _names(store) == _expected(1, 2)
+  # After another machine has gone on, that counts.
+  with pytest.raises(KeyboardInterrupt), _begun(address) as place:
+    store.refuse = 503
+    _save(place.path, 3)
+    raise KeyboardInterrupt
+  store.refuse = None
+  listed = manifest_lib.read(address)
+  manifest_lib.write(address, dataclasses.replace(listed, writer="another"))
+  with _begun(address) as place:
+    assert _steps(place.path) == [1, 2]
+
+
+def test_who_comes_later_has_the_folder(store):
+  address = "s3://data-1/run"
+  with (
+    pytest.raises(errors.UserError, match="Another run has taken"),
+    _begun(address) as place,
+  ):
+    _save(place.path, 1)
+    _wait_for(address, 1)
+    listed = manifest_lib.read(address)
+    taken = dataclasses.replace(listed, writer="another")
+    manifest_lib.write(address, taken)
+    _save(place.path, 2)
+    for _ in range(2000):
+      place.check()
+      time.sleep(0.01)
+  assert manifest_lib.read(address) == taken
+  with (
+    pytest.raises(errors.UserError, match="has changed since it was looked at"),
+    mirrors.opened(address, process=0, processes=1) as place,
+  ):
+    manifest_lib.write(address, dataclasses.replace(taken, writer="a third"))
+    place.claim()
+
+
+def test_a_run_that_does_not_begin_takes_nothing(store):
+  address = "gs://data-1/run"
+  with _begun(address) as place:
+    _save(place.path, 1)
+  before = dict(store.objects["data-1"])
+  with (
+    pytest.raises(ZeroDivisionError),
+    mirrors.opened(address, process=0, processes=1),
+  ):
+    raise ZeroDivisionError
+  assert store.objects["data-1"] == before
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_one_process_writes_what_is_shared(scheme, store):
+  address = f"{scheme}://data-1/run"
+  with _begun(address, processes=2) as first:
+    with _begun(address, process=1, processes=2) as second:
+      assert first.path != second.path
+      assert not first.is_shared and not second.is_shared
+      for place in (first, second):
+        _save(place.path, 1)
+      (second.path / "metrics.jsonl").write_text("of the second")
+      (second.path / "ledger-1.jsonl").write_text("its own")
+    _wait_for(address, 1)
+  assert _names(store) == sorted([*_expected(1), "run/ledger-1.jsonl"])
+  assert store.objects["data-1"]["run/metrics.jsonl"].data == b"1\n"
+  with _begun(address, process=1, processes=2) as second:
+    assert (second.path / "ledger-1.jsonl").read_text() == "its own"
+    assert _steps(second.path) == [1]
+
+
+def test_a_model_is_read_while_its_run_goes_on(store):
+  address = "gs://data-1/run"
+  with _begun(address) as place:
+    stop = threading.Event()
+
+    def train():
+      for step in range(1, 30):
+        if not stop.is_set():
+          _save(place.path, step)
+          time.sleep(0.02)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+      for _ in range(8):
+        path = mirrors.fetched(address)
+        for step in _steps(path):
+          data = (path / f"checkpoints/{step}/d/0").read_bytes()
+          assert data == bytes([step]) * 50
+    finally:
+      stop.set()
+      thread.join()
+
+
+@pytest.mark.parametrize("name", ["a.tar", "config/x", manifest_lib.NAME])
+def test_what_is_no_workdir_is_not_fetched(name, store):
+  data = manifest_lib.Manifest("model", {}).to_json()
+  store.put("data-1", f"run/{name}", data)
+  with (
+    pytest.raises(errors.UserError, match="is no workdir: it holds"),
+    _begun("gs://data-1/run"),
+  ):
+    pass
+  assert list(store.objects["data-1"]) == [f"run/{name}"]
+
+
+def test_a_list_of_something_else_is_damaged(store):
+  digest = "00" * 32
+  for name in ("x", "checkpoints/x/a", "checkpoints/5"):
+    listed = manifest_lib.Manifest(manifest_lib.WORKDIR, {name: digest})
+    manifest_lib.write("gs://data-1/run", listed)
+    with pytest.raises(errors.UserError, match="is damaged"):
+      mirrors.fetched("gs://data-1/run")

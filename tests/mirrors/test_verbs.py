@@ -1,0 +1,121 @@
+"""Models and indexes in buckets are used as those on the disk are."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+
+import model_kinds
+from clip_jax import cli, errors, loading
+from clip_jax import search as search_lib
+from clip_jax.buckets import writing
+
+SCHEMES = ("gs", "s3")
+
+
+def call(*arguments):
+  """Runs a verb with --json and returns what it prints."""
+  stdout = io.StringIO()
+  with contextlib.redirect_stdout(stdout):
+    cli.main([str(argument) for argument in [*arguments, "--json"]])
+  return json.loads(stdout.getvalue())
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  return model_kinds.workdir(tmp_path_factory.mktemp("models") / "run")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_models_and_indexes_live_in_a_bucket(scheme, store, workdir, tmp_path):
+  store.upload("data-1", workdir.parent)
+  model, index = f"{scheme}://data-1/run", f"{scheme}://data-1/indexes/a"
+  data = ("--data", "builtin:digits/test")
+  there = call("eval", model, "--task", "zero_shot", *data)
+  here = call("eval", workdir, "--task", "zero_shot", *data)
+  assert there["model"] == model and there["step"] == 3
+  for field in ("model", "seconds", "images_per_second"):
+    del there[field], here[field]
+  assert there == here and there["examples"] > 100
+  # The optimizer's state is not fetched.
+  assert not list((tmp_path / "cache").rglob("progress"))
+  made = call("embed", model, *data, "--out", index)
+  assert made["model"] == model
+  call("embed", workdir, *data, "--out", tmp_path / "index")
+  found = call("search", index, "a photo of a 3")
+  assert found["results"]
+  assert (
+    found["results"]
+    == call(*("search", tmp_path / "index", "a photo of a 3"))["results"]
+  )
+  again = call("embed", model, *data, "--out", index, "--dtype", "int8")
+  names = [x for x in store.objects["data-1"] if x.startswith("indexes/a/")]
+  wanted = {x["name"] for x in again["files"].values()} | {"meta.json"}
+  assert {x.removeprefix("indexes/a/") for x in names if x[-1] != "/"} == wanted
+  assert search_lib.open_index(index).meta["dtype"] == "int8"
+  assert "no index" in _fails(call, "embed", model, *data, "--out", model)
+  out = f"{scheme}://data-1/converted"
+  report = call("convert", model, out, "--to", "clip-jax")
+  assert report["destination"] == out
+  call("convert", workdir, tmp_path / "out", "--to", "clip-jax")
+  wanted = loading.load(tmp_path / "out").fingerprint
+  assert loading.load(out).fingerprint == wanted
+  assert "overwrite" in _fails(call, "convert", model, out, "--to", "clip-jax")
+  call("convert", out, out, "--to", "clip-jax", "--overwrite")
+  assert loading.load(out).fingerprint == wanted
+
+
+def _fails(run, *arguments):
+  error = io.StringIO()
+  with contextlib.redirect_stderr(error), pytest.raises(SystemExit):
+    run(*arguments)
+  return error.getvalue()
+
+
+def test_a_model_is_not_there(store):
+  with pytest.raises(errors.UserError, match="nothing at gs://data-1/none"):
+    loading.load("gs://data-1/none")
+  with pytest.raises(errors.UserError, match="gs://data-1/none is no index"):
+    search_lib.open_index("gs://data-1/none")
+
+
+def test_an_index_is_killed_while_it_is_written(store, monkeypatch, tmp_path):
+  """Readers see the old index until the new one's meta.json is there."""
+  address, put = "s3://data-1/index", writing.put_file
+
+  def build(fingerprint):
+    search_lib.build(
+      address,
+      batches=lambda start: _batches(start, fingerprint),
+      embed_images=lambda images: images,
+      model="m",
+      fingerprint=fingerprint,
+      goes_on_as=fingerprint,
+    )
+
+  build("one")
+  for kind in ("embeddings", "records", "meta"):
+
+    def killed(address, path, kind=kind):
+      if path.name.startswith(kind):
+        raise KeyboardInterrupt
+      put(address, path)
+
+    monkeypatch.setattr(writing, "put_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+      build("two")
+    assert search_lib.open_index(address).meta["fingerprint"] == "one"
+  monkeypatch.setattr(writing, "put_file", put)
+  build("two")
+  assert search_lib.open_index(address).meta["fingerprint"] == "two"
+  assert len(store.objects["data-1"].keys() - {"index/", ""}) == 3
+
+
+def _batches(start, fingerprint):
+  if start == 0:
+    row = np.array([[1.0, 0.0, 0.0]], np.float32)
+    if fingerprint == "two":
+      row = row[:, ::-1]
+    yield {"image": row, "key": ["a"], "texts": [("b",)], "path": [""]}
