@@ -211,12 +211,12 @@ def test_strangers_do_no_harm():
 
 _FOUND = """
 import argparse, time
-from clip_jax.cli.commands import training
+from clip_jax.cli.commands import joining
 flags = argparse.Namespace(coordinator=None, distributed=True, heartbeat=10)
-with training.joined_processes(flags):
+with joining.joined_processes(flags):
   print("joined", flush=True)
   while True:
-    training._meet()
+    joining._meet()
     time.sleep(0.05)
 """
 

@@ -55,6 +55,7 @@ def add_eval(parser: flags.Parser) -> None:
   flags.add_interpolate(parser, type=flags.shares)
   flags.add_batches(parser)
   flags.add_max_pixels(parser)
+  flags.add_processes(parser)
   flags.add_json(parser)
 
 
@@ -124,7 +125,7 @@ def _add_of_tasks(parser: flags.Parser) -> None:
 
 def check_eval(arguments: argparse.Namespace) -> str | None:
   """Returns an error message if arguments do not go together, or None."""
-  if problem := _check_suite(arguments):
+  if problem := _check_suite(arguments) or flags.check_processes(arguments):
     return problem
   for flag, takes in _FLAGS_OF.items():
     given = _given(arguments, flag)
