@@ -13,6 +13,7 @@ _OR_FILE = "or a FILE.faiss or FILE.usearch of one"
 _FLAGS_OF = {
   "--train-data": (*names.PROBE_TASKS, "few_shot"),
   "--features": (*names.PROBE_TASKS, "few_shot"),
+  "--folds": names.PROBE_TASKS,
   "--neighbours": ("knn",),
   "--shots": ("few_shot",),
   "--seeds": ("few_shot",),
@@ -96,6 +97,14 @@ def _add_of_tasks(parser: flags.Parser) -> None:
     choices=names.FEATURES,
     help=f"{probes}: of images, before the projection (the default) or after "
     "it",
+  )
+  parser.add_argument(
+    "--folds",
+    default="",
+    metavar="PATH",
+    help=f"{', '.join(names.PROBE_TASKS)}: the mean over published folds: "
+    "STL-10's fold_indices.txt, or a directory of UCF101's trainlist01.txt, "
+    "testlist01.txt and so on",
   )
   parser.add_argument(
     "--neighbours",

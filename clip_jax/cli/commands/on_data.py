@@ -3,6 +3,7 @@
 import argparse
 import collections
 import dataclasses
+import functools
 from collections.abc import Generator
 from typing import Any
 
@@ -24,6 +25,7 @@ from clip_jax.convert import interpolation, opening
 from clip_jax.data import account, pipeline, sources
 from clip_jax.evals import (
   few_shot,
+  folds,
   groups,
   linear_probe,
   prompt_search,
@@ -149,7 +151,10 @@ def _probe(arguments, clip) -> dict[str, Any]:
   """Measures a classifier on the features of a model."""
   features, embed = _features(arguments, clip)
   with terminal.Progress("eval") as progress:
-    result = linear_probe.evaluate(
+    evaluate_probe = linear_probe.evaluate
+    if arguments.folds:
+      evaluate_probe = functools.partial(folds.evaluate, folds=arguments.folds)
+    result = evaluate_probe(
       arguments.task,
       arguments.data,
       embed=embed,

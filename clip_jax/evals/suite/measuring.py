@@ -1,5 +1,6 @@
 """Measures a model on the data sets of the suite, one after the other."""
 
+import collections
 import dataclasses
 import functools
 import logging
@@ -12,7 +13,14 @@ import numpy as np
 
 from clip_jax import errors, hosts
 from clip_jax.data import account
-from clip_jax.evals import embedding_model, metrics, reading, retrieval, tasks
+from clip_jax.evals import (
+  embedding_model,
+  folds,
+  metrics,
+  reading,
+  retrieval,
+  tasks,
+)
 from clip_jax.evals import prompts as prompts_lib
 from clip_jax.evals.suite import agreement, data_sets, layouts, result_files
 from clip_jax.evals.suite import classes as classes_lib
@@ -118,9 +126,10 @@ def run(
       continue
     started = time.perf_counter()
     try:
-      measured = prepared.evaluation.measure(
+      measured = _measure(
+        prepared,
         subject.model,
-        reading=dataclasses.replace(how, progress=_named(progress, entry.name)),
+        dataclasses.replace(how, progress=_named(progress, entry.name)),
       )
     except errors.UserError as error:
       _check_finite(subject)
@@ -130,8 +139,8 @@ def run(
       yield {**about, "status": result_files.DAMAGED, "problem": str(error)}
       continue
     seconds = time.perf_counter() - started
-    records = len(prepared.opened.source)
-    read = records - sum(measured["bad_records"].values())
+    sources = prepared.opened.parts or [prepared.opened.source]
+    read = sum(map(len, sources)) - sum(measured["bad_records"].values())
     result = {
       **about,
       **_result(entry, prepared, measured, subject),
@@ -161,6 +170,36 @@ def _prepare(
   evaluation = _evaluation(entry, opened)
   key = _key(entry, opened, evaluation, subject, max_pixels)
   return _Prepared(opened, evaluation, key)
+
+
+def _measure(
+  prepared: _Prepared,
+  model: embedding_model.EmbeddingModel,
+  how: reading.Reading,
+) -> dict[str, Any]:
+  """Returns the measures of a set, of several splits their mean."""
+  parts = prepared.opened.parts
+  if not parts:
+    return prepared.evaluation.measure(model, reading=how)
+  total, done, found = sum(map(len, parts)), 0, []
+  bad: collections.Counter[str] = collections.Counter()
+  for part in parts:
+    of_part = dataclasses.replace(prepared.evaluation, source=part)
+    found.append(of_part.measure(model, reading=how.part(done, total)))
+    bad.update(found[-1].pop("bad_records"))
+    done += len(part)
+  first = found[0]
+  return {
+    "task": first["task"],
+    "data": first["data"],
+    **folds.mean(found),
+    "examples": sum(each["examples"] for each in found),
+    "classes": first["classes"],
+    "folds": found,
+    "prompts_hash": first["prompts_hash"],
+    "protocol": f"mean over {len(found)} published splits; {first['protocol']}",
+    "bad_records": dict(bad),
+  }
 
 
 def _about(entry: data_sets.Entry, root: str) -> dict[str, Any]:
@@ -243,6 +282,9 @@ def _key(
       "format": result_files.FORMAT,
       "model": subject.fingerprint,
       "data": opened.source.fingerprint,
+      **(
+        {"parts": [x.fingerprint for x in opened.parts]} if opened.parts else {}
+      ),
       "prompts": _prompts_hash(evaluation),
       "protocol": [entry.task, entry.metric, evaluation.options],
       "published": dict(entry.published),
@@ -324,8 +366,8 @@ def _values(
 ) -> dict[str, dict[str, Any]]:
   """Returns the metrics of a set with intervals.
 
-  Shares of examples have a Clopper-Pearson interval; other metrics are no
-  shares, and have none.
+  Shares of examples have a Clopper-Pearson interval; other metrics, and means
+  over splits, are no shares, and have none.
   """
   values: dict[str, dict[str, Any]] = {}
   if entry.task == "retrieval":
@@ -338,7 +380,7 @@ def _values(
     value = measured[key]
     values[entry.metric] = (
       _share(value, examples)
-      if entry.metric == "accuracy"
+      if entry.metric == "accuracy" and "folds" not in measured
       else {"value": value, "interval_95": None}
     )
   return values
