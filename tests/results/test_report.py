@@ -347,6 +347,23 @@ def test_names_without_glyphs_and_of_any_length_are_drawn():
     assert image.format == "PNG"
 
 
+def test_panels_of_few_rows_are_as_low_as_they_need():
+  def panel(rows):
+    names = [f"class {i}" for i in range(rows)]
+    mark = picture.Mark("", [3] * rows, [*range(rows)], "bars")
+    return picture.Panel("model", "images", "", [mark], categories=names)
+
+  def height(*rows):
+    figure = picture.Figure("confusions", "", "", [*map(panel, rows)])
+    with Image.open(io.BytesIO(drawing.draw(figure))) as image:
+      return image.height
+
+  one = height(20, 9) - height(1, 1)
+  assert one > 300
+  # The second row has one bar, whatever the first one has.
+  assert height(20, 9, 1) == pytest.approx(height(20, 9) + height(1, 1), abs=2)
+
+
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, "matplotlib", None)
   with pytest.raises(errors.UserError, match=r"pip install 'jax-clip\[report"):
