@@ -83,13 +83,15 @@ def draw(figure: Figure) -> bytes:
       figsize=(columns * width, sum(heights)), dpi=_DPI, layout="constrained"
     )
     matplotlib.backends.backend_agg.FigureCanvasAgg(canvas)
+    most = [max(len(panel.categories) for panel in row) for row in rows]
+    # Bars are as high in every row.
+    ratios = [count + 0.2 for count in most]
     grid = canvas.subplots(
-      len(rows), columns, squeeze=False, height_ratios=heights
+      len(rows), columns, squeeze=False, height_ratios=ratios
     )
-    for row, beside in zip(rows, grid, strict=True):
-      most = max(len(panel.categories) for panel in row)
+    for row, beside, count in zip(rows, grid, most, strict=True):
       for panel, pair in zip(row, beside, strict=False):
-        _draw_panel(pair, panel, rows=most)
+        _draw_panel(pair, panel, rows=count)
     axes = grid.flatten()
     for unused in axes[len(figure.panels) :]:
       unused.set_visible(False)

@@ -200,7 +200,8 @@ def open_found(entry: data_sets.Entry, found: Found) -> Opened:
   if count is not None and count not in entry.counts:
     known = " or ".join(f"{number:,}" for number in entry.counts)
     warnings.append(
-      f"{found.address} holds {count:,} test images, but {entry.title} has "
+      f"{found.address} holds {count:,} test images"
+      f"{' in its first split' if parts else ''}, but {entry.title} has "
       f"{known}: the figure does not compare with published ones."
     )
   return Opened(found, source, count, tuple(warnings), parts)
