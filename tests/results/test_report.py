@@ -62,7 +62,7 @@ def results(**more):
       "clean": {"top1": 0.5},
       "corruptions": [
         {"name": name, "severity": severity, "top1": 0.5 - severity / 20}
-        for name in ("blur", "noise")
+        for name in ("gaussian_blur", "noise")
         for severity in (2, 1)
       ],
     },
@@ -153,7 +153,7 @@ def test_shifts_are_drawn_against_imagenet_with_a_baseline(collection):
 def test_corruptions_start_at_the_clean_images(collection):
   (panel,) = figures.FIGURES["corruptions"][0](collection).panels
   assert panel.title == "run on CIFAR10"
-  blur = marks(panel)["blur"]
+  blur = marks(panel)["gaussian blur"]
   assert (blur.x, blur.y) == ([0, 1, 2], pytest.approx([50, 45, 40]))
 
 
