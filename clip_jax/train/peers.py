@@ -129,7 +129,9 @@ class Peers:
     if isinstance(error, Exception):
       time.sleep(links.SETTLE_SECONDS)
     with self._lock:
-      self._over = True
+      leaving, self._over = self._over, True
+    if leaving:  # Another thread is ending this process, and says why.
+      time.sleep(links.SETTLE_SECONDS)
     reason = (str(error).splitlines() or [""])[0] or type(error).__name__
     if isinstance(error, KeyboardInterrupt):
       reason = "it was interrupted."
