@@ -6,6 +6,7 @@ depends only on their number and their lengths.
 """
 
 import collections
+import dataclasses
 import functools
 import threading
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,25 @@ class Shape(NamedTuple):
 
   rows: int
   length: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+  """The images of a whole batch, of which this process has some rows.
+
+  Attributes:
+    pixels: this process's rows of the batch (`sharding.local_rows`), uint8
+      (rows, size, size, 3); rows without an image are black. The batch has one
+      of the sizes in `Embedder.image_shapes`.
+    rows: the numbers of the rows of the whole batch that have an image, in
+      ascending order.
+  """
+
+  pixels: np.ndarray
+  rows: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.rows)
 
 
 def text_shapes(tower: nn.Module, longest: int) -> tuple[Shape, ...]:
@@ -160,16 +180,23 @@ class Embedder:
     self.image_shapes = self._shared(Shape(size) for size in batch_sizes)
 
   def embed_images(
-    self, variables: Any, images: np.ndarray, *, method: str = "encode_image"
+    self,
+    variables: Any,
+    images: np.ndarray | Share,
+    *,
+    method: str = "encode_image",
   ) -> np.ndarray:
     """Returns embeddings, float32 (n, embed), of images.
 
     Args:
       variables: the module's parameters and batch statistics.
-      images: preprocessed images, uint8 (n, size, size, 3).
+      images: preprocessed images, uint8 (n, size, size, 3); or this process's
+        share of them, which gives every process the embeddings of all.
       method: the module's method to apply; "image_features" gives (n, width),
         "encode_patches" (n, rows, cols, embed).
     """
+    if isinstance(images, Share):
+      return self._embed_share(variables, images, method)
     images = np.asarray(images)
     return self._run(
       variables,
@@ -178,20 +205,12 @@ class Embedder:
       method=method,
     )
 
-  def embed_rows(self, variables: Any, images: np.ndarray) -> np.ndarray:
-    """Returns float32 (batch, embed) of a batch that several processes hold.
-
-    Args:
-      variables: of the module.
-      images: the rows of this process (`sharding.local_rows`), preprocessed;
-        their whole number is one of `image_shapes`.
-    """
+  def _embed_share(self, variables, images: Share, method: str) -> np.ndarray:
     assert self.mesh is not None
     split = sharding.batch_sharding(self.mesh)
-    batch = sharding.place({"image": images}, split)["image"]
-    signature = _signature(variables)
-    program = self._program(signature, variables, batch, "encode_image")
-    return np.asarray(program(variables, batch))
+    batch = sharding.place({"image": images.pixels}, split)["image"]
+    program = self._program(_signature(variables), variables, batch, method)
+    return np.asarray(program(variables, batch))[images.rows]
 
   def embed_tokens(self, variables: Any, tokens: np.ndarray) -> np.ndarray:
     """Returns embeddings, float32 (n, embed), of int32 `tokens` (n, length).
@@ -209,7 +228,7 @@ class Embedder:
     )
 
   def log_probabilities(
-    self, variables: Any, images: np.ndarray, units: np.ndarray
+    self, variables: Any, images: np.ndarray | Share, units: np.ndarray
   ) -> np.ndarray:
     """Returns a head's log-probabilities of `units`, float32 (n, units).
 
@@ -217,7 +236,7 @@ class Embedder:
 
     Args:
       variables: of the module.
-      images: preprocessed uint8 (n, size, size, 3).
+      images: as in `embed_images`.
       units: of the head's `units`.
     """
     features = self.embed_images(variables, images, method="image_features")

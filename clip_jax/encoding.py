@@ -112,8 +112,12 @@ class Encoding:
         tell(done, total)
     return _joined(parts, as_numpy)
 
-  def embed_images(self, images: np.ndarray) -> np.ndarray:
-    """Returns unit embeddings of preprocessed uint8 (n, size, size, 3)."""
+  def embed_images(self, images: np.ndarray | embedder.Share) -> np.ndarray:
+    """Returns unit embeddings of preprocessed uint8 (n, size, size, 3).
+
+    Where several processes share a batch (shared_batches.py), each gives its
+    part and gets the embeddings of all.
+    """
     self.check_embeds()
     if inputs_lib.is_traced(images):
       return self._traced("image", images)  # pyright: ignore
@@ -121,13 +125,14 @@ class Encoding:
 
   def _of_pixels(self, images, method) -> np.ndarray:
     self.check_towers("image")
+    pixels = images.pixels if isinstance(images, embedder.Share) else images
     # Not of `preprocess`, in whose place may stand any function.
-    inputs_lib.check_pixels(images, self.module.image.image_size)
+    inputs_lib.check_pixels(pixels, self.module.image.image_size)
     embed = functools.partial(self.encoder.embed_images, method=method)
     return _now(embed, self.variables, images)
 
-  def image_features(self, images: np.ndarray) -> np.ndarray:
-    """Returns features (n, width) of preprocessed uint8 (n, size, size, 3).
+  def image_features(self, images: np.ndarray | embedder.Share) -> np.ndarray:
+    """Returns features (n, width) of images as `embed_images` takes them.
 
     Features are the image tower's output before its projection, which the
     paper's linear probes use (appendix A.3).

@@ -63,6 +63,11 @@ def _free_address():
     return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
+@pytest.fixture(scope="session")
+def free_address():
+  return _free_address
+
+
 def _on_two_processes(program, *arguments, devices):
   """Runs Python source on two processes; returns what each printed.
 

@@ -26,7 +26,7 @@ FLOORS = (
   "evals report",
   "checkpoints",
   "convert",
-  "embedder encoding fingerprint inference inputs",
+  "embedder encoding fingerprint inference inputs shared_batches",
   "search train",
   "loading",
   "doctor plan results",

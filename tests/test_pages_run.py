@@ -46,6 +46,7 @@ NOT_RUN = {
   "configs/openclipart.py": "an hour, and drawings of a Debian package",
   "enwiki-latest": "hours, and a dump of 20 GB; tests/data/test_query_lists.py",
   "--suite": "data sets that nobody may pass on; tests/evals/test_suite.py",
+  "--folds": "data sets that nobody may pass on; tests/evals/test_folds.py",
   "--runner beam": "a cluster of Flink; tests/data/test_dedupe.py",
   "captioning_weight": "a larger model; tests/train/test_objectives.py",
   "ViT-B-32.pt models": "OpenAI's own file; tests/convert/test_openai.py",

@@ -19,6 +19,10 @@ DATA = (
   "arrayrecord:PATH, tfds:NAME/SPLIT"
 )
 BATCH_SIZE, THREADS = 256, 4
+USAGE_OF_PROCESSES = (
+  "[--distributed | --coordinator HOST:PORT --processes N --process-id I]\n"
+  "       [--heartbeat SECONDS]"
+)
 LABELS = "comma-separated, or a file: text with a label a line, or JSON"
 TEMPLATE = (
   "what a label becomes: a text with {} for it, or a file with several, one a "
@@ -152,6 +156,49 @@ def add_suite(parser: Parser, *, required: bool = False) -> None:
   )
 
 
+def add_processes(parser: Parser) -> None:
+  """Adds what joins the processes of several hosts."""
+  parser.add_argument(
+    "--distributed",
+    action="store_true",
+    help="join the other processes, found by the cluster's environment",
+  )
+  parser.add_argument(
+    "--coordinator",
+    type=host_and_port,
+    metavar="HOST:PORT",
+    help="address of process 0, if the environment does not say it",
+  )
+  parser.add_argument(
+    "--processes", type=count, metavar="N", help="number of processes"
+  )
+  parser.add_argument(
+    "--process-id", type=int, metavar="I", help="number of this one, from 0"
+  )
+  parser.add_argument(
+    "--heartbeat",
+    type=count,
+    metavar="SECONDS",
+    default=names.HEARTBEAT_SECONDS,
+    help="a process that is silent for longer counts as gone, and all others"
+    f" stop (default: {names.HEARTBEAT_SECONDS})",
+  )
+
+
+def check_processes(arguments: argparse.Namespace) -> str | None:
+  """Returns an error message about the flags of `add_processes`, or None."""
+  number, processes = arguments.process_id, arguments.processes
+  given = [x is not None for x in (arguments.coordinator, processes, number)]
+  if any(given) and not all(given):
+    return (
+      "--coordinator, --processes and --process-id go together; or give "
+      "--distributed alone where the cluster's environment knows them"
+    )
+  if all(given) and not 0 <= number < processes:
+    return f"--process-id {number} must be from 0 to {processes - 1}"
+  return None
+
+
 def add_duplicates(parser: Parser) -> None:
   """Adds --duplicates, a choice of the retrieval task."""
   parser.add_argument(
@@ -224,3 +271,13 @@ def port(text: str) -> int:
 def counts(text: str) -> list[int]:
   """Returns whole numbers of at least 1 that commas part, for argparse."""
   return [count(part) for part in text.split(",")]
+
+
+def host_and_port(text: str) -> str:
+  """Returns HOST:PORT, for argparse's `type`."""
+  host, _, port = text.rpartition(":")
+  if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
+    raise argparse.ArgumentTypeError(
+      f"must be HOST:PORT, such as 10.0.0.1:1234; got {text!r}"
+    )
+  return text

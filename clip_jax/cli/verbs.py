@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clip_jax import interrupts
+from clip_jax.cli import flags
 from clip_jax.cli.arguments import (
   completion,
   conversion,
@@ -35,7 +36,7 @@ VERBS = {
     "train a model",
     training.add_train,
     _command("training", "train"),
-    check=training.check_train,
+    check=flags.check_processes,
     takes_overrides=True,
   ),
   "plan": Verb(

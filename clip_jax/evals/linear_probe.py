@@ -43,14 +43,38 @@ class Examples:
     features: float32 (n, width).
     labels: int64 (n,), indices into `class_names`.
     class_names: of the labels.
+    records: the place of each in its data, (n,), where they were read from any.
   """
 
   features: np.ndarray
   labels: np.ndarray
   class_names: tuple[str, ...]
+  records: np.ndarray | None = None
 
   def __getitem__(self, rows: np.ndarray) -> "Examples":
     return Examples(self.features[rows], self.labels[rows], self.class_names)
+
+  def among(self, records: np.ndarray) -> "Examples":
+    """Returns the examples at these places of their data."""
+    assert self.records is not None
+    return self[np.flatnonzero(np.isin(self.records, records))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """The examples of a probe.
+
+  Attributes:
+    train: to train on.
+    test: to test on, with classes of the same numbers.
+    train_records: number of records of the training data, good and bad.
+    about: what the result says of the data.
+  """
+
+  train: Examples
+  test: Examples
+  train_records: int
+  about: dict[str, Any]
 
 
 def evaluate(
@@ -79,6 +103,42 @@ def evaluate(
   Raises:
     UserError: the data have no classes, or not the same in both splits.
   """
+  parts = read_parts(
+    data,
+    embed=embed,
+    preprocess=preprocess,
+    train_data=train_data,
+    reading=reading,
+  )
+  measured = fit(
+    task, parts.train, parts.test, seed=seed, neighbours=neighbours
+  )
+  return {"task": task, **measured, **parts.about}
+
+
+def fit(
+  task: str,
+  train: Examples,
+  test: Examples,
+  *,
+  seed: int = 0,
+  neighbours: int = NEIGHBOURS,
+) -> dict[str, Any]:
+  """Returns the accuracy of a classifier; arguments are as in `evaluate`."""
+  options = {"seed": seed} if task == "linear_probe" else {"k": neighbours}
+  measured = TASKS[task](train, test, **options)
+  return {**measured, "train_examples": len(train.labels)}
+
+
+def read_parts(
+  data: str,
+  *,
+  embed: Callable[[np.ndarray], np.ndarray],
+  preprocess: preprocess_lib.Preprocess,
+  train_data: str = "",
+  reading: reading_lib.Reading = reading_lib.DEFAULT,
+) -> Parts:
+  """Returns the features of both splits; arguments are as in `evaluate`."""
   train_data, data = (
     (train_data, data) if train_data else splits.train_and_test(data)
   )
@@ -108,16 +168,13 @@ def evaluate(
   train, test = read
   train = dataclasses.replace(train, labels=order[train.labels])
   train = dataclasses.replace(train, class_names=test.class_names)
-  options = {"seed": seed} if task == "linear_probe" else {"k": neighbours}
-  return {
-    "task": task,
+  about = {
     "data": data,
     "train_data": train_data,
-    **TASKS[task](train, test, **options),
-    "train_examples": len(train.labels),
     "bad_records": dict(bad),
     "warnings": warnings,
   }
+  return Parts(train, test, len(opened[0]), about)
 
 
 def unlabelled(address: str) -> errors.UserError:
@@ -184,16 +241,20 @@ def read_all(
 
 
 def _embed(batches, embed, class_names, address: str) -> Examples:
-  features, labels = [], []
+  features, labels, records = [], [], []
   for batch in batches:
     if not len(batch["image"]):  # All of them are bad.
       continue
     features.append(np.asarray(embed(batch["image"]), np.float32))
     labels.append(batch["label"])
+    records.append(batch["record"])
   if not features:
     raise errors.UserError(f"{address} has no example.")
   examples = Examples(
-    np.concatenate(features), np.concatenate(labels), tuple(class_names or ())
+    np.concatenate(features),
+    np.concatenate(labels),
+    tuple(class_names or ()),
+    np.concatenate(records),
   )
   if np.any(examples.labels < 0):
     raise unlabelled(address)

@@ -67,6 +67,7 @@ def _path_of(prompts: prompts_lib.Prompts, fingerprint: str) -> pathlib.Path:
     prompts.digest,
     jax.__version__,
     jax.devices()[0].device_kind,
+    jax.device_count(),  # Batches that are split otherwise round otherwise.
     programs.options(),  # The precision of matrix products, among others.
   ]
   digest = hashlib.sha256(json.dumps(about).encode())

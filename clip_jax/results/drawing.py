@@ -1,7 +1,6 @@
 """Draws figures with matplotlib, which the extra `report` brings."""
 
 import io
-import math
 import types
 import warnings
 from collections.abc import Sequence
@@ -71,19 +70,29 @@ def draw(figure: Figure) -> bytes:
   """
   matplotlib = _matplotlib()
   columns = _columns(figure.panels)
-  rows = math.ceil(len(figure.panels) / columns)
-  width, height = _size(figure.panels, columns)
-  most = max(len(panel.categories) for panel in figure.panels)
+  rows = [
+    figure.panels[start : start + columns]
+    for start in range(0, len(figure.panels), columns)
+  ]
+  width = _width(figure.panels, columns)
+  heights = [_height(row, columns) for row in rows]
   with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
     # A name may have characters that the font has not: they are boxes then.
     warnings.filterwarnings("ignore", "Glyph")
     canvas = matplotlib.figure.Figure(
-      figsize=(columns * width, rows * height), dpi=_DPI, layout="constrained"
+      figsize=(columns * width, sum(heights)), dpi=_DPI, layout="constrained"
     )
     matplotlib.backends.backend_agg.FigureCanvasAgg(canvas)
-    axes = canvas.subplots(rows, columns, squeeze=False).flatten()
-    for panel, pair in zip(figure.panels, axes, strict=False):
-      _draw_panel(pair, panel, rows=most)
+    most = [max(len(panel.categories) for panel in row) for row in rows]
+    # Bars are as high in every row.
+    ratios = [count + 0.2 for count in most]
+    grid = canvas.subplots(
+      len(rows), columns, squeeze=False, height_ratios=ratios
+    )
+    for row, beside, count in zip(rows, grid, most, strict=True):
+      for panel, pair in zip(row, beside, strict=False):
+        _draw_panel(pair, panel, rows=count)
+    axes = grid.flatten()
     for unused in axes[len(figure.panels) :]:
       unused.set_visible(False)
     _draw_legend(canvas, axes, columns * width)
@@ -98,12 +107,19 @@ def _columns(panels: Sequence[Panel]) -> int:
   return {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
 
 
-def _size(panels: Sequence[Panel], columns: int) -> tuple[float, float]:
-  """Returns the inches of a panel."""
+def _width(panels: Sequence[Panel], columns: int) -> float:
+  """Returns the inches across of each panel."""
+  if columns == 1:
+    return 8.0
+  return 5.6 if any(panel.categories for panel in panels) else 4.4
+
+
+def _height(panels: Sequence[Panel], columns: int) -> float:
+  """Returns the inches of panels beside each other."""
   categories = max(len(panel.categories) for panel in panels)
   if categories:
-    return (8.0 if columns == 1 else 5.6), 1.4 + _ROW_INCHES * categories
-  return (8.0, 4.2) if columns == 1 else (4.4, 3.8)
+    return 1.4 + _ROW_INCHES * categories
+  return 4.2 if columns == 1 else 3.8
 
 
 def _draw_panel(axes: Any, panel: Panel, *, rows: int) -> None:

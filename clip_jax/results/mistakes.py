@@ -43,15 +43,14 @@ def reliability(collection: collected.Collection) -> Figure | None:
       ),
       Mark("equal", [0, 100], [0, 100], "equal", colour=PUBLISHED),
     ]
-    limits = (0, 100)
     panels.append(
       Panel(
         words,
         "confidence (%)",
-        "%",
+        "share (%)",
         marks,
-        x_limits=limits,
-        y_limits=limits,
+        x_limits=(0, 100),
+        y_limits=(0, 104),  # A point at 100 is a whole one.
       )
     )
   note = (

@@ -99,7 +99,7 @@ def corruptions(collection: collected.Collection) -> Figure | None:
       severity = collected.number(entry.get("severity"))
       value = collected.fraction(entry.get("top1"))
       if severity is not None and value is not None:
-        name = terminal.printable(str(entry.get("name", "?")))
+        name = terminal.printable(str(entry.get("name", "?")).replace("_", " "))
         curves[name][severity] = 100 * value
     clean = collected.top1(result.values.get("clean"))
     marks = []

@@ -12,13 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from clip_jax import report, terminal
+from clip_jax import report, shared_batches, terminal
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.data import pipeline
-from clip_jax.evals import embedding_model, reading, ridge
+from clip_jax.evals import embedding_model, reading
 from clip_jax.evals import metrics as eval_metrics
-from clip_jax.train import metric_log, preemption, shared_batches
+from clip_jax.train import metric_log, preemption
 from clip_jax.train import run as run_lib
 
 _LOGGER = logging.getLogger(__name__)
@@ -47,11 +46,9 @@ class Evaluator:
     try:
       for name, evaluation in self._run.evaluations.items():
         with _progress(name) as progress:
-          how = self._reading(progress)
-          if isinstance(evaluation, ridge.FewShot):
-            # Every process reads all examples of a probe.
-            how = dataclasses.replace(how, open_batches=pipeline.eval_batches)
-          results[name] = evaluation.measure(self._model(state), reading=how)
+          results[name] = evaluation.measure(
+            self._model(state), reading=self._reading(progress)
+          )
     except _Stopped:
       return None
     self._cuts.tell(self._run.tokenizer.context_length)
@@ -111,15 +108,9 @@ class Evaluator:
     self, state: state_lib.TrainState
   ) -> embedding_model.EmbeddingModel:
     ready = self._run.as_clip(state)
-
-    def embed_images(images: Any) -> np.ndarray:
-      if isinstance(images, shared_batches.Images):
-        return shared_batches.embed(images, ready.encoder, ready.variables)
-      return ready.embed_images(images)
-
     return embedding_model.Functions(
       score_texts=self._scorer(ready),
-      embed_images=self._interruptible(embed_images),
+      embed_images=self._interruptible(ready.embed_images),
       embed_texts=self._interruptible(
         functools.partial(ready.embed_texts, cuts=self._cuts)
       ),
@@ -131,15 +122,7 @@ class Evaluator:
     return reading.Reading(
       threads=self._run.program.config.data.threads,
       progress=progress,
-      open_batches=self._open_batches(),
-    )
-
-  def _open_batches(self) -> Callable[..., Any]:
-    # With models that predict captions every process scores all batches.
-    if jax.process_count() == 1 or not self._run.program.model.contrastive:
-      return pipeline.eval_batches
-    return functools.partial(
-      shared_batches.open_batches, encoder=self._run.encoder
+      open_batches=shared_batches.opener(self._run.encoder),
     )
 
   def _scorer(self, ready: Any) -> embedding_model.ScoreTexts | None:

@@ -23,8 +23,8 @@ EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: another process is lost; try again.
 FAILED = 1  # Another process ended with an error of its own.
 
 _AGAIN = (
-  "This process ends too. Start all of them again with the same commands: the "
-  "run goes on from its last checkpoint."
+  "This process ends too. Start all of them again with the same commands: a "
+  "training goes on from its last checkpoint, a suite after its last set."
 )
 
 Leave = Callable[[int, str], Any]
@@ -129,7 +129,9 @@ class Peers:
     if isinstance(error, Exception):
       time.sleep(links.SETTLE_SECONDS)
     with self._lock:
-      self._over = True
+      leaving, self._over = self._over, True
+    if leaving:  # Another thread is ending this process, and says why.
+      time.sleep(links.SETTLE_SECONDS)
     reason = (str(error).splitlines() or [""])[0] or type(error).__name__
     if isinstance(error, KeyboardInterrupt):
       reason = "it was interrupted."

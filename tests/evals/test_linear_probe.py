@@ -279,7 +279,11 @@ def test_a_batch_of_bad_images_alone_adds_no_features():
     return np.zeros((len(images), 5))
 
   batches = [
-    {"image": np.zeros((n, 2, 2, 3)), "label": np.zeros(n, int)}
+    {
+      "image": np.zeros((n, 2, 2, 3)),
+      "label": np.zeros(n, int),
+      "record": np.arange(n),
+    }
     for n in (3, 0, 2)
   ]
   found = linear_probe._embed(batches, embed, ("a",), "data")

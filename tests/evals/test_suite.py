@@ -1,156 +1,40 @@
 """The suite on stand-ins in the layouts of the real data sets."""
 
 import csv
-import io
 import json
 import pathlib
 import runpy
-import tarfile
-import zlib
-from typing import ClassVar
 
 import numpy as np
 import pytest
-from PIL import Image
+from suite_stand_ins import (
+  EMBED,
+  FOLDERS,
+  MEMES,
+  WDS,
+  embed_images,
+  embed_texts,
+  measure,
+  pixels,
+  png,
+  subject,
+  unit,
+  write_flickr8k,
+  write_folders,
+  write_mnist,
+  write_stl10,
+  write_tar,
+)
 
-from clip_jax import cli, errors, json_text, preprocess
+from clip_jax import cli, errors, json_text
 from clip_jax.cli.commands import suite
-from clip_jax.evals import embedding_model
 from clip_jax.evals.suite import (
   check,
   data_sets,
   layouts,
-  measuring,
   result_files,
 )
 from clip_jax.models import variants
-
-SIZE, EMBED = 4, 7
-PREPROCESS = preprocess.Preprocess(
-  image_size=SIZE, mean=(0, 0, 0), std=(1, 1, 1)
-)
-_PROJECTION = np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, EMBED))
-WDS = [str(digit) for digit in (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)]
-STL10 = [*reversed(data_sets.classes_of("stl10").names)]
-FOLDERS = {
-  "AnnualCrop": "annual crop land",
-  "Forest": "forest",
-  "HerbaceousVegetation": "brushland or shrubland",
-  "Highway": "highway or road",
-  "Industrial": "industrial buildings or commercial buildings",
-  "Pasture": "pasture land",
-  "PermanentCrop": "permanent crop land",
-  "Residential": "residential buildings or homes or apartments",
-  "River": "river",
-  "SeaLake": "lake or sea",
-}
-MEMES = {"hateful": "hatespeech meme", "not-hateful": "meme"}
-
-
-def pixels(seed):
-  noise = np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3))
-  return noise.astype(np.uint8)
-
-
-def png(seed):
-  buffer = io.BytesIO()
-  Image.fromarray(pixels(seed)).save(buffer, "PNG")
-  return buffer.getvalue()
-
-
-def unit(rows):
-  return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
-def embed_images(images):
-  flat = np.asarray(images, np.float64).reshape(-1, SIZE * SIZE * 3) / 255 - 0.5
-  return unit(flat @ _PROJECTION).astype(np.float32)
-
-
-def embed_texts(texts):
-  seeds = [zlib.crc32(text.encode()) for text in texts]
-  rows = [np.random.default_rng(seed).normal(size=EMBED) for seed in seeds]
-  return unit(np.stack(rows)).astype(np.float32)
-
-
-def subject(fingerprint="f" * 64, images=embed_images, **fields):
-  model = embedding_model.Functions(images, embed_texts, PREPROCESS)
-  return measuring.Subject(model, fingerprint, "somewhere/model", **fields)
-
-
-def write_tar(path, members):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tarfile.open(path, "w") as tar:
-    for name, data in members:
-      info = tarfile.TarInfo(name)
-      info.size = len(data)
-      tar.addfile(info, io.BytesIO(data))
-
-
-def write_mnist(root):
-  """CLIP_benchmark's tars; returns (seed, class) of each image."""
-  place = root / "wds_mnist"
-  truth = [(i, WDS[i % 10]) for i in range(25)]
-  for shard, part in enumerate((truth[:13], truth[13:])):
-    members = []
-    for i, name in part:
-      members.append((f"s{i:07d}.png", png(i)))
-      members.append((f"s{i:07d}.cls", str(WDS.index(name)).encode()))
-    write_tar(place / "test" / f"{shard}.tar", members)
-  (place / "test" / "nshards.txt").write_text("2\n")
-  (place / "classnames.txt").write_text("\n".join(WDS) + "\n")
-  (place / "zeroshot_classification_templates.txt").write_text("{c}!\n")
-  return truth
-
-
-def write_folders(place, folders, seed):
-  truth = []
-  for number, (folder, name) in enumerate(folders.items()):
-    (place / folder).mkdir(parents=True)
-    for i in range(1 + number % 3):
-      truth.append((seed + 10 * number + i, name))
-      (place / folder / f"{i}.png").write_bytes(png(truth[-1][0]))
-  return truth
-
-
-def write_stl10(root):
-  import tensorflow_datasets as tfds
-
-  truth = [(500 + i, STL10[i % 10]) for i in range(12)]
-  with tfds.core.registered.skip_registration():
-
-    class Stl10(tfds.core.GeneratorBasedBuilder):
-      VERSION = tfds.core.Version("1.0.0")
-      url_infos: ClassVar[dict] = {}
-
-      def _info(self):
-        features = {
-          "image": tfds.features.Image(shape=(None, None, 3)),
-          "label": tfds.features.ClassLabel(names=STL10),
-        }
-        return tfds.core.DatasetInfo(
-          builder=self, features=tfds.features.FeaturesDict(features)
-        )
-
-      def _split_generators(self, manager):
-        return {"test": self._generate_examples()}
-
-      def _generate_examples(self):
-        for i, (seed, name) in enumerate(truth):
-          yield i, {"image": io.BytesIO(png(seed)), "label": STL10.index(name)}
-
-  Stl10(data_dir=root, file_format="array_record").download_and_prepare()
-  return truth
-
-
-def write_flickr8k(root):
-  captions = [[f"{i} dogs", f"a dog {i}", "a dog"][: 1 + i] for i in range(3)]
-  members = []
-  for i, own in enumerate(captions):
-    members.append((f"s{i:07d}.png", png(900 + i)))
-    members.append((f"s{i:07d}.txt", "\n".join(own).encode()))
-  write_tar(root / "wds_flickr8k" / "test" / "0.tar", members)
-  return captions
 
 
 @pytest.fixture(scope="module")
@@ -164,14 +48,6 @@ def data(tmp_path_factory):
     "stl10": write_stl10(root),
     "flickr8k": write_flickr8k(root),
   }
-
-
-def measure(root, out, suite, whom=None, **options):
-  entries = data_sets.choose(suite)
-  found = measuring.run(
-    entries, str(root), whom or subject(), out=out, batch_size=4, **options
-  )
-  return {result["set"]: result for result in found}
 
 
 def scores_by_hand(name, truth):

@@ -58,7 +58,9 @@ def test_embeddings_are_kept_and_used_again(folder):
   assert folder.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize("change", ["model", "template", "name", "precision"])
+@pytest.mark.parametrize(
+  "change", ["model", "template", "name", "precision", "devices"]
+)
 def test_whatever_they_depend_on_tells_them_apart(folder, change, monkeypatch):
   Model().classes()
   model, resolved = Model(), LABELS
@@ -66,6 +68,8 @@ def test_whatever_they_depend_on_tells_them_apart(folder, change, monkeypatch):
     model = Model("another")
   elif change == "precision":
     monkeypatch.setattr(text_weights.programs, "options", lambda: "others")
+  elif change == "devices":
+    monkeypatch.setattr(text_weights.jax, "device_count", lambda: 3)
   else:
     texts = (*LABELS.texts[:-1], ("a name 7", "b name 7", "c name 8"))
     names = (*LABELS.names[:-1], "other")

@@ -62,7 +62,7 @@ def results(**more):
       "clean": {"top1": 0.5},
       "corruptions": [
         {"name": name, "severity": severity, "top1": 0.5 - severity / 20}
-        for name in ("blur", "noise")
+        for name in ("gaussian_blur", "noise")
         for severity in (2, 1)
       ],
     },
@@ -153,7 +153,7 @@ def test_shifts_are_drawn_against_imagenet_with_a_baseline(collection):
 def test_corruptions_start_at_the_clean_images(collection):
   (panel,) = figures.FIGURES["corruptions"][0](collection).panels
   assert panel.title == "run on CIFAR10"
-  blur = marks(panel)["blur"]
+  blur = marks(panel)["gaussian blur"]
   assert (blur.x, blur.y) == ([0, 1, 2], pytest.approx([50, 45, 40]))
 
 
@@ -345,6 +345,23 @@ def test_names_without_glyphs_and_of_any_length_are_drawn():
   png = drawing.draw(picture.Figure("f", "t", "", [panel]))
   with Image.open(io.BytesIO(png)) as image:
     assert image.format == "PNG"
+
+
+def test_panels_of_few_rows_are_as_low_as_they_need():
+  def panel(rows):
+    names = [f"class {i}" for i in range(rows)]
+    mark = picture.Mark("", [3] * rows, [*range(rows)], "bars")
+    return picture.Panel("model", "images", "", [mark], categories=names)
+
+  def height(*rows):
+    figure = picture.Figure("confusions", "", "", [*map(panel, rows)])
+    with Image.open(io.BytesIO(drawing.draw(figure))) as image:
+      return image.height
+
+  one = height(20, 9) - height(1, 1)
+  assert one > 300
+  # The second row has one bar, whatever the first one has.
+  assert height(20, 9, 1) == pytest.approx(height(20, 9) + height(1, 1), abs=2)
 
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import pytest
 
 from clip_jax import errors
-from clip_jax.train import peers
+from clip_jax.train import links, peers
 
 HEARTBEAT = 1.0
 
@@ -209,14 +210,31 @@ def test_strangers_do_no_harm():
   assert ends.empty()
 
 
+def test_an_error_is_not_said_beside_the_reason_why_a_process_is_ended(
+  monkeypatch,
+):
+  waits = []
+  clock = types.SimpleNamespace(sleep=waits.append)
+  monkeypatch.setattr(peers, "time", clock)
+  for is_being_ended in (False, True):
+    waits.clear()
+    own = peers.Peers(
+      process=0, processes=2, heartbeat_seconds=1, leave=lambda *_: None
+    )
+    own._over = is_being_ended
+    own.fail(errors.UserError("The same on both."))
+    # Time for the thread that has told why to end the process.
+    assert waits == [links.SETTLE_SECONDS] * (1 + is_being_ended)
+
+
 _FOUND = """
 import argparse, time
-from clip_jax.cli.commands import training
+from clip_jax.cli.commands import joining
 flags = argparse.Namespace(coordinator=None, distributed=True, heartbeat=10)
-with training.joined_processes(flags):
+with joining.joined_processes(flags):
   print("joined", flush=True)
   while True:
-    training._meet()
+    joining._meet()
     time.sleep(0.05)
 """
 

@@ -13,6 +13,7 @@ _OR_FILE = "or a FILE.faiss or FILE.usearch of one"
 _FLAGS_OF = {
   "--train-data": (*names.PROBE_TASKS, "few_shot"),
   "--features": (*names.PROBE_TASKS, "few_shot"),
+  "--folds": names.PROBE_TASKS,
   "--neighbours": ("knn",),
   "--shots": ("few_shot",),
   "--seeds": ("few_shot",),
@@ -55,6 +56,7 @@ def add_eval(parser: flags.Parser) -> None:
   flags.add_interpolate(parser, type=flags.shares)
   flags.add_batches(parser)
   flags.add_max_pixels(parser)
+  flags.add_processes(parser)
   flags.add_json(parser)
 
 
@@ -97,6 +99,14 @@ def _add_of_tasks(parser: flags.Parser) -> None:
     "it",
   )
   parser.add_argument(
+    "--folds",
+    default="",
+    metavar="PATH",
+    help=f"{', '.join(names.PROBE_TASKS)}: the mean over published folds: "
+    "STL-10's fold_indices.txt, or a directory of UCF101's trainlist01.txt, "
+    "testlist01.txt and so on",
+  )
+  parser.add_argument(
     "--neighbours",
     type=flags.count,
     metavar="N",
@@ -124,7 +134,7 @@ def _add_of_tasks(parser: flags.Parser) -> None:
 
 def check_eval(arguments: argparse.Namespace) -> str | None:
   """Returns an error message if arguments do not go together, or None."""
-  if problem := _check_suite(arguments):
+  if problem := _check_suite(arguments) or flags.check_processes(arguments):
     return problem
   for flag, takes in _FLAGS_OF.items():
     given = _given(arguments, flag)

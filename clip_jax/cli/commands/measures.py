@@ -229,7 +229,18 @@ def _percent(fraction: float) -> str:
   return f"{100 * fraction:.2f} %"
 
 
+def _folds(result: dict[str, Any]) -> list[tuple[str, str]]:
+  """Returns a row for each fold."""
+  rows = [("deviation over the folds", _percent(result["top1_std"]))]
+  for number, fold in enumerate(result["folds"], 1):
+    penalty = fold.get("regularisation")
+    by = f", regularisation {penalty:.3g}" if penalty is not None else ""
+    rows.append((f"fold {number}, top-1", f"{_percent(fold['top1'])}{by}"))
+  return rows
+
+
 _FURTHER = {
+  "folds": _folds,
   "attributes": _attributes,
   "corruptions": _corruptions,
   "shots": _shots,

@@ -3,18 +3,29 @@
 import argparse
 import collections
 import dataclasses
+import functools
 from collections.abc import Generator
 from typing import Any
 
-from clip_jax import host_memory, loading, names, terminal
+import jax
+
+from clip_jax import (
+  host_memory,
+  hosts,
+  loading,
+  names,
+  shared_batches,
+  terminal,
+)
 from clip_jax import search as search_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.cli import verb
-from clip_jax.cli.commands import measures, suite
+from clip_jax.cli.commands import joining, measures, suite
 from clip_jax.convert import interpolation, opening
 from clip_jax.data import account, pipeline, sources
 from clip_jax.evals import (
   few_shot,
+  folds,
   groups,
   linear_probe,
   prompt_search,
@@ -24,13 +35,41 @@ from clip_jax.evals import (
   tasks,
 )
 
+# Arguments that may differ between the processes of one evaluation: where the
+# same files lie on their hosts, and what is no business of the others.
+_OF_ONE_HOST = (
+  *("model", "data", "train_data", "data_root", "interpolate_with"),
+  *("out", "csv", "json", "threads"),
+  *("process_id", "coordinator", "remarks"),
+)
+
 
 def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   """Measures a model on one task, or on a suite of data sets."""
-  if arguments.suite is not None:
-    return suite.evaluate(arguments)
   host_memory.keep_freed()
+  with joining.joined_processes(arguments):
+    _check_same_command(arguments)
+    if arguments.suite is not None:
+      return suite.evaluate(arguments)
+    return _evaluate(arguments)
+
+
+def _check_same_command(arguments: argparse.Namespace) -> None:
+  """Raises UserError where the processes were told different things."""
+  hosts.check_same(
+    {
+      f"--{name.replace('_', '-')}": repr(value)
+      for name, value in sorted(vars(arguments).items())
+      if name not in _OF_ONE_HOST
+    }
+  )
+
+
+def _evaluate(arguments: argparse.Namespace) -> verb.Answer:
+  """Measures a model on one task."""
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
+  if jax.process_count() > 1:
+    hosts.check_same({"model": clip.fingerprint})
   probe = arguments.task in linear_probe.TASKS
   clip.check_towers("image", *(() if probe else ("text",)))
   title = f"{arguments.task} on {arguments.data}"
@@ -54,7 +93,7 @@ def _measure(arguments, clip, *, tell: bool = True) -> dict[str, Any]:
   model = clip.for_evaluation(cuts)
   options = {"labels": arguments.labels, "templates": arguments.templates}
   with terminal.Progress("eval") as progress:
-    options["reading"] = _reading(arguments, progress)
+    options["reading"] = _reading(arguments, clip, progress)
     if arguments.task == few_shot.TASK:
       result = _few_shot(arguments, clip, model, options)
     elif arguments.task == robustness.TASK:
@@ -76,12 +115,13 @@ def _measure(arguments, clip, *, tell: bool = True) -> dict[str, Any]:
   return {**result, **about}
 
 
-def _reading(arguments, progress) -> reading.Reading:
+def _reading(arguments, clip, progress) -> reading.Reading:
   """Returns how data are read, by the flags of `flags.add_batches`."""
   return reading.Reading(
     batch_size=arguments.batch_size,
     threads=arguments.threads,
-    progress=progress,
+    progress=None if jax.process_index() else progress,
+    open_batches=shared_batches.opener(clip.encoder),
   )
 
 
@@ -112,14 +152,17 @@ def _probe(arguments, clip) -> dict[str, Any]:
   """Measures a classifier on the features of a model."""
   features, embed = _features(arguments, clip)
   with terminal.Progress("eval") as progress:
-    result = linear_probe.evaluate(
+    evaluate_probe = linear_probe.evaluate
+    if arguments.folds:
+      evaluate_probe = functools.partial(folds.evaluate, folds=arguments.folds)
+    result = evaluate_probe(
       arguments.task,
       arguments.data,
       embed=embed,
       preprocess=clip.preprocess,
       train_data=arguments.train_data,
       neighbours=arguments.neighbours or linear_probe.NEIGHBOURS,
-      reading=_reading(arguments, progress),
+      reading=_reading(arguments, clip, progress),
     )
   return {
     **result,

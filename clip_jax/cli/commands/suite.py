@@ -7,9 +7,12 @@ import pathlib
 import re
 from typing import Any
 
-from clip_jax import host_memory, inference, loading, names, terminal
+import jax
+
+from clip_jax import inference, loading, names, shared_batches, terminal
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.cli import verb
+from clip_jax.evals import reading
 from clip_jax.evals.suite import check, data_sets, measuring, result_files
 from clip_jax.models import variants
 
@@ -27,7 +30,6 @@ _SAID = {
 
 def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   """Measures a model on the data sets of a suite."""
-  host_memory.keep_freed()
   entries = data_sets.choose(arguments.suite)
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   clip.check_towers("image", "text")
@@ -52,14 +54,17 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
         arguments.data_root,
         subject,
         out=out,
-        batch_size=arguments.batch_size,
-        threads=arguments.threads,
+        how=reading.Reading(
+          batch_size=arguments.batch_size,
+          threads=arguments.threads,
+          open_batches=shared_batches.opener(clip.encoder),
+        ),
         max_pixels=arguments.max_pixels,
-        progress=show,
+        progress=None if jax.process_index() else show,
       )
     )
   cuts.tell(clip.needed_tokenizer().context_length)
-  if arguments.csv:
+  if arguments.csv and jax.process_index() == 0:
     result_files.write_csv(
       arguments.csv,
       found,

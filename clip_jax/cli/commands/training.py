@@ -1,33 +1,19 @@
 """The verb `train`."""
 
 import argparse
-import contextlib
 import dataclasses
-import logging
 import os
-from collections.abc import Iterator
-from typing import Any
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-
-from clip_jax import config, errors, host_memory, sharding, terminal
+from clip_jax import config, errors, host_memory, terminal
 from clip_jax.cli import verb
-from clip_jax.cli.commands import measures
-from clip_jax.train import journal, links, loop, peers
-
-_LOGGER = logging.getLogger(__name__)
-
-# As long as JAX waits by itself.
-_JOIN_SECONDS = 300
-_MEET_SECONDS = 60  # For processes that JAX has joined before.
+from clip_jax.cli.commands import joining, measures
+from clip_jax.train import journal, loop
 
 
 def train(arguments: argparse.Namespace) -> verb.Answer:
   """Trains a model as a config says."""
   host_memory.keep_freed()
-  with joined_processes(arguments):
+  with joining.joined_processes(arguments):
     return _train(arguments)
 
 
@@ -86,116 +72,3 @@ def _is_gone(workdir: str, error: FileNotFoundError) -> bool:
   inside = os.path.join(os.path.abspath(workdir), "")
   path = os.path.abspath(os.fsdecode(error.filename or inside))
   return os.path.join(path, "").startswith(inside)
-
-
-@contextlib.contextmanager
-def joined_processes(arguments: argparse.Namespace) -> Iterator[None]:
-  """Joins the processes of a run; no device may have been used before."""
-  if arguments.coordinator is None and not arguments.distributed:
-    yield
-    return
-  named = arguments.coordinator is not None
-  # Our own watch notices a lost process sooner and explains it better than JAX.
-  patience = {"heartbeat_seconds": 3 * arguments.heartbeat}
-  if not named:
-    _initialize(**patience)
-  watch = _watch_named(arguments) if named else _watch_found(arguments)
-  try:
-    if named:
-      _initialize(
-        coordinator_address=watch.coordinator,
-        coordinator_bind_address=watch.coordinator,
-        num_processes=arguments.processes,
-        process_id=arguments.process_id,
-        **patience,
-      )
-    _meet()
-    yield
-    jax.distributed.shutdown()
-  except SystemExit:  # All processes got SIGTERM, and have saved.
-    jax.distributed.shutdown()
-    if watch:
-      watch.close()
-    raise
-  except BaseException as error:
-    if watch:
-      watch.fail(error)
-    raise
-  if watch:
-    watch.close()
-
-
-def _watch_named(arguments: argparse.Namespace) -> Any:
-  """Connects the processes, given the address of process 0."""
-  others = "process 0" if arguments.process_id else "the other processes"
-  _LOGGER.info(
-    "Waiting for %s at %s (up to %d s)",
-    others,
-    arguments.coordinator,
-    _JOIN_SECONDS,
-  )
-  return peers.connect(
-    arguments.coordinator,
-    process=arguments.process_id,
-    processes=arguments.processes,
-    join_seconds=_JOIN_SECONDS,
-    heartbeat_seconds=arguments.heartbeat,
-  )
-
-
-def _watch_found(arguments: argparse.Namespace) -> Any:
-  """Connects the processes after JAX has found and joined them.
-
-  Returns None if they cannot connect; then only JAX watches them.
-  """
-  address = np.zeros(64, np.uint8)
-  if jax.process_index() == 0:
-    own = links.own_address().encode()
-    address[: len(own)] = np.frombuffer(own, np.uint8)
-  address = multihost_utils.broadcast_one_to_all(address)
-  try:
-    return peers.connect(
-      address.tobytes().rstrip(b"\0").decode(),
-      process=jax.process_index(),
-      processes=jax.process_count(),
-      join_seconds=_MEET_SECONDS,
-      heartbeat_seconds=arguments.heartbeat,
-    )
-  except errors.UserError as error:
-    _LOGGER.warning(
-      "The processes cannot watch each other: %s The run goes on; if one is "
-      "gone, JAX ends the others within %d s, and says it at length.",
-      error,
-      3 * arguments.heartbeat,
-    )
-    return None
-
-
-def _meet() -> None:
-  """Sums a number over all devices, while all processes are at one point.
-
-  On CPUs a process waits only 30 s for the others at its first collective, and
-  compiling the step may take one of them longer than that.
-  """
-  mesh = sharding.make_mesh()
-  ones = jax.make_array_from_callback(
-    (mesh.size,), sharding.batch_sharding(mesh), lambda _: np.ones(1, np.int32)
-  )
-  total = jax.jit(jax.numpy.sum, out_shardings=sharding.replicated(mesh))(ones)
-  assert total == mesh.size, total
-
-
-def _initialize(*, heartbeat_seconds: int, **options: Any) -> None:
-  try:
-    # JAX finds missing options in the cluster's environment.
-    jax.distributed.initialize(
-      initialization_timeout=_JOIN_SECONDS,
-      heartbeat_timeout_seconds=heartbeat_seconds,
-      **options,
-    )
-  except (RuntimeError, ValueError) as error:
-    raise errors.UserError(
-      f"Cannot join the other processes: {error} Where no cluster's "
-      "environment names them, give --coordinator, --processes and "
-      "--process-id."
-    ) from error

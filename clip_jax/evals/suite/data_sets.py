@@ -72,6 +72,7 @@ class Entry:
     tfds: NAME/SPLIT of TensorFlow Datasets.
     tfds_options: of the address.
     karpathy: the file of its captions and splits.
+    lists: a directory of lists of splits, over which the metric is averaged.
     note: what differs between protocols.
     published_as: its name in `published.table()`, where it is not `name`.
   """
@@ -94,6 +95,7 @@ class Entry:
   tfds: str = ""
   tfds_options: str = ""
   karpathy: str = ""
+  lists: str = ""
   note: str = ""
   published_as: str = ""
 

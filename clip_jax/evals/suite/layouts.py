@@ -6,7 +6,8 @@ NAME is the set's name in the table. Looked for are, in this order:
 - what TFDS prepared: `mnist/3.0.1/dataset_info.json`, under its name there;
 - captions: `NAME/dataset_flickr30k.json` and what else `coco:` reads;
 - Parquet: `NAME/data/test-00000-of-00001.parquet`;
-- class folders: `NAME/test/CLASS/…` or `NAME/CLASS/…`.
+- class folders: `NAME/test/CLASS/…` or `NAME/CLASS/…`, of UCF101 with the lists
+  of its splits, `ucf101/ucfTrainTestlist/testlist01.txt`.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from clip_jax import errors, regular_files
 from clip_jax.data import record as record_lib
 from clip_jax.data import sources
+from clip_jax.evals import folds
 from clip_jax.evals.suite import classes as classes_lib
 from clip_jax.evals.suite import data_sets
 
@@ -34,10 +36,12 @@ class Found:
   Attributes:
     layout: "wds", "tfds", "coco", "parquet" or "folder".
     address: the DATA address of its test images.
+    lists: the directory of the lists of its splits, where there is one.
   """
 
   layout: str
   address: str
+  lists: str = ""
 
 
 def check_root(root: str) -> pathlib.Path:
@@ -113,7 +117,9 @@ def _candidates(entry: data_sets.Entry, root: pathlib.Path) -> Iterator[Found]:
   if not retrieval:
     for directory in (*_splits(own), own):
       if directory.is_dir() and any(x.is_dir() for x in directory.iterdir()):
-        yield Found("folder", f"folder:{directory}?layout=classes")
+        lists = own / entry.lists
+        splits = str(lists) if entry.lists and lists.is_dir() else ""
+        yield Found("folder", f"folder:{directory}?layout=classes", splits)
 
 
 def _splits(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -139,12 +145,15 @@ class Opened:
     source: its records, labelled with the numbers of the table's classes.
     count: number of its test images; None where some are left out.
     warnings: sentences about counts that differ from the table's.
+    parts: the test images of each split, where the metric is the mean over
+      splits.
   """
 
   found: Found
   source: record_lib.Source
   count: int | None
   warnings: tuple[str, ...]
+  parts: tuple[record_lib.Source, ...] = ()
 
 
 def open_found(entry: data_sets.Entry, found: Found) -> Opened:
@@ -161,6 +170,10 @@ def open_found(entry: data_sets.Entry, found: Found) -> Opened:
       f"{found.address} cannot be read: {error}. Copy it again."
     ) from error
   count: int | None = len(source)
+  splits = []
+  if found.lists:
+    names = folds.names_of(source, found.address)
+    splits = folds.read_splits(found.lists, names, train=False)
   if entry.task == "zero_shot":
     if source.class_names is None:
       raise errors.UserError(
@@ -180,14 +193,18 @@ def open_found(entry: data_sets.Entry, found: Found) -> Opened:
     source = classes_lib.Relabelled(
       source, class_names=of_table.names, classes=numbers
     )
+  parts = folds.test_parts(source, splits)
+  if parts:
+    count = len(parts[0])
   warnings = []
   if count is not None and count not in entry.counts:
     known = " or ".join(f"{number:,}" for number in entry.counts)
     warnings.append(
-      f"{found.address} holds {count:,} test images, but {entry.title} has "
+      f"{found.address} holds {count:,} test images"
+      f"{' in its first split' if parts else ''}, but {entry.title} has "
       f"{known}: the figure does not compare with published ones."
     )
-  return Opened(found, source, count, tuple(warnings))
+  return Opened(found, source, count, tuple(warnings), parts)
 
 
 def _check_shards(found: Found) -> None:

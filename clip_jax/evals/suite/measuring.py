@@ -1,6 +1,8 @@
 """Measures a model on the data sets of the suite, one after the other."""
 
+import collections
 import dataclasses
+import functools
 import logging
 import pathlib
 import time
@@ -9,12 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors
+from clip_jax import errors, hosts
 from clip_jax.data import account
-from clip_jax.evals import embedding_model, metrics, reading, retrieval, tasks
+from clip_jax.evals import (
+  embedding_model,
+  folds,
+  metrics,
+  reading,
+  retrieval,
+  tasks,
+)
 from clip_jax.evals import prompts as prompts_lib
+from clip_jax.evals.suite import agreement, data_sets, layouts, result_files
 from clip_jax.evals.suite import classes as classes_lib
-from clip_jax.evals.suite import data_sets, layouts, result_files
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -43,14 +52,34 @@ class Subject:
   architecture: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+  """A data set that is there, opened for its evaluation.
+
+  Attributes:
+    opened: the data.
+    evaluation: that the protocol wants.
+    key: the digest of all that its measures depend on.
+  """
+
+  opened: layouts.Opened
+  evaluation: tasks.Evaluation
+  key: str
+
+  @property
+  def in_words(self) -> str:
+    """The DATA address of its test images, and their number."""
+    count = len(self.opened.source)
+    return f"{self.opened.found.address} with {count:,} records"
+
+
 def run(
   entries: Sequence[data_sets.Entry],
   root: str,
   subject: Subject,
   *,
   out: pathlib.Path,
-  batch_size: int = 256,
-  threads: int = 4,
+  how: reading.Reading = reading.DEFAULT,
   max_pixels: int | None = None,
   progress: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -60,65 +89,117 @@ def run(
   of what could be read, if anything could; "wrong", where it is not what the
   table says, or cannot be opened; "no_metric"; "missing". A set that `out`
   holds already, with all that it depends on unchanged, is not measured again.
+  Several processes measure each set together (agreement.py); the first one
+  reads and writes `out`.
 
   Args:
     entries: of `data_sets.choose`.
     root: the directory of the data sets.
     subject: the model.
     out: the directory of the results.
-    batch_size: images embedded at once.
-    threads: threads that read and decode.
+    how: how the data are read; its own progress is not told.
     max_pixels: of the largest image that is read.
     progress: called with the set's name, records done and their total.
 
   Raises:
-    UserError: `root` is no directory, `out` cannot be written to, or the model
-      gives no numbers.
+    UserError: `root` is no directory, `out` cannot be written to, the model
+      gives no numbers, or the processes have different models.
   """
   place = layouts.check_root(root)
+  hosts.check_same({"model": subject.fingerprint})
   for entry in entries:
     about = _about(entry, root)
     try:
-      found = layouts.find(entry, place)
-      if found is None:
-        yield {**about, "status": result_files.MISSING}
-        continue
-      opened = layouts.open_found(entry, found)
-      evaluation = _evaluation(entry, opened)
+      prepared = agreement.prepare(
+        functools.partial(_prepare, entry, place, subject, max_pixels)
+      )
     except errors.UserError as error:
       _LOGGER.warning("%s: %s", entry.name, error)
       yield {**about, "status": result_files.WRONG, "problem": str(error)}
       continue
-    key = _key(entry, opened, evaluation, subject, max_pixels)
-    kept = result_files.read(out, entry.name, key=key)
+    if prepared is None:
+      yield {**about, "status": result_files.MISSING}
+      continue
+    kept = agreement.read_kept(out, entry.name, key=prepared.key)
     if kept is not None:
       yield {**kept, "kept": True}
       continue
     started = time.perf_counter()
     try:
-      measured = evaluation.measure(
+      measured = _measure(
+        prepared,
         subject.model,
-        reading=reading.Reading(
-          batch_size, threads, _named(progress, entry.name)
-        ),
+        dataclasses.replace(how, progress=_named(progress, entry.name)),
       )
     except errors.UserError as error:
       _check_finite(subject)
       _LOGGER.warning("%s: %s", entry.name, error)
+      found = prepared.opened.found
       about |= {"data": found.address, "layout": found.layout}
       yield {**about, "status": result_files.DAMAGED, "problem": str(error)}
       continue
     seconds = time.perf_counter() - started
-    read = len(opened.source) - sum(measured["bad_records"].values())
+    sources = prepared.opened.parts or [prepared.opened.source]
+    read = sum(map(len, sources)) - sum(measured["bad_records"].values())
     result = {
       **about,
-      **_result(entry, opened, evaluation, measured, subject),
+      **_result(entry, prepared, measured, subject),
       "seconds": seconds,
       "images_per_second": read / seconds,
-      "key": key,
+      "key": prepared.key,
     }
-    result_files.write(out, result)
+    agreement.write(out, result)
     yield {**result, "kept": False}
+
+
+def _prepare(
+  entry: data_sets.Entry,
+  place: pathlib.Path,
+  subject: Subject,
+  max_pixels: int | None,
+) -> _Prepared | None:
+  """Opens a set on this process; returns None where it is not there.
+
+  Raises:
+    UserError: it is not what the table says.
+  """
+  found = layouts.find(entry, place)
+  if found is None:
+    return None
+  opened = layouts.open_found(entry, found)
+  evaluation = _evaluation(entry, opened)
+  key = _key(entry, opened, evaluation, subject, max_pixels)
+  return _Prepared(opened, evaluation, key)
+
+
+def _measure(
+  prepared: _Prepared,
+  model: embedding_model.EmbeddingModel,
+  how: reading.Reading,
+) -> dict[str, Any]:
+  """Returns the measures of a set, of several splits their mean."""
+  parts = prepared.opened.parts
+  if not parts:
+    return prepared.evaluation.measure(model, reading=how)
+  total, done, found = sum(map(len, parts)), 0, []
+  bad: collections.Counter[str] = collections.Counter()
+  for part in parts:
+    of_part = dataclasses.replace(prepared.evaluation, source=part)
+    found.append(of_part.measure(model, reading=how.part(done, total)))
+    bad.update(found[-1].pop("bad_records"))
+    done += len(part)
+  first = found[0]
+  return {
+    "task": first["task"],
+    "data": first["data"],
+    **folds.mean(found),
+    "examples": sum(each["examples"] for each in found),
+    "classes": first["classes"],
+    "folds": found,
+    "prompts_hash": first["prompts_hash"],
+    "protocol": f"mean over {len(found)} published splits; {first['protocol']}",
+    "bad_records": dict(bad),
+  }
 
 
 def _about(entry: data_sets.Entry, root: str) -> dict[str, Any]:
@@ -201,6 +282,9 @@ def _key(
       "format": result_files.FORMAT,
       "model": subject.fingerprint,
       "data": opened.source.fingerprint,
+      **(
+        {"parts": [x.fingerprint for x in opened.parts]} if opened.parts else {}
+      ),
       "prompts": _prompts_hash(evaluation),
       "protocol": [entry.task, entry.metric, evaluation.options],
       "published": dict(entry.published),
@@ -212,12 +296,12 @@ def _key(
 
 def _result(
   entry: data_sets.Entry,
-  opened: layouts.Opened,
-  evaluation: tasks.Evaluation,
+  prepared: _Prepared,
   measured: dict[str, Any],
   subject: Subject,
 ) -> dict[str, Any]:
   """Returns the content of a measured set's file, but its name and times."""
+  opened, evaluation = prepared.opened, prepared.evaluation
   bad = measured.pop("bad_records")
   kept = account.of(opened.source)
   warnings = [*opened.warnings, *account.tell(opened.source, measured["data"])]
@@ -282,8 +366,8 @@ def _values(
 ) -> dict[str, dict[str, Any]]:
   """Returns the metrics of a set with intervals.
 
-  Shares of examples have a Clopper-Pearson interval; other metrics are no
-  shares, and have none.
+  Shares of examples have a Clopper-Pearson interval; other metrics, and means
+  over splits, are no shares, and have none.
   """
   values: dict[str, dict[str, Any]] = {}
   if entry.task == "retrieval":
@@ -296,7 +380,7 @@ def _values(
     value = measured[key]
     values[entry.metric] = (
       _share(value, examples)
-      if entry.metric == "accuracy"
+      if entry.metric == "accuracy" and "folds" not in measured
       else {"value": value, "interval_95": None}
     )
   return values

@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import embedder, preprocess, sharding
+from clip_jax import (
+  embedder,
+  errors,
+  hosts,
+  preprocess,
+  sharding,
+  shared_batches,
+)
 from clip_jax.data import pipeline
 from clip_jax.data import record as record_lib
 from clip_jax.evals import embedding_model, reading, tasks
 from clip_jax.models import variants
-from clip_jax.train import shared_batches
 
 SIZE, CLASSES, BAD = 16, 5, (3, 17)
 SPEC = preprocess.Preprocess(image_size=SIZE, mean=(0, 0, 0), std=(1, 1, 1))
@@ -76,11 +82,7 @@ def measured(devices, records, *, shared):
   """The measures of both tasks and the slots that were read."""
   encoder, variables = make_encoder(devices)
 
-  def embed_images(images):
-    if shared:
-      return shared_batches.embed(images, encoder, variables)
-    return encoder.embed_images(variables, images)
-
+  embed_images = functools.partial(encoder.embed_images, variables)
   model = embedding_model.Functions(embed_images, embed_texts, SPEC)
   found, read = {}, []
   for task in tasks.TASKS:
@@ -122,6 +124,52 @@ def test_rows_of_a_batch_are_read_by_themselves():
   assert sorted(source.read) == [1, 3, 5, 7, 9]
 
 
+class Failing(Source):
+  """A source that cannot be read at one place; all others can."""
+
+  def __getitem__(self, index):
+    if index == 13:
+      raise errors.UserError("The file has changed.")
+    return super().__getitem__(index)
+
+
+def message_of_failing(devices):
+  """What an evaluation of `Failing` says."""
+  encoder, _ = make_encoder(devices)
+  with (
+    pytest.raises(errors.UserError) as caught,
+    shared_batches.open_batches(
+      Failing(21), encoder=encoder, batch_size=8, preprocess=SPEC
+    ) as batches,
+  ):
+    list(batches)
+  return str(caught.value)
+
+
+def test_an_error_in_reading_is_said(monkeypatch):
+  assert message_of_failing(jax.devices()) == "The file has changed."
+  other = json.dumps(["Gone.", dict.fromkeys(shared_batches._FACTS, ()), []])
+
+  def exchanged(text):
+    return [text, text if text.startswith("[21") else other]
+
+  monkeypatch.setattr(hosts, "exchanged", exchanged)
+  assert message_of_failing(jax.devices()) == "On process 1: Gone."
+
+
+@pytest.mark.parametrize(
+  "other, message",
+  [
+    ([20, "noise"], "20 records on process 1, 21 on process 0"),
+    ([21, "sound"], "21 records on process 1, which are others than those of"),
+  ],
+)
+def test_different_data_are_noticed(monkeypatch, other, message):
+  said = json.dumps(other)
+  monkeypatch.setattr(hosts, "exchanged", lambda text: [text, said])
+  assert message in message_of_failing(jax.devices())
+
+
 _PROCESS = """
 import json, sys
 address, process, folder, records = sys.argv[1:]
@@ -130,7 +178,9 @@ jax.distributed.initialize(address, num_processes=2, process_id=int(process))
 sys.path.insert(0, folder)
 import test_shared_batches as tests
 found, read = tests.measured(jax.devices(), int(records), shared=True)
-print(json.dumps([found, read]))
+message = tests.message_of_failing(jax.devices())
+again, _ = tests.measured(jax.devices(), int(records), shared=True)
+print(json.dumps([found, read, message, again == found]))
 """
 
 
@@ -142,9 +192,13 @@ def test_two_processes_read_half_each_and_measure_the_same(
   output = on_two_processes(
     _PROCESS, str(request.path.parent), "21", devices=devices
   )
-  (first, own), (second, others) = (
+  (first, own, *said), (second, others, *says) = (
     json.loads(text.splitlines()[-1]) for text in output
   )
+  # What one of them cannot read ends the evaluation of both, and no other.
+  assert said == says
+  assert said[0].startswith("On process ") and said[0].endswith("has changed.")
+  assert said[1]
   want, slots = measured(jax.devices()[:1], 21, shared=False)
   assert first == second == json.loads(json.dumps(want))
   assert sorted(own + others) == slots  # Nobody reads what another has read.
