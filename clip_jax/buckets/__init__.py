@@ -10,6 +10,7 @@ What fails for a moment is tried again, eight times in all, after waits that
 double; what will not mend itself is an `UnreachableError` at once.
 """
 
+import contextlib
 import io
 import os
 import re
@@ -126,6 +127,10 @@ def _listed(address: str, *, deep: bool) -> Iterator[tuple[str, Any]]:
     yield found.path[len(place) :].strip("/"), found
 
 
+class ReplacedError(errors.UnreachableError):
+  """An object is not the one any more that was opened."""
+
+
 class File:
   """An object that is read at given positions, from any threads."""
 
@@ -179,15 +184,21 @@ class File:
 
   def _ask(self, offset: int, size: int) -> bytes:
     def ask() -> bytes:
-      data = self._reader.read(offset, size)
-      if len(data) != size:
+      try:
+        data = self._reader.read(offset, size)
+        if len(data) == size:
+          return data
         raise OSError(f"only {len(data):,} of {size:,} bytes came")
-      return data
+      except OSError as error:
+        short = re.search(r"bytes came|OUT_OF_RANGE|InvalidRange", str(error))
+        if short and status(self.address) != self._status:
+          raise FileNotFoundError(self.address) from None  # It is another one.
+        raise
 
     try:
       return attempts.retried(self.address, ask)
     except FileNotFoundError:
-      raise errors.UnreachableError(
+      raise ReplacedError(
         f"{self.address} was removed or replaced since it was opened; start "
         "again, and leave it alone meanwhile."
       ) from None
@@ -246,10 +257,11 @@ def read_current(address: str, *, limit: int) -> bytes:
   """Returns the same as `read`, of one that may be replaced meanwhile."""
   while True:
     file = File(address)
-    data = file.read(offset=0, size=min(file.status().size, limit + 1))
-    # Its size is asked for first, and may be that of the one before.
-    if status(address).size == file.status().size:
-      return data
+    with contextlib.suppress(ReplacedError):
+      data = file.read(offset=0, size=min(file.status().size, limit + 1))
+      # Its size is asked for first, and may be that of the one before.
+      if status(address).size == file.status().size:
+        return data
 
 
 def _info(address: str) -> Any:

@@ -29,7 +29,7 @@ def put(address: str, data: bytes) -> None:
 
 
 def put_file(address: str, path: pathlib.Path) -> None:
-  """Writes an object of a file's bytes: those that it has when it is opened.
+  """Writes an object of a file's bytes: those that it has when it is read.
 
   Raises:
     OSError: the file cannot be read.
@@ -37,7 +37,7 @@ def put_file(address: str, path: pathlib.Path) -> None:
   """
   with path.open("rb") as file:
     size = os.fstat(file.fileno()).st_size
-    _asked(address, lambda: _copy(address, file, size), size=size)
+    _asked(address, lambda: _copy(address, file), size=size)
 
 
 def remove(address: str) -> None:
@@ -68,17 +68,22 @@ def _put(address: str, data: bytes) -> None:
   stream.close()
 
 
-def _copy(address: str, file: BinaryIO, size: int) -> None:
-  """Copies the first `size` bytes of a file."""
+def _copy(address: str, file: BinaryIO) -> None:
+  """Copies a file of the size that it has now."""
+  size = os.fstat(file.fileno()).st_size
   file.seek(0)
-  stream = clients.client(address).open_output_stream(clients.place(address))
-  for start in range(0, size, _PIECE_BYTES):
+  stream = None
+  for start in range(0, size, _PIECE_BYTES) or (0,):
     piece = file.read(min(_PIECE_BYTES, size - start))
     if len(piece) != min(_PIECE_BYTES, size - start):
       # Not closed: what was written so far would become the object.
-      raise errors.UserError(f"{file.name} became shorter while it was copied.")
+      raise OSError(f"{file.name} became shorter while it was copied")
+    if stream is None:  # Of a small file nothing is begun that is given up.
+      place = clients.place(address)
+      stream = clients.client(address).open_output_stream(place)
     stream.write(piece)
-  stream.close()
+  if stream is not None:
+    stream.close()
 
 
 def _asked(address: str, ask: Callable[[], None], *, size: int) -> None:

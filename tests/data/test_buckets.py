@@ -376,3 +376,31 @@ def test_the_command_line_reads_a_bucket(store, data, capsys):
   with pytest.raises(SystemExit):
     cli.main(["data", "inspect", "tfrecord:gs://data-1/tars"])
   assert "is not read from buckets" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_an_object_that_is_replaced_by_a_shorter_one_is_told(scheme, store):
+  address = f"{scheme}://data-1/list.json"
+  store.put("data-1", "list.json", b"x" * 90)
+  opened = buckets.File(address)
+  store.put("data-1", "list.json", b"y" * 60)
+  with pytest.raises(buckets.ReplacedError, match="removed or replaced since"):
+    opened.read(offset=0, size=90)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_is_replaced_while_it_is_read_is_read_again(
+  scheme, store, monkeypatch
+):
+  address = f"{scheme}://data-1/list.json"
+  store.put("data-1", "list.json", b"x" * 90)
+  ask, left = buckets.status, [b"y" * 60, b"z" * 120]
+
+  def replace_after(asked):
+    found = ask(asked)
+    if left:
+      store.put("data-1", "list.json", left.pop(0))
+    return found
+
+  monkeypatch.setattr(buckets, "status", replace_after)
+  assert buckets.read_current(address, limit=500) == b"z" * 120
