@@ -204,7 +204,7 @@ def _count_starts(encoded: bytes) -> int:
   for offset in range(2):  # Pairs that begin at even and at odd places.
     count = (len(encoded) - offset) // 2
     pairs = np.frombuffer(encoded, "<u2", count, offset)
-    found += np.count_nonzero(pairs == _START)
+    found += int(np.count_nonzero(pairs == _START))
   return found
 
 
