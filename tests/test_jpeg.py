@@ -121,21 +121,31 @@ def test_limits_hold_with_it():
 
 
 @pytest.mark.parametrize(
-  "size", [(61, 47), (30, 47), (200, 101), (300, 40), (31, 62), (20, 19)]
+  "size",
+  [(61, 47), (30, 47), (31, 41), (200, 101), (300, 40), (31, 62), (20, 19)],
 )
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
-def test_a_training_crop_is_one_of_the_whole_resized_image(size, mode):
-  image = preprocess.decode(_jpeg(*size)).convert(mode)
+@pytest.mark.parametrize("side", [23, 29])
+def test_a_training_crop_is_one_of_the_whole_resized_image(size, mode, side):
+  rng = np.random.default_rng(0)
+  noise = rng.integers(0, 256, (size[1], size[0], 3), np.uint8)
+  image = Image.fromarray(noise).convert(mode)
   spec = preprocess.Preprocess(image_size=23, mean=(0.5,) * 3, std=(0.5,) * 3)
-  whole = image.resize(crop._shortest(image.size, 29), spec.resample)
-  whole = np.asarray(whole.convert("RGB"))
+  whole = image.resize(crop._shortest(image.size, side), spec.resample)
+  whole = np.asarray(whole.convert("RGB")).astype(int)
+  off = []
   for seed in range(10):
     corner = np.random.default_rng(seed)
     top, left = (int(corner.integers(n - 22)) for n in whole.shape[:2])
     found = preprocess.train_image(
-      image, spec, rng=np.random.default_rng(seed), resize_ratio=29 / 23
+      image, spec, rng=np.random.default_rng(seed), resize_ratio=side / 23
     )
-    assert (found == whole[top : top + 23, left : left + 23]).all()
+    off.append(abs(found - whole[top : top + 23, left : left + 23]))
+  # Pillow takes the crop's place in float32: a value next to a half is rounded
+  # to the other side, and the second pass may weigh that by a little above 1.
+  # In the other order of the passes, a quarter of these values would differ.
+  assert np.max(off) <= 2
+  assert np.mean(np.array(off) > 0) <= (0.005 if mode in ("RGB", "L") else 0)
 
 
 def test_a_resume_with_another_decoder_is_told(caplog):

@@ -242,6 +242,7 @@ def test_a_photograph_of_two_pictures_is_its_first():
 def test_training_crops_are_crops_of_the_resized_image():
   image = make_image("RGB", 40, 30)
   resized = np.asarray(image.resize((26, 20), Image.Resampling.BICUBIC))
+  resized = resized.astype(int)
   rng = np.random.default_rng(3)
   seen = set()
   for _ in range(200):
@@ -252,7 +253,8 @@ def test_training_crops_are_crops_of_the_resized_image():
       (top, left)
       for top in range(5)
       for left in range(11)
-      if (resized[top : top + 16, left : left + 16] == crop).all()
+      # tests/test_jpeg.py says why some values are off by a level.
+      if abs(resized[top : top + 16, left : left + 16] - crop).max() <= 1
     ]
     assert len(found) == 1
     seen.update(found)

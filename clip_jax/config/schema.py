@@ -94,7 +94,8 @@ class Data:
   held_out: float = _knob(
     0.0,
     _below_one,
-    "share of data.train that is not trained on; evals may have data=held_out",
+    "share of data.train, of each of several, that is not trained on; evals "
+    "may have data=held_out",
   )
   template: str = _knob(
     "",

@@ -1,5 +1,6 @@
 """A Pillow image to the square array of a `Preprocess`."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -9,13 +10,16 @@ from clip_jax import errors
 from clip_jax.preprocess import colour
 from clip_jax.preprocess.spec import PreprocessSpec
 
-# A larger resized image is resampled only where it is cropped: that of a
-# 1 x 16000 strip would have 224 x 3.6 million pixels. Pillow's passes then
-# round elsewhere, so that levels may differ by two.
+# A larger resized image is resampled only where it is cropped, also in
+# evaluation: that of a 1 x 16000 strip would have 224 x 3.6 million pixels.
+# Pillow's passes then round elsewhere, so that levels may differ by two.
 _MAX_RESIZED_PIXELS = 2**24
 
 # Up to this ratio of its sides Pillow resizes any image along its rows first.
 _MAX_RATIO = 2
+
+# Pixels of the result on each side of one that its filter may reach to.
+_REACH = 3
 
 # The number of pixels to lose on an axis -> the first one kept.
 _CENTRES: dict[str, Callable[[int], int]] = {
@@ -27,7 +31,8 @@ _CENTRES: dict[str, Callable[[int], int]] = {
 def eval_image(image: Image.Image, spec: PreprocessSpec) -> np.ndarray:
   """Returns a decoded image as evaluation sees it, uint8 (size, size, 3)."""
   size = _SIZES[spec.resize](image.size, spec.resized_side)
-  return _resize_and_crop(image, spec, size, _CENTRES[spec.crop_rounding])
+  corner = _CENTRES[spec.crop_rounding]
+  return _resize_and_crop(image, spec, size, corner, exact=True)
 
 
 def train_image(
@@ -43,6 +48,10 @@ def train_image(
   ratio of 1 moves the crop along the longer side only. That is so for every
   `spec.resize`: the augmentation replaces the squashing, padding or central
   margin of evaluation, and keeps its interpolation and colours.
+
+  Only the crop is resized, which saves a sixth of the time. Pillow takes its
+  place in float32, so that fewer than one value in 200 of the crop's (3 in 100
+  where an image is 16,000 pixels wide) are rounded to a neighbouring level.
   """
   if not resize_ratio >= 1:
     raise errors.UserError(
@@ -55,6 +64,7 @@ def train_image(
     spec,
     _shortest(image.size, side),
     lambda margin: int(rng.integers(margin + 1)),
+    exact=False,
   )
 
 
@@ -93,11 +103,14 @@ def _resize_and_crop(
   spec: PreprocessSpec,
   resized: tuple[int, int],
   corner: Callable[[int], int],
+  *,
+  exact: bool,
 ) -> np.ndarray:
   """Resizes to (width, height) `resized`, pads, crops, and gives RGB.
 
   `corner` turns the number of pixels to lose into the first one kept; it is
-  called for the height and then for the width.
+  called for the height and then for the width. `exact` asks for the values of
+  the whole resized image.
   """
   image = colour.flatten(image, spec.alpha)
   if spec.convert_rgb == "before":
@@ -105,8 +118,18 @@ def _resize_and_crop(
   size = spec.image_size
   w, h = resized
   top, left = corner(max(h - size, 0)), corner(max(w - size, 0))
-  if w * h <= _MAX_RESIZED_PIXELS:
-    if _is_in_two_passes(image, spec, resized):
+  in_two_passes = _is_in_two_passes(image, spec, resized)
+  if w * h > _MAX_RESIZED_PIXELS:
+    x, y = image.width / w, image.height / h  # Source pixels to a resized one.
+    right = min((left + size) * x, image.width)
+    bottom = min((top + size) * y, image.height)
+    image = _resize(
+      image, spec, (size, size), box=(left * x, top * y, right, bottom)
+    )
+  elif in_two_passes and not exact:
+    image = _resize_crop(image, spec, resized, left=left, top=top)
+  else:
+    if in_two_passes:
       # Pillow's own two passes; the second has only the crop's columns to do.
       image = _resize(image, spec, (w, image.height))
       image = image.crop((left, 0, left + size, image.height))
@@ -114,27 +137,49 @@ def _resize_and_crop(
     image = _resize(image, spec, (w, h))
     image = _pad(image, size, spec.fill)
     image = image.crop((left, top, left + size, top + size))
-  else:
-    x, y = image.width / w, image.height / h  # Source pixels to a resized one.
-    right = min((left + size) * x, image.width)
-    bottom = min((top + size) * y, image.height)
-    image = _resize(
-      image, spec, (size, size), box=(left * x, top * y, right, bottom)
-    )
   return np.array(colour.convert(image, "RGB"))  # (size, size, 3)
+
+
+def _resize_crop(
+  image: Image.Image,
+  spec: PreprocessSpec,
+  resized: tuple[int, int],
+  *,
+  left: int,
+  top: int,
+) -> Image.Image:
+  """Resizes what a crop shows, in Pillow's two passes, rows first.
+
+  One call does both, but for high images in an order that depends on the crop.
+  """
+  size, (w, h) = spec.image_size, resized
+  x, y = image.width / w, image.height / h
+  right = min((left + size) * x, image.width)
+  bottom = min((top + size) * y, image.height)
+  if h == size and image.height <= image.width:
+    box = (left * x, 0, right, image.height)
+    return _resize(image, spec, (size, size), box=box)
+  # The rows that the second pass reads.
+  first = max(0, math.floor(top * y - _REACH * y))
+  last = min(image.height, math.ceil(bottom + _REACH * y))
+  image = image.crop((0, first, image.width, last))
+  box = (left * x, 0, right, image.height)
+  image = _resize(image, spec, (size, image.height), box=box)
+  box = (0, top * y - first, size, bottom - first)
+  return _resize(image, spec, (size, size), box=box)
 
 
 def _is_in_two_passes(image, spec, resized) -> bool:
   """Whether Pillow resizes along rows and then columns, both to fewer pixels.
 
   It is so for any image that is at most twice as high as wide; what is padded
-  or not cropped at its sides gains nothing.
+  is left out.
   """
   w, h = resized
   return (
     spec.antialias
     and image.mode in ("RGB", "L")
-    and spec.image_size < w < image.width
+    and spec.image_size <= w < image.width
     and spec.image_size <= h < image.height <= _MAX_RATIO * image.width
   )
 

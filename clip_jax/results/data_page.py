@@ -23,6 +23,7 @@ MARK = '<meta name="generator" content="clip_jax data">'
 _COLUMNS, _TILE, _GAP = 10, 110, 6
 _MOST_BARS = 15
 _SHOWN = 200  # Characters of a caption.
+_GUESSED = " Languages are guesses: a few words say little of theirs."
 _LENGTHS = ("characters", "words", "tokens")
 
 
@@ -110,6 +111,7 @@ def _figures(found: Mapping[str, Any]) -> list[Figure]:
   ]
   kinds = [
     _bars("script", "captions", captions["scripts"]),
+    _bars("language", "captions", captions["languages"] or {}),
     _bars("format", "images", images["formats"]),
     _bars("mode", "images", images["modes"]),
     _bars("bad record", "records", found["bad"]),
@@ -119,6 +121,7 @@ def _figures(found: Mapping[str, Any]) -> list[Figure]:
     _ranges("width over height", "", images["aspect"]),
     _ranges("encoded size", "bytes", images["bytes"]),
   ]
+  spoken = "languages, " if captions["languages"] else ""
   figures = [
     (
       *("captions", "Lengths of captions"),
@@ -133,8 +136,9 @@ def _figures(found: Mapping[str, Any]) -> list[Figure]:
       sides if found["good"] else [],
     ),
     (
-      *("kinds", "Scripts, formats and bad records"),
-      "A caption's script is that of most of its letters, by Unicode's blocks.",
+      *("kinds", f"Scripts, {spoken}formats and bad records"),
+      "A caption's script is that of most of its letters, by Unicode's blocks."
+      f"{_GUESSED if spoken else ''}",
       [panel for panel in kinds if panel.categories],
     ),
   ]

@@ -148,17 +148,33 @@ def _groups(embeds: np.ndarray, similarity: float) -> np.ndarray:
 def near_between(
   embeds: np.ndarray, others: np.ndarray, *, similarity: float
 ) -> np.ndarray:
-  """Returns i and j of all near pairs of two sets, int64 (pairs, 2).
+  """Returns i and j of near pairs of two sets, int64 (at most n + m, 2).
+
+  Of all pairs those are given of each i and the first j that it is near, and of
+  each j and the first i. All are compared, and never listed.
 
   Args:
     embeds: of unit length, float32 (n, embed).
     others: likewise (m, embed).
     similarity: cosine of `embeds[i]` and `others[j]`, at least.
   """
-  found = [np.zeros((0, 2), np.int64)]
+  ahead = np.full(len(embeds), len(others))
+  back = np.full(len(others), len(embeds))
   for i, j, above in _near_blocks(embeds, others, similarity):
-    found.append(np.argwhere(above) + np.array([i, j]))
-  return np.concatenate(found)
+    for firsts, start, other, near in (
+      (ahead, i, j, above),
+      (back, j, i, above.T),
+    ):
+      rows = np.flatnonzero(near.any(axis=1))
+      np.minimum.at(firsts, start + rows, other + near[rows].argmax(axis=1))
+  mine = np.flatnonzero(ahead < len(others))
+  theirs = np.flatnonzero(back < len(embeds))
+  return np.concatenate(
+    [
+      np.stack([mine, ahead[mine]], axis=1),
+      np.stack([back[theirs], theirs], axis=1),
+    ]
+  )
 
 
 def _near_blocks(

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from clip_jax import config as config_lib
@@ -13,16 +13,13 @@ from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.data import account, mixture, pipeline, sources
-from clip_jax.data.sources import views
-from clip_jax.evals import prompts, ridge, tasks
+from clip_jax.evals import ridge, tasks
 from clip_jax.models import freezing, variants
 from clip_jax.train import origins as origins_lib
 from clip_jax.train import program as program_lib
-from clip_jax.train import text_layout
+from clip_jax.train import run_data, text_layout
 
 _LOGGER = logging.getLogger(__name__)
-
-OpenSource = Callable[[str], sources.Source]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Run:
   def report_data(self) -> str:
     """The DATA address of what the report shows; empty if there is none."""
     config = self.program.config
-    return _address(config.data, config.report)
+    return run_data.address(config.data, config.report)
 
   def announce(self) -> None:
     """Logs a summary of the run, before the first compilation starts."""
@@ -114,16 +111,20 @@ class Run:
     """
     config = self.program.config
     data = config.data
-    parts = mixture.parts_of(self.source, data.train)
-    opened = {part.address: part.source for part in parts}
+    opened = {data.train: self.source}
     for evaluation in self.evaluations.values():
       opened[evaluation.data] = evaluation.source
       if isinstance(evaluation, ridge.FewShot):
         opened[evaluation.train_data] = evaluation.pool.source
     if self.report is not None:
       opened[self.report_data] = self.report
+    parts = {
+      part.address: part.source
+      for address, source in opened.items()
+      for part in mixture.parts_of(source, address)
+    }
     told = collections.defaultdict(set)  # Of two parts of the same data: once.
-    for address, source in opened.items():
+    for address, source in parts.items():
       said = told[sources.without_split(address)]
       said.update(account.tell(source, address, told=said))
     account.check(
@@ -204,7 +205,7 @@ def make_run(
   # Evaluations and the report may use the same data, which is opened once.
   open_source = functools.cache(sources.open_source)
   data = config.data
-  source = _open_training(data, open_source)
+  source = run_data.open_training(data, open_source)
   entries = {
     name: config_lib.Evaluation(**entry) for name, entry in config.evals.items()
   }
@@ -271,77 +272,15 @@ def _check_measurable(model, evaluations, kind, report) -> None:
     )
 
 
-def _open_training(
-  data: config_lib.Data, open_source: OpenSource
-) -> sources.Source:
-  """Opens the training data, without the part that is held out."""
-  if (weights := mixture.parse(data.train)) is not None:
-    return _open_mixture(weights, data, open_source)
-  if data.held_out:  # Raises where the address names a split already.
-    sources.split_address(data.train, "train", data.held_out)
-  source = open_source(data.train)
-  if data.held_out:
-    source = views.part(source, "train", held_out=data.held_out)
-  return _captioned(source, data)
-
-
-def _open_mixture(
-  weights: Mapping[str, int], data: config_lib.Data, open_source: OpenSource
-) -> sources.Source:
-  if data.held_out:
-    raise errors.UserError(
-      f"data.held_out={data.held_out:g} holds out a part of one address, and "
-      "data.train has several; give each `split=train` "
-      "(ADDRESS?split=train) and evaluate on ADDRESS?split=held_out."
-    )
-  parts = []
-  for address, weight in weights.items():
-    source = open_source(address)
-    if not len(source):
-      raise errors.UserError(f"data.train: {address} holds no records.")
-    parts.append(mixture.Part(address, _captioned(source, data), weight))
-  return mixture.Mixture(parts)
-
-
-def _captioned(source: sources.Source, data: config_lib.Data) -> sources.Source:
-  """Returns a source with the captions of the config's template, if any."""
-  if not data.template:
-    return source
-  template = prompts.parse_template(data.template)
-  return views.Captioned(source, template) if source.class_names else source
-
-
-def _open(
-  address: str, data: config_lib.Data, open_source: OpenSource
-) -> sources.Source:
-  """Opens the data of an evaluation or of the report."""
-  if address != config_lib.HELD_OUT:
-    return open_source(address)
-  _address(data, address)
-  whole = open_source(data.train)
-  return views.part(whole, address, held_out=data.held_out)
-
-
-def _address(data: config_lib.Data, address: str) -> str:
-  """Returns the DATA address for a field of an evaluation or of the report."""
-  if address != config_lib.HELD_OUT:
-    return address
-  if not data.held_out:
-    raise errors.UserError(
-      f"data={address!r} is what data.held_out keeps from training, but this "
-      "is 0; set it to a share such as 0.2, or give a DATA address."
-    )
-  return sources.split_address(data.train, address, data.held_out)
-
-
 def _open_evaluation(
   entry: config_lib.Evaluation,
   training: config_lib.Data,
-  open_source: OpenSource,
+  open_source: run_data.OpenSource,
 ) -> tasks.Evaluation | ridge.FewShot:
   if entry.task == ridge.TASK:
     return _open_few_shot(entry, open_source)
-  source, task = _open(entry.data, training, open_source), entry.task
+  source = run_data.open_shown(entry.data, training, open_source)
+  task = entry.task
   if task == "auto":
     task = "zero_shot" if source.class_names is not None else "retrieval"
   templates = entry.templates
@@ -349,7 +288,7 @@ def _open_evaluation(
     templates = templates or training.template  # Asked as it was trained.
   return tasks.open_evaluation(
     task,
-    _address(training, entry.data),
+    run_data.address(training, entry.data),
     labels=entry.labels,
     templates=templates,
     open_source=lambda _: source,
@@ -357,7 +296,7 @@ def _open_evaluation(
 
 
 def _open_few_shot(
-  entry: config_lib.Evaluation, open_source: OpenSource
+  entry: config_lib.Evaluation, open_source: run_data.OpenSource
 ) -> ridge.FewShot:
   if entry.data == config_lib.HELD_OUT:
     raise errors.UserError(
@@ -376,7 +315,7 @@ def _open_few_shot(
 def _open_evaluations(
   entries: Mapping[str, config_lib.Evaluation],
   data: config_lib.Data,
-  open_source: OpenSource,
+  open_source: run_data.OpenSource,
 ) -> dict[str, tasks.Evaluation | ridge.FewShot]:
   """Opens the evaluations at the start, so that errors are raised now."""
   opened = {}
@@ -389,11 +328,11 @@ def _open_evaluations(
 
 
 def _open_report(
-  address: str, data: config_lib.Data, open_source: OpenSource
+  address: str, data: config_lib.Data, open_source: run_data.OpenSource
 ) -> sources.Source | None:
   if not address:
     return None
   try:
-    return _open(address, data, open_source)
+    return run_data.open_shown(address, data, open_source)
   except errors.UserError as error:
     raise errors.UserError(f"report: {error}") from None

@@ -216,44 +216,61 @@ def test_order_processes_and_interruptions_change_nothing(
   )
 
 
-def test_near_hashes_are_those_of_all_pairs():
+def test_the_first_near_hash_is_that_of_all_pairs(monkeypatch):
   rng = np.random.default_rng(0)
   hashes = rng.integers(0, 2**64, 300, dtype=np.uint64)
+  hashes[100:200] = hashes[100]  # A clump, which the next lines spread.
   queries = hashes[rng.integers(0, 300, 250)].copy()
-  for _ in range(14):  # Flips of single bits.
-    bits = np.uint64(1) << rng.integers(0, 64, 250).astype(np.uint64)
-    queries ^= np.where(rng.random(250) < 0.6, bits, 0).astype(np.uint64)
+  for some in (hashes[100:200], *14 * [queries]):  # Flips of single bits.
+    bits = np.uint64(1) << rng.integers(0, 64, len(some)).astype(np.uint64)
+    some ^= np.where(rng.random(len(some)) < 0.6, bits, 0).astype(np.uint64)
   distances = np.bitwise_count(queries[:, None] ^ hashes[None])
-  for most in (0, 1, 3, 4, 7, 12):
-    asked = []
-
-    def confirm(i, j, asked=asked):
-      asked.append(len(i))
-      return (i + j) % 3 > 0
-
-    found = np.stack(hamming.near(queries, hashes, most, confirm=confirm), 1)
-    want = np.argwhere(distances <= most)
-    assert np.array_equal(found, want[want.sum(1) % 3 > 0])
-  assert len(want) > 100
-  assert not len(hamming.near(queries[:0], hashes, 3, confirm=confirm)[0])
-  assert not len(hamming.near(queries, hashes[:0], 3, confirm=confirm)[0])
-  with pytest.raises(errors.UserError, match="give 0 to 12"):
-    hamming.near(queries, hashes, 13, confirm=confirm)
-
-
-def test_many_hashes_are_searched_in_little_memory(monkeypatch):
-  monkeypatch.setattr(hamming, "_AT_ONCE", 100)
-  hashes = np.repeat(np.arange(40, dtype=np.uint64) << np.uint64(9), 3)
-  most = []
+  none, before = np.full(250, 300), rng.integers(0, 301, 250)
 
   def confirm(i, j):
-    most.append(len(i))
-    return i < j
+    return (i + j) % 3 > 0
 
-  found = np.stack(hamming.near(hashes, hashes, 1, confirm=confirm), 1)
-  want = np.argwhere(np.bitwise_count(hashes[:, None] ^ hashes[None]) <= 1)
-  assert np.array_equal(found, want[want[:, 0] < want[:, 1]])
-  assert max(most) <= 100 + len(hashes)
+  for most, at_once in ((0, 2**22), (1, 7), (3, 100), (7, 2**22), (12, 999)):
+    monkeypatch.setattr(hamming, "_AT_ONCE", at_once)
+    near = (distances <= most) & confirm(*np.indices(distances.shape))
+    want = np.where(near.any(axis=1), near.argmax(axis=1), 300)
+    for found in (none, before):
+      got = hamming.first(queries, hashes, most, confirm=confirm, found=found)
+      assert np.array_equal(got, np.minimum(want, found))
+  assert np.array_equal(none, np.full(250, 300))  # It is not changed.
+  assert 100 < np.count_nonzero(want < 300) < 250
+  few = dict(confirm=confirm, found=none[:0])
+  assert not len(hamming.first(queries[:0], hashes, 3, **few))
+  few["found"] = none * 0  # No hash is before the first.
+  assert not hamming.first(queries, hashes[:0], 3, **few).any()
+  with pytest.raises(errors.UserError, match="give 0 to 12"):
+    hamming.first(queries, hashes, 13, **few)
+
+
+def test_a_clump_of_two_sets_is_searched_without_all_its_pairs(monkeypatch):
+  monkeypatch.setattr(hamming, "_AT_ONCE", 2**12)
+  rng, number = np.random.default_rng(0), 3000
+  sets = []
+  for _ in range(2):
+    hashes = np.zeros(number, np.uint64)
+    for _ in range(2):
+      hashes ^= np.uint64(1) << rng.integers(0, 64, number).astype(np.uint64)
+    sets.append(hashes)
+  asked = []
+
+  def confirm(i, j):
+    asked.append(len(i))
+    return np.ones(len(i), bool)
+
+  none = np.full(number, number)
+  found = hamming.first(*sets, 6, confirm=confirm, found=none)
+  assert (found < number).all()
+  assert sum(asked) < 40 * number and max(asked) <= 2**12 + 8
+  # The same of embeddings: at most one pair for each of either set.
+  monkeypatch.setattr(clusters, "_ROWS", 256)
+  embeds = np.ones((700, 1), np.float32)
+  pairs = clusters.near_between(embeds, embeds[:600], similarity=0.9)
+  assert len(pairs) == 1300 and (pairs.min(axis=1) == 0).all()
 
 
 def test_hashes_are_joined_as_all_pairs_join_them(monkeypatch):
@@ -482,9 +499,15 @@ def test_clusters_find_what_all_pairs_of_a_cluster_do():
   assert np.array_equal(_first(likeness.groups(pairs, 300)), _first(want))
   assert len(set(want.tolist())) < 290
   between = clusters.near_between(
-    embeds[:70], embeds[70:], similarity=similarity
+    embeds[:70], embeds[70:80], similarity=similarity
   )
-  assert np.array_equal(between, np.argwhere(cosines[:70, 70:] >= similarity))
+  whole = cosines[:70, 70:80] >= similarity
+  rows, cols = np.flatnonzero(whole.any(1)), np.flatnonzero(whole.any(0))
+  firsts = [
+    *zip(rows, whole[rows].argmax(axis=1), strict=True),
+    *zip(whole[:, cols].argmax(axis=0), cols, strict=True),
+  ]
+  assert np.array_equal(between, firsts) and 0 < len(rows) < 70
   empty = clusters.near_within(embeds[:0], similarity=similarity)
   assert empty.shape == (0, 2)
 

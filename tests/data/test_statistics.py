@@ -4,6 +4,7 @@ import collections
 import io
 import itertools
 import json
+import sys
 import unicodedata
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from clip_jax import cli, errors, preprocess, tokenizer, whole_files
 from clip_jax.data import record as record_lib
+from clip_jax.data.curation import language
 from clip_jax.data.statistics import scripts, summary
 from clip_jax.results import data_page, html_page, report_files
 
@@ -182,6 +184,43 @@ def test_only_decoding_finds_damage_behind_a_header():
   pairs.images = [image[:-30] for image in [IMAGES[12]] * 5]
   assert summary.look(pairs).good.all()
   assert not summary.look(pairs, decode=True).good.any()
+
+
+def test_languages_of_captions_are_those_of_a_loop(pairs, found):
+  library = pytest.importorskip("py3langid")
+  assert found["captions"]["languages"] is None
+  seen = summary.look(pairs, by_language=True)
+  counts = summary.summarize(seen, pairs)["captions"].pop("languages")
+  texts = [text for record in _good(pairs) for text in record.texts]
+  want = collections.Counter(
+    library.classify(text)[0] if any(map(str.isalpha, text)) else "none"
+    for text in texts
+  )
+  assert counts == want and counts["none"] > 0
+  assert {"de", "ru", "ja", "ko", "ar"} < counts.keys()
+  assert list(counts.values()) == sorted(want.values(), reverse=True)
+
+
+def test_languages_need_their_library(folder, monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, "py3langid", None)
+  language.known.cache_clear()
+  with pytest.raises(SystemExit) as ended:
+    cli.main(["data", "stats", f"folder:{folder}", "--languages"])
+  assert ended.value.code == 1
+  assert "jax-clip[language]" in capsys.readouterr().err
+
+
+def test_languages_are_told_as_text_and_on_the_page(folder, tmp_path, capsys):
+  pytest.importorskip("py3langid")
+  out = tmp_path / "look"
+  command = ["data", "stats", f"folder:{folder}", "--languages"]
+  cli.main([*command, "--out", str(out)])
+  written = json.loads((out / "stats.json").read_text("utf-8"))
+  counts = written["captions"]["languages"]
+  said = ", ".join(f"{n} {code}" for code, n in counts.items())
+  assert f"languages: {said}" in capsys.readouterr().out
+  page = (out / "index.html").read_text("utf-8")
+  assert "Scripts, languages, formats" in page
 
 
 def test_scripts_are_sorted_and_apart():

@@ -3,6 +3,7 @@
 import io
 import struct
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -353,3 +354,67 @@ def test_bit_flips_cost_only_the_samples_they_hit(
   # Python's streaming reader ends at a damaged header as if all were well.
   assert stream_silent > 10
   assert stream_lost > 4 * lost, (stream_lost, lost)
+
+
+def _told(index):
+  """Returns all that an index says, to compare."""
+  return (
+    *(index.keys.tobytes(), index.bounds.tolist(), index.problems),
+    *(index.sites, index.left_out.as_json(), index.unread.as_json()),
+    *(index.members, index.size),
+  )
+
+
+def test_samples_closed_one_by_one_are_those_of_all_members(
+  tmp_path, write_tar, monkeypatch
+):
+  rng = np.random.default_rng(0)
+  grouped, rows = shard._grouped, []
+
+  def both(path, items, *, in_a_row):
+    rows.append(in_a_row)
+    return grouped(path, items, in_a_row=in_a_row)
+
+  monkeypatch.setattr(shard, "_grouped", both)
+  suffixes = ("jpg", "txt", "json", "cls", "heic", "png", "md")
+  regular = 0
+  for number in range(150):
+    names = []
+    for sample in range(8):
+      key = f"../{sample}" if rng.random() < 0.05 else f"{sample}"
+      key = f"{int(rng.integers(8))}" if rng.random() < 0.1 else key
+      key += ".x" if rng.random() < 0.02 else ""
+      some = rng.permutation(suffixes)[: rng.integers(1, 5)]
+      names += [f"{key}.{suffix}" for suffix in some]
+    members = [(x, rng.bytes(rng.integers(0, 700))) for x in names]
+    path = write_tar(tmp_path / "a.tar", members)
+    data = bytearray(path.read_bytes())
+    if number % 3 == 1:
+      for position in rng.integers(len(data), size=3):
+        data[position] ^= 255
+    elif number % 3 == 2:
+      del data[int(rng.integers(len(data))) :]
+    path.write_bytes(data)
+    rows.clear()
+    found = _told(shard.index_shard(str(path)))
+    regular += rows == [True]
+    with monkeypatch.context() as patch:
+      # None is regular, so that all are grouped at the end.
+      patch.setattr(shard.naming, "is_dotted", lambda key: True)
+      assert _told(shard.index_shard(str(path))) == found
+  assert 40 < regular < 110
+
+
+def test_a_regular_shard_takes_few_bytes_a_sample(tmp_path, write_tar):
+  number = 4000
+  members = [
+    (f"{i:08d}.{kind}", b"x") for i in range(number) for kind in ("jpg", "txt")
+  ]
+  path = write_tar(tmp_path / "a.tar", members)
+  tracemalloc.start()
+  index = shard.index_shard(str(path))
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert len(index.keys) == number and not index.problems
+  # What reads ahead holds up to a megabyte. It took 1.9 kB.
+  assert (peak - 2**20) / number < 300

@@ -12,6 +12,7 @@ from PIL import Image
 from clip_jax import config as config_lib
 from clip_jax import errors
 from clip_jax.data import account
+from clip_jax.data import record as record_lib
 from clip_jax.train import journal, loop
 from clip_jax.train import program as program_lib
 from clip_jax.train import run as run_lib
@@ -125,10 +126,57 @@ def _key(source, slot, folders):
   raise AssertionError
 
 
+def _keys(source):
+  """Returns the key of each slot, also of a bad one, in order."""
+  keys = []
+  for slot in range(len(source)):
+    try:
+      keys.append(source[slot].key)
+    except record_lib.BadRecord as error:
+      keys.append(error.key)
+  return keys
+
+
+def test_a_share_of_each_source_of_a_mixture_is_held_out(folders):
+  def made(weights, *changes):
+    more = (
+      *("evals.own.task=retrieval", "evals.own.data=held_out"),
+      *("report=held_out", "data.held_out=0.2"),
+    )
+    config = config_lib.with_overrides(_config(weights, 2), [*more, *changes])
+    run = run_lib.make_run(config)
+    run.check_data()
+    return run
+
+  run = made({folders["a"]: 2, folders["b"]: 1})
+  shown = run.evaluations["own"]
+  assert _keys(run.report) == _keys(shown.source)
+  assert run.report_data == shown.data
+  train, held_out = _keys(run.source), _keys(shown.source)
+  assert len(train) == 56 + 33 and len(held_out) == 14 + 8
+  shares = {"a": 14, "b": 8}
+  for name, number in RECORDS.items():
+    if name in shares:
+      mine = [k for k in held_out if k.startswith(f"{folders[name]}?split=")]
+      assert len(mine) == shares[name]
+      keys = [k.split(": ")[-1] for k in mine]
+      kept = [k for k in train if k.startswith(f"{folders[name]}: ")]
+      keys += [k.split(": ")[-1] for k in kept]
+      assert sorted(keys) == [f"{i:02d}" for i in range(number)]
+  split = "?split=held_out&held_out=0.2"
+  assert json.loads(shown.data) == {
+    **{folders["a"] + split: 1, folders["b"] + split: 1}
+  }
+  other = made({folders["c"]: 1, folders["b"]: 5, folders["a"]: 9}, "seed=7")
+  again = _keys(other.evaluations["own"].source)
+  assert set(held_out) < set(again) and len(again) == 14 + 8 + 12
+  with pytest.raises(errors.UserError, match="names its split already"):
+    made({folders["a"] + "?split=train": 1, folders["b"]: 1})
+
+
 def test_what_does_not_go_with_a_mixture_is_said(folders, tmp_path):
   config = _config({folders["a"]: 2, folders["b"]: 1}, 2)
   for change, said in (
-    ("data.held_out=0.2", "held_out"),
     ('data.train={"builtin:digits/train": 1, "folder:/nowhere": 1}', "nowhere"),
     ('data.train={"builtin:digits/train": 0}', "above 0"),
     ('data.train={"digits": 1}', "scheme"),

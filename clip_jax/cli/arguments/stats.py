@@ -12,6 +12,11 @@ def add_stats(parser: flags.Parser) -> None:
     help="write a page with histograms and a contact sheet there",
   )
   parser.add_argument(
+    "--languages",
+    action="store_true",
+    help="count captions by language, too (extra language)",
+  )
+  parser.add_argument(
     "--decode",
     action="store_true",
     help="decode every image; otherwise only headers are read",

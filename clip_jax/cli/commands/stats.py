@@ -33,6 +33,7 @@ def stats(arguments: argparse.Namespace) -> verb.Answer:
       source,
       workers=arguments.workers,
       decode=arguments.decode,
+      by_language=arguments.languages,
       limits=preprocess.Limits(max_pixels=arguments.max_pixels),
       on_record=lambda done: progress(done, len(source)),
     )
@@ -57,6 +58,11 @@ def _text(address: str, found: dict[str, Any]) -> str:
     f"{captions['cut']} ({terminal.percent(captions['cut_share'])}) have more "
     f"than {examine.CONTEXT} tokens and are cut",
     f"scripts: {terminal.counts(captions['scripts'])}",
+    *(
+      [f"languages: {terminal.counts(captions['languages'])}"]
+      if captions["languages"] is not None
+      else []
+    ),
     f"images: {images['different']} different; "
     f"{terminal.counts(images['formats'])}; {terminal.counts(images['modes'])}",
   ]

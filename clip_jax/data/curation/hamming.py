@@ -18,34 +18,86 @@ MAX_DISTANCE = 12
 _PARTS, _PART_BITS = 4, 16
 _AT_ONCE = 2**22  # Candidates, for bounded memory.
 _JOINED_AT_ONCE = 2**18  # Likewise; fewer, as each block may spare others.
-_MANY = 8  # Members of a group that it is worth while to pass over.
+_MANY = 8  # Members of a group, or candidates, that it is worth to pass over.
 
 
-def near(
+def first(
   queries: np.ndarray,
   hashes: np.ndarray,
   distance: int,
   *,
   confirm: Callable[[np.ndarray, np.ndarray], np.ndarray],
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns positions i and j of each near pair, sorted, int64 (pairs,) each.
+  found: np.ndarray,
+) -> np.ndarray:
+  """Returns the position of the first hash that is near each query, int64 (n,).
+
+  What is behind the first is not looked at, so that many hashes near each other
+  take little more time than as many that are not, and no list of pairs is made.
 
   Args:
     queries: uint64 (n,).
     hashes: uint64 (m,).
     distance: bits in which `queries[i]` and `hashes[j]` differ, at most.
     confirm: of arrays i and j, says which of these pairs count, bool.
+    found: of an earlier search, int64 (n,): what is not before it is not looked
+      for. At most m, which stands for none.
 
   Raises:
     UserError: the distance is above `MAX_DISTANCE`.
   """
   check(distance)
-  found = [np.zeros(0, np.int64)]
+  found = found.copy()
+
+  def near(i: np.ndarray, j: np.ndarray) -> None:
+    for sure in (
+      lambda i, j: j < found[i],
+      lambda i, j: np.bitwise_count(queries[i] ^ hashes[j]) <= distance,
+      confirm,
+    ):
+      stays = sure(i, j)
+      i, j = i[stays], j[stays]
+    np.minimum.at(found, i, j)
+
   for part in range(_PARTS):
-    shift = np.uint64(part * _PART_BITS)
-    found += _near_in(queries, hashes, distance, shift, confirm)
-  both = np.unique(np.concatenate(found))
-  return np.divmod(both, max(len(hashes), 1))
+    wanted, values = _parts(queries, part), _parts(hashes, part)
+    # Those of one value are in a row, and there in their own order.
+    order = np.argsort(values, kind="stable")
+    counts = np.bincount(values, minlength=2**_PART_BITS)
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    for flips in _flips(distance // _PARTS):
+      probes = wanted ^ flips
+      _first_in(found, ends[probes], ends[probes + 1], order, near)
+  return found
+
+
+def _first_in(
+  found: np.ndarray,
+  low: np.ndarray,
+  high: np.ndarray,
+  order: np.ndarray,
+  near: Callable[[np.ndarray, np.ndarray], None],
+) -> None:
+  """Gives to `near` the candidates of each query until one is found.
+
+  Args:
+    found: the best one of each query, which `near` changes.
+    low: where a query's candidates begin in `order`.
+    high: where they end.
+    order: their positions, which ascend from low to high.
+    near: of arrays i and j.
+  """
+  rows, at_once = np.flatnonzero(low < high), _MANY
+  while len(rows):
+    rows = rows[order[low[rows]] < found[rows]]
+    counts = np.minimum(high[rows] - low[rows], at_once)
+    for block in _blocks(counts, _AT_ONCE):
+      some = counts[block]
+      i = np.repeat(rows[block], some)
+      offset = np.arange(len(i)) - np.repeat(np.cumsum(some) - some, some)
+      near(i, order[low[i] + offset])
+    low[rows] += counts
+    rows = rows[low[rows] < high[rows]]
+    at_once *= 2
 
 
 def join(
@@ -82,10 +134,7 @@ def join(
     groups.add(i[sure], j[sure])
 
   for part in range(_PARTS):
-    wanted, values = (
-      (bits >> np.uint64(part * _PART_BITS)).astype(np.int64) % 2**_PART_BITS
-      for bits in (queries, hashes)
-    )
+    wanted, values = _parts(queries, part), _parts(hashes, part)
     for flips in _flips(distance // _PARTS):
       _join_in(groups, wanted ^ flips, values, near)
   groups.settle()
@@ -173,30 +222,9 @@ def check(distance: int) -> None:
     )
 
 
-def _near_in(queries, hashes, distance, shift, confirm) -> list[np.ndarray]:
-  """Returns near pairs, as i * m + j, that are so in one part."""
-  mask = np.uint64(2**_PART_BITS - 1)
-  values = ((hashes >> shift) & mask).astype(np.int64)
-  order = np.argsort(values, kind="stable")
-  ends = np.concatenate(
-    [[0], np.cumsum(np.bincount(values, minlength=2**_PART_BITS))]
-  )
-  wanted = ((queries >> shift) & mask).astype(np.int64)
-  found = []
-  for flips in _flips(distance // _PARTS):
-    probes = wanted ^ flips
-    first, counts = ends[probes], ends[probes + 1] - ends[probes]
-    for rows in _blocks(counts, _AT_ONCE):
-      some = counts[rows]
-      i = np.repeat(np.arange(rows.start, rows.stop), some)
-      # The candidates of a query stand in a row of `order`.
-      offset = np.arange(len(i)) - np.repeat(np.cumsum(some) - some, some)
-      j = order[np.repeat(first[rows], some) + offset]
-      close = np.bitwise_count(queries[i] ^ hashes[j]) <= distance
-      i, j = i[close], j[close]
-      sure = confirm(i, j)
-      found.append(i[sure] * len(hashes) + j[sure])
-  return found
+def _parts(bits: np.ndarray, part: int) -> np.ndarray:
+  """Returns one of the four parts of each hash, int64."""
+  return (bits >> np.uint64(part * _PART_BITS)).astype(np.int64) % 2**_PART_BITS
 
 
 def _flips(most: int) -> list[int]:

@@ -1,5 +1,6 @@
 """The language of a text, by py3langid (extra `language`)."""
 
+import functools
 from collections.abc import Iterable
 
 from clip_jax import errors
@@ -16,14 +17,24 @@ def check(codes: Iterable[str]) -> None:
   Args:
     codes: of ISO 639-1, such as "en".
   """
+  all_codes = known()
+  for code in codes:
+    if code not in all_codes:
+      raise errors.unknown("language", code, all_codes)
+
+
+@functools.cache
+def known() -> tuple[str, ...]:
+  """Returns the codes of all languages that are told apart, sorted.
+
+  Raises:
+    UserError: the library is missing.
+  """
   try:
     import py3langid  # pyright: ignore[reportMissingImports]
   except ImportError:
     raise errors.UserError(_MISSING) from None
-  known = {str(code) for code, _ in py3langid.rank("")}
-  for code in codes:
-    if code not in known:
-      raise errors.unknown("language", code, known)
+  return tuple(sorted(str(code) for code, _ in py3langid.rank("")))
 
 
 def of(text: str) -> str:

@@ -197,20 +197,54 @@ class Nodes:
       )
     return labels
 
-  def near(self, others: "Nodes", rule: Rule) -> np.ndarray:
-    """Returns near pairs of nodes of two sets, int64 (pairs, 2)."""
+  def near(self, others: "Nodes", places: np.ndarray, rule: Rule) -> np.ndarray:
+    """Returns near pairs of nodes of two sets, int64 (pairs, 2).
+
+    Of all pairs those are given of each node and the first that it is near, and
+    of each other node that is near any with one of these.
+
+    Args:
+      others: the nodes of the second set.
+      places: of these, which say what comes first.
+      rule: says what is near.
+    """
+    order = np.argsort(places)
+    bits, thumbs = others.bits[order], others.thumb[order]
+    ahead = self._first(bits, thumbs, rule, back=False)
+    mine = np.flatnonzero(ahead < len(bits))
+    alone = np.ones(len(bits), bool)
+    alone[ahead[mine]] = False
+    rest = np.flatnonzero(alone)
+    back = self._first(bits[rest], thumbs[rest], rule, back=True)
+    near = back < len(self.bits)
+    pairs = [mine, order[ahead[mine]]], [back[near], order[rest[near]]]
+    return np.concatenate([np.stack(pair, axis=1) for pair in pairs])
+
+  def _first(
+    self, bits: np.ndarray, thumbs: np.ndarray, rule: Rule, *, back: bool
+  ) -> np.ndarray:
+    """Returns the first near one of `bits` for each node, or `back` of these.
+
+    Args:
+      bits: hashes of another set.
+      thumbs: its thumbnails.
+      rule: says what is near.
+      back: whether to return the first node for each of `bits`.
+    """
     assert rule.max_distance is not None
-    found = []
-    for bits, thumb in self._sides(rule):
+    sizes = (len(bits), len(self.bits)) if back else (len(self.bits), len(bits))
+    found = np.full(*sizes)
+    for own, thumb in self._sides(rule):
+      sets = [(own, thumb), (bits, thumbs)]
+      queries, hashes = reversed(sets) if back else sets
 
-      def confirm(i, j, thumb=thumb):
-        return image_hash.are_alike(thumb[i], others.thumb[j])
+      def confirm(i, j, first=queries[1], second=hashes[1]):
+        return image_hash.are_alike(first[i], second[j])
 
-      pairs = hamming.near(
-        bits, others.bits, rule.max_distance, confirm=confirm
+      found = hamming.first(
+        queries[0], hashes[0], rule.max_distance, confirm=confirm, found=found
       )
-      found.append(np.stack(pairs, axis=1))
-    return np.concatenate(found)
+    return found
 
 
 def check(rule: Rule) -> None:
@@ -296,8 +330,12 @@ def near_looks(
     rule: says what is near.
   """
   mine, theirs = Nodes.at(found, slots), Nodes.at(other, others)
-  pairs = mine.near(theirs, rule)
-  return _named(mine.of, theirs.of, pairs, ranks(other)[others])
+  places = ranks(other)[others]
+  firsts = np.full(len(theirs.bits), np.iinfo(np.int64).max)
+  seen = theirs.of >= 0
+  np.minimum.at(firsts, theirs.of[seen], places[seen])
+  pairs = mine.near(theirs, firsts, rule)
+  return _named(mine.of, theirs.of, pairs, places)
 
 
 def _named(
@@ -308,7 +346,8 @@ def _named(
   Args:
     mine: the node of each i, int64 (n,); -1 for none.
     theirs: the node of each j, int64 (m,); likewise.
-    pairs: of these nodes, all that are near, int64 (pairs, 2).
+    pairs: of these nodes that are near, all or those of `Nodes.near`, int64
+      (pairs, 2).
     places: of each j; each i that is near some is given the first of these.
   """
   # The first j of each of their nodes, and of each of mine by way of these.

@@ -241,10 +241,12 @@ def overlap(
   if (semantic := rule.semantic) is not None:
     embeds = pairs.embeds(semantic.model, "embed")
     examples = others.embeds(semantic.model, "embed examples")
+    slots, theirs = pairs.slots(), others.slots()
+    order = np.argsort(others.ranks[theirs])  # The first one near is named.
+    theirs, examples = theirs[order], examples[order]
     near = semantic.near_between(
       embeds, examples, similarity=semantic.min_similarity
     )
-    slots, theirs = pairs.slots(), others.slots()
     link(
       "semantic",
       slots,

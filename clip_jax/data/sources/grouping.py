@@ -9,6 +9,7 @@ import hashlib
 import numpy as np
 
 _WORD_BYTES = 8
+_AT_ONCE = 2**16  # Names hashed at a time, for bounded memory.
 # Longer names are hashed one by one.
 _MOST_WORDS = 64
 # Odd and without a pattern: the fractions of the roots of 2 and 3.
@@ -102,6 +103,27 @@ def group(hashes: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
   of_rows = np.repeat(runs[order] - (ends - lengths), lengths)
   of_rows += np.arange(rows)
   return of_rows, np.append((ends - lengths)[starts], rows)
+
+
+def are_different(data: np.ndarray, ends: np.ndarray) -> bool:
+  """Whether no two names are equal.
+
+  Args:
+    data: the bytes of all names, uint8.
+    ends: where each name ends in them, int64 (names,).
+  """
+  hashes = np.empty((2, len(ends)), np.uint64)
+  for first in range(0, len(ends), _AT_ONCE):
+    last = ends[first : first + _AT_ONCE]
+    begin = int(ends[first - 1]) if first else 0
+    sizes = np.diff(last, prepend=begin)
+    own = data[begin : int(last[-1])].tobytes()
+    hashes[:, first : first + len(last)] = hash_names(
+      own, last - sizes - begin, sizes
+    )
+  order = np.argsort(hashes[0])
+  hashes = hashes[:, order]
+  return not (hashes[:, 1:] == hashes[:, :-1]).all(axis=0).any()
 
 
 def _differ(hashes: np.ndarray) -> np.ndarray:

@@ -71,6 +71,15 @@ def split(name: str, *, labels: Container[str] = ()) -> Part | None:
   return Part(directory + slash + stem, suffix.lower(), kind)
 
 
+def is_dotted(key: str) -> bool:
+  """Whether the file's name has another dot, at which its key may end, too."""
+  return _first_dot(key) > 0
+
+
+def _first_dot(key: str) -> int:
+  return key.find(".", key.rfind("/") + 1)
+
+
 def split_all(
   names: Sequence[str], *, labels: Container[str] = ()
 ) -> list[Part | None]:
@@ -85,12 +94,9 @@ def split_all(
   dotted: dict[int, tuple[Part, Part]] = {}
   for number, name in enumerate(names):
     part = split(name, labels=labels)
-    if part is not None:
-      base = part.key.rfind("/") + 1
-      dot = part.key.find(".", base)
-      if dot > 0:
-        field = f"{part.key[dot + 1 :].lower()}.{part.field}"
-        dotted[number] = part, Part(part.key[:dot], field, part.kind)
+    if part is not None and (dot := _first_dot(part.key)) > 0:
+      field = f"{part.key[dot + 1 :].lower()}.{part.field}"
+      dotted[number] = part, Part(part.key[:dot], field, part.kind)
     parts.append(part)
   if dotted:
     _settle(parts, dotted)

@@ -1,5 +1,6 @@
 """The index of a WebDataset tar shard: its members, put together to samples."""
 
+import array
 import dataclasses
 import os
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -10,7 +11,14 @@ import numpy as np
 from clip_jax import errors, json_text, places
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
-from clip_jax.data.sources import kept_index, naming, open_files, strings, tar
+from clip_jax.data.sources import (
+  grouping,
+  kept_index,
+  naming,
+  open_files,
+  strings,
+  tar,
+)
 from clip_jax.data.sources.naming import IMAGE, JSON, LABEL, TEXT, UNREAD_IMAGE
 
 _PARTS = (IMAGE, TEXT, JSON, LABEL)
@@ -76,11 +84,9 @@ def join(shards: Sequence[Shard]) -> kept_index.Index:
     for slot, reason in shard.problems.items()
   ]
   arrays = {
-    "key_ends": np.concatenate([ends for ends, _ in buffers]),
-    "keys": np.frombuffer(
-      b"".join(bytes(keys) for _, keys in buffers), np.uint8
-    ),
-    "bounds": np.concatenate([shard.bounds for shard in shards]),
+    "key_ends": _joined([ends for ends, _ in buffers]),
+    "keys": _joined([np.frombuffer(keys, np.uint8) for _, keys in buffers]),
+    "bounds": _joined([shard.bounds for shard in shards]),
     "problems": np.array(problems, np.int64).reshape(-1, 2),
   }
   facts = [
@@ -96,6 +102,11 @@ def join(shards: Sequence[Shard]) -> kept_index.Index:
     for shard in shards
   ]
   return kept_index.Index(arrays, {"reasons": reasons, "shards": facts})
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+  """Returns one array; that of a single shard is not copied."""
+  return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def split(
@@ -126,19 +137,57 @@ def split(
 def index_shard(path: str, *, labels: Container[str] = ()) -> Shard:
   """Scans the tar file at `path` and groups its members into slots.
 
+  Where the members of each sample stand together and have one dot in their
+  names, as nearly everywhere, a sample is closed when the next one begins, and
+  takes few bytes from then on.
+
   Args:
     path: of the tar file.
     labels: suffixes of labels besides "cls".
   """
-  items = list(tar.scan(path))
-  members = [item for item in items if isinstance(item, tar.Member)]
-  names = [member.name.removeprefix("./") for member in members]
+  try:
+    items = ((item, _plain_part(item, labels)) for item in tar.scan(path))
+    return _grouped(path, items, in_a_row=True)
+  except _IrregularError:
+    pass
+  found = list(tar.scan(path))
+  names = [item.name for item in found if isinstance(item, tar.Member)]
+  names = [name.removeprefix("./") for name in names]
   parts = iter(naming.split_all(names, labels=labels))
-  grouper = _Grouper()
-  for item in items:
+  items = (
+    (item, next(parts) if isinstance(item, tar.Member) else None)
+    for item in found
+  )
+  return _grouped(path, items, in_a_row=False)
+
+
+class _IrregularError(Exception):
+  """A shard whose samples are known only when all members are."""
+
+
+def _plain_part(
+  item: tar.Member | tar.Damage, labels: Container[str]
+) -> naming.Part | None:
+  """Returns the part that a member is by its name alone."""
+  if isinstance(item, tar.Damage):
+    return None
+  part = naming.split(item.name.removeprefix("./"), labels=labels)
+  if part is not None and naming.is_dotted(part.key):
+    raise _IrregularError
+  return part
+
+
+def _grouped(
+  path: str,
+  items: Iterable[tuple[tar.Member | tar.Damage, naming.Part | None]],
+  *,
+  in_a_row: bool,
+) -> Shard:
+  grouper = _Grouper(in_a_row=in_a_row)
+  for item, part in items:
     if isinstance(item, tar.Damage):
       grouper.add_damage(item)
-    elif (part := next(parts)) is None:
+    elif part is None:
       grouper.left_out.add(item.name)
     else:
       grouper.add(part, item)
@@ -181,20 +230,33 @@ def _beside(path: str) -> dict[str, Any]:
 class _Grouper:
   """Puts the members of one shard together to samples."""
 
-  def __init__(self):
+  def __init__(self, *, in_a_row: bool):
+    """Begins empty.
+
+    Args:
+      in_a_row: whether to take the members of a sample to stand together, or
+        raise _IrregularError, at the end at the latest.
+    """
     self.left_out = account_lib.LeftOut()
-    self._unread = account_lib.LeftOut()
-    self._samples: list[_Sample] = []
+    self._in_a_row = in_a_row
+    self._slots = 0
+    self._open: list[_Sample] = []  # Those behind the closed ones.
     self._by_key: dict[str, _Sample] = {}
     self._run: _Sample | None = None
     # Samples next to a damage: what they lack may have been there.
     self._touched: dict[int, str] = {}
     self._sites: list[tuple[int, tar.Damage]] = []
+    # Of closed samples.
+    self._keys, self._ends = bytearray(), array.array("q")
+    self._bounds = array.array("q")
+    self._problems: dict[int, str] = {}
+    self._unread: list[tuple[bool, str]] = []  # Beside an image, and its name.
+    self._members = 0
 
   def add_damage(self, damage: tar.Damage) -> None:
-    self._sites.append((len(self._samples), damage))
+    self._sites.append((self._slots, damage))
     lost_header = damage.reason not in ("truncated", "no_end_marker")
-    for slot in (len(self._samples) - 1, len(self._samples)):
+    for slot in (self._slots - 1, self._slots):
       self._touched[slot] = "damaged_header" if lost_header else "truncated"
 
   def add(self, part: naming.Part, member: tar.Member) -> None:
@@ -203,7 +265,15 @@ class _Grouper:
     self._run = sample
 
   def _sample_for(self, part: naming.Part) -> _Sample:
-    run, known = self._run, self._by_key.get(part.key)
+    run = self._run
+    if self._in_a_row:
+      if run is None or run.key != part.key:
+        self._close()
+        return self._new(part.key)
+      if part.field in run.fields:
+        raise _IrregularError
+      return run
+    known = self._by_key.get(part.key)
     if known is None:
       return self._new(part.key)
     if part.field in known.fields:
@@ -218,31 +288,49 @@ class _Grouper:
     sample = _Sample(key)
     if record_lib.is_unsafe(key):
       sample.problem = "unsafe_name"
-    self._samples.append(sample)
-    self._by_key[key] = sample
+    self._slots += 1
+    self._open.append(sample)
+    if not self._in_a_row:
+      self._by_key[key] = sample
     return sample
 
-  def finish(self, size: int) -> Shard:
-    bounds = np.full((len(self._samples), len(_PARTS), 2), MISSING, np.int64)
-    problems = {}
-    for slot, sample in enumerate(self._samples):
+  def _close(self) -> None:
+    """Stores the open samples in arrays."""
+    for sample in self._open:
+      slot = len(self._ends)
+      bounds = [MISSING] * (2 * len(_PARTS))
       for part, bound in sample.parts.items():
-        bounds[slot, part] = bound
+        bounds[2 * part : 2 * part + 2] = bound
+      self._bounds.extend(bounds)
+      self._keys += strings.encode(sample.key)
+      self._ends.append(len(self._keys))
       problem = sample.close()
       if problem.startswith("missing") and slot in self._touched:
         problem = self._touched[slot]
       if problem:
-        problems[slot] = problem
-      counts = self.left_out if IMAGE in sample.parts else self._unread
-      for name in sample.unread:
-        counts.add(name)
+        self._problems[slot] = problem
+      beside = IMAGE in sample.parts
+      self._unread += [(beside, name) for name in sample.unread]
+      self._members += len(sample.fields)
+    self._open.clear()
+
+  def finish(self, size: int) -> Shard:
+    self._close()
+    ends = np.frombuffer(self._ends, np.int64)
+    keys = np.frombuffer(self._keys, np.uint8)
+    if self._in_a_row and not grouping.are_different(keys, ends):
+      raise _IrregularError
+    unread = account_lib.LeftOut()
+    for beside, name in self._unread:
+      (self.left_out if beside else unread).add(name)
+    bounds = np.frombuffer(self._bounds, np.int64)
     return Shard(
-      strings.Strings(sample.key for sample in self._samples),
-      bounds,
-      problems,
+      strings.Strings.of_buffers(ends, keys),
+      bounds.reshape(len(ends), len(_PARTS), 2),
+      self._problems,
       tuple(self._sites),
       self.left_out,
-      self._unread,
-      members=sum(len(sample.fields) for sample in self._samples),
+      unread,
+      members=self._members,
       size=size,
     )

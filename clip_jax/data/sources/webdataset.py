@@ -256,7 +256,8 @@ class WebDataset:
     digest = hashlib.sha256(repr(settings).encode())
     for path, shard in zip(self._files.paths, self._shards, strict=True):
       digest.update(os.path.basename(path).encode("utf-8", "surrogateescape"))
-      digest.update(shard.keys.tobytes() + shard.bounds.tobytes())
+      digest.update(shard.keys.tobytes())
+      digest.update(np.ascontiguousarray(shard.bounds).data)
       digest.update(repr(sorted(shard.problems.items())).encode())
     return digest.hexdigest()
 

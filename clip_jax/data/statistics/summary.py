@@ -53,6 +53,7 @@ def look(
   *,
   workers: int = 1,
   decode: bool = False,
+  by_language: bool = False,
   limits: preprocess.Limits = preprocess.DEFAULT_LIMITS,
   on_record: Callable[[int], None] | None = None,
 ) -> findings.Found:
@@ -62,13 +63,15 @@ def look(
     source: what is read.
     workers: processes that read; one reads in this process.
     decode: decode every image.
+    by_language: find out the language of each caption, too.
     limits: images beyond these are bad.
     on_record: called with the number of records examined.
 
   Raises:
     Interrupted: a process that read was killed.
+    UserError: the library that tells languages is missing.
   """
-  asked = examine.Examine(limits=limits, decode=decode)
+  asked = examine.Examine(limits=limits, decode=decode, by_language=by_language)
   return survey.survey(source, asked, workers=workers, on_record=on_record)
 
 
@@ -76,6 +79,8 @@ def summarize(
   found: findings.Found, source: record_lib.Source
 ) -> dict[str, Any]:
   """Returns all numbers, as `--json` holds them; exact, not estimated.
+
+  `languages` of the captions is None where none was found out.
 
   Reads the records of the most frequent captions and images again.
   """
@@ -101,6 +106,9 @@ def summarize(
       "cut": cut,
       "cut_share": cut / max(1, len(captions)),
       "scripts": _by_number(captions["script"], scripts.SCRIPTS),
+      "languages": _by_number(captions["language"], examine.languages())
+      if "language" in (captions.dtype.names or ())
+      else None,
       **_repeats(
         captions["digest"], lambda i: _caption(source, rows[i], captions[i])
       ),
