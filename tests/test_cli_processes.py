@@ -57,7 +57,7 @@ def test_a_full_disk_behind_stdout_is_a_clear_error(quick):
   done = shell(f"{quick} > /dev/full")
   assert (done.returncode, done.stderr) == (
     1,
-    "Error: No space left on device\n",
+    "Error: No space left on device. Make room there, or write elsewhere.\n",
   )
 
 

@@ -235,6 +235,8 @@ def _copy(file: buckets.File, path: pathlib.Path, wanted: _Wanted) -> str:
     if not wanted.is_digest and _opened(wanted).status() != file.status():
       raise _Changed(f"{wanted.address} has changed while it was read")
     os.replace(partial, path)
+  except buckets.ReplacedError:
+    raise _Changed(f"{wanted.address} was replaced or removed") from None
   finally:
     partial.unlink(missing_ok=True)
   return digest.hexdigest()

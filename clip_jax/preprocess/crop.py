@@ -129,7 +129,7 @@ def _resize_and_crop(
   elif in_two_passes and not exact:
     image = _resize_crop(image, spec, resized, left=left, top=top)
   else:
-    if in_two_passes:
+    if in_two_passes and size < w:
       # Pillow's own two passes; the second has only the crop's columns to do.
       image = _resize(image, spec, (w, image.height))
       image = image.crop((left, 0, left + size, image.height))

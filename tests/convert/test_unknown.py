@@ -50,7 +50,6 @@ def test_a_name_that_is_no_path_suggests_what_it_may_be(name, parts):
     ("hf://datasets/a/b", "is remote"),
     ("file:///a%20b/c.pt", "'/a b/c.pt'"),
     ("https://example.org/a.pt", "download it"),
-    ("gs://bucket/a", "mount the bucket"),
     ("", "MODEL is empty"),
   ],
 )
