@@ -35,6 +35,7 @@ norms, softmax and activation again costs less than that.
 
 import argparse
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
@@ -53,7 +54,7 @@ import tables  # Beside this script.
 import torch
 import torch_resnet  # Beside this script.
 
-from clip_jax import host_memory, losses
+from clip_jax import cpu_compiler, host_memory, losses
 from clip_jax.models import flops, resnet, variants
 from clip_jax.train import metric_log, step_flops
 
@@ -99,8 +100,11 @@ def jax_tasks(model, images, tokens, setting):
   """Returns functions that run one task of this project and wait for it."""
   variables = jax.jit(model.init)(jax.random.key(0), images, tokens)
   images, tokens = jnp.asarray(images), jnp.asarray(tokens)
+  # As the trainer and the encoder compile.
+  options = cpu_compiler.options(jax.devices()[0])
+  compiled = functools.partial(jax.jit, compiler_options=options)
 
-  @jax.jit
+  @compiled
   def train(variables):
     def loss(params):
       output, updated = model.apply(
@@ -117,7 +121,7 @@ def jax_tasks(model, images, tokens, setting):
 
     return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
-  encode = jax.jit(lambda v, x: model.apply(v, x, method=model.encode_image))
+  encode = compiled(lambda v, x: model.apply(v, x, method=model.encode_image))
   square = jax.jit(lambda x: x @ x)
   matrix = jnp.ones((setting.gemm_size,) * 2, setting.dtype)
   return {
