@@ -198,17 +198,19 @@ def _read_layer(stack, i, part):
   slices would copy the parameters, and an index into the stack would have a
   gradient of the size of the whole stack in every block.
   """
-  return _index(stack, i, part)[0]
-
-
-def _index(stack, i, part):
   del part
   read = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
-  params = jax.tree.map(lambda p: read(p, i), stack)
-  return checkpoint_name(params, _LAYER), None
+  return jax.tree.map(lambda p: read(p, i), stack)
 
 
-_read_layer.defvjp(_index, lambda _, gradient: (None, None, gradient))
+def _read_layer_forward(stack, i, part):
+  # By `_read_layer` itself, so that a gradient of the gradient is not lost.
+  return checkpoint_name(_read_layer(stack, i, part), _LAYER), None
+
+
+_read_layer.defvjp(
+  _read_layer_forward, lambda _, gradient: (None, None, gradient)
+)
 
 
 _FIELDS = {x.name for x in dataclasses.fields(Encoder)} - {"parent", "name"}

@@ -105,6 +105,21 @@ def test_positions_that_are_read_alone_are_those_of_the_whole_output(
   )
 
 
+def test_a_gradient_of_the_gradient_reaches_the_parameters_of_a_layer():
+  stack = jnp.float32(np.random.default_rng(4).standard_normal((3, 5)))
+
+  def cubes(part):
+    params = encoder_lib._read_layer(jax.lax.stop_gradient(stack), 1, part)
+    return jnp.sum(params**3)
+
+  def slopes(part):
+    return jnp.sum(jax.grad(cubes)(part))
+
+  # By the rule for one gradient alone, this one would be zero.
+  got = jax.jit(jax.grad(slopes))(stack[1])
+  np.testing.assert_allclose(got, 6 * stack[1], rtol=1e-6)
+
+
 def test_every_layer_starts_with_its_own_weights():
   x = jnp.zeros((1, 5, 8))
   blocks = jax.jit(make_encoder().init)(jax.random.key(0), x)["params"][
