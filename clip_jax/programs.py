@@ -98,6 +98,7 @@ def _surroundings(devices) -> str:
       _cpu(),
       [os.environ.get(name) for name in _SHELL_OPTIONS],
       options(),
+      cpu_compiler.options(devices[0]),
     ]
   )
 

@@ -100,13 +100,18 @@ def test_a_folder_that_cannot_be_used_is_no_error(folder, kind, monkeypatch):
   assert not folder.is_dir() or not list(folder.iterdir())
 
 
-@pytest.mark.parametrize("setting", ["machine", "flags", "precision", "switch"])
+@pytest.mark.parametrize(
+  "setting", ["machine", "flags", "options", "precision", "switch"]
+)
 def test_a_program_is_for_its_surroundings(folder, loads, setting, monkeypatch):
   compiled()
   if setting == "machine":
     monkeypatch.setattr(programs, "_cpu", lambda: "another")
   elif setting == "flags":
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--other")
+  elif setting == "options":
+    wanted = {"xla_cpu_enable_fast_math": False}
+    monkeypatch.setattr(programs.cpu_compiler, "options", lambda device: wanted)
   elif setting == "precision":
     with jax.default_matmul_precision("float32"):
       compiled()
@@ -116,7 +121,7 @@ def test_a_program_is_for_its_surroundings(folder, loads, setting, monkeypatch):
       compiled()
     finally:
       jax.config.update("jax_enable_compilation_cache", True)
-  if setting in ("machine", "flags"):
+  if setting in ("machine", "flags", "options"):
     compiled()
   assert not loads
   assert len(list(folder.iterdir())) == (1 if setting == "switch" else 2)
