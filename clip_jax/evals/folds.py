@@ -27,6 +27,7 @@ from clip_jax.evals import linear_probe
 from clip_jax.evals import reading as reading_lib
 
 _LARGEST = 1 << 26  # Bytes of a file of folds.
+_DIGITS = 19  # Of a number that is a place of no data.
 _LIST = re.compile(r"testlist(\d+)\.txt")
 # What is averaged over folds, where there is such a measure.
 _MEANS = ("top1", "top5", "mean_per_class", "mean_top1_top5")
@@ -59,7 +60,11 @@ def read_folds(path: str, *, records: int) -> list[Fold]:
   found = []
   for number, line in enumerate(lines, 1):
     words = line.split()
-    if not all(word.isdecimal() and int(word) < records for word in words):
+    # Python turns no text of thousands of digits into a number.
+    if not all(
+      word.isdecimal() and len(word) < _DIGITS and int(word) < records
+      for word in words
+    ):
       raise errors.UserError(
         f"{path}, fold {number}: a fold is the places of training examples, "
         f"from 0 to {records - 1}, parted by spaces; got {line[:60]!r}. The "
@@ -85,9 +90,11 @@ def read_splits(
     train: whether to read what is trained on; else it is empty.
 
   Raises:
-    UserError: there is no list, or one names a file that is not there.
+    UserError: there is no list, or one names a file that is not there, or that
+      is there several times.
   """
   places = {_stem(name): place for place, name in enumerate(names)}
+  counts = collections.Counter(map(_stem, names))
   numbers = sorted(
     match[1] for name in os.listdir(path) if (match := _LIST.fullmatch(name))
   )
@@ -106,6 +113,11 @@ def read_splits(
         raise errors.UserError(
           f"{file} names {len(stems)} files; {len(missing)} of them are not in "
           f"the data{f', such as {missing[0][:80]!r}' if missing else ''}."
+        )
+      if twice := [stem for stem in stems if counts[stem] > 1]:
+        raise errors.UserError(
+          f"{file} names {twice[0][:80]!r}, and {counts[twice[0]]} files of "
+          "the data are called so; keep one image of each name in the list."
         )
       parts.append(np.unique([places[stem] for stem in stems]))
     found.append(Fold(*parts))
@@ -205,6 +217,11 @@ def evaluate(
     train, test = parts.train.among(fold.train), parts.test
     if fold.test is not None:
       test = test.among(fold.test)
+    if not (len(train.labels) and len(test.labels)):
+      raise errors.UserError(
+        f"{folds}, number {len(measured) + 1}: no image that can be read is "
+        "left to train on, or none to test on."
+      )
     measured.append(linear_probe.fit(task, train, test, **options))
   what = "folds of the training data" if found[0].test is None else "splits"
   return {
@@ -221,10 +238,12 @@ def evaluate(
 
 
 def _read_of_folds(
-  data: str, folds: str, **how: Any
+  data: str, folds: str, *, train_data: str, **how: Any
 ) -> tuple[linear_probe.Parts, list[Fold]]:
-  parts = linear_probe.read_parts(data, **how)
-  return parts, read_folds(folds, records=parts.train_records)
+  train_data, data = linear_probe.addresses(data, train_data)
+  # Before the images, which take longer.
+  found = read_folds(folds, records=len(sources.open_source(train_data)))
+  return linear_probe.read_parts(data, train_data=train_data, **how), found
 
 
 def _read_of_lists(
@@ -249,4 +268,4 @@ def _read_of_lists(
     "bad_records": dict(bad),
     "warnings": warnings,
   }
-  return linear_probe.Parts(examples, examples, len(source), about), found
+  return linear_probe.Parts(examples, examples, about), found

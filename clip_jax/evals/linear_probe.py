@@ -67,13 +67,11 @@ class Parts:
   Attributes:
     train: to train on.
     test: to test on, with classes of the same numbers.
-    train_records: number of records of the training data, good and bad.
     about: what the result says of the data.
   """
 
   train: Examples
   test: Examples
-  train_records: int
   about: dict[str, Any]
 
 
@@ -139,14 +137,7 @@ def read_parts(
   reading: reading_lib.Reading = reading_lib.DEFAULT,
 ) -> Parts:
   """Returns the features of both splits; arguments are as in `evaluate`."""
-  train_data, data = (
-    (train_data, data) if train_data else splits.train_and_test(data)
-  )
-  if train_data == data:
-    raise errors.UserError(
-      f"{data} would be trained on and tested on; give two parts of the data, "
-      "or leave --train-data out."
-    )
+  train_data, data = addresses(data, train_data)
   opened = [sources.open_source(address) for address in (train_data, data)]
   order = check_classes(opened, (train_data, data))
   total, done = sum(map(len, opened)), 0
@@ -174,7 +165,27 @@ def read_parts(
     "bad_records": dict(bad),
     "warnings": warnings,
   }
-  return Parts(train, test, len(opened[0]), about)
+  return Parts(train, test, about)
+
+
+def addresses(data: str, train_data: str = "") -> tuple[str, str]:
+  """Returns the addresses to train on and to test on.
+
+  Args:
+    data: as in `evaluate`.
+    train_data: as in `evaluate`.
+
+  Raises:
+    UserError: they are the same, or `data` has no two splits.
+  """
+  if not train_data:
+    return splits.train_and_test(data)
+  if train_data == data:
+    raise errors.UserError(
+      f"{data} would be trained on and tested on; give two parts of the data, "
+      "or leave --train-data out."
+    )
+  return train_data, data
 
 
 def unlabelled(address: str) -> errors.UserError:

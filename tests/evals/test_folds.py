@@ -189,6 +189,8 @@ def test_the_suite_averages_ucf101_over_its_splits(tmp_path):
   "content, message",
   [
     ("0 1 60\n", "from 0 to 59"),
+    (f"0 1 {'1' * 5000}\n", "from 0 to 59"),
+    (f"{BAD}\n", "number 1: no image that can be read"),
     ("0 1\n0 -1\n", "fold 2"),
     ("\n \n", "holds no fold"),
     ("0 \xe9", "is no list"),
@@ -200,6 +202,28 @@ def test_a_file_that_holds_no_folds_is_said(stl10, content, message):
     file.write(content)
   with pytest.raises(errors.UserError, match=message):
     evaluate("knn", **data)
+
+
+def test_a_wrong_file_of_folds_is_said_before_an_image_is_read(stl10):
+  def embed(images):
+    raise AssertionError("An image is read.")
+
+  data, _ = stl10
+  with open(data["folds"], "w") as file:
+    file.write("0 60\n")
+  with pytest.raises(errors.UserError, match="fold 1"):
+    folds.evaluate("knn", embed=embed, preprocess=PREPROCESS, **data)
+
+
+def test_a_listed_name_of_several_files_is_said(tmp_path):
+  for kind, name in (("train", "a"), ("test", "b")):
+    (tmp_path / f"{kind}list01.txt").write_text(f"{name}.avi\n")
+  names = ["x/a.png", "x/b.png", "y/b.jpg", "x/c.png", "y/c.png"]
+  with pytest.raises(errors.UserError, match="names 'b', and 2 files"):
+    folds.read_splits(str(tmp_path), names)
+  (only,) = folds.read_splits(str(tmp_path), [*names[:2], *names[3:]])
+  np.testing.assert_array_equal(only.train, [0])
+  np.testing.assert_array_equal(only.test, [1])
 
 
 def test_lists_and_data_that_do_not_go_together_are_said(stl10, tmp_path):
