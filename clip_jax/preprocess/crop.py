@@ -50,8 +50,10 @@ def train_image(
   margin of evaluation, and keeps its interpolation and colours.
 
   Only the crop is resized, which saves a sixth of the time. Pillow takes its
-  place in float32, so that fewer than one value in 200 of the crop's (3 in 100
-  where an image is 16,000 pixels wide) are rounded to a neighbouring level.
+  place in float32, so that on average fewer than one value in 200 (3 in 100
+  where an image is 16,000 pixels wide) is rounded to a neighbouring level. In
+  crops of noise or hard edges 3 in 100 may be, and single values to the next
+  level but one.
   """
   if not resize_ratio >= 1:
     raise errors.UserError(
