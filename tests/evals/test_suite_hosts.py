@@ -1,5 +1,6 @@
 """A suite that several processes or devices measure gives the same numbers."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -25,6 +26,7 @@ from suite_stand_ins import (
 
 import model_kinds
 from clip_jax import embedder, errors, hosts, loading, sharding, shared_batches
+from clip_jax.cli.commands import on_data
 from clip_jax.evals.suite import agreement, measuring
 
 SETS = "mnist,stl10,eurosat,hateful_memes,flickr8k"
@@ -124,6 +126,31 @@ def test_processes_with_other_models_do_not_begin(data, tmp_path, second):
   second.next = [json.dumps({"model": "0" * 64})]
   with pytest.raises(errors.UserError, match="differ in model: 0000"):
     measure(data, tmp_path, "mnist", subject())
+
+
+def test_processes_with_other_files_of_labels_do_not_begin(tmp_path, second):
+  """Else they would embed other texts, and wait for each other for ever."""
+  paths = [tmp_path / name for name in ("here", "there", "other")]
+  for path, text in zip(paths, ("a\nb\n", "a\nb\n", "a\nb\nc\n"), strict=True):
+    path.write_text(text)
+
+  def command(labels):
+    return argparse.Namespace(labels=str(labels), groups=None, batch_size=8)
+
+  def said(labels):
+    texts = []
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(hosts, "check_same", texts.append)
+      on_data._check_same_command(command(labels))
+    return json.dumps(texts[0])
+
+  for same in (paths[1], paths[0]):
+    second.next = [said(same)]
+    on_data._check_same_command(command(paths[0]))
+  for other in (paths[2], tmp_path / "none", "a,b"):
+    second.next = [said(other)]
+    with pytest.raises(errors.UserError, match="differ in --labels"):
+      on_data._check_same_command(command(paths[0]))
 
 
 def test_only_the_first_process_reads_and_writes_results(

@@ -4,6 +4,8 @@ import argparse
 import collections
 import dataclasses
 import functools
+import hashlib
+import os
 from collections.abc import Generator
 from typing import Any
 
@@ -42,6 +44,8 @@ _OF_ONE_HOST = (
   *("out", "csv", "json", "threads"),
   *("process_id", "coordinator", "remarks"),
 )
+# Arguments that may name a file, which is then compared by what it holds.
+_FILES = ("labels", "templates", "search_templates", "groups", "folds")
 
 
 def evaluate(arguments: argparse.Namespace) -> verb.Answer:
@@ -58,11 +62,26 @@ def _check_same_command(arguments: argparse.Namespace) -> None:
   """Raises UserError where the processes were told different things."""
   hosts.check_same(
     {
-      f"--{name.replace('_', '-')}": repr(value)
+      f"--{name.replace('_', '-')}": _file_or_text(value)
+      if name in _FILES
+      else repr(value)
       for name, value in sorted(vars(arguments).items())
       if name not in _OF_ONE_HOST
     }
   )
+
+
+def _file_or_text(value: Any) -> str:
+  """Returns the value, or what a file of its name holds, in a few words."""
+  path = os.path.expanduser(value or "")
+  try:
+    if os.path.isfile(path):
+      with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+      return f"a file of SHA-256 {digest[:16]}"
+  except (OSError, ValueError):  # Text, or what is wrong is said soon.
+    pass
+  return repr(value)
 
 
 def _evaluate(arguments: argparse.Namespace) -> verb.Answer:
