@@ -19,7 +19,6 @@ from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import account, sources
 from clip_jax.data import record as record_lib
-from clip_jax.data.sources import splits
 from clip_jax.evals import (
   linear_probe,
   logistic,
@@ -76,7 +75,8 @@ def evaluate(
     reading: how the data are read.
 
   Raises:
-    UserError: the data have no classes, or not the same in both splits.
+    UserError: the data have no classes, or not the same in both splits, or the
+      splits are the same.
   """
   shots = _ascending(shots)
   opened = _open(data, train_data, shots, labels=labels, templates=templates)
@@ -164,8 +164,7 @@ def _open(
   templates: str,
 ) -> _Opened:
   """Opens both splits and tells what is wrong with them; embeds nothing."""
-  if not train_data:
-    train_data, data = splits.train_and_test(data)
+  train_data, data = linear_probe.addresses(data, train_data)
   opened = tasks.open_evaluation(
     "zero_shot", data, labels=labels, templates=templates
   )
