@@ -212,9 +212,12 @@ def test_titles_that_cannot_be_read_give_way_to_files_and_keywords(
   named = titles.name_all(
     ["a/big_hammer.svg", "a/martello.svg", "a/chiave.svg", "a/apple.svg"],
     [
-      drawings.Words(title="Martello grosso", keywords=("tool",)),
+      drawings.Words(
+        title="Martello grosso",
+        keywords=("tool", "big hammer", "martello grosso"),
+      ),
       drawings.Words(title="Martello", keywords=("tool", "work")),
-      drawings.Words(title="Chiave"),
+      drawings.Words(title="Chiave", keywords=("chiave",)),
       drawings.Words(title="The Apple", keywords=("fruit",)),
     ],
     known=known,

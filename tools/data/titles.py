@@ -186,6 +186,7 @@ def _name(path, words, parts, *, file, context) -> Named:
   own = context.reads(title)
   if own or context.reads(file_title):
     name = title if own else file_title
+    keywords = [keyword for keyword in keywords if keyword != plain(name)]
   else:  # Of what has a title, the keywords may still be read.
     name, keywords = _cut(keywords) if called_so and keywords else "", []
   for text in filter(None, map(plain, (called_so, name))):
