@@ -7,9 +7,9 @@ import jax
 
 from clip_jax import sharding
 
-# Fusions are compiled directly, not by way of MLIR. Training steps then take
-# 0.85 to 0.97 of the time and compile in 0.64 to 0.77 of it
-# (tools/bench/RESULTS.md).
+# Fusions are compiled directly, not by way of MLIR. Training steps then compile
+# in 0.64 to 0.77 of the time and take 0.85 to 0.97 of it, of which
+# tools/bench/RESULTS.md has the figures.
 _ALWAYS: dict[str, str | bool] = {"xla_cpu_use_fusion_emitters": False}
 # Drawing the parameters of `tiny-rn` compiles in 5 s of processor time, not 13.
 _RUN_ONCE: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
