@@ -250,7 +250,7 @@ class _Grouper:
     self._keys, self._ends = bytearray(), array.array("q")
     self._bounds = array.array("q")
     self._problems: dict[int, str] = {}
-    self._unread: list[tuple[bool, str]] = []  # Beside an image, and its name.
+    self._unread = account_lib.LeftOut()  # Of samples without an image.
     self._members = 0
 
   def add_damage(self, damage: tar.Damage) -> None:
@@ -309,8 +309,9 @@ class _Grouper:
         problem = self._touched[slot]
       if problem:
         self._problems[slot] = problem
-      beside = IMAGE in sample.parts
-      self._unread += [(beside, name) for name in sample.unread]
+      counts = self.left_out if IMAGE in sample.parts else self._unread
+      for name in sample.unread:
+        counts.add(name)
       self._members += len(sample.fields)
     self._open.clear()
 
@@ -320,9 +321,6 @@ class _Grouper:
     keys = np.frombuffer(self._keys, np.uint8)
     if self._in_a_row and not grouping.are_different(keys, ends):
       raise _IrregularError
-    unread = account_lib.LeftOut()
-    for beside, name in self._unread:
-      (self.left_out if beside else unread).add(name)
     bounds = np.frombuffer(self._bounds, np.int64)
     return Shard(
       strings.Strings.of_buffers(ends, keys),
@@ -330,7 +328,7 @@ class _Grouper:
       self._problems,
       tuple(self._sites),
       self.left_out,
-      unread,
+      self._unread,
       members=self._members,
       size=size,
     )
