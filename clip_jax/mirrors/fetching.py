@@ -112,6 +112,8 @@ def _fetch(address, path, choose, files) -> pathlib.Path:
   else:
     found = _files(address) if files is None else _digests(address, files)
     wanted = {name: found[name] for name in choose(sorted(found))}
+    for name in wanted:
+      manifest_lib.check_name(name)
   if path.is_dir() != ("" not in wanted):
     _remove(path)
   kept = _read_stamps(path)
@@ -155,7 +157,6 @@ def _files(address: str) -> dict[str, _Wanted]:
   objects.pop(manifest_lib.NAME, None)
   found = {}
   for name, status in objects.items():
-    manifest_lib.check_name(name)
     found[name] = _Wanted(f"{address}/{name}", _stamp(status), False)
   if listed is None:
     return found
@@ -254,10 +255,11 @@ def _told(address: str) -> Iterator[None]:
 
 def local_names(path: pathlib.Path) -> set[str]:
   """Returns the names of all files of a folder, as those of its objects."""
+  # Unlike `rglob`, it is not stopped by a folder that is removed meanwhile.
   return {
-    each.relative_to(path).as_posix()
-    for each in path.rglob("*")
-    if not each.is_dir() or each.is_symlink()
+    pathlib.Path(folder, name).relative_to(path).as_posix()
+    for folder, _, names in os.walk(path)
+    for name in names
   }
 
 

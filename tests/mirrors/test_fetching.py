@@ -129,7 +129,13 @@ def test_a_folder_is_read_when_all_of_it_is_there(store, monkeypatch):
 
 @pytest.mark.parametrize(
   "content",
-  [b"{", b"{}", b'{"files": {"../a": "00"}, "kind": "", "writer": ""}'],
+  [
+    b"{",
+    b"{}",
+    b"[]",
+    b'{"files": [], "kind": "", "writer": "", "complete": true}',
+    b'{"files": {"../a": "00"}, "kind": "", "writer": ""}',
+  ],
 )
 def test_a_damaged_list_is_told(content, store):
   store.put("data-1", f"m/{manifest_lib.NAME}", content)
