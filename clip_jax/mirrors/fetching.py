@@ -14,6 +14,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from clip_jax import buckets, errors, kept_files, places, terminal
+from clip_jax.buckets import clients
 from clip_jax.mirrors import manifest as manifest_lib
 
 _LOGGER = logging.getLogger(__name__)
@@ -37,13 +38,32 @@ class _Wanted(NamedTuple):
   is_digest: bool
 
 
+def checked(address: str | os.PathLike) -> str:
+  """Returns the address of what may have a copy, without slashes at its end.
+
+  Raises:
+    UserError: it names no bucket, or its copy would lie beside its place.
+  """
+  text = str(address)
+  if set(clients.place(text).split("/")) & {".", ".."}:
+    raise errors.UserError(
+      f"{text!r} has a part '.' or '..', which leads nowhere in a bucket; give "
+      "the address without it."
+    )
+  return text.rstrip("/")
+
+
 def local_path(address: str, *, use: str = "read") -> pathlib.Path:
   """Returns where the copy of a file or folder lies, or will lie.
 
   Args:
     address: in a bucket.
     use: what the copy is for, each of which has its own.
+
+  Raises:
+    UserError: as `checked`.
   """
+  address = checked(address)
   digest = hashlib.sha256(address.encode()).hexdigest()[:16]
   name = address.rpartition("/")[2]
   return kept_files.folder("buckets") / f"{digest}-{use}" / name
@@ -55,7 +75,7 @@ def names(address: str) -> list[str]:
   Raises:
     UserError: it cannot be read, or is not complete.
   """
-  return sorted(_files(address.rstrip("/")))
+  return sorted(_files(checked(address)))
 
 
 def fetched(
@@ -77,7 +97,7 @@ def fetched(
   Raises:
     UserError: there is nothing, it is not complete, or it cannot be read.
   """
-  address = address.rstrip("/")
+  address = checked(address)
   path = local_path(address, use=use)
   with locked(path):
     for attempt in range(1, _ATTEMPTS + 1):

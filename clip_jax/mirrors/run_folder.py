@@ -352,7 +352,7 @@ def opened(
     yield Workdir(workdir)
     return
   found = _InBucket(
-    str(workdir).rstrip("/"), process=process, processes=processes
+    fetching.checked(workdir), process=process, processes=processes
   )
   with _held(found.path, str(workdir)):
     found.begin()

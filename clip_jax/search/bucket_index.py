@@ -19,7 +19,7 @@ def fetched(address: str) -> pathlib.Path:
   Raises:
     UserError: it is no index, or cannot be read.
   """
-  address = address.rstrip("/")
+  address = mirrors.checked(address)
   for attempt in range(1, _ATTEMPTS + 1):
     data = _meta(address)
     found = json_text.parse(data, what=f"{address}/{index_files.META}")
@@ -54,7 +54,7 @@ def written(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
   if not buckets.is_address(directory):
     yield pathlib.Path(directory)
     return
-  address = str(directory).rstrip("/")
+  address = mirrors.checked(directory)
   path = mirrors.local_path(address, use="write")
   yield path
   mirrors.replace_files(

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from clip_jax import buckets, errors, mirrors
+from clip_jax import search as search_lib
 from clip_jax.buckets import writing
 from clip_jax.mirrors import fetching
 from clip_jax.mirrors import manifest as manifest_lib
@@ -209,4 +210,55 @@ def test_what_is_no_model_is_not_replaced(store):
   assert _objects(store, "m/") == {"a": b"mine"}
   assert (
     pathlib.Path(mirrors.fetched("gs://data-1/m/a")).read_bytes() == b"mine"
+  )
+
+
+@pytest.mark.parametrize(
+  ("address", "text"),
+  [
+    ("gs://", "names no bucket"),
+    ("s3:///", "names no bucket"),
+    ("gs://data-1/m//a", "empty name between two slashes"),
+    ("gs://data-1/m/..", "leads nowhere in a bucket"),
+    ("s3://data-1/./m/", "leads nowhere in a bucket"),
+  ],
+)
+def test_an_address_that_leads_elsewhere_is_told(
+  address, text, store, tmp_path
+):
+  """What is in the cache already, such as runs' newest steps, stays there."""
+  store.put("data-1", "m/a", b"1")
+  path = mirrors.fetched("gs://data-1/m")
+  before = dict(store.objects["data-1"])
+
+  def write():
+    with mirrors.new(address, overwrite=True):
+      pass
+
+  def train():
+    with mirrors.opened(address, process=0, processes=1):
+      pass
+
+  for act in (
+    write,
+    train,
+    lambda: mirrors.fetched(address),
+    lambda: mirrors.names(address),
+    lambda: search_lib.open_index(address),
+    lambda: mirrors.local_path(address),
+  ):
+    with pytest.raises(errors.UserError, match=text):
+      act()
+  assert _content(path) == {"a": b"1"}
+  assert store.objects["data-1"] == before
+
+
+def test_slashes_at_the_end_of_an_address_make_no_difference(store):
+  with mirrors.new("gs://data-1/m/", overwrite=False) as path:
+    path.mkdir()
+    (path / "a").write_bytes(b"1")
+  assert path.name == "m"
+  assert _objects(store, "m/").keys() == {"a", manifest_lib.NAME}
+  assert mirrors.local_path("gs://data-1/m/") == mirrors.fetched(
+    "gs://data-1/m"
   )
