@@ -70,20 +70,25 @@ def _put(address: str, data: bytes) -> None:
 
 def _copy(address: str, file: BinaryIO) -> None:
   """Copies a file of the size that it has now."""
-  size = os.fstat(file.fileno()).st_size
-  file.seek(0)
-  stream = None
-  for start in range(0, size, _PIECE_BYTES) or (0,):
-    piece = file.read(min(_PIECE_BYTES, size - start))
-    if len(piece) != min(_PIECE_BYTES, size - start):
-      # Not closed: what was written so far would become the object.
-      raise OSError(f"{file.name} became shorter while it was copied")
-    if stream is None:  # Of a small file nothing is begun that is given up.
-      place = clients.place(address)
-      stream = clients.client(address).open_output_stream(place)
-    stream.write(piece)
-  if stream is not None:
-    stream.close()
+  # Its own: an attempt that was given up for its time may still be reading.
+  descriptor = os.dup(file.fileno())
+  try:
+    size = os.fstat(descriptor).st_size
+    stream = None
+    for start in range(0, size, _PIECE_BYTES) or (0,):
+      length = min(_PIECE_BYTES, size - start)
+      piece = os.pread(descriptor, length, start)
+      if len(piece) != length:
+        # Not closed: what was written so far would become the object.
+        raise OSError(f"{file.name} became shorter while it was copied")
+      if stream is None:  # Of a small file nothing is begun that is given up.
+        place = clients.place(address)
+        stream = clients.client(address).open_output_stream(place)
+      stream.write(piece)
+    if stream is not None:
+      stream.close()
+  finally:
+    os.close(descriptor)
 
 
 def _asked(address: str, ask: Callable[[], None], *, size: int) -> None:

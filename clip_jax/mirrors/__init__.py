@@ -9,7 +9,7 @@ What is written counts when its last object is there: a list of the files and
 their digests, or what takes the place of one.
 """
 
-from clip_jax.mirrors.fetching import checked, fetched, local_path, names
+from clip_jax.mirrors.fetching import checked, fetched, held, local_path, names
 from clip_jax.mirrors.run_folder import Workdir, opened
 from clip_jax.mirrors.uploads import new, replace_files
 
@@ -17,6 +17,7 @@ __all__ = [
   "Workdir",
   "checked",
   "fetched",
+  "held",
   "local_path",
   "names",
   "new",

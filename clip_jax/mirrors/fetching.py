@@ -124,11 +124,38 @@ def locked(path: pathlib.Path) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def held(path: pathlib.Path, said: str) -> Iterator[None]:
+  """Keeps the copy at `path` for this process, until the end.
+
+  Args:
+    path: of the copy.
+    said: what another process does that has it.
+
+  Raises:
+    UserError: another one has it.
+  """
+  path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+  with path.parent.with_suffix(".held").open("a") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise errors.UserError(
+        f"{said} on this machine. Wait until it ends, stop it, or name "
+        "another folder."
+      ) from None
+    except OSError as error:
+      _LOGGER.warning("%s cannot be locked: %s", path, error.strerror)
+    yield
+
+
 def _fetch(address, path, choose, files) -> pathlib.Path:
   if files is None and buckets.kind(address) == "file":
     with _told(address):
       status = buckets.status(address)
     wanted = {"": _Wanted(address, _stamp(status), False)}
+    for left in path.parent.glob(".*.partial"):  # By a process that was killed.
+      left.unlink()
   else:
     found = _files(address) if files is None else _digests(address, files)
     wanted = {name: found[name] for name in choose(sorted(found))}

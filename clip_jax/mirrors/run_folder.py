@@ -8,7 +8,6 @@ at any moment, a run goes on from the bucket as it would from the disk.
 
 import contextlib
 import dataclasses
-import fcntl
 import logging
 import os
 import pathlib
@@ -354,7 +353,7 @@ def opened(
   found = _InBucket(
     fetching.checked(workdir), process=process, processes=processes
   )
-  with _held(found.path, str(workdir)):
+  with fetching.held(found.path, f"Another training is under way in {workdir}"):
     found.begin()
     try:
       yield found
@@ -362,23 +361,6 @@ def opened(
       found.end(type(error))
       raise
     found.end(None)
-
-
-@contextlib.contextmanager
-def _held(path: pathlib.Path, address: str) -> Iterator[None]:
-  """Keeps other runs of this machine from the copy, until the end."""
-  path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-  with path.parent.with_suffix(".held").open("a") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise errors.UserError(
-        f"Another training is under way in {address} on this machine. Wait "
-        "until it ends, stop it, or take a new workdir."
-      ) from None
-    except OSError as error:
-      _LOGGER.warning("%s cannot be locked: %s", path, error.strerror)
-    yield
 
 
 def _worth(names: Sequence[str]) -> Sequence[str]:

@@ -3,12 +3,14 @@
 import hashlib
 import pathlib
 import shutil
+import threading
+import time
 
 import pytest
 
 from clip_jax import buckets, errors, mirrors
 from clip_jax import search as search_lib
-from clip_jax.buckets import writing
+from clip_jax.buckets import clients, writing
 from clip_jax.mirrors import fetching
 from clip_jax.mirrors import manifest as manifest_lib
 
@@ -262,3 +264,49 @@ def test_slashes_at_the_end_of_an_address_make_no_difference(store):
   assert mirrors.local_path("gs://data-1/m/") == mirrors.fetched(
     "gs://data-1/m"
   )
+
+
+def test_what_a_killed_copy_of_a_file_left_is_removed(store):
+  address = "gs://data-1/m/model.pt"
+  store.put("data-1", "m/model.pt", b"weights")
+  path = mirrors.local_path(address)
+  path.parent.mkdir(parents=True)
+  (path.parent / ".0123.partial").write_bytes(b"half")
+  assert mirrors.fetched(address) == path
+  assert _content(path.parent) == {"model.pt": b"weights"}
+
+
+def test_an_attempt_that_was_given_up_takes_no_bytes_of_the_next(
+  monkeypatch, tmp_path
+):
+  """It goes on while the next one reads the same file."""
+  monkeypatch.setattr(writing, "_PIECE_BYTES", 10)
+  monkeypatch.setattr(clients, "TIMEOUT_SECONDS", 0.3)
+  go_on, streams = threading.Event(), []
+
+  class Stream:
+    def __init__(self):
+      self.data, self.is_first = b"", not streams
+      streams.append(self)
+
+    def write(self, piece):
+      if self.is_first and self.data:  # Its first attempt hangs here.
+        go_on.wait(20)
+      elif not self.is_first and len(self.data) == 20:
+        go_on.set()
+        while len(streams[0].data) < 30:
+          time.sleep(0.001)
+      self.data += piece
+
+    def close(self):
+      self.is_done = True
+
+  class Client:
+    def open_output_stream(self, place):
+      return Stream()
+
+  monkeypatch.setattr(clients, "client", lambda address: Client())
+  path = tmp_path / "file"
+  path.write_bytes(bytes(range(50)))
+  writing.put_file("s3://data-1/file", path)
+  assert streams[1].is_done and streams[1].data == path.read_bytes()
