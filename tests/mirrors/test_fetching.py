@@ -3,6 +3,8 @@
 import hashlib
 import pathlib
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -282,7 +284,7 @@ def test_an_attempt_that_was_given_up_takes_no_bytes_of_the_next(
   """It goes on while the next one reads the same file."""
   monkeypatch.setattr(writing, "_PIECE_BYTES", 10)
   monkeypatch.setattr(clients, "TIMEOUT_SECONDS", 0.3)
-  go_on, streams = threading.Event(), []
+  go_on, streams, closed = threading.Event(), [], []
 
   class Stream:
     def __init__(self):
@@ -299,7 +301,7 @@ def test_an_attempt_that_was_given_up_takes_no_bytes_of_the_next(
       self.data += piece
 
     def close(self):
-      self.is_done = True
+      closed.append(self)
 
   class Client:
     def open_output_stream(self, place):
@@ -309,4 +311,40 @@ def test_an_attempt_that_was_given_up_takes_no_bytes_of_the_next(
   path = tmp_path / "file"
   path.write_bytes(bytes(range(50)))
   writing.put_file("s3://data-1/file", path)
-  assert streams[1].is_done and streams[1].data == path.read_bytes()
+  assert streams[1].data == path.read_bytes()
+  while len(streams[0].data) < 50:
+    time.sleep(0.001)
+  time.sleep(0.05)
+  assert closed == [streams[1]]  # The late one replaces nothing.
+
+
+_CUT_OFF = """
+import gc, os, pathlib, sys
+from clip_jax import errors
+from clip_jax.buckets import attempts, writing
+
+attempts.ATTEMPTS, writing._PIECE_BYTES, read = 2, 30, os.pread
+os.pread = lambda *asked: b"" if asked[2] == 60 else read(*asked)
+for scheme in ("gs", "s3"):
+  try:
+    writing.put_file(f"{scheme}://data-1/{scheme}", pathlib.Path(sys.argv[1]))
+  except errors.UserError as error:
+    assert "became shorter while" in str(error), error
+    del error
+    gc.collect()
+  else:
+    raise AssertionError
+"""
+
+
+def test_what_is_begun_and_not_completed_is_no_object(store, tmp_path):
+  """Arrow's streams would make one of it when they are deleted."""
+  path = tmp_path / "file"
+  path.write_bytes(bytes(range(100)))
+  for scheme in SCHEMES:
+    store.put("data-1", scheme, b"before")
+  # Its own process: deleted streams keep all threads waiting, the server's too.
+  command = [sys.executable, "-c", _CUT_OFF, str(path)]
+  subprocess.run(command, check=True, timeout=60)
+  for scheme in SCHEMES:
+    assert store.objects["data-1"][scheme].data == b"before"
