@@ -259,8 +259,9 @@ def read_current(address: str, *, limit: int) -> bytes:
     file = File(address)
     with contextlib.suppress(ReplacedError):
       data = file.read(offset=0, size=min(file.status().size, limit + 1))
-      # Its size is asked for first, and may be that of the one before.
-      if status(address).size == file.status().size:
+      # Its size is asked for first, and may be that of the one before; one of
+      # another size may have come and gone in between.
+      if status(address) == file.status():
         return data
 
 

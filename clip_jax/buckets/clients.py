@@ -59,10 +59,15 @@ READERS: dict[str, Any] = {"gs": GsReader, "s3": S3Reader}
 
 def place(address: str) -> str:
   """Returns "BUCKET/NAME"."""
-  place = address[len("gs://") :].strip("/")
+  place = address.partition("://")[2].strip("/")
   if not place:
     raise errors.UserError(
       f"{address!r} names no bucket; give {address[:2]}://BUCKET/NAME."
+    )
+  if "//" in place:
+    raise errors.UserError(
+      f"{address!r} has an empty name between two slashes, which cannot be "
+      "read or written; give it without one."
     )
   return place
 

@@ -224,9 +224,12 @@ class Checkpoints:
         them, on any mesh.
 
     Raises:
-      UserError: there are checkpoints, but all of them are damaged.
+      UserError: there are checkpoints, but all of them are damaged, or the
+        processes' own directories hold different ones.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
+    if not self._is_shared:  # Another run may have gone on between the copies.
+      hosts.check_same({"saved steps": str(steps)})
     for number, step in enumerate(steps):
       restored = self._try_restore(step, abstract)
       if restored is not None:

@@ -9,13 +9,15 @@ What is written counts when its last object is there: a list of the files and
 their digests, or what takes the place of one.
 """
 
-from clip_jax.mirrors.fetching import fetched, local_path, names
+from clip_jax.mirrors.fetching import checked, fetched, held, local_path, names
 from clip_jax.mirrors.run_folder import Workdir, opened
 from clip_jax.mirrors.uploads import new, replace_files
 
 __all__ = [
   "Workdir",
+  "checked",
   "fetched",
+  "held",
   "local_path",
   "names",
   "new",

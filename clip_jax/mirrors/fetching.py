@@ -14,6 +14,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from clip_jax import buckets, errors, kept_files, places, terminal
+from clip_jax.buckets import clients
 from clip_jax.mirrors import manifest as manifest_lib
 
 _LOGGER = logging.getLogger(__name__)
@@ -37,13 +38,32 @@ class _Wanted(NamedTuple):
   is_digest: bool
 
 
+def checked(address: str | os.PathLike) -> str:
+  """Returns the address of what may have a copy, without slashes at its end.
+
+  Raises:
+    UserError: it names no bucket, or its copy would lie beside its place.
+  """
+  text = str(address)
+  if set(clients.place(text).split("/")) & {".", ".."}:
+    raise errors.UserError(
+      f"{text!r} has a part '.' or '..', which leads nowhere in a bucket; give "
+      "the address without it."
+    )
+  return text.rstrip("/")
+
+
 def local_path(address: str, *, use: str = "read") -> pathlib.Path:
   """Returns where the copy of a file or folder lies, or will lie.
 
   Args:
     address: in a bucket.
     use: what the copy is for, each of which has its own.
+
+  Raises:
+    UserError: as `checked`.
   """
+  address = checked(address)
   digest = hashlib.sha256(address.encode()).hexdigest()[:16]
   name = address.rpartition("/")[2]
   return kept_files.folder("buckets") / f"{digest}-{use}" / name
@@ -55,7 +75,7 @@ def names(address: str) -> list[str]:
   Raises:
     UserError: it cannot be read, or is not complete.
   """
-  return sorted(_files(address.rstrip("/")))
+  return sorted(_files(checked(address)))
 
 
 def fetched(
@@ -77,7 +97,7 @@ def fetched(
   Raises:
     UserError: there is nothing, it is not complete, or it cannot be read.
   """
-  address = address.rstrip("/")
+  address = checked(address)
   path = local_path(address, use=use)
   with locked(path):
     for attempt in range(1, _ATTEMPTS + 1):
@@ -104,14 +124,43 @@ def locked(path: pathlib.Path) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def held(path: pathlib.Path, said: str) -> Iterator[None]:
+  """Keeps the copy at `path` for this process, until the end.
+
+  Args:
+    path: of the copy.
+    said: what another process does that has it.
+
+  Raises:
+    UserError: another one has it.
+  """
+  path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+  with path.parent.with_suffix(".held").open("a") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise errors.UserError(
+        f"{said} on this machine. Wait until it ends, stop it, or name "
+        "another folder."
+      ) from None
+    except OSError as error:
+      _LOGGER.warning("%s cannot be locked: %s", path, error.strerror)
+    yield
+
+
 def _fetch(address, path, choose, files) -> pathlib.Path:
   if files is None and buckets.kind(address) == "file":
     with _told(address):
       status = buckets.status(address)
     wanted = {"": _Wanted(address, _stamp(status), False)}
+    for left in path.parent.glob(".*.partial"):  # By a process that was killed.
+      left.unlink()
   else:
     found = _files(address) if files is None else _digests(address, files)
     wanted = {name: found[name] for name in choose(sorted(found))}
+    for name in wanted:
+      manifest_lib.check_name(name)
   if path.is_dir() != ("" not in wanted):
     _remove(path)
   kept = _read_stamps(path)
@@ -155,7 +204,6 @@ def _files(address: str) -> dict[str, _Wanted]:
   objects.pop(manifest_lib.NAME, None)
   found = {}
   for name, status in objects.items():
-    manifest_lib.check_name(name)
     found[name] = _Wanted(f"{address}/{name}", _stamp(status), False)
   if listed is None:
     return found
@@ -254,10 +302,11 @@ def _told(address: str) -> Iterator[None]:
 
 def local_names(path: pathlib.Path) -> set[str]:
   """Returns the names of all files of a folder, as those of its objects."""
+  # Unlike `rglob`, it is not stopped by a folder that is removed meanwhile.
   return {
-    each.relative_to(path).as_posix()
-    for each in path.rglob("*")
-    if not each.is_dir() or each.is_symlink()
+    pathlib.Path(folder, name).relative_to(path).as_posix()
+    for folder, _, names in os.walk(path)
+    for name in names
   }
 
 

@@ -54,7 +54,7 @@ def read(address: str) -> Manifest | None:
   found = json_text.parse(data, what=place)
   try:
     return _checked(found)
-  except (KeyError, TypeError, ValueError):
+  except (AttributeError, KeyError, TypeError, ValueError):
     raise errors.DamagedError(
       f"{place} is damaged. Restore it, or remove it to read the folder as it "
       "is, where no command has written there since."
@@ -87,9 +87,14 @@ def is_listed(name: str) -> bool:
   return name.startswith(f"{CHECKPOINTS}/")
 
 
+def is_path(name: str) -> bool:
+  """Whether an object's name can be the path of a file in any folder."""
+  return all(map(regular_files.is_plain_name, name.split("/")))
+
+
 def check_name(name: str) -> None:
   """Raises UserError for an object that has no place in a local folder."""
-  if not all(map(regular_files.is_plain_name, name.split("/"))):
+  if not is_path(name):
     raise errors.UserError(
       f"An object is named {name!r:.200}, which cannot be the path of a file; "
       "rename or remove it."

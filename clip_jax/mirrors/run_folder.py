@@ -8,7 +8,6 @@ at any moment, a run goes on from the bucket as it would from the disk.
 
 import contextlib
 import dataclasses
-import fcntl
 import logging
 import os
 import pathlib
@@ -83,6 +82,8 @@ class _InBucket(Workdir):
     self._found = self._remote()
     if self.is_shared and self._goes_on(self._found):
       return
+    # Stopped from here on, the copy is not whole: the next run begins anew.
+    self._note().unlink(missing_ok=True)
     if self._found is not None or buckets.entries(self._address):
       use = f"run{self._process}"
       fetching.fetched(self._address, _worth, use=use)
@@ -101,7 +102,8 @@ class _InBucket(Workdir):
         files = self._digests(self._steps())
       else:
         files = self._found.files
-      self._write(dataclasses.replace(self._manifest, files=files), first=True)
+      self._write(dataclasses.replace(self._manifest, files=files))
+      self._note().write_text(self._writer)
       self._remove_unlisted()
     self._thread.start()
 
@@ -137,16 +139,16 @@ class _InBucket(Workdir):
   def _goes_on(self, remote: manifest_lib.Manifest | None) -> bool:
     """Whether the copy is what became of the bucket's content here."""
     try:
-      written = self._note().read_bytes()
-    except OSError:
+      writer = self._note().read_text()
+    except (OSError, ValueError):
       return False
-    if remote is None or written != remote.to_json():
+    if remote is None or writer != remote.writer:
       return False
     there = max(_steps_of(remote.files), default=-1)
     return self.path.is_dir() and max(self._steps(), default=-1) >= there
 
   def _note(self) -> pathlib.Path:
-    """Returns the file of the list that this process wrote last."""
+    """Returns the file that names the run whose folder the copy is."""
     return self.path.parent.with_suffix(".written")
 
   def _follow(self) -> None:
@@ -160,12 +162,16 @@ class _InBucket(Workdir):
       try:
         self.copy()
       except errors.UnreachableError as error:
-        _LOGGER.warning("%s It is tried again.", error)
+        if not self._stop.is_set():  # Else `end` tells of it.
+          _LOGGER.warning("%s It is tried again.", error)
       except errors.UserError as error:
         self._lost = error
         return
-      except OSError as error:
-        _LOGGER.warning("%s is not copied: %s", self._address, error)
+      except Exception as error:  # Whatever it is, the next time may be better.
+        _LOGGER.warning(
+          "%s is not copied into %s (%s); it is tried again.",
+          *(self.path, self._address, errors.first_line(error)),
+        )
       copied = time.monotonic()
 
   def copy(self) -> None:
@@ -173,14 +179,18 @@ class _InBucket(Workdir):
     if self._process:
       self._copy_changed([x for x in self._names() if _is_of(x, self._process)])
       return
+    # Before the metrics, which are then at least as far as these.
+    steps = set(self._steps())
+    self._check_owner()
     self._copy_changed(self._names())
     listed = _steps_of(self._manifest.files)
-    for step in sorted(set(self._steps()) - listed, reverse=True):
+    for step in sorted(steps - listed, reverse=True):
       self._commit(step)
     steps = set(self._steps())
     if listed <= steps or not steps & _steps_of(self._manifest.files):
       return  # Nothing to remove, or nothing newer there yet.
     kept = {x: y for x, y in self._manifest.files.items() if _step(x) in steps}
+    self._check_owner()
     self._write(dataclasses.replace(self._manifest, files=kept))
     self._remove_unlisted()
 
@@ -200,37 +210,47 @@ class _InBucket(Workdir):
       digests = self._digests([step])
       uploads.put_files(self.path, self._address, digests)
       # It may be removed meanwhile, being one too many.
-      is_whole = digests.keys() == self._digests([step]).keys()
+      is_whole = digests and sorted(digests) == self._files_of(step)
     except FileNotFoundError:
       is_whole = False
     if is_whole:
+      self._check_owner()
       files = self._manifest.files | digests
       self._write(dataclasses.replace(self._manifest, files=files))
+    else:
+      _LOGGER.warning(
+        "The checkpoint of step %d was removed before all of it was in %s. "
+        "Where that goes on, raise checkpoint.keep, or save less often.",
+        *(step, self._address),
+      )
 
-  def _write(
-    self, manifest: manifest_lib.Manifest, *, first: bool = False
-  ) -> None:
-    """Writes the list of files, unless another run has done so."""
-    if not first:
-      found = manifest_lib.read(self._address)
-      if found is None or found.writer != self._writer:
-        raise errors.UserError(
-          f"Another run has taken {self._address}"
-          f"{f' ({found.writer})' if found else ''}; this one ends, and "
-          "nothing of it is copied there anymore."
-        )
+  def _check_owner(self) -> None:
+    """Raises UserError where the bucket's folder is not this run's any more."""
+    found = manifest_lib.read(self._address)
+    if found is None or found.writer != self._writer:
+      said = (
+        f"The list of files in {self._address} was removed"
+        if found is None
+        else f"Another run has taken {self._address} ({found.writer})"
+      )
+      raise errors.UserError(
+        f"{said}; this one ends, and nothing of it is copied there anymore. "
+        f"What it has saved lies in {self.path}, until this machine trains "
+        f"there again."
+      )
+
+  def _write(self, manifest: manifest_lib.Manifest) -> None:
+    """Writes the list of files."""
     manifest_lib.write(self._address, manifest)
     self._manifest = manifest
-    self._note().write_bytes(manifest.to_json())
 
   def _remove_unlisted(self) -> None:
     """Removes checkpoints of the bucket that its list does not have."""
     folder = f"{self._address}/{manifest_lib.CHECKPOINTS}"
     listed = _steps_of(self._manifest.files)
     for entry in buckets.entries(folder):
-      if entry.is_folder and not (
-        entry.name.isdecimal() and int(entry.name) in listed
-      ):
+      is_step = entry.is_folder and entry.name.isdecimal()
+      if is_step and int(entry.name) not in listed:
         writing.remove_folder(f"{folder}/{entry.name}")
 
   def _steps(self) -> list[int]:
@@ -242,13 +262,14 @@ class _InBucket(Workdir):
     return [int(name) for name in names if name.isdecimal()]
 
   def _digests(self, steps: Sequence[int]) -> dict[str, str]:
-    found = {}
-    for step in steps:
-      folder = f"{manifest_lib.CHECKPOINTS}/{step}"
-      for name in sorted(fetching.local_names(self.path / folder)):
-        path = f"{folder}/{name}"
-        found[path] = manifest_lib.digest(self.path / path)
-    return found
+    names = [name for step in steps for name in self._files_of(step)]
+    return {name: manifest_lib.digest(self.path / name) for name in names}
+
+  def _files_of(self, step: int) -> list[str]:
+    """Returns the files of a checkpoint on the disk, in order."""
+    folder = f"{manifest_lib.CHECKPOINTS}/{step}"
+    names = fetching.local_names(self.path / folder)
+    return sorted(f"{folder}/{name}" for name in names)
 
   def _names(self) -> list[str]:
     """Returns the files that may change, in order."""
@@ -266,10 +287,20 @@ class _InBucket(Workdir):
       return  # The run has not begun.
     self._stop.set()
     if kind is KeyboardInterrupt:
-      with attempts.given_up():
-        self._thread.join()
-      _LOGGER.warning("%s", self._what_is_there())
+      self._give_up()
       return
+    try:
+      self._finish(kind)
+    except KeyboardInterrupt:
+      self._give_up()
+      raise
+
+  def _give_up(self) -> None:
+    with attempts.given_up():
+      self._thread.join()
+    _LOGGER.warning("%s", self._what_is_there())
+
+  def _finish(self, kind: type[BaseException] | None) -> None:
     self._thread.join()
     if self._lost is not None:
       if kind is None:
@@ -284,14 +315,21 @@ class _InBucket(Workdir):
       _LOGGER.warning("%s", said)
     else:
       if kind is None:
+        self._note().unlink(missing_ok=True)  # Before the copy is not whole.
         shutil.rmtree(self.path, ignore_errors=True)
 
   def _what_is_there(self) -> str:
+    if self._process:
+      return f"What is newer of process {self._process} lies in {self.path}."
     steps = _steps_of(self._manifest.files)
     holds = f"step {max(steps)}" if steps else "no checkpoint"
+    if self.is_shared:
+      way_on = "from where the same command goes on here"
+    else:
+      way_on = "until the same command goes on with what the bucket holds"
     return (
-      f"{self._address} holds {holds}; what is newer lies in {self.path}, from "
-      "where the same command goes on here."
+      f"{self._address} holds {holds}; what is newer lies in {self.path}, "
+      f"{way_on}."
     )
 
 
@@ -313,9 +351,9 @@ def opened(
     yield Workdir(workdir)
     return
   found = _InBucket(
-    str(workdir).rstrip("/"), process=process, processes=processes
+    fetching.checked(workdir), process=process, processes=processes
   )
-  with _held(found.path, str(workdir)):
+  with fetching.held(found.path, f"Another training is under way in {workdir}"):
     found.begin()
     try:
       yield found
@@ -323,23 +361,6 @@ def opened(
       found.end(type(error))
       raise
     found.end(None)
-
-
-@contextlib.contextmanager
-def _held(path: pathlib.Path, address: str) -> Iterator[None]:
-  """Keeps other runs of this machine from the copy, until the end."""
-  path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-  with path.parent.with_suffix(".held").open("a") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise errors.UserError(
-        f"Another training is under way in {address} on this machine. Wait "
-        "until it ends, stop it, or take a new workdir."
-      ) from None
-    except OSError as error:
-      _LOGGER.warning("%s cannot be locked: %s", path, error.strerror)
-    yield
 
 
 def _worth(names: Sequence[str]) -> Sequence[str]:
@@ -354,6 +375,7 @@ def _is_copied(name: str) -> bool:
     or parts[0] in _STAY
     or parts[-1].endswith(".partial")
     or any(part.startswith(".") for part in parts)
+    or not manifest_lib.is_path(name)
   )
 
 

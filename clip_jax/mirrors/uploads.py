@@ -29,6 +29,7 @@ def new(address: str, *, overwrite: bool) -> Iterator[pathlib.Path]:
   Raises:
     UserError: something else is there, or it cannot be written.
   """
+  address = fetching.checked(address)
   _check_free(address, overwrite)
   root = kept_files.folder("buckets")
   root.mkdir(mode=0o700, parents=True, exist_ok=True)

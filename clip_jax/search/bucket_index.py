@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 
 from clip_jax import buckets, errors, json_text, mirrors
-from clip_jax.search import index_files
+from clip_jax.search import holding, index_files
 
 _ATTEMPTS = 3  # A build may just have replaced the index.
 
@@ -19,7 +19,7 @@ def fetched(address: str) -> pathlib.Path:
   Raises:
     UserError: it is no index, or cannot be read.
   """
-  address = address.rstrip("/")
+  address = mirrors.checked(address)
   for attempt in range(1, _ATTEMPTS + 1):
     data = _meta(address)
     found = json_text.parse(data, what=f"{address}/{index_files.META}")
@@ -50,14 +50,25 @@ def written(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
 
   Args:
     directory: of the index, or its address.
+
+  Raises:
+    UserError: something else is there, or it cannot be written.
   """
   if not buckets.is_address(directory):
     yield pathlib.Path(directory)
     return
-  address = str(directory).rstrip("/")
+  address = mirrors.checked(directory)
+  holding.check_replaceable(address)
   path = mirrors.local_path(address, use="write")
-  yield path
-  mirrors.replace_files(
-    path, address, last=index_files.META, is_own=index_files.is_own
-  )
-  shutil.rmtree(path, ignore_errors=True)
+  with mirrors.held(path, f"Another `clip-jax embed` is writing {address}"):
+    yield path
+    try:
+      mirrors.replace_files(
+        path, address, last=index_files.META, is_own=index_files.is_own
+      )
+    except errors.UnreachableError as error:
+      raise errors.UserError(
+        f"{error} The whole index is in {path}: its files may be copied from "
+        f"there by hand, {index_files.META} last, instead of making it anew."
+      ) from error
+    shutil.rmtree(path, ignore_errors=True)

@@ -52,7 +52,7 @@ def open_index(
   if not is_exported(path) or path.is_dir():
     if keys is not None:
       raise errors.UserError(
-        f"keys go with a file that ends in {' or '.join(SUFFIXES)}; {path} is "
+        f"keys go with a file that ends in {' or '.join(SUFFIXES)}; {where} is "
         "none, and an index of clip_jax has its own."
       )
     return index_lib.Index(where)

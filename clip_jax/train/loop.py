@@ -85,6 +85,8 @@ def train(
     SystemExit: 143, when the run was told to stop and has saved its state.
   """
   started = time.perf_counter()
+  tracking.check(config.tracker)
+  config = config_lib.check(config)
   with contextlib.ExitStack() as stack:
     enter = stack.enter_context
     place = enter(
@@ -95,8 +97,6 @@ def train(
       )
     )
     workdir = place.path
-    tracking.check(config.tracker)
-    config = config_lib.check(config)
     init, stored, origins = origins_lib.begin(
       config.init, workdir, model=config.model
     )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from clip_jax import config as config_lib
-from clip_jax import errors, sharding
+from clip_jax import errors, hosts, sharding
 from clip_jax.checkpoints import integrity, items, run_model, saving
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
@@ -388,3 +388,16 @@ def test_a_damaged_config_is_a_clear_error(tmp_path, content, message):
   (tmp_path / "config.json").write_bytes(content)
   with pytest.raises(errors.UserError, match=f"{message}.*from a backup"):
     workdir_lib.load_config(tmp_path)
+
+
+def test_hosts_that_hold_different_steps_do_not_go_on(tmp_path, monkeypatch):
+  """Each restores from its own directory, and would get another state."""
+  _save(tmp_path, steps=[1, 2])
+  monkeypatch.setattr(
+    hosts, "exchanged", lambda text: [text, text.replace("[2, 1]", "[1]")]
+  )
+  with (
+    pytest.raises(errors.UserError, match=r"saved steps: \[1\] on process 1"),
+    saving.Checkpoints(tmp_path, is_shared=False) as checkpoints,
+  ):
+    checkpoints.restore_latest(_abstract())

@@ -404,3 +404,23 @@ def test_what_is_replaced_while_it_is_read_is_read_again(
 
   monkeypatch.setattr(buckets, "status", replace_after)
   assert buckets.read_current(address, limit=500) == b"z" * 120
+
+
+def test_what_is_replaced_twice_while_it_is_read_is_read_again(
+  store, monkeypatch
+):
+  """Of the same size before and after, and larger where the read begins."""
+  address = "gs://data-1/list.json"
+  store.put("data-1", "list.json", b"x" * 90)
+  ask, left = buckets.status, [b"y" * 120, b"z" * 90]
+
+  def replace_around(asked):
+    if len(left) == 1:
+      store.put("data-1", "list.json", left.pop(0))
+    found = ask(asked)
+    if len(left) == 2:
+      store.put("data-1", "list.json", left.pop(0))
+    return found
+
+  monkeypatch.setattr(buckets, "status", replace_around)
+  assert buckets.read_current(address, limit=500) == b"z" * 90

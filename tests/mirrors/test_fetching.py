@@ -3,11 +3,16 @@
 import hashlib
 import pathlib
 import shutil
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
 from clip_jax import buckets, errors, mirrors
-from clip_jax.buckets import writing
+from clip_jax import search as search_lib
+from clip_jax.buckets import clients, writing
 from clip_jax.mirrors import fetching
 from clip_jax.mirrors import manifest as manifest_lib
 
@@ -129,7 +134,13 @@ def test_a_folder_is_read_when_all_of_it_is_there(store, monkeypatch):
 
 @pytest.mark.parametrize(
   "content",
-  [b"{", b"{}", b'{"files": {"../a": "00"}, "kind": "", "writer": ""}'],
+  [
+    b"{",
+    b"{}",
+    b"[]",
+    b'{"files": [], "kind": "", "writer": "", "complete": true}',
+    b'{"files": {"../a": "00"}, "kind": "", "writer": ""}',
+  ],
 )
 def test_a_damaged_list_is_told(content, store):
   store.put("data-1", f"m/{manifest_lib.NAME}", content)
@@ -204,3 +215,136 @@ def test_what_is_no_model_is_not_replaced(store):
   assert (
     pathlib.Path(mirrors.fetched("gs://data-1/m/a")).read_bytes() == b"mine"
   )
+
+
+@pytest.mark.parametrize(
+  ("address", "text"),
+  [
+    ("gs://", "names no bucket"),
+    ("s3:///", "names no bucket"),
+    ("gs://data-1/m//a", "empty name between two slashes"),
+    ("gs://data-1/m/..", "leads nowhere in a bucket"),
+    ("s3://data-1/./m/", "leads nowhere in a bucket"),
+  ],
+)
+def test_an_address_that_leads_elsewhere_is_told(
+  address, text, store, tmp_path
+):
+  """What is in the cache already, such as runs' newest steps, stays there."""
+  store.put("data-1", "m/a", b"1")
+  path = mirrors.fetched("gs://data-1/m")
+  before = dict(store.objects["data-1"])
+
+  def write():
+    with mirrors.new(address, overwrite=True):
+      pass
+
+  def train():
+    with mirrors.opened(address, process=0, processes=1):
+      pass
+
+  for act in (
+    write,
+    train,
+    lambda: mirrors.fetched(address),
+    lambda: mirrors.names(address),
+    lambda: search_lib.open_index(address),
+    lambda: mirrors.local_path(address),
+  ):
+    with pytest.raises(errors.UserError, match=text):
+      act()
+  assert _content(path) == {"a": b"1"}
+  assert store.objects["data-1"] == before
+
+
+def test_slashes_at_the_end_of_an_address_make_no_difference(store):
+  with mirrors.new("gs://data-1/m/", overwrite=False) as path:
+    path.mkdir()
+    (path / "a").write_bytes(b"1")
+  assert path.name == "m"
+  assert _objects(store, "m/").keys() == {"a", manifest_lib.NAME}
+  assert mirrors.local_path("gs://data-1/m/") == mirrors.fetched(
+    "gs://data-1/m"
+  )
+
+
+def test_what_a_killed_copy_of_a_file_left_is_removed(store):
+  address = "gs://data-1/m/model.pt"
+  store.put("data-1", "m/model.pt", b"weights")
+  path = mirrors.local_path(address)
+  path.parent.mkdir(parents=True)
+  (path.parent / ".0123.partial").write_bytes(b"half")
+  assert mirrors.fetched(address) == path
+  assert _content(path.parent) == {"model.pt": b"weights"}
+
+
+def test_an_attempt_that_was_given_up_takes_no_bytes_of_the_next(
+  monkeypatch, tmp_path
+):
+  """It goes on while the next one reads the same file."""
+  monkeypatch.setattr(writing, "_PIECE_BYTES", 10)
+  monkeypatch.setattr(clients, "TIMEOUT_SECONDS", 0.3)
+  go_on, streams, closed = threading.Event(), [], []
+
+  class Stream:
+    def __init__(self):
+      self.data, self.is_first = b"", not streams
+      streams.append(self)
+
+    def write(self, piece):
+      if self.is_first and self.data:  # Its first attempt hangs here.
+        go_on.wait(20)
+      elif not self.is_first and len(self.data) == 20:
+        go_on.set()
+        while len(streams[0].data) < 30:
+          time.sleep(0.001)
+      self.data += piece
+
+    def close(self):
+      closed.append(self)
+
+  class Client:
+    def open_output_stream(self, place):
+      return Stream()
+
+  monkeypatch.setattr(clients, "client", lambda address: Client())
+  path = tmp_path / "file"
+  path.write_bytes(bytes(range(50)))
+  writing.put_file("s3://data-1/file", path)
+  assert streams[1].data == path.read_bytes()
+  while len(streams[0].data) < 50:
+    time.sleep(0.001)
+  time.sleep(0.05)
+  assert closed == [streams[1]]  # The late one replaces nothing.
+
+
+_CUT_OFF = """
+import gc, os, pathlib, sys
+from clip_jax import errors
+from clip_jax.buckets import attempts, writing
+
+attempts.ATTEMPTS, writing._PIECE_BYTES, read = 2, 30, os.pread
+os.pread = lambda *asked: b"" if asked[2] == 60 else read(*asked)
+for scheme in ("gs", "s3"):
+  try:
+    writing.put_file(f"{scheme}://data-1/{scheme}", pathlib.Path(sys.argv[1]))
+  except errors.UserError as error:
+    assert "became shorter while" in str(error), error
+    del error
+    gc.collect()
+  else:
+    raise AssertionError
+"""
+
+
+def test_what_is_begun_and_not_completed_is_no_object(store, tmp_path):
+  """Arrow's streams would make one of it when they are deleted."""
+  path = tmp_path / "file"
+  path.write_bytes(bytes(range(100)))
+  for scheme in SCHEMES:
+    store.put("data-1", scheme, b"before")
+  # Its own process: deleted streams keep all threads waiting, the server's too.
+  command = [sys.executable, "-c", _CUT_OFF, str(path)]
+  subprocess.run(command, check=True, timeout=60)
+  for scheme in SCHEMES:
+    assert store.objects["data-1"][scheme].data == b"before"

@@ -10,8 +10,8 @@ import pytest
 
 from clip_jax import errors, mirrors
 from clip_jax.buckets import attempts
+from clip_jax.mirrors import fetching, run_folder, uploads
 from clip_jax.mirrors import manifest as manifest_lib
-from clip_jax.mirrors import run_folder
 
 SCHEMES = ("gs", "s3")
 FAULTS = ("500", "503", "429", "cut", "reset")
@@ -246,7 +246,10 @@ def test_one_process_writes_what_is_shared(scheme, store):
     assert _steps(second.path) == [1]
 
 
-def test_a_model_is_read_while_its_run_goes_on(store):
+def test_a_model_is_read_while_its_run_goes_on(store, monkeypatch):
+  # On a busy machine many steps pass while files are copied.
+  monkeypatch.setattr(fetching, "_ATTEMPTS", 100)
+  monkeypatch.setattr(fetching, "_WAIT_SECONDS", 0.05)
   address = "gs://data-1/run"
   with _begun(address) as place:
     stop = threading.Event()
@@ -289,3 +292,187 @@ def test_a_list_of_something_else_is_damaged(store):
     manifest_lib.write("gs://data-1/run", listed)
     with pytest.raises(errors.UserError, match="is damaged"):
       mirrors.fetched("gs://data-1/run")
+
+
+def test_a_copy_that_was_not_completed_is_made_anew(store, monkeypatch):
+  """It has the newest step's folder, but not all of its files."""
+  address, copy = "gs://data-1/run", fetching._copy
+  with _begun(address) as place:
+    _save(place.path, 1)
+
+  def cut_off(file, path, wanted):
+    if path.name in ("meta", "metrics.jsonl"):
+      raise errors.UnreachableError("gone")
+    return copy(file, path, wanted)
+
+  monkeypatch.setattr(fetching, "_copy", cut_off)
+  with pytest.raises(errors.UserError, match="gone"), _begun(address):
+    pass
+  assert _steps(place.path) == [1]
+  monkeypatch.setattr(fetching, "_copy", copy)
+  with _begun(address) as place:
+    assert (place.path / "checkpoints/1/meta").read_text() == "of 1"
+    assert (place.path / "metrics.jsonl").read_text() == "1\n"
+
+
+def test_a_copy_that_was_partly_removed_is_made_anew(store, monkeypatch):
+  address, removed = "gs://data-1/run", shutil.rmtree
+
+  def killed(path, **_):
+    (path / "metrics.jsonl").unlink()
+    raise SystemExit
+
+  with pytest.raises(SystemExit), _begun(address) as place:
+    _save(place.path, 1)
+    monkeypatch.setattr(shutil, "rmtree", killed)
+  monkeypatch.setattr(shutil, "rmtree", removed)
+  with _begun(address) as place:
+    assert (place.path / "metrics.jsonl").read_text() == "1\n"
+
+
+def test_a_checkpoint_counts_with_its_metrics(store, monkeypatch):
+  """One that appears while metrics are copied waits for its own."""
+  address, copied = "gs://data-1/run", run_folder._InBucket._copy_changed
+  monkeypatch.setattr(run_folder, "_LOOK_SECONDS", 1000)
+
+  def and_save(self, names):
+    copied(self, names)
+    if not _steps(self.path)[1:]:
+      _save(self.path, 2)
+
+  with _begun(address) as place:
+    _save(place.path, 1)
+    monkeypatch.setattr(run_folder._InBucket, "_copy_changed", and_save)
+    place.copy()
+    assert store.objects["data-1"]["run/metrics.jsonl"].data == b"1\n"
+    _wait_for(address, 1)
+
+
+def test_a_run_that_lost_its_folder_writes_nothing_there(store):
+  address = "gs://data-1/run"
+  with (
+    pytest.raises(errors.UserError, match="Another run has taken"),
+    _begun(address) as place,
+  ):
+    _save(place.path, 1)
+    _wait_for(address, 1)
+    listed = manifest_lib.read(address)
+    manifest_lib.write(address, dataclasses.replace(listed, writer="another"))
+    store.put("data-1", "run/metrics.jsonl", b"of another")
+    _save(place.path, 2)
+  assert store.objects["data-1"]["run/metrics.jsonl"].data == b"of another"
+  with (
+    pytest.raises(errors.UserError, match=r"list of files in .* was removed"),
+    _begun(address) as place,
+  ):
+    del store.objects["data-1"][f"run/{manifest_lib.NAME}"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_only_checkpoints_are_removed(scheme, store):
+  store.put("data-1", "run/checkpoints/best/meta", b"mine")
+  store.put("data-1", "run/checkpoints/1/meta", b"half")
+  store.put("data-1", "run/checkpoints-2/meta", b"mine")
+  listed = manifest_lib.Manifest(manifest_lib.WORKDIR, {})
+  manifest_lib.write(f"{scheme}://data-1/run", listed)
+  with _begun(f"{scheme}://data-1/run"):
+    pass
+  assert _names(store) == [
+    "run/checkpoints-2/meta",
+    "run/checkpoints/best/meta",
+    f"run/{manifest_lib.NAME}",
+  ]
+
+
+def test_no_error_stops_the_copies(store, monkeypatch, caplog):
+  address, digests, fail = "gs://data-1/run", manifest_lib.digest, [1]
+
+  def digest(path):
+    if fail:
+      fail.pop()
+      raise RuntimeError("can't start new thread")
+    return digests(path)
+
+  monkeypatch.setattr(manifest_lib, "digest", digest)
+  with _begun(address) as place:
+    _save(place.path, 1)
+    _wait_for(address, 1)
+  assert "can't start new thread" in caplog.text
+
+
+def test_links_and_odd_names_stay_here(store):
+  """Trackers link to folders; and no name keeps a run from going on."""
+  address = "gs://data-1/run"
+  with _begun(address) as place:
+    (place.path / "wandb/run-1").mkdir(parents=True)
+    (place.path / "wandb/run-1/log").write_text("of a tracker")
+    (place.path / "wandb/latest-run").symlink_to("run-1")
+    (place.path / "wandb/a:b\n").write_text("")
+    _save(place.path, 1)
+  assert _names(store) == sorted([*_expected(1), "run/wandb/run-1/log"])
+  store.put("data-1", "run/notes: mine", b"")
+  with _begun(address) as place:
+    assert _steps(place.path) == [1]
+
+
+def test_an_interrupt_of_the_last_copies_is_explained(
+  store, monkeypatch, caplog
+):
+  monkeypatch.setattr(run_folder, "_LOOK_SECONDS", 1000)
+
+  def interrupt(self):
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt), _begun("gs://data-1/run") as place:
+    _save(place.path, 1)
+    monkeypatch.setattr(run_folder._InBucket, "copy", interrupt)
+  assert "holds no checkpoint; what is newer lies in" in caplog.text
+  assert _steps(place.path) == [1]
+
+
+def test_an_interrupt_is_not_told_as_an_error_of_the_server(store, caplog):
+  store.seconds = 0.1
+  with pytest.raises(KeyboardInterrupt), _begun("gs://data-1/run") as place:
+    _save(place.path, 1)
+    time.sleep(0.3)  # The copies begin.
+    raise KeyboardInterrupt
+  assert "what is newer lies in" in caplog.text
+  assert "It is tried again" not in caplog.text
+
+
+def test_a_checkpoint_that_goes_before_it_is_copied_is_told(
+  store, monkeypatch, caplog
+):
+  put = uploads.put_files
+
+  def slow(path, address, names):
+    put(path, address, names)
+    if "1/meta" in str(names):
+      shutil.rmtree(path / "checkpoints/1")
+
+  monkeypatch.setattr(run_folder.uploads, "put_files", slow)
+  with _begun("gs://data-1/run") as place:
+    _save(place.path, 1)
+    _wait_for_text(caplog, "of step 1 was removed before all of it")
+  assert manifest_lib.read("gs://data-1/run").files == {}
+
+
+def _wait_for_text(caplog, text):
+  end = time.monotonic() + 20
+  while text not in caplog.text:
+    assert time.monotonic() < end, caplog.text
+    time.sleep(0.01)
+
+
+def test_of_several_hosts_it_is_told_what_does_not_go_on(store, monkeypatch):
+  monkeypatch.setattr(attempts, "ATTEMPTS", 1)
+  told = ("until the same command goes on with", "newer of process 1 lies in")
+  for process, text in enumerate(told):
+    with (
+      pytest.raises(errors.UserError, match=text),
+      _begun("gs://data-1/run", process=process, processes=2) as place,
+    ):
+      _save(place.path, 1)
+      (place.path / f"ledger-{process}.jsonl").write_text("")
+      store.refuse = 503
+    store.refuse = None

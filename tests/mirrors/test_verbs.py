@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import model_kinds
-from clip_jax import cli, errors, loading
+from clip_jax import cli, errors, loading, mirrors
 from clip_jax import search as search_lib
 from clip_jax.buckets import writing
 
@@ -107,10 +107,35 @@ def test_an_index_is_killed_while_it_is_written(store, monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
       build("two")
     assert search_lib.open_index(address).meta["fingerprint"] == "one"
+
+  def unreachable(address, path):
+    raise errors.UnreachableError("No network.")
+
+  monkeypatch.setattr(writing, "put_file", unreachable)
+  with pytest.raises(errors.UserError, match=r"The whole index is in (\S+):"):
+    build("two")
   monkeypatch.setattr(writing, "put_file", put)
+  with (
+    mirrors.held(mirrors.local_path(address, use="write"), "Another is"),
+    pytest.raises(errors.UserError, match="Another `clip-jax embed` is"),
+  ):
+    build("two")
   build("two")
   assert search_lib.open_index(address).meta["fingerprint"] == "two"
   assert len(store.objects["data-1"].keys() - {"index/", ""}) == 3
+
+
+def test_what_is_no_index_is_not_replaced(store):
+  store.put("data-1", "index/meta.json", b"{}")
+  with pytest.raises(errors.UserError, match="not of an index and is left"):
+    search_lib.build(
+      "s3://data-1/index",
+      batches=lambda start: _batches(start, "one"),
+      embed_images=lambda images: images,
+      model="m",
+      fingerprint="one",
+    )
+  assert store.objects["data-1"]["index/meta.json"].data == b"{}"
 
 
 def _batches(start, fingerprint):
