@@ -44,6 +44,8 @@ _REMAT: dict[str | None, float] = {
   block_chain.NESTED: 2.0,
 }
 _MOST_COMPILATIONS = 12
+# Operations that take a part of their first argument.
+_CUTS = {"slice", "dynamic_slice", "squeeze"}
 _MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 # A choice is compiled if its estimated memory exceeds what is available by at
 # most this factor.
@@ -256,6 +258,9 @@ class _Search:
       *jax.tree.map(local, (batch["image"], batch["tokens"])),
     ).jaxpr
     given = set(map(id, program.invars))
+    for equation in program.eqns:  # So are the parts of an argument.
+      if equation.primitive.name in _CUTS and id(equation.invars[0]) in given:
+        given |= set(map(id, equation.outvars))
     # An array that several rules keep counts once.
     kept = {id(held): held for held in program.outvars}
     return flops.array_bytes(

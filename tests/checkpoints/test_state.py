@@ -18,9 +18,9 @@ from clip_jax.checkpoints import state
 from clip_jax.models import variants
 
 model = variants.create_model(
-  "tiny-rn",
+  "tiny-vit",
   overrides={
-    "image": {"image_size": 16, "width": 8},
+    "image": {"image_size": 16, "depth": 1},
     "text": {"vocab_size": 97, "depth": 1},
   },
 )
