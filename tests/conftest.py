@@ -17,7 +17,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # libtpu, which reads them too, does not know this one.
 _FLAGS = ["--xla_backend_optimization_level=0"]
 if (
-  importlib.metadata.version("jaxlib").startswith(("0.10.", "0.12."))
+  importlib.metadata.version("jaxlib").startswith("0.10.")
   and importlib.util.find_spec("libtpu") is None
 ):
   _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
