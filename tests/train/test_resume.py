@@ -331,6 +331,8 @@ def test_when_one_of_two_processes_is_killed_both_end_and_go_on(tmp_path):
       "Resumed",
       "--config.",
     )
+    # Threads of gloo write into each other's lines.
+    others = [line for line in others if "connected peer ranks" not in line]
     assert [line for line in others if not line.startswith(own)] == []
   _finish_pair(_start_pair(workdir, OFTEN), workdir)
   _assert_same_run(workdir, whole)
