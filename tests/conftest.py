@@ -42,7 +42,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Fixtures that need a library of tests/oracles.txt.
 ORACLES = {"library", "openai_model"}
 
-LONGEST = "test_when_one_of_two_processes"  # Four minutes.
+LONGEST = "test_when_one_of_two_processes"
 
 
 @pytest.hookimpl(tryfirst=True)

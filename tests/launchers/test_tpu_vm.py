@@ -508,7 +508,7 @@ def test_a_machine_that_goes_down_does_not_stop_the_run(tmp_path):
 def _trains(workdir):
   return (
     *(*WHERE, "--workdir", workdir, "--recreate", "--yes", "--"),
-    *("--config", CONFIG, "--config.steps=6"),
+    *("--config", CONFIG, "--config.steps=4"),
     *("--config.mesh.data=4", "--heartbeat=5"),
   )
 
@@ -528,7 +528,7 @@ def test_a_preempted_training_ends_as_an_uninterrupted_one(cloud, tmp_path):
   assert "all 4 devices, with the same versions" in cloud("setup", *WHERE)
   whole, killed = tmp_path / "whole", tmp_path / "a killed run"
   said = cloud("run", *_trains(whole))
-  assert "Trained 6 steps" in said and f"Trained: {whole}. The slice" in said
+  assert "Trained 4 steps" in said and f"Trained: {whole}. The slice" in said
   running = cloud.start("run", *_trains(killed))
   _wait_for_step(killed, 2, running)
   cloud.preempt()

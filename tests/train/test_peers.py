@@ -266,9 +266,8 @@ def test_processes_that_jax_has_found_end_with_process_0():
     said = pair[1].communicate(timeout=60)[1]
     assert time.monotonic() - started < 10 + 2
     assert pair[1].returncode == peers.EXIT_CODE
-    assert said.splitlines()[-1].startswith(
-      "Error: The connection to process 0"
-    )
+    # gRPC's threads may write after it.
+    assert said.count("Error: The connection to process 0") == 1
     assert "Traceback" not in said and "***" not in said
   finally:
     for process in pair:

@@ -239,8 +239,8 @@ def _free_port():
     return listener.getsockname()[1]
 
 
-def _start_pair(workdir, *options, heartbeat=30):
-  """Two processes with two devices each."""
+def _start_pair(workdir, *options, heartbeat=30, devices=1):
+  """Two processes; with two devices each, steps take seconds on two cores."""
   address = f"127.0.0.1:{_free_port()}"
   pair = []
   for i in range(2):
@@ -251,7 +251,7 @@ def _start_pair(workdir, *options, heartbeat=30):
         workdir,
         *options,
         flags=(*distributed, "--process-id", str(i)),
-        devices=2,
+        devices=devices,
         log=f"log{i}",
       )
     )
@@ -277,15 +277,9 @@ def _assert_same_trajectory(got, wanted, tolerance, *, x64):
 @pytest.mark.slow
 def test_two_processes_follow_the_same_trajectory(tmp_path, precise):
   workdir = tmp_path / "two"
-  _finish_pair(_start_pair(workdir, PRECISE, "mesh.fsdp=2"), workdir)
+  pair = _start_pair(workdir, PRECISE, "mesh.fsdp=2", devices=2)
+  _finish_pair(pair, workdir)
   _assert_same_trajectory(workdir, precise, 1e-9, x64=True)
-
-
-@pytest.mark.slow
-def test_two_processes_stay_together_in_float32(tmp_path, uninterrupted):
-  workdir = tmp_path / "two"
-  _finish_pair(_start_pair(workdir, "mesh.fsdp=2"), workdir)
-  _assert_same_trajectory(workdir, uninterrupted, 1e-4, x64=False)
 
 
 @pytest.mark.slow
@@ -303,13 +297,17 @@ def test_two_processes_with_a_vit_follow_the_same_trajectory(tmp_path):
 
 
 @pytest.mark.slow
-def test_when_one_of_two_processes_is_killed_both_end_and_go_on(tmp_path):
+def test_when_one_of_two_processes_is_killed_both_end_and_go_on(
+  tmp_path, uninterrupted
+):
   heartbeat = 10
+  options = (OFTEN, "mesh.fsdp=2")
   whole, workdir = tmp_path / "whole", tmp_path / "killed"
-  _finish_pair(_start_pair(whole, OFTEN), whole)
+  _finish_pair(_start_pair(whole, *options), whole)
+  _assert_same_trajectory(whole, uninterrupted, 1e-4, x64=False)
   for killed in (1, 0):
     before = _count_lines(workdir)
-    pair = _start_pair(workdir, OFTEN, heartbeat=heartbeat)
+    pair = _start_pair(workdir, *options, heartbeat=heartbeat)
     done = before + 4
     assert _wait_for(lambda done=done: _count_lines(workdir) >= done, pair[0])
     pair[killed].kill()
@@ -317,24 +315,13 @@ def test_when_one_of_two_processes_is_killed_both_end_and_go_on(tmp_path):
     started = time.monotonic()
     _expect(pair[1 - killed], 75, workdir, f"log{1 - killed}")
     assert time.monotonic() - started < heartbeat + 2
-    said = _said(workdir, f"log{1 - killed}").splitlines()
-    # One line, after those of the run itself and of gloo's connections.
-    *others, last = said
-    assert last.startswith(f"Error: The connection to process {killed} of 2")
-    own = (
-      "Waiting",
-      "tiny-rn",
-      "Texts:",
-      "[Gloo]",
-      "Compil",
-      "Step",
-      "Resumed",
-      "--config.",
-    )
-    # Threads of gloo write into each other's lines.
-    others = [line for line in others if "connected peer ranks" not in line]
-    assert [line for line in others if not line.startswith(own)] == []
-  _finish_pair(_start_pair(workdir, OFTEN), workdir)
+    said = _said(workdir, f"log{1 - killed}")
+    # Beside it stand what the run said before and what libraries' own threads
+    # write, in any order and into each other's lines.
+    assert said.count("Error: ") == 1
+    assert f"Error: The connection to process {killed} of 2" in said
+    assert "Traceback" not in said and "***" not in said
+  _finish_pair(_start_pair(workdir, *options), workdir)
   _assert_same_run(workdir, whole)
 
 
