@@ -20,6 +20,7 @@ from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import account, sources
 from clip_jax.data import record as record_lib
 from clip_jax.evals import (
+  labelled_features,
   linear_probe,
   logistic,
   prompts,
@@ -164,12 +165,12 @@ def _open(
   templates: str,
 ) -> _Opened:
   """Opens both splits and tells what is wrong with them; embeds nothing."""
-  train_data, data = linear_probe.addresses(data, train_data)
+  train_data, data = labelled_features.addresses(data, train_data)
   opened = tasks.open_evaluation(
     "zero_shot", data, labels=labels, templates=templates
   )
   train, test = sources.open_source(train_data), opened.source
-  order = linear_probe.check_classes((train, test), (train_data, data))
+  order = labelled_features.check_classes((train, test), (train_data, data))
   resolved = opened.class_prompts()
   told = [*account.tell(train, train_data), *account.tell(test, data)]
   pool = shots_lib.Pool(train, train_data)
@@ -187,7 +188,7 @@ def _read_test(
   embed: Embed,
   embed_images: Embed,
   **how: Any,
-) -> tuple[linear_probe.Examples, np.ndarray]:
+) -> tuple[labelled_features.Examples, np.ndarray]:
   """Returns the test examples and their unit embeddings, in one pass.
 
   Args:
@@ -195,7 +196,7 @@ def _read_test(
     data: its address.
     embed: returns the probe's features.
     embed_images: returns unit embeddings; it may be `embed`.
-    **how: of `linear_probe.read_all`.
+    **how: of `labelled_features.read_all`.
   """
   embeddings = []
 
@@ -203,20 +204,20 @@ def _read_test(
     embeddings.append(np.asarray(embed_images(images), np.float32))
     return embeddings[-1] if embed == embed_images else embed(images)
 
-  examples = linear_probe.read_all(source, data, both, **how)
+  examples = labelled_features.read_all(source, data, both, **how)
   return examples, np.concatenate(embeddings)
 
 
 def _in_order(draw, order, class_names) -> shots_lib.Shots:
   """Returns a draw with the class numbers of the test data."""
-  examples = linear_probe.Examples(
+  examples = labelled_features.Examples(
     draw.examples.features, order[draw.examples.labels], class_names
   )
   return shots_lib.Shots(examples, draw.place)
 
 
 def _of_shots(
-  k: int, draws: Sequence[shots_lib.Shots], test: linear_probe.Examples
+  k: int, draws: Sequence[shots_lib.Shots], test: labelled_features.Examples
 ) -> dict[str, Any]:
   accuracies, penalties, used = [], [], []
   for draw in draws:

@@ -23,7 +23,7 @@ from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import account, sources
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import views
-from clip_jax.evals import linear_probe
+from clip_jax.evals import labelled_features, linear_probe
 from clip_jax.evals import reading as reading_lib
 
 _LARGEST = 1 << 26  # Bytes of a file of folds.
@@ -239,27 +239,27 @@ def evaluate(
 
 def _read_of_folds(
   data: str, folds: str, *, train_data: str, **how: Any
-) -> tuple[linear_probe.Parts, list[Fold]]:
-  train_data, data = linear_probe.addresses(data, train_data)
+) -> tuple[labelled_features.Parts, list[Fold]]:
+  train_data, data = labelled_features.addresses(data, train_data)
   # Before the images, which take longer.
   found = read_folds(folds, records=len(sources.open_source(train_data)))
-  return linear_probe.read_parts(data, train_data=train_data, **how), found
+  return labelled_features.read_parts(data, train_data=train_data, **how), found
 
 
 def _read_of_lists(
   data: str, folds: str, *, train_data: str, embed, preprocess, reading
-) -> tuple[linear_probe.Parts, list[Fold]]:
+) -> tuple[labelled_features.Parts, list[Fold]]:
   if train_data:
     raise errors.UserError(
       f"{folds} lists what to train on and what to test on, so that --data "
       "holds both; leave --train-data out."
     )
   source = sources.open_source(data)
-  linear_probe.check_classes((source, source), (data, data))
+  labelled_features.check_classes((source, source), (data, data))
   found = read_splits(folds, names_of(source, data))
   bad: collections.Counter[str] = collections.Counter()
   warnings = account.tell(source, data)
-  examples = linear_probe.read_all(
+  examples = labelled_features.read_all(
     source, data, embed, bad=bad, preprocess=preprocess, reading=reading
   )
   about = {
@@ -268,4 +268,4 @@ def _read_of_lists(
     "bad_records": dict(bad),
     "warnings": warnings,
   }
-  return linear_probe.Parts(examples, examples, about), found
+  return labelled_features.Parts(examples, examples, about), found

@@ -13,7 +13,7 @@ import numpy as np
 
 from clip_jax.data import sources
 from clip_jax.data.sources import splits
-from clip_jax.evals import embedding_model, linear_probe
+from clip_jax.evals import embedding_model, labelled_features
 from clip_jax.evals import reading as reading_lib
 from clip_jax.evals import shots as shots_lib
 
@@ -70,7 +70,7 @@ class FewShot:
       preprocess=model.preprocess,
       reading=reading.part(0, total),
     )
-    test = linear_probe.read_all(
+    test = labelled_features.read_all(
       self.source,
       self.data,
       model.embed_images,
@@ -121,7 +121,7 @@ def open_few_shot(
   """
   addresses = splits.train_and_test(data, hint="")
   train, test = map(open_source, addresses)
-  order = linear_probe.check_classes((train, test), addresses)
+  order = labelled_features.check_classes((train, test), addresses)
   return FewShot(
     data=addresses[1],
     source=test,

@@ -13,7 +13,7 @@ from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import sources
 from clip_jax.data.sources import views
-from clip_jax.evals import linear_probe
+from clip_jax.evals import labelled_features
 from clip_jax.evals import reading as reading_lib
 
 SEEDS = 3  # Draws whose mean and deviation are told, as big_vision's probe.
@@ -28,7 +28,7 @@ class Shots:
     place: (n,), the place of each in the draw of its class.
   """
 
-  examples: linear_probe.Examples
+  examples: labelled_features.Examples
   place: np.ndarray
 
 
@@ -69,7 +69,7 @@ class Pool:
     except sources.BadRecord:
       return -1
     if label is None:
-      raise linear_probe.unlabelled(self._address)
+      raise labelled_features.unlabelled(self._address)
     return label
 
   def fewest(self) -> int:
@@ -159,9 +159,9 @@ class Pool:
       )
     features = np.stack([known[slot] for slots in draw for slot in slots])
     if not np.all(np.isfinite(features)):
-      raise errors.UserError(linear_probe.NOT_FINITE)
+      raise errors.UserError(labelled_features.NOT_FINITE)
     return Shots(
-      examples=linear_probe.Examples(
+      examples=labelled_features.Examples(
         features,
         np.repeat(np.arange(len(draw)), sizes),
         tuple(self.source.class_names or ()),

@@ -13,7 +13,7 @@ from clip_jax.data.sources import views
 from clip_jax.evals import (
   embedding_model,
   few_shot,
-  linear_probe,
+  labelled_features,
   reading,
   ridge,
   shots,
@@ -160,7 +160,9 @@ def draw_of(classes, most, width):
   means = rng.normal(size=(classes, width))
   features = means[labels] + 0.7 * rng.normal(size=(len(labels), width))
   names = tuple(map(str, range(classes)))
-  examples = linear_probe.Examples(features.astype(np.float32), labels, names)
+  examples = labelled_features.Examples(
+    features.astype(np.float32), labels, names
+  )
   return shots.Shots(examples, np.tile(np.arange(most), classes))
 
 
@@ -171,7 +173,7 @@ def test_a_fit_sees_its_own_shots_only():
   features = draw.examples.features.copy()
   features[later] = draw.examples.features[later][::-1]
   changed = shots.Shots(
-    linear_probe.Examples(
+    labelled_features.Examples(
       features, draw.examples.labels, draw.examples.class_names
     ),
     draw.place,

@@ -14,7 +14,7 @@ from suite_stand_ins import (
 )
 
 from clip_jax import errors
-from clip_jax.evals import folds, linear_probe
+from clip_jax.evals import folds, labelled_features, linear_probe
 from clip_jax.evals.suite import data_sets
 
 STL10 = data_sets.classes_of("stl10").names
@@ -84,11 +84,11 @@ def test_ten_folds_of_the_training_part_are_averaged(stl10):
 def test_a_linear_probe_chooses_its_penalty_in_each_fold(stl10):
   data, chosen = stl10
   result = evaluate("linear_probe", **data)
-  test = linear_probe.Examples(
+  test = labelled_features.Examples(
     features_of(range(1000, 1025)), np.arange(25) % 10, STL10
   )
   fold = chosen[4]
-  train = linear_probe.Examples(features_of(fold), fold % 10, STL10)
+  train = labelled_features.Examples(features_of(fold), fold % 10, STL10)
   alone = linear_probe.fit("linear_probe", train, test)
   assert result["folds"][4] == alone
   tops = [each["top1"] for each in result["folds"]]

@@ -6,7 +6,7 @@ from scipy import optimize, special
 
 from clip_jax import errors
 from clip_jax.data.sources import splits
-from clip_jax.evals import linear_probe, logistic
+from clip_jax.evals import labelled_features, linear_probe, logistic
 
 
 def blobs(examples, width, classes, *, spread=1.5, seed=0):
@@ -160,7 +160,7 @@ def test_the_search_is_the_papers():
 def examples(*shape, seed=0):
   features, labels = blobs(*shape, seed=seed)
   names = tuple(f"class {i}" for i in range(shape[2]))
-  return linear_probe.Examples(features, labels, names)
+  return labelled_features.Examples(features, labels, names)
 
 
 def test_a_probe_tells_classes_apart():
@@ -256,21 +256,21 @@ class Source:
 
 def test_classes_are_matched_by_name():
   opened = [Source("cat", "dog", "owl"), Source("owl", "cat", "dog")]
-  order = linear_probe.check_classes(opened, ("a", "b"))
+  order = labelled_features.check_classes(opened, ("a", "b"))
   assert order.tolist() == [1, 2, 0]
   with pytest.raises(errors.UserError, match=r"different classes: cat, owl"):
-    linear_probe.check_classes(
+    labelled_features.check_classes(
       [Source("dog", "owl"), Source("cat", "dog")], ("a", "b")
     )
   twice = Source("a", "a", "b")
-  order = linear_probe.check_classes([twice, twice], ("a", "b"))
+  order = labelled_features.check_classes([twice, twice], ("a", "b"))
   assert order.tolist() == [0, 1, 2]
   for other in (Source("b", "a", "a"), Source("a", "b")):
     for opened in ([twice, other], [other, twice]):
       with pytest.raises(errors.UserError, match="several the name 'a'"):
-        linear_probe.check_classes(opened, ("a", "b"))
+        labelled_features.check_classes(opened, ("a", "b"))
   with pytest.raises(errors.UserError, match="no classes"):
-    linear_probe.check_classes([Source("dog"), Source()], ("a", "b"))
+    labelled_features.check_classes([Source("dog"), Source()], ("a", "b"))
 
 
 def test_a_batch_of_bad_images_alone_adds_no_features():
@@ -286,7 +286,7 @@ def test_a_batch_of_bad_images_alone_adds_no_features():
     }
     for n in (3, 0, 2)
   ]
-  found = linear_probe._embed(batches, embed, ("a",), "data")
+  found = labelled_features._embed(batches, embed, ("a",), "data")
   assert found.features.shape == (5, 5)
 
 
