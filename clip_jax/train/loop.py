@@ -89,19 +89,48 @@ def train(
   config = config_lib.check(config)
   with contextlib.ExitStack() as stack:
     enter = stack.enter_context
-    opened = _open(config, workdir, stack, allow_changes=allow_changes)
-    config, checkpoints = opened.config, opened.checkpoints
-    place, total_steps = opened.place, opened.run.total_steps
+    place = enter(
+      mirrors.opened(
+        workdir_lib.find(workdir),
+        process=jax.process_index(),
+        processes=jax.process_count(),
+      )
+    )
+    workdir = place.path
+    init, stored, origins = origins_lib.begin(
+      config.init, workdir, model=config.model
+    )
+    config = origins_lib.settle(config, stored, origins)
+    config = dataclasses.replace(config, init=init)
+    claim.check_config(workdir, config, allow_changes=allow_changes)
+    tokenizer = origins_lib.tokenizer_files(workdir, origins)
+    run = run_lib.make_run(config, tokenizer_files=tokenizer)
+    total_steps = run.total_steps
+    run.announce()  # Before the data: this raises if the model is impossible.
+    run.check_data()
+    enter(claim.hold(workdir))
+    claim.claim(
+      workdir, config, total_steps=total_steps, allow_changes=allow_changes
+    )
+    place.claim()
+    enter(claim.explain_interrupt(workdir))
+    enter(claim.keep_compilations(workdir))
+    workdir_lib.keep_tokenizer(workdir, tokenizer)
+    checkpoints = enter(
+      saving.Checkpoints(
+        workdir, keep=config.checkpoint.keep, is_shared=place.is_shared
+      )
+    )
     stop = enter(preemption.Preemption())
-    state, counters = _restore_or_init(opened, allow_changes)
+    state, counters = _restore_or_init(run, checkpoints, origins, allow_changes)
     first_step = int(state.step)
-    run = opened.run.going_on(counters.get(journal.POSITION), first_step)
+    run = run.going_on(counters.get(journal.POSITION), first_step)
     notes = enter(
-      journal.Journal(run, place.path, first_step=first_step, counters=counters)
+      journal.Journal(run, workdir, first_step=first_step, counters=counters)
     )
     profile = enter(
       profiling.Profile(
-        place.path,
+        workdir,
         profile_step,
         first_step=first_step,
         total_steps=total_steps,
@@ -144,7 +173,7 @@ def train(
       evaluated = evaluator.measure(state) or {}
     before = notes.counters.get(journal.BEFORE, {})
     report = evaluator.write_report(
-      state, evaluated, place.path / workdir_lib.REPORT, before=before
+      state, evaluated, workdir / workdir_lib.REPORT, before=before
     )
     _leave_if_told(stop, checkpoints)
     return Summary(
@@ -160,75 +189,6 @@ def train(
       report=place.told(report),
       profile=place.told(profile.path),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Opened:
-  """What a run has before its first step.
-
-  Attributes:
-    place: the workdir.
-    config: all that the run does, also what it took from the workdir.
-    run: the config's data and programs.
-    origins: of the parameters with which the run began.
-    checkpoints: those in the workdir.
-  """
-
-  place: mirrors.Workdir
-  config: config_lib.Config
-  run: run_lib.Run
-  origins: origins_lib.Origins
-  checkpoints: saving.Checkpoints
-
-
-def _open(
-  config: config_lib.Config,
-  workdir: str | os.PathLike,
-  stack: contextlib.ExitStack,
-  *,
-  allow_changes: bool,
-) -> _Opened:
-  """Checks everything that can be checked, then makes the workdir this run's.
-
-  Args:
-    config: as in `train`, after `config.check`.
-    workdir: as in `train`.
-    stack: gives the workdir back when it is closed.
-    allow_changes: as in `train`.
-  """
-  enter = stack.enter_context
-  place = enter(
-    mirrors.opened(
-      workdir_lib.find(workdir),
-      process=jax.process_index(),
-      processes=jax.process_count(),
-    )
-  )
-  path = place.path
-  init, stored, origins = origins_lib.begin(
-    config.init, path, model=config.model
-  )
-  config = origins_lib.settle(config, stored, origins)
-  config = dataclasses.replace(config, init=init)
-  claim.check_config(path, config, allow_changes=allow_changes)
-  tokenizer = origins_lib.tokenizer_files(path, origins)
-  run = run_lib.make_run(config, tokenizer_files=tokenizer)
-  run.announce()  # Before the data: this raises if the model is impossible.
-  run.check_data()
-  enter(claim.hold(path))
-  claim.claim(
-    path, config, total_steps=run.total_steps, allow_changes=allow_changes
-  )
-  place.claim()
-  enter(claim.explain_interrupt(path))
-  enter(claim.keep_compilations(path))
-  workdir_lib.keep_tokenizer(path, tokenizer)
-  checkpoints = enter(
-    saving.Checkpoints(
-      path, keep=config.checkpoint.keep, is_shared=place.is_shared
-    )
-  )
-  return _Opened(place, config, run, origins, checkpoints)
 
 
 def _due(step: int, every_steps: int) -> bool:
@@ -260,11 +220,13 @@ def _check_data(run: run_lib.Run, counters: dict[str, Any]) -> None:
 
 
 def _restore_or_init(
-  opened: _Opened, allow_changes: bool
+  run: run_lib.Run,
+  checkpoints: saving.Checkpoints,
+  origins: origins_lib.Origins,
+  allow_changes: bool,
 ) -> tuple[state_lib.TrainState, dict[str, Any]]:
-  run, origins = opened.run, opened.origins
   config = run.program.config
-  restored = opened.checkpoints.restore_latest(run.program.abstract_state())
+  restored = checkpoints.restore_latest(run.program.abstract_state())
   if restored is None:
     state = origins_lib.load(
       run.program.init_state(),
