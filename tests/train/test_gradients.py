@@ -100,19 +100,11 @@ def _distance(got, wanted):
   )
 
 
-@pytest.mark.parametrize(
-  ("mesh_shape", "kind"),
-  [
-    pytest.param((1, 1), "softmax", marks=pytest.mark.slow),
-    ((2, 2), "softmax"),
-    ((2, 2), "sigmoid"),
-  ],
-  ids=str,
-)
-def test_micro_batches_equal_one_big_batch_in_float64(mesh_shape, kind):
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_micro_batches_equal_one_big_batch_in_float64(kind):
   with jax.enable_x64(True):
     loss, change = _updated((1, 1), "float64", kind, 1)
-    got_loss, got_change = _updated(mesh_shape, "float64", kind, PARTS)
+    got_loss, got_change = _updated((2, 2), "float64", kind, PARTS)
   assert abs(got_loss - loss) < 1e-12 * abs(loss)
   assert _distance(got_change, change) < 1e-12
 
