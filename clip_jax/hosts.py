@@ -1,7 +1,7 @@
 """Agreement among the processes of a run."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -36,6 +36,28 @@ def exchanged(text: str) -> list[str]:
     row[:length].tobytes().decode("ascii")
     for row, length in zip(gathered, lengths, strict=True)
   ]
+
+
+def gathered(array: np.ndarray) -> np.ndarray:
+  """Returns the arrays of all processes (processes, ...).
+
+  All of them must call this, with arrays of one shape and type.
+  """
+  if jax.process_count() == 1:
+    return array[None]
+  return multihost_utils.process_allgather(array)
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+  """Raises UserError where a process has a problem; on all the same one.
+
+  Args:
+    problems: of each process, as exchanged; empty where it has none.
+  """
+  for process, problem in enumerate(problems):
+    if problem:
+      where = f"On process {process}: " if len(problems) > 1 else ""
+      raise errors.UserError(f"{where}{problem}")
 
 
 def check_same(values: Mapping[str, str]) -> None:

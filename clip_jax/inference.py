@@ -63,7 +63,7 @@ class Clip(encoding.Encoding):
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     """Restores a pickled state, on all devices of this machine."""
-    mesh = sharding.local_mesh()
+    mesh = sharding.shared_mesh()
     self.__dict__.update(
       state,
       variables=sharding.place_everywhere(state["variables"], mesh),

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,8 +23,9 @@ def load(
   step: int | None = None,
   source_format: str | None = None,
   activation: str | None = None,
+  devices: Sequence[sharding.Device] | None = None,
 ) -> inference.Clip:
-  """Returns the model that `model` names, on all devices of this machine.
+  """Returns the model that `model` names, on all devices of the run.
 
   Args:
     model: a workdir of `clip-jax train`; a file or directory in any format
@@ -33,6 +34,7 @@ def load(
     step: the checkpoint of a workdir to load; None for the newest valid one.
     source_format: a name in `opening.FORMATS`; None recognises the format.
     activation: the towers' activation, for checkpoints that do not say it.
+    devices: those that share each batch, if not all devices of the run.
 
   Raises:
     UserError: there is no such model or checkpoint, or no valid checkpoint.
@@ -52,7 +54,7 @@ def load(
     where = (
       os.fspath(model) if buckets.is_address(model) else str(path.resolve())
     )
-    return _load_workdir(path, step, where)
+    return _load_workdir(path, step, where, devices)
   if step is not None:
     raise errors.UserError(
       f"{model} is no workdir of `clip-jax train`: it has no steps to choose "
@@ -69,7 +71,7 @@ def load(
     ),
     found.variables(),
     spec=found.spec,
-    mesh=sharding.local_mesh(),
+    mesh=sharding.shared_mesh(devices),
     # That on the Hub has the commit's hash.
     path=found.source.get("address") or str(path.resolve()),
     files=found.files,
@@ -77,7 +79,10 @@ def load(
 
 
 def _load_workdir(
-  path: pathlib.Path, step: int | None, where: str
+  path: pathlib.Path,
+  step: int | None,
+  where: str,
+  devices: Sequence[sharding.Device] | None,
 ) -> inference.Clip:
   saved = workdir_lib.load_model(path, step=step)
   module, variables = run_model.for_use(
@@ -87,7 +92,7 @@ def _load_workdir(
     module,
     variables,
     spec=saved.spec,
-    mesh=sharding.local_mesh(),
+    mesh=sharding.shared_mesh(devices),
     path=where,
     step=saved.step,
     files=saved.files,

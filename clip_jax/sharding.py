@@ -252,12 +252,16 @@ def _place_array(local: np.ndarray, sharding):
   return jax.make_array_from_callback(shape, sharding, block)
 
 
-def local_mesh() -> Mesh | None:
-  """Returns the mesh of all devices; None if there is only one device."""
-  return make_mesh() if jax.device_count() > 1 else None
+def shared_mesh(devices: Sequence[Device] | None = None) -> Mesh | None:
+  """Returns the mesh of `devices`, of all if None; None for a single device."""
+  count = jax.device_count() if devices is None else len(devices)
+  return make_mesh(devices=devices) if count > 1 else None
 
 
 def place_everywhere(variables: Any, mesh: Mesh | None) -> Any:
-  """Returns variables replicated on `mesh`, or on the first device if None."""
-  placement = jax.devices()[0] if mesh is None else replicated(mesh)
+  """Returns variables replicated on `mesh`.
+
+  If it is None, they are on the first device of this process.
+  """
+  placement = jax.local_devices()[0] if mesh is None else replicated(mesh)
   return jax.device_put(variables, placement)

@@ -58,7 +58,7 @@ def open_batches(
     UserError: the processes have different data, or one cannot read them.
   """
   assert encoder.mesh is not None
-  _check_same(source)
+  check_same(source)
   size = _batch_size(encoder.image_shapes, min(batch_size, len(source)))
   split = sharding.batch_sharding(encoder.mesh)
   rows = sharding.local_rows(split, size)
@@ -72,7 +72,7 @@ def open_batches(
     yield _whole(batches, size, rows)
 
 
-def _check_same(source: record_lib.Records) -> None:
+def check_same(source: record_lib.Records) -> None:
   """Raises UserError where the processes have different data."""
   own = [len(source), getattr(source, "fingerprint", "")]
   shared = [json.loads(text) for text in hosts.exchanged(json.dumps(own))]
@@ -106,7 +106,7 @@ def _whole(
   while True:
     own, said = _next(batches)
     shared = [json.loads(t) for t in hosts.exchanged(json.dumps(said))]
-    _raise_problems([problem for problem, _, _ in shared])
+    hosts.raise_problems([problem for problem, _, _ in shared])
     if own is None:
       return
     pixels = np.zeros((len(rows), *own["image"].shape[1:]), np.uint8)
@@ -130,14 +130,6 @@ def _next(batches: Iterator[dict[str, Any]]) -> tuple[Any, list]:
     return None, ["", nothing, []]
   facts = {name: _listed(own[name]) for name in _FACTS}
   return own, ["", facts, own["problems"]]
-
-
-def _raise_problems(problems: Sequence[str]) -> None:
-  """Raises UserError where a process has a problem; on all the same one."""
-  for process, problem in enumerate(problems):
-    if problem:
-      where = f"On process {process}: " if len(problems) > 1 else ""
-      raise errors.UserError(f"{where}{problem}")
 
 
 def _listed(values: Any) -> list:

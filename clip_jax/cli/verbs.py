@@ -55,7 +55,7 @@ VERBS = {
   "eval": Verb(
     "measure a model on data",
     use.add_eval,
-    _command("on_data", "evaluate"),
+    _command("evaluation", "evaluate"),
     check=use.check_eval,
   ),
   "report": Verb(
@@ -81,7 +81,8 @@ VERBS = {
   "embed": Verb(
     "make an index of images to search in",
     use.add_embed,
-    _command("on_data", "embed"),
+    _command("embedding", "embed"),
+    check=flags.check_processes,
   ),
   "search": Verb(
     "find images of an index by a text or an image",

@@ -253,6 +253,7 @@ def eval_batches(
   threads: int = 4,
   rows: Sequence[int] | np.ndarray | None = None,
   start: int = 0,
+  step: int = 1,
 ) -> Batches:
   """Returns an iterator over all of `source` in order.
 
@@ -269,11 +270,12 @@ def eval_batches(
     threads: threads that read and decode.
     rows: which slots of each batch to read, ascending; None reads all.
     start: the number of the first batch.
+    step: how much larger the number of each next one is.
   """
   chosen = range(batch_size) if rows is None else map(int, rows)
   make_batch = _EvalBatch(source, batch_size, preprocess, tuple(chosen))
   dataset = (
-    grain.MapDataset.range(start, math.ceil(len(source) / batch_size))
+    grain.MapDataset.range(start, math.ceil(len(source) / batch_size), step)
     .map(Guarded(make_batch))
     .to_iter_dataset(_read_options(threads, threads))
   )

@@ -24,7 +24,8 @@ FAILED = 1  # Another process ended with an error of its own.
 
 _AGAIN = (
   "This process ends too. Start all of them again with the same commands: a "
-  "training goes on from its last checkpoint, a suite after its last set."
+  "training goes on from its last checkpoint, a suite after its last set, an "
+  "index after its last batches."
 )
 
 Leave = Callable[[int, str], Any]

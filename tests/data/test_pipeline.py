@@ -228,6 +228,15 @@ def test_an_error_of_ours_is_not_swallowed(take, list_source, pairs):
     take(Broken(pairs(3)), 1)
 
 
+def test_evaluation_may_read_every_third_batch(list_source, pairs, spec):
+  source = list_source(pairs(23))
+  with pipeline.eval_batches(
+    source, batch_size=2, preprocess=spec, start=2, step=3
+  ) as batches:
+    found = [batch["record"].tolist() for batch in batches]
+  assert found == [[4, 5], [10, 11], [16, 17], [22]]
+
+
 def test_evaluation_reads_all_in_order_and_counts_what_is_bad(
   list_source, pairs, spec
 ):

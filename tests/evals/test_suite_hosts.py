@@ -26,7 +26,7 @@ from suite_stand_ins import (
 
 import model_kinds
 from clip_jax import embedder, errors, hosts, loading, sharding, shared_batches
-from clip_jax.cli.commands import on_data
+from clip_jax.cli.commands import joining
 from clip_jax.evals.suite import agreement, measuring
 
 SETS = "mnist,stl10,eurosat,hateful_memes,flickr8k"
@@ -141,16 +141,16 @@ def test_processes_with_other_files_of_labels_do_not_begin(tmp_path, second):
     texts = []
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(hosts, "check_same", texts.append)
-      on_data._check_same_command(command(labels))
+      joining.check_same_command(command(labels))
     return json.dumps(texts[0])
 
   for same in (paths[1], paths[0]):
     second.next = [said(same)]
-    on_data._check_same_command(command(paths[0]))
+    joining.check_same_command(command(paths[0]))
   for other in (paths[2], tmp_path / "none", "a,b"):
     second.next = [said(other)]
     with pytest.raises(errors.UserError, match="differ in --labels"):
-      on_data._check_same_command(command(paths[0]))
+      joining.check_same_command(command(paths[0]))
 
 
 def test_only_the_first_process_reads_and_writes_results(

@@ -210,7 +210,8 @@ def add_embed(parser: flags.Parser) -> None:
     "--out",
     required=True,
     metavar="DIR",
-    help="the index; an index that is there is replaced",
+    help="the index; an index that is there is replaced (of several processes, "
+    "the first one alone writes it)",
   )
   parser.add_argument(
     "--dtype",
@@ -220,6 +221,7 @@ def add_embed(parser: flags.Parser) -> None:
   )
   flags.add_batches(parser)
   flags.add_max_pixels(parser)
+  flags.add_processes(parser)
   flags.add_json(parser)
 
 

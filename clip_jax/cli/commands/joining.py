@@ -2,15 +2,17 @@
 
 import argparse
 import contextlib
+import hashlib
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from clip_jax import errors, sharding
+from clip_jax import errors, hosts, sharding
 from clip_jax.train import links, peers
 
 _LOGGER = logging.getLogger(__name__)
@@ -18,6 +20,15 @@ _LOGGER = logging.getLogger(__name__)
 # As long as JAX waits by itself.
 _JOIN_SECONDS = 300
 _MEET_SECONDS = 60  # For processes that JAX has joined before.
+# Arguments that may differ between the processes of one command: where the
+# same files lie on their hosts, and what is no business of the others.
+_OF_ONE_HOST = (
+  *("model", "data", "train_data", "data_root", "interpolate_with"),
+  *("out", "csv", "json", "threads"),
+  *("process_id", "coordinator", "remarks"),
+)
+# Arguments that may name a file, which is then compared by what it holds.
+_FILES = ("labels", "templates", "search_templates", "groups", "folds")
 
 
 @contextlib.contextmanager
@@ -55,6 +66,39 @@ def joined_processes(arguments: argparse.Namespace) -> Iterator[None]:
     raise
   if watch:
     watch.close()
+
+
+def check_same_command(
+  arguments: argparse.Namespace, *, also: Collection[str] = ()
+) -> None:
+  """Raises UserError where the processes were told different things.
+
+  Args:
+    arguments: of this process.
+    also: names of those that may otherwise differ between hosts.
+  """
+  hosts.check_same(
+    {
+      f"--{name.replace('_', '-')}": _file_or_text(value)
+      if name in _FILES
+      else repr(value)
+      for name, value in sorted(vars(arguments).items())
+      if name in also or name not in _OF_ONE_HOST
+    }
+  )
+
+
+def _file_or_text(value: Any) -> str:
+  """Returns the value, or what a file of its name holds, in a few words."""
+  path = os.path.expanduser(value or "")
+  try:
+    if os.path.isfile(path):
+      with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+      return f"a file of SHA-256 {digest[:16]}"
+  except (OSError, ValueError):  # Text, or what is wrong is said soon.
+    pass
+  return repr(value)
 
 
 def _watch_named(arguments: argparse.Namespace) -> Any:

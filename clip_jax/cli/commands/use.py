@@ -1,7 +1,7 @@
 """The verbs `classify` and `search`.
 
-The verbs that run a model over data are in `on_data`, since its loaders take
-long to import.
+The verbs that run a model over data, `eval` and `embed`, have modules of their
+own, since loaders of data take long to import.
 """
 
 import argparse

@@ -1,12 +1,8 @@
-"""The verbs that run a model over data: eval and embed."""
+"""The verb `eval`."""
 
 import argparse
-import collections
 import dataclasses
 import functools
-import hashlib
-import os
-from collections.abc import Generator
 from typing import Any
 
 import jax
@@ -19,12 +15,10 @@ from clip_jax import (
   shared_batches,
   terminal,
 )
-from clip_jax import search as search_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.cli import verb
 from clip_jax.cli.commands import joining, measures, suite
 from clip_jax.convert import interpolation, opening
-from clip_jax.data import account, pipeline, sources
 from clip_jax.evals import (
   few_shot,
   folds,
@@ -37,51 +31,15 @@ from clip_jax.evals import (
   tasks,
 )
 
-# Arguments that may differ between the processes of one evaluation: where the
-# same files lie on their hosts, and what is no business of the others.
-_OF_ONE_HOST = (
-  *("model", "data", "train_data", "data_root", "interpolate_with"),
-  *("out", "csv", "json", "threads"),
-  *("process_id", "coordinator", "remarks"),
-)
-# Arguments that may name a file, which is then compared by what it holds.
-_FILES = ("labels", "templates", "search_templates", "groups", "folds")
-
 
 def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   """Measures a model on one task, or on a suite of data sets."""
   host_memory.keep_freed()
   with joining.joined_processes(arguments):
-    _check_same_command(arguments)
+    joining.check_same_command(arguments)
     if arguments.suite is not None:
       return suite.evaluate(arguments)
     return _evaluate(arguments)
-
-
-def _check_same_command(arguments: argparse.Namespace) -> None:
-  """Raises UserError where the processes were told different things."""
-  hosts.check_same(
-    {
-      f"--{name.replace('_', '-')}": _file_or_text(value)
-      if name in _FILES
-      else repr(value)
-      for name, value in sorted(vars(arguments).items())
-      if name not in _OF_ONE_HOST
-    }
-  )
-
-
-def _file_or_text(value: Any) -> str:
-  """Returns the value, or what a file of its name holds, in a few words."""
-  path = os.path.expanduser(value or "")
-  try:
-    if os.path.isfile(path):
-      with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-      return f"a file of SHA-256 {digest[:16]}"
-  except (OSError, ValueError):  # Text, or what is wrong is said soon.
-    pass
-  return repr(value)
 
 
 def _evaluate(arguments: argparse.Namespace) -> verb.Answer:
@@ -211,49 +169,4 @@ def _evaluate_between(arguments, clip, title) -> verb.Answer:
     {"interpolate": found},
     f"{title}: share of the fine-tuned weights\n\n{table}"
     f"{measures.left_out(found[0])}",
-  )
-
-
-def embed(arguments: argparse.Namespace) -> verb.Answer:
-  """Makes an index of the images of some data."""
-  host_memory.keep_freed()
-  search_lib.check_replaceable(arguments.out)
-  clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
-  preprocess = clip.needed_preprocess()
-  clip.check_embeds()
-  source = sources.open_source(arguments.data)
-  warnings = account.tell(source, arguments.data)
-  bad = collections.Counter()
-  size, total = arguments.batch_size, len(source)
-  with terminal.Progress("embed") as progress:
-
-    def batches(start: int) -> Generator[dict[str, Any]]:
-      with pipeline.eval_batches(
-        source,
-        batch_size=size,
-        preprocess=preprocess,
-        threads=arguments.threads,
-        start=start,
-      ) as read:
-        before = min(start * size, total)
-        yield from reading.watch(
-          read, bad, total=total, done=before, progress=progress
-        )
-
-    meta = search_lib.build(
-      arguments.out,
-      batches=batches,
-      embed_images=clip.embed_images,
-      model=clip.path,
-      fingerprint=clip.fingerprint,
-      dtype=arguments.dtype,
-      goes_on_as=f"{clip.fingerprint} {source.fingerprint} {size} "
-      f"{arguments.max_pixels}",
-      counts=bad,
-      facts={"step": clip.step, "data": arguments.data, "bad_records": bad},
-    )
-  left_out = f", {bad.total()} bad records left out" if bad else ""
-  return verb.Answer(
-    {"out": arguments.out, **meta, "warnings": warnings},
-    f"Embedded {meta['count']} images into {arguments.out}{left_out}.",
   )
