@@ -53,7 +53,7 @@ NOT_RUN = {
   "clip-jax plan": "minutes a plan: tests/plan",
   "clip-jax verify": "PyTorch: tests/convert/test_verification.py",
   "clip-jax app": "it goes on until it is stopped: tests/app",
-  "--coordinator": "two processes: tests/test_cli_processes.py",
+  "--coordinator": "two processes: test_resume.py, test_search_hosts.py",
   "runs/pets": "tests/train/test_finetuning.py runs README's section",
   "models/pets": "tests/train/test_finetuning.py runs README's section",
   "SOURCE DEST": "words in place of paths",
