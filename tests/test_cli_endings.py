@@ -116,6 +116,36 @@ def test_json_is_alone_on_stdout_and_strict(monkeypatch, capsys):
   assert captured.err == "a library's chatter\n"
 
 
+@pytest.mark.parametrize("json_too", [True, False])
+def test_an_answer_with_a_problem_says_it_on_stderr(
+  monkeypatch, capsys, json_too
+):
+  problem = "x\x1b[31m has no good record: 2 empty."
+  answer = verb.Answer({"good": 0}, "good: 0", problem=problem)
+  stub(monkeypatch, lambda: answer)
+  with pytest.raises(SystemExit, match=r"^1$"):
+    cli.main(["models", *["--json"] * json_too])
+  captured = capsys.readouterr()
+  assert captured.err == "Error: x has no good record: 2 empty.\n"
+  shown = json.loads(captured.out) if json_too else captured.out
+  assert shown == ({"good": 0} if json_too else "good: 0\n")
+
+
+@pytest.mark.parametrize("action", ["inspect", "stats"])
+def test_data_without_a_good_record_are_told_beside_the_json(
+  tmp_path, capsys, action
+):
+  (tmp_path / "cat").mkdir()
+  (tmp_path / "cat" / "1.png").write_bytes(b"no image")
+  address = f"folder:{tmp_path}"
+  with pytest.raises(SystemExit, match=r"^1$"):
+    cli.main(["data", action, address, "--json"])
+  captured = capsys.readouterr()
+  last = captured.err.splitlines()[-1]
+  assert last.startswith(f"Error: {address} has no good record: 1 ")
+  assert json.loads(captured.out)["good"] == 0
+
+
 def test_on_a_terminal_a_log_line_replaces_the_bar(monkeypatch, capsys):
   def log():
     logging.getLogger("clip_jax").info("step 1")

@@ -1,5 +1,6 @@
 """Files that are no image, or whose header asks for too much, have a reason."""
 
+import io
 import struct
 import warnings
 import zlib
@@ -10,6 +11,7 @@ from PIL import Image
 import image_bytes
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
+from clip_jax.preprocess import image_inputs
 
 
 def png_header(width, height):
@@ -86,3 +88,58 @@ def test_what_is_no_image_is_refused_with_a_reason(data, reason):
   assert info.value.reason == reason
   assert isinstance(info.value, errors.UserError)
   assert not caught
+
+
+# A directory of EXIF that ends in the middle of its first entry, one whose
+# entry points behind the file, and frames that are said to follow and do not.
+CUT_EXIF = b"II*\0\x08\0\0\0\x20\0\x12\x01\x03\0"
+FAR_EXIF = b"MM\0*\0\0\0\x08\0\1\x01\x12\0\x03\0\0\xff\xff\0\0\0\0"
+FRAMES = (
+  b"MPF\0II*\0\x08\0\0\0\x02\0\x01\xb0\x04\0\x01\0\0\0\x05\0\0\0"
+  b"\x02\xb0\x07\0\x20\0\0\0\x32\0\0\0" + b"\xff" * 32
+)
+
+
+def _with_chunk(kind, data):
+  """A PNG with a chunk behind its header."""
+  whole = image_bytes.encode(Image.new("RGB", (4, 3)))
+  return whole[:33] + image_bytes.chunk(kind, data) + whole[33:]
+
+
+def _with_frames():
+  whole = image_bytes.encode(Image.new("RGB", (4, 3)), "JPEG")
+  size = struct.pack(">H", len(FRAMES) + 2)
+  return whole[:2] + b"\xff\xe2" + size + FRAMES + whole[2:]
+
+
+def _webp():
+  exif = b"Exif\0\0" + CUT_EXIF
+  return image_bytes.encode(Image.new("RGB", (4, 3)), "WEBP", exif=exif)
+
+
+@pytest.mark.parametrize(
+  "make",
+  [
+    _with_frames,
+    _webp,
+    lambda: _with_chunk(b"acTL", bytes(8)),
+    lambda: _with_chunk(b"eXIf", CUT_EXIF),
+    lambda: _with_chunk(b"eXIf", FAR_EXIF),
+  ],
+)
+def test_damage_beside_the_pixels_is_no_warning_whatever_the_way_in(make):
+  """Pillow warns of EXIF and of further frames, which nobody asked for."""
+  data = make()
+  with warnings.catch_warnings(record=True) as pillows:
+    warnings.simplefilter("always")
+    opened = Image.open(io.BytesIO(data))
+    opened.load()
+    opened.getexif().get(0x0112)
+  with warnings.catch_warnings(record=True) as ours:
+    warnings.simplefilter("always")
+    opened = Image.open(io.BytesIO(data))
+    del ours[:]  # Those of Pillow's own opening.
+    for given in (data, io.BytesIO(data), opened):
+      assert image_inputs.read(given).size == (4, 3)
+    assert preprocess_lib.read_header(data).width == 4
+  assert pillows and not ours

@@ -11,29 +11,29 @@ import binascii
 import dataclasses
 import hmac
 import json
+import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.app import host_names, limits
+from clip_jax.app import bodies, host_names, limits, messages
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Scope = MutableMapping[str, Any]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+_LOGGER = logging.getLogger(__name__)
+
+App = Callable[
+  [messages.Scope, messages.Receive, messages.Send], Awaitable[None]
+]
 
 _GET = re.compile(
   r"/(theme\.css|favicon\.ico|(assets|static|svelte)/[\w./@+-]+"
   r"|gradio_api/(theme\.css|app_id|startup-events|upload_progress|queue/data"
   r"|heartbeat/\w+))?"
 )
-_UPLOAD = "/gradio_api/upload"
-_FILE = "/gradio_api/file="
-_POST = re.compile(
-  rf"{_UPLOAD}|/gradio_api/(queue/join|reset|cancel)", re.ASCII
-)
+_API = "/gradio_api/"
+_UPLOAD = f"{_API}upload"
+_FILE = f"{_API}file="
+_JSON = {f"{_API}{x}": x for x in (bodies.JOIN, bodies.CANCEL, bodies.RESET)}
 _PICTURE = re.compile(r"/pictures/([0-9]{1,12})", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 _LONGEST_PART = 255  # Of a path: no file has a longer name.
@@ -48,11 +48,6 @@ _POLICY = (
 )
 # For uploaded files: a browser may show them as pictures and run nothing.
 _POLICY_OF_FILES = "default-src 'none'; sandbox"
-_HEADERS = {
-  "x-content-type-options": "nosniff",
-  "referrer-policy": "no-referrer",
-  "cross-origin-resource-policy": "same-origin",
-}
 
 
 class _Refused(Exception):
@@ -72,6 +67,7 @@ class Guard:
     app: the page.
     uploads: the directory that it puts uploads into, an absolute path.
     thumbnail: row of the index to PNG or JPEG; raises UserError without one.
+    events: the kinds of the inputs of the page's functions.
     host: what the server is bound to.
     password: what is asked for, with any user name; "" for nothing.
   """
@@ -79,12 +75,15 @@ class Guard:
   app: App
   uploads: str
   thumbnail: Callable[[int], Awaitable[tuple[str, bytes]]]
+  events: bodies.Events
   host: str
   password: str = ""
   # For each upload that is being received, the most bytes that it may have.
   _coming: list[int] = dataclasses.field(default_factory=list, init=False)
 
-  async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+  async def __call__(
+    self, scope: messages.Scope, receive: messages.Receive, send: messages.Send
+  ) -> None:
     """Answers one request."""
     if scope["type"] == "lifespan":
       return await self.app(scope, receive, send)
@@ -125,7 +124,7 @@ class Guard:
       elif not _GET.fullmatch(path):
         raise _Refused(404, "There is nothing here.")
       most = limits.JSON_BYTES
-    elif not _POST.fullmatch(path):
+    elif path != _UPLOAD and path not in _JSON:
       _allow(scope, ("POST",))
       raise _Refused(404, "There is nothing here.")
     else:
@@ -134,26 +133,55 @@ class Guard:
     length = headers.get("content-length", "0")
     if not length.isascii() or not length.isdigit() or int(length) > most:
       raise _Refused(413, _too_large(most))
-    if scope["method"] == "POST" and path != _UPLOAD:
-      body = await _body(receive, most)
-      self.check_json(body)
-      receive = _replay(body, receive)
-      return await self.app(scope, receive, _Guarded(send, policy))
-    counted = _Counted(receive, most)
-    guarded = _Guarded(send, policy, counted)
-    expected = 0 if scope["method"] != "POST" else int(length) or most
+    if scope["method"] != "POST":
+      guarded = messages.Guarded(send, policy)
+      await self._pass_get(scope, receive, guarded)
+    elif path == _UPLOAD:
+      expected = int(length) or most
+      await self._pass_upload(most, expected, scope, receive, send)
+    else:
+      body = self.rewrite(await _body(receive, most), _JSON[path])
+      scope = {**scope, "headers": _with_length(scope, len(body))}
+      receive = messages.replay(body, receive)
+      await self.app(scope, receive, messages.Guarded(send, policy))
+
+  async def _pass_get(self, scope, receive, guarded) -> None:
+    """Passes on what asks for a file, or for the answers of a session."""
+    try:
+      await self.app(scope, receive, guarded)
+    except RuntimeError as error:
+      # A session that ended is told in the answer, which had begun.
+      if not (guarded.started and hasattr(error.__cause__, "status_code")):
+        raise
+      await guarded({"type": "http.response.body", "body": b""})
+
+  async def _pass_upload(self, most, expected, scope, receive, send) -> None:
+    """Passes an upload on; a form that Gradio cannot read is the sender's."""
+    counted = messages.Counted(receive, most)
+    guarded = messages.Guarded(send, _POLICY, counted)
     self._coming.append(expected)  # Before `await`: others may upload, too.
     try:
-      if expected:
-        await self._check_room()
+      await self._check_room()
       await self.app(scope, counted, guarded)
-    except Exception:
-      if not counted.is_too_large:  # Else the cut body caused the error.
+    except _Refused:
+      raise
+    except OSError as error:
+      if guarded.started:
         raise
+      _LOGGER.error("An upload was not kept: %s", error)
+      raise _Refused(507, "The page could not keep the upload.") from None
+    except Exception as error:
+      if guarded.started:
+        raise
+      if not counted.is_too_large:  # Else the cut body caused the error.
+        said = errors.first_line(error)
+        _LOGGER.info("An upload was refused: %s", said)
+        raise _Refused(400, "This is no upload of the page.") from None
     finally:
       self._coming.remove(expected)
     if counted.is_too_large and not guarded.started:
       raise _Refused(413, _too_large(most))
+    await guarded.release()
 
   async def _check_room(self) -> None:
     """Refuses an upload where too much is kept, or on its way."""
@@ -175,15 +203,24 @@ class Guard:
     ):
       raise _Refused(404, "There is nothing here.")
 
-  def check_json(self, body: bytes) -> None:
-    """Refuses a body that is no JSON object, or names a file not uploaded."""
+  def rewrite(self, body: bytes, route: str) -> bytes:
+    """Returns a body of JSON as the page would have sent it.
+
+    Refuses what the page does not send, and files that were not uploaded.
+    """
     try:
       value = json.loads(body, parse_constant=_no_number)
       if not isinstance(value, dict):
-        raise ValueError
+        raise ValueError("It is no object.")
       self._check_value(value, 0)
+      value = bodies.rewritten(
+        value, route, events=self.events, check_upload=self.check_upload
+      )
+    except errors.UserError as error:
+      raise _Refused(400, f"This is no request of the page: {error}") from None
     except (ValueError, RecursionError):
       raise _Refused(400, "This is no request of the page.") from None
+    return json.dumps(value).encode()
 
   def _check_value(self, value: Any, depth: int) -> None:
     if depth > _DEEPEST:
@@ -200,7 +237,9 @@ class Guard:
     elif isinstance(value, str):
       value.encode()  # Raises ValueError where a surrogate is alone.
 
-  async def _send_picture(self, row: int, scope: Scope, send: Send) -> None:
+  async def _send_picture(
+    self, row: int, scope: messages.Scope, send: messages.Send
+  ) -> None:
     try:
       kind, data = await self.thumbnail(row)
     except errors.UserError:
@@ -213,14 +252,27 @@ def _no_number(name: str) -> float:
   raise ValueError(f"{name} is no number of JSON.")
 
 
-def _headers(scope: Scope) -> dict[str, str]:
+def _with_length(
+  scope: messages.Scope, length: int
+) -> list[tuple[bytes, bytes]]:
+  """Returns the headers of a request whose body was written anew."""
+  about = (b"content-length", b"content-type", b"transfer-encoding")
+  kept = [x for x in scope["headers"] if x[0].lower() not in about]
+  return [
+    *kept,
+    (b"content-length", str(length).encode()),
+    (b"content-type", b"application/json"),
+  ]
+
+
+def _headers(scope: messages.Scope) -> dict[str, str]:
   return {
     name.decode("latin-1").lower(): value.decode("latin-1")
     for name, value in scope["headers"]
   }
 
 
-def _path(scope: Scope) -> str:
+def _path(scope: messages.Scope) -> str:
   """Returns the path; refuses `..`, empty parts and control characters."""
   path = scope["path"]
   # Names of files may hold any marks of direction, but no controls.
@@ -243,7 +295,7 @@ def _knows(headers: Mapping[str, str], password: str) -> bool:
   return hmac.compare_digest(given, password.encode())
 
 
-def _allow(scope: Scope, methods: tuple[str, ...]) -> None:
+def _allow(scope: messages.Scope, methods: tuple[str, ...]) -> None:
   if scope["method"] not in methods:
     raise _Refused(405, "This cannot be done here.")
 
@@ -252,31 +304,7 @@ def _too_large(most: int) -> str:
   return f"The request has more than the {most:,} bytes allowed."
 
 
-class _Counted:
-  """The body of a request, cut off where it becomes too large.
-
-  Attributes:
-    is_too_large: whether it has.
-  """
-
-  def __init__(self, receive: Receive, most: int):
-    self._receive = receive
-    self._left = most
-    self.is_too_large = False
-
-  async def __call__(self) -> Message:
-    """Returns the next part of the body."""
-    if self.is_too_large:
-      return {"type": "http.disconnect"}
-    message = await self._receive()
-    self._left -= len(message.get("body", b""))
-    if self._left < 0:
-      self.is_too_large = True
-      return {"type": "http.disconnect"}
-    return message
-
-
-async def _body(receive: Receive, most: int) -> bytes:
+async def _body(receive: messages.Receive, most: int) -> bytes:
   parts, length, more = [], 0, True
   while more:
     message = await receive()
@@ -290,55 +318,18 @@ async def _body(receive: Receive, most: int) -> bytes:
   return b"".join(parts)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-  waiting = [{"type": "http.request", "body": body, "more_body": False}]
-
-  async def again() -> Message:
-    return waiting.pop() if waiting else await receive()
-
-  return again
-
-
-class _Guarded:
-  """Sends with more headers; nothing at all once a body is too large.
-
-  Attributes:
-    started: whether an answer has begun.
-  """
-
-  def __init__(self, send: Send, policy: str, body: _Counted | None = None):
-    self._send = send
-    self._added = {**_HEADERS, "content-security-policy": policy}
-    self._body = body
-    self.started = False
-
-  async def __call__(self, message: Message) -> None:
-    """Sends a part of the answer."""
-    if self._body is not None and self._body.is_too_large:
-      return
-    if message["type"] == "http.response.start":
-      self.started = True
-      kept = [x for x in message["headers"] if x[0].decode() not in self._added]
-      message = {**message, "headers": [*kept, *_encoded(self._added)]}
-    await self._send(message)
-
-
-def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-  return [(name.encode(), value.encode()) for name, value in headers.items()]
-
-
 async def _answer(
-  send: Send,
+  send: messages.Send,
   status: int,
   body: bytes,
   *,
-  scope: Scope,
+  scope: messages.Scope,
   kind: str = "text/plain; charset=utf-8",
   headers: Mapping[str, str] | None = None,
 ) -> None:
   """Sends a whole answer."""
   all_headers = {
-    **_HEADERS,
+    **messages.HEADERS,
     "content-security-policy": _POLICY_OF_FILES,
     "content-type": kind,
     "content-length": str(len(body)),
@@ -346,7 +337,7 @@ async def _answer(
   }
   if status == 401:
     all_headers["www-authenticate"] = 'Basic realm="clip-jax", charset="UTF-8"'
-  start = {"status": status, "headers": _encoded(all_headers)}
+  start = {"status": status, "headers": messages.encoded(all_headers)}
   await send({"type": "http.response.start", **start})
   sent = b"" if scope["method"] == "HEAD" else body
   await send({"type": "http.response.body", "body": sent})

@@ -2,10 +2,10 @@
 
 import functools
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 from clip_jax import errors, versions
-from clip_jax.app import limits, markup
+from clip_jax.app import bodies, limits, markup
 from clip_jax.app import tabs as tabs_lib
 from clip_jax.evals import prompts
 from clip_jax.results import addresses
@@ -42,8 +42,20 @@ def gradio() -> types.ModuleType:
   return gradio
 
 
-def build(tabs: tabs_lib.Tabs, *, labels: str = _LABELS) -> Any:
-  """Returns the page as an ASGI application.
+class Built(NamedTuple):
+  """The page.
+
+  Attributes:
+    app: an ASGI application.
+    events: the kinds of the inputs of its functions.
+  """
+
+  app: Any
+  events: bodies.Events
+
+
+def build(tabs: tabs_lib.Tabs, *, labels: str = _LABELS) -> Built:
+  """Returns the page.
 
   Args:
     tabs: what stands behind it.
@@ -71,7 +83,11 @@ def build(tabs: tabs_lib.Tabs, *, labels: str = _LABELS) -> Any:
       _runs(gr, tabs, runs_tab, others)
   # Several may wait; the device takes one at a time.
   blocks.queue(api_open=False, max_size=64, default_concurrency_limit=4)
-  return _mounted(gr, blocks)
+  events = {
+    number: tuple(bodies.KINDS[type(x).__name__] for x in function.inputs)
+    for number, function in blocks.fns.items()
+  }
+  return Built(_mounted(gr, blocks), events)
 
 
 def _mounted(gr, blocks) -> Any:

@@ -129,7 +129,8 @@ def make_app(
 
   built = page.build(tabs, labels=labels) if labels else page.build(tabs)
   return guard_lib.Guard(
-    app=built,
+    app=built.app,
+    events=built.events,
     uploads=tabs.uploads,
     thumbnail=thumbnail,
     host=host,

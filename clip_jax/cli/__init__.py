@@ -75,7 +75,7 @@ def _run(arguments: argparse.Namespace) -> int:
     text = output.to_json(answer.payload) if arguments.json else answer.text
     text = terminal.encodable(text, getattr(stdout, "encoding", None))
     print(text, file=stdout, flush=True)
-    return answer.code
+    return _fail(f"Error: {answer.problem}", FAILED) if answer.problem else 0
   except BrokenPipeError:
     output.discard(stdout)
     return BROKEN_PIPE

@@ -15,12 +15,13 @@ class Answer:
   Attributes:
     payload: what `--json` prints.
     text: what is printed otherwise.
-    code: exit code.
+    problem: one sentence for stderr on why the exit code is 1; "" where
+      nothing is wrong and it is 0.
   """
 
   payload: Any
   text: str
-  code: int = 0
+  problem: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from clip_jax import config as config_lib
@@ -231,7 +232,7 @@ def to_text(plan: planner_lib.Plan, **options: Any) -> str:
     f"Texts: {found['texts']}",
     _objective(found, f"{loss['kind']}, {loss['takes']}{chosen}"),
     "",
-    _verdict(found),
+    verdict(found),
     "",
     _memory_table(found),
   ]
@@ -251,7 +252,8 @@ def to_text(plan: planner_lib.Plan, **options: Any) -> str:
   return "\n".join([*lines, "", found["note"]])
 
 
-def _verdict(found) -> str:
+def verdict(found: Mapping[str, Any]) -> str:
+  """Returns in words whether what `to_dict` describes fits."""
   peak, available = found["peak_bytes"], found["available_bytes"]
   words = "Not known whether it fits"
   if found["fits"] is not None:

@@ -25,7 +25,8 @@ _UPRIGHT = {
 _ORIENTED_BY = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 _WARNINGS_LOCK = threading.Lock()
-_WARNING_PLUGINS = ("GIF", "TIFF")
+# Those that warn while they decode; the others at most of a header.
+_WARNING_DECODERS = ("GIF", "TIFF")
 _JPEGS = ("JPEG", "MPO")
 # Without `Limits.max_pixels`: what decodes in about a second, whatever the file
 # holds, on one core of an AMD EPYC. A pixel of JPEG 2000 takes up to 40 ns, of
@@ -144,7 +145,8 @@ def decode(
       image = fast
     _shrink_while_decoding(image, least_side)
   try:
-    with _no_warnings(image.format):
+    warns = image.format in _WARNING_DECODERS
+    with _no_warnings() if warns else contextlib.nullcontext():
       image.load()
   except Exception as error:  # Pillow's decoders raise nearly any type.
     raise _broken(error, name) from error
@@ -283,7 +285,7 @@ def _open(
     if accept is None or accept(encoded[:16]) is True:
       try:
         bounds.check_encoded(plugin, encoded)
-        with _no_warnings(plugin):
+        with _no_warnings():
           return factory(file, "")
       except Exception as error:  # As above.
         raise _broken(error, name) from error
@@ -313,15 +315,14 @@ def _is_text(head: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _no_warnings(plugin: str | None):
+def _no_warnings():
   """Silences the warnings that Pillow gives for a header.
 
-  A GIF's first frame may be larger than its screen, a TIFF's tags damaged. The
-  filters belong to the process: hence the lock, and these formats only.
+  They are of metadata and of further frames, which are not used: a GIF's first
+  frame may be larger than its screen, EXIF or a TIFF's tags damaged. Pixels
+  that are damaged are an ImageError. The filters belong to the process: hence
+  the lock, and nothing that takes long within it.
   """
-  if plugin not in _WARNING_PLUGINS:
-    yield
-    return
   with _WARNINGS_LOCK, warnings.catch_warnings():
     warnings.simplefilter("ignore")
     yield
@@ -377,7 +378,8 @@ def _broken(error: Exception, name: str) -> ImageError:
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
   try:
-    return _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 0))
+    with _no_warnings():
+      return _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 0))
   except Exception:  # Broken metadata does not harm the picture.
     return None
 

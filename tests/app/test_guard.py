@@ -11,6 +11,8 @@ from clip_jax.app import guard, host_names, limits
 
 UPLOADS = "/tmp/room"
 FILE = f"{UPLOADS}/{'0a' * 32}/cat.png"
+PICTURE = {"path": FILE, "meta": {"_type": "gradio.FileData"}}
+EVENTS = {2: ("picture", "text", "number", "nothing"), 9: ("pictures",)}
 
 
 class Server:
@@ -25,6 +27,7 @@ class Server:
       app=self.page,
       uploads=uploads,
       thumbnail=self.thumbnail,
+      events=EVENTS,
       host=host,
       password=password,
     )
@@ -76,12 +79,12 @@ class Server:
       ],
     }
     asyncio.run(self.guard(scope, receive, send))
-    assert [m["type"] for m in sent] == [
-      "http.response.start",
-      "http.response.body",
-    ]
-    found = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
-    return sent[0]["status"], found, sent[1]["body"]
+    start, *parts = sent
+    assert start["type"] == "http.response.start" and parts
+    assert {part["type"] for part in parts} == {"http.response.body"}
+    assert not parts[-1].get("more_body")  # The answer is whole.
+    found = {k.decode(): v.decode() for k, v in start["headers"]}
+    return start["status"], found, b"".join(part["body"] for part in parts)
 
 
 @pytest.mark.parametrize(
@@ -239,20 +242,83 @@ def join(server, value, **options):
   )
 
 
-def test_requests_pass_whole_and_name_uploads_only():
-  good = {"data": [{"path": FILE, "meta": {}}, "a/b", None, 3], "fn_index": 2}
+def request(**changes):
+  """What the page sends."""
+  data = [PICTURE, "a/b", 3, None]
+  more = {"session_hash": "k3-_x", "trigger_id": 7, "fn_index": 2}
+  return {"data": data, **more, **changes}
+
+
+def test_requests_are_written_anew_and_name_uploads_only():
+  good = request()
+  told = {**PICTURE, "url": "http://x", "size": "no", "orig_name": 5}
+  odd = {**good, "data": [told, *good["data"][1:3], {"a": 1}], "more": [1]}
   for chunks in (1, 5):
-    status, _, body = join(Server(), good, chunks=chunks)
-    assert (status, json.loads(body)) == (200, good)
+    for given in (good, odd):
+      status, _, body = join(Server(), given, chunks=chunks)
+      assert (status, json.loads(body)) == (200, good)
   for path in ("/etc/passwd", "http://x/y.png", FILE + "/..", "", "x.png"):
     for bad in (
-      {"data": [{"path": path}]},
+      request(data=[{"path": path}, "", 1, None]),
+      request(data=[[[{"path": path}]]], fn_index=9),
       {"data": [[{"a": {"path": path}}]]},
       {"path": path},
     ):
       server = Server()
       assert join(server, bad)[0] == 404
       assert not server.asked
+
+
+WRONG = (5, -1.5, True, [], {}, "", "x", [[]], {"a": 1}, 10**30, [PICTURE])
+
+
+@pytest.mark.parametrize(
+  "changes, told",
+  [
+    *(({"fn_index": x}, "fn_index is none") for x in (*WRONG, None, 2.0, -1)),
+    *(({"session_hash": x}, "session_hash is no") for x in (None, 5, "", "ü")),
+    *(({"trigger_id": x}, "trigger_id is no") for x in ("7", True, 10**30)),
+    *(({"data": x}, "data is no list of 4") for x in (None, "abcd", [], [1])),
+    *(
+      ({"data": [x, "a", 3, None]}, r"data[0] is no picture")
+      for x in (*WRONG, {"path_": FILE})
+    ),
+    *(
+      ({"data": [None, x, 3, None]}, "data[1] is no text")
+      for x in WRONG
+      if not isinstance(x, str)
+    ),
+    *(
+      ({"data": [None, "a", x, None]}, "data[2] is no number")
+      for x in ("3", True, [3], 1e300, -(10**30))
+    ),
+    *(
+      ({"data": [x], "fn_index": 9}, "data[0] is no ")
+      for x in (5, "x", PICTURE, [5], [[]], [None])
+    ),
+  ],
+)
+def test_what_the_page_would_not_send_is_refused_with_its_place(changes, told):
+  server = Server()
+  status, _, body = join(server, request(**changes))
+  assert (status, server.asked) == (400, [])
+  assert told in body.decode()
+
+
+def test_sessions_are_ended_by_their_names():
+  def ask(route, **value):
+    body = json.dumps(value).encode()
+    path = f"/gradio_api/{route}"
+    return Server().ask(path, method="POST", body=body)
+
+  status, _, body = ask("reset", event_id="abc", more=1)
+  assert (status, json.loads(body)) == (200, {"event_id": "abc"})
+  event = {"session_hash": "s", "fn_index": 2, "event_id": "abc"}
+  status, _, body = ask("cancel", **event)
+  assert (status, json.loads(body)) == (200, event)
+  assert ask("reset", event_id=5)[0] == 400
+  for field in event:
+    assert ask("cancel", **{**event, field: [1]})[0] == 400
 
 
 @pytest.mark.parametrize(
@@ -310,7 +376,8 @@ def test_uploads_have_a_limit_together(tmp_path, monkeypatch):
     answer = server.ask(**upload, body=b"x" * size, content_length=str(size))
     assert answer[0] == status
   assert b"in an hour" in server.ask(**upload, body=b"x")[2]  # Of any length.
-  assert join(server, {})[0] == 200  # All else goes on.
+  other = request(data=[None, "", 1, None])
+  assert join(server, other)[0] == 200  # All else goes on.
   server.guard._coming.append(300)  # Another's, on its way.
   assert server.ask(**upload, content_length="101")[0] == 507
   assert server.guard._coming == [300]
@@ -319,16 +386,58 @@ def test_uploads_have_a_limit_together(tmp_path, monkeypatch):
   assert server.guard._coming == [300]
 
 
-def test_errors_of_the_page_are_not_swallowed():
+def failing(error, *, first=500, cause=None):
+  """Returns a page that answers, and then raises, as Starlette's do.
+
+  An answer that has begun well is not whole by then.
+  """
+
+  async def page(scope, receive, send):
+    start = {"type": "http.response.start", "status": first, "headers": []}
+    await send(start)
+    body = {"type": "http.response.body", "body": b"Internal"}
+    await send({**body, "more_body": first == 200})
+    raise error from cause
+
+  return page
+
+
+def ask_failing(page, *args, **options):
   server = Server()
-  body = b"x" * 10
+  object.__setattr__(server.guard, "app", page)
+  return server.ask(*args, **options)
 
-  async def broken(scope, receive, send):
-    raise ZeroDivisionError
 
-  object.__setattr__(server.guard, "app", broken)
+def test_an_upload_that_cannot_be_read_is_refused(caplog):
+  """Gradio's parser raises what it meets first, as AttributeError."""
+  caplog.set_level("INFO")
+  upload = {"path": "/gradio_api/upload", "method": "POST", "body": b"x"}
+  status, _, body = ask_failing(failing(AttributeError("filename")), **upload)
+  assert (status, body) == (400, b"This is no upload of the page.")
+  full = OSError(28, "No space left on device")
+  assert ask_failing(failing(full), **upload)[0] == 507
+  assert "No space left" in caplog.text and "Traceback" not in caplog.text
+
+
+def test_a_session_that_ended_is_no_error_of_the_page():
+  class NotFound(Exception):
+    status_code = 404
+
+  error = RuntimeError("The response has already started.")
+  page = failing(error, first=200, cause=NotFound())
+  assert ask_failing(page, "/gradio_api/queue/data")[0] == 200
+  with pytest.raises(RuntimeError):
+    ask_failing(failing(error, first=200), "/gradio_api/queue/data")
+
+
+def test_errors_of_the_page_are_not_swallowed():
+  error = failing(ZeroDivisionError())
   with pytest.raises(ZeroDivisionError):
-    server.ask("/gradio_api/upload", method="POST", body=body)
+    ask_failing(error, "/")
+  with pytest.raises(ZeroDivisionError):
+    body = json.dumps(request()).encode()
+    where = "/gradio_api/queue/join"
+    ask_failing(error, where, method="POST", body=body)
 
 
 @pytest.mark.parametrize(
@@ -386,7 +495,7 @@ def test_other_names_of_the_server_are_refused(
   ],
 )
 def test_other_pages_may_not_ask(origin, status):
-  assert join(Server(), {}, origin=origin)[0] == status
+  assert join(Server(), request(), origin=origin)[0] == status
 
 
 def test_a_password_is_asked_for_everywhere():

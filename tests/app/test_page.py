@@ -227,7 +227,7 @@ def paths_to(room, url):
 
 
 def test_nothing_is_served_that_is_not_in_the_index(
-  served, canary, make_image, hostile
+  served, canary, make_image, hostile, caplog, capfd
 ):
   import httpx
 
@@ -296,8 +296,20 @@ def test_nothing_is_served_that_is_not_in_the_index(
     assert [answer.status_code for answer in pictures] == [200] * 9
     status, done = served.call(client, SEARCH, ["still here", None, 3])
     assert status == 200 and 'class="card"' in done[0]
+    form = "multipart/form-data; boundary="
+    named = b'--a\r\ncontent-disposition: form-data; name="files"\r\n\r\nb'
+    named += b"\r\n--a--"
+    for kind, body in ((form + "a", named), (form + "a" * 999, b"--a")):
+      headers = {"content-type": kind}
+      answer = client.post("/gradio_api/upload", content=body, headers=headers)
+      assert answer.status_code == 400
+    params = {"session_hash": "ended"}
+    answer = client.get("/gradio_api/queue/data", params=params)
+    assert "session_not_found" in answer.text
   assert not asked
   assert tried >= 150
+  assert "Traceback" not in caplog.text + "".join(capfd.readouterr())
+  assert not [record for record in caplog.records if record.exc_info]
   print(f"{tried} hostile inputs")
 
 

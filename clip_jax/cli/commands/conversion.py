@@ -78,6 +78,9 @@ def verify(arguments: argparse.Namespace) -> verb.Answer:
       examples=arguments.examples,
       seed=arguments.seed,
     )
+  failed = [row.stage for row in found.rows if not row.passed]
+  problem = f"{arguments.model} does not compute what its source does: "
+  problem += f"{', '.join(failed) or 'no stage was compared'}."
   return verb.Answer(
-    found.to_dict(), found.to_text(), code=0 if found.passed else 1
+    found.to_dict(), found.to_text(), problem="" if found.passed else problem
   )

@@ -64,7 +64,7 @@ def _inspect(arguments, source, on_record) -> verb.Answer:
   return verb.Answer(
     {"data": arguments.data, **found},
     "\n".join([*lines, "", table]),
-    code=0 if found["good"] else 1,
+    problem=stats.nothing_good(arguments.data, found),
   )
 
 

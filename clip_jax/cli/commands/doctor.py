@@ -8,8 +8,6 @@ from clip_jax import config as config_lib
 from clip_jax.cli import verb
 from clip_jax.doctor import examination, finding
 
-FOUND_PROBLEM = 1
-
 
 def doctor(arguments: argparse.Namespace) -> verb.Answer:
   """Checks the machine and, given a config, its data and its learning."""
@@ -24,8 +22,9 @@ def doctor(arguments: argparse.Namespace) -> verb.Answer:
     "findings": [dataclasses.asdict(each) for each in findings],
   }
   text = "\n".join(_paragraph(f.verdict, f.check, f.message) for f in findings)
-  code = FOUND_PROBLEM if verdict == finding.PROBLEM else 0
-  return verb.Answer(payload, text, code=code)
+  wrong = [f.check for f in findings if f.verdict == finding.PROBLEM]
+  problem = f"Problems were found: {', '.join(wrong)}." if wrong else ""
+  return verb.Answer(payload, text, problem=problem)
 
 
 def _paragraph(verdict: str, check: str, message: str) -> str:

@@ -8,7 +8,6 @@ from clip_jax import config as config_lib
 from clip_jax.cli import verb
 from clip_jax.plan import jobs, planner, presentation, suggest, topology
 
-DOES_NOT_FIT = 1
 # The data are not read, so any address is valid.
 _NO_DATA = "data.train=not-read"
 
@@ -26,10 +25,12 @@ def plan(arguments: argparse.Namespace) -> verb.Answer:
     return _suggested(found, price)
   job = jobs.make_job(config, target, **_options(arguments))
   planned = planner.make_plan(job)
+  payload = presentation.to_dict(planned, **price)
+  verdict = presentation.verdict(payload).splitlines()[0]
   return verb.Answer(
-    presentation.to_dict(planned, **price),
+    payload,
     presentation.to_text(planned, **price),
-    code=DOES_NOT_FIT if planned.fits is False else 0,
+    problem=verdict if planned.fits is False else "",
   )
 
 
@@ -59,4 +60,5 @@ def _suggested(found: suggest.Suggestion, price) -> verb.Answer:
   text = (
     f"{said}:\n\n  {flags_of}\n\n{presentation.to_text(found.plan, **options)}"
   )
-  return verb.Answer(payload, text, code=0 if found.fits else DOES_NOT_FIT)
+  problem = "" if found.fits else "None of the settings that were tried fits."
+  return verb.Answer(payload, text, problem=problem)

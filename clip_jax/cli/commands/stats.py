@@ -46,7 +46,16 @@ def stats(arguments: argparse.Namespace) -> verb.Answer:
       arguments.out, found, samples, address=arguments.data
     )
     text += f"\n\nWrote {payload['page']}"
-  return verb.Answer(payload, text, code=0 if found["good"] else 1)
+  problem = nothing_good(arguments.data, found)
+  return verb.Answer(payload, text, problem=problem)
+
+
+def nothing_good(address: str, found: dict[str, Any]) -> str:
+  """Returns the sentence on data without any good record; "" for others."""
+  if found["good"]:
+    return ""
+  bad = terminal.counts(found["bad"])
+  return f"{terminal.escaped(address)} has no good record: {bad}."
 
 
 def _text(address: str, found: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ import collections
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -72,8 +73,8 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
       weights=subject.path,
     )
   counts = collections.Counter(result["status"] for result in found)
-  damaged = counts[result_files.DAMAGED] + counts[result_files.WRONG]
-  good = counts[result_files.MEASURED] and not damaged
+  bad = (result_files.DAMAGED, result_files.WRONG)
+  problem = _problem(found, "status", good=result_files.MEASURED, bad=bad)
   payload = {
     "suite": arguments.suite,
     "data_root": arguments.data_root,
@@ -86,7 +87,21 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
     "texts_cut": cuts.cut,
     "sets": found,
   }
-  return verb.Answer(payload, _text(found, out), code=0 if good else 1)
+  return verb.Answer(payload, _text(found, out), problem=problem)
+
+
+def _problem(
+  found: list[dict[str, Any]], field: str, *, good: str, bad: Sequence[str]
+) -> str:
+  """Returns the sentence on sets of which none is `good`, or some are `bad`."""
+  wrong = [result["set"] for result in found if result[field] in bad]
+  if wrong:
+    return f"{len(wrong)} of {len(found)} sets cannot be used: " + (
+      f"{', '.join(wrong[:5])}{', …' if wrong[5:] else ''}."
+    )
+  if any(result[field] == good for result in found):
+    return ""
+  return f"None of the {len(found)} sets is there."
 
 
 def architecture(clip: inference.Clip) -> str:
@@ -199,5 +214,5 @@ def doctor(arguments: argparse.Namespace) -> verb.Answer:
     "counts": dict(counts),
     "sets": found,
   }
-  good = counts[check.THERE] and not counts[check.WRONG]
-  return verb.Answer(payload, "\n".join(lines), code=0 if good else 1)
+  problem = _problem(found, "state", good=check.THERE, bad=[check.WRONG])
+  return verb.Answer(payload, "\n".join(lines), problem=problem)

@@ -80,7 +80,9 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
   header = ("image", "label", f"probability ({kind})")
   payload += [{"image": image, "error": why} for image, why in wrong.items()]
   table = terminal.table(header, rows)
-  return verb.Answer(payload, table, code=1 if wrong else 0)
+  given = len(arguments.images)
+  problem = f"{len(wrong)} of {given} images cannot be read." if wrong else ""
+  return verb.Answer(payload, table, problem=problem)
 
 
 def _usable(clip, paths: list[str]) -> tuple[list[str], dict[str, str]]:
