@@ -114,6 +114,13 @@ def counts(numbers: Mapping[str, int]) -> str:
   return ", ".join(f"{n} {name}" for name, n in numbers.items()) or "none"
 
 
+def quoted(names: Sequence[str], *, most: int = 20) -> str:
+  """Returns names in quotes, none of them long, and how many more there are."""
+  shown = [f"{name!r:.100}" for name in names[:most]]
+  more = f" and {len(names) - most} more" if len(names) > most else ""
+  return f"{', '.join(shown)}{more}"
+
+
 def quantity(number: float) -> str:
   """Returns a count with three digits and a unit: 1234567 is "1.23 M"."""
   for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

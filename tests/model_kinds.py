@@ -44,6 +44,9 @@ def _variables(module):
     lambda x: rng.normal(size=x.shape, scale=0.2).astype(x.dtype),
     variants.abstract_variables(module),
   )
+  for path, leaf in flax.traverse_util.flatten_dict(variables).items():
+    if path[-1] == "var":  # Of a batch norm.
+      np.abs(leaf, out=leaf)
   if "log_scale" in variables["params"]:
     variables["params"]["log_scale"] = np.float32(np.log(12))
   if "logit_bias" in variables["params"]:
@@ -113,6 +116,13 @@ def _sentencepiece(directory):
 def clip_directory(directory, **changes):
   """Our own directory of a CLIP; every format of CLIPs can hold it."""
   return _save(variants.spec(CLIP, changes), directory)
+
+
+def resnet_directory(directory):
+  """Our own directory of a CLIP with a ResNet, whose heads are 64 wide."""
+  sizes = {"width": 4, "depths": [1, 1, 1, 1], "image_size": 32}
+  changes = {"embed_dim": 24, "image": sizes, "text": CLIP["text"]}
+  return _save(variants.spec("RN50", changes), directory)
 
 
 def siglip_directory(
@@ -314,6 +324,7 @@ MAKERS = {
   "open-clip, with a bias": converted(
     clip_directory, "open-clip", init_logit_bias=-10.0
   ),
+  "open-clip, ResNet": converted(resnet_directory, "open-clip"),
   "openai": converted(clip_directory, "openai", "model.pt"),
   "big-vision": npz_with_tokenizer,
   "big-vision, unknown vocabulary": _unknown_vocabulary,

@@ -50,6 +50,7 @@ VERBS = {
   "classify": {"image", "text"},
   "zero_shot": {"image", "text"},
   "retrieval": {"image", "text"},
+  "interpolate": {"image", "text"},
   "embed": {"image"},
   "search by text": {"image", "text"},
   "search by image": {"image"},
@@ -137,6 +138,14 @@ def _embed(model, data, here):
   return run("embed", model, "--data", pairs, "--out", here / "index")
 
 
+def _interpolate(model, data, here):
+  """WiSE-FT between a model and itself, so that nothing may change."""
+  return run(
+    *("eval", model, "--task=zero_shot", "--data", f"folder:{data}/pets"),
+    *("--interpolate=0,0.5,1", "--with", model),
+  )
+
+
 def _search(*words):
   def search(model, data, here):
     code, answer, error = _embed(model, data, here)
@@ -188,6 +197,7 @@ RUN = {
   "classify": _classify,
   "zero_shot": _eval("zero_shot", "folder:{}/pets"),
   "retrieval": _eval("retrieval", "csv:{}/pairs.csv"),
+  "interpolate": _interpolate,
   "embed": _embed,
   "search by text": _search("the cat"),
   "search by image": _search("--image", "{}/pets/cat/0.png"),
@@ -208,6 +218,9 @@ def check_answer(verb, kind, answer):
     assert (answer["examples"], answer["classes"]) == (4, 2)
   elif verb == "retrieval":
     assert (answer["images"], answer["texts"]) == (4, 4)
+  elif verb == "interpolate":
+    assert [x["examples"] for x in answer["interpolate"]] == [4] * 3
+    assert len({x["top1"] for x in answer["interpolate"]}) == 1
   elif verb == "embed":
     assert answer["count"] == 4
   elif verb == "app":

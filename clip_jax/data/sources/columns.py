@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clip_jax import errors, json_text
+from clip_jax import errors, json_text, terminal
 from clip_jax.data.sources import naming
 
 _METADATA = b"huggingface"
@@ -189,7 +189,7 @@ class _Table:
       if any_name and found:
         raise errors.UserError(
           f"{self.path}: several columns may hold the images: "
-          f"{', '.join(map(repr, found))}. Choose with ?image=COLUMN."
+          f"{terminal.quoted(found)}. Choose with ?image=COLUMN."
         )
     raise errors.UserError(
       f"{self.path} has no column of images, neither encoded ones nor "

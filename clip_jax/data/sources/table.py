@@ -299,8 +299,9 @@ def _form(
   """
   header = read = file.readline()
   if not header.strip():
+    what = "begins with an empty line" if header else "is empty"
     raise errors.UserError(
-      f"csv:{path} is empty; its first line must name the columns, such as"
+      f"csv:{path} {what}; its first line must name the columns, such as"
       " image,caption."
     )
   if header.encode("utf-8", "replace").startswith(regular_files.LFS):
@@ -313,6 +314,7 @@ def _form(
       f"'{terminal.escaped(header, limit=40)}'. "
       "Unpack it where it is compressed, and save other kinds of tables as CSV."
     )
+  header = header.lstrip("\ufeff")  # Some tools write it twice.
   declared = re.fullmatch(r"\s*sep=([,;|\t])\s*", header)
   if declared:
     header = file.readline()
@@ -385,12 +387,12 @@ def _column(
     if others:
       notes.append(
         f"The {option}s are read from the column {columns[found]!r}, not from "
-        f"{', '.join(map(repr, others))}; choose with ?{option}=COLUMN."
+        f"{terminal.quoted(others)}; choose with ?{option}=COLUMN."
       )
     return found
   looked_for = " or ".join(map(repr, names))
   raise errors.UserError(
     f"csv:{path} has no column {looked_for}; its columns are"
-    f" {', '.join(map(repr, columns))}. Name the right one with"
+    f" {terminal.quoted(columns)}. Name the right one with"
     f" ?{option}=COLUMN (and sep= if the separator is another)."
   )
