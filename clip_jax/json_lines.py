@@ -21,7 +21,8 @@ def read(
 ) -> Iterator[tuple[bytes, Entry | None]]:
   """Yields each line with its newline, and its object (None if damaged).
 
-  A process that is killed while it writes leaves a damaged last line.
+  A process that is killed while it writes leaves a damaged last line. A line
+  that is too long is damaged, and comes in pieces: only the last has a newline.
 
   Args:
     path: the file; yields nothing if there is none.
@@ -30,8 +31,15 @@ def read(
   if not path.is_file():
     return
   with regular_files.open_regular(path) as file:
-    while line := file.readline(_MAX_LINE_BYTES):
-      yield line.removesuffix(b"\n") + b"\n", _parse(line, fields)
+    starts = True  # A line, which the rest of a longer one does not.
+    while piece := file.readline(_MAX_LINE_BYTES):
+      if not piece.endswith(b"\n") and len(piece) == _MAX_LINE_BYTES:
+        yield piece, None
+        starts = False
+      else:
+        line = piece.removesuffix(b"\n") + b"\n"
+        yield line, _parse(line, fields) if starts else None
+        starts = True
 
 
 def _parse(line: bytes, fields: dict[str, type]) -> Entry | None:
@@ -61,14 +69,14 @@ def rewrite(
     return
   partial = path.with_name(path.name + ".partial")
   damaged = path.with_name(path.name + ".damaged")
-  bad = 0
+  bad, starts = 0, True
   with whole_files.named(path), partial.open("wb") as kept:
     for line, entry in read(path, fields):
       if entry is not None:
         if keep(entry):
           kept.write(line)
         continue
-      bad += 1
+      bad, starts = bad + starts, line.endswith(b"\n")
       with damaged.open("ab") as aside:
         aside.write(line)
     kept.flush()

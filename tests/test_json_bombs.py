@@ -18,7 +18,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from clip_jax import config as config_lib
-from clip_jax import convert, errors, json_text, search
+from clip_jax import convert, errors, json_lines, json_text, search
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import engine, report
 from clip_jax.convert.files import safetensors_file
@@ -493,3 +493,22 @@ def test_damaged_lines_are_set_aside_and_told(tmp_path, caplog):
   caplog.clear()
   metric_log.truncate_lines(path, 4)
   assert not caplog.text
+
+
+@pytest.mark.parametrize("ending", [b"\n", b""])
+def test_a_line_that_is_too_long_is_one_line_and_nothing_of_it_counts(
+  tmp_path, caplog, monkeypatch, ending
+):
+  monkeypatch.setattr(json_lines, "_MAX_LINE_BYTES", 64)
+  path = tmp_path / "metrics.jsonl"
+  good = b'{"step": 1}\n'
+  for size in (53, 60, 64, 117, 128):  # The limit lies at its end, or in it.
+    long = b"x" * size + good.strip()
+    path.write_bytes(good + long + ending)
+    caplog.clear()
+    metric_log.truncate_lines(path, 4)
+    assert path.read_bytes() == good
+    aside = pathlib.Path(f"{path}.damaged")
+    assert aside.read_bytes().removesuffix(b"\n") == long
+    assert "1 damaged line is set aside" in caplog.text
+    aside.unlink()
