@@ -47,7 +47,7 @@ def listed(text: object, what: str, *, most: int) -> list[str]:
     UserError: it is no text, empty, or has too many or too long parts.
   """
   found = plain(text, what, most=most * (TEXT_CHARACTERS + 1))
-  parts = found.splitlines() if "\n" in found.strip() else found.split(",")
+  parts = found.split("\n" if "\n" in found.strip() else ",")
   return checked([part.strip() for part in parts], what, most=most)
 
 
@@ -63,7 +63,7 @@ def lines(text: object, what: str, *, most: int) -> list[str]:
     UserError: as in `listed`.
   """
   found = plain(text, what, most=most * (TEXT_CHARACTERS + 1))
-  return checked([part.strip() for part in found.splitlines()], what, most=most)
+  return checked([part.strip() for part in found.split("\n")], what, most=most)
 
 
 def checked(parts: list[str], what: str, *, most: int) -> list[str]:

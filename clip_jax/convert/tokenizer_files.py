@@ -172,7 +172,8 @@ def _from_json(files, where) -> dict[str, Any]:
 
 def _from_vocabulary(files, settings, where) -> dict[str, Any]:
   try:
-    lines = files[WORDS].decode("utf-8").splitlines()
+    # Of bytes: those of a text would end at letters of some words, too.
+    lines = [line.decode("utf-8") for line in files[WORDS].splitlines()]
   except UnicodeDecodeError as error:
     raise errors.DamagedError(
       f"{where}: vocab.txt is no text ({error}); fetch or make it again."

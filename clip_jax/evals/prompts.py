@@ -119,7 +119,8 @@ def _read(path: pathlib.Path, *, what: str) -> list | dict:
   try:
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix != ".json":
-      return [line.strip() for line in text.splitlines() if line.strip()]
+      # splitlines() would end lines at U+2028 and others, too.
+      return [line.strip() for line in text.split("\n") if line.strip()]
     content = json_text.parse(text, kind=(list, dict))
   except UnicodeDecodeError as error:
     start = error.object[:20]

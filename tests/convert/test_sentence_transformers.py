@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import transformers
 
+import model_kinds
 from clip_jax import convert, errors
 from clip_jax.cli import run
 from clip_jax.convert.verify import verification
@@ -104,3 +105,15 @@ def test_a_wrong_number_fails_whatever_the_reference_loses():
   assert bar == pytest.approx(8e-6, rel=1e-3)
   assert verification._bar(single, single) == verification.SINGLE_FLOOR
   assert verification._bar(exact, None) == verification.DOUBLE_BAR
+
+
+def test_words_that_hold_a_separator_of_lines_move_no_other_word(tmp_path):
+  """str.splitlines() ends lines at them, the tokenizer's reader does not."""
+  directory = model_kinds.sentence_directory(tmp_path / "it")
+  words = (directory / "vocab.txt").read_text().split()
+  words = [words[0], "a\u2028b", "\x85", *words[1:-2]]
+  text = "\n".join([*words, ""])
+  (directory / "vocab.txt").write_bytes(text.encode())
+  found = convert.open_model(directory).spec["tokenizer"]
+  ids = {field: found[field] for field in ("pad_id", "start_id", "end_id")}
+  assert ids == {"pad_id": 0, "start_id": 4, "end_id": 5}

@@ -116,6 +116,13 @@ def test_labels_are_read_from_the_command_line_and_from_files(tmp_path):
   assert prompts.read_labels(str(by_name)) == {"cat": ["a cat"]}
 
 
+def test_a_line_of_labels_ends_at_its_end_alone(tmp_path):
+  file = tmp_path / "labels.txt"
+  file.write_bytes("cat\u2028x\r\n\x85dog\x0by\n".encode())
+  labels = prompts.read_labels(str(file))
+  assert labels == ["cat\u2028x", "dog\x0by"]
+
+
 def test_templates_are_read_from_the_command_line_and_from_files(tmp_path):
   text = tmp_path / "templates.txt"
   text.write_text("a {}, small\nthe {}\n")

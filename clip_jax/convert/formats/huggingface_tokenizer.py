@@ -154,7 +154,7 @@ def is_clips(files: dict[str, bytes]) -> bool | None:
   if VOCAB in files:
     found.append(read_object(files, VOCAB) == tokenizer_lib.vocabulary())
   if MERGES in files:
-    lines = files[MERGES].decode("utf-8", "replace").splitlines()
+    lines = [x.decode("utf-8", "replace") for x in files[MERGES].splitlines()]
     lines = [line for line in lines if line.strip()]
     found.append(lines[1:] == _merges())  # The first names a version.
   return all(found) if found else None
