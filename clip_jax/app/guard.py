@@ -1,4 +1,4 @@
-"""Checks each request before it reaches the page: sender, path and size.
+"""Checks each request before it reaches the page: sender, path, body, size.
 
 It is a plain ASGI application around another one. Gradio serves far more than
 a page needs (files, proxies, addresses that it fetches): only the routes of
