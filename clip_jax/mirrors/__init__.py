@@ -11,7 +11,14 @@ their digests, or what takes the place of one.
 """
 
 from clip_jax.mirrors.data_files import copied
-from clip_jax.mirrors.fetching import checked, fetched, held, local_path, names
+from clip_jax.mirrors.fetching import (
+  checked,
+  fetched,
+  held,
+  local_path,
+  names,
+)
+from clip_jax.mirrors.good_checkpoints import fetched_good
 from clip_jax.mirrors.run_folder import Workdir, opened
 from clip_jax.mirrors.uploads import new, replace_files
 
@@ -20,6 +27,7 @@ __all__ = [
   "checked",
   "copied",
   "fetched",
+  "fetched_good",
   "held",
   "local_path",
   "names",

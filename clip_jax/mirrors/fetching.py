@@ -28,7 +28,27 @@ Choose = Callable[[Sequence[str]], Sequence[str]]
 
 
 class Changed(Exception):
-  """What was to be copied was replaced or removed meanwhile."""
+  """What was to be copied was replaced or removed meanwhile.
+
+  Attributes:
+    address: of the object.
+  """
+
+  def __init__(self, address: str, said: str):
+    super().__init__(f"{address} {said}")
+    self.address = address
+
+
+class DamagedError(errors.UserError):
+  """An object that stays other than it is known to be.
+
+  Attributes:
+    address: of it.
+  """
+
+  def __init__(self, said: str, address: str):
+    super().__init__(said)
+    self.address = address
 
 
 class Wanted(NamedTuple):
@@ -96,6 +116,7 @@ def fetched(
     use: as in `local_path`.
 
   Raises:
+    DamagedError: an object is not what the list says.
     UserError: there is nothing, it is not complete, or it cannot be read.
   """
   address = checked(address)
@@ -116,14 +137,14 @@ def settled(act: Callable[[], _Result], todo: str) -> _Result:
     todo: what a user can do where they go on to.
 
   Raises:
-    UserError: they do.
+    DamagedError: they do.
   """
   for attempt in range(1, _ATTEMPTS + 1):
     try:
       return act()
     except Changed as error:
       if attempt == _ATTEMPTS:
-        raise errors.UserError(f"{error}. {todo}.") from None
+        raise DamagedError(f"{error}. {todo}.", error.address) from None
       time.sleep(_WAIT_SECONDS)
   raise AssertionError
 
@@ -309,7 +330,7 @@ def _opened(wanted: Wanted) -> buckets.File:
   try:
     return buckets.File(wanted.address)
   except FileNotFoundError:
-    raise Changed(f"{wanted.address} is missing") from None
+    raise Changed(wanted.address, "is missing") from None
 
 
 def _copy(file: buckets.File, path: pathlib.Path, wanted: Wanted) -> str:
@@ -324,12 +345,12 @@ def _copy(file: buckets.File, path: pathlib.Path, wanted: Wanted) -> str:
         digest.update(piece)
         copy.write(piece)
     if wanted.is_digest and digest.hexdigest() != wanted.stamp:
-      raise Changed(f"{wanted.address} is not what was written there")
+      raise Changed(wanted.address, "is not what was written there")
     if not wanted.is_digest and _opened(wanted).status() != file.status():
-      raise Changed(f"{wanted.address} has changed while it was read")
+      raise Changed(wanted.address, "has changed while it was read")
     os.replace(partial, path)
   except buckets.ReplacedError:
-    raise Changed(f"{wanted.address} was replaced or removed") from None
+    raise Changed(wanted.address, "was replaced or removed") from None
   finally:
     partial.unlink(missing_ok=True)
   return digest.hexdigest()

@@ -21,7 +21,7 @@ from typing import Any
 
 from clip_jax import buckets, errors
 from clip_jax.buckets import attempts, writing
-from clip_jax.mirrors import fetching, uploads
+from clip_jax.mirrors import fetching, good_checkpoints, uploads
 from clip_jax.mirrors import manifest as manifest_lib
 
 _LOGGER = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class _InBucket(Workdir):
       manifest_lib.WORKDIR, {}, writer=self._writer
     )
     self._found: manifest_lib.Manifest | None = None
+    self._good: dict[str, str] = {}  # Of its files, those of good checkpoints.
     self._stamps: dict[str, tuple[int, int]] = {}
     self._stop = threading.Event()
     self._lost: errors.UserError | None = None
@@ -80,13 +81,18 @@ class _InBucket(Workdir):
   def begin(self) -> None:
     """Makes the copy what the bucket holds."""
     self._found = self._remote()
+    self._good = {} if self._found is None else self._found.files
     if self.is_shared and self._goes_on(self._found):
       return
     # Stopped from here on, the copy is not whole: the next run begins anew.
     self._note().unlink(missing_ok=True)
     if self._found is not None or buckets.entries(self._address):
       use = f"run{self._process}"
-      fetching.fetched(self._address, _worth, use=use)
+      good_checkpoints.fetched_good(self._address, _worth, use=use)
+      if self._found is not None:  # What is damaged is not there any more.
+        steps = set(self._steps())
+        files = self._found.files
+        self._good = {x: files[x] for x in files if _step(x) in steps}
     else:
       shutil.rmtree(self.path, ignore_errors=True)
 
@@ -101,7 +107,7 @@ class _InBucket(Workdir):
       if self._found is None:  # Somebody may have copied a run there.
         files = self._digests(self._steps())
       else:
-        files = self._found.files
+        files = self._good
       self._write(dataclasses.replace(self._manifest, files=files))
       self._note().write_text(self._writer)
       self._remove_unlisted()

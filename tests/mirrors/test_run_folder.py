@@ -330,6 +330,67 @@ def test_a_copy_that_was_partly_removed_is_made_anew(store, monkeypatch):
     assert (place.path / "metrics.jsonl").read_text() == "1\n"
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("damage", ["other", "missing"])
+def test_an_older_checkpoint_takes_the_place_of_a_damaged_one(
+  damage, scheme, store, monkeypatch, caplog
+):
+  monkeypatch.setattr(fetching, "_WAIT_SECONDS", 0.001)
+  address, objects = f"{scheme}://data-1/run", store.objects["data-1"]
+  with _begun(address) as place:
+    for step in (1, 2):
+      _save(place.path, step)
+    _wait_for(address, 1, 2)
+
+  def spoil(step):
+    if damage == "missing":
+      del objects[f"run/checkpoints/{step}/d/0"]
+    else:
+      store.put("data-1", f"run/checkpoints/{step}/d/0", b"x" * 50)
+
+  spoil(2)
+  path = mirrors.fetched_good(address, lambda names: names)
+  assert _steps(path) == [1]
+  with pytest.raises(errors.UserError, match=r"checkpoints/2/d/0 is"):
+    mirrors.fetched(address)
+  caplog.clear()
+  with _begun(address) as place:
+    assert f"Checkpoint 2 in {address} is damaged and not used" in caplog.text
+    assert _steps(place.path) == [1]
+    _save(place.path, 2)
+    _wait_for(address, 1, 2)
+  assert objects["run/checkpoints/2/d/0"].data == b"\2" * 50
+  assert _names(store) == _expected(1, 2)
+  spoil(1)
+  spoil(2)
+  with (
+    pytest.raises(errors.UserError, match="None of the 2 checkpoints in"),
+    _begun(address),
+  ):
+    pass
+
+
+def test_a_file_beside_checkpoints_that_stays_away_stops_a_run(
+  store, monkeypatch
+):
+  monkeypatch.setattr(fetching, "_WAIT_SECONDS", 0.001)
+  with _begun("gs://data-1/run") as place:
+    _save(place.path, 1)
+  copy = fetching._copy
+
+  def spoiled(file, path, wanted):
+    if path.name == "metrics.jsonl":
+      raise fetching.Changed(wanted.address, "is not there")
+    return copy(file, path, wanted)
+
+  monkeypatch.setattr(fetching, "_copy", spoiled)
+  with (
+    pytest.raises(errors.UserError, match=r"metrics.jsonl is not there"),
+    _begun("gs://data-1/run"),
+  ):
+    pass
+
+
 def test_a_checkpoint_counts_with_its_metrics(store, monkeypatch):
   """One that appears while metrics are copied waits for its own."""
   address, copied = "gs://data-1/run", run_folder._InBucket._copy_changed
