@@ -20,6 +20,7 @@ from clip_jax.mirrors.fetching import (
 )
 from clip_jax.mirrors.good_checkpoints import fetched_good
 from clip_jax.mirrors.run_folder import Workdir, opened
+from clip_jax.mirrors.translation import in_errors, named
 from clip_jax.mirrors.uploads import new, replace_files
 
 __all__ = [
@@ -29,7 +30,9 @@ __all__ = [
   "fetched",
   "fetched_good",
   "held",
+  "in_errors",
   "local_path",
+  "named",
   "names",
   "new",
   "opened",

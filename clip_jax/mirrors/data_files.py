@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from clip_jax import buckets, errors, places
-from clip_jax.mirrors import fetching, manifest
+from clip_jax.mirrors import fetching, manifest, translation
 
 _USE = "data"
 _NOTED_FILES = 16  # After so many, what is there is noted.
 
 
-def copied(addresses: Sequence[str]) -> dict[str, pathlib.Path]:
+def copied(wanted: Sequence[str]) -> dict[str, pathlib.Path]:
   """Returns the path of a copy of each object, by its address.
 
   Raises:
     UserError: there is no room, or one cannot be read.
   """
   folders: dict[str, list[str]] = {}
-  for address in map(fetching.checked, addresses):
+  for address in map(fetching.checked, wanted):
     folder, _, name = address.rpartition("/")
     manifest.check_name(name)
     folders.setdefault(folder, []).append(name)
@@ -37,6 +37,7 @@ def copied(addresses: Sequence[str]) -> dict[str, pathlib.Path]:
 
 def _copy_folder(folder: str, path: pathlib.Path, names: list[str]) -> None:
   with fetching.locked(path):
+    translation.note(folder, path)
     path.mkdir(exist_ok=True)
     for left in path.glob(".*.partial"):  # By a process that was killed.
       left.unlink()

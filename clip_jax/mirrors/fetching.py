@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from clip_jax import buckets, errors, kept_files, places, terminal
 from clip_jax.buckets import clients
 from clip_jax.mirrors import manifest as manifest_lib
+from clip_jax.mirrors import translation
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def local_path(address: str, *, use: str = "read") -> pathlib.Path:
   address = checked(address)
   digest = hashlib.sha256(address.encode()).hexdigest()[:16]
   name = address.rpartition("/")[2]
-  return kept_files.folder("buckets") / f"{digest}-{use}" / name
+  return kept_files.folder(translation.FOLDER) / f"{digest}-{use}" / name
 
 
 def names(address: str) -> list[str]:
@@ -122,6 +123,7 @@ def fetched(
   address = checked(address)
   path = local_path(address, use=use)
   with locked(path):
+    translation.note(address, path)
     return settled(
       lambda: _fetch(address, path, choose, files),
       "Where a command that writes there was stopped, give that again; "
@@ -296,7 +298,7 @@ def opened(
   )
   total = sum(file.status().size for file in files.values())
   if total > (free := shutil.disk_usage(path.parent).free):
-    raise errors.UserError(
+    raise translation.OnDiskError(
       f"{address} takes {terminal.size(total)}, and {path.parent} has room for "
       f"{terminal.size(free)}. Free some space, or set XDG_CACHE_HOME to a "
       "folder on another disk."

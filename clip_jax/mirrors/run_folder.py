@@ -21,7 +21,7 @@ from typing import Any
 
 from clip_jax import buckets, errors
 from clip_jax.buckets import attempts, writing
-from clip_jax.mirrors import fetching, good_checkpoints, uploads
+from clip_jax.mirrors import fetching, good_checkpoints, translation, uploads
 from clip_jax.mirrors import manifest as manifest_lib
 
 _LOGGER = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class _InBucket(Workdir):
 
   def begin(self) -> None:
     """Makes the copy what the bucket holds."""
+    translation.note(self._address, self.path)
     self._found = self._remote()
     self._good = {} if self._found is None else self._found.files
     if self.is_shared and self._goes_on(self._found):
@@ -239,7 +240,7 @@ class _InBucket(Workdir):
         if found is None
         else f"Another run has taken {self._address} ({found.writer})"
       )
-      raise errors.UserError(
+      raise translation.OnDiskError(
         f"{said}; this one ends, and nothing of it is copied there anymore. "
         f"What it has saved lies in {self.path}, until this machine trains "
         f"there again."
@@ -317,7 +318,7 @@ class _InBucket(Workdir):
     except (errors.UserError, OSError) as error:
       said = f"{error} {self._what_is_there()}"
       if kind is None or kind is SystemExit:
-        raise errors.UserError(said) from error
+        raise translation.OnDiskError(said) from error
       _LOGGER.warning("%s", said)
     else:
       if kind is None:

@@ -63,6 +63,7 @@ class Summary:
   profile: str | None
 
 
+@mirrors.in_errors()
 def train(
   config: config_lib.Config,
   workdir: str | os.PathLike,
