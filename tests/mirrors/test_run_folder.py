@@ -24,8 +24,10 @@ def _quick(monkeypatch):
 
 
 @contextlib.contextmanager
-def _begun(address, *, process=0, processes=1):
-  with mirrors.opened(address, process=process, processes=processes) as place:
+def _begun(address, *, process=0, processes=1, **options):
+  with mirrors.opened(
+    address, process=process, processes=processes, **options
+  ) as place:
     place.path.mkdir(parents=True, exist_ok=True)
     place.claim()
     yield place
@@ -244,6 +246,73 @@ def test_one_process_writes_what_is_shared(scheme, store):
   with _begun(address, process=1, processes=2) as second:
     assert (second.path / "ledger-1.jsonl").read_text() == "its own"
     assert _steps(second.path) == [1]
+
+
+class _Together:
+  """Agreement of two threads, none of which waits longer than a moment."""
+
+  def __init__(self, seconds):
+    self.barrier = threading.Barrier(2, timeout=seconds)
+    self.answers = [False, False]
+    self.calls = 0
+
+  def of(self, process):
+    def everywhere(fine):
+      self.answers[process] = fine
+      self.barrier.wait()
+      found = all(self.answers)
+      self.barrier.wait()
+      self.calls += 1
+      return found
+
+    return everywhere
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_hosts_wait_for_the_last_copy_of_the_first(fails, store, monkeypatch):
+  """However long it takes: each wait for the others is short."""
+  monkeypatch.setattr(attempts, "ATTEMPTS", 1)
+  address, ended = "gs://data-1/run", {}
+  together = _Together(seconds=1.0)
+  copied = run_folder._InBucket.copy
+
+  def slowly(self):
+    if not self._process:
+      time.sleep(2.5)
+      if fails:
+        raise errors.UnreachableError("Gone.")
+    copied(self)
+
+  monkeypatch.setattr(run_folder._InBucket, "copy", slowly)
+  # The copies beside the training are none of this.
+  monkeypatch.setattr(run_folder, "_METRICS_SECONDS", 1000)
+  monkeypatch.setattr(run_folder._InBucket, "_steps", lambda self: [])
+
+  def run(process):
+    try:
+      with _begun(
+        address,
+        process=process,
+        processes=2,
+        everywhere=together.of(process),
+      ) as place:
+        (place.path / "metrics.jsonl").write_text("x")
+    except errors.UserError as error:
+      ended[process] = str(error)
+    ended.setdefault(process, time.monotonic())
+
+  threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert together.calls > 10
+  if fails:
+    assert "Gone. gs://data-1/run holds no checkpoint" in ended[0]
+    assert isinstance(ended[1], float)
+  else:
+    assert abs(ended[0] - ended[1]) < 1.0
+    assert "run/metrics.jsonl" in store.objects["data-1"]
 
 
 def test_a_model_is_read_while_its_run_goes_on(store, monkeypatch):
