@@ -107,7 +107,6 @@ def test_a_remark_goes_to_stderr_and_the_answer_to_stdout(capsys, monkeypatch):
     "data curate csv:a.csv out --queries gs://bucket/q --size 9",
     "data queries gs://bucket/text.txt out",
     "card run --out gs://bucket/card.md",
-    "app run --runs gs://bucket/runs",
     "search index --export gs://bucket/a.faiss",
     "eval hdfs://bucket/run --task zero_shot --data builtin:digits/test",
   ],

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from clip_jax import errors, kept_files
 
 FOLDER = "buckets"  # Of the user's cache.
-_COPY = r"/([0-9a-f]{16}-(?:read|data|run\d+))(?=/)"
+_COPY = r"/([0-9a-f]{16}-(?:read|data|watch|run\d+))(?=/)"
 
 
 class OnDiskError(errors.UserError):
