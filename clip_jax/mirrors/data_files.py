@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clip_jax import buckets, errors, places
-from clip_jax.mirrors import fetching, manifest, translation
+from clip_jax.mirrors import fetching, manifest, room, translation
 
 _USE = "data"
 _NOTED_FILES = 16  # After so many, what is there is noted.
@@ -38,6 +38,7 @@ def copied(wanted: Sequence[str]) -> dict[str, pathlib.Path]:
 def _copy_folder(folder: str, path: pathlib.Path, names: list[str]) -> None:
   with fetching.locked(path):
     translation.note(folder, path)
+    room.use(path)
     path.mkdir(exist_ok=True)
     for left in path.glob(".*.partial"):  # By a process that was killed.
       left.unlink()

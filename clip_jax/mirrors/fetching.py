@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from clip_jax import buckets, errors, kept_files, places, terminal
 from clip_jax.buckets import clients
 from clip_jax.mirrors import manifest as manifest_lib
-from clip_jax.mirrors import translation
+from clip_jax.mirrors import room, translation
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -124,6 +124,7 @@ def fetched(
   path = local_path(address, use=use)
   with locked(path):
     translation.note(address, path)
+    room.use(path)
     return settled(
       lambda: _fetch(address, path, choose, files),
       "Where a command that writes there was stopped, give that again; "
@@ -297,6 +298,8 @@ def opened(
     zip(missing, places.of_each(_opened, missing.values()), strict=True)
   )
   total = sum(file.status().size for file in files.values())
+  if total:
+    room.make(path, total)
   if total > (free := shutil.disk_usage(path.parent).free):
     raise translation.OnDiskError(
       f"{address} takes {terminal.size(total)}, and {path.parent} has room for "

@@ -156,7 +156,7 @@ def test_nothing_is_written_beside_the_copy(store, tmp_path):
     name.rpartition(".")[2]
     for name in _content(tmp_path / "cache/clip_jax/buckets")
   }
-  assert suffixes == {"lock", "address"}
+  assert suffixes == {"lock", "address", "used"}
 
 
 def test_a_copy_that_does_not_fit_is_not_begun(store, monkeypatch):
