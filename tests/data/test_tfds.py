@@ -22,7 +22,7 @@ OBJECTS = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # TFDS registers a class once a process.
 def data_dir(tmp_path_factory, png):
   """Prepares two tiny data sets as ArrayRecord files."""
   import tensorflow_datasets as tfds
