@@ -7,7 +7,15 @@ from typing import Any
 
 import jax
 
-from clip_jax import buckets, convert, embedder, errors, inference, sharding
+from clip_jax import (
+  buckets,
+  convert,
+  embedder,
+  errors,
+  inference,
+  mirrors,
+  sharding,
+)
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import run_model
@@ -17,6 +25,7 @@ from clip_jax.convert.formats import workdir
 from clip_jax.models import clip, variants
 
 
+@mirrors.in_errors()
 def load(
   model: str | os.PathLike,
   *,
@@ -50,10 +59,8 @@ def load(
     path = opening.find(os.fspath(model), step=step)
   if source_format is not None:
     opening.find_format(source_format)
+  where = os.fspath(model) if buckets.is_address(model) else str(path.resolve())
   if source_format in (None, workdir.NAME) and workdir.recognise(path):
-    where = (
-      os.fspath(model) if buckets.is_address(model) else str(path.resolve())
-    )
     return _load_workdir(path, step, where, devices)
   if step is not None:
     raise errors.UserError(
@@ -73,7 +80,7 @@ def load(
     spec=found.spec,
     mesh=sharding.shared_mesh(devices),
     # That on the Hub has the commit's hash.
-    path=found.source.get("address") or str(path.resolve()),
+    path=found.source.get("address") or where,
     files=found.files,
   )
 

@@ -64,7 +64,6 @@ EXTRAS = {"index.faiss": "faiss", "--queries en=": "py3langid"}
 SMALL = {
   "--profile 20": "--profile 2",
   "{00000..00331}": "{00000..00001}",
-  "/mnt/bucket/": "runs/",
   "/data/": "data/",
   "ADDRESS": "csv:pairs.csv",
 }

@@ -97,8 +97,6 @@ def test_a_remark_goes_to_stderr_and_the_answer_to_stdout(capsys, monkeypatch):
 @pytest.mark.parametrize(
   "words",
   [
-    "data inspect coco:gs://bucket/a.json",
-    "data inspect arrayrecord:s3://bucket/a",
     "data prepare builtin:digits/test gs://bucket/out",
     "convert run out --to clip-jax --config gs://bucket/c.json",
     "train --config gs://bucket/c.py --workdir runs/a",
@@ -107,10 +105,8 @@ def test_a_remark_goes_to_stderr_and_the_answer_to_stdout(capsys, monkeypatch):
     "classify run a.png --labels a,b --template gs://bucket/a",
     "card run --reports results gs://bucket/results",
     "data curate csv:a.csv out --queries gs://bucket/q --size 9",
-    "data dedupe builtin:digits/test out --against tfrecord:gs://bucket/b",
     "data queries gs://bucket/text.txt out",
     "card run --out gs://bucket/card.md",
-    "app run --runs gs://bucket/runs",
     "search index --export gs://bucket/a.faiss",
     "eval hdfs://bucket/run --task zero_shot --data builtin:digits/test",
   ],

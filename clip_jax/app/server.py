@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import signal
@@ -51,7 +50,7 @@ def serve(
     index: that `clip-jax embed` made of this model, its directory; or a file of
       FAISS or usearch that was made of one.
     keys: of such a file, the directory; None for that of the same name.
-    runs: a workdir, or a directory of several, to watch.
+    runs: a workdir, or a directory of several, to watch, also in a bucket.
     host: name or address to listen at; anybody who reaches it may ask.
     port: to listen at; 0 takes a free one.
     password: that visitors are asked for; "" for none.
@@ -73,7 +72,7 @@ def serve(
     uploads = os.path.realpath(room)
     os.environ["GRADIO_TEMP_DIR"] = uploads  # Read when Gradio is imported.
     page.gradio()
-    find = None if runs is None else functools.partial(watching.find, runs)
+    find = None if runs is None else watching.finder(runs)
     workdirs = None if find is None else find()
     engine = answering.Engine(load())
     opened = None

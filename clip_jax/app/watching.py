@@ -1,11 +1,14 @@
 """The tab that watches runs: curves of their metrics, and their reports."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 import threading
+from collections.abc import Callable
 
-from clip_jax import errors, json_lines, preprocess, regular_files
+from clip_jax import buckets, errors, json_lines, preprocess, regular_files
+from clip_jax.app import bucket_runs
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.results import (
   collected,
@@ -53,6 +56,13 @@ class Run:
   results: picture.Table | None
   report: bytes | None
   missing: str
+
+
+def finder(directory: str) -> Callable[[], dict[str, pathlib.Path]]:
+  """Returns what finds the runs at a path, or at an address in a bucket."""
+  if buckets.is_address(directory):
+    return bucket_runs.BucketRuns(directory)
+  return functools.partial(find, directory)
 
 
 def find(directory: str | os.PathLike) -> dict[str, pathlib.Path]:

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from clip_jax import errors, interrupts, terminal, versions
+from clip_jax import errors, interrupts, mirrors, terminal, versions
 from clip_jax.cli import output, parser, verbs
 from clip_jax.data import parent
 
@@ -68,12 +68,14 @@ def _run(arguments: argparse.Namespace) -> int:
   try:
     versions.check()
     parser.check_local(arguments)
-    with output.stdout_kept_clean(), output.quiet():
+    with output.stdout_kept_clean(), output.quiet(), mirrors.in_errors():
       for remark in arguments.remarks:
         _LOGGER.warning("%s", remark)
       answer = verbs.VERBS[arguments.verb].run(arguments)
     text = output.to_json(answer.payload) if arguments.json else answer.text
-    text = terminal.encodable(text, getattr(stdout, "encoding", None))
+    text = terminal.encodable(
+      mirrors.named(text), getattr(stdout, "encoding", None)
+    )
     print(text, file=stdout, flush=True)
     return _fail(f"Error: {answer.problem}", FAILED) if answer.problem else 0
   except BrokenPipeError:
@@ -87,7 +89,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return _fail(f"Error: {error}", FAILED)
   except OSError as error:
     output.discard(stdout)
-    return _fail(f"Error: {_os_error(error)}", FAILED)
+    return _fail(f"Error: {mirrors.named(_os_error(error))}", FAILED)
   except RuntimeError as error:
     if (known := errors.of_device(error)) is None:
       raise

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from clip_jax import terminal
+from clip_jax import mirrors, terminal
 from clip_jax.plan import environment
 
 # Messages of these libraries below these levels are of no use to a user.
@@ -64,7 +64,7 @@ def quiet() -> Iterator[None]:
   handler = logging.StreamHandler(sys.stderr)
   # On a terminal a bar may stand where the message goes.
   clear = terminal.CLEAR if terminal.is_one(sys.stderr) else ""
-  handler.setFormatter(logging.Formatter(f"{clear}%(message)s"))
+  handler.setFormatter(_Formatter(f"{clear}%(message)s"))
   handler.addFilter(_matters)
   root, own = logging.getLogger(), logging.getLogger(_OWN_LOGGER)
   level = own.level
@@ -78,6 +78,15 @@ def quiet() -> Iterator[None]:
   finally:
     own.setLevel(level)
     root.removeHandler(handler)
+
+
+class _Formatter(logging.Formatter):
+  """Names addresses in place of their copies, but for whoever makes these."""
+
+  def format(self, record: logging.LogRecord) -> str:
+    text = super().format(record)
+    is_own = record.name.startswith(mirrors.__name__)
+    return text if is_own else mirrors.named(text)
 
 
 def _matters(record: logging.LogRecord) -> bool:

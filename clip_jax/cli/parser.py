@@ -27,7 +27,7 @@ _PATHS = (
 # What may be in a bucket beside models, by its verb and name in the namespace.
 _IN_BUCKETS = (
   *("train workdir", "embed out", "convert destination"),
-  *("search index", "search keys", "app index", "app keys"),
+  *("search index", "search keys", "app index", "app keys", "app runs"),
 )
 _TEXTS_OR_FILES = ("labels", "templates")  # By their names in the namespace.
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")

@@ -17,7 +17,8 @@ def download(address: str, *, step: int | None = None) -> pathlib.Path:
 
   Args:
     address: of a file, or of a folder.
-    step: the checkpoint of a workdir; None for the newest.
+    step: the checkpoint of a workdir; None for the newest good one, so far as
+      its list of files tells.
 
   Raises:
     UserError: there is none, or it cannot be read.
@@ -34,6 +35,8 @@ def download(address: str, *, step: int | None = None) -> pathlib.Path:
     wanted = step if step in steps else max(steps)
     return [x for x in names if _is_of_model(x.split("/"), str(wanted))]
 
+  if step is None:
+    return mirrors.fetched_good(address, choose)
   return mirrors.fetched(address, choose)
 
 

@@ -47,8 +47,8 @@ SCHEMES = {
     ("captions", "classes", "labels"),
   ),
 }
-# Whose paths may be addresses in buckets, gs://… and s3://….
-_IN_BUCKETS = ("csv", "folder", "parquet", "wds")
+# Whose paths are not those of files.
+_NAMED = ("builtin", "tfds")
 OF_ALL = ("split", "held_out")
 # The "?" of a glob is not followed by `name=`.
 _OPTIONS = re.compile(r"\?((?:[a-z_]+=[^&?]*)(?:&[a-z_]+=[^&?]*)*)$")
@@ -88,22 +88,26 @@ def parse_address(address: str) -> tuple[str, str, dict[str, str]]:
 
 
 def _check_place(address: str, scheme: str, path: str) -> None:
-  """Raises UserError for a remote address that this kind is not read from."""
-  if buckets.is_address(path) and scheme in _IN_BUCKETS:
-    return
+  """Raises UserError for a remote address that is not read."""
   if buckets.is_address(address):
-    known = " or ".join(f"{name}:{address}" for name in _IN_BUCKETS)
+    known = " or ".join(f"{x}:{address}" for x in SCHEMES if x not in _NAMED)
     raise errors.UserError(
       f"DATA address {address!r} does not say what kind of data it is; give "
       f"{known}."
     )
-  if buckets.is_address(path) and scheme in SCHEMES:
+  match = _OPTIONS.search(path)
+  place = path[: match.start()] if match else path
+  for item in match[1].split("&") if match else ():
+    if not buckets.is_address(value := item.partition("=")[2]):
+      errors.check_local("DATA", value)
+  if not buckets.is_address(place):
+    errors.check_local("DATA", place)
+    errors.check_local("DATA", f"{scheme}:{place}")
+  elif scheme in _NAMED:
     raise errors.UserError(
-      f"DATA {address!r}: {scheme}: is not read from buckets, only "
-      f"{', '.join(f'{name}:' for name in _IN_BUCKETS)} are. Mount the bucket "
-      "(gcsfuse, mountpoint-s3) and give the path where it is mounted."
+      f"DATA address {address!r} names a folder where the name of data stands"
+      "; tfds:NAME/SPLIT?data_dir=gs://BUCKET/FOLDER (or s3://) is read."
     )
-  errors.check_local("DATA", path if scheme in _IN_BUCKETS else address)
 
 
 def without_split(address: str) -> str:

@@ -11,11 +11,12 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from clip_jax import buckets, errors, kept_files, places, terminal
 from clip_jax.buckets import clients
 from clip_jax.mirrors import manifest as manifest_lib
+from clip_jax.mirrors import room, translation
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -23,14 +24,35 @@ _PIECE_BYTES = 2**24
 _THREADS = 8
 _ATTEMPTS, _WAIT_SECONDS = 5, 0.5  # While another process replaces files.
 
+_Result = TypeVar("_Result")
 Choose = Callable[[Sequence[str]], Sequence[str]]
 
 
-class _Changed(Exception):
-  """What was to be copied was replaced or removed meanwhile."""
+class Changed(Exception):
+  """What was to be copied was replaced or removed meanwhile.
+
+  Attributes:
+    address: of the object.
+  """
+
+  def __init__(self, address: str, said: str):
+    super().__init__(f"{address} {said}")
+    self.address = address
 
 
-class _Wanted(NamedTuple):
+class DamagedError(errors.UserError):
+  """An object that stays other than it is known to be.
+
+  Attributes:
+    address: of it.
+  """
+
+  def __init__(self, said: str, address: str):
+    super().__init__(said)
+    self.address = address
+
+
+class Wanted(NamedTuple):
   """What the copy of an object is known by: its digest, or size and time."""
 
   address: str
@@ -66,7 +88,7 @@ def local_path(address: str, *, use: str = "read") -> pathlib.Path:
   address = checked(address)
   digest = hashlib.sha256(address.encode()).hexdigest()[:16]
   name = address.rpartition("/")[2]
-  return kept_files.folder("buckets") / f"{digest}-{use}" / name
+  return kept_files.folder(translation.FOLDER) / f"{digest}-{use}" / name
 
 
 def names(address: str) -> list[str]:
@@ -95,21 +117,38 @@ def fetched(
     use: as in `local_path`.
 
   Raises:
+    DamagedError: an object is not what the list says.
     UserError: there is nothing, it is not complete, or it cannot be read.
   """
   address = checked(address)
   path = local_path(address, use=use)
   with locked(path):
-    for attempt in range(1, _ATTEMPTS + 1):
-      try:
-        return _fetch(address, path, choose, files)
-      except _Changed as error:
-        if attempt == _ATTEMPTS:
-          raise errors.UserError(
-            f"{error}. Where a command that writes there was stopped, give "
-            "that again; otherwise make it anew."
-          ) from None
-        time.sleep(_WAIT_SECONDS)
+    translation.note(address, path)
+    room.use(path)
+    return settled(
+      lambda: _fetch(address, path, choose, files),
+      "Where a command that writes there was stopped, give that again; "
+      "otherwise make it anew",
+    )
+
+
+def settled(act: Callable[[], _Result], todo: str) -> _Result:
+  """Returns what `act` does, begun again where objects change meanwhile.
+
+  Args:
+    act: raises `Changed` where one does.
+    todo: what a user can do where they go on to.
+
+  Raises:
+    DamagedError: they do.
+  """
+  for attempt in range(1, _ATTEMPTS + 1):
+    try:
+      return act()
+    except Changed as error:
+      if attempt == _ATTEMPTS:
+        raise DamagedError(f"{error}. {todo}.", error.address) from None
+      time.sleep(_WAIT_SECONDS)
   raise AssertionError
 
 
@@ -153,7 +192,7 @@ def _fetch(address, path, choose, files) -> pathlib.Path:
   if files is None and buckets.kind(address) == "file":
     with _told(address):
       status = buckets.status(address)
-    wanted = {"": _Wanted(address, _stamp(status), False)}
+    wanted = {"": Wanted(address, stamp(status), False)}
     for left in path.parent.glob(".*.partial"):  # By a process that was killed.
       left.unlink()
   else:
@@ -163,7 +202,7 @@ def _fetch(address, path, choose, files) -> pathlib.Path:
       manifest_lib.check_name(name)
   if path.is_dir() != ("" not in wanted):
     _remove(path)
-  kept = _read_stamps(path)
+  kept = read_stamps(path)
   missing = {
     name: each
     for name, each in wanted.items()
@@ -171,7 +210,7 @@ def _fetch(address, path, choose, files) -> pathlib.Path:
   }
   if missing:
     kept |= _copy_all(address, path, missing)
-    _write_stamps(path, {x: kept[x] for x in wanted if x in kept})
+    write_stamps(path, {x: kept[x] for x in wanted if x in kept})
   if path.is_dir():
     _remove_others(path, wanted)
   return path
@@ -188,7 +227,7 @@ def _remove_others(path: pathlib.Path, wanted: Container[str]) -> None:
       os.rmdir(folder)
 
 
-def _files(address: str) -> dict[str, _Wanted]:
+def _files(address: str) -> dict[str, Wanted]:
   """Returns all files of a folder."""
   listed = manifest_lib.read(address)
   if listed is not None and listed.kind != manifest_lib.WORKDIR:
@@ -204,7 +243,7 @@ def _files(address: str) -> dict[str, _Wanted]:
   objects.pop(manifest_lib.NAME, None)
   found = {}
   for name, status in objects.items():
-    found[name] = _Wanted(f"{address}/{name}", _stamp(status), False)
+    found[name] = Wanted(f"{address}/{name}", stamp(status), False)
   if listed is None:
     return found
   # Of a run that may be under way.
@@ -212,62 +251,94 @@ def _files(address: str) -> dict[str, _Wanted]:
   return rest | _digests(address, listed.files)
 
 
-def _digests(address: str, files: dict[str, str]) -> dict[str, _Wanted]:
+def _digests(address: str, files: dict[str, str]) -> dict[str, Wanted]:
   return {
-    name: _Wanted(f"{address}/{name}", digest, True)
+    name: Wanted(f"{address}/{name}", digest, True)
     for name, digest in files.items()
   }
 
 
-def _stamp(status: buckets.Status) -> str:
+def stamp(status: buckets.Status) -> str:
+  """Returns what tells an object from others of its name."""
   return f"{status.size} bytes of {status.changed_ns}"
 
 
-def _is_good(path: pathlib.Path, kept: Any, wanted: _Wanted) -> bool:
+def _is_good(path: pathlib.Path, kept: Any, wanted: Wanted) -> bool:
   """Whether a copy is that of the object, byte by byte."""
   try:
     if wanted.is_digest:
       return manifest_lib.digest(path) == wanted.stamp
-    stamp, digest = kept
-    return stamp == wanted.stamp and manifest_lib.digest(path) == digest
+    known, digest = kept
+    return known == wanted.stamp and manifest_lib.digest(path) == digest
   except (OSError, TypeError, ValueError):
     return False
 
 
 def _copy_all(
-  address: str, path: pathlib.Path, missing: dict[str, _Wanted]
+  address: str, path: pathlib.Path, missing: dict[str, Wanted]
 ) -> dict[str, list[str]]:
   """Copies objects, and returns what their copies are known by."""
-  opened = {name: _opened(each) for name, each in missing.items()}
-  total = sum(file.status().size for file in opened.values())
+  files = opened(address, path, missing)
+  return {
+    name: [missing[name].stamp, digest]
+    for name, digest in copy(path, files, missing).items()
+  }
+
+
+def opened(
+  address: str, path: pathlib.Path, missing: dict[str, Wanted]
+) -> dict[str, buckets.File]:
+  """Returns the objects to copy from a folder, by name.
+
+  Raises:
+    Changed: one is not there.
+    UserError: there is no room for them at `path`.
+  """
+  files = dict(
+    zip(missing, places.of_each(_opened, missing.values()), strict=True)
+  )
+  total = sum(file.status().size for file in files.values())
+  if total:
+    room.make(path, total)
   if total > (free := shutil.disk_usage(path.parent).free):
-    raise errors.UserError(
+    raise translation.OnDiskError(
       f"{address} takes {terminal.size(total)}, and {path.parent} has room for "
       f"{terminal.size(free)}. Free some space, or set XDG_CACHE_HOME to a "
       "folder on another disk."
     )
-  _LOGGER.info(
-    "Copying %s (%s) from its bucket.", address, terminal.size(total)
-  )
+  if files:
+    _LOGGER.info(
+      "Copying %s (%s) from its bucket.", address, terminal.size(total)
+    )
+  return files
+
+
+def copy(
+  path: pathlib.Path,
+  files: dict[str, buckets.File],
+  wanted: dict[str, Wanted],
+) -> dict[str, str]:
+  """Copies objects to `path`; returns the digest of each.
+
+  Raises:
+    Changed: one is not what is wanted.
+  """
   done = places.of_each(
-    lambda name: _copy(opened[name], path / name, missing[name]),
-    missing,
+    lambda name: _copy(files[name], path / name, wanted[name]),
+    files,
     threads=_THREADS,
   )
-  return {
-    name: [missing[name].stamp, digest]
-    for name, digest in zip(missing, done, strict=True)
-  }
+  return dict(zip(files, done, strict=True))
 
 
-def _opened(wanted: _Wanted) -> buckets.File:
+def _opened(wanted: Wanted) -> buckets.File:
   try:
     return buckets.File(wanted.address)
   except FileNotFoundError:
-    raise _Changed(f"{wanted.address} is missing") from None
+    raise Changed(wanted.address, "is missing") from None
 
 
-def _copy(file: buckets.File, path: pathlib.Path, wanted: _Wanted) -> str:
+def _copy(file: buckets.File, path: pathlib.Path, wanted: Wanted) -> str:
   """Copies an object; returns its digest."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f".{secrets.token_hex(8)}.partial")
@@ -279,12 +350,12 @@ def _copy(file: buckets.File, path: pathlib.Path, wanted: _Wanted) -> str:
         digest.update(piece)
         copy.write(piece)
     if wanted.is_digest and digest.hexdigest() != wanted.stamp:
-      raise _Changed(f"{wanted.address} is not what was written there")
+      raise Changed(wanted.address, "is not what was written there")
     if not wanted.is_digest and _opened(wanted).status() != file.status():
-      raise _Changed(f"{wanted.address} has changed while it was read")
+      raise Changed(wanted.address, "has changed while it was read")
     os.replace(partial, path)
   except buckets.ReplacedError:
-    raise _Changed(f"{wanted.address} was replaced or removed") from None
+    raise Changed(wanted.address, "was replaced or removed") from None
   finally:
     partial.unlink(missing_ok=True)
   return digest.hexdigest()
@@ -317,7 +388,7 @@ def _remove(path: pathlib.Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _read_stamps(path: pathlib.Path) -> dict[str, Any]:
+def read_stamps(path: pathlib.Path) -> dict[str, Any]:
   """Returns what the copies at `path` were known by when they were made."""
   try:
     found = json.loads(path.parent.with_suffix(".json").read_bytes())
@@ -326,7 +397,8 @@ def _read_stamps(path: pathlib.Path) -> dict[str, Any]:
   return found if isinstance(found, dict) else {}
 
 
-def _write_stamps(path: pathlib.Path, stamps: dict[str, list[str]]) -> None:
+def write_stamps(path: pathlib.Path, stamps: dict[str, Any]) -> None:
+  """Notes what the copies at `path` are known by."""
   file = path.parent.with_suffix(".json")
   partial = file.with_suffix(f".{secrets.token_hex(4)}")
   partial.write_text(json.dumps(stamps))

@@ -15,7 +15,7 @@ WORKDIR = "workdir"
 # The folder of a workdir whose files are there only where they are listed; the
 # others are always the newest.
 CHECKPOINTS = "checkpoints"
-_OF_A_STEP = re.compile(rf"{CHECKPOINTS}/[0-9]+/.")
+_OF_A_STEP = re.compile(rf"{CHECKPOINTS}/([0-9]+)/.")
 _MOST_BYTES = 2**26
 
 
@@ -85,6 +85,12 @@ def write(address: str, manifest: Manifest) -> None:
 def is_listed(name: str) -> bool:
   """Whether a file of a workdir is there only where its list has it."""
   return name.startswith(f"{CHECKPOINTS}/")
+
+
+def step(name: str) -> int | None:
+  """Returns the step of the checkpoint that a file of a workdir is of."""
+  match = _OF_A_STEP.match(name)
+  return int(match[1]) if match else None
 
 
 def is_path(name: str) -> bool:

@@ -16,12 +16,17 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from clip_jax import buckets, errors
 from clip_jax.buckets import attempts, writing
-from clip_jax.mirrors import fetching, uploads
+from clip_jax.mirrors import (
+  fetching,
+  good_checkpoints,
+  run_files,
+  translation,
+  uploads,
+)
 from clip_jax.mirrors import manifest as manifest_lib
 
 _LOGGER = logging.getLogger(__name__)
@@ -29,8 +34,6 @@ _LOGGER = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0  # Between two looks for a new checkpoint.
 _METRICS_SECONDS = 30.0  # Between two copies of files that grow.
 _CONFIG = "config.json"  # By which a folder is known as a workdir.
-# Of this machine, or of no use: compiled programs, damaged checkpoints.
-_STAY = ("compiled", "quarantine")
 
 
 class Workdir:
@@ -61,10 +64,18 @@ class Workdir:
 class _InBucket(Workdir):
   """The workdir of a run in a bucket, and the process's own copy of it."""
 
-  def __init__(self, address: str, *, process: int, processes: int):
+  def __init__(
+    self,
+    address: str,
+    *,
+    process: int,
+    processes: int,
+    everywhere: Callable[[bool], bool],
+  ):
     super().__init__(fetching.local_path(address, use=f"run{process}"))
     self.is_shared = processes == 1
     self._address, self._process = address, process
+    self._everywhere = everywhere
     self._writer = (
       f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}"
     )
@@ -72,21 +83,30 @@ class _InBucket(Workdir):
       manifest_lib.WORKDIR, {}, writer=self._writer
     )
     self._found: manifest_lib.Manifest | None = None
+    self._good: dict[str, str] = {}  # Of its files, those of good checkpoints.
     self._stamps: dict[str, tuple[int, int]] = {}
     self._stop = threading.Event()
     self._lost: errors.UserError | None = None
+    self._failure: BaseException | None = None
     self._thread = threading.Thread(target=self._follow, daemon=True)
+    self._last = threading.Thread(target=self._copy_the_rest, daemon=True)
 
   def begin(self) -> None:
     """Makes the copy what the bucket holds."""
+    translation.note(self._address, self.path)
     self._found = self._remote()
+    self._good = {} if self._found is None else self._found.files
     if self.is_shared and self._goes_on(self._found):
       return
     # Stopped from here on, the copy is not whole: the next run begins anew.
     self._note().unlink(missing_ok=True)
     if self._found is not None or buckets.entries(self._address):
       use = f"run{self._process}"
-      fetching.fetched(self._address, _worth, use=use)
+      good_checkpoints.fetched_good(self._address, run_files.worth, use=use)
+      if self._found is not None:  # What is damaged is not there any more.
+        steps = set(self._steps())
+        files = self._found.files
+        self._good = {x: files[x] for x in files if run_files.step(x) in steps}
     else:
       shutil.rmtree(self.path, ignore_errors=True)
 
@@ -101,7 +121,7 @@ class _InBucket(Workdir):
       if self._found is None:  # Somebody may have copied a run there.
         files = self._digests(self._steps())
       else:
-        files = self._found.files
+        files = self._good
       self._write(dataclasses.replace(self._manifest, files=files))
       self._note().write_text(self._writer)
       self._remove_unlisted()
@@ -144,7 +164,7 @@ class _InBucket(Workdir):
       return False
     if remote is None or writer != remote.writer:
       return False
-    there = max(_steps_of(remote.files), default=-1)
+    there = max(run_files.steps_of(remote.files), default=-1)
     return self.path.is_dir() and max(self._steps(), default=-1) >= there
 
   def _note(self) -> pathlib.Path:
@@ -155,7 +175,7 @@ class _InBucket(Workdir):
     """Copies what changes, until told to stop."""
     copied = time.monotonic()
     while not self._stop.wait(_LOOK_SECONDS):
-      listed = _steps_of(self._manifest.files)
+      listed = run_files.steps_of(self._manifest.files)
       has_new = self._process == 0 and set(self._steps()) - listed
       if not has_new and time.monotonic() - copied < _METRICS_SECONDS:
         continue
@@ -177,19 +197,25 @@ class _InBucket(Workdir):
   def copy(self) -> None:
     """Copies all that has changed into the bucket."""
     if self._process:
-      self._copy_changed([x for x in self._names() if _is_of(x, self._process)])
+      self._copy_changed(
+        [x for x in self._names() if run_files.is_of(x, self._process)]
+      )
       return
     # Before the metrics, which are then at least as far as these.
     steps = set(self._steps())
     self._check_owner()
     self._copy_changed(self._names())
-    listed = _steps_of(self._manifest.files)
+    listed = run_files.steps_of(self._manifest.files)
     for step in sorted(steps - listed, reverse=True):
       self._commit(step)
     steps = set(self._steps())
-    if listed <= steps or not steps & _steps_of(self._manifest.files):
+    if listed <= steps or not steps & run_files.steps_of(self._manifest.files):
       return  # Nothing to remove, or nothing newer there yet.
-    kept = {x: y for x, y in self._manifest.files.items() if _step(x) in steps}
+    kept = {
+      x: y
+      for x, y in self._manifest.files.items()
+      if run_files.step(x) in steps
+    }
     self._check_owner()
     self._write(dataclasses.replace(self._manifest, files=kept))
     self._remove_unlisted()
@@ -233,7 +259,7 @@ class _InBucket(Workdir):
         if found is None
         else f"Another run has taken {self._address} ({found.writer})"
       )
-      raise errors.UserError(
+      raise translation.OnDiskError(
         f"{said}; this one ends, and nothing of it is copied there anymore. "
         f"What it has saved lies in {self.path}, until this machine trains "
         f"there again."
@@ -247,7 +273,7 @@ class _InBucket(Workdir):
   def _remove_unlisted(self) -> None:
     """Removes checkpoints of the bucket that its list does not have."""
     folder = f"{self._address}/{manifest_lib.CHECKPOINTS}"
-    listed = _steps_of(self._manifest.files)
+    listed = run_files.steps_of(self._manifest.files)
     for entry in buckets.entries(folder):
       is_step = entry.is_folder and entry.name.isdecimal()
       if is_step and int(entry.name) not in listed:
@@ -274,7 +300,9 @@ class _InBucket(Workdir):
   def _names(self) -> list[str]:
     """Returns the files that may change, in order."""
     return sorted(
-      name for name in fetching.local_names(self.path) if _is_copied(name)
+      name
+      for name in fetching.local_names(self.path)
+      if run_files.is_copied(name)
     )
 
   def end(self, kind: type[BaseException] | None) -> None:
@@ -298,20 +326,39 @@ class _InBucket(Workdir):
   def _give_up(self) -> None:
     with attempts.given_up():
       self._thread.join()
+      if self._last.ident is not None:
+        self._last.join()
     _LOGGER.warning("%s", self._what_is_there())
 
-  def _finish(self, kind: type[BaseException] | None) -> None:
+  def _copy_the_rest(self) -> None:
     self._thread.join()
+    try:
+      if self._lost is None:
+        self.copy()
+    except BaseException as error:
+      self._failure = error
+
+  def _finish(self, kind: type[BaseException] | None) -> None:
+    self._last.start()
+    if kind is None or kind is SystemExit:  # All processes end so.
+      # Whoever is done waits here: JAX waits only for minutes at its end.
+      while not self._everywhere(not self._last.is_alive()):
+        if self._last.is_alive():
+          self._last.join(_LOOK_SECONDS)
+        else:
+          time.sleep(_LOOK_SECONDS)
+    self._last.join()
     if self._lost is not None:
       if kind is None:
         raise self._lost
       return
     try:
-      self.copy()
+      if self._failure is not None:
+        raise self._failure
     except (errors.UserError, OSError) as error:
       said = f"{error} {self._what_is_there()}"
       if kind is None or kind is SystemExit:
-        raise errors.UserError(said) from error
+        raise translation.OnDiskError(said) from error
       _LOGGER.warning("%s", said)
     else:
       if kind is None:
@@ -321,7 +368,7 @@ class _InBucket(Workdir):
   def _what_is_there(self) -> str:
     if self._process:
       return f"What is newer of process {self._process} lies in {self.path}."
-    steps = _steps_of(self._manifest.files)
+    steps = run_files.steps_of(self._manifest.files)
     holds = f"step {max(steps)}" if steps else "no checkpoint"
     if self.is_shared:
       way_on = "from where the same command goes on here"
@@ -335,7 +382,11 @@ class _InBucket(Workdir):
 
 @contextlib.contextmanager
 def opened(
-  workdir: str | os.PathLike, *, process: int, processes: int
+  workdir: str | os.PathLike,
+  *,
+  process: int,
+  processes: int,
+  everywhere: Callable[[bool], bool] = bool,
 ) -> Iterator[Workdir]:
   """Yields the workdir at a path, or at an address in a bucket.
 
@@ -343,6 +394,7 @@ def opened(
     workdir: of a run; it need not exist.
     process: the number of this process of the run.
     processes: how many there are.
+    everywhere: whether something is true of all of them; each calls it.
 
   Raises:
     UserError: the bucket's folder is another's, or cannot be read or written.
@@ -351,7 +403,10 @@ def opened(
     yield Workdir(workdir)
     return
   found = _InBucket(
-    fetching.checked(workdir), process=process, processes=processes
+    fetching.checked(workdir),
+    process=process,
+    processes=processes,
+    everywhere=everywhere,
   )
   with fetching.held(found.path, f"Another training is under way in {workdir}"):
     found.begin()
@@ -361,33 +416,3 @@ def opened(
       found.end(type(error))
       raise
     found.end(None)
-
-
-def _worth(names: Sequence[str]) -> Sequence[str]:
-  return [x for x in names if manifest_lib.is_listed(x) or _is_copied(x)]
-
-
-def _is_copied(name: str) -> bool:
-  """Whether a file of a workdir, of no checkpoint, belongs into the bucket."""
-  parts = name.split("/")
-  return not (
-    manifest_lib.is_listed(name)
-    or parts[0] in _STAY
-    or parts[-1].endswith(".partial")
-    or any(part.startswith(".") for part in parts)
-    or not manifest_lib.is_path(name)
-  )
-
-
-def _is_of(name: str, process: int) -> bool:
-  """Whether a file is one that a process beside the first writes."""
-  return name == f"ledger-{process}.jsonl" or name.startswith("plugins/")
-
-
-def _step(name: str) -> int:
-  return int(name.split("/")[1])
-
-
-def _steps_of(files: dict[str, Any]) -> set[int]:
-  """Returns the steps of listed files."""
-  return {_step(name) for name in files}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from clip_jax import buckets, errors, kept_files, places
 from clip_jax.buckets import writing
-from clip_jax.mirrors import fetching
+from clip_jax.mirrors import fetching, translation
 from clip_jax.mirrors import manifest as manifest_lib
 
 _MODEL = "model"
@@ -31,7 +31,7 @@ def new(address: str, *, overwrite: bool) -> Iterator[pathlib.Path]:
   """
   address = fetching.checked(address)
   _check_free(address, overwrite)
-  root = kept_files.folder("buckets")
+  root = kept_files.folder(translation.FOLDER)
   root.mkdir(mode=0o700, parents=True, exist_ok=True)
   room = pathlib.Path(tempfile.mkdtemp(dir=root))
   try:

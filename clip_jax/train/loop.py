@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from clip_jax import config as config_lib
-from clip_jax import errors, mirrors
+from clip_jax import errors, hosts, mirrors
 from clip_jax.checkpoints import integrity, saving
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
@@ -63,6 +63,7 @@ class Summary:
   profile: str | None
 
 
+@mirrors.in_errors()
 def train(
   config: config_lib.Config,
   workdir: str | os.PathLike,
@@ -94,6 +95,7 @@ def train(
         workdir_lib.find(workdir),
         process=jax.process_index(),
         processes=jax.process_count(),
+        everywhere=hosts.everywhere,
       )
     )
     workdir = place.path

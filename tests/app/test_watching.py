@@ -6,8 +6,10 @@ import socket
 import pytest
 from PIL import Image
 
+import bucket_stand_in
 from clip_jax import errors
-from clip_jax.app import markup, page, server, tabs, watching
+from clip_jax.app import bucket_runs, markup, page, server, tabs, watching
+from clip_jax.buckets import attempts
 from clip_jax.results import drawing
 
 
@@ -31,8 +33,6 @@ def test_runs_are_found_here_or_right_below(workdir, tmp_path):
   for wrong in (tmp_path, tmp_path / "none", workdir / "metrics.jsonl"):
     with pytest.raises(errors.UserError, match="director"):
       watching.find(wrong)
-  with pytest.raises(errors.UserError, match="remote"):
-    watching.find("gs://bucket/runs")
 
 
 def test_a_run_is_shown_as_it_stands(workdir, monkeypatch):
@@ -118,6 +118,51 @@ def test_runs_that_begin_later_are_found(engine, workdir, monkeypatch):
     (run / "metrics.jsonl").unlink()
   seconds[0] += tabs._SECONDS
   assert len(page_tabs.find_runs()) == 2  # As it was, until one is there.
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_runs_in_a_bucket_are_watched_at_a_calm_rate(
+  scheme, engine, workdir, monkeypatch, tmp_path
+):
+  seconds = [100.0]
+  monkeypatch.setattr(drawing, "draw", lambda figure: b"\x89PNG")
+  # Of both: `tabs` looks every ten seconds, and asks the bucket less often.
+  monkeypatch.setattr(tabs.time, "monotonic", lambda: seconds[0])
+  monkeypatch.setattr(
+    attempts, "_in_time", lambda ask, *_: ask()
+  )  # It has a clock of its own.
+  with bucket_stand_in.reached(monkeypatch, tmp_path / "cache") as store:
+    monkeypatch.setattr(attempts, "ATTEMPTS", 2)
+    data = (workdir / "metrics.jsonl").read_bytes()
+    store.put("data-1", "runs/a b/metrics.jsonl", data)
+    store.put("data-1", "runs/a b/checkpoints/3/meta", b"x")
+    store.put("data-1", "runs/other/a.txt", b"x")
+    find = watching.finder(f"{scheme}://data-1/runs")
+    page_tabs = tabs.Tabs(engine, uploads="/nowhere", runs=find(), find=find)
+    assert "step 3, loss 1" in page_tabs.watch("a b")
+    before = page_tabs.stamp("a b")
+    data = data.rpartition(b"\n")[0] + b'\n{"step": 4, "loss": 0.5}\n'
+    store.put("data-1", "runs/a b/metrics.jsonl", data)
+    store.put("data-1", "runs/new/metrics.jsonl", data)
+    store.requests.clear()
+    seconds[0] += 15
+    assert page_tabs.find_runs() == ["a b"]
+    assert not store.requests and page_tabs.stamp("a b") == before
+    seconds[0] += 20
+    assert sorted(page_tabs.find_runs()) == ["a b", "new"]
+    assert page_tabs.stamp("a b") != before
+    assert "step 4, loss 0.5" in page_tabs.watch("a b")
+    assert not [x for x in store.requests if "meta" in x and "files" not in x]
+    store.refuse = 503
+    seconds[0] += 40
+    assert len(page_tabs.find_runs()) == 2  # As it was.
+    store.refuse = None
+    assert bucket_runs.is_run(f"{scheme}://data-1/runs/new")
+    assert not bucket_runs.is_run(f"{scheme}://data-1/runs/other")
+    assert list(watching.finder(f"{scheme}://data-1/runs/new")()) == ["new"]
+    for wrong in ("data-1/runs/other", "none/runs"):
+      with pytest.raises(errors.UserError, match=r"holds none|no bucket"):
+        watching.finder(f"{scheme}://{wrong}")()
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch):

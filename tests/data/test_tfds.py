@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 
+import bucket_stand_in
 from clip_jax import errors
 from clip_jax.data import sources
 
@@ -21,7 +22,7 @@ OBJECTS = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # TFDS registers a class once a process.
 def data_dir(tmp_path_factory, png):
   """Prepares two tiny data sets as ArrayRecord files."""
   import tensorflow_datasets as tfds
@@ -182,3 +183,71 @@ def test_sequences_of_labels_and_classes_to_ignore_are_read(data_dir, png):
   assert both.fingerprint != source.fingerprint
   with pytest.raises(errors.UserError, match="ignored=image is no feature"):
     sources.open_source(f"{address}&label=labels&ignored=image")
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path, data_dir):
+  """A store that both schemes lead to, and that holds the data sets."""
+  with bucket_stand_in.reached(monkeypatch, tmp_path / "cache") as store:
+    store.upload("data-1", data_dir)
+    yield store
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+@pytest.mark.parametrize(
+  "address",
+  [
+    "tfds:tiny_pairs/train?data_dir={}",
+    "tfds:tiny_pairs:1.0.0/train[1:4]?data_dir={}&caption=note",
+    "tfds:tiny_labels/all?data_dir={}",
+  ],
+)
+def test_a_bucket_holds_what_the_disk_does(
+  address, scheme, store, data_dir, read_all
+):
+  bucket, disk = (
+    sources.open_source(address.format(place))
+    for place in (f"{scheme}://data-1", data_dir)
+  )
+  assert read_all(bucket) == read_all(disk)
+  assert bucket.fingerprint == disk.fingerprint
+  assert bucket.class_names == disk.class_names
+
+
+def test_of_a_bucket_the_newest_version_and_one_split_are_read(store):
+  objects = store.objects["data-1"]
+  for name in [x for x in objects if x.startswith("tiny_pairs/1.0.0/")]:
+    for version in ("0.9.0", "0.10.0"):
+      data = objects[name].data
+      store.put("data-1", name.replace("1.0.0", version), data)
+  shard = "tiny_pairs/1.0.0/tiny_pairs-test.array_record-00000-of-00001"
+  store.put("data-1", shard, b"none of the split")
+  address = "tfds:tiny_pairs/train?data_dir=gs://data-1"
+  assert len(sources.open_source(address)) == N
+  read = [x for x in store.requests if "alt=media" in x]
+  assert read and all("1.0.0" in x and "-test." not in x for x in read)
+  assert len(sources.open_source(address.replace("/tr", ":0.10.0/tr"))) == N
+
+
+@pytest.mark.parametrize(
+  ("address", "message"),
+  [
+    ("tfds:tiny_pears/train", "cannot open 'tiny_pears'.*there: none"),
+    ("tfds:tiny_pairs/test", r"Known: train\."),
+    ("tfds:tiny_pairs:2.0.0/train", r"cannot open.*there: 1\.0\.0"),
+  ],
+)
+def test_what_is_not_in_a_bucket_is_a_short_error(
+  store, monkeypatch, address, message
+):
+  monkeypatch.setenv("TFDS_DATA_DIR", "s3://data-1")
+  with pytest.raises(errors.UserError, match=message):
+    sources.open_source(address)
+
+
+def test_what_is_damaged_in_a_bucket_is_told_by_its_address(store):
+  store.put("data-1", "tiny_pairs/1.0.0/features.json", b"{")
+  address = "tfds:tiny_pairs/train?data_dir=gs://data-1"
+  with pytest.raises(errors.UserError, match="open gs://data-1/t") as told:
+    sources.open_source(address)
+  assert "cache" not in str(told.value)

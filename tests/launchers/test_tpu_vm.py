@@ -14,7 +14,10 @@ import jax
 import numpy as np
 import pytest
 
+import bucket_stand_in
+from clip_jax import buckets, mirrors
 from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.mirrors import manifest as manifest_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = ROOT / "tools" / "tpu_vm"
@@ -228,7 +231,11 @@ WRONG = {
   ],
   "run": [
     ((*WHERE, "--", "--config=c.py"), "Give --workdir"),
-    ((*WHERE, "--workdir=runs/1", "--", "--config=c.py"), "it looks like /mnt"),
+    (
+      (*WHERE, "--workdir=runs/1", "--", "--config=c.py"),
+      "it looks like gs://my-b",
+    ),
+    ((*WHERE, "--workdir=gs://b", "--", "-c"), "it looks like gs://my-b"),
     ((*WHERE, "--workdir=/w"), "Give the arguments of clip-jax train"),
     ((*WHERE, "--workdir=/w", "--", "--workdir=/v"), "before the --"),
     ((*WHERE, "--workdir=/w", "--", "--distributed"), "Leave --distributed"),
@@ -418,8 +425,8 @@ def supervise(tmp_path, codes, *flags):
   (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
   command = (
     f"cd {tmp_path}; c=$(head -n 1 codes); sed -i 1d codes; "
-    "case $c in s*) kill -${c#s} $$ ;; p*) mkdir -p p/${c#p}; exit 75 ;; "
-    "esac; exit $c"
+    "case $c in s*) kill -${c#s} $$ ;; "
+    "p*) mkdir -p p/checkpoints/${c#p}; exit 75 ;; esac; exit $c"
   )
   done = subprocess.run(
     [
@@ -462,6 +469,39 @@ def test_the_newest_checkpoint_is_the_highest_number(tmp_path):
     [SCRIPTS / "worker.sh", "mark", tmp_path, "token"], text=True
   )
   assert said == "checkpoint=1100\n"
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_the_newest_checkpoint_of_a_bucket_is_found(tmp_path, scheme):
+  """By the Python that setup.sh has installed; no sign is left there."""
+  (tmp_path / "clip_jax_venv/bin").mkdir(parents=True)
+  python = tmp_path / "clip_jax_venv/bin/python"
+  write_program(python, f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+  with bucket_stand_in.serve() as store:
+    environment = os.environ | store.environment
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+
+    def marked(bucket):
+      return subprocess.run(
+        [SCRIPTS / "worker.sh", "mark", f"{scheme}://{bucket}/run", "token"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+      )
+
+    store.objects["data-1"] = {}
+    assert marked("data-1").stdout == "checkpoint=\n"
+    for step in ("800", "900", "1000", "1100", "1200.tmp"):
+      store.put("data-1", f"run/checkpoints/{step}/meta", b"x")
+    before = dict(store.objects["data-1"])
+    found = marked("data-1")
+    assert found.stdout == "checkpoint=1100\n", found.stderr
+    assert store.objects["data-1"] == before
+    store.refuse = 403
+    said = marked("data-1")
+    assert said.returncode == 1 and "Error: Access to" in said.stderr
+    assert "Storage Object Admin" in said.stderr
 
 
 def test_a_machine_that_goes_down_does_not_stop_the_run(tmp_path):
@@ -513,29 +553,44 @@ def _trains(workdir):
   )
 
 
+def _is_saved(workdir, step):
+  if not buckets.is_address(workdir):
+    return (workdir / "checkpoints" / str(step)).exists()
+  listed = manifest_lib.read(workdir)
+  return listed is not None and step in map(manifest_lib.step, listed.files)
+
+
 def _wait_for_step(workdir, step, process):
   end = time.monotonic() + 120
-  while not (workdir / "checkpoints" / str(step)).exists():
+  while not _is_saved(workdir, step):
     assert process.poll() is None, process.stdout.read()
     assert time.monotonic() < end
     time.sleep(0.01)
 
 
 @pytest.mark.slow
-def test_a_preempted_training_ends_as_an_uninterrupted_one(cloud, tmp_path):
+@pytest.mark.parametrize("place", ["disk", "gs"])
+def test_a_preempted_training_ends_as_an_uninterrupted_one(
+  place, cloud, tmp_path, monkeypatch
+):
   """Both workers are killed and the slice is taken away in the middle."""
-  cloud("create", *WHERE, "--type=v4-8", "--spot", "--yes")
-  assert "all 4 devices, with the same versions" in cloud("setup", *WHERE)
-  whole, killed = tmp_path / "whole", tmp_path / "a killed run"
-  said = cloud("run", *_trains(whole))
-  assert "Trained 4 steps" in said and f"Trained: {whole}. The slice" in said
-  running = cloud.start("run", *_trains(killed))
-  _wait_for_step(killed, 2, running)
-  cloud.preempt()
-  said = running.communicate(timeout=300)[0]
-  assert running.returncode == 0, said
-  assert "getting another one" in said
-  assert sum("queued-resources create" in call for call in cloud.calls()) == 2
+  with bucket_stand_in.reached(monkeypatch, tmp_path / "cache") as store:
+    cloud.environment |= store.environment
+    whole, killed = tmp_path / "whole", tmp_path / "a killed run"
+    if place == "gs":
+      killed = "gs://data-1/runs/killed"
+    cloud("create", *WHERE, "--type=v4-8", "--spot", "--yes")
+    assert "all 4 devices, with the same" in cloud("setup", *WHERE)
+    said = cloud("run", *_trains(whole))
+    assert "Trained 4 steps" in said and f"Trained: {whole}. The" in said
+    running = cloud.start("run", *_trains(killed))
+    _wait_for_step(killed, 2, running)
+    cloud.preempt()
+    said = running.communicate(timeout=300)[0]
+    assert running.returncode == 0, said
+    assert "getting another one" in said
+    assert sum("queued-resources create" in x for x in cloud.calls()) == 2
+    killed = mirrors.fetched(killed) if place == "gs" else killed
   got, want = (
     workdir_lib.load_model(path).variables for path in (killed, whole)
   )

@@ -24,8 +24,10 @@ def _quick(monkeypatch):
 
 
 @contextlib.contextmanager
-def _begun(address, *, process=0, processes=1):
-  with mirrors.opened(address, process=process, processes=processes) as place:
+def _begun(address, *, process=0, processes=1, **options):
+  with mirrors.opened(
+    address, process=process, processes=processes, **options
+  ) as place:
     place.path.mkdir(parents=True, exist_ok=True)
     place.claim()
     yield place
@@ -246,6 +248,73 @@ def test_one_process_writes_what_is_shared(scheme, store):
     assert _steps(second.path) == [1]
 
 
+class _Together:
+  """Agreement of two threads, none of which waits longer than a moment."""
+
+  def __init__(self, seconds):
+    self.barrier = threading.Barrier(2, timeout=seconds)
+    self.answers = [False, False]
+    self.calls = 0
+
+  def of(self, process):
+    def everywhere(fine):
+      self.answers[process] = fine
+      self.barrier.wait()
+      found = all(self.answers)
+      self.barrier.wait()
+      self.calls += 1
+      return found
+
+    return everywhere
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_hosts_wait_for_the_last_copy_of_the_first(fails, store, monkeypatch):
+  """However long it takes: each wait for the others is short."""
+  monkeypatch.setattr(attempts, "ATTEMPTS", 1)
+  address, ended = "gs://data-1/run", {}
+  together = _Together(seconds=1.0)
+  copied = run_folder._InBucket.copy
+
+  def slowly(self):
+    if not self._process:
+      time.sleep(2.5)
+      if fails:
+        raise errors.UnreachableError("Gone.")
+    copied(self)
+
+  monkeypatch.setattr(run_folder._InBucket, "copy", slowly)
+  # The copies beside the training are none of this.
+  monkeypatch.setattr(run_folder, "_METRICS_SECONDS", 1000)
+  monkeypatch.setattr(run_folder._InBucket, "_steps", lambda self: [])
+
+  def run(process):
+    try:
+      with _begun(
+        address,
+        process=process,
+        processes=2,
+        everywhere=together.of(process),
+      ) as place:
+        (place.path / "metrics.jsonl").write_text("x")
+    except errors.UserError as error:
+      ended[process] = str(error)
+    ended.setdefault(process, time.monotonic())
+
+  threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert together.calls > 10
+  if fails:
+    assert "Gone. gs://data-1/run holds no checkpoint" in ended[0]
+    assert isinstance(ended[1], float)
+  else:
+    assert abs(ended[0] - ended[1]) < 1.0
+    assert "run/metrics.jsonl" in store.objects["data-1"]
+
+
 def test_a_model_is_read_while_its_run_goes_on(store, monkeypatch):
   # On a busy machine many steps pass while files are copied.
   monkeypatch.setattr(fetching, "_ATTEMPTS", 100)
@@ -328,6 +397,67 @@ def test_a_copy_that_was_partly_removed_is_made_anew(store, monkeypatch):
   monkeypatch.setattr(shutil, "rmtree", removed)
   with _begun(address) as place:
     assert (place.path / "metrics.jsonl").read_text() == "1\n"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("damage", ["other", "missing"])
+def test_an_older_checkpoint_takes_the_place_of_a_damaged_one(
+  damage, scheme, store, monkeypatch, caplog
+):
+  monkeypatch.setattr(fetching, "_WAIT_SECONDS", 0.001)
+  address, objects = f"{scheme}://data-1/run", store.objects["data-1"]
+  with _begun(address) as place:
+    for step in (1, 2):
+      _save(place.path, step)
+    _wait_for(address, 1, 2)
+
+  def spoil(step):
+    if damage == "missing":
+      del objects[f"run/checkpoints/{step}/d/0"]
+    else:
+      store.put("data-1", f"run/checkpoints/{step}/d/0", b"x" * 50)
+
+  spoil(2)
+  path = mirrors.fetched_good(address, lambda names: names)
+  assert _steps(path) == [1]
+  with pytest.raises(errors.UserError, match=r"checkpoints/2/d/0 is"):
+    mirrors.fetched(address)
+  caplog.clear()
+  with _begun(address) as place:
+    assert f"Checkpoint 2 in {address} is damaged and not used" in caplog.text
+    assert _steps(place.path) == [1]
+    _save(place.path, 2)
+    _wait_for(address, 1, 2)
+  assert objects["run/checkpoints/2/d/0"].data == b"\2" * 50
+  assert _names(store) == _expected(1, 2)
+  spoil(1)
+  spoil(2)
+  with (
+    pytest.raises(errors.UserError, match="None of the 2 checkpoints in"),
+    _begun(address),
+  ):
+    pass
+
+
+def test_a_file_beside_checkpoints_that_stays_away_stops_a_run(
+  store, monkeypatch
+):
+  monkeypatch.setattr(fetching, "_WAIT_SECONDS", 0.001)
+  with _begun("gs://data-1/run") as place:
+    _save(place.path, 1)
+  copy = fetching._copy
+
+  def spoiled(file, path, wanted):
+    if path.name == "metrics.jsonl":
+      raise fetching.Changed(wanted.address, "is not there")
+    return copy(file, path, wanted)
+
+  monkeypatch.setattr(fetching, "_copy", spoiled)
+  with (
+    pytest.raises(errors.UserError, match=r"metrics.jsonl is not there"),
+    _begun("gs://data-1/run"),
+  ):
+    pass
 
 
 def test_a_checkpoint_counts_with_its_metrics(store, monkeypatch):

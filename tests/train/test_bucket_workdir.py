@@ -245,7 +245,8 @@ _PROCESS = """
 import os, sys
 address, process, folder, workdir, steps = sys.argv[1:]
 import jax
-jax.distributed.initialize(address, num_processes=2, process_id=int(process))
+jax.distributed.initialize(address, num_processes=2, process_id=int(process),
+                           shutdown_timeout_seconds=3)
 sys.path.insert(0, folder)
 sys.path.insert(0, os.path.dirname(folder))
 import test_bucket_workdir as tests
@@ -256,7 +257,11 @@ tests.loop.train(tests.make_config(steps=int(steps), fsdp=2), workdir,
 
 @pytest.mark.slow
 def test_two_hosts_share_a_bucket(on_two_processes, store, tmp_path, request):
-  """Neither sees the other's disk; the first one writes the checkpoints."""
+  """Neither sees the other's disk; the first one writes the checkpoints.
+
+  The second one waits for it at the end, longer than JAX would.
+  """
+  store.seconds = 0.5
   disk, address = tmp_path / "run", "gs://data-1/runs/a"
   for workdir in (disk, address):
     for steps in ("4", "6"):

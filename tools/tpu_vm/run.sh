@@ -17,8 +17,8 @@ not need this script, which Ctrl-C ends: the same command follows it again.
 
 $COMMON_HELP
 $SSH_HELP
-  --workdir DIR        an absolute path that all workers see, such as in a
-                       bucket that setup.sh mounted
+  --workdir DIR        gs://BUCKET/FOLDER, or an absolute path that all workers
+                       see
   --restarts N         give up after N restarts in a row without a new
                        checkpoint (default 5)
   --detach             start the run and return
@@ -28,8 +28,9 @@ $SSH_HELP
   --yes                yes, this costs money
 
 For example, from a checkout:
-  run.sh my-slice --zone us-east5-b --workdir /mnt/bucket/runs/1 -- \\
-    --config configs/vit_b32.py --config.data.train=arrayrecord:/mnt/bucket/x
+  run.sh my-slice --zone us-east5-b --workdir gs://my-bucket/runs/1 -- \\
+    --config configs/vit_b32.py \\
+    --config.data.train='wds:gs://my-bucket/data/{000..331}.tar'
 
 Exit codes: 0 trained; 1 and 2 those of clip-jax, or what cannot be done here;
 75 gave up, or the slice is gone; 130 not followed any more; 143 stopped.
@@ -47,7 +48,8 @@ if [ -n "$STOP" ]; then
   exit
 fi
 [ -n "$WORKDIR" ] || wrong "Give --workdir."
-check --workdir "$WORKDIR" '^/' "/mnt/bucket/runs/1"
+check --workdir "$WORKDIR" '^(/|(gs|s3)://[a-z0-9][-a-z0-9_.]+/.)' \
+  gs://my-bucket/runs/1
 check_text --workdir "$WORKDIR"
 check --restarts "$RESTARTS" '^[0-9]{1,4}$' 5
 [ ${#REST[@]} != 0 ] || wrong "Give the arguments of clip-jax train after --."

@@ -20,7 +20,8 @@ $SSH_HELP
                        chooses them and it is written (default: one for each
                        slice, in ~/.local/state/clip_jax/tpu_vm, kept until
                        setup.cfg, --python or --extra change)
-  --mount gs://B=DIR   mount bucket B on DIR of all workers (gcsfuse)
+  --mount gs://B=DIR   mount bucket B on DIR of all workers (gcsfuse): for data
+                       that are copied otherwise, and larger than a disk
 END
 }
 

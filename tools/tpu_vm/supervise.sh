@@ -4,7 +4,7 @@ set -uo pipefail
 
 usage() {
   cat <<END
-Usage: supervise.sh [--restarts N] [--pause SECONDS] [--progress DIR]
+Usage: supervise.sh [--restarts N] [--pause SECONDS] [--progress WORKDIR]
                     [--code FILE] [--stopped FILE] -- COMMAND...
 
 Runs COMMAND, a "clip-jax train …", and again where it ended with
@@ -17,10 +17,10 @@ Other codes end the supervisor too: 0 is done, 1 an error and 2 wrong usage, whi
 a restart does not mend, 130 Ctrl-C. SIGTERM to the supervisor goes to COMMAND, and
 is the end.
 
-  --restarts N      give up after N restarts in a row without a new entry in DIR
+  --restarts N      give up after N restarts in a row without a new checkpoint
                     (default 5)
   --pause SECONDS   before a restart (default 10)
-  --progress DIR    the run's checkpoints
+  --progress WORKDIR  of the run, also in a bucket
   --code FILE       write the last exit code there
   --stopped FILE    whoever stops the run makes this file first. SIGTERM without
                     it comes from a machine that goes down: no code that a
@@ -80,10 +80,8 @@ finish() { # CODE
   exit "$1"
 }
 
-newest() { # The run's last checkpoint; a save under way is none.
-  [ -z "$progress" ] || find "$progress" -mindepth 1 -maxdepth 1 \
-    -name '[0-9]*' ! -name '*[!0-9]*' 2>/dev/null |
-    sed 's|.*/||' | sort -n | tail -n 1
+newest() { # The run's last checkpoint.
+  [ -z "$progress" ] || bash "$(dirname "${BASH_SOURCE[0]}")/newest.sh" "$progress"
 }
 
 child="" told=""

@@ -111,17 +111,27 @@ is_alive() { # Not some other process with its number, after a reboot.
     grep -qs supervise.sh "/proc/$(cat "$RUN/pid")/cmdline"
 }
 
+is_address() { # WORKDIR: in a bucket, which all workers see alike.
+  case $1 in gs://* | s3://*) ;; *) return 1 ;; esac
+}
+
 mark() { # WORKDIR TOKEN: prints the run's newest checkpoint too.
-  { mkdir -p "$1" && echo "$2" >"$1/.seen_by_all"; } ||
-    die "$1 cannot be written. Is the disk or the bucket mounted? (setup.sh --mount)"
-  echo "checkpoint=$(find "$1/checkpoints" -mindepth 1 -maxdepth 1 \
-    -name '[0-9]*' ! -name '*[!0-9]*' 2>/dev/null |
-    sed 's|.*/||' | sort -n | tail -n 1)"
+  local newest
+  if is_address "$1"; then
+    [ -x "$ENVIRONMENT/bin/python" ] || die "nothing is installed; run setup.sh."
+    newest=$(bash "$HERE/newest.sh" "$1") ||
+      die "$1 cannot be read; see above. Has the workers' service account the role Storage Object Admin there?"
+  else
+    { mkdir -p "$1" && echo "$2" >"$1/.seen_by_all"; } ||
+      die "$1 cannot be written. Is the disk mounted?"
+    newest=$(bash "$HERE/newest.sh" "$1")
+  fi
+  echo "checkpoint=$newest"
 }
 
 sees_mark() { # WORKDIR TOKEN
   local waited=0
-  until [ "$(cat "$1/.seen_by_all" 2>/dev/null)" = "$2" ]; do
+  until is_address "$1" || [ "$(cat "$1/.seen_by_all" 2>/dev/null)" = "$2" ]; do
     [ "$waited" -lt "$SEEN_SECONDS" ] || return 1
     sleep 1
     waited=$((waited + 1))
@@ -139,14 +149,14 @@ start() { # WORKDIR TOKEN RESTARTS TRAIN_ARGUMENTS...
   fi
   [ -x "${command[0]}" ] || die "clip-jax is not installed; run setup.sh."
   sees_mark "$workdir" "$token" ||
-    die "this worker does not see what worker 0 wrote in $workdir. All workers need one workdir: a bucket or a disk that is mounted on each (setup.sh --mount)."
+    die "this worker does not see what worker 0 wrote in $workdir. All workers need one workdir: gs://BUCKET/FOLDER, or a disk that is mounted on each."
   mkdir -p "$RUN"
   rm -f "$RUN/code" "$RUN/stopped"
   count_lines >"$RUN/lines"
   printf '%s' "${command[*]}" >"$RUN/command"
   cd "$CHECKOUT"
   setsid nohup bash "$HERE/supervise.sh" --restarts "$restarts" \
-    --progress "$workdir/checkpoints" --code "$RUN/code" --stopped "$RUN/stopped" \
+    --progress "$workdir" --code "$RUN/code" --stopped "$RUN/stopped" \
     --pause "${CLIP_JAX_PAUSE_SECONDS:-10}" -- "${command[@]}" \
     >>"$RUN/log" 2>&1 </dev/null &
   echo $! >"$RUN/pid"

@@ -4,8 +4,8 @@ import argparse
 import os
 import pathlib
 
-from clip_jax import loading
-from clip_jax.app import server
+from clip_jax import buckets, loading
+from clip_jax.app import bucket_runs, server
 from clip_jax.checkpoints import workdir
 from clip_jax.cli import verb
 
@@ -21,8 +21,7 @@ def app(arguments: argparse.Namespace) -> verb.Answer:
     return clip.with_max_pixels(arguments.max_pixels)
 
   runs = arguments.runs
-  path = pathlib.Path(arguments.model)
-  if runs is None and path.is_dir() and workdir.recognise(path):
+  if runs is None and _is_run(arguments.model):
     runs = arguments.model
   address = server.serve(
     load,
@@ -35,3 +34,10 @@ def app(arguments: argparse.Namespace) -> verb.Answer:
     labels=arguments.labels,
   )
   return verb.Answer({"address": address}, "The page has ended.")
+
+
+def _is_run(model: str) -> bool:
+  if buckets.is_address(model):
+    return bucket_runs.is_run(model)
+  path = pathlib.Path(model)
+  return path.is_dir() and workdir.recognise(path)

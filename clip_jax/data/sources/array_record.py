@@ -18,6 +18,7 @@ import errno
 import hashlib
 import json
 import os
+import pathlib
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore
 
-from clip_jax import errors, json_text, terminal
+from clip_jax import buckets, errors, json_text, places, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
@@ -108,11 +109,13 @@ class ArrayRecords:
   """The records of ArrayRecord files, one file after the other."""
 
   def __init__(self, names: Sequence[str], *, sidecar: dict[str, Any]):
-    self._files = open_files.Pool(names, opener=_open_reader)
+    found = open_files.statuses(names)  # Before they are copied.
+    opener = open_files.Copied(names, _open_reader)
+    self._files = open_files.Pool(names, opener=opener, found=found)
     counts = [entry["records"] for entry in sidecar.get("files", ())]
     if not counts:
       with concurrent.futures.ThreadPoolExecutor(_OPEN_THREADS) as pool:
-        counts = list(pool.map(_count_records, names))
+        counts = [x.num_records() for x in pool.map(opener, names)]
     self._ends = np.cumsum(counts)
     if not len(self):
       raise errors.UserError(f"{names[0]!r} holds no records.")
@@ -121,7 +124,8 @@ class ArrayRecords:
     self.templates = _as_tuple(sidecar.get("templates"))
     digest = hashlib.sha256(repr((self.class_names, self.templates)).encode())
     for name, count in zip(names, counts, strict=True):
-      line = f"{os.path.basename(name)} {count} {os.path.getsize(name)}\n"
+      size, _ = found[name]
+      line = f"{os.path.basename(name)} {count} {size}\n"
       digest.update(line.encode("utf-8", "surrogateescape"))
     self.fingerprint = digest.hexdigest()
     self._check_format()
@@ -136,7 +140,9 @@ class ArrayRecords:
     position = index - (int(self._ends[number - 1]) if number else 0)
     name = f"{os.path.basename(self._files.paths[number])}[{position}]"
     reader = self._files.get(number)
-    self._files.check(number)  # It may be written anew where it lies.
+    # It may be written anew where it lies; an open copy stays what it is.
+    if not buckets.is_address(self._files.paths[number]):
+      self._files.check(number)
     try:
       (data,) = reader.read([position])
       record = decode(data, path=self._files.paths[number])
@@ -165,23 +171,23 @@ class ArrayRecords:
 def open_array_record(path: str, options: dict[str, str]) -> ArrayRecords:
   """Opens a prepared directory, a file, a glob or braces."""
   assert not options
-  sidecar_path = os.path.join(os.path.expanduser(path), SIDECAR)
-  if not os.path.isfile(sidecar_path):
+  sidecar_path = os.path.join(places.expanded(path), SIDECAR)
+  if not places.is_file(sidecar_path):
     names = globs.find_files(path, suffix=SUFFIX)
     return ArrayRecords(names, sidecar={})
   sidecar = read_sidecar(sidecar_path)
-  names = []
-  for entry in sidecar["files"]:
-    name = os.path.join(os.path.dirname(sidecar_path), entry["name"])
-    size = os.path.getsize(name) if os.path.isfile(name) else None
+  directory = os.path.dirname(sidecar_path)
+  names = [os.path.join(directory, each["name"]) for each in sidecar["files"]]
+  found_sizes = open_files.statuses(names)
+  for name, entry in zip(names, sidecar["files"], strict=True):
+    size, _ = found_sizes[name]
     if size != entry["bytes"]:
-      found = "is missing" if size is None else f"has {size} bytes"
+      found = "is missing" if size < 0 else f"has {size} bytes"
       shown = terminal.escaped(name, limit=200)
       raise errors.UserError(
         f"'{shown}' {found}; {SIDECAR} says {entry['bytes']} bytes. Copy it "
         "again, or prepare the data again."
       )
-    names.append(name)
   return ArrayRecords(names, sidecar=sidecar)
 
 
@@ -274,24 +280,22 @@ class Writer:
       raise OSError(code, failed[1], self._path) from error
 
 
-def _open_reader(path: str) -> Any:
+def _open_reader(path: str, *, copy: pathlib.Path | None) -> Any:
   # For random access: do not read ahead of the record.
+  place = path if copy is None else str(copy)
   reader = array_record_module.ArrayRecordReader(
-    path, options="readahead_buffer_size:0", file_reader_buffer_size=32_768
+    place, options="readahead_buffer_size:0", file_reader_buffer_size=32_768
   )
   if not reader.ok():
     try:
       reader.read([0])
     except RuntimeError as error:
+      said = str(error).replace(place, path)
       raise errors.UserError(
-        f"{path!r} is not a whole ArrayRecord file: {error}. Copy it again, or "
+        f"{path!r} is not a whole ArrayRecord file: {said}. Copy it again, or "
         "prepare the data again."
       ) from error
   return reader
-
-
-def _count_records(path: str) -> int:
-  return _open_reader(path).num_records()
 
 
 def _as_tuple(names: list[str] | None) -> tuple[str, ...] | None:

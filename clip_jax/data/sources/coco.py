@@ -29,7 +29,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from clip_jax import errors, json_text, terminal
+from clip_jax import buckets, errors, json_text, places, terminal
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import image_files, split_names, table, views
@@ -67,7 +67,7 @@ class _Image:
 
 def open_coco(path: str, options: dict[str, str]) -> record_lib.Source:
   """Opens the file at `path`; the module says what the options are."""
-  place, split = _locate(os.path.expanduser(path))
+  place, split = _locate(places.expanded(path))
   part = options.get("split")  # By a share, where data have no splits.
   notes: list[str] = []
   images = _read(place, notes)
@@ -88,7 +88,7 @@ def open_coco(path: str, options: dict[str, str]) -> record_lib.Source:
     raise errors.UserError(f"coco:{path} lists no images.")
   directory = os.path.dirname(place)
   files = image_files.open_files(
-    [directory, os.path.join(directory, os.pardir)],
+    [directory, _above(directory)],
     options,
     scheme="coco",
     folders=_FOLDERS,
@@ -102,24 +102,32 @@ def open_coco(path: str, options: dict[str, str]) -> record_lib.Source:
 def _locate(path: str) -> tuple[str, str | None]:
   """Returns the file that `path` names, and the split where it ends in one."""
   split = None
-  if not os.path.lexists(path):
+  if not (places.exists(path) or os.path.islink(path)):
     head, _, tail = path.rstrip("/").rpartition("/")
-    if not os.path.exists(head) or tail.lower().endswith(_SUFFIXES):
+    if not places.exists(head) or tail.lower().endswith(_SUFFIXES):
       raise errors.UserError(
-        f"coco:{path} does not exist.{errors.beside(path)} Check the path, "
-        "which is taken from the working directory."
+        f"coco:{path} does not exist.{errors.beside(path)} Check the path"
+        f"{places.seen_from(path)}."
       )
     path, split = head, tail
-  if os.path.isdir(path):
+  if places.is_folder(path):
     path = _find(path)
   return path, split
+
+
+def _above(directory: str) -> str:
+  """Returns the folder above one; of a bucket, the bucket."""
+  if buckets.is_address(directory):
+    above = directory.rpartition("/")[0]
+    return directory if above.endswith("/") else above
+  return os.path.join(directory, os.pardir)
 
 
 def _find(directory: str) -> str:
   """Returns the one file of captions in a directory."""
   found = []
   for folder in (directory, os.path.join(directory, _ANNOTATIONS)):
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    names = places.names(folder) if places.is_folder(folder) else []
     found += [os.path.join(folder, n) for n in names if _KNOWN.fullmatch(n)]
   if len(found) == 1:
     return found[0]
@@ -258,7 +266,7 @@ def _text(value: Any) -> str:
 def _split_files(path: str) -> dict[str, str]:
   """Returns the lists of images beside a file, by the names of their splits."""
   directory = os.path.dirname(path)
-  matches = map(_SPLIT_FILE.fullmatch, sorted(os.listdir(directory or ".")))
+  matches = map(_SPLIT_FILE.fullmatch, places.names(directory or "."))
   return {m[1]: os.path.join(directory, m[0]) for m in matches if m}
 
 

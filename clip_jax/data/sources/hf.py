@@ -5,17 +5,19 @@ splits has a directory for each, which `dataset_dict.json` lists. An Arrow file
 by itself, as the library's cache has them, can be named, too. Columns and
 options are those of `parquet:`.
 
-Files are mapped into memory, and any row is read where it lies.
+Files are mapped into memory, and any row is read where it lies; those in
+buckets are copied before.
 """
 
 import hashlib
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from clip_jax.data import record as record_lib
-from clip_jax.data.sources import hf_files, parquet, row_groups
+from clip_jax.data.sources import hf_files, open_files, parquet, row_groups
 
 _OF_FILES, _OF_STREAMS = b"ARROW1", b"\xff\xff\xff\xff"
 
@@ -23,8 +25,12 @@ _OF_FILES, _OF_STREAMS = b"ARROW1", b"\xff\xff\xff\xff"
 class ArrowFile:
   """A mapped Arrow file, whose batches are its row groups."""
 
-  def __init__(self, path: str):
+  def __init__(self, path: str, *, copy: pathlib.Path | None = None):
     """Reads where the batches lie.
+
+    Args:
+      path: of the file.
+      copy: the path of its copy, where it lies in a bucket.
 
     Raises:
       DamagedError: it is no Arrow file, or its first batch is damaged, or it
@@ -32,7 +38,8 @@ class ArrowFile:
       UserError: it cannot be read.
     """
     magic = (_OF_FILES, _OF_STREAMS)
-    self._map = row_groups.map_file(path, magic=magic, other="not_arrow")
+    place = path if copy is None else str(copy)
+    self._map = row_groups.map_file(place, magic=magic, other="not_arrow")
     buffer = pa.py_buffer(self._map)
     self._size = buffer.size
     self._batches: list[pa.RecordBatch] = []
@@ -99,9 +106,12 @@ def _lies_within(batch: pa.RecordBatch, mapped: pa.Buffer) -> bool:
 
 def open_hf(path: str, options: dict[str, str]) -> record_lib.Source:
   """Opens a saved data set, one of its splits, or Arrow files."""
+  listing, options = parquet.of_split(
+    hf_files.list_files(path), options, address=f"hf:{path}"
+  )
   return parquet.open_tables(
-    hf_files.list_files(path),
+    listing,
     options,
     address=f"hf:{path}",
-    opener=ArrowFile,
+    opener=open_files.Copied(listing.files, ArrowFile),
   )

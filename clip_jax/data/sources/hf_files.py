@@ -2,7 +2,7 @@
 
 import os
 
-from clip_jax import errors, json_text
+from clip_jax import errors, json_text, places
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import globs, parquet_files
 
@@ -19,14 +19,14 @@ def list_files(path: str) -> parquet_files.Listing:
   Raises:
     UserError: there is none, or what lists them is damaged.
   """
-  path = os.path.expanduser(path)
+  path = places.expanded(path)
   directory, _, split = path.rstrip("/").rpartition("/")
-  if os.path.isfile(os.path.join(path, _SPLITS)):
+  if places.is_file(os.path.join(path, _SPLITS)):
     names = _names(os.path.join(path, _SPLITS), "splits")
     splits = {n: _files(os.path.join(path, n)) for n in names}
     files = tuple(name for of in splits.values() for name in of)
     return parquet_files.Listing(files, splits)
-  if not os.path.lexists(path) and os.path.isfile(
+  if not (places.exists(path) or os.path.islink(path)) and places.is_file(
     os.path.join(directory, _SPLITS)
   ):
     return list_files(directory).of_split(split, what=f"hf:{directory}")
@@ -36,7 +36,7 @@ def list_files(path: str) -> parquet_files.Listing:
 def _files(path: str) -> tuple[str, ...]:
   """Returns the Arrow files of a data set without splits."""
   state = os.path.join(path, _STATE)
-  if not os.path.isfile(state):
+  if not places.is_file(state):
     return tuple(globs.find_files(path, suffix=_SUFFIX))
   if json_text.read(state).get("_indices_data_files"):
     raise errors.UserError(

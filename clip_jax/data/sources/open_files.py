@@ -6,7 +6,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clip_jax import buckets, errors, places, regular_files, whole_files
+from clip_jax import (
+  buckets,
+  errors,
+  mirrors,
+  places,
+  regular_files,
+  whole_files,
+)
 
 # Size and time of change of files, by their paths.
 Statuses = Mapping[str, tuple[int, int]]
@@ -120,6 +127,28 @@ class RawFile:
       offset += len(piece)
       size -= len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class Copied:
+  """Opens files of which some lie in buckets, and have copies; picklable.
+
+  Attributes:
+    opener: takes a path, and `copy`, the path of its copy or None.
+    copies: by address.
+  """
+
+  def __init__(self, paths: Sequence[str], opener: Callable[..., Any]):
+    """Copies those of `paths` that are addresses; the others stay.
+
+    Raises:
+      UserError: one cannot be copied.
+    """
+    self.opener = opener
+    self.copies = mirrors.copied(list(filter(buckets.is_address, paths)))
+
+  def __call__(self, path: str) -> Any:
+    """Opens a file of the paths."""
+    return self.opener(path, copy=self.copies.get(path))
 
 
 class SameFile:

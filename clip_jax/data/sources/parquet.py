@@ -75,9 +75,8 @@ def open_tables(
     UserError: no file is whole, or an option does not fit.
   """
   scheme = address.partition(":")[0]
+  listing, options = of_split(listing, options, address=address)
   split = options.get("split")
-  if split is not None and listing.splits and listing.split is None:
-    listing, split = listing.of_split(split, what=address), None
   footers, damages = _read_footers(listing.files, opener, scheme)
   first = next(iter(footers))
   columns = columns_lib.find(
@@ -121,6 +120,21 @@ def open_tables(
   if not len(source):
     raise errors.UserError(f"{address} has no rows.")
   return source if split is None else views.part(source, split)
+
+
+def of_split(
+  listing: parquet_files.Listing, options: dict[str, str], *, address: str
+) -> tuple[parquet_files.Listing, dict[str, str]]:
+  """Returns the files of the split that `options` name, and other options.
+
+  Raises:
+    UserError: the files have splits, but not this one.
+  """
+  split = options.get("split")
+  if split is None or not listing.splits or listing.split is not None:
+    return listing, options
+  rest = {name: options[name] for name in options if name != "split"}
+  return listing.of_split(split, what=address), rest
 
 
 def _read_footers(

@@ -6,7 +6,7 @@ part, such as `train[:80%]`.
 
 Options:
   data_dir: where it lies; by default the variable TFDS_DATA_DIR or
-    ~/tensorflow_datasets.
+    ~/tensorflow_datasets. From a bucket, the files of the split are copied.
   image, caption, label: names of the features, with "/" for nested ones; by
     default those that go by these names, or the only one of its kind. A label
     may be a sequence, of the classes of an image that may be of any number.
@@ -16,18 +16,21 @@ Options:
 
 import hashlib
 import os
+import re
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from clip_jax import errors
+from clip_jax import buckets, errors, mirrors, places
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
 
 _IMAGES = ("image",)
 _CAPTIONS = ("caption", "captions", "captions/text", "text", "texts", "title")
 _LABELS = ("label",)
+_ABOUT = "dataset_info.json"
+_SHARD = re.compile(r"-(\w+)\.\w+-\d+-of-\d+$")
 
 
 class TfdsSource:
@@ -133,7 +136,7 @@ def open_tfds(path: str, options: dict[str, str]) -> TfdsSource:
       f"tfds:{path} has no split; write tfds:NAME/SPLIT, such as"
       f" tfds:{path}/train."
     )
-  builder = _open_builder(name, options.get("data_dir"))
+  builder = _open_builder(name, split, options.get("data_dir"))
   features = builder.info.features
   image = _find(features, options.get("image"), _IMAGES, _is_image, "image")
   if image is None:
@@ -165,9 +168,11 @@ def open_tfds(path: str, options: dict[str, str]) -> TfdsSource:
   )
 
 
-def _open_builder(name: str, data_dir: str | None) -> Any:
+def _open_builder(name: str, split: str, data_dir: str | None) -> Any:
   data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")
-  data_dir = data_dir and os.path.expanduser(data_dir)
+  data_dir = data_dir and places.expanded(data_dir)
+  if data_dir and buckets.is_address(data_dir):
+    return _open_copied(name, split, data_dir)
   try:
     builder = tfds.builder(name, data_dir=data_dir)
   except Exception as error:  # Builders raise exceptions of nearly any type.
@@ -185,6 +190,50 @@ def _open_builder(name: str, data_dir: str | None) -> Any:
       " TensorFlow), or name its place with ?data_dir=DIR."
     )
   return builder
+
+
+def _open_copied(name: str, split: str, data_dir: str) -> Any:
+  """Opens the copy of a data set in a bucket, with the files of a split."""
+  head, _, version = name.partition(":")
+  root = f"{data_dir.rstrip('/')}/{head}"
+  there = buckets.objects(root)
+  folders = {x.rpartition("/")[0] for x in there if x.endswith(f"/{_ABOUT}")}
+  newest: dict[str, str] = {}  # Of each config.
+  for folder in sorted(folders, key=_by_version):
+    config, _, own = folder.rpartition("/")
+    if version in ("", own):
+      newest[config] = folder
+  if len(newest) != 1:
+    listed = ", ".join(sorted(folders)) or "none"
+    raise errors.UserError(
+      f"TFDS cannot open {name!r}: in {root} one version of it is looked for; "
+      f"prepared there: {listed}. Name it as NAME/CONFIG:VERSION, or another "
+      "place with ?data_dir=DIR."
+    )
+  (folder,) = newest.values()
+  words = re.findall(r"\w+", split)
+  wanted = [f"{root}/{x}" for x in there if _is_of(x, folder, words)]
+  place = mirrors.copied(wanted)[f"{root}/{folder}/{_ABOUT}"].parent
+  try:
+    return tfds.builder_from_directory(place)
+  except Exception as error:  # As above.
+    reason = str(error).strip().split("\n", 1)[0]
+    said = reason.replace(str(place), f"{root}/{folder}")
+    raise errors.UserError(
+      f"TFDS cannot open {root}/{folder}: {said}. Prepare the data set again."
+    ) from error
+
+
+def _by_version(folder: str) -> list[int]:
+  return [int(x) for x in re.findall(r"\d+", folder.rpartition("/")[2])]
+
+
+def _is_of(name: str, folder: str, words: list[str]) -> bool:
+  """Whether a file belongs to a version and, where it has one, to the split."""
+  directory, _, own = name.rpartition("/")
+  shard = _SHARD.search(own)
+  split = shard is None or shard[1] in words or "all" in words
+  return directory == folder and split
 
 
 def _open_split(builder: Any, split: str, image: str) -> Any:

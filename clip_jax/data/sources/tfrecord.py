@@ -3,8 +3,8 @@ img2dataset have them; read without TensorFlow.
 
 A file is a row of records: the length of the data (8 bytes, little-endian), a
 checksum of that, the data, a checksum of them; a checksum is the CRC-32C,
-rotated by 15 bits, plus 0xa282ead8. Opening reads all lengths, and a record its
-own bytes only; all checksums are compared.
+rotated by 15 bits, plus 0xa282ead8. The first opening reads all lengths, and a
+record its own bytes only; all checksums are compared.
 
 Features are the columns, by the options of `parquet:`: texts are features of
 bytes that are UTF-8 in the first records, images those that are not, labels
@@ -16,7 +16,7 @@ import hashlib
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,12 @@ import pyarrow as pa
 from google.protobuf import message
 from tensorflow_datasets.proto import tf_example_generated_pb2
 
-from clip_jax import errors, versions
+from clip_jax import errors, places, versions
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import (
   disk,
   globs,
+  kept_index,
   open_files,
   parquet,
   parquet_files,
@@ -82,7 +83,7 @@ class TFRecordFile:
     _crc32c()
     try:
       self._file = open_files.RawFile(path)
-      size = os.stat(path).st_size
+      size = self._file.status().size
     except FileNotFoundError:
       raise row_groups.DamagedError(path, "dangling_link") from None
     except OSError as error:
@@ -95,8 +96,11 @@ class TFRecordFile:
       return
     if not size:
       raise row_groups.DamagedError(path, "empty")
-    self._damage: tuple[int, str, int | None] | None = None
-    bounds = np.fromiter(self._scan(size), np.dtype((np.int64, 2)))
+    # A second start reads no heads; checksums tell a record that is another.
+    index = kept_index.keep(
+      "tfrecord", [path], (), lambda: _scanned(path, size), sampled=False
+    )
+    bounds, damage = index.arrays["bounds"], index.facts["damage"]
     self._starts, self._sizes = bounds.T
     if not len(bounds):
       gzip = self._file.read(offset=0, size=2) == _GZIP
@@ -106,27 +110,9 @@ class TFRecordFile:
       (1,) * len(bounds),
       (0,) * len(bounds),
       hashlib.sha256(bounds.tobytes() + str(size).encode()).hexdigest(),
-      self._damage,
-      bounds,
+      damage and tuple(damage),
+      np.array(bounds),
     )
-
-  def _scan(self, size: int) -> Iterator[tuple[int, int]]:
-    """Yields offset and length of each record's data, up to a damage."""
-    at = count = 0
-    while at < size:
-      head = self._file.read(offset=at, size=_HEAD.size)
-      length, crc = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, -1)
-      if crc >= 0 and crc != masked_crc(head[:8]):
-        # Nothing tells where the next record begins.
-        left = round((size - at) * count / at) if at else 0
-        self._damage = (at, "damaged_header", max(1, left))
-        return
-      end = at + _HEAD.size + length + _CRC.size
-      if crc < 0 or end > size:
-        self._damage = (at, "cut_record", None)
-        return
-      yield at + _HEAD.size, length
-      at, count = end, count + 1
 
   def _example(self, number: int) -> Any:
     """Returns the features of a record by name, or the reason it has none."""
@@ -180,6 +166,30 @@ class TFRecordFile:
     return row_groups.Unpacked([row], "damaged_record")
 
 
+def _scanned(path: str, size: int) -> kept_index.Index:
+  """Returns offset and length of each record's data, and a damage behind."""
+  file = open_files.RawFile(path, ahead=True)
+  bounds: list[tuple[int, int]] = []
+  damage: tuple[int, str, int | None] | None = None
+  at = 0
+  while at < size:
+    head = file.read(offset=at, size=_HEAD.size)
+    length, crc = _HEAD.unpack(head) if len(head) == _HEAD.size else (0, -1)
+    if crc >= 0 and crc != masked_crc(head[:8]):
+      # Nothing tells where the next record begins.
+      left = round((size - at) * len(bounds) / at) if at else 0
+      damage = (at, "damaged_header", max(1, left))
+      break
+    end = at + _HEAD.size + length + _CRC.size
+    if crc < 0 or end > size:
+      damage = (at, "cut_record", None)
+      break
+    bounds.append((at + _HEAD.size, length))
+    at = end
+  array = np.array(bounds, np.int64).reshape(-1, 2)
+  return kept_index.Index({"bounds": array}, {"damage": damage})
+
+
 def _values(feature: Any) -> list[Any]:
   kind = feature.WhichOneof("kind")
   return list(getattr(feature, kind).value) if kind else []
@@ -203,11 +213,11 @@ def _kind(seen: list[list[Any]]) -> pa.DataType | None:
 
 def open_tfrecord(path: str, options: dict[str, str]) -> record_lib.Source:
   """Opens the files that `path` names; in a directory, those named as such."""
-  path = os.path.expanduser(path)
+  path = places.expanded(path)
   names: list[str] = []
-  if os.path.isdir(path):
+  if places.is_folder(path):
     # Also `NAME.tfrecord-00000-of-00010`.
-    found = sorted(filter(_NAMED.search, os.listdir(path)))
+    found = filter(_NAMED.search, places.names(path))
     names = [os.path.join(path, name) for name in found]
   return parquet.open_tables(
     parquet_files.Listing(
