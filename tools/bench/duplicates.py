@@ -168,7 +168,7 @@ class Half:
     links, _, largest = linking.drop_duplicates(pairs, rule)
     kept: dict[str, str] = {}
     rows, right = collections.Counter(), collections.Counter()
-    for slot, other, kind, _ in links.rows:
+    for slot, other, kind, _ in links:
       key, stays = pairs.key(slot), pairs.key(other)
       kept[key] = stays
       rows[kind] += 1
