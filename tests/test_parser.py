@@ -72,6 +72,11 @@ def test_nothing_to_do_lists_what_there_is_with_a_line_each(words, capsys):
       "data prepare a b --drop-bad --drop-bad",
       None,
     ),
+    ("data curate a b --size 9 --queries en=a --queries de=b", None),
+    (
+      "data curate a b --queries en=a --size 9 --queries=de=b --size 8",
+      "--size is given 2 times; the last one counts: 8",
+    ),
     ("search index -k 5 -- -k", None),
     ("eval m --task retrieval --data d --duplicates", None),
   ],

@@ -36,6 +36,7 @@ class Parser(argparse.ArgumentParser):
   Attributes:
     flags: the names of all flags that begin with "--".
     arguments: the arguments in the order in which they were added.
+    several: those of them that may be given several times, and all count.
     actions: the parsers of a verb's actions, or of the verbs, by name.
     takes_overrides: whether --config.FIELD=VALUE is accepted; these words are
       taken out before this parser sees the others.
@@ -44,6 +45,7 @@ class Parser(argparse.ArgumentParser):
   def __init__(self, **settings: Any):
     self.flags: list[str] = []
     self.arguments: list[argparse.Action] = []
+    self.several: list[argparse.Action] = []
     self.actions: Mapping[str, Parser] = {}
     self.takes_overrides = False
     settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -55,6 +57,8 @@ class Parser(argparse.ArgumentParser):
     if settings.get("choices") and "type" not in settings:
       settings["type"] = functools.partial(_one_of, settings["choices"])
     self.arguments.append(super().add_argument(*flags, **settings))
+    if settings.get("action") == "append":
+      self.several.append(self.arguments[-1])
     return self.arguments[-1]
 
   def add_subparsers(self, **settings: Any) -> Any:

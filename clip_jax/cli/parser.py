@@ -119,6 +119,7 @@ def _repeated(
     name: action
     for each in (parser, *parser.actions.values())
     for action in each.arguments
+    if action not in each.several
     for name in action.option_strings
   }
   given = collections.defaultdict(list)

@@ -2,7 +2,8 @@
 
 What is written of a record depends on the record and the rule alone, and where
 a file ends on the sizes before, so that the bytes are the same for any number
-of processes, also after an interruption: files that are whole are kept.
+of processes, also after an interruption: files that are whole are kept, and of
+one that is not, what images were made to (begun_files.py).
 """
 
 import collections
@@ -14,10 +15,10 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from clip_jax import errors, json_text, preprocess, whole_files
-from clip_jax.data import processes
+from clip_jax.data import begun_files, processes
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import array_record
 
@@ -55,6 +56,11 @@ class Rule:
     if not 1 <= self.quality <= 100:
       raise errors.UserError(f"quality={self.quality} must be from 1 to 100.")
 
+  @property
+  def decodes(self) -> bool:
+    """Whether images are decoded; what is made of them is then kept."""
+    return self.drop_bad or self.shortest_side is not None
+
   def to_dict(self) -> dict[str, Any]:
     """Returns what decides on the bytes that are written, as plain data."""
     shrinks = self.shortest_side is not None
@@ -66,14 +72,6 @@ class Rule:
     }
 
 
-class _Copied(NamedTuple):
-  """What is written for a slot; `data` is None if it is left out as bad."""
-
-  data: bytes | None
-  bad: str
-  resized: bool
-
-
 @dataclasses.dataclass(frozen=True)
 class _Copier:
   """Copies ranges of a source; picklable, for other processes."""
@@ -81,10 +79,10 @@ class _Copier:
   source: record_lib.Source
   rule: Rule
 
-  def run(self, start: int, stop: int) -> list[_Copied]:
+  def run(self, start: int, stop: int) -> list[begun_files.Entry]:
     return [self._copied(slot) for slot in range(start, stop)]
 
-  def _copied(self, slot: int) -> _Copied:
+  def _copied(self, slot: int) -> begun_files.Entry:
     rule, item, small = self.rule, read(self.source, slot), None
     try:
       if isinstance(item, record_lib.Record):
@@ -106,7 +104,7 @@ class _Copier:
       item = record_lib.BadRecord(error.reason, item.key)
     bad = item.reason if isinstance(item, record_lib.BadRecord) else ""
     data = None if bad and rule.drop_bad else array_record.encode(item)
-    return _Copied(data, bad, small is not None)
+    return begun_files.Entry(data, bad, small is not None)
 
 
 def read(source: record_lib.Source, slot: int) -> Item:
@@ -133,32 +131,64 @@ class _Shards:
   to its end `stop`, `bad` and `resized`.
   """
 
-  def __init__(self, directory: pathlib.Path, shelf: pathlib.Path):
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    shelf: pathlib.Path,
+    *,
+    shard_bytes: int,
+    keeps_begun: bool,
+  ):
     self.done = _kept(shelf)
     self._directory, self._shelf = directory, shelf
+    self._shard_bytes, self._keeps_begun = shard_bytes, keeps_begun
     last = self.done[-1] if self.done else {}
+    self.slot: int = last.get("stop", 0)
     self.bad = collections.Counter(last.get("bad", {}))
     self.resized: int = last.get("resized", 0)
     self._writer: Any = None
+    self._begun = self._begin()
+    for entry in self._begun.read() if keeps_begun else ():
+      self._take(entry)
 
-  def add(self, data: bytes) -> None:
+  def _begin(self) -> begun_files.BegunFile:
+    return begun_files.BegunFile(self._shelf / f"begun-{self.slot}")
+
+  def add(self, entry: begun_files.Entry) -> None:
+    """Takes the entry of the next slot."""
+    if self._keeps_begun:
+      self._begun.add(entry)
+    self._take(entry)
+
+  def _take(self, entry: begun_files.Entry) -> None:
+    if entry.bad:
+      self.bad[entry.bad] += 1
+    self.resized += entry.resized
+    self.slot += 1
+    if entry.data is not None:
+      self._write(entry.data)
+      if self._written >= self._shard_bytes:
+        self.put_away()
+
+  def _write(self, data: bytes) -> None:
     if self._writer is None:
       self._name = f"{len(self.done):05d}{array_record.SUFFIX}"
-      self._records = self.written = 0
+      self._records = self._written = 0
       path = str(self._directory / self._name)
       self._writer = array_record.Writer(path)
     self._writer.write(data)
     self._records += 1
-    self.written += len(data)
+    self._written += len(data)
 
   def close(self) -> None:
     """Ends the file without the shelf, where something has failed."""
+    self._begun.close()
     if self._writer is not None:
       writer, self._writer = self._writer, None
       writer.close()
 
-  def put_away(self, stop: int) -> None:
-    """Ends the file, if there is one; slots up to `stop` are in it."""
+  def put_away(self) -> None:
+    """Ends the file, if there is one; slots so far are in it."""
     if self._writer is None:
       return
     self.close()
@@ -168,7 +198,7 @@ class _Shards:
       "name": self._name,
       "records": self._records,
       "bytes": path.stat().st_size,
-      "stop": stop,
+      "stop": self.slot,
       "bad": dict(self.bad),
       "resized": self.resized,
     }
@@ -180,6 +210,8 @@ class _Shards:
     with whole_files.named(new):
       new.write_text(json.dumps(sealed), "utf-8")
     new.replace(self._shelf / _DONE)
+    self._begun.remove()
+    self._begun = self._begin()
 
   def take_out(self) -> None:
     """Moves all files to the directory; the shelf is gone then."""
@@ -219,7 +251,8 @@ def write(
     directory: where to.
     rule: how.
     keep: a directory of the same disk, where files that are whole stay when
-      this is interrupted; a later call with the same arguments goes on there.
+      this is interrupted, and what was made of the next one; a later call with
+      the same arguments goes on there.
     shard_bytes: a new file is begun after this many.
     workers: processes that read and decode; one does so in this process.
     on_record: called with the number of records done.
@@ -236,27 +269,24 @@ def write(
     preprocess.decoder(),
   ]
   digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-  shards = _Shards(directory, keep / f"copy-{digest.hexdigest()[:16]}")
-  slot = shards.done[-1]["stop"] if shards.done else 0
+  shards = _Shards(
+    directory,
+    keep / f"copy-{digest.hexdigest()[:16]}",
+    shard_bytes=shard_bytes,
+    keeps_begun=rule.decodes,
+  )
   ranges = [
     (start, min(start + _CHUNK, len(source)))
-    for start in range(slot, len(source), _CHUNK)
+    for start in range(shards.slot, len(source), _CHUNK)
   ]
   job = _Copier(source, rule)
   try:
     with contextlib.closing(processes.run(job, ranges, workers=workers)) as run:
-      for copied in (each for part in run for each in part):
-        if copied.bad:
-          shards.bad[copied.bad] += 1
-        shards.resized += copied.resized
-        slot += 1
-        if copied.data is not None:
-          shards.add(copied.data)
-          if shards.written >= shard_bytes:
-            shards.put_away(slot)
+      for entry in (each for part in run for each in part):
+        shards.add(entry)
         if on_record is not None:
-          on_record(slot)
-    shards.put_away(slot)
+          on_record(shards.slot)
+    shards.put_away()
   finally:
     shards.close()
   shards.take_out()

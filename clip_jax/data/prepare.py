@@ -43,7 +43,8 @@ def prepare(
   bad slot too, and none of its bytes are copied: a table can name any file.
 
   The directory appears complete or not at all; an interrupted run keeps its
-  whole files for the next one with the same arguments. The bytes are the same
+  whole files for the next one with the same arguments, and the images that it
+  has decoded for the file that is not whole. The bytes are the same
   for any number of workers. Where the directory is there already and
   was made from the same source in the same way, nothing is done.
 

@@ -203,6 +203,58 @@ def _paths(value, path=()):
     yield from _paths(inner, (*path, name))
 
 
+def test_of_a_file_that_is_not_whole_nothing_is_made_again(
+  table, tmp_path, monkeypatch
+):
+  """Killed after each record, also while it is written, and damaged."""
+  options = {"shortest_side": SIDE, "drop_bad": True, "quality": 77}
+  _prepare(table, tmp_path / "whole", **options)
+  read = []
+  copied = copying._Copier._copied
+
+  def count(self, slot):
+    read.append(slot)
+    return copied(self, slot)
+
+  monkeypatch.setattr(copying._Copier, "_copied", count)
+  monkeypatch.setattr(copying, "_CHUNK", 1)
+
+  def stop(done):
+    raise KeyboardInterrupt
+
+  damages = (
+    lambda data: data,
+    lambda data: data[:-1],  # Cut off.
+    lambda data: data + b"\xff" * 7,  # A head that is not whole.
+    lambda data: data + b"\xff" * 40,  # More bytes than there are.
+    lambda data: data[:-3] + bytes([data[-3] ^ 1]) + data[-2:],
+  )
+  for number in range(60):
+    try:
+      _prepare(table, tmp_path / "out", on_record=stop, **options)
+    except KeyboardInterrupt:
+      for begun in tmp_path.glob(".out.partial/found/copy-*/begun-*"):
+        begun.write_bytes(damages[number % 5](begun.read_bytes()))
+    else:
+      break
+  assert _content(tmp_path / "out") == _content(tmp_path / "whole")
+  # Each slot once, and again those that were cut off or damaged: two of five.
+  assert read == sorted(read) and set(read) == set(range(28))
+  assert 28 < len(read) <= 28 + 2 * (number // 5 + 1)
+  assert len(_content(tmp_path / "out")) > 2  # Of several files.
+
+
+def test_copies_of_whole_images_are_written_once(table, tmp_path):
+  def stop(done):
+    raise KeyboardInterrupt
+
+  for options, begun in (({}, 0), ({"drop_bad": True}, 1)):
+    with pytest.raises(KeyboardInterrupt):
+      _prepare(table, tmp_path / f"o{begun}", on_record=stop, **options)
+    found = [*tmp_path.glob(f".o{begun}.partial/found/copy-*/begun-*")]
+    assert len(found) == begun
+
+
 def test_a_list_of_kept_files_that_was_edited_is_not_believed(table, tmp_path):
   def stop(done):
     if done == 24:
@@ -213,6 +265,8 @@ def test_a_list_of_kept_files_that_was_edited_is_not_believed(table, tmp_path):
 
   def first_read():
     """Returns the number of the first record that is copied; keeps all."""
+    for begun in tmp_path.glob(".out.partial/found/copy-*/begun-*"):
+      begun.unlink()
     read = []
 
     def note(done):

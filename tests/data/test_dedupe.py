@@ -273,6 +273,33 @@ def test_a_clump_of_two_sets_is_searched_without_all_its_pairs(monkeypatch):
   assert len(pairs) == 1300 and (pairs.min(axis=1) == 0).all()
 
 
+@pytest.mark.parametrize("join", [False, True])
+def test_images_of_one_hash_are_compared_once_and_in_bounded_memory(
+  monkeypatch, join
+):
+  monkeypatch.setattr(hamming, "_AT_ONCE", 500)
+  monkeypatch.setattr(hamming, "_JOINED_AT_ONCE", 500)
+  # Two in three have one hash, the others that but for bits of two parts.
+  hashes = np.full(90, 0x123456789ABCDEF0, np.uint64)
+  hashes[::3] ^= np.uint64(0x1000300000000)
+  seen, sizes = collections.Counter(), []
+
+  def confirm(i, j):
+    sizes.append(len(i))
+    seen.update(zip(i.tolist(), j.tolist(), strict=True))
+    return np.zeros(len(i), bool)
+
+  if join:
+    hamming.join(hashes, hashes, 6, np.arange(90), confirm=confirm)
+    pairs = set(itertools.permutations(range(90), 2))
+  else:
+    found = np.full(90, 90)
+    hamming.first(hashes, hashes, 6, confirm=confirm, found=found)
+    pairs = set(itertools.product(range(90), repeat=2))
+  assert set(seen) == pairs and set(seen.values()) == {1}
+  assert max(sizes) <= 500 + 90  # A block ends with a whole row.
+
+
 def test_hashes_are_joined_as_all_pairs_join_them(monkeypatch):
   rng = np.random.default_rng(2)
   hashes = rng.integers(0, 2**64, 400, dtype=np.uint64)

@@ -1,6 +1,7 @@
 """Surveys: the same result for any split of the work, and after kills."""
 
 import concurrent.futures
+import dataclasses
 import importlib.metadata
 import itertools
 import os
@@ -14,8 +15,11 @@ from clip_jax.data import prepare, processes, sources
 from clip_jax.data.curation import (
   beam_runner,
   curate,
+  dedupe,
   filtering,
   findings,
+  likeness,
+  linking,
   queries,
   rules,
   survey,
@@ -242,16 +246,41 @@ def test_a_pipeline_that_ended_otherwise_has_failed():
     beam_runner._check_done("FAILED")
 
 
+def _filter(source, out, fill):
+  limits = rules.Rules(min_chars=12, max_run=3)
+  return filtering.filter_pairs(source, out, limits, fill=fill)
+
+
+def _curate(source, out, fill):
+  words = [source[slot].texts[0].split() for slot in (0, 1, 2, 40)]
+  texts = dict.fromkeys(word for each in words for word in each)
+  rule = curate.Rule(queries.Queries(tuple(texts)), max_per_query=40)
+  return curate.curate(source, out, rule, fill=fill)
+
+
+def _dedupe(source, out, fill):
+  rule, work = likeness.Rule(max_distance=2), linking.Work(fill=fill)
+  return dedupe.dedupe(source, out, rule, work=work)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # Of Beam's own dependencies.
-def test_beam_finds_the_same_as_this_process(pairs, tmp_path):
+@pytest.mark.parametrize("choose", [_filter, _curate, _dedupe])
+def test_beam_finds_the_same_as_this_process(pairs, tmp_path, choose):
   pytest.importorskip("apache_beam")
-  source = _source(pairs(600))
-  prepare.prepare(source, tmp_path / "out")
+  # A third of the images are there twice, and every seventh pair is bad.
+  records = pairs(600)
+  for slot in range(1, 600, 3):
+    records[slot] = dataclasses.replace(
+      records[slot], image=records[slot - 1].image
+    )
+  prepare.prepare(_source(records), tmp_path / "out")
   opened = sources.open_source(f"arrayrecord:{tmp_path / 'out'}")
-  limits = rules.Rules(min_chars=12, max_run=3)
   for name, fill in (("one", None), ("beam", beam_runner.fill())):
-    filtering.filter_pairs(opened, tmp_path / name, limits, fill=fill)
+    found = choose(opened, tmp_path / name, fill)
+    assert (
+      0 < found["kept"] < 600 - sum(slot % 7 == 3 for slot in range(600))
+    )  # Some were dropped by choice.
   one, other = (
     {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
     for name in ("one", "beam")
@@ -259,7 +288,7 @@ def test_beam_finds_the_same_as_this_process(pairs, tmp_path):
   assert one == other
   fill = beam_runner.fill(["--runner=NoSuchRunner"])
   with pytest.raises(processes.Interrupted, match="NoSuchRunner"):
-    filtering.filter_pairs(opened, tmp_path / "none", limits, fill=fill)
+    choose(opened, tmp_path / "none", fill)
 
 
 def test_without_beam_the_extra_is_named(monkeypatch):

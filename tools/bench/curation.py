@@ -100,15 +100,23 @@ def write_shard(path: pathlib.Path, captions: list[str]) -> None:
       )
       noise = rng.integers(-12, 13, (256, 256, 3))
       pixels = np.clip(np.asarray(image, np.int16) + noise, 0, 255)
-      data = io.BytesIO()
-      Image.fromarray(pixels.astype(np.uint8)).save(data, "jpeg", quality=85)
-      for suffix, content in (
-        ("jpg", data.getvalue()),
-        ("txt", caption.encode()),
-      ):
-        member = tarfile.TarInfo(f"{number:08d}.{suffix}")
-        member.size = len(content)
-        tar.addfile(member, io.BytesIO(content))
+      image = Image.fromarray(pixels.astype(np.uint8))
+      add(tar, f"{number:08d}.jpg", encoded(image, "jpeg", quality=85))
+      add(tar, f"{number:08d}.txt", caption.encode())
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+  """Returns the bytes of an image in a format."""
+  data = io.BytesIO()
+  image.save(data, kind, **options)
+  return data.getvalue()
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+  """Adds a file to a tar."""
+  member = tarfile.TarInfo(name)
+  member.size = len(data)
+  tar.addfile(member, io.BytesIO(data))
 
 
 def cpu_seconds(call: Callable[[], Any]) -> float:

@@ -106,7 +106,7 @@ def _drop_overlap(
 ) -> tuple[dict[str, Any], bytes]:
   """Drops the pairs near one of `others`; returns a summary and the table."""
   links, seen = linking.overlap(pairs, others, rule)
-  pairs.left[[row[0] for row in links.rows]] = False
+  pairs.left[links.slots()] = False
   table = links.table("key\texample\tkind\tdistance", pairs, others)
   return _told(links, seen, others), table
 
@@ -178,7 +178,7 @@ def _told(
     "bad": others.found.bad(),
     "found": found,
     "share": found / max(examples, 1),
-    "pairs": len(links.rows),
+    "pairs": len(links),
     "by": links.counts(),
     "keys": [others.key(i) for i in np.flatnonzero(seen)[:_MOST_KEYS].tolist()],
   }

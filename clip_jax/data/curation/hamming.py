@@ -16,7 +16,7 @@ from clip_jax import errors
 
 MAX_DISTANCE = 12
 _PARTS, _PART_BITS = 4, 16
-_AT_ONCE = 2**22  # Candidates, for bounded memory.
+_AT_ONCE = 2**19  # Candidates, for bounded memory.
 _JOINED_AT_ONCE = 2**18  # Likewise; fewer, as each block may spare others.
 _MANY = 8  # Members of a group, or candidates, that it is worth to pass over.
 
@@ -47,18 +47,18 @@ def first(
   """
   check(distance)
   found = found.copy()
-
-  def near(i: np.ndarray, j: np.ndarray) -> None:
-    for sure in (
-      lambda i, j: j < found[i],
-      lambda i, j: np.bitwise_count(queries[i] ^ hashes[j]) <= distance,
-      confirm,
-    ):
-      stays = sure(i, j)
-      i, j = i[stays], j[stays]
-    np.minimum.at(found, i, j)
-
   for part in range(_PARTS):
+
+    def near(i: np.ndarray, j: np.ndarray, part: int = part) -> None:
+      for sure in (
+        lambda i, j: j < found[i],
+        lambda i, j: _is_new(queries[i] ^ hashes[j], distance, part),
+        confirm,
+      ):
+        stays = sure(i, j)
+        i, j = i[stays], j[stays]
+      np.minimum.at(found, i, j)
+
     wanted, values = _parts(queries, part), _parts(hashes, part)
     # Those of one value are in a row, and there in their own order.
     order = np.argsort(values, kind="stable")
@@ -125,15 +125,15 @@ def join(
   """
   check(distance)
   groups = _Groups(labels)
-
-  def near(i: np.ndarray, j: np.ndarray) -> None:
-    close = np.bitwise_count(queries[i] ^ hashes[j]) <= distance
-    close[close] = groups.labels[i[close]] != groups.labels[j[close]]
-    i, j = i[close], j[close]
-    sure = confirm(i, j)
-    groups.add(i[sure], j[sure])
-
   for part in range(_PARTS):
+
+    def near(i: np.ndarray, j: np.ndarray, part: int = part) -> None:
+      close = _is_new(queries[i] ^ hashes[j], distance, part)
+      close[close] = groups.labels[i[close]] != groups.labels[j[close]]
+      i, j = i[close], j[close]
+      sure = confirm(i, j)
+      groups.add(i[sure], j[sure])
+
     wanted, values = _parts(queries, part), _parts(hashes, part)
     for flips in _flips(distance // _PARTS):
       _join_in(groups, wanted ^ flips, values, near)
@@ -225,6 +225,24 @@ def check(distance: int) -> None:
 def _parts(bits: np.ndarray, part: int) -> np.ndarray:
   """Returns one of the four parts of each hash, int64."""
   return (bits >> np.uint64(part * _PART_BITS)).astype(np.int64) % 2**_PART_BITS
+
+
+def _is_new(differs: np.ndarray, distance: int, part: int) -> np.ndarray:
+  """Returns whether hashes are near and no part before has found them, bool.
+
+  Hashes that agree in all parts are found in each; to compare them once spares
+  most of the work where many look alike.
+
+  Args:
+    differs: the bits in which two hashes differ, uint64 (n,).
+    distance: their number, at most.
+    part: that has found them.
+  """
+  new = np.bitwise_count(differs) <= distance
+  for before in range(part):
+    bits = np.bitwise_count(_parts(differs[new], before))
+    new[new] = bits > distance // _PARTS
+  return new
 
 
 def _flips(most: int) -> list[int]:

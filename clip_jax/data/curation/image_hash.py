@@ -21,6 +21,7 @@ _SIDE = 32
 # A coefficient counts as positive beyond this share of their mean magnitude: in
 # symmetrical drawings half of them are zero, of which any noise would flip.
 _MARGIN = 0.25
+_AT_ONCE = 2**15  # Pairs that are compared, for bounded memory.
 _FLAT = 1.0  # Grey levels; less than this root mean square shows nothing.
 
 
@@ -87,8 +88,12 @@ def are_alike(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     first: uint8 (n, 4, 4, 3).
     second: likewise.
   """
-  first, second = map(_centred, (first, second))
-  return np.einsum("nx,nx->n", first, second) >= MIN_CORRELATION
+  alike = np.empty(len(first), bool)
+  for start in range(0, len(first), _AT_ONCE):
+    rows = slice(start, start + _AT_ONCE)
+    one, other = _centred(first[rows]), _centred(second[rows])
+    alike[rows] = np.einsum("nx,nx->n", one, other) >= MIN_CORRELATION
+  return alike
 
 
 def _centred(thumbs: np.ndarray) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
+import io
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -100,31 +101,64 @@ class Set:
     return self._embeds[found.good]
 
 
-@dataclasses.dataclass(frozen=True)
 class Links:
-  """Links between the pairs of one set or of two, by kind.
+  """Links between the pairs of one set or of two: arrays, as there are many.
 
-  Attributes:
-    rows: (slot, slot it is linked with, kind, distance).
+  A slot is linked once, with the first that it is said to be near.
   """
 
-  rows: list[tuple[int, int, str, float]]
+  def __init__(self, number: int):
+    """Links none of `number` slots."""
+    self._other = np.full(number, -1)
+    self._kind = np.zeros(number, np.int8)
+    self._distance = np.zeros(number)
+
+  def new(self, slots: np.ndarray) -> np.ndarray:
+    """Returns whether each of `slots` is linked with nothing yet, bool."""
+    return self._other[slots] < 0
+
+  def add(
+    self, kind: str, slots: np.ndarray, others: np.ndarray, far: np.ndarray
+  ) -> None:
+    """Links slots, each once, with others at distances."""
+    self._other[slots] = others
+    self._kind[slots] = names.DUPLICATE_KINDS.index(kind)
+    self._distance[slots] = far
+
+  def drop(self, slots: np.ndarray) -> None:
+    """Links these with nothing."""
+    self._other[slots] = -1
+
+  def slots(self) -> np.ndarray:
+    """Returns the slots that are linked, in order, int64."""
+    return np.flatnonzero(self._other >= 0)
+
+  def __len__(self) -> int:
+    return len(self.slots())
+
+  def __iter__(self) -> Iterator[tuple[int, int, str, float]]:
+    """Yields slot, slot it is linked with, kind and distance, in order."""
+    for slot in self.slots():
+      yield (
+        *(int(slot), int(self._other[slot])),
+        names.DUPLICATE_KINDS[self._kind[slot]],
+        float(self._distance[slot]),
+      )
 
   def counts(self) -> dict[str, int]:
-    """Returns the number of rows by kind."""
-    return {
-      kind: n
-      for kind in names.DUPLICATE_KINDS
-      if (n := sum(row[2] == kind for row in self.rows))
-    }
+    """Returns the number of links by kind."""
+    kinds = names.DUPLICATE_KINDS
+    found = np.bincount(self._kind[self.slots()], minlength=len(kinds))
+    return {kind: n for kind, n in zip(kinds, found.tolist(), strict=True) if n}
 
   def table(self, header: str, pairs: Set, others: Set) -> bytes:
-    """Returns the rows in the order of the source."""
-    lines = [
-      f"{pairs.key(slot)}\t{others.key(other)}\t{kind}\t{distance:.6g}"
-      for slot, other, kind, distance in sorted(self.rows)
-    ]
-    return ("\n".join([header, *lines]) + "\n").encode()
+    """Returns a row for each link, in the order of the source."""
+    table = io.BytesIO()
+    table.write(f"{header}\n".encode())
+    for slot, other, kind, distance in self:
+      row = f"{pairs.key(slot)}\t{others.key(other)}\t{kind}\t{distance:.6g}\n"
+      table.write(row.encode())
+    return table.getvalue()
 
 
 def drop_duplicates(
@@ -136,7 +170,7 @@ def drop_duplicates(
     pairs: loses its duplicates.
     rule: what counts as one.
   """
-  rows: list[tuple[int, int, str, float]] = []
+  links = Links(len(pairs))
   groups: dict[str, int] = {}
   sizes = np.ones(len(pairs), np.int64)  # Of the group that each one keeps.
 
@@ -147,16 +181,7 @@ def drop_duplicates(
     best = slots[order[np.flatnonzero(first)[np.cumsum(first) - 1]]]
     gone, stays = slots[order][~first], best[~first]
     np.add.at(sizes, stays, sizes[gone])
-    distances = far(order[~first], stays)
-    rows.extend(
-      zip(
-        gone.tolist(),
-        stays.tolist(),
-        [kind] * len(gone),
-        distances.tolist(),
-        strict=True,
-      )
-    )
+    links.add(kind, gone, stays, far(order[~first], stays))
     pairs.left[gone] = False
     groups[kind] = len(np.unique(stays))
 
@@ -191,7 +216,7 @@ def drop_duplicates(
         1 - np.einsum("ne,ne->n", embeds[at], embeds[place[stays]])
       ),
     )
-  return Links(rows), groups, int(sizes.max(initial=1))
+  return links, groups, int(sizes.max(initial=1))
 
 
 def overlap(
@@ -207,7 +232,7 @@ def overlap(
   Returns:
     The links of the pairs, and whether each of `others` is near one, bool.
   """
-  linked: dict[int, tuple[int, int, str, float]] = {}
+  links = Links(len(pairs))
   seen = np.zeros(len(others), bool)
 
   def link(kind: str, slots, theirs, near: np.ndarray, far) -> None:
@@ -216,26 +241,20 @@ def overlap(
     # Of several examples the first by what it is, not by where it is.
     order = np.lexsort((others.ranks[theirs[near[:, 1]]], near[:, 0]))
     _, first = np.unique(near[order, 0], return_index=True)
-    for i, j in near[order[first]].tolist():
-      slot, other = int(slots[i]), int(theirs[j])
-      if slot not in linked:
-        linked[slot] = (slot, other, kind, float(far(i, j)))
+    near = near[order[first]]
+    i, j = near[links.new(slots[near[:, 0]])].T
+    links.add(kind, slots[i], theirs[j], far(i, j))
 
   slots, theirs = pairs.slots(), others.slots()
   if rule.exact:
     near = likeness.same_bytes(pairs.found, slots, others.found, theirs)
-    link("exact", slots, theirs, near, lambda i, j: 0)
+    link("exact", slots, theirs, near, lambda i, j: np.zeros(len(i)))
   if rule.max_distance is not None:
     near = likeness.near_looks(pairs.found, slots, others.found, theirs, rule)
 
-    def bits(i: int, j: int) -> float:
-      return likeness.distance(
-        pairs.found,
-        slots[[i]],
-        others.found,
-        theirs[[j]],
-        mirrored=rule.mirrored,
-      )[0]
+    def bits(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+      sets = (pairs.found, slots[i]), (others.found, theirs[j])
+      return likeness.distance(*sets[0], *sets[1], mirrored=rule.mirrored)
 
     link("near", slots, theirs, near, bits)
   if (semantic := rule.semantic) is not None:
@@ -252,7 +271,8 @@ def overlap(
       slots,
       theirs,
       near,
-      lambda i, j: 1 - float(embeds[i] @ examples[j]),
+      lambda i, j: 1 - np.einsum("ne,ne->n", embeds[i], examples[j]),
     )
-  good = pairs.found.good  # Embedding has shown some to be bad.
-  return Links([row for row in linked.values() if good[row[0]]]), seen
+  # Embedding has shown some to be bad.
+  links.drop(np.flatnonzero(~pairs.found.good))
+  return links, seen

@@ -7,6 +7,7 @@ words, each with a number behind it.
 
 import os
 import re
+from collections.abc import Sequence
 
 from clip_jax import errors, regular_files, terminal
 
@@ -16,7 +17,9 @@ _SUBFOLDERS = ("", "dict")
 _MARKER = re.compile(r"\((?:a|p|ip)\)$")  # Where an adjective may stand.
 
 
-def read_names(directory: str | os.PathLike) -> list[str]:
+def read_names(
+  directory: str | os.PathLike, *, classes: Sequence[str] = CLASSES
+) -> list[str]:
   """Returns the name of each synset, its first word, with spaces.
 
   Synsets of the same name give it as often as there are such.
@@ -24,6 +27,7 @@ def read_names(directory: str | os.PathLike) -> list[str]:
   Args:
     directory: has `data.noun`, `data.verb`, `data.adj` and `data.adv`, itself
       or in its folder `dict`.
+    classes: of words; whose synsets.
 
   Raises:
     UserError: a file is missing or is none of WordNet's.
@@ -41,7 +45,7 @@ def read_names(directory: str | os.PathLike) -> list[str]:
     )
   return [
     name
-    for kind in CLASSES
+    for kind in classes
     for name in _read(os.path.join(folder, f"data.{kind}"))
   ]
 
