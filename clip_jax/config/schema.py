@@ -91,6 +91,12 @@ class Data:
     "DATA address of the pairs; of several, a JSON object of addresses and "
     "weights",
   )
+  temperature: float = _knob(
+    0.0,
+    _between(0, 100),
+    "above 0, each weight of data.train is multiplied by the source's records "
+    "to the power of one over this; 0 takes the weights alone",
+  )
   held_out: float = _knob(
     0.0,
     _below_one,

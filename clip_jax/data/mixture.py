@@ -18,10 +18,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from clip_jax import errors, json_text, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import order, shares
 from clip_jax.data import record as record_lib
+
+_TEMPERED_PARTS = 10_000  # The sum of weights that a temperature gives.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +97,31 @@ def _whole(weights: Mapping[str, Any]) -> list[int]:
       f"{', '.join(map(str, weights.values())):.200}."
     )
   return numbers
+
+
+def tempered(
+  weights: Sequence[int], records: Sequence[int], temperature: float
+) -> list[int]:
+  """Returns weights in which larger sources count more, in lowest terms.
+
+  That is weight * records ** (1 / temperature), rounded to 10,000ths of the
+  sum, but never to nothing: 1 gives all records the same number of passes, and
+  the higher the temperature, the more often those of small sources come (as in
+  Devlin, multilingual BERT, 2018, and Conneau et al., XLM-R, 2020, section 3.1,
+  with alpha = 1 / temperature).
+
+  Args:
+    weights: of each source.
+    records: the number of each, at least 1.
+    temperature: above 0.
+  """
+  # In logarithms: at low temperatures powers are beyond all floats.
+  logs = np.log(weights) + np.log(records) / temperature
+  share = np.exp(logs - logs.max())
+  parts = _TEMPERED_PARTS * share / share.sum()
+  numbers = [max(1, round(part)) for part in parts.tolist()]
+  divisor = math.gcd(*numbers)
+  return [number // divisor for number in numbers]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,14 +17,26 @@ def open_training(
 ) -> sources.Source:
   """Returns the training data, without what is held out of each address."""
   if (weights := mixture.parse(data.train)) is None:
+    if data.temperature:
+      raise errors.UserError(
+        f"data.temperature={data.temperature:g} weighs several sources, but "
+        "data.train is one address; leave it at 0, or give several."
+      )
     return _captioned(_part(data.train, "train", data, open_source), data)
-  parts = []
-  for each, weight in weights.items():
-    source = _part(each, "train", data, open_source)
+  opened = {x: _part(x, "train", data, open_source) for x in weights}
+  for each, source in opened.items():
     if not len(source):
       raise errors.UserError(f"data.train: {each} holds no records.")
-    parts.append(mixture.Part(each, _captioned(source, data), weight))
-  return mixture.Mixture(parts)
+  numbers = list(weights.values())
+  if data.temperature:
+    records = [len(source) for source in opened.values()]
+    numbers = mixture.tempered(numbers, records, data.temperature)
+  return mixture.Mixture(
+    [
+      mixture.Part(each, _captioned(source, data), weight)
+      for (each, source), weight in zip(opened.items(), numbers, strict=True)
+    ]
+  )
 
 
 def open_shown(

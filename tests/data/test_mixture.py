@@ -85,6 +85,35 @@ def test_wrong_weights_are_refused(text, said):
     mixture.parse(text)
 
 
+@pytest.mark.parametrize(
+  ("weights", "records", "temperature", "wanted"),
+  [
+    ([1, 1], [300, 100], 1, [3, 1]),
+    ([1, 3], [300, 100], 1, [1, 1]),
+    ([1, 1], [900, 100], 2, [3, 1]),
+    ([1, 2], [8, 1], 3, [1, 1]),
+    ([1, 1], [10**9, 1], 0.001, [9999 + 1, 1]),  # Never nothing.
+  ],
+)
+def test_larger_sources_count_more_by_temperature(
+  weights, records, temperature, wanted
+):
+  assert mixture.tempered(weights, records, temperature) == wanted
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1, 2.5, 100])
+def test_shares_are_those_of_the_power(temperature):
+  rng = np.random.default_rng(0)
+  records = rng.integers(1, 10**6, 12)
+  weights = rng.integers(1, 9, 12)
+  got = np.array(mixture.tempered(weights, records, temperature))
+  wanted = weights * records ** (1 / temperature)
+  assert got.min() >= 1 and got.sum() <= 10_000 + len(got)
+  np.testing.assert_allclose(
+    got / got.sum(), wanted / wanted.sum(), rtol=1e-3, atol=2e-4
+  )
+
+
 def test_a_config_takes_a_dict_or_pairs():
   weights = {"wds:a.tar": 2, "csv:b.tsv": 1}
   for given_as in (weights, tuple(weights.items())):

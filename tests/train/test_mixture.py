@@ -183,3 +183,13 @@ def test_what_does_not_go_with_a_mixture_is_said(folders, tmp_path):
   ):
     with pytest.raises(errors.UserError, match=said):
       loop.train(config_lib.with_overrides(config, [change]), tmp_path)
+
+
+def test_a_temperature_weighs_sources_by_their_records(folders, tmp_path):
+  config = _config({folders["a"]: 1, folders["c"]: 1}, 2)
+  warm = config_lib.with_overrides(config, ["data.temperature=1"])
+  weights = [part.weight for part in run_lib.make_run(warm).source.parts]
+  assert abs(weights[0] / weights[1] - RECORDS["a"] / RECORDS["c"]) < 1e-3
+  alone = config_lib.with_overrides(warm, [f"data.train={folders['a']}"])
+  with pytest.raises(errors.UserError, match=r"temperature=1 .* one address"):
+    loop.train(alone, tmp_path)
