@@ -155,11 +155,14 @@ def settled(act: Callable[[], _Result], todo: str) -> _Result:
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
   """Keeps other processes from changing the copy at `path`."""
-  path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+  root = path.parent.parent
+  root.mkdir(mode=0o700, parents=True, exist_ok=True)
   with path.parent.with_suffix(".lock").open("a") as file:
     # Some home folders lie where nothing can be locked.
     with contextlib.suppress(OSError):
       fcntl.flock(file, fcntl.LOCK_EX)
+    # Who had the lock may have removed it, to make room.
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     yield
 
 

@@ -35,7 +35,11 @@ def use(path: pathlib.Path) -> None:
 @functools.cache
 def _held(file: str) -> int:
   descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-  fcntl.flock(descriptor, fcntl.LOCK_SH)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+  except OSError:
+    os.close(descriptor)
+    raise
   return descriptor
 
 

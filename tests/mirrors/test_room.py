@@ -1,5 +1,7 @@
 """Copies are bounded, and none goes that a process uses."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -104,6 +106,38 @@ def test_copies_of_data_go_too_and_runs_stay(models, store, monkeypatch):
   mirrors.fetched(models[2])
   assert not copy.exists() and run.exists()
   assert mirrors.copied([f"{models[0]}/x"])[f"{models[0]}/x"].is_file()
+
+
+def test_a_copy_that_goes_before_it_is_locked_is_made_anew(models, monkeypatch):
+  address = f"{models[0]}/x"
+  for fetch in (mirrors.fetched, lambda x: mirrors.copied([x])[x]):
+    path = fetch(address)
+    _forget()
+    flock = fcntl.flock
+
+    def lock(file, kind, path=path, flock=flock):
+      # As if another process made room while this one waited.
+      monkeypatch.setattr(fcntl, "flock", flock)
+      assert room._remove_unused(path.parent)
+      flock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    assert fetch(address).read_bytes() == b"a" * 1000
+
+
+def test_where_nothing_can_be_locked_copies_stay(models, monkeypatch):
+  def refuse(file, kind):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(fcntl, "flock", refuse)
+  monkeypatch.setenv(room.VARIABLE, str(1.5 * KILO))
+  mirrors.fetched(models[0])
+  number = len(os.listdir("/proc/self/fd"))
+  for _ in range(20):
+    mirrors.fetched(models[0])
+  assert len(os.listdir("/proc/self/fd")) < number + 10
+  mirrors.fetched(models[1])
+  assert _there(models[:2]) == [True, True]
 
 
 @pytest.mark.parametrize("limit", ["x", "0", "-1", "nan"])
