@@ -426,7 +426,8 @@ def supervise(tmp_path, codes, *flags):
   command = (
     f"cd {tmp_path}; c=$(head -n 1 codes); sed -i 1d codes; "
     "case $c in s*) kill -${c#s} $$ ;; "
-    "p*) mkdir -p p/checkpoints/${c#p}; exit 75 ;; esac; exit $c"
+    "p*) mkdir -p p/checkpoints/${c#p}; exit 75 ;; "
+    "r*) rmdir p/checkpoints/${c#r}; exit 75 ;; esac; exit $c"
   )
   done = subprocess.run(
     [
@@ -452,6 +453,7 @@ def supervise(tmp_path, codes, *flags):
     ((75, 75, 75, 0), 75, 3),  # No checkpoint: it gives up.
     (("p1", "p2", "p3", "p4", 0), 0, 5),  # One each time.
     (("p800", "p900", "p1000", "p1100", 0), 0, 5),  # Numbers, not text.
+    (("p1", "p2", "r2", "r1", 0), 75, 4),  # One that goes is no new one.
   ],
 )
 def test_the_supervisor_restarts_what_a_restart_mends(
@@ -498,6 +500,11 @@ def test_the_newest_checkpoint_of_a_bucket_is_found(tmp_path, scheme):
     found = marked("data-1")
     assert found.stdout == "checkpoint=1100\n", found.stderr
     assert store.objects["data-1"] == before
+    # With a list of files, that which is being copied is none.
+    files = {f"checkpoints/{step}/meta": 64 * "0" for step in (800, 900)}
+    listed = manifest_lib.Manifest(manifest_lib.WORKDIR, files)
+    store.put("data-1", f"run/{manifest_lib.NAME}", listed.to_json())
+    assert marked("data-1").stdout == "checkpoint=900\n"
     store.refuse = 403
     said = marked("data-1")
     assert said.returncode == 1 and "Error: Access to" in said.stderr

@@ -86,9 +86,10 @@ newest() { # The run's last checkpoint.
 
 child="" told=""
 trap 'told=1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM
-in_a_row=0
+in_a_row=0 before=-1
 while true; do
-  before=$(newest)
+  # Where a bucket does not answer, the last one that was found.
+  found=$(newest) && before=${found:--1}
   "$@" &
   child=$!
   [ -z "$told" ] || kill -TERM "$child" 2>/dev/null # Told a moment ago.
@@ -116,7 +117,7 @@ while true; do
       ;;
   esac
   in_a_row=$((in_a_row + 1))
-  if [ "$(newest)" != "$before" ]; then in_a_row=1; fi
+  found=$(newest) && [ "${found:--1}" -gt "$before" ] && in_a_row=1
   if [ "$in_a_row" -gt "$restarts" ]; then
     say "$why (exit code $code), and $restarts restarts brought no checkpoint: giving up."
     finish "$code"
