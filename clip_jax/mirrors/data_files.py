@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clip_jax import buckets, errors, places
-from clip_jax.mirrors import fetching, manifest, room, translation
+from clip_jax.mirrors import fetching, manifest, room, stamps, translation
 
 _USE = "data"
 _NOTED_FILES = 16  # After so many, what is there is noted.
@@ -44,15 +44,15 @@ def _copy_folder(folder: str, path: pathlib.Path, names: list[str]) -> None:
       left.unlink()
 
     def copy_all() -> None:
-      stamps = places.of_each(lambda x: _stamp(f"{folder}/{x}"), names)
-      _copy_missing(folder, path, dict(zip(names, stamps, strict=True)))
+      found = places.of_each(lambda x: _stamp(f"{folder}/{x}"), names)
+      _copy_missing(folder, path, dict(zip(names, found, strict=True)))
 
     fetching.settled(copy_all, "Leave it alone, and start again")
 
 
 def _stamp(address: str) -> str:
   try:
-    return fetching.stamp(buckets.status(address))
+    return stamps.of(buckets.status(address))
   except FileNotFoundError:
     raise errors.UserError(
       f"There is nothing at {address}, which belongs to the data; check the "
@@ -61,12 +61,12 @@ def _stamp(address: str) -> str:
 
 
 def _copy_missing(
-  folder: str, path: pathlib.Path, stamps: dict[str, str]
+  folder: str, path: pathlib.Path, wanted: dict[str, str]
 ) -> None:
-  kept = fetching.read_stamps(path)
+  kept = stamps.read(path)
   missing = {
     name: fetching.Wanted(f"{folder}/{name}", stamp, is_digest=False)
-    for name, stamp in stamps.items()
+    for name, stamp in wanted.items()
     if kept.get(name) != [stamp, _own_stamp(path / name)]
   }
   opened = fetching.opened(folder, path, missing)
@@ -74,8 +74,8 @@ def _copy_missing(
   for start in range(0, len(names), _NOTED_FILES):
     some = names[start : start + _NOTED_FILES]
     fetching.copy(path, {name: opened[name] for name in some}, missing)
-    kept |= {name: [stamps[name], _own_stamp(path / name)] for name in some}
-    fetching.write_stamps(path, kept)
+    kept |= {name: [wanted[name], _own_stamp(path / name)] for name in some}
+    stamps.write(path, kept)
 
 
 def _own_stamp(path: pathlib.Path) -> Any:

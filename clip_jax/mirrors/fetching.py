@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import pathlib
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from clip_jax import buckets, errors, kept_files, places, terminal
 from clip_jax.buckets import clients
 from clip_jax.mirrors import manifest as manifest_lib
-from clip_jax.mirrors import room, translation
+from clip_jax.mirrors import room, stamps, translation
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -154,10 +153,16 @@ def settled(act: Callable[[], _Result], todo: str) -> _Result:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
-  """Keeps other processes from changing the copy at `path`."""
+  """Keeps other processes from changing the copy at `path`.
+
+  Raises:
+    OnDiskError: it cannot be written there.
+  """
   root = path.parent.parent
-  root.mkdir(mode=0o700, parents=True, exist_ok=True)
-  with path.parent.with_suffix(".lock").open("a") as file:
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(translation.writing(path))
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = stack.enter_context(path.parent.with_suffix(".lock").open("a"))
     # Some home folders lie where nothing can be locked.
     with contextlib.suppress(OSError):
       fcntl.flock(file, fcntl.LOCK_EX)
@@ -175,10 +180,12 @@ def held(path: pathlib.Path, said: str) -> Iterator[None]:
     said: what another process does that has it.
 
   Raises:
-    UserError: another one has it.
+    UserError: another one has it, or it cannot be written there.
   """
-  path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-  with path.parent.with_suffix(".held").open("a") as file:
+  with contextlib.ExitStack() as stack:
+    with translation.writing(path):
+      path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+      file = stack.enter_context(path.parent.with_suffix(".held").open("a"))
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -195,7 +202,7 @@ def _fetch(address, path, choose, files) -> pathlib.Path:
   if files is None and buckets.kind(address) == "file":
     with _told(address):
       status = buckets.status(address)
-    wanted = {"": Wanted(address, stamp(status), False)}
+    wanted = {"": Wanted(address, stamps.of(status), False)}
     for left in path.parent.glob(".*.partial"):  # By a process that was killed.
       left.unlink()
   else:
@@ -205,7 +212,7 @@ def _fetch(address, path, choose, files) -> pathlib.Path:
       manifest_lib.check_name(name)
   if path.is_dir() != ("" not in wanted):
     _remove(path)
-  kept = read_stamps(path)
+  kept = stamps.read(path)
   missing = {
     name: each
     for name, each in wanted.items()
@@ -213,7 +220,7 @@ def _fetch(address, path, choose, files) -> pathlib.Path:
   }
   if missing:
     kept |= _copy_all(address, path, missing)
-    write_stamps(path, {x: kept[x] for x in wanted if x in kept})
+    stamps.write(path, {x: kept[x] for x in wanted if x in kept})
   if path.is_dir():
     _remove_others(path, wanted)
   return path
@@ -246,7 +253,7 @@ def _files(address: str) -> dict[str, Wanted]:
   objects.pop(manifest_lib.NAME, None)
   found = {}
   for name, status in objects.items():
-    found[name] = Wanted(f"{address}/{name}", stamp(status), False)
+    found[name] = Wanted(f"{address}/{name}", stamps.of(status), False)
   if listed is None:
     return found
   # Of a run that may be under way.
@@ -259,11 +266,6 @@ def _digests(address: str, files: dict[str, str]) -> dict[str, Wanted]:
     name: Wanted(f"{address}/{name}", digest, True)
     for name, digest in files.items()
   }
-
-
-def stamp(status: buckets.Status) -> str:
-  """Returns what tells an object from others of its name."""
-  return f"{status.size} bytes of {status.changed_ns}"
 
 
 def _is_good(path: pathlib.Path, kept: Any, wanted: Wanted) -> bool:
@@ -389,20 +391,3 @@ def _remove(path: pathlib.Path) -> None:
     shutil.rmtree(path)
   else:
     path.unlink(missing_ok=True)
-
-
-def read_stamps(path: pathlib.Path) -> dict[str, Any]:
-  """Returns what the copies at `path` were known by when they were made."""
-  try:
-    found = json.loads(path.parent.with_suffix(".json").read_bytes())
-  except (OSError, ValueError):
-    return {}
-  return found if isinstance(found, dict) else {}
-
-
-def write_stamps(path: pathlib.Path, stamps: dict[str, Any]) -> None:
-  """Notes what the copies at `path` are known by."""
-  file = path.parent.with_suffix(".json")
-  partial = file.with_suffix(f".{secrets.token_hex(4)}")
-  partial.write_text(json.dumps(stamps))
-  os.replace(partial, file)

@@ -1,7 +1,10 @@
 """Which files of a workdir are copied, and which checkpoint each is of."""
 
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
 
+from clip_jax.mirrors import fetching
 from clip_jax.mirrors import manifest as manifest_lib
 
 # Of this machine, or of no use: compiled programs, damaged checkpoints.
@@ -38,3 +41,30 @@ def step(name: str) -> int:
 def steps_of(files: Mapping[str, str]) -> set[int]:
   """Returns the steps of listed files."""
   return {step(name) for name in files}
+
+
+def steps_in(path: pathlib.Path) -> list[int]:
+  """Returns the steps of a workdir's checkpoints; all are complete."""
+  try:
+    names = os.listdir(path / manifest_lib.CHECKPOINTS)
+  except FileNotFoundError:
+    return []
+  return [int(name) for name in names if name.isdecimal()]
+
+
+def files_of(path: pathlib.Path, step: int) -> list[str]:
+  """Returns the files of a workdir's checkpoint, in order."""
+  folder = f"{manifest_lib.CHECKPOINTS}/{step}"
+  names = fetching.local_names(path / folder)
+  return sorted(f"{folder}/{name}" for name in names)
+
+
+def digests(path: pathlib.Path, steps: Sequence[int]) -> dict[str, str]:
+  """Returns the SHA-256 of each file of these checkpoints of a workdir."""
+  names = [name for step in steps for name in files_of(path, step)]
+  return {name: manifest_lib.digest(path / name) for name in names}
+
+
+def changing(path: pathlib.Path) -> list[str]:
+  """Returns the files of a workdir that may change and are copied, in order."""
+  return sorted(filter(is_copied, fetching.local_names(path)))

@@ -104,7 +104,7 @@ class _InBucket(Workdir):
       use = f"run{self._process}"
       good_checkpoints.fetched_good(self._address, run_files.worth, use=use)
       if self._found is not None:  # What is damaged is not there any more.
-        steps = set(self._steps())
+        steps = set(run_files.steps_in(self.path))
         files = self._found.files
         self._good = {x: files[x] for x in files if run_files.step(x) in steps}
     else:
@@ -119,7 +119,7 @@ class _InBucket(Workdir):
           "goes on there. Wait until it ends, stop it, or take a new workdir."
         )
       if self._found is None:  # Somebody may have copied a run there.
-        files = self._digests(self._steps())
+        files = run_files.digests(self.path, run_files.steps_in(self.path))
       else:
         files = self._good
       self._write(dataclasses.replace(self._manifest, files=files))
@@ -165,7 +165,10 @@ class _InBucket(Workdir):
     if remote is None or writer != remote.writer:
       return False
     there = max(run_files.steps_of(remote.files), default=-1)
-    return self.path.is_dir() and max(self._steps(), default=-1) >= there
+    return (
+      self.path.is_dir()
+      and max(run_files.steps_in(self.path), default=-1) >= there
+    )
 
   def _note(self) -> pathlib.Path:
     """Returns the file that names the run whose folder the copy is."""
@@ -176,7 +179,9 @@ class _InBucket(Workdir):
     copied = time.monotonic()
     while not self._stop.wait(_LOOK_SECONDS):
       listed = run_files.steps_of(self._manifest.files)
-      has_new = self._process == 0 and set(self._steps()) - listed
+      has_new = (
+        self._process == 0 and set(run_files.steps_in(self.path)) - listed
+      )
       if not has_new and time.monotonic() - copied < _METRICS_SECONDS:
         continue
       try:
@@ -198,17 +203,21 @@ class _InBucket(Workdir):
     """Copies all that has changed into the bucket."""
     if self._process:
       self._copy_changed(
-        [x for x in self._names() if run_files.is_of(x, self._process)]
+        [
+          x
+          for x in run_files.changing(self.path)
+          if run_files.is_of(x, self._process)
+        ]
       )
       return
     # Before the metrics, which are then at least as far as these.
-    steps = set(self._steps())
+    steps = set(run_files.steps_in(self.path))
     self._check_owner()
-    self._copy_changed(self._names())
+    self._copy_changed(run_files.changing(self.path))
     listed = run_files.steps_of(self._manifest.files)
     for step in sorted(steps - listed, reverse=True):
       self._commit(step)
-    steps = set(self._steps())
+    steps = set(run_files.steps_in(self.path))
     if listed <= steps or not steps & run_files.steps_of(self._manifest.files):
       return  # Nothing to remove, or nothing newer there yet.
     kept = {
@@ -233,10 +242,12 @@ class _InBucket(Workdir):
   def _commit(self, step: int) -> None:
     """Copies a checkpoint, and lists its files."""
     try:
-      digests = self._digests([step])
+      digests = run_files.digests(self.path, [step])
       uploads.put_files(self.path, self._address, digests)
       # It may be removed meanwhile, being one too many.
-      is_whole = digests and sorted(digests) == self._files_of(step)
+      is_whole = digests and sorted(digests) == run_files.files_of(
+        self.path, step
+      )
     except FileNotFoundError:
       is_whole = False
     if is_whole:
@@ -278,32 +289,6 @@ class _InBucket(Workdir):
       is_step = entry.is_folder and entry.name.isdecimal()
       if is_step and int(entry.name) not in listed:
         writing.remove_folder(f"{folder}/{entry.name}")
-
-  def _steps(self) -> list[int]:
-    """Returns the steps of the checkpoints on the disk; all are complete."""
-    try:
-      names = os.listdir(self.path / manifest_lib.CHECKPOINTS)
-    except FileNotFoundError:
-      return []
-    return [int(name) for name in names if name.isdecimal()]
-
-  def _digests(self, steps: Sequence[int]) -> dict[str, str]:
-    names = [name for step in steps for name in self._files_of(step)]
-    return {name: manifest_lib.digest(self.path / name) for name in names}
-
-  def _files_of(self, step: int) -> list[str]:
-    """Returns the files of a checkpoint on the disk, in order."""
-    folder = f"{manifest_lib.CHECKPOINTS}/{step}"
-    names = fetching.local_names(self.path / folder)
-    return sorted(f"{folder}/{name}" for name in names)
-
-  def _names(self) -> list[str]:
-    """Returns the files that may change, in order."""
-    return sorted(
-      name
-      for name in fetching.local_names(self.path)
-      if run_files.is_copied(name)
-    )
 
   def end(self, kind: type[BaseException] | None) -> None:
     """Copies what is left, and removes the copy on the disk after all is done.

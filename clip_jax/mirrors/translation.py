@@ -1,4 +1,4 @@
-"""Says in messages where a copy was made of, in place of where it lies.
+"""Messages about copies: of where they were made, in place of where they lie.
 
 Beside each copy stands the folder of its address, so that messages can be
 translated wherever they come from, also from other processes.
@@ -18,6 +18,26 @@ _COPY = r"/([0-9a-f]{16}-(?:read|data|watch|run\d+))(?=/)"
 
 class OnDiskError(errors.UserError):
   """An error whose message names a copy, and means it."""
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[None]:
+  """Has errors of the disk, in writing the copy at `path`, say what to do.
+
+  Raises:
+    OnDiskError: in place of an OSError; a file that is missing stays one.
+  """
+  try:
+    yield
+  except FileNotFoundError:  # Maybe of an object.
+    raise
+  except OSError as error:
+    said = error.strerror or errors.first_line(error)
+    raise OnDiskError(
+      f"{said}: {error.filename or path}. There lie copies of what buckets "
+      "hold; free some space, or set XDG_CACHE_HOME to a folder that can be "
+      "written."
+    ) from error
 
 
 def note(address: str, path: pathlib.Path) -> None:

@@ -32,8 +32,9 @@ def new(address: str, *, overwrite: bool) -> Iterator[pathlib.Path]:
   address = fetching.checked(address)
   _check_free(address, overwrite)
   root = kept_files.folder(translation.FOLDER)
-  root.mkdir(mode=0o700, parents=True, exist_ok=True)
-  room = pathlib.Path(tempfile.mkdtemp(dir=root))
+  with translation.writing(root):
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    room = pathlib.Path(tempfile.mkdtemp(dir=root))
   try:
     path = room / address.rpartition("/")[2]
     yield path

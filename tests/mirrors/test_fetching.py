@@ -1,5 +1,6 @@
 """Copies of buckets are what is there, whole, and fetched once."""
 
+import errno
 import hashlib
 import pathlib
 import shutil
@@ -7,13 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 
 from clip_jax import buckets, errors, mirrors
 from clip_jax import search as search_lib
 from clip_jax.buckets import clients, writing
-from clip_jax.mirrors import fetching
+from clip_jax.mirrors import fetching, stamps
 from clip_jax.mirrors import manifest as manifest_lib
 
 SCHEMES = ("gs", "s3")
@@ -165,6 +167,52 @@ def test_a_copy_that_does_not_fit_is_not_begun(store, monkeypatch):
   monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
   with pytest.raises(errors.UserError, match="Free some space, or set XDG_"):
     mirrors.fetched("gs://data-1/m")
+
+
+@pytest.mark.parametrize("fails", ["mkdir", "lock", "write", "note"])
+def test_a_disk_that_cannot_be_written_is_told_by_its_own_path(
+  fails, store, monkeypatch
+):
+  """A copy has an address, of whose bucket such an error must not speak."""
+  store.put("data-1", "m/a", bytes(1000))
+  full = OSError(errno.EDQUOT, "Disk quota exceeded")
+  path = mirrors.local_path("gs://data-1/m")
+  opened, whole = pathlib.Path.open, pathlib.Path.mkdir
+
+  def refuse(self, *arguments, **options):
+    if fails == {".lock": "lock", ".held": "lock"}.get(self.suffix):
+      raise full
+    return opened(self, *arguments, **options)
+
+  def refuse_folder(self, *arguments, **options):
+    if fails == "mkdir":
+      raise OSError(*full.args, str(self))
+    return whole(self, *arguments, **options)
+
+  def fail(*arguments):
+    raise full
+
+  monkeypatch.setattr(pathlib.Path, "open", refuse)
+  monkeypatch.setattr(pathlib.Path, "mkdir", refuse_folder)
+  if fails == "write":
+    monkeypatch.setattr(fetching.os, "replace", fail)
+  elif fails == "note":
+    monkeypatch.setattr(stamps, "write", fail)
+  tries: list[Any] = [lambda: mirrors.fetched("gs://data-1/m")]
+  if fails in ("mkdir", "lock"):
+    tries.append(lambda: mirrors.held(path, "").__enter__())
+  if fails == "mkdir":
+    tries.append(
+      lambda: mirrors.new("gs://data-1/n", overwrite=False).__enter__()
+    )
+  for each in tries:
+    with (
+      pytest.raises(errors.UserError, match=r"Disk quota ex.*XDG_") as told,
+      mirrors.in_errors(),
+    ):
+      each()
+    assert str(path.parents[1]) in str(told.value)
+    assert "gs:" not in str(told.value)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

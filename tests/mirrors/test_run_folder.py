@@ -10,7 +10,7 @@ import pytest
 
 from clip_jax import errors, mirrors
 from clip_jax.buckets import attempts
-from clip_jax.mirrors import fetching, run_folder, uploads
+from clip_jax.mirrors import fetching, run_files, run_folder, uploads
 from clip_jax.mirrors import manifest as manifest_lib
 
 SCHEMES = ("gs", "s3")
@@ -286,7 +286,7 @@ def test_hosts_wait_for_the_last_copy_of_the_first(fails, store, monkeypatch):
   monkeypatch.setattr(run_folder._InBucket, "copy", slowly)
   # The copies beside the training are none of this.
   monkeypatch.setattr(run_folder, "_METRICS_SECONDS", 1000)
-  monkeypatch.setattr(run_folder._InBucket, "_steps", lambda self: [])
+  monkeypatch.setattr(run_files, "steps_in", lambda path: [])
 
   def run(process):
     try:
