@@ -52,6 +52,25 @@ def test_a_verb_names_what_it_could_not_write(tmp_path, workdir, verb, capsys):
   assert run(command) == 0
 
 
+def test_what_is_kept_on_a_full_disk_is_told_and_gone_on_with(tmp_path, capsys):
+  command = ["data", "prepare", DIGITS, str(tmp_path / "out"), "--drop-bad"]
+  with _files_of_at_most(4 * BYTES):
+    assert run(command) == 1
+  kept = tmp_path / ".out.partial"
+  said = (
+    f"The same command goes on from what was found, which is kept in '{kept}'."
+  )
+  assert said in capsys.readouterr().err
+  assert [x.name for x in kept.glob("found/*/*")] == ["begun-0"]
+  assert run(command) == 0
+  assert run([*command[:3], str(tmp_path / "whole"), "--drop-bad"]) == 0
+  out, whole = (
+    {x.name: x.read_bytes() for x in (tmp_path / name).iterdir()}
+    for name in ("out", "whole")
+  )
+  assert out == whole and not kept.exists()
+
+
 def test_a_library_s_failed_write_is_an_error_of_the_system(tmp_path):
   path = str(tmp_path / "a.array_record")
   with _files_of_at_most(BYTES):

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -14,6 +15,8 @@ from clip_jax import errors, json_text, preprocess, tokenizer, whole_files
 from clip_jax.data import account, copying, processes
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import array_record
+
+_LOGGER = logging.getLogger(__name__)
 
 SHARD_BYTES = 512 * 2**20
 FOUND = "found"  # In the partial directory: what an interrupted run keeps.
@@ -229,7 +232,8 @@ def partial_directory(out: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Makes the directory to write to, for one process at a time.
 
   Of what a run has left there that was killed or failed, its `FOUND` stays, and
-  the message of a UserError says so.
+  the message of a UserError says so, or a warning before an OSError: where a
+  disk is full, what is kept takes room there.
 
   Args:
     out: what the directory becomes once all is written.
@@ -254,14 +258,22 @@ def partial_directory(out: str | os.PathLike) -> Iterator[pathlib.Path]:
       _clear(partial)
       if not any(partial.glob(f"{FOUND}/*")):
         shutil.rmtree(partial, ignore_errors=True)
-      elif isinstance(error, errors.UserError):
-        same = isinstance(error, processes.Interrupted)
-        command = "The same command" if same else "A command with the same OUT"
-        error.args = (
-          f"{error} {command} goes on from what was found, which is kept in "
-          f"{str(partial)!r}.",
-        )
+      else:
+        _tell_kept(error, partial)
       raise
+
+
+def _tell_kept(error: BaseException, partial: pathlib.Path) -> None:
+  """Tells, with an error that ends a run, that something is kept."""
+  same = isinstance(error, processes.Interrupted | OSError)
+  command = "The same command" if same else "A command with the same OUT"
+  kept = (
+    f"{command} goes on from what was found, which is kept in {str(partial)!r}."
+  )
+  if isinstance(error, errors.UserError):
+    error.args = (f"{error} {kept}",)
+  elif isinstance(error, OSError):
+    _LOGGER.warning("%s", kept)
 
 
 def _clear(partial: pathlib.Path) -> None:
