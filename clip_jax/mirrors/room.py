@@ -44,20 +44,26 @@ def _held(file: str) -> int:
 
 
 def make(path: pathlib.Path, wanted_bytes: int) -> None:
-  """Removes copies that nobody uses, where others would be too large.
+  """Removes copies that nobody uses, where all would be too large.
+
+  That is above the limit, or more than the disk holds, if it holds them without
+  the others.
 
   Args:
     path: of the copy that `wanted_bytes` are to be added to.
     wanted_bytes: of new files.
   """
-  most = _limit()
+  most, free = _limit(), shutil.disk_usage(path.parent).free
   folders = [
     folder
     for folder in path.parent.parent.iterdir()
     if _READ.fullmatch(folder.name) and folder.is_dir()
   ]
   sizes = {folder: _size(folder) for folder in folders}
-  total = sum(sizes.values()) + wanted_bytes
+  held = sum(sizes.values())
+  if wanted_bytes <= free + held - sizes.get(path.parent, 0):
+    most = min(most, held + free)
+  total = held + wanted_bytes
   for folder in sorted(folders, key=_used_at):
     if total <= most:
       return

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -138,6 +139,28 @@ def test_where_nothing_can_be_locked_copies_stay(models, monkeypatch):
   assert len(os.listdir("/proc/self/fd")) < number + 10
   mirrors.fetched(models[1])
   assert _there(models[:2]) == [True, True]
+
+
+def test_on_a_full_disk_unused_copies_go_if_that_is_enough(
+  models, store, monkeypatch
+):
+  root = mirrors.local_path(models[0]).parents[1]
+  usage, most = shutil.disk_usage("/"), 3500
+
+  def left(_):
+    return usage._replace(free=most - room._size(root))
+
+  monkeypatch.setattr(shutil, "disk_usage", left)
+  for address in models[:3]:
+    mirrors.fetched(address)
+    time.sleep(0.02)
+  _forget()
+  store.put("data-1", "large/x", bytes(4000))
+  with pytest.raises(errors.UserError, match="Free some space"):
+    mirrors.fetched("gs://data-1/large")
+  assert _there(models) == [True, True, True, False]
+  mirrors.fetched(models[3])
+  assert _there(models) == [False, True, True, True]
 
 
 @pytest.mark.parametrize("limit", ["x", "0", "-1", "nan"])
