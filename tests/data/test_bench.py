@@ -81,3 +81,20 @@ def test_a_class_is_ranked_among_those_that_a_drawing_does_not_show(load):
   np.testing.assert_array_equal(
     found["top5"], [0.5, 1.0, 1.0, 0.0, nan, nan, 1.0]
   )
+
+
+@pytest.mark.parametrize(
+  "flags, said",
+  [
+    (("--times", "1"), "--times of at least 2"),
+    (("--only", "dedupe,copy"), "--only copy is no action; known: curate, "),
+  ],
+)
+def test_memory_is_not_measured_of_nothing(
+  flags, said, load, monkeypatch, capsys
+):
+  program = load("curation_memory")
+  monkeypatch.setattr("sys.argv", ["curation_memory.py", *flags])
+  with pytest.raises(SystemExit, match="2"):
+    program.main()
+  assert said in capsys.readouterr().err

@@ -118,8 +118,15 @@ def main() -> None:
   parser.add_argument("--only", default="", metavar="ACTION,…")
   tables.add_outputs(parser)
   arguments = parser.parse_args()
+  if arguments.pairs < 1 or arguments.times < 2:
+    parser.error("give --pairs of at least 1, and --times of at least 2")
   sizes = [arguments.pairs, arguments.pairs * arguments.times]
   only = [name for name in arguments.only.split(",") if name]
+  known = {name.split()[0] for name in commands(pathlib.Path())}
+  if unknown := set(only) - known:
+    parser.error(
+      f"--only {min(unknown)} is no action; known: {', '.join(sorted(known))}"
+    )
   found: dict[str, list[float]] = {}
   with tempfile.TemporaryDirectory() as folder:
     for size in sizes:
