@@ -32,11 +32,22 @@ _FILES = ("labels", "templates", "search_templates", "groups", "folds")
 
 
 @contextlib.contextmanager
-def joined_processes(arguments: argparse.Namespace) -> Iterator[None]:
-  """Joins the processes of a run; no device may have been used before."""
+def joined_processes(
+  arguments: argparse.Namespace, *, polls_sigterm: bool = False
+) -> Iterator[None]:
+  """Joins the processes of a run; no device may have been used before.
+
+  Args:
+    arguments: of the command.
+    polls_sigterm: whether it stops by itself where JAX says that one of the
+      processes got SIGTERM; if not, the signal ends a process, as it does where
+      none was joined.
+  """
   if arguments.coordinator is None and not arguments.distributed:
     yield
     return
+  # Else JAX takes the signal, and nothing would come of it.
+  jax.config.update("jax_enable_preemption_service", polls_sigterm)
   named = arguments.coordinator is not None
   # Our own watch notices a lost process sooner and explains it better than JAX.
   patience = {"heartbeat_seconds": 3 * arguments.heartbeat}

@@ -13,7 +13,7 @@ from clip_jax.train import journal, loop
 def train(arguments: argparse.Namespace) -> verb.Answer:
   """Trains a model as a config says."""
   host_memory.keep_freed()
-  with joining.joined_processes(arguments):
+  with joining.joined_processes(arguments, polls_sigterm=True):
     return _train(arguments)
 
 
