@@ -125,8 +125,9 @@ def _as_file(text: str | os.PathLike, *, what: str) -> pathlib.Path | None:
   if os.path.isfile(path):  # Unlike Path.is_file, False for too long a name.
     return path
   if is_path or path.suffix in (".txt", ".json"):
+    why = "is a directory" if os.path.isdir(path) else "does not exist"
     raise errors.UserError(
-      f"The file of {what} {text!r} does not exist.{errors.beside(path)}"
+      f"The file of {what} {text!r} {why}.{errors.beside(path)}"
     )
   return None
 

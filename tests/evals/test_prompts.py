@@ -174,6 +174,9 @@ def test_it_is_told_how_a_label_is_read_that_is_a_path_too(
   monkeypatch.chdir(tmp_path)
   (tmp_path / "one").mkdir()
   assert prompts.read_labels("one") == ["one"]
+  (tmp_path / "one.txt").mkdir()
+  with pytest.raises(errors.UserError, match=r"'one\.txt' is a directory"):
+    prompts.read_labels("one.txt")
   assert "'one' is a directory here, too, and is read as one label" in (
     caplog.text
   )
