@@ -141,9 +141,10 @@ class Clip(encoding.Encoding):
 
     Args:
       images: as in `encode_image`.
-      labels: a list of names, or names separated by commas; a list of names in
-        place of a name holds synonyms; a dictionary maps names to full prompts;
-        the path of a file holds any of these.
+      labels: a list of names, or a text of names (one a line, or with commas
+        between); a list of names in place of a name holds synonyms; a
+        dictionary maps names to full prompts; the path of a file holds any of
+        these.
       templates: one or several texts with a placeholder {}, or the path of a
         file of them; None for "a photo of a {}.".
       probabilities: "softmax" makes them sum to one over the labels, "sigmoid"

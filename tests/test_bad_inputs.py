@@ -451,7 +451,7 @@ CASES = {
   ),
   "data without labels": Case(
     "eval $workdir --task zero_shot --data folder:$here/pairs",
-    ("names no classes", "give the labels"),
+    ("names no classes", "--task retrieval", "give --labels"),
     prepare=_pairs_with_bad_images(good=2, bad=0),
   ),
   "evaluation of bad records only": Case(

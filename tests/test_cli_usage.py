@@ -13,6 +13,7 @@ import pytest
 import clip_jax
 from clip_jax import cli, errors, host_devices
 from clip_jax.cli import parser
+from clip_jax.cli.commands import app
 from clip_jax.train import peers
 
 
@@ -272,3 +273,25 @@ def test_processes_that_cannot_watch_each_other_run_all_the_same(
   said = fails("train", *words)
   assert "cannot watch each other: Process 0 cannot be reached at" in said
   assert "none.py" in said
+
+
+@pytest.mark.parametrize(
+  "content, typed",
+  [
+    ("cat\r\nowl, barn\n", "cat\nowl, barn"),
+    ('["cat", "dog"]', "cat\ndog"),
+    ('["cat", ["dog", "hound"]]', None),
+    ('["one\\ntwo"]', None),
+    ('{"cat": ["a cat"]}', None),
+  ],
+)
+def test_the_page_begins_with_the_labels_of_a_file(tmp_path, content, typed):
+  file = tmp_path / f"labels.{'json' if content[0] in '[{' else 'txt'}"
+  file.write_text(content, newline="")
+  if typed is None:
+    with pytest.raises(errors.UserError, match="a name a line"):
+      app.typed_labels(str(file))
+  else:
+    assert app.typed_labels(str(file)) == typed
+  assert app.typed_labels("cat, ,dog") == "cat\ndog"
+  assert app.typed_labels("") == ""

@@ -72,12 +72,15 @@ def _run(arguments: argparse.Namespace) -> int:
       for remark in arguments.remarks:
         _LOGGER.warning("%s", remark)
       answer = verbs.VERBS[arguments.verb].run(arguments)
-    text = output.to_json(answer.payload) if arguments.json else answer.text
-    text = terminal.encodable(
-      mirrors.named(text), getattr(stdout, "encoding", None)
+    text = (
+      output.to_json(answer.payload)
+      if arguments.json
+      else mirrors.named(answer.text)
     )
+    text = terminal.encodable(text, getattr(stdout, "encoding", None))
     print(text, file=stdout, flush=True)
-    return _fail(f"Error: {answer.problem}", FAILED) if answer.problem else 0
+    problem = mirrors.named(answer.problem)
+    return _fail(f"Error: {problem}", FAILED) if problem else 0
   except BrokenPipeError:
     output.discard(stdout)
     return BROKEN_PIPE

@@ -23,7 +23,9 @@ USAGE_OF_PROCESSES = (
   "[--distributed | --coordinator HOST:PORT --processes N --process-id I]\n"
   "       [--heartbeat SECONDS]"
 )
-LABELS = "comma-separated, or a file: text with a label a line, or JSON"
+LABELS = (
+  "comma-separated or a line each, or a file: text with a label a line, or JSON"
+)
 TEMPLATE = (
   "what a label becomes: a text with {} for it, or a file with several, one a "
   "line (default: "

@@ -109,7 +109,10 @@ def discard(stream: Any) -> None:
 
 
 def to_json(payload: Any) -> str:
-  """Returns strict JSON text; numbers that are not finite become null."""
+  """Returns strict JSON text; numbers that are not finite become null.
+
+  Its texts name addresses in place of their copies.
+  """
   return json.dumps(_plain(payload), indent=2, allow_nan=False)
 
 
@@ -131,6 +134,8 @@ def _plain(value: Any) -> Any:
   if isinstance(value, float) and not math.isfinite(value):
     return None
   if isinstance(value, str):
+    # In each text, not in all of the JSON, where marks of it are escaped.
+    value = mirrors.named(value)
     # A file's name may hold bytes that are not UTF-8; JSON cannot hold them.
     return value if _is_unicode(value) else terminal.escaped(value)
   if value is None or isinstance(value, bool | int | float):

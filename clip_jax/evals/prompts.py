@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -18,6 +19,8 @@ _LOGGER = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATE = "a photo of a {}."  # Paper, section 3.1.4.
 _PROMPTS_PER_CALL = 1024
+# splitlines() would end lines at U+2028 and others, too.
+_LINE_END = re.compile("\r\n?|\n")
 
 EmbedTexts = Callable[[list[str]], np.ndarray]
 # A list of names, in which a list stands for synonyms; or full prompts by name,
@@ -44,7 +47,7 @@ class Prompts:
 
 
 def read_labels(text: str | os.PathLike) -> Labels:
-  """Returns the labels of a text: a file, or names separated by commas.
+  """Returns the labels of a text: a file, or names as `parted` reads them.
 
   A text file holds a label a line; a JSON file a list of labels (an inner list
   holds synonyms), a dictionary from a label to its full prompts, or
@@ -60,14 +63,16 @@ def read_labels(text: str | os.PathLike) -> Labels:
         "file of labels.",
         text,
       )
-    elif os.path.isdir(text) or (os.sep in text and "," not in text):
+    elif os.path.isdir(text) or (
+      os.sep in text and "," not in text and len(lines(text)) < 2
+    ):
       what = "are a directory" if os.path.isdir(text) else "are no file"
       raise errors.UserError(
         f"The labels {text!r} look like a path, and {what}."
         f"{errors.beside(text)} Write names separated by commas, or the path "
         "of a file."
       )
-    return [part.strip() for part in text.split(",")]
+    return parted(text)
   if not path.suffix and str(path) == text:
     _LOGGER.warning(
       "The labels are read from the file %r, which is here; for one label of "
@@ -80,6 +85,17 @@ def read_labels(text: str | os.PathLike) -> Labels:
     if isinstance(names, dict):
       return NamesByClass(names)
   return labels
+
+
+def parted(text: str) -> list[str]:
+  """Returns the names in a text: one a line, or of one line between commas."""
+  found = lines(text)
+  return found if len(found) > 1 else [x.strip() for x in text.split(",")]
+
+
+def lines(text: str) -> list[str]:
+  """Returns the lines of a text that are not blank, stripped."""
+  return [x.strip() for x in _LINE_END.split(text) if x.strip()]
 
 
 def read_templates(text: str | os.PathLike) -> tuple[str, ...]:
@@ -109,8 +125,9 @@ def _as_file(text: str | os.PathLike, *, what: str) -> pathlib.Path | None:
   if os.path.isfile(path):  # Unlike Path.is_file, False for too long a name.
     return path
   if is_path or path.suffix in (".txt", ".json"):
+    why = "is a directory" if os.path.isdir(path) else "does not exist"
     raise errors.UserError(
-      f"The file of {what} {text!r} does not exist.{errors.beside(path)}"
+      f"The file of {what} {text!r} {why}.{errors.beside(path)}"
     )
   return None
 
@@ -119,8 +136,7 @@ def _read(path: pathlib.Path, *, what: str) -> list | dict:
   try:
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix != ".json":
-      # splitlines() would end lines at U+2028 and others, too.
-      return [line.strip() for line in text.split("\n") if line.strip()]
+      return lines(text)
     content = json_text.parse(text, kind=(list, dict))
   except UnicodeDecodeError as error:
     start = error.object[:20]

@@ -103,7 +103,7 @@ def open_evaluation(
   Args:
     task: one of `TASKS`.
     data: a DATA address.
-    labels: comma-separated, or a file; empty takes the data's own.
+    labels: as `prompts.read_labels` reads them; empty takes the data's own.
     templates: one template, or a file; empty takes the data's own.
     duplicates: of retrieval: one of `names.RETRIEVAL_DUPLICATES`.
     subtract_prior: of zero_shot: see `likelihood.scores`.
@@ -171,7 +171,7 @@ def open_classifier(
   Args:
     data: a DATA address.
     embed_texts: returns unit embeddings of texts.
-    labels: comma-separated, or a file; empty takes the data's own.
+    labels: as `prompts.read_labels` reads them; empty takes the data's own.
     templates: one template, or a file; empty takes the data's own.
 
   Raises:
@@ -206,7 +206,7 @@ def evaluate(
     task: one of `TASKS`.
     data: a DATA address.
     model: to measure.
-    labels: comma-separated, or a file; empty takes the data's own.
+    labels: as `prompts.read_labels` reads them; empty takes the data's own.
     templates: one template, or a file; empty takes the data's own.
     duplicates: of retrieval: one of `names.RETRIEVAL_DUPLICATES`.
     subtract_prior: of zero_shot: see `likelihood.scores`.

@@ -300,8 +300,8 @@ def make_prompts(
     labels = source.class_names
   if labels is None:
     raise errors.UserError(
-      "The data names no classes; give the labels in the order of the data's "
-      "label numbers."
+      "The data names no classes. Captions are measured by --task retrieval; "
+      "where the data have label numbers, give --labels in their order."
     )
   named = source.class_names
   if named is not None and len(named) != len(labels):

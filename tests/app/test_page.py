@@ -355,15 +355,26 @@ def browser():
 
 @pytest.fixture(params=[1200, 390])
 def tab(request, browser, served):
-  """The page in a wide and in a narrow window; nothing but it is asked for."""
+  """The page in a wide and in a narrow window; nothing but it is asked for.
+
+  What its events ask for is never refused.
+  """
   shown = browser.new_page(viewport={"width": request.param, "height": 800})
-  outside, alarms = [], []
+  outside, alarms, refused = [], [], []
   shown.on(
     "request",
     lambda asked: (
       None
       if asked.url.startswith((served.address, "data:", "blob:"))
       else outside.append(asked.url)
+    ),
+  )
+  shown.on(
+    "response",
+    lambda answer: (
+      refused.append((answer.status, answer.url, answer.request.post_data))
+      if answer.status >= 400 and "/queue/" in answer.url
+      else None
     ),
   )
   shown.on("dialog", lambda dialog: (alarms.append(1), dialog.dismiss()))
@@ -378,7 +389,7 @@ def tab(request, browser, served):
   width = shown.evaluate("document.documentElement.scrollWidth")
   assert width <= request.param  # Nothing sticks out.
   shown.close()
-  assert not outside and not alarms
+  assert not outside and not alarms and not refused
 
 
 def put(tab, *files):
@@ -438,6 +449,45 @@ def test_texts_and_pictures_find_pictures(tab, tmp_path, make_image, hostile):
   tab.wait_for_function(
     "document.querySelector('.card').innerText.includes('caption 7')"
   )
+
+
+def test_fields_are_emptied_moved_and_filled_again(tab, tmp_path, make_image):
+  picture = tmp_path / "x.png"
+  picture.write_bytes(make_image(7))
+  tab.get_by_role("button", name="Classify").click()
+  tab.get_by_text("Add a picture").wait_for()
+  put(tab, picture)
+  tab.locator(".bar").first.wait_for()
+  for label in ("Labels", "Templates"):
+    written = tab.get_by_label(label).input_value()
+    tab.get_by_label(label).fill("")
+    tab.get_by_role("button", name="Classify").click()
+    tab.get_by_text(f"Write at least one of the {label.lower()}").wait_for()
+    tab.get_by_label(label).fill(written)
+    tab.get_by_role("button", name="Classify").click()
+    tab.locator(".bar").first.wait_for()
+  tab.get_by_label("Remove Image").or_(tab.get_by_label("Clear")).first.click()
+  tab.get_by_text("Add a picture").wait_for()
+  tab.get_by_role("tab", name="Search").click()
+  tab.get_by_label("Text", exact=True).fill("a cat")
+  tab.get_by_label("Text", exact=True).press("Enter")
+  tab.locator(".card").nth(8).wait_for()
+  slider = tab.locator("[role=tabpanel]:visible input[type=range]")
+  slider.focus()
+  slider.press("Home")
+  slider.dispatch_event("pointerup")
+  tab.wait_for_function("document.querySelectorAll('.card').length == 1")
+  number = tab.locator("[role=tabpanel]:visible input[type=number]")
+  number.fill("")
+  tab.get_by_role("button", name="Search").click()
+  number.fill("4")
+  number.blur()
+  tab.get_by_role("button", name="Search").click()
+  tab.wait_for_function("document.querySelectorAll('.card').length == 4")
+  tab.get_by_role("tab", name="Compare").click()
+  tab.get_by_role("button", name="Compare").click()
+  tab.get_by_role("button", name="Draw heat maps").click()
+  tab.get_by_text("Add at least one picture").nth(1).wait_for()
 
 
 def test_pictures_and_texts_are_compared(tab, tmp_path, make_image):

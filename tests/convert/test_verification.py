@@ -149,10 +149,13 @@ def test_the_command_says_pass_or_fail(pairs, tmp_path, capsys):
   model_dir.write(wrong, tmp_path / "wrong")
   command = ["verify", source, str(tmp_path / "wrong"), *arguments, "--json"]
   assert run(command) == 1
-  found = json.loads(capsys.readouterr().out)
+  shown = capsys.readouterr()
+  found = json.loads(shown.out)
   assert not found["passed"]
   failed = [s["stage"] for s in found["stages"] if not s["passed"]]
   assert failed[0] == "text block 1"
+  told = f"{command[2]} does not compute what its source does: text block 1"
+  assert f"Error: {told}, " in shown.err.splitlines()[-1]
 
 
 def _huggingface(name):

@@ -26,8 +26,14 @@ def doctor(capsys, monkeypatch):
     code = cli.run(
       ["doctor", f"--config={TINY}", *settings, f"--steps={steps}", "--json"]
     )
-    answer = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    answer = json.loads(shown.out)
     assert code == (answer["verdict"] == "problem")
+    wrong = [x for x in answer["findings"] if x["verdict"] == "problem"]
+    told = (
+      f"Error: Problems were found: {', '.join(x['check'] for x in wrong)}."
+    )
+    assert (told in shown.err.splitlines()) == bool(wrong)
     return {found["check"]: found for found in answer["findings"]}
 
   return run

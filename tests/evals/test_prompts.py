@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from clip_jax import errors
+from clip_jax.app import limits
 from clip_jax.evals import prompts
 
 
@@ -118,9 +119,26 @@ def test_labels_are_read_from_the_command_line_and_from_files(tmp_path):
 
 def test_a_line_of_labels_ends_at_its_end_alone(tmp_path):
   file = tmp_path / "labels.txt"
-  file.write_bytes("cat\u2028x\r\n\x85dog\x0by\n".encode())
-  labels = prompts.read_labels(str(file))
-  assert labels == ["cat\u2028x", "dog\x0by"]
+  text = "cat\u2028x\r\n\x85dog\x0by\rowl, 2\n"
+  file.write_bytes(text.encode())
+  names = ["cat\u2028x", "dog\x0by", "owl, 2"]
+  assert prompts.read_labels(str(file)) == names
+  # As typed on the page, or in a shell as "$(cat labels.txt)".
+  assert prompts.read_labels(text) == names
+  assert limits.listed(text, "labels", most=3) == names
+
+
+@pytest.mark.parametrize(
+  "text, names",
+  [
+    ("cat, dog\n", ["cat", "dog"]),
+    ("and/or\r\nboth", ["and/or", "both"]),
+    ("\n\ncat\n", ["cat"]),
+    ("cat,,dog", ["cat", "", "dog"]),  # Which is refused where it is used.
+  ],
+)
+def test_one_line_of_names_is_parted_by_commas(text, names):
+  assert prompts.read_labels(text) == names
 
 
 def test_templates_are_read_from_the_command_line_and_from_files(tmp_path):
@@ -156,6 +174,9 @@ def test_it_is_told_how_a_label_is_read_that_is_a_path_too(
   monkeypatch.chdir(tmp_path)
   (tmp_path / "one").mkdir()
   assert prompts.read_labels("one") == ["one"]
+  (tmp_path / "one.txt").mkdir()
+  with pytest.raises(errors.UserError, match=r"'one\.txt' is a directory"):
+    prompts.read_labels("one.txt")
   assert "'one' is a directory here, too, and is read as one label" in (
     caplog.text
   )

@@ -396,7 +396,20 @@ def call(capsys, *arguments):
     code = 0
   except SystemExit as stopped:
     code = stopped.code
-  return code, json.loads(capsys.readouterr().out)
+  shown = capsys.readouterr()
+  found = json.loads(shown.out)
+  bad = [x["set"] for x in found["sets"] if is_bad(x)]
+  told = f"None of the {len(found['sets'])} sets is there."
+  if bad:
+    told = f"{len(bad)} of {len(found['sets'])} sets cannot be used: "
+    told += f"{', '.join(bad)}."
+  assert (f"Error: {told}" in shown.err.splitlines()) == (code == 1)
+  return code, found
+
+
+def is_bad(result):
+  """Whether a set is there and cannot be used."""
+  return (result.get("status") or result["state"]) in ("wrong", "damaged")
 
 
 def test_the_command_measures_a_suite(data, model, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Messages name addresses in buckets, not where their copies lie."""
 
+import json
 import logging
 
 import pytest
@@ -107,6 +108,16 @@ def test_a_message_is_translated_once_and_the_rest_of_it_kept(store, tmp_path):
     mirrors.in_errors(),
   ):
     raise translation.OnDiskError(f"It lies in {path}.")
+
+
+def test_json_is_translated_text_by_text(store, tmp_path, monkeypatch):
+  """Marks of JSON may stand in an address, and letters in the cache's path."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "jürgen"))
+  address = 'gs://data-1/a "b" \\c/d'
+  store.put("data-1", f"{address.removeprefix('gs://data-1/')}/e", b"{}")
+  path = mirrors.fetched(address)
+  said = output.to_json([{"at": f"{path}/e"}])
+  assert json.loads(said) == [{"at": f"{address}/e"}]
 
 
 def test_logs_are_translated_but_for_those_of_copies(store, capsys):

@@ -290,6 +290,31 @@ def test_the_command_prints_the_contract(command, file, plan, monkeypatch):
   assert "--examples" in found["reasons"]["hours"]
 
 
+@pytest.mark.parametrize("said", [None, "out of memory\nand more"])
+def test_what_does_not_fit_is_one_line_on_stderr_beside_the_json(
+  command, file, plan, monkeypatch, capsys, said
+):
+  small = dataclasses.replace(
+    plan,
+    fits=False,
+    available_bytes=plan.peak_bytes // 2,
+    compiler_message=said,
+  )
+  monkeypatch.setattr(
+    planner, "make_plan", lambda job: dataclasses.replace(small, job=job)
+  )
+  changes = [f"--config.{change}" for change in SPLIT]
+  code, text = command(
+    "--config", file, "--topology", "local", "--json", *changes
+  )
+  assert code == 1
+  assert json.loads(text)["fits"] is False
+  assert re.fullmatch(
+    r"Error: Does not fit: .* of .* a chip \(200 %\)\. --suggest looks .*\.\n",
+    capsys.readouterr().err,
+  )
+
+
 def test_what_does_not_fit_says_what_would_help(plan, monkeypatch):
   small = dataclasses.replace(
     plan, fits=False, available_bytes=plan.peak_bytes // 2

@@ -301,7 +301,7 @@ def add_app(parser: flags.Parser) -> None:
     "--labels",
     default="",
     metavar="LABELS",
-    help="labels that are there at first, comma-separated",
+    help=f"labels that are there at first: {flags.LABELS}, of a list of names",
   )
   parser.add_argument(
     "--host",

@@ -26,11 +26,12 @@ def plan(arguments: argparse.Namespace) -> verb.Answer:
   job = jobs.make_job(config, target, **_options(arguments))
   planned = planner.make_plan(job)
   payload = presentation.to_dict(planned, **price)
-  verdict = presentation.verdict(payload).splitlines()[0]
+  verdict = presentation.verdict(payload).splitlines()[0].removesuffix(".")
+  problem = f"{verdict}. --suggest looks for settings that fit."
   return verb.Answer(
     payload,
     presentation.to_text(planned, **price),
-    problem=verdict if planned.fits is False else "",
+    problem=problem if planned.fits is False else "",
   )
 
 
