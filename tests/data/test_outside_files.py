@@ -463,14 +463,14 @@ def test_a_container_that_was_replaced_is_noticed(tmp_path, pairs, png, kind):
       each[3]
 
 
-def _table(path, text):
+def _address_of(path, text):
   path.write_text(text, "utf-8")
   return f"csv:{path}"
 
 
 def test_a_table_of_thousands_of_columns_has_a_short_error(tmp_path):
   names = [f"column {i}" for i in range(5000)] + ["x" * 90_000]
-  address = _table(tmp_path / "a.csv", ",".join(reversed(names)) + "\n1\n")
+  address = _address_of(tmp_path / "a.csv", ",".join(reversed(names)) + "\n1\n")
   with pytest.raises(errors.UserError, match="and 4981 more") as raised:
     sources.open_source(address)
   assert "'column 4999'" in str(raised.value)
@@ -482,10 +482,10 @@ def test_a_table_of_thousands_of_columns_has_a_short_error(tmp_path):
 )
 def test_a_table_says_what_its_first_line_is(tmp_path, text, told):
   with pytest.raises(errors.UserError, match=told):
-    sources.open_source(_table(tmp_path / "a.csv", text))
+    sources.open_source(_address_of(tmp_path / "a.csv", text))
 
 
 def test_a_byte_order_mark_that_stands_twice_is_no_part_of_a_name(tmp_path):
   rows = "\ufeff\ufeffimage,caption\na.png,a cat\n"
-  source = sources.open_source(_table(tmp_path / "a.csv", rows))
+  source = sources.open_source(_address_of(tmp_path / "a.csv", rows))
   assert len(source) == 1

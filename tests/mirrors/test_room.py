@@ -1,5 +1,6 @@
 """Copies are bounded, and none goes that a process uses."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -32,13 +33,10 @@ def models(store):
 
 def _forget():
   """Lets go of what this process uses, as if it had ended."""
-  for descriptor in range(3, 1024):
-    try:
-      place = os.readlink(f"/proc/self/fd/{descriptor}")
-    except OSError:
-      continue
-    if place.endswith(".used"):
-      os.close(descriptor)
+  for descriptor in map(int, os.listdir("/proc/self/fd")):
+    with contextlib.suppress(OSError):  # It may be gone, such as the folder's.
+      if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".used"):
+        os.close(descriptor)
   room._held.cache_clear()
 
 
