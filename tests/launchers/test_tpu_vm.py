@@ -576,16 +576,13 @@ def _wait_for_step(workdir, step, process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["disk", "gs"])
 def test_a_preempted_training_ends_as_an_uninterrupted_one(
-  place, cloud, tmp_path, monkeypatch
+  cloud, tmp_path, monkeypatch
 ):
   """Both workers are killed and the slice is taken away in the middle."""
   with bucket_stand_in.reached(monkeypatch, tmp_path / "cache") as store:
     cloud.environment |= store.environment
-    whole, killed = tmp_path / "whole", tmp_path / "a killed run"
-    if place == "gs":
-      killed = "gs://data-1/runs/killed"
+    whole, killed = tmp_path / "on a disk", "gs://data-1/runs/killed"
     cloud("create", *WHERE, "--type=v4-8", "--spot", "--yes")
     assert "all 4 devices, with the same" in cloud("setup", *WHERE)
     said = cloud("run", *_trains(whole))
@@ -597,10 +594,8 @@ def test_a_preempted_training_ends_as_an_uninterrupted_one(
     assert running.returncode == 0, said
     assert "getting another one" in said
     assert sum("queued-resources create" in x for x in cloud.calls()) == 2
-    killed = mirrors.fetched(killed) if place == "gs" else killed
-  got, want = (
-    workdir_lib.load_model(path).variables for path in (killed, whole)
-  )
+    copy = mirrors.fetched(killed)
+  got, want = (workdir_lib.load_model(path).variables for path in (copy, whole))
   jax.tree.map(np.testing.assert_array_equal, got, want)
   cloud("delete", *WHERE, "--yes")
   assert cloud("status", *WHERE) == "pod: absent\n"

@@ -277,6 +277,7 @@ def test_a_format_gives_back_what_was_put_in(addresses, name):
       assert record.key == _key(slot, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS[1:])
 def test_every_format_trains_to_the_same_bits(runs, name):
   timed = ("images_per_second", "data_wait", "mfu")
@@ -296,6 +297,7 @@ def test_every_format_trains_to_the_same_bits(runs, name):
   jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_ledger_has_every_bad_record_with_its_reason(runs, name):
   workdir, summary = runs[name]

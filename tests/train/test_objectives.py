@@ -154,7 +154,11 @@ MESHES = [
   pytest.param(
     "bow", 0.0, (2, 2), 2, id="bow-fsdp-micro", marks=pytest.mark.slow
   ),
-  pytest.param("contrastive", WEIGHT, (4, 2), 2, id="captioning-fsdp-micro"),
+  pytest.param(
+    *("contrastive", WEIGHT, (4, 2), 2),
+    id="captioning-fsdp-micro",
+    marks=pytest.mark.slow,
+  ),
   pytest.param("lm", 0.0, (2, 4), 1, id="lm-8", marks=pytest.mark.slow),
   pytest.param("bow", 0.0, (8, 1), 1, id="bow-8", marks=pytest.mark.slow),
 ]
