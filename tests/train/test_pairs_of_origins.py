@@ -83,7 +83,7 @@ def test_every_array_and_the_tokenizer_of_both_towers_have_their_place(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("image, text", PAIRS[::6])
+@pytest.mark.parametrize("image, text", PAIRS[3::6])
 def test_a_pair_trains_and_resumes_bit_for_bit(models, tmp_path, image, text):
   config, run = _config(models(image), models(text)), tmp_path / "run"
   assert loop.train(config, run).steps_now == 2
