@@ -25,6 +25,8 @@ from xml.sax import saxutils
 
 from clip_jax.buckets import attempts
 
+SCHEMES = ("gs", "s3")
+FAULTS = ("500", "503", "429", "cut", "reset")  # What may pass.
 STALL_SECONDS = 60.0  # Longer than any client here waits.
 _NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 _STATUS = {"500": 500, "503": 503, "429": 429}

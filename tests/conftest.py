@@ -10,6 +10,7 @@ import sys
 import tempfile
 
 import pytest
+import simulated_devices
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The tests compile much and compute little: the compiler does the minimum, and
@@ -78,21 +79,26 @@ def _on_two_processes(program, *arguments, devices):
     devices: simulated ones of each process.
   """
   address = _free_address()
-  flags = f"--xla_force_host_platform_device_count={devices}"
   pair = [
     subprocess.Popen(
       [sys.executable, "-c", program, address, str(i), *arguments],
       stdout=subprocess.PIPE,
-      env={
-        **os.environ,
-        "XLA_FLAGS": f"{flags} {os.environ['CLIP_JAX_TEST_XLA_FLAGS']}",
-      },
+      env=simulated_devices.environment(devices),
     )
     for i in range(2)
   ]
   output = [process.communicate(timeout=300)[0] for process in pair]
   assert [process.returncode for process in pair] == [0, 0]
   return output
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+  """A bucket store that both schemes lead to, tried again without waiting."""
+  import bucket_stand_in  # It imports JAX.
+
+  with bucket_stand_in.reached(monkeypatch, tmp_path / "cache") as store:
+    yield store
 
 
 @pytest.fixture(scope="session")

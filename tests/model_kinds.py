@@ -4,6 +4,7 @@ Each function writes one under a new directory and returns its path. What is
 written equals what the libraries write, as the tests of each format show.
 """
 
+import functools
 import json
 import shutil
 
@@ -334,3 +335,13 @@ MAKERS = {
   "sentence-transformers": sentence_directory,
   "flax-clip": flax_clip,
 }
+
+
+def maker(tmp_path_factory):
+  """Returns a function from a kind to the path of a model, made once."""
+
+  @functools.cache
+  def make(kind):
+    return MAKERS[kind](tmp_path_factory.mktemp("kind") / "it")
+
+  return make

@@ -65,15 +65,7 @@ QUICK = {"workdir, sigmoid", "huggingface, SigLIP", "timm", "bert"}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-  made = {}
-
-  def make(kind):
-    if kind not in made:
-      directory = tmp_path_factory.mktemp("kind") / "it"
-      made[kind] = model_kinds.MAKERS[kind](directory)
-    return made[kind]
-
-  return make
+  return model_kinds.maker(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import collections
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -13,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import simulated_devices
 from PIL import Image
 
-import bucket_stand_in
 import image_bytes
 import model_kinds
 from clip_jax import cli, errors, hosts
@@ -197,8 +196,6 @@ def data(tmp_path_factory):
 
 
 def _start(*arguments, kill_at=NEVER, kill_by=signal.SIGKILL):
-  # One device: batches are cut by the number of them.
-  flags = "--xla_force_host_platform_device_count=1"
   return subprocess.Popen(
     [sys.executable, "-c", PROGRAM, str(int(kill_by)), str(kill_at), "embed"]
     + [str(argument) for argument in arguments],
@@ -206,10 +203,8 @@ def _start(*arguments, kill_at=NEVER, kill_by=signal.SIGKILL):
     stderr=subprocess.PIPE,
     text=True,
     cwd=pathlib.Path(cli.__file__).parents[2],
-    env={
-      **os.environ,
-      "XLA_FLAGS": f"{flags} {os.environ['CLIP_JAX_TEST_XLA_FLAGS']}",
-    },
+    # Batches are cut by the number of devices.
+    env=simulated_devices.environment(1),
   )
 
 
@@ -326,16 +321,13 @@ def test_an_error_on_one_process_ends_both_with_a_line(
 
 
 @pytest.mark.slow
-def test_two_processes_write_into_a_bucket(
-  words, whole, tmp_path, two, monkeypatch
-):
-  with bucket_stand_in.reached(monkeypatch, tmp_path / "cache") as store:
-    for code, _, errors_said in two(*words, "--out", "s3://data-1/index"):
-      assert code == 0, errors_said
-    objects = store.objects["data-1"]
-    found = {
-      name.removeprefix("index/"): held.data
-      for name, held in objects.items()
-      if name.startswith("index/") and held.data
-    }
+def test_two_processes_write_into_a_bucket(words, whole, two, store):
+  for code, _, errors_said in two(*words, "--out", "s3://data-1/index"):
+    assert code == 0, errors_said
+  objects = store.objects["data-1"]
+  found = {
+    name.removeprefix("index/"): held.data
+    for name, held in objects.items()
+    if name.startswith("index/") and held.data
+  }
   assert found == _content(whole)

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pyarrow as pa
 import pytest
+from source_content import at_both, content
 
 import bucket_stand_in
 import tf_examples
@@ -15,16 +16,7 @@ from clip_jax.data import pipeline, prepare, sources
 from clip_jax.data.sources import array_record
 from clip_jax.mirrors import data_files, fetching
 
-SCHEMES = ("gs", "s3")
-FAULTS = ("500", "503", "cut", "429", "reset")
 N = 7
-
-
-@pytest.fixture
-def store(monkeypatch, tmp_path):
-  """A store that both schemes lead to; attempts follow each other at once."""
-  with bucket_stand_in.reached(monkeypatch, tmp_path / "cache") as store:
-    yield store
 
 
 @pytest.fixture
@@ -93,53 +85,35 @@ ADDRESSES = (
 )
 
 
-def _content(address):
-  source = sources.open_source(address)
-  records = [source[index] for index in range(len(source))]
-  told = getattr(source, "account", None)
-  found = [(x.key, x.image, x.texts, x.label, x.labels) for x in records]
-  return (
-    found,
-    source.fingerprint,
-    source.class_names,
-    told and told.left_out.as_json(),
-  )
-
-
-def _both(address, scheme, data):
-  places = (f"{scheme}://data-1", str(data))
-  return [address.replace("{}", place) for place in places]
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_a_bucket_holds_what_the_disk_does(address, scheme, store, data):
   store.upload("data-1", data)
-  bucket, disk = map(_content, _both(address, scheme, data))
+  bucket, disk = map(content, at_both(address, scheme, data))
   assert bucket == disk
   assert len(bucket[0]) >= 1
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_twenty_faults_change_nothing(scheme, store, data):
   store.upload("data-1", data)
-  disk = [_content(_both(x, scheme, data)[1]) for x in ADDRESSES]
+  disk = [content(at_both(x, scheme, data)[1]) for x in ADDRESSES]
   # After a fault of other requests, Google's client waits for a second.
   store.faulty = "alt=media" if scheme == "gs" else ""
-  for fault in FAULTS * 4:
+  for fault in bucket_stand_in.FAULTS * 4:
     store.faults.extend((fault, ""))
-  assert [_content(_both(x, scheme, data)[0]) for x in ADDRESSES] == disk
-  assert store.happened == list(FAULTS * 4)
+  assert [content(at_both(x, scheme, data)[0]) for x in ADDRESSES] == disk
+  assert store.happened == list(bucket_stand_in.FAULTS * 4)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 @pytest.mark.parametrize("number", [0, 3, 6, 9])
 def test_batches_are_those_of_the_disk_bit_by_bit(
   number, scheme, store, data, spec, tokens
 ):
   store.upload("data-1", data)
   found = []
-  for address in _both(ADDRESSES[number], scheme, data):
+  for address in at_both(ADDRESSES[number], scheme, data):
     with pipeline.train_batches(
       sources.open_source(address),
       seed=3,
@@ -157,7 +131,7 @@ def test_batches_are_those_of_the_disk_bit_by_bit(
       np.testing.assert_array_equal(bucket[name], expected)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_copies_are_fetched_once_and_anew_where_objects_change(
   scheme, store, data, pairs
 ):
@@ -187,20 +161,20 @@ def _read(store, name):
   ]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_a_copy_that_was_cut_or_changed_is_fetched_again(scheme, store, data):
   store.upload("data-1", data)
   address = f"arrayrecord:{scheme}://data-1/records"
-  wanted = _content(address)
+  wanted = content(address)
   copies = sorted(kept_files.folder("buckets").rglob("*.array_record"))
   copies[0].write_bytes(copies[0].read_bytes()[:-5])
   copies[1].unlink()
   (copies[2].parent / ".0123.partial").write_bytes(b"half")
-  assert _content(address) == wanted
+  assert content(address) == wanted
   assert not list(copies[2].parent.glob(".*"))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_a_copy_that_was_broken_off_goes_on(scheme, store, data, monkeypatch):
   monkeypatch.setattr(attempts, "ATTEMPTS", 1)
   monkeypatch.setattr(data_files, "_NOTED_FILES", 1)
@@ -220,7 +194,7 @@ def test_a_copy_that_was_broken_off_goes_on(scheme, store, data, monkeypatch):
   assert not _read(store, "00000.array_record")
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 @pytest.mark.parametrize("kind", ["arrayrecord", "hf", "tfrecord"])
 def test_files_that_change_after_they_were_opened_are_told(
   kind, scheme, store, data
@@ -235,7 +209,7 @@ def test_files_that_change_after_they_were_opened_are_told(
     other[0]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_a_data_set_that_is_not_whole_is_told_by_its_address(
   scheme, store, data
 ):

@@ -8,22 +8,13 @@ import time
 import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
+from source_content import at_both, content
 
 import bucket_stand_in
 from clip_jax import buckets, cli, errors, places
 from clip_jax.buckets import attempts, clients
 from clip_jax.data import sources
 from clip_jax.data.sources import shard
-
-SCHEMES = ("gs", "s3")
-FAULTS = ("500", "503", "429", "cut", "reset")
-
-
-@pytest.fixture
-def store(monkeypatch, tmp_path):
-  """A store that both schemes lead to; attempts follow each other at once."""
-  with bucket_stand_in.reached(monkeypatch, tmp_path / "cache") as store:
-    yield store
 
 
 @pytest.fixture
@@ -56,7 +47,7 @@ def data(tmp_path, pairs, write_tar, members):
 
 
 ADDRESSES = (
-  "wds:{}/tars/x-{{0..1}}.tar",
+  "wds:{}/tars/x-{0..1}.tar",
   "wds:{}/tars/x-*.tar",
   "wds:{}/**/x-[01].tar",
   "wds:{}/tars",
@@ -70,51 +61,34 @@ ADDRESSES = (
 )
 
 
-def _content(address):
-  source = sources.open_source(address)
-  records = []
-  for index in range(len(source)):
-    record = source[index]
-    records.append((record.key, record.image, record.texts, record.label))
-  told = source.account
-  return (
-    records,
-    source.fingerprint,
-    source.class_names,
-    told.left_out.as_json(),
-    [(path.rpartition("/")[2], *rest) for path, *rest in told.damages],
-  )
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_a_bucket_holds_what_the_disk_does(address, scheme, store, data):
   store.upload("data-1", data)
-  bucket = f"{scheme}://data-1"
-  found = _content(address.format(*[bucket] * address.count("{}")))
-  assert found == _content(address.format(*[data] * address.count("{}")))
-  assert len(found[0]) >= 1
+  bucket, disk = map(content, at_both(address, scheme, data))
+  assert bucket == disk
+  assert len(bucket[0]) >= 1
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_twenty_faults_change_nothing(scheme, store, data):
   store.upload("data-1", data)
   addresses = [x for x in ADDRESSES if x.count("{}") == 1]
-  disk = [_content(address.format(data)) for address in addresses]
+  disk = [content(at_both(x, scheme, data)[1]) for x in addresses]
   # After a fault of other requests, Google's client waits for a second.
   store.faulty = "alt=media" if scheme == "gs" else ""
-  for fault in FAULTS * 4:
+  for fault in bucket_stand_in.FAULTS * 4:
     store.faults.extend((fault, ""))
   found = []
   for address in addresses:
-    found.append(_content(address.format(f"{scheme}://data-1")))
+    found.append(content(at_both(address, scheme, data)[0]))
     if not store.faults:
       break
-  assert store.happened == list(FAULTS * 4)
+  assert store.happened == list(bucket_stand_in.FAULTS * 4)
   assert found == disk[: len(found)]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_a_listing_is_asked_for_again(scheme, store):
   store.put("data-1", "a/b.tar", b"x")
   store.faults.append("503")
@@ -122,7 +96,7 @@ def test_a_listing_is_asked_for_again(scheme, store):
   assert store.happened == ["503"]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_an_answer_that_does_not_come_is_asked_for_again(
   scheme, store, monkeypatch
 ):
@@ -135,7 +109,7 @@ def test_an_answer_that_does_not_come_is_asked_for_again(
   assert store.happened == ["stall"]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_ctrl_c_does_not_wait_for_a_server(scheme, store, monkeypatch):
   store.put("data-1", "00.tar", b"x")
   assert places.kind(f"{scheme}://data-1/00.tar") == "file"
@@ -151,7 +125,7 @@ def test_ctrl_c_does_not_wait_for_a_server(scheme, store, monkeypatch):
   assert places.kind(f"{scheme}://data-1/00.tar") == "file"  # As before.
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_much_is_asked_for_in_pieces(scheme, store, monkeypatch):
   monkeypatch.setattr(buckets, "_MOST_BYTES", 30)
   store.put("data-1", "a.bin", bytes(range(100)))
@@ -162,7 +136,7 @@ def test_much_is_asked_for_in_pieces(scheme, store, monkeypatch):
   assert len(store.requests) == 4
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_what_stays_broken_is_told_after_some_attempts(scheme, store):
   store.put("data-1", "a.bin", b"abc")
   file = buckets.File(f"{scheme}://data-1/a.bin")
@@ -171,7 +145,7 @@ def test_what_stays_broken_is_told_after_some_attempts(scheme, store):
     file.read(offset=0, size=3)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 @pytest.mark.parametrize(
   "address", ["wds:{}/tars", "csv:{}/files/pairs.csv", "folder:{}/classes"]
 )
@@ -186,7 +160,7 @@ def test_no_record_is_bad_because_it_cannot_be_read_now(
     source[1]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_no_table_is_damaged_because_it_cannot_be_read_now(
   scheme, store, data, monkeypatch
 ):
@@ -203,7 +177,7 @@ def test_no_table_is_damaged_because_it_cannot_be_read_now(
       sources.open_source(f"parquet:{address}")[0]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_a_stated_count_that_cannot_be_read_now_is_told(
   scheme, store, data, monkeypatch
 ):
@@ -214,7 +188,7 @@ def test_a_stated_count_that_cannot_be_read_now_is_told(
     shard.stated_counts([f"{scheme}://data-1/tars/x-0.tar"])
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_who_may_not_read_is_told_so_at_once(scheme, store):
   store.put("data-1", "a.bin", b"abc")
   file = buckets.File(f"{scheme}://data-1/a.bin")
@@ -257,7 +231,7 @@ def test_credentials_that_were_good_are_waited_for(monkeypatch):
   assert attempts.retried("gs://data-1/a", ask) == "data"
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 @pytest.mark.parametrize(
   ("address", "said"),
   [
@@ -291,7 +265,7 @@ def test_data_that_changed_since_are_not_read_on(store):
     file.read(offset=0, size=3)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_a_source_goes_to_other_processes(scheme, store, data):
   store.upload("data-1", data)
   source = sources.open_source(f"wds:{scheme}://data-1/tars")
@@ -299,7 +273,7 @@ def test_a_source_goes_to_other_processes(scheme, store, data):
   assert other[3].image == source[3].image
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_no_table_leads_to_a_bucket(
   kind, scheme, store, data, tmp_path, monkeypatch
@@ -354,7 +328,7 @@ def test_many_shards_are_opened_by_few_requests_and_several_at_a_time(
     ("*/.*", ["b/.f.tar"]),
   ],
 )
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_globs_match_as_on_disk(pattern, expected, scheme, store, tmp_path):
   for name in ("a.tar", "b/c.tar", "b/d/e.tar", "b/.f.tar", "b/.g/h.tar"):
     store.put("data-1", name, b"x")
@@ -375,7 +349,7 @@ def test_the_command_line_reads_a_bucket(store, data, capsys):
   assert "or csv:gs://data-1/tars or" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_an_object_that_is_replaced_by_a_shorter_one_is_told(scheme, store):
   address = f"{scheme}://data-1/list.json"
   store.put("data-1", "list.json", b"x" * 90)
@@ -385,7 +359,7 @@ def test_an_object_that_is_replaced_by_a_shorter_one_is_told(scheme, store):
     opened.read(offset=0, size=90)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_what_is_replaced_while_it_is_read_is_read_again(
   scheme, store, monkeypatch
 ):

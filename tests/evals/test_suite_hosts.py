@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ import types
 
 import jax
 import pytest
+import simulated_devices
 from suite_stand_ins import (
   FOLDERS,
   HOW,
@@ -170,17 +170,13 @@ def test_only_the_first_process_reads_and_writes_results(
 
 
 def start(*arguments, devices):
-  flags = f"--xla_force_host_platform_device_count={devices}"
   return subprocess.Popen(
     [sys.executable, "-m", "clip_jax", "eval", *map(str, arguments)],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
     cwd=pathlib.Path(measuring.__file__).parents[3],
-    env={
-      **os.environ,
-      "XLA_FLAGS": f"{flags} {os.environ['CLIP_JAX_TEST_XLA_FLAGS']}",
-    },
+    env=simulated_devices.environment(devices),
   )
 
 

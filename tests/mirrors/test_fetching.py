@@ -12,14 +12,12 @@ from typing import Any
 
 import pytest
 
+import bucket_stand_in
 from clip_jax import buckets, errors, mirrors
 from clip_jax import search as search_lib
 from clip_jax.buckets import clients, writing
 from clip_jax.mirrors import fetching, stamps
 from clip_jax.mirrors import manifest as manifest_lib
-
-SCHEMES = ("gs", "s3")
-FAULTS = ("500", "503", "429", "cut", "reset")
 
 
 def _content(path):
@@ -38,21 +36,23 @@ def _objects(store, prefix):
   }
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_objects_are_written_and_removed_despite_faults(scheme, store):
-  store.faults.extend(x for fault in FAULTS for x in (fault, ""))
+  store.faults.extend(
+    x for fault in bucket_stand_in.FAULTS for x in (fault, "")
+  )
   for number in range(6):
     writing.put(f"{scheme}://data-1/a/b/{number}", b"%d" % number)
   writing.remove(f"{scheme}://data-1/a/b/0")
   writing.remove(f"{scheme}://data-1/a/b/none")
-  assert store.happened == list(FAULTS)
+  assert store.happened == list(bucket_stand_in.FAULTS)
   assert _objects(store, "a/b/") == {str(x): b"%d" % x for x in range(1, 6)}
   store.put("data-1", "a/rest", b"")
   writing.remove_folder(f"{scheme}://data-1/a/b")
   assert _objects(store, "a/") == {"rest": b""}
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_a_file_is_written_in_pieces(scheme, store, tmp_path, monkeypatch):
   monkeypatch.setattr(writing, "_PIECE_BYTES", 30)
   path = tmp_path / "file"
@@ -77,7 +77,7 @@ def test_what_cannot_be_written_is_told(scheme, store):
   assert not store.objects["data-1"]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_a_copy_is_the_folder_and_fetched_once(scheme, store):
   for name in ("m/a.json", "m/b/c.txt", "m2/other"):
     store.put("data-1", name, name.encode())
@@ -101,22 +101,24 @@ def test_a_copy_is_the_folder_and_fetched_once(scheme, store):
   assert _content(path) == _objects(store, "m/")
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_a_file_is_copied_under_its_name(scheme, store):
   store.put("data-1", "m/model.pt", b"weights")
   path = mirrors.fetched(f"{scheme}://data-1/m/model.pt")
   assert (path.name, path.read_bytes()) == ("model.pt", b"weights")
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_faults_change_no_copy(scheme, store):
   for number in range(8):
     store.put("data-1", f"m/{number}", bytes(range(100 + number)))
   # After a fault of other requests, Google's client waits for a second.
   store.faulty = "alt=media" if scheme == "gs" else ""
-  store.faults.extend(x for fault in FAULTS for x in (fault, ""))
+  store.faults.extend(
+    x for fault in bucket_stand_in.FAULTS for x in (fault, "")
+  )
   path = mirrors.fetched(f"{scheme}://data-1/m")
-  assert store.happened == list(FAULTS)
+  assert store.happened == list(bucket_stand_in.FAULTS)
   assert _content(path) == _objects(store, "m/")
 
 
@@ -218,7 +220,7 @@ def test_a_disk_that_cannot_be_written_is_told_by_its_own_path(
     assert "gs:" not in str(told.value)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_nothing_there_is_told(scheme, store):
   with pytest.raises(errors.UserError, match="There is nothing at"):
     mirrors.fetched(f"{scheme}://data-1/m")
@@ -394,10 +396,10 @@ def test_what_is_begun_and_not_completed_is_no_object(store, tmp_path):
   """Arrow's streams would make one of it when they are deleted."""
   path = tmp_path / "file"
   path.write_bytes(bytes(range(100)))
-  for scheme in SCHEMES:
+  for scheme in bucket_stand_in.SCHEMES:
     store.put("data-1", scheme, b"before")
   # Its own process: deleted streams keep all threads waiting, the server's too.
   command = [sys.executable, "-c", _CUT_OFF, str(path)]
   subprocess.run(command, check=True, timeout=60)
-  for scheme in SCHEMES:
+  for scheme in bucket_stand_in.SCHEMES:
     assert store.objects["data-1"][scheme].data == b"before"

@@ -7,12 +7,11 @@ import json
 import numpy as np
 import pytest
 
+import bucket_stand_in
 import model_kinds
 from clip_jax import cli, errors, loading, mirrors
 from clip_jax import search as search_lib
 from clip_jax.buckets import writing
-
-SCHEMES = ("gs", "s3")
 
 
 def call(*arguments):
@@ -28,7 +27,7 @@ def workdir(tmp_path_factory):
   return model_kinds.workdir(tmp_path_factory.mktemp("models") / "run")
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_models_and_indexes_live_in_a_bucket(scheme, store, workdir, tmp_path):
   store.upload("data-1", workdir.parent)
   model, index = f"{scheme}://data-1/run", f"{scheme}://data-1/indexes/a"

@@ -35,21 +35,13 @@ PAIRS = (
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-  made = {}
-
-  def make(kind):
-    if kind not in made:
-      directory = tmp_path_factory.mktemp("kind") / "it"
-      made[kind] = str(model_kinds.MAKERS[kind](directory))
-    return made[kind]
-
-  return make
+  return model_kinds.maker(tmp_path_factory)
 
 
 def _config(image, text):
   config = config_lib.default_config()
   config.model, config.precision = "from_init", "float32"
-  config.init.image, config.init.text = image, text
+  config.init.image, config.init.text = str(image), str(text)
   config.data.train, config.batch_size = "builtin:digits/train", 8
   config.steps, config.checkpoint.every_steps = 2, 1
   config.optim.warmup_steps = 1
