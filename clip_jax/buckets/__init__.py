@@ -14,6 +14,7 @@ import contextlib
 import io
 import os
 import re
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from clip_jax.buckets import attempts, clients
 _AHEAD_BYTES = 2**20
 # Of one request: a slow network, too, gives them before the time is over.
 _MOST_BYTES = 2**24
+# Of reading, before it is asked whether the object is still the same.
+_SAME_SECONDS = 10.0
 _ADDRESS = re.compile(r"(gs|s3)://")
 
 
@@ -132,7 +135,12 @@ class ReplacedError(errors.UnreachableError):
 
 
 class File:
-  """An object that is read at given positions, from any threads."""
+  """An object that is read at given positions, from any threads.
+
+  A read that takes several requests, or comes after others to the end, asks
+  whether the object is still the one that was opened; so does one in some
+  seconds of all others. What is read from front to end is of one object.
+  """
 
   def __init__(self, address: str, *, ahead: bool = False):
     """Asks for its size.
@@ -150,6 +158,7 @@ class File:
     self._status = status(address)
     self._ahead = ahead
     self._window, self._start = b"", 0
+    self._requests, self._looked_at = 0, time.monotonic()
     self._reader = clients.READERS[address[:2]](address)
 
   def status(self) -> Status:
@@ -174,13 +183,23 @@ class File:
     return self._window[at : at + size]
 
   def _read(self, offset: int, size: int) -> bytes:
-    if size <= _MOST_BYTES:
-      return self._ask(offset, size)
     end = offset + size
-    return b"".join(
-      self._ask(start, min(_MOST_BYTES, end - start))
-      for start in range(offset, end, _MOST_BYTES)
-    )
+    try:
+      pieces = [
+        self._ask(start, min(_MOST_BYTES, end - start))
+        for start in range(offset, end, _MOST_BYTES)
+      ]
+      self._requests += len(pieces)
+      is_done = self._requests > 1 and end == self._status.size
+      seconds = time.monotonic() - self._looked_at
+      if is_done or len(pieces) > 1 or seconds >= _SAME_SECONDS:
+        self._check()
+    except FileNotFoundError:
+      raise ReplacedError(
+        f"{self.address} was removed or replaced since it was opened; start "
+        "again, and leave it alone meanwhile."
+      ) from None
+    return b"".join(pieces)
 
   def _ask(self, offset: int, size: int) -> bytes:
     def ask() -> bytes:
@@ -195,13 +214,14 @@ class File:
           raise FileNotFoundError(self.address) from None  # It is another one.
         raise
 
-    try:
-      return attempts.retried(self.address, ask)
-    except FileNotFoundError:
-      raise ReplacedError(
-        f"{self.address} was removed or replaced since it was opened; start "
-        "again, and leave it alone meanwhile."
-      ) from None
+    return attempts.retried(self.address, ask)
+
+  def _check(self) -> None:
+    """Raises FileNotFoundError where it is not the object that was opened."""
+    attempts.retried(self.address, self._reader.check)
+    if status(self.address) != self._status:
+      raise FileNotFoundError(2, "No such object", self.address)
+    self._looked_at = time.monotonic()
 
 
 class _Stream(io.RawIOBase):

@@ -38,6 +38,9 @@ class GsReader:
       raise FileNotFoundError(2, "No such object", self._name)
     return found.value
 
+  def check(self) -> None:
+    """Does nothing: each read says which object's bytes it has."""
+
 
 class S3Reader:
   """An object in S3, or in a store that speaks as it does."""
@@ -49,9 +52,17 @@ class S3Reader:
   def read(self, offset: int, size: int) -> bytes:
     """Returns bytes; raises OSError where it cannot, in one attempt."""
     if self._file is None:
-      arrow = client(self._address)
-      self._file = arrow.open_input_file(place(self._address))
+      self._file = self._opened()
     return self._file.read_at(size, offset)
+
+  def check(self) -> None:
+    """Raises FileNotFoundError where what was read may be of two objects."""
+    # A read does not say whose bytes it has.
+    if self._opened().metadata() != self._file.metadata():
+      raise FileNotFoundError(2, "No such object", self._address)
+
+  def _opened(self) -> Any:
+    return client(self._address).open_input_file(place(self._address))
 
 
 READERS: dict[str, Any] = {"gs": GsReader, "s3": S3Reader}
