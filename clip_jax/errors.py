@@ -47,6 +47,18 @@ class DamagedError(UserError):
   """A file whose content is not valid for its format."""
 
 
+class NoGoodCheckpointError(UserError):
+  """Checkpoints of a run, none of which is good.
+
+  Attributes:
+    steps: of these.
+  """
+
+  def __init__(self, said: str, steps: Iterable[int]):
+    super().__init__(said)
+    self.steps = frozenset(steps)
+
+
 class UnreachableError(UserError):
   """Data that cannot be read now, whatever they hold: no fault of theirs."""
 

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Callable
+from typing import TypeVar
 
 from clip_jax import buckets, errors
 from clip_jax.convert import (
@@ -26,6 +28,7 @@ from clip_jax.convert.portable import Options, Portable
 _DESCRIPTION = "config.json"
 _ADAPTER = "adapter_config.json"
 _SHOWN = 5
+_Result = TypeVar("_Result")
 _ACCEPTED = (
   "a workdir of `clip-jax train` (a directory with config.json and "
   f"checkpoints/), {hub.PREFIX}ORG/NAME, or a checkpoint in one of the formats "
@@ -110,7 +113,7 @@ def is_remote(address: str) -> bool:
   return hub.is_address(address) or buckets.is_address(address)
 
 
-def find(address: str, *, step: int | None = None) -> pathlib.Path:
+def find(address: str) -> pathlib.Path:
   """Returns the path of a model, or of a copy: of one on the Hub, in a bucket.
 
   A file of weights without a config is a model by itself, also where it lies in
@@ -118,13 +121,36 @@ def find(address: str, *, step: int | None = None) -> pathlib.Path:
 
   Args:
     address: of the model.
-    step: the checkpoint of a workdir that is to be read; None for the newest.
 
   Raises:
     UserError: there is no such model, or it cannot be downloaded.
   """
+  return read(address, lambda path: path)
+
+
+def read(
+  address: str,
+  act: Callable[[pathlib.Path], _Result],
+  *,
+  step: int | None = None,
+) -> _Result:
+  """Returns what `act` makes of the path that `find` returns.
+
+  Args:
+    address: of the model.
+    act: called again, with an older checkpoint in the copy of a workdir, where
+      it raises `NoGoodCheckpointError`.
+    step: the checkpoint of a workdir that is to be read; None for the newest.
+
+  Raises:
+    UserError: as `find` and `act` do.
+  """
   if buckets.is_address(address):
-    return bucket_models.download(address, step=step)
+    return bucket_models.read(address, act, step=step)
+  return act(_find_file(address))
+
+
+def _find_file(address: str) -> pathlib.Path:
   if not hub.is_address(address):
     if not address:
       raise errors.UserError(f"MODEL is empty; give {_ACCEPTED}.")
@@ -158,9 +184,12 @@ def open_model(
   """
   options = options or Options()
   address = os.fspath(source)
-  path = find(address)
-  name = recognise(path, options) if source_format is None else source_format
-  model = find_format(name).read(path, options)
+
+  def read_it(path: pathlib.Path) -> tuple[pathlib.Path, Portable]:
+    name = recognise(path, options) if source_format is None else source_format
+    return path, find_format(name).read(path, options)
+
+  path, model = read(address, read_it)
   if hub.is_address(address):
     snapshot = path.parent if path.is_file() else path
     pinned = hub.pinned(address, snapshot)
@@ -195,7 +224,12 @@ def open_first(path: str | os.PathLike, other: str | None = None) -> Portable:
   if other is not None:
     return open_model(other)
   where = os.fspath(path)
-  path = find(where) if buckets.is_address(where) else path
+  if buckets.is_address(where):
+    return read(where, _open_first_of)
+  return _open_first_of(path)
+
+
+def _open_first_of(path: str | os.PathLike) -> Portable:
   address = interpolation.first_address(path)
   try:
     first = open_model(address)
