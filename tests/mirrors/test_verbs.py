@@ -166,6 +166,36 @@ def test_an_index_is_killed_while_it_is_written(store, monkeypatch, tmp_path):
   assert len(store.objects["data-1"].keys() - {"index/", ""}) == 3
 
 
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
+@pytest.mark.parametrize("kind", ["records", "meta"])
+def test_of_two_machines_that_write_an_index_one_has_all_of_it(
+  kind, scheme, store, tmp_path, monkeypatch
+):
+  address, put = f"{scheme}://data-1/index", writing.put_file
+
+  def build(fingerprint, cache):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+    search_lib.build(
+      address,
+      batches=lambda start: _batches(start, fingerprint),
+      embed_images=lambda images: images,
+      model="m",
+      fingerprint=fingerprint,
+    )
+
+  def put_after_another(address, path):
+    if path.name.startswith(kind):
+      monkeypatch.setattr(writing, "put_file", put)
+      build("two", "there")
+    put(address, path)
+
+  monkeypatch.setattr(writing, "put_file", put_after_another)
+  build("one", "here")
+  found = search_lib.open_index(address)
+  assert found.meta["fingerprint"] == "one" and found.key(0) == "a"
+  assert len(store.objects["data-1"].keys() - {"index/", ""}) == 3
+
+
 def test_what_is_no_index_is_not_replaced(store):
   store.put("data-1", "index/meta.json", b"{}")
   with pytest.raises(errors.UserError, match="not of an index and is left"):
