@@ -448,7 +448,8 @@ def test_models_are_listed_as_they_are_traced(capsys):
   [
     ("--filter siglip2-256 --max-parameters 400M", {"B-32", "B-16"}),
     ("--filter SigLIP2-256 --format open-clip --max-parameters 1.2G", {"B-32"}),
-    ("--filter RN50 --format openai --max-parameters 0.15b", {"RN50"}),
+    ("--filter rn_50 --format openai --max-parameters 0.15b", {"RN50"}),
+    ("--filter ViT-B/32-siglip2", {"B-32"}),
   ],
 )
 def test_models_are_chosen_by_name_size_and_format(words, names_):
