@@ -5,7 +5,6 @@ functions here, which give None for what a value cannot be.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +40,7 @@ class Result:
     return self.data if self.set is None else published.title(self.set)
 
   def number(self, name: str) -> float | None:
-    """Returns a value if it is a finite number."""
+    """Returns a value if it is a number that can be drawn."""
     return number(self.values.get(name))
 
   def fraction(self, name: str) -> float | None:
@@ -89,6 +88,8 @@ class Result:
     return entry.get("interval_95") if isinstance(entry, dict) else None
 
 
+# Axes of matplotlib end before the largest floats do.
+_LARGEST = 1e300
 # What a suite calls a measure.
 _OTHER = {"top1": "accuracy"}
 
@@ -140,9 +141,9 @@ class Collection:
 
 
 def number(value: Any) -> float | None:
-  """Returns `value` if it is a finite number, else None."""
+  """Returns `value` if it is a number that can be drawn, else None."""
   if isinstance(value, int | float) and not isinstance(value, bool):
-    return float(value) if math.isfinite(value) else None
+    return float(value) if abs(value) <= _LARGEST else None
   return None
 
 
