@@ -159,6 +159,7 @@ class File:
     self._ahead = ahead
     self._window, self._start = b"", 0
     self._requests, self._looked_at = 0, time.monotonic()
+    self._is_known = False  # That all reads will be of the object opened.
     self._reader = clients.READERS[address[:2]](address)
 
   def status(self) -> Status:
@@ -192,7 +193,8 @@ class File:
       self._requests += len(pieces)
       is_done = self._requests > 1 and end == self._status.size
       seconds = time.monotonic() - self._looked_at
-      if is_done or len(pieces) > 1 or seconds >= _SAME_SECONDS:
+      is_due = is_done or len(pieces) > 1 or seconds >= _SAME_SECONDS
+      if is_due and not self._is_known:
         self._check()
     except FileNotFoundError:
       raise ReplacedError(
@@ -218,10 +220,10 @@ class File:
 
   def _check(self) -> None:
     """Raises FileNotFoundError where it is not the object that was opened."""
-    attempts.retried(self.address, self._reader.check)
+    is_known = attempts.retried(self.address, self._reader.check)
     if status(self.address) != self._status:
       raise FileNotFoundError(2, "No such object", self.address)
-    self._looked_at = time.monotonic()
+    self._is_known, self._looked_at = is_known, time.monotonic()
 
 
 class _Stream(io.RawIOBase):

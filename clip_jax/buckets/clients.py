@@ -38,8 +38,9 @@ class GsReader:
       raise FileNotFoundError(2, "No such object", self._name)
     return found.value
 
-  def check(self) -> None:
-    """Does nothing: each read says which object's bytes it has."""
+  def check(self) -> bool:
+    """Returns whether later reads, too, are of the object of those before."""
+    return True
 
 
 class S3Reader:
@@ -55,11 +56,15 @@ class S3Reader:
       self._file = self._opened()
     return self._file.read_at(size, offset)
 
-  def check(self) -> None:
-    """Raises FileNotFoundError where what was read may be of two objects."""
-    # A read does not say whose bytes it has.
+  def check(self) -> bool:
+    """Returns whether later reads, too, are of the object of those before.
+
+    Raises:
+      FileNotFoundError: those before may be of two objects.
+    """
     if self._opened().metadata() != self._file.metadata():
       raise FileNotFoundError(2, "No such object", self._address)
+    return False  # No read says which object's bytes it has.
 
   def _opened(self) -> Any:
     return client(self._address).open_input_file(place(self._address))
