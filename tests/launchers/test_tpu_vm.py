@@ -280,9 +280,8 @@ FAILURES = {
   "ERROR: PERMISSION_DENIED: This API method requires billing to be enabled.": (
     "no billing account"
   ),
-  "ERROR: NOT_FOUND: Resource 'projects/p/global/networks/a' was not found": (
-    "such as the runtime version, the network"
-  ),
+  "ERROR: NOT_FOUND: 'projects/p/locations/z/runtimeVersions/a' was not"
+  " found": "such as the runtime version, the network",
   "ERROR: gcloud crashed (ConnectionError): Max retries exceeded with url": (
     "Google cannot be reached"
   ),
@@ -303,6 +302,24 @@ def test_what_google_refuses_is_explained(cloud):
       and last.startswith("Error: ")
       and message in last
     )
+
+
+@pytest.mark.parametrize(
+  ("text", "told"),
+  [
+    (
+      "Location us-east5-b is not found or access is unauthorized.",
+      "Zone 'us-",
+    ),
+    ("Resource 'projects/p/locations/us-east5-b/nodes/pod' was not found", ""),
+  ],
+)
+def test_a_zone_that_is_none_is_no_slice_that_is_gone(text, told, cloud):
+  cloud.write(fail=f"ERROR: NOT_FOUND: {text}")
+  said = cloud("status", *WHERE, code=1 if told else 0)
+  assert f"Error: {told}" in said if told else said == "pod: absent\n"
+  said = cloud("delete", *WHERE, "--yes", code=1)
+  assert f"Error: {told or 'There is no'}" in said
 
 
 def test_a_missing_gcloud_is_told(cloud, tmp_path):

@@ -262,7 +262,7 @@ explain() { # CODE: ends the script and says what gcloud's words mean.
       die "The project's quota does not allow this in $ZONE (spot and on-demand, each generation and each region or zone have one of their own). Ask for more at https://console.cloud.google.com/iam-admin/quotas (service Cloud TPU API), take a smaller slice, or another zone. $zones" ;;
     *"apacity"* | *RESOURCE_EXHAUSTED*)
       die "There is no room for this in $ZONE now. Try again later, with --spot, a smaller slice or another zone. $zones" ;;
-    *"or it may not exist"* | *"nvalid zone"* | *"ocation"*"not found"* | *"ccelerator"*"not found"* | *"nvalid value for"*"zone"*)
+    *"or it may not exist"* | *"nvalid zone"* | *"ocation "*"not found"* | *"ccelerator"*"not found"* | *"nvalid value for"*"zone"*)
       die "Zone '$ZONE' is not known to Cloud TPU, has no such slices, or is closed to this project. $zones" ;;
     *ALREADY_EXISTS*)
       die "There is a '$NAME' in $ZONE already. status.sh shows it; delete.sh removes it." ;;
@@ -294,12 +294,16 @@ lost_workers() { # TEXT: names the workers that gcloud could not reach.
 
 # --- The slice ------------------------------------------------------------
 
+is_missing() { # Whether gcloud has said so of the slice, not of its zone.
+  grep -q 'NOT_FOUND\|not found' "$SAID" && ! grep -q 'ocation .*not found' "$SAID"
+}
+
 queue_state() { # Prints the queued resource's state; NONE where there is none.
   local state
   if state=$(query compute tpus queued-resources describe "$NAME" \
     "--format=value(state.state)"); then
     printf '%s' "$state"
-  elif grep -q 'NOT_FOUND\|not found' "$SAID"; then
+  elif is_missing; then
     printf NONE
   else
     cat "$SAID" >&2
@@ -311,7 +315,7 @@ describe_node() { # FORMAT: prints a part of the node, NONE where there is none.
   local answer
   if answer=$(query compute tpus tpu-vm describe "$NAME" "--format=$1"); then
     printf '%s' "$answer"
-  elif grep -q 'NOT_FOUND\|not found' "$SAID"; then
+  elif is_missing; then
     printf NONE
   else
     cat "$SAID" >&2
