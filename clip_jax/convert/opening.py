@@ -160,7 +160,19 @@ def open_model(
   address = os.fspath(source)
   path = find(address)
   name = recognise(path, options) if source_format is None else source_format
-  model = find_format(name).read(path, options)
+  known = find_format(name)
+  try:
+    model = known.read(path, options)
+  except errors.AmbiguousError as error:
+    if known.tower is None:
+      raise
+    # Before anybody converts it for a purpose that needs the other one.
+    alone = f"It is a model of {name}, which has the {known.tower} tower alone."
+    ambiguous = errors.AmbiguousError(
+      f"{error.problem} {alone}", flags=error.flags
+    )
+    ambiguous.tower = known.tower
+    raise ambiguous from None
   if hub.is_address(address):
     snapshot = path.parent if path.is_file() else path
     pinned = hub.pinned(address, snapshot)
