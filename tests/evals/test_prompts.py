@@ -239,3 +239,28 @@ def test_the_digest_tells_names_and_texts_apart():
   ]
   assert len({one.digest for one in made}) == len(made)
   assert made[0].digest == prompts.resolve(["cat", "dog"], ["{}g"]).digest
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "told"),
+  [
+    ("l.txt", "cat,dog,bird\n", "1 in all, and the first is 'cat,dog,bird'"),
+    ("l.txt", "cat;dog", "1 in all, and the first is 'cat;dog'"),
+    ("l.csv", "id,name\n0,cat\n", "2 in all, and the first is 'id,name'"),
+    ("l.txt", '[\n"cat",\n"dog"\n]', "4 in all, and the first is '['"),
+    ("l.txt", "a snow leopard\n", None),
+    ("l.txt", "tench, Tinca tinca\ngoldfish, Carassius auratus\n", None),
+    ("l.json", '["cat,dog"]', None),
+  ],
+)
+def test_lines_that_look_like_several_labels_are_told(
+  tmp_path, caplog, name, text, told
+):
+  path = tmp_path / name
+  path.write_text(text)
+  labels = prompts.read_labels(str(path))
+  assert labels == (
+    ["cat,dog"] if told is None and "json" in name else prompts.lines(text)
+  )
+  assert (told or "is a label, as it stands") in caplog.text or told is None
+  assert bool(caplog.records) == (told is not None)
