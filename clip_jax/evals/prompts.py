@@ -103,9 +103,23 @@ def _looks_parted(found: Sequence[str], path: pathlib.Path) -> bool:
 
 
 def parted(text: str) -> list[str]:
-  """Returns the names in a text: one a line, or of one line between commas."""
+  """Returns the names in a text: one a line, or of one line between commas.
+
+  Raises:
+    UserError: a name of one line begins as JSON's or CSV's lists of names do.
+  """
   found = lines(text)
-  return found if len(found) > 1 else [x.strip() for x in text.split(",")]
+  if len(found) > 1:
+    return found
+  names = [x.strip() for x in text.split(",")]
+  if any(name.startswith(("[", "{", '"')) for name in names):
+    raise errors.UserError(
+      f"The labels {text!r:.100} have brackets or quotes, which would be part "
+      "of their names: write cat,dog. A name with a comma or a quote in it "
+      "stands on a line of its own in a file, and JSON in a file that ends in "
+      ".json."
+    )
+  return names
 
 
 def lines(text: str) -> list[str]:

@@ -141,6 +141,18 @@ def test_one_line_of_names_is_parted_by_commas(text, names):
   assert prompts.read_labels(text) == names
 
 
+@pytest.mark.parametrize(
+  "text", ['["cat", "dog"]', '"cat","dog"', '{"cat": "a cat"}', 'a, "b, c"']
+)
+def test_brackets_and_quotes_are_no_part_of_a_name(text):
+  with pytest.raises(errors.UserError, match="have brackets or quotes"):
+    prompts.read_labels(text)
+  assert prompts.read_labels(f"{text}\nit's 5\" long") == [
+    text,
+    "it's 5\" long",
+  ]
+
+
 def test_templates_are_read_from_the_command_line_and_from_files(tmp_path):
   text = tmp_path / "templates.txt"
   text.write_text("a {}, small\nthe {}\n")
