@@ -262,10 +262,13 @@ class Rows:
     return digest.hexdigest()
 
 
-def _value(
-  cell: Any, key: str, *, limit: int = captions_lib.MAX_TEXT_BYTES
-) -> Any:
-  """Returns a cell as Python's value; raises `BadRecord` where it cannot."""
+def _value(cell: Any, key: str, *, limit: int | None = None) -> Any:
+  """Returns a cell as Python's value; raises `BadRecord` where it cannot.
+
+  A text may be as long as `limit` says, or else as long as captions may be.
+  """
+  if limit is None:
+    limit = captions_lib.MAX_TEXT_BYTES
   if isinstance(cell, pa.DictionaryScalar):
     cell = cell.value
   if not cell.is_valid:
