@@ -30,7 +30,10 @@ class AmbiguousError(UserError):
   Attributes:
     problem: what the input does not say.
     flags: the flags that say it, such as "--activation gelu".
+    tower: "image" or "text" where that tower is all that the input holds.
   """
+
+  tower: str | None = None
 
   def __init__(
     self, problem: str, *, flags: str = "", known_here: bool = False

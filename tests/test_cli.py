@@ -374,6 +374,15 @@ def test_search_finds_by_text_what_is_nearest(index, workdir):
     assert got["caption"] == want.captions[0]
 
 
+def test_a_text_that_looks_like_a_lost_image_is_told(index, capsys):
+  found = call("search", index, "gone.JPG", "-k", 1)["results"]
+  assert len(found) == 1
+  told = "There is no file 'gone.JPG', so it is searched for as a text"
+  assert told in capsys.readouterr().err
+  call("search", index, "a dog. And a cat", "-k", 1)
+  assert "searched for" not in capsys.readouterr().err
+
+
 def test_search_finds_by_image_the_image_itself(index, tmp_path):
   from clip_jax.data import sources
 

@@ -59,11 +59,11 @@ def recognise(path: pathlib.Path, options: Options | None = None) -> str:
   """
   if path.is_dir():
     return _recognise_directory(path)
-  if not weights_file.is_one(path):
+  if not weights_file.is_known(path):
     raise errors.UserError(
-      f"Model {str(path)!r} is a file in no known format, judged by its name; "
-      f"give {_ACCEPTED}. Files of weights end in "
-      f"{', '.join(weights_file.SUFFIXES)}."
+      f"Model {str(path)!r} is a file in no known format, judged by its name "
+      f"and its first bytes; give {_ACCEPTED}. Files of weights end in "
+      f"{', '.join(weights_file.SUFFIXES)}.{_above(path)}"
     )
   return _recognise_file(path, options or Options())
 
@@ -84,11 +84,19 @@ def _recognise_directory(path: pathlib.Path) -> str:
   if (path / _DESCRIPTION).exists():
     config_file.read(path / _DESCRIPTION)  # Raises where it cannot be read.
   files = [name for name in found if weights_file.is_one(path / name)]
-  hint = f" To read {files[0]}, give its own path." if files else ""
+  hint = f" To read {files[0]}, give its own path." if files else _above(path)
   raise errors.UserError(
     f"Model {str(path)!r} is in no known format (found: "
     f"{shown or 'nothing'}); give {_ACCEPTED}.{hint}"
   )
+
+
+def _above(path: pathlib.Path) -> str:
+  """Returns a hint where `path` is a part of a model's directory."""
+  for parent in path.absolute().parents[:2]:
+    if any(known.recognise(parent) for known in FORMATS.values()):
+      return f" It lies in the model {str(parent)!r}: give that."
+  return ""
 
 
 def _recognise_file(path: pathlib.Path, options: Options) -> str:
@@ -187,7 +195,7 @@ def open_model(
 
   def read_it(path: pathlib.Path) -> tuple[pathlib.Path, Portable]:
     name = recognise(path, options) if source_format is None else source_format
-    return path, find_format(name).read(path, options)
+    return path, _read_by(find_format(name), path, options)
 
   path, model = read(address, read_it)
   if hub.is_address(address):
@@ -209,6 +217,23 @@ def open_model(
     model = context.resize(model, options.context_length)
   _warn_of_unused(options, model)
   return model
+
+
+def _read_by(
+  known: Format, path: pathlib.Path, options: Options
+) -> Portable:
+  try:
+    return known.read(path, options)
+  except errors.AmbiguousError as error:
+    if known.tower is None:
+      raise
+    # Before anybody converts it for a purpose that needs the other one.
+    alone = f"It is a model of {known.name}, which has the {known.tower} tower"
+    ambiguous = errors.AmbiguousError(
+      f"{error.problem} {alone} alone.", flags=error.flags
+    )
+    ambiguous.tower = known.tower
+    raise ambiguous from None
 
 
 def open_first(path: str | os.PathLike, other: str | None = None) -> Portable:

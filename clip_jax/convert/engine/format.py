@@ -26,6 +26,9 @@ class Format:
     gives_back: whether a model came unchanged from this format, so that it can
       be written in spite of refusals.
     told: returns the options needed to read a written description back.
+    suffixes: with which the name of the one file ends that is written, the
+      usual one first; empty where a directory is written.
+    tower: "image" or "text" where models of the format have that tower alone.
   """
 
   name: str
@@ -36,3 +39,5 @@ class Format:
   refusals: Callable[[dict[str, Any]], list[str]] = lambda spec: []
   gives_back: Callable[[Portable], bool] = _nowhere
   told: Callable[[dict[str, Any]], Options] = lambda spec: Options()
+  suffixes: tuple[str, ...] = ()
+  tower: str | None = None

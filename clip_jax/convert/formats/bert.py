@@ -270,4 +270,4 @@ def naming(names: Iterable[str]) -> dict[str, Any]:
   return {"prefix": prefix, "norms": "gamma" if legacy else "norm"}
 
 
-FORMAT = Format(NAME, read, recognise=recognise, knows=knows)
+FORMAT = Format(NAME, read, recognise=recognise, knows=knows, tower="text")

@@ -284,4 +284,5 @@ FORMAT = Format(
   write=write,
   refusals=description.refusals,
   told=told,
+  suffixes=(".npz",),
 )

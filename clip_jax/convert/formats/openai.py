@@ -324,5 +324,11 @@ def state_dict(model: portable.Portable) -> dict[str, Tensor]:
 
 
 FORMAT = Format(
-  NAME, read, knows=knows, write=write, refusals=refusals, told=told
+  NAME,
+  read,
+  knows=knows,
+  write=write,
+  refusals=refusals,
+  told=told,
+  suffixes=(".pt", ".pth", ".bin", ".ckpt"),
 )

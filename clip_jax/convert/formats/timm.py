@@ -338,4 +338,4 @@ def _told_preprocessing(options, report) -> dict[str, Any]:
   }
 
 
-FORMAT = Format(NAME, read, recognise=recognise, knows=knows)
+FORMAT = Format(NAME, read, recognise=recognise, knows=knows, tower="image")
