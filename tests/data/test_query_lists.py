@@ -207,6 +207,14 @@ def test_capitals_are_gone_on_request(tmp_path):
   assert out.read_text() == "car\nred\nred car\n"
 
 
+def test_what_ends_no_line_of_a_file_ends_no_text(tmp_path):
+  table = counting.Table(tmp_path / "t", ignore_case=False, most_keys=99)
+  table.add(corpus.Piece("red\u2028dog\x85a\x1cb\x0bc\r\nd e\rf\n\ng"))
+  table.flush()
+  assert table.totals == counting.Totals(texts=4, words=9, bigrams=5)
+  assert ("red dog", 1) in counting.merged(tmp_path, "bigrams")
+
+
 def test_a_line_that_is_no_utf8_is_counted_and_passed_over(tmp_path):
   path = tmp_path / "a.txt"
   path.write_bytes(b"red\nr\xe9d\nred\n")

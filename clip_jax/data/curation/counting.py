@@ -10,6 +10,7 @@ vocabulary: some 20 MB for each process that reads, as much once at the end.
 import collections
 import contextlib
 import dataclasses
+import io
 import itertools
 import os
 import pathlib
@@ -122,7 +123,8 @@ class Table:
     names = map(self._fold, map(_name, piece.titles))
     self._counts["titles"].update(names)
     self._counts["wordnet"].update(map(self._fold, piece.synsets))
-    for line in self._fold(piece.text).splitlines():
+    # By \n, \r and both: U+2028 and the like end no line of a text.
+    for line in io.StringIO(self._fold(piece.text), newline=None):
       self._add_line(line)
     if sum(map(len, self._counts.values())) >= self._most_keys:
       self.flush()
