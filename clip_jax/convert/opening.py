@@ -11,8 +11,8 @@ from clip_jax.convert import (
   context,
   hub,
   interpolation,
+  missing_model,
   positions,
-  unknown,
   weights_file,
 )
 from clip_jax.convert import report as report_lib
@@ -131,7 +131,7 @@ def find(address: str, *, step: int | None = None) -> pathlib.Path:
     errors.check_model("MODEL", address)
     path = pathlib.Path(os.path.expanduser(address))
     if not os.path.exists(path):  # Path.exists raises on names that are long.
-      raise errors.UserError(unknown.missing(path, _ACCEPTED))
+      raise missing_model.error(path, _ACCEPTED)
     return path
   path = hub.download(address)
   weights = [file for file in path.iterdir() if weights_file.is_one(file)]

@@ -109,7 +109,9 @@ def test_one_record_is_a_problem(doctor, pairs):
 def test_a_batch_that_training_refuses_is_refused_alike(doctor, size):
   found = doctor(f"batch_size={size}")
   assert found["config"]["verdict"] == finding.PROBLEM
-  assert f"batch_size={size} must divide by the 8 dev" in str(found["config"])
+  assert f"batch_size={size} must be divisible by the 8 dev" in str(
+    found["config"]
+  )
   assert found["devices"]["facts"]["devices"] == 8
 
 
