@@ -71,7 +71,7 @@ def find(directory: str | os.PathLike) -> dict[str, pathlib.Path]:
   The newest metrics come first.
 
   Raises:
-    UserError: there is none.
+    UserError: there is no workdir.
   """
   errors.check_local("The directory of runs", directory)
   path = pathlib.Path(os.path.expanduser(directory)).resolve()

@@ -21,7 +21,7 @@ def download(address: str, *, step: int | None = None) -> pathlib.Path:
       its list of files tells.
 
   Raises:
-    UserError: there is none, or it cannot be read.
+    UserError: there is no model at the address, or it cannot be read.
   """
 
   def choose(names: Sequence[str]) -> list[str]:

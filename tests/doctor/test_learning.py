@@ -135,7 +135,7 @@ def test_broken_images_are_told_beside_the_rest(doctor, pairs, damaged):
   records = found["records"]
   assert records["verdict"] == finding.PROBLEM
   assert records["facts"]["bad_fraction"] == damaged / 16
-  assert "data.max_bad_fraction lets 1.00%" in records["message"]
+  assert "data.max_bad_fraction allows 1.00%" in records["message"]
   assert found["duplicate captions"]["verdict"] == finding.OK
   if damaged == 16:
     assert "bad records in a row" in found["overfit one batch"]["message"]

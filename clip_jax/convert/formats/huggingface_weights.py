@@ -26,7 +26,7 @@ def require(directory: pathlib.Path) -> pathlib.Path:
   """Returns the file of weights or of their index.
 
   Raises:
-    UserError: there is none.
+    UserError: the directory has neither.
   """
   path = find(directory)
   if path is None:

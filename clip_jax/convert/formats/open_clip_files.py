@@ -176,7 +176,7 @@ def _find_weights(
   """Returns the file of weights that open_clip would load, or the only one.
 
   Raises:
-    UserError: there is none, or there are several with other names.
+    UserError: no file has weights, or several with unusual names do.
   """
   found = [path / name for name in PREFERRED if (path / name).is_file()]
   if found:

@@ -24,7 +24,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   """Returns the model of the newest good checkpoint.
 
   Raises:
-    UserError: there is none, or its model has no shared embedding.
+    UserError: no checkpoint is good, or the model has no shared embedding.
   """
   del options
   config = workdir_lib.load_config(path)

@@ -134,7 +134,7 @@ def are_different(data: np.ndarray, ends: np.ndarray) -> bool:
 
 
 def _differ(hashes: np.ndarray) -> np.ndarray:
-  """Returns whether each row's hashes differ from the row before, (rows,)."""
+  """Whether each row's hashes differ from the row before, (rows,)."""
   differ = np.ones(hashes.shape[1], bool)
   if len(differ):
     np.not_equal(hashes[0, 1:], hashes[0, :-1], out=differ[1:])

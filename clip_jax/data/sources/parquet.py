@@ -157,7 +157,7 @@ def _read_footers(
       return footer
     except UnicodeDecodeError:
       return "bad_footer"
-    except row_groups.DamagedError as error:
+    except row_groups.BadFileError as error:
       return error.reason
 
   with concurrent.futures.ThreadPoolExecutor(_OPEN_THREADS) as pool:

@@ -38,7 +38,7 @@ _MAGIC = b"PAR1"
 BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)
 
 
-class DamagedError(errors.UserError):
+class BadFileError(errors.UserError):
   """A file that is cut off, otherwise damaged, or of another format.
 
   Attributes:
@@ -93,7 +93,7 @@ class ParquetFile:
       mapped: the file, where it is mapped already.
 
     Raises:
-      DamagedError: it is damaged, or not a Parquet file.
+      BadFileError: it is damaged, or not a Parquet file.
       UserError: it cannot be read.
     """
     self._bytes: _Mapped | _Object = (
@@ -115,11 +115,11 @@ class ParquetFile:
     except errors.UnreachableError:
       raise
     except BROKEN:
-      raise DamagedError(path, "bad_footer") from None
+      raise BadFileError(path, "bad_footer") from None
     rows = self.footer.rows
     most = _MAX_ROWS_A_BYTE * self._bytes.size
     if min(rows, default=0) < 0 or sum(rows) > max(most, _FEW_ROWS):
-      raise DamagedError(path, "bad_footer")
+      raise BadFileError(path, "bad_footer")
 
   def _digest(self) -> str:
     """Returns a digest of the footer."""
@@ -185,7 +185,7 @@ class _Object:
     try:
       self._file = buckets.File(path)
     except FileNotFoundError:
-      raise DamagedError(path, "dangling_link") from None
+      raise BadFileError(path, "dangling_link") from None
     self.size = self._file.status().size
     head = self.read(0, len(regular_files.LFS))
     if not head.startswith(_MAGIC):
@@ -275,7 +275,7 @@ def map_file(path: str, *, magic: tuple[bytes, ...], other: str) -> mmap.mmap:
   """Returns the map of a regular file that begins with one of `magic`.
 
   Raises:
-    DamagedError: it begins otherwise (then `other` is the reason), is empty, or
+    BadFileError: it begins otherwise (then `other` is the reason), is empty, or
       does not exist.
     UserError: it cannot be read.
   """
@@ -286,18 +286,18 @@ def map_file(path: str, *, magic: tuple[bytes, ...], other: str) -> mmap.mmap:
       if head.startswith(magic):
         return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
   except FileNotFoundError:
-    raise DamagedError(path, "dangling_link") from None
+    raise BadFileError(path, "dangling_link") from None
   except OSError as error:
     raise errors.UserError(f"Cannot read {path}: {error.strerror}.") from error
   raise _damage(path, head, other)
 
 
-def _damage(path: str, head: bytes, other: str) -> DamagedError:
+def _damage(path: str, head: bytes, other: str) -> BadFileError:
   """Returns the error for a file that begins with `head`."""
   if not head:
-    return DamagedError(path, "empty")
+    return BadFileError(path, "empty")
   is_pointer = head == regular_files.LFS
-  return DamagedError(path, "lfs_pointer" if is_pointer else other)
+  return BadFileError(path, "lfs_pointer" if is_pointer else other)
 
 
 @dataclasses.dataclass(frozen=True)
