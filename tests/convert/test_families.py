@@ -167,7 +167,7 @@ def test_a_row_reads_reports_its_source_and_writes():
 
 def test_what_a_user_says_counts_and_is_told():
   spec, report = _read(
-    _toy(), {"t": {"length": 7, "vocab": 9}}, told={"width": 32}
+    _toy(), {"t": {"length": 7, "vocab": 9}}, overrides={"width": 32}
   )
   assert spec["text"]["width"] == 32
   assert report.inferred["text.width"]["source"] == "flag"
@@ -175,7 +175,7 @@ def test_what_a_user_says_counts_and_is_told():
     "--width 32 overrides toy.json, t, whose default is dim=24."
   ]
   given = {"t": {"length": 7, "vocab": 9, "dim": 16}}
-  _, report = _read(_toy(), given, told={"width": 32})
+  _, report = _read(_toy(), given, overrides={"width": 32})
   assert report.warnings == [
     "--width 32 overrides toy.json, t, which says dim=16."
   ]

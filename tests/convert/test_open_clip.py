@@ -154,7 +154,7 @@ def test_a_description_alone_makes_the_same_model(make, case, tmp_path):
     return
   open_clip.write(model, tmp_path / "made")
   again = convert.open_model(tmp_path / "made")
-  assert open_clip.gives_back(dataclasses.replace(model, source=again.source))
+  assert open_clip.can_restore(dataclasses.replace(model, source=again.source))
   assert again.leaves.keys() == model.leaves.keys()
   for path, leaf in model.leaves.items():
     assert np.array_equal(again.leaves[path].read(), leaf.read()), path

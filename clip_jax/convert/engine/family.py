@@ -128,7 +128,7 @@ class Family:
     for field in compared:
       want, got = fields_lib.get(wanted, field), fields_lib.get(found, field)
       row = rows.get(field, fields_lib.Row())
-      if not row.holds(want, got):
+      if not row.means_same(want, got):
         problems.append(refusal(field, want, row.values(got)))
     return problems
 

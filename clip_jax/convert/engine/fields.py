@@ -51,8 +51,8 @@ class Row:
   def write(self, spec: Spec, config: dict[str, Any]) -> None:
     """Adds what the description says to the config; never raises an error."""
 
-  def holds(self, value: Any, found: Any) -> bool:
-    """Whether our `value` means the same as `found`, which was read back."""
+  def means_same(self, value: Any, found: Any) -> bool:
+    """Whether `value`, of ours, computes the same as `found`, read back."""
     return self.free or value == found or value in self.also
 
   def values(self, found: Any) -> tuple[Any, ...]:
@@ -84,7 +84,7 @@ class Field(Row):
     value = source.read(self.theirs, self.kind)
     if not self.in_weights:
       source.note(self.ours, value, self.theirs)
-    put(spec, self.ours, source.settle(self.ours, value, self.theirs))
+    put(spec, self.ours, source.override(self.ours, value, self.theirs))
 
   def write(self, spec: Spec, config: dict[str, Any]) -> None:
     """Writes the field."""
@@ -123,7 +123,7 @@ class Derived(Field):
     """Writes the field."""
     put(config, self.theirs, self.encode(_tower(self, spec)))
 
-  def holds(self, value: Any, found: Any) -> bool:
+  def means_same(self, value: Any, found: Any) -> bool:
     """Whether the value was read back, or is not used."""
     return found is None or value == found
 

@@ -90,7 +90,7 @@ def recognise(path: pathlib.Path) -> bool:
   return kind is not None and (kind in MODEL_TYPES or "clip" in kind.lower())
 
 
-def knows(names: Collection[str]) -> bool:
+def recognise_names(names: Collection[str]) -> bool:
   """Whether these are names of such a model."""
   return any(name.startswith(tuple(PREFIXES.values())) for name in names)
 
@@ -205,7 +205,7 @@ def read_config(
     family.defaults,
     where=where,
     report=report,
-    told={"activation": activation},
+    overrides={"activation": activation},
     towers=(tower,) if tower else tuple(_SECTIONS),
   )
   return Config(family, tower, source)
@@ -324,5 +324,10 @@ def _dtype(tensors) -> np.dtype:
 
 
 FORMAT = Format(
-  NAME, read, recognise=recognise, knows=knows, write=write, refusals=refusals
+  NAME,
+  read,
+  recognise=recognise,
+  recognise_names=recognise_names,
+  write=write,
+  refusals=refusals,
 )

@@ -118,7 +118,7 @@ class EndToken(fields.Row):
       special = {"bos_token_id": end_id - 1, "pad_token_id": end_id}
     config["text_config"] |= {**special, "eos_token_id": end_id}
 
-  def holds(self, value: Any, found: Any) -> bool:
+  def means_same(self, value: Any, found: Any) -> bool:
     """Whether both find the same token, as if the end token has the last id."""
     return value == found or (self.legacy and value == "argmax")
 

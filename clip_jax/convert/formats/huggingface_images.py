@@ -262,6 +262,6 @@ def deviations(spec: dict[str, Any]) -> list[str]:
     "processor"
     for row in FIELDS
     if isinstance(row, Fixed)
-    and not row.holds(spec[row.ours], row.value)
+    and not row.means_same(spec[row.ours], row.value)
     and not (row.ours == "crop_rounding" and spec["resize"] == "squash")
   ]

@@ -51,7 +51,7 @@ TABLES = {
 class LogitBias(Fixed):
   """The row of the initial logit bias; the weights hold the trained one."""
 
-  def holds(self, value: Any, found: Any) -> bool:
+  def means_same(self, value: Any, found: Any) -> bool:
     """Whether both have a bias, or neither."""
     return value is not None
 

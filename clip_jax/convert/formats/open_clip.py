@@ -78,7 +78,7 @@ def recognise(path: pathlib.Path) -> bool:
   return files_lib.find_config(path) is not None
 
 
-def knows(names: Collection[str]) -> bool:
+def recognise_names(names: Collection[str]) -> bool:
   """Whether these are names of a model with OpenCLIP's custom towers."""
   return any(name.startswith("visual.") for name in names) and any(
     name.startswith(("text.", "positional_embedding")) for name in names
@@ -241,7 +241,7 @@ def entries(spec: dict[str, Any], layout: dict[str, Any]) -> list[Entry]:
   )
 
 
-def gives_back(model: portable.Portable) -> bool:
+def can_restore(model: portable.Portable) -> bool:
   """Whether a model came unchanged from this format."""
   return _as_it_came(model) is not None
 
@@ -299,8 +299,8 @@ FORMAT = Format(
   NAME,
   read,
   recognise=recognise,
-  knows=knows,
+  recognise_names=recognise_names,
   write=write,
   refusals=open_clip_config.refusals,
-  gives_back=gives_back,
+  can_restore=can_restore,
 )

@@ -86,9 +86,9 @@ def describe(
   config = {**config, "preprocess_cfg": preprocess}
   where = {"": name, MODEL: f"{name}: {MODEL}"}
   where |= {VISION: f"{name}: vision_cfg", TEXT: f"{name}: text_cfg"}
-  told = {"activation": activation}
+  overrides = {"activation": activation}
   source = fields.Source(
-    config, found.defaults, where=where, report=report, told=told
+    config, found.defaults, where=where, report=report, overrides=overrides
   )
   known = {getattr(row, "theirs", "") for row in found.fields}
   _refuse_unknown(config, known, source)

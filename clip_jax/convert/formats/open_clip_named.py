@@ -68,10 +68,9 @@ class TimmTower(fields.Row):
         f"{name} is made for {tower['image_size']}; give the timm_model_name "
         "of that size."
       )
-    told = f"{VISION}.timm_model_name"
-    tower |= {
-      "activation": source.settle("image.activation", tower["activation"], told)
-    }
+    tower["activation"] = source.override(
+      "image.activation", tower["activation"], f"{VISION}.timm_model_name"
+    )
     _note_all(source, "image", tower)
     spec["image"] = {**tower, **spec["image"]}
     biased = bias or head == "trunk.head"
@@ -133,7 +132,7 @@ class BertTower(fields.Row):
     if config is None:
       config = self.config(name)
     where = f"{source.where(theirs)}: the config of {name}"
-    tower = bert.describe(config, source.report, where, source.told)
+    tower = bert.describe(config, source.report, where, source.overrides)
     tower["normalize"] = False
     _note_all(source, "text", tower)
     spec["text"] = {**tower, **spec["text"]}

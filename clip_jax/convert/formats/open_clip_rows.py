@@ -81,7 +81,7 @@ class Activation(fields.Field):
       activation = "quick_gelu"
     said = QUICK_GELU if source.given(QUICK_GELU) else self.theirs
     source.note(self.ours, activation, said)
-    fields.put(spec, self.ours, source.settle(self.ours, activation, said))
+    fields.put(spec, self.ours, source.override(self.ours, activation, said))
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
     """Writes one of both; with "quick_gelu", both towers have QuickGELU."""

@@ -91,7 +91,7 @@ _NEARLY = {
 _MARKS = ("visual.conv1.weight", "text_projection")
 
 
-def knows(names: Collection[str]) -> bool:
+def recognise_names(names: Collection[str]) -> bool:
   """Whether these are names of a model with OpenAI's names."""
   return all(mark in names for mark in _MARKS)
 
@@ -106,7 +106,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   report = report_lib.Report(NAME)
   archive = weights_file.read(path, options, report)
   names = archive.tensors
-  if not knows(names):
+  if not recognise_names(names):
     raise errors.UserError(
       f"{path} holds no model under OpenAI's names: it lacks "
       f"{' or '.join(_MARKS)}; it has {', '.join(list(names)[:5])}, … . Give "
@@ -217,7 +217,7 @@ def describe(
     image["image_size"] = side * 2 ** (len(stages) + 1)
   text = {"kind": "transformer", **sizes(SIZES["transformer"])}
   text |= {**_FIXED["text"]["transformer"], "activation": activation}
-  found = openai_heads.find(image, text, told=heads, report=report, name=name)
+  found = openai_heads.find(image, text, given=heads, report=report, name=name)
   text["heads"] = found[1]
   if kind == "vit":
     image |= {"heads": found[0], "activation": activation}
@@ -295,7 +295,7 @@ def deviations(spec: dict[str, Any]) -> list[str]:
   ]
 
 
-def told(spec: dict[str, Any]) -> portable.Options:
+def options_to_read(spec: dict[str, Any]) -> portable.Options:
   """Returns the options needed to read a written state dict back."""
   towers = (spec["image"], spec["text"])
   image_heads, text_heads = map(transforms.heads, towers)
@@ -324,5 +324,10 @@ def state_dict(model: portable.Portable) -> dict[str, Tensor]:
 
 
 FORMAT = Format(
-  NAME, read, knows=knows, write=write, refusals=refusals, told=told
+  NAME,
+  read,
+  recognise_names=recognise_names,
+  write=write,
+  refusals=refusals,
+  options_to_read=options_to_read,
 )

@@ -20,7 +20,7 @@ from clip_jax.convert.verify.oracle import (
   Oracle,
   Source,
   Tower,
-  preparations,
+  make_inputs,
   unit,
 )
 
@@ -85,7 +85,7 @@ def _load(source: Source) -> Oracle:
     makers["pixels"] = lambda: _pixels(path, kind)
   if "text" in spec:
     makers["tokens"] = lambda: _tokens(path, spec["text"]["context_length"])
-  inputs = preparations("transformers", **makers)
+  inputs = make_inputs("transformers", **makers)
   if kind == "bert":
     layers = model.encoder.layer
     text = Tower(layers, lambda ids: _pooled_bert(model, ids, spec["text"]))

@@ -13,7 +13,7 @@ from clip_jax.convert.verify.oracle import (
   Source,
   Tower,
   image_tower,
-  preparations,
+  make_inputs,
 )
 
 
@@ -73,5 +73,5 @@ def _load(path: pathlib.Path, *, double: bool) -> Oracle:
     tokenize = open_clip.get_tokenizer(f"local-dir:{path}")
     return lambda texts: tokenize(texts).numpy()
 
-  inputs = preparations("open_clip", pixels=make_pixels, tokens=make_tokens)
+  inputs = make_inputs("open_clip", pixels=make_pixels, tokens=make_tokens)
   return Oracle(f"open_clip {open_clip.__version__}", towers, model, **inputs)

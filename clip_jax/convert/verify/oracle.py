@@ -142,7 +142,7 @@ class Oracle:
     return scale * images @ texts.T + shift
 
 
-def preparations(
+def make_inputs(
   library: str, **makers: Callable[[], Callable[[list], np.ndarray]]
 ) -> dict[str, Any]:
   """Returns an oracle's fields "pixels", "tokens" and "missing".
