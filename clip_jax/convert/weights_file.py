@@ -80,7 +80,7 @@ def read(
 
   Raises:
     UserError: it is damaged, or holds adapters.
-    AmbiguousError: it holds several models, and the options choose none.
+    AmbiguousError: it holds several models, and no option chooses one.
   """
   suffix = next((x for x in _READERS if path.name.endswith(x)), None)
   if suffix is None:

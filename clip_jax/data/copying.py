@@ -48,7 +48,7 @@ class Rule:
   limits: preprocess.Limits = preprocess.DEFAULT_LIMITS
 
   def __post_init__(self) -> None:
-    """Raises UserError for a size or a quality that is none."""
+    """Raises UserError for a size or a quality out of range."""
     if self.shortest_side is not None and self.shortest_side < 1:
       raise errors.UserError(
         f"shortest_side={self.shortest_side} must be at least 1 pixel."

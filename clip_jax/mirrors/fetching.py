@@ -39,7 +39,7 @@ class ChangedError(Exception):
     self.address = address
 
 
-class MismatchError(errors.UserError):
+class InconsistentError(errors.UserError):
   """An object that still differs from its description after several attempts.
 
   Attributes:
@@ -122,7 +122,7 @@ def fetched(
     use: as in `local_path`.
 
   Raises:
-    MismatchError: an object is not the one of the folder's list.
+    InconsistentError: an object is not the one of the folder's list.
     UserError: there is nothing, it is not complete, or it cannot be read.
   """
   address = checked(address)
@@ -145,7 +145,7 @@ def repeat_if_changed(act: Callable[[], _Result], advice: str) -> _Result:
     advice: what a user can do if they change every time.
 
   Raises:
-    MismatchError: objects change every time.
+    InconsistentError: objects change every time.
   """
   for _ in range(_ATTEMPTS - 1):
     with contextlib.suppress(ChangedError):
@@ -154,7 +154,7 @@ def repeat_if_changed(act: Callable[[], _Result], advice: str) -> _Result:
   try:
     return act()
   except ChangedError as error:
-    raise MismatchError(f"{error}. {advice}.", error.address) from None
+    raise InconsistentError(f"{error}. {advice}.", error.address) from None
 
 
 @contextlib.contextmanager

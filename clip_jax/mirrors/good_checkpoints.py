@@ -33,7 +33,7 @@ def fetched_good(
   while True:
     try:
       return fetching.fetched(address, choose_good, use=use)
-    except fetching.MismatchError as error:
+    except fetching.InconsistentError as error:
       step = manifest_lib.step(error.address[len(address) + 1 :])
       if step is None:
         raise

@@ -71,10 +71,10 @@ def _from_line(line: bytes) -> Entry:
 
 
 def _checked(key: Any, captions: Any, path: Any) -> Entry:
-  """Returns an entry of what was read.
+  """Returns the entry of a row.
 
   Raises:
-    TypeError: it is none.
+    TypeError: a cell is null or of another type.
   """
   if not isinstance(captions, list) or not all(
     isinstance(each, str) for each in [key, path, *captions]

@@ -146,7 +146,7 @@ def _toy(*more):
 
 def _read(family, values, **more):
   report = report_lib.Report("toy")
-  source = fields.Source(
+  source = fields.ConfigReader(
     values, family.defaults, where={"": "toy.json"}, report=report, **more
   )
   return family.describe(source), report

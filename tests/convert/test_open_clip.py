@@ -431,7 +431,7 @@ def test_clips_tokenizer_gives_open_clips_ids(library, tmp_path, arguments):
 def _check_ids(library, directory, model_cfg):
   theirs = library.get_tokenizer(f"local-dir:{directory}")
   described = _describe(model_cfg)
-  source = open_clip_files.Source({}, "", directory, (), (directory,))
+  source = open_clip_files.Files({}, "", directory, (), (directory,))
   files, fields = open_clip._tokenizer(
     described, source, report_lib.Report("open-clip")
   )

@@ -39,7 +39,7 @@ To write one, after the example of `formats/huggingface_clip.py`:
       defaults={"text": {"layers": 12}},
     )
 
-`FAMILY.describe(Source(config, FAMILY.defaults, …))` reads a config,
+`FAMILY.describe(ConfigReader(config, FAMILY.defaults, …))` reads a config,
 `FAMILY.config(spec)` writes one, `FAMILY.entries(spec)` gives the place of
 every tensor to `portable.assemble` and `to_theirs`, and `FAMILY.refusals(spec)`
 lists the fields of a model that would change if such a config were written and

@@ -29,7 +29,7 @@ class Family:
   fields: tuple[fields_lib.Row, ...]
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-  def describe(self, source: fields_lib.Source) -> dict[str, Any]:
+  def describe(self, source: fields_lib.ConfigReader) -> dict[str, Any]:
     """Returns the description of a config's model.
 
     It has the towers of the source. What no field says, such as the tokenizer,
@@ -46,7 +46,7 @@ class Family:
       row.check(source, found)
     return found
 
-  def _rows(self, source: fields_lib.Source) -> list[fields_lib.Row]:
+  def _rows(self, source: fields_lib.ConfigReader) -> list[fields_lib.Row]:
     """Returns the rows of a config's towers."""
     parts = set(source.towers)
     if len(parts) == 2:  # Includes rows that are about no tower.
@@ -82,7 +82,7 @@ class Family:
         small = engine.resolve({"embed_dim": 1, **small})
         wanted[tower] = normal(small)[tower]
         other.append(tower)
-    source = fields_lib.Source(
+    source = fields_lib.ConfigReader(
       plain(self.config(wanted)),
       self.defaults,
       where={"": "The config that it would get"},

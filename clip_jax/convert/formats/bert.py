@@ -251,7 +251,7 @@ def describe(
   Raises:
     UserError: a field has a value that is not supported.
   """
-  source = fields.Source(
+  source = fields.ConfigReader(
     config,
     DEFAULTS,
     where={"": where},

@@ -70,7 +70,7 @@ _AFTER_TOWER = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class ReadConfig:
   """The content of a config.json.
 
   Attributes:
@@ -81,7 +81,7 @@ class Config:
 
   family: HuggingFaceFamily
   tower: str | None
-  source: fields.Source
+  source: fields.ConfigReader
 
 
 def recognise(path: pathlib.Path) -> bool:
@@ -173,7 +173,7 @@ def read_config(
   directory: pathlib.Path,
   report: report_lib.Report,
   activation: str | None = None,
-) -> Config:
+) -> ReadConfig:
   """Returns the config of a model of `FAMILIES`.
 
   Args:
@@ -200,7 +200,7 @@ def read_config(
   else:
     parts = (_part(data, part, family, path) for part in _SECTIONS.values())
     values = {**data, **dict(zip(_SECTIONS.values(), parts, strict=True))}
-  source = fields.Source(
+  source = fields.ConfigReader(
     values,
     family.defaults,
     where=where,
@@ -208,7 +208,7 @@ def read_config(
     overrides={"activation": activation},
     towers=(tower,) if tower else tuple(_SECTIONS),
   )
-  return Config(family, tower, source)
+  return ReadConfig(family, tower, source)
 
 
 def _part(data, name, family, path) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _part(data, name, family, path) -> dict[str, Any]:
   return {**(values or {}), **family.defaults[name], **legacy}
 
 
-def describe(path: pathlib.Path, config: Config) -> dict[str, Any]:
+def describe(path: pathlib.Path, config: ReadConfig) -> dict[str, Any]:
   """Returns the complete description of a directory's model."""
   spec = config.family.describe(config.source)
   family, report = config.family, config.source.report

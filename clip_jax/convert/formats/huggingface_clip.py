@@ -100,7 +100,7 @@ class EndToken(fields.Row):
   ours: str = "text.pooling"
   theirs: str = "text_config.eos_token_id"
 
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def read(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Stores the pooling and the token's id."""
     end_id = source.read(self.theirs, kinds.TOKEN_ID)
     largest = self.legacy and end_id == LEGACY_END_ID

@@ -138,7 +138,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   return dataclasses.replace(model, execution=execution)
 
 
-def _bert_config(source: files_lib.Source, name: str) -> dict[str, Any]:
+def _bert_config(source: files_lib.Files, name: str) -> dict[str, Any]:
   """Returns the config of a BERT, from a directory or as published."""
   for directory in source.directories:
     beside = config_file.peek(directory / bert.CONFIG)
@@ -156,7 +156,7 @@ def _bert_config(source: files_lib.Source, name: str) -> dict[str, Any]:
 
 def _tokenizer(
   described: open_clip_config.Described,
-  source: files_lib.Source,
+  source: files_lib.Files,
   report: report_lib.Report,
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
   """Returns the tokenizer's files, and its description."""

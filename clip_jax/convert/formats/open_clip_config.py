@@ -87,7 +87,7 @@ def describe(
   where = {"": name, MODEL: f"{name}: {MODEL}"}
   where |= {VISION: f"{name}: vision_cfg", TEXT: f"{name}: text_cfg"}
   overrides = {"activation": activation}
-  source = fields.Source(
+  source = fields.ConfigReader(
     config, found.defaults, where=where, report=report, overrides=overrides
   )
   known = {getattr(row, "theirs", "") for row in found.fields}
@@ -113,7 +113,7 @@ def describe(
 def _refuse_unknown(
   values: Mapping[str, Any],
   known: Collection[str],
-  source: fields.Source,
+  source: fields.ConfigReader,
   section: str = "",
 ) -> None:
   """Raises UserError if there are fields without a row.

@@ -49,7 +49,7 @@ class TimmTower(fields.Row):
 
   ours: str = "image"
 
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def read(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Stores the tower that has the name."""
     name, pool, size, head, bias = (
       source.get(f"{VISION}.{field}")
@@ -120,7 +120,7 @@ class BertTower(fields.Row):
   config: Callable[[str], dict[str, Any]]
   ours: str = "text"
 
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def read(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Reads the config of that name."""
     name, theirs = source.get(f"{TEXT}.hf_model_name"), f"{TEXT}.hf_model_name"
     if not source.get(f"{TEXT}.hf_tokenizer_name"):
@@ -137,7 +137,7 @@ class BertTower(fields.Row):
     _note_all(source, "text", tower)
     spec["text"] = {**tower, **spec["text"]}
 
-  def check(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def check(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Raises UserError if the longest text exceeds the positions."""
     positions = spec["text"]["positions"]
     if spec["text"]["context_length"] > positions:

@@ -72,7 +72,7 @@ def mlp_ratio(width: int, mlp_dim: int) -> float:
 class Activation(fields.Field):
   """A tower's activation: by "quick_gelu" of the model, or by its own field."""
 
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def read(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Reads both."""
     activation = source.read(self.theirs, self.kind)
     if source.read(QUICK_GELU, kinds.FLAG):
@@ -103,7 +103,7 @@ class TextProjection(fields.Row):
 
   ours: str = "text_projection"
 
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def read(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Reads its kind and its bias."""
     kind = source.get(f"{TEXT}.proj_type")
     bias = kind == "linear" and source.get(f"{TEXT}.proj_bias")
@@ -137,7 +137,7 @@ class Ends(fields.Row):
 
   ours: str = ""
 
-  def check(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def check(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Raises UserError if a tower's output is not `embed_dim` wide."""
     for what in ("image", "text"):
       tower, projection = spec[what], spec[f"{what}_projection"]

@@ -171,7 +171,7 @@ def describe(
     options: with the activation, if it is another one.
 
   Raises:
-    UserError: it describes an unsupported model, or none.
+    UserError: it does not describe a model, or one that is not supported.
   """
   # In older files, the fields of `pretrained_cfg` stood at the top.
   given = config.get("pretrained_cfg") or config
@@ -184,7 +184,7 @@ def describe(
   # A field that is null counts as missing.
   given = {k: v for k, v in given.items() if v is not None}
   defaults: dict[str, Any] = {"pretrained_cfg": _DEFAULTS}
-  source = fields.Source(
+  source = fields.ConfigReader(
     {**config, "model_args": arguments, "pretrained_cfg": given},
     defaults,
     where={"": str(path)},

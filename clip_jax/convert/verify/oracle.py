@@ -17,7 +17,7 @@ Stages = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Checkpoint:
   """A checkpoint from which an oracle is made.
 
   Attributes:

@@ -29,7 +29,7 @@ _LOOKED_AT = 64  # Texts, before it is said that they have several lines.
 
 
 def check_choice(captions: str) -> str:
-  """Returns `captions`; raises `UserError` where it is none of `CAPTIONS`."""
+  """Returns `captions`; raises `UserError` if it is not one of `CAPTIONS`."""
   if captions not in CAPTIONS:
     raise errors.unknown("value of captions=", captions, CAPTIONS)
   return captions
@@ -129,7 +129,7 @@ def from_labels(
 
 
 def check_label(label: int, *, key: str, classes: int) -> None:
-  """Raises `BadRecord` where `label` is none of so many `classes`."""
+  """Raises `BadRecord` unless `label` is from 0 to `classes` - 1."""
   if not 0 <= label < classes:
     raise record_lib.BadRecord("bad_label", key)
 
@@ -138,7 +138,7 @@ def read_classes(path: str) -> tuple[str, ...]:
   """Returns the names of classes in a file, one a line.
 
   Raises:
-    UserError: it cannot be read, or names none.
+    UserError: the file cannot be read, or names no class.
   """
   names = [line.strip() for line in re.split("\r\n?|\n", _read_text(path))]
   while names and not names[-1]:

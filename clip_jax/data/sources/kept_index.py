@@ -172,8 +172,8 @@ def _open(path: pathlib.Path) -> Index:
   """Returns a kept index.
 
   Raises:
-    OSError: it is not there.
-    ValueError: it is none.
+    OSError: the file does not exist.
+    ValueError: the file is not an index, or other users may write there.
   """
   content = kept_files.map_file(path)
   if content is None:

@@ -33,7 +33,7 @@ class Kind:
   values: tuple[Any, ...] = ()
 
 
-class Source:
+class ConfigReader:
   """A config that is read, with the defaults of its classes.
 
   Args:
