@@ -29,7 +29,7 @@ def _rule(kind: str, said: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """Limits of pairs, in the order in which they apply; None or () is no limit."""
+  """Limits of pairs, in the order of their use; None or () means no limit."""
 
   min_side: int | None = _rule(COUNT, "pixels of the shorter side, at least")
   max_side: int | None = _rule(COUNT, "pixels of the longer side, at most")
