@@ -34,7 +34,7 @@ def of_each(
   *,
   threads: int = _THREADS,
 ) -> list[_Answer]:
-  """Returns what `function` returns for each item, called in threads."""
+  """Returns the results of `function` for all items, called in threads."""
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     try:
       return list(pool.map(function, items))

@@ -59,7 +59,7 @@ class Run:
 
 
 def finder(directory: str) -> Callable[[], dict[str, pathlib.Path]]:
-  """Returns what finds the runs at a path, or at an address in a bucket."""
+  """Returns a function that finds the runs at a path or an address."""
   if buckets.is_address(directory):
     return bucket_runs.BucketRuns(directory)
   return functools.partial(find, directory)

@@ -57,12 +57,12 @@ class LeftOut:
     self.names: dict[str, list[str]] = {}
 
   def as_json(self) -> dict[str, Any]:
-    """Returns what `from_json` takes."""
+    """Returns a JSON object for `from_json`."""
     return {"counts": dict(self.counts), "names": self.names}
 
   @classmethod
   def from_json(cls, content: Mapping[str, Any]) -> "LeftOut":
-    """Returns what was written by `as_json`."""
+    """Returns the `LeftOut` of an object made by `as_json`."""
     made = cls()
     made.counts.update(content["counts"])
     made.names.update((k, list(names)) for k, names in content["names"].items())

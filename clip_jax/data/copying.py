@@ -62,7 +62,7 @@ class Rule:
     return self.drop_bad or self.shortest_side is not None
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns what decides on the bytes that are written, as plain data."""
+    """Returns the fields that determine the bytes of a copy, as plain data."""
     shrinks = self.shortest_side is not None
     return {
       "drop_bad": self.drop_bad,

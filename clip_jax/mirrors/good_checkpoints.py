@@ -14,7 +14,7 @@ _LOGGER = logging.getLogger(__name__)
 def fetched_good(
   address: str, choose: fetching.Choose, *, use: str = "read"
 ) -> pathlib.Path:
-  """Returns what `fetched` does, of a workdir without damaged checkpoints.
+  """Returns a copy of a workdir as `fetched` does, without damaged checkpoints.
 
   As on a disk, an older one takes the place of one that is damaged.
 

@@ -40,7 +40,7 @@ def fused_attend(
   mask: jax.Array | None,
   implementation: Literal["cudnn", "xla"],
 ) -> jax.Array:
-  """Returns what `attend` does, computed by one of JAX's implementations.
+  """Returns the result of `attend`, by one of JAX's implementations.
 
   Args:
     query: (batch, queries, heads, head_dim).

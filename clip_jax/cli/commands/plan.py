@@ -36,7 +36,7 @@ def plan(arguments: argparse.Namespace) -> verb.Answer:
 
 
 def _lengths(arguments) -> dict[str, int | None]:
-  """Returns what the planner assumes about the data."""
+  """Returns the sizes of the data that the planner assumes."""
   return {
     "examples": arguments.examples,
     "caption_tokens": arguments.caption_tokens,

@@ -226,10 +226,10 @@ def to_tensors(model: portable.Portable) -> dict[str, Tensor]:
 
 def _unsaid(spec: dict[str, Any]) -> list[str]:
   """Returns warnings about what a file of arrays cannot say."""
-  said = family.normal(spec)
+  said = family.normal_form(spec)
   differs = {
     field: spec[field]
-    for field, want in family.normal(description.PREPROCESSING).items()
+    for field, want in family.normal_form(description.PREPROCESSING).items()
     if field in said and said[field] != want
   }
   warnings = []

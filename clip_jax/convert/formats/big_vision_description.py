@@ -358,12 +358,12 @@ def _ends(read: Sizes, tensors, layout, spec, report) -> dict[str, Any]:
 
 def refusals(spec: dict[str, Any]) -> list[str]:
   """Returns messages about what of a description big_vision does not have."""
-  return family.unlike(spec, _allowed(spec))
+  return family.not_allowed(spec, _allowed(spec))
 
 
 def _allowed(spec: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
   """Yields (field, allowed values) for the fields that shapes do not show."""
-  yield from family.pinned(spec, _FIXED)
+  yield from family.fixed_fields(spec, _FIXED)
   for tower in engine.towers(spec):
     this = spec[tower]
     if this["kind"] == "vit":

@@ -133,7 +133,7 @@ def _check_complete(
   if not parts:
     raise _damaged(f"{path} describes no tower")
   try:
-    resolved = family.plain(engine.resolve(spec))
+    resolved = family.as_json(engine.resolve(spec))
     if (blocks := sum(resolved.get("image", {}).get("depths", ()))) > count:
       raise _damaged(
         f"{path} describes {blocks} blocks of a ResNet, and {WEIGHTS} has "
@@ -189,7 +189,7 @@ def _are_dtypes(kinds: Any, place: str, leaf: Tensor | None) -> bool:
     and isinstance(kinds, list)
     and len(kinds) == leaf.shape[0]
     and all(kind in engine.FLOATS for kind in kinds)
-    and engine.common(map(np.dtype, kinds)) == leaf.dtype
+    and engine.common_dtype(map(np.dtype, kinds)) == leaf.dtype
   )
 
 

@@ -102,19 +102,19 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     activation=options.activation,
   )
   tensors = weights_file.read(source.weights, options, report).tensors
-  files, cuts = _tokenizer(described, source, report)
+  files, token_spec = _tokenizer(described, source, report)
   if described.spec["text"]["kind"] == "bert":
-    bert.check_pad(described.spec["text"], cuts, str(path))
+    bert.check_pad(described.spec["text"], token_spec, str(path))
   # What training keeps to; open_clip bounds the scale there, not in the model.
   biased = described.spec["init_logit_bias"] is not None
   limit = None if biased else clip.MAX_LOGIT_SCALE
   report.infer("max_logit_scale", limit, "format")
-  for field, value in cuts.items():
+  for field, value in token_spec.items():
     # A named model's cleaning may not be the config's.
     noted = report.inferred.get(f"tokenizer.{field}", {})
     report.infer(f"tokenizer.{field}", value, noted.get("source", "format"))
   spec = engine.resolve(
-    {**described.spec, "tokenizer": cuts, "max_logit_scale": limit}
+    {**described.spec, "tokenizer": token_spec, "max_logit_scale": limit}
   )
   layout = _layout(described, tensors)
   timm_vit.refuse_other_blocks(tensors, str(path))
@@ -243,7 +243,7 @@ def entries(spec: dict[str, Any], layout: dict[str, Any]) -> list[Entry]:
 
 def can_restore(model: portable.Portable) -> bool:
   """Whether a model came unchanged from this format."""
-  return _as_it_came(model) is not None
+  return _unchanged_source(model) is not None
 
 
 def write(model: portable.Portable, destination: pathlib.Path) -> None:
@@ -252,13 +252,13 @@ def write(model: portable.Portable, destination: pathlib.Path) -> None:
   Raises:
     UserError: OpenCLIP has no such model.
   """
-  came = _as_it_came(model)
-  if came is None:
+  found = _unchanged_source(model)
+  if found is None:
     portable.refuse(NAME, open_clip_config.refusals(model.spec))
     config = open_clip_config.configure(model)
     described = _describe_again(config, open_clip_named.BERTS.get)
-    came = config, _layout(described, {}), {}
-  config, layout, extras = came
+    found = config, _layout(described, {}), {}
+  config, layout, extras = found
   tensors = engine.to_theirs(entries(model.spec, layout), model.leaves)
   destination.mkdir(parents=True, exist_ok=True)
   tensors = {**tensors, **openai_names.running_counts(tensors), **extras}
@@ -272,7 +272,7 @@ def write(model: portable.Portable, destination: pathlib.Path) -> None:
   config_file.write(destination / CONFIG, config)
 
 
-def _as_it_came(model):
+def _unchanged_source(model):
   """Returns the config and the names of the source, if they are still true."""
   dialect = model.dialect(NAME)
   if not dialect:

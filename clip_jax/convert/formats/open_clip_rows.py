@@ -126,9 +126,9 @@ class StripEnd(fields.Other):
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
     """Writes the field if the tokenizer ends texts in this way."""
-    cuts = spec["tokenizer"]
-    ends = (cuts.get("start_id"), cuts.get("end_id"))
-    if cuts["kind"] == "wordpiece" and ends[1] == 0 != ends[0]:
+    tokenizer = spec["tokenizer"]
+    ends = (tokenizer.get("start_id"), tokenizer.get("end_id"))
+    if tokenizer["kind"] == "wordpiece" and ends[1] == 0 != ends[0]:
       fields.put(config, self.theirs, True)
 
 

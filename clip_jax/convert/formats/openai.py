@@ -236,12 +236,12 @@ def describe(
 def refusals(spec: dict[str, Any]) -> list[str]:
   """Returns messages about what of a description OpenAI's code lacks."""
   said = _completed(spec)
-  return family.unlike(said, _allowed(said))
+  return family.not_allowed(said, _allowed(said))
 
 
 def _completed(spec: dict[str, Any]) -> dict[str, Any]:
   """Returns a description as after JSON, with all fields of the tokenizer."""
-  said = family.plain(spec)
+  said = family.as_json(spec)
   return {**said, "tokenizer": {**_TOKENIZER, **said["tokenizer"]}}
 
 
@@ -252,7 +252,7 @@ def _allowed(said: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
   # A text is read at its end token: if that has the last id, its first place
   # is that of the first largest id, in every row that has one.
   last = text.get("eos_id") == text["vocab_size"] - 1
-  for field, allowed in family.pinned(said, _FIXED):
+  for field, allowed in family.fixed_fields(said, _FIXED):
     if field == "text.pooling" and last:
       allowed += ("eos",)
     yield field, allowed
@@ -275,7 +275,7 @@ def _allowed(said: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
   yield "embed_norm", ("l2",)
   yield "init_logit_bias", (None,)
   for field in _PREPROCESSING:
-    yield field, (family.plain(variants.DEFAULTS[field]),)
+    yield field, (family.as_json(variants.DEFAULTS[field]),)
   for field in ("kind", "start_id", "end_id"):
     yield f"tokenizer.{field}", (_TOKENIZER[field],)
   # Nothing after the end token reaches the embedding of these.

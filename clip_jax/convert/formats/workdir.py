@@ -50,7 +50,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     )
   model = portable.from_variables(
     saved.variables,
-    family.plain(saved.spec),
+    family.as_json(saved.spec),
     files=saved.files,
     report=report,
     source={"format": NAME, "path": os.fspath(path), "step": saved.step},

@@ -120,7 +120,7 @@ def forget(index: Index) -> None:
 
 
 def _stamp(paths: Sequence[str], *, sampled: bool) -> _Stamp | None:
-  """Returns what tells files from changed ones; None where one is not there."""
+  """Returns sizes and times of files; None if one is missing."""
 
   def of_file(path: str) -> list[Any]:
     found = places.status(path)
