@@ -224,7 +224,9 @@ def test_a_config_comes_back_as_the_description_that_it_was_made_from(name):
   spec = engine.resolve(found)
   assert family.refusals(spec) == []
   again, _ = _read(family, family.config(spec))
-  assert family_lib.normal_form(engine.resolve(again)) == family_lib.normal_form(spec)
+  assert family_lib.normal_form(
+    engine.resolve(again)
+  ) == family_lib.normal_form(spec)
   # No field is passed over: each other value of a flag is refused.
   for tower in ("image", "text"):
     for field, value in spec[tower].items():
