@@ -206,7 +206,7 @@ class Clip(encoding.Encoding):
   def for_evaluation(
     self, cuts: tokenizer_lib.Cuts | None = None
   ) -> embedding_model.Functions:
-    """Returns what `evals.tasks.evaluate` takes; keeps class embeddings.
+    """Returns the functions for `evals.tasks.evaluate`; caches embeddings.
 
     Args:
       cuts: as in `encode_text`.
@@ -268,7 +268,7 @@ class Clip(encoding.Encoding):
     files = self.tokenizer.files() if self.tokenizer else {}
     model = portable.from_variables(
       self.variables,
-      family.plain(self.spec),
+      family.as_json(self.spec),
       files={**files, **self.files},
       source={"format": "clip", "path": self.path, "step": self.step},
     )

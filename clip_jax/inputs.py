@@ -114,7 +114,7 @@ def check_file(path: str) -> None:
 
 
 def _about(path: str | os.PathLike) -> str:
-  """Returns what to do about a path that is no file; "" where it is one."""
+  """Returns advice about a path that is not a file; "" where it is one."""
   if not os.path.isdir(path):
     return "" if os.path.exists(path) else errors.beside(path)
   inside = os.path.join(path, "*.jpg")

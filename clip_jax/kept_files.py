@@ -88,7 +88,7 @@ def write(
 
 
 def _is_private(directory: pathlib.Path) -> bool:
-  """Returns whether nobody else can write there: programs are run as code."""
+  """Whether nobody else can write there: programs are run as code."""
   if not hasattr(os, "getuid"):  # Windows.
     return True
   status = directory.stat()

@@ -34,7 +34,7 @@ def of_each(
   *,
   threads: int = _THREADS,
 ) -> list[_Answer]:
-  """Returns what `function` returns for each item, called in threads."""
+  """Returns the results of `function` for all items, called in threads."""
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     try:
       return list(pool.map(function, items))
@@ -44,11 +44,11 @@ def of_each(
       raise
 
 
-def seen_from(path: str) -> str:
-  """Returns what an error says of where paths begin; of addresses, nothing."""
-  if buckets.is_address(path):
+def starting_point(path: str) -> str:
+  """Returns the words by which an error says where a relative path begins."""
+  if buckets.is_address(path) or os.path.isabs(path):
     return ""
-  return ", as it is seen from the working directory"
+  return " from the working directory"
 
 
 def exists(path: str) -> bool:

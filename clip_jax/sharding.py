@@ -89,8 +89,8 @@ def check_batch_size(
     nearest = max(batch_size // parts, 1) * parts
     times = f" times micro_batches={micro_batches}" if micro_batches > 1 else ""
     raise errors.UserError(
-      f"batch_size={batch_size} must divide by the {mesh.size} devices on the "
-      f"mesh (data={mesh.shape[DATA]}, fsdp={mesh.shape[FSDP]}){times}; "
+      f"batch_size={batch_size} must be divisible by the {mesh.size} devices "
+      f"on the mesh (data={mesh.shape[DATA]}, fsdp={mesh.shape[FSDP]}){times}; "
       f"try {nearest}."
     )
 

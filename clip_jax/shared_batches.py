@@ -25,7 +25,7 @@ _FACTS = ("label", "labels", "ignored", "texts", "key", "record")
 
 
 def opener(encoder: embedder.Embedder) -> Callable[..., Any]:
-  """Returns what opens an evaluation's batches (`reading.Reading`).
+  """Returns the function that opens batches for `reading.Reading`.
 
   Args:
     encoder: of the model, over whose mesh, if it has one, batches are split.

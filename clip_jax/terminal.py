@@ -20,6 +20,7 @@ _ESCAPE = re.compile(
 # Controls, unassigned and private code points, surrogates, format characters
 # (right-to-left overrides among them), line and paragraph separators.
 _UNPRINTABLE = frozenset(("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"))
+_MOST_QUOTED = 20
 # For terminals without Unicode.
 _IN_ASCII = str.maketrans({"─": "-", "█": "#", "░": ".", "…": "~"})
 
@@ -114,10 +115,11 @@ def counts(numbers: Mapping[str, int]) -> str:
   return ", ".join(f"{n} {name}" for name, n in numbers.items()) or "none"
 
 
-def quoted(names: Sequence[str], *, most: int = 20) -> str:
-  """Returns names in quotes, none of them long, and how many more there are."""
-  shown = [f"{name!r:.100}" for name in names[:most]]
-  more = f" and {len(names) - most} more" if len(names) > most else ""
+def quoted(names: Sequence[str]) -> str:
+  """Returns the first names in quotes, and how many more there are."""
+  shown = [f"{name!r:.100}" for name in names[:_MOST_QUOTED]]
+  rest = len(names) - len(shown)
+  more = f" and {rest} more" if rest else ""
   return f"{', '.join(shown)}{more}"
 
 

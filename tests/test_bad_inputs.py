@@ -235,7 +235,7 @@ CASES = {
   ),
   "model that does not fit together": Case(
     TRAIN + "--config.model_overrides.image.heads=3",
-    ("width=8 must divide by heads=3",),
+    ("width=8 must be divisible by heads=3",),
   ),
   "float64 in 32-bit mode": Case(
     TRAIN + "--config.precision=float64", ("float64", "JAX_ENABLE_X64=1")

@@ -26,15 +26,15 @@ def make_rows(count=2, text="a photo of a cat"):
 
 
 @pytest.mark.parametrize(
-  "figures",
-  [(), [report.Figure("top-1", "97 %", "95 %: 96 to 98")] * 20],
+  "headlines",
+  [(), [report.Headline("top-1", "97 %", "95 %: 96 to 98")] * 20],
 )
 @pytest.mark.parametrize(
   "text", ["a cat", "word " * 500, "x" * 5000, "\x1b[31m\u202e", "日本語", ""]
 )
-def test_any_text_fits_on_the_page(text, figures):
+def test_any_text_fits_on_the_page(text, headlines):
   image = report.draw(
-    make_rows(text=text), title=text or "title", figures=figures
+    make_rows(text=text), title=text or "title", headlines=headlines
   )
   assert image.width == 1120
   pixels = np.asarray(image)

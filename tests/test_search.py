@@ -636,7 +636,9 @@ def test_only_files_of_the_index_itself_are_opened(tmp_path, name, kind):
     path.symlink_to(tmp_path / "outside")
   else:
     os.mkfifo(path)
-  with pytest.raises(errors.UserError, match=f"{name} is (a link|no file)"):
+  with pytest.raises(
+    errors.UserError, match=f"{name} is (a link|not a regular file)"
+  ):
     search.Index(tmp_path / "index")
 
 

@@ -97,7 +97,7 @@ def _input(value: Any, kind: str, where: str, check_upload) -> Any:
 
 
 def _picture(value: Any, where: str, check_upload) -> dict[str, Any]:
-  """Returns what names an upload; only its path counts."""
+  """Returns the reference to an uploaded picture, by its path alone."""
   path = value.get("path") if isinstance(value, dict) else None
   if not isinstance(path, str):
     raise errors.UserError(f"{where} is no picture that was uploaded.")

@@ -30,7 +30,7 @@ class BucketRuns:
     """Returns the path of a copy of each run, by its name.
 
     Raises:
-      UserError: there is none, or the bucket cannot be read.
+      UserError: there is no run, or the bucket cannot be read.
     """
     with self._lock:
       now = time.monotonic()

@@ -70,7 +70,7 @@ def checked(parts: list[str], what: str, *, most: int) -> list[str]:
   """Returns the parts that are not empty, each once.
 
   Raises:
-    UserError: there is none, there are too many, or one is too long.
+    UserError: no part is left, there are too many, or one is too long.
   """
   parts = list(dict.fromkeys(part for part in parts if part))
   if not parts:

@@ -1,4 +1,4 @@
-"""HTML of what the tabs found. Every text of a user or of data is escaped."""
+"""The results of the tabs as HTML. Texts of users and of data are escaped."""
 
 import html
 from collections.abc import Iterable, Sequence
@@ -11,8 +11,8 @@ from clip_jax import terminal
 from clip_jax.app import answering, classifying, comparing, drawn, watching
 from clip_jax.results import picture as picture_lib
 
-_BARS = 20  # More labels are told by their number.
-_LONGEST = 300
+_MOST_BARS = 20  # Of further labels only the number is shown.
+_MOST_CHARACTERS = 300
 
 CSS = """
 .cj {font-size: 15px; line-height: 1.4}
@@ -63,34 +63,37 @@ CSS = """
 """
 
 
-def text(words: str, *, limit: int = _LONGEST) -> str:
-  """Returns a text of anybody as HTML: one line, no controls, no markup.
+def text(words: str, *, limit: int = _MOST_CHARACTERS) -> str:
+  """Returns HTML that shows an untrusted text as one line.
 
-  Marks that change the direction of what follows are left out, and the text is
-  kept apart from what stands beside it.
+  Markup is escaped; control characters and marks of the writing direction are
+  left out. A text that is written from right to left does not change the order
+  of what is beside it.
   """
   return f"<bdi>{_plain(words, limit)}</bdi>"
 
 
-def _plain(words: str, limit: int = _LONGEST) -> str:
+def _plain(words: str, limit: int = _MOST_CHARACTERS) -> str:
+  """Returns the same without an element, for attributes."""
   return html.escape(terminal.printable(words, limit=limit), quote=True)
 
 
-def _whole(*parts: str) -> str:
+def _styled(*parts: str) -> str:
+  """Returns the parts within an element to which `CSS` applies."""
   return f'<div class="cj">{"".join(parts)}</div>'
 
 
 def note(words: str) -> str:
   """Returns a remark."""
-  return _whole(f'<p class="muted">{text(words, limit=1000)}</p>')
+  return _styled(f'<p class="muted">{text(words, limit=1000)}</p>')
 
 
 def error(words: str) -> str:
   """Returns the message of an error."""
-  return _whole(f'<p class="error" role="alert">{text(words, limit=1000)}</p>')
+  return _styled(f'<p class="error" role="alert">{text(words, limit=1000)}</p>')
 
 
-def _cut(count: int) -> str:
+def _cut_texts(count: int) -> str:
   if not count:
     return ""
   are = "text is" if count == 1 else "texts are"
@@ -104,7 +107,9 @@ def bars(found: classifying.Classified) -> str:
   """Returns a bar for each of the most probable labels."""
   rows = []
   for name, probability in zip(
-    found.names[:_BARS], found.probabilities[:_BARS].tolist(), strict=True
+    found.names[:_MOST_BARS],
+    found.probabilities[:_MOST_BARS].tolist(),
+    strict=True,
   ):
     percent = html.escape(terminal.percent(probability))
     rows.append(
@@ -118,10 +123,10 @@ def bars(found: classifying.Classified) -> str:
   how = (
     "They add up to 100 % over the labels."
     if found.kind == "softmax"
-    else "Each label is for itself: none or several may fit."
+    else "Each label is judged by itself: none or several may fit."
   )
   said = f"{how} {found.prompts} texts compared.{more}"
-  return _whole(*rows, f'<p class="muted">{said}</p>', _cut(found.cut))
+  return _styled(*rows, f'<p class="muted">{said}</p>', _cut_texts(found.cut))
 
 
 def hits(found: Sequence[search_lib.Hit], *, why_no_pictures: str) -> str:
@@ -129,7 +134,7 @@ def hits(found: Sequence[search_lib.Hit], *, why_no_pictures: str) -> str:
 
   Args:
     found: the records.
-    why_no_pictures: shown instead of pictures; "" where there are some.
+    why_no_pictures: a text to show instead of pictures; "" to show pictures.
   """
   cards = []
   for hit in found:
@@ -147,15 +152,15 @@ def hits(found: Sequence[search_lib.Hit], *, why_no_pictures: str) -> str:
   said = ""
   if why_no_pictures:
     said = f'<p class="muted">No pictures: {text(why_no_pictures)}</p>'
-  return _whole(said, f'<div class="grid">{"".join(cards)}</div>')
+  return _styled(said, f'<div class="grid">{"".join(cards)}</div>')
 
 
-def _picture(image: np.ndarray | Image.Image, alt: str, name: str = "") -> str:
-  """Returns an image, embedded; `alt` and `name` are escaped here."""
+def _picture(image: np.ndarray | Image.Image, alt: str) -> str:
+  """Returns an embedded image; `alt` is escaped here."""
   if isinstance(image, np.ndarray):
     image = Image.fromarray(image)
   data = drawn.inline(drawn.encode(image))
-  return f'<img class="{name}" src="{data}" alt="{_plain(alt)}">'
+  return f'<img src="{data}" alt="{_plain(alt)}">'
 
 
 def matrix(found: comparing.Compared) -> str:
@@ -179,9 +184,9 @@ def matrix(found: comparing.Compared) -> str:
     )
   table = f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
   said = "Cosine similarities; the best text of each picture is bold."
-  return _whole(
+  return _styled(
     f'<div class="scroll">{table}</div><p class="muted">{said}</p>',
-    _cut(found.cut),
+    _cut_texts(found.cut),
   )
 
 
@@ -194,14 +199,14 @@ def heat_maps(
     rows, cols = values.shape
     name = text(terminal.escaped(shown.name, limit=60))
     alt = f"Heat map of {shown.name}"
-    laid = _picture(drawn.heat_map(shown.pixels, values), alt)
+    overlay = _picture(drawn.heat_map(shown.pixels, values), alt)
     cards.append(
-      f'<figure class="card">{_picture(shown.pixels, shown.name)}{laid}'
+      f'<figure class="card">{_picture(shown.pixels, shown.name)}{overlay}'
       f"<figcaption>{name}<br>from {values.min():.3f} (dark) to "
       f"{values.max():.3f} (bright), {rows} by {cols} patches</figcaption>"
       "</figure>"
     )
-  return _whole(
+  return _styled(
     f"<p>Where “{text(words)}” fits best, in each picture by itself:</p>",
     f'<div class="grid">{"".join(cards)}</div>',
   )
@@ -209,7 +214,7 @@ def heat_maps(
 
 def run(found: watching.Run) -> str:
   """Returns curves, evaluations and report of a run."""
-  parts = [f"<p>{text(found.name)}: {_standing(found)}</p>"]
+  parts = [f"<p>{text(found.name)}: {_latest(found)}</p>"]
   if found.missing:
     parts.append(f'<p class="muted">{text(found.missing)}</p>')
   for title, remark, data in found.curves:
@@ -221,10 +226,11 @@ def run(found: watching.Run) -> str:
     parts.append(_table(found.results))
   if found.report is not None:
     parts.append(f"<h3>Report</h3>{_wide(found.report, 'The report')}")
-  return _whole(*parts)
+  return _styled(*parts)
 
 
-def _standing(found: watching.Run) -> str:
+def _latest(found: watching.Run) -> str:
+  """Returns the step and metrics that a run logged last."""
   if found.step is None:
     return "nothing is logged yet."
   named = ("loss", "logit_scale", "images_per_second")

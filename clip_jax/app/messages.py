@@ -40,7 +40,7 @@ class Counted:
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-  """Returns what gives `body`, and then what `receive` has."""
+  """Returns a function that gives `body` first, then calls `receive`."""
   waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
   async def again() -> Message:

@@ -136,7 +136,7 @@ class Tabs:
     """Returns media type and content of the picture of a row of the index.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no index, or it has no picture of this row.
     """
     if self.pictures is None:
       raise searching.NoPictureError("There is no index.")

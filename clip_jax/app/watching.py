@@ -59,7 +59,7 @@ class Run:
 
 
 def finder(directory: str) -> Callable[[], dict[str, pathlib.Path]]:
-  """Returns what finds the runs at a path, or at an address in a bucket."""
+  """Returns a function that finds the runs at a path or an address."""
   if buckets.is_address(directory):
     return bucket_runs.BucketRuns(directory)
   return functools.partial(find, directory)
@@ -71,7 +71,7 @@ def find(directory: str | os.PathLike) -> dict[str, pathlib.Path]:
   The newest metrics come first.
 
   Raises:
-    UserError: there is none.
+    UserError: there is no workdir.
   """
   errors.check_local("The directory of runs", directory)
   path = pathlib.Path(os.path.expanduser(directory)).resolve()

@@ -1,13 +1,14 @@
-"""Objects in buckets: gs://BUCKET/NAME and s3://BUCKET/NAME.
+"""Reads objects in buckets: gs://BUCKET/NAME and s3://BUCKET/NAME.
 
-Arrow's clients list objects and read S3. TensorStore's reads Cloud Storage,
-where Arrow's keeps all threads of Python waiting. Both are installed anyway,
-and find the credentials that the programs of Google and Amazon find. Other
-servers are named by `AWS_ENDPOINT_URL`, and by `STORAGE_EMULATOR_HOST` together
-with `TENSORSTORE_GCS_HTTP_URL`.
+Objects are listed by Arrow, which also reads S3. Cloud Storage is read by
+TensorStore, because Arrow's client for it blocks all threads of Python. Both
+libraries are installed anyway, and find the credentials that Google's and
+Amazon's own programs find. `AWS_ENDPOINT_URL` names another server for S3,
+`STORAGE_EMULATOR_HOST` together with `TENSORSTORE_GCS_HTTP_URL` one for Cloud
+Storage.
 
-What fails for a moment is tried again, eight times in all, after waits that
-double; what will not mend itself is an `UnreachableError` at once.
+A failure that may pass is tried again, eight times in all, after waits that
+double. One that will stay raises `UnreachableError` at once.
 """
 
 import contextlib
@@ -22,8 +23,8 @@ from clip_jax import errors
 from clip_jax.buckets import attempts, clients
 
 _AHEAD_BYTES = 2**20
-# Of one request: a slow network, too, gives them before the time is over.
-_MOST_BYTES = 2**24
+# The most bytes of one request, so that slow networks, too, answer in time.
+_REQUEST_BYTES = 2**24
 # Of reading, before it is asked whether the object is still the same.
 _SAME_SECONDS = 10.0
 _ADDRESS = re.compile(r"(gs|s3)://")
@@ -37,11 +38,11 @@ class Status(NamedTuple):
 
 
 class Entry(NamedTuple):
-  """What lies below a folder.
+  """An object or a folder in a folder.
 
   Attributes:
     name: its path below the folder.
-    is_folder: whether it is a folder of further objects.
+    is_folder: whether it is a folder.
   """
 
   name: str
@@ -54,11 +55,11 @@ def is_address(path: object) -> bool:
 
 
 def status(address: str) -> Status:
-  """Returns what is known of an object.
+  """Returns the size of an object and when it was written.
 
   Raises:
-    FileNotFoundError: there is none of this name.
-    UnreachableError: it cannot be known.
+    FileNotFoundError: there is no object of this name.
+    UnreachableError: the server cannot be asked.
   """
   found = _info(address)
   if not found.is_file:
@@ -70,7 +71,7 @@ def kind(address: str) -> str | None:
   """Returns "file", "folder", or None where there is nothing.
 
   Raises:
-    UnreachableError: it cannot be known.
+    UnreachableError: the server cannot be asked.
   """
   found = _info(address)
   if found.is_file:
@@ -79,16 +80,17 @@ def kind(address: str) -> str | None:
 
 
 def entries(address: str, *, below: bool = False) -> list[Entry]:
-  """Returns what lies in a folder, in order of names; none where nothing is.
+  """Returns the contents of a folder, by name; [] where there is no folder.
 
   Args:
     address: of the folder.
-    below: whether to list the objects of its folders, too.
+    below: whether to list all objects below it instead, at any depth, and no
+      folders.
 
   Raises:
     UnreachableError: it cannot be listed.
   """
-  # Cloud Storage's client tells of no folders: they are parts of names.
+  # Arrow lists no folders of Cloud Storage, where they are parts of names.
   deep = below or address.startswith("gs:")
   names: dict[str, bool] = {}
   for name, found in _listed(address, deep=deep):
@@ -104,7 +106,7 @@ def entries(address: str, *, below: bool = False) -> list[Entry]:
 
 
 def objects(address: str) -> dict[str, Status]:
-  """Returns what is known of all objects below a folder, by their names there.
+  """Returns the status of each object below a folder, by its name there.
 
   Raises:
     UnreachableError: it cannot be listed.
@@ -117,7 +119,7 @@ def objects(address: str) -> dict[str, Status]:
 
 
 def _listed(address: str, *, deep: bool) -> Iterator[tuple[str, Any]]:
-  """Yields names below a folder and what is known of them."""
+  """Yields names below a folder, each with Arrow's `FileInfo`."""
   from pyarrow import fs
 
   place = clients.place(address)
@@ -131,7 +133,7 @@ def _listed(address: str, *, deep: bool) -> Iterator[tuple[str, Any]]:
 
 
 class ReplacedError(errors.UnreachableError):
-  """An object is not the one any more that was opened."""
+  """An object was removed or replaced since it was opened."""
 
 
 class File:
@@ -143,16 +145,16 @@ class File:
   """
 
   def __init__(self, address: str, *, ahead: bool = False):
-    """Asks for its size.
+    """Asks for the object's size; reads nothing yet.
 
     Args:
       address: of the object.
-      ahead: whether more is read at a time than is asked for, and kept; then
-        one thread only may read.
+      ahead: whether to read more at a time than is asked for, and keep it; then
+        only one thread may read.
 
     Raises:
-      FileNotFoundError: there is none.
-      UnreachableError: it cannot be read.
+      FileNotFoundError: there is no such object.
+      UnreachableError: the server cannot be asked.
     """
     self.address = address
     self._status = status(address)
@@ -163,7 +165,7 @@ class File:
     self._reader = clients.READERS[address[:2]](address)
 
   def status(self) -> Status:
-    """Returns what was known of it when it was opened."""
+    """Returns the object's status when it was opened."""
     return self._status
 
   def read(self, *, offset: int, size: int) -> bytes:
@@ -187,8 +189,8 @@ class File:
     end = offset + size
     try:
       pieces = [
-        self._ask(start, min(_MOST_BYTES, end - start))
-        for start in range(offset, end, _MOST_BYTES)
+        self._ask(start, min(_REQUEST_BYTES, end - start))
+        for start in range(offset, end, _REQUEST_BYTES)
       ]
       self._requests += len(pieces)
       is_done = self._requests > 1 and end == self._status.size
@@ -213,7 +215,7 @@ class File:
       except OSError as error:
         short = re.search(r"bytes came|OUT_OF_RANGE|InvalidRange", str(error))
         if short and status(self.address) != self._status:
-          raise FileNotFoundError(self.address) from None  # It is another one.
+          raise FileNotFoundError(self.address) from None  # It was replaced.
         raise
 
     return attempts.retried(self.address, ask)
@@ -227,7 +229,7 @@ class File:
 
 
 class _Stream(io.RawIOBase):
-  """A `File` as Python reads files."""
+  """A `File` with a position, as Python's `io` needs it."""
 
   def __init__(self, file: File):
     self._file, self._at = file, 0
@@ -257,18 +259,16 @@ class _Stream(io.RawIOBase):
     return len(data)
 
 
-def stream(
-  file: File, *, buffer_bytes: int = _AHEAD_BYTES
-) -> io.BufferedReader:
-  """Returns `file` as a file of Python's, which reads ahead."""
-  return io.BufferedReader(_Stream(file), buffer_bytes)
+def stream(file: File) -> io.BufferedReader:
+  """Returns an open file of Python's that reads from `file`, and ahead."""
+  return io.BufferedReader(_Stream(file), _AHEAD_BYTES)
 
 
 def read(address: str, *, limit: int) -> bytes:
-  """Returns an object's bytes, at most `limit` + 1 of them.
+  """Returns an object's bytes; of one that is longer, the first `limit` + 1.
 
   Raises:
-    FileNotFoundError: there is none.
+    FileNotFoundError: there is no such object.
     UnreachableError: it cannot be read.
   """
   file = File(address)
@@ -276,13 +276,13 @@ def read(address: str, *, limit: int) -> bytes:
 
 
 def read_current(address: str, *, limit: int) -> bytes:
-  """Returns the same as `read`, of one that may be replaced meanwhile."""
+  """Returns the same as `read`, of an object that may be replaced meanwhile."""
   while True:
     file = File(address)
     with contextlib.suppress(ReplacedError):
       data = file.read(offset=0, size=min(file.status().size, limit + 1))
-      # Its size is asked for first, and may be that of the one before; one of
-      # another size may have come and gone in between.
+      # The size may be of the object before; another may have been there only
+      # while its bytes were read.
       if status(address) == file.status():
         return data
 

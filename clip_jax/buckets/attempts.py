@@ -56,7 +56,7 @@ def retried(
   rights: str = "read and list",
   seconds: float | None = None,
 ) -> _Result:
-  """Returns what `ask` does, tried again where it fails for a moment.
+  """Returns the result of `ask`, repeated after failures that may pass.
 
   Args:
     address: what is asked for.
@@ -98,7 +98,7 @@ def retried(
 def _in_time(
   ask: Callable[[], _Result], seconds: float | None = None
 ) -> _Result:
-  """Returns what `ask` does; raises TimeoutError where it takes too long."""
+  """Returns the result of `ask`; raises TimeoutError if it takes too long."""
   limit = clients.TIMEOUT_SECONDS if seconds is None else seconds
   outcome: list[Any] = []
 

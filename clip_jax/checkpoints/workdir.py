@@ -90,7 +90,7 @@ def load_config(workdir: str | os.PathLike) -> config_lib.Config:
   """Returns the config that a run left in its working directory.
 
   Raises:
-    UserError: there is none, or it is damaged.
+    UserError: the directory has no config, or a damaged one.
   """
   path = pathlib.Path(workdir) / CONFIG
   if not path.is_file():

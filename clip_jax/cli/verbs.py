@@ -1,4 +1,4 @@
-"""All verbs, in the order in which `clip-jax --help` lists them."""
+"""The table of verbs, in the order in which `clip-jax --help` lists them."""
 
 import importlib
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from clip_jax.cli.verb import Verb
 
 
 def _command(module: str, function: str) -> Callable[..., Any]:
-  """Returns a function of `cli.commands`, which is imported when called."""
+  """Returns a function of `cli.commands`, imported when called."""
 
   def call(*arguments: Any) -> Any:
     commands = importlib.import_module(f"clip_jax.cli.commands.{module}")

@@ -28,7 +28,7 @@ def read(
     step: the checkpoint of a workdir; None for the newest good one.
 
   Raises:
-    UserError: there is none, or it cannot be read.
+    UserError: there is no model at the address, or it cannot be read.
   """
 
   def choose(names: Sequence[str]) -> list[str]:

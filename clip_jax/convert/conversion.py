@@ -82,7 +82,7 @@ def convert(
       f"--drop-logit-bias changed nothing: the format {to!r} has a place for "
       "the logit bias."
     )
-  if not target.gives_back(model):
+  if not target.can_restore(model):
     portable.refuse(to, target.refusals(model.spec))
   report = dataclasses.replace(model.report, target_format=to)
   if options.headers_only:
@@ -94,7 +94,7 @@ def convert(
   ):
     target.write(model, partial)
     # What the format cannot say of a model, options say again.
-    again = target.read(partial, target.told(model.spec))
+    again = target.read(partial, target.options_to_read(model.spec))
     sameness.check_written(model, again, report, progress)
     files = sorted(partial.rglob("*")) if partial.is_dir() else [partial]
     digests = portable.digests(path for path in files if path.is_file())

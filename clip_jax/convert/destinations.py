@@ -21,11 +21,12 @@ def new(
   before, or new and complete.
 
   Raises:
-    UserError: nothing can be written there.
+    UserError: nothing can be written there, or something else was written
+      there in the meantime.
   """
   destination = pathlib.Path(destination)
-  room = _room(destination)
-  partial, old = room / destination.name, room / "replaced"
+  workspace = _make_workspace(destination)
+  partial, old = workspace / destination.name, workspace / "replaced"
   try:
     yield partial
     if overwrite and destination.exists():
@@ -37,11 +38,11 @@ def new(
         os.rename(old, destination)
       raise
   finally:
-    shutil.rmtree(room, ignore_errors=True)
+    shutil.rmtree(workspace, ignore_errors=True)
 
 
-def _room(destination: pathlib.Path) -> pathlib.Path:
-  """Makes an empty directory beside `destination`, and what leads there."""
+def _make_workspace(destination: pathlib.Path) -> pathlib.Path:
+  """Makes an empty directory beside `destination`, and its parents."""
   parent = destination.parent
   try:
     parent.mkdir(parents=True, exist_ok=True)

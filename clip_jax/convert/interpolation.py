@@ -5,7 +5,6 @@ straight line between both, (1 - share) * first + share * fine_tuned, can be
 good at all of them (WiSE-FT; Wortsman et al. 2022, arXiv 2109.01903).
 """
 
-import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -19,7 +18,6 @@ from clip_jax.checkpoints import integrity
 from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import engine, portable
 from clip_jax.convert.engine import family
-from clip_jax.convert.tensor import Tensor
 
 
 def check_share(share: float) -> float:
@@ -44,18 +42,16 @@ def interpolate(
     UserError: the two have different architectures.
   """
   check_share(share)
-  _check_same(model, first)
+  for field, mine, theirs in family.changes(model.spec, first.spec):
+    _check_equal(field, mine, theirs)
+  _check_arrays(first, model.leaves)
   leaves = {
-    path: leaf.map(functools.partial(_mix_after, first.leaves[path], share))
+    path: leaf.map(lambda x, old=first.leaves[path]: mix(old.read(), x, share))
     for path, leaf in model.leaves.items()
   }
   model.report.infer("interpolate", share, "flag")
   note = {"share": share}
   return model.changed("interpolated", note, leaves=leaves, extras={})
-
-
-def _mix_after(first: Tensor, share: float, last: np.ndarray) -> np.ndarray:
-  return mix(first.read(), last, share)
 
 
 def mix(first: np.ndarray, last: np.ndarray, share: float) -> np.ndarray:
@@ -121,12 +117,6 @@ def check_unchanged(first: portable.Portable, path: str | os.PathLike) -> None:
       f"The model that {path} was fine-tuned from has changed since then "
       "(trained further, perhaps). Give a copy of the old one by --with MODEL."
     )
-
-
-def _check_same(model: portable.Portable, first: portable.Portable) -> None:
-  for field, mine, theirs in family.changes(model.spec, first.spec):
-    _check_equal(field, mine, theirs)
-  _check_arrays(first, model.leaves)
 
 
 def _check_arrays(first: portable.Portable, arrays: Mapping[str, Any]) -> None:

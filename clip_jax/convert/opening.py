@@ -1,6 +1,5 @@
 """Opens models: finds them, recognises their format, applies options."""
 
-import dataclasses
 import os
 import pathlib
 from collections.abc import Callable
@@ -13,8 +12,8 @@ from clip_jax.convert import (
   context,
   hub,
   interpolation,
+  missing_model,
   positions,
-  unknown,
   weights_file,
 )
 from clip_jax.convert import report as report_lib
@@ -103,7 +102,7 @@ def _recognise_file(path: pathlib.Path, options: Options) -> str:
   """Returns the format whose tensor names a file has."""
   tensors = weights_file.read(path, options, report_lib.Report("")).tensors
   for name, known in FORMATS.items():
-    if known.knows(tensors):
+    if known.recognise_names(tensors):
       # OpenAI's names say less than a config, which open_clip's models have.
       return "open-clip" if name == "openai" and options.config else name
   shown = ", ".join(list(tensors)[:_SHOWN]) or "nothing"
@@ -122,7 +121,7 @@ def is_remote(address: str) -> bool:
 
 
 def find(address: str) -> pathlib.Path:
-  """Returns the path of a model, or of a copy: of one on the Hub, in a bucket.
+  """Returns the path of a model; of one on the Hub or in a bucket, of a copy.
 
   A file of weights without a config is a model by itself, also where it lies in
   a repository of the Hub.
@@ -165,7 +164,7 @@ def _find_file(address: str) -> pathlib.Path:
     errors.check_model("MODEL", address)
     path = pathlib.Path(os.path.expanduser(address))
     if not os.path.exists(path):  # Path.exists raises on names that are long.
-      raise errors.UserError(unknown.missing(path, _ACCEPTED))
+      raise missing_model.error(path, _ACCEPTED)
     return path
   path = hub.download(address)
   weights = [file for file in path.iterdir() if weights_file.is_one(file)]
@@ -200,14 +199,9 @@ def open_model(
   path, model = read(address, read_it)
   if hub.is_address(address):
     snapshot = path.parent if path.is_file() else path
-    pinned = hub.pinned(address, snapshot)
-    model = dataclasses.replace(
-      model, source={**model.source, "address": pinned}
-    )
+    model = model.changed("address", hub.pinned(address, snapshot))
   elif buckets.is_address(address):
-    model = dataclasses.replace(
-      model, source={**model.source, "address": address}
-    )
+    model = model.changed("address", address)
   if options.interpolate is not None:
     first = open_first(path, options.interpolate_with)
     model = interpolation.interpolate(model, first, options.interpolate)
@@ -219,9 +213,7 @@ def open_model(
   return model
 
 
-def _read_by(
-  known: Format, path: pathlib.Path, options: Options
-) -> Portable:
+def _read_by(known: Format, path: pathlib.Path, options: Options) -> Portable:
   try:
     return known.read(path, options)
   except errors.AmbiguousError as error:
@@ -280,7 +272,7 @@ _SETTLES = {
 
 def _warn_of_unused(options: Options, model: Portable) -> None:
   """Warns of flags without effect, since the source says the same itself."""
-  told = [
+  flagged = [
     field
     for field, entry in model.report.inferred.items()
     if entry["source"] == "flag"
@@ -289,7 +281,7 @@ def _warn_of_unused(options: Options, model: Portable) -> None:
     f"--{name}"
     for name, ends in _SETTLES.items()
     if getattr(options, name) is not None
-    and not any(end in field for field in told for end in ends)
+    and not any(end in field for field in flagged for end in ends)
   ]
   taken = [layer.strip(".") for layer in model.report.stripped]
   if options.weights is not None and options.weights not in taken:

@@ -95,10 +95,8 @@ class Portable:
     same = self.source.get("format") == format_name
     return self.source.get("dialect", {}) if same else {}
 
-  def changed(
-    self, note: str, what: dict[str, Any], **parts: Any
-  ) -> "Portable":
-    """Returns the model with other parts, and a note about what was changed."""
+  def changed(self, note: str, what: Any, **parts: Any) -> "Portable":
+    """Returns the model with other parts, and `what` as a note in `source`."""
     source = {**self.source, note: what}
     return dataclasses.replace(self, source=source, **parts)
 

@@ -14,9 +14,9 @@ from clip_jax.models import paths
 # Called with the number of arrays done and their total.
 Progress = Callable[[int, int], None]
 
-# Fields that a format may say less exactly than we do, or not at all; each
-# writer refuses, or warns about, what is lost.
-_ELSEWHERE = frozenset(
+# Fields that a format may store less exactly than we do, or not at all. Its own
+# `refusals` and warnings are about what is lost.
+_CHECKED_ELSEWHERE = frozenset(
   (
     *("init_logit_scale", "max_logit_scale", "pooling", "eos_id"),
     *("class_position", "normalize"),
@@ -29,7 +29,7 @@ def check_described(
 ) -> None:
   """Raises UserError if a tower's description has changed when read back."""
   for field, want, got in family.changes(wanted, found):
-    if field.partition(".")[2] not in _ELSEWHERE:
+    if field.partition(".")[2] not in _CHECKED_ELSEWHERE:
       raise errors.UserError(
         f"{field} is {want!r} in the source and came back from the format "
         f"{target!r} as {got!r}: the format cannot hold this model. Nothing "

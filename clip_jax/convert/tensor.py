@@ -40,9 +40,10 @@ class Tensor:
     change: Callable[[np.ndarray], np.ndarray],
     shape: tuple[int, ...] | None = None,
   ) -> Self:
-    """Returns what `change` makes of the array, by default of its shape.
+    """Returns the tensor that `change` makes of the array.
 
-    It has this array's dtype, and is made when it is read.
+    It has this array's dtype, and its shape unless `shape` is given. It is
+    computed when it is read.
     """
     return type(self)(
       self.shape if shape is None else shape,

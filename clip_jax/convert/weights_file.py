@@ -1,7 +1,7 @@
 """Reads a file of weights in any container, under the model's own names."""
 
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from clip_jax import errors
@@ -63,6 +63,22 @@ def first(directory: pathlib.Path, names: Iterable[str]) -> pathlib.Path | None:
   return next((path for path in paths if path.is_file()), None)
 
 
+def require(directory: pathlib.Path, names: Collection[str]) -> pathlib.Path:
+  """Returns the first of some files that exists.
+
+  Raises:
+    UserError: the directory has none of them.
+  """
+  path = first(directory, names)
+  if path is None:
+    found = report_lib.shown(sorted(x.name for x in directory.iterdir()))
+    raise errors.UserError(
+      f"{directory} has a config.json but no weights: none of "
+      f"{', '.join(names)} (found: {found}). Put them there."
+    )
+  return path
+
+
 def read(
   path: pathlib.Path, options: portable.Options, report: report_lib.Report
 ) -> datafile.Contents:
@@ -75,22 +91,22 @@ def read(
 
   Raises:
     UserError: it is damaged, or holds adapters.
-    AmbiguousError: it holds several models, and the options choose none.
+    AmbiguousError: it holds several models, and no option chooses one.
   """
   suffix = next((x for x in _READERS if path.name.endswith(x)), None)
   if suffix is None:
     suffix = _by_content(path)
 
   def select(tree, separator) -> dict[str, Any]:
-    undone = wrappers.undo(
+    unwrapped = wrappers.unwrap(
       tree,
       name=str(path),
       separator=separator,
       weights=options.weights,
     )
-    report.stripped += undone.stripped
-    report.left_out += undone.left_out
-    return undone.leaves
+    report.stripped += unwrapped.stripped
+    report.left_out += unwrapped.left_out
+    return unwrapped.leaves
 
   # A reader of flat names selects when it is done, outside of its own check.
   with datafile.checked(path, "a file of weights"):

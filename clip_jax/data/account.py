@@ -57,12 +57,12 @@ class LeftOut:
     self.names: dict[str, list[str]] = {}
 
   def as_json(self) -> dict[str, Any]:
-    """Returns what `from_json` takes."""
+    """Returns a JSON object for `from_json`."""
     return {"counts": dict(self.counts), "names": self.names}
 
   @classmethod
   def from_json(cls, content: Mapping[str, Any]) -> "LeftOut":
-    """Returns what was written by `as_json`."""
+    """Returns the `LeftOut` of an object made by `as_json`."""
     made = cls()
     made.counts.update(content["counts"])
     made.names.update((k, list(names)) for k, names in content["names"].items())
@@ -107,18 +107,19 @@ def _shown(names: Sequence[str]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Account:
-  """What a source does not give as records, and what users are told of it.
+  """What a source leaves out, and how users are informed of it.
 
   Attributes:
     left_out: files or members that are not read.
-    unread: images in other formats than those read; their records are bad.
+    unread: images in formats that are not read; their records are bad.
     damages: places where containers are damaged: (file, offset, reason).
-    lost: records that have no slot, by file: known or estimated numbers; None
-      where nobody can know, which counts as one.
-    notes: sentences: what was decided, and which option changes it.
-    choices: the same of what is right nearly always, which warns of nothing.
-    share: of the records that this account is of, where they are a part; what
-      is told of each file is of the whole, so that parts tell the same.
+    lost: the number of records without a slot, known or estimated, by file;
+      None where it cannot be known, which counts as one.
+    notes: sentences that warn of a decision and name the option to change it.
+    choices: the same of decisions that are right nearly always: no warnings.
+    share: the part of the source's records that this account describes. `lost`
+      and `damages` are always those of the whole source, so that the accounts
+      of its parts name the same files.
   """
 
   left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
@@ -152,7 +153,7 @@ class Account:
     return dataclasses.replace(self, share=self.share * share)
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns the account as `--json` holds it."""
+    """Returns the account as a JSON object, for `--json`."""
     names = self.left_out.names.items()
     return {
       "left_out": dict(self.left_out.counts),
@@ -165,7 +166,7 @@ class Account:
     }
 
   def sentences(self, *, most_files: int = _SHOWN_FILES) -> list[str]:
-    """Returns everything that users are told, as sentences."""
+    """Returns the sentences of `warnings` and of `remarks`."""
     return [*self.warnings(most_files=most_files), *self.remarks()]
 
   def remarks(self) -> list[str]:

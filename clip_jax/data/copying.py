@@ -48,7 +48,7 @@ class Rule:
   limits: preprocess.Limits = preprocess.DEFAULT_LIMITS
 
   def __post_init__(self) -> None:
-    """Raises UserError for a size or a quality that is none."""
+    """Raises UserError for a size or a quality out of range."""
     if self.shortest_side is not None and self.shortest_side < 1:
       raise errors.UserError(
         f"shortest_side={self.shortest_side} must be at least 1 pixel."
@@ -62,7 +62,7 @@ class Rule:
     return self.drop_bad or self.shortest_side is not None
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns what decides on the bytes that are written, as plain data."""
+    """Returns the fields that determine the bytes of a copy, as plain data."""
     shrinks = self.shortest_side is not None
     return {
       "drop_bad": self.drop_bad,

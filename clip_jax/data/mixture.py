@@ -55,7 +55,7 @@ def parse(text: str) -> dict[str, int] | None:
       weights, or a JSON list of addresses.
 
   Raises:
-    UserError: it begins like JSON and is none of these.
+    UserError: the text begins like JSON, but is not such an object or list.
   """
   if not text.lstrip().startswith(("{", "[")):
     return None

@@ -104,14 +104,14 @@ def prepare(
   return summary | {"written": True}
 
 
-def said(
+def read_sealed(
   made: Mapping[str, Any], name: str, out: str | os.PathLike
 ) -> dict[str, Any]:
-  """Returns what is said of how a copy was made.
+  """Returns a sealed entry about how a copy was made.
 
   Args:
-    made: what is kept in the copy.
-    name: of an entry, sealed, in it.
+    made: the content of the copy's `dataset.json`.
+    name: of the entry.
     out: the directory, for messages.
 
   Raises:
@@ -145,7 +145,7 @@ def _described(
   rule: copying.Rule,
   about: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """Returns what `dataset.json` says before the records are counted."""
+  """Returns the fields of `dataset.json` that need no record."""
   return {
     "format": array_record.FORMAT,
     "version": array_record.VERSION,
@@ -158,7 +158,7 @@ def _described(
 
 
 def _origin(fingerprint: str, rule: copying.Rule) -> dict[str, Any]:
-  """Returns what a copy was made from, and how."""
+  """Returns the fingerprint of a copy's source, and how it was copied."""
   return {"fingerprint": fingerprint, **rule.to_dict()}
 
 

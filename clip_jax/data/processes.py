@@ -31,7 +31,7 @@ class Job(Protocol[Result]):
   """What is done with records; picklable, and pure."""
 
   def run(self, start: int, stop: int) -> Result:
-    """Returns what comes of the records from `start` up to `stop`."""
+    """Returns the result for the records from `start` up to `stop`."""
     ...
 
 

@@ -74,17 +74,17 @@ class BadRecord(Exception):
 
 
 def has_control(name: str) -> bool:
-  """Tells whether a name holds a NUL or another control character."""
+  """Whether a name holds a NUL or another control character."""
   return bool(_CONTROL.search(name))
 
 
 def climbs(name: str) -> bool:
-  """Tells whether a name goes up by `..`, wherever that leads."""
+  """Whether a name goes up by `..`, wherever that leads."""
   return ".." in name.split("/")
 
 
 def is_unsafe(key: str) -> bool:
-  """Tells whether a relative name is refused: it leads out, or has controls."""
+  """Whether a relative name is refused: it leads out, or has controls."""
   return key.startswith("/") or climbs(key) or has_control(key)
 
 

@@ -55,7 +55,7 @@ _OPTIONS = re.compile(r"\?((?:[a-z_]+=[^&?]*)(?:&[a-z_]+=[^&?]*)*)$")
 
 
 def has_scheme(text: str) -> bool:
-  """Tells whether `text` begins with a scheme, as an address does."""
+  """Whether `text` begins with a scheme, as an address does."""
   return text.partition(":")[0] in SCHEMES and ":" in text
 
 

@@ -99,7 +99,7 @@ def remove_leftovers() -> None:
 
 
 def _is_own(path: pathlib.Path) -> bool:
-  """Tells whether it is a file of this user; others' are never removed."""
+  """Whether it is a file of this user; others' are never removed."""
   try:
     found = path.lstat()
   except OSError:  # Somebody else has removed it.

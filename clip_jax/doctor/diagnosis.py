@@ -30,7 +30,7 @@ Cause = tuple[bool, str]
 
 
 def diagnose(trial: Trial) -> Finding:
-  """Returns whether the batch was learned and, if not, the likely cause."""
+  """Whether the batch was learned and, if not, the likely cause."""
   facts = dataclasses.asdict(trial)
   del facts["losses"]
   facts["first_loss"], facts["last_loss"] = trial.losses[0], trial.losses[-1]
@@ -47,7 +47,7 @@ def diagnose(trial: Trial) -> Finding:
 
 
 def of_prediction(kind: str, losses: list[float]) -> Finding:
-  """Returns whether the loss of a model that predicts captions has fallen.
+  """Whether the loss of a model that predicts captions has fallen.
 
   Args:
     kind: of the objective.

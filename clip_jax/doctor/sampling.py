@@ -1,4 +1,4 @@
-"""A sample of the records: which cannot be read, which images not decoded."""
+"""Reads a sample of the records and reports the bad ones among them."""
 
 import collections
 import dataclasses
@@ -14,24 +14,25 @@ from clip_jax.data import elements, sources
 from clip_jax.data import record as record_lib
 from clip_jax.doctor.finding import OK, PROBLEM, WARNING, Finding
 
-READ = 2000
-# Fewer: decoding takes a hundred times as long as reading.
-DECODED = 400
+MOST_READ = 2000
+# Decoding an image takes a hundred times as long as reading a record.
+MOST_DECODED = 400
 _SHOWN_KEYS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """A sample of the records: counts, texts and reasons of bad ones.
+  """What was found in a sample of the records.
 
   Attributes:
-    read: records that were looked at.
-    decoded: images among them that were decoded, or should have been.
-    texts: of the readable records, in lower case with single spaces.
-    images: digests of their encoded images.
-    unreadable: records by reason.
-    undecodable: images by reason.
-    bad_keys: the first of either.
+    read: the number of records that were read, or could not be.
+    decoded: the number of their images that were decoded, or could not be.
+    texts: the first text of each readable record, in lower case with single
+      spaces.
+    images: digests of the readable records' encoded images.
+    unreadable: the number of unreadable records by reason.
+    undecodable: the number of images that cannot be decoded by reason.
+    bad_keys: keys of the first bad records.
   """
 
   read: int
@@ -44,7 +45,7 @@ class Sample:
 
   @property
   def bad_fraction(self) -> float:
-    """Share of the records that training would count as bad."""
+    """The estimated share of all records that training would count as bad."""
     readable = 1 - self.unreadable.total() / max(self.read, 1)
     return 1 - readable * (1 - self.undecodable.total() / max(self.decoded, 1))
 
@@ -55,16 +56,16 @@ def read(
   *,
   progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Sample:
-  """Reads a sample that is spread evenly over the data, and decodes a part.
+  """Reads records evenly spread over the data; decodes some of their images.
 
   Args:
-    source: of training pairs.
-    preprocess: of the model.
-    progress: told of records done, and their total.
+    source: the training pairs.
+    preprocess: the model's.
+    progress: called with the numbers of records done and of all in the sample.
   """
-  count = min(READ, len(source))
+  count = min(MOST_READ, len(source))
   slots = np.linspace(0, len(source) - 1, count).round().astype(int).tolist()
-  stride = -(-count // DECODED)
+  stride = -(-count // MOST_DECODED)
   texts, images, keys, decoded = [], [], [], 0
   unreadable, undecodable = collections.Counter(), collections.Counter()
   for done, slot in enumerate(slots):
@@ -87,10 +88,10 @@ def read(
 
 
 def account(source: sources.Source, *, max_bad_fraction: float) -> Finding:
-  """Returns a finding on records lost to damage and files that are not read.
+  """Returns a finding on damaged files, lost records and files left out.
 
   Args:
-    source: of training pairs.
+    source: the training pairs.
     max_bad_fraction: `data.max_bad_fraction` of the config.
   """
   found = account_lib.of(source)
@@ -106,10 +107,10 @@ def account(source: sources.Source, *, max_bad_fraction: float) -> Finding:
 
 
 def check(sample: Sample, *, max_bad_fraction: float) -> Finding:
-  """Compares the share of bad records with what a run lets pass.
+  """Returns a finding on the share of bad records, and whether a run allows it.
 
   Args:
-    sample: of the records.
+    sample: as `read` returns it.
     max_bad_fraction: `data.max_bad_fraction` of the config.
   """
   bad = sample.unreadable.total() + sample.undecodable.total()
@@ -130,15 +131,15 @@ def check(sample: Sample, *, max_bad_fraction: float) -> Finding:
   first = ", ".join(terminal.escaped(k, limit=60) for k in sample.bad_keys)
   message = (
     f"{bad} bad of {of} ({words}), first {first}: about "
-    f"{sample.bad_fraction:.2%}, and data.max_bad_fraction lets "
-    f"{max_bad_fraction:.2%} pass"
+    f"{sample.bad_fraction:.2%}, and data.max_bad_fraction allows "
+    f"{max_bad_fraction:.2%}"
   )
   if sample.bad_fraction <= max_bad_fraction:
     return Finding("records", WARNING, f"{message}.", facts)
   return Finding(
     "records",
     PROBLEM,
-    f"{message}: training would stop. `clip-jax data inspect` says which they "
-    "are.",
+    f"{message}: training would stop. `clip-jax data inspect` lists the bad "
+    "records.",
     facts,
   )

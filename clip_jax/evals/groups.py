@@ -1,7 +1,8 @@
-"""Zero-shot by groups of images: accuracies, rates of labels and their gaps.
+"""Zero-shot classification by groups of images: accuracies, rates and gaps.
 
-The probes of the paper's section 7.1 on any data: a table says which group an
-image is of, and the labels are what is looked for.
+The probes of the paper's section 7.1 on any data. A table says which group an
+image belongs to; a group's rate of a label is the share of its images that are
+classified as this label.
 """
 
 import collections
@@ -20,21 +21,21 @@ from clip_jax.evals import embedding_model, metrics, tasks, zero_shot
 from clip_jax.evals import reading as reading_lib
 
 TASK = "groups"
-_MOST_LABELS = 20  # Told of an attribute, as in the paper's section 7.1.
+_MOST_LABELS = 20  # Reported of an attribute, as in the paper's section 7.1.
 
 
 def read_groups(path: str) -> dict[str, dict[str, str]]:
   """Returns the group of each key, by attribute, from a CSV file.
 
-  The first column holds the records' keys (the image's path as the data names
-  it), each further one an attribute, such as `gender`; an empty cell is of no
-  group.
+  The first column contains the records' keys (an image's path as the data names
+  it), each further one an attribute, such as `gender`. An empty cell means that
+  the image is in no group.
 
   Args:
-    path: of the file, UTF-8, with a line of names at its top.
+    path: of the file, in UTF-8, with the names of the columns in line 1.
 
   Raises:
-    UserError: the file cannot be read so.
+    UserError: the file cannot be read, or is not such a table.
   """
   try:
     with io.TextIOWrapper(
@@ -51,8 +52,8 @@ def read_groups(path: str) -> dict[str, dict[str, str]]:
   names = rows[0] if rows else []
   if len(names) < 2 or "" in names or len(set(names)) < len(names):
     raise errors.UserError(
-      f"The table of groups {path!r} must begin with a line of different "
-      "names, of the keys' column and of one attribute at least; got "
+      f"The first line of the table of groups {path!r} must name its columns: "
+      "the keys and at least one attribute, all different and none empty; got "
       f"{names}."
     )
   found: dict[str, dict[str, str]] = {name: {} for name in names[1:]}
@@ -61,7 +62,7 @@ def read_groups(path: str) -> dict[str, dict[str, str]]:
       continue
     if len(row) != len(names):
       raise errors.UserError(
-        f"{path!r}, line {number}: has {len(row)} cells, the first line has "
+        f"{path!r}, line {number} has {len(row)} cells, but the first line has "
         f"{len(names)}."
       )
     for name, cell in zip(names[1:], row[1:], strict=True):
@@ -79,10 +80,10 @@ def evaluate(
   templates: str = "",
   reading: reading_lib.Reading = reading_lib.DEFAULT,
 ) -> dict[str, Any]:
-  """Returns zero-shot's results by group.
+  """Returns the results of zero-shot classification by group, as a JSON object.
 
-  `attributes` holds for each column of the table what `compare` returns; `top1`
-  is that of all images, None where the data have no labels.
+  `attributes` has for each attribute what `compare` returns. `top1` is the
+  accuracy over all images, or None where an image has no label.
 
   Args:
     data: a DATA address.
@@ -93,8 +94,8 @@ def evaluate(
     reading: how the data are read.
 
   Raises:
-    UserError: the table cannot be read or names no image of the data; labels
-      and data do not go together.
+    UserError: the table cannot be read or has none of the data's keys, or
+      labels and data do not fit each other.
   """
   table = read_groups(groups)
   classifier = tasks.open_classifier(
@@ -105,12 +106,11 @@ def evaluate(
     raise errors.UserError(f"{data} has no image.")
   if not any(key in members for members in table.values() for key in keys):
     raise errors.UserError(
-      f"{groups!r} has a group for no image of {data}. Its first column must "
-      f"hold the keys of the data, such as {keys[0]!r}."
+      f"{groups!r} has no group for any image of {data}. Its first column must "
+      f"contain the keys of the data, such as {keys[0]!r}."
     )
-  right = None
-  if min(truths) >= 0:
-    right = np.equal(guesses, truths)
+  is_labelled = min(truths) >= 0
+  right = np.equal(guesses, truths) if is_labelled else None
   attributes = {
     name: compare(
       np.array(guesses),
@@ -138,7 +138,7 @@ def _classify(
   model: embedding_model.EmbeddingModel,
   reading: reading_lib.Reading,
 ) -> tuple[list[str], list[int], list[int], collections.Counter[str]]:
-  """Returns keys, guessed classes, labels, and the counts of bad records."""
+  """Returns keys, guessed classes, labels, and bad records by reason."""
   keys, guesses, truths = [], [], []
   bad: collections.Counter[str] = collections.Counter()
   with reading.watched(classifier.source, model.preprocess, bad) as batches:
@@ -159,15 +159,15 @@ def compare(
 ) -> dict[str, Any]:
   """Returns each group's rates, and the largest gaps between groups.
 
-  `labels` lists the labels with the largest gaps between the rates at which
-  groups get them, with chi² of the table (group, has the label or not) and its
-  p-value, multiplied by the number of labels (Bonferroni).
+  `labels` lists the labels whose rates differ most between groups. `chi2` is
+  Pearson's statistic of the table (group, image got the label or not), and `p`
+  its p-value times the number of labels (Bonferroni's correction).
 
   Args:
-    guesses: the label of each image, (n,).
-    groups: the group of each, None for none.
-    names: of the labels.
-    right: whether each guess is right, where that is known.
+    guesses: the guessed label of each image, a number, (n,).
+    groups: the group of each image, n; None where it is in none.
+    names: of the labels, by number.
+    right: whether each guess is right, (n,); None where it is not known.
   """
   members = {
     group: np.array([i for i, own in enumerate(groups) if own == group])
@@ -189,11 +189,11 @@ def compare(
       },
     }
     if right is not None:
-      hits = int(right[rows].sum())
-      accuracies[group] = hits / len(rows)
+      top1 = _rate(int(right[rows].sum()), len(rows))
+      accuracies[group] = top1["rate"]
       found[group] |= {
-        "top1": hits / len(rows),
-        "top1_interval_95": list(metrics.clopper_pearson(hits, len(rows))),
+        "top1": top1["rate"],
+        "top1_interval_95": top1["interval_95"],
       }
   sizes = np.array([len(rows) for rows in members.values()])
   labels = []
@@ -219,23 +219,23 @@ def _rate(hits: int, examples: int) -> dict[str, Any]:
 
 
 def _gap(rates: Mapping[str, float]) -> dict[str, Any]:
-  low, high = (
-    min(rates, key=rates.__getitem__),
-    max(rates, key=rates.__getitem__),
-  )
-  return {"gap": float(rates[high] - rates[low]), "between": [low, high]}
+  """Returns the difference of the extreme rates, and whose they are."""
+  lowest = min(rates, key=rates.__getitem__)
+  highest = max(rates, key=rates.__getitem__)
+  gap = float(rates[highest] - rates[lowest])
+  return {"gap": gap, "between": [lowest, highest]}
 
 
 def chi_squared(
   hits: np.ndarray, sizes: np.ndarray
 ) -> tuple[float | None, float | None]:
-  """Returns Pearson's chi² of hits in groups, and its p-value.
+  """Returns Pearson's chi² of equal shares of hits in all groups, and p.
 
-  Both are None where all are hits, or none is.
+  Both are None where all examples are hits, or none is.
 
   Args:
-    hits: of each group, (groups,).
-    sizes: examples of each group, (groups,).
+    hits: the number in each group, (groups,).
+    sizes: the number of examples in each group, (groups,).
   """
   share = hits.sum() / sizes.sum()
   if not 0 < share < 1:

@@ -1,7 +1,7 @@
-"""Scores of models that predict captions: how likely a class's texts are.
+"""Scores of classes by models that predict captions (paper, section 2.3).
 
-For the paper's comparison of objectives (section 2.3). A class of several
-prompts has the mean of their scores.
+A prompt's score is its log-probability given the image; that of a class is the
+mean over its prompts.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ from clip_jax import errors
 from clip_jax.evals import embedding_model
 from clip_jax.evals import prompts as prompts_lib
 
-Scored = tuple[np.ndarray, np.ndarray]
+Scored = tuple[np.ndarray, np.ndarray]  # Scores (n, classes), labels (n,).
 
 
 def scores(
@@ -27,27 +27,28 @@ def scores(
   """Yields the scores (n, classes) and the labels (n,) of each batch.
 
   Args:
-    batches: of images and labels.
-    score_texts: of the model.
-    prompts: of the classes.
-    subtract_prior: from the log-probability of each unit (a word, or a text)
-      subtract the logarithm of its mean probability over all images, so that
-      what is likely in any picture counts less. Then all scores are held until
-      the last image has been seen.
+    batches: dicts of "image" and "label".
+    score_texts: the model's.
+    prompts: the texts of each class.
+    subtract_prior: whether to subtract, from the log-probability of each unit
+      (a word, or a text), the logarithm of its mean probability over all
+      images, so that what is likely with any image counts less. The first
+      scores are then yielded after the last image.
 
   Raises:
     UserError: a score is not finite.
   """
-  counts = [len(several) for several in prompts.texts]
-  flat = [text for several in prompts.texts for text in several]
-  owners = np.repeat(np.arange(len(counts)), counts)
+  counts = [len(texts) for texts in prompts.texts]
+  flat = [text for texts in prompts.texts for text in texts]
+  classes = np.repeat(np.arange(len(counts)), counts)
   mean = sparse.csr_array(
-    (1 / np.repeat(counts, counts), (np.arange(len(flat)), owners))
+    (1 / np.repeat(counts, counts), (np.arange(len(flat)), classes))
   )  # (texts, classes)
   likelihoods = score_texts(flat)
   # (classes, units)
   weights = sparse.csr_array(sparse.csr_array(likelihoods.weights @ mean).T)
-  total, images = np.float64(-np.inf), 0  # Becomes (units,).
+  # The logarithm of each unit's probabilities, summed over images: (units,).
+  total, images = np.float64(-np.inf), 0
   held: list[Scored] = []
   for batch in batches:
     found = np.asarray(likelihoods.of_images(batch["image"]), np.float64)

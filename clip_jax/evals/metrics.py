@@ -234,18 +234,17 @@ class Reliability:
 
 
 def expected_calibration_error(
-  confidences: np.ndarray, correct: np.ndarray, *, bins: int = BINS
+  confidences: np.ndarray, correct: np.ndarray
 ) -> Reliability:
   """Returns the expected calibration error and the table that it comes from.
 
   The error is the mean over examples of the absolute difference between
-  accuracy and confidence of their bin; bins have equal widths (Guo et al. 2017,
-  equation 3).
+  accuracy and confidence of their bin; the `BINS` bins have equal widths (Guo
+  et al. 2017, equation 3).
 
   Args:
     confidences: probability of each guess, (n,).
     correct: whether it is right, (n,).
-    bins: number of bins.
 
   Raises:
     UserError: there is no example, or a confidence is no probability.
@@ -254,12 +253,12 @@ def expected_calibration_error(
   _check_examples(len(confidences))
   if not np.all((confidences >= 0) & (confidences <= 1)):
     raise errors.UserError("Confidences must lie between 0 and 1.")
-  edges = np.arange(bins + 1) / bins
+  edges = np.arange(BINS + 1) / BINS
   place = np.maximum(np.searchsorted(edges, confidences) - 1, 0)
-  counts = np.bincount(place, minlength=bins)
+  counts = np.bincount(place, minlength=BINS)
   divisor = np.maximum(counts, 1)
-  confidence = np.bincount(place, confidences, bins) / divisor
-  accuracy = np.bincount(place, np.asarray(correct, float), bins) / divisor
+  confidence = np.bincount(place, confidences, BINS) / divisor
+  accuracy = np.bincount(place, np.asarray(correct, float), BINS) / divisor
   table = tuple(
     Bin(
       float(edges[k]),

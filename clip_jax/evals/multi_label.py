@@ -9,7 +9,7 @@ from clip_jax.evals import metrics
 
 
 def has_several(batch: dict[str, Any]) -> bool:
-  """Returns whether the records of a batch of the data have `labels`."""
+  """Whether the records of a batch of the data have `labels`."""
   return any(labels is not None for labels in batch.get("labels", ()))
 
 

@@ -257,7 +257,7 @@ def resolve(
 
 
 def takes_templates(labels: Labels) -> bool:
-  """Returns whether the labels are names, and not full prompts."""
+  """Whether the labels are names, and not full prompts."""
   return not isinstance(labels, Mapping) or isinstance(labels, NamesByClass)
 
 

@@ -1,9 +1,9 @@
 """Effective robustness under the natural shifts of ImageNet.
 
-Models that are trained on ImageNet alone lie near a line: the logit of their
-accuracy on a shifted set against that of their accuracy on ImageNet (Taori et
-al. 2020, section 3). What a model has above the line is its effective
-robustness (paper, section 3.3).
+The logit of the accuracy on a shifted set, drawn over the logit of the accuracy
+on ImageNet, lies near a line for models that are trained on ImageNet alone
+(Taori et al. 2020, section 3). How far a model's accuracy is above the line is
+its effective robustness (paper, section 3.3).
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from clip_jax import errors
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-  """A line of logits: shifted = slope * in-distribution + intercept.
+  """The line logit(accuracy_shift) = slope * logit(accuracy_in) + intercept.
 
   Attributes:
     slope: of the line.
     intercept: of the line.
-    r2: the share of the variance that it explains; None where not known.
+    r2: the share of the variance that it explains; None if not known.
   """
 
   slope: float
@@ -34,7 +34,7 @@ class Baseline:
   r2: float | None = None
 
   def expected(self, accuracy_in: float) -> float:
-    """Returns the accuracy on the shifted set that the line expects.
+    """Returns the accuracy on the shifted set that the line predicts.
 
     Args:
       accuracy_in: on the set that is not shifted, between 0 and 1.
@@ -56,8 +56,8 @@ def _rows() -> dict[str, dict[str, Any]]:
 def baselines() -> dict[str, Baseline]:
   """Returns the published lines by the name of the shifted set.
 
-  `assets/shift_baselines.json` says where they come from, and which classes of
-  ImageNet the accuracy that is not shifted is of.
+  `assets/shift_baselines.json` gives their sources, and over which classes of
+  ImageNet each takes the accuracy on ImageNet.
   """
   return {
     name: Baseline(row["slope"], row["intercept"], row.get("r2"))
@@ -66,7 +66,10 @@ def baselines() -> dict[str, Baseline]:
 
 
 def of_all_classes() -> frozenset[str]:
-  """Returns the sets whose lines begin from all 1,000 classes of ImageNet."""
+  """Returns the sets whose lines take ImageNet's accuracy over all classes.
+
+  The lines of the others take it over the classes of the shifted set.
+  """
   return frozenset(name for name, row in _rows().items() if row["in"] == "val")
 
 
@@ -76,7 +79,7 @@ def effective_robustness(
   """Returns the accuracy above what the baseline expects (paper, section 3.3).
 
   Args:
-    accuracy_in: on ImageNet, of the classes that the shifted set has.
+    accuracy_in: on ImageNet, over the classes that the baseline takes.
     accuracy_shift: on the shifted set, between 0 and 1.
     shift: one of `baselines()`, or a line of your own (`fit_baseline`).
 
@@ -94,7 +97,7 @@ def effective_robustness(
 def fit_baseline(
   accuracies_in: Sequence[float], accuracies_shift: Sequence[float]
 ) -> Baseline:
-  """Returns the line of least squares through the logits of some models.
+  """Returns the line of least squares through the logits of several models.
 
   Args:
     accuracies_in: of each model, on the set that is not shifted.
@@ -112,8 +115,8 @@ def fit_baseline(
     )
   if not all(np.all((x > 0) & (x < 1)) for x in found):
     raise errors.UserError(
-      "A line of logits needs accuracies strictly between 0 and 1; leave "
-      "models out that have all right or none."
+      "A line of logits needs accuracies strictly between 0 and 1; leave out "
+      "models that have all examples right, or none."
     )
   x, y = map(special.logit, found)
   if len(x) < 2 or np.ptp(x) == 0:
@@ -121,8 +124,8 @@ def fit_baseline(
       f"A line needs two models whose accuracies differ; got {len(x)}."
     )
   slope, intercept = np.polyfit(x, y, 1)
-  left, spread = np.var(y - slope * x - intercept), np.var(y)
-  r2 = float(1 - left / spread) if spread else 1.0
+  residual, total = np.var(y - slope * x - intercept), np.var(y)
+  r2 = float(1 - residual / total) if total else 1.0
   return Baseline(float(slope), float(intercept), r2)
 
 

@@ -76,7 +76,7 @@ class Pool:
     """Returns the number of examples of the smallest class.
 
     Raises:
-      UserError: it has none.
+      UserError: a class has no example.
     """
     names = self.source.class_names or ()
     counts = np.bincount(self.labels[self.labels >= 0], minlength=len(names))

@@ -47,7 +47,8 @@ def _copy_folder(folder: str, path: pathlib.Path, names: list[str]) -> None:
       found = places.of_each(lambda x: _stamp(f"{folder}/{x}"), names)
       _copy_missing(folder, path, dict(zip(names, found, strict=True)))
 
-    fetching.settled(copy_all, "Leave it alone, and start again")
+    advice = "Start again, and do not change it meanwhile"
+    fetching.repeat_if_changed(copy_all, advice)
 
 
 def _stamp(address: str) -> str:
@@ -69,7 +70,7 @@ def _copy_missing(
     for name, stamp in wanted.items()
     if kept.get(name) != [stamp, _own_stamp(path / name)]
   }
-  opened = fetching.opened(folder, path, missing)
+  opened = fetching.open_objects(folder, path, missing)
   names = list(missing)
   for start in range(0, len(names), _NOTED_FILES):
     some = names[start : start + _NOTED_FILES]

@@ -27,32 +27,38 @@ _Result = TypeVar("_Result")
 Choose = Callable[[Sequence[str]], Sequence[str]]
 
 
-class Changed(Exception):
-  """What was to be copied was replaced or removed meanwhile.
+class ChangedError(Exception):
+  """An object that is being copied was replaced or removed meanwhile.
 
   Attributes:
     address: of the object.
   """
 
-  def __init__(self, address: str, said: str):
-    super().__init__(f"{address} {said}")
+  def __init__(self, address: str, what: str):
+    super().__init__(f"{address} {what}")
     self.address = address
 
 
-class DamagedError(errors.UserError):
-  """An object that stays other than it is known to be.
+class InconsistentError(errors.UserError):
+  """An object that still differs from its description after several attempts.
 
   Attributes:
-    address: of it.
+    address: of the object.
   """
 
-  def __init__(self, said: str, address: str):
-    super().__init__(said)
+  def __init__(self, message: str, address: str):
+    super().__init__(message)
     self.address = address
 
 
 class Wanted(NamedTuple):
-  """What the copy of an object is known by: its digest, or size and time."""
+  """An object to be copied, and how its copy is recognised.
+
+  Attributes:
+    address: of the object.
+    stamp: its SHA-256, or else its size and when it was written.
+    is_digest: whether `stamp` is the SHA-256.
+  """
 
   address: str
   stamp: str
@@ -60,15 +66,15 @@ class Wanted(NamedTuple):
 
 
 def checked(address: str | os.PathLike) -> str:
-  """Returns the address of what may have a copy, without slashes at its end.
+  """Returns `address` without slashes at its end, if it may have a copy.
 
   Raises:
-    UserError: it names no bucket, or its copy would lie beside its place.
+    UserError: it names no bucket, or has a part "." or "..".
   """
   text = str(address)
   if set(clients.place(text).split("/")) & {".", ".."}:
     raise errors.UserError(
-      f"{text!r} has a part '.' or '..', which leads nowhere in a bucket; give "
+      f"{text!r} has a part '.' or '..', which means nothing in a bucket; give "
       "the address without it."
     )
   return text.rstrip("/")
@@ -79,7 +85,7 @@ def local_path(address: str, *, use: str = "read") -> pathlib.Path:
 
   Args:
     address: in a bucket.
-    use: what the copy is for, each of which has its own.
+    use: what the copy is for; each use has its own copy.
 
   Raises:
     UserError: as `checked`.
@@ -91,10 +97,10 @@ def local_path(address: str, *, use: str = "read") -> pathlib.Path:
 
 
 def names(address: str) -> list[str]:
-  """Returns the names of all files of a folder: as listed, or all objects.
+  """Returns the sorted names of a folder's files: those of its list, if any.
 
   Raises:
-    UserError: it cannot be read, or is not complete.
+    UserError: the folder cannot be read, or is not complete.
   """
   return sorted(_files(checked(address)))
 
@@ -109,14 +115,14 @@ def fetched(
   """Returns the path of a copy of a file or of a folder.
 
   Args:
-    address: of it.
-    choose: returns those of a folder's files that are copied.
-    files: SHA-256 of each file of a folder that is copied, by name, where they
-      are known; None takes what its list says, or else what is there.
+    address: of the file or folder.
+    choose: takes the names of a folder's files and returns those to copy.
+    files: the SHA-256 of each file in a folder by name, where they are known;
+      None takes those of the folder's list, or else every object there.
     use: as in `local_path`.
 
   Raises:
-    DamagedError: an object is not what the list says.
+    InconsistentError: an object is not the one of the folder's list.
     UserError: there is nothing, it is not complete, or it cannot be read.
   """
   address = checked(address)
@@ -124,63 +130,63 @@ def fetched(
   with locked(path):
     translation.note(address, path)
     room.use(path)
-    return settled(
+    return repeat_if_changed(
       lambda: _fetch(address, path, choose, files),
-      "Where a command that writes there was stopped, give that again; "
-      "otherwise make it anew",
+      "If a command was stopped while it wrote there, run it again; otherwise "
+      "write it anew",
     )
 
 
-def settled(act: Callable[[], _Result], todo: str) -> _Result:
-  """Returns what `act` does, begun again where objects change meanwhile.
+def repeat_if_changed(act: Callable[[], _Result], advice: str) -> _Result:
+  """Returns the result of `act`, which is repeated if objects change meanwhile.
 
   Args:
-    act: raises `Changed` where one does.
-    todo: what a user can do where they go on to.
+    act: raises `ChangedError` where an object changes.
+    advice: what a user can do if they change every time.
 
   Raises:
-    DamagedError: they do.
+    InconsistentError: objects change every time.
   """
-  for attempt in range(1, _ATTEMPTS + 1):
-    try:
+  for _ in range(_ATTEMPTS - 1):
+    with contextlib.suppress(ChangedError):
       return act()
-    except Changed as error:
-      if attempt == _ATTEMPTS:
-        raise DamagedError(f"{error}. {todo}.", error.address) from None
-      time.sleep(_WAIT_SECONDS)
-  raise AssertionError
+    time.sleep(_WAIT_SECONDS)
+  try:
+    return act()
+  except ChangedError as error:
+    raise InconsistentError(f"{error}. {advice}.", error.address) from None
 
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
-  """Keeps other processes from changing the copy at `path`.
+  """Keeps other processes from changing the copy at `path`; waits for them.
 
   Raises:
-    OnDiskError: it cannot be written there.
+    OnDiskError: the lock cannot be written.
   """
   root = path.parent.parent
   with contextlib.ExitStack() as stack:
     stack.enter_context(translation.writing(path))
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = stack.enter_context(path.parent.with_suffix(".lock").open("a"))
-    # Some home folders lie where nothing can be locked.
+    # Some file systems cannot lock.
     with contextlib.suppress(OSError):
       fcntl.flock(file, fcntl.LOCK_EX)
-    # Who had the lock may have removed it, to make room.
+    # The process that had the lock may have removed the folder, to make room.
     path.parent.mkdir(mode=0o700, exist_ok=True)
     yield
 
 
 @contextlib.contextmanager
 def held(path: pathlib.Path, said: str) -> Iterator[None]:
-  """Keeps the copy at `path` for this process, until the end.
+  """Keeps the copy at `path` for this process alone; does not wait.
 
   Args:
     path: of the copy.
-    said: what another process does that has it.
+    said: what another process does that has the copy; begins the error.
 
   Raises:
-    UserError: another one has it, or it cannot be written there.
+    UserError: another process has it, or the lock cannot be written.
   """
   with contextlib.ExitStack() as stack:
     with translation.writing(path):
@@ -200,8 +206,10 @@ def held(path: pathlib.Path, said: str) -> Iterator[None]:
 
 def _fetch(address, path, choose, files) -> pathlib.Path:
   if files is None and buckets.kind(address) == "file":
-    with _told(address):
+    try:
       status = buckets.status(address)
+    except FileNotFoundError:
+      raise _nothing_at(address) from None
     wanted = {"": Wanted(address, stamps.of(status), False)}
     for left in path.parent.glob(".*.partial"):  # By a process that was killed.
       left.unlink()
@@ -210,7 +218,8 @@ def _fetch(address, path, choose, files) -> pathlib.Path:
     wanted = {name: found[name] for name in choose(sorted(found))}
     for name in wanted:
       manifest_lib.check_name(name)
-  if path.is_dir() != ("" not in wanted):
+  is_folder = "" not in wanted
+  if path.is_dir() != is_folder:
     _remove(path)
   kept = stamps.read(path)
   missing = {
@@ -227,7 +236,7 @@ def _fetch(address, path, choose, files) -> pathlib.Path:
 
 
 def _remove_others(path: pathlib.Path, wanted: Container[str]) -> None:
-  """Removes what is not wanted of a copy, and folders that hold nothing."""
+  """Removes files that are not wanted from a copy, and empty folders."""
   for folder, _, files in os.walk(path, topdown=False):
     for name in files:
       each = pathlib.Path(folder, name)
@@ -238,25 +247,25 @@ def _remove_others(path: pathlib.Path, wanted: Container[str]) -> None:
 
 
 def _files(address: str) -> dict[str, Wanted]:
-  """Returns all files of a folder."""
+  """Returns all files of a folder by name."""
   listed = manifest_lib.read(address)
   if listed is not None and listed.kind != manifest_lib.WORKDIR:
     if not listed.complete:
       raise errors.UserError(
         f"{address} is not complete: a command is writing it, or was stopped. "
-        "Wait for its end, or give it again."
+        "Wait for its end, or run it again."
       )
     return _digests(address, listed.files)
   objects = buckets.objects(address)
   if not objects:
-    raise errors.UserError(f"There is nothing at {address}; check the name.")
+    raise _nothing_at(address)
   objects.pop(manifest_lib.NAME, None)
   found = {}
   for name, status in objects.items():
     found[name] = Wanted(f"{address}/{name}", stamps.of(status), False)
   if listed is None:
     return found
-  # Of a run that may be under way.
+  # A workdir, whose run may be under way: its list has the checkpoints only.
   rest = {x: found[x] for x in found if not manifest_lib.is_listed(x)}
   return rest | _digests(address, listed.files)
 
@@ -269,7 +278,13 @@ def _digests(address: str, files: dict[str, str]) -> dict[str, Wanted]:
 
 
 def _is_good(path: pathlib.Path, kept: Any, wanted: Wanted) -> bool:
-  """Whether a copy is that of the object, byte by byte."""
+  """Whether a copy has every byte of the object.
+
+  Args:
+    path: of the copy.
+    kept: the object's stamp and the SHA-256 of the copy when it was made.
+    wanted: the object.
+  """
   try:
     if wanted.is_digest:
       return manifest_lib.digest(path) == wanted.stamp
@@ -282,25 +297,25 @@ def _is_good(path: pathlib.Path, kept: Any, wanted: Wanted) -> bool:
 def _copy_all(
   address: str, path: pathlib.Path, missing: dict[str, Wanted]
 ) -> dict[str, list[str]]:
-  """Copies objects, and returns what their copies are known by."""
-  files = opened(address, path, missing)
+  """Copies objects; returns the stamp and the SHA-256 of each."""
+  files = open_objects(address, path, missing)
   return {
     name: [missing[name].stamp, digest]
     for name, digest in copy(path, files, missing).items()
   }
 
 
-def opened(
+def open_objects(
   address: str, path: pathlib.Path, missing: dict[str, Wanted]
 ) -> dict[str, buckets.File]:
   """Returns the objects to copy from a folder, by name.
 
   Raises:
-    Changed: one is not there.
+    ChangedError: one is not there.
     UserError: there is no room for them at `path`.
   """
   files = dict(
-    zip(missing, places.of_each(_opened, missing.values()), strict=True)
+    zip(missing, places.of_each(_open, missing.values()), strict=True)
   )
   total = sum(file.status().size for file in files.values())
   if total:
@@ -323,10 +338,10 @@ def copy(
   files: dict[str, buckets.File],
   wanted: dict[str, Wanted],
 ) -> dict[str, str]:
-  """Copies objects to `path`; returns the digest of each.
+  """Copies objects to `path`; returns the SHA-256 of each by name.
 
   Raises:
-    Changed: one is not what is wanted.
+    ChangedError: one is not what is wanted.
   """
   done = places.of_each(
     lambda name: _copy(files[name], path / name, wanted[name]),
@@ -336,15 +351,15 @@ def copy(
   return dict(zip(files, done, strict=True))
 
 
-def _opened(wanted: Wanted) -> buckets.File:
+def _open(wanted: Wanted) -> buckets.File:
   try:
     return buckets.File(wanted.address)
   except FileNotFoundError:
-    raise Changed(wanted.address, "is missing") from None
+    raise ChangedError(wanted.address, "is missing") from None
 
 
 def _copy(file: buckets.File, path: pathlib.Path, wanted: Wanted) -> str:
-  """Copies an object; returns its digest."""
+  """Copies an object; returns its SHA-256."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f".{secrets.token_hex(8)}.partial")
   size, digest = file.status().size, hashlib.sha256()
@@ -355,30 +370,24 @@ def _copy(file: buckets.File, path: pathlib.Path, wanted: Wanted) -> str:
         digest.update(piece)
         copy.write(piece)
     if wanted.is_digest and digest.hexdigest() != wanted.stamp:
-      raise Changed(wanted.address, "is not what was written there")
-    if not wanted.is_digest and _opened(wanted).status() != file.status():
-      raise Changed(wanted.address, "has changed while it was read")
+      raise ChangedError(wanted.address, "is not what was written there")
+    if not wanted.is_digest and _open(wanted).status() != file.status():
+      raise ChangedError(wanted.address, "has changed while it was read")
     os.replace(partial, path)
   except buckets.ReplacedError:
-    raise Changed(wanted.address, "was replaced or removed") from None
+    raise ChangedError(wanted.address, "was replaced or removed") from None
   finally:
     partial.unlink(missing_ok=True)
   return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _told(address: str) -> Iterator[None]:
-  try:
-    yield
-  except FileNotFoundError:
-    raise errors.UserError(
-      f"There is nothing at {address}; check the name."
-    ) from None
+def _nothing_at(address: str) -> errors.UserError:
+  return errors.UserError(f"There is nothing at {address}; check the name.")
 
 
 def local_names(path: pathlib.Path) -> set[str]:
-  """Returns the names of all files of a folder, as those of its objects."""
-  # Unlike `rglob`, it is not stopped by a folder that is removed meanwhile.
+  """Returns the paths of all files below a folder, relative to it, with "/"."""
+  # Unlike `rglob`, this does not fail if a folder is removed meanwhile.
   return {
     pathlib.Path(folder, name).relative_to(path).as_posix()
     for folder, _, names in os.walk(path)

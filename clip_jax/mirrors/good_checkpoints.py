@@ -47,7 +47,7 @@ def read_good(
   while True:
     try:
       result = read(fetching.fetched(address, choose_good, use=use))
-    except fetching.DamagedError as error:
+    except fetching.InconsistentError as error:
       step = manifest_lib.step(error.address[len(address) + 1 :])
       if step is None:
         raise

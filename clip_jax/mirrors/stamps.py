@@ -1,21 +1,19 @@
-"""What copies are known by, kept beside them: a digest, or size and time."""
+"""Stamps by which copies are recognised: a digest, or size and time."""
 
 import json
-import os
 import pathlib
-import secrets
 from typing import Any
 
-from clip_jax import buckets
+from clip_jax import buckets, whole_files
 
 
 def of(status: buckets.Status) -> str:
-  """Returns what tells an object from others of its name."""
+  """Returns a text that distinguishes an object from others of its name."""
   return f"{status.size} bytes of {status.changed_ns}"
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-  """Returns what the copies at `path` were known by when they were made."""
+  """Returns the stamps that were noted when the copies at `path` were made."""
   try:
     found = json.loads(path.parent.with_suffix(".json").read_bytes())
   except (OSError, ValueError):
@@ -24,8 +22,6 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write(path: pathlib.Path, known: dict[str, Any]) -> None:
-  """Notes what the copies at `path` are known by."""
+  """Notes the stamps of the copies at `path`."""
   file = path.parent.with_suffix(".json")
-  partial = file.with_suffix(f".{secrets.token_hex(4)}")
-  partial.write_text(json.dumps(known))
-  os.replace(partial, file)
+  whole_files.write(file, json.dumps(known).encode())

@@ -40,7 +40,7 @@ def fused_attend(
   mask: jax.Array | None,
   implementation: Literal["cudnn", "xla"],
 ) -> jax.Array:
-  """Computes what `attend` does, with one of JAX's implementations.
+  """Returns the result of `attend`, by one of JAX's implementations.
 
   Args:
     query: (batch, queries, heads, head_dim).
@@ -114,14 +114,14 @@ def _visible(
 
 
 @jax.custom_vjp
-def attend_once(
+def attend_single_query(
   query: jax.Array,
   memory: jax.Array,
   key: dict[str, jax.Array],
   value: dict[str, jax.Array],
   mask: jax.Array | None = None,
 ) -> jax.Array:
-  """Attention with one query per example, including the projections of memory.
+  """Attends with one query an example to keys and values projected here.
 
   Both projections are linear, so on CPUs they are applied where they are cheap:
   the key's kernel to the query instead of to the whole memory, and the value's
@@ -132,37 +132,36 @@ def attend_once(
   Args:
     query: (batch, 1, heads, head_dim).
     memory: (batch, length, width).
-    key: "kernel" (width, heads, head_dim) and "bias" (heads, head_dim).
-    value: "kernel" and "bias" of the same shapes.
+    key: the projection to keys: "kernel" (width, heads, head_dim) and "bias"
+      (heads, head_dim).
+    value: the projection to values, of the same shapes.
     mask: as in `attend`.
 
   Returns:
     (batch, 1, heads, head_dim).
   """
   return by_platform.choose(
-    query,
-    memory,
-    key,
-    value,
-    mask,
-    cpu=_attend_by_query,
-    default=_attend_by_memory,
+    *(query, memory, key, value, mask),
+    cpu=_project_query,
+    default=_project_memory,
   )
 
 
-def _attend_by_memory(query, memory, key, value, mask):
+def _project_memory(query, memory, key, value, mask):
+  """Projects the memory to keys and values, then attends."""
   key, value = (
     jnp.tensordot(memory, x["kernel"], 1) + x["bias"] for x in (key, value)
   )
   return attend(query, key, value, mask=mask)
 
 
-def _attend_by_query(query, memory, key, value, mask):
+def _project_query(query, memory, key, value, mask):
+  """Projects the query to the memory's features, and the mean to values."""
   wide = jnp.promote_types(query.dtype, jnp.float32)
   query = query[:, 0] * query.shape[-1] ** -0.5  # (batch, heads, head_dim)
-  asked = jnp.einsum("bhd,chd->bhc", query, key["kernel"])
+  projected = jnp.einsum("bhd,chd->bhc", query, key["kernel"])
   scores = jnp.einsum(
-    "bhc,blc->bhl", asked, memory, preferred_element_type=wide
+    "bhc,blc->bhl", projected, memory, preferred_element_type=wide
   )
   # The key's bias adds the same number to the logits of all positions, so it
   # changes the result by rounding only.
@@ -176,33 +175,37 @@ def _attend_by_query(query, memory, key, value, mask):
   return x[:, None]
 
 
-def _attend_once_forward(*args):
+def _attend_single_query_forward(*args):
   *differentiable, mask = args
-  by_memory = functools.partial(_attend_by_memory, mask=mask)
-  x, derived = jax.vjp(by_memory, *differentiable)
-  x = by_platform.choose(
-    x, args, cpu=lambda _, args: _attend_by_query(*args), default=lambda x, _: x
+  # CPUs use neither the result nor the VJP, so neither is computed there.
+  x, memory_vjp = jax.vjp(
+    functools.partial(_project_memory, mask=mask), *differentiable
   )
-  return x, (derived, args)
+  x = by_platform.choose(
+    x, args, cpu=lambda _, args: _project_query(*args), default=lambda x, _: x
+  )
+  return x, (memory_vjp, args)
 
 
-def _attend_once_backward(kept, gradient):
-  def by_query(kept, gradient):
-    _, (*args, mask) = kept
-    attend_by_query = functools.partial(_attend_by_query, mask=mask)
-    return jax.vjp(attend_by_query, *args)[1](gradient)
+def _attend_single_query_backward(residuals, gradient):
+  def by_query(residuals, gradient):
+    _, (*args, mask) = residuals
+    project_query = functools.partial(_project_query, mask=mask)
+    return jax.vjp(project_query, *args)[1](gradient)
 
-  def by_memory(kept, gradient):
-    derived, _ = kept
-    return derived(gradient)
+  def by_memory(residuals, gradient):
+    memory_vjp, _ = residuals
+    return memory_vjp(gradient)
 
   gradients = by_platform.choose(
-    kept, gradient, cpu=by_query, default=by_memory
+    residuals, gradient, cpu=by_query, default=by_memory
   )
-  return *gradients, None  # A mask has none.
+  return *gradients, None  # A mask has no gradient.
 
 
-attend_once.defvjp(_attend_once_forward, _attend_once_backward)
+attend_single_query.defvjp(
+  _attend_single_query_forward, _attend_single_query_backward
+)
 
 
 class MultiHeadAttention(nn.Module):
@@ -225,19 +228,22 @@ class MultiHeadAttention(nn.Module):
   def __call__(
     self, query: jax.Array, memory: jax.Array, mask: jax.Array | None = None
   ) -> jax.Array:
-    """Lets `query` (batch, queries, width) attend to `memory`.
+    """Lets `query` attend to `memory`.
 
     Args:
       query: (batch, queries, width).
       memory: (batch, length, width).
       mask: bools (batch, length) or (batch, queries, length), true for the
         positions of `memory` that may be seen; None for all.
+
+    Returns:
+      (batch, queries, `out_dim` or else width).
     """
     width = query.shape[-1]
     if width % self.heads:
       raise errors.UserError(
-        f"width={width} must divide by heads={self.heads}; CLIP's models "
-        "have one head for every 64 features of the width."
+        f"width={width} must be divisible by heads={self.heads}; CLIP's "
+        "models have one head for every 64 features of the width."
       )
 
     def project(name, x):
@@ -249,14 +255,15 @@ class MultiHeadAttention(nn.Module):
         name=name,
       )(x)  # (batch, length, heads, head_dim)
 
-    asks_once = query.shape[1] == 1 < memory.shape[1]
+    is_single = query.shape[1] == 1 < memory.shape[1]
     query = project("query", query)
-    if asks_once and not self.causal and not self.is_initializing():
+    if is_single and not self.causal and not self.is_initializing():
       params = {
         name: self.variables["params"][name] for name in ("key", "value")
       }
       params = jax.tree.map(lambda x: x.astype(self.dtype), params)
-      x = attend_once(query, memory.astype(self.dtype), **params, mask=mask)
+      memory = memory.astype(self.dtype)
+      x = attend_single_query(query, memory, **params, mask=mask)
     else:
       key, value = project("key", memory), project("value", memory)
       x = attend(query, key, value, causal=self.causal, mask=mask)

@@ -51,7 +51,7 @@ class Bert(nn.Module):
   scan: bool = True
   unroll: int = 1
   remat: str = "dots_no_batch"
-  whole: Callable[[Any], Any] | None = None
+  gather: Callable[[Any], Any] | None = None
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 

@@ -80,7 +80,7 @@ class Chain:
     variables: Sequence[Any],
     x: jax.Array,
     *,
-    whole: Callable[[Any], Any] | None = None,
+    gather: Callable[[Any], Any] | None = None,
   ) -> tuple[jax.Array, list[Any]]:
     """Runs a block with each of `variables`, one after the other, in a loop.
 
@@ -89,15 +89,15 @@ class Chain:
       variables: the variables of each block, of equal shapes; at least one.
       x: the input of the first block; every block returns an array of this
         shape.
-      whole: gathers a block's variables from this device's parts.
+      gather: gathers a block's variables from this device's parts.
 
     Returns:
       The output of the last block, and the new batch statistics of each block.
     """
 
     def turn(x, variables):
-      if whole is not None:
-        variables = whole(variables)
+      if gather is not None:
+        variables = gather(variables)
       x, updated = block.apply(
         variables, x, **self.mode, mutable=["batch_stats"]
       )
@@ -110,7 +110,7 @@ class Chain:
     def stacked(*leaves):
       # Kernels that are not split are copied in the compute type.
       kind = leaves[0].dtype
-      if whole is None and leaves[0].ndim > 1:
+      if gather is None and leaves[0].ndim > 1:
         kind = block.dtype
       return jnp.stack([leaf.astype(kind) for leaf in leaves])
 

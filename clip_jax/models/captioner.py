@@ -45,7 +45,7 @@ class Captioner(nn.Module):
   norm_epsilon: float = 1e-5
   scan: bool = True
   remat: str = "dots_no_batch"
-  whole: Callable[[Any], Any] | None = None
+  gather: Callable[[Any], Any] | None = None
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 

@@ -92,7 +92,7 @@ class Encoder(nn.Module):
   `scan` runs one compiled block in a loop, or `unroll` of them per iteration;
   without it the same parameters are used by `depth` copies of the block, which
   takes longer to compile. `remat` names what is kept for the backward pass: see
-  `REMAT_POLICIES`. `whole` gathers the parameters of one block from the parts
+  `REMAT_POLICIES`. `gather` gathers the parameters of one block from the parts
   that the devices hold; None if every device holds all of them.
   """
 
@@ -106,7 +106,7 @@ class Encoder(nn.Module):
   scan: bool = True
   unroll: int = 1
   remat: str = "dots_no_batch"
-  whole: Callable[[Any], Any] | None = None
+  gather: Callable[[Any], Any] | None = None
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -139,9 +139,9 @@ class Encoder(nn.Module):
     # In a loop XLA cannot merge the recomputation with the first pass.
     keep = {"policy": policy, "prevent_cse": unroll == self.depth}
     make_block = EncoderBlock
-    if self.whole is not None:
+    if self.gather is not None:
       make_block = nn.map_variables(
-        make_block, "params", trans_in_fn=self.whole
+        make_block, "params", trans_in_fn=self.gather
       )
     fields = {
       "depth": self.depth,

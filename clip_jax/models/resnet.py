@@ -110,8 +110,8 @@ class AttentionPool(nn.Module):
   def __call__(self, x: jax.Array, *, each: bool = False) -> jax.Array:
     """Maps (batch, h, w, features) to (batch, out_dim).
 
-    With `each` it gives what a query would that sees one position alone, which
-    is the position's projected value: (batch, h, w, out_dim).
+    With `each` it maps to (batch, h, w, out_dim): each position's projected
+    value, which is what a query gets that attends to this position only.
     """
     b, h, w, features = x.shape
     std = features**-0.5
@@ -149,14 +149,20 @@ def pool_heads(width: int, stages: int) -> int:
 class ModifiedResNet(nn.Module):
   """ResNet-D with a three-convolution stem and attention pooling.
 
-  `depths` is the number of blocks of each stage. The pool projects to
-  `embed_dim`, so the model adds no projection. `remat` names what is kept of
-  the stem and of each block for the backward pass: see `block_chain`. `scan`
-  runs all blocks of a stage but the first, which are equal, in a loop if there
-  are enough of them: a deep tower then compiles in a fraction of the time, and
-  computes the same from the same parameters. `whole` takes the name of a block
-  and returns the function that gathers its parameters from the devices' parts;
-  None if every device holds all of them.
+  Attributes:
+    image_size: the side of an image in pixels.
+    depths: the number of blocks of each stage.
+    width: channels after the stem.
+    embed_dim: the pool projects to it, so the model adds no projection.
+    scan: whether to run all blocks of a stage but the first, which are equal,
+      in a loop, where there are enough of them. A deep tower then compiles in a
+      fraction of the time, and computes the same from the same parameters.
+    remat: what is kept of the stem and of each block for the backward pass: see
+      `block_chain`.
+    gather: takes the name of a block and returns a function that gathers its
+      parameters from the devices' parts; None if every device holds all.
+    dtype: the type in which the tower computes.
+    param_dtype: the type of the parameters.
   """
 
   image_size: int
@@ -165,7 +171,7 @@ class ModifiedResNet(nn.Module):
   embed_dim: int
   scan: bool = False
   remat: str = "none"
-  whole: Callable[[str], Callable[[Any], Any]] | None = None
+  gather: Callable[[str], Callable[[Any], Any]] | None = None
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -196,7 +202,8 @@ class ModifiedResNet(nn.Module):
         2112.01071, section 3.2.
 
     Raises:
-      UserError: sizes do not fit.
+      UserError: the images are of another size, or `image_size` or `width` is
+        not divisible as the tower needs it.
     """
     del examples
     self._check(images.shape)
@@ -216,7 +223,7 @@ class ModifiedResNet(nn.Module):
     for i, depth in enumerate(self.depths):
       features = self.width * 2**i
       names = [paths.block(i + 1, j + 1) for j in range(depth)]
-      looped = self._looped(names[1:], locked_norms)
+      looped = self._names_to_loop(names[1:], locked_norms)
       blocks = [
         self._make_block(name)(
           features, stride=2 if i > 0 and j == 0 else 1, name=name, **dtypes
@@ -237,15 +244,13 @@ class ModifiedResNet(nn.Module):
 
   def _make_block(self, name):
     """Returns a function that makes the block of this name."""
-    if self.whole is None:
+    if self.gather is None:
       return Bottleneck
-    return nn.map_variables(Bottleneck, "params", trans_in_fn=self.whole(name))
+    return nn.map_variables(Bottleneck, "params", trans_in_fn=self.gather(name))
 
-  def _looped(self, names, locked_norms):
-    """Returns the blocks to run in a loop: all of `names`, which are equal."""
-    if not self.scan or self.is_initializing():
-      return []
-    if len(names) < _SHORTEST_LOOP:
+  def _names_to_loop(self, names, locked_norms):
+    """Returns the blocks to run in a loop: either all of `names`, or none."""
+    if not self.scan or self.is_initializing() or len(names) < _SHORTEST_LOOP:
       return []
     # A compiled block cannot lock norms in some iterations only.
     locked = {self._locked(name, locked_norms) for name in names}
@@ -254,16 +259,11 @@ class ModifiedResNet(nn.Module):
   def _locked(self, name, locked_norms):
     """Returns the paths, within a block, of its locked norms."""
     prefix = "/".join((*self.path, name, ""))
-    return tuple(
-      sorted(
-        path.removeprefix(prefix)
-        for path in locked_norms
-        if path.startswith(prefix)
-      )
-    )
+    within = [path for path in locked_norms if path.startswith(prefix)]
+    return tuple(sorted(path.removeprefix(prefix) for path in within))
 
   def _loop(self, chain, block, names, x):
-    """Runs `block` with the variables of the blocks of these names."""
+    """Runs `block` with the variables of each of the named blocks in turn."""
     locked = self._locked(names[0], chain.mode["locked_norms"])
     mode = {**chain.mode, "locked_norms": locked}
     variables = [
@@ -271,9 +271,9 @@ class ModifiedResNet(nn.Module):
       for name in names
     ]
     # The blocks are equal, and so are their PartitionSpecs.
-    whole = self.whole and self.whole(names[0])
+    gather = self.gather and self.gather(names[0])
     chain = dataclasses.replace(chain, mode=mode)
-    x, stats = chain.loop(block, variables, x, whole=whole)
+    x, stats = chain.loop(block, variables, x, gather=gather)
     if self.is_mutable_collection("batch_stats"):
       for name, updated in zip(names, stats, strict=True):
         self.put_variable("batch_stats", name, updated)
@@ -283,13 +283,13 @@ class ModifiedResNet(nn.Module):
     size, stride = self.image_size, 2 ** (1 + len(self.depths))
     if size % stride:
       raise errors.UserError(
-        f"image_size={size} must divide by {stride}, the stride of "
+        f"image_size={size} must be divisible by {stride}, the stride of "
         f"{len(self.depths)} stages; try {max(1, size // stride) * stride}."
       )
     layers.check_images(shape, size)
     features = self.width * EXPANSION * 2 ** (len(self.depths) - 1)
     if features % HEAD_DIM:
       raise errors.UserError(
-        f"width={self.width} gives {features} features, which must divide by "
-        f"{HEAD_DIM}, the head size of the attention pool."
+        f"width={self.width} gives {features} features, which must be "
+        f"divisible by {HEAD_DIM}, the head size of the attention pool."
       )

@@ -78,7 +78,7 @@ def place(model: clip.CLIP, specs: Any) -> clip.CLIP:
   """Returns `model` with towers that gather their layers where they run them.
 
   Args:
-    model: the model, which is then applied to the result of `whole`.
+    model: the model, which is then applied to the result of `gather`.
     specs: the PartitionSpec of each parameter.
   """
   towers = {}
@@ -87,12 +87,12 @@ def place(model: clip.CLIP, specs: Any) -> clip.CLIP:
     stack = paths.layers_in(tower)
     blocks = {k: v for k, v in tower.items() if paths.block_numbers(k)}
     if _is_split(stack):
-      whole = _gatherer(stack, model.dtype, layer=True)
+      gather = _gatherer(stack, model.dtype, layer=True)
     elif _is_split(blocks):
-      whole = _block_gatherer(blocks, model.dtype)
+      gather = _block_gatherer(blocks, model.dtype)
     else:
       continue
-    towers[name] = getattr(model, name).clone(whole=whole)
+    towers[name] = getattr(model, name).clone(gather=gather)
   return model.clone(**towers)
 
 
@@ -122,13 +122,13 @@ def gather_beside_layers(params: Any, specs: Any, *, dtype: jnp.dtype) -> Any:
 def _gatherer(specs, dtype, *, layer=False):
   """Returns a function that gathers the variables of one layer or block."""
 
-  def whole(variables):
+  def gather(variables):
     params = sharding.gather_tree(
       variables["params"], specs, dtype=dtype, layer=layer
     )
     return {**variables, "params": params}
 
-  return whole
+  return gather
 
 
 def _block_gatherer(blocks, dtype):

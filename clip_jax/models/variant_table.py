@@ -5,12 +5,15 @@ ViT-L-14-336 stand for OpenAI's releases, with the sigmoid approximation of
 GELU; open_clip's models of these names, with the exact GELU, end in "-gelu".
 """
 
-# The mean and the standard deviation of ImageNet, which CLIPA normalises by.
+# ImageNet's mean and standard deviation, by which CLIPA normalises.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def _resnet(image_size, width, depths):
+_VOCAB_SIZE = 49408  # CLIP's byte pairs.
+
+
+def _resnet(*, image_size, width, depths):
   return {
     "kind": "resnet",
     "image_size": image_size,
@@ -19,38 +22,22 @@ def _resnet(image_size, width, depths):
   }
 
 
-def _vit(image_size, patch_size, width, depth, heads, **fields):
+def _vit(image_size, patch_size, **fields):
   return {
     "kind": "vit",
     "image_size": image_size,
     "patch_size": patch_size,
-    "width": width,
-    "depth": depth,
-    "heads": heads,
     **fields,
   }
 
 
-def _transformer(
-  width, heads, depth=12, context_length=77, vocab_size=49408, **fields
-):
+def _transformer(**fields):
   return {
     "kind": "transformer",
-    "context_length": context_length,
-    "vocab_size": vocab_size,
-    "width": width,
-    "depth": depth,
-    "heads": heads,
+    "context_length": 77,
+    "vocab_size": _VOCAB_SIZE,
+    "depth": 12,
     **fields,
-  }
-
-
-def _cbow(width, context_length):
-  return {
-    "kind": "cbow",
-    "context_length": context_length,
-    "vocab_size": 49408,
-    "width": width,
   }
 
 
@@ -69,7 +56,8 @@ _SIZES = {
   "bigG": {"width": 1664, "depth": 48, "heads": 16, "mlp_dim": 8192},
 }
 
-# CLIP's text towers for them, with one head for every 64 features.
+# CLIP's text towers by the size of the image tower: one head for every 64
+# features of the width, and a depth of 12 unless it is given.
 _TEXT_SIZES = {
   "B": {"width": 512, "heads": 8},
   "B+": {"width": 640, "heads": 10},
@@ -93,11 +81,11 @@ def _clip(size, patch_size, image_size, activation="quick_gelu"):
 
 
 def _clipa(size, image_size):
-  """CLIPA (Li et al. 2023): mean patches, then the norm, and BERT's words.
+  """CLIPA (Li et al. 2023): patches are averaged, then normalised.
 
-  Texts are padded on the right, attended to in both directions and read at the
-  last position. BERT's closing token is replaced by padding, but keeps its
-  place.
+  The vocabulary is BERT's. Texts are padded on the right, attended to in both
+  directions and read at the last position. BERT's closing token is replaced by
+  padding, but still takes a position.
   """
   text = _TEXT_SIZES[size]
   return {
@@ -135,7 +123,8 @@ def _clipa(size, image_size):
   }
 
 
-# SentencePiece vocabularies: version 1 in English or 109 languages, Gemma's.
+# Sizes of the SentencePiece vocabularies: SigLIP's in English and in 109
+# languages, and Gemma's, which SigLIP 2 uses.
 _SIGLIP_VOCABULARIES = {"v1": 32_000, "i18n": 250_000, "v2": 256_000}
 
 
@@ -188,32 +177,35 @@ def _siglip(
   }
 
 
+_TINY_RESNET = _resnet(image_size=32, width=32, depths=(1, 1))
+_TINY_TEXT = _transformer(width=64, heads=2, depth=2, context_length=16)
+
 VARIANTS: dict[str, dict] = {
   # OpenAI's (paper, tables 19 and 20).
   "RN50": {
     "embed_dim": 1024,
-    "image": _resnet(224, 64, (3, 4, 6, 3)),
-    "text": _transformer(512, 8),
+    "image": _resnet(image_size=224, width=64, depths=(3, 4, 6, 3)),
+    "text": _transformer(width=512, heads=8),
   },
   "RN101": {
     "embed_dim": 512,
-    "image": _resnet(224, 64, (3, 4, 23, 3)),
-    "text": _transformer(512, 8),
+    "image": _resnet(image_size=224, width=64, depths=(3, 4, 23, 3)),
+    "text": _transformer(width=512, heads=8),
   },
   "RN50x4": {
     "embed_dim": 640,
-    "image": _resnet(288, 80, (4, 6, 10, 6)),
-    "text": _transformer(640, 10),
+    "image": _resnet(image_size=288, width=80, depths=(4, 6, 10, 6)),
+    "text": _transformer(width=640, heads=10),
   },
   "RN50x16": {
     "embed_dim": 768,
-    "image": _resnet(384, 96, (6, 8, 18, 8)),
-    "text": _transformer(768, 12),
+    "image": _resnet(image_size=384, width=96, depths=(6, 8, 18, 8)),
+    "text": _transformer(width=768, heads=12),
   },
   "RN50x64": {
     "embed_dim": 1024,
-    "image": _resnet(448, 128, (3, 15, 36, 10)),
-    "text": _transformer(1024, 16),
+    "image": _resnet(image_size=448, width=128, depths=(3, 15, 36, 10)),
+    "text": _transformer(width=1024, heads=16),
   },
   "ViT-B-32": _clip("B", 32, 224),
   "ViT-B-16": _clip("B", 16, 224),
@@ -276,17 +268,22 @@ VARIANTS: dict[str, dict] = {
   # Small enough to train on a CPU in minutes, with CLIP's own vocabulary.
   "tiny-rn": {
     "embed_dim": 64,
-    "image": _resnet(32, 32, (1, 1)),
-    "text": _transformer(64, 2, depth=2, context_length=16),
+    "image": _TINY_RESNET,
+    "text": _TINY_TEXT,
   },
   "tiny-vit": {
     "embed_dim": 64,
-    "image": _vit(32, 8, 128, 3, 4),
-    "text": _transformer(64, 2, depth=2, context_length=16),
+    "image": _vit(32, 8, width=128, depth=3, heads=4),
+    "text": _TINY_TEXT,
   },
   "tiny-cbow": {
     "embed_dim": 64,
-    "image": _resnet(32, 32, (1, 1)),
-    "text": _cbow(64, 16),
+    "image": _TINY_RESNET,
+    "text": {
+      "kind": "cbow",
+      "context_length": 16,
+      "vocab_size": _VOCAB_SIZE,
+      "width": 64,
+    },
   },
 }

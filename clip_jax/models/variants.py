@@ -86,7 +86,7 @@ EXECUTION = {
 }
 # Fields of modules that are set from fields of the whole model, from the types
 # and from the devices.
-_NOT_IN_SPEC = {"parent", "name", "embed_dim", "dtype", "param_dtype", "whole"}
+_NOT_IN_SPEC = {"parent", "name", "embed_dim", "dtype", "param_dtype", "gather"}
 # Fields of towers that are a size or several sizes.
 _SIZES = {
   "context_length",

@@ -68,7 +68,7 @@ class VisionTransformer(nn.Module):
   scan: bool = True
   unroll: int = 1
   remat: str = "dots_no_batch"
-  whole: Callable[[Any], Any] | None = None
+  gather: Callable[[Any], Any] | None = None
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -148,7 +148,7 @@ class VisionTransformer(nn.Module):
       size % self.patch_size and not self.drop_edge
     ):
       raise errors.UserError(
-        f"image_size={size} must divide by patch_size={self.patch_size}; "
+        f"image_size={size} must be divisible by patch_size={self.patch_size}; "
         f"try {max(1, size // self.patch_size) * self.patch_size}, or "
         "drop_edge=True to ignore the pixels beyond the last whole patch."
       )

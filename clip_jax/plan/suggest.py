@@ -250,11 +250,8 @@ class _Search:
     def back(*arrays):
       return step_flops.run_towers(model, frozen, *arrays)[1]
 
-    def unsharded(x):
-      return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
     program = jax.make_jaxpr(back)(
-      jax.tree.map(unsharded, state.variables),
+      jax.tree.map(step_flops.unsharded, state.variables),
       *jax.tree.map(local, (batch["image"], batch["tokens"])),
     ).jaxpr
     given = set(map(id, program.invars))

@@ -196,7 +196,7 @@ def read_header(data: Encoded, *, limits: Limits = DEFAULT_LIMITS) -> Header:
   """Returns the facts of an image's header; no pixel is decoded.
 
   Raises:
-    ImageError: it is none that `decode` would read.
+    ImageError: `decode` would not read the image.
   """
   image, *_ = _open_checked(data, limits)
   width, height = image.size

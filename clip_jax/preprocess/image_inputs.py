@@ -31,7 +31,7 @@ def each(images: Any) -> Iterable[ImageInput]:
     images: one image, an iterable of them, or an array (n, h, w, channels).
 
   Raises:
-    UserError: it is none of these.
+    UserError: `images` is none of these.
   """
   if _is_array(images):
     if len(images.shape) == 4:

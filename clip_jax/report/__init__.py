@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from PIL import Image
 
 from clip_jax import json_lines, whole_files
-from clip_jax.report.canvas import Canvas, Change, Figure, Share
+from clip_jax.report.canvas import Canvas, Change, Headline, Share
 from clip_jax.report.nearest import Found, Guess, Rows, find_rows
 
 __all__ = [
   "Change",
-  "Figure",
   "Found",
   "Guess",
+  "Headline",
   "Rows",
   "Share",
   "draw",
@@ -31,7 +31,7 @@ def draw(
   rows: Rows,
   *,
   title: str,
-  figures: Sequence[Figure] = (),
+  headlines: Sequence[Headline] = (),
   changes: Sequence[Change] = (),
   losses: Sequence[tuple[int, float]] = (),
 ) -> Image.Image:
@@ -40,12 +40,12 @@ def draw(
   Args:
     rows: of `find_rows`.
     title: the first line, such as the model and its data.
-    figures: numbers for the top of the page.
-    changes: what a fine-tuning made of the model with which it began.
-    losses: steps and the loss there, in order; drawn from two on.
+    headlines: numbers for the top of the page.
+    changes: shares of the model before and after its fine-tuning.
+    losses: (step, loss) in order; drawn if there are at least two.
   """
   page = Canvas()
-  page.header(title, figures)
+  page.header(title, headlines)
   if changes:
     page.section("Before and after", "right, of how many, and 95 % intervals")
     page.changes(changes)
@@ -72,7 +72,7 @@ def draw(
 
 
 def read_losses(path: str | os.PathLike) -> list[tuple[int, float]]:
-  """Returns steps and losses of a run's metrics; leaves damage out."""
+  """Returns (step, loss) of a run's metrics in order, without damaged lines."""
   found = {}
   with contextlib.suppress(OSError):
     fields = {"step": int, "loss": float}

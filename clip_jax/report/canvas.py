@@ -18,16 +18,17 @@ _TEXT_COLUMN = _CONTENT - 5 * _TILE - 4 * _GAP - 32
 _TEXT_ROW = _TILE + 52
 _IMAGE_ROW = _TILE + 32
 _LINE = _TILE / 5
-_FIGURES, _CURVE = 108, 150
-_CHANGE, _CHANGE_ROW = 366, 30  # A column's width, a row's height.
-_GROWTH = 400
+_FIGURES_ROW = 108
+_CURVE_HEIGHT = 150
+_CHANGE_COLUMN, _CHANGE_ROW = 366, 30
+_GROWTH = 400  # More than the height of anything that is drawn at once.
 
 _INK, _MUTED, _FAINT = "#1d2733", "#66727f", "#e6eaef"
 _RIGHT, _WRONG, _NEUTRAL = "#16975a", "#cf4747", "#3f6fd1"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Figure:
+class Headline:
   """A number for the top of the page, such as 97.2 % from 96.1 to 98.0 %."""
 
   name: str
@@ -47,7 +48,7 @@ class Share:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Change:
-  """What a training made of a share; `main` is drawn apart from its parts."""
+  """A share before and after a training; `main` is drawn in another colour."""
 
   name: str
   before: Share
@@ -60,19 +61,19 @@ class Canvas:
 
   def __init__(self):
     self.y = _MARGIN
-    self._set(Image.new("RGB", (_WIDTH, _GROWTH), "white"))
+    self._draw_on(Image.new("RGB", (_WIDTH, _GROWTH), "white"))
 
-  def _set(self, image: Image.Image) -> None:
+  def _draw_on(self, image: Image.Image) -> None:
     self.image = image
     self.draw = ImageDraw.Draw(image)
 
   def _down(self, height: int) -> None:
-    """Moves down the page, which grows; no drawing is taller than `_GROWTH`."""
+    """Moves down, and keeps at least `_GROWTH` of the page below."""
     self.y += height
     if self.y + _GROWTH > self.image.height:
       longer = Image.new("RGB", (_WIDTH, 2 * self.image.height), "white")
       longer.paste(self.image)
-      self._set(longer)
+      self._draw_on(longer)
 
   def finished(self) -> Image.Image:
     """Returns the filled part of the page."""
@@ -91,31 +92,35 @@ class Canvas:
     """Writes one line."""
     self.draw.text((x, y), text, font=_font(size), fill=ink, anchor=anchor)
 
-  def header(self, title: str, figures: Sequence[Figure]) -> None:
-    """Writes the title and the figures below it."""
+  def header(self, title: str, headlines: Sequence[Headline]) -> None:
+    """Writes the title and, below it, as many headlines as have room."""
     title = fit(terminal.printable(title), size=34, width=_CONTENT)
     self.text(_MARGIN, self.y - 4, title, size=34)
     self._down(50)
-    if not figures:
+    if not headlines:
       return
     x = _MARGIN
-    for figure in figures:
-      name = terminal.printable(figure.name, limit=40)
+    for line in headlines:
+      name = terminal.printable(line.name, limit=40)
       width = max(
-        _length(name, 16), _length(figure.value, 28), _length(figure.range, 16)
+        _length(name, 16), _length(line.value, 28), _length(line.range, 16)
       )
       if x + width > _WIDTH - _MARGIN:
         break
-      self.text(x, self.y + 4, figure.value, size=28, ink=_NEUTRAL)
+      self.text(x, self.y + 4, line.value, size=28, ink=_NEUTRAL)
       self.text(x, self.y + 40, name, size=16)
-      self.text(x, self.y + 62, figure.range, size=16, ink=_MUTED)
+      self.text(x, self.y + 62, line.range, size=16, ink=_MUTED)
       x += width + 40
-    self._down(_FIGURES)
+    self._down(_FIGURES_ROW)
 
   def curve(self, losses: Sequence[tuple[int, float]]) -> None:
-    """Draws the loss, from zero up, over the steps."""
+    """Draws the loss, from zero up, over the steps.
+
+    Args:
+      losses: (step, loss) of at least two different steps, in order.
+    """
     left, right = _MARGIN + 64, _WIDTH - _MARGIN
-    top, bottom = self.y + 8, self.y + _CURVE
+    top, bottom = self.y + 8, self.y + _CURVE_HEIGHT
     first, last = losses[0][0], losses[-1][0]
     lowest = min(0.0, *(loss for _, loss in losses))
     highest = max(loss for _, loss in losses)
@@ -137,11 +142,11 @@ class Canvas:
     final = f"{losses[-1][1]:.3g} at step {last}"
     self.text(left, bottom + 10, f"step {first}", size=16, ink=_MUTED)
     self.text(right, bottom + 10, final, size=16, ink=_MUTED, anchor="ra")
-    self._down(_CURVE + 46)
+    self._down(_CURVE_HEIGHT + 46)
 
   def changes(self, changes: Sequence[Change]) -> None:
     """Draws shares before and after, side by side."""
-    columns = [_WIDTH - _MARGIN - (2 - i) * _CHANGE for i in range(2)]
+    columns = [_WIDTH - _MARGIN - (2 - i) * _CHANGE_COLUMN for i in range(2)]
     for x, name in zip(columns, ("before", "after"), strict=True):
       self.text(x, self.y, name, size=16, ink=_MUTED)
     self._down(30)
@@ -159,7 +164,7 @@ class Canvas:
     self._down(_GAP)
 
   def _share(self, x: float, y: float, share: Share, colour: str) -> None:
-    """Draws a bar with its interval, and both in figures."""
+    """Draws a bar with its interval, and writes both as numbers."""
     bar = (x, x + 150)
     self._bar(bar, y, share.value, colour)
     low, high = (x + 150 * end for end in (share.low, share.high))
@@ -217,9 +222,8 @@ class Canvas:
       self.text(left, y, text, size=18, ink=ink, anchor="lm")
       if guess.correct:
         self._tick(bar[0] - 22, y)
-      known = guess.correct is not None
-      colour = _RIGHT if guess.correct else _WRONG if known else _NEUTRAL
-      if i and not guess.correct and known:
+      colour = _colour(guess.correct, unknown=_NEUTRAL)
+      if i and colour == _WRONG:
         colour = "#b8c1cc"  # Only the first guess can be wrong.
       self._bar(bar, y, guess.probability, colour)
       percent = terminal.percent(guess.probability)
@@ -262,7 +266,7 @@ def fit(text: str, *, size: int, width: float) -> str:
   """Returns `text`, cut with an ellipsis to at most `width` pixels."""
   if _length(text, size) <= width:
     return text
-  # Bisection: a caption may be long and measuring costs its length.
+  # Bisection: the time to measure a text grows with its length.
   low, high = 0, len(text)
   while low < high:
     middle = (low + high + 1) // 2

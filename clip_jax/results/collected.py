@@ -1,7 +1,7 @@
-"""What directories hold: runs, results of evaluations, and other files.
+"""What a report is made of: runs and results of evaluations, found in files.
 
-A result's values are of a file, which may hold anything: they are read by the
-functions here, which give None for what a value cannot be.
+The files may contain anything, so a result's values are read by the functions
+here: they return None where a value is of another type or out of range.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ class Result:
 
   Attributes:
     model: its short name, the same for all its results.
-    origin: its path or address in full, or where the result was found if that
-      names no model.
+    origin: the model's path or address in full; where the result names none,
+      the path of the result.
     task: such as "zero_shot".
     data: the DATA address without directories, or the name of the set.
-    set: the key of `published.table()`, or None.
-    step: updates that the model was trained for; None where nothing says it.
+    set: the key of `published.table()`; None where the set is not in it.
+    step: updates that the model was trained for; None if unknown.
     values: the JSON object, whose values may be anything.
   """
 
@@ -46,17 +46,18 @@ class Result:
   def fraction(self, name: str) -> float | None:
     """Returns a value if it is a number from 0 to 1.
 
-    A result of a suite has one measure, `value`, whose name is `metric`.
+    A suite's result has a single measure: its `metric` is the name, its `value`
+    the number.
     """
     value = self.values.get(name)
     metric = self.values.get("metric")
-    if value is None and metric and metric in (name, _OTHER.get(name)):
+    if value is None and metric and metric in (name, _SUITE_NAMES.get(name)):
       value = self.values.get("value")
     return fraction(value)
 
   @property
   def calibration(self) -> Mapping[str, Any]:
-    """Measures of calibration; {} if unknown, or of too few examples."""
+    """Measures of calibration; {} if unknown, or if examples are too few."""
     examples, found = self.number("examples"), self.values.get("calibration")
     few = examples is not None and examples < calibration.LEAST_EXAMPLES
     return {} if few or not isinstance(found, dict) else found
@@ -64,34 +65,38 @@ class Result:
   def interval(self, name: str) -> tuple[float, float] | None:
     """Returns the 95 % interval of a measure, in fractions, if there is one.
 
-    Of a recall the name is such as "text_to_image/r@1".
+    Args:
+      name: of the measure, such as "top1" or "text_to_image/r@1".
     """
-    found = self.values.get(f"{name}_interval_95") or self._of_suite(name)
+    found = self.values.get(f"{name}_interval_95") or self._suite_interval(name)
     if found is None:
       found = self.values.get("interval_95")
-      if isinstance(found, dict):  # Of several measures.
+      if isinstance(found, dict):  # Intervals by the names of measures.
         found = found.get(name)
       elif self.fraction(name) != fraction(self.values.get("value")):
-        return None  # Of another measure.
+        return None  # The interval of another measure.
     if isinstance(found, list) and len(found) == 2:
       low, high = map(fraction, found)
       if low is not None and high is not None and low <= high:
         return low, high
     return None
 
-  def _of_suite(self, name: str) -> Any:
-    """Returns the interval of a measure in `values` of a suite's result."""
+  def _suite_interval(self, name: str) -> Any:
+    """Returns the interval of one of the further measures of a suite's result.
+
+    They stand in `values`, by name.
+    """
     values = self.values.get("values")
     if not isinstance(values, dict):
       return None
-    entry = values.get(_OTHER.get(name, name.replace("/", "_")))
+    entry = values.get(_SUITE_NAMES.get(name, name.replace("/", "_")))
     return entry.get("interval_95") if isinstance(entry, dict) else None
 
 
 # Axes of matplotlib end before the largest floats do.
 _LARGEST = 1e300
-# What a suite calls a measure.
-_OTHER = {"top1": "accuracy"}
+# What suites call a measure, where it is another name than ours.
+_SUITE_NAMES = {"top1": "accuracy"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +104,10 @@ class Run:
   """The metrics of a workdir, by step.
 
   Attributes:
-    model: the short name, as of its results.
-    losses: steps and losses.
-    evaluations: steps and values, by evaluation and measure.
-    examples: its contact sheet, as PNG; None where it has none.
+    model: the short name, the same as in its results.
+    losses: (step, loss) in order.
+    evaluations: (step, value) in order, by (evaluation, measure).
+    examples: its contact sheet as a PNG; None where it has none.
   """
 
   model: str
@@ -121,13 +126,13 @@ class LeftOut:
 
 @dataclasses.dataclass(frozen=True)
 class Collection:
-  """All that was found, in a fixed order, and what was not taken.
+  """Everything that was found, in a fixed order.
 
   Attributes:
     models: the short names, in the order in which they were given.
     runs: workdirs with metrics.
-    results: of evaluations; the latest of each model, task and data.
-    left_out: files that hold no result.
+    results: the latest evaluation of each model, task and data.
+    left_out: files that contain no result.
   """
 
   models: Sequence[str]
@@ -159,7 +164,7 @@ def top1(value: Any) -> float | None:
 
 
 def entries(value: Any) -> list[Mapping[str, Any]]:
-  """Returns the objects of a list; nothing where it is none."""
+  """Returns the objects in `value`; an empty list where it is not a list."""
   if not isinstance(value, list):
     return []
   return [entry for entry in value if isinstance(entry, dict)]

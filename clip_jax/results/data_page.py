@@ -1,4 +1,4 @@
-"""Draws what a source holds: histograms, a contact sheet and one page."""
+"""A page about a source of data: histograms, tables and a contact sheet."""
 
 import io
 import json
@@ -18,17 +18,17 @@ from clip_jax.results.picture import Figure, Mark, Panel, Table
 
 SHEET, NUMBERS = "contact_sheet.png", "stats.json"
 SAMPLES = 60
-# Says that the page is of data, and no report of an evaluation.
+# Distinguishes a page of data from a report of evaluations.
 MARK = '<meta name="generator" content="clip_jax data">'
 _COLUMNS, _TILE, _GAP = 10, 110, 6
 _MOST_BARS = 15
-_SHOWN = 200  # Characters of a caption.
-_GUESSED = " Languages are guesses: a few words say little of theirs."
+_MOST_CHARACTERS = 200  # Of a caption, a key or an address.
+_GUESSED = " Languages are guesses, and often wrong for a few words."
 _LENGTHS = ("characters", "words", "tokens")
 
 
 def check(out: str) -> None:
-  """Raises UserError where nothing can be drawn to `out`."""
+  """Raises UserError if `write` could not write a page to `out`."""
   drawing.check()
   errors.check_local("The page", out)
   directory = pathlib.Path(os.path.expanduser(out))
@@ -45,13 +45,13 @@ def write(
   """Writes page, pictures and numbers; returns the path of the page.
 
   Args:
-    out: a directory; a page of ours that is there is replaced.
-    found: of `summary.summarize`.
+    out: a directory; a page that was written there before is replaced.
+    found: as `summary.summarize` returns it.
     samples: for the contact sheet.
     address: of the data.
 
   Raises:
-    UserError: matplotlib is missing, or `out` holds something else.
+    UserError: matplotlib is missing, or `out` contains something else.
   """
   check(out)
   directory = pathlib.Path(os.path.expanduser(out))
@@ -64,14 +64,14 @@ def write(
     parts += html_page.picture(
       "contact_sheet",
       "Some of the images",
-      f"{len(samples)} different images, drawn by their digests.",
+      f"{len(samples)} different images, chosen by their digests.",
       sheet,
     )
   parts += map(html_page.as_table, _tables(found, samples))
-  title = f"Data: {terminal.printable(address, limit=_SHOWN)}"
+  title = f"Data: {terminal.printable(address, limit=_MOST_CHARACTERS)}"
   directory.mkdir(parents=True, exist_ok=True)
   numbers = json.dumps({"data": address, **found}, indent=2) + "\n"
-  # The page first: it says that what is here may be replaced.
+  # The page is written first: by its mark a later call may replace the rest.
   files = {
     report_files.PAGE: html_page.document(title, parts, mark=MARK).encode(),
     **{f"{figure.name}.png": png for figure, png in figures},
@@ -84,7 +84,7 @@ def write(
 
 
 def contact_sheet(samples: Sequence[summary.Sample]) -> bytes:
-  """Returns the images in rows, each within a square, as a PNG."""
+  """Returns a PNG of the images in rows, each within a square."""
   rows = max(1, math.ceil(len(samples) / _COLUMNS))
   step = _TILE + _GAP
   size = (_COLUMNS * step + _GAP, rows * step + _GAP)
@@ -94,7 +94,7 @@ def contact_sheet(samples: Sequence[summary.Sample]) -> bytes:
     place = (_GAP + column * step, _GAP + row * step)
     try:
       image = preprocess.decode(sample.image)
-    except preprocess.ImageError:  # Only its header was read before.
+    except preprocess.ImageError:  # Until now only headers were read.
       continue
     sheet.paste(canvas.enlarge(image, _TILE), place)
   buffer = io.BytesIO()
@@ -121,90 +121,82 @@ def _figures(found: Mapping[str, Any]) -> list[Figure]:
     _ranges("width over height", "", images["aspect"]),
     _ranges("encoded size", "bytes", images["bytes"]),
   ]
-  spoken = "languages, " if captions["languages"] else ""
+  has_languages = bool(captions["languages"])
   figures = [
-    (
-      *("captions", "Lengths of captions"),
+    Figure(
+      "captions",
+      "Lengths of captions",
       "The last bar has all that is longer. Tokens are those of CLIP, with "
       f"begin and end; {terminal.percent(captions['cut_share'])} of the "
       f"captions have more than {examine.CONTEXT} and are cut.",
       lengths,
     ),
-    (
-      *("images", "Sizes of images"),
+    Figure(
+      "images",
+      "Sizes of images",
       "Turned upright, before any resize; the last bar has all that is larger.",
       sides if found["good"] else [],
     ),
-    (
-      *("kinds", f"Scripts, {spoken}formats and bad records"),
+    Figure(
+      "kinds",
+      f"Scripts, {'languages, ' if has_languages else ''}formats and bad "
+      "records",
       "A caption's script is that of most of its letters, by Unicode's blocks."
-      f"{_GUESSED if spoken else ''}",
+      f"{_GUESSED if has_languages else ''}",
       [panel for panel in kinds if panel.categories],
     ),
   ]
-  return [
-    Figure(name, title, note, panels)
-    for name, title, note, panels in figures
-    if panels
-  ]
+  return [figure for figure in figures if figure.panels]
 
 
 def _lengths(name: str, histogram: Mapping[str, Any]) -> Panel:
-  low = histogram["from"]
-  step = low[1] - low[0]
-  bars = [(a, a + step) for a in low]
-  return Panel(
-    f"{name.capitalize()} of a caption",
-    name,
-    "captions",
-    [
-      Mark(
-        "",
-        [(a + b) / 2 for a, b in bars],
-        histogram["counts"],
-        look="bars",
-        ranges=bars,
-      )
-    ],
-  )
+  starts = histogram["from"]
+  step = starts[1] - starts[0]
+  ranges = [(start, start + step) for start in starts]
+  centers = [start + step / 2 for start in starts]
+  mark = Mark("", centers, histogram["counts"], look="bars", ranges=ranges)
+  title = f"{name.capitalize()} of a caption"
+  return Panel(title, name, "captions", [mark])
 
 
 def _bars(name: str, unit: str, counts: Mapping[str, int]) -> Panel:
-  """Returns a bar for each name; the rare ones of many share the last."""
+  """Returns a bar for each of the first names, and one for all others."""
   shown = dict(list(counts.items())[:_MOST_BARS])
   if rest := sum(counts.values()) - sum(shown.values()):
     shown["all others"] = rest
-  return Panel(
-    f"By {name}",
-    unit,
-    "",
-    [Mark("", list(shown.values()), list(range(len(shown))), look="bars")],
-    categories=list(shown),
-  )
+  return _categories(f"By {name}", unit, list(shown), list(shown.values()))
 
 
 def _ranges(name: str, unit: str, numbers: Mapping[str, Any]) -> Panel:
-  """Returns a bar for each range, from the first to the last that has any."""
+  """Returns a bar for each range, from the first to the last with any count."""
   histogram = numbers["histogram"]
-  low, counts = histogram["from"], histogram["counts"]
+  starts, counts = histogram["from"], histogram["counts"]
   filled = [i for i, count in enumerate(counts) if count]
-  kept = range(filled[0], filled[-1] + 1) if filled else range(0)
-  names = [_range(low, i, unit) for i in kept]
-  numbers_of = [counts[i] for i in kept]
+  shown = range(filled[0], filled[-1] + 1) if filled else range(0)
   title = f"{name.capitalize()}{f' ({unit})' if unit else ''}"
-  mark = Mark("", numbers_of, list(range(len(names))), look="bars")
-  return Panel(title, "images", "", [mark], categories=names)
+  names = [_range(starts, i, unit) for i in shown]
+  return _categories(title, "images", names, [counts[i] for i in shown])
 
 
-def _range(low: Sequence[float], i: int, unit: str) -> str:
-  def said(number: float) -> str:
+def _categories(
+  title: str, unit: str, names: list[str], counts: list[int]
+) -> Panel:
+  """Returns a horizontal bar for each count, with the category's name."""
+  mark = Mark("", counts, list(range(len(counts))), look="bars")
+  return Panel(title, unit, "", [mark], categories=names)
+
+
+def _range(starts: Sequence[float], i: int, unit: str) -> str:
+  """Returns a range in words; the last one has no end."""
+
+  def words(number: float) -> str:
     if unit == "bytes":
       return terminal.size(number).replace(".00", "")
     return f"{number:.0f}" if number >= 8 else f"{number:.3g}"
 
-  if i + 1 == len(low):
-    return f"{said(low[i])} and more"
-  return f"{said(low[i])} to {said(low[i + 1])}"
+  if i + 1 == len(starts):
+    return f"{words(starts[i])} and more"
+  return f"{words(starts[i])} to {words(starts[i + 1])}"
 
 
 def _tables(
@@ -220,17 +212,14 @@ def _tables(
     "width over height": images["aspect"],
     "bytes of an image": images["bytes"],
   }
-  heads = [
-    "",
-    "least",
-    *(f"{p} %" for p in summary.PERCENTILES),
-    "most",
-    "mean",
-  ]
+  percentiles = [f"{p} %" for p in summary.PERCENTILES]
   numbers = [
     [
       name,
-      *map(_said, [n["min"], *n["percentiles"].values(), n["max"], n["mean"]]),
+      *(
+        _number(x)
+        for x in (n["min"], *n["percentiles"].values(), n["max"], n["mean"])
+      ),
     ]
     for name, n in measured.items()
     if n["percentiles"]
@@ -242,17 +231,21 @@ def _tables(
       f"{captions['number']} captions, {captions['repeated']} of which repeat "
       f"another; {images['repeated']} images repeat another, byte by byte. "
       "Percentiles are values of the data.",
-      heads,
+      ["", "least", *percentiles, "most", "mean"],
       numbers,
     )
   ]
-  for kind, name, title in (
-    (captions, "caption", "Captions that are there most often"),
-    (images, "key", "Images that are there most often"),
+  for found_most, name, title, note in (
+    (captions["top"], "caption", "The most frequent captions", ""),
+    (
+      images["top"],
+      "key",
+      "The most frequent images",
+      "Of images with the same bytes, the key of the first is shown.",
+    ),
   ):
-    rows = [[_text(top[name]), str(top["count"])] for top in kind["top"]]
+    rows = [[_text(entry[name]), str(entry["count"])] for entry in found_most]
     if rows:
-      note = "The first of the same bytes is named." if name == "key" else ""
       tables.append(Table(f"top_{name}", title, note, [name, "times"], rows))
   rows = [
     [_text(s.key), f"{s.width}x{s.height}", _text(" | ".join(s.texts))]
@@ -260,14 +253,14 @@ def _tables(
   ]
   if rows:
     note = "In the order of the contact sheet, row by row."
-    heads = ["key", "size", "captions"]
-    tables.append(Table("samples", "The images shown", note, heads, rows))
+    header = ["key", "size", "captions"]
+    tables.append(Table("samples", "The images shown", note, header, rows))
   return tables
 
 
 def _text(text: str) -> str:
-  return terminal.printable(text, limit=_SHOWN)
+  return terminal.printable(text, limit=_MOST_CHARACTERS)
 
 
-def _said(number: float) -> str:
+def _number(number: float) -> str:
   return f"{number:g}" if isinstance(number, float) else str(number)

@@ -124,5 +124,5 @@ def check_replaceable(
 
 
 def _is_partial(path: pathlib.Path) -> bool:
-  """Tells whether a file is what is left of a page whose writing was killed."""
+  """Whether a file is what is left of a page whose writing was killed."""
   return path.name.startswith(f".{PAGE}.") and path.name.endswith(".partial")

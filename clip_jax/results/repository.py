@@ -163,11 +163,11 @@ class Repository:
       if isinstance(reason, hub_errors.HfHubHTTPError):
         raise self._refusal(reason, again) from None
       if _NO_ROOM.search(str(reason)):
-        raise self._no_room(_first_line(reason)) from None
+        raise self._no_room(_shown(reason)) from None
       raise self._unreachable(reason, again) from None
 
   def _unreachable(self, error: BaseException, again: str) -> errors.UserError:
-    said = f"({type(error).__name__}: {_first_line(error)})"
+    said = f"({type(error).__name__}: {_shown(error)})"
     if again:
       where = f"The upload to {self.url} broke off"
       return errors.UserError(f"{where} {said}. Check the network.{again}")
@@ -216,6 +216,5 @@ class Repository:
     return errors.UserError(f"The hub refuses {self.name} ({said}).")
 
 
-def _first_line(error: BaseException) -> str:
-  lines = str(error).strip().splitlines()
-  return terminal.printable(lines[0], limit=300) if lines else "no reason given"
+def _shown(error: BaseException) -> str:
+  return terminal.printable(errors.first_line(error), limit=300)

@@ -181,7 +181,7 @@ class Builder:
     written = self._stack.enter_context(_partial_file(self.directory))
     try:
       entry_table.write(written, self._records)
-    except entry_table.DamagedError:
+    except entry_table.BadTableError:
       self._hold.keep("")  # It would be so again.
       raise errors.UserError(
         f"What a stopped build has left in {self.directory} is damaged; it is "

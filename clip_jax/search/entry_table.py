@@ -31,8 +31,8 @@ SCHEMA = pa.schema(
 ROWS_PER_GROUP = 1024
 
 
-class DamagedError(Exception):
-  """A table, or a row of it, that is none of an index."""
+class BadTableError(Exception):
+  """A table, or a row of it, that is damaged or not of an index."""
 
 
 class Entry(NamedTuple):
@@ -67,14 +67,14 @@ def _from_line(line: bytes) -> Entry:
   try:
     return _checked(*json_text.parse(line, what="A line", kind=list))
   except (json_text.JsonError, TypeError) as error:
-    raise DamagedError(str(error)) from None
+    raise BadTableError(str(error)) from None
 
 
 def _checked(key: Any, captions: Any, path: Any) -> Entry:
-  """Returns an entry of what was read.
+  """Returns the entry of a row.
 
   Raises:
-    TypeError: it is none.
+    TypeError: a cell is null or of another type.
   """
   if not isinstance(captions, list) or not all(
     isinstance(each, str) for each in [key, path, *captions]
@@ -91,7 +91,7 @@ def write(file: BinaryIO, lines: Iterable[bytes]) -> None:
     lines: read as the table is written; a group of rows is in memory.
 
   Raises:
-    DamagedError: a line is another.
+    BadTableError: a line is not one that `to_line` makes.
   """
   with parquet.ParquetWriter(
     file,
@@ -118,15 +118,15 @@ class Table:
     """Reads the footer.
 
     Raises:
-      DamagedError: it is no table of an index.
+      BadTableError: it is not a table of an index.
     """
     try:
       self._file = row_groups.ParquetFile(name, mapped=mapped)
-    except row_groups.DamagedError as error:
-      raise DamagedError(f"{name} is {error.reason}") from None
+    except row_groups.BadFileError as error:
+      raise BadTableError(f"{name} is {error.reason}") from None
     footer = self._file.footer
     if not footer.schema.equals(SCHEMA):
-      raise DamagedError(f"{name} has other columns than key, captions, path")
+      raise BadTableError(f"{name} has other columns than key, captions, path")
     self._ends = np.cumsum(footer.rows, dtype=np.int64)
 
   def __len__(self) -> int:
@@ -136,7 +136,7 @@ class Table:
     """Returns the entries of some rows; each group is unpacked once for all.
 
     Raises:
-      DamagedError: a row is none.
+      BadTableError: a row is damaged.
     """
     numbers = np.unique(np.fromiter(rows, np.int64))
     groups = np.searchsorted(self._ends, numbers, side="right")
@@ -149,5 +149,5 @@ class Table:
           cells = unpacked.row(row - first, key="")
           found[row] = _checked(*(cells[n].as_py() for n in SCHEMA.names))
         except (record_lib.BadRecord, TypeError, *row_groups.BROKEN):
-          raise DamagedError(f"record {row} cannot be read") from None
+          raise BadTableError(f"record {row} cannot be read") from None
     return found

@@ -41,7 +41,7 @@ def check_replaceable(directory: str | os.PathLike) -> None:
 
 
 def _content(meta: str | os.PathLike) -> bytes:
-  """Returns the bytes of a file; empty where there is none to read."""
+  """Returns the bytes of a file; b"" if it cannot be read."""
   try:
     return regular_files.read_regular(meta, limit=index_files.MOST_META_BYTES)
   except (OSError, regular_files.NotRegularError):

@@ -70,9 +70,9 @@ def _embed_next(
   own: Iterator[dict[str, Any]],
   embed_images: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[dict[str, Any], list, np.ndarray]:
-  """Returns what this process tells of its next batch, and the embeddings.
+  """Returns the message about this process's next batch, and its embeddings.
 
-  That is a head, which all processes read, and the facts for the first one.
+  The message is a head, which all processes read, and facts for the first one.
   """
   head = {"problem": "", "more": False, "shape": [0, 0]}
   nothing = np.zeros((0, 0), np.float32)

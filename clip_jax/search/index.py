@@ -74,7 +74,7 @@ class Index:
       mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
       self._table = entry_table.Table(mapped, name=name)
-    except entry_table.DamagedError as error:
+    except entry_table.BadTableError as error:
       raise self._damaged(str(error)) from None
     if len(self._table) != len(self.embeds):
       raise self._damaged(
@@ -214,7 +214,7 @@ class Index:
   def _entries(self, rows: Iterable[int]) -> dict[int, entry_table.Entry]:
     try:
       return self._table.entries(rows)
-    except entry_table.DamagedError as error:
+    except entry_table.BadTableError as error:
       raise self._damaged(str(error)) from None
 
 

@@ -1,4 +1,4 @@
-"""The files of an index, and how damage to them is found."""
+"""Names, checks and number formats of the files of an index."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ FORMAT = "clip_jax index"
 VERSION = 2
 META = "meta.json"
 
-# The files that hold the data, each named after its content.
+# The files with the data; each name has a digest of the content.
 PARTS = {
   "embeddings": re.compile(r"embeddings-[0-9a-f]{16}\.npy"),
   "records": re.compile(r"records-[0-9a-f]{16}\.parquet"),
@@ -25,7 +25,6 @@ _OF_VERSION_1 = re.compile(r"records-[0-9a-f]{16}\.jsonl")
 _AGAIN = "Make the index again with `clip-jax embed`."
 _PARTIAL = re.compile(r"\.partial-.*")
 MOST_META_BYTES = 1 << 20
-
 
 # The fields that meta.json must have, and their types.
 _META_FIELDS = {
@@ -46,28 +45,30 @@ def is_own(name: str) -> bool:
 
 
 def open_file(directory: pathlib.Path, name: str) -> io.BufferedReader:
-  """Opens a file of an index: what lies in the directory itself.
+  """Opens a regular file of an index; follows no link.
 
   Raises:
     FileNotFoundError: it is not there.
-    UserError: it is a link, which could lead anywhere, or no file.
+    UserError: it is a link, which could lead anywhere, or not a regular file.
   """
   path = directory / name
   try:
-    # Nothing to wait for, should it be a pipe.
+    # O_NONBLOCK, because opening a pipe would wait.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(path, flags)
   except OSError as error:
     if not path.is_symlink():
       raise
     raise errors.UserError(
-      f"{path} is a link; the files of an index lie in its directory. Copy the "
-      "index with its files, or make it again with `clip-jax embed`."
+      f"{path} is a link, but an index must contain its files themselves. Copy "
+      "the index with its files, or make it again with `clip-jax embed`."
     ) from error
   file = os.fdopen(descriptor, "rb")
   if not stat.S_ISREG(os.fstat(descriptor).st_mode):
     file.close()
-    raise errors.UserError(f"{path} is no file; this is no index of clip_jax.")
+    raise errors.UserError(
+      f"{path} is not a regular file, so this is no index of clip_jax."
+    )
   return file
 
 
@@ -86,7 +87,7 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
     raise no_index(directory) from None
   except NotADirectoryError:
     raise errors.UserError(
-      f"{directory} is a file, no index; give the directory of one."
+      f"{directory} is a file, so it is no index; give the directory of one."
     ) from None
   return check_meta(meta, directory)
 
@@ -102,7 +103,11 @@ def no_index(directory: str | os.PathLike) -> errors.UserError:
 def check_meta(
   meta: dict[str, Any], directory: str | os.PathLike
 ) -> dict[str, Any]:
-  """Returns the content of `meta.json` of a directory, or of an address.
+  """Returns `meta` if it is what a `Builder` writes.
+
+  Args:
+    meta: the content of `meta.json`.
+    directory: where it is from, for messages: a directory or an address.
 
   Raises:
     UserError: it is not what a `Builder` writes.
@@ -123,7 +128,7 @@ def check_meta(
       )
   for part, pattern in PARTS.items():
     entry = meta["files"].get(part)
-    # A plain name of our own pattern: never a path out of the directory.
+    # The pattern also keeps paths out that lead elsewhere.
     if not (
       isinstance(entry, dict)
       and isinstance(entry.get("name"), str)
@@ -141,8 +146,8 @@ def check_meta(
 def stored(embeds: np.ndarray, dtype: np.dtype) -> np.ndarray:
   """Returns unit embeddings (n, embed) as an index of this type stores them.
 
-  As int8 a row is divided by its largest magnitude, which becomes 127. That
-  scale need not be stored: rows have unit length, so `floats` finds it.
+  For int8 each row is scaled so that its largest magnitude becomes 127. The
+  scale is not stored: `floats` restores it, because rows have unit length.
   """
   if dtype == np.int8:
     embeds = embeds.astype(np.float32)
@@ -153,7 +158,7 @@ def stored(embeds: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def floats(embeds: np.ndarray) -> np.ndarray:
-  """Returns stored embeddings (n, embed) in float32: of int8, unit vectors."""
+  """Returns stored embeddings (n, embed) in float32; int8 as unit vectors."""
   rows = np.asarray(embeds, np.float32)
   if embeds.dtype != np.int8:
     return rows

@@ -207,5 +207,5 @@ def _unescape(text: str) -> str:
 
 
 def plain(text: str) -> str:
-  """Returns what most tokenizers see of a name: no capitals, single spaces."""
+  """Returns a name as most tokenizers see it: lower case, single spaces."""
   return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

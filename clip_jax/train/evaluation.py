@@ -97,7 +97,7 @@ class Evaluator:
       picture = report.draw(
         rows,
         title=title,
-        figures=[] if changes else _figures(evaluated),
+        headlines=[] if changes else _headlines(evaluated),
         changes=changes,
         losses=report.read_losses(path.with_name(metric_log.METRICS)),
       )
@@ -148,9 +148,9 @@ class Evaluator:
     return embed_unless_told
 
 
-def _figures(evaluated: dict[str, Any]) -> list[report.Figure]:
+def _headlines(evaluated: dict[str, Any]) -> list[report.Headline]:
   return [
-    report.Figure(
+    report.Headline(
       f"{name}, top-1",
       f"{100 * share.value:.1f} %",
       f"95 %: {100 * share.low:.1f} to {100 * share.high:.1f}",

@@ -60,13 +60,14 @@ def peak_flops() -> float:
 
 
 @functools.cache
-def _matmul_flops(size: int = 1536, repeats: int = 3) -> float:
-  """Returns the best FLOP/s of a few float32 matrix products."""
+def _matmul_flops() -> float:
+  """Returns the best FLOP/s of three float32 matrix products."""
+  size = 1536
   matmul = jax.jit(jnp.dot)
   x = jnp.ones((size, size), jnp.float32)
   matmul(x, x).block_until_ready()
   best = math.inf
-  for _ in range(repeats):
+  for _ in range(3):
     start = time.perf_counter()
     matmul(x, x).block_until_ready()
     best = min(best, time.perf_counter() - start)

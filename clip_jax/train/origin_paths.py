@@ -20,10 +20,10 @@ def whole(init: config_lib.Init) -> config_lib.Init:
 
 
 def is_same(kept: config_lib.Init, given: config_lib.Init) -> bool:
-  """Tells whether a resumed run names the models with which it began.
+  """Whether a resumed run names the models with which it began.
 
-  What is given relative to the first working directory need not be there
-  anymore, or be seen from this one.
+  A path that was given relative to the first working directory need not exist
+  any more, nor lead to the same place from this one.
   """
 
   def same(part: str) -> bool:
@@ -37,10 +37,10 @@ def is_same(kept: config_lib.Init, given: config_lib.Init) -> bool:
 
 
 def may_be_same_data(kept: str, given: str) -> bool:
-  """Tells whether values of `data.train` may name the same data.
+  """Whether values of `data.train` may name the same data.
 
   The kept paths may be relative to another working directory. Whether the data
-  are those with which the run began is told by their fingerprint.
+  are those with which the run began is decided by their fingerprint.
   """
   old, new = (list((mixture.parse(x) or {x: 1}).items()) for x in (kept, given))
   return len(old) == len(new) and all(
@@ -59,7 +59,7 @@ def _may_be_same_address(kept: str, given: str) -> bool:
   before, now = (os.path.realpath(_whole(path)) for path in (old, new))
   if before == now:
     return True
-  # Data that are seen from here are those that the path means from here.
+  # Where the kept path leads somewhere from here, it means what is there.
   if os.path.isabs(os.path.expanduser(old)) or _is_seen(before):
     return False
   inner = [part for part in os.path.normpath(old).split(os.sep) if part != ".."]

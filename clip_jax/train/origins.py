@@ -69,7 +69,7 @@ class Beginning(NamedTuple):
 def begin(
   init: config_lib.Init, workdir: pathlib.Path, *, model: str
 ) -> Beginning:
-  """Returns what a run begins with, for `settle`.
+  """Returns the models with which a run begins, for `settle`.
 
   A resumed run has no origins, because it continues from its own checkpoint;
   the checkpoints with which it began may have been deleted.
@@ -166,7 +166,9 @@ def describe(model: str, opened: Origins) -> dict[str, Any]:
   for part, source in opened.items():
     # The projection belonged to the tower that is replaced.
     described.pop(f"{part}_projection", None)
-    described |= {x: source.spec[x] for x in (part, *engine.ABOUT[part])}
+    described |= {
+      x: source.spec[x] for x in (part, *engine.FIELDS_BESIDE[part])
+    }
     described[part] = {**described[part], **source.execution.get(part, {})}
     if source.spec[part]["kind"] == "resnet":  # It includes the projection.
       described["embed_dim"] = source.spec["embed_dim"]
@@ -206,7 +208,7 @@ def settle(
     spec = variants.complete(base, overrides)
     if config.model != FROM_INIT:  # No field of its own tokenizer may stay.
       spec["tokenizer"] = _tokenizer(spec)
-    spec = family.plain(spec)
+    spec = family.as_json(spec)
     if "probabilities" not in overrides:  # They are of the run's own loss.
       spec.pop("probabilities", None)
     config = dataclasses.replace(config, model_overrides=spec)
@@ -297,11 +299,11 @@ def _comparable(part, spec, *, named) -> dict[str, Any]:
     fields |= {field: spec[field] for field in _HEAD}
     # Its presence; the number is a parameter.
     fields["init_logit_bias"] = spec["init_logit_bias"]
-  return family.plain(fields)
+  return family.as_json(fields)
 
 
 def _nested(name, fields) -> dict[str, Any]:
-  fields = family.normal({name: fields})[name]
+  fields = family.normal_form({name: fields})[name]
   return {f"{name}.{field}": value for field, value in fields.items()}
 
 

@@ -37,7 +37,7 @@ def update_flops(
   """
   variables = {"batch_stats": {}} | variants.abstract_variables(model)
   found = freezing.Frozen.of(**variables, pattern=frozen)
-  image, tokens = jax.tree.map(_shape, (image, tokens))
+  image, tokens = jax.tree.map(unsharded, (image, tokens))
   towers = _tower_flops(_without_remat(model), variables, found, image, tokens)
   if not model.contrastive:
     return parts * towers
@@ -132,5 +132,6 @@ def _without_remat(model: clip.CLIP) -> clip.CLIP:
   )
 
 
-def _shape(x: Any) -> jax.ShapeDtypeStruct:
+def unsharded(x: Any) -> jax.ShapeDtypeStruct:
+  """Returns the shape and type of an array, without its sharding."""
   return jax.ShapeDtypeStruct(x.shape, x.dtype)

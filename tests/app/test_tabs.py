@@ -398,7 +398,7 @@ def test_bars_stop_at_twenty_and_tell_the_rest():
   )
   read = Read(markup.bars(found))
   assert "10 less probable labels are not shown" in read.text
-  assert "Each label is for itself" in read.text
+  assert "Each label is judged by itself" in read.text
   assert "1 text is longer" in read.text
 
 

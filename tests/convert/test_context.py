@@ -74,7 +74,7 @@ def _model(length=77, **text):
   }
   if not text:
     tiny["text"] |= {"width": 24, "depth": 1, "heads": 3, "vocab_size": 30}
-  spec = family.plain(engine.resolve(variants.spec("tiny-vit", tiny)))
+  spec = family.as_json(engine.resolve(variants.spec("tiny-vit", tiny)))
   rng = np.random.default_rng(0)
   leaves = {
     path: Tensor.from_array(rng.normal(size=shape).astype(np.float32))

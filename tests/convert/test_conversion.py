@@ -37,7 +37,7 @@ def model(tmp_path):
   }
   path = tmp_path / "models" / "ours"
   portable = Portable(
-    family.plain(spec),
+    family.as_json(spec),
     leaves,
     convert.Report("test"),
     extras={"kept": Tensor.from_array(np.arange(3))},

@@ -146,7 +146,7 @@ def _toy(*more):
 
 def _read(family, values, **more):
   report = report_lib.Report("toy")
-  source = fields.Source(
+  source = fields.ConfigReader(
     values, family.defaults, where={"": "toy.json"}, report=report, **more
   )
   return family.describe(source), report
@@ -167,7 +167,7 @@ def test_a_row_reads_reports_its_source_and_writes():
 
 def test_what_a_user_says_counts_and_is_told():
   spec, report = _read(
-    _toy(), {"t": {"length": 7, "vocab": 9}}, told={"width": 32}
+    _toy(), {"t": {"length": 7, "vocab": 9}}, overrides={"width": 32}
   )
   assert spec["text"]["width"] == 32
   assert report.inferred["text.width"]["source"] == "flag"
@@ -175,7 +175,7 @@ def test_what_a_user_says_counts_and_is_told():
     "--width 32 overrides toy.json, t, whose default is dim=24."
   ]
   given = {"t": {"length": 7, "vocab": 9, "dim": 16}}
-  _, report = _read(_toy(), given, told={"width": 32})
+  _, report = _read(_toy(), given, overrides={"width": 32})
   assert report.warnings == [
     "--width 32 overrides toy.json, t, which says dim=16."
   ]
@@ -224,7 +224,9 @@ def test_a_config_comes_back_as_the_description_that_it_was_made_from(name):
   spec = engine.resolve(found)
   assert family.refusals(spec) == []
   again, _ = _read(family, family.config(spec))
-  assert family_lib.normal(engine.resolve(again)) == family_lib.normal(spec)
+  assert family_lib.normal_form(
+    engine.resolve(again)
+  ) == family_lib.normal_form(spec)
   # No field is passed over: each other value of a flag is refused.
   for tower in ("image", "text"):
     for field, value in spec[tower].items():

@@ -154,7 +154,7 @@ def test_a_description_alone_makes_the_same_model(make, case, tmp_path):
     return
   open_clip.write(model, tmp_path / "made")
   again = convert.open_model(tmp_path / "made")
-  assert open_clip.gives_back(dataclasses.replace(model, source=again.source))
+  assert open_clip.can_restore(dataclasses.replace(model, source=again.source))
   assert again.leaves.keys() == model.leaves.keys()
   for path, leaf in model.leaves.items():
     assert np.array_equal(again.leaves[path].read(), leaf.read()), path
@@ -431,7 +431,7 @@ def test_clips_tokenizer_gives_open_clips_ids(library, tmp_path, arguments):
 def _check_ids(library, directory, model_cfg):
   theirs = library.get_tokenizer(f"local-dir:{directory}")
   described = _describe(model_cfg)
-  source = open_clip_files.Source({}, "", directory, (), (directory,))
+  source = open_clip_files.Files({}, "", directory, (), (directory,))
   files, fields = open_clip._tokenizer(
     described, source, report_lib.Report("open-clip")
   )

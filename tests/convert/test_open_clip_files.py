@@ -58,7 +58,7 @@ def model():
     name="test",
   )
   tokenizer = {"tokenizer": {"kind": "clip_bpe"}}
-  spec = family.plain(engine.resolve({**described.spec, **tokenizer}))
+  spec = family.as_json(engine.resolve({**described.spec, **tokenizer}))
   rng = np.random.default_rng(0)
   leaves = {
     path: Tensor.from_array(rng.normal(size=shape).astype(np.float32))

@@ -214,7 +214,7 @@ def test_a_source_that_no_library_reads_is_refused(pairs):
 
 
 def test_no_difference_hides_behind_nan():
-  row = verification.Row("stage", float("nan"), 1.0)
+  row = verification.Comparison("stage", float("nan"), 1.0)
   assert not row.passed
   zeros = np.zeros((2, 3))
   assert verification.difference(zeros, np.zeros((3, 2))) == float("inf")

@@ -30,7 +30,7 @@ FLAGS = ["--activation=quick_gelu", "--heads=2,3"]
 
 
 def _model():
-  spec = family.plain(engine.resolve(variants.spec("tiny-vit", TINY)))
+  spec = family.as_json(engine.resolve(variants.spec("tiny-vit", TINY)))
   rng = np.random.default_rng(0)
   leaves = {
     path: Tensor.from_array(rng.normal(size=shape).astype(np.float32))

@@ -128,7 +128,7 @@ def test_ctrl_c_does_not_wait_for_a_server(scheme, store, monkeypatch):
 
 @pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_much_is_asked_for_in_pieces(scheme, store, monkeypatch):
-  monkeypatch.setattr(buckets, "_MOST_BYTES", 30)
+  monkeypatch.setattr(buckets, "_REQUEST_BYTES", 30)
   store.put("data-1", "a.bin", bytes(range(100)))
   file = buckets.File(f"{scheme}://data-1/a.bin")
   file.read(offset=0, size=1)
@@ -243,7 +243,7 @@ def test_credentials_that_were_good_are_waited_for(monkeypatch):
     ("wds:{}x/a.tar", "data-1x/a.tar' does not exist"),
     ("csv:{}/none.csv", "is not a file"),
     ("folder:{}/none", "is not a directory"),
-    ("parquet:{}/none.parquet", "holds no .parquet files"),
+    ("parquet:{}/none.parquet", "does not exist"),
     ("csv:{}/a.csv?root=gs://data-1/none", "is not a directory"),
   ],
 )
@@ -393,7 +393,7 @@ def _here_and_there(file):
 def test_bytes_of_two_objects_are_never_taken_for_one(
   size, read, scheme, store, monkeypatch
 ):
-  monkeypatch.setattr(buckets, "_MOST_BYTES", 20)
+  monkeypatch.setattr(buckets, "_REQUEST_BYTES", 20)
   if read is _here_and_there:
     monkeypatch.setattr(buckets, "_SAME_SECONDS", 0.0)
   store.put("data-1", "a.bin", b"x" * 90)

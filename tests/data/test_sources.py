@@ -266,7 +266,7 @@ def test_reading_is_safe_in_threads(tmp_path, pairs, write_tar, members):
     assert found == [records[i] for i in order]
 
 
-def test_the_root_of_a_table_is_seen_from_the_table_first(
+def test_the_root_of_a_table_is_relative_to_the_table_first(
   tmp_path, monkeypatch
 ):
   (tmp_path / "table" / "Images").mkdir(parents=True)

@@ -109,7 +109,9 @@ def test_one_record_is_a_problem(doctor, pairs):
 def test_a_batch_that_training_refuses_is_refused_alike(doctor, size):
   found = doctor(f"batch_size={size}")
   assert found["config"]["verdict"] == finding.PROBLEM
-  assert f"batch_size={size} must divide by the 8 dev" in str(found["config"])
+  assert f"batch_size={size} must be divisible by the 8 dev" in str(
+    found["config"]
+  )
   assert found["devices"]["facts"]["devices"] == 8
 
 
@@ -133,7 +135,7 @@ def test_broken_images_are_told_beside_the_rest(doctor, pairs, damaged):
   records = found["records"]
   assert records["verdict"] == finding.PROBLEM
   assert records["facts"]["bad_fraction"] == damaged / 16
-  assert "data.max_bad_fraction lets 1.00%" in records["message"]
+  assert "data.max_bad_fraction allows 1.00%" in records["message"]
   assert found["duplicate captions"]["verdict"] == finding.OK
   if damaged == 16:
     assert "bad records in a row" in found["overfit one batch"]["message"]

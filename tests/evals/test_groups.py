@@ -72,11 +72,11 @@ def test_chi_squared_is_scipys():
 @pytest.mark.parametrize(
   ("text", "said"),
   [
-    ("", "must begin"),
-    ("key\n", "must begin"),
-    ("key,a,a\n", "must begin"),
-    ("key,a\nx\n", "line 2: has 1 cells"),
-    ("key,a\nother.png,b\n", "no image"),
+    ("", "must name its columns"),
+    ("key\n", "must name its columns"),
+    ("key,a,a\n", "must name its columns"),
+    ("key,a\nx\n", "line 2 has 1 cells"),
+    ("key,a\nother.png,b\n", "no group for any image"),
     (b"\xff\xfe\x00", "cannot be read"),
     (None, "cannot be read"),
   ],

@@ -302,8 +302,8 @@ def test_what_is_no_model_is_not_replaced(store):
     ("gs://", "names no bucket"),
     ("s3:///", "names no bucket"),
     ("gs://data-1/m//a", "empty name between two slashes"),
-    ("gs://data-1/m/..", "leads nowhere in a bucket"),
-    ("s3://data-1/./m/", "leads nowhere in a bucket"),
+    ("gs://data-1/m/..", "means nothing in a bucket"),
+    ("s3://data-1/./m/", "means nothing in a bucket"),
   ],
 )
 def test_an_address_that_leads_elsewhere_is_told(

@@ -453,7 +453,7 @@ def test_a_file_beside_checkpoints_that_stays_away_stops_a_run(
 
   def spoiled(file, path, wanted):
     if path.name == "metrics.jsonl":
-      raise fetching.Changed(wanted.address, "is not there")
+      raise fetching.ChangedError(wanted.address, "is not there")
     return copy(file, path, wanted)
 
   monkeypatch.setattr(fetching, "_copy", spoiled)

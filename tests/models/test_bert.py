@@ -185,7 +185,7 @@ def test_low_precision_stays_close(make_variables, apply):
     ({"pooling": "max"}, "Known: cls, mean, pooler"),
     ({"context_length": 12}, "try context_length=11"),
     ({"context_length": 8}, "at most 8"),
-    ({"heads": 5}, "width=24 must divide by heads=5"),
+    ({"heads": 5}, "width=24 must be divisible by heads=5"),
   ],
 )
 def test_fields_that_do_not_fit_are_refused(fields, message):

@@ -106,7 +106,7 @@ def our_attention(query, memory, *params):
   key, value = (
     {"kernel": params[i], "bias": params[i + 1]} for i in range(0, 4, 2)
   )
-  return attention.attend_once(query, memory, key, value)
+  return attention.attend_single_query(query, memory, key, value)
 
 
 def plain_attention(query, memory, *params):
@@ -158,7 +158,7 @@ def test_one_query_sees_what_its_mask_says(shape):
   ]
 
   def once(query, memory):
-    return attention.attend_once(query, memory, key, value, mask)
+    return attention.attend_single_query(query, memory, key, value, mask)
 
   got, pull = jax.vjp(once, query, memory)
   want = attention.attend(query, *projected, mask=mask)

@@ -137,7 +137,7 @@ def test_a_logit_bias_brings_siglips_scale_without_a_bound():
     ({"text": {"pooling": "eos"}}, "eos_id=None"),
     ({"text": {"eos_id": 3}}, "pooling='argmax' with eos_id=3"),
     ({"image": {"norm_after_pool": True}}, "needs pooling='gap'"),
-    ({"image": {"heads": 5}}, "width=128 must divide by heads=5"),
+    ({"image": {"heads": 5}}, "width=128 must be divisible by heads=5"),
     ({"image": {"heads": 0}}, "'image.heads' must be a whole .* got 0"),
     ({"image": {"depth": -1}}, "'image.depth' must be a whole .* got -1"),
     ({"image": {"patch_size": 0}}, "'image.patch_size' must be a whole"),

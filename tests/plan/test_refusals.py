@@ -63,7 +63,7 @@ def test_a_step_too_large_to_compile_is_a_plan(config, local, monkeypatch):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ("batch_size=33", "must divide by the 8 devices"),
+    ("batch_size=33", "must be divisible by the 8 devices"),
     ("mesh.fsdp=3", "their product must be 8"),
     ("model=no-model", "Unknown model 'no-model'"),
     ("epochs=1e308", "more than the 2,147,483,647 steps"),

@@ -70,7 +70,7 @@ def _add_batches(parser: flags.Parser) -> None:
 
 
 def has_batches(arguments: argparse.Namespace) -> bool:
-  """Tells whether a flag of embedding is given."""
+  """Whether a flag of embedding is given."""
   return (arguments.batch_size, arguments.threads) != (None, None)
 
 

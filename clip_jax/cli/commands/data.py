@@ -1,4 +1,4 @@
-"""The verb about data: its actions, and what only one of them does."""
+"""The verb `data`: which function runs each of its actions."""
 
 import argparse
 
@@ -14,9 +14,9 @@ _MOST_BAD_SHOWN = 20  # Lines; --json holds more.
 
 
 def data(arguments: argparse.Namespace) -> verb.Answer:
-  """Inspects, prepares or curates data, or looks at those of a suite."""
-  if (whole := _WHOLE.get(arguments.action)) is not None:
-    return whole(arguments)
+  """Runs one action: inspects, prepares, curates … data."""
+  if (command := _OPEN_THEMSELVES.get(arguments.action)) is not None:
+    return command(arguments)
   source = sources.open_source(arguments.data)
   with terminal.Progress(arguments.action, unit="records") as progress:
     return _ACTIONS[arguments.action](
@@ -41,11 +41,11 @@ def _inspect(arguments, source, on_record) -> verb.Answer:
     f"{why}: {terminal.escaped(hint, limit=400)}."
     for why, hint in found["hints"].items()
   ]
-  kept = account.of(source)
-  if kept.lost_records:
-    lines.append(f"lost: {kept.lost_in_words}, which are not counted above")
-  lines += kept.sentences(most_files=_MOST_BAD_SHOWN)
-  lines += [note for note in found["notes"] if note not in kept.notes]
+  losses = account.of(source)
+  if losses.lost_records:
+    lines.append(f"lost: {losses.lost_in_words}, which are not counted above")
+  lines += losses.sentences(most_files=_MOST_BAD_SHOWN)
+  lines += [note for note in found["notes"] if note not in losses.notes]
   names = found["class_names"]
   if names:
     shown = [terminal.printable(name, limit=40) for name in names[:10]]
@@ -69,7 +69,7 @@ def _inspect(arguments, source, on_record) -> verb.Answer:
 
 
 def _prepare(arguments, source, on_record) -> verb.Answer:
-  kept = account.of(source)
+  losses = account.of(source)
   account.tell(source, arguments.data)
   summary = prepare.prepare(
     source,
@@ -83,17 +83,17 @@ def _prepare(arguments, source, on_record) -> verb.Answer:
     on_record=on_record,
   )
   did = "Wrote" if summary["written"] else "Already there:"
-  resizes = arguments.shortest_side is not None
+  parts = [f"{summary['records']} records"]
+  if arguments.shortest_side is not None:
+    parts.append(f"{summary['resized']} images made smaller")
   bad = sum(summary["bad"].values())
   what = "bad ones left out" if arguments.drop_bad else "of them bad"
   why = f" ({terminal.counts(summary['bad'])})" if bad else ""
-  small = f"{summary['resized']} images made smaller, " if resizes else ""
-  text = (
-    f"{did} {summary['records']} records, {small}{bad} {what}{why}"
-    f"{f', {kept.lost_in_words} lost' if kept.lost_records else ''}; "
-    f"train on arrayrecord:{arguments.out}"
-  )
-  payload = {"out": arguments.out, **summary, **kept.to_dict()}
+  parts.append(f"{bad} {what}{why}")
+  if losses.lost_records:
+    parts.append(f"{losses.lost_in_words} lost")
+  text = f"{did} {', '.join(parts)}; train on arrayrecord:{arguments.out}"
+  payload = {"out": arguments.out, **summary, **losses.to_dict()}
   return verb.Answer(payload, text)
 
 
@@ -125,14 +125,14 @@ def _curate(arguments, source, on_record) -> verb.Answer:
     f"arrayrecord:{arguments.out}",
     f"dropped: {terminal.counts(found['dropped'])}",
     f"queries: {found['queries']}, {found['queries_matched']} of them in "
-    f"captions{f'; {repeated} more lines repeat one' if repeated else ''}",
+    f"captions{f'; {repeated} more lines repeat a query' if repeated else ''}",
     f"threshold: {found['threshold']:.6g} pairs; {found['queries_limited']} "
     f"queries have more, and {found['limited_share']:.1%} of all matches",
     f"entropy of queries: {entropy['before']:.2f} bits before, "
     f"{entropy['after']:.2f} after",
   ]
   lines += [
-    f"{each['language']}: {each['matched']} pairs hold one of "
+    f"{each['language']}: {each['matched']} pairs contain one of "
     f"{each['queries_matched']} queries, {each['kept']} of them stay; "
     f"threshold {each['threshold']:.6g}, below it {each['tail_share']:.1%} of "
     "matches"
@@ -154,8 +154,8 @@ def _limits(arguments):
 
 
 _ACTIONS = {"inspect": _inspect, "prepare": _prepare, "curate": _curate}
-# These open what they read themselves.
-_WHOLE = {
+# The actions that open the data themselves.
+_OPEN_THEMSELVES = {
   "doctor": suite.doctor,
   "filter": curation.filter_pairs,
   "dedupe": curation.dedupe,

@@ -8,22 +8,22 @@ from clip_jax import config as config_lib
 from clip_jax.cli import verb
 from clip_jax.plan import jobs, planner, presentation, suggest, topology
 
-# The data are not read, so any address is valid.
+# A config needs an address of data, which the planner never opens.
 _NO_DATA = "data.train=not-read"
 
 
 def plan(arguments: argparse.Namespace) -> verb.Answer:
-  """Compiles the step of a config and prints what it takes."""
+  """Compiles a config's training step and prints its memory, time and cost."""
   if arguments.topology != "local":
-    # Nothing runs, so a TPU of this machine is left free.
+    # Nothing runs on this machine's devices, so they are left to others.
     jax.config.update("jax_platforms", "cpu")
   config = config_lib.load(arguments.config, [*arguments.overrides, _NO_DATA])
   target = topology.make_topology(arguments.topology)
   price = {"price_per_chip_hour": arguments.price_per_chip_hour}
   if arguments.suggest:
-    found = suggest.suggest(config, target, **_options(arguments))
+    found = suggest.suggest(config, target, **_lengths(arguments))
     return _suggested(found, price)
-  job = jobs.make_job(config, target, **_options(arguments))
+  job = jobs.make_job(config, target, **_lengths(arguments))
   planned = planner.make_plan(job)
   payload = presentation.to_dict(planned, **price)
   verdict = presentation.verdict(payload).splitlines()[0].removesuffix(".")
@@ -35,7 +35,8 @@ def plan(arguments: argparse.Namespace) -> verb.Answer:
   )
 
 
-def _options(arguments) -> dict[str, int | None]:
+def _lengths(arguments) -> dict[str, int | None]:
+  """Returns the sizes of the data that the planner assumes."""
   return {
     "examples": arguments.examples,
     "caption_tokens": arguments.caption_tokens,
@@ -44,8 +45,10 @@ def _options(arguments) -> dict[str, int | None]:
 
 def _suggested(found: suggest.Suggestion, price) -> verb.Answer:
   options = {**price, "searched": True}
-  flags_of = " ".join(f"--config.{change}" for change in found.overrides)
-  said = "The cheapest that fits" if found.fits else "Nothing fits; closest is"
+  changed = " ".join(f"--config.{change}" for change in found.overrides)
+  heading = (
+    "The cheapest that fits" if found.fits else "Nothing fits; closest is"
+  )
   payload = {
     **presentation.to_dict(found.plan, **options),
     "overrides": found.overrides,
@@ -58,8 +61,7 @@ def _suggested(found: suggest.Suggestion, price) -> verb.Answer:
       for choice, tried in found.tried
     ],
   }
-  text = (
-    f"{said}:\n\n  {flags_of}\n\n{presentation.to_text(found.plan, **options)}"
-  )
+  planned = presentation.to_text(found.plan, **options)
+  text = f"{heading}:\n\n  {changed}\n\n{planned}"
   problem = "" if found.fits else "None of the settings that were tried fits."
   return verb.Answer(payload, text, problem=problem)

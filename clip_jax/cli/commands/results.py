@@ -1,4 +1,4 @@
-"""The verbs that read results back or publish them: report, card, push."""
+"""The verbs about results and their publication: report, card, push."""
 
 import argparse
 import dataclasses
@@ -11,7 +11,7 @@ from clip_jax.results import report_files
 
 
 def report(arguments: argparse.Namespace) -> verb.Answer:
-  """Draws the results of runs and evaluations."""
+  """Writes a page that shows the results of runs and evaluations."""
   written = report_files.write(arguments.places, arguments.out)
   lines = [
     f"Report on {', '.join(written.models)} ({written.results} results): "
@@ -27,7 +27,7 @@ def report(arguments: argparse.Namespace) -> verb.Answer:
 
 
 def card(arguments: argparse.Namespace) -> verb.Answer:
-  """Writes the card of a model."""
+  """Writes the model card, to a file or to the terminal."""
   made = card_lib.make(
     arguments.model,
     reports=arguments.reports,
@@ -36,10 +36,10 @@ def card(arguments: argparse.Namespace) -> verb.Answer:
   )
   if arguments.out is not None:
     card_lib.save(made, arguments.out)
-  told = f"Card of {made.name} ({made.results} results): {arguments.out}"
+  saved = f"Card of {made.name} ({made.results} results): {arguments.out}"
   return verb.Answer(
     {**dataclasses.asdict(made), "out": arguments.out},
-    made.text if arguments.out is None else told,
+    made.text if arguments.out is None else saved,
   )
 
 

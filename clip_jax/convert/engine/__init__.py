@@ -39,7 +39,7 @@ To write one, after the example of `formats/huggingface_clip.py`:
       defaults={"text": {"layers": 12}},
     )
 
-`FAMILY.describe(Source(config, FAMILY.defaults, …))` reads a config,
+`FAMILY.describe(ConfigReader(config, FAMILY.defaults, …))` reads a config,
 `FAMILY.config(spec)` writes one, `FAMILY.entries(spec)` gives the place of
 every tensor to `portable.assemble` and `to_theirs`, and `FAMILY.refusals(spec)`
 lists the fields of a model that would change if such a config were written and
@@ -99,7 +99,7 @@ IMAGE_FIELDS = (
 )
 
 # The fields of a description that belong to each tower, besides its own.
-ABOUT = {"image": IMAGE_FIELDS, "text": ("tokenizer",)}
+FIELDS_BESIDE = {"image": IMAGE_FIELDS, "text": ("tokenizer",)}
 
 # The smallest sizes that are valid for all kinds of towers.
 _LEAST = {
@@ -133,7 +133,7 @@ def resolve(spec: dict[str, Any]) -> dict[str, Any]:
   if len(parts) == 2:
     return variants.spec(spec)
   whole = variants.spec({"embed_dim": 1, **STAND_INS, **spec})
-  return {field: whole[field] for field in (*parts, *ABOUT[parts[0]])}
+  return {field: whole[field] for field in (*parts, *FIELDS_BESIDE[parts[0]])}
 
 
 def completed(spec: dict[str, Any]) -> dict[str, Any]:
@@ -296,7 +296,7 @@ def _leaves(entries, tensors, shapes) -> dict[str, Tensor]:
 def _leaf(shape, sources, tensors) -> Tensor:
   """Returns the leaf whose layers are in the tensors named by `sources`."""
   dtypes = {i: tensors[entry.name].dtype for i, (entry, _) in sources.items()}
-  dtype = common(dtypes.values())
+  dtype = common_dtype(dtypes.values())
   layers = None
   if len(set(dtypes.values())) > 1:
     layers = tuple(dtypes[i] for i in range(shape[0]))
@@ -315,7 +315,7 @@ def _leaf(shape, sources, tensors) -> Tensor:
   return Tensor(shape, dtype, lambda: part(None), part, layers)
 
 
-def common(dtypes: Iterable[np.dtype]) -> np.dtype:
+def common_dtype(dtypes: Iterable[np.dtype]) -> np.dtype:
   """Returns a dtype that represents the numbers of all `dtypes` exactly."""
   kinds = set(dtypes)
   if len(kinds) == 1:
@@ -342,5 +342,5 @@ def _their_tensor(entry, leaves, shapes) -> Tensor:
     return np.asarray(entry.transform.theirs(parts), order="C")
 
   kinds = [leaves[slot.path].dtype_of(slot.layer) for slot in entry.slots]
-  dtype = common(kinds)
+  dtype = common_dtype(kinds)
   return Tensor(their_shape(entry, shapes), dtype, read)

@@ -29,7 +29,7 @@ class Family:
   fields: tuple[fields_lib.Row, ...]
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-  def describe(self, source: fields_lib.Source) -> dict[str, Any]:
+  def describe(self, source: fields_lib.ConfigReader) -> dict[str, Any]:
     """Returns the description of a config's model.
 
     It has the towers of the source. What no field says, such as the tokenizer,
@@ -46,7 +46,7 @@ class Family:
       row.check(source, found)
     return found
 
-  def _rows(self, source: fields_lib.Source) -> list[fields_lib.Row]:
+  def _rows(self, source: fields_lib.ConfigReader) -> list[fields_lib.Row]:
     """Returns the rows of a config's towers."""
     parts = set(source.towers)
     if len(parts) == 2:  # Includes rows that are about no tower.
@@ -55,7 +55,7 @@ class Family:
 
   def config(self, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config for a description of both towers."""
-    described = normal(spec)
+    described = normal_form(spec)
     found: dict[str, Any] = {}
     for row in self.fields:
       row.write(described, found)
@@ -72,7 +72,7 @@ class Family:
 
     To find them, the config is written, read again, and compared.
     """
-    problems, other, wanted = [], [], normal(spec)
+    problems, other, wanted = [], [], normal_form(spec)
     for row in self.fields:
       tower, _, field = row.ours.partition(".")
       kind = wanted[tower]["kind"] if field == "kind" else None
@@ -80,10 +80,10 @@ class Family:
         problems.append(refusal(row.ours, kind, (row.value,)))
         small = {**engine.STAND_INS, tower: engine.stand_in(tower, row.value)}
         small = engine.resolve({"embed_dim": 1, **small})
-        wanted[tower] = normal(small)[tower]
+        wanted[tower] = normal_form(small)[tower]
         other.append(tower)
-    source = fields_lib.Source(
-      plain(self.config(wanted)),
+    source = fields_lib.ConfigReader(
+      as_json(self.config(wanted)),
       self.defaults,
       where={"": "The config that it would get"},
       report=report_lib.Report(""),
@@ -93,7 +93,7 @@ class Family:
     try:
       for row in self.fields:
         row.read(source, found)
-      again = normal(engine.resolve(found))
+      again = normal_form(engine.resolve(found))
       problems += self.differences(wanted, again, skip=other)
       for row in () if problems else self.fields:
         row.check(source, found)
@@ -111,9 +111,9 @@ class Family:
     """Returns a message for each field that differs in a description read back.
 
     Args:
-      wanted: the description, as of `normal`.
-      found: the description read back, as of `normal`, with towers of the same
-        kinds.
+      wanted: the description, as of `normal_form`.
+      found: the description read back, as of `normal_form`, with towers of the
+        same kinds.
       skip: towers that are not compared.
     """
     rows = {row.ours: row for row in self.fields}
@@ -128,12 +128,12 @@ class Family:
     for field in compared:
       want, got = fields_lib.get(wanted, field), fields_lib.get(found, field)
       row = rows.get(field, fields_lib.Row())
-      if not row.holds(want, got):
+      if not row.means_same(want, got):
         problems.append(refusal(field, want, row.values(got)))
     return problems
 
 
-def plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
   """Returns `value` as after JSON, with lists instead of tuples."""
   return json.loads(json.dumps(value))
 
@@ -150,7 +150,7 @@ def published(name: str, tower: str, fields: str) -> dict[str, Any]:
   return {field: described[field] for field in fields.split()}
 
 
-def pinned(
+def fixed_fields(
   spec: Mapping[str, Any],
   kinds: Mapping[str, Mapping[str, Mapping[str, Any]]],
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -166,10 +166,15 @@ def pinned(
       yield f"{tower}.{field}", (value,)
 
 
-def unlike(
+def not_allowed(
   spec: Mapping[str, Any], allowed: Iterable[tuple[str, tuple[Any, ...]]]
 ) -> list[str]:
-  """Returns messages for the fields whose values are not allowed."""
+  """Returns a refusal of each field whose value is not allowed.
+
+  Args:
+    spec: a description.
+    allowed: (field, its allowed values).
+  """
   return [
     refusal(field, value, values)
     for field, values in allowed
@@ -181,7 +186,7 @@ def changes(
   wanted: Mapping[str, Any], found: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
   """Yields (field, wanted, found) where fields of towers differ."""
-  wanted, found = normal(wanted), normal(found)
+  wanted, found = normal_form(wanted), normal_form(found)
   for tower in engine.towers(wanted):
     pair = wanted[tower], found.get(tower, {})
     for field in sorted(pair[0].keys() | pair[1].keys()):
@@ -190,13 +195,13 @@ def changes(
         yield f"{tower}.{field}", want, got
 
 
-def normal(spec: Mapping[str, Any]) -> dict[str, Any]:
+def normal_form(spec: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a description in a normal form, in order to be compared.
 
   Values are those of JSON; sizes that follow from others are filled in; flags
   that have no effect are off.
   """
-  found = plain(spec)
+  found = as_json(spec)
   for tower in engine.towers(found):
     fields = found[tower]
     if fields.get("mlp_dim", 0) is None:

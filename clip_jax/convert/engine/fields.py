@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert.engine.kinds import INTEGER, exactly
-from clip_jax.convert.engine.source import (
+from clip_jax.convert.engine.config_reader import (
+  ConfigReader,
   Kind,
-  Source,
   get,
   last,
   put,
 )
-from clip_jax.convert.engine.source import has as has  # For the formats' rows.
+from clip_jax.convert.engine.config_reader import (
+  has as has,
+)  # For the formats' rows.
+from clip_jax.convert.engine.kinds import INTEGER, exactly
 
 Spec = dict[str, Any]
 
@@ -42,17 +44,17 @@ class Row:
   also: tuple[Any, ...] = ()
   free: bool = False
 
-  def read(self, source: Source, spec: Spec) -> None:
+  def read(self, source: ConfigReader, spec: Spec) -> None:
     """Adds what the config says to the description; may raise UserError."""
 
-  def check(self, source: Source, spec: Spec) -> None:
+  def check(self, source: ConfigReader, spec: Spec) -> None:
     """Raises UserError if fields do not fit together; all are read before."""
 
   def write(self, spec: Spec, config: dict[str, Any]) -> None:
     """Adds what the description says to the config; never raises an error."""
 
-  def holds(self, value: Any, found: Any) -> bool:
-    """Whether our `value` means the same as `found`, which was read back."""
+  def means_same(self, value: Any, found: Any) -> bool:
+    """Whether `value`, of ours, computes the same as `found`, read back."""
     return self.free or value == found or value in self.also
 
   def values(self, found: Any) -> tuple[Any, ...]:
@@ -79,12 +81,12 @@ class Field(Row):
   in_weights: bool = False
   free: bool = False
 
-  def read(self, source: Source, spec: Spec) -> None:
+  def read(self, source: ConfigReader, spec: Spec) -> None:
     """Reads, notes and stores the field."""
     value = source.read(self.theirs, self.kind)
     if not self.in_weights:
       source.note(self.ours, value, self.theirs)
-    put(spec, self.ours, source.settle(self.ours, value, self.theirs))
+    put(spec, self.ours, source.override(self.ours, value, self.theirs))
 
   def write(self, spec: Spec, config: dict[str, Any]) -> None:
     """Writes the field."""
@@ -111,7 +113,7 @@ class Derived(Field):
   decode: Callable[[Any, Spec], Any] = lambda value, tower: value
   encode: Callable[[Spec], Any] = lambda tower: None
 
-  def read(self, source: Source, spec: Spec) -> None:
+  def read(self, source: ConfigReader, spec: Spec) -> None:
     """Reads the field."""
     tower = _tower(self, spec)
     kind = dataclasses.replace(
@@ -123,7 +125,7 @@ class Derived(Field):
     """Writes the field."""
     put(config, self.theirs, self.encode(_tower(self, spec)))
 
-  def holds(self, value: Any, found: Any) -> bool:
+  def means_same(self, value: Any, found: Any) -> bool:
     """Whether the value was read back, or is not used."""
     return found is None or value == found
 
@@ -132,7 +134,7 @@ class Derived(Field):
 class Heads(Field):
   """A tower's number of heads, which must divide its width."""
 
-  def check(self, source: Source, spec: Spec) -> None:
+  def check(self, source: ConfigReader, spec: Spec) -> None:
     """Raises UserError unless the heads divide the width."""
     tower = _tower(self, spec)
     if tower["width"] % tower["heads"]:
@@ -159,7 +161,7 @@ class Fixed(Row):
   in_weights: bool = False
   free: bool = False
 
-  def read(self, source: Source, spec: Spec) -> None:
+  def read(self, source: ConfigReader, spec: Spec) -> None:
     """Stores the value."""
     if not self.in_weights:
       source.report.infer(self.ours, self.value, "format")
@@ -182,7 +184,7 @@ class Written(Row):
   kind: Kind | None = None
   ours: str = ""
 
-  def read(self, source: Source, spec: Spec) -> None:
+  def read(self, source: ConfigReader, spec: Spec) -> None:
     """Checks the field, if it has a kind."""
     if self.kind:
       source.read(self.theirs, self.kind)
@@ -207,7 +209,7 @@ class Other(Row):
   kind: Kind | None = None
   ours: str = ""
 
-  def read(self, source: Source, spec: Spec) -> None:
+  def read(self, source: ConfigReader, spec: Spec) -> None:
     """Checks the field, if the file has it."""
     if self.kind and source.given(self.theirs):
       source.read(self.theirs, self.kind)
@@ -229,7 +231,7 @@ class Edge(Row):
   theirs: str = "image_size"
   ours: str = "drop_edge"
 
-  def read(self, source: Source, spec: Spec) -> None:
+  def read(self, source: ConfigReader, spec: Spec) -> None:
     """Stores whether pixels are left over, with a warning if so."""
     size, patch = (spec["image"][x] for x in ("image_size", "patch_size"))
     if size < patch:

@@ -8,7 +8,7 @@ from typing import Any
 from clip_jax.convert.portable import Options, Portable
 
 
-def _nowhere(known: Any) -> bool:
+def _never(known: Any) -> bool:
   return False
 
 
@@ -20,12 +20,12 @@ class Format:
     name: the name that users give.
     read: returns the model at a path.
     recognise: whether a directory is of the format.
-    knows: whether a file's tensors have the names of the format.
+    recognise_names: whether the names of a file's tensors are the format's.
     write: writes a model to a path; None if the format is only read.
-    refusals: returns messages about what of a description it cannot hold.
-    gives_back: whether a model came unchanged from this format, so that it can
+    refusals: returns a message for each field that the format cannot hold.
+    can_restore: whether a model came unchanged from this format, so that it can
       be written in spite of refusals.
-    told: returns the options needed to read a written description back.
+    options_to_read: returns the options needed to read a written model back.
     suffixes: with which the name of the one file ends that is written, the
       usual one first; empty where a directory is written.
     tower: "image" or "text" where models of the format have that tower alone.
@@ -33,11 +33,11 @@ class Format:
 
   name: str
   read: Callable[[pathlib.Path, Options], Portable]
-  recognise: Callable[[pathlib.Path], bool] = _nowhere
-  knows: Callable[[Collection[str]], bool] = _nowhere
+  recognise: Callable[[pathlib.Path], bool] = _never
+  recognise_names: Callable[[Collection[str]], bool] = _never
   write: Callable[[Portable, pathlib.Path], None] | None = None
   refusals: Callable[[dict[str, Any]], list[str]] = lambda spec: []
-  gives_back: Callable[[Portable], bool] = _nowhere
-  told: Callable[[dict[str, Any]], Options] = lambda spec: Options()
+  can_restore: Callable[[Portable], bool] = _never
+  options_to_read: Callable[[dict[str, Any]], Options] = lambda spec: Options()
   suffixes: tuple[str, ...] = ()
   tower: str | None = None

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from clip_jax.convert.engine.source import Kind, Wrong
+from clip_jax.convert.engine.config_reader import Kind, Wrong
 
 # More than any model has; a hostile number must not cause a loop or overflow.
 MAX_INTEGER = 1 << 24
@@ -161,5 +161,5 @@ RATIO = checked(
 
 
 def mlp_dim(ratio: float, tower: Mapping[str, Any]) -> int:
-  """Returns the width of a tower's MLPs; raises ValueError if it is none."""
+  """Returns the width of a tower's MLPs; raises ValueError if not from 1 on."""
   return INTEGER.read(int(tower["width"] * ratio))

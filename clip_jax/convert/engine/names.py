@@ -119,7 +119,7 @@ class Names:
       kind = kind.format(**place.facts)
       if kind == "part" and not place.has(ours):
         continue
-      if kind != "part" and not place.within:
+      if kind != "part" and not place.exists:
         continue
       if condition and not place.holds(condition.strip()):
         continue
@@ -157,8 +157,8 @@ class _Place:
     return self.spec[name] if name in ("image", "text") else {}
 
   @property
-  def within(self) -> bool:
-    """Whether the model has this place: its tower, or else both towers."""
+  def exists(self) -> bool:
+    """Whether the model has this tower; outside of towers, if it has both."""
     return bool(self.tower) or len(towers(self.spec)) == 2
 
   def has(self, ours: str) -> bool:

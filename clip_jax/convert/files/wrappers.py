@@ -57,8 +57,8 @@ MERGE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Undone:
-  """The leaves of a model, without wrappers.
+class Unwrapped:
+  """The leaves of a model, taken out of its wrappers.
 
   Attributes:
     leaves: tensors and other values by the model's own names.
@@ -71,13 +71,13 @@ class Undone:
   left_out: tuple[str, ...] = ()
 
 
-def undo(
+def unwrap(
   tree: Mapping[str, Any],
   *,
   name: str,
   separator: str,
   weights: str | None = None,
-) -> Undone:
+) -> Unwrapped:
   """Returns the model in a file's nested dicts, or in its flat names.
 
   Args:
@@ -125,7 +125,7 @@ def undo(
       f"{name} holds LoRA adapters (tensors such as {adapters[0]:.100}), not a "
       f"whole model. {MERGE}"
     )
-  return Undone(leaves, tuple(stripped), tuple(dict.fromkeys(left_out)))
+  return Unwrapped(leaves, tuple(stripped), tuple(dict.fromkeys(left_out)))
 
 
 def _note(stripped: list[str], layer: str) -> None:

@@ -108,7 +108,7 @@ def recognise(path: pathlib.Path) -> bool:
   return config_file.peek(path / CONFIG).get("model_type") == "bert"
 
 
-def knows(names: Collection[str]) -> bool:
+def recognise_names(names: Collection[str]) -> bool:
   """Whether these are names of a BERT."""
   word = "embeddings.word_embeddings.weight"
   return word in names or f"bert.{word}" in names
@@ -164,8 +164,8 @@ def read_tower(
     cleaning: one of `tokenizer.CLEANINGS`; None if the files do not say it.
   """
   config = config_file.read(path / CONFIG)
-  told = {"activation": options.activation}
-  text = describe(config, report, str(path / CONFIG), told)
+  overrides = {"activation": options.activation}
+  text = describe(config, report, str(path / CONFIG), overrides)
   text |= {"pooling": pooling, "normalize": normalize}
   said = context_length or "max_position_embeddings" in config
   text["context_length"] = report.infer(
@@ -238,7 +238,7 @@ def describe(
   config: dict[str, Any],
   report: report_lib.Report,
   where: str,
-  told: dict[str, Any] | None = None,
+  overrides: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Returns the text tower of a BERT's config, without its pooling.
 
@@ -246,17 +246,17 @@ def describe(
     config: the content of the file.
     report: the report to write to.
     where: the file's name in messages.
-    told: the user's values of fields.
+    overrides: the user's values of fields.
 
   Raises:
     UserError: a field has a value that is not supported.
   """
-  source = fields.Source(
+  source = fields.ConfigReader(
     config,
     DEFAULTS,
     where={"": where},
     report=report,
-    told=told,
+    overrides=overrides,
     towers=("text",),
   )
   return FAMILY.describe(source)["text"]
@@ -270,4 +270,10 @@ def naming(names: Iterable[str]) -> dict[str, Any]:
   return {"prefix": prefix, "norms": "gamma" if legacy else "norm"}
 
 
-FORMAT = Format(NAME, read, recognise=recognise, knows=knows, tower="text")
+FORMAT = Format(
+  NAME,
+  read,
+  recognise=recognise,
+  recognise_names=recognise_names,
+  tower="text",
+)

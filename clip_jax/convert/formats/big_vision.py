@@ -33,7 +33,7 @@ NAME = "big-vision"
 _MARKS = ("/embedding/kernel", "/Embed_0/embedding", "_ids/embedding")
 
 
-def knows(names: Collection[str]) -> bool:
+def recognise_names(names: Collection[str]) -> bool:
   """Whether these are names of one or two towers of big_vision."""
   return any(f"/{name}".endswith(_MARKS) for name in names)
 
@@ -187,7 +187,7 @@ def write(model: portable.Portable, destination: pathlib.Path) -> None:
   npz.write(destination, to_tensors(model))
 
 
-def told(spec: dict[str, Any]) -> portable.Options:
+def options_to_read(spec: dict[str, Any]) -> portable.Options:
   """Returns the options needed to read a model back that was written."""
   text = spec.get("text", {})
   if text.get("kind") != "transformer":
@@ -226,10 +226,10 @@ def to_tensors(model: portable.Portable) -> dict[str, Tensor]:
 
 def _unsaid(spec: dict[str, Any]) -> list[str]:
   """Returns warnings about what a file of arrays cannot say."""
-  said = family.normal(spec)
+  said = family.normal_form(spec)
   differs = {
     field: spec[field]
-    for field, want in family.normal(description.PREPROCESSING).items()
+    for field, want in family.normal_form(description.PREPROCESSING).items()
     if field in said and said[field] != want
   }
   warnings = []
@@ -280,9 +280,9 @@ def _differences(tokenizer: dict[str, Any], usual: dict[str, Any]) -> list[str]:
 FORMAT = Format(
   NAME,
   read,
-  knows=knows,
+  recognise_names=recognise_names,
   write=write,
   refusals=description.refusals,
-  told=told,
+  options_to_read=options_to_read,
   suffixes=(".npz",),
 )

@@ -121,7 +121,7 @@ _WORDPIECE = {
   "file": "vocab.txt",
 }
 # What a user may have to give: its name in messages, and its flag.
-_SILENT = {
+_TO_GIVE = {
   "text.pooling": ("how its tokens become one vector", "--pooling last"),
   "tokenizer": ("its tokenizer", "--tokenizer c4_en, mc4 or gemma"),
 }
@@ -170,12 +170,14 @@ def describe(
     else:
       text = {"kind": "transformer"}
       text |= read(_TEXT, start=start, positions=layout["text"]["positions"])
-      told = _told(tensors, layout, text["vocab_size"], options, name)
-      for field, (value, source) in told.items():
+      found = _pooling_and_tokenizer(
+        tensors, layout, text["vocab_size"], options, name
+      )
+      for field, (value, source) in found.items():
         report.infer(field, value, source)
-      text["pooling"] = told["text.pooling"][0]
+      text["pooling"] = found["text.pooling"][0]
       spec["text"] = {**text, **_encoder(read, layout, "text")}
-      spec["tokenizer"] = dict(TOKENIZERS[told["tokenizer"][0]])
+      spec["tokenizer"] = dict(TOKENIZERS[found["tokenizer"][0]])
   for tower in engine.towers(spec):
     fixed = _FIXED[tower][spec[tower]["kind"]]
     spec[tower] |= {**fixed, "activation": activation}
@@ -247,10 +249,10 @@ def _image_size(patch: int, side: int) -> int:
   return IMAGE_SIZES.get((patch, side), patch * side)
 
 
-def _told(
+def _pooling_and_tokenizer(
   tensors, layout, vocab_size, options, name
 ) -> dict[str, tuple[str, str]]:
-  """Returns the pooling and the tokenizer, each with its source."""
+  """Returns (value, its source) of "text.pooling" and of "tokenizer"."""
   prefix = names.prefix_of(layout, "text")
   found = {}
   if f"{prefix}{layout['text']['map_head']}probe" in tensors:
@@ -270,12 +272,12 @@ def _told(
     found["tokenizer"] = (options.tokenizer, "flag")
   elif vocab_size in VOCABULARIES:
     found["tokenizer"] = (VOCABULARIES[vocab_size], "format")
-  silent = [_SILENT[field] for field in _SILENT if field not in found]
-  if silent:
+  missing = [_TO_GIVE[field] for field in _TO_GIVE if field not in found]
+  if missing:
     raise errors.AmbiguousError(
-      f"{name} does not say {' nor '.join(what for what, _ in silent)}, and "
+      f"{name} does not say {' nor '.join(what for what, _ in missing)}, and "
       f"its text tower (vocabulary {vocab_size}) is not known to be SigLIP's.",
-      flags=" and ".join(flag for _, flag in silent),
+      flags=" and ".join(flag for _, flag in missing),
     )
   return found
 
@@ -356,12 +358,12 @@ def _ends(read: Sizes, tensors, layout, spec, report) -> dict[str, Any]:
 
 def refusals(spec: dict[str, Any]) -> list[str]:
   """Returns messages about what of a description big_vision does not have."""
-  return family.unlike(spec, _allowed(spec))
+  return family.not_allowed(spec, _allowed(spec))
 
 
 def _allowed(spec: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
   """Yields (field, allowed values) for the fields that shapes do not show."""
-  yield from family.pinned(spec, _FIXED)
+  yield from family.fixed_fields(spec, _FIXED)
   for tower in engine.towers(spec):
     this = spec[tower]
     if this["kind"] == "vit":

@@ -97,7 +97,7 @@ class Registers(Row):
   ours = "image.registers"
   theirs = "vision_config.registers"
 
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def read(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Reads their number."""
     count = source.read(self.theirs, kinds.or_null(_COUNT, 0))
     spec["image"]["registers"] = count
@@ -111,7 +111,7 @@ class Patches(Row):
   ours = "image.drop_edge"
   theirs = "vision_config.position_embedding_shape"
 
-  def check(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def check(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Compares the grid of positions with the patches."""
     image = spec["image"]
     side, edge = divmod(image["image_size"], image["patch_size"])
@@ -253,7 +253,7 @@ def describe(
   """
   for section in SECTIONS:
     config_file.section(config, section, where)
-  source = fields.Source(
+  source = fields.ConfigReader(
     config,
     DEFAULTS,
     where={"": where, **{section: section for section in SECTIONS}},
@@ -272,7 +272,9 @@ def describe(
       f"{where} describes a model that is not supported. {' '.join(problems)}"
     )
   # The list of problems named the file once; from here on each message does.
-  source = fields.Source(config, DEFAULTS, where={"": where}, report=report)
+  source = fields.ConfigReader(
+    config, DEFAULTS, where={"": where}, report=report
+  )
   report.infer("activation", "gelu_tanh", "config")
   report.infer("norm_epsilon", 1e-6, "format")
   report.infer("text.pooling", "eos", "config")

@@ -70,7 +70,7 @@ _AFTER_TOWER = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class ReadConfig:
   """The content of a config.json.
 
   Attributes:
@@ -81,7 +81,7 @@ class Config:
 
   family: HuggingFaceFamily
   tower: str | None
-  source: fields.Source
+  source: fields.ConfigReader
 
 
 def recognise(path: pathlib.Path) -> bool:
@@ -90,7 +90,7 @@ def recognise(path: pathlib.Path) -> bool:
   return kind is not None and (kind in MODEL_TYPES or "clip" in kind.lower())
 
 
-def knows(names: Collection[str]) -> bool:
+def recognise_names(names: Collection[str]) -> bool:
   """Whether these are names of such a model."""
   return any(name.startswith(tuple(PREFIXES.values())) for name in names)
 
@@ -173,7 +173,7 @@ def read_config(
   directory: pathlib.Path,
   report: report_lib.Report,
   activation: str | None = None,
-) -> Config:
+) -> ReadConfig:
   """Returns the config of a model of `FAMILIES`.
 
   Args:
@@ -200,15 +200,15 @@ def read_config(
   else:
     parts = (_part(data, part, family, path) for part in _SECTIONS.values())
     values = {**data, **dict(zip(_SECTIONS.values(), parts, strict=True))}
-  source = fields.Source(
+  source = fields.ConfigReader(
     values,
     family.defaults,
     where=where,
     report=report,
-    told={"activation": activation},
+    overrides={"activation": activation},
     towers=(tower,) if tower else tuple(_SECTIONS),
   )
-  return Config(family, tower, source)
+  return ReadConfig(family, tower, source)
 
 
 def _part(data, name, family, path) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _part(data, name, family, path) -> dict[str, Any]:
   return {**(values or {}), **family.defaults[name], **legacy}
 
 
-def describe(path: pathlib.Path, config: Config) -> dict[str, Any]:
+def describe(path: pathlib.Path, config: ReadConfig) -> dict[str, Any]:
   """Returns the complete description of a directory's model."""
   spec = config.family.describe(config.source)
   family, report = config.family, config.source.report
@@ -324,5 +324,10 @@ def _dtype(tensors) -> np.dtype:
 
 
 FORMAT = Format(
-  NAME, read, recognise=recognise, knows=knows, write=write, refusals=refusals
+  NAME,
+  read,
+  recognise=recognise,
+  recognise_names=recognise_names,
+  write=write,
+  refusals=refusals,
 )

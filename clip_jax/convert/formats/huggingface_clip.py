@@ -100,7 +100,7 @@ class EndToken(fields.Row):
   ours: str = "text.pooling"
   theirs: str = "text_config.eos_token_id"
 
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def read(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Stores the pooling and the token's id."""
     end_id = source.read(self.theirs, kinds.TOKEN_ID)
     largest = self.legacy and end_id == LEGACY_END_ID
@@ -118,7 +118,7 @@ class EndToken(fields.Row):
       special = {"bos_token_id": end_id - 1, "pad_token_id": end_id}
     config["text_config"] |= {**special, "eos_token_id": end_id}
 
-  def holds(self, value: Any, found: Any) -> bool:
+  def means_same(self, value: Any, found: Any) -> bool:
     """Whether both find the same token, as if the end token has the last id."""
     return value == found or (self.legacy and value == "argmax")
 

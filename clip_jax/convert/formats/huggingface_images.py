@@ -118,7 +118,7 @@ def describe(
     at_size = _at_size(name, image["image_size"], image["patch_size"])
   else:
     name = _class_name(values, name, path)
-  source = fields.Source(
+  source = fields.ConfigReader(
     # A null means the class's default, too.
     {k: v for k, v in (values or {}).items() if v is not None},
     {**_DEFAULTS[name], **at_size},
@@ -262,6 +262,6 @@ def deviations(spec: dict[str, Any]) -> list[str]:
     "processor"
     for row in FIELDS
     if isinstance(row, Fixed)
-    and not row.holds(spec[row.ours], row.value)
+    and not row.means_same(spec[row.ours], row.value)
     and not (row.ours == "crop_rounding" and spec["resize"] == "squash")
   ]

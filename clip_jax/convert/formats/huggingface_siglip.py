@@ -51,7 +51,7 @@ TABLES = {
 class LogitBias(Fixed):
   """The row of the initial logit bias; the weights hold the trained one."""
 
-  def holds(self, value: Any, found: Any) -> bool:
+  def means_same(self, value: Any, found: Any) -> bool:
     """Whether both have a bias, or neither."""
     return value is not None
 
@@ -59,14 +59,14 @@ class LogitBias(Fixed):
 class EmbedDim(Field):
   """The row of the embedding's width; the default is the text tower's width."""
 
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def read(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Reads the field."""
     if source.get(self.theirs) is None:
       spec[self.ours] = spec["text"]["width"]
     else:
       super().read(source, spec)
 
-  def check(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def check(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Raises UserError unless it is the image tower's width."""
     width = spec["image"]["width"]
     if spec[self.ours] != width:
@@ -90,7 +90,7 @@ class NaflexGrid(fields.Row):
   ours = "image.image_size"
   theirs = "vision_config.num_patches"
 
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def read(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Stores the image size that fits the position embeddings' square."""
     side = source.read(self.theirs, _NUM_PATCHES)
     source.report.warnings.append(

@@ -4,8 +4,8 @@ import functools
 import pathlib
 from collections.abc import Mapping
 
-from clip_jax import errors, json_text
-from clip_jax.convert import config_file, report, weights_file
+from clip_jax import json_text
+from clip_jax.convert import config_file, weights_file
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.tensor import Tensor
 
@@ -17,25 +17,9 @@ MAX_SHARD_BYTES = 5_000_000_000  # The default of `save_pretrained` for years.
 # In the order in which transformers looks for them.
 NAMES = (WEIGHTS, INDEX, TORCH, f"{TORCH}.index.json")
 
-
-# The file of weights or of their index; None if there is none.
+# The file of weights or of their index: None if there is none, or an error.
 find = functools.partial(weights_file.first, names=NAMES)
-
-
-def require(directory: pathlib.Path) -> pathlib.Path:
-  """Returns the file of weights or of their index.
-
-  Raises:
-    UserError: there is none.
-  """
-  path = find(directory)
-  if path is None:
-    found = report.shown(sorted(entry.name for entry in directory.iterdir()))
-    raise errors.UserError(
-      f"{directory} has a config.json but no weights: none of "
-      f"{', '.join(NAMES)} (found: {found}). Put them there."
-    )
-  return path
+require = functools.partial(weights_file.require, names=NAMES)
 
 
 def files(path: pathlib.Path) -> list[pathlib.Path]:

@@ -36,13 +36,18 @@ _FIELDS = {
   "version": int,
   **dict.fromkeys(("spec", "source", "layer_dtypes", "files"), dict),
 }
-_WEIGHTS = (WEIGHTS, EXTRAS)
-# Fields of older descriptions that follow from others.
-_LATER = {"probabilities"}
-# Newer fields, with their value in older descriptions, by the tower's kind.
-_SINCE = {"bert": {"normalize": False}}
+# A field that older descriptions lack, and that follows from the others.
+_DERIVED = {"probabilities"}
+# Fields that older descriptions lack, with their value, by the tower's kind.
+_ADDED = {"bert": {"normalize": False}}
 # Errors that an invalid description may raise while its model is made.
-_SENSELESS = (ArithmeticError, AttributeError, KeyError, TypeError, ValueError)
+_MODEL_ERRORS = (
+  ArithmeticError,
+  AttributeError,
+  KeyError,
+  TypeError,
+  ValueError,
+)
 
 
 def recognise(path: pathlib.Path) -> bool:
@@ -59,10 +64,10 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   described = _read_description(path / DESCRIPTION)
   weights, extras = path / WEIGHTS, path / EXTRAS
   digests = described["files"]
-  names = sorted(digests.keys() - set(_WEIGHTS))
+  names = sorted(digests.keys() - {WEIGHTS, EXTRAS})
   files = {name: _read_file(path, name) for name in names}
   if WEIGHTS not in digests or not weights.is_file():
-    raise errors.DamagedError(f"{path} has no {WEIGHTS}; convert it again.")
+    raise _damaged(f"{path} has no {WEIGHTS}")
   if not options.headers_only:
     _check_digests(path, digests)
   tensors = safetensors_file.read(weights).tensors
@@ -82,6 +87,10 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   )
 
 
+def _damaged(what: str) -> errors.DamagedError:
+  return errors.DamagedError(f"{what}; convert the model again.")
+
+
 def _read_description(path: pathlib.Path) -> dict[str, Any]:
   described = json_text.read(path)
   if (version := described.get("version")) not in _READ:
@@ -91,9 +100,9 @@ def _read_description(path: pathlib.Path) -> dict[str, Any]:
     )
   for field, kind in _FIELDS.items():
     if not isinstance(described.get(field), kind):
-      raise errors.DamagedError(
+      raise _damaged(
         f"{path}: {field} must be of the type {kind.__name__}, got "
-        f"{described.get(field)!r:.60}; convert the model again."
+        f"{described.get(field)!r:.60}"
       )
   return described
 
@@ -101,11 +110,11 @@ def _read_description(path: pathlib.Path) -> dict[str, Any]:
 def _check_digests(path: pathlib.Path, digests: dict[str, Any]) -> None:
   for name, digest in digests.items():
     if not (path / name).is_file():
-      raise errors.DamagedError(f"{path} lacks {name}; convert it again.")
+      raise _damaged(f"{path} lacks {name}")
     if portable.digests([path / name])[name] != digest:
-      raise errors.DamagedError(
+      raise _damaged(
         f"{path / name} is not the file that was written: its sha256 differs "
-        f"from the one in {DESCRIPTION}. Convert the model again."
+        f"from the one in {DESCRIPTION}"
       )
 
 
@@ -122,15 +131,13 @@ def _check_complete(
   spec = described["spec"]
   parts = engine.towers(spec)
   if not parts:
-    raise errors.DamagedError(
-      f"{path} describes no tower; convert the model again."
-    )
+    raise _damaged(f"{path} describes no tower")
   try:
-    resolved = family.plain(engine.resolve(spec))
+    resolved = family.as_json(engine.resolve(spec))
     if (blocks := sum(resolved.get("image", {}).get("depths", ()))) > count:
-      raise errors.DamagedError(
+      raise _damaged(
         f"{path} describes {blocks} blocks of a ResNet, and {WEIGHTS} has "
-        f"{count} tensors; convert the model again."
+        f"{count} tensors"
       )
     engine.leaf_shapes(resolved)
     module = variants.create_model(
@@ -138,17 +145,16 @@ def _check_complete(
     )
   except errors.UserError:
     raise
-  except _SENSELESS as error:
-    raise errors.DamagedError(
-      f"{path}: the description makes no model ({error!r:.200}); convert the "
-      "model again."
+  except _MODEL_ERRORS as error:
+    raise _damaged(
+      f"{path}: the description makes no model ({error!r:.200})"
     ) from None
   for part in parts:
-    known = _SINCE.get(spec[part]["kind"], {})
+    known = _ADDED.get(spec[part]["kind"], {})
     spec = {**spec, part: {**known, **spec[part]}}
   for part in (None, *parts):
     got, want = (x if part is None else x[part] for x in (spec, resolved))
-    if missing := sorted(want.keys() - got.keys() - _LATER):
+    if missing := sorted(want.keys() - got.keys() - _DERIVED):
       raise errors.UserError(
         f"{path}: the {part or 'model'}'s {', '.join(missing)} must be given; "
         "nothing about a converted model is a default. Convert it again."
@@ -166,10 +172,9 @@ def _leaves(tensors, spec, layer_dtypes, report, path):
   )
   for place, kinds in layer_dtypes.items():
     if not _are_dtypes(kinds, place, leaves.get(place)):
-      raise errors.DamagedError(
+      raise _damaged(
         f"{path / DESCRIPTION}: layer_dtypes has {kinds!r:.100} for "
-        f"{place!r:.100}, which are not the dtypes of its layers; convert the "
-        "model again."
+        f"{place!r:.100}, which are not the dtypes of its layers"
       )
     layers = tuple(map(np.dtype, kinds))
     leaves[place] = dataclasses.replace(leaves[place], layer_dtypes=layers)
@@ -184,19 +189,19 @@ def _are_dtypes(kinds: Any, place: str, leaf: Tensor | None) -> bool:
     and isinstance(kinds, list)
     and len(kinds) == leaf.shape[0]
     and all(kind in engine.FLOATS for kind in kinds)
-    and engine.common(map(np.dtype, kinds)) == leaf.dtype
+    and engine.common_dtype(map(np.dtype, kinds)) == leaf.dtype
   )
 
 
 def _read_file(path: pathlib.Path, name: str) -> bytes:
   if name in ("", ".", "..") or pathlib.PurePath(name).name != name:
-    raise errors.DamagedError(
+    raise _damaged(
       f"{path / DESCRIPTION} names the file {name!r:.100}, which is not in its "
-      "directory; convert the model again."
+      "directory"
     )
   file = tokenizer_files.find(name, directory=path)
   if file is None:
-    raise errors.DamagedError(f"{path} lacks {name}; convert it again.")
+    raise _damaged(f"{path} lacks {name}")
   return file.read()
 
 

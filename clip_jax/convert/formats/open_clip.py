@@ -78,7 +78,7 @@ def recognise(path: pathlib.Path) -> bool:
   return files_lib.find_config(path) is not None
 
 
-def knows(names: Collection[str]) -> bool:
+def recognise_names(names: Collection[str]) -> bool:
   """Whether these are names of a model with OpenCLIP's custom towers."""
   return any(name.startswith("visual.") for name in names) and any(
     name.startswith(("text.", "positional_embedding")) for name in names
@@ -102,19 +102,19 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     activation=options.activation,
   )
   tensors = weights_file.read(source.weights, options, report).tensors
-  files, cuts = _tokenizer(described, source, report)
+  files, token_spec = _tokenizer(described, source, report)
   if described.spec["text"]["kind"] == "bert":
-    bert.check_pad(described.spec["text"], cuts, str(path))
+    bert.check_pad(described.spec["text"], token_spec, str(path))
   # What training keeps to; open_clip bounds the scale there, not in the model.
   biased = described.spec["init_logit_bias"] is not None
   limit = None if biased else clip.MAX_LOGIT_SCALE
   report.infer("max_logit_scale", limit, "format")
-  for field, value in cuts.items():
+  for field, value in token_spec.items():
     # A named model's cleaning may not be the config's.
     noted = report.inferred.get(f"tokenizer.{field}", {})
     report.infer(f"tokenizer.{field}", value, noted.get("source", "format"))
   spec = engine.resolve(
-    {**described.spec, "tokenizer": cuts, "max_logit_scale": limit}
+    {**described.spec, "tokenizer": token_spec, "max_logit_scale": limit}
   )
   layout = _layout(described, tensors)
   timm_vit.refuse_other_blocks(tensors, str(path))
@@ -138,7 +138,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   return dataclasses.replace(model, execution=execution)
 
 
-def _bert_config(source: files_lib.Source, name: str) -> dict[str, Any]:
+def _bert_config(source: files_lib.Files, name: str) -> dict[str, Any]:
   """Returns the config of a BERT, from a directory or as published."""
   for directory in source.directories:
     beside = config_file.peek(directory / bert.CONFIG)
@@ -156,7 +156,7 @@ def _bert_config(source: files_lib.Source, name: str) -> dict[str, Any]:
 
 def _tokenizer(
   described: open_clip_config.Described,
-  source: files_lib.Source,
+  source: files_lib.Files,
   report: report_lib.Report,
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
   """Returns the tokenizer's files, and its description."""
@@ -241,9 +241,9 @@ def entries(spec: dict[str, Any], layout: dict[str, Any]) -> list[Entry]:
   )
 
 
-def gives_back(model: portable.Portable) -> bool:
+def can_restore(model: portable.Portable) -> bool:
   """Whether a model came unchanged from this format."""
-  return _as_it_came(model) is not None
+  return _unchanged_source(model) is not None
 
 
 def write(model: portable.Portable, destination: pathlib.Path) -> None:
@@ -252,13 +252,13 @@ def write(model: portable.Portable, destination: pathlib.Path) -> None:
   Raises:
     UserError: OpenCLIP has no such model.
   """
-  came = _as_it_came(model)
-  if came is None:
+  found = _unchanged_source(model)
+  if found is None:
     portable.refuse(NAME, open_clip_config.refusals(model.spec))
     config = open_clip_config.configure(model)
     described = _describe_again(config, open_clip_named.BERTS.get)
-    came = config, _layout(described, {}), {}
-  config, layout, extras = came
+    found = config, _layout(described, {}), {}
+  config, layout, extras = found
   tensors = engine.to_theirs(entries(model.spec, layout), model.leaves)
   destination.mkdir(parents=True, exist_ok=True)
   tensors = {**tensors, **openai_names.running_counts(tensors), **extras}
@@ -272,7 +272,7 @@ def write(model: portable.Portable, destination: pathlib.Path) -> None:
   config_file.write(destination / CONFIG, config)
 
 
-def _as_it_came(model):
+def _unchanged_source(model):
   """Returns the config and the names of the source, if they are still true."""
   dialect = model.dialect(NAME)
   if not dialect:
@@ -299,8 +299,8 @@ FORMAT = Format(
   NAME,
   read,
   recognise=recognise,
-  knows=knows,
+  recognise_names=recognise_names,
   write=write,
   refusals=open_clip_config.refusals,
-  gives_back=gives_back,
+  can_restore=can_restore,
 )

@@ -8,7 +8,7 @@ from clip_jax import errors
 from clip_jax.convert import config_file, engine, portable
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import fields
-from clip_jax.convert.engine.family import Family, normal, refusal
+from clip_jax.convert.engine.family import Family, normal_form, refusal
 from clip_jax.convert.formats import open_clip_fields as tables
 from clip_jax.convert.formats import open_clip_named, timm_vit
 from clip_jax.convert.formats.open_clip_rows import MODEL, TEXT, VISION
@@ -86,9 +86,9 @@ def describe(
   config = {**config, "preprocess_cfg": preprocess}
   where = {"": name, MODEL: f"{name}: {MODEL}"}
   where |= {VISION: f"{name}: vision_cfg", TEXT: f"{name}: text_cfg"}
-  told = {"activation": activation}
-  source = fields.Source(
-    config, found.defaults, where=where, report=report, told=told
+  overrides = {"activation": activation}
+  source = fields.ConfigReader(
+    config, found.defaults, where=where, report=report, overrides=overrides
   )
   known = {getattr(row, "theirs", "") for row in found.fields}
   _refuse_unknown(config, known, source)
@@ -113,7 +113,7 @@ def describe(
 def _refuse_unknown(
   values: Mapping[str, Any],
   known: Collection[str],
-  source: fields.Source,
+  source: fields.ConfigReader,
   section: str = "",
 ) -> None:
   """Raises UserError if there are fields without a row.
@@ -153,7 +153,7 @@ def _default(path: str) -> Any:
 def same(described: Described, spec: dict[str, Any]) -> bool:
   """Whether a config's description equals that of the model."""
   again = engine.resolve({**described.spec, "tokenizer": spec["tokenizer"]})
-  wanted, found = normal(_plain(spec)), normal(again)
+  wanted, found = normal_form(_plain(spec)), normal_form(again)
   return all(
     wanted[tower]["kind"] == found[tower]["kind"] for tower in ("image", "text")
   ) and not described.family.differences(wanted, found)
@@ -177,9 +177,9 @@ def _choose(spec: dict[str, Any]) -> tuple[Family, list[str]]:
     text = dict(variants.VARIANTS["ViT-B-32"]["text"])
     text["activation"] = spec["image"].get("activation", "gelu")
     spec = engine.resolve({**spec, "text": text, "text_projection": "linear"})
-  text, cuts = spec["text"]["kind"], spec["tokenizer"]["kind"]
+  text, tokenizer = spec["text"]["kind"], spec["tokenizer"]["kind"]
   own, timm = (
-    tables.family(image, text, own_tokenizer=cuts == "clip_bpe")
+    tables.family(image, text, own_tokenizer=tokenizer == "clip_bpe")
     for image in (spec["image"]["kind"], "timm")
   )
   found = own.refusals(spec)
@@ -219,11 +219,11 @@ def _timm_problems(spec) -> list[str]:
 
 def _tokenizer_problems(spec) -> list[str]:
   """Returns messages about other padding, if the text tower attends to it."""
-  cuts, text = spec["tokenizer"], spec["text"]
+  tokenizer, text = spec["tokenizer"], spec["text"]
   unseen = text["kind"] == "transformer" and text["causal"]
   unseen = unseen and text["pooling"] in ("argmax", "eos")
-  pad_id = cuts.get("pad_id", 0)
-  if unseen or cuts["kind"] != "clip_bpe" or not pad_id:
+  pad_id = tokenizer.get("pad_id", 0)
+  if unseen or tokenizer["kind"] != "clip_bpe" or not pad_id:
     return []
   return [refusal("tokenizer.pad_id", pad_id, (0,))]
 
@@ -243,16 +243,19 @@ def configure(model: portable.Portable) -> dict[str, Any]:
     for field, value in {**tables.ALWAYS, "embed_norm": "l2"}.items()
     if spec[field] != value
   ]
-  cuts = spec["tokenizer"]
-  cleaning = cuts.get("cleaning", "clip")
+  tokenizer = spec["tokenizer"]
+  cleaning = tokenizer.get("cleaning", "clip")
   if cleaning not in tables.CLEANINGS.values():
     warnings.append(
       f"tokenizer.cleaning={cleaning!r} becomes open_clip's "
       f"{tables.NEAREST[cleaning]!r}, the nearest: some texts get other ids."
     )
-  if cuts["kind"] != "clip_bpe" and "tokenizer_config.json" not in model.files:
+  if (
+    tokenizer["kind"] != "clip_bpe"
+    and "tokenizer_config.json" not in model.files
+  ):
     warnings.append(
-      f"The tokenizer's file {cuts['file']} is written, but open_clip needs "
-      "tokenizer_config.json beside it to load it."
+      f"The tokenizer's file {tokenizer['file']} is written, but open_clip "
+      "needs tokenizer_config.json beside it to load it."
     )
   return config

@@ -34,7 +34,7 @@ _MAX_CONFIG_BYTES = 1 << 17  # Tokenizers' files are larger.
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Files:
   """The config and files of an OpenCLIP model.
 
   Attributes:
@@ -91,7 +91,7 @@ def is_usual(path: pathlib.Path) -> bool:
 
 def find(
   path: pathlib.Path, options: portable.Options, report: report_lib.Report
-) -> Source:
+) -> Files:
   """Returns the config and files of a model, given a directory or a file.
 
   Raises:
@@ -103,7 +103,7 @@ def find(
     if file is None:
       raise errors.UserError(f"{path} has no {CONFIG}.")
     weights = _find_weights(path, report)
-    return Source(read_config(file), str(file), weights, (file,), (path,))
+    return Files(read_config(file), str(file), weights, (file,), (path,))
   if options.config is None:
     raise errors.AmbiguousError(
       f"{path} holds weights under OpenCLIP's names and does not say which "
@@ -117,7 +117,7 @@ def find(
   if file.is_file():
     report.infer("config", str(file), "flag")
     beside = (file.parent, path.parent)
-    return Source(read_config(file), str(file), path, (file,), beside)
+    return Files(read_config(file), str(file), path, (file,), beside)
   if options.config not in variants.VARIANTS:
     near = errors.nearest(options.config, variants.VARIANTS)
     raise errors.UserError(
@@ -135,7 +135,7 @@ def find(
     )
   model = portable.Portable(spec, {}, report)
   config = open_clip_config.configure(model)
-  return Source(config, options.config, path, (), (path.parent,), spec)
+  return Files(config, options.config, path, (), (path.parent,), spec)
 
 
 def read_config(file: pathlib.Path) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _find_weights(
   """Returns the file of weights that open_clip would load, or the only one.
 
   Raises:
-    UserError: there is none, or there are several with other names.
+    UserError: no file has weights, or several with unusual names do.
   """
   found = [path / name for name in PREFERRED if (path / name).is_file()]
   if found:

@@ -49,7 +49,7 @@ class TimmTower(fields.Row):
 
   ours: str = "image"
 
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def read(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Stores the tower that has the name."""
     name, pool, size, head, bias = (
       source.get(f"{VISION}.{field}")
@@ -68,10 +68,9 @@ class TimmTower(fields.Row):
         f"{name} is made for {tower['image_size']}; give the timm_model_name "
         "of that size."
       )
-    told = f"{VISION}.timm_model_name"
-    tower |= {
-      "activation": source.settle("image.activation", tower["activation"], told)
-    }
+    tower["activation"] = source.override(
+      "image.activation", tower["activation"], f"{VISION}.timm_model_name"
+    )
     _note_all(source, "image", tower)
     spec["image"] = {**tower, **spec["image"]}
     biased = bias or head == "trunk.head"
@@ -121,7 +120,7 @@ class BertTower(fields.Row):
   config: Callable[[str], dict[str, Any]]
   ours: str = "text"
 
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def read(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Reads the config of that name."""
     name, theirs = source.get(f"{TEXT}.hf_model_name"), f"{TEXT}.hf_model_name"
     if not source.get(f"{TEXT}.hf_tokenizer_name"):
@@ -133,12 +132,12 @@ class BertTower(fields.Row):
     if config is None:
       config = self.config(name)
     where = f"{source.where(theirs)}: the config of {name}"
-    tower = bert.describe(config, source.report, where, source.told)
+    tower = bert.describe(config, source.report, where, source.overrides)
     tower["normalize"] = False
     _note_all(source, "text", tower)
     spec["text"] = {**tower, **spec["text"]}
 
-  def check(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def check(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Raises UserError if the longest text exceeds the positions."""
     positions = spec["text"]["positions"]
     if spec["text"]["context_length"] > positions:

@@ -72,7 +72,7 @@ def mlp_ratio(width: int, mlp_dim: int) -> float:
 class Activation(fields.Field):
   """A tower's activation: by "quick_gelu" of the model, or by its own field."""
 
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def read(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Reads both."""
     activation = source.read(self.theirs, self.kind)
     if source.read(QUICK_GELU, kinds.FLAG):
@@ -81,7 +81,7 @@ class Activation(fields.Field):
       activation = "quick_gelu"
     said = QUICK_GELU if source.given(QUICK_GELU) else self.theirs
     source.note(self.ours, activation, said)
-    fields.put(spec, self.ours, source.settle(self.ours, activation, said))
+    fields.put(spec, self.ours, source.override(self.ours, activation, said))
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
     """Writes one of both; with "quick_gelu", both towers have QuickGELU."""
@@ -103,7 +103,7 @@ class TextProjection(fields.Row):
 
   ours: str = "text_projection"
 
-  def read(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def read(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Reads its kind and its bias."""
     kind = source.get(f"{TEXT}.proj_type")
     bias = kind == "linear" and source.get(f"{TEXT}.proj_bias")
@@ -126,9 +126,9 @@ class StripEnd(fields.Other):
 
   def write(self, spec: dict[str, Any], config: dict[str, Any]) -> None:
     """Writes the field if the tokenizer ends texts in this way."""
-    cuts = spec["tokenizer"]
-    ends = (cuts.get("start_id"), cuts.get("end_id"))
-    if cuts["kind"] == "wordpiece" and ends[1] == 0 != ends[0]:
+    tokenizer = spec["tokenizer"]
+    ends = (tokenizer.get("start_id"), tokenizer.get("end_id"))
+    if tokenizer["kind"] == "wordpiece" and ends[1] == 0 != ends[0]:
       fields.put(config, self.theirs, True)
 
 
@@ -137,7 +137,7 @@ class Ends(fields.Row):
 
   ours: str = ""
 
-  def check(self, source: fields.Source, spec: dict[str, Any]) -> None:
+  def check(self, source: fields.ConfigReader, spec: dict[str, Any]) -> None:
     """Raises UserError if a tower's output is not `embed_dim` wide."""
     for what in ("image", "text"):
       tower, projection = spec[what], spec[f"{what}_projection"]

@@ -91,7 +91,7 @@ _NEARLY = {
 _MARKS = ("visual.conv1.weight", "text_projection")
 
 
-def knows(names: Collection[str]) -> bool:
+def recognise_names(names: Collection[str]) -> bool:
   """Whether these are names of a model with OpenAI's names."""
   return all(mark in names for mark in _MARKS)
 
@@ -106,7 +106,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   report = report_lib.Report(NAME)
   archive = weights_file.read(path, options, report)
   names = archive.tensors
-  if not knows(names):
+  if not recognise_names(names):
     raise errors.UserError(
       f"{path} holds no model under OpenAI's names: it lacks "
       f"{' or '.join(_MARKS)}; it has {', '.join(list(names)[:5])}, … . Give "
@@ -217,7 +217,7 @@ def describe(
     image["image_size"] = side * 2 ** (len(stages) + 1)
   text = {"kind": "transformer", **sizes(SIZES["transformer"])}
   text |= {**_FIXED["text"]["transformer"], "activation": activation}
-  found = openai_heads.find(image, text, told=heads, report=report, name=name)
+  found = openai_heads.find(image, text, given=heads, report=report, name=name)
   text["heads"] = found[1]
   if kind == "vit":
     image |= {"heads": found[0], "activation": activation}
@@ -236,12 +236,12 @@ def describe(
 def refusals(spec: dict[str, Any]) -> list[str]:
   """Returns messages about what of a description OpenAI's code lacks."""
   said = _completed(spec)
-  return family.unlike(said, _allowed(said))
+  return family.not_allowed(said, _allowed(said))
 
 
 def _completed(spec: dict[str, Any]) -> dict[str, Any]:
   """Returns a description as after JSON, with all fields of the tokenizer."""
-  said = family.plain(spec)
+  said = family.as_json(spec)
   return {**said, "tokenizer": {**_TOKENIZER, **said["tokenizer"]}}
 
 
@@ -252,7 +252,7 @@ def _allowed(said: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
   # A text is read at its end token: if that has the last id, its first place
   # is that of the first largest id, in every row that has one.
   last = text.get("eos_id") == text["vocab_size"] - 1
-  for field, allowed in family.pinned(said, _FIXED):
+  for field, allowed in family.fixed_fields(said, _FIXED):
     if field == "text.pooling" and last:
       allowed += ("eos",)
     yield field, allowed
@@ -275,7 +275,7 @@ def _allowed(said: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
   yield "embed_norm", ("l2",)
   yield "init_logit_bias", (None,)
   for field in _PREPROCESSING:
-    yield field, (family.plain(variants.DEFAULTS[field]),)
+    yield field, (family.as_json(variants.DEFAULTS[field]),)
   for field in ("kind", "start_id", "end_id"):
     yield f"tokenizer.{field}", (_TOKENIZER[field],)
   # Nothing after the end token reaches the embedding of these.
@@ -295,7 +295,7 @@ def deviations(spec: dict[str, Any]) -> list[str]:
   ]
 
 
-def told(spec: dict[str, Any]) -> portable.Options:
+def options_to_read(spec: dict[str, Any]) -> portable.Options:
   """Returns the options needed to read a written state dict back."""
   towers = (spec["image"], spec["text"])
   image_heads, text_heads = map(transforms.heads, towers)
@@ -326,9 +326,9 @@ def state_dict(model: portable.Portable) -> dict[str, Tensor]:
 FORMAT = Format(
   NAME,
   read,
-  knows=knows,
+  recognise_names=recognise_names,
   write=write,
   refusals=refusals,
-  told=told,
+  options_to_read=options_to_read,
   suffixes=(".pt", ".pth", ".bin", ".ckpt"),
 )

@@ -16,7 +16,7 @@ def find(
   image: dict[str, Any],
   text: dict[str, Any],
   *,
-  told: tuple[int, int] | None,
+  given: tuple[int, int] | None,
   report: report_lib.Report,
   name: str,
 ) -> tuple[int, int]:
@@ -25,12 +25,12 @@ def find(
   Args:
     image: the image tower's sizes.
     text: the text tower's sizes.
-    told: the user's numbers, which override others; None for none.
+    given: the user's numbers, which override others; None for none.
     report: the report to write to.
     name: the checkpoint's name in messages.
 
   Raises:
-    AmbiguousError: the sizes are not OpenAI's, and `told` is None.
+    AmbiguousError: the sizes are not OpenAI's, and `given` is None.
     UserError: the heads do not divide the width.
   """
   towers = {"image": image, "text": text}
@@ -46,9 +46,9 @@ def find(
       _sizes(sizes) == _sizes(variants.VARIANTS[known][tower])
       for known in names.OPENAI_MODELS
     )
-    if not (told or ruled):
+    if not (given or ruled):
       raise _ambiguous(towers, name)
-    heads = told[number] if told else by_rule
+    heads = given[number] if given else by_rule
     if heads < 1 or width % heads or (is_resnet and heads != by_rule):
       raise errors.UserError(
         f"{name}: {heads} heads of the {tower} tower do not fit its width, "
@@ -60,7 +60,7 @@ def find(
         f"--heads gives the {tower} tower {heads} heads; OpenAI's models of "
         f"its size have {by_rule}."
       )
-    source = "flag" if told else "format"
+    source = "flag" if given else "format"
     found.append(report.infer(f"{tower}.heads", heads, source))
   return tuple(found)
 

@@ -60,7 +60,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
       "it, this changes no embedding."
     )
   file = directories[0] / "sentence_bert_config.json"
-  settings = fields.Source(
+  settings = fields.ConfigReader(
     config_file.read(file) if file.exists() else {},
     {"do_lower_case": False, "max_seq_length": None},
     where={"": str(file)},

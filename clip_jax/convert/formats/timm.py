@@ -108,7 +108,7 @@ def recognise(path: pathlib.Path) -> bool:
   return "architecture" in config and find_weights(path) is not None
 
 
-def knows(names: Collection[str]) -> bool:
+def recognise_names(names: Collection[str]) -> bool:
   """Whether these are names of a Vision Transformer of timm's."""
   return "patch_embed.proj.weight" in names and "pos_embed" in names
 
@@ -123,11 +123,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   """
   report = report_lib.Report(NAME)
   config = config_file.read(path / CONFIG) if path.is_dir() else {}
-  weights = find_weights(path) if path.is_dir() else path
-  if weights is None:
-    raise errors.UserError(
-      f"{path} has no weights; put one of {', '.join(WEIGHTS)} there."
-    )
+  weights = weights_file.require(path, WEIGHTS) if path.is_dir() else path
   tensors = weights_file.read(weights, options, report).tensors
   if config:
     spec = describe(config, report, path / CONFIG, options)
@@ -175,7 +171,7 @@ def describe(
     options: with the activation, if it is another one.
 
   Raises:
-    UserError: it describes an unsupported model, or none.
+    UserError: it does not describe a model, or one that is not supported.
   """
   # In older files, the fields of `pretrained_cfg` stood at the top.
   given = config.get("pretrained_cfg") or config
@@ -188,12 +184,12 @@ def describe(
   # A field that is null counts as missing.
   given = {k: v for k, v in given.items() if v is not None}
   defaults: dict[str, Any] = {"pretrained_cfg": _DEFAULTS}
-  source = fields.Source(
+  source = fields.ConfigReader(
     {**config, "model_args": arguments, "pretrained_cfg": given},
     defaults,
     where={"": str(path)},
     report=report,
-    told={"activation": options.activation},
+    overrides={"activation": options.activation},
   )
   name = source.read("architecture", kinds.TEXT)
   tower = timm_vit.describe(name)
@@ -220,7 +216,7 @@ def describe(
   image = tower | spec["image"]
   if pool := source.get("model_args.global_pool"):
     image = timm_vit.pooled(image, pool, made_so=True, name=name)
-  image["activation"] = source.settle(
+  image["activation"] = source.override(
     "image.activation", image["activation"], "architecture"
   )
   report.infer("image.kind", name, "config")
@@ -259,7 +255,7 @@ def infer(
       "not known; timm's directory has a config.json, which says it.",
       flags="--heads N,N",
     )
-  _check_told(options, name)
+  _check_given(options, name)
   shown = {field: key in tensors for field, key in _SHOWN.items()}
   class_token = shown["class_token"]
   is_mean = shown["norm_after_pool"] or not class_token
@@ -289,32 +285,32 @@ def infer(
   report.infer("image.activation", options.activation, "flag")
   for field in ("image_size", "heads", "pooling", "class_position"):
     report.infer(f"image.{field}", tower[field], "shape")
-  about = _told_preprocessing(options, report)
+  about = _preprocessing(options, report)
   return _resolved({"image": tower, **about}, report, "format")
 
 
-def _check_told(options: portable.Options, name: str) -> None:
+def _check_given(options: portable.Options, name: str) -> None:
   """Raises AmbiguousError if options that a file needs are missing."""
-  silent = {}
+  missing = {}
   if options.activation is None:
-    silent["its activation"] = (
+    missing["its activation"] = (
       "--activation (gelu in most of timm's towers, quick_gelu in those from "
       "OpenAI, gelu_tanh in some of SigLIP)"
     )
   if options.preprocess is None:
-    silent["how images are prepared"] = (
+    missing["how images are prepared"] = (
       "--preprocess (such as inception:0.9 for augreg at 224 pixels, "
       "inception:1 at 384)"
     )
-  if silent:
+  if missing:
     raise errors.AmbiguousError(
-      f"{name} does not say {' nor '.join(silent)}; timm's directory has a "
+      f"{name} does not say {' nor '.join(missing)}; timm's directory has a "
       "config.json, which does.",
-      flags=" and ".join(silent.values()),
+      flags=" and ".join(missing.values()),
     )
 
 
-def _told_preprocessing(options, report) -> dict[str, Any]:
+def _preprocessing(options, report) -> dict[str, Any]:
   """Returns the fields of --preprocess; all of timm's ViTs use bicubic."""
   normalisation, crop = options.preprocess
   if normalisation not in NORMALISATIONS:
@@ -338,4 +334,10 @@ def _told_preprocessing(options, report) -> dict[str, Any]:
   }
 
 
-FORMAT = Format(NAME, read, recognise=recognise, knows=knows, tower="image")
+FORMAT = Format(
+  NAME,
+  read,
+  recognise=recognise,
+  recognise_names=recognise_names,
+  tower="image",
+)

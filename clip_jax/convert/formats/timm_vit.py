@@ -75,7 +75,7 @@ def describe(name: str) -> dict[str, Any]:
   """Returns the image tower that timm makes by default under `name`.
 
   Raises:
-    UserError: it is none of `MODELS`.
+    UserError: `name` is not one of `MODELS`.
   """
   if name not in MODELS:
     raise errors.UserError(

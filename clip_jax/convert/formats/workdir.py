@@ -24,7 +24,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   """Returns the model of the newest good checkpoint.
 
   Raises:
-    UserError: there is none, or its model has no shared embedding.
+    UserError: no checkpoint is good, or the model has no shared embedding.
   """
   del options
   config = workdir_lib.load_config(path)
@@ -50,7 +50,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     )
   model = portable.from_variables(
     saved.variables,
-    family.plain(saved.spec),
+    family.as_json(saved.spec),
     files=saved.files,
     report=report,
     source={"format": NAME, "path": os.fspath(path), "step": saved.step},

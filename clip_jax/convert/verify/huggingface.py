@@ -16,11 +16,11 @@ from clip_jax.convert import portable, tokenizer_files
 from clip_jax.convert.files import safetensors_file
 from clip_jax.convert.formats import huggingface_weights, sentence_transformers
 from clip_jax.convert.verify.oracle import (
+  Checkpoint,
   MissingError,
   Oracle,
-  Source,
   Tower,
-  preparations,
+  make_inputs,
   unit,
 )
 
@@ -38,7 +38,7 @@ _TOKENIZER_FILES = (
 )
 
 
-def load(source: Source) -> Oracle:
+def load(source: Checkpoint) -> Oracle:
   """Loads a directory by `from_pretrained`.
 
   A file of weights alone is first written to a directory with its config, with
@@ -60,7 +60,7 @@ def load(source: Source) -> Oracle:
     return _load(there)
 
 
-def _load(source: Source) -> Oracle:
+def _load(source: Checkpoint) -> Oracle:
   import torch
   import transformers
 
@@ -85,7 +85,7 @@ def _load(source: Source) -> Oracle:
     makers["pixels"] = lambda: _pixels(path, kind)
   if "text" in spec:
     makers["tokens"] = lambda: _tokens(path, spec["text"]["context_length"])
-  inputs = preparations("transformers", **makers)
+  inputs = make_inputs("transformers", **makers)
   if kind == "bert":
     layers = model.encoder.layer
     text = Tower(layers, lambda ids: _pooled_bert(model, ids, spec["text"]))

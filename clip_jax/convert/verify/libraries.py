@@ -10,7 +10,7 @@ import clip_jax.convert.verify.open_clip as open_clip_library
 import clip_jax.convert.verify.timm as timm_library
 from clip_jax import errors
 from clip_jax.convert.verify import huggingface, openai
-from clip_jax.convert.verify.oracle import Oracle, Source
+from clip_jax.convert.verify.oracle import Checkpoint, Oracle
 
 _TRANSFORMERS = (huggingface.load, "transformers", "pip install torch")
 # Format -> (loader, the library that it needs, how to install it).
@@ -28,7 +28,7 @@ LIBRARIES = {
 }
 
 
-def load(source_format: str, source: Source) -> Oracle:
+def load(source_format: str, source: Checkpoint) -> Oracle:
   """Returns a source, loaded by the library of its format.
 
   Raises:

@@ -9,15 +9,15 @@ import numpy as np
 import clip_jax.convert.formats.open_clip as open_clip_format
 from clip_jax.convert.formats import open_clip_files
 from clip_jax.convert.verify.oracle import (
+  Checkpoint,
   Oracle,
-  Source,
   Tower,
   image_tower,
-  preparations,
+  make_inputs,
 )
 
 
-def load(source: Source) -> Oracle:
+def load(source: Checkpoint) -> Oracle:
   """Loads a directory strictly, as open_clip's users do.
 
   A file of weights alone, or a directory with other file names, is first
@@ -73,5 +73,5 @@ def _load(path: pathlib.Path, *, double: bool) -> Oracle:
     tokenize = open_clip.get_tokenizer(f"local-dir:{path}")
     return lambda texts: tokenize(texts).numpy()
 
-  inputs = preparations("open_clip", pixels=make_pixels, tokens=make_tokens)
+  inputs = make_inputs("open_clip", pixels=make_pixels, tokens=make_tokens)
   return Oracle(f"open_clip {open_clip.__version__}", towers, model, **inputs)

@@ -5,8 +5,8 @@ import pathlib
 import sys
 
 from clip_jax.convert.verify.oracle import (
+  Checkpoint,
   Oracle,
-  Source,
   Tower,
   image_tower,
   state_dict,
@@ -27,7 +27,7 @@ def _module():
   return module
 
 
-def load(source: Source) -> Oracle:
+def load(source: Checkpoint) -> Oracle:
   """Builds OpenAI's model and loads the source's weights into it."""
   import torch
 

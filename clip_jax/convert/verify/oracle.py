@@ -17,7 +17,7 @@ Stages = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Checkpoint:
   """A checkpoint from which an oracle is made.
 
   Attributes:
@@ -142,7 +142,7 @@ class Oracle:
     return scale * images @ texts.T + shift
 
 
-def preparations(
+def make_inputs(
   library: str, **makers: Callable[[], Callable[[list], np.ndarray]]
 ) -> dict[str, Any]:
   """Returns an oracle's fields "pixels", "tokens" and "missing".

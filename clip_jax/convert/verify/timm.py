@@ -5,10 +5,10 @@ from typing import Any
 
 import clip_jax.convert.formats.timm as timm_format
 from clip_jax import errors
-from clip_jax.convert.verify.oracle import Oracle, Source, Tower, state_dict
+from clip_jax.convert.verify.oracle import Checkpoint, Oracle, Tower, state_dict
 
 
-def load(source: Source) -> Oracle:
+def load(source: Checkpoint) -> Oracle:
   """Makes the architecture that the directory names, and loads its weights."""
   path = source.path
   if path.is_file():

@@ -17,7 +17,7 @@ from clip_jax import errors, terminal
 from clip_jax.convert import engine, opening
 from clip_jax.convert.portable import Options, Portable
 from clip_jax.convert.verify import libraries, probes
-from clip_jax.convert.verify.oracle import Oracle, Source, Stages
+from clip_jax.convert.verify.oracle import Checkpoint, Oracle, Stages
 from clip_jax.models import paths, variants
 
 # The bar of float64: the largest difference over the largest number.
@@ -36,7 +36,7 @@ WEIGHTS_BAR = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Comparison:
   """One stage: its difference from the oracle's, and its bar."""
 
   stage: str
@@ -63,7 +63,7 @@ class Verification:
 
   library: str
   precision: str
-  rows: tuple[Row, ...]
+  rows: tuple[Comparison, ...]
   not_compared: tuple[NotCompared, ...] = ()
 
   @property
@@ -154,7 +154,7 @@ def verify(
     part: makers[part](ours.spec[part], rng, examples)
     for part in engine.towers(ours.spec)
   }
-  asked = Source(path, theirs.spec, options, double=True)
+  asked = Checkpoint(path, theirs.spec, options, double=True)
   exact = None
   if not double:  # Freed again before the source is loaded in float32.
     exact = _their_stages(libraries.load(known, asked), inputs, double=True)
@@ -172,7 +172,7 @@ def verify(
   return Verification(
     oracle.library,
     "float64" if double else "float32",
-    tuple(row for row in found if isinstance(row, Row)),
+    tuple(row for row in found if isinstance(row, Comparison)),
     tuple(row for row in found if isinstance(row, NotCompared)),
   )
 
@@ -190,13 +190,13 @@ def _open_as_it_stands(model: str) -> Portable:
     ) from None
 
 
-def _compare_weights(ours: Portable, theirs: Portable) -> Row:
+def _compare_weights(ours: Portable, theirs: Portable) -> Comparison:
   """Returns the row for all numbers of all arrays, unused embeddings too."""
   worst = max(
     difference(leaf.read(), theirs.leaves[path].read())
     for path, leaf in ours.leaves.items()
   )
-  return Row("weights", worst, WEIGHTS_BAR)
+  return Comparison("weights", worst, WEIGHTS_BAR)
 
 
 def _compare_inputs(ours: Portable, theirs: Portable, oracle: Oracle):
@@ -231,7 +231,7 @@ def _compare_inputs(ours: Portable, theirs: Portable, oracle: Oracle):
     except Exception as error:  # Another library's, of any kind.
       yield NotCompared(stage, f"failed there: {errors.first_line(error)}")
       continue
-    yield Row(stage, compare(got, want), bar)
+    yield Comparison(stage, compare(got, want), bar)
 
 
 def _their_stages(
@@ -278,7 +278,7 @@ def _compare(ours: Portable, oracle: Oracle, inputs, exact: Stages | None):
     )
   for stage, array in want.items():
     bar = _bar(array, None if double else exact[stage])
-    yield Row(stage, difference(got[stage], array), bar)
+    yield Comparison(stage, difference(got[stage], array), bar)
 
 
 def _bar(single: np.ndarray, exact: np.ndarray | None) -> float:

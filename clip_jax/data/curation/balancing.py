@@ -90,7 +90,7 @@ def probabilities(counts: np.ndarray, threshold: Threshold) -> np.ndarray:
 def kept(
   matches: Matches, query_hashes: np.ndarray, threshold: Threshold
 ) -> np.ndarray:
-  """Returns whether each pair stays, bool (pairs,).
+  """Whether each pair stays, bool (pairs,).
 
   Args:
     matches: of all pairs.

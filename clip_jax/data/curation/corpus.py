@@ -334,7 +334,7 @@ def _checked(path: str) -> str:
 def _column(path: str, wanted: str | None) -> str:
   try:
     schema = row_groups.ParquetFile(path).footer.schema
-  except row_groups.DamagedError as error:
+  except row_groups.BadFileError as error:
     raise errors.UserError(
       f"{path} is no whole Parquet file ({error.reason}); get it again."
     ) from None

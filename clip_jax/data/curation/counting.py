@@ -59,7 +59,7 @@ class Totals:
 
 
 def _is_mark(character: str) -> bool:
-  """Tells whether no word begins or ends with a character."""
+  """Whether no word begins or ends with a character."""
   return unicodedata.category(character)[0] in _ENDS
 
 

@@ -216,7 +216,7 @@ def curate(
   how = ("curate", sorted(rule.to_dict().items()))
   fingerprint = views.fingerprint(source, *how)
   if (made := prepare.existing(out, fingerprint, limits)) is not None:
-    return prepare.said(made, "curation", out) | {"written": False}
+    return prepare.read_sealed(made, "curation", out) | {"written": False}
   with prepare.partial_directory(out) as partial:
     found = survey.survey(
       source,

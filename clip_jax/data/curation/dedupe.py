@@ -149,9 +149,9 @@ def _made(
   if report_only and report.is_file():
     found = json_text.read(report)
     if found.get("fingerprint") == fingerprint:
-      return prepare.said(found, "dedupe", out)
+      return prepare.read_sealed(found, "dedupe", out)
   made = prepare.existing(out, fingerprint, work.limits)
-  return None if made is None else prepare.said(made, "dedupe", out)
+  return None if made is None else prepare.read_sealed(made, "dedupe", out)
 
 
 def _write(pairs, how, out, address, work, said, tables, partial) -> None:

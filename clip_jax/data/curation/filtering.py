@@ -135,7 +135,7 @@ def filter_pairs(
   how = ("filter", sorted(rules.given().items()), *_fingerprints(model))
   fingerprint = views.fingerprint(source, *how)
   if (made := prepare.existing(out, fingerprint, limits)) is not None:
-    return prepare.said(made, "filter", out) | {"written": False}
+    return prepare.read_sealed(made, "filter", out) | {"written": False}
   with prepare.partial_directory(out) as partial:
     found = survey.survey(
       source,
@@ -282,7 +282,7 @@ def _table(
 def _summary(
   decided: _Decisions, rules: rules_lib.Rules, scored: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns what `filter_pairs` returns.
+  """Returns the summary that `filter_pairs` returns.
 
   Raises:
     UserError: no pair stays.

@@ -228,7 +228,7 @@ def _parts(bits: np.ndarray, part: int) -> np.ndarray:
 
 
 def _is_new(differs: np.ndarray, distance: int, part: int) -> np.ndarray:
-  """Returns whether hashes are near and no part before has found them, bool.
+  """Whether hashes are near and no part before has found them, bool.
 
   Hashes that agree in all parts are found in each; to compare them once spares
   most of the work where many look alike.

@@ -82,7 +82,7 @@ def _packed(bits: np.ndarray) -> int:
 
 
 def are_alike(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-  """Returns whether thumbnails correlate, bool (n,).
+  """Whether thumbnails correlate, bool (n,).
 
   Args:
     first: uint8 (n, 4, 4, 3).

@@ -114,7 +114,7 @@ class Links:
     self._distance = np.zeros(number)
 
   def new(self, slots: np.ndarray) -> np.ndarray:
-    """Returns whether each of `slots` is linked with nothing yet, bool."""
+    """Whether each of `slots` is linked with nothing yet, bool."""
     return self._other[slots] < 0
 
   def add(

@@ -29,7 +29,7 @@ def _rule(kind: str, said: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """Limits; None or () is none. The fields stand in the order of the rules."""
+  """Limits of pairs, in the order of their use; None or () means no limit."""
 
   min_side: int | None = _rule(COUNT, "pixels of the shorter side, at least")
   max_side: int | None = _rule(COUNT, "pixels of the longer side, at most")
@@ -76,7 +76,7 @@ class Rules:
   )
 
   def __post_init__(self) -> None:
-    """Raises UserError for a value that is none of its rule's."""
+    """Raises UserError for a value that its rule cannot have."""
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if value is not None:

@@ -1,8 +1,8 @@
 """Articles of Wikipedia's dumps (`pages-articles.xml`), as titles and text.
 
-A dump is read in pieces, so that memory does not depend on its size, and it is
-not trusted: XML entities of its own, deep nesting and endless names are
-refused.
+A dump is read in pieces, so that memory does not depend on its size. It is not
+trusted: a document type (which could define entities), deep nesting and endless
+tags are refused.
 """
 
 import dataclasses
@@ -14,15 +14,15 @@ from xml.parsers import expat
 
 from clip_jax import errors
 
-PIECE_BYTES = 2**20
-# MediaWiki itself takes 2 MiB a page.
-MAX_TEXT = 16 * 2**20
+_PIECE_BYTES = 2**20
+MAX_TEXT = 16 * 2**20  # Characters. MediaWiki itself accepts 2 MiB a page.
 _MAX_DEPTH = 32
-_MAX_SILENT_BYTES = 64 * 2**20  # In one tag or attribute.
-_READ = ("title", "ns", "text")
-_ARTICLES = "0"  # The number of their namespace.
+# Read while the parser reports nothing, which is to say within one tag.
+_MAX_SILENT_BYTES = 64 * 2**20
+_ELEMENTS = ("title", "ns", "text")  # Those that are read; "ns": namespace.
+_ARTICLES = "0"  # The number of the namespace of articles.
 
-# Elements of which nothing is text to read.
+# Elements that are dropped with what they contain.
 _DROPPED = (
   *("ref", "math", "gallery", "timeline", "score", "hiero", "chem", "ce"),
   *("code", "pre", "source", "syntaxhighlight", "imagemap", "templatestyles"),
@@ -36,13 +36,15 @@ _TOKENS = re.compile(
 _CLOSES = {"-->": "<!--", "}}": "{{", "|}": "{|", "]]": "[["}
 _OPENS = frozenset(_CLOSES.values())
 _MAX_NESTED = 50
-_NAMESPACE = re.compile(r"\s*[^\s:|]+:\S")  # "File:", "Category:", "de:".
+_WITH_NAMESPACE = re.compile(r"\s*[^\s:|]+:\S")  # "File:", "Category:", "de:".
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
-_OUTSIDE = re.compile(r"\[(?:[a-z]{3,6}:)?//[^\s\[\]]*+[ \t]*+([^\[\]\n]*+)\]")
-_NO_CHARACTER = re.compile(r"&#[0-9]{100,};?")  # Python reads no such number.
+_EXTERNAL_LINK = re.compile(
+  r"\[(?:[a-z]{3,6}:)?//[^\s\[\]]*+[ \t]*+([^\[\]\n]*+)\]"
+)
+_TOO_LONG_NUMBER = re.compile(r"&#[0-9]{100,};?")  # `int` could refuse it.
 _ADDRESS = re.compile(r"\b(?:https?|ftp)://\S+")
-_QUOTES = re.compile("'{2,}")
-_SWITCH = re.compile(r"__[A-Z]+__")
+_EMPHASIS = re.compile("'{2,}")
+_BEHAVIOUR_SWITCH = re.compile(r"__[A-Z]+__")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Page:
 
   Attributes:
     title: its name.
-    text: in wiki markup; None where it is beyond `MAX_TEXT`.
+    text: in wiki markup; None where it is longer than `MAX_TEXT`.
   """
 
   title: str
@@ -59,7 +61,14 @@ class Page:
 
 
 class _Pages:
-  """Collects the pages that the parser has finished."""
+  """Collects articles from what an XML parser reports.
+
+  Attributes:
+    done: the articles that have ended, until the caller takes them away.
+    seen: the number of pages that have ended, articles or not.
+    silent_bytes: those read since the parser last reported anything.
+    parser: to be given the XML.
+  """
 
   def __init__(self):
     self.done: list[Page] = []
@@ -76,8 +85,8 @@ class _Pages:
     self.parser.StartDoctypeDeclHandler = self._refuse
 
   def _clear(self) -> None:
-    self._found: dict[str, list[str]] = {name: [] for name in _READ}
-    self._size, self._is_redirect, self._is_whole = 0, False, True
+    self._found: dict[str, list[str]] = {name: [] for name in _ELEMENTS}
+    self._size, self._is_redirect, self._is_too_long = 0, False, False
 
   def _refuse(self, *_: Any) -> None:
     raise errors.UserError(
@@ -93,7 +102,7 @@ class _Pages:
       self._clear()
     elif name == "redirect":
       self._is_redirect = True
-    elif name in _READ:
+    elif name in _ELEMENTS:
       self._reading = name
       self._found[name] = []
       self._size = 0
@@ -110,28 +119,28 @@ class _Pages:
     if name == self._reading:
       self._reading = ""
       if self._size > MAX_TEXT:
-        self._found[name], self._is_whole = [], False
+        self._found[name], self._is_too_long = [], True
     elif name == "page":
       self.seen += 1
-      title, space, text = ("".join(self._found[name]) for name in _READ)
+      title, space, text = ("".join(self._found[name]) for name in _ELEMENTS)
       if space.strip() == _ARTICLES and not self._is_redirect:
-        self.done.append(Page(title, text if self._is_whole else None))
+        self.done.append(Page(title, None if self._is_too_long else text))
       self._clear()
 
 
 def read_pages(read: Callable[[int], bytes], *, name: str) -> Iterator[Page]:
-  """Yields the articles of a dump that redirect to no other.
+  """Yields the articles of a dump, without redirects.
 
   Args:
-    read: returns the next bytes of the XML, at most as many as it is given.
-    name: of the dump, for messages.
+    read: takes a number of bytes and returns at most as many of the XML.
+    name: the dump's, for messages.
 
   Raises:
-    UserError: it is none, or damaged, or made to do harm.
+    UserError: it is not such a dump, or damaged, or made to do harm.
   """
   pages = _Pages()
   try:
-    while data := read(PIECE_BYTES):
+    while data := read(_PIECE_BYTES):
       pages.silent_bytes += len(data)
       if pages.silent_bytes > _MAX_SILENT_BYTES:
         raise errors.UserError("a tag in it has no end")
@@ -141,43 +150,43 @@ def read_pages(read: Callable[[int], bytes], *, name: str) -> Iterator[Page]:
     pages.parser.Parse(b"", True)
   except expat.ExpatError as error:
     raise errors.UserError(
-      f"{name} is no whole dump of Wikipedia's pages-articles: {error}; get it "
-      "again."
+      f"{name} is not a dump of Wikipedia's pages-articles, or is damaged: "
+      f"{error}; get it again."
     ) from None
   except errors.UserError as error:
     raise errors.UserError(
-      f"{name} is no dump of Wikipedia's pages-articles: {error}."
+      f"{name} is not a dump of Wikipedia's pages-articles: {error}."
     ) from None
   yield from pages.done
   if not pages.seen:
     raise errors.UserError(
-      f"{name} holds no page of Wikipedia; give a dump of pages-articles."
+      f"{name} contains no page of Wikipedia; give a dump of pages-articles."
     )
 
 
 def plain(text: str) -> str:
-  """Returns wiki markup as plain text, a paragraph or list item a line.
+  """Returns the plain text of wiki markup, a paragraph or list item a line.
 
-  Templates, tables, comments, references, formulas, pictures, categories and
-  other links with a namespace are dropped with all that is in them; of links
-  the words stay, and of headings, lists, emphasis and other tags the text.
+  Templates, tables, comments, references, formulas, and links with a namespace
+  (pictures, categories, other languages) are dropped with all they contain. Of
+  other links, headings, lists, emphasis and tags the text stays.
   """
   text = _TAG.sub(" ", _without_nested(text))
-  text = html.unescape(_NO_CHARACTER.sub("\ufffd", text))
-  text = _ADDRESS.sub(" ", _OUTSIDE.sub(r"\1", text))
-  text = _SWITCH.sub(" ", _QUOTES.sub("", text))
+  text = html.unescape(_TOO_LONG_NUMBER.sub("\ufffd", text))
+  text = _ADDRESS.sub(" ", _EXTERNAL_LINK.sub(r"\1", text))
+  text = _BEHAVIOUR_SWITCH.sub(" ", _EMPHASIS.sub("", text))
   lines = (line.strip("*#:;=| \t") for line in text.splitlines())
   return "\n".join(filter(None, lines))
 
 
 def _without_nested(text: str) -> str:
-  """Returns `text` without what stands in pairs of brackets or tags.
+  """Returns `text` without what is between pairs of brackets or tags.
 
-  One pass with a stack; what opens and is never closed stays as it is, but for
-  the brackets.
+  Of links in double square brackets the words stay. A bracket or tag without
+  its partner is dropped, and the text after it stays.
   """
   out: list[str] = []
-  stack: list[tuple[str, int]] = []
+  stack: list[tuple[str, int]] = []  # What is open, and where in `out`.
   at = 0
   for match in _TOKENS.finditer(text):
     out.append(text[at : match.start()])
@@ -203,7 +212,7 @@ def _without_nested(text: str) -> str:
 
 
 def _words_of_link(inside: str) -> str:
-  if _NAMESPACE.match(inside):
+  if _WITH_NAMESPACE.match(inside):
     return ""
   target, _, label = inside.partition("|")
   return label.rpartition("|")[2] or target

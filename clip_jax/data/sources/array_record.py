@@ -204,7 +204,7 @@ def read_sidecar(path: str | os.PathLike) -> dict[str, Any]:
   """Returns the checked content of a `dataset.json`.
 
   Raises:
-    UserError: it is none of this version, or damaged.
+    UserError: it is damaged, or of another version.
   """
   sidecar = json_text.read(path)
   if sidecar.get("format") != FORMAT or sidecar.get("version") != VERSION:

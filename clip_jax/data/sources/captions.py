@@ -30,7 +30,7 @@ _LIST = re.compile(r"""\[\s*(?:(["']).*\1)?\s*\]""", re.DOTALL)
 
 
 def check_choice(captions: str) -> str:
-  """Returns `captions`; raises `UserError` where it is none of `CAPTIONS`."""
+  """Returns `captions`; raises `UserError` if it is not one of `CAPTIONS`."""
   if captions not in CAPTIONS:
     raise errors.unknown("value of captions=", captions, CAPTIONS)
   return captions
@@ -130,7 +130,7 @@ def from_labels(
 
 
 def check_label(label: int, *, key: str, classes: int) -> None:
-  """Raises `BadRecord` where `label` is none of so many `classes`."""
+  """Raises `BadRecord` unless `label` is from 0 to `classes` - 1."""
   if not 0 <= label < classes:
     raise record_lib.BadRecord("bad_label", key)
 
@@ -139,7 +139,7 @@ def read_classes(path: str) -> tuple[str, ...]:
   """Returns the names of classes in a file, one a line.
 
   Raises:
-    UserError: it cannot be read, or names none.
+    UserError: the file cannot be read, or names no class.
   """
   names = [line.strip() for line in re.split("\r\n?|\n", _read_text(path))]
   while names and not names[-1]:

@@ -17,8 +17,8 @@ Options:
     training data of COCO.
   captions: at most so many of an image's captions, the first ones.
   images: a file that names the images to read, one a line.
-  root: directory of the images, seen from the file; by default the usual places
-    in its directory and the one above.
+  root: the directory of the images, relative to the file; by default the usual
+    places in its directory and the one above.
   links: follow, where symbolic links may lead out of the images' directory.
 """
 
@@ -107,7 +107,7 @@ def _locate(path: str) -> tuple[str, str | None]:
     if not places.exists(head) or tail.lower().endswith(_SUFFIXES):
       raise errors.UserError(
         f"coco:{path} does not exist.{errors.beside(path)} Check the path"
-        f"{places.seen_from(path)}."
+        f"{places.starting_point(path)}."
       )
     path, split = head, tail
   if places.is_folder(path):

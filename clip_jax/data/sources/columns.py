@@ -65,7 +65,7 @@ class Columns:
     return (self.image, *self.captions, *label)
 
   def are_in(self, schema: pa.Schema) -> bool:
-    """Tells whether a table has these columns, with values of these kinds."""
+    """Whether a table has these columns, with values of these kinds."""
     fields = _fields(schema)
     if not set(self.names) <= fields.keys():
       return False
@@ -265,7 +265,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def is_text(kind: pa.DataType) -> bool:
-  """Tells whether values of this type are texts."""
+  """Whether values of this type are texts."""
   kind, types = _plain(kind), pa.types
   return (
     types.is_string(kind)
@@ -275,7 +275,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def is_list(kind: pa.DataType) -> bool:
-  """Tells whether values of this type are lists."""
+  """Whether values of this type are lists."""
   return (
     pa.types.is_list(kind)
     or pa.types.is_large_list(kind)
@@ -302,7 +302,7 @@ def _is_struct(kind: pa.DataType) -> bool:
 
 
 def is_encoded(kind: pa.DataType) -> bool:
-  """Tells whether values of this type are encoded images."""
+  """Whether values of this type are encoded images."""
   return _is_struct(kind) or _is_binary(kind)
 
 

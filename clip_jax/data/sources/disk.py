@@ -17,7 +17,7 @@ MAX_IMAGE_BYTES = 64 * 2**20
 
 
 def follows_links(options: dict[str, str]) -> bool:
-  """Returns whether symbolic links may lead out of the data's root."""
+  """Whether symbolic links may lead out of the data's root."""
   links = options.get("links")
   if links is not None and links not in LINKS:
     raise errors.unknown("value of links=", links, LINKS)

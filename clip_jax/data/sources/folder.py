@@ -157,7 +157,7 @@ def open_folder(
   if not places.is_folder(root):
     raise errors.UserError(
       f"folder:{path} is not a directory; check the path"
-      f"{places.seen_from(root)}.{errors.beside(root)}"
+      f"{places.starting_point(root)}.{errors.beside(root)}"
     )
   layout = options.get("layout")
   if layout is not None and layout not in LAYOUTS:
@@ -263,7 +263,7 @@ def _decide(
 
 
 def _hold_captions(root: str, names: list[str], within: str | None) -> bool:
-  """Tells whether there is a caption in the first of the files `names`.
+  """Whether there is a caption in the first of the files `names`.
 
   Numbers alone, such as those of boxes beside images, are none.
   """

@@ -50,8 +50,8 @@ def find_files(pattern: str, *, suffix: str) -> list[str]:
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
     raise errors.UserError(
       f"File {missing[0]!r}{more} does not exist.{errors.beside(missing[0])} "
-      "Check the path, and the range where it has one"
-      f"{places.seen_from(missing[0])}."
+      f"Check the path{places.starting_point(missing[0])}, and the range where "
+      "it has one."
     )
   return files
 

@@ -33,7 +33,7 @@ class ArrowFile:
       copy: the path of its copy, where it lies in a bucket.
 
     Raises:
-      DamagedError: it is no Arrow file, or its first batch is damaged, or it
+      BadFileError: it is no Arrow file, or its first batch is damaged, or it
         is compressed: a few bytes could unpack to any size.
       UserError: it cannot be read.
     """
@@ -51,7 +51,7 @@ class ArrowFile:
       else:
         schema = (batches := pa.ipc.open_stream(buffer)).schema
     except row_groups.BROKEN:
-      raise row_groups.DamagedError(path, "bad_footer") from None
+      raise row_groups.BadFileError(path, "bad_footer") from None
     lie_here = True
     try:
       for batch in batches:
@@ -60,13 +60,13 @@ class ArrowFile:
           break
         self._batches.append(batch)
     except UnicodeDecodeError:  # The name of a part.
-      raise row_groups.DamagedError(path, "bad_footer") from None
+      raise row_groups.BadFileError(path, "bad_footer") from None
     except row_groups.BROKEN:
       damage = (0, "bad_batch", None)
     if not lie_here:
-      raise row_groups.DamagedError(path, "compressed_arrow")
+      raise row_groups.BadFileError(path, "compressed_arrow")
     if damage and not self._batches:
-      raise row_groups.DamagedError(path, "bad_batch")
+      raise row_groups.BadFileError(path, "bad_batch")
     rows = tuple(batch.num_rows for batch in self._batches)
     about = repr((self._size, rows)).encode() + schema.serialize().to_pybytes()
     self.footer = row_groups.Footer(
@@ -94,7 +94,7 @@ class ArrowFile:
 
 
 def _lies_within(batch: pa.RecordBatch, mapped: pa.Buffer) -> bool:
-  """Tells whether a batch is read where it lies, and was not unpacked."""
+  """Whether a batch is read where it lies, and was not unpacked."""
   parts = (part for column in batch.columns for part in column.buffers())
   end = mapped.address + mapped.size
   return all(

@@ -14,10 +14,11 @@ def list_files(path: str) -> parquet_files.Listing:
   """Returns the files that `path` names; opens no Arrow file.
 
   Args:
-    path: a saved data set, one of its splits, a file, a glob; braces.
+    path: a saved data set, one of its splits, a file, or a pattern with
+      wildcards or braces.
 
   Raises:
-    UserError: there is none, or what lists them is damaged.
+    UserError: there is no such file, or a list of files is damaged.
   """
   path = places.expanded(path)
   directory, _, split = path.rstrip("/").rpartition("/")

@@ -120,7 +120,7 @@ def forget(index: Index) -> None:
 
 
 def _stamp(paths: Sequence[str], *, sampled: bool) -> _Stamp | None:
-  """Returns what tells files from changed ones; None where one is not there."""
+  """Returns sizes and times of files; None if one is missing."""
 
   def of_file(path: str) -> list[Any]:
     found = places.status(path)
@@ -172,8 +172,8 @@ def _open(path: pathlib.Path) -> Index:
   """Returns a kept index.
 
   Raises:
-    OSError: it is not there.
-    ValueError: it is none.
+    OSError: the file does not exist.
+    ValueError: the file is not an index, or other users may write there.
   """
   content = kept_files.map_file(path)
   if content is None:

@@ -57,7 +57,7 @@ def _whole_counts(shards: Sequence[shard_lib.Shard]) -> tuple[list[int], bool]:
 
 
 def _are_written_without_end(shards: Sequence[shard_lib.Shard]) -> bool:
-  """Tells whether all shards lack their ends and are alike otherwise."""
+  """Whether all shards lack their ends and are alike otherwise."""
   return (
     len(shards) > 2
     and all(map(_only_lacks_its_end, shards))
@@ -74,7 +74,7 @@ def _only_lacks_its_end(shard: shard_lib.Shard) -> bool:
 def _may_be_rest(
   number: int, shards: Sequence[shard_lib.Shard], count: int
 ) -> bool:
-  """Tells whether a shard is the last, and holds much less than `count`."""
+  """Whether a shard is the last, and holds much less than `count`."""
   last = number == len(shards) - 1
   return last and len(shards[number].keys) < _NEARLY * count
 

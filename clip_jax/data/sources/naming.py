@@ -50,7 +50,7 @@ class Part(NamedTuple):
 
 
 def is_image_suffix(suffix: str) -> bool:
-  """Tells whether files that end so are images, read or not."""
+  """Whether files that end so are images, read or not."""
   return _KINDS.get(suffix) in (IMAGE, UNREAD_IMAGE)
 
 
@@ -154,7 +154,7 @@ def _settle(
 
 
 def _is_sample(kinds: Iterable[int]) -> bool:
-  """Tells whether parts of these kinds make a sample."""
+  """Whether parts of these kinds make a sample."""
   return bool({IMAGE, UNREAD_IMAGE} & set(kinds)) and bool(
     {TEXT, JSON, LABEL} & set(kinds)
   )

@@ -106,7 +106,7 @@ class RawFile:
       self._file.close()
 
   def status(self) -> places.Status:
-    """Returns what the system says of the open file."""
+    """Returns the status of the open file."""
     if self._object is not None:
       found = self._object.status()
       return places.Status(found.size, found.changed_ns, found.changed_ns)

@@ -6,21 +6,22 @@ A row is a record. Columns hold
   path. Rows of the same path become one record, as in a table of text.
 - captions: a text or a list of texts; several columns where there is a column
   for each caption.
-- a label: a number, whose names the schema's metadata of `datasets` have or
-  `?classes=` gives, or the name of its class. It stands for captions where
-  there are none; a number below zero is no label.
+- a label: the name of a class, or its number. The names of numbers are those of
+  `datasets`' metadata in the schema, or of `?classes=`. A number below zero is
+  no label. Without captions, the label's name is the caption.
 
 Options:
   image, caption, label: names of the columns, captions joined by commas; by
-    default they are found by type and usual names, which is told.
+    default they are guessed by type and usual names, and the guess is reported.
   classes: a file with the names of the classes, one a line.
-  root: directory that paths of images are seen from; the file's by default.
-  links: follow, where symbolic links may lead out of it.
-  split: such as test or train+validation, where the files' names or folders
-    tell splits; parquet:DIRECTORY/test is the same.
+  root: the directory that paths of images are relative to; by default that of
+    the file.
+  links: "follow" where symbolic links may lead out of it.
+  split: such as test or train+validation, where the names of files or folders
+    name splits; parquet:DIRECTORY/test is the same.
 
-Any row can be read, but a row group is unpacked for it, of which those used
-last are kept.
+To read a row, its whole row group is unpacked; the row groups used last are
+kept in memory.
 """
 
 import concurrent.futures
@@ -48,7 +49,7 @@ LARGE_GROUP_BYTES = 4 * 2**20
 
 
 def open_parquet(path: str, options: dict[str, str]) -> record_lib.Source:
-  """Opens the files that `path` names; the module says what the options are."""
+  """Opens the files that `path` names, with the module's options."""
   return open_tables(
     parquet_files.list_files(path),
     options,
@@ -66,17 +67,20 @@ def open_tables(
   opener: Callable[[str], row_groups.TableFile],
   like: str,
 ) -> record_lib.Source:
-  """Opens files of tables of any kind.
+  """Opens files of tables of any format.
+
+  Files that are damaged or have other columns than the first are left out and
+  reported.
 
   Args:
     listing: the files.
-    options: as the module says.
+    options: those of the module.
     address: the scheme and the path, for messages.
-    opener: opens a file.
+    opener: opens a file by its path.
     like: a part of the names of such files.
 
   Raises:
-    UserError: no file is whole, or an option does not fit.
+    UserError: all files are damaged, or an option does not fit.
   """
   scheme = address.partition(":")[0]
   listing, options = of_split(listing, options, address=address)
@@ -90,15 +94,15 @@ def open_tables(
   for name, footer in list(footers.items()):
     if not columns.are_in(footer.schema):
       damages[name], lost[name] = "other_columns", sum(footers.pop(name).rows)
-  # A damaged file had as many rows as the others, so far as anybody knows.
+  # A damaged file is taken to have had as many rows as the others have.
   total = sum(sum(footer.rows) for footer in footers.values())
   for name in damages:
     lost.setdefault(name, max(1, round(total / len(footers))))
-  sites = [(name, 0, reason) for name, reason in damages.items()]
+  places = [(name, 0, reason) for name, reason in damages.items()]
   for name, footer in footers.items():
     if footer.damage is not None:
       offset, reason, lost[name] = footer.damage
-      sites.append((name, offset, reason))
+      places.append((name, offset, reason))
   if any(footer.index is not None for footer in footers.values()):
     opener = row_groups.Reopen(opener, footers)
   classes = options.get("classes")
@@ -115,7 +119,7 @@ def open_tables(
       else captions_lib.read_classes(classes)
     ),
     account=account_lib.Account(
-      damages=sites,
+      damages=places,
       lost=lost,
       choices=list(_choices(columns, list(footers.values()))),
     ),
@@ -132,7 +136,9 @@ def open_tables(
 def of_split(
   listing: parquet_files.Listing, options: dict[str, str], *, address: str
 ) -> tuple[parquet_files.Listing, dict[str, str]]:
-  """Returns the files of the split that `options` name, and other options.
+  """Returns the files of the split that `options` name, and the other options.
+
+  Without splits, or where a split was chosen already, both stay as they are.
 
   Raises:
     UserError: the files have splits, but not this one.
@@ -149,7 +155,7 @@ def _read_footers(
   opener: Callable[[str], row_groups.TableFile],
   scheme: str,
 ) -> tuple[dict[str, row_groups.Footer], dict[str, str]]:
-  """Returns the footers of whole files, and why others are not, by path."""
+  """Returns footers, and for damaged files the reasons, both by path."""
 
   def read(name: str) -> row_groups.Footer | str:
     try:
@@ -158,7 +164,7 @@ def _read_footers(
       return footer
     except UnicodeDecodeError:
       return "bad_footer"
-    except row_groups.DamagedError as error:
+    except row_groups.BadFileError as error:
       return error.reason
 
   with concurrent.futures.ThreadPoolExecutor(_OPEN_THREADS) as pool:
@@ -177,7 +183,7 @@ def _read_footers(
 
 
 def _read_names(fields: Iterable[pa.Field]) -> None:
-  """Raises UnicodeDecodeError where a name, also of a part, is no text."""
+  """Raises UnicodeDecodeError where the name of a field is not UTF-8."""
   for field in fields:
     _ = field.name
     _read_names(field.type.field(i) for i in range(field.type.num_fields))
@@ -188,14 +194,14 @@ def _choices(
 ) -> Iterator[str]:
   if columns.guessed:
     yield (
-      f"Columns, found by type and name: {columns.describe()}; ?image=, "
-      "?caption= and ?label= name others."
+      f"Columns, guessed by type and name: {columns.describe()}; ?image=, "
+      "?caption= and ?label= choose others."
     )
   sizes = [size for footer in footers for size in footer.group_bytes]
   mean = sum(sizes) / max(len(sizes), 1)
   if mean > LARGE_GROUP_BYTES and sum(sizes) > row_groups.KEPT_BYTES:
     yield (
-      f"For a row, a row group of {mean / 1e6:.0f} MB is unpacked, which takes "
-      "long in the random order of training; `clip-jax data prepare` makes a "
-      "copy that is read row by row."
+      f"To read a row, a row group of {mean / 1e6:.0f} MB is unpacked, which "
+      "is slow in the random order of training; `clip-jax data prepare` makes "
+      "a copy that is read row by row."
     )

@@ -13,11 +13,11 @@ from clip_jax import errors, places, terminal
 from clip_jax.data.sources import globs, split_names
 
 SUFFIX = ".parquet"
-# The name of a split is in front of a file's number among its files; older
-# versions of the library `datasets` put a digest behind it.
+# SPLIT-NUMBER-of-COUNT, to which older versions of the library `datasets` added
+# a digest.
 _OF_SEVERAL = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]{16})?")
 _NUMBERED = re.compile(r"(.+?)[-_.]?\d*")
-_FOLDERS = ("", "*", "*/*")
+_FOLDERS = ("", "*", "*/*")  # Where files are looked for, until some are found.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Listing:
   Attributes:
     files: their paths, in order.
     splits: the files of each split; empty if the directory has no splits.
-    split: the one that was asked for; `files` has only those of this split.
+    split: the split that was asked for, to which `files` are limited; None
+      where `files` are all of them.
   """
 
   files: tuple[str, ...]
@@ -46,24 +47,25 @@ class Listing:
 
 
 def list_files(path: str) -> Listing:
-  """Returns the files that `path` names; opens none.
+  """Returns the files that `path` names, without opening them.
 
   Args:
-    path: a file; a directory, or one with "/SPLIT" behind it; a glob; braces.
+    path: a file, a directory, DIRECTORY/SPLIT, or a pattern with wildcards or
+      braces.
 
   Raises:
-    UserError: there is none, or a directory holds several data sets.
+    UserError: there is no such file, or a directory holds several data sets.
   """
   path = places.expanded(path)
   if places.is_folder(path):
     return _list_directory(path)
   directory, _, split = path.rstrip("/").rpartition("/")
-  if not (places.exists(path) or os.path.islink(path)) and places.is_folder(
-    directory
-  ):
-    listing = _list_directory(directory) if not glob.has_magic(path) else None
-    # What ends like a file is reported as a missing file, not as a split.
-    if listing and listing.splits and not split.endswith(SUFFIX):
+  is_there = places.exists(path) or os.path.islink(path)
+  # What ends like a file is reported as a missing file, not as a split.
+  may_be_split = not glob.has_magic(path) and not split.endswith(SUFFIX)
+  if not is_there and may_be_split and places.is_folder(directory):
+    listing = _list_directory(directory)
+    if listing.splits:
       return listing.of_split(split, what=f"parquet:{directory}")
   return Listing(tuple(globs.find_files(path, suffix=SUFFIX)))
 
@@ -73,7 +75,7 @@ def _list_directory(path: str) -> Listing:
     pattern = os.path.join(glob.escape(path), folders, f"*{SUFFIX}")
     if found := places.matching(pattern):
       break
-  else:
+  else:  # Raises the error for a directory without such files.
     return Listing(tuple(globs.find_files(path, suffix=SUFFIX)))
   below = [os.path.relpath(os.path.dirname(name), path) for name in found]
   data_sets = sorted({_data_set(folder) for folder in below})
@@ -89,6 +91,7 @@ def _list_directory(path: str) -> Listing:
   for name in found:
     if (split := _split_of(name, path)) is not None:
       splits.setdefault(split, []).append(name)
+  # A directory such as DATA_SET/test is itself a split.
   own = os.path.basename(places.absolute(path).rstrip("/"))
   return Listing(
     tuple(found),
@@ -98,13 +101,13 @@ def _list_directory(path: str) -> Listing:
 
 
 def _data_set(folder: str) -> str:
-  """Returns the folder of a data set, from a file's: its own or a split's."""
+  """Returns a file's folder, or the one above where it is named as a split."""
   head, _, tail = folder.rpartition(os.sep)
   return head if split_names.is_usual(tail) else folder
 
 
 def _split_of(name: str, top: str) -> str | None:
-  """Returns the split of a file by its own name or its folder's below `top`."""
+  """Returns a file's split, by its name or that of its folder below `top`."""
   stem = os.path.basename(name).removesuffix(SUFFIX)
   if match := _OF_SEVERAL.fullmatch(stem):
     return match[1]

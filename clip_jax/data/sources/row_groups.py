@@ -1,7 +1,7 @@
-"""Files of tables, read by groups of rows; Parquet files, mapped into memory.
+"""Reads rows of tables by row groups; Parquet files, mapped into memory.
 
-A row group is the least that can be unpacked. Those used last are kept, up to a
-number of bytes, so that reading in order unpacks each of them once.
+To read a row, its whole row group is unpacked. The groups used last are kept,
+up to a number of bytes, so that reading in order unpacks each of them once.
 """
 
 import bisect
@@ -14,7 +14,7 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -26,19 +26,20 @@ from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import open_files
 
 KEPT_BYTES = 256 * 2**20
-# A few kilobytes of a stranger's file can unpack to any size.
+# A few kilobytes of an untrusted file can unpack to any size.
 MAX_GROUP_BYTES = 2 * 2**30
-# A footer that tells of more rows than these is not believed.
+# A footer with more rows than both of these is taken as damaged.
 _MAX_ROWS_A_BYTE, _FEW_ROWS = 100, 2**20
-_MIN_ROWS = 16  # Unpacked at once.
+# A row group is unpacked in pieces: at most so many, of at least so many rows.
 _MAX_PIECES = 256
+_MIN_ROWS = 16
 _MAGIC = b"PAR1"
-# What pyarrow raises for bytes that are none of its own.
+# What pyarrow raises for damaged files.
 BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError)
 
 
-class DamagedError(errors.UserError):
-  """A file that is not whole, or of another kind.
+class BadFileError(errors.UserError):
+  """A file that is cut off, otherwise damaged, or of another format.
 
   Attributes:
     reason: one word, a key of `account.WORDS`.
@@ -58,9 +59,9 @@ class Footer:
     rows: the number of rows in each row group.
     group_bytes: the size of each row group when unpacked.
     digest: of the footer, which has sizes and extremes of all columns.
+    damage: the offset of a damage, after which nothing is read, its reason, and
+      how many rows are lost (None if unknown); None where nothing is damaged.
     index: where the groups are, to open the file again without a search.
-    damage: the offset and reason of one, after which nothing is read, and how
-      many rows are lost; None where nobody knows.
   """
 
   schema: pa.Schema
@@ -72,27 +73,27 @@ class Footer:
 
 
 class TableFile(Protocol):
-  """A file and what it says of itself; safe to read from threads."""
+  """A file of a table and its footer; safe to read from threads."""
 
   footer: Footer
 
   def unpack(self, group: int, columns: Sequence[str]) -> "Unpacked":
-    """Returns the rows of a row group, up to a damage in it."""
+    """Returns the rows of a row group, up to the first damaged one."""
     ...
 
 
 class ParquetFile:
-  """A mapped file and its footer, safe to read from threads."""
+  """A Parquet file and its footer; safe to read from threads."""
 
   def __init__(self, path: str, *, mapped: mmap.mmap | None = None):
     """Reads the footer.
 
     Args:
       path: of the file.
-      mapped: the file, where it is open already.
+      mapped: the file, where it is mapped already.
 
     Raises:
-      DamagedError: it is none, or not whole.
+      BadFileError: it is damaged, or not a Parquet file.
       UserError: it cannot be read.
     """
     self._bytes: _Mapped | _Object = (
@@ -114,31 +115,32 @@ class ParquetFile:
     except errors.UnreachableError:
       raise
     except BROKEN:
-      raise DamagedError(path, "bad_footer") from None
+      raise BadFileError(path, "bad_footer") from None
     rows = self.footer.rows
     most = _MAX_ROWS_A_BYTE * self._bytes.size
     if min(rows, default=0) < 0 or sum(rows) > max(most, _FEW_ROWS):
-      raise DamagedError(path, "bad_footer")
+      raise BadFileError(path, "bad_footer")
 
   def _digest(self) -> str:
-    """Returns a digest of the footer; its size stands behind it."""
-    whole = self._bytes.size
-    size = int.from_bytes(self._bytes.read(max(0, whole - 8), 4), "little")
-    start = max(0, whole - 8 - size)
-    return hashlib.sha256(self._bytes.read(start, whole - start)).hexdigest()
+    """Returns a digest of the footer."""
+    end = self._bytes.size
+    # The file ends with the footer's size (4 bytes) and the magic (4 bytes).
+    size = int.from_bytes(self._bytes.read(max(0, end - 8), 4), "little")
+    start = max(0, end - 8 - size)
+    return hashlib.sha256(self._bytes.read(start, end - start)).hexdigest()
 
   def _open(self, metadata: Any = None) -> pq.ParquetFile:
     source = self._bytes.open()
     return pq.ParquetFile(source, metadata=metadata, pre_buffer=False)
 
   def unpack(self, group: int, columns: Sequence[str]) -> "Unpacked":
-    """Returns the rows of a row group, up to a damage in it."""
+    """Returns the rows of a row group, up to the first damaged one."""
     step = max(_MIN_ROWS, self.footer.rows[group] // _MAX_PIECES)
     pieces, total, problem = [], 0, "damaged_record"
     if self._bytes.is_cut():
       return Unpacked([], "truncated")
     try:
-      # A reader of its own: those of pyarrow are not made for several threads.
+      # A reader of its own, since pyarrow's cannot be shared by threads.
       batches = self._open(self._metadata).iter_batches(
         step, row_groups=[group], columns=list(columns), use_threads=False
       )
@@ -151,12 +153,12 @@ class ParquetFile:
     except errors.UnreachableError:
       raise
     except BROKEN:
-      pass  # The rows that are missing are bad records.
+      pass  # The rows that are missing become bad records.
     return Unpacked(pieces, problem)
 
 
 class _Mapped:
-  """The bytes of a file of the disk."""
+  """The bytes of a file on a disk."""
 
   def __init__(self, path: str, mapped: mmap.mmap | None):
     if mapped is None:
@@ -172,7 +174,7 @@ class _Mapped:
     return pa.BufferReader(self._buffer)
 
   def is_cut(self) -> bool:
-    """Whether it is shorter now: to read on there would kill the process."""
+    """Whether the file is shorter now: reading its end would raise SIGBUS."""
     return self._map.size() < self.size
 
 
@@ -183,7 +185,7 @@ class _Object:
     try:
       self._file = buckets.File(path)
     except FileNotFoundError:
-      raise DamagedError(path, "dangling_link") from None
+      raise BadFileError(path, "dangling_link") from None
     self.size = self._file.status().size
     head = self.read(0, len(regular_files.LFS))
     if not head.startswith(_MAGIC):
@@ -196,24 +198,25 @@ class _Object:
     return pa.PythonFile(buckets.stream(self._file), mode="r")
 
   def is_cut(self) -> bool:
-    return False  # Objects are replaced, never changed; that is told.
+    return False  # Objects are only ever replaced, for which reading raises.
 
 
 class Unpacked:
-  """The rows of a row group, and what is the matter with those not there."""
+  """The rows of a row group."""
 
   def __init__(self, pieces: list[pa.RecordBatch], problem: str):
+    """Takes the rows in pieces, and why further rows cannot be read."""
     self._pieces = pieces
     self._problem = problem
     self._ends = list(itertools.accumulate(piece.num_rows for piece in pieces))
     self.nbytes = sum(piece.nbytes for piece in pieces)
 
   def pieces(self, name: str) -> list[pa.Array]:
-    """Returns a column in pieces, up to a damage."""
+    """Returns a column in pieces, up to the first damaged row."""
     return [piece.column(name) for piece in self._pieces]
 
   def column(self, name: str) -> Iterator[Any]:
-    """Yields Arrow's scalars of a column, up to a damage."""
+    """Yields Arrow's scalars of a column, up to the first damaged row."""
     return itertools.chain.from_iterable(self.pieces(name))
 
   def row(self, row: int, *, key: str) -> dict[str, Any]:
@@ -231,9 +234,10 @@ class Texts:
   """The texts of a piece of a column, as bytes.
 
   Attributes:
-    array: large binaries.
-    bounds: where each begins in Arrow's buffer, int64 (texts + 1,).
-    good: whether it is there, valid and not too long, bool (texts,).
+    array: the texts, as Arrow's large binaries.
+    bounds: where each begins in Arrow's buffer, and the last one ends, int64
+      (texts + 1,).
+    good: whether each is not null, valid UTF-8 and not too long, bool (texts,).
   """
 
   array: pa.Array
@@ -242,7 +246,7 @@ class Texts:
 
   @classmethod
   def of(cls, piece: pa.Array) -> "Texts":
-    """Looks at texts, as they are or in a dictionary."""
+    """Returns the texts of a piece, which may be a dictionary array."""
     if pa.types.is_dictionary(piece.type):
       piece = piece.dictionary_decode()
     array = piece.cast(pa.large_binary())
@@ -259,7 +263,7 @@ class Texts:
 
 
 def is_utf8(text: bytes) -> bool:
-  """Whether the bytes are a text."""
+  """Whether `text` is valid UTF-8."""
   try:
     text.decode()
   except UnicodeDecodeError:
@@ -268,10 +272,11 @@ def is_utf8(text: bytes) -> bool:
 
 
 def map_file(path: str, *, magic: tuple[bytes, ...], other: str) -> mmap.mmap:
-  """Maps a regular file that begins with one of `magic`.
+  """Returns the map of a regular file that begins with one of `magic`.
 
   Raises:
-    DamagedError: it does not, for the reason `other`, or is not there.
+    BadFileError: it begins otherwise (then `other` is the reason), is empty, or
+      does not exist.
     UserError: it cannot be read.
   """
   try:
@@ -281,22 +286,26 @@ def map_file(path: str, *, magic: tuple[bytes, ...], other: str) -> mmap.mmap:
       if head.startswith(magic):
         return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
   except FileNotFoundError:
-    raise DamagedError(path, "dangling_link") from None
+    raise BadFileError(path, "dangling_link") from None
   except OSError as error:
     raise errors.UserError(f"Cannot read {path}: {error.strerror}.") from error
   raise _damage(path, head, other)
 
 
-def _damage(path: str, head: bytes, other: str) -> DamagedError:
+def _damage(path: str, head: bytes, other: str) -> BadFileError:
+  """Returns the error for a file that begins with `head`."""
   if not head:
-    return DamagedError(path, "empty")
+    return BadFileError(path, "empty")
   is_pointer = head == regular_files.LFS
-  return DamagedError(path, "lfs_pointer" if is_pointer else other)
+  return BadFileError(path, "lfs_pointer" if is_pointer else other)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reopen:
-  """Opens files again by what they said at first; picklable.
+  """Opens files again by footers that were read before; picklable.
+
+  Such files are those with an index, whose groups are single records; none of
+  them is kept in memory by `RowGroups`.
 
   Attributes:
     opener: takes a path and a footer.
@@ -305,17 +314,16 @@ class Reopen:
 
   opener: Callable[..., TableFile]
   footers: Mapping[str, Footer]
-  KEPT_BYTES: ClassVar[int] = 0  # A group is read where it lies.
 
   def __call__(self, path: str) -> TableFile:
-    """Opens a file; nothing is searched in it."""
+    """Opens a file."""
     return self.opener(path, self.footers[path])
 
 
 class RowGroups:
-  """Cells of tables, by file, row group and row.
+  """Reads rows of tables by file, row group and row.
 
-  Safe to read from threads; a copy in another process maps the files anew.
+  Safe to read from threads. A copy in another process opens the files anew.
   """
 
   def __init__(
@@ -325,10 +333,16 @@ class RowGroups:
     columns: Sequence[str],
     opener: Callable[[str], TableFile],
   ):
-    """Opens nothing; `columns` are those that are read."""
+    """Opens nothing yet.
+
+    Args:
+      paths: of the files.
+      columns: the names of those to read.
+      opener: opens a file by its path.
+    """
     self.files = open_files.Pool(paths, opener=opener)
     self._columns = tuple(columns)
-    self._kept = _Kept(getattr(opener, "KEPT_BYTES", KEPT_BYTES))
+    self._kept = _Kept(0 if isinstance(opener, Reopen) else KEPT_BYTES)
     self._opener = opener
 
   def __reduce__(self) -> tuple:
@@ -344,7 +358,7 @@ class RowGroups:
 
     def unpack() -> Unpacked:
       opened = self.files.get(file)
-      self.files.check(file)  # Files that are mapped may be written anew.
+      self.files.check(file)  # A mapped file may have been overwritten.
       return opened.unpack(group, self._columns)
 
     return self._kept.get((file, group), unpack).row(row, key=key)
@@ -357,7 +371,10 @@ def _remake(files, columns, opener) -> RowGroups:
 
 
 class _Kept:
-  """A cache of what was unpacked last; no two threads unpack the same."""
+  """A cache of the row groups used last; threads wait for one another's.
+
+  Beyond `limit` bytes those used longest ago are dropped, but never the newest.
+  """
 
   def __init__(self, limit: int):
     self._limit = limit
@@ -389,7 +406,7 @@ class _Kept:
     future.set_result(made)
     with self._lock:
       self._total += made.nbytes
-      # What is being made by others is left alone, and so is the last one.
+      # What others are still making is left alone, and so is this one.
       for old in [k for k in self._made if k != key]:
         if self._total <= self._limit:
           break

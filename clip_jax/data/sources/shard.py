@@ -218,7 +218,7 @@ def _count(
 
 
 def _beside(path: str) -> dict[str, Any]:
-  """Returns what a JSON file says; nothing where it is none."""
+  """Returns the object in a JSON file; {} if it is not one."""
   try:
     return json_text.read(path)
   except errors.UnreachableError:

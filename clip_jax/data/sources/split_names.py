@@ -12,7 +12,7 @@ _USUAL = frozenset(TRAINS + TESTS)
 
 
 def is_usual(name: str) -> bool:
-  """Tells whether a split, but hardly a class, is called `name`."""
+  """Whether a split, but hardly a class, is called `name`."""
   return name.lower() in _USUAL
 
 

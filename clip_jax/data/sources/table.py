@@ -7,8 +7,8 @@ become one record with several texts, at the place of the first.
 
 Options:
   image, caption: names of the columns.
-  root: directory of the images, seen from the table's or else from the working
-    directory; the table's by default.
+  root: the directory of the images, relative to that of the table or else the
+    working directory; by default that of the table.
   sep: comma, tab, pipe or semicolon; by default a tab where the header has one,
     and a pipe or a semicolon where it has neither tab nor comma. A first line
     such as `sep=;`, which spreadsheets write, says it too.
@@ -195,7 +195,7 @@ def open_table(path: str, options: dict[str, str]) -> Table:
   if not places.is_file(path):
     raise errors.UserError(
       f"csv:{path} is not a file.{errors.beside(path)} Check the path"
-      f"{places.seen_from(path)}."
+      f"{places.starting_point(path)}."
     )
   images = image_files.open_files(
     [os.path.dirname(path)], options, scheme="csv", folders=_IMAGE_FOLDERS

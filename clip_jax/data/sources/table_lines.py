@@ -184,7 +184,7 @@ def may_be_space(
 def _ends(
   held: np.ndarray, starts: np.ndarray, ends: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns whether fields may have white space at their two ends."""
+  """Whether fields may have white space at their two ends."""
   there = ends > starts
   if not len(held):
     return there, there

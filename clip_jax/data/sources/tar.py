@@ -258,7 +258,7 @@ class _Scan:
     yield from self._release()
 
   def _is_whole(self, expected: int, where: int) -> bool:
-    """Tells whether the last member's data are as they were written.
+    """Whether the last member's data are as they were written.
 
     Args:
       expected: where the next header should be.

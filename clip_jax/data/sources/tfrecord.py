@@ -77,7 +77,7 @@ class TFRecordFile:
       footer: of the same file, where it is known; then nothing is read.
 
     Raises:
-      DamagedError: it is none.
+      BadFileError: it is damaged, or not a TFRecord file.
       UserError: it cannot be read, or a library is missing.
     """
     _crc32c()
@@ -85,7 +85,7 @@ class TFRecordFile:
       self._file = open_files.RawFile(path)
       size = self._file.status().size
     except FileNotFoundError:
-      raise row_groups.DamagedError(path, "dangling_link") from None
+      raise row_groups.BadFileError(path, "dangling_link") from None
     except OSError as error:
       raise errors.UserError(
         f"Cannot read {path}: {error.strerror}."
@@ -95,7 +95,7 @@ class TFRecordFile:
       self._starts, self._sizes = footer.index.T
       return
     if not size:
-      raise row_groups.DamagedError(path, "empty")
+      raise row_groups.BadFileError(path, "empty")
     # A second start reads no heads; checksums tell a record that is another.
     index = kept_index.keep(
       "tfrecord", [path], (), lambda: _scanned(path, size), sampled=False
@@ -104,7 +104,7 @@ class TFRecordFile:
     self._starts, self._sizes = bounds.T
     if not len(bounds):
       gzip = self._file.read(offset=0, size=2) == _GZIP
-      raise row_groups.DamagedError(path, "gzip" if gzip else "not_tfrecord")
+      raise row_groups.BadFileError(path, "gzip" if gzip else "not_tfrecord")
     self.footer = row_groups.Footer(
       self._find_schema(),
       (1,) * len(bounds),

@@ -33,7 +33,7 @@ Some = TypeVar("Some", bound=Prepared)
 
 
 def prepare(open_set: Callable[[], Some | None]) -> Some | None:
-  """Returns what `open_set` returns on every process; None where it is missing.
+  """Returns the set that all processes have opened; None where it is missing.
 
   Args:
     open_set: opens a set on this process; it may raise UserError.

@@ -131,7 +131,7 @@ def _names(directory: pathlib.Path, pattern: str) -> list[pathlib.Path]:
 
 
 def _is_prepared(directory: pathlib.Path) -> bool:
-  """Returns whether TFDS prepared a data set there, in any version."""
+  """Whether TFDS prepared a data set there, in any version."""
   info = "dataset_info.json"
   return any(_names(directory, f"{d}/{info}") for d in ("*", "*/*"))
 

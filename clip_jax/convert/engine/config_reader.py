@@ -33,7 +33,7 @@ class Kind:
   values: tuple[Any, ...] = ()
 
 
-class Source:
+class ConfigReader:
   """A config that is read, with the defaults of its classes.
 
   Args:
@@ -41,7 +41,7 @@ class Source:
     defaults: default values of the config's classes, in the same sections.
     where: names of sections in messages; "" is the whole file.
     report: the report that notes the values of our fields.
-    told: the user's options for fields of every tower, such as "activation".
+    overrides: the user's values of fields of every tower, by our name.
     towers: the towers that the config describes.
     remedy: what to do about a wrong value, for messages; "" is nothing.
   """
@@ -53,14 +53,14 @@ class Source:
     *,
     where: Mapping[str, str],
     report: report_lib.Report,
-    told: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     towers: tuple[str, ...] = ("image", "text"),
     remedy: str = "Correct the file, or fetch it again.",
   ):
     self._values = values
     self._defaults = defaults
     self._where = where
-    self.told: dict[str, Any] = dict(told or {})
+    self.overrides: dict[str, Any] = dict(overrides or {})
     self._remedy = remedy
     self.report = report
     self.towers = towers
@@ -113,19 +113,19 @@ class Source:
     said = "config" if self.given(theirs) else "format"
     self.report.infer(ours, value, said)
 
-  def settle(self, ours: str, value: Any, theirs: str) -> Any:
+  def override(self, ours: str, value: Any, theirs: str) -> Any:
     """Returns the user's value for a field if there is one, else `value`."""
     field = last(ours)
-    told = self.told.get(field)
-    if told in (None, value):
+    chosen = self.overrides.get(field)
+    if chosen in (None, value):
       return value
-    self.report.infer(ours, told, "flag")
+    self.report.infer(ours, chosen, "flag")
     says = "which says" if self.given(theirs) else "whose default is"
     self.report.warnings.append(
-      f"--{field} {told} overrides {self.where(theirs)}, {says} "
+      f"--{field} {chosen} overrides {self.where(theirs)}, {says} "
       f"{last(theirs)}={self.get(theirs)!r:.100}."
     )
-    return told
+    return chosen
 
 
 def has(values: Mapping[str, Any], path: str) -> bool:

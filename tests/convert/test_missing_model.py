@@ -7,7 +7,7 @@ from PIL import Image
 
 from clip_jax import cli, convert, errors, loading
 from clip_jax.cli import run
-from clip_jax.convert import hub, opening, unknown
+from clip_jax.convert import hub, missing_model, opening
 from clip_jax.convert.formats import timm_vit
 from clip_jax.models import variants
 
@@ -78,8 +78,8 @@ def test_a_folder_of_too_long_a_name_does_not_exist():
 
 
 def test_the_repositories_that_are_suggested_are_of_named_models():
-  assert unknown.REPOSITORIES.keys() <= variants.VARIANTS.keys()
-  assert all(map(hub.is_name, unknown.REPOSITORIES.values()))
+  assert missing_model.REPOSITORIES.keys() <= variants.VARIANTS.keys()
+  assert all(map(hub.is_name, missing_model.REPOSITORIES.values()))
 
 
 def test_a_mistyped_path_names_what_is_near_it(tmp_path):

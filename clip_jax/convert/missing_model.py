@@ -1,4 +1,4 @@
-"""The error message for a model that does not exist, with suggestions."""
+"""The error for a model that does not exist, with suggestions."""
 
 import os
 import pathlib
@@ -7,8 +7,7 @@ from clip_jax import errors
 from clip_jax.convert import hub
 from clip_jax.models import variants
 
-# Repositories of the Hub that people know by a part of the name, by what they
-# hold.
+# Well-known repositories of the Hub, by the architecture of their model.
 REPOSITORIES = {
   "ViT-B-32": "openai/clip-vit-base-patch32",
   "ViT-B-16": "openai/clip-vit-base-patch16",
@@ -21,12 +20,14 @@ REPOSITORIES = {
   "ViT-SO400M-14-SigLIP-384": "google/siglip-so400m-patch14-384",
   "ViT-B-16-SigLIP2": "google/siglip2-base-patch16-224",
 }
-# How similar a name must be to be suggested, or how long a part of one.
-_CLOSE, _PART = 0.8, 5
+# A name is suggested that is this similar (from 0 to 1), or that contains what
+# was given, if this is at least so many letters and digits.
+_LEAST_SIMILARITY = 0.8
+_LEAST_PART = 5
 
 
-def missing(path: pathlib.Path, accepted: str) -> str:
-  """Returns the message for a path that does not exist.
+def error(path: pathlib.Path, accepted: str) -> errors.UserError:
+  """Returns the error for a path that does not exist.
 
   Args:
     path: the path as the user gave it.
@@ -38,7 +39,7 @@ def missing(path: pathlib.Path, accepted: str) -> str:
   # OpenAI writes ViT-L/14@336px; open_clip has a tag, ViT-B-32/openai.
   for spelling in (name.removesuffix("px"), name.rpartition("/")[0]):
     if found := known.get(errors.plain(spelling)):
-      return (
+      return errors.UserError(
         f"{what} as a file or directory. {found} is the name of an "
         "architecture, which has no weights by itself: "
         f"clip_jax.create_model({found!r}) makes it untrained, `clip-jax train "
@@ -49,7 +50,7 @@ def missing(path: pathlib.Path, accepted: str) -> str:
   hint = ""
   if near := _near(name, REPOSITORIES.values()):
     near = [hub.PREFIX + x for x in near]
-    hint += f" Like it on the HuggingFace Hub: {', '.join(near)}."
+    hint += f" Similar names on the HuggingFace Hub: {', '.join(near)}."
   elif hub.is_name(name) and not os.path.exists(path.parent):
     hint += (
       f" If it is a model of the HuggingFace Hub, give {hub.PREFIX}{name}."
@@ -59,16 +60,19 @@ def missing(path: pathlib.Path, accepted: str) -> str:
       f" The nearest names of architectures are {', '.join(near)}: "
       "clip_jax.create_model makes them, untrained (`clip-jax models`)."
     )
-  return f"{what}.{hint}{errors.beside(path)} Give {accepted}."
+  return errors.UserError(
+    f"{what}.{hint}{errors.beside(path)} Give {accepted}."
+  )
 
 
 def _near(name, known) -> list[str]:
-  """Returns at most three `known` names that are like `name` or hold it."""
+  """Returns `known` names: those equal to `name`, or at most three near it."""
   wanted = errors.plain(name)
   plain = {x: errors.plain(x) for x in known}
   if same := [x for x in plain if plain[x] == wanted]:
     return same
-  near = [x for x in plain if wanted in plain[x] and len(wanted) >= _PART]
-  if not near and errors.nearest(name, plain, cutoff=_CLOSE):
-    near = list(plain)
-  return errors.nearest(name, near)
+  longer = [x for x in plain if wanted in plain[x]]
+  if longer and len(wanted) >= _LEAST_PART:
+    return errors.nearest(name, longer)
+  is_close = errors.nearest(name, plain, cutoff=_LEAST_SIMILARITY)
+  return errors.nearest(name, plain) if is_close else []
