@@ -373,7 +373,7 @@ def _replace(store, name, data):
 
 
 def _from_front_to_end(file):
-  with buckets.stream(file, buffer_bytes=10) as stream:
+  with buckets.stream(file) as stream:
     return b"".join(iter(lambda: stream.read(10), b""))
 
 
@@ -394,6 +394,7 @@ def test_bytes_of_two_objects_are_never_taken_for_one(
   size, read, scheme, store, monkeypatch
 ):
   monkeypatch.setattr(buckets, "_REQUEST_BYTES", 20)
+  monkeypatch.setattr(buckets, "_AHEAD_BYTES", 10)
   if read is _here_and_there:
     monkeypatch.setattr(buckets, "_SAME_SECONDS", 0.0)
   store.put("data-1", "a.bin", b"x" * 90)
