@@ -13,6 +13,7 @@ import pytest
 from pyarrow import parquet as pq
 
 from clip_jax import cli, errors
+from clip_jax.data import prepare
 from clip_jax.data.curation import corpus, counting, making, queries, wikipedia
 
 WORDS = (
@@ -196,6 +197,25 @@ def test_a_large_partition_is_parted_before_it_is_added_up(tmp_path, size):
     counts[key] = count
   assert counts == collections.Counter(2 * keys + 2 * keys[:9])
   assert not list(tmp_path.glob("*words*")) and list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_has_left_does_not_count_and_goes(tmp_path):
+  (tmp_path / "a.txt").write_text("red\n" * 3)
+  left = tmp_path / ".q.txt.partial"
+  left.mkdir()
+  table = counting.Table(left / "7", ignore_case=False, most_keys=1)
+  table.add(corpus.Piece("red blue blue blue"))
+  source, out = corpus.open_input(f"{tmp_path}/a.txt"), tmp_path / "q.txt"
+  with (
+    prepare.partial_directory(out),
+    pytest.raises(errors.UserError, match="Another process"),
+  ):
+    making.make([source], out, making.Rule(3))
+  left.mkdir(exist_ok=True)
+  table.add(corpus.Piece("red blue blue blue"))
+  assert making.make([source], out, making.Rule(3))["queries"] == 1
+  assert _table(tmp_path / "q.tsv") == {"red": ["words", "3", ""]}
+  assert not left.exists()
 
 
 def test_capitals_are_gone_on_request(tmp_path):

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from clip_jax import errors, names, whole_files
-from clip_jax.data import parent
+from clip_jax.data import parent, prepare
 from clip_jax.data.curation import corpus, counting, queries
 
 _MAX_CHARACTERS = 1000  # As `queries` reads.
@@ -74,7 +74,10 @@ class _Reader:
   """Reads parts of all inputs, each process into one table; picklable."""
 
   def __init__(
-    self, inputs: Sequence[corpus.Input], directory: str, ignore_case: bool
+    self,
+    inputs: Sequence[corpus.Input],
+    directory: pathlib.Path,
+    ignore_case: bool,
   ):
     self._inputs = inputs
     self._directory = directory
@@ -86,7 +89,7 @@ class _Reader:
     on_text: Callable[[int], None],
   ) -> counting.Totals:
     """Counts some parts; calls `on_text` with the texts just read, or none."""
-    path = os.path.join(self._directory, str(os.getpid()))
+    path = self._directory / str(os.getpid())
     table = counting.Table(
       path, ignore_case=self._ignore_case, most_keys=counting.MOST_KEYS
     )
@@ -220,7 +223,8 @@ def make(
   as `out` with `.tsv` in place of the suffix, has the columns `query`;
   `sources` that give it, of words, bigrams, titles and wordnet; `count` in the
   corpus, of words and bigrams; and `pmi` in bits, of bigrams. Nothing is
-  overwritten. While it works, counts lie in a directory beside `out`.
+  overwritten. While it works, counts lie in a directory beside `out`; what a
+  killed run has left there, the next one for this `out` removes.
 
   Args:
     inputs: of `corpus.open_input`.
@@ -236,14 +240,16 @@ def make(
     rule; `out` and `table`.
 
   Raises:
-    UserError: an input cannot be used, `out` is there, or nothing is found.
+    UserError: an input cannot be used, `out` is there or is being made, or
+      nothing is found.
   """
   errors.check_out(out)
   out = pathlib.Path(os.path.expanduser(out))
   table = out.with_suffix(".tsv")
   _check_new(out, table)
-  directory = tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent)
-  try:
+  with prepare.partial_directory(out) as partial:
+    # Another one each time: a killed run's processes may write a moment longer.
+    directory = pathlib.Path(tempfile.mkdtemp(dir=partial))
     parts = [
       (number, *part)
       for number, each in enumerate(inputs)
@@ -260,9 +266,9 @@ def make(
         f"{_in_words(totals)}: no word occurs {rule.min_count} times. Give "
         "more text, or a smaller min_count."
       )
-    return _written(entries, totals, rule, out, table, directory)
-  finally:
-    shutil.rmtree(directory, ignore_errors=True)
+    made = _written(entries, totals, rule, out, table, directory)
+    shutil.rmtree(partial, ignore_errors=True)
+  return made
 
 
 def _in_words(totals: counting.Totals) -> str:
@@ -289,7 +295,7 @@ def _check_new(out: pathlib.Path, table: pathlib.Path) -> None:
 
 
 def _entries(
-  directory: str, totals: counting.Totals, rule: Rule
+  directory: pathlib.Path, totals: counting.Totals, rule: Rule
 ) -> dict[str, _Entry]:
   """Returns the queries, with what is known of each."""
   entries: dict[str, _Entry] = {}
@@ -332,10 +338,10 @@ def _written(
   rule: Rule,
   out: pathlib.Path,
   table: pathlib.Path,
-  directory: str,
+  directory: pathlib.Path,
 ) -> dict[str, Any]:
   texts = sorted(entries)
-  new = pathlib.Path(directory, "queries"), pathlib.Path(directory, "table")
+  new = directory / "queries", directory / "table"
   with _writing(new[0]) as file:
     file.writelines(f"{text}\n" for text in texts)
   with _writing(new[1]) as file:
