@@ -30,7 +30,10 @@ class AmbiguousError(UserError):
   Attributes:
     problem: what the input does not say.
     flags: the flags that say it, such as "--activation gelu".
+    tower: "image" or "text" where that tower is all that the input holds.
   """
+
+  tower: str | None = None
 
   def __init__(
     self, problem: str, *, flags: str = "", known_here: bool = False
@@ -45,6 +48,18 @@ class AmbiguousError(UserError):
 
 class DamagedError(UserError):
   """A file whose content is not valid for its format."""
+
+
+class NoGoodCheckpointError(UserError):
+  """Checkpoints of a run, none of which is good.
+
+  Attributes:
+    steps: of these.
+  """
+
+  def __init__(self, said: str, steps: Iterable[int]):
+    super().__init__(said)
+    self.steps = frozenset(steps)
 
 
 class UnreachableError(UserError):

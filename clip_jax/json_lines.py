@@ -26,7 +26,8 @@ def read(
 
   Args:
     path: the file; yields nothing if there is none.
-    fields: names that each object must have, with the types of their values.
+    fields: names that each object must have, with the types of their values;
+      an int is a number of something, from 0 up.
   """
   if not path.is_file():
     return
@@ -48,7 +49,10 @@ def _parse(line: bytes, fields: dict[str, type]) -> Entry | None:
   except json_text.JsonError:
     return None
   # Compares by type(), since isinstance(True, int) is true.
-  fits = all(type(entry.get(name)) is kind for name, kind in fields.items())
+  fits = all(
+    type(value := entry.get(name)) is kind and not (kind is int and value < 0)
+    for name, kind in fields.items()
+  )
   return entry if fits else None
 
 

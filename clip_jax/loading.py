@@ -8,7 +8,6 @@ from typing import Any
 import jax
 
 from clip_jax import (
-  buckets,
   convert,
   embedder,
   errors,
@@ -54,14 +53,17 @@ def load(
       "A model is named by a path or by hf-hub:ORG/NAME, got "
       f"{type(model).__name__}."
     )
-  path = pathlib.Path(model)
-  if not hub.is_address(os.fspath(model)):
-    path = opening.find(os.fspath(model), step=step)
   if source_format is not None:
     opening.find_format(source_format)
-  where = os.fspath(model) if buckets.is_address(model) else str(path.resolve())
-  if source_format in (None, workdir.NAME) and workdir.recognise(path):
-    return _load_workdir(path, step, where, devices)
+  address = os.fspath(model)
+  if source_format in (None, workdir.NAME) and not hub.is_address(address):
+    loaded = opening.read(
+      address,
+      lambda path: _load_workdir(path, step, _where(address), devices),
+      step=step,
+    )
+    if loaded is not None:
+      return loaded
   if step is not None:
     raise errors.UserError(
       f"{model} is no workdir of `clip-jax train`: it has no steps to choose "
@@ -80,9 +82,15 @@ def load(
     spec=found.spec,
     mesh=sharding.shared_mesh(devices),
     # That on the Hub has the commit's hash.
-    path=found.source.get("address") or where,
+    path=found.source.get("address") or _where(address),
     files=found.files,
   )
+
+
+def _where(address: str) -> str:
+  if opening.is_remote(address):
+    return address
+  return str(pathlib.Path(os.path.expanduser(address)).resolve())
 
 
 def _load_workdir(
@@ -90,7 +98,10 @@ def _load_workdir(
   step: int | None,
   where: str,
   devices: Sequence[sharding.Device] | None,
-) -> inference.Clip:
+) -> inference.Clip | None:
+  """Returns the model of a workdir; None where `path` is none."""
+  if not workdir.recognise(path):
+    return None
   saved = workdir_lib.load_model(path, step=step)
   module, variables = run_model.for_use(
     run_model.make(saved.config), saved.variables

@@ -64,8 +64,8 @@ def _save(spec, path, files=()):
   return path
 
 
-def workdir(directory, *, loss="softmax", **objective):
-  """A run that saved its parameters at step 3."""
+def workdir(directory, *, loss="softmax", steps=(3,), **objective):
+  """A run that saved parameters at some steps, none of them the same."""
   config = config_lib.default_config()
   config.model, config.precision = "tiny-vit", "float32"
   config.model_overrides.update(
@@ -84,15 +84,16 @@ def workdir(directory, *, loss="softmax", **objective):
   (directory / "config.json").write_text(config_lib.to_json(config))
   variables = _variables(run_model.make(config))
   with saving.Checkpoints(directory) as checkpoints:
-    state = state_lib.TrainState(
-      step=np.int32(3),
-      params=variables["params"],
-      batch_stats={},
-      opt_state={},
-      skipped=np.int32(0),
-    )
-    checkpoints.save(state, step=3, config=config, counters={})
-    checkpoints.wait()
+    for number, step in enumerate(steps):
+      state = state_lib.TrainState(
+        step=np.int32(step),
+        params=jax.tree.map(lambda x, n=number: x + n, variables["params"]),
+        batch_stats={},
+        opt_state={},
+        skipped=np.int32(0),
+      )
+      checkpoints.save(state, step=step, config=config, counters={})
+      checkpoints.wait()
   return directory
 
 

@@ -374,6 +374,15 @@ def test_search_finds_by_text_what_is_nearest(index, workdir):
     assert got["caption"] == want.captions[0]
 
 
+def test_a_text_that_looks_like_a_lost_image_is_told(index, capsys):
+  found = call("search", index, "gone.JPG", "-k", 1)["results"]
+  assert len(found) == 1
+  told = "There is no file 'gone.JPG', so it is searched for as a text"
+  assert told in capsys.readouterr().err
+  call("search", index, "a dog. And a cat", "-k", 1)
+  assert "searched for" not in capsys.readouterr().err
+
+
 def test_search_finds_by_image_the_image_itself(index, tmp_path):
   from clip_jax.data import sources
 
@@ -448,7 +457,8 @@ def test_models_are_listed_as_they_are_traced(capsys):
   [
     ("--filter siglip2-256 --max-parameters 400M", {"B-32", "B-16"}),
     ("--filter SigLIP2-256 --format open-clip --max-parameters 1.2G", {"B-32"}),
-    ("--filter RN50 --format openai --max-parameters 0.15b", {"RN50"}),
+    ("--filter rn_50 --format openai --max-parameters 0.15b", {"RN50"}),
+    ("--filter ViT-B/32-siglip2", {"B-32"}),
   ],
 )
 def test_models_are_chosen_by_name_size_and_format(words, names_):

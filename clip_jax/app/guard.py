@@ -12,6 +12,7 @@ import dataclasses
 import hmac
 import json
 import logging
+import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -35,6 +36,7 @@ _UPLOAD = f"{_API}upload"
 _FILE = f"{_API}file="
 _JSON = {f"{_API}{x}": x for x in (bodies.JOIN, bodies.CANCEL, bodies.RESET)}
 _PICTURE = re.compile(r"/pictures/([0-9]{1,12})", re.ASCII)
+_LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 _LONGEST_PART = 255  # Of a path: no file has a longer name.
 _DEEPEST = 20  # Levels of a JSON value.
@@ -131,7 +133,7 @@ class Guard:
       _allow(scope, ("POST",))
       most = limits.REQUEST_BYTES if path == _UPLOAD else limits.JSON_BYTES
     length = headers.get("content-length", "0")
-    if not length.isascii() or not length.isdigit() or int(length) > most:
+    if not _LENGTH.fullmatch(length) or int(length) > most:
       raise _Refused(413, _too_large(most))
     if scope["method"] != "POST":
       guarded = messages.Guarded(send, policy)
@@ -278,7 +280,7 @@ def _path(scope: messages.Scope) -> str:
   # Names of files may hold any marks of direction, but no controls.
   plain = not _CONTROL.search(path) and "//" not in path
   parts = path.split("/")
-  fits = all(len(part.encode()) <= _LONGEST_PART for part in parts)
+  fits = all(len(os.fsencode(part)) <= _LONGEST_PART for part in parts)
   if not plain or not fits or {".", ".."} & set(parts):
     raise _Refused(404, "There is nothing here.")
   return path

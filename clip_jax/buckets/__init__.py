@@ -15,6 +15,7 @@ import contextlib
 import io
 import os
 import re
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ from clip_jax.buckets import attempts, clients
 _AHEAD_BYTES = 2**20
 # The most bytes of one request, so that slow networks, too, answer in time.
 _REQUEST_BYTES = 2**24
+# Of reading, before it is asked whether the object is still the same.
+_SAME_SECONDS = 10.0
 _ADDRESS = re.compile(r"(gs|s3)://")
 
 
@@ -134,7 +137,12 @@ class ReplacedError(errors.UnreachableError):
 
 
 class File:
-  """An object that is read at given positions, from any threads."""
+  """An object that is read at given positions, from any threads.
+
+  A read that takes several requests, or comes after others to the end, asks
+  whether the object is still the one that was opened; so does one in some
+  seconds of all others. What is read from front to end is of one object.
+  """
 
   def __init__(self, address: str, *, ahead: bool = False):
     """Asks for the object's size; reads nothing yet.
@@ -152,6 +160,8 @@ class File:
     self._status = status(address)
     self._ahead = ahead
     self._window, self._start = b"", 0
+    self._requests, self._looked_at = 0, time.monotonic()
+    self._is_known = False  # That all reads will be of the object opened.
     self._reader = clients.READERS[address[:2]](address)
 
   def status(self) -> Status:
@@ -176,13 +186,24 @@ class File:
     return self._window[at : at + size]
 
   def _read(self, offset: int, size: int) -> bytes:
-    if size <= _REQUEST_BYTES:
-      return self._ask(offset, size)
     end = offset + size
-    return b"".join(
-      self._ask(start, min(_REQUEST_BYTES, end - start))
-      for start in range(offset, end, _REQUEST_BYTES)
-    )
+    try:
+      pieces = [
+        self._ask(start, min(_REQUEST_BYTES, end - start))
+        for start in range(offset, end, _REQUEST_BYTES)
+      ]
+      self._requests += len(pieces)
+      is_done = self._requests > 1 and end == self._status.size
+      seconds = time.monotonic() - self._looked_at
+      is_due = is_done or len(pieces) > 1 or seconds >= _SAME_SECONDS
+      if is_due and not self._is_known:
+        self._check()
+    except FileNotFoundError:
+      raise ReplacedError(
+        f"{self.address} was removed or replaced since it was opened; start "
+        "again, and leave it alone meanwhile."
+      ) from None
+    return b"".join(pieces)
 
   def _ask(self, offset: int, size: int) -> bytes:
     def ask() -> bytes:
@@ -197,13 +218,14 @@ class File:
           raise FileNotFoundError(self.address) from None  # It was replaced.
         raise
 
-    try:
-      return attempts.retried(self.address, ask)
-    except FileNotFoundError:
-      raise ReplacedError(
-        f"{self.address} was removed or replaced since it was opened; start "
-        "again, and leave it alone meanwhile."
-      ) from None
+    return attempts.retried(self.address, ask)
+
+  def _check(self) -> None:
+    """Raises FileNotFoundError where it is not the object that was opened."""
+    is_known = attempts.retried(self.address, self._reader.check)
+    if status(self.address) != self._status:
+      raise FileNotFoundError(2, "No such object", self.address)
+    self._is_known, self._looked_at = is_known, time.monotonic()
 
 
 class _Stream(io.RawIOBase):

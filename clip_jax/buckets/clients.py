@@ -38,6 +38,10 @@ class GsReader:
       raise FileNotFoundError(2, "No such object", self._name)
     return found.value
 
+  def check(self) -> bool:
+    """Returns whether later reads, too, are of the object of those before."""
+    return True
+
 
 class S3Reader:
   """An object in S3, or in a store that speaks as it does."""
@@ -49,9 +53,21 @@ class S3Reader:
   def read(self, offset: int, size: int) -> bytes:
     """Returns bytes; raises OSError where it cannot, in one attempt."""
     if self._file is None:
-      arrow = client(self._address)
-      self._file = arrow.open_input_file(place(self._address))
+      self._file = self._opened()
     return self._file.read_at(size, offset)
+
+  def check(self) -> bool:
+    """Returns whether later reads, too, are of the object of those before.
+
+    Raises:
+      FileNotFoundError: those before may be of two objects.
+    """
+    if self._opened().metadata() != self._file.metadata():
+      raise FileNotFoundError(2, "No such object", self._address)
+    return False  # No read says which object's bytes it has.
+
+  def _opened(self) -> Any:
+    return client(self._address).open_input_file(place(self._address))
 
 
 READERS: dict[str, Any] = {"gs": GsReader, "s3": S3Reader}

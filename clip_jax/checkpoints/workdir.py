@@ -126,7 +126,8 @@ def load_model(
     step: the checkpoint to read; None for the newest good one.
 
   Raises:
-    UserError: it is not a workdir, has no such checkpoint, or no good one.
+    NoGoodCheckpointError: it has no good one.
+    UserError: it is not a workdir, or has no such checkpoint.
   """
   config = load_config(workdir)
   directory = pathlib.Path(workdir).absolute() / DIRECTORY
@@ -171,9 +172,10 @@ def load_model(
           step=candidate,
           files=tokenizer_files(pathlib.Path(workdir)),
         )
-  raise errors.UserError(
+  raise errors.NoGoodCheckpointError(
     f"{directory} holds {len(steps)} checkpoints, none of them good; train "
-    "first, or resume the training to save a new one."
+    "first, or resume the training to save a new one.",
+    steps,
   )
 
 

@@ -2,23 +2,30 @@
 
 import fnmatch
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from clip_jax import mirrors
 from clip_jax.checkpoints import items, workdir
 from clip_jax.convert import hub
 
 _METRICS = "metrics.jsonl"  # For a card.
+_Result = TypeVar("_Result")
 _PATTERNS = (*hub.PATTERNS, *hub.PICKLES)
 
 
-def download(address: str, *, step: int | None = None) -> pathlib.Path:
-  """Returns the path of a copy of the model at an address in a bucket.
+def read(
+  address: str,
+  act: Callable[[pathlib.Path], _Result],
+  *,
+  step: int | None = None,
+) -> _Result:
+  """Returns what `act` makes of a copy of the model at an address in a bucket.
 
   Args:
     address: of a file, or of a folder.
-    step: the checkpoint of a workdir; None for the newest good one, so far as
-      its list of files tells.
+    act: as in `mirrors.read_good`.
+    step: the checkpoint of a workdir; None for the newest good one.
 
   Raises:
     UserError: there is no model at the address, or it cannot be read.
@@ -36,8 +43,8 @@ def download(address: str, *, step: int | None = None) -> pathlib.Path:
     return [x for x in names if _is_of_model(x.split("/"), str(wanted))]
 
   if step is None:
-    return mirrors.fetched_good(address, choose)
-  return mirrors.fetched(address, choose)
+    return mirrors.read_good(address, choose, act)
+  return act(mirrors.fetched(address, choose))
 
 
 def _fits(name: str) -> bool:

@@ -15,6 +15,7 @@ from clip_jax.convert import (
   opening,
   portable,
   sameness,
+  weights_file,
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.portable import Options, Portable
@@ -54,6 +55,13 @@ def convert(
   if not target.write:
     raise errors.unknown("target format", to, names.TARGETS)
   where = os.fspath(destination)
+  suffix = pathlib.PurePath(where).suffix
+  known = suffix in weights_file.SUFFIXES and suffix not in target.suffixes
+  if known and target.suffixes:
+    raise errors.UserError(
+      f"DEST {where!r} ends in {suffix}, and the file of a model of the format "
+      f"{to!r} in {target.suffixes[0]}."
+    )
   if not (in_bucket := buckets.is_address(where)):
     errors.check_new("DEST", where)
     # "." and ".." have no name that a directory could take.

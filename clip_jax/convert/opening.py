@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+from collections.abc import Callable
+from typing import TypeVar
 
 from clip_jax import buckets, errors
 from clip_jax.convert import (
@@ -25,6 +27,7 @@ from clip_jax.convert.portable import Options, Portable
 _DESCRIPTION = "config.json"
 _ADAPTER = "adapter_config.json"
 _SHOWN = 5
+_Result = TypeVar("_Result")
 _ACCEPTED = (
   "a workdir of `clip-jax train` (a directory with config.json and "
   f"checkpoints/), {hub.PREFIX}ORG/NAME, or a checkpoint in one of the formats "
@@ -55,11 +58,11 @@ def recognise(path: pathlib.Path, options: Options | None = None) -> str:
   """
   if path.is_dir():
     return _recognise_directory(path)
-  if not weights_file.is_one(path):
+  if not weights_file.is_known(path):
     raise errors.UserError(
-      f"Model {str(path)!r} is a file in no known format, judged by its name; "
-      f"give {_ACCEPTED}. Files of weights end in "
-      f"{', '.join(weights_file.SUFFIXES)}."
+      f"Model {str(path)!r} is a file in no known format, judged by its name "
+      f"and its first bytes; give {_ACCEPTED}. Files of weights end in "
+      f"{', '.join(weights_file.SUFFIXES)}.{_above(path)}"
     )
   return _recognise_file(path, options or Options())
 
@@ -80,11 +83,19 @@ def _recognise_directory(path: pathlib.Path) -> str:
   if (path / _DESCRIPTION).exists():
     config_file.read(path / _DESCRIPTION)  # Raises where it cannot be read.
   files = [name for name in found if weights_file.is_one(path / name)]
-  hint = f" To read {files[0]}, give its own path." if files else ""
+  hint = f" To read {files[0]}, give its own path." if files else _above(path)
   raise errors.UserError(
     f"Model {str(path)!r} is in no known format (found: "
     f"{shown or 'nothing'}); give {_ACCEPTED}.{hint}"
   )
+
+
+def _above(path: pathlib.Path) -> str:
+  """Returns a hint where `path` is a part of a model's directory."""
+  for parent in path.absolute().parents[:2]:
+    if any(known.recognise(parent) for known in FORMATS.values()):
+      return f" It lies in the model {str(parent)!r}: give that."
+  return ""
 
 
 def _recognise_file(path: pathlib.Path, options: Options) -> str:
@@ -109,7 +120,7 @@ def is_remote(address: str) -> bool:
   return hub.is_address(address) or buckets.is_address(address)
 
 
-def find(address: str, *, step: int | None = None) -> pathlib.Path:
+def find(address: str) -> pathlib.Path:
   """Returns the path of a model; of one on the Hub or in a bucket, of a copy.
 
   A file of weights without a config is a model by itself, also where it lies in
@@ -117,13 +128,36 @@ def find(address: str, *, step: int | None = None) -> pathlib.Path:
 
   Args:
     address: of the model.
-    step: the checkpoint of a workdir that is to be read; None for the newest.
 
   Raises:
     UserError: there is no such model, or it cannot be downloaded.
   """
+  return read(address, lambda path: path)
+
+
+def read(
+  address: str,
+  act: Callable[[pathlib.Path], _Result],
+  *,
+  step: int | None = None,
+) -> _Result:
+  """Returns what `act` makes of the path that `find` returns.
+
+  Args:
+    address: of the model.
+    act: called again, with an older checkpoint in the copy of a workdir, where
+      it raises `NoGoodCheckpointError`.
+    step: the checkpoint of a workdir that is to be read; None for the newest.
+
+  Raises:
+    UserError: as `find` and `act` do.
+  """
   if buckets.is_address(address):
-    return bucket_models.download(address, step=step)
+    return bucket_models.read(address, act, step=step)
+  return act(_find_file(address))
+
+
+def _find_file(address: str) -> pathlib.Path:
   if not hub.is_address(address):
     if not address:
       raise errors.UserError(f"MODEL is empty; give {_ACCEPTED}.")
@@ -157,9 +191,12 @@ def open_model(
   """
   options = options or Options()
   address = os.fspath(source)
-  path = find(address)
-  name = recognise(path, options) if source_format is None else source_format
-  model = find_format(name).read(path, options)
+
+  def read_it(path: pathlib.Path) -> tuple[pathlib.Path, Portable]:
+    name = recognise(path, options) if source_format is None else source_format
+    return path, _read_by(find_format(name), path, options)
+
+  path, model = read(address, read_it)
   if hub.is_address(address):
     snapshot = path.parent if path.is_file() else path
     model = model.changed("address", hub.pinned(address, snapshot))
@@ -176,6 +213,21 @@ def open_model(
   return model
 
 
+def _read_by(known: Format, path: pathlib.Path, options: Options) -> Portable:
+  try:
+    return known.read(path, options)
+  except errors.AmbiguousError as error:
+    if known.tower is None:
+      raise
+    # Before anybody converts it for a purpose that needs the other one.
+    alone = f"It is a model of {known.name}, which has the {known.tower} tower"
+    ambiguous = errors.AmbiguousError(
+      f"{error.problem} {alone} alone.", flags=error.flags
+    )
+    ambiguous.tower = known.tower
+    raise ambiguous from None
+
+
 def open_first(path: str | os.PathLike, other: str | None = None) -> Portable:
   """Returns the model that a fine-tuning run started from.
 
@@ -189,7 +241,12 @@ def open_first(path: str | os.PathLike, other: str | None = None) -> Portable:
   if other is not None:
     return open_model(other)
   where = os.fspath(path)
-  path = find(where) if buckets.is_address(where) else path
+  if buckets.is_address(where):
+    return read(where, _open_first_of)
+  return _open_first_of(path)
+
+
+def _open_first_of(path: str | os.PathLike) -> Portable:
   address = interpolation.first_address(path)
   try:
     first = open_model(address)

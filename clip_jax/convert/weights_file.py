@@ -46,6 +46,17 @@ def is_one(path: pathlib.Path) -> bool:
   return path.is_file() and path.suffix in SUFFIXES
 
 
+def is_known(path: pathlib.Path) -> bool:
+  """Whether a file is one of weights: by its name, or else by its content."""
+  if is_one(path):
+    return True
+  try:
+    _by_content(path)
+  except errors.UserError:
+    return False
+  return True
+
+
 def first(directory: pathlib.Path, names: Iterable[str]) -> pathlib.Path | None:
   """Returns the first of some files that exists; None if none does."""
   paths = (directory / name for name in names)

@@ -221,6 +221,9 @@ def existing(
   if origin.items() <= (earlier | made_from).items():
     return {"records": 0, "bad": {}} | summary
   what = f"made from {made_from.get('address')!r}" if made_from else "in use"
+  if made_from.get("fingerprint") == fingerprint:  # With other settings.
+    other = (x for x in origin if (earlier | made_from).get(x) != origin[x])
+    what += f" with {', '.join(f'{x}={made_from.get(x)!r:.60}' for x in other)}"
   raise errors.UserError(
     f"{str(out)!r} exists and is {what}; nothing is overwritten. Choose another"
     " directory or remove it."

@@ -6,10 +6,16 @@ from typing import Protocol
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _HINTS = {
+  "bad_label": "a label is the number of a class, counted from 0, and one of "
+  "those that have names, where there are names",
   "lfs_pointer": "these are pointers of Git LFS; get the files by `git lfs "
   "pull`",
+  "not_utf8": "its text is in another encoding than UTF-8; convert it, for "
+  "example by `iconv -f CP1252 -t UTF-8 OLD > NEW`",
   "parts_not_adjacent": "the parts of a sample must follow one another in a "
   "tar; pack it anew by `tar --sort=name`",
+  "several_images": "files whose names differ in the suffix alone are one "
+  "record, which has one image: rename or remove the others",
   "unsafe_name": "a name may hold no `..`, no control character and, in a tar, "
   "no / at its beginning: rename it; a table's names with `..` are read with "
   "?links=follow at the end of the address",

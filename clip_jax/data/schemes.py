@@ -81,6 +81,10 @@ def parse_address(address: str) -> tuple[str, str, dict[str, str]]:
       name, _, value = item.partition("=")
       if name not in known:
         raise errors.unknown(f"option of {scheme}:", name, known)
+      if name in options:
+        raise errors.UserError(
+          f"DATA address {address!r} gives {name}= twice; leave one out."
+        )
       options[name] = urllib.parse.unquote(value)
   if not path:
     raise errors.UserError(f"DATA address {address!r} names no data.")

@@ -80,6 +80,13 @@ def read_labels(text: str | os.PathLike) -> Labels:
       *(text, text),
     )
   labels = _read(path, what="labels")
+  if isinstance(labels, list) and _looks_parted(labels, path):
+    _LOGGER.warning(
+      "Each line of the file %r is a label, as it stands: %d in all, and the "
+      "first is %r. Where a line holds several, write them one a line, or a "
+      'list such as ["cat", "dog"] in a file that ends in .json.',
+      *(str(path), len(labels), labels[0][:100]),
+    )
   if isinstance(labels, dict) and len(labels) == 1:
     names = labels.get("names")
     if isinstance(names, dict):
@@ -87,10 +94,32 @@ def read_labels(text: str | os.PathLike) -> Labels:
   return labels
 
 
+def _looks_parted(found: Sequence[str], path: pathlib.Path) -> bool:
+  """Whether the lines of a text file look like several labels, or as JSON."""
+  if not found or path.suffix == ".json":
+    return False
+  one = len(found) == 1 and re.search("[,;\t]", found[0]) is not None
+  return one or found[0][0] in "[{" or path.suffix in (".csv", ".tsv")
+
+
 def parted(text: str) -> list[str]:
-  """Returns the names in a text: one a line, or of one line between commas."""
+  """Returns the names in a text: one a line, or of one line between commas.
+
+  Raises:
+    UserError: a name of one line begins as JSON's or CSV's lists of names do.
+  """
   found = lines(text)
-  return found if len(found) > 1 else [x.strip() for x in text.split(",")]
+  if len(found) > 1:
+    return found
+  names = [x.strip() for x in text.split(",")]
+  if any(name.startswith(("[", "{", '"')) for name in names):
+    raise errors.UserError(
+      f"The labels {text!r:.100} have brackets or quotes, which would be part "
+      "of their names: write cat,dog. A name with a comma or a quote in it "
+      "stands on a line of its own in a file, and JSON in a file that ends in "
+      ".json."
+    )
+  return names
 
 
 def lines(text: str) -> list[str]:

@@ -18,7 +18,7 @@ from clip_jax.mirrors.fetching import (
   local_path,
   names,
 )
-from clip_jax.mirrors.good_checkpoints import fetched_good
+from clip_jax.mirrors.good_checkpoints import read_good
 from clip_jax.mirrors.run_folder import Workdir, opened
 from clip_jax.mirrors.translation import in_errors, named
 from clip_jax.mirrors.uploads import new, replace_files
@@ -28,7 +28,6 @@ __all__ = [
   "checked",
   "copied",
   "fetched",
-  "fetched_good",
   "held",
   "in_errors",
   "local_path",
@@ -36,5 +35,6 @@ __all__ = [
   "names",
   "new",
   "opened",
+  "read_good",
   "replace_files",
 ]

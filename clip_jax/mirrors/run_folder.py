@@ -102,7 +102,9 @@ class _InBucket(Workdir):
     self._note().unlink(missing_ok=True)
     if self._found is not None or buckets.entries(self._address):
       use = f"run{self._process}"
-      good_checkpoints.fetched_good(self._address, run_files.worth, use=use)
+      good_checkpoints.read_good(
+        self._address, run_files.worth, lambda path: path, use=use
+      )
       if self._found is not None:  # What is damaged is not there any more.
         steps = set(run_files.steps_in(self.path))
         files = self._found.files

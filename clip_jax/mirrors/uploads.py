@@ -95,6 +95,9 @@ def replace_files(
 ) -> None:
   """Writes a folder's files as objects, and removes those before them.
 
+  Where several machines write, the one that ends last has all of its files
+  there.
+
   Args:
     path: of the folder.
     address: where they go.
@@ -102,8 +105,23 @@ def replace_files(
     is_own: whether a name may be that of an object to remove.
   """
   names = fetching.local_names(path)
-  put_files(path, address, names - {last})
-  put_files(path, address, [last])
-  for name in buckets.objects(address).keys() - names:
-    if is_own(name):
-      writing.remove(f"{address}/{name}")
+  missing = names
+  while missing:
+    put_files(path, address, missing - {last})
+    put_files(path, address, missing & {last})
+    # Whoever writes the last file after this one also removes.
+    if not _holds(f"{address}/{last}", (path / last).read_bytes()):
+      return
+    there = buckets.objects(address).keys()
+    for name in there - names:
+      if is_own(name):
+        writing.remove(f"{address}/{name}")
+    # Another machine may have removed what was not named yet.
+    missing = names - there
+
+
+def _holds(address: str, content: bytes) -> bool:
+  try:
+    return buckets.read_current(address, limit=len(content)) == content
+  except FileNotFoundError:
+    return False

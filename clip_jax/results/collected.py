@@ -5,7 +5,6 @@ here: they return None where a value is of another type or out of range.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +40,7 @@ class Result:
     return self.data if self.set is None else published.title(self.set)
 
   def number(self, name: str) -> float | None:
-    """Returns a value if it is a finite number."""
+    """Returns a value if it is a number that can be drawn."""
     return number(self.values.get(name))
 
   def fraction(self, name: str) -> float | None:
@@ -94,6 +93,8 @@ class Result:
     return entry.get("interval_95") if isinstance(entry, dict) else None
 
 
+# Axes of matplotlib end before the largest floats do.
+_LARGEST = 1e300
 # What suites call a measure, where it is another name than ours.
 _SUITE_NAMES = {"top1": "accuracy"}
 
@@ -145,9 +146,9 @@ class Collection:
 
 
 def number(value: Any) -> float | None:
-  """Returns `value` if it is a finite number, else None."""
+  """Returns `value` if it is a number that can be drawn, else None."""
   if isinstance(value, int | float) and not isinstance(value, bool):
-    return float(value) if math.isfinite(value) else None
+    return float(value) if abs(value) <= _LARGEST else None
   return None
 
 

@@ -209,7 +209,7 @@ class Repository:
       return errors.UserError(
         f"{self.name} was changed by somebody else meanwhile ({said}).{again}"
       )
-    if code == 429 or code >= 500:
+    if code in (408, 429) or code >= 500:
       return errors.UserError(
         f"The hub cannot answer now ({said}); try again later.{again}"
       )

@@ -4,7 +4,8 @@ Each host reads, decodes and embeds whole batches, on its own devices: of n
 hosts, host i has every n-th batch from the i-th of those that are left. So each
 batch is computed as a single host would compute it, to the last bit. What comes
 of it goes to process 0, which alone writes the index, in the order of the data:
-its files, and what it keeps where it is stopped, know nothing of hosts.
+its files, and what it keeps where it is stopped, know nothing of hosts. All
+wait for each other at each batch, while each reads some batches ahead.
 
 An error in reading is exchanged, too: all processes raise it together.
 """

@@ -126,6 +126,8 @@ def open_sources(init: config_lib.Init, *, model: str) -> Origins:
     try:
       opened[part] = opening.open_model(address)
     except errors.AmbiguousError as error:
+      if error.tower not in (None, part):
+        raise _other_tower(part, address, error.tower) from None
       raise errors.AmbiguousError(
         f"init.{part}: {error.problem}", flags=error.flags
       ) from None
@@ -133,11 +135,15 @@ def open_sources(init: config_lib.Init, *, model: str) -> Origins:
       raise errors.UserError(f"init.{part}: {error}") from None
     have = engine.towers(opened[part].spec)
     if part not in have and not (part == "model" and len(have) == 2):
-      raise errors.UserError(
-        f"init.{part}={address!r} holds the {have[0]} tower alone; give it as "
-        f"init.{have[0]}, and another model for the rest."
-      )
+      raise _other_tower(part, address, have[0])
   return opened
+
+
+def _other_tower(part: str, address: str, tower: str) -> errors.UserError:
+  return errors.UserError(
+    f"init.{part}={address!r} holds the {tower} tower alone; give it as "
+    f"init.{tower}, and another model for the rest."
+  )
 
 
 def describe(model: str, opened: Origins) -> dict[str, Any]:

@@ -93,6 +93,11 @@ class Run:
       examples = self.total_steps * config.batch_size
       for sentence in self.source.describe(examples):
         _LOGGER.info("%s", sentence)
+    if config.batch_size == 1 and program.model.contrastive:
+      _LOGGER.warning(
+        "A batch of one pair has no other to tell it from, so nothing is "
+        "learned by comparing images and texts; raise batch_size."
+      )
     repeats = len(self.source) < config.batch_size
     if repeats and config.loss.duplicates == "ignore":
       _LOGGER.warning(

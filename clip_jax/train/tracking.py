@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import jax
 
-from clip_jax import errors, versions, whole_files
+from clip_jax import errors, terminal, versions, whole_files
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -170,13 +170,14 @@ class Tracking:
     """Runs what a tracker does; after a failure there is no tracker."""
     try:
       action()
-    except Exception as error:  # Whatever a library raises, the run goes on.
+    # Whatever a library raises, the run goes on.
+    except (Exception, SystemExit) as error:
       self._connection = None
       _LOGGER.warning(
         "%s failed (%s: %s); the run goes on without it.",
         self._name,
         type(error).__name__,
-        error,
+        terminal.printable(errors.first_line(error), limit=300),
       )
 
 

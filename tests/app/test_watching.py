@@ -53,6 +53,15 @@ def test_a_run_is_shown_as_it_stands(workdir, monkeypatch):
   assert "nothing is logged yet" in markup.run(watching.look(workdir))
 
 
+def test_numbers_that_no_axis_holds_are_left_out(workdir):
+  with (workdir / "metrics.jsonl").open("w") as file:
+    for step, loss in enumerate((1e300, 1e308, "<b>", -1e308, True, -1e300)):
+      file.write(json.dumps({"step": step, "loss": loss}) + "\n")
+  found = watching.look(workdir)
+  assert found.latest == {"loss": -1e300} and found.step == 5
+  assert found.missing == "" and len(found.curves) == 1
+
+
 def test_a_stamp_changes_with_the_metrics_and_the_report(workdir):
   seen = [watching.stamp(workdir)]
   with (workdir / "metrics.jsonl").open("a") as file:

@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 
+import model_kinds
 from clip_jax import convert, errors
 from clip_jax.convert import destinations, engine, opening, sameness
 from clip_jax.convert.engine import family
@@ -60,6 +61,39 @@ def test_a_destination_that_is_or_holds_the_source_is_refused(
       model, model.parent / destination, to="clip-jax", overwrite=True
     )
   assert _names(model.parent) == before and len(_names(model)) == 4
+
+
+@pytest.mark.parametrize(
+  ("make", "to", "name"),
+  [
+    (model_kinds.clip_directory, "openai", "b32"),
+    (model_kinds.siglip_directory, "big-vision", "v1.0"),
+  ],
+)
+def test_a_file_is_known_by_its_content_where_its_name_says_nothing(
+  tmp_path, make, to, name
+):
+  ours = make(tmp_path / "ours")
+  convert.convert(ours, tmp_path / name, to=to)
+  told = {"activation": "quick_gelu", "heads": (1, 1)} if to == "openai" else {}
+  found = convert.open_model(tmp_path / name, options=Options(**told))
+  leaf = "params/log_scale"
+  want = convert.open_model(ours).leaves[leaf].read()
+  np.testing.assert_array_equal(found.leaves[leaf].read(), want)
+
+
+def test_a_file_with_the_suffix_of_another_kind_is_refused(model, tmp_path):
+  with pytest.raises(errors.UserError, match=r"\.npz.* 'openai' in \.pt\."):
+    convert.convert(model, tmp_path / "a.npz", to="openai")
+  assert not (tmp_path / "a.npz").exists()
+
+
+def test_a_part_of_a_model_names_the_model(model):
+  (model / "checkpoints" / "3").mkdir(parents=True)
+  for part in ("checkpoints", "checkpoints/3", "clip_jax.json"):
+    with pytest.raises(errors.UserError) as caught:
+      convert.open_model(model / part)
+    assert f"lies in the model {str(model)!r}: give that." in str(caught.value)
 
 
 def test_only_a_model_is_overwritten(model, tmp_path):

@@ -152,8 +152,12 @@ def test_a_copy_made_in_another_way_is_not_taken_for_it(table, tmp_path):
   _prepare(table, tmp_path / "out", shortest_side=SIDE)
   assert not _prepare(table, tmp_path / "out", shortest_side=SIDE)["written"]
   for other in ({}, {"shortest_side": 9}, {"shortest_side": 12, "quality": 3}):
-    with pytest.raises(errors.UserError, match="nothing is overwritten"):
+    with pytest.raises(
+      errors.UserError, match="nothing is overwritten"
+    ) as error:
       _prepare(table, tmp_path / "out", **other)
+    sides = f" with shortest_side={SIDE}, " in str(error.value)
+    assert sides == (other == {})  # Of the settings that differ.
 
 
 def test_wrong_sizes_and_qualities_are_refused(table, tmp_path, capsys):

@@ -270,6 +270,18 @@ def test_every_pair_is_accounted_for(pairs, tmp_path):
     curate.curate(source, tmp_path / "out", other)
 
 
+def test_where_none_stays_every_pair_is_accounted_for(pairs, tmp_path):
+  names, texts, image = pairs
+  source = _source(names, texts, image, bad=set(names[::7]))
+  rule = curate.Rule(queries.Queries(("cat",)), max_per_query=1e-6)
+  with pytest.raises(errors.UserError, match="ask for more") as refused:
+    curate.curate(source, tmp_path / "out", rule)
+  said = refused.value.payload
+  assert sum(said["dropped"].values()) == said["pairs"] == 1300
+  assert said["dropped"]["balanced_away"] == said["matched"] > 0
+  assert said["kept"] == 0
+
+
 @pytest.mark.parametrize(
   ("name", "content", "message"),
   [
@@ -324,8 +336,12 @@ def test_the_command_line_curates(tmp_path, capsys, png):
     cli.run([*command, "--max-per-query", "5", "--size", "9"])
   (tmp_path / "q.txt").write_text("Dog\n")
   command[3] = str(tmp_path / "other")
-  assert cli.run([*command, "--size", "9"]) == 1
-  assert "None of the 52 pairs holds one" in capsys.readouterr().err
+  assert cli.run([*command, "--size", "9", "--json"]) == 1
+  said = capsys.readouterr()
+  assert "pairs stays; dropped: 1 missing_file, 51 no_query." in said.err
+  dropped = {"missing_file": 1, "no_query": 51}
+  account = {"pairs": 52, "matched": 0, "kept": 0, "dropped": dropped}
+  assert json.loads(said.out) == account
   assert cli.run([*command, "--size", "51", "--ignore-case"]) == 1
   assert "only 50 match" in capsys.readouterr().err
   assert not (tmp_path / "other").exists()

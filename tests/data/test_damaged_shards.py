@@ -264,3 +264,26 @@ def test_inspecting_tells_damages_and_what_they_cost(tmp_path, shards, capsys):
 
 def test_the_estimate_of_no_shards_is_nothing():
   assert missing.lost_records([]) == []
+
+
+@pytest.mark.parametrize(
+  "words",
+  [
+    "prepare wds:cut.tar out",
+    "stats wds:cut.tar",
+    "queries wds:cut.tar out.txt --min-count 1",
+    "curate wds:cut.tar out --queries q.txt --max-per-query 9",
+    "filter wds:cut.tar out --min-side 1",
+    "dedupe wds:cut.tar out",
+    "dedupe wds:whole.tar out --against wds:cut.tar --report-only",
+  ],
+)
+def test_each_action_tells_what_a_damaged_tar_has_lost(
+  tmp_path, members, pairs, write_tar, capsys, monkeypatch, words
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "q.txt").write_text("caption\n")
+  whole = write_tar(tmp_path / "whole.tar", members(pairs(6))).read_bytes()
+  (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2 + 99])
+  assert cli.run(["data", *words.split()]) == 0
+  assert "cut.tar ends within" in capsys.readouterr().err

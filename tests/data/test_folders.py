@@ -92,6 +92,25 @@ def test_splits_inside_of_a_folder_are_told(folder, tmp_path, names, told):
     assert f"read {'together' if nested else 'as classes'}; folder:" in note
 
 
+@pytest.mark.parametrize(
+  ("names", "told"),
+  [
+    (["animals/cat/0.png", "animals/dog/0.png", "things/cat/0.png"], True),
+    (["fold1/cat/0.png", "fold1/dog/0.png", "fold2/cat/0.png"], True),
+    # Tiny-ImageNet has such a folder in each class.
+    (["n01/images/0.png", "n02/images/0.png", "n03/images/0.png"], False),
+    (["cat/0.png", "cat/1.png", "dog/0.png", "dog/a/1.png"], False),
+  ],
+)
+def test_classes_within_other_folders_are_told(folder, tmp_path, names, told):
+  source = folder(dict.fromkeys(names))
+  assert len(source.account.notes) == told
+  for note in source.account.notes:
+    outer, inner, _ = names[0].split("/")
+    assert f"such as '{outer}/{inner}', " in note
+    assert f"give folder:{tmp_path / outer}, or move them up." in note
+
+
 def test_classes_are_texts_whatever_their_folders_are_called(folder):
   source = folder({"caf\udce9_au_lait/0.png": None, "d/e\udcff.png": None})
   assert source.class_names == ("caf\ufffd au lait", "d")

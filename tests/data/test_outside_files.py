@@ -1,5 +1,6 @@
 """Files that a table or a folder names: pipes, devices, links and strangers."""
 
+import csv
 import gzip
 import json
 import os
@@ -8,7 +9,7 @@ import socket
 import subprocess
 import sys
 
-import pyarrow
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
@@ -232,6 +233,37 @@ def test_a_quote_that_swallows_rows_is_told(tmp_path, png, capsys):
   assert not sources.open_source(f"csv:{path}").account.notes
 
 
+@pytest.mark.parametrize(
+  ("captions", "told"),
+  [
+    (["['a cat', 'it sleeps']", '["a dog"]', "[]"], 3),
+    (["['a cat', 'it sleeps']", '["a dog"]', "a bird"], 2),
+    (["['a cat']", "[sic] a dog", "a bird [left]"], 0),
+  ],
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_lists_that_were_written_as_texts_are_told(
+  tmp_path, png, kind, captions, told
+):
+  names = [f"{i}.png" for i in range(3)]
+  for name in names:
+    (tmp_path / name).write_bytes(png(1))
+  path = tmp_path / f"table.{kind}"
+  if kind == "csv":
+    with path.open("w", newline="") as file:
+      rows = zip(names, captions, strict=True)
+      csv.writer(file).writerows([("image", "caption"), *rows])
+  else:
+    table = pa.table({"image_path": names, "caption": captions})
+    parquet.write_table(table, path)
+  source = sources.open_source(f"{kind}:{path}")
+  assert [source[i].texts for i in range(3)] == [(x,) for x in captions]
+  notes = [x for x in source.account.notes if "written as a text" in x]
+  assert len(notes) == bool(told)
+  for note in notes:
+    assert note.startswith(f"{told} of 3 captions looked at are lists")
+
+
 def test_rows_without_a_caption_are_told(tmp_path, png):
   path = _table(tmp_path, "image,caption\na,one\na,\na\nb,two\n", png)
   source = sources.open_source(f"csv:{path}")
@@ -440,7 +472,7 @@ def test_a_container_that_was_replaced_is_noticed(tmp_path, pairs, png, kind):
     path = tmp_path / f"a.{kind}"
     if kind == "parquet":
       columns = {"image": [png(0)] * 4, "caption": [f"a {word}"] * 4}
-      parquet.write_table(pyarrow.table(columns), path, row_group_size=1)
+      parquet.write_table(pa.table(columns), path, row_group_size=1)
     else:
       path = tmp_path / f"a{array_record.SUFFIX}"
       writer = array_record.Writer(str(path))

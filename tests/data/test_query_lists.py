@@ -180,14 +180,22 @@ def test_processes_make_no_difference(files, tmp_path, capsys):
   assert one.read_bytes() == two.read_bytes()
 
 
-def test_a_partition_is_added_up_in_passes(tmp_path):
-  table = counting.Table(tmp_path / "t", ignore_case=False, most_keys=10**6)
-  for _ in range(3):
-    table.add(corpus.Piece(" ".join(f"w{i}" for i in range(500))))
-    table.flush()
-  for size in (100, 10**6):
-    counts = dict(counting.merged(table.blocks, "words", merged_bytes=size))
-    assert counts == {f"w{i}": 3 for i in range(500)}
+@pytest.mark.parametrize("size", [0, 100, 10**6])
+def test_a_large_partition_is_parted_before_it_is_added_up(tmp_path, size):
+  keys = [f"w{i}" for i in range(500)]
+  for name in "ab":
+    path = tmp_path / name
+    table = counting.Table(path, ignore_case=False, most_keys=1)
+    table.add(corpus.Piece(" ".join(keys)))
+    table.add(corpus.Piece(" ".join(keys[:9])))
+  files = {path.name.split(".")[1] for path in tmp_path.iterdir()}
+  assert files == {"words", "bigrams"}
+  counts = collections.Counter()
+  for key, count in counting.merged(tmp_path, "words", merged_bytes=size):
+    assert key not in counts
+    counts[key] = count
+  assert counts == collections.Counter(2 * keys + 2 * keys[:9])
+  assert not list(tmp_path.glob("*words*")) and list(tmp_path.iterdir())
 
 
 def test_capitals_are_gone_on_request(tmp_path):
@@ -197,6 +205,14 @@ def test_capitals_are_gone_on_request(tmp_path):
   rule = making.Rule(min_count=3, min_pmi=-9, ignore_case=True)
   making.make([corpus.open_input(str(path))], out, rule)
   assert out.read_text() == "car\nred\nred car\n"
+
+
+def test_what_ends_no_line_of_a_file_ends_no_text(tmp_path):
+  table = counting.Table(tmp_path / "t", ignore_case=False, most_keys=99)
+  table.add(corpus.Piece("red\u2028dog\x85a\x1cb\x0bc\r\nd e\rf\n\ng"))
+  table.flush()
+  assert table.totals == counting.Totals(texts=4, words=9, bigrams=5)
+  assert ("red dog", 1) in counting.merged(tmp_path, "bigrams")
 
 
 def test_a_line_that_is_no_utf8_is_counted_and_passed_over(tmp_path):

@@ -76,6 +76,8 @@ def test_every_format_gives_the_same_records(
     ("builtin:digits/unseen", "builtin:digits/test"),
     ("builtin:two_digits", "builtin:two_digits/unseen"),
     ("builtin:digits/train?a=b", "Unknown option of builtin:"),
+    ("csv:a?image=x&sep=tab&image=y", "gives image= twice"),
+    ("builtin:digits/train?split=train&split=held_out", "gives split= twice"),
     ("builtin:digits/train?split=test", "Known: held_out, train"),
     ("builtin:digits/train?held_out=0.1", "goes with split=train"),
     ("builtin:digits/train?split=train&held_out=1", "between 0 and 1"),

@@ -6,7 +6,9 @@ import os
 import pickle
 import tarfile
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from clip_jax import cli, errors
 from clip_jax.data import prepare, record, sources
@@ -294,6 +296,42 @@ def test_where_no_member_fits_three_names_are_shown(tmp_path, write_tar):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "b.tgz").write_bytes(b"x")
     sources.open_source(f"wds:{tmp_path}/b")
+
+
+@pytest.mark.parametrize("glob", ["", "/*"])
+@pytest.mark.parametrize("kind", ["wds", "parquet", "arrayrecord"])
+def test_files_that_look_like_more_of_the_data_are_told(
+  tmp_path, write_tar, png, kind, glob
+):
+  folder = tmp_path / "all"
+  folder.mkdir()
+  tar = write_tar(tmp_path / "a.tar", [("a.png", png(0)), ("a.txt", b"a")])
+  if kind == "wds":
+    first = folder / "0.tar"
+    first.write_bytes(tar.read_bytes())
+  elif kind == "parquet":
+    first = folder / "0.parquet"
+    table = pa.table({"image": [png(0)], "caption": ["a"]})
+    parquet.write_table(table, first)
+  else:
+    source = sources.open_source(f"wds:{tar}")
+    folder.rmdir()
+    prepare.prepare(source, folder, address="a")
+    (first,) = folder.glob("*.array_record")
+  data, suffix = first.read_bytes(), first.suffix
+  (folder / f"1{suffix}.part").write_bytes(data)
+  (folder / "more").mkdir()
+  (folder / "more" / f"2{suffix}").write_bytes(data)
+  (folder / "notes").mkdir()
+  (folder / "notes" / "list.txt").write_bytes(b"")
+  source = sources.open_source(f"{kind}:{folder}{glob}")
+  assert len(source) == 1
+  assert source.account.left_out.counts == {"part": 1, "": 1}
+  assert source.account.left_out.names[""] == ["more/"]
+  if kind == "arrayrecord" and not glob:  # A copy of records of its own.
+    (folder / f"3{suffix}").write_bytes(data)
+    told = sources.open_source(f"{kind}:{folder}").account.remarks()
+    assert f"1 {suffix} ('3{suffix}')" in told[0]
 
 
 def test_images_in_other_formats_are_told(tmp_path, write_tar, png):

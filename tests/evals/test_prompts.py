@@ -141,6 +141,18 @@ def test_one_line_of_names_is_parted_by_commas(text, names):
   assert prompts.read_labels(text) == names
 
 
+@pytest.mark.parametrize(
+  "text", ['["cat", "dog"]', '"cat","dog"', '{"cat": "a cat"}', 'a, "b, c"']
+)
+def test_brackets_and_quotes_are_no_part_of_a_name(text):
+  with pytest.raises(errors.UserError, match="have brackets or quotes"):
+    prompts.read_labels(text)
+  assert prompts.read_labels(f"{text}\nit's 5\" long") == [
+    text,
+    "it's 5\" long",
+  ]
+
+
 def test_templates_are_read_from_the_command_line_and_from_files(tmp_path):
   text = tmp_path / "templates.txt"
   text.write_text("a {}, small\nthe {}\n")
@@ -239,3 +251,28 @@ def test_the_digest_tells_names_and_texts_apart():
   ]
   assert len({one.digest for one in made}) == len(made)
   assert made[0].digest == prompts.resolve(["cat", "dog"], ["{}g"]).digest
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "told"),
+  [
+    ("l.txt", "cat,dog,bird\n", "1 in all, and the first is 'cat,dog,bird'"),
+    ("l.txt", "cat;dog", "1 in all, and the first is 'cat;dog'"),
+    ("l.csv", "id,name\n0,cat\n", "2 in all, and the first is 'id,name'"),
+    ("l.txt", '[\n"cat",\n"dog"\n]', "4 in all, and the first is '['"),
+    ("l.txt", "a snow leopard\n", None),
+    ("l.txt", "tench, Tinca tinca\ngoldfish, Carassius auratus\n", None),
+    ("l.json", '["cat,dog"]', None),
+  ],
+)
+def test_lines_that_look_like_several_labels_are_told(
+  tmp_path, caplog, name, text, told
+):
+  path = tmp_path / name
+  path.write_text(text)
+  labels = prompts.read_labels(str(path))
+  assert labels == (
+    ["cat,dog"] if told is None and "json" in name else prompts.lines(text)
+  )
+  assert (told or "is a label, as it stands") in caplog.text or told is None
+  assert bool(caplog.records) == (told is not None)

@@ -275,6 +275,19 @@ FAILURES = {
   "ERROR: Cloud TPU API has not been used in project 1 before": (
     "gcloud services enable tpu.googleapis.com"
   ),
+  "ERROR: Permission denied on resource project my-projcet (or it may not"
+  " exist).": "The project does not exist",
+  "ERROR: PERMISSION_DENIED: This API method requires billing to be enabled.": (
+    "no billing account"
+  ),
+  "ERROR: NOT_FOUND: 'projects/p/locations/z/runtimeVersions/a' was not"
+  " found": "such as the runtime version, the network",
+  "ERROR: gcloud crashed (ConnectionError): Max retries exceeded with url": (
+    "Google cannot be reached"
+  ),
+  "WARNING: Your active project does not match the quota project in your local"
+  " credentials, which may result in quota issues.\nERROR: PERMISSION_DENIED:"
+  " The caller does not have permission": "needs the role TPU Admin",
   "ERROR: something new": "failed with exit code 1; see its words above",
 }
 
@@ -283,8 +296,30 @@ def test_what_google_refuses_is_explained(cloud):
   for text, message in FAILURES.items():
     cloud.write(fail=text)
     said = cloud("create", *WHERE, "--type=v6e-16", "--yes", code=1)
-    first, *_, last = said.splitlines()
-    assert first == text and last.startswith("Error: ") and message in last
+    *_, last = said.splitlines()
+    assert (
+      said.startswith(f"{text}\n")
+      and last.startswith("Error: ")
+      and message in last
+    )
+
+
+@pytest.mark.parametrize(
+  ("text", "told"),
+  [
+    (
+      "Location us-east5-b is not found or access is unauthorized.",
+      "Zone 'us-",
+    ),
+    ("Resource 'projects/p/locations/us-east5-b/nodes/pod' was not found", ""),
+  ],
+)
+def test_a_zone_that_is_none_is_no_slice_that_is_gone(text, told, cloud):
+  cloud.write(fail=f"ERROR: NOT_FOUND: {text}")
+  said = cloud("status", *WHERE, code=1 if told else 0)
+  assert f"Error: {told}" in said if told else said == "pod: absent\n"
+  said = cloud("delete", *WHERE, "--yes", code=1)
+  assert f"Error: {told or 'There is no'}" in said
 
 
 def test_a_missing_gcloud_is_told(cloud, tmp_path):

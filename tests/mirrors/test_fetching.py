@@ -1,5 +1,6 @@
 """Copies of buckets are what is there, whole, and fetched once."""
 
+import dataclasses
 import errno
 import hashlib
 import pathlib
@@ -106,6 +107,29 @@ def test_a_file_is_copied_under_its_name(scheme, store):
   store.put("data-1", "m/model.pt", b"weights")
   path = mirrors.fetched(f"{scheme}://data-1/m/model.pt")
   assert (path.name, path.read_bytes()) == ("model.pt", b"weights")
+
+
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
+def test_a_copy_is_of_one_object(scheme, store, monkeypatch):
+  """Also where another one of its size takes its place within its second."""
+  monkeypatch.setattr(fetching, "_PIECE_BYTES", 20)
+  monkeypatch.setattr(fetching, "_WAIT_SECONDS", 0.001)
+  first = store.put("data-1", "a.bin", b"x" * 50)
+  ask, asked = buckets.File._ask, []
+
+  def ask_and_replace(file, *place):
+    data = ask(file, *place)
+    if not asked:
+      made = store.put("data-1", "a.bin", b"y" * 50)
+      store.objects["data-1"]["a.bin"] = dataclasses.replace(
+        made, written=first.written
+      )
+    asked.append(data)
+    return data
+
+  monkeypatch.setattr(buckets.File, "_ask", ask_and_replace)
+  path = mirrors.fetched(f"{scheme}://data-1/a.bin")
+  assert path.read_bytes() == b"y" * 50
 
 
 @pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)

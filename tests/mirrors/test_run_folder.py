@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import pathlib
 import shutil
 import threading
 import time
@@ -421,7 +422,7 @@ def test_an_older_checkpoint_takes_the_place_of_a_damaged_one(
       store.put("data-1", f"run/checkpoints/{step}/d/0", b"x" * 50)
 
   spoil(2)
-  path = mirrors.fetched_good(address, lambda names: names)
+  path = mirrors.read_good(address, lambda names: names, pathlib.Path)
   assert _steps(path) == [1]
   with pytest.raises(errors.UserError, match=r"checkpoints/2/d/0 is"):
     mirrors.fetched(address)

@@ -3,15 +3,18 @@
 import contextlib
 import io
 import json
+import pathlib
 
 import numpy as np
 import pytest
 
 import bucket_stand_in
 import model_kinds
-from clip_jax import cli, errors, loading, mirrors
+from clip_jax import cli, convert, errors, loading, mirrors
 from clip_jax import search as search_lib
 from clip_jax.buckets import writing
+from clip_jax.mirrors import manifest as manifest_lib
+from clip_jax.mirrors import run_files
 
 
 def call(*arguments):
@@ -64,6 +67,45 @@ def test_models_and_indexes_live_in_a_bucket(scheme, store, workdir, tmp_path):
   assert "overwrite" in _fails(call, "convert", model, out, "--to", "clip-jax")
   call("convert", out, out, "--to", "clip-jax", "--overwrite")
   assert loading.load(out).fingerprint == wanted
+
+
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_every_reader_takes_an_older_checkpoint_for_a_damaged_one(
+  is_listed, scheme, store, tmp_path, caplog
+):
+  """As on the disk, also where the bucket holds what was written there."""
+  path = model_kinds.workdir(tmp_path / "run", steps=(2, 3, 4))
+  address = f"{scheme}://data-1/run"
+
+  def spoil(*steps):
+    for step in steps:
+      for file in (path / f"checkpoints/{step}/variables").rglob("d/*"):
+        file.write_bytes(b"x")
+    for file in filter(pathlib.Path.is_file, path.rglob("*")):
+      name = file.relative_to(tmp_path).as_posix()
+      store.put("data-1", name, file.read_bytes())
+    if is_listed:
+      files = run_files.digests(path, run_files.steps_in(path))
+      listed = manifest_lib.Manifest(manifest_lib.WORKDIR, files)
+      manifest_lib.write(address, listed)
+
+  spoil(3, 4)
+  here, there = loading.load(path), loading.load(address)
+  assert (here.step, there.step) == (2, 2)
+  assert here.fingerprint == there.fingerprint
+  said = [x.getMessage() for x in caplog.records if "clip_jax" in x.name]
+  assert said.count("Using step 2 instead.") == 2
+  assert sum(x.startswith("Checkpoint 4") for x in said) == 2
+  assert convert.open_model(address).source["step"] == 2
+  data = ("--task", "zero_shot", "--data", "builtin:digits/test")
+  assert call("eval", address, *data)["step"] == 2
+  with pytest.raises(errors.UserError, match="none of them good"):
+    loading.load(address, step=4)
+  assert loading.load(address, step=2).fingerprint == there.fingerprint
+  spoil(2)
+  with pytest.raises(errors.UserError, match="None of the 3 checkpoints in"):
+    loading.load(address)
 
 
 def _fails(run, *arguments):
@@ -121,6 +163,36 @@ def test_an_index_is_killed_while_it_is_written(store, monkeypatch, tmp_path):
     build("two")
   build("two")
   assert search_lib.open_index(address).meta["fingerprint"] == "two"
+  assert len(store.objects["data-1"].keys() - {"index/", ""}) == 3
+
+
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
+@pytest.mark.parametrize("kind", ["records", "meta"])
+def test_of_two_machines_that_write_an_index_one_has_all_of_it(
+  kind, scheme, store, tmp_path, monkeypatch
+):
+  address, put = f"{scheme}://data-1/index", writing.put_file
+
+  def build(fingerprint, cache):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+    search_lib.build(
+      address,
+      batches=lambda start: _batches(start, fingerprint),
+      embed_images=lambda images: images,
+      model="m",
+      fingerprint=fingerprint,
+    )
+
+  def put_after_another(address, path):
+    if path.name.startswith(kind):
+      monkeypatch.setattr(writing, "put_file", put)
+      build("two", "there")
+    put(address, path)
+
+  monkeypatch.setattr(writing, "put_file", put_after_another)
+  build("one", "here")
+  found = search_lib.open_index(address)
+  assert found.meta["fingerprint"] == "one" and found.key(0) == "a"
   assert len(store.objects["data-1"].keys() - {"index/", ""}) == 3
 
 

@@ -242,6 +242,7 @@ def test_a_name_of_somebody_else_is_told(hub, folder):
     ),
     (("POST", "preupload"), (503, "Down."), "cannot answer now .503: Down"),
     (("POST", "preupload"), (429, "Slower."), "cannot answer now .429"),
+    (("POST", "preupload"), (408, ""), "cannot answer now .408.*Run the same"),
     (("PUT", "lfs"), None, "broke off .* Run the same command again"),
     (("POST", "commit"), None, "broke off .* Run the same command again"),
   ],

@@ -13,12 +13,14 @@ class Tracked:
   Attributes:
     calls: (name, arguments) of each call.
     fails: the names of those that raise an error.
+    error: its kind.
     ends: called at the end of a run; None for nothing.
   """
 
   def __init__(self):
     self.calls = []
     self.fails = set()
+    self.error: type[BaseException] = ConnectionError
     self.ends = None
 
   def called(self, name):
@@ -31,7 +33,7 @@ class Tracked:
       if name == "finish" and self.ends is not None:
         self.ends()
       if name in self.fails:
-        raise ConnectionError(f"no {name} today")
+        raise self.error(f"no \x1b[31m{name} today\nor tomorrow")
       return types.SimpleNamespace(
         log=self.call("log"),
         finish=self.call("finish"),

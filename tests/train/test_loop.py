@@ -198,6 +198,15 @@ def test_a_run_says_what_it_is_and_epochs_become_steps(caplog):
   assert "hold some of the 1433 records more than once" in caplog.text
 
 
+def test_a_batch_of_one_pair_has_nothing_to_compare(caplog):
+  run = run_lib.make_run(_config())
+  for size, told in ((16, False), (1, True)):
+    config = dataclasses.replace(run.program.config, batch_size=size)
+    program = dataclasses.replace(run.program, config=config)
+    dataclasses.replace(run, program=program).announce()
+    assert ("one pair has no other to tell it from" in caplog.text) == told
+
+
 def test_captions_that_are_cut_are_told_at_the_start(caplog):
   config = config_lib.default_config()
   config.model, config.batch_size, config.steps = "tiny-vit", 16, 5000

@@ -35,6 +35,15 @@ def test_lines_of_steps_that_are_run_again_are_removed(tmp_path):
   ]
 
 
+def test_a_step_below_zero_is_damage(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 0}\n{"step": -1, "loss": 2.5}\n{"step": 1}\n')
+  metric_log.truncate_lines(path, 1)
+  assert path.read_text() == '{"step": 0}\n{"step": 1}\n'
+  aside = tmp_path / "metrics.jsonl.damaged"
+  assert aside.read_text() == '{"step": -1, "loss": 2.5}\n'
+
+
 def test_numbers_that_are_not_finite_are_null(tmp_path):
   path = tmp_path / "lines"
   metric_log.append_line(path, {"step": 1, "loss": math.nan, "scale": math.inf})

@@ -247,7 +247,8 @@ def test_a_tower_that_does_not_say_what_it_is_stays_ambiguous(room, tmp_path):
   shutil.copytree(room / "text", plain)
   (plain / "modules.json").unlink()  # A BERT, and no sentence-transformer.
   config = _config(room, **{"init.text": str(plain)})
-  with pytest.raises(errors.AmbiguousError, match=r"init\.text: .*--pooling"):
+  told = r"init\.text: .*has the text tower alone\. Give --pooling"
+  with pytest.raises(errors.AmbiguousError, match=told):
     loop.train(config, tmp_path / "run")
 
 
@@ -256,6 +257,19 @@ def test_a_tower_in_the_wrong_place_is_named(room, tmp_path):
     loop.train(
       _config(room, **{"init.image": str(room / "text")}), tmp_path / "run"
     )
+
+
+@pytest.mark.parametrize("part", ["image", "model"])
+def test_what_lacks_the_tower_is_not_asked_what_it_means(room, tmp_path, part):
+  plain = tmp_path / "plain"
+  shutil.copytree(room / "text", plain)
+  (plain / "modules.json").unlink()  # A BERT, and no sentence-transformer.
+  fields = {"init.image": "", "init.text": "", f"init.{part}": str(plain)}
+  if part == "image":
+    fields["init.text"] = str(room / "text")
+  with pytest.raises(errors.UserError, match="holds the text tower") as caught:
+    loop.train(_config(room, **fields), tmp_path / "run")
+  assert not isinstance(caught.value, errors.AmbiguousError)
 
 
 def test_a_whole_model_begins_where_another_run_ended(room, locked, tmp_path):

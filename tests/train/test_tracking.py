@@ -81,14 +81,16 @@ def test_a_damaged_identity_is_made_anew(tracked, tmp_path):
 
 @pytest.mark.parametrize("call", ["init", "log", "finish"])
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("error", [ConnectionError, SystemExit])
 def test_a_failure_is_told_once_and_stops_nothing(
-  tracked, tmp_path, caplog, name, call
+  error, tracked, tmp_path, caplog, name, call
 ):
   tracked.fails.add(call)
+  tracked.error = error
   _write(tmp_path, name)
   assert len(tracked.called(call)) == 1
   (said,) = caplog.messages
-  assert said.startswith(f"{name} failed (ConnectionError: no {call} today)")
+  assert said.startswith(f"{name} failed ({error.__name__}: no {call} today)")
   lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
   assert len(lines) == 3
 

@@ -237,7 +237,8 @@ copy_to_workers() { # WORKERS FILE TARGET
 
 explain() { # CODE: ends the script and says what gcloud's words mean.
   local said zones
-  said=$(cat "$SAID")
+  # Warnings of quota projects, which gcloud gives whatever fails, tell nothing.
+  said=$(grep -v '^WARNING' "$SAID" | sed 's/quota[ _]project//g') || true
   zones="Which zone has what: https://cloud.google.com/tpu/docs/regions-zones"
   if [ -n "${TYPE:-}" ]; then
     zones="Zones with $(generation 1 "$TYPE") include $(generation 5 "$TYPE"). $zones"
@@ -251,15 +252,23 @@ explain() { # CODE: ends the script and says what gcloud's words mean.
       die "The project's Cloud TPU API is off. Run: gcloud services enable tpu.googleapis.com" ;;
     *"Invalid choice: 'queued-resources'"*)
       die "This gcloud is too old for queued resources. Run: gcloud components update" ;;
+    *"Unable to find the server"* | *"Max retries exceeded"* | *"Name or service not known"* | *"name resolution"*)
+      die "Google cannot be reached from this machine. Check the network, then give the same command again." ;;
+    *[Bb]illing* | *BILLING_DISABLED*)
+      die "The project has no billing account that is open: https://console.cloud.google.com/billing/projects links one." ;;
+    *"resource project"* | *"projects instance"* | *CONSUMER_INVALID* | *USER_PROJECT_DENIED*)
+      die "The project does not exist, or is closed to this account. Give its ID by --project, or run: gcloud config set project ID" ;;
     *[Qq]uota*)
       die "The project's quota does not allow this in $ZONE (spot and on-demand, each generation and each region or zone have one of their own). Ask for more at https://console.cloud.google.com/iam-admin/quotas (service Cloud TPU API), take a smaller slice, or another zone. $zones" ;;
     *"apacity"* | *RESOURCE_EXHAUSTED*)
       die "There is no room for this in $ZONE now. Try again later, with --spot, a smaller slice or another zone. $zones" ;;
-    *"or it may not exist"* | *"nvalid zone"* | *"ocation"*"not found"* | *"ccelerator"*"not found"* | *"nvalid value for"*"zone"*)
+    *"or it may not exist"* | *"nvalid zone"* | *"ocation "*"not found"* | *"ccelerator"*"not found"* | *"nvalid value for"*"zone"*)
       die "Zone '$ZONE' is not known to Cloud TPU, has no such slices, or is closed to this project. $zones" ;;
     *ALREADY_EXISTS*)
       die "There is a '$NAME' in $ZONE already. status.sh shows it; delete.sh removes it." ;;
     *NOT_FOUND* | *"not found"*)
+      [ -z "${TYPE:-}" ] ||
+        die "Something that was asked for is not in $ZONE of this project, such as the runtime version, the network or the service account; see the words above."
       die "There is no '$NAME' in $ZONE of this project. create.sh makes it; status.sh says how far it is." ;;
     *"terminal state"* | *PREEMPTED*)
       die "'$NAME' was preempted, or is gone for good. run.sh --recreate --yes gets another one; delete.sh removes what is left." ;;
@@ -285,12 +294,16 @@ lost_workers() { # TEXT: names the workers that gcloud could not reach.
 
 # --- The slice ------------------------------------------------------------
 
+is_missing() { # Whether gcloud has said so of the slice, not of its zone.
+  grep -q 'NOT_FOUND\|not found' "$SAID" && ! grep -q 'ocation .*not found' "$SAID"
+}
+
 queue_state() { # Prints the queued resource's state; NONE where there is none.
   local state
   if state=$(query compute tpus queued-resources describe "$NAME" \
     "--format=value(state.state)"); then
     printf '%s' "$state"
-  elif grep -q 'NOT_FOUND\|not found' "$SAID"; then
+  elif is_missing; then
     printf NONE
   else
     cat "$SAID" >&2
@@ -302,7 +315,7 @@ describe_node() { # FORMAT: prints a part of the node, NONE where there is none.
   local answer
   if answer=$(query compute tpus tpu-vm describe "$NAME" "--format=$1"); then
     printf '%s' "$answer"
-  elif grep -q 'NOT_FOUND\|not found' "$SAID"; then
+  elif is_missing; then
     printf NONE
   else
     cat "$SAID" >&2

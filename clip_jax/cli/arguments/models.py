@@ -14,7 +14,8 @@ def add_models(parser: flags.Parser) -> None:
   parser.add_argument(
     "--filter",
     metavar="TEXT",
-    help="only models with this in their name, such as siglip2",
+    help="only models with this in their name, such as siglip2; capitals and "
+    "signs make no difference",
   )
   parser.add_argument(
     "--max-parameters",

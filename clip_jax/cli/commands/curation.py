@@ -150,7 +150,9 @@ def dedupe(arguments: argparse.Namespace) -> verb.Answer:
     mirrored=arguments.mirrored,
     semantic=semantic,
   )
-  account.tell(source, arguments.data)
+  told = account.tell(source, arguments.data)
+  if against is not None:
+    account.tell(against, arguments.against, told=told)
   bars: dict[tuple[str, int], terminal.Progress] = {}
   with contextlib.ExitStack() as stack:
 

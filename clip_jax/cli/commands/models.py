@@ -18,7 +18,7 @@ def models(arguments: argparse.Namespace) -> verb.Answer:
   payload = [
     entry
     for entry in payload
-    if (text is None or text.lower() in entry["name"].lower())
+    if (text is None or errors.plain(text) in errors.plain(entry["name"]))
     and (most is None or entry["parameters"] <= most)
     and (arguments.format in (None, *entry["formats"]))
   ]

@@ -5,6 +5,7 @@ import os
 
 from clip_jax import errors, terminal
 from clip_jax.cli import verb
+from clip_jax.data import account
 from clip_jax.data.curation import corpus, making
 
 
@@ -22,6 +23,9 @@ def queries(arguments: argparse.Namespace) -> verb.Answer:
     )
     for text in arguments.texts
   ]
+  for text, each in zip(arguments.texts, inputs, strict=True):
+    if isinstance(each, corpus.Captions):
+      account.tell(each.source, text)
   with terminal.Progress("queries", unit="texts") as progress:
     found = making.make(
       inputs,

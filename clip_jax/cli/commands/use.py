@@ -7,6 +7,7 @@ own, since loaders of data take long to import.
 import argparse
 import functools
 import logging
+import mimetypes
 import os
 import pathlib
 
@@ -43,7 +44,7 @@ def classify(arguments: argparse.Namespace) -> verb.Answer:
   if len(names) == 1 and kind == "softmax":
     _LOGGER.warning(
       "There is one label, %r, so it has all of the probability. Several are "
-      "parted by commas, or stand on a line each in a file.",
+      "parted by commas in --labels, or stand on a line each in a file.",
       names[0],
     )
   ask = functools.partial(
@@ -139,9 +140,16 @@ def search(arguments: argparse.Namespace) -> verb.Answer:
       "tower: search with --image FILE."
     )
   if arguments.image is None:
+    kind = mimetypes.guess_type(arguments.query)[0] or ""
     if os.path.isfile(arguments.query):
       _LOGGER.warning(
         "%r is searched for as a text; for the image in it give --image.",
+        arguments.query,
+      )
+    elif kind.startswith("image/"):
+      _LOGGER.warning(
+        "There is no file %r, so it is searched for as a text; --image FILE "
+        "searches for what an image shows.",
         arguments.query,
       )
     query = clip.encode_text(arguments.query)[0]

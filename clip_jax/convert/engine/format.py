@@ -26,6 +26,9 @@ class Format:
     can_restore: whether a model came unchanged from this format, so that it can
       be written in spite of refusals.
     options_to_read: returns the options needed to read a written model back.
+    suffixes: with which the name of the one file ends that is written, the
+      usual one first; empty where a directory is written.
+    tower: "image" or "text" where models of the format have that tower alone.
   """
 
   name: str
@@ -36,3 +39,5 @@ class Format:
   refusals: Callable[[dict[str, Any]], list[str]] = lambda spec: []
   can_restore: Callable[[Portable], bool] = _never
   options_to_read: Callable[[dict[str, Any]], Options] = lambda spec: Options()
+  suffixes: tuple[str, ...] = ()
+  tower: str | None = None

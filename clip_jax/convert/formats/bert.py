@@ -271,5 +271,9 @@ def naming(names: Iterable[str]) -> dict[str, Any]:
 
 
 FORMAT = Format(
-  NAME, read, recognise=recognise, recognise_names=recognise_names
+  NAME,
+  read,
+  recognise=recognise,
+  recognise_names=recognise_names,
+  tower="text",
 )

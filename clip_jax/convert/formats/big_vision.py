@@ -284,4 +284,5 @@ FORMAT = Format(
   write=write,
   refusals=description.refusals,
   options_to_read=options_to_read,
+  suffixes=(".npz",),
 )

@@ -330,4 +330,5 @@ FORMAT = Format(
   write=write,
   refusals=refusals,
   options_to_read=options_to_read,
+  suffixes=(".pt", ".pth", ".bin", ".ckpt"),
 )

@@ -335,5 +335,9 @@ def _preprocessing(options, report) -> dict[str, Any]:
 
 
 FORMAT = Format(
-  NAME, read, recognise=recognise, recognise_names=recognise_names
+  NAME,
+  read,
+  recognise=recognise,
+  recognise_names=recognise_names,
+  tower="image",
 )

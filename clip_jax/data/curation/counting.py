@@ -1,44 +1,35 @@
 """Exact counts of words and of pairs of neighbours, in bounded memory.
 
-A table of counts that is full is written to a file, in partitions by a hash of
-the words, and begun anew. At the end one partition after the other is read
-back and added up, a large one in several passes. So nothing is estimated, and
-memory hardly depends on the corpus and its vocabulary: below 200 MB for each
-process that reads, as much once at the end, and where each part of a file
-stands, some 0.3 % of what is written.
+A table of counts that is full is added to files, one for each kind and each
+partition by a hash of the words, and begun anew. At the end one partition after
+the other is read back and added up; a large one is parted further before. So
+nothing is estimated, and memory does not depend on the corpus and its
+vocabulary: some 20 MB for each process that reads, as much once at the end.
 """
 
 import collections
+import contextlib
 import dataclasses
+import io
 import itertools
 import os
 import pathlib
 import re
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from clip_jax import whole_files
 from clip_jax.data.curation import corpus, matching
 
 MAX_WORD = 64  # Characters; what is longer is no word.
-MOST_KEYS = 2**19  # Words and pairs in a table before it is written.
-MERGED_BYTES = 16 * 2**20  # Of a partition that is read at once.
+MOST_KEYS = 2**17  # Words and pairs in a table before it is written.
+MERGED_BYTES = 2**21  # Of a partition that is added up at once.
 PARTITIONS = 64
+_DEEPEST = 5  # Digits to the base of `PARTITIONS` that a hash has.
 _ENDS = ("P", "S", "Z", "C")  # Categories that no word begins or ends with.
 _APART = re.compile(r"(?<=\S) \([^()]*\)$")
 KINDS = ("words", "bigrams", "titles", "wordnet")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Block:
-  """The place in a file of the counts of one kind in one partition."""
-
-  kind: str
-  partition: int
-  path: str
-  start: int
-  size: int
 
 
 @dataclasses.dataclass
@@ -113,17 +104,16 @@ def words_of(line: str) -> Iterator[list[str]]:
 
 
 class Table:
-  """Counts of one process, written to a file of its own as they fill up."""
+  """Counts of one process, added to files of its own as they fill up."""
 
   def __init__(
     self, path: str | os.PathLike, *, ignore_case: bool, most_keys: int
   ):
-    """Begins empty; `path` is appended to."""
+    """Begins empty; the names of its files are `path` and more."""
     self._path = os.fspath(path)
     self._fold = str.casefold if ignore_case else str
     self._most_keys = most_keys
     self._counts = {kind: collections.Counter[str]() for kind in KINDS}
-    self.blocks: list[Block] = []
     self.totals = Totals()
 
   def add(self, piece: corpus.Piece) -> None:
@@ -133,7 +123,8 @@ class Table:
     names = map(self._fold, map(_name, piece.titles))
     self._counts["titles"].update(names)
     self._counts["wordnet"].update(map(self._fold, piece.synsets))
-    for line in self._fold(piece.text).splitlines():
+    # By \n, \r and both: U+2028 and the like end no line of a text.
+    for line in io.StringIO(self._fold(piece.text), newline=None):
       self._add_line(line)
     if sum(map(len, self._counts.values())) >= self._most_keys:
       self.flush()
@@ -147,25 +138,20 @@ class Table:
       self._counts["bigrams"].update(map(" ".join, itertools.pairwise(row)))
 
   def flush(self) -> None:
-    """Writes all counts and forgets them."""
-    with whole_files.named(self._path), open(self._path, "ab") as file:
-      for kind, counts in self._counts.items():
-        self.blocks += self._written(file, kind, counts)
-        counts.clear()
-
-  def _written(self, file, kind, counts) -> Iterator[Block]:
-    lines: dict[int, list[bytes]] = {}
-    for key, count in counts.items():
-      data = key.encode("utf-8", "ignore")
-      if data := b" ".join(data.split()):  # A title may hold a tab.
-        lines.setdefault(_hash(data) % PARTITIONS, []).append(
-          b"%b\t%d\n" % (data, count)
-        )
-    for partition, found in lines.items():
-      data = b"".join(found)
-      start = file.tell()
-      file.write(data)
-      yield Block(kind, partition, self._path, start, len(data))
+    """Adds all counts to the files and forgets them."""
+    for kind, counts in self._counts.items():
+      lines: dict[int, list[bytes]] = {}
+      for key, count in counts.items():
+        data = key.encode("utf-8", "ignore")
+        if data := b" ".join(data.split()):  # A title may hold a tab.
+          lines.setdefault(_hash(data) % PARTITIONS, []).append(
+            b"%b\t%d\n" % (data, count)
+          )
+      counts.clear()
+      for partition, found in lines.items():
+        path = f"{self._path}.{kind}.{partition}"
+        with whole_files.named(path), open(path, "ab") as file:
+          file.writelines(found)
 
 
 def _hash(data: bytes) -> int:
@@ -178,7 +164,7 @@ def _name(title: str) -> str:
 
 
 def merged(
-  blocks: Sequence[Block],
+  directory: str | os.PathLike,
   kind: str,
   *,
   merged_bytes: int = MERGED_BYTES,
@@ -187,32 +173,61 @@ def merged(
   """Yields each key of a kind with its count, exactly, in no order.
 
   Args:
-    blocks: of all tables.
+    directory: where all tables are written; the files of this kind go.
     kind: one of `KINDS`.
     merged_bytes: what is added up at once.
     keep: tells what is wanted; the rest takes no memory.
   """
-  found: dict[int, list[Block]] = {}
-  for block in blocks:
-    if block.kind == kind:
-      found.setdefault(block.partition, []).append(block)
-  for mine in found.values():
-    passes = -(-sum(block.size for block in mine) // merged_bytes)
-    for number in range(passes):
-      counts = collections.Counter[str]()
-      for key, count in _lines(mine):
-        if _hash(key) // PARTITIONS % passes == number:
-          text = key.decode("utf-8")
-          if keep(text):
-            counts[text] += count
-      yield from counts.items()
+  found: dict[str, list[pathlib.Path]] = {}
+  for path in pathlib.Path(directory).glob(f"*.{kind}.*"):
+    found.setdefault(path.suffix, []).append(path)
+  for paths in found.values():
+    yield from _added_up(paths, 1, merged_bytes, keep)
 
 
-def _lines(blocks: Sequence[Block]) -> Iterator[tuple[bytes, int]]:
-  for path, mine in itertools.groupby(blocks, lambda block: block.path):
-    with open(pathlib.Path(path), "rb") as file:
-      for block in mine:
-        file.seek(block.start)
-        for line in file.read(block.size).splitlines():
-          key, _, count = line.rpartition(b"\t")
-          yield key, int(count)
+def _added_up(
+  paths: Sequence[pathlib.Path],
+  level: int,
+  merged_bytes: int,
+  keep: Callable[[str], bool],
+) -> Iterator[tuple[str, int]]:
+  """Yields the counts in some files, which all have the keys of one partition.
+
+  Args:
+    paths: of the files, which are removed.
+    level: how many digits of the keys' hashes are the same.
+    merged_bytes: what is added up at once.
+    keep: tells what is wanted.
+  """
+  size = sum(path.stat().st_size for path in paths)
+  if size > merged_bytes and level < _DEEPEST:
+    for part in _parted(paths, level):
+      yield from _added_up([part], level + 1, merged_bytes, keep)
+    return
+  counts = collections.Counter[str]()
+  for line in _lines(paths):
+    key, _, count = line.rpartition(b"\t")
+    text = key.decode("utf-8")
+    if keep(text):
+      counts[text] += int(count)
+  yield from counts.items()
+
+
+def _parted(paths: Sequence[pathlib.Path], level: int) -> list[pathlib.Path]:
+  """Moves the lines of files to others, by the next digit of their hashes."""
+  parts = [pathlib.Path(f"{paths[0]}-{i}") for i in range(PARTITIONS)]
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(whole_files.named(parts[0]))
+    files = [stack.enter_context(part.open("wb")) for part in parts]
+    for line in _lines(paths):
+      digit = _hash(line.rpartition(b"\t")[0]) // PARTITIONS**level % PARTITIONS
+      files[digit].write(line)
+  return parts
+
+
+def _lines(paths: Iterable[pathlib.Path]) -> Iterator[bytes]:
+  """Yields the lines of files, each of which is removed once it is read."""
+  for path in paths:
+    with path.open("rb") as file:
+      yield from file
+    path.unlink()

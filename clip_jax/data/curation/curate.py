@@ -17,7 +17,13 @@ import numpy as np
 from clip_jax import errors, json_text, preprocess
 from clip_jax.data import prepare
 from clip_jax.data import record as record_lib
-from clip_jax.data.curation import balancing, language, matching, survey
+from clip_jax.data.curation import (
+  balancing,
+  findings,
+  language,
+  matching,
+  survey,
+)
 from clip_jax.data.curation import queries as queries_lib
 from clip_jax.data.sources import views
 
@@ -241,22 +247,22 @@ def _decided(
   matches: balancing.Matches, rule: Rule, bad: dict[str, int]
 ) -> tuple[np.ndarray, dict[str, Any], bytes]:
   """Returns the pairs that stay, a summary, and the table of queries."""
-  pairs, counts = len(matches.pairs), matches.counts(len(rule.texts))
+  counts = matches.counts(len(rule.texts))
   if not len(matches.queries):
-    raise errors.UserError(
-      f"None of the {pairs} pairs holds one of the {len(counts)} queries"
-      f"{f' ({sum(bad.values())} pairs are bad)' if bad else ''}; the first "
-      f"query is {rule.texts[0]!r}. Capitals count: ignore_case lets "
-      "them make no difference."
+    none = np.zeros(len(matches.pairs), bool)
+    raise findings.none_stays(
+      _account(matches, none, bad),
+      f"The first of the {len(counts)} queries is {rule.texts[0]!r}. Capitals "
+      "count: ignore_case lets them make no difference.",
     )
   thresholds = _thresholds(matches, counts, rule)
   each = rule.each(thresholds)
   hashes = np.array([*map(balancing.hash_text, rule.texts)], np.uint64)
   stays = balancing.kept(matches, hashes, each)
   if not stays.any():
-    raise errors.UserError(
-      f"Of {pairs} pairs none stays at {thresholds[0]:.3g} pairs a query; "
-      "ask for more."
+    raise findings.none_stays(
+      _account(matches, stays, bad),
+      f"A query keeps {thresholds[0]:.3g} pairs; ask for more.",
     )
   after = np.bincount(
     matches.queries[stays[matches.rows()]], minlength=len(counts)
@@ -329,6 +335,25 @@ def _by_language(
   return told
 
 
+def _account(
+  matches: balancing.Matches, stays: np.ndarray, bad: dict[str, int]
+) -> dict[str, Any]:
+  """Returns how many pairs stay, and for what the others are dropped."""
+  matched = int(np.count_nonzero(np.diff(matches.starts)))
+  kept = int(stays.sum())
+  dropped = {
+    **bad,
+    "no_query": len(stays) - sum(bad.values()) - matched,
+    "balanced_away": matched - kept,
+  }
+  return {
+    "pairs": len(stays),
+    "matched": matched,
+    "kept": kept,
+    "dropped": {reason: n for reason, n in dropped.items() if n},
+  }
+
+
 def _summary(
   rule: Rule,
   matches: balancing.Matches,
@@ -338,21 +363,11 @@ def _summary(
   bad: dict[str, int],
   thresholds: np.ndarray,
 ) -> dict[str, Any]:
-  matched = int(np.count_nonzero(np.diff(matches.starts)))
-  kept = int(stays.sum())
   limited = before > thresholds
-  dropped = {
-    **bad,
-    "no_query": len(stays) - sum(bad.values()) - matched,
-    "balanced_away": matched - kept,
-  }
   # Stable: equal counts stay in the order of the list.
   top = np.argsort(-before, kind="stable")[:_TOP]
   return {
-    "pairs": len(stays),
-    "matched": matched,
-    "kept": kept,
-    "dropped": {reason: n for reason, n in dropped.items() if n},
+    **_account(matches, stays, bad),
     "queries": len(before),
     "queries_repeated": sum(each.repeated for each in rule.lists),
     "queries_matched": int(np.count_nonzero(before)),

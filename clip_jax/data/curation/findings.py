@@ -213,11 +213,12 @@ def _unpacked(data: bytes) -> Found:
   )
 
 
-def none_stays(said: Mapping[str, Any]) -> errors.UserError:
+def none_stays(said: Mapping[str, Any], advice: str = "") -> errors.UserError:
   """Returns the error where all `pairs` are `dropped`, as `said` has them."""
   dropped = ", ".join(f"{n} {why}" for why, n in said["dropped"].items())
   error = errors.UserError(
     f"None of the {said['pairs']} pairs stays; dropped: {dropped}."
+    f"{advice and f' {advice}'}"
   )
   error.payload = said
   return error

@@ -16,7 +16,7 @@ from clip_jax import errors
 
 MAX_DISTANCE = 12
 _PARTS, _PART_BITS = 4, 16
-_AT_ONCE = 2**19  # Candidates, for bounded memory.
+_AT_ONCE = 2**16  # Candidates, for bounded memory.
 _JOINED_AT_ONCE = 2**18  # Likewise; fewer, as each block may spare others.
 _MANY = 8  # Members of a group, or candidates, that it is worth to pass over.
 

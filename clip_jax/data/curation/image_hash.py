@@ -21,7 +21,7 @@ _SIDE = 32
 # A coefficient counts as positive beyond this share of their mean magnitude: in
 # symmetrical drawings half of them are zero, of which any noise would flip.
 _MARGIN = 0.25
-_AT_ONCE = 2**15  # Pairs that are compared, for bounded memory.
+_AT_ONCE = 2**12  # Pairs that are compared, for bounded memory.
 _FLAT = 1.0  # Grey levels; less than this root mean square shows nothing.
 
 
@@ -99,4 +99,5 @@ def are_alike(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def _centred(thumbs: np.ndarray) -> np.ndarray:
   x = thumbs.reshape(len(thumbs), 3 * THUMB**2).astype(np.float32)
   x -= x.mean(axis=1, keepdims=True)
-  return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+  x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+  return x

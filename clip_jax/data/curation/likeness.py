@@ -161,18 +161,20 @@ class Nodes:
   @classmethod
   def at(cls, found: findings.Found, slots: np.ndarray) -> "Nodes":
     """Returns the nodes of `slots`."""
-    shown = slots[~found.columns["flat"][slots]]
-    names = ("bits", "mirrored", "thumb")
-    columns = {name: found.columns[name][shown] for name in names}
-    thumb = columns["thumb"].reshape(len(shown), 3 * image_hash.THUMB**2)
-    hashes = [columns[name].reshape(-1, 1) for name in names[:2]]
-    hashes = [x.view(np.uint8) for x in hashes]
-    rows = np.concatenate([*hashes, thumb], axis=1)
-    rows = np.ascontiguousarray(rows).view(f"V{rows.shape[1]}").ravel()
+    seen = ~found.columns["flat"][slots]
+    shown = slots[seen]
+    sizes = {"bits": 8, "mirrored": 8, "thumb": 3 * image_hash.THUMB**2}
+    parts = [
+      found.columns[name][shown].view(np.uint8).reshape(len(shown), size)
+      for name, size in sizes.items()
+    ]
+    rows = np.concatenate(parts, axis=1)
+    del parts  # A row has 64 bytes, and what follows copies all again.
+    rows = rows.view(f"V{rows.shape[1]}").ravel()
     _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
     of = np.full(len(slots), -1)
-    of[~found.columns["flat"][slots]] = inverse
-    return cls(**{k: x[first] for k, x in columns.items()}, of=of)
+    of[seen] = inverse
+    return cls(*(found.columns[name][shown[first]] for name in sizes), of=of)
 
   def _sides(self, rule: Rule) -> list[tuple[np.ndarray, np.ndarray]]:
     """Returns hashes and thumbnails that may be near others."""

@@ -247,8 +247,13 @@ def overlap(
 
   slots, theirs = pairs.slots(), others.slots()
   if rule.exact:
-    near = likeness.same_bytes(pairs.found, slots, others.found, theirs)
-    link("exact", slots, theirs, near, lambda i, j: np.zeros(len(i)))
+    link(
+      "exact",
+      slots,
+      theirs,
+      likeness.same_bytes(pairs.found, slots, others.found, theirs),
+      lambda i, j: np.zeros(len(i)),
+    )
   if rule.max_distance is not None:
     near = likeness.near_looks(pairs.found, slots, others.found, theirs, rule)
 

@@ -84,9 +84,9 @@ class _Reader:
     self,
     parts: Iterable[tuple[int, int, int]],
     on_text: Callable[[int], None],
-  ) -> tuple[list[counting.Block], counting.Totals]:
+  ) -> counting.Totals:
     """Counts some parts; calls `on_text` with the texts just read, or none."""
-    path = os.path.join(self._directory, f"{os.getpid()}.counts")
+    path = os.path.join(self._directory, str(os.getpid()))
     table = counting.Table(
       path, ignore_case=self._ignore_case, most_keys=counting.MOST_KEYS
     )
@@ -100,7 +100,7 @@ class _Reader:
       on_text(table.totals.texts - told)
       told = table.totals.texts
     table.flush()
-    return table.blocks, table.totals
+    return table.totals
 
 
 class _StoppedError(Exception):
@@ -146,7 +146,7 @@ def _begin(shared: _Shared) -> None:
   _SHARED = shared
 
 
-def _read() -> tuple[list[counting.Block], counting.Totals]:
+def _read() -> counting.Totals:
   assert _SHARED is not None
   shared = _SHARED
 
@@ -164,8 +164,8 @@ def _read_all(
   parts: Sequence[tuple[int, int, int]],
   workers: int,
   on_texts: Callable[[int], None],
-) -> Iterator[tuple[list[counting.Block], counting.Totals]]:
-  """Yields what each process has counted, in no order."""
+) -> Iterator[counting.Totals]:
+  """Yields how much each process has counted, in no order."""
   if workers == 1:
     told = 0
 
@@ -250,12 +250,10 @@ def make(
       for part in each.parts()
     ]
     reader = _Reader(tuple(inputs), directory, rule.ignore_case)
-    blocks: list[counting.Block] = []
     totals = counting.Totals()
-    for found, counted in _read_all(reader, parts, workers, on_texts):
-      blocks += found
+    for counted in _read_all(reader, parts, workers, on_texts):
       totals.add(counted)
-    entries = _entries(blocks, totals, rule)
+    entries = _entries(directory, totals, rule)
     if not entries:
       raise errors.UserError(
         f"No query is found in {totals.texts} texts of {totals.words} words"
@@ -291,13 +289,13 @@ def _check_new(out: pathlib.Path, table: pathlib.Path) -> None:
 
 
 def _entries(
-  blocks: Sequence[counting.Block], totals: counting.Totals, rule: Rule
+  directory: str, totals: counting.Totals, rule: Rule
 ) -> dict[str, _Entry]:
   """Returns the queries, with what is known of each."""
   entries: dict[str, _Entry] = {}
   # A pair occurs at most as often as each of its words: to leave out pairs of
   # rarer words while they are added up loses none.
-  for word, count in counting.merged(blocks, "words"):
+  for word, count in counting.merged(directory, "words"):
     if count >= rule.min_count:
       entries[word] = _Entry(["words"], count)
   words = {word: entry.count or 0 for word, entry in entries.items()}
@@ -306,14 +304,14 @@ def _entries(
     first, _, second = pair.partition(" ")
     return first in words and second in words
 
-  for pair, count in counting.merged(blocks, "bigrams", keep=frequent):
+  for pair, count in counting.merged(directory, "bigrams", keep=frequent):
     if count >= rule.min_count:
       first, _, second = pair.partition(" ")
       bits = pmi(count, words[first], words[second], totals)
       if bits >= rule.min_pmi:
         entries[pair] = _Entry(["bigrams"], count, bits)
   for kind in ("titles", "wordnet"):
-    for name, _ in counting.merged(blocks, kind):
+    for name, _ in counting.merged(directory, kind):
       if len(name) <= _MAX_CHARACTERS:
         entries.setdefault(name, _Entry([])).sources.append(kind)
   return entries

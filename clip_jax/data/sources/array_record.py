@@ -174,7 +174,7 @@ def open_array_record(path: str, options: dict[str, str]) -> ArrayRecords:
   sidecar_path = os.path.join(places.expanded(path), SIDECAR)
   if not places.is_file(sidecar_path):
     names = globs.find_files(path, suffix=SUFFIX)
-    return ArrayRecords(names, sidecar={})
+    return _open(path, names, {})
   sidecar = read_sidecar(sidecar_path)
   directory = os.path.dirname(sidecar_path)
   names = [os.path.join(directory, each["name"]) for each in sidecar["files"]]
@@ -188,7 +188,16 @@ def open_array_record(path: str, options: dict[str, str]) -> ArrayRecords:
         f"'{shown}' {found}; {SIDECAR} says {entry['bytes']} bytes. Copy it "
         "again, or prepare the data again."
       )
-  return ArrayRecords(names, sidecar=sidecar)
+  return _open(path, names, sidecar)
+
+
+def _open(
+  path: str, names: Sequence[str], sidecar: dict[str, Any]
+) -> ArrayRecords:
+  source = ArrayRecords(names, sidecar=sidecar)
+  for name in globs.unread(path, names, like=(SUFFIX,)):
+    source.account.left_out.add(name)
+  return source
 
 
 def read_sidecar(path: str | os.PathLike) -> dict[str, Any]:

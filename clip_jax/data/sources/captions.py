@@ -11,11 +11,11 @@ import contextlib
 import io
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from clip_jax import errors, json_text, places, regular_files
+from clip_jax import errors, json_text, places, regular_files, terminal
 from clip_jax.data import record as record_lib
 
 # "text": a `.txt` is one caption; "lines": each of its lines is one.
@@ -25,7 +25,8 @@ MAX_TEXT_BYTES = 2**20
 # The text of an image that is of none of the classes.
 NO_CLASS = "none of the classes"
 _NPY = b"\x93NUMPY"
-_LOOKED_AT = 64  # Texts, before it is said that they have several lines.
+LOOKED_AT = 64  # Texts, before it is said that they look like several.
+_LIST = re.compile(r"""\[\s*(?:(["']).*\1)?\s*\]""", re.DOTALL)
 
 
 def check_choice(captions: str) -> str:
@@ -202,6 +203,22 @@ def checked(pieces: Iterable[str], *, key: str) -> tuple[str, ...]:
   return texts
 
 
+def note_lists(texts: Sequence[str]) -> list[str]:
+  """Returns a sentence where most of `texts` are printed lists, else nothing.
+
+  pandas and csv.writer print a list of captions into one field.
+  """
+  lists = [text for text in texts if _LIST.fullmatch(text.strip())]
+  if 2 * len(lists) <= len(texts):
+    return []
+  return [
+    f"{len(lists)} of {len(texts)} captions looked at are lists that were "
+    f"written as a text, such as '{terminal.escaped(lists[0], limit=60)}', and "
+    "each is read as one caption. Write each of its captions on a row of its "
+    "own, with the same image."
+  ]
+
+
 def propose_lines(
   text_of: Callable[[int], bytes | None], *, slots: int
 ) -> list[str]:
@@ -218,7 +235,7 @@ def propose_lines(
         return sum(bool(line.strip()) for line in text.splitlines())
     return None
 
-  some = np.linspace(0, slots - 1, min(slots, _LOOKED_AT)).astype(int).tolist()
+  some = np.linspace(0, slots - 1, min(slots, LOOKED_AT)).astype(int).tolist()
   counts = [x for x in places.of_each(lines_of, some) if x is not None]
   looked, several = len(counts), sum(count > 1 for count in counts)
   if not several:

@@ -201,6 +201,8 @@ def open_folder(
   for name in texts:
     account.left_out.add(name)
   account.notes.extend(_note_empty(root, images))
+  if not splits:
+    account.notes.extend(_note_deeper(path, images))
   if outside := [name for name in images if os.sep not in name]:
     raise errors.UserError(
       f"folder:{path} holds images outside of a class folder, such as "
@@ -300,6 +302,24 @@ def _note_splits(path: str, images: list[str], layout: str) -> Iterator[str]:
         f"folder:{os.path.join(path, first)} reads one of them."
       )
       return
+
+
+def _note_deeper(path: str, images: list[str]) -> Iterator[str]:
+  """Yields a sentence where folders within the class folders may be classes.
+
+  One folder of the same name in each, such as `images`, is none.
+  """
+  parts = [name.split(os.sep) for name in images]
+  inner = {p[1] for p in parts if len(p) > 2}
+  deeper = sorted({os.sep.join(p[:2]) for p in parts if len(p) > 2})
+  if len(inner) > 1 and 2 * sum(len(p) > 2 for p in parts) > len(parts):
+    above = deeper[0].split(os.sep)[0]
+    yield (
+      f"Most images lie in folders within the class folders, such as "
+      f"{disk.listed(deeper[:2])}, and their class is the folder above, "
+      f"{disk.listed([above])}. Where the folders within are the classes, give "
+      f"folder:{os.path.join(path, above)}, or move them up."
+    )
 
 
 def _class_name(directory: str) -> str:

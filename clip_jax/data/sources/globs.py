@@ -1,9 +1,11 @@
 """Which files an address names: braces, globs and directories."""
 
+import contextlib
 import glob
 import itertools
 import os
 import re
+from collections.abc import Collection
 
 from clip_jax import errors, places, terminal
 
@@ -52,6 +54,47 @@ def find_files(pattern: str, *, suffix: str) -> list[str]:
       "it has one."
     )
   return files
+
+
+def unread(
+  pattern: str, files: Collection[str], *, like: Collection[str]
+) -> list[str]:
+  """Returns names of what looks like more of `files`, but is not among them.
+
+  Such are `a.tar.gz` in a directory of tars, and a folder of more tars.
+
+  Args:
+    pattern: a directory or a glob; of anything else nothing is looked at.
+    files: that are read of it.
+    like: parts of the names of such files, in lower case.
+  """
+  pattern = places.expanded(pattern)
+  if places.is_folder(pattern):
+    there = [os.path.join(pattern, name) for name in places.names(pattern)]
+  else:
+    there = places.matching(pattern) if glob.has_magic(pattern) else []
+  read = set(map(os.path.basename, files))
+  for above in (1, 2):  # The folders that the files lie in.
+    read |= {
+      path.split(os.sep)[-1 - above]
+      for path in files
+      if path.count(os.sep) >= above
+    }
+
+  def is_like(name: str) -> bool:
+    return any(part in name.lower() for part in like)
+
+  found = []
+  for path in there:
+    name = os.path.basename(path)
+    if name in read or name.startswith("."):
+      continue
+    if os.path.isdir(path):  # Of a bucket's folders nothing is asked.
+      with contextlib.suppress(OSError):
+        found += [f"{name}/"] if any(map(is_like, os.listdir(path))) else []
+    elif is_like(name):
+      found.append(name)
+  return found
 
 
 def _listed(path: str, kind: str | None, suffix: str) -> list[str]:

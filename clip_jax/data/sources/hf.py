@@ -114,4 +114,5 @@ def open_hf(path: str, options: dict[str, str]) -> record_lib.Source:
     options,
     address=f"hf:{path}",
     opener=open_files.Copied(listing.files, ArrowFile),
+    like=".arrow",
   )

@@ -36,6 +36,7 @@ from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import columns as columns_lib
 from clip_jax.data.sources import (
+  globs,
   image_files,
   parquet_files,
   row_groups,
@@ -54,6 +55,7 @@ def open_parquet(path: str, options: dict[str, str]) -> record_lib.Source:
     options,
     address=f"parquet:{path}",
     opener=row_groups.ParquetFile,
+    like=".parq",
   )
 
 
@@ -63,6 +65,7 @@ def open_tables(
   *,
   address: str,
   opener: Callable[[str], row_groups.TableFile],
+  like: str,
 ) -> record_lib.Source:
   """Opens files of tables of any format.
 
@@ -74,6 +77,7 @@ def open_tables(
     options: those of the module.
     address: the scheme and the path, for messages.
     opener: opens a file by its path.
+    like: a part of the names of such files.
 
   Raises:
     UserError: all files are damaged, or an option does not fit.
@@ -123,6 +127,9 @@ def open_tables(
   )
   if not len(source):
     raise errors.UserError(f"{address} has no rows.")
+  every = {*listing.files, *(x for of in listing.splits.values() for x in of)}
+  for name in globs.unread(address.partition(":")[2], every, like=(like,)):
+    source.account.left_out.add(name)
   return source if split is None else views.part(source, split)
 
 

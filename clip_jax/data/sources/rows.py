@@ -1,6 +1,7 @@
 """Records from rows of tables of any kind; `parquet` says what they hold."""
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -82,6 +83,8 @@ class Rows:
     if columns.has_paths:
       self._order, self._bounds = self._group_rows(columns.image)
     self.fingerprint = self._digest(footers)
+    if footers:
+      self.account.notes.extend(self._note_lists(footers[0].schema))
 
   def __len__(self) -> int:
     if self._bounds is not None:
@@ -205,6 +208,17 @@ class Rows:
         start += len(piece)
       start = end
 
+  def _note_lists(self, schema: pa.Schema) -> Iterator[str]:
+    """Yields a sentence where the first captions are printed lists."""
+    for name in self._columns.captions:
+      if columns_lib.is_text(schema.field(name).type):
+        for _, texts in itertools.islice(self._walk(name), 1):
+          some = texts.array.slice(0, captions_lib.LOOKED_AT).to_pylist()
+          read = zip(some, texts.good, strict=False)
+          yield from captions_lib.note_lists(
+            [text.decode() for text, good in read if good]
+          )
+
   def _find_classes(self, column: str) -> list[str]:
     names: set[str] = set()
     for _, texts in self._walk(column):
@@ -248,10 +262,13 @@ class Rows:
     return digest.hexdigest()
 
 
-def _value(
-  cell: Any, key: str, *, limit: int = captions_lib.MAX_TEXT_BYTES
-) -> Any:
-  """Returns a cell as Python's value; raises `BadRecord` where it cannot."""
+def _value(cell: Any, key: str, *, limit: int | None = None) -> Any:
+  """Returns a cell as Python's value; raises `BadRecord` where it cannot.
+
+  A text may be as long as `limit` says, or else as long as captions may be.
+  """
+  if limit is None:
+    limit = captions_lib.MAX_TEXT_BYTES
   if isinstance(cell, pa.DictionaryScalar):
     cell = cell.value
   if not cell.is_valid:

@@ -183,6 +183,8 @@ def index_rows(
   names.update(digest)
   digest.update(bounds.tobytes())
   texts.update(digest)
+  some = [texts[i] for i in range(min(len(texts), captions_lib.LOOKED_AT))]
+  notes.extend(captions_lib.note_lists(some))
   facts = {"notes": notes, "fingerprint": digest.hexdigest()}
   return kept_index.Index(arrays, facts)
 

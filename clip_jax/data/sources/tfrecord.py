@@ -226,4 +226,5 @@ def open_tfrecord(path: str, options: dict[str, str]) -> record_lib.Source:
     options,
     address=f"tfrecord:{path}",
     opener=TFRecordFile,
+    like=".tfrec",
   )

@@ -33,7 +33,7 @@ _CLASS_NAMES = "classnames.txt"
 _TEMPLATES = "zeroshot_classification_templates.txt"
 _TAR = re.compile(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz|tbz2?|txz)$", re.IGNORECASE)
 # Beside shards in a directory: what they were unpacked from, or should be.
-_PACKED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
+_LIKE_SHARDS = (".tar", ".tgz", ".tbz", ".txz")
 
 
 class WebDataset:
@@ -287,10 +287,8 @@ def open_webdataset(path: str, options: dict[str, Any]) -> WebDataset:
     class_names=class_names,
     templates=templates,
   )
-  directory = places.expanded(path)
-  if places.is_folder(directory):
-    for name in filter(_PACKED.search, places.names(directory)):
-      source.account.left_out.add(name)
+  for name in globs.unread(path, shards, like=_LIKE_SHARDS):
+    source.account.left_out.add(name)
   return source
 
 
