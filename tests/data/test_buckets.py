@@ -1,6 +1,7 @@
 """Data in buckets are those on disk, also where the network has faults."""
 
 import dataclasses
+import io
 import pickle
 import signal
 import threading
@@ -373,7 +374,7 @@ def _replace(store, name, data):
 
 
 def _from_front_to_end(file):
-  with buckets.stream(file, buffer_bytes=10) as stream:
+  with io.BufferedReader(buckets._Stream(file), 10) as stream:
     return b"".join(iter(lambda: stream.read(10), b""))
 
 
