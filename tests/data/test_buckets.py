@@ -1,6 +1,7 @@
 """Data in buckets are those on disk, also where the network has faults."""
 
 import dataclasses
+import io
 import pickle
 import signal
 import threading
@@ -373,7 +374,7 @@ def _replace(store, name, data):
 
 
 def _from_front_to_end(file):
-  with buckets.stream(file) as stream:
+  with io.BufferedReader(buckets._Stream(file), 10) as stream:
     return b"".join(iter(lambda: stream.read(10), b""))
 
 
@@ -394,7 +395,6 @@ def test_bytes_of_two_objects_are_never_taken_for_one(
   size, read, scheme, store, monkeypatch
 ):
   monkeypatch.setattr(buckets, "_REQUEST_BYTES", 20)
-  monkeypatch.setattr(buckets, "_AHEAD_BYTES", 10)
   if read is _here_and_there:
     monkeypatch.setattr(buckets, "_SAME_SECONDS", 0.0)
   store.put("data-1", "a.bin", b"x" * 90)
