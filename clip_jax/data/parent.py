@@ -5,6 +5,7 @@ that take seconds.
 """
 
 import functools
+import multiprocessing
 import os
 import signal
 import sys
@@ -41,9 +42,11 @@ def watch() -> None:
   """Ends this process once the process that started it is gone."""
   # Linux's signal of the parent's death is of no use here: it comes when the
   # thread ends that started this process, and grain starts it from a pool.
-  first = os.getppid()
+  started, first = multiprocessing.parent_process(), os.getppid()
 
   def wait() -> None:
+    if started is not None and not started.is_alive():
+      return  # It was gone before: `first` is who took this process over.
     while os.getppid() == first:
       time.sleep(0.2)
 

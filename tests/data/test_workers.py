@@ -1,6 +1,7 @@
 """Workers and their shared memory end with the run, whatever ends it."""
 
 import contextlib
+import multiprocessing
 import os
 import pathlib
 import random
@@ -9,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
 
 from clip_jax.data import batches as batches_lib
-from clip_jax.data import workers
+from clip_jax.data import parent, workers
 
 # CLIP_JAX_KILLS=20 takes some minutes.
 KILLS = int(os.environ.get("CLIP_JAX_KILLS", "4")) // 2
@@ -277,3 +279,17 @@ def test_a_program_that_imports_multiprocessing_is_no_worker():
     "assert threading.active_count() == 1"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_worker_whose_parent_ended_before_it_watched_ends(monkeypatch):
+  waits = []
+  monkeypatch.setattr(parent, "end_after", waits.append)
+  started = types.SimpleNamespace(is_alive=lambda: False)
+  monkeypatch.setattr(multiprocessing, "parent_process", lambda: started)
+
+  def never(seconds):
+    raise AssertionError("It waits for the end of another process.")
+
+  monkeypatch.setattr(time, "sleep", never)
+  parent.watch()
+  waits.pop()()
