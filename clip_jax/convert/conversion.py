@@ -18,6 +18,7 @@ from clip_jax.convert import (
   weights_file,
 )
 from clip_jax.convert import report as report_lib
+from clip_jax.convert.engine.format import Format
 from clip_jax.convert.portable import Options, Portable
 
 
@@ -55,13 +56,7 @@ def convert(
   if not target.write:
     raise errors.unknown("target format", to, names.TARGETS)
   where = os.fspath(destination)
-  suffix = pathlib.PurePath(where).suffix
-  known = suffix in weights_file.SUFFIXES and suffix not in target.suffixes
-  if known and target.suffixes:
-    raise errors.UserError(
-      f"DEST {where!r} ends in {suffix}, and the file of a model of the format "
-      f"{to!r} in {target.suffixes[0]}."
-    )
+  _check_suffix(where, target)
   if not (in_bucket := buckets.is_address(where)):
     errors.check_new("DEST", where)
     # "." and ".." have no name that a directory could take.
@@ -103,6 +98,18 @@ def convert(
   report.facts["sha256_source"] = model.source.get("files", {})
   report.facts["sha256_target"] = digests
   return report
+
+
+def _check_suffix(where: str, target: Format) -> None:
+  """Raises UserError where a file is named as one of another format."""
+  suffix = pathlib.PurePath(where).suffix
+  if not target.suffixes or suffix in target.suffixes:
+    return
+  if suffix in weights_file.SUFFIXES:
+    raise errors.UserError(
+      f"DEST {where!r} ends in {suffix}, and the file of a model of the format "
+      f"{target.name!r} in {target.suffixes[0]}; give a name that ends so."
+    )
 
 
 def _without_useless_bias(model, target, options) -> Portable:

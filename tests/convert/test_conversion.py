@@ -83,7 +83,7 @@ def test_a_file_is_known_by_its_content_where_its_name_says_nothing(
 
 
 def test_a_file_with_the_suffix_of_another_kind_is_refused(model, tmp_path):
-  with pytest.raises(errors.UserError, match=r"\.npz.* 'openai' in \.pt\."):
+  with pytest.raises(errors.UserError, match=r"\.npz.* 'openai' in \.pt; give"):
     convert.convert(model, tmp_path / "a.npz", to="openai")
   assert not (tmp_path / "a.npz").exists()
 

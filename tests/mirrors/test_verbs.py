@@ -122,19 +122,23 @@ def test_a_model_is_not_there(store):
     search_lib.open_index("gs://data-1/none")
 
 
+def _build(address, fingerprint, **options):
+  search_lib.build(
+    address,
+    batches=lambda start: _batches(start, fingerprint),
+    embed_images=lambda images: images,
+    model="m",
+    fingerprint=fingerprint,
+    **options,
+  )
+
+
 def test_an_index_is_killed_while_it_is_written(store, monkeypatch, tmp_path):
   """Readers see the old index until the new one's meta.json is there."""
   address, put = "s3://data-1/index", writing.put_file
 
   def build(fingerprint):
-    search_lib.build(
-      address,
-      batches=lambda start: _batches(start, fingerprint),
-      embed_images=lambda images: images,
-      model="m",
-      fingerprint=fingerprint,
-      goes_on_as=fingerprint,
-    )
+    _build(address, fingerprint, goes_on_as=fingerprint)
 
   build("one")
   for kind in ("embeddings", "records", "meta"):
@@ -175,13 +179,7 @@ def test_of_two_machines_that_write_an_index_one_has_all_of_it(
 
   def build(fingerprint, cache):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
-    search_lib.build(
-      address,
-      batches=lambda start: _batches(start, fingerprint),
-      embed_images=lambda images: images,
-      model="m",
-      fingerprint=fingerprint,
-    )
+    _build(address, fingerprint)
 
   def put_after_another(address, path):
     if path.name.startswith(kind):
