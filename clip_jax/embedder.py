@@ -342,6 +342,9 @@ def _signature(variables) -> tuple:
 
 
 def _in_words(method: str, shape: tuple[int, ...]) -> str:
+  rows = shape[0]
   if method != "encode_text":
-    return f"the image tower for {shape[0]} images at once"
-  return f"the text tower for {shape[0]} texts of {shape[1]} tokens at once"
+    what = "one image" if rows == 1 else f"{rows} images at once"
+    return f"the image tower for {what}"
+  what = "one text" if rows == 1 else f"{rows} texts at once"
+  return f"the text tower for {what}, of {shape[1]} tokens"

@@ -724,3 +724,20 @@ def test_the_index_remembers_its_model_and_knows_it_again(tmp_path):
   index.check_model("/elsewhere", "f00d")
   with pytest.raises(errors.UserError, match=r"not the one.*step 600"):
     index.check_model("/elsewhere", "beef")
+
+
+def test_an_index_of_something_else_is_told_before_it_is_replaced(
+  tmp_path, caplog
+):
+  for data in (None, b"no JSON", b"[]"):  # Nothing, or nothing that is known.
+    if data is not None:
+      (tmp_path / "meta.json").write_bytes(data)
+    search.tell_replaced(tmp_path, fingerprint="a", data="folder:x")
+  assert not caplog.records
+  meta = make_index(tmp_path / "index", units(4, 6), data="folder:x")
+  known = {"fingerprint": meta["fingerprint"], "data": meta["data"]}
+  search.tell_replaced(tmp_path / "index", **known)
+  assert not caplog.records
+  for other in ({"fingerprint": "other"}, {"data": "folder:other"}):
+    search.tell_replaced(tmp_path / "index", **known | other)
+  assert caplog.text.count("an index of 6 images") == 2

@@ -97,6 +97,11 @@ EXAMPLES = {
     "data dedupe csv:pairs.csv single --by exact,near,semantic "
     "--model ViT-B-32.pt",
   ),
+  "data mix": (
+    "data mix wds:a.tar csv:pairs.csv --weights 2,1 --first 6",
+    "data mix csv:en.csv csv:fi.csv --temperature 3 --examples 1000000 "
+    "--out mixed --workers 8",
+  ),
   "data stats": (
     "data stats csv:pairs.csv --out look --workers 8",
     "data stats builtin:digits/test --decode --json",

@@ -4,15 +4,20 @@ import concurrent.futures
 import dataclasses
 import functools
 import zlib
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import grain
 import numpy as np
 
+from clip_jax import errors
 from clip_jax.data import elements
 from clip_jax.data import record as record_lib
 
 _SHUFFLE_ROUNDS = 4  # As grain's own shuffle.
+_MAX_SUBSTITUTES = 100
+
+_Found = TypeVar("_Found")
 
 
 class Order(Protocol):
@@ -72,6 +77,36 @@ def record_index(
     max_index=records - 1,
     seed=_shuffle_seed(seed, epoch, attempt, tag),
     rounds=_SHUFFLE_ROUNDS,
+  )
+
+
+def first_good(
+  slots: Order, g: int, read: Callable[[int], _Found]
+) -> tuple[_Found, list[record_lib.BadRecord]]:
+  """Returns what `read` makes of the first good record for example `g`.
+
+  Args:
+    slots: the order of the run.
+    g: the example's number.
+    read: called with a slot; raises BadRecord where it holds nothing usable,
+      and is then called with another one.
+
+  Returns:
+    What `read` returned, and the bad records met on the way.
+
+  Raises:
+    UserError: one bad record after another.
+  """
+  met: list[record_lib.BadRecord] = []
+  while len(met) <= _MAX_SUBSTITUTES:
+    try:
+      return read(slots.slot(g, attempt=len(met))), met
+    except record_lib.BadRecord as error:
+      met.append(error)
+  raise errors.UserError(
+    f"Example {g} met {len(met)} bad records in a row; the last one is"
+    f" {met[-1].key!r}: {met[-1].reason}. This data cannot be trained on;"
+    " `clip-jax data inspect` lists what is wrong."
   )
 
 

@@ -36,7 +36,6 @@ __all__ = [
 # Rows that one thread makes at a time: what is in flight is bounded by
 # threads x workers x this, not by the batch.
 CHUNK_ROWS = 256
-MAX_SUBSTITUTES = 100
 _ENDLESS_STEPS = 2**40
 
 
@@ -98,30 +97,21 @@ class _TrainChunk:
     }
 
   def _example(self, g: int) -> _Example:
-    met: list[record_lib.BadRecord] = []
-    while len(met) <= MAX_SUBSTITUTES:
-      slot = self.slots.slot(g, attempt=len(met))
-      rng = order.generator(self.seed, g)
-      try:
-        record = self.source[slot]
-        pixels, caption = elements.train_element(
-          record,
-          decode=self.decode,
-          preprocess=self.preprocess,
-          rng=rng,
-          resize_ratio=self.resize_ratio,
-          caption=self.caption,
-        )
-      except record_lib.BadRecord as error:
-        met.append(error)
-        continue
-      image_id = zlib.crc32(record.image) if self.image_ids else 0
-      return _Example(slot, pixels, image_id, caption, met)
-    raise errors.UserError(
-      f"Example {g} met {len(met)} bad records in a row; the last one is"
-      f" {met[-1].key!r}: {met[-1].reason}. This data cannot be trained on;"
-      " `clip-jax data inspect` lists what is wrong."
-    )
+    def read(slot: int) -> tuple[int, record_lib.Record, np.ndarray, str]:
+      record = self.source[slot]
+      pixels, caption = elements.train_element(
+        record,
+        decode=self.decode,
+        preprocess=self.preprocess,
+        rng=order.generator(self.seed, g),
+        resize_ratio=self.resize_ratio,
+        caption=self.caption,
+      )
+      return slot, record, pixels, caption
+
+    (slot, record, pixels, caption), met = order.first_good(self.slots, g, read)
+    image_id = zlib.crc32(record.image) if self.image_ids else 0
+    return _Example(slot, pixels, image_id, caption, met)
 
 
 @dataclasses.dataclass(frozen=True)

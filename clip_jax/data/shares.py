@@ -76,3 +76,16 @@ def counts(weights: Sequence[int], n: int) -> list[int]:
   return [
     number * weight + more for weight, more in zip(weights, begun, strict=True)
   ]
+
+
+def end(weights: tuple[int, ...], source: int, count: int) -> int:
+  """Returns after how many examples `count` of them are of `source`.
+
+  Args:
+    weights: of each source.
+    source: its place among them.
+    count: at least 1.
+  """
+  number, rank = divmod(count - 1, weights[source])
+  places = np.flatnonzero(period(weights) == source)
+  return number * sum(weights) + int(places[rank]) + 1

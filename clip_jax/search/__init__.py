@@ -14,7 +14,7 @@ from clip_jax.search.exchange import (
   export,
   open_index,
 )
-from clip_jax.search.holding import check_replaceable
+from clip_jax.search.holding import check_replaceable, tell_replaced
 from clip_jax.search.index import Hit, Index, nearest
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
   "export",
   "nearest",
   "open_index",
+  "tell_replaced",
 ]

@@ -7,7 +7,14 @@ import os
 import pathlib
 from typing import Any
 
-from clip_jax import buckets, errors, places, regular_files
+from clip_jax import (
+  buckets,
+  errors,
+  json_text,
+  places,
+  regular_files,
+  terminal,
+)
 from clip_jax.search import index_files
 
 _LOGGER = logging.getLogger(__name__)
@@ -38,6 +45,34 @@ def check_replaceable(directory: str | os.PathLike) -> None:
     raise errors.UserError(
       f"{meta} is not of an index and is left alone; name a new directory."
     )
+
+
+def tell_replaced(
+  directory: str | os.PathLike, *, fingerprint: str, data: str
+) -> None:
+  """Warns where `directory` holds an index of something else.
+
+  Args:
+    directory: where an index is written, also in a bucket.
+    fingerprint: of its model.
+    data: address of its images.
+  """
+  meta = f"{str(directory).rstrip('/')}/{index_files.META}"
+  try:
+    found = json_text.parse(_content(meta), what=meta)
+  except errors.UserError:  # None, or a damaged one.
+    return
+  if found.get("fingerprint") == fingerprint and found.get("data") == data:
+    return
+  _LOGGER.warning(
+    "%s holds an index of %s images of %s by %s. The new one replaces it, once "
+    "it is whole.",
+    directory,
+    *(
+      terminal.escaped(str(found.get(name)), limit=200)
+      for name in ("count", "data", "model")
+    ),
+  )
 
 
 def _content(meta: str | os.PathLike) -> bytes:

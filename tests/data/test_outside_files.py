@@ -391,6 +391,7 @@ def test_prepare_says_why_records_are_bad(tmp_path, png, capsys):
     "sep=;\nimage;caption\n0.png;a, b\n",
     "\ufeffsep=,\r\nFilepath,Title\r\n0.png,a, b\r\n",
     "IMAGE\tCAPTION\n0.png\ta, b\n",
+    'file_name,text\n0.png,"a, b"\n',
   ],
 )
 def test_other_separators_and_capitals_are_known(tmp_path, png, table):

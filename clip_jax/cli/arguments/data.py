@@ -4,7 +4,7 @@ import argparse
 import functools
 
 from clip_jax.cli import flags
-from clip_jax.cli.arguments import curation, queries, stats
+from clip_jax.cli.arguments import curation, mix, queries, stats
 
 
 def add_data(parser: flags.Parser) -> None:
@@ -128,6 +128,7 @@ _ACTIONS = {
     "write DATA without duplicates, or what an evaluation has",
     curation.add_dedupe,
   ),
+  "mix": ("say what a run gets of several DATA, or write it", mix.add_mix),
   "stats": (
     "measure captions and images of DATA, and draw them",
     stats.add_stats,
@@ -146,5 +147,6 @@ _CHECKS = {
   "curate": curation.check_work,
   "filter": curation.check_filter,
   "dedupe": curation.check_dedupe,
+  "mix": mix.check_mix,
   "queries": queries.check_queries,
 }

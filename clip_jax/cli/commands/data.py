@@ -4,7 +4,7 @@ import argparse
 
 from clip_jax import preprocess, terminal
 from clip_jax.cli import verb
-from clip_jax.cli.commands import curation, stats, suite
+from clip_jax.cli.commands import curation, mixing, stats, suite
 from clip_jax.cli.commands import queries as queries_command
 from clip_jax.data import account, copying, prepare, sources
 from clip_jax.data.curation import curate
@@ -159,6 +159,7 @@ _OPEN_THEMSELVES = {
   "doctor": suite.doctor,
   "filter": curation.filter_pairs,
   "dedupe": curation.dedupe,
+  "mix": mixing.mix,
   "queries": queries_command.queries,
   "stats": stats.stats,
 }

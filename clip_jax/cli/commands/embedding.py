@@ -71,6 +71,9 @@ def _write(
 ) -> dict[str, Any]:
   """Writes the index, with the others' help if there are any."""
   warnings = account.tell(source, arguments.data)
+  search_lib.tell_replaced(
+    arguments.out, fingerprint=clip.fingerprint, data=arguments.data
+  )
   bad = collections.Counter()
   size, total = arguments.batch_size, len(source)
   alone = jax.process_count() == 1

@@ -1,8 +1,9 @@
 """Pairs in a table: a comma- or tab-separated file with a header line.
 
 Known without options, in any capitals: `filepath`, `title` (OpenCLIP), `image`,
-`caption` (Flickr8k's captions.txt, whose images lie beside it or in `Images/`)
-and `image_name`, `comment` (Flickr30k's results.csv). Rows of the same image
+`caption` (Flickr8k's captions.txt, whose images lie beside it or in `Images/`),
+`image_name`, `comment` (Flickr30k's results.csv) and `file_name`, `text` (the
+hub's metadata.csv). Rows of the same image
 become one record with several texts, at the place of the first.
 
 Options:
@@ -46,8 +47,8 @@ from clip_jax.data.sources import (
 )
 
 SEPARATORS = {"comma": ",", "tab": "\t", "pipe": "|", "semicolon": ";"}
-IMAGE_COLUMNS = ("filepath", "image", "image_name")
-CAPTION_COLUMNS = ("title", "caption", "comment")
+IMAGE_COLUMNS = ("filepath", "image", "image_name", "file_name")
+CAPTION_COLUMNS = ("title", "caption", "comment", "text")
 _BY_DEFAULT = ("\t", ",", "|", ";")  # The first that the header has.
 QUOTES = ("none",)
 _READ_BY = ("image", "caption", "sep", "quote")  # Options.

@@ -21,7 +21,7 @@ def fingerprint(source: record_lib.Source, *how: Any) -> str:
   return hashlib.sha256(said.encode()).hexdigest()
 
 
-class _View:
+class View:
   """A view of a source; what it does not change is the source's."""
 
   def __init__(self, source: record_lib.Source, *how: Any):
@@ -36,7 +36,7 @@ class _View:
     return len(self._source)
 
 
-class Part(_View):
+class Part(View):
   """Some of the records of a source."""
 
   def __init__(self, source: record_lib.Source, slots: np.ndarray, *how: Any):
@@ -88,7 +88,7 @@ class Chosen(Part):
     return dataclasses.replace(record, texts=texts)
 
 
-class Captioned(_View):
+class Captioned(View):
   """Records whose caption is their class's name in a template."""
 
   def __init__(self, source: record_lib.Source, template: tuple[str, str]):

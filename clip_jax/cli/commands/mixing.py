@@ -1,0 +1,138 @@
+"""The action `data mix`."""
+
+import argparse
+import itertools
+import shlex
+from typing import Any
+
+from clip_jax import config as config_lib
+from clip_jax import errors, preprocess, terminal
+from clip_jax.cli import verb
+from clip_jax.data import account, mixing, mixture, prepare, shares, sources
+from clip_jax.train import run_data
+
+
+def mix(arguments: argparse.Namespace) -> verb.Answer:
+  """Says what a run gets of several sources, or writes it."""
+  if arguments.out is not None:
+    errors.check_out(arguments.out)
+  data = _data(arguments)
+  mixed = run_data.open_training(data, sources.open_source)
+  assert isinstance(mixed, mixture.Mixture)
+  for part in mixed.parts:
+    account.tell(part.source, part.address)
+  number = arguments.examples or len(mixed)
+  limits = preprocess.Limits(max_pixels=arguments.max_pixels)
+  examples = mixing.Examples(mixed, number, seed=arguments.seed, limits=limits)
+  payload = {
+    "config": {
+      "data.train": data.train,
+      "data.temperature": data.temperature,
+      "data.held_out": data.held_out,
+      "seed": arguments.seed,
+    },
+    "records": len(mixed),
+    "examples": number,
+    "sources": _sources(mixed, number),
+    "first": [
+      {"key": record.key, "texts": record.texts}
+      for record in map(
+        examples.__getitem__, range(min(arguments.first, number))
+      )
+    ],
+  }
+  text = _text(payload)
+  if arguments.out is not None:
+    written = _write(examples, data.train, arguments)
+    payload |= {"out": arguments.out, "written": written["written"]}
+    did = "Wrote" if written["written"] else "Already there:"
+    text += (
+      f"\n\n{did} {written['records']} examples; read them in this order from "
+      f"arrayrecord:{arguments.out}"
+    )
+  return verb.Answer(payload, text)
+
+
+def _data(arguments: argparse.Namespace) -> config_lib.Data:
+  """Returns the fields of a run's config, checked as they are there."""
+  weights = arguments.weights or itertools.repeat(1, len(arguments.data))
+  data = config_lib.Data(
+    train=config_lib.mixture(zip(arguments.data, weights, strict=True)),
+    temperature=arguments.temperature or 0.0,
+    held_out=arguments.held_out,
+  )
+  config = config_lib.Config(steps=1, seed=arguments.seed, data=data)
+  return config_lib.check(config).data
+
+
+def _sources(mixed: mixture.Mixture, examples: int) -> list[dict[str, Any]]:
+  weights = [part.weight for part in mixed.parts]
+  counts = shares.counts(weights, examples)
+  return [
+    {
+      "address": part.address,
+      "weight": part.weight,
+      "share": part.weight / sum(weights),
+      "records": len(part.source),
+      "examples": count,
+      "passes": count / len(part.source),
+      "first_epoch_ends": end,
+    }
+    for part, count, end in zip(
+      mixed.parts, counts, mixing.epoch_ends(mixed), strict=True
+    )
+  ]
+
+
+def _write(
+  examples: mixing.Examples, train: str, arguments: argparse.Namespace
+) -> dict[str, Any]:
+  with terminal.Progress("mix", unit="examples") as progress:
+    return prepare.prepare(
+      examples,
+      arguments.out,
+      address=train,
+      limits=preprocess.Limits(max_pixels=arguments.max_pixels),
+      workers=arguments.workers,
+      on_record=lambda done: progress(done, len(examples)),
+    )
+
+
+def _text(found: dict[str, Any]) -> str:
+  flags = [
+    shlex.quote(f"--config.{field}={value}")
+    for field, value in found["config"].items()
+    if value
+  ]
+  rows = [
+    (
+      terminal.escaped(each["address"]),
+      each["weight"],
+      terminal.percent(each["share"]),
+      each["records"],
+      each["examples"],
+      f"{each['passes']:.3g}",
+      each["first_epoch_ends"],
+    )
+    for each in found["sources"]
+  ]
+  heads = ("source", "weight", "share", "records", "examples", "passes")
+  lines = [
+    f"{found['examples']} examples of {found['records']} records:",
+    "",
+    terminal.table((*heads, "first repeat after"), rows),
+    "",
+    "to train on it:",
+    *(f"  {flag}" for flag in flags),
+  ]
+  if found["first"]:
+    shown = [
+      (
+        number,
+        terminal.escaped(each["key"], limit=60),
+        terminal.escaped(" | ".join(each["texts"]), limit=60),
+      )
+      for number, each in enumerate(found["first"])
+    ]
+    lines += ["", terminal.table(("example", "record", "texts"), shown)]
+  return "\n".join(lines)

@@ -1,0 +1,185 @@
+"""`data mix`: what it says of a mixture, and what it writes, is what a run
+reads."""
+
+import json
+
+import numpy as np
+import pytest
+
+from clip_jax import cli
+from clip_jax import config as config_lib
+from clip_jax.data import mixing, mixture, order, pipeline, shares, sources
+from clip_jax.train import run_data
+
+BATCH = 5
+
+
+@pytest.fixture
+def addresses(tmp_path, png):
+  """Returns the addresses of two tables of 7 and 4 images."""
+
+  def make(name, rows):
+    (tmp_path / name).mkdir()
+    for row in range(rows):
+      path = tmp_path / name / f"{row}.png"
+      path.write_bytes(png(row + ord(name[0])))
+    lines = [f"{row}.png\t{name} {row}" for row in range(rows)]
+    table = tmp_path / name / "pairs.tsv"
+    table.write_text("\n".join(["image\tcaption", *lines, ""]), "utf-8")
+    return f"csv:{table}"
+
+  return [make("many", 7), make("few", 4)]
+
+
+def _opened(addresses, weights, **fields):
+  train = config_lib.mixture(zip(addresses, weights, strict=True))
+  data = config_lib.Data(train=train, **fields)
+  return run_data.open_training(data, sources.open_source)
+
+
+def _run(capsys, *words):
+  cli.main(["data", "mix", *map(str, words), "--json"])
+  return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+  ("weights", "lengths"),
+  [((2, 1), (7, 4)), ((1, 3, 2), (1, 5, 9)), ((1,), (6,)), ((9, 7), (3, 40))],
+)
+def test_epochs_end_where_a_loop_ends_them(
+  weights, lengths, list_source, pairs
+):
+  parts = [
+    mixture.Part(f"csv:{i}", list_source(pairs(length)), weight)
+    for i, (weight, length) in enumerate(zip(weights, lengths, strict=True))
+  ]
+  left, wanted, n = list(lengths), [0] * len(lengths), 0
+  while any(left):
+    source, _ = shares.place(weights, n)
+    n += 1
+    if left[source]:
+      left[source] -= 1
+      wanted[source] = n if not left[source] else 0
+  assert mixing.epoch_ends(mixture.Mixture(parts)) == wanted
+
+
+def test_what_it_says_is_what_a_run_reads(addresses, capsys, spec, tokens):
+  found = _run(
+    capsys, *addresses, "--weights", "2,1", "--seed", 3, "--examples", 40,
+    "--first", 15,
+  )  # fmt: skip
+  source = _opened(addresses, (2, 1))
+  assert found["config"]["data.train"] == config_lib.mixture(
+    zip(addresses, (2, 1), strict=True)
+  )
+  with pipeline.train_batches(
+    source,
+    seed=3,
+    batch_size=BATCH,
+    rows=np.arange(BATCH),
+    start_step=0,
+    preprocess=spec,
+    tokenizer=tokens,
+  ) as batches:
+    read = [int(slot) for _ in range(8) for slot in next(batches)["record"]]
+  keys = [source[slot].key for slot in read]
+  assert [each["key"] for each in found["first"]] == keys[:15]
+  for each, address in zip(found["sources"], addresses, strict=True):
+    own = [i for i, key in enumerate(keys, 1) if key.startswith(address)]
+    assert each["address"] == address
+    assert each["examples"] == len(own)
+    assert each["passes"] == pytest.approx(len(own) / each["records"])
+    assert each["first_epoch_ends"] == own[each["records"] - 1]
+
+
+def test_its_copy_holds_the_examples_in_order(addresses, capsys, tmp_path):
+  outs = [tmp_path / "one", tmp_path / "two"]
+  for out, workers in zip(outs, (1, 2), strict=True):
+    found = _run(
+      capsys, *addresses, "--weights", "1,1", "--seed", 1, "--examples", 30,
+      "--out", out, "--workers", workers,
+    )  # fmt: skip
+    assert found["written"]
+  copy = sources.open_source(f"arrayrecord:{outs[0]}")
+  source = _opened(addresses, (1, 1))
+  slots = order.of(source, 1)
+  wanted = [source[slots.slot(g)] for g in range(30)]
+  assert [copy[i] for i in range(len(copy))] == wanted
+  one, two = (
+    {path.name: path.read_bytes() for path in out.iterdir()} for out in outs
+  )
+  assert one == two
+  same = _run(
+    capsys, *addresses, "--seed", 1, "--examples", 30, "--out", outs[0]
+  )
+  assert not same["written"]
+  cli_words = [*addresses, "--seed", "2", "--examples", "30"]
+  with pytest.raises(SystemExit) as ended:
+    cli.main(["data", "mix", *cli_words, "--out", str(outs[0])])
+  assert ended.value.code == 1
+  assert "nothing is overwritten" in capsys.readouterr().err
+
+
+def test_a_bad_image_is_replaced_by_one_of_its_source(addresses, tmp_path):
+  (tmp_path / "few" / "2.png").write_bytes(b"no picture")
+  source = _opened(addresses, (1, 2))
+  examples = mixing.Examples(source, 60, seed=0)
+  slots = order.of(source, 0)
+  for g in range(60):
+    wanted, given = source[slots.slot(g)].key, examples[g].key
+    assert wanted.split(": ")[0] == given.split(": ")[0]
+    assert given == wanted or wanted.endswith("2.png")
+    assert not given.endswith("few/pairs.tsv: 2.png")
+  with pytest.raises(IndexError):
+    examples[60]
+
+
+def test_a_source_without_a_good_image_ends_it(addresses, tmp_path, fails):
+  for row in range(4):
+    (tmp_path / "few" / f"{row}.png").write_bytes(b"no picture")
+  for workers in (1, 2):
+    said = fails(
+      "data", "mix", *addresses, "--out", tmp_path / "out", "--workers", workers
+    )
+    assert "bad records in a row" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_temperature_and_held_out_are_those_of_training(addresses, capsys):
+  found = _run(capsys, *addresses, "--temperature", 2, "--held-out", 0.25)
+  parts = _opened(addresses, (1, 1), temperature=2, held_out=0.25).parts
+  assert [each["weight"] for each in found["sources"]] == [
+    part.weight for part in parts
+  ]
+  assert [each["records"] for each in found["sources"]] == [5, 3]
+  assert found["examples"] == found["records"] == 8
+
+
+def test_the_flags_that_it_prints_train_on_it(addresses, capsys):
+  cli.main(["data", "mix", *addresses, "--weights", "0.5,1"])
+  said = capsys.readouterr().out
+  assert "--config.data.train=" in said and "33.3 %" in said
+
+
+@pytest.mark.parametrize(
+  ("words", "code", "said"),
+  [
+    (["--weights", "1"], 2, "one for each"),
+    (["--weights", "1,0"], 2, "above 0"),
+    (["--weights", "1,nan"], 2, "above 0"),
+    (["--weights", "1,x"], 2, "above 0"),
+    (["--temperature", "0"], 2, "above 0"),
+    (["--workers", "2"], 2, "--out"),
+    (["--weights", "0.333333,0.666667"], 1, "ratio"),
+    (["--held-out", "1"], 1, "held_out"),
+    (["--temperature", "101"], 1, "temperature"),
+    (["--seed", "-1"], 1, "seed"),
+    (["--out", ".."], 1, "OUT"),
+  ],
+)
+def test_wrong_arguments_are_refused(addresses, words, code, said, fails):
+  assert said in fails("data", "mix", *addresses, *words, code=code)
+
+
+def test_a_source_is_given_once(addresses, fails):
+  assert "once" in fails("data", "mix", addresses[0], addresses[0])
