@@ -5,6 +5,7 @@ import collections
 import gzip
 import json
 import math
+import os
 import unicodedata
 
 import numpy as np
@@ -341,6 +342,8 @@ def test_a_page_beyond_the_limit_is_counted(tmp_path, monkeypatch):
     (["{}/a.txt", "{}/a.txt"], "overwritten"),
     (["{}/a.txt", "{}/no/q.txt"], "no directory"),
     (["wordnet:{}", "{}/q.txt"], "data.noun"),
+    (["{}/pipe", "{}/q.txt"], "regular file"),
+    (["titles:{}/pipe", "{}/q.txt"], "regular file"),
     (["{}/a.txt", "{}/q.txt", "--min-pmi", "nan"], "min_pmi"),
     (["titles:{}/a.txt", "{}/q.txt", "--min-views", "3"], "views"),
     (["https://x.org/a.txt", "{}/q.txt"], "download"),
@@ -350,6 +353,7 @@ def test_a_page_beyond_the_limit_is_counted(tmp_path, monkeypatch):
 )
 def test_wrong_use_says_what_to_do(tmp_path, capsys, words, said):
   (tmp_path / "a.txt").write_text("red\n")
+  os.mkfifo(tmp_path / "pipe")
   pq.write_table(pa.table({"t": ["a"], "u": ["b"]}), tmp_path / "c.parquet")
   with pytest.raises(SystemExit) as ended:
     cli.main(["data", "queries", *(w.format(tmp_path) for w in words)])
@@ -418,3 +422,20 @@ def test_a_table_is_written_when_it_is_full_not_with_each_part(
 def test_a_reference_to_no_character_is_no_error():
   found = wikipedia.plain(f"red&#{'1' * 5000};dog &#82;")
   assert found == "red\ufffddog R"
+
+
+def test_the_list_that_is_read_is_the_one_that_was_made(tmp_path):
+  """Spaces of any kind around a title are no part of it."""
+  titles = [
+    "Red car",
+    "\u00a0Red car",
+    "Red car\u2003",
+    "\x1f",
+    "Blue\u00a0car",
+  ]
+  (tmp_path / "titles").write_text("\n".join(titles), "utf-8")
+  inputs = [corpus.open_input(f"titles:{tmp_path}/titles")]
+  made = making.make(inputs, tmp_path / "q.txt", making.Rule())
+  found = queries.read(tmp_path / "q.txt")
+  assert found.texts == ("Blue\u00a0car", "Red car")
+  assert (made["digest"], made["queries"]) == (found.digest, len(found.texts))

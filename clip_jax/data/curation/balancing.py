@@ -16,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from clip_jax import errors
+from clip_jax.data import record as record_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,20 @@ def hash_text(text: str, *, seed: int = 0) -> int:
   return int.from_bytes(
     hashlib.blake2b(data, digest_size=8, key=key).digest(), "little"
   )
+
+
+def hash_pair(record: record_lib.Record, *, seed: int = 0) -> int:
+  """Returns 64 bits that tell a pair from others, wherever it stands.
+
+  They depend on the key, as keys of different shards may be equal on the
+  captions, and on `seed`; not on the order of the captions, which is that of
+  the rows of a table. Where the key is a place in a table, they depend on the
+  bytes of the image instead.
+  """
+  name = record.key
+  if record_lib.is_row(name):
+    name = hashlib.blake2b(record.image, digest_size=16).hexdigest()
+  return hash_text("\0".join((name, *sorted(record.texts))), seed=seed)
 
 
 def digest(data: bytes) -> tuple[int, int]:

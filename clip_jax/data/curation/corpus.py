@@ -328,6 +328,11 @@ def _checked(path: str) -> str:
       f"File {path!r} does not exist. TEXT is a file, a DATA address, "
       "wordnet:DIR or titles:FILE."
     )
+  if not os.path.isfile(path):  # Its size would be none, and so would it be.
+    raise errors.UserError(
+      f"{path!r} is not a regular file, which has a size and can be read in "
+      "parts; write what it gives to a file first."
+    )
   return path
 
 
