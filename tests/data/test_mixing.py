@@ -126,7 +126,8 @@ def test_its_copy_holds_the_examples_in_order(addresses, capsys, tmp_path):
   with pytest.raises(SystemExit) as ended:
     cli.main(["data", "mix", *cli_words, "--out", str(outs[0])])
   assert ended.value.code == 1
-  assert "nothing is overwritten" in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert "by other rules" in said and "nothing is overwritten" in said
 
 
 def test_a_bad_image_is_replaced_by_one_of_its_source(addresses, tmp_path):
