@@ -319,6 +319,37 @@ def test_files_that_cannot_be_used_are_named(tmp_path, name, data, said):
   assert [each.name for each in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize(
+  "column",
+  [
+    pa.array(["red car"], pa.string_view()),
+    pa.array(["red car"]).dictionary_encode(),
+    pa.array([["red car"]], pa.list_(pa.string_view())),
+    pa.array([["red car"]], pa.large_list(pa.large_string())),
+    pa.array([["red car"]], pa.list_(pa.string(), 1)),
+    pa.array([["red car"]], pa.list_view(pa.string())),
+  ],
+  ids=lambda column: str(column.type),
+)
+def test_texts_of_any_type_are_read(tmp_path, column):
+  structs = pa.array([[{"text": "blue"}]])  # A list that has texts further in.
+  table = pa.table({"text": column, "n": pa.array([3]), "deep": structs})
+  pq.write_table(table, tmp_path / "a.parquet")
+  inputs = [corpus.open_input(f"{tmp_path}/a.parquet")]
+  making.make(inputs, tmp_path / "q.txt", making.Rule(1))
+  assert queries.read(tmp_path / "q.txt").texts == ("car", "red")
+
+
+@pytest.mark.parametrize("column", [None, "text"])
+def test_columns_of_one_name_or_of_structures_are_no_texts(tmp_path, column):
+  structs = pa.array([[{"text": "blue"}]])
+  columns = [pa.array(["red"]), pa.array(["red"]), structs]
+  table = pa.table(columns, names=["text", "text", "deep"])
+  pq.write_table(table, tmp_path / "a.parquet")
+  with pytest.raises(errors.UserError, match="'text', 'text', 'deep'"):
+    corpus.open_input(f"{tmp_path}/a.parquet", column=column)
+
+
 def test_a_page_beyond_the_limit_is_counted(tmp_path, monkeypatch):
   monkeypatch.setattr(wikipedia, "MAX_TEXT", 10)
   pages = [("Long", 0, "red " * 99, False), ("Short", 0, "red", False)]
