@@ -295,8 +295,13 @@ def test_each_query_keeps_its_share_and_rare_ones_all():
   expected = balancing.expected_size(matches, counts, threshold)
   assert abs(np.mean([s.sum() for s in kept]) - expected) < 30
   # The limit of a size is found from the mean, not from one draw.
-  limit = balancing.limit_of_size(
-    matches, counts, 1000, threshold=float, highest=float(counts.max())
+  (limit,) = balancing.limits_of_size(
+    matches,
+    counts,
+    1000,
+    limits=lambda limit: [limit],
+    each=lambda found: found[0],
+    highest=float(counts.max()),
   )
   assert balancing.expected_size(matches, counts, limit) == pytest.approx(1000)
 
@@ -514,6 +519,36 @@ def test_each_language_has_its_list_and_its_tail(tmp_path, png, monkeypatch):
     if code != "en":
       assert by_code[code]["threshold"] == counts[np.argmax(below >= tail)]
   assert sum(each["kept"] for each in by_code.values()) == found["kept"]
+
+
+def test_languages_of_few_queries_keep_the_size_that_is_asked_for(
+  tmp_path, png, monkeypatch
+):
+  """The limits of other languages move in steps, from query to query."""
+  spoken = _worldwide(900)
+  monkeypatch.setattr(language, "of", dict(map(reversed, spoken)).__getitem__)
+  names = [f"{i}" for i in range(len(spoken))]
+  source = _source(names, [text for _, text in spoken], png(0))
+  lists = {c: queries.Queries(found) for c, (found, _) in LANGUAGES.items()}
+
+  def made(size):
+    rule = curate.Rule(lists, size=size)
+    return curate.curate(source, tmp_path / f"{size}", rule)
+
+  with pytest.raises(
+    errors.UserError, match=r"the others keep some (\d+)"
+  ) as it:
+    made(10)
+  least = int(re.findall(r"some (\d+)", str(it.value))[0])
+  shares, before = [], 0.0
+  for size in range(least + 3, 701, 25):
+    found = made(size)
+    assert found["expected"] == pytest.approx(size)
+    assert found["threshold"] >= before
+    before = found["threshold"]
+    shares.append([each["threshold"] for each in found["languages"]])
+  assert (np.diff(shares, axis=0) >= 0).all()
+  assert found["matched"] > 701
 
 
 def test_real_languages_are_told_apart(png):

@@ -294,15 +294,15 @@ def _thresholds(
     )
   if rule.max_per_query is not None:
     return of_limit(float(rule.max_per_query))
-  limit = balancing.limit_of_size(
+  return balancing.limits_of_size(
     matches,
     counts,
     rule.size or 0,
-    threshold=lambda limit: rule.each(of_limit(limit)),
+    limits=of_limit,
+    each=rule.each,
     # Above the first's most, the tail is all, in each language.
     highest=float(first.max(initial=1)) + bool(others),
   )
-  return of_limit(limit)
 
 
 def _by_language(
