@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ DATA = (
   "arrayrecord:PATH, tfds:NAME/SPLIT"
 )
 BATCH_SIZE, THREADS = 256, 4
+_MOST = 2**63 - 1  # What the length of a sequence can be.
 USAGE_OF_PROCESSES = (
   "[--distributed | --coordinator HOST:PORT --processes N --process-id I]\n"
   "       [--heartbeat SECONDS]"
@@ -266,7 +266,10 @@ def shares(text: str) -> list[float]:
 
 def count(text: str) -> int:
   """Returns a whole number of at least 1, for argparse's `type`."""
-  return _number(text, int, 1, math.inf, "a whole number, at least 1")
+  said = "a whole number, at least 1"
+  if text.isdecimal() and len(text) >= len(str(_MOST)):
+    said += f" and at most {_MOST}"
+  return _number(text, int, 1, _MOST, said)
 
 
 def port(text: str) -> int:

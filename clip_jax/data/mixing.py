@@ -41,6 +41,8 @@ class Examples(views.View):
       limits: what is too large to be used.
     """
     super().__init__(mixture, "examples", seed, number, limits.max_pixels)
+    if self.account is not None:  # As much is lost of these as of all.
+      self.account = self.account.of_part(number / len(mixture))
     self._number, self._limits = number, limits
     self._slots = order.of(mixture, seed)
 

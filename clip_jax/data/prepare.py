@@ -224,6 +224,8 @@ def existing(
   if made_from.get("fingerprint") == fingerprint:  # With other settings.
     other = (x for x in origin if (earlier | made_from).get(x) != origin[x])
     what += f" with {', '.join(f'{x}={made_from.get(x)!r:.60}' for x in other)}"
+  elif made_from:  # The address may be the one that is given now.
+    what += ", of other records or by other rules than are asked for now"
   raise errors.UserError(
     f"{str(out)!r} exists and is {what}; nothing is overwritten. Choose another"
     " directory or remove it."

@@ -5,6 +5,7 @@ import re
 from typing import Protocol
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_ROW = re.compile(r"\[[0-9]+\]\Z")
 _HINTS = {
   "bad_label": "a label is the number of a class, counted from 0, and one of "
   "those that have names, where there are names",
@@ -71,6 +72,16 @@ class BadRecord(Exception):
 
   def __str__(self) -> str:
     return f"{self.key}: {self.reason}"
+
+
+def name_row(table: str, row: int) -> str:
+  """Returns the key of a record that has no name: its place in a table."""
+  return f"{table}[{row}]"
+
+
+def is_row(key: str) -> bool:
+  """Whether a key tells where a record stands, as `name_row` does."""
+  return bool(_ROW.search(key))
 
 
 def has_control(name: str) -> bool:

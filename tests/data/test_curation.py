@@ -5,7 +5,9 @@ import json
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet as pq
 from scipy import stats
 
 import made_data
@@ -166,6 +168,54 @@ def test_order_and_processes_change_nothing(pairs, tmp_path):
   )
 
 
+def _parquet(path, rows, **options):
+  """Writes pairs of image and captions as a table without names."""
+  images, texts = zip(*rows, strict=True)
+  table = pa.table({"image": images, "caption": texts})
+  path.parent.mkdir(exist_ok=True)
+  pq.write_table(table, path, **options)
+
+
+def test_neither_rows_nor_files_of_a_table_decide(tmp_path, png):
+  rng = np.random.default_rng(5)
+  rows = [
+    (png(i), [f"a dog {i}", f"the cat {i % 3}", "a"][: 1 + i % 3])
+    for i in range(90)
+  ]
+  _parquet(tmp_path / "one" / "a.parquet", rows, row_group_size=20)
+  turned = [(image, texts[::-1]) for image, texts in rows]
+  turned = [turned[i] for i in rng.permutation(len(rows))]
+  for name, part in (("b", turned[:37]), ("c", turned[37:])):
+    _parquet(tmp_path / "two" / f"{name}.parquet", part)
+  rule = curate.Rule(queries.Queries(("dog", "cat", "a")), max_per_query=10)
+  found = {}
+  for name in ("one", "two"):
+    source = sources.open_source(f"parquet:{tmp_path / name}")
+    curate.curate(source, tmp_path / f"out-{name}", rule)
+    kept = sources.open_source(f"arrayrecord:{tmp_path / f'out-{name}'}")
+    found[name] = {
+      (kept[i].image, *sorted(kept[i].texts)) for i in range(len(kept))
+    }
+  assert found["one"] == found["two"]
+  assert 10 < len(found["one"]) < 60
+
+
+def test_the_order_of_the_rows_of_an_image_decides_nothing(tmp_path, png):
+  rows = [f"{i % 40}.png,a dog {i}" for i in range(80)]
+  for i in range(40):
+    (tmp_path / f"{i}.png").write_bytes(png(i))
+  rule = curate.Rule(queries.Queries(("dog",)), max_per_query=15)
+  kept = []
+  for name, some in (("one", rows), ("two", rows[::-1])):
+    table = tmp_path / f"{name}.csv"
+    table.write_text("\n".join(["image,caption", *some]))
+    source = sources.open_source(f"csv:{table}")
+    curate.curate(source, tmp_path / name, rule)
+    kept.append(sorted(made_data.keys(tmp_path / name)))
+  assert kept[0] == kept[1]
+  assert 5 < len(kept[0]) < 30
+
+
 def test_an_interrupted_run_goes_on_and_so_does_a_failed_one(pairs, tmp_path):
   names, texts, image = pairs
   source = _source(names, texts, image)
@@ -245,8 +295,13 @@ def test_each_query_keeps_its_share_and_rare_ones_all():
   expected = balancing.expected_size(matches, counts, threshold)
   assert abs(np.mean([s.sum() for s in kept]) - expected) < 30
   # The limit of a size is found from the mean, not from one draw.
-  limit = balancing.limit_of_size(
-    matches, counts, 1000, threshold=float, highest=float(counts.max())
+  (limit,) = balancing.limits_of_size(
+    matches,
+    counts,
+    1000,
+    limits=lambda limit: [limit],
+    each=lambda found: found[0],
+    highest=float(counts.max()),
   )
   assert balancing.expected_size(matches, counts, limit) == pytest.approx(1000)
 
@@ -307,6 +362,21 @@ def test_lists_are_text_or_json(tmp_path):
   )
   assert (text.texts, text.repeated) == (("dog", "hot dog"), 1)
   assert text.digest == listed.digest
+
+
+def test_a_query_stands_on_one_line(tmp_path, pairs):
+  broken = ["hot\ndog", "new\tyork", "dog\r", "hot dog"]
+  (tmp_path / "q.json").write_text(json.dumps(broken))
+  found = queries.read(tmp_path / "q.json")
+  assert found.texts == ("hot dog", "new york", "dog")
+  assert found.repeated == 1
+  names, texts, image = pairs
+  # A list that was not read from a file, too.
+  rule = curate.Rule(queries.Queries(tuple(broken)), max_per_query=30)
+  curate.curate(_source(names, texts, image), tmp_path / "out", rule)
+  head, *rows = (tmp_path / "out" / "queries.tsv").read_text().splitlines()
+  assert head == "query\tbefore\tafter"
+  assert {row.count("\t") for row in rows} == {2}
 
 
 def test_the_command_line_curates(tmp_path, capsys, png):
@@ -449,6 +519,36 @@ def test_each_language_has_its_list_and_its_tail(tmp_path, png, monkeypatch):
     if code != "en":
       assert by_code[code]["threshold"] == counts[np.argmax(below >= tail)]
   assert sum(each["kept"] for each in by_code.values()) == found["kept"]
+
+
+def test_languages_of_few_queries_keep_the_size_that_is_asked_for(
+  tmp_path, png, monkeypatch
+):
+  """The limits of other languages move in steps, from query to query."""
+  spoken = _worldwide(900)
+  monkeypatch.setattr(language, "of", dict(map(reversed, spoken)).__getitem__)
+  names = [f"{i}" for i in range(len(spoken))]
+  source = _source(names, [text for _, text in spoken], png(0))
+  lists = {c: queries.Queries(found) for c, (found, _) in LANGUAGES.items()}
+
+  def made(size):
+    rule = curate.Rule(lists, size=size)
+    return curate.curate(source, tmp_path / f"{size}", rule)
+
+  with pytest.raises(
+    errors.UserError, match=r"the others keep some (\d+)"
+  ) as it:
+    made(10)
+  least = int(re.findall(r"some (\d+)", str(it.value))[0])
+  shares, before = [], 0.0
+  for size in range(least + 3, 701, 25):
+    found = made(size)
+    assert found["expected"] == pytest.approx(size)
+    assert found["threshold"] >= before
+    before = found["threshold"]
+    shares.append([each["threshold"] for each in found["languages"]])
+  assert (np.diff(shares, axis=0) >= 0).all()
+  assert found["matched"] > 701
 
 
 def test_real_languages_are_told_apart(png):

@@ -447,6 +447,24 @@ def test_limits_that_are_none_are_refused(limits, message):
     rules.Rules(**limits)
 
 
+@pytest.mark.parametrize(
+  ("text", "breaks"),
+  [
+    ("Buy  NOW", True),
+    ("buy\u3000now!", True),
+    ("一只黑猫在草地上", True),
+    ("แมวดำ", True),
+    ("buying now", False),
+    ("一只狗", False),
+  ],
+)
+def test_blocked_words_need_no_single_space_around_them(text, breaks, png):
+  blocked = rules.Rules(block_words=("buy now", "黑猫", "แมว"))
+  examine = pair_rules.Examine(blocked, preprocess.DEFAULT_LIMITS)
+  found = examine(record_lib.Record(png(0), (text,), "a"))
+  assert (found["rule"] == pair_rules.CODE["block_words"]) == breaks
+
+
 def test_rules_come_from_a_file_and_flags_win(tmp_path):
   words = tmp_path / "words.txt"
   words.write_text("bad word\n\nother\n")

@@ -2,13 +2,22 @@
 reads."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
 
 from clip_jax import cli
 from clip_jax import config as config_lib
-from clip_jax.data import mixing, mixture, order, pipeline, shares, sources
+from clip_jax.data import (
+  account,
+  mixing,
+  mixture,
+  order,
+  pipeline,
+  shares,
+  sources,
+)
 from clip_jax.train import run_data
 
 BATCH = 5
@@ -117,7 +126,8 @@ def test_its_copy_holds_the_examples_in_order(addresses, capsys, tmp_path):
   with pytest.raises(SystemExit) as ended:
     cli.main(["data", "mix", *cli_words, "--out", str(outs[0])])
   assert ended.value.code == 1
-  assert "nothing is overwritten" in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert "by other rules" in said and "nothing is overwritten" in said
 
 
 def test_a_bad_image_is_replaced_by_one_of_its_source(addresses, tmp_path):
@@ -158,7 +168,36 @@ def test_temperature_and_held_out_are_those_of_training(addresses, capsys):
 def test_the_flags_that_it_prints_train_on_it(addresses, capsys):
   cli.main(["data", "mix", *addresses, "--weights", "0.5,1"])
   said = capsys.readouterr().out
-  assert "--config.data.train=" in said and "33.3 %" in said
+  assert "33.3 %" in said
+  lines = map(str.strip, said.splitlines())
+  flags = [
+    x for line in lines if "--config." in line for x in shlex.split(line)
+  ]
+  # Of any config, also of one that has a seed and a share of its own.
+  data = config_lib.Data(train="csv:x", temperature=2.0, held_out=0.25)
+  config = config_lib.with_overrides(
+    config_lib.Config(steps=1, seed=5, data=data),
+    [flag.removeprefix("--config.") for flag in flags],
+  )
+  assert (config.seed, config.data.held_out, config.data.temperature) == (
+    0,
+  ) * 3
+  wanted = zip(addresses, (0.5, 1), strict=True)
+  assert config.data.train == config_lib.mixture(wanted)
+
+
+def test_a_copy_has_lost_the_share_that_the_sources_have(list_source, pairs):
+  source = list_source(pairs(30))
+  source.account = account.Account(lost={"a.tar": 20, "b.tar": None})
+  whole = mixture.Mixture(
+    [
+      mixture.Part("wds:a", source, 1),
+      mixture.Part("csv:b", list_source(pairs(70)), 9),
+    ]
+  )
+  for number, lost in ((100, 20), (10, 2), (1000, 200)):
+    found = mixing.Examples(whole, number, seed=0).account
+    assert found.lost_records == lost + 1  # Of b.tar, at least one.
 
 
 @pytest.mark.parametrize(
@@ -168,6 +207,7 @@ def test_the_flags_that_it_prints_train_on_it(addresses, capsys):
     (["--weights", "1,0"], 2, "above 0"),
     (["--weights", "1,nan"], 2, "above 0"),
     (["--weights", "1,x"], 2, "above 0"),
+    (["--examples", str(2**63)], 2, f"at most {2**63 - 1}"),
     (["--temperature", "0"], 2, "above 0"),
     (["--workers", "2"], 2, "--out"),
     (["--weights", "0.333333,0.666667"], 1, "ratio"),

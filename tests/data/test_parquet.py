@@ -154,6 +154,9 @@ def test_labels_may_be_texts_or_have_their_names_in_a_file(tmp_path, png):
   ]
 
 
+LIST_VIEW = pa.array([["x", "y"]], pa.list_view(pa.string()))
+
+
 def _dictionary(values):
   return pa.array(values).dictionary_encode()
 
@@ -174,6 +177,7 @@ def _dictionary(values):
     ),
     ({"image": IMAGE, "answer": [["x", "y"]]}, "", ("x", "y"), None),
     ({"image": IMAGE, "text": _dictionary(["x"])}, "", ("x",), None),
+    ({"image": IMAGE, "text": LIST_VIEW}, "", ("x", "y"), None),
     ({"image": IMAGE, "text": ["x"], "label": [4]}, "", ("x",), 4),
     ({"image": IMAGE, "text": ["x"], "a": ["y"]}, "caption=a,text", "yx", None),
     ({"image": IMAGE, "raw": [b"x"]}, "caption=raw", ("x",), None),

@@ -5,6 +5,7 @@ import collections
 import gzip
 import json
 import math
+import os
 import unicodedata
 
 import numpy as np
@@ -318,6 +319,37 @@ def test_files_that_cannot_be_used_are_named(tmp_path, name, data, said):
   assert [each.name for each in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize(
+  "column",
+  [
+    pa.array(["red car"], pa.string_view()),
+    pa.array(["red car"]).dictionary_encode(),
+    pa.array([["red car"]], pa.list_(pa.string_view())),
+    pa.array([["red car"]], pa.large_list(pa.large_string())),
+    pa.array([["red car"]], pa.list_(pa.string(), 1)),
+    pa.array([["red car"]], pa.list_view(pa.string())),
+  ],
+  ids=lambda column: str(column.type),
+)
+def test_texts_of_any_type_are_read(tmp_path, column):
+  structs = pa.array([[{"text": "blue"}]])  # A list that has texts further in.
+  table = pa.table({"text": column, "n": pa.array([3]), "deep": structs})
+  pq.write_table(table, tmp_path / "a.parquet")
+  inputs = [corpus.open_input(f"{tmp_path}/a.parquet")]
+  making.make(inputs, tmp_path / "q.txt", making.Rule(1))
+  assert queries.read(tmp_path / "q.txt").texts == ("car", "red")
+
+
+@pytest.mark.parametrize("column", [None, "text"])
+def test_columns_of_one_name_or_of_structures_are_no_texts(tmp_path, column):
+  structs = pa.array([[{"text": "blue"}]])
+  columns = [pa.array(["red"]), pa.array(["red"]), structs]
+  table = pa.table(columns, names=["text", "text", "deep"])
+  pq.write_table(table, tmp_path / "a.parquet")
+  with pytest.raises(errors.UserError, match="'text', 'text', 'deep'"):
+    corpus.open_input(f"{tmp_path}/a.parquet", column=column)
+
+
 def test_a_page_beyond_the_limit_is_counted(tmp_path, monkeypatch):
   monkeypatch.setattr(wikipedia, "MAX_TEXT", 10)
   pages = [("Long", 0, "red " * 99, False), ("Short", 0, "red", False)]
@@ -341,6 +373,8 @@ def test_a_page_beyond_the_limit_is_counted(tmp_path, monkeypatch):
     (["{}/a.txt", "{}/a.txt"], "overwritten"),
     (["{}/a.txt", "{}/no/q.txt"], "no directory"),
     (["wordnet:{}", "{}/q.txt"], "data.noun"),
+    (["{}/pipe", "{}/q.txt"], "regular file"),
+    (["titles:{}/pipe", "{}/q.txt"], "regular file"),
     (["{}/a.txt", "{}/q.txt", "--min-pmi", "nan"], "min_pmi"),
     (["titles:{}/a.txt", "{}/q.txt", "--min-views", "3"], "views"),
     (["https://x.org/a.txt", "{}/q.txt"], "download"),
@@ -350,6 +384,7 @@ def test_a_page_beyond_the_limit_is_counted(tmp_path, monkeypatch):
 )
 def test_wrong_use_says_what_to_do(tmp_path, capsys, words, said):
   (tmp_path / "a.txt").write_text("red\n")
+  os.mkfifo(tmp_path / "pipe")
   pq.write_table(pa.table({"t": ["a"], "u": ["b"]}), tmp_path / "c.parquet")
   with pytest.raises(SystemExit) as ended:
     cli.main(["data", "queries", *(w.format(tmp_path) for w in words)])
@@ -418,3 +453,20 @@ def test_a_table_is_written_when_it_is_full_not_with_each_part(
 def test_a_reference_to_no_character_is_no_error():
   found = wikipedia.plain(f"red&#{'1' * 5000};dog &#82;")
   assert found == "red\ufffddog R"
+
+
+def test_the_list_that_is_read_is_the_one_that_was_made(tmp_path):
+  """Spaces of any kind around a title are no part of it."""
+  titles = [
+    "Red car",
+    "\u00a0Red car",
+    "Red car\u2003",
+    "\x1f",
+    "Blue\u00a0car",
+  ]
+  (tmp_path / "titles").write_text("\n".join(titles), "utf-8")
+  inputs = [corpus.open_input(f"titles:{tmp_path}/titles")]
+  made = making.make(inputs, tmp_path / "q.txt", making.Rule())
+  found = queries.read(tmp_path / "q.txt")
+  assert found.texts == ("Blue\u00a0car", "Red car")
+  assert (made["digest"], made["queries"]) == (found.digest, len(found.texts))

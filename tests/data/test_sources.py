@@ -1,13 +1,17 @@
 """One content in every format gives the same records; addresses are checked."""
 
 import csv
+import json
 import os
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet as pq
 
 from clip_jax import errors
 from clip_jax.data import prepare, sources
+from clip_jax.data.sources import captions
 
 
 def _write_files(root, records):
@@ -288,3 +292,39 @@ def test_rows_with_more_fields_than_the_header_are_told(tmp_path, png):
   table.write_text("image,caption,source\na.png,x,web\na.png,one, two,web\n")
   (note,) = sources.open_source(f"csv:{table}").account.notes
   assert "1 row has more fields than the header's 3, the first is row 2" in note
+
+
+def test_a_caption_is_too_large_at_the_same_bytes_everywhere(
+  tmp_path, png, write_tar, read_all
+):
+  most = captions.MAX_TEXT_BYTES
+  texts = ["é" * (most // 2), "é" * (most // 2) + "x", "犬" * (most // 2)]
+  files = tmp_path / "files"
+  files.mkdir()
+  members = []
+  for i, text in enumerate(texts):
+    (files / f"{i}.png").write_bytes(png(i))
+    (files / f"{i}.txt").write_text(text, "utf-8")
+    members += [(f"{i}.png", png(i)), (f"{i}.txt", text.encode())]
+  write_tar(tmp_path / "a.tar", members)
+  rows = [f'{i}.png,"{text}"' for i, text in enumerate(texts)]
+  (files / "a.csv").write_text("\n".join(["image,caption", *rows]), "utf-8")
+  table = pa.table({"image": [png(i) for i in range(3)], "caption": texts})
+  pq.write_table(table, tmp_path / "a.parquet")
+  coco = {
+    "images": [{"id": i, "file_name": f"{i}.png"} for i in range(3)],
+    "annotations": [
+      {"image_id": i, "caption": text} for i, text in enumerate(texts)
+    ],
+  }
+  (files / "coco.json").write_text(json.dumps(coco))
+  for address in (
+    f"wds:{tmp_path}/a.tar",
+    f"csv:{files}/a.csv",
+    f"parquet:{tmp_path}/a.parquet",
+    f"coco:{files}/coco.json",
+    f"folder:{files}",
+  ):
+    found = read_all(sources.open_source(address))[:3]
+    assert found[0].texts == (texts[0],), address
+    assert found[1:] == ["too_large"] * 2, address

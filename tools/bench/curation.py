@@ -139,9 +139,8 @@ class Matching:
   def __call__(self, record: Any) -> Mapping[str, Any]:
     """Returns the hash of a pair and its queries."""
     preprocess.check_header(record.image, limits=preprocess.DEFAULT_LIMITS)
-    name = "\0".join((record.key, *record.texts))
     return {
-      "pair": balancing.hash_text(name, seed=0),
+      "pair": balancing.hash_pair(record),
       "queries": self._matcher.find(record.texts),
     }
 

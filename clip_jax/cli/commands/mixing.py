@@ -99,10 +99,10 @@ def _write(
 
 
 def _text(found: dict[str, Any]) -> str:
+  # All of them: a config may have others than the defaults.
   flags = [
     shlex.quote(f"--config.{field}={value}")
     for field, value in found["config"].items()
-    if value
   ]
   rows = [
     (

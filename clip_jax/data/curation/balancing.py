@@ -11,11 +11,12 @@ order of the pairs nor on how the work is split.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from clip_jax import errors
+from clip_jax.data import record as record_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,20 @@ def hash_text(text: str, *, seed: int = 0) -> int:
   )
 
 
+def hash_pair(record: record_lib.Record, *, seed: int = 0) -> int:
+  """Returns 64 bits that tell a pair from others, wherever it stands.
+
+  They depend on the key, as keys of different shards may be equal on the
+  captions, and on `seed`; not on the order of the captions, which is that of
+  the rows of a table. Where the key is a place in a table, they depend on the
+  bytes of the image instead.
+  """
+  name = record.key
+  if record_lib.is_row(name):
+    name = hashlib.blake2b(record.image, digest_size=16).hexdigest()
+  return hash_text("\0".join((name, *sorted(record.texts))), seed=seed)
+
+
 def digest(data: bytes) -> tuple[int, int]:
   """Returns 128 bits that depend on every bit of `data`, as two numbers."""
   found = hashlib.blake2b(data, digest_size=16).digest()
@@ -77,6 +92,8 @@ def draws(pairs: np.ndarray, queries: np.ndarray) -> np.ndarray:
   mixed = _mixed(_mixed(pairs) ^ queries)
   return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
+
+_PRECISE = 1e-6  # Of a size: what its limit, a float, may miss it by.
 
 # Pairs that a query keeps, on average: of all queries, or of each, (queries,).
 Threshold = float | np.ndarray
@@ -136,25 +153,29 @@ def threshold_of_tail(counts: np.ndarray, share: float) -> float:
   return float(ascending[np.argmax(reached)])
 
 
-def limit_of_size(
+def limits_of_size(
   matches: Matches,
   counts: np.ndarray,
   size: int,
   *,
-  threshold: Callable[[float], Threshold],
+  limits: Callable[[float], Sequence[float]],
+  each: Callable[[Sequence[float]], Threshold],
   highest: float,
-) -> float:
-  """Returns the limit at which `size` pairs stay on average.
+) -> list[float]:
+  """Returns the limit of each list at which `size` pairs stay on average.
 
   Args:
     matches: of all pairs.
     counts: pairs of each query.
     size: pairs that stay.
-    threshold: of a limit; no pair more may stay at a lower limit.
-    highest: a limit at which all stay.
+    limits: of each list, where that of the first is given; none may be higher
+      at a lower one. Those of the others may move in steps: where the size is
+      passed at such a step, all are a part of the way between its two ends.
+    each: makes thresholds of limits.
+    highest: a limit of the first list at which all stay.
 
   Raises:
-    UserError: fewer pairs match a query.
+    UserError: fewer pairs match a query, or more stay at any limit.
   """
   matched = int(np.count_nonzero(np.diff(matches.starts)))
   if size > matched:
@@ -162,14 +183,39 @@ def limit_of_size(
       f"{size} pairs are asked for, but only {matched} match a query; ask for "
       "fewer, or add data or queries."
     )
-  low, high = 0.0, highest
+
+  def stay(found: Sequence[float]) -> float:
+    return expected_size(matches, counts, each(found))
+
+  low, high = _narrowed(lambda x: stay(limits(x)) < size, 0.0, highest)
+  found = [*limits(high)]
+  if stay(found) <= size * (1 + _PRECISE):
+    return found
+  if not low:
+    raise errors.UserError(
+      f"{size} pairs are asked for, but at any limit of the first language the "
+      f"others keep some {stay(found):.0f}, as their rarest queries lose "
+      "nothing; ask for more, or give each language as many queries."
+    )
+  before = np.array(limits(low))
+  way = np.array(found) - before
+  _, part = _narrowed(
+    lambda x: stay((before + x * way).tolist()) < size, 0.0, 1.0
+  )
+  return (before + part * way).tolist()
+
+
+def _narrowed(
+  is_low: Callable[[float], bool], low: float, high: float
+) -> tuple[float, float]:
+  """Returns two numbers between which `is_low` ends to hold, by halving."""
   for _ in range(60):
     middle = (low + high) / 2
-    if expected_size(matches, counts, threshold(middle)) < size:
+    if is_low(middle):
       low = middle
     else:
       high = middle
-  return high
+  return low, high
 
 
 def entropy(counts: np.ndarray) -> float:

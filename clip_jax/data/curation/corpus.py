@@ -6,6 +6,7 @@ compressed file is one part.
 """
 
 import bz2
+import collections
 import contextlib
 import dataclasses
 import gzip
@@ -19,7 +20,7 @@ from clip_jax import errors, names, regular_files
 from clip_jax.data import record as record_lib
 from clip_jax.data import sources
 from clip_jax.data.curation import wikipedia, wordnet
-from clip_jax.data.sources import row_groups
+from clip_jax.data.sources import columns, row_groups
 
 PIECE_BYTES = 2**20
 _PART_BYTES = 64 * 2**20
@@ -328,6 +329,11 @@ def _checked(path: str) -> str:
       f"File {path!r} does not exist. TEXT is a file, a DATA address, "
       "wordnet:DIR or titles:FILE."
     )
+  if not os.path.isfile(path):  # Its size would be none, and so would it be.
+    raise errors.UserError(
+      f"{path!r} is not a regular file, which has a size and can be read in "
+      "parts; write what it gives to a file first."
+    )
   return path
 
 
@@ -338,7 +344,17 @@ def _column(path: str, wanted: str | None) -> str:
     raise errors.UserError(
       f"{path} is no whole Parquet file ({error.reason}); get it again."
     ) from None
-  texts = [field.name for field in schema if _holds_text(field.type)]
+  number = collections.Counter(schema.names)
+  texts = [
+    field.name
+    for field in schema
+    if columns.holds_texts(field.type) and number[field.name] == 1
+  ]
+  if not texts:
+    raise errors.UserError(
+      f"{path} has no column of texts whose name no other column has; its "
+      f"columns are {', '.join(map(repr, schema.names)) or 'none'}."
+    )
   if wanted is not None:
     if wanted not in texts:
       raise errors.unknown(f"column of texts of {path}:", wanted, texts)
@@ -346,15 +362,7 @@ def _column(path: str, wanted: str | None) -> str:
   usual = [name for name in _COLUMNS if name in texts]
   if not usual and len(texts) != 1:
     raise errors.UserError(
-      f"{path} has {len(texts)} columns of texts ({', '.join(texts) or 'none'}"
-      "); name one: --column NAME."
+      f"{path} has {len(texts)} columns of texts ({', '.join(texts)}); name "
+      "one: --column NAME."
     )
   return (usual or texts)[0]
-
-
-def _holds_text(kind: Any) -> bool:
-  name = str(kind)
-  return any(
-    name == text or (name.startswith(("list<", "large_list<")) and text in name)
-    for text in ("string", "large_string")
-  )

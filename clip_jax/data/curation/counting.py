@@ -142,7 +142,8 @@ class Table:
     for kind, counts in self._counts.items():
       lines: dict[int, list[bytes]] = {}
       for key, count in counts.items():
-        data = key.encode("utf-8", "ignore")
+        # Without the spaces that a reader of the list removes, too.
+        data = key.strip().encode("utf-8", "ignore")
         if data := b" ".join(data.split()):  # A title may hold a tab.
           lines.setdefault(_hash(data) % PARTITIONS, []).append(
             b"%b\t%d\n" % (data, count)

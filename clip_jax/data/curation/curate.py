@@ -148,10 +148,8 @@ class _Examine:
 
   def __call__(self, record: record_lib.Record) -> Mapping[str, Any]:
     preprocess.check_header(record.image, limits=self._limits)
-    # Keys of different shards may be equal.
-    name = "\0".join((record.key, *record.texts))
     return {
-      "pair": balancing.hash_text(name, seed=self._seed),
+      "pair": balancing.hash_pair(record, seed=self._seed),
       "queries": self._found(record.texts),
     }
 
@@ -296,15 +294,15 @@ def _thresholds(
     )
   if rule.max_per_query is not None:
     return of_limit(float(rule.max_per_query))
-  limit = balancing.limit_of_size(
+  return balancing.limits_of_size(
     matches,
     counts,
     rule.size or 0,
-    threshold=lambda limit: rule.each(of_limit(limit)),
+    limits=of_limit,
+    each=rule.each,
     # Above the first's most, the tail is all, in each language.
     highest=float(first.max(initial=1)) + bool(others),
   )
-  return of_limit(limit)
 
 
 def _by_language(
@@ -398,7 +396,8 @@ def _table(rule: Rule, before: np.ndarray, after: np.ndarray) -> bytes:
   head, ends = "query\tbefore\tafter", [""] * len(rule.lists)
   if rule.languages:
     head, ends = f"{head}\tlanguage", [f"\t{code}" for code in rule.languages]
-  names = [text.replace("\t", " ") for text in rule.texts]  # Tabs part columns.
+  # Tabs part columns.
+  names = [text.translate(matching.SPACES) for text in rule.texts]
   ended = rule.each(ends)
   rows = [f"{names[i]}\t{before[i]}\t{after[i]}{ended[i]}" for i in order]
   return ("\n".join([head, *rows]) + "\n").encode()

@@ -37,7 +37,7 @@ def dedupe(
   """Writes the pairs of `source` that are no duplicates, for `arrayrecord:OUT`.
 
   Of each group of duplicates the image of the most pixels stays; of equal ones
-  that of the most bytes, then of the smallest hash of key and captions. Groups
+  that of the most bytes, then of the smallest hash of the pair. Groups
   are transitive: what is near something near is in the group, too. Of several
   kinds, groups of the same bytes come first, and only what is left is compared
   further.

@@ -102,7 +102,7 @@ class Examine:
       look = image_hash.of(image)
     return {
       "exact": balancing.digest(record.image),
-      "name": balancing.hash_text("\0".join((record.key, *record.texts))),
+      "name": balancing.hash_pair(record),
       "pixels": width * height,
       "bytes": len(record.image),
       **dataclasses.asdict(look),
@@ -114,7 +114,7 @@ def ranks(found: findings.Found) -> np.ndarray:
   """Returns the place of each slot in the order in which one of a group stays.
 
   The image of the most pixels comes first, of equal ones that of the most
-  bytes, then the smallest hash of key and captions.
+  bytes, then the smallest `hash_pair`.
   """
   columns = found.columns
   order = np.lexsort(

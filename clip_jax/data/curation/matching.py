@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 _PUNCTUATION = re.compile(r"([,.;:?!`])")
-_SPACES = str.maketrans("\t\n\r", "   ")
+SPACES = str.maketrans("\t\n\r", "   ")
 # Thai and Lao, Tibetan, Burmese, Khmer, kana, Han.
 _UNSPACED = re.compile(
   "([\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff"
@@ -25,7 +25,7 @@ _UNSPACED = re.compile(
 
 def spaced(text: str) -> str:
   """Returns `text` with a space on both sides of each punctuation mark."""
-  return _PUNCTUATION.sub(r" \1 ", text).translate(_SPACES)
+  return _PUNCTUATION.sub(r" \1 ", text).translate(SPACES)
 
 
 class Matcher:

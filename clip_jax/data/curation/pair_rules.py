@@ -49,7 +49,9 @@ class Examine:
     self._rules = given
     self._limits = limits
     self._domains = {name.lower().strip(".") for name in rules.block_domains}
-    self._words = matching.Matcher(rules.block_words, ignore_case=True)
+    self._words = matching.Matcher(
+      rules.block_words, ignore_case=True, characters=True
+    )
     self.identity = (sorted(given.items()), limits.max_pixels)
 
   def __call__(self, record: record_lib.Record) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from clip_jax import errors, json_text, regular_files, terminal
+from clip_jax.data.curation import matching
 
 MAX_FILE_BYTES = 2**30
 _MAX_CHARACTERS = 1000
@@ -45,7 +46,8 @@ class Queries:
 def read(path: str | os.PathLike) -> Queries:
   """Returns the queries in a file: text with one a line, or a list in JSON.
 
-  Spaces around a query are removed; empty lines are passed over.
+  Spaces around a query are removed, and tabs and the ends of lines within one
+  become spaces; empty lines are passed over.
 
   Raises:
     OSError: it cannot be read.
@@ -63,7 +65,10 @@ def read(path: str | os.PathLike) -> Queries:
     lines = _checked(json_text.parse(data, what=path, kind=list), path)
   else:
     lines = _decoded(data, path)
-  found = [line.strip() for line in lines if line.strip()]
+  # A query stands on one line of the tables: as in captions, what breaks lines
+  # is a space.
+  spaced = [line.translate(matching.SPACES).strip() for line in lines]
+  found = [query for query in spaced if query]
   if too_long := [query for query in found if len(query) > _MAX_CHARACTERS]:
     raise errors.UserError(
       f"{path} has a query of {len(too_long[0])} characters, at most "

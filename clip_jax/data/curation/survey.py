@@ -27,7 +27,7 @@ from clip_jax.data import processes
 from clip_jax.data import record as record_lib
 from clip_jax.data.curation import findings
 
-_VERSION = 1
+_VERSION = 2
 _CHUNK = 64  # Records that a process reads before it answers.
 _KEEP_SECONDS = 5.0  # A killed run loses about that much.
 

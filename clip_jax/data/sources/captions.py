@@ -191,6 +191,13 @@ def _decode(data: bytes, key: str) -> str:
     raise record_lib.BadRecord("not_utf8", key) from None
 
 
+def exceeds(text: str, limit: int) -> bool:
+  """Whether a text has more bytes in UTF-8 than `limit`."""
+  if 4 * len(text) <= limit:  # As many as it can have.
+    return False
+  return len(text) > limit or len(text.encode("utf-8", "replace")) > limit
+
+
 def checked(pieces: Iterable[str], *, key: str) -> tuple[str, ...]:
   """Strips captions and leaves out the empty ones; at least one must stay."""
   texts = tuple(stripped for piece in pieces if (stripped := piece.strip()))

@@ -321,5 +321,5 @@ def _pairs(
 ) -> Iterator[tuple[str, str | None]]:
   for image in images:
     for caption in image.captions[:most] or [""]:
-      too_long = len(caption) > captions_lib.MAX_TEXT_BYTES
+      too_long = captions_lib.exceeds(caption, captions_lib.MAX_TEXT_BYTES)
       yield image.name, None if too_long else caption

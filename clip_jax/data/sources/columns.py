@@ -198,7 +198,7 @@ class _Table:
     )
 
   def find_captions(self, *, but: Iterable[str | None]) -> tuple[str, ...]:
-    found = self._of_kind(_is_text_or_list, set(self.fields) - set(but))
+    found = self._of_kind(holds_texts, set(self.fields) - set(but))
     usual = [name for name in _CAPTIONS if name in found]
     return tuple(usual[:1] or filter(_NUMBERED.fullmatch, found))
 
@@ -214,7 +214,7 @@ class _Table:
 
   def find_only_text(self, *, but: Iterable[str]) -> tuple[str, ...]:
     """Returns the only column of texts that are no keys or addresses."""
-    found = self._of_kind(_is_text_or_list, set(self.fields) - set(but))
+    found = self._of_kind(holds_texts, set(self.fields) - set(but))
     found = [name for name in found if not _KEYS.fullmatch(name)]
     return tuple(found) if len(found) == 1 else ()
 
@@ -276,10 +276,13 @@ def is_text(kind: pa.DataType) -> bool:
 
 def is_list(kind: pa.DataType) -> bool:
   """Whether values of this type are lists."""
+  types = pa.types
   return (
-    pa.types.is_list(kind)
-    or pa.types.is_large_list(kind)
-    or pa.types.is_fixed_size_list(kind)
+    types.is_list(kind)
+    or types.is_large_list(kind)
+    or types.is_fixed_size_list(kind)
+    or types.is_list_view(kind)
+    or types.is_large_list_view(kind)
   )
 
 
@@ -310,7 +313,8 @@ def _is_image(kind: pa.DataType) -> bool:
   return is_encoded(kind) or is_text(kind)
 
 
-def _is_text_or_list(kind: pa.DataType) -> bool:
+def holds_texts(kind: pa.DataType) -> bool:
+  """Whether values of this type are texts or lists of texts."""
   return is_text(kind.value_type if is_list(kind) else kind)
 
 

@@ -128,7 +128,7 @@ class Rows:
     before = np.searchsorted(self._files, file)  # Its first group.
     first = int(self._ends[before - 1]) if before else 0
     start = int(self._ends[slot - 1]) if slot else 0
-    key = f"{self._names[file]}[{row - first}]"
+    key = record_lib.name_row(self._names[file], row - first)
     return self._groups.row(file, group, row - start, key=key), key
 
   def _label(self, cells: dict[str, Any], key: str) -> int | None:

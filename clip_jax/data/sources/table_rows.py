@@ -13,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from clip_jax import errors, terminal
+from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import grouping, strings, table_lines
 
 TOO_LONG = -1  # As the size of a caption.
@@ -209,11 +210,12 @@ class Reader:
     if last:
       # Commas of a caption that was not quoted.
       text = form.separator.join(row[form.caption :])
-    if len(name) > table_lines.MAX_TEXT_BYTES:
+    limit = table_lines.MAX_TEXT_BYTES
+    if captions_lib.exceeds(name, limit):
       name = ""
     if not text.strip():
       self._silent.add(number, name)
-    return name, text if len(text) <= table_lines.MAX_TEXT_BYTES else None
+    return name, None if captions_lib.exceeds(text, limit) else text
 
   def notes(self) -> Iterator[str]:
     """Yields what is to be told once all rows are read."""

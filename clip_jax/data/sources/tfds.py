@@ -67,7 +67,7 @@ class TfdsSource:
   def __getitem__(self, index: int) -> record_lib.Record:
     if not 0 <= index < len(self):
       raise IndexError(index)
-    key = f"{self._name}[{index}]"
+    key = record_lib.name_row(self._name, index)
     try:
       example = self._data[index]
     except OSError:
