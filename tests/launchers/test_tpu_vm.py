@@ -455,6 +455,41 @@ def test_a_slice_that_is_taken_away_is_replaced(cloud, tmp_path):
   assert cloud("status", *WHERE) == "pod: absent\n"
 
 
+def test_a_worker_that_is_not_set_up_is_told_at_once(cloud, tmp_path):
+  """Such as one that Google has repaired, with an empty disk."""
+  cloud.computes_nothing()
+  cloud("create", *WHERE, "--type=v4-8", "--yes")
+  options = ("--workdir", tmp_path / "w", "--", "--config=c.py")
+  told = "Error: Not every worker of 'pod' is set up. Run: setup.sh pod --zone"
+  for words in (("run", *options), ("run", "--stop"), ("status", "--logs")):
+    assert told in cloud(words[0], *WHERE, *words[1:], code=1)
+  cloud("setup", *WHERE)
+  said = cloud("status", *WHERE, "--logs", code=1)
+  assert said.splitlines()[-1] == "Error: Worker 0: no run was started."
+  shutil.rmtree(cloud.folder / "worker-1")
+  (cloud.folder / "worker-1").mkdir()
+  for words in (("run", *options), ("status",)):
+    said = cloud(words[0], *WHERE, *words[1:], code=1)
+    assert told in said and "trying again" not in said
+
+
+def test_a_lock_beside_the_caller_is_found_from_anywhere(
+  cloud, tmp_path, monkeypatch
+):
+  """By run.sh --recreate, which sets another slice up."""
+  cloud.computes_nothing()
+  cloud("create", *WHERE, "--type=v4-8", "--yes")
+  monkeypatch.chdir(tmp_path)
+  cloud("setup", *WHERE, "--lock", "my lock.txt")
+  assert (tmp_path / "my lock.txt").read_text() == "ok\n"
+  (state,) = cloud.folder.parent.glob("state/**/setup")
+  again = state.read_text().splitlines()
+  monkeypatch.chdir("/")
+  said = cloud("setup", *again)
+  assert f"Installing Python 3.12 and {tmp_path}/my lock.txt." in said
+  assert "Choosing versions" not in said
+
+
 def supervise(tmp_path, codes, *flags):
   """Runs a command that ends with these codes, one after the other."""
   (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))

@@ -242,7 +242,7 @@ while true; do
   workers=$(describe_node "value(networkEndpoints.len())") || explain $?
   say "Starting the run on $workers worker(s)."
   if ! start; then
-    if grep -q '^Error: ' "$SAID"; then worker_failed 1; fi
+    if is_final_failure; then worker_failed 1; fi
     unreached=$((unreached + 1))
     [ "$unreached" -le $((4 * RESTARTS)) ] || explain 255
     say "$(lost_workers "$(cat "$SAID")"); trying again in $POLL_SECONDS s."
