@@ -131,6 +131,10 @@ def test_a_manifest_is_a_jobset_that_trains(path):
   assert {peers.FAILED, 2} == set(codes["values"])
   (rule,) = jobset["spec"]["failurePolicy"]["rules"]
   assert rule["action"] == "FailJobSet"
+  # JobSet refuses another one (pkg/webhooks/jobset_webhook.go, ruleNameFmt).
+  assert re.fullmatch("[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])
+  for name in (jobset["metadata"]["name"], job["name"]):  # Parts of DNS names.
+    assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name)
   mounts = {mount["name"] for mount in container["volumeMounts"]}
   assert mounts == {volume["name"] for volume in pod["volumes"]}
   words = [word.replace("$(PROCESS)", "1") for word in container["args"]]
