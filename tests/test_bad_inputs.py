@@ -282,8 +282,8 @@ CASES = {
   ),
   "table without the column": Case(
     TRAIN + "--config.data.train=csv:$here/pairs.csv",
-    ("'title' or 'caption'", "'text'", "?caption=COLUMN"),
-    prepare=_write("pairs.csv", b"image,text\na.png,a\n"),
+    ("'title' or 'caption'", "'words'", "?caption=COLUMN"),
+    prepare=_write("pairs.csv", b"image,words\na.png,a\n"),
   ),
   "table without rows": Case(
     TRAIN + "--config.data.train=csv:$here/pairs.csv",

@@ -229,7 +229,8 @@ def run(found: watching.Run) -> str:
   if found.results is not None:
     parts.append(_table(found.results))
   if found.report is not None:
-    parts.append(f"<h3>Report</h3>{_wide(found.report, 'The report')}")
+    shown = _wide(found.report, "The report")
+    parts.append(f'<h3>Report</h3><div class="scroll">{shown}</div>')
   return _styled(*parts)
 
 
