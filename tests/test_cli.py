@@ -338,6 +338,9 @@ def test_classify_names_the_image_that_cannot_be_read(
   (tmp_path / "broken.png").write_bytes(image.read_bytes()[:200])
   words = ["classify", workdir, tmp_path / "broken.png", "--labels", "a,b"]
   assert "broken.png" in fails(*words)
+  (tmp_path / "a b").mkdir()
+  error = fails("classify", workdir, tmp_path / "a b", "--labels", "a,b")
+  assert f"--task zero_shot --data 'folder:{tmp_path}/a b'`." in error
 
 
 def test_images_are_looked_for_before_the_model(fails):

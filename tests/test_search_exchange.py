@@ -1,4 +1,5 @@
 import hashlib
+import shlex
 import sys
 
 import numpy as np
@@ -117,6 +118,23 @@ def test_a_damaged_file_does_not_reach_its_library(
   beside.unlink()  # As for a file that another program made.
   search.open_index(path)
   assert len(reached) == 2
+
+
+def test_what_is_to_be_typed_is_quoted(tmp_path, suffix):
+  path = tmp_path / f"my index{suffix}"
+  index = make(tmp_path / "my index", units(0, 20))
+  with pytest.raises(errors.UserError) as missing:
+    search.open_index(path)
+  assert f"`clip-jax search INDEX --export '{path}'`" in str(missing.value)
+  search.export(index, path)
+  make(tmp_path / "my other", units(1, 20))
+  with pytest.raises(errors.UserError) as other:
+    search.open_index(path, keys=tmp_path / "my other")
+  words = shlex.split(str(other.value).split("`")[1])
+  assert words == [
+    *("clip-jax", "search", str(tmp_path / "my other")),
+    *("--export", str(path)),
+  ]
 
 
 def test_a_damaged_file_in_a_bucket_is_told(tmp_path, monkeypatch, suffix):

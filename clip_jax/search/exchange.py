@@ -6,6 +6,7 @@ gives keys, captions and the model.
 
 import os
 import pathlib
+import shlex
 import threading
 import types
 from typing import Any
@@ -68,7 +69,7 @@ def open_index(
   if not path.is_file():
     raise errors.UserError(
       f"{path} does not exist or is no file. `clip-jax search INDEX --export "
-      f"{path}` makes it."
+      f"{shlex.quote(str(path))}` makes it."
     )
   if keys is None and not path.with_suffix("").is_dir():
     raise errors.UserError(
@@ -177,9 +178,10 @@ class ExportedIndex(index_lib.Index):
     return found >= _SHARE_FOUND * len(own)
 
   def _again(self) -> str:
+    index, path = shlex.quote(str(self.directory)), shlex.quote(str(self.path))
     return (
       "Give the index that it was made of with --keys, or make it again with "
-      f"`clip-jax search {self.directory} --export {self.path}`."
+      f"`clip-jax search {index} --export {path}`."
     )
 
   def _nearest(

@@ -61,6 +61,6 @@ def check(path: pathlib.Path, digest: pathlib.Path | None = None) -> None:
   if line is None or found != line[1].decode():
     raise errors.UserError(
       f"{path} is not what {digest.name} says: it is damaged, or was replaced "
-      f"by another program since. Remove {digest.name} if you replaced it; else "
-      "make the file again by `clip-jax search INDEX --export FILE`."
+      f"by another program since. Remove {digest.name} if you replaced it; "
+      "else make the file again by `clip-jax search INDEX --export FILE`."
     )
