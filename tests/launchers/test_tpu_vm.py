@@ -402,6 +402,17 @@ def test_what_the_user_deletes_is_not_created_again(cloud, moment):
   assert running.returncode == (1 if moment == "before" else 75)
 
 
+def test_ctrl_c_before_the_run_is_started_is_told(cloud):
+  cloud.write(queue="WAITING_FOR_RESOURCES")
+  running = cloud.start("run", *WHERE, *NEEDS["run"])
+  assert "waits in the queue" in running.stdout.readline()
+  os.killpg(running.pid, signal.SIGINT)
+  said = running.communicate(timeout=60)[0]
+  assert running.returncode == 130
+  assert "Ended before the run could be followed" in said
+  assert "status.sh pod --zone us-east5-b tells" in said
+
+
 def test_a_lost_worker_and_workdirs_that_differ_are_told(cloud, tmp_path):
   cloud.has_slice()
   for worker in range(2):
