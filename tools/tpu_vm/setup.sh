@@ -60,13 +60,14 @@ size=""
 pack() {
   git -C "$CHECKOUT" rev-parse --git-dir >/dev/null 2>&1 ||
     die "$CHECKOUT is no git checkout; clone the repository first."
-  # A file that is deleted, but still in git's index, is left out.
+  # A file that is deleted, but still in git's index, is left out; so are the
+  # files ._NAME that macOS would add.
   (
     cd "$CHECKOUT"
     git ls-files -z --cached --others --exclude-standard |
       while IFS= read -r -d '' file; do
         if [ -e "$file" ]; then printf '%s\0' "$file"; fi
-      done | tar --null --files-from=- -czf "$archive"
+      done | COPYFILE_DISABLE=1 tar --null --files-from=- -czf "$archive"
   ) || die "The checkout cannot be packed; see above."
 }
 
