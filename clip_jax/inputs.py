@@ -2,6 +2,7 @@
 
 import numbers
 import os
+import shlex
 from typing import Any, TypeGuard
 
 import flax.linen as nn
@@ -118,9 +119,10 @@ def _about(path: str | os.PathLike) -> str:
   if not os.path.isdir(path):
     return "" if os.path.exists(path) else errors.beside(path)
   inside = os.path.join(path, "*.jpg")
+  data = shlex.quote(f"folder:{os.fspath(path)}")
   return (
     f" Give its images, such as {inside}, or measure all of them by `clip-jax "
-    f"eval MODEL --task zero_shot --data folder:{os.fspath(path)}`."
+    f"eval MODEL --task zero_shot --data {data}`."
   )
 
 

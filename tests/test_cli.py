@@ -338,6 +338,9 @@ def test_classify_names_the_image_that_cannot_be_read(
   (tmp_path / "broken.png").write_bytes(image.read_bytes()[:200])
   words = ["classify", workdir, tmp_path / "broken.png", "--labels", "a,b"]
   assert "broken.png" in fails(*words)
+  (tmp_path / "a b").mkdir()
+  error = fails("classify", workdir, tmp_path / "a b", "--labels", "a,b")
+  assert f"--task zero_shot --data 'folder:{tmp_path}/a b'`." in error
 
 
 def test_images_are_looked_for_before_the_model(fails):
@@ -372,6 +375,19 @@ def test_search_finds_by_text_what_is_nearest(index, workdir):
   for got, want in zip(found, hits, strict=True):
     assert got["score"] == pytest.approx(want.score)
     assert got["caption"] == want.captions[0]
+
+
+def test_embed_tells_why_records_are_left_out(workdir, image, tmp_path, capsys):
+  folder = tmp_path / "pictures" / "a"
+  folder.mkdir(parents=True)
+  (folder / "0.png").write_bytes(image.read_bytes())
+  (folder / "1.png").write_bytes(image.read_bytes()[:200])
+  data, out = f"folder:{folder.parent}", str(tmp_path / "index")
+  cli.main(["embed", str(workdir), "--data", data, "--out", out])
+  assert (
+    f"Embedded 1 images into {out}, 1 bad record left out (1 truncated); "
+    f"`clip-jax data inspect {data}` names them."
+  ) in capsys.readouterr().out
 
 
 def test_a_text_that_looks_like_a_lost_image_is_told(index, capsys):

@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import pytest
+from PIL import Image
 
 from clip_jax import config as config_lib
 from clip_jax.train import loop
@@ -72,6 +73,31 @@ def test_a_notebook_runs_with_a_model_of_ones_own(
   name, small, tmp_path, monkeypatch
 ):
   _execute(name, tmp_path, monkeypatch, [f"MODEL = {str(small)!r}"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_own_pictures_are_of_any_format(kind, small, tmp_path, monkeypatch):
+  """JPEGs, one of them damaged, in folders or with captions of their own."""
+  rows = ["image,caption"]
+  for name in ("cat", "dog"):
+    (tmp_path / "mine" / name).mkdir(parents=True)
+    for i in range(10):
+      path = tmp_path / "mine" / name / f"{i}.jpg"
+      Image.new("RGB", (30, 20), (9 * i, 90, 200)).save(path)
+      rows.append(f"mine/{name}/{i}.jpg,a {name}")
+  path.write_bytes(path.read_bytes()[:200])
+  (tmp_path / "mine.csv").write_text("\n".join(rows))
+  _execute(
+    "finetune",
+    tmp_path,
+    monkeypatch,
+    [
+      f"MODEL = {str(small)!r}",
+      f"PICTURES = {dict(folder='mine', csv='mine.csv')[kind]!r}",
+      'CHANGES = ["steps=2", "min_steps=2", "batch_size=8"]',
+    ],
+  )
 
 
 def _execute(name, room, monkeypatch, lines):

@@ -1,9 +1,13 @@
+import hashlib
+import shlex
 import sys
 
 import numpy as np
 import pytest
 
+import bucket_stand_in
 from clip_jax import cli, errors, search
+from clip_jax.search import exchange, index_files
 
 SUFFIXES = search.SUFFIXES
 
@@ -40,6 +44,7 @@ def test_an_exported_index_finds_what_its_index_finds(tmp_path, suffix, dtype):
   assert sorted(entry.name for entry in tmp_path.iterdir()) == [
     "index",
     path.name,
+    f"{path.name}.sha256",
   ]
   exported = search.open_index(path)
   # float16 of usearch has 11 bits; a flat index differs by rounding of sums.
@@ -70,11 +75,104 @@ def test_a_file_of_another_index_is_refused(tmp_path, suffix):
     with pytest.raises(errors.UserError, match=message):
       search.open_index(path, keys=tmp_path / name)
   path.write_bytes(path.read_bytes()[:40])
+  with pytest.raises(errors.UserError, match="is damaged, or was replaced"):
+    search.open_index(path)
+  (tmp_path / f"a{suffix}.sha256").unlink()
   with pytest.raises(errors.UserError, match="cannot be read as an index of"):
     search.open_index(path)
   path.rename(tmp_path / f"alone{suffix}")
   with pytest.raises(errors.UserError, match="--keys"):
     search.open_index(tmp_path / f"alone{suffix}")
+
+
+def test_a_damaged_file_does_not_reach_its_library(
+  tmp_path, monkeypatch, suffix
+):
+  """usearch ends the process for some bytes that differ."""
+  path = tmp_path / f"a{suffix}"
+  index = make(tmp_path / "a", units(0, 20))
+  search.export(index, path)
+  whole = path.read_bytes()
+  kind = "_Faiss" if suffix == ".faiss" else "_Usearch"
+  opened = getattr(exchange, kind)
+  reached = []
+  monkeypatch.setattr(
+    exchange, kind, lambda path: reached.append(path) or opened(path)
+  )
+  for at in range(0, len(whole), 97):
+    damaged = bytearray(whole)
+    damaged[at] ^= 1 << at % 8
+    path.write_bytes(damaged)
+    with pytest.raises(errors.UserError, match=f"not what a{suffix}.sha256"):
+      search.open_index(path)
+  path.write_bytes(whole)
+  (tmp_path / f"a{suffix}.sha256").write_text("no digest\n")
+  with pytest.raises(errors.UserError, match="Remove a"):
+    search.open_index(path)
+  assert not reached
+  search.export(index, path)  # Over what is there.
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  beside = tmp_path / f"a{suffix}.sha256"
+  assert beside.read_text() == f"{digest}  {path.name}\n"
+  search.open_index(path)
+  beside.unlink()  # As for a file that another program made.
+  search.open_index(path)
+  assert len(reached) == 2
+
+
+def test_what_is_to_be_typed_is_quoted(tmp_path, suffix):
+  path = tmp_path / f"my index{suffix}"
+  index = make(tmp_path / "my index", units(0, 20))
+  with pytest.raises(errors.UserError) as missing:
+    search.open_index(path)
+  assert f"`clip-jax search INDEX --export '{path}'`" in str(missing.value)
+  search.export(index, path)
+  make(tmp_path / "my other", units(1, 20))
+  with pytest.raises(errors.UserError) as other:
+    search.open_index(path, keys=tmp_path / "my other")
+  words = shlex.split(str(other.value).split("`")[1])
+  assert words == [
+    *("clip-jax", "search", str(tmp_path / "my other")),
+    *("--export", str(path)),
+  ]
+
+
+def test_a_damaged_file_in_a_bucket_is_told(tmp_path, monkeypatch, suffix):
+  name = f"a{suffix}"
+  search.export(make(tmp_path / "a", units(0, 20)), tmp_path / name)
+  with bucket_stand_in.reached(monkeypatch, tmp_path / "cache") as store:
+    for file in (*(tmp_path / "a").iterdir(), *tmp_path.glob("a.*")):
+      place = file.relative_to(tmp_path)
+      store.put("data-1", f"x/{place}", file.read_bytes())
+    opened = search.open_index(f"gs://data-1/x/{name}")
+    assert [x.key for x in opened.search(units(0, 20)[3], k=1)] == ["k3"]
+    damaged = bytearray((tmp_path / name).read_bytes())
+    damaged[-1] ^= 4
+    store.put("data-1", f"x/{name}", bytes(damaged))
+    with pytest.raises(errors.UserError, match=f"not what {name}.sha256"):
+      search.open_index(f"gs://data-1/x/{name}")
+    del store.objects["data-1"][f"x/{name}.sha256"]
+    store.put("data-1", f"x/{name}", (tmp_path / name).read_bytes())
+    search.open_index(f"gs://data-1/x/{name}")
+
+
+def test_an_export_that_fails_leaves_the_file_that_was_there(
+  tmp_path, monkeypatch, suffix
+):
+  path = tmp_path / f"a{suffix}"
+  index = make(tmp_path / "a", units(0, 20))
+  search.export(index, path)
+  before = {x.name: x.read_bytes() for x in tmp_path.glob("a.*")}
+
+  def fail(file):
+    raise OSError(28, "No space left on device")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(index_files, "sha256", fail)
+    with pytest.raises(OSError, match="No space"):
+      search.export(index, path)
+  assert {x.name: x.read_bytes() for x in tmp_path.glob("a.*")} == before
+  search.open_index(path)
 
 
 def test_another_metric_and_wrong_identifiers_are_refused(tmp_path):

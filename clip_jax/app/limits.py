@@ -47,7 +47,7 @@ def listed(text: object, what: str, *, most: int) -> list[str]:
   Raises:
     UserError: it is no text, empty, or has too many or too long parts.
   """
-  found = plain(text, what, most=most * (TEXT_CHARACTERS + 1))
+  found = plain(text, f"the {what}", most=most * (TEXT_CHARACTERS + 1))
   return checked(prompts.parted(found), what, most=most)
 
 
@@ -62,7 +62,7 @@ def lines(text: object, what: str, *, most: int) -> list[str]:
   Raises:
     UserError: as in `listed`.
   """
-  found = plain(text, what, most=most * (TEXT_CHARACTERS + 1))
+  found = plain(text, f"the {what}", most=most * (TEXT_CHARACTERS + 1))
   return checked(prompts.lines(found), what, most=most)
 
 
@@ -79,7 +79,8 @@ def checked(parts: list[str], what: str, *, most: int) -> list[str]:
     raise errors.UserError(
       f"There are {len(parts)} {what}; write at most {most}."
     )
-  return [plain(part, what, most=TEXT_CHARACTERS) for part in parts]
+  one = f"one of the {what}"
+  return [plain(part, one, most=TEXT_CHARACTERS) for part in parts]
 
 
 def plain(text: object, what: str, *, most: int) -> str:
@@ -90,11 +91,11 @@ def plain(text: object, what: str, *, most: int) -> str:
   """
   if not isinstance(text, str):
     raise errors.UserError(
-      f"The {what} must be text, got {type(text).__name__}."
+      f"There must be text in {what}, got {type(text).__name__}."
     )
   if len(text) > most:
     raise errors.UserError(
-      f"The {what} have {len(text):,} characters; write at most {most:,}."
+      f"There are {len(text):,} characters in {what}; write at most {most:,}."
     )
   # A lone surrogate, which JSON can hold and no tokenizer can read.
   return text.encode("utf-8", "replace").decode("utf-8")

@@ -13,6 +13,7 @@ from clip_jax.results import picture as picture_lib
 
 _MOST_BARS = 20  # Of further labels only the number is shown.
 _MOST_CHARACTERS = 300
+_MOST_OF_HEAD = 80  # A column of numbers is narrow.
 
 CSS = """
 .cj {font-size: 15px; line-height: 1.4}
@@ -40,6 +41,7 @@ CSS = """
 .cj .score {font-weight: 600; font-variant-numeric: tabular-nums}
 .cj .key {opacity: .7; font-size: 12px}
 .cj .scroll {overflow-x: auto; max-width: 100%}
+.cj .matrix {overflow: auto; max-width: 100%; max-height: 75vh}
 .cj table {border-collapse: collapse; font-size: 14px; width: auto;
   margin: 6px 0}
 .cj th, .cj td {padding: 6px 10px; text-align: left; vertical-align: middle;
@@ -166,7 +168,9 @@ def _picture(image: np.ndarray | Image.Image, alt: str) -> str:
 def matrix(found: comparing.Compared) -> str:
   """Returns a table of similarities, darker where they are greater."""
   low, high = float(found.similarity.min()), float(found.similarity.max())
-  head = "".join(f'<th scope="col">{text(x)}</th>' for x in found.texts)
+  head = "".join(
+    f'<th scope="col">{text(x, limit=_MOST_OF_HEAD)}</th>' for x in found.texts
+  )
   rows = []
   for shown, row in zip(found.pictures, found.similarity, strict=True):
     cells = []
@@ -185,7 +189,7 @@ def matrix(found: comparing.Compared) -> str:
   table = f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
   said = "Cosine similarities; the best text of each picture is bold."
   return _styled(
-    f'<div class="scroll">{table}</div><p class="muted">{said}</p>',
+    f'<div class="matrix">{table}</div><p class="muted">{said}</p>',
     _cut_texts(found.cut),
   )
 
@@ -225,7 +229,8 @@ def run(found: watching.Run) -> str:
   if found.results is not None:
     parts.append(_table(found.results))
   if found.report is not None:
-    parts.append(f"<h3>Report</h3>{_wide(found.report, 'The report')}")
+    shown = _wide(found.report, "The report")
+    parts.append(f'<h3>Report</h3><div class="scroll">{shown}</div>')
   return _styled(*parts)
 
 
@@ -247,9 +252,15 @@ def _wide(data: bytes, alt: str) -> str:
 
 
 def _table(table: picture_lib.Table) -> str:
-  head = "".join(f'<th scope="col">{text(x)}</th>' for x in table.header)
+  """Returns a table without the columns that are empty."""
+  filled = [
+    i for i in range(len(table.header)) if any(row[i] for row in table.rows)
+  ]
+  head = "".join(
+    f'<th scope="col">{text(table.header[i])}</th>' for i in filled
+  )
   rows = "".join(
-    f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>"
+    f"<tr>{''.join(f'<td>{text(row[i])}</td>' for i in filled)}</tr>"
     for row in table.rows
   )
   return (

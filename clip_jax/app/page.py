@@ -224,7 +224,9 @@ def _runs(gr, tabs: tabs_lib.Tabs, tab: Any, others: list) -> None:
     )
     return
   names = list(tabs.runs)
-  run = gr.Dropdown(names, value=names[0], label="Run")
+  # Of a run that is gone `tabs` says so; Gradio would raise at each tick, since
+  # a dropdown that is updated is made anew, and not as it is left alone here.
+  run = gr.Dropdown(names, value=names[0], label="Run", allow_custom_value=True)
   shown = gr.HTML()
   seen = gr.State(())
   timer = gr.Timer(_SECONDS, active=False)

@@ -173,9 +173,7 @@ def search(
   if picture is not None:
     query = engine.embed_pixels(picture.pixels[None])[0]
   else:
-    typed = limits.plain(
-      text, "characters of the search", most=limits.TEXT_CHARACTERS
-    )
+    typed = limits.plain(text, "the search", most=limits.TEXT_CHARACTERS)
     if not typed.strip():
       raise errors.UserError("Write what to search for, or add a picture.")
     query = engine.embed_texts([typed.strip()])[0]

@@ -145,7 +145,7 @@ class Tabs:
 
   def _run(self, name: object) -> pathlib.Path:
     if not isinstance(name, str) or name not in self.runs:
-      raise errors.UserError("There is no such run.")
+      raise errors.UserError("There is no such run; choose another one.")
     return self.runs[name]
 
   def _read_all(self, uploads: object) -> list[answering.Picture]:

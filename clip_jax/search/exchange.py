@@ -6,15 +6,16 @@ gives keys, captions and the model.
 
 import os
 import pathlib
+import shlex
 import threading
 import types
 from typing import Any
 
 import numpy as np
 
-from clip_jax import buckets, errors, mirrors, versions, whole_files
+from clip_jax import buckets, errors, mirrors, versions
+from clip_jax.search import export_digest, index_files
 from clip_jax.search import index as index_lib
-from clip_jax.search import index_files
 
 SUFFIXES = (".faiss", ".usearch")
 _ROWS_PER_CHUNK = 1 << 16
@@ -58,12 +59,17 @@ def open_index(
     return index_lib.Index(where)
   if in_bucket:
     keys = keys or where.removesuffix(path.suffix)
-    return ExportedIndex(mirrors.fetched(where), keys)
+    digest = where + export_digest.SUFFIX
+    return ExportedIndex(
+      mirrors.fetched(where),
+      keys,
+      digest=mirrors.fetched(digest) if buckets.kind(digest) else None,
+    )
   errors.check_local("The index", where)
   if not path.is_file():
     raise errors.UserError(
       f"{path} does not exist or is no file. `clip-jax search INDEX --export "
-      f"{path}` makes it."
+      f"{shlex.quote(str(path))}` makes it."
     )
   if keys is None and not path.with_suffix("").is_dir():
     raise errors.UserError(
@@ -76,6 +82,8 @@ def open_index(
 
 def export(index: index_lib.Index, path: str | os.PathLike) -> None:
   """Writes the embeddings of an index as FAISS or usearch have them.
+
+  Beside the file lies its SHA-256, which `open_index` compares.
 
   Args:
     index: opened for reading.
@@ -99,15 +107,27 @@ def export(index: index_lib.Index, path: str | os.PathLike) -> None:
     raise errors.UserError(f"{path} {why}; name a file in one that is there.")
   make = _make_faiss if path.suffix == ".faiss" else _make_usearch
   save = make(index)
-  with whole_files.replacing(path) as file:
+  with export_digest.replacing(path) as file:
     save(file.name)
 
 
 class ExportedIndex(index_lib.Index):
   """An index whose nearest rows a file of FAISS or usearch finds."""
 
-  def __init__(self, path: str | os.PathLike, keys: str | os.PathLike):
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    keys: str | os.PathLike,
+    *,
+    digest: pathlib.Path | None = None,
+  ):
     """Opens the file at `path`, and the index it was made of, `keys`.
+
+    Args:
+      path: of the file.
+      keys: the directory of the index.
+      digest: the file with the SHA-256 of the file; by default that beside it,
+        if there is one.
 
     Raises:
       UserError: one cannot be read, they do not go together, or the library is
@@ -116,6 +136,7 @@ class ExportedIndex(index_lib.Index):
     super().__init__(keys)
     self.path = pathlib.Path(path)
     try:
+      export_digest.check(self.path, digest)
       if self.path.suffix == ".faiss":
         self._other: Any = _Faiss(self.path)
       else:
@@ -157,9 +178,10 @@ class ExportedIndex(index_lib.Index):
     return found >= _SHARE_FOUND * len(own)
 
   def _again(self) -> str:
+    index, path = shlex.quote(str(self.directory)), shlex.quote(str(self.path))
     return (
       "Give the index that it was made of with --keys, or make it again with "
-      f"`clip-jax search {self.directory} --export {self.path}`."
+      f"`clip-jax search {index} --export {path}`."
     )
 
   def _nearest(

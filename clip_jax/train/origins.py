@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import math
 import pathlib
+import shlex
 from typing import Any, NamedTuple
 
 import jax
@@ -267,7 +268,7 @@ def _check_same(part, wanted, found, *, address, described) -> None:
     ]
     way_on += (
       f"; or make a checkpoint that fits by `clip-jax convert "
-      f"{address} DEST --to clip-jax`, with {' and '.join(flags)}"
+      f"{shlex.quote(address)} DEST --to clip-jax`, with {' and '.join(flags)}"
     )
   facts = "; ".join(
     f"{field}={found.get(field)!r} (not {wanted.get(field)!r})"

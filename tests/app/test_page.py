@@ -535,6 +535,29 @@ def test_a_run_that_begins_later_appears(tab, served, monkeypatch):
     shutil.rmtree(later)
 
 
+def test_a_run_that_is_removed_is_told_once(tab, served, monkeypatch, capfd):
+  monkeypatch.setattr(tabs, "_SECONDS", 0.0)
+  gone = served.room / "runs" / "gone"
+  gone.mkdir()
+  try:
+    (gone / "metrics.jsonl").write_text('{"step": 55, "loss": 2.0}\n')
+    tab.get_by_role("tab", name="Runs").click()
+    tab.get_by_text("step 8").wait_for()
+    tab.wait_for_timeout(2000 * page._SECONDS)
+    tab.get_by_label("Run", exact=True).click()
+    tab.get_by_role("option", name="gone").click()
+    tab.get_by_text("step 55").wait_for()
+  finally:
+    shutil.rmtree(gone)
+  tab.get_by_text("There is no such run; choose another one.").wait_for()
+  tab.wait_for_timeout(2000 * page._SECONDS)  # Further looks raise no errors.
+  assert tab.get_by_text("list of choices").count() == 0
+  assert "Traceback" not in capfd.readouterr().err
+  tab.get_by_label("Run", exact=True).click()
+  tab.get_by_role("option", name="a run").click()
+  tab.get_by_text("step 8").wait_for()
+
+
 def test_no_run_is_looked_at_while_another_tab_is_open(tab):
   asked = []
   tab.on("request", lambda request: asked.append(request.url))

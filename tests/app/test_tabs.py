@@ -313,6 +313,22 @@ def test_too_many_labels_and_pictures_are_refused(page, uploads):
   assert "{}" in page.classify(upload, "a,b", "no placeholder")
 
 
+def test_a_text_that_is_too_long_is_told_with_its_place(page, uploads):
+  upload = str(uploads / "a" / "0.png")
+  told = "There are 1,001 characters in {}; write at most 1,000."
+  long = "x" * 1001
+  for answer, place in (
+    (page.classify(upload, f"cat\n{long}", TEMPLATES), "one of the labels"),
+    (page.classify(upload, "cat", f"{{}} {long[3:]}"), "one of the templates"),
+    (page.compare([upload], f"{long}\na"), "one of the texts"),
+    (page.search(long, None, 3), "the search"),
+  ):
+    assert told.format(place) in answer
+  whole = 200 * 1001 + 1
+  told = page.classify(upload, "x" * whole, TEMPLATES)
+  assert f"{whole:,} characters in the labels" in told
+
+
 def test_labels_never_name_a_file(tmp_path):
   path = tmp_path / "labels.txt"
   path.write_text("secret")

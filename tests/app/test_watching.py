@@ -1,5 +1,6 @@
 """Runs as they are watched, and the start of the server."""
 
+import dataclasses
 import json
 import socket
 
@@ -10,7 +11,7 @@ import bucket_stand_in
 from clip_jax import errors
 from clip_jax.app import bucket_runs, markup, page, server, tabs, watching
 from clip_jax.buckets import attempts
-from clip_jax.results import drawing
+from clip_jax.results import drawing, picture
 
 
 @pytest.fixture
@@ -51,6 +52,22 @@ def test_a_run_is_shown_as_it_stands(workdir, monkeypatch):
   assert "<b>" not in text and "step 3, loss 1" in text
   (workdir / "metrics.jsonl").unlink()
   assert "nothing is logged yet" in markup.run(watching.look(workdir))
+
+
+def test_a_table_has_no_empty_columns():
+  table = picture.Table(
+    name="results",
+    title="Results",
+    note="",
+    header=["model", "interval", "top-1", "protocol"],
+    rows=[["a", "", "0.5", ""], ["b", "", "", "<b>"]],
+  )
+  run = watching.Run("x", None, {}, [], table, None, "")
+  html = markup.run(run)
+  assert html.count("<th") == 3 and html.count("<td") == 6
+  assert "interval" not in html and "protocol" in html and "<b>" not in html
+  bare = dataclasses.replace(run, results=dataclasses.replace(table, rows=[]))
+  assert "<td" not in markup.run(bare)
 
 
 def test_numbers_that_no_axis_holds_are_left_out(workdir):

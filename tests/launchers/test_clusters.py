@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+import bucket_stand_in
 from clip_jax import config as config_lib
 from clip_jax.cli import parser
 from clip_jax.train import peers, preemption
@@ -53,6 +54,7 @@ def slurm(tmp_path):
     ' mkdir -p "$SAVES/checkpoints/1000"; exit "$CODE"',
     "scontrol": 'echo "scontrol $*" >>"$CALLS"',
     "clip-jax": "exit 9",
+    "python": f'exec {sys.executable} "$@"',
   }.items():
     (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
     (tmp_path / name).chmod(0o755)
@@ -102,6 +104,33 @@ def test_slurm_requeues_what_a_restart_mends(slurm, tmp_path):
   assert code == 1 and not calls and "set CLIP_JAX" in said
 
 
+def test_slurm_sees_the_checkpoints_of_a_bucket(slurm, tmp_path):
+  """Without them, a run that goes on would be given up after some restarts."""
+  (tmp_path / "srun").write_text(
+    '#!/bin/bash\necho "srun $*" >>"$CALLS"\nexec python "$SAVE"\n'
+  )
+  save = tmp_path / "save.py"
+  with bucket_stand_in.serve() as store:
+    store.objects["data-1"] = {}
+    store.put("data-1", "run/checkpoints/900/meta", b"x")
+    words = ("gs://data-1/run", "--config", "configs/demo.py")
+    options = store.environment | {
+      "PYTHONPATH": str(ROOT),
+      "SLURM_RESTART_COUNT": "5",
+      "SAVE": str(save),
+    }
+    save.write_text("raise SystemExit(75)\n")
+    code, calls, said = slurm(*words, **options)
+    assert code == 75 and len(calls) == 1 and "giving up" in said
+    save.write_text(
+      "from clip_jax.buckets import writing\n"
+      "writing.put('gs://data-1/run/checkpoints/1000/meta', b'x')\n"
+      "raise SystemExit(75)\n"
+    )
+    code, calls, said = slurm(*words, **options)
+    assert code == 0 and calls[1:] == ["scontrol requeue 42"], said
+
+
 def test_slurm_starts_a_process_for_each_gpu():
   lines = re.findall(r"^#SBATCH --(.*)$", SBATCH.read_text(), re.MULTILINE)
   options = {
@@ -131,6 +160,10 @@ def test_a_manifest_is_a_jobset_that_trains(path):
   assert {peers.FAILED, 2} == set(codes["values"])
   (rule,) = jobset["spec"]["failurePolicy"]["rules"]
   assert rule["action"] == "FailJobSet"
+  # JobSet refuses another one (pkg/webhooks/jobset_webhook.go, ruleNameFmt).
+  assert re.fullmatch("[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])
+  for name in (jobset["metadata"]["name"], job["name"]):  # Parts of DNS names.
+    assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name)
   mounts = {mount["name"] for mount in container["volumeMounts"]}
   assert mounts == {volume["name"] for volume in pod["volumes"]}
   words = [word.replace("$(PROCESS)", "1") for word in container["args"]]

@@ -402,6 +402,17 @@ def test_what_the_user_deletes_is_not_created_again(cloud, moment):
   assert running.returncode == (1 if moment == "before" else 75)
 
 
+def test_ctrl_c_before_the_run_is_started_is_told(cloud):
+  cloud.write(queue="WAITING_FOR_RESOURCES")
+  running = cloud.start("run", *WHERE, *NEEDS["run"])
+  assert "waits in the queue" in running.stdout.readline()
+  os.killpg(running.pid, signal.SIGINT)
+  said = running.communicate(timeout=60)[0]
+  assert running.returncode == 130
+  assert "Ended before the run could be followed" in said
+  assert "status.sh pod --zone us-east5-b tells" in said
+
+
 def test_a_lost_worker_and_workdirs_that_differ_are_told(cloud, tmp_path):
   cloud.has_slice()
   for worker in range(2):
@@ -453,6 +464,41 @@ def test_a_slice_that_is_taken_away_is_replaced(cloud, tmp_path):
   assert running.returncode == 75 and "was deleted, not preempted" in said
   assert sum("queued-resources create" in x for x in cloud.calls()) == 2
   assert cloud("status", *WHERE) == "pod: absent\n"
+
+
+def test_a_worker_that_is_not_set_up_is_told_at_once(cloud, tmp_path):
+  """Such as one that Google has repaired, with an empty disk."""
+  cloud.computes_nothing()
+  cloud("create", *WHERE, "--type=v4-8", "--yes")
+  options = ("--workdir", tmp_path / "w", "--", "--config=c.py")
+  told = "Error: Not every worker of 'pod' is set up. Run: setup.sh pod --zone"
+  for words in (("run", *options), ("run", "--stop"), ("status", "--logs")):
+    assert told in cloud(words[0], *WHERE, *words[1:], code=1)
+  cloud("setup", *WHERE)
+  said = cloud("status", *WHERE, "--logs", code=1)
+  assert said.splitlines()[-1] == "Error: Worker 0: no run was started."
+  shutil.rmtree(cloud.folder / "worker-1")
+  (cloud.folder / "worker-1").mkdir()
+  for words in (("run", *options), ("status",)):
+    said = cloud(words[0], *WHERE, *words[1:], code=1)
+    assert told in said and "trying again" not in said
+
+
+def test_a_lock_beside_the_caller_is_found_from_anywhere(
+  cloud, tmp_path, monkeypatch
+):
+  """By run.sh --recreate, which sets another slice up."""
+  cloud.computes_nothing()
+  cloud("create", *WHERE, "--type=v4-8", "--yes")
+  monkeypatch.chdir(tmp_path)
+  cloud("setup", *WHERE, "--lock", "my lock.txt")
+  assert (tmp_path / "my lock.txt").read_text() == "ok\n"
+  (state,) = cloud.folder.parent.glob("state/**/setup")
+  again = state.read_text().splitlines()
+  monkeypatch.chdir("/")
+  said = cloud("setup", *again)
+  assert f"Installing Python 3.12 and {tmp_path}/my lock.txt." in said
+  assert "Choosing versions" not in said
 
 
 def supervise(tmp_path, codes, *flags):

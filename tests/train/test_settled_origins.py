@@ -48,11 +48,11 @@ def _origins(config, *parts, leaves=None):
   ],
 )
 def test_another_size_names_what_makes_a_checkpoint_of_it(fields, flags):
-  config = _small_config(**{"init.model": "runs/small"})
+  config = _small_config(**{"init.model": "runs/a small"})
   origins = _origins(config, "model")
   config.model_overrides.update(fields)
   with pytest.raises(
-    errors.UserError, match="`clip-jax convert runs/small"
+    errors.UserError, match="`clip-jax convert 'runs/a small' DEST"
   ) as raised:
     _settle(config, None, origins)
   assert flags in str(raised.value)

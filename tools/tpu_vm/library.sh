@@ -223,6 +223,12 @@ on_workers() { # WORKERS COMMAND...
   line_on_workers "$1" "$(quote "${@:2}")"
 }
 
+NOT_SET_UP="worker.sh: No such file"
+
+is_final_failure() { # Whether the command was understood, but cannot be done.
+  grep -q "^Error: \|$NOT_SET_UP" "$SAID"
+}
+
 worker_failed() { # CODE: ends the script with what a worker said, or gcloud.
   if grep -q '^Error: ' "$SAID"; then
     die "$(grep -m1 '^Error: ' "$SAID" | sed 's/^Error: //')"
@@ -244,6 +250,8 @@ explain() { # CODE: ends the script and says what gcloud's words mean.
     zones="Zones with $(generation 1 "$TYPE") include $(generation 5 "$TYPE"). $zones"
   fi
   case $said in
+    *"$NOT_SET_UP"*)
+      die "Not every worker of '$NAME' is set up. Run: setup.sh $NAME --zone $ZONE${PROJECT:+ --project $PROJECT}" ;;
     *"active account"* | *"gcloud auth login"* | *"auth tokens"* | *eauthentication*)
       die "gcloud is not logged in, or its login has expired. Run: gcloud auth login" ;;
     *"property [project]"* | *"attribute [project]"*)

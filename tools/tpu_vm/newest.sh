@@ -4,7 +4,7 @@ set -euo pipefail
 
 case ${1:-} in
   gs://* | s3://*)
-    "$HOME/clip_jax_venv/bin/python" "$(dirname "${BASH_SOURCE[0]}")/newest.py" "$1"
+    "$HOME/clip_jax_venv/bin/python" -m clip_jax.mirrors.newest "$1"
     ;;
   /*)
     { find "$1/checkpoints" -mindepth 1 -maxdepth 1 \

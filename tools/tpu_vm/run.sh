@@ -173,6 +173,7 @@ is_final() { # CODE: whether supervise.sh does not start again after it.
 }
 
 follower="" # The process group that shows worker 0's log.
+goes_on=""  # Whether the run is under way.
 
 unfollow() {
   [ -n "$follower" ] || return 0
@@ -181,10 +182,18 @@ unfollow() {
   follower=""
 }
 
+saved_project=()
+[ -z "$PROJECT" ] || saved_project=(--project "$PROJECT")
+again=("$NAME" --zone "$ZONE" ${saved_project[@]+"${saved_project[@]}"})
+
 leave() {
   unfollow
   say ""
-  say "Not following any more; the run goes on. The same command follows it again, run.sh --stop stops it."
+  if [ -n "$goes_on" ]; then
+    say "Not following any more; the run goes on. The same command follows it again, run.sh --stop stops it."
+  else
+    say "Ended before the run could be followed; the same command goes on. status.sh ${again[*]} tells what is there, and may be billed."
+  fi
   exit 130
 }
 trap leave INT TERM
@@ -232,24 +241,21 @@ watch() { # Follows the run to its end; sets RESULTS and VERDICT.
   unfollow
 }
 
-saved_project=()
-[ -z "$PROJECT" ] || saved_project=(--project "$PROJECT")
-again=("$NAME" --zone "$ZONE" ${saved_project[@]+"${saved_project[@]}"})
-
 workers=1 unreached=0 ran=""
 while true; do
+  goes_on=""
   ensure_ready
   workers=$(describe_node "value(networkEndpoints.len())") || explain $?
   say "Starting the run on $workers worker(s)."
   if ! start; then
-    if grep -q '^Error: ' "$SAID"; then worker_failed 1; fi
+    if is_final_failure; then worker_failed 1; fi
     unreached=$((unreached + 1))
     [ "$unreached" -le $((4 * RESTARTS)) ] || explain 255
     say "$(lost_workers "$(cat "$SAID")"); trying again in $POLL_SECONDS s."
     sleep "$POLL_SECONDS"
     continue
   fi
-  unreached=0 ran=1
+  unreached=0 ran=1 goes_on=1
   if [ -n "$DETACH" ]; then
     say "Started. status.sh ${again[*]} --logs follows it, run.sh ${again[*]} --stop stops it."
     exit

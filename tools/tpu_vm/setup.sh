@@ -31,7 +31,13 @@ parse "--python=PYTHON --extra=EXTRA --lock=LOCK --mount=MOUNT" \
 [ ${#REST[@]} = 0 ] || wrong "Nothing goes after --."
 check --python "$PYTHON" '^3\.1[1-9](\.[0-9]+)?$' "3.12 (3.11 is the oldest)"
 check --extra "$EXTRA" '^[a-z][a-z0-9]*$' tpu
-[ -z "$LOCK" ] || check_text --lock "$LOCK"
+arguments=("$@")
+if [ -n "$LOCK" ]; then
+  check_text --lock "$LOCK"
+  # A run.sh --recreate, which gives them again, may be somewhere else.
+  case $LOCK in /*) ;; *) LOCK=$PWD/$LOCK ;; esac
+  arguments=("$@" --lock "$LOCK")
+fi
 if [ -n "$MOUNT" ]; then
   check --mount "$MOUNT" '^gs://[a-z0-9][-a-z0-9_.]+[a-z0-9]=/[A-Za-z0-9_./-]+$' \
     gs://my-bucket=/mnt/bucket
@@ -54,13 +60,14 @@ size=""
 pack() {
   git -C "$CHECKOUT" rev-parse --git-dir >/dev/null 2>&1 ||
     die "$CHECKOUT is no git checkout; clone the repository first."
-  # A file that is deleted, but still in git's index, is left out.
+  # A file that is deleted, but still in git's index, is left out; so are the
+  # files ._NAME that macOS would add.
   (
     cd "$CHECKOUT"
     git ls-files -z --cached --others --exclude-standard |
       while IFS= read -r -d '' file; do
         if [ -e "$file" ]; then printf '%s\0' "$file"; fi
-      done | tar --null --files-from=- -czf "$archive"
+      done | COPYFILE_DISABLE=1 tar --null --files-from=- -czf "$archive"
   ) || die "The checkout cannot be packed; see above."
 }
 
@@ -127,5 +134,5 @@ wanted=$(chips "$type") || die "The type '$type' is not known."
   die "A $type has $wanted chips, but workers see $(field devices | tr '\n' ' ')of them. Is another program using the TPU (run.sh --stop)? Otherwise delete the slice and create it anew."
 [ "$(field versions | grep -c .)" = 1 ] ||
   die "The workers have different versions. Run setup.sh again; if that does not help, remove ~/clip_jax_venv there."
-remember setup "$@"
+remember setup "${arguments[@]}"
 say "All $workers worker(s) see all $wanted devices, with the same versions. Next: run.sh $NAME --zone $ZONE${PROJECT:+ --project $PROJECT} --workdir DIR -- --config FILE"

@@ -48,9 +48,9 @@ if [ "$state" = ready ]; then
   printf '%s: ready, %s, %s worker(s)%s\n' "$NAME" "$type" "$workers" \
     "${health:+, health $health}"
   if [ -n "$LOGS" ]; then
-    on_workers 0 bash "$WORKER" follow || explain $?
+    on_workers 0 bash "$WORKER" follow || worker_failed $?
   else
-    on_workers all bash "$WORKER" result || explain $?
+    on_workers all bash "$WORKER" result || worker_failed $?
   fi
 else
   printf '%s: %s\n' "$NAME" "$state"

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import math
+import shlex
 from collections.abc import Generator
 from typing import Any
 
@@ -51,10 +52,21 @@ def embed(arguments: argparse.Namespace) -> verb.Answer:
       said = _write(arguments, clip, source)
     # The others wait here until the first one has written all.
     said = json.loads(hosts.exchanged(json.dumps(said))[0])
-  bad = sum(said["bad_records"].values())
-  left_out = f", {bad} bad records left out" if bad else ""
+  left_out = _left_out(said["bad_records"], arguments.data)
   return verb.Answer(
     said, f"Embedded {said['count']} images into {said['out']}{left_out}."
+  )
+
+
+def _left_out(bad: dict[str, int], data: str) -> str:
+  """Returns how many records of which kind are not in the index."""
+  if not bad:
+    return ""
+  count = sum(bad.values())
+  return (
+    f", {count} bad record{'s' * (count != 1)} left out "
+    f"({terminal.counts(bad)}); `clip-jax data inspect {shlex.quote(data)}` "
+    "names them"
   )
 
 

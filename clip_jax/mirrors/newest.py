@@ -1,6 +1,8 @@
 """Prints the newest checkpoint of a workdir in a bucket; nothing without one.
 
-python newest.py gs://BUCKET/WORKDIR
+python -m clip_jax.mirrors.newest gs://BUCKET/WORKDIR
+
+The launchers in tools/ ask so whether a start has brought one.
 
 As a run does, it counts what the list of files has: what is being copied is
 none yet. A workdir without a list was copied there, and has all of its folders.
