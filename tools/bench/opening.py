@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 import pyarrow as pa
 import tables  # Beside this script.
@@ -28,6 +29,7 @@ from clip_jax.data.sources import array_record
 
 KINDS = ("table", "parquet", "array_record", "tar")
 _PIECE = 100_000  # Rows made at a time.
+_SETTLED_SECONDS = 3  # What is found in files that just changed is not kept.
 _QUOTED = 7  # Every so many captions have a comma, in quotes.
 # What a process that opens data prints.
 _OPEN = """
@@ -180,6 +182,7 @@ def main() -> None:
     for kind in options.kinds.split(","):
       rows = options.tar_samples if kind == "tar" else options.rows
       address = make(kind, rows, directory.resolve())
+      time.sleep(_SETTLED_SECONDS)
       for tree in options.tree or [here]:
         with tempfile.TemporaryDirectory() as cache:
           for start in ("first", "second"):
