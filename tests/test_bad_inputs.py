@@ -484,7 +484,7 @@ CASES = {
     prepare=_write("photos/cat.jpg"),
   ),
   "search in nothing": Case(
-    "search $here/none dog", ("none is no index", "clip-jax embed")
+    "search $here/none dog", ("none does not exist", "clip-jax embed")
   ),
   "search in a damaged index": Case(
     "search $here/copy dog",

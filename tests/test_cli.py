@@ -579,7 +579,7 @@ def test_what_a_fine_tuning_made_worse_is_said():
   after = {"own": {"top1": 0.0}, "other": better, "new": {"top1": 0.0}}
   _, sentence = measures.remarks(after, before=before)
   assert sentence.startswith("own: top-1 fell from 20.00 to 0.00 %.")
-  assert "--interpolate" in sentence and "locked norms" in sentence
+  assert "--interpolate" in sentence and "of a ResNet locked norms" in sentence
   _, sentence = measures.remarks(after, before=before, frozen="/norm/")
   assert "locked norms" not in sentence
   assert not measures.remarks({"own": {"top1": 0.2}}, before=before)

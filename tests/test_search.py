@@ -689,7 +689,7 @@ def test_two_builds_of_one_index_do_not_mix(tmp_path):
   assert len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.parametrize("place", ["missing", "empty", "file"])
+@pytest.mark.parametrize("place", ["empty", "file"])
 def test_what_is_no_index_is_said_to_be_none(tmp_path, place):
   path = tmp_path / place
   if place == "empty":
@@ -698,6 +698,15 @@ def test_what_is_no_index_is_said_to_be_none(tmp_path, place):
     path.write_text("")
   with pytest.raises(errors.UserError, match="no index"):
     search.Index(path)
+
+
+def test_an_index_of_a_mistyped_name_is_named(tmp_path):
+  make_index(tmp_path / "pets_index", units(4, 6))
+  with pytest.raises(errors.UserError) as mistyped:
+    search.Index(tmp_path / "pets_idx")
+  said = str(mistyped.value)
+  assert said.startswith(f"{tmp_path}/pets_idx does not exist.")
+  assert f"{tmp_path}/pets_index" in said.removeprefix(str(tmp_path))
 
 
 @pytest.mark.parametrize(

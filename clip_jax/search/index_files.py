@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, json_text
+from clip_jax import buckets, errors, json_text
 
 FORMAT = "clip_jax index"
 VERSION = 2
@@ -94,9 +94,12 @@ def read_meta(directory: pathlib.Path) -> dict[str, Any]:
 
 def no_index(directory: str | os.PathLike) -> errors.UserError:
   """Returns the error for a place without an index."""
+  is_there = buckets.is_address(directory) or os.path.exists(directory)
+  what = f"is no index: it has no {META}" if is_there else "does not exist"
+  near = "" if is_there else errors.beside(directory)
   return errors.UserError(
-    f"{directory} is no index: it has no {META}. `clip-jax embed MODEL "
-    "--data DATA --out DIR` makes one."
+    f"{directory} {what}.{near} `clip-jax embed MODEL --data DATA --out DIR` "
+    "makes an index."
   )
 
 

@@ -59,7 +59,7 @@ def remarks(
     own: names of those on held-out training data; they should get better.
     longer: the field of the config that makes the run longer.
   """
-  locked = "" if frozen else "locked norms (optim.frozen=/norm/) "
+  locked = "" if frozen else "of a ResNet locked norms (optim.frozen=/norm/), "
   said = []
   for name, result in evals.items():
     measure, after = _first(result)

@@ -36,8 +36,9 @@ def load(source_format: str, source: Checkpoint) -> Oracle:
   """
   if source_format not in LIBRARIES:
     raise errors.UserError(
-      f"No other library here reads the format {source_format!r}. Verify "
-      "against a source in one of: " + ", ".join(LIBRARIES) + "."
+      f"No other library here reads the format {source_format!r}. Give a "
+      "SOURCE in one of these, such as what `clip-jax convert` has exported, "
+      f"and the other model as DEST: {', '.join(LIBRARIES)}."
     )
   load_there, library, install = LIBRARIES[source_format]
   for needed in ("torch", library):
