@@ -197,7 +197,7 @@ class File:
       seconds = time.monotonic() - self._looked_at
       is_due = is_done or len(pieces) > 1 or seconds >= _SAME_SECONDS
       if is_due and not self._is_known:
-        self._check()
+        self.check()
     except FileNotFoundError:
       raise ReplacedError(
         f"{self.address} was removed or replaced since it was opened; start "
@@ -220,11 +220,12 @@ class File:
 
     return attempts.retried(self.address, ask)
 
-  def _check(self) -> None:
+  def check(self) -> None:
     """Raises FileNotFoundError where it is not the object that was opened."""
-    is_known = attempts.retried(self.address, self._reader.check)
     if status(self.address) != self._status:
       raise FileNotFoundError(2, "No such object", self.address)
+    # Last: of S3, a status is the same for two objects of one size and second.
+    is_known = attempts.retried(self.address, self._reader.check)
     self._is_known, self._looked_at = is_known, time.monotonic()
 
 
@@ -279,12 +280,12 @@ def read_current(address: str, *, limit: int) -> bytes:
   """Returns the same as `read`, of an object that may be replaced meanwhile."""
   while True:
     file = File(address)
-    with contextlib.suppress(ReplacedError):
+    with contextlib.suppress(ReplacedError, FileNotFoundError):
       data = file.read(offset=0, size=min(file.status().size, limit + 1))
       # The size may be of the object before; another may have been there only
       # while its bytes were read.
-      if status(address) == file.status():
-        return data
+      file.check()
+      return data
 
 
 def _info(address: str) -> Any:

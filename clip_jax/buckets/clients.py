@@ -62,7 +62,7 @@ class S3Reader:
     Raises:
       FileNotFoundError: those before may be of two objects.
     """
-    if self._opened().metadata() != self._file.metadata():
+    if self._file and self._opened().metadata() != self._file.metadata():
       raise FileNotFoundError(2, "No such object", self._address)
     return False  # No read says which object's bytes it has.
 

@@ -433,11 +433,13 @@ def test_what_is_replaced_while_it_is_read_is_read_again(
   assert buckets.read_current(address, limit=500) == b"z" * 120
 
 
+@pytest.mark.parametrize("scheme", bucket_stand_in.SCHEMES)
 def test_what_is_replaced_twice_while_it_is_read_is_read_again(
-  store, monkeypatch
+  scheme, store, monkeypatch
 ):
-  """Of the same size before and after, and larger where the read begins."""
-  address = "gs://data-1/list.json"
+  """Of the same size before and after, and larger where the read begins; of S3,
+  in the same second, too."""
+  address = f"{scheme}://data-1/list.json"
   store.put("data-1", "list.json", b"x" * 90)
   ask, left = buckets.status, [b"y" * 120, b"z" * 90]
 
