@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -252,6 +253,12 @@ def _number(text: str, read: Callable[[str], Any], low, high, said: str) -> Any:
     if low <= (number := read(text)) <= high:
       return number
   raise argparse.ArgumentTypeError(f"must be {said}; got {text!r}")
+
+
+def positive(text: str) -> float:
+  """Returns a finite number above 0, for argparse's `type`."""
+  low, high = sys.float_info.min, sys.float_info.max
+  return _number(text, float, low, high, "a number above 0")
 
 
 def share(text: str) -> float:

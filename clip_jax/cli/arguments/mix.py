@@ -1,8 +1,6 @@
 """The arguments of `data mix`."""
 
 import argparse
-import contextlib
-import math
 
 from clip_jax.cli import flags
 
@@ -19,7 +17,7 @@ def add_mix(parser: flags.Parser) -> None:
   parser.add_argument(
     "--temperature",
     metavar="T",
-    type=_positive,
+    type=flags.positive,
     help="multiply each weight by the number of records to the power of 1/T",
   )
   parser.add_argument(
@@ -67,13 +65,6 @@ def check_mix(arguments: argparse.Namespace) -> str | None:
   return None
 
 
-def _positive(text: str) -> float:
-  with contextlib.suppress(ValueError):
-    if 0 < (number := float(text)) < math.inf:
-      return number
-  raise argparse.ArgumentTypeError(f"must be a number above 0; got {text!r}")
-
-
 def _weights(text: str) -> list[float]:
-  found = [_positive(part) for part in text.split(",")]
+  found = [flags.positive(part) for part in text.split(",")]
   return [int(each) if each.is_integer() else each for each in found]
