@@ -103,7 +103,7 @@ def test_ctrl_c_leaves_no_half_of_an_index(tmp_path, given, fails, monkeypatch):
     patch.setattr(builder, "_sync", lambda file: signal.raise_signal(2))
     said = fails(*words, code=130)
   assert said.splitlines()[-1] == "Interrupted."
-  assert "no index" in fails("search", tmp_path / "index", "two").lower()
+  assert "index does not exist" in fails("search", tmp_path / "index", "two")
   cli.main([str(word) for word in words])
   cli.main(["search", str(tmp_path / "index"), "two"])
 
