@@ -42,6 +42,11 @@ def check(config: schema.Config | ml_collections.ConfigDict) -> schema.Config:
       f"Give exactly one of steps and epochs; got steps={steps} and "
       f"epochs={epochs}."
     )
+  if tree["augment"]["scale"] < 1 < tree["data"]["resize_ratio"]:
+    raise errors.UserError(
+      "augment.scale and data.resize_ratio both choose the random crop; leave "
+      "one of them at 1."
+    )
   for name, entry in tree["evals"].items():
     if not isinstance(entry, Mapping):
       raise errors.UserError(

@@ -40,6 +40,10 @@ def _axis_size(value: int) -> str | None:
   return None if value == -1 or value >= 1 else "-1 (all the rest) or >= 1"
 
 
+def _share(value: float) -> str | None:
+  return None if 0 < value <= 1 else "more than 0 and at most 1"
+
+
 def _positive(value: float) -> str | None:
   return None if value > 0 else "more than 0"
 
@@ -141,6 +145,44 @@ class Data:
     _one_of(names.TEXT_LAYOUTS),
     "captions packed into shared rows, in short rows, or padded; auto: "
     "the least work that gives the same result",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+  """Random changes of the training images; the paper's recipe has none."""
+
+  scale: float = _knob(
+    1.0,
+    _share,
+    "least share of an image's area that a random crop of any shape shows; 1: "
+    "the paper's square crop instead",
+  )
+  ratio: float = _knob(
+    4 / 3,
+    _between(1, 10),
+    "largest ratio of the sides of such a crop, either way",
+  )
+  flip: float = _knob(
+    0.0, _between(0, 1), "probability that an image is mirrored"
+  )
+  brightness: float = _knob(
+    0.0, _between(0, 1), "most that the brightness changes, as a factor"
+  )
+  contrast: float = _knob(
+    0.0, _between(0, 1), "most that the contrast changes, as a factor"
+  )
+  saturation: float = _knob(
+    0.0, _between(0, 1), "most that the saturation changes, as a factor"
+  )
+  hue: float = _knob(
+    0.0, _between(0, 0.5), "most that the hue turns, as a share of the circle"
+  )
+  jitter_prob: float = _knob(
+    1.0, _between(0, 1), "probability that these four change"
+  )
+  gray_prob: float = _knob(
+    0.0, _between(0, 1), "probability that an image is made grey"
   )
 
 
@@ -330,6 +372,7 @@ class Config:
   )
   init: Init = Init()
   data: Data = Data()
+  augment: Augment = Augment()
   eval_every_steps: int = _knob(
     0,
     _at_least(0),

@@ -1,10 +1,15 @@
 """One record to one element of a batch."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from PIL import Image
 
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import record as record_lib
+
+if TYPE_CHECKING:
+  from clip_jax.config.schema import Augment
 
 # What `Decoder` keeps: thumbnails, whose decoding is mostly overhead.
 _KEPT_ENCODED_BYTES = 4096
@@ -55,9 +60,12 @@ def train_element(
   preprocess: preprocess_lib.Preprocess,
   rng: np.random.Generator,
   resize_ratio: float,
+  augment: "Augment | None",
   caption: str,
 ) -> tuple[np.ndarray, str]:
   """Returns a random crop, uint8 (size, size, 3), and one caption.
+
+  `preprocess.train_image` says what `resize_ratio` and `augment` do.
 
   Raises:
     BadRecord: the image cannot be used; the reason is the decoder's.
@@ -66,7 +74,11 @@ def train_element(
   text = choose_text(record, rng=rng, caption=caption)
   try:
     pixels = preprocess_lib.train_image(
-      decode(record.image), preprocess, rng=rng, resize_ratio=resize_ratio
+      decode(record.image),
+      preprocess,
+      rng=rng,
+      resize_ratio=resize_ratio,
+      augment=augment,
     )
   except preprocess_lib.ImageError as error:
     raise record_lib.BadRecord(error.reason, record.key) from error

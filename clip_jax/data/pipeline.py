@@ -11,7 +11,7 @@ import functools
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import grain
 import numpy as np
@@ -24,6 +24,9 @@ from clip_jax.data import record as record_lib
 from clip_jax.data import workers as worker_processes
 from clip_jax.data.batches import Batches, Guarded
 from clip_jax.data.ledger import Problem
+
+if TYPE_CHECKING:
+  from clip_jax.config.schema import Augment
 
 __all__ = [
   "CHUNK_ROWS",
@@ -61,6 +64,7 @@ class _TrainChunk:
   preprocess: preprocess_lib.Preprocess
   tokenizer: Callable[[list[str]], np.ndarray]
   resize_ratio: float
+  augment: "Augment | None"
   caption: str
   image_ids: bool
   decode: elements.Decoder
@@ -105,6 +109,7 @@ class _TrainChunk:
         preprocess=self.preprocess,
         rng=order.generator(self.seed, g),
         resize_ratio=self.resize_ratio,
+        augment=self.augment,
         caption=self.caption,
       )
       return slot, record, pixels, caption
@@ -168,6 +173,7 @@ def train_batches(
   threads: int = 4,
   prefetch: int = 4,
   resize_ratio: float = 1.0,
+  augment: "Augment | None" = None,
   caption: str = "random",
   image_ids: bool = False,
 ) -> Batches:
@@ -191,6 +197,7 @@ def train_batches(
     threads: threads of each process.
     prefetch: chunks of `CHUNK_ROWS` rows that each process makes ahead.
     resize_ratio: shortest side before the crop, over the image size.
+    augment: other random changes of the images.
     caption: "random" or "first" of the captions of a record.
     image_ids: whether to add the checksums of the images.
 
@@ -210,6 +217,7 @@ def train_batches(
     preprocess=preprocess,
     tokenizer=tokenizer,
     resize_ratio=resize_ratio,
+    augment=augment,
     caption=caption,
     image_ids=image_ids,
     decode=elements.Decoder(preprocess.limits),

@@ -52,7 +52,11 @@ def _of_example(run: run_lib.Run, slot: int, g: int) -> dict[str, float]:
   image = preprocess_lib.decode(record.image, limits=run.preprocess.limits)
   clock.append(time.perf_counter())
   preprocess_lib.train_image(
-    image, run.preprocess, rng=rng, resize_ratio=config.data.resize_ratio
+    image,
+    run.preprocess,
+    rng=rng,
+    resize_ratio=config.data.resize_ratio,
+    augment=config.augment,
   )
   clock.append(time.perf_counter())
   text = elements.choose_text(record, rng=rng, caption=config.data.caption)

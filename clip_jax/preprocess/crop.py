@@ -2,13 +2,18 @@
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from clip_jax import errors
+from clip_jax.preprocess import augment as augment_lib
 from clip_jax.preprocess import colour
 from clip_jax.preprocess.spec import PreprocessSpec
+
+if TYPE_CHECKING:
+  from clip_jax.config.schema import Augment
 
 # A larger resized image is resampled only where it is cropped, also in
 # evaluation: that of a 1 x 16000 strip would have 224 x 3.6 million pixels.
@@ -41,6 +46,7 @@ def train_image(
   *,
   rng: np.random.Generator,
   resize_ratio: float = 1.0,
+  augment: "Augment | None" = None,
 ) -> np.ndarray:
   """Returns a random square crop, uint8 (size, size, 3): paper, section 2.4.
 
@@ -54,7 +60,23 @@ def train_image(
   where an image is 16,000 pixels wide) is rounded to a neighbouring level. In
   crops of noise or hard edges 3 in 100 may be, and single values to the next
   level but one.
+
+  Where `augment.scale` is below 1, a crop of any shape takes its place, all of
+  which is squashed into the square; `resize_ratio` is then not used. What else
+  `augment` asks for comes after the crop, as in torchvision.
   """
+  if augment is None:
+    return _random_square(image, spec, rng=rng, resize_ratio=resize_ratio)
+  if augment.scale < 1:
+    box = augment_lib.crop_box(image.size, augment, rng=rng)
+    part = _resize_part(image, spec, box)
+  else:
+    part = _random_square(image, spec, rng=rng, resize_ratio=resize_ratio)
+  changed = augment_lib.change(Image.fromarray(part), augment, rng=rng)
+  return np.array(changed)
+
+
+def _random_square(image, spec, *, rng, resize_ratio):
   if not resize_ratio >= 1:
     raise errors.UserError(
       f"resize_ratio={resize_ratio} must be at least 1, so that the crop of "
@@ -68,6 +90,15 @@ def train_image(
     lambda margin: int(rng.integers(margin + 1)),
     exact=False,
   )
+
+
+def _resize_part(image, spec, box):
+  """Returns the box (left, top, right, bottom) as the square of the spec."""
+  image = colour.flatten(image, spec.alpha).crop(box)
+  if spec.convert_rgb == "before":
+    image = colour.convert(image, "RGB")
+  image = _resize(image, spec, (spec.image_size, spec.image_size))
+  return np.array(colour.convert(image, "RGB"))
 
 
 def normalize(images: np.ndarray, spec: PreprocessSpec) -> np.ndarray:

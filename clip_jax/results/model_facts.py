@@ -101,6 +101,13 @@ def of_workdir(path: pathlib.Path, step: int) -> tuple[Facts, Facts]:
     facts.append(("began with", " and ".join(map(addresses.last, began))))
   if frozen := config.optim.frozen:
     facts.append(("not trained", frozen))
+  plain = vars(config_lib.Augment())
+  if changed := [
+    f"{name} {value:g}"
+    for name, value in vars(config.augment).items()
+    if value != plain[name]
+  ]:
+    facts.append(("augmentation", ", ".join(changed)))
   if isinstance(devices := counters.get("devices"), str):
     facts.append(("devices", devices))
   if seconds := _seconds(path / metric_log.METRICS, config.batch_size):

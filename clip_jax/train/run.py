@@ -170,6 +170,7 @@ class Run:
       workers=config.data.workers,
       threads=config.data.threads,
       resize_ratio=config.data.resize_ratio,
+      augment=config.augment,
       caption=config.data.caption,
       image_ids="image_ids" in self.program.batch_fields,
     )

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clip_jax import config as config_lib
 from clip_jax import errors, preprocess
 from clip_jax.data import order, pipeline, prepare, sources
 
@@ -55,7 +56,7 @@ def _several_texts(pairs, n):
   ]
 
 
-def _by_hand(source, *, seed, g, spec, resize_ratio):
+def _by_hand(source, *, seed, g, spec, **crop):
   """One example, written down a second time."""
   epoch, _ = divmod(g, len(source))
   assert epoch == 0  # The order is checked by the test of permutations.
@@ -63,7 +64,7 @@ def _by_hand(source, *, seed, g, spec, resize_ratio):
   rng = np.random.Generator(np.random.Philox(key=[seed, g]))
   text = record.texts[rng.integers(len(record.texts))]
   image = preprocess.train_image(
-    preprocess.decode(record.image), spec, rng=rng, resize_ratio=resize_ratio
+    preprocess.decode(record.image), spec, rng=rng, **crop
   )
   return image, text
 
@@ -84,6 +85,22 @@ def test_a_batch_holds_what_its_examples_are_by_hand(
       image, text = _by_hand(source, seed=3, g=g, spec=spec, resize_ratio=1.25)
       np.testing.assert_array_equal(batch["image"][row], image)
       np.testing.assert_array_equal(batch["tokens"][row], tokens([text])[0])
+
+
+def test_images_are_augmented_by_their_index_alone(
+  take, list_source, pairs, spec, tokens
+):
+  source = list_source(_several_texts(pairs, 13))
+  augment = config_lib.Augment(scale=0.4, flip=0.5, hue=0.2, gray_prob=0.3)
+  options = {"augment": augment, "resize_ratio": 1.0}
+  batches = take(source, 2, **options)
+  for step, batch in enumerate(batches):
+    for row in range(BATCH):
+      g = step * BATCH + row
+      image, _ = _by_hand(source, seed=3, g=g, spec=spec, augment=augment)
+      np.testing.assert_array_equal(batch["image"][row], image)
+  [resumed] = take(source, 1, start_step=1, rows=np.array([1, 4]), **options)
+  np.testing.assert_array_equal(resumed["image"], batches[1]["image"][[1, 4]])
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

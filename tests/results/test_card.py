@@ -17,6 +17,7 @@ def workdir(tmp_path_factory):
   workdir = model_kinds.workdir(tmp_path_factory.mktemp("card") / "run")
   config = json.loads((workdir / "config.json").read_text())
   config["evals"] = {"seen": {"data": "builtin:digits/test"}}
+  config["augment"] = {"scale": 0.4, "flip": 0.5}
   (workdir / "config.json").write_text(json.dumps(config))
   lines = [
     {"step": 1, "loss": 3.0},
@@ -113,6 +114,7 @@ def test_a_card_tells_architecture_data_training_and_results(workdir, reports):
     "- training data: builtin:digits/train\n",
     "- steps: 3\n",
     "- pairs seen: 98,304\n",
+    "- augmentation: scale 0.4, flip 0.5\n",
     "| CIFAR10 (tfds:cifar10/test) | top-1 | 25.0 | 20.0 to 30.0 |",
     "- 80 prompts a class",
     'clip_jax.load("run")',
