@@ -153,6 +153,30 @@ def test_processes_with_other_files_of_labels_do_not_begin(tmp_path, second):
       joining.check_same_command(command(paths[0]))
 
 
+def test_processes_with_other_lists_of_folds_do_not_begin(tmp_path, second):
+  for name, text in (("here", "a\n"), ("there", "a\n"), ("other", "b\n")):
+    (tmp_path / name / "deeper").mkdir(parents=True)
+    (tmp_path / name / "testlist01.txt").write_text(text)
+    (tmp_path / name / "trainlist01.txt").write_text("c\n")
+
+  def command(name):
+    return argparse.Namespace(folds=str(tmp_path / name))
+
+  def said(name):
+    texts = []
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(hosts, "check_same", texts.append)
+      joining.check_same_command(command(name))
+    return json.dumps(texts[0])
+
+  second.next = [said("there")]
+  joining.check_same_command(command("here"))
+  for other in ("other", "none"):
+    second.next = [said(other)]
+    with pytest.raises(errors.UserError, match="differ in --folds"):
+      joining.check_same_command(command("here"))
+
+
 def test_only_the_first_process_reads_and_writes_results(
   data, tmp_path, monkeypatch, second
 ):

@@ -29,6 +29,7 @@ _OF_ONE_HOST = (
 )
 # Arguments that may name a file, which is then compared by what it holds.
 _FILES = ("labels", "templates", "search_templates", "groups", "folds")
+_FOLDERS = ("folds",)  # And these a folder of files.
 
 
 @contextlib.contextmanager
@@ -90,7 +91,7 @@ def check_same_command(
   """
   hosts.check_same(
     {
-      f"--{name.replace('_', '-')}": _file_or_text(value)
+      f"--{name.replace('_', '-')}": _held_or_text(name, value)
       if name in _FILES
       else repr(value)
       for name, value in sorted(vars(arguments).items())
@@ -99,17 +100,29 @@ def check_same_command(
   )
 
 
-def _file_or_text(value: Any) -> str:
-  """Returns the value, or what a file of its name holds, in a few words."""
+def _held_or_text(name: str, value: Any) -> str:
+  """Returns the value, or what a file or folder holds, in a few words."""
   path = os.path.expanduser(value or "")
   try:
     if os.path.isfile(path):
-      with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-      return f"a file of SHA-256 {digest[:16]}"
+      return f"a file of SHA-256 {_digest(path)}"
+    if name in _FOLDERS and os.path.isdir(path):
+      held = {
+        entry: _digest(file)
+        for entry in sorted(os.listdir(path))
+        if os.path.isfile(file := os.path.join(path, entry))
+      }
+      digest = hashlib.sha256(repr(held).encode()).hexdigest()
+      return f"a folder of SHA-256 {digest[:16]}"
   except (OSError, ValueError):  # Text, or what is wrong is said soon.
     pass
   return repr(value)
+
+
+def _digest(path: str) -> str:
+  """Returns the first characters of the SHA-256 of a file."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _watch_named(arguments: argparse.Namespace) -> Any:
