@@ -12,9 +12,11 @@ such queries match wherever they stand.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 _PUNCTUATION = re.compile(r"([,.;:?!`])")
+_MARK = re.compile(r"[^\w\s]|_")
 SPACES = str.maketrans("\t\n\r", "   ")
 # Thai and Lao, Tibetan, Burmese, Khmer, kana, Han.
 _UNSPACED = re.compile(
@@ -28,6 +30,17 @@ def spaced(text: str) -> str:
   return _PUNCTUATION.sub(r" \1 ", text).translate(SPACES)
 
 
+def _marks_apart(text: str) -> str:
+  """Returns `text` with spaces around all but letters and digits."""
+
+  def spaces(match):
+    # Vowel signs and accents of their own are parts of words.
+    part = unicodedata.category(match[0]).startswith("M")
+    return match[0] if part else f" {match[0]} "
+
+  return _MARK.sub(spaces, text)
+
+
 class Matcher:
   """Finds which of the queries a caption holds; picklable."""
 
@@ -37,6 +50,7 @@ class Matcher:
     *,
     ignore_case: bool = False,
     characters: bool = False,
+    marks: bool = False,
   ):
     """Makes the dictionary.
 
@@ -45,8 +59,11 @@ class Matcher:
       ignore_case: whether capitals make no difference.
       characters: whether those of scripts without spaces are words, and any
         number of spaces is one.
+      marks: whether brackets, quotes, hyphens and all else that is no letter
+        and no digit is set apart, as punctuation is.
     """
     self._characters = characters
+    self._set_apart = _marks_apart if marks else str
     self._fold = str.casefold if ignore_case else str
     self._numbers: dict[str, list[int]] = {}
     lengths: dict[str, set[int]] = {}
@@ -57,7 +74,7 @@ class Matcher:
     self._lengths = {word: tuple(sorted(n)) for word, n in lengths.items()}
 
   def _words(self, text: str, *, strip: bool = False) -> list[str]:
-    text = spaced(self._fold(text))
+    text = spaced(self._set_apart(self._fold(text)))
     if self._characters:
       return _UNSPACED.sub(r" \1 ", text).split()
     return (text.strip(" ") if strip else text).split(" ")

@@ -50,7 +50,7 @@ class Examine:
     self._limits = limits
     self._domains = {name.lower().strip(".") for name in rules.block_domains}
     self._words = matching.Matcher(
-      rules.block_words, ignore_case=True, characters=True
+      rules.block_words, ignore_case=True, characters=True, marks=True
     )
     self.identity = (sorted(given.items()), limits.max_pixels)
 
