@@ -572,6 +572,14 @@ def test_a_workdir_that_goes_during_a_run_is_told(
   assert (f"{tmp_path / 'run'} is gone" in said) == told
 
 
+def test_of_five_classes_the_five_nearest_are_not_told():
+  found = {"top1": 0.5, "top5": 1.0, "classes": 5}
+  rows = measures.to_rows(found)
+  assert rows == [("top-1", "50.00 %"), ("classes", "5")]
+  rows = measures.to_rows({**found, "top5": 0.75, "classes": 6})
+  assert ("top-5", "75.00 %") in rows
+
+
 def test_what_a_fine_tuning_made_worse_is_said():
   recalls = {"text_to_image": {"r@1": 0.5}, "image_to_text": {"r@1": 0.5}}
   better = {"text_to_image": {"r@1": 0.6}, "image_to_text": {"r@1": 0.1}}

@@ -100,6 +100,8 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
       rows += _FURTHER[name](result)
     elif name == "top1" and ("shots" in result or "corruptions" in result):
       continue  # Among the further ones.
+    elif name == "top5" and result.get("classes", 6) <= 5:
+      continue  # Always 100 %.
     elif name in _FRACTIONS:
       rows.append((_FRACTIONS[name], f"{100 * value:.2f} %"))
     elif name in ("text_to_image", "image_to_text"):
