@@ -1,6 +1,7 @@
 """Random changes of training images beside the paper's crop."""
 
 import colorsys
+import dataclasses
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from clip_jax import config as config_lib
 from clip_jax import errors, preprocess
 from clip_jax.preprocess import augment as augment_lib
+from clip_jax.train import run as run_lib
 
 SPEC = preprocess.Preprocess(16, mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -69,16 +71,22 @@ def test_crops_have_areas_and_shapes_as_asked_for():
     small, bins=4, range=(-math.log(2.03), math.log(2.03))
   )
   assert counts.min() > 0.85 * counts.max()
-  # The place is uniform: mean of the left margin over what is left of it.
-  free = w < width
-  share = boxes[free, 0] / (width - w[free])
-  assert share.mean() == pytest.approx(0.5, abs=0.02)
-  assert np.quantile(share, 0.25) == pytest.approx(0.25, abs=0.03)
+  # The place is uniform: quarters of the margin before it, over all there is.
+  for before, whole, own in ((boxes[:, 0], width, w), (boxes[:, 1], height, h)):
+    free = own < whole
+    share = before[free] / (whole - own[free])
+    for quarter in (0.25, 0.5, 0.75):
+      assert np.quantile(share, quarter) == pytest.approx(quarter, abs=0.02)
 
 
 @pytest.mark.parametrize(
   ("size", "box"),
-  [((400, 10), (193, 0, 206, 10)), ((10, 400), (0, 193, 10, 206))],
+  [
+    ((400, 10), (193, 0, 206, 10)),
+    ((10, 400), (0, 193, 10, 206)),
+    ((400, 11), (192, 0, 207, 11)),
+    ((11, 400), (0, 192, 11, 207)),
+  ],
 )
 def test_of_a_strip_the_middle_is_taken(size, box):
   augment = config_lib.Augment(scale=0.9)
@@ -101,13 +109,54 @@ def test_a_crop_is_that_part_resized():
   assert len(seen) > 25
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "I;16", "LA", "CMYK"])
-def test_images_of_every_mode_are_cropped(mode):
-  image = _image().convert("RGB" if mode == "I;16" else mode)
-  if mode == "I;16":
-    image = Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40))
-  pixels = _train(image, scale=0.5, flip=0.5, hue=0.1, contrast=0.5)
-  assert pixels.shape == (16, 16, 3) and pixels.dtype == np.uint8
+def test_what_is_cropped_is_mirrored_and_coloured():
+  image = _image()
+  crop = _train(image, 3, scale=0.5)
+  np.testing.assert_array_equal(
+    _train(image, 3, scale=0.5, flip=1.0), crop[:, ::-1]
+  )
+  assert (_train(image, 3, scale=0.5, hue=0.5) != crop).any()
+  square = _train(image, 3)
+  np.testing.assert_array_equal(_train(image, 3, flip=1.0), square[:, ::-1])
+
+
+def _sixteen_bits():
+  y, x = np.mgrid[:30, :40]
+  return Image.fromarray((x * 1600 + y * 30).astype(np.uint16))
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {},
+    {"interpolation": "bilinear"},
+    {"convert_rgb": "before", "alpha": "drop"},
+    {
+      "resize": "squash",
+      "interpolation": "bilinear",
+      "antialias": False,
+      "convert_rgb": "before",
+    },
+    {"resize": "longest", "alpha": "drop"},
+  ],
+)
+@pytest.mark.parametrize(
+  "mode", ["RGB", "RGBA", "L", "P", "LA", "CMYK", "I;16"]
+)
+def test_a_crop_is_what_evaluation_makes_of_that_part(mode, options):
+  """For every model's preprocessing and every kind of image."""
+  image = _sixteen_bits() if mode == "I;16" else _image().convert(mode)
+  if mode == "RGBA":
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+  spec = dataclasses.replace(SPEC, **options)
+  squashed = dataclasses.replace(spec, resize="squash")
+  augment = config_lib.Augment(scale=0.3)
+  for seed in range(5):
+    rngs = [np.random.default_rng(seed) for _ in range(2)]
+    crop = preprocess.train_image(image, spec, rng=rngs[0], augment=augment)
+    box = augment_lib.crop_box(image.size, augment, rng=rngs[1])
+    wanted = preprocess.eval_image(image.crop(box), squashed)
+    np.testing.assert_array_equal(crop, wanted)
 
 
 def test_a_share_of_the_images_is_mirrored():
@@ -171,28 +220,62 @@ def test_hues_turn_and_brightness_stays():
   assert -0.21 < min(turns) < -0.1 and 0.1 < max(turns) < 0.21
 
 
+_COLOURS = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.5, "hue": 0.1}
+
+
 def test_a_share_of_the_images_changes_its_colours():
   image = _image()
-  fields = dict(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
-  plain, colours = np.asarray(image), []
+  plain, found = np.asarray(image).tobytes(), []
   for seed in range(200):
-    changed = np.asarray(_change(image, seed, jitter_prob=0.3, **fields))
-    colours.append(changed.tobytes())
-  same = colours.count(plain.tobytes())
+    changed = _change(image, seed, jitter_prob=0.3, **_COLOURS)
+    found.append(np.asarray(changed).tobytes())
+  same = found.count(plain)
   assert 120 <= same <= 160
-  assert len(set(colours)) >= 200 - same  # No two alike, in any order.
+  assert len(set(found)) == 201 - same  # No two changed ones are alike.
+
+
+def test_all_colours_change_in_a_random_order_and_grey_comes_last():
+  """Each change alone is tested above: here they are replayed in order."""
+  image, orders = _image(), set()
+  for seed in range(40):
+    rng = np.random.default_rng(seed)
+    rng.random()  # Whether they change.
+    order = [list(_COLOURS)[i] for i in rng.permutation(4)]
+    wanted = image
+    for field in order:
+      alone = config_lib.Augment(**{field: _COLOURS[field]})
+      wanted = augment_lib.change(wanted, alone, rng=_AfterOne(rng))
+    changed = _change(image, seed, **_COLOURS)
+    np.testing.assert_array_equal(changed, wanted)
+    orders.add(tuple(order))
+    grey = np.asarray(_change(image, seed, gray_prob=1.0, **_COLOURS))
+    assert np.ptp(grey, axis=-1).max() == 0
+    np.testing.assert_array_equal(grey[..., 0], wanted.convert("L"))
+  assert len(orders) > 15
+
+
+class _AfterOne:
+  """A generator for one change alone, whose order and chance are certain."""
+
+  def __init__(self, rng):
+    self.uniform = rng.uniform
+
+  def random(self):
+    return 0.0
+
+  def permutation(self, n):
+    assert n == 1
+    return [0]
 
 
 def test_a_share_of_the_images_is_made_grey():
   image = _image()
-  grey = 0
+  pixels, grey = np.asarray(image), 0
   for seed in range(200):
     changed = np.asarray(_change(image, seed, gray_prob=0.2))
-    if (changed != np.asarray(image)).any():
+    if (changed != pixels).any():
       assert np.ptp(changed, axis=-1).max() == 0
-      np.testing.assert_allclose(
-        changed[..., 0], _grey(np.asarray(image)), atol=1
-      )
+      np.testing.assert_allclose(changed[..., 0], _grey(pixels), atol=1)
       grey += 1
   assert 20 <= grey <= 60
 
@@ -216,9 +299,39 @@ def test_what_is_not_allowed_is_refused(override, said):
     config_lib.with_overrides(config_lib.check(config), [override])
 
 
-def test_two_choices_of_the_crop_are_refused():
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    (
+      ["augment.scale=0.5", "data.resize_ratio=1.25"],
+      r"augment\.scale=0\.5 and data\.resize_ratio=1\.25 both",
+    ),
+    (["augment.ratio=2"], r"augment\.ratio=2 has no effect"),
+    (["augment.jitter_prob=0.5"], r"augment\.jitter_prob=0\.5 has no effect"),
+  ],
+)
+def test_fields_without_effect_are_refused(changes, said):
   config = config_lib.default_config()
   config.data.train, config.steps = "builtin:digits/train", 1
-  config.augment.scale, config.data.resize_ratio = 0.5, 1.25
-  with pytest.raises(errors.UserError, match=r"augment\.scale and data\."):
-    config_lib.check(config)
+  checked = config_lib.check(config)
+  with pytest.raises(errors.UserError, match=said):
+    config_lib.with_overrides(checked, changes)
+  more = ["augment.scale=0.5", "augment.hue=0.1"]
+  config_lib.with_overrides(
+    checked, [*changes[:1], *more, "data.resize_ratio=1"]
+  )
+
+
+def test_a_run_trains_on_changed_images():
+  config = config_lib.default_config()
+  config.model, config.batch_size, config.steps = "tiny-cbow", 8, 1
+  config.precision = "float32"
+  config.data.train = "builtin:digits/train"
+  images = []
+  for flip in (0.0, 1.0):
+    config.augment.flip = flip
+    run = run_lib.make_run(config_lib.check(config))
+    with run.batches(0) as batches:
+      images.append(np.asarray(next(batches)["image"]))
+  np.testing.assert_array_equal(images[1], images[0][:, :, ::-1])
+  assert (images[0] != images[1]).any()

@@ -42,11 +42,7 @@ def check(config: schema.Config | ml_collections.ConfigDict) -> schema.Config:
       f"Give exactly one of steps and epochs; got steps={steps} and "
       f"epochs={epochs}."
     )
-  if tree["augment"]["scale"] < 1 < tree["data"]["resize_ratio"]:
-    raise errors.UserError(
-      "augment.scale and data.resize_ratio both choose the random crop; leave "
-      "one of them at 1."
-    )
+  _check_augment(schema.Augment(**tree["augment"]), tree["data"])
   for name, entry in tree["evals"].items():
     if not isinstance(entry, Mapping):
       raise errors.UserError(
@@ -58,6 +54,29 @@ def check(config: schema.Config | ml_collections.ConfigDict) -> schema.Config:
     for key, value in vars(schema.Evaluation(**entry)).items():
       check_field(f"evals.{name}.{key}", value, schema.EVAL_SCHEMA[key])
   return schema.freeze(tree)
+
+
+def _check_augment(augment: schema.Augment, data: Mapping[str, Any]) -> None:
+  """Raises UserError where a field would have no effect."""
+  plain = schema.Augment()
+  if augment.scale < 1 < data["resize_ratio"]:
+    raise errors.UserError(
+      f"augment.scale={augment.scale:g} and data.resize_ratio="
+      f"{data['resize_ratio']:g} both choose the random crop; leave one at 1."
+    )
+  if augment.scale == 1 and augment.ratio != plain.ratio:
+    raise errors.UserError(
+      f"augment.ratio={augment.ratio:g} has no effect where augment.scale is "
+      "1; give both, or leave it out."
+    )
+  colours = ("brightness", "contrast", "saturation", "hue")
+  if augment.jitter_prob != plain.jitter_prob and not any(
+    getattr(augment, name) for name in colours
+  ):
+    raise errors.UserError(
+      f"augment.jitter_prob={augment.jitter_prob:g} has no effect without one "
+      f"of {', '.join(colours)}; give it, or leave it out."
+    )
 
 
 def check_field(path: str, value: Any, field: schema.Field) -> None:

@@ -40,7 +40,7 @@ def _axis_size(value: int) -> str | None:
   return None if value == -1 or value >= 1 else "-1 (all the rest) or >= 1"
 
 
-def _share(value: float) -> str | None:
+def _above_zero(value: float) -> str | None:
   return None if 0 < value <= 1 else "more than 0 and at most 1"
 
 
@@ -154,9 +154,9 @@ class Augment:
 
   scale: float = _knob(
     1.0,
-    _share,
-    "least share of an image's area that a random crop of any shape shows; 1: "
-    "the paper's square crop instead",
+    _above_zero,
+    "below 1: the least share of an image's area that is drawn for a random "
+    "crop, which may be longer than wide; 1: the paper's square crop",
   )
   ratio: float = _knob(
     4 / 3,
@@ -167,16 +167,16 @@ class Augment:
     0.0, _between(0, 1), "probability that an image is mirrored"
   )
   brightness: float = _knob(
-    0.0, _between(0, 1), "most that the brightness changes, as a factor"
+    0.0, _at_least(0), "its factor is at most so far from 1"
   )
   contrast: float = _knob(
-    0.0, _between(0, 1), "most that the contrast changes, as a factor"
+    0.0, _at_least(0), "its factor is at most so far from 1"
   )
   saturation: float = _knob(
-    0.0, _between(0, 1), "most that the saturation changes, as a factor"
+    0.0, _at_least(0), "its factor is at most so far from 1"
   )
   hue: float = _knob(
-    0.0, _between(0, 0.5), "most that the hue turns, as a share of the circle"
+    0.0, _between(0, 0.5), "most that it turns, as a share of the circle"
   )
   jitter_prob: float = _knob(
     1.0, _between(0, 1), "probability that these four change"

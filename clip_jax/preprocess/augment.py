@@ -1,7 +1,8 @@
 """Random changes of a training image beside the paper's crop.
 
-They are those of torchvision that open_clip's `aug_cfg` asks for: a crop of a
-random size and shape, a mirror image, other colours, shades of grey.
+They are torchvision's, in the order in which open_clip's `aug_cfg` takes them:
+a crop of a random size and shape, a mirror image (torchvision alone), other
+colours, shades of grey. Hues are rounded to the nearest level.
 """
 
 import math
@@ -14,7 +15,7 @@ from PIL import Image, ImageEnhance
 if TYPE_CHECKING:  # Who only looks at images needs no configs.
   from clip_jax.config.schema import Augment
 
-_TRIES = 10  # As torchvision, before the largest crop in the middle is taken.
+_TRIES = 10  # As torchvision.
 _LEVELS = 256  # Of a hue in Pillow's HSV.
 
 
@@ -23,9 +24,11 @@ def crop_box(
 ) -> tuple[int, int, int, int]:
   """Returns a random part of an image: left, top, right and bottom in pixels.
 
-  Its area is uniform from `augment.scale` to 1 of the image's, the logarithm of
-  its sides' ratio uniform up to `augment.ratio` either way, and its place
-  uniform among those that fit: Szegedy et al., arXiv 1409.4842, section 6.
+  Its area is drawn uniformly from `augment.scale` to 1 of the image's, the
+  logarithm of its sides' ratio up to `augment.ratio` either way, until one fits
+  into the image, and its place among those that there are: Szegedy et al.,
+  arXiv 1409.4842, section 6. After ten that do not fit, which is so of long
+  images, it is the largest part in the middle whose sides have no larger ratio.
 
   Args:
     size: (width, height) of the image.
@@ -42,11 +45,15 @@ def crop_box(
       left = int(rng.integers(width - w + 1))
       top = int(rng.integers(height - h + 1))
       return left, top, left + w, top + h
-  # Of what is too long for such a crop, the largest that has its shape.
   w = min(width, round(height * augment.ratio))
   h = min(height, round(width * augment.ratio))
   left, top = (width - w) // 2, (height - h) // 2
   return left, top, left + w, top + h
+
+
+def changes(augment: "Augment") -> bool:
+  """Whether `change` may change anything."""
+  return bool(augment.flip or augment.gray_prob or _colours(augment))
 
 
 def change(
@@ -58,34 +65,35 @@ def change(
   """
   if augment.flip and rng.random() < augment.flip:
     image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-  changes = _changes_of_colour(augment)
-  if changes and rng.random() < augment.jitter_prob:
-    for number in rng.permutation(len(changes)):
-      amount, draw_and_apply = changes[number]
-      image = draw_and_apply(image, amount, rng)
+  colours = _colours(augment)
+  if colours and rng.random() < augment.jitter_prob:
+    for number in rng.permutation(len(colours)):
+      amount, move = colours[number]
+      image = move(image, amount, rng)
   if augment.gray_prob and rng.random() < augment.gray_prob:
     image = image.convert("L").convert("RGB")
   return image
 
 
-_Change = Callable[[Image.Image, float, np.random.Generator], Image.Image]
+# An image, the most that it is moved by and a generator -> the moved image.
+_Move = Callable[[Image.Image, float, np.random.Generator], Image.Image]
 
 
-def _changes_of_colour(augment: "Augment") -> list[tuple[float, _Change]]:
+def _colours(augment: "Augment") -> list[tuple[float, _Move]]:
   known = (
     (augment.brightness, _enhance(ImageEnhance.Brightness)),
     (augment.contrast, _enhance(ImageEnhance.Contrast)),
     (augment.saturation, _enhance(ImageEnhance.Color)),
     (augment.hue, _turn_hue),
   )
-  return [(amount, apply) for amount, apply in known if amount]
+  return [(amount, move) for amount, move in known if amount]
 
 
-def _enhance(kind: type) -> _Change:
-  def apply(image, amount, rng):
-    return kind(image).enhance(rng.uniform(1 - amount, 1 + amount))
+def _enhance(kind: type) -> _Move:
+  def move(image, amount, rng):
+    return kind(image).enhance(rng.uniform(max(0, 1 - amount), 1 + amount))
 
-  return apply
+  return move
 
 
 def _turn_hue(image, amount, rng):

@@ -48,7 +48,9 @@ def train_image(
   resize_ratio: float = 1.0,
   augment: "Augment | None" = None,
 ) -> np.ndarray:
-  """Returns a random square crop, uint8 (size, size, 3): paper, section 2.4.
+  """Returns a random crop, uint8 (size, size, 3): paper, section 2.4.
+
+  It is a square of the resized image, unless `augment` asks for others.
 
   The shortest side is first resized to `resize_ratio` times the crop's, so a
   ratio of 1 moves the crop along the longer side only. That is so for every
@@ -61,19 +63,18 @@ def train_image(
   crops of noise or hard edges 3 in 100 may be, and single values to the next
   level but one.
 
-  Where `augment.scale` is below 1, a crop of any shape takes its place, all of
-  which is squashed into the square; `resize_ratio` is then not used. What else
-  `augment` asks for comes after the crop, as in torchvision.
+  Where `augment.scale` is below 1, a part of the image that may be longer than
+  wide takes the square's place, and is squashed into one; `resize_ratio` is
+  then not used. What else `augment` asks for comes after the crop.
   """
-  if augment is None:
-    return _random_square(image, spec, rng=rng, resize_ratio=resize_ratio)
-  if augment.scale < 1:
+  if augment is not None and augment.scale < 1:
     box = augment_lib.crop_box(image.size, augment, rng=rng)
-    part = _resize_part(image, spec, box)
+    crop = _resize_part(image, spec, box)
   else:
-    part = _random_square(image, spec, rng=rng, resize_ratio=resize_ratio)
-  changed = augment_lib.change(Image.fromarray(part), augment, rng=rng)
-  return np.array(changed)
+    crop = _random_square(image, spec, rng=rng, resize_ratio=resize_ratio)
+  if augment is None or not augment_lib.changes(augment):
+    return crop
+  return np.array(augment_lib.change(Image.fromarray(crop), augment, rng=rng))
 
 
 def _random_square(image, spec, *, rng, resize_ratio):
