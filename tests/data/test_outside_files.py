@@ -264,6 +264,38 @@ def test_lists_that_were_written_as_texts_are_told(
     assert note.startswith(f"{told} of 3 captions looked at are lists")
 
 
+@pytest.mark.parametrize(
+  ("captions", "told"),
+  [
+    (["a nan bread", "None of it", "null hypothesis"], ""),
+    (
+      ["a dog", "nan", "None"],
+      "2 of 3 captions looked at stand for none, such",
+    ),
+    (["a dog", "a cat", " NULL "], "1 of 3 captions looked at stand for none"),
+  ],
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_captions_that_stand_for_none_are_told(
+  tmp_path, png, kind, captions, told
+):
+  names = [f"{i}.png" for i in range(3)]
+  for name in names:
+    (tmp_path / name).write_bytes(png(1))
+  path = tmp_path / f"table.{kind}"
+  if kind == "csv":
+    rows = zip(["image", *names], ["caption", *captions], strict=True)
+    path.write_text("".join(f"{a},{b}\n" for a, b in rows))
+  else:
+    table = pa.table({"image_path": names, "caption": captions})
+    parquet.write_table(table, path)
+  source = sources.open_source(f"{kind}:{path}")
+  assert [source[i].texts for i in range(3)] == [(x.strip(),) for x in captions]
+  notes = [x for x in source.account.notes if "stand for none" in x]
+  assert len(notes) == bool(told)
+  assert all(note.startswith(told) for note in notes)
+
+
 def test_rows_without_a_caption_are_told(tmp_path, png):
   path = _table(tmp_path, "image,caption\na,one\na,\na\nb,two\n", png)
   source = sources.open_source(f"csv:{path}")

@@ -27,6 +27,10 @@ NO_CLASS = "none of the classes"
 _NPY = b"\x93NUMPY"
 LOOKED_AT = 64  # Texts, before it is said that they look like several.
 _LIST = re.compile(r"""\[\s*(?:(["']).*\1)?\s*\]""", re.DOTALL)
+# What pandas, Python, SQL and spreadsheets write for a missing value.
+_EMPTIES = frozenset(
+  ("nan", "NaN", "None", "NULL", "null", "NaT", "<NA>", "#N/A", "N/A", "n/a")
+)
 
 
 def check_choice(captions: str) -> str:
@@ -223,6 +227,21 @@ def note_lists(texts: Sequence[str]) -> list[str]:
     f"written as a text, such as '{terminal.escaped(lists[0], limit=60)}', and "
     "each is read as one caption. Write each of its captions on a row of its "
     "own, with the same image."
+  ]
+
+
+def note_empties(texts: Sequence[str]) -> list[str]:
+  """Returns a sentence where some of `texts` stand for none, else nothing.
+
+  A program that prints a missing value writes such words.
+  """
+  empties = [text for text in texts if text.strip() in _EMPTIES]
+  if not empties:
+    return []
+  return [
+    f"{len(empties)} of {len(texts)} captions looked at stand for none, such "
+    f"as {empties[0].strip()!r}, and are read as captions. Leave such a field "
+    "empty."
   ]
 
 

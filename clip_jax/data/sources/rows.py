@@ -84,7 +84,7 @@ class Rows:
       self._order, self._bounds = self._group_rows(columns.image)
     self.fingerprint = self._digest(footers)
     if footers:
-      self.account.notes.extend(self._note_lists(footers[0].schema))
+      self.account.notes.extend(self._note_captions(footers[0].schema))
 
   def __len__(self) -> int:
     if self._bounds is not None:
@@ -208,16 +208,16 @@ class Rows:
         start += len(piece)
       start = end
 
-  def _note_lists(self, schema: pa.Schema) -> Iterator[str]:
-    """Yields a sentence where the first captions are printed lists."""
+  def _note_captions(self, schema: pa.Schema) -> Iterator[str]:
+    """Yields sentences where the first captions look like none."""
     for name in self._columns.captions:
       if columns_lib.is_text(schema.field(name).type):
         for _, texts in itertools.islice(self._walk(name), 1):
           some = texts.array.slice(0, captions_lib.LOOKED_AT).to_pylist()
           read = zip(some, texts.good, strict=False)
-          yield from captions_lib.note_lists(
-            [text.decode() for text, good in read if good]
-          )
+          found = [text.decode() for text, good in read if good]
+          yield from captions_lib.note_lists(found)
+          yield from captions_lib.note_empties(found)
 
   def _find_classes(self, column: str) -> list[str]:
     names: set[str] = set()

@@ -186,6 +186,7 @@ def index_rows(
   texts.update(digest)
   some = [texts[i] for i in range(min(len(texts), captions_lib.LOOKED_AT))]
   notes.extend(captions_lib.note_lists(some))
+  notes.extend(captions_lib.note_empties(some))
   facts = {"notes": notes, "fingerprint": digest.hexdigest()}
   return kept_index.Index(arrays, facts)
 
