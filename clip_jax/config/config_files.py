@@ -28,9 +28,10 @@ def load(
   path = pathlib.Path(path)
   if not path.is_file():
     what = "is not a file" if path.exists() else "does not exist"
+    where = "" if path.is_absolute() else f" in {pathlib.Path.cwd()}"
     raise errors.UserError(
-      f"Config file {str(path)!r} {what}.{errors.beside(path)} Check "
-      "the path, or take one of configs/."
+      f"Config file {str(path)!r} {what}{where}.{errors.beside(path)} Check "
+      "the path, or take one of the folder configs/ of clip_jax's repository."
     )
   try:
     names = runpy.run_path(str(path))
