@@ -1,9 +1,11 @@
 """The suite on stand-ins in the layouts of the real data sets."""
 
 import csv
+import dataclasses
 import json
 import pathlib
 import runpy
+import shutil
 
 import numpy as np
 import pytest
@@ -32,6 +34,7 @@ from clip_jax.evals.suite import (
   check,
   data_sets,
   layouts,
+  measuring,
   result_files,
 )
 from clip_jax.models import variants
@@ -125,6 +128,7 @@ def test_a_result_says_what_it_depends_on(data, tmp_path):
   whom = subject(step=12, architecture="ViT-L-14-336")
   result = measure(root, tmp_path, "mnist", whom)["mnist"]
   saved = json_text.unseal(json_text.read(tmp_path / "mnist.json"))
+  assert len(saved.pop("files_hash")) == 64
   assert saved == {k: v for k, v in result.items() if k != "kept"}
   assert saved["model"] == {
     "path": "somewhere/model",
@@ -180,6 +184,19 @@ def _other_data(root, out):
   return {}
 
 
+def _other_pixels(root, out):
+  path = next((root / "hateful_memes" / "hateful").iterdir())
+  path.write_bytes(png(7))
+  return {}
+
+
+def _other_root(root, out):
+  """Of the same names and pictures, written at another time."""
+  root.rename(root.parent / "before")
+  shutil.copytree(root.parent / "before", root, copy_function=shutil.copyfile)
+  return {}
+
+
 def _damaged_file(root, out):
   path = out / "hateful_memes.json"
   path.write_bytes(path.read_bytes()[:-30])
@@ -204,8 +221,8 @@ def _other_type(root, out):
 @pytest.mark.parametrize(
   "change",
   [
-    *(_other_model, _other_limit, _other_data, _damaged_file),
-    *(_without_status, _other_type),
+    *(_other_model, _other_limit, _other_data, _other_pixels, _other_root),
+    *(_damaged_file, _without_status, _other_type),
   ],
 )
 def test_a_change_measures_a_set_again(tmp_path, change):
@@ -217,6 +234,58 @@ def test_a_change_measures_a_set_again(tmp_path, change):
   found = measure(root, out, "hateful_memes", **options)["hateful_memes"]
   assert not found["kept"] and found["status"] == "measured"
   assert measure(root, out, "hateful_memes", **options)["hateful_memes"]["kept"]
+
+
+def test_a_set_that_was_mended_is_measured_again(tmp_path):
+  root, out = tmp_path / "root", tmp_path / "out"
+  write_flickr8k(root)
+  path = max(root.rglob("*.*"), key=lambda path: path.stat().st_size)
+  whole = path.read_bytes()
+  path.write_bytes(whole[: len(whole) // 2])
+  assert measure(root, out, "flickr8k")["flickr8k"]["bad_records"]
+  path.write_bytes(whole)
+  found = measure(root, out, "flickr8k")["flickr8k"]
+  assert found["status"] == "measured" and not found["kept"]
+
+
+def test_results_of_another_model_are_not_replaced(data, tmp_path):
+  root, _ = data
+  measure(root, tmp_path, "mnist")
+  done = (tmp_path / "mnist.json").read_bytes()
+  other = dataclasses.replace(subject("0" * 64), path="other/model")
+  with pytest.raises(
+    errors.UserError, match="is of somewhere/model, and would"
+  ):
+    measure(root, tmp_path, "stl10,mnist", other)
+  assert [path.name for path in tmp_path.iterdir()] == ["mnist.json"]
+  assert (tmp_path / "mnist.json").read_bytes() == done
+  measure(root, tmp_path, "mnist", subject("0" * 64))  # Of a later step.
+  assert (tmp_path / "mnist.json").read_bytes() != done
+
+
+@pytest.mark.parametrize("flag", ["--out", "--csv"])
+def test_a_place_that_cannot_be_written_to_is_told_first(
+  data, model, tmp_path, fails, monkeypatch, flag
+):
+  (tmp_path / "file").write_text("")
+  monkeypatch.setattr(measuring, "_measure", None)
+  words = ("eval", model, "--suite", "mnist", "--data-root", data[0])
+  said = fails(*words, "--out", tmp_path / "out", flag, tmp_path / "file" / "x")
+  assert f"{tmp_path / 'file'} is a file" in said
+
+
+def test_texts_that_were_cut_are_counted_when_a_suite_goes_on(
+  data, model, tmp_path, capsys, caplog
+):
+  root, _ = data
+  words = ("--suite", "eurosat", "--data-root", root, "--out", tmp_path)
+  counts = []
+  for _ in range(2):
+    caplog.clear()
+    _, answer = call(capsys, "eval", model, *words)
+    counts.append(answer["texts_cut"])
+    assert "cut off" in caplog.text
+  assert counts[0] == counts[1] > 0
 
 
 def test_a_change_of_the_prompts_measures_a_set_again(tmp_path, monkeypatch):

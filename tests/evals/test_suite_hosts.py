@@ -107,7 +107,7 @@ def second(monkeypatch):
 
 def test_a_set_that_a_process_lacks_is_wrong_for_all(data, tmp_path, second):
   alike = json.dumps({"model": "f" * 64})
-  second.next = [alike, json.dumps(["", "", "nothing"])]
+  second.next = [alike, alike, json.dumps(["", "", "nothing"])]
   found = measure(data, tmp_path, "mnist,hateful_memes")
   assert found["mnist"]["status"] == "wrong"
   problem = found["mnist"]["problem"]
@@ -181,13 +181,16 @@ def test_only_the_first_process_reads_and_writes_results(
   data, tmp_path, monkeypatch, second
 ):
   measure(data, tmp_path / "first", "mnist")
-  kept = json.dumps({"set": "mnist", "status": "measured"})
+  kept = {"set": "mnist", "status": "measured"}
+  of_first, nothing = json.dumps([kept, ""]), json.dumps([None, ""])
   monkeypatch.setattr(jax, "process_index", lambda: 1)
   monkeypatch.setattr(
-    hosts, "exchanged", lambda text: [kept if text == "null" else text, text]
+    hosts,
+    "exchanged",
+    lambda text: [of_first if text == nothing else text, text],
   )
   found = measure(data, tmp_path / "second", "mnist")
-  assert found == {"mnist": {**json.loads(kept), "kept": True}}
+  assert found == {"mnist": {**kept, "kept": True}}
   monkeypatch.setattr(hosts, "exchanged", lambda text: [text, text])
   assert not measure(data, tmp_path / "second", "mnist")["mnist"]["kept"]
   assert not (tmp_path / "second").exists()

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import logging
 import os
 import pathlib
 import re
@@ -16,6 +17,8 @@ from clip_jax.cli import verb
 from clip_jax.evals import reading
 from clip_jax.evals.suite import check, data_sets, measuring, result_files
 from clip_jax.models import variants
+
+_LOGGER = logging.getLogger(__name__)
 
 _OUT = pathlib.Path("runs/eval")
 # What makes image towers alike, so that their figures compare.
@@ -41,7 +44,11 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
     path=clip.path,
     step=clip.step,
     architecture=architecture(clip),
+    cuts=cuts,
   )
+  if arguments.csv and jax.process_index() == 0:
+    csv = pathlib.Path(os.path.expanduser(arguments.csv))
+    result_files.check_place(csv.parent)
   out = pathlib.Path(os.path.expanduser(arguments.out or _default_out(subject)))
   with terminal.Progress("eval", unit="images") as progress:
 
@@ -65,6 +72,11 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
       )
     )
   cuts.tell(clip.needed_tokenizer().context_length)
+  cut_before = sum(x.get("texts_cut", 0) for x in found if x.get("kept"))
+  if cut_before:
+    _LOGGER.warning(
+      "Of the sets measured before, %d texts were cut off, too.", cut_before
+    )
   if arguments.csv and jax.process_index() == 0:
     result_files.write_csv(
       arguments.csv,
@@ -84,7 +96,7 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
     "step": subject.step,
     "architecture": subject.architecture,
     "counts": dict(counts),
-    "texts_cut": cuts.cut,
+    "texts_cut": cuts.cut + cut_before,
     "sets": found,
   }
   return verb.Answer(payload, _text(found, out), problem=problem)

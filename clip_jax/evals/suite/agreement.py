@@ -62,7 +62,7 @@ def prepare(open_set: Callable[[], Some | None]) -> Some | None:
 
 
 def read_kept(
-  out: pathlib.Path, name: str, *, key: str
+  out: pathlib.Path, name: str, *, key: str, files_hash: Callable[[], str]
 ) -> dict[str, Any] | None:
   """Returns, on every process, the finished result that process 0 has.
 
@@ -70,14 +70,37 @@ def read_kept(
     out: the directory of the results, which other hosts need not see.
     name: of the set.
     key: of a result that counts.
+    files_hash: returns that of the set's files on this host; other hosts may
+      have copied theirs at other times.
   """
-  own = None
-  if jax.process_index() == 0:
-    own = result_files.read(out, name, key=key)
-  return json.loads(hosts.exchanged(json.dumps(own))[0])
+
+  def read():
+    return result_files.read(out, name, key=key, files_hash=files_hash())
+
+  return on_first(read)
 
 
-def write(out: pathlib.Path, result: dict[str, Any]) -> None:
-  """Writes a set's result, on process 0 only."""
+def on_first(read: Callable[[], Any]) -> Any:
+  """Returns, on every process, what process 0 has read; JSON can hold it.
+
+  Raises:
+    UserError: process 0 has raised one.
+  """
+  found, problem = None, ""
   if jax.process_index() == 0:
-    result_files.write(out, result)
+    try:
+      found = read()
+    except errors.UserError as error:
+      problem = str(error)
+  found, problem = json.loads(hosts.exchanged(json.dumps([found, problem]))[0])
+  if problem:
+    raise errors.UserError(problem)
+  return found
+
+
+def write(
+  out: pathlib.Path, result: dict[str, Any], *, files_hash: Callable[[], str]
+) -> None:
+  """Writes a set's result, and the hash of its files, on process 0 only."""
+  if jax.process_index() == 0:
+    result_files.write(out, {**result, "files_hash": files_hash()})

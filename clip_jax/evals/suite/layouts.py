@@ -10,7 +10,9 @@ NAME is the set's name in the table. Looked for are, in this order:
   of its splits, `ucf101/ucfTrainTestlist/testlist01.txt`.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import os
 import pathlib
 import re
@@ -36,12 +38,39 @@ class Found:
   Attributes:
     layout: "wds", "tfds", "coco", "parquet" or "folder".
     address: the DATA address of its test images.
+    place: the directory that holds all its files.
     lists: the directory of the lists of its splits, where there is one.
   """
 
   layout: str
   address: str
+  place: pathlib.Path
   lists: str = ""
+
+  def files_hash(self) -> str:
+    """Returns the digest of its files' names, sizes and times of change."""
+    places = (self.place, *([pathlib.Path(self.lists)] if self.lists else ()))
+    digest = hashlib.sha256()
+    for line in sorted(line for place in places for line in _states(place)):
+      digest.update(line + b"\0")
+    return digest.hexdigest()
+
+
+def _states(place: pathlib.Path) -> Iterator[bytes]:
+  """Yields what tells the files below a directory from others, in any order."""
+  seen = set()  # A link may lead back.
+  for folder, folders, files in os.walk(place, followlinks=True):
+    for name in list(folders):
+      state = os.stat(os.path.join(folder, name))
+      if (state.st_dev, state.st_ino) in seen:
+        folders.remove(name)
+      seen.add((state.st_dev, state.st_ino))
+    for name in files:
+      path = os.path.join(folder, name)
+      with contextlib.suppress(OSError):  # A link to nothing.
+        state = os.stat(path)
+        said = (os.path.relpath(path, place), state.st_size, state.st_mtime_ns)
+        yield repr(said).encode()
 
 
 def check_root(root: str) -> pathlib.Path:
@@ -95,31 +124,35 @@ def _candidates(entry: data_sets.Entry, root: pathlib.Path) -> Iterator[Found]:
       if _names(directory, "*.tar"):
         options = "captions=lines" if retrieval else entry.wds_options
         mark = "?" if options else ""
-        yield Found("wds", f"wds:{directory}{mark}{options}")
-  if entry.tfds and _is_prepared(root / entry.tfds.rpartition("/")[0]):
+        yield Found("wds", f"wds:{directory}{mark}{options}", directory)
+  prepared = root / entry.tfds.rpartition("/")[0]
+  if entry.tfds and _is_prepared(prepared):
     quoted = urllib.parse.quote(str(root))
     more = f"&{entry.tfds_options}" if entry.tfds_options else ""
-    yield Found("tfds", f"tfds:{entry.tfds}?data_dir={quoted}{more}")
+    address = f"tfds:{entry.tfds}?data_dir={quoted}{more}"
+    yield Found("tfds", address, prepared)
   own = root / entry.name
   if entry.karpathy and (own / entry.karpathy).is_file():
-    yield Found("coco", f"coco:{own / entry.karpathy}/test")
+    yield Found("coco", f"coco:{own / entry.karpathy}/test", own)
   elif retrieval and any(_names(own, p) for p in ("*.txt", "*.token", "*.csv")):
-    yield Found("coco", f"coco:{own}/test")
+    yield Found("coco", f"coco:{own}/test", own)
   for directory in (own / "data", own):
     for split in SPLITS:
       if _names(directory, f"{split}*.parquet"):
-        yield Found("parquet", f"parquet:{directory}/{split}*.parquet")
+        address = f"parquet:{directory}/{split}*.parquet"
+        yield Found("parquet", address, directory)
   for directory in (*_splits(own), own / "data", own):
     files = _names(directory, "*.parquet")
     # Another split, such as the one for training, is not what is measured.
     if files and not any(_OTHER_SPLIT.match(file.name) for file in files):
-      yield Found("parquet", f"parquet:{directory}")
+      yield Found("parquet", f"parquet:{directory}", directory)
   if not retrieval:
     for directory in (*_splits(own), own):
       if directory.is_dir() and any(x.is_dir() for x in directory.iterdir()):
         lists = own / entry.lists
         splits = str(lists) if entry.lists and lists.is_dir() else ""
-        yield Found("folder", f"folder:{directory}?layout=classes", splits)
+        address = f"folder:{directory}?layout=classes"
+        yield Found("folder", address, directory, splits)
 
 
 def _splits(directory: pathlib.Path) -> list[pathlib.Path]:

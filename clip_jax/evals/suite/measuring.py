@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors, hosts
+from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.data import account
 from clip_jax.evals import (
   embedding_model,
@@ -43,6 +44,7 @@ class Subject:
     path: where it comes from.
     step: number of updates it was trained for, if anything says it.
     architecture: which of OpenAI's models it is built like; empty for none.
+    cuts: counts the texts that `model` has cut.
   """
 
   model: embedding_model.EmbeddingModel
@@ -50,6 +52,9 @@ class Subject:
   path: str
   step: int | None = None
   architecture: str = ""
+  cuts: tokenizer_lib.Cuts = dataclasses.field(
+    default_factory=tokenizer_lib.Cuts
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +107,20 @@ def run(
     progress: called with the set's name, records done and their total.
 
   Raises:
-    UserError: `root` is no directory, `out` cannot be written to, the model
-      gives no numbers, or the processes have different models.
+    UserError: `root` is no directory, `out` cannot be written to or holds
+      results of another model, the model gives no numbers, or the processes
+      have different models.
   """
   place = layouts.check_root(root)
   hosts.check_same({"model": subject.fingerprint})
+  agreement.on_first(
+    lambda: result_files.check_out(
+      out,
+      [entry.name for entry in entries],
+      model=subject.path,
+      fingerprint=subject.fingerprint,
+    )
+  )
   for entry in entries:
     about = _about(entry, root)
     try:
@@ -120,11 +134,14 @@ def run(
     if prepared is None:
       yield {**about, "status": result_files.MISSING}
       continue
-    kept = agreement.read_kept(out, entry.name, key=prepared.key)
+    files_hash = functools.cache(prepared.opened.found.files_hash)
+    kept = agreement.read_kept(
+      out, entry.name, key=prepared.key, files_hash=files_hash
+    )
     if kept is not None:
       yield {**kept, "kept": True}
       continue
-    started = time.perf_counter()
+    started, texts_cut = time.perf_counter(), subject.cuts.cut
     try:
       measured = _measure(
         prepared,
@@ -144,11 +161,12 @@ def run(
     result = {
       **about,
       **_result(entry, prepared, measured, subject),
+      "texts_cut": subject.cuts.cut - texts_cut,
       "seconds": seconds,
       "images_per_second": read / seconds,
       "key": prepared.key,
     }
-    agreement.write(out, result)
+    agreement.write(out, result, files_hash=files_hash)
     yield {**result, "kept": False}
 
 

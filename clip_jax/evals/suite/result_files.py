@@ -57,23 +57,86 @@ def write(out: pathlib.Path, result: Mapping[str, Any]) -> None:
   _replace(path_of(out, result["set"]), text)
 
 
-def read(out: pathlib.Path, name: str, *, key: str) -> dict[str, Any] | None:
-  """Returns the finished result of a set, if its key is `key`.
+def read(
+  out: pathlib.Path, name: str, *, key: str, files_hash: str
+) -> dict[str, Any] | None:
+  """Returns the finished result of a set, if it is of the same inputs.
 
   A file that is damaged, or was changed by hand, counts as none.
+
+  Args:
+    out: the directory of results.
+    name: of the set.
+    key: of the result.
+    files_hash: of the set's files.
   """
-  path = path_of(out, name)
+  found = _read(out, name)
+  finished = found.get("key") == key and found.get("set") == name
+  same = found.get("files_hash") == files_hash
+  known = found.get("values") or found.get("status") == NO_METRIC
+  return found if finished and same and known else None
+
+
+def _read(out: pathlib.Path, name: str) -> dict[str, Any]:
   try:
-    found = json_text.unseal(
+    return json_text.unseal(
       json_text.parse(
-        regular_files.read_regular(path, limit=json_text.MAX_BYTES)
+        regular_files.read_regular(
+          path_of(out, name), limit=json_text.MAX_BYTES
+        )
       )
     )
   except (OSError, ValueError):
-    return None
-  finished = found.get("key") == key and found.get("set") == name
-  known = found.get("values") or found.get("status") == NO_METRIC
-  return found if finished and known else None
+    return {}
+
+
+def check_out(
+  out: pathlib.Path, names: Iterable[str], *, model: str, fingerprint: str
+) -> None:
+  """Checks that results can be written, and that none of another model is lost.
+
+  Args:
+    out: the directory of results.
+    names: of the sets that will be measured.
+    model: where it lies; its results of other weights, as of a run's earlier
+      step, may be replaced.
+    fingerprint: of the model.
+
+  Raises:
+    UserError: results of another model would be replaced, or `out` cannot be
+      written to.
+  """
+  for name in names:
+    other = _read(out, name).get("model")
+    if not isinstance(other, Mapping):
+      continue
+    if other.get("fingerprint") != fingerprint and other.get("path") != model:
+      raise errors.UserError(
+        f"{path_of(out, name)} is of {other.get('path')}, and would be "
+        f"replaced by that of {model}. Give a directory of its own by --out."
+      )
+  check_place(out)
+
+
+def check_place(directory: pathlib.Path) -> None:
+  """Raises UserError where no file can be made in a directory, yet to be made.
+
+  Nothing is made.
+  """
+  there = next(
+    p
+    for p in (directory.absolute(), *directory.absolute().parents)
+    if p.exists()
+  )
+  if not there.is_dir():
+    reason = f"{there} is a file"
+  elif not os.access(there, os.W_OK):
+    reason = f"{there} is not writable"
+  else:
+    return
+  raise errors.UserError(
+    f"Cannot write to {directory}: {reason}. Choose another place."
+  )
 
 
 def write_csv(
