@@ -40,6 +40,18 @@ _LAZY = {
   "load": "clip_jax.loading",
 }
 
+# What other libraries call it.
+_ELSEWHERE = {
+  "create_model_and_transforms": "load",
+  "create_model_from_pretrained": "load",
+  "from_pretrained": "load",
+  "get_tokenizer": "load(MODEL).tokenize",
+  "tokenize": "load(MODEL).tokenize",
+  "available_models": "load, and `clip-jax models` lists architectures",
+  "list_models": "load, and `clip-jax models` lists architectures",
+  "list_pretrained": "load, with hf-hub:ORG/NAME of any model of the Hub",
+}
+
 __all__ = [
   "CLIP",
   "AmbiguousError",
@@ -57,7 +69,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
   if name not in _LAZY:
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    here = _ELSEWHERE.get(name)
+    hint = f"; here it is {__name__}.{here}" if here else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
   importlib.import_module("clip_jax.versions").check()
   return getattr(importlib.import_module(_LAZY[name]), name)
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import clip_jax
 from clip_jax import buckets, errors, host_devices
-from clip_jax.cli import examples, flags, output, verbs
+from clip_jax.cli import examples, flags, open_clip_flags, output, verbs
 from clip_jax.data import schemes
 
 _OVERRIDE = "--config."
@@ -74,6 +74,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     flag = word.partition("=")[0]
     if flag.startswith("--") and flag not in asked.flags:
       if verb.takes_overrides:
+        _hint_at_open_clip(chosen, flag, words)
         _hint_at_override(chosen, word)
       _refuse(asked, "flag", flag, asked.flags)
   if verb.has_actions:
@@ -154,7 +155,7 @@ def _list(parser: argparse.ArgumentParser) -> NoReturn:
 def _refuse(
   parser: argparse.ArgumentParser, what: str, got: str, known
 ) -> NoReturn:
-  close = difflib.get_close_matches(got, list(known), n=1, cutoff=0.5)
+  close = difflib.get_close_matches(got, list(known), n=1, cutoff=0.6)
   hint = f" Did you mean {close[0]}?" if close else ""
   parser.error(f"unknown {what} {got!r}.{hint} Known: {', '.join(known)}")
 
@@ -168,6 +169,18 @@ def _hint_at_override(parser: argparse.ArgumentParser, word: str) -> None:
       parser.error(
         f"unknown flag '--{field}'. Did you mean {_OVERRIDE}{name}={value}?"
       )
+
+
+def _hint_at_open_clip(
+  parser: argparse.ArgumentParser, flag: str, words: Sequence[str]
+) -> None:
+  """Exits with a table of all of open_clip's flags if `flag` is one."""
+  found = open_clip_flags.translation(words)
+  if flag in dict(found):
+    rows = "".join(f"\n  {theirs:24} {ours}" for theirs, ours in found)
+    parser.error(
+      f"unknown flag {flag!r}: it is one of open_clip's. Here one writes{rows}"
+    )
 
 
 def _take_overrides(

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 
 from clip_jax import errors
 from clip_jax.convert import hub
@@ -24,6 +25,7 @@ REPOSITORIES = {
 # was given, if this is at least so many letters and digits.
 _LEAST_SIMILARITY = 0.8
 _LEAST_PART = 5
+_LOCAL = re.compile("local-dir:(.+)")  # As open_clip has it.
 
 
 def error(path: pathlib.Path, accepted: str) -> errors.UserError:
@@ -37,7 +39,11 @@ def error(path: pathlib.Path, accepted: str) -> errors.UserError:
   what = f"Model {name!r} does not exist"
   known = {errors.plain(x): x for x in variants.VARIANTS}
   # OpenAI writes ViT-L/14@336px; open_clip has a tag, ViT-B-32/openai.
-  for spelling in (name.removesuffix("px"), name.rpartition("/")[0]):
+  spellings = [name.removesuffix("px")]
+  architecture, _, tag = name.rpartition("/")
+  if not _near(tag, REPOSITORIES.values()):
+    spellings.append(architecture)
+  for spelling in spellings:
     if found := known.get(errors.plain(spelling)):
       return errors.UserError(
         f"{what} as a file or directory. {found} is the name of an "
@@ -48,7 +54,9 @@ def error(path: pathlib.Path, accepted: str) -> errors.UserError:
         f"{hub.PREFIX}{REPOSITORIES.get(found, 'ORG/NAME')}."
       )
   hint = ""
-  if near := _near(name, REPOSITORIES.values()):
+  if local := _LOCAL.fullmatch(name):
+    hint = f" Give a directory by its path alone: {local[1]}."
+  if near := _near(tag or name, REPOSITORIES.values()):
     near = [hub.PREFIX + x for x in near]
     hint += f" Similar names on the HuggingFace Hub: {', '.join(near)}."
   elif hub.is_name(name) and not os.path.exists(path.parent):

@@ -94,7 +94,13 @@ def _above(path: pathlib.Path) -> str:
   """Returns a hint where `path` is a part of a model's directory."""
   for parent in path.absolute().parents[:2]:
     if any(known.recognise(parent) for known in FORMATS.values()):
-      return f" It lies in the model {str(parent)!r}: give that."
+      step = (
+        f"; in Python, clip_jax.load({str(parent)!r}, step={path.name}) takes "
+        "this step"
+        if path.name.isdecimal()
+        else ""
+      )
+      return f" It lies in the model {str(parent)!r}: give that{step}."
   return ""
 
 

@@ -51,7 +51,16 @@ SCHEMES = {
 _NAMED = ("builtin", "tfds")
 OF_ALL = ("split", "held_out")
 # The "?" of a glob is not followed by `name=`.
-_OPTIONS = re.compile(r"\?((?:[a-z_]+=[^&?]*)(?:&[a-z_]+=[^&?]*)*)$")
+_OPTIONS = re.compile(
+  r"\?((?:[A-Za-z_][\w-]*=[^&?]*)(?:&[A-Za-z_][\w-]*=[^&?]*)*)$"
+)
+# The scheme of what a name ends with.
+_SUFFIXES = {
+  "wds": (".tar",),
+  "csv": (".csv", ".tsv", ".txt"),
+  "parquet": (".parquet",),
+  "tfrecord": (".tfrecord",),
+}
 
 
 def has_scheme(text: str) -> bool:
@@ -67,9 +76,13 @@ def parse_address(address: str) -> tuple[str, str, dict[str, str]]:
   scheme, colon, path = address.partition(":")
   _check_place(address, scheme, path)
   if not colon:
+    likely = [
+      name for name, ends in _SUFFIXES.items() if address.endswith(ends)
+    ]
+    hint = f" Did you mean {likely[0]}:{address}?" if likely else ""
     raise errors.UserError(
-      f"DATA address {address!r} has no scheme. Put one of these in front of"
-      f" it: {', '.join(f'{name}:' for name in sorted(SCHEMES))}."
+      f"DATA address {address!r} has no scheme.{hint} Put one of these in "
+      f"front of it: {', '.join(f'{name}:' for name in sorted(SCHEMES))}."
     )
   if scheme not in SCHEMES:
     raise errors.unknown("DATA scheme", scheme, SCHEMES)
@@ -88,6 +101,12 @@ def parse_address(address: str) -> tuple[str, str, dict[str, str]]:
       options[name] = urllib.parse.unquote(value)
   if not path:
     raise errors.UserError(f"DATA address {address!r} names no data.")
+  if "::" in path and scheme == "wds":
+    several = ",".join(path.split("::"))
+    raise errors.UserError(
+      f"DATA address {address!r} joins tars by '::'. Several are written "
+      f"wds:{{{several}}}."
+    )
   return scheme, path, options
 
 
