@@ -40,6 +40,8 @@ _MEASURES = (
   "corruptions",
   "calibration",
 )
+# What says which model a result is of.
+_ABOUT = ("model", "fingerprint", "step")
 _EVALUATION = re.compile(r"eval/(.+)/([^/]+)$")
 _RECALL = re.compile(r"eval/(.+)/((?:text_to_image|image_to_text)/.+)$")
 
@@ -64,6 +66,22 @@ def read(places: Iterable[str | os.PathLike]) -> collected.Collection:
   Raises:
     UserError: a place is not there, or nothing was found in any.
   """
+  found = read_all(places)
+  return dataclasses.replace(found, results=latest(found.results))
+
+
+def latest(results: Iterable[collected.Result]) -> list[collected.Result]:
+  """Returns the result of the latest step of each model, task and data."""
+  kept: dict[tuple[str, str, str], collected.Result] = {}
+  for result in results:
+    same = (result.model, result.task, result.data)
+    if same not in kept or (result.step or 0) >= (kept[same].step or 0):
+      kept[same] = result
+  return list(kept.values())
+
+
+def read_all(places: Iterable[str | os.PathLike]) -> collected.Collection:
+  """Returns what `read` does, but with the results of all steps."""
   found, named = _Found(), list(places)
   for place in named:
     errors.check_local("The directory", place)
@@ -88,18 +106,15 @@ def _collect(found: _Found) -> collected.Collection:
   keys = [*found.runs, *(key for key, _ in found.results)]
   names = addresses.distinct(keys)
   data = addresses.shown_apart(_address(values) for _, values in found.results)
-  latest: dict[tuple[str, str, str], collected.Result] = {}
-  for key, values in found.results:
-    result = _result(names[key], key, values, data[_address(values)])
-    same = (result.model, result.task, result.data)
-    if same not in latest or (result.step or 0) >= (latest[same].step or 0):
-      latest[same] = result
   return collected.Collection(
     models=list(dict.fromkeys(names[key] for key in keys)),
     runs=[
       collected.Run(model=names[key], **run) for key, run in found.runs.items()
     ],
-    results=list(latest.values()),
+    results=[
+      _result(names[key], key, values, data[_address(values)])
+      for key, values in found.results
+    ],
     left_out=found.left_out,
   )
 
@@ -190,13 +205,10 @@ def _read_file(
     if {"set", "status"} <= texts.keys():  # Of a suite, which tells why.
       why = f"{texts['set']} was not measured: {texts['status']}"
     found.left_out.append(collected.LeftOut(name, why))
-  home = (
-    _texts(_flat(values)).get("model") if isinstance(values, dict) else None
-  )
-  return [
-    (_texts(result).get("model", home or str(place)), result)
-    for result in results
-  ]
+  home = _flat(values) if isinstance(values, dict) else {}
+  about = {name: home[name] for name in _ABOUT if name in home}
+  named = [x if "model" in x else about | x for x in results]
+  return [(_texts(x).get("model", str(place)), x) for x in named]
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +218,8 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
   if isinstance(measures, dict):
     flat = measures | flat
   if isinstance(model, dict):
-    flat |= {"model": model.get("path"), "step": model.get("step")}
+    flat |= {"model": model.get("path")}
+    flat |= {name: model.get(name) for name in _ABOUT[1:]}
   if isinstance(protocol, dict):
     flat["protocol"] = protocol.get("text")
   return flat
@@ -263,7 +276,7 @@ def _result(
 def _evaluations(workdir: pathlib.Path, found: _Found) -> list[dict[str, Any]]:
   """Returns the last evaluations of a run, as `clip-jax eval` gives them.
 
-  Task and data are of the run's config.
+  Task and data are of the run's config, the model is the workdir.
   """
   try:
     config = workdir_lib.load_config(workdir)
@@ -289,6 +302,7 @@ def _evaluations(workdir: pathlib.Path, found: _Found) -> list[dict[str, Any]]:
           node = node.setdefault(way, {})
         node[leaf] = value
     about = {"data": str(entry.get("data", name)), "step": last}
+    about["model"] = str(workdir)
     task = entry.get("task", "auto")
     results.append(tree | about | ({} if task == "auto" else {"task": task}))
   return results
