@@ -166,8 +166,11 @@ def _results(
       left_out.append(collected.LeftOut(about, why))
     else:
       # The same model may have been measured at another place.
-      taken.append(dataclasses.replace(result, model=clip.path))
-  return gathering.latest(taken), left_out
+      taken.append(dataclasses.replace(result, model=_name(clip.path)))
+  told = gathering.latest(
+    dataclasses.replace(collection, results=taken, left_out=left_out)
+  )
+  return list(told.results), list(told.left_out)
 
 
 def _why_not(

@@ -173,6 +173,18 @@ def test_a_later_result_of_other_weights_replaces_none(workdir, tmp_path):
   assert _left(card) == ["is of step 4, and the model of step 3"]
 
 
+def test_a_card_lists_the_result_of_other_prompts(workdir, tmp_path):
+  mine = {"model": str(workdir), "step": 3, "data": "e"}
+  _write(tmp_path / "a.json", **mine, prompts_hash="a", top1=0.25)
+  _write(tmp_path / "b.json", **mine, prompts_hash="b")
+  card = card_lib.make(workdir, reports=[tmp_path])
+  assert "| e | top-1 | 50.0 |" in card.text and "25.0" not in card.text
+  (left,) = card.left_out
+  assert left.path == f"{tmp_path.name}/a.json"
+  assert left.why.startswith("zero_shot of run on e is told from ")
+  assert left.why.endswith("b.json, which differs in prompts_hash")
+
+
 def test_a_card_tells_architecture_data_training_and_results(workdir, reports):
   card = card_lib.make(workdir, reports=[reports])
   _, body = front_matter(card.text)
