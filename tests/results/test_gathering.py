@@ -5,6 +5,7 @@ import pytest
 import model_kinds
 from clip_jax import errors
 from clip_jax.evals import published
+from clip_jax.evals.suite import data_sets
 from clip_jax.results import addresses, gathering, tables
 
 
@@ -281,11 +282,57 @@ def test_addresses_are_shown_without_directories(address, shown):
     ("wds:/data/pets/test/{0..3}.tar", "oxford_pets"),
     ("folder:oxford_pets/test", "oxford_pets"),
     ("builtin:digits/test", None),
+    ("tfds:voc/2007/test", "voc2007"),
+    ("tfds:voc/2007/test?label=labels_no_difficult", "voc2007"),
+    ("tfds:voc/2007/validation", None),
+    ("tfds:voc/2012/validation", None),
+    ("tfds:voc/2012/test", None),
+    ("tfds:dtd/validation", None),
+    ("tfds:patch_camelyon/validation", None),
+    ("tfds:oxford_flowers102/validation", None),
+    ("tfds:food101/validation", "food101"),
+    ("hf:/d/food101?split=validation", "food101"),
+    ("hf:/d/dtd?split=validation", None),
+    ("folder:/d/imagenet/val", "imagenet"),
+    ("folder:/d/imagenet-a/val?layout=classes", "imagenet_a"),
+    ("coco:/d/coco/dataset_coco.json/val", None),
+    ("coco:/d/coco/dataset_coco.json/restval", None),
+    ("coco:/d/coco/dataset_coco.json/test", "coco"),
+    ("coco:/d/coco/dataset_coco.json?root=/d/train&split=test", "coco"),
+    ("coco:/d/coco/dataset_coco.json", None),
+    ("coco:/d/flickr30k/dataset_flickr30k.json/val", None),
+    ("coco:/d/flickr30k/dataset_flickr30k.json/test", "flickr30k"),
+    ("parquet:/d/mnist/data/dev-0.parquet", None),
+    ("parquet:/d/mnist/data/validation-00000-of-00001.parquet", None),
+    ("parquet:/d/mnist/data/test-00000-of-00001.parquet", "mnist"),
+    ("parquet:/d/mnist/test+train", None),
+    ("tfds:svhn_cropped/extra", None),
+    ("tfds:sun397/standard-part2-120k/test", None),
+    ("tfds:imagenet2012/validation?data_dir=/x", "imagenet"),
+    ("tfds:cifar10/test?data_dir=/home/u/training/mnist", "cifar10"),
+    ("tfds:x/test?data_dir=/d/cifar10", None),
+    ("wds:/home/u/training/wds_cifar10/test", "cifar10"),
+    ("wds:/home/u/held_out/wds_cifar10/test/?.tar", "cifar10"),
     ("", None),
   ],
 )
 def test_sets_are_found_by_a_part_of_the_address(address, key):
   assert published.find_set(address) == key
+
+
+def test_the_suites_splits_are_those_that_are_published():
+  for entry in data_sets.entries().values():
+    name, _, split = entry.tfds.rpartition("/")
+    key = entry.published_as or entry.name
+    if key not in published.table()["sets"]:
+      continue
+    if entry.wds:
+      assert published.find_set(f"wds:/d/{entry.wds}/test") == key
+    if name and split != "train":  # TFDS has all in one part.
+      assert published.find_set(f"tfds:{entry.tfds}") == key
+    if name and published.find_set(f"tfds:{name}/validation"):
+      # ImageNet's variants are one part.
+      assert split == "validation" or entry.group == "robustness"
 
 
 def test_the_published_table_is_whole():
