@@ -118,6 +118,7 @@ def test_eval_zero_shot_measures_what_training_measured(trained):
   )
   assert result["task"] == "zero_shot"
   assert result["data"] == "builtin:digits/test"
+  assert result["fingerprint"] == loading.load(workdir).fingerprint
   for key in ("top1", "top5", "mean_per_class"):
     assert 0 <= result[key] <= 1
     # Training's mesh may round otherwise, and one of 364 images may flip.
@@ -168,6 +169,7 @@ def test_a_probe_has_the_keys_of_the_contract(workdir, task, features):
     "--features", features,
   )  # fmt: skip
   assert result["features"] == features
+  assert result["fingerprint"] == loading.load(workdir).fingerprint
   assert (result["train_examples"], result["examples"]) == (1433, 364)
   assert result["data"] == "builtin:digits/test"
   assert result["top1"] > 0.5  # Of ten classes.

@@ -10,6 +10,7 @@ import functools
 import importlib.resources
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from clip_jax.evals import shifts
@@ -26,9 +27,27 @@ _WORDS = frozenset(["aircraft", "cars", "flowers", "pets"])
 
 # Parts of a path below the directory of a set.
 _WITHIN_A_SET = re.compile(
-  r"test|val|valid|validation|data|images|\w+=.*|[\d{*\[].*"
+  r"test|val|valid|validation|data|images|standard-part1-120k|[\d{*?\[].*"
   r"|(?!captions_).*\.(?:tar|parquet|json|csv|txt|token)"
 )
+
+# Options of an address; the "?" of a glob is not followed by `name=`.
+_OPTIONS = re.compile(r"\?(?=[a-z_]+=)")
+# Words for parts of a set of which nothing is published.
+_TO_TRAIN_ON = frozenset(["dev", "restval", "extra", "unsupervised"])
+_VALIDATION = frozenset(["val", "valid", "validation"])
+# Sets whose published part is called so, or that have one part alone.
+_ON_VALIDATION = frozenset(
+  [
+    *("food101", "imagenet", "imagenet_v2", "imagenet_a", "imagenet_r"),
+    *("imagenet_sketch", "objectnet"),
+  ]
+)
+# Of sets that are of one year.
+_YEARS = {"voc2007": "2007", "imagenet": "2012", "coco": "2014"}
+_YEAR = re.compile(r"(?:19|20)\d\d")
+# Karpathy's files of all splits.
+_ALL_SPLITS = re.compile(r"dataset_\w+\.json")
 
 
 @functools.cache
@@ -57,22 +76,48 @@ def find_set(address: str) -> str | None:
 
   It is found by the last part of the path that names no split or file:
   `tfds:cifar10/test`, `wds:/data/wds_cifar10/test/{0..3}.tar`. Of a training
-  split, or of one's own (`held_out`), nothing is published. A folder or a table
-  that is called `pets` is not taken for Oxford Pets.
+  split, of one's own (`held_out`), of another year and of a validation split
+  beside a test split, nothing is published. A folder or a table that is called
+  `pets` is not taken for Oxford Pets.
   """
   scheme, _, path = address.partition(":")
-  path = path or address
-  if "train" in path.lower() or "held_out" in path:
-    return None
+  path, *options = _OPTIONS.split(path or address, maxsplit=1)
   own = _WORDS if scheme in ("folder", "csv") else frozenset()
-  for part in reversed(re.split(r"[/\\?&]", path)):
+  # What says which part of the set it is.
+  within = [
+    option.removeprefix("split=")
+    for option in "".join(options).split("&")
+    if option.startswith("split=")
+  ]
+  for part in reversed(re.split(r"[/\\]", path)):
     name = _plain(part)
     for known in (name, _PREFIXES.sub("", name)):
       if known in _names() and known not in own:
-        return _names()[known]
+        key = _names()[known]
+        return key if _is_published(key, within) else None
     if part and not _WITHIN_A_SET.fullmatch(part):
       return None
+    within.append(part)
   return None
+
+
+def _is_published(key: str, within: Sequence[str]) -> bool:
+  """Whether figures are published of a part of a set.
+
+  Args:
+    key: of the set.
+    within: its split, and directories and files below its own directory.
+  """
+  text = " ".join(within).lower()
+  words = frozenset(re.split("[^a-z]+", text))
+  if "train" in text or "held_out" in text or words & _TO_TRAIN_ON:
+    return False
+  if words & _VALIDATION and key not in _ON_VALIDATION:
+    return False
+  if any(_ALL_SPLITS.fullmatch(part) for part in within):
+    return "test" in within
+  years = {part for part in within if _YEAR.fullmatch(part)}
+  return key not in _YEARS or years <= {_YEARS[key]}
 
 
 def title(key: str) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import huggingface_hub
@@ -87,7 +87,8 @@ def make(
   own = path if is_workdir and (path / metric_log.METRICS).is_file() else None
   found = _read(list(reports), own)  # Before the model, which takes longer.
   clip = loading.load(model)
-  results, left_out = _results(clip, found)
+  places = {clip.path, *([] if own is None else [str(own.resolve())])}
+  results, left_out = _results(clip, found, places)
   name = terminal.printable(name or _name(clip.path), limit=96) or "model"
   library = _LIBRARIES.get(target, _LIBRARY)
   data = _metadata(name, license, library, results)
@@ -137,7 +138,7 @@ def _read(
   """Returns the results of the reports and of the run; None without any."""
   try:
     places = [*reports] if own is None else [own, *reports]
-    return gathering.read(places) if places else None
+    return gathering.read_all(places) if places else None
   except errors.UserError:
     if reports:
       raise
@@ -145,23 +146,58 @@ def _read(
 
 
 def _results(
-  clip: inference.Clip, collection: collected.Collection | None
+  clip: inference.Clip,
+  collection: collected.Collection | None,
+  places: Collection[str],
 ) -> tuple[list[collected.Result], list[collected.LeftOut]]:
-  """Returns the results of this model at its step, and what was left out."""
+  """Returns the results of this model at its step, and what was left out.
+
+  Args:
+    clip: the model.
+    collection: results of any models and steps.
+    places: the paths and addresses of the model.
+  """
   if collection is None:
     return [], []
   taken, left_out = [], list(collection.left_out)
   for result in collection.results:
-    named = isinstance(result.values.get("model"), str)
-    about = f"{result.model}: {result.task} on {result.data}"
-    if named and result.origin != clip.path:
-      left_out.append(collected.LeftOut(about, "is of another model"))
-    elif None not in (result.step, clip.step) and result.step != clip.step:
-      why = f"is of step {result.step}, and the model of step {clip.step}"
+    if why := _why_not(result, clip, places):
+      about = f"{result.model}: {result.task} on {result.data}"
       left_out.append(collected.LeftOut(about, why))
     else:
-      taken.append(result)
-  return taken, left_out
+      # The same model may have been measured at another place.
+      taken.append(dataclasses.replace(result, model=_name(clip.path)))
+  told = gathering.latest(
+    dataclasses.replace(collection, results=taken, left_out=left_out)
+  )
+  return list(told.results), list(told.left_out)
+
+
+def _why_not(
+  result: collected.Result, clip: inference.Clip, places: Collection[str]
+) -> str:
+  """Returns why a result is not told of the model; "" where it is.
+
+  A fingerprint decides. Without one, the result must name the model's path and
+  its step: other weights may lie at a path later.
+  """
+  fingerprint = result.values.get("fingerprint")
+  if isinstance(fingerprint, str) and fingerprint == clip.fingerprint:
+    return ""
+  if fingerprint is None and not isinstance(result.values.get("model"), str):
+    return "names no model"
+  if result.origin not in places:
+    return "is of another model"
+  if result.step != clip.step:
+    its, own = map(_step_words, (result.step, clip.step))
+    return f"is of {its}, and the model of {own}"
+  if fingerprint is not None:
+    return "is of other weights than lie there now"
+  return ""
+
+
+def _step_words(step: int | None) -> str:
+  return "no known step" if step is None else f"step {step}"
 
 
 def _metadata(

@@ -24,6 +24,7 @@ class Result:
     set: the key of `published.table()`; None where the set is not in it.
     step: updates that the model was trained for; None if unknown.
     values: the JSON object, whose values may be anything.
+    file: that it was in; empty for an evaluation among a run's metrics.
   """
 
   model: str
@@ -33,6 +34,7 @@ class Result:
   set: str | None
   step: int | None
   values: Mapping[str, Any]
+  file: str = ""
 
   @property
   def title(self) -> str:
@@ -118,7 +120,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-  """A file that is no result, and why."""
+  """A file or result that is not told of, and why."""
 
   path: str
   why: str
@@ -132,7 +134,8 @@ class Collection:
     models: the short names, in the order in which they were given.
     runs: workdirs with metrics.
     results: the latest evaluation of each model, task and data.
-    left_out: files that contain no result.
+    left_out: files that contain no result, and results in whose place another
+      of the same model, task and data is told.
   """
 
   models: Sequence[str]

@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from clip_jax import errors, json_lines, json_text
 from clip_jax.checkpoints import workdir as workdir_lib
@@ -40,8 +40,28 @@ _MEASURES = (
   "corruptions",
   "calibration",
 )
+# How a result was measured; of few-shot ones `shots` says it, too.
+_SETTINGS = (
+  "prompts_hash",
+  "protocol",
+  "features",
+  "neighbours",
+  "duplicates",
+  "train_data",
+  "folds_from",
+)
+# What says which model a result is of.
+_ABOUT = ("model", "fingerprint", "step")
 _EVALUATION = re.compile(r"eval/(.+)/([^/]+)$")
 _RECALL = re.compile(r"eval/(.+)/((?:text_to_image|image_to_text)/.+)$")
+
+
+class _Read(NamedTuple):
+  """A result as it was read: the full name of its model, values and file."""
+
+  key: str
+  values: dict[str, Any]
+  file: str = ""
 
 
 @dataclasses.dataclass
@@ -49,9 +69,7 @@ class _Found:
   """What the directories hold, by the full name of each model."""
 
   runs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-  results: list[tuple[str, dict[str, Any]]] = dataclasses.field(
-    default_factory=list
-  )
+  results: list[_Read] = dataclasses.field(default_factory=list)
   left_out: list[collected.LeftOut] = dataclasses.field(default_factory=list)
 
 
@@ -64,6 +82,60 @@ def read(places: Iterable[str | os.PathLike]) -> collected.Collection:
   Raises:
     UserError: a place is not there, or nothing was found in any.
   """
+  return latest(read_all(places))
+
+
+def latest(collection: collected.Collection) -> collected.Collection:
+  """Returns the results of the latest step of each model, task and data.
+
+  Of several of one step the last counts. The others are left out, and so are
+  earlier ones of other settings.
+  """
+  kept: dict[tuple[str, str, str], collected.Result] = {}
+  for result in collection.results:
+    same = (result.model, result.task, result.data)
+    if same not in kept or (result.step or 0) >= (kept[same].step or 0):
+      kept[same] = result
+  left_out = [
+    collected.LeftOut(x.file, why)
+    for x in collection.results
+    if (why := _why_not(x, kept[x.model, x.task, x.data]))
+  ]
+  return dataclasses.replace(
+    collection,
+    results=list(kept.values()),
+    left_out=[*collection.left_out, *left_out],
+  )
+
+
+def _why_not(other: collected.Result, kept: collected.Result) -> str:
+  """Returns why a result is left out; "" where it is not, or needs no mention.
+
+  Not mentioned are evaluations in training, which are drawn by step, copies,
+  and those of earlier steps with the same settings.
+  """
+  if not other.file or other.values == kept.values:
+    return ""
+  its, taken = _settings(other), _settings(kept)
+  differ = [x for x in its if x in taken and its[x] != taken[x]]
+  steps = (other.step, kept.step)
+  if not differ and None not in steps and other.step != kept.step:
+    return ""
+  told = kept.file or "the run's metrics"
+  how = f", which differs in {', '.join(differ)}" if differ else ""
+  return f"{kept.task} of {kept.model} on {kept.data} is told from {told}{how}"
+
+
+def _settings(result: collected.Result) -> dict[str, Any]:
+  """Returns how a result was measured, as far as it says so."""
+  found = {x: result.values[x] for x in _SETTINGS if x in result.values}
+  if shots := collected.entries(result.values.get("shots")):
+    found["shots"] = [entry.get("k") for entry in shots]
+  return found
+
+
+def read_all(places: Iterable[str | os.PathLike]) -> collected.Collection:
+  """Returns what `read` does, but with the results of all steps."""
   found, named = _Found(), list(places)
   for place in named:
     errors.check_local("The directory", place)
@@ -85,21 +157,18 @@ def read(places: Iterable[str | os.PathLike]) -> collected.Collection:
 
 
 def _collect(found: _Found) -> collected.Collection:
-  keys = [*found.runs, *(key for key, _ in found.results)]
+  keys = [*found.runs, *(read.key for read in found.results)]
   names = addresses.distinct(keys)
-  data = addresses.shown_apart(_address(values) for _, values in found.results)
-  latest: dict[tuple[str, str, str], collected.Result] = {}
-  for key, values in found.results:
-    result = _result(names[key], key, values, data[_address(values)])
-    same = (result.model, result.task, result.data)
-    if same not in latest or (result.step or 0) >= (latest[same].step or 0):
-      latest[same] = result
+  data = addresses.shown_apart(_address(x.values) for x in found.results)
   return collected.Collection(
     models=list(dict.fromkeys(names[key] for key in keys)),
     runs=[
       collected.Run(model=names[key], **run) for key, run in found.runs.items()
     ],
-    results=list(latest.values()),
+    results=[
+      _result(names[read.key], read, data[_address(read.values)])
+      for read in found.results
+    ],
     left_out=found.left_out,
   )
 
@@ -118,7 +187,7 @@ def _read_place(path: pathlib.Path, found: _Found) -> None:
         found.runs[str(file.parent)] = run
         # Before other results, which have more in them.
         own = _evaluations(file.parent, found)
-        found.results[:0] = [(str(file.parent), values) for values in own]
+        found.results[:0] = [_Read(str(file.parent), x) for x in own]
     else:
       found.results += _read_file(file, path, found)
 
@@ -164,7 +233,7 @@ def _read_run(path: pathlib.Path) -> dict[str, Any]:
 
 def _read_file(
   path: pathlib.Path, place: pathlib.Path, found: _Found
-) -> list[tuple[str, dict[str, Any]]]:
+) -> list[_Read]:
   """Returns the results in a file with their models; tells where it has none.
 
   A result that names no model is of `place`.
@@ -190,13 +259,10 @@ def _read_file(
     if {"set", "status"} <= texts.keys():  # Of a suite, which tells why.
       why = f"{texts['set']} was not measured: {texts['status']}"
     found.left_out.append(collected.LeftOut(name, why))
-  home = (
-    _texts(_flat(values)).get("model") if isinstance(values, dict) else None
-  )
-  return [
-    (_texts(result).get("model", home or str(place)), result)
-    for result in results
-  ]
+  home = _flat(values) if isinstance(values, dict) else {}
+  about = {name: home[name] for name in _ABOUT if name in home}
+  named = [x if "model" in x else about | x for x in results]
+  return [_Read(_texts(x).get("model", str(place)), x, name) for x in named]
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +272,8 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
   if isinstance(measures, dict):
     flat = measures | flat
   if isinstance(model, dict):
-    flat |= {"model": model.get("path"), "step": model.get("step")}
+    flat |= {"model": model.get("path")}
+    flat |= {name: model.get(name) for name in _ABOUT[1:]}
   if isinstance(protocol, dict):
     flat["protocol"] = protocol.get("text")
   return flat
@@ -242,28 +309,28 @@ def _address(values: dict[str, Any]) -> str:
   return texts.get("set", texts.get("data", ""))
 
 
-def _result(
-  model: str, origin: str, values: dict[str, Any], data: str
-) -> collected.Result:
+def _result(model: str, read: _Read, data: str) -> collected.Result:
+  values = read.values
   texts = _texts(values)
   recall = "text_to_image" in values or "image_to_text" in values
   task = texts.get("task", "retrieval" if recall else "zero_shot")
   step = values.get("step")
   return collected.Result(
     model=model,
-    origin=origin,
+    origin=read.key,
     task=addresses.shown(task, limit=40),
     data=data or "unnamed data",
     set=published.find_set(_address(values)),
     step=step if type(step) is int else None,
     values=values,
+    file=read.file,
   )
 
 
 def _evaluations(workdir: pathlib.Path, found: _Found) -> list[dict[str, Any]]:
   """Returns the last evaluations of a run, as `clip-jax eval` gives them.
 
-  Task and data are of the run's config.
+  Task and data are of the run's config, the model is the workdir.
   """
   try:
     config = workdir_lib.load_config(workdir)
@@ -289,6 +356,7 @@ def _evaluations(workdir: pathlib.Path, found: _Found) -> list[dict[str, Any]]:
           node = node.setdefault(way, {})
         node[leaf] = value
     about = {"data": str(entry.get("data", name)), "step": last}
+    about["model"] = str(workdir)
     task = entry.get("task", "auto")
     results.append(tree | about | ({} if task == "auto" else {"task": task}))
   return results

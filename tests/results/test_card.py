@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 import model_kinds
-from clip_jax import errors
+from clip_jax import errors, loading
 from clip_jax.results import card as card_lib
 from clip_jax.results import collected, limitations, markdown
 
@@ -102,6 +102,87 @@ def test_a_cards_block_is_the_hubs_and_has_the_models_results(workdir, reports):
     "is of another model",
     "is of step 2, and the model of step 3",
   ]
+
+
+def _left(card):
+  return [left.why for left in card.left_out]
+
+
+def _write(path, **values):
+  found = {"task": "zero_shot", "data": "d", "top1": 0.5} | values
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(found))
+
+
+def test_evaluations_of_another_workdir_are_not_told(workdir, tmp_path):
+  model = model_kinds.clip_directory(tmp_path / "m0")
+  card = card_lib.make(model, reports=[workdir])
+  assert (card.results, _left(card)) == (0, ["is of another model"])
+
+
+def test_a_result_that_names_no_model_is_not_told(tmp_path):
+  model = model_kinds.clip_directory(tmp_path / "m0")
+  _write(tmp_path / "a.json", data="tfds:imagenet2012/validation", top1=0.99)
+  _write(model / "b.json")  # Where it lies says nothing.
+  for place in (tmp_path / "a.json", model / "b.json"):
+    card = card_lib.make(model, reports=[place])
+    assert (card.results, _left(card)) == (0, ["names no model"])
+
+
+def test_a_result_without_a_step_is_not_told_of_a_step(workdir, tmp_path):
+  _write(tmp_path / "a.json", model=str(workdir))
+  card = card_lib.make(workdir, reports=[tmp_path])
+  assert card.results == 1  # Of its metrics.
+  assert _left(card) == ["is of no known step, and the model of step 3"]
+
+
+def test_fingerprints_decide_which_results_are_told(tmp_path):
+  model = model_kinds.clip_directory(tmp_path / "m0")
+  own = loading.load(model).fingerprint
+  place, here = tmp_path / "results", {"model": str(model), "step": None}
+  _write(place / "a.json", **here, fingerprint="0" * 64)
+  _write(place / "b.json", **here, fingerprint=7)
+  _write(place / "c.json", model="/x/m1", fingerprint="0" * 64)
+  _write(place / "d.json", data="moved", model="/x/m0", fingerprint=own)
+  suite = {"path": "/x/m0", "step": None, "fingerprint": own}
+  _write(place / "e.json", data="suite", model=suite)
+  suite["fingerprint"] = "0" * 64
+  _write(place / "f.json", data="suite", model=suite)
+  sets = [{"task": "zero_shot", "set": "pets", "top1": 0.25}]
+  whole = {"sets": sets, "model": "/x/m0", "fingerprint": own, "step": None}
+  (place / "g.json").write_text(json.dumps(whole))
+  card = card_lib.make(model, reports=[place])
+  data = [
+    x["dataset"]["name"] for x in card.metadata["model-index"][0]["results"]
+  ]
+  assert sorted(data) == ["Oxford Pets", "moved", "suite"]
+  assert sorted(_left(card)) == [
+    "is of another model",
+    "is of another model",
+    "is of other weights than lie there now",
+    "is of other weights than lie there now",
+  ]
+
+
+def test_a_later_result_of_other_weights_replaces_none(workdir, tmp_path):
+  here = {"model": str(workdir), "data": "e"}
+  _write(tmp_path / "a.json", **here, step=3, top1=0.25)
+  _write(tmp_path / "b.json", **here, step=4)
+  card = card_lib.make(workdir, reports=[tmp_path])
+  assert "| e | top-1 | 25.0 |" in card.text
+  assert _left(card) == ["is of step 4, and the model of step 3"]
+
+
+def test_a_card_lists_the_result_of_other_prompts(workdir, tmp_path):
+  mine = {"model": str(workdir), "step": 3, "data": "e"}
+  _write(tmp_path / "a.json", **mine, prompts_hash="a", top1=0.25)
+  _write(tmp_path / "b.json", **mine, prompts_hash="b")
+  card = card_lib.make(workdir, reports=[tmp_path])
+  assert "| e | top-1 | 50.0 |" in card.text and "25.0" not in card.text
+  (left,) = card.left_out
+  assert left.path == f"{tmp_path.name}/a.json"
+  assert left.why.startswith("zero_shot of run on e is told from ")
+  assert left.why.endswith("b.json, which differs in prompts_hash")
 
 
 def test_a_card_tells_architecture_data_training_and_results(workdir, reports):

@@ -2,8 +2,10 @@ import json
 
 import pytest
 
+import model_kinds
 from clip_jax import errors
 from clip_jax.evals import published
+from clip_jax.evals.suite import data_sets
 from clip_jax.results import addresses, gathering, tables
 
 
@@ -46,6 +48,63 @@ def test_the_latest_step_counts(tmp_path):
     write(tmp_path / f"{i}.json", zero_shot(top1, step=step, model="m"))
   (result,) = gathering.read([tmp_path]).results
   assert (result.step, result.fraction("top1")) == (9, 0.7)
+
+
+@pytest.mark.parametrize(
+  "one, two",
+  [
+    ({"prompts_hash": "a"}, {"prompts_hash": "b"}),
+    ({"features": "embedding"}, {"features": "pre_projection"}),
+    ({"neighbours": 5}, {"neighbours": 20}),
+    ({"duplicates": "hits"}, {"duplicates": "misses"}),
+    ({"train_data": "csv:a"}, {"train_data": "csv:b"}),
+    ({"folds_from": "a.txt"}, {"folds_from": "b.txt"}),
+    ({"shots": [{"k": 1}]}, {"shots": [{"k": 2}]}),
+  ],
+)
+@pytest.mark.parametrize("step", [None, 7, 9])
+def test_of_two_results_of_other_settings_one_is_listed(
+  tmp_path, one, two, step
+):
+  later = {} if step is None else {"step": 9}
+  write(tmp_path / "a.json", zero_shot(0.25, model="m", step=step, **one))
+  write(tmp_path / "b.json", zero_shot(0.75, model="m", **later, **two))
+  found = gathering.read([tmp_path])
+  assert [x.fraction("top1") for x in found.results] == [0.75]
+  ((path, why),) = [(x.path, x.why) for x in found.left_out]
+  assert path == f"{tmp_path.name}/a.json"
+  assert why == (
+    f"zero_shot of m on builtin:digits/test is told from {tmp_path.name}/b.json"
+    f", which differs in {next(iter(one))}"
+  )
+
+
+def test_a_result_beside_another_of_unknown_or_equal_step_is_listed(tmp_path):
+  write(tmp_path / "a.json", zero_shot(0.25, model="m"))
+  write(tmp_path / "b.json", zero_shot(0.75, model="m", step=9))
+  write(tmp_path / "c.json", zero_shot(0.5, model="m", step=9))
+  found = gathering.read([tmp_path])
+  assert [x.fraction("top1") for x in found.results] == [0.5]
+  assert [x.path for x in found.left_out] == [
+    f"{tmp_path.name}/{name}.json" for name in "ab"
+  ]
+
+
+def test_copies_earlier_steps_and_evaluations_in_training_are_not_listed(
+  tmp_path,
+):
+  workdir = model_kinds.workdir(tmp_path / "run")
+  config = json.loads((workdir / "config.json").read_text())
+  config["evals"] = {"seen": {"data": "builtin:digits/test"}}
+  (workdir / "config.json").write_text(json.dumps(config))
+  write_metrics(workdir, {"step": 3, "eval/seen/top1": 0.25})
+  here = {"model": str(workdir), "prompts_hash": "a"}
+  write(tmp_path / "results/a.json", zero_shot(0.5, step=2, **here))
+  write(tmp_path / "results/b.json", zero_shot(0.75, step=3, **here))
+  write(tmp_path / "results/c.json", zero_shot(0.75, step=3, **here))
+  found = gathering.read([workdir, tmp_path / "results"])
+  assert [x.fraction("top1") for x in found.results] == [0.75]
+  assert found.left_out == []
 
 
 def test_metrics_give_evaluations_by_name_measure_and_step(tmp_path):
@@ -223,11 +282,57 @@ def test_addresses_are_shown_without_directories(address, shown):
     ("wds:/data/pets/test/{0..3}.tar", "oxford_pets"),
     ("folder:oxford_pets/test", "oxford_pets"),
     ("builtin:digits/test", None),
+    ("tfds:voc/2007/test", "voc2007"),
+    ("tfds:voc/2007/test?label=labels_no_difficult", "voc2007"),
+    ("tfds:voc/2007/validation", None),
+    ("tfds:voc/2012/validation", None),
+    ("tfds:voc/2012/test", None),
+    ("tfds:dtd/validation", None),
+    ("tfds:patch_camelyon/validation", None),
+    ("tfds:oxford_flowers102/validation", None),
+    ("tfds:food101/validation", "food101"),
+    ("hf:/d/food101?split=validation", "food101"),
+    ("hf:/d/dtd?split=validation", None),
+    ("folder:/d/imagenet/val", "imagenet"),
+    ("folder:/d/imagenet-a/val?layout=classes", "imagenet_a"),
+    ("coco:/d/coco/dataset_coco.json/val", None),
+    ("coco:/d/coco/dataset_coco.json/restval", None),
+    ("coco:/d/coco/dataset_coco.json/test", "coco"),
+    ("coco:/d/coco/dataset_coco.json?root=/d/train&split=test", "coco"),
+    ("coco:/d/coco/dataset_coco.json", None),
+    ("coco:/d/flickr30k/dataset_flickr30k.json/val", None),
+    ("coco:/d/flickr30k/dataset_flickr30k.json/test", "flickr30k"),
+    ("parquet:/d/mnist/data/dev-0.parquet", None),
+    ("parquet:/d/mnist/data/validation-00000-of-00001.parquet", None),
+    ("parquet:/d/mnist/data/test-00000-of-00001.parquet", "mnist"),
+    ("parquet:/d/mnist/test+train", None),
+    ("tfds:svhn_cropped/extra", None),
+    ("tfds:sun397/standard-part2-120k/test", None),
+    ("tfds:imagenet2012/validation?data_dir=/x", "imagenet"),
+    ("tfds:cifar10/test?data_dir=/home/u/training/mnist", "cifar10"),
+    ("tfds:x/test?data_dir=/d/cifar10", None),
+    ("wds:/home/u/training/wds_cifar10/test", "cifar10"),
+    ("wds:/home/u/held_out/wds_cifar10/test/?.tar", "cifar10"),
     ("", None),
   ],
 )
 def test_sets_are_found_by_a_part_of_the_address(address, key):
   assert published.find_set(address) == key
+
+
+def test_the_suites_splits_are_those_that_are_published():
+  for entry in data_sets.entries().values():
+    name, _, split = entry.tfds.rpartition("/")
+    key = entry.published_as or entry.name
+    if key not in published.table()["sets"]:
+      continue
+    if entry.wds:
+      assert published.find_set(f"wds:/d/{entry.wds}/test") == key
+    if name and split != "train":  # TFDS has all in one part.
+      assert published.find_set(f"tfds:{entry.tfds}") == key
+    if name and published.find_set(f"tfds:{name}/validation"):
+      # ImageNet's variants are one part.
+      assert split == "validation" or entry.group == "robustness"
 
 
 def test_the_published_table_is_whole():

@@ -88,8 +88,16 @@ def _measure(arguments, clip, *, tell: bool = True) -> dict[str, Any]:
       result = tasks.evaluate(arguments.task, arguments.data, model, **options)
   if tell:
     cuts.tell(clip.tokenizer.context_length)
-  about = {"texts_cut": cuts.cut, "model": clip.path, "step": clip.step}
-  return {**result, **about}
+  return {**result, "texts_cut": cuts.cut, **_about(clip)}
+
+
+def _about(clip) -> dict[str, Any]:
+  """Returns which model a result is of, as `card` asks for it."""
+  return {
+    "model": clip.path,
+    "fingerprint": clip.fingerprint,
+    "step": clip.step,
+  }
 
 
 def _reading(arguments, clip, progress) -> reading.Reading:
@@ -141,12 +149,7 @@ def _probe(arguments, clip) -> dict[str, Any]:
       neighbours=arguments.neighbours or linear_probe.NEIGHBOURS,
       reading=_reading(arguments, clip, progress),
     )
-  return {
-    **result,
-    "features": features,
-    "model": clip.path,
-    "step": clip.step,
-  }
+  return {**result, "features": features, **_about(clip)}
 
 
 def _evaluate_between(arguments, clip, title) -> verb.Answer:
