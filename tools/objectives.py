@@ -127,25 +127,28 @@ def _flops(workdir):
 
 
 def summarise(curves, target):
-  """Returns one line for each objective, the ratios to the first of them."""
-  needed = {}
+  """Returns one line for each objective, the ratios to the first of them.
+
+  Where a run did not reach the target, its ratio is a bound (efficiency.py).
+  """
+  needed: dict[str, list[efficiency.Needed]] = {}
   for curve in curves:
     needed.setdefault(curve["objective"], []).append(
-      efficiency.images_to_reach(curve["images"], curve["all"], target)
+      efficiency.needed(curve["images"], curve["all"], target)
     )
   rows = []
   for kind, counts in needed.items():
     own = [curve for curve in curves if curve["objective"] == kind]
     ends = {name: [curve[name][-1] for curve in own] for name in DATA}
     first = next(iter(needed.values()))
-    pairs = [(a, b) for a, b in zip(counts, first, strict=True) if a and b]
-    ratios = [a / b for a, b in pairs]
+    ratio = efficiency.ratio(counts, first)
     rows.append(
       {
         "objective": kind,
         "seeds": len(own),
-        "images_to_target": counts,
-        "ratio": statistics.mean(ratios) if ratios else None,
+        "images_to_target": [x.images if x.reached else None for x in counts],
+        "reached": sum(x.reached for x in counts),
+        "ratio": dataclasses.asdict(ratio),
         **{name: statistics.mean(values) for name, values in ends.items()},
         "flops_per_image": own[0]["flops_per_image"],
         "seconds": statistics.mean(curve["seconds"] for curve in own),
@@ -175,13 +178,23 @@ def _table(rows, target):
       row["objective"],
       str(row["seeds"]),
       counts,
-      f"{row['ratio']:.2f}" if row["ratio"] else "-",
+      _ratio(row["ratio"], row["seeds"]),
       *(f"{row[name]:.1%}" for name in DATA),
       f"{row['flops_per_image'] / 1e6:.0f}",
       f"{row['seconds']:.0f}",
     )
 
   return terminal.table(header, [line(row) for row in rows])
+
+
+def _ratio(ratio, seeds):
+  """Returns a ratio in words; how many pairs of seeds it is of, if not all."""
+  value, reached = ratio["value"], ratio["reached"]
+  if value is None:
+    return f"- ({reached} of {seeds})"
+  sign = "" if ratio["bound"] == "=" else f"{ratio['bound']} "
+  some = "" if reached == seeds else f" ({reached} of {seeds})"
+  return f"{sign}{value:.2f}{some}"
 
 
 def draw(curves, target, path):

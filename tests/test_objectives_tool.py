@@ -1,0 +1,42 @@
+"""The comparison of objectives, tools/objectives.py."""
+
+import pytest
+
+import by_path
+
+objectives = by_path.load("tools/objectives.py")
+
+
+def curve(kind, seed, accuracies):
+  return {
+    "objective": kind,
+    "seed": seed,
+    "images": [1000, 2000, 4000],
+    "all": accuracies,
+    "unseen": accuracies,
+    "flops_per_image": 1e6,
+    "seconds": 1,
+  }
+
+
+def test_seeds_that_never_reach_the_target_are_told_and_count():
+  curves = [
+    curve("contrastive", 0, [0.6, 0.7, 0.8]),
+    curve("contrastive", 1, [0.5, 0.6, 0.8]),
+    curve("bow", 0, [0.1, 0.2, 0.3]),
+    curve("bow", 1, [0.1, 0.2, 0.6]),
+  ]
+  rows = objectives.summarise(curves, 0.6)
+  first, bow = rows
+  assert first["ratio"] == {
+    "value": pytest.approx(1),
+    "bound": "=",
+    "pairs": 2,
+    "reached": 2,
+  }
+  assert bow["images_to_target"] == [None, pytest.approx(4000)]
+  assert bow["reached"] == 1
+  assert bow["ratio"]["bound"] == ">" and bow["ratio"]["pairs"] == 2
+  lines = objectives._table(rows, 0.6).splitlines()
+  assert any("> 2.83 (1 of 2)" in line for line in lines)
+  assert any(" 1.00 " in line for line in lines)
