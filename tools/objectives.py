@@ -23,6 +23,7 @@ from clip_jax import errors, loading, names, terminal
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.convert.engine import family
 from clip_jax.data import builtin
 from clip_jax.evals import efficiency
 from clip_jax.models import variants
@@ -53,20 +54,30 @@ TOKENIZER = {
 }
 
 
+def start_spec(config):
+  """Returns the description of the model that a run begins with."""
+  overrides = {
+    **config.model_overrides,
+    "tokenizer": TOKENIZER,
+    "text": {
+      **config.model_overrides.get("text", {}),
+      "vocab_size": len(VOCABULARY),
+    },
+  }
+  spec = run_model.spec(
+    config.model, overrides, objective=config.objective.kind
+  )
+  return family.as_json(spec)
+
+
 def begin(config, path):
-  """Writes the model that a run begins with, and returns the run's config."""
+  """Writes the model that a run begins with, and returns the run's config.
+
+  Raises:
+    UserError: `path` holds another model than that of the config.
+  """
+  spec = start_spec(config)
   if not path.exists():
-    overrides = {
-      **config.model_overrides,
-      "tokenizer": TOKENIZER,
-      "text": {
-        **config.model_overrides.get("text", {}),
-        "vocab_size": len(VOCABULARY),
-      },
-    }
-    spec = run_model.spec(
-      config.model, overrides, objective=config.objective.kind
-    )
     module = variants.create_model(spec)
     loading.assemble(
       module,
@@ -74,6 +85,13 @@ def begin(config, path):
       spec=spec,
       files={TOKENIZER["file"]: "\n".join(VOCABULARY).encode()},
     ).save(path)
+  elif (held := loading.load(path).spec) != spec:
+    fields = (k for k in {*held, *spec} if held.get(k) != spec.get(k))
+    raise errors.UserError(
+      f"{path} holds a model that differs from this config's in "
+      f"{', '.join(sorted(fields))}. Give another --out, or the model and "
+      "model_overrides of before."
+    )
   return dataclasses.replace(
     config,
     model=variants.FROM_INIT,
@@ -88,11 +106,13 @@ def measure(kind, seed, out, changes):
     CONFIG, [*changes, f"objective.kind={kind}", f"seed={seed}"]
   )
   workdir = out / f"{kind}-{seed}"
+  start = start_spec(config)
   config = begin(config, out / f"start-{kind}-{seed}")
   found = workdir / "curve.json"
   if found.is_file():
     curve = json.loads(found.read_text())
-    if curve["config"] == json.loads(config_lib.to_json(config)):
+    asked = {"start": start, "config": json.loads(config_lib.to_json(config))}
+    if all(curve.get(name) == value for name, value in asked.items()):
       return curve
   logging.info("%s, seed %d", kind, seed)
   seconds = loop.train(config, workdir).seconds
@@ -110,6 +130,7 @@ def measure(kind, seed, out, changes):
     **{name: [line[f"eval/{name}/top1"] for line in points] for name in DATA},
     "flops_per_image": _flops(workdir) / config.batch_size,
     "seconds": seconds,
+    "start": start,
     "config": json.loads(config_lib.to_json(config)),
   }
   found.write_text(json.dumps(curve, indent=2))
