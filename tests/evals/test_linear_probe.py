@@ -205,6 +205,28 @@ def test_nearest_neighbours_equal_a_plain_vote():
   assert found["neighbours"] == 7
 
 
+@pytest.mark.parametrize("k", [1, 3, 30])
+def test_a_class_without_a_vote_is_not_among_the_five_nearest(k):
+  """Else the classes of low numbers would be, whatever the features."""
+  train, test = examples(120, 6, 20), examples(90, 6, 20, seed=1)
+  found = linear_probe.nearest_neighbours(train, test, k=k)
+  bank = train.features / np.linalg.norm(train.features, axis=1)[:, None]
+  top1, top5 = [], []
+  for query, label in zip(test.features, test.labels, strict=True):
+    cosines = bank @ (query / np.linalg.norm(query))
+    votes = {}
+    for row in np.argsort(-cosines)[:k]:
+      one = train.labels[row]
+      votes[one] = votes.get(one, 0) + np.exp((cosines[row] - 1) / 0.07)
+    nearest = sorted(votes, key=lambda one: (-votes[one], one))
+    top1.append(label in nearest[:1])
+    top5.append(label in nearest[:5])
+  assert found["top1"] == np.mean(top1)
+  assert found["top5"] == np.mean(top5)
+  both = (np.mean(top1) + np.mean(top5)) / 2
+  assert found["mean_top1_top5"] == pytest.approx(both)
+
+
 @pytest.mark.parametrize(
   ("address", "train", "test"),
   [
