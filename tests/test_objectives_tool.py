@@ -76,5 +76,10 @@ def test_a_curve_of_another_model_is_not_taken_for_finished(
   with pytest.raises(errors.UserError, match=r"differs .* in text\. Give ano"):
     measure(wider)
   shutil.rmtree(tmp_path / "start-bow-0")
+  # A run that goes on takes the model that its workdir holds.
+  (tmp_path / "bow-0" / "config.json").touch()
+  with pytest.raises(errors.UserError, match="is gone"):
+    measure(wider)
+  (tmp_path / "bow-0" / "config.json").unlink()
   with pytest.raises(errors.UserError, match="trains"):
     measure(wider)

@@ -70,14 +70,25 @@ def start_spec(config):
   return family.as_json(spec)
 
 
-def begin(config, path):
+def begin(config, path, workdir):
   """Writes the model that a run begins with, and returns the run's config.
 
+  Args:
+    config: the run's config.
+    path: of the model; one that is there already is kept.
+    workdir: of the run.
+
   Raises:
-    UserError: `path` holds another model than that of the config.
+    UserError: `path` holds another model than that of the config, or none
+      although the run has begun.
   """
   spec = start_spec(config)
   if not path.exists():
+    if (workdir / workdir_lib.CONFIG).exists():
+      raise errors.UserError(
+        f"{workdir} holds a run, but {path}, the model with which it began, is "
+        f"gone. Give another --out, or remove {workdir}, too."
+      )
     module = variants.create_model(spec)
     loading.assemble(
       module,
@@ -107,7 +118,7 @@ def measure(kind, seed, out, changes):
   )
   workdir = out / f"{kind}-{seed}"
   start = start_spec(config)
-  config = begin(config, out / f"start-{kind}-{seed}")
+  config = begin(config, out / f"start-{kind}-{seed}", workdir)
   found = workdir / "curve.json"
   if found.is_file():
     curve = json.loads(found.read_text())
