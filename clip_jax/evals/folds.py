@@ -120,14 +120,16 @@ def read_splits(
           "the data are called so; keep one image of each name in the list."
         )
       parts.append(np.unique([places[stem] for stem in stems]))
-    both = np.intersect1d(*parts)
+    train_part, test_part = parts
+    both = np.intersect1d(train_part, test_part)
     if len(both):
+      one = _stem(names[int(both[0])])[:80]
       raise errors.UserError(
         f"{path}, split {number}: {len(both)} files would be trained on and "
-        f"tested on, such as {_stem(names[both[0]])[:80]!r}. Leave them out of "
+        f"tested on, such as {one!r}. Leave them out of "
         f"trainlist{number}.txt or of testlist{number}.txt."
       )
-    found.append(Fold(*parts))
+    found.append(Fold(train_part, test_part))
   return found
 
 
