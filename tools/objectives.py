@@ -23,6 +23,7 @@ from clip_jax import errors, loading, names, terminal
 from clip_jax.checkpoints import run_model
 from clip_jax.checkpoints import state as state_lib
 from clip_jax.checkpoints import workdir as workdir_lib
+from clip_jax.convert.engine import family
 from clip_jax.data import builtin
 from clip_jax.evals import efficiency
 from clip_jax.models import variants
@@ -53,20 +54,41 @@ TOKENIZER = {
 }
 
 
-def begin(config, path):
-  """Writes the model that a run begins with, and returns the run's config."""
+def start_spec(config):
+  """Returns the description of the model that a run begins with."""
+  overrides = {
+    **config.model_overrides,
+    "tokenizer": TOKENIZER,
+    "text": {
+      **config.model_overrides.get("text", {}),
+      "vocab_size": len(VOCABULARY),
+    },
+  }
+  spec = run_model.spec(
+    config.model, overrides, objective=config.objective.kind
+  )
+  return family.as_json(spec)
+
+
+def begin(config, path, workdir):
+  """Writes the model that a run begins with, and returns the run's config.
+
+  Args:
+    config: the run's config.
+    path: of the model; one that is there already is kept.
+    workdir: of the run.
+
+  Raises:
+    UserError: `path` holds another model than that of the config, or none
+      although the run has begun.
+  """
+  spec = start_spec(config)
   if not path.exists():
-    overrides = {
-      **config.model_overrides,
-      "tokenizer": TOKENIZER,
-      "text": {
-        **config.model_overrides.get("text", {}),
-        "vocab_size": len(VOCABULARY),
-      },
-    }
-    spec = run_model.spec(
-      config.model, overrides, objective=config.objective.kind
-    )
+    if (workdir / workdir_lib.CONFIG).exists():
+      raise errors.UserError(
+        f"{workdir} holds a run, but {path}, the model with which it began, is "
+        f"gone. Give another --out, or remove {workdir}, too."
+      )
     module = variants.create_model(spec)
     loading.assemble(
       module,
@@ -74,6 +96,13 @@ def begin(config, path):
       spec=spec,
       files={TOKENIZER["file"]: "\n".join(VOCABULARY).encode()},
     ).save(path)
+  elif (held := loading.load(path).spec) != spec:
+    fields = (k for k in {*held, *spec} if held.get(k) != spec.get(k))
+    raise errors.UserError(
+      f"{path} holds a model that differs from this config's in "
+      f"{', '.join(sorted(fields))}. Give another --out, or the model and "
+      "model_overrides of before."
+    )
   return dataclasses.replace(
     config,
     model=variants.FROM_INIT,
@@ -88,11 +117,13 @@ def measure(kind, seed, out, changes):
     CONFIG, [*changes, f"objective.kind={kind}", f"seed={seed}"]
   )
   workdir = out / f"{kind}-{seed}"
-  config = begin(config, out / f"start-{kind}-{seed}")
+  start = start_spec(config)
+  config = begin(config, out / f"start-{kind}-{seed}", workdir)
   found = workdir / "curve.json"
   if found.is_file():
     curve = json.loads(found.read_text())
-    if curve["config"] == json.loads(config_lib.to_json(config)):
+    asked = {"start": start, "config": json.loads(config_lib.to_json(config))}
+    if all(curve.get(name) == value for name, value in asked.items()):
       return curve
   logging.info("%s, seed %d", kind, seed)
   seconds = loop.train(config, workdir).seconds
@@ -110,6 +141,7 @@ def measure(kind, seed, out, changes):
     **{name: [line[f"eval/{name}/top1"] for line in points] for name in DATA},
     "flops_per_image": _flops(workdir) / config.batch_size,
     "seconds": seconds,
+    "start": start,
     "config": json.loads(config_lib.to_json(config)),
   }
   found.write_text(json.dumps(curve, indent=2))
@@ -127,25 +159,28 @@ def _flops(workdir):
 
 
 def summarise(curves, target):
-  """Returns one line for each objective, the ratios to the first of them."""
-  needed = {}
+  """Returns one line for each objective, the ratios to the first of them.
+
+  Where a run did not reach the target, its ratio is a bound (efficiency.py).
+  """
+  needed: dict[str, list[efficiency.Needed]] = {}
   for curve in curves:
     needed.setdefault(curve["objective"], []).append(
-      efficiency.images_to_reach(curve["images"], curve["all"], target)
+      efficiency.needed(curve["images"], curve["all"], target)
     )
   rows = []
   for kind, counts in needed.items():
     own = [curve for curve in curves if curve["objective"] == kind]
     ends = {name: [curve[name][-1] for curve in own] for name in DATA}
     first = next(iter(needed.values()))
-    pairs = [(a, b) for a, b in zip(counts, first, strict=True) if a and b]
-    ratios = [a / b for a, b in pairs]
+    ratio = efficiency.ratio(counts, first)
     rows.append(
       {
         "objective": kind,
         "seeds": len(own),
-        "images_to_target": counts,
-        "ratio": statistics.mean(ratios) if ratios else None,
+        "images_to_target": [x.images if x.reached else None for x in counts],
+        "reached": sum(x.reached for x in counts),
+        "ratio": dataclasses.asdict(ratio),
         **{name: statistics.mean(values) for name, values in ends.items()},
         "flops_per_image": own[0]["flops_per_image"],
         "seconds": statistics.mean(curve["seconds"] for curve in own),
@@ -175,13 +210,23 @@ def _table(rows, target):
       row["objective"],
       str(row["seeds"]),
       counts,
-      f"{row['ratio']:.2f}" if row["ratio"] else "-",
+      _ratio(row["ratio"], row["seeds"]),
       *(f"{row[name]:.1%}" for name in DATA),
       f"{row['flops_per_image'] / 1e6:.0f}",
       f"{row['seconds']:.0f}",
     )
 
   return terminal.table(header, [line(row) for row in rows])
+
+
+def _ratio(ratio, seeds):
+  """Returns a ratio in words; how many pairs of seeds it is of, if not all."""
+  value, reached = ratio["value"], ratio["reached"]
+  if value is None:
+    return f"- ({reached} of {seeds})"
+  sign = "" if ratio["bound"] == "=" else f"{ratio['bound']} "
+  some = "" if reached == seeds else f" ({reached} of {seeds})"
+  return f"{sign}{value:.2f}{some}"
 
 
 def draw(curves, target, path):

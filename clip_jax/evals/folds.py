@@ -91,7 +91,7 @@ def read_splits(
 
   Raises:
     UserError: there is no list, or one names a file that is not there, or that
-      is there several times.
+      is there several times; or two of a split name the same file.
   """
   places = {_stem(name): place for place, name in enumerate(names)}
   counts = collections.Counter(map(_stem, names))
@@ -120,7 +120,16 @@ def read_splits(
           "the data are called so; keep one image of each name in the list."
         )
       parts.append(np.unique([places[stem] for stem in stems]))
-    found.append(Fold(*parts))
+    train_part, test_part = parts
+    both = np.intersect1d(train_part, test_part)
+    if len(both):
+      one = _stem(names[int(both[0])])[:80]
+      raise errors.UserError(
+        f"{path}, split {number}: {len(both)} files would be trained on and "
+        f"tested on, such as {one!r}. Leave them out of "
+        f"trainlist{number}.txt or of testlist{number}.txt."
+      )
+    found.append(Fold(train_part, test_part))
   return found
 
 

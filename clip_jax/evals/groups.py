@@ -35,7 +35,8 @@ def read_groups(path: str) -> dict[str, dict[str, str]]:
     path: of the file, in UTF-8, with the names of the columns in line 1.
 
   Raises:
-    UserError: the file cannot be read, or is not such a table.
+    UserError: the file cannot be read, is not such a table, or gives a key two
+      groups of an attribute.
   """
   try:
     with io.TextIOWrapper(
@@ -66,8 +67,14 @@ def read_groups(path: str) -> dict[str, dict[str, str]]:
         f"{len(names)}."
       )
     for name, cell in zip(names[1:], row[1:], strict=True):
-      if cell.strip():
-        found[name][row[0]] = cell.strip()
+      if not (group := cell.strip()):
+        continue
+      if (before := found[name].setdefault(row[0], group)) != group:
+        raise errors.UserError(
+          f"{path!r}, line {number}: {row[0]!r} is of {name} {group!r}, but of "
+          f"{before!r} in a line before. Give each key one group, or make "
+          "attributes of groups that an image may share."
+        )
   return found
 
 
@@ -83,7 +90,9 @@ def evaluate(
   """Returns the results of zero-shot classification by group, as a JSON object.
 
   `attributes` has for each attribute what `compare` returns. `top1` is the
-  accuracy over all images, or None where an image has no label.
+  accuracy over all images, or None where an image has no label;
+  `keys_of_no_image` the number of the table's keys that no image has that was
+  read, of its `keys`.
 
   Args:
     data: a DATA address.
@@ -104,7 +113,8 @@ def evaluate(
   keys, guesses, truths, bad = _classify(classifier, model, reading)
   if not keys:
     raise errors.UserError(f"{data} has no image.")
-  if not any(key in members for members in table.values() for key in keys):
+  grouped = set().union(*table.values())
+  if not grouped.intersection(keys):
     raise errors.UserError(
       f"{groups!r} has no group for any image of {data}. Its first column must "
       f"contain the keys of the data, such as {keys[0]!r}."
@@ -126,6 +136,8 @@ def evaluate(
     "groups": groups,
     "top1": None if right is None else float(right.mean()),
     "attributes": attributes,
+    "keys": len(grouped),
+    "keys_of_no_image": len(grouped.difference(keys)),
     "examples": len(keys),
     "classes": len(classifier.embeddings),
     "bad_records": dict(bad),
@@ -159,7 +171,8 @@ def compare(
 ) -> dict[str, Any]:
   """Returns each group's rates, and the largest gaps between groups.
 
-  `labels` lists the labels whose rates differ most between groups. `chi2` is
+  `labels` lists the labels whose rates differ most between groups, and
+  `largest_gap` is None where no two accuracies differ. `chi2` is
   Pearson's statistic of the table (group, image got the label or not), and `p`
   its p-value times the number of labels (Bonferroni's correction).
 
@@ -198,16 +211,16 @@ def compare(
   sizes = np.array([len(rows) for rows in members.values()])
   labels = []
   for label, name in enumerate(names):
-    if len(members) < 2 or not counts[:, label].any():
-      continue
     rates = dict(zip(members, counts[:, label] / sizes, strict=True))
+    if (gap := _gap(rates)) is None:
+      continue
     chi2, p = chi_squared(counts[:, label], sizes)
     p = None if p is None else min(1.0, p * len(names))
-    labels.append({"label": name, **_gap(rates), "chi2": chi2, "p": p})
+    labels.append({"label": name, **gap, "chi2": chi2, "p": p})
   labels.sort(key=lambda entry: -entry["gap"])
   return {
     "groups": found,
-    "largest_gap": _gap(accuracies) if len(accuracies) > 1 else None,
+    "largest_gap": _gap(accuracies),
     "labels": labels[:_MOST_LABELS],
     "without_group": sum(group is None for group in groups),
   }
@@ -218,8 +231,10 @@ def _rate(hits: int, examples: int) -> dict[str, Any]:
   return {"rate": hits / examples, "interval_95": interval}
 
 
-def _gap(rates: Mapping[str, float]) -> dict[str, Any]:
-  """Returns the difference of the extreme rates, and whose they are."""
+def _gap(rates: Mapping[str, float]) -> dict[str, Any] | None:
+  """Returns the difference of the extreme rates, and whose they are, if any."""
+  if len(set(rates.values())) < 2:
+    return None
   lowest = min(rates, key=rates.__getitem__)
   highest = max(rates, key=rates.__getitem__)
   gap = float(rates[highest] - rates[lowest])

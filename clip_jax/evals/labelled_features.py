@@ -10,13 +10,18 @@ import numpy as np
 from clip_jax import errors
 from clip_jax import preprocess as preprocess_lib
 from clip_jax.data import account, sources
-from clip_jax.data.sources import splits
+from clip_jax.data.sources import overlap, splits
 from clip_jax.evals import prompts
 from clip_jax.evals import reading as reading_lib
 
 NOT_FINITE = (
   "The model gives features that are not finite; its parameters are damaged or "
   "its training diverged. Use an earlier checkpoint."
+)
+
+_BOTH = (
+  "would be trained on and tested on; give two parts of the data, or leave "
+  "--train-data out."
 )
 
 
@@ -72,7 +77,7 @@ def read_parts(
   `linear_probe.evaluate`."""
   train_data, data = addresses(data, train_data)
   opened = [sources.open_source(address) for address in (train_data, data)]
-  order = check_classes(opened, (train_data, data))
+  order = check_parts(opened, (train_data, data))
   total, done = sum(map(len, opened)), 0
   bad: collections.Counter[str] = collections.Counter()
   read, warnings = [], []
@@ -114,16 +119,30 @@ def addresses(data: str, train_data: str = "") -> tuple[str, str]:
   if not train_data:
     return splits.train_and_test(data)
   if train_data == data:
-    raise errors.UserError(
-      f"{data} would be trained on and tested on; give two parts of the data, "
-      "or leave --train-data out."
-    )
+    raise errors.UserError(f"{data} {_BOTH}")
   return train_data, data
 
 
 def unlabelled(address: str) -> errors.UserError:
   """Returns the error for data of which a probe needs the labels."""
   return errors.UserError(f"{address} has examples without a label.")
+
+
+def check_parts(
+  opened: Sequence[sources.Source], addresses: Sequence[str]
+) -> np.ndarray:
+  """Returns what `check_classes` does, of two parts that share no record.
+
+  Args:
+    opened: the training and the test data.
+    addresses: of both, for messages.
+
+  Raises:
+    UserError: a record is in both, or as in `check_classes`.
+  """
+  order = check_classes(opened, addresses)
+  overlap.check_apart(opened, addresses, hint=_BOTH)
+  return order
 
 
 def check_classes(

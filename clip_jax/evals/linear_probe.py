@@ -80,11 +80,22 @@ def fit(
 
 
 def _accuracy(
-  scores: Iterator[np.ndarray], test: labelled_features.Examples
+  scores: Iterator[np.ndarray],
+  test: labelled_features.Examples,
+  *,
+  are_votes: bool = False,
 ) -> dict[str, Any]:
+  """Returns the accuracy of batches of scores (n, classes).
+
+  Args:
+    scores: of the test examples, in their order.
+    test: has the labels.
+    are_votes: whether a class that scores 0 is none of the nearest.
+  """
   counts, start = zero_shot.Accuracy(len(test.class_names)), 0
   for some in scores:
-    counts.update(some, test.labels[start : start + len(some)])
+    labels = test.labels[start : start + len(some)]
+    counts.update(some, labels, absent=some <= 0 if are_votes else None)
     start += len(some)
   return counts.result()
 
@@ -214,7 +225,8 @@ def nearest_neighbours(
 ) -> dict[str, Any]:
   """Returns the test accuracy of a vote of the nearest training examples.
 
-  Near is a large cosine c, and a vote counts exp(c / 0.07) (Wu et al. 2018).
+  Near is a large cosine c, and a vote counts exp(c / 0.07) (Wu et al. 2018). A
+  class without a vote is never among the five nearest.
 
   Args:
     train: that vote.
@@ -235,7 +247,7 @@ def nearest_neighbours(
   starts = range(0, len(test.labels), _QUERIES)
   queries = (_unit(test.features[start : start + _QUERIES]) for start in starts)
   scores = (np.asarray(score(some)) for some in queries)
-  return {**_accuracy(scores, test), "neighbours": k}
+  return {**_accuracy(scores, test, are_votes=True), "neighbours": k}
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

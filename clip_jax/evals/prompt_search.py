@@ -14,7 +14,7 @@ import numpy as np
 
 from clip_jax import errors
 from clip_jax.data import account
-from clip_jax.data.sources import splits
+from clip_jax.data.sources import overlap, splits
 from clip_jax.evals import embedding_model, tasks, zero_shot
 from clip_jax.evals import prompts as prompts_lib
 from clip_jax.evals import reading as reading_lib
@@ -22,6 +22,10 @@ from clip_jax.evals import reading as reading_lib
 _LOGGER = logging.getLogger(__name__)
 
 _SCORES_PER_BLOCK = 1 << 24  # 64 MiB of float32.
+_BOTH = (
+  "would be both to choose templates by and to measure them on; give other "
+  "data to choose by."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +110,7 @@ def evaluate(
   if not train_data:
     train_data, data = splits.train_and_test(data)
   if train_data == data:
-    raise errors.UserError(
-      f"{data} is both to choose templates by and to measure them on; give "
-      "other data to choose by."
-    )
+    raise errors.UserError(f"{data} {_BOTH}")
   train, test = (
     tasks.open_evaluation(
       "zero_shot", address, labels=labels, templates=templates
@@ -185,4 +186,6 @@ def _check(train: tasks.Evaluation, test: tasks.Evaluation) -> None:
       "templates needs the names of the classes."
     )
   classes = [each.source.class_names or () for each in (train, test)]
-  splits.check_same_classes(classes, (train.data, test.data))
+  addresses = (train.data, test.data)
+  splits.check_same_classes(classes, addresses)
+  overlap.check_apart((train.source, test.source), addresses, hint=_BOTH)

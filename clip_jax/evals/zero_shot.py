@@ -21,6 +21,7 @@ from clip_jax.evals import prompts as prompts_lib
 _LOGGER = logging.getLogger(__name__)
 
 _SCORES_PER_BLOCK = 1 << 24  # 64 MiB of float32.
+_LAST = np.iinfo(np.int64).max  # Behind any number of classes.
 
 
 class Accuracy:
@@ -31,9 +32,25 @@ class Accuracy:
     self._ranks = [np.zeros(0, np.int64)]
     self._labels = [np.zeros(0, np.int64)]
 
-  def update(self, scores: np.ndarray, labels: np.ndarray) -> None:
-    """Adds a batch of `scores` (n, classes) with their true `labels` (n,)."""
-    self._ranks.append(metrics.ranks(scores, labels))
+  def update(
+    self,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    *,
+    absent: np.ndarray | None = None,
+  ) -> None:
+    """Adds a batch of scores.
+
+    Args:
+      scores: (n, classes).
+      labels: the true class of each, (n,).
+      absent: classes that are never among the nearest, as their scores say
+        nothing, (n, classes); None where there are none.
+    """
+    ranks = metrics.ranks(scores, labels)
+    if absent is not None:
+      ranks[np.take_along_axis(absent, labels[:, None], axis=1)[:, 0]] = _LAST
+    self._ranks.append(ranks)
     self._labels.append(labels)
 
   def result(self) -> dict[str, Any]:

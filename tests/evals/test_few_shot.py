@@ -116,6 +116,8 @@ def test_more_shots_than_there_are_take_all_and_say_so(data):
 def test_a_test_on_the_data_that_shots_are_drawn_from_is_refused(data):
   with pytest.raises(errors.UserError, match="two parts of the data"):
     evaluate(f"{data}/test", train_data=f"{data}/test", shots=(1,), seeds=1)
+  with pytest.raises(errors.UserError, match="two parts of the data"):
+    evaluate(f"{data}/test", train_data=f"{data}/test/", shots=(1,), seeds=1)
 
 
 def test_a_class_without_an_example_to_draw_is_named(data):

@@ -9,6 +9,7 @@ from scipy import stats
 
 import colours
 from clip_jax import errors
+from clip_jax.cli.commands import measures
 from clip_jax.evals import groups, reading
 
 
@@ -76,6 +77,7 @@ def test_chi_squared_is_scipys():
     ("key\n", "must name its columns"),
     ("key,a,a\n", "must name its columns"),
     ("key,a\nx\n", "line 2 has 1 cells"),
+    ("key,a\nx,b\nx,b\nx,c\n", "line 4: 'x' is of a 'c', but of 'b' in"),
     ("key,a\nother.png,b\n", "no group for any image"),
     (b"\xff\xfe\x00", "cannot be read"),
     (None, "cannot be read"),
@@ -108,3 +110,26 @@ def test_a_pipe_in_place_of_the_table_is_not_waited_for(tmp_path):
   os.mkfifo(tmp_path / "groups.csv")
   with pytest.raises(errors.UserError, match="cannot be read"):
     groups.read_groups(str(tmp_path / "groups.csv"))
+
+
+def test_images_without_group_and_keys_without_image_are_told(data, tmp_path):
+  table = tmp_path / "groups.csv"
+  table.write_text("key,who\nred/0.png,a\nblue/0.png,b\ngone.png,b\n,\n")
+  found = evaluate(data, table)
+  assert (found["keys"], found["keys_of_no_image"]) == (3, 1)
+  rows = dict(measures.to_rows(found))
+  assert rows["keys of no image"] == "1 of 3"
+  assert rows["who, without group"] == "4 of 6 images"
+  whole = "\n".join(f"{c}/{i}.png,x" for c in colours.COLOURS for i in (0, 1))
+  table.write_text(f"key,who\n{whole}\n")
+  rows = dict(measures.to_rows(evaluate(data, table)))
+  assert not [name for name in rows if "without" in name or "no image" in name]
+
+
+def test_a_gap_between_no_two_groups_is_not_told(data, tmp_path):
+  table = tmp_path / "groups.csv"
+  table.write_text("key,who\nblue/0.png,a\nblue/1.png,b\n")
+  found = evaluate(data, table)
+  who = found["attributes"]["who"]
+  assert who["largest_gap"] is None and who["labels"] == []
+  assert not [name for name, _ in measures.to_rows(found) if "gap" in name]

@@ -1,5 +1,6 @@
 """Scores of models that predict captions, against loops of numpy."""
 
+import math
 import types
 
 import numpy as np
@@ -128,3 +129,22 @@ def test_images_to_reach_are_linear_in_their_logarithm():
   assert reach(images, accuracies, 0.5) == pytest.approx(400)
   assert reach(images, accuracies, 0.05) == 100
   assert reach(images, accuracies, 0.95) is None
+
+
+def test_a_training_that_never_arrives_makes_the_ratio_a_bound():
+  def needed(*images):
+    return [efficiency.Needed(abs(x), reached=x > 0) for x in images]
+
+  others = needed(1800, 3700, 3700)
+  found = efficiency.ratio(needed(-5100, 3900, -5100), others)
+  want = math.prod((5100 / 1800, 3900 / 3700, 5100 / 3700)) ** (1 / 3)
+  assert found == efficiency.Ratio(pytest.approx(want), ">", 3, 1)
+  # Of opposite ratios the mean is 1.
+  found = efficiency.ratio(needed(100, 400), needed(400, 100))
+  assert found == efficiency.Ratio(pytest.approx(1), "=", 2, 2)
+  found = efficiency.ratio(needed(100, -900), needed(-800, -900))
+  assert found == efficiency.Ratio(pytest.approx(1 / 8), "<", 1, 0)
+  found = efficiency.ratio(needed(100, -900), needed(-800, 200))
+  assert found == efficiency.Ratio(None, "=", 2, 0)
+  assert efficiency.ratio(needed(-9), needed(-9)).value is None
+  assert efficiency.needed([10, 20], [0.1, 0.2], 0.3) == needed(-20)[0]

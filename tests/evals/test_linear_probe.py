@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import optimize, special
+from suite_stand_ins import png, write_tar
 
 from clip_jax import errors
-from clip_jax.data.sources import splits
+from clip_jax.data import sources
+from clip_jax.data.sources import overlap, splits
 from clip_jax.evals import labelled_features, linear_probe, logistic
 
 
@@ -205,6 +208,28 @@ def test_nearest_neighbours_equal_a_plain_vote():
   assert found["neighbours"] == 7
 
 
+@pytest.mark.parametrize("k", [1, 3, 30])
+def test_a_class_without_a_vote_is_not_among_the_five_nearest(k):
+  """Else the classes of low numbers would be, whatever the features."""
+  train, test = examples(120, 6, 20), examples(90, 6, 20, seed=1)
+  found = linear_probe.nearest_neighbours(train, test, k=k)
+  bank = train.features / np.linalg.norm(train.features, axis=1)[:, None]
+  top1, top5 = [], []
+  for query, label in zip(test.features, test.labels, strict=True):
+    cosines = bank @ (query / np.linalg.norm(query))
+    votes = {}
+    for row in np.argsort(-cosines)[:k]:
+      one = train.labels[row]
+      votes[one] = votes.get(one, 0) + np.exp((cosines[row] - 1) / 0.07)
+    nearest = sorted(votes, key=lambda one: (-votes[one], one))
+    top1.append(label in nearest[:1])
+    top5.append(label in nearest[:5])
+  assert found["top1"] == np.mean(top1)
+  assert found["top5"] == np.mean(top5)
+  both = (np.mean(top1) + np.mean(top5)) / 2
+  assert found["mean_top1_top5"] == pytest.approx(both)
+
+
 @pytest.mark.parametrize(
   ("address", "train", "test"),
   [
@@ -296,3 +321,65 @@ def test_a_test_on_the_training_data_is_refused():
     linear_probe.evaluate(
       "knn", address, embed=None, preprocess=None, train_data=address
     )
+
+
+@pytest.mark.parametrize(
+  ("train_data", "shared"),
+  [
+    ("folder:a?layout=classes", 12),
+    ("folder:./b/../a/", 12),
+    ("folder:link", 12),
+    ("folder:a?split=train&held_out=0.5", 6),
+    ("folder:a?split=held_out", 3),
+    ("folder:b", 0),  # Other images of the same names.
+  ],
+)
+def test_the_same_data_are_found_in_any_spelling(
+  tmp_path, monkeypatch, train_data, shared
+):
+  monkeypatch.chdir(tmp_path)
+  for i, name in enumerate(("a/x", "a/y", "a/z", "b/x", "b/y", "b/z")):
+    (tmp_path / name).mkdir(parents=True)
+    for k in range(4):
+      image = Image.new("RGB", (4, 4), (40 * i, 40 * k, 0))
+      image.save(tmp_path / name / f"{k}.png")
+  (tmp_path / "link").symlink_to("a")
+  data = f"folder:{tmp_path}/a"
+  opened = [sources.open_source(each) for each in (train_data, data)]
+  assert overlap.count(*opened) == shared
+  if shared:
+    match = f"^{shared} of the 12 records of {data} are in"
+    with pytest.raises(errors.UserError, match=match):
+      labelled_features.check_parts(opened, (train_data, data))
+  else:
+    labelled_features.check_parts(opened, (train_data, data))
+
+
+@pytest.mark.parametrize(
+  ("one", "two", "shared"),
+  [
+    ("builtin:digits/train", "builtin:digits/test", False),
+    ("builtin:digits/test", "builtin:digits/test", True),
+    ("folder:f?split=train", "folder:f?split=held_out", False),
+    ("folder:f?split=train", "folder:./f?split=train&held_out=0.2", True),
+    ("wds:t/0.tar", "wds:t/1.tar", False),
+    ("wds:t/0.tar", "wds:u/0.tar", False),
+    ("wds:t", "wds:t/{0..1}.tar", True),
+    ("wds:u/0.tar", "wds:./u/*.tar", True),
+  ],
+)
+def test_two_parts_of_data_have_no_record_in_common(
+  tmp_path, monkeypatch, one, two, shared
+):
+  """Tars of equal names, keys and sizes are told apart by their place."""
+  monkeypatch.chdir(tmp_path)
+  for k, name in enumerate(("t/0.tar", "t/1.tar", "u/0.tar")):
+    image = png(k)
+    members = [(f"{i}.png", image) for i in range(3)]
+    members += [(f"{i}.txt", b"a") for i in range(3)]
+    write_tar(tmp_path / name, sorted(members))
+  for k in range(10):
+    (tmp_path / "f/a").mkdir(parents=True, exist_ok=True)
+    (tmp_path / f"f/a/{k}.png").write_bytes(png(k))
+  found = overlap.count(*map(sources.open_source, (one, two)))
+  assert (found > 0) == shared

@@ -120,6 +120,9 @@ def test_what_makes_no_search_is_refused(data):
   same = f"folder:{data / 'test'}"
   with pytest.raises(errors.UserError, match="both to choose"):
     evaluate(data, ["a {}"], address=same, train_data=same)
+  other = f"folder:{data}/train/../test/?layout=classes"
+  with pytest.raises(errors.UserError, match=r"^6 of the 6 .* both to choose"):
+    evaluate(data, ["a {}"], address=same, train_data=other)
   with pytest.raises(errors.UserError, match="exactly one placeholder"):
     evaluate(data, ["a {}", "no place"])
   labels = data / "labels.json"

@@ -21,6 +21,7 @@ from suite_stand_ins import (
   png,
   subject,
   unit,
+  write_cifar10_1,
   write_flickr8k,
   write_folders,
   write_mnist,
@@ -93,6 +94,18 @@ def test_each_figure_is_the_one_computed_by_hand(data, tmp_path):
   assert auc["published"] == {
     **{"value": pytest.approx(0.576), "model": "ViT-B-32", "source": "paper"}
   }
+
+
+def test_cifar10_1_is_measured_as_tfds_prepares_it(tmp_path):
+  """Its classes have no names there, only CIFAR-10's order."""
+  truth = write_cifar10_1(tmp_path / "data")
+  found = measure(tmp_path / "data", tmp_path / "out", "cifar10_1")["cifar10_1"]
+  names = data_sets.classes_of("cifar10").names
+  named = [(seed, names[label]) for seed, label in truth]
+  scores, labels = scores_by_hand("cifar10", named)
+  assert found["status"] == "measured", found
+  right = np.sum(scores.argmax(axis=1) == labels)
+  assert found["values"]["accuracy"]["value"] == right / len(labels)
 
 
 def test_recalls_are_those_computed_by_hand(data, tmp_path):

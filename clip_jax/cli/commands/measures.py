@@ -101,7 +101,7 @@ def to_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     elif name == "top1" and ("shots" in result or "corruptions" in result):
       continue  # Among the further ones.
     elif name == "top5" and result.get("classes", 6) <= 5:
-      continue  # Always 100 %.
+      continue  # Says nothing; without votes always 100 %.
     elif name in _FRACTIONS:
       rows.append((_FRACTIONS[name], f"{100 * value:.2f} %"))
     elif name in ("text_to_image", "image_to_text"):
@@ -202,6 +202,8 @@ def _corruptions(result: dict[str, Any]) -> list[tuple[str, str]]:
 def _attributes(result: dict[str, Any]) -> list[tuple[str, str]]:
   """Returns a row for each group, and the largest gaps of each attribute."""
   rows = []
+  if unused := result.get("keys_of_no_image"):
+    rows.append(("keys of no image", f"{unused} of {result['keys']}"))
   for name, found in result["attributes"].items():
     attribute = terminal.printable(name, limit=40)
     for group, of_group in found["groups"].items():
@@ -213,6 +215,9 @@ def _attributes(result: dict[str, Any]) -> list[tuple[str, str]]:
       rows.append(
         (f"{attribute}: {terminal.printable(group, limit=40)}", images)
       )
+    if without := found["without_group"]:
+      said = f"{without} of {result['examples']} images"
+      rows.append((f"{attribute}, without group", said))
     if found["largest_gap"] is not None:
       rows.append((f"{attribute}, largest gap", _gap(found["largest_gap"])))
     for entry in found["labels"][:1]:

@@ -32,6 +32,15 @@ class View:
     self.account = getattr(source, "account", None)
     self.fingerprint = fingerprint(source, *how)
 
+  @property
+  def viewed(self) -> record_lib.Source:
+    """What it is a view of."""
+    return self._source
+
+  def places(self, slots: np.ndarray) -> np.ndarray:
+    """Returns where records are in the source, (n,), from their slots, (n,)."""
+    return slots
+
   def __len__(self) -> int:
     return len(self._source)
 
@@ -45,6 +54,10 @@ class Part(View):
     self.names = None  # Those of the source are of all records.
     if self.account is not None:
       self.account = self.account.of_part(len(slots) / len(source))
+
+  def places(self, slots: np.ndarray) -> np.ndarray:
+    """Returns where records are in the source, (n,), from their slots, (n,)."""
+    return self._slots[slots]
 
   def __len__(self) -> int:
     return len(self._slots)
@@ -114,6 +127,17 @@ class Captioned(View):
       label=record.label,
       path=record.path,
     )
+
+
+def base(
+  source: record_lib.Source,
+) -> tuple[record_lib.Source, np.ndarray]:
+  """Returns the source that a view is of, and the places of its records."""
+  slots = np.arange(len(source))
+  while isinstance(source, View):
+    slots = source.places(slots)
+    source = source.viewed
+  return source, slots
 
 
 def part(

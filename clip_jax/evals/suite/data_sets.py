@@ -64,6 +64,8 @@ class Entry:
     texts: number of captions, of retrieval.
     other_counts: numbers of test images in other protocols.
     prompts: the name of its classes in `PROMPTS_FILE`, where it is not `name`.
+    keys: of each class what sources of this set may call it, where that is not
+      true of other sets with these classes; empty takes `Classes.keys`.
     within: the name of classes that a source may list, of which it has some.
     others_left_out: whether sources hold classes that are not measured.
     clip_benchmark: its name there.
@@ -87,6 +89,7 @@ class Entry:
   texts: int | None = None
   other_counts: tuple[int, ...] = ()
   prompts: str = ""
+  keys: tuple[str, ...] = ()
   within: str = ""
   others_left_out: bool = False
   clip_benchmark: str = ""
@@ -139,7 +142,8 @@ def entries() -> dict[str, Entry]:
   found = {}
   for group in names.SUITE_GROUPS:
     for name, fields in _read(f"evals/suite/{group}.json").items():
-      fields["other_counts"] = tuple(fields.get("other_counts", ()))
+      for several in ("other_counts", "keys"):
+        fields[several] = tuple(fields.get(several, ()))
       found[name] = Entry(name=name, group=group, **fields)
   return found
 
@@ -194,7 +198,8 @@ def classes_of(name: str) -> Classes:
 
 def classes(entry: Entry) -> Classes:
   """Returns the classes of a data set for zero-shot classification."""
-  return classes_of(entry.prompts or entry.name)
+  found = classes_of(entry.prompts or entry.name)
+  return dataclasses.replace(found, keys=entry.keys) if entry.keys else found
 
 
 @dataclasses.dataclass(frozen=True)
