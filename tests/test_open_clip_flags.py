@@ -109,6 +109,21 @@ def test_models_are_named_as_open_clip_names_them(name, said):
 
 
 @pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    ("precision=amp_bf16", "'amp_bf16' elsewhere is 'bfloat16' here."),
+    ("loss.kind=siglip", "'siglip' elsewhere is 'sigmoid' here."),
+    ("loss.method=siglip", "two_level.$"),
+  ],
+)
+def test_values_of_open_clip_are_refused_with_what_to_write(change, said):
+  config = config_lib.default_config()
+  config.data.train, config.steps = "builtin:digits/train", 1
+  with pytest.raises(errors.UserError, match=said):
+    config_lib.with_overrides(config_lib.check(config), [change])
+
+
+@pytest.mark.parametrize(
   ("address", "said"),
   [
     ("csv:a.csv?csv-img-key=url", "Unknown option of csv: 'csv-img-key'"),

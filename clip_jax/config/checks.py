@@ -11,6 +11,13 @@ from clip_jax import errors
 from clip_jax.config import schema
 
 _MAX_INTEGER = 2**53  # Larger integers are not exact as floats.
+# What other trainers call a value.
+_MEANT = {
+  **dict.fromkeys(("amp", "amp_bf16", "amp_bfloat16", "bf16"), "bfloat16"),
+  "pure_bf16": "bfloat16",
+  "fp32": "float32",
+  "siglip": "sigmoid",
+}
 
 
 def check(config: schema.Config | ml_collections.ConfigDict) -> schema.Config:
@@ -95,9 +102,12 @@ def check_field(path: str, value: Any, field: schema.Field) -> None:
   else:
     wanted = field.check(value)
   if wanted is not None:
+    meant = _MEANT.get(value) if isinstance(value, str) else None
+    fits = meant is not None and field.check(meant) is None
+    hint = f" {value!r} elsewhere is {meant!r} here." if fits else ""
     raise errors.UserError(
       f"config.{path}={value!r} is not allowed ({field.help}); it must be "
-      f"{wanted}."
+      f"{wanted}.{hint}"
     )
 
 
