@@ -103,13 +103,17 @@ def convert(
 def _check_suffix(where: str, target: Format) -> None:
   """Raises UserError where a file is named as one of another format."""
   suffix = pathlib.PurePath(where).suffix
-  if not target.suffixes or suffix in target.suffixes:
+  if suffix in target.suffixes or suffix not in weights_file.SUFFIXES:
     return
-  if suffix in weights_file.SUFFIXES:
+  if not target.suffixes:
     raise errors.UserError(
-      f"DEST {where!r} ends in {suffix}, and the file of a model of the format "
-      f"{target.name!r} in {target.suffixes[0]}; give a name that ends so."
+      f"DEST {where!r} ends in {suffix} like a file, and a model of the format "
+      f"{target.name!r} is a directory; give a name without it."
     )
+  raise errors.UserError(
+    f"DEST {where!r} ends in {suffix}, and the file of a model of the format "
+    f"{target.name!r} in {target.suffixes[0]}; give a name that ends so."
+  )
 
 
 def _without_useless_bias(model, target, options) -> Portable:

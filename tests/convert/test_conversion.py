@@ -82,6 +82,13 @@ def test_a_file_is_known_by_its_content_where_its_name_says_nothing(
   np.testing.assert_array_equal(found.leaves[leaf].read(), want)
 
 
+@pytest.mark.parametrize("to", ["open-clip", "huggingface", "clip-jax"])
+def test_a_directory_is_not_named_like_a_file(model, tmp_path, to):
+  with pytest.raises(errors.UserError, match="is a directory; give a name"):
+    convert.convert(model, tmp_path / "epoch_7.pt", to=to)
+  assert not (tmp_path / "epoch_7.pt").exists()
+
+
 def test_a_file_with_the_suffix_of_another_kind_is_refused(model, tmp_path):
   with pytest.raises(errors.UserError, match=r"\.npz.* 'openai' in \.pt; give"):
     convert.convert(model, tmp_path / "a.npz", to="openai")
@@ -93,7 +100,10 @@ def test_a_part_of_a_model_names_the_model(model):
   for part in ("checkpoints", "checkpoints/3", "clip_jax.json"):
     with pytest.raises(errors.UserError) as caught:
       convert.open_model(model / part)
-    assert f"lies in the model {str(model)!r}: give that." in str(caught.value)
+    said = f"lies in the model {str(model)!r}: give that"
+    step = f"; in Python, clip_jax.load({str(model)!r}, step=3) takes this step"
+    step = step if part.endswith("3") else ""
+    assert f"{said}{step}." in str(caught.value)
 
 
 def test_only_a_model_is_overwritten(model, tmp_path):
