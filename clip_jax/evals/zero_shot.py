@@ -317,8 +317,9 @@ def make_prompts(
     labels = source.class_names
   if labels is None:
     raise errors.UserError(
-      "The data names no classes. Captions are measured by --task retrieval; "
-      "where the data have label numbers, give --labels in their order."
+      "The data names no classes. Captions are measured by --task retrieval, "
+      "or evals.NAME.task=retrieval in a config; where the data have label "
+      "numbers, give --labels in their order."
     )
   named = source.class_names
   if named is not None and len(named) != len(labels):
