@@ -44,7 +44,7 @@ from clip_jax.train import peers
     ),
     (["search", "index", "text", "-k", "x"], "whole number, at least 1"),
     (["train", "--steps=5"], "Did you mean --config.steps=5?"),
-    (["train", "--batch-size", "5"], "--config.batch_size=5, for"),
+    (["train", "--batch-size", "5"], "--config.batch_size=N, 5 times"),
     (["train", "--config.steps=7", "--config.epochs=1"], "not both"),
     (["data", "prepare", "builtin:digits", "o", "--drop"], "--drop-bad"),
     (["train", "--config", "c"], "required: --workdir"),

@@ -98,7 +98,9 @@ def test_names_of_open_clip_are_translated(name, said):
       "ViT-B-32/laion2b_s34b_b79k",
       "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
     ),
-    ("ViT-B-32/openai", "hf-hub:openai/clip-vit-base-patch32"),
+    ("ViT-B-32/openai", "create_model('ViT-B-32')"),
+    ("ViT-L-14-336/openai", "hf-hub:openai/clip-vit-large-patch14-336."),
+    ("ViT-g-14/none_of_these", "hf-hub:ORG/NAME."),
   ],
 )
 def test_models_are_named_as_open_clip_names_them(name, said):
@@ -129,6 +131,10 @@ def test_values_of_open_clip_are_refused_with_what_to_write(change, said):
     ("csv:a.csv?csv-img-key=url", "Unknown option of csv: 'csv-img-key'"),
     ("csv:a.csv?Image=url", "Did you mean 'image'"),
     ("wds:a.tar::b.tar", r"written wds:\{a\.tar,b\.tar\}"),
+    (
+      "wds:{0..1}.tar::b.tar",
+      r"written \{\"wds:\{0\.\.1\}\.tar\": 1, \"wds:b\.tar\": 1\} for",
+    ),
     ("a-{000..331}.tar", r"Did you mean wds:a-\{000\.\.331\}\.tar\?"),
     ("a.tsv", r"Did you mean csv:a\.tsv\?"),
     ("pets", r"no scheme\. Put one"),

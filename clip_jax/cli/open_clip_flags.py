@@ -23,8 +23,10 @@ FLAGS = {
   "train-data-upsampling-factors": f'{_C}data.train=\'{{"wds:A": 2, '
   '"wds:B": 1}\'',
   "val-data": f"{_C}evals.NAME.data=wds:{{}} {_C}evals.NAME.task=retrieval",
-  "imagenet-val": f"{_C}evals.imagenet.data=folder:{{}}",
-  "imagenet-v2": f"{_C}evals.imagenet_v2.data=folder:{{}}",
+  "imagenet-val": f"{_C}evals.imagenet.data=folder:{{}} "
+  f"{_C}evals.imagenet.labels=FILE, a name for each folder in their order",
+  "imagenet-v2": f"{_C}evals.imagenet_v2.data=folder:{{}} "
+  f"{_C}evals.imagenet_v2.labels=FILE, a name for each folder in their order",
   "zeroshot-frequency": f"{_C}eval_every_steps=N, in updates",
   "val-frequency": f"{_C}eval_every_steps=N, in updates",
   "save-frequency": f"{_C}checkpoint.every_steps=N, in updates",
@@ -32,13 +34,15 @@ FLAGS = {
   "delete-previous-checkpoint": f"{_C}checkpoint.keep=1",
   "logs": "--workdir {}/NAME",
   "name": "--workdir LOGS/{}",
-  "resume": "nothing: the same command goes on by itself",
+  "resume": "nothing: the same command goes on by itself; from a file of "
+  f"open_clip, {_C}init.model=FILE",
   "pretrained": f"{_C}init.model=MODEL",
   "pretrained-image": f"{_C}init.image=MODEL",
-  "batch-size": f"{_C}batch_size={{}}, for all devices together",
+  "batch-size": f"{_C}batch_size=N, {{}} times the processes and "
+  "the accum-freq of open_clip",
   "accum-freq": f"{_C}micro_batches={{}}, parts of the batch",
   "epochs": f"{_C}epochs={{}}",
-  "model": f"{_C}model={{}}; models with GELU are called NAME-gelu",
+  "model": f"{_C}model={{}}; with GELU, ViT-B-32 is ViT-B-32-gelu",
   "precision": f"{_C}precision=bfloat16 for any amp or bf16, or float32",
   "seed": f"{_C}seed={{}}",
   "workers": f"{_C}data.workers={{}}",

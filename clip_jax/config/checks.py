@@ -14,7 +14,7 @@ _MAX_INTEGER = 2**53  # Larger integers are not exact as floats.
 # What other trainers call a value.
 _MEANT = {
   **dict.fromkeys(("amp", "amp_bf16", "amp_bfloat16", "bf16"), "bfloat16"),
-  "pure_bf16": "bfloat16",
+  **dict.fromkeys(("pure_bf16", "fp16", "pure_fp16", "amp_fp16"), "bfloat16"),
   "fp32": "float32",
   "siglip": "sigmoid",
 }

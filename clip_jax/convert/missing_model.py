@@ -41,7 +41,9 @@ def error(path: pathlib.Path, accepted: str) -> errors.UserError:
   # OpenAI writes ViT-L/14@336px; open_clip has a tag, ViT-B-32/openai.
   spellings = [name.removesuffix("px")]
   architecture, _, tag = name.rpartition("/")
-  if not _near(tag, REPOSITORIES.values()):
+  own_names = {x.partition("/")[2]: x for x in REPOSITORIES.values()}
+  tagged = [own_names[x] for x in _near(tag, own_names)] if architecture else []
+  if not tagged:
     spellings.append(architecture)
   for spelling in spellings:
     if found := known.get(errors.plain(spelling)):
@@ -56,7 +58,7 @@ def error(path: pathlib.Path, accepted: str) -> errors.UserError:
   hint = ""
   if local := _LOCAL.fullmatch(name):
     hint = f" Give a directory by its path alone: {local[1]}."
-  if near := _near(tag or name, REPOSITORIES.values()):
+  if near := tagged or _near(name, REPOSITORIES.values()):
     near = [hub.PREFIX + x for x in near]
     hint += f" Similar names on the HuggingFace Hub: {', '.join(near)}."
   elif hub.is_name(name) and not os.path.exists(path.parent):

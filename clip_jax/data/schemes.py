@@ -101,11 +101,15 @@ def parse_address(address: str) -> tuple[str, str, dict[str, str]]:
       options[name] = urllib.parse.unquote(value)
   if not path:
     raise errors.UserError(f"DATA address {address!r} names no data.")
-  if "::" in path and scheme == "wds":
-    several = ",".join(path.split("::"))
+  if ".tar::" in path:
+    parts = path.split("::")
+    several = f"{scheme}:{{{','.join(parts)}}}"
+    if "{" in path:  # Ranges are not nested.
+      weights = ", ".join(f'"{scheme}:{part}": 1' for part in parts)
+      several = f"{{{weights}}} for data.train"
     raise errors.UserError(
       f"DATA address {address!r} joins tars by '::'. Several are written "
-      f"wds:{{{several}}}."
+      f"{several}."
     )
   return scheme, path, options
 

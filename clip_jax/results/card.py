@@ -192,7 +192,7 @@ def _why_not(
     its, own = map(_step_words, (result.step, clip.step))
     return f"is of {its}, and the model of {own}"
   if fingerprint is not None:
-    return "is of other weights than lie there now"
+    return "is of other weights or settings than lie there now"
   return ""
 
 

@@ -133,7 +133,8 @@ class Collection:
   Attributes:
     models: the short names, in the order in which they were given.
     runs: workdirs with metrics.
-    results: the latest evaluation of each model, task and data.
+    results: evaluations; of `gathering.read`, the latest of each model, task
+      and data.
     left_out: files that contain no result, and results in whose place another
       of the same model, task and data is told.
   """

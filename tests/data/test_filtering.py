@@ -473,6 +473,15 @@ def test_blocked_words_need_no_single_space_around_them(text, breaks, png):
   assert (found["rule"] == pair_rules.CODE["block_words"]) == breaks
 
 
+def test_what_older_rules_filtered_is_not_taken_for_these():
+  """Blocked words were not found beside brackets before."""
+  limits = preprocess.DEFAULT_LIMITS
+  some = pair_rules.Examine(rules.Rules(block_words=("a",)), limits)
+  assert ("block_words", 2) in some.identity
+  other = pair_rules.Examine(rules.Rules(min_side=3), limits)
+  assert other.identity == ([("min_side", 3)], limits.max_pixels)
+
+
 def test_rules_come_from_a_file_and_flags_win(tmp_path):
   words = tmp_path / "words.txt"
   words.write_text("bad word\n\nother\n")

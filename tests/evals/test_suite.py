@@ -284,7 +284,7 @@ def test_a_place_that_cannot_be_written_to_is_told_first(
   monkeypatch.setattr(measuring, "_measure", None)
   words = ("eval", model, "--suite", "mnist", "--data-root", data[0])
   said = fails(*words, "--out", tmp_path / "out", flag, tmp_path / "file" / "x")
-  assert f"{tmp_path / 'file'} is a file" in said
+  assert f"{tmp_path / 'file'} is no directory" in said
 
 
 def test_texts_that_were_cut_are_counted_when_a_suite_goes_on(

@@ -159,8 +159,8 @@ def test_fingerprints_decide_which_results_are_told(tmp_path):
   assert sorted(_left(card)) == [
     "is of another model",
     "is of another model",
-    "is of other weights than lie there now",
-    "is of other weights than lie there now",
+    "is of other weights or settings than lie there now",
+    "is of other weights or settings than lie there now",
   ]
 
 

@@ -15,7 +15,13 @@ from clip_jax import inference, loading, names, shared_batches, terminal
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.cli import verb
 from clip_jax.evals import reading
-from clip_jax.evals.suite import check, data_sets, measuring, result_files
+from clip_jax.evals.suite import (
+  agreement,
+  check,
+  data_sets,
+  measuring,
+  result_files,
+)
 from clip_jax.models import variants
 
 _LOGGER = logging.getLogger(__name__)
@@ -35,6 +41,9 @@ _SAID = {
 def evaluate(arguments: argparse.Namespace) -> verb.Answer:
   """Measures a model on the data sets of a suite."""
   entries = data_sets.choose(arguments.suite)
+  if arguments.csv:
+    csv = pathlib.Path(os.path.expanduser(arguments.csv))
+    agreement.on_first(lambda: result_files.check_place(csv.parent))
   clip = loading.load(arguments.model).with_max_pixels(arguments.max_pixels)
   clip.check_towers("image", "text")
   cuts = tokenizer_lib.Cuts()
@@ -46,9 +55,6 @@ def evaluate(arguments: argparse.Namespace) -> verb.Answer:
     architecture=architecture(clip),
     cuts=cuts,
   )
-  if arguments.csv and jax.process_index() == 0:
-    csv = pathlib.Path(os.path.expanduser(arguments.csv))
-    result_files.check_place(csv.parent)
   out = pathlib.Path(os.path.expanduser(arguments.out or _default_out(subject)))
   with terminal.Progress("eval", unit="images") as progress:
 

@@ -132,7 +132,10 @@ def filter_pairs(
   """
   errors.check_out(out)
   _check(rules, model)
-  how = ("filter", sorted(rules.given().items()), *_fingerprints(model))
+  how = (
+    *("filter", sorted(rules.given().items())),
+    *(*pair_rules.versions(rules), *_fingerprints(model)),
+  )
   fingerprint = views.fingerprint(source, *how)
   if (made := prepare.existing(out, fingerprint, limits)) is not None:
     return prepare.read_sealed(made, "filter", out) | {"written": False}

@@ -35,6 +35,18 @@ CAPTION: Mapping[str, Callable[[str, Any], bool]] = {
 }
 
 
+# Rules that once meant something else.
+_VERSIONS = {"block_words": 2}  # 2: brackets and quotes part words.
+
+
+def versions(rules: rules_lib.Rules) -> list[tuple[str, int]]:
+  """Returns the versions of those given rules that have meant something else.
+
+  What was filtered by the rules of before is not taken for theirs.
+  """
+  return [item for item in _VERSIONS.items() if item[0] in rules.given()]
+
+
 class Examine:
   """Applies the rules about one pair; picklable, for other processes."""
 
@@ -52,7 +64,10 @@ class Examine:
     self._words = matching.Matcher(
       rules.block_words, ignore_case=True, characters=True, marks=True
     )
-    self.identity = (sorted(given.items()), limits.max_pixels)
+    self.identity = (
+      *(sorted(given.items()), limits.max_pixels),
+      *versions(rules),
+    )
 
   def __call__(self, record: record_lib.Record) -> Mapping[str, Any]:
     """Returns the first broken rule or -1, and of captions which stay."""

@@ -15,8 +15,9 @@ _LOOKED_AT = 8  # Records that are compared where fingerprints are equal.
 def count(some: record_lib.Source, other: record_lib.Source) -> int:
   """Returns the number of records of `other` that are among those of `some`.
 
-  Found are the same data under another spelling, and parts of them. Not found
-  are other files with some of the same images.
+  Found are the same files under another spelling, and parts of them that an
+  option such as `split=` makes. Not found are some of the files by a glob, the
+  same ones read by other options, and copies.
 
   Args:
     some: a source.

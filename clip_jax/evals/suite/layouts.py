@@ -38,7 +38,7 @@ class Found:
   Attributes:
     layout: "wds", "tfds", "coco", "parquet" or "folder".
     address: the DATA address of its test images.
-    place: the directory that holds all its files.
+    place: the directory of what is read for its records.
     lists: the directory of the lists of its splits, where there is one.
   """
 
@@ -58,19 +58,27 @@ class Found:
 
 def _states(place: pathlib.Path) -> Iterator[bytes]:
   """Yields what tells the files below a directory from others, in any order."""
-  seen = set()  # A link may lead back.
+  seen = {_identity(place)}  # A link may lead back.
   for folder, folders, files in os.walk(place, followlinks=True):
-    for name in list(folders):
-      state = os.stat(os.path.join(folder, name))
-      if (state.st_dev, state.st_ino) in seen:
+    for name in sorted(folders):
+      own = _identity(os.path.join(folder, name))
+      if own is None or own in seen:
         folders.remove(name)
-      seen.add((state.st_dev, state.st_ino))
+      seen.add(own)
+    folders.sort()
     for name in files:
       path = os.path.join(folder, name)
       with contextlib.suppress(OSError):  # A link to nothing.
         state = os.stat(path)
         said = (os.path.relpath(path, place), state.st_size, state.st_mtime_ns)
         yield repr(said).encode()
+
+
+def _identity(folder: str | os.PathLike) -> tuple[int, int] | None:
+  with contextlib.suppress(OSError):
+    state = os.stat(folder)
+    return state.st_dev, state.st_ino
+  return None
 
 
 def check_root(root: str) -> pathlib.Path:

@@ -113,7 +113,8 @@ def check_out(
     if other.get("fingerprint") != fingerprint and other.get("path") != model:
       raise errors.UserError(
         f"{path_of(out, name)} is of {other.get('path')}, and would be "
-        f"replaced by that of {model}. Give a directory of its own by --out."
+        f"replaced by that of {model}. Give each model a directory of its own "
+        "by --out, or remove that file."
       )
   check_place(out)
 
@@ -123,15 +124,13 @@ def check_place(directory: pathlib.Path) -> None:
 
   Nothing is made.
   """
-  there = next(
-    p
-    for p in (directory.absolute(), *directory.absolute().parents)
-    if p.exists()
-  )
-  if not there.is_dir():
-    reason = f"{there} is a file"
-  elif not os.access(there, os.W_OK):
-    reason = f"{there} is not writable"
+  place = directory.absolute()
+  while not os.path.lexists(place) and place != place.parent:
+    place = place.parent
+  if not os.path.isdir(place):
+    reason = f"{place} is no directory"
+  elif not os.access(place, os.W_OK):
+    reason = f"{place} is not writable"
   else:
     return
   raise errors.UserError(
