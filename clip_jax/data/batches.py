@@ -17,6 +17,10 @@ from clip_jax.data import workers as worker_processes
 # Seconds that closing waits for an element that was asked for.
 _LAST_WAIT = 2.0
 
+# On Python 3.11 a traceback cannot be written in two threads at once: it shows
+# where in a line by Python's parser, which fails then.
+_WRITING = threading.Lock()
+
 
 @dataclasses.dataclass(frozen=True)
 class _Failure:
@@ -29,7 +33,8 @@ class _Failure:
   def current(cls, error: Exception) -> "_Failure":
     if isinstance(error, errors.UserError | OSError):
       return cls(str(error), True)
-    return cls("".join(traceback.format_exception(error)), False)
+    with _WRITING:
+      return cls("".join(traceback.format_exception(error)), False)
 
   def reraise(self) -> NoReturn:
     if self.is_user_error:

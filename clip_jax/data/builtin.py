@@ -19,11 +19,12 @@ import functools
 import hashlib
 import importlib.resources
 import io
+import zipfile
 
 import numpy as np
 from PIL import Image
 
-from clip_jax import errors
+from clip_jax import errors, npy_header
 from clip_jax.data import record as record_lib
 
 WORDS = (
@@ -133,8 +134,11 @@ SPLITS = {
 def scans() -> tuple[np.ndarray, np.ndarray]:
   """Returns the scans, uint8 (1797, 8, 8), and their digits."""
   asset = importlib.resources.files("clip_jax") / "assets" / SCANS_FILE
-  with asset.open("rb") as file, np.load(file) as arrays:
-    images, digits = arrays["images"], arrays["digits"]
+  with asset.open("rb") as file, zipfile.ZipFile(file) as arrays:
+    images, digits = (
+      npy_header.array(arrays.read(f"{name}.npy"))
+      for name in ("images", "digits")
+    )
   # 0..16 to 0..255, rounded down: an exact integer rule.
   images = (images.astype(np.uint16) * 255 // 16).astype(np.uint8)
   return images, digits.astype(np.int64)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from clip_jax import buckets, errors, names
+from clip_jax import buckets, errors, names, npy_header
 from clip_jax.search import bucket_index, entry_table, index_files
 
 _ROWS_PER_CHUNK = 1 << 16
@@ -84,18 +84,15 @@ class Index:
   def _mapped(self, file: io.BufferedIOBase) -> np.ndarray:
     file.seek(0)
     try:
-      version = np.lib.format.read_magic(file)
-      if version != (1, 0):
-        raise ValueError(f"version {version} of the .npy format")
-      found = np.lib.format.read_array_header_1_0(file)
-    except (ValueError, EOFError) as error:
+      found = npy_header.read(file.read(npy_header.MAX_BYTES + 12))
+    except ValueError as error:
       raise self._damaged(str(error)) from None
-    shape, transposed, dtype = found
+    shape, dtype, transposed, start = found
     wanted = self.meta["count"], self.meta["embed_dim"]
     if shape != wanted or transposed or dtype.name not in names.INDEX_DTYPES:
       raise self._damaged(f"embeddings are {dtype} {shape}, not {wanted}")
     try:
-      return np.memmap(file, dtype, "r", file.tell(), shape)
+      return np.memmap(file, dtype, "r", start, shape)
     except ValueError as error:  # The file is shorter than it says.
       raise self._damaged(str(error)) from None
 

@@ -135,6 +135,11 @@ def _wait_for(condition, process, seconds=600):
   raise TimeoutError
 
 
+def _reach(condition, process, workdir, log="log"):
+  """Waits until `condition`; a run that ends before it says why."""
+  assert _wait_for(condition, process), _said(workdir, log)
+
+
 def _count_lines(workdir):
   path = pathlib.Path(workdir) / "metrics.jsonl"
   return len(path.read_text().splitlines()) if path.exists() else 0
@@ -179,7 +184,7 @@ def test_sigterm_saves_the_step_and_the_run_ends_the_same(
   workdir = tmp_path / "run"
   # While it compiles: the first step is saved, or one soon after.
   process = _start(workdir)
-  assert _wait_for(lambda: (workdir / "checkpoints").exists(), process)
+  _reach(lambda: (workdir / "checkpoints").exists(), process, workdir)
   time.sleep(0.3)
   process.send_signal(signal.SIGTERM)
   _expect(process, 143, workdir)
@@ -187,7 +192,7 @@ def test_sigterm_saves_the_step_and_the_run_ends_the_same(
   assert first == _count_lines(workdir) < STEPS
   # Some steps later.
   process = _start(workdir)
-  assert _wait_for(lambda: _count_lines(workdir) >= first + 5, process)
+  _reach(lambda: _count_lines(workdir) >= first + 5, process, workdir)
   process.send_signal(signal.SIGTERM)
   _expect(process, 143, workdir)
   stderr = _said(workdir)
@@ -207,7 +212,7 @@ def test_a_run_goes_on_with_other_workers_and_threads(tmp_path, uninterrupted):
     process = _start(workdir, *options)
     if step < 2:
       done = 6 * (step + 1)
-      assert _wait_for(lambda done=done: _count_lines(workdir) >= done, process)
+      _reach(lambda done=done: _count_lines(workdir) >= done, process, workdir)
       process.send_signal(signal.SIGTERM)
     _expect(process, 143 if step < 2 else 0, workdir)
   _assert_same_run(workdir, uninterrupted)
@@ -219,7 +224,7 @@ def test_a_run_goes_on_on_another_number_of_devices(
 ):
   workdir = tmp_path / "run"
   process = _start(workdir, PRECISE, "mesh.fsdp=2", devices=8)
-  assert _wait_for(lambda: _count_lines(workdir) >= 8, process)
+  _reach(lambda: _count_lines(workdir) >= 8, process, workdir)
   process.send_signal(signal.SIGTERM)
   _expect(process, 143, workdir)
   assert _count_lines(workdir) < STEPS
@@ -283,7 +288,9 @@ def test_when_one_of_two_processes_is_killed_both_end_and_go_on(tmp_path):
     before = _count_lines(workdir)
     pair = _start_pair(workdir, *options, heartbeat=heartbeat)
     done = before + 4
-    assert _wait_for(lambda done=done: _count_lines(workdir) >= done, pair[0])
+    _reach(
+      lambda done=done: _count_lines(workdir) >= done, pair[0], workdir, "log0"
+    )
     pair[killed].kill()
     pair[killed].wait()
     started = time.monotonic()
@@ -305,7 +312,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_one_step(
 ):
   workdir = tmp_path / "run"
   pair = _start_pair(workdir, PRECISE)
-  assert _wait_for(lambda: _count_lines(workdir) >= 6, pair[0])
+  _reach(lambda: _count_lines(workdir) >= 6, pair[0], workdir, "log0")
   pair[1].send_signal(signal.SIGTERM)
   _finish_pair(pair, workdir, code=143)
   _finish(workdir, PRECISE)
@@ -330,7 +337,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_in_an_evaluation(tmp_path):
   # Long enough for the processes to agree: JAX looks for a signal each second.
   many = [f"evals.e{i}.data=builtin:two_digits/train" for i in range(40)]
   pair = _start_pair(workdir, *many, "eval_every_steps=4", OFTEN)
-  assert _wait_for(lambda: _count_lines(workdir) == 4, pair[0])
+  _reach(lambda: _count_lines(workdir) == 4, pair[0], workdir, "log0")
   pair[1].send_signal(signal.SIGTERM)
   _finish_pair(pair, workdir, code=143)
   saved = {path.name for path in (workdir / "checkpoints").iterdir()}

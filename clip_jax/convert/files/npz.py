@@ -8,39 +8,22 @@ import io
 import itertools
 import os
 import pathlib
-import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from clip_jax import errors, whole_files
+from clip_jax import errors, npy_header, whole_files
 from clip_jax.convert import tensor as tensor_lib
 from clip_jax.convert.files import datafile, zip_directory
 
 _KIND = "a numpy archive"
 _SUFFIX = ".npy"
-_MAGIC = b"\x93NUMPY"
-MAX_HEADER_BYTES = 10_000  # numpy's own limit.
 
 # Limits on the decompressed size, in bytes and as a ratio. Weights hardly
 # compress; zeros compress a thousand times, so that a small file could fill the
 # memory.
 MAX_INFLATED_BYTES = 1 << 28
 MAX_INFLATED_RATIO = 64
-
-# Python 2 wrote its long integers with an L.
-_LENGTH = r"(?:0|[1-9][0-9]*)L?"
-_HEADER = re.compile(
-  r"\{S'descr':S(?P<descr>'[^'\\]*'|\[.*\]|[^'\[]{0,40}?)S,"
-  r"S'fortran_order':S(?P<fortran>True|False)S,"
-  r"S'shape':S\(S(?P<shape>NS,S(?:NS,S)*(?:NS)?|)\)S,?S\}S".replace(
-    "S", "[ \\n]*"
-  ).replace("N", _LENGTH),
-  re.DOTALL,
-)
-_DESCR = re.compile(r"'([<>|=])?([biufV])(\d{1,2})'")
-_NUMBERS = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
-_NUMBERS |= {"b1", "f2", "f4", "f8"}
 
 
 def read(path: str | os.PathLike) -> datafile.Contents:
@@ -70,10 +53,11 @@ def read(path: str | os.PathLike) -> datafile.Contents:
 def _tensor(
   file: datafile.DataFile, entry: zip_directory.Entry
 ) -> tensor_lib.Tensor:
-  text, start = _header_text(
-    zip_directory.head(file, entry, MAX_HEADER_BYTES + 12)
+  shape, dtype, fortran, start = npy_header.read(
+    zip_directory.head(file, entry, npy_header.MAX_BYTES + 12)
   )
-  shape, dtype, fortran = _parse(text)
+  if dtype.kind == "V":
+    dtype = datafile.BFLOAT16
   size = datafile.byte_count(shape, dtype)
   if start + size != entry.size:
     raise ValueError(
@@ -86,42 +70,6 @@ def _tensor(
       return _as_array(raw, shape, dtype, fortran)
 
   return tensor_lib.Tensor(shape, _native(dtype), read_data)
-
-
-def _header_text(head: bytes) -> tuple[str, int]:
-  """Returns an array's header, and the position of its data."""
-  if head[:6] != _MAGIC:
-    raise ValueError("it does not begin as a numpy array does")
-  version = tuple(head[6:8])
-  if version not in ((1, 0), (2, 0), (3, 0)):
-    raise ValueError(f"its format version is {version}; known: 1.0, 2.0, 3.0")
-  start = 10 if version == (1, 0) else 12
-  size = int.from_bytes(head[8:start], "little")
-  if size > MAX_HEADER_BYTES or start + size > len(head):
-    raise ValueError(f"its header should have {size} bytes")
-  encoding = "utf-8" if version == (3, 0) else "latin-1"
-  return head[start : start + size].decode(encoding), start + size
-
-
-def _parse(text: str) -> tuple[tuple[int, ...], np.dtype, bool]:
-  """Returns the shape, the stored dtype and the order in an array's header."""
-  match = _HEADER.fullmatch(text)
-  if not match:
-    raise ValueError(f"its header is not numpy's: {text[:80]!r}")
-  descr = _DESCR.fullmatch(match["descr"])
-  order, kind = (descr[1], descr[2] + descr[3]) if descr else (None, "")
-  if kind == "V2" and order != ">":
-    dtype = datafile.BFLOAT16
-  elif kind in _NUMBERS:
-    dtype = np.dtype(order.replace("|", "=") + kind if order else kind)
-  else:
-    raise ValueError(
-      f"its dtype is {match['descr'][:40]}; only numbers, truth values and "
-      "bfloat16 (as two-byte voids) are read, never objects"
-    )
-  lengths = match["shape"].replace("L", "").split(",")
-  shape = tuple(int(length) for length in lengths if length.strip())
-  return shape, dtype, match["fortran"] == "True"
 
 
 def _native(dtype: np.dtype) -> np.dtype:
@@ -161,7 +109,7 @@ def _entry(name: str, tensor: tensor_lib.Tensor) -> tuple[str, Iterator, int]:
 def _header(name: str, tensor: tensor_lib.Tensor) -> bytes:
   if tensor.dtype == datafile.BFLOAT16:
     descr = "|V2"
-  elif tensor.dtype.str[1:] in _NUMBERS:
+  elif tensor.dtype.str[1:] in npy_header.NUMBERS:
     descr = tensor.dtype.newbyteorder("<").str
   else:
     raise errors.UserError(

@@ -8,14 +8,19 @@ Where there are both, the `.txt` counts.
 
 import codecs
 import contextlib
-import io
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from clip_jax import errors, json_text, places, regular_files, terminal
+from clip_jax import (
+  errors,
+  json_text,
+  npy_header,
+  places,
+  regular_files,
+  terminal,
+)
 from clip_jax.data import record as record_lib
 
 # "text": a `.txt` is one caption; "lines": each of its lines is one.
@@ -101,17 +106,8 @@ def labels_from(
 
 def _marked(data: bytes, key: str) -> np.ndarray:
   try:
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0
-    if version == (2, 0):
-      read = np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    # Before anything is allocated: the header may claim any size.
-    if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-      raise ValueError
-    found = np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)
-  except Exception:  # A header is Python's syntax, and fails in many ways.
+    found = npy_header.array(data)
+  except ValueError:
     raise record_lib.BadRecord("bad_label", key) from None
   if found.ndim != 1 or found.dtype.kind not in "biuf":
     raise record_lib.BadRecord("bad_label", key)
