@@ -6,6 +6,7 @@ behind each name; tests compare them with the tables of functions.
 
 PRECISIONS = ("bfloat16", "float32", "float64")
 OPTIMIZERS = ("adafactor", "adamw", "lion", "muon")
+SCHEDULES = ("cosine", "linear", "constant", "rsqrt")
 INIT_SCHEMES = ("scaled", "openai")
 # What training asks of a model, and those that end in no shared embedding.
 OBJECTIVES = ("contrastive", "bow_contrastive", "bow", "lm")

@@ -63,6 +63,9 @@ EXTRAS = {"index.faiss": "faiss", "--queries en=": "py3langid"}
 # What stands here in place of a reader's large data and long runs.
 SMALL = {
   "--profile 20": "--profile 2",
+  "steps=40000": "steps=2",
+  "steps=50000": "steps=3",
+  "cooldown_steps=10000": "cooldown_steps=1",
   "{00000..00331}": "{00000..00001}",
   "/data/": "data/",
   "ADDRESS": "csv:pairs.csv",

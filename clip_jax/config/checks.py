@@ -17,6 +17,9 @@ _MEANT = {
   **dict.fromkeys(("pure_bf16", "fp16", "pure_fp16", "amp_fp16"), "bfloat16"),
   "fp32": "float32",
   "siglip": "sigmoid",
+  **dict.fromkeys(("const", "constant_with_warmup"), "constant"),
+  **dict.fromkeys(("const-cooldown", "warmup_stable_decay"), "constant"),
+  "inverse_sqrt": "rsqrt",
 }
 
 
@@ -50,6 +53,7 @@ def check(config: schema.Config | ml_collections.ConfigDict) -> schema.Config:
       f"epochs={epochs}."
     )
   _check_augment(schema.Augment(**tree["augment"]), tree["data"])
+  _check_schedule(schema.Optim(**tree["optim"]))
   for name, entry in tree["evals"].items():
     if not isinstance(entry, Mapping):
       raise errors.UserError(
@@ -83,6 +87,19 @@ def _check_augment(augment: schema.Augment, data: Mapping[str, Any]) -> None:
     raise errors.UserError(
       f"augment.jitter_prob={augment.jitter_prob:g} has no effect without one "
       f"of {', '.join(colours)}; give it, or leave it out."
+    )
+
+
+def _check_schedule(optim: schema.Optim) -> None:
+  """Raises UserError where a field would have no effect."""
+  if (
+    optim.schedule != "rsqrt"
+    and optim.rsqrt_steps != schema.Optim().rsqrt_steps
+  ):
+    raise errors.UserError(
+      f"optim.rsqrt_steps={optim.rsqrt_steps} has no effect where "
+      f"optim.schedule is {optim.schedule}; give optim.schedule=rsqrt, or "
+      "leave it out."
     )
 
 

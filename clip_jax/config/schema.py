@@ -201,6 +201,26 @@ class Optim:
     "most a tenth of the run",
     unit="updates",
   )
+  schedule: str = _knob(
+    "cosine",
+    _one_of(names.SCHEDULES),
+    "how the learning rate goes on after the warm-up: to 0 at the end of the "
+    "run along half a cosine (paper, section 2.5) or a line; constant; or "
+    "over the square root of 1 + updates / rsqrt_steps",
+  )
+  rsqrt_steps: int = _knob(
+    10_000,
+    _at_least(1),
+    "updates after the warm-up at which rsqrt has come to 0.71 of the peak",
+    unit="updates",
+  )
+  cooldown_steps: int = _knob(
+    0,
+    _at_least(0),
+    "last updates of the run, in which the learning rate also falls to 0 along "
+    "a line",
+    unit="updates",
+  )
   weight_decay: float = _knob(
     0.2, _at_least(0), "decoupled decay of matrices (paper, Table 18)"
   )

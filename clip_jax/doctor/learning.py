@@ -127,7 +127,13 @@ def prepare(config: config_lib.Config) -> Setup:
     steps=_ENDLESS_STEPS,
     epochs=None,
     # The weights in use are those that learn.
-    optim=dataclasses.replace(config.optim, warmup_steps=0, ema_decay=0.0),
+    optim=dataclasses.replace(
+      config.optim,
+      warmup_steps=0,
+      schedule="constant",
+      cooldown_steps=0,
+      ema_decay=0.0,
+    ),
     # Workers take longer to start than to be timed.
     data=dataclasses.replace(config.data, text_layout="full", workers=0),
     evals={},

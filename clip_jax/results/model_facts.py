@@ -78,6 +78,9 @@ def _optimizer(optim: config_lib.Optim) -> str:
   rate = f"{optim.name}, peak learning rate {optim.peak_lr:g}"
   if optim.warmup_steps is not None:
     rate += f" after {optim.warmup_steps} steps"
+  rate += f", then {optim.schedule}"
+  if optim.cooldown_steps:
+    rate += f", the last {optim.cooldown_steps} steps to 0"
   return f"{rate}, weight decay {optim.weight_decay:g}"
 
 

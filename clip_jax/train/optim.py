@@ -1,7 +1,7 @@
 """Optimizers: the paper's AdamW and others.
 
-All of them share gradient clipping, decoupled weight decay, warm-up and cosine
-decay; they differ in how the direction of an update is computed.
+All of them share gradient clipping, decoupled weight decay and the schedule of
+the learning rate; they differ in how the direction of an update is computed.
 """
 
 import math
@@ -51,24 +51,38 @@ _FACTORED_FROM = 64
 _MUON_RMS = 0.2
 
 
-def schedule(
+# How the learning rate goes on after the warm-up, as a part of its peak: of the
+# updates since, of those from there to the end, and of `rsqrt_steps`.
+SCHEDULES: dict[str, Callable[[jax.Array, int, int], jax.Array]] = {
+  "cosine": lambda since, left, _: (
+    (1 + jnp.cos(jnp.pi * jnp.clip(since / left, 0, 1))) / 2
+  ),
+  "linear": lambda since, left, _: 1 - jnp.clip(since / left, 0, 1),
+  "constant": lambda since, *_: jnp.ones_like(since),
+  # Zhai et al. 2022 (arXiv 2106.04560), with the cooldown.
+  "rsqrt": lambda since, _, rsqrt_steps: jax.lax.rsqrt(
+    1 + jnp.maximum(since, 0) / rsqrt_steps
+  ),
+}
+
+
+def _rate(
   step: ArrayLike,
+  optim: config_lib.Optim,
   *,
-  peak_lr: float,
   warmup_steps: int,
   total_steps: int,
-  dtype: jnp.dtype = jnp.float32,
+  dtype: jnp.dtype,
 ) -> jax.Array:
-  """Returns the learning rate of update number `step`, counted from 0.
-
-  It rises linearly to `peak_lr` in `warmup_steps` and then falls to 0 at
-  `total_steps` along half a cosine (paper, section 2.5). Computed in `dtype`.
-  """
   step = jnp.asarray(step).astype(dtype)
   warmup = (step + 1) / max(warmup_steps, 1)
-  progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-  cosine = (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1))) / 2
-  return peak_lr * jnp.minimum(warmup, cosine)
+  decay = SCHEDULES[optim.schedule](
+    step - warmup_steps, max(total_steps - warmup_steps, 1), optim.rsqrt_steps
+  )
+  rate = optim.peak_lr * jnp.minimum(warmup, decay)
+  if optim.cooldown_steps:
+    rate *= jnp.clip((total_steps - step) / optim.cooldown_steps, 0, 1)
+  return rate
 
 
 def decays(params: Any) -> Any:
@@ -83,13 +97,17 @@ def make_schedule(
 ) -> Callable[[ArrayLike], jax.Array]:
   """Returns the learning rate as a function of the number of updates done.
 
+  It rises linearly to `optim.peak_lr` in `optim.warmup_steps` and then goes on
+  as `optim.schedule` says; in the last `optim.cooldown_steps` it is multiplied
+  by what falls linearly from 1 to 0.
+
   Args:
     optim: `config.optim`.
     precision: the run's precision; the rate is computed in at least float32.
     total_steps: the number of updates of the whole run.
 
   Raises:
-    UserError: the warm-up is longer than the run.
+    UserError: the warm-up, or it and the cooldown, are longer than the run.
   """
   warmup_steps = optim.warmup_steps
   if warmup_steps is None:
@@ -99,9 +117,15 @@ def make_schedule(
       f"optim.warmup_steps={warmup_steps} is more than the run's "
       f"{total_steps} steps; try {max(total_steps // 10, 1)}."
     )
-  return lambda step: schedule(
+  if optim.cooldown_steps > total_steps - warmup_steps:
+    raise errors.UserError(
+      f"optim.cooldown_steps={optim.cooldown_steps} after a warm-up of "
+      f"{warmup_steps} is more than the run's {total_steps} steps; give at "
+      f"most {total_steps - warmup_steps}."
+    )
+  return lambda step: _rate(
     step,
-    peak_lr=optim.peak_lr,
+    optim,
     warmup_steps=warmup_steps,
     total_steps=total_steps,
     dtype=jnp.promote_types(precision, jnp.float32),

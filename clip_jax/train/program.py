@@ -155,7 +155,8 @@ def make_program(
       config.optim,
       precision=config.precision,
       # The number of steps is only a constant in the schedule.
-      total_steps=total_steps or (config.optim.warmup_steps or 0) + 1,
+      total_steps=total_steps
+      or (config.optim.warmup_steps or 0) + config.optim.cooldown_steps + 1,
       image_kind=spec["image"]["kind"],
     ),
     total_steps=total_steps,

@@ -307,6 +307,25 @@ def test_another_config_is_refused_unless_allowed(tmp_path):
   assert loop.train(changed, tmp_path, allow_changes=True).steps == 3
 
 
+def test_a_constant_rate_is_ended_by_a_cooldown_as_if_planned(tmp_path):
+  open_end = [*CHANGES, "optim.schedule=constant"]
+  planned = config_lib.load(CONFIG, [*open_end, "optim.cooldown_steps=2"])
+  loop.train(planned, tmp_path / "planned")
+  loop.train(config_lib.load(CONFIG, [*open_end, "steps=4"]), tmp_path / "a")
+  shutil.copytree(tmp_path / "a", tmp_path / "copy")
+  loop.train(planned, tmp_path / "copy", allow_changes=True)
+  losses = [
+    [line for line in _lines(tmp_path / name) if "loss" in line]
+    for name in ("copy", "planned")
+  ]
+  assert losses[0] == losses[1] and len(losses[0]) == 3
+  got, want = (
+    workdir_lib.load_model(tmp_path / name).variables
+    for name in ("copy", "planned")
+  )
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
 def test_what_cannot_change_the_result_may_change(tmp_path):
   loop.train(_config(steps=2, evals={}), tmp_path)
   changes = ("data.threads=1", "mesh.fsdp=4", "checkpoint.keep=1")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clip_jax import config as config_lib
-from clip_jax import errors
+from clip_jax import errors, names
 from clip_jax.models import freezing, variants
 from clip_jax.train import optim
 
@@ -30,6 +30,56 @@ def test_the_schedule_warms_up_and_falls_to_zero():
   np.testing.assert_allclose(rates[8], 0.25, rtol=1e-6)  # Half of the cosine.
   np.testing.assert_allclose(rates[12], 0, atol=1e-8)
   assert rates[3:] == sorted(rates[3:], reverse=True)
+
+
+# Of peak 1, 4 updates of warm-up, 20 in all, the last 5 a cooldown; updates 2,
+# 3, 4, 8, 14, 15, 17 and 20.
+SCHEDULES = {
+  "constant": [0.75, 1, 1, 1, 1, 1, 0.6, 0],
+  "linear": [0.75, 1, 1, 0.75, 0.375, 0.3125, 0.6 * 0.1875, 0],
+  "cosine": [
+    *(0.75, 1, 1),
+    *((1 + np.cos(np.pi * done / 16)) / 2 for done in (4, 10, 11)),
+    *(0.6 * (1 + np.cos(np.pi * 13 / 16)) / 2, 0),
+  ],
+  "rsqrt": [
+    *(0.75, 1, 1),
+    *((1 + done / 8) ** -0.5 for done in (4, 10, 11)),
+    *(0.6 * (1 + 13 / 8) ** -0.5, 0),
+  ],
+}
+
+
+@pytest.mark.parametrize("name", names.SCHEDULES)
+def test_a_schedule_goes_on_as_it_says(name):
+  changes = {"rsqrt_steps": 8} if name == "rsqrt" else {}
+  schedule = optim.make_schedule(
+    _config(
+      **(changes | {"schedule": name, "peak_lr": 1.0, "warmup_steps": 4}),
+      cooldown_steps=5,
+    ).optim,
+    precision="float32",
+    total_steps=20,
+  )
+  got = [float(schedule(step)) for step in (2, 3, 4, 8, 14, 15, 17, 20)]
+  np.testing.assert_allclose(got, SCHEDULES[name], rtol=2e-6, atol=1e-7)
+
+
+def test_every_schedule_has_its_function():
+  assert tuple(optim.SCHEDULES) == names.SCHEDULES
+
+
+def test_a_cooldown_longer_than_the_rest_of_the_run_is_refused():
+  changed = _config(warmup_steps=4, cooldown_steps=7)
+  with pytest.raises(errors.UserError, match=r"cooldown_steps=7.*at most 6"):
+    optim.make_schedule(changed.optim, precision="float32", total_steps=10)
+
+
+def test_a_field_of_another_schedule_is_refused():
+  changed = _config(schedule="linear", rsqrt_steps=100)
+  changed.data.train, changed.steps = "builtin:digits/train", 9
+  with pytest.raises(errors.UserError, match="rsqrt_steps=100 has no effect"):
+    config_lib.check(changed)
 
 
 def test_a_warm_up_longer_than_the_run_is_refused():
