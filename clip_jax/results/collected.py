@@ -77,11 +77,7 @@ class Result:
         found = found.get(name)
       elif self.fraction(name) != fraction(self.values.get("value")):
         return None  # The interval of another measure.
-    if isinstance(found, list) and len(found) == 2:
-      low, high = map(fraction, found)
-      if low is not None and high is not None and low <= high:
-        return low, high
-    return None
+    return interval(found)
 
   def _suite_interval(self, name: str) -> Any:
     """Returns the interval of one of the further measures of a suite's result.
@@ -160,6 +156,15 @@ def fraction(value: Any) -> float | None:
   """Returns `value` if it is a number from 0 to 1, else None."""
   found = number(value)
   return found if found is not None and 0 <= found <= 1 else None
+
+
+def interval(value: Any) -> tuple[float, float] | None:
+  """Returns `value` if it is two fractions, the lower first; else None."""
+  if isinstance(value, list) and len(value) == 2:
+    low, high = map(fraction, value)
+    if low is not None and high is not None and low <= high:
+      return low, high
+  return None
 
 
 def top1(value: Any) -> float | None:

@@ -4,7 +4,13 @@ from collections.abc import Callable, Sequence
 
 from clip_jax import terminal
 from clip_jax.evals import calibration, published
-from clip_jax.results import collected, mistakes, picture, robustness_figures
+from clip_jax.results import (
+  collected,
+  group_figures,
+  mistakes,
+  picture,
+  robustness_figures,
+)
 from clip_jax.results.picture import PUBLISHED, Figure, Mark, Panel
 
 _CONTEXT = ("ViT-B-32", "ViT-L-14-336")  # Published beside each data set.
@@ -206,6 +212,7 @@ FIGURES: dict[str, tuple[_Draw, str]] = {
     "results of --task robustness",
   ),
   "few_shot": (few_shot, "results of --task few_shot"),
+  "groups": (group_figures.groups, "results of --task groups"),
   "reliability": (
     mistakes.reliability,
     f"zero-shot results of {calibration.LEAST_EXAMPLES} examples or more",

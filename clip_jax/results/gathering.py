@@ -38,6 +38,7 @@ _MEASURES = (
   "image_to_text",
   "shots",
   "corruptions",
+  "attributes",
   "calibration",
 )
 # How a result was measured; of few-shot ones `shots` says it, too.
@@ -47,6 +48,7 @@ _SETTINGS = (
   "features",
   "neighbours",
   "duplicates",
+  "groups",
   "train_data",
   "folds_from",
 )

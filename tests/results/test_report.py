@@ -66,6 +66,21 @@ def results(**more):
         for severity in (2, 1)
       ],
     },
+    "faces": {
+      "task": "groups",
+      "model": MODEL,
+      "data": "folder:/data/faces",
+      "attributes": {
+        "age": {
+          "groups": {
+            "old": _group(0.5, cat=0.25, dog=0.75),
+            "young": _group(0.75, cat=0.5, dog=0.5),
+          },
+          "labels": [{"label": "dog", "gap": 0.25}, {"label": "cat"}],
+        },
+        "unlabelled": {"groups": {"x": _group(None, cat=1.0)}, "labels": []},
+      },
+    },
     "coco": {
       "task": "retrieval",
       "model": MODEL,
@@ -79,6 +94,19 @@ def results(**more):
       "image_to_text": {"r@1": 0.4, "r@5": 0.6, "r@10": 0.7, "median_rank": 3},
     },
     **more,
+  }
+
+
+def _group(top1, **rates):
+  """A group of 8 images, as results have it."""
+  return {
+    "examples": 8,
+    "top1": top1,
+    "top1_interval_95": [0.25, 1.0],
+    "rates": {
+      name: {"rate": rate, "interval_95": [rate / 2, 1.0]}
+      for name, rate in rates.items()
+    },
   }
 
 
@@ -202,6 +230,18 @@ def test_the_table_of_retrieval_has_both_directions(collection):
   assert table.published_rows == 26 == len(table.rows) - 2
 
 
+def test_groups_have_their_accuracy_and_the_label_that_differs_most(collection):
+  right, called = figures.FIGURES["groups"][0](collection).panels
+  assert right.title == "run on folder:faces\nage: top-1"
+  assert list(right.categories) == ["old (8)", "young (8)"]
+  (mark,) = right.marks
+  assert (list(mark.x), list(mark.y)) == ([50, 75], [0, 1])
+  assert list(mark.ranges) == [(25, 100), (25, 100)]
+  assert called.title == "run on folder:faces\nage: called dog"
+  (mark,) = called.marks
+  assert list(mark.x) == [75, 50] and mark.ranges[0] == (37.5, 100)
+
+
 @pytest.mark.parametrize("name", [*figures.FIGURES, *tables.TABLES])
 @pytest.mark.parametrize(
   "broken", [None, 3, "text", [], {}, [None, 3, {}], {"reliability": 3}]
@@ -210,13 +250,19 @@ def test_values_of_any_kind_are_survived(tmp_path, name, broken):
   keys = (
     *("shots", "corruptions", "calibration", "confusions", "clean", "step"),
     *("text_to_image", "zero_shot", "interval_95", "protocol", "examples"),
+    *("attributes", "groups"),
   )
   values = {"task": name, **dict.fromkeys(keys, broken), "top1": 0.5}
-  tasks = ("zero_shot", "few_shot", "robustness", "retrieval", broken)
+  tasks = ("zero_shot", "few_shot", "robustness", "retrieval", "groups", broken)
   found = {
     f"{i}": {**values, "task": task, "data": broken}
     for i, task in enumerate(tasks)
   }
+  attributes = {
+    "a": {"groups": {"x": broken, "y": {"rates": broken}}, "labels": broken},
+    "b": {"groups": {"x": {"top1": broken, "rates": {"l": broken}}}},
+  }
+  found["attributes"] = {"task": "groups", "attributes": attributes}
   made = (figures.FIGURES | tables.TABLES)[name][0]
   made(gathering.read([write_all(tmp_path / "results", found)]))
 
@@ -249,9 +295,9 @@ def test_a_report_is_a_page_with_all_pictures_in_it(tmp_path):
   (source / f"{evil.replace('/', '')}.json").write_text("{")
   out = tmp_path / "out"
   made = report_files.write([source], out)
-  assert made.models == ["run", "script>"] and made.results == 9
-  names = ["accuracy", "shifts", "corruptions", "few_shot", "reliability"]
-  names += ["confusions"]
+  assert made.models == ["run", "script>"] and made.results == 10
+  names = ["accuracy", "shifts", "corruptions", "few_shot", "groups"]
+  names += ["reliability", "confusions"]
   assert [path.rpartition("/")[2] for path in made.pictures] == [
     f"{name}.png" for name in names
   ]
@@ -265,7 +311,7 @@ def test_a_report_is_a_page_with_all_pictures_in_it(tmp_path):
   page = _Reader()
   page.feed(text)
   assert "script" not in page.tags
-  assert page.tags.count("img") == 6 and page.tags.count("table") == 3
+  assert page.tags.count("img") == 7 and page.tags.count("table") == 3
   assert all(
     x.startswith(("data:image/png;base64,", "https://")) for x in page.sources
   )
