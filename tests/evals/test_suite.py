@@ -372,6 +372,19 @@ def test_a_wrong_set_is_told_and_the_rest_goes_on(tmp_path, damage):
   assert of_doctor["problem"] == found["mnist"]["problem"]
 
 
+def test_of_a_wrong_set_an_earlier_result_is_told(tmp_path, caplog):
+  write_mnist(tmp_path)
+  out = tmp_path / "out"
+  before = measure(tmp_path, out, "mnist")["mnist"]
+  assert before["status"] == "measured"
+  kept = (out / "mnist.json").read_bytes()
+  said = _lost_shard(tmp_path)
+  problem = measure(tmp_path, out, "mnist")["mnist"]["problem"]
+  assert said in problem and "mnist.json has a result of before" in problem
+  assert problem in caplog.text
+  assert (out / "mnist.json").read_bytes() == kept
+
+
 def test_a_truncated_file_is_told_with_what_is_measured(tmp_path):
   write_mnist(tmp_path)
   path = tmp_path / "wds_mnist" / "test" / "1.tar"

@@ -128,8 +128,7 @@ def run(
         functools.partial(_prepare, entry, place, subject, max_pixels)
       )
     except errors.UserError as error:
-      _LOGGER.warning("%s: %s", entry.name, error)
-      yield {**about, "status": result_files.WRONG, "problem": str(error)}
+      yield result_files.not_measured(about, result_files.WRONG, error, out)
       continue
     if prepared is None:
       yield {**about, "status": result_files.MISSING}
@@ -150,10 +149,9 @@ def run(
       )
     except errors.UserError as error:
       _check_finite(subject)
-      _LOGGER.warning("%s: %s", entry.name, error)
       found = prepared.opened.found
       about |= {"data": found.address, "layout": found.layout}
-      yield {**about, "status": result_files.DAMAGED, "problem": str(error)}
+      yield result_files.not_measured(about, result_files.DAMAGED, error, out)
       continue
     seconds = time.perf_counter() - started
     sources = prepared.opened.parts or [prepared.opened.source]

@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,8 @@ from typing import Any
 
 from clip_jax import errors, json_text, regular_files, whole_files
 from clip_jax.evals.suite import data_sets
+
+_LOGGER = logging.getLogger(__name__)
 
 FORMAT = 1  # Of the files; a change measures everything anew.
 MEASURED, DAMAGED, MISSING = "measured", "damaged", "missing"
@@ -136,6 +139,24 @@ def check_place(directory: pathlib.Path) -> None:
   raise errors.UserError(
     f"Cannot write to {directory}: {reason}. Choose another place."
   )
+
+
+def not_measured(
+  about: Mapping[str, Any], status: str, error: Exception, out: pathlib.Path
+) -> dict[str, Any]:
+  """Returns the result of a set that has no measure, and warns of it.
+
+  Args:
+    about: the set.
+    status: `WRONG` or `DAMAGED`.
+    error: why.
+    out: the directory of results.
+  """
+  problem, path = str(error), path_of(out, about["set"])
+  if path.exists():  # A report would draw it.
+    problem += f" {path} has a result of before."
+  _LOGGER.warning("%s: %s", about["set"], problem)
+  return {**about, "status": status, "problem": problem}
 
 
 def write_csv(
