@@ -5,7 +5,7 @@ from typing import Any
 import ml_collections
 
 from clip_jax import errors, json_text
-from clip_jax.config import schema
+from clip_jax.config import schema, unknown_fields
 
 # Two fields for the length of a run, of which exactly one is given.
 _LENGTHS = {"steps": "epochs", "epochs": "steps"}
@@ -48,7 +48,8 @@ def apply_override(config: ml_collections.ConfigDict, override: str) -> None:
       ) from None
     return
   if path not in schema.SCHEMA:
-    raise errors.unknown("config field", path, [*schema.SCHEMA, *_OPEN_FIELDS])
+    known = [*schema.SCHEMA, *_OPEN_FIELDS]
+    raise unknown_fields.error(path, text, known=known)
   for parent in parents:
     node = node[parent]
   node[leaf] = _parse(path, text, schema.SCHEMA[path].type)
