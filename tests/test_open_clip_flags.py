@@ -194,6 +194,8 @@ def test_names_of_open_clip_are_translated(name, said):
     ("ViT-B-32/openai", "create_model('ViT-B-32')"),
     ("ViT-L-14-336/openai", "hf-hub:openai/clip-vit-large-patch14-336."),
     ("ViT-g-14/none_of_these", "hf-hub:ORG/NAME."),
+    ("EVA02-B-16/merged2b_s8b_b131k", "EVA is not built in"),
+    ("coca_ViT-B-32", "CoCa is not built in"),
   ],
 )
 def test_models_are_named_as_open_clip_names_them(name, said):

@@ -21,6 +21,7 @@ from clip_jax.models import (
   bert,
   clip,
   layers,
+  other_families,
   resnet,
   text,
   variant_table,
@@ -151,7 +152,7 @@ def complete(
     base, overrides = overrides or {}, None
   elif isinstance(base, str):
     if base not in VARIANTS:
-      unknown = errors.unknown("model", base, VARIANTS)
+      unknown = other_families.unknown(base, VARIANTS)
       if "/" not in base or "Did you mean" in str(unknown):
         raise unknown
       raise errors.UserError(
