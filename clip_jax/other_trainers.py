@@ -231,6 +231,8 @@ _OTHER_NAMES = {
 }
 # Names for which open_clip has no flag.
 MORE = {
+  "adam-betas": f"{_C}optim.beta1=0.9 {_C}optim.beta2=0.98",
+  "betas": f"{_C}optim.beta1=0.9 {_C}optim.beta2=0.98",
   "checkpoint-dir": "--workdir {}",
   "drop-path": "nothing: layers are not dropped",
   "dropout": "nothing: the towers have no dropout",
@@ -244,6 +246,7 @@ MORE = {
   "input-batch-size": f"{_C}batch_size={{}}",
   "num-classes": "nothing: texts are the classes",
   "num-steps": f"{_C}steps={{}}",
+  "opt-betas": f"{_C}optim.beta1=0.9 {_C}optim.beta2=0.98",
   "per-device-batch-size": f"{_C}batch_size=N, {{}} times the devices",
   "per-device-train-batch-size": f"{_C}batch_size=N, {{}} times the devices",
   "shuffle-buffer-size": "nothing: the order of all pairs is new in every "

@@ -216,6 +216,13 @@ def _check_sizes(description):
         f"{value!r}."
       )
   for part in TOWERS:
+    policy = description[part].get("remat", "none")
+    if not isinstance(policy, str):
+      raise errors.UserError(
+        f"Model field '{part}.remat' is the name of a policy: 'full' computes "
+        "everything again in the backward pass, 'none' nothing; got "
+        f"{policy!r}."
+      )
     loops = description[part].get("scan", True)
     if not isinstance(loops, bool):
       raise errors.UserError(

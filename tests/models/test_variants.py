@@ -145,6 +145,8 @@ def test_a_logit_bias_brings_siglips_scale_without_a_bound():
     ({"embed_dim": 0}, "'embed_dim' must be a whole .* got 0"),
     ({"image": {"scan": "False"}}, "'image.scan' is true or false; got 'Fa"),
     ({"text": {"scan": 1}}, "'text.scan' is true or false; got 1"),
+    ({"image": {"remat": True}}, "'image.remat' is the name of a policy: 'fu"),
+    ({"text": {"remat": ["full"]}}, "'text.remat' is the name of a policy"),
     ({"image": {"patch_dropout": 1.0}}, "less than 1; got 1.0"),
     ({"image": {"patch_dropout": -0.1}}, "less than 1; got -0.1"),
   ],
