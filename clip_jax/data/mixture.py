@@ -224,7 +224,7 @@ class Mixture:
       record = part.source[index - (self._ends[number - 1] if number else 0)]
     except record_lib.BadRecord as error:
       named = record_lib.BadRecord(error.reason, self._key(part, error.key))
-      named.hint = error.hint
+      named.hint, named.advice = error.hint, error.advice
       raise named from error
     record = dataclasses.replace(record, key=self._key(part, record.key))
     if self._same_classes:

@@ -326,6 +326,7 @@ def inspect(
   labels: collections.Counter[int] = collections.Counter()
   bad_keys: list[tuple[str, str]] = []
   hints: dict[str, str] = {}
+  advice: dict[str, str] = {}
   shown: list[dict[str, Any]] = []
   texts = image_bytes = 0
   for slot in range(len(source)):
@@ -335,6 +336,8 @@ def inspect(
       bad[item.reason] += 1
       if item.hint:
         hints.setdefault(item.reason, item.hint)
+      if item.advice:
+        advice.setdefault(item.reason, item.advice)
       if len(bad_keys) < most_bad:
         bad_keys.append((item.key, item.reason))
     else:
@@ -347,6 +350,9 @@ def inspect(
         shown.append(_describe(item, image.size))
     if on_record is not None:
       on_record(slot + 1)
+  for why, todo in advice.items():
+    if 2 * bad[why] > len(source):  # Else most were found where they lie.
+      hints[why] = "; ".join(filter(None, (hints.get(why), todo)))
   about = account.of(source).to_dict()
   names = collections.Counter(map(tokenizer.plain, source.class_names or ()))
   if twice := sorted(name for name, count in names.items() if count > 1):
