@@ -13,6 +13,7 @@ from clip_jax.convert import (
   hub,
   interpolation,
   missing_model,
+  models_below,
   positions,
   weights_file,
 )
@@ -82,18 +83,21 @@ def _recognise_directory(path: pathlib.Path) -> str:
   shown = report_lib.shown(found, _SHOWN)
   if (path / _DESCRIPTION).exists():
     config_file.read(path / _DESCRIPTION)  # Raises where it cannot be read.
-  files = [name for name in found if weights_file.is_one(path / name)]
-  hint = f" To read {files[0]}, give its own path." if files else _above(path)
+  hint = models_below.hint(path, _is_model) or _above(path)
   raise errors.UserError(
     f"Model {str(path)!r} is in no known format (found: "
     f"{shown or 'nothing'}); give {_ACCEPTED}.{hint}"
   )
 
 
+def _is_model(path: pathlib.Path) -> bool:
+  return any(known.recognise(path) for known in FORMATS.values())
+
+
 def _above(path: pathlib.Path) -> str:
   """Returns a hint where `path` is a part of a model's directory."""
   for parent in path.absolute().parents[:2]:
-    if any(known.recognise(parent) for known in FORMATS.values()):
+    if _is_model(parent):
       step = (
         f"; in Python, clip_jax.load({str(parent)!r}, step={path.name}) takes "
         "this step"
