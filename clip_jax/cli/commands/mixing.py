@@ -59,8 +59,8 @@ def mix(arguments: argparse.Namespace) -> verb.Answer:
     if replaced:
       why = ", ".join(f"{count} {reason}" for reason, count in replaced.items())
       text += (
-        "\nBad records were replaced by others of their source, as in training: "
-        f"{why}. `clip-jax data inspect DATA` lists what is wrong."
+        "\nBad records were replaced by others of their source, as in training"
+        f": {why}. `clip-jax data inspect DATA` lists what is wrong."
       )
   return verb.Answer(payload, text)
 
