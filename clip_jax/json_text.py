@@ -3,6 +3,7 @@
 Any bytes give either a value of the wanted type or a `JsonError`.
 """
 
+import ast
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ MAX_BYTES = 2**28
 _MAX_DIGITS = 20
 AGAIN = "; fetch or make it again."
 _SEAL = "sha256"
+_MOST_TYPED = 10_000  # Characters.
 
 
 class JsonError(errors.UserError):
@@ -104,6 +106,21 @@ def parse(
       f"{what} must hold a JSON {names}, got {value!r:.60}{AGAIN}"
     )
   return value
+
+
+def of_python(text: str) -> str | None:
+  """Returns the JSON for a value that is spelled as in Python; None for others.
+
+  Such are True, (0.5, 0.5), .5 and {'a': 1}. The text is one that somebody
+  wrote, not one of a file.
+  """
+  if len(text) > _MOST_TYPED:
+    return None
+  try:
+    value = ast.literal_eval(text.strip())
+    return None if isinstance(value, str) else json.dumps(value)
+  except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
+    return None
 
 
 def read(

@@ -84,6 +84,11 @@ def test_differences_name_the_field_and_both_values():
     ("evals.seen.task=retrieval", ("evals", "seen", "task"), "retrieval"),
     ("evals.new.data=folder:a=b", ("evals", "new", "data"), "folder:a=b"),
     ("model_overrides.text.depth=5", ("model_overrides", "text", "depth"), 5),
+    (
+      "model_overrides.image.scan=False",
+      ("model_overrides", "image", "scan"),
+      False,
+    ),
     ("steps=9", ("steps",), 9),
   ],
 )
@@ -101,6 +106,16 @@ def test_an_override_sets_the_field_with_its_type(override, path, value):
     ("optim.peek_lr=1", "Did you mean 'optim.peak_lr'"),
     ("batch_size=1.5", "batch_size takes int, got '1.5'"),
     ("batch_size=many", "batch_size takes int, got 'many'"),
+    ("augment.scale=(0.4,1.0)", "Write one number, such as 0.4 "),
+    ("augment.ratio=[0.75, 1.33]", "Write one number, such as 1.33 "),
+    ("augment.hue=-0.1,0.1", "Write one number, such as 0.1 "),
+    ("augment.flip=true", "It is one number .probability that an image is"),
+    ("data.max_pixels=None", "takes int, got 'None'. Leave it out"),
+    (
+      "model_overrides.image_mean=(0.5, 0.5, 0.5)",
+      r"takes JSON: write \[0.5, 0.5, 0.5\] in place of",
+    ),
+    ("model_overrides.init_logit_scale=.5", "takes JSON: write 0.5 in"),
     ("batch_size=0", "batch_size=0 is not allowed"),
     ("steps", "has no value"),
     ("steps=1e400", "steps takes int, got '1e400'"),

@@ -18,9 +18,9 @@ PACKAGE, module_name = floors.PACKAGE, floors.module_name
 # its own and from those below.
 FLOORS = (
   "buckets config cpu_compiler errors host_devices host_memory hosts interrupts"
-  " json_lines json_text kept_files mirrors names npy_header packing places"
-  " preprocess programs regular_files sharding terminal tokenizer versions"
-  " whole_files",
+  " json_lines json_text kept_files mirrors names npy_header other_trainers"
+  " packing places preprocess programs regular_files sharding terminal"
+  " tokenizer versions whole_files",
   "models",
   "data losses",
   "evals report",
@@ -56,6 +56,7 @@ FORBIDDEN = {
   "mirrors": _HEAVY,
   "models": _OUTSIDE_OF_MODELS,
   "npy_header": _HEAVY,
+  "other_trainers": _HEAVY,
   "packing": _OUTSIDE_OF_MODELS,
   "places": _HEAVY,
   "preprocess": _HEAVY,

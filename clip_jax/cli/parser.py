@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import clip_jax
-from clip_jax import buckets, errors, host_devices
-from clip_jax.cli import examples, flags, open_clip_flags, output, verbs
+from clip_jax import buckets, errors, host_devices, other_trainers
+from clip_jax.cli import examples, flags, output, verbs
 from clip_jax.data import schemes
 
 _OVERRIDE = "--config."
@@ -74,7 +74,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     flag = word.partition("=")[0]
     if flag.startswith("--") and flag not in asked.flags:
       if verb.takes_overrides:
-        _hint_at_open_clip(chosen, flag, words)
+        _hint_at_others(chosen, flag, words)
         _hint_at_override(chosen, word)
       _refuse(asked, "flag", flag, asked.flags)
   if verb.has_actions:
@@ -171,15 +171,21 @@ def _hint_at_override(parser: argparse.ArgumentParser, word: str) -> None:
       )
 
 
-def _hint_at_open_clip(
-  parser: argparse.ArgumentParser, flag: str, words: Sequence[str]
+def _hint_at_others(
+  parser: flags.Parser, flag: str, words: Sequence[str]
 ) -> None:
-  """Exits with a table of all of open_clip's flags if `flag` is one."""
-  found = open_clip_flags.translation(words)
+  """Exits with a table of all flags of other trainers if `flag` is one."""
+  found = [
+    (theirs, ours)
+    for theirs, ours in other_trainers.translation(words)
+    if theirs not in parser.flags
+  ]
   if flag in dict(found):
     rows = "".join(f"\n  {theirs:24} {ours}" for theirs, ours in found)
+    is_flag = flag.removeprefix("--").replace("_", "-") in other_trainers.FLAGS
+    whose = "open_clip's" if is_flag else "other trainers'"
     parser.error(
-      f"unknown flag {flag!r}: it is one of open_clip's. Here one writes{rows}"
+      f"unknown flag {flag!r}: it is one of {whose}. Here one writes{rows}"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from clip_jax import errors
-from clip_jax.config import schema
+from clip_jax.config import schema, unknown_fields
 
 _MAX_INTEGER = 2**53  # Larger integers are not exact as floats.
 # What other trainers call a value.
@@ -34,7 +34,7 @@ def check(config: schema.Config | ml_collections.ConfigDict) -> schema.Config:
   flat = flatten(tree, leave=schema.OPEN)
   for path, value in flat.items():
     if path not in schema.SCHEMA:
-      raise errors.unknown("config field", path, schema.SCHEMA)
+      raise unknown_fields.error(path, str(value))
     check_field(path, value, schema.SCHEMA[path])
   if missing := [path for path in schema.SCHEMA if path not in flat]:
     raise errors.UserError(

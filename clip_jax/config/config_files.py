@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from clip_jax import errors, json_text
-from clip_jax.config import checks, overrides, schema
+from clip_jax.config import checks, overrides, schema, unknown_fields
 
 
 def load(
@@ -61,7 +61,7 @@ def _file_error(
   locked = re.match(r"""'?Key "(\w+)" does not exist and cannot""", str(error))
   if locked:
     names = {name for field in schema.SCHEMA for name in field.split(".")}
-    message = str(errors.unknown("config field", locked[1], names))
+    message = str(unknown_fields.error(locked[1], known=names))
   else:
     first = (str(error).splitlines() or [""])[0]
     message = f"{type(error).__name__}: {first}"
@@ -117,7 +117,7 @@ def _thaw(tree: dict[str, Any]) -> ml_collections.ConfigDict:
     config[name] = ml_collections.ConfigDict(open_field)
   for path, value in checks.flatten(tree).items():
     if path not in schema.SCHEMA:
-      raise errors.unknown("config field", path, schema.SCHEMA)
+      raise unknown_fields.error(path)
     *parents, leaf = path.split(".")
     node: Any = config
     for parent in parents:

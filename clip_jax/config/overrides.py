@@ -5,11 +5,12 @@ from typing import Any
 import ml_collections
 
 from clip_jax import errors, json_text
-from clip_jax.config import schema
+from clip_jax.config import schema, unknown_fields
 
 # Two fields for the length of a run, of which exactly one is given.
 _LENGTHS = {"steps": "epochs", "epochs": "steps"}
 
+_OF_PYTHON = {"True": "true", "False": "false", "None": "null"}
 # The names of fields in open dictionaries, for messages that list all fields.
 _OPEN_FIELDS = ("evals.NAME.*", "model_overrides.*")
 
@@ -41,14 +42,15 @@ def apply_override(config: ml_collections.ConfigDict, override: str) -> None:
       node = node[parent]
     is_eval = parents[0] == "evals"
     try:
-      node[leaf] = text if is_eval else _parse_json(text)
+      node[leaf] = text if is_eval else _parse_json(path, text)
     except TypeError:  # The config file has set it to another type.
       raise errors.UserError(
         f"config.{path} takes {type(node[leaf]).__name__}, got {text!r}."
       ) from None
     return
   if path not in schema.SCHEMA:
-    raise errors.unknown("config field", path, [*schema.SCHEMA, *_OPEN_FIELDS])
+    known = [*schema.SCHEMA, *_OPEN_FIELDS]
+    raise unknown_fields.error(path, text, known=known)
   for parent in parents:
     node = node[parent]
   node[leaf] = _parse(path, text, schema.SCHEMA[path].type)
@@ -68,12 +70,34 @@ def _parse(path: str, text: str, kind: type) -> Any:
   except (ValueError, OverflowError):  # Overflow: an infinite integer.
     raise errors.UserError(
       f"config.{path} takes {kind.__name__}, got {text!r}."
+      f"{_what_to_write(path, text)}"
     ) from None
 
 
-def _parse_json(text: str) -> Any:
+def _what_to_write(path: str, text: str) -> str:
+  """Returns a sentence for a field of a number that got something else."""
+  field = schema.SCHEMA[path]
+  if text.casefold() in ("none", "null") and field.default is None:
+    return " Leave it out."
+  value = json_text.of_python(text.strip("[]()"))
+  numbers = json_text.parse(value, kind=object) if value else None
+  for number in numbers if isinstance(numbers, list) else ():
+    # Ranges elsewhere, such as (0.4, 1.0), are one number here.
+    if isinstance(number, int | float) and field.check(number) is None:
+      return f" Write one number, such as {number} ({field.help})."
+  return f" It is one number ({field.help})."
+
+
+def _parse_json(path: str, text: str) -> Any:
   """Returns the value of JSON text, or the text itself if it is not JSON."""
+  # True, False and None mean the same in Python; they name nothing else.
+  text = _OF_PYTHON.get(text, text)
   try:
     return json_text.parse(text, kind=object)
   except json_text.JsonError:
-    return text
+    pass
+  if (spelled := json_text.of_python(text)) is not None:
+    raise errors.UserError(
+      f"config.{path} takes JSON: write {spelled} in place of {text!r}."
+    )
+  return text

@@ -6,7 +6,7 @@ import re
 
 from clip_jax import errors
 from clip_jax.convert import hub
-from clip_jax.models import variants
+from clip_jax.models import other_families, variants
 
 # Well-known repositories of the Hub, by the architecture of their model.
 REPOSITORIES = {
@@ -55,6 +55,11 @@ def error(path: pathlib.Path, accepted: str) -> errors.UserError:
         "is given by its path or as "
         f"{hub.PREFIX}{REPOSITORIES.get(found, 'ORG/NAME')}."
       )
+  is_path = path.parent != pathlib.Path() and os.path.exists(path.parent)
+  if not is_path and (told := other_families.sentence(name)):
+    return errors.UserError(
+      f"{what}. {told}{errors.beside(path)} Give {accepted}."
+    )
   hint = ""
   if local := _LOCAL.fullmatch(name):
     hint = f" Give a directory by its path alone: {local[1]}."

@@ -2,10 +2,12 @@
 
 import os
 import pathlib
+import shlex
 from collections.abc import Callable
 from typing import TypeVar
 
 from clip_jax import buckets, errors
+from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import (
   bucket_models,
   config_file,
@@ -13,6 +15,7 @@ from clip_jax.convert import (
   hub,
   interpolation,
   missing_model,
+  models_below,
   positions,
   weights_file,
 )
@@ -82,26 +85,41 @@ def _recognise_directory(path: pathlib.Path) -> str:
   shown = report_lib.shown(found, _SHOWN)
   if (path / _DESCRIPTION).exists():
     config_file.read(path / _DESCRIPTION)  # Raises where it cannot be read.
-  files = [name for name in found if weights_file.is_one(path / name)]
-  hint = f" To read {files[0]}, give its own path." if files else _above(path)
+  hint = models_below.hint(path, _is_model) or _above(path)
   raise errors.UserError(
     f"Model {str(path)!r} is in no known format (found: "
     f"{shown or 'nothing'}); give {_ACCEPTED}.{hint}"
   )
 
 
+def _is_model(path: pathlib.Path) -> bool:
+  return any(known.recognise(path) for known in FORMATS.values())
+
+
 def _above(path: pathlib.Path) -> str:
   """Returns a hint where `path` is a part of a model's directory."""
-  for parent in path.absolute().parents[:2]:
-    if any(known.recognise(parent) for known in FORMATS.values()):
-      step = (
-        f"; in Python, clip_jax.load({str(parent)!r}, step={path.name}) takes "
-        "this step"
-        if path.name.isdecimal()
-        else ""
-      )
-      return f" It lies in the model {str(parent)!r}: give that{step}."
+  absolute = path.absolute()
+  for parent in absolute.parents[:3]:
+    if _is_model(parent):
+      top, *below = absolute.relative_to(parent).parts
+      is_step = top == workdir_lib.DIRECTORY and workdir_lib.recognise(parent)
+      step = below[0] if is_step and below else ""
+      how = _how_to_take(parent, int(step)) if step.isdecimal() else ""
+      return f" It lies in the model {str(parent)!r}: give that.{how}"
   return ""
+
+
+def _how_to_take(workdir: pathlib.Path, step: int) -> str:
+  """Returns how to take one checkpoint of a workdir that holds several."""
+  saved = shlex.quote(str(workdir / workdir_lib.DIRECTORY / str(step)))
+  about = (workdir / x for x in (workdir_lib.CONFIG, workdir_lib.TOKENIZER))
+  copied = " ".join(shlex.quote(str(x)) for x in about if x.exists())
+  return (
+    f" In Python clip_jax.load({str(workdir)!r}, step={step}) takes this step; "
+    "a command takes it as a workdir of its own: mkdir -p DIR/"
+    f"{workdir_lib.DIRECTORY} && cp -r {copied} DIR && cp -r {saved} "
+    f"DIR/{workdir_lib.DIRECTORY}"
+  )
 
 
 def _recognise_file(path: pathlib.Path, options: Options) -> str:

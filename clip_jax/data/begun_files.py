@@ -28,11 +28,14 @@ class Entry(NamedTuple):
     data: of the record; None if it is left out as bad.
     bad: why it is bad, or "".
     resized: whether its image was made smaller.
+    replaced: why the records are bad in whose place it stands; this is not
+      kept, as such are copied without being decoded.
   """
 
   data: bytes | None
   bad: str
   resized: bool
+  replaced: tuple[str, ...] = ()
 
 
 class BegunFile:

@@ -83,7 +83,8 @@ class _Copier:
     return [self._copied(slot) for slot in range(start, stop)]
 
   def _copied(self, slot: int) -> begun_files.Entry:
-    rule, item, small = self.rule, read(self.source, slot), None
+    rule, small = self.rule, None
+    item, replaced = _read_through(self.source, slot)
     try:
       if isinstance(item, record_lib.Record):
         if rule.shortest_side is not None:
@@ -104,7 +105,17 @@ class _Copier:
       item = record_lib.BadRecord(error.reason, item.key)
     bad = item.reason if isinstance(item, record_lib.BadRecord) else ""
     data = None if bad and rule.drop_bad else array_record.encode(item)
-    return begun_files.Entry(data, bad, small is not None)
+    return begun_files.Entry(data, bad, small is not None, replaced)
+
+
+def _read_through(
+  source: record_lib.Source, slot: int
+) -> tuple[Item, tuple[str, ...]]:
+  """Returns what `read` does, and why the records are bad that it replaces."""
+  if (with_replaced := getattr(source, "with_replaced", None)) is None:
+    return read(source, slot), ()
+  record, met = with_replaced(slot)
+  return record, tuple(error.reason for error in met)
 
 
 def read(source: record_lib.Source, slot: int) -> Item:
@@ -128,7 +139,7 @@ class _Shards:
   """Files of records in a directory; those that are whole lie on a shelf.
 
   `done` has an entry for each: `name`, `records`, `bytes`, and of all slots up
-  to its end `stop`, `bad` and `resized`.
+  to its end `stop`, `bad`, `resized` and `replaced`.
   """
 
   def __init__(
@@ -146,6 +157,7 @@ class _Shards:
     self.slot: int = last.get("stop", 0)
     self.bad = collections.Counter(last.get("bad", {}))
     self.resized: int = last.get("resized", 0)
+    self.replaced = collections.Counter(last.get("replaced", {}))
     self._writer: Any = None
     self._begun = self._begin()
     for entry in self._begun.read() if keeps_begun else ():
@@ -164,6 +176,7 @@ class _Shards:
     if entry.bad:
       self.bad[entry.bad] += 1
     self.resized += entry.resized
+    self.replaced.update(entry.replaced)
     self.slot += 1
     if entry.data is not None:
       self._write(entry.data)
@@ -201,6 +214,7 @@ class _Shards:
       "stop": self.slot,
       "bad": dict(self.bad),
       "resized": self.resized,
+      "replaced": dict(self.replaced),
     }
     self._shelf.mkdir(parents=True, exist_ok=True)
     path.rename(self._shelf / self._name)
@@ -259,7 +273,9 @@ def write(
 
   Returns:
     `records`, `bad` (their number by reason), `files`, and with a
-    `rule.shortest_side` `resized`: how many images were made smaller.
+    `rule.shortest_side` `resized`: how many images were made smaller; where
+    records stand in the place of bad ones, as in the examples of a run,
+    `replaced`, these bad ones by reason.
 
   Raises:
     Interrupted: a process was killed.
@@ -299,4 +315,5 @@ def write(
     "bad": dict(shards.bad),
     "files": files,
     **({} if rule.shortest_side is None else {"resized": shards.resized}),
+    **({"replaced": dict(shards.replaced)} if shards.replaced else {}),
   }

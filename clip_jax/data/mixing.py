@@ -50,9 +50,15 @@ class Examples(views.View):
     return self._number
 
   def __getitem__(self, index: int) -> record_lib.Record:
+    return self.with_replaced(index)[0]
+
+  def with_replaced(
+    self, index: int
+  ) -> tuple[record_lib.Record, list[record_lib.BadRecord]]:
+    """Returns an example, and the bad records in whose place it stands."""
     if not 0 <= index < len(self):
       raise IndexError(index)
-    return order.first_good(self._slots, index, self._read)[0]
+    return order.first_good(self._slots, index, self._read)
 
   def _read(self, slot: int) -> record_lib.Record:
     record = self._source[slot]

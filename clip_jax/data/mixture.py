@@ -57,11 +57,17 @@ def parse(text: str) -> dict[str, int] | None:
   Raises:
     UserError: the text begins like JSON, but is not such an object or list.
   """
-  if not text.lstrip().startswith(("{", "[")):
+  if not text.lstrip().startswith(("{", "[", "(")):
     return None
-  found = json_text.parse(
-    text, what="data.train", kind=(dict, list), strict=True
-  )
+  try:
+    found = json_text.parse(
+      text, what="data.train", kind=(dict, list), strict=True
+    )
+  except json_text.JsonError as error:
+    spelled = json_text.of_python(text)
+    todo = f"; write {spelled}" if spelled else ""
+    said = str(error).removesuffix(json_text.AGAIN)
+    raise errors.UserError(f"{said}: {text!r:.200}{todo}.") from None
   if isinstance(found, list):
     wrong = [x for x in found if not isinstance(x, str)]
     if wrong or len(set(map(str, found))) < len(found):
@@ -218,7 +224,7 @@ class Mixture:
       record = part.source[index - (self._ends[number - 1] if number else 0)]
     except record_lib.BadRecord as error:
       named = record_lib.BadRecord(error.reason, self._key(part, error.key))
-      named.hint = error.hint
+      named.hint, named.advice = error.hint, error.advice
       raise named from error
     record = dataclasses.replace(record, key=self._key(part, record.key))
     if self._same_classes:

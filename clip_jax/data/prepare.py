@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from clip_jax import errors, json_text, preprocess, tokenizer, whole_files
-from clip_jax.data import account, copying, processes
+from clip_jax import errors, json_text, preprocess, whole_files
+from clip_jax.data import account, alike, copying, processes
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import array_record
 
@@ -326,8 +326,10 @@ def inspect(
   labels: collections.Counter[int] = collections.Counter()
   bad_keys: list[tuple[str, str]] = []
   hints: dict[str, str] = {}
+  advice: dict[str, str] = {}
   shown: list[dict[str, Any]] = []
   texts = image_bytes = 0
+  captions: set[str] = set()
   for slot in range(len(source)):
     item = copying.read(source, slot)
     item, image = _checked(item, preprocess.decode, limits)
@@ -335,10 +337,14 @@ def inspect(
       bad[item.reason] += 1
       if item.hint:
         hints.setdefault(item.reason, item.hint)
+      if item.advice:
+        advice.setdefault(item.reason, item.advice)
       if len(bad_keys) < most_bad:
         bad_keys.append((item.key, item.reason))
     else:
       texts += len(item.texts)
+      if len(captions) < 2:
+        captions.update(item.texts)
       image_bytes += len(item.image)
       labels.update(item.labels or ())
       if item.label is not None:
@@ -347,15 +353,15 @@ def inspect(
         shown.append(_describe(item, image.size))
     if on_record is not None:
       on_record(slot + 1)
+  for why, todo in advice.items():
+    if 2 * bad[why] > len(source):  # Else most were found where they lie.
+      hints[why] = "; ".join(filter(None, (hints.get(why), todo)))
   about = account.of(source).to_dict()
-  names = collections.Counter(map(tokenizer.plain, source.class_names or ()))
-  if twice := sorted(name for name, count in names.items() if count > 1):
-    more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
-    about["notes"].append(
-      "Several classes have the same name, but for capitals and spaces, and "
-      "most models cannot tell them apart: "
-      f"{', '.join(map(repr, twice[:5]))}{more}."
-    )
+  names = source.class_names or ()
+  about["notes"] += alike.note_classes(names)
+  if len(captions) == 1 < texts and len(names) != 1:
+    (caption,) = captions
+    about["notes"].append(alike.note_caption(caption, of="All records"))
   return {
     "records": len(source),
     "good": len(source) - bad.total(),

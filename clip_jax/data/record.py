@@ -62,7 +62,10 @@ class BadRecord(Exception):
     reason: one machine-readable word, such as "missing_caption".
     key: the key of the slot, as far as it is known.
     hint: what to do about it, where there is more to say than the reason.
+    advice: what to do where most records of the source are bad like this one.
   """
+
+  advice = ""
 
   def __init__(self, reason: str, key: str):
     super().__init__(reason, key)

@@ -93,6 +93,12 @@ def parse_address(address: str) -> tuple[str, str, dict[str, str]]:
     for item in match[1].split("&"):
       name, _, value = item.partition("=")
       if name not in known:
+        elsewhere = [f"{x}:" for x in SCHEMES if name in SCHEMES[x][2]]
+        if elsewhere and not errors.nearest(name, known, cutoff=0.75):
+          raise errors.UserError(
+            f"DATA address {address!r}: {name}= is an option of "
+            f"{', '.join(elsewhere)}; {scheme}: takes {', '.join(known)}."
+          )
         raise errors.unknown(f"option of {scheme}:", name, known)
       if name in options:
         raise errors.UserError(

@@ -112,7 +112,7 @@ def parted(text: str) -> list[str]:
   if len(found) > 1:
     return found
   names = [x.strip() for x in text.split(",")]
-  if any(name.startswith(("[", "{", '"')) for name in names):
+  if any(name.startswith(("[", "{", '"', '("', "('")) for name in names):
     raise errors.UserError(
       f"The labels {text!r:.100} have brackets or quotes, which would be part "
       "of their names: write cat,dog. A name with a comma or a quote in it "

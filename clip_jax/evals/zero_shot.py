@@ -269,11 +269,12 @@ def evaluate(
     scored = likelihood.scores(
       batches, score_texts, resolved, subtract_prior=subtract_prior
     )
+    less = ", less its mean over all images" if subtract_prior else ""
     return {
       **of_scores(scored, len(resolved.names)),
       "prompts_hash": resolved.digest,
-      "protocol": "zero-shot: classes by the likelihood of their prompts, as "
-      "the model predicts captions; ties go by class number",
+      "protocol": f"zero-shot: classes by the likelihood of their prompts{less}"
+      ", as the model predicts captions; ties go by class number",
     }
   classes = model.embed_classes(resolved)
   read = embed(model, batches, classes=len(classes))

@@ -21,6 +21,7 @@ from clip_jax.models import (
   bert,
   clip,
   layers,
+  other_families,
   resnet,
   text,
   variant_table,
@@ -151,7 +152,7 @@ def complete(
     base, overrides = overrides or {}, None
   elif isinstance(base, str):
     if base not in VARIANTS:
-      unknown = errors.unknown("model", base, VARIANTS)
+      unknown = other_families.unknown(base, VARIANTS)
       if "/" not in base or "Did you mean" in str(unknown):
         raise unknown
       raise errors.UserError(
@@ -215,6 +216,13 @@ def _check_sizes(description):
         f"{value!r}."
       )
   for part in TOWERS:
+    policy = description[part].get("remat", "none")
+    if not isinstance(policy, str):
+      raise errors.UserError(
+        f"Model field '{part}.remat' is the name of a policy: 'full' computes "
+        "everything again in the backward pass, 'none' nothing; got "
+        f"{policy!r}."
+      )
     loops = description[part].get("scan", True)
     if not isinstance(loops, bool):
       raise errors.UserError(

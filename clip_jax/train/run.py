@@ -12,7 +12,7 @@ from clip_jax import embedder, errors, inference, inputs, sharding
 from clip_jax import preprocess as preprocess_lib
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.checkpoints import state as state_lib
-from clip_jax.data import account, mixture, pipeline, sources
+from clip_jax.data import account, alike, mixture, pipeline, sources
 from clip_jax.evals import ridge, tasks
 from clip_jax.models import freezing, variants
 from clip_jax.train import origins as origins_lib
@@ -135,6 +135,9 @@ class Run:
     account.check(
       self.source, data.train, max_bad_fraction=data.max_bad_fraction
     )
+    if (caption := alike.only_caption(self.source)) is not None:
+      looked_at = f"All records of {data.train} that were looked at"
+      _LOGGER.warning("%s", alike.note_caption(caption, of=looked_at))
 
   def going_on(self, position: Mapping[str, Any] | None, step: int) -> "Run":
     """Returns the run with each source of its data where `step` has left it.

@@ -153,7 +153,7 @@ def test_a_bare_file_with_its_config_beside_it_names_the_directory(
 
 def test_a_name_that_is_none_names_the_three_nearest(model, tmp_path):
   _save(tmp_path / "a.pt", _tensors(model, custom=True))
-  with pytest.raises(errors.UserError, match="nearest of") as raised:
+  with pytest.raises(errors.UserError, match="Nearest of") as raised:
     convert.open_model(tmp_path / "a.pt", options=Options(config="ViT-B-33"))
   message = str(raised.value)
   assert "ViT-B-32" in message and len(message) < 400

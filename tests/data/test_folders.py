@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+import memory_source
 from clip_jax import errors
-from clip_jax.data import sources
+from clip_jax.data import alike, prepare, record, sources
 
 
 @pytest.fixture
@@ -162,6 +163,24 @@ def test_a_pair_beside_class_folders_names_the_other_layout(folder):
   source = folder(CLASSES | {"n.png": None, "n.txt": b"a note"})
   (note,) = source.account.notes
   assert "?layout=classes" in note and "once 'n.png' lies in one" in note
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_single_caption_is_told(tmp_path, png, write_tar, several):
+  members = []
+  for n in range(40):
+    text = f"a thing {n == 39}" if several else "a thing"
+    members += [(f"{n}.png", png(n % 3)), (f"{n}.txt", text.encode())]
+  source = sources.open_source(f"wds:{write_tar(tmp_path / 'a.tar', members)}")
+  notes = prepare.inspect(source)["notes"]
+  assert [n for n in notes if "same caption, 'a thing'" in n] == [*notes]
+  assert len(notes) == (0 if several else 1)
+  found = [
+    *(record.Record(png(0), ("one",), str(n)) for n in range(6)),
+    record.Record(png(0), ("two" if several else "one",), "6"),
+  ]
+  only = alike.only_caption(memory_source.MemorySource(found))
+  assert only == (None if several else "one")
 
 
 def test_a_single_class_is_told(tmp_path, png):

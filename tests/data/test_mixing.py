@@ -223,3 +223,23 @@ def test_wrong_arguments_are_refused(addresses, words, code, said, fails):
 
 def test_a_source_is_given_once(addresses, fails):
   assert "once" in fails("data", "mix", addresses[0], addresses[0])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_records_that_are_replaced_are_told(
+  addresses, tmp_path, capsys, workers
+):
+  (tmp_path / "few" / "2.png").unlink()
+  (tmp_path / "few" / "3.png").write_bytes(b"no image")
+  words = [*addresses, "--examples", 8, "--out", tmp_path / "out"]
+  words += ["--workers", workers]
+  found = _run(capsys, *words, "--first", 8)
+  # Four examples are of `few`, one pass over its four records.
+  assert found["replaced"].keys() == {"missing_file", "not_an_image"}
+  replaced = [x for each in found["first"] for x in each["replaces"]]
+  assert len(replaced) == sum(found["replaced"].values())
+  assert any("2.png: missing_file" in x for x in replaced)
+  assert _run(capsys, *words)["replaced"] == found["replaced"]
+  cli.main(["data", "mix", *map(str, words), "--first", "8"])
+  said = capsys.readouterr().out
+  assert "Bad records were replaced" in said and " is in place of " in said

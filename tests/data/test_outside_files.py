@@ -554,3 +554,17 @@ def test_a_byte_order_mark_that_stands_twice_is_no_part_of_a_name(tmp_path):
   rows = "\ufeff\ufeffimage,caption\na.png,a cat\n"
   source = sources.open_source(_address_of(tmp_path / "a.csv", rows))
   assert len(source) == 1
+
+
+@pytest.mark.parametrize(("missing", "advised"), [(1, False), (3, True)])
+def test_a_root_is_advised_where_most_images_are_missing(
+  tmp_path, png, missing, advised
+):
+  lines = [f"{n}.png,a picture" for n in range(4)]
+  (tmp_path / "p.csv").write_text("image,caption\n" + "\n".join(lines))
+  for n in range(missing, 4):
+    (tmp_path / f"{n}.png").write_bytes(png(n))
+  found = prepare.inspect(sources.open_source(f"csv:{tmp_path}/p.csv"))
+  assert found["bad"] == {"missing_file": missing}
+  assert "0.png was tried" in found["hints"]["missing_file"]
+  assert ("?root=DIR" in found["hints"]["missing_file"]) == advised

@@ -80,6 +80,8 @@ def test_every_format_gives_the_same_records(
     ("builtin:digits/unseen", "builtin:digits/test"),
     ("builtin:two_digits", "builtin:two_digits/unseen"),
     ("builtin:digits/train?a=b", "Unknown option of builtin:"),
+    ("csv:a?label=x", "label= is an option of .*parquet:.*csv: takes image, c"),
+    ("wds:a.tar?root=x", "root= is an option of .*; wds: takes captions"),
     ("csv:a?image=x&sep=tab&image=y", "gives image= twice"),
     ("builtin:digits/train?split=train&split=held_out", "gives split= twice"),
     ("builtin:digits/train?split=test", "Known: held_out, train"),
@@ -132,6 +134,15 @@ def test_a_folder_that_links_to_itself_is_walked_once(tmp_path, png):
   (tmp_path / "ant" / "0.png").write_bytes(png(0))
   os.symlink(tmp_path, tmp_path / "ant" / "again")
   assert len(sources.open_source(f"folder:{tmp_path}")) == 1
+
+
+def test_several_columns_of_a_text_table_are_refused_with_what_to_do(tmp_path):
+  (tmp_path / "p.csv").write_text("image,alt,made\na.png,one,two\n")
+  with pytest.raises(errors.UserError, match="from one column") as raised:
+    sources.open_source(f"csv:{tmp_path}/p.csv?caption=alt,made")
+  assert f'"csv:{tmp_path}/p.csv?caption=made": 1}}' in str(raised.value)
+  with pytest.raises(errors.UserError, match="has no column 'alt,none'"):
+    sources.open_source(f"csv:{tmp_path}/p.csv?caption=alt,none")
 
 
 def test_a_folder_needs_images_in_classes_or_with_captions(tmp_path, png):

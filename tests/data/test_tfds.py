@@ -133,6 +133,8 @@ def test_features_are_chosen_by_name(data_dir, png, read_all):
   ]
   with pytest.raises(errors.UserError, match="Did you mean 'note'"):
     sources.open_source(address + "s")
+  both = _by_image(sources.open_source(f"{address},captions/text"), png)
+  assert both[1].texts == ("note 1", "é 1", "second 1")
 
 
 def test_parts_of_splits_and_copies_in_other_processes_work(data_dir):

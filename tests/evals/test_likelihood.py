@@ -76,6 +76,7 @@ def test_accuracy_is_that_of_the_slow_scores(subtract_prior):
   assert model.asked == [text for several in TEXTS.values() for text in several]
   assert got["top1"] == np.mean(want.argmax(axis=1) == labels)
   assert (got["examples"], got["classes"]) == (7, 3)
+  assert ("less its mean over all" in got["protocol"]) == subtract_prior
 
 
 def test_scores_equal_a_loop_with_and_without_the_prior():

@@ -142,7 +142,11 @@ def test_one_line_of_names_is_parted_by_commas(text, names):
 
 
 @pytest.mark.parametrize(
-  "text", ['["cat", "dog"]', '"cat","dog"', '{"cat": "a cat"}', 'a, "b, c"']
+  "text",
+  [
+    *('["cat", "dog"]', '"cat","dog"', '{"cat": "a cat"}', 'a, "b, c"'),
+    *('("cat", "dog")', "('cat', 'dog')"),
+  ],
 )
 def test_brackets_and_quotes_are_no_part_of_a_name(text):
   with pytest.raises(errors.UserError, match="have brackets or quotes"):

@@ -45,8 +45,9 @@ def test_names_of_classes_are_told_apart():
       continue
     known = classes.known_names(data_sets.classes(entry))
     shared = {name for name, numbers in known.items() if len(numbers) > 1}
-    # ImageNet has two missiles and two kinds of sunglasses of one name.
-    twins = {"missile", "sunglasses"}
+    # ImageNet has two missiles and two kinds of sunglasses of one name, and
+    # WordNet two cranes.
+    twins = {"missile", "sunglasses", "crane"}
     assert shared <= (twins if "imagenet" in entry.name else set()), entry.name
 
 
@@ -143,6 +144,22 @@ def test_equal_names_stand_for_classes_in_their_order():
     classes.match([*known.names, "missile"], known)
 
 
+@pytest.mark.parametrize("name", ["imagenet", "imagenet_a", "imagenet_r"])
+def test_wordnets_names_stand_for_imagenets_classes(name):
+  known, words = data_sets.classes_of(name), data_sets.wordnet_names()
+  given = [words[key] for key in known.keys]
+  assert known.names[:1] != given[:1]
+  found = classes.match(given, known)
+  np.testing.assert_array_equal(found, np.arange(len(given)))
+  if name == "imagenet":
+    assert given[0] == "tench, Tinca tinca"
+    # The two cranes lie in this order, and HuggingFace tells them apart so.
+    assert given[134] == given[517] == "crane"
+    given[517] = "crane2"
+    backwards = classes.match(given[::-1], known)
+    np.testing.assert_array_equal(backwards, np.arange(1000)[::-1])
+
+
 @pytest.mark.parametrize(
   "given, same",
   [
@@ -210,6 +227,15 @@ def test_a_set_is_found_in_its_layout(tmp_path, name, file, address):
   found = layouts.find(data_sets.entries()[name], tmp_path)
   expected = address and address.format(tmp_path)
   assert (found and found.address) == expected
+
+
+def test_imagenets_test_images_without_labels_are_not_taken(tmp_path):
+  for split in ("test", "train", "validation"):
+    _touch(tmp_path / "imagenet" / "data" / f"{split}-00000-of-00014.parquet")
+  found = layouts.find(data_sets.entries()["imagenet"], tmp_path)
+  assert (
+    found.address == f"parquet:{tmp_path}/imagenet/data/validation*.parquet"
+  )
 
 
 def test_the_root_must_be_a_directory(tmp_path):

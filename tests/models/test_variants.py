@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clip_jax import errors
-from clip_jax.models import resnet, variants
+from clip_jax.models import other_families, resnet, variants
 
 # Learned numbers of OpenAI's releases, without running statistics.
 OPENAI = {
@@ -145,6 +145,8 @@ def test_a_logit_bias_brings_siglips_scale_without_a_bound():
     ({"embed_dim": 0}, "'embed_dim' must be a whole .* got 0"),
     ({"image": {"scan": "False"}}, "'image.scan' is true or false; got 'Fa"),
     ({"text": {"scan": 1}}, "'text.scan' is true or false; got 1"),
+    ({"image": {"remat": True}}, "'image.remat' is the name of a policy: 'fu"),
+    ({"text": {"remat": ["full"]}}, "'text.remat' is the name of a policy"),
     ({"image": {"patch_dropout": 1.0}}, "less than 1; got 1.0"),
     ({"image": {"patch_dropout": -0.1}}, "less than 1; got -0.1"),
   ],
@@ -276,6 +278,13 @@ def test_a_resolved_description_makes_the_same_model():
     ("ViT-B32", {}, "Unknown model 'ViT-B32'. Did you mean 'ViT-B-32'"),
     ("vit_b_32", {}, "Did you mean 'ViT-B-32'"),
     ("ViT-B/32", {}, "Did you mean 'ViT-B-32'"),
+    ("RN50-quickgelu", {}, "Did you mean 'RN50'"),
+    ("ViT-L-14-336-quickgelu", {}, "Did you mean 'ViT-L-14-336'"),
+    ("ViT_bigG_14", {}, "Did you mean 'ViT-bigG-14'"),
+    ("coca_ViT-B-32", {}, "'coca_ViT-B-32'. CoCa is not built in; what is"),
+    ("convnext_base", {}, "ConvNeXt is not built in"),
+    ("EVA02-B-16", {}, "EVA is not built in"),
+    ("ViT-B-16-SigLIP2-naflex", {}, "NaFlex is not built in"),
     ("hf-hub:org/name", {}, "clip_jax.load reads it, .*--config.init.model"),
     ({}, {}, "lacks 'image'"),
     ("tiny-vit", {"image": {"widht": 3}}, r"image\.widht.*image\.width"),
@@ -290,3 +299,24 @@ def test_unknown_names_are_refused_with_the_known_ones(
 ):
   with pytest.raises(errors.UserError, match=message):
     variants.create_model(name, overrides=overrides)
+
+
+# Of open_clip (June 2026).
+ELSEWHERE = """
+CLAP-HTSAT-tiny CLAP-Whisper-small-Roberta-base EVA01-g-14-plus EVA02-E-14
+MobileCLIP-S1 MobileCLIP2-L-14 PE-Core-bigG-14-448 ViTamin-XL-256 ViTamin-B
+ViTamin-S-LTT coca_ViT-L-14 coca_base coca_roberta-ViT-B-32 convnext_xxlarge
+gte-modernbert-base-ViT-B-32-256 moderntext-naflex_ViT-B-deep-16
+mt5-xl-ViT-H-14 naflex_ViT-B-16 naflexclap_little naflexgenlip_so16
+nllb-clip-base-siglip roberta-ViT-B-32 swin_base_patch4_window7_224
+xlm-roberta-large-ViT-H-14 ViT-SO400M-16-SigLIP2-naflex
+"""
+
+
+def test_names_of_other_families_are_none_that_are_built_in():
+  for name in variants.VARIANTS:
+    assert other_families.family(name) is None, name
+  for name in ELSEWHERE.split():
+    assert other_families.family(name), name
+  for name in ("runs/vitamins", "medieval", "evaluation", "out5", "t500"):
+    assert other_families.family(name) is None, name

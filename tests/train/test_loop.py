@@ -207,6 +207,20 @@ def test_a_batch_of_one_pair_has_nothing_to_compare(caplog):
     assert ("one pair has no other to tell it from" in caplog.text) == told
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_data_of_one_caption_are_told_at_the_start(tmp_path, caplog, told):
+  texts = ["a cat"] * 5 if told else ["a cat", "a dog", "a cat"]
+  rows = [f"{n}.png,{text}" for n, text in enumerate(texts)]
+  (tmp_path / "pairs.csv").write_text("\n".join(["image,caption", *rows]))
+  for n in range(len(texts)):
+    (tmp_path / f"{n}.png").write_bytes(b"is not decoded")
+  config = config_lib.default_config()
+  config.model, config.batch_size, config.steps = "tiny-vit", 16, 5
+  config.data.train = f"csv:{tmp_path}/pairs.csv"
+  run_lib.make_run(config_lib.check(config)).check_data()
+  assert ("have the same caption, 'a cat'" in caplog.text) == told
+
+
 def test_captions_that_are_cut_are_told_at_the_start(caplog):
   config = config_lib.default_config()
   config.model, config.batch_size, config.steps = "tiny-vit", 16, 5000

@@ -35,21 +35,33 @@ def mix(arguments: argparse.Namespace) -> verb.Answer:
     "examples": number,
     "sources": _sources(mixed, number),
     "first": [
-      {"key": record.key, "texts": record.texts}
-      for record in map(
-        examples.__getitem__, range(min(arguments.first, number))
+      {
+        "key": record.key,
+        "texts": record.texts,
+        "replaces": [str(bad) for bad in met],
+      }
+      for record, met in map(
+        examples.with_replaced, range(min(arguments.first, number))
       )
     ],
   }
   text = _text(payload)
   if arguments.out is not None:
     written = _write(examples, data.train, arguments)
+    replaced = written.get("replaced", {})
     payload |= {"out": arguments.out, "written": written["written"]}
+    payload["replaced"] = replaced
     did = "Wrote" if written["written"] else "Already there:"
     text += (
       f"\n\n{did} {written['records']} examples; read them in this order from "
       f"arrayrecord:{arguments.out}"
     )
+    if replaced:
+      why = ", ".join(f"{count} {reason}" for reason, count in replaced.items())
+      text += (
+        "\nBad records were replaced by others of their source, as in training"
+        f": {why}. `clip-jax data inspect DATA` lists what is wrong."
+      )
   return verb.Answer(payload, text)
 
 
@@ -135,4 +147,10 @@ def _text(found: dict[str, Any]) -> str:
       for number, each in enumerate(found["first"])
     ]
     lines += ["", terminal.table(("example", "record", "texts"), shown)]
+    lines += [
+      f"{number} is in place of "
+      f"{terminal.escaped(', '.join(each['replaces']), limit=200)}"
+      for number, each in enumerate(found["first"])
+      if each["replaces"]
+    ]
   return "\n".join(lines)

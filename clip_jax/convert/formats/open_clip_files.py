@@ -14,7 +14,7 @@ from clip_jax import errors
 from clip_jax.convert import config_file, portable, weights_file
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.formats import open_clip_config, timm_vit
-from clip_jax.models import variants
+from clip_jax.models import other_families, variants
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -120,9 +120,10 @@ def find(
     return Files(read_config(file), str(file), path, (file,), beside)
   if options.config not in variants.VARIANTS:
     near = errors.nearest(options.config, variants.VARIANTS)
+    listed = f"Nearest of {len(variants.VARIANTS)} names: {', '.join(near)}."
     raise errors.UserError(
-      f"--config {options.config} is neither a file nor the name of a model; "
-      f"nearest of {len(variants.VARIANTS)} names: {', '.join(near)}."
+      f"--config {options.config} is neither a file nor the name of a model. "
+      f"{other_families.sentence(options.config) or listed}"
     )
   report.infer("config", options.config, "flag")
   spec = named(options.config, options)

@@ -9,6 +9,9 @@ from clip_jax.data import record as record_lib
 from clip_jax.data.sources import disk
 
 _SHOWN_PATHS = 3
+_ROOT = (
+  "name the directory of the images by ?root=DIR at the end of the address"
+)
 
 
 class ImageFile(NamedTuple):
@@ -71,23 +74,22 @@ class ImageFiles:
       return ImageFile(path, disk.read_image(path, key=key, within=within))
     except record_lib.BadRecord as error:
       if error.reason == "missing_file":
-        error.hint = _hint(name, list(dict.fromkeys(path for path, _ in tried)))
+        paths = list(dict.fromkeys(path for path, _ in tried))
+        error.hint, error.advice = _hint(name, paths)
       raise
 
 
-def _hint(name: str, tried: list[str]) -> str:
+def _hint(name: str, tried: list[str]) -> tuple[str, str]:
+  """Returns what to say of a missing image, and where most are missing."""
   if "://" in name:
-    return "a URL is not fetched; img2dataset downloads lists of them"
+    return "a URL is not fetched; img2dataset downloads lists of them", ""
   more = len(tried) - _SHOWN_PATHS
   paths = " and ".join(tried[:_SHOWN_PATHS])
   paths += f" and {more} more" if more > 0 else ""
   were = f"{paths} {'was' if len(tried) == 1 else 'were'} tried"
   if "\\" in name and os.sep == "/":
-    return f"{were}; write / in place of the backslashes"
-  return (
-    f"{were}; name the directory of the images by ?root=DIR at the end of the "
-    "address"
-  )
+    return f"{were}; write / in place of the backslashes", ""
+  return were, _ROOT
 
 
 def open_files(

@@ -42,6 +42,7 @@ from clip_jax.data.sources import (
   kept_index,
   open_files,
   strings,
+  table_columns,
   table_lines,
   table_rows,
 )
@@ -333,7 +334,7 @@ def _form(
     name.strip() for name in next(csv.reader([header], delimiter=separator), [])
   ]
   image, caption = (
-    _column(columns, options.get(option), usual, option, path, notes)
+    table_columns.find(columns, options.get(option), usual, option, path, notes)
     for option, usual in (
       ("image", IMAGE_COLUMNS),
       ("caption", CAPTION_COLUMNS),
@@ -358,45 +359,3 @@ def _separator(header: str, name: str | None, declared: str | None) -> str:
   if name not in SEPARATORS:
     raise errors.unknown("value of sep=", name, SEPARATORS)
   return SEPARATORS[name]
-
-
-def _column(
-  columns: list[str],
-  wanted: str | None,
-  usual: tuple[str, ...],
-  option: str,
-  path: str,
-  notes: list[str],
-) -> int:
-  """Returns the place of a column; `notes` grow where others might be meant."""
-  folded = [column.casefold() for column in columns]
-  names = usual if wanted is None else (wanted,)
-  for name in names:
-    if columns.count(name) > 1:
-      raise errors.UserError(
-        f"csv:{path} has {columns.count(name)} columns that are named "
-        f"{name!r}; rename all but the right one in its first line."
-      )
-    if name in columns:
-      found = columns.index(name)
-    elif folded.count(name.casefold()) == 1:
-      found = folded.index(name.casefold())
-    else:
-      continue
-    others = [
-      column
-      for place, column in enumerate(columns)
-      if wanted is None and place != found and folded[place] in usual
-    ]
-    if others:
-      notes.append(
-        f"The {option}s are read from the column {columns[found]!r}, not from "
-        f"{terminal.quoted(others)}; choose with ?{option}=COLUMN."
-      )
-    return found
-  looked_for = " or ".join(map(repr, names))
-  raise errors.UserError(
-    f"csv:{path} has no column {looked_for}; its columns are"
-    f" {terminal.quoted(columns)}. Name the right one with"
-    f" ?{option}=COLUMN (and sep= if the separator is another)."
-  )

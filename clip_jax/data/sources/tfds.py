@@ -10,6 +10,7 @@ Options:
   image, caption, label: names of the features, with "/" for nested ones; by
     default those that go by these names, or the only one of its kind. A label
     may be a sequence, of the classes of an image that may be of any number.
+    Commas join several captions.
   ignored: with such a sequence, another one; its classes that are not in the
     first are ignored: `label=labels_no_difficult&ignored=labels` of `voc`.
 """
@@ -44,7 +45,7 @@ class TfdsSource:
     *,
     name: str,
     image: str,
-    caption: str | None,
+    captions: tuple[str, ...],
     label: str | None,
     class_names: tuple[str, ...] | None,
     ignored: str | None = None,
@@ -52,10 +53,11 @@ class TfdsSource:
     self._data = data
     self._name = name
     self._image = image
-    self._caption = caption
+    self._captions = captions
     self._label = label
     self._ignored = ignored
     self.class_names = class_names
+    caption = ",".join(captions) or None
     settings = (name, len(data), image, caption, label, class_names)
     if ignored:
       settings += (ignored,)
@@ -112,9 +114,11 @@ class TfdsSource:
     label: int | None,
     labels: tuple[int, ...] | None,
   ) -> tuple[str, ...]:
-    if self._caption is not None:
-      found = _look_up(example, self._caption)
-      pieces = [found] if isinstance(found, bytes | str) else list(found)
+    if self._captions:
+      pieces = []
+      for caption in self._captions:
+        found = _look_up(example, caption)
+        pieces += [found] if isinstance(found, bytes | str) else list(found)
       decoded = [
         piece.decode("utf-8", "surrogateescape")
         if isinstance(piece, bytes)
@@ -141,11 +145,13 @@ def open_tfds(path: str, options: dict[str, str]) -> TfdsSource:
   image = _find(features, options.get("image"), _IMAGES, _is_image, "image")
   if image is None:
     raise errors.UserError(f"tfds:{name} has no image among its features.")
-  caption = _find(
-    features, options.get("caption"), _CAPTIONS, _is_text, "caption"
-  )
+  wanted = [x for x in options.get("caption", "").split(",") if x] or [None]
+  several = [
+    _find(features, one, _CAPTIONS, _is_text, "caption") for one in wanted
+  ]
+  captions = tuple(one for one in several if one is not None)
   label = _find(features, options.get("label"), _LABELS, _is_label, "label")
-  if caption is None and label is None:
+  if not captions and label is None:
     raise errors.UserError(
       f"tfds:{name} has neither captions nor labels; its features are"
       f" {', '.join(features)}. Name one with ?caption=NAME."
@@ -161,7 +167,7 @@ def open_tfds(path: str, options: dict[str, str]) -> TfdsSource:
     _open_split(builder, split, image),
     name=f"{builder.info.full_name}/{split}",
     image=image,
-    caption=caption,
+    captions=captions,
     label=label,
     class_names=names and tuple(name.replace("_", " ") for name in names),
     ignored=ignored,

@@ -37,11 +37,12 @@ def known_names(classes: data_sets.Classes) -> dict[str, list[int]]:
 
   Several are meant where classes have the same name, as in ImageNet.
   """
-  names = classes.names
+  names, words = classes.names, data_sets.wordnet_names()
   found: dict[str, list[int]] = {}
   pairs = [
     *zip(classes.keys, range(len(classes.keys)), strict=True),
     *zip(names, range(len(names)), strict=True),
+    *((words[key], i) for i, key in enumerate(classes.keys) if key in words),
     *((name, names.index(own)) for name, own in classes.also.items()),
   ]
   for name, number in pairs:

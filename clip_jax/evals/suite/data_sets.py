@@ -11,6 +11,7 @@ from clip_jax import errors, names
 from clip_jax.evals import published
 
 PROMPTS_FILE = "suite_prompts.json"  # In assets.
+_WORDNET_FILE = "wordnet_names.json"  # Beside it.
 # The key of an evaluation's result that holds each metric.
 METRICS = {
   "accuracy": "top1",
@@ -174,6 +175,15 @@ def choose(suite: str) -> list[Entry]:
 @functools.cache
 def _prompts() -> dict[str, Any]:
   return _read(f"assets/{PROMPTS_FILE}")
+
+
+@functools.cache
+def wordnet_names() -> dict[str, str]:
+  """Returns all words for each class of ImageNet by its WordNet id.
+
+  HuggingFace's imagenet-1k has them as names: "tench, Tinca tinca".
+  """
+  return _read(f"assets/{_WORDNET_FILE}")
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -144,8 +144,11 @@ def _candidates(entry: data_sets.Entry, root: pathlib.Path) -> Iterator[Found]:
     yield Found("coco", f"coco:{own / entry.karpathy}/test", own)
   elif retrieval and any(_names(own, p) for p in ("*.txt", "*.token", "*.csv")):
     yield Found("coco", f"coco:{own}/test", own)
+  # Labels of ImageNet's test images, which the hub has too, are not public.
+  published = entry.tfds.rpartition("/")[2]
+  splits = sorted(SPLITS, key=lambda split: split != published)
   for directory in (own / "data", own):
-    for split in SPLITS:
+    for split in splits:
       if _names(directory, f"{split}*.parquet"):
         address = f"parquet:{directory}/{split}*.parquet"
         yield Found("parquet", address, directory)
@@ -158,9 +161,9 @@ def _candidates(entry: data_sets.Entry, root: pathlib.Path) -> Iterator[Found]:
     for directory in (*_splits(own), own):
       if directory.is_dir() and any(x.is_dir() for x in directory.iterdir()):
         lists = own / entry.lists
-        splits = str(lists) if entry.lists and lists.is_dir() else ""
+        given = str(lists) if entry.lists and lists.is_dir() else ""
         address = f"folder:{directory}?layout=classes"
-        yield Found("folder", address, directory, splits)
+        yield Found("folder", address, directory, given)
 
 
 def _splits(directory: pathlib.Path) -> list[pathlib.Path]:
