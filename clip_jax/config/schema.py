@@ -2,84 +2,44 @@
 
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
 from clip_jax import names
+from clip_jax.config.knobs import (
+  Check,
+  above_zero,
+  address,
+  at_least,
+  axis_size,
+  below_one,
+  between,
+  knob,
+  not_empty,
+  one_of,
+  positive,
+)
 
 # The address, of an evaluation's or a report's data, for the part of the
 # training data that `data.held_out` keeps from training.
 HELD_OUT = "held_out"
-
-# A check returns None for an allowed value, else what is allowed, as text.
-Check = Callable[[Any], str | None]
-
-
-def _at_least(low: float) -> Check:
-  return lambda value: None if value >= low else f"at least {low}"
-
-
-def _between(low: float, high: float) -> Check:
-  wanted = f"between {low} and {high}"
-  return lambda value: None if low <= value <= high else wanted
-
-
-def _below_one(value: float) -> str | None:
-  return None if 0 <= value < 1 else "at least 0 and less than 1"
-
-
-def _one_of(known: Sequence[str]) -> Check:
-  wanted = "one of " + ", ".join(known)
-  return lambda value: None if value in known else wanted
-
-
-def _axis_size(value: int) -> str | None:
-  return None if value == -1 or value >= 1 else "-1 (all the rest) or >= 1"
-
-
-def _above_zero(value: float) -> str | None:
-  return None if 0 < value <= 1 else "more than 0 and at most 1"
-
-
-def _positive(value: float) -> str | None:
-  return None if value > 0 else "more than 0"
-
-
-def _not_empty(value: str) -> str | None:
-  return None if value else "a name or an address, not an empty text"
-
-
-def _address(value: str) -> str | None:
-  return None if value else "set: --config.data.train=ADDRESS"
-
-
-def _knob(
-  default: Any,
-  check: Check = lambda value: None,
-  help: str = "",
-  *,
-  unit: str = "",
-) -> Any:
-  """Returns a field of a config with its check, meaning and unit."""
-  metadata = {"check": check, "help": help, "unit": unit}
-  return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class Init:
   """The weights that a run starts from."""
 
-  model: str = _knob(
+  model: str = knob(
     "", help="a model to start from, in any format; empty: none"
   )
-  image: str = _knob("", help="a checkpoint whose image tower to start from")
-  text: str = _knob("", help="a checkpoint whose text tower to start from")
-  scheme: str = _knob(
+  image: str = knob("", help="a checkpoint whose image tower to start from")
+  text: str = knob("", help="a checkpoint whose text tower to start from")
+  scheme: str = knob(
     "scaled",
-    _one_of(names.INIT_SCHEMES),
+    one_of(names.INIT_SCHEMES),
     "how new parameters are drawn: both towers as OpenAI's code draws "
     "the text tower, or all as in that code",
   )
@@ -89,60 +49,60 @@ class Init:
 class Data:
   """The training data, and how they are read."""
 
-  train: str = _knob(
+  train: str = knob(
     "",
-    _address,
+    address,
     "DATA address of the pairs; of several, a JSON object of addresses and "
     "weights",
   )
-  temperature: float = _knob(
+  temperature: float = knob(
     0.0,
-    _between(0, 100),
+    between(0, 100),
     "above 0, each weight of data.train is multiplied by the source's records "
     "to the power of one over this; 0 takes the weights alone",
   )
-  held_out: float = _knob(
+  held_out: float = knob(
     0.0,
-    _below_one,
+    below_one,
     "share of data.train, of each of several, that is not trained on; evals "
     "may have data=held_out",
   )
-  template: str = _knob(
+  template: str = knob(
     "",
     help="caption of a picture with a class, such as 'a photo of a {}.'; "
     "empty: the data's own",
   )
-  workers: int = _knob(
+  workers: int = knob(
     0,
-    _at_least(0),
+    at_least(0),
     "loader processes; 0 loads in threads only",
     unit="processes",
   )
-  threads: int = _knob(
-    4, _at_least(1), "loader threads a process", unit="threads"
+  threads: int = knob(
+    4, at_least(1), "loader threads a process", unit="threads"
   )
-  max_bad_fraction: float = _knob(
-    0.01, _between(0, 1), "share of bad and lost records that stops the run"
+  max_bad_fraction: float = knob(
+    0.01, between(0, 1), "share of bad and lost records that stops the run"
   )
-  max_pixels: int | None = _knob(
+  max_pixels: int | None = knob(
     None,
-    _at_least(1),
+    at_least(1),
     "pixels of the largest image that is read; left out: 250 million of a "
     "JPEG, 25 of a JPEG 2000, 50 of an AVIF, 8 of a BMP of run lengths, 64 of "
     "any other",
     unit="pixels",
   )
-  resize_ratio: float = _knob(
+  resize_ratio: float = knob(
     1.0,
-    _between(1, 4),
+    between(1, 4),
     "shortest side before the random crop, over the image size",
   )
-  caption: str = _knob(
-    "random", _one_of(names.CAPTION_CHOICES), "which caption of an image"
+  caption: str = knob(
+    "random", one_of(names.CAPTION_CHOICES), "which caption of an image"
   )
-  text_layout: str = _knob(
+  text_layout: str = knob(
     "auto",
-    _one_of(names.TEXT_LAYOUTS),
+    one_of(names.TEXT_LAYOUTS),
     "captions packed into shared rows, in short rows, or padded; auto: "
     "the least work that gives the same result",
   )
@@ -152,37 +112,37 @@ class Data:
 class Augment:
   """Random changes of the training images; the paper's recipe has none."""
 
-  scale: float = _knob(
+  scale: float = knob(
     1.0,
-    _above_zero,
+    above_zero,
     "below 1: the least share of an image's area that is drawn for a random "
     "crop, which may be longer than wide; 1: the paper's square crop",
   )
-  ratio: float = _knob(
+  ratio: float = knob(
     4 / 3,
-    _between(1, 10),
+    between(1, 10),
     "largest ratio of the sides of such a crop, either way",
   )
-  flip: float = _knob(
-    0.0, _between(0, 1), "probability that an image is mirrored"
+  flip: float = knob(
+    0.0, between(0, 1), "probability that an image is mirrored"
   )
-  brightness: float = _knob(
-    0.0, _at_least(0), "its factor is at most so far from 1"
+  brightness: float = knob(
+    0.0, at_least(0), "its factor is at most so far from 1"
   )
-  contrast: float = _knob(
-    0.0, _at_least(0), "its factor is at most so far from 1"
+  contrast: float = knob(
+    0.0, at_least(0), "its factor is at most so far from 1"
   )
-  saturation: float = _knob(
-    0.0, _at_least(0), "its factor is at most so far from 1"
+  saturation: float = knob(
+    0.0, at_least(0), "its factor is at most so far from 1"
   )
-  hue: float = _knob(
-    0.0, _between(0, 0.5), "most that it turns, as a share of the circle"
+  hue: float = knob(
+    0.0, between(0, 0.5), "most that it turns, as a share of the circle"
   )
-  jitter_prob: float = _knob(
-    1.0, _between(0, 1), "probability that these four change"
+  jitter_prob: float = knob(
+    1.0, between(0, 1), "probability that these four change"
   )
-  gray_prob: float = _knob(
-    0.0, _between(0, 1), "probability that an image is made grey"
+  gray_prob: float = knob(
+    0.0, between(0, 1), "probability that an image is made grey"
   )
 
 
@@ -190,66 +150,66 @@ class Augment:
 class Optim:
   """The optimizer and its schedule."""
 
-  name: str = _knob("adamw", _one_of(names.OPTIMIZERS), "the optimizer")
-  peak_lr: float = _knob(
-    5e-4, _positive, "learning rate after warm-up (paper, Table 20)"
+  name: str = knob("adamw", one_of(names.OPTIMIZERS), "the optimizer")
+  peak_lr: float = knob(
+    5e-4, positive, "learning rate after warm-up (paper, Table 20)"
   )
-  warmup_steps: int | None = _knob(
+  warmup_steps: int | None = knob(
     None,
-    _at_least(0),
+    at_least(0),
     "updates of linear warm-up; left out: 2000 (paper, Table 18), but at "
     "most a tenth of the run",
     unit="updates",
   )
-  schedule: str = _knob(
+  schedule: str = knob(
     "cosine",
-    _one_of(names.SCHEDULES),
+    one_of(names.SCHEDULES),
     "how the learning rate goes on after the warm-up: to 0 at the end of the "
     "run along half a cosine (paper, section 2.5) or a line; constant; or "
     "over the square root of 1 + updates / rsqrt_steps",
   )
-  rsqrt_steps: int = _knob(
+  rsqrt_steps: int = knob(
     10_000,
-    _at_least(1),
+    at_least(1),
     "updates after the warm-up at which rsqrt has come to 0.71 of the peak",
     unit="updates",
   )
-  cooldown_steps: int = _knob(
+  cooldown_steps: int = knob(
     0,
-    _at_least(0),
+    at_least(0),
     "last updates of the run, in which the learning rate also falls to 0 along "
     "a line",
     unit="updates",
   )
-  weight_decay: float = _knob(
-    0.2, _at_least(0), "decoupled decay of matrices (paper, Table 18)"
+  weight_decay: float = knob(
+    0.2, at_least(0), "decoupled decay of matrices (paper, Table 18)"
   )
-  beta1: float = _knob(0.9, _below_one, "momentum: Adam's beta1")
-  beta2: float | None = _knob(
-    None, _below_one, "Adam's beta2; paper: ViT 0.98, ResNet 0.999"
+  beta1: float = knob(0.9, below_one, "momentum: Adam's beta1")
+  beta2: float | None = knob(
+    None, below_one, "Adam's beta2; paper: ViT 0.98, ResNet 0.999"
   )
-  epsilon: float | None = _knob(
-    None, _positive, "Adam's epsilon; paper: ViT 1e-6, ResNet 1e-8"
+  epsilon: float | None = knob(
+    None, positive, "Adam's epsilon; paper: ViT 1e-6, ResNet 1e-8"
   )
-  clip_norm: float = _knob(
-    1.0, _at_least(0), "largest global gradient norm; 0: no clipping"
+  clip_norm: float = knob(
+    1.0, at_least(0), "largest global gradient norm; 0: no clipping"
   )
-  image_lr_factor: float = _knob(
-    1.0, _at_least(0), "factor on the learning rate of the image tower"
+  image_lr_factor: float = knob(
+    1.0, at_least(0), "factor on the learning rate of the image tower"
   )
-  text_lr_factor: float = _knob(
-    1.0, _at_least(0), "factor on the learning rate of the text tower"
+  text_lr_factor: float = knob(
+    1.0, at_least(0), "factor on the learning rate of the text tower"
   )
-  layer_decay: float = _knob(
-    1.0, _between(0, 1), "learning rate of a layer over that of the one above"
+  layer_decay: float = knob(
+    1.0, between(0, 1), "learning rate of a layer over that of the one above"
   )
-  ema_decay: float = _knob(
+  ema_decay: float = knob(
     0.0,
-    _below_one,
+    below_one,
     "decay, per update, of a moving average of the weights, which is the "
     "model that is evaluated and loaded; 0: no average",
   )
-  frozen: str = _knob(
+  frozen: str = knob(
     "",
     help="regular expression of parameters that are not trained; empty: none",
   )
@@ -259,21 +219,21 @@ class Optim:
 class Objective:
   """What training asks of the model (paper, section 2.3)."""
 
-  kind: str = _knob(
+  kind: str = knob(
     "contrastive",
-    _one_of(names.OBJECTIVES),
+    one_of(names.OBJECTIVES),
     "which text goes with which image: read by the model's text tower, or as "
     "a bag of words (bow_contrastive); or a caption predicted from its image: "
     "its words in any order (bow), or one after the other (lm)",
   )
-  captioning_weight: float = _knob(
+  captioning_weight: float = knob(
     0.0,
-    _at_least(0),
+    at_least(0),
     "weight of a captioner's loss beside a contrastive one; 0: no captioner",
   )
-  depth: int | None = _knob(
+  depth: int | None = knob(
     None,
-    _at_least(1),
+    at_least(1),
     "layers of the captioner; left out: as many as the text tower has",
     unit="layers",
   )
@@ -283,17 +243,17 @@ class Objective:
 class Loss:
   """The losses that compare images and texts: the contrastive objectives."""
 
-  kind: str = _knob(
+  kind: str = knob(
     "softmax",
-    _one_of(("auto", *names.LOSS_KINDS)),
+    one_of(("auto", *names.LOSS_KINDS)),
     "contrastive objective; auto: sigmoid for a model with a logit bias",
   )
-  method: str = _knob(
-    "auto", _one_of(names.LOSS_METHODS), "how the global logits are computed"
+  method: str = knob(
+    "auto", one_of(names.LOSS_METHODS), "how the global logits are computed"
   )
-  duplicates: str = _knob(
+  duplicates: str = knob(
     "ignore",
-    _one_of(names.DUPLICATES),
+    one_of(names.DUPLICATES),
     "how pairs of a batch with the same image or caption count: as "
     "negatives, left out, or as positives",
   )
@@ -303,12 +263,12 @@ class Loss:
 class Mesh:
   """The mesh of devices."""
 
-  data: int = _knob(
-    -1, _axis_size, "devices that split the batch", unit="devices"
+  data: int = knob(
+    -1, axis_size, "devices that split the batch", unit="devices"
   )
-  fsdp: int = _knob(
+  fsdp: int = knob(
     1,
-    _axis_size,
+    axis_size,
     "devices that split batch, parameters and optimizer",
     unit="devices",
   )
@@ -318,11 +278,11 @@ class Mesh:
 class Checkpoint:
   """When checkpoints are saved, and how many are kept."""
 
-  every_steps: int = _knob(
-    1000, _at_least(1), "updates between checkpoints", unit="updates"
+  every_steps: int = knob(
+    1000, at_least(1), "updates between checkpoints", unit="updates"
   )
-  keep: int = _knob(
-    3, _at_least(1), "number of newest checkpoints kept", unit="checkpoints"
+  keep: int = knob(
+    3, at_least(1), "number of newest checkpoints kept", unit="checkpoints"
   )
 
 
@@ -330,18 +290,18 @@ class Checkpoint:
 class Evaluation:
   """One entry of `config.evals`."""
 
-  task: str = _knob(
+  task: str = knob(
     "zero_shot",
-    _one_of((*names.TASKS, *names.TRAINING_TASKS, "auto")),
+    one_of((*names.TASKS, *names.TRAINING_TASKS, "auto")),
     "what is measured; auto: zero_shot where the data has classes, else "
     "retrieval; few_shot_lsr: ridge regression on 1, 5, 10 and 25 examples a "
     "class, of data with two splits",
   )
-  data: str = _knob("", _not_empty, "DATA address, or held_out")
-  labels: str = _knob(
+  data: str = knob("", not_empty, "DATA address, or held_out")
+  labels: str = knob(
     "", help="comma-separated or a file; empty: the data's own"
   )
-  templates: str = _knob("", help="a template or a file; empty: the data's own")
+  templates: str = knob("", help="a template or a file; empty: the data's own")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,51 +311,51 @@ class Config:
   `model_overrides` and `evals` are open: users choose the names in them.
   """
 
-  model: str = _knob(
-    "ViT-B-32", _not_empty, "name of the model; `clip-jax models` lists"
+  model: str = knob(
+    "ViT-B-32", not_empty, "name of the model; `clip-jax models` lists"
   )
-  batch_size: int = _knob(
+  batch_size: int = knob(
     32_768,
-    _at_least(1),
+    at_least(1),
     "pairs in the global batch (paper, Table 18)",
     unit="pairs",
   )
-  micro_batches: int = _knob(
+  micro_batches: int = knob(
     1,
-    _at_least(1),
+    at_least(1),
     "parts of a device's pairs that the towers compute one after another, to "
     "save memory; the result is the same",
     unit="parts",
   )
-  steps: int | None = _knob(
-    None, _at_least(1), "length in updates; or give epochs", unit="updates"
+  steps: int | None = knob(
+    None, at_least(1), "length in updates; or give epochs", unit="updates"
   )
-  epochs: float | None = _knob(
+  epochs: float | None = knob(
     None,
-    _positive,
+    positive,
     "length in passes over data.train; or give steps",
     unit="passes over the data",
   )
-  min_steps: int = _knob(
+  min_steps: int = knob(
     0,
-    _at_least(0),
+    at_least(0),
     "least number of updates, for epochs of little data",
     unit="updates",
   )
-  seed: int = _knob(
-    0, _between(0, 2**31 - 1), "seed of parameters, order and crops"
+  seed: int = knob(
+    0, between(0, 2**31 - 1), "seed of parameters, order and crops"
   )
-  precision: str = _knob(
+  precision: str = knob(
     "bfloat16",
-    _one_of(names.PRECISIONS),
+    one_of(names.PRECISIONS),
     "compute type; parameters, logits and loss stay float32 (or float64)",
   )
   init: Init = Init()
   data: Data = Data()
   augment: Augment = Augment()
-  eval_every_steps: int = _knob(
+  eval_every_steps: int = knob(
     0,
-    _at_least(0),
+    at_least(0),
     "updates between evaluations; 0: only at the end",
     unit="updates",
   )
@@ -404,15 +364,15 @@ class Config:
   loss: Loss = Loss()
   mesh: Mesh = Mesh()
   checkpoint: Checkpoint = Checkpoint()
-  log_every_steps: int = _knob(
-    50, _at_least(1), "updates between log lines", unit="updates"
+  log_every_steps: int = knob(
+    50, at_least(1), "updates between log lines", unit="updates"
   )
-  tracker: str = _knob(
+  tracker: str = knob(
     "none",
-    _one_of(names.TRACKERS),
+    one_of(names.TRACKERS),
     "where metrics, evaluations and the config go besides the workdir",
   )
-  report: str = _knob(
+  report: str = knob(
     "",
     help="DATA address, or held_out, for report.png; empty: no report",
   )
