@@ -8,6 +8,7 @@ depends only on their number and their lengths.
 import collections
 import dataclasses
 import functools
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from clip_jax import programs, sharding
+from clip_jax import errors, programs, sharding
 from clip_jax.models import padding, paths, sharded
 
 BATCH_SIZES = (1, 16, 256)  # Images in a batch.
@@ -27,6 +28,25 @@ _IN_FLIGHT = 2  # Batches that the devices compute or have waiting.
 
 _PROGRAMS: collections.OrderedDict = collections.OrderedDict()
 _COMPILING = threading.Lock()
+_is_forked = False  # After JAX began to compute.
+
+
+def _note_fork() -> None:
+  global _is_forked
+  _is_forked = _is_forked or bool(_PROGRAMS)
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
+def check_process() -> None:
+  """Raises UserError in a forked process, where JAX would wait for ever."""
+  if _is_forked:
+    raise errors.UserError(
+      "JAX cannot compute in a process that was forked after it began to. "
+      "Start it by multiprocessing.get_context('spawn'), and load the model "
+      "there."
+    )
 
 
 class Shape(NamedTuple):

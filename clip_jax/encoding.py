@@ -380,6 +380,7 @@ def _now(embed: Callable[..., np.ndarray], *inputs: Any) -> np.ndarray:
 
   A new thread is outside of the trace.
   """
+  embedder.check_process()
   if not isinstance(jnp.zeros(()), core.Tracer):
     return embed(*inputs)
   with concurrent.futures.ThreadPoolExecutor(1) as thread:

@@ -1,6 +1,7 @@
 """Files that are no image, or whose header asks for too much, have a reason."""
 
 import io
+import multiprocessing
 import struct
 import warnings
 import zlib
@@ -143,3 +144,48 @@ def test_damage_beside_the_pixels_is_no_warning_whatever_the_way_in(make):
       assert image_inputs.read(given).size == (4, 3)
     assert preprocess_lib.read_header(data).width == 4
   assert pillows and not ours
+
+
+def test_filters_of_warnings_outlive_an_image_that_is_opened_meanwhile(
+  monkeypatch,
+):
+  """Of two that change the process's filters, the later to end wins."""
+  data = image_bytes.encode(Image.new("RGB", (4, 3)))
+  factory, accept = Image.OPEN["PNG"]
+  others = []
+
+  def other_thread_begins(file, name):
+    others.append(warnings.catch_warnings())
+    others[0].__enter__()
+    return factory(file, name)
+
+  monkeypatch.setitem(Image.OPEN, "PNG", (other_thread_begins, accept))
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    preprocess_lib.read_header(data)
+    others[0].__exit__(None, None, None)
+    with pytest.raises(UserWarning, match="heard"):
+      warnings.warn("heard", stacklevel=1)
+
+
+def test_an_image_is_opened_in_a_process_forked_while_another_is(monkeypatch):
+  data = image_bytes.encode(Image.new("RGB", (4, 3)))
+  factory, accept = Image.OPEN["PNG"]
+  endings = []
+
+  def fork(file, name):
+    monkeypatch.setitem(Image.OPEN, "PNG", (factory, accept))
+    child = multiprocessing.get_context("fork").Process(
+      target=preprocess_lib.read_header, args=(data,)
+    )
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # JAX and Python warn of forks.
+      child.start()
+    child.join(20)
+    child.kill()
+    endings.append(child.exitcode)
+    return factory(file, name)
+
+  monkeypatch.setitem(Image.OPEN, "PNG", (fork, accept))
+  preprocess_lib.read_header(data)
+  assert endings == [0]

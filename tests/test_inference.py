@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import multiprocessing
 import pathlib
 import threading
 
@@ -328,3 +329,24 @@ def test_a_batch_size_is_a_whole_number(clip, size):
 def test_labels_as_bytes_say_how_to_decode_them(clip):
   with pytest.raises(errors.UserError, match=r"got bytes; write .* \.decode"):
     clip.classify(random_images(1), labels=b"a cat,a dog")
+
+
+def _encode(clip, answers):
+  try:
+    clip.encode_text("a dog")
+  except errors.UserError as error:
+    answers.put(str(error))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_is_told_that_jax_cannot_compute_in_it(clip):
+  clip.encode_text("a dog")
+  forking = multiprocessing.get_context("fork")
+  answers = forking.SimpleQueue()
+  child = forking.Process(target=_encode, args=(clip, answers), daemon=True)
+  child.start()
+  child.join(20)
+  child.kill()
+  assert not answers.empty()
+  assert "spawn" in answers.get()

@@ -1,5 +1,6 @@
 """Tokenizers that come with a model, beside the libraries that define them."""
 
+import concurrent.futures
 import html
 import io
 import json
@@ -9,6 +10,8 @@ import re
 import string
 import subprocess
 import sys
+import threading
+import time
 import warnings
 
 import ftfy
@@ -22,6 +25,7 @@ import by_path
 from clip_jax import errors
 from clip_jax import tokenizer as tokenizer_lib
 from clip_jax.convert import tokenizer_files
+from clip_jax.tokenizer import tokenizing
 
 LENGTH = 24
 UNIGRAM, BPE, VOCAB = "spiece.model", "bpe.model", "vocab.txt"
@@ -578,3 +582,34 @@ def test_half_a_character_is_no_token():
   files = {tokenizer_files.FAST: data}
   assert tokenizer_files.token_id(files, "a") == 3
   assert tokenizer_files.token_id(files, "\ud800") is None
+
+
+def test_threads_that_begin_together_read_a_file_once(monkeypatch):
+  calls, begin = [], threading.Barrier(4)
+  reader = tokenizing._READERS["wordpiece"]
+
+  def slow(data, **options):
+    calls.append(data)
+    time.sleep(0.2)  # So that all threads come.
+    return reader(data, **options)
+
+  monkeypatch.setitem(tokenizing._READERS, "wordpiece", slow)
+  tokenizer = tokenizer_lib.make_tokenizer(
+    "wordpiece",
+    context_length=LENGTH,
+    contents={VOCAB: b"[UNK]\n[SEP]\nonce"},
+    file=VOCAB,
+    cleaning="none",
+    pad_id=0,
+    start_id=None,
+    end_id=1,
+    lowercase=True,
+  )
+
+  def encode(_):
+    begin.wait(20)
+    return tokenizer("once")[0, :2].tolist()
+
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    assert list(pool.map(encode, range(4))) == [[2, 1]] * 4
+  assert len(calls) == 1

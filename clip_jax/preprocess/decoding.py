@@ -1,16 +1,13 @@
 """Encoded bytes of any origin to a Pillow image, or to an `ImageError`."""
 
-import contextlib
 import dataclasses
 import os
 import re
-import threading
-import warnings
 
 from PIL import Image
 
 from clip_jax import errors, regular_files
-from clip_jax.preprocess import bounds, jpeg
+from clip_jax.preprocess import bounds, jpeg, silence
 
 _ORIENTATION_TAG = 0x0112  # EXIF 2.3, section 4.6.4.
 _UPRIGHT = {
@@ -24,9 +21,6 @@ _UPRIGHT = {
 }
 _ORIENTED_BY = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
-_WARNINGS_LOCK = threading.Lock()
-# Those that warn while they decode; the others at most of a header.
-_WARNING_DECODERS = ("GIF", "TIFF")
 _JPEGS = ("JPEG", "MPO")
 # Without `Limits.max_pixels`: what decodes in about a second, whatever the file
 # holds, on one core of an AMD EPYC. A pixel of JPEG 2000 takes up to 40 ns, of
@@ -145,8 +139,7 @@ def decode(
       image = fast
     _shrink_while_decoding(image, least_side)
   try:
-    warns = image.format in _WARNING_DECODERS
-    with _no_warnings() if warns else contextlib.nullcontext():
+    with silence.kept():
       image.load()
   except Exception as error:  # Pillow's decoders raise nearly any type.
     raise _broken(error, name) from error
@@ -285,7 +278,8 @@ def _open(
     if accept is None or accept(encoded[:16]) is True:
       try:
         bounds.check_encoded(plugin, encoded)
-        with _no_warnings():
+        # Pillow warns of metadata and of further frames, which are not used.
+        with silence.kept():
           return factory(file, "")
       except Exception as error:  # As above.
         raise _broken(error, name) from error
@@ -312,20 +306,6 @@ def _open(
 def _is_text(head: bytes) -> bool:
   """Tells a web page saved as an image from an unknown format."""
   return all(byte >= 32 or byte in b"\t\n\r" for byte in head)
-
-
-@contextlib.contextmanager
-def _no_warnings():
-  """Silences the warnings that Pillow gives for a header.
-
-  They are of metadata and of further frames, which are not used: a GIF's first
-  frame may be larger than its screen, EXIF or a TIFF's tags damaged. Pixels
-  that are damaged are an ImageError. The filters belong to the process: hence
-  the lock, and nothing that takes long within it.
-  """
-  with _WARNINGS_LOCK, warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    yield
 
 
 def check_size(
@@ -378,7 +358,7 @@ def _broken(error: Exception, name: str) -> ImageError:
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
   try:
-    with _no_warnings():
+    with silence.kept():
       return _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 0))
   except Exception:  # Broken metadata does not harm the picture.
     return None

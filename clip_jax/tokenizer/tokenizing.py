@@ -2,10 +2,10 @@
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -32,6 +32,19 @@ class Engine(Protocol):
     """Returns the text of `ids`."""
     ...
 
+
+_ENGINES: dict[tuple[str, tokenizer_file.File, bool | None], Engine] = {}
+_ENGINES_KEPT = 4
+_READING = threading.Lock()
+
+
+def _renew_lock() -> None:
+  """Opens the lock in a forked process, where the thread that has it is not."""
+  global _READING
+  _READING = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 # Kind -> from a file's contents to its engine. CLIP's own needs no file.
 _READERS: dict[str, Callable[..., Engine]] = {
@@ -290,20 +303,30 @@ def read_json(data: bytes) -> subwords.Subwords:
   file = tokenizer_file.find(
     "tokenizer.json", contents={"tokenizer.json": data}
   )
+  assert file is not None
   engine = _read_engine("hf_json", file, None)
   assert isinstance(engine, subwords.Subwords)
   return engine
 
 
-@functools.lru_cache(maxsize=4)
 def _read_engine(
   kind: str, file: tokenizer_file.File, lowercase: bool | None
 ) -> Engine:
   """Reads an engine, once a process and on first use."""
+  key = kind, file, lowercase
+  if (engine := _ENGINES.get(key)) is not None:
+    return engine
   options = {} if lowercase is None else {"lowercase": lowercase}
-  data = file.read()
-  with _blaming(kind, file):
-    return _READERS[kind](data, **options)
+  # Of a large file, each of a loader's threads would take many times its size.
+  with _READING:
+    if key not in _ENGINES:
+      data = file.read()
+      with _blaming(kind, file):
+        engine = _READERS[kind](data, **options)
+      while len(_ENGINES) >= _ENGINES_KEPT:
+        del _ENGINES[next(iter(_ENGINES))]
+      _ENGINES[key] = engine
+    return _ENGINES[key]
 
 
 @contextlib.contextmanager

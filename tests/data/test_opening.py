@@ -356,3 +356,14 @@ def test_paths_that_are_no_utf8_are_records_by_themselves(tmp_path):
   pq.write_table(pa.table({"filepath": texts, "caption": texts}), path)
   opened = sources.open_source(f"parquet:{path}?caption=caption")
   assert opened._bounds.tolist() == [0, 1, 3, 4]
+
+
+def test_tables_with_long_fields_are_read_at_the_same_time(tmp_path):
+  path = tmp_path / "pairs.csv"
+  path.write_text(f"image,caption\na.png,short\nb.png,{'long ' * 30_000}\n")
+  one, other = (table.read_pairs(str(path), {}, []) for _ in range(2))
+  next(one)
+  next(other)
+  assert [len(text) for _, text in one] == [150_000]
+  # Python's limit on fields is the process's.
+  assert [len(text) for _, text in other] == [150_000]

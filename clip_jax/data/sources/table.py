@@ -20,7 +20,6 @@ A table is UTF-8, or UTF-16 where it looks like it, which is told.
 """
 
 import codecs
-import contextlib
 import csv
 import functools
 import hashlib
@@ -220,8 +219,8 @@ def _index(
 ) -> kept_index.Index:
   notes: list[str] = []
   collected = table_rows.Collected()
-  named = whole_files.named(path)
-  with named, open_text(path, notes) as text, _long_fields():
+  _allow_long_fields()
+  with whole_files.named(path), open_text(path, notes) as text:
     form, header = _form(text, path, options, notes)
     reader = table_rows.Reader(form)
     if text.encoding == _UTF_8:
@@ -251,8 +250,8 @@ def read_pairs(
   Raises:
     UserError: it cannot be read as a table.
   """
-  named = whole_files.named(path)
-  with named, open_text(path, notes) as file, _long_fields():
+  _allow_long_fields()
+  with whole_files.named(path), open_text(path, notes) as file:
     reader = table_rows.Reader(_form(file, path, options, notes)[0])
     yield from reader.pairs(file)
   notes.extend(reader.notes())
@@ -285,14 +284,12 @@ def open_text(path: str, notes: list[str]) -> TextIO:
   return io.TextIOWrapper(file, encoding, undecodable, newline="")
 
 
-@contextlib.contextmanager
-def _long_fields() -> Iterator[None]:
-  """Lets a field that is too long make its row bad, not the whole table."""
-  before = csv.field_size_limit(_MAX_FIELD)
-  try:
-    yield
-  finally:
-    csv.field_size_limit(before)
+def _allow_long_fields() -> None:
+  """Lets a field that is too long make its row bad, not the whole table.
+
+  The limit is the process's and stays: another thread may read a table, too.
+  """
+  csv.field_size_limit(max(_MAX_FIELD, csv.field_size_limit()))
 
 
 def _form(

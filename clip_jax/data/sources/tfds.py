@@ -21,11 +21,14 @@ import re
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from clip_jax import buckets, errors, mirrors, places
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
+from clip_jax.data.sources import lazy_imports
+
+with lazy_imports.kept_to("tensorflow_datasets"):
+  import tensorflow_datasets as tfds
 
 _IMAGES = ("image",)
 _CAPTIONS = ("caption", "captions", "captions/text", "text", "texts", "title")

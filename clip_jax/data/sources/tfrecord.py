@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from google.protobuf import message
-from tensorflow_datasets.proto import tf_example_generated_pb2
 
 from clip_jax import errors, places, versions
 from clip_jax.data import record as record_lib
@@ -30,11 +29,15 @@ from clip_jax.data.sources import (
   disk,
   globs,
   kept_index,
+  lazy_imports,
   open_files,
   parquet,
   parquet_files,
   row_groups,
 )
+
+with lazy_imports.kept_to("tensorflow_datasets"):
+  from tensorflow_datasets.proto import tf_example_generated_pb2
 
 _Example: Any = vars(tf_example_generated_pb2)["Example"]
 _HEAD = struct.Struct("<QI")

@@ -1,0 +1,41 @@
+"""Ignores warnings in one thread, whatever other threads do meanwhile.
+
+`warnings.catch_warnings` puts other filters in the place of the process's, and
+those of before back: of two threads that do so at once, one may lose a filter
+for good. Here one filter is put before the others and stays; it asks which
+thread gives the warning.
+"""
+
+import contextlib
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+
+class _Silent(threading.local):
+  """Which threads are silent; stands for a filter's pattern of modules."""
+
+  on = False
+
+  def match(self, module: str) -> bool:
+    """Whether a warning that this thread gives is ignored, in any module."""
+    del module
+    return self.on
+
+
+_SILENT = _Silent()
+_FILTER: Any = ("ignore", None, Warning, _SILENT, 0)
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+  """Ignores all warnings that this thread gives, until the block ends."""
+  filters: Any = warnings.filters
+  if filters[:1] != [_FILTER]:  # Whoever puts his before it goes first.
+    filters.insert(0, _FILTER)
+  before, _SILENT.on = _SILENT.on, True
+  try:
+    yield
+  finally:
+    _SILENT.on = before
