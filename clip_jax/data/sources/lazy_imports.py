@@ -16,6 +16,7 @@ from etils.epy import lazy_imports_utils
 
 # Of two at once, the first to end would put back what the second had found.
 _LOCK = threading.Lock()
+_FUNCTION = "_lazy_import"
 
 
 @contextlib.contextmanager
@@ -26,7 +27,11 @@ def kept_to(package: str) -> Iterator[None]:
     package: such as "tensorflow_datasets", which is imported in the block.
   """
   with _LOCK:
-    lazy = lazy_imports_utils._lazy_import
+    # Not etils' interface: a later release may have no such function.
+    lazy: Any = getattr(lazy_imports_utils, _FUNCTION, None)
+    if lazy is None:
+      yield
+      return
 
     def chosen(
       name: str,
@@ -41,8 +46,8 @@ def kept_to(package: str) -> Iterator[None]:
         return lazy(name, globals, locals, fromlist, level, **callbacks)
       return importlib.__import__(name, globals, locals, fromlist, level)
 
-    lazy_imports_utils._lazy_import = chosen
+    setattr(lazy_imports_utils, _FUNCTION, chosen)
     try:
       yield
     finally:
-      lazy_imports_utils._lazy_import = lazy
+      setattr(lazy_imports_utils, _FUNCTION, lazy)
