@@ -164,9 +164,8 @@ class Optim:
   schedule: str = knob(
     "cosine",
     one_of(names.SCHEDULES),
-    "how the learning rate goes on after the warm-up: to 0 at the end of the "
-    "run along half a cosine (paper, section 2.5) or a line; constant; or "
-    "over the square root of 1 + updates / rsqrt_steps",
+    "what the learning rate does after the warm-up: half a cosine to 0 (paper, "
+    "section 2.5), a line to 0, nothing, or 1 / sqrt(1 + updates / rsqrt_steps)",
   )
   rsqrt_steps: int = knob(
     10_000,
