@@ -7,6 +7,7 @@ import ast
 import hashlib
 import json
 import os
+import warnings
 from typing import Any
 
 from clip_jax import errors, regular_files
@@ -117,7 +118,9 @@ def of_python(text: str) -> str | None:
   if len(text) > _MOST_TYPED:
     return None
   try:
-    value = ast.literal_eval(text.strip())
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # Of a backslash in it.
+      value = ast.literal_eval(text.strip())
     return None if isinstance(value, str) else json.dumps(value)
   except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
     return None

@@ -15,17 +15,25 @@ import numpy as np
 MAX_BYTES = 10_000  # numpy's own limit.
 
 _MAGIC = b"\x93NUMPY"
-# Python 2 wrote its long integers with an L.
-_LENGTH = r"(?:0|[1-9][0-9]*)L?"
-_PATTERN = re.compile(
-  r"\{S'descr':S(?P<descr>'[^'\\]*'|\[.*\]|[^'\[]{0,40}?)S,"
-  r"S'fortran_order':S(?P<fortran>True|False)S,"
-  r"S'shape':S\(S(?P<shape>NS,S(?:NS,S)*(?:NS)?|)\)S,?S\}S".replace(
-    "S", "[ \\n]*"
-  ).replace("N", _LENGTH),
-  re.DOTALL,
+_LENGTH = "(?:0|[1-9][0-9]*)L?"  # Python 2 wrote its long integers with an L.
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+  """Compiles a pattern in which S stands for spaces and N for a length."""
+  text = text.replace("S", r"[ \t\n]*").replace("N", _LENGTH)
+  return re.compile(text, re.DOTALL)
+
+
+_OPENED, _CLOSED = _pattern(r"S\{"), _pattern(r"S\}S")
+# A key and its value; the format lets them stand in any order.
+_ITEM = _pattern(
+  r"""S(?P<quote>['"])(?P<key>descr|fortran_order|shape)(?P=quote)S:S"""
+  r"""(?P<value>'[^'\\]*'|"[^"\\]*"|True|False|\[.*\]"""
+  r"""|\((?:SNS,)*(?:SN)?S\))S(?:,|(?=\}))"""
 )
-_DESCR = re.compile(r"'([<>|=])?([biufV])(\d{1,2})'")
+_KEYS = {"descr", "fortran_order", "shape"}
+_SHAPE = _pattern(r"\(S\)|\(.*,.*\)")  # (3) is a number.
+_DESCR = re.compile(r"""['"]([<>|=])?([biufV])([0-9]{1,2})['"]""")
 _NUMBERS = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
 NUMBERS = _NUMBERS | {"b1", "f2", "f4", "f8"}
 
@@ -67,20 +75,38 @@ def read(head: bytes) -> Header:
 
 
 def _parse(text: str) -> tuple[tuple[int, ...], np.dtype, bool]:
-  match = _PATTERN.fullmatch(text)
-  if not match:
-    raise ValueError(f"its header is not numpy's: {text[:80]!r}")
-  descr = _DESCR.fullmatch(match["descr"])
+  found = _items(text)
+  is_fortran = {"True": True, "False": False}.get(found["fortran_order"])
+  if is_fortran is None or not _SHAPE.fullmatch(found["shape"]):
+    raise _unknown(text)
+  descr = _DESCR.fullmatch(found["descr"])
   order, kind = (descr[1], descr[2] + descr[3]) if descr else (None, "")
   if not (kind in NUMBERS or (kind == "V2" and order != ">")):
     raise ValueError(
-      f"its dtype is {match['descr'][:40]}; only numbers, truth values and "
+      f"its dtype is {found['descr'][:40]}; only numbers, truth values and "
       "bfloat16 (as two-byte voids) are read, never objects"
     )
   dtype = np.dtype((order or "=").replace("|", "=") + kind)
-  lengths = match["shape"].replace("L", "").split(",")
+  lengths = found["shape"].strip("()").replace("L", "").split(",")
   shape = tuple(int(length) for length in lengths if length.strip())
-  return shape, dtype, match["fortran"] == "True"
+  return shape, dtype, is_fortran
+
+
+def _items(text: str) -> dict[str, str]:
+  """Returns the values of a header by their keys, as they are spelled."""
+  found: dict[str, str] = {}
+  opened = _OPENED.match(text)
+  end = opened.end() if opened else 0
+  while item := _ITEM.match(text, end):
+    found[item["key"]] = item["value"]
+    end = item.end()
+  if not opened or found.keys() != _KEYS or not _CLOSED.fullmatch(text, end):
+    raise _unknown(text)
+  return found
+
+
+def _unknown(text: str) -> ValueError:
+  return ValueError(f"its header is not numpy's: {text[:80]!r}")
 
 
 def array(data: bytes) -> np.ndarray:

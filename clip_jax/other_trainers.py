@@ -54,7 +54,7 @@ FLAGS = {
   "json-text-key": "nothing: captions are KEY.txt, or caption in KEY.json",
   "json-text-key-probs": "nothing: captions are KEY.txt, or caption in "
   "KEY.json",
-  "max-image-pixels": f"{_C}data.max_pixels={{}}",
+  "max-image-pixels": f"{_C}data.max_pixels={{}}; there is always a limit",
   "csv-separator": "?sep=tab (comma, pipe, semicolon), where the header "
   "does not tell it",
   "train-num-samples": "nothing: the data are counted",
@@ -90,7 +90,8 @@ FLAGS = {
   "seed": f"{_C}seed={{}}",
   "workers": f"{_C}data.workers={{}}",
   "lr": f"{_C}optim.peak_lr={{}}",
-  "wd": f"{_C}optim.weight_decay={{}}",
+  "wd": f"{_C}optim.weight_decay={{}}, which the learning rate multiplies, as "
+  "in PyTorch's AdamW",
   "beta1": f"{_C}optim.beta1={{}}",
   "beta2": f"{_C}optim.beta2={{}}",
   "eps": f"{_C}optim.epsilon={{}}",
@@ -103,7 +104,7 @@ FLAGS = {
   "visual-layer-decay": f"{_C}optim.layer_decay={{}}, of both towers",
   "text-layer-decay": f"{_C}optim.layer_decay={{}}, of both towers",
   "text-pooler-own-group": "nothing",
-  "wd-exclude": "nothing: only matrices decay",
+  "wd-exclude": "nothing: it cannot be chosen; gains and biases do not decay",
   "warmup": f"{_C}optim.warmup_steps={{}}",
   "grad-clip-norm": f"{_C}optim.clip_norm={{}}",
   "lr-scheduler": f"{_C}optim.schedule={{}}, with constant for const and "
@@ -128,11 +129,11 @@ FLAGS = {
   "local-loss": "nothing: logits of all devices are never held at once",
   "gather-with-grad": "nothing: gradients are those of the whole batch",
   "force-patch-dropout": f"{_C}model_overrides.image.patch_dropout={{}}",
-  "force-image-size": f"{_C}model_overrides.image.image_size={{}}",
+  "force-image-size": f"{_C}model_overrides.image.image_size=N, of a square",
   "force-context-length": f"{_C}model_overrides.text.context_length={{}}",
   "force-custom-text": "nothing: the towers are apart in all models",
-  "image-mean": f"{_C}model_overrides.image_mean='[0.5, 0.5, 0.5]'",
-  "image-std": f"{_C}model_overrides.image_std='[0.5, 0.5, 0.5]'",
+  "image-mean": f"{_C}model_overrides.image_mean='[RED, GREEN, BLUE]'",
+  "image-std": f"{_C}model_overrides.image_std='[RED, GREEN, BLUE]'",
   "image-interpolation": f"{_C}model_overrides.interpolation=bicubic, or "
   "bilinear",
   "image-resize-mode": f"{_C}model_overrides.resize={{}}",
@@ -189,7 +190,6 @@ _OTHER_NAMES = {
   "aug-cfg": "auto-augment color-jitter randaug",
   "beta1": "adam-beta1 b1",
   "beta2": "adam-beta2 b2",
-  "delete-previous-checkpoint": "checkpoint-hist save-total-limit",
   "epochs": "max-epochs num-epochs num-train-epochs total-epochs",
   "eps": "adam-epsilon adam-eps opt-eps",
   "force-context-length": "context-length max-length max-seq-length "
@@ -206,7 +206,7 @@ _OTHER_NAMES = {
   "image-std": "std",
   "log-every-n-steps": "log-interval log-steps log-training-steps "
   "logging-steps",
-  "lr": "base-lr learning-rate lr-base max-lr",
+  "lr": "learning-rate max-lr",
   "lr-scheduler": "lr-scheduler-type lr-schedule sched schedule scheduler "
   "schedule-decay-type",
   "model": "arch architecture model-name",
@@ -231,12 +231,21 @@ _OTHER_NAMES = {
 }
 # Names for which open_clip has no flag.
 MORE = {
-  "adam-betas": f"{_C}optim.beta1=0.9 {_C}optim.beta2=0.98",
-  "betas": f"{_C}optim.beta1=0.9 {_C}optim.beta2=0.98",
+  **dict.fromkeys(
+    ("adam-betas", "betas", "opt-betas"),
+    f"{_C}optim.beta1=BETA1 {_C}optim.beta2=BETA2",
+  ),
+  **dict.fromkeys(
+    ("base-lr", "lr-base"),
+    f"{_C}optim.peak_lr=N, as it is after it was scaled by the batch size",
+  ),
+  **dict.fromkeys(
+    ("checkpoint-hist", "save-total-limit"), f"{_C}checkpoint.keep={{}}"
+  ),
   "checkpoint-dir": "--workdir {}",
   "drop-path": "nothing: layers are not dropped",
   "dropout": "nothing: the towers have no dropout",
-  "ema": f"{_C}optim.ema_decay=0.9999",
+  "ema": f"{_C}optim.ema_decay=DECAY, such as 0.9999",
   "global-batch-size": f"{_C}batch_size={{}}",
   "hflip": f"{_C}augment.flip={{}}",
   "label-smoothing": "nothing: labels are not smoothed",
@@ -246,7 +255,6 @@ MORE = {
   "input-batch-size": f"{_C}batch_size={{}}",
   "num-classes": "nothing: texts are the classes",
   "num-steps": f"{_C}steps={{}}",
-  "opt-betas": f"{_C}optim.beta1=0.9 {_C}optim.beta2=0.98",
   "per-device-batch-size": f"{_C}batch_size=N, {{}} times the devices",
   "per-device-train-batch-size": f"{_C}batch_size=N, {{}} times the devices",
   "shuffle-buffer-size": "nothing: the order of all pairs is new in every "

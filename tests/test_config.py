@@ -106,9 +106,9 @@ def test_an_override_sets_the_field_with_its_type(override, path, value):
     ("optim.peek_lr=1", "Did you mean 'optim.peak_lr'"),
     ("batch_size=1.5", "batch_size takes int, got '1.5'"),
     ("batch_size=many", "batch_size takes int, got 'many'"),
-    ("augment.scale=(0.4,1.0)", "Write one number, such as 0.4 "),
-    ("augment.ratio=[0.75, 1.33]", "Write one number, such as 1.33 "),
-    ("augment.hue=-0.1,0.1", "Write one number, such as 0.1 "),
+    ("augment.scale=(0.4,1.0)", "It is one number .below 1: the least share"),
+    ("augment.ratio=[0.75, 1.33]", "It is one number .largest ratio"),
+    ("augment.hue=-0.1,0.1", "It is one number .most that it turns"),
     ("augment.flip=true", "It is one number .probability that an image is"),
     ("data.max_pixels=None", "takes int, got 'None'. Leave it out"),
     (

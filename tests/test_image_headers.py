@@ -1,7 +1,9 @@
 """Files that are no image, or whose header asks for too much, have a reason."""
 
+import copy
 import io
 import multiprocessing
+import pickle
 import struct
 import warnings
 import zlib
@@ -166,6 +168,30 @@ def test_filters_of_warnings_outlive_an_image_that_is_opened_meanwhile(
     others[0].__exit__(None, None, None)
     with pytest.raises(UserWarning, match="heard"):
       warnings.warn("heard", stacklevel=1)
+
+
+def test_filters_can_be_copied_and_do_not_grow_with_the_images():
+  data = image_bytes.encode(Image.new("RGB", (4, 3)))
+  with warnings.catch_warnings():
+    for _ in range(20):
+      warnings.simplefilter("always")  # It goes before ours.
+      preprocess_lib.read_header(data)
+    assert len(warnings.filters) < 20
+    for copied in (
+      copy.deepcopy(warnings.filters),
+      pickle.loads(pickle.dumps(warnings.filters)),
+    ):
+      # As scikit-learn gives them to its workers.
+      for _, message, _, module, _ in copied:
+        for part in (message, module):
+          assert part is None or isinstance(getattr(part, "pattern", part), str)
+      assert all(
+        not x[3].match("PIL.Image") for x in copied if hasattr(x[3], "match")
+      )
+    warnings.resetwarnings()
+    for action, _, category, module, line in copied:
+      module = getattr(module, "pattern", module) or ""
+      warnings.filterwarnings(action, "", category, module, line)
 
 
 def test_an_image_is_opened_in_a_process_forked_while_another_is(monkeypatch):

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import time
 
 import numpy as np
 import pytest
@@ -61,6 +62,42 @@ def test_an_array_is_read_as_numpy_reads_it(
 def test_other_bytes_are_refused(data):
   with pytest.raises(ValueError):
     npy_header.array(data)
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "{'shape': (3,), 'fortran_order': False, 'descr': '<f8'}",
+    '{"descr": "<f8", "fortran_order": False, "shape": (3,), }\n',
+    "{ 'descr':'<f8',\t'fortran_order' :False,'shape':( 3L, ) ,}\t\n",
+  ],
+)
+def test_a_header_may_be_written_otherwise(text):
+  data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little")
+  got = npy_header.read(data + text.encode())
+  assert got == ((3,), np.dtype("f8"), False, 10 + len(text))
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "{'descr': '<f8', 'fortran_order': False, 'shape': (3)}",
+    "{'descr': '<f8', 'fortran_order': False, 'shape': '(3,)'}",
+    "{'descr': '<f8', 'fortran_order': '', 'shape': (3,)}",
+    "{'descr': '<f8', 'fortran_order': False, 'shape': (3,), 'x': 1}",
+    "{'descr': '<f8', 'fortran_order': False}",
+    "{'descr': '<f8' 'fortran_order': False, 'shape': (3,)}",
+    "{'descr':" + 9900 * " ",
+    "{'shape':(" + 3000 * "1, ",
+    "{'descr':[" + 9000 * "]",
+  ],
+)
+def test_other_headers_are_refused_at_once(text):
+  data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little")
+  began = time.process_time()
+  with pytest.raises(ValueError, match="header is not numpy's"):
+    npy_header.read(data + text.encode())
+  assert time.process_time() - began < 1  # It was 5 s.
 
 
 def test_what_threads_read_needs_no_parser_of_python(no_parser):

@@ -96,7 +96,7 @@ def test_every_flag_of_open_clip_is_known():
     ("num_train_epochs=3", "--config.epochs=3."),
     ("num_workers=4", "--config.data.workers=4."),
     ("input.batch_size=64", "--config.batch_size=64."),
-    ("weight_decay=0.1", "--config.optim.weight_decay=0.1."),
+    ("weight_decay=0.1", "--config.optim.weight_decay=0.1, which the"),
     ("warmup=100", "--config.optim.warmup_steps=100."),
     ("random_seed=1", "--config.seed=1."),
     ("remat=true", "image.remat=full --config.model_overrides.text.remat=full"),
@@ -104,6 +104,14 @@ def test_every_flag_of_open_clip_is_known():
     ("keep=1", "Did you mean 'checkpoint.keep'?"),
     ("kind=x", "Did you mean 'objective.kind' or 'loss.kind'?"),
     ("eval.NAME=1", "Did you mean 'evals.NAME.*'?"),
+    ("optimizer.beta1=0.9", "Did you mean 'optim.beta1'?"),
+    ("data.batch_size=3", "Did you mean 'batch_size'?"),
+    # The data's temperature mixes sources.
+    ("loss.temperature=0.07", "model_overrides.init_logit_scale=N, one over"),
+    ("loss.name=sigmoid", "loss.method, loss.kind."),
+    ("save_total_limit=5", "--config.checkpoint.keep=5."),
+    ("betas=(0.9, 0.95)", "--config.optim.beta1=BETA1 --config.optim.beta2="),
+    ("optim.beta2=(0.9, 0.98)", "It is one number (Adam's beta2"),
   ],
 )
 def test_config_fields_of_other_trainers_are_translated(given, said):
@@ -211,6 +219,15 @@ def test_models_are_named_as_open_clip_names_them(name, said):
     ("precision=amp_bf16", "'amp_bf16' elsewhere is 'bfloat16' here."),
     ("loss.kind=siglip", "'siglip' elsewhere is 'sigmoid' here."),
     ("loss.method=siglip", "two_level.$"),
+    ("optim.schedule=const", "'const' elsewhere is 'constant' here."),
+    (
+      "optim.schedule=const-cooldown",
+      "elsewhere is 'constant' with optim.cooldown_steps here.",
+    ),
+    (
+      "optim.schedule=inverse_sqrt",
+      "'inverse_sqrt' elsewhere is 'rsqrt' with optim.rsqrt_steps here.",
+    ),
   ],
 )
 def test_values_of_open_clip_are_refused_with_what_to_write(change, said):

@@ -63,6 +63,7 @@ EXTRAS = {"index.faiss": "faiss", "--queries en=": "py3langid"}
 # What stands here in place of a reader's large data and long runs.
 SMALL = {
   "--profile 20": "--profile 2",
+  "warmup_steps=2000": "warmup_steps=1",
   "steps=40000": "steps=2",
   "steps=50000": "steps=3",
   "cooldown_steps=10000": "cooldown_steps=1",

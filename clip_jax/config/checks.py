@@ -21,6 +21,13 @@ _MEANT = {
   **dict.fromkeys(("const-cooldown", "warmup_stable_decay"), "constant"),
   "inverse_sqrt": "rsqrt",
 }
+# The field that such a value needs beside it.
+_BESIDE = {
+  **dict.fromkeys(
+    ("const-cooldown", "warmup_stable_decay"), "optim.cooldown_steps"
+  ),
+  "inverse_sqrt": "optim.rsqrt_steps",
+}
 
 
 def check(config: schema.Config | ml_collections.ConfigDict) -> schema.Config:
@@ -121,7 +128,8 @@ def check_field(path: str, value: Any, field: schema.Field) -> None:
   if wanted is not None:
     meant = _MEANT.get(value) if isinstance(value, str) else None
     fits = meant is not None and field.check(meant) is None
-    hint = f" {value!r} elsewhere is {meant!r} here." if fits else ""
+    more = f" with {_BESIDE[value]}" if value in _BESIDE else ""
+    hint = f" {value!r} elsewhere is {meant!r}{more} here." if fits else ""
     raise errors.UserError(
       f"config.{path}={value!r} is not allowed ({field.help}); it must be "
       f"{wanted}.{hint}"

@@ -79,12 +79,6 @@ def _what_to_write(path: str, text: str) -> str:
   field = schema.SCHEMA[path]
   if text.casefold() in ("none", "null") and field.default is None:
     return " Leave it out."
-  value = json_text.of_python(text.strip("[]()"))
-  numbers = json_text.parse(value, kind=object) if value else None
-  for number in numbers if isinstance(numbers, list) else ():
-    # Ranges elsewhere, such as (0.4, 1.0), are one number here.
-    if isinstance(number, int | float) and field.check(number) is None:
-      return f" Write one number, such as {number} ({field.help})."
   return f" It is one number ({field.help})."
 
 

@@ -164,8 +164,9 @@ class Optim:
   schedule: str = knob(
     "cosine",
     one_of(names.SCHEDULES),
-    "what the learning rate does after the warm-up: half a cosine to 0 (paper, "
-    "section 2.5), a line to 0, nothing, or 1 / sqrt(1 + updates / rsqrt_steps)",
+    "what the learning rate does after the warm-up: half a cosine to 0 "
+    "(paper, section 2.5), a line to 0, nothing, or 1 / sqrt(1 + updates / "
+    "rsqrt_steps)",
   )
   rsqrt_steps: int = knob(
     10_000,

@@ -5,7 +5,11 @@ from collections.abc import Iterable
 from clip_jax import errors, other_trainers
 from clip_jax.config import schema
 
-_LEAST_SIMILARITY = 0.8  # To an open field's name, from 0 to 1.
+_LEAST_SIMILARITY = 0.6  # Of two sections' names, from 0 to 1.
+# Sections in which other trainers keep such fields, besides ours.
+_SECTIONS = ("args", "dataloader", "lr", "scheduler", "trainer", "training")
+# Last names that say too little of what is meant.
+_VAGUE = ("model", "name", "output", "train")
 
 
 def error(
@@ -19,11 +23,11 @@ def error(
     known: the names to list.
   """
   parents, _, leaf = path.rpartition(".")
-  meant, same = other_trainers.meant(path, value), []
   root = parents.partition(".")[0]
-  if not errors.nearest(root, schema.OPEN, cutoff=_LEAST_SIMILARITY):
-    same = [x for x in schema.SCHEMA if x.rpartition(".")[2] == leaf]
-    meant = meant or (None if same else other_trainers.meant(leaf, value))
+  same = [x for x in schema.SCHEMA if _is_like(x, root, leaf)]
+  meant = other_trainers.meant(path, value)
+  if meant is None and not same and root in _sections() and leaf not in _VAGUE:
+    meant = other_trainers.meant(leaf, value)
   if meant is not None:
     return errors.UserError(
       f"Unknown config field {path!r:.100}, which is one of other trainers. "
@@ -35,3 +39,18 @@ def error(
       f"Unknown config field {path!r:.100}. Did you mean {names}?"
     )
   return errors.unknown("config field", path, known)
+
+
+def _is_like(known: str, root: str, leaf: str) -> bool:
+  """Whether a field has this last name, in a section of about this name."""
+  own, _, last = known.rpartition(".")
+  if last != leaf:
+    return False
+  if not own:
+    return root in (*_SECTIONS, "data", "optim") and leaf not in _VAGUE
+  return not root or bool(errors.nearest(root, [own], cutoff=_LEAST_SIMILARITY))
+
+
+def _sections() -> set[str]:
+  own = {path.partition(".")[0] for path in schema.SCHEMA if "." in path}
+  return own.union(_SECTIONS)

@@ -5,7 +5,7 @@ import pathlib
 import re
 
 from clip_jax import errors
-from clip_jax.convert import hub
+from clip_jax.convert import hub, weights_file
 from clip_jax.models import other_families, variants
 
 # Well-known repositories of the Hub, by the architecture of their model.
@@ -55,8 +55,10 @@ def error(path: pathlib.Path, accepted: str) -> errors.UserError:
         "is given by its path or as "
         f"{hub.PREFIX}{REPOSITORIES.get(found, 'ORG/NAME')}."
       )
-  is_path = path.parent != pathlib.Path() and os.path.exists(path.parent)
-  if not is_path and (told := other_families.sentence(name)):
+  is_name = path.suffix not in weights_file.SUFFIXES and (
+    path.parent == pathlib.Path() or hub.is_name(name)
+  )
+  if is_name and (told := other_families.sentence(name)):
     return errors.UserError(
       f"{what}. {told}{errors.beside(path)} Give {accepted}."
     )

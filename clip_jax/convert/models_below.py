@@ -10,6 +10,12 @@ from clip_jax.convert import weights_file
 _MOST_LOOKED_AT = 1000  # Entries of a directory.
 _MOST_FOLDERS = 100
 _DEPTH = 2
+_SAVED = "checkpoints"
+# What trainers keep beside a model, and tables of features.
+_NO_MODEL = re.compile(
+  r"optim|sched|rng|random_states|training_args|scaler|feature|embed",
+  re.IGNORECASE,
+)
 # What trainers call the files and directories of one model after the other.
 _OF_A_RUN = re.compile(
   r"(epoch|step|checkpoint|ckpt|iter)[-_=]?(\d|latest|last)", re.IGNORECASE
@@ -28,16 +34,22 @@ def hint(path: pathlib.Path, is_model: Callable[[pathlib.Path], bool]) -> str:
   folders = [path]
   for depth in range(_DEPTH + 1):
     files = {
-      folder: [x for x in _entries(folder) if weights_file.is_one(x)]
+      folder: [x for x in _entries(folder) if _is_weights(x)]
       for folder in folders
     }
     if any(files.values()):
-      return _told(files[_chosen([x for x in folders if files[x]])])
+      there = [x for x in folders if files[x]]
+      saved = [x for x in there if x.name == _SAVED]
+      return _told(files[_chosen(saved or there)])
     folders = [x for f in folders for x in _entries(f) if x.is_dir()]
     folders = folders[:_MOST_FOLDERS]
     if depth < _DEPTH and (models := [x for x in folders if is_model(x)]):
       return _told(models)
   return ""
+
+
+def _is_weights(path: pathlib.Path) -> bool:
+  return weights_file.is_one(path) and not _NO_MODEL.search(path.stem)
 
 
 def _told(found: list[pathlib.Path]) -> str:

@@ -45,9 +45,11 @@ def only_caption(source: record_lib.Source) -> str | None:
   """
   captions: set[str] = set()
   good = 0
-  for slot in range(0, len(source), max(1, len(source) // _LOOKED_AT)):
+  step = max(2, len(source) // _LOOKED_AT)
+  # Neighbours, too: captions may come in turn.
+  for slot in (x for at in range(0, len(source), step) for x in (at, at + 1)):
     # The loader tells what cannot be read.
-    with contextlib.suppress(record_lib.BadRecord, OSError):
+    with contextlib.suppress(record_lib.BadRecord, OSError, IndexError):
       captions.update(source[slot].texts)
       good += 1
     if len(captions) > 1:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from clip_jax import errors
+from clip_jax import errors, names
 
 # A pattern of names, without capitals, and the family; the first that is
 # found counts.
@@ -20,10 +20,10 @@ _FAMILIES = (
   (r"\bpe-(?:core|lang|spatial)", "Perception Encoder"),
   ("modern_?bert|moderntext", "ModernBERT"),
   ("roberta", "RoBERTa"),
-  (r"\bm?t5(?![a-z0-9])", "T5"),
+  (r"\bm?t5[-_](?:small|base|large|xl)", "T5"),
   ("nllb", "NLLB"),
-  ("swin", "Swin"),
-  ("dino(?:v[123])?(?![a-z])", "DINO"),
+  (r"\bswin(?:v2)?(?![a-z])", "Swin"),
+  (r"\bdino(?:v[123](?![a-z])|-)", "DINO"),
   (r"\bblip", "BLIP"),
   ("efficientnet", "EfficientNet"),
   ("mobilenet", "MobileNet"),
@@ -60,11 +60,11 @@ def unknown(name: str, known: Iterable[str]) -> errors.UserError:
   stem = name.casefold().removesuffix(_QUICK)
   if errors.plain(name) in plain:  # Another spelling.
     told = ""
-  elif name.casefold().endswith(_QUICK) and errors.plain(stem) in plain:
-    told = (
-      f"Did you mean {plain[errors.plain(stem)]!r}? It is OpenAI's, with "
-      "the quick GELU."
-    )
+  elif (
+    name.casefold().endswith(_QUICK)
+    and (meant := plain.get(errors.plain(stem))) in names.OPENAI_MODELS
+  ):
+    told = f"Did you mean {meant!r}? It is OpenAI's, with the quick GELU."
   if told:
     return errors.UserError(f"Unknown model {name!r:.100}. {told}")
   return errors.unknown("model", name, known)

@@ -25,7 +25,14 @@ def _refusal(path):
       "",
       -1,
     ),
-    (("model.pt", "optimizer.pt"), "", 0),
+    (("model.pt", "a_optimizer.pt", "z_scheduler.pt"), "", 0),
+    (("epoch_3.pt", "optimizer_epoch_9.pt"), "", 0),
+    (
+      ("checkpoint-5/pytorch_model.bin", "checkpoint-5/optimizer.pt"),
+      "checkpoint-5",
+      0,
+    ),
+    (("checkpoints/epoch_1.pt", "a/z.pt"), "", 0),
   ],
 )
 def test_the_newest_file_of_a_run_is_named(tmp_path, files, given, named):
@@ -34,7 +41,7 @@ def test_the_newest_file_of_a_run_is_named(tmp_path, files, given, named):
     (tmp_path / file).write_bytes(b"x")
   said = _refusal(tmp_path / given)
   assert f"give its own path, {str(tmp_path / files[named])!r}" in said
-  assert ("more lie beside" in said) == ("checkpoint-" not in files[0])
+  assert ("more lie beside" in said) == ("epoch_10" in str(files))
 
 
 def test_a_directory_of_runs_is_told_from_one_of_pictures(tmp_path):
@@ -46,4 +53,5 @@ def test_a_directory_of_runs_is_told_from_one_of_pictures(tmp_path):
   assert f"{str(tmp_path / 'out' / 'checkpoint-100')!r} (1 more lie" in said
   (tmp_path / "photos" / "cat").mkdir(parents=True)
   (tmp_path / "photos" / "cat" / "1.jpg").write_bytes(b"x")
+  (tmp_path / "photos" / "features.npz").write_bytes(b"x")
   assert "give its own path" not in _refusal(tmp_path / "photos")

@@ -280,6 +280,7 @@ def test_a_resolved_description_makes_the_same_model():
     ("ViT-B/32", {}, "Did you mean 'ViT-B-32'"),
     ("RN50-quickgelu", {}, "Did you mean 'RN50'"),
     ("ViT-L-14-336-quickgelu", {}, "Did you mean 'ViT-L-14-336'"),
+    ("ViT-B-32-gelu-quickgelu", {}, "Did you mean 'ViT-B-32-quickgelu'"),
     ("ViT_bigG_14", {}, "Did you mean 'ViT-bigG-14'"),
     ("coca_ViT-B-32", {}, "'coca_ViT-B-32'. CoCa is not built in; what is"),
     ("convnext_base", {}, "ConvNeXt is not built in"),
@@ -318,5 +319,8 @@ def test_names_of_other_families_are_none_that_are_built_in():
     assert other_families.family(name) is None, name
   for name in ELSEWHERE.split():
     assert other_families.family(name), name
-  for name in ("runs/vitamins", "medieval", "evaluation", "out5", "t500"):
+  others = (
+    "runs/vitamins medieval evaluation out5 t500 swinging my_swing mine-t5"
+  )
+  for name in [*others.split(), "runs/dino_test", "dino"]:
     assert other_families.family(name) is None, name

@@ -12,7 +12,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from etils.epy import lazy_imports_utils
+try:
+  from etils.epy import lazy_imports_utils
+except ImportError:  # TFDS brings it; the module is not its interface.
+  lazy_imports_utils = None
 
 # Of two at once, the first to end would put back what the second had found.
 _LOCK = threading.Lock()
