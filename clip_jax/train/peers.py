@@ -6,6 +6,9 @@ every process keeps a connection to process 0. If one is closed, or silent for
 too long, all processes end with a message of one line. The traffic between
 JAX's service and its clients passes through process 0's port as well, so that
 this module learns of a closed connection before JAX does.
+
+They also agree here on where to stop. JAX's own service for it waits for its
+messages while it holds Python's global lock, and threads of Python relay them.
 """
 
 import contextlib
@@ -43,9 +46,11 @@ class Peers:
 
   Attributes:
     coordinator: the address that JAX is given as that of its coordinator.
+    stop_asked: an event; where it is set, all processes stop at one point.
   """
 
   coordinator: str
+  stop_asked: threading.Event
 
   def __init__(
     self,
@@ -65,6 +70,12 @@ class Peers:
     self._watches: list[threading.Thread] = []
     self._lock = threading.Lock()
     self._over = False
+    self.stop_asked = threading.Event()
+    self._stopping = threading.Condition()
+    self._passed = 0  # Points, of this process.
+    self._is_held = False  # No point is passed until all know the last one.
+    self._last: int | None = None  # The point at which all stop.
+    self._passed_by: dict[int, int] = {}  # Points by process, of process 0.
 
   def _accept(self) -> None:
     with contextlib.suppress(OSError):  # It is closed in the end.
@@ -86,6 +97,15 @@ class Peers:
             return
           case ["end", int(code), str(message)]:
             self._end(code, message)
+          case ["stop"]:
+            self._begin_to_stop()
+          case ["where"]:
+            self._hold()
+            links.send(link, "at", self._passed)
+          case ["at", int(passed)]:
+            self._note_passed(process, passed)
+          case ["last", int(point)]:
+            self._stop_at(point)
     except TimeoutError:
       self._end(
         EXIT_CODE, f"Nothing came from {name} for {seconds:g} s. {_AGAIN}"
@@ -94,6 +114,47 @@ class Peers:
       self._end(
         EXIT_CODE, f"The connection to {name} is closed: it is gone. {_AGAIN}"
       )
+
+  def poll(self, point: int) -> bool:
+    """Returns whether all processes stop at this point.
+
+    Args:
+      point: its number; all processes pass the same ones in order.
+    """
+    with self._stopping:
+      self._passed = point
+      self._stopping.wait_for(
+        lambda: not self._is_held or self._last is not None
+      )
+      return self._last is not None and point >= self._last
+
+  def _await_stop(self) -> None:
+    self.stop_asked.wait()
+    self._begin_to_stop()
+
+  def _begin_to_stop(self) -> None:
+    """Asks process 0 to stop all; on process 0, asks where each is."""
+    raise NotImplementedError
+
+  def _hold(self) -> None:
+    with self._stopping:
+      self._is_held = True
+
+  def _note_passed(self, process: int, passed: int) -> None:
+    """Notes where a process is; tells all when the last one has said it."""
+    with self._stopping:
+      self._passed_by[process] = passed
+      if len(self._passed_by) < self.processes:
+        return
+      last = max(self._passed_by.values()) + 1
+    for link in self._links.values():
+      links.send(link, "last", last)
+    self._stop_at(last)
+
+  def _stop_at(self, point: int) -> None:
+    with self._stopping:
+      self._last = point
+      self._stopping.notify_all()
 
   def _beat(self) -> None:
     while not self._over:
@@ -121,6 +182,7 @@ class Peers:
       links.start(self._watch, process) for process in self._links
     ]
     links.start(self._beat)
+    links.start(self._await_stop)
 
   def fail(self, error: BaseException) -> None:
     """Tells the others that this process ends with an error.
@@ -199,6 +261,15 @@ class _Host(Peers):
       return f"there is another process with --process-id {process}"
     return None
 
+  def _begin_to_stop(self) -> None:
+    with self._stopping:
+      if self._is_held:
+        return
+      self._is_held = True
+    for link in self._links.values():
+      links.send(link, "where")
+    self._note_passed(0, self._passed)
+
   def wait(self, seconds: float) -> None:
     """Waits until all processes are connected.
 
@@ -228,6 +299,9 @@ class _Guest(Peers):
   def __init__(self, address: tuple[str, int], **options: Any):
     super().__init__(**options)
     self._address = address
+
+  def _begin_to_stop(self) -> None:
+    links.send(self._links[0], "stop")
 
   def wait(self, seconds: float) -> None:
     """Waits until process 0 says that all processes are connected.

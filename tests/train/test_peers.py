@@ -136,6 +136,51 @@ def test_those_that_are_done_part_in_peace():
   assert ends.empty()
 
 
+@pytest.mark.parametrize("asked", [(0,), (2,), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("in_step", [True, False])
+def test_those_that_are_asked_to_stop_do_so_at_one_point(asked, in_step):
+  all_of_them, ends = connect_all(3)
+  barrier, stopped = threading.Barrier(3), {}
+  rng = random.Random(len(asked))
+  waits = [[rng.uniform(0, 0.004) for _ in range(500)] for _ in all_of_them]
+
+  def run(process):
+    for point in range(1, 500):
+      time.sleep(waits[process][point])
+      if in_step:  # As a collective keeps them.
+        barrier.wait(20)
+      if process in asked and point == 20 + process:
+        all_of_them[process].stop_asked.set()
+      if all_of_them[process].poll(point):
+        stopped[process] = point
+        return
+
+  threads = [threading.Thread(target=run, args=(i,)) for i in range(3)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(60)
+  assert len(stopped) == 3 and len(set(stopped.values())) == 1
+  # Soon after the first was asked, and not before.
+  assert stopped[0] > 20 + min(asked)
+  assert stopped[0] < 60 or not in_step
+  assert ends.empty()
+
+
+def test_a_process_that_waits_for_the_point_lets_others_threads_work():
+  """JAX's own service waits with Python's lock, which our relays need."""
+  both, _ = connect_all(2)
+  both[0]._hold()
+  waiting = threading.Thread(target=both[0].poll, args=(1,))
+  waiting.start()
+  assert not both[1].poll(1)
+  waiting.join(0.2)
+  assert waiting.is_alive()
+  both[0]._stop_at(2)
+  waiting.join(20)
+  assert not waiting.is_alive() and both[0].poll(2)
+
+
 def test_what_jax_says_passes_through_unchanged():
   both, _ = connect_all(2)
   host, guest = (peer.coordinator.rpartition(":") for peer in both)

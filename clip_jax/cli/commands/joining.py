@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from clip_jax import errors, hosts, sharding
-from clip_jax.train import links, peers
+from clip_jax.train import links, peers, preemption
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -40,22 +40,27 @@ def joined_processes(
 
   Args:
     arguments: of the command.
-    polls_sigterm: whether it stops by itself where JAX says that one of the
-      processes got SIGTERM; if not, the signal ends a process, as it does where
-      none was joined.
+    polls_sigterm: whether it stops by itself where one of the processes got
+      SIGTERM (train/preemption.py); if not, the signal ends a process, as it
+      does where none was joined.
   """
   if arguments.coordinator is None and not arguments.distributed:
     yield
     return
-  # Else JAX takes the signal, and nothing would come of it.
-  jax.config.update("jax_enable_preemption_service", polls_sigterm)
   named = arguments.coordinator is not None
+  # With it JAX takes the signal.
+  jax.config.update(
+    "jax_enable_preemption_service", polls_sigterm and not named
+  )
   # Our own watch notices a lost process sooner and explains it better than JAX.
   patience = {"heartbeat_seconds": 3 * arguments.heartbeat}
   if not named:
     _initialize(**patience)
   watch = _watch_named(arguments) if named else _watch_found(arguments)
+  handling = contextlib.ExitStack()
   try:
+    if named and polls_sigterm:
+      handling.enter_context(preemption.agreed_through(watch))
     if named:
       _initialize(
         coordinator_address=watch.coordinator,
@@ -76,6 +81,8 @@ def joined_processes(
     if watch:
       watch.fail(error)
     raise
+  finally:
+    handling.close()
   if watch:
     watch.close()
 
