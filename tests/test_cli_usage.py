@@ -2,8 +2,10 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import threading
 import types
 
 import jax
@@ -203,6 +205,7 @@ class Watch:
 
   def __init__(self):
     self.failures = []
+    self.stop_asked = threading.Event()
 
   def fail(self, error):
     self.failures.append(str(error))
@@ -246,7 +249,9 @@ def test_processes_are_joined_before_anything_else(
   monkeypatch.setattr(jax.distributed, "initialize", initialize)
   # The missing file shows that joining came first.
   path = tmp_path / "none.py"
+  before = signal.getsignal(signal.SIGTERM)
   said = fails("train", "--config", path, "--workdir", tmp_path, *flags)
+  assert signal.getsignal(signal.SIGTERM) is before
   assert joined == expected
   named = "--coordinator=host:12" in flags
   if named:
