@@ -76,7 +76,7 @@ class Share:
 
 
 def text_shapes(tower: nn.Module, longest: int) -> tuple[Shape, ...]:
-  """Returns batch shapes for few texts, many short texts and long texts.
+  """Returns batch shapes for few texts, dozens of short texts and long texts.
 
   Args:
     tower: a text tower; if it sees padding, all shapes have full rows.
@@ -84,7 +84,7 @@ def text_shapes(tower: nn.Module, longest: int) -> tuple[Shape, ...]:
   """
   if not padding.can_be_cut(tower):
     return tuple(Shape(rows, longest) for rows in BATCH_SIZES)
-  shapes = [Shape(4, min(32, longest)), Shape(256, min(16, longest))]
+  shapes = [Shape(4, min(32, longest)), Shape(64, min(16, longest))]
   if longest > 32:
     shapes.append(Shape(max(1, 512 // longest), longest))
   return tuple(shapes)
