@@ -51,16 +51,40 @@ def recognise(path: pathlib.Path) -> bool:
   return all((path / part).exists() for part in (CONFIG, DIRECTORY))
 
 
+def split_step(path: str | os.PathLike) -> tuple[str, int | None]:
+  """Returns the workdir and the step that "WORKDIR/checkpoints/STEP" names.
+
+  Any other path, or address in a bucket, is returned as it is, without a step.
+  """
+  whole = os.fspath(path)
+  head, name = os.path.split(whole.rstrip("/"))
+  workdir, folder = os.path.split(head)
+  if folder != DIRECTORY or not name.isdecimal():
+    return whole, None
+  workdir = workdir or os.curdir
+  if buckets.is_address(workdir):
+    is_one = buckets.kind(f"{workdir}/{CONFIG}") is not None
+  else:
+    is_one = recognise(pathlib.Path(workdir))
+  return (workdir, int(name)) if is_one else (whole, None)
+
+
 def find(workdir: str | os.PathLike) -> str:
   """Returns the absolute path of `workdir`, which need not exist.
 
   What lies in a bucket is named by its address.
 
   Raises:
-    UserError: it is empty, another network address, or a file.
+    UserError: it is empty, another network address, a file, or a checkpoint.
   """
   if not str(workdir):
     raise errors.UserError("The workdir is empty; name a directory.")
+  run, step = split_step(workdir)
+  if step is not None:
+    raise errors.UserError(
+      f"The workdir {workdir} is a checkpoint of the run in {run}; give that to "
+      "go on with the run, or name a new directory."
+    )
   if buckets.is_address(workdir):
     return str(workdir)
   errors.check_new("The workdir", workdir)
@@ -89,10 +113,13 @@ def saved_steps(workdir: pathlib.Path) -> list[int]:
 def load_config(workdir: str | os.PathLike) -> config_lib.Config:
   """Returns the config that a run left in its working directory.
 
+  Args:
+    workdir: the working directory, or one of its checkpoints.
+
   Raises:
     UserError: the directory has no config, or a damaged one.
   """
-  path = pathlib.Path(workdir) / CONFIG
+  path = pathlib.Path(split_step(workdir)[0]) / CONFIG
   if not path.is_file():
     raise errors.UserError(
       f"{workdir} is no workdir: it has no {CONFIG}. `clip-jax train "
@@ -111,7 +138,13 @@ def load_config(workdir: str | os.PathLike) -> config_lib.Config:
 
 
 def load_counters(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
-  """Returns the counters that a run saved with an undamaged checkpoint."""
+  """Returns the counters that a run saved with an undamaged checkpoint.
+
+  Args:
+    workdir: the working directory, or one of its checkpoints.
+    step: the checkpoint.
+  """
+  workdir, _ = split_step(workdir)
   with _open_to_read(workdir) as manager:
     return items.read_meta(manager, step)["counters"]
 
@@ -122,14 +155,23 @@ def load_model(
   """Returns the model of a workdir; changes nothing there.
 
   Args:
-    workdir: the working directory of a run.
-    step: the checkpoint to read; None for the newest good one.
+    workdir: the working directory of a run, or one of its checkpoints.
+    step: the checkpoint to read; None for the newest good one, or for the one
+      that `workdir` names.
 
   Raises:
     NoGoodCheckpointError: it has no good one.
     UserError: it is not a workdir, or has no such checkpoint.
   """
   config = load_config(workdir)
+  workdir, own_step = split_step(workdir)
+  if own_step is not None:
+    if step not in (None, own_step):
+      raise errors.UserError(
+        f"step={step} is not the step of {workdir}/{DIRECTORY}/{own_step}; "
+        "leave one of them out."
+      )
+    step = own_step
   directory = pathlib.Path(workdir).absolute() / DIRECTORY
   model = run_model.make(config)
   if not directory.is_dir():

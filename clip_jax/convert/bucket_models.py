@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from clip_jax import mirrors
+from clip_jax import errors, mirrors
 from clip_jax.checkpoints import items, workdir
 from clip_jax.convert import hub
 
@@ -23,13 +23,16 @@ def read(
   """Returns what `act` makes of a copy of the model at an address in a bucket.
 
   Args:
-    address: of a file, or of a folder.
+    address: of a file, of a folder, or of a checkpoint of a workdir.
     act: as in `mirrors.read_good`.
-    step: the checkpoint of a workdir; None for the newest good one.
+    step: the checkpoint of a workdir; None for the newest good one, or for the
+      one that is named.
 
   Raises:
     UserError: there is no model at the address, or it cannot be read.
   """
+  address, own = workdir.split_step(address)
+  step = own if step is None else step
 
   def choose(names: Sequence[str]) -> list[str]:
     steps = {
@@ -39,12 +42,18 @@ def read(
     }
     if workdir.CONFIG not in names or not steps:
       return [x for x in names if _fits(x)]
-    wanted = step if step in steps else max(steps)
+    if step is not None and step not in steps:
+      raise errors.UserError(
+        f"{address} holds no checkpoint of step {step}; it holds "
+        f"{sorted(steps)}."
+      )
+    wanted = max(steps) if step is None else step
     return [x for x in names if _is_of_model(x.split("/"), str(wanted))]
 
   if step is None:
     return mirrors.read_good(address, choose, act)
-  return act(mirrors.fetched(address, choose))
+  path = mirrors.fetched(address, choose)
+  return act(path if own is None else path / workdir.DIRECTORY / str(own))
 
 
 def _fits(name: str) -> bool:

@@ -90,7 +90,7 @@ def first_address(path: str | os.PathLike) -> str:
   """
   path = pathlib.Path(os.path.expanduser(path))
   address = ""
-  if workdir_lib.recognise(path):
+  if workdir_lib.recognise(pathlib.Path(workdir_lib.split_step(path)[0])):
     address = workdir_lib.load_config(path).init.model
   if not address:
     raise errors.UserError(

@@ -5,6 +5,7 @@ import pathlib
 import re
 
 from clip_jax import errors
+from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import hub, weights_file
 from clip_jax.models import other_families, variants
 
@@ -37,6 +38,10 @@ def error(path: pathlib.Path, accepted: str) -> errors.UserError:
   """
   name = str(path)
   what = f"Model {name!r} does not exist"
+  workdir, step = workdir_lib.split_step(path)
+  if step is not None:
+    steps = sorted(workdir_lib.saved_steps(pathlib.Path(workdir)))
+    return errors.UserError(f"{what}: {workdir} has checkpoints of {steps}.")
   known = {errors.plain(x): x for x in variants.VARIANTS}
   # OpenAI writes ViT-L/14@336px; open_clip has a tag, ViT-B-32/openai.
   spellings = [name.removesuffix("px")]

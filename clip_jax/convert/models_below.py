@@ -18,7 +18,8 @@ _NO_MODEL = re.compile(
 )
 # What trainers call the files and directories of one model after the other.
 _OF_A_RUN = re.compile(
-  r"(epoch|step|checkpoint|ckpt|iter)[-_=]?(\d|latest|last)", re.IGNORECASE
+  r"(epoch|step|checkpoint|ckpt|iter)[-_=]?(\d|latest|last)|^\d+$",
+  re.IGNORECASE,
 )
 
 

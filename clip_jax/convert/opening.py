@@ -2,12 +2,10 @@
 
 import os
 import pathlib
-import shlex
 from collections.abc import Callable
 from typing import TypeVar
 
 from clip_jax import buckets, errors
-from clip_jax.checkpoints import workdir as workdir_lib
 from clip_jax.convert import (
   bucket_models,
   config_file,
@@ -98,28 +96,10 @@ def _is_model(path: pathlib.Path) -> bool:
 
 def _above(path: pathlib.Path) -> str:
   """Returns a hint where `path` is a part of a model's directory."""
-  absolute = path.absolute()
-  for parent in absolute.parents[:3]:
+  for parent in path.absolute().parents[:3]:
     if _is_model(parent):
-      top, *below = absolute.relative_to(parent).parts
-      is_step = top == workdir_lib.DIRECTORY and workdir_lib.recognise(parent)
-      step = below[0] if is_step and below else ""
-      how = _how_to_take(parent, int(step)) if step.isdecimal() else ""
-      return f" It lies in the model {str(parent)!r}: give that.{how}"
+      return f" It lies in the model {str(parent)!r}: give that."
   return ""
-
-
-def _how_to_take(workdir: pathlib.Path, step: int) -> str:
-  """Returns how to take one checkpoint of a workdir that holds several."""
-  saved = shlex.quote(str(workdir / workdir_lib.DIRECTORY / str(step)))
-  about = (workdir / x for x in (workdir_lib.CONFIG, workdir_lib.TOKENIZER))
-  copied = " ".join(shlex.quote(str(x)) for x in about if x.exists())
-  return (
-    f" In Python clip_jax.load({str(workdir)!r}, step={step}) takes this step; "
-    "a command takes it as a workdir of its own: mkdir -p DIR/"
-    f"{workdir_lib.DIRECTORY} && cp -r {copied} DIR && cp -r {saved} "
-    f"DIR/{workdir_lib.DIRECTORY}"
-  )
 
 
 def _recognise_file(path: pathlib.Path, options: Options) -> str:

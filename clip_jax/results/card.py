@@ -83,6 +83,7 @@ def make(
   path = pathlib.Path(os.path.expanduser(where))
   if buckets.is_address(where):
     path = opening.find(where)
+  path = pathlib.Path(workdir_lib.split_step(path)[0])
   is_workdir = workdir_lib.recognise(path)
   own = path if is_workdir and (path / metric_log.METRICS).is_file() else None
   found = _read(list(reports), own)  # Before the model, which takes longer.
@@ -127,7 +128,11 @@ def save(card: Card, path: str | os.PathLike) -> None:
 
 
 def _name(path: str) -> str:
-  """Returns the last part of a path, or of hf-hub:ORG/NAME@REVISION."""
+  """Returns the last part of a path, or of hf-hub:ORG/NAME@REVISION.
+
+  A checkpoint of a workdir has the workdir's name.
+  """
+  path, _ = workdir_lib.split_step(path)
   last = addresses.last(path.removeprefix("hf-hub:"))
   return last.partition("@")[0] if path.startswith("hf-hub:") else last
 

@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import json
 import os
-import subprocess
 
 import numpy as np
 import pytest
@@ -100,28 +99,6 @@ def test_a_part_of_a_model_names_the_model(model):
   with pytest.raises(errors.UserError) as caught:
     convert.open_model(model / "clip_jax.json")
   assert str(caught.value).endswith(f"the model {str(model)!r}: give that.")
-
-
-def test_a_step_of_a_workdir_is_told_how_to_take(tmp_path):
-  run = tmp_path / "my run"
-  (run / "checkpoints" / "3" / "variables").mkdir(parents=True)
-  (run / "tokenizer").mkdir()
-  (run / "config.json").write_text("{}")
-  for part in ("checkpoints", "checkpoints/3", "checkpoints/3/variables"):
-    with pytest.raises(errors.UserError) as caught:
-      convert.open_model(run / part)
-    said = str(caught.value)
-    assert f"lies in the model {str(run)!r}: give that." in said
-    assert (f"load({str(run)!r}, step=3)" in said) == ("3" in part)
-  command = said.partition("of its own: ")[2].replace("DIR", "old")
-  subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
-  found = [x.relative_to(tmp_path / "old") for x in tmp_path.glob("old/**/*")]
-  assert sorted(map(str, found)) == [
-    *("checkpoints", "checkpoints/3", "checkpoints/3/variables"),
-    *("config.json", "tokenizer"),
-  ]
-  with pytest.raises(errors.UserError, match="config"):
-    convert.open_model(tmp_path / "old")  # Taken as a workdir.
 
 
 def test_only_a_model_is_overwritten(model, tmp_path):

@@ -1,4 +1,4 @@
-"""Reads a workdir of `clip-jax train`."""
+"""Reads a workdir of `clip-jax train`, or one of its checkpoints."""
 
 import dataclasses
 import os
@@ -17,11 +17,14 @@ from clip_jax.models import paths, variants
 
 NAME = "workdir"
 
-recognise = workdir_lib.recognise
+
+def recognise(path: pathlib.Path) -> bool:
+  """Whether `path` is a workdir or a checkpoint in one."""
+  return workdir_lib.recognise(pathlib.Path(workdir_lib.split_step(path)[0]))
 
 
 def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
-  """Returns the model of the newest good checkpoint.
+  """Returns the model of the checkpoint, or of the newest good one.
 
   Raises:
     UserError: no checkpoint is good, or the model has no shared embedding.
