@@ -82,8 +82,8 @@ def find(workdir: str | os.PathLike) -> str:
   run, step = split_step(workdir)
   if step is not None:
     raise errors.UserError(
-      f"The workdir {workdir} is a checkpoint of the run in {run}; give that to "
-      "go on with the run, or name a new directory."
+      f"The workdir {workdir} is a checkpoint of the run in {run}; give that "
+      "to go on with the run, or name a new directory."
     )
   if buckets.is_address(workdir):
     return str(workdir)
