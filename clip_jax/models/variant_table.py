@@ -46,6 +46,8 @@ def _transformer(**fields):
 # Zhai et al., "Scaling vision transformers" (g, G) and "Getting ViT in shape"
 # (SO400M); big_vision's `decode_variant` (g-opt).
 _SIZES = {
+  "S": {"width": 384, "depth": 12, "heads": 6},
+  "M": {"width": 512, "depth": 12, "heads": 8},
   "B": {"width": 768, "depth": 12, "heads": 12},
   "B+": {"width": 896, "depth": 12, "heads": 14},
   "L": {"width": 1024, "depth": 24, "heads": 16},
@@ -54,23 +56,27 @@ _SIZES = {
   "g": {"width": 1408, "depth": 40, "heads": 16, "mlp_dim": 6144},
   "gopt": {"width": 1536, "depth": 40, "heads": 16},
   "bigG": {"width": 1664, "depth": 48, "heads": 16, "mlp_dim": 8192},
+  "e": {"width": 1792, "depth": 56, "heads": 16, "mlp_dim": 15_360},
 }
 
-# CLIP's text towers by the size of the image tower: one head for every 64
+# CLIP's text towers, most by the size of the image tower: one head for every 64
 # features of the width, and a depth of 12 unless it is given.
 _TEXT_SIZES = {
+  "S alt": {"width": 256, "heads": 4, "depth": 10},
+  "S": {"width": 384, "heads": 6},
   "B": {"width": 512, "heads": 8},
   "B+": {"width": 640, "heads": 10},
   "L": {"width": 768, "heads": 12},
   "H": {"width": 1024, "heads": 16, "depth": 24},
   "g": {"width": 1024, "heads": 16, "depth": 24},
   "bigG": {"width": 1280, "heads": 20, "depth": 32},
+  "e": {"width": 1280, "heads": 20, "depth": 36},
 }
 
 
-def _clip(size, patch_size, image_size, activation="quick_gelu"):
+def _clip(size, patch_size, image_size, activation="quick_gelu", text=""):
   """CLIP with a Vision Transformer; embed_dim is the text tower's width."""
-  text = _TEXT_SIZES[size]
+  text = _TEXT_SIZES[text or size]
   return {
     "embed_dim": text["width"],
     "image": _vit(
@@ -228,6 +234,22 @@ VARIANTS: dict[str, dict] = {
   "ViT-H-14": _clip("H", 14, 224, "gelu"),
   "ViT-g-14": _clip("g", 14, 224, "gelu"),
   "ViT-bigG-14": _clip("bigG", 14, 224, "gelu"),
+  # open_clip's other sizes, most of them for runs of one's own.
+  "ViT-S-32": _clip("S", 32, 224, "gelu"),
+  "ViT-S-16": _clip("S", 16, 224, "gelu"),
+  "ViT-S-32-alt": _clip("S", 32, 224, "gelu", text="S alt"),
+  "ViT-S-16-alt": _clip("S", 16, 224, "gelu", text="S alt"),
+  "ViT-M-32": _clip("M", 32, 224, "gelu", text="B"),
+  "ViT-M-16": _clip("M", 16, 224, "gelu", text="B"),
+  "ViT-M-32-alt": _clip("M", 32, 224, "gelu", text="S"),
+  "ViT-B-32-plus-256": _clip("B+", 32, 256, "gelu"),
+  "ViT-B-16-plus": _clip("B+", 16, 224, "gelu"),
+  "ViT-L-16": _clip("L", 16, 224, "gelu"),
+  "ViT-L-16-320": _clip("L", 16, 320, "gelu"),
+  "ViT-L-14-280": _clip("L", 14, 280, "gelu"),
+  "ViT-H-16": _clip("H", 16, 224, "gelu"),
+  "ViT-H-14-378": _clip("H", 14, 378, "gelu"),
+  "ViT-e-14": _clip("e", 14, 224, "gelu"),
   # CLIPA's.
   "ViT-L-14-CLIPA": _clipa("L", 224),
   "ViT-L-14-CLIPA-336": _clipa("L", 336),
