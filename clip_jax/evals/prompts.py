@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -19,6 +19,8 @@ _LOGGER = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATE = "a photo of a {}."  # Paper, section 3.1.4.
 _PROMPTS_PER_CALL = 1024
+_FEW_WORDS = 2  # Of a name rather than a prompt.
+_WORDNET = re.compile(r"n\d{8}")
 # splitlines() would end lines at U+2028 and others, too.
 _LINE_END = re.compile("\r\n?|\n")
 
@@ -87,11 +89,40 @@ def read_labels(text: str | os.PathLike) -> Labels:
       'list such as ["cat", "dog"] in a file that ends in .json.',
       *(str(path), len(labels), labels[0][:100]),
     )
-  if isinstance(labels, dict) and len(labels) == 1:
-    names = labels.get("names")
-    if isinstance(names, dict):
-      return NamesByClass(names)
+  if not isinstance(labels, dict):
+    return labels
+  names = labels.get("names")
+  if len(labels) == 1 and isinstance(names, dict):
+    return NamesByClass(names)
+  if by_id := _class_index(labels):
+    return by_id
+  texts = [x for x in labels.values() if isinstance(x, str)]
+  if texts and len(texts) == len(labels) and max(_words(texts)) <= _FEW_WORDS:
+    _LOGGER.warning(
+      "The texts of %r are full prompts, as they stand: %r. For names that a "
+      'template takes, write {"names": {…}} around them.',
+      *(str(path), texts[0][:100]),
+    )
   return labels
+
+
+def _words(texts: Iterable[str]) -> Iterator[int]:
+  return (len(text.split()) for text in texts)
+
+
+def _class_index(labels: Mapping) -> NamesByClass | None:
+  """Returns the names in a file {"0": ["n01440764", "tench"], …} by their ids.
+
+  Keras and torchvision's examples write the classes of ImageNet so.
+  """
+  pairs = labels.values()
+  if not all(isinstance(x, list) and len(x) == 2 for x in pairs):
+    return None
+  if not all(isinstance(x, str) for pair in pairs for x in pair):
+    return None
+  if not all(_WORDNET.fullmatch(pair[0]) for pair in pairs):
+    return None
+  return NamesByClass({key: name.replace("_", " ") for key, name in pairs})
 
 
 def _looks_parted(found: Sequence[str], path: pathlib.Path) -> bool:
@@ -237,7 +268,13 @@ def resolve(
   else:
     texts = tuple(_synonyms(label) for label in labels)
     names = tuple(several[0] for several in texts)
-  if takes_templates(labels):
+  if not takes_templates(labels):
+    if templates is not None:
+      raise errors.UserError(
+        "The labels are full prompts, which no template changes: leave the "
+        'template out, or write {"names": {…}} around names for it.'
+      )
+  else:
     if templates is None:
       templates = (DEFAULT_TEMPLATE,)
     fills = [parse_template(t) for t in templates]
@@ -266,21 +303,6 @@ def label_names(labels: Labels) -> list[str]:
   if isinstance(labels, Mapping):
     return list(labels)
   return [_synonyms(label)[0] for label in labels]
-
-
-def in_order(labels: Labels, names: Sequence[str]) -> Labels:
-  """Returns `labels` in the order of `names`, if they are named the same.
-
-  Labels with any other names stay as they are: they go by position.
-  """
-  own = label_names(labels)
-  if len(own) != len(names) or set(own) != set(names):
-    return labels
-  if isinstance(labels, Mapping):
-    kind = NamesByClass if isinstance(labels, NamesByClass) else dict
-    return kind({name: labels[name] for name in names})
-  by_name = dict(zip(own, labels, strict=True))
-  return [by_name[name] for name in names]
 
 
 def _synonyms(label: str | Sequence[str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 from clip_jax import errors
 from clip_jax.evals import (
   calibration,
+  class_names,
   embedding_model,
   likelihood,
   metrics,
@@ -21,6 +22,7 @@ from clip_jax.evals import prompts as prompts_lib
 _LOGGER = logging.getLogger(__name__)
 
 _SCORES_PER_BLOCK = 1 << 24  # 64 MiB of float32.
+_SHOWN = 3  # Pairs of a label and a class.
 _LAST = np.iinfo(np.int64).max  # Behind any number of classes.
 
 
@@ -314,25 +316,28 @@ def make_prompts(
   Raises:
     UserError: labels and data do not go together.
   """
-  if labels is None:
-    labels = source.class_names
+  named = source.class_names
+  if labels is None and named is not None:
+    labels = class_names.of_wordnet(named) or named
   if labels is None:
     raise errors.UserError(
       "The data names no classes. Captions are measured by --task retrieval, "
       "or evals.NAME.task=retrieval in a config; where the data have label "
-      "numbers, give --labels in their order."
-    )
-  named = source.class_names
-  if named is not None and len(named) != len(labels):
-    raise errors.UserError(
-      f"{len(labels)} labels are given, but the data has {len(named)} classes "
-      f"({', '.join(named[:5])}, …); name one for each, in this order."
+      "numbers, give --labels in their order, or without captions "
+      "?classes=FILE in the address, a file with a name a line."
     )
   own = False
   if named is not None:
-    labels = prompts_lib.in_order(labels, named)
+    by_name = class_names.in_order(labels, named)
+    if by_name is None and len(named) != len(labels):
+      raise errors.UserError(
+        f"{len(labels)} labels are given, but the data has {len(named)} "
+        f"classes ({', '.join(named[:5])}, …); name one for each, in this "
+        "order, or as they are called here, in any order."
+      )
+    labels = labels if by_name is None else by_name
     own = prompts_lib.label_names(labels) == list(named)
-  if templates is None:
+  if templates is None and prompts_lib.takes_templates(labels):
     templates = source.templates
   return prompts_lib.resolve(labels, templates, may_repeat=own)
 
@@ -345,7 +350,8 @@ def check(
 ) -> None:
   """Raises what `make_prompts` raises; warns of what may be a mistake.
 
-  Those are labels that go by position, and names of several classes.
+  Those are labels that go by position, names of several classes, and classes
+  that are called by WordNet ids.
   """
   prompts = make_prompts(source, labels=labels, templates=templates)
   if alike := prompts_lib.look_alikes(prompts):
@@ -356,14 +362,22 @@ def check(
       "with --labels.",
       " and ".join(map(repr, alike[:5])),
     )
-  if source.class_names is None:
+  named = source.class_names
+  if named is None:
     return
-  for name, own in zip(prompts.names, source.class_names, strict=True):
-    if name != own:
+  if labels is None:
+    if names := class_names.of_wordnet(named):
       _LOGGER.warning(
-        "The labels are not named as the classes of the data and are taken in "
-        "the order of its label numbers: %r stands for class %r.",
-        name,
-        own,
+        "The classes are called by their names in ImageNet: %r is %r.",
+        *(named[0], names[named[0]][0]),
       )
-      return
+  elif class_names.in_order(labels, named) is None:
+    pairs = list(zip(prompts.names, named, strict=True))
+    _LOGGER.warning(
+      "The labels are not named as the classes of the data and are taken in "
+      "the order of its label numbers: %s%s.",
+      ", ".join(
+        f"{name!r} stands for class {own!r}" for name, own in pairs[:_SHOWN]
+      ),
+      ", …" if len(pairs) > _SHOWN else "",
+    )

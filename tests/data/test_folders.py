@@ -49,6 +49,25 @@ def test_stray_text_files_do_not_make_a_class_folder_one_of_captions(
   assert captions.class_names is None and captions.account.notes == []
 
 
+@pytest.mark.parametrize(
+  ("names", "wanted"),
+  [
+    (("10", "9", "0"), ("0", "9", "10")),
+    (("010", "9", "0"), ("0", "9", "010")),
+    (("10", "9", "a"), ("10", "9", "a")),
+  ],
+)
+def test_classes_that_are_numbers_have_the_order_of_numbers(
+  folder, names, wanted
+):
+  source = folder({f"{name}/0.png": None for name in names})
+  assert source.class_names == wanted
+  of_key = {
+    record.key: record.label for record in map(source.__getitem__, range(3))
+  }
+  assert of_key == {f"{x}/0.png": i for i, x in enumerate(wanted)}
+
+
 def test_captions_of_most_images_are_read_and_the_decision_told(folder):
   texts = {f"cat/{i}.txt": b"a cat" for i in range(5)}
   source = folder(CLASSES | texts)

@@ -5,7 +5,7 @@ import pytest
 
 from clip_jax import errors
 from clip_jax.app import limits
-from clip_jax.evals import prompts
+from clip_jax.evals import class_names, prompts
 
 
 def embed(texts):
@@ -58,7 +58,7 @@ def test_many_prompts_are_embedded_in_parts_with_the_same_result(monkeypatch):
 
 def test_a_dictionary_gives_full_prompts_which_no_template_changes():
   resolved = prompts.resolve(
-    {"cat": ["a furry pet", "{whiskers}"], "dog": "it barks"}, ["not {}"]
+    {"cat": ["a furry pet", "{whiskers}"], "dog": "it barks"}
   )
   assert resolved.names == ("cat", "dog")
   assert resolved.texts == (("a furry pet", "{whiskers}"), ("it barks",))
@@ -236,7 +236,8 @@ def test_names_by_class_are_put_into_the_templates(tmp_path):
     ("a tench", "the tench", "a Tinca", "the Tinca"),
     ("a shark", "the shark"),
   )
-  turned = prompts.in_order(labels, ("n02", "n01"))
+  turned = class_names.in_order(labels, ("n02", "n01"))
+  assert turned is not None
   assert prompts.resolve(turned, ["{}"]).texts == (
     ("shark",),
     ("tench", "Tinca"),
@@ -245,6 +246,63 @@ def test_names_by_class_are_put_into_the_templates(tmp_path):
   path.write_text('{"names": ["a list of names"]}')
   resolved = prompts.resolve(prompts.read_labels(str(path)))
   assert resolved.texts == (("a list of names",),)
+
+
+def test_the_class_index_of_keras_holds_names_by_id(tmp_path):
+  path = tmp_path / "imagenet_class_index.json"
+  path.write_text(
+    '{"0": ["n01440764", "tench"], "1": ["n01484850", "great_white_shark"]}'
+  )
+  labels = prompts.read_labels(path)
+  assert labels == {"n01440764": "tench", "n01484850": "great white shark"}
+  assert prompts.resolve(labels, ["a {}"]).texts[1] == ("a great white shark",)
+
+
+def test_full_prompts_that_look_like_names_are_told(tmp_path, caplog):
+  path = tmp_path / "names.json"
+  path.write_text('{"n1": "eight", "n2": "nine"}')
+  prompts.read_labels(path)
+  assert "are full prompts, as they stand: 'eight'" in caplog.text
+  caplog.clear()
+  path.write_text('{"n1": "the number eight", "n2": ["nine"]}')
+  prompts.read_labels(path)
+  assert not caplog.text
+
+
+def test_a_template_beside_full_prompts_is_refused():
+  labels = {"dog": ["a dog barks"], "cat": "a cat purrs"}
+  with pytest.raises(errors.UserError, match="leave the template out"):
+    prompts.resolve(labels, ["a {}"])
+
+
+@pytest.mark.parametrize(
+  ("labels", "names", "want"),
+  [
+    (["b", "a"], ["a", "b"], ["a", "b"]),
+    (["C", "d_e", "x"], ["d e", "c"], ["d_e", "C", "x"]),
+    (["cafe\u0301", "b"], ["b", "caf\u00e9"], ["b", "cafe\u0301"]),
+    (["2", "1", "10"], ["01", "02"], ["1", "2", "10"]),
+    ([["dog", "hound"], "a"], ["a", "Dog"], ["a", ["dog", "hound"]]),
+    # Names that stand for several, and those of which one is missing.
+    (["a", "A"], ["a", "A"], ["a", "A"]),
+    (["a", "A", "b"], ["B", "a."], None),
+    (["a", "c"], ["a", "b"], None),
+    (["a"], ["a", "b"], None),
+  ],
+)
+def test_labels_go_by_name_where_only_their_spelling_differs(
+  labels, names, want
+):
+  assert class_names.in_order(labels, names) == want
+
+
+def test_classes_called_by_wordnet_ids_have_names():
+  found = class_names.of_wordnet(["n01484850", "n01440764"])
+  assert found is not None
+  assert list(found) == ["n01484850", "n01440764"]
+  assert found["n01440764"] == ("tench",)
+  assert class_names.of_wordnet(["n01484850", "n00000001"]) is None
+  assert class_names.of_wordnet([]) is None
 
 
 def test_the_digest_tells_names_and_texts_apart():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from clip_jax import errors, names
+from clip_jax.evals import class_names
 from clip_jax.evals.suite import classes, data_sets, layouts
 from clip_jax.models import variants
 
@@ -171,8 +172,8 @@ def test_wordnets_names_stand_for_imagenets_classes(name):
   ],
 )
 def test_names_are_compared_by_letters_and_digits(given, same):
-  assert classes.normalise(given) == classes.normalise(same)
-  assert classes.normalise(given) != classes.normalise(given + "1")
+  assert class_names.normalise(given) == class_names.normalise(same)
+  assert class_names.normalise(given) != class_names.normalise(given + "1")
 
 
 def _touch(path):

@@ -61,6 +61,27 @@ def test_other_labels_go_by_position_and_a_line_says_so(data, caplog):
   assert "'blue one' stands for class 'blue'" in caplog.text
 
 
+def test_labels_may_name_classes_of_which_there_is_no_image(data, caplog):
+  result = evaluate(data, labels="red.,_green,deep blue,blue!", templates="{}")
+  assert (result["top1"], result["classes"]) == (1, 4)
+  assert not caplog.text
+  with pytest.raises(
+    errors.UserError, match="4 labels are given, but the data"
+  ):
+    evaluate(data, labels="red,green,black,white")
+
+
+def test_classes_called_by_wordnet_ids_go_by_their_names(tmp_path, caplog):
+  for name in ("n01440764", "n01484850"):
+    (tmp_path / name).mkdir()
+    colours.save(tmp_path / name / "0.png", colours.COLOURS["red"])
+  evaluation = tasks.open_evaluation("zero_shot", f"folder:{tmp_path}")
+  prompts = evaluation.class_prompts()
+  assert prompts.names == ("n01440764", "n01484850")
+  assert prompts.texts[0] == ("a photo of a tench.",)
+  assert "'n01440764' is 'tench'" in caplog.text
+
+
 def test_configs_know_every_task():
   assert set(names.TASKS) == set(tasks.TASKS)
   assert tasks._CHECKS.keys() == tasks.TASKS.keys()

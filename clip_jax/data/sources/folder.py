@@ -1,7 +1,8 @@
 """Image files in a folder, with classes or with captions beside them.
 
 - classes: `PATH/CLASS/**/IMAGE`; the label is the position of CLASS among the
-  sorted names, and its name, with "_" read as a space, is the text.
+  sorted names, numbers by their value, and its name, with "_" read as a space,
+  is the text.
 - captions: `PATH/**/KEY.jpg` with `KEY.txt` or `KEY.json` beside it, as
   img2dataset writes "files".
 
@@ -16,7 +17,7 @@ them.
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from clip_jax import buckets, errors, places, terminal
 from clip_jax.data import account as account_lib
@@ -45,7 +46,7 @@ class ClassFolder:
     account: account_lib.Account,
     within: str | None,
   ):
-    directories = sorted({name.split(os.sep)[0] for name in names})
+    directories = _ordered({name.split(os.sep)[0] for name in names})
     self.class_names = tuple(map(_class_name, directories))
     self.account = account
     self._root = root
@@ -320,6 +321,17 @@ def _note_deeper(path: str, images: list[str]) -> Iterator[str]:
       f"{disk.listed([above])}. Where the folders within are the classes, give "
       f"folder:{os.path.join(path, above)}, or move them up."
     )
+
+
+def _ordered(directories: Iterable[str]) -> list[str]:
+  """Returns directories in the order of their labels.
+
+  Numbers are ordered as such: a list of names for 0, 1, …, 10 has them so.
+  """
+  directories = sorted(directories)
+  if all(name.isdecimal() for name in directories):
+    directories.sort(key=int)
+  return directories
 
 
 def _class_name(directory: str) -> str:

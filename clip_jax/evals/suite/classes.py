@@ -6,7 +6,6 @@ label's number says nothing.
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,22 +13,12 @@ import numpy as np
 from clip_jax import errors
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
+from clip_jax.evals import class_names
 from clip_jax.evals.suite import data_sets
 
 OTHER_CLASS = "other_class"  # The reason of a record that is not measured.
 _NONE = -1
 _SHOWN = 8
-_LETTER = re.compile(r"^/[a-z]/")  # SUN397 writes "/a/abbey".
-
-
-def normalise(name: str) -> str:
-  """Returns the part of a class's name that is compared: letters and digits.
-
-  Of a number, its zeros at the beginning do not count.
-  """
-  letters = _LETTER.sub("", name.casefold().strip())
-  kept = "".join(filter(str.isalnum, letters))
-  return str(int(kept)) if kept.isascii() and kept.isdigit() else kept
 
 
 def known_names(classes: data_sets.Classes) -> dict[str, list[int]]:
@@ -46,7 +35,7 @@ def known_names(classes: data_sets.Classes) -> dict[str, list[int]]:
     *((name, names.index(own)) for name, own in classes.also.items()),
   ]
   for name, number in pairs:
-    numbers = found.setdefault(normalise(name), [])
+    numbers = found.setdefault(class_names.normalise(name), [])
     if number not in numbers:
       numbers.append(number)
   return found
@@ -78,7 +67,7 @@ def match(
   used: set[int] = set()
   found, unknown, repeated = [], [], []
   for name in names:
-    key = normalise(name)
+    key = class_names.normalise(name)
     free = [number for number in known.get(key, ()) if number not in used]
     if free:
       used.add(free[0])
