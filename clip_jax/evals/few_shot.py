@@ -2,9 +2,9 @@
 
 The paper's Figures 6, 7 and 15. The paper does not say how the penalty is
 chosen: here by the search of the linear probe, on two halves of the k examples
-in turn (the first, third, … of each class and the second, fourth, …), and with
-one example a class it is `ONE_SHOT_PENALTY`. Of equal penalties the largest
-counts.
+in turn (the first, third, … of each class and the second, fourth, …). Where
+fewer than half of the classes have two examples it is `ONE_SHOT_PENALTY`. Of
+equal penalties the largest counts.
 """
 
 import dataclasses
@@ -36,6 +36,8 @@ TASK = "few_shot"
 SHOTS = (1, 2, 4, 8, 16)  # Paper, Figure 6.
 # 1 / 0.316, the penalty of OpenAI's example of a linear probe.
 ONE_SHOT_PENALTY = linear_probe.PENALTIES[52]
+# Of a large penalty a loss near that of chance hides how classes differ.
+_TOLERANCE = 1e-7
 _NUDGE = 1e-9  # Less than any difference of accuracies.
 
 Embed = Callable[[np.ndarray], np.ndarray]
@@ -244,7 +246,8 @@ def fit(
   taken = draw.place < k
   halves = [taken & (draw.place % 2 == parity) for parity in (0, 1)]
   penalty = ONE_SHOT_PENALTY
-  if halves[1].any():
+  in_both = np.unique(examples.labels[halves[1]])
+  if 2 * len(in_both) >= len(np.unique(examples.labels)):
     held = [examples[np.flatnonzero(half)] for half in halves[::-1]]
 
     def validate(places: Sequence[int]) -> list[float]:
@@ -263,7 +266,7 @@ def fit(
       ]
 
     penalty = linear_probe.PENALTIES[linear_probe.search(validate)[0]]
-  return penalty, regression.fit(penalty, taken)
+  return penalty, regression.fit(penalty, taken, _TOLERANCE)
 
 
 def label_efficiency(

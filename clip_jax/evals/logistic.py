@@ -99,12 +99,20 @@ class Regression:
     part._turned, part._labels = self._turned[rows], self._labels[rows]
     return part
 
-  def fit(self, penalty: float, counted: np.ndarray | None = None) -> Weights:
+  def fit(
+    self,
+    penalty: float,
+    counted: np.ndarray | None = None,
+    tolerance: float = TOLERANCE,
+  ) -> Weights:
     """Returns the classifier of one penalty, as `fit_all` does."""
-    return self.fit_all([penalty], counted)[0]
+    return self.fit_all([penalty], counted, tolerance)[0]
 
   def fit_all(
-    self, penalties: Sequence[float], counted: np.ndarray | None = None
+    self,
+    penalties: Sequence[float],
+    counted: np.ndarray | None = None,
+    tolerance: float = TOLERANCE,
   ) -> list[Weights]:
     """Returns a classifier of each penalty.
 
@@ -115,12 +123,13 @@ class Regression:
       penalties: more than 0.
       counted: 1 for the examples to fit to and 0 for others, (n,) or one row
         for each penalty; None counts all.
+      tolerance: what the loss may still fall by, as a share of it.
     """
     shape = len(penalties), len(self._labels)
     counted = np.broadcast_to(1 if counted is None else counted, shape)
     if len(penalties) > 1 and jax.default_backend() == "cpu":
       pairs = zip(penalties, counted, strict=True)
-      return [self.fit(penalty, rows) for penalty, rows in pairs]
+      return [self.fit(penalty, rows, tolerance) for penalty, rows in pairs]
     inputs = (
       jnp.stack([self._start(penalty) for penalty in penalties]),
       jnp.asarray(counted, jnp.float32),
@@ -128,7 +137,7 @@ class Regression:
     )
     with jax.default_matmul_precision("highest"):
       found, steps = minimise_all(
-        self._turned, self._labels, self._variances, *inputs
+        self._turned, self._labels, self._variances, tolerance, *inputs
       )
       self._found |= dict(zip(penalties, found, strict=True))
       kernels = np.asarray(self._axes @ found[:, :, :-1].swapaxes(1, 2))
@@ -184,6 +193,7 @@ def minimise_all(
   features: jax.Array,
   labels: jax.Array,
   variances: jax.Array,
+  tolerance: float,
   starts: jax.Array,
   counted: jax.Array,
   penalties: jax.Array,
@@ -194,18 +204,19 @@ def minimise_all(
     features: (n, width), of which the last is always 1.
     labels: (n,).
     variances: (width,), about the mean squares of the features.
+    tolerance: what the loss may still fall by, as a share of it.
     starts: (fits, classes, width), where each fit begins; so is the result.
     counted: (fits, n), 1 or 0.
     penalties: (fits,).
   """
-  fits = functools.partial(_minimise, features, labels, variances)
+  fits = functools.partial(_minimise, features, labels, variances, tolerance)
   if len(penalties) == 1:  # An axis of one fit costs a tenth of the time.
     found = fits(starts[0], counted[0], penalties[0])
     return jax.tree.map(lambda leaf: leaf[None], found)
   return jax.vmap(fits)(starts, counted, penalties)
 
 
-def _minimise(features, labels, variances, start, counted, penalty):
+def _minimise(features, labels, variances, tolerance, start, counted, penalty):
   penalties = jnp.full(features.shape[1], penalty / counted.sum()).at[-1].set(0)
   counted /= counted.sum()
   some = slice(None, None, max(1, len(labels) // _SAMPLE))
@@ -238,7 +249,7 @@ def _minimise(features, labels, variances, start, counted, penalty):
       updated: Any = lbfgs.update(gradient, search.memory, search.trial)
       direction, memory = updated
       slope = -jnp.vdot(direction, gradient)
-      done = -slope / 2 <= TOLERANCE * jnp.maximum(value, _SMALL_LOSS)
+      done = -slope / 2 <= tolerance * jnp.maximum(value, _SMALL_LOSS)
       return _Search(
         point=search.trial,
         value=value,

@@ -168,6 +168,30 @@ def draw_of(classes, most, width):
   return shots.Shots(examples, np.tile(np.arange(most), classes))
 
 
+def test_one_shot_of_unit_features_does_not_depend_on_further_shots():
+  """With a large penalty the loss is near that of chance from the start."""
+  draw = draw_of(10, 8, 24)
+  features = draw.examples.features
+  features /= np.linalg.norm(features, axis=1, keepdims=True)
+  first = draw.place < 1
+  alone = shots.Shots(draw.examples[np.flatnonzero(first)], draw.place[first])
+  scores = [
+    few_shot.fit(of, 1, classes=10)[1].scores(features) for of in (draw, alone)
+  ]
+  assert np.ptp(scores[0]) < 0.6
+  np.testing.assert_allclose(*scores, atol=1e-3 * np.ptp(scores[0]))
+
+
+@pytest.mark.parametrize(("scarce", "chosen"), [(4, True), (6, False)])
+def test_the_penalty_of_one_shot_is_for_classes_of_one_example(scarce, chosen):
+  draw = draw_of(10, 4, 6)
+  labels = draw.examples.labels
+  kept = np.flatnonzero((draw.place < 1) | (labels >= scarce))
+  some = shots.Shots(draw.examples[kept], draw.place[kept])
+  penalty, _ = few_shot.fit(some, 4, classes=10)
+  assert (penalty != few_shot.ONE_SHOT_PENALTY) == chosen
+
+
 def test_a_fit_sees_its_own_shots_only():
   draw = draw_of(3, 6, 5)
   penalty, weights = few_shot.fit(draw, 4, classes=3)

@@ -76,6 +76,7 @@ def test_fits_at_once_are_those_one_by_one():
     regression._turned,
     regression._labels,
     regression._variances,
+    logistic.TOLERANCE,
     np.zeros((2, 3, 6), np.float32),
     counted,
     np.array(penalties, np.float32),
