@@ -47,6 +47,7 @@ def test_seeds_that_never_reach_the_target_are_told_and_count():
   assert any(" 1.00 " in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_curve_of_another_model_is_not_taken_for_finished(
   tmp_path, monkeypatch
 ):

@@ -353,6 +353,7 @@ def test_positions_that_no_longer_fit_are_left_out(clip, tmp_path):
     assert (key in names) == (side == 20)
 
 
+@pytest.mark.slow
 def test_only_clips_own_tokenizer_counts_as_clips():
   clip_bpe = huggingface_tokenizer
   files = clip_bpe.clips_files(77)

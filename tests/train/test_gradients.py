@@ -100,7 +100,9 @@ def _distance(got, wanted):
   )
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(
+  "kind", ["softmax", pytest.param("sigmoid", marks=pytest.mark.slow)]
+)
 def test_micro_batches_equal_one_big_batch_in_float64(kind):
   with jax.enable_x64(True):
     loss, change = _updated((1, 1), "float64", kind, 1)
@@ -125,7 +127,8 @@ def test_a_locked_tower_stays_as_it_is_in_micro_batches():
   assert _distance(got["text"], change["text"]) < 1e-12
 
 
-@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [1, 4])
 def test_copies_in_a_batch_are_no_negatives_where_they_are_masked(parts):
   """A batch of pairs that come twice loses what the halves' copies cost."""
   config = _config("float32", "softmax", parts)

@@ -284,6 +284,7 @@ def test_an_evaluation_that_was_stopped_is_done_again(
   assert ends == [0, 0, 1, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_run_that_died_before_its_first_checkpoint_starts_anew(
   tmp_path, monkeypatch
 ):
@@ -321,6 +322,7 @@ def test_another_config_is_refused_unless_allowed(tmp_path):
   assert loop.train(changed, tmp_path, allow_changes=True).steps == 3
 
 
+@pytest.mark.slow
 def test_a_constant_rate_is_ended_by_a_cooldown_as_if_planned(tmp_path):
   open_end = [*CHANGES, "optim.schedule=constant"]
   planned = config_lib.load(CONFIG, [*open_end, "optim.cooldown_steps=2"])

@@ -440,6 +440,7 @@ def test_frozen_norms_compute_with_their_running_statistics():
   )
 
 
+@pytest.mark.slow
 def test_a_partly_frozen_stack_trains_alike_however_it_is_split(
   loops_written_out, monkeypatch
 ):
@@ -505,6 +506,7 @@ def test_the_sigmoid_loss_trains_alike_on_one_and_eight_devices():
   assert abs(one.state.params["logit_bias"] + 10) < 0.012
 
 
+@pytest.mark.slow
 def test_a_scale_without_a_bound_grows_beyond_a_hundred():
   trainer = _Trainer(_sigmoid_config(), (1, 1))
   trainer.put("log_scale", np.log(150))

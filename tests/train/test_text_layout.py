@@ -262,6 +262,7 @@ def test_updates_are_those_of_rows_as_they_are(packed_trainer):
     np.testing.assert_allclose(a, b, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_ragged_captions_compile_nothing_after_the_first(
   packed_trainer, caplog
 ):
