@@ -18,7 +18,7 @@ SCHEMES = {
   "csv": (
     "sources.table",
     "open_table",
-    ("image", "caption", "root", "sep", "quote", "links"),
+    ("image", "caption", "label", "root", "sep", "quote", "links"),
   ),
   "folder": ("sources.folder", "open_folder", ("layout", "captions", "links")),
   "hf": (

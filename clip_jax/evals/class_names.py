@@ -52,8 +52,9 @@ def in_order(
 def _chosen(labels: prompts.Labels, places: Sequence[int]) -> prompts.Labels:
   """Returns the labels at these places."""
   if isinstance(labels, Mapping):
-    entries = list(labels.items())
-    return type(labels)(entries[place] for place in places)
+    kind = prompts.NamesByClass if prompts.takes_templates(labels) else dict
+    names = list(labels)
+    return kind({names[place]: labels[names[place]] for place in places})
   return [labels[place] for place in places]
 
 

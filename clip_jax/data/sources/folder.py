@@ -17,13 +17,19 @@ them.
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from clip_jax import buckets, errors, places, terminal
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import disk, naming, split_names, strings
+from clip_jax.data.sources import (
+  classified,
+  disk,
+  naming,
+  split_names,
+  strings,
+)
 
 LAYOUTS = ("classes", "captions")
 _IMAGES = (naming.IMAGE, naming.UNREAD_IMAGE)
@@ -46,7 +52,7 @@ class ClassFolder:
     account: account_lib.Account,
     within: str | None,
   ):
-    directories = _ordered({name.split(os.sep)[0] for name in names})
+    directories = classified.in_order({name.split(os.sep)[0] for name in names})
     self.class_names = tuple(map(_class_name, directories))
     self.account = account
     self._root = root
@@ -321,17 +327,6 @@ def _note_deeper(path: str, images: list[str]) -> Iterator[str]:
       f"{disk.listed([above])}. Where the folders within are the classes, give "
       f"folder:{os.path.join(path, above)}, or move them up."
     )
-
-
-def _ordered(directories: Iterable[str]) -> list[str]:
-  """Returns directories in the order of their labels.
-
-  Numbers are ordered as such: a list of names for 0, 1, …, 10 has them so.
-  """
-  directories = sorted(directories)
-  if all(name.isdecimal() for name in directories):
-    directories.sort(key=int)
-  return directories
 
 
 def _class_name(directory: str) -> str:

@@ -3,11 +3,13 @@
 Known without options, in any capitals: `filepath`, `title` (OpenCLIP), `image`,
 `caption` (Flickr8k's captions.txt, whose images lie beside it or in `Images/`),
 `image_name`, `comment` (Flickr30k's results.csv) and `file_name`, `text` (the
-hub's metadata.csv). Rows of the same image
-become one record with several texts, at the place of the first.
+hub's metadata.csv), and the other names of `IMAGE_COLUMNS`. Rows of the same
+image become one record with several texts, at the place of the first.
 
 Options:
   image, caption: names of the columns.
+  label: in place of `caption`, the column with the name of each image's class.
+    An image with rows of several classes is of all of them.
   root: the directory of the images, relative to that of the table or else the
     working directory; by default that of the table.
   sep: comma, tab, pipe or semicolon; by default a tab where the header has one,
@@ -36,6 +38,7 @@ from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
 from clip_jax.data.sources import (
+  classified,
   grouping,
   image_files,
   kept_index,
@@ -47,11 +50,14 @@ from clip_jax.data.sources import (
 )
 
 SEPARATORS = {"comma": ",", "tab": "\t", "pipe": "|", "semicolon": ";"}
-IMAGE_COLUMNS = ("filepath", "image", "image_name", "file_name")
+IMAGE_COLUMNS = (
+  *("filepath", "image", "image_name", "file_name", "filename"),
+  *("image_path", "img_path", "path"),
+)
 CAPTION_COLUMNS = ("title", "caption", "comment", "text")
 _BY_DEFAULT = ("\t", ",", "|", ";")  # The first that the header has.
 QUOTES = ("none",)
-_READ_BY = ("image", "caption", "sep", "quote")  # Options.
+_READ_BY = ("image", "caption", "label", "sep", "quote")  # Options.
 _UTF_8 = "utf-8-sig"
 _IMAGE_FOLDERS = ("Images", "images")
 # By the first bytes. The longer mark goes first.
@@ -68,6 +74,8 @@ class Table:
   Attributes:
     account: notes on how the table was read.
     names: of the images.
+    texts: of all records.
+    bounds: record i has the texts from bound i to bound i + 1.
   """
 
   class_names = templates = None
@@ -89,9 +97,8 @@ class Table:
     self.account = account_lib.Account(notes=list(index.facts["notes"]))
     self.fingerprint = index.facts["fingerprint"]
     self._images, self._index, self._file = images, index, file
-    self.names, self._texts = _strings(index, file)
-    # Record i has the texts from bound i to bound i + 1.
-    self._bounds = index.arrays["bounds"]
+    self.names, self.texts = _strings(index, file)
+    self.bounds = index.arrays["bounds"]
 
   def __reduce__(self) -> tuple:
     return _remake, (self._images, self._index, self._file)
@@ -107,10 +114,10 @@ class Table:
       raise record_lib.BadRecord("missing_image", key=f"record {index}")
     if record_lib.has_control(key):
       raise record_lib.BadRecord("unsafe_name", key)
-    first, end = self._bounds[index : index + 2].tolist()
+    first, end = self.bounds[index : index + 2].tolist()
     if first == end:
       raise record_lib.BadRecord("too_large", key)
-    pieces = (self._texts[i] for i in range(first, end))
+    pieces = (self.texts[i] for i in range(first, end))
     texts = captions_lib.checked(pieces, key=key)
     path, image = self._images.read(key)
     return record_lib.Record(image=image, texts=texts, key=key, path=path)
@@ -191,7 +198,9 @@ def index_rows(
   return kept_index.Index(arrays, facts)
 
 
-def open_table(path: str, options: dict[str, str]) -> Table:
+def open_table(
+  path: str, options: dict[str, str]
+) -> Table | classified.Classified:
   """Opens the table at `path`; the module says what the options are."""
   path = places.expanded(path)
   if not places.is_file(path):
@@ -211,7 +220,10 @@ def open_table(path: str, options: dict[str, str]) -> Table:
     functools.partial(_index, path, options, file),
     sampled=True,
   )
-  return Table(images, index, file=file)
+  table = Table(images, index, file=file)
+  if "label" not in options:
+    return table
+  return classified.Classified(table, table.texts, table.bounds)
 
 
 def _index(
@@ -330,12 +342,15 @@ def _form(
   columns = [
     name.strip() for name in next(csv.reader([header], delimiter=separator), [])
   ]
+  if options.keys() >= {"caption", "label"}:
+    raise errors.UserError(
+      f"csv:{path}: a row's text is its caption or its class; give caption= or "
+      "label=, not both."
+    )
+  text = "label" if "label" in options else "caption"
   image, caption = (
     table_columns.find(columns, options.get(option), usual, option, path, notes)
-    for option, usual in (
-      ("image", IMAGE_COLUMNS),
-      ("caption", CAPTION_COLUMNS),
-    )
+    for option, usual in (("image", IMAGE_COLUMNS), (text, CAPTION_COLUMNS))
   )
   form = table_lines.Form(
     path,

@@ -59,8 +59,10 @@ def find(
       "columns are read."
     )
   looked_for = " or ".join(map(repr, names))
+  classes = ", or one of classes with ?label=COLUMN"
   raise errors.UserError(
     f"csv:{path} has no column {looked_for}; its columns are"
-    f" {terminal.quoted(columns)}. Name the right one with"
-    f" ?{option}=COLUMN (and sep= if the separator is another)."
+    f" {terminal.quoted(columns)}. Name the right one with ?{option}=COLUMN"
+    f"{classes if option == 'caption' else ''} (and sep= if the separator is "
+    "another)."
   )

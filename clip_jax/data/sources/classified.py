@@ -1,0 +1,63 @@
+"""Records whose texts are the names of their classes."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from clip_jax.data import record as record_lib
+from clip_jax.data.sources import strings, views
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+  """Returns the names of classes in the order of their numbers.
+
+  Names that are numbers are ordered as such: a list of names for 0, 1, …, 10
+  has them so.
+  """
+  ordered = sorted(names)
+  if all(name.isdecimal() for name in ordered):
+    ordered.sort(key=int)
+  return ordered
+
+
+class Classified(views.View):
+  """Records of one class each; or, where one has several, of any number."""
+
+  def __init__(
+    self, source: record_lib.Source, texts: strings.Pieces, bounds: np.ndarray
+  ):
+    """Numbers the classes.
+
+    Args:
+      source: the records.
+      texts: all of theirs.
+      bounds: record i has the texts from bound i to bound i + 1.
+    """
+    super().__init__(source, "classes")
+    names = {text.strip() for text in texts} - {""}
+    self.class_names = tuple(in_order(filter(_is_unicode, names)))
+    self._numbers = {name: i for i, name in enumerate(self.class_names)}
+    self._several = any(
+      len({texts[i].strip() for i in range(bounds[at], bounds[at + 1])}) > 1
+      for at in np.flatnonzero(np.diff(bounds) > 1).tolist()
+    )
+
+  def __getitem__(self, index: int) -> record_lib.Record:
+    record = self._source[index]
+    labels = tuple(sorted({self._numbers[text] for text in record.texts}))
+    return dataclasses.replace(
+      record,
+      texts=tuple(self.class_names[label] for label in labels),
+      label=None if self._several else labels[0],
+      labels=labels if self._several else None,
+    )
+
+
+def _is_unicode(text: str) -> bool:
+  """Whether a text was UTF-8; others make bad records."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
