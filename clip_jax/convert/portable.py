@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -142,62 +142,6 @@ def from_variables(
   report.tensors = report.mapped = len(leaves)
   return Portable(
     spec=spec, leaves=leaves, files=dict(files), report=report, source=source
-  )
-
-
-def assemble(
-  entries: Sequence[engine.Entry],
-  tensors: Mapping[str, Tensor],
-  spec: dict[str, Any],
-  *,
-  report: Report,
-  name: str,
-  options: Options,
-  configs: Iterable[pathlib.Path] = (),
-  weights: Iterable[pathlib.Path] = (),
-  ignored: Iterable[str] = (),
-  hint: str = "",
-  files: Mapping[str, bytes] | None = None,
-  dialect: dict[str, Any] | None = None,
-  noted: dict[str, Any] | None = None,
-) -> Portable:
-  """Returns the model of a checkpoint's tensors and their description.
-
-  Args:
-    entries, tensors, spec, report, name, ignored, hint: arguments of
-      `engine.to_ours`.
-    options: the user's options.
-    configs: small files that were read; their digests are noted.
-    weights: files whose digests are noted unless only headers are read.
-    files: the tokenizer's files by name.
-    dialect: what a writer of the same format needs.
-    noted: other notes about the source.
-
-  Raises:
-    MismatchError: a tensor is missing, unexpected or of another shape.
-  """
-  leaves, extras = engine.to_ours(
-    entries,
-    tensors,
-    spec,
-    report=report,
-    name=name,
-    ignored=ignored,
-    hint=hint,
-  )
-  read = [*configs, *(() if options.headers_only else weights)]
-  return Portable(
-    spec=spec,
-    leaves=leaves,
-    report=report,
-    extras=extras,
-    files=dict(files or {}),
-    source={
-      "format": report.source_format,
-      "dialect": dialect or {},
-      "files": digests(read),
-      **(noted or {}),
-    },
   )
 
 

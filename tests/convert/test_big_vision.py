@@ -13,10 +13,10 @@ from clip_jax import convert, errors
 from clip_jax.convert.files import npz
 from clip_jax.convert.formats import big_vision
 from clip_jax.convert.portable import Options
+from clip_jax.convert.reading import Reading
 from clip_jax.convert.tensor import Tensor
 
 BAR = 1e-12  # Float64 against float64: a wrong epsilon gives 1e-6.
-NO_OPTIONS = Options()
 # The vocabulary below is of no SigLIP.
 TOLD = Options(pooling="last", tokenizer="c4_en")
 
@@ -626,7 +626,9 @@ def _headers(shapes, options):
     f"params/{key}": Tensor(shape, np.dtype(np.float32), lambda: None)
     for key, shape in shapes.items()
   }
-  return big_vision.read_tensors(tensors, options, name="x")
+  return big_vision.read_tensors(
+    tensors, Reading("x", big_vision.NAME, options)
+  )
 
 
 # What is known of a text tower, what a user says, and the flags still wanted.
@@ -844,7 +846,7 @@ def test_a_full_size_model_is_accounted_for_by_its_headers(name, scan):
     f"params/{key}": Tensor(shape, np.dtype(np.float32), no_data)
     for key, shape in shapes.items()
   }
-  model = big_vision.read_tensors(tensors, NO_OPTIONS, name=name)
+  model = big_vision.read_tensors(tensors, Reading(name, big_vision.NAME))
   assert model.report.mapped == len(tensors) == model.report.tensors
   assert model.spec["image"]["image_size"] == image["image_size"]
   assert model.spec["image"]["heads"] == image["heads"]
@@ -870,7 +872,7 @@ def test_a_known_vocabulary_names_its_tokenizer():
       key: Tensor(shape, np.dtype(np.float32), lambda: None)
       for key, shape in shapes.items()
     }
-    model = big_vision.read_tensors(tensors, NO_OPTIONS, name="x")
+    model = big_vision.read_tensors(tensors, Reading("x", big_vision.NAME))
     assert model.report.inferred["tokenizer"]["value"] == tokenizer
     assert model.spec["tokenizer"]["pad_id"] == pad_id
     assert model.report.warnings == []

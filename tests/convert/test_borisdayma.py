@@ -13,8 +13,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from clip_jax import convert, errors
-from clip_jax.convert import report as report_lib
 from clip_jax.convert.formats import borisdayma
+from clip_jax.convert.reading import Reading
 
 BAR = 1e-12  # Float64 against float64.
 SHARED = {
@@ -406,8 +406,6 @@ def test_no_config_is_more_than_a_clear_error():
         if rng.random() < 0.2:
           del part[field]
     with contextlib.suppress(errors.UserError):
-      borisdayma.describe(
-        config, tensors, {}, report=report_lib.Report("x"), where="x"
-      )
+      borisdayma.describe(config, tensors, {}, Reading("x"), where="x")
       read += 1
   assert 0 < read < 1000

@@ -17,6 +17,7 @@ from clip_jax.convert import engine
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.formats import huggingface, huggingface_images
 from clip_jax.convert.formats import huggingface_weights as weights
+from clip_jax.convert.reading import Reading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
@@ -282,10 +283,11 @@ def test_the_report_tells_what_a_file_says_from_its_classes_defaults(tmp_path):
   models.edit(
     tmp_path, "preprocessor_config.json", resample=2, image_std=None, size=224
   )
-  report = report_lib.Report("huggingface")
-  config = huggingface.read_config(tmp_path, report)
+  reading = Reading("x", "huggingface")
+  config = huggingface.read_config(tmp_path, reading)
   huggingface.describe(tmp_path, config)
-  said = {field: entry["source"] for field, entry in report.inferred.items()}
+  inferred = reading.report.inferred
+  said = {field: entry["source"] for field, entry in inferred.items()}
   for field in ("interpolation", "resize", "crop_fraction"):
     assert said[field] == "config", field
   for field in ("image_mean", "image_std", "crop_rounding", "antialias"):
@@ -293,10 +295,8 @@ def test_the_report_tells_what_a_file_says_from_its_classes_defaults(tmp_path):
 
 
 def _describe(directory):
-  report = report_lib.Report("huggingface")
-  return huggingface.describe(
-    directory, huggingface.read_config(directory, report)
-  )
+  config = huggingface.read_config(directory, Reading("x", "huggingface"))
+  return huggingface.describe(directory, config)
 
 
 def test_a_legacy_part_replaces_the_newer_one(tmp_path):

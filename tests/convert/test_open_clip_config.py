@@ -18,6 +18,7 @@ from clip_jax.convert.formats import (
   timm_vit,
 )
 from clip_jax.convert.portable import Options
+from clip_jax.convert.reading import Reading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
@@ -37,12 +38,12 @@ def _describe(changes=(), *, whole=None):
     for parent in parents:
       node = node[parent]
     node[field] = value
-  report = report_lib.Report("open-clip")
+  reading = Reading("x", "open-clip")
   config = {"model_cfg": model, **(whole or {})}
   described = open_clip_config.describe(
-    config, bert_config=lambda name: {}, report=report, name="config"
+    config, reading, bert_config=lambda name: {}, name="config"
   )
-  return described, report
+  return described, reading.report
 
 
 REFUSED = {
@@ -260,9 +261,8 @@ def _write(directory, model, name=open_clip.WEIGHTS, **more):
   directory.mkdir()
   config = {"model_cfg": model, "preprocess_cfg": {}}
   (directory / open_clip.CONFIG).write_text(json.dumps(config))
-  report = report_lib.Report("open-clip")
   described = open_clip_config.describe(
-    config, bert_config=lambda name: {}, report=report, name="x"
+    config, Reading("x"), bert_config=lambda name: {}, name="x"
   )
   spec = variants.spec({**described.spec, "tokenizer": {"kind": "clip_bpe"}})
   layout = open_clip._layout(described, {})

@@ -20,6 +20,7 @@ from clip_jax.convert.formats import (
   open_clip_files,
 )
 from clip_jax.convert.portable import Options, Portable
+from clip_jax.convert.reading import Reading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
@@ -53,8 +54,8 @@ def model():
   """A model as `MODEL_CFG` says, with random weights."""
   described = open_clip_config.describe(
     {"model_cfg": MODEL_CFG},
+    Reading("test"),
     bert_config=dict,
-    report=report_lib.Report(""),
     name="test",
   )
   tokenizer = {"tokenizer": {"kind": "clip_bpe"}}
@@ -189,14 +190,16 @@ def test_a_name_with_two_meanings_is_ambiguous():
 
 def test_every_name_has_a_config_or_says_why_not(tmp_path, model):
   _save(tmp_path / "a.pt", _tensors(model, custom=True))
-  report = report_lib.Report("")
+  warnings = []
   for name in variants.VARIANTS:
     if re.match("tiny|RN", name):
       continue
     options = Options(config=name, activation="gelu")
-    found = open_clip_files.find(tmp_path / "a.pt", options, report)
+    reading = Reading("a.pt", options=options)
+    found = open_clip_files.find(tmp_path / "a.pt", reading)
     assert found.config["model_cfg"]["vision_cfg"]
-  told = " ".join(report.warnings)
+    warnings += reading.report.warnings
+  told = " ".join(warnings)
   assert "as for the published ViT-B-16-SigLIP" in told
   assert "the published ViT-H-14. " not in told
 

@@ -11,6 +11,7 @@ from clip_jax.cli import run
 from clip_jax.convert import engine, portable
 from clip_jax.convert.formats import openai, openai_names
 from clip_jax.convert.portable import Options
+from clip_jax.convert.reading import Reading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
@@ -289,19 +290,20 @@ def _shapes_alone(spec):
 def test_heads_of_models_with_openais_names_only_are_told(name):
   spec = engine.resolve(variants.VARIANTS[name])
   tensors = _shapes_alone(spec)
-  report = convert.Report("openai")
+
+  def describe(heads):
+    reading = Reading(name, "openai", Options(heads=heads))
+    spec = openai.describe(tensors, reading, activation="gelu")
+    return spec, reading.report.inferred
+
   told = (spec["image"]["heads"], spec["text"]["heads"])
   with pytest.raises(errors.AmbiguousError, match=f"{told[0]},{told[1]}"):
-    openai.describe(tensors, activation="gelu", report=report, name=name)
-  again = openai.describe(
-    tensors, activation="gelu", heads=told, report=report, name=name
-  )
+    describe(None)
+  again, inferred = describe(told)
   assert (again["image"]["heads"], again["text"]["heads"]) == told
-  assert report.inferred["image.heads"] == {"value": 16, "source": "flag"}
+  assert inferred["image.heads"] == {"value": 16, "source": "flag"}
   with pytest.raises(errors.UserError, match="heads of the image tower"):
-    openai.describe(
-      tensors, activation="gelu", heads=(7, 16), report=report, name=name
-    )
+    describe((7, 16))
 
 
 USES = {
@@ -407,10 +409,8 @@ def test_full_sizes_have_a_place_for_every_tensor(name):
   shapes = engine.leaf_shapes(spec)
   engine.check_cover(openai_names.NAMES.entries(spec), shapes)
   tensors = _shapes_alone(spec)
-  report = convert.Report("openai")
-  again = openai.describe(
-    tensors, activation="quick_gelu", report=report, name=name
-  )
+  reading = Reading(name, "openai")
+  again = openai.describe(tensors, reading, activation="quick_gelu")
   assert again["image"] == engine.resolve(again)["image"]
   assert engine.leaf_shapes(again) == shapes
 

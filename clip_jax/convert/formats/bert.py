@@ -5,13 +5,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import (
-  config_file,
-  engine,
-  portable,
-  tokenizer_files,
-  weights_file,
-)
+from clip_jax.convert import config_file, engine, portable, tokenizer_files
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import fields, kinds
 from clip_jax.convert.engine.family import Family
@@ -20,6 +14,7 @@ from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.names import Names
 from clip_jax.convert.formats import huggingface_weights as weights_lib
 from clip_jax.convert.formats.huggingface_family import GELUS, tower
+from clip_jax.convert.reading import Reading
 
 NAME = "bert"
 _POOLINGS = ("mean", "cls")  # What a user may choose for a plain BERT.
@@ -137,15 +132,14 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     )
   if options.pooling not in _POOLINGS:
     raise errors.unknown("pooling of a BERT", options.pooling, _POOLINGS)
-  report = report_lib.Report(NAME)
-  report.infer("text.pooling", options.pooling, "flag")
-  return read_tower(path, report, options, pooling=options.pooling)
+  reading = Reading(str(path), NAME, options)
+  reading.report.infer("text.pooling", options.pooling, "flag")
+  return read_tower(path, reading, pooling=options.pooling)
 
 
 def read_tower(
   path: pathlib.Path,
-  report: report_lib.Report,
-  options: portable.Options,
+  reading: Reading,
   *,
   pooling: str,
   normalize: bool = False,
@@ -163,8 +157,9 @@ def read_tower(
     context_length: the most tokens; None for all positions.
     cleaning: one of `tokenizer.CLEANINGS`; None if the files do not say it.
   """
+  report = reading.report
   config = config_file.read(path / CONFIG)
-  overrides = {"activation": options.activation}
+  overrides = {"activation": reading.options.activation}
   text = describe(config, report, str(path / CONFIG), overrides)
   text |= {"pooling": pooling, "normalize": normalize}
   said = context_length or "max_position_embeddings" in config
@@ -176,16 +171,14 @@ def read_tower(
   files = tokenizer_files.carry(path)
   tokenizer = describe_tokenizer(files, text, report, str(path), cleaning)
   weights = weights_lib.require(path)
-  tensors = weights_file.read(weights, options, report).tensors
+  tensors = reading.tensors(weights)
   dialect = naming(tensors)
   spec = engine.resolve({"text": text, "tokenizer": tokenizer})
-  return portable.assemble(
+  return reading.model(
     FAMILY.entries(spec, dialect),
     tensors,
     spec,
-    report=report,
     name=str(weights),
-    options=options,
     configs=[path / CONFIG],
     weights=weights_lib.files(weights),
     ignored=IGNORED,

@@ -12,19 +12,14 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import (
-  engine,
-  portable,
-  positions,
-  weights_file,
-)
-from clip_jax.convert import report as report_lib
+from clip_jax.convert import engine, portable, positions
 from clip_jax.convert.engine import family
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.sizes import Sizes
 from clip_jax.convert.files import npz
 from clip_jax.convert.formats import big_vision_description as description
 from clip_jax.convert.formats import big_vision_names as names_lib
+from clip_jax.convert.reading import Reading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.tokenizer import tokenizer_file as tokenizer_files
 
@@ -45,11 +40,8 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     UserError: the file is damaged, or holds another model.
     AmbiguousError: its text tower has several possible meanings.
   """
-  report = report_lib.Report(NAME)
-  tensors = weights_file.read(path, options, report).tensors
-  model = read_tensors(
-    tensors, options, name=str(path), weights=[path], report=report
-  )
+  reading = Reading(str(path), NAME, options)
+  model = read_tensors(reading.tensors(path), reading, weights=[path])
   files = {}
   if tokenizer := model.spec.get("tokenizer"):
     name = tokenizer["file"]
@@ -65,11 +57,8 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
 
 def read_tensors(
   tensors: Mapping[str, Tensor],
-  options: portable.Options,
-  *,
-  name: str,
+  reading: Reading,
   weights: Iterable[pathlib.Path] = (),
-  report: report_lib.Report | None = None,
 ) -> portable.Portable:
   """Returns the model of a checkpoint's arrays.
 
@@ -84,26 +73,21 @@ def read_tensors(
     UserError: they are not a model of big_vision.
     AmbiguousError: their text tower has several possible meanings.
   """
-  report = report or report_lib.Report(NAME)
-  layout = names_lib.find({k: x.shape for k, x in tensors.items()}, name)
-  tensors = _merge_positions(tensors, layout, report)
-  tensors, noted = _square(tensors, layout, options, report)
-  spec = description.describe(
-    tensors, layout, options, report=report, name=name
-  )
+  shapes = {name: tensor.shape for name, tensor in tensors.items()}
+  layout = names_lib.find(shapes, reading.name)
+  tensors = _merge_positions(tensors, layout, reading.report)
+  tensors, noted = _square(tensors, layout, reading)
+  spec = description.describe(tensors, layout, reading)
   root = layout["root"]
   # Whatever else a training checkpoint holds.
   ignored = [f"^(?!{root})"] if root else []
   if engine.towers(spec) == ("image",):  # A classifier.
     prefix = names_lib.prefix_of(layout, "image")
     ignored.append(f"^{prefix}(head|pre_logits)/")
-  model = portable.assemble(
+  model = reading.model(
     names_lib.NAMES.entries(spec, layout),
     tensors,
     spec,
-    report=report,
-    name=name,
-    options=options,
     weights=weights,
     ignored=ignored,
     hint="Only models as big_vision's vit.py, text_transformer.py and "
@@ -139,11 +123,12 @@ def _merge_positions(tensors, layout, report) -> dict[str, Tensor]:
   return tensors
 
 
-def _square(tensors, layout, options, report):
+def _square(tensors, layout, reading):
   """Returns the arrays with a grid of positions resized to a square one.
 
   Returns the arrays, and notes about the source.
   """
+  options = reading.options
   if not layout["image"] or options.old_grid is None:
     return tensors, {}
   prefix = names_lib.prefix_of(layout, "image")
@@ -172,7 +157,7 @@ def _square(tensors, layout, options, report):
     old_grid=positions.old_grid(patches, (rows, cols)),
     method=options.resize_method,
   )
-  report.facts["resized"] = what
+  reading.report.facts["resized"] = what
   new = new.map(lambda x: x[None], (1, *new.shape))
   return {**tensors, key: new}, {"resized": what}
 

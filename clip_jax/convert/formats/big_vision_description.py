@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clip_jax import errors
-from clip_jax.convert import engine, portable, positions
-from clip_jax.convert import report as report_lib
+from clip_jax.convert import engine, positions
 from clip_jax.convert.engine import family
 from clip_jax.convert.engine.sizes import Sizes
 from clip_jax.convert.formats import big_vision_names as names
+from clip_jax.convert.reading import Reading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import clip
 
@@ -128,12 +128,7 @@ _TO_GIVE = {
 
 
 def describe(
-  tensors: Mapping[str, Tensor],
-  layout: Mapping[str, Any],
-  options: portable.Options,
-  *,
-  report: report_lib.Report,
-  name: str,
+  tensors: Mapping[str, Tensor], layout: Mapping[str, Any], reading: Reading
 ) -> dict[str, Any]:
   """Returns the description that the arrays' shapes imply.
 
@@ -150,11 +145,10 @@ def describe(
     AmbiguousError: the text tower is not SigLIP's, and the options lack its
       pooling or its tokenizer.
   """
-  read = Sizes(tensors, name)
+  read, report = Sizes(tensors, reading.name), reading.report
+  given = reading.options.activation
   activation = report.infer(
-    "activation",
-    options.activation or ACTIVATION,
-    "flag" if options.activation else "format",
+    "activation", given or ACTIVATION, "flag" if given else "format"
   )
   spec: dict[str, Any] = {}
   if layout["image"]:
@@ -170,9 +164,8 @@ def describe(
     else:
       text = {"kind": "transformer"}
       text |= read(_TEXT, start=start, positions=layout["text"]["positions"])
-      found = _pooling_and_tokenizer(
-        tensors, layout, text["vocab_size"], options, name
-      )
+      vocab_size = text["vocab_size"]
+      found = _pooling_and_tokenizer(tensors, layout, vocab_size, reading)
       for field, (value, source) in found.items():
         report.infer(field, value, source)
       text["pooling"] = found["text.pooling"][0]
@@ -250,9 +243,10 @@ def _image_size(patch: int, side: int) -> int:
 
 
 def _pooling_and_tokenizer(
-  tensors, layout, vocab_size, options, name
+  tensors, layout, vocab_size, reading
 ) -> dict[str, tuple[str, str]]:
   """Returns (value, its source) of "text.pooling" and of "tokenizer"."""
+  options, name = reading.options, reading.name
   prefix = names.prefix_of(layout, "text")
   found = {}
   if f"{prefix}{layout['text']['map_head']}probe" in tensors:

@@ -12,7 +12,6 @@ from typing import Any
 
 from clip_jax import errors
 from clip_jax.convert import config_file, engine, portable, tokenizer_files
-from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import fields, kinds
 from clip_jax.convert.engine.fields import Field, Heads, Other, Row, Written
 from clip_jax.convert.engine.format import Format
@@ -20,6 +19,7 @@ from clip_jax.convert.engine.names import FLAX, Names
 from clip_jax.convert.files import orbax_directory
 from clip_jax.convert.formats import big_vision_description
 from clip_jax.convert.formats.huggingface_family import structure
+from clip_jax.convert.reading import Reading
 from clip_jax.convert.tensor import Tensor
 
 NAME = "borisdayma"
@@ -205,7 +205,7 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   Raises:
     UserError: it is damaged, or its architecture is not supported.
   """
-  report = report_lib.Report(NAME)
+  reading = Reading(str(path), NAME, options)
   config = config_file.read(path / CONFIG)
   step = orbax_directory.newest(path)
   tensors = orbax_directory.read(step)
@@ -215,16 +215,12 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
       "leave --activation out."
     )
   files = tokenizer_files.carry(path)
-  spec = describe(
-    config, tensors, files, report=report, where=str(path / CONFIG)
-  )
-  return portable.assemble(
+  spec = describe(config, tensors, files, reading, where=str(path / CONFIG))
+  return reading.model(
     NAMES.entries(spec),
     tensors,
     spec,
-    report=report,
     name=str(step),
-    options=options,
     configs=[path / CONFIG],
     files=files,
     noted={"step": int(step.name)},
@@ -235,8 +231,8 @@ def describe(
   config: dict[str, Any],
   tensors: Mapping[str, Tensor],
   files: Mapping[str, bytes],
+  reading: Reading,
   *,
-  report: report_lib.Report,
   where: str,
 ) -> dict[str, Any]:
   """Returns the description of a model.
@@ -253,12 +249,8 @@ def describe(
   """
   for section in SECTIONS:
     config_file.section(config, section, where)
-  source = fields.ConfigReader(
-    config,
-    DEFAULTS,
-    where={"": where, **{section: section for section in SECTIONS}},
-    report=report,
-  )
+  sections = {section: section for section in SECTIONS}
+  source = reading.config(config, DEFAULTS, {"": where, **sections})
   towers: dict[str, Any] = {"image": {}, "text": {}}
   problems = _problems(lambda row: row.read(source, towers))
   problems += [
@@ -272,9 +264,7 @@ def describe(
       f"{where} describes a model that is not supported. {' '.join(problems)}"
     )
   # The list of problems named the file once; from here on each message does.
-  source = fields.ConfigReader(
-    config, DEFAULTS, where={"": where}, report=report
-  )
+  source, report = reading.config(config, DEFAULTS, {"": where}), reading.report
   report.infer("activation", "gelu_tanh", "config")
   report.infer("norm_epsilon", 1e-6, "format")
   report.infer("text.pooling", "eos", "config")

@@ -8,14 +8,14 @@ or instead of PyTorch's. Description, preprocessing and tokenizer are those of
 import pathlib
 
 from clip_jax import errors
-from clip_jax.convert import portable, tokenizer_files, weights_file
-from clip_jax.convert import report as report_lib
+from clip_jax.convert import portable, tokenizer_files
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.names import FLAX, Names
 from clip_jax.convert.formats import huggingface
 from clip_jax.convert.formats import huggingface_clip as clip
 from clip_jax.convert.formats import huggingface_weights as weights
 from clip_jax.convert.formats.huggingface_family import PREFIXES
+from clip_jax.convert.reading import Reading
 
 NAME = "flax-clip"
 FILE = "flax_model.msgpack"
@@ -55,24 +55,21 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   Raises:
     UserError: it is damaged, or is not a CLIP of two towers.
   """
-  report = report_lib.Report(NAME)
-  config = huggingface.read_config(path, report, options.activation)
+  reading = Reading(str(path), NAME, options)
+  config = huggingface.read_config(path, reading)
   if config.family.name != "clip" or config.tower:
     raise errors.UserError(
       f"{path}: {FILE} is read for model_type='clip' only; this is "
       f"{huggingface.model_type(path)!r}. Save its weights as safetensors with "
       "the program that made it."
     )
-  tensors = weights_file.read(path / FILE, options, report).tensors
+  tensors = reading.tensors(path / FILE)
   spec = huggingface.describe(path, config)
   huggingface.check_depths(spec, tensors, f"{path}: {FILE}")
-  return portable.assemble(
+  return reading.model(
     NAMES.entries(spec),
     tensors,
     spec,
-    report=report,
-    name=str(path),
-    options=options,
     configs=[path / huggingface.CONFIG],
     weights=[path / FILE],
     files=tokenizer_files.carry(path),

@@ -18,7 +18,6 @@ from clip_jax.convert import (
   engine,
   portable,
   tokenizer_files,
-  weights_file,
 )
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import fields
@@ -35,6 +34,7 @@ from clip_jax.convert.formats.huggingface_family import (
   PREFIXES,
   HuggingFaceFamily,
 )
+from clip_jax.convert.reading import Reading
 
 NAME = "huggingface"
 CONFIG = "config.json"
@@ -102,13 +102,13 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     UserError: it is damaged, or holds an unknown model.
     AmbiguousError: it is a file, and the options have no config.
   """
-  report = report_lib.Report(NAME)
+  reading = Reading(str(path), NAME, options)
   file = None if path.is_dir() else path
   if file:
-    path = _config_directory(file, options, report)
-  config = read_config(path, report, options.activation)
+    path = _config_directory(file, reading)
+  config = read_config(path, reading)
   file = file or weights.require(path)
-  tensors = weights_file.read(file, options, report).tensors
+  tensors = reading.tensors(file)
   spec = describe(path, config)
   check_depths(spec, tensors, f"{path}: {file.name}")
   dialect: dict[str, Any] = {"weights": file.name}
@@ -119,13 +119,11 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     prefix = PREFIXES[config.tower]
     has_prefix = any(name.startswith(prefix) for name in tensors)
     dialect["prefix"] = variables[config.tower] = prefix if has_prefix else ""
-  model = portable.assemble(
+  model = reading.model(
     config.family.entries(spec, variables),
     tensors,
     spec,
-    report=report,
     name=str(path),
-    options=options,
     configs=[path / CONFIG],
     weights=weights.files(file),
     ignored=IGNORED + (_AFTER_TOWER if config.tower else ()),
@@ -134,16 +132,17 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   )
   after = [name for name in model.extras if "position_ids" not in name]
   if after:
-    report.warnings.append(
+    reading.report.warnings.append(
       f"{', '.join(after)} come after the {config.tower} tower and are not "
       "part of it; they are kept as extras."
     )
   return model
 
 
-def _config_directory(file, options, report) -> pathlib.Path:
+def _config_directory(file, reading) -> pathlib.Path:
   """Returns the directory of the config for a file of weights."""
-  if options.config is None:
+  given = reading.options.config
+  if given is None:
     hint = ""
     if (file.parent / CONFIG).is_file():
       hint = f" Its directory, {file.parent}, has one: give that."
@@ -152,14 +151,14 @@ def _config_directory(file, options, report) -> pathlib.Path:
       f"config.{hint}",
       flags=f"--config {CONFIG}",
     )
-  config = pathlib.Path(os.path.expanduser(options.config))
+  config = pathlib.Path(os.path.expanduser(given))
   directory = config if config.is_dir() else config.parent
   if not (directory / CONFIG).is_file():
     raise errors.UserError(
-      f"--config {options.config}: weights under HuggingFace's names take a "
+      f"--config {given}: weights under HuggingFace's names take a "
       f"{CONFIG}, with its tokenizer beside it."
     )
-  report.infer("config", str(directory / CONFIG), "flag")
+  reading.report.infer("config", str(directory / CONFIG), "flag")
   return directory
 
 
@@ -169,17 +168,12 @@ def model_type(directory: pathlib.Path) -> str | None:
   return found if isinstance(found, str) else None
 
 
-def read_config(
-  directory: pathlib.Path,
-  report: report_lib.Report,
-  activation: str | None = None,
-) -> ReadConfig:
+def read_config(directory: pathlib.Path, reading: Reading) -> ReadConfig:
   """Returns the config of a model of `FAMILIES`.
 
   Args:
     directory: the directory with the file.
-    report: the report to write to.
-    activation: activation of both towers, if the user gives it.
+    reading: of the model; its options may have the activation.
 
   Raises:
     UserError: it is of an unknown model, or damaged.
@@ -200,14 +194,8 @@ def read_config(
   else:
     parts = (_part(data, part, family, path) for part in _SECTIONS.values())
     values = {**data, **dict(zip(_SECTIONS.values(), parts, strict=True))}
-  source = fields.ConfigReader(
-    values,
-    family.defaults,
-    where=where,
-    report=report,
-    overrides={"activation": activation},
-    towers=(tower,) if tower else tuple(_SECTIONS),
-  )
+  towers = (tower,) if tower else tuple(_SECTIONS)
+  source = reading.config(values, family.defaults, where, towers)
   return ReadConfig(family, tower, source)
 
 

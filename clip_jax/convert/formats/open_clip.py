@@ -11,14 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from clip_jax import errors, tokenizer
-from clip_jax.convert import (
-  config_file,
-  engine,
-  portable,
-  tokenizer_files,
-  weights_file,
-)
-from clip_jax.convert import report as report_lib
+from clip_jax.convert import config_file, engine, portable, tokenizer_files
 from clip_jax.convert.engine import Entry
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.names import Names
@@ -31,6 +24,7 @@ from clip_jax.convert.formats import (
   timm_vit,
 )
 from clip_jax.convert.formats import open_clip_files as files_lib
+from clip_jax.convert.reading import Reading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import clip
 from clip_jax.tokenizer import tokenizer_file as tokenizer_lib_files
@@ -92,17 +86,17 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     UserError: the config is not supported, or the weights do not fit it.
     AmbiguousError: it is a file, and the options have no config.
   """
-  report = report_lib.Report(NAME)
-  source = files_lib.find(path, options, report)
+  reading = Reading(str(path), NAME, options)
+  report = reading.report
+  source = files_lib.find(path, reading)
   described = open_clip_config.describe(
     source.config,
+    reading,
     bert_config=lambda name: _bert_config(source, name),
-    report=report,
     name=source.where,
-    activation=options.activation,
   )
-  tensors = weights_file.read(source.weights, options, report).tensors
-  files, token_spec = _tokenizer(described, source, report)
+  tensors = reading.tensors(source.weights)
+  files, token_spec = _tokenizer(described, source, reading)
   if described.spec["text"]["kind"] == "bert":
     bert.check_pad(described.spec["text"], token_spec, str(path))
   # What training keeps to; open_clip bounds the scale there, not in the model.
@@ -118,13 +112,11 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
   )
   layout = _layout(described, tensors)
   timm_vit.refuse_other_blocks(tensors, str(path))
-  model = portable.assemble(
+  model = reading.model(
     entries(spec, layout),
     tensors,
     spec,
-    report=report,
     name=str(source.weights),
-    options=options,
     configs=source.configs,
     weights=[source.weights],
     ignored=IGNORED,
@@ -157,14 +149,14 @@ def _bert_config(source: files_lib.Files, name: str) -> dict[str, Any]:
 def _tokenizer(
   described: open_clip_config.Described,
   source: files_lib.Files,
-  report: report_lib.Report,
+  reading: Reading,
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
   """Returns the tokenizer's files, and its description."""
   if named := source.spec.get("tokenizer", {}).get("file"):
     # The model was told by its name; its tokenizer may lie beside the file.
     file = tokenizer_lib_files.find(named, directory=source.directories[0])
     if not file:
-      report.warnings.append(
+      reading.report.warnings.append(
         f"{source.weights} has no tokenizer: put its {named} beside the file "
         "to encode texts."
       )
@@ -183,7 +175,7 @@ def _tokenizer(
     cleaning=described.cleaning,
     where=str(where),
     strip_end=described.strip_end,
-    report=report,
+    report=reading.report,
   )
   vocab_size = described.spec["text"]["vocab_size"]
   tokenizer_files.check_ids(found, vocab_size, str(where))
@@ -287,11 +279,9 @@ def _unchanged_source(model):
 
 
 def _describe_again(config, bert_config) -> open_clip_config.Described:
+  reading = Reading(CONFIG, NAME)
   return open_clip_config.describe(
-    config,
-    bert_config=bert_config,
-    report=report_lib.Report(NAME),
-    name=CONFIG,
+    config, reading, bert_config=bert_config, name=CONFIG
   )
 
 

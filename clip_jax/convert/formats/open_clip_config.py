@@ -6,12 +6,12 @@ from typing import Any
 
 from clip_jax import errors
 from clip_jax.convert import config_file, engine, portable
-from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import fields
 from clip_jax.convert.engine.family import Family, normal_form, refusal
 from clip_jax.convert.formats import open_clip_fields as tables
 from clip_jax.convert.formats import open_clip_named, timm_vit
 from clip_jax.convert.formats.open_clip_rows import MODEL, TEXT, VISION
+from clip_jax.convert.reading import Reading
 from clip_jax.models import variants
 
 # Their fields about towers of any kind.
@@ -49,20 +49,18 @@ class Described:
 
 def describe(
   config: dict[str, Any],
+  reading: Reading,
   *,
   bert_config: Callable[[str], dict[str, Any]],
-  report: report_lib.Report,
   name: str,
-  activation: str | None = None,
 ) -> Described:
   """Returns the model that an `open_clip_config.json` describes.
 
   Args:
     config: the content of the file.
     bert_config: returns the config of a HuggingFace model by its name.
-    report: the report to write to.
+    reading: of the model.
     name: the file's name in messages.
-    activation: activation of both towers, if the user gives it.
 
   Raises:
     UserError: a field is unknown, or its value is not supported.
@@ -86,10 +84,7 @@ def describe(
   config = {**config, "preprocess_cfg": preprocess}
   where = {"": name, MODEL: f"{name}: {MODEL}"}
   where |= {VISION: f"{name}: vision_cfg", TEXT: f"{name}: text_cfg"}
-  overrides = {"activation": activation}
-  source = fields.ConfigReader(
-    config, found.defaults, where=where, report=report, overrides=overrides
-  )
+  source = reading.config(config, found.defaults, where)
   known = {getattr(row, "theirs", "") for row in found.fields}
   _refuse_unknown(config, known, source)
   spec = found.describe(source)

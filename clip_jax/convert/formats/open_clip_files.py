@@ -14,6 +14,7 @@ from clip_jax import errors
 from clip_jax.convert import config_file, portable, weights_file
 from clip_jax.convert import report as report_lib
 from clip_jax.convert.formats import open_clip_config, timm_vit
+from clip_jax.convert.reading import Reading
 from clip_jax.models import other_families, variants
 
 CONFIG = "open_clip_config.json"
@@ -89,54 +90,52 @@ def is_usual(path: pathlib.Path) -> bool:
   )
 
 
-def find(
-  path: pathlib.Path, options: portable.Options, report: report_lib.Report
-) -> Files:
+def find(path: pathlib.Path, reading: Reading) -> Files:
   """Returns the config and files of a model, given a directory or a file.
 
   Raises:
     UserError: a file is missing, or there are several.
     AmbiguousError: it is a file, and the options have no config.
   """
+  given, report = reading.options.config, reading.report
   if path.is_dir():
     file = find_config(path)
     if file is None:
       raise errors.UserError(f"{path} has no {CONFIG}.")
     weights = _find_weights(path, report)
     return Files(read_config(file), str(file), weights, (file,), (path,))
-  if options.config is None:
+  if given is None:
     raise errors.AmbiguousError(
       f"{path} holds weights under OpenCLIP's names and does not say which "
       "model they are of.",
       flags="--config FILE (open_clip_config.json, or the model's JSON of "
       "open_clip) or --config NAME (such as ViT-B-16-SigLIP)",
     )
-  file = pathlib.Path(os.path.expanduser(options.config))
+  file = pathlib.Path(os.path.expanduser(given))
   if file.is_dir():
     file = find_config(file) or file / CONFIG
   if file.is_file():
     report.infer("config", str(file), "flag")
     beside = (file.parent, path.parent)
     return Files(read_config(file), str(file), path, (file,), beside)
-  if options.config not in variants.VARIANTS:
-    near = errors.nearest(options.config, variants.VARIANTS)
+  if given not in variants.VARIANTS:
+    near = errors.nearest(given, variants.VARIANTS)
     listed = f"Nearest of {len(variants.VARIANTS)} names: {', '.join(near)}."
     raise errors.UserError(
-      f"--config {options.config} is neither a file nor the name of a model. "
-      f"{other_families.sentence(options.config) or listed}"
+      f"--config {given} is neither a file nor the name of a model. "
+      f"{other_families.sentence(given) or listed}"
     )
-  report.infer("config", options.config, "flag")
-  spec = named(options.config, options)
+  report.infer("config", given, "flag")
+  spec = named(given, reading.options)
   if spec["image_mean"] != variants.DEFAULTS["image_mean"]:
     report.warnings.append(
-      f"Images are preprocessed as for the published {options.config}. If the "
-      "model was trained from scratch by open_clip, whose default is OpenAI's "
-      "mean and deviation, give its config with its preprocess_cfg by --config "
-      "FILE."
+      f"Images are preprocessed as for the published {given}. If the model was "
+      "trained from scratch by open_clip, whose default is OpenAI's mean and "
+      "deviation, give its config with its preprocess_cfg by --config FILE."
     )
   model = portable.Portable(spec, {}, report)
   config = open_clip_config.configure(model)
-  return Files(config, options.config, path, (), (path.parent,), spec)
+  return Files(config, given, path, (), (path.parent,), spec)
 
 
 def read_config(file: pathlib.Path) -> dict[str, Any]:

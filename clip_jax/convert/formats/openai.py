@@ -15,7 +15,6 @@ import numpy as np
 
 from clip_jax import errors, tokenizer
 from clip_jax.convert import engine, portable, transforms, weights_file
-from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import family, fields
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.sizes import Sizes
@@ -25,6 +24,7 @@ from clip_jax.convert.formats import (
   openai_heads,
   openai_names,
 )
+from clip_jax.convert.reading import Reading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import resnet, variants
 
@@ -103,8 +103,8 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     UserError: the file is damaged, or holds another model.
     AmbiguousError: the towers' activation or number of heads is not known.
   """
-  report = report_lib.Report(NAME)
-  archive = weights_file.read(path, options, report)
+  reading = Reading(str(path), NAME, options)
+  archive = weights_file.read(path, options, reading.report)
   names = archive.tensors
   if not recognise_names(names):
     raise errors.UserError(
@@ -112,41 +112,33 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
       f"{' or '.join(_MARKS)}; it has {', '.join(list(names)[:5])}, … . Give "
       "the directory that the checkpoint came in, with its config."
     )
-  activation = _activation(path, archive, options, report)
-  spec = describe(
-    names,
-    activation=activation,
-    heads=options.heads,
-    report=report,
-    name=str(path),
-  )
+  activation = _activation(path, archive, reading)
+  spec = describe(names, reading, activation=activation)
   _cross_check(archive, spec, path)
-  return portable.assemble(
+  return reading.model(
     openai_names.NAMES.entries(spec),
     names,
     spec,
-    report=report,
-    name=str(path),
-    options=options,
     weights=[path],
     ignored=IGNORED,
     dialect={"torchscript": archive.torchscript},
   )
 
 
-def _activation(path, archive, options, report) -> str:
+def _activation(path, archive, reading) -> str:
+  given, report = reading.options.activation, reading.report
   quick = archive.torchscript and any(
     math.prod(value.shape) == 1
     and math.isclose(float(value.read()), _QUICK_GELU, rel_tol=1e-3)
     for value in archive.constants.values()
   )
-  if options.activation:
-    if quick and options.activation != "quick_gelu":
+  if given:
+    if quick and given != "quick_gelu":
       report.warnings.append(
-        f"--activation {options.activation} overrides {path}, which has the "
-        "constant of quick_gelu."
+        f"--activation {given} overrides {path}, which has the constant of "
+        "quick_gelu."
       )
-    return report.infer("activation", options.activation, "flag")
+    return report.infer("activation", given, "flag")
   if quick:
     return report.infer("activation", "quick_gelu", "archive")
   if open_clip_files.find_config(path.parent):
@@ -184,27 +176,20 @@ def _scalars(spec) -> dict[str, int]:
 
 
 def describe(
-  tensors: Mapping[str, Tensor],
-  *,
-  activation: str,
-  heads: tuple[int, int] | None = None,
-  report: report_lib.Report,
-  name: str,
+  tensors: Mapping[str, Tensor], reading: Reading, *, activation: str
 ) -> dict[str, Any]:
   """Returns the description that the tensors' shapes imply (`build_model`).
 
   Args:
     tensors: tensors by name.
     activation: activation of both towers.
-    heads: heads of the image and of the text tower, if the user gives them.
-    report: the report to write to.
-    name: the checkpoint's name in messages.
+    reading: of the model.
 
   Raises:
     UserError: a tensor is missing, or misses an axis.
-    AmbiguousError: the sizes are not OpenAI's, and `heads` is None.
+    AmbiguousError: the sizes are not OpenAI's, and no option says the heads.
   """
-  sizes = Sizes(tensors, name)
+  sizes = Sizes(tensors, reading.name)
   kind = "vit" if "visual.proj" in tensors else "resnet"
   image = {"kind": kind, **sizes(SIZES[kind]), **_FIXED["image"][kind]}
   side = sizes.square(image.pop("positions") - 1, "its image tower")
@@ -217,18 +202,16 @@ def describe(
     image["image_size"] = side * 2 ** (len(stages) + 1)
   text = {"kind": "transformer", **sizes(SIZES["transformer"])}
   text |= {**_FIXED["text"]["transformer"], "activation": activation}
-  found = openai_heads.find(image, text, given=heads, report=report, name=name)
+  found = openai_heads.find(image, text, reading)
   text["heads"] = found[1]
   if kind == "vit":
     image |= {"heads": found[0], "activation": activation}
-  for field, value, source in (
-    ("image.kind", kind, "shape"),
-    ("image.image_size", image["image_size"], "shape"),
-    ("text.pooling", "argmax", "format"),
-    ("norm_epsilon", 1e-5, "format"),
-    ("preprocessing and tokenizer", "OpenAI's", "format"),
-  ):
-    report.infer(field, value, source)
+  infer = reading.report.infer
+  infer("image.kind", kind, "shape")
+  infer("image.image_size", image["image_size"], "shape")
+  infer("text.pooling", "argmax", "format")
+  infer("norm_epsilon", 1e-5, "format")
+  infer("preprocessing and tokenizer", "OpenAI's", "format")
   ends = sizes("embed_dim  text_projection  1 of 2")
   return variants.spec({**ends, "image": image, "text": text})
 

@@ -8,31 +8,25 @@ widths as well.
 from typing import Any
 
 from clip_jax import errors, names
-from clip_jax.convert import report as report_lib
+from clip_jax.convert.reading import Reading
 from clip_jax.models import resnet, variants
 
 
 def find(
-  image: dict[str, Any],
-  text: dict[str, Any],
-  *,
-  given: tuple[int, int] | None,
-  report: report_lib.Report,
-  name: str,
+  image: dict[str, Any], text: dict[str, Any], reading: Reading
 ) -> tuple[int, int]:
   """Returns the heads of both towers, those of a ResNet at its end.
 
   Args:
     image: the image tower's sizes.
     text: the text tower's sizes.
-    given: the user's numbers, which override others; None for none.
-    report: the report to write to.
-    name: the checkpoint's name in messages.
+    reading: of the model; numbers in its options override others.
 
   Raises:
-    AmbiguousError: the sizes are not OpenAI's, and `given` is None.
+    AmbiguousError: the sizes are not OpenAI's, and no option says the heads.
     UserError: the heads do not divide the width.
   """
+  given, report, name = reading.options.heads, reading.report, reading.name
   towers = {"image": image, "text": text}
   found = []
   for number, (tower, sizes) in enumerate(towers.items()):

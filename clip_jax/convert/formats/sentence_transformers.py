@@ -4,10 +4,10 @@ import pathlib
 
 from clip_jax import errors, json_text
 from clip_jax.convert import config_file, portable
-from clip_jax.convert import report as report_lib
-from clip_jax.convert.engine import fields, kinds
+from clip_jax.convert.engine import kinds
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.formats import bert, huggingface
+from clip_jax.convert.reading import Reading
 
 NAME = "sentence-transformers"
 MODULES = "modules.json"
@@ -49,7 +49,8 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
         f"{MODULES} ends in Normalize: embeddings have unit length here, too."
       )
     return model
-  report = report_lib.Report(NAME)
+  reading = Reading(str(path), NAME, options)
+  report = reading.report
   pooling = _pooling(directories[1] / bert.CONFIG)
   report.infer("text.pooling", pooling, "config")
   report.infer("text.normalize", normalize, "config")
@@ -60,17 +61,15 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
       "it, this changes no embedding."
     )
   file = directories[0] / "sentence_bert_config.json"
-  settings = fields.ConfigReader(
+  settings = reading.config(
     config_file.read(file) if file.exists() else {},
     {"do_lower_case": False, "max_seq_length": None},
-    where={"": str(file)},
-    report=report,
+    {"": str(file)},
   )
   lower = settings.read("do_lower_case", kinds.FLAG)
   return bert.read_tower(
     directories[0],
-    report,
-    options,
+    reading,
     pooling=pooling,
     normalize=normalize,
     context_length=settings.read("max_seq_length", _LENGTH),

@@ -12,13 +12,13 @@ from typing import Any
 
 from clip_jax import errors
 from clip_jax.convert import config_file, engine, portable, weights_file
-from clip_jax.convert import report as report_lib
 from clip_jax.convert.engine import fields, kinds
 from clip_jax.convert.engine.family import Family
 from clip_jax.convert.engine.fields import Derived, Field, Heads, Written
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.sizes import Sizes
 from clip_jax.convert.formats import timm_vit
+from clip_jax.convert.reading import Reading
 from clip_jax.convert.tensor import Tensor
 from clip_jax.models import variants
 
@@ -121,22 +121,19 @@ def read(path: pathlib.Path, options: portable.Options) -> portable.Portable:
     AmbiguousError: it is a file, and the options lack its activation or its
       preprocessing.
   """
-  report = report_lib.Report(NAME)
+  reading = Reading(str(path), NAME, options)
   config = config_file.read(path / CONFIG) if path.is_dir() else {}
   weights = weights_file.require(path, WEIGHTS) if path.is_dir() else path
-  tensors = weights_file.read(weights, options, report).tensors
+  tensors = reading.tensors(weights)
   if config:
-    spec = describe(config, report, path / CONFIG, options)
+    spec = describe(config, path / CONFIG, reading)
   else:
-    spec = infer(tensors, options, report, str(path))
+    spec = infer(tensors, reading)
   timm_vit.refuse_other_blocks(tensors, str(path))
-  return portable.assemble(
+  return reading.model(
     timm_vit.NAMES.entries(spec),
     tensors,
     spec,
-    report=report,
-    name=str(path),
-    options=options,
     configs=[path / CONFIG] if config else [],
     weights=[weights],
     ignored=IGNORED,
@@ -157,18 +154,14 @@ def _resolved(spec, report, source: str) -> dict[str, Any]:
 
 
 def describe(
-  config: dict[str, Any],
-  report: report_lib.Report,
-  path: pathlib.Path,
-  options: portable.Options,
+  config: dict[str, Any], path: pathlib.Path, reading: Reading
 ) -> dict[str, Any]:
   """Returns the description of a config's model.
 
   Args:
     config: the content of timm's config.json.
-    report: the report to write to.
     path: path of the config.
-    options: with the activation, if it is another one.
+    reading: of the model; its options may have another activation.
 
   Raises:
     UserError: it does not describe a model, or one that is not supported.
@@ -184,13 +177,8 @@ def describe(
   # A field that is null counts as missing.
   given = {k: v for k, v in given.items() if v is not None}
   defaults: dict[str, Any] = {"pretrained_cfg": _DEFAULTS}
-  source = fields.ConfigReader(
-    {**config, "model_args": arguments, "pretrained_cfg": given},
-    defaults,
-    where={"": str(path)},
-    report=report,
-    overrides={"activation": options.activation},
-  )
+  values = {**config, "model_args": arguments, "pretrained_cfg": given}
+  source = reading.config(values, defaults, {"": str(path)})
   name = source.read("architecture", kinds.TEXT)
   tower = timm_vit.describe(name)
   size = given.get("input_size")
@@ -219,22 +207,18 @@ def describe(
   image["activation"] = source.override(
     "image.activation", image["activation"], "architecture"
   )
-  report.infer("image.kind", name, "config")
-  return _resolved({**spec, "image": image}, report, "config")
+  reading.report.infer("image.kind", name, "config")
+  return _resolved({**spec, "image": image}, reading.report, "config")
 
 
-def infer(
-  tensors: Mapping[str, Tensor],
-  options: portable.Options,
-  report: report_lib.Report,
-  name: str,
-) -> dict[str, Any]:
+def infer(tensors: Mapping[str, Tensor], reading: Reading) -> dict[str, Any]:
   """Returns the description of a file, from its shapes and the options.
 
   Raises:
     UserError: the shapes are those of another kind of tower.
     AmbiguousError: more options are needed.
   """
+  name, options, report = reading.name, reading.options, reading.report
   read = Sizes(tensors, name)
   sizes = read(SIZES)
   positions, patch_size = sizes.pop("positions"), sizes.pop("patch_size")
