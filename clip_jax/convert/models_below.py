@@ -3,7 +3,7 @@
 import itertools
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from clip_jax.convert import weights_file
 
@@ -68,14 +68,11 @@ def _chosen(found: list[pathlib.Path]) -> pathlib.Path:
 def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
   """Returns what lies in a directory, numbers by their size."""
   try:
-    found = list(itertools.islice(_visible(folder), _MOST_LOOKED_AT))
+    visible = (x for x in folder.iterdir() if not x.name.startswith("."))
+    found = list(itertools.islice(visible, _MOST_LOOKED_AT))
   except OSError:
     return []
   return sorted(found, key=lambda path: _natural(path.name))
-
-
-def _visible(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  return (x for x in folder.iterdir() if not x.name.startswith("."))
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

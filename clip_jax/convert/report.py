@@ -82,10 +82,8 @@ class Report:
       for field, entry in self.inferred.items()
     ]
     if rows:
-      lines += [
-        "",
-        terminal.table(("not in the weights", "value", "from"), rows),
-      ]
+      header = ("not in the weights", "value", "from")
+      lines += ["", terminal.table(header, rows)]
     lines += [f"Warning: {warning}" for warning in self.warnings]
     return "\n".join(lines)
 

@@ -18,6 +18,12 @@ NAMES = (
   *(FAST, CONFIG, SPECIAL, "added_tokens.json"),
   *(WORDS, VOCAB, MERGES, *SENTENCEPIECE),
 )
+# CLIP's own tokenizer.
+CLIP = {
+  "kind": "clip_bpe",
+  "start_id": tokenizer_lib.START_ID,
+  "end_id": tokenizer_lib.END_ID,
+}
 # BERT's own, by the vocabulary.
 _WORDPIECE = {"start_id": "[CLS]", "end_id": "[SEP]", "pad_id": "[PAD]"}
 _MAX_DIGITS = 9  # Of an id.

@@ -39,9 +39,10 @@ To write one, after the example of `formats/huggingface_clip.py`:
       defaults={"text": {"layers": 12}},
     )
 
-`FAMILY.describe(ConfigReader(config, FAMILY.defaults, …))` reads a config,
+With a `convert.reading.Reading`, which holds the options and the report,
+`FAMILY.describe(reading.config(config, FAMILY.defaults, …))` reads a config.
 `FAMILY.config(spec)` writes one, `FAMILY.entries(spec)` gives the place of
-every tensor to `Reading.model` and `to_theirs`, and `FAMILY.refusals(spec)`
+every tensor to `reading.model` and `to_theirs`, and `FAMILY.refusals(spec)`
 lists the fields of a model that would change if such a config were written and
 read again, so that no refusal is written by hand. For a row that needs several
 fields, derive a class from `fields.Row`; for a new layout of a tensor, add a

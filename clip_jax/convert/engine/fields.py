@@ -32,6 +32,8 @@ class Row:
   """A row for a format's config; the base class, whose methods do nothing.
 
   Attributes:
+    theirs: their field with its sections, such as "text_config.hidden_act";
+      only rows about a field of theirs have it.
     ours: our field that the row is about, such as "text.depth"; "image" or
       "text" for a row about that tower as a whole, "" for no tower.
     also: other values of our field that mean the same in this format.
@@ -39,7 +41,7 @@ class Row:
       the same.
   """
 
-  theirs: str  # Only rows about a field of theirs have it.
+  theirs: str
   ours: str
   also: tuple[Any, ...] = ()
   free: bool = False
@@ -67,12 +69,9 @@ class Field(Row):
   """A field of theirs that corresponds to one of ours.
 
   Attributes:
-    theirs: their field with its sections, such as "text_config.hidden_act".
-    ours: our field, such as "text.activation".
     kind: the kind of its values.
     in_weights: whether the weights show the value too; the report then leaves
       it out.
-    free: see `Row`.
   """
 
   theirs: str
@@ -146,14 +145,7 @@ class Heads(Field):
 
 @dataclasses.dataclass(frozen=True)
 class Fixed(Row):
-  """A field of ours that has the same value in every model of the format.
-
-  Attributes:
-    ours: our field, such as "text.causal".
-    value: its value.
-    also, free: see `Row`.
-    in_weights: see `Field`.
-  """
+  """A field of ours that has the same `value` in every model of the format."""
 
   ours: str
   value: Any
@@ -173,10 +165,8 @@ class Written(Row):
   """A field of theirs that is written, without a field of ours.
 
   Attributes:
-    theirs: their field, such as "text_config.attention_dropout".
     value: the value to write, or a function of the description.
     kind: the kind of its values; None if any value may be read.
-    ours: the tower that it belongs to, "image" or "text".
   """
 
   theirs: str
@@ -199,10 +189,7 @@ class Written(Row):
 class Other(Row):
   """A field of theirs that does not determine a field of ours by itself.
 
-  Attributes:
-    theirs: its name.
-    kind: the kind of its values; None for any value.
-    ours: the tower that it belongs to.
+  Its values are of the `kind`; None for any value.
   """
 
   theirs: str
@@ -222,11 +209,7 @@ def only(theirs: str, *values: Any) -> Other:
 
 @dataclasses.dataclass(frozen=True)
 class Edge(Row):
-  """Whether there are pixels that patches do not cover; after both sizes.
-
-  Attributes:
-    theirs: their field of the image size.
-  """
+  """Whether there are pixels that patches do not cover; after both sizes."""
 
   theirs: str = "image_size"
   ours: str = "drop_edge"

@@ -141,13 +141,10 @@ def choice(*names: str) -> Kind:
 
 def exactly(*values: Any) -> Kind:
   """Returns the kind of field for which only these values are supported."""
-
-  def read(found):
-    if not any(found == x and type(found) is type(x) for x in values):
-      raise ValueError
-    return found
-
-  return Kind(" or ".join(map(json.dumps, values)), read)
+  return checked(
+    " or ".join(map(json.dumps, values)),
+    lambda found: any(found == x and type(found) is type(x) for x in values),
+  )
 
 
 FLAG = exactly(True, False)

@@ -68,11 +68,7 @@ def clip(
       f"does with CLIP's own vocabulary of {tokenizer_lib.VOCAB_SIZE}"
       + (f", but this model has {text['vocab_size']}." if small else ".")
     )
-  found = {
-    "kind": "clip_bpe",
-    "start_id": tokenizer_lib.START_ID,
-    "end_id": tokenizer_lib.END_ID,
-  }
+  found = dict(tokenizer_files.CLIP)
   for field, value in found.items():
     report.infer(f"tokenizer.{field}", value, "config" if known else "format")
   found["cleaning"] = "hf_clip"
@@ -229,8 +225,8 @@ def deviations(spec: dict[str, Any], there: dict[str, Any]) -> Iterator[str]:
   """
   here = spec["tokenizer"]
   if here["kind"] == "clip_bpe":
-    ids = {"start_id": tokenizer_lib.START_ID, "end_id": tokenizer_lib.END_ID}
-    here = {**ids, "pad_id": 0, **here, "cleaning": there["cleaning"]}
+    usual = {**tokenizer_files.CLIP, "pad_id": 0}
+    here = {**usual, **here, "cleaning": there["cleaning"]}
   text = spec["text"]
   if text.get("causal") and text["pooling"] in ("argmax", "eos"):
     # Nothing after the end token reaches the embedding.

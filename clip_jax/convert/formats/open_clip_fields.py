@@ -37,13 +37,14 @@ from clip_jax.models import clip, resnet, variants
 
 # Their default, log(1 / 0.07).
 INIT_LOG_SCALE = math.log(clip.INIT_LOGIT_SCALE)
-# Their `clean` to ours, and what comes nearest to those that they lack.
+# Their `clean` to ours, and ours to theirs or to the nearest of theirs.
 CLEANINGS = {
   "lower": "clip",
   "canonicalize": "canonicalize_ftfy",
   "whitespace": "whitespace_ftfy",
 }
 NEAREST = {
+  **{ours: theirs for theirs, ours in CLEANINGS.items()},
   "hf_clip": "lower",
   "hf_lower": "lower",
   "lower": "lower",
@@ -98,10 +99,7 @@ _HEAD_WIDTH = dataclasses.replace(
   kinds.INTEGER, allowed="a whole number from 1 on, the width at most"
 )
 _APPROXIMATE = kinds.one_of({"none": "gelu", "tanh": "gelu_tanh"})
-_known = {ours: theirs for theirs, ours in CLEANINGS.items()}
-_CLEAN = dataclasses.replace(
-  kinds.one_of(CLEANINGS), write=lambda ours: ({**NEAREST, **_known})[ours]
-)
+_CLEAN = dataclasses.replace(kinds.one_of(CLEANINGS), write=NEAREST.__getitem__)
 
 _size = functools.partial(Field, in_weights=True)  # The weights show it, too.
 

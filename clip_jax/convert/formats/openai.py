@@ -13,8 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import errors, tokenizer
-from clip_jax.convert import engine, portable, transforms, weights_file
+from clip_jax import errors
+from clip_jax.convert import (
+  engine,
+  portable,
+  tokenizer_files,
+  transforms,
+  weights_file,
+)
 from clip_jax.convert.engine import family, fields
 from clip_jax.convert.engine.format import Format
 from clip_jax.convert.engine.sizes import Sizes
@@ -63,21 +69,9 @@ _VIT = family.published("ViT-B-32", "image", _VIT_FACTS)
 _TEXT = family.published("ViT-B-32", "text", "norm_epsilon causal pooling")
 _FIXED = {"image": {"vit": _VIT, "resnet": {}}, "text": {"transformer": _TEXT}}
 # Fields that are fixed in `clip.load`'s transform; others differ visibly.
-_PREPROCESSING = (
-  "image_mean",
-  "image_std",
-  "interpolation",
-  "resize",
-  "crop_fraction",
-)
+_PREPROCESSING = "image_mean image_std interpolation resize crop_fraction"
 # Fields that are fixed in `clip.tokenize`.
-_TOKENIZER = {
-  "kind": "clip_bpe",
-  "start_id": tokenizer.START_ID,
-  "end_id": tokenizer.END_ID,
-  "pad_id": 0,
-  "cleaning": "clip",
-}
+_TOKENIZER = {**tokenizer_files.CLIP, "pad_id": 0, "cleaning": "clip"}
 # Fields in which OpenAI's code may differ a little, with the consequence.
 _SLIGHTLY = "which differs slightly; the weights are the same"
 _NEARLY = {
@@ -257,7 +251,7 @@ def _allowed(said: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
   yield "image_projection", ("none" if is_resnet else "linear",)
   yield "embed_norm", ("l2",)
   yield "init_logit_bias", (None,)
-  for field in _PREPROCESSING:
+  for field in _PREPROCESSING.split():
     yield field, (family.as_json(variants.DEFAULTS[field]),)
   for field in ("kind", "start_id", "end_id"):
     yield f"tokenizer.{field}", (_TOKENIZER[field],)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from clip_jax import errors
-from clip_jax.convert import portable, weights_file
-from clip_jax.convert import report as report_lib
+from clip_jax.convert import portable
+from clip_jax.convert.reading import Reading
 from clip_jax.convert.tensor import Tensor
 
 # Intermediate results by name, in the order in which they are computed.
@@ -34,8 +34,7 @@ class Checkpoint:
 
   def tensors(self, path: pathlib.Path | None = None) -> dict[str, Tensor]:
     """Returns the tensors of a file, by default of the checkpoint itself."""
-    report = report_lib.Report("")
-    return weights_file.read(path or self.path, self.options, report).tensors
+    return Reading("", options=self.options).tensors(path or self.path)
 
 
 def state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
