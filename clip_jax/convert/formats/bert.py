@@ -150,8 +150,7 @@ def read_tower(
 
   Args:
     path: the directory with the config and the weights.
-    report: the report to write to.
-    options: the user's options.
+    reading: of the model.
     pooling: one of `models.bert.POOLINGS`.
     normalize: whether the pooled vector is normalised to unit length.
     context_length: the most tokens; None for all positions.

@@ -64,10 +64,8 @@ def read_tensors(
 
   Args:
     tensors: the arrays by name.
-    options: the user's options.
-    name: the checkpoint's name in messages.
+    reading: of the model.
     weights: the files with the arrays, for their digests.
-    report: the report to write to; None makes a new one.
 
   Raises:
     UserError: they are not a model of big_vision.

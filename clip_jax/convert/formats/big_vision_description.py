@@ -135,10 +135,9 @@ def describe(
   Args:
     tensors: the checkpoint's arrays by name.
     layout: the layout of their names.
-    options: with the activation, if it is not the usual one, and with the
-      pooling and the tokenizer of a text tower that is not SigLIP's.
-    report: the report to write to.
-    name: the checkpoint's name in messages.
+    reading: of the model; its options have the activation, if it is not the
+      usual one, and the pooling and the tokenizer of a text tower that is not
+      SigLIP's.
 
   Raises:
     UserError: the model is not supported, or an array misses an axis.

@@ -241,7 +241,7 @@ def describe(
     config: the content of config.json.
     tensors: the parameters by name; projections may be missing.
     files: the tokenizer's files, as of `tokenizer_files.carry`.
-    report: the report to write to.
+    reading: of the model.
     where: the config's name in messages.
 
   Raises:

@@ -58,8 +58,8 @@ def describe(
 
   Args:
     config: the content of the file.
-    bert_config: returns the config of a HuggingFace model by its name.
     reading: of the model.
+    bert_config: returns the config of a HuggingFace model by its name.
     name: the file's name in messages.
 
   Raises:

@@ -176,8 +176,8 @@ def describe(
 
   Args:
     tensors: tensors by name.
-    activation: activation of both towers.
     reading: of the model.
+    activation: activation of both towers.
 
   Raises:
     UserError: a tensor is missing, or misses an axis.
