@@ -210,6 +210,8 @@ def _none(kind):
     ({"n": [1], "text": ["x"]}, "", r"no column of images.*'n' \(int64\)"),
     ({"image": [b"x"], "n": [1]}, "", "neither captions nor labels"),
     ({"image": [b"x"], "a": ["x"], "b": ["x"]}, "", "neither captions nor"),
+    ({"image": [b"x"], "file_name": ["1.jpg"]}, "", "neither captions nor"),
+    ({"image": [b"x"], "original_path": ["x"]}, "", "neither captions nor"),
     ({"a": [b"x"], "b": [b"x"], "text": ["x"]}, "", "several columns may hold"),
     ({"image": [b"x"], "text": ["x"]}, "caption=txet", "Did you mean 'text'"),
     ({"image": [b"x"], "text": ["x"]}, "label=image", "cannot be the label"),

@@ -193,10 +193,7 @@ def _choices(
   columns: columns_lib.Columns, footers: Sequence[row_groups.Footer]
 ) -> Iterator[str]:
   if columns.guessed:
-    yield (
-      f"Columns, guessed by type and name: {columns.describe()}; ?image=, "
-      "?caption= and ?label= choose others."
-    )
+    yield columns.tell()
   sizes = [size for footer in footers for size in footer.group_bytes]
   mean = sum(sizes) / max(len(sizes), 1)
   if mean > LARGE_GROUP_BYTES and sum(sizes) > row_groups.KEPT_BYTES:
