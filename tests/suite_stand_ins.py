@@ -103,14 +103,14 @@ def write_folders(place, folders, seed):
   return truth
 
 
-def write_stl10(root):
+def write_stl10(root, version="1.0.0"):
   import tensorflow_datasets as tfds
 
   truth = [(500 + i, STL10[i % 10]) for i in range(12)]
   with tfds.core.registered.skip_registration():
 
     class Stl10(tfds.core.GeneratorBasedBuilder):
-      VERSION = tfds.core.Version("1.0.0")
+      VERSION = tfds.core.Version(version)
       url_infos: ClassVar[dict] = {}
 
       def _info(self):

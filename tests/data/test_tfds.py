@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 import sys
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ import pytest
 import bucket_stand_in
 from clip_jax import errors
 from clip_jax.data import account, sources
+from clip_jax.data.sources import tfds_prepared
 
 N = 5
 # The classes of an image, and those that have an object that is not difficult.
@@ -239,6 +241,38 @@ def test_what_is_not_there_is_a_short_error(
   with pytest.raises(errors.UserError, match=message) as error:
     sources.open_source(address)
   assert len(str(error.value)) < 500
+
+
+def test_versions_that_are_there_are_named(data_dir, tmp_path, monkeypatch):
+  import tensorflow_datasets as tfds
+
+  shutil.copytree(data_dir / "tiny_labels", tmp_path / "tiny_labels")
+  address = f"tfds:tiny_labels/train?data_dir={tmp_path}"
+  newer = tfds.core.Version("1.10.0")
+  monkeypatch.setattr(tfds.builder_cls("tiny_labels"), "VERSION", newer)
+  old = tmp_path / "tiny_labels" / "1.0.0"
+  with pytest.raises(tfds_prepared.NotPreparedError) as error:
+    sources.open_source(address)
+  told = (
+    "1.10.0. Prepared there: tiny_labels:1.0.0; write "
+    "tfds:tiny_labels:1.0.0/train. Or prepare this version with `tfds build"
+  )
+  assert told in str(error.value)
+  assert (error.value.wanted, error.value.versions) == (
+    "1.10.0",
+    ("tiny_labels:1.0.0",),
+  )
+  old_address = address.replace("/train", ":1.0.0/train")
+  assert len(sources.open_source(old_address)) == N
+  shutil.copytree(old, tmp_path / "tiny_labels" / "1.9.0")
+  shutil.copytree(old, tmp_path / "tiny_labels" / "other" / "2.0.0")
+  assert tfds_prepared.versions("tiny_labels:1.9.0", str(tmp_path)) == [
+    "tiny_labels:1.0.0",
+    "tiny_labels:1.9.0",
+    "tiny_labels/other:2.0.0",
+  ]
+  with pytest.raises(errors.UserError, match=r"tfds:tiny_labels/other:2.0.0/"):
+    sources.open_source(address.replace("/train", ":7.0.0/train"))
 
 
 def test_sequences_of_labels_and_classes_to_ignore_are_read(data_dir, png):

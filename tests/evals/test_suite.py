@@ -590,6 +590,25 @@ def test_openais_architectures_are_recognised():
   assert suite.architecture(Clip("ViT-H-14")) == ""
 
 
+def test_the_only_version_that_tfds_prepared_is_read(data, tmp_path):
+  root = tmp_path / "old"
+  write_stl10(root, "0.9.0")
+  (said,) = check.check(data_sets.choose("stl10"), str(root))
+  address = f"tfds:stl10:0.9.0/test?data_dir={root}"
+  told = f"{address} is read, the only version that is there; TFDS now prepares"
+  assert (said["data"], said["examples"]) == (address, 12)
+  assert said["choices"] == [f"{told} 1.0.0."]
+  result = measure(root, tmp_path / "a", "stl10")["stl10"]
+  usual = measure(data[0], tmp_path / "b", "stl10")["stl10"]
+  assert result["status"] == "measured"
+  assert result["values"] == usual["values"]
+  assert (result["data"], result["warnings"][0]) == (address, f"{told} 1.0.0.")
+  shutil.copytree(root / "stl10" / "0.9.0", root / "stl10" / "0.8.0")
+  (said,) = check.check(data_sets.choose("stl10"), str(root))
+  assert said["state"] == "wrong"
+  assert "Prepared there: stl10:0.8.0, stl10:0.9.0; write" in said["problem"]
+
+
 def test_the_crops_are_not_taken_for_the_whole_images(tmp_path):
   write_tar(
     tmp_path / "wds_voc2007/test/0.tar", [("0.png", png(0)), ("0.cls", b"1")]

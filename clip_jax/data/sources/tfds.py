@@ -27,7 +27,7 @@ from clip_jax import buckets, errors, mirrors, places
 from clip_jax.data import account as account_lib
 from clip_jax.data import record as record_lib
 from clip_jax.data.sources import captions as captions_lib
-from clip_jax.data.sources import lazy_imports, usual_names
+from clip_jax.data.sources import lazy_imports, tfds_prepared, usual_names
 
 with lazy_imports.kept_to("tensorflow_datasets"):
   import tensorflow_datasets as tfds
@@ -221,18 +221,34 @@ def _open_builder(name: str, split: str, data_dir: str | None) -> Any:
   except Exception as error:  # Builders raise exceptions of nearly any type.
     # The first line says it; the others list every data set there is.
     reason = str(error).strip().split("\n", 1)[0]
+    there = tfds_prepared.versions(name, data_dir)
     raise errors.UserError(
       f"TFDS cannot open {name!r}: {reason} Looked in"
       f" {data_dir or '~/tensorflow_datasets'} (set by ?data_dir=DIR or the"
       " variable TFDS_DATA_DIR) and among the names it knows."
+      f" {tfds_prepared.remedy(there, split)}".rstrip()
     ) from error
   if not builder.info.splits:
-    raise errors.UserError(
-      f"tfds:{name} is not prepared in {builder.data_dir}. Prepare it once"
-      f" with `tfds build {name} --file_format=array_record` (needs"
-      " TensorFlow), or name its place with ?data_dir=DIR."
-    )
+    raise _not_prepared(builder, name, split, data_dir)
   return builder
+
+
+def _not_prepared(
+  builder: Any, name: str, split: str, data_dir: str | None
+) -> tfds_prepared.NotPreparedError:
+  there = tfds_prepared.versions(name, data_dir)
+  own, _, wanted = builder.info.full_name.rpartition("/")
+  said = f"tfds:{name} is not prepared in {builder.data_dir}."
+  if there:
+    said += f" {tfds_prepared.remedy(there, split)} Or prepare this version"
+  else:
+    said += " Prepare it once"
+  return tfds_prepared.NotPreparedError(
+    f"{said} with `tfds build {name} --file_format=array_record` (needs"
+    " TensorFlow), or name its place with ?data_dir=DIR.",
+    wanted=wanted,
+    versions=[one for one in there if one.partition(":")[0] == own],
+  )
 
 
 def _open_copied(name: str, split: str, data_dir: str) -> Any:

@@ -19,6 +19,7 @@ def check(
 
   `state` is "there", "missing" or "wrong": its class list or its number of test
   images is not the table's, or it cannot be opened; `problem` says it then.
+  `choices` are sentences about what is read where that is not evident.
 
   Raises:
     UserError: `root` is no directory.
@@ -36,6 +37,7 @@ def check(
       "expected_examples": list(entry.counts),
       "metric": entry.metric,
       "problem": "",
+      "choices": [],
       "note": entry.note,
       "get": entry.how_to_get(root),
     }
@@ -43,7 +45,8 @@ def check(
       if found := layouts.find(entry, place):
         said |= {"state": THERE, "data": found.address}
         opened = layouts.open_found(entry, found)
-        said["examples"] = opened.count
+        said |= {"data": opened.found.address, "examples": opened.count}
+        said["choices"] = list(opened.notes)
         if opened.warnings:
           said |= {"state": WRONG, "problem": " ".join(opened.warnings)}
     except errors.UserError as error:

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from clip_jax import errors, regular_files
 from clip_jax.data import record as record_lib
 from clip_jax.data import sources
+from clip_jax.data.sources import tfds_prepared
 from clip_jax.evals import folds
 from clip_jax.evals.suite import classes as classes_lib
 from clip_jax.evals.suite import data_sets
@@ -191,6 +192,7 @@ class Opened:
     warnings: sentences about counts that differ from the table's.
     parts: the test images of each split, where the metric is the mean over
       splits.
+    notes: sentences about what was chosen.
   """
 
   found: Found
@@ -198,6 +200,7 @@ class Opened:
   count: int | None
   warnings: tuple[str, ...]
   parts: tuple[record_lib.Source, ...] = ()
+  notes: tuple[str, ...] = ()
 
 
 def open_found(entry: data_sets.Entry, found: Found) -> Opened:
@@ -206,9 +209,14 @@ def open_found(entry: data_sets.Entry, found: Found) -> Opened:
   Raises:
     UserError: it cannot be read, or its classes are not those of the table.
   """
+  notes = ()
   try:
     _check_shards(found)
-    source = sources.open_source(found.address)
+    try:
+      source = sources.open_source(found.address)
+    except tfds_prepared.NotPreparedError as error:
+      found, notes = _only_version(entry, found, error)
+      source = sources.open_source(found.address)
   except OSError as error:
     raise errors.UserError(
       f"{found.address} cannot be read: {error}. Copy it again."
@@ -248,7 +256,28 @@ def open_found(entry: data_sets.Entry, found: Found) -> Opened:
       f"{' in its first split' if parts else ''}, but {entry.title} has "
       f"{known}: the figure does not compare with published ones."
     )
-  return Opened(found, source, count, tuple(warnings), parts)
+  return Opened(found, source, count, tuple(warnings), parts, notes)
+
+
+def _only_version(
+  entry: data_sets.Entry, found: Found, error: tfds_prepared.NotPreparedError
+) -> tuple[Found, tuple[str, ...]]:
+  """Returns the only version that TFDS prepared, and a sentence about it.
+
+  Raises:
+    UserError: `error`, where several are there, or another config.
+  """
+  if len(error.versions) != 1:
+    raise error
+  name, _, split = entry.tfds.rpartition("/")
+  (version,) = error.versions
+  options = found.address.removeprefix(f"tfds:{name}/{split}")
+  address = f"tfds:{version}/{split}{options}"
+  note = (
+    f"{address} is read, the only version that is there; TFDS now prepares "
+    f"{error.wanted}."
+  )
+  return dataclasses.replace(found, address=address), (note,)
 
 
 def _check_shards(found: Found) -> None:

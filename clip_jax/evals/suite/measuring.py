@@ -320,8 +320,9 @@ def _result(
   opened, evaluation = prepared.opened, prepared.evaluation
   bad = measured.pop("bad_records")
   kept = account.of(opened.source)
-  warnings = [*opened.warnings, *account.tell(opened.source, measured["data"])]
-  for sentence in opened.warnings:
+  own = [*opened.notes, *opened.warnings]
+  warnings = [*own, *account.tell(opened.source, measured["data"])]
+  for sentence in own:
     _LOGGER.warning("%s", sentence)
   examples = measured["images" if entry.task == "retrieval" else "examples"]
   # Bad images do not make it another set than the published one.
