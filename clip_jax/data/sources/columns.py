@@ -235,6 +235,20 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
     return {}
 
 
+def class_names(
+  schemas: Iterable[pa.Schema], label: str
+) -> list[tuple[str, ...] | None]:
+  """Returns the names of a column's classes that each schema tells."""
+  known: dict[bytes, tuple[str, ...] | None] = {}
+  found = []
+  for schema in schemas:
+    text = (schema.metadata or {}).get(_METADATA, b"")
+    if text not in known:
+      known[text] = _class_names(_features(schema), label)
+    found.append(known[text])
+  return found
+
+
 def _class_names(
   features: dict[str, Any], label: str
 ) -> tuple[str, ...] | None:
