@@ -26,6 +26,7 @@ from suite_stand_ins import (
   write_folders,
   write_mnist,
   write_stl10,
+  write_svhn,
   write_tar,
 )
 
@@ -616,6 +617,26 @@ def test_the_crops_are_not_taken_for_the_whole_images(tmp_path):
   entries = data_sets.entries()
   assert layouts.find(entries["voc2007"], tmp_path) is None
   assert layouts.find(entries["voc2007_crops"], tmp_path).layout == "wds"
+
+
+def test_signs_of_patterns_in_the_root_are_only_signs(data, tmp_path):
+  root = tmp_path / "da ta [1] {x,y} {0..2}*"
+  shutil.copytree(data[0], root)
+  truth = write_svhn(root)
+  found = measure(root, tmp_path / "a", "svhn,eurosat,mnist,stl10,flickr8k")
+  plain = measure(data[0], tmp_path / "b", "eurosat,mnist,stl10,flickr8k")
+  for name, usual in plain.items():
+    assert (found[name]["status"], found[name]["values"]) == (
+      "measured",
+      usual["values"],
+    )
+  scores, classes = scores_by_hand("svhn", truth)
+  top1 = (scores.argmax(1) == classes).mean()
+  assert (found["svhn"]["status"], found["svhn"]["examples"]) == (
+    "measured",
+    20,
+  )
+  assert found["svhn"]["values"]["accuracy"]["value"] == top1
 
 
 def test_a_parquet_of_another_split_is_not_measured(tmp_path):
