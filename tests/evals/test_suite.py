@@ -37,6 +37,7 @@ from clip_jax.evals.suite import (
   data_sets,
   layouts,
   measuring,
+  opening,
   result_files,
 )
 from clip_jax.models import variants
@@ -431,11 +432,49 @@ def test_classes_that_are_not_measured_are_left_out(tmp_path):
     (place / folder / "a.png").write_bytes(png(len(folder)))
   entry = data_sets.entries()["objectnet"]
   found = layouts.find(entry, tmp_path)
-  opened = layouts.open_found(entry, found)
-  assert (opened.count, opened.warnings) == (None, ())
+  opened = opening.open_found(entry, found)
+  assert opened.count == 113
+  told = f"folder:{place}?layout=classes holds 113 test images, but ObjectNet, "
+  (warning,) = opened.warnings
+  assert warning.startswith(told) and " has 18,574: " in warning
   result = measure(tmp_path, tmp_path / "out", "objectnet")["objectnet"]
   assert (result["status"], result["examples"]) == ("measured", 113)
   assert result["bad_records"] == {"other_class": 1}
+  assert result["warnings"] == [warning]
+  names = [*keys, "squeegee"]
+  write_tar(
+    tmp_path / "wds_objectnet" / "test" / "0.tar",
+    [
+      member
+      for i in range(114)
+      for member in ((f"{i}.png", png(i)), (f"{i}.cls", str(i).encode()))
+    ],
+  )
+  (tmp_path / "wds_objectnet" / "classnames.txt").write_text("\n".join(names))
+  found = layouts.find(entry, tmp_path)
+  assert opening.open_found(entry, found).count is None
+  result = measure(tmp_path, tmp_path / "tars", "objectnet")["objectnet"]
+  assert result["layout"] == "wds"
+  assert "holds 113 test images, but Obj" in result["warnings"][0]
+
+
+@pytest.mark.parametrize(
+  "name, count, damaged, is_told",
+  [
+    ("objectnet", 18574, 0, False),
+    ("objectnet", 18500, 0, False),
+    ("objectnet", 18300, 0, True),
+    ("objectnet", 50273, 0, True),
+    ("objectnet", 18000, 574, False),
+    ("imagenet_v2", 10000, 0, False),
+    ("imagenet_v2", 9999, 0, True),
+    ("eurosat", 5000, 0, False),
+  ],
+)
+def test_a_number_far_from_the_published_is_told(name, count, damaged, is_told):
+  entry = data_sets.entries()[name]
+  told = opening.count_warnings(entry, "a", count, damaged=damaged)
+  assert bool(told) == is_told
 
 
 def test_the_doctor_names_every_set_with_its_classes(data):

@@ -21,18 +21,14 @@ import re
 import urllib.parse
 from collections.abc import Iterator, Sequence
 
-from clip_jax import errors, regular_files
-from clip_jax.data import record as record_lib
-from clip_jax.data import sources
-from clip_jax.data.sources import globs, tfds_prepared
-from clip_jax.evals import folds
+from clip_jax import errors
+from clip_jax.data.sources import globs
 from clip_jax.evals.suite import classes as classes_lib
 from clip_jax.evals.suite import data_sets
 
 SPLITS = ("test", "validation", "val", "valid", "images")
 _VALIDATIONS = ("validation", "val", "valid")
 _OTHER_SPLIT = re.compile("train|dev|unsupervised|extra")
-_SHARD_COUNT = "nshards.txt"  # CLIP_benchmark writes it beside the tars.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,119 +256,3 @@ def _is_prepared(directory: pathlib.Path) -> bool:
   """Whether TFDS prepared a data set there, in any version."""
   info = "dataset_info.json"
   return any(_names(directory, f"{d}/{info}") for d in ("*", "*/*"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Opened:
-  """A data set that is there and is what the table says.
-
-  Attributes:
-    found: where it lies.
-    source: its records, labelled with the numbers of the table's classes.
-    count: number of its test images; None where some are left out.
-    warnings: sentences about counts that differ from the table's.
-    parts: the test images of each split, where the metric is the mean over
-      splits.
-    notes: sentences about what was chosen.
-  """
-
-  found: Found
-  source: record_lib.Source
-  count: int | None
-  warnings: tuple[str, ...]
-  parts: tuple[record_lib.Source, ...] = ()
-  notes: tuple[str, ...] = ()
-
-
-def open_found(entry: data_sets.Entry, found: Found) -> Opened:
-  """Opens a data set and checks its classes; reads no record.
-
-  Raises:
-    UserError: it cannot be read, or its classes are not those of the table.
-  """
-  notes = ()
-  try:
-    _check_shards(found)
-    try:
-      source = sources.open_source(found.address)
-    except tfds_prepared.NotPreparedError as error:
-      found, notes = _only_version(entry, found, error)
-      source = sources.open_source(found.address)
-  except OSError as error:
-    raise errors.UserError(
-      f"{found.address} cannot be read: {error}. Copy it again."
-    ) from error
-  count: int | None = len(source)
-  splits = []
-  if found.lists:
-    names = folds.names_of(source, found.address)
-    splits = folds.read_splits(found.lists, names, train=False)
-  if entry.task == "zero_shot":
-    if source.class_names is None:
-      raise errors.UserError(
-        f"{found.address} names no classes, and a label's number says nothing "
-        "about its class: add the names (for tar files, classnames.txt beside "
-        "them)."
-      )
-    of_table = data_sets.classes(entry)
-    numbers = classes_lib.match(
-      source.class_names,
-      of_table,
-      within=data_sets.classes_of(entry.within) if entry.within else None,
-      others_left_out=entry.others_left_out,
-    )
-    if entry.others_left_out and (numbers < 0).any():
-      count = None
-    source = classes_lib.Relabelled(
-      source, class_names=of_table.names, classes=numbers
-    )
-  parts = folds.test_parts(source, splits)
-  if parts:
-    count = len(parts[0])
-  warnings = []
-  if count is not None and count not in entry.counts:
-    known = " or ".join(f"{number:,}" for number in entry.counts)
-    warnings.append(
-      f"{found.address} holds {count:,} test images"
-      f"{' in its first split' if parts else ''}, but {entry.title} has "
-      f"{known}: the figure does not compare with published ones."
-    )
-  return Opened(found, source, count, tuple(warnings), parts, notes)
-
-
-def _only_version(
-  entry: data_sets.Entry, found: Found, error: tfds_prepared.NotPreparedError
-) -> tuple[Found, tuple[str, ...]]:
-  """Returns the only version that TFDS prepared, and a sentence about it.
-
-  Raises:
-    UserError: `error`, where several are there, or another config.
-  """
-  if len(error.versions) != 1:
-    raise error
-  name, _, split = entry.tfds.rpartition("/")
-  (version,) = error.versions
-  options = found.address.removeprefix(f"tfds:{name}/{split}")
-  address = f"tfds:{version}/{split}{options}"
-  note = (
-    f"{address} is read, the only version that is there; TFDS now prepares "
-    f"{error.wanted}."
-  )
-  return dataclasses.replace(found, address=address), (note,)
-
-
-def _check_shards(found: Found) -> None:
-  """Raises UserError where fewer tars are there than were written."""
-  if found.layout != "wds":
-    return
-  place = sources.parse_address(found.address)[1]
-  path = os.path.join(place, _SHARD_COUNT)
-  if not os.path.isfile(path):
-    return
-  text = regular_files.read_regular(path, limit=100).decode("ascii", "replace")
-  shards = len(_names(pathlib.Path(place), "*.tar"))
-  if re.fullmatch(r"\s*\d+\s*", text) and int(text) != shards:
-    raise errors.UserError(
-      f"{place} holds {shards} tar files, but {_SHARD_COUNT} says that there "
-      f"are {int(text)}. Get the others."
-    )
